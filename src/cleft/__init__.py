@@ -1,0 +1,1 @@
+"""cleft: CLIP-like models for medical images with a large language model as text tower."""

@@ -1,0 +1,305 @@
+"""Settings: one tree of frozen dataclasses, presets that fill it, overrides that have the last word.
+
+The YAML of a preset has the same tree and nothing more: no class paths, no environment variables, no
+arithmetic. This module imports nothing heavy, so that `cleft --help` answers at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from cleft.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images and labels, and how they are told apart."""
+
+    dataset: Literal["chexpert", "manifest"] = "chexpert"
+    """`chexpert`, or `manifest`: your own table (`cleft data template` writes an example)."""
+    root: Path | None = None
+    """Folder that holds the unpacked download, or your own table and images."""
+    table: str | None = None
+    """Label table inside `root`; by default the dataset's own (`train.csv`, `manifest.csv`)."""
+    views: tuple[str, ...] = ("AP", "PA")
+    """Projections that are kept. A table without a view column keeps all."""
+    uncertain: Literal["zeros", "ones", "mixed", "ignore"] = "zeros"
+    """What a label of -1 counts as: absent; present; present for atelectasis, edema and pleural effusion and
+    absent for cardiomegaly and consolidation; or not mentioned."""
+    split: Literal["patients", "5x200-strict", "5x200-paper", "5x200-images"] = "patients"
+    """How records are split. `patients`: by a hash of the patient. `5x200-strict`: CheXpert-5x200 is the test
+    set and none of its patients stays in training. `5x200-paper`: only its images are removed, as the paper
+    says. `5x200-images`: as before, and validation is drawn by image, so patients are shared."""
+    val_fraction: float = 0.05
+    """Share of the images that remain after the test set, for choosing the best checkpoint."""
+    test_fraction: float = 0.2
+    """Share of the images held out for testing. Used by `split: patients` alone."""
+    negatives: bool = False
+    """Whether captions also name what was explicitly denied."""
+    empty_caption: Literal["keep", "drop", "no-finding"] = "keep"
+    """An image without any present finding: keep the bare opening, leave the image out, or say "no finding"."""
+    max_bad: float = 0.01
+    """Share of images that may be missing or unreadable before the run stops."""
+    workers: int = 0
+    """Processes that load batches. Never changes a result."""
+    cache: Path | None = None
+    """Where prepared images are kept; by default `~/.cache/cleft`."""
+
+    def __post_init__(self) -> None:
+        _check_range("data.val_fraction", self.val_fraction, 0, 0.9)
+        _check_range("data.test_fraction", self.test_fraction, 0, 0.9)
+        _check_range("data.max_bad", self.max_bad, 0, 1)
+        _check_range("data.workers", self.workers, 0, 256)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Random views for training: the authors' recipe (released code), on gray pixels."""
+
+    jitter: float = 0.4
+    """Probability of a change of brightness and contrast."""
+    brightness: float = 0.2
+    """Factor drawn from [1 - this, 1 + this]."""
+    contrast: float = 0.2
+    """Factor drawn from [1 - this, 1 + this]."""
+    blur: float = 0.4
+    """Probability of a Gaussian blur, 7 x 7 pixels."""
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    """Range of the blur's standard deviation in pixels."""
+    degrees: float = 10.0
+    """Rotation drawn from [-this, this]."""
+    scale: tuple[float, float] = (0.8, 1.1)
+    translate: float = 0.0625
+    """Largest shift as a share of the image's side."""
+    horizontal_flip: float = 0.0
+    """Probability of mirroring. The authors use 0.5; it moves the heart to the other side."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagesConfig:
+    """From files to pixels."""
+
+    recipe: Literal["pad", "released"] = "pad"
+    """`pad`: long side to `stored_size`, the rest black, shape kept. `released`: what the authors' code does after
+    that too, an Otsu crop and a stretch to a square, which undoes the padding and distorts."""
+    intensity: Literal["full-range", "min-max", "percentile"] = "min-max"
+    """How more than 8 bits become 8: by the file's bit depth, its extremes, or its 0.5 and 99.5 percentiles."""
+    stored_size: int = 256
+    """Side of a prepared image in pixels."""
+    size: int = 224
+    """Side of what a tower sees: a random crop in training, the centre otherwise."""
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def __post_init__(self) -> None:
+        if not 8 <= self.size <= self.stored_size:
+            raise ConfigError(f"images.size={self.size} must lie between 8 and images.stored_size={self.stored_size}")
+        if any(value <= 0 for value in self.std):
+            raise ConfigError(f"images.std={self.std} must be positive in every channel")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTowerConfig:
+    """The vision model that reads images (paper, section 2.1)."""
+
+    model: str | None = "facebook/dinov2-with-registers-base"
+    """Hub name or folder of any Hugging Face vision model; null where `scratch` describes one."""
+    scratch: Mapping[str, Any] | None = None
+    """A configuration built with random weights in place of `model`: `model_type` and its own options."""
+    random_weights: bool = False
+    """Take only the configuration of `model`, not its weights."""
+    pooling: Literal["mean-before-norm", "mean", "patches", "cls", "pooler"] = "mean-before-norm"
+    """`mean-before-norm`: mean of all tokens before the last layer norm, as the paper's code. `mean`: after it.
+    `patches`: mean without class and register tokens. `cls`: the class token. `pooler`: the model's own."""
+    train: bool = True
+    """Whether its weights move."""
+    gradient_checkpointing: bool = False
+    """Less memory, a third more work."""
+
+    def __post_init__(self) -> None:
+        _check_source("image", self.model, self.scratch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTowerConfig:
+    """The language model that reads captions (paper, section 2.1)."""
+
+    model: str | None = "stanford-crfm/BioMedLM"
+    """Hub name or folder of any causal or masked language model; null where `scratch` describes one."""
+    scratch: Mapping[str, Any] | None = None
+    """A configuration built with random weights in place of `model`: `model_type` and its own options. Its
+    tokenizer is learned from the training captions."""
+    random_weights: bool = False
+    """Take only the configuration of `model`, not its weights."""
+    adapt: Literal["lora", "ia3", "prefix", "full", "frozen"] = "lora"
+    """Which weights may move. Table 1 compares `lora`, `ia3`, `prefix`; Table 3 the others."""
+    rank: int = 8
+    """Rank of the LoRA update. Used by `adapt: lora` alone."""
+    alpha: int = 32
+    """The LoRA update is scaled by alpha / rank."""
+    dropout: float = 0.1
+    """Dropout in front of the LoRA update."""
+    prefix_length: int = 20
+    """Virtual tokens of `adapt: prefix`."""
+    train_embeddings: bool = True
+    """Whether the token embedding moves too, as section 2.1 describes; only the tokens that occur are stored."""
+    base_dropout: float = 0.0
+    """Dropout of the language model itself. With the prefix tree one draw is shared by all captions of a node."""
+    base_dtype: Literal["float32", "bfloat16"] = "float32"
+    """How frozen weights are held. Trained weights are always float32."""
+    pooling: Literal["auto", "end-token", "mean", "cls"] = "auto"
+    """State of the first end-of-text token (causal models), mean of the visible tokens (masked models), or the
+    first token."""
+    end_token_attends_itself: bool = False
+    """The authors mask the end-of-text token as padding: it reads the caption but not itself."""
+    max_tokens: int = 64
+    """Longest text in tokens, its end-of-text token included; what is longer is cut before that token."""
+    packing: Literal["auto", "tree", "distinct", "padded"] = "auto"
+    """How a batch of texts is computed: shared beginnings once (causal models), equal texts once, or every text
+    padded. Changes speed, never values. `auto` takes the fastest that is exact."""
+    gradient_checkpointing: bool = False
+    """Less memory, a third more work. Not worth it with the prefix tree."""
+
+    def __post_init__(self) -> None:
+        _check_source("text", self.model, self.scratch)
+        _check_range("text.rank", self.rank, 1, 4096)
+        _check_range("text.dropout", self.dropout, 0, 0.99)
+        _check_range("text.base_dropout", self.base_dropout, 0, 0.99)
+        _check_range("text.max_tokens", self.max_tokens, 2, 131_072)
+        _check_range("text.prefix_length", self.prefix_length, 1, 1024)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """What pulls images to captions."""
+
+    name: Literal["info_nce", "label_aware_nce", "soft_overlap_nce"] = "info_nce"
+    """`info_nce`: Eq. 1; equal captions count as negatives. `label_aware_nce`: equal captions are positives.
+    `soft_overlap_nce`: targets grow with the overlap of the positive findings."""
+    embed_dim: int = 512
+    """Width of the joint space."""
+    temperature: float = 0.07
+    """Where the learnable temperature starts."""
+    max_logit_scale: float = 100.0
+    """The inverse temperature is kept in [1, this]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Optimiser and learning-rate schedule (paper, section 3.3)."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 4e-5
+    """Peak learning rate, reached after warm-up."""
+    weight_decay: float = 0.2
+    """Not applied to biases, norms and the temperature."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Used by `adamw` alone."""
+    momentum: float = 0.9
+    """Used by `sgd` alone."""
+    steps: int = 40_000
+    """Optimiser steps."""
+    warmup_steps: int = 4_000
+    """Steps of linear warm-up from zero; a half cosine down to zero follows."""
+    clip_norm: float | None = None
+    """Largest norm of all gradients together."""
+
+    def __post_init__(self) -> None:
+        _check_range("optim.steps", self.steps, 1, 10**9)
+        _check_range("optim.warmup_steps", self.warmup_steps, 0, 10**9)
+        if not self.lr > 0:
+            raise ConfigError(f"optim.lr={self.lr} must be above zero")
+        if self.warmup_steps >= self.steps:
+            raise ConfigError(
+                f"optim.warmup_steps={self.warmup_steps} leaves no step to decay in: "
+                f"optim.steps={self.steps}; lower the first or raise the second"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How stage one is run: batches, devices, intervals."""
+
+    batch_size: int = 72
+    """Image-caption pairs of one step, over all devices together."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    """Trained weights keep float32 masters in every case."""
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: int = 1
+    """Cards per machine."""
+    nodes: int = 1
+    """Machines."""
+    strategy: str = "auto"
+    """Lightning's name for how devices work together, e.g. `ddp` or `fsdp`."""
+    val_every: int = 500
+    """Steps between two looks at the validation loss."""
+    save_every: int = 500
+    """Steps between two training states on disk."""
+    log_every: int = 10
+    """Steps between two lines of the log."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 2:
+            raise ConfigError(
+                f"train.batch_size={self.batch_size}: a contrastive loss needs at least 2 pairs to compare"
+            )
+        for name in ("devices", "nodes", "val_every", "save_every", "log_every"):
+            _check_range(f"train.{name}", getattr(self, name), 1, 10**9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextConfig:
+    """Stage two: a prompt context learned with both towers frozen (paper, section 2.2)."""
+
+    length: int = 30
+    """Learned vectors in front of the class name, shared by all classes. Figure 3 varies it."""
+    init: Literal["opening", "random"] = "opening"
+    """Start from the handwritten opening's token embeddings, further vectors random in front; or all random."""
+    batch_size: int = 36
+    several_positives: Literal["drop", "soft"] = "drop"
+    """Images with several of the classes present: left out, or kept with their target shared out equally."""
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(name="sgd", lr=1e-3, weight_decay=0.0, steps=4_000, warmup_steps=1_000)
+    )
+    val_every: int = 100
+    """Steps between two looks at the validation loss."""
+
+    def __post_init__(self) -> None:
+        _check_range("context.length", self.length, 1, 1024)
+        _check_range("context.batch_size", self.batch_size, 1, 10**9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that decides a run."""
+
+    seed: int = 0
+    classes: tuple[str, ...] = ("chexpert-5",)
+    """Classes that stage two and zero-shot classification tell apart: the name of a set, or findings."""
+    data: DataConfig = field(default_factory=DataConfig)
+    images: ImagesConfig = field(default_factory=ImagesConfig)
+    image: ImageTowerConfig = field(default_factory=ImageTowerConfig)
+    text: TextTowerConfig = field(default_factory=TextTowerConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    context: ContextConfig = field(default_factory=ContextConfig)
+
+
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ConfigError(f"{name}={value} must lie between {low} and {high}")
+
+
+def _check_source(tower: str, model: str | None, scratch: Mapping[str, Any] | None) -> None:
+    if (model is None) == (scratch is None):
+        raise ConfigError(
+            f"{tower}.model={model!r} and {tower}.scratch={scratch!r}: give exactly one; "
+            f"set {tower}.model=null to build a tower from scratch"
+        )
+    if scratch is not None and "model_type" not in scratch:
+        raise ConfigError(f"{tower}.scratch={dict(scratch)!r} names no model_type, such as gpt2, vit or resnet")

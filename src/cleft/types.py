@@ -1,0 +1,184 @@
+"""The nouns that pass from room to room. Whoever knows these knows the system.
+
+Shapes: `B` images of a batch, `N` images of a dataset, `T` texts, `C` classes or findings, `E` joint
+dimension, `H` and `W` height and width in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """One image on disk and what is known about it. No pixel has been read yet."""
+
+    id: str
+    """Unique within the dataset and the same on every machine, e.g. `train/patient00001/study1/view1_frontal.jpg`."""
+    image: Path
+    labels: Mapping[str, float]
+    """Finding to 1 present, 0 absent, -1 uncertain. A finding nobody mentioned is missing."""
+    patient: str
+    """Never shared between two splits."""
+    study: str | None = None
+    """Images of one visit. Labels are often written per study."""
+    view: str | None = None
+    """Projection: AP, PA, lateral; CC, MLO."""
+    sex: str | None = None
+    age: float | None = None
+    """In years."""
+    caption: str | None = None
+    """The sentence that belongs to the image; `data.captions` writes it from the labels where the table has none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """A table after a reader has seen it: the records, and what became of every other row."""
+
+    dataset: str
+    records: list[Record]
+    findings: tuple[str, ...]
+    """Every finding the table has a column for, in the table's order."""
+    rejected: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
+    """Reason code to the rows it took out, each told apart by line number or id. Local output only."""
+    sources: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Name of each table read to the SHA-256 of its bytes."""
+    notes: tuple[str, ...] = ()
+    """Sentences the user should read: counts beside the published ones, what could not be checked."""
+
+
+class Splits(NamedTuple):
+    """Records apart for training, choosing and testing."""
+
+    train: list[Record]
+    val: list[Record]
+    test: list[Record]
+    recipe: str
+    """Name of the rule that made them, e.g. `patients` or `5x200-strict`."""
+    digest: str
+    """First 16 hex digits of a SHA-256 over every split's sorted ids; equal digests mean equal splits."""
+    shared_patients: int
+    """Patients who stand in more than one split. 0 unless the recipe's name says otherwise."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageSpec:
+    """How a tower wants its images: `data` obeys it, `towers` keeps it with the weights."""
+
+    size: tuple[int, int]
+    """Height and width in pixels."""
+    mean: tuple[float, float, float]
+    """Subtracted from intensities in [0, 1], per channel."""
+    std: tuple[float, float, float]
+    """Divides what is left, per channel."""
+
+
+class Batch(NamedTuple):
+    """What one training step sees."""
+
+    images: Tensor
+    """Gray images at the tower's size, `[B, 1, H, W]` uint8. The tower scales, normalises and expands them."""
+    captions: list[str]
+    """One sentence per image."""
+    labels: Tensor
+    """One column per finding, `[B, C]` float: 1, 0, -1, or NaN where nobody mentioned it."""
+    rows: Tensor
+    """Row of each image in its split, `[B]` int64."""
+
+
+class ImageTextModel(Protocol):
+    """What learning, evaluation and the demo need from a model."""
+
+    image_spec: ImageSpec
+    logit_scale: Tensor
+    """Logarithm of the inverse temperature, a scalar."""
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Returns unit-length image embeddings `[B, E]` of gray images `[B, 1, H, W]` uint8."""
+        ...
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Returns unit-length text embeddings `[T, E]`."""
+        ...
+
+    def encode_class_names(self, names: Sequence[str]) -> Tensor:
+        """Returns unit-length embeddings `[C, E]` of class names behind the learned prompt context."""
+        ...
+
+
+class Embeddings(NamedTuple):
+    """A dataset after the image tower has read it: all that evaluation needs."""
+
+    image_embeds: Tensor
+    """Unit-length rows, `[N, E]`."""
+    labels: Tensor
+    """One column per finding, `[N, C]` float: 1, 0, -1, or NaN where nobody mentioned it."""
+    findings: tuple[str, ...]
+    """What the columns of `labels` stand for."""
+    ids: list[str]
+    """Record id of each image."""
+    patients: list[str]
+    """Patient of each image; confidence intervals resample these, not images."""
+    views: list[str | None]
+    """Projection of each image, for the floors."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result:
+    """One cell of one table, and how sure it is."""
+
+    metric: str
+    """`accuracy`, `auc`, …; with the class behind a slash where it speaks of one class: `auc/Edema`."""
+    value: float | None
+    """In [0, 1]. Only a printed table speaks percent. None where it could not be measured."""
+    interval: tuple[float, float] | None = None
+    """95 % bootstrap interval over patients."""
+    images: int = 0
+    """Images the number rests on."""
+    patients: int = 0
+    reason: str | None = None
+    """Why `value` or `interval` is None."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """The answers to one question put to one model on one set of images: one file in `results/`."""
+
+    task: str
+    """`zero-shot`, …"""
+    dataset: str
+    split: str
+    """`train`, `val` or `test`."""
+    split_recipe: str
+    split_digest: str
+    ids_digest: str
+    """SHA-256 over the sorted ids that were scored, first 16 hex digits."""
+    checkpoint: str
+    """SHA-256 of the weights that were scored, first 16 hex digits."""
+    scoring: str
+    """`multi-class` or `present-absent`."""
+    prompts: str
+    """`context` (learned in stage two) or `handwritten`."""
+    classes: tuple[str, ...]
+    class_prompts: tuple[str, ...]
+    results: tuple[Result, ...]
+    floors: tuple[Result, ...]
+    """What rules without a model reach on the same images: majority class, the AP-view rule."""
+    confusion: tuple[tuple[int, ...], ...] | None = None
+    """Images of each class (row) answered as each class (column)."""
+    roc: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict[str, Sequence[tuple[float, float]]])
+    """Class to points (false positive rate, true positive rate)."""
+    examples: Sequence[Mapping[str, Any]] = ()
+    """A few images with their answers: `image` (PNG as base64), `truth`, `answers` (class, probability)."""
+    synthetic: bool = False
+    """Whether the images are phantoms, which may be shown to anybody."""
+    command: str = ""
+    """What was typed, without folders."""
+    seed: int = 0
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,35 @@
+"""Shared by all tests: quiet single-threaded torch, no network, and where the real data lies."""
+
+import os
+import socket
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture
+def shared() -> Path:
+    """Folder of real radiographs, real tables and the authors' reference values; skips where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip("the folder of real data and reference values is not beside the checkout")
+    return SHARED
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch):
+    """Fails any connection that leaves this machine."""
+    connect = socket.socket.connect
+
+    def guarded(self, address):
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            raise AssertionError(f"a test tried to reach {address[0]}")
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
