@@ -1,4 +1,4 @@
-"""Settings: one tree of frozen dataclasses, presets that fill it, overrides that have the last word.
+"""The tree of settings: frozen dataclasses whose docstrings are the manual.
 
 The YAML of a preset has the same tree and nothing more: no class paths, no environment variables, no
 arithmetic. This module imports nothing heavy, so that `cleft --help` answers at once.

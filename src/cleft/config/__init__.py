@@ -1,0 +1,32 @@
+"""Settings: one tree of frozen dataclasses, presets that fill it, overrides that have the last word."""
+
+from cleft.config.loading import dump_settings, load_settings, merge_overrides, preset_names
+from cleft.config.tree import (
+    AugmentConfig,
+    ContextConfig,
+    DataConfig,
+    ImagesConfig,
+    ImageTowerConfig,
+    LossConfig,
+    OptimConfig,
+    Settings,
+    TextTowerConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "AugmentConfig",
+    "ContextConfig",
+    "DataConfig",
+    "ImageTowerConfig",
+    "ImagesConfig",
+    "LossConfig",
+    "OptimConfig",
+    "Settings",
+    "TextTowerConfig",
+    "TrainConfig",
+    "dump_settings",
+    "load_settings",
+    "merge_overrides",
+    "preset_names",
+]

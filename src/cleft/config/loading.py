@@ -1,0 +1,318 @@
+"""From a preset and overrides to settings: defaults, then the preset, then overrides; the last word wins."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from cleft.config.tree import Settings
+from cleft.config.yaml_tree import Tree, YamlFile, read_yaml
+from cleft.errors import ConfigError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+PRESETS = Path(__file__).parents[1] / "presets"
+"""Folder of the presets that come with the package."""
+
+_NUMBER = re.compile(r"[-+]?(0|[1-9][0-9_]*)?(\.[0-9]*)?([eE][-+]?[0-9]+)?")
+
+
+@dataclass(frozen=True)
+class _Idle:
+    """A setting that does nothing unless another one has a certain value."""
+
+    key: str
+    other: str
+    values: tuple[str, ...]
+
+
+_IDLE = (
+    _Idle("text.rank", "text.adapt", ("lora",)),
+    _Idle("text.alpha", "text.adapt", ("lora",)),
+    _Idle("text.dropout", "text.adapt", ("lora",)),
+    _Idle("text.prefix_length", "text.adapt", ("prefix",)),
+    _Idle("text.train_embeddings", "text.adapt", ("lora", "ia3", "prefix", "frozen")),
+    _Idle("optim.betas", "optim.name", ("adamw",)),
+    _Idle("optim.momentum", "optim.name", ("sgd",)),
+    _Idle("context.optim.betas", "context.optim.name", ("adamw",)),
+    _Idle("context.optim.momentum", "context.optim.name", ("sgd",)),
+    _Idle("data.test_fraction", "data.split", ("patients",)),
+)
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that come with the package, sorted."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def load_settings(source: str | Path, overrides: Sequence[str] = ()) -> Settings:
+    """Builds settings from a preset and what was typed after it.
+
+    Args:
+        source: Name of a preset, a YAML file, or the `config.yaml` of a run. A file may name another preset under
+            `extends` and then holds only what differs from it.
+        overrides: Command-line words such as `--text.rank 4` or `--text.rank=4`.
+
+    Raises:
+        ConfigError: If a key is unknown (with the nearest name and the line it stands in), a value is of the wrong
+            type or contradicts another, or an override does nothing here.
+    """
+    tree = _layers(_find(source), seen=())
+    typed = _words(overrides)
+    _check_keys(typed, {}, where="the command line", dashes="--")
+    settings = _build(_merge(tree, typed), where=f"{source}")
+    _check_idle(_dotted(typed), settings)
+    return settings
+
+
+def merge_overrides(settings: Settings, overrides: Sequence[str]) -> Settings:
+    """Returns settings with command-line words such as `--data.root <folder>` applied on top."""
+    typed = _words(overrides)
+    _check_keys(typed, {}, where="the command line", dashes="--")
+    merged = _build(_merge(_plain(settings), typed), where="the command line")
+    _check_idle(_dotted(typed), merged)
+    return merged
+
+
+def dump_settings(settings: Settings) -> str:
+    """Writes settings as YAML: complete, and loadable as a preset."""
+    import yaml
+
+    return yaml.safe_dump(_plain(settings), sort_keys=False, allow_unicode=True, width=100)
+
+
+def settings_parser(prog: str, usage: str, description: str) -> ArgumentParser:
+    """A parser that knows every setting and its docstring; it types values and prints the help.
+
+    Args:
+        prog: What stands before the options, e.g. `cleft pretrain`.
+        usage: The line of the help that shows how to call it.
+        description: What the command does.
+    """
+    from jsonargparse import ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(prog=prog, usage=usage, description=description, exit_on_error=False, default_env=False)
+    parser.add_class_arguments(Settings)
+    return parser
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """Returns `; did you mean 'x'?` for the nearest known name, or nothing where none is near."""
+    found = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def _find(source: str | Path) -> Path:
+    """The file behind a preset's name or a path."""
+    shipped = PRESETS / f"{source}.yaml"
+    if re.fullmatch(r"[\w.-]+", str(source)) and shipped.is_file():
+        return shipped
+    path = Path(source).expanduser()
+    if path.is_dir():
+        path = path / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(
+            f"no preset {str(source)!r}{nearest(str(source), preset_names())} "
+            f"Presets are: {', '.join(preset_names())}; or give a YAML file or a run folder"
+        )
+    return path
+
+
+def _layers(path: Path, seen: tuple[Path, ...]) -> dict[str, Tree]:
+    """A file's tree on top of what it extends."""
+    if path in seen:
+        raise ConfigError(f"{path}: extends itself, by way of {' and '.join(step.name for step in seen)}")
+    file = read_yaml(path)
+    tree = dict(file.tree)
+    base = tree.pop("extends", None)
+    _check_keys(tree, file.lines, where=str(path))
+    below: dict[str, Tree] = {}
+    if isinstance(base, str):
+        sibling = path.parent / f"{base}.yaml"
+        below = _layers(sibling if sibling.is_file() else _find(base), (*seen, path))
+    elif base is not None:
+        raise ConfigError(f"{path}: extends holds {base!r}; name one preset")
+    return _merge(below, tree)
+
+
+def _merge(below: Mapping[str, Tree], above: Mapping[str, Tree]) -> dict[str, Tree]:
+    """Mappings grow together, everything else is replaced; so is a `scratch` tower of another type."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        if isinstance(value, dict) and isinstance(old, dict) and "model_type" not in value:
+            merged[key] = _merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _words(words: Sequence[str]) -> dict[str, Tree]:
+    """`--a.b value --c=value` as a tree."""
+    tree: dict[str, Tree] = {}
+    waiting = list(words)
+    while waiting:
+        word = waiting.pop(0)
+        if not word.startswith("--") or word == "--":
+            raise ConfigError(f"unexpected word {word!r}; settings are written --name value, such as --text.rank 4")
+        name, equals, value = word[2:].partition("=")
+        if not equals:
+            if not waiting:
+                raise ConfigError(f"--{name} has no value behind it")
+            value = waiting.pop(0)
+        place = tree
+        *groups, leaf = name.split(".")
+        for group in groups:
+            deeper = place.setdefault(group, {})
+            if not isinstance(deeper, dict):
+                raise ConfigError(f"--{name}: --{group} was given a value of its own before")
+            place = deeper
+        place[leaf] = _read_word(value)
+    return tree
+
+
+def _read_word(value: str) -> Tree:
+    """`null` is nothing and `[a, b]` a list, as in a preset."""
+    if value == "null":
+        return None
+    if value.startswith("[") and value.endswith("]"):
+        return [item.strip().strip("'\"") for item in value[1:-1].split(",") if item.strip()]
+    return value
+
+
+def _check_keys(tree: Mapping[str, Tree], lines: Mapping[str, int], *, where: str, dashes: str = "") -> None:
+    """Refuses keys that no setting has, and numbers that YAML would read as something else."""
+
+    def walk(node: Mapping[str, Tree], kind: type, prefix: str) -> None:
+        hints = typing.get_type_hints(kind)
+        for name, value in node.items():
+            key = f"{prefix}{name}"
+            place = f"{where}, line {lines[key]}" if key in lines else where
+            if name not in hints:
+                raise ConfigError(f"{place}: unknown setting {dashes}{key}{_nearest_key(key, name, list(hints), prefix)}")
+            if dataclasses.is_dataclass(hints[name]):
+                if not isinstance(value, dict):
+                    raise ConfigError(f"{place}: {dashes}{key}={value!r} is a group; name one of its settings below it")
+                walk(value, cast(type, hints[name]), f"{key}.")
+            elif isinstance(value, str) and hints[name] in (int, float) and not _NUMBER.fullmatch(value):
+                raise ConfigError(f"{place}: {dashes}{key}={value!r} is not a number")
+
+    walk(tree, Settings, "")
+
+
+def _nearest_key(key: str, name: str, siblings: list[str], prefix: str) -> str:
+    """Looks beside the wrong key first, then in the whole tree."""
+    beside = difflib.get_close_matches(name, siblings, n=1, cutoff=0.6)
+    if beside:
+        return f"; did you mean {prefix}{beside[0]}?"
+    every = list(_dotted(_plain(Settings())))
+    by_leaf = [other for other in every if other.rpartition(".")[2] == name]
+    found = by_leaf or difflib.get_close_matches(key, every, n=1, cutoff=0.6)
+    return f"; did you mean {found[0]}?" if found else f"; known here: {', '.join(siblings)}"
+
+
+def _build(tree: Mapping[str, Tree], where: str) -> Settings:
+    """Types the tree by the settings' annotations and builds it, contradictions refused."""
+    from argparse import ArgumentError
+
+    parser = settings_parser("cleft", "", "")
+    try:
+        parsed = parser.parse_object(_tuples(tree))
+        return Settings(**{field.name: parser.instantiate(parsed)[field.name] for field in dataclasses.fields(Settings)})
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {_explain(str(error))}") from error
+
+
+def _tuples(tree: Mapping[str, Tree]) -> dict[str, Any]:
+    """Text where a list belongs is a list of one or, with commas, of several."""
+
+    def walk(node: Mapping[str, Tree], kind: type) -> dict[str, Any]:
+        hints = typing.get_type_hints(kind)
+        out: dict[str, Any] = {}
+        for name, value in node.items():
+            hint = hints[name]
+            if dataclasses.is_dataclass(hint):
+                out[name] = walk(cast("dict[str, Tree]", value), cast(type, hint))
+            elif typing.get_origin(hint) is tuple and isinstance(value, str):
+                out[name] = [item.strip() for item in value.split(",")]
+            else:
+                out[name] = value
+        return out
+
+    return walk(tree, Settings)
+
+
+def _explain(message: str) -> str:
+    """A sentence out of the parser's words: the key, the value, what is allowed."""
+    found = re.search(r'Parser key "([\w.]+)":\s*Expected a (.+?)\. Got value: (.*)', " ".join(message.split()))
+    if not found:
+        return " ".join(message.split())
+    key, kind, value = found.groups()
+    allowed = _allowed(key)
+    if allowed:
+        return f"{key}={value!r} must be one of {', '.join(allowed)}{nearest(value, allowed)}"
+    plain = re.sub(r"<class '([\w.]+)'>", r"\1", kind)
+    return f"{key}={value!r} must be: {plain}"
+
+
+def _allowed(key: str) -> list[str]:
+    """The words a setting may take, where it is a choice among words."""
+    kind: Any = Settings
+    for name in key.split("."):
+        if not dataclasses.is_dataclass(kind):
+            return []
+        kind = typing.get_type_hints(kind).get(name)
+    return [str(word) for word in typing.get_args(kind)] if typing.get_origin(kind) is typing.Literal else []
+
+
+def _check_idle(given: Mapping[str, Any], settings: Settings) -> None:
+    """Refuses an override that would change nothing."""
+    values = _dotted(_plain(settings))
+    for rule in _IDLE:
+        if rule.key in given and values[rule.other] not in rule.values:
+            raise ConfigError(
+                f"--{rule.key} does nothing here: {rule.other} is {values[rule.other]!r}, and it is used with "
+                f"{' or '.join(rule.values)} alone; drop it or set --{rule.other}"
+            )
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses, tuples and paths as what YAML can hold."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in cast("Mapping[Any, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in cast("Sequence[Any]", value)]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A tree of groups as one mapping with dotted keys."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        kind = _kind(f"{prefix}{name}")
+        if isinstance(value, dict) and dataclasses.is_dataclass(kind):
+            flat |= _dotted(cast("dict[str, Any]", value), f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _kind(key: str) -> Any:
+    """The annotation of a dotted key, or None."""
+    kind: Any = Settings
+    for name in key.split("."):
+        kind = typing.get_type_hints(kind).get(name) if dataclasses.is_dataclass(kind) else None
+    return kind
