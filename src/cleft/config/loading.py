@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from cleft.config.tree import Settings
-from cleft.config.yaml_tree import Tree, YamlFile, read_yaml
+from cleft.config.yaml_tree import Tree, read_yaml
 from cleft.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -198,7 +197,9 @@ def _check_keys(tree: Mapping[str, Tree], lines: Mapping[str, int], *, where: st
             key = f"{prefix}{name}"
             place = f"{where}, line {lines[key]}" if key in lines else where
             if name not in hints:
-                raise ConfigError(f"{place}: unknown setting {dashes}{key}{_nearest_key(key, name, list(hints), prefix)}")
+                raise ConfigError(
+                    f"{place}: unknown setting {dashes}{key}{_nearest_key(key, name, list(hints), prefix)}"
+                )
             if dataclasses.is_dataclass(hints[name]):
                 if not isinstance(value, dict):
                     raise ConfigError(f"{place}: {dashes}{key}={value!r} is a group; name one of its settings below it")
@@ -210,13 +211,11 @@ def _check_keys(tree: Mapping[str, Tree], lines: Mapping[str, int], *, where: st
 
 
 def _nearest_key(key: str, name: str, siblings: list[str], prefix: str) -> str:
-    """Looks beside the wrong key first, then in the whole tree."""
-    beside = difflib.get_close_matches(name, siblings, n=1, cutoff=0.6)
-    if beside:
-        return f"; did you mean {prefix}{beside[0]}?"
+    """Looks for the same last word anywhere, then beside the wrong key, then in the whole tree."""
     every = list(_dotted(_plain(Settings())))
-    by_leaf = [other for other in every if other.rpartition(".")[2] == name]
-    found = by_leaf or difflib.get_close_matches(key, every, n=1, cutoff=0.6)
+    same = [other for other in every if other.rpartition(".")[2] == name]
+    beside = [f"{prefix}{near}" for near in difflib.get_close_matches(name, siblings, n=1, cutoff=0.6)]
+    found = same or beside or difflib.get_close_matches(key, every, n=1, cutoff=0.6)
     return f"; did you mean {found[0]}?" if found else f"; known here: {', '.join(siblings)}"
 
 
@@ -227,7 +226,9 @@ def _build(tree: Mapping[str, Tree], where: str) -> Settings:
     parser = settings_parser("cleft", "", "")
     try:
         parsed = parser.parse_object(_tuples(tree))
-        return Settings(**{field.name: parser.instantiate(parsed)[field.name] for field in dataclasses.fields(Settings)})
+        return Settings(
+            **{field.name: parser.instantiate(parsed)[field.name] for field in dataclasses.fields(Settings)}
+        )
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     except (ArgumentError, TypeError, ValueError) as error:
@@ -247,10 +248,25 @@ def _tuples(tree: Mapping[str, Tree]) -> dict[str, Any]:
             elif typing.get_origin(hint) is tuple and isinstance(value, str):
                 out[name] = [item.strip() for item in value.split(",")]
             else:
-                out[name] = value
+                out[name] = _scalars(value) if isinstance(value, dict) else value
         return out
 
     return walk(tree, Settings)
+
+
+def _scalars(value: Tree) -> Any:
+    """Types what stands in a free mapping, such as the options of a tower built from scratch."""
+    if isinstance(value, dict):
+        return {name: _scalars(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_scalars(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    if value in ("true", "false"):
+        return value == "true"
+    if value and _NUMBER.fullmatch(value):
+        return int(value) if re.fullmatch(r"[-+]?[0-9_]+", value) else float(value)
+    return value
 
 
 def _explain(message: str) -> str:

@@ -204,7 +204,9 @@ class OptimConfig:
     steps: int = 40_000
     """Optimiser steps."""
     warmup_steps: int = 4_000
-    """Steps of linear warm-up from zero; a half cosine down to zero follows."""
+    """Steps of linear warm-up from zero; a half cosine down to `min_lr` follows."""
+    min_lr: float = 0.0
+    """Where the learning rate ends."""
     clip_norm: float | None = None
     """Largest norm of all gradients together."""
 

@@ -14,7 +14,7 @@ import yaml
 
 from cleft.errors import ConfigError
 
-Tree: TypeAlias = "str | None | list[Tree] | dict[str, Tree]"
+Tree: TypeAlias = "str | list[Tree] | dict[str, Tree] | None"
 """What a YAML file holds: text, nothing, lists and mappings."""
 
 _PLAIN_TAGS = ("tag:yaml.org,2002:", "!")

@@ -1,0 +1,169 @@
+"""Settings through the front door: presets, differences between them, overrides, and every way to get one wrong."""
+
+import dataclasses
+import typing
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cleft.config import DataConfig, Settings, dump_settings, load_settings, merge_overrides, preset_names
+from cleft.config.loading import PRESETS
+from cleft.errors import ConfigError
+
+
+def write(folder, text, name="mine.yaml"):
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def every_key(kind=Settings, prefix=""):
+    for name, hint in typing.get_type_hints(kind).items():
+        if dataclasses.is_dataclass(hint):
+            yield from every_key(hint, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+KEYS = sorted(every_key())
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_every_preset_loads_and_survives_being_written_and_read(preset, tmp_path):
+    loaded = load_settings(preset)
+    assert load_settings(write(tmp_path, dump_settings(loaded))) == loaded
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_every_preset_says_what_it_is(preset):
+    assert (PRESETS / f"{preset}.yaml").read_text().startswith("# ")
+
+
+def test_the_paper_preset_holds_the_numbers_of_the_paper():
+    paper = load_settings("cleft-paper")
+    assert (paper.optim.lr, paper.optim.weight_decay, paper.optim.steps, paper.optim.warmup_steps) == (
+        4e-5,
+        0.2,
+        40_000,
+        4_000,
+    )
+    assert (paper.text.rank, paper.text.alpha, paper.text.dropout, paper.loss.embed_dim) == (8, 32, 0.1, 512)
+    assert (paper.context.length, paper.context.batch_size, paper.context.optim.steps) == (30, 36, 4_000)
+
+
+def test_the_last_word_wins(tmp_path):
+    mine = write(tmp_path, "extends: cleft-paper\ntext: {rank: 16}\n")
+    loaded = load_settings(mine, ["--text.alpha", "64", "--data.root=/data/chest x-rays"])
+    assert (loaded.text.rank, loaded.text.alpha, loaded.text.dropout) == (16, 64, 0.1)
+    assert str(loaded.data.root) == "/data/chest x-rays"
+
+
+def test_a_tower_from_scratch_of_another_type_replaces_the_old_one_whole(tmp_path):
+    mine = write(tmp_path, "extends: tiny\ntext: {scratch: {model_type: llama, hidden_size: 16}}\n")
+    assert load_settings(mine).text.scratch == {"model_type": "llama", "hidden_size": 16}
+
+
+def test_one_option_of_a_tower_from_scratch_leaves_the_others(tmp_path):
+    loaded = load_settings("tiny", ["--text.scratch.n_layer", "3"])
+    assert loaded.text.scratch is not None
+    assert (loaded.text.scratch["n_layer"], loaded.text.scratch["n_embd"]) == (3, 16)
+
+
+def test_lists_may_be_written_in_three_ways(tmp_path):
+    expected = ("Edema", "No Finding")
+    assert load_settings("tiny", ["--classes", "Edema,No Finding"]).classes == expected
+    assert load_settings("tiny", ["--classes", "[Edema, No Finding]"]).classes == expected
+    assert load_settings(write(tmp_path, "extends: tiny\nclasses: [Edema, No Finding]\n")).classes == expected
+
+
+def test_words_that_yaml_would_twist_stay_words(tmp_path):
+    assert load_settings(write(tmp_path, "extends: tiny\ndata: {table: no}\n")).data.table == "no"
+    assert load_settings(write(tmp_path, "extends: tiny\noptim: {lr: 4e-5}\n")).optim.lr == 4e-5
+
+
+@pytest.mark.parametrize("value", ["010", "12:30", "0x1f", "many"])
+def test_a_number_that_reads_two_ways_is_refused(value):
+    with pytest.raises(ConfigError, match=r"--text\.rank='.*' is not a number"):
+        load_settings("tiny", ["--text.rank", value])
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "is empty"),
+        ("- a\n", "no mapping"),
+        ("text: {rank: 2}\ntext: {rank: 3}\n", r"line 2: text stands here a second time"),
+        ("seed: !!python/object/apply:os.system ['true']\n", "is not allowed"),
+        ("seed: &a 1\noptim: {steps: *a}\n", "no aliases"),
+        ("text: [\n", "not valid YAML"),
+        ("optim:\n  stepps: 3\n", r"line 2: unknown setting optim\.stepps; did you mean optim\.steps\?"),
+        ("rank: 3\n", r"unknown setting rank; did you mean text\.rank\?"),
+        ("text: 3\n", "is a group"),
+        ("extends: nowhere\n", "no preset 'nowhere'"),
+        ("extends: mine\n", "extends itself"),
+        ("extends: [tiny]\n", "name one preset"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_its_place(tmp_path, text, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        load_settings(write(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--text.rnk", "4"], r"unknown setting --text\.rnk; did you mean text\.rank\?"),
+        (["--text.adapt", "lorra"], r"text\.adapt='lorra' must be one of .*; did you mean 'lora'\?"),
+        (["--text.rank"], "no value"),
+        (["text.rank=4"], "unexpected word"),
+        (["--text.rank", "0"], r"text\.rank=0 must lie between 1"),
+        (["--optim.warmup_steps", "20"], "leaves no step to decay in"),
+        (["--train.batch_size", "1"], "at least 2 pairs"),
+        (["--text.train_embeddings", "maybe"], "train_embeddings='maybe' must be"),
+        (["--images.mean", "0.5"], "images.mean"),
+        (["--text.prefix_length", "10"], "does nothing here: text.adapt is 'lora'"),
+        (["--text.adapt", "full", "--text.rank", "4"], "does nothing here"),
+        (["--text.model", "gpt2"], "give exactly one"),
+        (["--text", "4"], "is a group"),
+        (["--images.size", "500"], "must lie between"),
+    ],
+)
+def test_a_wrong_word_is_refused_with_what_would_be_right(words, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        load_settings("tiny", words)
+
+
+def test_an_unknown_preset_is_refused_with_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean 'cleft-paper'"):
+        load_settings("cleft-papr")
+
+
+@settings(max_examples=60, derandomize=True, deadline=None)
+@given(key=st.sampled_from(KEYS), where=st.integers(0, 40), letter=st.sampled_from("qxz_"))
+def test_any_misspelled_setting_is_refused(key, where, letter):
+    cut = key.rpartition(".")[0]
+    leaf = key.rpartition(".")[2]
+    wrong = leaf[: where % len(leaf)] + letter + leaf[where % len(leaf) + 1 :]
+    misspelled = f"{cut}.{wrong}" if cut else wrong
+    if misspelled in KEYS:
+        return
+    with pytest.raises(ConfigError, match="unknown setting"):
+        load_settings("tiny", [f"--{misspelled}", "1"])
+
+
+def test_overrides_go_on_top_of_settings_that_were_saved():
+    merged = merge_overrides(load_settings("tiny"), ["--data.root", "/data", "--context.optim.steps", "7"])
+    assert (str(merged.data.root), merged.context.optim.steps, merged.text.rank) == ("/data", 7, 2)
+
+
+def test_every_setting_has_a_docstring_in_the_help():
+    from cleft.config.loading import settings_parser
+
+    text = settings_parser("cleft pretrain", "", "").format_help()
+    assert all(f"--{key} " in text for key in KEYS)
+
+
+def test_a_share_above_one_is_refused():
+    with pytest.raises(ConfigError, match=r"data\.max_bad=2"):
+        DataConfig(max_bad=2)
