@@ -1,0 +1,181 @@
+"""Metrics against numbers made by hand, and against a reference library on whatever hypothesis thinks of."""
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import confusion_matrix, roc_auc_score
+
+from cleft.errors import NumericsError
+from cleft.evaluation.metrics import accuracy, auc, confusion, intervals, mean_of, roc_points, value_of
+
+SCORES = st.one_of(st.integers(-3, 3).map(float), st.floats(-1e6, 1e6))
+IMAGES = st.lists(st.tuples(SCORES, st.booleans()), min_size=1, max_size=60)
+push = settings(max_examples=50, derandomize=True, deadline=None)
+
+
+def auc_value(scores, positive):
+    return value_of(auc(scores, positive), len(scores))
+
+
+def test_auc_counts_pairs_and_half_of_a_tie():
+    # Positives 3 and 1 against negatives 2 and 1: won, won, lost, tied.
+    assert auc_value([3, 1, 2, 1], [True, True, False, False]) == pytest.approx(2.5 / 4)
+
+
+def test_auc_of_equal_scores_is_a_half():
+    assert auc_value([7, 7, 7], [True, False, False]) == 0.5
+
+
+@pytest.mark.parametrize("positive", [[True, True], [False, False]])
+def test_h1_auc_of_one_class_is_none(positive):
+    assert auc_value([0.1, 0.9], positive) is None
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_h2_a_score_that_is_not_finite_is_refused(bad):
+    with pytest.raises(NumericsError, match="1 of 2 scores are not finite"):
+        auc([0.5, bad], [True, False])
+
+
+def test_accuracy_of_three_hits_in_four():
+    assert value_of(accuracy([1, 1, 1, 0]), 4) == 0.75
+
+
+def test_nothing_measured_is_none():
+    assert value_of(accuracy([]), 0) is None
+
+
+def test_a_mean_with_an_undefined_part_is_undefined():
+    assert value_of(mean_of([auc([1, 2], [True, False]), auc([1, 2], [True, True])]), 2) is None
+
+
+@push
+@given(IMAGES)
+def test_q12_auc_equals_the_reference_and_is_none_where_that_is_undefined(images):
+    scores, positive = zip(*images, strict=True)
+    if len(set(positive)) < 2:
+        assert auc_value(scores, positive) is None
+    else:
+        assert auc_value(scores, positive) == pytest.approx(roc_auc_score(positive, scores))
+
+
+@push
+@given(IMAGES, st.randoms(use_true_random=False))
+def test_q12_order_of_images_changes_nothing(images, random):
+    shuffled = random.sample(images, len(images))
+    assert auc_value(*zip(*images, strict=True)) == pytest.approx(auc_value(*zip(*shuffled, strict=True)), nan_ok=True)
+
+
+@push
+@given(st.lists(st.tuples(st.integers(-20, 20), st.booleans()), min_size=1, max_size=60))
+def test_q12_a_rising_map_of_the_scores_changes_nothing(images):
+    scores, positive = zip(*images, strict=True)
+    assert auc_value(np.exp(np.array(scores) / 2.0), positive) == auc_value(scores, positive)
+
+
+@push
+@given(IMAGES)
+def test_q12_curve_and_area_agree(images):
+    scores, positive = zip(*images, strict=True)
+    points = roc_points(scores, positive, most=10_000)
+    area = auc_value(scores, positive)
+    if area is None:
+        assert points == []
+    else:
+        x, y = np.array(points).T
+        assert np.trapezoid(y, x) == pytest.approx(area)
+        assert (np.diff(x) >= 0).all()
+        assert (np.diff(y) >= 0).all()
+
+
+def test_a_thinned_curve_keeps_both_ends():
+    generator = np.random.default_rng(0)
+    points = roc_points(generator.random(5_000), generator.random(5_000) < 0.3, most=50)
+    assert len(points) == 50
+    assert points[0] == (0.0, 0.0)
+    assert points[-1] == (1.0, 1.0)
+
+
+def test_curve_of_a_perfect_ranking_has_one_corner():
+    assert roc_points([4, 3, 2, 1], [True, True, False, False]) == [(0, 0), (0, 1), (1, 1)]
+
+
+@push
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=50))
+def test_q12_confusion_equals_the_reference(pairs):
+    truth, answers = zip(*pairs, strict=True)
+    assert np.array_equal(confusion(truth, answers, 4), confusion_matrix(truth, answers, labels=range(4)))
+
+
+def test_rows_of_the_confusion_are_the_truth():
+    assert confusion([0, 0, 1], [1, 1, 1], 2) == ((0, 2), (0, 1))
+
+
+def test_interval_draws_patients_not_images():
+    # One patient with 100 hits among 20 patients with one miss each: drawn or not, never half.
+    patients = ["a"] * 100 + [f"b{i}" for i in range(20)]
+    hits = [1] * 100 + [0] * 20
+    (low, high), reason = intervals([accuracy(hits)], patients, seed=1)[0]
+    assert low == 0.0
+    assert high > 0.9
+    assert reason is None
+
+
+def test_an_interval_of_equal_hits_has_no_width():
+    assert intervals([accuracy([1] * 20)], [str(i) for i in range(20)])[0].bounds == (1.0, 1.0)
+
+
+def test_h9_fewer_than_twenty_patients_have_no_interval():
+    bounds, reason = intervals([accuracy([1] * 40)], [str(i % 19) for i in range(40)])[0]
+    assert bounds is None
+    assert reason == "no interval: 19 patients, needs 20"
+
+
+def test_h9_resamples_without_a_class_are_counted():
+    positive = [True] + [False] * 29  # the one positive is missing from about 36 % of the resamples
+    bounds, reason = intervals([auc(range(30), positive)], [str(i) for i in range(30)], resamples=200)[0]
+    assert bounds is None
+    assert 50 < int(reason.split()[2]) < 100
+    assert reason.endswith("of 200 resamples lack a class")
+
+
+def test_a_few_resamples_without_a_class_are_set_aside_and_said():
+    positive = [True] * 5 + [False] * 95  # all five missing in about 0.6 % of the resamples
+    bounds, reason = intervals([auc(range(100), positive)], [str(i) for i in range(100)], resamples=1_000)[0]
+    assert bounds is not None
+    assert reason is not None
+    assert reason.endswith("were set aside")
+
+
+def test_equal_seeds_give_equal_intervals_and_other_seeds_others():
+    generator = np.random.default_rng(3)
+    statistic, patients = accuracy(generator.random(200) < 0.6), [str(i // 2) for i in range(200)]
+    first, again, other = (intervals([statistic], patients, seed=seed)[0] for seed in (5, 5, 6))
+    assert first == again != other
+
+
+def test_interval_is_as_wide_as_theory_says():
+    generator = np.random.default_rng(0)
+    hits = generator.random(400) < 0.5
+    (low, high), _ = intervals([accuracy(hits)], [str(i) for i in range(400)], resamples=2_000)[0]
+    assert high - low == pytest.approx(2 * 1.96 * 0.5 / 20, rel=0.1)
+
+
+def test_blocks_of_resamples_do_not_change_the_interval(monkeypatch):
+    generator = np.random.default_rng(0)
+    statistic, patients = accuracy(generator.random(50) < 0.5), [str(i) for i in range(50)]
+    whole = intervals([statistic], patients, resamples=100)
+    monkeypatch.setattr("cleft.evaluation.metrics._CELLS", 50 * 7)
+    assert intervals([statistic], patients, resamples=100) == whole
+
+
+def test_a_thousand_resamples_of_a_thousand_images_and_five_classes_take_seconds():
+    generator = np.random.default_rng(0)
+    scores, truth = generator.random((1_000, 5)), generator.integers(5, size=1_000)
+    statistics = [auc(scores[:, c], truth == c) for c in range(5)]
+    start = time.perf_counter()
+    intervals([*statistics, mean_of(statistics)], [str(i) for i in range(1_000)])
+    assert time.perf_counter() - start < 10
