@@ -1,1 +1,49 @@
-"""cleft: CLIP-like models for medical images with a large language model as text tower."""
+"""cleft: CLIP-like models for medical images with a large language model as text tower.
+
+The public names are the ones below. Each is imported when it is first used, so that the command line stays quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cleft.config import Settings, load_settings
+    from cleft.data.images import load_image
+    from cleft.evaluation.zero_shot import evaluate_zero_shot
+    from cleft.learning.context import learn_context
+    from cleft.learning.pretrain import pretrain
+    from cleft.report.page import write_report
+    from cleft.towers.checkpoint import load_model as load
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Settings",
+    "evaluate_zero_shot",
+    "learn_context",
+    "load",
+    "load_image",
+    "load_settings",
+    "pretrain",
+    "write_report",
+]
+
+_HOMES = {
+    "Settings": ("cleft.config", "Settings"),
+    "evaluate_zero_shot": ("cleft.evaluation.zero_shot", "evaluate_zero_shot"),
+    "learn_context": ("cleft.learning.context", "learn_context"),
+    "load": ("cleft.towers.checkpoint", "load_model"),
+    "load_image": ("cleft.data.images", "load_image"),
+    "load_settings": ("cleft.config", "load_settings"),
+    "pretrain": ("cleft.learning.pretrain", "pretrain"),
+    "write_report": ("cleft.report.page", "write_report"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"cleft has no {name!r}; its public names are {', '.join(__all__)}")
+    module, attribute = _HOMES[name]
+    return getattr(importlib.import_module(module), attribute)

@@ -1,6 +1,13 @@
 """Settings: one tree of frozen dataclasses, presets that fill it, overrides that have the last word."""
 
-from cleft.config.loading import dump_settings, load_settings, merge_overrides, preset_names
+from cleft.config.loading import (
+    dump_settings,
+    load_settings,
+    merge_overrides,
+    preset_names,
+    preset_summaries,
+    settings_help,
+)
 from cleft.config.tree import (
     AugmentConfig,
     ContextConfig,
@@ -29,4 +36,6 @@ __all__ = [
     "load_settings",
     "merge_overrides",
     "preset_names",
+    "preset_summaries",
+    "settings_help",
 ]

@@ -52,6 +52,17 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
+def preset_summaries() -> dict[str, str]:
+    """Each preset's name and the first line of its page."""
+    return {name: (PRESETS / f"{name}.yaml").read_text().splitlines()[0].removeprefix("# ") for name in preset_names()}
+
+
+def settings_help() -> str:
+    """Every setting with its type, default and meaning."""
+    _, _, settings = settings_parser("cleft", "cleft", "").format_help().partition("exit.\n")
+    return re.sub(r"  --[\w.]+ CONFIG +Path to a configuration file.\n", "", settings)
+
+
 def load_settings(source: str | Path, overrides: Sequence[str] = ()) -> Settings:
     """Builds settings from a preset and what was typed after it.
 

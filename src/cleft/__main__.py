@@ -1,0 +1,5 @@
+"""`python -m cleft` is the command `cleft`."""
+
+from cleft.cli import entry
+
+entry()

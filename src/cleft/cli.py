@@ -1,0 +1,269 @@
+"""The command line: one verb per stage, each a few lines that call the room that does the work."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from cleft.errors import CleftError, ConfigError, ResourceError
+
+EPILOG = """\
+from a folder of images to a page:
+  cleft data phantoms phantoms                        # or your own CheXpert, or your own table
+  cleft pretrain demo --run runs/first --data.root phantoms
+  cleft learn-context runs/first
+  cleft evaluate runs/first-context --task zero-shot
+  cleft report runs/first runs/first-context --out report.html
+
+Not a medical device. Nothing leaves this machine.
+"""
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns its exit code.
+
+    Args:
+        words: What was typed after `cleft`; by default what was typed.
+
+    Returns:
+        0, or the exit code of the class of the error: 2 settings, 3 data, 4 weights, 5 numbers, 6 disk or memory,
+        130 and 143 when asked to stop.
+    """
+    words, settings = _apart(sys.argv[1:] if words is None else words)
+    options, rest = _parser().parse_known_args(words)
+    rest = [*rest, *settings]
+    try:
+        if rest and not getattr(options, "takes_settings", False):
+            raise ConfigError(f"unexpected {' '.join(rest)!r}; see cleft {options.verb} --help")
+        return options.run_verb(options, rest) or 0
+    except KeyboardInterrupt:
+        return _say("stopped by Ctrl-C", 130, debug=options.debug)
+    except CleftError as error:
+        return _say(str(error), error.exit_code, debug=options.debug)
+    except MemoryError:
+        return _say(
+            "out of memory; lower train.batch_size or images.size", ResourceError.exit_code, debug=options.debug
+        )
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        return _say(f"{error.filename or 'the disk'}: {error.strerror}", ResourceError.exit_code, debug=options.debug)
+
+
+def entry() -> None:
+    """What the installed command calls."""
+    sys.exit(main())
+
+
+def _apart(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Dotted settings and their values, which argparse would take for positional words, apart from the rest."""
+    own: list[str] = []
+    settings: list[str] = []
+    waiting = list(words)
+    while waiting:
+        word = waiting.pop(0)
+        dotted = word.startswith("--") and "." in word.partition("=")[0]
+        place = settings if dotted else own
+        place.append(word)
+        if dotted and "=" not in word and waiting:
+            place.append(waiting.pop(0))
+    return own, settings
+
+
+def _say(sentence: str, code: int, *, debug: bool) -> int:
+    if debug:
+        print("--debug: the lines below may name files and values of your data", file=sys.stderr)
+        traceback.print_exc()
+    print(f"error: {sentence}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    from cleft import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="cleft",
+        description="CLIP-like models for your own radiographs, with a large language model as text tower.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"cleft {__version__}")
+    parser.add_argument("--debug", action="store_true", help="print where an error came from")
+    verbs = parser.add_subparsers(dest="verb", metavar="<verb>", required=True, parser_class=_VerbParser)
+
+    pretrain = _verb(verbs, "pretrain", "stage one: pull images to their captions", _pretrain, takes_settings=True)
+    pretrain.add_argument("preset", help="a preset's name, a YAML file, or another run (cleft presets lists them)")
+    pretrain.add_argument("--run", type=Path, help="folder of the run; the same folder again resumes (runs/<preset>)")
+
+    context = _verb(verbs, "learn-context", "stage two: learn the prompt context", _learn_context, takes_settings=True)
+    context.add_argument("run", type=Path, help="run folder of stage one")
+    context.add_argument("--out", type=Path, help="folder of the new run (<run>-context)")
+
+    evaluate = _verb(verbs, "evaluate", "put a question to a trained model", _evaluate)
+    evaluate.add_argument("run", type=Path, help="run folder")
+    evaluate.add_argument("--task", choices=["zero-shot"], default="zero-shot")
+    evaluate.add_argument("--data", help="dataset and folder, e.g. chexpert:/data/CheXpert; by default the run's own")
+    evaluate.add_argument("--split", choices=["train", "val", "test", "all"], default="test")
+    evaluate.add_argument("--classes", help="name of a set, or findings with commas; by default the run's own")
+    evaluate.add_argument("--scoring", choices=["multi-class", "present-absent"], default="multi-class")
+    evaluate.add_argument("--prompts", choices=["auto", "context", "handwritten"], default="auto")
+    evaluate.add_argument(
+        "--allow-overlap", action="store_true", help="score patients that were trained on, and say so"
+    )
+
+    report = _verb(verbs, "report", "one self-contained page about one or several runs", _report)
+    report.add_argument("runs", type=Path, nargs="+", help="run folders")
+    report.add_argument("--out", type=Path, default=Path("report.html"))
+    report.add_argument(
+        "--images", action=argparse.BooleanOptionalAction, help="show images (by default phantoms alone)"
+    )
+
+    bring = _verb(verbs, "import", "make a model folder of the authors' checkpoint", _import)
+    bring.add_argument("checkpoint", type=Path, help="a .ckpt of the authors' release; nothing in it is run")
+    bring.add_argument("--out", type=Path, required=True)
+    bring.add_argument("--tokenizer", type=Path, help="folder of the language model's tokenizer")
+
+    data = verbs.add_parser("data", help="check, prepare or draw a dataset", allow_abbrev=False)
+    actions = data.add_subparsers(dest="action", metavar="<action>", required=True, parser_class=_VerbParser)
+    template = _verb(actions, "template", "write an example of your own table", _data_template)
+    template.add_argument("folder", type=Path)
+    check = _verb(
+        actions, "check", "say what a folder holds, or what is wrong with it", _data_check, takes_settings=True
+    )
+    check.add_argument("dataset", help="chexpert or manifest")
+    check.add_argument("root", type=Path)
+    prepare = _verb(actions, "prepare", "decode all images once, ahead of training", _data_prepare, takes_settings=True)
+    prepare.add_argument("preset")
+    prepare.add_argument("--jobs", type=int, default=1, help="processes")
+    phantoms = _verb(actions, "phantoms", "draw chest-like images in CheXpert's layout", _data_phantoms)
+    phantoms.add_argument("folder", type=Path)
+    phantoms.add_argument("--patients", type=int, default=600)
+    phantoms.add_argument("--seed", type=int, default=0)
+
+    _verb(verbs, "presets", "list the presets", _presets)
+    _verb(verbs, "doctor", "versions, devices, optional parts, and what to mend", _doctor)
+    return parser
+
+
+class _VerbParser(argparse.ArgumentParser):
+    """A parser whose help goes on with every setting, where its verb takes settings."""
+
+    takes_settings = False
+
+    def format_help(self) -> str:
+        from cleft.config import settings_help
+
+        return super().format_help() + (f"\nsettings:\n{settings_help()}" if self.takes_settings else "")
+
+
+def _verb(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    summary: str,
+    run: Callable[[argparse.Namespace, list[str]], int | None],
+    *,
+    takes_settings: bool = False,
+) -> argparse.ArgumentParser:
+    description = summary[0].upper() + summary[1:] + "."
+    parser = verbs.add_parser(name, help=summary, description=description, allow_abbrev=False)
+    assert isinstance(parser, _VerbParser)
+    parser.takes_settings = takes_settings
+    parser.set_defaults(run_verb=run, takes_settings=takes_settings)
+    return parser
+
+
+def _pretrain(options: argparse.Namespace, words: list[str]) -> None:
+    from cleft.config import load_settings
+
+    settings = load_settings(options.preset, words)
+    folder = options.run or Path("runs") / Path(options.preset).stem
+    from cleft.learning.pretrain import pretrain
+
+    print(f"{pretrain(settings, folder)}: stage one is complete; next: cleft learn-context {folder}")
+
+
+def _learn_context(options: argparse.Namespace, words: list[str]) -> None:
+    from cleft.config import load_settings
+
+    settings = load_settings(options.run, words)
+    folder = options.out or options.run.with_name(f"{options.run.name}-context")
+    from cleft.learning.context import learn_context
+
+    print(f"{learn_context(options.run, settings, folder)}: stage two is complete; next: cleft evaluate {folder}")
+
+
+def _evaluate(options: argparse.Namespace, words: list[str]) -> None:
+    from cleft.evaluation.zero_shot import evaluate_zero_shot
+
+    path = evaluate_zero_shot(
+        options.run,
+        data=options.data,
+        split=options.split,
+        classes=options.classes,
+        scoring=options.scoring,
+        prompts=options.prompts,
+        allow_overlap=options.allow_overlap,
+    )
+    print(f"{path}; next: cleft report {options.run}")
+
+
+def _report(options: argparse.Namespace, words: list[str]) -> None:
+    from cleft.report.page import write_report
+
+    print(write_report(options.runs, options.out, images=options.images))
+
+
+def _import(options: argparse.Namespace, words: list[str]) -> None:
+    from cleft.towers.official import import_official
+
+    print(import_official(options.checkpoint, options.out, tokenizer=options.tokenizer))
+
+
+def _data_template(options: argparse.Namespace, words: list[str]) -> None:
+    from cleft.data.manifest import write_template
+
+    print(f"{write_template(options.folder)}: fill it in, then: cleft data check manifest {options.folder}")
+
+
+def _data_check(options: argparse.Namespace, words: list[str]) -> int:
+    from cleft.config import Settings, merge_overrides
+    from cleft.data.check import check_dataset
+
+    place = [f"--data.dataset={options.dataset}", f"--data.root={options.root}"]
+    census = check_dataset(merge_overrides(Settings(), [*place, *words]).data)
+    print("\n".join(census.lines))
+    return 3 if census.faults else 0
+
+
+def _data_prepare(options: argparse.Namespace, words: list[str]) -> None:
+    from cleft.config import load_settings
+    from cleft.data import prepare_dataset
+
+    prepared = prepare_dataset(load_settings(options.preset, words), jobs=options.jobs)
+    print(f"{prepared.folder}: {len(prepared)} images prepared")
+
+
+def _data_phantoms(options: argparse.Namespace, words: list[str]) -> None:
+    from cleft.data.phantoms import write_phantoms
+
+    print(write_phantoms(options.folder, patients=options.patients, seed=options.seed))
+
+
+def _presets(options: argparse.Namespace, words: list[str]) -> None:
+    from cleft.config import preset_summaries
+
+    for name, summary in preset_summaries().items():
+        print(f"{name:18} {summary}")
+
+
+def _doctor(options: argparse.Namespace, words: list[str]) -> int:
+    from cleft.doctor import examine
+
+    findings = examine()
+    print("\n".join(findings.lines))
+    return 1 if findings.faults else 0
