@@ -1,0 +1,99 @@
+"""The drawing of the rooms is a test, so it cannot go stale."""
+
+import ast
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import cleft
+
+ROOT = Path(cleft.__file__).parent
+ORDER = ["errors", "types", "config", "codec", "data", "towers", "learning", "evaluation", "report", "doctor", "cli"]
+STRANGERS = [
+    ("towers", "data"),
+    ("data", "towers"),
+    ("report", "data"),
+    ("report", "towers"),
+    ("report", "learning"),
+    ("report", "evaluation"),
+]
+BANNED = re.compile(
+    r"\bpickle\b|torch\.hub|trust_remote_code\s*=\s*True|\beval\(|\bexec\(|yaml\.load\(|allow_pickle\s*=\s*True"
+    r"|weights_only\s*=\s*False|extractall|shell\s*=\s*True|except\s*:|\btorchvision\.|import torchvision|import timm"
+)
+
+
+def modules():
+    for path in sorted(ROOT.rglob("*.py")):
+        yield path, path.relative_to(ROOT).parts[0].removesuffix(".py"), ast.parse(path.read_text())
+
+
+def imports():
+    found = set()
+    for _, room, tree in modules():
+        for node in ast.walk(tree):
+            names = []
+            if isinstance(node, ast.ImportFrom):
+                assert node.level == 0, "imports are absolute"
+                names = [node.module or ""]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            found |= {(room, name.split(".")[1]) for name in names if name.startswith("cleft.")}
+    return {(a, b) for a, b in found if a != b}
+
+
+def test_every_module_is_in_a_room_that_the_drawing_knows():
+    assert {room for _, room, _ in modules()} - {"__init__", "__main__"} == set(ORDER)
+
+
+def test_no_room_imports_one_to_its_right():
+    upward = {(a, b) for a, b in imports() if a in ORDER and ORDER.index(b) > ORDER.index(a)}
+    assert not upward, f"imports against the flow: {sorted(upward)}"
+
+
+def test_strangers_do_not_meet():
+    assert not imports() & set(STRANGERS)
+
+
+def test_only_adapt_imports_peft_and_only_learning_imports_lightning():
+    for path, room, tree in modules():
+        names = {
+            name.split(".")[0]
+            for node in ast.walk(tree)
+            for name in (
+                [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else []
+            )
+        }
+        assert "peft" not in names or path.name == "adapt.py"
+        assert "lightning" not in names or room == "learning"
+
+
+def test_nothing_that_runs_code_from_data_is_used():
+    hits = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path, _, _ in modules()
+        for number, line in enumerate(path.read_text().splitlines(), start=1)
+        if BANNED.search(line.partition("#")[0]) and '"' not in line.partition("import")[0]
+    ]
+    assert not hits
+
+
+def test_torchvision_is_not_installed():
+    assert importlib.util.find_spec("torchvision") is None
+
+
+def test_importing_the_package_brings_nothing_heavy():
+    heavy = "torch,lightning,transformers,peft,cv2,pyarrow,jsonargparse".split(",")
+    code = f"import sys, cleft.cli, cleft.config; print([m for m in {heavy!r} if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_every_public_name_can_be_imported():
+    assert all(getattr(cleft, name) is not None for name in cleft.__all__)
