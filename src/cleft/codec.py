@@ -1,0 +1,111 @@
+"""Nouns to JSON and back, strictly: what does not have the noun's exact form is refused, never guessed.
+
+It stands beside the nouns because two rooms need it that do not meet: evaluation writes results, report
+reads them, perhaps on another machine and a year later.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+from cleft.errors import DataError
+
+SCHEMA = 1
+"""Rises when a noun changes its form; files of another schema are refused."""
+
+Noun = TypeVar("Noun")
+
+
+def to_json(noun: Any) -> str:
+    """Writes a frozen dataclass as JSON text, its schema first.
+
+    Raises:
+        ValueError: If a number in it is NaN or infinite; what could not be measured is None.
+    """
+    return json.dumps({"schema": SCHEMA, **dataclasses.asdict(noun)}, indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def from_json(text: str, kind: type[Noun], *, where: str) -> Noun:
+    """Reads a noun back from `to_json`'s text.
+
+    Args:
+        text: JSON text.
+        kind: The dataclass it must hold.
+        where: Name of the file, for messages.
+
+    Raises:
+        DataError: If the text is no JSON, of another schema, lacks a field, has one too many, or holds a value of
+            another type than the field's.
+    """
+    try:
+        tree = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where} is not valid JSON ({error}); write it again", reason="json") from error
+    if not isinstance(tree, dict):
+        raise DataError(f"{where} holds {type(tree).__name__}, not an object", reason="json")
+    schema = tree.pop("schema", None)
+    if type(schema) is not int or schema != SCHEMA:
+        raise DataError(f"{where} has schema {schema!r}, this version reads {SCHEMA}; evaluate again", reason="schema")
+    return cast("Noun", _noun(tree, kind, where))
+
+
+def _noun(tree: Any, kind: type, where: str) -> Any:
+    if not isinstance(tree, dict):
+        raise _mismatch(where, tree, kind.__name__)
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    needed = {name for name, field in fields.items() if _has_no_default(field)}
+    if not needed <= set(tree) <= set(fields):
+        missing, unknown = sorted(needed - set(tree)), sorted(set(tree) - set(fields))
+        raise DataError(f"{where}: missing fields {missing}, unknown fields {unknown}", reason="schema")
+    hints = get_type_hints(kind)
+    return kind(**{name: _value(value, hints[name], f"{where}: {name}") for name, value in tree.items()})
+
+
+def _value(value: Any, hint: Any, where: str) -> Any:
+    """The value as the annotation wants it: lists become tuples, whole numbers become floats, nothing else changes."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
+    if dataclasses.is_dataclass(hint):
+        return _noun(value, cast("type", hint), where)
+    if origin in (types.UnionType, Union):
+        options = [option for option in arguments if option is not types.NoneType]
+        return None if value is None else _value(value, options[0], where)
+    if origin in (tuple, Sequence):
+        return _items(value, arguments, where)
+    if origin is Mapping and isinstance(value, dict):
+        return {str(name): _value(item, arguments[1], f"{where}.{name}") for name, item in value.items()}
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if math.isfinite(value):
+            return float(value)
+    elif isinstance(hint, type) and type(value) is hint:
+        return value
+    raise _mismatch(where, value, getattr(hint, "__name__", str(hint)))
+
+
+def _items(value: Any, arguments: tuple[Any, ...], where: str) -> tuple[Any, ...]:
+    if not isinstance(value, list):
+        raise _mismatch(where, value, "list")
+    items = cast("list[Any]", value)
+    repeated = len(arguments) == 1 or arguments[-1] is Ellipsis
+    if not repeated and len(items) != len(arguments):
+        raise _mismatch(where, items, f"list of {len(arguments)}")
+    hints = [arguments[0]] * len(items) if repeated else list(arguments)
+    return tuple(_value(item, hints[index], f"{where}[{index}]") for index, item in enumerate(items))
+
+
+def _has_no_default(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _mismatch(where: str, value: Any, wanted: str) -> DataError:
+    return DataError(f"{where} holds {type(value).__name__} {str(value)[:40]!r}, not {wanted}", reason="schema")
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number")

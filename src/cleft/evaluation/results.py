@@ -1,0 +1,87 @@
+"""Evaluations as files of a run: `results/<name>.json`, whole or not at all.
+
+A file names classes, numbers and digests; no patient, no image id and no folder stands in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+from pathlib import Path
+
+from cleft.codec import from_json, to_json
+from cleft.errors import DataError, ResourceError
+from cleft.types import Evaluation
+
+
+def result_name(evaluation: Evaluation) -> str:
+    """The file name that asks the same question again, so that a repeated evaluation replaces its former self.
+
+    Equal questions are the same task, scoring, prompts and classes on the same images.
+
+    Example:
+        >>> result_name(Evaluation(
+        ...     task="zero-shot", dataset="chexpert", split="test", split_recipe="patients", split_digest="",
+        ...     ids_digest="0123456789abcdef", checkpoint="", scoring="multi-class", prompts="context",
+        ...     classes=("Edema", "Pneumonia"), class_prompts=(), results=(), floors=()))
+        'zero-shot-chexpert-test-edema-pneumonia-context-540d4a33'
+    """
+    names = evaluation.classes if len(evaluation.classes) <= 3 else (f"{len(evaluation.classes)} classes",)
+    parts = [evaluation.task, evaluation.dataset, evaluation.split, *names, evaluation.prompts]
+    if evaluation.scoring != "multi-class":
+        parts.append(evaluation.scoring)
+    question = hashlib.sha256("|".join([evaluation.ids_digest, *evaluation.classes]).encode()).hexdigest()[:8]
+    return re.sub(r"[^a-z0-9]+", "-", " ".join([*parts, question]).lower()).strip("-")
+
+
+def write_evaluation(evaluation: Evaluation, folder: Path) -> Path:
+    """Writes one evaluation into a run's `results`, in place of an earlier one of the same question.
+
+    Args:
+        evaluation: What was measured.
+        folder: The run's `results` folder; made where it is missing.
+
+    Returns:
+        The file. Only its owner may read it while it carries images of patients.
+
+    Raises:
+        ResourceError: If it cannot be written; an earlier file then stays as it was.
+    """
+    path = folder / f"{result_name(evaluation)}.json"
+    mode = 0o644 if evaluation.synthetic or not evaluation.examples else 0o600
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(path, to_json(evaluation).encode(), mode=mode)
+    except OSError as error:
+        raise ResourceError(f"cannot write {path} ({error.strerror}); make room or choose another folder") from error
+    return path
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """Reads one evaluation.
+
+    Raises:
+        DataError: If the file is missing or is not exactly an evaluation of this version.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path} ({error}); evaluate the run again", reason="missing") from error
+    return from_json(text, Evaluation, where=path.name)
+
+
+def write_whole(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """Puts a file in its place in one step: a reader finds the old one or the new one, never half of one."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, mode)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise

@@ -1,0 +1,77 @@
+"""One evaluation, one file: whole, private while it must be, replaced when asked again."""
+
+import dataclasses
+import os
+import stat
+
+import pytest
+
+from cleft.errors import DataError, ResourceError
+from cleft.evaluation.results import read_evaluation, result_name, write_evaluation
+from cleft.types import Evaluation, Result
+
+EVALUATION = Evaluation(
+    task="zero-shot",
+    dataset="chexpert",
+    split="test",
+    split_recipe="5x200-strict",
+    split_digest="a" * 16,
+    ids_digest="b" * 16,
+    checkpoint="c" * 16,
+    scoring="multi-class",
+    prompts="handwritten",
+    classes=("Atelectasis", "Edema", "Cardiomegaly", "Pleural Effusion", "Consolidation"),
+    class_prompts=("a", "e", "ca", "p", "co"),
+    results=(Result(metric="accuracy", value=0.5),),
+    floors=(),
+)
+
+
+def test_what_is_written_is_read(tmp_path):
+    path = write_evaluation(EVALUATION, tmp_path / "results")
+    assert read_evaluation(path) == EVALUATION
+    assert path.name.startswith("zero-shot-chexpert-test-5-classes-handwritten-")
+
+
+def test_the_same_question_replaces_its_answer(tmp_path):
+    write_evaluation(EVALUATION, tmp_path)
+    path = write_evaluation(dataclasses.replace(EVALUATION, results=()), tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert read_evaluation(path).results == ()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prompts": "context"},
+        {"classes": ("A", "B", "C", "D", "E")},
+        {"ids_digest": "d" * 16},
+        {"scoring": "present-absent"},
+    ],
+)
+def test_another_question_has_another_file(change):
+    assert result_name(dataclasses.replace(EVALUATION, **change)) != result_name(EVALUATION)
+
+
+def test_h6_a_failed_write_leaves_the_earlier_file_and_no_other(tmp_path, monkeypatch):
+    path = write_evaluation(EVALUATION, tmp_path)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ResourceError, match="No space left on device"):
+        write_evaluation(dataclasses.replace(EVALUATION, results=()), tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert read_evaluation(path) == EVALUATION
+
+
+@pytest.mark.parametrize(("synthetic", "mode"), [(True, 0o644), (False, 0o600)])
+def test_images_of_patients_are_for_their_owner_alone(tmp_path, synthetic, mode):
+    with_image = dataclasses.replace(EVALUATION, synthetic=synthetic, examples=({"image": ""},))
+    assert stat.S_IMODE(write_evaluation(with_image, tmp_path).stat().st_mode) == mode
+
+
+def test_a_missing_file_is_a_sentence(tmp_path):
+    with pytest.raises(DataError, match="evaluate the run again"):
+        read_evaluation(tmp_path / "none.json")

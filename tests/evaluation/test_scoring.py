@@ -1,0 +1,95 @@
+"""From scores and labels to named results, by hand."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cleft.errors import NumericsError
+from cleft.evaluation.scoring import Draws, score_classes, score_findings
+
+CLASSES = ("Atelectasis", "Edema", "Pneumonia")
+SCORES = np.array([[3.0, 1, 0], [2, 1, 0], [0, 1, 0], [4, 3, 0]])
+TRUTH = np.array([0, 0, 1, 1])
+PATIENTS = ["a", "b", "c", "d"]
+
+
+def by_metric(results):
+    return {result.metric: result for result in results}
+
+
+def test_h1_a_class_that_does_not_occur_is_none_and_named():
+    results = by_metric(score_classes(SCORES, TRUTH, CLASSES, PATIENTS))
+    assert results["auc/Pneumonia"].value is None
+    assert results["auc/Pneumonia"].reason == "no image shows Pneumonia"
+
+
+def test_the_mean_says_over_how_many_classes():
+    mean = by_metric(score_classes(SCORES, TRUTH, CLASSES, PATIENTS))["auc"]
+    assert mean.value == pytest.approx((0.5 + 0.75) / 2)  # Edema: 1 beats neither, ties both; 3 beats both
+    assert mean.reason.startswith("mean over 2 of 3 classes: no image shows Pneumonia")
+
+
+def test_accuracy_counts_the_highest_score():
+    assert by_metric(score_classes(SCORES, TRUTH, CLASSES, PATIENTS))["accuracy"].value == 0.75
+
+
+def test_a_mean_without_any_class_is_none():
+    only = by_metric(score_classes(SCORES[:, :1], np.zeros(4, dtype=int), ("Edema",), PATIENTS))
+    assert only["auc"].value is None
+    assert only["auc"].reason == "every image shows Edema"
+
+
+def test_h2_one_nan_among_the_scores_is_refused():
+    with pytest.raises(NumericsError, match="not finite"):
+        score_classes(np.where(SCORES == 4, np.nan, SCORES), TRUTH, CLASSES, PATIENTS)
+
+
+@settings(max_examples=50, derandomize=True, deadline=None)
+@given(st.permutations(range(3)), st.integers(0, 1000))
+def test_h3_the_order_of_classes_changes_no_number(order, seed):
+    generator = np.random.default_rng(seed)
+    scores, truth = generator.random((12, 3)), generator.integers(3, size=12)
+    patients, draws = [str(i) for i in range(12)], Draws(resamples=1)
+    place = np.argsort(order)
+    one = by_metric(score_classes(scores, truth, CLASSES, patients, draws))
+    other = by_metric(score_classes(scores[:, order], place[truth], [CLASSES[i] for i in order], patients, draws))
+    assert one.keys() == other.keys()
+    for metric, result in one.items():
+        assert other[metric].value == pytest.approx(result.value, nan_ok=True)
+        assert dataclasses.replace(other[metric], value=None, reason=None) == dataclasses.replace(
+            result, value=None, reason=None
+        )
+
+
+def test_a_finding_rests_on_the_images_where_it_is_known():
+    scores = np.array([[1.0, -1], [-1, 1], [1, 1], [1, 1]])
+    labels = np.array([[1.0, np.nan], [0, np.nan], [0, np.nan], [np.nan, np.nan]])
+    results = by_metric(score_findings(scores, labels, ("Edema", "Pneumonia"), ["a", "b", "b", "c"]))
+    edema = results["accuracy/Edema"]
+    assert (edema.value, edema.images, edema.patients) == (pytest.approx(2 / 3), 3, 2)
+    assert results["auc/Edema"].value == 0.75
+    assert results["auc/Pneumonia"].reason == "no image says whether Pneumonia is there"
+    assert results["accuracy"].value == pytest.approx(2 / 3)
+    assert results["accuracy"].reason.startswith("mean over 1 of 2 classes: no image says whether Pneumonia is there")
+
+
+def test_intervals_hold_their_values():
+    generator = np.random.default_rng(0)
+    truth = generator.integers(3, size=300)
+    scores = generator.random((300, 3)) + np.eye(3)[truth] / 2
+    for result in score_classes(scores, truth, CLASSES, [str(i // 2) for i in range(300)], Draws(resamples=200)):
+        assert result.interval[0] < result.value < result.interval[1]
+        assert (result.images, result.patients) == (300, 150)
+
+
+def test_the_mean_of_findings_has_an_interval_over_their_union():
+    generator = np.random.default_rng(0)
+    labels = generator.integers(2, size=(100, 2)).astype(float)
+    labels[:50, 0] = np.nan
+    mean = by_metric(score_findings(generator.normal(size=(100, 2)), labels, ("a", "b"), [str(i) for i in range(100)]))
+    assert mean["auc"].interval[0] < mean["auc"].value < mean["auc"].interval[1]
+    assert mean["auc"].images == 100
+    assert mean["auc/a"].images == 50

@@ -1,0 +1,91 @@
+"""An evaluation survives its file, and nothing else is taken for one."""
+
+import dataclasses
+import json
+
+import pytest
+
+from cleft.codec import from_json, to_json
+from cleft.errors import DataError
+from cleft.types import Evaluation, Result
+
+EVALUATION = Evaluation(
+    task="zero-shot",
+    dataset="chexpert",
+    split="test",
+    split_recipe="patients",
+    split_digest="0" * 16,
+    ids_digest="1" * 16,
+    checkpoint="2" * 16,
+    scoring="multi-class",
+    prompts="context",
+    classes=("Edema", "Pneumonia"),
+    class_prompts=("edema", "pneumonia"),
+    results=(Result(metric="accuracy", value=0.5, interval=(0.4, 0.6), images=40, patients=30),),
+    floors=(Result(metric="ap-view/accuracy", value=None, reason="no view"),),
+    confusion=((1, 2), (3, 4)),
+    roc={"Edema": ((0.0, 0.0), (1.0, 1.0))},
+    examples=({"image": "", "truth": "Edema", "answers": (("Edema", 0.9),)},),
+)
+
+
+def tree(**changes):
+    return {**json.loads(to_json(EVALUATION)), **changes}
+
+
+def read(tree):
+    return from_json(json.dumps(tree), Evaluation, where="zero-shot.json")
+
+
+def test_an_evaluation_comes_back_as_it_was():
+    back = from_json(to_json(EVALUATION), Evaluation, where="zero-shot.json")
+    assert dataclasses.replace(back, examples=()) == dataclasses.replace(EVALUATION, examples=())
+    assert back.examples[0]["truth"] == "Edema"
+
+
+def test_a_whole_number_is_read_as_a_fraction():
+    assert read(tree(results=[{"metric": "accuracy", "value": 1}])).results[0].value == 1.0
+
+
+@pytest.mark.parametrize("schema", [0, 2, "1", None, True])
+def test_another_schema_is_refused(schema):
+    with pytest.raises(DataError, match=r"zero-shot.json has schema .*, this version reads 1"):
+        read(tree(schema=schema))
+
+
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        ({"seed": "0"}, "seed"),
+        ({"seed": True}, "seed"),
+        ({"synthetic": 1}, "synthetic"),
+        ({"results": [{"metric": "accuracy", "value": "0.5"}]}, r"results\[0\]: value"),
+        ({"results": [{"metric": "accuracy", "value": 0.5, "interval": [0.1]}]}, "interval"),
+        ({"results": [3]}, r"results\[0\]"),
+        ({"classes": "Edema"}, "classes"),
+        ({"confusion": [[1, 2.5], [3, 4]]}, r"confusion\[0\]\[1\]"),
+        ({"roc": []}, "roc"),
+        ({"roc": {"Edema": [[0, 0, 0]]}}, "Edema"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_and_placed(changes, place):
+    with pytest.raises(DataError, match=place):
+        read(tree(**changes))
+
+
+def test_a_missing_field_and_an_unknown_one_are_named():
+    damaged = tree(coluor="red")
+    del damaged["checkpoint"]
+    with pytest.raises(DataError, match=r"missing fields \['checkpoint'\], unknown fields \['coluor'\]"):
+        read(damaged)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "nul", '{"schema": 1, "seed": NaN}', "[" * 100_000])
+def test_text_that_is_no_such_object_is_refused(text):
+    with pytest.raises(DataError, match=r"zero-shot.json"):
+        from_json(text, Evaluation, where="zero-shot.json")
+
+
+def test_nan_is_never_written():
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        to_json(dataclasses.replace(EVALUATION, results=(Result(metric="auc", value=float("nan")),)))
