@@ -1,0 +1,189 @@
+"""Contrastive losses: what pulls an image to its caption and away from the others of its batch.
+
+All three look at the same similarities in both directions and differ only in what the other rows of the batch are to
+a pair: negatives all; negatives unless they carry the same caption; or partial matches where findings overlap. They
+are called alike, so that whoever trains names one and is done.
+
+Shapes: `B` pairs, `E` joint dimension, `C` findings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Loss(Protocol):
+    """How every loss of `LOSSES` is called; each takes what it needs and leaves the rest."""
+
+    def __call__(
+        self, image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor, *, caption_ids: Tensor, labels: Tensor
+    ) -> Tensor:
+        """Returns the mean loss per pair, in nats."""
+        ...
+
+
+def info_nce(
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    logit_scale: Tensor,
+    *,
+    caption_ids: Tensor | None = None,
+    labels: Tensor | None = None,
+) -> Tensor:
+    """Symmetric InfoNCE loss over the pairs of a batch.
+
+    Row i of both inputs belongs together; every other row is a negative, also when it carries the same caption.
+    `label_aware_nce` lifts that last assumption.
+
+    Args:
+        image_embeds: Unit-length image embeddings, `[B, E]`.
+        text_embeds: Unit-length text embeddings, `[B, E]`.
+        logit_scale: Inverse temperature 1/τ, a positive scalar.
+        caption_ids: Not used.
+        labels: Not used.
+
+    Returns:
+        Mean loss per pair, in nats. It is log(B) when all embeddings are equal, and never negative.
+
+    Raises:
+        ValueError: If the two inputs differ in shape.
+
+    Source:
+        CLEFT, section 2.1, Eq. 1. The equation leaves the positive pair out of the denominator; like CLIP and the
+        authors' code we keep it in, and average the two directions (docs/decisions/0050).
+    """
+    return _contrast(image_embeds, text_embeds, logit_scale, torch.eye(len(image_embeds), device=image_embeds.device))
+
+
+def label_aware_nce(
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    logit_scale: Tensor,
+    *,
+    caption_ids: Tensor,
+    labels: Tensor | None = None,
+) -> Tensor:
+    """InfoNCE in which rows with the same caption are positives and never negatives.
+
+    Captions written from labels repeat: of 72 of CheXpert about 44 are distinct. Each positive is compared with the
+    negatives alone, so that images of one caption do not compete for it; a pair's value is the mean over its positives.
+
+    Sharing the target among equal captions instead would change nothing: their embeddings are equal, so value and
+    gradients are those of `info_nce` (docs/decisions/0051).
+
+    Args:
+        image_embeds: Unit-length image embeddings, `[B, E]`.
+        text_embeds: Unit-length text embeddings, `[B, E]`.
+        logit_scale: Inverse temperature 1/τ, a positive scalar.
+        caption_ids: The same number for the same caption, `[B]`.
+        labels: Not used.
+
+    Returns:
+        Mean loss per pair, in nats, never negative: `info_nce` when all captions differ, 0 when all are equal,
+        because then there is nothing to tell apart.
+
+    Raises:
+        ValueError: If the inputs do not have one row per pair.
+    """
+    _check_rows("caption_ids", caption_ids, image_embeds)
+    same = caption_ids[:, None] == caption_ids[None, :]  # [B, B]
+    share = same / same.sum(dim=1, keepdim=True)
+    with torch.autocast(image_embeds.device.type, enabled=False):
+        logits_per_image = _similarities(image_embeds, text_embeds, logit_scale)
+        loss_i2t = _against_negatives(logits_per_image, same, share)
+        loss_t2i = _against_negatives(logits_per_image.T, same, share)
+        return (loss_i2t + loss_t2i) / 2
+
+
+def soft_overlap_nce(
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    logit_scale: Tensor,
+    *,
+    labels: Tensor,
+    caption_ids: Tensor | None = None,
+) -> Tensor:
+    """InfoNCE whose targets grow with the overlap of two images' positive findings.
+
+    The weight of a pair is the Jaccard index of the two sets of findings labelled 1: shared over present in either.
+    An image without a positive finding matches itself alone; that nothing was reported is no finding to share.
+
+    Args:
+        image_embeds: Unit-length image embeddings, `[B, E]`.
+        text_embeds: Unit-length text embeddings, `[B, E]`.
+        logit_scale: Inverse temperature 1/τ, a positive scalar.
+        labels: One column per finding, `[B, C]`: 1 counts as present; 0, -1 and NaN do not.
+        caption_ids: Not used.
+
+    Returns:
+        Mean loss per pair, in nats: `info_nce` when no two images share a finding.
+
+    Raises:
+        ValueError: If the inputs do not have one row per pair.
+    """
+    _check_rows("labels", labels, image_embeds)
+    return _contrast(image_embeds, text_embeds, logit_scale, overlap(labels))
+
+
+def overlap(labels: Tensor) -> Tensor:
+    """Jaccard index of the positive findings of every two rows.
+
+    Args:
+        labels: `[B, C]`: 1 counts as present; 0, -1 and NaN do not.
+
+    Returns:
+        `[B, B]` in [0, 1], symmetric, 1 on the diagonal; rows without a finding are 0 elsewhere.
+
+    Example:
+        >>> overlap(torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, -1.0]])).tolist()
+        [[1.0, 0.5, 0.0], [0.5, 1.0, 0.0], [0.0, 0.0, 1.0]]
+    """
+    present = (labels == 1).float()
+    shared = present @ present.T
+    count = present.sum(dim=1)
+    either = count[:, None] + count[None, :] - shared
+    return (shared / either.clamp_min(1)).fill_diagonal_(1)
+
+
+LOSSES: Mapping[str, Loss] = MappingProxyType(
+    {"info_nce": info_nce, "label_aware_nce": label_aware_nce, "soft_overlap_nce": soft_overlap_nce}
+)
+"""Name in `loss.name` to loss."""
+
+
+def _contrast(image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor, matches: Tensor) -> Tensor:
+    """Cross-entropy in both directions against `matches` `[B, B]`, symmetric, each row scaled to sum to one."""
+    with torch.autocast(image_embeds.device.type, enabled=False):
+        logits_per_image = _similarities(image_embeds, text_embeds, logit_scale)
+        targets = matches / matches.sum(dim=1, keepdim=True)
+        loss_i2t = F.cross_entropy(logits_per_image, targets)
+        loss_t2i = F.cross_entropy(logits_per_image.T, targets)
+        return (loss_i2t + loss_t2i) / 2
+
+
+def _similarities(image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor) -> Tensor:
+    """Logits `[B, B]`, images in rows, in float32: half precision makes equal logits of far pairs."""
+    if image_embeds.shape != text_embeds.shape:
+        raise ValueError(
+            f"image_embeds {tuple(image_embeds.shape)} and text_embeds {tuple(text_embeds.shape)} "
+            f"must have one row per pair and the same width"
+        )
+    return logit_scale.float() * image_embeds.float() @ text_embeds.float().T
+
+
+def _against_negatives(logits: Tensor, same: Tensor, share: Tensor) -> Tensor:
+    """Mean over rows and their positives of log(1 + sum of negatives / positive)."""
+    # The smallest float, not -inf: a row without negatives would make the gradient NaN.
+    negatives = logits.masked_fill(same, torch.finfo(logits.dtype).min).logsumexp(dim=1, keepdim=True)
+    return (share * F.softplus(negatives - logits)).sum(dim=1).mean()
+
+
+def _check_rows(name: str, value: Tensor, image_embeds: Tensor) -> None:
+    if len(value) != len(image_embeds):
+        raise ValueError(f"{name} {tuple(value.shape)} must have one row per pair; there are {len(image_embeds)} pairs")
