@@ -35,6 +35,8 @@ class Record:
     """In years."""
     caption: str | None = None
     """The sentence that belongs to the image; `data.captions` writes it from the labels where the table has none."""
+    uncertain: tuple[str, ...] = ()
+    """Findings the table was unsure about (-1), whatever `data.uncertain` then made of them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

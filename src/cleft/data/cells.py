@@ -1,0 +1,77 @@
+"""From columns of text to label codes, ages, sexes and texts, each distinct text typed once.
+
+Shapes: `N` rows, `C` findings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cleft.data.tables import Column, Fault, Table
+
+BLANK = 2
+"""Code of a finding that nobody mentioned, beside 1 present, 0 absent and -1 uncertain."""
+
+_CODES = {"": BLANK, "1": 1, "1.0": 1, "0": 0, "0.0": 0, "-1": -1, "-1.0": -1}
+_SEXES = {"male": "Male", "m": "Male", "female": "Female", "f": "Female"}
+_OLDEST = 120
+
+
+def read_codes(table: Table, findings: Sequence[str]) -> tuple[NDArray[np.int8], list[Fault]]:
+    """Types label columns.
+
+    Returns:
+        Codes `[N, C]`: 1, 0, -1 or `BLANK`; and one fault per column that holds anything else than `1`, `0`,
+        `-1` (or `1.0`, `0.0`, `-1.0`) and nothing. Such cells count as blank.
+    """
+    codes = np.full((len(table), len(findings)), BLANK, dtype=np.int8)
+    faults: list[Fault] = []
+    for c, name in enumerate(findings):
+        column = table.columns[name]
+        known = [_CODES.get(value.strip()) for value in column.values]
+        wrong = [i for i, code in enumerate(known) if code is None]
+        if column.values:
+            codes[:, c] = np.array([BLANK if code is None else code for code in known], dtype=np.int8)[column.index]
+        if wrong:
+            held = ", ".join(repr(column.values[i][:40]) for i in wrong[:3]) + (", …" if len(wrong) > 3 else "")
+            lines = table.lines[column.rows_of(wrong)].tolist()
+            faults.append(Fault("label", f"column {name!r} holds {held}", "allowed are 1, 0, -1 and empty", lines))
+    return codes, faults
+
+
+def read_texts(column: Column | None, rows: int) -> list[str | None]:
+    """Returns the text of each row; None where it is empty or where the table has no such column."""
+    if column is None:
+        return [None] * rows
+    values = [value.strip() or None for value in column.values]
+    return [values[i] for i in column.index.tolist()]
+
+
+def read_sexes(column: Column | None, rows: int) -> tuple[list[str | None], int]:
+    """Returns `Male`, `Female` or None for each row, and how many texts were neither (such as `Unknown`)."""
+    texts = read_texts(column, rows)
+    sexes = [_SEXES.get(text.casefold()) if text else None for text in texts]
+    return sexes, sum(1 for text, sex in zip(texts, sexes, strict=True) if text and sex is None)
+
+
+def read_ages(column: Column | None, rows: int) -> tuple[list[float | None], int]:
+    """Returns the age in years of each row, and how many texts were no age between 0 and 120."""
+    if column is None:
+        return [None] * rows, 0
+    values = [_age(value.strip()) for value in column.values]
+    strange = [
+        i for i, (text, age) in enumerate(zip(column.values, values, strict=True)) if text.strip() and age is None
+    ]
+    return [values[i] for i in column.index.tolist()], len(column.rows_of(strange))
+
+
+def _age(text: str) -> float | None:
+    try:
+        age = float(text)
+    except ValueError:
+        return None
+    return age if math.isfinite(age) and 0 <= age <= _OLDEST else None

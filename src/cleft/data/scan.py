@@ -1,0 +1,121 @@
+"""The common part of every reader: where its table lies, and from typed rows to a reading and its faults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cleft.config import DataConfig
+from cleft.data.files import leaves_root
+from cleft.data.rows import Rows, drop_missing, keep_views, merge_duplicates, to_records, view_note
+from cleft.data.tables import Fault, Table
+from cleft.errors import ConfigError, DataError
+from cleft.types import Reading
+
+
+class Scan(NamedTuple):
+    """What could be read, and everything that is wrong with the rest."""
+
+    path: Path
+    """The table."""
+    reading: Reading
+    """Made of the rows without fault."""
+    faults: list[Fault]
+
+
+def require_root(config: DataConfig) -> Path:
+    """Returns the folder of the data.
+
+    Raises:
+        ConfigError: If it is not set.
+        DataError: If it is no folder.
+    """
+    if config.root is None:
+        raise ConfigError("data.root is not set; set --data.root to the folder that holds the images and their table")
+    if not config.root.is_dir():
+        raise DataError(f"{config.root} is not a folder; set data.root to the one that holds your data", reason="root")
+    return config.root
+
+
+def find_table(root: Path, folders: Sequence[Path], name: str) -> Path:
+    """Finds a table in one of several folders.
+
+    Raises:
+        ConfigError: If the name leads out of the root.
+        DataError: If it is in none of them, or in several.
+    """
+    if leaves_root(name):
+        raise ConfigError(f"data.table={name!r} leads out of data.root; give a path inside {root}")
+    found = [folder / name for folder in folders if (folder / name).is_file()]
+    if len(found) > 1:
+        places = ", ".join(str(path.parent) for path in found)
+        raise DataError(f"{name} lies in several folders: {places}; set data.root to one of them", reason="table")
+    if not found:
+        seen = sorted({path.name for folder in folders for path in folder.glob("*.csv*") if path.is_file()})
+        there = f"; there are {', '.join(seen[:10])}: set data.table to one of them" if seen else ""
+        looked = ", ".join(str(folder) for folder in folders)
+        raise DataError(f"no {name} in {looked}{there or '; check data.root'}", reason="table")
+    return found[0]
+
+
+def make_scan(
+    dataset: str,
+    table: Table,
+    rows: Rows,
+    usable: NDArray[np.int64],
+    config: DataConfig,
+    *,
+    are_present: Callable[[NDArray[np.int64]], NDArray[np.bool_]] | None,
+    notes: Sequence[str],
+    faults: Sequence[Fault],
+) -> Scan:
+    """Leaves out what is double, unwanted or missing, counts it, and makes records of the rest.
+
+    Args:
+        dataset: Name of the dataset.
+        table: Where the rows come from.
+        rows: The typed rows, `[N]`.
+        usable: Those without a fault of their own.
+        config: Which views to keep and how much may be missing.
+        are_present: Whether the files of given rows exist; None where nobody looks.
+        notes: What the reader has to say.
+        faults: What is already known to be wrong.
+    """
+    kept, merged, clashes = merge_duplicates(rows, usable)
+    kept, by_view = keep_views(rows, kept, config.views)
+    rejected: dict[str, Sequence[str]] = {**by_view}
+    if merged:
+        rejected["duplicate"] = merged
+    gone: list[Fault] = []
+    if are_present is not None:
+        kept, missing, gone = drop_missing(rows, kept, are_present(kept), config.max_bad)
+        if missing:
+            rejected["missing"] = missing
+    all_faults = [*faults, *clashes, *gone]
+    if not len(kept) and not all_faults:
+        all_faults.append(_nothing_left(rejected, config))
+    reading = Reading(
+        dataset=dataset,
+        records=to_records(rows, kept),
+        findings=rows.findings,
+        rejected=rejected,
+        sources={table.path.name: table.sha256},
+        notes=(*notes, *view_note(by_view, config.views)),
+    )
+    return Scan(table.path, reading, all_faults)
+
+
+def oddities(sexes: int, ages: int) -> list[str]:
+    """Says how many sexes and ages could not be read."""
+    notes = [f"{sexes:,} rows with another sex than Male or Female count as unknown"] if sexes else []
+    return notes + ([f"{ages:,} rows with an age outside 0 to 120 count as unknown"] if ages else [])
+
+
+def _nothing_left(rejected: dict[str, Sequence[str]], config: DataConfig) -> Fault:
+    counts = ", ".join(f"{reason} ({len(rows):,})" for reason, rows in rejected.items())
+    remedy = f"data.views keeps {', '.join(config.views)}; set it to projections the table has"
+    return Fault("empty", f"no row is left after leaving out {counts}", remedy)
