@@ -51,3 +51,15 @@ class ResourceError(CleftError):
     """Disk, memory, file handles or a worker process ran out."""
 
     exit_code = 6
+
+
+class Interrupted(CleftError):
+    """Ctrl-C was pressed (SIGINT); what was under way is saved."""
+
+    exit_code = 130
+
+
+class Terminated(CleftError):
+    """The process was asked to end (SIGTERM); what was under way is saved."""
+
+    exit_code = 143

@@ -1,0 +1,282 @@
+"""Training states on disk: at every instant at least one whole one, whatever is killed, full or damaged.
+
+A state is one file, `step-00000400.<digest>.ckpt`. It is written beside its final place, synced, read back against
+its digest and only then renamed; older ones go after that. The digest in the name makes file and check one rename.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from torch import Tensor
+
+from cleft.errors import CheckpointError, ResourceError
+
+log = logging.getLogger(__name__)
+
+_NAME = re.compile(r"step-(\d{8,})\.([0-9a-f]{16})\.ckpt")
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class State(NamedTuple):
+    """A training state that was found whole."""
+
+    step: int
+    """Optimiser steps done."""
+    path: Path
+
+
+class StateStore(CheckpointIO):
+    """The training states of one run; Lightning saves and loads through it.
+
+    Keeps the last two and, for each of them, the state with the best validation loss it knows of.
+
+    Args:
+        folder: Where the states lie; made when the first one is saved.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.best_step: int | None = None
+        """Step whose state must stay, because its weights are the best so far. Set it before saving."""
+        self.failure: str | None = None
+        """Why the last save left nothing behind; None if it succeeded."""
+        self._previous: tuple[int, int | None] | None = None  # the state before, and the best it knows of
+
+    def name(self, step: int) -> Path:
+        """What to hand to `Trainer.save_checkpoint`; the digest is added while writing."""
+        return self.folder / f"step-{step:08d}.ckpt"
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Writes a state. A full or failing disk is noted in `failure`, not raised: other ranks wait for this one.
+
+        Args:
+            checkpoint: Tensors, numbers and texts in dictionaries and lists.
+            path: From `name`.
+            storage_options: Not used.
+        """
+        step = int(Path(path).stem.removeprefix("step-"))
+        self.failure = None
+        try:
+            self._write(checkpoint, Path(path).stem)
+        except OSError as error:
+            self.failure = self._explain(error, checkpoint)
+            return
+        self._prune(step)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Reads a state as data alone: no object in it can run code.
+
+        Raises:
+            CheckpointError: If it is damaged.
+        """
+        file = Path(path)
+        reason = _fault(file)
+        if reason is not None:
+            raise CheckpointError(f"{file}: {reason}; remove it to go on from the state before")
+        return torch.load(file, map_location=map_location, weights_only=True)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Deletes a state."""
+        Path(path).unlink(missing_ok=True)
+
+    def latest(self, *, mend: bool = True) -> State | None:
+        """Finds the newest whole state, by number.
+
+        Args:
+            mend: Whether to clear leftovers of a killed save and to rename damaged states to `.bad`.
+
+        Returns:
+            The state, or None if none was ever saved.
+
+        Raises:
+            CheckpointError: If there are states and all are damaged; training never starts over by itself.
+        """
+        if mend:
+            self._sweep()
+        faults: list[str] = []
+        for step, path in sorted(self._files(), reverse=True):
+            reason = _fault(path)
+            if reason is None:
+                if faults:
+                    log.warning("%s; going on from step %d", "; ".join(faults), step)
+                return State(step, path)
+            faults.append(f"{path.name} is damaged ({reason})")
+            if mend:
+                path.rename(path.with_suffix(".bad"))
+        if faults:
+            raise CheckpointError(
+                f"{self.folder}: no training state is whole: {'; '.join(faults)}; "
+                f"copy one back, or remove the folder to train from the beginning"
+            )
+        return None
+
+    def find(self, step: int) -> Path | None:
+        """The whole state of a step, or None."""
+        return next((path for number, path in self._files() if number == step and _fault(path) is None), None)
+
+    def resumed(self, step: int, best_step: int | None) -> None:
+        """Tells the store which state training went on from, so that it stays until two newer ones are there."""
+        self._previous = (step, best_step)
+        self.best_step = best_step
+
+    def check_room(self, needed: int) -> None:
+        """Refuses early where the disk cannot hold three states: two that stay and one being written.
+
+        Args:
+            needed: Bytes of one state.
+
+        Raises:
+            ResourceError: If the volume of the run folder has less room than that.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        present = sum(path.stat().st_size for _, path in self._files())
+        free = shutil.disk_usage(self.folder).free
+        if free + present < 3.2 * needed:
+            raise ResourceError(
+                f"{self.folder}: training states need {_size(3.2 * needed)}, {_size(free)} are free; "
+                f"make room or choose another run folder"
+            )
+
+    def _write(self, checkpoint: dict[str, Any], stem: str) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        draft = self.folder / f".{stem}.tmp"
+        try:
+            with draft.open("wb") as file:
+                hashing = _Hashing(file)
+                _dump(checkpoint, hashing)
+                file.flush()
+                os.fsync(file.fileno())
+            digest = hashing.digest.hexdigest()
+            if _digest(draft) != digest:
+                raise OSError(errno.EIO, "the disk gave back other bytes than were written", str(draft))
+            os.replace(draft, self.folder / f"{stem}.{digest[:16]}.ckpt")
+            sync_folder(self.folder)
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise
+
+    def _prune(self, step: int) -> None:
+        kept = {step, self.best_step}
+        if self._previous is not None:
+            kept |= set(self._previous)
+        self._previous = (step, self.best_step)
+        for number, path in self._files():
+            if number not in kept:
+                path.unlink(missing_ok=True)
+
+    def _sweep(self) -> None:
+        leftovers = list(self.folder.glob(".step-*.tmp"))
+        for path in leftovers:
+            path.unlink(missing_ok=True)
+        if leftovers:
+            log.info("%s: removed %d half-written training states of a killed run", self.folder, len(leftovers))
+
+    def _files(self) -> list[tuple[int, Path]]:
+        if not self.folder.is_dir():
+            return []
+        found = [(_NAME.fullmatch(path.name), path) for path in self.folder.iterdir()]
+        return [(int(match[1]), path) for match, path in found if match]
+
+    def _explain(self, error: OSError, checkpoint: dict[str, Any]) -> str:
+        needed, free = tensor_bytes(checkpoint), shutil.disk_usage(self.folder).free
+        reason = "the disk is full" if error.errno in _FULL else f"cannot be written ({error.strerror or error})"
+        return (
+            f"{self.folder}: {reason}: a training state needs {_size(needed)}, {_size(free)} are free; "
+            f"the states before it are untouched"
+        )
+
+
+def tensor_bytes(tree: Any) -> int:
+    """Bytes of all tensors in nested dictionaries, lists and tuples."""
+    if isinstance(tree, Tensor):
+        return tree.numel() * tree.element_size()
+    if isinstance(tree, Mapping):
+        return sum(tensor_bytes(value) for value in tree.values())
+    if isinstance(tree, list | tuple):
+        return sum(tensor_bytes(value) for value in tree)
+    return 0
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a small text file so that a reader sees the old or the new one, never half of it."""
+    draft = path.with_name(f".{path.name}.tmp")
+    with draft.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a rename inside `folder` survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class _Hashing:
+    """A file that is only written, and knows the digest of what went in and the error that stopped it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.digest = hashlib.sha256()
+        self.error: OSError | None = None
+        self._file = file
+
+    def write(self, data: bytes) -> int:
+        try:
+            written = self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+        self.digest.update(data)
+        return written
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def _dump(checkpoint: dict[str, Any], file: _Hashing) -> None:
+    try:
+        torch.save(checkpoint, file)  # pyright: ignore[reportArgumentType]
+    except RuntimeError:
+        # The archive writer hides what stopped it behind an error of its own.
+        if file.error is None:
+            raise
+        raise file.error from None
+
+
+def _fault(path: Path) -> str | None:
+    """Why a state cannot be used, or None."""
+    match = _NAME.fullmatch(path.name)
+    if match is None:
+        return "its name is not step-<number>.<digest>.ckpt"
+    if not path.is_file():
+        return "missing"
+    if path.stat().st_size == 0:
+        return "empty"
+    return None if _digest(path)[:16] == match[2] else "digest differs"
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**20:.1f} MiB" if count < 2**30 else f"{count / 2**30:.1f} GiB"
