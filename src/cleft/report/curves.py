@@ -1,0 +1,64 @@
+"""Training curves: the loss large, whatever else was logged small."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from markupsafe import Markup
+
+from cleft.report.figures import Points, line_chart, swatch
+from cleft.report.runs import Run
+
+SPLITS = {"train": "training", "val": "validation"}
+NAMES = {
+    "loss": "Loss",
+    "lr": "Learning rate",
+    "logit_scale": "Inverse temperature",
+    "accuracy": "Accuracy",
+    "temperature": "Temperature",
+}
+
+
+class Chart(NamedTuple):
+    """One figure of a run's training."""
+
+    title: str
+    figure: Markup
+    legend: Sequence[tuple[Markup, str]]
+    caption: str
+
+
+def training_charts(run: Run) -> list[Chart]:
+    """One chart per logged quantity, its splits together, the loss first."""
+    quantities: dict[str, dict[str, Points]] = {}
+    for name, points in run.curves.items():
+        quantity, split = _parts(name)
+        quantities.setdefault(quantity, {})[split] = points
+    ordered = sorted(quantities, key=lambda name: (name != "loss", name))
+    return [_chart(name, quantities[name]) for name in ordered]
+
+
+def _chart(quantity: str, series: Mapping[str, Points]) -> Chart:
+    title = NAMES.get(quantity, quantity.replace("_", " ").capitalize())
+    named = dict(sorted(series.items(), key=lambda item: item[0] != "training"))
+    best = (
+        min(named["validation"], key=lambda point: point[1]) if quantity == "loss" and "validation" in named else None
+    )
+    caption = ""
+    if best is not None:
+        caption = f"Lowest validation loss {best[1]:.4g} at step {best[0]:,.0f} (ringed)."
+    legend = [(swatch(index), name) for index, name in enumerate(named)] if len(named) > 1 else []
+    return Chart(title, line_chart(f"{title} over optimiser steps", named, mark=best), legend, caption)
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """Quantity and split of a logged name.
+
+    Example:
+        >>> _parts("val/loss"), _parts("lr-AdamW")
+        (('loss', 'validation'), ('lr-AdamW', ''))
+    """
+    head, _, tail = name.rpartition("/")
+    split = next((SPLITS[part] for part in head.split("/") if part in SPLITS), head)
+    return (tail, split) if head else (name, "")

@@ -1,0 +1,211 @@
+"""Run folders as a page wants them: settings, curves and results, with whatever is private left out.
+
+Only files are read: `config.yaml`, `environment.json`, CSV logs and `results/*.json`. A missing piece
+becomes a sentence on the page; a folder that is not a run at all is refused.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+
+from cleft.codec import from_json
+from cleft.errors import CleftError, DataError
+from cleft.types import Evaluation
+
+LEFT_OUT = "left out: it names a folder of this machine"
+_PRIVATE_KEYS = re.compile(r"(^|[._])(root|cache|host(name)?|user(name)?|pid|cwd|folder|argv|address|token|key)$")
+_FOLDER = re.compile(r"(^|[\s=:\"'])(~|\.{0,2})/\S*|^[A-Za-z]:[\\/]|\\\\")
+_TOKEN = re.compile(r"\b(hf_|gh[pousr]_|github_pat_|sk-|glpat-|AKIA|xox[bp]-)[A-Za-z0-9_-]{12,}")
+_MOST_POINTS = 400
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredResult:
+    """One file of a run's `results`."""
+
+    file: str
+    anchor: str
+    """Id of its section on the page."""
+    evaluation: Evaluation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run folder, read."""
+
+    name: str
+    """Name of the folder, with a number behind it where two runs share one."""
+    anchor: str
+    stage: str
+    """`pretraining` or `context`."""
+    config: Mapping[str, Any]
+    """Settings under dotted keys."""
+    environment: Mapping[str, str]
+    """Versions and device under dotted keys."""
+    curves: Mapping[str, Sequence[tuple[float, float]]]
+    """Logged quantity to points (step, value)."""
+    results: Sequence[StoredResult]
+    problems: Sequence[str]
+    """Sentences about what is missing or unreadable."""
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """Reads each folder once, in the order given.
+
+    Raises:
+        DataError: If a folder is missing or is not a run.
+    """
+    if not folders:
+        raise DataError("no run folder given; name at least one", reason="not-a-run")
+    distinct = list(dict.fromkeys(folder.resolve() for folder in folders))
+    names = [folder.name for folder in distinct]
+    return [
+        _read_run(folder, _unique(folder.name, names[:index]), f"run-{index + 1}")
+        for index, folder in enumerate(distinct)
+    ]
+
+
+def _read_run(folder: Path, name: str, anchor: str) -> Run:
+    config = folder / "config.yaml"
+    if not config.is_file():
+        raise DataError(
+            f"{folder} is not a run folder: it holds no config.yaml; give a folder that "
+            f"cleft pretrain or cleft learn-context wrote",
+            reason="not-a-run",
+        )
+    problems: list[str] = []
+    results = _results(folder / "results", anchor, problems)
+    curves = _curves(sorted((folder / "logs").rglob("*.csv")), problems)
+    if not results:
+        problems.append("It has no results yet: cleft evaluate measures them.")
+    if not curves:
+        problems.append("It has no log of its training.")
+    return Run(
+        name=name,
+        anchor=anchor,
+        stage="context" if any(series.startswith("context") for series in curves) else "pretraining",
+        config=_settings(config),
+        environment=_environment(folder / "environment.json", problems),
+        curves=curves,
+        results=results,
+        problems=problems,
+    )
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DataError(f"{path} cannot be read as YAML; is the run complete?", reason="not-a-run") from error
+    if not isinstance(tree, dict):
+        raise DataError(f"{path} holds no settings; is the run complete?", reason="not-a-run")
+    return flat(cast("dict[str, Any]", tree))
+
+
+def _environment(path: Path, problems: list[str]) -> dict[str, str]:
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        tree = None
+    if not isinstance(tree, dict):
+        problems.append("Its environment.json, which names versions and device, is missing or unreadable.")
+        return {}
+    return {key: shown(key, value) for key, value in flat(cast("dict[str, Any]", tree)).items()}
+
+
+def _results(folder: Path, anchor: str, problems: list[str]) -> list[StoredResult]:
+    found: list[StoredResult] = []
+    for number, path in enumerate(sorted(folder.glob("*.json")), start=1):
+        try:
+            evaluation = from_json(path.read_text(encoding="utf-8"), Evaluation, where=path.name)
+        except (OSError, UnicodeDecodeError) as error:
+            problems.append(f"{path.name} cannot be read ({type(error).__name__}) and is left out.")
+        except CleftError as error:
+            problems.append(f"A result is left out: {error}.")
+        else:
+            found.append(StoredResult(file=path.name, anchor=f"{anchor}-result-{number}", evaluation=evaluation))
+    return found
+
+
+def _curves(paths: Sequence[Path], problems: list[str]) -> dict[str, list[tuple[float, float]]]:
+    """Every logged quantity by step. Where a resumed run wrote a step twice, the later line counts."""
+    points: dict[str, dict[float, float]] = {}
+    for path in paths:
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                for row in csv.DictReader(file):
+                    _add_row(points, row)
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            problems.append(f"Its log {path.name} cannot be read ({type(error).__name__}).")
+    return {name: _thin(sorted(series.items())) for name, series in points.items() if series}
+
+
+def _add_row(points: dict[str, dict[float, float]], row: Mapping[str | None, Any]) -> None:
+    step = _number(row.get("step"))
+    if step is None:
+        return
+    for name, text in row.items():
+        value = _number(text)
+        if name and name not in ("step", "epoch") and value is not None:
+            points.setdefault(name, {})[step] = value
+
+
+def _number(text: Any) -> float | None:
+    try:
+        value = float(text)
+    except (TypeError, ValueError):
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _thin(series: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    stride = -(-len(series) // _MOST_POINTS)
+    kept = series[::stride]
+    return kept if kept[-1] == series[-1] else [*kept, series[-1]]
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping under dotted keys.
+
+    Example:
+        >>> flat({"text": {"rank": 8}, "seed": 0})
+        {'text.rank': 8, 'seed': 0}
+    """
+    leaves: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict) and value:
+            leaves.update(flat(cast("dict[str, Any]", value), f"{prefix}{name}."))
+        else:
+            leaves[f"{prefix}{name}"] = value
+    return leaves
+
+
+def shown(key: str, value: Any) -> str:
+    """A setting as the page may print it: no folder, no token.
+
+    Example:
+        >>> shown("text.rank", 8), shown("data.root", "/home/me/data")
+        ('8', 'left out: it names a folder of this machine')
+    """
+    if value is None:
+        return "–"
+    if isinstance(value, list | tuple):
+        return ", ".join(shown(key, item) for item in cast("Sequence[Any]", value))
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    if _PRIVATE_KEYS.search(key) or _FOLDER.search(text):
+        return LEFT_OUT
+    return _TOKEN.sub("left out: it looks like a token", text)
+
+
+def _unique(name: str, taken: Sequence[str]) -> str:
+    before = sum(other == name for other in taken)
+    return f"{name} ({before + 1})" if before else name

@@ -1,0 +1,341 @@
+"""Results to tables. What stands in one table was asked of the same images; what was not measured is a dash.
+
+Every cell knows the result it came from, so that the page can link to it, and every dash knows its reason.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from markupsafe import Markup
+
+from cleft.report.figures import swatch, whisker
+from cleft.report.paper import published
+from cleft.report.runs import Run, StoredResult
+from cleft.types import Evaluation, Result
+
+FEWEST_PATIENTS = 5
+"""A cell that rests on fewer patients is not printed, unless they are phantoms."""
+FLOORS = {"majority-class": "Majority class", "ap-view": "AP-view rule"}
+HEADINGS = {"accuracy": "Accuracy", "auc": "AUC"}
+PERCENT = "\u202f%"  # behind a narrow space that does not break
+PROMPTS = {"context": "learned context", "handwritten": "handwritten prompts"}
+
+
+class Entry(NamedTuple):
+    """One evaluation of a table."""
+
+    run: Run
+    stored: StoredResult
+    series: int
+    """Which colour and dash it has in the figures."""
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """What was measured."""
+        return self.stored.evaluation
+
+    @property
+    def label(self) -> str:
+        """How a row or a legend calls it."""
+        return f"{self.run.name}, {PROMPTS.get(self.evaluation.prompts, self.evaluation.prompts)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One number as it is printed."""
+
+    text: str
+    detail: str = ""
+    """The interval or range, printed smaller."""
+    href: str = ""
+    note: str = ""
+    """Letter of the footnote."""
+    title: str = ""
+    picture: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of a table."""
+
+    kind: str
+    """`model`, `mean`, `floor` or `paper`."""
+    label: str
+    sublabel: str = ""
+    swatch: str = ""
+    href: str = ""
+    cells: Sequence[Cell] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table with its footnotes."""
+
+    columns: Sequence[str]
+    rows: Sequence[Row]
+    footnotes: Sequence[tuple[str, str]] = ()
+
+
+@dataclass(frozen=True)
+class Footnotes:
+    """Reasons in the order they come up, each with a letter."""
+
+    letters: dict[str, str] = field(default_factory=dict[str, str])
+
+    def letter(self, reason: str | None) -> str:
+        """The letter of a reason, new or known; nothing for no reason."""
+        if not reason:
+            return ""
+        number = len(self.letters)
+        alphabet = string.ascii_lowercase
+        fresh = alphabet[number % 26] * (number // 26 + 1)
+        return self.letters.setdefault(reason, fresh)
+
+    def listed(self) -> list[tuple[str, str]]:
+        """Letters and reasons."""
+        return [(letter, reason) for reason, letter in self.letters.items()]
+
+
+def groups(runs: Sequence[Run]) -> list[list[Entry]]:
+    """Evaluations that may share a table: one question, the same images, the same labels.
+
+    Equal labels are recognised by equal floors, which depend on nothing else.
+    """
+    found: dict[Any, list[Entry]] = {}
+    for run in runs:
+        for stored in run.results:
+            members = found.setdefault(_question(stored.evaluation), [])
+            members.append(Entry(run, stored, len(members)))
+    return list(found.values())
+
+
+def _question(evaluation: Evaluation) -> Any:
+    same = (evaluation.task, evaluation.scoring, evaluation.dataset, evaluation.split, evaluation.ids_digest)
+    floors = tuple(
+        (floor.metric, floor.images, floor.value) for floor in evaluation.floors if "/auc/" not in floor.metric
+    )
+    return (*same, frozenset(evaluation.classes), floors)
+
+
+def headline(group: Sequence[Entry]) -> Table:
+    """Accuracy and AUC of every entry, the mean over seeds, the floors, and the paper's numbers."""
+    notes = Footnotes()
+    spans = {metric: _span(group, metric) for metric in HEADINGS}
+    levels = {"accuracy": _chance(group[0].evaluation), "auc": 0.5}
+
+    def picture(metric: str, value: float, interval: tuple[float, float] | None, kind: str) -> Markup:
+        return whisker(value, interval, spans[metric], kind=kind, level=levels[metric])
+
+    rows = [
+        Row(
+            kind="model",
+            label=entry.run.name,
+            sublabel=PROMPTS.get(entry.evaluation.prompts, entry.evaluation.prompts),
+            swatch=swatch(entry.series),
+            href=f"#{entry.stored.anchor}",
+            cells=[_result_cell(entry, metric, notes, picture) for metric in HEADINGS],
+        )
+        for entry in group
+    ]
+    rows += [_mean_row(members, notes, picture) for members in repeated(group)]
+    rows += [
+        Row(
+            kind="floor",
+            label=name,
+            sublabel="a rule without a model",
+            cells=[_result_cell(group[0], f"{rule}/{metric}", notes, picture) for metric in HEADINGS],
+        )
+        for rule, name in FLOORS.items()
+    ]
+    rows += [
+        Row(
+            kind="paper",
+            label=row.model,
+            sublabel="the paper’s number",
+            href="#paper",
+            cells=[
+                Cell(
+                    text=printed("accuracy", row.accuracy),
+                    href="#paper",
+                    picture=picture("accuracy", row.accuracy, None, "paper"),
+                ),
+                Cell(text="–", note=notes.letter("the paper gives no AUC for zero-shot"), href="#paper"),
+            ],
+        )
+        for row in published(group[0].evaluation)
+    ]
+    return Table(columns=list(HEADINGS.values()), rows=rows, footnotes=notes.listed())
+
+
+def by_class(group: Sequence[Entry]) -> Table:
+    """AUC of each class, one column per entry, and the AP-view rule beside them."""
+    notes = Footnotes()
+    rows = [
+        Row(
+            kind="model",
+            label=name,
+            cells=[
+                *(_result_cell(entry, f"auc/{name}", notes) for entry in group),
+                _result_cell(group[0], f"ap-view/auc/{name}", notes),
+            ],
+        )
+        for name in sorted(group[0].evaluation.classes)
+    ]
+    return Table(columns=[*(entry.label for entry in group), "AP-view rule"], rows=rows, footnotes=notes.listed())
+
+
+def every_number(stored: StoredResult) -> Table:
+    """All results and floors of one file, the lines that the other tables link to."""
+    notes = Footnotes()
+    rows = [
+        Row(
+            kind="floor" if place == "f" else "model",
+            label=_metric_name(result.metric),
+            href=f"{stored.anchor}-{place}{index}",
+            cells=_plain_cells(result, stored.evaluation, notes),
+        )
+        for place, results in (("m", stored.evaluation.results), ("f", stored.evaluation.floors))
+        for index, result in enumerate(results)
+    ]
+    return Table(columns=["Value", "95 % interval", "Images", "Patients"], rows=rows, footnotes=notes.listed())
+
+
+def repeated(group: Sequence[Entry]) -> list[list[Entry]]:
+    """Entries that differ in nothing but the seed, two or more at a time."""
+    found: dict[Any, list[Entry]] = {}
+    for entry in group:
+        recipe = {key: str(value) for key, value in entry.run.config.items() if key not in _NOT_RECIPE}
+        key = (entry.evaluation.prompts, entry.run.stage, tuple(sorted(recipe.items())))
+        found.setdefault(key, []).append(entry)
+    return [members for members in found.values() if len({_seed(entry) for entry in members}) == len(members) > 1]
+
+
+_NOT_RECIPE = ("seed", "data.root", "data.cache", "data.workers")
+
+
+def printed(metric: str, value: float) -> str:
+    """A number as people read it: shares in percent, areas as they are.
+
+    Example:
+        >>> printed("auc", 0.8776), printed("accuracy", 0.6674).split()
+        ('0.878', ['66.7', '%'])
+    """
+    return f"{100 * value:.1f}{PERCENT}" if "accuracy" in metric.split("/") else f"{value:.3f}"
+
+
+def printed_range(metric: str, bounds: tuple[float, float]) -> str:
+    """Both ends of an interval, the unit once."""
+    low, high = (printed(metric, end) for end in bounds)
+    return f"{low.removesuffix(PERCENT)}–{high}"
+
+
+def small(result: Result, evaluation: Evaluation) -> bool:
+    """Whether a cell rests on so few patients that it is not printed."""
+    return not evaluation.synthetic and 0 < result.patients < FEWEST_PATIENTS
+
+
+Picture = Callable[[str, float, "tuple[float, float] | None", str], Markup]
+
+
+def _result_cell(entry: Entry, metric: str, notes: Footnotes, picture: Picture | None = None) -> Cell:
+    """The cell of one metric of one evaluation, looked up among its results and floors."""
+    for place, results in (("m", entry.evaluation.results), ("f", entry.evaluation.floors)):
+        for index, result in enumerate(results):
+            if result.metric == metric:
+                return _cell(result, entry, f"#{entry.stored.anchor}-{place}{index}", notes, picture)
+    missing = "the result file does not hold this number"
+    return Cell(text="–", note=notes.letter(missing), title=missing, href=f"#{entry.stored.anchor}")
+
+
+def _cell(result: Result, entry: Entry, href: str, notes: Footnotes, picture: Picture | None) -> Cell:
+    reason = f"fewer than {FEWEST_PATIENTS} patients" if small(result, entry.evaluation) else result.reason
+    if result.value is None or small(result, entry.evaluation):
+        reason = reason or "not measured, and the result file does not say why"
+        return Cell(text="–", note=notes.letter(reason), title=reason, href=href)
+    name = result.metric.split("/")[-1]
+    kind = "floor" if result.metric.split("/")[0] in FLOORS else "model"
+    return Cell(
+        text=printed(result.metric, result.value),
+        detail=printed_range(result.metric, result.interval) if result.interval else "no interval",
+        href=href,
+        note=notes.letter(reason),
+        title=f"{entry.stored.file}: {result.images:,} images of {result.patients:,} patients",
+        picture=picture(name, result.value, result.interval, kind) if picture else "",
+    )
+
+
+def _plain_cells(result: Result, evaluation: Evaluation, notes: Footnotes) -> list[Cell]:
+    hidden = small(result, evaluation)
+    value = None if hidden else result.value
+    interval = None if hidden else result.interval
+    reason = f"fewer than {FEWEST_PATIENTS} patients" if hidden else result.reason
+    note = notes.letter(reason)
+    return [
+        Cell(text="–" if value is None else printed(result.metric, value), note=note if value is None else ""),
+        Cell(
+            text="–" if interval is None else printed_range(result.metric, interval),
+            note=note if value is not None else "",
+        ),
+        Cell(text=f"{result.images:,}"),
+        Cell(text=f"under {FEWEST_PATIENTS}" if hidden else f"{result.patients:,}"),
+    ]
+
+
+def _mean_row(members: Sequence[Entry], notes: Footnotes, picture: Picture) -> Row:
+    seeds = ", ".join(str(seed) for seed in sorted(_seed(entry) for entry in members))
+    cells: list[Cell] = []
+    for metric in HEADINGS:
+        values = [value for entry in members if (value := _value(entry.evaluation, metric)) is not None]
+        if len(values) < len(members):
+            cells.append(Cell(text="–", note=notes.letter("not measured for every seed")))
+            continue
+        mean, reach = sum(values) / len(values), (min(values), max(values))
+        note = notes.letter("the range is from the lowest to the highest seed, not a 95 % interval")
+        detail = f"{printed_range(metric, reach)}"
+        cells.append(
+            Cell(text=printed(metric, mean), detail=detail, note=note, picture=picture(metric, mean, reach, "mean"))
+        )
+    prompts = PROMPTS.get(members[0].evaluation.prompts, members[0].evaluation.prompts)
+    return Row(kind="mean", label=f"Mean of {len(members)} seeds", sublabel=f"{prompts}, seeds {seeds}", cells=cells)
+
+
+def _seed(entry: Entry) -> int:
+    seed = entry.run.config.get("seed", 0)
+    return seed if isinstance(seed, int) else 0
+
+
+def _value(evaluation: Evaluation, metric: str) -> float | None:
+    return next((result.value for result in evaluation.results if result.metric == metric), None)
+
+
+def _chance(evaluation: Evaluation) -> float:
+    return 1 / max(1, len(evaluation.classes)) if evaluation.scoring == "multi-class" else 0.5
+
+
+def _span(group: Sequence[Entry], metric: str) -> tuple[float, float]:
+    """Tenths that hold every value and interval of a column."""
+    seen = [0.5] if metric == "auc" else [_chance(group[0].evaluation)]
+    for entry in group:
+        for result in (*entry.evaluation.results, *entry.evaluation.floors):
+            if result.metric.endswith(metric) and "/auc/" not in result.metric and result.value is not None:
+                seen += [result.value, *(result.interval or ())]
+    seen += [row.accuracy for row in published(group[0].evaluation) if metric == "accuracy"]
+    low, high = int(min(seen) * 10) / 10, -int(-max(seen) * 10 // 1) / 10
+    return (low, high if high > low else low + 0.1)
+
+
+def _metric_name(metric: str) -> str:
+    """A metric in words.
+
+    Example:
+        >>> _metric_name("ap-view/auc/Edema"), _metric_name("accuracy")
+        ('AP-view rule: AUC, Edema', 'Accuracy')
+    """
+    rule, _, rest = metric.partition("/")
+    if rule in FLOORS and rest:
+        return f"{FLOORS[rule]}: {_metric_name(rest)}"
+    return f"{HEADINGS.get(rule, rule)}, {rest}" if rest else HEADINGS.get(rule, rule)
