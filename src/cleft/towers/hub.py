@@ -1,0 +1,166 @@
+"""Hugging Face configurations and models, by hub name, by folder or from a description, and never with code.
+
+Only configurations that ship with `transformers` are read: a folder that names code of its own is refused, and
+nothing in it can make the library import or download any.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ssl
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+import torch
+from huggingface_hub import constants
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from cleft.errors import CheckpointError, ConfigError
+
+_CODE = ("auto_map", "custom_pipelines", "_attn_implementation", "attn_implementation", "_experts_implementation")
+"""Keys of a configuration that can name code on a hub."""
+_HUB_SECONDS = 5.0
+
+
+def config_from(description: Mapping[str, Any], where: str) -> PreTrainedConfig:
+    """Builds a configuration from its `model_type` and options.
+
+    Args:
+        description: As in `image.scratch`, or what `describe` returned.
+        where: Setting or file it stands in, for messages.
+
+    Raises:
+        ConfigError: If the type or an option is unknown to this version of transformers, or has a bad value.
+    """
+    options = {name: value for name, value in description.items() if name not in ("model_type", *_CODE)}
+    kind = description.get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        near = difflib.get_close_matches(str(kind), list(CONFIG_MAPPING.keys()), n=1)
+        hint = f"did you mean {near[0]!r}" if near else "see its documentation for the names"
+        raise ConfigError(f"{where}: transformers knows no model_type {kind!r}; {hint}")
+    try:
+        known = set(AutoConfig.for_model(kind).to_dict()) | set(CONFIG_MAPPING[kind].attribute_map)
+        _refuse_unknown(options, known, f"{where} ({kind})")
+        return AutoConfig.for_model(kind, **options)
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{where}: a {kind} cannot be built with {options}: {error}") from error
+
+
+def describe(config: PreTrainedConfig) -> dict[str, Any]:
+    """Returns what `config_from` needs to build an equal configuration, as plain JSON values and without code."""
+    return {name: value for name, value in config.to_dict().items() if name not in _CODE}
+
+
+def read_config(model: str, setting: str) -> PreTrainedConfig:
+    """Reads the configuration of a model on the hub, in its cache, or in a folder.
+
+    What the cache holds is taken without asking the network, and a network that does not answer is given up after
+    seconds, not after the library's minutes of retrying.
+
+    Raises:
+        ConfigError: If it cannot be had, or the model needs code of its own.
+    """
+    content = _find_config(model, setting)
+    if content.get("auto_map") and content.get("model_type") not in CONFIG_MAPPING:
+        raise ConfigError(
+            f"{setting}={model!r} runs code of its own, which is never done; choose a model that transformers ships"
+        )
+    if "model_type" not in content:
+        raise ConfigError(f"{setting}={model!r}: its config.json names no model_type; is it a Hugging Face model?")
+    options = {name: value for name, value in content.items() if name not in ("model_type", *_CODE)}
+    kind = cast("str", content["model_type"])
+    if kind not in CONFIG_MAPPING:
+        raise ConfigError(f"{setting}={model!r}: this transformers knows no model_type {kind!r}; upgrade it")
+    return AutoConfig.for_model(kind, **options)
+
+
+def random_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """Builds a model with random weights from torch's global generator; callers fork it."""
+    return cast("PreTrainedModel", AutoModel.from_config(config))
+
+
+def pretrained_model(
+    model: str, config: PreTrainedConfig, setting: str, *, dtype: torch.dtype = torch.float32
+) -> tuple[PreTrainedModel, set[str]]:
+    """Loads a model's weights.
+
+    Returns:
+        The model, and the names of its weights that the files do not hold: those are random. Callers refuse what
+        they need.
+
+    Raises:
+        ConfigError: If the weights cannot be had.
+        CheckpointError: If they cannot be read or do not fit the configuration.
+    """
+    try:
+        loaded, info = AutoModel.from_pretrained(model, config=config, dtype=dtype, output_loading_info=True)
+    except OSError as error:
+        raise _not_found(model, setting, error) from error
+    except Exception as error:  # whatever reader the files ask for, with its own exceptions
+        raise CheckpointError(f"{setting}={model!r}: its weights cannot be read ({error}); copy them again") from error
+    return cast("PreTrainedModel", loaded), {str(name) for name in info["missing_keys"]}
+
+
+def meta_model(config: PreTrainedConfig) -> nn.Module:
+    """Builds a model that has shapes but no memory."""
+    with torch.device("meta"):
+        return random_model(config)
+
+
+def _find_config(model: str, setting: str) -> dict[str, Any]:
+    if Path(model).is_absolute() or model.startswith("."):
+        if not (Path(model) / "config.json").is_file():
+            raise ConfigError(f"{setting}={model!r} is no folder with a config.json; give a hub name or such a folder")
+    elif not Path(model).is_dir():
+        cached = _try_config(model, local_files_only=True)
+        if cached:
+            return cached
+        if constants.HF_HUB_OFFLINE or not _hub_answers():
+            raise _not_found(model, setting, None)
+    content = _try_config(model)
+    if not content:
+        raise _not_found(model, setting, None)
+    return content
+
+
+def _try_config(model: str, **options: Any) -> dict[str, Any]:
+    try:
+        return PreTrainedConfig.get_config_dict(model, **options)[0]
+    except OSError:
+        return {}
+
+
+def _hub_answers() -> bool:
+    """Whether anything answers under the hub's address, be it with an error or with a certificate we do not know."""
+    try:
+        urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=_HUB_SECONDS).close()
+    except HTTPError:
+        return True
+    except URLError as error:
+        return isinstance(error.reason, ssl.SSLError)
+    except OSError:
+        return False
+    return True
+
+
+def _not_found(model: str, setting: str, error: Exception | None) -> ConfigError:
+    reason = f" ({str(error).splitlines()[0]})" if error else ""
+    return ConfigError(
+        f"{setting}={model!r} is neither a folder, nor in the local cache, nor can it be downloaded{reason}; "
+        f"give a folder that holds its config.json and weights: {setting}=<folder>"
+    )
+
+
+def _refuse_unknown(options: Mapping[str, Any], known: set[str], where: str) -> None:
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise ConfigError(f"{where} has no option {name!r}{f'; did you mean {near[0]!r}' if near else ''}")

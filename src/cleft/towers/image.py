@@ -1,0 +1,122 @@
+"""Any Hugging Face vision model as image tower: gray pixels in, one feature vector per image out.
+
+An unfit size or pooling is refused while the tower is built. Weights that no feature depends on (a mask token, a last
+norm that is not used) are held still: an optimiser would let them decay, and distributed training would wait for
+their gradients for ever.
+
+Shapes: `B` images, `C` channels, `D` width of the tower, `H` and `W` pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from cleft.config import ImagesConfig, ImageTowerConfig
+from cleft.errors import CheckpointError, ConfigError
+from cleft.towers.hub import config_from, pretrained_model, random_model, read_config
+from cleft.towers.vision import POOLINGS, channels_of, probe, read_states
+from cleft.types import ImageSpec
+
+
+class ImageTower(nn.Module):
+    """A vision model, its pooling, and how it wants its images.
+
+    Args:
+        model: The vision model.
+        config: Which pooling, and whether the weights move.
+        spec: Size and normalisation of its images.
+
+    Raises:
+        ConfigError: If the model cannot take images of this size, or lacks what the pooling needs.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: PreTrainedModel, config: ImageTowerConfig, spec: ImageSpec) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.spec = spec
+        self.trains = config.train
+        channels = channels_of(model.config)
+        self.register_buffer("mean", _per_channel(spec.mean, channels), persistent=False)
+        self.register_buffer("std", _per_channel(spec.std, channels), persistent=False)
+        self.width, needed = probe(model.config, config.pooling, spec)
+        for name, weight in model.named_parameters():
+            weight.requires_grad_(config.train and name in needed)
+        if config.gradient_checkpointing:
+            _checkpoint_gradients(model)
+        self.train(self.training)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Returns features `[B, D]` of normalised images `[B, C, H, W]`, `C` the model's channels.
+
+        `H` and `W` may differ from the size in `spec` where the model can interpolate its positions.
+        """
+        return POOLINGS[self.config.pooling](read_states(self.model, self.model.config, pixel_values))
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Returns features `[B, D]` of gray images `[B, 1, H, W]` uint8 at the size in `spec`."""
+        return self(self.normalise(images))
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Scales gray images to [0, 1], repeats them for every channel, subtracts the mean and divides by the std.
+
+        Raises:
+            ValueError: If the images are not `[B, 1, H, W]` uint8 of the size in `spec`.
+        """
+        if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[1:]) != (1, *self.spec.size):
+            raise ValueError(
+                f"images are {tuple(images.shape)} {images.dtype}; the tower takes [B, 1, H, W] torch.uint8 "
+                f"with (H, W) = {self.spec.size}"
+            )
+        return (images.to(self.mean.dtype) / 255 - self.mean) / self.std
+
+    def train(self, mode: bool = True) -> ImageTower:
+        """Sets training mode; a frozen tower stays in evaluation mode, its dropout off and its batch norms still."""
+        return super().train(mode and self.trains)
+
+
+def build_image_tower(config: ImageTowerConfig, images: ImagesConfig) -> ImageTower:
+    """Builds the tower the settings describe; random weights come from torch's global generator.
+
+    Raises:
+        ConfigError: If the model cannot be found or built, or does not fit its images or pooling.
+        CheckpointError: If its files lack weights that the features depend on.
+    """
+    spec = ImageSpec(size=(images.size, images.size), mean=images.mean, std=images.std)
+    if config.scratch is not None:
+        return ImageTower(random_model(config_from(config.scratch, "image.scratch")), config, spec)
+    source = str(config.model)
+    hf_config = read_config(source, "image.model")
+    hf_config = getattr(hf_config, "vision_config", hf_config)  # CLIP and SigLIP hold both towers in one folder
+    if config.random_weights:
+        return ImageTower(random_model(hf_config), config, spec)
+    probe(hf_config, config.pooling, spec)  # refuses what does not fit before gigabytes are read
+    model, missing = pretrained_model(source, hf_config, "image.model")
+    tower = ImageTower(model, config, spec)
+    _refuse_random(missing & probe(hf_config, config.pooling, spec)[1], source)
+    return tower
+
+
+def _per_channel(values: tuple[float, float, float], channels: int) -> Tensor:
+    """Returns `[C, 1, 1]`; a model of one channel gets the average."""
+    tensor = torch.tensor(values) if channels == 3 else torch.tensor([sum(values) / 3])
+    return tensor[:, None, None]
+
+
+def _checkpoint_gradients(model: PreTrainedModel) -> None:
+    if not model.supports_gradient_checkpointing:
+        raise ConfigError(f"image.gradient_checkpointing: a {model.config.model_type} has none; switch it off")
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def _refuse_random(missing: set[str], source: str) -> None:
+    if missing:
+        raise CheckpointError(
+            f"image.model={source!r} holds no values for {len(missing)} of the weights its features depend on, first "
+            f"{sorted(missing)[:5]}; choose another image.pooling, or image.random_weights=true to start from nothing"
+        )
