@@ -160,7 +160,8 @@ def _read_views(column: Column | None, sides: list[str]) -> list[str | None]:
 
 
 def _beside_table(root: Path, table: Path, ids: Sequence[str]) -> list[str]:
-    return [f"{table.parent}/{name}" for name in ids]
+    folder = str(table.parent)
+    return [f"{folder}/{name}" for name in ids]
 
 
 def _census(name: str, rows: Rows, paths: _Paths) -> list[str]:

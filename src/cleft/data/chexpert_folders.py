@@ -42,11 +42,12 @@ def locate_images(root: Path, table: Path, ids: Sequence[str]) -> list[str]:
     folders = list(dict.fromkeys([table.parent, root, *(root / name for name in _RELEASES)]))
     for folder in folders:
         if any((folder / name).is_file() for name in probes):
-            return [f"{folder}/{name}" for name in ids]
+            home = str(folder)
+            return [f"{home}/{name}" for name in ids]
     batches = [*_batches(table.parent), *_batches(table.parent.parent)]
-    batch_of = {entry.name: batch for batch in batches for entry in os.scandir(batch) if entry.is_dir()}
-    paths = [_in_batch(name, batch_of, table.parent) for name in ids]
-    if named and not any(Path(_in_batch(name, batch_of, table.parent)).is_file() for name in probes):
+    batch_of = {entry.name: str(batch) for batch in batches for entry in os.scandir(batch) if entry.is_dir()}
+    home = str(table.parent)
+    if named and not any(os.path.isfile(_in_batch(name, batch_of, home)) for name in probes):
         tried = [f"{folder}/{probes[0]}" for folder in folders]
         tried += [f"{batch}/{probes[0].partition('/')[2]}" for batch in batches]
         raise DataError(
@@ -54,14 +55,14 @@ def locate_images(root: Path, table: Path, ids: Sequence[str]) -> list[str]:
             "set data.root to the folder that holds train/, or to the one above it",
             reason="missing",
         )
-    return paths
+    return [_in_batch(name, batch_of, home) for name in ids]
 
 
 def _batches(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.glob(_BATCHES)) if path.is_dir()]
 
 
-def _in_batch(name: str, batch_of: dict[str, Path], otherwise: Path) -> str:
+def _in_batch(name: str, batch_of: dict[str, str], otherwise: str) -> str:
     split, _, rest = name.partition("/")
     batch = batch_of.get(rest.partition("/")[0]) if split == "train" else None
     return f"{batch}/{rest}" if batch else f"{otherwise}/{name}"
