@@ -1,0 +1,306 @@
+"""A run is a folder you could mail: its settings, its surroundings, what it learned from, its log and its weights.
+
+```
+<run>/
+├── config.yaml         resolved, complete, loadable as a preset
+├── environment.json    versions, device, threads, command without folders
+├── split.json          recipe, digests, counts; patients only as salted digests
+├── logs/               log.csv and TensorBoard's files
+├── states/             training states, to go on from
+├── model.safetensors, model.json, tokenizer files
+└── summary.json        written last: with it, the run is finished
+```
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import platform
+import socket
+import sys
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+from cleft.config import Settings, dump_settings, load_settings
+from cleft.errors import ConfigError, DataError, ResourceError
+from cleft.learning.same import Stage, changes
+from cleft.learning.states import StateStore, write_whole
+
+log = logging.getLogger(__name__)
+
+_OURS = {"lock", "config.yaml", "environment.json", "split.json", "logs", "states", ".config.yaml.tmp", ".probe.tmp"}
+_PACKAGES = ("cleft", "torch", "lightning", "transformers", "tokenizers", "peft", "numpy", "opencv-python-headless")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder that is open for one process, or for the ranks of one training."""
+
+    folder: Path
+    stage: Stage
+    store: StateStore
+
+    @property
+    def log_folder(self) -> Path:
+        """Where the loggers write."""
+        return self.folder / "logs"
+
+    def summary(self) -> dict[str, Any] | None:
+        """What the finished run says of itself, or None while it is not finished."""
+        return read_json(self.folder / "summary.json")
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Marks the run as finished; everything else must be on disk already."""
+        _write_json(self.folder / "summary.json", {"stage": self.stage, **summary})
+
+    def keep_split(self, facts: Mapping[str, Any]) -> None:
+        """Writes down what the run learns from; when it goes on, checks that this is still the same.
+
+        Args:
+            facts: From `split_facts`, and whatever else decides the result and lies outside the settings.
+
+        Raises:
+            ConfigError: If the run was begun with other data; lists what differs.
+        """
+        path = self.folder / "split.json"
+        old = read_json(path)
+        if old is None:
+            if is_first_rank():
+                _write_json(path, facts)
+            return
+        new = json.loads(json.dumps(facts))
+        differing = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+        if differing:
+            shown = "; ".join(f"{key} {_short(old.get(key))} → {_short(new.get(key))}" for key in differing)
+            raise ConfigError(
+                f"{self.folder} was begun with other data: {shown}; "
+                f"give the data it was begun with, or choose another run folder"
+            )
+
+
+@contextmanager
+def open_run(folder: Path, settings: Settings, stage: Stage) -> Generator[Run]:
+    """Opens a run folder, a new one or one to go on with, and holds it against other processes.
+
+    Args:
+        folder: Made if it does not exist.
+        settings: Resolved settings; the folder keeps them.
+        stage: Which stage runs in it.
+
+    Raises:
+        ConfigError: If another process holds the folder, it belongs to another run or stage, or it was begun with
+            other settings that decide the result.
+        ResourceError: If the folder cannot be written.
+    """
+    run = Run(folder, stage, StateStore(folder / "states"))
+    if not is_first_rank():
+        yield run
+        return
+    _check_place(folder)
+    with _locked(folder / "lock"):
+        _check_settings(folder, settings, stage)
+        if run.summary() is None:
+            write_whole(folder / "config.yaml", dump_settings(settings))
+            _keep_environment(folder / "environment.json", stage)
+        yield run
+
+
+def split_facts(
+    *, dataset: str, recipe: str, digest: str, counts: Mapping[str, int], patients: Iterable[str], **more: str
+) -> dict[str, Any]:
+    """What `split.json` holds.
+
+    Args:
+        dataset: Name of the reader.
+        recipe: Name of the rule that made the splits.
+        digest: Of the splits.
+        counts: Images of each split.
+        patients: Of training and validation. Only salted digests are kept: enough to ask whether a known patient
+            was among them, no list of who they are.
+        more: Further digests that must not change while the run goes on.
+    """
+    keys = sorted({_patient_key(digest, dataset, patient) for patient in patients})
+    return {
+        "dataset": dataset,
+        "recipe": recipe,
+        "digest": digest,
+        "counts": dict(counts),
+        **more,
+        "patients": keys,
+    }
+
+
+def seen_patients(folder: Path, dataset: str, patients: Iterable[str]) -> set[str]:
+    """Returns those of `patients` whose images a run trained on or chose its weights by.
+
+    Args:
+        folder: Run folder.
+        dataset: Name of the reader `patients` come from; ids of different datasets never meet.
+        patients: Who may be scored.
+
+    Raises:
+        DataError: If the folder does not say what it learned from.
+    """
+    facts = read_json(folder / "split.json")
+    if facts is None:
+        raise DataError(
+            f"{folder} has no split.json: it does not say what it was trained on", reason="unknown-training"
+        )
+    known = set(facts["patients"])
+    return {patient for patient in patients if _patient_key(facts["digest"], dataset, patient) in known}
+
+
+def texts_digest(texts: Iterable[str]) -> str:
+    """First 16 hex digits of a SHA-256 over texts in their order."""
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
+
+
+def command_line(words: list[str]) -> str:
+    """What was typed, with every path cut to its last part.
+
+    Example:
+        >>> command_line(["/opt/bin/cleft", "pretrain", "tiny", "--data.root=/data/secret/chexpert", "--run", "a/b"])
+        'cleft pretrain tiny --data.root=chexpert --run b'
+    """
+    return " ".join(_without_folder(word) for word in words)
+
+
+def is_first_rank() -> bool:
+    """Whether this process writes for all ranks of a training."""
+    return getattr(rank_zero_only, "rank", 0) in (None, 0)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Reads a JSON object, or None where there is no file.
+
+    Raises:
+        DataError: If the file holds something else.
+    """
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise DataError(f"{path} is not valid JSON ({error}); remove the run and train again", reason="json") from error
+    if not isinstance(tree, dict):
+        raise DataError(f"{path} holds {type(tree).__name__}, not an object", reason="json")
+    return tree
+
+
+def _check_place(folder: Path) -> None:
+    """A new or known folder, in which a file can be written and renamed."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file; choose another folder for the run")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".probe.tmp"
+        probe.write_text("")
+        probe.replace(folder / ".probe")
+        (folder / ".probe").unlink()
+    except OSError as error:
+        raise ResourceError(f"{folder}: cannot be written ({error.strerror}); choose another run folder") from error
+    strangers = sorted(path.name for path in folder.iterdir() if path.name not in _OURS)
+    if strangers and not (folder / "config.yaml").is_file():
+        raise ConfigError(
+            f"{folder} is not empty and holds no run (found {', '.join(strangers[:3])}); choose another run folder"
+        )
+
+
+def _check_settings(folder: Path, settings: Settings, stage: Stage) -> None:
+    if not (folder / "config.yaml").is_file():
+        return
+    old_stage = (read_json(folder / "environment.json") or {}).get("stage", stage)
+    if old_stage != stage:
+        raise ConfigError(f"{folder} is a run of stage {old_stage!r}, not {stage!r}; choose another run folder")
+    deciding, rounding = changes(load_settings(folder / "config.yaml"), settings, stage)
+    if deciding:
+        raise ConfigError(
+            f"{folder} was begun with other settings: {'; '.join(map(str, deciding))}; "
+            f"put the old values back to go on, or choose another run folder"
+        )
+    if rounding:
+        log.warning("%s: no longer bit-equal, because %s", folder, "; ".join(map(str, rounding)))
+
+
+def _keep_environment(path: Path, stage: Stage) -> None:
+    new = {"stage": stage, **_environment()}
+    old = read_json(path)
+    if old is not None:
+        fields = ("versions", "machine", "threads")
+        differing = [f"{name} {old.get(name)} → {new[name]}" for name in fields if old.get(name) != new[name]]
+        if differing:
+            log.warning("%s: no longer bit-equal, because %s", path.parent, "; ".join(differing))
+    _write_json(path, new)
+
+
+def _environment() -> dict[str, Any]:
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {
+        "versions": versions,
+        "machine": f"{platform.system()} {platform.machine()}",
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "command": command_line(sys.argv),
+    }
+
+
+@contextmanager
+def _locked(path: Path) -> Generator[None]:
+    """Holds `path` for this process; the system gives it back however the process ends."""
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            # Not flock: forked loader workers would share it and hold it for seconds after their parent was killed.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise ConfigError(
+                f"{path.parent} is in use by {holder}; wait for it, stop it, or choose another run folder"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+def _patient_key(salt: str, dataset: str, patient: str) -> str:
+    return hashlib.sha256(f"{salt}|{dataset}|{patient}".encode()).hexdigest()[:16]
+
+
+def _write_json(path: Path, tree: Mapping[str, Any]) -> None:
+    write_whole(path, json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _without_folder(word: str) -> str:
+    head, equals, value = word.partition("=")
+    if equals:
+        return f"{head}={_without_folder(value)}"
+    head, colon, value = word.partition(":")  # as in --data chexpert:<folder>
+    if colon and os.sep in value:
+        return f"{head}:{Path(value).name}"
+    return Path(word).name if os.sep in word else word
+
+
+def _short(value: Any) -> str:
+    text = f"{len(value)} patients" if isinstance(value, list) else repr(value)
+    return text if len(text) < 60 else f"{text[:57]}…"

@@ -1,0 +1,124 @@
+"""Which settings may change when a run goes on, and which would make it another run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from enum import Enum
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
+
+from cleft.config import Settings
+
+Stage = Literal["pretrain", "context"]
+"""`pretrain` is stage one, `context` stage two."""
+
+
+class Role(Enum):
+    """What a change of a setting does to a run that has begun."""
+
+    DECIDES = "another result in both stages"
+    DECIDES_PRETRAIN = "another result in stage one, nothing in stage two"
+    DECIDES_CONTEXT = "another result in stage two, nothing in stage one"
+    ROUNDS = "the same result but for rounding"
+    HARMLESS = "the same result"
+
+
+ROLES: Mapping[str, Role] = MappingProxyType(
+    {
+        "seed": Role.DECIDES,
+        "classes": Role.DECIDES_CONTEXT,
+        "data.dataset": Role.DECIDES,
+        "data.root": Role.HARMLESS,  # a folder may move; what it holds is compared by digest
+        "data.table": Role.DECIDES,
+        "data.views": Role.DECIDES,
+        "data.uncertain": Role.DECIDES,
+        "data.split": Role.DECIDES,
+        "data.val_fraction": Role.DECIDES,
+        "data.test_fraction": Role.DECIDES,
+        "data.negatives": Role.DECIDES,
+        "data.empty_caption": Role.DECIDES,
+        "data.max_bad": Role.HARMLESS,
+        "data.workers": Role.HARMLESS,
+        "data.cache": Role.HARMLESS,
+        "images.recipe": Role.DECIDES,
+        "images.intensity": Role.DECIDES,
+        "images.stored_size": Role.DECIDES,
+        "images.size": Role.DECIDES,
+        "images.mean": Role.DECIDES,
+        "images.std": Role.DECIDES,
+        "images.augment": Role.DECIDES_PRETRAIN,
+        "image.gradient_checkpointing": Role.ROUNDS,
+        "image": Role.DECIDES_PRETRAIN,
+        "text.gradient_checkpointing": Role.ROUNDS,
+        "text.packing": Role.ROUNDS,
+        "text": Role.DECIDES_PRETRAIN,
+        "loss": Role.DECIDES_PRETRAIN,
+        "optim": Role.DECIDES_PRETRAIN,
+        "train.batch_size": Role.DECIDES_PRETRAIN,
+        "train.precision": Role.ROUNDS,
+        "train.accelerator": Role.ROUNDS,
+        "train.devices": Role.ROUNDS,
+        "train.nodes": Role.ROUNDS,
+        "train.strategy": Role.ROUNDS,
+        "train.val_every": Role.DECIDES_PRETRAIN,
+        "train.save_every": Role.HARMLESS,
+        "train.log_every": Role.HARMLESS,
+        "context": Role.DECIDES_CONTEXT,
+    }
+)
+"""Setting, or group of settings, to its role; the longest name that fits a key counts."""
+
+_DECIDING = {
+    "pretrain": {Role.DECIDES, Role.DECIDES_PRETRAIN},
+    "context": {Role.DECIDES, Role.DECIDES_CONTEXT},
+}
+
+
+class Change(NamedTuple):
+    """A setting that differs from what a run was begun with."""
+
+    key: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.key} {self.old!r} → {self.new!r}"
+
+
+def role(key: str) -> Role:
+    """The role of a dotted key of the settings tree.
+
+    Raises:
+        KeyError: If the key is in no group; every setting must be.
+    """
+    name = key
+    while name not in ROLES:
+        name, dot, _ = name.rpartition(".")
+        if not dot:
+            raise KeyError(key)
+    return ROLES[name]
+
+
+def changes(old: Settings, new: Settings, stage: Stage) -> tuple[list[Change], list[Change]]:
+    """Compares the settings of a run with those it is to go on with.
+
+    Returns:
+        Changes that would make it another run, and changes that only round differently.
+    """
+    before, after = flat(old), flat(new)
+    found = [Change(key, before[key], value) for key, value in after.items() if before[key] != value]
+    deciding = [change for change in found if role(change.key) in _DECIDING[stage]]
+    return deciding, [change for change in found if role(change.key) is Role.ROUNDS]
+
+
+def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Every setting under its dotted key, e.g. `text.rank`."""
+    leaves: dict[str, Any] = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            leaves |= flat(value, f"{prefix}{field.name}.")
+        else:
+            leaves[f"{prefix}{field.name}"] = value
+    return leaves

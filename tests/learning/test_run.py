@@ -1,0 +1,134 @@
+"""Run folders: what they hold, whom they refuse, what they keep to themselves."""
+
+import json
+import os
+import time
+from dataclasses import replace
+
+import pytest
+from tests.tools.forks import forked
+
+from cleft.config import Settings, load_settings
+from cleft.errors import ConfigError, DataError, ResourceError
+from cleft.learning.run import open_run, seen_patients, split_facts
+
+SETTINGS = Settings()
+FACTS = split_facts(
+    dataset="manifest", recipe="patients", digest="d1", counts={"train": 3}, patients=["p17", "p18", "p17"]
+)
+
+
+def test_a_new_run_keeps_its_settings_and_surroundings(tmp_path):
+    with open_run(tmp_path / "a" / "run", SETTINGS, "pretrain") as run:
+        assert load_settings(run.folder) == SETTINGS
+        environment = json.loads((run.folder / "environment.json").read_text())
+        assert environment["stage"] == "pretrain"
+        assert environment["versions"]["torch"].startswith("2")
+        assert "/" not in environment["command"]
+        assert run.summary() is None
+        run.finish({"best_step": 7})
+        assert run.summary() == {"stage": "pretrain", "best_step": 7}
+
+
+def test_a12_a_second_process_is_refused_with_pid_and_host(tmp_path):
+    with open_run(tmp_path, SETTINGS, "pretrain"):
+
+        def second():
+            with (
+                pytest.raises(ConfigError, match=rf"in use by process {os.getppid()} on \w+"),
+                open_run(tmp_path, SETTINGS, "pretrain"),
+            ):
+                pass
+
+        assert forked(second) == 0
+
+
+def test_a12_the_lock_dies_with_its_holder(tmp_path):
+    ready = tmp_path / "ready"
+    child = os.fork()
+    if child == 0:
+        with open_run(tmp_path / "run", SETTINGS, "pretrain"):
+            ready.touch()
+            time.sleep(60)
+        os._exit(0)
+    while not ready.exists():
+        time.sleep(0.01)
+    with pytest.raises(ConfigError, match="in use"), open_run(tmp_path / "run", SETTINGS, "pretrain"):
+        pass
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+    with open_run(tmp_path / "run", SETTINGS, "pretrain") as run:
+        assert run.summary() is None
+
+
+def test_a10_other_settings_are_refused_and_harmless_ones_pass(tmp_path, caplog):
+    with open_run(tmp_path, SETTINGS, "pretrain"):
+        pass
+    other = replace(SETTINGS, optim=replace(SETTINGS.optim, lr=1e-3))
+    with pytest.raises(ConfigError, match=r"optim\.lr 4e-05 → 0\.001"), open_run(tmp_path, other, "pretrain"):
+        pass
+    harmless = replace(SETTINGS, data=replace(SETTINGS.data, workers=2))
+    with open_run(tmp_path, harmless, "pretrain"):
+        assert not caplog.records
+    rounding = replace(harmless, train=replace(SETTINGS.train, precision="bf16-mixed"))
+    with open_run(tmp_path, rounding, "pretrain"):
+        assert "no longer bit-equal, because train.precision" in caplog.text
+
+
+def test_a10_other_data_are_refused(tmp_path):
+    with open_run(tmp_path, SETTINGS, "pretrain") as run:
+        run.keep_split(FACTS)
+        run.keep_split(FACTS)
+        with pytest.raises(ConfigError, match="begun with other data: digest 'd1' → 'd2'"):
+            run.keep_split({**FACTS, "digest": "d2"})
+
+
+def test_a10_other_versions_pass_with_a_note(tmp_path, caplog):
+    with open_run(tmp_path, SETTINGS, "pretrain"):
+        pass
+    path = tmp_path / "environment.json"
+    path.write_text(path.read_text().replace('"threads": 1', '"threads": 5'))
+    with open_run(tmp_path, SETTINGS, "pretrain"):
+        assert "no longer bit-equal, because threads 5 → 1" in caplog.text
+
+
+def test_a_folder_of_something_else_is_never_written_into(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with (
+        pytest.raises(ConfigError, match=r"holds no run \(found thesis\.tex\)"),
+        open_run(tmp_path, SETTINGS, "pretrain"),
+    ):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    with pytest.raises(ConfigError, match="is a file"), open_run(tmp_path / "thesis.tex", SETTINGS, "pretrain"):
+        pass
+
+
+def test_a_run_of_the_other_stage_is_refused(tmp_path):
+    with open_run(tmp_path, SETTINGS, "pretrain"):
+        pass
+    with (
+        pytest.raises(ConfigError, match="run of stage 'pretrain', not 'context'"),
+        open_run(tmp_path, SETTINGS, "context"),
+    ):
+        pass
+
+
+def test_b3_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path, monkeypatch):
+    def refuse(self, target):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.replace", refuse)
+    with pytest.raises(ResourceError, match="Permission denied"), open_run(tmp_path / "run", SETTINGS, "pretrain"):
+        pass
+
+
+def test_o2_patients_are_known_by_salted_digest_alone(tmp_path):
+    with open_run(tmp_path, SETTINGS, "pretrain") as run:
+        run.keep_split(FACTS)
+    assert "p17" not in (tmp_path / "split.json").read_text()
+    assert len(FACTS["patients"]) == 2
+    assert seen_patients(tmp_path, "manifest", ["p16", "p17", "p19"]) == {"p17"}
+    assert seen_patients(tmp_path, "chexpert", ["p17"]) == set()
+    with pytest.raises(DataError, match="does not say what it was trained on"):
+        seen_patients(tmp_path / "other", "manifest", [])

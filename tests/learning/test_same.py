@@ -1,0 +1,36 @@
+"""Every setting says what its change does to a run that has begun."""
+
+from dataclasses import replace
+
+from cleft.config import Settings
+from cleft.learning.same import ROLES, Role, changes, flat, role
+
+
+def test_a10_every_setting_has_exactly_one_role():
+    keys = list(flat(Settings()))
+    assert {key: role(key) for key in keys}
+    for name in ROLES:
+        assert any(key == name or key.startswith(f"{name}.") for key in keys), f"{name} names no setting"
+
+
+def test_a10_a_learning_rate_decides_and_workers_do_not():
+    assert role("optim.lr") is Role.DECIDES_PRETRAIN
+    assert role("context.optim.lr") is Role.DECIDES_CONTEXT
+    assert role("data.workers") is Role.HARMLESS
+    assert role("text.packing") is Role.ROUNDS
+    assert role("text.rank") is Role.DECIDES_PRETRAIN
+
+
+def test_a10_a_change_is_told_with_old_and_new():
+    old = Settings()
+    new = replace(old, seed=1, train=replace(old.train, precision="bf16-mixed", log_every=3))
+    deciding, rounding = changes(old, new, "pretrain")
+    assert [str(change) for change in deciding] == ["seed 0 → 1"]
+    assert [change.key for change in rounding] == ["train.precision"]
+
+
+def test_a10_each_stage_minds_its_own_settings():
+    old = Settings()
+    new = replace(old, loss=replace(old.loss, temperature=0.1), context=replace(old.context, length=3))
+    assert [change.key for change in changes(old, new, "pretrain")[0]] == ["loss.temperature"]
+    assert [change.key for change in changes(old, new, "context")[0]] == ["context.length"]
