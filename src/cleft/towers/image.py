@@ -111,7 +111,7 @@ def _per_channel(values: tuple[float, float, float], channels: int) -> Tensor:
 def _checkpoint_gradients(model: PreTrainedModel) -> None:
     if not model.supports_gradient_checkpointing:
         raise ConfigError(f"image.gradient_checkpointing: a {model.config.model_type} has none; switch it off")
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.activation_checkpointing_enable()
 
 
 def _refuse_random(missing: set[str], source: str) -> None:

@@ -126,7 +126,7 @@ def probe(config: PreTrainedConfig, pooling: str, spec: ImageSpec) -> tuple[int,
             f"image: a {kind} does not turn images of {spec.size} into features ({error}); "
             f"is it a vision model, and does it take this size?"
         ) from error
-    gradients = torch.autograd.grad(features.sum(), list(weights.values()), allow_unused=True)
+    gradients: tuple[Any, ...] = torch.autograd.grad(features.sum(), list(weights.values()), allow_unused=True)
     return features.shape[1], {name for name, gradient in zip(weights, gradients, strict=True) if gradient is not None}
 
 
