@@ -91,7 +91,7 @@ def write_fake_chexpert(
     rows = odd_rows() if rows is None else rows
     write_csv(folder / SMALL / table, rows)
     lost = set(missing)
-    for image in {row["Path"].partition("train/")[2] for row in rows} - lost:
+    for image in {row["Path"].partition("train/")[2] for row in rows} - lost - {""}:
         write_image(folder / SMALL / "train" / image)
     return folder
 

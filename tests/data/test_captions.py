@@ -1,0 +1,148 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cleft.config import DataConfig
+from cleft.data.captions import (
+    CLASS_SETS,
+    OPENING,
+    absent_name,
+    absent_prompt,
+    add_captions,
+    class_prompt,
+    clean_text,
+    resolve_classes,
+    write_caption,
+)
+from cleft.data.chexpert import CAPTION_ORDER, FINDINGS
+from cleft.errors import ConfigError, DataError
+from cleft.types import Reading, Record
+
+
+def record(name, labels, caption=None, uncertain=()):
+    return Record(id=name, image=Path(name), labels=labels, patient=name, caption=caption, uncertain=uncertain)
+
+
+def captions(records, **settings):
+    reading = Reading(dataset="t", records=records, findings=FINDINGS, rejected={"missing": ["x"]})
+    return add_captions(reading, DataConfig(**settings))
+
+
+def test_findings_come_in_the_authors_order_whatever_the_order_of_the_columns():
+    labels = dict.fromkeys(["No Finding", "Fracture", "Edema", "Cardiomegaly"], 1.0)
+    assert write_caption(labels) == f"{OPENING} cardiomegaly edema fracture no finding"
+
+
+def test_findings_of_other_tables_follow_in_their_order():
+    assert (
+        write_caption({"Nodule": 1, "Gas": 1, "No finding": 1, "edema": 1}) == f"{OPENING} edema nodule gas no finding"
+    )
+
+
+def test_denied_findings_are_named_where_asked_for_and_uncertain_ones_never():
+    labels = {"Edema": 1.0, "Fracture": 0.0, "Pneumonia": 0.0, "Pneumothorax": -1.0, "No Finding": 0.0}
+    assert write_caption(labels) == f"{OPENING} edema"
+    said = write_caption(labels, negatives=True, uncertain=("Pneumonia",))
+    assert said == f"{OPENING} edema but this image has no fracture"
+
+
+def test_nothing_is_denied_without_a_denial():
+    assert write_caption({"Edema": 1.0}, negatives=True) == f"{OPENING} edema"
+
+
+@pytest.mark.parametrize(("policy", "expected"), [("keep", OPENING), ("no-finding", f"{OPENING} no finding")])
+def test_an_image_without_a_finding_is_kept_by_policy(policy, expected):
+    (kept,) = captions([record("a", {"Edema": 0.0})], empty_caption=policy).records
+    assert kept.caption == expected
+
+
+def test_an_image_without_a_finding_is_left_out_by_policy_and_counted():
+    reading = captions([record("a", {"Edema": 0.0}), record("b", {"Edema": 1.0})], empty_caption="drop")
+    assert [kept.id for kept in reading.records] == ["b"]
+    assert reading.rejected == {"missing": ["x"], "empty-caption": ["a"]}
+
+
+def test_leaving_out_every_image_is_an_error():
+    with pytest.raises(DataError, match=r"none of 1 images has a finding"):
+        captions([record("a", {})], empty_caption="drop")
+
+
+def test_a_sentence_of_the_table_is_cleaned_and_kept():
+    reading = captions(
+        [record("a", {"Edema": 1.0}, "No. 2: LEFT-sided\nEffusion."), record("b", {"Edema": 1.0}, " . ")]
+    )
+    assert [kept.caption for kept in reading.records] == ["no 2 left sided effusion", f"{OPENING} edema"]
+
+
+@pytest.mark.parametrize(
+    ("text", "cleaned"),
+    [
+        ("This is a chest X ray of a patient with ", OPENING),
+        ("1. Edema. 2. No fracture.", "edema no fracture"),
+        ("2. a\n3. b. 4. c 5.5 d", "a b c 5 5 d"),
+        ("size 3.5 cm", "size 3 5 cm"),
+        ("a\ufffd\ufffdb", "a b"),
+        ("Épanchement pleural", "épanchement pleural"),
+        ("E\u0301panchement", "épanchement"),
+        ("", ""),
+    ],
+)
+def test_cleaning_keeps_words_alone(text, cleaned):
+    assert clean_text(text) == cleaned
+
+
+LABELS = st.dictionaries(st.sampled_from(FINDINGS), st.sampled_from([1.0, 0.0, -1.0]))
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(LABELS)
+def test_every_present_finding_is_named_once_and_no_other(labels):
+    rest = write_caption(labels).removeprefix(OPENING).strip()
+    expected = [name.lower() for name in CAPTION_ORDER if labels.get(name) == 1]
+    assert rest == " ".join(expected)
+
+
+def test_prompts_of_present_and_absent_classes_differ_by_one_word():
+    assert class_prompt("Pneumonia") == f"{OPENING} pneumonia"
+    assert absent_prompt("Pneumonia") == f"{OPENING} no pneumonia"
+    assert absent_name("No Finding") == "finding"
+
+
+def test_a_class_prompt_is_the_caption_of_that_finding_alone():
+    assert all(class_prompt(name) == write_caption({name: 1.0}) for name in FINDINGS)
+
+
+def test_sets_keep_the_authors_order():
+    assert resolve_classes(["chexpert-5"], FINDINGS) == (
+        "Atelectasis",
+        "Edema",
+        "Cardiomegaly",
+        "Pleural Effusion",
+        "Consolidation",
+    )
+    assert resolve_classes(["chexpert-14"], FINDINGS) == CAPTION_ORDER
+    assert CLASS_SETS["pneumonia"] == ("No Finding", "Pneumonia")
+
+
+def test_classes_are_spelled_as_in_the_table():
+    assert resolve_classes(["EDEMA", "Pleural effusion"], ["edema", "pleural Effusion"]) == (
+        "edema",
+        "pleural Effusion",
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["Edma"], r"names 'Edma', which the table has no column for, nearest to 'Edma' is 'Edema'"),
+        (["chexpert5"], r"nearest to 'chexpert5' is 'chexpert-5'"),
+        (["pneumonia"], r"names 'No Finding' of the set 'pneumonia', which the table has no column for"),
+        (["Edema", "edema"], r"names \['Edema'\] twice"),
+        ([], r"names nothing"),
+    ],
+)
+def test_classes_that_do_not_exist_are_refused(names, message):
+    with pytest.raises(ConfigError, match=message):
+        resolve_classes(names, ["Edema", "Pneumonia"])
