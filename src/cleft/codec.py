@@ -1,4 +1,4 @@
-"""Nouns to JSON and back, strictly: what does not have the noun's exact form is refused, never guessed.
+"""Nouns to JSON and back, strictly, in files that are whole: what has not the noun's exact form is refused.
 
 It stands beside the nouns because two rooms need it that do not meet: evaluation writes results, report
 reads them, perhaps on another machine and a year later.
@@ -9,8 +9,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
+import tempfile
 import types
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from cleft.errors import DataError
@@ -52,6 +55,21 @@ def from_json(text: str, kind: type[Noun], *, where: str) -> Noun:
     if type(schema) is not int or schema != SCHEMA:
         raise DataError(f"{where} has schema {schema!r}, this version reads {SCHEMA}; evaluate again", reason="schema")
     return cast("Noun", _noun(tree, kind, where))
+
+
+def write_whole(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """Puts a file in its place in one step: a reader finds the old one or the new one, never half of one."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, mode)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
 
 
 def _noun(tree: Any, kind: type, where: str) -> Any:

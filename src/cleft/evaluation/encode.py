@@ -10,20 +10,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import safetensors
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.numpy import load, save
 from torch import Tensor
 
+from cleft.codec import write_whole
+from cleft.data.progress import progress_bar
 from cleft.errors import DataError, NumericsError, ResourceError
-from cleft.evaluation.results import write_whole
 from cleft.types import Batch, Embeddings, ImageTextModel, Record
 
 _FILE, _MANIFEST = "image_embeds.safetensors", "manifest.json"
@@ -100,8 +99,8 @@ def _encode(model: EncodingModel, loader: Iterable[Batch], images: int, *, progr
     was_training = model.training
     model.train(False)
     try:
-        with torch.no_grad():
-            for batch in _shown(loader, images, progress=progress):
+        with torch.no_grad(), progress_bar("encode images", images, enabled=progress) as advance:
+            for batch in loader:
                 rows = batch.rows.to("cpu")
                 if rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) < images:
                     raise DataError(f"the loader shows row {int(rows.max())} of {images} records", reason="rows")
@@ -109,6 +108,8 @@ def _encode(model: EncodingModel, loader: Iterable[Batch], images: int, *, progr
                 embeds = torch.zeros(images, encoded.shape[1]) if embeds is None else embeds
                 embeds[rows] = encoded
                 seen += torch.bincount(rows, minlength=images)
+                for _ in range(len(rows)):
+                    advance()
     finally:
         model.train(was_training)
     if embeds is None or not bool((seen == 1).all()):
@@ -125,24 +126,6 @@ def _finite(embeds: Tensor) -> Tensor:
     if bad:
         raise NumericsError(f"{bad} of {len(embeds)} image embeddings are not finite; check the weights")
     return embeds
-
-
-def _shown(loader: Iterable[Batch], images: int, *, progress: bool) -> Iterator[Batch]:
-    """The batches, with a bar on the terminal that counts images."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(
-        *columns,
-        TextColumn("{task.fields[rate]}"),
-        console=Console(stderr=True),
-        disable=not progress,
-        transient=True,
-    ) as bar:
-        task = bar.add_task("encoding images", total=images, rate="")
-        for batch in loader:
-            yield batch
-            bar.advance(task, len(batch.rows))
-            speed = bar.tasks[task].speed
-            bar.update(task, rate=f"{speed:.0f} images/s" if speed else "")
 
 
 def _stored(place: Path, key: Mapping[str, str], images: int) -> Tensor | None:

@@ -6,12 +6,10 @@ A file names classes, numbers and digests; no patient, no image id and no folder
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import tempfile
 from pathlib import Path
 
-from cleft.codec import from_json, to_json
+from cleft.codec import from_json, to_json, write_whole
 from cleft.errors import DataError, ResourceError
 from cleft.types import Evaluation
 
@@ -70,18 +68,3 @@ def read_evaluation(path: Path) -> Evaluation:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path} ({error}); evaluate the run again", reason="missing") from error
     return from_json(text, Evaluation, where=path.name)
-
-
-def write_whole(path: Path, data: bytes, *, mode: int = 0o600) -> None:
-    """Puts a file in its place in one step: a reader finds the old one or the new one, never half of one."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, mode)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise

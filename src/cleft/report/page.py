@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +17,7 @@ import jinja2
 from markupsafe import Markup
 
 from cleft import __version__
+from cleft.codec import write_whole
 from cleft.errors import ResourceError
 from cleft.report.curves import training_charts
 from cleft.report.figures import roc_chart, swatch
@@ -92,15 +91,7 @@ def write_report(runs: Sequence[Path], out: Path, *, images: bool | None = None)
     page = render(read_runs(runs), images=images)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(page)
-            os.chmod(name, 0o644)
-            os.replace(name, out)
-        except BaseException:
-            os.unlink(name)
-            raise
+        write_whole(out, page.encode(), mode=0o644)
     except OSError as error:
         raise ResourceError(f"cannot write {out} ({error.strerror}); choose another place with --out") from error
     return out

@@ -1,0 +1,169 @@
+"""A question put to embeddings: which of these classes, or is this finding there; and its answers.
+
+Logits are float32 whatever the towers ran in: half precision makes equal logits of far pairs.
+
+Shapes: `N` images, `C` classes, `F` findings of the table, `E` joint dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from scipy.special import expit, logsumexp, softmax
+from torch import Tensor
+
+from cleft.errors import ConfigError, DataError
+from cleft.evaluation.floors import positive_class
+from cleft.evaluation.metrics import Floats, confusion, finite, roc_points
+from cleft.evaluation.scoring import USUAL_DRAWS, Draws, class_floors, finding_floors, score_classes, score_findings
+from cleft.types import Embeddings, Result
+
+Blank = Literal["unknown", "absent"]
+
+
+class Answers(NamedTuple):
+    """What a model answered, and how well."""
+
+    results: tuple[Result, ...]
+    floors: tuple[Result, ...]
+    confusion: tuple[tuple[int, ...], ...] | None
+    roc: dict[str, list[tuple[float, float]]]
+    rows: list[int]
+    """Rows of the embeddings that were asked about."""
+    truths: list[str]
+    """What each of these images shows, in words."""
+    probabilities: Floats
+    """Of each class, `[rows, C]`."""
+    notes: list[str]
+
+
+def class_logits(image_embeds: Tensor, class_embeds: Tensor, logit_scale: Tensor) -> Floats:
+    """Cosine times inverse temperature, `[N, C]`.
+
+    Args:
+        image_embeds: Unit-length rows, `[N, E]`.
+        class_embeds: Unit-length rows, `[C, E]`.
+        logit_scale: Logarithm of the inverse temperature, as the model keeps it.
+
+    Raises:
+        NumericsError: If a logit is not finite.
+    """
+    scale = logit_scale.detach().float().cpu().exp()
+    return finite((scale * image_embeds.float().cpu() @ class_embeds.detach().float().cpu().T).numpy())
+
+
+def answer_multi_class(
+    logits: Floats, embeddings: Embeddings, classes: Sequence[str], draws: Draws = USUAL_DRAWS
+) -> Answers:
+    """Which one of the classes each image shows; asked of the images that show exactly one.
+
+    One-vs-rest scores are the log-odds of the softmax: they rank images as its probabilities do, without
+    their rounding to 1.
+
+    Args:
+        logits: One column per class, `[N, C]`.
+        embeddings: Labels, patients and views of the images, `[N]`.
+        classes: At least two columns of the labels.
+        draws: How intervals are drawn.
+
+    Raises:
+        ConfigError: If there are fewer than two classes.
+        DataError: If no image shows exactly one of them.
+    """
+    if len(classes) < 2:
+        raise ConfigError(f"classes={list(classes)}: multi-class scoring needs two; or use --scoring present-absent")
+    present = label_columns(embeddings, classes) == 1
+    rows = np.flatnonzero(present.sum(axis=1) == 1)
+    counts = _counts(present.sum(axis=1))
+    if not len(rows):
+        raise DataError(f"no image shows exactly one of {', '.join(classes)} ({counts})", reason="no-image")
+    truth, asked = present[rows].argmax(axis=1), logits[rows]
+    patients, views = [embeddings.patients[row] for row in rows], [embeddings.views[row] for row in rows]
+    odds = np.stack([asked[:, c] - logsumexp(np.delete(asked, c, axis=1), axis=1) for c in range(len(classes))], axis=1)
+    answers = asked.argmax(axis=1)
+    positive = positive_class(classes)
+    drawn = range(len(classes)) if positive is None else [positive]
+    absent = [name for c, name in enumerate(classes) if not (truth == c).any()]
+    return Answers(
+        results=score_classes(odds, truth, classes, patients, draws, answers=answers),
+        floors=class_floors(truth, views, classes, patients, draws),
+        confusion=confusion(truth, answers, len(classes)),
+        roc={classes[c]: roc_points(odds[:, c], truth == c) for c in drawn if (truth == c).any()},
+        rows=rows.tolist(),
+        truths=[classes[int(c)] for c in truth],
+        probabilities=softmax(asked, axis=1),
+        notes=[f"Asked of the {len(rows):,} images that show exactly one of the classes ({counts})."]
+        + [f"No image shows {name}; it could be answered all the same." for name in absent],
+    )
+
+
+def answer_present_absent(
+    present_logits: Floats,
+    absent_logits: Floats,
+    embeddings: Embeddings,
+    findings: Sequence[str],
+    draws: Draws = USUAL_DRAWS,
+    *,
+    blank: Blank = "unknown",
+) -> Answers:
+    """Whether each finding is there: its prompt against the prompt of its absence.
+
+    Args:
+        present_logits: Logits of the prompts that name the findings, `[N, C]`.
+        absent_logits: Logits of the prompts that deny them, `[N, C]`.
+        embeddings: Labels, patients and views of the images, `[N]`.
+        findings: Columns of the labels, `[C]`.
+        draws: How intervals are drawn.
+        blank: Whether a finding nobody mentioned is not known, so that the image is not asked about it, or absent.
+
+    Raises:
+        DataError: If no finding is known of any image.
+    """
+    labels = label_columns(embeddings, findings)
+    labels[labels == -1] = np.nan
+    blanks = int(np.isnan(labels).sum())
+    if blank == "absent":
+        labels[np.isnan(labels)] = 0
+    if np.isnan(labels).all():
+        raise DataError(f"no image says whether {' or '.join(findings)} is there", reason="no-image")
+    scores = present_logits - absent_logits
+    known = ~np.isnan(labels)
+    meaning = "count as absent" if blank == "absent" else "are not known and not asked about"
+    return Answers(
+        results=score_findings(scores, labels, findings, embeddings.patients, draws),
+        floors=finding_floors(labels, embeddings.views, findings, embeddings.patients, draws),
+        confusion=None,
+        roc={
+            name: points
+            for c, name in enumerate(findings)
+            if (points := roc_points(scores[known[:, c], c], labels[known[:, c], c] == 1))
+        },
+        rows=list(range(len(labels))),
+        truths=[", ".join(name for name, label in zip(findings, row, strict=True) if label == 1) for row in labels],
+        probabilities=expit(scores),
+        notes=[
+            f"Asked of {len(labels):,} images, finding by finding; {blanks:,} of {labels.size:,} labels are blank or "
+            f"uncertain and {meaning}."
+        ],
+    )
+
+
+def label_columns(embeddings: Embeddings, classes: Sequence[str]) -> Floats:
+    """The labels of some findings, `[N, C]`, in their order.
+
+    Raises:
+        ConfigError: If a class is not a finding of the table.
+    """
+    unknown = [name for name in classes if name not in embeddings.findings]
+    if unknown:
+        raise ConfigError(f"classes {unknown} are no findings of the table; it has {', '.join(embeddings.findings)}")
+    columns = torch.tensor([embeddings.findings.index(name) for name in classes], dtype=torch.long)
+    return embeddings.labels[:, columns].double().numpy().copy()
+
+
+def _counts(several: Floats) -> str:
+    none, more = int((several == 0).sum()), int((several > 1).sum())
+    return f"{none:,} of {len(several):,} show none of them, {more:,} several"

@@ -1,0 +1,130 @@
+"""Which images a question is put to, and whether the run may be asked about them.
+
+Numbers on patients that a model was trained on are too good. A run keeps its patients as salted digests, so that they
+can be recognised in any table without being named.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, NamedTuple, cast
+
+from cleft.config import DataConfig, Settings
+from cleft.data import READERS, read_dataset
+from cleft.data.prepared import PreparedImages, cache_folder, prepare_images
+from cleft.data.splits import ids_digest, split_records
+from cleft.errors import ConfigError, DataError
+from cleft.learning.run import seen_patients
+from cleft.types import Record
+
+Part = Literal["train", "val", "test", "all"]
+"""Part of a dataset; `all` does not split it."""
+
+PHANTOMS = "PHANTOMS.json"
+"""Stands in the root of a dataset whose images were drawn."""
+
+
+class Selection(NamedTuple):
+    """The images of one question, and where they come from."""
+
+    dataset: str
+    records: list[Record]
+    """Readable ones alone, in the order of the table."""
+    findings: tuple[str, ...]
+    prepared: PreparedImages
+    recipe: str
+    split_digest: str
+    """Of all parts together, as the run keeps it."""
+    synthetic: bool
+    """Whether the images were drawn."""
+    notes: list[str]
+
+
+def data_config(settings: Settings, data: str | None) -> DataConfig:
+    """Where to read: the run's own data, or `dataset:folder` in their place.
+
+    Labels of another folder are read as the run's were; a dataset of another kind is split by patient.
+
+    Raises:
+        ConfigError: If `data` names no known dataset and folder.
+    """
+    if data is None:
+        return settings.data
+    dataset, _, folder = data.partition(":")
+    if dataset not in READERS or not folder:
+        known = " or ".join(f"{name}:<folder>" for name in READERS)
+        raise ConfigError(f"data={data!r} is not a dataset and its folder; write {known}")
+    split = settings.data.split if dataset == settings.data.dataset else "patients"
+    kind = cast("Literal['chexpert', 'manifest']", dataset)
+    return replace(settings.data, dataset=kind, root=Path(folder), table=None, split=split)
+
+
+def select_images(
+    run: Path, config: DataConfig, settings: Settings, part: Part, *, allow_overlap: bool = False, progress: bool = True
+) -> Selection:
+    """Reads the table, takes one part of it, refuses patients the run knows, and prepares the images.
+
+    Args:
+        run: Run folder.
+        config: Where to read.
+        settings: Of the run; they say how images are prepared.
+        part: Which part of the data.
+        allow_overlap: Whether patients the run was trained on may be asked about; a note then says so.
+        progress: Whether to show a bar.
+
+    Raises:
+        DataError: If the part is empty, too many images cannot be read, or patients were trained on.
+    """
+    reading = read_dataset(config)
+    if part == "all":
+        records, recipe, digest = reading.records, "all", ids_digest(record.id for record in reading.records)
+    else:
+        splits = split_records(reading, config)
+        records, recipe, digest = {"train": splits.train, "val": splits.val, "test": splits.test}[part], *splits[3:5]
+    if not records:
+        raise DataError(f"the split {part!r} of the recipe {recipe!r} holds no image", reason="no-image")
+    notes = _overlap(run, reading.dataset, records, allowed=allow_overlap)
+    prepared = prepare_images(records, settings.images, cache_folder(config), max_bad=config.max_bad, progress=progress)
+    usable = prepared.usable(records)
+    if len(usable) < len(records):
+        reasons = Counter(prepared.rejected[record.id] for record in records if record.id in prepared.rejected)
+        told = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
+        notes.append(f"{len(records) - len(usable):,} images of the split cannot be read and were not scored ({told}).")
+    return Selection(
+        dataset=reading.dataset,
+        records=usable,
+        findings=reading.findings,
+        prepared=prepared,
+        recipe=recipe,
+        split_digest=digest,
+        synthetic=config.root is not None and (config.root / PHANTOMS).is_file(),
+        notes=notes,
+    )
+
+
+def _overlap(run: Path, dataset: str, records: Sequence[Record], *, allowed: bool) -> list[str]:
+    """Notes about patients the run was trained on, where they are allowed.
+
+    Raises:
+        DataError: If there are such patients, or nobody can tell, and that is not allowed.
+    """
+    patients = {record.patient for record in records}
+    try:
+        seen = seen_patients(run, dataset, patients)
+    except DataError as error:
+        if allowed and error.reason == "unknown-training":
+            return ["The run does not say which patients it was trained on; these may be among them."]
+        raise
+    if not seen:
+        return []
+    told = f"{len(seen):,} of {len(patients):,} patients were trained on or used to choose the weights"
+    if not allowed:
+        raise DataError(
+            f"{told}: numbers on them would be too good; take another split, or --allow-overlap to score them all "
+            f"the same and say so",
+            reason="overlap",
+        )
+    return [f"Beware: {told}. These numbers are too good."]
