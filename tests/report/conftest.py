@@ -91,12 +91,12 @@ def evaluation(quality=0.6, *, classes=FIVE, prompts="handwritten", synthetic=Tr
     return dataclasses.replace(base, **changes)
 
 
-def write_run(folder: Path, *evaluations: Evaluation, seed=0, stage="pretraining", log=True) -> Path:
+def write_run(folder: Path, *evaluations: Evaluation, seed=0, stage="pretrain", log=True) -> Path:
     """A run folder as the page reads it."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(CONFIG.format(seed=seed))
     (folder / "environment.json").write_text(
-        json.dumps({"packages": {"torch": "2.13.0"}, "device": "cpu", "hostname": "somebodys-laptop"})
+        json.dumps({"packages": {"torch": "2.13.0"}, "device": "cpu", "stage": stage, "hostname": "somebodys-laptop"})
     )
     if log:
         _write_log(folder / "logs" / "metrics.csv", stage)

@@ -27,6 +27,7 @@ class Chart(NamedTuple):
     figure: Markup
     legend: Sequence[tuple[Markup, str]]
     caption: str
+    large: bool
 
 
 def training_charts(run: Run) -> list[Chart]:
@@ -49,7 +50,9 @@ def _chart(quantity: str, series: Mapping[str, Points]) -> Chart:
     if best is not None:
         caption = f"Lowest validation loss {best[1]:.4g} at step {best[0]:,.0f} (ringed)."
     legend = [(swatch(index), name) for index, name in enumerate(named)] if len(named) > 1 else []
-    return Chart(title, line_chart(f"{title} over optimiser steps", named, mark=best), legend, caption)
+    return Chart(
+        title, line_chart(f"{title} over optimiser steps", named, mark=best), legend, caption, quantity == "loss"
+    )
 
 
 def _parts(name: str) -> tuple[str, str]:

@@ -15,6 +15,7 @@ from markupsafe import Markup
 Points = Sequence[tuple[float, float]]
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#7a6a00", "#333333")
+SOFT, INK = "#56606b", "#171a1f"
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2", "1 2")
 
 
@@ -60,7 +61,7 @@ def line_chart(title: str, series: Mapping[str, Points], *, mark: tuple[float, f
     points = [point for line in series.values() for point in line]
     x_ticks = ticks(min(x for x, _ in points), max(x for x, _ in points), most=5)
     y_ticks = ticks(min(y for _, y in points), max(y for _, y in points), most=5)
-    box = Box(46, 10, 424, 190, (x_ticks[0], x_ticks[-1]), (y_ticks[0], y_ticks[-1]))
+    box = Box(46, 10, 410, 190, (x_ticks[0], x_ticks[-1]), (y_ticks[0], y_ticks[-1]))
     parts = [_grid(box, x_ticks, y_ticks)]
     parts += [_line(box, line, index, dots=len(line) <= 25) for index, line in enumerate(series.values())]
     if mark is not None:
@@ -93,28 +94,68 @@ def roc_chart(title: str, curves: Sequence[tuple[int, Points]]) -> Markup:
 
 
 def whisker(
-    value: float, interval: tuple[float, float] | None, span: tuple[float, float], *, kind: str, level: float | None
+    value: float,
+    interval: tuple[float, float] | None,
+    span: tuple[float, float],
+    *,
+    kind: str,
+    colour: str,
+    level: float,
 ) -> Markup:
-    """A number and its interval as a dot on a line; shape tells a model, a floor and the paper apart.
+    """A number and its interval as a shape on a band; the shape tells a model, a floor and the paper apart.
 
     Args:
         value: In [0, 1].
         interval: Both ends, or None.
         span: What the line reaches from and to; equal for all rows of a column.
-        kind: `model` filled circle, `floor` hollow square, `paper` hollow diamond, `mean` filled diamond.
-        level: Where to draw the thin line of chance, or None.
+        kind: `model` filled circle, `mean` filled diamond, `floor` hollow square, `paper` hollow diamond.
+        colour: Of the shape and its band.
+        level: Where to draw the thin line of chance.
     """
-    box = Box(5, 0, 110, 14, span, (0, 1))
-    parts: list[Markup] = [Markup('<path class="rail" d="M5 7H115"/>')]
-    if level is not None and span[0] <= level <= span[1]:
-        parts.append(Markup('<path class="level" d="M{:.1f} 1V13"/>').format(box.at(level, 0)[0]))
+    box = _whisker_box(span)
+    parts: list[Markup] = [Markup('<path class="rail" d="M{} 6H{}"/>').format(box.left, box.left + box.width)]
+    if span[0] <= level <= span[1]:
+        parts.append(Markup('<path class="level" d="M{:.1f} 1V11"/>').format(box.at(level, 0)[0]))
     if interval is not None:
         low, high = (box.at(end, 0)[0] for end in interval)
-        parts.append(Markup('<path class="reach {}" d="M{:.1f} 7H{:.1f}"/>').format(kind, low, high))
-    parts.append(_shape(kind, box.at(value, 0)[0]))
-    return Markup('<svg class="whisker" viewBox="0 0 120 14" aria-hidden="true">{}</svg>').format(
+        parts.append(Markup('<path class="reach" stroke="{}" d="M{:.1f} 6H{:.1f}"/>').format(colour, low, high))
+    parts.append(shape(kind, box.at(value, 0)[0], colour))
+    return Markup('<svg class="whisker" viewBox="0 0 140 12" aria-hidden="true">{}</svg>').format(
         Markup("").join(parts)
     )
+
+
+def scale(span: tuple[float, float], labels: tuple[str, str]) -> Markup:
+    """The axis above a column of whiskers, with both ends in words."""
+    box = _whisker_box(span)
+    ends = Markup('<text x="{}" y="9">{}</text><text x="{}" y="9" text-anchor="end">{}</text>')
+    return Markup('<svg class="whisker scale" viewBox="0 0 140 12" aria-hidden="true">{}</svg>').format(
+        ends.format(box.left, labels[0], box.left + box.width, labels[1])
+    )
+
+
+def shape(kind: str, x: float, colour: str) -> Markup:
+    """The mark of a number, around the middle of a whisker."""
+    if kind == "floor":
+        return Markup('<rect x="{:.1f}" y="3.2" width="5.6" height="5.6" fill="#fff" stroke="{}"/>').format(
+            x - 2.8, colour
+        )
+    if kind in ("paper", "mean"):
+        fill = colour if kind == "mean" else "#fff"
+        return Markup('<path d="M{:.1f} 2l4 4l-4 4l-4 -4z" fill="{}" stroke="{}"/>').format(x, fill, colour)
+    return Markup('<circle cx="{:.1f}" cy="6" r="3" fill="{}"/>').format(x, colour)
+
+
+def key(kind: str, colour: str) -> Markup:
+    """A mark by itself, for the explanation under a table."""
+    return Markup('<svg class="sign" viewBox="0 0 30 12" aria-hidden="true">{}{}</svg>').format(
+        Markup('<path class="reach" stroke="{}" d="M2 6H28"/>').format(colour) if kind in ("model", "mean") else "",
+        Markup('<path class="level" d="M15 1V11"/>') if kind == "level" else shape(kind, 15, colour),
+    )
+
+
+def _whisker_box(span: tuple[float, float]) -> Box:
+    return Box(5, 0, 130, 12, span, (0, 1))
 
 
 def ticks(low: float, high: float, *, most: int) -> list[float]:
@@ -158,14 +199,6 @@ def _line(box: Box, points: Points, index: int, *, dots: bool) -> Markup:
     line = Markup('<path class="line" d="M{}" stroke="{}" stroke-dasharray="{}"/>').format(path, colour, dash)
     dot = Markup('<circle cx="{:.1f}" cy="{:.1f}" r="2.6" fill="{}"/>')
     return line + Markup("").join(dot.format(x, y, colour) for x, y in places if dots)
-
-
-def _shape(kind: str, x: float) -> Markup:
-    if kind == "floor":
-        return Markup('<rect class="floor" x="{:.1f}" y="3.6" width="6.8" height="6.8"/>').format(x - 3.4)
-    if kind in ("paper", "mean"):
-        return Markup('<path class="{}" d="M{:.1f} 2l5 5l-5 5l-5 -5z"/>').format(kind, x)
-    return Markup('<circle class="model" cx="{:.1f}" cy="7" r="4"/>').format(x)
 
 
 def _svg(title: str, width: int, height: int, parts: Sequence[Markup]) -> Markup:

@@ -20,12 +20,13 @@ from cleft import __version__
 from cleft.codec import write_whole
 from cleft.errors import ResourceError
 from cleft.report.curves import training_charts
-from cleft.report.figures import roc_chart, swatch
+from cleft.report.figures import COLOURS, INK, SOFT, key, roc_chart, swatch
 from cleft.report.runs import Run, read_runs, shown
 from cleft.report.sentences import SCORINGS, question, settings_table, what_was_run
 from cleft.report.tables import FEWEST_PATIENTS, Entry, Table, by_class, every_number, groups, headline
 from cleft.types import Evaluation
 
+_KEYS = {"model": COLOURS[0], "mean": INK, "floor": SOFT, "paper": INK, "level": SOFT}
 _PNG = re.compile(r"iVBORw0KGgo[A-Za-z0-9+/]*={0,2}")
 
 
@@ -124,6 +125,7 @@ def render(runs: Sequence[Run], *, images: bool | None = None) -> str:
         scorings=SCORINGS,
         shown=shown,
         swatch=swatch,
+        keys={kind: key(kind, colour) for kind, colour in _KEYS.items()},
         version=__version__,
     )
 

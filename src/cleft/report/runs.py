@@ -21,7 +21,7 @@ from cleft.codec import from_json
 from cleft.errors import CleftError, DataError
 from cleft.types import Evaluation
 
-LEFT_OUT = "left out: it names a folder of this machine"
+LEFT_OUT = "left out: private to this machine"
 _PRIVATE_KEYS = re.compile(r"(^|[._])(root|cache|host(name)?|user(name)?|pid|cwd|folder|argv|address|token|key)$")
 _FOLDER = re.compile(r"(^|[\s=:\"'])(~|\.{0,2})/\S*|^[A-Za-z]:[\\/]|\\\\")
 _TOKEN = re.compile(r"\b(hf_|gh[pousr]_|github_pat_|sk-|glpat-|AKIA|xox[bp]-)[A-Za-z0-9_-]{12,}")
@@ -46,7 +46,7 @@ class Run:
     """Name of the folder, with a number behind it where two runs share one."""
     anchor: str
     stage: str
-    """`pretraining` or `context`."""
+    """`pretrain` or `context`, or nothing where the folder does not say."""
     config: Mapping[str, Any]
     """Settings under dotted keys."""
     environment: Mapping[str, str]
@@ -83,6 +83,7 @@ def _read_run(folder: Path, name: str, anchor: str) -> Run:
             reason="not-a-run",
         )
     problems: list[str] = []
+    environment = _environment(folder / "environment.json", problems)
     results = _results(folder / "results", anchor, problems)
     curves = _curves(sorted((folder / "logs").rglob("*.csv")), problems)
     if not results:
@@ -92,9 +93,9 @@ def _read_run(folder: Path, name: str, anchor: str) -> Run:
     return Run(
         name=name,
         anchor=anchor,
-        stage="context" if any(series.startswith("context") for series in curves) else "pretraining",
+        stage=environment.get("stage", ""),
         config=_settings(config),
-        environment=_environment(folder / "environment.json", problems),
+        environment=environment,
         curves=curves,
         results=results,
         problems=problems,
@@ -194,7 +195,7 @@ def shown(key: str, value: Any) -> str:
 
     Example:
         >>> shown("text.rank", 8), shown("data.root", "/home/me/data")
-        ('8', 'left out: it names a folder of this machine')
+        ('8', 'left out: private to this machine')
     """
     if value is None:
         return "–"

@@ -15,6 +15,17 @@ ADAPTERS = {
     "full": "all its weights moving",
     "frozen": "its weights frozen",
 }
+FAMILIES = {
+    "vit": "ViT",
+    "dinov2": "DINOv2",
+    "dinov2_with_registers": "DINOv2 with registers",
+    "swin": "Swin transformer",
+    "resnet": "ResNet",
+    "gpt2": "GPT-2",
+    "llama": "Llama",
+    "qwen2": "Qwen2",
+    "bert": "BERT",
+}
 LOSSES = {
     "info_nce": "InfoNCE",
     "label_aware_nce": "InfoNCE that takes equal captions as positives",
@@ -37,9 +48,10 @@ def what_was_run(run: Run) -> str:
     config = run.config
     adapter = ADAPTERS.get(str(config.get("text.adapt")), str(config.get("text.adapt", "unknown adaptation")))
     adapter = adapter.format(rank=config.get("text.rank", "?"), prefix=config.get("text.prefix_length", "?"))
+    frozen = " with its weights frozen" if config.get("image.train") is False else ""
     loss = str(config.get("loss.name", "an unknown loss"))
     sentence = (
-        f"{_tower(config, 'image')} for images and {_tower(config, 'text')} with {adapter} for text, "
+        f"{_tower(config, 'image')}{frozen} for images and {_tower(config, 'text')} with {adapter} for text, "
         f"pulled together by {LOSSES.get(loss, loss)} "
         f"over {_number(config.get('optim.steps'))} steps of {_number(config.get('train.batch_size'))} pairs"
     )
@@ -78,8 +90,8 @@ def _tower(config: Mapping[str, Any], tower: str) -> str:
         name = shown(f"{tower}.model", model)
         name = "a model from a local folder" if name == LEFT_OUT else name
         return f"{name} with random weights" if config.get(f"{tower}.random_weights") else name
-    kind = config.get(f"{tower}.scratch.model_type", "model")
-    return f"a small {kind} trained from scratch"
+    kind = str(config.get(f"{tower}.scratch.model_type", "model"))
+    return f"a {FAMILIES.get(kind, kind)} built from scratch"
 
 
 def _number(value: Any) -> str:

@@ -6,13 +6,13 @@ Every cell knows the result it came from, so that the page can link to it, and e
 from __future__ import annotations
 
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from markupsafe import Markup
 
-from cleft.report.figures import swatch, whisker
+from cleft.report.figures import INK, SOFT, scale, style, swatch, whisker
 from cleft.report.paper import published
 from cleft.report.runs import Run, StoredResult
 from cleft.types import Evaluation, Result
@@ -76,7 +76,9 @@ class Table:
     """A table with its footnotes."""
 
     columns: Sequence[str]
-    rows: Sequence[Row]
+    scales: Sequence[str] = ()
+    """Axis above the pictures of each column."""
+    rows: Sequence[Row] = ()
     footnotes: Sequence[tuple[str, str]] = ()
 
 
@@ -127,8 +129,9 @@ def headline(group: Sequence[Entry]) -> Table:
     spans = {metric: _span(group, metric) for metric in HEADINGS}
     levels = {"accuracy": _chance(group[0].evaluation), "auc": 0.5}
 
-    def picture(metric: str, value: float, interval: tuple[float, float] | None, kind: str) -> Markup:
-        return whisker(value, interval, spans[metric], kind=kind, level=levels[metric])
+    def picture(metric: str, value: float, interval: tuple[float, float] | None, kind: str, series: int = 0) -> Markup:
+        colour = {"model": style(series)[0], "floor": SOFT}.get(kind, INK)
+        return whisker(value, interval, spans[metric], kind=kind, colour=colour, level=levels[metric])
 
     rows = [
         Row(
@@ -168,7 +171,11 @@ def headline(group: Sequence[Entry]) -> Table:
         )
         for row in published(group[0].evaluation)
     ]
-    return Table(columns=list(HEADINGS.values()), rows=rows, footnotes=notes.listed())
+    scales = [
+        scale(span, (f"{printed_end(metric, span[0])}", f"{printed_end(metric, span[1])}"))
+        for metric, span in spans.items()
+    ]
+    return Table(columns=list(HEADINGS.values()), scales=scales, rows=rows, footnotes=notes.listed())
 
 
 def by_class(group: Sequence[Entry]) -> Table:
@@ -233,12 +240,29 @@ def printed_range(metric: str, bounds: tuple[float, float]) -> str:
     return f"{low.removesuffix(PERCENT)}–{high}"
 
 
+def printed_end(metric: str, end: float) -> str:
+    """An end of an axis, round as it is.
+
+    Example:
+        >>> printed_end("auc", 0.4)
+        '0.4'
+    """
+    return f"{100 * end:.0f}{PERCENT}" if metric == "accuracy" else f"{end:.1f}"
+
+
 def small(result: Result, evaluation: Evaluation) -> bool:
     """Whether a cell rests on so few patients that it is not printed."""
     return not evaluation.synthetic and 0 < result.patients < FEWEST_PATIENTS
 
 
-Picture = Callable[[str, float, "tuple[float, float] | None", str], Markup]
+class Picture(Protocol):
+    """Draws a number of a column."""
+
+    def __call__(
+        self, metric: str, value: float, interval: tuple[float, float] | None, kind: str, series: int = 0
+    ) -> Markup:
+        """Returns a whisker."""
+        ...
 
 
 def _result_cell(entry: Entry, metric: str, notes: Footnotes, picture: Picture | None = None) -> Cell:
@@ -264,7 +288,7 @@ def _cell(result: Result, entry: Entry, href: str, notes: Footnotes, picture: Pi
         href=href,
         note=notes.letter(reason),
         title=f"{entry.stored.file}: {result.images:,} images of {result.patients:,} patients",
-        picture=picture(name, result.value, result.interval, kind) if picture else "",
+        picture=picture(name, result.value, result.interval, kind, entry.series) if picture else "",
     )
 
 
