@@ -136,6 +136,10 @@ class PrefixTree:
         """Number of texts remembered."""
         return len(self._row_of)
 
+    def __contains__(self, text: str) -> bool:
+        """Whether a text is remembered."""
+        return text in self._row_of
+
     def rows(self, texts: Sequence[str]) -> Integers:
         """Returns the row of each text, `[T]`, adding those that are new.
 

@@ -1,0 +1,192 @@
+"""A language model behind one call: tokens or vectors, what sees what, and positions in; states out.
+
+Shapes: `B` sequences, `L` tokens, `P` nodes of a packed tree, `D` width.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+
+from cleft.config import TextTowerConfig
+from cleft.errors import CheckpointError, ConfigError
+from cleft.towers.hub import config_from, pretrained_model, random_model, read_config
+from cleft.towers.prefix import Prefix
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class LanguageModel(nn.Module):
+    """A Hugging Face language model without its head, and the virtual tokens of prefix tuning if it has any.
+
+    Args:
+        model: The model.
+        causal: Whether a token sees only what stands before it.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, causal: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.prefix: Prefix | None = None
+        self.causal = causal
+        self.takes_positions = causal and "position_ids" in inspect.signature(model.forward).parameters
+
+    @property
+    def config(self) -> Any:
+        """The model's own configuration; its fields differ from family to family."""
+        return self.model.config
+
+    @property
+    def width(self) -> int:
+        """Width `D` of a state."""
+        return cast("int", self.config.hidden_size)
+
+    @property
+    def virtual(self) -> int:
+        """Number of virtual tokens in front of every text."""
+        return 0 if self.prefix is None else self.prefix.length
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Returns the vectors of tokens, as the model takes them in."""
+        return self.model.get_input_embeddings()(input_ids)
+
+    def forward(self, tokens: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
+        """Reads sequences.
+
+        Args:
+            tokens: Token ids `[B, L]`, or vectors in their place `[B, L, D]`.
+            visible: Which tokens may be attended to, `[B, L]` bool; or for a packed tree, which node (row)
+                may attend to which (column), `[1, P, P]` bool.
+            positions: Position of each token, `[B, L]` or `[1, L]`. Models that count for themselves ignore it.
+
+        Returns:
+            States after the last norm, `[B, L, D]`.
+        """
+        inputs: dict[str, Any] = {"inputs_embeds" if tokens.is_floating_point() else "input_ids": tokens}
+        if self.prefix is not None:
+            inputs["past_key_values"] = self.prefix(len(tokens), dtype=self.model.dtype)
+            visible = functional.pad(visible, (self.prefix.length, 0), value=True)
+            positions = positions + self.prefix.length
+        if self.takes_positions:
+            inputs["position_ids"] = positions
+        return self.model(**inputs, attention_mask=self._mask(visible)).last_hidden_state
+
+    def _mask(self, visible: Tensor) -> Tensor:
+        if visible.ndim == 2:
+            return visible.long()
+        # A mask of four axes is taken as it is. `sdpa` reads True as seen; every other way adds the mask to scores.
+        if self.config._attn_implementation == "sdpa":
+            return visible[:, None]
+        hidden = torch.zeros(visible.shape, dtype=self.model.dtype, device=visible.device)
+        return hidden.masked_fill(~visible, torch.finfo(hidden.dtype).min)[:, None]
+
+    def longest(self) -> int | None:
+        """Returns how many tokens the model has positions for, virtual ones included; None if any number."""
+        limit = getattr(self.config, "max_position_embeddings", None)
+        padding = [
+            module.padding_idx
+            for name, module in self.model.named_modules()
+            if name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
+        ]
+        # RoBERTa's relatives count positions from behind the padding index.
+        return limit - padding[0] - 1 if limit and padding and padding[0] is not None else limit
+
+    def window(self) -> int | None:
+        """Returns how far back the model looks in some block, in tokens, if not to the beginning.
+
+        A mask of our own replaces the model's, its window included.
+        """
+        kinds = getattr(self.config, "layer_types", None)
+        slides = kinds is None or any(kind != "full_attention" for kind in kinds)
+        spans = [getattr(self.config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+        spans = [span for span in spans if isinstance(span, int) and slides]
+        return min(spans, default=None)
+
+
+def build_language_model(config: TextTowerConfig, *, vocabulary: int, pad: int, end: int | None) -> LanguageModel:
+    """Loads a language model, or builds it with random weights from torch's global generator.
+
+    Frozen weights are held in `text.base_dtype`; with `adapt: full` all weights move and are float32.
+
+    Args:
+        config: Which model.
+        vocabulary: Tokens of the tokenizer. A model from scratch gets a table of this size.
+        pad: Padding token of a model from scratch.
+        end: End token of a model from scratch.
+
+    Raises:
+        ConfigError: If the model is neither causal nor masked, or cannot be had.
+        CheckpointError: If its files do not hold all weights, or know fewer tokens than the tokenizer.
+    """
+    description = read_text_config(config, vocabulary=vocabulary, pad=pad, end=end)
+    causal = is_causal(description)
+    dtype = torch.float32 if config.adapt == "full" else _DTYPES[config.base_dtype]
+    missing: set[str] = set()
+    if config.model is None or config.random_weights:
+        model = random_model(description)
+        cast("nn.Module", model).to(dtype)
+    else:
+        model, missing = pretrained_model(config.model, description, "text.model", dtype=dtype)
+    _drop_pooler(model)
+    missing &= {name for name, _ in model.named_parameters()}
+    if missing:
+        raise CheckpointError(f"text.model={config.model!r} holds no weights for {sorted(missing)[:5]}; copy it again")
+    rows = len(cast("nn.Embedding", model.get_input_embeddings()).weight)
+    if vocabulary > rows:
+        raise CheckpointError(
+            f"the tokenizer of text.model={config.model!r} has {vocabulary} tokens but the model only {rows}; "
+            f"copy both from the same place"
+        )
+    return LanguageModel(model, causal=causal)
+
+
+def read_text_config(config: TextTowerConfig, *, vocabulary: int = 0, pad: int = 0, end: int | None = None) -> Any:
+    """Returns the model's configuration with the dropout of `text.base_dropout`.
+
+    Args:
+        config: Which model.
+        vocabulary: Tokens of a model from scratch; 0 keeps what its description says.
+        pad: Padding token of a model from scratch.
+        end: End token of a model from scratch.
+    """
+    if config.scratch is not None:
+        sizes = {"vocab_size": vocabulary, "pad_token_id": pad, "bos_token_id": end, "eos_token_id": end}
+        description = config_from({**config.scratch, **(sizes if vocabulary else {})}, "text.scratch")
+    else:
+        assert config.model is not None
+        description = read_config(config.model, "text.model")
+    for name, value in description.to_dict().items():
+        if ("drop" in name) and isinstance(value, int | float) and not isinstance(value, bool):
+            setattr(description, name, 0.0 if name == "layerdrop" else config.base_dropout)
+    description.use_cache = False
+    return description
+
+
+def is_causal(config: PreTrainedConfig) -> bool:
+    """Tells causal language models from masked ones.
+
+    Raises:
+        ConfigError: If it is neither.
+    """
+    kind = config.model_type
+    if not config.is_encoder_decoder:
+        if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
+            return False
+        if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            return True
+    raise ConfigError(f"a text tower needs a causal or masked language model; {kind!r} is neither, choose another")
+
+
+def _drop_pooler(model: PreTrainedModel) -> None:
+    # BERT's relatives carry a layer that nothing here reads; it would never get a gradient.
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]

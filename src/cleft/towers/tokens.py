@@ -1,0 +1,203 @@
+"""From texts to token ids: how a text is framed, cut and refused, and a tokenizer learned where there is none.
+
+The end of a text is ours to mark. GPT-2 style tokenizers add no end token, so that the first one in a padded batch
+is padding, and a text that fills the window has none. We cut first and then append it ourselves.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
+
+from cleft.errors import CheckpointError, ConfigError, DataError
+
+LOG = logging.getLogger(__name__)
+END = "<|endoftext|>"
+_FRAME = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+_MANY = 0.2
+"""Share of cut texts above which a warning is due."""
+
+
+class Tokens:
+    """A tokenizer and the frame it puts around a text.
+
+    Args:
+        tokenizer: Any tokenizer with a Rust backend.
+        max_tokens: Longest text, frame included.
+        end: End-of-text token for a causal model, appended to every text. None for a masked model: its tokenizer
+            frames the text by itself.
+
+    Raises:
+        CheckpointError: If there is nothing to pad with.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, *, max_tokens: int, end: int | None) -> None:
+        self.tokenizer = tokenizer
+        self.max_tokens = max_tokens
+        bare, framed = self._plain(["a"])[0], cast("list[int]", tokenizer("a")["input_ids"])
+        start = next((i for i in range(len(framed)) if framed[i : i + len(bare)] == bare), 0)
+        self.front = tuple(framed[:start])
+        self.back = tuple(framed[start + len(bare) :]) if end is None else (end,)
+        self.end = end
+        pad = cast("int | None", tokenizer.pad_token_id)
+        pad = end if pad is None else pad
+        if pad is None:
+            raise CheckpointError("the tokenizer has neither a padding nor an end token; set its pad_token and save it")
+        self.pad = pad
+        self.met = 0
+        """Distinct texts seen so far."""
+        self.cut = 0
+        """How many of them were longer than `max_tokens`."""
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the token ids of new texts, cut to `max_tokens` and framed."""
+        room = self.max_tokens - len(self.front) - len(self.back)
+        plain = self._plain(texts)
+        self.met += len(plain)
+        self.cut += sum(len(ids) > room for ids in plain)
+        return [[*self.front, *ids[:room], *self.back] for ids in plain]
+
+    def names(self, names: Sequence[str]) -> list[list[int]]:
+        """Returns class names as they stand inside a sentence, cut and closed, but without what opens a text.
+
+        Byte-level and sentence-piece vocabularies hold a word with the space before it and without as two tokens.
+        Like the authors we read "X <name>" and take "X" away.
+
+        Raises:
+            CheckpointError: If the tokenizer does not keep "X" apart.
+        """
+        head, *plain = self._plain(["X", *(f"X {name.strip()}" for name in names)])
+        if any(ids[: len(head)] != head for ids in plain):
+            raise CheckpointError(
+                "the tokenizer joins words, so class names cannot be read behind a context; use another"
+            )
+        room = self.max_tokens - len(self.front) - len(self.back)
+        return [[*ids[len(head) :][:room], *self.back] for ids in plain]
+
+    def opening(self, text: str) -> list[int]:
+        """Returns the tokens of a sentence's beginning, without a frame."""
+        return self._plain([text.strip()])[0]
+
+    def occurring(self, texts: Sequence[str]) -> list[int]:
+        """Returns the distinct tokens of some texts, frame included, in ascending order."""
+        ids = self._plain(list(dict.fromkeys(texts)))
+        return sorted({*self.front, *self.back, *(token for text in ids for token in text)})
+
+    def warn_of_cuts(self) -> None:
+        """Logs how many texts were cut, and from a fifth on what to set."""
+        if self.cut > _MANY * self.met:
+            LOG.warning(
+                "%d of %d distinct texts are longer than text.max_tokens=%d and were cut; set it higher",
+                self.cut,
+                self.met,
+                self.max_tokens,
+            )
+        elif self.cut:
+            LOG.info("%d of %d distinct texts were cut to text.max_tokens=%d", self.cut, self.met, self.max_tokens)
+
+    def save(self, folder: Path) -> None:
+        """Writes the tokenizer's files into a folder."""
+        self.tokenizer.save_pretrained(folder)
+
+    def _plain(self, texts: Sequence[str]) -> list[list[int]]:
+        # A special token spelled out by a user stays plain text; else it would move the pooled position.
+        batch = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)
+        return cast("list[list[int]]", batch["input_ids"])
+
+
+def refuse_unreadable(texts: Sequence[str]) -> None:
+    """Refuses texts that say nothing or cannot be encoded, naming their positions and not their content.
+
+    Raises:
+        DataError: If a text holds no letter and no digit, or half a surrogate pair.
+    """
+    silent = [place for place, text in enumerate(texts) if not any(letter.isalnum() for letter in text)]
+    if silent:
+        raise DataError(
+            f"texts at positions {_few(silent)} hold no letter and no digit; write a sentence or leave them out",
+            reason="empty-text",
+        )
+    broken = [place for place, text in enumerate(texts) if any("\ud800" <= letter <= "\udfff" for letter in text)]
+    if broken:
+        raise DataError(
+            f"texts at positions {_few(broken)} hold half a surrogate pair; save the table as UTF-8", reason="encoding"
+        )
+
+
+def end_token(tokenizer: PreTrainedTokenizerFast, config: PreTrainedConfig) -> int:
+    """Returns the end-of-text token of a causal model, as its tokenizer or else its configuration names it.
+
+    Raises:
+        CheckpointError: If neither does.
+    """
+    named: Any = tokenizer.eos_token_id
+    if named is None:
+        named = getattr(config, "eos_token_id", None)
+    named = named[0] if isinstance(named, list) and named else named
+    if not isinstance(named, int):
+        raise CheckpointError(
+            "the tokenizer of a causal model names no end-of-text token; set its eos_token and save it"
+        )
+    return named
+
+
+def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
+    """Loads a tokenizer by hub name or folder.
+
+    Raises:
+        CheckpointError: If it cannot be had, or has no Rust backend.
+    """
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"no tokenizer at {str(source)!r} ({error}); put its files beside the weights") from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise CheckpointError(f"the tokenizer at {str(source)!r} is a slow one; save it with tokenizer.json")
+    return tokenizer
+
+
+def learn_tokenizer(captions: Sequence[str], *, causal: bool, vocab_size: int = 4096) -> PreTrainedTokenizerFast:
+    """Learns a byte-level vocabulary from captions; what they do not hold is spelled in bytes.
+
+    Depends on the set of captions only, not on their order or number.
+
+    Args:
+        captions: What to learn from.
+        causal: Whether to have an end-of-text token, as GPT-2, or to frame texts in [CLS] and [SEP], as BERT.
+        vocab_size: Most tokens, 256 bytes included. Few captions make fewer.
+
+    Raises:
+        ConfigError: If there is no caption, or no room for the bytes.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    special = [END] if causal else list(_FRAME.values())
+    if not captions:
+        raise ConfigError("text.scratch learns its tokenizer from captions, but there is none; give records captions")
+    if vocab_size < 256 + len(special):
+        raise ConfigError(
+            f"text.scratch vocab_size={vocab_size} must be at least {256 + len(special)}: every byte needs one"
+        )
+    learned = Tokenizer(models.BPE())
+    learned.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    learned.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=special,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    learned.train_from_iterator(sorted(set(captions)), trainer)
+    if causal:
+        return PreTrainedTokenizerFast(tokenizer_object=learned, eos_token=END, pad_token=END)
+    ends = [(token, learned.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    learned.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    return PreTrainedTokenizerFast(tokenizer_object=learned, **_FRAME)
+
+
+def _few(places: Sequence[int]) -> str:
+    return ", ".join(map(str, places[:10])) + (", …" if len(places) > 10 else "")
