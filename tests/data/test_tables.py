@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cleft.data import tables
-from cleft.data.tables import Fault, read_table, scan_table
+from cleft.data.faults import Fault
+from cleft.data.tables import read_table, scan_table
 from cleft.errors import DataError
 
 

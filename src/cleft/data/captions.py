@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from cleft.config import DataConfig
 from cleft.data.chexpert import CAPTION_ORDER
-from cleft.data.tables import nearest
+from cleft.data.faults import nearest
 from cleft.errors import ConfigError, DataError
 from cleft.types import Reading, Record
 

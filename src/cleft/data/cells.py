@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cleft.data.tables import Column, Fault, Table
+from cleft.data.faults import Fault
+from cleft.data.tables import Column, Table
 
 BLANK = 2
 """Code of a finding that nobody mentioned, beside 1 present, 0 absent and -1 uncertain."""

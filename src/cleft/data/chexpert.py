@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from cleft.config import DataConfig
 from cleft.data.cells import read_ages, read_codes, read_sexes, read_texts
 from cleft.data.chexpert_folders import locate_images, table_folders
+from cleft.data.faults import Fault, missing_columns, refuse
 from cleft.data.files import are_files
 from cleft.data.rows import Rows
 from cleft.data.scan import Scan, find_table, make_scan, oddities, require_root
-from cleft.data.tables import Column, Fault, Table, missing_columns, refuse, scan_table
+from cleft.data.tables import Column, Table, scan_table
 from cleft.types import Reading
 
 FINDINGS = (

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from cleft.config import DataConfig
 from cleft.data.cells import read_ages, read_codes, read_sexes, read_texts
+from cleft.data.faults import Fault, nearest, refuse
 from cleft.data.files import find_inside, leaves_root, tidy
 from cleft.data.rows import Rows
 from cleft.data.scan import Scan, find_table, make_scan, oddities, require_root
-from cleft.data.tables import Column, Fault, Table, nearest, refuse, scan_table
+from cleft.data.tables import Column, Table, scan_table
 from cleft.errors import ConfigError
 from cleft.types import Reading
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cleft.data.cells import BLANK
-from cleft.data.tables import Fault
+from cleft.data.faults import Fault
 from cleft.types import Record
 
 _EXAMPLES = 3

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cleft.config import DataConfig
+from cleft.data.faults import Fault
 from cleft.data.files import leaves_root
 from cleft.data.rows import Rows, drop_missing, keep_views, merge_duplicates, to_records, view_note
-from cleft.data.tables import Fault, Table
+from cleft.data.tables import Table
 from cleft.errors import ConfigError, DataError
 from cleft.types import Reading
 

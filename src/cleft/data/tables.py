@@ -10,7 +10,6 @@ Shapes: `N` rows below the header.
 from __future__ import annotations
 
 import csv
-import difflib
 import gzip
 import hashlib
 import io
@@ -18,13 +17,14 @@ import zlib
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as arrow_csv
 from numpy.typing import NDArray
 
+from cleft.data.faults import Fault, missing_columns, refuse
 from cleft.errors import DataError
 
 MAX_BYTES = 4 << 30
@@ -33,7 +33,6 @@ MAX_COLUMNS = 256
 MAX_CELL_BYTES = 64 << 10
 
 _BOM = b"\xef\xbb\xbf"
-_NAMED = 20
 _LF, _QUOTE = 10, 34
 _FOREIGN = {
     b"\xff\xfe": "UTF-16 text; save it as UTF-8",
@@ -46,31 +45,13 @@ _FOREIGN = {
 }
 
 
-class Fault(NamedTuple):
-    """One kind of thing that is wrong with a table, wherever it occurs."""
-
-    reason: str
-    """Short code, as `DataError.reason`."""
-    what: str
-    remedy: str
-    lines: Sequence[int] = ()
-    """Every line it occurs on, the header being line 1; empty where it concerns the table as a whole."""
-
-    def sentence(self, path: Path) -> str:
-        """Says where, what and what to do, naming up to 20 lines and counting the rest."""
-        named = ", ".join(str(line) for line in self.lines[:_NAMED])
-        more = f" and {len(self.lines) - _NAMED:,} more" if len(self.lines) > _NAMED else ""
-        where = f" line{'s' if len(self.lines) > 1 else ''} {named}{more}" if self.lines else ""
-        return f"{path}{where}: {self.what}; {self.remedy}"
-
-
 @dataclass(frozen=True, slots=True)
 class Column:
     """Texts of one column."""
 
     values: list[str]
     """Each distinct text once."""
-    index: NDArray[np.int64]
+    index: NDArray[np.int32]
     """Which of `values` each row holds, `[N]`."""
 
     def texts(self) -> list[str]:
@@ -132,34 +113,9 @@ def scan_table(path: Path) -> tuple[Table, list[Fault]]:
     header = _read_header(path, data[int(starts[0]) : end])
     if len(starts) == 1:
         raise DataError(f"{path} holds a header and no row below it", reason="table")
-    columns, kept, faults = _read_columns(path, data[end:], header, lines[1:])
+    columns, kept, faults = _read_columns(path, pa.py_buffer(data).slice(end), header, lines[1:])
     table = Table(path=path, columns=columns, lines=lines[1:][kept], sha256=hashlib.sha256(raw).hexdigest())
     return table, [*_repeated_columns(header), *faults]
-
-
-def missing_columns(found: Collection[str], required: Iterable[str]) -> list[Fault]:
-    """Compares names of columns; at most one fault, which says what was found and what comes nearest."""
-    missing = [name for name in required if name not in found]
-    if not missing:
-        return []
-    guesses = "".join(nearest(name, found) for name in missing)
-    names = ", ".join(repr(name) for name in missing)
-    return [Fault("columns", f"no column {names}; found {list(found)}", f"rename or add it{guesses}")]
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Returns `, nearest to 'x' is 'y'` where one of the known names is close, else nothing."""
-    names = {other.casefold(): other for other in known}
-    close = difflib.get_close_matches(name.casefold(), names, n=1)
-    return f", nearest to {name!r} is {names[close[0]]!r}" if close else ""
-
-
-def refuse(path: Path, faults: Sequence[Fault]) -> None:
-    """Raises a DataError that tells the first fault and counts the others; does nothing without faults."""
-    if not faults:
-        return
-    others = f" ({len(faults) - 1} more kinds of fault: see `cleft data check`)" if len(faults) > 1 else ""
-    raise DataError(faults[0].sentence(path) + others, reason=faults[0].reason)
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -264,7 +220,7 @@ def _repeated_columns(header: Sequence[str]) -> list[Fault]:
 
 
 def _read_columns(
-    path: Path, body: bytes, header: Sequence[str], lines: NDArray[np.int64]
+    path: Path, body: Any, header: Sequence[str], lines: NDArray[np.int64]
 ) -> tuple[dict[str, Column], NDArray[np.int64], list[Fault]]:
     """Parses everything below the header; returns columns, rows that were kept, and rows of a wrong length."""
     wrong: list[tuple[int, int]] = []  # row, number of cells
@@ -276,7 +232,7 @@ def _read_columns(
     keys = [str(i) for i in range(len(header))]
     try:
         parsed = arrow_csv.read_csv(
-            pa.BufferReader(body),
+            pa.BufferReader(body),  # a view: the text is not copied
             # A single thread, because only then does a bad row know its number.
             read_options=arrow_csv.ReadOptions(use_threads=False, column_names=keys, block_size=32 << 20),
             parse_options=arrow_csv.ParseOptions(invalid_row_handler=skip, newlines_in_values=True),
@@ -308,9 +264,9 @@ def _encode(column: Any) -> Column:
     encoded = column.dictionary_encode().combine_chunks()
     if isinstance(encoded, pa.ChunkedArray):
         if encoded.num_chunks == 0:
-            return Column([], np.zeros(0, dtype=np.int64))
+            return Column([], np.zeros(0, dtype=np.int32))
         encoded = encoded.chunk(0)
-    return Column(encoded.dictionary.to_pylist(), np.asarray(encoded.indices, dtype=np.int64))
+    return Column(encoded.dictionary.to_pylist(), np.asarray(encoded.indices, dtype=np.int32))
 
 
 def _long_cells(columns: dict[str, Column], lines: NDArray[np.int64]) -> list[Fault]:

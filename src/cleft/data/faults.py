@@ -1,0 +1,55 @@
+"""What is wrong with a table, collected so that a user can be told everything at once."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from cleft.errors import DataError
+
+_NAMED = 20
+
+
+class Fault(NamedTuple):
+    """One kind of thing that is wrong with a table, wherever it occurs."""
+
+    reason: str
+    """Short code, as `DataError.reason`."""
+    what: str
+    remedy: str
+    lines: Sequence[int] = ()
+    """Every line it occurs on, the header being line 1; empty where it concerns the table as a whole."""
+
+    def sentence(self, path: Path) -> str:
+        """Says where, what and what to do, naming up to 20 lines and counting the rest."""
+        named = ", ".join(str(line) for line in self.lines[:_NAMED])
+        more = f" and {len(self.lines) - _NAMED:,} more" if len(self.lines) > _NAMED else ""
+        where = f" line{'s' if len(self.lines) > 1 else ''} {named}{more}" if self.lines else ""
+        return f"{path}{where}: {self.what}; {self.remedy}"
+
+
+def missing_columns(found: Collection[str], required: Iterable[str]) -> list[Fault]:
+    """Compares names of columns; at most one fault, which says what was found and what comes nearest."""
+    missing = [name for name in required if name not in found]
+    if not missing:
+        return []
+    guesses = "".join(nearest(name, found) for name in missing)
+    names = ", ".join(repr(name) for name in missing)
+    return [Fault("columns", f"no column {names}; found {list(found)}", f"rename or add it{guesses}")]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Returns `, nearest to 'x' is 'y'` where one of the known names is close, else nothing."""
+    names = {other.casefold(): other for other in known}
+    close = difflib.get_close_matches(name.casefold(), names, n=1)
+    return f", nearest to {name!r} is {names[close[0]]!r}" if close else ""
+
+
+def refuse(path: Path, faults: Sequence[Fault]) -> None:
+    """Raises a DataError that tells the first fault and counts the others; does nothing without faults."""
+    if not faults:
+        return
+    others = f" ({len(faults) - 1} more kinds of fault: see `cleft data check`)" if len(faults) > 1 else ""
+    raise DataError(faults[0].sentence(path) + others, reason=faults[0].reason)
