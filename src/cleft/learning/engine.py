@@ -1,0 +1,224 @@
+"""Training by Lightning, from settings: exact when it is resumed, quiet when nobody watches, sent nowhere.
+
+One training is one epoch of `steps` batches. Lightning restores weights, optimiser, schedule and its counters; order
+and augmentation of samples are functions of the step; dropout is seeded at the start of each step. So resuming needs
+one state and one integer (docs/decisions/0052).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.utilities.warnings import PossibleUserWarning
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+from torch.utils import deterministic as kernels
+
+from cleft.config import TrainConfig
+from cleft.errors import CheckpointError
+from cleft.learning.keeper import Intervals, Keeper
+from cleft.learning.learner import Learner, check_names
+from cleft.learning.logs import ProgressBar, build_loggers
+from cleft.learning.optim import moving_weights
+from cleft.learning.run import Run, is_first_rank
+from cleft.learning.states import tensor_bytes
+from cleft.learning.stops import StopFlag
+from cleft.learning.watch import StepSeeds, Watch
+
+log = logging.getLogger(__name__)
+
+LOGGED = ("train/loss", "val/loss", "lr", "gradient_norm", "seconds_per_step")
+"""Quantities that every stage logs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How one training goes."""
+
+    intervals: Intervals
+    seed: int
+    clip_norm: float | None
+    train: TrainConfig
+    """Devices and precision."""
+    columns: Sequence[str] = ()
+    """Quantities the stage logs besides `LOGGED`."""
+    prefix: str = ""
+    """In front of every logged name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of a training. The learner holds the best weights."""
+
+    best_step: int
+    """Step whose weights had the lowest validation loss; the last where nothing was validated."""
+    best_loss: float | None
+    """That loss."""
+
+
+Batches = Callable[[int, int, int], Iterable[Any]]
+"""From (first step, rank, world size) to this rank's share of the batches of all steps from there on."""
+
+
+def train(learner: Learner, batches: Batches, run: Run, plan: Plan, stop: StopFlag) -> Outcome:
+    """Trains from the newest training state of a run, or from the beginning, to the end.
+
+    Args:
+        learner: Freshly built, with the same weights each time; leaves with the best ones.
+        batches: What to learn from; asked once the ranks know each other.
+        run: Where states and log lie.
+        plan: Steps, intervals, devices.
+        stop: Tells that a signal arrived.
+
+    Raises:
+        Interrupted, Terminated: If a signal arrived; the state is saved.
+        NumericsError: If a loss or gradient is not finite; the update was not made.
+        ResourceError: If states cannot be written.
+        CheckpointError: If no training state is whole, or it does not fit.
+    """
+    state = run.store.latest(mend=is_first_rank())
+    first_step = state.step if state else 0
+    if first_step < plan.intervals.steps:
+        # Weights, two moments of the optimiser, and the file's own bookkeeping.
+        run.store.check_room(3 * tensor_bytes(moving_weights(learner)) + 2**16)
+        if state is not None:
+            log.info("%s: going on from step %d of %d", run.folder, first_step, plan.intervals.steps)
+        with _surroundings(plan.train):
+            trainer = _build_trainer(run, plan, stop, first_step)
+            trainer.fit(
+                learner,
+                Steps(batches, plan.intervals.steps, first_step, trainer),
+                ckpt_path=None if state is None else str(state.path),
+                weights_only=True,
+            )
+    return _take_best(learner, run)
+
+
+class Steps:
+    """The batches that are left, counted as Lightning counts them: from the beginning of the training.
+
+    Args:
+        batches: What to learn from.
+        steps: Of the whole training.
+        first_step: Steps that are done.
+        trainer: Knows rank and world size when iteration begins.
+    """
+
+    def __init__(self, batches: Batches, steps: int, first_step: int, trainer: L.Trainer) -> None:
+        self._batches = batches
+        self._steps = steps
+        self._first_step = first_step
+        self._trainer = trainer
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._batches(self._first_step, self._trainer.global_rank, self._trainer.world_size))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the position is the step. Having the method tells Lightning that these batches can resume."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to take back."""
+
+
+def _build_trainer(run: Run, plan: Plan, stop: StopFlag, first_step: int) -> L.Trainer:
+    watch = Watch(run.store)
+    bar = ProgressBar(run.stage, plan.intervals.steps)
+    keeper = Keeper(run.store, plan.intervals, stop=stop, watch=watch, bar=bar, prefix=plan.prefix)
+    plugins: list[Any] = [run.store]
+    if SLURMEnvironment.detect():
+        # Its handler would save from inside a signal; a stopped run is resubmitted as it was submitted.
+        plugins.append(SLURMEnvironment(auto_requeue=False))
+    return L.Trainer(
+        accelerator=plan.train.accelerator,
+        devices=plan.train.devices,
+        num_nodes=plan.train.nodes,
+        strategy=_strategy(plan.train),
+        precision=plan.train.precision,
+        max_epochs=1,
+        gradient_clip_val=plan.clip_norm,
+        callbacks=[StepSeeds(plan.seed, run.stage), watch, bar, keeper],  # the keeper last: it saves what they did
+        logger=build_loggers(run.log_folder, [f"{plan.prefix}{name}" for name in (*LOGGED, *plan.columns)], first_step),
+        plugins=plugins,
+        default_root_dir=run.folder,
+        log_every_n_steps=1,  # the keeper logs
+        limit_val_batches=0,  # the keeper validates, at a place from which a run can go on
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def _strategy(config: TrainConfig) -> str | Strategy:
+    """Lightning's strategy; several devices without a word replicate the model."""
+    several = config.devices * config.nodes > 1
+    if config.strategy == "ddp" or (config.strategy == "auto" and several):
+        # A mask token or a pooler that is never used must not stop the others; whole parts are watched (G10).
+        return DDPStrategy(find_unused_parameters=True)
+    return config.strategy
+
+
+def _take_best(learner: Learner, run: Run) -> Outcome:
+    """Gives the learner the weights of the best state the newest one knows of."""
+    newest = run.store.latest(mend=False)
+    assert newest is not None, "the last step saves"
+    checkpoint = run.store.load_checkpoint(newest.path, map_location="cpu")
+    kept = checkpoint["callbacks"][Keeper.__qualname__]
+    best_step: int | None = kept["best_step"]
+    if best_step is not None and best_step != newest.step:
+        path = run.store.find(best_step)
+        if path is None:
+            raise CheckpointError(
+                f"{run.store.folder}: the state of step {best_step}, the best one, is missing or damaged; "
+                f"copy it back, or remove the newer states to train from an older one"
+            )
+        checkpoint = run.store.load_checkpoint(path, map_location="cpu")
+    check_names(learner, checkpoint["state_dict"])
+    learner.load_state_dict(checkpoint["state_dict"], strict=False)
+    return Outcome(
+        best_step=newest.step if best_step is None else best_step,
+        best_loss=None if best_step is None else kept["best_loss"],
+    )
+
+
+@contextmanager
+def _surroundings(config: TrainConfig) -> Generator[None]:
+    """Deterministic kernels, the caller's generator untouched, and Lightning speaking only when something is wrong."""
+    enabled, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    fill: bool = getattr(kernels, "fill_uninitialized_memory")  # noqa: B009 the module replaces itself at import
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may add in another order
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # Kernels without a deterministic form are used all the same; exact resuming is promised on the CPU.
+        warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation.*")
+        # Lightning 2.6 asks torch a question in a form that torch 2.13 has renamed.
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+        # A frozen tower in evaluation mode is meant.
+        warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode.*", category=PossibleUserWarning)
+        if config.accelerator == "cpu":
+            warnings.filterwarnings("ignore", message=".*available but not used.*", category=PossibleUserWarning)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        setattr(kernels, "fill_uninitialized_memory", False)  # noqa: B010
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(enabled, warn_only=warns)
+            setattr(kernels, "fill_uninitialized_memory", fill)  # noqa: B010
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,100 @@
+"""The smallest stage with everything that resuming must restore: dropout, momenta, a buffer, validation."""
+
+import contextlib
+from dataclasses import replace
+
+import torch
+from tests.tools.forks import die
+from torch import nn
+
+from cleft.config import OptimConfig, Settings, TrainConfig
+from cleft.learning.engine import Plan, train
+from cleft.learning.keeper import Intervals
+from cleft.learning.learner import Learner
+from cleft.learning.run import open_run
+from cleft.learning.stops import StopFlag
+
+STEPS = 12
+OPTIM = OptimConfig(lr=0.05, steps=STEPS, warmup_steps=3, weight_decay=0.1)
+
+
+class TinyLearner(Learner):
+    """A linear map with dropout and a batch norm, beside a frozen one."""
+
+    def __init__(self, dies_at=None, spoil=None):
+        super().__init__(OPTIM)
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1))
+        self.frozen = nn.Linear(4, 4).requires_grad_(False)
+        self.dies_at = dies_at
+        self.spoil = spoil
+        self.validations = 0
+
+    def _maybe_die(self, where):
+        if self.dies_at == (where, self.trainer.global_step):
+            die()
+
+    def loss(self, batch):
+        self._maybe_die("forward")
+        factor = float("nan") if self.spoil == self.trainer.global_step else 1.0
+        return (self.model(self.frozen(batch)) - batch.sum(1, keepdim=True)).square().mean() * factor
+
+    def on_after_backward(self):
+        self._maybe_die("backward")
+
+    def after_update(self):
+        self._maybe_die("update")
+
+    def observe(self):
+        return {"mean": self.model[1].running_mean.mean().item()}
+
+    def validation_loss(self, poll):
+        poll()
+        self._maybe_die("validation")
+        self.validations += 1
+        self.model.eval()
+        with torch.no_grad():
+            data = sample(10_000)
+            loss = (self.model(self.frozen(data)) - data.sum(1, keepdim=True)).square().mean().item()
+        self.model.train()
+        return loss
+
+
+def sample(step):
+    return torch.randn(6, 4, generator=torch.Generator().manual_seed(step))
+
+
+class Counted(torch.utils.data.Dataset):
+    """Batches that are a function of their step."""
+
+    def __init__(self, first_step):
+        self.first_step = first_step
+
+    def __len__(self):
+        return STEPS - self.first_step
+
+    def __getitem__(self, index):
+        return sample(self.first_step + index)
+
+
+def batches(workers=0):
+    def of_rank(first_step, rank, world_size):
+        return torch.utils.data.DataLoader(Counted(first_step), batch_size=None, num_workers=workers)
+
+    return of_rank
+
+
+def plan(**intervals):
+    every = {"steps": STEPS, "val_every": 4, "save_every": 3, "log_every": 2} | intervals
+    return Plan(
+        intervals=Intervals(**every), seed=0, clip_norm=1.0, train=TrainConfig(accelerator="cpu"), columns=["mean"]
+    )
+
+
+def run_tiny(folder, *, workers=0, learner=None, stop=None, **intervals):
+    """Trains in a run folder and returns the learner and what came of it."""
+    learner = learner or TinyLearner()
+    settings = replace(Settings(), optim=OPTIM)
+    with open_run(folder, settings, "pretrain") as run, stop or contextlib.nullcontext(StopFlag()) as flag:
+        outcome = train(learner, batches(workers), run, plan(**intervals), flag)
+    return learner, outcome
