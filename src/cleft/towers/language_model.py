@@ -92,13 +92,15 @@ class LanguageModel(nn.Module):
     def longest(self) -> int | None:
         """Returns how many tokens the model has positions for, virtual ones included; None if any number."""
         limit = getattr(self.config, "max_position_embeddings", None)
+        if not isinstance(limit, int) or limit < 1:
+            return None
         padding = [
             module.padding_idx
             for name, module in self.model.named_modules()
             if name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
         ]
         # RoBERTa's relatives count positions from behind the padding index.
-        return limit - padding[0] - 1 if limit and padding and padding[0] is not None else limit
+        return limit - padding[0] - 1 if padding and padding[0] is not None else limit
 
     def window(self) -> int | None:
         """Returns how far back the model looks in some block, in tokens, if not to the beginning.
@@ -159,8 +161,13 @@ def read_text_config(config: TextTowerConfig, *, vocabulary: int = 0, pad: int =
         end: End token of a model from scratch.
     """
     if config.scratch is not None:
-        sizes = {"vocab_size": vocabulary, "pad_token_id": pad, "bos_token_id": end, "eos_token_id": end}
-        description = config_from({**config.scratch, **(sizes if vocabulary else {})}, "text.scratch")
+        # First without a size: token numbers of the family's own vocabulary would not fit ours.
+        options = {name: value for name, value in config.scratch.items() if name != "vocab_size"}
+        description = config_from(options, "text.scratch")
+        if vocabulary:
+            named = [name for name in description.to_dict() if name.endswith("_token_id")]
+            special = {name: pad if name == "pad_token_id" else end for name in named}
+            description = config_from({**options, **special, "vocab_size": vocabulary}, "text.scratch")
     else:
         assert config.model is not None
         description = read_config(config.model, "text.model")
