@@ -15,8 +15,8 @@ NAMES = {
     "loss": "Loss",
     "lr": "Learning rate",
     "logit_scale": "Inverse temperature",
-    "accuracy": "Accuracy",
-    "temperature": "Temperature",
+    "gradient_norm": "Gradient norm",
+    "seconds_per_step": "Seconds per step",
 }
 
 
@@ -43,16 +43,14 @@ def training_charts(run: Run) -> list[Chart]:
 def _chart(quantity: str, series: Mapping[str, Points]) -> Chart:
     title = NAMES.get(quantity, quantity.replace("_", " ").capitalize())
     named = dict(sorted(series.items(), key=lambda item: item[0] != "training"))
-    best = (
-        min(named["validation"], key=lambda point: point[1]) if quantity == "loss" and "validation" in named else None
-    )
+    large = quantity == "loss"
+    best = min(named["validation"], key=lambda point: point[1]) if large and "validation" in named else None
     caption = ""
     if best is not None:
         caption = f"Lowest validation loss {best[1]:.4g} at step {best[0]:,.0f} (ringed)."
     legend = [(swatch(index), name) for index, name in enumerate(named)] if len(named) > 1 else []
-    return Chart(
-        title, line_chart(f"{title} over optimiser steps", named, mark=best), legend, caption, quantity == "loss"
-    )
+    figure = line_chart(f"{title} over optimiser steps", named, mark=best, large=large)
+    return Chart(title, figure, legend, caption, large)
 
 
 def _parts(name: str) -> tuple[str, str]:

@@ -50,29 +50,30 @@ def swatch(index: int) -> Markup:
     ).format(colour, dash)
 
 
-def line_chart(title: str, series: Mapping[str, Points], *, mark: tuple[float, float] | None = None) -> Markup:
+def line_chart(
+    title: str, series: Mapping[str, Points], *, mark: tuple[float, float] | None = None, large: bool = True
+) -> Markup:
     """Quantities over optimiser steps.
 
     Args:
         title: Read aloud in place of the picture.
         series: Name to points (step, value); the first names come first in colour.
         mark: A point to ring, such as the best checkpoint.
+        large: Whether the picture is as wide as half a page, or a quarter.
     """
     points = [point for line in series.values() for point in line]
-    x_ticks = ticks(min(x for x, _ in points), max(x for x, _ in points), most=5)
-    y_ticks = ticks(min(y for _, y in points), max(y for _, y in points), most=5)
-    box = Box(46, 10, 410, 190, (x_ticks[0], x_ticks[-1]), (y_ticks[0], y_ticks[-1]))
+    x_ticks = ticks(min(x for x, _ in points), max(x for x, _ in points), most=5 if large else 3)
+    y_ticks = ticks(min(y for _, y in points), max(y for _, y in points), most=5 if large else 3)
+    width, height = (480, 240) if large else (240, 150)
+    box = Box(46, 10, width - 70, height - 50, (x_ticks[0], x_ticks[-1]), (y_ticks[0], y_ticks[-1]))
     parts = [_grid(box, x_ticks, y_ticks)]
     parts += [_line(box, line, index, dots=len(line) <= 25) for index, line in enumerate(series.values())]
     if mark is not None:
         x, y = box.at(*mark)
         parts.append(Markup('<circle class="mark" cx="{:.1f}" cy="{:.1f}" r="6"/>').format(x, y))
-    parts.append(
-        Markup('<text class="axis" x="{}" y="234" text-anchor="end">optimiser steps</text>').format(
-            box.left + box.width
-        )
-    )
-    return _svg(title, 480, 240, parts)
+    foot = Markup('<text class="axis" x="{}" y="{}" text-anchor="end">optimiser steps</text>')
+    parts.append(foot.format(box.left + box.width, height - 6))
+    return _svg(title, width, height, parts)
 
 
 def roc_chart(title: str, curves: Sequence[tuple[int, Points]]) -> Markup:
@@ -122,15 +123,6 @@ def whisker(
     parts.append(shape(kind, box.at(value, 0)[0], colour))
     return Markup('<svg class="whisker" viewBox="0 0 140 12" aria-hidden="true">{}</svg>').format(
         Markup("").join(parts)
-    )
-
-
-def scale(span: tuple[float, float], labels: tuple[str, str]) -> Markup:
-    """The axis above a column of whiskers, with both ends in words."""
-    box = _whisker_box(span)
-    ends = Markup('<text x="{}" y="9">{}</text><text x="{}" y="9" text-anchor="end">{}</text>')
-    return Markup('<svg class="whisker scale" viewBox="0 0 140 12" aria-hidden="true">{}</svg>').format(
-        ends.format(box.left, labels[0], box.left + box.width, labels[1])
     )
 
 

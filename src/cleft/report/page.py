@@ -23,8 +23,8 @@ from cleft.report.curves import training_charts
 from cleft.report.figures import COLOURS, INK, SOFT, key, roc_chart, swatch
 from cleft.report.runs import Run, read_runs, shown
 from cleft.report.sentences import SCORINGS, question, settings_table, what_was_run
-from cleft.report.tables import FEWEST_PATIENTS, Entry, Table, by_class, every_number, groups, headline
-from cleft.types import Evaluation
+from cleft.report.tables import FEWEST_PATIENTS, TOO_FEW, Entry, Table, by_class, every_number, groups, headline, small
+from cleft.types import Evaluation, Result
 
 _KEYS = {"model": COLOURS[0], "mean": INK, "floor": SOFT, "paper": INK, "level": SOFT}
 _PNG = re.compile(r"iVBORw0KGgo[A-Za-z0-9+/]*={0,2}")
@@ -110,9 +110,9 @@ def render(runs: Sequence[Run], *, images: bool | None = None) -> str:
     found = groups(runs)
     sections = [_section(index, group, found, images=images) for index, group in enumerate(found, start=1)]
     evaluations = [stored.evaluation for run in runs for stored in run.results]
-    return environment.get_template("page.html").render(
+    page = environment.get_template("page.html").render(
         runs=runs,
-        title=" and ".join(run.name for run in runs) if len(runs) <= 3 else f"{len(runs)} runs",
+        title=_title([run.name for run in runs]),
         sentences={run.anchor: what_was_run(run) for run in runs},
         charts={run.anchor: training_charts(run) for run in runs},
         sections=sections,
@@ -128,6 +128,19 @@ def render(runs: Sequence[Run], *, images: bool | None = None) -> str:
         keys={kind: key(kind, colour) for kind, colour in _KEYS.items()},
         version=__version__,
     )
+    return page.lstrip()
+
+
+def _title(names: Sequence[str]) -> str:
+    """Names in a row.
+
+    Example:
+        >>> _title(["first", "second", "third"])
+        'first, second and third'
+    """
+    if len(names) > 4:
+        return f"{len(names)} runs"
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def _section(index: int, group: list[Entry], found: Sequence[list[Entry]], *, images: bool | None) -> Section:
@@ -236,8 +249,7 @@ def _answers(raw: Any) -> list[tuple[str, float]]:
 def _embedded(runs: Sequence[Run]) -> Markup:
     """All numbers once more, for machines; nothing in it can end the element that holds it."""
     tree = {
-        run.name: [{"file": stored.file, **_without_images(stored.evaluation)} for stored in run.results]
-        for run in runs
+        run.name: [{"file": stored.file, **_printable(stored.evaluation)} for stored in run.results] for run in runs
     }
     text = json.dumps(tree, ensure_ascii=True, allow_nan=False)
     for character in "<>&":
@@ -245,7 +257,24 @@ def _embedded(runs: Sequence[Run]) -> Markup:
     return Markup(text)
 
 
-def _without_images(evaluation: Evaluation) -> dict[str, Any]:
-    tree = dataclasses.asdict(evaluation)
+def _printable(evaluation: Evaluation) -> dict[str, Any]:
+    """An evaluation with what the page leaves out left out here too: images, and numbers of a few patients."""
+    few = _few(evaluation)
+    kept = dataclasses.replace(
+        evaluation,
+        examples=(),
+        command=shown("command", evaluation.command),
+        results=tuple(_unless_small(result, evaluation) for result in evaluation.results),
+        floors=tuple(_unless_small(result, evaluation) for result in evaluation.floors),
+        confusion=None if few else evaluation.confusion,
+        roc={name: points for name, points in evaluation.roc.items() if name not in few},
+    )
+    tree = dataclasses.asdict(kept)
     del tree["examples"]
     return tree
+
+
+def _unless_small(result: Result, evaluation: Evaluation) -> Result:
+    if not small(result, evaluation):
+        return result
+    return Result(metric=result.metric, value=None, reason=TOO_FEW)

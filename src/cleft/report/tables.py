@@ -12,13 +12,14 @@ from typing import Any, NamedTuple, Protocol
 
 from markupsafe import Markup
 
-from cleft.report.figures import INK, SOFT, scale, style, swatch, whisker
+from cleft.report.figures import INK, SOFT, style, swatch, whisker
 from cleft.report.paper import published
 from cleft.report.runs import Run, StoredResult
 from cleft.types import Evaluation, Result
 
 FEWEST_PATIENTS = 5
 """A cell that rests on fewer patients is not printed, unless they are phantoms."""
+TOO_FEW = f"fewer than {FEWEST_PATIENTS} patients"
 FLOORS = {"majority-class": "Majority class", "ap-view": "AP-view rule"}
 HEADINGS = {"accuracy": "Accuracy", "auc": "AUC"}
 PERCENT = "\u202f%"  # behind a narrow space that does not break
@@ -76,8 +77,8 @@ class Table:
     """A table with its footnotes."""
 
     columns: Sequence[str]
-    scales: Sequence[str] = ()
-    """Axis above the pictures of each column."""
+    ends: Sequence[tuple[str, str]] = ()
+    """From where to where the pictures of each column reach."""
     rows: Sequence[Row] = ()
     footnotes: Sequence[tuple[str, str]] = ()
 
@@ -171,11 +172,8 @@ def headline(group: Sequence[Entry]) -> Table:
         )
         for row in published(group[0].evaluation)
     ]
-    scales = [
-        scale(span, (f"{printed_end(metric, span[0])}", f"{printed_end(metric, span[1])}"))
-        for metric, span in spans.items()
-    ]
-    return Table(columns=list(HEADINGS.values()), scales=scales, rows=rows, footnotes=notes.listed())
+    ends = [(printed_end(metric, low), printed_end(metric, high)) for metric, (low, high) in spans.items()]
+    return Table(columns=list(HEADINGS.values()), ends=ends, rows=rows, footnotes=notes.listed())
 
 
 def by_class(group: Sequence[Entry]) -> Table:
@@ -276,7 +274,7 @@ def _result_cell(entry: Entry, metric: str, notes: Footnotes, picture: Picture |
 
 
 def _cell(result: Result, entry: Entry, href: str, notes: Footnotes, picture: Picture | None) -> Cell:
-    reason = f"fewer than {FEWEST_PATIENTS} patients" if small(result, entry.evaluation) else result.reason
+    reason = TOO_FEW if small(result, entry.evaluation) else result.reason
     if result.value is None or small(result, entry.evaluation):
         reason = reason or "not measured, and the result file does not say why"
         return Cell(text="–", note=notes.letter(reason), title=reason, href=href)
@@ -296,7 +294,7 @@ def _plain_cells(result: Result, evaluation: Evaluation, notes: Footnotes) -> li
     hidden = small(result, evaluation)
     value = None if hidden else result.value
     interval = None if hidden else result.interval
-    reason = f"fewer than {FEWEST_PATIENTS} patients" if hidden else result.reason
+    reason = TOO_FEW if hidden else result.reason
     note = notes.letter(reason)
     return [
         Cell(text="–" if value is None else printed(result.metric, value), note=note if value is None else ""),

@@ -1,0 +1,69 @@
+"""Logs and settings as they come from a run folder."""
+
+import pytest
+from tests.fakes.fake_runs import evaluation, write_run
+
+from cleft.report.curves import training_charts
+from cleft.report.runs import LEFT_OUT, read_runs, shown
+
+
+def read(folder):
+    return read_runs([folder])[0]
+
+
+def test_curves_come_from_every_column_that_holds_numbers(tmp_path):
+    run = write_run(tmp_path / "run")
+    (run / "logs" / "metrics.csv").write_text("step,train/loss,val/loss,lr\n1,2.5,,0.1\n2,nan,2.0,0.2\n3,1.5,,\n")
+    assert read(run).curves == {
+        "train/loss": [(1.0, 2.5), (3.0, 1.5)],
+        "val/loss": [(2.0, 2.0)],
+        "lr": [(1.0, 0.1), (2.0, 0.2)],
+    }
+
+
+def test_a_step_written_twice_counts_as_it_was_written_last(tmp_path):
+    run = write_run(tmp_path / "run")
+    (run / "logs" / "metrics.csv").write_text("step,train/loss\n1,2.5\n2,2.0\n2,1.9\n")
+    assert read(run).curves["train/loss"][-1] == (2.0, 1.9)
+
+
+def test_long_curves_are_thinned_and_keep_their_end(tmp_path):
+    run = write_run(tmp_path / "run")
+    lines = "\n".join(f"{step},{step}" for step in range(1, 40_001))
+    (run / "logs" / "metrics.csv").write_text(f"step,train/loss\n{lines}\n")
+    points = read(run).curves["train/loss"]
+    assert len(points) <= 401
+    assert points[-1] == (40_000.0, 40_000.0)
+
+
+def test_the_loss_comes_first_with_its_best_step(tmp_path):
+    charts = training_charts(read(write_run(tmp_path / "run")))
+    assert [chart.title for chart in charts] == ["Loss", "Inverse temperature", "Learning rate"]
+    assert charts[0].caption.startswith("Lowest validation loss 2.591 at step 1,600")
+    assert [name for _, name in charts[0].legend] == ["training", "validation"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("data.root", "anything", LEFT_OUT),
+        ("data.cache", None, "–"),
+        ("text.model", "stanford-crfm/BioMedLM", "stanford-crfm/BioMedLM"),
+        ("text.model", "/models/gpt2", LEFT_OUT),
+        ("text.model", "../models/gpt2", LEFT_OUT),
+        ("text.model", "C:\\models\\gpt2", LEFT_OUT),
+        ("command", "cleft evaluate --data chexpert:/data/x", LEFT_OUT),
+        ("command", "cleft evaluate first --data chexpert:<folder>", "cleft evaluate first --data chexpert:<folder>"),
+        ("image.train", True, "true"),
+        ("classes", ["a", "b"], "a, b"),
+        ("note", "ghp_abcdefghijklmnop1234", "left out: it looks like a token"),
+        ("optim.lr", 4e-05, "4e-05"),
+        ("machine", "Linux x86_64", "Linux x86_64"),
+    ],
+)
+def test_settings_are_shown_without_folders_and_tokens(key, value, text):
+    assert shown(key, value) == text
+
+
+def test_the_stage_comes_from_the_environment(tmp_path):
+    assert read(write_run(tmp_path / "run", evaluation(), stage="context")).stage == "context"
