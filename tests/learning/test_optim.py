@@ -67,3 +67,9 @@ def test_the_rate_rises_to_the_peak_and_falls_along_half_a_cosine():
 
 def test_without_warm_up_the_first_step_has_the_peak():
     assert rate_factor(0, OptimConfig(steps=5, warmup_steps=0)) == 1.0
+
+
+def test_the_rate_ends_where_it_is_told_to():
+    config = OptimConfig(lr=1e-4, min_lr=1e-5, steps=8, warmup_steps=2)
+    assert rate_factor(config.steps, config) == pytest.approx(0.1)
+    assert rate_factor(5, config) == pytest.approx(0.55)

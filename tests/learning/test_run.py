@@ -130,5 +130,15 @@ def test_o2_patients_are_known_by_salted_digest_alone(tmp_path):
     assert len(FACTS["patients"]) == 2
     assert seen_patients(tmp_path, "manifest", ["p16", "p17", "p19"]) == {"p17"}
     assert seen_patients(tmp_path, "chexpert", ["p17"]) == set()
-    with pytest.raises(DataError, match="does not say what it was trained on"):
+    with pytest.raises(DataError, match="does not say which patients it was trained on"):
         seen_patients(tmp_path / "other", "manifest", [])
+
+
+def test_a_run_that_starts_from_another_knows_the_patients_of_both(tmp_path):
+    later = {"dataset": "manifest", "recipe": "patients", "digest": "d2", "counts": {}, "patients": ["p30"]}
+    for name, before in (("known", FACTS), ("unknown", None)):
+        with open_run(tmp_path / name, SETTINGS, "context") as run:
+            run.keep_split(split_facts(**later, before=before))
+    assert seen_patients(tmp_path / "known", "manifest", ["p17", "p30", "p99"]) == {"p17", "p30"}
+    with pytest.raises(DataError, match="does not say"):
+        seen_patients(tmp_path / "unknown", "manifest", ["p30"])

@@ -69,7 +69,7 @@ def rate_factor(step: int, config: OptimConfig) -> float:
     """Share of the peak learning rate that step `step` uses, counted from 0.
 
     Rises in equal parts over the warm-up, so that the last of its steps has the peak; then falls along half a cosine
-    that would reach zero one step after the end. No step has rate zero, because a step that changes nothing is wasted.
+    that would reach `min_lr` one step after the end. No step has rate zero: a step that changes nothing is wasted.
 
     Example:
         >>> config = OptimConfig(steps=6, warmup_steps=2)
@@ -79,7 +79,8 @@ def rate_factor(step: int, config: OptimConfig) -> float:
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     share = min(1.0, (step - config.warmup_steps) / (config.steps - config.warmup_steps))
-    return (1 + math.cos(math.pi * share)) / 2
+    lowest = config.min_lr / config.lr
+    return lowest + (1 - lowest) * (1 + math.cos(math.pi * share)) / 2
 
 
 def build_schedule(optimizer: Optimizer, config: OptimConfig) -> LambdaLR:

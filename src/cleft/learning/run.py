@@ -128,7 +128,8 @@ def split_facts(
         counts: Images of each split.
         patients: Of training and validation. Only salted digests are kept: enough to ask whether a known patient
             was among them, no list of who they are.
-        more: Further digests that must not change while the run goes on.
+        more: Whatever else must not change while the run goes on. `before` is the `split.json` of the run whose
+            weights this one starts from, or None where that does not say what it was trained on.
     """
     keys = sorted({_patient_key(digest, dataset, patient) for patient in patients})
     return {
@@ -150,15 +151,17 @@ def seen_patients(folder: Path, dataset: str, patients: Iterable[str]) -> set[st
         patients: Who may be scored.
 
     Raises:
-        DataError: If the folder does not say what it learned from.
+        DataError: If the folder does not say what it learned from (`unknown-training`).
     """
+    asked, seen = set(patients), set[str]()
     facts = read_json(folder / "split.json")
-    if facts is None:
-        raise DataError(
-            f"{folder} has no split.json: it does not say what it was trained on", reason="unknown-training"
-        )
-    known = set(facts["patients"])
-    return {patient for patient in patients if _patient_key(facts["digest"], dataset, patient) in known}
+    while facts is not None:
+        known = set(facts["patients"])
+        seen |= {patient for patient in asked if _patient_key(facts["digest"], dataset, patient) in known}
+        if "before" not in facts:
+            return seen
+        facts = facts["before"]
+    raise DataError(f"{folder} does not say which patients it was trained on", reason="unknown-training")
 
 
 def texts_digest(texts: Iterable[str]) -> str:
