@@ -1,0 +1,100 @@
+"""Foreign `.ckpt` and `.pth` files as tensors and plain values, without running anything in them.
+
+Three gates, in this order. The container: a zip whose entries are stored, not deflated, and are together no larger
+than the file, so that a megabyte cannot unpack to gigabytes. The pickle: only tensors and plain values, through
+torch's weights-only reader. The tensors: together no larger than the file, so that a view that repeats one number a
+billion times is never copied.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from cleft.errors import CheckpointError
+
+_ENTRIES = 200_000
+"""More entries than any checkpoint of tensors has."""
+
+
+def read_foreign(path: Path) -> Mapping[str, Any]:
+    """Reads a checkpoint somebody else wrote with `torch.save`.
+
+    Returns:
+        Its dictionary: tensors on the CPU, numbers, strings, lists and dictionaries of these.
+
+    Raises:
+        CheckpointError: If it is missing, no such file, larger inside than outside, or holds anything else.
+    """
+    check_container(path)
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} holds more than tensors and plain values, and is not opened: such files can run code "
+            f"({_first_line(error)}); ask its makers for a file of weights alone"
+        ) from error
+    except Exception as error:  # a damaged pickle fails in as many ways as there are opcodes
+        raise CheckpointError(f"{path} cannot be read ({_first_line(error)}); copy it again") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dictionary of weights")
+    return cast("dict[str, Any]", content)
+
+
+def check_container(path: Path) -> None:
+    """Checks that a file is a zip that is no larger inside than outside; reads its directory and no entry.
+
+    Raises:
+        CheckpointError: If it is not.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}; give the .ckpt file itself")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise CheckpointError(
+            f"{path} is not a checkpoint of torch 1.6 or later ({_first_line(error)}); older ones are pickles "
+            f"without a container, which are not opened"
+        ) from error
+    if any(entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size for entry in entries):
+        raise CheckpointError(f"{path} has compressed entries, which torch never writes; it is not opened")
+    inside, outside = sum(entry.file_size for entry in entries), path.stat().st_size
+    if inside > outside or len(entries) > _ENTRIES:
+        raise CheckpointError(
+            f"{path} claims {inside:,} bytes in {len(entries):,} entries and has {outside:,}; it is not opened"
+        )
+
+
+def tensors_of(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """Returns a checkpoint's `state_dict`.
+
+    Raises:
+        CheckpointError: If it has none, or it holds anything but finite tensors no larger than the file.
+    """
+    state = content.get("state_dict")
+    if not isinstance(state, dict) or not state:
+        raise CheckpointError(f"{path} has no state_dict; found {sorted(map(str, content))[:5]}")
+    named = cast("dict[str, Any]", state)
+    odd = [str(name) for name, value in named.items() if not isinstance(value, Tensor)]
+    if odd:
+        raise CheckpointError(f"{path}: {len(odd)} entries of its state_dict are no tensors, first {odd[:5]}")
+    tensors = cast("dict[str, Tensor]", named)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    # Two names may share one tensor (prefix tuning stores the token embedding twice), but not more.
+    if size > 2 * path.stat().st_size:
+        raise CheckpointError(f"{path}: its tensors claim {size:,} bytes, more than the file has; it is not opened")
+    bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if bad:
+        raise CheckpointError(f"{path}: {len(bad)} tensors hold NaN or infinity, first {bad[:5]}; use an earlier one")
+    return tensors
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:200]

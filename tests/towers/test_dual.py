@@ -1,0 +1,103 @@
+import math
+
+import pytest
+import torch
+
+from cleft.config import ImagesConfig, ImageTowerConfig, LossConfig, Settings, TextTowerConfig
+from cleft.errors import CheckpointError
+from cleft.towers.dual import build_model
+
+CAPTIONS = ["a chest x ray of a patient with edema", "a chest x ray of a patient with fracture"]
+SETTINGS = Settings(
+    images=ImagesConfig(size=32, stored_size=32),
+    image=ImageTowerConfig(
+        model=None,
+        pooling="mean",
+        scratch={
+            "model_type": "resnet",
+            "num_channels": 1,
+            "embedding_size": 8,
+            "hidden_sizes": [8, 16],
+            "depths": [1, 1],
+            "layer_type": "basic",
+        },
+    ),
+    text=TextTowerConfig(
+        model=None,
+        rank=2,
+        scratch={"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 24, "n_positions": 96},
+    ),
+    loss=LossConfig(embed_dim=12, temperature=0.1, max_logit_scale=20.0),
+)
+
+
+@pytest.fixture
+def model():
+    return build_model(SETTINGS, CAPTIONS).eval()
+
+
+def test_both_towers_meet_in_one_space_of_unit_vectors(model):
+    images = torch.arange(2 * 32 * 32).remainder(256).to(torch.uint8).view(2, 1, 32, 32)
+    image_embeds, text_embeds = model.encode_image(images), model.encode_text(CAPTIONS)
+    assert image_embeds.shape == text_embeds.shape == (2, 12)
+    torch.testing.assert_close(image_embeds.norm(dim=1), torch.ones(2))
+    torch.testing.assert_close(text_embeds.norm(dim=1), torch.ones(2))
+
+
+def test_projections_take_the_widths_of_the_towers(model):
+    assert (model.image_projection.in_features, model.text_projection.in_features) == (16, 24)
+    assert model.image_projection.bias is not None
+
+
+def test_the_temperature_starts_where_the_settings_say_and_learns(model):
+    assert model.logit_scale.item() == pytest.approx(math.log(10))
+    assert model.logit_scale.requires_grad
+
+
+@pytest.mark.parametrize(("start", "kept"), [(5.0, math.log(20)), (-1.0, 0.0), (2.0, 2.0)])
+def test_the_inverse_temperature_is_kept_in_its_range(model, start, kept):
+    model.logit_scale.data.fill_(start)
+    model.clamp_logit_scale_()
+    assert model.logit_scale.item() == pytest.approx(kept)
+
+
+def test_embeddings_stay_float32_in_a_half_precision_tower(model):
+    images = torch.zeros(1, 1, 32, 32, dtype=torch.uint8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.image_projection(model.image_tower.encode(images)).dtype == torch.bfloat16
+        assert model.encode_image(images).dtype == torch.float32
+
+
+def test_equal_seeds_build_equal_models_and_leave_the_world_alone():
+    before = torch.get_rng_state()
+    first, same, other = (build_model(SETTINGS, CAPTIONS, seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), same.parameters(), strict=True))
+    assert not torch.equal(first.image_projection.weight, other.image_projection.weight)
+
+
+def test_class_names_behind_the_opening_equal_the_sentence_they_make(model):
+    opening = "a chest x ray of a patient with"
+    model.set_context(model.text_tower.embed_opening(opening))
+    behind = model.encode_class_names(["edema", "fracture"])
+    torch.testing.assert_close(behind, model.encode_text(CAPTIONS), atol=1e-6, rtol=0)
+
+
+def test_without_a_context_class_names_are_refused(model):
+    with pytest.raises(CheckpointError, match="run `cleft learn-context` on it first"):
+        model.encode_class_names(["edema"])
+
+
+def test_a_context_is_a_parameter_of_its_own_and_can_be_taken_away(model):
+    start = torch.ones(3, 24)
+    model.set_context(start)
+    model.context.data.zero_()
+    assert start.eq(1).all()
+    assert "context" in dict(model.named_parameters())
+    model.set_context(None)
+    assert "context" not in dict(model.named_parameters())
+
+
+def test_a_context_of_another_width_is_refused(model):
+    with pytest.raises(ValueError, match=r"the text tower wants \[L, 24\]"):
+        model.set_context(torch.ones(3, 16))
