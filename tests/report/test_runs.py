@@ -38,7 +38,7 @@ def test_long_curves_are_thinned_and_keep_their_end(tmp_path):
 
 def test_the_loss_comes_first_with_its_best_step(tmp_path):
     charts = training_charts(read(write_run(tmp_path / "run")))
-    assert [chart.title for chart in charts] == ["Loss", "Inverse temperature", "Learning rate"]
+    assert [chart.title for chart in charts] == ["Loss", "Learning rate", "Inverse temperature"]
     assert charts[0].caption.startswith("Lowest validation loss 2.591 at step 1,600")
     assert [name for _, name in charts[0].legend] == ["training", "validation"]
 

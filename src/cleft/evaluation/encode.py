@@ -21,6 +21,7 @@ from safetensors.numpy import load, save
 from torch import Tensor
 
 from cleft.codec import write_whole
+from cleft.data.batches import label_table
 from cleft.data.progress import progress_bar
 from cleft.errors import DataError, NumericsError, ResourceError
 from cleft.types import Batch, Embeddings, ImageTextModel, Record
@@ -78,18 +79,12 @@ def encode_images(
             _store(place, full_key, embeds)
     return Embeddings(
         image_embeds=embeds,
-        labels=label_table(records, findings),
+        labels=torch.from_numpy(label_table(records, findings)),
         findings=tuple(findings),
         ids=[record.id for record in records],
         patients=[record.patient for record in records],
         views=[record.view for record in records],
     )
-
-
-def label_table(records: Sequence[Record], findings: Sequence[str]) -> Tensor:
-    """One row per record, one column per finding, `[N, C]`: 1, 0, -1, or NaN where nobody mentioned it."""
-    rows = [[record.labels.get(finding, float("nan")) for finding in findings] for record in records]
-    return torch.tensor(rows, dtype=torch.float32).reshape(len(records), len(findings))
 
 
 def _encode(model: EncodingModel, loader: Iterable[Batch], images: int, *, progress: bool) -> Tensor:

@@ -10,12 +10,20 @@ from markupsafe import Markup
 from cleft.report.figures import Points, line_chart, swatch
 from cleft.report.runs import Run
 
+TOKENS = "tokens"
+LINES = {"nodes": (TOKENS, "read, as a prefix tree"), "padded_tokens": (TOKENS, "had every caption been padded")}
+"""Logged quantities that share a chart: name to chart and line."""
+ORDER = ("loss", "lr", "temperature", "gradient_norm", TOKENS)
 SPLITS = {"train": "training", "val": "validation"}
 NAMES = {
     "loss": "Loss",
     "lr": "Learning rate",
     "logit_scale": "Inverse temperature",
+    "temperature": "Temperature",
     "gradient_norm": "Gradient norm",
+    TOKENS: "Caption tokens of a step",
+    "repeated_captions": "Share of repeated captions",
+    "clamped_steps": "Steps with a clamped temperature",
     "seconds_per_step": "Seconds per step",
 }
 
@@ -31,13 +39,17 @@ class Chart(NamedTuple):
 
 
 def training_charts(run: Run) -> list[Chart]:
-    """One chart per logged quantity, its splits together, the loss first."""
+    """One chart per logged quantity, its splits together, the loss first; what never changed needs no chart."""
     quantities: dict[str, dict[str, Points]] = {}
     for name, points in run.curves.items():
         quantity, split = _parts(name)
         quantities.setdefault(quantity, {})[split] = points
-    ordered = sorted(quantities, key=lambda name: (name != "loss", name))
-    return [_chart(name, quantities[name]) for name in ordered]
+    ordered = sorted(quantities, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+    return [_chart(name, quantities[name]) for name in ordered if name == "loss" or _moves(quantities[name])]
+
+
+def _moves(series: Mapping[str, Points]) -> bool:
+    return len({value for points in series.values() for _, value in points}) > 1
 
 
 def _chart(quantity: str, series: Mapping[str, Points]) -> Chart:
@@ -61,5 +73,7 @@ def _parts(name: str) -> tuple[str, str]:
         (('loss', 'validation'), ('lr-AdamW', ''))
     """
     head, _, tail = name.rpartition("/")
+    if tail in LINES:
+        return LINES[tail]
     split = next((SPLITS[part] for part in head.split("/") if part in SPLITS), head)
-    return (tail, split) if head else (name, "")
+    return tail, split
