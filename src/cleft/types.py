@@ -145,7 +145,7 @@ class Result:
     """Images the number rests on."""
     patients: int = 0
     reason: str | None = None
-    """Why `value` or `interval` is None."""
+    """Why `value` or `interval` is None, or what they leave out: `mean over 4 of 5 classes: no image shows Edema`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,7 +156,7 @@ class Evaluation:
     """`zero-shot`, …"""
     dataset: str
     split: str
-    """`train`, `val` or `test`."""
+    """`train`, `val`, `test`, or `all` where the data were not split."""
     split_recipe: str
     split_digest: str
     ids_digest: str
@@ -171,7 +171,7 @@ class Evaluation:
     class_prompts: tuple[str, ...]
     results: tuple[Result, ...]
     floors: tuple[Result, ...]
-    """What rules without a model reach on the same images: majority class, the AP-view rule."""
+    """What rules without a model reach on the same images: `majority-class/accuracy`, `ap-view/auc/Edema`, …"""
     confusion: tuple[tuple[int, ...], ...] | None = None
     """Images of each class (row) answered as each class (column)."""
     roc: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict[str, Sequence[tuple[float, float]]])
