@@ -1,0 +1,243 @@
+"""From records to batches, in an order that is a function of the seed and the step.
+
+A training sampler hands out (epoch, row) pairs; a view is drawn from them and from nothing else. So workers,
+their number and their speed change no batch, and resuming at a step skips to it without reading what came before.
+Shapes: `N` images of a split, `B` images of a batch, `C` findings, `S` side of a view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from cleft.config import ImagesConfig, Settings
+from cleft.data.augment import augment, centre_crop
+from cleft.data.pixel_rows import PixelRows
+from cleft.data.prepared import PreparedImages
+from cleft.data.randomness import Stream, counted
+from cleft.errors import ConfigError, DataError
+from cleft.types import Batch, Record
+
+
+def epoch_order(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """Returns the order in which an epoch visits its `n` rows, `[n]`."""
+    return np.argsort(counted(seed, Stream.ORDER, epoch).random(n), kind="stable")
+
+
+class StepSampler(Sampler[list[tuple[int, int]]]):
+    """Yields one list of (epoch, row) per step: this rank's share of a global batch.
+
+    Every epoch visits each row at most once in an order of its own and leaves its last incomplete batch out;
+    `dropped` says how many rows that is. A batch never spans two epochs.
+
+    Args:
+        n: Rows of the split.
+        batch_size: Rows of a step, over all ranks together.
+        steps: Steps of the whole run.
+        seed: Seed of the run.
+        first_step: Steps that were done already. Skipping them costs nothing.
+        rank: Which share of each batch.
+        world_size: Number of shares, all of one size.
+
+    Raises:
+        ConfigError: If there are fewer rows than one batch takes, or a batch cannot be shared out evenly.
+    """
+
+    def __init__(
+        self, n: int, batch_size: int, *, steps: int, seed: int, first_step: int = 0, rank: int = 0, world_size: int = 1
+    ) -> None:
+        if n < batch_size:
+            raise ConfigError(
+                f"{n} training images do not fill one batch of {batch_size}; "
+                f"lower the batch size to {n} or fewer, or add images"
+            )
+        if batch_size % world_size:
+            raise ConfigError(
+                f"a batch of {batch_size} cannot be shared evenly by {world_size} devices; "
+                f"nearest is {max(1, batch_size // world_size) * world_size}"
+            )
+        self.n = n
+        self.batch_size = batch_size
+        self.steps = steps
+        self.seed = seed
+        self.first_step = first_step
+        self.share = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+        self.dropped = n % batch_size
+        """Rows that each epoch leaves out, different ones each time."""
+
+    def __len__(self) -> int:
+        return max(0, self.steps - self.first_step)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        per_epoch = self.n // self.batch_size
+        known, order = -1, np.empty(0, np.int64)
+        for step in range(self.first_step, self.steps):
+            epoch, place = divmod(step, per_epoch)
+            if epoch != known:
+                known, order = epoch, epoch_order(self.n, self.seed, epoch)
+            rows = order[place * self.batch_size : (place + 1) * self.batch_size][self.share]
+            yield [(epoch, row) for row in rows.tolist()]
+
+
+class Views(Dataset[Batch]):
+    """Whole batches of augmented views, or of centre crops where no seed is given.
+
+    Holds arrays and distinct strings, no records, so that it travels to a worker in a moment.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        prepared: PreparedImages,
+        findings: Sequence[str],
+        config: ImagesConfig,
+        seed: int | None,
+    ) -> None:
+        self._pixels: PixelRows = prepared.rows
+        self._numbers = _numbers(records, prepared)
+        self._captions = _captions(records)
+        self._labels = label_table(records, findings)
+        self._config = config
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, position: tuple[int, int]) -> Batch:
+        """Returns a batch of one."""
+        return self.__getitems__([position])
+
+    def __getitems__(self, positions: Sequence[tuple[int, int]]) -> Batch:
+        """Returns the batch of these (epoch, row) pairs; a loader calls it once per batch."""
+        rows = [row for _, row in positions]
+        images = np.stack([self._view(epoch, row) for epoch, row in positions])
+        return Batch(
+            images=torch.from_numpy(images[:, None]),
+            captions=[self._captions[row] for row in rows],
+            labels=torch.from_numpy(self._labels[rows]),
+            rows=torch.tensor(rows, dtype=torch.int64),
+        )
+
+    def _view(self, epoch: int, row: int) -> NDArray[np.uint8]:
+        try:
+            pixels = self._pixels[int(self._numbers[row])]
+        except DataError as error:
+            # No substitute and no shorter batch: either would be a different run that looks like this one.
+            raise DataError(f"image {row} of the split: {error}", reason=error.reason) from error
+        if self._seed is None:
+            return centre_crop(pixels, self._config.size)
+        return augment(pixels, self._config.augment, self._config.size, seed=(self._seed, epoch, row))
+
+
+def train_loader(
+    records: Sequence[Record],
+    prepared: PreparedImages,
+    findings: Sequence[str],
+    settings: Settings,
+    *,
+    batch_size: int | None = None,
+    steps: int | None = None,
+    first_step: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+) -> DataLoader[Batch]:
+    """Returns all remaining batches of a run, one per step; epochs follow each other inside.
+
+    Args:
+        records: Training split, each with a caption; without those that `prepared` rejected.
+        prepared: Their pixels.
+        findings: Columns of the labels.
+        settings: Seed, images, workers; and stage one's batch size and steps.
+        batch_size: Over all ranks together, in place of stage one's.
+        steps: Of the whole run, in place of stage one's.
+        first_step: Steps that were done already.
+        rank: Which share of each batch.
+        world_size: Number of shares. Nothing else may shard this loader again.
+
+    Raises:
+        ConfigError: If there are fewer images than one batch takes, or a batch cannot be shared out evenly.
+        DataError: If a record has no caption or no pixels.
+    """
+    sampler = StepSampler(
+        len(records),
+        batch_size or settings.train.batch_size,
+        steps=steps or settings.optim.steps,
+        seed=settings.seed,
+        first_step=first_step,
+        rank=rank,
+        world_size=world_size,
+    )
+    views = Views(records, prepared, findings, settings.images, settings.seed)
+    return _loader(views, sampler, settings.data.workers, persistent=False)
+
+
+def eval_loader(
+    records: Sequence[Record],
+    prepared: PreparedImages,
+    findings: Sequence[str],
+    settings: Settings,
+    *,
+    batch_size: int,
+) -> DataLoader[Batch]:
+    """Returns every image once, in the records' order, cropped at the centre; the last batch may be smaller.
+
+    Raises:
+        DataError: If a record has no caption or no pixels.
+    """
+    views = Views(records, prepared, findings, settings.images, None)
+    positions = [(0, row) for row in range(len(records))]
+    batches = [positions[start : start + batch_size] for start in range(0, len(positions), batch_size)]
+    return _loader(views, batches, settings.data.workers, persistent=True)
+
+
+def label_table(records: Sequence[Record], findings: Sequence[str]) -> NDArray[np.float32]:
+    """Returns labels as a table, `[N, C]`: 1, 0, -1, or NaN where nobody mentioned the finding."""
+    table = [[record.labels.get(finding, np.nan) for finding in findings] for record in records]
+    return np.array(table, dtype=np.float32).reshape(len(records), len(findings))
+
+
+def _numbers(records: Sequence[Record], prepared: PreparedImages) -> NDArray[np.int64]:
+    absent = [record.id for record in records if record.id not in prepared]
+    if absent:
+        raise DataError(
+            f"{len(absent)} of {len(records)} records have no prepared pixels, the first is {absent[0]}; "
+            "prepare these records, and leave out those that were rejected"
+        )
+    return np.array([prepared.numbers[record.id] for record in records], dtype=np.int64)
+
+
+def _captions(records: Sequence[Record]) -> list[str]:
+    known: dict[str, str] = {}
+    captions: list[str] = []
+    for record in records:
+        if record.caption is None:
+            raise DataError(f"{record.id} has no caption; write captions before making batches")
+        captions.append(known.setdefault(record.caption, record.caption))
+    return captions
+
+
+def _loader(views: Views, batches: Any, workers: int, *, persistent: bool) -> DataLoader[Batch]:
+    return DataLoader(
+        views,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_one_thread if workers else None,
+        persistent_workers=persistent and workers > 0,
+    )
+
+
+def _as_it_is(batch: Any) -> Batch:
+    return batch  # Views makes whole batches.
+
+
+def _one_thread(worker: int) -> None:
+    # Workers are the parallelism; threads of OpenCV below them would only contend.
+    cv2.setNumThreads(0)
