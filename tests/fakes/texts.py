@@ -74,7 +74,7 @@ def moving(tower: TextTower) -> list[torch.Tensor]:
 def error(one: torch.Tensor, other: torch.Tensor) -> float:
     """Length of the difference, as a share of the length."""
     assert other.norm() > 0
-    return float((one - other).norm() / other.norm())
+    return float((one - other).detach().norm() / other.detach().norm())
 
 
 def sentences() -> strategies.SearchStrategy[list[str]]:

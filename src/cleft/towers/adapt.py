@@ -45,8 +45,10 @@ def adapt(model: LanguageModel, config: TextTowerConfig, tokens: Sequence[int] =
     if config.train_embeddings and config.adapt != "full" and tokens:
         model.model.set_input_embeddings(TrainedRows(model.model.get_input_embeddings(), tokens))
     if config.gradient_checkpointing:
+        if not model.model.supports_gradient_checkpointing:
+            raise ConfigError(f"text.gradient_checkpointing: a {model.config.model_type!r} has none; switch it off")
         # The re-entrant form gives no gradient at all behind a frozen embedding.
-        model.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.model.activation_checkpointing_enable({"use_reentrant": False})
     moving = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     total = sum(weight.numel() for weight in model.parameters())
     LOG.info(

@@ -142,7 +142,10 @@ def build_language_model(config: TextTowerConfig, *, vocabulary: int, pad: int, 
     missing &= {name for name, _ in model.named_parameters()}
     if missing:
         raise CheckpointError(f"text.model={config.model!r} holds no weights for {sorted(missing)[:5]}; copy it again")
-    rows = len(cast("nn.Embedding", model.get_input_embeddings()).weight)
+    table = cast("nn.Embedding", model.get_input_embeddings())
+    if pad == end:
+        table.padding_idx = None  # it would take the gradient from the end token; the mask keeps padding out anyway
+    rows = len(table.weight)
     if vocabulary > rows:
         raise CheckpointError(
             f"the tokenizer of text.model={config.model!r} has {vocabulary} tokens but the model only {rows}; "
@@ -166,7 +169,8 @@ def read_text_config(config: TextTowerConfig, *, vocabulary: int = 0, pad: int =
         description = config_from(options, "text.scratch")
         if vocabulary:
             named = [name for name in description.to_dict() if name.endswith("_token_id")]
-            special = {name: pad if name == "pad_token_id" else end for name in named}
+            padding = None if pad == end else pad
+            special = {name: padding if name == "pad_token_id" else end for name in named}
             description = config_from({**options, **special, "vocab_size": vocabulary}, "text.scratch")
     else:
         assert config.model is not None

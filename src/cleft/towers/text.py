@@ -136,7 +136,7 @@ class TextTower(nn.Module):
     @torch.no_grad()
     def embed_opening(self, text: str) -> Tensor:
         """Returns the token embeddings of a sentence's beginning, `[n, D]` float32, without a gradient."""
-        return self.lm.embed(self._tensor(self.tokens.opening(text))).float()
+        return self.lm.embed(self._tensor(self.tokens.opening(text))).float().detach()
 
     def remember(self, texts: Sequence[str]) -> None:
         """Tokenises texts that are new; batches of known ones cost a look-up each.

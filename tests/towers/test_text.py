@@ -1,0 +1,321 @@
+"""However a batch of texts is read, every text gets the features and gradients it would get alone."""
+
+import functools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from tests.fakes.texts import CAPTIONS, OPENING, SCRATCH, error, gradients, moving, read, sentences, tower
+
+from cleft.config import TextTowerConfig
+from cleft.errors import CheckpointError, ConfigError, DataError
+from cleft.towers import text as text_file
+from cleft.towers.language_model import build_language_model
+from cleft.towers.text import build_text_tower
+from cleft.towers.tokens import Tokens, learn_tokenizer
+
+cached = functools.cache(tower)
+ADAPTERS = ["lora", "ia3", "prefix", "full", "frozen"]
+CAUSAL = ["gpt2", "llama", "qwen3"]
+NAMES = ["edema", "pleural effusion", "lung opacity"]
+TEXTS = [CAPTIONS[1], CAPTIONS[2], CAPTIONS[1], "pneumonia", "edema " * 30]
+
+
+def compare_ways(built, texts, fast):
+    weights = moving(built)
+    quick, padded = read(built, fast, texts), read(built, "padded", texts)
+    alone = torch.cat([read(built, "padded", [text]) for text in texts])
+    assert error(quick, padded) < 1e-5
+    assert error(quick, alone) < 1e-5
+    assert error(gradients(quick, weights), gradients(padded, weights)) < 1e-5
+    assert error(gradients(quick, weights), gradients(alone, weights)) < 1e-5
+
+
+@pytest.mark.parametrize("adapt", ADAPTERS)
+@pytest.mark.parametrize("family", CAUSAL)
+@given(texts=sentences())
+@settings(max_examples=20, deadline=None, derandomize=True)
+def test_a_tree_changes_no_feature_and_no_gradient(family, adapt, texts):
+    compare_ways(cached(family, adapt=adapt), texts, "tree")
+
+
+@pytest.mark.parametrize("adapt", ADAPTERS)
+@given(texts=sentences())
+@settings(max_examples=20, deadline=None, derandomize=True)
+def test_a_masked_model_reads_equal_texts_once_and_changes_nothing(adapt, texts):
+    compare_ways(cached("bert", adapt=adapt), texts, "distinct")
+
+
+@pytest.mark.parametrize("options", [{"pooling": "mean"}, {"end_token_attends_itself": True}], ids=str)
+@pytest.mark.parametrize("adapt", ["lora", "prefix"])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_other_poolings_and_masks_are_exact_too(family, adapt, options):
+    compare_ways(tower(family, adapt=adapt, **options), TEXTS, "tree")
+
+
+def test_a_model_with_additive_masks_is_exact_too():
+    built = tower("gpt2")
+    built.lm.model.set_attn_implementation("eager")
+    compare_ways(built, TEXTS, "tree")
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "bert"])
+@pytest.mark.parametrize("adapt", ADAPTERS)
+def test_a_context_gives_the_same_features_and_gradients_in_both_ways(family, adapt):
+    built = tower(family, adapt=adapt)
+    context = torch.randn(7, 16, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    weights = [context, *moving(built)]
+    quick = built.encode_behind_context(NAMES, context)
+    built.packing = "padded"
+    padded = built.encode_behind_context(NAMES, context)
+    alone = torch.cat([built.encode_behind_context([name], context) for name in NAMES])
+    assert error(gradients(quick, [context]), gradients(alone, [context])) < 1e-5
+    for other in (padded, alone):
+        assert error(quick, other) < 1e-5
+        assert error(gradients(quick, weights), gradients(other, weights)) < 1e-5
+
+
+def test_a_context_costs_its_length_once():
+    built = cached("gpt2")
+    built.encode_behind_context(["edema", "fracture"], torch.zeros(30, 16))
+    ids = built.tokens.names(["edema", "fracture"])
+    assert built.stats.nodes == 30 + sum(map(len, ids))
+
+
+def test_class_names_have_the_form_they_have_inside_a_sentence():
+    tokens = cached("gpt2").tokens
+    assert tokens.names(["edema"])[0] == [*tokens.opening("X edema")[1:], tokens.end]
+    assert tokens.tokenizer.decode(tokens.names(["edema"])[0][:-1]) == " edema"
+
+
+def test_a_text_does_not_depend_on_its_neighbours():
+    built = cached("llama")
+    alone = built.encode([CAPTIONS[1]])
+    among = built.encode([*CAPTIONS, "edema " * 40, CAPTIONS[1]])[-1:]
+    torch.testing.assert_close(among, alone, atol=1e-6, rtol=1e-5)
+
+
+def test_a_long_text_is_cut_in_front_of_its_end_token():
+    tokens = cached("gpt2").tokens
+    fitting = " ".join(["edema"] * 3)
+    for text in (fitting, "edema " * 40):
+        ids = tokens.encode([text])[0]
+        assert ids[-1] == tokens.end
+        assert tokens.end not in ids[:-1]
+        assert len(ids) <= tokens.max_tokens
+    assert tokens.cut >= 1
+    longer = cached("gpt2").encode(["edema " * 40, "edema " * 50])
+    assert torch.equal(longer[0], longer[1])
+
+
+def test_many_cut_texts_are_warned_of_with_the_setting(caplog):
+    tower("gpt2", max_tokens=6)
+    assert "text.max_tokens=6" in caplog.text
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert"])
+def test_a_special_token_in_a_text_stays_plain_text(family):
+    tokens = cached(family).tokens
+    special = {*tokens.front, *tokens.back, tokens.pad}
+    for literal in tokens.tokenizer.all_special_tokens:
+        ids = tokens.encode([f"a {literal} b"])[0]
+        assert not special & set(ids[len(tokens.front) : -len(tokens.back)])
+
+
+@pytest.mark.parametrize("silent", ["", "  ", "...", "\n-"])
+def test_texts_that_say_nothing_are_refused_by_position(silent):
+    with pytest.raises(DataError, match="positions 1, 3 "):
+        cached("gpt2").encode(["edema", silent, "edema", silent])
+    with pytest.raises(DataError, match="positions 0 "):
+        cached("gpt2").encode_behind_context([silent], torch.zeros(1, 16))
+
+
+def test_half_a_surrogate_pair_is_refused():
+    with pytest.raises(DataError, match="positions 0 hold half a surrogate pair"):
+        cached("gpt2").encode(["edema \ud800"])
+
+
+def test_stats_count_what_was_read():
+    built = cached("gpt2")
+    built.encode([CAPTIONS[0], CAPTIONS[1], CAPTIONS[1]])
+    ids = built.tokens.encode(CAPTIONS[:2])
+    nodes = {tuple(text[:end]) for text in ids for end in range(1, len(text) + 1)}
+    assert built.stats == (3, 2, len(nodes), 3 * 16)
+
+
+def test_a_tree_above_the_limit_is_read_in_pieces_without_a_difference(monkeypatch):
+    built = cached("gpt2")
+    texts = [*CAPTIONS, "edema " * 9, *CAPTIONS[::-1]]
+    whole = built.encode(texts)
+    monkeypatch.setattr(text_file, "MAX_NODES", 18)
+    pieces = built.encode(texts)
+    assert built.stats.nodes > len({*texts})
+    assert error(pieces, whole) < 1e-5
+    assert error(gradients(pieces, moving(built)), gradients(whole, moving(built))) < 1e-5
+
+
+@pytest.mark.parametrize("adapt", ["lora", "prefix"])
+def test_padding_nodes_change_nothing(adapt):
+    built = tower("gpt2", adapt=adapt)
+    plain = built.encode(TEXTS)
+    built.node_multiple = 32
+    padded = built.encode(TEXTS)
+    assert (built.stats.nodes + built.lm.virtual) % 32 == 0
+    assert error(padded, plain) < 1e-5
+    assert error(gradients(padded, moving(built)), gradients(plain, moving(built))) < 1e-5
+
+
+def test_a_masked_model_refuses_the_tree():
+    with pytest.raises(ConfigError, match="masked model: its tokens also see what stands behind"):
+        tower("bert", packing="tree")
+    assert cached("bert").packing == "distinct"
+
+
+OTHERS = {
+    "bloom": {"n_layer": 2, "n_head": 2, "hidden_size": 16},
+    "mamba": {"num_hidden_layers": 2, "hidden_size": 16, "state_size": 4},
+    "gpt_neo": {"num_layers": 2, "num_heads": 2, "hidden_size": 16, "attention_types": [[["global", "local"], 1]]},
+    "falcon": {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 16, "alibi": True},
+    "lfm2": {"intermediate_size": 32, "layer_types": ["conv", "full_attention"], **SCRATCH["llama"]},
+    "mistral": {"intermediate_size": 32, "sliding_window": 8, **SCRATCH["llama"]},
+}
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_a_model_that_cannot_be_a_tree_is_found_out_and_read_text_by_text(family, caplog):
+    scratch = {**OTHERS[family], "model_type": family}
+    scratch.pop("max_position_embeddings", None)
+    with pytest.raises(ConfigError, match=r"set text\.packing=distinct"):
+        tower(family, scratch=scratch, packing="tree", adapt="frozen")
+    built = tower(family, scratch=scratch, adapt="frozen")
+    assert built.packing == "distinct"
+    assert "read by itself" in caplog.text
+    assert error(built.encode(TEXTS), read(built, "padded", TEXTS)) < 1e-5
+
+
+def test_a_trial_finds_a_model_that_counts_positions_for_itself():
+    built = cached("llama")
+    original = built.lm.takes_positions
+    built.lm.takes_positions = False  # the model now counts along the sequence, as many do
+    try:
+        assert "differs from itself" in text_file.find_fault(built)
+    finally:
+        built.lm.takes_positions = original
+    assert text_file.find_fault(built) is None
+
+
+def test_a_trial_leaves_every_mode_as_it_was():
+    built = tower("gpt2").train()
+    built.lm.model.h[0].eval()
+    built.verify_packing()
+    assert built.training
+    assert not built.lm.model.h[0].attn.training
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart", "vit"])
+def test_a_model_of_another_kind_is_refused(kind):
+    with pytest.raises(ConfigError, match="neither"):
+        tower(kind, scratch={"model_type": kind})
+
+
+def test_pooling_the_first_token_of_a_causal_model_is_refused():
+    with pytest.raises(ConfigError, match="has read nothing else"):
+        tower("gpt2", pooling="cls")
+
+
+def test_more_tokens_than_positions_are_refused():
+    with pytest.raises(ConfigError, match="90 tokens behind 20 virtual tokens exceed the 96 positions"):
+        tower("gpt2", adapt="prefix", max_tokens=90)
+    with pytest.raises(ConfigError, match="exceed the 96 positions"):
+        cached("gpt2").encode_behind_context(["edema"], torch.zeros(96, 16))
+
+
+def test_the_language_models_own_dropout_is_off_unless_asked_for():
+    still = tower("gpt2").train()
+    assert torch.equal(still.encode(CAPTIONS), still.encode(CAPTIONS))
+    noisy = tower("gpt2", base_dropout=0.2).train()
+    assert not torch.equal(noisy.encode(CAPTIONS), noisy.encode(CAPTIONS))
+
+
+def test_half_precision_loses_no_more_as_a_tree_than_padded():
+    exact, half = tower("gpt2"), tower("gpt2", base_dtype="bfloat16")
+    half.load_state_dict(exact.state_dict())
+    assert half.encode(TEXTS).dtype == torch.float32
+    assert {weight.dtype for weight in moving(half)} == {torch.float32}
+    assert half.lm.model.wpe.weight.dtype == torch.bfloat16
+    right = exact.encode(TEXTS)
+    assert error(half.encode(TEXTS), right) <= 1.2 * error(read(half, "padded", TEXTS), right)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "bert"])
+def test_a_saved_tower_from_scratch_comes_back(family, tmp_path):
+    built = tower(family)
+    built.tokens.save(tmp_path)
+    again = build_text_tower(built.config, (), tokenizer=tmp_path, trained_tokens=built.trained_tokens)
+    again.load_state_dict(built.state_dict())
+    assert torch.equal(again.eval().encode(TEXTS), built.encode(TEXTS))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "bert"])
+def test_a_tower_from_a_folder_is_the_model_in_it(family, tmp_path):
+    built = tower(family, adapt="full")
+    built.tokens.tokenizer.padding_side = "left"  # as many files say
+    built.tokens.save(tmp_path)
+    built.lm.model.save_pretrained(tmp_path)
+    loaded = tower(family, scratch=None, model=str(tmp_path), adapt="frozen", train_embeddings=False)
+    with torch.no_grad():
+        loaded.load_state_dict(built.state_dict())  # the fake moves every weight
+    fresh = build_text_tower(TextTowerConfig(model=str(tmp_path), adapt="lora", max_tokens=16), CAPTIONS).eval()
+    torch.testing.assert_close(fresh.encode(TEXTS), built.encode(TEXTS), atol=1e-5, rtol=1e-5)
+    assert torch.equal(loaded.encode(TEXTS), built.encode(TEXTS))
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path):
+    built = tower("gpt2", adapt="full")
+    built.lm.model.save_pretrained(tmp_path)
+    learn_tokenizer([" ".join(f"word{n} word{n}" for n in range(200))], causal=True).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="copy both from the same place"):
+        build_text_tower(TextTowerConfig(model=str(tmp_path)), CAPTIONS)
+
+
+def test_a_causal_tokenizer_without_an_end_token_is_refused(tmp_path):
+    built = tower("gpt2", adapt="full")
+    built.lm.model.config.eos_token_id = None
+    built.lm.model.save_pretrained(tmp_path)
+    built.tokens.tokenizer.eos_token = None
+    built.tokens.save(tmp_path)
+    with pytest.raises(CheckpointError, match="names no end-of-text token"):
+        build_text_tower(TextTowerConfig(model=str(tmp_path)), CAPTIONS)
+
+
+def test_a_learned_tokenizer_depends_on_the_set_of_captions_alone():
+    one = learn_tokenizer(CAPTIONS, causal=True).backend_tokenizer.to_str()
+    other = learn_tokenizer([*CAPTIONS[::-1], *CAPTIONS], causal=True).backend_tokenizer.to_str()
+    assert one == other
+
+
+def test_any_text_can_be_spelled_by_a_learned_tokenizer():
+    tokens = Tokens(learn_tokenizer(CAPTIONS, causal=True), max_tokens=64, end=0)
+    assert tokens.tokenizer.decode(tokens.encode(["œdème 肺炎 42"])[0][:-1]) == "œdème 肺炎 42"
+
+
+def test_captions_are_needed_to_learn_a_tokenizer():
+    with pytest.raises(ConfigError, match="learns its tokenizer from captions"):
+        build_text_tower(TextTowerConfig(model=None, scratch=SCRATCH["gpt2"]), ())
+
+
+def test_a_model_without_all_its_weights_is_refused(tmp_path):
+    small, large = ({**SCRATCH["gpt2"], "n_layer": layers} for layers in (1, 2))
+    config = TextTowerConfig(model=None, scratch=small)
+    lm = build_language_model(config, vocabulary=300, pad=0, end=0)
+    lm.model.config.n_layer = large["n_layer"]
+    lm.model.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"holds no weights for \['h.1"):
+        build_language_model(TextTowerConfig(model=str(tmp_path)), vocabulary=300, pad=0, end=0)
+
+
+def test_the_opening_has_one_vector_per_token_and_no_gradient():
+    built = cached("gpt2")
+    vectors = built.embed_opening(f"{OPENING} ")
+    assert vectors.shape == (len(built.tokens.opening(OPENING)), 16)
+    assert not vectors.requires_grad
