@@ -97,9 +97,15 @@ class Batch(NamedTuple):
 class ImageTextModel(Protocol):
     """What learning, evaluation and the demo need from a model."""
 
-    image_spec: ImageSpec
-    logit_scale: Tensor
-    """Logarithm of the inverse temperature, a scalar."""
+    @property
+    def image_spec(self) -> ImageSpec:
+        """How images must be prepared."""
+        ...
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """Logarithm of the inverse temperature, a scalar."""
+        ...
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Returns unit-length image embeddings `[B, E]` of gray images `[B, 1, H, W]` uint8."""

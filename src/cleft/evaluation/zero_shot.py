@@ -1,0 +1,220 @@
+"""Zero-shot classification of a run: no image of the question was ever labelled for the model.
+
+A class is a sentence, and an image belongs to the sentence it lies nearest to. The sentences are the handwritten
+ones, or the class names behind the prompt context that stage two learned.
+
+Shapes: `N` images, `C` classes, `E` joint dimension.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from cleft.config import Settings, load_settings
+from cleft.data.batches import eval_loader
+from cleft.data.captions import absent_name, absent_prompt, class_prompt, clean_text, resolve_classes
+from cleft.data.splits import ids_digest
+from cleft.errors import ConfigError
+from cleft.evaluation.encode import encode_images
+from cleft.evaluation.examples import pick_examples
+from cleft.evaluation.questions import Answers, Blank, answer_multi_class, answer_present_absent, class_logits
+from cleft.evaluation.results import write_evaluation
+from cleft.evaluation.scoring import USUAL_DRAWS, Draws
+from cleft.evaluation.selection import Part, data_config, select_images
+from cleft.towers.checkpoint import load_model, weights_digest
+from cleft.towers.dual import DualEncoder
+from cleft.types import Embeddings, Evaluation
+
+Scoring = Literal["multi-class", "present-absent"]
+Prompts = Literal["auto", "context", "handwritten"]
+
+_BATCH = 64
+
+
+def evaluate_zero_shot(
+    run: Path,
+    *,
+    data: str | None = None,
+    split: Part = "test",
+    classes: str | Sequence[str] | None = None,
+    scoring: Scoring = "multi-class",
+    prompts: Prompts = "auto",
+    blank: Blank = "unknown",
+    allow_overlap: bool = False,
+    examples: int = 12,
+    draws: Draws = USUAL_DRAWS,
+    progress: bool = True,
+) -> Path:
+    """Asks a run one question and writes the answer into its `results`.
+
+    Args:
+        run: Run folder of either stage.
+        data: `dataset:folder` to ask about other images than the run's own, e.g. `chexpert:/data/CheXpert`.
+        split: Which part of the data; `all` does not split it.
+        classes: Name of a set, or findings; several with commas between them. By default the run's own.
+        scoring: `multi-class`: which one of the classes, asked of images that show exactly one. `present-absent`:
+            whether each finding is there, asked of every image where that is known.
+        prompts: `handwritten`, `context`, or `auto`: the learned context where there is one.
+        blank: For `present-absent`: whether a finding nobody mentioned is not known, or absent.
+        allow_overlap: Whether to score patients the run was trained on. The result then says so.
+        examples: Images with their answers to keep for the page; 0 keeps none.
+        draws: How intervals are drawn.
+        progress: Whether to show bars.
+
+    Returns:
+        The result file.
+
+    Raises:
+        ConfigError: If the run, the data or a class is unknown, or the run has no learned context to ask with.
+        DataError: If nothing can be asked of the images, or patients were trained on.
+        NumericsError: If an embedding or a score is not finite.
+    """
+    settings = run_settings(run)
+    images = select_images(
+        run, data_config(settings, data), settings, split, allow_overlap=allow_overlap, progress=progress
+    )
+    asked = resolve_classes(settings.classes if classes is None else _names(classes), images.findings)
+    model = load_model(run).to(_device(settings)).eval()
+    weights = weights_digest(run)
+    wording = choose_wording(model, prompts)
+    embeddings = encode_images(
+        model,
+        eval_loader(images.records, images.prepared, images.findings, settings, batch_size=_BATCH),
+        images.records,
+        images.findings,
+        folder=run / "embeddings",
+        key={"weights": weights, "pixels": images.prepared.digest, "size": str(settings.images.size)},
+        progress=progress,
+    )
+    answers, sentences = _ask(model, embeddings, asked, scoring, wording, blank, draws)
+    scored = [images.records[row] for row in answers.rows]
+    evaluation = Evaluation(
+        task="zero-shot",
+        dataset=images.dataset,
+        split=split,
+        split_recipe=images.recipe,
+        split_digest=images.split_digest,
+        ids_digest=ids_digest(record.id for record in scored),
+        checkpoint=weights,
+        scoring=scoring,
+        prompts=wording,
+        classes=asked,
+        class_prompts=tuple(sentences),
+        results=answers.results,
+        floors=answers.floors,
+        confusion=answers.confusion,
+        roc=answers.roc,
+        examples=pick_examples(answers, embeddings.ids, asked, images.prepared, examples),
+        synthetic=images.synthetic,
+        command=_command(run, data, split, classes, scoring, prompts, blank, allow_overlap=allow_overlap),
+        seed=draws.seed,
+        notes=(*images.notes, *answers.notes, *_note_of(wording, scoring)),
+    )
+    return write_evaluation(evaluation, run / "results")
+
+
+def run_settings(run: Path) -> Settings:
+    """The settings a run was made with.
+
+    Raises:
+        ConfigError: If the folder is not a run.
+    """
+    if not (run / "config.yaml").is_file():
+        raise ConfigError(
+            f"{run} is not a run folder: it holds no config.yaml; give a folder that cleft pretrain or "
+            f"cleft learn-context wrote"
+        )
+    return load_settings(run)
+
+
+def choose_wording(model: DualEncoder, prompts: Prompts) -> Literal["context", "handwritten"]:
+    """What class names are read in.
+
+    Raises:
+        ConfigError: If a learned context is asked for and the run has none.
+    """
+    if prompts == "context" and model.context is None:
+        raise ConfigError(
+            "prompts=context, but this run has learned no prompt context; run cleft learn-context first, or take "
+            "prompts=handwritten"
+        )
+    if prompts == "auto":
+        return "handwritten" if model.context is None else "context"
+    return prompts
+
+
+def _ask(
+    model: DualEncoder,
+    embeddings: Embeddings,
+    classes: Sequence[str],
+    scoring: Scoring,
+    wording: Literal["context", "handwritten"],
+    blank: Blank,
+    draws: Draws,
+) -> tuple[Answers, list[str]]:
+    """The answers, and the sentences that were compared."""
+    names = [clean_text(name) for name in classes]
+    denied = [absent_name(name) for name in classes]
+    if scoring == "multi-class":
+        sentences, embeds = _encode_classes(model, names, [class_prompt(name) for name in classes], wording)
+        logits = class_logits(embeddings.image_embeds, embeds, model.logit_scale)
+        return answer_multi_class(logits, embeddings, classes, draws), sentences
+    written = [*(class_prompt(name) for name in classes), *(absent_prompt(name) for name in classes)]
+    sentences, embeds = _encode_classes(model, [*names, *denied], written, wording)
+    logits = class_logits(embeddings.image_embeds, embeds, model.logit_scale)
+    present, absent = logits[:, : len(classes)], logits[:, len(classes) :]
+    return answer_present_absent(present, absent, embeddings, classes, draws, blank=blank), sentences
+
+
+def _encode_classes(
+    model: DualEncoder, names: Sequence[str], written: Sequence[str], wording: Literal["context", "handwritten"]
+) -> tuple[list[str], Tensor]:
+    """The sentences as the page prints them, and their embeddings `[C, E]`."""
+    with torch.no_grad():
+        if wording == "context":
+            return [f"[learned context] {name}" for name in names], model.encode_class_names(names)
+        return list(written), model.encode_text(written)
+
+
+def _note_of(wording: str, scoring: Scoring) -> list[str]:
+    if wording == "context" and scoring == "present-absent":
+        return ["The context was learned in front of class names alone; it never saw a denied one."]
+    return []
+
+
+def _names(classes: str | Sequence[str]) -> list[str]:
+    words = classes.split(",") if isinstance(classes, str) else classes
+    return [word.strip() for word in words if word.strip()]
+
+
+def _device(settings: Settings) -> torch.device:
+    wanted = settings.train.accelerator != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if wanted else "cpu")
+
+
+def _command(
+    run: Path,
+    data: str | None,
+    split: Part,
+    classes: str | Sequence[str] | None,
+    scoring: Scoring,
+    prompts: Prompts,
+    blank: Blank,
+    *,
+    allow_overlap: bool,
+) -> str:
+    """What to type for the same evaluation, without folders."""
+    words = ["cleft evaluate", run.resolve().name, "--task zero-shot", f"--split {split}", f"--scoring {scoring}"]
+    if data is not None:
+        words.append(f"--data {data.partition(':')[0]}:<folder>")
+    if classes is not None:
+        words.append(f"--classes {shlex.quote(','.join(_names(classes)))}")
+    if blank != "unknown":
+        words.append(f"--blank {blank}")
+    return " ".join([*words, f"--prompts {prompts}", *(["--allow-overlap"] if allow_overlap else [])])

@@ -1,0 +1,228 @@
+"""From a run folder to a result file, with tiny towers of random weights on images that show nothing."""
+
+import dataclasses
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from tests.fakes.chexpert import chexpert_row, write_fake_chexpert
+
+from cleft.config import load_settings
+from cleft.data.captions import absent_prompt, class_prompt
+from cleft.errors import ConfigError, DataError
+from cleft.evaluation.results import read_evaluation
+from cleft.evaluation.scoring import Draws
+from cleft.evaluation.zero_shot import evaluate_zero_shot
+from cleft.learning.material import read_material
+from cleft.learning.run import open_run
+from cleft.towers.checkpoint import save_model
+from cleft.towers.dual import build_model
+
+CLASSES = ("Atelectasis", "Edema", "Cardiomegaly", "Pleural Effusion", "Consolidation")
+FEW = Draws(resamples=50)
+
+
+def rows(patients=70):
+    """Each patient has two images; most show one class, every seventh none and every eighth two."""
+    made = []
+    for patient in range(1, patients + 1):
+        labels = {CLASSES[patient % 5]: "1.0", "Fracture": "0.0"}
+        if patient % 7 == 0:
+            labels = {"No Finding": "1.0"}
+        if patient % 8 == 0:
+            labels = {"Edema": "1.0", "Consolidation": "1.0", "Fracture": "1.0"}
+        for study in (1, 2):
+            name = f"patient{patient:05d}/study{study}/view1_frontal.jpg"
+            made.append(chexpert_row(name, labels, view="AP" if patient % 3 else "PA"))
+    return made
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A dataset, and a run with a learned context in everything but quality."""
+    folder = tmp_path_factory.mktemp("zero-shot")
+    data = write_fake_chexpert(folder / "data", rows())
+    words = [f"--data.root={data}", f"--data.cache={folder / 'cache'}", "--data.test_fraction=0.5"]
+    settings = load_settings("tiny", words)
+    material = read_material(settings, progress=False)
+    model = build_model(settings, [record.caption for record in material.train])
+    for name in ("run", "plain"):
+        if name == "run":
+            model.set_context(torch.randn(4, model.text_tower.width))
+        else:
+            model.set_context(None)
+        with open_run(folder / name, settings, "pretrain") as run:
+            run.keep_split(material.facts())
+            save_model(model, settings, folder / name)
+    return folder
+
+
+def ask(run, **options):
+    path = evaluate_zero_shot(run, draws=FEW, progress=False, **options)
+    return path, read_evaluation(path)
+
+
+def test_a_run_becomes_a_result_file(home):
+    path, found = ask(home / "run")
+    assert path.parent == home / "run" / "results"
+    assert (found.task, found.dataset, found.split, found.prompts) == ("zero-shot", "chexpert", "test", "context")
+    assert found.classes == CLASSES
+    assert found.class_prompts[0] == "[learned context] atelectasis"
+    results = {result.metric: result for result in found.results}
+    assert 0 <= results["accuracy"].value <= 1
+    assert results["accuracy"].images == sum(map(sum, found.confusion))
+    assert set(results) == {"accuracy", "auc", *(f"auc/{name}" for name in CLASSES)}
+    assert {floor.metric.split("/")[0] for floor in found.floors} == {"majority-class", "ap-view"}
+    assert set(found.roc) == set(CLASSES)
+    assert not found.synthetic
+    assert found.command.startswith("cleft evaluate run --task zero-shot --split test")
+
+
+def test_asked_again_it_answers_the_same_from_what_it_stored(home):
+    (path, first) = ask(home / "run")
+    before = path.read_bytes()
+    stored = sorted(file.stat().st_mtime_ns for file in (home / "run" / "embeddings").rglob("*.safetensors"))
+    _, second = ask(home / "run")
+    assert first == second
+    assert path.read_bytes() == before
+    assert stored == sorted(file.stat().st_mtime_ns for file in (home / "run" / "embeddings").rglob("*.safetensors"))
+
+
+def test_handwritten_prompts_can_be_asked_for_and_are_usual_without_a_context(home):
+    _, asked = ask(home / "run", prompts="handwritten")
+    _, usual = ask(home / "plain")
+    assert asked.class_prompts == usual.class_prompts == tuple(class_prompt(name) for name in CLASSES)
+    assert asked.prompts == usual.prompts == "handwritten"
+    assert asked.results == usual.results  # the towers are the same
+    assert asked.checkpoint != usual.checkpoint
+
+
+def test_a_context_that_was_not_learned_cannot_be_asked_for(home):
+    with pytest.raises(ConfigError, match="this run has learned no prompt context"):
+        ask(home / "plain", prompts="context")
+
+
+def test_present_absent_asks_pairs(home):
+    _, found = ask(home / "plain", scoring="present-absent", classes="Fracture, Edema", blank="absent")
+    assert found.scoring == "present-absent"
+    assert found.class_prompts == tuple(
+        [
+            *(class_prompt(name) for name in ("Fracture", "Edema")),
+            *(absent_prompt(name) for name in ("Fracture", "Edema")),
+        ]
+    )
+    results = {result.metric: result for result in found.results}
+    assert results["auc/Fracture"].value is not None
+    assert any("count as absent" in note for note in found.notes)
+    assert found.confusion is None
+
+
+def test_where_a_finding_is_never_denied_the_cell_is_empty_until_blanks_count(home):
+    _, found = ask(home / "plain", scoring="present-absent", classes="Edema")
+    result = next(result for result in found.results if result.metric == "auc/Edema")
+    assert result.value is None
+    assert result.reason == "every image shows Edema"
+
+
+def test_present_absent_behind_a_context_says_what_it_never_saw(home):
+    _, found = ask(home / "run", scoring="present-absent", classes="Edema", blank="absent")
+    assert found.class_prompts == ("[learned context] edema", "[learned context] no edema")
+    assert any("never saw a denied one" in note for note in found.notes)
+
+
+def test_h7_patients_that_were_trained_on_stop_it_unless_allowed(home):
+    with pytest.raises(DataError, match="were trained on or used to choose the weights"):
+        ask(home / "run", split="train")
+    _, found = ask(home / "run", split="train", allow_overlap=True)
+    assert any(note.startswith("Beware: ") and "too good" in note for note in found.notes)
+
+
+def test_h7_patients_are_recognised_in_another_folder(home, tmp_path):
+    copy = shutil.copytree(home / "data", tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="were trained on"):
+        ask(home / "run", data=f"chexpert:{copy}", split="all")
+
+
+def test_other_patients_in_another_folder_may_be_asked_about(home, tmp_path):
+    strangers = [{**row, "Path": row["Path"].replace("patient00", "patient55")} for row in rows(40)]
+    other = write_fake_chexpert(tmp_path / "other", strangers)
+    _, found = ask(home / "run", data=f"chexpert:{other}", split="all")
+    assert (found.split, found.split_recipe) == ("all", "all")
+    assert "chexpert:<folder>" in found.command
+    assert str(other) not in json.dumps(dataclasses.asdict(found))
+
+
+def test_h7_a_run_that_does_not_say_its_patients_is_not_trusted(home, tmp_path):
+    run = shutil.copytree(home / "plain", tmp_path / "silent")
+    (run / "split.json").unlink()
+    with pytest.raises(DataError, match="does not say which patients"):
+        ask(run)
+    _, found = ask(run, allow_overlap=True)
+    assert "does not say which patients it was trained on" in found.notes[0]
+
+
+def test_other_weights_are_scored_anew(home, tmp_path):
+    run = shutil.copytree(home / "plain", tmp_path / "moved")
+    _, before = ask(run)
+    settings = load_settings(run)
+    captions = [record.caption for record in read_material(settings, progress=False).train]
+    save_model(build_model(settings, captions, seed=9), settings, run)
+    _, after = ask(run)
+    assert after.checkpoint != before.checkpoint
+    assert after.results != before.results
+    assert after.ids_digest == before.ids_digest
+
+
+def test_o2_no_patient_image_or_folder_stands_in_the_result(home):
+    path, _ = ask(home / "run")
+    tree = json.loads(path.read_text())
+    for example in tree["examples"]:
+        del example["image"]
+    text = json.dumps(tree)
+    assert not re.search(r"patient0|study\d|view1", text)
+    assert str(home) not in text
+
+
+def test_examples_are_small_pictures_with_their_likeliest_answers(home):
+    _, found = ask(home / "run", examples=5)
+    assert len(found.examples) == 5
+    assert {example["truth"] for example in found.examples} == set(CLASSES)
+    for example in found.examples:
+        shares = [share for _, share in example["answers"]]
+        assert shares == sorted(shares, reverse=True)
+        assert len(shares) == 3
+    _, none = ask(home / "run", examples=0)
+    assert none.examples == ()
+
+
+def test_drawn_images_are_called_so(home, tmp_path):
+    data = shutil.copytree(home / "data", tmp_path / "drawn")
+    (data / "PHANTOMS.json").write_text("{}")
+    _, found = ask(home / "run", data=f"chexpert:{data}", split="test")
+    assert found.synthetic
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"classes": "Edemma"}, ConfigError, "Edema"),
+        ({"classes": "Edema"}, ConfigError, "needs two"),
+        ({"classes": "Fracture,Lung Lesion", "prompts": "handwritten"}, None, None),
+        ({"data": "nih:/x"}, ConfigError, "chexpert:<folder> or manifest:<folder>"),
+        ({"data": "chexpert:/nowhere/at/all"}, DataError, "nowhere"),
+    ],
+)
+def test_what_cannot_be_asked_is_a_sentence(home, options, error, message):
+    if error is None:
+        _, found = ask(home / "plain", **options)
+        assert "No image shows Lung Lesion; it could be answered all the same." in found.notes
+        return
+    with pytest.raises(error, match=message):
+        ask(home / "run", **options)
+
+
+def test_h10_a_folder_that_is_not_a_run_is_a_sentence(tmp_path):
+    with pytest.raises(ConfigError, match="is not a run folder"):
+        evaluate_zero_shot(tmp_path)
