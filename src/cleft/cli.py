@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import logging
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -39,6 +40,7 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         if rest and not getattr(options, "takes_settings", False):
             raise ConfigError(f"unexpected {' '.join(rest)!r}; see cleft {options.verb} --help")
+        _speak()
         return options.run_verb(options, rest) or 0
     except KeyboardInterrupt:
         return _say("stopped by Ctrl-C", 130, debug=options.debug)
@@ -57,6 +59,17 @@ def main(words: Sequence[str] | None = None) -> int:
 def entry() -> None:
     """What the installed command calls."""
     sys.exit(main())
+
+
+def _speak() -> None:
+    """Sends what the rooms have to say to the error stream."""
+    talk = logging.getLogger("cleft")
+    if not talk.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        talk.addHandler(handler)
+        talk.setLevel(logging.INFO)
+        talk.propagate = False
 
 
 def _apart(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -242,10 +255,20 @@ def _data_check(options: argparse.Namespace, words: list[str]) -> int:
 
 def _data_prepare(options: argparse.Namespace, words: list[str]) -> None:
     from cleft.config import load_settings
-    from cleft.data import prepare_dataset
+    from cleft.data import read_dataset
+    from cleft.data.prepared import cache_folder, prepare_images
 
-    prepared = prepare_dataset(load_settings(options.preset, words), jobs=options.jobs)
-    print(f"{prepared.folder}: {len(prepared)} images prepared")
+    settings = load_settings(options.preset, words)
+    prepared = prepare_images(
+        read_dataset(settings.data).records,
+        settings.images,
+        cache_folder(settings.data),
+        jobs=options.jobs,
+        max_bad=settings.data.max_bad,
+    )
+    print(
+        f"{cache_folder(settings.data)}: {len(prepared)} images are prepared, {len(prepared.rejected)} cannot be read"
+    )
 
 
 def _data_phantoms(options: argparse.Namespace, words: list[str]) -> None:
