@@ -1,9 +1,11 @@
 """Settings: one tree of frozen dataclasses, presets that fill it, overrides that have the last word."""
 
 from cleft.config.loading import (
+    build_settings,
     dump_settings,
     load_settings,
     merge_overrides,
+    plain_settings,
     preset_names,
     preset_summaries,
     settings_help,
@@ -32,9 +34,11 @@ __all__ = [
     "Settings",
     "TextTowerConfig",
     "TrainConfig",
+    "build_settings",
     "dump_settings",
     "load_settings",
     "merge_overrides",
+    "plain_settings",
     "preset_names",
     "preset_summaries",
     "settings_help",

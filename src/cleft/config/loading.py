@@ -92,6 +92,25 @@ def merge_overrides(settings: Settings, overrides: Sequence[str]) -> Settings:
     return merged
 
 
+def build_settings(tree: Mapping[str, Any], *, where: str) -> Settings:
+    """Builds settings from a tree of plain values, such as a part of `plain_settings`; the rest are defaults.
+
+    Args:
+        tree: Groups of settings, as in a preset.
+        where: What holds the tree, for messages.
+
+    Raises:
+        ConfigError: If a key is unknown, or a value is of the wrong type or contradicts another.
+    """
+    _check_keys(tree, {}, where=where)
+    return _build(tree, where)
+
+
+def plain_settings(settings: Settings) -> dict[str, Any]:
+    """Returns settings as a tree of values that JSON and YAML can hold."""
+    return cast("dict[str, Any]", _plain(settings))
+
+
 def dump_settings(settings: Settings) -> str:
     """Writes settings as YAML: complete, and loadable as a preset."""
     import yaml

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from cleft.config import LossConfig, Settings
 from cleft.errors import CheckpointError
+from cleft.towers.bases import still_weights
 from cleft.towers.image import ImageTower, build_image_tower
 from cleft.towers.text import TextTower, build_text_tower
 from cleft.types import ImageSpec
@@ -31,6 +32,8 @@ class DualEncoder(nn.Module):
         image_spec: How images must be prepared.
         logit_scale: Logarithm of the inverse temperature, a scalar parameter.
         context: The learned prompt context `[L, D]`; None until stage two.
+        base_weights: Names of the weights that stay where they came from when the model is saved: those of a language
+            model that was taken by name and does not move. Fixed when built, whatever is frozen later.
 
     Source:
         CLEFT, section 2.1: a linear projection each, unit length, learnable temperature. The projections have a bias,
@@ -48,6 +51,7 @@ class DualEncoder(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / config.temperature)))
         self.max_logit_scale = config.max_logit_scale
         self.register_parameter("context", None)
+        self.base_weights = frozenset(f"text_tower.{name}" for name in still_weights(text_tower))
 
     @property
     def image_spec(self) -> ImageSpec:
