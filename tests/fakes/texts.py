@@ -37,7 +37,10 @@ WORDS = ["this", "is", "a", "chest", "ray", "edema", "pleural", "effusion", "pne
 def tower(family: str = "gpt2", **settings) -> TextTower:
     """A tower from scratch in evaluation mode, every weight moved away from where it started."""
     torch.manual_seed(0)
-    options = {"model": None, "scratch": SCRATCH.get(family), "rank": 2, "dropout": 0.0, "max_tokens": 16, **settings}
+    options = {"model": None, "scratch": SCRATCH.get(family), "rank": 2, "dropout": 0.0, "max_tokens": 16}
+    if family in SCRATCH and family != "bert":
+        options["packing"] = "tree"  # not `auto`, which would hide a broken tree by reading texts one by one
+    options.update(settings)
     built = build_text_tower(TextTowerConfig(**options), CAPTIONS)
     with torch.no_grad():
         for weight in built.parameters():  # LoRA starts at zero, where half of its gradients vanish

@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+from peft import PrefixTuningConfig, get_peft_model
 from tests.fakes.texts import CAPTIONS, moving, tower
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2Model
@@ -154,6 +155,19 @@ def test_gradient_checkpointing_changes_no_gradient(family, way):
 def test_gradient_checkpointing_drops_virtual_tokens_and_is_refused():
     with pytest.raises(ConfigError, match="drops the virtual tokens"):
         tower("gpt2", adapt="prefix", gradient_checkpointing=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_virtual_tokens_mean_what_they_mean_in_peft(family):
+    built = tower(family, adapt="prefix", prefix_length=3, end_token_attends_itself=True)
+    ours = built.encode(CAPTIONS[1:2])
+    options = PrefixTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=3)
+    theirs = get_peft_model(built.lm.model, options)
+    theirs.prompt_encoder["default"].load_state_dict(built.lm.prefix.encoder.state_dict())
+    ids = torch.tensor(built.tokens.encode(CAPTIONS[1:2]))
+    states = theirs(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+    torch.testing.assert_close(ours, states[:, -1], atol=1e-5, rtol=1e-5)
 
 
 def test_virtual_tokens_are_read_by_every_text():

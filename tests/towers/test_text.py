@@ -34,14 +34,14 @@ def compare_ways(built, texts, fast):
 @pytest.mark.parametrize("adapt", ADAPTERS)
 @pytest.mark.parametrize("family", CAUSAL)
 @given(texts=sentences())
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 def test_a_tree_changes_no_feature_and_no_gradient(family, adapt, texts):
     compare_ways(cached(family, adapt=adapt), texts, "tree")
 
 
 @pytest.mark.parametrize("adapt", ADAPTERS)
 @given(texts=sentences())
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 def test_a_masked_model_reads_equal_texts_once_and_changes_nothing(adapt, texts):
     compare_ways(cached("bert", adapt=adapt), texts, "distinct")
 
