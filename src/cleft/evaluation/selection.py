@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple, cast
 
 from cleft.config import DataConfig, Settings
 from cleft.data import READERS, read_dataset
+from cleft.data.phantoms import MARK
 from cleft.data.prepared import PreparedImages, cache_folder, prepare_images
 from cleft.data.splits import ids_digest, split_records
 from cleft.errors import ConfigError, DataError
@@ -22,9 +23,6 @@ from cleft.types import Record
 
 Part = Literal["train", "val", "test", "all"]
 """Part of a dataset; `all` does not split it."""
-
-PHANTOMS = "PHANTOMS.json"
-"""Stands in the root of a dataset whose images were drawn."""
 
 
 class Selection(NamedTuple):
@@ -100,7 +98,7 @@ def select_images(
         prepared=prepared,
         recipe=recipe,
         split_digest=digest,
-        synthetic=config.root is not None and (config.root / PHANTOMS).is_file(),
+        synthetic=config.root is not None and (config.root / MARK).is_file(),
         notes=notes,
     )
 

@@ -47,7 +47,7 @@ def evaluate_zero_shot(
     prompts: Prompts = "auto",
     blank: Blank = "unknown",
     allow_overlap: bool = False,
-    examples: int = 12,
+    examples: int = 10,
     draws: Draws = USUAL_DRAWS,
     progress: bool = True,
 ) -> Path:

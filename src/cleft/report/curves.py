@@ -11,7 +11,7 @@ from cleft.report.figures import Points, line_chart, swatch
 from cleft.report.runs import Run
 
 TOKENS = "tokens"
-LINES = {"nodes": (TOKENS, "read, as a prefix tree"), "padded_tokens": (TOKENS, "had every caption been padded")}
+LINES = {"nodes": (TOKENS, "prefix tree"), "padded_tokens": (TOKENS, "padded")}
 """Logged quantities that share a chart: name to chart and line."""
 ORDER = ("loss", "lr", "temperature", "gradient_norm", TOKENS)
 SPLITS = {"train": "training", "val": "validation"}

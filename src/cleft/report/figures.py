@@ -62,10 +62,13 @@ def line_chart(
         large: Whether the picture is as wide as half a page, or a quarter.
     """
     points = [point for line in series.values() for point in line]
-    x_ticks = ticks(min(x for x, _ in points), max(x for x, _ in points), most=5 if large else 3)
+    first, last = min(x for x, _ in points), max(x for x, _ in points)
+    start = 0.0 if 0 <= first < last / 4 else first
+    x_ticks = [tick for tick in ticks(start, last, most=6 if large else 4) if start <= tick <= last]
     y_ticks = ticks(min(y for _, y in points), max(y for _, y in points), most=5 if large else 3)
     width, height = (480, 240) if large else (240, 150)
-    box = Box(46, 10, width - 70, height - 50, (x_ticks[0], x_ticks[-1]), (y_ticks[0], y_ticks[-1]))
+    span = (start, last) if last > start else (start - 0.5, start + 0.5)
+    box = Box(46, 10, width - 70, height - 50, span, (y_ticks[0], y_ticks[-1]))
     parts = [_grid(box, x_ticks, y_ticks)]
     parts += [_line(box, line, index, dots=len(line) <= 25) for index, line in enumerate(series.values())]
     if mark is not None:
@@ -83,15 +86,15 @@ def roc_chart(title: str, curves: Sequence[tuple[int, Points]]) -> Markup:
         title: Read aloud in place of the picture.
         curves: Index of the series, for colour and dash, and points (false positive rate, true positive rate).
     """
-    box = Box(34, 8, 196, 196, (0, 1), (0, 1))
+    box = Box(30, 8, 160, 160, (0, 1), (0, 1))
     parts = [_grid(box, [0, 0.5, 1], [0, 0.5, 1])]
     (x0, y0), (x1, y1) = box.at(0, 0), box.at(1, 1)
     parts.append(
         Markup('<path class="chance" d="M{:.1f} {:.1f}L{:.1f} {:.1f}"/>').format(x0, y0, x1, y1),
     )
     parts += [_line(box, points, index, dots=False) for index, points in curves]
-    parts.append(Markup('<text class="axis" x="230" y="234" text-anchor="end">false positive rate</text>'))
-    return _svg(title, 240, 240, parts)
+    parts.append(Markup('<text class="axis" x="190" y="197" text-anchor="end">false positive rate</text>'))
+    return _svg(title, 200, 202, parts)
 
 
 def whisker(

@@ -53,8 +53,8 @@ class Example(NamedTuple):
 
     image: str
     truth: str
-    answers: Sequence[tuple[str, bool, Sequence[tuple[str, float]]]]
-    """Name of the entry, whether its first answer is right, and its first answers with their probabilities."""
+    answers: Sequence[tuple[Entry, bool, Sequence[tuple[str, float]]]]
+    """Who answered, whether the first answer is right, and the first answers with their probabilities."""
 
 
 class Section(NamedTuple):
@@ -231,19 +231,21 @@ def _examples(group: Sequence[Entry]) -> list[Example]:
             answers = _answers(example.get("answers"))
             if not _PNG.fullmatch(image) or not answers:
                 continue
-            first = [answers[0][0] == truth] if answers else []
             known = found.setdefault(image, Example(image, truth, []))
-            found[image] = known._replace(answers=[*known.answers, (entry.label, all(first), answers)])
+            found[image] = known._replace(answers=[*known.answers, (entry, answers[0][0] == truth, answers)])
     return list(found.values())
 
 
 def _answers(raw: Any) -> list[tuple[str, float]]:
-    """Class and probability pairs, or nothing where the file holds something else."""
+    """Class and probability pairs, the likeliest first; nothing where the file holds something else.
+
+    Answers that would be printed as 0 % are left out behind the first.
+    """
     pairs: list[tuple[str, float]] = []
     for pair in raw if isinstance(raw, Sequence) else ():
         if isinstance(pair, Sequence) and len(pair) == 2 and isinstance(pair[1], int | float):
             pairs.append((str(pair[0]), min(1.0, max(0.0, float(pair[1])))))
-    return pairs
+    return [pair for place, pair in enumerate(pairs) if place == 0 or pair[1] >= 0.005]
 
 
 def _embedded(runs: Sequence[Run]) -> Markup:

@@ -70,8 +70,13 @@ def question(evaluation: Evaluation) -> str:
     """
     classes = evaluation.classes
     told = " against ".join(classes) if len(classes) == 2 and evaluation.scoring == "multi-class" else None
-    told = told or (", ".join(classes) if len(classes) <= 3 else f"{len(classes)} classes")
-    return f"{evaluation.task.capitalize()}: {told}"
+    told = told or (
+        ", ".join(classes)
+        if len(classes) <= 3
+        else f"{len(classes)} {'findings' if evaluation.scoring == 'present-absent' else 'classes'}"
+    )
+    asked = ", present or absent" if evaluation.scoring == "present-absent" else ""
+    return f"{evaluation.task.capitalize()}{asked}: {told}"
 
 
 def settings_table(runs: Sequence[Run]) -> list[Setting]:
