@@ -15,7 +15,7 @@ import dataclasses
 import errno
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -36,6 +36,7 @@ from cleft.towers.image import ImageTower, build_image_tower
 from cleft.towers.language_model import build_language_model
 from cleft.towers.text import TextTower, build_text_tower
 from cleft.towers.token_ids import TokenIds
+from cleft.towers.weights import listed, misfits, not_finite
 
 WEIGHTS = "model.safetensors"
 _IMAGE, _TEXT = Path("towers/image"), Path("towers/text")
@@ -59,11 +60,9 @@ def save_model(model: DualEncoder, settings: Settings, folder: Path, *, extra: M
         CheckpointError: If the files of a named language model have gone.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in own_weights(model).items()}
-    broken = _not_finite(tensors)
+    broken = not_finite(tensors)
     if broken:
-        raise NumericsError(
-            f"{_listed('weights', broken)} hold NaN or infinity, so the model was not saved to {folder}"
-        )
+        raise NumericsError(f"{listed('weights', broken)} hold NaN or infinity, so the model was not saved to {folder}")
     tree = plain_settings(settings)
     text_tower = model.text_tower
     description = {
@@ -167,39 +166,17 @@ def _rebuild_text(folder: Path, config: TextTowerConfig, base: str | None, descr
 def _fill(model: DualEncoder, path: Path, description: Mapping[str, Any]) -> None:
     """Copies a file's weights into the model; every name, shape and type must agree."""
     given, expected = load_file(path), own_weights(model)
-    faults = [
-        _listed("missing", sorted(expected.keys() - given.keys())),
-        _listed("unexpected", sorted(given.keys() - expected.keys())),
-        _listed("of another shape or type", sorted(_misfits(given, expected))),
-    ]
-    if any(faults):
+    faults = misfits(given, expected)
+    if faults:
         made, now = cast("dict[str, str]", description["made_by"]).get("transformers"), version("transformers")
         raise CheckpointError(
             f"{path} does not fit the model that {path.parent / 'model.json'} describes: "
-            f"{'; '.join(filter(None, faults))} (saved with transformers {made}, this is {now}); copy the folder again"
+            f"{faults} (saved with transformers {made}, this is {now}); copy the folder again"
         )
-    broken = _not_finite(given)
+    broken = not_finite(given)
     if broken:
-        raise CheckpointError(f"{path}: {_listed('with NaN or infinity', broken)}; use an earlier model")
+        raise CheckpointError(f"{path}: {listed('with NaN or infinity', broken)}; use an earlier model")
     model.load_state_dict(given, strict=False)
-
-
-def _misfits(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-    both = given.keys() & expected.keys()
-    return [
-        name for name in both if (given[name].shape, given[name].dtype) != (expected[name].shape, expected[name].dtype)
-    ]
-
-
-def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    return [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
-
-
-def _listed(what: str, names: Sequence[str]) -> str:
-    """Count, kind and the first five; empty where there are none."""
-    if not names:
-        return ""
-    return f"{len(names)} {what}: {', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
 
 
 def _header(path: Path) -> dict[str, tuple[int, ...]]:

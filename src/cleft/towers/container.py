@@ -1,14 +1,14 @@
 """Foreign `.ckpt` and `.pth` files as tensors and plain values, without running anything in them.
 
 Three gates, in this order. The container: a zip whose entries are stored, not deflated, and are together no larger
-than the file, so that a megabyte cannot unpack to gigabytes. The pickle: only tensors and plain values, through
+than the file, so that a megabyte cannot unpack to gigabytes. The content: only tensors and plain values, through
 torch's weights-only reader. The tensors: together no larger than the file, so that a view that repeats one number a
 billion times is never copied.
 """
 
 from __future__ import annotations
 
-import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from cleft.errors import CheckpointError
+from cleft.towers.weights import listed, not_finite
 
 _ENTRIES = 200_000
 """More entries than any checkpoint of tensors has."""
@@ -35,12 +36,13 @@ def read_foreign(path: Path) -> Mapping[str, Any]:
     check_container(path)
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} holds more than tensors and plain values, and is not opened: such files can run code "
-            f"({_first_line(error)}); ask its makers for a file of weights alone"
-        ) from error
-    except Exception as error:  # a damaged pickle fails in as many ways as there are opcodes
+    except Exception as error:  # a damaged file fails in as many ways as the format has instructions
+        foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if foreign:  # the library's own advice is to open it all the same
+            raise CheckpointError(
+                f"{path} names {foreign[1]}, not only tensors and plain values, and is not opened, since such files "
+                f"can run code; ask its makers for a file of weights alone"
+            ) from error
         raise CheckpointError(f"{path} cannot be read ({_first_line(error)}); copy it again") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dictionary of weights")
@@ -90,11 +92,13 @@ def tensors_of(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     # Two names may share one tensor (prefix tuning stores the token embedding twice), but not more.
     if size > 2 * path.stat().st_size:
         raise CheckpointError(f"{path}: its tensors claim {size:,} bytes, more than the file has; it is not opened")
-    bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    bad = not_finite(tensors)
     if bad:
-        raise CheckpointError(f"{path}: {len(bad)} tensors hold NaN or infinity, first {bad[:5]}; use an earlier one")
+        raise CheckpointError(f"{path}: {listed('with NaN or infinity', bad)}; use an earlier one")
     return tensors
 
 
 def _first_line(error: Exception) -> str:
+    if str(error).startswith("Weights only load failed"):
+        return "damaged"
     return next(iter(str(error).splitlines()), type(error).__name__)[:200]

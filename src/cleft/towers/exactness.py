@@ -76,8 +76,7 @@ def _compare(tower: TextTower) -> str | None:
 
 def _trial_texts(tower: TextTower) -> list[list[int]]:
     tokens = tower.tokens
-    rows = len(tokens.tokenizer)
-    usable = [token for token in range(rows) if token not in (*tokens.front, *tokens.back, tokens.pad)]
+    usable = [token for token in range(tokens.vocabulary) if token not in (*tokens.front, *tokens.back, tokens.pad)]
     step = max(1, len(usable) // 7)
     a, b, c, *more = usable[::step][:7]
     room = min(tower.config.max_tokens, _LONGEST_TRIAL) - len(tokens.front) - len(tokens.back)

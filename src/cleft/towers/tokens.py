@@ -37,6 +37,7 @@ class Tokens:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, *, max_tokens: int, end: int | None) -> None:
         self.tokenizer = tokenizer
+        self.vocabulary = len(tokenizer)
         self.max_tokens = max_tokens
         bare, framed = self._plain(["a"])[0], cast("list[int]", tokenizer("a")["input_ids"])
         start = next((i for i in range(len(framed)) if framed[i : i + len(bare)] == bare), 0)

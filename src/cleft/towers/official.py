@@ -1,0 +1,192 @@
+"""The authors' released checkpoints as model folders.
+
+A checkpoint is opened as data alone (`container.py`), taken apart by name (`official_keys.py`), and put into towers
+whose sizes follow from its shapes (`official_sizes.py`). Every weight must find its place: what is left over is
+refused, not skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+
+from cleft.config import ImagesConfig, ImageTowerConfig, LossConfig, Settings, TextTowerConfig
+from cleft.errors import CheckpointError
+from cleft.towers.adapt import adapt
+from cleft.towers.checkpoint import own_weights, save_model
+from cleft.towers.container import read_foreign, tensors_of
+from cleft.towers.dual import DualEncoder
+from cleft.towers.folders import digest_of
+from cleft.towers.image import build_image_tower
+from cleft.towers.language_model import build_language_model
+from cleft.towers.official_keys import OfficialWeights, take_apart
+from cleft.towers.official_sizes import adapter_options, language_config, vision_config
+from cleft.towers.text import TextTower, build_text_tower
+from cleft.towers.token_ids import TokenIds
+from cleft.towers.tokens import Tokens, load_tokenizer
+from cleft.towers.weights import listed, misfits
+
+_FACTS = ("peft", "img_encoder", "llm_type", "emb_dim", "batch_size", "learning_rate", "weight_decay", "max_steps")
+"""Hyper-parameters that are kept for people to read; the rest may name folders and machines."""
+
+
+def import_official(
+    path: Path | str,
+    out: Path | str,
+    *,
+    tokenizer: Path | str | None = None,
+    text_model: str | None = None,
+    image_heads: int | None = None,
+    text_heads: int | None = None,
+    size: int = 224,
+) -> Path:
+    """Makes a model folder of a checkpoint of the authors' release; LoRA, IA3, prefix or none.
+
+    Args:
+        path: The `.ckpt` file.
+        out: The model folder to write.
+        tokenizer: Folder or hub name of the language model's tokenizer, which the checkpoint does not hold. Without
+            it the model reads texts as token ids, such as `"17 4 23"`.
+        text_model: Hub name or folder of the language model, where the checkpoint does not hold it.
+        image_heads: Attention heads of the image tower; known for published widths.
+        text_heads: Attention heads of the language model; known for published widths.
+        size: Side in pixels of the images the model is to read.
+
+    Returns:
+        `out`.
+
+    Raises:
+        CheckpointError: If the file is damaged, may run code, is no such checkpoint, or holds weights with no place.
+        ConfigError: If `size` does not fit the patches, or `text_model` cannot be found.
+        ResourceError: If the folder cannot be written.
+    """
+    path, out = Path(path), Path(out)
+    content = read_foreign(path)
+    facts = _facts(content)
+    try:
+        weights = _weights(content, path)
+        settings = _settings(weights, facts, size, image_heads, text_heads, tokenizer, text_model)
+        model = _build(weights, settings, tokenizer)
+        _fill(model, weights)
+    except CheckpointError as error:
+        raise error if str(path) in str(error) else CheckpointError(f"{path}: {error}") from error
+    origin = {"file": path.name, "sha256": digest_of(path), **{name: facts[name] for name in _FACTS if name in facts}}
+    if tokenizer is None and text_model is None:
+        origin["texts"] = "token ids; import again with `--tokenizer <folder>` to read sentences"
+    save_model(model, settings, out, extra={"imported": origin})
+    return out
+
+
+def _facts(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Hyper-parameters that are plain values; anything else in there is not looked at."""
+    given: Any = content.get("hyper_parameters")
+    if not isinstance(given, dict):
+        return {}
+    plain = str | int | float | bool | None
+    return {str(name): value for name, value in cast("dict[Any, Any]", given).items() if isinstance(value, plain)}
+
+
+def _weights(content: Mapping[str, Any], path: Path) -> OfficialWeights:
+    state = tensors_of(content, path)
+    weights = take_apart(state)
+    if not weights.vision or not weights.rest:
+        raise CheckpointError(
+            f"it is no checkpoint of the authors' release, whose weights are called img_encoder_q.model.… and "
+            f"text_encoder_q.model.…; found {', '.join(sorted(state)[:3])}"
+        )
+    if weights.left_over:
+        raise CheckpointError(
+            f"{listed('weights have no place in towers of this kind', sorted(weights.left_over))}; "
+            f"only a DINOv2 and a GPT-2 with LoRA, IA3, prefix or nothing, each with a linear projection, are read"
+        )
+    return weights
+
+
+def _settings(
+    weights: OfficialWeights,
+    facts: Mapping[str, Any],
+    size: int,
+    image_heads: int | None,
+    text_heads: int | None,
+    tokenizer: Path | str | None,
+    text_model: str | None,
+) -> Settings:
+    if facts.get("agg_tokens"):
+        raise CheckpointError("it was trained with agg_tokens, which pools words; only the end-of-text state is read")
+    # The released code reads the normalised class token unless `pool_feat` asks for the paper's mean.
+    pooling = "mean-before-norm" if facts.get("pool_feat", True) else "cls"
+    source: dict[str, Any] = {"model": text_model}
+    if weights.language:
+        end = None if tokenizer is None else cast("int | None", load_tokenizer(tokenizer).eos_token_id)
+        source = {"model": None, "scratch": language_config(weights, text_heads, end)}
+    elif text_model is None:
+        raise CheckpointError("it does not hold its language model; name it: `--text-model <folder or hub name>`")
+    return Settings(
+        images=ImagesConfig(size=size, stored_size=max(size, ImagesConfig.stored_size)),
+        image=ImageTowerConfig(model=None, scratch=vision_config(weights, image_heads), pooling=pooling),
+        text=TextTowerConfig(**source, **adapter_options(weights), train_embeddings=False),
+        loss=LossConfig(embed_dim=_width(weights)),
+    )
+
+
+def _width(weights: OfficialWeights) -> int:
+    bias = weights.rest.get("image_projection.bias")
+    if bias is None or bias.ndim != 1:
+        raise CheckpointError("it should hold img_encoder_q.global_embed.bias, the bias of a linear projection")
+    return len(bias)
+
+
+def _build(weights: OfficialWeights, settings: Settings, tokenizer: Path | str | None) -> DualEncoder:
+    with torch.random.fork_rng(devices=[]):
+        image_tower = build_image_tower(settings.image, settings.images)
+        text_tower = _build_text(settings.text, tokenizer)
+        return DualEncoder(image_tower, text_tower, settings.loss)
+
+
+def _build_text(config: TextTowerConfig, tokenizer: Path | str | None) -> TextTower:
+    if config.scratch is None:
+        return build_text_tower(config, [], tokenizer=None if tokenizer is None else Path(tokenizer), trained_tokens=[])
+    vocabulary, end = int(config.scratch["vocab_size"]), int(config.scratch["eos_token_id"])
+    tokens: Tokens = TokenIds(vocabulary=vocabulary, max_tokens=config.max_tokens, end=end)
+    if tokenizer is not None:
+        learned = load_tokenizer(tokenizer)
+        if len(learned) > vocabulary:
+            raise CheckpointError(
+                f"the tokenizer {str(tokenizer)!r} has {len(learned)} tokens and the language model {vocabulary}; "
+                f"give the one it was trained with"
+            )
+        tokens = Tokens(learned, max_tokens=config.max_tokens, end=end)
+    lm = build_language_model(config, vocabulary=vocabulary, pad=end, end=end)
+    return TextTower(adapt(lm, config), tokens, config)
+
+
+def _fill(model: DualEncoder, weights: OfficialWeights) -> None:
+    named = {
+        **{f"image_tower.model.{name}": tensor for name, tensor in _current_vision(model, weights.vision).items()},
+        **{f"text_tower.lm.{name}": tensor for name, tensor in weights.own_text().items()},
+        **weights.rest,
+    }
+    given = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in named.items()}
+    faults = misfits(given, own_weights(model))
+    if faults:
+        raise CheckpointError(f"its weights do not fit the towers their shapes tell of: {faults}")
+    model.load_state_dict(given, strict=False)
+
+
+def _current_vision(model: DualEncoder, vision: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Weights under the names this version of transformers uses in memory, which move between its versions."""
+    config = cast("Dinov2WithRegistersConfig", model.image_tower.model.config)
+    loaded: Any
+    loaded, info = Dinov2WithRegistersModel.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
+        None, config=config, state_dict=dict(vision), dtype=torch.float32, output_loading_info=True
+    )
+    for what in ("missing", "unexpected", "mismatched"):
+        names = sorted(map(str, info[f"{what}_keys"]))
+        if names:
+            raise CheckpointError(listed(f"{what} weights of the image tower", names))
+    return cast("Mapping[str, Tensor]", loaded.state_dict())
