@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor
 from torch.optim import Optimizer
 
 from cleft.errors import ConfigError, NumericsError
@@ -42,8 +43,13 @@ class StepSeeds(Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Seeds all devices of this rank."""
-        torch.manual_seed(step_seed(self._seed, self._stage, trainer.global_step, trainer.global_rank))
+        """Seeds the CPU and the device of this rank."""
+        seed = step_seed(self._seed, self._stage, trainer.global_step, trainer.global_rank)
+        # Not torch.manual_seed: for every kind of device that is absent it stores a stack trace per call.
+        torch.default_generator.manual_seed(seed)
+        device = trainer.strategy.root_device
+        if device.type != "cpu":
+            torch.get_device_module(device).manual_seed(seed)
 
 
 class Watch(Callback):
@@ -57,7 +63,7 @@ class Watch(Callback):
 
     def __init__(self, store: StateStore) -> None:
         self._store = store
-        self._first = True
+        self._moving: list[Tensor] = []  # of the model that trains; looked up once, because a step may be short
         self.learning_rate = math.nan
         """Of the last step."""
         self.gradient_norm = torch.tensor(math.nan)
@@ -67,11 +73,11 @@ class Watch(Callback):
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         """Looks at loss and gradients between the backward pass and the update; waits for the device once."""
-        if self._first:
+        if not self._moving:
             check_gradients(pl_module)
-            self._first = False
+            self._moving = list(moving_weights(pl_module).values())
         self.learning_rate = float(optimizer.param_groups[0]["lr"])
-        gradients = [weight.grad for weight in moving_weights(pl_module).values() if weight.grad is not None]
+        gradients = [weight.grad for weight in self._moving if weight.grad is not None]
         self.gradient_norm = torch.nn.utils.get_total_norm(gradients)
         assert isinstance(pl_module, Learner)
         loss = pl_module.last_loss

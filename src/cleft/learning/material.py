@@ -1,0 +1,83 @@
+"""What a stage learns from: the records of a dataset, apart, with their pixels prepared."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from cleft.config import Settings
+from cleft.data import read_dataset
+from cleft.data.prepared import PreparedImages, cache_folder, prepare_images
+from cleft.data.splits import split_records
+from cleft.learning.run import split_facts, texts_digest
+from cleft.types import Record
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """Records to learn from and to choose by; none of the test split has been looked at."""
+
+    dataset: str
+    train: list[Record]
+    val: list[Record]
+    findings: tuple[str, ...]
+    prepared: PreparedImages
+    recipe: str
+    digest: str
+    """Of the splits, as they were drawn; images that cannot be read are left out afterwards."""
+
+    def facts(self, **more: Any) -> dict[str, Any]:
+        """What `split.json` of a run holds."""
+        records = [*self.train, *self.val]
+        return split_facts(
+            dataset=self.dataset,
+            recipe=self.recipe,
+            digest=self.digest,
+            counts={"train": len(self.train), "val": len(self.val)},
+            patients=(record.patient for record in records),
+            captions=texts_digest(f"{record.id}\0{record.caption}" for record in records),
+            pixels=self.prepared.digest,
+            **more,
+        )
+
+
+def read_material(settings: Settings, *, progress: bool = True) -> Material:
+    """Reads the table, splits it, and prepares the images of training and validation.
+
+    Args:
+        settings: Which data, which split, which pixels.
+        progress: Whether to show a bar while images are decoded.
+
+    Raises:
+        ConfigError: If `data.root` is not set.
+        DataError: If the table is not what the reader expects, or too many images cannot be read.
+    """
+    reading = read_dataset(settings.data)
+    for note in reading.notes:
+        log.info("%s", note)
+    splits = split_records(reading, settings.data)
+    prepared = prepare_images(
+        [*splits.train, *splits.val],
+        settings.images,
+        cache_folder(settings.data),
+        jobs=max(1, settings.data.workers),
+        max_bad=settings.data.max_bad,
+        progress=progress,
+    )
+    if prepared.rejected:
+        reasons = Counter(prepared.rejected.values())
+        told = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
+        log.warning("%d images cannot be read and are left out (%s)", len(prepared.rejected), told)
+    return Material(
+        dataset=reading.dataset,
+        train=prepared.usable(splits.train),
+        val=prepared.usable(splits.val),
+        findings=reading.findings,
+        prepared=prepared,
+        recipe=splits.recipe,
+        digest=splits.digest,
+    )

@@ -1,0 +1,268 @@
+"""Stage one: contrastive training of both towers on images and captions.
+
+Shapes: `B` pairs of a batch over all devices, `T` distinct captions, `E` joint dimension, `C` findings.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cleft.config import Settings
+from cleft.data.batches import eval_loader, train_loader
+from cleft.learning.engine import Plan, train
+from cleft.learning.keeper import Intervals
+from cleft.learning.learner import Learner
+from cleft.learning.losses import LOSSES
+from cleft.learning.material import Material, read_material
+from cleft.learning.optim import moving_weights
+from cleft.learning.run import Run, is_first_rank, open_run
+from cleft.learning.stops import StopFlag
+from cleft.towers.checkpoint import save_model, weights_digest
+from cleft.towers.dual import DualEncoder, build_model
+from cleft.types import Batch, Record
+
+log = logging.getLogger(__name__)
+
+COLUMNS = ("temperature", "clamped_steps", "nodes", "padded_tokens", "repeated_captions")
+"""Quantities stage one logs beside those every stage does.
+
+`nodes` is what the language model read in the last step, `padded_tokens` what it would have read had every caption been
+padded to `text.max_tokens`; `repeated_captions` the share of pairs whose caption stands in the batch before.
+"""
+
+_CAPTIONS_AT_ONCE = 512
+
+
+def pretrain(settings: Settings, folder: Path, *, progress: bool = True) -> Path:
+    """Trains a model from settings, or goes on with a run that was interrupted.
+
+    Args:
+        settings: Everything that decides the run.
+        folder: The run folder. If it holds a finished run of the same settings, nothing is done.
+        progress: Whether to show a bar while images are prepared.
+
+    Returns:
+        The run folder: settings, log, training states, and the model with the lowest validation loss.
+
+    Raises:
+        ConfigError: If settings contradict each other, or the folder belongs to another run.
+        DataError: If the data are not what the reader expects.
+        Interrupted, Terminated: If a signal asked to stop; the same call goes on from there.
+        NumericsError: If a loss or gradient is not finite.
+        ResourceError: If a disk is full.
+        CheckpointError: If weights or states do not fit.
+    """
+    with open_run(folder, settings, "pretrain") as run, StopFlag() as stop:
+        done = run.summary()
+        if done is not None:
+            log.info("%s is finished: validation loss %s at step %d", folder, done["best_loss"], done["best_step"])
+            return folder
+        material = read_material(settings, progress=progress)
+        run.keep_split(material.facts())
+        stop.check("while reading the data; nothing was learned yet")
+        _train(settings, material, run, stop)
+    return folder
+
+
+class Validation(NamedTuple):
+    """The split by which weights are chosen."""
+
+    captions: Sequence[str]
+    """Of all its images."""
+    batches: Callable[[int, int], Iterable[Batch]]
+    """From (rank, world size) to that rank's share of its batches."""
+
+
+class Pretraining(Learner):
+    """Pulls each image to its caption and away from the others of its batch.
+
+    Args:
+        model: Both towers.
+        settings: Loss and optimiser.
+        captions: Of all training images, the same on all ranks.
+        val: The validation split; None where there is none.
+    """
+
+    clamped: Tensor
+
+    def __init__(
+        self, model: DualEncoder, settings: Settings, captions: Iterable[str], val: Validation | None = None
+    ) -> None:
+        super().__init__(settings.optim)
+        self.model = model
+        self.register_buffer("clamped", torch.zeros((), dtype=torch.int64))
+        self._compare = LOSSES[settings.loss.name]
+        self._caption_ids = {caption: number for number, caption in enumerate(sorted(set(captions)))}
+        self._val = val
+        self._val_rows = {} if val is None else {text: row for row, text in enumerate(sorted(set(val.captions)))}
+        self._warned = False
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Loss of the pairs of all ranks together; each rank encodes its share."""
+        image_embeds = self.model.encode_image(batch.images)
+        text_embeds = self.model.encode_text(batch.captions)
+        return self._compare(
+            self._gather(image_embeds),
+            self._gather(text_embeds),
+            self.model.logit_scale.exp(),
+            caption_ids=self._gather(_numbers(self._caption_ids, batch.captions, self.device)),
+            labels=self._gather(batch.labels),
+        )
+
+    def observe(self) -> dict[str, float]:
+        """Temperature, and what the language model read."""
+        stats = self.model.text_tower.stats
+        if stats.distinct == 1 and not self._warned:
+            self._warned = True
+            log.warning("every caption of a batch is the same: there is nothing to tell apart; look at data.root")
+        return {
+            "temperature": math.exp(-self.model.logit_scale.item()),
+            "clamped_steps": int(self.clamped),
+            "nodes": stats.nodes,
+            "padded_tokens": stats.padded_tokens,
+            "repeated_captions": 1 - stats.distinct / max(1, stats.texts),
+        }
+
+    @torch.no_grad()
+    def after_update(self) -> None:
+        """Keeps the inverse temperature in its range, and counts how often that was needed."""
+        before = self.model.logit_scale.clone()
+        self.model.clamp_logit_scale_()
+        self.clamped += before != self.model.logit_scale
+
+    @torch.no_grad()
+    def validation_loss(self, poll: Callable[[], None]) -> float | None:
+        """Mean loss per pair over the validation split, each image once, each distinct caption encoded once.
+
+        Its batches have the size of training's, because the loss depends on how many there are to tell apart; the last
+        one may be smaller and counts by its images.
+        """
+        if self._val is None:
+            return None
+        self.model.eval()
+        try:
+            with self.trainer.precision_plugin.val_step_context():
+                batches = self._val.batches(self.trainer.global_rank, self.trainer.world_size)
+                total, count = self._add_up(batches, poll)
+        finally:
+            self.model.train()
+        sums = self.trainer.strategy.reduce(torch.stack([total, count]), reduce_op="sum")
+        assert isinstance(sums, Tensor)
+        return (sums[0] / sums[1]).item()
+
+    def _add_up(self, batches: Iterable[Batch], poll: Callable[[], None]) -> tuple[Tensor, Tensor]:
+        """Sum of the losses of this rank's pairs, and their number."""
+        distinct = list(self._val_rows)
+        parts = [distinct[start : start + _CAPTIONS_AT_ONCE] for start in range(0, len(distinct), _CAPTIONS_AT_ONCE)]
+        text_embeds = torch.cat([self.model.encode_text(part) for part in parts])  # [T, E]
+        total, count = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for batch in batches:
+            poll()
+            on_device: Batch = self.trainer.strategy.batch_to_device(batch)
+            rows = _numbers(self._val_rows, batch.captions, self.device)
+            loss = self._compare(
+                self.model.encode_image(on_device.images),
+                text_embeds[rows],
+                self.model.logit_scale.exp(),
+                caption_ids=rows,
+                labels=on_device.labels,
+            )
+            total += loss.double() * len(rows)
+            count += len(rows)
+        return total, count
+
+    def _gather(self, share: Tensor) -> Tensor:
+        """All ranks' rows in their order, with gradients that reach the rank they came from."""
+        if self._trainer is None or self.trainer.world_size == 1:
+            return share
+        gathered = self.all_gather(share, sync_grads=share.requires_grad)
+        assert isinstance(gathered, Tensor)
+        return gathered.flatten(0, 1)
+
+
+def _train(settings: Settings, material: Material, run: Run, stop: StopFlag) -> None:
+    captions = [record.caption or "" for record in material.train]
+    model = build_model(settings, captions)
+    model.text_tower.remember(sorted(set(captions)))
+    model.train()
+    _describe(model, material, captions)
+    val = None
+    if material.val:
+        val = Validation([record.caption or "" for record in material.val], _val_batches(material, settings))
+    learner = Pretraining(model, settings, captions, val)
+
+    def batches(first_step: int, rank: int, world_size: int) -> Iterable[Batch]:
+        return train_loader(
+            material.train,
+            material.prepared,
+            material.findings,
+            settings,
+            first_step=first_step,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    batches(0, 0, settings.train.devices * settings.train.nodes)  # refuses a batch that cannot be filled or shared
+    outcome = train(learner, batches, run, _plan(settings), stop)
+    if is_first_rank():
+        save_model(model, settings, run.folder)
+        run.finish(
+            {
+                "steps": settings.optim.steps,
+                "best_step": outcome.best_step,
+                "best_loss": outcome.best_loss,
+                "images": {"train": len(material.train), "val": len(material.val)},
+                "weights": weights_digest(run.folder),
+            }
+        )
+
+
+def _plan(settings: Settings) -> Plan:
+    every = settings.train
+    intervals = Intervals(
+        steps=settings.optim.steps, val_every=every.val_every, save_every=every.save_every, log_every=every.log_every
+    )
+    return Plan(
+        intervals=intervals,
+        seed=settings.seed,
+        clip_norm=settings.optim.clip_norm,
+        train=settings.train,
+        columns=COLUMNS,
+    )
+
+
+def _val_batches(material: Material, settings: Settings) -> Callable[[int, int], Iterable[Batch]]:
+    """Every `world_size`-th batch of the split for each rank, so that batches are the same for any number of ranks."""
+    size = settings.train.batch_size
+    parts = [material.val[start : start + size] for start in range(0, len(material.val), size)]
+
+    def share(rank: int, world_size: int) -> Iterable[Batch]:
+        records: list[Record] = [record for part in parts[rank::world_size] for record in part]
+        return eval_loader(records, material.prepared, material.findings, settings, batch_size=size)
+
+    return share
+
+
+def _describe(model: DualEncoder, material: Material, captions: Sequence[str]) -> None:
+    moving = sum(weight.numel() for weight in moving_weights(model).values())
+    total = sum(weight.numel() for weight in model.parameters())
+    log.info("%s of %s weights move", f"{moving:,}", f"{total:,}")
+    log.info(
+        "%s training images with %s distinct captions, %s for validation",
+        f"{len(captions):,}",
+        f"{len(set(captions)):,}",
+        f"{len(material.val):,}",
+    )
+    if not material.val:
+        log.warning("there is no validation split: the last weights are kept, not the best; set data.val_fraction")
+
+
+def _numbers(rows: Mapping[str, int], captions: Sequence[str], device: torch.device) -> Tensor:
+    return torch.tensor([rows[caption] for caption in captions], device=device)
