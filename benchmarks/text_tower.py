@@ -1,0 +1,135 @@
+"""The text tower alone, forward and back: five ways to read the captions of one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import mean
+
+import torch
+from torch import Tensor, nn
+
+from bench import AGAIN, MEMORY, Bench, Pass, Trial, largest_errors, memory, number, table, timed, try_once
+from captions import Captions, draw_batch
+from cleft.config import Settings
+from cleft.towers.text import TextTower, build_text_tower
+from ways import CHECKPOINTED, DISTINCT, LONGEST, PADDED, TREE, WAYS, Reader, TextWork
+
+DRAWS = 99
+HEAD = ("read as", "sequences x tokens", "TFLOP", "s min", "s median", "s max", "x tree", "TFLOP/s", "error", *MEMORY)
+
+
+def measure_text(settings: Settings, captions: Captions, batches: Sequence[int], bench: Bench, ceiling: float) -> None:
+    """Prints one table per batch size."""
+    torch.manual_seed(bench.seed)
+    tower = build_text_tower(settings.text, captions.texts).to(bench.device).train()
+    stir(tower)
+    work = TextWork(settings.text, captions.texts)
+    pace: dict[str, float] = {}
+    for batch in batches:
+        texts, census = typical_batch(tower, captions, batch, bench.seed)
+        print(f"### Text tower, batch {batch:,}\n\n{census}\n")
+        print(_measure_batch(Reader(tower, texts), work, bench, pace, ceiling), flush=True)
+
+
+def stir(module: nn.Module) -> None:
+    """Moves weights that start at zero: half of LoRA's gradients vanish there, and nothing could be compared."""
+    with torch.no_grad():
+        for weight in module.parameters():
+            if weight.requires_grad and not weight.any():
+                weight.normal_(std=0.02)
+
+
+def typical_batch(tower: TextTower, captions: Captions, size: int, seed: int) -> tuple[list[str], str]:
+    """Draws batches and returns the one with the median number of nodes, and a sentence about all."""
+    drawn = [draw_batch(captions, size, seed + number) for number in range(DRAWS)]
+    readers = [Reader(tower, texts) for texts in drawn]
+    order = sorted(range(DRAWS), key=lambda place: readers[place].shape(TREE).tokens)
+    nodes = [readers[place].shape(TREE).tokens for place in order]
+    census = (
+        f"Tree nodes in {DRAWS} batches: mean {mean(nodes):.0f}, from {nodes[0]} to {nodes[-1]}; distinct captions: "
+        f"mean {mean(len(reader.distinct) for reader in readers):.0f}. Measured on the batch with the median of "
+        f"{nodes[DRAWS // 2]} nodes."
+    )
+    return drawn[order[DRAWS // 2]], census
+
+
+class TextPass:
+    """One pass forward and back through the text tower."""
+
+    def __init__(self, reader: Reader, bench: Bench) -> None:
+        self.reader = reader
+        self.bench = bench
+        self.weights = [weight for weight in reader.tower.parameters() if weight.requires_grad]
+        generator = torch.Generator().manual_seed(bench.seed)
+        self.direction = torch.randn(len(reader.texts), reader.tower.width, generator=generator).to(bench.device)
+
+    def __call__(self, way: str) -> Tensor:
+        """Returns the features; the gradients lie with the weights."""
+        for weight in self.weights:
+            weight.grad = None
+        with self.bench.precision():
+            features = self.reader.read(way)
+        (features * self.direction).sum().backward()
+        return features
+
+
+def try_ways(
+    run: Pass, ways: Sequence[str], flops: dict[str, int], pace: dict[str, float]
+) -> tuple[dict[str, Trial], dict[str, float]]:
+    """Runs each way once, the fastest first, and leaves out what would take too long.
+
+    Args:
+        run: The pass.
+        ways: Which to try.
+        flops: Operations of each.
+        pace: Seconds per operation of each, as far as known; is added to.
+
+    Returns:
+        The first runs, and the seconds that those left out would take.
+    """
+    trials: dict[str, Trial] = {}
+    too_long: dict[str, float] = {}
+    for way in sorted(ways, key=flops.__getitem__):
+        expected = flops[way] * max(pace.get(way, 0), pace.get(TREE, 0))
+        if expected > run.bench.limit:
+            too_long[way] = expected
+            continue
+        trials[way] = try_once(run, way)
+        pace.setdefault(way, trials[way].seconds / flops[way])
+    return trials, too_long
+
+
+def reference_of(trials: dict[str, Trial]) -> str:
+    """Returns the plainest way that was run: every text by itself, as far as time allowed."""
+    found = [way for way in (PADDED, LONGEST, DISTINCT) if way in trials]
+    if not found:
+        raise SystemExit("error: nothing to compare the tree with; set a longer --limit")
+    return found[0]
+
+
+def _measure_batch(reader: Reader, work: TextWork, bench: Bench, pace: dict[str, float], ceiling: float) -> str:
+    flops = {way: work.flops(reader.shape(way), checkpointed=way == CHECKPOINTED) for way in WAYS}
+    run = TextPass(reader, bench)
+    trials, too_long = try_ways(run, WAYS, flops, pace)
+    reference = reference_of(trials)
+    errors = largest_errors(trials, reference, bench)
+    works = {way: lambda way=way: run(way) for way in trials}
+    spreads = bench.take_turns({**works, TREE + AGAIN: works[TREE]})
+    pace.update({way: spreads[way].median / flops[way] for way in trials})
+    rows: list[list[str]] = []
+    for way in (*WAYS, TREE + AGAIN):
+        plain = way.removesuffix(AGAIN)
+        shape = reader.shape(plain)
+        row = [way, f"{shape.sequences:,} x {shape.length:,}", number(flops[plain] / 1e12)]
+        if way in spreads:
+            speed = flops[plain] / spreads[way].median
+            share = f"{number(speed / 1e12)} ({speed / ceiling:.0%})"
+            ratio = number(spreads[way].median / spreads[TREE].median)
+            error = "reference" if way == reference else f"{errors[plain]:.0e}"
+            rows.append([*row, *timed(spreads[way]), ratio, share, error, *memory(trials[plain].peak)])
+        else:
+            guess = f"not run; {number(too_long[way])} extrapolated"
+            rows.append(
+                [*row, "-", guess, "-", f"{number(too_long[way] / spreads[TREE].median)} extrapolated", *"-----"]
+            )
+    return table(HEAD, rows)

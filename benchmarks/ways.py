@@ -1,0 +1,127 @@
+"""Five ways to read the captions of a batch, slowest first, and what each makes a language model compute.
+
+Three are ways the library has (`text.packing`, `text.gradient_checkpointing`). Padding to the longest caption of the
+batch with its duplicates is what a careful trainer without this library does; it lives here alone. All use the same
+fused attention, so that nothing but the way of reading is compared.
+
+Shapes: `T` texts, `R` sequences, `L` tokens, `D` width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from cleft.config import ImagesConfig, ImageTowerConfig, TextTowerConfig
+from cleft.towers.image import build_image_tower
+from cleft.towers.language_model import LanguageModel
+from cleft.towers.text import TextTower, build_text_tower
+
+CHECKPOINTED = "padded to max, checkpointed"
+PADDED = "padded to max"
+LONGEST = "padded to longest"
+DISTINCT = "distinct, padded to longest"
+TREE = "prefix tree"
+WAYS = (CHECKPOINTED, PADDED, LONGEST, DISTINCT, TREE)
+
+
+class Shape(NamedTuple):
+    """What the language model reads: `sequences` of `length` tokens each, padding included."""
+
+    sequences: int
+    length: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens read, padding included."""
+        return self.sequences * self.length
+
+
+class Reader:
+    """Reads one batch of captions in any of the five ways.
+
+    Args:
+        tower: A causal text tower in training mode, without dropout.
+        texts: The captions of the batch, with those that repeat.
+    """
+
+    def __init__(self, tower: TextTower, texts: Sequence[str]) -> None:
+        self.tower = tower
+        self.texts = list(texts)
+        known = list(dict.fromkeys(self.texts))
+        tokens = dict(zip(known, tower.tokens.encode(known), strict=True))
+        ids = [tokens[text] for text in self.texts]
+        self.lengths = torch.tensor([len(text) for text in ids])
+        rows = [text + [tower.tokens.pad] * (int(self.lengths.max()) - len(text)) for text in ids]
+        self.ids = torch.tensor(rows)
+        self.distinct = {tuple(text) for text in tokens.values()}
+        self.beginnings = {text[:end] for text in self.distinct for end in range(1, len(text) + 1)}
+
+    def shape(self, way: str) -> Shape:
+        """Returns what a way makes the model read, counted from the captions and not by the library."""
+        sequences = {DISTINCT: len(self.distinct), TREE: 1}.get(way, len(self.texts))
+        longest = int(self.lengths.max())
+        length = {LONGEST: longest, DISTINCT: longest, TREE: len(self.beginnings)}
+        return Shape(sequences, length.get(way, self.tower.config.max_tokens))
+
+    def read(self, way: str) -> Tensor:
+        """Returns the features of the captions `[T, D]`.
+
+        Raises:
+            RuntimeError: If the library read more or fewer tokens than `shape` says.
+        """
+        set_checkpointing(self.tower.lm, way == CHECKPOINTED)
+        if way == LONGEST:
+            return self.tower.read_padded(self.ids, self.lengths)
+        self.tower.packing = {TREE: "tree", DISTINCT: "distinct"}.get(way, "padded")
+        features = self.tower(self.texts)
+        shape, read = self.shape(way), self.tower.stats.nodes
+        if read != shape.tokens:
+            raise RuntimeError(f"{way}: the tower read {read} tokens where {shape.tokens} were counted by hand")
+        return features
+
+
+def set_checkpointing(lm: LanguageModel, on: bool) -> None:
+    """Switches gradient checkpointing, in the form that works behind a frozen embedding."""
+    if on:
+        lm.model.activation_checkpointing_enable({"use_reentrant": False})
+        lm.model.disable_input_require_grads()  # each call would hang one more hook on the embedding
+    else:
+        lm.model.activation_checkpointing_disable()
+
+
+class TextWork:
+    """Counts the operations of a text tower on tensors without memory, so at any size.
+
+    Args:
+        config: The tower.
+        captions: What its tokenizer is learned from.
+    """
+
+    def __init__(self, config: TextTowerConfig, captions: Sequence[str]) -> None:
+        with torch.device("meta"):
+            self.lm = build_text_tower(config, captions).train().lm
+
+    def flops(self, shape: Shape, *, checkpointed: bool = False) -> int:
+        """Returns the floating point operations of reading some sequences forward and back."""
+        set_checkpointing(self.lm, checkpointed)
+        tokens = torch.zeros(shape, dtype=torch.int64, device="meta")
+        # A mask of three axes is the same work for every way; one of two would be looked into, which meta cannot.
+        visible = torch.ones(*shape, shape.length, dtype=torch.bool, device="meta")
+        with FlopCounterMode(display=False) as counter:
+            self.lm(tokens, visible, tokens).sum().backward()
+        return counter.get_total_flops()
+
+
+def image_flops(config: ImageTowerConfig, images: ImagesConfig, batch: int) -> int:
+    """Returns the floating point operations of an image tower on a batch, forward and back."""
+    with torch.device("meta"):
+        tower = build_image_tower(config, images).train()
+        pixels = torch.zeros(batch, 1, images.size, images.size, dtype=torch.uint8)
+    with FlopCounterMode(display=False) as counter:
+        tower.encode(pixels).sum().backward()
+    return counter.get_total_flops()
