@@ -1,6 +1,5 @@
 """Stage two: a context in front of class names, learned from the right images, resumable, whole in its folder."""
 
-import csv
 import json
 import logging
 import math
@@ -10,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.tools.forks import die, forked
-from tests.tools.tiny_runs import CLASSES, tiny_settings, write_drawings
+from tests.tools.tiny_runs import CLASSES, log_of, tiny_settings, write_drawings
 
 from cleft.data.captions import OPENING
 from cleft.errors import CheckpointError, ConfigError, DataError, Terminated
@@ -43,14 +42,6 @@ def source(settings, tmp_path_factory):
 def run(source, settings):
     """A finished stage two that nobody interrupted."""
     return learn_context(source, settings)
-
-
-def log_of(run):
-    with (run / "logs" / "log.csv").open() as file:
-        return [
-            {key: value for key, value in row.items() if not key.endswith("seconds_per_step")}
-            for row in csv.DictReader(file)
-        ]
 
 
 def test_the_new_run_holds_the_whole_model_with_its_context(run, source, settings):

@@ -1,6 +1,5 @@
 """Stage one from a folder of images to a model folder: exact, resumable, and honest about what it cannot do."""
 
-import csv
 import json
 import logging
 import math
@@ -10,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.tools.forks import die, forked
-from tests.tools.tiny_runs import tiny_settings, write_drawings
+from tests.tools.tiny_runs import log_of, tiny_settings, write_drawings
 
 from cleft.config import load_settings
 from cleft.errors import ConfigError
@@ -35,11 +34,6 @@ def root(tmp_path_factory):
 def run(root, tmp_path_factory):
     """A finished run that nobody interrupted."""
     return pretrain(tiny_settings(root, *SHORT), tmp_path_factory.mktemp("runs") / "whole")
-
-
-def log_of(run):
-    with (run / "logs" / "log.csv").open() as file:
-        return [{key: value for key, value in row.items() if key != "seconds_per_step"} for row in csv.DictReader(file)]
 
 
 def moments_of(run):

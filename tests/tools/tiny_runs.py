@@ -1,5 +1,6 @@
 """A folder of small drawn images whose findings can be seen, and the settings of a model that learns them."""
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -34,3 +35,10 @@ def tiny_settings(root: Path, *more: str):
     words = ["--data.dataset=manifest", f"--data.root={root}", f"--data.cache={root.parent / 'cache'}"]
     fixed = ["--data.val_fraction=0.3", "--train.accelerator=cpu", f"--classes=[{', '.join(CLASSES)}]"]
     return load_settings("tiny", [*words, *fixed, *more])
+
+
+def log_of(run: Path) -> list[dict[str, str]]:
+    """The table of a run without its times."""
+    with (run / "logs" / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return [{key: value for key, value in row.items() if not key.endswith("seconds_per_step")} for row in rows]

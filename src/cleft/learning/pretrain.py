@@ -17,6 +17,7 @@ from torch import Tensor
 from cleft.config import Settings
 from cleft.data.batches import eval_loader, train_loader
 from cleft.learning.engine import Plan, train
+from cleft.learning.gather import gather
 from cleft.learning.keeper import Intervals
 from cleft.learning.learner import Learner
 from cleft.learning.losses import LOSSES
@@ -109,11 +110,11 @@ class Pretraining(Learner):
         image_embeds = self.model.encode_image(batch.images)
         text_embeds = self.model.encode_text(batch.captions)
         return self._compare(
-            self._gather(image_embeds),
-            self._gather(text_embeds),
+            gather(image_embeds),
+            gather(text_embeds),
             self.model.logit_scale.exp(),
-            caption_ids=self._gather(_numbers(self._caption_ids, batch.captions, self.device)),
-            labels=self._gather(batch.labels),
+            caption_ids=gather(_numbers(self._caption_ids, batch.captions, self.device)),
+            labels=gather(batch.labels),
         )
 
     def observe(self) -> dict[str, float]:
@@ -177,14 +178,6 @@ class Pretraining(Learner):
             total += loss.double() * len(rows)
             count += len(rows)
         return total, count
-
-    def _gather(self, share: Tensor) -> Tensor:
-        """All ranks' rows in their order, with gradients that reach the rank they came from."""
-        if self._trainer is None or self.trainer.world_size == 1:
-            return share
-        gathered = self.all_gather(share, sync_grads=share.requires_grad)
-        assert isinstance(gathered, Tensor)
-        return gathered.flatten(0, 1)
 
 
 def _train(settings: Settings, material: Material, run: Run, stop: StopFlag) -> None:
