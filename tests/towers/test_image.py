@@ -1,4 +1,6 @@
 import copy
+import os
+import time
 
 import numpy as np
 import pytest
@@ -261,3 +263,39 @@ def test_code_named_in_a_folder_is_never_run(tmp_path):
     with pytest.raises(ConfigError, match="runs code of its own"):
         build_image_tower(ImageTowerConfig(model=folder), ImagesConfig(size=32))
     assert not (tmp_path / "was-here").exists()
+
+
+class Payload:
+    """Would make a folder when opened by a reader that runs what it reads."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.target),))
+
+
+def test_pickled_weights_that_name_code_are_not_opened(tmp_path):
+    folder = save(VIT, tmp_path / "model")
+    (tmp_path / "model/model.safetensors").unlink()
+    torch.save({"payload": Payload(tmp_path / "was-here")}, tmp_path / "model/pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"can run code; use safetensors"):
+        build_image_tower(ImageTowerConfig(model=folder), ImagesConfig(size=32))
+    assert not (tmp_path / "was-here").exists()
+
+
+def test_damaged_weights_name_the_setting(tmp_path):
+    folder = save(VIT, tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])
+    with pytest.raises(CheckpointError, match=r"image.model=.* its weights cannot be read .* copy them again"):
+        build_image_tower(ImageTowerConfig(model=folder), ImagesConfig(size=32))
+
+
+def test_a_hub_that_does_not_answer_is_given_up_at_once(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    before = time.monotonic()
+    with pytest.raises(ConfigError, match=r"nor can it be downloaded"):
+        build_image_tower(ImageTowerConfig(model="nobody/no-such-model"), ImagesConfig())
+    assert time.monotonic() - before < 5  # the library alone retries for 23 seconds

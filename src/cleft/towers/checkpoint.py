@@ -15,6 +15,7 @@ import dataclasses
 import errno
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -86,6 +87,8 @@ def save_model(model: DualEncoder, settings: Settings, folder: Path, *, extra: M
             save_file(tensors, stage / WEIGHTS)
         except SafetensorError as error:
             raise OSError(errno.EIO, str(error)) from error
+        # safetensors makes files that nobody else can read; weights are as readable as what stands beside them.
+        shutil.copymode(stage / _IMAGE / "config.json", stage / WEIGHTS)
 
     write_folder(folder, description, write)
 

@@ -105,7 +105,7 @@ def pretrained_model(
     except OSError as error:
         raise _not_found(model, setting, error) from error
     except Exception as error:  # whatever reader the files ask for, with its own exceptions
-        raise CheckpointError(f"{setting}={model!r}: its weights cannot be read ({error}); copy them again") from error
+        raise CheckpointError(f"{setting}={model!r}: {_why_unreadable(error)}") from error
     return cast("PreTrainedModel", loaded), {str(name) for name in info["missing_keys"]}
 
 
@@ -157,6 +157,12 @@ def _not_found(model: str, setting: str, error: Exception | None) -> ConfigError
         f"{setting}={model!r} is neither a folder, nor in the local cache, nor can it be downloaded{reason}; "
         f"give a folder that holds its config.json and weights: {setting}=<folder>"
     )
+
+
+def _why_unreadable(error: Exception) -> str:
+    if "Weights only load failed" in str(error):  # the library's own advice is to open it all the same
+        return "its weights are a pickled file that holds more than tensors and can run code; use safetensors"
+    return f"its weights cannot be read ({next(iter(str(error).splitlines()), type(error).__name__)}); copy them again"
 
 
 def _refuse_unknown(options: Mapping[str, Any], known: set[str], where: str) -> None:
