@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cleft.evaluation.floors import majority_scores, positive_class, view_scores
+from cleft.evaluation.floors import majority_scores, positive_class, view_rule
 from cleft.evaluation.scoring import class_floors, finding_floors
 
 PATIENTS = [str(i) for i in range(10)]
@@ -31,6 +31,34 @@ def test_ap_means_the_finding_where_the_other_class_is_none():
     assert floors["ap-view/auc"] == pytest.approx((3 / 4 + 5 / 6) / 2)
 
 
+def test_where_ap_is_rarer_among_the_sick_the_rule_is_turned_round_and_says_so():
+    truth = np.array([0] * 5 + [1] * 5)  # pneumonia, then no finding
+    views = ["PA", "PA", "PA", "PA", "AP", "AP", "AP", "AP", "PA", "PA"]
+    floors = class_floors(truth, views, ("Pneumonia", "No Finding"), PATIENTS)
+    assert values(floors)["ap-view/accuracy"] == 0.7
+    assert values(floors)["ap-view/auc/Pneumonia"] == 0.7
+    reasons = {floor.reason.split(";")[0] for floor in floors if floor.metric.startswith("ap-view")}
+    assert reasons == {"turned round: AP is rarer among images that show Pneumonia"}
+
+
+def test_each_finding_turns_its_own_rule():
+    labels = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    floors = finding_floors(labels, ["AP", "AP", "PA", "PA"], ("Edema", "Nodule"), PATIENTS[:4])
+    found = {floor.metric: floor for floor in floors}
+    assert found["ap-view/auc/Edema"].value == found["ap-view/auc/Nodule"].value == 1.0
+    assert not found["ap-view/auc/Edema"].reason.startswith("turned")
+    assert found["ap-view/auc/Nodule"].reason.startswith("turned round")
+
+
+def test_images_whose_finding_is_not_known_turn_no_rule():
+    # Among the known, AP is more common with edema; the unknown ones are all AP.
+    labels = np.array([[1.0], [1.0], [0.0], [0.0]] + [[np.nan]] * 4)
+    views = ["AP", "PA", "PA", "PA"] + ["AP"] * 4
+    found = {floor.metric: floor for floor in finding_floors(labels, views, ("Edema",), PATIENTS[:8])}
+    assert found["ap-view/auc/Edema"].value == 0.75
+    assert not found["ap-view/auc/Edema"].reason.startswith("turned")
+
+
 def test_the_order_of_the_two_classes_does_not_matter():
     views = ["AP", "PA"] * 5
     truth = np.array([0, 1, 0, 1, 1, 1, 0, 0, 1, 1])
@@ -41,7 +69,7 @@ def test_the_order_of_the_two_classes_does_not_matter():
 
 def test_of_many_classes_each_view_answers_its_most_frequent_one():
     truth = [0, 0, 1, 2, 2]
-    scores = view_scores(truth, ["AP", "AP", "AP", "PA", "PA"], ("Edema", "Atelectasis", "Cardiomegaly"))
+    scores, _ = view_rule(truth, ["AP", "AP", "AP", "PA", "PA"], ("Edema", "Atelectasis", "Cardiomegaly"))
     assert scores[0] == pytest.approx([2 / 3, 1 / 3, 0])
     assert scores.argmax(axis=1).tolist() == [0, 0, 0, 2, 2]
 
@@ -86,7 +114,7 @@ def test_the_ap_rule_on_the_real_rsna_table_is_seventy_percent(shared):
     sick = [name for name, value in target.items() if value == 1]
     well = [name for name, value in target.items() if value == 0][: len(sick)]
     names = [*sick, *well]
-    scores = view_scores(
+    scores, _ = view_rule(
         [0] * len(sick) + [1] * len(well), [views[name] for name in names], ("Pneumonia", "No Finding")
     )
     right = (scores.argmax(axis=1) == np.array([0] * len(sick) + [1] * len(well))).mean()

@@ -12,10 +12,11 @@ Shapes: `N` images, `C` classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from cleft.evaluation.metrics import Floats
+from cleft.evaluation.metrics import Flags, Floats
 
 ABSENCES = ("no finding", "no findings", "normal", "negative", "absent")
 """Names of a class that says nothing is there."""
@@ -27,7 +28,16 @@ def majority_scores(truth: Sequence[int], classes: int) -> Floats:
     return np.tile(shares, (len(truth), 1))
 
 
-def view_scores(truth: Sequence[int], views: Sequence[str | None], classes: Sequence[str]) -> Floats | str:
+class ViewRule(NamedTuple):
+    """Scores made of the view alone, or why there are none."""
+
+    scores: Floats | None
+    """`[N, C]`."""
+    note: str | None
+    """What a reader must know: why there are no scores, or that the rule is turned round."""
+
+
+def view_rule(truth: Sequence[int], views: Sequence[str | None], classes: Sequence[str]) -> ViewRule:
     """Scores every image by its view alone.
 
     Where one of two classes says that nothing is there, an AP view means the other one. Otherwise each view answers
@@ -38,21 +48,41 @@ def view_scores(truth: Sequence[int], views: Sequence[str | None], classes: Sequ
         truth: Class of each image, `[N]` int.
         views: Projection of each image, `[N]`. An image without one counts as a view of its own.
         classes: Names of the classes, `[C]`.
-
-    Returns:
-        Scores, `[N, C]`, or a sentence saying why the views tell nothing apart.
     """
     silent = why_no_view(views)
     if silent is not None:
-        return silent
+        return ViewRule(None, silent)
     positive = positive_class(classes)
     if positive is not None:
-        frontal = np.array([is_ap(view) for view in views], dtype=np.float64)
-        return np.stack([frontal if index == positive else 1 - frontal for index in range(2)], axis=1)
+        scores, note = ap_rule(np.asarray(truth) == positive, views, classes[positive])
+        return ViewRule(np.stack([scores if index == positive else -scores for index in range(2)], axis=1), note)
     names, view_of = np.unique([_plain(view) for view in views], return_inverse=True)
     table = np.zeros((len(names), len(classes)))
     np.add.at(table, (view_of, np.asarray(truth, dtype=np.intp)), 1)
-    return (table / table.sum(axis=1, keepdims=True))[view_of]
+    return ViewRule((table / table.sum(axis=1, keepdims=True))[view_of], None)
+
+
+def ap_rule(
+    positive: Flags, views: Sequence[str | None], name: str, *, known: Flags | None = None
+) -> tuple[Floats, str | None]:
+    """Scores 1 for AP and -1 for the rest, or turned round where AP is rarer among the images that show the finding.
+
+    A floor below chance would be no floor.
+
+    Args:
+        positive: Whether each image shows the finding, `[N]` bool.
+        views: Projection of each image, `[N]`.
+        name: The finding.
+        known: Whether that is known of each image, `[N]` bool; by default of all.
+
+    Returns:
+        Scores, `[N]`, and a note where the rule is turned round.
+    """
+    frontal = np.array([1.0 if is_ap(view) else -1.0 for view in views])
+    sick, well = frontal[positive], frontal[~positive if known is None else known & ~positive]
+    if sick.size and well.size and sick.mean() < well.mean():
+        return -frontal, f"turned round: AP is rarer among images that show {name}"
+    return frontal, None
 
 
 def why_no_view(views: Sequence[str | None]) -> str | None:

@@ -9,13 +9,14 @@ Shapes: `N` images, `C` classes or findings.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cleft.evaluation.floors import is_ap, majority_scores, view_scores, why_no_view
+from cleft.evaluation.floors import ap_rule, majority_scores, view_rule, why_no_view
 from cleft.evaluation.metrics import Flags, Floats, Statistic, accuracy, auc, intervals, mean_of, value_of
 from cleft.types import Result
 
@@ -48,6 +49,7 @@ def score_classes(
     *,
     answers: NDArray[np.intp] | None = None,
     rule: str = "",
+    note: str | None = None,
 ) -> tuple[Result, ...]:
     """Accuracy, macro AUC and one-vs-rest AUC of each class, for images that show exactly one class.
 
@@ -59,6 +61,7 @@ def score_classes(
         draws: How intervals are drawn.
         answers: Class each image was answered as; by default the one with the highest score.
         rule: Name of the floor these scores come from, put in front of each metric.
+        note: A remark for every number.
 
     Returns:
         `accuracy`, `auc` (mean over the classes that occur) and `auc/<class>`, in this order.
@@ -71,9 +74,9 @@ def score_classes(
     parts = [_auc_part(name, scores[:, c], truth == c, every) for c, name in enumerate(classes)]
     hits = _Part("accuracy", accuracy(given == truth), every)
     return (
-        _measured(f"{rule}accuracy", hits, patients, draws),
-        _mean(f"{rule}auc", parts, patients, draws),
-        *(_measured(f"{rule}auc/{part.name}", part, patients, draws) for part in parts),
+        _measured(f"{rule}accuracy", hits, patients, draws, note=note),
+        _mean(f"{rule}auc", parts, patients, draws, note=note),
+        *(_measured(f"{rule}auc/{part.name}", part, patients, draws, note=note) for part in parts),
     )
 
 
@@ -85,6 +88,7 @@ def score_findings(
     draws: Draws = USUAL_DRAWS,
     *,
     rule: str = "",
+    notes: Mapping[str, str | None] = MappingProxyType({}),
 ) -> tuple[Result, ...]:
     """Accuracy and AUC of each finding, present against absent, over the images where that is known.
 
@@ -95,6 +99,7 @@ def score_findings(
         patients: Patient of each image, `[N]`.
         draws: How intervals are drawn.
         rule: Name of the floor these scores come from, put in front of each metric.
+        notes: Finding to a remark for its numbers.
 
     Returns:
         `accuracy`, `auc` (means over the findings that allow it), then `accuracy/<finding>` and `auc/<finding>`.
@@ -113,8 +118,8 @@ def score_findings(
     return (
         _mean(f"{rule}accuracy", hits, patients, draws),
         _mean(f"{rule}auc", areas, patients, draws),
-        *(_measured(f"{rule}accuracy/{part.name}", part, patients, draws) for part in hits),
-        *(_measured(f"{rule}auc/{part.name}", part, patients, draws) for part in areas),
+        *(_measured(f"{rule}accuracy/{part.name}", part, patients, draws, note=notes.get(part.name)) for part in hits),
+        *(_measured(f"{rule}auc/{part.name}", part, patients, draws, note=notes.get(part.name)) for part in areas),
     )
 
 
@@ -129,10 +134,10 @@ def class_floors(
     counts = [int(index) for index in truth]
     majority = majority_scores(counts, len(classes))
     floors = score_classes(majority, truth, classes, patients, draws, rule="majority-class/")
-    by_view = view_scores(counts, views, classes)
-    if isinstance(by_view, str):
-        return (*floors, *_unmeasured("ap-view/", by_view, len(truth), patients))
-    return (*floors, *score_classes(by_view, truth, classes, patients, draws, rule="ap-view/"))
+    scores, note = view_rule(counts, views, classes)
+    if scores is None:
+        return (*floors, *_unmeasured("ap-view/", note, len(truth), patients))
+    return (*floors, *score_classes(scores, truth, classes, patients, draws, rule="ap-view/", note=note))
 
 
 def finding_floors(
@@ -142,15 +147,19 @@ def finding_floors(
     patients: Sequence[str],
     draws: Draws = USUAL_DRAWS,
 ) -> tuple[Result, ...]:
-    """What the majority answer and the AP-view rule (AP means present) reach on the images of `score_findings`."""
+    """What the majority answer and the AP-view rule, finding by finding, reach on the images of `score_findings`."""
     present = (labels == 1).sum(axis=0) > (labels == 0).sum(axis=0)
     majority = np.tile(np.where(present, 1.0, -1.0), (len(labels), 1))
     floors = score_findings(majority, labels, findings, patients, draws, rule="majority-class/")
     silent = why_no_view(views)
     if silent is not None:
         return (*floors, *_unmeasured("ap-view/", silent, len(labels), patients))
-    by_view = np.tile(np.array([[1.0] if is_ap(view) else [-1.0] for view in views]), (1, len(findings)))
-    return (*floors, *score_findings(by_view, labels, findings, patients, draws, rule="ap-view/"))
+    rules = {
+        name: ap_rule(labels[:, c] == 1, views, name, known=~np.isnan(labels[:, c])) for c, name in enumerate(findings)
+    }
+    by_view = np.stack([scores for scores, _ in rules.values()], axis=1)
+    notes = {name: note for name, (_, note) in rules.items()}
+    return (*floors, *score_findings(by_view, labels, findings, patients, draws, rule="ap-view/", notes=notes))
 
 
 def _auc_part(name: str, scores: Floats, positive: Flags, known: Flags) -> _Part:
@@ -184,7 +193,9 @@ def _measured(metric: str, part: _Part, patients: Sequence[str], draws: Draws, *
     )
 
 
-def _mean(metric: str, parts: Sequence[_Part], patients: Sequence[str], draws: Draws) -> Result:
+def _mean(
+    metric: str, parts: Sequence[_Part], patients: Sequence[str], draws: Draws, *, note: str | None = None
+) -> Result:
     """The mean over the parts that are defined; the reason says over how many of how many."""
     defined = [part for part in parts if part.statistic is not None]
     rows = np.logical_or.reduce([part.rows for part in defined or parts])
@@ -192,7 +203,8 @@ def _mean(metric: str, parts: Sequence[_Part], patients: Sequence[str], draws: D
     if not defined:
         return _measured(metric, _Part(metric, None, rows, missing), patients, draws)
     statistic = mean_of([_within(part, rows) for part in defined])
-    note = f"mean over {len(defined)} of {len(parts)} classes: {missing}" if missing else None
+    over = f"mean over {len(defined)} of {len(parts)} classes: {missing}" if missing else None
+    note = "; ".join(sentence for sentence in (note, over) if sentence) or None
     return _measured(metric, _Part(metric, statistic, rows), patients, draws, note=note)
 
 
@@ -207,7 +219,7 @@ def _within(part: _Part, rows: Flags) -> Statistic:
     return narrowed
 
 
-def _unmeasured(rule: str, reason: str, images: int, patients: Sequence[str]) -> tuple[Result, ...]:
+def _unmeasured(rule: str, reason: str | None, images: int, patients: Sequence[str]) -> tuple[Result, ...]:
     people = len(set(patients))
     return tuple(
         Result(metric=f"{rule}{metric}", value=None, images=images, patients=people, reason=reason)
