@@ -20,7 +20,7 @@ STRANGERS = [
     ("report", "evaluation"),
 ]
 BANNED = re.compile(
-    r"\bpickle\b|torch\.hub|trust_remote_code\s*=\s*True|\beval\(|\bexec\(|yaml\.load\(|allow_pickle\s*=\s*True"
+    r"\bpickle\b|torch\.hub|trust_remote_code\s*=\s*True|(?<![.\w])(?:eval|exec)\(|yaml\.load\(|allow_pickle\s*=\s*True"
     r"|weights_only\s*=\s*False|extractall|shell\s*=\s*True|except\s*:|\btorchvision\.|import torchvision|import timm"
 )
 
