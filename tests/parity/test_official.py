@@ -23,6 +23,7 @@ class Reference:
     """One checkpoint of the authors' format, imported, and what their code made of one batch with it."""
 
     def __init__(self, shared, folder, kind):
+        self.folder = folder
         self.path = shared / f"fixtures/official/official-{kind}.ckpt"
         self.arrays = np.load(self.path.with_suffix(".npz"))
         self.model = load_model(import_official(self.path, folder))
@@ -49,9 +50,17 @@ def as_words(ids):
     return " ".join(str(token) for token in ids[: list(ids).index(0)])
 
 
+@pytest.fixture(scope="module")
+def references():
+    return {}
+
+
 @pytest.fixture(params=KINDS)
-def reference(request, shared, tmp_path):
-    return Reference(shared, tmp_path / "model", request.param)
+def reference(request, shared, references, tmp_path_factory):
+    if request.param not in references:
+        references[request.param] = Reference(shared, tmp_path_factory.mktemp("model"), request.param)
+    references[request.param].model.zero_grad()
+    return references[request.param]
 
 
 def close(ours, theirs):
@@ -97,8 +106,8 @@ def test_gradients_reach_exactly_what_moves(reference):
     assert adapter == {name for name in reference.gradients() if name.startswith("text_tower.")}
 
 
-def test_the_authors_settings_are_kept_and_nothing_else_of_theirs(reference, tmp_path):
-    described = json.loads((tmp_path / "model/model.json").read_text())
+def test_the_authors_settings_are_kept_and_nothing_else_of_theirs(reference):
+    described = json.loads((reference.folder / "model.json").read_text())
     assert described["extra"]["imported"]["batch_size"] == 72
     assert described["settings"]["text"]["end_token_attends_itself"] is False
     assert "experiment_name" not in json.dumps(described)
