@@ -57,7 +57,8 @@ def read_label_sets(path: Path) -> Captions:
 def independent_findings(seed: int = 0) -> Captions:
     """Draws findings one by one with CheXpert's frequencies."""
     draw = random.Random(seed)
-    counted = Counter(write_caption(_draw_findings(draw)) for _ in range(DRAWS))
+    sets = Counter(_draw_findings(draw) for _ in range(DRAWS))
+    counted = {write_caption(dict.fromkeys(present, 1.0)): images for present, images in sets.items()}
     origin = f"{len(counted):,} made-up label sets: findings drawn one by one with CheXpert's frequencies"
     return Captions(list(counted), list(counted.values()), origin)
 
@@ -67,9 +68,8 @@ def draw_batch(captions: Captions, size: int, seed: int) -> list[str]:
     return random.Random(seed).choices(captions.texts, captions.images, k=size)
 
 
-def _draw_findings(draw: random.Random) -> dict[str, float]:
-    healthy = draw.random() < NO_FINDING
-    findings = {
-        name: float(draw.random() < share) for name, share in SHARES.items() if not healthy or name == "Support Devices"
-    }
-    return {**findings, "No Finding": float(healthy)}
+def _draw_findings(draw: random.Random) -> tuple[str, ...]:
+    if draw.random() < NO_FINDING:
+        beside = "Support Devices"
+        return (beside, "No Finding") if draw.random() < SHARES[beside] else ("No Finding",)
+    return tuple(name for name, share in SHARES.items() if draw.random() < share)

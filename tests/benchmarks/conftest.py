@@ -1,0 +1,6 @@
+"""Benchmarks are programs: they find each other in their own folder."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
