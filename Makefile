@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup format check test
+.PHONY: setup format check test demo
 
 setup: .venv/.ready
 
@@ -21,3 +21,12 @@ check: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+demo: setup
+	$(BIN)/cleft data phantoms demo/phantoms --patients 400
+	$(BIN)/cleft pretrain demo --data.root demo/phantoms --data.cache demo/cache --run demo/stage-one
+	$(BIN)/cleft learn-context demo/stage-one --out demo/stage-two
+	$(BIN)/cleft evaluate demo/stage-one
+	$(BIN)/cleft evaluate demo/stage-two
+	$(BIN)/cleft report demo/stage-one demo/stage-two --out demo/report.html
+	@echo "The page is here: file://$(CURDIR)/demo/report.html"

@@ -140,6 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     bring.add_argument("checkpoint", type=Path, help="a .ckpt of the authors' release; nothing in it is run")
     bring.add_argument("--out", type=Path, required=True)
     bring.add_argument("--tokenizer", type=Path, help="folder of the language model's tokenizer")
+    bring.add_argument("--text-model", help="hub name or folder of the language model, if the checkpoint lacks it")
 
     data = verbs.add_parser("data", help="check, prepare or draw a dataset", allow_abbrev=False)
     actions = data.add_subparsers(dest="action", metavar="<action>", required=True, parser_class=_VerbParser)
@@ -234,7 +235,10 @@ def _report(options: argparse.Namespace, words: list[str]) -> None:
 def _import(options: argparse.Namespace, words: list[str]) -> None:
     from cleft.towers.official import import_official
 
-    print(import_official(options.checkpoint, options.out, tokenizer=options.tokenizer))
+    out = import_official(
+        options.checkpoint, options.out, tokenizer=options.tokenizer, text_model=options.text_model
+    )
+    print(out)
 
 
 def _data_template(options: argparse.Namespace, words: list[str]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 FLOORS = {
     "torch": "2.10",
     "lightning": "2.6.6",
-    "transformers": "5.10",
+    "transformers": "5.23",
     "peft": "0.21",
     "pydicom": "3.0.2",
     "pillow": "12.3",

@@ -28,5 +28,5 @@ def test_a_single_image_equals_the_same_image_in_a_batch(tmp_path):
 def test_what_is_no_image_is_refused(tmp_path):
     path = tmp_path / "thesis.png"
     path.write_text("chapter one")
-    with pytest.raises(DataError, match="thesis.png"):
+    with pytest.raises(DataError, match=r"thesis\.png"):
         load_image(path, ImagesConfig())

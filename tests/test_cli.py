@@ -1,0 +1,141 @@
+"""Every verb through the front door: from drawing to page, and every way to be turned away with a sentence."""
+
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cleft.cli import main
+
+
+@pytest.fixture(scope="module")
+def walk(tmp_path_factory):
+    """Phantoms, both stages, evaluations and a page, made once by the verbs themselves."""
+    home = tmp_path_factory.mktemp("walk")
+    data = ["--data.cache", str(home / "cache")]
+    assert main(["data", "phantoms", str(home / "phantoms"), "--patients", "40"]) == 0
+    root = ["--data.root", str(home / "phantoms"), "--data.val_fraction", "0.2", *data]
+    assert main(["data", "prepare", "tiny", *root]) == 0
+    assert main(["pretrain", "tiny", "--run", str(home / "one"), *root]) == 0
+    assert main(["learn-context", str(home / "one"), "--out", str(home / "two")]) == 0
+    assert main(["evaluate", str(home / "one"), "--task", "zero-shot"]) == 0
+    assert main(["evaluate", str(home / "one"), "--scoring", "present-absent", "--classes", "Edema,Consolidation"]) == 0
+    assert main(["evaluate", str(home / "two"), "--data", f"chexpert:{home / 'phantoms'}"]) == 0
+    assert main(["report", str(home / "one"), str(home / "two"), "--out", str(home / "page.html")]) == 0
+    return home
+
+
+def test_the_walk_ends_in_one_page_that_asks_nothing_of_the_network(walk):
+    page = (walk / "page.html").read_text()
+    assert "zero-shot" in page
+    assert "not a medical device" in page.lower()
+    assert 'src="http' not in page
+    assert not re.search(r'<(link|script|img|iframe)[^>]+(href|src)="(?!data:)', page)
+
+
+def test_stage_one_and_two_leave_folders_that_hold_a_model(walk):
+    for run in ("one", "two"):
+        names = {path.name for path in (walk / run).iterdir()}
+        assert {"config.yaml", "environment.json", "model.json", "model.safetensors", "results"} <= names
+
+
+def test_a_finished_run_started_again_does_nothing(walk, capsys):
+    before = (walk / "one" / "model.safetensors").stat().st_mtime_ns
+    words = ["--data.root", str(walk / "phantoms"), "--data.val_fraction", "0.2", "--data.cache", str(walk / "cache")]
+    assert main(["pretrain", "tiny", "--run", str(walk / "one"), *words]) == 0
+    assert (walk / "one" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_run_folder_of_other_settings_is_refused(walk, capsys):
+    words = ["--data.root", str(walk / "phantoms"), "--optim.lr", "0.5"]
+    assert main(["pretrain", "tiny", "--run", str(walk / "one"), *words]) == 2
+    assert "optim.lr" in capsys.readouterr().err
+
+
+def test_settings_may_stand_in_front_of_the_preset(tmp_path, capsys):
+    assert main(["pretrain", "--data.root", str(tmp_path / "nowhere"), "tiny", "--run", str(tmp_path / "run")]) == 3
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_a_template_is_written_and_its_check_says_what_is_missing(tmp_path, capsys):
+    assert main(["data", "template", str(tmp_path / "mine")]) == 0
+    assert main(["data", "check", "manifest", str(tmp_path / "mine")]) == 3
+    assert "missing" in capsys.readouterr().out
+
+
+def test_a_healthy_folder_passes_its_check(walk, capsys):
+    assert main(["data", "check", "chexpert", str(walk / "phantoms")]) == 0
+    assert "Pleural Effusion" in capsys.readouterr().out
+
+
+def test_presets_and_doctor_answer(capsys):
+    assert main(["presets"]) == 0
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "cleft-paper" in out
+    assert "everything needed is here" in out
+
+
+def test_the_authors_checkpoint_is_imported(shared, tmp_path):
+    source = shared / "fixtures" / "official" / "official-lora.ckpt"
+    assert main(["import", str(source), "--out", str(tmp_path / "model")]) == 0
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        (["pretrain", "tinny"], 2, "did you mean 'tiny'"),
+        (["pretrain", "tiny", "--text.rnk", "4"], 2, "did you mean text.rank"),
+        (["pretrain", "tiny", "--run", "{tmp}/run"], 2, "--data.root"),
+        (["pretrain", "tiny", "--data.root", "{tmp}", "--run", "{tmp}/run"], 3, "train.csv"),
+        (["learn-context", "{tmp}"], 2, "no preset"),
+        (["evaluate", "{tmp}"], 2, "config.yaml"),
+        (["evaluate", "{one}", "--classes", "Oedema"], 2, "Edema"),
+        (["evaluate", "{one}", "--data", "chexprt:{tmp}"], 2, "chexpert"),
+        (["report", "{tmp}", "--out", "{tmp}/page.html"], 3, "config.yaml"),
+        (["report", "{one}", "--bla"], 2, "--bla"),
+        (["import", "{tmp}/absent.ckpt", "--out", "{tmp}/model"], 4, "absent.ckpt"),
+        (["data", "check", "chexprt", "{tmp}"], 2, "did you mean 'chexpert'"),
+        (["data", "phantoms", "{one}"], 3, "is not empty"),
+        (["data", "prepare", "tiny", "--data.root", "{tmp}/gone"], 3, "gone"),
+    ],
+)
+def test_bad_input_gets_a_sentence_and_the_exit_code_of_its_kind(walk, tmp_path, capsys, words, code, sentence):
+    typed = [word.format(tmp=tmp_path, one=walk / "one") for word in words]
+    assert main(typed) == code
+    said = capsys.readouterr().err
+    assert said.splitlines()[-1].startswith("error: ")
+    assert sentence in said
+    assert "Traceback" not in said
+
+
+def test_debug_prints_where_an_error_came_from(capsys):
+    assert main(["--debug", "pretrain", "tinny"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_weights_that_were_cut_off_are_not_loaded(walk, tmp_path, capsys):
+    run = shutil.copytree(walk / "one", tmp_path / "run")
+    with (run / "model.safetensors").open("r+b") as file:
+        file.truncate(1000)
+    assert main(["evaluate", str(run)]) == 4
+    assert "model.safetensors" in capsys.readouterr().err
+
+
+def test_help_answers_at_once():
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "cleft", "--help"], capture_output=True, check=True)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.5
+
+
+def test_the_help_of_a_stage_lists_every_setting(capsys):
+    with pytest.raises(SystemExit):
+        main(["pretrain", "--help"])
+    assert "--text.end_token_attends_itself" in capsys.readouterr().out
