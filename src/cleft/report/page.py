@@ -19,11 +19,12 @@ from markupsafe import Markup
 from cleft import __version__
 from cleft.codec import write_whole
 from cleft.errors import ResourceError
+from cleft.report.cells import FEWEST_PATIENTS, TOO_FEW, Table, small
 from cleft.report.curves import training_charts
 from cleft.report.figures import COLOURS, INK, SOFT, key, roc_chart, swatch
 from cleft.report.runs import Run, read_runs, shown
 from cleft.report.sentences import SCORINGS, question, settings_table, what_was_run
-from cleft.report.tables import FEWEST_PATIENTS, TOO_FEW, Entry, Table, by_class, every_number, groups, headline, small
+from cleft.report.tables import Entry, by_class, every_number, groups, headline
 from cleft.types import Evaluation, Result
 
 _KEYS = {"model": COLOURS[0], "mean": INK, "floor": SOFT, "paper": INK, "level": SOFT}

@@ -5,24 +5,30 @@ Every cell knows the result it came from, so that the page can link to it, and e
 
 from __future__ import annotations
 
-import string
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from markupsafe import Markup
 
+from cleft.report.cells import (
+    FEWEST_PATIENTS,
+    TOO_FEW,
+    Cell,
+    Footnotes,
+    Row,
+    Table,
+    printed,
+    printed_end,
+    printed_range,
+    small,
+)
 from cleft.report.figures import INK, SOFT, style, swatch, whisker
 from cleft.report.paper import published
 from cleft.report.runs import Run, StoredResult
 from cleft.types import Evaluation, Result
 
-FEWEST_PATIENTS = 5
-"""A cell that rests on fewer patients is not printed, unless they are phantoms."""
-TOO_FEW = f"fewer than {FEWEST_PATIENTS} patients"
 FLOORS = {"majority-class": "Majority class", "ap-view": "AP-view rule"}
 HEADINGS = {"accuracy": "Accuracy", "auc": "AUC"}
-PERCENT = "\u202f%"  # behind a narrow space that does not break
 PROMPTS = {"context": "learned context", "handwritten": "handwritten prompts"}
 
 
@@ -43,64 +49,6 @@ class Entry(NamedTuple):
     def label(self) -> str:
         """How a row or a legend calls it."""
         return f"{self.run.name}, {PROMPTS.get(self.evaluation.prompts, self.evaluation.prompts)}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One number as it is printed."""
-
-    text: str
-    detail: str = ""
-    """The interval or range, printed smaller."""
-    href: str = ""
-    note: str = ""
-    """Letter of the footnote."""
-    title: str = ""
-    picture: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One line of a table."""
-
-    kind: str
-    """`model`, `mean`, `floor` or `paper`."""
-    label: str
-    sublabel: str = ""
-    swatch: str = ""
-    href: str = ""
-    cells: Sequence[Cell] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """A table with its footnotes."""
-
-    columns: Sequence[str]
-    ends: Sequence[tuple[str, str]] = ()
-    """From where to where the pictures of each column reach."""
-    rows: Sequence[Row] = ()
-    footnotes: Sequence[tuple[str, str]] = ()
-
-
-@dataclass(frozen=True)
-class Footnotes:
-    """Reasons in the order they come up, each with a letter."""
-
-    letters: dict[str, str] = field(default_factory=dict[str, str])
-
-    def letter(self, reason: str | None) -> str:
-        """The letter of a reason, new or known; nothing for no reason."""
-        if not reason:
-            return ""
-        number = len(self.letters)
-        alphabet = string.ascii_lowercase
-        fresh = alphabet[number % 26] * (number // 26 + 1)
-        return self.letters.setdefault(reason, fresh)
-
-    def listed(self) -> list[tuple[str, str]]:
-        """Letters and reasons."""
-        return [(letter, reason) for reason, letter in self.letters.items()]
 
 
 def groups(runs: Sequence[Run]) -> list[list[Entry]]:
@@ -220,37 +168,6 @@ def repeated(group: Sequence[Entry]) -> list[list[Entry]]:
 
 
 _NOT_RECIPE = ("seed", "data.root", "data.cache", "data.workers")
-
-
-def printed(metric: str, value: float) -> str:
-    """A number as people read it: shares in percent, areas as they are.
-
-    Example:
-        >>> printed("auc", 0.8776), printed("accuracy", 0.6674).split()
-        ('0.878', ['66.7', '%'])
-    """
-    return f"{100 * value:.1f}{PERCENT}" if "accuracy" in metric.split("/") else f"{value:.3f}"
-
-
-def printed_range(metric: str, bounds: tuple[float, float]) -> str:
-    """Both ends of an interval, the unit once."""
-    low, high = (printed(metric, end) for end in bounds)
-    return f"{low.removesuffix(PERCENT)}–{high}"
-
-
-def printed_end(metric: str, end: float) -> str:
-    """An end of an axis, round as it is.
-
-    Example:
-        >>> printed_end("auc", 0.4)
-        '0.4'
-    """
-    return f"{100 * end:.0f}{PERCENT}" if metric == "accuracy" else f"{end:.1f}"
-
-
-def small(result: Result, evaluation: Evaluation) -> bool:
-    """Whether a cell rests on so few patients that it is not printed."""
-    return not evaluation.synthetic and 0 < result.patients < FEWEST_PATIENTS
 
 
 class Picture(Protocol):
