@@ -10,7 +10,8 @@ from tests.tools.forks import dies_at_call, forked
 
 from cleft.errors import CheckpointError, ResourceError
 from cleft.learning import states
-from cleft.learning.states import StateStore, tensor_bytes, write_whole
+from cleft.learning.files import write_whole
+from cleft.learning.states import StateStore, tensor_bytes
 
 
 def state(step):

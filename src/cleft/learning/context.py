@@ -22,10 +22,11 @@ from cleft.data.batches import StepSampler
 from cleft.data.captions import OPENING, clean_text, resolve_classes
 from cleft.errors import CheckpointError, ConfigError
 from cleft.learning.engine import Plan, train
+from cleft.learning.files import read_json
 from cleft.learning.keeper import Intervals
 from cleft.learning.learner import Learner
 from cleft.learning.material import Material, read_material
-from cleft.learning.run import Run, open_run, read_json
+from cleft.learning.run import Run, open_run
 from cleft.learning.same import Role, changes, role
 from cleft.learning.stops import StopFlag
 from cleft.learning.targets import Encoded, Targets, check_classes, choose_targets, encode_targets
@@ -140,6 +141,11 @@ def _train(source: Path, settings: Settings, material: Material, run: Run, stop:
     check_classes(chosen, classes, config.several_positives)
     sampler = _Sampler(len(chosen.records), config, settings.seed)
     model = load_model(source).eval()
+    spec = (settings.images.size, settings.images.size), settings.images.mean, settings.images.std
+    if spec != tuple(getattr(model.image_spec, name) for name in ("size", "mean", "std")):
+        raise ConfigError(
+            f"{source} wants images of {model.image_spec}; set images.size, images.mean and images.std so"
+        )
     model.set_context(build_context(model.text_tower, OPENING, config, settings.seed))
     model.to("cuda" if settings.train.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
 

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from cleft.learning.states import write_whole
+from cleft.learning.files import write_whole
 
 
 class CsvLog(Logger):

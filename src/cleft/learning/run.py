@@ -19,28 +19,25 @@ import hashlib
 import json
 import logging
 import os
-import platform
 import socket
-import sys
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from cleft.config import Settings, dump_settings, load_settings
 from cleft.errors import ConfigError, DataError, ResourceError
+from cleft.learning.files import read_json, write_json, write_whole
 from cleft.learning.same import Stage, changes
-from cleft.learning.states import StateStore, write_whole
+from cleft.learning.states import StateStore
+from cleft.learning.surroundings import keep_environment
 
 log = logging.getLogger(__name__)
 
 _OURS = {"lock", "config.yaml", "environment.json", "split.json", "logs", "states", ".config.yaml.tmp", ".probe.tmp"}
-_PACKAGES = ("cleft", "torch", "lightning", "transformers", "tokenizers", "peft", "numpy", "opencv-python-headless")
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ class Run:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Marks the run as finished; everything else must be on disk already."""
-        _write_json(self.folder / "summary.json", {"stage": self.stage, **summary})
+        write_json(self.folder / "summary.json", {"stage": self.stage, **summary})
 
     def keep_split(self, facts: Mapping[str, Any]) -> None:
         """Writes down what the run learns from; when it goes on, checks that this is still the same.
@@ -77,7 +74,7 @@ class Run:
         old = read_json(path)
         if old is None:
             if is_first_rank():
-                _write_json(path, facts)
+                write_json(path, facts)
             return
         new = json.loads(json.dumps(facts))
         differing = [key for key in {**old, **new} if old.get(key) != new.get(key)]
@@ -112,7 +109,7 @@ def open_run(folder: Path, settings: Settings, stage: Stage) -> Generator[Run]:
         _check_settings(folder, settings, stage)
         if run.summary() is None:
             write_whole(folder / "config.yaml", dump_settings(settings))
-            _keep_environment(folder / "environment.json", stage)
+            keep_environment(folder / "environment.json", stage)
         yield run
 
 
@@ -169,36 +166,9 @@ def texts_digest(texts: Iterable[str]) -> str:
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
 
 
-def command_line(words: list[str]) -> str:
-    """What was typed, with every path cut to its last part.
-
-    Example:
-        >>> command_line(["/opt/bin/cleft", "pretrain", "tiny", "--data.root=/data/secret/chexpert", "--run", "a/b"])
-        'cleft pretrain tiny --data.root=chexpert --run b'
-    """
-    return " ".join(_without_folder(word) for word in words)
-
-
 def is_first_rank() -> bool:
     """Whether this process writes for all ranks of a training."""
     return getattr(rank_zero_only, "rank", 0) in (None, 0)
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Reads a JSON object, or None where there is no file.
-
-    Raises:
-        DataError: If the file holds something else.
-    """
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise DataError(f"{path} is not valid JSON ({error}); remove the run and train again", reason="json") from error
-    if not isinstance(tree, dict):
-        raise DataError(f"{path} holds {type(tree).__name__}, not an object", reason="json")
-    return tree
 
 
 def _check_place(folder: Path) -> None:
@@ -236,34 +206,6 @@ def _check_settings(folder: Path, settings: Settings, stage: Stage) -> None:
         log.warning("%s: no longer bit-equal, because %s", folder, "; ".join(map(str, rounding)))
 
 
-def _keep_environment(path: Path, stage: Stage) -> None:
-    new = {"stage": stage, **_environment()}
-    old = read_json(path)
-    if old is not None:
-        fields = ("versions", "machine", "threads")
-        differing = [f"{name} {old.get(name)} → {new[name]}" for name in fields if old.get(name) != new[name]]
-        if differing:
-            log.warning("%s: no longer bit-equal, because %s", path.parent, "; ".join(differing))
-    _write_json(path, new)
-
-
-def _environment() -> dict[str, Any]:
-    versions = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "not installed"
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return {
-        "versions": versions,
-        "machine": f"{platform.system()} {platform.machine()}",
-        "device": device,
-        "threads": torch.get_num_threads(),
-        "command": command_line(sys.argv),
-    }
-
-
 @contextmanager
 def _locked(path: Path) -> Generator[None]:
     """Holds `path` for this process; the system gives it back however the process ends."""
@@ -288,20 +230,6 @@ def _locked(path: Path) -> Generator[None]:
 
 def _patient_key(salt: str, dataset: str, patient: str) -> str:
     return hashlib.sha256(f"{salt}|{dataset}|{patient}".encode()).hexdigest()[:16]
-
-
-def _write_json(path: Path, tree: Mapping[str, Any]) -> None:
-    write_whole(path, json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def _without_folder(word: str) -> str:
-    head, equals, value = word.partition("=")
-    if equals:
-        return f"{head}={_without_folder(value)}"
-    head, colon, value = word.partition(":")  # as in --data chexpert:<folder>
-    if colon and os.sep in value:
-        return f"{head}:{Path(value).name}"
-    return Path(word).name if os.sep in word else word
 
 
 def _short(value: Any) -> str:

@@ -21,6 +21,7 @@ from lightning.fabric.plugins import CheckpointIO
 from torch import Tensor
 
 from cleft.errors import CheckpointError, ResourceError
+from cleft.learning.files import sync_folder
 
 log = logging.getLogger(__name__)
 
@@ -208,26 +209,6 @@ def tensor_bytes(tree: Any) -> int:
     if isinstance(tree, list | tuple):
         return sum(tensor_bytes(value) for value in tree)
     return 0
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a small text file so that a reader sees the old or the new one, never half of it."""
-    draft = path.with_name(f".{path.name}.tmp")
-    with draft.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes a rename inside `folder` survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class _Hashing:

@@ -1,0 +1,79 @@
+"""Where a run takes place: versions, machine, threads, and what was typed, without folders."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cleft.learning.files import read_json, write_json
+from cleft.learning.same import Stage
+
+log = logging.getLogger(__name__)
+
+_PACKAGES = ("cleft", "torch", "lightning", "transformers", "tokenizers", "peft", "numpy", "opencv-python-headless")
+
+
+def keep_environment(path: Path, stage: Stage) -> None:
+    """Writes `environment.json`; where a run goes on elsewhere, says that its bits may change.
+
+    Args:
+        path: The file.
+        stage: Which stage runs in the folder.
+    """
+    new = {"stage": stage, **_environment()}
+    old = read_json(path)
+    if old is not None:
+        before, now = _deciding(old), _deciding(new)
+        differing = [f"{name} {before.get(name)} → {value}" for name, value in now.items() if before.get(name) != value]
+        if differing:
+            log.warning("%s: no longer bit-equal, because %s", path.parent, "; ".join(differing))
+    write_json(path, new)
+
+
+def _deciding(environment: dict[str, Any]) -> dict[str, Any]:
+    """What rounding may depend on."""
+    return {**environment["versions"], **{name: environment.get(name) for name in ("machine", "device", "threads")}}
+
+
+def _environment() -> dict[str, Any]:
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {
+        "versions": versions,
+        "machine": f"{platform.system()} {platform.machine()}",
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "command": command_line(sys.argv),
+    }
+
+
+def command_line(words: list[str]) -> str:
+    """What was typed, with every path cut to its last part.
+
+    Example:
+        >>> command_line(["/opt/bin/cleft", "pretrain", "tiny", "--data.root=/data/secret/chexpert", "--run", "a/b"])
+        'cleft pretrain tiny --data.root=chexpert --run b'
+    """
+    return " ".join(_without_folder(word) for word in words)
+
+
+def _without_folder(word: str) -> str:
+    head, equals, value = word.partition("=")
+    if equals:
+        return f"{head}={_without_folder(value)}"
+    head, colon, value = word.partition(":")  # as in --data chexpert:<folder>
+    if colon and os.sep in value:
+        return f"{head}:{Path(value).name}"
+    return Path(word).name if os.sep in word else word
