@@ -84,18 +84,29 @@ def try_once(run: Pass, way: str) -> Trial:
     return Trial(values[0].detach().float().flatten().cpu(), vector, peaks[0], took)
 
 
-def largest_errors(trials: Mapping[str, Trial], reference: str, bench: Bench) -> dict[str, float]:
+def largest_errors(
+    trials: Mapping[str, Trial], reference: str, bench: Bench, *, untrained: str | None = None
+) -> dict[str, float]:
     """Returns how far each way is from the reference in values and gradients, whichever is further.
 
+    Args:
+        trials: Way to its first run.
+        reference: The way that the others are held against.
+        bench: Says how far is too far.
+        untrained: A way of which only values can be compared.
+
     Raises:
-        SystemExit: If one is too far, or has no gradient; then nothing may be timed.
+        SystemExit: If one is too far, or the reference has no gradient; then nothing may be timed.
     """
     want = trials[reference]
+    if not want.gradients.any():
+        raise SystemExit(f"error: {reference!r} has no gradient; nothing was timed")
     errors: dict[str, float] = {}
     for way, trial in trials.items():
-        pairs = [(trial.value, want.value), (trial.gradients, want.gradients)]
+        pairs = [(trial.value, want.value)]
+        pairs += [] if way == untrained else [(trial.gradients, want.gradients)]
         errors[way] = torch.tensor([distance(one, other) for one, other in pairs]).max().item()  # NaN stays NaN
-        if not errors[way] <= bench.tolerance or not trial.gradients.any():
+        if not errors[way] <= bench.tolerance:
             raise SystemExit(f"error: {way!r} differs from {reference!r} by {errors[way]:.1e}; nothing was timed")
     return errors
 

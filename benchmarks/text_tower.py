@@ -1,4 +1,4 @@
-"""The text tower alone, forward and back: five ways to read the captions of one batch."""
+"""The text tower alone, forward and back: six ways to read the captions of one batch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bench import AGAIN, MEMORY, Bench, Pass, Trial, largest_errors, memory, num
 from captions import Captions, draw_batch
 from cleft.config import Settings
 from cleft.towers.text import TextTower, build_text_tower
-from ways import CHECKPOINTED, DISTINCT, LONGEST, PADDED, TREE, WAYS, Reader, TextWork
+from ways import DISTINCT, LONGEST, PADDED, RELEASED, TREE, WAYS, Reader, TextWork
 
 DRAWS = 99
 HEAD = ("read as", "sequences x tokens", "TFLOP", "s min", "s median", "s max", "x tree", "TFLOP/s", "error", *MEMORY)
@@ -69,7 +69,8 @@ class TextPass:
             weight.grad = None
         with self.bench.precision():
             features = self.reader.read(way)
-        (features * self.direction).sum().backward()
+        if features.requires_grad:
+            (features * self.direction).sum().backward()
         return features
 
 
@@ -108,11 +109,11 @@ def reference_of(trials: dict[str, Trial]) -> str:
 
 
 def _measure_batch(reader: Reader, work: TextWork, bench: Bench, pace: dict[str, float], ceiling: float) -> str:
-    flops = {way: work.flops(reader.shape(way), checkpointed=way == CHECKPOINTED) for way in WAYS}
+    flops = {way: work.flops(reader.shape(way), way) for way in WAYS}
     run = TextPass(reader, bench)
     trials, too_long = try_ways(run, WAYS, flops, pace)
     reference = reference_of(trials)
-    errors = largest_errors(trials, reference, bench)
+    errors = largest_errors(trials, reference, bench, untrained=RELEASED)
     works = {way: lambda way=way: run(way) for way in trials}
     spreads = bench.take_turns({**works, TREE + AGAIN: works[TREE]})
     pace.update({way: spreads[way].median / flops[way] for way in trials})

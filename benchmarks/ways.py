@@ -1,8 +1,10 @@
-"""Five ways to read the captions of a batch, slowest first, and what each makes a language model compute.
+"""Six ways to read the captions of a batch, slowest first, and what each makes a language model compute.
 
-Three are ways the library has (`text.packing`, `text.gradient_checkpointing`). Padding to the longest caption of the
-batch with its duplicates is what a careful trainer without this library does; it lives here alone. All use the same
-fused attention, so that nothing but the way of reading is compared.
+Four are ways the library has (`text.packing`, `text.gradient_checkpointing`). Padding to the longest caption of the
+batch with its duplicates is what a careful trainer without this library does. Padding without a gradient is what the
+released command comes down to, for by a fault it trains no weight of its language model; whoever reads its time should
+know what is not in it. Both live here alone. All use the same fused attention, so that nothing but the way of reading
+is compared (docs/decisions/0070).
 
 Shapes: `T` texts, `R` sequences, `L` tokens, `D` width.
 """
@@ -23,10 +25,11 @@ from cleft.towers.text import TextTower, build_text_tower
 
 CHECKPOINTED = "padded to max, checkpointed"
 PADDED = "padded to max"
+RELEASED = "padded to max, trains nothing"
 LONGEST = "padded to longest"
 DISTINCT = "distinct, padded to longest"
 TREE = "prefix tree"
-WAYS = (CHECKPOINTED, PADDED, LONGEST, DISTINCT, TREE)
+WAYS = (CHECKPOINTED, PADDED, RELEASED, LONGEST, DISTINCT, TREE)
 
 
 class Shape(NamedTuple):
@@ -42,7 +45,7 @@ class Shape(NamedTuple):
 
 
 class Reader:
-    """Reads one batch of captions in any of the five ways.
+    """Reads one batch of captions in any of the six ways.
 
     Args:
         tower: A causal text tower in training mode, without dropout.
@@ -69,7 +72,7 @@ class Reader:
         return Shape(sequences, length.get(way, self.tower.config.max_tokens))
 
     def read(self, way: str) -> Tensor:
-        """Returns the features of the captions `[T, D]`.
+        """Returns the features of the captions `[T, D]`, without a gradient if the way is `RELEASED`.
 
         Raises:
             RuntimeError: If the library read more or fewer tokens than `shape` says.
@@ -78,7 +81,8 @@ class Reader:
         if way == LONGEST:
             return self.tower.read_padded(self.ids, self.lengths)
         self.tower.packing = {TREE: "tree", DISTINCT: "distinct"}.get(way, "padded")
-        features = self.tower(self.texts)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and way != RELEASED):
+            features = self.tower(self.texts)
         shape, read = self.shape(way), self.tower.stats.nodes
         if read != shape.tokens:
             raise RuntimeError(f"{way}: the tower read {read} tokens where {shape.tokens} were counted by hand")
@@ -106,14 +110,16 @@ class TextWork:
         with torch.device("meta"):
             self.lm = build_text_tower(config, captions).train().lm
 
-    def flops(self, shape: Shape, *, checkpointed: bool = False) -> int:
-        """Returns the floating point operations of reading some sequences forward and back."""
-        set_checkpointing(self.lm, checkpointed)
+    def flops(self, shape: Shape, way: str = TREE) -> int:
+        """Returns the floating point operations of reading some sequences forward and, unless `RELEASED`, back."""
+        set_checkpointing(self.lm, way == CHECKPOINTED)
         tokens = torch.zeros(shape, dtype=torch.int64, device="meta")
         # A mask of three axes is the same work for every way; one of two would be looked into, which meta cannot.
         visible = torch.ones(*shape, shape.length, dtype=torch.bool, device="meta")
-        with FlopCounterMode(display=False) as counter:
-            self.lm(tokens, visible, tokens).sum().backward()
+        with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(way != RELEASED):
+            states = self.lm(tokens, visible, tokens)
+            if way != RELEASED:
+                states.sum().backward()
         return counter.get_total_flops()
 
 

@@ -18,7 +18,7 @@ from cleft.learning.losses import info_nce
 from cleft.learning.optim import build_optimizer
 from cleft.towers.dual import DualEncoder, build_model
 from text_tower import reference_of, stir, try_ways, typical_batch
-from ways import CHECKPOINTED, TREE, WAYS, Reader, TextWork, image_flops
+from ways import RELEASED, TREE, WAYS, Reader, TextWork, image_flops
 
 IMAGE_ALONE = "image tower alone"
 OPTIMISER = "of which optimiser"
@@ -78,7 +78,7 @@ def measure_step(settings: Settings, captions: Captions, batches: Sequence[int],
         texts, census = typical_batch(model.text_tower, captions, batch, bench.seed)
         reader = Reader(model.text_tower, texts)
         image = image_flops(settings.image, settings.images, batch)
-        flops = {way: image + work.flops(reader.shape(way), checkpointed=way == CHECKPOINTED) for way in WAYS}
+        flops = {way: image + work.flops(reader.shape(way), way) for way in WAYS}
         generator = torch.Generator().manual_seed(bench.seed)
         images = torch.randint(256, (batch, 1, *model.image_spec.size), dtype=torch.uint8, generator=generator)
         print(f"### Whole step, batch {batch:,}\n\n{census}\n")
@@ -90,7 +90,7 @@ def _measure_batch(step: Step, flops: dict[str, int], pace: dict[str, float], ce
     bench = step.bench
     trials, too_long = try_ways(step, WAYS, flops, pace)
     reference = reference_of(trials)
-    errors = largest_errors(trials, reference, bench)
+    errors = largest_errors(trials, reference, bench, untrained=RELEASED)
     alone, _ = try_ways(step, [IMAGE_ALONE], flops, {})
     works = {way: lambda way=way: step.learn(way) for way in (*trials, IMAGE_ALONE)}
     # The optimiser alone comes last in each turn, for it needs the gradients that the others leave.
