@@ -64,9 +64,7 @@ def learn_context(
     folder = source.with_name(f"{source.name}-context") if folder is None else folder
     _check_source(source, settings, folder)
     with open_run(folder, settings, "context") as run, StopFlag() as stop:
-        done = run.summary()
-        if done is not None:
-            log.info("%s is finished: validation loss %s at step %d", folder, done["best_loss"], done["best_step"])
+        if run.is_finished():
             return folder
         material = read_material(settings, progress=progress)
         run.keep_split(material.facts(before=read_json(source / "split.json"), model=weights_digest(source)))

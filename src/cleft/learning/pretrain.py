@@ -61,9 +61,7 @@ def pretrain(settings: Settings, folder: Path, *, progress: bool = True) -> Path
         CheckpointError: If weights or states do not fit.
     """
     with open_run(folder, settings, "pretrain") as run, StopFlag() as stop:
-        done = run.summary()
-        if done is not None:
-            log.info("%s is finished: validation loss %s at step %d", folder, done["best_loss"], done["best_step"])
+        if run.is_finished():
             return folder
         material = read_material(settings, progress=progress)
         run.keep_split(material.facts())

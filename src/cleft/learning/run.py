@@ -57,6 +57,15 @@ class Run:
         """What the finished run says of itself, or None while it is not finished."""
         return read_json(self.folder / "summary.json")
 
+    def is_finished(self) -> bool:
+        """Whether nothing is left to do; says so."""
+        summary = self.summary()
+        if summary is None:
+            return False
+        loss = "none measured" if summary["best_loss"] is None else f"{summary['best_loss']:.4f}"
+        log.info("%s is finished: validation loss %s at step %d", self.folder, loss, summary["best_step"])
+        return True
+
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Marks the run as finished; everything else must be on disk already."""
         write_json(self.folder / "summary.json", {"stage": self.stage, **summary})
