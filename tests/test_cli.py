@@ -22,7 +22,10 @@ def walk(tmp_path_factory):
     assert main(["pretrain", "tiny", "--run", str(home / "one"), *root]) == 0
     assert main(["learn-context", str(home / "one"), "--out", str(home / "two")]) == 0
     assert main(["evaluate", str(home / "one"), "--task", "zero-shot"]) == 0
-    assert main(["evaluate", str(home / "one"), "--scoring", "present-absent", "--classes", "Edema,Consolidation"]) == 0
+    assert (
+        main(["evaluate", str(home / "one"), "--scoring", "present-absent", "--classes", "Edema", "--blank", "absent"])
+        == 0
+    )
     assert main(["evaluate", str(home / "two"), "--data", f"chexpert:{home / 'phantoms'}"]) == 0
     assert main(["report", str(home / "one"), str(home / "two"), "--out", str(home / "page.html")]) == 0
     return home
@@ -83,6 +86,16 @@ def test_the_authors_checkpoint_is_imported(shared, tmp_path):
     source = shared / "fixtures" / "official" / "official-lora.ckpt"
     assert main(["import", str(source), "--out", str(tmp_path / "model")]) == 0
     assert (tmp_path / "model" / "model.safetensors").is_file()
+
+
+def test_an_imported_model_says_what_it_needs_to_be_evaluated(shared, walk, tmp_path, capsys):
+    source = shared / "fixtures" / "official" / "official-lora.ckpt"
+    main(["import", str(source), "--out", str(tmp_path / "model")])
+    data = ["--data", f"chexpert:{walk / 'phantoms'}"]
+    assert main(["evaluate", str(tmp_path / "model"), *data]) == 3
+    assert "--allow-overlap" in capsys.readouterr().err
+    assert main(["evaluate", str(tmp_path / "model"), *data, "--allow-overlap"]) in (2, 4)
+    assert "--tokenizer" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--split", choices=["train", "val", "test", "all"], default="test")
     evaluate.add_argument("--classes", help="name of a set, or findings with commas; by default the run's own")
     evaluate.add_argument("--scoring", choices=["multi-class", "present-absent"], default="multi-class")
+    evaluate.add_argument(
+        "--blank", choices=["unknown", "absent"], default="unknown", help="what blank labels count as"
+    )
     evaluate.add_argument("--prompts", choices=["auto", "context", "handwritten"], default="auto")
     evaluate.add_argument(
         "--allow-overlap", action="store_true", help="score patients that were trained on, and say so"
@@ -176,7 +179,7 @@ class _VerbParser(argparse.ArgumentParser):
 
 
 def _verb(
-    verbs: argparse._SubParsersAction[argparse.ArgumentParser],
+    verbs: argparse._SubParsersAction[_VerbParser],  # pyright: ignore[reportPrivateUsage]  argparse names it nowhere else
     name: str,
     summary: str,
     run: Callable[[argparse.Namespace, list[str]], int | None],
@@ -185,7 +188,6 @@ def _verb(
 ) -> argparse.ArgumentParser:
     description = summary[0].upper() + summary[1:] + "."
     parser = verbs.add_parser(name, help=summary, description=description, allow_abbrev=False)
-    assert isinstance(parser, _VerbParser)
     parser.takes_settings = takes_settings
     parser.set_defaults(run_verb=run, takes_settings=takes_settings)
     return parser
@@ -221,6 +223,7 @@ def _evaluate(options: argparse.Namespace, words: list[str]) -> None:
         classes=options.classes,
         scoring=options.scoring,
         prompts=options.prompts,
+        blank=options.blank,
         allow_overlap=options.allow_overlap,
     )
     print(f"{path}; next: cleft report {options.run}")
@@ -235,9 +238,7 @@ def _report(options: argparse.Namespace, words: list[str]) -> None:
 def _import(options: argparse.Namespace, words: list[str]) -> None:
     from cleft.towers.official import import_official
 
-    out = import_official(
-        options.checkpoint, options.out, tokenizer=options.tokenizer, text_model=options.text_model
-    )
+    out = import_official(options.checkpoint, options.out, tokenizer=options.tokenizer, text_model=options.text_model)
     print(out)
 
 

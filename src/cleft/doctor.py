@@ -22,7 +22,6 @@ FLOORS = {
     "pyarrow": "18",
     "numpy": "2",
     "opencv-python-headless": "4.10",
-    "scikit-learn": "1.7",
 }
 """Oldest version of each package that is known to be right and safe."""
 

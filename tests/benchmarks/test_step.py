@@ -34,6 +34,10 @@ def test_from_captions_to_tables(capsys):
     text, step = rows(printed, "### Text tower, batch 24"), rows(printed, "### Whole step, batch 24")
     assert set(WAYS) < set(text)
     assert set(WAYS) | {"image tower alone"} < set(step)
+    counted = rows(printed, "### Counted, batch 24")
+    assert {way: line["sequences x tokens"] for way, line in counted.items()}.items() <= {
+        way: line["sequences x tokens"] for way, line in text.items()
+    }.items()
     assert text["padded to max"]["error"] == "reference"
     assert all(float(row["error"]) < 2e-5 for row in text.values() if row["error"] != "reference")
     assert float(text["padded to max"]["x tree"]) > 2

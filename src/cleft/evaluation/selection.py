@@ -113,9 +113,13 @@ def _overlap(run: Path, dataset: str, records: Sequence[Record], *, allowed: boo
     try:
         seen = seen_patients(run, dataset, patients)
     except DataError as error:
-        if allowed and error.reason == "unknown-training":
-            return ["The run does not say which patients it was trained on; these may be among them."]
-        raise
+        if error.reason != "unknown-training":
+            raise
+        if not allowed:
+            raise DataError(
+                f"{error}; --allow-overlap scores these all the same and says so", reason=error.reason
+            ) from error
+        return ["The run does not say which patients it was trained on; these may be among them."]
     if not seen:
         return []
     told = f"{len(seen):,} of {len(patients):,} patients were trained on or used to choose the weights"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
-from cleft.config import ImagesConfig, ImageTowerConfig, LossConfig, Settings, TextTowerConfig
+from cleft.config import ImagesConfig, ImageTowerConfig, LossConfig, Settings, TextTowerConfig, dump_settings
 from cleft.errors import CheckpointError
 from cleft.towers.adapt import adapt
 from cleft.towers.checkpoint import own_weights, save_model
@@ -79,6 +79,9 @@ def import_official(
     if tokenizer is None and text_model is None:
         origin["texts"] = "token ids; import again with `--tokenizer <folder>` to read sentences"
     save_model(model, settings, out, extra={"imported": origin})
+    (out / "config.yaml").write_text(
+        dump_settings(settings), encoding="utf-8"
+    )  # so that it can be evaluated like a run
     return out
 
 
