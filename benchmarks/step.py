@@ -3,6 +3,7 @@
     python benchmarks/step.py                                  a CPU, minutes
     python benchmarks/step.py --size tiny --batches 72         whether it runs at all
     python benchmarks/step.py --size paper                     a card: the paper's pair of towers
+    python benchmarks/step.py --size paper --part count        anywhere: what to expect of that
 
 All ways run in one process and take turns; one runs twice, to show the noise. Before anything is timed, embeddings,
 loss and gradients must agree. Towers have random weights and images are noise, for speed depends on shapes alone; the
@@ -23,6 +24,7 @@ import transformers
 
 from bench import Bench
 from captions import independent_findings, read_label_sets
+from counted import count
 from sizes import SIZES
 from text_tower import measure_text
 from timing import machine, matmul_ceiling
@@ -55,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"- captions: {captions.origin}")
     print(f"- towers: {_described(settings.text.scratch)} with LoRA; {_described(settings.image.scratch)}")
     print(f"- {options.rounds} rounds, ways in turns; errors are of values and gradients, at most {bench.tolerance}\n")
+    if options.part in ("count", "all"):
+        count(settings, captions, options.batches, options.seed)
     if options.part in ("text", "all"):
         measure_text(settings, captions, options.batches, bench, ceiling)
     if options.part in ("step", "all"):
@@ -66,7 +70,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=(__doc__ or "").split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--size", choices=sorted(SIZES), default="scaled", help="which pair of towers; see sizes.py")
-    parser.add_argument("--part", choices=("text", "step", "all"), default="all", help="text tower alone, or step")
+    parser.add_argument("--part", choices=("count", "text", "step", "all"), default="all", help="what to print")
     parser.add_argument("--batches", type=int, nargs="+", default=[72, 256, 1024, 4096], help="for the text tower")
     parser.add_argument("--step-batches", type=int, nargs="+", default=[72], help="for the whole step")
     parser.add_argument("--rounds", type=int, default=3, help="turns each way has")

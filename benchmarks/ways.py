@@ -108,16 +108,16 @@ class TextWork:
 
     def __init__(self, config: TextTowerConfig, captions: Sequence[str]) -> None:
         with torch.device("meta"):
-            self.lm = build_text_tower(config, captions).train().lm
+            self.tower = build_text_tower(config, captions).train()
 
     def flops(self, shape: Shape, way: str = TREE) -> int:
         """Returns the floating point operations of reading some sequences forward and, unless `RELEASED`, back."""
-        set_checkpointing(self.lm, way == CHECKPOINTED)
+        set_checkpointing(self.tower.lm, way == CHECKPOINTED)
         tokens = torch.zeros(shape, dtype=torch.int64, device="meta")
         # A mask of three axes is the same work for every way; one of two would be looked into, which meta cannot.
         visible = torch.ones(*shape, shape.length, dtype=torch.bool, device="meta")
         with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(way != RELEASED):
-            states = self.lm(tokens, visible, tokens)
+            states = self.tower.lm(tokens, visible, tokens)
             if way != RELEASED:
                 states.sum().backward()
         return counter.get_total_flops()
