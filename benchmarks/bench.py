@@ -36,7 +36,7 @@ class Bench:
     @property
     def tolerance(self) -> float:
         """Largest difference between two ways, as a share of the length of the vector."""
-        return 0.1 if self.half else 2e-5
+        return 0.05 if self.half else 2e-5
 
     def precision(self) -> AbstractContextManager[object]:
         """Computes in bfloat16 where that was asked for."""

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = torch.device(named)
     bench = Bench(
         device=device,
-        half=settings.train.precision == "bf16-mixed",
+        half=(settings.train.precision if options.precision == "auto" else options.precision) == "bf16-mixed",
         rounds=options.rounds,
         limit=options.limit,
         seed=options.seed,
@@ -78,6 +78,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--label-sets", type=Path, help="table of real sets of findings, with a column `images`")
     parser.add_argument("--threads", type=int, default=1, help="of a CPU; one thread is timed by its own clock")
     parser.add_argument("--device", default="auto", help="cpu, cuda, or auto")
+    parser.add_argument(
+        "--precision", choices=("auto", "32-true", "bf16-mixed"), default="auto", help="auto: the size's"
+    )
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(arguments)
 
