@@ -123,7 +123,7 @@ def test_sets_keep_the_authors_order():
         "Consolidation",
     )
     assert resolve_classes(["chexpert-14"], FINDINGS) == CAPTION_ORDER
-    assert CLASS_SETS["pneumonia"] == ("No Finding", "Pneumonia")
+    assert CLASS_SETS["pneumonia-2"] == ("No Finding", "Pneumonia")
 
 
 def test_classes_are_spelled_as_in_the_table():
@@ -138,7 +138,7 @@ def test_classes_are_spelled_as_in_the_table():
     [
         (["Edma"], r"names 'Edma', which the table has no column for, nearest to 'Edma' is 'Edema'"),
         (["chexpert5"], r"nearest to 'chexpert5' is 'chexpert-5'"),
-        (["pneumonia"], r"names 'No Finding' of the set 'pneumonia', which the table has no column for"),
+        (["pneumonia-2"], r"names 'No Finding' of the set 'pneumonia-2', which the table has no column for"),
         (["Edema", "edema"], r"names \['Edema'\] twice"),
         ([], r"names nothing"),
     ],
@@ -146,3 +146,8 @@ def test_classes_are_spelled_as_in_the_table():
 def test_classes_that_do_not_exist_are_refused(names, message):
     with pytest.raises(ConfigError, match=message):
         resolve_classes(names, ["Edema", "Pneumonia"])
+
+
+def test_every_finding_can_be_named_alone():
+    findings = CLASS_SETS["chexpert-14"]
+    assert all(resolve_classes([finding], findings) == (finding,) for finding in findings)

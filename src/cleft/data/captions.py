@@ -24,7 +24,7 @@ NO_FINDING = "no finding"
 CLASS_SETS: dict[str, tuple[str, ...]] = {
     "chexpert-5": ("Atelectasis", "Edema", "Cardiomegaly", "Pleural Effusion", "Consolidation"),
     "chexpert-14": CAPTION_ORDER,
-    "pneumonia": ("No Finding", "Pneumonia"),
+    "pneumonia-2": ("No Finding", "Pneumonia"),
 }
 """Classes by the name of their set, in the order of the authors' code."""
 
@@ -168,7 +168,7 @@ def resolve_classes(names: Sequence[str], findings: Iterable[str]) -> tuple[str,
         ConfigError: If a name is neither, a set names a finding the table lacks, or a class stands twice.
 
     Example:
-        >>> resolve_classes(["pneumonia", "edema"], ["Edema", "Pneumonia", "No Finding"])
+        >>> resolve_classes(["pneumonia-2", "edema"], ["Edema", "Pneumonia", "No Finding"])
         ('No Finding', 'Pneumonia', 'Edema')
     """
     spelled = {finding.casefold(): finding for finding in findings}
