@@ -225,6 +225,24 @@ def test_a_cut_file_is_refused(tmp_path, share):
         import_official(path, tmp_path / "ours")
 
 
+def test_one_altered_bit_of_a_weight_is_refused(tmp_path):
+    path = write_official(tmp_path / "theirs.ckpt")
+    content = bytearray(path.read_bytes())
+    weights = official_state()["img_encoder_q.global_embed.weight"].numpy().tobytes()
+    content[content.index(weights) + 9] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"theirs.ckpt is damaged: the checksum of its entry .* differs"):
+        import_official(path, tmp_path / "ours")
+
+
+def test_a_run_does_not_lose_its_weights_to_an_import(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model.json").write_text('{"extra": {}}')
+    with pytest.raises(ConfigError, match="is not empty and holds no imported model"):
+        import_official(write_official(tmp_path / "theirs.ckpt"), tmp_path / "run")
+    assert (tmp_path / "run" / "model.json").read_text() == '{"extra": {}}'
+
+
 @pytest.mark.parametrize("content", [[1, 2], {"weights": 1}, {"state_dict": {}}])
 def test_a_file_without_weights_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "x.ckpt")

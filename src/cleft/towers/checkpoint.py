@@ -15,6 +15,7 @@ import dataclasses
 import errno
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -86,7 +87,7 @@ def save_model(model: DualEncoder, settings: Settings, folder: Path, *, extra: M
         try:
             save_file(tensors, stage / WEIGHTS)
         except SafetensorError as error:
-            raise OSError(errno.EIO, str(error)) from error
+            raise OSError(_number(error), str(error)) from error
         # safetensors makes files that nobody else can read; weights are as readable as what stands beside them.
         shutil.copymode(stage / _IMAGE / "config.json", stage / WEIGHTS)
 
@@ -180,6 +181,12 @@ def _fill(model: DualEncoder, path: Path, description: Mapping[str, Any]) -> Non
     if broken:
         raise CheckpointError(f"{path}: {listed('with NaN or infinity', broken)}; use an earlier model")
     model.load_state_dict(given, strict=False)
+
+
+def _number(error: SafetensorError) -> int:
+    """The system's number of what stopped a write, which stands in the library's sentence alone."""
+    found = re.search(r"os error (\d+)", str(error))
+    return int(found[1]) if found else errno.EIO
 
 
 def _header(path: Path) -> dict[str, tuple[int, ...]]:

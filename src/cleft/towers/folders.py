@@ -21,7 +21,8 @@ from cleft.errors import CheckpointError, ResourceError
 SCHEMA = 1
 """Rises when a model folder changes its form; newer ones are refused."""
 DESCRIPTION = "model.json"
-_STAGE = ".saving"
+STAGE = ".saving"
+"""Where a save lies until it counts."""
 _FILES = "files"
 _LARGEST_DESCRIPTION = 16 * 2**20
 
@@ -37,7 +38,7 @@ def write_folder(folder: Path, description: Mapping[str, Any], write: Callable[[
     Raises:
         ResourceError: If the disk is full or cannot be written; what was there before is still whole.
     """
-    stage = folder / _STAGE
+    stage = folder / STAGE
     try:
         finish_save(folder)
         shutil.rmtree(stage, ignore_errors=True)
@@ -55,14 +56,14 @@ def write_folder(folder: Path, description: Mapping[str, Any], write: Callable[[
     except OSError as error:
         if not (stage / DESCRIPTION).exists():
             shutil.rmtree(stage, ignore_errors=True)
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         mend = "make room and save again" if full else "look at its permissions"
         raise ResourceError(f"{folder}: the model could not be written ({error.strerror or error}); {mend}") from error
 
 
 def finish_save(folder: Path) -> None:
     """Moves a completely written save into place; does nothing where there is none."""
-    stage = folder / _STAGE
+    stage = folder / STAGE
     if not (stage / DESCRIPTION).is_file():
         return
     listed = set(cast("dict[str, Any]", json.loads((stage / DESCRIPTION).read_text()))[_FILES])
@@ -87,7 +88,7 @@ def read_folder(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: If it is no model folder, of a newer schema, or a file is missing, cut, altered or added.
     """
-    if not (folder / DESCRIPTION).is_file() and not (folder / _STAGE / DESCRIPTION).is_file():
+    if not (folder / DESCRIPTION).is_file() and not (folder / STAGE / DESCRIPTION).is_file():
         raise CheckpointError(f"{folder} is not a model: {_missing(folder)}")
     try:
         finish_save(folder)

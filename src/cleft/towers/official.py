@@ -7,6 +7,7 @@ refused, not skipped.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -16,12 +17,12 @@ from torch import Tensor
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
 from cleft.config import ImagesConfig, ImageTowerConfig, LossConfig, Settings, TextTowerConfig, dump_settings
-from cleft.errors import CheckpointError
+from cleft.errors import CheckpointError, ConfigError
 from cleft.towers.adapt import adapt
 from cleft.towers.checkpoint import own_weights, save_model
 from cleft.towers.container import read_foreign, tensors_of
 from cleft.towers.dual import DualEncoder
-from cleft.towers.folders import digest_of
+from cleft.towers.folders import DESCRIPTION, STAGE, digest_of
 from cleft.towers.image import build_image_tower
 from cleft.towers.language_model import build_language_model
 from cleft.towers.official_keys import OfficialWeights, take_apart
@@ -62,10 +63,12 @@ def import_official(
 
     Raises:
         CheckpointError: If the file is damaged, may run code, is no such checkpoint, or holds weights with no place.
-        ConfigError: If `size` does not fit the patches, or `text_model` cannot be found.
+        ConfigError: If `out` holds anything but an earlier import, `size` does not fit the patches, or `text_model`
+            cannot be found.
         ResourceError: If the folder cannot be written.
     """
     path, out = Path(path), Path(out)
+    _check_out(out)
     content = read_foreign(path)
     facts = _facts(content)
     try:
@@ -83,6 +86,20 @@ def import_official(
         dump_settings(settings), encoding="utf-8"
     )  # so that it can be evaluated like a run
     return out
+
+
+def _check_out(out: Path) -> None:
+    """An empty or new folder, or an earlier import: a trained run must not lose its weights."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file; choose another folder for the model")
+    if not out.is_dir() or {path.name for path in out.iterdir()} <= {STAGE}:
+        return
+    try:
+        earlier = "imported" in json.loads((out / DESCRIPTION).read_bytes())["extra"]
+    except (OSError, ValueError, KeyError, TypeError):
+        earlier = False
+    if not earlier:
+        raise ConfigError(f"{out} is not empty and holds no imported model; choose another folder with --out")
 
 
 def _facts(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -155,7 +155,8 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"no tokenizer at {str(source)!r} ({error}); put its files beside the weights") from error
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        raise CheckpointError(f"no tokenizer at {str(source)!r} ({why}); put its files beside the weights") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise CheckpointError(f"the tokenizer at {str(source)!r} is a slow one; save it with tokenizer.json")
     return tokenizer
