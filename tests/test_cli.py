@@ -1,5 +1,6 @@
 """Every verb through the front door: from drawing to page, and every way to be turned away with a sentence."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -115,10 +116,14 @@ def test_an_imported_model_says_what_it_needs_to_be_evaluated(shared, walk, tmp_
         (["data", "check", "chexprt", "{tmp}"], 2, "did you mean 'chexpert'"),
         (["data", "phantoms", "{one}"], 3, "is not empty"),
         (["data", "prepare", "tiny", "--data.root", "{tmp}/gone"], 3, "gone"),
+        (["data", "prepare", "tiny", "--jobs", "0"], 2, "at least one process"),
+        (["data", "prepare", "tiny", "--data.root", "{home}/phantoms", "--data.cache", "{file}"], 6, "Not a directory"),
+        (["data", "phantoms", "{file}/below"], 6, "Not a directory"),
+        (["data", "template", "{file}/below"], 6, "Not a directory"),
     ],
 )
 def test_bad_input_gets_a_sentence_and_the_exit_code_of_its_kind(walk, tmp_path, capsys, words, code, sentence):
-    typed = [word.format(tmp=tmp_path, one=walk / "one") for word in words]
+    typed = [word.format(tmp=tmp_path, home=walk, one=walk / "one", file=walk / "page.html") for word in words]
     assert main(typed) == code
     said = capsys.readouterr().err
     assert said.splitlines()[-1].startswith("error: ")
@@ -137,6 +142,44 @@ def test_weights_that_were_cut_off_are_not_loaded(walk, tmp_path, capsys):
         file.truncate(1000)
     assert main(["evaluate", str(run)]) == 4
     assert "model.safetensors" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "verb", "code"),
+    [
+        ("split.json", {}, "evaluate", 3),
+        ("split.json", {"patients": 3, "digest": "x"}, "evaluate", 3),
+        ("split.json", {"patients": [], "digest": "x", "before": 7}, "evaluate", 3),
+        ("summary.json", {}, "pretrain", 0),
+    ],
+)
+def test_notes_of_a_run_that_were_edited_are_no_riddle(walk, tmp_path, capsys, file, content, verb, code):
+    run = shutil.copytree(walk / "one", tmp_path / "run")
+    (run / file).write_text(json.dumps(content))
+    words = {"evaluate": [str(run)], "pretrain": [str(run / "config.yaml"), "--run", str(run)]}
+    assert main([verb, *words[verb]]) == code
+    assert code == 0 or file in capsys.readouterr().err
+
+
+def test_a_description_that_contradicts_the_settings_is_refused(walk, tmp_path, capsys):
+    run = shutil.copytree(walk / "one", tmp_path / "run")
+    description = json.loads((run / "model.json").read_text())
+    description["settings"]["images"]["size"] = 33
+    (run / "model.json").write_text(json.dumps(description))
+    assert main(["evaluate", str(run)]) == 4
+    assert "model.json and config.yaml differ" in capsys.readouterr().err
+
+
+def test_drawing_asked_to_stop_leaves_no_draft(tmp_path):
+    words = [sys.executable, "-m", "cleft", "data", "phantoms", str(tmp_path / "drawn"), "--patients", "5000"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as drawing:
+        while not list(tmp_path.glob(".drawn.draft/*/train/*")):
+            time.sleep(0.05)
+        drawing.terminate()
+        said = drawing.communicate()[1]
+    assert drawing.returncode == 143
+    assert said.startswith("error: asked to stop")
+    assert not list(tmp_path.iterdir())
 
 
 def test_help_answers_at_once():

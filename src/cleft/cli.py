@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import errno
 import logging
+import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 
-from cleft.errors import CleftError, ConfigError, ResourceError
+from cleft.errors import CleftError, ConfigError, ResourceError, Terminated
 
 EPILOG = """\
 from a folder of images to a page:
@@ -50,15 +53,28 @@ def main(words: Sequence[str] | None = None) -> int:
         return _say(
             "out of memory; lower train.batch_size or images.size", ResourceError.exit_code, debug=options.debug
         )
+    except BrokenPipeError:  # whoever reads us, such as head, has seen enough
+        sys.stdout = open(os.devnull, "w")
+        return 0
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        return _say(f"{error.filename or 'the disk'}: {error.strerror}", ResourceError.exit_code, debug=options.debug)
+        return _say(_explain(error), ResourceError.exit_code, debug=options.debug)
 
 
 def entry() -> None:
     """What the installed command calls."""
+    signal.signal(signal.SIGTERM, _end)
     sys.exit(main())
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """Asked to stop outside of training, which has its own way: leave as by Ctrl-C, so that drafts are removed."""
+    raise Terminated("asked to stop (SIGTERM); the same command begins again")
+
+
+def _explain(error: OSError) -> str:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    mend = "make room on the disk" if full else "look at the path and its permissions"
+    return f"{error.filename or 'the disk'}: {error.strerror or error}; {mend}"
 
 
 def _speak() -> None:
@@ -263,6 +279,8 @@ def _data_prepare(options: argparse.Namespace, words: list[str]) -> None:
     from cleft.data import read_dataset
     from cleft.data.prepared import cache_folder, prepare_images
 
+    if options.jobs < 1:
+        raise ConfigError(f"--jobs {options.jobs}: at least one process decodes; give 1 or more")
     settings = load_settings(options.preset, words)
     prepared = prepare_images(
         read_dataset(settings.data).records,

@@ -150,8 +150,8 @@ def _find(source: str | Path) -> Path:
         path = path / "config.yaml"
     if not path.is_file():
         raise ConfigError(
-            f"no preset {str(source)!r}{nearest(str(source), preset_names())} "
-            f"Presets are: {', '.join(preset_names())}; or give a YAML file or a run folder"
+            f"no preset {str(source)!r}{nearest(str(source), preset_names())}, and no YAML file or run folder of that "
+            f"name; presets are {', '.join(preset_names())}"
         )
     return path
 

@@ -20,7 +20,7 @@ from cleft.data.anatomy import Body, Shot, draw_frontal, draw_lateral
 from cleft.data.chexpert import FINDINGS
 from cleft.data.progress import progress_bar
 from cleft.data.randomness import Stream, counted
-from cleft.errors import DataError
+from cleft.errors import DataError, ResourceError
 
 VERSION = 1
 """Of the drawings: another version means other pixels for the same seed."""
@@ -62,6 +62,7 @@ def write_phantoms(folder: Path, *, patients: int, seed: int = 0, size: int = 32
 
     Raises:
         DataError: If the folder holds something else, or the numbers make no dataset.
+        ResourceError: If an image cannot be written.
     """
     if patients < 1 or size < 32:
         raise DataError(f"{patients} patients of {size} pixels make no dataset; ask for 1 or more, of 32 or more")
@@ -74,7 +75,20 @@ def write_phantoms(folder: Path, *, patients: int, seed: int = 0, size: int = 32
         raise DataError(f"{folder} is not empty; choose another folder for the phantoms")
     draft = folder.with_name(f".{folder.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
-    release = draft / RELEASE
+    try:
+        _draw_all(draft / RELEASE, patients, seed, size, progress=progress)
+        (draft / MARK).write_text(json.dumps(mark) + "\n")
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)  # a full disk gets its room back
+        raise
+    if folder.exists():
+        folder.rmdir()
+    draft.rename(folder)
+    return folder
+
+
+def _draw_all(release: Path, patients: int, seed: int, size: int, *, progress: bool) -> None:
+    """Draws every patient, then writes their table."""
     release.mkdir(parents=True)
     rows: list[list[str]] = []
     with progress_bar("drawing phantoms", patients, enabled=progress) as advance:
@@ -85,11 +99,6 @@ def write_phantoms(folder: Path, *, patients: int, seed: int = 0, size: int = 32
         table = csv.writer(file, lineterminator="\n")
         table.writerow(_COLUMNS)
         table.writerows(rows)
-    (draft / MARK).write_text(json.dumps(mark) + "\n")
-    if folder.exists():
-        folder.rmdir()
-    draft.rename(folder)
-    return folder
 
 
 def _write_patient(release: Path, patient: int, seed: int, size: int) -> Iterator[list[str]]:
@@ -158,6 +167,6 @@ def _hedge(labels: dict[str, float], severity: dict[str, float], rng: np.random.
 
 def _save(release: Path, name: str, pixels: np.ndarray, facts: list[str], study: _Study) -> list[str]:
     if not cv2.imwrite(str(release / name), pixels, [cv2.IMWRITE_JPEG_QUALITY, 90]):
-        raise DataError(f"{release / name} could not be written; is the disk full?")
+        raise ResourceError(f"{release / name} could not be written; make room on the disk")
     cells = [f"{study.labels[finding]:.1f}" if finding in study.labels else "" for finding in FINDINGS]
     return [f"{RELEASE}/{name}", *facts, *cells]

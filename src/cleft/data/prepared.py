@@ -6,6 +6,7 @@ rows are keyed by the content of their source, so that moved, copied and shared 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -30,7 +31,7 @@ from cleft.data.pixel_rows import PixelRows
 from cleft.data.progress import progress_bar
 from cleft.data.rejects import check_rejects
 from cleft.data.shelf import Shelf, check_room, no_room
-from cleft.errors import DataError
+from cleft.errors import DataError, ResourceError
 from cleft.types import Record
 
 Rejects: TypeAlias = dict[Path, tuple[str, str]]
@@ -174,7 +175,11 @@ def _open_for_writing(home: Path) -> Generator[None]:
             stack.enter_context(lock(home))
         except OSError as error:
             existing = next(folder for folder in (home, *home.parents) if folder.is_dir())
-            raise no_room(existing, 0, error.strerror or str(error)) from error
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise no_room(existing, 0, error.strerror or str(error)) from error
+            raise ResourceError(
+                f"{home}: the cache cannot be written ({error.strerror or error}); set data.cache to another folder"
+            ) from error
         yield
 
 

@@ -20,7 +20,7 @@ from cleft.config import Settings, load_settings
 from cleft.data.batches import eval_loader
 from cleft.data.captions import absent_name, absent_prompt, class_prompt, clean_text, resolve_classes
 from cleft.data.splits import ids_digest
-from cleft.errors import ConfigError
+from cleft.errors import CheckpointError, ConfigError
 from cleft.evaluation.encode import encode_images
 from cleft.evaluation.examples import pick_examples
 from cleft.evaluation.questions import Answers, Blank, answer_multi_class, answer_present_absent, class_logits
@@ -73,6 +73,7 @@ def evaluate_zero_shot(
     Raises:
         ConfigError: If the run, the data or a class is unknown, or the run has no learned context to ask with.
         DataError: If nothing can be asked of the images, or patients were trained on.
+        CheckpointError: If the weights are damaged or do not fit the run's settings.
         NumericsError: If an embedding or a score is not finite.
     """
     settings = run_settings(run)
@@ -81,6 +82,7 @@ def evaluate_zero_shot(
     )
     asked = resolve_classes(settings.classes if classes is None else _names(classes), images.findings)
     model = load_model(run).to(_device(settings)).eval()
+    _check_images(run, model, settings)
     weights = weights_digest(run)
     wording = choose_wording(model, prompts)
     embeddings = encode_images(
@@ -131,6 +133,16 @@ def run_settings(run: Path) -> Settings:
             f"cleft learn-context wrote"
         )
     return load_settings(run)
+
+
+def _check_images(run: Path, model: DualEncoder, settings: Settings) -> None:
+    """The model must want images of the form that the run's settings make."""
+    wanted, size = model.image_spec, settings.images.size
+    if (wanted.size, wanted.mean, wanted.std) != ((size, size), settings.images.mean, settings.images.std):
+        raise CheckpointError(
+            f"{run}: model.json and config.yaml differ in images.size, images.mean or images.std; one of them was "
+            f"edited, copy the run again"
+        )
 
 
 def choose_wording(model: DualEncoder, prompts: Prompts) -> Literal["context", "handwritten"]:

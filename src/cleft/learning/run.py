@@ -62,8 +62,9 @@ class Run:
         summary = self.summary()
         if summary is None:
             return False
-        loss = "none measured" if summary["best_loss"] is None else f"{summary['best_loss']:.4f}"
-        log.info("%s is finished: validation loss %s at step %d", self.folder, loss, summary["best_step"])
+        best, step = summary.get("best_loss"), summary.get("best_step")
+        loss = f"{best:.4f}" if isinstance(best, float) else "none measured"
+        log.info("%s is finished: validation loss %s at step %s", self.folder, loss, step)
         return True
 
     def finish(self, summary: Mapping[str, Any]) -> None:
@@ -157,11 +158,13 @@ def seen_patients(folder: Path, dataset: str, patients: Iterable[str]) -> set[st
         patients: Who may be scored.
 
     Raises:
-        DataError: If the folder does not say what it learned from (`unknown-training`).
+        DataError: If the folder does not say what it learned from (`unknown-training`), or not as it was written.
     """
     asked, seen = set(patients), set[str]()
-    facts = read_json(folder / "split.json")
+    facts: Any = read_json(folder / "split.json")
     while facts is not None:
+        if not (isinstance(facts, dict) and isinstance(facts.get("patients"), list) and "digest" in facts):
+            raise DataError(f"{folder / 'split.json'} is not as it was written; copy the run again", reason="json")
         known = set(facts["patients"])
         seen |= {patient for patient in asked if _patient_key(facts["digest"], dataset, patient) in known}
         if "before" not in facts:

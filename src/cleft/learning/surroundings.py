@@ -39,7 +39,10 @@ def keep_environment(path: Path, stage: Stage) -> None:
 
 def _deciding(environment: dict[str, Any]) -> dict[str, Any]:
     """What rounding may depend on."""
-    return {**environment["versions"], **{name: environment.get(name) for name in ("machine", "device", "threads")}}
+    return {
+        **environment.get("versions", {}),
+        **{name: environment.get(name) for name in ("machine", "device", "threads")},
+    }
 
 
 def _environment() -> dict[str, Any]:
