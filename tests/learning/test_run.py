@@ -63,7 +63,8 @@ def test_a12_the_lock_dies_with_its_holder(tmp_path):
 
 def test_a10_other_settings_are_refused_and_harmless_ones_pass(tmp_path, caplog):
     with open_run(tmp_path, SETTINGS, "pretrain"):
-        pass
+        (tmp_path / "states").mkdir(exist_ok=True)
+        (tmp_path / "states" / "step-00000010.0000000000000000.ckpt").touch()
     other = replace(SETTINGS, optim=replace(SETTINGS.optim, lr=1e-3))
     with pytest.raises(ConfigError, match=r"optim\.lr 4e-05 → 0\.001"), open_run(tmp_path, other, "pretrain"):
         pass
@@ -142,3 +143,11 @@ def test_a_run_that_starts_from_another_knows_the_patients_of_both(tmp_path):
     assert seen_patients(tmp_path / "known", "manifest", ["p17", "p30", "p99"]) == {"p17", "p30"}
     with pytest.raises(DataError, match="does not say"):
         seen_patients(tmp_path / "unknown", "manifest", ["p30"])
+
+
+def test_a_run_that_learned_nothing_takes_new_settings(tmp_path):
+    with open_run(tmp_path, SETTINGS, "context") as run:
+        run.keep_split(FACTS)
+    with open_run(tmp_path, replace(SETTINGS, classes=("Edema", "Fracture")), "context") as run:
+        run.keep_split({**FACTS, "digest": "d2"})
+        assert load_settings(tmp_path).classes == ("Edema", "Fracture")

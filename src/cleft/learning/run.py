@@ -209,6 +209,10 @@ def _check_settings(folder: Path, settings: Settings, stage: Stage) -> None:
     if old_stage != stage:
         raise ConfigError(f"{folder} is a run of stage {old_stage!r}, not {stage!r}; choose another run folder")
     deciding, rounding = changes(load_settings(folder / "config.yaml"), settings, stage)
+    if deciding and not _has_learned(folder):
+        log.info("%s: nothing was learned here yet, so it takes the new settings", folder)
+        (folder / "split.json").unlink(missing_ok=True)
+        return
     if deciding:
         raise ConfigError(
             f"{folder} was begun with other settings: {'; '.join(map(str, deciding))}; "
@@ -216,6 +220,12 @@ def _check_settings(folder: Path, settings: Settings, stage: Stage) -> None:
         )
     if rounding:
         log.warning("%s: no longer bit-equal, because %s", folder, "; ".join(map(str, rounding)))
+
+
+def _has_learned(folder: Path) -> bool:
+    """Whether a training state, or a model, would be lost if the run were begun anew."""
+    whole = any((folder / name).exists() for name in ("summary.json", "model.json", "model.safetensors"))
+    return whole or any((folder / "states").glob("*.ckpt"))
 
 
 @contextmanager
