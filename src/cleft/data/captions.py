@@ -181,7 +181,8 @@ def resolve_classes(names: Sequence[str], findings: Iterable[str]) -> tuple[str,
                 close = nearest(member, [*spelled.values(), *CLASS_SETS] if len(members) == 1 else spelled.values())
                 raise ConfigError(
                     f"classes names {origin}, which the table has no column for{close}; "
-                    f"it has {', '.join(spelled.values()) or 'no finding at all'}; sets are {', '.join(CLASS_SETS)}"
+                    f"it has {', '.join(spelled.values()) or 'no finding at all'}; sets are {', '.join(CLASS_SETS)}; "
+                    f"name others with --classes"
                 )
             classes.append(spelled[member.casefold()])
     repeated = sorted({name for name in classes if classes.count(name) > 1})

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from cleft.config import Settings
 from cleft.data.batches import eval_loader, train_loader
+from cleft.data.captions import resolve_classes
+from cleft.errors import ConfigError
 from cleft.learning.engine import Plan, train
 from cleft.learning.gather import gather
 from cleft.learning.keeper import Intervals
@@ -64,10 +66,20 @@ def pretrain(settings: Settings, folder: Path, *, progress: bool = True) -> Path
         if run.is_finished():
             return folder
         material = read_material(settings, progress=progress)
+        _foresee(settings, material)
         run.keep_split(material.facts())
         stop.check("while reading the data; nothing was learned yet")
         _train(settings, material, run, stop)
     return folder
+
+
+def _foresee(settings: Settings, material: Material) -> None:
+    """Says now, and not after hours of training, that stage two has no such classes."""
+    try:
+        resolve_classes(settings.classes, material.findings)
+    except ConfigError as error:
+        if is_first_rank():
+            log.warning("for stage two and evaluation, stage one does not need it: %s", error)
 
 
 class Validation(NamedTuple):
@@ -120,7 +132,10 @@ class Pretraining(Learner):
         stats = self.model.text_tower.stats
         if stats.distinct == 1 and not self._warned:
             self._warned = True
-            log.warning("every caption of a batch is the same: there is nothing to tell apart; look at data.root")
+            log.warning(
+                "every caption of a batch is the same: this step has nothing to tell apart; raise train.batch_size, "
+                "or see with cleft data check how many distinct captions there are"
+            )
         return {
             "temperature": math.exp(-self.model.logit_scale.item()),
             "clamped_steps": int(self.clamped),
