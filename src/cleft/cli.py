@@ -135,15 +135,27 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = _verb(verbs, "evaluate", "put a question to a trained model", _evaluate)
     evaluate.add_argument("run", type=Path, help="run folder")
-    evaluate.add_argument("--task", choices=["zero-shot"], default="zero-shot")
+    evaluate.add_argument("--task", choices=["zero-shot"], default="zero-shot", help="class prompts alone")
     evaluate.add_argument("--data", help="dataset and folder, e.g. chexpert:/data/CheXpert; by default the run's own")
-    evaluate.add_argument("--split", choices=["train", "val", "test", "all"], default="test")
+    evaluate.add_argument(
+        "--split", choices=["train", "val", "test", "all"], default="test", help="which images are asked about (test)"
+    )
     evaluate.add_argument("--classes", help="name of a set, or findings with commas; by default the run's own")
-    evaluate.add_argument("--scoring", choices=["multi-class", "present-absent"], default="multi-class")
+    evaluate.add_argument(
+        "--scoring",
+        choices=["multi-class", "present-absent"],
+        default="multi-class",
+        help="which class is it, or: is each finding there",
+    )
     evaluate.add_argument(
         "--blank", choices=["unknown", "absent"], default="unknown", help="what blank labels count as"
     )
-    evaluate.add_argument("--prompts", choices=["auto", "context", "handwritten"], default="auto")
+    evaluate.add_argument(
+        "--prompts",
+        choices=["auto", "context", "handwritten"],
+        default="auto",
+        help="the learned context, or sentences written by hand; auto: the context where there is one",
+    )
     evaluate.add_argument(
         "--allow-overlap", action="store_true", help="score patients that were trained on, and say so"
     )
@@ -164,19 +176,19 @@ def _parser() -> argparse.ArgumentParser:
     data = verbs.add_parser("data", help="check, prepare or draw a dataset", allow_abbrev=False)
     actions = data.add_subparsers(dest="action", metavar="<action>", required=True, parser_class=_VerbParser)
     template = _verb(actions, "template", "write an example of your own table", _data_template)
-    template.add_argument("folder", type=Path)
+    template.add_argument("folder", type=Path, help="where manifest.csv and its explanation go")
     check = _verb(
         actions, "check", "say what a folder holds, or what is wrong with it", _data_check, takes_settings=True
     )
     check.add_argument("dataset", help="chexpert or manifest")
-    check.add_argument("root", type=Path)
+    check.add_argument("root", type=Path, help="folder of the images and their table")
     prepare = _verb(actions, "prepare", "decode all images once, ahead of training", _data_prepare, takes_settings=True)
-    prepare.add_argument("preset")
+    prepare.add_argument("preset", help="as for cleft pretrain, so that the images are of its sizes")
     prepare.add_argument("--jobs", type=int, default=1, help="processes")
     phantoms = _verb(actions, "phantoms", "draw chest-like images in CheXpert's layout", _data_phantoms)
-    phantoms.add_argument("folder", type=Path)
-    phantoms.add_argument("--patients", type=int, default=600)
-    phantoms.add_argument("--seed", type=int, default=0)
+    phantoms.add_argument("folder", type=Path, help="a new or empty folder")
+    phantoms.add_argument("--patients", type=int, default=600, help="how many (600)")
+    phantoms.add_argument("--seed", type=int, default=0, help="the same seed draws the same images (0)")
 
     _verb(verbs, "presets", "list the presets", _presets)
     _verb(verbs, "doctor", "versions, devices, optional parts, and what to mend", _doctor)
@@ -230,6 +242,7 @@ def _learn_context(options: argparse.Namespace, words: list[str]) -> None:
 
 
 def _evaluate(options: argparse.Namespace, words: list[str]) -> None:
+    from cleft.evaluation.results import read_evaluation, spoken
     from cleft.evaluation.zero_shot import evaluate_zero_shot
 
     path = evaluate_zero_shot(
@@ -242,20 +255,22 @@ def _evaluate(options: argparse.Namespace, words: list[str]) -> None:
         blank=options.blank,
         allow_overlap=options.allow_overlap,
     )
+    print("\n".join(spoken(read_evaluation(path))))
     print(f"{path}; next: cleft report {options.run}")
 
 
 def _report(options: argparse.Namespace, words: list[str]) -> None:
     from cleft.report.page import write_report
 
-    print(write_report(options.runs, options.out, images=options.images))
+    print(f"{write_report(options.runs, options.out, images=options.images)}: open it in a browser")
 
 
 def _import(options: argparse.Namespace, words: list[str]) -> None:
     from cleft.towers.official import import_official
 
     out = import_official(options.checkpoint, options.out, tokenizer=options.tokenizer, text_model=options.text_model)
-    print(out)
+    data = "--data chexpert:<folder> --allow-overlap"
+    print(f"{out}: the model is here; next: cleft evaluate {out} {data}")
 
 
 def _data_template(options: argparse.Namespace, words: list[str]) -> None:
@@ -297,7 +312,8 @@ def _data_prepare(options: argparse.Namespace, words: list[str]) -> None:
 def _data_phantoms(options: argparse.Namespace, words: list[str]) -> None:
     from cleft.data.phantoms import write_phantoms
 
-    print(write_phantoms(options.folder, patients=options.patients, seed=options.seed))
+    root = write_phantoms(options.folder, patients=options.patients, seed=options.seed)
+    print(f"{root}: phantoms are drawn; next: cleft pretrain demo --data.root {root}")
 
 
 def _presets(options: argparse.Namespace, words: list[str]) -> None:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from cleft.codec import from_json, to_json, write_whole
 from cleft.errors import DataError, ResourceError
-from cleft.types import Evaluation
+from cleft.types import Evaluation, Result
 
 
 def result_name(evaluation: Evaluation) -> str:
@@ -32,6 +33,33 @@ def result_name(evaluation: Evaluation) -> str:
         parts.append(evaluation.scoring)
     question = hashlib.sha256("|".join([evaluation.ids_digest, *evaluation.classes]).encode()).hexdigest()[:8]
     return re.sub(r"[^a-z0-9]+", "-", " ".join([*parts, question]).lower()).strip("-")
+
+
+def spoken(evaluation: Evaluation) -> list[str]:
+    """The main numbers in a few lines, each beside the highest floor of its metric.
+
+    Example:
+        >>> spoken(Evaluation(
+        ...     task="zero-shot", dataset="chexpert", split="test", split_recipe="patients", split_digest="",
+        ...     ids_digest="", checkpoint="", scoring="multi-class", prompts="context", classes=(), class_prompts=(),
+        ...     results=(Result(metric="auc", value=0.9, interval=(0.85, 0.94), images=60, patients=40),),
+        ...     floors=(Result(metric="majority-class/auc", value=0.5),)))
+        ['auc 0.900 [0.850-0.940], 60 images of 40 patients; floor 0.500 (majority-class)']
+    """
+    return [_line(result, evaluation.floors) for result in evaluation.results if "/" not in result.metric]
+
+
+def _line(result: Result, floors: Sequence[Result]) -> str:
+    named = [
+        (floor.value, floor.metric.partition("/")[0])
+        for floor in floors
+        if floor.metric.partition("/")[2] == result.metric and floor.value is not None
+    ]
+    value = "not measured" if result.value is None else f"{result.value:.3f}"
+    interval = "" if result.interval is None else f" [{result.interval[0]:.3f}-{result.interval[1]:.3f}]"
+    reason = f" ({result.reason})" if result.reason else ""
+    floor = f"; floor {max(named)[0]:.3f} ({max(named)[1]})" if named else ""
+    return f"{result.metric} {value}{interval}{reason}, {result.images:,} images of {result.patients:,} patients{floor}"
 
 
 def write_evaluation(evaluation: Evaluation, folder: Path) -> Path:
