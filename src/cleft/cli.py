@@ -269,8 +269,10 @@ def _import(options: argparse.Namespace, words: list[str]) -> None:
     from cleft.towers.official import import_official
 
     out = import_official(options.checkpoint, options.out, tokenizer=options.tokenizer, text_model=options.text_model)
-    data = "--data chexpert:<folder> --allow-overlap"
-    print(f"{out}: the model is here; next: cleft evaluate {out} {data}")
+    if options.tokenizer is None:
+        print(f"{out} reads token ids alone; for sentences import again with --tokenizer <folder>")
+    else:
+        print(f"{out} is a model; next: cleft evaluate {out} --data chexpert:<folder> --allow-overlap")
 
 
 def _data_template(options: argparse.Namespace, words: list[str]) -> None:
