@@ -1,0 +1,89 @@
+"""What the README prints can be typed: its commands, its Python, its links; and so can the other pages' commands."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from tests.tools.tiny_runs import tiny_settings, write_drawings
+
+from cleft import learn_context, pretrain
+from cleft.cli import _apart, _parser
+from cleft.config import Settings, load_settings, merge_overrides, preset_summaries
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = sorted([README, *ROOT.glob("docs/*.md"), *ROOT.glob("docs/how-to/*.md"), *ROOT.glob("docs/datasets/*.md")])
+
+
+def commands(page: Path) -> list[str]:
+    """Lines of code blocks, and code within lines, that begin with `cleft`; joined ones apart, comments left out."""
+    text = page.read_text(encoding="utf-8")
+    lines = re.findall(r"^(?: {4}| {7})?(cleft [a-z].*)$", text, re.MULTILINE) + re.findall(r"`(cleft [a-z-][^`]*)`", text)
+    return [part.strip() for line in lines for part in line.partition(" #")[0].split("&&")]
+
+
+def printed() -> list[object]:
+    return [pytest.param(line, id=f"{page.name}: {line}") for page in PAGES for line in dict.fromkeys(commands(page))]
+
+
+def test_the_python_of_the_readme_runs_as_printed(tmp_path, monkeypatch):
+    drawings = write_drawings(tmp_path / "drawings", patients=40)
+    settings = tiny_settings(drawings, "--optim.steps=4", "--context.optim.steps=4")
+    learn_context(pretrain(settings, tmp_path / "runs" / "first", progress=False), progress=False)
+    shutil.copy(drawings / "0.png", tmp_path / "chest.png")
+    [code] = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(code, names)
+    size = settings.images.size
+    assert list(names["image"].shape) == [1, 1, size, size]
+    assert list(names["similarity"].shape) == [1, 2]
+    assert names["similarity"].abs().max() <= 1.001
+
+
+@pytest.mark.parametrize("line", printed())
+def test_every_printed_command_is_one(line):
+    words = [word for word in shlex.split(line)[1:] if word != "…"]
+    words, settings = _apart(words)
+    if words[-1:] == ["--help"]:
+        with pytest.raises(SystemExit) as ended:
+            _parser().parse_args(words)
+        assert ended.value.code == 0
+        return
+    try:
+        options, more = _parser().parse_known_args(words)
+    except SystemExit:  # a verb that is only named in a sentence
+        with pytest.raises(SystemExit) as ended:
+            _parser().parse_args([*words, "--help"])
+        assert ended.value.code == 0
+        assert not words[1:] or words[0] == "data"
+        return
+    given = [*more, *settings]
+    assert not given or options.takes_settings
+    if options.verb == "pretrain" and not options.preset.startswith("<"):
+        load_settings(options.preset, given) if options.preset in preset_summaries() else pytest.fail(options.preset)
+    else:
+        merge_overrides(Settings(), given)
+
+
+def test_a_readme_has_commands():
+    assert len(commands(README)) >= 10
+
+
+def test_every_preset_in_a_table_of_the_readme_or_a_sentence_exists():
+    named = re.findall(r"cleft pretrain ([a-z0-9-]+)", README.read_text(encoding="utf-8"))
+    assert set(named) - {"--help"} <= set(preset_summaries())
+    assert {"small", "cleft-paper"} <= set(named)
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page):
+    links = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
+
+
+def test_every_make_target_of_the_readme_exists():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"^ {4}make ([a-z]+)", README.read_text(encoding="utf-8"), re.MULTILINE)) <= targets
