@@ -55,7 +55,7 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         if n < batch_size:
             raise ConfigError(
                 f"{n} training images do not fill one batch of {batch_size}; "
-                f"lower the batch size to {n} or fewer, or add images"
+                f"lower train.batch_size (in stage two context.batch_size) to {n} or fewer, or add images"
             )
         if batch_size % world_size:
             raise ConfigError(
