@@ -66,7 +66,7 @@ def _compare(tower: TextTower) -> str | None:
     apart = tower.read_padded(ids, torch.tensor([len(text) for text in texts]))
     together = tower.read_tree(pack_texts(texts, blind_end=tower.blind_end))
     error = float((together - apart).norm() / apart.norm())
-    if error <= _tolerance(apart, tower.lm.model.dtype):
+    if error <= _tolerance(apart, tower.lm.dtype):
         return None
     return (
         f"a {tower.lm.config.model_type!r} model read as a tree differs from itself read text by text "

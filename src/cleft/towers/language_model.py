@@ -51,6 +51,11 @@ class LanguageModel(nn.Module):
         return cast("int", self.config.hidden_size)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Type of what the blocks take in. Not of the first weight: trained ones are float32 in any model."""
+        return self.embed(torch.zeros(0, dtype=torch.int64, device=self.model.device)).dtype
+
+    @property
     def virtual(self) -> int:
         """Number of virtual tokens in front of every text."""
         return 0 if self.prefix is None else self.prefix.length
@@ -73,7 +78,7 @@ class LanguageModel(nn.Module):
         """
         inputs: dict[str, Any] = {"inputs_embeds" if tokens.is_floating_point() else "input_ids": tokens}
         if self.prefix is not None:
-            inputs["past_key_values"] = self.prefix(len(tokens), dtype=self.model.dtype)
+            inputs["past_key_values"] = self.prefix(len(tokens), dtype=self.dtype)
             visible = functional.pad(visible, (self.prefix.length, 0), value=True)
             positions = positions + self.prefix.length
         if self.takes_positions:
@@ -86,7 +91,7 @@ class LanguageModel(nn.Module):
         # A mask of four axes is taken as it is. `sdpa` reads True as seen; every other way adds the mask to scores.
         if self.config._attn_implementation == "sdpa":
             return visible[:, None]
-        hidden = torch.zeros(visible.shape, dtype=self.model.dtype, device=visible.device)
+        hidden = torch.zeros(visible.shape, dtype=self.dtype, device=visible.device)
         return hidden.masked_fill(~visible, torch.finfo(hidden.dtype).min)[:, None]
 
     def longest(self) -> int | None:
