@@ -22,6 +22,7 @@ def measure_text(settings: Settings, captions: Captions, batches: Sequence[int],
     """Prints one table per batch size."""
     torch.manual_seed(bench.seed)
     tower = build_text_tower(settings.text, captions.texts).to(bench.device).train()
+    check_tree(tower)
     stir(tower)
     work = TextWork(settings.text, captions.texts)
     pace: dict[str, float] = {}
@@ -29,6 +30,14 @@ def measure_text(settings: Settings, captions: Captions, batches: Sequence[int],
         texts, census = typical_batch(tower, captions, batch, bench.seed)
         print(f"### Text tower, batch {batch:,}\n\n{census}\n")
         print(_measure_batch(Reader(tower, texts), work, bench, pace, ceiling), flush=True)
+
+
+def check_tree(tower: TextTower) -> None:
+    """Refuses a tower that would not use the tree by itself: what nobody gets is not measured."""
+    if tower.packing != "tree":
+        raise SystemExit(
+            f"error: by itself this tower reads captions {tower.packing!r}, not as a tree; see the warning"
+        )
 
 
 def stir(module: nn.Module) -> None:

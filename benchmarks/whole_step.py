@@ -17,7 +17,7 @@ from cleft.config import Settings
 from cleft.learning.losses import info_nce
 from cleft.learning.optim import build_optimizer
 from cleft.towers.dual import DualEncoder, build_model
-from text_tower import reference_of, stir, try_ways, typical_batch
+from text_tower import check_tree, reference_of, stir, try_ways, typical_batch
 from ways import RELEASED, TREE, WAYS, Reader, TextWork, image_flops
 
 IMAGE_ALONE = "image tower alone"
@@ -71,6 +71,7 @@ def measure_step(settings: Settings, captions: Captions, batches: Sequence[int],
     """Prints one table per batch size."""
     torch.manual_seed(bench.seed)
     model = build_model(settings, captions.texts).to(bench.device).train()
+    check_tree(model.text_tower)
     stir(model)
     work = TextWork(settings.text, captions.texts)
     pace: dict[str, float] = {}
