@@ -1,5 +1,6 @@
 """Shared by all tests: quiet single-threaded torch, no network, and where the real data lies."""
 
+import logging
 import os
 import socket
 from pathlib import Path
@@ -20,6 +21,15 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the folder of real data and reference values is not beside the checkout")
     return SHARED
+
+
+@pytest.fixture(autouse=True)
+def _quiet_logger():
+    """Takes back what the command line did to the logger, so that no test hears another's."""
+    logger = logging.getLogger("cleft")
+    before = logger.handlers[:], logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.level, logger.propagate = before
 
 
 @pytest.fixture(autouse=True)

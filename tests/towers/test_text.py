@@ -1,6 +1,7 @@
 """However a batch of texts is read, every text gets the features and gradients it would get alone."""
 
 import functools
+import logging
 
 import pytest
 import torch
@@ -245,7 +246,7 @@ def test_frozen_weights_in_half_precision_are_read_as_a_tree(family, adapt, capl
     assert half.lm.dtype == torch.bfloat16
     assert half.encode(TEXTS).isfinite().all()
     assert half.packing == "tree"
-    assert not caplog.records
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 def test_half_precision_loses_no_more_as_a_tree_than_padded():
