@@ -26,6 +26,8 @@ class Bench:
     rounds: int
     limit: float
     """Seconds that one run may be expected to take; what takes longer is left out and says so."""
+    left_out: frozenset[str] = frozenset()
+    """Ways not to run, such as those that need more memory than there is."""
     seed: int = 0
 
     @property

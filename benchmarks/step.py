@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from counted import count
 from sizes import SIZES
 from text_tower import measure_text
 from timing import machine, matmul_ceiling
+from ways import WAYS
 from whole_step import measure_step
 
 
@@ -43,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         half=(settings.train.precision if options.precision == "auto" else options.precision) == "bf16-mixed",
         rounds=options.rounds,
         limit=options.limit,
+        left_out=frozenset(options.leave_out),
         seed=options.seed,
     )
     captions = read_label_sets(options.label_sets) if options.label_sets else independent_findings(options.seed)
@@ -75,6 +78,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--step-batches", type=int, nargs="+", default=[72], help="for the whole step")
     parser.add_argument("--rounds", type=int, default=3, help="turns each way has")
     parser.add_argument("--limit", type=float, default=60.0, help="longest run in seconds; longer ones are left out")
+    parser.add_argument("--leave-out", choices=WAYS, nargs="*", default=[], help="ways not to run, for lack of memory")
     parser.add_argument("--label-sets", type=Path, help="table of real sets of findings, with a column `images`")
     parser.add_argument("--threads", type=int, default=1, help="of a CPU; one thread is timed by its own clock")
     parser.add_argument("--device", default="auto", help="cpu, cuda, or auto")
@@ -88,7 +92,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _shown(arguments: Sequence[str] | None) -> list[str]:
     """Returns what was typed, with folders taken off."""
     typed = sys.argv[1:] if arguments is None else arguments
-    return [f"<folder>/{Path(word).name}" if "/" in word else word for word in typed]
+    return [f"<folder>/{Path(word).name}" if "/" in word else shlex.quote(word) for word in typed]
 
 
 def _described(scratch: Mapping[str, Any] | None) -> str:

@@ -83,30 +83,28 @@ class TextPass:
         return features
 
 
-def try_ways(
-    run: Pass, ways: Sequence[str], flops: dict[str, int], pace: dict[str, float]
-) -> tuple[dict[str, Trial], dict[str, float]]:
-    """Runs each way once, the fastest first, and leaves out what would take too long.
+def try_ways(run: Pass, ways: Sequence[str], flops: dict[str, int], pace: dict[str, float]) -> dict[str, Trial]:
+    """Runs each way once, the fastest first, but for what is left out or expected to take too long.
 
     Args:
         run: The pass.
         ways: Which to try.
         flops: Operations of each.
         pace: Seconds per operation of each, as far as known; is added to.
-
-    Returns:
-        The first runs, and the seconds that those left out would take.
     """
+    if TREE in ways and TREE not in pace:
+        run(TREE)  # the first pass of all is slow, and the next one foretells the others
     trials: dict[str, Trial] = {}
-    too_long: dict[str, float] = {}
     for way in sorted(ways, key=flops.__getitem__):
-        expected = flops[way] * max(pace.get(way, 0), pace.get(TREE, 0))
-        if expected > run.bench.limit:
-            too_long[way] = expected
-            continue
-        trials[way] = try_once(run, way)
-        pace.setdefault(way, trials[way].seconds / flops[way])
-    return trials, too_long
+        if way not in run.bench.left_out and expected(way, flops, pace) <= run.bench.limit:
+            trials[way] = try_once(run, way)
+            pace.setdefault(way, trials[way].seconds / flops[way])
+    return trials
+
+
+def expected(way: str, flops: dict[str, int], pace: dict[str, float]) -> float:
+    """Returns the seconds a way would take at its own pace, or at the tree's as long as that is all that is known."""
+    return flops[way] * pace.get(way, pace.get(TREE, 0.0))
 
 
 def reference_of(trials: dict[str, Trial]) -> str:
@@ -120,7 +118,7 @@ def reference_of(trials: dict[str, Trial]) -> str:
 def _measure_batch(reader: Reader, work: TextWork, bench: Bench, pace: dict[str, float], ceiling: float) -> str:
     flops = {way: work.flops(reader.shape(way), way) for way in WAYS}
     run = TextPass(reader, bench)
-    trials, too_long = try_ways(run, WAYS, flops, pace)
+    trials = try_ways(run, WAYS, flops, pace)
     reference = reference_of(trials)
     errors = largest_errors(trials, reference, bench, untrained=RELEASED)
     works = {way: lambda way=way: run(way) for way in trials}
@@ -138,8 +136,7 @@ def _measure_batch(reader: Reader, work: TextWork, bench: Bench, pace: dict[str,
             error = "reference" if way == reference else f"{errors[plain]:.0e}"
             rows.append([*row, *timed(spreads[way]), ratio, share, error, *memory(trials[plain].peak)])
         else:
-            guess = f"not run; {number(too_long[way])} extrapolated"
-            rows.append(
-                [*row, "-", guess, "-", f"{number(too_long[way] / spreads[TREE].median)} extrapolated", *"-----"]
-            )
+            guess = expected(way, flops, pace)
+            ratio = f"{number(guess / spreads[TREE].median)} extrapolated"
+            rows.append([*row, "-", f"not run; {number(guess)} extrapolated", "-", ratio, *"-----"])
     return table(HEAD, rows)

@@ -17,7 +17,7 @@ from cleft.config import Settings
 from cleft.learning.losses import info_nce
 from cleft.learning.optim import build_optimizer
 from cleft.towers.dual import DualEncoder, build_model
-from text_tower import check_tree, reference_of, stir, try_ways, typical_batch
+from text_tower import check_tree, expected, reference_of, stir, try_ways, typical_batch
 from ways import RELEASED, TREE, WAYS, Reader, TextWork, image_flops
 
 IMAGE_ALONE = "image tower alone"
@@ -89,10 +89,10 @@ def measure_step(settings: Settings, captions: Captions, batches: Sequence[int],
 
 def _measure_batch(step: Step, flops: dict[str, int], pace: dict[str, float], ceiling: float) -> str:
     bench = step.bench
-    trials, too_long = try_ways(step, WAYS, flops, pace)
+    trials = try_ways(step, WAYS, flops, pace)
     reference = reference_of(trials)
     errors = largest_errors(trials, reference, bench, untrained=RELEASED)
-    alone, _ = try_ways(step, [IMAGE_ALONE], flops, {})
+    alone = try_ways(step, [IMAGE_ALONE], flops, {})
     works = {way: lambda way=way: step.learn(way) for way in (*trials, IMAGE_ALONE)}
     # The optimiser alone comes last in each turn, for it needs the gradients that the others leave.
     spreads = bench.take_turns({**works, TREE + AGAIN: works[TREE], OPTIMISER: step.optimizer.step})
@@ -108,8 +108,9 @@ def _measure_batch(step: Step, flops: dict[str, int], pace: dict[str, float], ce
             peak = (trials | alone)[plain].peak if plain in flops else None
             rows[-1] += memory(peak) if peak else ["-"] * len(MEMORY)
         else:
-            ratios = [number(too_long[way] / spreads[base].median) for base in (IMAGE_ALONE, TREE)]
-            guess = f"not run; {number(too_long[way])} extrapolated"
+            seconds = expected(way, flops, pace)
+            ratios = [f"{number(seconds / spreads[base].median)} extrapolated" for base in (IMAGE_ALONE, TREE)]
+            guess = f"not run; {number(seconds)} extrapolated"
             rows.append([way, number(flops[way] / 1e12), "-", guess, "-", *ratios, *["-"] * (2 + len(MEMORY))])
     return table(HEAD, rows)
 
