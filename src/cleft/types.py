@@ -31,8 +31,14 @@ class Record:
     view: str | None = None
     """Projection: AP, PA, lateral; CC, MLO."""
     sex: str | None = None
+    laterality: str | None = None
+    """L or R, where the image shows one side, as a mammogram does."""
     age: float | None = None
     """In years."""
+    scanner: str | None = None
+    """Manufacturer of the machine."""
+    split: str | None = None
+    """`train`, `val` or `test`, where the dataset's owner or the table says so."""
     caption: str | None = None
     """The sentence that belongs to the image; `data.captions` writes it from the labels where the table has none."""
     uncertain: tuple[str, ...] = ()
@@ -53,6 +59,8 @@ class Reading:
     """Name of each table read to the SHA-256 of its bytes."""
     notes: tuple[str, ...] = ()
     """Sentences the user should read: counts beside the published ones, what could not be checked."""
+    people: str = ""
+    """Whose patients these are, where several datasets show the same people; empty means the dataset's own."""
 
 
 class Splits(NamedTuple):

@@ -6,18 +6,13 @@ from hypothesis import strategies as st
 
 from cleft.config import DataConfig
 from cleft.data.captions import (
-    CLASS_SETS,
     OPENING,
-    absent_name,
-    absent_prompt,
     add_captions,
-    class_prompt,
     clean_text,
-    resolve_classes,
     write_caption,
 )
 from cleft.data.chexpert import CAPTION_ORDER, FINDINGS
-from cleft.errors import ConfigError, DataError
+from cleft.errors import DataError
 from cleft.types import Reading, Record
 
 
@@ -102,52 +97,3 @@ def test_every_present_finding_is_named_once_and_no_other(labels):
     rest = write_caption(labels).removeprefix(OPENING).strip()
     expected = [name.lower() for name in CAPTION_ORDER if labels.get(name) == 1]
     assert rest == " ".join(expected)
-
-
-def test_prompts_of_present_and_absent_classes_differ_by_one_word():
-    assert class_prompt("Pneumonia") == f"{OPENING} pneumonia"
-    assert absent_prompt("Pneumonia") == f"{OPENING} no pneumonia"
-    assert absent_name("No Finding") == "finding"
-
-
-def test_a_class_prompt_is_the_caption_of_that_finding_alone():
-    assert all(class_prompt(name) == write_caption({name: 1.0}) for name in FINDINGS)
-
-
-def test_sets_keep_the_authors_order():
-    assert resolve_classes(["chexpert-5"], FINDINGS) == (
-        "Atelectasis",
-        "Edema",
-        "Cardiomegaly",
-        "Pleural Effusion",
-        "Consolidation",
-    )
-    assert resolve_classes(["chexpert-14"], FINDINGS) == CAPTION_ORDER
-    assert CLASS_SETS["pneumonia-2"] == ("No Finding", "Pneumonia")
-
-
-def test_classes_are_spelled_as_in_the_table():
-    assert resolve_classes(["EDEMA", "Pleural effusion"], ["edema", "pleural Effusion"]) == (
-        "edema",
-        "pleural Effusion",
-    )
-
-
-@pytest.mark.parametrize(
-    ("names", "message"),
-    [
-        (["Edma"], r"names 'Edma', which the table has no column for, nearest to 'Edma' is 'Edema'"),
-        (["chexpert5"], r"nearest to 'chexpert5' is 'chexpert-5'"),
-        (["pneumonia-2"], r"names 'No Finding' of the set 'pneumonia-2', which the table has no column for"),
-        (["Edema", "edema"], r"names \['Edema'\] twice"),
-        ([], r"names nothing"),
-    ],
-)
-def test_classes_that_do_not_exist_are_refused(names, message):
-    with pytest.raises(ConfigError, match=message):
-        resolve_classes(names, ["Edema", "Pneumonia"])
-
-
-def test_every_finding_can_be_named_alone():
-    findings = CLASS_SETS["chexpert-14"]
-    assert all(resolve_classes([finding], findings) == (finding,) for finding in findings)

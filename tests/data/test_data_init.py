@@ -6,7 +6,7 @@ from tests.fakes.chexpert import write_fake_chexpert
 from tests.fakes.manifest import write_fake_manifest
 
 from cleft.config import DataConfig
-from cleft.data import READERS, read_dataset
+from cleft.data import DATASETS, read_dataset
 from cleft.errors import ConfigError
 
 OPENING = "this is a chest x ray of a patient with"
@@ -34,7 +34,7 @@ def test_an_own_table_keeps_its_sentences(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("dataset", sorted(READERS))
+@pytest.mark.parametrize("dataset", sorted(DATASETS))
 def test_every_reader_asks_for_a_root(dataset):
     with pytest.raises(ConfigError, match=r"set --data\.root"):
         read_dataset(DataConfig(dataset=dataset))

@@ -10,7 +10,7 @@ import torch
 from tests.fakes.chexpert import chexpert_row, write_fake_chexpert
 
 from cleft.config import load_settings
-from cleft.data.captions import absent_prompt, class_prompt
+from cleft.data.prompts import absent_prompt, class_prompt
 from cleft.errors import ConfigError, DataError
 from cleft.evaluation.results import read_evaluation
 from cleft.evaluation.scoring import Draws

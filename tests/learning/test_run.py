@@ -14,7 +14,7 @@ from cleft.learning.run import open_run, seen_patients, split_facts
 
 SETTINGS = Settings()
 FACTS = split_facts(
-    dataset="manifest", recipe="patients", digest="d1", counts={"train": 3}, patients=["p17", "p18", "p17"]
+    people="manifest", recipe="patients", digest="d1", counts={"train": 3}, patients=["p17", "p18", "p17"]
 )
 
 
@@ -136,7 +136,7 @@ def test_o2_patients_are_known_by_salted_digest_alone(tmp_path):
 
 
 def test_a_run_that_starts_from_another_knows_the_patients_of_both(tmp_path):
-    later = {"dataset": "manifest", "recipe": "patients", "digest": "d2", "counts": {}, "patients": ["p30"]}
+    later = {"people": "manifest", "recipe": "patients", "digest": "d2", "counts": {}, "patients": ["p30"]}
     for name, before in (("known", FACTS), ("unknown", None)):
         with open_run(tmp_path / name, SETTINGS, "context") as run:
             run.keep_split(split_facts(**later, before=before))

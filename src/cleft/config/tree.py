@@ -18,14 +18,18 @@ from cleft.errors import ConfigError
 class DataConfig:
     """Which images and labels, and how they are told apart."""
 
-    dataset: Literal["chexpert", "manifest"] = "chexpert"
-    """`chexpert`, or `manifest`: your own table (`cleft data template` writes an example)."""
+    dataset: Literal["chexpert", "rsna", "embed", "nih", "manifest"] = "chexpert"
+    """`chexpert`, `rsna`, `embed`, `nih`, or `manifest`: your own table (`cleft data template` writes an example)."""
     root: Path | None = None
     """Folder that holds the unpacked download, or your own table and images."""
     table: str | None = None
     """Label table inside `root`; by default the dataset's own (`train.csv`, `manifest.csv`)."""
-    views: tuple[str, ...] = ("AP", "PA")
-    """Projections that are kept. A table without a view column keeps all."""
+    views: tuple[str, ...] | None = None
+    """Projections that are kept; by default AP and PA of CheXpert and NIH, and all of every other dataset. A row
+    whose projection is unknown stays."""
+    opening: str | None = None
+    """What every caption and class prompt begins with; by default the dataset's own, for your own table "this is a
+    chest x ray of a patient with"."""
     uncertain: Literal["zeros", "ones", "mixed", "ignore"] = "zeros"
     """What a label of -1 counts as: absent; present; present for atelectasis, edema and pleural effusion and
     absent for cardiomegaly and consolidation; or not mentioned."""

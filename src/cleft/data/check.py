@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from cleft.config import DataConfig
-from cleft.data.captions import add_captions
-from cleft.data.chexpert import scan_chexpert
-from cleft.data.labels import apply_uncertain
-from cleft.data.manifest import scan_manifest
-from cleft.data.scan import Scan
+from cleft.data.datasets import DATASETS, finish_reading
 from cleft.data.splits import split_records
 from cleft.errors import DataError
 from cleft.types import Reading, Record
-
-SCANNERS: dict[str, Callable[[DataConfig], Scan]] = {"chexpert": scan_chexpert, "manifest": scan_manifest}
 
 
 class Check(NamedTuple):
@@ -41,7 +34,7 @@ def check_dataset(config: DataConfig) -> Check:
         ConfigError: If `data.root` is not set or `data.table` leads out of it.
     """
     try:
-        scan = SCANNERS[config.dataset](config)
+        scan = DATASETS[config.dataset].scan(config)
     except DataError as error:
         return Check([f"fault: {error}"], 1)
     faults = [f"fault: {fault.sentence(scan.path)}" for fault in scan.faults]
@@ -87,8 +80,7 @@ def _findings(reading: Reading) -> Iterable[str]:
 
 
 def _splits(reading: Reading, config: DataConfig) -> list[str]:
-    decided = replace(reading, records=apply_uncertain(reading.records, config.uncertain))
-    captioned = add_captions(decided, config)
+    captioned = finish_reading(reading, config)
     splits = split_records(captioned, config)
     sizes = ", ".join(f"{name} {_images(part)}" for name, part in zip(splits._fields, splits[:3], strict=False))
     distinct = len({record.caption for record in captioned.records})

@@ -46,6 +46,9 @@ FINDINGS = (
 )
 """In the order of the table."""
 
+VIEWS = ("AP", "PA")
+"""Projections that are kept unless `data.views` says otherwise: 17 frontal images are LL or RL."""
+
 CAPTION_ORDER = (*FINDINGS[1:], FINDINGS[0])
 """In the order in which the authors' captions name them: `No Finding` comes last."""
 
@@ -65,7 +68,7 @@ def read_chexpert(config: DataConfig, *, check_files: bool = True) -> Reading:
 
     Args:
         config: `root` is the folder that holds the table, or the folder above it; `table` its name, by default
-            `train.csv`; `views` are the projections to keep.
+            `train.csv`; `views` are the projections to keep, by default AP and PA.
         check_files: Whether to look for every image on disk. False reads a table without its images.
 
     Returns:
@@ -115,6 +118,7 @@ def scan_chexpert(config: DataConfig, *, check_files: bool = True) -> Scan:
         rows,
         paths.usable,
         config,
+        views=config.views or VIEWS,
         are_present=(lambda kept: are_files([rows.images[row] for row in kept.tolist()])) if check_files else None,
         notes=[*_census(path.name, rows, paths), *oddities(odd_sexes, odd_ages)],
         faults=[*faults, *lacking, *wrong_codes, *wrong_paths],

@@ -44,7 +44,7 @@ def read_manifest(config: DataConfig) -> Reading:
 
     Args:
         config: `root` is the folder that holds the table and, at any depth, the images; `table` the table's
-            name, by default `manifest.csv`; `views` are the projections to keep where the table names them.
+            name, by default `manifest.csv`; `views` are the projections to keep, by default all.
 
     Returns:
         One record per image in the table's order, with -1 still in its labels. Its id is the image's path
@@ -98,6 +98,7 @@ def scan_manifest(config: DataConfig) -> Scan:
         rows,
         usable[~outside[usable]],
         config,
+        views=config.views,
         are_present=lambda kept: present[kept],
         notes=[*_notes(table, named), *oddities(odd_sexes, odd_ages)],
         faults=[

@@ -38,6 +38,10 @@ class Rows:
     captions: list[str | None]
     lines: NDArray[np.int64]
     """Line of each row in its table, `[N]`."""
+    lateralities: list[str | None] | None = None
+    scanners: list[str | None] | None = None
+    splits: list[str | None] | None = None
+    """Where a table has no such column, None in place of the list."""
 
 
 def merge_duplicates(rows: Rows, kept: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[str], list[Fault]]:
@@ -68,9 +72,9 @@ def merge_duplicates(rows: Rows, kept: NDArray[np.int64]) -> tuple[NDArray[np.in
 
 
 def keep_views(
-    rows: Rows, kept: NDArray[np.int64], views: Sequence[str]
+    rows: Rows, kept: NDArray[np.int64], views: Sequence[str] | None
 ) -> tuple[NDArray[np.int64], dict[str, list[str]]]:
-    """Leaves out projections that are not wanted.
+    """Leaves out projections that are not wanted; None wants all.
 
     A row whose projection is unknown stays. `frontal` is what a file name says where the table does not: it stays
     if any frontal projection is wanted.
@@ -78,6 +82,8 @@ def keep_views(
     Returns:
         The rows that stay, and the ids of those left out under `view-<projection>`.
     """
+    if views is None:
+        return kept, {}
     wanted = {view.casefold() for view in views}
     if wanted & {"ap", "pa"}:
         wanted.add("frontal")
@@ -141,22 +147,28 @@ def to_records(rows: Rows, kept: NDArray[np.int64]) -> list[Record]:
                 study=rows.studies[row],
                 view=rows.views[row],
                 sex=rows.sexes[row],
+                laterality=rows.lateralities[row] if rows.lateralities else None,
                 age=rows.ages[row],
+                scanner=rows.scanners[row] if rows.scanners else None,
+                split=rows.splits[row] if rows.splits else None,
                 caption=rows.captions[row],
             )
         )
     return records
 
 
-def view_note(rejected: dict[str, list[str]], views: Sequence[str]) -> list[str]:
+def view_note(rejected: dict[str, list[str]], views: Sequence[str] | None) -> list[str]:
     """Says how many images of which projection were left out."""
     counts = Counter({reason.removeprefix("view-"): len(ids) for reason, ids in rejected.items()})
-    if not counts:
+    if not counts or views is None:
         return []
     parts = ", ".join(f"{count:,} {view}" for view, count in counts.most_common())
     return [f"left out by projection: {parts} (data.views keeps {', '.join(views)})"]
 
 
 def _content(rows: Rows, row: int) -> tuple[object, ...]:
-    columns = (rows.patients, rows.studies, rows.views, rows.sexes, rows.ages, rows.captions)
-    return (*(column[row] for column in columns), *rows.codes[row].tolist())
+    columns = (
+        *(rows.patients, rows.studies, rows.views, rows.sexes, rows.ages, rows.captions),
+        *(rows.lateralities, rows.scanners, rows.splits),
+    )
+    return (*(column[row] for column in columns if column), *rows.codes[row].tolist())

@@ -70,6 +70,7 @@ def make_scan(
     usable: NDArray[np.int64],
     config: DataConfig,
     *,
+    views: Sequence[str] | None,
     are_present: Callable[[NDArray[np.int64]], NDArray[np.bool_]] | None,
     notes: Sequence[str],
     faults: Sequence[Fault],
@@ -81,13 +82,14 @@ def make_scan(
         table: Where the rows come from.
         rows: The typed rows, `[N]`.
         usable: Those without a fault of their own.
-        config: Which views to keep and how much may be missing.
+        config: How much may be missing.
+        views: Projections to keep; None keeps all.
         are_present: Whether the files of given rows exist; None where nobody looks.
         notes: What the reader has to say.
         faults: What is already known to be wrong.
     """
     kept, merged, clashes = merge_duplicates(rows, usable)
-    kept, by_view = keep_views(rows, kept, config.views)
+    kept, by_view = keep_views(rows, kept, views)
     rejected: dict[str, Sequence[str]] = {**by_view}
     if merged:
         rejected["duplicate"] = merged
@@ -98,14 +100,14 @@ def make_scan(
             rejected["missing"] = missing
     all_faults = [*faults, *clashes, *gone]
     if not len(kept) and not all_faults:
-        all_faults.append(_nothing_left(rejected, config))
+        all_faults.append(_nothing_left(rejected, views))
     reading = Reading(
         dataset=dataset,
         records=to_records(rows, kept),
         findings=rows.findings,
         rejected=rejected,
         sources={table.path.name: table.sha256},
-        notes=(*notes, *view_note(by_view, config.views)),
+        notes=(*notes, *view_note(by_view, views)),
     )
     return Scan(table.path, reading, all_faults)
 
@@ -116,7 +118,9 @@ def oddities(sexes: int, ages: int) -> list[str]:
     return notes + ([f"{ages:,} rows with an age outside 0 to 120 count as unknown"] if ages else [])
 
 
-def _nothing_left(rejected: dict[str, Sequence[str]], config: DataConfig) -> Fault:
+def _nothing_left(rejected: dict[str, Sequence[str]], views: Sequence[str] | None) -> Fault:
     counts = ", ".join(f"{reason} ({len(rows):,})" for reason, rows in rejected.items())
-    remedy = f"data.views keeps {', '.join(config.views)}; set it to projections the table has"
+    if views is None:
+        return Fault("empty", f"no row is left ({counts or 'the table has none'})", "look at the rows left out")
+    remedy = f"data.views keeps {', '.join(views)}; set it to projections the table has"
     return Fault("empty", f"no row is left after leaving out {counts}", remedy)

@@ -10,12 +10,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from cleft.config import DataConfig, Settings
-from cleft.data import READERS, read_dataset
+from cleft.data import DATASETS, opening_of, read_dataset
 from cleft.data.phantoms import MARK
 from cleft.data.prepared import PreparedImages, cache_folder, prepare_images
+from cleft.data.prompts import resolve_classes
 from cleft.data.splits import ids_digest, split_records
 from cleft.errors import ConfigError, DataError
 from cleft.learning.run import seen_patients
@@ -32,6 +33,8 @@ class Selection(NamedTuple):
     records: list[Record]
     """Readable ones alone, in the order of the table."""
     findings: tuple[str, ...]
+    opening: str
+    """What a class prompt begins with."""
     prepared: PreparedImages
     recipe: str
     split_digest: str
@@ -52,12 +55,19 @@ def data_config(settings: Settings, data: str | None) -> DataConfig:
     if data is None:
         return settings.data
     dataset, _, folder = data.partition(":")
-    if dataset not in READERS or not folder:
-        known = " or ".join(f"{name}:<folder>" for name in READERS)
+    if dataset not in DATASETS or not folder:
+        known = " or ".join(f"{name}:<folder>" for name in DATASETS)
         raise ConfigError(f"data={data!r} is not a dataset and its folder; write {known}")
-    split = settings.data.split if dataset == settings.data.dataset else "patients"
-    kind = cast("Literal['chexpert', 'manifest']", dataset)
-    return replace(settings.data, dataset=kind, root=Path(folder), table=None, split=split)
+    same = dataset == settings.data.dataset
+    return replace(
+        settings.data,
+        dataset=cast("Any", dataset),
+        root=Path(folder),
+        table=None,
+        split=settings.data.split if same else "patients",
+        views=settings.data.views if same else None,
+        opening=settings.data.opening if same else None,
+    )
 
 
 def select_images(
@@ -84,7 +94,7 @@ def select_images(
         records, recipe, digest = {"train": splits.train, "val": splits.val, "test": splits.test}[part], *splits[3:5]
     if not records:
         raise DataError(f"the split {part!r} of the recipe {recipe!r} holds no image", reason="no-image")
-    notes = _overlap(run, reading.dataset, records, allowed=allow_overlap)
+    notes = _overlap(run, reading.people or reading.dataset, records, allowed=allow_overlap)
     prepared = prepare_images(records, settings.images, cache_folder(config), max_bad=config.max_bad, progress=progress)
     usable = prepared.usable(records)
     if len(usable) < len(records):
@@ -95,6 +105,7 @@ def select_images(
         dataset=reading.dataset,
         records=usable,
         findings=reading.findings,
+        opening=opening_of(config),
         prepared=prepared,
         recipe=recipe,
         split_digest=digest,
@@ -103,7 +114,26 @@ def select_images(
     )
 
 
-def _overlap(run: Path, dataset: str, records: Sequence[Record], *, allowed: bool) -> list[str]:
+def choose_classes(
+    classes: Sequence[str] | None, settings: Settings, dataset: str, findings: Sequence[str]
+) -> tuple[str, ...]:
+    """Returns what is told apart: what was asked for, else the run's own classes, else those usual for the dataset.
+
+    Raises:
+        ConfigError: If a class is not a finding of the table.
+    """
+    if classes is not None:
+        return resolve_classes(classes, findings)
+    try:
+        return resolve_classes(settings.classes, findings)
+    except ConfigError:
+        usual = DATASETS[dataset].classes
+        if usual is None:
+            raise
+    return resolve_classes(usual, findings)
+
+
+def _overlap(run: Path, people: str, records: Sequence[Record], *, allowed: bool) -> list[str]:
     """Notes about patients the run was trained on, where they are allowed.
 
     Raises:
@@ -111,7 +141,7 @@ def _overlap(run: Path, dataset: str, records: Sequence[Record], *, allowed: boo
     """
     patients = {record.patient for record in records}
     try:
-        seen = seen_patients(run, dataset, patients)
+        seen = seen_patients(run, people, patients)
     except DataError as error:
         if error.reason != "unknown-training":
             raise

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cleft.config import Settings, load_settings
 from cleft.data.batches import eval_loader
-from cleft.data.captions import absent_name, absent_prompt, class_prompt, clean_text, resolve_classes
+from cleft.data.prompts import absent_name, absent_prompt, class_phrase, class_prompt
 from cleft.data.splits import ids_digest
 from cleft.errors import CheckpointError, ConfigError
 from cleft.evaluation.encode import encode_images
@@ -26,7 +26,7 @@ from cleft.evaluation.examples import pick_examples
 from cleft.evaluation.questions import Answers, Blank, answer_multi_class, answer_present_absent, class_logits
 from cleft.evaluation.results import write_evaluation
 from cleft.evaluation.scoring import USUAL_DRAWS, Draws
-from cleft.evaluation.selection import Part, data_config, select_images
+from cleft.evaluation.selection import Part, choose_classes, data_config, select_images
 from cleft.towers.checkpoint import load_model, weights_digest
 from cleft.towers.dual import DualEncoder
 from cleft.types import Embeddings, Evaluation
@@ -80,7 +80,8 @@ def evaluate_zero_shot(
     images = select_images(
         run, data_config(settings, data), settings, split, allow_overlap=allow_overlap, progress=progress
     )
-    asked = resolve_classes(settings.classes if classes is None else _names(classes), images.findings)
+    named = None if classes is None else _names(classes)
+    asked = choose_classes(named, settings, images.dataset, images.findings)
     model = load_model(run).to(_device(settings)).eval()
     _check_images(run, model, settings)
     weights = weights_digest(run)
@@ -94,7 +95,7 @@ def evaluate_zero_shot(
         key={"weights": weights, "pixels": images.prepared.digest, "size": str(settings.images.size)},
         progress=progress,
     )
-    answers, sentences = _ask(model, embeddings, asked, scoring, wording, blank, draws)
+    answers, sentences = _ask(model, embeddings, asked, images.opening, scoring, wording, blank, draws)
     scored = [images.records[row] for row in answers.rows]
     evaluation = Evaluation(
         task="zero-shot",
@@ -165,19 +166,20 @@ def _ask(
     model: DualEncoder,
     embeddings: Embeddings,
     classes: Sequence[str],
+    opening: str,
     scoring: Scoring,
     wording: Literal["context", "handwritten"],
     blank: Blank,
     draws: Draws,
 ) -> tuple[Answers, list[str]]:
     """The answers, and the sentences that were compared."""
-    names = [clean_text(name) for name in classes]
+    names = [class_phrase(name) for name in classes]
     denied = [absent_name(name) for name in classes]
     if scoring == "multi-class":
-        sentences, embeds = _encode_classes(model, names, [class_prompt(name) for name in classes], wording)
+        sentences, embeds = _encode_classes(model, names, [class_prompt(name, opening) for name in classes], wording)
         logits = class_logits(embeddings.image_embeds, embeds, model.logit_scale)
         return answer_multi_class(logits, embeddings, classes, draws), sentences
-    written = [*(class_prompt(name) for name in classes), *(absent_prompt(name) for name in classes)]
+    written = [class_prompt(name, opening) for name in classes] + [absent_prompt(name, opening) for name in classes]
     sentences, embeds = _encode_classes(model, [*names, *denied], written, wording)
     logits = class_logits(embeddings.image_embeds, embeds, model.logit_scale)
     present, absent = logits[:, : len(classes)], logits[:, len(classes) :]

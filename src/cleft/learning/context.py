@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cleft.config import ContextConfig, Settings, load_settings
+from cleft.data import opening_of
 from cleft.data.batches import StepSampler
-from cleft.data.captions import OPENING, clean_text, resolve_classes
+from cleft.data.prompts import class_phrase, resolve_classes
 from cleft.errors import CheckpointError, ConfigError
 from cleft.learning.engine import Plan, train
 from cleft.learning.files import read_json
@@ -144,7 +145,7 @@ def _train(source: Path, settings: Settings, material: Material, run: Run, stop:
         raise ConfigError(
             f"{source} wants images of {model.image_spec}; set images.size, images.mean and images.std so"
         )
-    model.set_context(build_context(model.text_tower, OPENING, config, settings.seed))
+    model.set_context(build_context(model.text_tower, opening_of(settings.data), config, settings.seed))
     model.to("cuda" if settings.train.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
 
     def encode(targets: Targets) -> Encoded:
@@ -159,7 +160,7 @@ def _train(source: Path, settings: Settings, material: Material, run: Run, stop:
     model.requires_grad_(False)
     assert model.context is not None
     model.context.requires_grad_(True)
-    learner = ContextLearning(model, [clean_text(name) for name in classes], config, val_set)
+    learner = ContextLearning(model, [class_phrase(name) for name in classes], config, val_set)
     place = {row: position for position, row in enumerate(drawn)}
 
     def batches(first_step: int, rank: int, world_size: int) -> Iterator[Encoded]:

@@ -21,7 +21,8 @@ log = logging.getLogger(__name__)
 class Material:
     """Records to learn from and to choose by; none of the test split has been looked at."""
 
-    dataset: str
+    people: str
+    """Whose patients these are."""
     train: list[Record]
     val: list[Record]
     findings: tuple[str, ...]
@@ -34,7 +35,7 @@ class Material:
         """What `split.json` of a run holds."""
         records = [*self.train, *self.val]
         return split_facts(
-            dataset=self.dataset,
+            people=self.people,
             recipe=self.recipe,
             digest=self.digest,
             counts={"train": len(self.train), "val": len(self.val)},
@@ -73,7 +74,7 @@ def read_material(settings: Settings, *, progress: bool = True) -> Material:
         told = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
         log.warning("%d images cannot be read and are left out (%s)", len(prepared.rejected), told)
     return Material(
-        dataset=reading.dataset,
+        people=reading.people or reading.dataset,
         train=prepared.usable(splits.train),
         val=prepared.usable(splits.val),
         findings=reading.findings,

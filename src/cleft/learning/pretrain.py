@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cleft.config import Settings
 from cleft.data.batches import eval_loader, train_loader
-from cleft.data.captions import resolve_classes
+from cleft.data.prompts import resolve_classes
 from cleft.errors import ConfigError
 from cleft.learning.engine import Plan, train
 from cleft.learning.gather import gather

@@ -124,12 +124,12 @@ def open_run(folder: Path, settings: Settings, stage: Stage) -> Generator[Run]:
 
 
 def split_facts(
-    *, dataset: str, recipe: str, digest: str, counts: Mapping[str, int], patients: Iterable[str], **more: str
+    *, people: str, recipe: str, digest: str, counts: Mapping[str, int], patients: Iterable[str], **more: str
 ) -> dict[str, Any]:
     """What `split.json` holds.
 
     Args:
-        dataset: Name of the reader.
+        people: Whose patients these are: a dataset's name, or that of the people several datasets show.
         recipe: Name of the rule that made the splits.
         digest: Of the splits.
         counts: Images of each split.
@@ -138,9 +138,9 @@ def split_facts(
         more: Whatever else must not change while the run goes on. `before` is the `split.json` of the run whose
             weights this one starts from, or None where that does not say what it was trained on.
     """
-    keys = sorted({_patient_key(digest, dataset, patient) for patient in patients})
+    keys = sorted({_patient_key(digest, people, patient) for patient in patients})
     return {
-        "dataset": dataset,
+        "people": people,
         "recipe": recipe,
         "digest": digest,
         "counts": dict(counts),
@@ -149,12 +149,12 @@ def split_facts(
     }
 
 
-def seen_patients(folder: Path, dataset: str, patients: Iterable[str]) -> set[str]:
+def seen_patients(folder: Path, people: str, patients: Iterable[str]) -> set[str]:
     """Returns those of `patients` whose images a run trained on or chose its weights by.
 
     Args:
         folder: Run folder.
-        dataset: Name of the reader `patients` come from; ids of different datasets never meet.
+        people: Whose patients these are; ids of different people never meet.
         patients: Who may be scored.
 
     Raises:
@@ -166,7 +166,7 @@ def seen_patients(folder: Path, dataset: str, patients: Iterable[str]) -> set[st
         if not (isinstance(facts, dict) and isinstance(facts.get("patients"), list) and "digest" in facts):
             raise DataError(f"{folder / 'split.json'} is not as it was written; copy the run again", reason="json")
         known = set(facts["patients"])
-        seen |= {patient for patient in asked if _patient_key(facts["digest"], dataset, patient) in known}
+        seen |= {patient for patient in asked if _patient_key(facts["digest"], people, patient) in known}
         if "before" not in facts:
             return seen
         facts = facts["before"]
@@ -250,8 +250,8 @@ def _locked(path: Path) -> Generator[None]:
             file.truncate(0)
 
 
-def _patient_key(salt: str, dataset: str, patient: str) -> str:
-    return hashlib.sha256(f"{salt}|{dataset}|{patient}".encode()).hexdigest()[:16]
+def _patient_key(salt: str, people: str, patient: str) -> str:
+    return hashlib.sha256(f"{salt}|{people}|{patient}".encode()).hexdigest()[:16]
 
 
 def _short(value: Any) -> str:

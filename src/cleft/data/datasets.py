@@ -1,0 +1,63 @@
+"""The datasets that can be read: one entry each, and everything the other rooms need to know about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from cleft.config import DataConfig
+from cleft.data.captions import OPENING, add_captions
+from cleft.data.chexpert import scan_chexpert
+from cleft.data.faults import refuse
+from cleft.data.labels import apply_uncertain
+from cleft.data.manifest import scan_manifest
+from cleft.data.scan import Scan
+from cleft.types import Reading
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """How a dataset is read, and what holds for it unless a setting says otherwise."""
+
+    scan: Callable[[DataConfig], Scan]
+    """Reads what can be read and collects what is wrong with the rest."""
+    opening: str = OPENING
+    """What its captions and class prompts begin with."""
+    classes: tuple[str, ...] | None = None
+    """Classes it is asked about when a run's own are none of its findings: names of sets or findings."""
+    terms: str | None = None
+    """What its owner allows, in a sentence, where that reaches beyond the images: to weights trained on them."""
+
+
+DATASETS: dict[str, Dataset] = {
+    "chexpert": Dataset(scan=scan_chexpert, classes=("chexpert-5",)),
+    "manifest": Dataset(scan=scan_manifest),
+}
+"""By the value of `data.dataset`."""
+
+
+def read_dataset(config: DataConfig) -> Reading:
+    """Reads a dataset, decides what its uncertain labels count as, and gives every image its caption.
+
+    Raises:
+        ConfigError: If `data.root` is not set.
+        DataError: If the table or its images are not what the reader expects.
+    """
+    scan = DATASETS[config.dataset].scan(config)
+    refuse(scan.path, scan.faults)
+    return finish_reading(scan.reading, config)
+
+
+def finish_reading(reading: Reading, config: DataConfig) -> Reading:
+    """What every dataset goes through after its reader: uncertain labels decided, captions written.
+
+    Raises:
+        DataError: If no record is left.
+    """
+    decided = replace(reading, records=apply_uncertain(reading.records, config.uncertain))
+    return add_captions(decided, config, opening_of(config))
+
+
+def opening_of(config: DataConfig) -> str:
+    """Returns what captions and class prompts begin with: `data.opening`, or the dataset's own."""
+    return config.opening or DATASETS[config.dataset].opening

@@ -1,0 +1,98 @@
+"""From the name of a class to the sentence that stands for it, and from names to the classes that are told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from cleft.data.captions import OPENING, clean_text
+from cleft.data.chexpert import CAPTION_ORDER
+from cleft.data.faults import nearest
+from cleft.errors import ConfigError
+
+CLASS_SETS: dict[str, tuple[str, ...]] = {
+    "chexpert-5": ("Atelectasis", "Edema", "Cardiomegaly", "Pleural Effusion", "Consolidation"),
+    "chexpert-14": CAPTION_ORDER,
+    "pneumonia-2": ("No Finding", "Pneumonia"),
+}
+"""Classes by the name of their set, in the order of the authors' code."""
+
+PHRASES: dict[str, str] = {}
+"""What stands behind the opening for a class whose cleaned name does not say it."""
+
+
+def class_phrase(name: str) -> str:
+    """Returns what stands for a class behind the opening, or behind a learned context.
+
+    Example:
+        >>> class_phrase("Pleural Effusion")
+        'pleural effusion'
+    """
+    return PHRASES.get(name) or clean_text(name)
+
+
+def class_prompt(name: str, opening: str = OPENING) -> str:
+    """Returns the sentence for a class that is present.
+
+    Example:
+        >>> class_prompt("Pleural Effusion")
+        'this is a chest x ray of a patient with pleural effusion'
+    """
+    return f"{opening} {class_phrase(name)}"
+
+
+def absent_prompt(name: str, opening: str = OPENING) -> str:
+    """Returns the sentence for a class that is absent, to be compared with `class_prompt`.
+
+    Example:
+        >>> absent_prompt("Pneumonia")
+        'this is a chest x ray of a patient with no pneumonia'
+    """
+    return f"{opening} {absent_name(name)}"
+
+
+def absent_name(name: str) -> str:
+    """Returns what stands for an absent class behind the opening or a learned context.
+
+    Example:
+        >>> absent_name("Pleural Effusion"), absent_name("No Finding")
+        ('no pleural effusion', 'finding')
+    """
+    phrase = class_phrase(name)
+    return phrase.removeprefix("no ") if phrase.startswith("no ") else f"no {phrase}"
+
+
+def resolve_classes(names: Sequence[str], findings: Iterable[str]) -> tuple[str, ...]:
+    """Turns names of sets and of findings into the classes that are told apart.
+
+    Args:
+        names: Keys of `CLASS_SETS` or findings, in any mixture; case does not matter.
+        findings: Findings the table has.
+
+    Returns:
+        Findings as the table spells them, in the order given.
+
+    Raises:
+        ConfigError: If a name is neither, a set names a finding the table lacks, or a class stands twice.
+
+    Example:
+        >>> resolve_classes(["pneumonia-2", "edema"], ["Edema", "Pneumonia", "No Finding"])
+        ('No Finding', 'Pneumonia', 'Edema')
+    """
+    spelled = {finding.casefold(): finding for finding in findings}
+    classes: list[str] = []
+    for name in names:
+        members = CLASS_SETS.get(name.casefold(), (name,))
+        for member in members:
+            if member.casefold() not in spelled:
+                origin = f"{member!r} of the set {name!r}" if len(members) > 1 else repr(name)
+                close = nearest(member, [*spelled.values(), *CLASS_SETS] if len(members) == 1 else spelled.values())
+                raise ConfigError(
+                    f"classes names {origin}, which the table has no column for{close}; "
+                    f"it has {', '.join(spelled.values()) or 'no finding at all'}; sets are {', '.join(CLASS_SETS)}; "
+                    f"name others with --classes"
+                )
+            classes.append(spelled[member.casefold()])
+    repeated = sorted({name for name in classes if classes.count(name) > 1})
+    if repeated or not classes:
+        raise ConfigError(f"classes={list(names)} names {repeated or 'nothing'}{' twice' if repeated else ''}")
+    return tuple(classes)

@@ -1,0 +1,60 @@
+import pytest
+
+from cleft.data.captions import OPENING, write_caption
+from cleft.data.chexpert import CAPTION_ORDER, FINDINGS
+from cleft.data.prompts import CLASS_SETS, absent_name, absent_prompt, class_prompt, resolve_classes
+from cleft.errors import ConfigError
+
+
+def test_prompts_of_present_and_absent_classes_differ_by_one_word():
+    assert class_prompt("Pneumonia") == f"{OPENING} pneumonia"
+    assert absent_prompt("Pneumonia") == f"{OPENING} no pneumonia"
+    assert absent_name("No Finding") == "finding"
+
+
+def test_a_class_prompt_is_the_caption_of_that_finding_alone():
+    assert all(class_prompt(name) == write_caption({name: 1.0}) for name in FINDINGS)
+
+
+def test_sets_keep_the_authors_order():
+    assert resolve_classes(["chexpert-5"], FINDINGS) == (
+        "Atelectasis",
+        "Edema",
+        "Cardiomegaly",
+        "Pleural Effusion",
+        "Consolidation",
+    )
+    assert resolve_classes(["chexpert-14"], FINDINGS) == CAPTION_ORDER
+    assert CLASS_SETS["pneumonia-2"] == ("No Finding", "Pneumonia")
+
+
+def test_classes_are_spelled_as_in_the_table():
+    assert resolve_classes(["EDEMA", "Pleural effusion"], ["edema", "pleural Effusion"]) == (
+        "edema",
+        "pleural Effusion",
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["Edma"], r"names 'Edma', which the table has no column for, nearest to 'Edma' is 'Edema'"),
+        (["chexpert5"], r"nearest to 'chexpert5' is 'chexpert-5'"),
+        (["pneumonia-2"], r"names 'No Finding' of the set 'pneumonia-2', which the table has no column for"),
+        (["Edema", "edema"], r"names \['Edema'\] twice"),
+        ([], r"names nothing"),
+    ],
+)
+def test_classes_that_do_not_exist_are_refused(names, message):
+    with pytest.raises(ConfigError, match=message):
+        resolve_classes(names, ["Edema", "Pneumonia"])
+
+
+def test_every_finding_can_be_named_alone():
+    findings = CLASS_SETS["chexpert-14"]
+    assert all(resolve_classes([finding], findings) == (finding,) for finding in findings)
+
+
+def test_a_prompt_begins_as_the_captions_of_its_dataset_do():
+    assert class_prompt("Edema", "this film shows") == "this film shows edema"
+    assert absent_prompt("Edema", "this film shows") == "this film shows no edema"
