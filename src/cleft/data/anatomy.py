@@ -12,13 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Map = NDArray[np.floating[Any]]
+from cleft.data.drawing import Map, Sheet, curve, soft
 
 RIGHT, LEFT = -1.0, 1.0
 """The patient's sides; the right one is drawn on the image's left."""
@@ -50,8 +49,8 @@ class Shot:
     """Shifts the diaphragm: positive is deeper inspiration."""
 
 
-class Canvas:
-    """A drawing in progress, with what findings need to find their place.
+class Canvas(Sheet):
+    """A chest in progress, with what findings need to find their place.
 
     Args:
         size: Height and width in pixels.
@@ -62,16 +61,11 @@ class Canvas:
 
     def __init__(self, size: tuple[int, int], body: Body, shot: Shot, rng: np.random.Generator) -> None:
         height, width = size
-        self.size = size
+        super().__init__(size, rng, origin=((width - 1) / 2, 0), step=(height / 2, height - 1))
         self.body = body
         self.shot = shot
-        self.rng = rng
-        rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
-        self.x: Map = (columns - (width - 1) / 2) / (height / 2)
-        self.y: Map = rows / (height - 1)
         self.floor = {side: 0.80 + shot.breath + (0.03 if side == LEFT else 0.0) for side in (RIGHT, LEFT)}
         self.lungs = {side: self.lung(side) for side in (RIGHT, LEFT)}
-        self.image: Map = np.zeros(size, np.float32)
 
     def lung(self, side: float) -> Map:
         """Soft mask of one lung: a tall dome over a curved floor."""
@@ -85,46 +79,6 @@ class Canvas:
     def across(self, side: float) -> Map:
         """How far out in a lung: 0 at the middle line, 1 at the chest wall."""
         return np.clip(self.x * side / (0.82 * self.body.width), 0, 1.2)
-
-    def blob(self, x: float, y: float, rx: float, ry: float, edge: float = 0.3) -> Map:
-        """Soft ellipse; `edge` is the share of the radius over which it fades."""
-        distance = np.sqrt(((self.x - x) / rx) ** 2 + ((self.y - y) / ry) ** 2)
-        return soft(1 - distance, edge / 4)
-
-    def clouds(self, scale: float) -> Map:
-        """Smooth random texture with mean 0 and deviation 1; `scale` is its grain as a share of the height."""
-        step = max(2, int(scale * self.size[0]))
-        coarse = self.rng.standard_normal((self.size[0] // step + 3, self.size[1] // step + 3)).astype(np.float32)
-        fine: Map = cv2.resize(coarse, (self.size[1], self.size[0]), interpolation=cv2.INTER_CUBIC).astype(np.float32)
-        return (fine - fine.mean()) / (fine.std() + 1e-6)
-
-    def brighten(self, where: Map, amount: float) -> None:
-        """Adds density, less where there is much already, as films do."""
-        self.image += amount * where * (1 - self.image)
-
-    def darken(self, where: Map, amount: float) -> None:
-        """Takes density away."""
-        self.image -= amount * where * self.image
-
-    def stroke(
-        self, points: NDArray[np.float64], thickness: float, amount: float, *, within: Map | None = None
-    ) -> None:
-        """Draws a bright line through points (x, y); a negative amount draws it dark. Thickness as share of height."""
-        height, width = self.size
-        pixels = np.stack([points[:, 0] * height / 2 + (width - 1) / 2, points[:, 1] * (height - 1)], axis=1)
-        ink = np.zeros(self.size, np.uint8)
-        line = (pixels * 16).round().astype(np.int32)[:, None]
-        cv2.polylines(ink, [line], False, 255, max(1, round(thickness * height)), cv2.LINE_AA, shift=4)
-        where = ink.astype(np.float32) / 255 * (1.0 if within is None else within)
-        if amount > 0:
-            self.brighten(where, amount)
-        else:
-            self.darken(where, -amount)
-
-
-def soft(distance: Map, edge: float) -> Map:
-    """1 where a signed distance is well above zero, 0 well below, smooth between."""
-    return (1 / (1 + np.exp(-np.clip(distance / edge, -30, 30)))).astype(np.float32)
 
 
 def draw_frontal(
@@ -196,7 +150,7 @@ def _draw_thorax(canvas: Canvas, *, widened: float) -> None:
         canvas.brighten(canvas.blob(0.0, 0.06 + 0.068 * level, 0.065, 0.026, 0.5), 0.05)
     for side in (RIGHT, LEFT):  # collar bones
         bend = np.array([[0.06, 0.165], [0.25, 0.135], [0.50, 0.145 - 0.03 * rng.random()], [0.80, 0.085]])
-        canvas.stroke(_curve(bend * [side * body.width, 1]), 0.022, 0.22)
+        canvas.stroke(curve(bend * [side * body.width, 1]), 0.022, 0.22)
         if ap:  # shoulder blades lie over the lungs when the patient does not turn them out
             canvas.brighten(canvas.blob(side * 0.78 * body.width, 0.30, 0.10, 0.17, 0.4) * trunk, 0.16)
 
@@ -210,8 +164,8 @@ def _draw_ribs(canvas: Canvas) -> None:
             back = np.array([[0.08, y], [0.30, y - 0.028], [0.62 * out + 0.1, y + 0.012], [out, y + 0.085]])
             front = np.array([[out, y + 0.085], [0.72 * out, y + 0.155], [0.42 * out, y + 0.195]])
             wobble = 0.004 * rng.standard_normal()
-            canvas.stroke(_curve(back + np.array([0, wobble])) * [side, 1], 0.019, 0.13)
-            canvas.stroke(_curve(front + np.array([0, wobble])) * [side, 1], 0.015, 0.055)
+            canvas.stroke(curve(back + np.array([0, wobble])) * [side, 1], 0.019, 0.13)
+            canvas.stroke(curve(front + np.array([0, wobble])) * [side, 1], 0.015, 0.055)
 
 
 def _draw_vessels(canvas: Canvas, strength: float = 1.0) -> None:
@@ -238,22 +192,11 @@ def _branch(
     bend = angle + canvas.rng.normal(0, 0.25)
     middle = start + 0.5 * length * np.array([side * np.cos(angle) * 1.5, np.sin(angle)])
     end = middle + 0.5 * length * np.array([side * np.cos(bend) * 1.5, np.sin(bend)])
-    canvas.stroke(_curve(np.stack([start, middle, end])), thickness, 0.11 * strength, within=canvas.lungs[side])
+    canvas.stroke(curve(np.stack([start, middle, end])), thickness, 0.11 * strength, within=canvas.lungs[side])
     if thickness > 0.005:
         for fork in (-0.35, 0.4):
             turned = bend + fork + canvas.rng.normal(0, 0.12)
             _branch(canvas, end, turned, side, length=0.62 * length, thickness=0.62 * thickness, strength=strength)
-
-
-def _curve(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A smooth line through a few points: Catmull-Rom, ten steps a piece."""
-    padded = np.concatenate([points[:1], points, points[-1:]])
-    t = np.linspace(0, 1, 10)[:, None]
-    pieces = [
-        0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3)
-        for a, b, c, d in zip(padded, padded[1:], padded[2:], padded[3:], strict=False)
-    ]
-    return np.concatenate(pieces)
 
 
 def _side(canvas: Canvas) -> float:
@@ -284,7 +227,7 @@ def _consolidation(canvas: Canvas, severity: float) -> None:
         angle = rng.uniform(-1.1, -0.2) if upper else rng.uniform(0.2, 1.1)
         end = start + 0.28 * np.array([side * 1.5 * np.cos(angle), np.sin(angle)])
         canvas.stroke(
-            _curve(np.stack([start, (start + end) / 2 + rng.normal(0, 0.01, 2), end])), 0.008, -0.22, within=lobe
+            curve(np.stack([start, (start + end) / 2 + rng.normal(0, 0.01, 2), end])), 0.008, -0.22, within=lobe
         )
 
 
@@ -337,7 +280,7 @@ def _atelectasis(canvas: Canvas, severity: float) -> None:
         y = canvas.floor[side] - 0.05 - 0.038 * line + rng.normal(0, 0.006)
         start, end = 0.20 + 0.05 * rng.random(), 0.58 + 0.16 * rng.random()
         plate = np.array([[start, y + 0.012], [(start + end) / 2, y - 0.008], [end, y - 0.002]]) * [side, 1]
-        canvas.stroke(_curve(plate), 0.005 + 0.004 * severity, 0.34 + 0.12 * severity, within=canvas.lungs[side])
+        canvas.stroke(curve(plate), 0.005 + 0.004 * severity, 0.34 + 0.12 * severity, within=canvas.lungs[side])
     base = canvas.lungs[side] * soft(canvas.y - canvas.floor[side] + 0.13, 0.03)
     canvas.brighten(base, 0.12 + 0.12 * severity)
 
@@ -396,14 +339,14 @@ def _devices(canvas: Canvas, severity: float) -> None:
         x, y = 0.56 * canvas.body.width, 0.215
         canvas.brighten(canvas.blob(x, y, 0.115, 0.050, 0.12), 0.85)
         lead = np.array([[x - 0.08, y], [0.16, 0.20], [0.03, 0.33], [-0.02, 0.52], [0.14, 0.66]])
-        canvas.stroke(_curve(lead), 0.007, 0.80)
+        canvas.stroke(curve(lead), 0.007, 0.80)
         return
-    canvas.stroke(_curve(np.array([[0.02, 0.0], [0.0, 0.16], [0.005, 0.33]])), 0.012, 0.55)
-    canvas.stroke(_curve(np.array([[-0.42, 0.10], [-0.14, 0.18], [-0.07, 0.34], [-0.06, 0.46]])), 0.007, 0.62)
+    canvas.stroke(curve(np.array([[0.02, 0.0], [0.0, 0.16], [0.005, 0.33]])), 0.012, 0.55)
+    canvas.stroke(curve(np.array([[-0.42, 0.10], [-0.14, 0.18], [-0.07, 0.34], [-0.06, 0.46]])), 0.007, 0.62)
     for _ in range(2 + round(2 * severity)):
         x, y = rng.uniform(-0.75, 0.75), rng.uniform(0.22, 0.75)
         canvas.brighten(canvas.blob(x, y, 0.026, 0.013, 0.2), 0.75)
-        canvas.stroke(_curve(np.array([[x, y], [x * 1.1, y + 0.16], [x * 1.25, 1.0]])), 0.005, 0.45)
+        canvas.stroke(curve(np.array([[x, y], [x * 1.1, y + 0.16], [x * 1.25, 1.0]])), 0.005, 0.45)
 
 
 FINDINGS: Mapping[str, Callable[[Canvas, float], None]] = {

@@ -7,8 +7,6 @@ be seen (`anatomy.py`), and the same seed writes the same bytes.
 from __future__ import annotations
 
 import csv
-import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +16,14 @@ import numpy as np
 
 from cleft.data.anatomy import Body, Shot, draw_frontal, draw_lateral
 from cleft.data.chexpert import FINDINGS
+from cleft.data.drawn import MARK as MARK
+from cleft.data.drawn import drawn_once
 from cleft.data.progress import progress_bar
 from cleft.data.randomness import Stream, counted
 from cleft.errors import DataError, ResourceError
 
 VERSION = 1
 """Of the drawings: another version means other pixels for the same seed."""
-
-MARK = "PHANTOMS.json"
-"""File that says a folder holds phantoms and nothing else."""
 
 RELEASE = "CheXpert-v1.0-small"
 
@@ -67,29 +64,12 @@ def write_phantoms(folder: Path, *, patients: int, seed: int = 0, size: int = 32
     if patients < 1 or size < 32:
         raise DataError(f"{patients} patients of {size} pixels make no dataset; ask for 1 or more, of 32 or more")
     mark = {"version": VERSION, "seed": seed, "patients": patients, "size": size}
-    if (folder / MARK).is_file():
-        if json.loads((folder / MARK).read_text()) == mark:
-            return folder
-        raise DataError(f"{folder} holds other phantoms ({MARK} differs); choose another folder or remove it")
-    if folder.exists() and any(folder.iterdir()):
-        raise DataError(f"{folder} is not empty; choose another folder for the phantoms")
-    draft = folder.with_name(f".{folder.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    try:
-        _draw_all(draft / RELEASE, patients, seed, size, progress=progress)
-        (draft / MARK).write_text(json.dumps(mark) + "\n")
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)  # a full disk gets its room back
-        raise
-    if folder.exists():
-        folder.rmdir()
-    draft.rename(folder)
-    return folder
+    return drawn_once(folder, mark, lambda draft: _draw_all(draft / RELEASE, patients, seed, size, progress=progress))
 
 
 def _draw_all(release: Path, patients: int, seed: int, size: int, *, progress: bool) -> None:
     """Draws every patient, then writes their table."""
-    release.mkdir(parents=True)
+    release.mkdir()
     rows: list[list[str]] = []
     with progress_bar("drawing phantoms", patients, enabled=progress) as advance:
         for patient in range(1, patients + 1):

@@ -1,0 +1,88 @@
+"""A sheet to draw radiographs on: soft shapes, clouds and strokes in a map of brightness.
+
+Shapes: `H`, `W` height and width in pixels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Map = NDArray[np.floating[Any]]
+
+
+class Sheet:
+    """A drawing in progress: brightness `[H, W]`, about 0 to 1, with coordinates x to the right and y down.
+
+    Args:
+        size: Height and width in pixels.
+        rng: Gives every accident of the drawing.
+        origin: Where x = 0 and y = 0 lie, in pixels.
+        step: How many pixels one unit of x and one of y are.
+    """
+
+    def __init__(
+        self, size: tuple[int, int], rng: np.random.Generator, *, origin: tuple[float, float], step: tuple[float, float]
+    ) -> None:
+        height, width = size
+        self.size = size
+        self.rng = rng
+        self.origin = origin
+        self.step = step
+        rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
+        self.x: Map = (columns - origin[0]) / step[0]
+        self.y: Map = (rows - origin[1]) / step[1]
+        self.image: Map = np.zeros(size, np.float32)
+
+    def blob(self, x: float, y: float, rx: float, ry: float, edge: float = 0.3) -> Map:
+        """Soft ellipse; `edge` is the share of the radius over which it fades."""
+        distance = np.sqrt(((self.x - x) / rx) ** 2 + ((self.y - y) / ry) ** 2)
+        return soft(1 - distance, edge / 4)
+
+    def clouds(self, scale: float) -> Map:
+        """Smooth random texture with mean 0 and deviation 1; `scale` is its grain as a share of the height."""
+        step = max(2, int(scale * self.size[0]))
+        coarse = self.rng.standard_normal((self.size[0] // step + 3, self.size[1] // step + 3)).astype(np.float32)
+        fine: Map = cv2.resize(coarse, (self.size[1], self.size[0]), interpolation=cv2.INTER_CUBIC).astype(np.float32)
+        return (fine - fine.mean()) / (fine.std() + 1e-6)
+
+    def brighten(self, where: Map, amount: float) -> None:
+        """Adds density, less where there is much already, as films do."""
+        self.image += amount * where * (1 - self.image)
+
+    def darken(self, where: Map, amount: float) -> None:
+        """Takes density away."""
+        self.image -= amount * where * self.image
+
+    def stroke(
+        self, points: NDArray[np.float64], thickness: float, amount: float, *, within: Map | None = None
+    ) -> None:
+        """Draws a bright line through points (x, y); a negative amount draws it dark. Thickness as share of height."""
+        pixels = points * self.step + self.origin
+        ink = np.zeros(self.size, np.uint8)
+        line = (pixels * 16).round().astype(np.int32)[:, None]
+        cv2.polylines(ink, [line], False, 255, max(1, round(thickness * self.size[0])), cv2.LINE_AA, shift=4)
+        where = ink.astype(np.float32) / 255 * (1.0 if within is None else within)
+        if amount > 0:
+            self.brighten(where, amount)
+        else:
+            self.darken(where, -amount)
+
+
+def soft(distance: Map, edge: float) -> Map:
+    """1 where a signed distance is well above zero, 0 well below, smooth between."""
+    return (1 / (1 + np.exp(-np.clip(distance / edge, -30, 30)))).astype(np.float32)
+
+
+def curve(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A smooth line through a few points: Catmull-Rom, ten steps a piece."""
+    padded = np.concatenate([points[:1], points, points[-1:]])
+    t = np.linspace(0, 1, 10)[:, None]
+    pieces = [
+        0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3)
+        for a, b, c, d in zip(padded, padded[1:], padded[2:], padded[3:], strict=False)
+    ]
+    return np.concatenate(pieces)

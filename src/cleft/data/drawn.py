@@ -1,0 +1,50 @@
+"""A folder of drawn images: written whole or not at all, and marked as drawn."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from cleft.errors import DataError
+
+MARK = "PHANTOMS.json"
+"""File that says a folder holds phantoms and nothing else."""
+
+
+def drawn_once(folder: Path, mark: Mapping[str, object], draw: Callable[[Path], None]) -> Path:
+    """Draws into a folder beside the wanted one, which takes its name when everything stands.
+
+    A folder that already holds the same phantoms is left as it is.
+
+    Args:
+        folder: A new or an empty folder.
+        mark: All that the pixels depend on; kept in the folder.
+        draw: Gets the folder to draw into.
+
+    Returns:
+        The folder.
+
+    Raises:
+        DataError: If the folder holds something else.
+    """
+    if (folder / MARK).is_file():
+        if json.loads((folder / MARK).read_text()) == mark:
+            return folder
+        raise DataError(f"{folder} holds other phantoms ({MARK} differs); choose another folder or remove it")
+    if folder.exists() and any(folder.iterdir()):
+        raise DataError(f"{folder} is not empty; choose another folder for the phantoms")
+    draft = folder.with_name(f".{folder.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        draft.mkdir(parents=True)
+        draw(draft)
+        (draft / MARK).write_text(json.dumps(mark) + "\n")
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)  # a full disk gets its room back
+        raise
+    if folder.exists():
+        folder.rmdir()
+    draft.rename(folder)
+    return folder
