@@ -1,4 +1,4 @@
-"""Writes DICOM files of any kind: one argument away from each hazard, and with a canary in every text that may not leak.
+"""Writes DICOM files of any kind: one argument away from each hazard, a canary in every text that may not leak.
 
 dicom_bytes(pixels)                                              # native, explicit little endian
 dicom_bytes(pixels, bits=12, photometric="MONOCHROME1", WindowCenter=600, WindowWidth=1200)
