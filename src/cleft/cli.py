@@ -185,10 +185,17 @@ def _parser() -> argparse.ArgumentParser:
     prepare = _verb(actions, "prepare", "decode all images once, ahead of training", _data_prepare, takes_settings=True)
     prepare.add_argument("preset", help="as for cleft pretrain, so that the images are of its sizes")
     prepare.add_argument("--jobs", type=int, default=1, help="processes")
-    phantoms = _verb(actions, "phantoms", "draw chest-like images in CheXpert's layout", _data_phantoms)
+    phantoms = _verb(actions, "phantoms", "draw images with labels, in the layout of a real dataset", _data_phantoms)
     phantoms.add_argument("folder", type=Path, help="a new or empty folder")
-    phantoms.add_argument("--patients", type=int, default=600, help="how many (600)")
+    phantoms.add_argument(
+        "--kind",
+        choices=["chest", "mammogram"],
+        default="chest",
+        help="chest images as CheXpert keeps them, or mammograms with the tables of EMBED (chest)",
+    )
+    phantoms.add_argument("--patients", type=int, help="how many (600, of mammograms 300: about 2,000 images)")
     phantoms.add_argument("--seed", type=int, default=0, help="the same seed draws the same images (0)")
+    phantoms.add_argument("--size", type=int, help="height of an image in pixels (320, of a mammogram 384: 250 kB)")
 
     _verb(verbs, "presets", "list the presets", _presets)
     _verb(verbs, "doctor", "versions, devices, optional parts, and what to mend", _doctor)
@@ -312,10 +319,22 @@ def _data_prepare(options: argparse.Namespace, words: list[str]) -> None:
 
 
 def _data_phantoms(options: argparse.Namespace, words: list[str]) -> None:
+    from cleft.data.mammograms import write_mammograms
     from cleft.data.phantoms import write_phantoms
 
-    root = write_phantoms(options.folder, patients=options.patients, seed=options.seed)
+    seed = options.seed
+    if options.kind == "mammogram":
+        root = write_mammograms(
+            options.folder, patients=_or(options.patients, 300), seed=seed, size=_or(options.size, 384)
+        )
+        print(f"{root}: mammograms are drawn; next: cleft data check embed {root}")
+        return
+    root = write_phantoms(options.folder, patients=_or(options.patients, 600), seed=seed, size=_or(options.size, 320))
     print(f"{root}: phantoms are drawn; next: cleft pretrain demo --data.root {root}")
+
+
+def _or(given: int | None, usual: int) -> int:
+    return usual if given is None else given
 
 
 def _presets(options: argparse.Namespace, words: list[str]) -> None:
