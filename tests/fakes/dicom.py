@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from pydicom import Dataset, Sequence, dcmread, dcmwrite
+from pydicom import Dataset, Sequence, config, dcmread, dcmwrite
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
@@ -76,31 +76,15 @@ def dicom_bytes(
         told: Whether the file says its transfer syntax.
         preamble: Whether it begins with 128 bytes and `DICM`; without them it has no file meta information either.
         frames: Whether the first axis counts frames.
-        tags: Any attribute by its keyword; None takes one out. A list of dicts becomes a sequence.
+        tags: Any attribute by its keyword, legal or not; None takes one out. A list of dicts becomes a sequence.
     """
-    dataset = _dataset(pixels, bits, photometric, frames)
-    for keyword, value in tags.items():
-        if value is None:
-            dataset.pop(keyword, None)
-        else:
-            setattr(dataset, keyword, _sequence(value))
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.MediaStorageSOPClassUID = dataset.get("SOPClassUID", DigitalXRayImageStorageForPresentation)
-    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.get("SOPInstanceUID", "1.2.3")
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    if syntax.is_compressed:
-        return _compressed(dataset, pixels, syntax)
-    if pixels is not None and syntax == ExplicitVRBigEndian:
-        dataset.PixelData = pixels.astype(pixels.dtype.newbyteorder(">")).tobytes()
-    if preamble:
-        dataset.file_meta.TransferSyntaxUID = syntax
-        data = _written(dataset)
-        return data if told else _without_syntax(data)
-    dataset.file_meta = FileMetaDataset()
-    buffer = BytesIO()
-    little, implicit = syntax != ExplicitVRBigEndian, syntax == ImplicitVRLittleEndian
-    dcmwrite(buffer, dataset, implicit_vr=implicit, little_endian=little, enforce_file_format=False)
-    return buffer.getvalue()
+    settings = config.settings
+    before = settings.reading_validation_mode, settings.writing_validation_mode
+    settings.reading_validation_mode = settings.writing_validation_mode = config.IGNORE
+    try:
+        return _bytes(pixels, bits, photometric, syntax, told, preamble, frames, tags)
+    finally:
+        settings.reading_validation_mode, settings.writing_validation_mode = before
 
 
 def write_dicom(path, pixels, **arguments):
@@ -131,6 +115,32 @@ def deflated_bomb(size):
     body = [deflate.compress(element)]
     body += [deflate.compress(bytes(2**20)) for _ in range(size // 2**20)]
     return data[:start] + b"".join(body) + deflate.flush()
+
+
+def _bytes(pixels, bits, photometric, syntax, told, preamble, frames, tags):
+    dataset = _dataset(pixels, bits, photometric, frames)
+    for keyword, value in tags.items():
+        if value is None:
+            dataset.pop(keyword, None)
+        else:
+            setattr(dataset, keyword, _sequence(value))
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.get("SOPClassUID", DigitalXRayImageStorageForPresentation)
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.get("SOPInstanceUID", "1.2.3")
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    if syntax.is_compressed:
+        return _compressed(dataset, pixels, syntax)
+    if pixels is not None and syntax == ExplicitVRBigEndian:
+        dataset.PixelData = pixels.astype(pixels.dtype.newbyteorder(">")).tobytes()
+    if preamble:
+        dataset.file_meta.TransferSyntaxUID = syntax
+        data = _written(dataset)
+        return data if told else _without_syntax(data)
+    dataset.file_meta = FileMetaDataset()
+    buffer = BytesIO()
+    little, implicit = syntax != ExplicitVRBigEndian, syntax == ImplicitVRLittleEndian
+    dcmwrite(buffer, dataset, implicit_vr=implicit, little_endian=little, enforce_file_format=False)
+    return buffer.getvalue()
 
 
 def _dataset(pixels, bits, photometric, frames):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +13,7 @@ from PIL import Image
 
 from cleft.config import ImagesConfig
 from cleft.data.decoders import DEFAULT_LIMITS, Gray, ReadLimits, decode_gray, refusal
+from cleft.data.opening import open_file
 
 
 def read_gray(source: Path | bytes, limits: ReadLimits = DEFAULT_LIMITS) -> Gray:
@@ -41,26 +41,8 @@ def read_bytes(path: Path, limits: ReadLimits = DEFAULT_LIMITS) -> tuple[bytes, 
     Raises:
         DataError: With reason `missing`, `not-a-file`, `unreadable` or `too-large`.
     """
-    try:
-        # Without O_NONBLOCK, opening a pipe that nobody writes to would wait for ever.
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise refusal("missing", path, "there is no such file; copy it again, or take out its row") from error
-    except OSError as error:
-        raise refusal("unreadable", path, f"{error.strerror}; check its permissions") from error
-    try:
-        with open(handle, "rb") as file:
-            status = os.fstat(handle)
-            if not stat.S_ISREG(status.st_mode):
-                raise refusal("not-a-file", path, "a pipe or device; a regular file is needed")
-            if status.st_size > limits.file_bytes:
-                raise refusal("too-large", path, f"{status.st_size} bytes; the limit is {limits.file_bytes}")
-            return file.read(), status
-    except IsADirectoryError as error:
-        os.close(handle)
-        raise refusal("not-a-file", path, "a folder; a regular file is needed") from error
-    except OSError as error:
-        raise refusal("unreadable", path, f"{error.strerror}; check the disk") from error
+    with open_file(path, limits) as (file, status):
+        return file.read(), status
 
 
 def prepare_image(pixels: Gray, config: ImagesConfig) -> NDArray[np.uint8]:

@@ -1,0 +1,127 @@
+"""From bytes to a DICOM data set: which attributes are read, how its syntax is known, what is refused at once.
+
+Nothing here decodes a pixel or looks at a text. Importing this module imports pydicom.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+import zlib
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from pydicom import Dataset, dcmread
+from pydicom.filereader import read_dataset
+from pydicom.tag import Tag
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
+
+from cleft.data.decoders import ReadLimits, refusal
+
+_START = 132
+"""A preamble of 128 bytes, and `DICM`."""
+
+
+class Parsed(NamedTuple):
+    """A data set with the attributes asked for."""
+
+    dataset: Dataset
+    syntax: UID
+    """How its pixels are encoded. Never deflated: what was is inflated already."""
+    told: bool
+    """Whether the file has DICOM's mark and says its syntax; if not, both were concluded from its first bytes."""
+
+
+def parse_dicom(file: BinaryIO, name: Path | str, tags: Sequence[str], limits: ReadLimits, *, pixels: bool) -> Parsed:
+    """Reads chosen attributes of a file; call it within `quiet`.
+
+    Args:
+        file: At its beginning.
+        name: What to call it in messages.
+        tags: Keywords of the attributes.
+        limits: How large a deflated data set may become: two bytes for each allowed pixel.
+        pixels: Whether to read on from the pixel data; otherwise reading stops before them.
+
+    Raises:
+        DataError: With reason `format` (no DICOM file), `too-large` or `truncated`. Broken files end in whatever
+            pydicom raises.
+    """
+    marked = file.read(_START)[128:] == b"DICM"
+    file.seek(_START if marked else 0)
+    syntax = _told_syntax(file)
+    if syntax == DeflatedExplicitVRLittleEndian:
+        return Parsed(_read_deflated(file, name, tags, limits, pixels=pixels), ExplicitVRLittleEndian, told=True)
+    file.seek(0)
+    dataset = dcmread(file, stop_before_pixels=not pixels, force=not marked, specific_tags=list(tags))
+    if not marked and not (dataset.get("Rows") and dataset.get("Columns") and (not pixels or "PixelData" in dataset)):
+        raise refusal("format", name, "has no DICOM mark, and read without it there is no picture in it")
+    if syntax is not None:
+        return Parsed(dataset, syntax, told=marked)
+    implicit, little = dataset.original_encoding
+    syntax = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+    return Parsed(dataset, syntax, told=False)
+
+
+def may_be_dicom(data: bytes) -> bool:
+    """Whether bytes without DICOM's mark begin as a data set does: with group 2 or 8, as some exports write them."""
+    return data[:2] in (b"\x02\0", b"\x08\0") or data[:4] in (b"\0\x08\0\x05", b"\0\x08\0\x08", b"\0\x08\0\x16")
+
+
+@contextmanager
+def quiet() -> Generator[None]:
+    """Silences pydicom and its plug-ins: their warnings quote what stands in a header, such as names."""
+    loggers = [logging.getLogger(name) for name in ("pydicom", "pylibjpeg", "openjpeg", "rle")]
+    before = [logger.disabled for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.disabled = True
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, disabled in zip(loggers, before, strict=True):
+            logger.disabled = disabled
+
+
+def _told_syntax(file: BinaryIO) -> UID | None:
+    """The transfer syntax in the file meta information; leaves the file behind it."""
+    meta = read_dataset(file, is_implicit_VR=False, is_little_endian=True, stop_when=_is_behind_meta)
+    return meta.get("TransferSyntaxUID") or None
+
+
+def _is_behind_meta(tag: int, vr: str | None, length: int) -> bool:
+    return tag >> 16 != 2
+
+
+def _is_pixels(tag: int, vr: str | None, length: int) -> bool:
+    return tag in (0x7FE00008, 0x7FE00009, 0x7FE00010)
+
+
+def _read_deflated(
+    file: BinaryIO, name: Path | str, tags: Sequence[str], limits: ReadLimits, *, pixels: bool
+) -> Dataset:
+    """Inflates no more than the limit: a few kilobytes may hold gigabytes."""
+    inflate, limit = zlib.decompressobj(-zlib.MAX_WBITS), 2 * limits.pixels
+    data = inflate.decompress(file.read(), limit)
+    if not inflate.eof:
+        if len(data) >= limit:
+            raise refusal("too-large", name, f"its deflated data set grows beyond {limit} bytes")
+        raise refusal("truncated", name, "its deflated data set has no end; copy the file again")
+    dataset = read_dataset(
+        BytesIO(data),
+        is_implicit_VR=False,
+        is_little_endian=True,
+        stop_when=None if pixels else _is_pixels,
+        specific_tags=[Tag(tag) for tag in tags],
+    )
+    dataset.set_original_encoding(is_implicit_vr=False, is_little_endian=True)
+    return dataset
