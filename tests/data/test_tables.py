@@ -183,3 +183,15 @@ def test_a_million_rows_take_seconds(tmp_path):
     start = time.perf_counter()
     assert len(read_table(path, ["c0"])) == 1_000_000
     assert time.perf_counter() - start < 10
+
+
+def test_columns_nobody_asked_for_are_neither_kept_nor_at_fault(tmp_path):
+    path = write(tmp_path, "id,more,more,name\n1,x,y,a\n2,z,w,b\n")
+    table, faults = scan_table(path, wanted=lambda name: name in ("id", "name"))
+    assert {name: column.texts() for name, column in table.columns.items()} == {"id": ["1", "2"], "name": ["a", "b"]}
+    assert (table.header, faults) == (("id", "more", "more", "name"), [])
+
+
+def test_a_table_none_of_whose_columns_is_wanted_still_counts_its_rows(tmp_path):
+    table, _ = scan_table(write(tmp_path, "a,b\n1,2\n3,4\n"), wanted=lambda name: False)
+    assert (len(table), table.columns) == (2, {})

@@ -10,11 +10,8 @@ Shapes: `N` rows below the header.
 from __future__ import annotations
 
 import csv
-import gzip
 import hashlib
-import io
-import zlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +22,7 @@ import pyarrow.csv as arrow_csv
 from numpy.typing import NDArray
 
 from cleft.data.faults import Fault, missing_columns, refuse
+from cleft.data.unpacking import unpack
 from cleft.errors import DataError
 
 MAX_BYTES = 4 << 30
@@ -34,15 +32,6 @@ MAX_CELL_BYTES = 64 << 10
 
 _BOM = b"\xef\xbb\xbf"
 _LF, _QUOTE = 10, 34
-_FOREIGN = {
-    b"\xff\xfe": "UTF-16 text; save it as UTF-8",
-    b"\xfe\xff": "UTF-16 text; save it as UTF-8",
-    b"PK\x03\x04": "a zip archive or a workbook; unpack it, or export it as CSV in UTF-8",
-    b"PAR1": "a Parquet file; write it as CSV",
-    b"BZh": "compressed with bzip2; unpack it or compress it with gzip",
-    b"\xfd7zXZ": "compressed with xz; unpack it or compress it with gzip",
-    b"\x28\xb5\x2f\xfd": "compressed with zstd; unpack it or compress it with gzip",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +66,8 @@ class Table:
     """Line on which each row starts, `[N]`; the header is on line 1."""
     sha256: str
     """Of the file's bytes as they lie on disk."""
+    header: tuple[str, ...] = ()
+    """Every name in the file, also of columns that nobody asked for."""
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -86,8 +77,8 @@ def read_table(path: Path, columns: Iterable[str]) -> Table:
     """Reads a CSV table that has to be in order and to have these columns.
 
     Args:
-        path: A CSV file in UTF-8, plain or gzip (the content decides, not the name). A byte-order mark, CRLF
-            and blank lines are tolerated.
+        path: A CSV file in UTF-8, plain, gzip, or alone in a zip archive (the content decides, not the name). A
+            byte-order mark, CRLF and blank lines are tolerated.
         columns: Names the header must hold, in any order and among others.
 
     Raises:
@@ -98,14 +89,18 @@ def read_table(path: Path, columns: Iterable[str]) -> Table:
     return table
 
 
-def scan_table(path: Path) -> tuple[Table, list[Fault]]:
+def scan_table(path: Path, *, wanted: Callable[[str], bool] | None = None) -> tuple[Table, list[Fault]]:
     """Reads a CSV table and collects what is wrong with single rows and columns; these are left out.
+
+    Args:
+        path: As for `read_table`.
+        wanted: Which columns to keep, by name; by default all. A table may have a hundred more than anybody reads.
 
     Raises:
         DataError: If nothing can be read at all: no file, another encoding or format, a broken quote, no row.
     """
     raw = _read_bytes(path)
-    data = _clean(path, _inflate(path, raw))
+    data = _clean(path, unpack(path, raw, MAX_BYTES))
     starts, lines = _find_rows(path, data)
     if not len(starts):
         raise DataError(f"{path} is empty; it needs a header and at least one row", reason="table")
@@ -113,9 +108,16 @@ def scan_table(path: Path) -> tuple[Table, list[Fault]]:
     header = _read_header(path, data[int(starts[0]) : end])
     if len(starts) == 1:
         raise DataError(f"{path} holds a header and no row below it", reason="table")
-    columns, kept, faults = _read_columns(path, pa.py_buffer(data).slice(end), header, lines[1:])
-    table = Table(path=path, columns=columns, lines=lines[1:][kept], sha256=hashlib.sha256(raw).hexdigest())
-    return table, [*_repeated_columns(header), *faults]
+    asked = [name for name in header if wanted is None or wanted(name)]
+    columns, kept, faults = _read_columns(path, pa.py_buffer(data).slice(end), header, set(asked), lines[1:])
+    table = Table(
+        path=path,
+        columns=columns,
+        lines=lines[1:][kept],
+        sha256=hashlib.sha256(raw).hexdigest(),
+        header=tuple(name for name in header if name),
+    )
+    return table, [*_repeated_columns(header, set(asked)), *faults]
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -127,23 +129,6 @@ def _read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}", reason="table") from error
-
-
-def _inflate(path: Path, raw: bytes) -> bytes:
-    """Undoes gzip, counting while inflating, so that a small file cannot fill the memory."""
-    for magic, what in _FOREIGN.items():
-        if raw.startswith(magic):
-            raise DataError(f"{path} is {what}", reason="table")
-    if not raw.startswith(b"\x1f\x8b"):
-        return raw
-    try:
-        with gzip.GzipFile(fileobj=io.BytesIO(raw)) as file:
-            data = file.read(MAX_BYTES + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} is damaged gzip ({error}); copy it again", reason="table") from error
-    if len(data) > MAX_BYTES:
-        raise DataError(f"{path} inflates to more than {MAX_BYTES >> 30} GiB; split it", reason="table")
-    return data
 
 
 def _clean(path: Path, data: bytes) -> bytes:
@@ -210,8 +195,8 @@ def _read_header(path: Path, line: bytes) -> list[str]:
     return names
 
 
-def _repeated_columns(header: Sequence[str]) -> list[Fault]:
-    places = {name: [i + 1 for i, other in enumerate(header) if other == name] for name in header if name}
+def _repeated_columns(header: Sequence[str], asked: Collection[str]) -> list[Fault]:
+    places = {name: [i + 1 for i, other in enumerate(header) if other == name] for name in asked if name}
     return [
         Fault("columns", f"column {name!r} stands at positions {at}", "rename or remove all but one", (1,))
         for name, at in places.items()
@@ -220,7 +205,7 @@ def _repeated_columns(header: Sequence[str]) -> list[Fault]:
 
 
 def _read_columns(
-    path: Path, body: Any, header: Sequence[str], lines: NDArray[np.int64]
+    path: Path, body: Any, header: Sequence[str], asked: Collection[str], lines: NDArray[np.int64]
 ) -> tuple[dict[str, Column], NDArray[np.int64], list[Fault]]:
     """Parses everything below the header; returns columns, rows that were kept, and rows of a wrong length."""
     wrong: list[tuple[int, int]] = []  # row, number of cells
@@ -237,7 +222,10 @@ def _read_columns(
             read_options=arrow_csv.ReadOptions(use_threads=False, column_names=keys, block_size=32 << 20),
             parse_options=arrow_csv.ParseOptions(invalid_row_handler=skip, newlines_in_values=True),
             convert_options=arrow_csv.ConvertOptions(
-                column_types=dict.fromkeys(keys, pa.string()), strings_can_be_null=False
+                column_types=dict.fromkeys(keys, pa.string()),
+                strings_can_be_null=False,
+                # An empty list would mean all.
+                include_columns=[key for key, name in zip(keys, header, strict=True) if name in asked] or keys[:1],
             ),
         )
     except pa.ArrowInvalid as error:
@@ -245,9 +233,9 @@ def _read_columns(
         raise DataError(f"{path} cannot be parsed as CSV; open it in an editor and export it again") from error
     kept = np.delete(np.arange(len(lines)), [row for row, _ in wrong])
     columns: dict[str, Column] = {}
-    for i, name in enumerate(header):
-        if name:
-            columns.setdefault(name, _encode(parsed.column(i)))
+    for key, name in zip(keys, header, strict=True):
+        if name and name in asked:
+            columns.setdefault(name, _encode(parsed.column(key)))
     faults = [
         Fault(
             "columns",
