@@ -99,7 +99,7 @@ def test_an_index_column_without_a_name_is_left_out(tmp_path):
         (b"a;b\n1;2\n", "separates its cells by semicolons"),
         (b"a\tb\n1\t2\n", "separates its cells by tabs"),
         ("a,b\n1,2\n".encode("utf-16"), "UTF-16 text; save it as UTF-8"),
-        (b"PK\x03\x04 whatever", "a zip archive or a workbook"),
+        (b"PK\x03\x04 whatever", "damaged zip"),
         (gzip.compress(b"a,b\n1,2\n" * 999, mtime=0)[:-20], "damaged gzip"),
         (b",".join(b"c%d" % i for i in range(300)) + b"\n" + b"," * 299 + b"\n", "300 columns, more than 256"),
         (b"a,b\n1,2\n3," + b"x" * 70_000 + b"\n", "line 3: column 'b' holds a cell of more than 64 KiB"),

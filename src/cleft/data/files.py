@@ -18,6 +18,11 @@ from numpy.typing import NDArray
 _LEAVES = re.compile(r"^[/~]|^[A-Za-z]:|\\|^[A-Za-z][A-Za-z0-9+.-]*://|(?:^|/)\.\.(?:/|$)|\x00")
 _UNTIDY = re.compile(r"(?:^|/)\.(?:/|$)|//|/$")
 _MANY = 8
+_JUNK = re.compile(
+    r"(?:^|/)(?:\.DS_Store|\._[^/]*|Thumbs\.db|desktop\.ini|\.~lock\.[^/]*|__MACOSX(?:/.*)?"
+    r"|[^/]*\.(?:part|partial|crdownload|download|tmp))$",
+    re.IGNORECASE,
+)
 
 
 def leaves_root(path: str) -> bool:
@@ -42,6 +47,16 @@ def tidy(path: str) -> str:
     if not _UNTIDY.search(path):
         return path
     return "/".join(part for part in path.split("/") if part not in ("", "."))
+
+
+def is_junk(path: str) -> bool:
+    """Whether a file is what file managers, editors and broken downloads leave beside the files one wants.
+
+    Example:
+        >>> [is_junk(path) for path in ("a/.DS_Store", "a/._p1.jpg", "__MACOSX/p1.jpg", "b.zip.part", "a/p1.jpg")]
+        [True, True, True, True, False]
+    """
+    return _JUNK.search(path) is not None
 
 
 def are_files(paths: Sequence[str]) -> NDArray[np.bool_]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from cleft.config import DataConfig
 from cleft.data.faults import Fault
-from cleft.data.files import leaves_root
+from cleft.data.files import is_junk, leaves_root
 from cleft.data.rows import Rows, drop_missing, keep_views, merge_duplicates, to_records, view_note
 from cleft.data.tables import Table
 from cleft.errors import ConfigError, DataError
@@ -56,11 +57,15 @@ def find_table(root: Path, folders: Sequence[Path], name: str) -> Path:
         places = ", ".join(str(path.parent) for path in found)
         raise DataError(f"{name} lies in several folders: {places}; set data.root to one of them", reason="table")
     if not found:
-        seen = sorted({path.name for folder in folders for path in folder.glob("*.csv*") if path.is_file()})
+        seen = sorted({path.name for folder in folders for path in folder.glob("*") if _is_table(path)})
         there = f"; there are {', '.join(seen[:10])}: set data.table to one of them" if seen else ""
         looked = ", ".join(str(folder) for folder in folders)
         raise DataError(f"no {name} in {looked}{there or '; check data.root'}", reason="table")
     return found[0]
+
+
+def _is_table(path: Path) -> bool:
+    return path.is_file() and not is_junk(path.name) and (".csv" in path.name or path.suffix == ".zip")
 
 
 def make_scan(
@@ -74,6 +79,8 @@ def make_scan(
     are_present: Callable[[NDArray[np.int64]], NDArray[np.bool_]] | None,
     notes: Sequence[str],
     faults: Sequence[Fault],
+    rejected: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    sources: Mapping[str, str] = MappingProxyType({}),
 ) -> Scan:
     """Leaves out what is double, unwanted or missing, counts it, and makes records of the rest.
 
@@ -87,26 +94,28 @@ def make_scan(
         are_present: Whether the files of given rows exist; None where nobody looks.
         notes: What the reader has to say.
         faults: What is already known to be wrong.
+        rejected: What the reader has left out: reason code to the rows.
+        sources: Further tables the rows come from: name to the SHA-256 of its bytes.
     """
     kept, merged, clashes = merge_duplicates(rows, usable)
     kept, by_view = keep_views(rows, kept, views)
-    rejected: dict[str, Sequence[str]] = {**by_view}
+    out: dict[str, Sequence[str]] = {**rejected, **by_view}
     if merged:
-        rejected["duplicate"] = merged
+        out["duplicate"] = merged
     gone: list[Fault] = []
     if are_present is not None:
         kept, missing, gone = drop_missing(rows, kept, are_present(kept), config.max_bad)
         if missing:
-            rejected["missing"] = missing
+            out["missing"] = missing
     all_faults = [*faults, *clashes, *gone]
     if not len(kept) and not all_faults:
-        all_faults.append(_nothing_left(rejected, views))
+        all_faults.append(_nothing_left(out, views))
     reading = Reading(
         dataset=dataset,
         records=to_records(rows, kept),
         findings=rows.findings,
-        rejected=rejected,
-        sources={table.path.name: table.sha256},
+        rejected=out,
+        sources={table.path.name: table.sha256, **sources},
         notes=(*notes, *view_note(by_view, views)),
     )
     return Scan(table.path, reading, all_faults)
