@@ -90,7 +90,16 @@ class ImagesConfig:
     """`pad`: long side to `stored_size`, the rest black, shape kept. `released`: what the authors' code does after
     that too, an Otsu crop and a stretch to a square, which undoes the padding and distorts."""
     intensity: Literal["full-range", "min-max", "percentile"] = "min-max"
-    """How more than 8 bits become 8: by the file's bit depth, its extremes, or its 0.5 and 99.5 percentiles."""
+    """How more than 8 bits become 8: by the file's bit depth, its extremes, or its 0.5 and 99.5 percentiles. A DICOM
+    file that declares a window or table is shown by that instead."""
+    dicom: Literal["voi", "percentile", "released"] = "voi"
+    """How a DICOM file's values become gray. `voi`: as the file declares, by its window or table; by `intensity` where
+    it declares none. `percentile`: between its 0.5 and 99.5 percentiles. `released`: as the authors' code scales, by
+    the largest value alone, whatever the file declares."""
+    window: int = 0
+    """Which window or table of a DICOM file that declares several; where it has fewer, its first."""
+    frame: Literal["reject", "first", "middle"] = "reject"
+    """Which picture of a DICOM file that holds several, as tomosynthesis does."""
     stored_size: int = 256
     """Side of a prepared image in pixels."""
     size: int = 224
@@ -112,6 +121,7 @@ class ImageTowerConfig:
 
     model: str | None = "facebook/dinov2-with-registers-base"
     """Hub name or folder of any Hugging Face vision model; null where `scratch` describes one."""
+        _check_range("images.window", self.window, 0, 255)
     scratch: Mapping[str, Any] | None = None
     """A configuration built with random weights in place of `model`: `model_type` and its own options."""
     random_weights: bool = False
