@@ -10,6 +10,7 @@ from tests.fakes.chexpert import (
     write_full_chexpert,
     write_image,
     write_test_set,
+    write_valid,
 )
 
 from cleft.config import DataConfig
@@ -106,10 +107,36 @@ def test_windows_separators_and_no_prefix_are_read(tmp_path):
     assert ids(read(tmp_path)) == [f"train/{FIRST}"]
 
 
-def test_the_test_set_has_its_views_from_file_names(tmp_path):
-    reading = read(write_test_set(tmp_path), table="test_labels.csv")
+def test_demographics_and_empty_batches_are_left_alone(tmp_path):
+    reading = read(write_full_chexpert(tmp_path))
+    assert list(reading.sources) == ["train.csv"]
+    assert not reading.rejected.keys() - {"view-lateral", "view-LL"}
+
+
+@pytest.mark.parametrize("write", [lambda folder: write_valid(folder / SMALL).parent, write_full_chexpert])
+def test_the_validation_table_has_its_own_images_in_both_releases(tmp_path, write):
+    reading = read(write(tmp_path), table="valid.csv")
+    assert ids(reading) == ["valid/patient64541/study1/view1_frontal.jpg"]
+    assert reading.records[0].image.is_file()
+    assert (reading.records[0].sex, reading.records[0].age, reading.records[0].view) == ("Male", 73, "AP")
+    assert reading.records[0].labels["Cardiomegaly"] == 1
+    assert "published for valid: 234 images of 200 patients" in reading.notes[0]
+
+
+@pytest.mark.parametrize("table", ["test_labels.csv", "groundtruth.csv"])
+@pytest.mark.parametrize("prefix", ["CheXpert-v1.0/", ""])
+def test_the_test_set_has_its_views_from_file_names(tmp_path, table, prefix):
+    reading = read(write_test_set(tmp_path, table=table, prefix=prefix), table=table)
     assert [(record.view, record.sex, record.age) for record in reading.records] == [("frontal", None, None)]
     assert list(reading.rejected) == ["view-lateral"]
+    assert reading.records[0].image.is_file()
+
+
+def test_the_validation_folder_of_chexlocalize_is_read_under_its_name(tmp_path):
+    name = "val/patient64541/study1/view1_frontal.jpg"
+    write_image(tmp_path / name)
+    write_csv(tmp_path / "val_labels.csv", [{**chexpert_row("x"), "Path": f"CheXpert-v1.0/{name}", "AP/PA": ""}])
+    assert ids(read(tmp_path, table="val_labels.csv")) == [name]
 
 
 def test_any_table_of_the_release_can_be_chosen(tmp_path):

@@ -97,23 +97,77 @@ def write_fake_chexpert(
 
 
 def write_full_chexpert(folder: Path, rows: Sequence[Row] | None = None) -> Path:
-    """Writes the full release: batches, the training images without a `train/` level. Returns `folder`."""
+    """Writes the full release and returns `folder`.
+
+    Tables, README and `valid/` lie in the first batch; the training images in three others, without a `train/` level;
+    the demographics, which nobody reads, beside them.
+    """
     rows = odd_rows() if rows is None else rows
-    write_csv(folder / "CheXpert-v1.0 batch 1 (validate & csv)" / "train.csv", rows)
+    first = folder / "CheXpert-v1.0 batch 1 (validate & csv)"
+    write_csv(first / "train.csv", [{**row, "Path": _in_full(row["Path"])} for row in rows])
+    write_valid(first, prefix="CheXpert-v1.0")
+    (first / "README.md").write_text("# CheXpert\n")
+    (folder / "CHEXPERT DEMO.xlsx").write_bytes(b"PK\x03\x04")
     images = sorted({row["Path"].partition("train/")[2] for row in rows})
     for number, image in enumerate(images):
         # Patients, not images, are told apart by batch; here the odd ones lie in the third.
         batch = "2 (train 1)" if int(image[7:12]) % 2 == 0 else "3 (train 2)"
         write_image(folder / f"CheXpert-v1.0 batch {batch}" / image, size=64 + number % 2)
+    (folder / "CheXpert-v1.0 batch 4 (train 3)").mkdir()
     return folder
 
 
-def write_test_set(folder: Path) -> Path:
+def write_valid(folder: Path, *, prefix: str = SMALL) -> Path:
+    """Writes `valid.csv`: 0 and 1 alone, no blanks, one frontal and one lateral of a patient. Returns `folder`."""
+    names = ["patient64541/study1/view1_frontal.jpg", "patient64541/study1/view2_lateral.jpg"]
+    rows = [
+        {
+            **chexpert_row(name, {**dict.fromkeys(FINDINGS, "0.0"), "Cardiomegaly": "1.0"}, sex="Male", age="73"),
+            "Path": f"{prefix}/valid/{name}",
+        }
+        for name in names
+    ]
+    write_csv(folder / "valid.csv", rows)
+    for name in names:
+        write_image(folder / "valid" / name)
+    return folder
+
+
+def write_labels_of(
+    folder: Path, name: str, rows: Sequence[Row], labels: Mapping[str, Mapping[str, str]], *, rest: str = ""
+) -> Path:
+    """Writes a table of other labels for the images of `rows`, backwards and with the prefix of the full release.
+
+    Args:
+        folder: Where it goes.
+        name: Such as `train_cheXbert.csv`.
+        rows: Of the image list, as `chexpert_row` makes them.
+        labels: Image, such as `patient00001/study1/view1_frontal.jpg`, to its labels; images it lacks have no row.
+        rest: What stands in cells that `labels` does not name.
+    """
+    written = [
+        {
+            **row,
+            "Path": _in_full(row["Path"]),
+            **dict.fromkeys(FINDINGS, rest),
+            **labels[row["Path"].partition("train/")[2]],
+        }
+        for row in rows
+        if row["Path"].partition("train/")[2] in labels
+    ]
+    return write_csv(folder / name, written[::-1])
+
+
+def _in_full(path: str) -> str:
+    return f"CheXpert-v1.0/train/{path.partition('train/')[2]}"
+
+
+def write_test_set(folder: Path, *, table: str = "test_labels.csv", prefix: str = "CheXpert-v1.0/") -> Path:
     """Writes the test set's form: path and findings alone. Returns the folder of its table."""
     root = folder / "CheXpert-v1.0"
     names = ["patient64741/study1/view1_frontal.jpg", "patient64741/study1/view2_lateral.jpg"]
-    rows = [{"Path": f"CheXpert-v1.0/test/{name}", **dict.fromkeys(FINDINGS, "0.0")} for name in names]
-    write_csv(root / "test_labels.csv", rows)
+    rows = [{"Path": f"{prefix}test/{name}", **dict.fromkeys(FINDINGS, "0.0")} for name in names]
+    write_csv(root / table, rows)
     for name in names:
         write_image(root / "test" / name)
     return root

@@ -24,6 +24,9 @@ class DataConfig:
     """Folder that holds the unpacked download, or your own table and images."""
     table: str | None = None
     """Label table inside `root`; by default the dataset's own (`train.csv`, `manifest.csv`)."""
+    labels: Literal["table", "chexbert", "visualchexbert"] = "table"
+    """Where CheXpert's labels come from: the table itself, or `train_cheXbert.csv` or `train_visualCheXbert.csv`, whose
+    rows are matched by path. Images, projections, sex and age are the table's in every case."""
     views: tuple[str, ...] | None = None
     """Projections that are kept; by default AP and PA of CheXpert and NIH, and all of every other dataset. A row
     whose projection is unknown stays."""
@@ -62,6 +65,8 @@ class DataConfig:
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
     """Random views for training: the authors' recipe (released code), on gray pixels."""
+        if self.labels != "table" and self.dataset != "chexpert":
+            raise ConfigError(f"data.labels={self.labels} is for data.dataset=chexpert, not {self.dataset}; leave it out")
 
     jitter: float = 0.4
     """Probability of a change of brightness and contrast."""

@@ -2,30 +2,31 @@
 
 Expects a label table (`train.csv`, `valid.csv`, `train_cheXbert.csv`, …) whose `Path` column ends in
 `train/patientNNNNN/studyK/viewJ_frontal.jpg`. What stands in front of that need not be the folder on disk and is
-dropped; the images are then looked for where the releases have them (`cleft.data.chexpert_folders`).
+dropped; the images are then looked for where the releases have them (`cleft.data.chexpert_folders`). Labels are
+those of the table, or of another table whose rows are matched by path (`cleft.data.chexpert_labels`).
 
 Shapes: `N` rows.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cleft.config import DataConfig
 from cleft.data.cells import read_ages, read_codes, read_sexes, read_texts
 from cleft.data.chexpert_folders import locate_images, table_folders
+from cleft.data.chexpert_labels import LABEL_TABLES, Labels, take_labels
+from cleft.data.chexpert_paths import Paths, read_paths
 from cleft.data.faults import Fault, missing_columns, refuse
 from cleft.data.files import are_files
 from cleft.data.rows import Rows
 from cleft.data.scan import Scan, find_table, make_scan, oddities, require_root
 from cleft.data.tables import Column, Table, scan_table
+from cleft.errors import DataError
 from cleft.types import Reading
 
 FINDINGS = (
@@ -52,13 +53,10 @@ VIEWS = ("AP", "PA")
 CAPTION_ORDER = (*FINDINGS[1:], FINDINGS[0])
 """In the order in which the authors' captions name them: `No Finding` comes last."""
 
-_PATH = re.compile(
-    r"(?P<prefix>.*/)?(?P<id>(?:train|valid|test)/(?P<patient>patient\d+)/(?P<study>study\d+)/"
-    r"view\d+_(?P<side>frontal|lateral)\.(?:jpe?g|png))"
-)
 _PUBLISHED = {
     "train": "223,414 images of 64,540 patients",
     "valid": "234 images of 200 patients",
+    "val": "234 images of 200 patients",
     "test": "668 images of 500 patients",
 }
 
@@ -68,7 +66,8 @@ def read_chexpert(config: DataConfig, *, check_files: bool = True) -> Reading:
 
     Args:
         config: `root` is the folder that holds the table, or the folder above it; `table` its name, by default
-            `train.csv`; `views` are the projections to keep, by default AP and PA.
+            `train.csv`; `labels` where the findings come from; `views` are the projections to keep, by default AP
+            and PA.
         check_files: Whether to look for every image on disk. False reads a table without its images.
 
     Returns:
@@ -90,20 +89,20 @@ def scan_chexpert(config: DataConfig, *, check_files: bool = True) -> Scan:
     root = require_root(config)
     path = find_table(root, table_folders(root), config.table or "train.csv")
     table, faults = scan_table(path)
-    lacking = missing_columns(table.columns, ["Path", *FINDINGS])
     if "Path" not in table.columns:
-        refuse(path, lacking)
-    findings = tuple(name for name in FINDINGS if name in table.columns)
-    codes, wrong_codes = read_codes(table, findings)
-    paths, wrong_paths = _read_paths(table)
+        refuse(path, missing_columns(table.columns, ["Path", *(FINDINGS if config.labels == "table" else ())]))
+    paths, wrong_paths = read_paths(table)
+    labels, wrong_labels = _read_labels(config, root, table, paths.ids)
+    known = labels.known[paths.usable]
+    unlabelled = [paths.ids[row] for row in paths.usable[~known].tolist()]
     sexes, odd_sexes = read_sexes(table.columns.get("Sex"), len(table))
     ages, odd_ages = read_ages(table.columns.get("Age"), len(table))
     locate = locate_images if check_files else _beside_table
     rows = Rows(
         ids=paths.ids,
         images=locate(root, path, paths.ids),
-        findings=findings,
-        codes=codes,
+        findings=labels.findings,
+        codes=labels.codes,
         patients=paths.patients,
         studies=paths.studies,
         views=_read_views(table.columns.get("AP/PA"), paths.sides),
@@ -116,47 +115,30 @@ def scan_chexpert(config: DataConfig, *, check_files: bool = True) -> Scan:
         "chexpert",
         table,
         rows,
-        paths.usable,
+        paths.usable[known],
         config,
         views=config.views or VIEWS,
         are_present=(lambda kept: are_files([rows.images[row] for row in kept.tolist()])) if check_files else None,
-        notes=[*_census(path.name, rows, paths), *oddities(odd_sexes, odd_ages)],
-        faults=[*faults, *lacking, *wrong_codes, *wrong_paths],
+        notes=[*_census(path.name, rows, paths), *labels.notes, *oddities(odd_sexes, odd_ages)],
+        faults=[*faults, *wrong_labels, *wrong_paths],
+        rejected={"no-label": unlabelled} if unlabelled else {},
+        sources=labels.sources,
     )
 
 
-class _Paths(NamedTuple):
-    """What the `Path` column says; entries of a row that says nothing are empty."""
-
-    ids: list[str]
-    patients: list[str]
-    studies: list[str | None]
-    sides: list[str]
-    usable: NDArray[np.int64]
-    prefixes: Counter[str]
-
-
-def _read_paths(table: Table) -> tuple[_Paths, list[Fault]]:
-    texts = table.columns["Path"].texts()
-    matches = [_PATH.fullmatch(text.replace("\\", "/")) for text in texts]
-    wrong = [row for row, match in enumerate(matches) if match is None]
-    parts = [
-        match.group("prefix", "id", "patient", "study", "side") if match else (None, "", "", "", "")
-        for match in matches
-    ]
-    paths = _Paths(
-        ids=[part[1] or "" for part in parts],
-        patients=[part[2] or "" for part in parts],
-        studies=[f"{part[2]}/{part[3]}" for part in parts],
-        sides=[part[4] or "" for part in parts],
-        usable=np.array([row for row, match in enumerate(matches) if match], dtype=np.int64),
-        prefixes=Counter(part[0] or "" for part in parts if part[1]),
-    )
-    if not wrong:
-        return paths, []
-    what = f"column 'Path' holds {texts[wrong[0]][:80]!r}"
-    remedy = "CheXpert's end in train/patientNNNNN/studyK/viewJ_frontal.jpg; for other images set data.dataset=manifest"
-    return paths, [Fault("path", what, remedy, table.lines[wrong].tolist())]
+def _read_labels(config: DataConfig, root: Path, table: Table, ids: Sequence[str]) -> tuple[Labels, list[Fault]]:
+    """Labels of the image list itself, or of the table that `data.labels` names."""
+    if config.labels == "table":
+        findings = tuple(name for name in FINDINGS if name in table.columns)
+        codes, wrong = read_codes(table, findings)
+        lacking = missing_columns(table.columns, FINDINGS)
+        return Labels(findings, codes, np.ones(len(table), dtype=bool), {}, []), [*lacking, *wrong]
+    try:
+        path = find_table(root, table_folders(root), LABEL_TABLES[config.labels])
+    except DataError as error:
+        sentence = f"{error}; or set data.labels=table for the labels of the image list"
+        raise DataError(sentence, reason="table") from error
+    return take_labels(path, config.labels, ids, FINDINGS), []
 
 
 def _read_views(column: Column | None, sides: list[str]) -> list[str | None]:
@@ -169,7 +151,7 @@ def _beside_table(root: Path, table: Path, ids: Sequence[str]) -> list[str]:
     return [f"{folder}/{name}" for name in ids]
 
 
-def _census(name: str, rows: Rows, paths: _Paths) -> list[str]:
+def _census(name: str, rows: Rows, paths: Paths) -> list[str]:
     """Counts beside the published ones. A difference is news, not an error: subsets are welcome."""
     patients = {rows.patients[row] for row in paths.usable.tolist()}
     parts = Counter(rows.ids[row].partition("/")[0] for row in paths.usable.tolist())

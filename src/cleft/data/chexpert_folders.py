@@ -2,7 +2,8 @@
 
 Small release: `CheXpert-v1.0-small/train.csv` and `CheXpert-v1.0-small/train/patientNNNNN/…`. Full release: a
 folder that holds `CheXpert-v1.0 batch 1 (validate & csv)` with the tables and `valid/`, and further batches with
-`patientNNNNN/…` directly, without a `train/` level.
+`patientNNNNN/…` directly, without a `train/` level. Tables of other labels lie in the first batch, or beside the
+batches.
 """
 
 from __future__ import annotations

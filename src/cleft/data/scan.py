@@ -27,6 +27,8 @@ class Scan(NamedTuple):
     reading: Reading
     """Made of the rows without fault."""
     faults: list[Fault]
+    images: Sequence[str] = ()
+    """Where the image of every row should lie, also of rows that were left out; empty where a reader does not say."""
 
 
 def require_root(config: DataConfig) -> Path:
@@ -118,7 +120,7 @@ def make_scan(
         sources={table.path.name: table.sha256, **sources},
         notes=(*notes, *view_note(by_view, views)),
     )
-    return Scan(table.path, reading, all_faults)
+    return Scan(table.path, reading, all_faults, rows.images)
 
 
 def oddities(sexes: int, ages: int) -> list[str]:

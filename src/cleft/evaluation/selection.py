@@ -64,7 +64,8 @@ def data_config(settings: Settings, data: str | None) -> DataConfig:
         dataset=cast("Any", dataset),
         root=Path(folder),
         table=None,
-        split=settings.data.split if same else "patients",
+        split=settings.data.split if same else None,
+        labels=settings.data.labels if same else "table",
         views=settings.data.views if same else None,
         opening=settings.data.opening if same else None,
     )

@@ -32,6 +32,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
         "data.root": Role.HARMLESS,  # a folder may move; what it holds is compared by digest
         "data.table": Role.DECIDES,
         "data.views": Role.DECIDES,
+        "data.labels": Role.DECIDES,
         "data.opening": Role.DECIDES,
         "data.uncertain": Role.DECIDES,
         "data.split": Role.DECIDES,
