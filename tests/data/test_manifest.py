@@ -136,6 +136,18 @@ def test_a_missing_image_is_counted_or_stops(tmp_path):
     assert read(root, max_bad=0.3).rejected == {"missing": ["images/b.png"]}
 
 
+def test_e12_an_image_spelled_otherwise_on_disk_is_found_under_the_tables_name(tmp_path):
+    root = write_fake_manifest(tmp_path, ["images/a.png,1", "images/B.PNG,0"], header="image,Edema")
+    (root / "images/a.png").rename(root / "images/A.png")
+    (root / "images").rename(root / "Images")
+    reading = read(root)
+    assert [(r.id, r.image) for r in reading.records] == [
+        ("images/a.png", root / "Images/A.png"),
+        ("images/B.PNG", root / "Images/B.PNG"),
+    ]
+    assert any("2 images have another spelling on disk" in note and "(lines 2, 3)" in note for note in reading.notes)
+
+
 def test_no_root_is_a_setting_to_set():
     with pytest.raises(ConfigError, match=r"set --data\.root"):
         read(None)

@@ -24,10 +24,20 @@ class Fault(NamedTuple):
 
     def sentence(self, path: Path) -> str:
         """Says where, what and what to do, naming up to 20 lines and counting the rest."""
-        named = ", ".join(str(line) for line in self.lines[:_NAMED])
-        more = f" and {len(self.lines) - _NAMED:,} more" if len(self.lines) > _NAMED else ""
-        where = f" line{'s' if len(self.lines) > 1 else ''} {named}{more}" if self.lines else ""
+        where = f" {told_lines(self.lines)}" if self.lines else ""
         return f"{path}{where}: {self.what}; {self.remedy}"
+
+
+def told_lines(lines: Sequence[int]) -> str:
+    """Names up to 20 lines and counts the rest.
+
+    Example:
+        >>> told_lines([3]), told_lines(range(2, 25))[-17:]
+        ('line 3', '20, 21 and 3 more')
+    """
+    named = ", ".join(str(line) for line in lines[:_NAMED])
+    more = f" and {len(lines) - _NAMED:,} more" if len(lines) > _NAMED else ""
+    return f"line{'s' if len(lines) > 1 else ''} {named}{more}"
 
 
 def missing_columns(found: Collection[str], required: Iterable[str]) -> list[Fault]:

@@ -8,7 +8,7 @@ Shapes: `N` rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from cleft.config import DataConfig
 from cleft.data.cells import read_ages, read_codes, read_sexes, read_texts
-from cleft.data.faults import Fault, nearest, refuse
+from cleft.data.faults import Fault, nearest, refuse, told_lines
 from cleft.data.files import find_inside, leaves_root, tidy
 from cleft.data.rows import Rows
 from cleft.data.scan import Scan, find_table, make_scan, oddities, require_root
+from cleft.data.spelling import respell
 from cleft.data.tables import Column, Table, scan_table
 from cleft.errors import ConfigError
 from cleft.types import Reading
@@ -76,12 +77,13 @@ def scan_manifest(config: DataConfig) -> Scan:
     codes, wrong_codes = read_codes(table, findings)
     ids, usable, wrong_paths = _read_paths(table, named["image"])
     present, outside = find_inside(root, ids)
+    spelled = _respell(root, ids, usable, present, outside)
     patients, unnamed = _read_patients(table, named.get("patient"), ids)
     sexes, odd_sexes = read_sexes(named.get("sex"), len(table))
     ages, odd_ages = read_ages(named.get("age"), len(table))
     rows = Rows(
         ids=ids,
-        images=[f"{root}/{name}" for name in ids],
+        images=[f"{root}/{spelled.get(name, name)}" for name in ids],
         findings=findings,
         codes=codes,
         patients=patients,
@@ -100,7 +102,7 @@ def scan_manifest(config: DataConfig) -> Scan:
         config,
         views=config.views,
         are_present=lambda kept: present[kept],
-        notes=[*_notes(table, named), *oddities(odd_sexes, odd_ages)],
+        notes=[*_notes(table, named), *oddities(odd_sexes, odd_ages), *_spelling_note(table, ids, spelled)],
         faults=[
             *faults,
             *twice,
@@ -154,6 +156,30 @@ def _read_paths(table: Table, column: Column) -> tuple[list[str], NDArray[np.int
             Fault("path", "no image is named", "fill in the path or remove the row", table.lines[blank].tolist())
         )
     return ids, np.array([row for row, name in enumerate(ids) if name], dtype=np.int64), faults
+
+
+def _respell(
+    root: Path, ids: Sequence[str], usable: NDArray[np.int64], present: NDArray[np.bool_], outside: NDArray[np.bool_]
+) -> dict[str, str]:
+    """Looks for missing images under another spelling; what is found counts as present."""
+    missing: list[int] = [row for row in usable.tolist() if not present[row] and not outside[row]]
+    if not missing:
+        return {}
+    taken = {ids[row] for row in np.flatnonzero(present).tolist()}
+    spelled = respell(root, list(dict.fromkeys(ids[row] for row in missing)), taken)
+    for row in missing:
+        present[row] = ids[row] in spelled
+    return spelled
+
+
+def _spelling_note(table: Table, ids: Sequence[str], spelled: Mapping[str, str]) -> list[str]:
+    lines = [int(line) for name, line in zip(ids, table.lines.tolist(), strict=True) if name in spelled]
+    if not lines:
+        return []
+    return [
+        f"{len(spelled):,} images have another spelling on disk, in letter case or in how accents are composed "
+        f"({told_lines(lines)}); they were found, but spell them as the disk does and the table works anywhere"
+    ]
 
 
 _INSIDE = (

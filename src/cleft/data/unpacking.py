@@ -69,7 +69,7 @@ def _only_table(path: Path, archive: zipfile.ZipFile) -> zipfile.ZipInfo:
     return tables[0]
 
 
-def _read(path: Path, file: IO[bytes], limit: int) -> bytes:
+def _read(path: Path, file: IO[bytes] | gzip.GzipFile, limit: int) -> bytes:
     data = file.read(limit + 1)
     if len(data) > limit:
         raise DataError(f"{path} inflates to more than {limit / 2**30:.3g} GiB; split it", reason="table")
