@@ -30,6 +30,17 @@ def test_anything_else_is_no_code(tmp_path, text):
     assert (fault.what, list(fault.lines)) == (f"column 'Edema' holds '{text}'", [3, 5])
 
 
+@pytest.mark.parametrize(
+    "cells", [["Doe^Jane", "Roe^Richard"], ["2026-11-24"], ["20261124"], ["1", "2026-11-24"], ["a sentence of words"]]
+)
+def test_o1_a_name_or_date_in_a_column_of_labels_is_not_quoted(tmp_path, cells):
+    path = tmp_path / "t.csv"
+    path.write_text("remark,x\n" + "".join(f"{cell},\n" for cell in cells))
+    _, (fault,) = read_codes(read_table(path, []), ["remark"])
+    assert fault.what == "column 'remark' holds text that is no label"
+    assert fault.remedy.endswith("call it '_remark'")
+
+
 def test_sexes_are_spelled_one_way_and_others_counted(table):
     assert read_sexes(table.columns["sex"], 6) == (["Male", "Female", None, None, "Male", "Female"], 1)
 

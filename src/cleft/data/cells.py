@@ -6,6 +6,7 @@ Shapes: `N` rows, `C` findings.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -38,10 +39,32 @@ def read_codes(table: Table, findings: Sequence[str]) -> tuple[NDArray[np.int8],
         if column.values:
             codes[:, c] = np.array([BLANK if code is None else code for code in known], dtype=np.int8)[column.index]
         if wrong:
-            held = ", ".join(repr(column.values[i][:40]) for i in wrong[:3]) + (", …" if len(wrong) > 3 else "")
-            lines = table.lines[column.rows_of(wrong)].tolist()
-            faults.append(Fault("label", f"column {name!r} holds {held}", "allowed are 1, 0, -1 and empty", lines))
+            are_labels = any(code not in (None, BLANK) for code in known)
+            what, remedy = _strange(name, [column.values[i].strip() for i in wrong], are_labels=are_labels)
+            faults.append(Fault("label", what, remedy, table.lines[column.rows_of(wrong)].tolist()))
     return codes, faults
+
+
+def _strange(name: str, texts: Sequence[str], *, are_labels: bool) -> tuple[str, str]:
+    """Says what a column of labels holds in place of codes, and what to do.
+
+    Only what looks like a label is quoted: a name or a date in a column that was taken for a finding is not.
+    """
+    quoted = [repr(text) for text in texts if _WORD.fullmatch(text) and (are_labels or text.casefold() in _LABELS)]
+    if not quoted:
+        return f"column {name!r} holds text that is no label", f"{_ALLOWED}; if it is no finding, call it '_{name}'"
+    held = ", ".join(quoted[:3]) + (", …" if len(texts) > min(3, len(quoted)) else "")
+    return f"column {name!r} holds {held}", _ALLOWED
+
+
+_ALLOWED = "allowed are 1, 0, -1 and empty"
+_WORD = re.compile(r"(?!.*\d{5})[\w.+/?-]{1,12}")
+_LABELS = {
+    *("yes", "no", "y", "n", "true", "false", "t", "f", "positive", "negative", "pos", "neg", "present", "absent"),
+    *("unknown", "uncertain", "unsure", "na", "n/a", "nan", "none", "null", "normal", "abnormal", "x", "?", "+", "-"),
+    *map(str, range(2, 10)),
+    "inf",
+}
 
 
 def read_texts(column: Column | None, rows: int) -> list[str | None]:
