@@ -58,7 +58,7 @@ def _strange(name: str, texts: Sequence[str], *, are_labels: bool) -> tuple[str,
 
 
 _ALLOWED = "allowed are 1, 0, -1 and empty"
-_WORD = re.compile(r"(?!.*\d{5})[\w.+/?-]{1,12}")
+_WORD = re.compile(r"(?!(?:.*\d){5})[\w.+/?-]{1,12}")
 _LABELS = {
     *("yes", "no", "y", "n", "true", "false", "t", "f", "positive", "negative", "pos", "neg", "present", "absent"),
     *("unknown", "uncertain", "unsure", "na", "n/a", "nan", "none", "null", "normal", "abnormal", "x", "?", "+", "-"),
