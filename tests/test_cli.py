@@ -83,6 +83,12 @@ def test_presets_and_doctor_answer(capsys):
     assert "everything needed is here" in out
 
 
+def test_weights_are_counted_without_a_download(capsys):
+    assert main(["sizes", "tiny", "cleft-paper"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.split() == ["cleft-paper", "adapters", "2,621,440", "0"] for line in lines)
+
+
 def test_the_authors_checkpoint_is_imported(shared, tmp_path):
     source = shared / "fixtures" / "official" / "official-lora.ckpt"
     assert main(["import", str(source), "--out", str(tmp_path / "model")]) == 0

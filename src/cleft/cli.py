@@ -197,6 +197,10 @@ def _parser() -> argparse.ArgumentParser:
     phantoms.add_argument("--seed", type=int, default=0, help="the same seed draws the same images (0)")
     phantoms.add_argument("--size", type=int, help="height of an image in pixels (320, of a mammogram 384: 250 kB)")
 
+    sizes = _verb(verbs, "sizes", "count the moving and the frozen weights of presets; nothing is downloaded", _sizes)
+    sizes.add_argument("presets", nargs="*", help="presets, YAML files or runs; by default every preset")
+    sizes.add_argument("--tokens", type=int, default=0, help="distinct tokens of the captions, whose rows move (0)")
+
     _verb(verbs, "presets", "list the presets", _presets)
     _verb(verbs, "doctor", "versions, devices, optional parts, and what to mend", _doctor)
     return parser
@@ -335,6 +339,20 @@ def _data_phantoms(options: argparse.Namespace, words: list[str]) -> None:
 
 def _or(given: int | None, usual: int) -> int:
     return usual if given is None else given
+
+
+def _sizes(options: argparse.Namespace, words: list[str]) -> None:
+    from cleft.config import load_settings, preset_names
+    from cleft.towers.outline import outline_model
+    from cleft.towers.sizes import count_weights
+
+    print(f"{'preset':18} {'part':16} {'moving':>14} {'frozen':>14}")
+    for name in options.presets or preset_names():
+        counts = count_weights(outline_model(load_settings(name, []), tokens=options.tokens))
+        for part, count in counts.items():
+            print(f"{name:18} {part:16} {count.moving:14,} {count.frozen:14,}")
+        moving, frozen = (sum(column) for column in zip(*counts.values(), strict=True))
+        print(f"{name:18} {'all':16} {moving:14,} {frozen:14,}")
 
 
 def _presets(options: argparse.Namespace, words: list[str]) -> None:

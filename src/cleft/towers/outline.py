@@ -1,0 +1,62 @@
+"""A model's shapes without its weights: for counting, with nothing downloaded and no memory taken."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig
+
+from cleft.config import ImageTowerConfig, Settings, TextTowerConfig
+from cleft.errors import ConfigError
+from cleft.towers.adapt import adapt
+from cleft.towers.dual import DualEncoder
+from cleft.towers.hub import config_from, random_model, read_config
+from cleft.towers.image import ImageTower
+from cleft.towers.known import KNOWN
+from cleft.towers.language_model import LanguageModel, is_causal
+from cleft.towers.text import TextTower
+from cleft.towers.token_ids import TokenIds
+from cleft.types import ImageSpec
+
+_LEARNED_VOCABULARY = 4096
+"""Largest table of a tokenizer learned from captions; it is smaller where they hold fewer words."""
+
+
+def outline_model(settings: Settings, *, tokens: int = 0) -> DualEncoder:
+    """Builds the towers a run would train, on torch's meta device.
+
+    Args:
+        settings: Which towers, how adapted.
+        tokens: Distinct tokens of the captions, whose rows of the embedding move; a run counts them from its data.
+
+    Raises:
+        ConfigError: If a tower's shape is neither described, nor known here, nor to be had from the hub.
+    """
+    spec = ImageSpec(size=(settings.images.size, settings.images.size), mean=settings.images.mean, std=settings.images.std)
+    vision = _shape(settings.image, "image.model")
+    language = _shape(settings.text, "text.model")
+    vocabulary = int(language.get_text_config().vocab_size)
+    if settings.text.model is None:
+        vocabulary = min(vocabulary, _LEARNED_VOCABULARY)
+        language.vocab_size = vocabulary
+        # Token numbers of the family's own vocabulary may lie beyond the smaller table.
+        for name in [name for name in language.to_dict() if name.endswith("_token_id")]:
+            setattr(language, name, None)
+    if not 0 <= tokens <= vocabulary:
+        raise ConfigError(f"tokens={tokens} must lie between 0 and the {vocabulary:,} of the vocabulary")
+    with torch.device("meta"):
+        image_tower = ImageTower(random_model(getattr(vision, "vision_config", vision)), settings.image, spec)
+        model: Any = random_model(language)
+        model.pooler = None  # nothing reads it, as in a run
+        lm = adapt(LanguageModel(model, causal=is_causal(language)), settings.text, range(tokens))
+        ids = TokenIds(vocabulary=vocabulary, max_tokens=settings.text.max_tokens, end=vocabulary - 1)
+        return DualEncoder(image_tower, TextTower(lm, ids, settings.text), settings.loss)
+
+
+def _shape(config: ImageTowerConfig | TextTowerConfig, setting: str) -> PreTrainedConfig:
+    if config.scratch is not None:
+        return config_from(config.scratch, setting.replace("model", "scratch"))
+    assert config.model is not None
+    known = KNOWN.get(config.model)
+    return config_from(known, setting) if known else read_config(config.model, setting)

@@ -1,0 +1,64 @@
+import pytest
+import torch
+from tests.fakes.models import fake_settings
+from transformers import BertConfig, BertModel, ViTConfig, ViTModel
+
+from cleft.config import ImageTowerConfig, Settings, TextTowerConfig, load_settings, preset_names
+from cleft.errors import ConfigError
+from cleft.towers.dual import build_model
+from cleft.towers.outline import outline_model
+from cleft.towers.sizes import count_weights
+
+
+def moving(settings, **options):
+    return sum(count.moving for count in count_weights(outline_model(settings, **options)).values())
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_every_preset_is_counted_without_a_download(preset):
+    model = outline_model(load_settings(preset, []))
+    assert all(weight.is_meta for weight in model.parameters())
+    assert sum(map(sum, count_weights(model).values())) == sum(weight.numel() for weight in model.parameters())
+
+
+def test_the_papers_shares_follow_from_the_shapes():
+    counts = count_weights(outline_model(load_settings("cleft-paper", [])))
+    lora = counts["adapters"].moving
+    ours = sum(count.moving for count in counts.values())
+    with torch.device("meta"):  # the CLIP-ViT of Figure 1: a plain ViT-B/16 beside six blocks of a clinical BERT
+        vision = ViTModel(ViTConfig(), add_pooling_layer=False)
+        bert = BertModel(BertConfig(vocab_size=28_996, num_hidden_layers=6), add_pooling_layer=False)
+    # The authors' BERT has no token types.
+    language = sum(weight.numel() for name, weight in bert.named_parameters() if "token_type" not in name)
+    clip = sum(weight.numel() for weight in vision.parameters()) + language
+    assert round(lora / 1e6, 1) == 2.6
+    assert round(clip / 1e6, 2) == pytest.approx(150.99, abs=0.01)
+    assert round(100 * lora / language) == 4  # "4 % of the language model's weights"
+    assert 100 * (1 - ours / clip) == pytest.approx(39.8, abs=0.1)  # "39 % fewer"
+
+
+def test_rows_of_the_embedding_that_move_are_those_of_the_tokens_given():
+    settings = load_settings("cleft-paper", [])
+    assert moving(settings, tokens=300) - moving(settings) == 300 * 2560
+
+
+def test_an_outline_has_the_weights_of_the_model_it_outlines():
+    settings = fake_settings()
+    built = build_model(settings, ["this is a chest x ray", "with edema"])
+    tower = built.text_tower
+    counts = count_weights(outline_model(settings, tokens=len(tower.trained_tokens)))
+    expected = count_weights(built)
+    assert {part: counts[part] for part in ("image tower", "adapters", "embedding rows", "projections")} == {
+        part: expected[part] for part in ("image tower", "adapters", "embedding rows", "projections")
+    }
+
+
+def test_a_model_nobody_knows_is_a_sentence():
+    settings = Settings(image=ImageTowerConfig(model="./nowhere"), text=TextTowerConfig())
+    with pytest.raises(ConfigError, match=r"no folder with a config\.json"):
+        outline_model(settings)
+
+
+def test_more_tokens_than_the_vocabulary_are_refused():
+    with pytest.raises(ConfigError, match="must lie between 0 and the 28,896"):
+        outline_model(load_settings("cleft-paper", []), tokens=30_000)
