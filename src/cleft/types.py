@@ -1,7 +1,7 @@
 """The nouns that pass from room to room. Whoever knows these knows the system.
 
-Shapes: `B` images of a batch, `N` images of a dataset, `T` texts, `C` classes or findings, `E` joint
-dimension, `H` and `W` height and width in pixels.
+Shapes: `B` images of a batch, `N` images of a dataset, `T` texts, `C` classes or findings, `D` width of an image
+tower, `E` joint dimension, `H` and `W` height and width in pixels.
 """
 
 from __future__ import annotations
@@ -102,13 +102,21 @@ class Batch(NamedTuple):
     """Row of each image in its split, `[B]` int64."""
 
 
-class ImageTextModel(Protocol):
-    """What learning, evaluation and the demo need from a model."""
+class ImageModel(Protocol):
+    """What reads images: all that linear probes and fine-tuning need from a model."""
 
     @property
     def image_spec(self) -> ImageSpec:
         """How images must be prepared."""
         ...
+
+    def encode_image_features(self, images: Tensor) -> Tensor:
+        """Returns features `[B, D]` of gray images `[B, 1, H, W]` uint8: what the image tower says, not projected."""
+        ...
+
+
+class ImageTextModel(ImageModel, Protocol):
+    """What learning, evaluation and the demo need from a model that reads texts too."""
 
     @property
     def logit_scale(self) -> Tensor:
@@ -126,6 +134,21 @@ class ImageTextModel(Protocol):
     def encode_class_names(self, names: Sequence[str]) -> Tensor:
         """Returns unit-length embeddings `[C, E]` of class names behind the learned prompt context."""
         ...
+
+
+class LabelledImages(NamedTuple):
+    """What is known of the images of a question, besides what a model makes of them."""
+
+    labels: Tensor
+    """One column per finding, `[N, C]` float: 1, 0, -1, or NaN where nobody mentioned it."""
+    findings: tuple[str, ...]
+    """What the columns of `labels` stand for."""
+    ids: list[str]
+    """Record id of each image."""
+    patients: list[str]
+    """Patient of each image; confidence intervals resample these, not images."""
+    views: list[str | None]
+    """Projection of each image, for the floors."""
 
 
 class Embeddings(NamedTuple):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from cleft.errors import DataError, NumericsError
-from cleft.evaluation.encode import encode_images
+from cleft.evaluation.encode import encode_features, encode_images
 from cleft.types import Batch, Record
 
 FINDINGS = ("Edema", "Pneumonia")
@@ -26,8 +26,11 @@ class Model(nn.Module):
         self.images = 0
 
     def encode_image(self, images):
+        return nn.functional.normalize(self.encode_image_features(images), dim=1)
+
+    def encode_image_features(self, images):
         self.images += len(images)
-        return nn.functional.normalize(self.dropout(self.map(images.flatten(1).float() / 255)), dim=1)
+        return self.dropout(self.map(images.flatten(1).float() / 255))
 
 
 def records(count=7):
@@ -103,6 +106,18 @@ def test_the_second_pass_reads_what_the_first_left(tmp_path):
     assert model.images == 7
     assert torch.equal(first.image_embeds, second.image_embeds)
     assert first.ids == second.ids
+
+
+def test_features_are_kept_beside_embeddings_and_never_taken_for_them(tmp_path):
+    model = Model()
+    embeds = stored(tmp_path, model).image_embeds
+    first, second = (
+        encode_features(model, batches(3), records(), folder=tmp_path, key={"weights": "w0"}) for _ in range(2)
+    )
+    assert model.images == 14
+    assert torch.equal(first, second)
+    torch.testing.assert_close(nn.functional.normalize(first, dim=1), embeds)
+    assert not torch.allclose(first, embeds)
 
 
 def test_other_weights_encode_again(tmp_path):

@@ -44,6 +44,15 @@ def test_both_towers_meet_in_one_space_of_unit_vectors(model):
     torch.testing.assert_close(text_embeds.norm(dim=1), torch.ones(2))
 
 
+def test_features_are_what_is_projected(model):
+    images = torch.arange(2 * 32 * 32).remainder(256).to(torch.uint8).view(2, 1, 32, 32)
+    features = model.encode_image_features(images)
+    assert features.shape == (2, 16)
+    torch.testing.assert_close(
+        torch.nn.functional.normalize(model.image_projection(features)), model.encode_image(images)
+    )
+
+
 def test_projections_take_the_widths_of_the_towers(model):
     assert (model.image_projection.in_features, model.text_projection.in_features) == (16, 24)
     assert model.image_projection.bias is not None

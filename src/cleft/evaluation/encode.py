@@ -1,16 +1,18 @@
 """A dataset through the image tower, once; zero-shot, probing and retrieval then ask what it left on disk.
 
+Zero-shot and retrieval ask embeddings, which are projected and of unit length; probes ask features, which are neither.
+
 What lies on disk is used only when it is complete and was made by the same weights from the same pixels of
 the same images in the same order. Anything else is encoded again: a stale store is a wrong number that looks right.
 
-Shapes: `B` images of a batch, `N` images, `C` findings, `E` joint dimension.
+Shapes: `B` images of a batch, `N` images, `C` findings, `D` width of the image tower, `E` joint dimension.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -24,19 +26,32 @@ from cleft.codec import write_whole
 from cleft.data.batches import label_table
 from cleft.data.progress import progress_bar
 from cleft.errors import DataError, NumericsError, ResourceError
-from cleft.types import Batch, Embeddings, ImageTextModel, Record
+from cleft.types import Batch, Embeddings, ImageModel, ImageTextModel, LabelledImages, Record
 
-_FILE, _MANIFEST = "image_embeds.safetensors", "manifest.json"
+_MANIFEST = "manifest.json"
+_EMBEDS, _FEATURES = "image_embeds", "image_features"
 
 
-class EncodingModel(ImageTextModel, Protocol):
-    """A model that can be told to stop drawing dropout."""
+class _Module(Protocol):
+    """What is known of a model that is a module of torch."""
 
     training: bool
 
     def train(self, mode: bool = True) -> object:
         """Sets training or evaluation mode."""
         ...
+
+    def parameters(self) -> Iterator[Tensor]:
+        """All weights."""
+        ...
+
+
+class FeatureModel(ImageModel, _Module, Protocol):
+    """A model of images that can be told to stop drawing dropout."""
+
+
+class EncodingModel(ImageTextModel, _Module, Protocol):
+    """A model of images and texts that can be told to stop drawing dropout."""
 
 
 def encode_images(
@@ -54,7 +69,7 @@ def encode_images(
     Dropout is off, no gradient is kept, and no row depends on its batch mates.
 
     Args:
-        model: What encodes; on whatever device its temperature lies.
+        model: What encodes, on whatever device it lies.
         loader: Batches that show each record once, in any order; `Batch.rows` says which is which.
         records: The images, `N`.
         findings: Columns of the labels, `C`.
@@ -70,15 +85,43 @@ def encode_images(
         NumericsError: If an embedding is not finite.
         ResourceError: If the store cannot be written.
     """
-    full_key = {**(key or {}), "records": _digest("\n".join(record.id for record in records))}
-    place = None if folder is None else folder / _digest(json.dumps(full_key, sort_keys=True))
-    embeds = None if place is None else _stored(place, full_key, len(records))
-    if embeds is None:
-        embeds = _encode(model, loader, len(records), progress=progress)
-        if place is not None:
-            _store(place, full_key, embeds)
-    return Embeddings(
-        image_embeds=embeds,
+    embeds = _once(model, model.encode_image, loader, records, _EMBEDS, folder, key or {}, progress=progress)
+    return Embeddings(embeds, *label_images(records, findings))
+
+
+def encode_features(
+    model: FeatureModel,
+    loader: Iterable[Batch],
+    records: Sequence[Record],
+    *,
+    folder: Path | None = None,
+    key: Mapping[str, str] | None = None,
+    progress: bool = True,
+) -> Tensor:
+    """Reads every image of `records` once with the image tower, or takes what an equal pass left in `folder`.
+
+    As `encode_images`, but what is returned is what the tower says before any projection.
+
+    Returns:
+        Features `[N, D]` float32, in the order of `records`.
+
+    Raises:
+        DataError: If the loader leaves a record out or shows one twice.
+        NumericsError: If a feature is not finite.
+        ResourceError: If the store cannot be written.
+    """
+    which = {**(key or {}), "output": "features"}
+    return _once(model, model.encode_image_features, loader, records, _FEATURES, folder, which, progress=progress)
+
+
+def label_images(records: Sequence[Record], findings: Sequence[str]) -> LabelledImages:
+    """Returns what is known of images besides what a model makes of them.
+
+    Args:
+        records: The images, `N`.
+        findings: Columns of the labels, `C`.
+    """
+    return LabelledImages(
         labels=torch.from_numpy(label_table(records, findings)),
         findings=tuple(findings),
         ids=[record.id for record in records],
@@ -87,8 +130,33 @@ def encode_images(
     )
 
 
-def _encode(model: EncodingModel, loader: Iterable[Batch], images: int, *, progress: bool) -> Tensor:
-    """Unit-length embeddings of all images, `[N, E]` float32, on the CPU."""
+def _once(
+    model: _Module,
+    read: Callable[[Tensor], Tensor],
+    loader: Iterable[Batch],
+    records: Sequence[Record],
+    name: str,
+    folder: Path | None,
+    key: Mapping[str, str],
+    *,
+    progress: bool,
+) -> Tensor:
+    """What `read` makes of all images, from the store where it is there."""
+    full_key = {**key, "records": _digest("\n".join(record.id for record in records))}
+    place = None if folder is None else folder / _digest(json.dumps(full_key, sort_keys=True))
+    rows = None if place is None else _stored(place, name, full_key, len(records))
+    if rows is None:
+        rows = _encode(model, read, loader, len(records), progress=progress)
+        if place is not None:
+            _store(place, name, full_key, rows)
+    return rows
+
+
+def _encode(
+    model: _Module, read: Callable[[Tensor], Tensor], loader: Iterable[Batch], images: int, *, progress: bool
+) -> Tensor:
+    """One row for each image, `[N, D]` or `[N, E]` float32, on the CPU."""
+    device = next(iter(model.parameters())).device
     seen = torch.zeros(images, dtype=torch.int64)
     embeds: Tensor | None = None
     was_training = model.training
@@ -99,7 +167,7 @@ def _encode(model: EncodingModel, loader: Iterable[Batch], images: int, *, progr
                 rows = batch.rows.to("cpu")
                 if rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) < images:
                     raise DataError(f"the loader shows row {int(rows.max())} of {images} records", reason="rows")
-                encoded = model.encode_image(batch.images.to(model.logit_scale.device)).float().cpu()  # [B, E]
+                encoded = read(batch.images.to(device)).float().cpu()
                 embeds = torch.zeros(images, encoded.shape[1]) if embeds is None else embeds
                 embeds[rows] = encoded
                 seen += torch.bincount(rows, minlength=images)
@@ -123,26 +191,26 @@ def _finite(embeds: Tensor) -> Tensor:
     return embeds
 
 
-def _stored(place: Path, key: Mapping[str, str], images: int) -> Tensor | None:
+def _stored(place: Path, name: str, key: Mapping[str, str], images: int) -> Tensor | None:
     """What an equal pass left, or None where it is missing, incomplete, damaged or of something else."""
     try:
         manifest = json.loads((place / _MANIFEST).read_bytes())
-        data = (place / _FILE).read_bytes()
+        data = (place / f"{name}.safetensors").read_bytes()
         if manifest != _manifest(key, images, data):
             return None
-        embeds = torch.from_numpy(load(data)["image_embeds"])
+        embeds = torch.from_numpy(load(data)[name])
     except (OSError, ValueError, KeyError, safetensors.SafetensorError):
         return None
     return embeds if len(embeds) == images else None
 
 
-def _store(place: Path, key: Mapping[str, str], embeds: Tensor) -> None:
-    """Writes the embeddings, then the manifest that makes them valid: killed in between, they are not used."""
-    data = save({"image_embeds": np.ascontiguousarray(embeds.numpy())})
+def _store(place: Path, name: str, key: Mapping[str, str], embeds: Tensor) -> None:
+    """Writes the rows, then the manifest that makes them valid: killed in between, they are not used."""
+    data = save({name: np.ascontiguousarray(embeds.numpy())})
     try:
         place.mkdir(parents=True, exist_ok=True, mode=0o700)
         (place / _MANIFEST).unlink(missing_ok=True)
-        write_whole(place / _FILE, data)
+        write_whole(place / f"{name}.safetensors", data)
         write_whole(place / _MANIFEST, json.dumps(_manifest(key, len(embeds), data), indent=1).encode())
     except OSError as error:
         raise ResourceError(f"cannot keep {len(data)} bytes of embeddings in {place} ({error.strerror})") from error

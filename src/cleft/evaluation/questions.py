@@ -19,7 +19,7 @@ from cleft.errors import ConfigError, DataError
 from cleft.evaluation.floors import positive_class
 from cleft.evaluation.metrics import Floats, confusion, finite, roc_points
 from cleft.evaluation.scoring import USUAL_DRAWS, Draws, class_floors, finding_floors, score_classes, score_findings
-from cleft.types import Embeddings, Result
+from cleft.types import Embeddings, LabelledImages, Result
 
 Blank = Literal["unknown", "absent"]
 
@@ -56,7 +56,7 @@ def class_logits(image_embeds: Tensor, class_embeds: Tensor, logit_scale: Tensor
 
 
 def answer_multi_class(
-    logits: Floats, embeddings: Embeddings, classes: Sequence[str], draws: Draws = USUAL_DRAWS
+    logits: Floats, images: Embeddings | LabelledImages, classes: Sequence[str], draws: Draws = USUAL_DRAWS
 ) -> Answers:
     """Which one of the classes each image shows; asked of the images that show exactly one.
 
@@ -65,7 +65,7 @@ def answer_multi_class(
 
     Args:
         logits: One column per class, `[N, C]`.
-        embeddings: Labels, patients and views of the images, `[N]`.
+        images: Labels, patients and views of the images, `[N]`.
         classes: At least two columns of the labels.
         draws: How intervals are drawn.
 
@@ -75,13 +75,13 @@ def answer_multi_class(
     """
     if len(classes) < 2:
         raise ConfigError(f"classes={list(classes)}: multi-class scoring needs two; or use --scoring present-absent")
-    present = label_columns(embeddings, classes) == 1
+    present = label_columns(images, classes) == 1
     rows = np.flatnonzero(present.sum(axis=1) == 1)
     counts = _counts(present.sum(axis=1))
     if not len(rows):
         raise DataError(f"no image shows exactly one of {', '.join(classes)} ({counts})", reason="no-image")
     truth, asked = present[rows].argmax(axis=1), logits[rows]
-    patients, views = [embeddings.patients[row] for row in rows], [embeddings.views[row] for row in rows]
+    patients, views = [images.patients[row] for row in rows], [images.views[row] for row in rows]
     odds = np.stack([asked[:, c] - logsumexp(np.delete(asked, c, axis=1), axis=1) for c in range(len(classes))], axis=1)
     answers = asked.argmax(axis=1)
     positive = positive_class(classes)
@@ -103,7 +103,7 @@ def answer_multi_class(
 def answer_present_absent(
     present_logits: Floats,
     absent_logits: Floats,
-    embeddings: Embeddings,
+    images: Embeddings | LabelledImages,
     findings: Sequence[str],
     draws: Draws = USUAL_DRAWS,
     *,
@@ -114,7 +114,7 @@ def answer_present_absent(
     Args:
         present_logits: Logits of the prompts that name the findings, `[N, C]`.
         absent_logits: Logits of the prompts that deny them, `[N, C]`.
-        embeddings: Labels, patients and views of the images, `[N]`.
+        images: Labels, patients and views of the images, `[N]`.
         findings: Columns of the labels, `[C]`.
         draws: How intervals are drawn.
         blank: Whether a finding nobody mentioned is not known, so that the image is not asked about it, or absent.
@@ -122,7 +122,7 @@ def answer_present_absent(
     Raises:
         DataError: If no finding is known of any image.
     """
-    labels = label_columns(embeddings, findings)
+    labels = label_columns(images, findings)
     labels[labels == -1] = np.nan
     blanks = int(np.isnan(labels).sum())
     if blank == "absent":
@@ -133,8 +133,8 @@ def answer_present_absent(
     known = ~np.isnan(labels)
     meaning = "count as absent" if blank == "absent" else "are not known and not asked about"
     return Answers(
-        results=score_findings(scores, labels, findings, embeddings.patients, draws),
-        floors=finding_floors(labels, embeddings.views, findings, embeddings.patients, draws),
+        results=score_findings(scores, labels, findings, images.patients, draws),
+        floors=finding_floors(labels, images.views, findings, images.patients, draws),
         confusion=None,
         roc={
             name: points
@@ -151,17 +151,17 @@ def answer_present_absent(
     )
 
 
-def label_columns(embeddings: Embeddings, classes: Sequence[str]) -> Floats:
+def label_columns(images: Embeddings | LabelledImages, classes: Sequence[str]) -> Floats:
     """The labels of some findings, `[N, C]`, in their order.
 
     Raises:
         ConfigError: If a class is not a finding of the table.
     """
-    unknown = [name for name in classes if name not in embeddings.findings]
+    unknown = [name for name in classes if name not in images.findings]
     if unknown:
-        raise ConfigError(f"classes {unknown} are no findings of the table; it has {', '.join(embeddings.findings)}")
-    columns = torch.tensor([embeddings.findings.index(name) for name in classes], dtype=torch.long)
-    return embeddings.labels[:, columns].double().numpy().copy()
+        raise ConfigError(f"classes {unknown} are no findings of the table; it has {', '.join(images.findings)}")
+    columns = torch.tensor([images.findings.index(name) for name in classes], dtype=torch.long)
+    return images.labels[:, columns].double().numpy().copy()
 
 
 def _counts(several: Floats) -> str:

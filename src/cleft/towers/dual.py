@@ -62,6 +62,10 @@ class DualEncoder(nn.Module):
         """Returns unit-length embeddings `[B, E]` float32 of gray images `[B, 1, H, W]` uint8."""
         return _unit(self.image_projection(self.image_tower.encode(images)))
 
+    def encode_image_features(self, images: Tensor) -> Tensor:
+        """Returns features `[B, D]` float32 of gray images `[B, 1, H, W]` uint8, before the projection."""
+        return self.image_tower.encode(images).float()
+
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Returns unit-length embeddings `[T, E]` float32."""
         return _unit(self.text_projection(self.text_tower(texts)))
