@@ -60,13 +60,13 @@ class DataConfig:
         _check_range("data.test_fraction", self.test_fraction, 0, 0.9)
         _check_range("data.max_bad", self.max_bad, 0, 1)
         _check_range("data.workers", self.workers, 0, 256)
+        if self.labels != "table" and self.dataset != "chexpert":
+            raise ConfigError(f"data.labels={self.labels} is for data.dataset=chexpert, not {self.dataset}; leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
     """Random views for training: the authors' recipe (released code), on gray pixels."""
-        if self.labels != "table" and self.dataset != "chexpert":
-            raise ConfigError(f"data.labels={self.labels} is for data.dataset=chexpert, not {self.dataset}; leave it out")
 
     jitter: float = 0.4
     """Probability of a change of brightness and contrast."""
@@ -116,6 +116,7 @@ class ImagesConfig:
     def __post_init__(self) -> None:
         if not 8 <= self.size <= self.stored_size:
             raise ConfigError(f"images.size={self.size} must lie between 8 and images.stored_size={self.stored_size}")
+        _check_range("images.window", self.window, 0, 255)
         if any(value <= 0 for value in self.std):
             raise ConfigError(f"images.std={self.std} must be positive in every channel")
 
@@ -126,7 +127,6 @@ class ImageTowerConfig:
 
     model: str | None = "facebook/dinov2-with-registers-base"
     """Hub name or folder of any Hugging Face vision model; null where `scratch` describes one."""
-        _check_range("images.window", self.window, 0, 255)
     scratch: Mapping[str, Any] | None = None
     """A configuration built with random weights in place of `model`: `model_type` and its own options."""
     random_weights: bool = False
