@@ -86,7 +86,7 @@ def draw_mammogram(
     _draw_fat(film)
     tissue = np.random.default_rng([breast.pattern, exposure.view in OBLIQUE])
     _draw_tissue(film, breast, tissue)
-    _draw_strands(film, breast, tissue)
+    _draw_strands(film, tissue)
     if breast.implant:
         _draw_implant(film, breast)
     _draw_skin(film)
@@ -105,7 +105,7 @@ def _lay_out(size: tuple[int, int], breast: Breast, exposure: Exposure, rng: np.
     rows = np.arange(size[0], dtype=np.float64) / size[0]
     edge = _oblique_edge(rows, reach, middle, breast) if oblique else _round_edge(rows, reach, middle, breast.half)
     nipple = (reach, middle + (0.02 if oblique else 0.0))
-    mask = ((sheet.x < edge[:, None].astype(np.float32)) | (sheet.blob(*nipple, 0.020, 0.017) > 0.5)).astype(np.uint8)
+    mask = ((sheet.x < edge[:, None].astype(np.float32)) | (sheet.blob(*nipple, 0.014, 0.016) > 0.5)).astype(np.uint8)
     framed = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_REPLICATE)
     framed = cv2.copyMakeBorder(framed, 0, 0, size[0] // 2, 0, cv2.BORDER_REPLICATE)
     depth = cv2.distanceTransform(framed, cv2.DIST_L2, 5)[1:-1, size[0] // 2 + 1 : -1].astype(np.float32) / size[0]
@@ -149,69 +149,79 @@ def _oblique_edge(rows: NDArray[np.float64], reach: float, middle: float, breast
 def _draw_fat(film: Film) -> None:
     """Gray that grows with the thickness under the paddle."""
     sheet = film.sheet
-    sheet.image[:] = film.inside * (0.10 + 0.17 * (1 - np.exp(-film.depth / 0.05)))
-    sheet.image *= 1 + 0.05 * sheet.clouds(0.10) + 0.03 * sheet.clouds(0.03)
+    sheet.image[:] = film.inside * (0.07 + 0.15 * (1 - np.exp(-film.depth / 0.06)))
 
 
-_BIAS = {1: -1.75, 2: -0.60, 3: 0.45, 4: 1.75, 5: -2.4}
-_WHITE = {1: 0.26, 2: 0.34, 3: 0.43, 4: 0.54, 5: 0.22}
+_BIAS = {1: -2.05, 2: -1.05, 3: -0.05, 4: 1.35, 5: -2.6}
+_WHITE = {1: 0.24, 2: 0.33, 3: 0.42, 4: 0.54, 5: 0.20}
+"""By density: how much of the breast is tissue, and how bright it is. 5 is a man's."""
 
 
 def _draw_tissue(film: Film, breast: Breast, rng: np.random.Generator) -> None:
-    """Glandular tissue: a cone behind the nipple, filled as the density says, streaked towards the nipple."""
+    """Glandular tissue: a cone behind the nipple, filled as the density says, streaked towards the nipple.
+
+    Drawn at half the size: it has no fine edges.
+    """
     sheet = film.sheet
-    away = np.hypot(sheet.x - film.nipple[0], sheet.y - film.nipple[1])
-    angle = np.arctan2(sheet.y - film.nipple[1], film.nipple[0] - sheet.x)
-    streaks = _polar_noise(away, angle, rng)
-    lumps = _clouds(sheet.size, 0.09, rng) + 0.6 * _clouds(sheet.size, 0.04, rng)
-    field = 0.75 * streaks + 0.55 * lumps
-    centre = (0.42 * film.reach, film.nipple[1] - (0.06 if film.oblique else 0.0))
-    wide = 0.74 * film.half * (0.55 if breast.male else 1.0)
-    out = np.hypot((sheet.x - centre[0]) / (0.62 * film.reach), (sheet.y - centre[1]) / wide)
-    place = 1.1 - 1.9 * np.clip(out - 0.25, 0, 3) ** 1.5
-    under = soft(film.depth - 0.035, 0.008)
-    bias = _BIAS[5 if breast.male else breast.density]
-    amount = soft(field + place + bias, 0.35) * under
-    white = _WHITE[5 if breast.male else breast.density]
-    sheet.brighten(amount * (1 + 0.10 * streaks + 0.06 * lumps), white)
+    size = (sheet.size[0] // 2, sheet.size[1] // 2)
+    x, y, depth = (_resized(plane, size) for plane in (sheet.x, sheet.y, film.depth))
+    away = np.hypot(x - film.nipple[0], y - film.nipple[1])
+    streaks = _streaks(away, np.arctan2(y - film.nipple[1], film.nipple[0] - x), rng) * np.clip(away / 0.18, 0.15, 1)
+    lumps = _lumps(size, rng)
+    middle = (0.46 * film.reach, film.nipple[1] - (0.06 if film.oblique else 0.0))
+    wide = film.half * (0.42 if breast.male else 0.80)
+    out = np.hypot((x - middle[0]) / (0.62 * film.reach), (y - middle[1]) / wide)
+    place = 1.05 - 2.4 * np.clip(out - 0.30, 0, 2) ** 1.5
+    kind = 5 if breast.male else breast.density
+    filled = soft(0.95 * lumps + 0.60 * streaks + place + _BIAS[kind], 0.42)
+    amount = filled * soft(depth - 0.032, 0.008) * (0.82 + 0.14 * lumps + 0.10 * streaks)
+    fat = 1 + 0.09 * lumps + 0.06 * streaks
+    sheet.image *= _resized(fat, sheet.size)
+    sheet.brighten(np.clip(_resized(amount, sheet.size), 0, 1.3) * film.inside, _WHITE[kind])
 
 
-def _polar_noise(away: Map, angle: Map, rng: np.random.Generator) -> Map:
-    """Noise that is fine around the nipple's circle and coarse along its rays: ducts."""
-    coarse = rng.standard_normal((14, 56)).astype(np.float32)
-    across = ((angle / np.pi + 1) / 2 * 55).astype(np.float32)
-    along = np.clip(away / 1.2 * 13, 0, 13).astype(np.float32)
-    noise: Map = cv2.remap(coarse, across, along, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT).astype(np.float32)
-    return noise / (noise.std() + 1e-6)
+def _resized(plane: Map, size: tuple[int, int]) -> Map:
+    return cv2.resize(plane, (size[1], size[0]), interpolation=cv2.INTER_LINEAR).astype(np.float32)
 
 
-def _clouds(size: tuple[int, int], scale: float, rng: np.random.Generator) -> Map:
-    """As `Sheet.clouds`, of the breast instead of the exposure; the same at any size."""
-    cells = max(2, round(1 / scale))
-    coarse = rng.standard_normal((cells, cells)).astype(np.float32)
-    fine: Map = cv2.resize(coarse, (size[1], size[0]), interpolation=cv2.INTER_CUBIC).astype(np.float32)
-    return (fine - fine.mean()) / (fine.std() + 1e-6)
+def _streaks(away: Map, angle: Map, rng: np.random.Generator) -> Map:
+    """Noise that is fine around the nipple and coarse along its rays: ducts."""
+    total = np.zeros(away.shape, np.float32)
+    for rays, rings, strength in ((30, 8, 1.0), (75, 20, 0.6)):
+        coarse = rng.standard_normal((rings, rays), dtype=np.float32)
+        across = ((angle / np.pi + 1) / 2 * (rays - 1)).astype(np.float32)
+        along = np.clip(away / 1.2 * (rings - 1), 0, rings - 1).astype(np.float32)
+        noise = cv2.remap(coarse, across, along, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
+        total += strength * noise.astype(np.float32)
+    return total / (total.std() + 1e-6)
 
 
-def _draw_strands(film: Film, breast: Breast, rng: np.random.Generator) -> None:
+def _lumps(size: tuple[int, int], rng: np.random.Generator) -> Map:
+    """Clouds of many grains, the coarse ones strongest, as in real tissue; the same at any size."""
+    total = np.zeros(size, np.float32)
+    for cells, strength in ((5, 1.0), (10, 0.8), (20, 0.55), (40, 0.34), (80, 0.22)):
+        coarse = rng.standard_normal((cells, cells), dtype=np.float32)
+        total += strength * cv2.resize(coarse, (size[1], size[0]), interpolation=cv2.INTER_CUBIC).astype(np.float32)
+    return (total - total.mean()) / (total.std() + 1e-6)
+
+
+def _draw_strands(film: Film, rng: np.random.Generator) -> None:
     """Ligaments that arch through the fat, and a few vessels."""
-    sheet = film.sheet
-    within = soft(film.depth - 0.012, 0.004)
-    for _ in range(26):
-        x, y = rng.uniform(0.05, 0.95) * film.reach, film.nipple[1] + rng.uniform(-0.9, 0.9) * film.half
-        angle = np.arctan2(film.nipple[1] - y, film.nipple[0] - x) + rng.normal(0, 0.45)
-        length, bend = rng.uniform(0.05, 0.14), rng.normal(0, 0.014)
+    lines: list[tuple[NDArray[np.float64], float, float]] = []
+    for _ in range(46):
+        start = np.array([rng.uniform(0.02, 0.95) * film.reach, film.nipple[1] + rng.uniform(-0.95, 0.95) * film.half])
+        angle = np.arctan2(film.nipple[1] - start[1], film.nipple[0] - start[0]) + rng.normal(0, 0.5)
+        length, bend = rng.uniform(0.04, 0.13), rng.normal(0, 0.014)
         along = np.array([np.cos(angle), np.sin(angle)])
-        start = np.array([x, y])
         points = np.stack([start, start + 0.5 * length * along + bend * along[::-1], start + length * along])
-        sheet.stroke(curve(points), 0.003, rng.uniform(0.05, 0.11), within=within)
+        lines.append((curve(points), 0.0025, rng.uniform(0.04, 0.12)))
     for _ in range(3):
-        y = film.nipple[1] + rng.uniform(-0.7, 0.7) * film.half
-        turns = np.cumsum(rng.normal(0, 0.018, 6))
-        points = np.stack(
-            [np.linspace(0.0, 0.85, 6) * film.reach, y + turns + np.linspace(0, 0.25, 6) * (film.nipple[1] - y)], axis=1
-        )
-        sheet.stroke(curve(points), 0.006, 0.10, within=within)
+        start = film.nipple[1] + rng.uniform(-0.75, 0.75) * film.half
+        run = np.linspace(0, 1, 9)
+        turns = np.cumsum(rng.normal(0, 0.011, 9)) + 0.3 * run * (film.nipple[1] - start)
+        points = curve(np.stack([0.82 * film.reach * run, start + turns], axis=1))
+        lines += [(points, 0.0055, 0.09), (points[50:], 0.0035, 0.07)]
+    film.sheet.strokes(lines, within=soft(film.depth - 0.014, 0.005), blur=0.0016)
 
 
 def _draw_skin(film: Film) -> None:
@@ -219,20 +229,26 @@ def _draw_skin(film: Film) -> None:
     near = np.exp(-((film.sheet.x - film.nipple[0]) ** 2 + (film.sheet.y - film.nipple[1]) ** 2) / 0.004)
     line = np.exp(-(((film.depth - 0.006) / (0.0045 + 0.006 * near)) ** 2)).astype(np.float32) * film.inside
     film.sheet.brighten(line, 0.16)
-    film.sheet.brighten(film.sheet.blob(film.nipple[0] - 0.002, film.nipple[1], 0.022, 0.018, 0.6) * film.inside, 0.28)
+    film.sheet.brighten(film.sheet.blob(film.nipple[0] - 0.004, film.nipple[1], 0.020, 0.020, 0.9) * film.inside, 0.22)
 
 
 def _draw_muscle(film: Film, breast: Breast, view: str) -> None:
     """The pectoral muscle: a bright wedge in the upper corner, with fibres along its edge."""
     sheet = film.sheet
-    top, low = (0.56 * film.reach, 0.62) if view == "MLO" else (0.22 * film.reach, 0.50)
+    top, low = (0.54 * film.reach, 0.62) if view == "MLO" else (0.20 * film.reach, 0.46)
     if breast.male:
-        top, low = 0.9 * top, 0.75
-    across = 1 - sheet.x / top - sheet.y / low + 0.16 * np.sin(np.clip(sheet.y / low, 0, 1) * np.pi)
-    wedge = soft(across, 0.02) * film.inside
-    fibres = 0.05 * np.sin((sheet.x / top * 0.7 + sheet.y / low) * 55 + 2 * sheet.clouds(0.2))
-    goal = 0.50 + fibres * wedge
-    sheet.image += wedge * np.clip(goal - sheet.image, -0.02, 1) * 0.85
+        top, low = 1.05 * top, 0.75
+    across = 1 - sheet.x / top - sheet.y / low + 0.13 * np.sin(np.clip(sheet.y / low, 0, 1) * np.pi)
+    wedge = soft(across, 0.022) * film.inside
+    fibres = cv2.remap(
+        sheet.rng.standard_normal((60, 6), dtype=np.float32),
+        (sheet.y / low * 4 + 0.5).astype(np.float32),
+        (np.clip(across, 0, 1) * 55).astype(np.float32),
+        cv2.INTER_CUBIC,
+        borderMode=cv2.BORDER_REFLECT,
+    ).astype(np.float32)
+    goal = 0.40 + 0.10 * np.clip(across, 0, 1) + 0.018 * fibres
+    sheet.image += wedge * np.clip(goal - 0.75 * sheet.image, 0, 1) * 0.8
 
 
 def _draw_implant(film: Film, breast: Breast) -> None:
@@ -245,7 +261,7 @@ def _draw_implant(film: Film, breast: Breast) -> None:
 
 def _expose(film: Film, exposure: Exposure, boxes: list[tuple[int, int, int, int]]) -> Mammogram:
     """Magnification, sharpness, grain, side: from tissue to film."""
-    image, (height, width) = film.sheet.image, film.sheet.size
+    image, (height, width) = film.sheet.image * film.inside, film.sheet.size
     if exposure.spot and boxes:
         image, boxes = _magnify(image, boxes)
     inside = image > 0.04

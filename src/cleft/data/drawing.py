@@ -5,6 +5,8 @@ Shapes: `H`, `W` height and width in pixels.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from copy import copy
 from typing import Any
 
 import cv2
@@ -29,6 +31,8 @@ class Sheet:
     ) -> None:
         height, width = size
         self.size = size
+        self.height = size[0]
+        """Of the whole image, also in a part of it: what sizes are shares of."""
         self.rng = rng
         self.origin = origin
         self.step = step
@@ -42,10 +46,12 @@ class Sheet:
         distance = np.sqrt(((self.x - x) / rx) ** 2 + ((self.y - y) / ry) ** 2)
         return soft(1 - distance, edge / 4)
 
-    def clouds(self, scale: float) -> Map:
+    def clouds(self, scale: float, rng: np.random.Generator | None = None) -> Map:
         """Smooth random texture with mean 0 and deviation 1; `scale` is its grain as a share of the height."""
-        step = max(2, int(scale * self.size[0]))
-        coarse = self.rng.standard_normal((self.size[0] // step + 3, self.size[1] // step + 3)).astype(np.float32)
+        step = max(2, int(scale * self.height))
+        coarse = (
+            (rng or self.rng).standard_normal((self.size[0] // step + 3, self.size[1] // step + 3)).astype(np.float32)
+        )
         fine: Map = cv2.resize(coarse, (self.size[1], self.size[0]), interpolation=cv2.INTER_CUBIC).astype(np.float32)
         return (fine - fine.mean()) / (fine.std() + 1e-6)
 
@@ -61,15 +67,51 @@ class Sheet:
         self, points: NDArray[np.float64], thickness: float, amount: float, *, within: Map | None = None
     ) -> None:
         """Draws a bright line through points (x, y); a negative amount draws it dark. Thickness as share of height."""
-        pixels = points * self.step + self.origin
-        ink = np.zeros(self.size, np.uint8)
-        line = (pixels * 16).round().astype(np.int32)[:, None]
-        cv2.polylines(ink, [line], False, 255, max(1, round(thickness * self.size[0])), cv2.LINE_AA, shift=4)
-        where = ink.astype(np.float32) / 255 * (1.0 if within is None else within)
+        where = self._ink([(points, thickness, 1.0)]) * (1.0 if within is None else within)
         if amount > 0:
             self.brighten(where, amount)
         else:
             self.darken(where, -amount)
+
+    def strokes(
+        self, lines: Iterable[tuple[NDArray[np.float64], float, float]], *, within: Map | None = None, blur: float = 0.0
+    ) -> None:
+        """Draws many bright lines at once, each of points, thickness and amount; where they cross, the last one stays.
+
+        Args:
+            lines: As for `stroke`.
+            within: Where they may be seen.
+            blur: Deviation of what softens them, as a share of the height.
+        """
+        where = self._ink(lines)
+        if blur > 0:
+            where = cv2.GaussianBlur(where, (0, 0), blur * self.height).astype(np.float32)
+        self.brighten(where * (1.0 if within is None else within), 1.0)
+
+    def part(self, x: float, y: float, reach: float) -> Sheet:
+        """The square around a point, as a sheet that draws into this one; quick for what is small."""
+        (height, width), (column, row) = (
+            self.size,
+            (x * self.step[0] + self.origin[0], y * self.step[1] + self.origin[1]),
+        )
+        across, down = reach * self.step[0], reach * self.step[1]
+        left, right = (int(np.clip(value, 0, width)) for value in (column - across, column + across + 1))
+        top, bottom = (int(np.clip(value, 0, height)) for value in (row - down, row + down + 1))
+        piece = copy(self)
+        piece.origin = (self.origin[0] - left, self.origin[1] - top)
+        piece.x, piece.y = self.x[top:bottom, left:right], self.y[top:bottom, left:right]
+        piece.image = self.image[top:bottom, left:right]
+        piece.size = (bottom - top, right - left)
+        return piece
+
+    def _ink(self, lines: Iterable[tuple[NDArray[np.float64], float, float]]) -> Map:
+        """A map of lines, each as strong as its amount, 0 to 1."""
+        ink = np.zeros(self.size, np.uint8)
+        for points, thickness, amount in lines:
+            line = ((points * self.step + self.origin) * 16).round().astype(np.int32)[:, None]
+            width = max(1, round(thickness * self.height))
+            cv2.polylines(ink, [line], False, round(255 * amount), width, cv2.LINE_AA, shift=4)
+        return ink.astype(np.float32) / 255
 
 
 def soft(distance: Map, edge: float) -> Map:

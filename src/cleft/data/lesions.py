@@ -63,24 +63,22 @@ class Film:
             x, y = wish + (middle - wish) * step / 8
         return float(x), float(y)
 
-    def cover(self, where: Map, goal: float | Map, share: float = 1.0) -> None:
-        """Brings the brightness of a place up to a goal; what is brighter stays."""
-        image = self.sheet.image
-        image += share * where * np.clip(goal - image, 0, 1)
-
 
 def draw_sign(film: Film, sign: Sign, view: str) -> tuple[int, int, int, int] | None:
     """Draws a sign and returns its box (top, left, bottom, right in pixels), or None where it is hardly to be seen."""
-    radius = _RADII[sign.kind][0] + sign.size * (_RADII[sign.kind][1] - _RADII[sign.kind][0])
+    small, large = _RADII[sign.kind]
+    radius = small + sign.size * (large - small)
     x, y = film.place(sign, radius)
     faint = view == sign.faint_in
-    SIGNS[sign.kind](film, Spot(x, y, radius, 0.4 if faint else 1.0, np.random.default_rng(sign.seed)))
+    spot = Spot(
+        film.sheet.part(x, y, 4 * radius), x, y, radius, 0.35 if faint else 1.0, np.random.default_rng(sign.seed)
+    )
+    SIGNS[sign.kind](spot)
     if faint:
         return None
     height, width = film.sheet.size
-    reach = 1.4 * radius
-    top, bottom = (int(np.clip((y + way * reach) * height, 0, height)) for way in (-1, 1))
-    left, right = (int(np.clip((x + way * reach) * height, 0, width)) for way in (-1, 1))
+    top, bottom = (int(np.clip((y + way * 1.4 * radius) * height, 0, height)) for way in (-1, 1))
+    left, right = (int(np.clip((x + way * 1.4 * radius) * height, 0, width)) for way in (-1, 1))
     return top, left, bottom, right
 
 
@@ -88,113 +86,137 @@ def draw_sign(film: Film, sign: Sign, view: str) -> tuple[int, int, int, int] | 
 class Spot:
     """Where to draw, how large, how clear; and the sign's own chance."""
 
+    sheet: Sheet
+    """The part of the image around it."""
     x: float
     y: float
     radius: float
     clear: float
+    """1 plain to see, less where it is hidden."""
     rng: np.random.Generator = field(compare=False)
 
+    def blob(self, x: float, y: float, wide: float, high: float, edge: float) -> Map:
+        """Soft ellipse; centre and half axes in radii from the sign's own centre."""
+        size = self.radius
+        return self.sheet.blob(self.x + x * size, self.y + y * size, wide * size, high * size, edge)
 
-def _shape(film: Film, spot: Spot, *, lobes: NDArray[np.float64], edge: float) -> Map:
-    """A soft round shape whose radius is modulated around its rim by `lobes` (one value per direction)."""
-    dx, dy = film.sheet.x - spot.x, film.sheet.y - spot.y
-    angle = (np.arctan2(dy, dx) / (2 * np.pi) + 0.5) * len(lobes)
-    rim = np.interp(angle, np.arange(len(lobes) + 1), np.append(lobes, lobes[0])) * spot.radius
-    return soft((rim - np.hypot(dx, dy)).astype(np.float32), edge * spot.radius)
+    def shape(self, rough: float, turns: int, edge: float) -> Map:
+        """A soft round shape with a rim that wanders in and out by the share `rough`, about `turns` times."""
+        dx, dy = self.sheet.x - self.x, self.sheet.y - self.y
+        lobes = 1 + rough * np.clip(self.rng.standard_normal(turns), -1.5, 1.5)
+        ring = np.tile(lobes, 3)
+        fine = np.interp(np.linspace(turns, 2 * turns, 181), np.arange(len(ring)), _smooth(ring))
+        angle = (np.arctan2(dy, dx) / (2 * np.pi) + 0.5) * 180
+        rim = np.interp(angle, np.arange(181), fine) * self.radius
+        return soft((rim - np.hypot(dx, dy)).astype(np.float32), edge * self.radius)
+
+    def cover(self, where: Map, goal: float | Map, share: float = 1.0) -> None:
+        """Brings the brightness of a place up to a goal; what is brighter stays."""
+        image = self.sheet.image
+        image += share * self.clear * where * np.clip(goal - image, 0, 1)
+
+    def texture(self, scale: float) -> Map:
+        """Clouds of the sign's own."""
+        return self.sheet.clouds(scale, self.rng)
 
 
-def _round(film: Film, spot: Spot) -> None:
+def _smooth(ring: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Takes the corners off a ring of values."""
+    return 0.25 * np.roll(ring, 1) + 0.5 * ring + 0.25 * np.roll(ring, -1)
+
+
+def _round(spot: Spot) -> None:
     """A small smooth mass with a fine dark halo."""
-    long = spot.rng.uniform(1.0, 1.25)
-    mass = film.sheet.blob(spot.x, spot.y, spot.radius * long, spot.radius, 0.22)
-    halo = film.sheet.blob(spot.x, spot.y, spot.radius * long * 1.25, spot.radius * 1.25, 0.25) - mass
-    film.sheet.darken(np.clip(halo, 0, 1), 0.35 * spot.clear)
-    film.cover(mass, 0.74, spot.clear)
+    wide, high = spot.rng.uniform(1.0, 1.2), spot.rng.uniform(0.85, 1.0)
+    mass = spot.blob(0, 0, wide, high, 0.20)
+    halo = spot.blob(0, 0, 1.28 * wide, 1.28 * high, 0.25) - mass
+    spot.sheet.darken(np.clip(halo, 0, 1), 0.32 * spot.clear)
+    spot.cover(mass, 0.72)
 
 
-def _irregular(film: Film, spot: Spot) -> None:
-    """A mass with an uneven, blurred rim."""
-    lobes = 1 + 0.30 * np.clip(spot.rng.standard_normal(11), -1.6, 1.6)
-    mass = _shape(film, spot, lobes=lobes, edge=0.16)
-    film.cover(mass, 0.84, spot.clear)
-
-
-def _spiculated(film: Film, spot: Spot) -> None:
-    """A large white mass with a crown of spicules that pull the tissue in."""
-    lobes = 1 + 0.18 * np.clip(spot.rng.standard_normal(17), -1.6, 1.6)
-    for number in range(26):
-        angle = 2 * np.pi * (number + spot.rng.uniform(-0.3, 0.3)) / 26
-        length = spot.radius * spot.rng.uniform(1.8, 3.2)
-        along = np.array([np.cos(angle), np.sin(angle)])
-        bend = spot.rng.normal(0, 0.08) * length * along[::-1]
-        start = np.array([spot.x, spot.y])
-        line = curve(
-            np.stack([start + 0.6 * spot.radius * along, start + 0.6 * length * along + bend, start + length * along])
-        )
-        film.sheet.stroke(line, 0.006, 0.30 * spot.clear, within=film.inside)
-        film.sheet.stroke(line[:12], 0.010, 0.30 * spot.clear, within=film.inside)
-    film.cover(_shape(film, spot, lobes=lobes, edge=0.12), 0.95, spot.clear)
-
-
-def _clipped(film: Film, spot: Spot) -> None:
-    """A mass with the metal clip that a biopsy left in it."""
-    _irregular(film, spot)
-    x, y = spot.x + 0.2 * spot.radius, spot.y - 0.15 * spot.radius
-    turn = spot.rng.uniform(0, np.pi)
-    along = 0.026 * np.array([np.cos(turn), np.sin(turn)])
-    centre = np.array([x, y])
-    bow = np.stack([centre - along, centre + 0.4 * along[::-1] * [1, -1], centre + along])
-    film.sheet.stroke(curve(bow), 0.020, -0.55)
-    film.sheet.stroke(curve(bow), 0.010, 1.0)
-    ring = np.hypot(film.sheet.x - centre[0] - along[0], film.sheet.y - centre[1] - along[1])
-    film.sheet.brighten(soft(0.0045 - np.abs(ring - 0.012), 0.001), 1.0)
-
-
-def _cluster(film: Film, spot: Spot) -> None:
-    """Many small grains of different shape and brightness, close together."""
-    haze = film.sheet.blob(spot.x, spot.y, 1.2 * spot.radius, spot.radius, 1.2)
-    film.cover(haze, 0.52, 0.5 * spot.clear)
-    for _ in range(34):
-        angle, away = spot.rng.uniform(0, 2 * np.pi), spot.radius * np.sqrt(spot.rng.random())
-        x, y = spot.x + 1.1 * away * np.cos(angle), spot.y + 0.9 * away * np.sin(angle)
-        turn, length = spot.rng.uniform(0, np.pi), spot.rng.uniform(0.001, 0.007)
-        end = length * np.array([np.cos(turn), np.sin(turn)])
-        line = np.stack([np.array([x, y]), np.array([x, y]) + end])
-        film.sheet.stroke(line, 0.005, spot.clear * spot.rng.uniform(0.65, 1.0))
-
-
-def _popcorn(film: Film, spot: Spot) -> None:
-    """Coarse white lumps of an old fibroadenoma."""
-    film.cover(film.sheet.blob(spot.x, spot.y, 1.5 * spot.radius, 1.4 * spot.radius, 0.35), 0.50, 0.8 * spot.clear)
+def _irregular(spot: Spot) -> None:
+    """A mass grown together from lobes, with an uneven and blurred rim."""
+    spot.cover(spot.shape(0.05, 5, 0.5), 0.46, 0.6)
+    mass = spot.blob(0, 0, 0.60, 0.55, 0.9)
     for _ in range(9):
-        dx, dy = spot.rng.normal(0, 0.42, 2) * spot.radius
-        size = spot.radius * spot.rng.uniform(0.28, 0.55)
-        film.cover(film.sheet.blob(spot.x + dx, spot.y + dy, size, 0.85 * size, 0.2), 1.0, spot.clear)
+        x, y = 0.48 * np.clip(spot.rng.standard_normal(2), -1.4, 1.4)
+        mass = np.maximum(mass, spot.blob(x, y, spot.rng.uniform(0.22, 0.75), spot.rng.uniform(0.22, 0.55), 1.0))
+    spot.cover(np.clip(1.15 * mass, 0, 1) * (1 - 0.08 * np.abs(spot.texture(0.02))), 0.84)
 
 
-def _rim(film: Film, spot: Spot) -> None:
+def _spiculated(spot: Spot) -> None:
+    """A large white mass with a crown of spicules that pull the tissue in."""
+    lines: list[tuple[NDArray[np.float64], float, float]] = []
+    centre = np.array([spot.x, spot.y])
+    for number in range(30):
+        angle = 2 * np.pi * (number + spot.rng.uniform(-0.4, 0.4)) / 30
+        length = spot.radius * spot.rng.uniform(1.5, 3.1)
+        along = np.array([np.cos(angle), np.sin(angle)])
+        bend = spot.rng.normal(0, 0.10) * length * np.array([-along[1], along[0]])
+        line = curve(np.stack([centre, centre + 0.5 * length * along + bend, centre + length * along]))
+        lines += [(line, 0.0035, 0.22), (line[:15], 0.0055, 0.42), (line[:11], 0.009, 0.60)]
+    lines.sort(key=lambda line: line[2])
+    spot.cover(spot.shape(0.05, 5, 0.6), 0.55, 0.6)
+    spot.sheet.strokes(lines, blur=0.0018)
+    spot.cover(spot.shape(0.22, 15, 0.12), 0.95)
+
+
+def _clipped(spot: Spot) -> None:
+    """A mass with the metal clip that a biopsy left in it."""
+    _irregular(spot)
+    turn = spot.rng.uniform(0, np.pi)
+    along, aside = np.array([np.cos(turn), np.sin(turn)]), np.array([-np.sin(turn), np.cos(turn)])
+    coil = [(-1.0, 0.0), (-0.6, 0.8), (-0.2, -0.8), (0.2, 0.8), (0.6, -0.8), (1.0, 0.0)]
+    centre = np.array([spot.x, spot.y])
+    ribbon = curve(centre + np.stack([0.034 * across * along + 0.017 * up * aside for across, up in coil]))
+    spot.sheet.stroke(ribbon, 0.019, -0.60)
+    spot.sheet.stroke(ribbon, 0.009, 1.0)
+
+
+def _cluster(spot: Spot) -> None:
+    """Many small grains of different shape and brightness, close together."""
+    spot.cover(spot.blob(0, 0, 1.2, 1.0, 1.4), 0.50, 0.45)
+    lines: list[tuple[NDArray[np.float64], float, float]] = []
+    for _ in range(38):
+        angle, away = spot.rng.uniform(0, 2 * np.pi), spot.radius * np.sqrt(spot.rng.random())
+        start = np.array([spot.x + 1.15 * away * np.cos(angle), spot.y + 0.85 * away * np.sin(angle)])
+        turn, length = spot.rng.uniform(0, np.pi), spot.rng.uniform(0.0005, 0.007)
+        end = start + length * np.array([np.cos(turn), np.sin(turn)])
+        lines.append((np.stack([start, end]), 0.0045, spot.rng.uniform(0.65, 1.0)))
+    spot.sheet.strokes(lines)
+
+
+def _popcorn(spot: Spot) -> None:
+    """Coarse white lumps of an old fibroadenoma."""
+    for _ in range(9):
+        x, y = spot.rng.normal(0, 0.42, 2)
+        size = spot.rng.uniform(0.26, 0.52)
+        spot.cover(spot.blob(x, y, size, 0.85 * size, 0.25), 1.0)
+
+
+def _rim(spot: Spot) -> None:
     """An egg shell: a white ring around something dark."""
-    away = np.hypot(film.sheet.x - spot.x, (film.sheet.y - spot.y) * 1.12)
-    film.sheet.darken(soft(spot.radius - away, 0.003), 0.35 * spot.clear)
-    film.cover(soft(0.16 * spot.radius - np.abs(away - spot.radius), 0.0015), 1.0, spot.clear)
+    away = np.hypot(spot.sheet.x - spot.x, (spot.sheet.y - spot.y) * spot.rng.uniform(1.0, 1.25))
+    spot.sheet.darken(soft(spot.radius - away, 0.003), 0.30 * spot.clear)
+    uneven = 1 + 0.35 * np.sin(2 * np.arctan2(spot.sheet.y - spot.y, spot.sheet.x - spot.x) + spot.rng.uniform(0, 6))
+    spot.cover(soft(0.13 * spot.radius * uneven - np.abs(away - spot.radius), 0.0015), 1.0)
 
 
-def _node(film: Film, spot: Spot) -> None:
+def _node(spot: Spot) -> None:
     """A bean with a dark notch of fat: a lymph node."""
-    bean = film.sheet.blob(spot.x, spot.y, 0.75 * spot.radius, 1.15 * spot.radius, 0.18)
-    notch = film.sheet.blob(spot.x - 0.38 * spot.radius, spot.y, 0.42 * spot.radius, 0.55 * spot.radius, 0.4)
-    film.cover(bean, 0.80, spot.clear)
-    film.sheet.darken(notch * bean, 0.70 * spot.clear)
+    bean = spot.blob(0, 0, 0.78, 1.15, 0.16)
+    spot.sheet.darken(np.clip(spot.blob(0, 0, 1.05, 1.45, 0.3) - bean, 0, 1), 0.30 * spot.clear)
+    spot.cover(bean, 0.78)
+    spot.sheet.darken(spot.blob(-0.42, 0, 0.45, 0.55, 0.4) * bean, 0.72 * spot.clear)
 
 
-def _asymmetry(film: Film, spot: Spot) -> None:
+def _asymmetry(spot: Spot) -> None:
     """More tissue than elsewhere, without a border of its own."""
-    lobes = 1 + 0.15 * np.clip(spot.rng.standard_normal(7), -1.6, 1.6)
-    patch = _shape(film, spot, lobes=lobes, edge=0.30)
-    film.cover(patch * np.clip(0.9 + 0.16 * film.sheet.clouds(0.03), 0, 1), 0.72, 0.75 * spot.clear)
+    patch = spot.shape(0.12, 6, 0.26)
+    spot.cover(patch * np.clip(0.88 + 0.14 * spot.texture(0.03), 0, 1), 0.76)
 
 
-SIGNS: Mapping[str, Callable[[Film, Spot], None]] = {
+SIGNS: Mapping[str, Callable[[Spot], None]] = {
     "popcorn": _popcorn,
     "rim": _rim,
     "node": _node,
@@ -215,7 +237,7 @@ _RADII: Mapping[str, tuple[float, float]] = {
     "irregular": (0.042, 0.058),
     "cluster": (0.036, 0.055),
     "spiculated": (0.056, 0.075),
-    "clipped": (0.044, 0.060),
+    "clipped": (0.054, 0.068),
     "asymmetry": (0.085, 0.115),
 }
 """Smallest and largest radius of each kind."""
