@@ -183,8 +183,17 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("dataset", help="chexpert or manifest")
     check.add_argument("root", type=Path, help="folder of the images and their table")
     prepare = _verb(actions, "prepare", "decode all images once, ahead of training", _data_prepare, takes_settings=True)
-    prepare.add_argument("preset", help="as for cleft pretrain, so that the images are of its sizes")
-    prepare.add_argument("--jobs", type=int, default=1, help="processes")
+    prepare.add_argument(
+        "preset",
+        help="a preset's name, a YAML file, or a run, as for cleft pretrain. Its data and images settings count, and "
+        "nothing else of it: which folder and table, images.recipe, images.intensity, images.stored_size",
+    )
+    prepare.add_argument("--jobs", type=int, help="processes that decode; by default one per core, 64 at most")
+    prepare.add_argument(
+        "--rejects",
+        type=Path,
+        help="table of the images that cannot be used: id, reason (<cache>/rejects-<dataset>.csv)",
+    )
     phantoms = _verb(actions, "phantoms", "draw images with labels, in the layout of a real dataset", _data_phantoms)
     phantoms.add_argument("folder", type=Path, help="a new or empty folder")
     phantoms.add_argument(
@@ -305,21 +314,29 @@ def _data_check(options: argparse.Namespace, words: list[str]) -> int:
 def _data_prepare(options: argparse.Namespace, words: list[str]) -> None:
     from cleft.config import load_settings
     from cleft.data import read_dataset
+    from cleft.data.decoding import usable_cores
     from cleft.data.prepared import cache_folder, prepare_images
+    from cleft.data.rejects import reject_lines
 
-    if options.jobs < 1:
+    if options.jobs is not None and options.jobs < 1:
         raise ConfigError(f"--jobs {options.jobs}: at least one process decodes; give 1 or more")
+    if options.rejects and not options.rejects.parent.is_dir():
+        raise ConfigError(f"--rejects {options.rejects}: there is no folder {options.rejects.parent}; make it first")
     settings = load_settings(options.preset, words)
+    reading = read_dataset(settings.data)
+    cache = cache_folder(settings.data)
     prepared = prepare_images(
-        read_dataset(settings.data).records,
+        reading.records,
         settings.images,
-        cache_folder(settings.data),
-        jobs=options.jobs,
+        cache,
+        jobs=options.jobs or min(usable_cores(), 64),
         max_bad=settings.data.max_bad,
+        rejects=options.rejects or cache / f"rejects-{reading.dataset}.csv",
+        again=True,
     )
-    print(
-        f"{cache_folder(settings.data)}: {len(prepared)} images are prepared, {len(prepared.rejected)} cannot be read"
-    )
+    refused = {record: (reason, prepared.sentences[record]) for record, reason in prepared.rejected.items()}
+    print(f"{prepared.folder}: {len(prepared):,} images are prepared, {len(refused):,} cannot be used")
+    print("\n".join(reject_lines(refused.values())), end="\n" if refused else "")
 
 
 def _data_phantoms(options: argparse.Namespace, words: list[str]) -> None:

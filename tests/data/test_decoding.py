@@ -40,7 +40,7 @@ def test_known_content_is_recognised_before_it_is_decoded(paths):
     assert (outcome.reason, outcome.pixels) == ("", None)
 
 
-def test_a_decoding_process_that_dies_is_named(paths):
-    with pytest.raises(ResourceError, match="one of 2 processes that decode images died"):
+def test_a_process_that_cannot_begin_stops_everything(paths):
+    with pytest.raises(ResourceError, match=r"could not begin \(exit code 3\)"):
         with preparing(Lethal(), frozenset(), 2) as prepare:
             list(prepare(paths))

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.tools.forks import dies_at_call, forked
+from tests.tools.lethal import prepare_or_die
 
 from cleft.config import DataConfig, ImagesConfig
-from cleft.data import decoders, parts, prepared
+from cleft.data import decoders, parts, preparation
 from cleft.data.images import prepare_image, read_gray
-from cleft.data.prepared import cache_folder, preparation_digest, prepare_images
+from cleft.data.preparation import preparation_digest
+from cleft.data.prepared import cache_folder, find_images, obtain_images, prepare_images
 from cleft.errors import DataError, ResourceError
 from cleft.types import Record
 
@@ -146,11 +148,11 @@ def test_f2_the_key_holds_every_setting_that_decides_a_pixel_and_no_other(field)
 def test_f2_the_key_holds_decoders_and_schema(monkeypatch):
     before = preparation_digest(CONFIG)
     with monkeypatch.context() as patch:
-        patch.setattr(prepared, "SCHEMA", 2)
+        patch.setattr(preparation, "SCHEMA", 2)
         assert preparation_digest(CONFIG) != before
     for name in decoders.decoder_versions():
         with monkeypatch.context() as patch:
-            patch.setattr(prepared, "decoder_versions", lambda name=name: {**decoders.decoder_versions(), name: "0"})
+            patch.setattr(preparation, "decoder_versions", lambda name=name: {**decoders.decoder_versions(), name: "0"})
             assert preparation_digest(CONFIG) != before
     monkeypatch.setattr("cv2.__version__", "0")
     assert preparation_digest(CONFIG) != before
@@ -229,7 +231,8 @@ def test_f4_killed_at_any_call_it_goes_on_and_ends_in_the_same_bytes(tmp_path, r
         if status == 0:
             break
         assert status == -signal.SIGKILL
-    assert call == 3 * 6  # Per part: two files, each on disk before its name; the folder; tidying up.
+    # Per part: two files, each on disk before its name; the folder; tidying up. Before them the settings.
+    assert call == 3 + 3 * 6
 
 
 def test_f4_finished_parts_are_not_done_twice_after_a_kill(tmp_path, records, prepare, decoded):
@@ -361,6 +364,137 @@ def test_a_reader_travels_without_its_pixels(records, prepare):
     data = pickle.dumps(images.rows)
     assert len(data) < 2_000
     assert np.array_equal(pickle.loads(data)[3], images.pixels("3.png"))  # noqa: S301 our own bytes
+
+
+def test_what_is_refused_is_written_down_by_id_and_reason_alone(records, prepare, tmp_path):
+    records[1].image.unlink()
+    records[3].image.write_bytes(b"GIF89a")
+    file = tmp_path / "lists" / "rejects.csv"
+    images = prepare(records, max_bad=0.3, rejects=file)
+    assert file.read_text() == "id,reason\n1.png,missing\n3.png,format\n"
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert images.sentences["3.png"].startswith(f"{records[3].image}: format")
+    records[0].image.write_bytes(b"GIF89a")
+    with pytest.raises(DataError, match="cannot be used"):
+        prepare(records, max_bad=0.3, rejects=file)
+    assert file.read_text().count("\n") == 4
+    prepare(records[4:], rejects=file)
+    assert file.read_text() == "id,reason\n"
+
+
+def test_f3_a_second_writer_where_nothing_locks_leaves_the_first_one_its_drafts(
+    records, prepare, tmp_path, monkeypatch
+):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("cleft.data.parts.fcntl.flock", no_locks)
+    prepare(records[:3])
+    (folder,) = (path for path in (tmp_path / "cache").iterdir() if path.is_dir())
+    others = [folder / "part-other.tmp", folder / "part-0123456789abcdef.u8"]
+    for path in others:
+        path.write_bytes(b"being written")
+    assert right(prepare(records), records)
+    assert all(path.exists() for path in others)
+    monkeypatch.undo()
+    prepare(write_images(tmp_path / "more", 1, seed=9))
+    assert not any(path.exists() for path in others)
+
+
+def test_the_cache_says_what_it_is_made_with(records, prepare):
+    made = json.loads((prepare(records).folder / "settings.json").read_text())
+    assert made["stored_size"] == 32
+    assert made["recipe"] == "pad"
+    assert made["decoders"]["opencv"]
+
+
+def test_decoding_again_says_which_setting_differs(records, prepare, caplog):
+    prepare(records)
+    prepare(records, config=replace(CONFIG, recipe="released", stored_size=48))
+    caplog.clear()
+    with caplog.at_level("INFO", "cleft"):
+        prepare(records, config=replace(CONFIG, stored_size=40))
+    assert caplog.messages == ["images are prepared beside this with images.stored_size 32, wanted 40: decoding again"]
+
+
+def test_going_on_says_how_much_is_there(records, prepare, caplog):
+    prepare(records[:3])
+    with caplog.at_level("INFO", "cleft"):
+        prepare(records)
+    assert caplog.messages == ["3 images are prepared already, 4 are not"]
+
+
+def test_c11_an_image_that_crashes_the_decoder_is_rejected_once_and_for_all_but_may_be_tried_again(
+    records, prepare, monkeypatch, decoded
+):
+    for number, deed in ((2, "segfault"), (5, "loop")):
+        records[number] = replace(
+            records[number], image=records[number].image.rename(f"{records[0].image.parent}/{deed}.png")
+        )
+    with monkeypatch.context() as patch:
+        patch.setattr("cleft.data.decoding._prepare_file_in_child", prepare_or_die)
+        patch.setattr("cleft.data.children.Limits.__new__.__defaults__", (0.2, 2**31))
+        images = prepare(records, jobs=2, max_bad=0.5)
+    assert images.rejected == {"2.png": "crashed", "5.png": "timeout"}
+    assert "segfault.png: crashed (the decoder died of it (SIGSEGV), tried twice)" in images.sentences["2.png"]
+    assert right(images, images.usable(records))
+    assert prepare(records, max_bad=0.5).rejected == images.rejected
+    assert decoded == []
+    tried = prepare(records, max_bad=0.5, again=True)
+    assert decoded == ["segfault.png", "loop.png"]
+    assert not tried.rejected
+    assert right(tried, records)
+    assert right(prepare(records), records)
+
+
+AHEAD = DataConfig(prepare="ahead")
+
+
+def test_ahead_takes_what_is_prepared_and_writes_nothing(records, prepare, tmp_path, decoded):
+    records[5].image.write_bytes(b"GIF89a")
+    made = prepare(records, max_bad=0.2)
+    before = {path: path.stat().st_mtime_ns for path in made.folder.rglob("*")}
+    decoded.clear()
+    images = obtain_images(records, replace(AHEAD, cache=tmp_path / "cache", max_bad=0.2), CONFIG)
+    assert (images.digest, images.rejected) == (made.digest, made.rejected)
+    assert right(images, images.usable(records))
+    assert decoded == []
+    assert {path: path.stat().st_mtime_ns for path in made.folder.rglob("*")} == before
+
+
+def test_ahead_refuses_another_preparation_naming_every_setting_and_the_command(records, prepare, tmp_path, decoded):
+    prepare(records)
+    decoded.clear()
+    data = replace(AHEAD, cache=tmp_path / "cache", root=tmp_path / "images")
+    other = replace(CONFIG, stored_size=48, intensity="percentile")
+    with pytest.raises(DataError) as caught:
+        obtain_images(records, data, other)
+    said = str(caught.value)
+    assert caught.value.reason == "unprepared"
+    assert "7 of 7 images are not prepared" in said
+    assert "images.intensity min-max, wanted percentile, images.stored_size 32, wanted 48" in said
+    assert f"run cleft data prepare cleft-paper --data.root={tmp_path / 'images'}" in said
+    assert decoded == []
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [preparation_digest(CONFIG)]
+
+
+@pytest.mark.parametrize("lack", ["new", "changed", "damaged"])
+def test_ahead_refuses_a_cache_that_lacks_an_image(records, prepare, tmp_path, lack):
+    folder = prepare(records[:-1] if lack == "new" else records).folder
+    if lack == "changed":
+        os.utime(records[6].image, ns=(1, 1))
+    if lack == "damaged":
+        sorted(folder.glob("*.u8"))[0].write_bytes(b"")
+    with pytest.raises(
+        DataError, match=r"[13] of 7 images are not prepared as they are now, the first is \d\.png"
+    ) as got:
+        find_images(records, replace(AHEAD, cache=tmp_path / "cache"), CONFIG)
+    assert "other settings" not in str(got.value)
+
+
+def test_as_needed_decodes_with_the_workers_of_the_run(records, tmp_path):
+    images = obtain_images(records, DataConfig(cache=tmp_path / "cache", workers=1), CONFIG)
+    assert right(images, records)
 
 
 def test_no_images_are_no_work(prepare):

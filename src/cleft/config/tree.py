@@ -51,9 +51,12 @@ class DataConfig:
     max_bad: float = 0.01
     """Share of images that may be missing or unreadable before the run stops."""
     workers: int = 0
-    """Processes that load batches. Never changes a result."""
+    """Processes that load batches, and before that decode what is not prepared yet. Never changes a result."""
     cache: Path | None = None
     """Where prepared images are kept; by default `~/.cache/cleft`."""
+    prepare: Literal["as-needed", "ahead"] = "as-needed"
+    """What happens to images that are not prepared. `as-needed`: they are decoded before training or evaluation begins.
+    `ahead`: the run is refused, naming what differs and the `cleft data prepare` to run first."""
 
     def __post_init__(self) -> None:
         _check_range("data.val_fraction", self.val_fraction, 0, 0.9)

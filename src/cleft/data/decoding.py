@@ -6,22 +6,25 @@ Each file is opened once: its digest, its size and time, and its pixels come fro
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
+import os
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from cleft.config import ImagesConfig
-from cleft.data.decoders import decode_gray
+from cleft.data.children import Children, Death, Limits
+from cleft.data.decoders import decode_gray, refusal
 from cleft.data.images import prepare_image, read_bytes
-from cleft.errors import DataError, ResourceError
+from cleft.errors import DataError
+
+PASSING = frozenset({"crashed", "timeout", "memory"})
+"""Reasons that another decoder or a larger machine may do away with."""
 
 
 class Source(NamedTuple):
@@ -60,50 +63,66 @@ def prepare_file(path: Path, config: ImagesConfig, known: frozenset[str]) -> Out
     """
     source = None
     try:
-        data, status = read_bytes(path)
-        source = Source(str(path), status.st_size, status.st_mtime_ns, hashlib.sha256(data).hexdigest())
+        data, source = _read(path)
         if source.content in known:
             return Outcome(path, source, None)
         return Outcome(path, source, prepare_image(decode_gray(data, path), config))
+    except MemoryError:
+        return Outcome(path, source, None, "memory", str(refusal("memory", path, "memory ran out while preparing it")))
     except DataError as error:
         return Outcome(path, source, None, error.reason, str(error))
 
 
 @contextmanager
-def preparing(config: ImagesConfig, known: frozenset[str], jobs: int) -> Generator[Prepare]:
+def preparing(
+    config: ImagesConfig, known: frozenset[str], jobs: int, limits: Limits | None = None
+) -> Generator[Prepare]:
     """Gives a function that prepares files and yields their outcomes in the order given.
 
     Args:
         config: Decides the pixels.
         known: Contents whose pixels need not be made again.
-        jobs: Processes to share the work; 1 works here.
+        jobs: Processes to share the work, which an image may crash without harm; 0 works here.
+        limits: What one of these processes may use for an image.
 
     Raises:
-        ResourceError: If a process dies, as it does when memory runs out.
+        ResourceError: If processes cannot start or are killed, as happens when memory runs out.
     """
-    if jobs <= 1:
+    if jobs == 0:
         yield partial(map, partial(prepare_file, config=config, known=known))
         return
-    spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_begin, initargs=(config, known))
+    work = partial(_prepare_file_in_child, config=config, known=known)
+    with Children[Path, Outcome](work, jobs, limits) as children:
+
+        def prepare(paths: Iterable[Path]) -> Iterator[Outcome]:
+            paths = list(paths)
+            for path, outcome in zip(paths, children.map(paths), strict=True):
+                yield _refuse(path, outcome) if isinstance(outcome, Death) else outcome
+
+        yield prepare
+
+
+def usable_cores() -> int:
+    """Returns how many processors this process may run on."""
     try:
-        yield partial(pool.map, _prepare_file_in_child, chunksize=8)
-    except BrokenProcessPool as error:
-        raise ResourceError(
-            f"one of {jobs} processes that decode images died, perhaps for want of memory; "
-            "what was finished is kept: start again, with fewer jobs"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # Linux alone knows the difference.
+        return os.cpu_count() or 1
 
 
-_in_child: list[tuple[ImagesConfig, frozenset[str]]] = []
-"""What a decoding process was started with: the known contents are too many to travel with every file."""
+def _prepare_file_in_child(path: Path, config: ImagesConfig, known: frozenset[str]) -> Outcome:
+    cv2.setNumThreads(0)  # Processes are the parallelism; threads below them would only contend.
+    return prepare_file(path, config, known)
 
 
-def _begin(config: ImagesConfig, known: frozenset[str]) -> None:
-    _in_child.append((config, known))
+def _refuse(path: Path, death: Death) -> Outcome:
+    try:
+        source = _read(path)[1]
+    except DataError as error:
+        return Outcome(path, None, None, error.reason, str(error))
+    return Outcome(path, source, None, death.reason, str(refusal(death.reason, path, death.sentence)))
 
 
-def _prepare_file_in_child(path: Path) -> Outcome:
-    return prepare_file(path, *_in_child[0])
+def _read(path: Path) -> tuple[bytes, Source]:
+    data, status = read_bytes(path)
+    return data, Source(str(path), status.st_size, status.st_mtime_ns, hashlib.sha256(data).hexdigest())

@@ -115,12 +115,7 @@ class PartWriter:
         index = self._folder / f"{_name(data)}.json"
         _sync(self._file)
         os.replace(self._path, index.with_suffix(".u8"))
-        handle, name = tempfile.mkstemp(".tmp", "part-", self._folder)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            _sync(file)
-        os.replace(name, index)
-        _sync_folder(self._folder)
+        write_whole(index, data)
         return _parse(index.with_suffix(".u8"), json.loads(data))
 
     def discard(self) -> None:
@@ -130,12 +125,28 @@ class PartWriter:
         self._path.unlink(missing_ok=True)
 
 
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file that is there whole or not at all, and on disk when this returns; for its owner alone."""
+    handle, name = tempfile.mkstemp(".tmp", "part-", path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            _sync(file)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
 @contextmanager
-def lock(folder: Path) -> Generator[None]:
+def lock(folder: Path) -> Generator[bool]:
     """Keeps other writers out of a folder; dies with its holder.
 
-    Where the file system knows no locks, two writers do the same work twice, but never harm each other.
+    Where the file system knows no locks, two writers do the same work twice, but never harm each other: what is given
+    says whether this one is alone.
     """
+    alone = True
     with (folder / "lock").open("wb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -143,14 +154,23 @@ def lock(folder: Path) -> Generator[None]:
             log.info("another process prepares images in %s; waiting for it", folder)
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:
+            alone = False
             log.info("%s knows no file locks; if others prepare images now, work may be done twice", folder)
-        yield
+        yield alone
 
 
-def clear(folder: Path, damaged: list[Path]) -> None:
-    """Removes damaged parts, and whatever no index vouches for. Only for whoever holds the lock."""
+def clear(folder: Path, damaged: list[Path], *, alone: bool) -> None:
+    """Removes damaged parts, and whatever no index vouches for: what killed writers left, or others write just now.
+
+    Args:
+        folder: Of the parts.
+        damaged: Index files of parts that are not whole.
+        alone: Whether nobody else can be writing; otherwise only what is damaged goes.
+    """
     for index in damaged:
         index.unlink(missing_ok=True)
+    if not alone:
+        return
     vouched = {index.stem for index in folder.glob("part-*.json")}
     for path in [*folder.glob("part-*.tmp"), *folder.glob("part-*.u8")]:
         if path.suffix == ".tmp" or path.stem not in vouched:

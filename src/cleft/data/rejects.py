@@ -1,11 +1,14 @@
-"""How many images may be rejected, and what is said when there are more."""
+"""Images that cannot be used: how many may be, and what is said of them."""
 
 from __future__ import annotations
 
+import csv
+import io
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from cleft.data.parts import write_whole
 from cleft.errors import DataError
 
 _EXAMPLES = 3
@@ -25,14 +28,47 @@ def check_rejects(bad: Mapping[Path, tuple[str, str]], images: int, max_bad: flo
     """
     if len(bad) <= max_bad * images:
         return
-    by_reason: dict[str, list[str]] = defaultdict(list)
-    for reason, sentence in bad.values():
-        by_reason[reason].append(sentence)
-    ranked = sorted(by_reason.items(), key=lambda item: (-len(item[1]), item[0]))
     lines = [f"at least {len(bad)} of {images} images cannot be used; data.max_bad={max_bad:g} is the limit"]
-    for reason, sentences in ranked:
-        lines.append(f"  {reason:<12} {len(sentences):>7}")
+    lines += reject_lines(bad.values())
+    lines.append("mend these files, take out their rows, or raise data.max_bad")
+    raise DataError("\n".join(lines), reason=_ranked(bad.values())[0][0])
+
+
+def reject_lines(bad: Iterable[tuple[str, str]]) -> list[str]:
+    """Returns a table of reasons, the commonest first, each with its count and a few sentences.
+
+    Args:
+        bad: Reason and sentence of each rejected image.
+    """
+    lines: list[str] = []
+    for reason, sentences in _ranked(bad):
+        lines.append(f"  {reason:<12} {len(sentences):>7,}")
         lines += [f"    {sentence}" for sentence in sentences[:_EXAMPLES]]
         lines += ["    …"] if len(sentences) > _EXAMPLES else []
-    lines.append("mend these files, take out their rows, or raise data.max_bad")
-    raise DataError("\n".join(lines), reason=ranked[0][0])
+    return lines
+
+
+def write_rejects(path: Path, reasons: Mapping[str, str]) -> None:
+    """Writes a table of rejected images: `id`, `reason`. Neither paths nor anything a file says stand in it.
+
+    Args:
+        path: A CSV file, replaced if there is one; for its owner alone.
+        reasons: Record id to reason.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["id", "reason"])
+    # A spreadsheet would run an id that looks like a formula.
+    table.writerows((f"'{name}" if name[:1] in "=+-@\t\r" else name, reasons[name]) for name in sorted(reasons))
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_whole(path, text.getvalue().encode())
+
+
+def _ranked(bad: Iterable[tuple[str, str]]) -> list[tuple[str, list[str]]]:
+    by_reason: dict[str, list[str]] = defaultdict(list)
+    for reason, sentence in bad:
+        by_reason[reason].append(sentence)
+    return sorted(by_reason.items(), key=lambda item: (-len(item[1]), item[0]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from cleft.data.decoding import Outcome
@@ -39,9 +39,14 @@ class Shelf:
         """Takes in one more part."""
         for row, (content, _) in enumerate(part.rows):
             self.places[content] = (len(self.parts), row)
-        self.refused.update(part.refused)
+            self.refused.pop(content, None)  # Refused once, prepared since.
+        self.refused.update({content: why for content, why in part.refused.items() if content not in self.places})
         self.parts.append(part)
         self._contents.update({(path, size, mtime): content for path, size, mtime, content in part.sources})
+
+    def forget(self, reasons: Collection[str]) -> None:
+        """Takes back refusals for these reasons, so that their files are tried again."""
+        self.refused = {content: why for content, why in self.refused.items() if why[0] not in reasons}
 
     def store(self, outcomes: Iterable[Outcome], needed: int) -> list[Outcome]:
         """Writes outcomes as one part and takes it in; or leaves nothing behind.

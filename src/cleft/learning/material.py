@@ -9,7 +9,7 @@ from typing import Any
 
 from cleft.config import Settings
 from cleft.data import read_dataset
-from cleft.data.prepared import PreparedImages, cache_folder, prepare_images
+from cleft.data.prepared import PreparedImages, obtain_images
 from cleft.data.splits import split_records
 from cleft.learning.run import split_facts, texts_digest
 from cleft.types import Record
@@ -55,20 +55,14 @@ def read_material(settings: Settings, *, progress: bool = True) -> Material:
 
     Raises:
         ConfigError: If `data.root` is not set.
-        DataError: If the table is not what the reader expects, or too many images cannot be read.
+        DataError: If the table is not what the reader expects, too many images cannot be read, or images are not
+            prepared and `data.prepare` is `ahead`.
     """
     reading = read_dataset(settings.data)
     for note in reading.notes:
         log.info("%s", note)
     splits = split_records(reading, settings.data)
-    prepared = prepare_images(
-        [*splits.train, *splits.val],
-        settings.images,
-        cache_folder(settings.data),
-        jobs=max(1, settings.data.workers),
-        max_bad=settings.data.max_bad,
-        progress=progress,
-    )
+    prepared = obtain_images([*splits.train, *splits.val], settings.data, settings.images, progress=progress)
     if prepared.rejected:
         reasons = Counter(prepared.rejected.values())
         told = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())

@@ -43,6 +43,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
         "data.max_bad": Role.HARMLESS,
         "data.workers": Role.HARMLESS,
         "data.cache": Role.HARMLESS,
+        "data.prepare": Role.HARMLESS,
         "images.recipe": Role.DECIDES,
         "images.intensity": Role.DECIDES,
         "images.stored_size": Role.DECIDES,
