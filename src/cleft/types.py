@@ -59,6 +59,8 @@ class Reading:
     """Name of each table read to the SHA-256 of its bytes."""
     notes: tuple[str, ...] = ()
     """Sentences the user should read: counts beside the published ones, what could not be checked."""
+    listed: frozenset[str] = frozenset()
+    """Ids that `data.test_list` names, whether they can be used or not; empty where no list was given."""
     people: str = ""
     """Whose patients these are, where several datasets show the same people; empty means the dataset's own."""
 

@@ -109,7 +109,7 @@ def test_what_is_wrong_with_the_labels_is_told_with_their_table_and_line(tmp_pat
     rows = odd_rows()
     rows[3]["Edema"] = "maybe"
     write_csv(root / SMALL / "train_cheXbert.csv", rows)
-    with pytest.raises(DataError, match=r"train_cheXbert\.csv line 5: column 'Edema' holds 'maybe'"):
+    with pytest.raises(DataError, match=r"train_cheXbert\.csv line 5: column 'Edema' holds"):
         read(root, labels="chexbert")
 
 

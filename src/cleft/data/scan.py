@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from cleft.config import DataConfig
 from cleft.data.faults import Fault
 from cleft.data.files import is_junk, leaves_root
+from cleft.data.image_lists import keep_listed, put_listed, read_image_list
 from cleft.data.rows import Rows, drop_missing, keep_views, merge_duplicates, to_records, view_note
 from cleft.data.tables import Table
 from cleft.errors import ConfigError, DataError
@@ -91,7 +92,7 @@ def make_scan(
         table: Where the rows come from.
         rows: The typed rows, `[N]`.
         usable: Those without a fault of their own.
-        config: How much may be missing.
+        config: How much may be missing, and a list of images that stay whatever their projection.
         views: Projections to keep; None keeps all.
         are_present: Whether the files of given rows exist; None where nobody looks.
         notes: What the reader has to say.
@@ -100,7 +101,14 @@ def make_scan(
         sources: Further tables the rows come from: name to the SHA-256 of its bytes.
     """
     kept, merged, clashes = merge_duplicates(rows, usable)
+    looked_at = kept
     kept, by_view = keep_views(rows, kept, views)
+    listed: list[str] = []
+    if config.test_list is not None:
+        images = read_image_list(config.test_list, table.path.name, rows.ids, rows.findings)
+        rows, told = put_listed(rows, images)
+        kept, by_view, taken_back = keep_listed(rows, looked_at, kept, by_view, images.ids)
+        listed, sources, notes = images.ids, {**sources, **images.source}, [*notes, *told, *taken_back]
     out: dict[str, Sequence[str]] = {**rejected, **by_view}
     if merged:
         out["duplicate"] = merged
@@ -119,6 +127,7 @@ def make_scan(
         rejected=out,
         sources={table.path.name: table.sha256, **sources},
         notes=(*notes, *view_note(by_view, views)),
+        listed=frozenset(listed),
     )
     return Scan(table.path, reading, all_faults, rows.images)
 
