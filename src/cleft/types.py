@@ -223,3 +223,112 @@ class Evaluation:
     """What was typed, without folders."""
     seed: int = 0
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tally:
+    """How often each of several things was counted."""
+
+    name: str
+    """What was counted by: `view`, `age`, `transfer syntax`."""
+    counts: tuple[tuple[str, int], ...]
+    """Thing and count, in the order in which they are told."""
+    ordered: bool = False
+    """Whether the things have an order of their own, as ages have; otherwise the most frequent comes first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Leftover:
+    """Rows, images or files that are not used, for one reason."""
+
+    reason: str
+    count: int
+    examples: tuple[str, ...] = ()
+    """A few of them by id, line or path. For local eyes alone."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Groups:
+    """How often each finding is present among groups of images."""
+
+    name: str
+    """What the groups are told apart by: `view`, `sex`, `scanner`, `split`."""
+    groups: tuple[str, ...]
+    images: tuple[int, ...]
+    patients: tuple[int, ...]
+    shares: Mapping[str, tuple[float | None, ...]]
+    """Finding to its share of the images of each group; None where fewer than five patients stand behind it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Captions:
+    """The sentences of a dataset, as training would see them."""
+
+    distinct: int
+    written: int
+    """Images whose sentence stands in the table; the others' are made from labels."""
+    longest: int
+    """In words."""
+    common: tuple[tuple[str, int], ...]
+    """The most frequent ones and their images. A sentence that fewer than five patients share is never among them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Picture:
+    """An image as a model would see it, made smaller."""
+
+    image: str
+    """PNG as base64."""
+    view: str
+    """Empty where nobody knows."""
+    labels: tuple[str, ...]
+    """Findings that are present."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Census:
+    """What a check learned of a dataset. Names of files and cells of tables stand in it: for local eyes alone."""
+
+    dataset: str
+    table: str
+    """Name of the label table."""
+    faults: tuple[str, ...]
+    """One sentence per kind of fault: where, what, and what to do. None means that training can begin."""
+    notes: tuple[str, ...]
+    images: int
+    """That can be used, as far as is known without decoding all."""
+    patients: int
+    studies: int
+    """0 where no image says to which visit it belongs."""
+    labels: Mapping[str, tuple[int, int, int, int]]
+    """Finding to images with 1, 0, -1 and nothing, as the table has them."""
+    tallies: tuple[Tally, ...]
+    """Images by view, sex, age, …: each that the table knows."""
+    groups: tuple[Groups, ...]
+    """By view, sex and scanner, where there are two groups or more."""
+    captions: Captions | None
+    splits: Groups | None
+    """None where the images cannot be split."""
+    split_recipe: str
+    split_digest: str
+    shared_patients: int
+    """Patients who stand in more than one split."""
+    sources: Mapping[str, str]
+    """Name of each table read to the SHA-256 of its bytes."""
+    left_out: tuple[Leftover, ...]
+    """Rows that are not used."""
+    looked_at: int
+    """Files whose beginning was read, for `looks`."""
+    looks: tuple[Tally, ...]
+    """Files by format, kind of pixels, bits, size, transfer syntax."""
+    decoded: int
+    """Images that were decoded to see whether they can be."""
+    undecodable: tuple[Leftover, ...]
+    """Those of them that could not."""
+    unlisted: tuple[Leftover, ...]
+    """Files beside the images that no row names, by the ending of their names."""
+    junk: int
+    """Files that file managers and broken downloads leave; not counted among the others."""
+    pictures: tuple[Picture, ...] = ()
+    synthetic: bool = False
+    """Whether the images are phantoms, which may be shown to anybody."""
