@@ -112,7 +112,7 @@ def _lay_out(size: tuple[int, int], breast: Breast, exposure: Exposure, rng: np.
     return Film(
         sheet=sheet,
         depth=depth,
-        inside=soft(depth - 0.002, 0.0012),
+        inside=soft(depth - 0.003, 0.0012) * (depth > 0),
         nipple=nipple,
         reach=reach,
         half=breast.half,

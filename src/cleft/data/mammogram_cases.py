@@ -281,7 +281,7 @@ def _invent_findings(
             return [replace(rows[0], side="")]
         return [*rows, *invent_rows(1, other, rng)]
     draw = rng.random()
-    if oddity == "implied_negative" or draw < 0.35:
+    if oddity == "implied_negative" or draw < 0.39:
         return rows
     if draw < 0.50:
         return [*rows, *invent_rows(2, other, rng)]
