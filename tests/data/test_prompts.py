@@ -1,7 +1,10 @@
 import pytest
 
+from cleft.data import DATASETS
 from cleft.data.captions import OPENING, write_caption
 from cleft.data.chexpert import CAPTION_ORDER, FINDINGS
+from cleft.data.embed_captions import Facts, mammogram_caption
+from cleft.data.embed_codes import FINDINGS as MAMMOGRAM_FINDINGS
 from cleft.data.prompts import CLASS_SETS, absent_name, absent_prompt, class_prompt, resolve_classes
 from cleft.errors import ConfigError
 
@@ -58,3 +61,23 @@ def test_every_finding_can_be_named_alone():
 def test_a_prompt_begins_as_the_captions_of_its_dataset_do():
     assert class_prompt("Edema", "this film shows") == "this film shows edema"
     assert absent_prompt("Edema", "this film shows") == "this film shows no edema"
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt"),
+    [
+        ("BI-RADS 1", "with birads score 1 negative"),
+        ("BI-RADS 6", "with birads score 6 known biopsy proven malignancy"),
+        ("Density A", "with breast tissue density 1 almost entirely fat"),
+        ("Density D", "with breast tissue density 4 extremely dense"),
+    ],
+)
+def test_a_class_of_mammograms_is_said_as_captions_say_it(name, prompt):
+    opening = DATASETS["embed"].opening
+    assert class_prompt(name, opening) == f"this is a breast 2d full field digital mammogram of a patient {prompt}"
+    facts = Facts(birads=int(name[-1])) if name.startswith("BI-RADS") else Facts(density="ABCD".index(name[-1]) + 1)
+    assert class_prompt(name, opening) == mammogram_caption(facts, "simple")
+
+
+def test_the_class_sets_of_mammograms_are_their_findings():
+    assert (*CLASS_SETS["birads-7"], *CLASS_SETS["density-4"]) == MAMMOGRAM_FINDINGS

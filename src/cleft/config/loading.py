@@ -43,6 +43,8 @@ _IDLE = (
     _Idle("optim.momentum", "optim.name", ("sgd",)),
     _Idle("context.optim.betas", "context.optim.name", ("adamw",)),
     _Idle("context.optim.momentum", "context.optim.name", ("sgd",)),
+    _Idle("data.caption", "data.dataset", ("embed",)),
+    _Idle("data.reduce", "data.dataset", ("embed",)),
     _Idle("data.test_fraction", "data.split", ("patients",)),
 )
 

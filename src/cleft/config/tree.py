@@ -53,6 +53,13 @@ class DataConfig:
     """Whether captions also name what was explicitly denied."""
     empty_caption: Literal["keep", "drop", "no-finding"] = "keep"
     """An image without any present finding: keep the bare opening, leave the image out, or say "no finding"."""
+    caption: Literal["simple", "sided", "natural", "structured"] = "simple"
+    """What EMBED's captions say. `simple`: density and BI-RADS. `sided`: side and view before them. `natural` and
+    `structured`: a short report, in sentences or under headings; they need `text.max_tokens: 144`."""
+    reduce: Literal["severity", "first", "highest"] = "severity"
+    """Which of several findings speaks for a breast in EMBED. `severity`: the worst (in a screening exam BI-RADS 0
+    comes before 3). `first`: the first in the table. `highest`: the highest score, but 0 before 1 and 2 where none is
+    above 2."""
     max_bad: float = 0.01
     """Share of images that may be missing or unreadable before the run stops."""
     workers: int = 0
@@ -317,6 +324,14 @@ class Settings:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     context: ContextConfig = field(default_factory=ContextConfig)
+
+    def __post_init__(self) -> None:
+        if self.data.dataset == "embed" and self.data.caption != "simple" and self.images.augment.horizontal_flip > 0:
+            raise ConfigError(
+                f"images.augment.horizontal_flip={self.images.augment.horizontal_flip} turns left breasts into right "
+                f"ones, but data.caption={self.data.caption} says which side it is; set the first to 0, or "
+                f"data.caption=simple"
+            )
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:

@@ -8,6 +8,9 @@ from dataclasses import dataclass, replace
 from cleft.config import DataConfig
 from cleft.data.captions import OPENING, add_captions
 from cleft.data.chexpert import scan_chexpert
+from cleft.data.embed import TERMS as EMBED_TERMS
+from cleft.data.embed import scan_embed
+from cleft.data.embed_captions import OPENING as MAMMOGRAM_OPENING
 from cleft.data.faults import refuse
 from cleft.data.labels import apply_uncertain
 from cleft.data.manifest import scan_manifest
@@ -31,6 +34,7 @@ class Dataset:
 
 DATASETS: dict[str, Dataset] = {
     "chexpert": Dataset(scan=scan_chexpert, classes=("chexpert-5",)),
+    "embed": Dataset(scan=scan_embed, opening=MAMMOGRAM_OPENING, classes=("birads-7",), terms=EMBED_TERMS),
     "manifest": Dataset(scan=scan_manifest),
 }
 """By the value of `data.dataset`."""

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from cleft.data.captions import OPENING, clean_text
 from cleft.data.chexpert import CAPTION_ORDER
+from cleft.data.embed_codes import BIRADS_CLASSES, DENSITY_CLASSES
+from cleft.data.embed_codes import PHRASES as MAMMOGRAM_PHRASES
 from cleft.data.faults import nearest
 from cleft.errors import ConfigError
 
@@ -13,10 +15,12 @@ CLASS_SETS: dict[str, tuple[str, ...]] = {
     "chexpert-5": ("Atelectasis", "Edema", "Cardiomegaly", "Pleural Effusion", "Consolidation"),
     "chexpert-14": CAPTION_ORDER,
     "pneumonia-2": ("No Finding", "Pneumonia"),
+    "birads-7": BIRADS_CLASSES,
+    "density-4": DENSITY_CLASSES,
 }
 """Classes by the name of their set, in the order of the authors' code."""
 
-PHRASES: dict[str, str] = {}
+PHRASES: dict[str, str] = {name: clean_text(phrase) for name, phrase in MAMMOGRAM_PHRASES.items()}
 """What stands behind the opening for a class whose cleaned name does not say it."""
 
 

@@ -41,6 +41,8 @@ ROLES: Mapping[str, Role] = MappingProxyType(
         "data.test_fraction": Role.DECIDES,
         "data.negatives": Role.DECIDES,
         "data.empty_caption": Role.DECIDES,
+        "data.caption": Role.DECIDES,
+        "data.reduce": Role.DECIDES,
         "data.max_bad": Role.HARMLESS,
         "data.workers": Role.HARMLESS,
         "data.cache": Role.HARMLESS,
