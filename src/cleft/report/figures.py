@@ -76,7 +76,7 @@ def line_chart(
         parts.append(Markup('<circle class="mark" cx="{:.1f}" cy="{:.1f}" r="6"/>').format(x, y))
     foot = Markup('<text class="axis" x="{}" y="{}" text-anchor="end">optimiser steps</text>')
     parts.append(foot.format(box.left + box.width, height - 6))
-    return _svg(title, width, height, parts)
+    return svg(title, width, height, parts)
 
 
 def roc_chart(title: str, curves: Sequence[tuple[int, Points]]) -> Markup:
@@ -94,7 +94,7 @@ def roc_chart(title: str, curves: Sequence[tuple[int, Points]]) -> Markup:
     )
     parts += [_line(box, points, index, dots=False) for index, points in curves]
     parts.append(Markup('<text class="axis" x="190" y="197" text-anchor="end">false positive rate</text>'))
-    return _svg(title, 200, 202, parts)
+    return svg(title, 200, 202, parts)
 
 
 def whisker(
@@ -175,15 +175,16 @@ def _grid(box: Box, x_ticks: Sequence[float], y_ticks: Sequence[float]) -> Marku
     for value in y_ticks:
         x, y = box.at(box.x[0], value)
         parts.append(Markup('<path class="grid" d="M{:.1f} {:.1f}h{:.1f}"/>').format(x, y, box.width))
-        parts.append(_label(x - 6, y + 3.5, value, "end"))
+        parts.append(label(x - 6, y + 3.5, value, "end"))
     for value in x_ticks:
         x, y = box.at(value, box.y[0])
         parts.append(Markup('<path class="tick" d="M{:.1f} {:.1f}v4"/>').format(x, y))
-        parts.append(_label(x, y + 16, value, "middle"))
+        parts.append(label(x, y + 16, value, "middle"))
     return Markup("").join(parts)
 
 
-def _label(x: float, y: float, value: float, anchor: str) -> Markup:
+def label(x: float, y: float, value: float, anchor: str) -> Markup:
+    """A number on an axis."""
     return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(x, y, anchor, f"{value:,.10g}")
 
 
@@ -196,7 +197,8 @@ def _line(box: Box, points: Points, index: int, *, dots: bool) -> Markup:
     return line + Markup("").join(dot.format(x, y, colour) for x, y in places if dots)
 
 
-def _svg(title: str, width: int, height: int, parts: Sequence[Markup]) -> Markup:
+def svg(title: str, width: int, height: int, parts: Sequence[Markup]) -> Markup:
+    """A picture of its parts, as wide as where it stands; the title is read aloud in its place."""
     return Markup('<svg class="figure" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
         width, height, title, Markup("").join(parts)
     )

@@ -1,34 +1,25 @@
-"""One self-contained HTML page about one or several runs.
-
-The page asks nothing of any server: style, figures and images stand in it, there is no script, and its content policy
-forbids requests. Whatever came from a file is escaped.
-"""
+"""One self-contained HTML page about one or several runs."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 from markupsafe import Markup
 
-from cleft import __version__
-from cleft.codec import write_whole
-from cleft.errors import ResourceError
 from cleft.report.cells import FEWEST_PATIENTS, TOO_FEW, Table, small
 from cleft.report.curves import training_charts
 from cleft.report.figures import COLOURS, INK, SOFT, key, roc_chart, swatch
+from cleft.report.frame import PNG, render_page, write_page
 from cleft.report.runs import Run, read_runs, shown
 from cleft.report.sentences import SCORINGS, question, settings_table, what_was_run
 from cleft.report.tables import Entry, by_class, every_number, groups, headline
 from cleft.types import Evaluation, Result
 
 _KEYS = {"model": COLOURS[0], "mean": INK, "floor": SOFT, "paper": INK, "level": SOFT}
-_PNG = re.compile(r"iVBORw0KGgo[A-Za-z0-9+/]*={0,2}")
 
 
 class Panel(NamedTuple):
@@ -90,28 +81,16 @@ def write_report(runs: Sequence[Path], out: Path, *, images: bool | None = None)
         DataError: If a folder is not a run.
         ResourceError: If the page cannot be written.
     """
-    page = render(read_runs(runs), images=images)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(out, page.encode(), mode=0o644)
-    except OSError as error:
-        raise ResourceError(f"cannot write {out} ({error.strerror}); choose another place with --out") from error
-    return out
+    return write_page(render(read_runs(runs), images=images), out, option="--out")
 
 
 def render(runs: Sequence[Run], *, images: bool | None = None) -> str:
     """The page as text."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     found = groups(runs)
     sections = [_section(index, group, found, images=images) for index, group in enumerate(found, start=1)]
     evaluations = [stored.evaluation for run in runs for stored in run.results]
-    page = environment.get_template("page.html").render(
+    return render_page(
+        "page.html",
         runs=runs,
         title=_title([run.name for run in runs]),
         sentences={run.anchor: what_was_run(run) for run in runs},
@@ -127,9 +106,7 @@ def render(runs: Sequence[Run], *, images: bool | None = None) -> str:
         shown=shown,
         swatch=swatch,
         keys={kind: key(kind, colour) for kind, colour in _KEYS.items()},
-        version=__version__,
     )
-    return page.lstrip()
 
 
 def _title(names: Sequence[str]) -> str:
@@ -230,7 +207,7 @@ def _examples(group: Sequence[Entry]) -> list[Example]:
         for example in entry.evaluation.examples:
             image, truth = str(example.get("image", "")), str(example.get("truth", ""))
             answers = _answers(example.get("answers"))
-            if not _PNG.fullmatch(image) or not answers:
+            if not PNG.fullmatch(image) or not answers:
                 continue
             known = found.setdefault(image, Example(image, truth, []))
             found[image] = known._replace(answers=[*known.answers, (entry, answers[0][0] == truth, answers)])

@@ -1,0 +1,57 @@
+"""What all pages share: the template engine, one look, and files that are whole.
+
+A page asks nothing of any server: style, figures and images stand in it, no script in it runs, and its content policy
+forbids requests. Whatever came from a file is escaped.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from cleft import __version__
+from cleft.codec import write_whole
+from cleft.errors import ResourceError
+
+PNG = re.compile(r"iVBORw0KGgo[A-Za-z0-9+/]*={0,2}")
+"""An image as a page may hold it: base64 and nothing that could end its attribute."""
+
+
+def render_page(template: str, **values: Any) -> str:
+    """Fills a template of this folder.
+
+    Args:
+        template: Its file name.
+        values: What it prints. A name it prints and was not given is an error.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(version=__version__, **values).lstrip()
+
+
+def write_page(page: str, out: Path, *, option: str, mode: int = 0o644) -> Path:
+    """Writes a page in one step, and folders as needed.
+
+    Args:
+        page: HTML.
+        out: The file.
+        option: What chooses the place on the command line, for the message.
+        mode: Who may read it.
+
+    Raises:
+        ResourceError: If it cannot be written.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(out, page.encode(), mode=mode)
+    except OSError as error:
+        raise ResourceError(f"cannot write {out} ({error.strerror}); choose another place with {option}") from error
+    return out
