@@ -126,6 +126,8 @@ def test_a_wrong_file_is_refused_with_its_place(tmp_path, text, sentence):
         (["--text.adapt", "full", "--text.rank", "4"], "does nothing here"),
         (["--text.model", "gpt2"], "give exactly one"),
         (["--text", "4"], "is a group"),
+        (["--method", "image-only", "--optim.lr", "0.1"], r"--optim.lr does nothing here: method is 'image-only'"),
+        (["--method", "image-only", "--text.scratch.n_layer", "3"], "does nothing here"),
         (["--images.size", "500"], "must lie between"),
     ],
 )

@@ -248,6 +248,9 @@ def _pretrain(options: argparse.Namespace, words: list[str]) -> None:
     folder = options.run or Path("runs") / Path(options.preset).stem
     from cleft.learning.pretrain import pretrain
 
+    if settings.method == "image-only":
+        print(f"{pretrain(settings, folder)}: an image tower, nothing was trained; next: cleft classify {folder}")
+        return
     print(f"{pretrain(settings, folder)}: stage one is complete; next: cleft learn-context {folder}")
 
 

@@ -206,7 +206,7 @@ def test_a_full_disk_leaves_the_old_model(folder, monkeypatch):
     def full(tensors, path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("cleft.towers.checkpoint.save_file", full)
+    monkeypatch.setattr("cleft.towers.weights.save_file", full)
     with pytest.raises(ResourceError, match=r"could not be written .* make room"):
         save_model(fake_model(fake_settings("vit")), fake_settings("vit"), folder)
     assert weights_digest(folder) == before

@@ -82,6 +82,7 @@ def load_settings(source: str | Path, overrides: Sequence[str] = ()) -> Settings
     _check_keys(typed, {}, where="the command line", dashes="--")
     settings = _build(_merge(tree, typed), where=f"{source}")
     _check_idle(_dotted(typed), settings)
+    _check_untrained(_dotted(typed), settings)
     return settings
 
 
@@ -91,6 +92,7 @@ def merge_overrides(settings: Settings, overrides: Sequence[str]) -> Settings:
     _check_keys(typed, {}, where="the command line", dashes="--")
     merged = _build(_merge(_plain(settings), typed), where="the command line")
     _check_idle(_dotted(typed), merged)
+    _check_untrained(_dotted(typed), merged)
     return merged
 
 
@@ -333,6 +335,16 @@ def _check_idle(given: Mapping[str, Any], settings: Settings) -> None:
                 f"--{rule.key} does nothing here: {rule.other} is {values[rule.other]!r}, and it is used with "
                 f"{' or '.join(rule.values)} alone; drop it or set --{rule.other}"
             )
+
+
+def _check_untrained(given: Mapping[str, Any], settings: Settings) -> None:
+    """Refuses an override of what is read by a method that trains."""
+    key = next((key for key in given if key.startswith(_OF_TRAINING)), None)
+    if settings.method == "image-only" and key is not None:
+        raise ConfigError(f"--{key} does nothing here: method is 'image-only', which has no texts and trains nothing")
+
+
+_OF_TRAINING = ("text.", "loss.", "optim.", "context.")
 
 
 def _plain(value: Any) -> Any:

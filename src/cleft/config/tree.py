@@ -313,6 +313,9 @@ class ContextConfig:
 class Settings:
     """Everything that decides a run."""
 
+    method: Literal["cleft", "image-only"] = "cleft"
+    """What is trained before classification. `cleft`: both towers, pulled together by captions. `image-only`: nothing;
+    the image tower stays as it is, random or as it was published, for linear probes and fine-tuning to start from."""
     seed: int = 0
     classes: tuple[str, ...] = ("chexpert-5",)
     """Classes that stage two and zero-shot classification tell apart: the name of a set, or findings."""

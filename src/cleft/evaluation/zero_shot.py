@@ -27,7 +27,7 @@ from cleft.evaluation.questions import Answers, Blank, answer_multi_class, answe
 from cleft.evaluation.results import write_evaluation
 from cleft.evaluation.scoring import USUAL_DRAWS, Draws
 from cleft.evaluation.selection import Part, choose_classes, data_config, select_images
-from cleft.towers.checkpoint import load_model, weights_digest
+from cleft.towers.checkpoint import check_reads_texts, load_model, weights_digest
 from cleft.towers.dual import DualEncoder
 from cleft.types import Embeddings, Evaluation
 
@@ -77,6 +77,7 @@ def evaluate_zero_shot(
         NumericsError: If an embedding or a score is not finite.
     """
     settings = run_settings(run)
+    check_reads_texts(run)
     images = select_images(
         run, data_config(settings, data), settings, split, allow_overlap=allow_overlap, progress=progress
     )

@@ -31,7 +31,7 @@ from cleft.learning.run import Run, open_run
 from cleft.learning.same import Role, changes, role
 from cleft.learning.stops import StopFlag
 from cleft.learning.targets import Encoded, Targets, check_classes, choose_targets, encode_targets
-from cleft.towers.checkpoint import load_model, save_model, weights_digest
+from cleft.towers.checkpoint import check_reads_texts, load_model, save_model, weights_digest
 from cleft.towers.context import build_context
 from cleft.towers.dual import DualEncoder
 
@@ -115,7 +115,8 @@ class ContextLearning(Learner):
 
 
 def _check_source(source: Path, settings: Settings, folder: Path) -> None:
-    """A finished model, whose towers the settings leave alone."""
+    """A finished model of both towers, which the settings leave alone."""
+    check_reads_texts(source)
     if folder.resolve() == source.resolve():
         raise ConfigError(f"{folder} holds the model to start from; choose another run folder for stage two")
     if (source / "states").is_dir() and not (source / "summary.json").is_file():

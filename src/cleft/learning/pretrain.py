@@ -25,10 +25,11 @@ from cleft.learning.learner import Learner
 from cleft.learning.losses import LOSSES
 from cleft.learning.material import Material, read_material
 from cleft.learning.optim import moving_weights
-from cleft.learning.run import Run, is_first_rank, open_run
+from cleft.learning.run import Run, is_first_rank, open_run, split_facts
 from cleft.learning.stops import StopFlag
 from cleft.towers.checkpoint import save_model, weights_digest
 from cleft.towers.dual import DualEncoder, build_model
+from cleft.towers.image_only import build_image_only, save_image_only
 from cleft.types import Batch, Record
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,8 @@ def pretrain(settings: Settings, folder: Path, *, progress: bool = True) -> Path
     """Trains a model from settings, or goes on with a run that was interrupted.
 
     Args:
-        settings: Everything that decides the run.
+        settings: Everything that decides the run. Where `method` is `image-only`, no data are read and nothing is
+            trained: the run holds the image tower as it is.
         folder: The run folder. If it holds a finished run of the same settings, nothing is done.
         progress: Whether to show a bar while images are prepared.
 
@@ -65,6 +67,9 @@ def pretrain(settings: Settings, folder: Path, *, progress: bool = True) -> Path
     with open_run(folder, settings, "pretrain") as run, StopFlag() as stop:
         if run.is_finished():
             return folder
+        if settings.method == "image-only":
+            _keep_untrained(settings, run)
+            return folder
         material = read_material(settings, progress=progress)
         _foresee(settings, material)
         run.keep_split(material.facts())
@@ -80,6 +85,15 @@ def _foresee(settings: Settings, material: Material) -> None:
     except ConfigError as error:
         if is_first_rank():
             log.warning("for stage two and evaluation, stage one does not need it: %s", error)
+
+
+def _keep_untrained(settings: Settings, run: Run) -> None:
+    """A run of a tower that nothing was learned with, so that later verbs find it as they find every other."""
+    log.info("%s: nothing is trained; the image tower is kept as it is", run.folder)
+    nobody = split_facts(people="", recipe="nothing was trained", digest="", counts={"train": 0, "val": 0}, patients=[])
+    run.keep_split(nobody)
+    save_image_only(build_image_only(settings), settings, run.folder)
+    run.finish({"steps": 0, "best_step": 0, "best_loss": None, "weights": weights_digest(run.folder)})
 
 
 class Validation(NamedTuple):

@@ -26,6 +26,7 @@ class Role(Enum):
 
 ROLES: Mapping[str, Role] = MappingProxyType(
     {
+        "method": Role.DECIDES_PRETRAIN,
         "seed": Role.DECIDES,
         "classes": Role.DECIDES_CONTEXT,
         "data.dataset": Role.DECIDES,

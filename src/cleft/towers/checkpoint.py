@@ -12,36 +12,35 @@ from, and only their name and digest are written (docs/decisions/0040). Nothing 
 from __future__ import annotations
 
 import dataclasses
-import errno
 import hashlib
 import json
-import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from cleft.config import Settings, TextTowerConfig, build_settings, plain_settings
-from cleft.errors import CheckpointError, ConfigError, NumericsError
+from cleft.errors import CheckpointError, ConfigError
 from cleft.towers.adapt import adapt
 from cleft.towers.bases import check_base, describe_base, keeps_base
 from cleft.towers.dual import DualEncoder
-from cleft.towers.folders import read_folder, write_folder
+from cleft.towers.folders import peek_description, read_folder, write_folder
 from cleft.towers.hub import describe
 from cleft.towers.image import ImageTower, build_image_tower
 from cleft.towers.language_model import build_language_model
 from cleft.towers.text import TextTower, build_text_tower
 from cleft.towers.token_ids import TokenIds
-from cleft.towers.weights import listed, misfits, not_finite
+from cleft.towers.weights import fill, read_header, saveable, write_weights
 
 WEIGHTS = "model.safetensors"
-_IMAGE, _TEXT = Path("towers/image"), Path("towers/text")
+IMAGE = Path("towers/image")
+_TEXT = Path("towers/text")
 _GROUPS = ("images", "image", "text", "loss")
 """Settings that decide an embedding."""
 _MADE_BY_COMPILING = "_orig_mod."
@@ -61,14 +60,11 @@ def save_model(model: DualEncoder, settings: Settings, folder: Path, *, extra: M
         ResourceError: If the disk is full or cannot be written; what is on disk stays.
         CheckpointError: If the files of a named language model have gone.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in own_weights(model).items()}
-    broken = not_finite(tensors)
-    if broken:
-        raise NumericsError(f"{listed('weights', broken)} hold NaN or infinity, so the model was not saved to {folder}")
+    tensors = saveable(own_weights(model), folder)
     tree = plain_settings(settings)
     text_tower = model.text_tower
     description = {
-        "made_by": {name: version(name) for name in ("cleft", "torch", "transformers", "peft")},
+        "made_by": made_by(),
         "settings": {group: tree[group] for group in _GROUPS},
         "embed_dim": model.image_projection.out_features,
         "context_length": 0 if model.context is None else len(model.context),
@@ -80,16 +76,12 @@ def save_model(model: DualEncoder, settings: Settings, folder: Path, *, extra: M
     }
 
     def write(stage: Path) -> None:
-        for place, tower in ((_IMAGE, model.image_tower.model), (_TEXT, text_tower.lm.model)):
-            (stage / place).mkdir(parents=True)
-            (stage / place / "config.json").write_text(json.dumps(describe(tower.config), indent=1))
+        for place, tower in ((IMAGE, model.image_tower.model), (_TEXT, text_tower.lm.model)):
+            write_shape(tower.config, stage / place)
         text_tower.tokens.save(stage / _TEXT)
-        try:
-            save_file(tensors, stage / WEIGHTS)
-        except SafetensorError as error:
-            raise OSError(_number(error), str(error)) from error
+        write_weights(tensors, stage / WEIGHTS)
         # safetensors makes files that nobody else can read; weights are as readable as what stands beside them.
-        shutil.copymode(stage / _IMAGE / "config.json", stage / WEIGHTS)
+        shutil.copymode(stage / IMAGE / "config.json", stage / WEIGHTS)
 
     write_folder(folder, description, write)
 
@@ -102,29 +94,48 @@ def load_model(folder: Path | str, *, text_model: str | None = None) -> DualEnco
         text_model: Where the language model lies now, if it was taken from a folder that has moved.
 
     Raises:
-        CheckpointError: If the folder is no model, is damaged, was made by a newer version, does not fit, or names a
-            language model whose weights are others than it was trained with.
+        CheckpointError: If the folder is no model, is damaged, was made by a newer version, does not fit, reads no
+            texts, or names a language model whose weights are others than it was trained with.
         ConfigError: If that language model cannot be found.
     """
     folder = Path(folder).expanduser()
+    check_reads_texts(folder)
     description = read_folder(folder)
-    settings = _read_settings(folder, description)
-    shapes = _header(folder / WEIGHTS)
+    settings = read_settings(folder, description, _GROUPS)
+    shapes = read_header(folder / WEIGHTS)
     _refuse_size(folder, shapes, settings.loss.embed_dim)
     base = settings.text.model if text_model is None else text_model
     check_base(folder, description.get("base"), base)
     with torch.random.fork_rng(devices=[]):
-        image_tower = _rebuild_image(folder, settings)
+        image_tower = rebuild_image(folder, settings)
         text_tower = _rebuild_text(folder, settings.text, base, description)
         model = DualEncoder(image_tower, text_tower, settings.loss)
     if "context" in shapes:
         model.set_context(torch.zeros(shapes["context"]))
-    _fill(model, folder / WEIGHTS, description)
+    fill(model, load_file(folder / WEIGHTS), own_weights(model), folder / WEIGHTS, description["made_by"])
     return model.eval()
 
 
+def check_reads_texts(folder: Path) -> None:
+    """Refuses a model folder without a text tower, before anything large is read.
+
+    Raises:
+        CheckpointError: If there is none; `cleft classify` asks such a model.
+    """
+    if is_image_only(peek_description(folder)):
+        raise CheckpointError(
+            f"{folder} holds an image tower without a text tower: it reads no sentences, so there is no zero-shot "
+            f"classification and no prompt context; cleft classify trains a linear probe on it, or all of it"
+        )
+
+
+def is_image_only(description: Mapping[str, Any]) -> bool:
+    """Whether a `model.json` describes a model that reads images alone."""
+    return description.get("method") == "image-only"
+
+
 def weights_digest(folder: Path | str) -> str:
-    """Returns a digest of everything that decides an embedding: weights, base, tokenizer and settings.
+    """Returns a digest of everything that decides an embedding or an answer: weights, base, tokenizer and settings.
 
     Returns:
         The first 16 hex digits of a SHA-256.
@@ -134,6 +145,7 @@ def weights_digest(folder: Path | str) -> str:
     """
     description = read_folder(Path(folder).expanduser())
     deciding = {name: description.get(name) for name in ("files", "settings", "base", "trained_tokens", "token_ids")}
+    deciding |= {name: description[name] for name in ("head", "tower_weights") if name in description}
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -143,8 +155,9 @@ def own_weights(model: DualEncoder) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if name not in model.base_weights}
 
 
-def _rebuild_image(folder: Path, settings: Settings) -> ImageTower:
-    here = dataclasses.replace(settings.image, model=str(folder.resolve() / _IMAGE), scratch=None, random_weights=True)
+def rebuild_image(folder: Path, settings: Settings) -> ImageTower:
+    """Builds the image tower a folder describes, its weights still random; callers fork torch's generator."""
+    here = dataclasses.replace(settings.image, model=str(folder.resolve() / IMAGE), scratch=None, random_weights=True)
     tower = build_image_tower(here, settings.images)
     tower.config = settings.image
     return tower
@@ -167,37 +180,6 @@ def _rebuild_text(folder: Path, config: TextTowerConfig, base: str | None, descr
     return tower
 
 
-def _fill(model: DualEncoder, path: Path, description: Mapping[str, Any]) -> None:
-    """Copies a file's weights into the model; every name, shape and type must agree."""
-    given, expected = load_file(path), own_weights(model)
-    faults = misfits(given, expected)
-    if faults:
-        made, now = cast("dict[str, str]", description["made_by"]).get("transformers"), version("transformers")
-        raise CheckpointError(
-            f"{path} does not fit the model that {path.parent / 'model.json'} describes: "
-            f"{faults} (saved with transformers {made}, this is {now}); copy the folder again"
-        )
-    broken = not_finite(given)
-    if broken:
-        raise CheckpointError(f"{path}: {listed('with NaN or infinity', broken)}; use an earlier model")
-    model.load_state_dict(given, strict=False)
-
-
-def _number(error: SafetensorError) -> int:
-    """The system's number of what stopped a write, which stands in the library's sentence alone."""
-    found = re.search(r"os error (\d+)", str(error))
-    return int(found[1]) if found else errno.EIO
-
-
-def _header(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a weights file, without reading a weight."""
-    try:
-        with safe_open(path, "pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is no whole safetensors file ({error}); copy it again") from error
-
-
 def _refuse_size(folder: Path, shapes: Mapping[str, tuple[int, ...]], embed_dim: int) -> None:
     """Refuses a width that the weights do not have before anything of that width is made."""
     projections = [shapes.get(f"{tower}_projection.bias", (embed_dim,)) for tower in ("image", "text")]
@@ -205,15 +187,31 @@ def _refuse_size(folder: Path, shapes: Mapping[str, tuple[int, ...]], embed_dim:
         raise CheckpointError(f"{folder}: its projections do not have loss.embed_dim={embed_dim}; copy it again")
 
 
-def _read_settings(folder: Path, description: Mapping[str, Any]) -> Settings:
+def read_settings(folder: Path, description: Mapping[str, Any], groups: Sequence[str]) -> Settings:
+    """Builds the settings a `model.json` holds; groups that it has not are defaults.
+
+    Raises:
+        CheckpointError: If one of `groups` is missing, or holds what this version does not know.
+    """
     where = str(folder / "model.json")
     try:
-        groups = cast("dict[str, Any]", description["settings"])
-        return build_settings({group: groups[group] for group in _GROUPS}, where=where)
+        tree = cast("dict[str, Any]", description["settings"])
+        return build_settings({group: tree[group] for group in groups}, where=where)
     except ConfigError as error:
         raise CheckpointError(f"{error}; was the file edited, or made by another version of cleft?") from error
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{where} does not say how to rebuild the model ({error}); copy it again") from error
+
+
+def made_by() -> dict[str, str]:
+    """Versions of what a folder's form depends on."""
+    return {name: version(name) for name in ("cleft", "torch", "transformers", "peft")}
+
+
+def write_shape(config: PreTrainedConfig, folder: Path) -> None:
+    """Writes the shape of a tower into a new folder."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(describe(config), indent=1))
 
 
 def _describe_ids(tower: TextTower) -> dict[str, int] | None:

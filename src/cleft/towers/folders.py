@@ -106,6 +106,13 @@ def read_folder(folder: Path) -> dict[str, Any]:
     return description
 
 
+def peek_description(folder: Path) -> dict[str, Any]:
+    """Returns what `model.json` says, no other file checked; empty where there is no folder of a model."""
+    path = folder / STAGE / DESCRIPTION
+    path = path if path.is_file() else folder / DESCRIPTION
+    return _read_description(path) if path.is_file() else {}
+
+
 def digest_of(path: Path) -> str:
     """Returns the SHA-256 of a file, 64 hex digits."""
     with path.open("rb") as file:

@@ -13,6 +13,7 @@ from cleft.towers.adapt import adapt
 from cleft.towers.dual import DualEncoder
 from cleft.towers.hub import config_from, random_model, read_config
 from cleft.towers.image import ImageTower
+from cleft.towers.image_only import ImageOnly
 from cleft.towers.known import KNOWN
 from cleft.towers.language_model import LanguageModel, is_causal
 from cleft.towers.text import TextTower
@@ -23,7 +24,7 @@ _LEARNED_VOCABULARY = 4096
 """Largest table of a tokenizer learned from captions; it is smaller where they hold fewer words."""
 
 
-def outline_model(settings: Settings, *, tokens: int = 0) -> DualEncoder:
+def outline_model(settings: Settings, *, tokens: int = 0) -> DualEncoder | ImageOnly:
     """Builds the towers a run would train, on torch's meta device.
 
     Args:
@@ -35,6 +36,9 @@ def outline_model(settings: Settings, *, tokens: int = 0) -> DualEncoder:
     """
     spec = ImageSpec(size=(settings.images.size, settings.images.size), mean=settings.images.mean, std=settings.images.std)
     vision = _shape(settings.image, "image.model")
+    if settings.method == "image-only":
+        with torch.device("meta"):
+            return ImageOnly(ImageTower(random_model(getattr(vision, "vision_config", vision)), settings.image, spec))
     language = _shape(settings.text, "text.model")
     vocabulary = int(language.get_text_config().vocab_size)
     if settings.text.model is None:

@@ -23,13 +23,14 @@ PARTS: dict[str, Callable[[str], bool]] = {
     "projections": lambda name: "_projection." in name,
     "temperature": lambda name: name == "logit_scale",
     "context": lambda name: name == "context",
+    "head": lambda name: name.startswith("head."),
 }
 """Part of a model to whether a weight of some name belongs to it; the first that says yes counts."""
 _ADAPTERS = (".lora_", ".ia3_", ".prefix.")
 
 
 def count_weights(model: nn.Module) -> dict[str, WeightCount]:
-    """Counts a dual encoder's weights, part by part; parts it does not have are left out.
+    """Counts a model's weights, part by part; parts it does not have are left out.
 
     Works on meta tensors too. Running statistics of batch norms are no weights.
     """

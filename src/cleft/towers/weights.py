@@ -1,10 +1,85 @@
-"""Sets of named weights: what is wrong with them, and what two of them differ in."""
+"""Sets of named weights: to disk and back, what is wrong with them, and what two of them differ in."""
 
 from __future__ import annotations
 
+import errno
+import re
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
 
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from cleft.errors import CheckpointError, NumericsError
+
+
+def saveable(weights: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """Returns weights as they go to disk.
+
+    Raises:
+        NumericsError: If one is NaN or infinite; `folder` is named as where the model did not go.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    broken = not_finite(tensors)
+    if broken:
+        raise NumericsError(f"{listed('weights', broken)} hold NaN or infinity, so the model was not saved to {folder}")
+    return tensors
+
+
+def write_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Writes weights as safetensors.
+
+    Raises:
+        OSError: If they cannot be written, with the system's number.
+    """
+    try:
+        save_file(dict(tensors), path)
+    except SafetensorError as error:
+        # The system's number of what stopped a write stands in the library's sentence alone.
+        found = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(found[1]) if found else errno.EIO, str(error)) from error
+
+
+def read_header(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a weights file, without reading a weight.
+
+    Raises:
+        CheckpointError: If it is no whole file.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is no whole safetensors file ({error}); copy it again") from error
+
+
+def fill(
+    module: nn.Module, given: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path, made: Mapping[str, str]
+) -> None:
+    """Copies a file's weights into a module; every name, shape and type must agree.
+
+    Args:
+        module: Takes them.
+        given: What the file holds.
+        expected: What the module wants from it.
+        path: The file, for messages.
+        made: Versions the file was written with.
+
+    Raises:
+        CheckpointError: If they do not agree, or one is NaN or infinite.
+    """
+    faults = misfits(given, expected)
+    if faults:
+        raise CheckpointError(
+            f"{path} does not fit the model that {path.parent / 'model.json'} describes: {faults} (saved with "
+            f"transformers {made.get('transformers')}, this is {version('transformers')}); copy the folder again"
+        )
+    broken = not_finite(given)
+    if broken:
+        raise CheckpointError(f"{path}: {listed('with NaN or infinity', broken)}; use an earlier model")
+    module.load_state_dict(dict(given), strict=False)
 
 
 def misfits(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
