@@ -129,6 +129,8 @@ def test_a_wrong_file_is_refused_with_its_place(tmp_path, text, sentence):
         (["--method", "image-only", "--optim.lr", "0.1"], r"--optim.lr does nothing here: method is 'image-only'"),
         (["--method", "image-only", "--text.scratch.n_layer", "3"], "does nothing here"),
         (["--images.size", "500"], "must lie between"),
+        (["--data.split", "patient"], r"data\.split='patient' must be one of patients, .*; did you mean 'patients'\?"),
+        (["--optim.clip_norm", "much"], "clip_norm='much' must be: float or null"),
     ],
 )
 def test_a_wrong_word_is_refused_with_what_would_be_right(words, sentence):

@@ -24,22 +24,28 @@ SCHEMA = 1
 Noun = TypeVar("Noun")
 
 
-def to_json(noun: Any) -> str:
+def to_json(noun: Any, *, schema: int = SCHEMA) -> str:
     """Writes a frozen dataclass as JSON text, its schema first.
+
+    Args:
+        noun: What to write.
+        schema: Of the noun's own form, where that lives longer than the forms of results.
 
     Raises:
         ValueError: If a number in it is NaN or infinite; what could not be measured is None.
     """
-    return json.dumps({"schema": SCHEMA, **dataclasses.asdict(noun)}, indent=1, ensure_ascii=False, allow_nan=False)
+    return json.dumps({"schema": schema, **dataclasses.asdict(noun)}, indent=1, ensure_ascii=False, allow_nan=False)
 
 
-def from_json(text: str, kind: type[Noun], *, where: str) -> Noun:
+def from_json(text: str, kind: type[Noun], *, where: str, schema: int = SCHEMA, remedy: str = "evaluate again") -> Noun:
     """Reads a noun back from `to_json`'s text.
 
     Args:
         text: JSON text.
         kind: The dataclass it must hold.
         where: Name of the file, for messages.
+        schema: The one that is read.
+        remedy: What to do about another.
 
     Raises:
         DataError: If the text is no JSON, of another schema, lacks a field, has one too many, or holds a value of
@@ -51,9 +57,9 @@ def from_json(text: str, kind: type[Noun], *, where: str) -> Noun:
         raise DataError(f"{where} is not valid JSON ({error}); write it again", reason="json") from error
     if not isinstance(tree, dict):
         raise DataError(f"{where} holds {type(tree).__name__}, not an object", reason="json")
-    schema = tree.pop("schema", None)
-    if type(schema) is not int or schema != SCHEMA:
-        raise DataError(f"{where} has schema {schema!r}, this version reads {SCHEMA}; evaluate again", reason="schema")
+    written = tree.pop("schema", None)
+    if type(written) is not int or written != schema:
+        raise DataError(f"{where} has schema {written!r}, this version reads {schema}; {remedy}", reason="schema")
     return cast("Noun", _noun(tree, kind, where))
 
 

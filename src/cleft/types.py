@@ -77,6 +77,8 @@ class Splits(NamedTuple):
     """First 16 hex digits of a SHA-256 over every split's sorted ids; equal digests mean equal splits."""
     shared_patients: int
     """Patients who stand in more than one split. 0 unless the recipe's name says otherwise."""
+    notes: tuple[str, ...] = ()
+    """Sentences the user should read: what a list or a split file names and the images lack."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,8 +8,10 @@ import pytest
 from cleft.config import DataConfig
 from cleft.data.captions import OPENING, add_captions
 from cleft.data.chexpert import read_chexpert
+from cleft.data.chexpert_5x200 import draw_5x200
+from cleft.data.draws import ids_digest
 from cleft.data.labels import apply_uncertain
-from cleft.data.splits import draw_5x200, ids_digest, split_records
+from cleft.data.splits import split_records
 
 CONFIG = DataConfig(table="chexpert_train.csv.gz")
 

@@ -8,23 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cleft.config import DataConfig
-from cleft.data.splits import (
-    CLASSES_5X200,
-    SPLITS,
-    draw_5x200,
-    ids_digest,
-    order_key,
-    refuse_shared,
-    shared_patients,
-    split_records,
-    take_patients,
-)
-from cleft.errors import DataError
+from cleft.data import DATASETS
+from cleft.data.chexpert_5x200 import CLASSES_5X200, draw_5x200
+from cleft.data.draws import ids_digest, order_key, take_patients
+from cleft.data.splits import DISJOINT, SALTS, SPLITS, refuse_shared, salts_of, shared_patients, split_records
+from cleft.errors import ConfigError, DataError
 from cleft.types import Reading, Record
 
 
-def record(name, patient, labels=None, *, view="AP", uncertain=()):
-    return Record(id=name, image=Path(name), labels=labels or {}, patient=patient, view=view, uncertain=uncertain)
+def record(name, patient, labels=None, *, view="AP", uncertain=(), split=None):
+    return Record(
+        id=name, image=Path(name), labels=labels or {}, patient=patient, view=view, uncertain=uncertain, split=split
+    )
 
 
 def people(sizes):
@@ -151,8 +146,116 @@ def test_paper_removes_images_alone_and_says_how_many_patients_it_shares():
     assert not shared_patients({"train": paper.train, "val": paper.val})
 
 
+def told(**sizes):
+    """Images of a patient each, as many for each part as said; `none` names no part."""
+    return [
+        record(f"{part}{i}", f"{part}{i}", split=None if part == "none" else part)
+        for part, size in sizes.items()
+        for i in range(size)
+    ]
+
+
+def test_given_splits_are_followed_and_images_without_one_stay_out():
+    splits = split_records(reading(told(train=20, val=4, test=6, none=5)), DataConfig(split="given"))
+    assert [{record.split for record in part} for part in splits[:3]] == [{"train"}, {"val"}, {"test"}]
+    assert [len(part) for part in splits[:3]] == [20, 4, 6]
+    assert splits.recipe == "given"
+
+
+def test_where_none_is_given_for_choosing_validation_is_drawn_from_training_by_patient():
+    records = [*told(train=18, test=6), *(record(f"twin{i}", "train0", split="train") for i in range(2))]
+    splits = split_records(reading(records), DataConfig(split="given", val_fraction=0.1))
+    assert [len(part) for part in splits[:3]] == [18, 2, 6]
+    assert {record.split for record in splits.val} == {"train"}
+    assert not shared_patients({"train": splits.train, "val": splits.val})
+
+
+def test_a_table_may_give_no_test_set():
+    assert [len(part) for part in split_records(reading(told(train=20)), DataConfig(split="given"))[:3]] == [19, 1, 0]
+
+
+def test_given_splits_that_share_patients_are_counted():
+    records = [*told(train=20, test=3), record("again", "test0", split="train")]
+    assert split_records(reading(records), DataConfig(split="given", val_fraction=0)).shared_patients == 1
+
+
+def test_given_splits_that_nobody_gave_are_refused():
+    with pytest.raises(DataError, match=r"nothing says which images are for training; .* set data\.split=patients"):
+        split_records(reading(told(none=9)), DataConfig(split="given"))
+
+
+def test_nothing_chosen_is_the_way_of_the_dataset(monkeypatch):
+    records = told(train=20, test=6)
+    assert split_records(reading(records), DataConfig()).recipe == "patients"
+    monkeypatch.setitem(DATASETS, "chexpert", replace(DATASETS["chexpert"], split="given"))
+    assert split_records(reading(records), DataConfig()).recipe == "given"
+    assert split_records(reading(records), DataConfig(split="patients")).recipe == "patients"
+
+
 def test_every_recipe_of_the_settings_exists():
     assert {DataConfig(split=name).split for name in SPLITS} == set(SPLITS)
+
+
+def test_every_recipe_names_its_salts_and_no_two_draws_share_one():
+    assert set(SALTS) == set(SPLITS)
+    assert salts_of("5x200-strict", DataConfig()) == {"test": "cleft-5x200-v1", "val": "cleft-chexpert-val-v1"}
+    assert salts_of("5x200-strict", DataConfig(test_list=Path("list"))) == {"val": "cleft-chexpert-val-v1"}
+    assert salts_of("whatever", DataConfig(split_file=Path("split.json"))) == {}
+    assert all(len(set(salts.values())) == len(salts) for salts in SALTS.values())
+
+
+def listed(records, names, **more):
+    return Reading(dataset="chexpert", records=list(records), findings=(), listed=frozenset(names), **more)
+
+
+LIST = Path("list.csv")
+
+
+@pytest.mark.parametrize("recipe", ["patients", "5x200-strict", "5x200-paper", "5x200-images"])
+def test_a_list_is_the_test_set_whatever_its_images_show(recipe):
+    records = people([2] * 60)
+    splits = split_records(listed(records, {"p3-0", "p4-1", "p4-0"}), DataConfig(split=recipe, test_list=LIST))
+    assert [record.id for record in splits.test] == ["p3-0", "p4-0", "p4-1"]
+    left = {"p3-1"} & (ids(splits.train) | ids(splits.val))
+    assert left == (set() if recipe in DISJOINT else {"p3-1"})
+    assert splits.recipe == recipe
+    assert len(splits.val) == 6
+
+
+def test_a_list_of_another_size_is_taken_with_a_note_that_counts_its_classes():
+    records = exclusive(300)
+    names = [image for members in draw_5x200(records).values() for image in members]
+    config = DataConfig(split="5x200-strict", test_list=LIST)
+    assert split_records(listed(records, names), config).notes == ()
+    assert (
+        split_records(listed(records, names), config).digest
+        == split_records(reading(records), replace(config, test_list=None)).digest
+    )
+    both = record("both", "x", {"Edema": 1.0, "Cardiomegaly": 1.0})
+    assert split_records(listed([*records, both], [*names[1:], "both"]), config).notes == (
+        "the list is not 200 images of each class: it has 1,000 (Atelectasis 199, Cardiomegaly 200, Consolidation 200, "
+        "Edema 200, Pleural Effusion 200, several or none of them 1)",
+    )
+
+
+def test_images_of_a_list_that_are_not_there_are_counted_with_their_reasons_and_refused_beyond_what_is_allowed():
+    names = [f"p{i}-0" for i in range(20)] + ["gone", "odd"]
+    whole = listed(people([2] * 60), names, rejected={"missing": ["gone", "other"], "view-LL": ["odd"]})
+    config = DataConfig(split="5x200-paper", test_list=LIST)
+    with pytest.raises(
+        DataError, match=r"2 of 22 images of the test list cannot be used \(missing 1, view-LL 1\), such as"
+    ):
+        split_records(whole, config)
+    splits = split_records(whole, replace(config, max_bad=0.1))
+    assert len(splits.test) == 20
+    assert splits.notes[0] == "2 of 22 images of the test list cannot be used (missing 1, view-LL 1)"
+
+
+def test_a_recipe_that_takes_no_list_and_a_dataset_that_reads_none_are_refused():
+    with pytest.raises(ConfigError, match=r"data\.split=given takes no data\.test_list; choose one of patients, 5x200"):
+        split_records(listed(told(train=9), {"train1"}), DataConfig(split="given", test_list=LIST))
+    with pytest.raises(ConfigError, match=r"data\.test_list is not read for data\.dataset=t"):
+        split_records(reading(people([1] * 9)), DataConfig(split="patients", test_list=LIST))
 
 
 def test_a_patient_in_two_splits_is_refused_with_a_count_and_three_examples():

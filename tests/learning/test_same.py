@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from cleft.config import Settings
+from cleft.config import DataConfig, Settings
 from cleft.learning.same import ROLES, Role, changes, flat, role
 
 
@@ -27,6 +27,15 @@ def test_a10_a_change_is_told_with_old_and_new():
     deciding, rounding = changes(old, new, "pretrain")
     assert [str(change) for change in deciding] == ["seed 0 → 1"]
     assert [change.key for change in rounding] == ["train.precision"]
+
+
+def test_a10_a_recipe_that_was_spelled_out_may_be_left_to_the_dataset():
+    spelled = Settings(data=DataConfig(split="patients"))
+    assert changes(spelled, Settings(), "pretrain") == ([], [])
+    other = Settings(data=DataConfig(split="5x200-paper"))
+    assert [str(change) for change in changes(other, Settings(), "pretrain")[0]] == [
+        "data.split '5x200-paper' → 'patients'"
+    ]
 
 
 def test_a10_each_stage_minds_its_own_settings():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
+import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ _NUMBER = re.compile(r"[-+]?(0|[1-9][0-9_]*)?(\.[0-9]*)?([eE][-+]?[0-9]+)?")
 
 @dataclass(frozen=True)
 class _Idle:
-    """A setting that does nothing unless another one has a certain value."""
+    """A setting that does nothing unless another one has a certain value, or is left to the dataset (None)."""
 
     key: str
     other: str
@@ -305,15 +306,19 @@ def _scalars(value: Tree) -> Any:
 
 def _explain(message: str) -> str:
     """A sentence out of the parser's words: the key, the value, what is allowed."""
-    found = re.search(r'Parser key "([\w.]+)":\s*Expected a (.+?)\. Got value: (.*)', " ".join(message.split()))
+    plain = " ".join(message.split())
+    found = re.search(r'Parser key "([\w.]+)":.*(?:Got value|Given value): (.*)', plain)
     if not found:
-        return " ".join(message.split())
-    key, kind, value = found.groups()
+        return plain
+    key, value = found.groups()
     allowed = _allowed(key)
     if allowed:
         return f"{key}={value!r} must be one of {', '.join(allowed)}{nearest(value, allowed)}"
-    plain = re.sub(r"<class '([\w.]+)'>", r"\1", kind)
-    return f"{key}={value!r} must be: {plain}"
+    kinds = [_TYPE.sub(r"\1", kind) for kind in re.findall(r"Expected a (.+?)(?=\. Got| - Expected| Given|$)", plain)]
+    return f"{key}={value!r} must be: {' or '.join('null' if kind == 'NoneType' else kind for kind in kinds)}"
+
+
+_TYPE = re.compile(r"<class '([\w.]+)'>")
 
 
 def _allowed(key: str) -> list[str]:
@@ -323,14 +328,16 @@ def _allowed(key: str) -> list[str]:
         if not dataclasses.is_dataclass(kind):
             return []
         kind = typing.get_type_hints(kind).get(name)
-    return [str(word) for word in typing.get_args(kind)] if typing.get_origin(kind) is typing.Literal else []
+    choices = typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else [kind]
+    words = [typing.get_args(choice) for choice in choices if typing.get_origin(choice) is typing.Literal]
+    return [str(word) for group in words for word in group]
 
 
 def _check_idle(given: Mapping[str, Any], settings: Settings) -> None:
     """Refuses an override that would change nothing."""
     values = _dotted(_plain(settings))
     for rule in _IDLE:
-        if rule.key in given and values[rule.other] not in rule.values:
+        if rule.key in given and values[rule.other] not in (None, *rule.values):
             raise ConfigError(
                 f"--{rule.key} does nothing here: {rule.other} is {values[rule.other]!r}, and it is used with "
                 f"{' or '.join(rule.values)} alone; drop it or set --{rule.other}"

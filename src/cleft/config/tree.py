@@ -42,6 +42,8 @@ class DataConfig:
     patients stays in training. `5x200-paper`: only its images are removed, as the paper says. `5x200-images`: as
     before, and validation is drawn by image, so patients are shared. `rsna-balanced`: as many images with pneumonia as
     without on both sides, in the paper's sizes. `given`: as official lists, or a column `split` of your table, say."""
+    split_file: Path | None = None
+    """A split as `cleft data split --out` wrote it: it takes the place of `split`, and its fractions count for nothing."""
     test_list: Path | None = None
     """A list of images that are the test set, such as a published CheXpert-5x200: a table with a column `Path` and, as
     far as known, findings or a `class`; or one path a line. For `split: 5x200-…` and `patients`."""

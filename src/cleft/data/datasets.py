@@ -28,6 +28,8 @@ class Dataset:
     """What its captions and class prompts begin with."""
     classes: tuple[str, ...] | None = None
     """Classes it is asked about when a run's own are none of its findings: names of sets or findings."""
+    split: str = "patients"
+    """How its records are split unless `data.split` says otherwise."""
     terms: str | None = None
     """What its owner allows, in a sentence, where that reaches beyond the images: to weights trained on them."""
 
@@ -65,3 +67,8 @@ def finish_reading(reading: Reading, config: DataConfig) -> Reading:
 def opening_of(config: DataConfig) -> str:
     """Returns what captions and class prompts begin with: `data.opening`, or the dataset's own."""
     return config.opening or DATASETS[config.dataset].opening
+
+
+def recipe_of(config: DataConfig) -> str:
+    """Returns how records are split: `data.split`, or the dataset's own way."""
+    return config.split or DATASETS[config.dataset].split

@@ -1,76 +1,72 @@
-"""Splits that are the same on every machine: ids in the order of a hash, patients never torn apart by accident.
-
-One primitive decides everything: `order_key`. It depends on neither row order nor library versions.
-"""
+"""Splits that are the same on every machine, patients never torn apart by accident: the recipes, and their promises."""
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
 
 from cleft.config import DataConfig
-from cleft.data.chexpert import FINDINGS
-from cleft.data.labels import single_class
-from cleft.errors import DataError
+from cleft.data import balanced
+from cleft.data.balanced import rsna_balanced
+from cleft.data.chexpert_5x200 import (
+    CHEXPERT_VAL_SALT,
+    IMAGE_VAL_SALT,
+    RECIPES_5X200,
+    SALT_5X200,
+    all_5x200,
+    size_notes,
+)
+from cleft.data.datasets import recipe_of
+from cleft.data.draws import TEST_SALT, VAL_SALT, Cut, ids_digest, share_of, take_patients
+from cleft.data.split_files import follow_split_file
+from cleft.errors import ConfigError, DataError
 from cleft.types import Reading, Record, Splits
-
-CLASSES_5X200 = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
-PER_CLASS = 200
-
-TEST_SALT = "cleft-test-v1"
-VAL_SALT = "cleft-val-v1"
-SALT_5X200 = "cleft-5x200-v1"
-CHEXPERT_VAL_SALT = "cleft-chexpert-val-v1"
-IMAGE_VAL_SALT = "cleft-chexpert-val-images-v1"
-"""A new salt is a new split: never change one, add one."""
-
-_EXCLUSIVE = FINDINGS[1:]
-_FRONTAL = {"AP", "PA", "frontal", None}
-
-
-def order_key(salt: str, identifier: str) -> str:
-    """Returns the place of an id in a salted random order: SHA-256 of `salt|identifier` in hex."""
-    return hashlib.sha256(f"{salt}|{identifier}".encode()).hexdigest()
-
-
-def ids_digest(ids: Iterable[str]) -> str:
-    """Returns the first 16 hex digits of SHA-256 over the sorted ids, one a line.
-
-    Example:
-        >>> ids_digest(["b", "a"]) == ids_digest(["a", "b"])
-        True
-    """
-    return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()[:16]
 
 
 def split_records(reading: Reading, config: DataConfig) -> Splits:
-    """Tells records apart for training, choosing and testing by the rule `config.split`.
+    """Tells records apart for training, choosing and testing.
+
+    By `data.split_file` where one is given; otherwise by the rule `data.split` or the dataset's own, with the images of
+    `data.test_list` as its test set where there is a list.
 
     Returns:
         The splits, each in the order of the reading.
 
     Raises:
-        DataError: If there are too few images or patients for a split, or two splits share a patient against
-            the rule.
+        ConfigError: If the rule takes no list.
+        DataError: If there are too few images or patients for a split, two splits share a patient against the rule, a
+            split file does not fit, or too many images of a list cannot be used.
     """
-    test, pool, val = SPLITS[config.split](reading.records, config)
-    parts = {
-        "train": [record for record in pool if record.id not in val],
-        "val": [record for record in pool if record.id in val],
-        "test": [record for record in reading.records if record.id in test],
-    }
-    _refuse_empty(parts, len(reading.records), config)
+    if config.split_file is not None:
+        parts, recipe, notes = follow_split_file(config.split_file, reading)
+        may_share = recipe in SPLITS and recipe not in DISJOINT
+    else:
+        recipe = recipe_of(config)
+        cut, notes = _cut(reading, recipe, config)
+        parts = {
+            "train": [record for record in cut.pool if record.id not in cut.val],
+            "val": [record for record in cut.pool if record.id in cut.val],
+            "test": [record for record in reading.records if record.id in cut.test],
+        }
+        _refuse_empty(parts, len(reading.records), recipe, config)
+        may_share = recipe not in DISJOINT
     shared = shared_patients(parts)
-    if shared and config.split in DISJOINT:
-        refuse_shared(shared, config.split)
+    if shared and not may_share:
+        refuse_shared(shared, recipe)
     return Splits(
         **parts,
-        recipe=config.split,
+        recipe=recipe,
         digest=ids_digest(f"{name}|{record.id}" for name, part in parts.items() for record in part),
         shared_patients=len(shared),
+        notes=tuple(notes),
     )
+
+
+def salts_of(recipe: str, config: DataConfig) -> dict[str, str]:
+    """Returns what a split was drawn with; nothing where a file says who stands where."""
+    if config.split_file is not None:
+        return {}
+    return {what: salt for what, salt in SALTS[recipe].items() if what != "test" or config.test_list is None}
 
 
 def shared_patients(parts: Mapping[str, Sequence[Record]]) -> list[str]:
@@ -88,142 +84,111 @@ def refuse_shared(shared: Sequence[str], recipe: str) -> None:
     )
 
 
-def draw_5x200(records: Sequence[Record]) -> dict[str, list[str]]:
-    """Draws CheXpert-5x200: 200 images per class that show this finding and none other, surely.
+def _cut(reading: Reading, recipe: str, config: DataConfig) -> tuple[Cut, list[str]]:
+    if config.test_list is None:
+        return SPLITS[recipe](reading.records, config), []
+    if recipe not in _FROM_LIST:
+        raise ConfigError(f"data.split={recipe} takes no data.test_list; choose one of {', '.join(_FROM_LIST)}")
+    if not reading.listed:
+        raise ConfigError(f"data.test_list is not read for data.dataset={reading.dataset}; leave it out")
+    test, notes = _listed(reading, config)
+    if recipe in RECIPES_5X200:
+        notes += size_notes([record for record in reading.records if record.id in test])
+    return _FROM_LIST[recipe](reading.records, test, config), notes
 
-    Args:
-        records: With `uncertain` filled in: an uncertain finding disqualifies an image whatever it counts as.
 
-    Returns:
-        Class to the ids of its 200 images, in the order of their hash.
+def _listed(reading: Reading, config: DataConfig) -> tuple[set[str], list[str]]:
+    """The images of a list that can be used, and a sentence about the others.
 
     Raises:
-        DataError: If a class has fewer than 200 such images.
-
-    Source:
-        The selection rule of GLoRIA and MGCA, drawn by hash where they draw without or with a seed
-        (docs/decisions/0015).
+        DataError: If they are more than `data.max_bad` allows.
     """
-    pools: dict[str, list[str]] = {name: [] for name in CLASSES_5X200}
-    for record in records:
-        name = _only_finding(record)
-        if name is not None and record.view in _FRONTAL:
-            pools[name].append(record.id)
-    short = {name: len(ids) for name, ids in pools.items() if len(ids) < PER_CLASS}
-    if short:
-        counts = ", ".join(f"{name} {count}" for name, count in short.items())
+    test = reading.listed & {record.id for record in reading.records}
+    gone = reading.listed - test
+    if not gone:
+        return set(test), []
+    reasons = {reason: len(gone.intersection(ids)) for reason, ids in reading.rejected.items()}
+    told = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items() if count)
+    sentence = (
+        f"{len(gone):,} of {len(reading.listed):,} images of the test list cannot be used ({told or 'faulty rows'})"
+    )
+    if len(gone) > config.max_bad * len(reading.listed):
+        what = f"{sentence}, such as {', '.join(sorted(gone)[:3])}; data.max_bad allows {config.max_bad:.1%}"
+        raise DataError(f"{what}; complete the download, or raise data.max_bad to test on the rest", reason="test-list")
+    return set(test), [sentence]
+
+
+def _by_patient(records: Sequence[Record], config: DataConfig) -> Cut:
+    test = take_patients(records, share_of(config.test_fraction, len(records)), TEST_SALT)
+    pool = [record for record in records if record.id not in test]
+    return Cut(test, pool, take_patients(pool, share_of(config.val_fraction, len(pool)), VAL_SALT))
+
+
+def _by_5x200(recipe: str) -> Callable[[Sequence[Record], DataConfig], Cut]:
+    return lambda records, config: RECIPES_5X200[recipe](records, all_5x200(records), config)
+
+
+def _given(records: Sequence[Record], config: DataConfig) -> Cut:
+    """As the records say. Where none is for choosing, validation is drawn from training by patient."""
+    parts = {name: [record for record in records if record.split == name] for name in ("train", "val", "test")}
+    if not any(parts.values()):
         raise DataError(
-            f"5x200 needs {PER_CLASS} images per class that show this finding alone; found {counts}; "
-            "set data.split=patients",
+            "data.split=given, but nothing says which images are for training; give the dataset's official lists or a "
+            "column 'split', or set data.split=patients",
             reason="too-few",
         )
-    return {
-        name: sorted(ids, key=lambda identifier: order_key(SALT_5X200, identifier))[:PER_CLASS]
-        for name, ids in pools.items()
-    }
+    val = {record.id for record in parts["val"]}
+    drawn = val or take_patients(parts["train"], share_of(config.val_fraction, len(parts["train"])), VAL_SALT)
+    return Cut({record.id for record in parts["test"]}, [*parts["train"], *parts["val"]], drawn)
 
 
-def take_patients(records: Sequence[Record], target: int, salt: str) -> set[str]:
-    """Takes whole patients in the order of their hash until they have `target` images.
-
-    A patient who would overshoot is passed over. Where that leaves nobody, the first of the patients with the
-    fewest images is taken, so that a split that was asked for is never empty.
-
-    Returns:
-        Ids of the images taken.
-    """
-    images: dict[str, list[str]] = {}
-    for record in records:
-        images.setdefault(record.patient, []).append(record.id)
-    order = sorted(images, key=lambda patient: order_key(salt, patient))
-    taken: list[str] = []
-    for patient in order:
-        if len(taken) == target:
-            break
-        if len(taken) + len(images[patient]) <= target:
-            taken += images[patient]
-    if target and not taken and len(order) > 1:
-        taken = images[min(order, key=lambda patient: len(images[patient]))]
-    return set(taken)
-
-
-class _Cut(NamedTuple):
-    """What a recipe decides. An image that stands in neither the test set nor the pool is left out."""
-
-    test: set[str]
-    pool: list[Record]
-    """What remains for training and validation."""
-    val: set[str]
-
-
-def _by_patient(records: Sequence[Record], config: DataConfig) -> _Cut:
-    test = take_patients(records, _share(config.test_fraction, len(records)), TEST_SALT)
-    pool = [record for record in records if record.id not in test]
-    return _Cut(test, pool, take_patients(pool, _share(config.val_fraction, len(pool)), VAL_SALT))
-
-
-def _5x200_strict(records: Sequence[Record], config: DataConfig) -> _Cut:
-    """The other images of test patients are left out altogether."""
-    test = _all_5x200(records)
+def _others(records: Sequence[Record], test: set[str], config: DataConfig) -> Cut:
+    """Everybody whom the list does not show."""
     patients = {record.patient for record in records if record.id in test}
     pool = [record for record in records if record.patient not in patients]
-    return _Cut(test, pool, take_patients(pool, _share(config.val_fraction, len(pool)), CHEXPERT_VAL_SALT))
+    return Cut(test, pool, take_patients(pool, share_of(config.val_fraction, len(pool)), VAL_SALT))
 
 
-def _5x200_paper(records: Sequence[Record], config: DataConfig) -> _Cut:
-    """The other images of test patients stay in training."""
-    test = _all_5x200(records)
-    pool = [record for record in records if record.id not in test]
-    return _Cut(test, pool, take_patients(pool, _share(config.val_fraction, len(pool)), CHEXPERT_VAL_SALT))
+_FROM_LIST = {"patients": _others, **RECIPES_5X200}
+"""What becomes of the rest where a list says what is tested on."""
 
-
-def _5x200_images(records: Sequence[Record], config: DataConfig) -> _Cut:
-    """As `_5x200_paper`, and validation images are drawn without a look at their patient."""
-    test = _all_5x200(records)
-    pool = [record for record in records if record.id not in test]
-    order = sorted((record.id for record in pool), key=lambda identifier: order_key(IMAGE_VAL_SALT, identifier))
-    return _Cut(test, pool, set(order[: _share(config.val_fraction, len(pool))]))
-
-
-SPLITS: dict[str, Callable[[Sequence[Record], DataConfig], _Cut]] = {
+SPLITS: dict[str, Callable[[Sequence[Record], DataConfig], Cut]] = {
     "patients": _by_patient,
-    "5x200-strict": _5x200_strict,
-    "5x200-paper": _5x200_paper,
-    "5x200-images": _5x200_images,
+    **{recipe: _by_5x200(recipe) for recipe in RECIPES_5X200},
+    "rsna-balanced": rsna_balanced,
+    "given": _given,
 }
 """Recipes by the value of `data.split`."""
 
-DISJOINT = ("patients", "5x200-strict")
+SALTS: Mapping[str, Mapping[str, str]] = {
+    "patients": {"test": TEST_SALT, "val": VAL_SALT},
+    "5x200-strict": {"test": SALT_5X200, "val": CHEXPERT_VAL_SALT},
+    "5x200-paper": {"test": SALT_5X200, "val": CHEXPERT_VAL_SALT},
+    "5x200-images": {"test": SALT_5X200, "val": IMAGE_VAL_SALT},
+    "rsna-balanced": {
+        "test": balanced.PATIENT_SALT,
+        "negatives": balanced.NEGATIVE_SALT,
+        "positives": balanced.POSITIVE_SALT,
+        "val": balanced.VAL_SALT,
+    },
+    "given": {"val": VAL_SALT},
+}
+"""Recipe to what it draws and the salt of that order."""
+
+DISJOINT = ("patients", "5x200-strict", "rsna-balanced")
 """Recipes that promise that no patient stands in two splits."""
 
 
-def _all_5x200(records: Sequence[Record]) -> set[str]:
-    return {identifier for ids in draw_5x200(records).values() for identifier in ids}
-
-
-def _only_finding(record: Record) -> str | None:
-    """Returns the class an image of 5x200 belongs to. `No Finding` is not looked at, as in the authors' rule."""
-    place = single_class(record.labels, _EXCLUSIVE)
-    name = _EXCLUSIVE[place] if place is not None else None
-    unsure = any(finding in _EXCLUSIVE for finding in record.uncertain) or -1 in record.labels.values()
-    return name if name in CLASSES_5X200 and not unsure else None
-
-
-def _share(fraction: float, images: int) -> int:
-    """Rounds to whole images, but never down to none of a share that was asked for."""
-    return max(round(fraction * images), 1) if fraction > 0 else 0
-
-
-def _refuse_empty(parts: Mapping[str, Sequence[Record]], images: int, config: DataConfig) -> None:
+def _refuse_empty(parts: Mapping[str, Sequence[Record]], images: int, recipe: str, config: DataConfig) -> None:
     wanted = {
         "train": True,
         "val": config.val_fraction > 0,
-        "test": config.split != "patients" or config.test_fraction > 0,
+        "test": recipe != "given" and (recipe != "patients" or config.test_fraction > 0),
     }
     empty = [name for name, part in parts.items() if wanted[name] and not part]
     if empty:
         raise DataError(
-            f"{images:,} images leave none for {' and '.join(empty)} under data.split={config.split}, "
+            f"{images:,} images leave none for {' and '.join(empty)} under data.split={recipe}, "
             f"data.val_fraction={config.val_fraction}, data.test_fraction={config.test_fraction}; "
             "a split needs a patient of its own: add patients or change these settings",
             reason="too-few",

@@ -14,10 +14,11 @@ from typing import Any, Literal, NamedTuple, cast
 
 from cleft.config import DataConfig, Settings
 from cleft.data import DATASETS, opening_of, read_dataset
+from cleft.data.draws import ids_digest
 from cleft.data.phantoms import MARK
 from cleft.data.prepared import PreparedImages, cache_folder, prepare_images
 from cleft.data.prompts import resolve_classes
-from cleft.data.splits import ids_digest, split_records
+from cleft.data.splits import split_records
 from cleft.errors import ConfigError, DataError
 from cleft.learning.run import seen_patients
 from cleft.types import Record
@@ -47,7 +48,7 @@ class Selection(NamedTuple):
 def data_config(settings: Settings, data: str | None) -> DataConfig:
     """Where to read: the run's own data, or `dataset:folder` in their place.
 
-    Labels of another folder are read as the run's were; a dataset of another kind is split by patient.
+    Labels of another folder are read as the run's were; a dataset of another kind is split in its own way.
 
     Raises:
         ConfigError: If `data` names no known dataset and folder.

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from cleft.config import Settings
+from cleft.data import recipe_of
 
 Stage = Literal["pretrain", "context"]
 """`pretrain` is stage one, `context` stage two."""
@@ -37,7 +38,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
         "data.opening": Role.DECIDES,
         "data.uncertain": Role.DECIDES,
         "data.split": Role.DECIDES,
-        "data.val_fraction": Role.DECIDES,
+        "data.split_file": Role.HARMLESS,  # a file may move; the split in it is compared by digest
         "data.test_list": Role.HARMLESS,  # a file may move; which images it names is compared by digest
         "data.test_fraction": Role.DECIDES,
         "data.negatives": Role.DECIDES,
@@ -116,7 +117,7 @@ def changes(old: Settings, new: Settings, stage: Stage) -> tuple[list[Change], l
     Returns:
         Changes that would make it another run, and changes that only round differently.
     """
-    before, after = flat(old), flat(new)
+    before, after = (flat(settings) | {"data.split": recipe_of(settings.data)} for settings in (old, new))
     found = [Change(key, before[key], value) for key, value in after.items() if before[key] != value]
     deciding = [change for change in found if role(change.key) in _DECIDING[stage]]
     return deciding, [change for change in found if role(change.key) is Role.ROUNDS]
