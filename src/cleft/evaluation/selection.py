@@ -16,12 +16,12 @@ from cleft.config import DataConfig, Settings
 from cleft.data import DATASETS, opening_of, read_dataset
 from cleft.data.draws import ids_digest
 from cleft.data.phantoms import MARK
-from cleft.data.prepared import PreparedImages, cache_folder, prepare_images
+from cleft.data.prepared import PreparedImages, cache_folder, obtain_images, prepare_images
 from cleft.data.prompts import resolve_classes
 from cleft.data.splits import split_records
 from cleft.errors import ConfigError, DataError
 from cleft.learning.run import seen_patients
-from cleft.types import Record
+from cleft.types import Reading, Record
 
 Part = Literal["train", "val", "test", "all"]
 """Part of a dataset; `all` does not split it."""
@@ -31,6 +31,8 @@ class Selection(NamedTuple):
     """The images of one question, and where they come from."""
 
     dataset: str
+    people: str
+    """Whose patients these are."""
     records: list[Record]
     """Readable ones alone, in the order of the table."""
     findings: tuple[str, ...]
@@ -98,13 +100,65 @@ def select_images(
         raise DataError(f"the split {part!r} of the recipe {recipe!r} holds no image", reason="no-image")
     notes = _overlap(run, reading.people or reading.dataset, records, allowed=allow_overlap)
     prepared = prepare_images(records, settings.images, cache_folder(config), max_bad=config.max_bad, progress=progress)
+    return _selection(reading, config, records, prepared, recipe, digest, notes)
+
+
+def select_parts(
+    run: Path, config: DataConfig, settings: Settings, *, allow_overlap: bool = False, progress: bool = True
+) -> dict[Part, Selection]:
+    """Reads the table once and takes all of its parts: what to learn from, to choose by, and to ask about.
+
+    Only patients who are asked about must be unknown to the run: those of training and validation it may know.
+
+    Args:
+        run: Run folder whose weights are learned on from.
+        config: Where to read.
+        settings: Of the run; they say how images are prepared.
+        allow_overlap: Whether patients the run was trained on may be asked about; a note of the test then says so.
+        progress: Whether to show a bar.
+
+    Returns:
+        `train`, `val`, which may be empty, and `test`.
+
+    Raises:
+        DataError: If training or test is empty, too many images cannot be read, or test patients were trained on.
+    """
+    reading = read_dataset(config)
+    splits = split_records(reading, config)
+    parts: dict[Part, list[Record]] = {"train": splits.train, "val": splits.val, "test": splits.test}
+    for part in ("train", "test"):
+        if not parts[part]:
+            raise DataError(f"the split {part!r} of the recipe {splits.recipe!r} holds no image", reason="no-image")
+    notes = _overlap(run, reading.people or reading.dataset, parts["test"], allowed=allow_overlap)
+    every = [record for records in parts.values() for record in records]
+    prepared = obtain_images(every, config, settings.images, progress=progress)
+    return {
+        part: _selection(
+            reading, config, records, prepared, splits.recipe, splits.digest, notes if part == "test" else []
+        )
+        for part, records in parts.items()
+    }
+
+
+def _selection(
+    reading: Reading,
+    config: DataConfig,
+    records: list[Record],
+    prepared: PreparedImages,
+    recipe: str,
+    digest: str,
+    notes: list[str],
+) -> Selection:
+    """What can be read of some records; a note counts the rest."""
     usable = prepared.usable(records)
+    notes = [*notes]
     if len(usable) < len(records):
         reasons = Counter(prepared.rejected[record.id] for record in records if record.id in prepared.rejected)
         told = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
         notes.append(f"{len(records) - len(usable):,} images of the split cannot be read and were not scored ({told}).")
     return Selection(
         dataset=reading.dataset,
+        people=reading.people or reading.dataset,
         records=usable,
         findings=reading.findings,
         opening=opening_of(config),
