@@ -182,24 +182,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.add_argument("dataset", help="chexpert or manifest")
     check.add_argument("root", type=Path, help="folder of the images and their table")
-    check.add_argument("--page", type=Path, help="also write a page, one self-contained HTML file")
-    check.add_argument(
-        "--decode",
-        type=_some,
-        default=50,
-        metavar="N",
-        help="how many images to decode, to see whether they can be: a number, or all (50)",
-    )
-    pictures = check.add_mutually_exclusive_group()
-    pictures.add_argument(
-        "--images", type=_some, metavar="N", help="images to show on the page (by default twelve of phantoms, else none)"
-    )
-    pictures.add_argument("--no-images", dest="images", action="store_const", const=0, help="show none")
-    check.add_argument("--json", type=Path, help="also write everything as JSON, for machines")
     split = _verb(
         actions, "split", "draw a split, say what is where, write it to be shared", _data_split, takes_settings=True
     )
-    split.add_argument("dataset", help="as data.dataset: chexpert, … or manifest for your own table")
+    split.add_argument("dataset", help="chexpert, manifest, …")
     split.add_argument("root", type=Path, help="folder of the images and their table")
     split.add_argument("--out", type=Path, help="file to write, for data.split_file; .json, or .json.gz to pack it")
     split.add_argument("--hashed", action="store_true", help="write digests in place of ids")
@@ -330,6 +316,21 @@ def _data_check(options: argparse.Namespace, words: list[str]) -> int:
     from cleft.data.check import check_dataset
 
     place = [f"--data.dataset={options.dataset}", f"--data.root={options.root}"]
+    census = check_dataset(merge_overrides(Settings(), [*place, *words]).data)
+    print("\n".join(census.lines))
+    return 3 if census.faults else 0
+
+
+def _data_split(options: argparse.Namespace, words: list[str]) -> None:
+    from cleft.config import Settings, merge_overrides
+    from cleft.data import DATASETS, read_dataset
+    from cleft.data.split_files import make_split_file, write_split_file
+    from cleft.data.split_text import split_lines
+    from cleft.data.splits import salts_of, split_records
+
+    if options.hashed and options.out is None:
+        raise ConfigError("--hashed writes nothing without --out; name the file with --out split.json")
+    place = [f"--data.dataset={options.dataset}", f"--data.root={options.root}"]
     config = merge_overrides(Settings(), [*place, *words]).data
     reading = read_dataset(config)
     splits = split_records(reading, config)
@@ -357,23 +358,6 @@ def _data_prepare(options: argparse.Namespace, words: list[str]) -> None:
     settings = load_settings(options.preset, words)
     reading = read_dataset(settings.data)
     cache = cache_folder(settings.data)
-
-def _some(text: str) -> int | None:
-    """A number, or None for all."""
-    if text != "all" and not (text.isascii() and text.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor all")
-    return None if text == "all" else int(text)
-
-
-def _data_split(options: argparse.Namespace, words: list[str]) -> None:
-    from cleft.config import Settings, merge_overrides
-    from cleft.data import DATASETS, read_dataset
-    from cleft.data.split_files import make_split_file, write_split_file
-    from cleft.data.split_text import split_lines
-    from cleft.data.splits import salts_of, split_records
-
-    if options.hashed and options.out is None:
-        raise ConfigError("--hashed writes nothing without --out; name the file with --out split.json")
     prepared = prepare_images(
         reading.records,
         settings.images,
