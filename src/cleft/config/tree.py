@@ -264,6 +264,9 @@ class TrainConfig:
 
     batch_size: int = 72
     """Image-caption pairs of one step, over all devices together."""
+    distinct: Literal["nothing", "patients", "captions"] = "nothing"
+    """What a batch holds once where that is possible: no two images of a patient, or no two of a caption. Every image
+    still comes once an epoch."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     """Trained weights keep float32 masters in every case."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
