@@ -296,40 +296,40 @@ class Census:
     """Name of the label table."""
     faults: tuple[str, ...]
     """One sentence per kind of fault: where, what, and what to do. None means that training can begin."""
-    notes: tuple[str, ...]
-    images: int
+    notes: tuple[str, ...] = ()
+    images: int = 0
     """That can be used, as far as is known without decoding all."""
-    patients: int
-    studies: int
+    patients: int = 0
+    studies: int = 0
     """0 where no image says to which visit it belongs."""
-    labels: Mapping[str, tuple[int, int, int, int]]
+    labels: Mapping[str, tuple[int, int, int, int]] = field(default_factory=dict[str, tuple[int, int, int, int]])
     """Finding to images with 1, 0, -1 and nothing, as the table has them."""
-    tallies: tuple[Tally, ...]
+    tallies: tuple[Tally, ...] = ()
     """Images by view, sex, age, …: each that the table knows."""
-    groups: tuple[Groups, ...]
+    groups: tuple[Groups, ...] = ()
     """By view, sex and scanner, where there are two groups or more."""
-    captions: Captions | None
-    splits: Groups | None
+    captions: Captions | None = None
+    splits: Groups | None = None
     """None where the images cannot be split."""
-    split_recipe: str
-    split_digest: str
-    shared_patients: int
+    split_recipe: str = ""
+    split_digest: str = ""
+    shared_patients: int = 0
     """Patients who stand in more than one split."""
-    sources: Mapping[str, str]
+    sources: Mapping[str, str] = field(default_factory=dict[str, str])
     """Name of each table read to the SHA-256 of its bytes."""
-    left_out: tuple[Leftover, ...]
+    left_out: tuple[Leftover, ...] = ()
     """Rows that are not used."""
-    looked_at: int
+    looked_at: int = 0
     """Files whose beginning was read, for `looks`."""
-    looks: tuple[Tally, ...]
+    looks: tuple[Tally, ...] = ()
     """Files by format, kind of pixels, bits, size, transfer syntax."""
-    decoded: int
+    decoded: int = 0
     """Images that were decoded to see whether they can be."""
-    undecodable: tuple[Leftover, ...]
+    undecodable: tuple[Leftover, ...] = ()
     """Those of them that could not."""
-    unlisted: tuple[Leftover, ...]
+    unlisted: tuple[Leftover, ...] = ()
     """Files beside the images that no row names, by the ending of their names."""
-    junk: int
+    junk: int = 0
     """Files that file managers and broken downloads leave; not counted among the others."""
     pictures: tuple[Picture, ...] = ()
     synthetic: bool = False

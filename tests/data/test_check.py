@@ -25,7 +25,7 @@ def test_every_kind_of_fault_is_told_in_one_pass_with_line_and_remedy(tmp_path):
     root = write_fake_manifest(tmp_path, lines, header="image,patient,Edema,Fracture")
     (root / "images/f.png").unlink()
     result = check(root)
-    told = [line.removeprefix(f"fault: {root}/manifest.csv ") for line in result.lines if line.startswith("fault: ")]
+    told = [line.removeprefix("fault: manifest.csv ") for line in result.lines if line.startswith("fault: ")]
     assert result.faults == len(told) == 8
     assert told[0].startswith("line 5: 3 cells where the header has 4; mend the commas")
     assert told[1].startswith("line 3: column 'Edema' holds 'yes'; allowed are 1, 0, -1 and empty")

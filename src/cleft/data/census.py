@@ -5,9 +5,9 @@ No dataset is known here by name; whatever one has to say comes with its reading
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from cleft.config import DataConfig, ImagesConfig
@@ -21,6 +21,7 @@ from cleft.data.counting import (
     tally_ages,
 )
 from cleft.data.datasets import DATASETS, finish_reading
+from cleft.data.decoding import usable_cores
 from cleft.data.leaks import leak_notes
 from cleft.data.looks import Looks, look_at_all
 from cleft.data.phantoms import MARK
@@ -28,7 +29,7 @@ from cleft.data.sampling import Sample, decode, draw, is_surely_more
 from cleft.data.scan import Scan
 from cleft.data.splits import split_records
 from cleft.data.twins import refuse_twins, shared_contents
-from cleft.data.unlisted import Unlisted, find_unlisted
+from cleft.data.unlisted import find_unlisted
 from cleft.errors import DataError
 from cleft.types import Captions, Census, Groups, Leftover, Reading, Record, Splits, Tally
 
@@ -52,10 +53,16 @@ class Effort:
     """Processes that decode, which an image may crash without harm; 0 decodes here."""
     progress: bool = False
 
+    @classmethod
+    def of(cls, *, decode: int | None, pictures: int | None, seed: int, progress: bool) -> Effort:
+        """Decodes in other processes: one for a sample, as many as there are cores for all."""
+        jobs = usable_cores() if decode is None else 1 if decode or pictures != 0 else 0
+        return cls(decode=decode, pictures=pictures, seed=seed, jobs=jobs, progress=progress)
+
 
 def take_census(scan: Scan, config: DataConfig, images: ImagesConfig, effort: Effort) -> Census:
     """Counts what a scan found, and looks at files and pixels as far as asked for."""
-    faults = [fault.sentence(scan.path) for fault in scan.faults]
+    faults = [fault.sentence(Path(scan.path.name)) for fault in scan.faults]
     reading, splits, told = _divide(scan.reading, config)
     # Too few rows are left to split because the others are faulty: that is no fault of its own.
     faults += told if not faults else []
@@ -84,7 +91,7 @@ def take_census(scan: Scan, config: DataConfig, images: ImagesConfig, effort: Ef
         split_digest=splits.digest if splits else "",
         shared_patients=splits.shared_patients if splits else 0,
         sources=reading.sources,
-        left_out=_leftovers(reading.rejected),
+        left_out=_leftovers(reading.rejected, {fault.reason for fault in scan.faults} & {"missing"}),
         looked_at=files.looked_at,
         looks=files.looks.tallies,
         decoded=files.decoded,
@@ -93,35 +100,6 @@ def take_census(scan: Scan, config: DataConfig, images: ImagesConfig, effort: Ef
         junk=unlisted.junk,
         pictures=files.sample.pictures,
         synthetic=synthetic,
-    )
-
-
-def empty_census(config: DataConfig, fault: str) -> Census:
-    """The census of a dataset of which nothing could be read."""
-    return Census(
-        dataset=config.dataset,
-        table=config.table or "",
-        faults=(fault,),
-        notes=(),
-        images=0,
-        patients=0,
-        studies=0,
-        labels={},
-        tallies=(),
-        groups=(),
-        captions=None,
-        splits=None,
-        split_recipe="",
-        split_digest="",
-        shared_patients=0,
-        sources={},
-        left_out=(),
-        looked_at=0,
-        looks=(),
-        decoded=0,
-        undecodable=(),
-        unlisted=Unlisted((), 0).files,
-        junk=0,
     )
 
 
@@ -154,10 +132,9 @@ def _inspect(records: Sequence[Record], images: ImagesConfig, effort: Effort, *,
 
 def _too_many(files: _Files, config: DataConfig) -> str:
     bad = files.sample.undecodable
-    counts = ", ".join(f"{reason} {number:,}" for reason, number in Counter(r for r, _ in bad.values()).most_common())
     share = f"{len(bad) / files.decoded:.1%}, data.max_bad allows {config.max_bad:.1%}"
     return (
-        f"{len(bad):,} of {files.decoded:,} images that were decoded cannot be used ({share}): {counts}; "
+        f"{len(bad):,} of {files.decoded:,} images that were decoded cannot be used ({share}), for the reasons listed; "
         "mend these files, take out their rows, or raise data.max_bad"
     )
 
@@ -176,7 +153,7 @@ def _compare(records: Sequence[Record], splits: Splits | None, sample: Sample) -
 
 
 def _notes(splits: Splits | None) -> list[str]:
-    return leak_notes(splits) if splits else []
+    return [*splits.notes, *leak_notes(splits)] if splits else []
 
 
 def _tallies(records: Sequence[Record]) -> tuple[Tally, ...]:
@@ -215,9 +192,12 @@ def _captions(captioned: Reading, raw: Reading) -> Captions:
     return count_captions(captioned.records, sum(record.caption is not None for record in raw.records))
 
 
-def _leftovers(rejected: Mapping[str, Sequence[str]]) -> tuple[Leftover, ...]:
+def _leftovers(rejected: Mapping[str, Sequence[str]], told: Collection[str]) -> tuple[Leftover, ...]:
+    """Rows by reason; what a fault tells already is not told again."""
     return tuple(
-        Leftover(reason=reason, count=len(rows), examples=tuple(rows[:_EXAMPLES])) for reason, rows in rejected.items()
+        Leftover(reason=reason, count=len(rows), examples=tuple(rows[:_EXAMPLES]))
+        for reason, rows in rejected.items()
+        if reason not in told
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from cleft.config import DataConfig, ImagesConfig
-from cleft.data.census import Effort, empty_census, take_census
+from cleft.data.census import Effort, take_census
 from cleft.data.census_text import census_lines
 from cleft.data.datasets import DATASETS
 from cleft.errors import DataError
@@ -47,5 +47,5 @@ def check_dataset(config: DataConfig, images: ImagesConfig | None = None, effort
     try:
         scan = DATASETS[config.dataset].scan(config)
     except DataError as error:
-        return Check(empty_census(config, str(error)))
+        return Check(Census(dataset=config.dataset, table=config.table or "", faults=(str(error),)))
     return Check(take_census(scan, config, images or ImagesConfig(), effort or Effort()))

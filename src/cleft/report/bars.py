@@ -10,11 +10,11 @@ from cleft.report.figures import COLOURS, Box, label, svg, ticks
 
 STACK = (("1", COLOURS[0]), ("0", "#b4bec8"), ("-1", COLOURS[1]), ("blank", "#eef1f4"))
 """Label and colour of the parts of a stack, from the left."""
-_WIDTH = 360
-_NAMES = 132
-_BAR = 124
+_WIDTH = 320
+_NAMES = 112
+_BAR = 104
 _LINE = 21
-_LETTERS = 21
+_LETTERS = 19
 
 
 def bar_chart(title: str, counts: Sequence[tuple[str, int]]) -> Markup:
@@ -114,11 +114,11 @@ def strip(shares: Sequence[float | None], most: float) -> Markup:
 def group_mark(place: int, x: float) -> Markup:
     """The mark of the group at a place: circle, square, diamond, triangle, and the same hollow."""
     colour = COLOURS[place % len(COLOURS)]
-    fill = colour if place < 4 else "#fff"
+    fill, edge = (colour, "#fff") if place < 4 else ("#fff", colour)
     if place % 4 == 0:
-        return Markup('<circle cx="{:.1f}" cy="6" r="3.2" fill="{}" stroke="{}"/>').format(x, fill, colour)
+        return Markup('<circle cx="{:.1f}" cy="6" r="3.2" fill="{}" stroke="{}"/>').format(x, fill, edge)
     path = ("M{l:.1f} 3h6v6h-6z", "M{x:.1f} 1.8l4.2 4.2l-4.2 4.2l-4.2 -4.2z", "M{x:.1f} 2l4 7h-8z")[place % 4 - 1]
-    return Markup('<path d="{}" fill="{}" stroke="{}"/>').format(path.format(l=x - 3, x=x), fill, colour)
+    return Markup('<path d="{}" fill="{}" stroke="{}"/>').format(path.format(l=x - 3, x=x), fill, edge)
 
 
 def group_key(place: int) -> Markup:

@@ -1,0 +1,155 @@
+"""One self-contained HTML page about a dataset, from its census alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from markupsafe import Markup
+
+from cleft.report.bars import STACK, bar_chart, group_key, histogram, percent, square, stack, strip
+from cleft.report.frame import PNG, render_page, write_page
+from cleft.types import Census, Groups, Picture, Tally
+
+NAMES = {
+    "view": "Views",
+    "side": "Sides",
+    "sex": "Sex",
+    "age": "Age",
+    "scanner": "Scanners",
+    "format": "File formats",
+    "pixels": "Kinds of pixels",
+    "size": "Sizes, height × width",
+    "transfer syntax": "Transfer syntaxes",
+    "frames": "Several frames",
+}
+_MOST_BARS = 12
+_UNKNOWN = "unknown"
+
+
+class Chart(NamedTuple):
+    """One figure about images or files."""
+
+    title: str
+    figure: Markup
+    caption: str
+
+
+class Finding(NamedTuple):
+    """One line of the table of labels."""
+
+    name: str
+    picture: Markup
+    counts: tuple[str, ...]
+    shares: tuple[str, ...]
+    """Of each split."""
+
+
+class Comparison(NamedTuple):
+    """How often findings are present among groups."""
+
+    title: str
+    groups: Sequence[tuple[Markup, str, str]]
+    """Mark, name, and what stands behind it."""
+    rows: Sequence[tuple[str, Markup, tuple[str, ...]]]
+    """Finding, strip, shares."""
+    most: str
+    """Where the strips end."""
+
+
+def write_census(census: Census, out: Path) -> Path:
+    """Writes a page about a dataset, for its owner's eyes.
+
+    Args:
+        census: What a check learned.
+        out: The HTML file. Only its owner may read it: it may name files and show images.
+
+    Returns:
+        The file.
+
+    Raises:
+        ResourceError: If the page cannot be written.
+    """
+    return write_page(render_census(census), out, option="--page", mode=0o600)
+
+
+def render_census(census: Census) -> str:
+    """The page as text."""
+    return render_page(
+        "census.html",
+        title=f"{census.dataset}: {census.table}" if census.table else census.dataset,
+        census=census,
+        charts=[_chart(tally) for tally in census.tallies],
+        looks=[_chart(tally, "files") for tally in census.looks],
+        findings=_findings(census),
+        legend=[(square(colour), _PARTS[name]) for name, colour in STACK],
+        comparisons=[_compare(groups) for groups in census.groups if len(groups.groups) > 1],
+        splits=_splits(census.splits),
+        pictures=[picture for picture in census.pictures if PNG.fullmatch(picture.image)],
+        shown_labels=_shown_labels,
+        names_files=bool(census.faults or census.left_out or census.undecodable or census.unlisted),
+        undecodable=sum(left.count for left in census.undecodable),
+        unlisted=sum(left.count for left in census.unlisted),
+    )
+
+
+_PARTS = {"1": "present (1)", "0": "absent (0)", "-1": "uncertain (-1)", "blank": "nobody said (blank)"}
+
+
+def _chart(tally: Tally, of: str = "images") -> Chart:
+    title = NAMES.get(tally.name, tally.name.capitalize())
+    known = [pair for pair in tally.counts if pair[0] != _UNKNOWN]
+    unknown = sum(count for name, count in tally.counts if name == _UNKNOWN)
+    if tally.ordered:
+        caption = f"{unknown:,} {of} without it." if unknown else ""
+        return Chart(title, histogram(f"{title} of {of}", known, "years" if tally.name == "age" else ""), caption)
+    shown = known[:_MOST_BARS]
+    rest = len(known) - len(shown)
+    more = f"{rest:,} more kinds, {sum(count for _, count in known[_MOST_BARS:]):,} {of}." if rest else ""
+    lines = [*shown, *([(_UNKNOWN, unknown)] if unknown else [])]
+    return Chart(title, bar_chart(f"{title} of {of}", lines), more)
+
+
+def _findings(census: Census) -> list[Finding]:
+    return [
+        Finding(
+            name,
+            stack(counts),
+            tuple(f"{count:,}" for count in counts),
+            _shares(census.splits.shares[name]) if census.splits else (),
+        )
+        for name, counts in census.labels.items()
+    ]
+
+
+def _compare(groups: Groups) -> Comparison:
+    told = [share for shares in groups.shares.values() for share in shares if share is not None]
+    most = next((end for end in (0.05, 0.1, 0.2, 0.3, 0.5, 0.75) if max(told, default=0) <= end), 1.0)
+    names = [
+        (group_key(place), name, f"{images:,} images of {patients:,} patients")
+        for place, (name, images, patients) in enumerate(
+            zip(groups.groups, groups.images, groups.patients, strict=True)
+        )
+    ]
+    rows = [
+        (finding, strip(shares, most), _shares(shares))
+        for finding, shares in groups.shares.items()
+        if any(share for share in shares)
+    ]
+    return Comparison(NAMES.get(groups.name, groups.name.capitalize()), names, rows, f"{100 * most:.0f}\u202f%")
+
+
+def _shares(shares: Sequence[float | None]) -> tuple[str, ...]:
+    return tuple("–" if share is None else percent(share) for share in shares)
+
+
+def _splits(splits: Groups | None) -> list[tuple[str, str, str]]:
+    if splits is None:
+        return []
+    lines = zip(splits.groups, splits.images, splits.patients, strict=True)
+    return [(name, f"{images:,}", f"{patients:,}") for name, images, patients in lines]
+
+
+def _shown_labels(picture: Picture) -> str:
+    return ", ".join(picture.labels) or "no finding is marked present"

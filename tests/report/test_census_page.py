@@ -1,0 +1,171 @@
+"""The page of a census: whole by itself, and as wary with names and images as the report."""
+
+import dataclasses
+import json
+import re
+import stat
+
+import pytest
+from tests.report.test_page import NASTY, Page
+
+from cleft.codec import from_json, to_json
+from cleft.errors import ResourceError
+from cleft.report.bars import bar_chart, histogram, percent, stack, strip
+from cleft.report.census import render_census, write_census
+from cleft.types import Captions, Census, Groups, Leftover, Picture, Tally
+
+DOT = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
+
+
+def census(word="Edema", **changes):
+    """A census with something in every field, carrying a word wherever a file can bring one."""
+    splits = Groups(
+        name="split",
+        groups=("train", "val", "test"),
+        images=(60, 5, 20),
+        patients=(40, 4, 15),
+        shares={word: (0.5, None, 0.25)},
+    )
+    views = Groups(name="view", groups=(word, "PA"), images=(60, 25), patients=(40, 19), shares={word: (0.5, 0.125)})
+    whole = Census(
+        dataset=word,
+        table=word,
+        faults=(word,),
+        notes=(word,),
+        images=85,
+        patients=59,
+        studies=70,
+        labels={word: (40, 30, 5, 10)},
+        tallies=(Tally(name=word, counts=((word, 60), ("PA", 20), ("unknown", 5))), AGES),
+        groups=(views,),
+        captions=Captions(distinct=2, written=1, longest=12, common=((word, 70),)),
+        splits=splits,
+        split_recipe=word,
+        split_digest="1789a3c86d12f3d6",
+        shared_patients=0,
+        sources={word: "ab" * 32},
+        left_out=(Leftover(reason=word, count=3, examples=(word, word)),),
+        looked_at=85,
+        looks=(Tally(name="format", counts=((word, 85),)),),
+        decoded=50,
+        undecodable=(Leftover(reason=word, count=1, examples=(word,)),),
+        unlisted=(Leftover(reason=word, count=2, examples=(word,)),),
+        junk=4,
+        pictures=(Picture(image=DOT, view=word, labels=(word,)),),
+    )
+    return dataclasses.replace(whole, **changes)
+
+
+AGES = Tally(name="age", counts=(("40–49", 30), ("50–59", 0), ("60–69", 50), ("unknown", 5)), ordered=True)
+
+
+def page(**changes):
+    return Page(render_census(census(**changes)))
+
+
+def test_the_page_of_a_census_is_one_file_that_asks_nothing_of_anybody(tmp_path):
+    html = write_census(census(), tmp_path / "out" / "census.html").read_text()
+    assert not re.search(r"https?:|@import|<script", html)
+    assert "default-src 'none'" in html
+    sources = {attrs["src"][:22] for _, _, attrs in Page(html).elements if "src" in attrs}
+    assert sources == {"data:image/png;base64,"}
+
+
+def test_every_link_of_a_census_leads_to_a_place_on_the_page():
+    for seen in (page(), page(splits=None, captions=None, groups=(), pictures=(), labels={}, sources={}, tallies=())):
+        assert len(seen.ids) == len(set(seen.ids))
+        assert {anchor[1:] for anchor in seen.anchors} == set(seen.ids)
+
+
+def test_everything_that_was_counted_stands_on_the_page():
+    text = page().text
+    for words in (
+        "85",
+        "59",
+        "50 of 85 images, drawn at random, were decoded",
+        "1 cannot be used",
+        "4 files that are no data",
+        "60 · 70.6 %",
+        "unknown",
+        "5 images without it",
+        "40 30 5 10 50.0 % – 25.0 %",
+        "60 images of 40 patients",
+        "50.0 % 12.5 %",
+        "2 distinct captions; 1 of 85 stand in the table",
+        "The longest has 12 words",
+        "1789a3c86d12f3d6",
+        "ab" * 32,
+    ):
+        assert words in text
+
+
+def test_only_its_owner_may_read_the_page(tmp_path):
+    assert stat.S_IMODE(write_census(census(), tmp_path / "census.html").stat().st_mode) == 0o600
+
+
+def test_o8_images_of_patients_are_announced_on_top():
+    assert "This page shows images of patients." in page().text
+    assert "images of patients" not in page(pictures=()).text
+    drawn = page(synthetic=True).text
+    assert "images drawn by a program" in drawn
+    assert "images of patients" not in drawn
+
+
+def test_names_of_files_are_announced_on_top():
+    bare = {"faults": (), "left_out": (), "undecodable": (), "unlisted": ()}
+    assert "names of files and cells of the table" in page().text
+    assert "names of files" not in page(**bare).text
+    assert "No fault was found: training can begin." in page(**bare).text
+
+
+def test_a_census_of_nothing_is_its_fault_alone():
+    html = render_census(Census(dataset="rsna", table="", faults=("no table",)))
+    assert "no table" in Page(html).text
+    assert "No image was decoded" in Page(html).text
+
+
+@pytest.mark.parametrize("word", NASTY)
+def test_h13_markup_in_a_census_changes_no_element(word):
+    plain, nasty = page(), Page(render_census(census(word)))
+    assert nasty.shape == plain.shape
+    assert re.sub(r"\s+", " ", word).strip() in nasty.text
+
+
+def test_a_picture_that_is_no_png_is_not_put_on_the_page():
+    bad = Picture(image="x' onerror='alert(1)", view="", labels=())
+    assert not [tag for tag, _, _ in page(pictures=(bad,)).elements if tag == "img"]
+
+
+def test_a_census_is_the_same_after_json():
+    text = to_json(census())
+    assert json.loads(text)["labels"] == {"Edema": [40, 30, 5, 10]}
+    assert from_json(text, Census, where="census.json") == census()
+
+
+def test_a_page_without_a_place_is_a_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ResourceError, match="choose another place with --page"):
+        write_census(census(), tmp_path / "file" / "page.html")
+
+
+def widths(svg):
+    return [float(width) for width in re.findall(r'<rect[^>]* width="([\d.]+)"', svg)]
+
+
+def test_bars_are_as_long_as_their_counts():
+    assert widths(bar_chart("t", [("a", 40), ("b", 10), ("c", 0)])) == [104.0, 26.0, 1.0]
+    assert [height for height in re.findall(r'height="([\d.]+)"', histogram("t", [("0–9", 10), ("10–19", 5)], ""))] == [
+        "124.0",
+        "62.0",
+    ]
+    assert widths(stack((1, 1, 0, 2))) == [35.0, 35.0, 70.0]
+
+
+def test_a_share_that_is_not_told_is_not_drawn():
+    assert strip((0.5, None), 1).count("<circle") == 1
+    assert 'cx="70.0"' in strip((0.5, None), 1)
+    assert "<path" in strip((None, 0.5), 1).replace('<path class="rail"', "")
+
+
+def test_rare_is_not_nothing():
+    assert (percent(0.0001)[:4], percent(0)[:3], percent(1)[:5]) == ("<0.1", "0.0", "100.0")
