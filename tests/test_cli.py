@@ -75,6 +75,15 @@ def test_a_healthy_folder_passes_its_check(walk, capsys):
     assert "Pleural Effusion" in capsys.readouterr().out
 
 
+def test_mammograms_are_drawn_with_their_tables(tmp_path, capsys):
+    words = ["--kind", "mammogram", "--patients", "1", "--size", "64"]
+    assert main(["data", "phantoms", str(tmp_path / "drawn"), *words]) == 0
+    assert "cleft data check embed" in capsys.readouterr().out
+    assert (tmp_path / "drawn" / "tables" / "EMBED_OpenData_metadata.csv").is_file()
+    assert main(["data", "phantoms", str(tmp_path / "drawn"), "--patients", "1"]) == 3
+    assert "holds other phantoms" in capsys.readouterr().err
+
+
 def test_presets_and_doctor_answer(capsys):
     assert main(["presets"]) == 0
     assert main(["doctor"]) == 0
@@ -121,6 +130,7 @@ def test_an_imported_model_says_what_it_needs_to_be_evaluated(shared, walk, tmp_
         (["import", "{tmp}/absent.ckpt", "--out", "{tmp}/model"], 4, "absent.ckpt"),
         (["data", "check", "chexprt", "{tmp}"], 2, "did you mean 'chexpert'"),
         (["data", "phantoms", "{one}"], 3, "is not empty"),
+        (["data", "phantoms", "{tmp}/drawn", "--kind", "mammogram", "--size", "8"], 3, "make no dataset"),
         (["data", "prepare", "tiny", "--data.root", "{tmp}/gone"], 3, "gone"),
         (["data", "prepare", "tiny", "--jobs", "0"], 2, "at least one process"),
         (["data", "prepare", "tiny", "--data.root", "{home}/phantoms", "--data.cache", "{file}"], 6, "Not a directory"),
