@@ -1,0 +1,62 @@
+from pathlib import Path
+
+import pytest
+
+from cleft.data.counting import count_captions, count_labels, group_by, share_present, tally, tally_ages
+from cleft.types import Record
+
+
+def record(number, patient=None, caption="", **labels):
+    return Record(
+        id=str(number), image=Path(str(number)), labels=labels, patient=patient or str(number), caption=caption
+    )
+
+
+def test_labels_are_counted_by_value_and_what_nobody_said_too():
+    shared = {"Edema": 1.0, "Fracture": -1.0}
+    records = [Record(id=str(i), image=Path("x"), labels=shared, patient="p") for i in range(3)]
+    records += [record(3, Edema=0.0), record(4)]
+    assert count_labels(records, ["Edema", "Fracture", "Mass"]) == {
+        "Edema": (3, 1, 0, 1),
+        "Fracture": (0, 0, 3, 2),
+        "Mass": (0, 0, 0, 5),
+    }
+
+
+def test_a_tally_of_nothing_known_is_none():
+    assert tally("view", [None, None]) is None
+    assert tally_ages([None]) is None
+
+
+def test_ages_stand_in_decades_without_a_gap():
+    counted = tally_ages([9.9, 10, 35, None])
+    assert counted.counts == (("0–9", 1), ("10–19", 1), ("20–29", 0), ("30–39", 1), ("unknown", 1))
+    assert counted.ordered
+
+
+def test_o10_a_share_of_fewer_than_five_patients_is_not_told():
+    groups = {
+        "AP": [record(i, Edema=float(i < 2)) for i in range(5)],
+        "PA": [record(9, "same", Edema=1.0)] * 8,
+        "LL": [],
+    }
+    found = share_present("view", groups, ["Edema"])
+    assert (found.images, found.patients) == ((5, 8, 0), (5, 1, 0))
+    assert found.shares == {"Edema": (pytest.approx(0.4), None, None)}
+    assert share_present("view", groups, ["Edema"], fewest=1).shares["Edema"][1] == 1.0
+
+
+def test_the_largest_groups_come_first_and_the_unknown_are_none():
+    records = [record(i, scanner=float(i)) for i in range(30)]
+    groups = group_by(records, lambda r: None if int(r.id) < 3 else str(int(r.id) % 10 + int(r.id) // 20))
+    assert len(groups) == 8
+    assert [len(group) for group in groups.values()] == sorted((len(group) for group in groups.values()), reverse=True)
+    assert not {"0", "1", "2"} & {r.id for group in groups.values() for r in group}
+
+
+def test_a_sentence_that_few_patients_share_is_not_named():
+    records = [record(i, f"p{i}", "with edema") for i in range(5)]
+    records += [record(i, "one", "Mrs Canary, seen in May") for i in range(5, 15)]
+    counted = count_captions(records, written=10)
+    assert (counted.distinct, counted.written, counted.longest) == (2, 10, 5)
+    assert counted.common == (("with edema", 5),)
