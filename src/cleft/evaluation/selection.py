@@ -15,13 +15,14 @@ from typing import Any, Literal, NamedTuple, cast
 from cleft.config import DataConfig, Settings
 from cleft.data import DATASETS, opening_of, read_dataset
 from cleft.data.draws import ids_digest
+from cleft.data.leaks import leak_notes
 from cleft.data.phantoms import MARK
 from cleft.data.prepared import PreparedImages, cache_folder, obtain_images, prepare_images
 from cleft.data.prompts import resolve_classes
 from cleft.data.splits import split_records
 from cleft.errors import ConfigError, DataError
 from cleft.learning.run import seen_patients
-from cleft.types import Reading, Record
+from cleft.types import Reading, Record, Splits
 
 Part = Literal["train", "val", "test", "all"]
 """Part of a dataset; `all` does not split it."""
@@ -48,9 +49,10 @@ class Selection(NamedTuple):
 
 
 def data_config(settings: Settings, data: str | None) -> DataConfig:
-    """Where to read: the run's own data, or `dataset:folder` in their place.
+    """Where to read: the run's own data, or `dataset:folder` or `dataset:table` in their place.
 
-    Labels of another folder are read as the run's were; a dataset of another kind is split in its own way.
+    Another folder is read and split as the run's was. A table, such as CheXpert's `test_labels.csv`, has labels of its
+    own and is split in the dataset's own way; so is a dataset of another kind.
 
     Raises:
         ConfigError: If `data` names no known dataset and folder.
@@ -61,16 +63,21 @@ def data_config(settings: Settings, data: str | None) -> DataConfig:
     if dataset not in DATASETS or not folder:
         known = " or ".join(f"{name}:<folder>" for name in DATASETS)
         raise ConfigError(f"data={data!r} is not a dataset and its folder; write {known}")
-    same = dataset == settings.data.dataset
+    alike = dataset == settings.data.dataset
+    place = Path(folder)
+    table = place.is_file()
+    same = alike and not table
     return replace(
         settings.data,
         dataset=cast("Any", dataset),
-        root=Path(folder),
-        table=None,
+        root=place.parent if table else place,
+        table=place.name if table else None,
         split=settings.data.split if same else None,
+        split_file=settings.data.split_file if same else None,
+        test_list=settings.data.test_list if same else None,
         labels=settings.data.labels if same else "table",
-        views=settings.data.views if same else None,
-        opening=settings.data.opening if same else None,
+        views=settings.data.views if alike else None,
+        opening=settings.data.opening if alike else None,
     )
 
 
@@ -93,12 +100,14 @@ def select_images(
     reading = read_dataset(config)
     if part == "all":
         records, recipe, digest = reading.records, "all", ids_digest(record.id for record in reading.records)
+        told: list[str] = []
     else:
         splits = split_records(reading, config)
         records, recipe, digest = {"train": splits.train, "val": splits.val, "test": splits.test}[part], *splits[3:5]
+        told = _told(splits, part)
     if not records:
         raise DataError(f"the split {part!r} of the recipe {recipe!r} holds no image", reason="no-image")
-    notes = _overlap(run, reading.people or reading.dataset, records, allowed=allow_overlap)
+    notes = [*told, *_overlap(run, reading.people or reading.dataset, records, allowed=allow_overlap)]
     prepared = prepare_images(records, settings.images, cache_folder(config), max_bad=config.max_bad, progress=progress)
     return _selection(reading, config, records, prepared, recipe, digest, notes)
 
@@ -129,13 +138,12 @@ def select_parts(
     for part in ("train", "test"):
         if not parts[part]:
             raise DataError(f"the split {part!r} of the recipe {splits.recipe!r} holds no image", reason="no-image")
-    notes = _overlap(run, reading.people or reading.dataset, parts["test"], allowed=allow_overlap)
+    overlap = _overlap(run, reading.people or reading.dataset, parts["test"], allowed=allow_overlap)
+    notes = {part: [*_told(splits, part), *(overlap if part == "test" else [])] for part in parts}
     every = [record for records in parts.values() for record in records]
     prepared = obtain_images(every, config, settings.images, progress=progress)
     return {
-        part: _selection(
-            reading, config, records, prepared, splits.recipe, splits.digest, notes if part == "test" else []
-        )
+        part: _selection(reading, config, records, prepared, splits.recipe, splits.digest, notes[part])
         for part, records in parts.items()
     }
 
@@ -168,6 +176,11 @@ def _selection(
         synthetic=config.root is not None and (config.root / MARK).is_file(),
         notes=notes,
     )
+
+
+def _told(splits: Splits, part: Part) -> list[str]:
+    """What the split has to say where numbers on one of its parts are read."""
+    return [*(f"{note[0].upper()}{note[1:]}." for note in splits.notes), *leak_notes(splits, part)]
 
 
 def choose_classes(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cleft.config import Settings
 from cleft.data import read_dataset
+from cleft.data.leaks import Leak, leak_notes, measure_leaks
 from cleft.data.prepared import PreparedImages, obtain_images
 from cleft.data.splits import split_records
 from cleft.learning.run import split_facts, texts_digest
@@ -30,6 +32,10 @@ class Material:
     recipe: str
     digest: str
     """Of the splits, as they were drawn; images that cannot be read are left out afterwards."""
+    sources: Mapping[str, str]
+    """Name of each table read to the SHA-256 of its bytes."""
+    leaks: Sequence[Leak]
+    """Patients who stand in two parts."""
 
     def facts(self, **more: Any) -> dict[str, Any]:
         """What `split.json` of a run holds."""
@@ -42,6 +48,8 @@ class Material:
             patients=(record.patient for record in records),
             captions=texts_digest(f"{record.id}\0{record.caption}" for record in records),
             pixels=self.prepared.digest,
+            sources=dict(self.sources),
+            leaks=[leak._asdict() for leak in self.leaks],
             **more,
         )
 
@@ -62,6 +70,10 @@ def read_material(settings: Settings, *, progress: bool = True) -> Material:
     for note in reading.notes:
         log.info("%s", note)
     splits = split_records(reading, settings.data)
+    for note in splits.notes:
+        log.info("%s", note)
+    for note in leak_notes(splits):
+        log.warning("%s", note)
     prepared = obtain_images([*splits.train, *splits.val], settings.data, settings.images, progress=progress)
     if prepared.rejected:
         reasons = Counter(prepared.rejected.values())
@@ -75,4 +87,6 @@ def read_material(settings: Settings, *, progress: bool = True) -> Material:
         prepared=prepared,
         recipe=splits.recipe,
         digest=splits.digest,
+        sources=reading.sources,
+        leaks=measure_leaks(splits),
     )

@@ -40,6 +40,10 @@ log = logging.getLogger(__name__)
 _OURS = {"lock", "config.yaml", "environment.json", "split.json", "logs", "states", ".config.yaml.tmp", ".probe.tmp"}
 
 
+_BESIDE = {"sources", "leaks"}
+"""What `split.json` says besides what is learned from: the same images may come out of a table that was packed."""
+
+
 @dataclass(frozen=True)
 class Run:
     """A run folder that is open for one process, or for the ranks of one training."""
@@ -87,7 +91,7 @@ class Run:
                 write_json(path, facts)
             return
         new = json.loads(json.dumps(facts))
-        differing = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+        differing = [key for key in {**old, **new} if old.get(key) != new.get(key) and key not in _BESIDE]
         if differing:
             shown = "; ".join(f"{key} {_short(old.get(key))} → {_short(new.get(key))}" for key in differing)
             raise ConfigError(
@@ -124,7 +128,7 @@ def open_run(folder: Path, settings: Settings, stage: Stage) -> Generator[Run]:
 
 
 def split_facts(
-    *, people: str, recipe: str, digest: str, counts: Mapping[str, int], patients: Iterable[str], **more: str
+    *, people: str, recipe: str, digest: str, counts: Mapping[str, int], patients: Iterable[str], **more: Any
 ) -> dict[str, Any]:
     """What `split.json` holds.
 

@@ -1,0 +1,106 @@
+"""Which images are asked about, and what is said of the split they come from."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.fakes.chexpert import chexpert_row, write_fake_chexpert, write_labels_of, write_test_set
+
+from cleft.config import DataConfig, ImagesConfig, Settings
+from cleft.data import read_dataset
+from cleft.data.split_files import make_split_file, write_split_file
+from cleft.data.splits import split_records
+from cleft.evaluation.selection import data_config, select_images
+from cleft.learning.material import read_material
+
+LISTED = [f"train/patient{p:05}/study1/view1_frontal.jpg" for p in range(3)]
+
+
+@pytest.fixture
+def place(tmp_path):
+    """Twelve patients with two studies each, a list of three of their images, and a run that has seen nobody."""
+    images = [f"patient{p:05}/study{s}/view1_frontal.jpg" for p in range(12) for s in (1, 2)]
+    write_fake_chexpert(tmp_path / "data", [chexpert_row(image, {"Edema": "1.0"}) for image in images])
+    (tmp_path / "list.txt").write_text("\n".join(LISTED) + "\n")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "split.json").write_text(json.dumps({"patients": [], "digest": "x"}))
+    return tmp_path
+
+
+def settings(place, **data):
+    config = DataConfig(root=place / "data", cache=place / "cache", val_fraction=0.2, **data)
+    return Settings(data=config, images=ImagesConfig(stored_size=32, size=32))
+
+
+def select(place, part="test", **data):
+    mine = settings(place, **data)
+    return select_images(place / "run", mine.data, mine, part, progress=False)
+
+
+def test_a_leak_stands_in_the_notes_of_a_result_in_numbers(place):
+    chosen = select(place, split="5x200-paper", test_list=place / "list.txt")
+    assert [record.id for record in chosen.records] == LISTED
+    assert any(note.startswith("Beware: ") and "3 of 3 test patients also stand in" in note for note in chosen.notes)
+    assert any(note.startswith("The list is not 200 images of each class: it has 3 (") for note in chosen.notes)
+
+
+def test_a_split_without_a_leak_says_nothing_of_one(place):
+    chosen = select(place, split="5x200-strict", test_list=place / "list.txt")
+    assert not any("Beware" in note for note in chosen.notes)
+
+
+def test_only_the_part_that_is_asked_about_is_warned_of(place):
+    notes = select(place, part="train", split="5x200-paper", test_list=place / "list.txt").notes
+    assert not any("Beware" in note for note in notes)
+
+
+def test_a_split_file_is_followed_and_named(place):
+    mine = settings(place)
+    reading = read_dataset(mine.data)
+    drawn = split_records(reading, mine.data)
+    write_split_file(place / "split.json", make_split_file(drawn, reading, mine.data, salts={}, hashed=True))
+    chosen = select(place, split="5x200-strict", split_file=place / "split.json")
+    assert chosen.split_digest == drawn.digest
+    assert chosen.recipe == "patients"
+    assert chosen.notes == ["The split is that of split.json."]
+
+
+def test_what_a_run_learned_from_names_its_tables_and_its_leaks(place):
+    mine = settings(place, split="5x200-paper", test_list=place / "list.txt", labels="chexbert")
+    rows = [chexpert_row(f"patient{p:05}/study{s}/view1_frontal.jpg") for p in range(12) for s in (1, 2)]
+    labels = {row["Path"].partition("train/")[2]: {"Edema": "1.0"} for row in rows}
+    write_labels_of(place / "data" / "CheXpert-v1.0-small", "train_cheXbert.csv", rows, labels)
+    facts = read_material(mine, progress=False).facts()
+    assert list(facts["sources"]) == ["train.csv", "train_cheXbert.csv", "list.txt (test list)"]
+    shared = {leak["into"]: leak["images"] for leak in facts["leaks"] if leak["part"] == "test"}
+    assert sum(shared.values()) == 3
+    assert json.loads(json.dumps(facts)) == facts
+
+
+def test_other_data_are_read_as_the_runs_but_a_table_and_another_dataset_in_their_own_way(tmp_path):
+    data = DataConfig(
+        root=tmp_path,
+        labels="chexbert",
+        split="5x200-paper",
+        views=("PA",),
+        test_list=Path("list.csv"),
+        split_file=Path("split.json"),
+    )
+    mine = Settings(data=data)
+    folder = data_config(mine, f"chexpert:{tmp_path / 'other'}")
+    assert (folder.root, folder.table, folder.labels, folder.split) == (
+        tmp_path / "other",
+        None,
+        "chexbert",
+        "5x200-paper",
+    )
+    assert (folder.test_list, folder.split_file, folder.views) == (Path("list.csv"), Path("split.json"), ("PA",))
+    root = write_test_set(tmp_path)
+    table = data_config(mine, f"chexpert:{root / 'test_labels.csv'}")
+    assert (table.root, table.table, table.labels, table.split) == (root, "test_labels.csv", "table", None)
+    assert (table.test_list, table.split_file, table.views) == (None, None, ("PA",))
+    assert [record.view for record in read_dataset(table).records] == ["frontal"]
+    foreign = data_config(mine, f"manifest:{tmp_path}")
+    assert (foreign.labels, foreign.split, foreign.test_list, foreign.split_file, foreign.views) == (
+        ("table", None, None, None, None)
+    )
