@@ -47,6 +47,11 @@ _IDLE = (
     _Idle("data.caption", "data.dataset", ("embed",)),
     _Idle("data.reduce", "data.dataset", ("embed",)),
     _Idle("data.test_fraction", "data.split", ("patients",)),
+    _Idle(
+        "data.val_fraction",
+        "data.split",
+        ("patients", "5x200-strict", "5x200-paper", "5x200-images", "rsna-balanced", "given"),
+    ),
 )
 
 

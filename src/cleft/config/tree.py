@@ -36,12 +36,15 @@ class DataConfig:
     uncertain: Literal["zeros", "ones", "mixed", "ignore"] = "zeros"
     """What a label of -1 counts as: absent; present; present for atelectasis, edema and pleural effusion and
     absent for cardiomegaly and consolidation; or not mentioned."""
-    split: Literal["patients", "5x200-strict", "5x200-paper", "5x200-images", "rsna-balanced", "given"] | None = None
-    """How records are split; by default the dataset's own way: `rsna-balanced` for RSNA, `given` for NIH, `patients`
-    otherwise. `patients`: by a hash of the patient. `5x200-strict`: CheXpert-5x200 is the test set and none of its
-    patients stays in training. `5x200-paper`: only its images are removed, as the paper says. `5x200-images`: as
-    before, and validation is drawn by image, so patients are shared. `rsna-balanced`: as many images with pneumonia as
-    without on both sides, in the paper's sizes. `given`: as official lists, or a column `split` of your table, say."""
+    split: (
+        Literal["patients", "5x200-strict", "5x200-paper", "5x200-images", "rsna-balanced", "embed", "given"] | None
+    ) = None
+    """How records are split; by default the dataset's own way: `rsna-balanced` for RSNA, `embed` for EMBED, `given` for
+    NIH, `patients` otherwise. `patients`: by a hash of the patient. `5x200-strict`: CheXpert-5x200 is the test set and
+    none of its patients stays in training. `5x200-paper`: only its images are removed, as the paper says.
+    `5x200-images`: as before, and validation is drawn by image, so patients are shared. `rsna-balanced`: as many images
+    with pneumonia as without on both sides, in the paper's sizes. `embed`: 70, 10 and 20 % of the patients. `given`: as
+    official lists, or a column `split` of your table, say."""
     split_file: Path | None = None
     """A split as `cleft data split --out` wrote it: it takes the place of `split`, and its fractions count for nothing."""
     test_list: Path | None = None

@@ -36,7 +36,9 @@ class Dataset:
 
 DATASETS: dict[str, Dataset] = {
     "chexpert": Dataset(scan=scan_chexpert, classes=("chexpert-5",)),
-    "embed": Dataset(scan=scan_embed, opening=MAMMOGRAM_OPENING, classes=("birads-7",), terms=EMBED_TERMS),
+    "embed": Dataset(
+        scan=scan_embed, opening=MAMMOGRAM_OPENING, classes=("birads-7",), split="embed", terms=EMBED_TERMS
+    ),
     "manifest": Dataset(scan=scan_manifest),
 }
 """By the value of `data.dataset`."""

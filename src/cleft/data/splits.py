@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from cleft.config import DataConfig
-from cleft.data import balanced
+from cleft.data import balanced, embed_split
 from cleft.data.balanced import rsna_balanced
 from cleft.data.chexpert_5x200 import (
     CHEXPERT_VAL_SALT,
@@ -156,6 +156,7 @@ SPLITS: dict[str, Callable[[Sequence[Record], DataConfig], Cut]] = {
     "patients": _by_patient,
     **{recipe: _by_5x200(recipe) for recipe in RECIPES_5X200},
     "rsna-balanced": rsna_balanced,
+    "embed": embed_split.embed_patients,
     "given": _given,
 }
 """Recipes by the value of `data.split`."""
@@ -171,11 +172,12 @@ SALTS: Mapping[str, Mapping[str, str]] = {
         "positives": balanced.POSITIVE_SALT,
         "val": balanced.VAL_SALT,
     },
+    "embed": {"patients": embed_split.SALT},
     "given": {"val": VAL_SALT},
 }
 """Recipe to what it draws and the salt of that order."""
 
-DISJOINT = ("patients", "5x200-strict", "rsna-balanced")
+DISJOINT = ("patients", "5x200-strict", "rsna-balanced", "embed")
 """Recipes that promise that no patient stands in two splits."""
 
 
