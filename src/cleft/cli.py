@@ -136,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = _verb(verbs, "evaluate", "put a question to a trained model", _evaluate)
     evaluate.add_argument("run", type=Path, help="run folder")
     evaluate.add_argument("--task", choices=["zero-shot"], default="zero-shot", help="class prompts alone")
-    evaluate.add_argument("--data", help="dataset and folder, e.g. chexpert:/data/CheXpert; by default the run's own")
+    evaluate.add_argument("--data", help="dataset and folder or table, e.g. chexpert:/data/CheXpert; by default the run's own")
     evaluate.add_argument(
         "--split", choices=["train", "val", "test", "all"], default="test", help="which images are asked about (test)"
     )
@@ -180,8 +180,25 @@ def _parser() -> argparse.ArgumentParser:
     check = _verb(
         actions, "check", "say what a folder holds, or what is wrong with it", _data_check, takes_settings=True
     )
-    check.add_argument("dataset", help="chexpert or manifest")
+    check.add_argument("dataset", help="as data.dataset: chexpert, … or manifest for your own table")
     check.add_argument("root", type=Path, help="folder of the images and their table")
+    check.add_argument("--page", type=Path, help="also write a page, one self-contained HTML file")
+    check.add_argument(
+        "--decode",
+        type=_some,
+        default=50,
+        metavar="N",
+        help="how many images to decode, to see whether they can be: a number, or all (50)",
+    )
+    pictures = check.add_mutually_exclusive_group()
+    pictures.add_argument(
+        "--images",
+        type=_number,
+        metavar="N",
+        help="images to show on the page (by default twelve of phantoms, else none)",
+    )
+    pictures.add_argument("--no-images", dest="images", action="store_const", const=0, help="show none")
+    check.add_argument("--json", type=Path, help="also write everything as JSON, for machines")
     split = _verb(
         actions, "split", "draw a split, say what is where, write it to be shared", _data_split, takes_settings=True
     )
@@ -312,13 +329,39 @@ def _data_template(options: argparse.Namespace, words: list[str]) -> None:
 
 
 def _data_check(options: argparse.Namespace, words: list[str]) -> int:
+    from cleft.codec import to_json, write_whole
     from cleft.config import Settings, merge_overrides
+    from cleft.data.census import Effort
     from cleft.data.check import check_dataset
+    from cleft.report.census import write_census
 
+    if options.images and not options.page:
+        raise ConfigError(f"--images {options.images}: images are shown on a page; name one with --page")
     place = [f"--data.dataset={options.dataset}", f"--data.root={options.root}"]
-    census = check_dataset(merge_overrides(Settings(), [*place, *words]).data)
-    print("\n".join(census.lines))
-    return 3 if census.faults else 0
+    settings = merge_overrides(Settings(), [*place, *words])
+    effort = Effort.of(
+        decode=options.decode, pictures=options.images if options.page else 0, seed=settings.seed, progress=True
+    )
+    check = check_dataset(settings.data, settings.images, effort)
+    print("\n".join(check.lines))
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(options.json, (to_json(check.census) + "\n").encode())
+        print(f"{options.json}: everything as JSON, for your eyes alone")
+    if options.page:
+        print(f"{write_census(check.census, options.page)}: open it in a browser")
+    return 3 if check.faults else 0
+
+
+def _some(text: str) -> int | None:
+    """A number, or None for all."""
+    return None if text == "all" else _number(text)
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number")
+    return int(text)
 
 
 def _data_split(options: argparse.Namespace, words: list[str]) -> None:
