@@ -3,13 +3,16 @@
 import json
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
 from cleft.cli import main
+from cleft.data import DATASETS
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +70,7 @@ def test_settings_may_stand_in_front_of_the_preset(tmp_path, capsys):
 def test_a_template_is_written_and_its_check_says_what_is_missing(tmp_path, capsys):
     assert main(["data", "template", str(tmp_path / "mine")]) == 0
     assert main(["data", "check", "manifest", str(tmp_path / "mine")]) == 3
-    assert "missing" in capsys.readouterr().out
+    assert "4 of 4 images are not on disk" in capsys.readouterr().out
 
 
 def test_a_healthy_folder_passes_its_check(walk, capsys):
@@ -82,6 +85,49 @@ def test_mammograms_are_drawn_with_their_tables(tmp_path, capsys):
     assert (tmp_path / "drawn" / "tables" / "EMBED_OpenData_metadata.csv").is_file()
     assert main(["data", "phantoms", str(tmp_path / "drawn"), "--patients", "1"]) == 3
     assert "holds other phantoms" in capsys.readouterr().err
+
+
+def test_a_split_is_printed_written_and_followed_by_every_verb(walk, tmp_path, capsys):
+    home, out = str(walk / "phantoms"), tmp_path / "shared" / "split.json"
+    assert main(["data", "split", "chexpert", home, "--data.val_fraction", "0.3", "--out", str(out), "--hashed"]) == 0
+    said = capsys.readouterr().out
+    digest = re.search(r"split patients \(digest (\w+)\); salts: test cleft-test-v1, val cleft-val-v1", said)[1]
+    assert "SHA-256 of train.csv: " in said
+    assert re.search(r"^ +train +val +test$", said, re.MULTILINE)
+    assert re.search(r"^patients +\d+ +\d+ +\d+$", said, re.MULTILINE)
+    assert re.search(r"^Pleural Effusion +\d+\.\d %", said, re.MULTILINE)
+    assert f"{out}: digests of ids" in said
+    words = ["--data.root", home, "--data.cache", str(walk / "cache"), "--data.split_file", str(out)]
+    assert main(["pretrain", "tiny", "--run", str(tmp_path / "one"), *words]) == 0
+    assert main(["learn-context", str(tmp_path / "one"), "--out", str(tmp_path / "two")]) == 0
+    assert main(["evaluate", str(tmp_path / "two")]) == 0
+    [result] = (tmp_path / "two" / "results").glob("*.json")
+    assert json.loads(result.read_text())["split_digest"] == digest
+    assert all(json.loads((tmp_path / run / "split.json").read_text())["digest"] == digest for run in ("one", "two"))
+
+
+def test_a_split_without_a_file_is_printed_alone(walk, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["data", "split", "chexpert", str(walk / "phantoms")]) == 0
+    assert "salts" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_an_owners_terms_bind_ids_leave_as_digests_alone(walk, tmp_path, monkeypatch):
+    bound = replace(DATASETS["chexpert"], terms="Nothing may be passed on.")
+    monkeypatch.setitem(DATASETS, "chexpert", bound)
+    assert main(["data", "split", "chexpert", str(walk / "phantoms"), "--out", str(tmp_path / "split.json")]) == 0
+    assert "patient0" not in (tmp_path / "split.json").read_text()
+
+
+def test_a_check_writes_a_page_and_json_for_its_owner(walk, tmp_path, capsys):
+    words = ["--page", str(tmp_path / "new/census.html"), "--json", str(tmp_path / "new/census.json"), "--decode", "3"]
+    assert main(["data", "check", "chexpert", str(walk / "phantoms"), *words]) == 0
+    assert "12 of " in capsys.readouterr().out
+    page, census = (tmp_path / "new/census.html").read_text(), json.loads((tmp_path / "new/census.json").read_text())
+    assert (census["decoded"], census["faults"], len(census["pictures"])) == (12, [], 12)
+    assert page.count("<img ") == 12
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "new").iterdir()} == {0o600}
 
 
 def test_presets_and_doctor_answer(capsys):
@@ -129,9 +175,17 @@ def test_an_imported_model_says_what_it_needs_to_be_evaluated(shared, walk, tmp_
         (["report", "{one}", "--bla"], 2, "--bla"),
         (["import", "{tmp}/absent.ckpt", "--out", "{tmp}/model"], 4, "absent.ckpt"),
         (["data", "check", "chexprt", "{tmp}"], 2, "did you mean 'chexpert'"),
+        (["data", "check", "chexpert", "{home}/phantoms", "--images", "3"], 2, "name one with --page"),
+        (["data", "check", "chexpert", "{home}/phantoms", "--decode", "0", "--page", "{file}/p.html"], 6, "--page"),
         (["data", "phantoms", "{one}"], 3, "is not empty"),
         (["data", "phantoms", "{tmp}/drawn", "--kind", "mammogram", "--size", "8"], 3, "make no dataset"),
         (["data", "prepare", "tiny", "--data.root", "{tmp}/gone"], 3, "gone"),
+        (["data", "split", "chexprt", "{tmp}"], 2, "did you mean 'chexpert'"),
+        (["data", "split", "chexpert", "{home}/phantoms", "--hashed"], 2, "--out"),
+        (["data", "split", "chexpert", "{home}/phantoms", "--out", "{file}"], 2, "exists and is left as it is"),
+        (["data", "split", "chexpert", "{home}/phantoms", "--data.split_file", "{file}"], 3, "is no split file"),
+        (["data", "split", "chexpert", "{home}/phantoms", "--data.test_list", "{file}"], 3, "page.html"),
+        (["data", "split", "chexpert", "{home}/phantoms", "--out", "{file}/below"], 6, "page.html"),
         (["data", "prepare", "tiny", "--jobs", "0"], 2, "at least one process"),
         (["data", "prepare", "tiny", "--data.root", "{home}/phantoms", "--data.cache", "{file}"], 6, "Not a directory"),
         (["data", "phantoms", "{file}/below"], 6, "Not a directory"),

@@ -84,6 +84,13 @@ def test_a10_other_data_are_refused(tmp_path):
             run.keep_split({**FACTS, "digest": "d2"})
 
 
+def test_the_same_data_out_of_a_table_that_was_packed_are_the_same(tmp_path):
+    with open_run(tmp_path, SETTINGS, "pretrain") as run:
+        run.keep_split({**FACTS, "sources": {"train.csv": "a"}})
+        run.keep_split({**FACTS, "sources": {"train.csv.gz": "b"}})
+        run.keep_split(FACTS)
+
+
 def test_a10_other_versions_pass_with_a_note(tmp_path, caplog):
     with open_run(tmp_path, SETTINGS, "pretrain"):
         pass
