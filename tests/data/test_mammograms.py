@@ -1,12 +1,15 @@
 """Drawn mammograms: the layout and the oddities of EMBED's tables, signs and densities that the pixels show."""
 
 import csv
+import hashlib
 from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
 from pydicom import dcmread
 
+from cleft.config import DataConfig
+from cleft.data import read_dataset
 from cleft.data.drawn import MARK
 from cleft.data.mammogram_cases import LETTERS, ODDITIES, Shares, invent_patient
 from cleft.data.mammogram_tables import CODES
@@ -198,6 +201,29 @@ def test_a_breast_stands_against_the_edge_of_its_side(root, metadata):
         assert (left > 4 * right) if row["ImageLateralityFinal"] == "L" else (right > 4 * left)
 
 
+MEANT = {"asymmetry": 0, "popcorn": 2, "rim": 2, "node": 2, "round": 3, "irregular": 4, "cluster": 4}
+MEANT |= {"spiculated": 5, "clipped": 6}
+GRAVITY = [1, 2, 0, 3, 4, 5, 6]
+
+
+def test_the_reader_of_embed_labels_each_image_with_what_is_drawn_in_it(root):
+    drawn = {}
+    for patient in (invent_patient(0, number, Shares()) for number in range(1, PATIENTS + 1)):
+        for exam in patient.exams:
+            for side in "LR":
+                signs = [found.sign for found in exam.findings if found.sign and found.side in (side, "B", "")]
+                drawn[str(exam.acc), side] = max((MEANT[sign.kind] for sign in signs), key=GRAVITY.index, default=1)
+    records = [
+        record
+        for record in read_dataset(DataConfig(dataset="embed", root=root)).records
+        if any(name.startswith("BI-RADS") for name in record.labels)
+    ]
+    assert len({record.patient for record in records}) > PATIENTS - 5
+    for record in records:
+        assert record.labels[f"BI-RADS {drawn[record.study, record.laterality]}"] == 1
+    assert {drawn[record.study, record.laterality] for record in records} == set(range(7))
+
+
 def digest(folder):
     return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
@@ -244,17 +270,17 @@ def test_no_patients_make_no_dataset(tmp_path):
         write_mammograms(tmp_path / "drawn", patients=0)
 
 
-def test_a_folder_of_300_patients_has_every_class_many_times():
-    letters, densities = defaultdict(set), defaultdict(set)
-    for number in range(1, 301):
-        patient = invent_patient(0, number, Shares())
-        for exam in patient.exams:
-            densities[exam.density].add(number)
-            for finding in exam.findings:
-                letters[finding.letter].add(number)
-    assert min(len(letters[letter]) for letter in LETTERS) >= 20
-    assert min(len(densities[f"{density}.0"]) for density in (1, 2, 3, 4)) >= 30
-    assert len(letters["N"]) > len(letters["M"])
+def test_300_patients_have_every_class_in_training_and_in_test():
+    patients = [invent_patient(0, number, Shares()) for number in range(1, 301)]
+    order = sorted(patients, key=lambda who: hashlib.sha256(f"cleft-embed-v1|{who.empi}".encode()).hexdigest())
+    for part in (order[:210], order[240:]):
+        letters, densities = Counter(), Counter()
+        for patient in part:
+            letters.update({found.letter for exam in patient.exams for found in exam.findings})
+            densities.update({exam.density for exam in patient.exams})
+        assert min(letters[letter] for letter in LETTERS) >= 4
+        assert min(densities[f"{density}.0"] for density in (1, 2, 3, 4)) >= 6
+        assert max(letters["K"], letters["M"]) < letters["B"] < letters["N"]
 
 
 def test_shares_are_what_was_asked_for():

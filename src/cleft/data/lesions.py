@@ -131,7 +131,7 @@ def _round(spot: Spot) -> None:
     mass = spot.blob(0, 0, wide, high, 0.20)
     halo = spot.blob(0, 0, 1.28 * wide, 1.28 * high, 0.25) - mass
     spot.sheet.darken(np.clip(halo, 0, 1), 0.32 * spot.clear)
-    spot.cover(mass, 0.72)
+    spot.cover(mass, 0.58 + 0.28 * spot.sheet.image + 0.02 * spot.texture(0.02))
 
 
 def _irregular(spot: Spot) -> None:

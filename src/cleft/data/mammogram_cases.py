@@ -66,7 +66,7 @@ Side = Literal["L", "R"]
 class Shares:
     """How often things occur; scaled to sum to 1."""
 
-    birads: tuple[float, ...] = (0.16, 0.24, 0.20, 0.12, 0.12, 0.09, 0.07)
+    birads: tuple[float, ...] = (0.16, 0.22, 0.19, 0.12, 0.12, 0.10, 0.09)
     """Of the leading breast of an exam, BI-RADS 0 to 6. Its other breast is negative or benign."""
     density: tuple[float, ...] = (0.20, 0.32, 0.32, 0.16)
     """Of patients, density 1 to 4."""
