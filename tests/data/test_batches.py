@@ -50,19 +50,20 @@ shapes = st.tuples(st.integers(1, 4), st.integers(1, 12), st.integers(0, 100), s
 
 
 @settings(max_examples=50, derandomize=True, deadline=None)
-@given(shape=shapes, steps=st.integers(0, 30), skip=st.integers(0, 35))
-def test_q2_ranks_share_every_batch_and_no_row_comes_twice_in_an_epoch(shape, steps, skip):
+@given(shape=shapes, steps=st.integers(0, 30), skip=st.integers(0, 35), patients=st.integers(0, 40))
+def test_q2_ranks_share_every_batch_and_no_row_comes_twice_in_an_epoch(shape, steps, skip, patients):
     world, share, extra, seed = shape
     batch_size = world * share
     n = batch_size + extra
-    ranks = [list(StepSampler(n, batch_size, steps=steps, seed=seed, rank=r, world_size=world)) for r in range(world)]
-    whole = list(StepSampler(n, batch_size, steps=steps, seed=seed))
+    more = {"steps": steps, "seed": seed, "groups": np.arange(n) % patients if patients else None}
+    ranks = [list(StepSampler(n, batch_size, rank=rank, world_size=world, **more)) for rank in range(world)]
+    whole = list(StepSampler(n, batch_size, **more))
     assert [list(chain(*parts)) for parts in zip(*ranks, strict=True)] == whole
     pairs = [pair for batch in whole for pair in batch]
     assert len(set(pairs)) == len(pairs) == steps * batch_size
     assert all(0 <= row < n for _, row in pairs)
     assert [batch[0][0] for batch in whole] == [step // (n // batch_size) for step in range(steps)]
-    skipped = StepSampler(n, batch_size, steps=steps, seed=seed, first_step=skip)
+    skipped = StepSampler(n, batch_size, first_step=skip, **more)
     assert list(skipped) == whole[skip:]
     assert len(skipped) == len(whole[skip:])
 
@@ -104,10 +105,11 @@ def test_a_training_batch_holds_the_views_of_its_rows(data):
     assert batch.rows.dtype == torch.int64
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_workers_change_no_batch(data, workers):
-    several = replace(SETTINGS, data=DataConfig(workers=workers))
-    same(train_loader(*data, FINDINGS, SETTINGS), train_loader(*data, FINDINGS, several))
+@pytest.mark.parametrize(("workers", "distinct"), [(1, "nothing"), (2, "captions")])
+def test_workers_change_no_batch(data, workers, distinct):
+    alone = replace(SETTINGS, train=replace(SETTINGS.train, distinct=distinct))
+    several = replace(alone, data=DataConfig(workers=workers))
+    same(train_loader(*data, FINDINGS, alone), train_loader(*data, FINDINGS, several))
     loader = eval_loader(*data, FINDINGS, several, batch_size=4)
     for _ in range(2):
         same(eval_loader(*data, FINDINGS, SETTINGS, batch_size=4), loader)
@@ -118,11 +120,25 @@ def test_resuming_gives_the_batches_that_were_left(data):
     same(whole[3:], train_loader(*data, FINDINGS, SETTINGS, first_step=3))
 
 
-def test_ranks_together_see_the_global_batch(data):
-    whole = list(train_loader(*data, FINDINGS, SETTINGS))
-    halves = [list(train_loader(*data, FINDINGS, SETTINGS, rank=rank, world_size=2)) for rank in range(2)]
+@pytest.mark.parametrize("distinct", ["nothing", "patients"])
+def test_ranks_together_see_the_global_batch(data, distinct):
+    settings = replace(SETTINGS, train=replace(SETTINGS.train, distinct=distinct))
+    whole = list(train_loader(*data, FINDINGS, settings))
+    halves = [list(train_loader(*data, FINDINGS, settings, rank=rank, world_size=2)) for rank in range(2)]
     for one, left, right in zip(whole, *halves, strict=True):
         assert torch.equal(one.images, torch.cat([left.images, right.images]))
+
+
+def test_a_batch_repeats_no_patient_if_told_so(data):
+    records, prepared = data
+    twins = [replace(record, patient=str(number // 2)) for number, record in enumerate(records)]
+    settings = replace(SETTINGS, train=replace(SETTINGS.train, distinct="patients"))
+    whole = list(train_loader(twins, prepared, FINDINGS, settings))
+    assert [len(set((batch.rows // 2).tolist())) for batch in whole] == [4] * 7
+    assert len({row for batch in whole[:2] for row in batch.rows.tolist()}) == 8
+    same(whole[3:], train_loader(twins, prepared, FINDINGS, settings, first_step=3))
+    plain = train_loader(twins, prepared, FINDINGS, SETTINGS)
+    assert {len(set((batch.rows // 2).tolist())) for batch in plain} > {4}
 
 
 def test_stage_two_may_ask_for_other_batches(data):

@@ -18,23 +18,19 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cleft.config import ImagesConfig, Settings
 from cleft.data.augment import augment, centre_crop
+from cleft.data.orders import distinct_order, epoch_order, group_rows
 from cleft.data.pixel_rows import PixelRows
 from cleft.data.prepared import PreparedImages
-from cleft.data.randomness import Stream, counted
 from cleft.errors import ConfigError, DataError
 from cleft.types import Batch, Record
-
-
-def epoch_order(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Returns the order in which an epoch visits its `n` rows, `[n]`."""
-    return np.argsort(counted(seed, Stream.ORDER, epoch).random(n), kind="stable")
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):
     """Yields one list of (epoch, row) per step: this rank's share of a global batch.
 
     Every epoch visits each row at most once in an order of its own and leaves its last incomplete batch out;
-    `dropped` says how many rows that is. A batch never spans two epochs.
+    `dropped` says how many rows that is. A batch never spans two epochs. The global batch is what is drawn, and then
+    shared out, so that it does not depend on the number of ranks.
 
     Args:
         n: Rows of the split.
@@ -44,13 +40,23 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         first_step: Steps that were done already. Skipping them costs nothing.
         rank: Which share of each batch.
         world_size: Number of shares, all of one size.
+        groups: Group of each row, `[n]`, if a batch shall hold as few rows of one group as possible.
 
     Raises:
         ConfigError: If there are fewer rows than one batch takes, or a batch cannot be shared out evenly.
     """
 
     def __init__(
-        self, n: int, batch_size: int, *, steps: int, seed: int, first_step: int = 0, rank: int = 0, world_size: int = 1
+        self,
+        n: int,
+        batch_size: int,
+        *,
+        steps: int,
+        seed: int,
+        first_step: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        groups: NDArray[np.int64] | None = None,
     ) -> None:
         if n < batch_size:
             raise ConfigError(
@@ -70,6 +76,7 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         self.share = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
         self.dropped = n % batch_size
         """Rows that each epoch leaves out, different ones each time."""
+        self._groups = groups
 
     def __len__(self) -> int:
         return max(0, self.steps - self.first_step)
@@ -80,9 +87,14 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         for step in range(self.first_step, self.steps):
             epoch, place = divmod(step, per_epoch)
             if epoch != known:
-                known, order = epoch, epoch_order(self.n, self.seed, epoch)
+                known, order = epoch, self._order(epoch)
             rows = order[place * self.batch_size : (place + 1) * self.batch_size][self.share]
             yield [(epoch, row) for row in rows.tolist()]
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        if self._groups is None:
+            return epoch_order(self.n, self.seed, epoch)
+        return distinct_order(self._groups, self.batch_size, self.seed, epoch)
 
 
 class Views(Dataset[Batch]):
@@ -164,14 +176,17 @@ def train_loader(
         ConfigError: If there are fewer images than one batch takes, or a batch cannot be shared out evenly.
         DataError: If a record has no caption or no pixels.
     """
+    size = batch_size or settings.train.batch_size
+    groups = group_rows(records, settings.train.distinct)
     sampler = StepSampler(
         len(records),
-        batch_size or settings.train.batch_size,
+        size,
         steps=steps or settings.optim.steps,
         seed=settings.seed,
         first_step=first_step,
         rank=rank,
         world_size=world_size,
+        groups=groups,
     )
     views = Views(records, prepared, findings, settings.images, settings.seed)
     return _loader(views, sampler, settings.data.workers, persistent=False)

@@ -115,7 +115,7 @@ class PartWriter:
         index = self._folder / f"{_name(data)}.json"
         _sync(self._file)
         os.replace(self._path, index.with_suffix(".u8"))
-        write_whole(index, data)
+        write_durably(index, data)
         return _parse(index.with_suffix(".u8"), json.loads(data))
 
     def discard(self) -> None:
@@ -125,7 +125,7 @@ class PartWriter:
         self._path.unlink(missing_ok=True)
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_durably(path: Path, data: bytes) -> None:
     """Writes a file that is there whole or not at all, and on disk when this returns; for its owner alone."""
     handle, name = tempfile.mkstemp(".tmp", "part-", path.parent)
     try:

@@ -14,7 +14,7 @@ import cv2
 
 from cleft.config import DataConfig, ImagesConfig
 from cleft.data.decoders import DEFAULT_LIMITS, decoder_versions
-from cleft.data.parts import SCHEMA, write_whole
+from cleft.data.parts import SCHEMA, write_durably
 
 Preparation: TypeAlias = dict[str, Any]
 """Everything that decides a prepared pixel, as JSON holds it."""
@@ -57,7 +57,7 @@ def preparation_digest(config: ImagesConfig) -> str:
 def keep_settings(home: Path, config: ImagesConfig) -> None:
     """Writes into a cache what it is made with, for people and for the caches beside it."""
     if not (home / _RECORD).is_file():
-        write_whole(home / _RECORD, (json.dumps(preparation(config), indent=2, sort_keys=True) + "\n").encode())
+        write_durably(home / _RECORD, (json.dumps(preparation(config), indent=2, sort_keys=True) + "\n").encode())
 
 
 def nearest_differences(home: Path, config: ImagesConfig) -> list[Difference]:

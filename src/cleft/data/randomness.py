@@ -17,6 +17,7 @@ class Stream(IntEnum):
     ORDER = 1
     AUGMENT = 2
     PHANTOM = 3
+    DISTINCT = 4
 
 
 def counted(seed: int, stream: Stream, major: int, minor: int = 0) -> np.random.Generator:

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from cleft.data.parts import write_whole
+from cleft.codec import write_whole
 from cleft.errors import DataError
 
 _EXAMPLES = 3

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cleft.config import Settings
 from cleft.data.batches import eval_loader, train_loader
+from cleft.data.orders import say_repeats
 from cleft.data.prompts import resolve_classes
 from cleft.errors import ConfigError
 from cleft.learning.engine import Plan, train
@@ -213,6 +214,8 @@ def _train(settings: Settings, material: Material, run: Run, stop: StopFlag) -> 
     model.text_tower.remember(sorted(set(captions)))
     model.train()
     _describe(model, material, captions)
+    if told := say_repeats(material.train, settings.train.distinct, settings.train.batch_size):
+        log.info("%s", told)
     val = None
     if material.val:
         val = Validation([record.caption or "" for record in material.val], _val_batches(material, settings))
