@@ -156,6 +156,10 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         help="the learned context, or sentences written by hand; auto: the context where there is one",
     )
+    evaluate.add_argument("--per-class", type=int, metavar="N", help="ask about N images of each class, in place of all")
+    evaluate.add_argument(
+        "--per-patient", type=int, metavar="K", help="with --per-class: at most K images of a patient in a class (4)"
+    )
     evaluate.add_argument(
         "--allow-overlap", action="store_true", help="score patients that were trained on, and say so"
     )
@@ -300,6 +304,8 @@ def _evaluate(options: argparse.Namespace, words: list[str]) -> None:
         scoring=options.scoring,
         prompts=options.prompts,
         blank=options.blank,
+        per_class=options.per_class,
+        per_patient=options.per_patient,
         allow_overlap=options.allow_overlap,
     )
     print("\n".join(spoken(read_evaluation(path))))

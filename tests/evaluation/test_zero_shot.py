@@ -99,6 +99,24 @@ def test_handwritten_prompts_can_be_asked_for_and_are_usual_without_a_context(ho
     assert asked.checkpoint != usual.checkpoint
 
 
+def test_another_wording_asks_the_same_images_with_other_words_beside_the_first(home, tmp_path):
+    path, usual = ask(home / "plain")
+    words = tmp_path / "mine.yaml"
+    words.write_text("Edema: fluid in the lungs\nchexpert/Atelectasis: a collapsed lung\nnih/Atelectasis: nothing\n")
+    other_path, other = ask(home / "plain", wording=str(words))
+    assert (usual.wording, other.wording) == ("default", "mine")
+    assert path.is_file()
+    assert other_path != path
+    assert [prompt.partition(" with ")[2] for prompt in other.class_prompts[:2]] == [
+        "a collapsed lung",
+        "fluid in the lungs",
+    ]
+    assert other.class_prompts[2:] == usual.class_prompts[2:]
+    assert other.ids_digest == usual.ids_digest
+    _, behind = ask(home / "run", wording=str(words))
+    assert behind.class_prompts[1] == "[learned context] fluid in the lungs"
+
+
 def test_a_context_that_was_not_learned_cannot_be_asked_for(home):
     with pytest.raises(ConfigError, match="this run has learned no prompt context"):
         ask(home / "plain", prompts="context")
@@ -210,8 +228,9 @@ def test_drawn_images_are_called_so(home, tmp_path):
         ({"classes": "Edemma"}, ConfigError, "Edema"),
         ({"classes": "Edema"}, ConfigError, "needs two"),
         ({"classes": "Fracture,Lung Lesion", "prompts": "handwritten"}, None, None),
-        ({"data": "nih:/x"}, ConfigError, "chexpert:<folder> or manifest:<folder>"),
+        ({"data": "xray:/x"}, ConfigError, "chexpert:<folder> or .*manifest:<folder>"),
         ({"data": "chexpert:/nowhere/at/all"}, DataError, "nowhere"),
+        ({"wording": "relaesed"}, ConfigError, "nearest to 'relaesed' is 'released'"),
     ],
 )
 def test_what_cannot_be_asked_is_a_sentence(home, options, error, message):
@@ -226,3 +245,29 @@ def test_what_cannot_be_asked_is_a_sentence(home, options, error, message):
 def test_h10_a_folder_that_is_not_a_run_is_a_sentence(tmp_path):
     with pytest.raises(ConfigError, match="is not a run folder"):
         evaluate_zero_shot(tmp_path)
+
+
+def test_as_many_images_of_each_class_are_drawn_and_their_patients_counted(home):
+    _, found = ask(home / "run", per_class=3, per_patient=1)
+    assert [sum(row) for row in found.confusion or ()] == [3] * 5
+    [note] = [note for note in found.notes if note.startswith("Drawn")]
+    assert note.startswith(
+        "Drawn: 3 images of each class, at most 1 of a patient in a class; patients: Atelectasis of 3"
+    )
+    assert found.command.endswith("--per-class 3 --per-patient 1 --prompts auto")
+    _, other = ask(home / "run", per_class=2)
+    assert other.ids_digest != found.ids_digest
+
+
+def test_a_class_with_too_few_images_is_named(home):
+    with pytest.raises(DataError, match=r"99 images of each class, at most 4 of a patient, cannot be had: Atelectasis"):
+        ask(home / "run", per_class=99)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [({"per_patient": 2}, "does nothing without --per-class"), ({"per_class": 0}, "--per-class 0: give 1 or more")],
+)
+def test_a_draw_that_makes_no_sense_is_refused(home, options, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        ask(home / "run", **options)

@@ -16,6 +16,7 @@ from cleft.config import DataConfig, Settings
 from cleft.data import DATASETS, opening_of, read_dataset
 from cleft.data.draws import ids_digest
 from cleft.data.leaks import leak_notes
+from cleft.data.per_class import PER_PATIENT, balanced, class_patients
 from cleft.data.phantoms import MARK
 from cleft.data.prepared import PreparedImages, cache_folder, obtain_images, prepare_images
 from cleft.data.prompts import resolve_classes
@@ -26,6 +27,15 @@ from cleft.types import Reading, Record, Splits
 
 Part = Literal["train", "val", "test", "all"]
 """Part of a dataset; `all` does not split it."""
+
+
+class PerClass(NamedTuple):
+    """As many images of each class, in place of all images of a part."""
+
+    images: int
+    """Of each class."""
+    per_patient: int = PER_PATIENT
+    """Most images of a patient in a class."""
 
 
 class Selection(NamedTuple):
@@ -82,7 +92,15 @@ def data_config(settings: Settings, data: str | None) -> DataConfig:
 
 
 def select_images(
-    run: Path, config: DataConfig, settings: Settings, part: Part, *, allow_overlap: bool = False, progress: bool = True
+    run: Path,
+    config: DataConfig,
+    settings: Settings,
+    part: Part,
+    *,
+    classes: Sequence[str] | None = None,
+    per_class: PerClass | None = None,
+    allow_overlap: bool = False,
+    progress: bool = True,
 ) -> Selection:
     """Reads the table, takes one part of it, refuses patients the run knows, and prepares the images.
 
@@ -91,11 +109,16 @@ def select_images(
         config: Where to read.
         settings: Of the run; they say how images are prepared.
         part: Which part of the data.
+        classes: What will be told apart, as for `choose_classes`; only `per_class` asks for it.
+        per_class: How many images of each class to draw from the part, as its ids say, whatever their order; None takes
+            them all. A note counts them and their patients.
         allow_overlap: Whether patients the run was trained on may be asked about; a note then says so.
         progress: Whether to show a bar.
 
     Raises:
-        DataError: If the part is empty, too many images cannot be read, or patients were trained on.
+        ConfigError: If a class is not a finding of the table.
+        DataError: If the part is empty or has too few images of a class, too many images cannot be read, or patients
+            were trained on.
     """
     reading = read_dataset(config)
     if part == "all":
@@ -107,6 +130,10 @@ def select_images(
         told = _told(splits, part)
     if not records:
         raise DataError(f"the split {part!r} of the recipe {recipe!r} holds no image", reason="no-image")
+    if per_class is not None:
+        named = choose_classes(classes, settings, reading.dataset, reading.findings)
+        records, note = _draw(records, named, per_class)
+        told = [*told, note]
     notes = [*told, *_overlap(run, reading.people or reading.dataset, records, allowed=allow_overlap)]
     prepared = prepare_images(records, settings.images, cache_folder(config), max_bad=config.max_bad, progress=progress)
     return _selection(reading, config, records, prepared, recipe, digest, notes)
@@ -181,6 +208,16 @@ def _selection(
 def _told(splits: Splits, part: Part) -> list[str]:
     """What the split has to say where numbers on one of its parts are read."""
     return [*(f"{note[0].upper()}{note[1:]}." for note in splits.notes), *leak_notes(splits, part)]
+
+
+def _draw(records: Sequence[Record], classes: Sequence[str], per_class: PerClass) -> tuple[list[Record], str]:
+    """The images drawn, and a sentence about them."""
+    drawn = balanced(records, classes, per_class.images, per_class.per_patient)
+    told = ", ".join(f"{name} of {patients:,}" for name, (_, patients) in class_patients(drawn, classes).items())
+    return drawn, (
+        f"Drawn: {per_class.images:,} images of each class, at most {per_class.per_patient} of a patient in a class; "
+        f"patients: {told}."
+    )
 
 
 def choose_classes(

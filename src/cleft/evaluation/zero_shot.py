@@ -26,7 +26,7 @@ from cleft.evaluation.examples import pick_examples
 from cleft.evaluation.questions import Answers, Blank, answer_multi_class, answer_present_absent, class_logits
 from cleft.evaluation.results import write_evaluation
 from cleft.evaluation.scoring import USUAL_DRAWS, Draws
-from cleft.evaluation.selection import Part, choose_classes, data_config, select_images
+from cleft.evaluation.selection import Part, PerClass, choose_classes, data_config, select_images
 from cleft.towers.checkpoint import check_reads_texts, load_model, weights_digest
 from cleft.towers.dual import DualEncoder
 from cleft.types import Embeddings, Evaluation
@@ -46,6 +46,8 @@ def evaluate_zero_shot(
     scoring: Scoring = "multi-class",
     prompts: Prompts = "auto",
     blank: Blank = "unknown",
+    per_class: int | None = None,
+    per_patient: int | None = None,
     allow_overlap: bool = False,
     examples: int = 10,
     draws: Draws = USUAL_DRAWS,
@@ -62,6 +64,8 @@ def evaluate_zero_shot(
             whether each finding is there, asked of every image where that is known.
         prompts: `handwritten`, `context`, or `auto`: the learned context where there is one.
         blank: For `present-absent`: whether a finding nobody mentioned is not known, or absent.
+        per_class: Ask about as many images of each class, drawn by the hash of their ids, in place of all.
+        per_patient: Most images of a patient in a class, where `per_class` is given; by default 4.
         allow_overlap: Whether to score patients the run was trained on. The result then says so.
         examples: Images with their answers to keep for the page; 0 keeps none.
         draws: How intervals are drawn.
@@ -72,16 +76,23 @@ def evaluate_zero_shot(
 
     Raises:
         ConfigError: If the run, the data or a class is unknown, or the run has no learned context to ask with.
-        DataError: If nothing can be asked of the images, or patients were trained on.
+        DataError: If nothing can be asked of the images, a class has too few of them, or patients were trained on.
         CheckpointError: If the weights are damaged or do not fit the run's settings.
         NumericsError: If an embedding or a score is not finite.
     """
     settings = run_settings(run)
     check_reads_texts(run)
-    images = select_images(
-        run, data_config(settings, data), settings, split, allow_overlap=allow_overlap, progress=progress
-    )
     named = None if classes is None else _names(classes)
+    images = select_images(
+        run,
+        data_config(settings, data),
+        settings,
+        split,
+        classes=named,
+        per_class=_per_class(per_class, per_patient),
+        allow_overlap=allow_overlap,
+        progress=progress,
+    )
     asked = choose_classes(named, settings, images.dataset, images.findings)
     model = load_model(run).to(_device(settings)).eval()
     _check_images(run, model, settings)
@@ -116,7 +127,9 @@ def evaluate_zero_shot(
         roc=answers.roc,
         examples=pick_examples(answers, embeddings.ids, asked, images.prepared, examples),
         synthetic=images.synthetic,
-        command=_command(run, data, split, classes, scoring, prompts, blank, allow_overlap=allow_overlap),
+        command=_command(
+            run, data, split, classes, scoring, prompts, blank, per_class, per_patient, allow_overlap=allow_overlap
+        ),
         seed=draws.seed,
         notes=(*images.notes, *answers.notes, *_note_of(wording, scoring)),
     )
@@ -203,6 +216,22 @@ def _note_of(wording: str, scoring: Scoring) -> list[str]:
     return []
 
 
+def _per_class(images: int | None, per_patient: int | None) -> PerClass | None:
+    """What to draw.
+
+    Raises:
+        ConfigError: If a number is below 1, or the second is given without the first.
+    """
+    for name, number in (("--per-class", images), ("--per-patient", per_patient)):
+        if number is not None and number < 1:
+            raise ConfigError(f"{name} {number}: give 1 or more")
+    if images is None:
+        if per_patient is not None:
+            raise ConfigError(f"--per-patient {per_patient} does nothing without --per-class; give both, or neither")
+        return None
+    return PerClass(images) if per_patient is None else PerClass(images, per_patient)
+
+
 def _names(classes: str | Sequence[str]) -> list[str]:
     words = classes.split(",") if isinstance(classes, str) else classes
     return [word.strip() for word in words if word.strip()]
@@ -221,6 +250,8 @@ def _command(
     scoring: Scoring,
     prompts: Prompts,
     blank: Blank,
+    per_class: int | None,
+    per_patient: int | None,
     *,
     allow_overlap: bool,
 ) -> str:
@@ -232,4 +263,6 @@ def _command(
         words.append(f"--classes {shlex.quote(','.join(_names(classes)))}")
     if blank != "unknown":
         words.append(f"--blank {blank}")
+    for name, number in (("--per-class", per_class), ("--per-patient", per_patient)):
+        words += [] if number is None else [f"{name} {number}"]
     return " ".join([*words, f"--prompts {prompts}", *(["--allow-overlap"] if allow_overlap else [])])
