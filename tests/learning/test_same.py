@@ -43,3 +43,10 @@ def test_a10_each_stage_minds_its_own_settings():
     new = replace(old, loss=replace(old.loss, temperature=0.1), context=replace(old.context, length=3))
     assert [change.key for change in changes(old, new, "pretrain")[0]] == ["loss.temperature"]
     assert [change.key for change in changes(old, new, "context")[0]] == ["context.length"]
+    assert changes(old, new, "classify")[0] == []
+    other = replace(old, classes=("Edema",), classify=replace(old.classify, fraction=0.1, precision="32-true"))
+    assert [change.key for change in changes(old, other, "pretrain")[0]] == []
+    assert [change.key for change in changes(old, other, "context")[0]] == ["classes"]
+    deciding, rounding = changes(old, other, "classify")
+    assert [change.key for change in deciding] == ["classes", "classify.fraction"]
+    assert [change.key for change in rounding] == ["classify.precision"]

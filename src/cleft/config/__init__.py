@@ -12,6 +12,7 @@ from cleft.config.loading import (
 )
 from cleft.config.tree import (
     AugmentConfig,
+    ClassifyConfig,
     ContextConfig,
     DataConfig,
     ImagesConfig,
@@ -25,6 +26,7 @@ from cleft.config.tree import (
 
 __all__ = [
     "AugmentConfig",
+    "ClassifyConfig",
     "ContextConfig",
     "DataConfig",
     "ImageTowerConfig",

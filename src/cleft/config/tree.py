@@ -318,6 +318,70 @@ class ContextConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClassifyConfig:
+    """Telling classes apart by labels: a linear probe of the image tower, or all of it fine-tuned (paper, section 3.3).
+
+    What is null follows from mode and protocol; a run keeps what it became.
+    """
+
+    mode: Literal["linear-probe", "fine-tune"] = "linear-probe"
+    """`linear-probe`: the image tower stands still under a linear head. `fine-tune`: both move."""
+    protocol: Literal["usual", "paper"] = "usual"
+    """`paper`: batches of 36, a rate of 5e-4, 8,000 steps, weight decay 1e-3, the last weights. `usual`: a probe is
+    solved exactly, its regularisation chosen by validation; fine-tuning moves lower layers less and keeps the best."""
+    fraction: float = 1.0
+    """Share of the training patients that is learned from. Validation and test stay whole."""
+    scoring: Literal["multi-class", "present-absent"] = "multi-class"
+    """`multi-class`: which one of the classes, learned from images that show exactly one. `present-absent`: whether
+    each finding is there, learned from every image where that is known."""
+    blank: Literal["unknown", "absent"] = "unknown"
+    """For `present-absent`: whether a finding nobody mentioned is not known, or absent."""
+    choose: Literal["loss", "auc", "last"] | None = None
+    """Which weights or which regularisation is kept: that of the lowest validation cross-entropy, of the highest
+    validation AUC, or the last weights. By default `loss`; `last` in the paper's protocol."""
+    batch_size: int | None = None
+    """Images of one step; by default 36. Fewer training images than that are one batch."""
+    steps: int | None = None
+    """Optimiser steps; by default 8,000 in the paper's protocol, 2,000 in the usual one."""
+    warmup_steps: int | None = None
+    """Steps of linear warm-up, in front of half a cosine; by default a tenth of all steps."""
+    lr: float | None = None
+    """Peak learning rate of AdamW; by default 5e-4 in the paper's protocol, 2e-4 in the usual one."""
+    weight_decay: float | None = None
+    """By default 1e-3 in the paper's protocol, 0.05 in the usual one."""
+    layer_decay: float | None = None
+    """Each block below the head learns at this share of the rate of the block above; by default 0.75 in usual
+    fine-tuning and 1 in the paper's."""
+    augment: bool | None = None
+    """Whether training sees the random views of stage one; by default in fine-tuning alone. A probe without them reads
+    each image once."""
+    val_every: int = 100
+    """Steps between two looks at the validation images."""
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    """Of fine-tuning; `auto` is `bf16-mixed` where the device computes in it, otherwise `32-true`."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 1:
+            raise ConfigError(f"classify.fraction={self.fraction} must lie above 0 and not above 1")
+        if self.lr is not None and not self.lr > 0:
+            raise ConfigError(f"classify.lr={self.lr} must be above zero")
+        for name, low, high in _CLASSIFY_RANGES:
+            value = getattr(self, name)
+            if value is not None:
+                _check_range(f"classify.{name}", value, low, high)
+
+
+_CLASSIFY_RANGES = (
+    ("batch_size", 1, 10**9),
+    ("steps", 1, 10**9),
+    ("warmup_steps", 0, 10**9),
+    ("weight_decay", 0, 10**6),
+    ("layer_decay", 0.01, 1),
+    ("val_every", 1, 10**9),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """Everything that decides a run."""
 
@@ -335,6 +399,7 @@ class Settings:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     context: ContextConfig = field(default_factory=ContextConfig)
+    classify: ClassifyConfig = field(default_factory=ClassifyConfig)
 
     def __post_init__(self) -> None:
         if self.data.dataset == "embed" and self.data.caption != "simple" and self.images.augment.horizontal_flip > 0:

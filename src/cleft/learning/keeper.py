@@ -163,11 +163,12 @@ class Keeper(Callback):
             return False
         if not math.isfinite(loss):
             raise NumericsError(f"step {step}: the validation loss is {loss}; lower optim.lr")
-        self._row["val/loss"] = loss
+        self._row |= learner.validated(loss)
         improved = loss < self.best_loss
         if improved:
             self.best_step, self.best_loss = step, loss
-        log.info("step %d of %d: validation loss %.4f%s", step, self._intervals.steps, loss, " (best)" * improved)
+        best = " (best)" * improved
+        log.info("step %d of %d: validation %s%s", step, self._intervals.steps, learner.told(loss), best)
         return improved
 
     def _write_row(self, trainer: L.Trainer, step: int) -> None:

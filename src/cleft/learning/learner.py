@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning as L
@@ -38,7 +38,7 @@ class Learner(L.LightningModule):
 
     @abstractmethod
     def validation_loss(self, poll: Callable[[], None]) -> float | None:
-        """Returns the loss over the whole validation split, or None where there is none.
+        """Returns what the best weights have least of, over the whole validation split; None where there is none.
 
         Args:
             poll: To be called at every batch; raises when a signal asked to stop.
@@ -47,6 +47,22 @@ class Learner(L.LightningModule):
     def observe(self) -> dict[str, float]:
         """Returns further numbers of the last step, for the log."""
         return {}
+
+    def validated(self, loss: float) -> dict[str, float]:
+        """Returns the numbers of the last validation, for the log.
+
+        Args:
+            loss: What `validation_loss` returned.
+        """
+        return {"val/loss": loss}
+
+    def told(self, loss: float) -> str:
+        """Returns in words what the best weights are chosen by, e.g. `loss 0.4321`."""
+        return f"loss {loss:.4f}"
+
+    def rates(self) -> Mapping[str, float] | None:
+        """Returns the share of the learning rate of each weight; None gives all the whole."""
+        return None
 
     def after_update(self) -> None:
         """Called when the optimiser has moved the weights, before anything looks at them."""
@@ -61,7 +77,7 @@ class Learner(L.LightningModule):
         """The optimiser and schedule of the settings, one step of it per batch."""
         # A gradient scaler cannot clip behind an optimiser that undoes its scaling by itself.
         fused = False if getattr(self.trainer.precision_plugin, "scaler", None) is not None else None
-        optimizer = build_optimizer(self, self._optim, fused=fused)
+        optimizer = build_optimizer(self, self._optim, rates=self.rates(), fused=fused)
         schedule = build_schedule(optimizer, self._optim)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,8 +21,10 @@ def moving_weights(module: nn.Module) -> dict[str, Tensor]:
     return {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Tells apart what decays and what does not.
+def parameter_groups(
+    module: nn.Module, weight_decay: float, rates: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
+    """Tells apart what decays and what does not, and what learns at which share of the rate.
 
     Matrices decay. Biases, the gains of norms and whatever else has less than two dimensions (the temperature too)
     do not: pulling a gain or a temperature to zero is a change of the model, not a regularisation.
@@ -29,9 +32,11 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     Args:
         module: Its weights with `requires_grad` are taken, in the order of their names' appearance.
         weight_decay: Of the matrices.
+        rates: Name of a weight to its share of the learning rate; 1 where it is not named.
 
     Returns:
-        One or two groups, as an optimiser wants them; none is empty.
+        One or two groups for each share, as an optimiser wants them, the largest share first; none is empty. `share`
+        is that share, where any is named.
 
     Raises:
         ConfigError: If no weight may move.
@@ -39,25 +44,37 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     moving = moving_weights(module)
     if not moving:
         raise ConfigError("nothing trains: every weight is frozen; set image.train=true or text.adapt=lora")
-    kept = [weight for name, weight in moving.items() if weight.ndim < 2 or name.endswith("bias")]
-    decaying = [weight for name, weight in moving.items() if not (weight.ndim < 2 or name.endswith("bias"))]
-    groups = [{"params": decaying, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = []
+    for share in sorted({(rates or {}).get(name, 1.0) for name in moving}, reverse=True):
+        of_share = {name: weight for name, weight in moving.items() if (rates or {}).get(name, 1.0) == share}
+        kept = [weight for name, weight in of_share.items() if weight.ndim < 2 or name.endswith("bias")]
+        decaying = [weight for name, weight in of_share.items() if not (weight.ndim < 2 or name.endswith("bias"))]
+        extra = {} if rates is None else {"share": share}
+        groups += [
+            {"params": decaying, "weight_decay": weight_decay, **extra},
+            {"params": kept, "weight_decay": 0.0, **extra},
+        ]
     return [group for group in groups if group["params"]]
 
 
-def build_optimizer(module: nn.Module, config: OptimConfig, *, fused: bool | None = None) -> Optimizer:
+def build_optimizer(
+    module: nn.Module, config: OptimConfig, *, rates: Mapping[str, float] | None = None, fused: bool | None = None
+) -> Optimizer:
     """Builds the optimiser over the weights of `module` that may move.
 
     Args:
         module: Already on its device.
         config: Name, peak rate, decay, momenta.
+        rates: Name of a weight to its share of the rate; by default all have the whole.
         fused: Whether all weights are updated in one kernel; by default wherever the device can. A gradient scaler
             that also clips cannot work with it.
 
     Raises:
         ConfigError: If no weight may move.
     """
-    groups = parameter_groups(module, config.weight_decay)
+    groups = parameter_groups(module, config.weight_decay, rates)
+    for group in groups:
+        group["lr"] = config.lr * group.pop("share", 1.0)
     if fused is None:
         fused = all(weight.device.type in _FUSED_ON for group in groups for weight in group["params"])
     if config.name == "sgd":

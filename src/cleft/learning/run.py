@@ -68,7 +68,7 @@ class Run:
             return False
         best, step = summary.get("best_loss"), summary.get("best_step")
         loss = f"{best:.4f}" if isinstance(best, float) else "none measured"
-        log.info("%s is finished: validation loss %s at step %s", self.folder, loss, step)
+        log.info("%s is finished: %s", self.folder, summary.get("told") or f"validation loss {loss} at step {step}")
         return True
 
     def finish(self, summary: Mapping[str, Any]) -> None:

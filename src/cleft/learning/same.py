@@ -11,16 +11,19 @@ from typing import Any, Literal, NamedTuple
 from cleft.config import Settings
 from cleft.data import recipe_of
 
-Stage = Literal["pretrain", "context"]
-"""`pretrain` is stage one, `context` stage two."""
+Stage = Literal["pretrain", "context", "classify"]
+"""`pretrain` is stage one, `context` stage two, `classify` a linear probe or fine-tuning."""
 
 
 class Role(Enum):
     """What a change of a setting does to a run that has begun."""
 
-    DECIDES = "another result in both stages"
-    DECIDES_PRETRAIN = "another result in stage one, nothing in stage two"
-    DECIDES_CONTEXT = "another result in stage two, nothing in stage one"
+    DECIDES = "another result in every stage"
+    DECIDES_PRETRAIN = "another result in stage one alone"
+    DECIDES_CONTEXT = "another result in stage two alone"
+    DECIDES_CLASSIFY = "another result in classification alone"
+    DECIDES_VIEWS = "another result where the image tower may move: in stage one and in classification"
+    DECIDES_ANSWERS = "another result where classes are told apart: in stage two and in classification"
     ROUNDS = "the same result but for rounding"
     HARMLESS = "the same result"
 
@@ -29,7 +32,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
     {
         "method": Role.DECIDES_PRETRAIN,
         "seed": Role.DECIDES,
-        "classes": Role.DECIDES_CONTEXT,
+        "classes": Role.DECIDES_ANSWERS,
         "data.dataset": Role.DECIDES,
         "data.root": Role.HARMLESS,  # a folder may move; what it holds is compared by digest
         "data.table": Role.DECIDES,
@@ -59,7 +62,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
         "images.size": Role.DECIDES,
         "images.mean": Role.DECIDES,
         "images.std": Role.DECIDES,
-        "images.augment": Role.DECIDES_PRETRAIN,
+        "images.augment": Role.DECIDES_VIEWS,
         "image.gradient_checkpointing": Role.ROUNDS,
         "image": Role.DECIDES_PRETRAIN,
         "text.gradient_checkpointing": Role.ROUNDS,
@@ -78,13 +81,16 @@ ROLES: Mapping[str, Role] = MappingProxyType(
         "train.save_every": Role.HARMLESS,
         "train.log_every": Role.HARMLESS,
         "context": Role.DECIDES_CONTEXT,
+        "classify.precision": Role.ROUNDS,
+        "classify": Role.DECIDES_CLASSIFY,
     }
 )
 """Setting, or group of settings, to its role; the longest name that fits a key counts."""
 
 _DECIDING = {
-    "pretrain": {Role.DECIDES, Role.DECIDES_PRETRAIN},
-    "context": {Role.DECIDES, Role.DECIDES_CONTEXT},
+    "pretrain": {Role.DECIDES, Role.DECIDES_PRETRAIN, Role.DECIDES_VIEWS},
+    "context": {Role.DECIDES, Role.DECIDES_CONTEXT, Role.DECIDES_ANSWERS},
+    "classify": {Role.DECIDES, Role.DECIDES_CLASSIFY, Role.DECIDES_VIEWS, Role.DECIDES_ANSWERS},
 }
 
 

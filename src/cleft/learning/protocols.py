@@ -1,0 +1,77 @@
+"""What a protocol's name stands for: the paper's numbers, and those that are usual today.
+
+The paper gives cross-entropy, batches of 36, a rate of 5e-4, 8,000 steps and a weight decay of 1e-3 for probes and
+fine-tuning alike, and no more; what else had to be decided is in docs/decisions/0101.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from cleft.config import ClassifyConfig, OptimConfig
+from cleft.errors import ConfigError
+
+_PAPER: Mapping[str, Any] = MappingProxyType(
+    {"choose": "last", "batch_size": 36, "steps": 8_000, "lr": 5e-4, "weight_decay": 1e-3}
+)
+_DEFAULTS: Mapping[tuple[str, str], Mapping[str, Any]] = MappingProxyType(
+    {
+        ("linear-probe", "usual"): {"choose": "loss"},
+        ("linear-probe", "paper"): {**_PAPER, "augment": False},
+        ("fine-tune", "paper"): {**_PAPER, "augment": True, "layer_decay": 1.0},
+        ("fine-tune", "usual"): {
+            "choose": "loss",
+            "batch_size": 36,
+            "steps": 2_000,
+            "lr": 2e-4,
+            "weight_decay": 0.05,
+            "augment": True,
+            "layer_decay": 0.75,
+        },
+    }
+)
+"""Mode and protocol to what a setting becomes that was left null; what is not named here does nothing there."""
+
+
+def is_exact(config: ClassifyConfig) -> bool:
+    """Whether the head is solved for, and not trained in steps."""
+    return config.mode == "linear-probe" and config.protocol == "usual"
+
+
+def follow_protocol(config: ClassifyConfig) -> ClassifyConfig:
+    """Fills in what mode and protocol say wherever a setting was left null.
+
+    Raises:
+        ConfigError: If a setting was given that does nothing there, or contradicts another.
+    """
+    where = f"classify.mode={config.mode}, classify.protocol={config.protocol}"
+    defaults = _DEFAULTS[config.mode, config.protocol]
+    given = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    steps = given["steps"] or defaults.get("steps")
+    known = {**defaults, "warmup_steps": steps // 10} if steps else defaults
+    for name in ("batch_size", "steps", "warmup_steps", "lr", "weight_decay", "layer_decay", "augment"):
+        if given[name] is not None and name not in known:
+            raise ConfigError(f"classify.{name}={given[name]} does nothing with {where}; leave it out")
+    if is_exact(config) and config.choose == "last":
+        raise ConfigError(f"classify.choose=last does nothing with {where}: there are no steps; leave it out")
+    filled = dataclasses.replace(config, **{name: value for name, value in known.items() if given[name] is None})
+    if filled.steps is not None and filled.warmup_steps is not None and filled.warmup_steps >= filled.steps:
+        raise ConfigError(
+            f"classify.warmup_steps={filled.warmup_steps} leaves no step to decay in: classify.steps={filled.steps}; "
+            f"lower the first or raise the second"
+        )
+    return filled
+
+
+def optim_of(config: ClassifyConfig) -> OptimConfig:
+    """Returns optimiser and schedule of a head that is trained in steps; give it what `follow_protocol` returned."""
+    assert config.lr is not None
+    assert config.weight_decay is not None
+    assert config.steps is not None
+    assert config.warmup_steps is not None
+    return OptimConfig(
+        lr=config.lr, weight_decay=config.weight_decay, steps=config.steps, warmup_steps=config.warmup_steps
+    )
