@@ -14,12 +14,13 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from cleft.learning.board import BoardLog
 from cleft.learning.files import write_whole
 
 
@@ -98,8 +99,7 @@ def build_loggers(folder: Path, columns: Sequence[str], first_step: int) -> list
         columns: Quantities that will be logged.
         first_step: Steps that are done; what was logged of later ones is dropped.
     """
-    board = TensorBoardLogger(save_dir=folder, name="tensorboard", version="", purge_step=first_step + 1)
-    return [CsvLog(folder / "log.csv", columns, first_step), board]
+    return [CsvLog(folder / "log.csv", columns, first_step), BoardLog(folder / "tensorboard", first_step)]
 
 
 class ProgressBar(Callback):
