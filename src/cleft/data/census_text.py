@@ -73,7 +73,7 @@ def _values(tally: Tally) -> str:
 
 
 def _labels(census: Census) -> Iterator[str]:
-    if not census.labels:
+    if not census.labels or not census.images:
         return
     names = list(census.labels)
     if len(names) > _MOST_FINDINGS:
