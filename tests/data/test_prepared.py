@@ -58,9 +58,9 @@ def decoded(monkeypatch):
     """Names of the files whose pixels were made, in order."""
     names = []
 
-    def spy(data, name, limits=decoders.DEFAULT_LIMITS):
+    def spy(data, name, limits=decoders.DEFAULT_LIMITS, images=decoders.DEFAULT_IMAGES):
         names.append(name.name)
-        return decoders.decode_gray(data, name, limits)
+        return decoders.decode_gray(data, name, limits, images)
 
     monkeypatch.setattr("cleft.data.decoding.decode_gray", spy)
     return names
@@ -135,6 +135,9 @@ def test_f2_the_key_holds_every_setting_that_decides_a_pixel_and_no_other(field)
     other = {
         "recipe": "released",
         "intensity": "percentile",
+        "dicom": "released",
+        "window": 1,
+        "frame": "middle",
         "stored_size": 300,
         "size": 200,
         "mean": (0.4, 0.4, 0.4),
@@ -142,7 +145,7 @@ def test_f2_the_key_holds_every_setting_that_decides_a_pixel_and_no_other(field)
         "augment": replace(ImagesConfig().augment, jitter=0.1),
     }[field]
     changed = preparation_digest(replace(ImagesConfig(), **{field: other})) != preparation_digest(ImagesConfig())
-    assert changed == (field in {"recipe", "intensity", "stored_size"})
+    assert changed == (field in {"recipe", "intensity", "dicom", "window", "frame", "stored_size"})
 
 
 def test_f2_the_key_holds_decoders_and_schema(monkeypatch):
@@ -249,11 +252,11 @@ def test_f3_four_processes_share_the_work(tmp_path, records, prepare):
     log = tmp_path / "decoded"
 
     def fill(original=decoders.decode_gray):
-        def spy(data, name, limits=decoders.DEFAULT_LIMITS):
+        def spy(data, name, limits=decoders.DEFAULT_LIMITS, images=decoders.DEFAULT_IMAGES):
             with log.open("a") as file:
                 file.write(f"{name.name}\n")
             time.sleep(0.02)
-            return original(data, name, limits)
+            return original(data, name, limits, images)
 
         from cleft.data import decoding
 

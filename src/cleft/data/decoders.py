@@ -6,6 +6,7 @@ Only NumPy and Pillow are imported, so that decoding can live in a small child p
 
 from __future__ import annotations
 
+import importlib.metadata
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, features
 
+from cleft.config import ImagesConfig
 from cleft.errors import DataError
 
 Gray: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
@@ -37,6 +39,7 @@ class ReadLimits:
 
 
 DEFAULT_LIMITS = ReadLimits()
+DEFAULT_IMAGES = ImagesConfig()
 
 
 def refusal(reason: str, name: Path | str, sentence: str) -> DataError:
@@ -44,28 +47,32 @@ def refusal(reason: str, name: Path | str, sentence: str) -> DataError:
     return DataError(f"{name}: {reason} ({sentence})", reason=reason)
 
 
-def decode_gray(data: bytes, name: Path | str, limits: ReadLimits = DEFAULT_LIMITS) -> Gray:
+def decode_gray(
+    data: bytes, name: Path | str, limits: ReadLimits = DEFAULT_LIMITS, images: ImagesConfig = DEFAULT_IMAGES
+) -> Gray:
     """Decodes one picture, upright, at its own size and depth.
 
     Args:
         data: Bytes of a whole file.
         name: What to call it in messages.
         limits: What is refused by its header.
+        images: How a DICOM file's values become gray; nothing else of it matters here.
 
     Raises:
         DataError: With reason `empty`, `format` (not a picture this reader knows), `too-large`, `geometry` (too
-            small or too narrow), `truncated`, `malformed`, `colour` or `constant` (a single gray value).
+            small or too narrow), `truncated`, `malformed`, `colour` or `constant` (a single gray value); of DICOM files
+            also `no-image`, `frames` or `codec`.
     """
     if not data:
         raise refusal("empty", name, "the file has no bytes; copy it again")
     decode = next((decode for belongs, decode in DECODERS if belongs(data)), None)
     if decode is None:
-        raise refusal("format", name, f"begins with {data[:8]!r}; JPEG and PNG are read, told by their content")
+        raise refusal("format", name, "is no JPEG, PNG or DICOM file; its content decides, not its name")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            pixels = decode(data, name, limits)
+            pixels = decode(data, name, limits, images)
     except DataError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -83,10 +90,47 @@ def decode_gray(data: bytes, name: Path | str, limits: ReadLimits = DEFAULT_LIMI
 def decoder_versions() -> dict[str, str]:
     """Names what decides a decoded pixel besides the file; part of every key of the cache."""
     turbo = features.version("libjpeg_turbo")
-    return {"pillow": Image.__version__, "jpeg": str(features.version("jpg")), "libjpeg_turbo": str(turbo)}
+    versions = {"pillow": Image.__version__, "jpeg": str(features.version("jpg")), "libjpeg_turbo": str(turbo)}
+    for package in _DICOM_PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "absent"
+    return versions
 
 
-def _decode_with_pillow(data: bytes, name: Path | str, limits: ReadLimits) -> NDArray[Any]:
+def check_size(height: int, width: int, name: Path | str, limits: ReadLimits) -> None:
+    """Refuses a picture by the size that its header declares.
+
+    Raises:
+        DataError: With reason `too-large` or `geometry`.
+    """
+    short, long = sorted((height, width))
+    if width * height > limits.pixels:
+        raise refusal("too-large", name, f"{height} x {width} pixels; the limit is {limits.pixels} together")
+    if short < limits.side or long > limits.aspect * short:
+        allowed = f"sides of {limits.side} or more and at most {limits.aspect:g} : 1"
+        raise refusal("geometry", name, f"{height} x {width} pixels; {allowed} are read")
+
+
+def flatten_colours(colours: NDArray[Any], name: Path | str) -> NDArray[np.uint8]:
+    """Reduces `[H, W, 3]` uint8 that only repeat one gray value to their luminance, `[H, W]`.
+
+    Raises:
+        DataError: With reason `colour`, if a pixel's channels differ by more than JPEG's rounding may move them.
+    """
+    spread = int((colours.max(axis=2) - colours.min(axis=2)).max())
+    if spread > _COLOUR_TOLERANCE:
+        raise refusal("colour", name, f"its channels differ by up to {spread} of 255; store it as gray")
+    return np.asarray(Image.fromarray(colours).convert("L"))
+
+
+def may_be_dicom(data: bytes) -> bool:
+    """Whether bytes begin as a data set does, with group 2 or 8: some exports leave DICOM's mark out."""
+    return data[:2] in (b"\x02\0", b"\x08\0") or data[:4] in (b"\0\x08\0\x05", b"\0\x08\0\x08", b"\0\x08\0\x16")
+
+
+def _decode_with_pillow(data: bytes, name: Path | str, limits: ReadLimits, images: ImagesConfig) -> NDArray[Any]:
     # Pillow registers some forty formats; these two are all it may try.
     with Image.open(BytesIO(data), formats=["JPEG", "PNG"]) as image:
         _check_header(image, data, name, limits)
@@ -97,12 +141,7 @@ def _decode_with_pillow(data: bytes, name: Path | str, limits: ReadLimits) -> ND
 
 
 def _check_header(image: Image.Image, data: bytes, name: Path | str, limits: ReadLimits) -> None:
-    (width, height), (short, long) = image.size, sorted(image.size)
-    if width * height > limits.pixels:
-        raise refusal("too-large", name, f"{height} x {width} pixels; the limit is {limits.pixels} together")
-    if short < limits.side or long > limits.aspect * short:
-        allowed = f"sides of {limits.side} or more and at most {limits.aspect:g} : 1"
-        raise refusal("geometry", name, f"{height} x {width} pixels; {allowed} are read")
+    check_size(image.height, image.width, name, limits)
     if getattr(image, "n_frames", 1) != 1:
         raise refusal("format", name, "holds several pictures; store each in a file of its own")
     if image.mode == "CMYK":
@@ -122,10 +161,7 @@ def _gray(image: Image.Image, name: Path | str) -> NDArray[Any]:
     if image.mode in ("L", "1"):
         return np.asarray(image.convert("L"))
     colours = np.asarray(image.convert("RGBA"))
-    spread = int((colours[..., :3].max(axis=2) - colours[..., :3].min(axis=2)).max())
-    if spread > _COLOUR_TOLERANCE:
-        raise refusal("colour", name, f"its channels differ by up to {spread} of 255; store it as gray")
-    luminance = np.asarray(image.convert("RGB").convert("L"), dtype=np.uint16)
+    luminance = flatten_colours(np.ascontiguousarray(colours[..., :3]), name).astype(np.uint16)
     return (luminance * colours[..., 3] // 255).astype(np.uint8)  # What is transparent lies over black.
 
 
@@ -134,8 +170,10 @@ def _has_end(data: bytes) -> bool:
     return data.rfind(mark, max(0, len(data) - _TAIL)) >= 0
 
 
-def _refuse_dicom(data: bytes, name: Path | str, limits: ReadLimits) -> NDArray[Any]:
-    raise refusal("format", name, "DICOM files are not read yet; convert it to a 16-bit gray PNG")
+def _decode_dicom(data: bytes, name: Path | str, limits: ReadLimits, images: ImagesConfig) -> NDArray[Any]:
+    from cleft.data.dicom import decode_dicom  # Half a second, which only those who have such files pay.
+
+    return decode_dicom(data, name, limits, images)
 
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -145,6 +183,8 @@ _TAIL = 64 * 1024
 """The end mark may stand this many bytes before the end: some writers append notes of their own."""
 _COLOUR_TOLERANCE = 8
 """JPEG's colour conversion may move the channels of a gray image apart by a few levels."""
+_DICOM_PACKAGES = ("pydicom", "python-gdcm", "pylibjpeg-openjpeg", "pylibjpeg-libjpeg", "pylibjpeg-rle", "pyjpegls")
+"""pydicom, and what it hands compressed pixels to."""
 _ORIENTATION = 0x0112
 _UPRIGHT: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
     1: lambda a: a,
@@ -158,9 +198,12 @@ _UPRIGHT: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
 }
 """EXIF orientation to what undoes it."""
 
-DECODERS: tuple[tuple[Callable[[bytes], bool], Callable[[bytes, Path | str, ReadLimits], NDArray[Any]]], ...] = (
-    (lambda data: data[128:132] == b"DICM", _refuse_dicom),
+Decode: TypeAlias = Callable[[bytes, Path | str, ReadLimits, ImagesConfig], NDArray[Any]]
+
+DECODERS: tuple[tuple[Callable[[bytes], bool], Decode], ...] = (
+    (lambda data: data[128:132] == b"DICM", _decode_dicom),
     (lambda data: data.startswith(_PNG), _decode_with_pillow),
     (lambda data: data.startswith(b"\xff\xd8\xff"), _decode_with_pillow),
+    (may_be_dicom, _decode_dicom),
 )
 """How a format is told by its bytes, and who decodes it; the first that recognises the bytes does."""

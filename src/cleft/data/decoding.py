@@ -66,7 +66,7 @@ def prepare_file(path: Path, config: ImagesConfig, known: frozenset[str]) -> Out
         data, source = _read(path)
         if source.content in known:
             return Outcome(path, source, None)
-        return Outcome(path, source, prepare_image(decode_gray(data, path), config))
+        return Outcome(path, source, prepare_image(decode_gray(data, path, images=config), config))
     except MemoryError:
         return Outcome(path, source, None, "memory", str(refusal("memory", path, "memory ran out while preparing it")))
     except DataError as error:

@@ -17,13 +17,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cleft.data.decoders import DEFAULT_LIMITS, ReadLimits, refusal
+from cleft.data.decoders import DEFAULT_LIMITS, ReadLimits, may_be_dicom, refusal
 from cleft.data.opening import open_file
 from cleft.data.progress import progress_bar
 from cleft.errors import DataError
 
 if TYPE_CHECKING:
     from pydicom import Dataset
+
+    from cleft.data.dicom_files import Parsed
 
 
 class Header(NamedTuple):
@@ -74,7 +76,7 @@ ODDITIES: Mapping[str, str] = {
     "untold": "say not how they are encoded, or lack DICOM's mark; concluded from their first bytes",
     "age": "give an age that is none between 0 and 120; read as unknown",
     "window": "declare only windows that are illegal; shown by the range of their values",
-    "frames": "declare no frames or an illegible number of them; read as one",
+    "frames": "declare that they hold 0 pictures; read as one",
     "aspect": "have pixels that are not square; not corrected",
 }
 """Key to the sentence behind `N images`."""
@@ -87,7 +89,7 @@ def read_header(path: Path, limits: ReadLimits = DEFAULT_LIMITS) -> Header:
         DataError: With the reasons of `open_file`, or `empty`, `format` (no DICOM file), `truncated`, `too-large`
             (deflated, and larger than the limit) or `malformed`.
     """
-    from cleft.data.dicom_files import may_be_dicom, parse_dicom, quiet
+    from cleft.data.dicom_files import parse_dicom, quiet
 
     with open_file(path, limits) as (file, status):
         if not status.st_size:
@@ -99,7 +101,7 @@ def read_header(path: Path, limits: ReadLimits = DEFAULT_LIMITS) -> Header:
         try:
             with quiet():
                 parsed = parse_dicom(file, path, _TAGS, limits, pixels=False)
-                return _header(parsed.dataset, str(parsed.syntax), told=parsed.told)
+                return _header(parsed)
         except (DataError, OSError):
             raise
         except Exception as error:  # noqa: BLE001 - pydicom raises whatever it likes, quoting the header.
@@ -193,27 +195,28 @@ _TAGS = (
 )
 
 
-def _header(dataset: Dataset, syntax: str, *, told: bool) -> Header:
-    from pydicom.uid import UID
+def _header(parsed: Parsed) -> Header:
+    from cleft.data.dicom_files import choose_window
 
-    from cleft.data.dicom import choose_window
-
+    dataset = parsed.dataset
     text = {keyword: _text(dataset, keyword) for keyword in _TAGS if not keyword.startswith(("VOILUTS", "Window"))}
     numbers = {keyword: _whole(text[keyword]) for keyword in ("Rows", "Columns", "BitsAllocated", "BitsStored")}
     frames, age = _whole(text["NumberOfFrames"]), _age(text["PatientAge"])
-    declares_window = "WindowCenter" in dataset and "WindowWidth" in dataset
-    display = "table" if dataset.get("VOILUTSequence") else "window" if choose_window(dataset, 0) else "none"
+    declares_window = _is_stated(dataset, "WindowCenter") and _is_stated(dataset, "WindowWidth")
+    display = (
+        "table" if dataset.get("VOILUTSequence") else "window" if choose_window(dataset, 0) is not None else "none"
+    )
     odd = {
-        "untold": not told,
+        "untold": not parsed.told,
         "age": bool(text["PatientAge"]) and age is None,
-        "window": declares_window and display == "none" and _text(dataset, "WindowCenter") != "",
-        "frames": "NumberOfFrames" in dataset and frames < 1,
+        "window": declares_window and display == "none",
+        "frames": text["NumberOfFrames"] == "0",
         "aspect": any(_is_oblong(text[keyword]) for keyword in ("PixelAspectRatio", "PixelSpacing")),
     }
     return Header(
         is_image=numbers["Rows"] > 0 and numbers["Columns"] > 0,
-        sop_class=UID(text["SOPClassUID"]).keyword,
-        transfer_syntax=syntax,
+        sop_class=parsed.kind,
+        transfer_syntax=str(parsed.syntax),
         modality=_code(text["Modality"]),
         photometric=text["PhotometricInterpretation"].upper(),
         rows=numbers["Rows"],
@@ -236,6 +239,11 @@ def _header(dataset: Dataset, syntax: str, *, told: bool) -> Header:
         burned_in={"YES": True, "NO": False}.get(text["BurnedInAnnotation"].upper()),
         oddities=tuple(key for key, present in odd.items() if present),
     )
+
+
+def _is_stated(dataset: Dataset, keyword: str) -> bool:
+    """Whether an attribute is there and not empty, legible or not."""
+    return keyword in dataset and dataset.get_item(keyword).value not in (None, b"", "")
 
 
 def _text(dataset: Dataset, keyword: str) -> str:

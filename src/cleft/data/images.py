@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -12,27 +12,29 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cleft.config import ImagesConfig
-from cleft.data.decoders import DEFAULT_LIMITS, Gray, ReadLimits, decode_gray, refusal
+from cleft.data.decoders import DEFAULT_IMAGES, DEFAULT_LIMITS, Gray, ReadLimits, decode_gray, refusal
 from cleft.data.opening import open_file
 
 
-def read_gray(source: Path | bytes, limits: ReadLimits = DEFAULT_LIMITS) -> Gray:
+def read_gray(source: Path | bytes, limits: ReadLimits = DEFAULT_LIMITS, images: ImagesConfig = DEFAULT_IMAGES) -> Gray:
     """Reads a gray radiograph, upright, at its own size and depth.
 
     Args:
         source: A regular file, or the bytes of one. The ending of its name is not looked at.
         limits: What is refused before work.
+        images: How a DICOM file's values become gray; nothing else of it matters here.
 
     Returns:
-        Pixels as stored, `[H, W]`: uint8, or uint16 where the file has more than 8 bits. Colour files that only
+        Pixels as stored, `[H, W]`: uint8, or uint16 where the file has more than 8 bits; of a DICOM file always uint8,
+        as it is meant to be seen. Colour files that only
         repeat one gray value lose the repetition; transparency is laid over black.
 
     Raises:
         DataError: With the reasons of `read_bytes` and `decode_gray`.
     """
     if isinstance(source, bytes):
-        return decode_gray(source, "the image", limits)
-    return decode_gray(read_bytes(source, limits)[0], source, limits)
+        return decode_gray(source, "the image", limits, images)
+    return decode_gray(read_bytes(source, limits)[0], source, limits, images)
 
 
 def read_bytes(path: Path, limits: ReadLimits = DEFAULT_LIMITS) -> tuple[bytes, os.stat_result]:
@@ -87,8 +89,12 @@ def to_8_bits(pixels: Gray, intensity: Literal["full-range", "min-max", "percent
         low, high = np.percentile(pixels, (0.5, 99.5)).tolist()
     if low == high:
         raise refusal("constant", "the image", f"99 % of its pixels are {low:g}; set images.intensity=min-max")
-    table = np.clip((np.arange(65536) - low) * (255 / (high - low)), 0, 255)
-    return np.rint(table).astype(np.uint8)[pixels]
+    return stretch(np.arange(65536), low, high)[pixels]
+
+
+def stretch(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
+    """Maps values linearly so that `low` becomes 0 and `high` 255, rounded; what lies beyond becomes 0 or 255."""
+    return np.rint(np.clip((values - low) * (255 / (high - low)), 0, 255)).astype(np.uint8)
 
 
 def _resize(pixels: NDArray[np.uint8], side: int, *, exact: bool) -> NDArray[np.uint8]:

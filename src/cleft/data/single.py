@@ -17,7 +17,7 @@ def load_image(path: str | Path, config: ImagesConfig) -> Tensor:
     """Reads one image the way evaluation reads each: decoded, prepared, its centre cut out.
 
     Args:
-        path: A PNG or JPEG file; its content decides, not its name.
+        path: A PNG, JPEG or DICOM file; its content decides, not its name.
         config: The `images` settings of the run whose model will see it.
 
     Returns:
@@ -28,5 +28,5 @@ def load_image(path: str | Path, config: ImagesConfig) -> Tensor:
     """
     import torch
 
-    pixels = prepare_image(read_gray(Path(path)), config)
+    pixels = prepare_image(read_gray(Path(path), images=config), config)
     return torch.from_numpy(centre_crop(pixels, config.size).copy())[None, None]

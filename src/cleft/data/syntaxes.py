@@ -60,7 +60,9 @@ def decodable(uid: str, *, deep: bool) -> tuple[str, str]:
         return name, _STORE_AGAIN
     plugins = set(decoder.available_plugins) if decoder.is_encapsulated else {"native"}
     if uid == JPEGExtended12Bit and deep:
-        plugins.discard("pillow")
+        # The decoders of the extra take it for 8 bits alone.
+        deeper = plugins - {"pillow", "gdcm"}
+        return name, "" if deeper else f"pylibjpeg-libjpeg, which is under the GPL, reads it; or {_STORE_AGAIN}"
     return name, "" if plugins else "run: pip install 'cleft[dicom]'"
 
 
