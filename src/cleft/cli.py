@@ -161,8 +161,12 @@ def _parser() -> argparse.ArgumentParser:
         "--per-patient", type=int, metavar="K", help="with --per-class: at most K images of a patient in a class (4)"
     )
     evaluate.add_argument(
+        "--wording", help="words that stand for the classes: default, released, or a YAML file (the run's own)"
+    )
+    evaluate.add_argument(
         "--allow-overlap", action="store_true", help="score patients that were trained on, and say so"
     )
+    evaluate.add_argument("--drop-overlap", action="store_true", help="score only patients the run has not seen")
 
     report = _verb(verbs, "report", "one self-contained page about one or several runs", _report)
     report.add_argument("runs", type=Path, nargs="+", help="run folders")
@@ -306,7 +310,9 @@ def _evaluate(options: argparse.Namespace, words: list[str]) -> None:
         blank=options.blank,
         per_class=options.per_class,
         per_patient=options.per_patient,
+        wording=options.wording,
         allow_overlap=options.allow_overlap,
+        drop_overlap=options.drop_overlap,
     )
     print("\n".join(spoken(read_evaluation(path))))
     print(f"{path}; next: cleft report {options.run}")

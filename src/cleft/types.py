@@ -221,6 +221,10 @@ class Evaluation:
     """A few images with their answers: `image` (PNG as base64), `truth`, `answers` (class, probability)."""
     synthetic: bool = False
     """Whether the images are phantoms, which may be shown to anybody."""
+    wording: str = "default"
+    """Which words stood for the classes: `default`, `released`, or the name of a file of phrases."""
+    overlap_left_out: int = 0
+    """Images that were not scored because the run had seen their patient."""
     command: str = ""
     """What was typed, without folders."""
     seed: int = 0

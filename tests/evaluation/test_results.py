@@ -1,6 +1,7 @@
 """One evaluation, one file: whole, private while it must be, replaced when asked again."""
 
 import dataclasses
+import json
 import os
 import stat
 
@@ -47,10 +48,24 @@ def test_the_same_question_replaces_its_answer(tmp_path):
         {"classes": ("A", "B", "C", "D", "E")},
         {"ids_digest": "d" * 16},
         {"scoring": "present-absent"},
+        {"wording": "released"},
     ],
 )
 def test_another_question_has_another_file(change):
     assert result_name(dataclasses.replace(EVALUATION, **change)) != result_name(EVALUATION)
+
+
+def test_two_files_of_phrases_with_one_name_are_two_questions():
+    mine = dataclasses.replace(EVALUATION, wording="mine")
+    assert result_name(mine) != result_name(dataclasses.replace(mine, class_prompts=("b", "e", "ca", "p", "co")))
+
+
+def test_a_result_from_before_wordings_were_told_is_read(tmp_path):
+    path = write_evaluation(EVALUATION, tmp_path)
+    tree = json.loads(path.read_text())
+    del tree["wording"], tree["overlap_left_out"]
+    path.write_text(json.dumps(tree))
+    assert read_evaluation(path) == EVALUATION
 
 
 def test_h6_a_failed_write_leaves_the_earlier_file_and_no_other(tmp_path, monkeypatch):

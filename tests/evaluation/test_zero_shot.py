@@ -113,6 +113,7 @@ def test_another_wording_asks_the_same_images_with_other_words_beside_the_first(
     ]
     assert other.class_prompts[2:] == usual.class_prompts[2:]
     assert other.ids_digest == usual.ids_digest
+    assert other.command.endswith("--wording mine.yaml")
     _, behind = ask(home / "run", wording=str(words))
     assert behind.class_prompts[1] == "[learned context] fluid in the lungs"
 
@@ -155,6 +156,21 @@ def test_h7_patients_that_were_trained_on_stop_it_unless_allowed(home):
         ask(home / "run", split="train")
     _, found = ask(home / "run", split="train", allow_overlap=True)
     assert any(note.startswith("Beware: ") and "too good" in note for note in found.notes)
+
+
+def test_h7_patients_that_were_trained_on_can_be_left_out_and_are_counted(home):
+    with pytest.raises(DataError, match="nobody is left"):
+        ask(home / "plain", split="train", drop_overlap=True)
+    _, found = ask(home / "plain", split="all", drop_overlap=True)
+    _, tested = ask(home / "plain")
+    assert found.ids_digest == tested.ids_digest
+    assert found.results == tested.results
+    assert found.overlap_left_out == len(rows()) - 70
+    assert found.notes[0].startswith("Left out: 35 of 70 patients were trained on")
+    assert found.command.endswith("--drop-overlap")
+    assert tested.overlap_left_out == 0
+    with pytest.raises(ConfigError, match="contradict each other"):
+        ask(home / "plain", allow_overlap=True, drop_overlap=True)
 
 
 def test_h7_patients_are_recognised_in_another_folder(home, tmp_path):

@@ -56,6 +56,16 @@ def page(folders, **options):
     return Page(render(read_runs(folders), **options))
 
 
+def test_two_wordings_of_a_run_stand_beside_each_other(tmp_path):
+    usual = evaluation(0.7, classes=("No Pneumonia", "Pneumonia"))
+    other = evaluation(0.6, classes=("No Pneumonia", "Pneumonia"), wording="released", floors=usual.floors)
+    text = page([write_run(tmp_path / "run", usual, other)]).text
+    assert text.count("Zero-shot: No Pneumonia against Pneumonia") >= 1
+    assert "run handwritten prompts, wording “released”" in text
+    assert "Wording default" in text
+    assert "Wording released" in text
+
+
 def test_the_page_is_one_file_that_asks_nothing_of_anybody(two_stages, tmp_path):
     html = write_report(two_stages, tmp_path / "out" / "report.html").read_text()
     assert "http:" not in html

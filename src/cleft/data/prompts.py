@@ -4,64 +4,52 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from cleft.data.captions import OPENING, clean_text
+from cleft.data.captions import OPENING
 from cleft.data.chexpert import CAPTION_ORDER
 from cleft.data.embed_codes import BIRADS_CLASSES, DENSITY_CLASSES
-from cleft.data.embed_codes import PHRASES as MAMMOGRAM_PHRASES
 from cleft.data.faults import nearest
+from cleft.data.wordings import DEFAULT, Wording
 from cleft.errors import ConfigError
 
 CLASS_SETS: dict[str, tuple[str, ...]] = {
     "chexpert-5": ("Atelectasis", "Edema", "Cardiomegaly", "Pleural Effusion", "Consolidation"),
     "chexpert-14": CAPTION_ORDER,
     "pneumonia-2": ("No Finding", "Pneumonia"),
+    "rsna-2": ("No Pneumonia", "Pneumonia"),
     "birads-7": BIRADS_CLASSES,
     "density-4": DENSITY_CLASSES,
 }
 """Classes by the name of their set, in the order of the authors' code."""
 
-PHRASES: dict[str, str] = {name: clean_text(phrase) for name, phrase in MAMMOGRAM_PHRASES.items()}
-"""What stands behind the opening for a class whose cleaned name does not say it."""
 
-
-def class_phrase(name: str) -> str:
-    """Returns what stands for a class behind the opening, or behind a learned context.
-
-    Example:
-        >>> class_phrase("Pleural Effusion")
-        'pleural effusion'
-    """
-    return PHRASES.get(name) or clean_text(name)
-
-
-def class_prompt(name: str, opening: str = OPENING) -> str:
+def class_prompt(name: str, opening: str = OPENING, wording: Wording = DEFAULT) -> str:
     """Returns the sentence for a class that is present.
 
     Example:
         >>> class_prompt("Pleural Effusion")
         'this is a chest x ray of a patient with pleural effusion'
     """
-    return f"{opening} {class_phrase(name)}"
+    return f"{opening} {wording.phrase(name)}"
 
 
-def absent_prompt(name: str, opening: str = OPENING) -> str:
+def absent_prompt(name: str, opening: str = OPENING, wording: Wording = DEFAULT) -> str:
     """Returns the sentence for a class that is absent, to be compared with `class_prompt`.
 
     Example:
         >>> absent_prompt("Pneumonia")
         'this is a chest x ray of a patient with no pneumonia'
     """
-    return f"{opening} {absent_name(name)}"
+    return f"{opening} {absent_name(name, wording)}"
 
 
-def absent_name(name: str) -> str:
+def absent_name(name: str, wording: Wording = DEFAULT) -> str:
     """Returns what stands for an absent class behind the opening or a learned context.
 
     Example:
         >>> absent_name("Pleural Effusion"), absent_name("No Finding")
         ('no pleural effusion', 'finding')
     """
-    phrase = class_phrase(name)
+    phrase = wording.phrase(name)
     return phrase.removeprefix("no ") if phrase.startswith("no ") else f"no {phrase}"
 
 

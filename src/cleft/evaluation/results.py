@@ -18,7 +18,7 @@ from cleft.types import Evaluation, Result
 def result_name(evaluation: Evaluation) -> str:
     """The file name that asks the same question again, so that a repeated evaluation replaces its former self.
 
-    Equal questions are the same task, scoring, prompts and classes on the same images.
+    Equal questions are the same task, scoring, prompts, wording and classes on the same images.
 
     Example:
         >>> result_name(Evaluation(
@@ -31,7 +31,11 @@ def result_name(evaluation: Evaluation) -> str:
     parts = [evaluation.task, evaluation.dataset, evaluation.split, *names, evaluation.prompts]
     if evaluation.scoring != "multi-class":
         parts.append(evaluation.scoring)
-    question = hashlib.sha256("|".join([evaluation.ids_digest, *evaluation.classes]).encode()).hexdigest()[:8]
+    asked = [evaluation.ids_digest, *evaluation.classes]
+    if evaluation.wording != "default":
+        parts.append(evaluation.wording)
+        asked += evaluation.class_prompts  # two files of one name may say different things
+    question = hashlib.sha256("|".join(asked).encode()).hexdigest()[:8]
     return re.sub(r"[^a-z0-9]+", "-", " ".join([*parts, question]).lower()).strip("-")
 
 

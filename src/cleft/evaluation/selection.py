@@ -38,6 +38,13 @@ class PerClass(NamedTuple):
     """Most images of a patient in a class."""
 
 
+class Known(NamedTuple):
+    """Images left out because the run has seen their patient."""
+
+    images: int = 0
+    notes: tuple[str, ...] = ()
+
+
 class Selection(NamedTuple):
     """The images of one question, and where they come from."""
 
@@ -56,6 +63,8 @@ class Selection(NamedTuple):
     synthetic: bool
     """Whether the images were drawn."""
     notes: list[str]
+    left_out: int = 0
+    """Images of patients whom the run has seen, where only the others are asked about."""
 
 
 def data_config(settings: Settings, data: str | None) -> DataConfig:
@@ -100,6 +109,7 @@ def select_images(
     classes: Sequence[str] | None = None,
     per_class: PerClass | None = None,
     allow_overlap: bool = False,
+    drop_overlap: bool = False,
     progress: bool = True,
 ) -> Selection:
     """Reads the table, takes one part of it, refuses patients the run knows, and prepares the images.
@@ -113,10 +123,11 @@ def select_images(
         per_class: How many images of each class to draw from the part, as its ids say, whatever their order; None takes
             them all. A note counts them and their patients.
         allow_overlap: Whether patients the run was trained on may be asked about; a note then says so.
+        drop_overlap: Whether such patients are left out and the others asked about; a note counts them.
         progress: Whether to show a bar.
 
     Raises:
-        ConfigError: If a class is not a finding of the table.
+        ConfigError: If a class is not a finding of the table, or overlap is both to be allowed and dropped.
         DataError: If the part is empty or has too few images of a class, too many images cannot be read, or patients
             were trained on.
     """
@@ -130,13 +141,21 @@ def select_images(
         told = _told(splits, part)
     if not records:
         raise DataError(f"the split {part!r} of the recipe {recipe!r} holds no image", reason="no-image")
+    if drop_overlap:
+        if allow_overlap:
+            raise ConfigError("--allow-overlap and --drop-overlap contradict each other; give one of them")
+        records, known = _unseen(run, reading.people or reading.dataset, records)
+    else:
+        known = Known()
     if per_class is not None:
         named = choose_classes(classes, settings, reading.dataset, reading.findings)
         records, note = _draw(records, named, per_class)
         told = [*told, note]
-    notes = [*told, *_overlap(run, reading.people or reading.dataset, records, allowed=allow_overlap)]
+    notes = [*told, *known.notes]
+    if not drop_overlap:
+        notes += _overlap(run, reading.people or reading.dataset, records, allowed=allow_overlap)
     prepared = prepare_images(records, settings.images, cache_folder(config), max_bad=config.max_bad, progress=progress)
-    return _selection(reading, config, records, prepared, recipe, digest, notes)
+    return _selection(reading, config, records, prepared, recipe, digest, notes)._replace(left_out=known.images)
 
 
 def select_parts(
@@ -266,3 +285,23 @@ def _overlap(run: Path, people: str, records: Sequence[Record], *, allowed: bool
             reason="overlap",
         )
     return [f"Beware: {told}. These numbers are too good."]
+
+
+def _unseen(run: Path, people: str, records: Sequence[Record]) -> tuple[list[Record], Known]:
+    """The images of patients whom the run has not seen, and a count of the others.
+
+    Raises:
+        DataError: If nobody can tell, or no image is left.
+    """
+    patients = {record.patient for record in records}
+    seen = seen_patients(run, people, patients)
+    kept = [record for record in records if record.patient not in seen]
+    if not kept:
+        raise DataError(
+            f"all {len(patients):,} patients were trained on or used to choose the weights; nobody is left; "
+            f"take other data or another split",
+            reason="overlap",
+        )
+    left_out = len(records) - len(kept)
+    told = f"{len(seen):,} of {len(patients):,} patients were trained on or used to choose the weights"
+    return kept, Known(left_out, (f"Left out: {told}; their {left_out:,} images were not scored.",) * bool(seen))

@@ -9,7 +9,7 @@ Shapes: `N` images, `C` classes, `E` joint dimension.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +19,8 @@ from torch import Tensor
 from cleft.config import Settings, load_settings
 from cleft.data.batches import eval_loader
 from cleft.data.draws import ids_digest
-from cleft.data.prompts import absent_name, absent_prompt, class_phrase, class_prompt
+from cleft.data.prompts import absent_name, absent_prompt, class_prompt
+from cleft.data.wordings import Wording, check_wording, find_wording
 from cleft.errors import CheckpointError, ConfigError
 from cleft.evaluation.encode import encode_images
 from cleft.evaluation.examples import pick_examples
@@ -45,10 +46,12 @@ def evaluate_zero_shot(
     classes: str | Sequence[str] | None = None,
     scoring: Scoring = "multi-class",
     prompts: Prompts = "auto",
+    wording: str | None = None,
     blank: Blank = "unknown",
     per_class: int | None = None,
     per_patient: int | None = None,
     allow_overlap: bool = False,
+    drop_overlap: bool = False,
     examples: int = 10,
     draws: Draws = USUAL_DRAWS,
     progress: bool = True,
@@ -63,10 +66,12 @@ def evaluate_zero_shot(
         scoring: `multi-class`: which one of the classes, asked of images that show exactly one. `present-absent`:
             whether each finding is there, asked of every image where that is known.
         prompts: `handwritten`, `context`, or `auto`: the learned context where there is one.
+        wording: Which words stand for the classes, as the setting of that name; by default the run's own.
         blank: For `present-absent`: whether a finding nobody mentioned is not known, or absent.
         per_class: Ask about as many images of each class, drawn by the hash of their ids, in place of all.
         per_patient: Most images of a patient in a class, where `per_class` is given; by default 4.
         allow_overlap: Whether to score patients the run was trained on. The result then says so.
+        drop_overlap: Whether to score only patients the run has not seen. The result counts the images left out.
         examples: Images with their answers to keep for the page; 0 keeps none.
         draws: How intervals are drawn.
         progress: Whether to show bars.
@@ -75,12 +80,14 @@ def evaluate_zero_shot(
         The result file.
 
     Raises:
-        ConfigError: If the run, the data or a class is unknown, or the run has no learned context to ask with.
+        ConfigError: If the run, the data, a class or the wording is unknown, or the run has no learned context to ask
+            with.
         DataError: If nothing can be asked of the images, a class has too few of them, or patients were trained on.
         CheckpointError: If the weights are damaged or do not fit the run's settings.
         NumericsError: If an embedding or a score is not finite.
     """
     settings = run_settings(run)
+    words = find_wording(wording or settings.wording, data_config(settings, data).dataset)
     check_reads_texts(run)
     named = None if classes is None else _names(classes)
     images = select_images(
@@ -91,13 +98,15 @@ def evaluate_zero_shot(
         classes=named,
         per_class=_per_class(per_class, per_patient),
         allow_overlap=allow_overlap,
+        drop_overlap=drop_overlap,
         progress=progress,
     )
     asked = choose_classes(named, settings, images.dataset, images.findings)
+    check_wording(words, asked)
     model = load_model(run).to(_device(settings)).eval()
     _check_images(run, model, settings)
     weights = weights_digest(run)
-    wording = choose_wording(model, prompts)
+    behind = choose_prompts(model, prompts)
     embeddings = encode_images(
         model,
         eval_loader(images.records, images.prepared, images.findings, settings, batch_size=_BATCH),
@@ -107,7 +116,7 @@ def evaluate_zero_shot(
         key={"weights": weights, "pixels": images.prepared.digest, "size": str(settings.images.size)},
         progress=progress,
     )
-    answers, sentences = _ask(model, embeddings, asked, images.opening, scoring, wording, blank, draws)
+    answers, sentences = _ask(model, embeddings, asked, images.opening, scoring, behind, words, blank, draws)
     scored = [images.records[row] for row in answers.rows]
     evaluation = Evaluation(
         task="zero-shot",
@@ -118,7 +127,7 @@ def evaluate_zero_shot(
         ids_digest=ids_digest(record.id for record in scored),
         checkpoint=weights,
         scoring=scoring,
-        prompts=wording,
+        prompts=behind,
         classes=asked,
         class_prompts=tuple(sentences),
         results=answers.results,
@@ -127,11 +136,26 @@ def evaluate_zero_shot(
         roc=answers.roc,
         examples=pick_examples(answers, embeddings.ids, asked, images.prepared, examples),
         synthetic=images.synthetic,
+        wording=words.name,
+        overlap_left_out=images.left_out,
         command=_command(
-            run, data, split, classes, scoring, prompts, blank, per_class, per_patient, allow_overlap=allow_overlap
+            run,
+            {
+                "--split": split,
+                "--scoring": scoring,
+                "--data": _without_folder(data),
+                "--classes": None if named is None else ",".join(named),
+                "--blank": None if blank == "unknown" else blank,
+                "--per-class": per_class,
+                "--per-patient": per_patient,
+                "--prompts": prompts,
+                "--wording": None if wording is None else Path(wording).name,
+            },
+            "--allow-overlap" * allow_overlap,
+            "--drop-overlap" * drop_overlap,
         ),
         seed=draws.seed,
-        notes=(*images.notes, *answers.notes, *_note_of(wording, scoring)),
+        notes=(*images.notes, *answers.notes, *_note_of(behind, scoring)),
     )
     return write_evaluation(evaluation, run / "results")
 
@@ -160,8 +184,8 @@ def _check_images(run: Path, model: DualEncoder, settings: Settings) -> None:
         )
 
 
-def choose_wording(model: DualEncoder, prompts: Prompts) -> Literal["context", "handwritten"]:
-    """What class names are read in.
+def choose_prompts(model: DualEncoder, prompts: Prompts) -> Literal["context", "handwritten"]:
+    """What class names are read behind.
 
     Raises:
         ConfigError: If a learned context is asked for and the run has none.
@@ -182,36 +206,38 @@ def _ask(
     classes: Sequence[str],
     opening: str,
     scoring: Scoring,
-    wording: Literal["context", "handwritten"],
+    behind: Literal["context", "handwritten"],
+    words: Wording,
     blank: Blank,
     draws: Draws,
 ) -> tuple[Answers, list[str]]:
     """The answers, and the sentences that were compared."""
-    names = [class_phrase(name) for name in classes]
-    denied = [absent_name(name) for name in classes]
+    names = [words.phrase(name) for name in classes]
+    denied = [absent_name(name, words) for name in classes]
+    written = [class_prompt(name, opening, words) for name in classes]
     if scoring == "multi-class":
-        sentences, embeds = _encode_classes(model, names, [class_prompt(name, opening) for name in classes], wording)
+        sentences, embeds = _encode_classes(model, names, written, behind)
         logits = class_logits(embeddings.image_embeds, embeds, model.logit_scale)
         return answer_multi_class(logits, embeddings, classes, draws), sentences
-    written = [class_prompt(name, opening) for name in classes] + [absent_prompt(name, opening) for name in classes]
-    sentences, embeds = _encode_classes(model, [*names, *denied], written, wording)
+    written += [absent_prompt(name, opening, words) for name in classes]
+    sentences, embeds = _encode_classes(model, [*names, *denied], written, behind)
     logits = class_logits(embeddings.image_embeds, embeds, model.logit_scale)
     present, absent = logits[:, : len(classes)], logits[:, len(classes) :]
     return answer_present_absent(present, absent, embeddings, classes, draws, blank=blank), sentences
 
 
 def _encode_classes(
-    model: DualEncoder, names: Sequence[str], written: Sequence[str], wording: Literal["context", "handwritten"]
+    model: DualEncoder, names: Sequence[str], written: Sequence[str], behind: Literal["context", "handwritten"]
 ) -> tuple[list[str], Tensor]:
     """The sentences as the page prints them, and their embeddings `[C, E]`."""
     with torch.no_grad():
-        if wording == "context":
+        if behind == "context":
             return [f"[learned context] {name}" for name in names], model.encode_class_names(names)
         return list(written), model.encode_text(written)
 
 
-def _note_of(wording: str, scoring: Scoring) -> list[str]:
-    if wording == "context" and scoring == "present-absent":
+def _note_of(behind: str, scoring: Scoring) -> list[str]:
+    if behind == "context" and scoring == "present-absent":
         return ["The context was learned in front of class names alone; it never saw a denied one."]
     return []
 
@@ -242,27 +268,11 @@ def _device(settings: Settings) -> torch.device:
     return torch.device("cuda" if wanted else "cpu")
 
 
-def _command(
-    run: Path,
-    data: str | None,
-    split: Part,
-    classes: str | Sequence[str] | None,
-    scoring: Scoring,
-    prompts: Prompts,
-    blank: Blank,
-    per_class: int | None,
-    per_patient: int | None,
-    *,
-    allow_overlap: bool,
-) -> str:
-    """What to type for the same evaluation, without folders."""
-    words = ["cleft evaluate", run.resolve().name, "--task zero-shot", f"--split {split}", f"--scoring {scoring}"]
-    if data is not None:
-        words.append(f"--data {data.partition(':')[0]}:<folder>")
-    if classes is not None:
-        words.append(f"--classes {shlex.quote(','.join(_names(classes)))}")
-    if blank != "unknown":
-        words.append(f"--blank {blank}")
-    for name, number in (("--per-class", per_class), ("--per-patient", per_patient)):
-        words += [] if number is None else [f"{name} {number}"]
-    return " ".join([*words, f"--prompts {prompts}", *(["--allow-overlap"] if allow_overlap else [])])
+def _command(run: Path, options: Mapping[str, object], *flags: str) -> str:
+    """What to type for the same evaluation; what is None or empty is left out."""
+    words = [f"{name} {shlex.quote(str(value))}" for name, value in options.items() if value is not None]
+    return " ".join(["cleft evaluate", run.resolve().name, "--task zero-shot", *words, *filter(None, flags)])
+
+
+def _without_folder(data: str | None) -> str | None:
+    return None if data is None else f"{data.partition(':')[0]}:<folder>"

@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from cleft.config import ContextConfig, Settings, load_settings
 from cleft.data import opening_of
 from cleft.data.batches import StepSampler
-from cleft.data.prompts import class_phrase, resolve_classes
+from cleft.data.prompts import resolve_classes
+from cleft.data.wordings import check_wording, find_wording
 from cleft.errors import CheckpointError, ConfigError
 from cleft.learning.engine import Plan, train
 from cleft.learning.files import read_json
@@ -137,6 +138,8 @@ def _check_source(source: Path, settings: Settings, folder: Path) -> None:
 def _train(source: Path, settings: Settings, material: Material, run: Run, stop: StopFlag, *, progress: bool) -> None:
     config = settings.context
     classes = resolve_classes(settings.classes, material.findings)
+    wording = find_wording(settings.wording, settings.data.dataset)
+    check_wording(wording, classes)
     chosen = choose_targets(material.train, classes, config.several_positives)
     check_classes(chosen, classes, config.several_positives)
     sampler = _Sampler(len(chosen.records), config, settings.seed)
@@ -161,7 +164,7 @@ def _train(source: Path, settings: Settings, material: Material, run: Run, stop:
     model.requires_grad_(False)
     assert model.context is not None
     model.context.requires_grad_(True)
-    learner = ContextLearning(model, [class_phrase(name) for name in classes], config, val_set)
+    learner = ContextLearning(model, [wording.phrase(name) for name in classes], config, val_set)
     place = {row: position for position, row in enumerate(drawn)}
 
     def batches(first_step: int, rank: int, world_size: int) -> Iterator[Encoded]:

@@ -18,6 +18,7 @@ from cleft.config import Settings
 from cleft.data.batches import eval_loader, train_loader
 from cleft.data.orders import say_repeats
 from cleft.data.prompts import resolve_classes
+from cleft.data.wordings import check_wording, find_wording
 from cleft.errors import ConfigError
 from cleft.learning.engine import Plan, train
 from cleft.learning.gather import gather
@@ -80,9 +81,10 @@ def pretrain(settings: Settings, folder: Path, *, progress: bool = True) -> Path
 
 
 def _foresee(settings: Settings, material: Material) -> None:
-    """Says now, and not after hours of training, that stage two has no such classes."""
+    """Says now, and not after hours of training, that stage two has no such classes or no words for them."""
     try:
-        resolve_classes(settings.classes, material.findings)
+        classes = resolve_classes(settings.classes, material.findings)
+        check_wording(find_wording(settings.wording, settings.data.dataset), classes)
     except ConfigError as error:
         if is_first_rank():
             log.warning("for stage two and evaluation, stage one does not need it: %s", error)

@@ -33,6 +33,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
         "method": Role.DECIDES_PRETRAIN,
         "seed": Role.DECIDES,
         "classes": Role.DECIDES_ANSWERS,
+        "wording": Role.DECIDES_CONTEXT,
         "data.dataset": Role.DECIDES,
         "data.root": Role.HARMLESS,  # a folder may move; what it holds is compared by digest
         "data.table": Role.DECIDES,

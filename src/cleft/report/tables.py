@@ -48,7 +48,13 @@ class Entry(NamedTuple):
     @property
     def label(self) -> str:
         """How a row or a legend calls it."""
-        return f"{self.run.name}, {PROMPTS.get(self.evaluation.prompts, self.evaluation.prompts)}"
+        return f"{self.run.name}, {asked_with(self.evaluation)}"
+
+
+def asked_with(evaluation: Evaluation) -> str:
+    """How classes were named: behind what, and in which words where these are not the usual ones."""
+    prompts = PROMPTS.get(evaluation.prompts, evaluation.prompts)
+    return prompts if evaluation.wording == "default" else f"{prompts}, wording “{evaluation.wording}”"
 
 
 def groups(runs: Sequence[Run]) -> list[list[Entry]]:
@@ -86,7 +92,7 @@ def headline(group: Sequence[Entry]) -> Table:
         Row(
             kind="model",
             label=entry.run.name,
-            sublabel=PROMPTS.get(entry.evaluation.prompts, entry.evaluation.prompts),
+            sublabel=asked_with(entry.evaluation),
             swatch=swatch(entry.series),
             href=f"#{entry.stored.anchor}",
             cells=[_result_cell(entry, metric, notes, picture) for metric in HEADINGS],
@@ -162,7 +168,7 @@ def repeated(group: Sequence[Entry]) -> list[list[Entry]]:
     found: dict[Any, list[Entry]] = {}
     for entry in group:
         recipe = {key: str(value) for key, value in entry.run.config.items() if key not in _NOT_RECIPE}
-        key = (entry.evaluation.prompts, entry.run.stage, tuple(sorted(recipe.items())))
+        key = (entry.evaluation.prompts, entry.evaluation.wording, entry.run.stage, tuple(sorted(recipe.items())))
         found.setdefault(key, []).append(entry)
     return [members for members in found.values() if len({_seed(entry) for entry in members}) == len(members) > 1]
 
@@ -238,8 +244,8 @@ def _mean_row(members: Sequence[Entry], notes: Footnotes, picture: Picture) -> R
         cells.append(
             Cell(text=printed(metric, mean), detail=detail, note=note, picture=picture(metric, mean, reach, "mean"))
         )
-    prompts = PROMPTS.get(members[0].evaluation.prompts, members[0].evaluation.prompts)
-    return Row(kind="mean", label=f"Mean of {len(members)} seeds", sublabel=f"{prompts}, seeds {seeds}", cells=cells)
+    sublabel = f"{asked_with(members[0].evaluation)}, seeds {seeds}"
+    return Row(kind="mean", label=f"Mean of {len(members)} seeds", sublabel=sublabel, cells=cells)
 
 
 def _seed(entry: Entry) -> int:
