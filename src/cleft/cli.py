@@ -424,7 +424,10 @@ def _data_prepare(options: argparse.Namespace, words: list[str]) -> None:
     )
     refused = {record: (reason, prepared.sentences[record]) for record, reason in prepared.rejected.items()}
     print(f"{prepared.folder}: {len(prepared):,} images are prepared, {len(refused):,} cannot be used")
-    print("\n".join(reject_lines(refused.values())), end="\n" if refused else "")
+    for line in reject_lines(refused.values()):
+        print(line)
+    for reason, rows in reading.rejected.items():
+        print(f"rows of the table left out, {reason}: {len(rows):,}")
 
 
 def _data_phantoms(options: argparse.Namespace, words: list[str]) -> None:

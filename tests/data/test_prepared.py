@@ -9,6 +9,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -81,6 +82,28 @@ def test_prepared_pixels_are_those_of_the_files(records, prepare):
     assert len(images) == 7
     assert right(images, records)
     assert not images.pixels("0.png").flags.writeable
+
+
+@pytest.mark.parametrize("jobs", [0, 1, 2])
+@pytest.mark.parametrize("recipe", ["pad", "released"])
+def test_every_format_is_prepared_as_by_hand_whatever_the_number_of_processes(tmp_path, jobs, recipe):
+    rng = np.random.default_rng(1)
+    scene = cv2.GaussianBlur(rng.integers(0, 4096, (90, 70)).astype(np.float32), (9, 9), 3)
+    deep = cv2.normalize(scene, None, 300, 3800, cv2.NORM_MINMAX).astype(np.uint16)
+    shallow = (deep // 16).astype(np.uint8)
+    for name, pixels in (("8.png", shallow), ("16.png", deep), ("75.jpg", shallow), ("odd.jpg", shallow[:71, 3:])):
+        Image.fromarray(pixels).save(tmp_path / name)
+    records = [
+        Record(id=name, image=tmp_path / name, labels={}, patient=name)
+        for name in ("8.png", "16.png", "75.jpg", "odd.jpg")
+    ]
+    config = ImagesConfig(stored_size=48, size=32, recipe=recipe)
+    images = prepare_images(records, config, tmp_path / "cache", jobs=jobs)
+    for record in records:
+        by_hand = prepare_image(decoders.decode_gray(record.image.read_bytes(), record.image), config)
+        assert np.array_equal(images.pixels(record.id), by_hand)
+    with Image.open(tmp_path / "16.png") as file:
+        assert file.mode.startswith("I;16")
 
 
 def test_what_is_prepared_is_not_decoded_again(records, prepare, decoded):

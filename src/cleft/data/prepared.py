@@ -109,7 +109,7 @@ def prepare_images(
         ResourceError: If the cache cannot be written, or decoding processes are killed.
     """
     home = folder / preparation_digest(config)
-    files, bad = _look_at({record.image for record in records})
+    files, bad = _look_at(dict.fromkeys(record.image for record in records))
     images = len(files) + len(bad)
 
     def judge() -> None:
@@ -158,7 +158,7 @@ def find_images(records: Sequence[Record], data: DataConfig, images: ImagesConfi
             of them and the command to run; or if more than `data.max_bad` of the images are missing or refused.
     """
     home = cache_folder(data) / preparation_digest(images)
-    files, bad = _look_at({record.image for record in records})
+    files, bad = _look_at(dict.fromkeys(record.image for record in records))
     check_rejects(bad, len(files) + len(bad), data.max_bad)
     shelf = Shelf(home, images.stored_size)
     contents = shelf.known(files)
@@ -204,7 +204,14 @@ def _shelf(home: Path, config: ImagesConfig, *, again: bool) -> Shelf:
 
 
 def _refused(shelf: Shelf, contents: Mapping[Path, str]) -> Rejects:
-    return {path: shelf.refused[content] for path, content in contents.items() if content in shelf.refused}
+    found = {path: shelf.refused[content] for path, content in contents.items() if content in shelf.refused}
+    return {path: (reason, _renamed(path, reason, sentence)) for path, (reason, sentence) in found.items()}
+
+
+def _renamed(path: Path, reason: str, sentence: str) -> str:
+    """What was said of a file, said of another with the same bytes."""
+    _, same, why = sentence.partition(f": {reason} (")
+    return f"{path}{same}{why}" if same else sentence
 
 
 def _reasons(records: Iterable[Record], bad: Rejects) -> dict[str, str]:

@@ -1,0 +1,163 @@
+"""`cleft data prepare` through the front door: stopped anywhere, two at once, and what it says of bad images."""
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cleft.cli import main
+from cleft.config import load_settings
+from cleft.data import decoding, read_dataset
+from cleft.data.prepared import obtain_images, prepare_images
+
+IMAGES = 120
+
+
+@pytest.fixture(scope="module")
+def drawings(tmp_path_factory):
+    """A table of one's own with images of noise."""
+    root = tmp_path_factory.mktemp("drawings")
+    rng = np.random.default_rng(0)
+    lines = ["image,patient,caption"]
+    for number in range(IMAGES):
+        Image.fromarray(rng.integers(0, 256, (40, 36), dtype=np.uint8)).save(root / f"{number}.png")
+        lines.append(f"{number}.png,{number},noise")
+    (root / "manifest.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+@pytest.fixture
+def words(drawings, tmp_path):
+    return _words(drawings, tmp_path / "cache")
+
+
+def _words(root, cache):
+    place = ["--data.dataset=manifest", f"--data.root={root}", f"--data.cache={cache}"]
+    return ["data", "prepare", "tiny", "--jobs", "2", *place]
+
+
+def start(words):
+    command = [sys.executable, "-m", "tests.tools.slow_prepare", *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def parts(cache):
+    return {path.name: path.read_bytes() for path in cache.rglob("part-*") if path.suffix != ".tmp"}
+
+
+def wait_for_part(cache):
+    deadline = time.monotonic() + 30
+    while not list(cache.rglob("part-*.json")):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def whole(drawings, tmp_path_factory):
+    """The parts that a run leaves which nobody disturbed."""
+    settings = load_settings("tiny", _words(drawings, tmp_path_factory.mktemp("whole"))[5:])
+    images = prepare_images(read_dataset(settings.data).records, settings.images, settings.data.cache, part_rows=20)
+    return parts(images.folder)
+
+
+@pytest.mark.parametrize(
+    ("number", "group", "code", "said"),
+    [
+        (signal.SIGINT, True, 130, "error: stopped by Ctrl-C\n"),
+        (signal.SIGTERM, False, 143, "error: asked to stop (SIGTERM); the same command begins again\n"),
+        # At every call of the system, and what becomes of the children: tests/data.
+        pytest.param(signal.SIGKILL, False, -9, "", marks=pytest.mark.slow),
+    ],
+)
+def test_a3_a4_stopped_anywhere_it_goes_on_and_ends_in_the_same_bytes(
+    words, tmp_path, whole, monkeypatch, capsys, number, group, code, said
+):
+    cache = tmp_path / "cache"
+    with start(words) as run:
+        wait_for_part(cache)
+        (os.killpg if group else os.kill)(run.pid, number)
+        assert run.communicate() == ("", said)
+    assert run.returncode == code
+    before = {path: path.stat().st_mtime_ns for path in cache.rglob("part-*.json")}
+    assert 20 <= 20 * len(before) < IMAGES
+    monkeypatch.setitem(prepare_images.__kwdefaults__, "part_rows", 20)
+    assert main(words) == 0
+    out, err = capsys.readouterr()
+    assert f"{20 * len(before)} images are prepared already, {IMAGES - 20 * len(before)} are not\n" in err
+    assert f"{IMAGES} images are prepared, 0 cannot be used" in out
+    assert parts(cache) == whole
+    assert all(path.stat().st_mtime_ns == time_ for path, time_ in before.items())
+    assert not list(cache.rglob("*.tmp"))
+
+
+def test_f3_two_at_once_share_the_work_and_spoil_nothing(words, tmp_path, whole):
+    with start(words) as one, start(words) as two:
+        said = [run.communicate() for run in (one, two)]
+    assert [run.returncode for run in (one, two)] == [0, 0]
+    assert parts(tmp_path / "cache") == whole
+    assert sum("another process prepares images" in err for _, err in said) == 1
+    assert all(f"{IMAGES} images are prepared" in out for out, _ in said)
+
+
+def test_it_ends_with_a_table_of_what_failed_and_a_list_of_ids(drawings, tmp_path, capsys):
+    root = shutil.copytree(drawings, tmp_path / "data")
+    for number in range(5):
+        (root / f"{number}.png").write_bytes(b"GIF89a")
+    (root / "7.png").unlink()
+    words = _words(root, tmp_path / "cache")
+    assert main([*words, "--data.max_bad=0.5"]) == 0
+    out = capsys.readouterr().out
+    assert "114 images are prepared, 5 cannot be used" in out
+    assert re.search(r"\n  format +5\n    .*/0\.png: format \(.*\n    .*/1\.png: .*\n    .*/2\.png: .*\n    …\n", out)
+    assert "rows of the table left out, missing: 1\n" in out
+    listed = "id,reason\n" + "".join(f"{number}.png,format\n" for number in range(5))
+    assert (tmp_path / "cache" / "rejects-manifest.csv").read_text() == listed
+    assert main([*words, "--rejects", str(tmp_path / "mine.csv")]) == 3
+    assert "raise data.max_bad" in capsys.readouterr().err
+    assert (tmp_path / "mine.csv").read_text() == listed
+
+
+def test_a_list_without_a_folder_is_refused_before_work(words, tmp_path, capsys):
+    assert main([*words, "--rejects", str(tmp_path / "absent" / "rejects.csv")]) == 2
+    assert "make it first" in capsys.readouterr().err
+    assert not (tmp_path / "cache").exists()
+
+
+def test_all_cores_decode_unless_told_otherwise(words, monkeypatch):
+    asked = []
+
+    def spy(*_, jobs, **__):
+        asked.append(jobs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cleft.data.prepared.prepare_images", spy)
+    monkeypatch.setattr(decoding, "usable_cores", lambda: 24)
+    without = [word for word in words if word not in ("--jobs", "2")]
+    main(words)
+    main(without)
+    monkeypatch.setattr(decoding, "usable_cores", lambda: 200)
+    main(without)
+    assert asked == [2, 24, 64]
+
+
+def test_the_command_that_a_refusal_names_makes_what_was_missing(drawings, tmp_path, capsys):
+    place = ["--data.dataset=manifest", f"--data.root={drawings}", f"--data.cache={tmp_path / 'cache'}"]
+    run = ["pretrain", "tiny", "--run", str(tmp_path / "run"), *place, "--data.prepare=ahead"]
+    assert main(["data", "prepare", "tiny", *place, "--images.stored_size=128", "--jobs=1"]) == 0
+    assert main(run) == 3
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'cache'}" in said
+    assert "images.stored_size 128, wanted 64" in said
+    assert not list((tmp_path / "run").glob("*.safetensors"))
+    command = shlex.split(re.search(r"run (cleft data prepare .*)", said)[1])
+    assert main([*command[1:], "--jobs=1"]) == 0
+    settings = load_settings("tiny", run[4:])
+    assert len(obtain_images(read_dataset(settings.data).records, settings.data, settings.images)) == IMAGES

@@ -1,0 +1,21 @@
+"""`cleft data prepare` in small parts and at a walking pace, so that a test can interrupt it."""
+
+import time
+
+from cleft.cli import entry
+from cleft.data import decoding
+from cleft.data.decoding import prepare_file
+from cleft.data.prepared import prepare_images
+
+
+def prepare_slowly(path, config, known):
+    time.sleep(0.01)
+    return prepare_file(path, config, known)
+
+
+if __name__ == "__main__":
+    from tests.tools import slow_prepare  # Under this name children find it.
+
+    decoding._prepare_file_in_child = slow_prepare.prepare_slowly
+    prepare_images.__kwdefaults__["part_rows"] = 20
+    entry()
