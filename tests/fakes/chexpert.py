@@ -4,6 +4,7 @@ Built to show what a reader must cope with: release prefixes that differ from th
 table, laterals, frontals marked LL, an unknown sex, and present, absent, uncertain and blank labels side by side.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -69,10 +70,11 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, str]], columns: Sequence[s
 
 
 def write_image(path: Path, size: int = 64) -> Path:
-    """Writes a gray square with a corner of its own."""
+    """Writes a gray square with a corner of its own, told by the last parts of its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.full((size, size), 128, dtype=np.uint8)
-    pixels[: size // 4, : size // 2] = len(str(path)) % 100
+    own = np.frombuffer(hashlib.sha256("/".join(path.parts[-4:]).encode()).digest(), dtype=np.uint8)
+    pixels[: size // 4, : size // 2] = np.resize(own % 100, size // 2)
     Image.fromarray(pixels).save(path)
     return path
 

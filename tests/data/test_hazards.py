@@ -1,0 +1,389 @@
+"""What goes wrong with real data, and what is done about it: one row of the dossier's table after the other.
+
+Each test builds the hazard on disk and looks at it through a public door: `check_dataset`, `read_dataset` or
+`prepare_images`. Single modules have finer tests of their own; here stands that the doors lead there.
+"""
+
+import gzip
+import io
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.fakes.chexpert import chexpert_row, write_fake_chexpert, write_full_chexpert
+from tests.fakes.manifest import write_fake_manifest
+
+from cleft.config import DataConfig, ImagesConfig
+from cleft.data import read_dataset
+from cleft.data.census import Effort
+from cleft.data.check import check_dataset
+from cleft.data.prepared import prepare_images
+from cleft.data.splits import split_records
+from cleft.errors import DataError
+
+IMAGES = ImagesConfig(size=48, stored_size=64)
+ALL = Effort(decode=None)
+
+
+def scene(seed=0, shape=(80, 64)):
+    """A gray image whose corners can be told apart."""
+    rows, columns = np.mgrid[0 : shape[0], 0 : shape[1]]
+    noise = np.random.default_rng(seed).integers(0, 40, shape)
+    return np.uint8(rows * 120 // shape[0] + columns * 60 // shape[1] + noise)
+
+
+def stored(pixels=None, kind="PNG", mode=None, **options):
+    image = Image.fromarray(scene() if pixels is None else pixels)
+    buffer = io.BytesIO()
+    (image.convert(mode) if mode else image).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Writes an own table, and files with their bytes beside it; a table without lines has one row per file."""
+
+    def write(files, table=None, header="image,Edema", name="manifest.csv"):
+        for number, (path, data) in enumerate(files.items()):
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / path).write_bytes(data if data is not None else stored(scene(number)))
+        lines = [f"{path},{number % 2}" for number, path in enumerate(files)] if table is None else table
+        body = table if isinstance(table, bytes) else "\n".join([header, *lines]).encode() + b"\n"
+        (tmp_path / name).write_bytes(body)
+        return tmp_path
+
+    return write
+
+
+def check(root, effort=ALL, dataset="manifest", **settings):
+    settings = {"max_bad": 0.9, "val_fraction": 0, "test_fraction": 0, **settings}
+    return check_dataset(DataConfig(dataset=dataset, root=root, **settings), IMAGES, effort).census
+
+
+def records(root, dataset="manifest", **settings):
+    return read_dataset(DataConfig(dataset=dataset, root=root, **settings)).records
+
+
+def prepared(root, **settings):
+    """Pixels of every image that can be used, by id, and the reason of every other."""
+    made = prepare_images(records(root, **settings), IMAGES, root.parent / f"{root.name}-cache", max_bad=1.0)
+    return {name: made.pixels(name) for name in made.numbers}, dict(made.rejected)
+
+
+# Where images lie
+
+
+@pytest.mark.parametrize("write", [write_fake_chexpert, write_full_chexpert])
+@pytest.mark.parametrize("level", ["the release", "the folder above"])
+def test_a_wrong_release_prefix_or_another_folder_level_is_set_right(tmp_path, write, level):
+    root = write(tmp_path)
+    inner = [path for path in sorted(root.iterdir()) if path.is_dir()]
+    root = inner[0] if level == "the release" and write is write_fake_chexpert else root
+    assert len(records(root, "chexpert")) == 6
+    assert check(root, dataset="chexpert").faults == ()
+
+
+def test_a_layout_that_fits_nowhere_stops_with_the_places_that_were_tried(tmp_path):
+    root = write_fake_chexpert(tmp_path)
+    shutil.rmtree(root / "CheXpert-v1.0-small/train")
+    (fault,) = check(root, dataset="chexpert").faults
+    assert "looked for" in fault
+    assert "train/patient00001" in fault
+
+
+def test_what_file_managers_and_broken_downloads_leave_is_ignored_and_counted(own):
+    root = own({"images/a.png": None, "images/b.png": None})
+    for name in (".DS_Store", "._a.png", "Thumbs.db", "c.png.part", "train.zip.part"):
+        (root / "images" / name).write_bytes(b"\0\5\x16\7")
+    census = check(root)
+    assert (census.junk, census.unlisted, census.faults) == (5, (), ())
+
+
+def test_a_row_without_a_file_is_left_out_and_counted_and_too_many_stop(own):
+    root = own({"images/a.png": None, "images/b.png": None, "images/c.png": None})
+    (root / "images/b.png").unlink()
+    (left,) = check(root, max_bad=0.5).left_out
+    assert (left.reason, left.count, left.examples) == ("missing", 1, ("images/b.png",))
+    assert "1 of 3 images are not on disk" in check(root, max_bad=0.01).faults[0]
+    with pytest.raises(DataError, match=r"data\.max_bad allows 1\.0%"):
+        records(root)
+
+
+def test_a_file_without_a_row_is_reported_and_nothing_else(own):
+    root = own({"images/a.png": None, "images/b.png": None})
+    (root / "images/new").mkdir()
+    shutil.copy(root / "images/a.png", root / "images/new/c.png")
+    census = check(root)
+    assert [(left.reason, left.count, left.examples) for left in census.unlisted] == [(".png", 1, ("new/c.png",))]
+    assert (census.images, census.faults) == (2, ())
+
+
+def test_case_and_accents_that_differ_on_disk_are_found_if_there_is_no_doubt(own):
+    root = own({"Images/A.PNG": None, "Images/e\u0301.png": None}, ["images/a.png,1", "images/\u00e9.png,0"])
+    census = check(root)
+    assert (census.images, census.faults, census.undecodable) == (2, (), ())
+    assert any("2 images have another spelling on disk" in note for note in census.notes)
+    (root / "images").mkdir()
+    shutil.copy(root / "Images/A.PNG", root / "images/a.PNG")
+    assert [left.count for left in check(root).left_out] == [1]
+
+
+@pytest.mark.parametrize("path", ["images\\a.png", "C:\\images\\a.png", "\\\\server\\a.png"])
+def test_windows_paths_of_an_own_table_are_refused_with_a_sentence(own, path):
+    (fault,) = check(own({"images/a.png": None}, [f"{path},1", "images/a.png,1"])).faults
+    assert "line 2" in fault
+    assert "write paths below data.root with /" in fault
+
+
+def test_windows_paths_of_chexpert_are_read(tmp_path):
+    row = chexpert_row("patient00001/study1/view1_frontal.jpg")
+    root = write_fake_chexpert(tmp_path, [row])
+    table = root / "CheXpert-v1.0-small/train.csv"
+    table.write_text(
+        table.read_text().replace("CheXpert-v1.0-small/train/patient00001/study1/", r"C\train\patient00001\study1" "\\")
+    )
+    assert [record.patient for record in records(root, "chexpert", val_fraction=0, test_fraction=0)] == ["patient00001"]
+
+
+def test_spaces_in_folders_and_names_are_part_of_them(own):
+    root = own({"RSNA Pneumonia (1)/first batch/p 1.png": None, "RSNA Pneumonia (1)/ü & co.png": None})
+    pixels, rejected = prepared(root)
+    assert (len(pixels), rejected) == (2, {})
+
+
+# What files hold
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (stored(kind="JPEG")[:700], "truncated"),
+        (stored()[:700], "truncated"),
+        (stored(kind="JPEG")[:3] + b"\xff\xd9", "malformed"),
+        (b"", "empty"),
+        (b"<html>not found</html>", "format"),
+        (stored(np.zeros((80, 64), np.uint8)), "constant"),
+        (stored(np.full((80, 64), 255, np.uint8), "JPEG"), "constant"),
+        (stored(scene(shape=(8, 64))), "geometry"),
+        (stored(np.stack([scene(), 255 - scene(), scene(2)], 2)), "colour"),
+        (stored(kind="JPEG", mode="CMYK"), "colour"),
+        (stored(kind="BMP"), "format"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_an_image_that_cannot_be_used_is_found_before_training_and_left_out_with_its_reason(own, data, reason):
+    root = own({"images/good.png": None, "images/better.png": None, "images/bad.png": data})
+    (left,) = check(root).undecodable
+    assert (left.reason, left.count) == (reason, 1)
+    assert left.examples[0].startswith(f"images/bad.png: {reason} (")
+    pixels, rejected = prepared(root)
+    assert (sorted(pixels), rejected) == (["images/better.png", "images/good.png"], {"images/bad.png": reason})
+    assert "1 of 3 images that were decoded cannot be used" in check(root, max_bad=0.01).faults[0]
+
+
+def test_content_decides_the_decoder_not_the_name(own):
+    lossless = scene()
+    root = own(
+        {
+            "a.jpg": stored(lossless),
+            "b.png": stored(lossless, "JPEG", quality=100),
+            "c": stored(lossless),
+            "d.dcm": stored(lossless),
+        }
+    )
+    pixels, rejected = prepared(root)
+    assert rejected == {}
+    assert np.array_equal(pixels["a.jpg"], pixels["c"])
+    assert np.array_equal(pixels["a.jpg"], pixels["d.dcm"])
+    assert np.abs(pixels["b.png"].astype(int) - pixels["c"]).max() <= 2
+    assert dict(next(tally for tally in check(root).looks if tally.name == "format").counts) == {"PNG": 3, "JPEG": 1}
+
+
+def test_exif_orientation_is_applied_once(own):
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be shown turned by 90 degrees clockwise
+    upright, lying = scene(), np.ascontiguousarray(np.rot90(scene()))
+    pixels, _ = prepared(own({"upright.png": stored(upright), "lying.png": stored(lying, exif=turned)}))
+    assert np.array_equal(pixels["upright.png"], pixels["lying.png"])
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P"])
+def test_gray_stored_as_colour_palette_or_with_transparency_is_gray(own, mode):
+    gray = Image.fromarray(scene() // 2 * 2)
+    buffer = io.BytesIO()
+    (gray.quantize(256) if mode == "P" else gray.convert(mode)).save(buffer, "PNG")
+    pixels, rejected = prepared(own({"gray.png": stored(np.asarray(gray)), "other.png": buffer.getvalue()}))
+    assert rejected == {}
+    assert np.abs(pixels["gray.png"].astype(int) - pixels["other.png"]).max() <= 1
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+def test_sixteen_bit_png_keeps_its_range(own, bits):
+    deep = (scene().astype(np.float64) / scene().max() * (2**bits - 1)).astype(np.uint16)
+    pixels, _ = prepared(own({"a.png": stored(deep)}))
+    inside = pixels["a.png"][:, 8:56]
+    assert inside.max() > 230
+    assert len(np.unique(inside)) > 100
+
+
+# What tables say
+
+
+def test_several_equal_rows_of_an_image_are_one_and_conflicting_ones_stop(own):
+    files = {"a.png": None, "b.png": None}
+    (left,) = check(own(files, ["a.png,1", "b.png,0", "./a.png,1.0"])).left_out
+    assert (left.reason, left.count, left.examples) == ("duplicate", 1, ("line 4",))
+    (fault,) = check(own(files, ["a.png,1", "b.png,0", "a.png,0"])).faults
+    assert "lines 2, 4: two rows of the same image disagree" in fault
+
+
+def test_one_image_under_two_names_is_flagged_and_stops_across_test(own):
+    names = [f"p{number}.png" for number in range(40)]
+    root = own(dict.fromkeys(names))
+    assert check(root).faults == ()
+    config = DataConfig(dataset="manifest", root=root)
+    splits = split_records(read_dataset(config), config)
+    train, test = splits.train[0].id, splits.test[0].id
+    shutil.copy(root / train, root / test)
+    (fault,) = check(root, val_fraction=0.05, test_fraction=0.2).faults
+    assert "1 pictures of the test split stand in another split too" in fault
+    assert train in fault
+    assert test in fault
+
+
+def test_ids_are_text_whatever_they_look_like(own):
+    ids = ["0001", "1", "1e5", "100000", "1.2345678901234567e+16", "12345678901234567", "12345678901234568", "NA"]
+    lines = [f"{number}.png,{patient},1" for number, patient in enumerate(ids)]
+    root = own({f"{number}.png": None for number in range(len(ids))}, lines, "image,patient,Edema")
+    assert [record.patient for record in records(root)] == ids
+
+
+def test_codes_are_read_by_value_however_they_are_written(own):
+    cells = ["1", "1.0", '"1"', " 1 ", "-1.0", "0.0", ""]
+    root = own({f"{n}.png": None for n in range(7)}, [f"{n}.png,{cell}" for n, cell in enumerate(cells)])
+    assert check(root).labels["Edema"] == (4, 1, 1, 1)
+
+
+PLAIN = 'image,caption,Edema\na.png,"left, and right",1\nb.png,nothing,0\n'
+
+
+def zipped(text):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("table.csv", text)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        PLAIN.encode(),
+        b"\xef\xbb\xbf" + PLAIN.encode(),
+        PLAIN.replace("\n", "\r\n").encode(),
+        gzip.compress(PLAIN.encode(), mtime=0),
+        zipped(PLAIN),
+        zipped("\ufeff" + PLAIN.replace("\n", "\r\n")),
+        (",\n0,".join(PLAIN.splitlines()) + "\n").encode()
+        and b',image,caption,Edema\n0,a.png,"left, and right",1\n1,b.png,nothing,0\n',
+        PLAIN.replace("image,caption", " Image , TEXT").encode(),
+    ],
+    ids=["plain", "mark", "crlf", "gzip", "zip", "zip of marks and crlf", "index column", "header of another form"],
+)
+def test_marks_line_ends_packing_quotes_and_index_columns_change_nothing(own, table):
+    found = records(own({"a.png": None, "b.png": None}, table))
+    assert [(record.id, record.caption, record.labels["Edema"]) for record in found] == [
+        ("a.png", "left and right", 1),
+        ("b.png", "nothing", 0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        ("image,Edema\na.png,1,\nb.png,0,\n", "lines 2, 3: 3 cells where the header has 2; mend the commas"),
+        ("image,Edema\na.png\nb.png,0\n", "line 2: 1 cells where the header has 2"),
+        ("image,Edema,Edema\na.png,1,0\n", "column 'Edema' stands at positions [2, 3]; rename or remove"),
+        ("image;Edema\na.png;1\n", "separates its cells by semicolons; save it with commas"),
+        ("imag,Edema\na.png,1\n", "no column 'image'; found ['imag', 'Edema']; name the images' paths, nearest to"),
+        ('image,Edema\na.png,"1\nb.png,0\n', "a quote is not closed"),
+    ],
+)
+def test_a_header_or_row_out_of_balance_is_told_with_its_place(own, table, told):
+    assert told in check(own({"a.png": None, "b.png": None}, table.encode())).faults[0]
+
+
+def test_unexpected_codes_keep_their_row_and_count_as_unknown(own):
+    lines = ["a.png,Unknown,155,LL,1", "b.png,F,061Y,X,1", "c.png,M,61, ap ,1"]
+    root = own({"a.png": None, "b.png": None, "c.png": None}, lines, "image,sex,age,view,Edema")
+    found = records(root)
+    assert [(record.sex, record.age, record.view) for record in found] == [
+        (None, None, "LL"),
+        ("Female", None, "X"),
+        ("Male", 61.0, "AP"),
+    ]
+    notes = " ".join(check(root).notes)
+    assert "1 rows with another sex" in notes
+    assert "2 rows with an age outside 0 to 120" in notes
+
+
+def test_the_version_of_a_table_is_kept_as_its_digest(own):
+    digests = [check(own({"a.png": None}, [f"a.png,{code}"])).sources["manifest.csv"] for code in (1, 1, 0)]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_every_planted_kind_is_told_exactly_once_with_an_example_and_the_remedy(tmp_path):
+    """A dozen kinds in one table: what `cleft data check` is for."""
+    good = [f"images/g{number}.png,g{number},{number % 2}," for number in range(120)]
+    planted = [
+        "images/short.png,p",
+        "images/label.png,p,yes,",
+        "images/text.png,p,1,",
+        "../out.png,p,1,",
+        ",p,1,",
+        "images/nobody.png,,1,",
+        "images/g3.png,g3,0,",
+        "images/gone.png,p,1,",
+        "images/cut.png,q,1,",
+        "images/flat.png,q,1,",
+        "images/web.png,q,1,",
+        "images/colour.png,q,1,",
+        "images/g5.png,g5,1,",
+    ]
+    root = write_fake_manifest(tmp_path, [*good, *planted], header="image,patient,Edema,Fracture")
+    for number in range(120):
+        (root / f"images/g{number}.png").write_bytes(stored(scene(number)))
+    for name, data in {
+        "cut": stored()[:700],
+        "flat": stored(np.zeros((80, 64), np.uint8)),
+        "web": b"<html>",
+        "colour": stored(np.stack([scene(), 255 - scene(), scene(2)], 2)),
+    }.items():
+        (root / f"images/{name}.png").write_bytes(data)
+    (root / "images/gone.png").unlink()
+    (root / "images/extra.png").write_bytes(stored())
+    (root / "images/.DS_Store").write_bytes(b"x")
+    lines = check_dataset(DataConfig(dataset="manifest", root=root, max_bad=0.005), IMAGES, ALL).lines
+    for kind, example, remedy in (
+        ("2 cells where the header has 4", "line 122", "mend the commas"),
+        ("column 'Edema' holds 'yes'", "line 123", "allowed are 1, 0, -1 and empty"),
+        ("image '../out.png' leaves", "line 125", "write paths below data.root"),
+        ("no image is named", "line 126", "fill in the path"),
+        ("column 'patient' is empty", "line 127", "fill in a patient"),
+        ("two rows of the same image disagree", "lines 5, 128", "keep the one that is right"),
+        ("images are not on disk", "images/gone.png", "complete the download"),
+        ("images that were decoded cannot be used", "4 of ", "mend these files"),
+        ("cannot be decoded, truncated", "images/cut.png", "copy the file again"),
+        ("cannot be decoded, constant", "images/flat.png", "every pixel is 0"),
+        ("cannot be decoded, format", "images/web.png", "content"),
+        ("cannot be decoded, colour", "images/colour.png", "store it as gray"),
+        ("left out, duplicate", "line 134", ""),
+        ("files that no row names, .png", "extra.png", ""),
+        ("files that are no data", ".DS_Store", "passed over"),
+    ):
+        told = [line for line in lines if kind in line]
+        assert len(told) == 1, kind
+        assert example in told[0]
+        assert remedy in told[0]
+    assert len(lines) < 60
