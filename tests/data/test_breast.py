@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from cleft.data.breast import Breast, Exposure, draw_mammogram
+from cleft.data.breast import Exposure, draw_mammogram
+from cleft.data.film import Breast
 from cleft.data.lesions import Sign
 
 SIZE = (128, 107)

@@ -11,8 +11,9 @@ from pydicom import dcmread
 from cleft.config import DataConfig
 from cleft.data import read_dataset
 from cleft.data.drawn import MARK
-from cleft.data.mammogram_cases import LETTERS, ODDITIES, Shares, invent_patient
-from cleft.data.mammogram_tables import CODES
+from cleft.data.mammogram_cases import LETTERS, ODDITIES, Shares
+from cleft.data.mammogram_codes import CODES
+from cleft.data.mammogram_people import invent_patient
 from cleft.data.mammograms import write_mammograms
 from cleft.errors import DataError
 

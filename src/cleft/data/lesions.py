@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cleft.data.drawing import Map, Sheet, curve, soft
+from cleft.data.film import Film
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,41 +35,11 @@ class Sign:
     """View in which it can hardly be seen, if any."""
 
 
-@dataclass(kw_only=True)
-class Film:
-    """A breast in progress, with what signs need to find their place."""
-
-    sheet: Sheet
-    depth: Map
-    """Distance of each point to the skin, `[H, W]`; 0 outside."""
-    inside: Map
-    nipple: tuple[float, float]
-    reach: float
-    """From chest wall to nipple."""
-    half: float
-    """Half of the width at the chest wall."""
-    oblique: bool
-
-    def place(self, sign: Sign, radius: float) -> tuple[float, float]:
-        """Where a sign lies; nearer to the middle if it would touch the skin."""
-        middle = np.array([0.45 * self.reach, self.nipple[1]])
-        side = sign.high + 0.12 if self.oblique else sign.across
-        wish = np.array([(0.18 + 0.60 * sign.deep) * self.reach, self.nipple[1] + 0.55 * side * self.half])
-        height, width = self.sheet.size
-        x, y = wish
-        for step in range(1, 9):
-            row, column = int(np.clip(y * height, 0, height - 1)), int(np.clip(x * height, 0, width - 1))
-            if self.depth[row, column] > radius + 0.02:
-                break
-            x, y = wish + (middle - wish) * step / 8
-        return float(x), float(y)
-
-
 def draw_sign(film: Film, sign: Sign, view: str) -> tuple[int, int, int, int] | None:
     """Draws a sign and returns its box (top, left, bottom, right in pixels), or None where it is hardly to be seen."""
     small, large = _RADII[sign.kind]
     radius = small + sign.size * (large - small)
-    x, y = film.place(sign, radius)
+    x, y = _place(film, sign, radius)
     faint = view == sign.faint_in
     spot = Spot(
         film.sheet.part(x, y, 4 * radius), x, y, radius, 0.35 if faint else 1.0, np.random.default_rng(sign.seed)
@@ -80,6 +51,21 @@ def draw_sign(film: Film, sign: Sign, view: str) -> tuple[int, int, int, int] | 
     top, bottom = (int(np.clip((y + way * 1.4 * radius) * height, 0, height)) for way in (-1, 1))
     left, right = (int(np.clip((x + way * 1.4 * radius) * height, 0, width)) for way in (-1, 1))
     return top, left, bottom, right
+
+
+def _place(film: Film, sign: Sign, radius: float) -> tuple[float, float]:
+    """Where a sign lies; nearer to the middle if it would touch the skin."""
+    middle = np.array([0.45 * film.reach, film.nipple[1]])
+    side = sign.high + 0.12 if film.oblique else sign.across
+    wish = np.array([(0.18 + 0.60 * sign.deep) * film.reach, film.nipple[1] + 0.55 * side * film.half])
+    height, width = film.sheet.size
+    x, y = wish
+    for step in range(1, 9):
+        row, column = int(np.clip(y * height, 0, height - 1)), int(np.clip(x * height, 0, width - 1))
+        if film.depth[row, column] > radius + 0.02:
+            break
+        x, y = wish + (middle - wish) * step / 8
+    return float(x), float(y)
 
 
 @dataclass(frozen=True)

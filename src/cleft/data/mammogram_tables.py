@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from cleft.data.mammogram_cases import Exam, Patient, Picture
+from cleft.data.mammogram_codes import CODES
 
 FOREIGN = ("/mnt/archive/mammo/anon_dicom", "/data/2/mammo/anon_dicom")
 """Where the owner's machines kept the images of the two cohorts; the tables still say so."""
@@ -200,88 +201,3 @@ _CLINICAL_REDUCED = {
     **_same("ETHNIC_GROUP_DESC"),
 }
 """Columns of the reduced tables, and what they call them."""
-
-CODES: Mapping[tuple[str, str], Mapping[str, str]] = {
-    ("asses", "Assessment of the finding"): {
-        "A": "Additional evaluation",
-        "N": "Negative",
-        "B": "Benign",
-        "P": "Probably benign",
-        "S": "Suspicious",
-        "M": "Highly suggestive of malignancy",
-        "K": "Known biopsy proven",
-        "X": "No assessment",
-    },
-    ("tissueden", "Density of the tissue"): {
-        "1": "Almost entirely fat",
-        "2": "Scattered fibroglandular densities",
-        "3": "Heterogeneously dense",
-        "4": "Extremely dense",
-        "5": "Normal male",
-    },
-    ("massshape", "Shape of a mass, asymmetries and distortion"): {
-        "G": "Generic",
-        "R": "Round",
-        "O": "Oval",
-        "X": "Irregular",
-        "Q": "Questioned architectural distortion",
-        "A": "Architectural distortion",
-        "T": "Tubular, solitary dilated duct",
-        "N": "Intramammary lymph node",
-        "B": "Global asymmetry",
-        "F": "Focal asymmetry",
-        "S": "Asymmetry",
-        "V": "Developing asymmetry",
-        "Y": "Lymph node",
-    },
-    ("massmargin", "Margin of a mass"): {
-        "D": "Circumscribed",
-        "U": "Obscured",
-        "M": "Microlobulated",
-        "I": "Indistinct",
-        "S": "Spiculated",
-    },
-    ("massdens", "Density of a mass"): {"+": "High", "=": "Equal", "-": "Low", "0": "Fat containing"},
-    ("calcfind", "Kind of a calcification"): {
-        "A": "Amorphous",
-        "9": "Benign",
-        "H": "Coarse heterogeneous",
-        "C": "Coarse, popcorn-like",
-        "D": "Dystrophic",
-        "E": "Rim",
-        "F": "Fine-linear",
-        "B": "Fine linear-branching",
-        "G": "Generic",
-        "I": "Fine pleomorphic",
-        "L": "Large rod-like",
-        "M": "Milk of calcium",
-        "J": "Oil cyst",
-        "K": "Pleomorphic",
-        "P": "Punctate",
-        "R": "Round",
-        "S": "Skin",
-        "O": "Lucent-centered",
-        "U": "Suture",
-        "V": "Vascular",
-        "Q": "Coarse",
-    },
-    ("calcdistri", "Distribution of calcifications"): {
-        "G": "Grouped",
-        "S": "Segmental",
-        "R": "Regional",
-        "D": "Diffuse, scattered",
-        "L": "Linear",
-        "C": "Clustered",
-    },
-    ("path_severity", "Worst result of a biopsy"): {
-        "0": "Invasive cancer",
-        "1": "Non-invasive cancer",
-        "2": "High-risk lesion",
-        "3": "Borderline lesion",
-        "4": "Benign",
-        "5": "Negative",
-        "6": "Non-breast cancer",
-    },
-    ("side", "Side of the finding"): {"L": "Left", "R": "Right", "B": "Both"},
-}
-"""The code book: column and what it is, then meanings by code. Wording of our own."""

@@ -13,8 +13,9 @@ import numpy as np
 
 from cleft.data.breast import Exposure, Mammogram, draw_mammogram
 from cleft.data.drawn import drawn_once
-from cleft.data.mammogram_cases import Exam, Patient, Picture, Shares, invent_patient
+from cleft.data.mammogram_cases import Exam, Patient, Picture, Shares
 from cleft.data.mammogram_files import MACHINES, facts, write_image
+from cleft.data.mammogram_people import invent_patient
 from cleft.data.mammogram_tables import Row, clinical_rows, metadata_row, write_tables
 from cleft.data.progress import progress_bar
 from cleft.data.randomness import Stream, counted
