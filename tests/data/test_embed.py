@@ -379,7 +379,17 @@ def test_a_mirrored_breast_must_not_be_called_left(style):
         load_settings(
             "tiny", ["--data.dataset=embed", f"--data.caption={style}", "--images.augment.horizontal_flip=0.5"]
         )
-    assert load_settings("tiny", ["--data.dataset=embed", f"--data.caption={style}"]).data.caption == style
+    words = ["--data.dataset=embed", f"--data.caption={style}", "--text.max_tokens=144"]
+    assert load_settings("tiny", words).data.caption == style
+
+
+@pytest.mark.parametrize(("style", "tokens"), [("natural", 58), ("structured", 70)])
+def test_a_caption_that_would_surely_lose_its_score_is_refused(style, tokens):
+    words = ["--data.dataset=embed", f"--data.caption={style}", f"--text.max_tokens={tokens}"]
+    with pytest.raises(
+        ConfigError, match=rf"text\.max_tokens={tokens} cuts data\.caption={style}, .* set text\.max_tok"
+    ):
+        load_settings("tiny", words)
 
 
 def test_settings_of_mammograms_are_refused_for_other_datasets():

@@ -411,6 +411,16 @@ class Settings:
                 f"ones, but data.caption={self.data.caption} says which side it is; set the first to 0, or "
                 f"data.caption=simple"
             )
+        fewest = _FEWEST_WORDS.get(self.data.caption, 0)
+        if self.data.dataset == "embed" and self.text.max_tokens <= fewest:
+            raise ConfigError(
+                f"text.max_tokens={self.text.max_tokens} cuts data.caption={self.data.caption}, whose sentences have "
+                f"{fewest} words and more and end in their BI-RADS score; set text.max_tokens=144"
+            )
+
+
+_FEWEST_WORDS = {"natural": 58, "structured": 70}
+"""Of captions of EMBED of which everything is known."""
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:

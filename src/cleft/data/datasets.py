@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from cleft.config import DataConfig
 from cleft.data.captions import OPENING, add_captions
 from cleft.data.chexpert import scan_chexpert
+from cleft.data.drawn import MARK
 from cleft.data.embed import TERMS as EMBED_TERMS
 from cleft.data.embed import scan_embed
 from cleft.data.embed_captions import OPENING as MAMMOGRAM_OPENING
@@ -32,12 +33,19 @@ class Dataset:
     """How its records are split unless `data.split` says otherwise."""
     terms: str | None = None
     """What its owner allows, in a sentence, where that reaches beyond the images: to weights trained on them."""
+    whole_captions: bool = False
+    """Whether a caption must not be cut, because what it is about stands at its end."""
 
 
 DATASETS: dict[str, Dataset] = {
     "chexpert": Dataset(scan=scan_chexpert, classes=("chexpert-5",)),
     "embed": Dataset(
-        scan=scan_embed, opening=MAMMOGRAM_OPENING, classes=("birads-7",), split="embed", terms=EMBED_TERMS
+        scan=scan_embed,
+        opening=MAMMOGRAM_OPENING,
+        classes=("birads-7",),
+        split="embed",
+        terms=EMBED_TERMS,
+        whole_captions=True,
     ),
     "manifest": Dataset(scan=scan_manifest),
 }
@@ -69,6 +77,12 @@ def finish_reading(reading: Reading, config: DataConfig) -> Reading:
 def opening_of(config: DataConfig) -> str:
     """Returns what captions and class prompts begin with: `data.opening`, or the dataset's own."""
     return config.opening or DATASETS[config.dataset].opening
+
+
+def terms_of(config: DataConfig) -> str | None:
+    """Returns what the owner of the images allows, where that reaches weights; nobody owns phantoms."""
+    drawn = config.root is not None and (config.root / MARK).is_file()
+    return None if drawn else DATASETS[config.dataset].terms
 
 
 def recipe_of(config: DataConfig) -> str:

@@ -173,7 +173,7 @@ def _train(source: Path, settings: Settings, material: Material, run: Run, stop:
             yield Encoded(train_set.image_embeds[positions], train_set.shares[positions])
 
     outcome = train(learner, batches, run, _plan(settings), stop)
-    save_model(model, settings, run.folder)
+    save_model(model, settings, run.folder, extra=run.terms())
     run.finish(
         {
             "steps": config.optim.steps,

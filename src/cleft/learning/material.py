@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cleft.config import Settings
-from cleft.data import read_dataset
+from cleft.data.datasets import read_dataset, terms_of
 from cleft.data.leaks import Leak, leak_notes, measure_leaks
 from cleft.data.prepared import PreparedImages, obtain_images
 from cleft.data.splits import split_records
@@ -36,6 +36,8 @@ class Material:
     """Name of each table read to the SHA-256 of its bytes."""
     leaks: Sequence[Leak]
     """Patients who stand in two parts."""
+    terms: str | None = None
+    """What the owner of the images allows, where that reaches weights."""
 
     def facts(self, **more: Any) -> dict[str, Any]:
         """What `split.json` of a run holds."""
@@ -50,6 +52,7 @@ class Material:
             pixels=self.prepared.digest,
             sources=dict(self.sources),
             leaks=[leak._asdict() for leak in self.leaks],
+            **({"terms": self.terms} if self.terms else {}),
             **more,
         )
 
@@ -67,6 +70,9 @@ def read_material(settings: Settings, *, progress: bool = True) -> Material:
             prepared and `data.prepare` is `ahead`.
     """
     reading = read_dataset(settings.data)
+    terms = terms_of(settings.data)
+    if terms:
+        log.warning("%s", terms)
     for note in reading.notes:
         log.info("%s", note)
     splits = split_records(reading, settings.data)
@@ -89,4 +95,5 @@ def read_material(settings: Settings, *, progress: bool = True) -> Material:
         digest=splits.digest,
         sources=reading.sources,
         leaks=measure_leaks(splits),
+        terms=terms,
     )

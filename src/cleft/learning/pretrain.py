@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cleft.config import Settings
+from cleft.data import DATASETS
 from cleft.data.batches import eval_loader, train_loader
 from cleft.data.orders import say_repeats
 from cleft.data.prompts import resolve_classes
@@ -214,6 +215,8 @@ def _train(settings: Settings, material: Material, run: Run, stop: StopFlag) -> 
     captions = [record.caption or "" for record in material.train]
     model = build_model(settings, captions)
     model.text_tower.remember(sorted(set(captions)))
+    if DATASETS[settings.data.dataset].whole_captions:
+        _refuse_cut(model, settings)
     model.train()
     _describe(model, material, captions)
     if told := say_repeats(material.train, settings.train.distinct, settings.train.batch_size):
@@ -237,7 +240,7 @@ def _train(settings: Settings, material: Material, run: Run, stop: StopFlag) -> 
     batches(0, 0, settings.train.devices * settings.train.nodes)  # refuses a batch that cannot be filled or shared
     outcome = train(learner, batches, run, _plan(settings), stop)
     if is_first_rank():
-        save_model(model, settings, run.folder)
+        save_model(model, settings, run.folder, extra=run.terms())
         run.finish(
             {
                 "steps": settings.optim.steps,
@@ -246,6 +249,17 @@ def _train(settings: Settings, material: Material, run: Run, stop: StopFlag) -> 
                 "images": {"train": len(material.train), "val": len(material.val)},
                 "weights": weights_digest(run.folder),
             }
+        )
+
+
+def _refuse_cut(model: DualEncoder, settings: Settings) -> None:
+    """Raises a ConfigError if a caption is longer than the text tower reads."""
+    tokens = model.text_tower.tokens
+    if tokens.cut:
+        raise ConfigError(
+            f"{tokens.cut:,} of {tokens.met:,} distinct captions are longer than text.max_tokens={tokens.max_tokens} "
+            f"and would lose their end, where the class stands; set text.max_tokens to {tokens.longest} or more, or "
+            f"data.caption=simple"
         )
 
 

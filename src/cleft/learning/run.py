@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 _OURS = {"lock", "config.yaml", "environment.json", "split.json", "logs", "states", ".config.yaml.tmp", ".probe.tmp"}
 
 
-_BESIDE = {"sources", "leaks"}
+_BESIDE = {"sources", "leaks", "terms"}
 """What `split.json` says besides what is learned from: the same images may come out of a table that was packed."""
 
 
@@ -73,7 +73,16 @@ class Run:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Marks the run as finished; everything else must be on disk already."""
-        write_json(self.folder / "summary.json", {"stage": self.stage, **summary})
+        write_json(self.folder / "summary.json", {"stage": self.stage, **summary, **self.terms()})
+
+    def terms(self) -> dict[str, list[str]]:
+        """What owners of data allow with these weights, under `terms`: of every stage that led here; else nothing."""
+        found: list[str] = []
+        facts: Any = read_json(self.folder / "split.json")
+        while isinstance(facts, dict):
+            found += [facts["terms"]] if facts.get("terms") else []
+            facts = facts.get("before")
+        return {"terms": list(dict.fromkeys(found))} if found else {}
 
     def keep_split(self, facts: Mapping[str, Any]) -> None:
         """Writes down what the run learns from; when it goes on, checks that this is still the same.

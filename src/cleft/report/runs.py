@@ -56,6 +56,8 @@ class Run:
     results: Sequence[StoredResult]
     problems: Sequence[str]
     """Sentences about what is missing or unreadable."""
+    terms: Sequence[str] = ()
+    """What owners of the data allow with the weights, where that reaches them."""
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -99,7 +101,17 @@ def _read_run(folder: Path, name: str, anchor: str) -> Run:
         curves=curves,
         results=results,
         problems=problems,
+        terms=_terms(folder / "summary.json"),
     )
+
+
+def _terms(path: Path) -> list[str]:
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    terms = cast("dict[str, Any]", tree).get("terms") if isinstance(tree, dict) else None
+    return [str(term) for term in cast("list[Any]", terms)] if isinstance(terms, list) else []
 
 
 def _settings(path: Path) -> dict[str, Any]:

@@ -53,6 +53,8 @@ class Tokens:
         """Distinct texts seen so far."""
         self.cut = 0
         """How many of them were longer than `max_tokens`."""
+        self.longest = 0
+        """Tokens of the longest of them, frame included and nothing cut."""
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns the token ids of new texts, cut to `max_tokens` and framed."""
@@ -60,6 +62,7 @@ class Tokens:
         plain = self._plain(texts)
         self.met += len(plain)
         self.cut += sum(len(ids) > room for ids in plain)
+        self.longest = max([self.longest, *(len(ids) + self.max_tokens - room for ids in plain)])
         return [[*self.front, *ids[:room], *self.back] for ids in plain]
 
     def names(self, names: Sequence[str]) -> list[list[int]]:
