@@ -95,7 +95,7 @@ def test_a_finished_stage_two_does_nothing_and_other_settings_are_refused(run, s
 
 def test_a5_stage_two_starts_only_from_a_finished_stage_one(settings, tmp_path, monkeypatch):
     def killed():
-        monkeypatch.setattr("cleft.learning.pretrain.save_model", lambda *args: die())
+        monkeypatch.setattr("cleft.learning.pretrain.save_model", lambda *args, **more: die())
         pretrain(settings, tmp_path / "one")
 
     assert forked(killed) == -9

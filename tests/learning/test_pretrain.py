@@ -98,7 +98,7 @@ def test_a5_killed_between_the_last_step_and_the_model_it_only_saves(run, root, 
     settings = tiny_settings(root, *SHORT)
 
     def killed():
-        monkeypatch.setattr(stage, "save_model", lambda *args: die())
+        monkeypatch.setattr(stage, "save_model", lambda *args, **more: die())
         pretrain(settings, tmp_path / "run")
 
     assert forked(killed) == -9
