@@ -10,6 +10,7 @@ from cleft.config import DataConfig, ImagesConfig, Settings
 from cleft.data import read_dataset
 from cleft.data.split_files import make_split_file, write_split_file
 from cleft.data.splits import split_records
+from cleft.errors import DataError
 from cleft.evaluation.selection import data_config, select_images
 from cleft.learning.material import read_material
 
@@ -104,3 +105,13 @@ def test_other_data_are_read_as_the_runs_but_a_table_and_another_dataset_in_thei
     assert (foreign.labels, foreign.split, foreign.test_list, foreign.split_file, foreign.views) == (
         ("table", None, None, None, None)
     )
+
+
+def test_images_prepared_ahead_are_taken_and_others_are_refused(place):
+    with pytest.raises(DataError, match=r"data\.prepare=ahead decodes none here; run cleft data prepare"):
+        select(place, part="val", prepare="ahead")
+    with pytest.raises(DataError, match=r"data\.prepare=ahead decodes none here; run cleft data prepare"):
+        read_material(settings(place, prepare="ahead"), progress=False)
+    read_material(settings(place), progress=False)
+    assert len(read_material(settings(place, prepare="ahead"), progress=False).train) > 0
+    assert len(select(place, part="val", prepare="ahead").records) > 0

@@ -18,7 +18,7 @@ from cleft.data.draws import ids_digest
 from cleft.data.leaks import leak_notes
 from cleft.data.per_class import PER_PATIENT, balanced, class_patients
 from cleft.data.phantoms import MARK
-from cleft.data.prepared import PreparedImages, cache_folder, obtain_images, prepare_images
+from cleft.data.prepared import PreparedImages, obtain_images
 from cleft.data.prompts import resolve_classes
 from cleft.data.splits import split_records
 from cleft.errors import ConfigError, DataError
@@ -154,7 +154,7 @@ def select_images(
     notes = [*told, *known.notes]
     if not drop_overlap:
         notes += _overlap(run, reading.people or reading.dataset, records, allowed=allow_overlap)
-    prepared = prepare_images(records, settings.images, cache_folder(config), max_bad=config.max_bad, progress=progress)
+    prepared = obtain_images(records, config, settings.images, progress=progress)
     return _selection(reading, config, records, prepared, recipe, digest, notes)._replace(left_out=known.images)
 
 
