@@ -63,6 +63,8 @@ class Reading:
     """Ids that `data.test_list` names, whether they can be used or not; empty where no list was given."""
     people: str = ""
     """Whose patients these are, where several datasets show the same people; empty means the dataset's own."""
+    cautions: tuple[str, ...] = ()
+    """Those of the notes that belong beside every number measured on these images."""
 
 
 class Splits(NamedTuple):

@@ -65,6 +65,15 @@ class DataConfig:
     """Which of several findings speaks for a breast in EMBED. `severity`: the worst (in a screening exam BI-RADS 0
     comes before 3). `first`: the first in the table. `highest`: the highest score, but 0 before 1 and 2 where none is
     above 2."""
+    mapping: Path | None = None
+    """Which patient of NIH each image of RSNA shows: RSNA's `pneumonia-challenge-dataset-mappings_2018.json`, or a
+    table with the columns `patientId` and `nih_patient`. Where it lies in `root` it is found by itself."""
+    people: str | None = None
+    """Whose patients the ids name, where several datasets show the same people: `nih` for images of ChestX-ray14 in
+    another layout. Patients are recognised across datasets of the same people alone."""
+    exclude: Path | None = None
+    """Patients who stay out of every split, because they will be asked about elsewhere: a table with a column
+    `patient`, `patient_id`, `Patient ID` or `nih_patient`."""
     max_bad: float = 0.01
     """Share of images that may be missing or unreadable before the run stops."""
     workers: int = 0
@@ -80,6 +89,8 @@ class DataConfig:
         _check_range("data.test_fraction", self.test_fraction, 0, 0.9)
         _check_range("data.max_bad", self.max_bad, 0, 1)
         _check_range("data.workers", self.workers, 0, 256)
+        if self.mapping is not None and self.dataset != "rsna":
+            raise ConfigError(f"data.mapping={self.mapping} is for data.dataset=rsna, not {self.dataset}; leave it out")
         if self.labels != "table" and self.dataset != "chexpert":
             raise ConfigError(f"data.labels={self.labels} is for data.dataset=chexpert, not {self.dataset}; leave it out")
 

@@ -15,6 +15,7 @@ from cleft.data.embed_captions import OPENING as MAMMOGRAM_OPENING
 from cleft.data.faults import refuse
 from cleft.data.labels import apply_uncertain
 from cleft.data.manifest import scan_manifest
+from cleft.data.people import settle_people
 from cleft.data.scan import Scan
 from cleft.types import Reading
 
@@ -65,12 +66,13 @@ def read_dataset(config: DataConfig) -> Reading:
 
 
 def finish_reading(reading: Reading, config: DataConfig) -> Reading:
-    """What every dataset goes through after its reader: uncertain labels decided, captions written.
+    """What every dataset goes through after its reader: patients excluded, uncertain labels decided, captions written.
 
     Raises:
-        DataError: If no record is left.
+        DataError: If no record is left, or the list of excluded patients cannot be read.
     """
-    decided = replace(reading, records=apply_uncertain(reading.records, config.uncertain))
+    settled = settle_people(reading, config)
+    decided = replace(settled, records=apply_uncertain(settled.records, config.uncertain))
     return add_captions(decided, config, opening_of(config))
 
 

@@ -106,7 +106,7 @@ def prepare_command(data: DataConfig, images: ImagesConfig) -> str:
     return shlex.join(words)
 
 
-_NO_MATTER = ("augment", "mean", "std", "prepare", "workers", "split", "val_fraction", "test_fraction")
+_NO_MATTER = ("augment", "mean", "std", "prepare", "workers", "split", "people", "val_fraction", "test_fraction")
 """Settings that do not decide which images are prepared, nor how."""
 
 

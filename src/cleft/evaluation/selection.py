@@ -22,7 +22,7 @@ from cleft.data.prepared import PreparedImages, obtain_images
 from cleft.data.prompts import resolve_classes
 from cleft.data.splits import split_records
 from cleft.errors import ConfigError, DataError
-from cleft.learning.run import seen_patients
+from cleft.learning.run import people_of, seen_patients
 from cleft.types import Reading, Record, Splits
 
 Part = Literal["train", "val", "test", "all"]
@@ -95,6 +95,9 @@ def data_config(settings: Settings, data: str | None) -> DataConfig:
         split_file=settings.data.split_file if same else None,
         test_list=settings.data.test_list if same else None,
         labels=settings.data.labels if same else "table",
+        mapping=settings.data.mapping if alike else None,
+        people=settings.data.people if alike else None,
+        exclude=settings.data.exclude if same else None,
         views=settings.data.views if alike else None,
         opening=settings.data.opening if alike else None,
     )
@@ -151,7 +154,7 @@ def select_images(
         named = choose_classes(classes, settings, reading.dataset, reading.findings)
         records, note = _draw(records, named, per_class)
         told = [*told, note]
-    notes = [*told, *known.notes]
+    notes = [*told, *known.notes, *_cautions(run, reading)]
     if not drop_overlap:
         notes += _overlap(run, reading.people or reading.dataset, records, allowed=allow_overlap)
     prepared = obtain_images(records, config, settings.images, progress=progress)
@@ -185,6 +188,7 @@ def select_parts(
         if not parts[part]:
             raise DataError(f"the split {part!r} of the recipe {splits.recipe!r} holds no image", reason="no-image")
     overlap = _overlap(run, reading.people or reading.dataset, parts["test"], allowed=allow_overlap)
+    overlap += _cautions(run, reading)
     notes = {part: [*_told(splits, part), *(overlap if part == "test" else [])] for part in parts}
     every = [record for records in parts.values() for record in records]
     prepared = obtain_images(every, config, settings.images, progress=progress)
@@ -222,6 +226,16 @@ def _selection(
         synthetic=config.root is not None and (config.root / MARK).is_file(),
         notes=notes,
     )
+
+
+def _cautions(run: Path, reading: Reading) -> list[str]:
+    """What the reading has to say beside every number, and whether its patients could be recognised at all."""
+    known, asked = people_of(run), reading.people or reading.dataset
+    cautions = [f"{caution[0].upper()}{caution[1:]}." for caution in reading.cautions]
+    if not known or asked in known:
+        return cautions
+    told = f"patients of {asked}, and the run was trained on those of {' and '.join(sorted(known))}"
+    return [*cautions, f"Whether some of these people were trained on is not known: they are {told}."]
 
 
 def _told(splits: Splits, part: Part) -> list[str]:

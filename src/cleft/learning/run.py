@@ -29,6 +29,7 @@ from typing import Any
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from cleft.config import Settings, dump_settings, load_settings
+from cleft.data.people import person
 from cleft.errors import ConfigError, DataError, ResourceError
 from cleft.learning.files import read_json, write_json, write_whole
 from cleft.learning.same import Stage, changes
@@ -186,6 +187,16 @@ def seen_patients(folder: Path, people: str, patients: Iterable[str]) -> set[str
     raise DataError(f"{folder} does not say which patients it was trained on", reason="unknown-training")
 
 
+def people_of(folder: Path) -> set[str]:
+    """Returns whose patients a run knows: of every stage that led to it, as far as that is written down."""
+    found: set[str] = set()
+    facts: Any = read_json(folder / "split.json")
+    while isinstance(facts, dict):
+        found.add(str(facts.get("people")))
+        facts = facts.get("before")
+    return found
+
+
 def texts_digest(texts: Iterable[str]) -> str:
     """First 16 hex digits of a SHA-256 over texts in their order."""
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
@@ -264,7 +275,7 @@ def _locked(path: Path) -> Generator[None]:
 
 
 def _patient_key(salt: str, people: str, patient: str) -> str:
-    return hashlib.sha256(f"{salt}|{people}|{patient}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{salt}|{people}|{person(people, patient)}".encode()).hexdigest()[:16]
 
 
 def _short(value: Any) -> str:

@@ -50,6 +50,9 @@ ROLES: Mapping[str, Role] = MappingProxyType(
         "data.empty_caption": Role.DECIDES,
         "data.caption": Role.DECIDES,
         "data.reduce": Role.DECIDES,
+        "data.mapping": Role.HARMLESS,  # a file may move; whom it names is compared by digest
+        "data.people": Role.DECIDES,
+        "data.exclude": Role.HARMLESS,  # a file may move; who is left is compared by digest
         "data.max_bad": Role.HARMLESS,
         "data.workers": Role.HARMLESS,
         "data.cache": Role.HARMLESS,
