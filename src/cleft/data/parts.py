@@ -41,9 +41,14 @@ class Part:
     rows: tuple[tuple[str, int], ...]
     """Content and CRC-32 of each row of pixels."""
     sources: tuple[Source, ...]
-    """Files as they were seen; their pixels lie in this part or in another."""
+    """Files as they were seen, by the key of their path; their pixels lie in this part or in another."""
     refused: Mapping[str, tuple[str, str]]
-    """Content to the reason and the sentence it was refused with."""
+    """Content to the reason and the sentence it was refused with, without the path."""
+
+
+def path_key(path: str) -> str:
+    """Names a path without telling it: paths may hold patients' ids."""
+    return hashlib.sha256(path.encode(errors="surrogateescape")).hexdigest()[:32]
 
 
 def open_pixels(path: Path, rows: int, side: int) -> NDArray[np.uint8]:
@@ -100,10 +105,11 @@ class PartWriter:
         """Notes a source, and writes its row if it brought one; a file nobody could read leaves no trace."""
         if outcome.source is None:
             return
-        self._sources.append(outcome.source)
+        self._sources.append(outcome.source._replace(path=path_key(outcome.source.path)))
         content = outcome.source.content
         if outcome.reason:
-            self._refused[content] = (outcome.reason, outcome.message)
+            # Without the path in front: it may name a patient, and a file may be moved.
+            self._refused[content] = (outcome.reason, outcome.message.removeprefix(str(outcome.path)))
         elif outcome.pixels is not None and content not in self._rows:
             self._rows[content] = zlib.crc32(outcome.pixels.data)
             self._file.write(outcome.pixels.data)

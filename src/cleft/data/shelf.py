@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from cleft.data.decoding import Outcome
-from cleft.data.parts import Part, PartWriter, read_part
+from cleft.data.parts import Part, PartWriter, path_key, read_part
 from cleft.errors import ResourceError
 
 
@@ -23,7 +23,7 @@ class Shelf:
         self.places: dict[str, tuple[int, int]] = {}
         """Content to its part and the row in it."""
         self.refused: dict[str, tuple[str, str]] = {}
-        """Content to the reason and the sentence it was refused with."""
+        """Content to the reason and the sentence it was refused with, without the path."""
         self._contents: dict[tuple[str, int, int], str] = {}
         for index in sorted(folder.glob("part-*.json")):
             part = read_part(index, side)
@@ -80,7 +80,8 @@ class Shelf:
     def known(self, files: Mapping[Path, os.stat_result]) -> dict[Path, str]:
         """Returns the content of each file that is as it was when it was read, and whose outcome is here."""
         contents = {
-            path: self._contents.get((str(path), status.st_size, status.st_mtime_ns)) for path, status in files.items()
+            path: self._contents.get((path_key(str(path)), status.st_size, status.st_mtime_ns))
+            for path, status in files.items()
         }
         return {path: content for path, content in contents.items() if content is not None and content in self}
 
