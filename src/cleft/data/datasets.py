@@ -15,6 +15,7 @@ from cleft.data.embed_captions import OPENING as MAMMOGRAM_OPENING
 from cleft.data.faults import refuse
 from cleft.data.labels import apply_uncertain
 from cleft.data.manifest import scan_manifest
+from cleft.data.nih import scan_nih
 from cleft.data.people import settle_people
 from cleft.data.scan import Scan
 from cleft.types import Reading
@@ -48,6 +49,7 @@ DATASETS: dict[str, Dataset] = {
         terms=EMBED_TERMS,
         whole_captions=True,
     ),
+    "nih": Dataset(scan=scan_nih, classes=("pneumonia-2",), split="given"),
     "manifest": Dataset(scan=scan_manifest),
 }
 """By the value of `data.dataset`."""
