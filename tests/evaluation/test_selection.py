@@ -24,7 +24,7 @@ def place(tmp_path):
     write_fake_chexpert(tmp_path / "data", [chexpert_row(image, {"Edema": "1.0"}) for image in images])
     (tmp_path / "list.txt").write_text("\n".join(LISTED) + "\n")
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "split.json").write_text(json.dumps({"patients": [], "digest": "x"}))
+    (tmp_path / "run" / "split.json").write_text(json.dumps({"people": "chexpert", "patients": [], "digest": "x"}))
     return tmp_path
 
 
