@@ -7,6 +7,7 @@ dicom_bytes(None, SOPClassUID=BasicTextSRStorage)                # no picture in
 write_dicom(folder / "a.dcm", pixels, PatientAge="45", ViewPosition="AP")
 """
 
+import base64
 import tempfile
 import zlib
 from io import BytesIO
@@ -22,6 +23,7 @@ from pydicom.uid import (
     DigitalXRayImageStorageForPresentation,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
+    HTJ2KLossless,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
@@ -106,6 +108,12 @@ def encapsulated_bytes(frames, pixels, syntax, **arguments):
     return _encapsulated(dcmread(BytesIO(dicom_bytes(pixels, **arguments))), list(frames), syntax)
 
 
+def htj2k_bytes(**arguments):
+    """A file in High-Throughput JPEG 2000, which nothing here can write: its stream was made once; and its pixels."""
+    pixels = np.add.outer(np.arange(40) * 30, np.arange(48) * 25).astype(np.uint16)
+    return encapsulated_bytes([base64.b85decode(_HTJ2K)], pixels, HTJ2KLossless, bits=12, **arguments), pixels
+
+
 def deflated_bomb(size):
     """A deflated file whose data set is `size` zero bytes in one element: some kilobytes for a gigabyte."""
     data = dicom_bytes(None, syntax=DeflatedExplicitVRLittleEndian)
@@ -129,7 +137,8 @@ def _bytes(pixels, bits, photometric, syntax, told, preamble, frames, tags):
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.get("SOPInstanceUID", "1.2.3")
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     if syntax.is_compressed:
-        return _compressed(dataset, pixels, syntax)
+        data = _compressed(dataset, pixels, syntax)
+        return data if told else _without_syntax(data)
     if pixels is not None and syntax == ExplicitVRBigEndian:
         dataset.PixelData = pixels.astype(pixels.dtype.newbyteorder(">")).tobytes()
     if preamble:
@@ -241,3 +250,13 @@ def _by_gdcm(dataset, syntax):
     dataset["PixelData"].VR = "OB"
     dataset["PixelData"].is_undefined_length = True
     return _written(dataset)
+
+
+_HTJ2K = (
+    "|4;u>04YEK0000m0000e00000000000000m0000e0000000000009pH0sl|{2mk^A000XAQUDA90ssL31q1{@0smY86Cj9?kdTm&"
+    "kdTm&kdTmwh=~7W02crOPjF>!N>E53R%LP^FfKASE;BCwkN^q*00000>i_}&lfVEg04o4@_<8xo@dCp%0KfnfKmZc}_x%71bO2%a"
+    "00J}szyK9600iL3k&%Iq;fr<vVF&;ucU1tu02Pn`1$bhySS<eBLOO8*cK{F}LWBqr;`A8aF@e6g0Kfnii~s>`0Iuu0uIsw4`}6vG"
+    "dU|kzc>sn6gTY`h7z_r3;r~nm5FY)AKzsHf0qnm3zyK}C00q?m5JCtcgb+dqA%qY@`2By%dU|?#dU|?#Z~}h-y4G52t+m!#Ypu1`"
+    "T5GNUeQ*E(d-ebU@7MqbzhD3!{eS>__5cCwy8-{%"
+)
+"""40 x 48 pixels without loss, by OpenJPH."""

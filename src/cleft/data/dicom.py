@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.encaps import get_frame
 from pydicom.pixels.decoders.base import get_decoder
-from pydicom.uid import UID, JPEG2000TransferSyntaxes, RLELossless
+from pydicom.uid import UID, JPEG2000TransferSyntaxes, JPEGBaseline8Bit, JPEGLossless, JPEGLosslessSV1, RLELossless
 
 from cleft.config import ImagesConfig
 from cleft.data.decoders import ReadLimits, check_size, flatten_colours, refusal
@@ -36,7 +36,12 @@ def decode_dicom(data: bytes, name: Path | str, limits: ReadLimits, config: Imag
     """
     try:
         with quiet():
-            parsed = parse_dicom(BytesIO(data), name, _TAGS, limits, pixels=True)
+            file = BytesIO(data)
+            parsed = parse_dicom(file, name, _TAGS, limits, pixels=True)
+            if not any(keyword in parsed.dataset for keyword in _PIXELS):
+                # pydicom takes a file that breaks off within compressed pixels for an empty one.
+                file.seek(0)
+                parsed = parse_dicom(file, name, _TAGS, limits, pixels=False)
             image = _check(parsed, name, limits, config)
             pixels = _decode(parsed, image, name)
             if image.samples == 3:
@@ -60,6 +65,7 @@ class _Image(NamedTuple):
     allocated: int
 
 
+_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _TAGS = (
     "SOPClassUID",
     "SamplesPerPixel",
@@ -83,9 +89,7 @@ _TAGS = (
     "VOILUTSequence",
     "ExtendedOffsetTable",
     "ExtendedOffsetTableLengths",
-    "FloatPixelData",
-    "DoubleFloatPixelData",
-    "PixelData",
+    *_PIXELS,
 )
 
 
@@ -100,6 +104,8 @@ def _check(parsed: Parsed, name: Path | str, limits: ReadLimits, config: ImagesC
             raise refusal(
                 "truncated", name, f"its header says {rows} x {columns} pixels, and none follow; copy it again"
             )
+        if "Image" in parsed.kind:
+            raise refusal("truncated", name, f"is {parsed.kind}, and no pixels follow its header; copy it again")
         raise refusal("no-image", name, f"holds no picture, but {parsed.kind or 'an object of unknown kind'}")
     if not (rows and columns):
         raise refusal("malformed", name, "its header does not say how many rows and columns it has")
@@ -197,23 +203,45 @@ def _jpeg2000_size(stream: bytes) -> tuple[int, int] | None:
 
 def _decode(parsed: Parsed, image: _Image, name: Path | str) -> NDArray[Any]:
     """Decodes the wanted picture: `[H, W]` as stored, or `[H, W, 3]` red, green and blue."""
-    decoder = get_decoder(parsed.syntax)
-    pixels, told = decoder.as_array(parsed.dataset, index=image.frame)
+    pixels, told = _run_decoder(parsed, image.frame)
     if pixels.shape[:2] != (image.rows, image.columns):
         raise refusal("malformed", name, f"{pixels.shape[:2]} decoded pixels where the header says {image[:2]}")
     if image.samples == 3:
         if pixels.dtype != np.uint8 or told["photometric_interpretation"] != "RGB":
             raise refusal("colour", name, "its colours are in a space that is not read; store it as gray")
         return pixels
-    if parsed.syntax.is_compressed and parsed.syntax != RLELossless:
+    if pixels.itemsize * 8 > image.allocated:
+        raise refusal("malformed", name, f"compressed pixels of more than {image.allocated} bits")
+    # Some decoders give fewer bits than are allocated, and big endian files another order of bytes.
+    pixels = pixels.astype(f"{pixels.dtype.kind}{image.allocated // 8}", copy=False)
+    stored = int(parsed.dataset.BitsStored)
+    if parsed.syntax.is_compressed and parsed.syntax != RLELossless and stored < image.allocated:
         # Only native and run-length pixels may carry something else, such as overlays, above the bits stored.
-        stored, signed = int(parsed.dataset.BitsStored), int(parsed.dataset.PixelRepresentation)
-        low, high = -(2 ** (stored - 1)) * signed, 2 ** (stored - signed) - 1
-        if pixels.min() < low or pixels.max() > high:
+        highest, lowest = 2**stored - 1, -(2 ** (stored - 1))
+        if pixels.max() > highest or pixels.min() < lowest:
             raise refusal("malformed", name, f"compressed values beyond the {stored} bits that the header says")
-    return np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("="))
+    return np.ascontiguousarray(pixels)
 
 
+def _run_decoder(parsed: Parsed, frame: int) -> tuple[NDArray[Any], dict[str, Any]]:
+    """Tries the decoders that are installed, in our order: so an extra that is there or not changes no pixel."""
+    decoder = get_decoder(parsed.syntax)
+    plugins = [plugin for plugin in _PLUGINS if plugin in decoder.available_plugins] or [""]
+    if parsed.syntax == JPEGBaseline8Bit:
+        plugins = plugins[:1]  # The others read over the end of one that breaks off.
+    options: Any = {}
+    if parsed.syntax in (JPEGLossless, JPEGLosslessSV1):
+        options = {"bits_stored": int(parsed.dataset.BitsAllocated)}  # Else gdcm cuts values off in silence.
+    while True:
+        try:
+            return decoder.as_array(parsed.dataset, index=frame, decoding_plugin=plugins.pop(0), **options)
+        except RuntimeError:
+            if not plugins:
+                raise
+
+
+_PLUGINS = ("pillow", "pylibjpeg", "gdcm", "pyjpegls", "pydicom")
+"""The one that is always there first. On lossless files and the JPEG files tried they agree to the bit."""
 _COLOURS = {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT"}
 _FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 _TAIL = 4096
