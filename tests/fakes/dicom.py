@@ -132,6 +132,8 @@ def _bytes(pixels, bits, photometric, syntax, told, preamble, frames, tags):
             dataset.pop(keyword, None)
         else:
             setattr(dataset, keyword, _sequence(value))
+            if keyword.startswith("PixelPadding"):  # Which may be written with the other sign than the pixels.
+                dataset[keyword].VR = "US" if value > 32767 else "SS"
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.MediaStorageSOPClassUID = dataset.get("SOPClassUID", DigitalXRayImageStorageForPresentation)
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.get("SOPInstanceUID", "1.2.3")
