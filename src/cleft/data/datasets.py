@@ -17,6 +17,7 @@ from cleft.data.labels import apply_uncertain
 from cleft.data.manifest import scan_manifest
 from cleft.data.nih import scan_nih
 from cleft.data.people import settle_people
+from cleft.data.rsna import scan_rsna
 from cleft.data.scan import Scan
 from cleft.types import Reading
 
@@ -50,6 +51,7 @@ DATASETS: dict[str, Dataset] = {
         whole_captions=True,
     ),
     "nih": Dataset(scan=scan_nih, classes=("pneumonia-2",), split="given"),
+    "rsna": Dataset(scan=scan_rsna, classes=("rsna-2",), split="rsna-balanced"),
     "manifest": Dataset(scan=scan_manifest),
 }
 """By the value of `data.dataset`."""

@@ -19,7 +19,7 @@ import numpy as np
 from cleft.evaluation.metrics import Flags, Floats
 
 ABSENCES = ("no finding", "no findings", "normal", "negative", "absent")
-"""Names of a class that says nothing is there."""
+"""Names of a class that says nothing is there; so do all that begin with "no "."""
 
 
 def majority_scores(truth: Sequence[int], classes: int) -> Floats:
@@ -106,11 +106,17 @@ def positive_class(classes: Sequence[str]) -> int | None:
     Example:
         >>> positive_class(["No Finding", "Pneumonia"])
         1
+        >>> positive_class(["Pneumonia", "No Pneumonia"])
+        0
         >>> positive_class(["Edema", "Pneumonia"]) is None
         True
     """
-    absent = [index for index, name in enumerate(classes) if name.strip().lower() in ABSENCES]
+    absent = [index for index, name in enumerate(classes) if _denies(name.strip().lower())]
     return 1 - absent[0] if len(classes) == 2 and len(absent) == 1 else None
+
+
+def _denies(name: str) -> bool:
+    return name in ABSENCES or name.startswith("no ")
 
 
 def _plain(view: str | None) -> str:
