@@ -47,6 +47,11 @@ def test_a_dicom_file_is_described_in_its_own_words(tmp_path):
     assert not any(leak in repr(look) for leak in LEAKS)
 
 
+def test_o1_a_header_that_says_something_else_in_place_of_a_kind_is_not_quoted(tmp_path):
+    (tmp_path / "a").write_bytes(dicom_bytes(RAMP, photometric="CANARY"))
+    assert look_at(tmp_path / "a").kind == "of no legal kind"
+
+
 def test_what_is_missing_says_so(tmp_path):
     assert look_at(tmp_path / "none").format == "missing"
     assert look_at(tmp_path).format == "not-a-file"
@@ -68,7 +73,7 @@ def test_many_files_are_counted_and_what_they_need_is_said(tmp_path, monkeypatch
     looks = look_at_all([tmp_path / name for name in files])
     counted = {tally.name: dict(tally.counts) for tally in looks.tallies}
     assert counted["format"] == {"DICOM": 2, "DICOM without an image": 1, "JPEG": 1, "PNG": 1}
-    assert counted["pixels"] == {"gray, 8 bit": 2, "MONOCHROME2, 16 bit": 2}
+    assert counted["pixels"] == {"8-bit gray": 2, "16-bit MONOCHROME2": 2}
     assert counted["size"] == {"40 × 48": 4}
     assert counted["transfer syntax"] == {".5": 1, "80": 1}
     assert looks.notes == ["1 images are encoded as 80, which cannot be decoded here; run: pip install it"]

@@ -30,10 +30,10 @@ def test_a_mixed_table_is_checked_and_prepared_as_one(tmp_path):
     looks = {tally.name: dict(tally.counts) for tally in census.looks}
     assert looks["format"] == {"DICOM": 16, "PNG": 8, "JPEG": 4}
     assert looks["pixels"] == {
-        "MONOCHROME2, 12 bit": 12,
-        "MONOCHROME1, 12 bit": 4,
-        "gray, 8 bit": 8,
-        "gray, 16 bit": 4,
+        "12-bit MONOCHROME2": 12,
+        "12-bit MONOCHROME1": 4,
+        "8-bit gray": 8,
+        "16-bit gray": 4,
     }
     assert set(looks["transfer syntax"].values()) == {4, 8}
     prepared = prepare_images(read_dataset(config).records, IMAGES, tmp_path / "cache")

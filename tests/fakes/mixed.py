@@ -12,7 +12,7 @@ from PIL import Image
 from pydicom.uid import ImplicitVRLittleEndian, RLELossless
 from tests.fakes.dicom import dicom_bytes
 
-PATIENT, FILE, REMARK, BIRTH = "CANARYPATIENT", "CANARYFILE", "CANARY Remark", "1877-08-09"
+PATIENT, FILE, REMARK, BIRTH = "SISKINPATIENT", "FINCHFILE", "LINNET Remark", "1877-08-09"
 LEAKS = (PATIENT, FILE, REMARK, BIRTH)
 """Canaries of the table; those of the headers are `tests.fakes.dicom.LEAKS`."""
 FINDINGS = ("Edema", "Pleural Effusion")

@@ -6,6 +6,7 @@ Nothing is decoded. PNG and JPEG say it in a few fixed bytes, which are read her
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_KINDS = {0: "gray", 2: "RGB", 3: "palette", 4: "gray with transparency", 6: "RGB with transparency"}
 _JPEG_KINDS = {1: "gray", 3: "colour", 4: "printer's colours"}
 _SIZE_MARKS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_PHOTOMETRIC = re.compile("MONOCHROME[12]|RGB|ARGB|HSV|CMYK|PALETTE COLOR|YBR_(?:FULL|FULL_422|PARTIAL_42[02]|ICT|RCT)")
+"""Any other text of a header may be anything."""
 _HEAD = 1 << 20
 _MOST_SIZES = 5
 
@@ -65,7 +68,8 @@ def look_at(path: Path) -> Look:
         return Look("another" if error.reason == "format" else error.reason)
     if not header.is_image:
         return Look("DICOM without an image", header=header)
-    return Look("DICOM", header.photometric or "unknown", header.bits_stored, (header.rows, header.columns), header)
+    kind = header.photometric if _PHOTOMETRIC.fullmatch(header.photometric) else "of no legal kind"
+    return Look("DICOM", kind, header.bits_stored, (header.rows, header.columns), header)
 
 
 def look_at_all(paths: Sequence[Path], *, progress: bool = True) -> Looks:
@@ -80,7 +84,7 @@ def look_at_all(paths: Sequence[Path], *, progress: bool = True) -> Looks:
     encodings = [(row.name, row.images) for row in syntax_census(headers)] if headers else []
     tallies = [
         _tally("format", (look.format for look in looks)),
-        _tally("pixels", (f"{look.kind}, {look.bits} bit" for look in looks if look.kind)),
+        _tally("pixels", (f"{look.bits}-bit {look.kind}" for look in looks if look.kind)),
         _tally("size", (f"{look.size[0]} × {look.size[1]}" for look in looks if look.size), most=_MOST_SIZES),
         Tally(name="transfer syntax", counts=tuple(encodings)),
         _tally("frames", (f"{h.frames} frames" for h in headers if h.frames > 1)),

@@ -1,0 +1,149 @@
+"""No name, id or date of a patient leaves the folder of the data: every verb, every byte it prints or writes.
+
+Canaries stand in DICOM headers, in columns that begin with `_`, in the patients' ids and in the names of files.
+"""
+
+import importlib
+import os
+import platform
+import socket
+import sys
+
+import pytest
+from tests.fakes.dicom import CANARIES, dicom_bytes
+from tests.fakes.mixed import FILE, PATIENT, scene, write_mixed
+from tests.fakes.mixed import LEAKS as IN_TABLE
+from tests.tools.forks import forked
+
+HOST = "WAXWINGHOST"
+NOWHERE = ("CANARY", *CANARIES.values(), *IN_TABLE, HOST)
+
+
+def typed(home, number, *words):
+    """Runs one verb as the command line does, its streams in a file beside its outputs; returns its exit code."""
+
+    def work():
+        socket.gethostname = platform.node = lambda: HOST
+        with (home / "streams" / f"{number}-{words[0]}-{words[1]}.txt".replace("/", "_")).open("w") as said:
+            os.dup2(said.fileno(), 1)
+            os.dup2(said.fileno(), 2)
+            sys.stdout = open(1, "w", closefd=False)
+            sys.stderr = open(2, "w", closefd=False)
+            from cleft.cli import main
+
+            code = main(list(words))
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+    return forked(work)
+
+
+@pytest.fixture(scope="module")
+def walk(tmp_path_factory):
+    """From a mixed table to a page, all outputs in one folder beside the data; the codes of all verbs are 0."""
+    for name in ("evaluation.zero_shot", "learning.context", "learning.pretrain"):
+        importlib.import_module(f"cleft.{name}")  # once here, and not in each of the forked commands
+    home = tmp_path_factory.mktemp("walk")
+    (home / "out" / "streams").mkdir(parents=True)
+    data, out = write_mixed(home / "data"), home / "out"
+    settings = [
+        *("--data.dataset", "manifest", "--data.root", str(data), "--data.cache", str(out / "cache")),
+        *("--data.val_fraction", "0.2", "--classes", "Edema,Pleural Effusion", "--optim.steps", "4"),
+        *("--optim.warmup_steps", "1", "--train.val_every", "2", "--train.save_every", "2"),
+        *("--context.optim.steps", "4", "--context.optim.warmup_steps", "1", "--context.val_every", "2"),
+        *("--train.accelerator", "cpu"),
+    ]
+    verbs = [
+        [
+            "data",
+            "check",
+            "manifest",
+            str(data),
+            "--page",
+            str(out / "census.html"),
+            "--json",
+            str(out / "census.json"),
+        ],
+        ["data", "prepare", "tiny", *settings],
+        ["pretrain", "tiny", "--run", str(out / "one"), *settings],
+        ["learn-context", str(out / "one"), "--out", str(out / "two")],
+        ["evaluate", str(out / "two")],
+        ["report", str(out / "one"), str(out / "two"), "--out", str(out / "report.html")],
+    ]
+    verbs[0] += ["--decode", "60", "--images", "4"]
+    verbs[1] += ["--jobs", "1"]
+    codes = [typed(out, number, *words) for number, words in enumerate(verbs)]
+    streams = "\n".join(path.read_text() for path in sorted((out / "streams").iterdir()))
+    assert codes == [0] * len(verbs), streams
+    return out
+
+
+def leaks(folder, words):
+    """Files, streams and names of files below a folder that hold any of some words, each with the word."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        held = path.read_bytes() if path.is_file() else b""
+        held += str(path.relative_to(folder)).encode()
+        found += [f"{path.relative_to(folder)}: {word}" for word in words if word.encode() in held]
+    return found
+
+
+def test_o1_no_canary_stands_in_any_output(walk):
+    assert len([path for path in walk.rglob("*") if path.is_file()]) > 30
+    assert leaks(walk, NOWHERE) == []
+
+
+def test_a_canary_that_leaks_would_be_found(walk, tmp_path):
+    (tmp_path / f"{FILE}.txt").write_bytes(b"\0\1LINNET Remark\2")
+    assert leaks(tmp_path, NOWHERE)
+    census = (walk / "census.json").read_text()
+    assert '"DICOM"' in census
+    assert "56" in census
+
+
+def test_o1_what_is_wrong_with_a_file_is_said_without_its_header(tmp_path):
+    data = write_mixed(tmp_path / "data")
+    (tmp_path / "streams").mkdir()
+    deep = scene(0).astype("uint16")
+    for number, bad in enumerate(
+        [
+            dicom_bytes(deep)[:-2000],
+            dicom_bytes(None),
+            dicom_bytes(deep, bits=12, photometric="CANARY"),
+            dicom_bytes(deep, BitsAllocated=13),
+            dicom_bytes(deep, PatientAge="CANARY", WindowCenter="1", WindowWidth="0"),
+            dicom_bytes(deep)[:300] + b"CANARY" * 9,
+        ]
+    ):
+        next((data / "the images").glob(f"{FILE}_{number:03}*")).write_bytes(bad)
+    table = data / "manifest.csv"
+    table.write_text(table.read_text().replace("_remark", "remark").replace("_born", "born"))
+    page = ["--page", str(tmp_path / "census.html"), "--json", str(tmp_path / "census.json"), "--decode", "60"]
+    assert typed(tmp_path, 0, "data", "check", "manifest", str(data), *page) == 3
+    root = [
+        "--jobs",
+        "1",
+        "--data.dataset",
+        "manifest",
+        "--data.root",
+        str(data),
+        "--data.cache",
+        str(tmp_path / "cache"),
+    ]
+    assert typed(tmp_path, 1, "data", "prepare", "tiny", *root) == 3
+    table.write_text(table.read_text().replace("remark", "_remark").replace("born", "_born"))
+    assert typed(tmp_path, 2, "data", "prepare", "tiny", *root) == 3
+    told = (tmp_path / "streams" / "0-data-check.txt").read_text()
+    assert "column 'remark' holds text that is no label" in told
+    assert "cannot be decoded, " in told
+    named = [word for word in NOWHERE if word != FILE]  # files may be named to those who must mend them
+    assert leaks(tmp_path / "streams", named) == leaks(tmp_path / "cache", named) == []
+    for page in ("census.html", "census.json"):
+        assert not [word for word in named if word in (tmp_path / page).read_text()]
+
+
+def test_a_patient_column_is_read_and_yet_nowhere(walk):
+    told = (walk / "streams" / "0-data-check.txt").read_text()
+    assert "56 images of 28 patients can be used" in told
+    assert PATIENT not in told
