@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import re
 import types
 import typing
@@ -144,6 +145,12 @@ def settings_parser(prog: str, usage: str, description: str) -> ArgumentParser:
     return parser
 
 
+@functools.cache
+def _reading_parser() -> ArgumentParser:
+    """The parser that types settings; made once, because that takes longer than all it is then asked."""
+    return settings_parser("cleft", "", "")
+
+
 def nearest(name: str, known: Sequence[str]) -> str:
     """Returns `; did you mean 'x'?` for the nearest known name, or nothing where none is near."""
     found = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
@@ -263,12 +270,10 @@ def _build(tree: Mapping[str, Tree], where: str) -> Settings:
     """Types the tree by the settings' annotations and builds it, contradictions refused."""
     from argparse import ArgumentError
 
-    parser = settings_parser("cleft", "", "")
+    parser = _reading_parser()
     try:
-        parsed = parser.parse_object(_tuples(tree))
-        return Settings(
-            **{field.name: parser.instantiate(parsed)[field.name] for field in dataclasses.fields(Settings)}
-        )
+        made = parser.instantiate(parser.parse_object(_tuples(tree)))
+        return Settings(**{field.name: made[field.name] for field in dataclasses.fields(Settings)})
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     except (ArgumentError, TypeError, ValueError) as error:
