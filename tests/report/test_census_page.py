@@ -153,7 +153,7 @@ def widths(svg):
 
 
 def test_bars_are_as_long_as_their_counts():
-    assert widths(bar_chart("t", [("a", 40), ("b", 10), ("c", 0)])) == [104.0, 26.0, 1.0]
+    assert widths(bar_chart("t", [("a", 40), ("b", 10), ("c", 0)])) == [86.0, 21.5, 1.0]
     assert [height for height in re.findall(r'height="([\d.]+)"', histogram("t", [("0–9", 10), ("10–19", 5)], ""))] == [
         "124.0",
         "62.0",

@@ -9,6 +9,7 @@ from cleft.types import Census, Groups, Leftover, Tally
 _MOST_VALUES = 8
 _MOST_FINDINGS = 30
 _WIDEST = 34
+_LONGEST = 200
 
 
 def census_lines(census: Census) -> list[str]:
@@ -51,7 +52,12 @@ def _leftovers(census: Census) -> Iterator[str]:
 
 
 def _such_as(left: Leftover) -> str:
-    return f", such as {left.examples[0]}" if left.examples else ""
+    return f", such as {_end(left.examples[0], _LONGEST)}" if left.examples else ""
+
+
+def _end(text: str, most: int) -> str:
+    """The end of a long text: paths and captions that begin alike differ there."""
+    return text if len(text) <= most else f"…{text[1 - most :]}"
 
 
 def _files(census: Census) -> str:
@@ -106,7 +112,7 @@ def _captions(census: Census) -> Iterator[str]:
     yield f"captions in the table: {captions.written:,}"
     yield f"distinct captions: {captions.distinct:,}, the longest of {captions.longest:,} words"
     for text, count in captions.common[:3]:
-        yield f"{count:>9,}  {text if len(text) <= 90 else f'{text[:89]}…'}"
+        yield f"{count:>9,}  {_end(text, 90)}"
 
 
 def _splits(census: Census) -> Iterator[str]:

@@ -11,8 +11,8 @@ from cleft.report.figures import COLOURS, Box, label, svg, ticks
 STACK = (("1", COLOURS[0]), ("0", "#b4bec8"), ("-1", COLOURS[1]), ("blank", "#eef1f4"))
 """Label and colour of the parts of a stack, from the left."""
 _WIDTH = 320
-_NAMES = 112
-_BAR = 104
+_NAMES = 130
+_BAR = 86
 _LINE = 21
 _LETTERS = 19
 

@@ -25,6 +25,7 @@ NAMES = {
     "frames": "Several frames",
 }
 _MOST_BARS = 12
+_LONGEST = 140
 _UNKNOWN = "unknown"
 
 
@@ -88,6 +89,7 @@ def render_census(census: Census) -> str:
         splits=_splits(census.splits),
         pictures=[picture for picture in census.pictures if PNG.fullmatch(picture.image)],
         shown_labels=_shown_labels,
+        shown_end=_shown_end,
         names_files=bool(census.faults or census.left_out or census.undecodable or census.unlisted),
         undecodable=sum(left.count for left in census.undecodable),
         unlisted=sum(left.count for left in census.unlisted),
@@ -149,6 +151,11 @@ def _splits(splits: Groups | None) -> list[tuple[str, str, str]]:
         return []
     lines = zip(splits.groups, splits.images, splits.patients, strict=True)
     return [(name, f"{images:,}", f"{patients:,}") for name, images, patients in lines]
+
+
+def _shown_end(text: str) -> str:
+    """The end of a long path; what it begins with says less."""
+    return text if len(text) <= _LONGEST else f"…{text[1 - _LONGEST :]}"
 
 
 def _shown_labels(picture: Picture) -> str:
