@@ -115,7 +115,7 @@ def _voi_or_percentile(
             if black == white:
                 raise refusal("malformed", name, "its rescale slope of 0 makes every value the same")
             return stretch(shown, black, white)
-        if len(values) == 256 and np.array_equal(meant, np.arange(256)):
+        if (values.min(), values.max()) == (0, 255) and np.array_equal(meant, values):
             return values.astype(np.uint8)  # 8 bits stay as they are, as those of a PNG do.
     counts = _counts(patterns)
     counts[padding] = 0
