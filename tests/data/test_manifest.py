@@ -27,6 +27,13 @@ def test_one_record_holds_all_that_the_row_says(tmp_path):
     assert [other.labels for other in reading.records] == [{"No Finding": 1}, {"Edema": 1}, {"Edema": -1}, {"Edema": 0}]
 
 
+def test_side_and_scanner_are_read_where_the_table_has_them(tmp_path):
+    lines = ["images/a.png,left,ACME,x", "images/b.png,R,,x", "images/c.png,both,ACME,x"]
+    root = write_fake_manifest(tmp_path, lines, header="image,Side,Scanner,caption")
+    assert [(r.laterality, r.scanner) for r in read(root).records] == [("L", "ACME"), ("R", None), (None, "ACME")]
+    assert read(root).findings == ()
+
+
 def test_columns_without_another_meaning_are_findings(tmp_path):
     reading = read(write_fake_manifest(tmp_path))
     assert reading.findings == ("No Finding", "Edema")

@@ -1,6 +1,7 @@
 """Reads a user's own table: one row per image, anywhere below one folder.
 
-Expects a CSV with a column `image` and, as far as known, `patient`, `study`, `view`, `sex`, `age` and `caption`.
+Expects a CSV with a column `image` and, as far as known, `patient`, `study`, `view`, `sex`, `age`, `laterality`,
+`scanner` and `caption`.
 Every further column is a finding with 1, 0, -1 or nothing; a column whose name begins with `_` is left out.
 
 Shapes: `N` rows.
@@ -35,6 +36,8 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "view": ("view",),
     "sex": ("sex",),
     "age": ("age",),
+    "laterality": ("laterality", "side"),
+    "scanner": ("scanner", "manufacturer"),
     "caption": ("caption", "text"),
 }
 """What is not a finding: meaning to the names it may have; case does not matter."""
@@ -93,6 +96,8 @@ def scan_manifest(config: DataConfig) -> Scan:
         ages=ages,
         captions=read_texts(named.get("caption"), len(table)),
         lines=table.lines,
+        lateralities=[_SIDES.get((side or "").casefold()) for side in read_texts(named.get("laterality"), len(table))],
+        scanners=read_texts(named.get("scanner"), len(table)),
     )
     return make_scan(
         "manifest",
@@ -116,6 +121,7 @@ def scan_manifest(config: DataConfig) -> Scan:
 
 
 _VIEWS = {"ap": "AP", "pa": "PA", "ll": "LL", "rl": "RL", "lat": "lateral", "lateral": "lateral"}
+_SIDES = {"l": "L", "left": "L", "r": "R", "right": "R"}
 _NO_PATIENT = (
     "no column 'patient': every image counts as a patient of its own, and images of one person may stand on both "
     "sides of a split"
