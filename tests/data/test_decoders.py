@@ -117,6 +117,20 @@ def test_c7_transparency_lies_over_black():
     assert np.array_equal(decode_gray(encode(image), "x"), np.where(RAMP > 100, RAMP, 0))
 
 
+def test_c7_a_gray_value_or_palette_place_may_be_declared_transparent():
+    hole = RAMP == RAMP[0, 30]
+    assert np.array_equal(decode_gray(encode(RAMP, transparency=int(RAMP[0, 30])), "x"), np.where(hole, 0, RAMP))
+    palette = Image.fromarray(RAMP).convert("P")
+    place = int(np.asarray(palette)[0, 30])
+    assert np.array_equal(decode_gray(encode(palette, transparency=place), "x"), np.where(hole, 0, RAMP))
+
+
+def test_c7_a_palette_of_colours_is_refused():
+    places = Image.fromarray(RAMP // 4, "P")
+    places.putpalette([channel for value in range(256) for channel in (value, 0, 255 - value)])
+    assert reason(encode(places)) == "colour"
+
+
 def test_c7_true_colour_is_refused():
     red = np.zeros((48, 64, 3), np.uint8)
     red[:, :32, 0] = 200
@@ -129,8 +143,9 @@ def test_a_single_bit_becomes_black_and_white():
     assert np.array_equal(pixels, np.where(RAMP > 100, 255, 0))
 
 
-def test_sixteen_bits_per_channel_are_not_halved():
-    data = bytearray(encode(RAMP, mode="RGB"))
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
+def test_sixteen_bits_per_channel_are_not_halved(mode):
+    data = bytearray(encode(RAMP, mode=mode))
     data[24] = 16
     data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
     assert reason(bytes(data)) == "format"
@@ -143,6 +158,12 @@ def test_sixteen_bits_per_channel_are_not_halved():
 )
 def test_c8_other_formats_are_refused_by_content(data):
     assert reason(data) == "format"
+
+
+@pytest.mark.parametrize("mode", ["1", "L"])
+def test_few_bits_per_pixel_use_the_whole_range(mode):
+    coarse = (RAMP // 64) * 85 if mode == "L" else np.where(RAMP > 100, 255, 0).astype(np.uint8)
+    assert np.array_equal(decode_gray(encode(coarse, mode=mode, bits=2), "x"), coarse)
 
 
 def test_c8_moving_pictures_are_refused():

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from tests.fakes.dicom import write_dicom
 
 from cleft.config import ImagesConfig
 from cleft.data.decoders import ReadLimits
@@ -38,6 +39,12 @@ def test_content_decides_not_the_ending(tmp_path, noise):
     pixels = noise(40, 50)
     path = save(tmp_path / "a.png", pixels).rename(tmp_path / "a.jpg")
     assert np.array_equal(read_gray(path), pixels)
+
+
+@pytest.mark.parametrize("name", ["scan", "scan.dicom", "scan.png", "scan.jpg", "scan.DCM"])
+def test_a_dicom_file_is_told_by_its_content_too(tmp_path, noise, name):
+    pixels = noise(40, 50)
+    assert np.array_equal(read_gray(write_dicom(tmp_path / name, pixels)), pixels)
 
 
 def test_bytes_are_read_like_a_file(tmp_path, noise):

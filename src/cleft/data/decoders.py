@@ -158,7 +158,7 @@ def _gray(image: Image.Image, name: Path | str) -> NDArray[Any]:
         if values.min() < 0 or values.max() > 65535:
             raise refusal("format", name, "more than 16 bits per pixel")
         return values.astype(np.uint16)
-    if image.mode in ("L", "1"):
+    if image.mode in ("L", "1") and "transparency" not in image.info:
         return np.asarray(image.convert("L"))
     colours = np.asarray(image.convert("RGBA"))
     luminance = flatten_colours(np.ascontiguousarray(colours[..., :3]), name).astype(np.uint16)
