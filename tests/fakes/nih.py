@@ -1,32 +1,70 @@
-"""Writes a folder in the layout of NIH ChestX-ray14."""
+"""Writes the folder structure of ChestX-ray14 with invented patients.
 
-from collections.abc import Sequence
+Built to show what a reader must cope with: a header that its own commas tear apart, several labels in a cell, images in
+twelve folders, the official lists, an image in RGBA.
+"""
+
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tests.fakes.chexpert import write_image
+import numpy as np
+from PIL import Image
 
 HEADER = (
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
     "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]"
 )
-LINES = (
-    "00000001_000.png,Cardiomegaly,0,1,57,M,PA,2682,2749,0.143,0.143",
-    "00000001_001.png,Cardiomegaly|Emphysema,1,1,58,M,PA,2894,2729,0.143,0.143",
-    "00000002_000.png,No Finding,0,2,80,F,AP,2500,2048,0.171,0.171",
-    "00000013_000.png,Pleural_Thickening|Infiltration,0,13,148,F,AP,2500,2048,0.171,0.171",
-)
+TABLE = "Data_Entry_2017_v2020.csv"
 
 
-def write_fake_nih(folder: Path, lines: Sequence[str] = LINES, *, lists: bool = True, name: str = "v2020") -> Path:
-    """Writes table, images spread over two archives' folders, and the official lists; returns `folder`."""
+def nih_row(patient: int, visit: int, labels: str = "No Finding", *, age: str = "58", sex: str = "M", view: str = "PA"):
+    """One row as it is published: eleven cells."""
+    return f"{patient:08d}_{visit:03d}.png,{labels},{visit},{patient},{age},{sex},{view},2682,2749,0.143,0.143"
+
+
+def odd_rows() -> list[str]:
+    """Five images of three patients."""
+    return [
+        nih_row(1, 0, "Cardiomegaly"),
+        nih_row(1, 1, "Cardiomegaly|Effusion", view="AP"),
+        nih_row(2, 0),
+        nih_row(13, 4, "Pneumonia|Pleural_Thickening", sex="F", age="0"),
+        nih_row(13, 5, "Hernia", view="AP"),
+    ]
+
+
+def write_fake_nih(
+    folder: Path,
+    rows: Sequence[str] | None = None,
+    *,
+    header: str = HEADER,
+    table: str = TABLE,
+    batches: bool = False,
+    lists: tuple[Iterable[str], Iterable[str]] | None = None,
+    missing: Iterable[str] = (),
+    size: int = 64,
+) -> Path:
+    """Writes the table, images and lists; returns `folder`.
+
+    Args:
+        folder: Root of the download.
+        rows: As `nih_row` makes them; by default `odd_rows()`.
+        header: First line of the table.
+        table: Its name.
+        batches: Whether images lie in `images_001/images`, …, as the archives unpack, or in `images`.
+        lists: Images of `train_val_list.txt` and of `test_list.txt`.
+        missing: Names of images that the download lost.
+        size: Side of the images in pixels.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    table = "Data_Entry_2017_v2020.csv" if name == "v2020" else "Data_Entry_2017.csv"
-    (folder / table).write_text("\n".join([HEADER, *lines]) + "\n")
-    names = [line.partition(",")[0] for line in lines]
-    for number, image in enumerate(dict.fromkeys(names)):
-        if image.endswith(".png") and "/" not in image:
-            write_image(folder / f"images_{1 + number % 2:03}" / "images" / image)
-    if lists:
-        (folder / "train_val_list.txt").write_text("\n".join(names[:-1]))
-        (folder / "test_list.txt").write_text(names[-1] + "\n")
+    rows = odd_rows() if rows is None else rows
+    (folder / table).write_text("\n".join([header, *rows]) + "\n")
+    names = sorted({row.partition(",")[0] for row in rows} - set(missing))
+    for number, name in enumerate(names):
+        home = folder / (f"images_{number % 12 + 1:03d}/images" if batches else "images")
+        home.mkdir(parents=True, exist_ok=True)
+        gray = np.random.default_rng(number).integers(0, 256, (size, size), dtype=np.uint8)
+        Image.fromarray(gray).convert("RGBA" if number == 0 else "L").save(home / name)
+    for name, images in zip(("train_val_list.txt", "test_list.txt"), lists or (), strict=False):
+        (folder / name).write_text("\n".join(images) + "\n")
     return folder

@@ -8,6 +8,7 @@ from cleft.data.captions import OPENING
 from cleft.data.chexpert import CAPTION_ORDER
 from cleft.data.embed_codes import BIRADS_CLASSES, DENSITY_CLASSES
 from cleft.data.faults import nearest
+from cleft.data.nih import FINDINGS as NIH_FINDINGS
 from cleft.data.wordings import DEFAULT, Wording
 from cleft.errors import ConfigError
 
@@ -16,6 +17,7 @@ CLASS_SETS: dict[str, tuple[str, ...]] = {
     "chexpert-14": CAPTION_ORDER,
     "pneumonia-2": ("No Finding", "Pneumonia"),
     "rsna-2": ("No Pneumonia", "Pneumonia"),
+    "nih-14": NIH_FINDINGS,
     "birads-7": BIRADS_CLASSES,
     "density-4": DENSITY_CLASSES,
 }
