@@ -3,6 +3,8 @@
 import importlib.metadata
 
 from packaging.requirements import Requirement
+from pydicom.pixels.decoders import JPEGLosslessSV1Decoder
+from pydicom.uid import JPEGLosslessSV1
 
 from cleft import doctor
 
@@ -51,3 +53,11 @@ def test_floors_are_what_the_package_asks_for():
     }
     assert set(floors) == set(doctor.FLOORS)
     assert all(floors[item.name] in str(item.specifier) for item in asked if item.name in floors)
+
+
+def test_doctor_names_the_dicom_encodings_that_lack_a_decoder(monkeypatch):
+    assert "ok    DICOM files are read in every usual encoding" in doctor.examine().lines
+    monkeypatch.setattr(JPEGLosslessSV1Decoder, "_available", {})
+    line = next(line for line in doctor.examine().lines if "DICOM files" in line)
+    assert JPEGLosslessSV1.name in line
+    assert line.endswith("run: pip install 'cleft[dicom]'")

@@ -43,7 +43,7 @@ def examine() -> Examination:
     """Looks at versions, devices, optional parts and disk; never changes anything."""
     lines: list[str] = []
     faults = 0
-    for part in (_python, _packages, _torchvision, _devices, _extras, _disk):
+    for part in (_python, _packages, _torchvision, _devices, _extras, _encodings, _disk):
         for fault, line in part():
             lines.append(f"{'wrong' if fault else 'ok':6}{line}")
             faults += fault
@@ -122,6 +122,17 @@ def _extras() -> list[tuple[bool, str]]:
         note = f"is incomplete, without {', '.join(absent)}; run: pip install 'cleft[{extra}]'" if absent else "is here"
         lines.append((False, f"optional part {extra} {note}"))
     return lines
+
+
+def _encodings() -> list[tuple[bool, str]]:
+    if importlib.util.find_spec("pydicom") is None:
+        return []
+    from cleft.data.syntaxes import unreadable_syntaxes
+
+    absent = unreadable_syntaxes()
+    if not absent:
+        return [(False, "DICOM files are read in every usual encoding")]
+    return [(False, f"DICOM files are read, but not as {'; '.join(absent)}; run: pip install 'cleft[dicom]'")]
 
 
 def _disk() -> list[tuple[bool, str]]:

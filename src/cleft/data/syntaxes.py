@@ -66,4 +66,23 @@ def decodable(uid: str, *, deep: bool) -> tuple[str, str]:
     return name, "" if plugins else "run: pip install 'cleft[dicom]'"
 
 
+def unreadable_syntaxes() -> list[str]:
+    """Returns the names of the usual ways to encode a radiograph that cannot be decoded here."""
+    from pydicom import uid
+
+    usual = [
+        uid.RLELossless,
+        uid.JPEGBaseline8Bit,
+        uid.JPEGLossless,
+        uid.JPEGLosslessSV1,
+        uid.JPEGLSLossless,
+        uid.JPEGLSNearLossless,
+        uid.JPEG2000Lossless,
+        uid.JPEG2000,
+        uid.HTJ2KLossless,
+        uid.HTJ2K,
+    ]
+    return [syntax.name for syntax in usual if decodable(syntax, deep=True)[1]]
+
+
 _STORE_AGAIN = "store it again in another transfer syntax"
