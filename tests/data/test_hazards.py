@@ -12,7 +12,9 @@ import zipfile
 import numpy as np
 import pytest
 from PIL import Image
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGLSLossless
 from tests.fakes.chexpert import chexpert_row, write_fake_chexpert, write_full_chexpert
+from tests.fakes.dicom import dicom_bytes
 from tests.fakes.manifest import write_fake_manifest
 
 from cleft.config import DataConfig, ImagesConfig
@@ -21,6 +23,7 @@ from cleft.data.census import Effort
 from cleft.data.check import check_dataset
 from cleft.data.prepared import prepare_images
 from cleft.data.splits import split_records
+from cleft.data.twins import contents_of, refuse_twins, shared_contents
 from cleft.errors import DataError
 
 IMAGES = ImagesConfig(size=48, stored_size=64)
@@ -226,6 +229,122 @@ def test_sixteen_bit_png_keeps_its_range(own, bits):
     inside = pixels["a.png"][:, 8:56]
     assert inside.max() > 230
     assert len(np.unique(inside)) > 100
+
+
+# What DICOM files hold
+
+
+def deep(seed=0):
+    """Twelve bits; the darkest and the brightest value occur."""
+    pixels = scene(seed).astype(np.uint16) * 15
+    pixels[0, 0], pixels[-1, -1] = 0, 4095
+    return pixels
+
+
+def test_monochrome1_is_the_same_scene_turned_once(own):
+    files = {
+        "plain": dicom_bytes(deep(), bits=12),
+        "one": dicom_bytes(4095 - deep(), bits=12, photometric="MONOCHROME1"),
+        "said twice": dicom_bytes(4095 - deep(), bits=12, photometric="MONOCHROME1", PresentationLUTShape="INVERSE"),
+    }
+    pixels, rejected = prepared(own(files))
+    assert rejected == {}
+    assert np.array_equal(pixels["plain"], pixels["one"])
+    assert np.array_equal(pixels["plain"], pixels["said twice"])
+
+
+def test_a_window_is_obeyed_the_first_of_several_and_none_that_is_illegal(own):
+    window = {"WindowCenter": 1000, "WindowWidth": 500}
+    several = {"WindowCenter": [1000, 3000], "WindowWidth": [500, 10]}
+    files = {
+        "none": dicom_bytes(deep(), bits=12),
+        "one": dicom_bytes(deep(), bits=12, **window),
+        "several": dicom_bytes(deep(), bits=12, **several),
+        "sigmoid": dicom_bytes(deep(), bits=12, VOILUTFunction="SIGMOID", **window),
+        "illegal": dicom_bytes(deep(), bits=12, WindowCenter=1000, WindowWidth=0),
+    }
+    pixels, _ = prepared(own(files))
+    assert np.array_equal(pixels["one"], pixels["several"])
+    assert np.array_equal(pixels["none"], pixels["illegal"])
+    assert (pixels["one"] == 255).sum() > (pixels["none"] == 255).sum() + 100
+    assert not np.array_equal(pixels["sigmoid"], pixels["one"])
+
+
+def test_signed_values_slope_and_intercept_keep_their_order(own):
+    signed = deep().astype(np.int16) - 1024
+    files = {
+        "plain": dicom_bytes(deep(), bits=12),
+        "signed": dicom_bytes(signed),
+        "rescaled": dicom_bytes(deep() // 2, bits=12, RescaleSlope=2, RescaleIntercept=-500),
+    }
+    pixels, _ = prepared(own(files))
+    assert np.array_equal(pixels["plain"], pixels["signed"])
+    assert np.abs(pixels["plain"].astype(int) - pixels["rescaled"]).max() <= 1
+
+
+def test_junk_in_high_bits_and_a_padding_value_do_not_count(own):
+    padded = deep() // 2
+    padded[:, :20] = 4095
+    bare = padded.copy()
+    bare[:, :20] = padded[:, 20:].min()
+    files = {
+        "plain": dicom_bytes(deep(), bits=12),
+        "junk": dicom_bytes(deep() | 0xF000, bits=12),
+        "padded": dicom_bytes(padded, bits=12, PixelPaddingValue=4095),
+        "bare": dicom_bytes(bare, bits=12),
+    }
+    pixels, _ = prepared(own(files))
+    assert np.array_equal(pixels["plain"], pixels["junk"])
+    assert np.array_equal(pixels["padded"], pixels["bare"])
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (dicom_bytes(np.stack([deep(), deep(1)]), bits=12, frames=True), "frames"),
+        (dicom_bytes(np.stack([scene(), 255 - scene(), scene(2)], 2), photometric="RGB"), "colour"),
+        (dicom_bytes(np.zeros((80, 64), np.uint16), bits=12), "constant"),
+        (dicom_bytes(deep(), bits=12)[:-3000], "truncated"),
+        (dicom_bytes(None, SOPClassUID="1.2.840.10008.5.1.4.1.1.88.11"), "no-image"),
+    ],
+    ids=["several frames", "colour", "one value", "broken off", "a report"],
+)
+def test_a_dicom_file_that_is_no_radiograph_is_found_before_training(own, data, reason):
+    root = own({"a.dcm": dicom_bytes(deep(), bits=12), "bad": data})
+    assert [(left.reason, left.count) for left in check(root).undecodable] == [(reason, 1)]
+    assert prepared(root)[1] == {"bad": reason}
+
+
+def test_an_encoding_that_cannot_be_decoded_is_named_with_what_is_missing(own, monkeypatch):
+    root = own({"a.dcm": dicom_bytes(deep(), bits=12), "b": dicom_bytes(deep(1), bits=12, syntax=JPEGLSLossless)})
+    names = {tally.name: dict(tally.counts) for tally in check(root).looks}
+    assert names["transfer syntax"] == {"Explicit VR Little Endian": 1, "JPEG-LS Lossless Image Compression": 1}
+    remedy = "run: pip install 'cleft[dicom]'"
+    monkeypatch.setattr("cleft.data.syntaxes.decodable", lambda uid, deep: ("JPEG-LS", remedy * uid.endswith("80")))
+    assert f"1 images are encoded as JPEG-LS, which cannot be decoded here; {remedy}" in check(root).notes
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+def test_a_file_without_mark_or_syntax_is_read_and_counted(own, syntax):
+    files = {
+        "plain": dicom_bytes(deep(), bits=12),
+        "unmarked": dicom_bytes(deep(), bits=12, syntax=syntax, preamble=False),
+        "untold": dicom_bytes(deep(), bits=12, syntax=syntax, told=False),
+    }
+    root = own(files)
+    pixels, rejected = prepared(root)
+    assert rejected == {}
+    assert np.array_equal(pixels["plain"], pixels["unmarked"])
+    assert any(note.startswith("2 images say not how they are encoded") for note in check(root).notes)
+
+
+def test_a_picture_that_was_sent_twice_under_other_ids_is_the_same_picture(own):
+    root = own({f"{n}.dcm": dicom_bytes(deep(), bits=12, SOPInstanceUID=f"1.2.{n}") for n in range(2)})
+    made = prepare_images(records(root), IMAGES, root / "cache")
+    found = contents_of(made)
+    assert found["0.dcm"] == found["1.dcm"]
+    with pytest.raises(DataError, match="stand in another split too"):
+        refuse_twins(shared_contents({"train": records(root)[:1], "test": records(root)[1:]}, found))
 
 
 # What tables say
