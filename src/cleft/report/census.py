@@ -25,7 +25,7 @@ NAMES = {
     "frames": "Several frames",
 }
 _MOST_BARS = 12
-_LONGEST = 140
+_LONGEST = 80
 _UNKNOWN = "unknown"
 
 
