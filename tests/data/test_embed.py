@@ -1,4 +1,5 @@
 import time
+from pathlib import Path
 
 import pytest
 from tests.fakes.chexpert import write_csv
@@ -190,6 +191,13 @@ def test_only_2d_images_are_kept_and_others_counted(tmp_path):
     files = [file_row("a"), file_row("b", kind="cview"), file_row("c", kind="C-view"), file_row("d", kind="")]
     reading = read(write_fake_embed(tmp_path, files))
     assert {reason: len(ids) for reason, ids in reading.rejected.items()} == {"type-cview": 2, "type-unknown": 1}
+
+
+def test_a_file_without_a_row_is_known_from_one_that_was_left_out(tmp_path):
+    root = write_fake_embed(tmp_path, [file_row("a"), file_row("b", kind="cview"), file_row("c", exam="7")])
+    scan = scan_embed(DataConfig(dataset="embed", root=root))
+    assert len(scan.reading.records) == 1
+    assert [Path(path).stem for path in scan.images] == ["a", "b", "c"]
 
 
 def test_an_image_of_neither_breast_is_counted(tmp_path):

@@ -109,7 +109,7 @@ def scan_embed(config: DataConfig, *, check_files: bool = True) -> Scan:
         rejected={**images.rejected, **scan.reading.rejected},
         sources={named.table.path.name: named.table.sha256 for named in (metadata, clinical)},
     )
-    return Scan(path, reading, scan.faults)
+    return scan._replace(reading=reading, images=[f"{folder}/{name}" for name in files.ids])
 
 
 def _rows(metadata: Named, files: Files, keys: Keys, exams: Exams, images: Images, folder: str, style: Style) -> Rows:
