@@ -287,3 +287,12 @@ def test_a_class_with_too_few_images_is_named(home):
 def test_a_draw_that_makes_no_sense_is_refused(home, options, sentence):
     with pytest.raises(ConfigError, match=sentence):
         ask(home / "run", **options)
+
+
+def test_a_context_that_never_saw_a_class_is_noted(home, tmp_path):
+    run = shutil.copytree(home / "run", tmp_path / "run")
+    (run / "summary.json").write_text(json.dumps({"stage": "context", "classes": ["Edema", "Atelectasis"]}))
+    _, found = ask(run, classes="Edema,Cardiomegaly")
+    assert "The context was learned for Edema, Atelectasis; it never saw Cardiomegaly." in found.notes
+    _, other = ask(run, classes="Edema,Cardiomegaly", prompts="handwritten")
+    assert not any("The context" in note for note in other.notes)

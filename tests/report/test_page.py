@@ -1,5 +1,6 @@
 """The page as a reader and a browser meet it: from files alone, whole by itself, and no more than was measured."""
 
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -11,6 +12,7 @@ from tests.fakes.fake_runs import FIVE, evaluation, png, result, write_run
 
 from cleft.errors import DataError, ResourceError
 from cleft.report.page import render, write_report
+from cleft.report.paper import published
 from cleft.report.runs import read_runs
 
 
@@ -328,3 +330,19 @@ def test_two_folders_of_one_name_are_told_apart(tmp_path):
 def test_a_folder_given_twice_is_one_run(tmp_path):
     run = write_run(tmp_path / "run", evaluation())
     assert len(read_runs([run, run / ".." / "run"])) == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "rows", "printed"),
+    [
+        ([f"BI-RADS {score}" for score in range(7)], 200, "33.3 %"),
+        ([f"Density {letter}" for letter in "ABCD"], 500, "74.4 %"),
+        ([f"Density {letter}" for letter in "ABCD"], 50, None),
+    ],
+)
+def test_the_papers_numbers_for_mammograms_stand_beside_its_balanced_sets_only(names, rows, printed):
+    confusion = tuple(tuple(rows if i == j else 0 for j in range(len(names))) for i in range(len(names)))
+    asked = evaluation(dataset="embed", classes=tuple(names), confusion=confusion, synthetic=False)
+    rows_of_paper = published(asked)
+    assert [f"{100 * row.accuracy:.1f} %" for row in rows_of_paper[:1]] == ([printed] if printed else [])
+    assert published(dataclasses.replace(asked, synthetic=True)) == ()

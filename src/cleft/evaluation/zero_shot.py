@@ -28,6 +28,7 @@ from cleft.evaluation.questions import Answers, Blank, answer_multi_class, answe
 from cleft.evaluation.results import write_evaluation
 from cleft.evaluation.scoring import USUAL_DRAWS, Draws
 from cleft.evaluation.selection import Part, PerClass, choose_classes, data_config, select_images
+from cleft.learning.files import read_json
 from cleft.towers.checkpoint import check_reads_texts, load_model, weights_digest
 from cleft.towers.dual import DualEncoder
 from cleft.types import Embeddings, Evaluation
@@ -155,7 +156,7 @@ def evaluate_zero_shot(
             "--drop-overlap" * drop_overlap,
         ),
         seed=draws.seed,
-        notes=(*images.notes, *answers.notes, *_note_of(behind, scoring)),
+        notes=(*images.notes, *answers.notes, *_notes_of(run, behind, scoring, asked)),
     )
     return write_evaluation(evaluation, run / "results")
 
@@ -236,10 +237,16 @@ def _encode_classes(
         return list(written), model.encode_text(written)
 
 
-def _note_of(behind: str, scoring: Scoring) -> list[str]:
-    if behind == "context" and scoring == "present-absent":
-        return ["The context was learned in front of class names alone; it never saw a denied one."]
-    return []
+def _notes_of(run: Path, behind: str, scoring: Scoring, asked: Sequence[str]) -> list[str]:
+    """What a reader must know of a learned context."""
+    if behind != "context":
+        return []
+    learned = (read_json(run / "summary.json") or {}).get("classes") or asked
+    others = [name for name in asked if name not in learned]
+    notes = [f"The context was learned for {', '.join(learned)}; it never saw {', '.join(others)}."] if others else []
+    if scoring == "present-absent":
+        notes.append("The context was learned in front of class names alone; it never saw a denied one.")
+    return notes
 
 
 def _per_class(images: int | None, per_patient: int | None) -> PerClass | None:
