@@ -20,7 +20,7 @@ from cleft.data.counting import (
     tally,
     tally_ages,
 )
-from cleft.data.datasets import DATASETS, finish_reading
+from cleft.data.datasets import finish_reading, terms_of
 from cleft.data.decoding import usable_cores
 from cleft.data.leaks import leak_notes
 from cleft.data.looks import Looks, look_at_all
@@ -73,7 +73,7 @@ def take_census(scan: Scan, config: DataConfig, images: ImagesConfig, effort: Ef
     if is_surely_more(len(files.sample.undecodable), files.decoded, len(reading.records), config.max_bad):
         faults.append(_too_many(files, config))
     twins, leaking = _compare(reading.records, splits, files.sample)
-    terms = DATASETS[config.dataset].terms
+    terms = terms_of(config)
     return Census(
         dataset=reading.dataset,
         table=scan.path.name,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cleft.config import Settings
-from cleft.data.datasets import read_dataset, terms_of
+from cleft.data import read_dataset, terms_of
 from cleft.data.leaks import Leak, leak_notes, measure_leaks
 from cleft.data.prepared import PreparedImages, obtain_images
 from cleft.data.splits import split_records
