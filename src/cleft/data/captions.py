@@ -94,10 +94,13 @@ def add_captions(reading: Reading, config: DataConfig, opening: str = OPENING) -
     """
     # Records with equal labels share one mapping, so each distinct mapping is put into words once.
     written: dict[tuple[int, tuple[str, ...]], str] = {}
+    cleaned: dict[str | None, str] = {None: ""}
     records: list[Record] = []
     empty: list[str] = []
     for record in reading.records:
-        caption = clean_text(record.caption) if record.caption else ""
+        if record.caption not in cleaned:
+            cleaned[record.caption] = clean_text(record.caption or "")
+        caption = cleaned[record.caption]
         if not caption:
             if config.empty_caption == "drop" and 1 not in record.labels.values():
                 empty.append(record.id)
@@ -112,7 +115,7 @@ def add_captions(reading: Reading, config: DataConfig, opening: str = OPENING) -
                     no_finding=config.empty_caption == "no-finding",
                 )
             caption = written[key]
-        records.append(replace(record, caption=caption))
+        records.append(record if record.caption == caption else replace(record, caption=caption))
     if not records:
         raise DataError(
             f"none of {len(empty):,} images has a finding that is present; set data.empty_caption to keep them",
