@@ -6,6 +6,7 @@ from tests.fakes.manifest import HEADER, LINES, write_fake_manifest
 
 from cleft.config import DataConfig
 from cleft.data.manifest import read_manifest, scan_manifest, write_template
+from cleft.data.splits import split_records
 from cleft.errors import ConfigError, DataError
 
 
@@ -44,11 +45,30 @@ def test_without_a_patient_column_each_image_is_a_patient_and_a_note_says_so(tmp
     reading = read(write_fake_manifest(tmp_path, ["images/a.png,1", "images/b.png,0"], header="image,Edema"))
     assert [record.patient for record in reading.records] == ["images/a.png", "images/b.png"]
     assert any("no column 'patient': every image counts as a patient of its own" in note for note in reading.notes)
+    assert set(reading.cautions) < set(reading.notes)
+    assert len(reading.cautions) == 1
 
 
 def test_other_names_and_cases_of_columns_are_understood(tmp_path):
     root = write_fake_manifest(tmp_path, ["images/a.png,p,x"], header="Path,Patient_ID,Text")
     assert [(r.id, r.patient, r.caption) for r in read(root).records] == [("images/a.png", "p", "x")]
+
+
+def test_a_split_of_ones_own_is_read_under_its_usual_names(tmp_path):
+    cells = ["Train", "training", "valid", "dev", "TEST", ""]
+    lines = [f"images/{i}.png,{i},{cell},x" for i, cell in enumerate(cells)]
+    root = write_fake_manifest(tmp_path, lines, header="image,patient,Split,caption")
+    reading = read(root)
+    assert [record.split for record in reading.records] == ["train", "train", "val", "val", "test", None]
+    told = "column 'split' names train 2, val 2, test 1; data.split=given follows it; 1 rows name none"
+    assert any(note.startswith(told) for note in reading.notes)
+    splits = split_records(reading, DataConfig(dataset="manifest", split="given"))
+    assert [len(part) for part in splits[:3]] == [2, 2, 1]
+
+
+def test_a_part_that_nobody_knows_is_refused_with_its_line(tmp_path):
+    root = write_fake_manifest(tmp_path, ["images/a.png,train,x", "images/b.png,fold 3,x"], header="image,split,text")
+    assert [(f.what, f.lines) for f in faults(root)] == [("column 'split' holds 'fold 3'", [3])]
 
 
 def test_views_are_kept_as_asked_and_unknown_ones_stay(tmp_path):

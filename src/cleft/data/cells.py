@@ -19,6 +19,11 @@ BLANK = 2
 """Code of a finding that nobody mentioned, beside 1 present, 0 absent and -1 uncertain."""
 
 _CODES = {"": BLANK, "1": 1, "1.0": 1, "0": 0, "0.0": 0, "-1": -1, "-1.0": -1}
+_PARTS = {
+    **dict.fromkeys(("train", "training", "train_val", "trainval"), "train"),
+    **dict.fromkeys(("val", "valid", "validate", "validation", "dev", "development", "tune", "tuning"), "val"),
+    **dict.fromkeys(("test", "testing", "holdout"), "test"),
+}
 _SEXES = {"male": "Male", "m": "Male", "female": "Female", "f": "Female"}
 _OLDEST = 120
 
@@ -80,6 +85,24 @@ def read_sexes(column: Column | None, rows: int) -> tuple[list[str | None], int]
     texts = read_texts(column, rows)
     sexes = [_SEXES.get(text.casefold()) if text else None for text in texts]
     return sexes, sum(1 for text, sex in zip(texts, sexes, strict=True) if text and sex is None)
+
+
+def read_splits(table: Table, column: Column | None) -> tuple[list[str | None] | None, list[Fault]]:
+    """Returns `train`, `val`, `test` or None for each row; None in place of all where there is no such column.
+
+    Other names of these parts are understood. A fault tells what is none of them.
+    """
+    if column is None:
+        return None, []
+    texts = [value.strip().casefold() for value in column.values]
+    wrong = [i for i, text in enumerate(texts) if text and text not in _PARTS]
+    splits = [_PARTS.get(text) for text in texts]
+    read = [splits[i] for i in column.index.tolist()]
+    if not wrong:
+        return read, []
+    held = ", ".join(repr(column.values[i][:40]) for i in wrong[:3]) + (", …" if len(wrong) > 3 else "")
+    lines = table.lines[column.rows_of(wrong)].tolist()
+    return read, [Fault("split", f"column 'split' holds {held}", "allowed are train, val, test and empty", lines)]
 
 
 def read_ages(column: Column | None, rows: int) -> tuple[list[float | None], int]:

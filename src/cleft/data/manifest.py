@@ -9,14 +9,16 @@ Shapes: `N` rows.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cleft.config import DataConfig
-from cleft.data.cells import read_ages, read_codes, read_sexes, read_texts
+from cleft.data.cells import read_ages, read_codes, read_sexes, read_splits, read_texts
 from cleft.data.faults import Fault, nearest, refuse, told_lines
 from cleft.data.files import find_inside, leaves_root, tidy
 from cleft.data.rows import Rows
@@ -39,6 +41,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "laterality": ("laterality", "side"),
     "scanner": ("scanner", "manufacturer"),
     "caption": ("caption", "text"),
+    "split": ("split", "subset"),
 }
 """What is not a finding: meaning to the names it may have; case does not matter."""
 
@@ -84,6 +87,7 @@ def scan_manifest(config: DataConfig) -> Scan:
     patients, unnamed = _read_patients(table, named.get("patient"), ids)
     sexes, odd_sexes = read_sexes(named.get("sex"), len(table))
     ages, odd_ages = read_ages(named.get("age"), len(table))
+    splits, wrong_splits = read_splits(table, named.get("split"))
     rows = Rows(
         ids=ids,
         images=[f"{root}/{spelled.get(name, name)}" for name in ids],
@@ -98,8 +102,9 @@ def scan_manifest(config: DataConfig) -> Scan:
         lines=table.lines,
         lateralities=[_SIDES.get((side or "").casefold()) for side in read_texts(named.get("laterality"), len(table))],
         scanners=read_texts(named.get("scanner"), len(table)),
+        splits=splits,
     )
-    return make_scan(
+    scan = make_scan(
         "manifest",
         table,
         rows,
@@ -107,7 +112,12 @@ def scan_manifest(config: DataConfig) -> Scan:
         config,
         views=config.views,
         are_present=lambda kept: present[kept],
-        notes=[*_notes(table, named), *oddities(odd_sexes, odd_ages), *_spelling_note(table, ids, spelled)],
+        notes=[
+            *_notes(table, named),
+            *_split_note(splits),
+            *oddities(odd_sexes, odd_ages),
+            *_spelling_note(table, ids, spelled),
+        ],
         faults=[
             *faults,
             *twice,
@@ -115,9 +125,12 @@ def scan_manifest(config: DataConfig) -> Scan:
             *wrong_paths,
             *_outside_faults(table, outside),
             *unnamed,
+            *wrong_splits,
             *_nothing_to_say(named, findings),
         ],
     )
+    cautions = (_NO_PATIENT,) * ("patient" not in named)
+    return scan._replace(reading=replace(scan.reading, cautions=cautions))
 
 
 _VIEWS = {"ap": "AP", "pa": "PA", "ll": "LL", "rl": "RL", "lat": "lateral", "lateral": "lateral"}
@@ -215,6 +228,15 @@ def _nothing_to_say(named: Mapping[str, Column], findings: tuple[str, ...]) -> l
     if findings or "caption" in named:
         return []
     return [Fault("columns", "neither a caption nor a finding", "add a column 'caption', or one per finding")]
+
+
+def _split_note(splits: Sequence[str | None] | None) -> list[str]:
+    if splits is None:
+        return []
+    counts = Counter(splits)
+    told = ", ".join(f"{part} {counts[part]:,}" for part in ("train", "val", "test"))
+    rest = f"; {counts[None]:,} rows name none and would stay out" if counts[None] else ""
+    return [f"column 'split' names {told}; data.split=given follows it{rest}"]
 
 
 def _notes(table: Table, named: Mapping[str, Column]) -> list[str]:
