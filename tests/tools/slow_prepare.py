@@ -9,7 +9,7 @@ from cleft.data.prepared import prepare_images
 
 
 def prepare_slowly(path, config, known):
-    time.sleep(0.01)
+    time.sleep(0.03)
     return prepare_file(path, config, known)
 
 

@@ -69,8 +69,8 @@ def percentiles(values: NDArray[Any], counts: NDArray[np.int64], shares: tuple[f
     """Returns percentiles of values that occur so many times, to the bit as `np.percentile` of them all.
 
     Example:
-        >>> percentiles(np.array([3, 1]), np.array([1, 3]), (0, 90))
-        [1.0, 2.4]
+        >>> percentiles(np.array([3, 1]), np.array([1, 3]), (0, 75))
+        [1.0, 1.5]
     """
     order = np.argsort(values, kind="stable")
     ranked, ends = values[order].astype(np.float64), np.cumsum(counts[order])

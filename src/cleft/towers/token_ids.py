@@ -28,8 +28,6 @@ class TokenIds(Tokens):
         self.back = (end,)
         self.end = end
         self.pad = end
-        self.met = 0
-        self.cut = 0
 
     def names(self, names: Sequence[str]) -> list[list[int]]:
         """Returns the ids of class names, cut and closed."""

@@ -35,6 +35,13 @@ class Tokens:
         CheckpointError: If there is nothing to pad with.
     """
 
+    met = 0
+    """Distinct texts seen so far."""
+    cut = 0
+    """How many of them were longer than `max_tokens`."""
+    longest = 0
+    """Tokens of the longest of them, frame included and nothing cut."""
+
     def __init__(self, tokenizer: PreTrainedTokenizerFast, *, max_tokens: int, end: int | None) -> None:
         self.tokenizer = tokenizer
         self.vocabulary = len(tokenizer)
@@ -49,12 +56,6 @@ class Tokens:
         if pad is None:
             raise CheckpointError("the tokenizer has neither a padding nor an end token; set its pad_token and save it")
         self.pad = pad
-        self.met = 0
-        """Distinct texts seen so far."""
-        self.cut = 0
-        """How many of them were longer than `max_tokens`."""
-        self.longest = 0
-        """Tokens of the longest of them, frame included and nothing cut."""
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns the token ids of new texts, cut to `max_tokens` and framed."""
