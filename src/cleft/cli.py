@@ -136,7 +136,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = _verb(verbs, "evaluate", "put a question to a trained model", _evaluate)
     evaluate.add_argument("run", type=Path, help="run folder")
     evaluate.add_argument("--task", choices=["zero-shot"], default="zero-shot", help="class prompts alone")
-    evaluate.add_argument("--data", help="dataset and folder or table, e.g. chexpert:/data/CheXpert; by default the run's own")
+    evaluate.add_argument(
+        "--data", help="dataset and folder or table, e.g. chexpert:/data/CheXpert; by default the run's own"
+    )
     evaluate.add_argument(
         "--split", choices=["train", "val", "test", "all"], default="test", help="which images are asked about (test)"
     )
@@ -156,7 +158,9 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         help="the learned context, or sentences written by hand; auto: the context where there is one",
     )
-    evaluate.add_argument("--per-class", type=int, metavar="N", help="ask about N images of each class, in place of all")
+    evaluate.add_argument(
+        "--per-class", type=int, metavar="N", help="ask about N images of each class, in place of all"
+    )
     evaluate.add_argument(
         "--per-patient", type=int, metavar="K", help="with --per-class: at most K images of a patient in a class (4)"
     )

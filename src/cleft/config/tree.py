@@ -46,7 +46,7 @@ class DataConfig:
     with pneumonia as without on both sides, in the paper's sizes. `embed`: 70, 10 and 20 % of the patients. `given`: as
     official lists, or a column `split` of your table, say."""
     split_file: Path | None = None
-    """A split as `cleft data split --out` wrote it: it takes the place of `split`, and its fractions count for nothing."""
+    """A split as `cleft data split --out` wrote it, in place of `split` and its fractions."""
     test_list: Path | None = None
     """A list of images that are the test set, such as a published CheXpert-5x200: a table with a column `Path` and, as
     far as known, findings or a `class`; or one path a line. For `split: 5x200-…` and `patients`."""
@@ -92,7 +92,9 @@ class DataConfig:
         if self.mapping is not None and self.dataset != "rsna":
             raise ConfigError(f"data.mapping={self.mapping} is for data.dataset=rsna, not {self.dataset}; leave it out")
         if self.labels != "table" and self.dataset != "chexpert":
-            raise ConfigError(f"data.labels={self.labels} is for data.dataset=chexpert, not {self.dataset}; leave it out")
+            raise ConfigError(
+                f"data.labels={self.labels} is for data.dataset=chexpert, not {self.dataset}; leave it out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,7 +34,9 @@ def outline_model(settings: Settings, *, tokens: int = 0) -> DualEncoder | Image
     Raises:
         ConfigError: If a tower's shape is neither described, nor known here, nor to be had from the hub.
     """
-    spec = ImageSpec(size=(settings.images.size, settings.images.size), mean=settings.images.mean, std=settings.images.std)
+    spec = ImageSpec(
+        size=(settings.images.size, settings.images.size), mean=settings.images.mean, std=settings.images.std
+    )
     vision = _shape(settings.image, "image.model")
     if settings.method == "image-only":
         with torch.device("meta"):
