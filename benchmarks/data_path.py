@@ -34,10 +34,10 @@ import torch
 
 import long_way
 from cleft.config import ImagesConfig
-from cleft.data.augment import augment
 from cleft.data.batches import Views
-from cleft.data.images import prepare_image, read_gray
-from cleft.data.prepared import prepare_images
+from cleft.data.pixels.augment import augment
+from cleft.data.pixels.images import prepare_image, read_gray
+from cleft.data.pixels.prepared import prepare_images
 from cleft.types import Record
 from radiographs import FULL_SIZE, Files, drawn_dicoms, drawn_jpegs, real_jpegs
 

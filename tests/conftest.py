@@ -25,11 +25,11 @@ def shared() -> Path:
 
 @pytest.fixture(autouse=True)
 def _quiet_logger():
-    """Takes back what the command line did to the logger, so that no test hears another's."""
+    """Takes back what the command line did to the logger, in a test or a fixture, so that no test hears another's."""
     logger = logging.getLogger("cleft")
-    before = logger.handlers[:], logger.level, logger.propagate
+    logger.handlers[:], logger.level, logger.propagate = [], logging.NOTSET, True
     yield
-    logger.handlers[:], logger.level, logger.propagate = before
+    logger.handlers[:], logger.level, logger.propagate = [], logging.NOTSET, True
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ import cleft
 
 ROOT = Path(cleft.__file__).parent
 ORDER = ["errors", "types", "config", "codec", "data", "towers", "learning", "evaluation", "report", "doctor", "cli"]
+INSIDE_DATA = ["tables", "pixels", "readers", "phantoms", "splits", "census"]
 STRANGERS = [
     ("towers", "data"),
     ("data", "towers"),
@@ -31,8 +32,12 @@ def modules():
 
 
 def imports():
-    found = set()
-    for _, room, tree in modules():
+    found = {(room, name.split(".")[1]) for _, room, name in imported()}
+    return {(a, b) for a, b in found if a != b}
+
+
+def imported():
+    for path, room, tree in modules():
         for node in ast.walk(tree):
             names = []
             if isinstance(node, ast.ImportFrom):
@@ -40,8 +45,7 @@ def imports():
                 names = [node.module or ""]
             elif isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
-            found |= {(room, name.split(".")[1]) for name in names if name.startswith("cleft.")}
-    return {(a, b) for a, b in found if a != b}
+            yield from ((path, room, name) for name in names if name.startswith("cleft."))
 
 
 def test_every_module_is_in_a_room_that_the_drawing_knows():
@@ -51,6 +55,17 @@ def test_every_module_is_in_a_room_that_the_drawing_knows():
 def test_no_room_imports_one_to_its_right():
     upward = {(a, b) for a, b in imports() if a in ORDER and ORDER.index(b) > ORDER.index(a)}
     assert not upward, f"imports against the flow: {sorted(upward)}"
+
+
+def test_inside_data_imports_point_one_way_too():
+    found = {
+        (path.relative_to(ROOT).parts[1], name.split(".")[2])
+        for path, room, name in imported()
+        if room == "data" and name.startswith("cleft.data.")
+    }
+    folders = {(a, b) for a, b in found if a in INSIDE_DATA and b in INSIDE_DATA}
+    assert {path.name for path in (ROOT / "data").iterdir() if (path / "__init__.py").is_file()} == set(INSIDE_DATA)
+    assert not {(a, b) for a, b in folders if INSIDE_DATA.index(b) > INSIDE_DATA.index(a)}
 
 
 def test_strangers_do_not_meet():

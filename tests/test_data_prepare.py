@@ -15,8 +15,9 @@ from PIL import Image
 
 from cleft.cli import main
 from cleft.config import load_settings
-from cleft.data import decoding, read_dataset
-from cleft.data.prepared import obtain_images, prepare_images
+from cleft.data import read_dataset
+from cleft.data.pixels import decoding
+from cleft.data.pixels.prepared import obtain_images, prepare_images
 
 IMAGES = 120
 
@@ -138,7 +139,7 @@ def test_all_cores_decode_unless_told_otherwise(words, monkeypatch):
         asked.append(jobs)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cleft.data.prepared.prepare_images", spy)
+    monkeypatch.setattr("cleft.data.pixels.prepared.prepare_images", spy)
     monkeypatch.setattr(decoding, "usable_cores", lambda: 24)
     without = [word for word in words if word not in ("--jobs", "2")]
     main(words)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cleft.config import Settings, load_settings
-    from cleft.data.single import load_image
+    from cleft.data.pixels.single import load_image
     from cleft.evaluation.zero_shot import evaluate_zero_shot
     from cleft.learning.context import learn_context
     from cleft.learning.pretrain import pretrain
@@ -35,7 +35,7 @@ _HOMES = {
     "evaluate_zero_shot": ("cleft.evaluation.zero_shot", "evaluate_zero_shot"),
     "learn_context": ("cleft.learning.context", "learn_context"),
     "load": ("cleft.towers.checkpoint", "load_model"),
-    "load_image": ("cleft.data.single", "load_image"),
+    "load_image": ("cleft.data.pixels.single", "load_image"),
     "load_settings": ("cleft.config", "load_settings"),
     "pretrain": ("cleft.learning.pretrain", "pretrain"),
     "write_report": ("cleft.report.page", "write_report"),

@@ -339,7 +339,7 @@ def _import(options: argparse.Namespace, words: list[str]) -> None:
 
 
 def _data_template(options: argparse.Namespace, words: list[str]) -> None:
-    from cleft.data.manifest import write_template
+    from cleft.data.readers.manifest import write_template
 
     print(f"{write_template(options.folder)}: fill it in, then: cleft data check manifest {options.folder}")
 
@@ -347,8 +347,8 @@ def _data_template(options: argparse.Namespace, words: list[str]) -> None:
 def _data_check(options: argparse.Namespace, words: list[str]) -> int:
     from cleft.codec import to_json, write_whole
     from cleft.config import Settings, merge_overrides
-    from cleft.data.census import Effort
-    from cleft.data.check import check_dataset
+    from cleft.data.census.check import check_dataset
+    from cleft.data.census.taking import Effort
     from cleft.report.census import write_census
 
     if options.images and not options.page:
@@ -383,9 +383,9 @@ def _number(text: str) -> int:
 def _data_split(options: argparse.Namespace, words: list[str]) -> None:
     from cleft.config import Settings, merge_overrides
     from cleft.data import DATASETS, read_dataset
-    from cleft.data.split_files import make_split_file, write_split_file
-    from cleft.data.split_text import split_lines
-    from cleft.data.splits import salts_of, split_records
+    from cleft.data.splits.files import make_split_file, write_split_file
+    from cleft.data.splits.recipes import salts_of, split_records
+    from cleft.data.splits.text import split_lines
 
     if options.hashed and options.out is None:
         raise ConfigError("--hashed writes nothing without --out; name the file with --out split.json")
@@ -406,9 +406,9 @@ def _data_split(options: argparse.Namespace, words: list[str]) -> None:
 def _data_prepare(options: argparse.Namespace, words: list[str]) -> None:
     from cleft.config import load_settings
     from cleft.data import read_dataset
-    from cleft.data.decoding import usable_cores
-    from cleft.data.prepared import cache_folder, prepare_images
-    from cleft.data.rejects import reject_lines
+    from cleft.data.pixels.decoding import usable_cores
+    from cleft.data.pixels.prepared import cache_folder, prepare_images
+    from cleft.data.pixels.rejects import reject_lines
 
     if options.jobs is not None and options.jobs < 1:
         raise ConfigError(f"--jobs {options.jobs}: at least one process decodes; give 1 or more")
@@ -435,8 +435,8 @@ def _data_prepare(options: argparse.Namespace, words: list[str]) -> None:
 
 
 def _data_phantoms(options: argparse.Namespace, words: list[str]) -> None:
-    from cleft.data.mammograms import write_mammograms
-    from cleft.data.phantoms import write_phantoms
+    from cleft.data.phantoms.chests import write_phantoms
+    from cleft.data.phantoms.mammograms import write_mammograms
 
     seed = options.seed
     if options.kind == "mammogram":

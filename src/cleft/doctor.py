@@ -127,7 +127,7 @@ def _extras() -> list[tuple[bool, str]]:
 def _encodings() -> list[tuple[bool, str]]:
     if importlib.util.find_spec("pydicom") is None:
         return []
-    from cleft.data.syntaxes import unreadable_syntaxes
+    from cleft.data.pixels.syntaxes import unreadable_syntaxes
 
     absent = unreadable_syntaxes()
     if not absent:

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cleft.config import AugmentConfig, DataConfig, ImagesConfig, OptimConfig, Settings, TrainConfig
-from cleft.data.augment import augment, centre_crop
 from cleft.data.batches import StepSampler, Views, eval_loader, label_table, train_loader
-from cleft.data.prepared import prepare_images
+from cleft.data.pixels.augment import augment, centre_crop
+from cleft.data.pixels.prepared import prepare_images
 from cleft.errors import ConfigError, DataError
 from cleft.types import Record
 

@@ -11,7 +11,7 @@ from cleft.data.captions import (
     clean_text,
     write_caption,
 )
-from cleft.data.chexpert import CAPTION_ORDER, FINDINGS
+from cleft.data.readers.chexpert import CAPTION_ORDER, FINDINGS
 from cleft.errors import DataError
 from cleft.types import Reading, Record
 

@@ -19,11 +19,11 @@ from tests.fakes.manifest import write_fake_manifest
 
 from cleft.config import DataConfig, ImagesConfig
 from cleft.data import read_dataset
-from cleft.data.census import Effort
-from cleft.data.check import check_dataset
-from cleft.data.prepared import prepare_images
-from cleft.data.splits import split_records
-from cleft.data.twins import contents_of, refuse_twins, shared_contents
+from cleft.data.census.check import check_dataset
+from cleft.data.census.taking import Effort
+from cleft.data.census.twins import contents_of, refuse_twins, shared_contents
+from cleft.data.pixels.prepared import prepare_images
+from cleft.data.splits.recipes import split_records
 from cleft.errors import DataError
 
 IMAGES = ImagesConfig(size=48, stored_size=64)
@@ -320,7 +320,9 @@ def test_an_encoding_that_cannot_be_decoded_is_named_with_what_is_missing(own, m
     names = {tally.name: dict(tally.counts) for tally in check(root).looks}
     assert names["transfer syntax"] == {"Explicit VR Little Endian": 1, "JPEG-LS Lossless Image Compression": 1}
     remedy = "run: pip install 'cleft[dicom]'"
-    monkeypatch.setattr("cleft.data.syntaxes.decodable", lambda uid, deep: ("JPEG-LS", remedy * uid.endswith("80")))
+    monkeypatch.setattr(
+        "cleft.data.pixels.syntaxes.decodable", lambda uid, deep: ("JPEG-LS", remedy * uid.endswith("80"))
+    )
     assert f"1 images are encoded as JPEG-LS, which cannot be decoded here; {remedy}" in check(root).notes
 
 

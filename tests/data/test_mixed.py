@@ -6,10 +6,10 @@ from tests.fakes.mixed import KINDS, scene, write_kind, write_mixed
 
 from cleft.config import DataConfig, ImagesConfig
 from cleft.data import read_dataset
-from cleft.data.census import Effort
-from cleft.data.check import check_dataset
-from cleft.data.images import prepare_image, read_gray
-from cleft.data.prepared import prepare_images
+from cleft.data.census.check import check_dataset
+from cleft.data.census.taking import Effort
+from cleft.data.pixels.images import prepare_image, read_gray
+from cleft.data.pixels.prepared import prepare_images
 
 IMAGES = ImagesConfig(size=56, stored_size=64)
 

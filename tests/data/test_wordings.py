@@ -1,7 +1,7 @@
 import pytest
 
-from cleft.data.chexpert import FINDINGS
 from cleft.data.prompts import CLASS_SETS, absent_prompt, class_prompt
+from cleft.data.readers.chexpert import FINDINGS
 from cleft.data.wordings import DEFAULT, PHRASES, WORDINGS, check_wording, find_wording
 from cleft.errors import ConfigError
 

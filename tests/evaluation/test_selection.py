@@ -8,8 +8,8 @@ from tests.fakes.chexpert import chexpert_row, write_fake_chexpert, write_labels
 
 from cleft.config import DataConfig, ImagesConfig, Settings
 from cleft.data import read_dataset
-from cleft.data.split_files import make_split_file, write_split_file
-from cleft.data.splits import split_records
+from cleft.data.splits.files import make_split_file, write_split_file
+from cleft.data.splits.recipes import split_records
 from cleft.errors import DataError
 from cleft.evaluation.selection import data_config, select_images
 from cleft.learning.material import read_material

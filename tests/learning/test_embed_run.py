@@ -9,8 +9,8 @@ from PIL import Image
 from tests.fakes.embed import file_row, finding_row, write_fake_embed
 
 from cleft.config import load_settings
-from cleft.data.drawn import MARK
-from cleft.data.embed import TERMS
+from cleft.data.phantoms.drawn import MARK
+from cleft.data.readers.embed import TERMS
 from cleft.errors import ConfigError
 from cleft.learning.context import learn_context
 from cleft.learning.pretrain import pretrain

@@ -5,7 +5,7 @@ import os
 import signal
 import time
 
-from cleft.data.decoding import prepare_file
+from cleft.data.pixels.decoding import prepare_file
 
 
 def do(item):

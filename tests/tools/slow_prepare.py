@@ -3,9 +3,9 @@
 import time
 
 from cleft.cli import entry
-from cleft.data import decoding
-from cleft.data.decoding import prepare_file
-from cleft.data.prepared import prepare_images
+from cleft.data.pixels import decoding
+from cleft.data.pixels.decoding import prepare_file
+from cleft.data.pixels.prepared import prepare_images
 
 
 def prepare_slowly(path, config, known):

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cleft.config import ImagesConfig, Settings
-from cleft.data.augment import augment, centre_crop
 from cleft.data.orders import distinct_order, epoch_order, group_rows
-from cleft.data.pixel_rows import PixelRows
-from cleft.data.prepared import PreparedImages
+from cleft.data.pixels.augment import augment, centre_crop
+from cleft.data.pixels.pixel_rows import PixelRows
+from cleft.data.pixels.prepared import PreparedImages
 from cleft.errors import ConfigError, DataError
 from cleft.types import Batch, Record
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from cleft.config import DataConfig
-from cleft.data.chexpert import CAPTION_ORDER
+from cleft.data.readers.chexpert import CAPTION_ORDER
 from cleft.errors import DataError
 from cleft.types import Reading, Record
 

@@ -7,18 +7,18 @@ from dataclasses import dataclass, replace
 
 from cleft.config import DataConfig
 from cleft.data.captions import OPENING, add_captions
-from cleft.data.chexpert import scan_chexpert
-from cleft.data.drawn import MARK
-from cleft.data.embed import TERMS as EMBED_TERMS
-from cleft.data.embed import scan_embed
-from cleft.data.embed_captions import OPENING as MAMMOGRAM_OPENING
-from cleft.data.faults import refuse
 from cleft.data.labels import apply_uncertain
-from cleft.data.manifest import scan_manifest
-from cleft.data.nih import scan_nih
-from cleft.data.people import settle_people
-from cleft.data.rsna import scan_rsna
-from cleft.data.scan import Scan
+from cleft.data.phantoms.drawn import MARK
+from cleft.data.readers.chexpert import scan_chexpert
+from cleft.data.readers.embed import TERMS as EMBED_TERMS
+from cleft.data.readers.embed import scan_embed
+from cleft.data.readers.embed_captions import OPENING as MAMMOGRAM_OPENING
+from cleft.data.readers.manifest import scan_manifest
+from cleft.data.readers.nih import scan_nih
+from cleft.data.readers.rsna import scan_rsna
+from cleft.data.tables.faults import refuse
+from cleft.data.tables.people import settle_people
+from cleft.data.tables.scan import Scan
 from cleft.types import Reading
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from cleft.data.captions import OPENING
-from cleft.data.chexpert import CAPTION_ORDER
-from cleft.data.embed_codes import BIRADS_CLASSES, DENSITY_CLASSES
-from cleft.data.faults import nearest
-from cleft.data.nih import FINDINGS as NIH_FINDINGS
+from cleft.data.readers.chexpert import CAPTION_ORDER
+from cleft.data.readers.embed_codes import BIRADS_CLASSES, DENSITY_CLASSES
+from cleft.data.readers.nih import FINDINGS as NIH_FINDINGS
+from cleft.data.tables.faults import nearest
 from cleft.data.wordings import DEFAULT, Wording
 from cleft.errors import ConfigError
 

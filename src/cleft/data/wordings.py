@@ -12,8 +12,8 @@ from pathlib import Path
 
 from cleft.config.yaml_tree import read_yaml
 from cleft.data.captions import NO_FINDING, clean_text
-from cleft.data.embed_codes import PHRASES as MAMMOGRAM_PHRASES
-from cleft.data.faults import nearest
+from cleft.data.readers.embed_codes import PHRASES as MAMMOGRAM_PHRASES
+from cleft.data.tables.faults import nearest
 from cleft.errors import ConfigError
 
 PHRASES: dict[str, str] = {

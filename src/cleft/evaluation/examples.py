@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cleft.data.draws import order_key
-from cleft.data.prepared import PreparedImages
+from cleft.data.pixels.prepared import PreparedImages
+from cleft.data.splits.draws import order_key
 from cleft.evaluation.questions import Answers
 
 SALT = "cleft-examples-v1"

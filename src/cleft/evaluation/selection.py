@@ -14,13 +14,13 @@ from typing import Any, Literal, NamedTuple, cast
 
 from cleft.config import DataConfig, Settings
 from cleft.data import DATASETS, opening_of, read_dataset
-from cleft.data.draws import ids_digest
-from cleft.data.leaks import leak_notes
-from cleft.data.per_class import PER_PATIENT, balanced, class_patients
-from cleft.data.phantoms import MARK
-from cleft.data.prepared import PreparedImages, obtain_images
+from cleft.data.phantoms.chests import MARK
+from cleft.data.pixels.prepared import PreparedImages, obtain_images
 from cleft.data.prompts import resolve_classes
-from cleft.data.splits import split_records
+from cleft.data.splits.draws import ids_digest
+from cleft.data.splits.leaks import leak_notes
+from cleft.data.splits.per_class import PER_PATIENT, balanced, class_patients
+from cleft.data.splits.recipes import split_records
 from cleft.errors import ConfigError, DataError
 from cleft.learning.run import people_of, seen_patients
 from cleft.types import Reading, Record, Splits

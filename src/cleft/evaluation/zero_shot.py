@@ -18,8 +18,8 @@ from torch import Tensor
 
 from cleft.config import Settings, load_settings
 from cleft.data.batches import eval_loader
-from cleft.data.draws import ids_digest
 from cleft.data.prompts import absent_name, absent_prompt, class_prompt
+from cleft.data.splits.draws import ids_digest
 from cleft.data.wordings import Wording, check_wording, find_wording
 from cleft.errors import CheckpointError, ConfigError
 from cleft.evaluation.encode import encode_images

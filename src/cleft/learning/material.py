@@ -10,9 +10,9 @@ from typing import Any
 
 from cleft.config import Settings
 from cleft.data import read_dataset, terms_of
-from cleft.data.leaks import Leak, leak_notes, measure_leaks
-from cleft.data.prepared import PreparedImages, obtain_images
-from cleft.data.splits import split_records
+from cleft.data.pixels.prepared import PreparedImages, obtain_images
+from cleft.data.splits.leaks import Leak, leak_notes, measure_leaks
+from cleft.data.splits.recipes import split_records
 from cleft.learning.run import split_facts, texts_digest
 from cleft.types import Record
 

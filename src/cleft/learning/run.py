@@ -29,7 +29,7 @@ from typing import Any
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from cleft.config import Settings, dump_settings, load_settings
-from cleft.data.people import person
+from cleft.data.tables.people import person
 from cleft.errors import ConfigError, DataError, ResourceError
 from cleft.learning.files import read_json, write_json, write_whole
 from cleft.learning.same import Stage, changes

@@ -1,0 +1,1 @@
+"""From a folder to everything that can be known of it without training."""

@@ -1,0 +1,1 @@
+"""From a seed to drawn images in the layout of a real download."""

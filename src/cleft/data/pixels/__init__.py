@@ -1,0 +1,1 @@
+"""From image files to prepared squares, decoded once, and to views of them."""

@@ -1,0 +1,128 @@
+"""From files to prepared squares, in this process or in several.
+
+Each file is opened once: its digest, its size and time, and its pixels come from the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cleft.config import ImagesConfig
+from cleft.data.pixels.children import Children, Death, Limits
+from cleft.data.pixels.decoders import decode_gray, refusal
+from cleft.data.pixels.images import prepare_image, read_bytes
+from cleft.errors import DataError
+
+PASSING = frozenset({"crashed", "timeout", "memory"})
+"""Reasons that another decoder or a larger machine may do away with."""
+
+
+class Source(NamedTuple):
+    """A file as it was when it was read."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    content: str
+    """SHA-256 of its bytes."""
+
+
+class Outcome(NamedTuple):
+    """What became of one file."""
+
+    path: Path
+    source: Source | None
+    """None if the file could not be read at all."""
+    pixels: NDArray[np.uint8] | None
+    """None if the file was refused, or its content is known already."""
+    reason: str = ""
+    """Why it was refused; empty if it was not."""
+    message: str = ""
+
+
+Prepare: TypeAlias = Callable[[Iterable[Path]], Iterator[Outcome]]
+
+
+def prepare_file(path: Path, config: ImagesConfig, known: frozenset[str]) -> Outcome:
+    """Reads and prepares one file; whatever is wrong with it becomes a reason.
+
+    Args:
+        path: The file.
+        config: Decides the pixels.
+        known: Contents whose pixels need not be made again.
+    """
+    source = None
+    try:
+        data, source = _read(path)
+        if source.content in known:
+            return Outcome(path, source, None)
+        return Outcome(path, source, prepare_image(decode_gray(data, path, images=config), config))
+    except MemoryError:
+        return Outcome(path, source, None, "memory", str(refusal("memory", path, "memory ran out while preparing it")))
+    except DataError as error:
+        return Outcome(path, source, None, error.reason, str(error))
+
+
+@contextmanager
+def preparing(
+    config: ImagesConfig, known: frozenset[str], jobs: int, limits: Limits | None = None
+) -> Generator[Prepare]:
+    """Gives a function that prepares files and yields their outcomes in the order given.
+
+    Args:
+        config: Decides the pixels.
+        known: Contents whose pixels need not be made again.
+        jobs: Processes to share the work, which an image may crash without harm; 0 works here.
+        limits: What one of these processes may use for an image.
+
+    Raises:
+        ResourceError: If processes cannot start or are killed, as happens when memory runs out.
+    """
+    if jobs == 0:
+        yield partial(map, partial(prepare_file, config=config, known=known))
+        return
+    work = partial(_prepare_file_in_child, config=config, known=known)
+    with Children[Path, Outcome](work, jobs, limits) as children:
+
+        def prepare(paths: Iterable[Path]) -> Iterator[Outcome]:
+            paths = list(paths)
+            for path, outcome in zip(paths, children.map(paths), strict=True):
+                yield _refuse(path, outcome) if isinstance(outcome, Death) else outcome
+
+        yield prepare
+
+
+def usable_cores() -> int:
+    """Returns how many processors this process may run on."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # Linux alone knows the difference.
+        return os.cpu_count() or 1
+
+
+def _prepare_file_in_child(path: Path, config: ImagesConfig, known: frozenset[str]) -> Outcome:
+    cv2.setNumThreads(0)  # Processes are the parallelism; threads below them would only contend.
+    return prepare_file(path, config, known)
+
+
+def _refuse(path: Path, death: Death) -> Outcome:
+    try:
+        source = _read(path)[1]
+    except DataError as error:
+        return Outcome(path, None, None, error.reason, str(error))
+    return Outcome(path, source, None, death.reason, str(refusal(death.reason, path, death.sentence)))
+
+
+def _read(path: Path) -> tuple[bytes, Source]:
+    data, status = read_bytes(path)
+    return data, Source(str(path), status.st_size, status.st_mtime_ns, hashlib.sha256(data).hexdigest())

@@ -1,0 +1,248 @@
+"""From the bytes of a DICOM file to gray pixels.
+
+What can be refused is refused by the header, before a pixel is decoded. Messages hold technical attributes only:
+no library's sentence is passed on, for it may quote a name. Importing this module imports pydicom.
+"""
+
+from __future__ import annotations
+
+import struct
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset
+from pydicom.encaps import get_frame
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.uid import UID, JPEG2000TransferSyntaxes, JPEGBaseline8Bit, JPEGLossless, JPEGLosslessSV1, RLELossless
+
+from cleft.config import ImagesConfig
+from cleft.data.pixels.decoders import ReadLimits, check_size, flatten_colours, refusal
+from cleft.data.pixels.dicom_display import show
+from cleft.data.pixels.dicom_files import Parsed, parse_dicom, quiet
+from cleft.data.pixels.syntaxes import decodable
+from cleft.errors import DataError
+
+
+def decode_dicom(data: bytes, name: Path | str, limits: ReadLimits, config: ImagesConfig) -> NDArray[np.uint8]:
+    """Decodes one image, `[H, W]`, shown by `images.dicom`.
+
+    Raises:
+        DataError: With reason `format` (no DICOM file, or pixels of a kind that radiographs do not have), `no-image`
+            (a report or the like), `truncated`, `malformed`, `too-large`, `geometry`, `frames` (more than one),
+            `colour`, `codec` (no decoder is installed) or `constant`.
+    """
+    try:
+        with quiet():
+            file = BytesIO(data)
+            parsed = parse_dicom(file, name, _TAGS, limits, pixels=True)
+            if not any(keyword in parsed.dataset for keyword in _PIXELS):
+                # pydicom takes a file that breaks off within compressed pixels for an empty one.
+                file.seek(0)
+                parsed = parse_dicom(file, name, _TAGS, limits, pixels=False)
+            image = _check(parsed, name, limits, config)
+            pixels = _decode(parsed, image, name)
+            if image.samples == 3:
+                return flatten_colours(pixels, name)
+            return show(pixels, parsed.dataset, config, name, little=parsed.syntax.is_little_endian)
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001 - pydicom and its plug-ins raise whatever they like, quoting the header.
+        raise refusal("malformed", name, f"it cannot be decoded ({type(error).__name__}); copy it again") from None
+
+
+class _Image(NamedTuple):
+    """What the header says about the picture that is wanted."""
+
+    rows: int
+    columns: int
+    samples: int
+    frames: int
+    frame: int
+    """Place of the picture that is wanted."""
+    allocated: int
+
+
+_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_TAGS = (
+    "SOPClassUID",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "PlanarConfiguration",
+    "NumberOfFrames",
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "ModalityLUTSequence",
+    "WindowCenter",
+    "WindowWidth",
+    "VOILUTFunction",
+    "VOILUTSequence",
+    "ExtendedOffsetTable",
+    "ExtendedOffsetTableLengths",
+    *_PIXELS,
+)
+
+
+def _check(parsed: Parsed, name: Path | str, limits: ReadLimits, config: ImagesConfig) -> _Image:
+    """Refuses by the header what is not one gray picture of allowed size that can be decoded here."""
+    dataset = parsed.dataset
+    if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
+        raise refusal("format", name, "its pixels are floating-point numbers; no radiograph's are")
+    rows, columns = int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0)
+    if "PixelData" not in dataset:
+        if rows and columns:
+            raise refusal(
+                "truncated", name, f"its header says {rows} x {columns} pixels, and none follow; copy it again"
+            )
+        if "Image" in parsed.kind:
+            raise refusal("truncated", name, f"is {parsed.kind}, and no pixels follow its header; copy it again")
+        raise refusal("no-image", name, f"holds no picture, but {parsed.kind or 'an object of unknown kind'}")
+    if not (rows and columns):
+        raise refusal("malformed", name, "its header does not say how many rows and columns it has")
+    frames = max(1, int(dataset.get("NumberOfFrames") or 1))
+    if frames > 1 and config.frame == "reject":
+        raise refusal("frames", name, f"holds {frames} pictures; images.frame=middle or first takes one of them")
+    check_size(rows, columns, name, limits)
+    allocated, stored = int(dataset.BitsAllocated), int(dataset.BitsStored)
+    if allocated not in (8, 16):
+        raise refusal("format", name, f"{allocated} bits per pixel; 8 and 16 are read")
+    if not 1 <= stored <= allocated or int(dataset.get("HighBit", stored - 1)) != stored - 1:
+        raise refusal("malformed", name, f"{stored} bits of {allocated}, the highest {dataset.get('HighBit')}")
+    image = _Image(
+        rows=rows,
+        columns=columns,
+        samples=int(dataset.SamplesPerPixel),
+        frames=frames,
+        frame=frames // 2 if config.frame == "middle" else 0,
+        allocated=allocated,
+    )
+    _check_colours(dataset, image, name)
+    _check_encoding(parsed, image, name)
+    return image
+
+
+def _check_colours(dataset: Dataset, image: _Image, name: Path | str) -> None:
+    photometric = str(dataset.PhotometricInterpretation)
+    if photometric == "PALETTE COLOR":
+        raise refusal("colour", name, "its values are places in a palette of colours; store it as gray")
+    if photometric in ("MONOCHROME1", "MONOCHROME2") and image.samples == 1:
+        return
+    if photometric not in _COLOURS or image.samples != 3:
+        raise refusal(
+            "malformed", name, f"its photometric interpretation does not fit {image.samples} values per pixel"
+        )
+    if image.allocated != 8:
+        raise refusal("colour", name, f"colour of {image.allocated} bits per channel; store it as gray")
+
+
+def _check_encoding(parsed: Parsed, image: _Image, name: Path | str) -> None:
+    syntax, element = parsed.syntax, parsed.dataset["PixelData"]
+    called, remedy = decodable(str(syntax), deep=int(parsed.dataset.BitsStored) > 8)
+    if remedy:
+        raise refusal("codec", name, f"encoded as {called}, which cannot be decoded here; {remedy}")
+    if syntax.is_compressed != element.is_undefined_length:
+        state = "is not" if syntax.is_compressed else "is"
+        raise refusal("malformed", name, f"its pixels should be {called}, and what follows {state} compressed")
+    data = element.value or b""
+    if syntax.is_compressed:
+        if syntax != RLELossless:
+            _check_stream(get_frame(data, image.frame, number_of_frames=image.frames), syntax, image, name)
+        return
+    size = image.rows * image.columns * image.samples * image.allocated // 8
+    if parsed.dataset.PhotometricInterpretation == "YBR_FULL_422":
+        size = size * 2 // 3
+    if len(data) < size * image.frames:
+        raise refusal("truncated", name, f"{len(data)} bytes of {size * image.frames} are there; copy it again")
+    if len(data) >= size * (image.frames + 1):
+        raise refusal("malformed", name, f"{len(data)} bytes of pixels for {size * image.frames}")
+
+
+def _check_stream(stream: bytes, syntax: UID, image: _Image, name: Path | str) -> None:
+    """Compares a compressed picture's own size with the header's: a few bytes may declare gigabytes."""
+    size = _jpeg2000_size(stream) if syntax in JPEG2000TransferSyntaxes else _jpeg_size(stream)
+    if size is None:
+        raise refusal("malformed", name, "its compressed pixels have no beginning")
+    if size != (image.rows, image.columns):
+        raise refusal("malformed", name, f"{size} compressed pixels where the header says {image[:2]}")
+    if b"\xff\xd9" not in stream[-_TAIL:]:
+        raise refusal("truncated", name, "its compressed pixels have no end; copy it again")
+
+
+def _jpeg_size(stream: bytes) -> tuple[int, int] | None:
+    """Rows and columns in the frame header of a JPEG or JPEG-LS stream."""
+    place = 2
+    while place + 9 <= len(stream) and stream[place] == 0xFF:
+        marker, length = stream[place + 1], int.from_bytes(stream[place + 2 : place + 4])
+        if marker == 0xFF:  # Fill bytes may stand before a marker.
+            place += 1
+        elif marker in _FRAME_HEADERS:
+            return struct.unpack_from(">HH", stream, place + 5)
+        else:
+            place += 2 + length
+    return None
+
+
+def _jpeg2000_size(stream: bytes) -> tuple[int, int] | None:
+    """Rows and columns in the size marker of a JPEG 2000 code stream, bare or within a JP2 file."""
+    place = stream[:_TAIL].find(b"\xff\x4f\xff\x51")
+    if place < 0 or len(stream) < place + 24:
+        return None
+    right, bottom, left, top = struct.unpack_from(">4I", stream, place + 8)
+    return bottom - top, right - left
+
+
+def _decode(parsed: Parsed, image: _Image, name: Path | str) -> NDArray[Any]:
+    """Decodes the wanted picture: `[H, W]` as stored, or `[H, W, 3]` red, green and blue."""
+    pixels, told = _run_decoder(parsed, image.frame)
+    if pixels.shape[:2] != (image.rows, image.columns):
+        raise refusal("malformed", name, f"{pixels.shape[:2]} decoded pixels where the header says {image[:2]}")
+    if image.samples == 3:
+        if pixels.dtype != np.uint8 or told["photometric_interpretation"] != "RGB":
+            raise refusal("colour", name, "its colours are in a space that is not read; store it as gray")
+        return pixels
+    if pixels.itemsize * 8 > image.allocated:
+        raise refusal("malformed", name, f"compressed pixels of more than {image.allocated} bits")
+    # Some decoders give fewer bits than are allocated, and big endian files another order of bytes.
+    pixels = pixels.astype(f"{pixels.dtype.kind}{image.allocated // 8}", copy=False)
+    stored = int(parsed.dataset.BitsStored)
+    if parsed.syntax.is_compressed and parsed.syntax != RLELossless and stored < image.allocated:
+        # Only native and run-length pixels may carry something else, such as overlays, above the bits stored.
+        highest, lowest = 2**stored - 1, -(2 ** (stored - 1))
+        if pixels.max() > highest or pixels.min() < lowest:
+            raise refusal("malformed", name, f"compressed values beyond the {stored} bits that the header says")
+    return np.ascontiguousarray(pixels)
+
+
+def _run_decoder(parsed: Parsed, frame: int) -> tuple[NDArray[Any], dict[str, Any]]:
+    """Tries the decoders that are installed, in our order: so an extra that is there or not changes no pixel."""
+    decoder = get_decoder(parsed.syntax)
+    plugins = [plugin for plugin in _PLUGINS if plugin in decoder.available_plugins] or [""]
+    if parsed.syntax == JPEGBaseline8Bit:
+        plugins = plugins[:1]  # The others read over the end of one that breaks off.
+    options: Any = {}
+    if parsed.syntax in (JPEGLossless, JPEGLosslessSV1):
+        options = {"bits_stored": int(parsed.dataset.BitsAllocated)}  # Else gdcm cuts values off in silence.
+    while True:
+        try:
+            return decoder.as_array(parsed.dataset, index=frame, decoding_plugin=plugins.pop(0), **options)
+        except RuntimeError:
+            if not plugins:
+                raise
+
+
+_PLUGINS = ("pillow", "pylibjpeg", "gdcm", "pyjpegls", "pydicom")
+"""The one that is always there first. On lossless files and the JPEG files tried they agree to the bit."""
+_COLOURS = {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT"}
+_FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+_TAIL = 4096
+"""Within so many bytes of its ends a stream must say where it begins and ends."""

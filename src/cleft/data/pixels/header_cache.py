@@ -1,0 +1,56 @@
+"""Keeps what was read of headers in one Parquet file; digests stand in place of paths, because paths hold ids."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cleft.codec import write_whole
+from cleft.data.pixels.headers import Header
+
+log = logging.getLogger(__name__)
+
+_FORM = 1
+"""Rises when `Header` changes; caches of another form are read anew."""
+
+
+def file_key(path: Path) -> str:
+    """Names a file as it is now, without its path; empty if it cannot be asked."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return ""
+    named = f"{os.path.abspath(path)}\0{status.st_size}\0{status.st_mtime_ns}"
+    return hashlib.sha256(named.encode(errors="surrogateescape")).hexdigest()[:32]
+
+
+def load_headers(cache: Path) -> dict[str, Header]:
+    """What a cache holds; nothing if it is absent, damaged or of another form."""
+    try:
+        with open(cache, "rb") as file:
+            table = pq.read_table(pa.BufferReader(file.read()))
+        if (table.schema.metadata or {}).get(b"form") != str(_FORM).encode():
+            return {}
+        columns = [table.column(name).to_pylist() for name in ("key", *Header._fields)]
+    except FileNotFoundError:
+        return {}
+    except (OSError, KeyError, pa.ArrowException) as error:
+        log.warning("%s: the cache of headers cannot be read (%s); read anew", cache, type(error).__name__)
+        return {}
+    return {key: Header._make([*values[:-1], tuple(values[-1])]) for key, *values in zip(*columns, strict=True)}
+
+
+def save_headers(cache: Path, known: Mapping[str, Header]) -> None:
+    """Writes the whole cache anew, in one step, for its owner's eyes alone."""
+    columns = dict(zip(Header._fields, map(list, zip(*known.values(), strict=True)), strict=True))
+    table = pa.table({"key": list(known), **columns}).replace_schema_metadata({"form": str(_FORM)})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    cache.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_whole(cache, sink.getvalue().to_pybytes())

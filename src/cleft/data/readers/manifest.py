@@ -1,0 +1,265 @@
+"""Reads a user's own table: one row per image, anywhere below one folder.
+
+Expects a CSV with a column `image` and, as far as known, `patient`, `study`, `view`, `sex`, `age`, `laterality`,
+`scanner` and `caption`.
+Every further column is a finding with 1, 0, -1 or nothing; a column whose name begins with `_` is left out.
+
+Shapes: `N` rows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cleft.config import DataConfig
+from cleft.data.tables.cells import read_ages, read_codes, read_sexes, read_splits, read_texts
+from cleft.data.tables.columns import Column, Table, scan_table
+from cleft.data.tables.faults import Fault, nearest, refuse, told_lines
+from cleft.data.tables.files import find_inside, leaves_root, tidy
+from cleft.data.tables.rows import Rows
+from cleft.data.tables.scan import Scan, find_table, make_scan, oddities, require_root
+from cleft.data.tables.spelling import respell
+from cleft.errors import ConfigError
+from cleft.types import Reading
+
+TABLE = "manifest.csv"
+_TEMPLATE = Path(__file__).parent / "template"
+
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "image": ("image", "path"),
+    "patient": ("patient", "patient_id"),
+    "study": ("study", "study_id"),
+    "view": ("view",),
+    "sex": ("sex",),
+    "age": ("age",),
+    "laterality": ("laterality", "side"),
+    "scanner": ("scanner", "manufacturer"),
+    "caption": ("caption", "text"),
+    "split": ("split", "subset"),
+}
+"""What is not a finding: meaning to the names it may have; case does not matter."""
+
+
+def read_manifest(config: DataConfig) -> Reading:
+    """Reads a user's own table.
+
+    Args:
+        config: `root` is the folder that holds the table and, at any depth, the images; `table` the table's
+            name, by default `manifest.csv`; `views` are the projections to keep, by default all.
+
+    Returns:
+        One record per image in the table's order, with -1 still in its labels. Its id is the image's path
+        below the root. Without a patient column every image is its own patient, and a note says so.
+
+    Raises:
+        ConfigError: If `data.root` is not set.
+        DataError: If the table is not there, a path leaves the root, a cell is not what it should be, or more
+            than `data.max_bad` of the images are missing.
+    """
+    scan = scan_manifest(config)
+    refuse(scan.path, scan.faults)
+    return scan.reading
+
+
+def scan_manifest(config: DataConfig) -> Scan:
+    """Reads what can be read and collects what is wrong with the rest; see `read_manifest`."""
+    root = require_root(config)
+    path = find_table(root, [root], config.table or TABLE)
+    table, faults = scan_table(path)
+    named, twice = _name_columns(table)
+    if "image" not in named:
+        close = nearest("image", table.columns)
+        refuse(
+            path,
+            [Fault("columns", f"no column 'image'; found {list(table.columns)}", f"name the images' paths{close}")],
+        )
+    findings = _findings(table)
+    codes, wrong_codes = read_codes(table, findings)
+    ids, usable, wrong_paths = _read_paths(table, named["image"])
+    present, outside = find_inside(root, ids)
+    spelled = _respell(root, ids, usable, present, outside)
+    patients, unnamed = _read_patients(table, named.get("patient"), ids)
+    sexes, odd_sexes = read_sexes(named.get("sex"), len(table))
+    ages, odd_ages = read_ages(named.get("age"), len(table))
+    splits, wrong_splits = read_splits(table, named.get("split"))
+    rows = Rows(
+        ids=ids,
+        images=[f"{root}/{spelled.get(name, name)}" for name in ids],
+        findings=findings,
+        codes=codes,
+        patients=patients,
+        studies=read_texts(named.get("study"), len(table)),
+        views=[_VIEWS.get((view or "").casefold(), view) for view in read_texts(named.get("view"), len(table))],
+        sexes=sexes,
+        ages=ages,
+        captions=read_texts(named.get("caption"), len(table)),
+        lines=table.lines,
+        lateralities=[_SIDES.get((side or "").casefold()) for side in read_texts(named.get("laterality"), len(table))],
+        scanners=read_texts(named.get("scanner"), len(table)),
+        splits=splits,
+    )
+    scan = make_scan(
+        "manifest",
+        table,
+        rows,
+        usable[~outside[usable]],
+        config,
+        views=config.views,
+        are_present=lambda kept: present[kept],
+        notes=[
+            *_notes(table, named),
+            *_split_note(splits),
+            *oddities(odd_sexes, odd_ages),
+            *_spelling_note(table, ids, spelled),
+        ],
+        faults=[
+            *faults,
+            *twice,
+            *wrong_codes,
+            *wrong_paths,
+            *_outside_faults(table, outside),
+            *unnamed,
+            *wrong_splits,
+            *_nothing_to_say(named, findings),
+        ],
+    )
+    cautions = (_NO_PATIENT,) * ("patient" not in named)
+    return scan._replace(reading=replace(scan.reading, cautions=cautions))
+
+
+_VIEWS = {"ap": "AP", "pa": "PA", "ll": "LL", "rl": "RL", "lat": "lateral", "lateral": "lateral"}
+_SIDES = {"l": "L", "left": "L", "r": "R", "right": "R"}
+_NO_PATIENT = (
+    "no column 'patient': every image counts as a patient of its own, and images of one person may stand on both "
+    "sides of a split"
+)
+
+
+def _name_columns(table: Table) -> tuple[dict[str, Column], list[Fault]]:
+    """Finds the columns that are not findings by any of their names."""
+    named: dict[str, Column] = {}
+    faults: list[Fault] = []
+    for meaning, names in COLUMNS.items():
+        found = [name for name in table.columns if name.casefold() in names]
+        if found:
+            named[meaning] = table.columns[found[0]]
+        if len(found) > 1:
+            faults.append(Fault("columns", f"columns {found} all mean {meaning!r}", "keep one", (1,)))
+    return named, faults
+
+
+def _findings(table: Table) -> tuple[str, ...]:
+    taken = {name for names in COLUMNS.values() for name in names}
+    return tuple(name for name in table.columns if name.casefold() not in taken and not name.startswith("_"))
+
+
+def _read_paths(table: Table, column: Column) -> tuple[list[str], NDArray[np.int64], list[Fault]]:
+    """Returns ids, the rows that have one, and faults; rows whose path must not be looked at have an empty id."""
+    texts = column.texts()
+    leaving = [leaves_root(text) for text in texts]
+    ids = ["" if leaves else tidy(text) for text, leaves in zip(texts, leaving, strict=True)]
+    out = [row for row, leaves in enumerate(leaving) if leaves]
+    blank = [row for row, text in enumerate(texts) if not text]
+    faults: list[Fault] = []
+    if out:
+        what = f"image {texts[out[0]][:80]!r} leaves the folder of the table"
+        faults.append(Fault("outside-root", what, _INSIDE, table.lines[out].tolist()))
+    if blank:
+        faults.append(
+            Fault("path", "no image is named", "fill in the path or remove the row", table.lines[blank].tolist())
+        )
+    return ids, np.array([row for row, name in enumerate(ids) if name], dtype=np.int64), faults
+
+
+def _respell(
+    root: Path, ids: Sequence[str], usable: NDArray[np.int64], present: NDArray[np.bool_], outside: NDArray[np.bool_]
+) -> dict[str, str]:
+    """Looks for missing images under another spelling; what is found counts as present."""
+    missing: list[int] = [row for row in usable.tolist() if not present[row] and not outside[row]]
+    if not missing:
+        return {}
+    taken = {ids[row] for row in np.flatnonzero(present).tolist()}
+    spelled = respell(root, list(dict.fromkeys(ids[row] for row in missing)), taken)
+    for row in missing:
+        present[row] = ids[row] in spelled
+    return spelled
+
+
+def _spelling_note(table: Table, ids: Sequence[str], spelled: Mapping[str, str]) -> list[str]:
+    lines = [int(line) for name, line in zip(ids, table.lines.tolist(), strict=True) if name in spelled]
+    if not lines:
+        return []
+    return [
+        f"{len(spelled):,} images have another spelling on disk, in letter case or in how accents are composed "
+        f"({told_lines(lines)}); they were found, but spell them as the disk does and the table works anywhere"
+    ]
+
+
+_INSIDE = (
+    "write paths below data.root with /, such as images/p1.png, and set data.root to a folder that holds all images"
+)
+
+
+def _outside_faults(table: Table, outside: NDArray[np.bool_]) -> list[Fault]:
+    if not outside.any():
+        return []
+    what = "an image is reached by a link that leaves the folder of the table"
+    return [Fault("outside-root", what, "copy the images below data.root", table.lines[outside].tolist())]
+
+
+def _read_patients(table: Table, column: Column | None, ids: list[str]) -> tuple[list[str], list[Fault]]:
+    if column is None:
+        return ids, []
+    texts = column.texts()
+    blank = [row for row, text in enumerate(texts) if not text]
+    if not blank:
+        return texts, []
+    remedy = "fill in a patient for every row, or remove the column if nobody is known"
+    return texts, [Fault("patient", "column 'patient' is empty", remedy, table.lines[blank].tolist())]
+
+
+def _nothing_to_say(named: Mapping[str, Column], findings: tuple[str, ...]) -> list[Fault]:
+    if findings or "caption" in named:
+        return []
+    return [Fault("columns", "neither a caption nor a finding", "add a column 'caption', or one per finding")]
+
+
+def _split_note(splits: Sequence[str | None] | None) -> list[str]:
+    if splits is None:
+        return []
+    counts = Counter(splits)
+    told = ", ".join(f"{part} {counts[part]:,}" for part in ("train", "val", "test"))
+    rest = f"; {counts[None]:,} rows name none and would stay out" if counts[None] else ""
+    return [f"column 'split' names {told}; data.split=given follows it{rest}"]
+
+
+def _notes(table: Table, named: Mapping[str, Column]) -> list[str]:
+    ignored = [name for name in table.columns if name.startswith("_")]
+    notes = [f"{table.path.name} holds {len(table):,} rows"]
+    notes += [_NO_PATIENT] * ("patient" not in named)
+    return notes + ([f"left out columns that begin with _: {', '.join(ignored)}"] if ignored else [])
+
+
+def write_template(folder: Path) -> Path:
+    """Writes an example `manifest.csv` and a page that explains it.
+
+    Returns:
+        The example table.
+
+    Raises:
+        ConfigError: If the folder already holds one; nothing is overwritten.
+    """
+    table, page = folder / TABLE, folder / "MANIFEST.md"
+    for path in (table, page):
+        if path.exists():
+            raise ConfigError(f"{path} exists and is left as it is; give another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in (page, table):
+        path.write_text((_TEMPLATE / path.name).read_text(encoding="utf-8"), encoding="utf-8")
+    return table

@@ -1,0 +1,221 @@
+"""Reads ChestX-ray14 of the NIH Clinical Center: `Data_Entry_2017_v2020.csv`, or its first edition of 2017.
+
+Images lie in `images/`, or as the twelve archives unpack, in `images_001/images/` to `images_012/images/`. The header
+of the table has brackets that its commas tear apart (`OriginalImage[Width,Height]`); that is how it is published.
+
+Shapes: `N` rows, `C` findings.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cleft.config import DataConfig
+from cleft.data.readers.nih_files import locate_images, read_lists
+from cleft.data.tables.cells import read_ages, read_sexes, read_texts
+from cleft.data.tables.columns import Column, Table, scan_table
+from cleft.data.tables.faults import Fault, missing_columns, nearest, refuse
+from cleft.data.tables.people import person
+from cleft.data.tables.rows import Rows
+from cleft.data.tables.scan import Scan, find_table, make_scan, oddities, require_root
+from cleft.types import Reading
+
+TABLES = tuple(
+    f"{name}.csv{end}" for name in ("Data_Entry_2017_v2020", "Data_Entry_2017") for end in ("", ".gz", ".zip")
+)
+"""The label table by name, the newer edition first."""
+
+FINDINGS = (
+    "Atelectasis",
+    "Cardiomegaly",
+    "Effusion",
+    "Infiltration",
+    "Mass",
+    "Nodule",
+    "Pneumonia",
+    "Pneumothorax",
+    "Consolidation",
+    "Edema",
+    "Emphysema",
+    "Fibrosis",
+    "Pleural Thickening",
+    "Hernia",
+)
+"""In the order of the paper that published them; the table writes `Pleural_Thickening`."""
+
+NO_FINDING = "No Finding"
+VIEWS = ("AP", "PA")
+
+_IMAGE, _LABELS, _PATIENT, _VISIT = "Image Index", "Finding Labels", "Patient ID", "Follow-up #"
+_AGES, _SEXES, _VIEW = "Patient Age", "Patient Gender", "View Position"
+_COLUMNS = (_IMAGE, _LABELS, _PATIENT, _AGES, _SEXES, _VIEW)
+_NAME = re.compile(r"([0-9]{8})_[0-9]{3}\.png")
+_AGE = re.compile(r"0*([0-9]+)([YMD]?)")
+_YEARS = {"": 1.0, "Y": 1.0, "M": 1 / 12, "D": 1 / 365.25}
+_PUBLISHED = "published: 112,120 images of 30,805 patients"
+
+
+def read_nih(config: DataConfig, *, check_files: bool = True) -> Reading:
+    """Reads ChestX-ray14.
+
+    Args:
+        config: `root` is the folder that holds the table, or the one above it; `table` its name; `views` are the
+            projections to keep, by default AP and PA, which are all.
+        check_files: Whether to look for every image on disk. False reads the table without its images.
+
+    Returns:
+        One record per image in the table's order. Every finding is present or absent; labels were found in reports by
+        a program. Its id is the file name, its patient the number without leading zeros; `split` is that of the
+        official lists where both lie beside the table or in the root.
+
+    Raises:
+        ConfigError: If `data.root` is not set.
+        DataError: If the table or the images are not there, a cell is not what it should be, or more than
+            `data.max_bad` of the images are missing.
+    """
+    scan = scan_nih(config, check_files=check_files)
+    refuse(scan.path, scan.faults)
+    return scan.reading
+
+
+def scan_nih(config: DataConfig, *, check_files: bool = True) -> Scan:
+    """Reads what can be read and collects what is wrong with the rest; see `read_nih`."""
+    root = require_root(config)
+    folders = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
+    names = [config.table] if config.table else [name for name in TABLES if any((f / name).is_file() for f in folders)]
+    path = find_table(root, folders, names[0] if names else TABLES[0])
+    table, faults = scan_table(path)
+    lacking = missing_columns(
+        table.columns, [_IMAGE, _LABELS, _PATIENT, "Patient Age", "Patient Gender", "View Position"]
+    )
+    if lacking:
+        refuse(path, lacking)
+    ids, patients, sound, wrong_names = _read_names(table)
+    codes, wrong_labels = _read_labels(table)
+    lists = read_lists([path.parent, *folders], ids)
+    sexes, odd_sexes = read_sexes(table.columns[_SEXES], len(table))
+    ages, odd_ages = read_ages(_in_years(table.columns[_AGES]), len(table))
+    visits = read_texts(table.columns.get(_VISIT), len(table))
+    files, present = locate_images([path.parent, *folders], ids) if check_files else (ids, None)
+    rows = Rows(
+        ids=ids,
+        images=files,
+        findings=(*FINDINGS, NO_FINDING),
+        codes=codes,
+        patients=patients,
+        studies=[f"{patient}/{visit}" if visit else None for patient, visit in zip(patients, visits, strict=True)],
+        views=read_texts(table.columns[_VIEW], len(table)),
+        sexes=sexes,
+        ages=ages,
+        captions=[None] * len(table),
+        lines=table.lines,
+        splits=lists.splits,
+    )
+    scan = make_scan(
+        "nih",
+        table,
+        rows,
+        np.flatnonzero(sound),
+        config,
+        views=config.views or VIEWS,
+        are_present=None if present is None else (lambda kept: present[kept]),
+        notes=[
+            *_census(table, ids, patients, sound),
+            *lists.notes,
+            *oddities(odd_sexes, odd_ages),
+        ],
+        faults=[*faults, *wrong_names, *wrong_labels, *lists.faults],
+        sources=lists.sources,
+    )
+    return scan._replace(reading=replace(scan.reading, people="nih"))
+
+
+def _read_names(table: Table) -> tuple[list[str], list[str], NDArray[np.bool_], list[Fault]]:
+    """Ids, patients, which rows have both, and what is wrong with the others."""
+    ids = table.columns[_IMAGE].texts()
+    matches = [_NAME.fullmatch(name) for name in ids]
+    numbers = [value.strip() for value in table.columns[_PATIENT].values]
+    people = [person("nih", number) if number.isdecimal() else "" for number in numbers]
+    patients = [people[i] for i in table.columns[_PATIENT].index.tolist()]
+    strange = [row for row, match in enumerate(matches) if match is None]
+    unnamed = [row for row, patient in enumerate(patients) if not patient]
+    apart = [
+        row
+        for row, (match, patient) in enumerate(zip(matches, patients, strict=True))
+        if match and patient and match[1].lstrip("0") != patient.lstrip("0")
+    ]
+    sound = np.ones(len(ids), dtype=bool)
+    faults: list[Fault] = []
+    for rows, reason, what, remedy in (
+        (strange, "path", f"column {_IMAGE!r} holds no file name of ChestX-ray14", "they are named 00000013_004.png"),
+        (unnamed, "patient", f"column {_PATIENT!r} holds no number", "fill in the number of the patient"),
+        (apart, "patient", f"{_IMAGE!r} and {_PATIENT!r} name two patients", "keep the row that is right"),
+    ):
+        if rows:
+            sound[rows] = False
+            faults.append(Fault(reason, what, remedy, table.lines[rows].tolist()))
+    return ids, patients, sound, faults
+
+
+def _read_labels(table: Table) -> tuple[NDArray[np.int8], list[Fault]]:
+    """Codes `[N, C + 1]`, `No Finding` last; each distinct set of labels is read once."""
+    column = table.columns[_LABELS]
+    place = {name: c for c, name in enumerate((*FINDINGS, NO_FINDING))}
+    known = np.zeros((max(1, len(column.values)), len(place)), dtype=np.int8)
+    unknown: dict[str, list[int]] = {}
+    contradicting: list[int] = []
+    for i, text in enumerate(column.values):
+        names = [name.strip().replace("_", " ") for name in text.split("|")]
+        for name in names:
+            if name in place:
+                known[i, place[name]] = 1
+            else:
+                unknown.setdefault(name, []).append(i)
+        if NO_FINDING in names and len(names) > 1:
+            contradicting.append(i)
+    faults = [
+        Fault(
+            "label", f"column {_LABELS!r} names {name[:40]!r}{nearest(name, place)}", remedy, _lines(table, column, at)
+        )
+        for name, at in unknown.items()
+        for remedy in [f"known are {', '.join(place)}, several with | between them"]
+    ]
+    if contradicting:
+        what = f"{NO_FINDING!r} stands beside a finding"
+        faults.append(Fault("label", what, "keep what is right", _lines(table, column, contradicting)))
+    return known[column.index], faults
+
+
+def _lines(table: Table, column: Column, values: Sequence[int]) -> list[int]:
+    return table.lines[column.rows_of(values)].tolist()
+
+
+def _in_years(column: Column) -> Column:
+    """Ages as the first edition writes them, `058Y` or `013M`, in years."""
+    return Column([_years(value.strip()) for value in column.values], column.index)
+
+
+def _years(text: str) -> str:
+    found = _AGE.fullmatch(text)
+    return f"{int(found[1]) * _YEARS[found[2]]:g}" if found else text
+
+
+def _census(table: Table, ids: Sequence[str], patients: Sequence[str], sound: NDArray[np.bool_]) -> list[str]:
+    """Counts beside the published ones, and which edition of the labels this is."""
+    people = {patient for patient in patients if patient}
+    name = table.path.name
+    notes = [f"{name} holds {len(set(ids)):,} images of {len(people):,} patients ({_PUBLISHED})"]
+    units = _have_units(table.columns[_AGES].values)
+    edition = "2017, whose ages carry a unit" if units else "v2020" if "v2020" in name else "unknown by its name"
+    return [*notes, f"edition of the labels: {edition}"]
+
+
+def _have_units(ages: Iterable[str]) -> bool:
+    ends = Counter(age.strip()[-1:].isdecimal() for age in ages if age.strip())
+    return ends[False] > ends[True]

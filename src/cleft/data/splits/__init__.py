@@ -1,0 +1,1 @@
+"""From records to training, validation and test, patients apart."""

@@ -1,0 +1,235 @@
+"""A split in a file that can be shared without the images: ids apart, how they were drawn, and from what.
+
+Whoever has the same images gets the same split from it, to the digest, whatever their version of this code. Where an
+owner's terms do not let ids out, their digests are written instead; they are recognised and cannot be read.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cleft.codec import from_json, to_json, write_whole
+from cleft.config import DataConfig
+from cleft.data.splits.draws import ids_digest, order_key
+from cleft.errors import ConfigError, DataError
+from cleft.types import Reading, Record, Splits
+
+FORMAT = "cleft-split"
+VERSION = 1
+"""Rises when the form changes; files of another version are refused."""
+ID_SALT = "cleft-split-id-v1"
+
+MAX_BYTES = 1 << 30
+PARTS = ("train", "val", "test")
+_DIGITS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitFile:
+    """What a split file holds. The parts, the dataset and the recipe are needed; the rest says where it comes from."""
+
+    format: str = FORMAT
+    dataset: str
+    recipe: str
+    """Name of the rule that made the split. Your own may have any name; it must not share patients then."""
+    digest: str = ""
+    """Of the split, as `Splits.digest`; empty in a file written by hand."""
+    images: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Part to its images; `left out` are those of the table that stand in no part."""
+    patients: Mapping[str, int] = field(default_factory=dict[str, int])
+    shared_patients: int = 0
+    salts: Mapping[str, str] = field(default_factory=dict[str, str])
+    """What was drawn to the salt of its order."""
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What else decided which image stands where."""
+    sources: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Name of each table read to the SHA-256 of its bytes."""
+    hashed: bool = False
+    """Whether ids are written as digests: SHA-256 of `cleft-split-id-v1|dataset|id`, first 16 hex digits."""
+    written: str = ""
+    """Digest of the ids as they are written, by which damage is noticed; empty in a file written by hand."""
+    train: tuple[str, ...]
+    val: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+
+
+def make_split_file(
+    splits: Splits, reading: Reading, config: DataConfig, *, salts: Mapping[str, str], hashed: bool
+) -> SplitFile:
+    """Makes a file of a split.
+
+    Args:
+        splits: As `split_records` makes them.
+        reading: What was split.
+        config: How it was read and split.
+        salts: Of the recipe.
+        hashed: Whether ids are written as digests.
+
+    Raises:
+        DataError: If two ids have the same digest.
+    """
+    parts = _parts(splits)
+    written = {
+        name: sorted(_key(record.id, reading.dataset, hashed) for record in part) for name, part in parts.items()
+    }
+    total = sum(len(part) for part in parts.values())
+    if len({key for keys in written.values() for key in keys}) < total:
+        raise DataError("two ids have the same digest; write this split with its ids", reason="split-file")
+    return SplitFile(
+        dataset=reading.dataset,
+        recipe=splits.recipe,
+        digest=splits.digest,
+        images={**{name: len(part) for name, part in parts.items()}, "left out": len(reading.records) - total},
+        patients={name: len({record.patient for record in part}) for name, part in parts.items()},
+        shared_patients=splits.shared_patients,
+        salts=dict(salts),
+        settings={
+            "labels": config.labels,
+            "views": None if config.views is None else list(config.views),
+            "uncertain": config.uncertain,
+            "empty_caption": config.empty_caption,
+            "test_list": None if config.test_list is None else config.test_list.name,
+            "val_fraction": config.val_fraction,
+            "test_fraction": config.test_fraction,
+        },
+        sources=dict(reading.sources),
+        hashed=hashed,
+        written=_digest(written),
+        train=tuple(written["train"]),
+        val=tuple(written["val"]),
+        test=tuple(written["test"]),
+    )
+
+
+def write_split_file(path: Path, split: SplitFile) -> Path:
+    """Writes a split as JSON, packed with gzip where the name ends in `.gz`; equal splits are equal bytes.
+
+    Raises:
+        ConfigError: If another file stands there; nothing is overwritten.
+    """
+    data = to_json(split, schema=VERSION).encode()
+    if path.suffix == ".gz":
+        data = gzip.compress(data, mtime=0)
+    if path.exists():
+        if path.is_file() and path.read_bytes() == data:
+            return path
+        raise ConfigError(f"{path} exists and is left as it is; give another name")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, data, mode=0o644)
+    return path
+
+
+def read_split_file(path: Path) -> SplitFile:
+    """Reads a split file, plain or packed with gzip.
+
+    Raises:
+        DataError: If it is none, of another version, damaged, or an id stands in it twice.
+    """
+    text = _text(path)
+    try:
+        split = from_json(text, SplitFile, where=path.name, schema=VERSION, remedy="draw it with cleft data split")
+    except DataError as error:
+        raise DataError(f"{path} is no split file: {error}", reason="split-file") from error
+    if split.format != FORMAT:
+        raise DataError(f"{path} is no split file: its format is {split.format!r}, not {FORMAT!r}", reason="split-file")
+    written = {name: list(getattr(split, name)) for name in PARTS}
+    if (split.written and split.written != _digest(written)) or (
+        split.digest and not split.hashed and split.digest != _digest(written)
+    ):
+        raise DataError(
+            f"{path} is damaged: its ids are not those it was written with; copy it again", reason="split-file"
+        )
+    counts = Counter(key for keys in written.values() for key in keys)
+    twice = sorted(key for key, count in counts.items() if count > 1)
+    if twice:
+        shown = ", ".join(twice[:3])
+        sentence = f"{path}: {len(twice):,} ids stand in it twice, such as {shown}; an image belongs to one part"
+        raise DataError(sentence, reason="split-file")
+    return split
+
+
+class Followed(NamedTuple):
+    """What a split file makes of the images at hand."""
+
+    parts: dict[str, list[Record]]
+    """`train`, `val` and `test`, each in the order of the reading."""
+    recipe: str
+    notes: list[str]
+    """Ids without an image, images without an id, and whether the split is still the one that was drawn."""
+
+
+def follow_split_file(path: Path, reading: Reading) -> Followed:
+    """Tells records apart as a split file says. Whether patients may be shared is left to the caller.
+
+    Raises:
+        DataError: If the file cannot be read, is of another dataset, or leaves nothing to train on.
+    """
+    split = read_split_file(path)
+    if split.dataset != reading.dataset:
+        what = f"{path} is a split of data.dataset={split.dataset}, not of {reading.dataset}"
+        raise DataError(f"{what}; give that dataset, or another split file", reason="split-file")
+    part_of = {key: name for name in PARTS for key in getattr(split, name)}
+    parts: dict[str, list[Record]] = {name: [] for name in PARTS}
+    for record in reading.records:
+        part = part_of.get(_key(record.id, reading.dataset, split.hashed))
+        if part is not None:
+            parts[part].append(record)
+    if not parts["train"]:
+        what = f"none of the {len(split.train):,} training images of {path} is among the {len(reading.records):,} here"
+        raise DataError(f"{what}; compare data.table and data.views with those of the file", reason="split-file")
+    return Followed(parts, split.recipe, list(_notes(path.name, split, reading, parts, len(part_of))))
+
+
+def _notes(
+    name: str, split: SplitFile, reading: Reading, parts: Mapping[str, Sequence[Record]], ids: int
+) -> Iterable[str]:
+    found = sum(len(part) for part in parts.values())
+    digest = _digest({part: [record.id for record in records] for part, records in parts.items()})
+    other = [table for table, sha in split.sources.items() if reading.sources.get(table, sha) != sha]
+    yield f"the split is that of {name}"
+    if found < ids:
+        yield f"{ids - found:,} ids of {name} are not among the images"
+    if found < len(reading.records):
+        drawn = f" ({split.images['left out']:,} when it was drawn)" if "left out" in split.images else ""
+        loose = len(reading.records) - found
+        yield f"{loose:,} images stand in no part of {name} and are left out{drawn}"
+    if split.digest and digest != split.digest:
+        yield f"the split is not the one that {name} was drawn as: its digest is {digest}, there {split.digest}"
+    if other:
+        yield f"{name} was drawn from a table of other content: {', '.join(other)}"
+
+
+def _parts(splits: Splits) -> dict[str, list[Record]]:
+    return {"train": splits.train, "val": splits.val, "test": splits.test}
+
+
+def _key(identifier: str, dataset: str, hashed: bool) -> str:
+    return order_key(f"{ID_SALT}|{dataset}", identifier)[:_DIGITS] if hashed else identifier
+
+
+def _digest(parts: Mapping[str, Sequence[str]]) -> str:
+    """As `Splits.digest` is made."""
+    return ids_digest(f"{name}|{key}" for name, keys in parts.items() for key in keys)
+
+
+def _text(path: Path) -> str:
+    if not path.is_file():
+        raise DataError(f"no split file at {path}; set data.split_file to one, or leave it out", reason="split-file")
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    try:
+        with gzip.open(path) if packed else path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise DataError(f"{path} is larger than {MAX_BYTES >> 30} GiB; it is no split file", reason="split-file")
+        return data.decode("utf-8")
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise DataError(
+            f"{path} cannot be read as a split file ({error}); copy it again", reason="split-file"
+        ) from error

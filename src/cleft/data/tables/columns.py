@@ -1,0 +1,269 @@
+"""One reader for tables: bytes on disk to columns of text, each row with its line number.
+
+Every cell stays the text it is: `000123`, `1e5`, `NA` and `None` are not numbers and not missing. A column keeps
+each distinct text once, so that whoever types it (`tables.cells`) does so once per distinct text and not once
+per row. What a table does wrong is collected as `Fault`s, so that a user can be told everything at once.
+
+Shapes: `N` rows below the header.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as arrow_csv
+from numpy.typing import NDArray
+
+from cleft.data.tables.faults import Fault, missing_columns, refuse
+from cleft.data.tables.unpacking import unpack
+from cleft.errors import DataError
+
+MAX_BYTES = 4 << 30
+"""Largest table, counted after decompression."""
+MAX_COLUMNS = 256
+MAX_CELL_BYTES = 64 << 10
+
+_BOM = b"\xef\xbb\xbf"
+_LF, _QUOTE = 10, 34
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """Texts of one column."""
+
+    values: list[str]
+    """Each distinct text once."""
+    index: NDArray[np.int32]
+    """Which of `values` each row holds, `[N]`."""
+
+    def texts(self) -> list[str]:
+        """Returns the text of every row, without spaces around it."""
+        values = [value.strip() for value in self.values]
+        return [values[i] for i in self.index.tolist()]
+
+    def rows_of(self, positions: Collection[int]) -> NDArray[np.int64]:
+        """Returns the rows that hold any of `values[positions]`, in order."""
+        wanted = np.zeros(len(self.values) + 1, dtype=bool)
+        wanted[list(positions)] = True
+        return np.flatnonzero(wanted[self.index])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """A table of text: nothing has been interpreted yet."""
+
+    path: Path
+    columns: dict[str, Column]
+    """In the order of the file. Columns without a name, such as a row index, are left out."""
+    lines: NDArray[np.int64]
+    """Line on which each row starts, `[N]`; the header is on line 1."""
+    sha256: str
+    """Of the file's bytes as they lie on disk."""
+    header: tuple[str, ...] = ()
+    """Every name in the file, also of columns that nobody asked for."""
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+
+def read_table(path: Path, columns: Iterable[str]) -> Table:
+    """Reads a CSV table that has to be in order and to have these columns.
+
+    Args:
+        path: A CSV file in UTF-8, plain, gzip, or alone in a zip archive (the content decides, not the name). A
+            byte-order mark, CRLF and blank lines are tolerated.
+        columns: Names the header must hold, in any order and among others.
+
+    Raises:
+        DataError: If the file is missing, empty, not such a table, or lacks a column; names the lines.
+    """
+    table, faults = scan_table(path)
+    refuse(path, [*faults, *missing_columns(table.columns, columns)])
+    return table
+
+
+def scan_table(path: Path, *, wanted: Callable[[str], bool] | None = None) -> tuple[Table, list[Fault]]:
+    """Reads a CSV table and collects what is wrong with single rows and columns; these are left out.
+
+    Args:
+        path: As for `read_table`.
+        wanted: Which columns to keep, by name; by default all. A table may have a hundred more than anybody reads.
+
+    Raises:
+        DataError: If nothing can be read at all: no file, another encoding or format, a broken quote, no row.
+    """
+    raw = _read_bytes(path)
+    data = _clean(path, unpack(path, raw, MAX_BYTES))
+    starts, lines = _find_rows(path, data)
+    if not len(starts):
+        raise DataError(f"{path} is empty; it needs a header and at least one row", reason="table")
+    end = int(starts[1]) if len(starts) > 1 else len(data)
+    header = _read_header(path, data[int(starts[0]) : end])
+    if len(starts) == 1:
+        raise DataError(f"{path} holds a header and no row below it", reason="table")
+    asked = [name for name in header if wanted is None or wanted(name)]
+    columns, kept, faults = _read_columns(path, pa.py_buffer(data).slice(end), header, set(asked), lines[1:])
+    table = Table(
+        path=path,
+        columns=columns,
+        lines=lines[1:][kept],
+        sha256=hashlib.sha256(raw).hexdigest(),
+        header=tuple(name for name in header if name),
+    )
+    return table, [*_repeated_columns(header, set(asked)), *faults]
+
+
+def _read_bytes(path: Path) -> bytes:
+    if not path.is_file():
+        raise DataError(f"no table at {path}; check data.root and data.table", reason="table")
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise DataError(f"{path} is larger than {MAX_BYTES >> 30} GiB; split it", reason="table")
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}", reason="table") from error
+
+
+def _clean(path: Path, data: bytes) -> bytes:
+    """Strips byte-order marks, makes every line end LF, and refuses what is not UTF-8 text."""
+    while data.startswith(_BOM):
+        data = data[len(_BOM) :]
+    if b"\r" in data:
+        data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    if (at := data.find(b"\0")) >= 0:
+        raise DataError(f"{path} line {_line(data, at)}: holds a NUL byte; export the table again", reason="table")
+    if not data.isascii():
+        try:
+            data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            what = f"byte 0x{data[error.start]:02x} is not UTF-8"
+            raise DataError(
+                f"{path} line {_line(data, error.start)}: {what}; save the table as UTF-8", reason="table"
+            ) from error
+    return data
+
+
+def _line(data: bytes, position: int) -> int:
+    return data.count(b"\n", 0, position) + 1
+
+
+def _find_rows(path: Path, data: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Returns where each row starts in the text and on which line; blank lines are no rows."""
+    text = np.frombuffer(data, dtype=np.uint8)
+    newlines = np.flatnonzero(text == _LF)
+    quotes = np.flatnonzero(text == _QUOTE)
+    _check_quotes(path, data, text, quotes)
+    # A newline ends a row unless it stands inside quotes, that is, behind an odd number of them.
+    ends = newlines[np.searchsorted(quotes, newlines) % 2 == 0] if len(quotes) else newlines
+    starts = np.concatenate([[0], ends + 1])
+    stops = np.concatenate([ends, [len(text)]])
+    filled = stops > starts
+    starts = starts[filled]
+    return starts, np.searchsorted(newlines, starts) + 1
+
+
+def _check_quotes(path: Path, data: bytes, text: NDArray[np.uint8], quotes: NDArray[np.int64]) -> None:
+    """Refuses a quote that is not closed or stands inside a bare cell: it would swallow rows without a word."""
+    beside = np.frombuffer(b',\n"', dtype=np.uint8)
+    before = np.where(quotes > 0, text[quotes - 1], _LF) if len(quotes) else quotes
+    after = np.where(quotes < len(text) - 1, text[np.minimum(quotes + 1, len(text) - 1)], _LF)
+    sound = np.where(np.arange(len(quotes)) % 2 == 0, np.isin(before, beside), np.isin(after, beside))
+    wrong = quotes[~sound]
+    if len(wrong) or len(quotes) % 2:
+        at = int(wrong[0]) if len(wrong) else int(quotes[-1])
+        raise DataError(
+            f"{path} line {_line(data, at)}: a quote is not closed or stands inside a cell; "
+            'put the whole cell in quotes and write each quote within it twice ("")',
+            reason="table",
+        )
+
+
+def _read_header(path: Path, line: bytes) -> list[str]:
+    names = [name.strip() for name in next(csv.reader([line.decode("utf-8").replace("\n", " ").rstrip()]))]
+    for mark, word in ((";", "semicolons"), ("\t", "tabs")):
+        if len(names) == 1 and mark in names[0]:
+            raise DataError(f"{path} separates its cells by {word}; save it with commas", reason="table")
+    if len(names) > MAX_COLUMNS:
+        raise DataError(f"{path} has {len(names)} columns, more than {MAX_COLUMNS}", reason="table")
+    return names
+
+
+def _repeated_columns(header: Sequence[str], asked: Collection[str]) -> list[Fault]:
+    places = {name: [i + 1 for i, other in enumerate(header) if other == name] for name in asked if name}
+    return [
+        Fault("columns", f"column {name!r} stands at positions {at}", "rename or remove all but one", (1,))
+        for name, at in places.items()
+        if len(at) > 1
+    ]
+
+
+def _read_columns(
+    path: Path, body: Any, header: Sequence[str], asked: Collection[str], lines: NDArray[np.int64]
+) -> tuple[dict[str, Column], NDArray[np.int64], list[Fault]]:
+    """Parses everything below the header; returns columns, rows that were kept, and rows of a wrong length."""
+    wrong: list[tuple[int, int]] = []  # row, number of cells
+
+    def skip(row: Any) -> str:
+        wrong.append((row.number - 1, row.actual_columns))
+        return "skip"
+
+    keys = [str(i) for i in range(len(header))]
+    try:
+        parsed = arrow_csv.read_csv(
+            pa.BufferReader(body),  # a view: the text is not copied
+            # A single thread, because only then does a bad row know its number.
+            read_options=arrow_csv.ReadOptions(use_threads=False, column_names=keys, block_size=32 << 20),
+            parse_options=arrow_csv.ParseOptions(invalid_row_handler=skip, newlines_in_values=True),
+            convert_options=arrow_csv.ConvertOptions(
+                column_types=dict.fromkeys(keys, pa.string()),
+                strings_can_be_null=False,
+                # An empty list would mean all.
+                include_columns=[key for key, name in zip(keys, header, strict=True) if name in asked] or keys[:1],
+            ),
+        )
+    except pa.ArrowInvalid as error:
+        # Its text may quote cells, which may name patients.
+        raise DataError(f"{path} cannot be parsed as CSV; open it in an editor and export it again") from error
+    kept = np.delete(np.arange(len(lines)), [row for row, _ in wrong])
+    columns: dict[str, Column] = {}
+    for key, name in zip(keys, header, strict=True):
+        if name and name in asked:
+            columns.setdefault(name, _encode(parsed.column(key)))
+    faults = [
+        Fault(
+            "columns",
+            f"{cells} cells where the header has {len(header)}",
+            "mend the commas, or quote a cell that holds one",
+            [int(lines[row]) for row, count in wrong if count == cells],
+        )
+        for cells in sorted({count for _, count in wrong})
+    ]
+    return columns, kept, [*faults, *_long_cells(columns, lines[kept])]
+
+
+def _encode(column: Any) -> Column:
+    encoded = column.dictionary_encode().combine_chunks()
+    if isinstance(encoded, pa.ChunkedArray):
+        if encoded.num_chunks == 0:
+            return Column([], np.zeros(0, dtype=np.int32))
+        encoded = encoded.chunk(0)
+    return Column(encoded.dictionary.to_pylist(), np.asarray(encoded.indices, dtype=np.int32))
+
+
+def _long_cells(columns: dict[str, Column], lines: NDArray[np.int64]) -> list[Fault]:
+    faults: list[Fault] = []
+    for name, column in columns.items():
+        # A character has at most four bytes.
+        long = [i for i, value in enumerate(column.values) if len(value) * 4 > MAX_CELL_BYTES]
+        long = [i for i in long if len(column.values[i].encode()) > MAX_CELL_BYTES]
+        if long:
+            what = f"column {name!r} holds a cell of more than {MAX_CELL_BYTES >> 10} KiB"
+            faults.append(Fault("label", what, "shorten it", lines[column.rows_of(long)].tolist()))
+    return faults

@@ -1,0 +1,201 @@
+"""A test set that somebody else drew: a list of images, with or without labels of its own.
+
+Published lists of CheXpert-5x200 have the 19 columns of `train.csv`, sometimes an index and the reports besides; others
+are one path a line. Entries are matched to the table's images by the end of their path, so that a release's prefix does
+not matter. What the list says of its images goes before what the table says: others were measured on that.
+
+Shapes: `N` rows of the table, `L` images of the list, `C` findings.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cleft.data.tables.cells import read_codes
+from cleft.data.tables.columns import Column, Table, scan_table
+from cleft.data.tables.faults import Fault, refuse
+from cleft.data.tables.rows import Rows
+from cleft.errors import DataError
+
+IMAGE_COLUMNS = ("path", "image", "id", "image_id", "filename", "file")
+CLASS_COLUMNS = ("class", "label", "category")
+"""Names a column may have; case does not matter."""
+
+_SILENT = 3
+"""Code of a finding of which the list says nothing; beside those of `cells`."""
+
+
+class ImageList(NamedTuple):
+    """Images somebody chose, each once, in the order of the list."""
+
+    name: str
+    sha256: str
+    ids: list[str]
+    """As the table spells them, `[L]`."""
+    codes: NDArray[np.int8]
+    """What the list says of them, `[L, C]`; `_SILENT` where it says nothing."""
+    repeated: int
+    """Entries that name an image a second time."""
+
+    @property
+    def source(self) -> dict[str, str]:
+        """Name to SHA-256, as it stands among a reading's sources."""
+        return {f"{self.name} (test list)": self.sha256}
+
+
+def read_image_list(path: Path, table: str, ids: Sequence[str], findings: Sequence[str]) -> ImageList:
+    """Reads a list of images.
+
+    Args:
+        path: A CSV table with a column `Path`, `image` or `id`, and as far as known findings or a column `class`; or
+            plain text with one image a line.
+        table: Name of the table the images are looked for in, for messages.
+        ids: Images of that table, `[N]`; empty where a row names none.
+        findings: The table's.
+
+    Raises:
+        DataError: If it is no such list, names images that the table lacks, or contradicts itself; names the lines.
+    """
+    if not path.is_file():
+        raise DataError(f"no list of images at {path}; set data.test_list to the file, or leave it out", reason="table")
+    content, faults = scan_table(path)
+    refuse(path, faults)
+    entries, lines = _entries(path, content)
+    known = {name for name in ids if name}
+    found = [_match(entry, known) for entry in entries]
+    strange = [i for i, name in enumerate(found) if name is None]
+    if strange:
+        examples = ", ".join(repr(entries[i][:80]) for i in strange[:3])
+        what = f"{len(strange):,} of {len(entries):,} entries are not in {table}, such as {examples}"
+        remedy = "set data.table to the table that the list was drawn from, or take these entries out"
+        refuse(path, [Fault("test-list", what, remedy, [lines[i] for i in strange])])
+    named = [name or "" for name in found]
+    codes = np.full((len(named), len(findings)), _SILENT, dtype=np.int8)
+    if len(content) == len(named):
+        codes = _codes(path, content, findings)
+    first: dict[str, int] = {}
+    clashes = [i for i, name in enumerate(named) if not np.array_equal(codes[first.setdefault(name, i)], codes[i])]
+    if clashes:
+        what, at = "two entries of the same image disagree", [lines[i] for i in clashes]
+        refuse(path, [Fault("duplicate", what, "keep the one that is right", at)])
+    once = list(first.values())
+    return ImageList(path.name, content.sha256, list(first), codes[once], len(named) - len(once))
+
+
+def put_listed(rows: Rows, listed: ImageList) -> tuple[Rows, list[str]]:
+    """Gives the images of a list the labels it says they have.
+
+    Returns:
+        The rows, and sentences about the list and what it changed.
+    """
+    place = {name: i for i, name in enumerate(listed.ids)}
+    here = np.array([row for row, name in enumerate(rows.ids) if name in place], dtype=np.int64)
+    said = listed.codes[[place[rows.ids[row]] for row in here.tolist()]]
+    old = rows.codes[here]
+    new = np.where(said == _SILENT, old, said).astype(np.int8)
+    changed = int((new != old).any(axis=1).sum())
+    notes = [f"{listed.name} lists {len(listed.ids):,} images; they are the test set"]
+    if listed.repeated:
+        notes.append(f"{listed.repeated:,} entries of {listed.name} name an image a second time and count once")
+    if changed:
+        notes.append(f"the labels of {changed:,} images are those of {listed.name}, which differ from the table's")
+    codes = rows.codes.copy()
+    codes[here] = new
+    return replace(rows, codes=codes), notes
+
+
+def keep_listed(
+    rows: Rows,
+    before: NDArray[np.int64],
+    kept: NDArray[np.int64],
+    by_view: Mapping[str, list[str]],
+    listed: Collection[str],
+) -> tuple[NDArray[np.int64], dict[str, list[str]], list[str]]:
+    """Takes back the images of a list that were left out by their projection: who drew the list wanted them.
+
+    Args:
+        rows: All rows.
+        before: Those that were looked at, `[M]`.
+        kept: Those of a wanted projection.
+        by_view: Ids of the others under `view-<projection>`.
+        listed: Ids of the list.
+
+    Returns:
+        The rows that stay, the ids that stay out, and a sentence where any were taken back.
+    """
+    wanted = set(listed)
+    taken = Counter({reason: sum(name in wanted for name in ids) for reason, ids in by_view.items()})
+    if not taken.total():
+        return kept, dict(by_view), []
+    stay = set(kept.tolist())
+    rows_kept = [row for row in before.tolist() if row in stay or rows.ids[row] in wanted]
+    rest = {reason: [name for name in ids if name not in wanted] for reason, ids in by_view.items()}
+    views = ", ".join(f"{count:,} {reason.removeprefix('view-')}" for reason, count in taken.items() if count)
+    note = f"{taken.total():,} images of the test list stay although data.views would leave them out: {views}"
+    return np.array(rows_kept, dtype=np.int64), {reason: ids for reason, ids in rest.items() if ids}, [note]
+
+
+def _entries(path: Path, content: Table) -> tuple[list[str], list[int]]:
+    """The images named and their lines; a header that is itself an entry counts as one."""
+    names = list(content.columns)
+    column = _find(content, IMAGE_COLUMNS)
+    if column is not None:
+        return column.texts(), content.lines.tolist()
+    if len(names) == 1:
+        return [names[0], *content.columns[names[0]].texts()], [1, *content.lines.tolist()]
+    what = f"no column {' or '.join(repr(name) for name in IMAGE_COLUMNS[:3])}; found {names}"
+    fault = Fault("columns", what, "name the column of the images so, or write one image a line")
+    raise DataError(fault.sentence(path), reason=fault.reason)
+
+
+def _find(content: Table, names: Sequence[str]) -> Column | None:
+    found = [column for name, column in content.columns.items() if name.casefold() in names]
+    return found[0] if found else None
+
+
+def _match(entry: str, known: Collection[str]) -> str | None:
+    """The image whose id is the longest end of the entry's path."""
+    parts = [part for part in entry.replace("\\", "/").split("/") if part not in ("", ".")]
+    ends = ("/".join(parts[start:]) for start in range(len(parts)))
+    return next((end for end in ends if end in known), None)
+
+
+def _codes(path: Path, content: Table, findings: Sequence[str]) -> NDArray[np.int8]:
+    """What the list says: from its columns of findings, from its column of classes, or both."""
+    codes = np.full((len(content), len(findings)), _SILENT, dtype=np.int8)
+    present = [name for name in findings if name in content.columns]
+    typed, wrong = read_codes(content, present)
+    refuse(path, wrong)
+    codes[:, [findings.index(name) for name in present]] = typed
+    column = _find(content, CLASS_COLUMNS)
+    if column is None:
+        return codes
+    spelled = {_plain(name): i for i, name in enumerate(findings)}
+    classes = [spelled.get(_plain(value)) for value in column.values]
+    strange = [i for i, place in enumerate(classes) if place is None]
+    if strange:
+        held = ", ".join(repr(column.values[i][:40]) for i in strange[:3])
+        where = content.lines[column.rows_of(strange)].tolist()
+        refuse(path, [Fault("label", f"the class is {held}", f"name one of {', '.join(findings)}", where)])
+    places = np.array([place or 0 for place in classes], dtype=np.int64)[column.index]
+    rows = np.arange(len(content))
+    denied = ~np.isin(codes[rows, places], (1, _SILENT))
+    if denied.any():
+        what = "the class is a finding whose own column does not say 1"
+        refuse(path, [Fault("label", what, "mend one of them", content.lines[denied].tolist())])
+    # Of the classes that the list tells apart an image shows its own and no other.
+    for other in sorted(set(places.tolist())):
+        codes[:, other] = np.where(codes[:, other] == _SILENT, 0, codes[:, other])
+    codes[rows, places] = 1
+    return codes
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.replace("_", " ").split()).casefold()

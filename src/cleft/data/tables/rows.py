@@ -1,0 +1,174 @@
+"""From typed rows of a table to records: what is left out, why, and that nothing comes apart.
+
+Shapes: `N` rows, `C` findings.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cleft.data.tables.cells import BLANK
+from cleft.data.tables.faults import Fault
+from cleft.types import Record
+
+_EXAMPLES = 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rows:
+    """A table after typing; entry i of every list speaks of the same image."""
+
+    ids: list[str]
+    images: list[str]
+    """Path of each image as text."""
+    findings: tuple[str, ...]
+    codes: NDArray[np.int8]
+    """1, 0, -1 or `BLANK`, `[N, C]`."""
+    patients: list[str]
+    studies: list[str | None]
+    views: list[str | None]
+    sexes: list[str | None]
+    ages: list[float | None]
+    captions: list[str | None]
+    lines: NDArray[np.int64]
+    """Line of each row in its table, `[N]`."""
+    lateralities: list[str | None] | None = None
+    scanners: list[str | None] | None = None
+    splits: list[str | None] | None = None
+    """Where a table has no such column, None in place of the list."""
+
+
+def merge_duplicates(rows: Rows, kept: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[str], list[Fault]]:
+    """Keeps an image that stands twice once.
+
+    Returns:
+        The rows that stay, the lines of equal rows that were merged, and a fault where two rows of one image
+        disagree.
+    """
+    if len({rows.ids[row] for row in kept.tolist()}) == len(kept):
+        return kept, [], []
+    first: dict[str, int] = {}
+    stay: list[int] = []
+    merged: list[str] = []
+    clashes: list[int] = []
+    for row in kept.tolist():
+        other = first.setdefault(rows.ids[row], row)
+        if other == row:
+            stay.append(row)
+        elif _content(rows, row) == _content(rows, other):
+            merged.append(f"line {rows.lines[row]}")
+        else:
+            clashes += [int(rows.lines[other]), int(rows.lines[row])]
+    faults = [Fault("duplicate", "two rows of the same image disagree", "keep the one that is right", clashes)] * bool(
+        clashes
+    )
+    return np.array(stay, dtype=np.int64), merged, faults
+
+
+def keep_views(
+    rows: Rows, kept: NDArray[np.int64], views: Sequence[str] | None
+) -> tuple[NDArray[np.int64], dict[str, list[str]]]:
+    """Leaves out projections that are not wanted; None wants all.
+
+    A row whose projection is unknown stays. `frontal` is what a file name says where the table does not: it stays
+    if any frontal projection is wanted.
+
+    Returns:
+        The rows that stay, and the ids of those left out under `view-<projection>`.
+    """
+    if views is None:
+        return kept, {}
+    wanted = {view.casefold() for view in views}
+    if wanted & {"ap", "pa"}:
+        wanted.add("frontal")
+    stay = {view: view is None or view.casefold() in wanted for view in set(rows.views)}
+    rejected: dict[str, list[str]] = {}
+    for row in kept.tolist():
+        view = rows.views[row]
+        if not stay[view]:
+            rejected.setdefault(f"view-{view}", []).append(rows.ids[row])
+    mask = np.fromiter((stay[rows.views[row]] for row in kept.tolist()), dtype=bool, count=len(kept))
+    return kept[mask], rejected
+
+
+def drop_missing(
+    rows: Rows, kept: NDArray[np.int64], present: NDArray[np.bool_], max_bad: float
+) -> tuple[NDArray[np.int64], list[str], list[Fault]]:
+    """Leaves out rows without a file; a fault if they are more than a share of `max_bad`.
+
+    Args:
+        rows: All rows.
+        kept: Rows still in question, `[K]`.
+        present: Whether the file of each of them exists, `[K]`.
+        max_bad: Largest share of them that may be missing.
+
+    Returns:
+        The rows that stay, the ids of those left out, and the fault.
+    """
+    gone = kept[~present].tolist()
+    missing = [rows.ids[row] for row in gone]
+    faults: list[Fault] = []
+    if len(missing) > max_bad * len(kept):
+        share = f"{len(missing):,} of {len(kept):,} images are not on disk ({len(missing) / len(kept):.1%}"
+        faults.append(
+            Fault(
+                "missing",
+                f"{share}, data.max_bad allows {max_bad:.1%}), such as {', '.join(missing[:_EXAMPLES])}",
+                "complete the download, correct the paths, or raise data.max_bad",
+                rows.lines[gone].tolist(),
+            )
+        )
+    return kept[present], missing, faults
+
+
+def to_records(rows: Rows, kept: NDArray[np.int64]) -> list[Record]:
+    """Makes one record per row, in the table's order. Rows with equal labels share one mapping."""
+    labels: dict[bytes, dict[str, float]] = {}
+    width = len(rows.findings)
+    blob = np.ascontiguousarray(rows.codes).tobytes()
+    records: list[Record] = []
+    for row in kept.tolist():
+        key = blob[row * width : (row + 1) * width]
+        if key not in labels:
+            pairs = zip(rows.findings, rows.codes[row].tolist(), strict=True)
+            labels[key] = {finding: float(code) for finding, code in pairs if code != BLANK}
+        records.append(
+            Record(
+                id=rows.ids[row],
+                image=Path(rows.images[row]),
+                labels=labels[key],
+                patient=rows.patients[row],
+                study=rows.studies[row],
+                view=rows.views[row],
+                sex=rows.sexes[row],
+                laterality=rows.lateralities[row] if rows.lateralities else None,
+                age=rows.ages[row],
+                scanner=rows.scanners[row] if rows.scanners else None,
+                split=rows.splits[row] if rows.splits else None,
+                caption=rows.captions[row],
+            )
+        )
+    return records
+
+
+def view_note(rejected: dict[str, list[str]], views: Sequence[str] | None) -> list[str]:
+    """Says how many images of which projection were left out."""
+    counts = Counter({reason.removeprefix("view-"): len(ids) for reason, ids in rejected.items()})
+    if not counts or views is None:
+        return []
+    parts = ", ".join(f"{count:,} {view}" for view, count in counts.most_common())
+    return [f"left out by projection: {parts} (data.views keeps {', '.join(views)})"]
+
+
+def _content(rows: Rows, row: int) -> tuple[object, ...]:
+    columns = (
+        *(rows.patients, rows.studies, rows.views, rows.sexes, rows.ages, rows.captions),
+        *(rows.lateralities, rows.scanners, rows.splits),
+    )
+    return (*(column[row] for column in columns if column), *rows.codes[row].tolist())

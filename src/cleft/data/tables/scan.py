@@ -1,0 +1,146 @@
+"""The common part of every reader: where its table lies, and from typed rows to a reading and its faults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cleft.config import DataConfig
+from cleft.data.tables.columns import Table
+from cleft.data.tables.faults import Fault
+from cleft.data.tables.files import is_junk, leaves_root
+from cleft.data.tables.image_lists import keep_listed, put_listed, read_image_list
+from cleft.data.tables.rows import Rows, drop_missing, keep_views, merge_duplicates, to_records, view_note
+from cleft.errors import ConfigError, DataError
+from cleft.types import Reading
+
+
+class Scan(NamedTuple):
+    """What could be read, and everything that is wrong with the rest."""
+
+    path: Path
+    """The table."""
+    reading: Reading
+    """Made of the rows without fault."""
+    faults: list[Fault]
+    images: Sequence[str] = ()
+    """Where the image of every row should lie, also of rows that were left out; empty where a reader does not say."""
+
+
+def require_root(config: DataConfig) -> Path:
+    """Returns the folder of the data.
+
+    Raises:
+        ConfigError: If it is not set.
+        DataError: If it is no folder.
+    """
+    if config.root is None:
+        raise ConfigError("data.root is not set; set --data.root to the folder that holds the images and their table")
+    if not config.root.is_dir():
+        raise DataError(f"{config.root} is not a folder; set data.root to the one that holds your data", reason="root")
+    return config.root
+
+
+def find_table(root: Path, folders: Sequence[Path], name: str) -> Path:
+    """Finds a table in one of several folders.
+
+    Raises:
+        ConfigError: If the name leads out of the root.
+        DataError: If it is in none of them, or in several.
+    """
+    if leaves_root(name):
+        raise ConfigError(f"data.table={name!r} leads out of data.root; give a path inside {root}")
+    found = [folder / name for folder in folders if (folder / name).is_file()]
+    if len(found) > 1:
+        places = ", ".join(str(path.parent) for path in found)
+        raise DataError(f"{name} lies in several folders: {places}; set data.root to one of them", reason="table")
+    if not found:
+        seen = sorted({path.name for folder in folders for path in folder.glob("*") if _is_table(path)})
+        there = f"; there are {', '.join(seen[:10])}: set data.table to one of them" if seen else ""
+        looked = ", ".join(str(folder) for folder in folders)
+        raise DataError(f"no {name} in {looked}{there or '; check data.root'}", reason="table")
+    return found[0]
+
+
+def _is_table(path: Path) -> bool:
+    return path.is_file() and not is_junk(path.name) and (".csv" in path.name or path.suffix == ".zip")
+
+
+def make_scan(
+    dataset: str,
+    table: Table,
+    rows: Rows,
+    usable: NDArray[np.int64],
+    config: DataConfig,
+    *,
+    views: Sequence[str] | None,
+    are_present: Callable[[NDArray[np.int64]], NDArray[np.bool_]] | None,
+    notes: Sequence[str],
+    faults: Sequence[Fault],
+    rejected: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    sources: Mapping[str, str] = MappingProxyType({}),
+) -> Scan:
+    """Leaves out what is double, unwanted or missing, counts it, and makes records of the rest.
+
+    Args:
+        dataset: Name of the dataset.
+        table: Where the rows come from.
+        rows: The typed rows, `[N]`.
+        usable: Those without a fault of their own.
+        config: How much may be missing, and a list of images that stay whatever their projection.
+        views: Projections to keep; None keeps all.
+        are_present: Whether the files of given rows exist; None where nobody looks.
+        notes: What the reader has to say.
+        faults: What is already known to be wrong.
+        rejected: What the reader has left out: reason code to the rows.
+        sources: Further tables the rows come from: name to the SHA-256 of its bytes.
+    """
+    kept, merged, clashes = merge_duplicates(rows, usable)
+    looked_at = kept
+    kept, by_view = keep_views(rows, kept, views)
+    listed: list[str] = []
+    if config.test_list is not None:
+        images = read_image_list(config.test_list, table.path.name, rows.ids, rows.findings)
+        rows, told = put_listed(rows, images)
+        kept, by_view, taken_back = keep_listed(rows, looked_at, kept, by_view, images.ids)
+        listed, sources, notes = images.ids, {**sources, **images.source}, [*notes, *told, *taken_back]
+    out: dict[str, Sequence[str]] = {**rejected, **by_view}
+    if merged:
+        out["duplicate"] = merged
+    gone: list[Fault] = []
+    if are_present is not None:
+        kept, missing, gone = drop_missing(rows, kept, are_present(kept), config.max_bad)
+        if missing:
+            out["missing"] = missing
+    all_faults = [*faults, *clashes, *gone]
+    if not len(kept) and not all_faults:
+        all_faults.append(_nothing_left(out, views))
+    reading = Reading(
+        dataset=dataset,
+        records=to_records(rows, kept),
+        findings=rows.findings,
+        rejected=out,
+        sources={table.path.name: table.sha256, **sources},
+        notes=(*notes, *view_note(by_view, views)),
+        listed=frozenset(listed),
+    )
+    return Scan(table.path, reading, all_faults, rows.images)
+
+
+def oddities(sexes: int, ages: int) -> list[str]:
+    """Says how many sexes and ages could not be read."""
+    notes = [f"{sexes:,} rows with another sex than Male or Female count as unknown"] if sexes else []
+    return notes + ([f"{ages:,} rows with an age outside 0 to 120 count as unknown"] if ages else [])
+
+
+def _nothing_left(rejected: dict[str, Sequence[str]], views: Sequence[str] | None) -> Fault:
+    counts = ", ".join(f"{reason} ({len(rows):,})" for reason, rows in rejected.items())
+    if views is None:
+        return Fault("empty", f"no row is left ({counts or 'the table has none'})", "look at the rows left out")
+    remedy = f"data.views keeps {', '.join(views)}; set it to projections the table has"
+    return Fault("empty", f"no row is left after leaving out {counts}", remedy)

@@ -1,0 +1,104 @@
+import pytest
+from tests.fakes.chexpert import odd_rows, write_fake_chexpert
+from tests.fakes.manifest import write_fake_manifest
+
+from cleft.config import DataConfig
+from cleft.data.census.check import check_dataset
+from cleft.errors import ConfigError
+
+
+def check(root, dataset="manifest", **settings):
+    return check_dataset(DataConfig(dataset=dataset, root=root, **settings))
+
+
+def test_every_kind_of_fault_is_told_in_one_pass_with_line_and_remedy(tmp_path):
+    lines = [
+        "images/a.png,p,1,",
+        "images/b.png,p,yes,1",
+        "../c.png,p,1,",
+        "images/d.png,p,1",
+        ",p,1,",
+        "images/a.png,p,0,",
+        "images/e.png,,1,2",
+        "images/f.png,q,1,",
+    ]
+    root = write_fake_manifest(tmp_path, lines, header="image,patient,Edema,Fracture")
+    (root / "images/f.png").unlink()
+    result = check(root)
+    told = [line.removeprefix("fault: manifest.csv ") for line in result.lines if line.startswith("fault: ")]
+    assert result.faults == len(told) == 8
+    assert told[0].startswith("line 5: 3 cells where the header has 4; mend the commas")
+    assert told[1].startswith("line 3: column 'Edema' holds 'yes'; allowed are 1, 0, -1 and empty")
+    assert told[2].startswith("line 8: column 'Fracture' holds '2'")
+    assert told[3].startswith("line 4: image '../c.png' leaves the folder of the table; write paths")
+    assert told[4].startswith("line 6: no image is named; fill in")
+    assert told[5].startswith("line 8: column 'patient' is empty; fill in")
+    assert told[6].startswith("lines 2, 7: two rows of the same image disagree")
+    assert told[7].startswith("line 9: 1 of 4 images are not on disk")
+
+
+def test_a_healthy_table_gets_its_census(tmp_path):
+    result = check(write_fake_manifest(tmp_path))
+    assert result.faults == 0
+    assert not any(line.startswith("fault") for line in result.lines)
+    assert "4 images of 3 patients can be used" in result.lines
+    rows = [" ".join(line.split()) for line in result.lines]
+    assert "images by view AP 2, PA 1, unknown 1" in rows
+    assert "sex Female 2, Male 1, unknown 1" in rows
+    assert "age 60–69 2, unknown 2" in rows
+    assert "files by format PNG 4" in rows
+    assert "captions in the table: 1" in rows
+    assert "train 2 images of 1 patients" in rows
+    assert any(row.startswith("split patients: 0 patients stand in two (digest ") for row in rows)
+    assert "finding 1 0 -1 blank in train in val in test" in rows
+    assert "Edema 1 1 1 1 – – –" in rows
+    assert "No Finding 1 0 0 3 – – –" in rows
+    assert len(result.lines) < 40
+
+
+def test_what_was_left_out_is_counted_by_reason(tmp_path):
+    result = check(
+        write_fake_chexpert(tmp_path, missing=["patient00005/study1/view1_frontal.jpg"]), "chexpert", max_bad=0.5
+    )
+    assert result.faults == 0
+    assert [line.partition(", such as ")[0] for line in result.lines if line.startswith("left out,")] == [
+        "left out, view-lateral: 1",
+        "left out, view-LL: 1",
+        "left out, missing: 1",
+    ]
+    assert any(
+        line.endswith("missing: 1, such as train/patient00005/study1/view1_frontal.jpg") for line in result.lines
+    )
+
+
+def test_a_fault_does_not_hide_the_census_of_the_rest(tmp_path):
+    rows = odd_rows()
+    rows[0]["Edema"] = "yes"
+    result = check(write_fake_chexpert(tmp_path, rows), "chexpert")
+    assert result.faults == 1
+    assert "6 images of 5 patients can be used" in result.lines
+
+
+@pytest.mark.parametrize("content", [None, "", "image;Edema\na;1\n"])
+def test_what_cannot_be_read_at_all_is_one_fault(tmp_path, content):
+    if content is not None:
+        (tmp_path / "manifest.csv").write_text(content)
+    result = check(tmp_path)
+    assert result.faults == len(result.lines) == 1
+
+
+def test_a_split_that_cannot_be_made_is_a_fault(tmp_path):
+    result = check(write_fake_manifest(tmp_path), split="5x200-strict")
+    assert result.faults == 1
+    assert "5x200 needs 200 images per class" in result.lines[0]
+
+
+def test_no_root_is_a_setting_to_set():
+    with pytest.raises(ConfigError, match=r"set --data\.root"):
+        check(None)
+
+
+def test_real_radiographs_are_healthy(shared):
+    result = check(shared / "data/chexpert-mini", "chexpert")
+    assert result.faults == 0
+    assert "726 images of 503 patients can be used" in result.lines

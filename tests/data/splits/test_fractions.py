@@ -1,0 +1,95 @@
+"""Fractions of the training data: nested, whole patients, classes in their shares, the same everywhere."""
+
+import random
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cleft.data.splits.draws import ids_digest
+from cleft.data.splits.fractions import take_fraction
+from cleft.errors import ConfigError, DataError
+from cleft.types import Record
+
+CLASSES = ("Edema", "Fracture")
+
+
+def record(name, patient, *present):
+    return Record(
+        id=name,
+        image=Path(name),
+        labels={**dict.fromkeys(CLASSES, 0.0), **dict.fromkeys(present, 1.0)},
+        patient=patient,
+    )
+
+
+def people(sizes, each=lambda patient: CLASSES[patient % 2 :][:1]):
+    """Patients p0, p1, … with that many images each."""
+    return [record(f"p{p}-{i}", f"p{p}", *each(p)) for p, size in enumerate(sizes) for i in range(size)]
+
+
+def ids(records):
+    return {record.id for record in records}
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.lists(st.integers(1, 6), min_size=60, max_size=120), st.integers(0, 9))
+def test_smaller_fractions_lie_inside_larger_ones_and_patients_stay_whole(sizes, seed):
+    records = people(sizes)
+    nested = [take_fraction(records, fraction, CLASSES, seed=seed) for fraction in (0.2, 0.3, 0.35, 0.9, 1.0)]
+    assert all(ids(small) <= ids(large) for small, large in pairwise(nested))
+    assert nested[-1] == records
+    images = Counter(record.patient for record in records)
+    for taken in nested:
+        assert all(images[patient] == count for patient, count in Counter(r.patient for r in taken).items())
+
+
+def test_a_fraction_does_not_depend_on_the_order_of_the_records_but_keeps_it():
+    records = people([3] * 100)
+    plain = take_fraction(records, 0.1, CLASSES)
+    assert [r.id for r in plain] == [r.id for r in records if r.id in ids(plain)]
+    random.Random(1).shuffle(records)
+    assert ids(take_fraction(records, 0.1, CLASSES)) == ids(plain)
+
+
+def test_every_class_gives_its_share_to_within_a_patient():
+    rare = people([2] * 500, lambda patient: ("Fracture",) if patient % 50 == 0 else ("Edema",) if patient % 2 else ())
+    for seed in range(5):
+        taken = take_fraction(rare, 0.1, CLASSES, seed=seed)
+        shown = Counter(name for r in taken for name in CLASSES if r.labels[name] == 1)
+        assert (len(taken), shown["Fracture"], shown["Edema"]) == (100, 2, 50)
+
+
+def test_a_patient_counts_for_the_rarest_class_he_shows_in_any_image():
+    both = [record("a", "p", "Edema"), record("b", "p", "Fracture"), *people([1] * 40, lambda _: ("Edema",))]
+    # One patient shows a fracture: his place is the middle of his class, whatever the other class has.
+    assert {"a", "b"} <= ids(take_fraction(both, 0.51, CLASSES))
+    with pytest.raises(DataError, match=r"leaves none for Fracture \(1 images in all\)"):
+        take_fraction(both, 0.5, CLASSES)
+
+
+def test_another_seed_takes_other_patients():
+    records = people([1] * 200)
+    assert len({frozenset(ids(take_fraction(records, 0.1, CLASSES, seed=seed))) for seed in range(4)}) == 4
+
+
+def test_a_class_that_is_left_empty_is_named_with_its_size():
+    records = people([1] * 300, lambda patient: ("Fracture",) if patient < 3 else ("Edema",))
+    with pytest.raises(
+        DataError, match=r"^0\.01 of 300 training images leaves none for Fracture \(3 images in all\); "
+    ):
+        take_fraction(records, 0.01, CLASSES)
+    assert len(take_fraction(records, 0.01, ("Edema",))) == 3
+
+
+@pytest.mark.parametrize("fraction", [0, -0.1, 1.01])
+def test_a_fraction_outside_its_range_is_refused(fraction):
+    with pytest.raises(ConfigError, match=r"must lie above 0 and not above 1"):
+        take_fraction(people([1] * 9), fraction, CLASSES)
+
+
+def test_the_digest_of_a_fraction_is_known():
+    assert ids_digest(r.id for r in take_fraction(people([1, 2, 3] * 50), 0.1, CLASSES)) == "01ea0db0931cbabf"

@@ -1,0 +1,213 @@
+"""Split files: the same split on another machine, with ids or their digests, and every way to be turned down."""
+
+import gzip
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cleft.config import DataConfig
+from cleft.data.splits.draws import ids_digest
+from cleft.data.splits.files import make_split_file, read_split_file, write_split_file
+from cleft.data.splits.recipes import salts_of, split_records
+from cleft.errors import ConfigError, DataError
+from cleft.types import Reading, Record, Splits
+
+
+def record(name, patient):
+    return Record(id=name, image=Path(name), labels={}, patient=patient)
+
+
+def people(sizes):
+    return [record(f"p{p}-{i}", f"p{p}") for p, size in enumerate(sizes) for i in range(size)]
+
+
+def reading(records, **more):
+    return Reading(dataset="chexpert", records=list(records), findings=(), sources={"train.csv": "ab" * 32}, **more)
+
+
+RECORDS = people([1, 2, 3] * 40)
+
+
+def write(path, records=RECORDS, *, hashed=False, config=None):
+    config = config or DataConfig()
+    whole = reading(records)
+    splits = split_records(whole, config)
+    salts = salts_of(splits.recipe, config)
+    write_split_file(path, make_split_file(splits, whole, config, salts=salts, hashed=hashed))
+    return splits
+
+
+def follow(path, records=RECORDS):
+    return split_records(reading(records), DataConfig(split_file=path))
+
+
+def edit(path, **changes):
+    tree = json.loads(path.read_text())
+    path.write_text(json.dumps({**tree, **changes}))
+    return tree
+
+
+@pytest.mark.parametrize("hashed", [False, True])
+@pytest.mark.parametrize("name", ["split.json", "split.json.gz"])
+def test_a_split_comes_back_to_the_digest_whatever_the_order_of_the_table(tmp_path, name, hashed):
+    drawn = write(tmp_path / name, hashed=hashed)
+    back = follow(tmp_path / name, RECORDS[::-1])
+    assert back.digest == drawn.digest
+    assert back.recipe == "patients"
+    assert [{r.id for r in part} for part in back[:3]] == [{r.id for r in part} for part in drawn[:3]]
+    assert back.notes == (f"the split is that of {name}",)
+
+
+def test_the_file_takes_the_place_of_the_rule_and_its_fractions(tmp_path):
+    drawn = write(tmp_path / "split.json")
+    other = DataConfig(split_file=tmp_path / "split.json", split="5x200-strict", val_fraction=0.4, test_fraction=0)
+    assert split_records(reading(RECORDS), other).digest == drawn.digest
+
+
+def test_a_file_says_how_it_was_drawn_from_what_and_how_much(tmp_path):
+    drawn = write(tmp_path / "split.json", config=DataConfig(views=("AP",)))
+    tree = json.loads((tmp_path / "split.json").read_text())
+    assert list(tree)[:4] == ["schema", "format", "dataset", "recipe"]
+    assert (tree["schema"], tree["format"], tree["dataset"]) == (1, "cleft-split", "chexpert")
+    assert tree["digest"] == tree["written"] == drawn.digest
+    assert tree["images"] == {**{n: len(p) for n, p in zip(drawn._fields, drawn[:3], strict=False)}, "left out": 0}
+    assert tree["patients"]["test"] == len({r.patient for r in drawn.test})
+    assert tree["salts"] == {"test": "cleft-test-v1", "val": "cleft-val-v1"}
+    assert tree["settings"]["views"] == ["AP"]
+    assert tree["sources"] == {"train.csv": "ab" * 32}
+
+
+def test_digests_tell_no_id(tmp_path):
+    write(tmp_path / "split.json", hashed=True)
+    text = (tmp_path / "split.json").read_text()
+    assert not any(f'"{r.id}"' in text for r in RECORDS)
+    assert read_split_file(tmp_path / "split.json").hashed
+
+
+def test_the_digest_of_an_id_is_that_of_the_salted_id():
+    whole = Splits(RECORDS[:1], [], [], recipe="mine", digest="", shared_patients=0)
+    made = make_split_file(whole, reading(RECORDS[:1]), DataConfig(), salts={}, hashed=True)
+    assert made.train == (hashlib.sha256(b"cleft-split-id-v1|chexpert|p0-0").hexdigest()[:16],)
+
+
+def test_equal_splits_are_equal_bytes_and_nothing_else_is_overwritten(tmp_path):
+    for name in ("split.json", "split.json.gz"):
+        write(tmp_path / name)
+        before = (tmp_path / name).read_bytes()
+        write(tmp_path / name, RECORDS[::-1])
+        assert (tmp_path / name).read_bytes() == before
+    with pytest.raises(ConfigError, match=r"split\.json exists and is left as it is; give another name"):
+        write(tmp_path / "split.json", RECORDS[:60])
+
+
+def test_ids_without_an_image_and_images_without_an_id_are_counted(tmp_path):
+    drawn = write(tmp_path / "split.json")
+    gone = [r for r in RECORDS if r.patient != drawn.train[0].patient]
+    new = people([2] * 130)[-20:]
+    back = follow(tmp_path / "split.json", [*gone, *new])
+    lost = len(RECORDS) - len(gone)
+    assert back.notes[1:3] == (
+        f"{lost:,} ids of split.json are not among the images",
+        "20 images stand in no part of split.json and are left out (0 when it was drawn)",
+    )
+    assert back.notes[3].startswith("the split is not the one that split.json was drawn as: its digest is ")
+    assert len(back.train) == len(drawn.train) - lost
+    assert back.digest == ids_digest(f"{n}|{r.id}" for n, p in zip(back._fields, back[:3], strict=False) for r in p)
+
+
+def test_a_table_of_other_content_is_told(tmp_path):
+    write(tmp_path / "split.json")
+    other = replace(reading(RECORDS), sources={"train.csv": "cd" * 32})
+    back = split_records(other, DataConfig(split_file=tmp_path / "split.json"))
+    assert back.notes[-1] == "split.json was drawn from a table of other content: train.csv"
+
+
+def test_a_file_written_by_hand_needs_dataset_recipe_and_ids_alone(tmp_path):
+    tree = {"schema": 1, "format": "cleft-split", "dataset": "chexpert", "recipe": "ours"}
+    (tmp_path / "mine.json").write_text(json.dumps({**tree, "train": ["p1-0", "p1-1"], "test": ["p2-0"]}))
+    back = follow(tmp_path / "mine.json")
+    assert [[r.id for r in part] for part in back[:3]] == [["p1-0", "p1-1"], [], ["p2-0"]]
+    assert back.recipe == "ours"
+
+
+@pytest.mark.parametrize("recipe", ["ours", "patients", "5x200-strict"])
+def test_patients_in_two_parts_are_refused(tmp_path, recipe):
+    tree = {"schema": 1, "format": "cleft-split", "dataset": "chexpert", "recipe": recipe}
+    (tmp_path / "mine.json").write_text(json.dumps({**tree, "train": ["p1-0", "p2-0"], "test": ["p1-1"]}))
+    with pytest.raises(DataError, match=rf"1 patients stand in two splits of the recipe '{recipe}', such as p1; "):
+        follow(tmp_path / "mine.json")
+
+
+def test_a_recipe_that_says_so_may_share_patients(tmp_path):
+    tree = {"schema": 1, "format": "cleft-split", "dataset": "chexpert", "recipe": "5x200-paper"}
+    (tmp_path / "mine.json").write_text(json.dumps({**tree, "train": ["p1-0", "p2-0"], "test": ["p1-1"]}))
+    assert follow(tmp_path / "mine.json").shared_patients == 1
+
+
+def test_an_id_in_two_parts_is_refused(tmp_path):
+    tree = {"schema": 1, "format": "cleft-split", "dataset": "chexpert", "recipe": "ours"}
+    (tmp_path / "mine.json").write_text(json.dumps({**tree, "train": ["p1-0", "p2-0"], "val": ["p1-0"]}))
+    with pytest.raises(
+        DataError, match=r"mine\.json: 1 ids stand in it twice, such as p1-0; an image belongs to one part"
+    ):
+        follow(tmp_path / "mine.json")
+
+
+@pytest.mark.parametrize("hashed", [False, True])
+def test_an_id_that_was_lost_or_changed_is_damage(tmp_path, hashed):
+    write(tmp_path / "split.json", hashed=hashed)
+    train = json.loads((tmp_path / "split.json").read_text())["train"]
+    for spoiled in (train[1:], [*train[1:], "x"]):
+        edit(tmp_path / "split.json", train=spoiled)
+        with pytest.raises(DataError, match=r"split\.json is damaged: its ids are not those"):
+            follow(tmp_path / "split.json")
+
+
+def test_an_image_moved_to_another_part_is_damage(tmp_path):
+    write(tmp_path / "split.json")
+    tree = json.loads((tmp_path / "split.json").read_text())
+    edit(tmp_path / "split.json", train=tree["train"][1:], test=[*tree["test"], tree["train"][0]])
+    with pytest.raises(DataError, match="is damaged"):
+        follow(tmp_path / "split.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"schema": 2},
+            r"split\.json is no split file: .*has schema 2, this version reads 1; draw it with cleft data split",
+        ),
+        ({"format": "other"}, r"its format is 'other', not 'cleft-split'"),
+        ({"dataset": "rsna"}, r"is a split of data\.dataset=rsna, not of chexpert; give that dataset"),
+        ({"train": "p1-0"}, r"is no split file: .*train holds str"),
+        ({"more": 1}, r"is no split file: .*unknown fields \['more'\]"),
+    ],
+)
+def test_another_version_format_or_dataset_is_refused(tmp_path, changes, sentence):
+    write(tmp_path / "split.json")
+    edit(tmp_path / "split.json", **changes)
+    with pytest.raises(DataError, match=sentence):
+        follow(tmp_path / "split.json")
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda data: data[:-9], lambda data: b"", lambda data: b"\xff" + data, gzip.compress]
+)
+def test_a_file_that_was_cut_off_or_is_something_else_is_refused(tmp_path, spoil):
+    write(tmp_path / "split.json.gz")
+    path = tmp_path / "cut.json"
+    path.write_bytes(spoil((tmp_path / "split.json.gz").read_bytes()))
+    with pytest.raises(DataError, match=r"cut\.json (is no split file|cannot be read as a split file)"):
+        follow(path)
+
+
+def test_a_file_that_is_not_there_or_names_none_of_the_images_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"no split file at .*gone\.json; set data\.split_file"):
+        follow(tmp_path / "gone.json")
+    write(tmp_path / "split.json")
+    with pytest.raises(DataError, match=r"none of the \d+ training images of .*split\.json is among the 1 here"):
+        follow(tmp_path / "split.json", [record("x", "x")])

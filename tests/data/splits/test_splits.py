@@ -1,0 +1,270 @@
+import hashlib
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cleft.config import DataConfig
+from cleft.data import DATASETS
+from cleft.data.splits.chexpert_5x200 import CLASSES_5X200, draw_5x200
+from cleft.data.splits.draws import ids_digest, order_key, take_patients
+from cleft.data.splits.recipes import DISJOINT, SALTS, SPLITS, refuse_shared, salts_of, shared_patients, split_records
+from cleft.errors import ConfigError, DataError
+from cleft.types import Reading, Record
+
+
+def record(name, patient, labels=None, *, view="AP", uncertain=(), split=None):
+    return Record(
+        id=name, image=Path(name), labels=labels or {}, patient=patient, view=view, uncertain=uncertain, split=split
+    )
+
+
+def people(sizes):
+    """Patients p0, p1, … with that many images each."""
+    return [record(f"p{p}-{i}", f"p{p}") for p, size in enumerate(sizes) for i in range(size)]
+
+
+def reading(records):
+    return Reading(dataset="t", records=list(records), findings=())
+
+
+def exclusive(count):
+    """As many images per class that show it alone, two to a patient."""
+    return [
+        record(f"{name}{i}", f"{name}{i // 2}", {name: 1.0, "Fracture": 0.0})
+        for name in CLASSES_5X200
+        for i in range(count)
+    ]
+
+
+def ids(records):
+    return {record.id for record in records}
+
+
+def test_the_order_is_that_of_a_salted_hash():
+    assert order_key("salt", "patient00001") == hashlib.sha256(b"salt|patient00001").hexdigest()
+    assert ids_digest(["b", "a"]) == hashlib.sha256(b"a\nb").hexdigest()[:16]
+
+
+def test_fractions_are_of_images_and_patients_stay_whole():
+    splits = split_records(reading(people([2] * 100)), DataConfig(test_fraction=0.2, val_fraction=0.05))
+    assert (len(splits.train), len(splits.val), len(splits.test)) == (152, 8, 40)
+    assert splits.shared_patients == 0
+    assert splits.recipe == "patients"
+
+
+def test_a_patient_who_would_overshoot_is_passed_over():
+    records = people([5, 5, 1, 5, 1])
+    assert take_patients(records, 2, "salt") == {"p2-0", "p4-0"}
+
+
+def test_a_split_that_was_asked_for_gets_the_smallest_patient_at_least():
+    assert take_patients(people([5, 3, 4]), 1, "salt") == {"p1-0", "p1-1", "p1-2"}
+    assert take_patients(people([5, 3, 4]), 0, "salt") == set()
+
+
+def test_no_fraction_is_no_split():
+    splits = split_records(reading(people([1] * 9)), DataConfig(test_fraction=0, val_fraction=0))
+    assert (len(splits.train), len(splits.val), len(splits.test)) == (9, 0, 0)
+
+
+@pytest.mark.parametrize("patients", [1, 2])
+def test_too_few_patients_are_refused(patients):
+    with pytest.raises(DataError, match=r"leave none for .*; a split needs a patient of its own"):
+        split_records(reading(people([4] * patients)), DataConfig())
+
+
+def test_three_patients_are_enough():
+    splits = split_records(reading(people([4] * 3)), DataConfig())
+    assert [len(part) for part in splits[:3]] == [4, 4, 4]
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.lists(st.integers(1, 6), min_size=4, max_size=40), st.integers(0, 9))
+def test_splits_part_the_images_and_do_not_depend_on_their_order(sizes, seed):
+    records = people(sizes)
+    plain = split_records(reading(records), DataConfig())
+    random.Random(seed).shuffle(records)
+    shuffled = split_records(reading(records), DataConfig())
+    assert plain.digest == shuffled.digest
+    parts = [ids(part) for part in plain[:3]]
+    assert set.union(*parts) == ids(records)
+    assert sum(len(part) for part in parts) == len(records)
+    assert shared_patients({str(i): part for i, part in enumerate(plain[:3])}) == []
+
+
+def test_the_digest_tells_which_split_an_image_is_in():
+    config = DataConfig()
+    one = split_records(reading(people([1] * 20)), config)
+    other = split_records(reading(people([1] * 20)), replace(config, val_fraction=0.2))
+    assert ids(one.test) == ids(other.test)
+    assert one.digest != other.digest
+
+
+def test_5x200_takes_images_that_show_one_finding_alone():
+    records = exclusive(201)
+    sure = {name: set(members) for name, members in draw_5x200(records).items()}
+    assert all(len(members) == 200 for members in sure.values())
+    spoilers = [
+        record("two", "x", {"Edema": 1.0, "Fracture": 1.0}),
+        record("unsure", "x", {"Edema": 1.0, "Fracture": 0.0}, uncertain=("Fracture",)),
+        record("raw", "x", {"Edema": 1.0, "Fracture": -1.0}),
+        record("decided", "x", {"Edema": 1.0}, uncertain=("Edema",)),
+        record("lateral", "x", {"Edema": 1.0}, view="lateral"),
+        record("other", "x", {"Fracture": 1.0}),
+    ]
+    assert {name: set(members) for name, members in draw_5x200([*records, *spoilers]).items()} == sure
+
+
+def test_no_finding_is_not_looked_at_as_in_the_rule_of_the_field():
+    records = [replace(r, labels={**r.labels, "No Finding": 1.0}) for r in exclusive(200)]
+    assert len(draw_5x200(records)["Edema"]) == 200
+
+
+def test_too_small_a_pool_is_refused_with_its_size():
+    with pytest.raises(DataError, match=r"found Atelectasis 199, .*; set data\.split=patients"):
+        draw_5x200(exclusive(199))
+
+
+def test_strict_leaves_the_other_images_of_test_patients_out():
+    records = exclusive(300)
+    strict = split_records(reading(records), DataConfig(split="5x200-strict"))
+    assert strict.shared_patients == 0
+    assert len(strict.test) == 1000
+    assert len(strict.train) + len(strict.val) + len(strict.test) < len(records)
+
+
+def test_paper_removes_images_alone_and_says_how_many_patients_it_shares():
+    records = exclusive(300)
+    paper = split_records(reading(records), DataConfig(split="5x200-paper"))
+    assert len(paper.train) + len(paper.val) == 500
+    parts = {"train": paper.train, "val": paper.val, "test": paper.test}
+    assert paper.shared_patients == len(shared_patients(parts)) > 0
+    assert not shared_patients({"train": paper.train, "val": paper.val})
+
+
+def told(**sizes):
+    """Images of a patient each, as many for each part as said; `none` names no part."""
+    return [
+        record(f"{part}{i}", f"{part}{i}", split=None if part == "none" else part)
+        for part, size in sizes.items()
+        for i in range(size)
+    ]
+
+
+def test_given_splits_are_followed_and_images_without_one_stay_out():
+    splits = split_records(reading(told(train=20, val=4, test=6, none=5)), DataConfig(split="given"))
+    assert [{record.split for record in part} for part in splits[:3]] == [{"train"}, {"val"}, {"test"}]
+    assert [len(part) for part in splits[:3]] == [20, 4, 6]
+    assert splits.recipe == "given"
+
+
+def test_where_none_is_given_for_choosing_validation_is_drawn_from_training_by_patient():
+    records = [*told(train=18, test=6), *(record(f"twin{i}", "train0", split="train") for i in range(2))]
+    splits = split_records(reading(records), DataConfig(split="given", val_fraction=0.1))
+    assert [len(part) for part in splits[:3]] == [18, 2, 6]
+    assert {record.split for record in splits.val} == {"train"}
+    assert not shared_patients({"train": splits.train, "val": splits.val})
+
+
+def test_a_table_may_give_no_test_set():
+    assert [len(part) for part in split_records(reading(told(train=20)), DataConfig(split="given"))[:3]] == [19, 1, 0]
+
+
+def test_given_splits_that_share_patients_are_counted():
+    records = [*told(train=20, test=3), record("again", "test0", split="train")]
+    assert split_records(reading(records), DataConfig(split="given", val_fraction=0)).shared_patients == 1
+
+
+def test_given_splits_that_nobody_gave_are_refused():
+    with pytest.raises(DataError, match=r"nothing says which images are for training; .* set data\.split=patients"):
+        split_records(reading(told(none=9)), DataConfig(split="given"))
+
+
+def test_nothing_chosen_is_the_way_of_the_dataset(monkeypatch):
+    records = told(train=20, test=6)
+    assert split_records(reading(records), DataConfig()).recipe == "patients"
+    monkeypatch.setitem(DATASETS, "chexpert", replace(DATASETS["chexpert"], split="given"))
+    assert split_records(reading(records), DataConfig()).recipe == "given"
+    assert split_records(reading(records), DataConfig(split="patients")).recipe == "patients"
+
+
+def test_every_recipe_of_the_settings_exists():
+    assert {DataConfig(split=name).split for name in SPLITS} == set(SPLITS)
+
+
+def test_every_recipe_names_its_salts_and_no_two_draws_share_one():
+    assert set(SALTS) == set(SPLITS)
+    assert salts_of("5x200-strict", DataConfig()) == {"test": "cleft-5x200-v1", "val": "cleft-chexpert-val-v1"}
+    assert salts_of("5x200-strict", DataConfig(test_list=Path("list"))) == {"val": "cleft-chexpert-val-v1"}
+    assert salts_of("whatever", DataConfig(split_file=Path("split.json"))) == {}
+    assert all(len(set(salts.values())) == len(salts) for salts in SALTS.values())
+
+
+def listed(records, names, **more):
+    return Reading(dataset="chexpert", records=list(records), findings=(), listed=frozenset(names), **more)
+
+
+LIST = Path("list.csv")
+
+
+@pytest.mark.parametrize("recipe", ["patients", "5x200-strict", "5x200-paper", "5x200-images"])
+def test_a_list_is_the_test_set_whatever_its_images_show(recipe):
+    records = people([2] * 60)
+    splits = split_records(listed(records, {"p3-0", "p4-1", "p4-0"}), DataConfig(split=recipe, test_list=LIST))
+    assert [record.id for record in splits.test] == ["p3-0", "p4-0", "p4-1"]
+    left = {"p3-1"} & (ids(splits.train) | ids(splits.val))
+    assert left == (set() if recipe in DISJOINT else {"p3-1"})
+    assert splits.recipe == recipe
+    assert len(splits.val) == 6
+
+
+def test_a_list_of_another_size_is_taken_with_a_note_that_counts_its_classes():
+    records = exclusive(300)
+    names = [image for members in draw_5x200(records).values() for image in members]
+    config = DataConfig(split="5x200-strict", test_list=LIST)
+    assert split_records(listed(records, names), config).notes == ()
+    assert (
+        split_records(listed(records, names), config).digest
+        == split_records(reading(records), replace(config, test_list=None)).digest
+    )
+    both = record("both", "x", {"Edema": 1.0, "Cardiomegaly": 1.0})
+    assert split_records(listed([*records, both], [*names[1:], "both"]), config).notes == (
+        "the list is not 200 images of each class: it has 1,000 (Atelectasis 199, Cardiomegaly 200, Consolidation 200, "
+        "Edema 200, Pleural Effusion 200, several or none of them 1)",
+    )
+
+
+def test_images_of_a_list_that_are_not_there_are_counted_with_their_reasons_and_refused_beyond_what_is_allowed():
+    names = [f"p{i}-0" for i in range(20)] + ["gone", "odd"]
+    whole = listed(people([2] * 60), names, rejected={"missing": ["gone", "other"], "view-LL": ["odd"]})
+    config = DataConfig(split="5x200-paper", test_list=LIST)
+    with pytest.raises(
+        DataError, match=r"2 of 22 images of the test list cannot be used \(missing 1, view-LL 1\), such as"
+    ):
+        split_records(whole, config)
+    splits = split_records(whole, replace(config, max_bad=0.1))
+    assert len(splits.test) == 20
+    assert splits.notes[0] == "2 of 22 images of the test list cannot be used (missing 1, view-LL 1)"
+
+
+def test_a_recipe_that_takes_no_list_and_a_dataset_that_reads_none_are_refused():
+    with pytest.raises(ConfigError, match=r"data\.split=given takes no data\.test_list; choose one of patients, 5x200"):
+        split_records(listed(told(train=9), {"train1"}), DataConfig(split="given", test_list=LIST))
+    with pytest.raises(ConfigError, match=r"data\.test_list is not read for data\.dataset=t"):
+        split_records(reading(people([1] * 9)), DataConfig(split="patients", test_list=LIST))
+
+
+def test_a_patient_in_two_splits_is_refused_with_a_count_and_three_examples():
+    shared = shared_patients({"train": people([1] * 5), "test": people([1] * 4)})
+    with pytest.raises(DataError, match=r"4 patients stand in two splits of the recipe 'mine', such as p0, p1, p2; "):
+        refuse_shared(shared, "mine")
+
+
+def test_a_recipe_that_breaks_its_promise_is_stopped(monkeypatch):
+    monkeypatch.setitem(SPLITS, "patients", SPLITS["5x200-images"])
+    with pytest.raises(DataError, match=r"patients stand in two splits"):
+        split_records(reading(exclusive(300)), DataConfig())

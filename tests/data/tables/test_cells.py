@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+
+from cleft.data.tables.cells import BLANK, read_ages, read_codes, read_sexes, read_texts
+from cleft.data.tables.columns import read_table
+
+
+@pytest.fixture
+def table(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text(
+        "Edema,sex,age,text\n1,M,61,a\n1.0,female,0,\n 0 ,Unknown,155, b \n-1.0,,061Y,a\n,m,,NA\n-1,F,nan,a\n"
+    )
+    return read_table(path, ["Edema"])
+
+
+def test_codes_are_read_by_value_and_blank_is_a_code_of_its_own(table):
+    codes, faults = read_codes(table, ["Edema"])
+    assert codes[:, 0].tolist() == [1, 1, 0, -1, BLANK, -1]
+    assert codes.dtype == np.int8
+    assert faults == []
+
+
+@pytest.mark.parametrize("text", ["yes", "2", "inf", "nan", "NA", "1e0", "0.5", "--1", "TRUE"])
+def test_anything_else_is_no_code(tmp_path, text):
+    path = tmp_path / "t.csv"
+    path.write_text(f"Edema,x\n1,\n{text},\n,\n{text},\n")
+    codes, (fault,) = read_codes(read_table(path, []), ["Edema"])
+    assert codes[:, 0].tolist() == [1, BLANK, BLANK, BLANK]
+    assert (fault.what, list(fault.lines)) == (f"column 'Edema' holds '{text}'", [3, 5])
+
+
+@pytest.mark.parametrize(
+    "cells", [["Doe^Jane", "Roe^Richard"], ["2026-11-24"], ["20261124"], ["1", "2026-11-24"], ["a sentence of words"]]
+)
+def test_o1_a_name_or_date_in_a_column_of_labels_is_not_quoted(tmp_path, cells):
+    path = tmp_path / "t.csv"
+    path.write_text("remark,x\n" + "".join(f"{cell},\n" for cell in cells))
+    _, (fault,) = read_codes(read_table(path, []), ["remark"])
+    assert fault.what == "column 'remark' holds text that is no label"
+    assert fault.remedy.endswith("call it '_remark'")
+
+
+def test_sexes_are_spelled_one_way_and_others_counted(table):
+    assert read_sexes(table.columns["sex"], 6) == (["Male", "Female", None, None, "Male", "Female"], 1)
+
+
+def test_impossible_ages_are_unknown_and_counted(table):
+    assert read_ages(table.columns["age"], 6) == ([61, 0, None, None, None, None], 3)
+
+
+def test_texts_keep_words_that_look_like_nothing(table):
+    assert read_texts(table.columns["text"], 6) == ["a", None, "b", "a", "NA", "a"]
+
+
+def test_a_column_that_is_not_there_is_unknown_everywhere():
+    assert read_texts(None, 2) == [None, None]
+    assert read_sexes(None, 2) == ([None, None], 0)
+    assert read_ages(None, 2) == ([None, None], 0)

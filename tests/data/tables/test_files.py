@@ -1,0 +1,81 @@
+import os
+
+import pytest
+
+from cleft.data.tables.files import are_files, find_inside, leaves_root, tidy
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/etc/passwd", "../a.png", "a/../../b.png", "a/..", "C:\\a.png", "c:a.png", "a\\b.png", "\\\\host\\a.png", 
+        "a\0.png", "http://host/a.png", "s3://bucket/a.png", "file:///a.png", "~/a.png",
+    ],
+)  # fmt: skip
+def test_paths_that_leave_the_root_are_known_by_their_text(path):
+    assert leaves_root(path)
+
+
+@pytest.mark.parametrize("path", ["a.png", "a/b.png", "..a/b..png", "a b/ü.png", "./a.png", "ab:c.png"])
+def test_paths_inside_are_let_through(path):
+    assert not leaves_root(path)
+
+
+def test_an_image_has_one_spelling():
+    assert {tidy(path) for path in ("a/b.png", "./a/b.png", "a//b.png", "a/./b.png")} == {"a/b.png"}
+
+
+@pytest.mark.parametrize("count", [3, 30])
+def test_files_are_told_from_folders_and_from_nothing(tmp_path, count):
+    """Few files are asked for one by one, many are listed; both ways agree."""
+    paths = [tmp_path / f"{i}.png" for i in range(count)]
+    for path in paths[1:]:
+        path.touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link.png").symlink_to(paths[1])
+    (tmp_path / "broken.png").symlink_to(paths[0])
+    names = [*(path.name for path in paths), "folder", "link.png", "broken.png", ""]
+    expected = [False, *[True] * (count - 1), False, True, False, False]
+    assert are_files([f"{tmp_path}/{name}" for name in names]).tolist() == expected
+    present, outside = find_inside(tmp_path, names)
+    assert present.tolist() == expected
+    assert not outside.any()
+
+
+def test_a_missing_folder_holds_no_files(tmp_path):
+    assert not are_files([f"{tmp_path}/none/{i}.png" for i in range(20)]).any()
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A root with links to a file and a folder outside it, and to both inside it."""
+    root, away = tmp_path / "root", tmp_path / "away"
+    for folder in (root / "in", away):
+        folder.mkdir(parents=True)
+        (folder / "a.png").touch()
+    (root / "file.png").symlink_to(away / "a.png")
+    (root / "folder").symlink_to(away)
+    (root / "good.png").symlink_to(root / "in" / "a.png")
+    (root / "goodfolder").symlink_to(root / "in")
+    return root
+
+
+def test_links_out_of_the_root_are_not_followed(tree):
+    names = ["in/a.png", "file.png", "folder/a.png", "good.png", "goodfolder/a.png", "in/b.png"]
+    present, outside = find_inside(tree, names)
+    assert present.tolist() == [True, False, False, True, True, False]
+    assert outside.tolist() == [False, True, True, False, False, False]
+
+
+def test_a_root_that_is_itself_a_link_is_a_root(tree, tmp_path):
+    (tmp_path / "alias").symlink_to(tree)
+    present, outside = find_inside(tmp_path / "alias", ["in/a.png", "folder/a.png"])
+    assert (present.tolist(), outside.tolist()) == ([True, False], [False, True])
+
+
+def test_a_folder_outside_is_not_listed(tree, monkeypatch):
+    listed = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(os.fspath(path)) or scandir(path))
+    find_inside(tree, [f"folder/{i}.png" for i in range(20)])
+    assert listed == []

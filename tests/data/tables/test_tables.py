@@ -1,0 +1,197 @@
+import gzip
+import hashlib
+import io
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cleft.data.tables import columns as tables
+from cleft.data.tables.columns import read_table, scan_table
+from cleft.data.tables.faults import Fault
+from cleft.errors import DataError
+
+
+def write(tmp_path, data):
+    path = tmp_path / "table.csv"
+    path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    return path
+
+
+def texts(path):
+    table = read_table(path, [])
+    return {name: column.texts() for name, column in table.columns.items()}
+
+
+def test_ids_and_words_for_nothing_stay_the_text_they_are(tmp_path):
+    path = write(tmp_path, "id,word\n000123,NA\n1e5,None\n12345678901234567890,null\n")
+    assert texts(path) == {"id": ["000123", "1e5", "12345678901234567890"], "word": ["NA", "None", "null"]}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"a,b\n1,2\n3,4\n",
+        b"a,b\n1,2\n3,4",
+        b"a,b\r\n1,2\r\n3,4\r\n",
+        b"a,b\r1,2\r3,4\r",
+        b"\xef\xbb\xbfa,b\n1,2\n3,4\n",
+        b"\xef\xbb\xbf\xef\xbb\xbfa,b\n1,2\n3,4\n",
+        b"\na,b\n\n1,2\n\n\n3,4\n\n",
+        b' a ,"b"\n"1",2\n 3,4\n',
+        gzip.compress(b"a,b\n1,2\n3,4\n", mtime=0),
+    ],
+)
+def test_harmless_differences_of_form_are_read_equally(tmp_path, data):
+    assert texts(write(tmp_path, data)) == {"a": ["1", "3"], "b": ["2", "4"]}
+
+
+def test_quoted_cells_may_hold_commas_quotes_and_line_ends(tmp_path):
+    path = write(tmp_path, 'a,b\n"x, ""y""\nz",1\nw,2\n')
+    table = read_table(path, ["a", "b"])
+    assert table.columns["a"].texts() == ['x, "y"\nz', "w"]
+    assert table.lines.tolist() == [2, 4]
+
+
+def test_lines_count_blank_ones_and_leave_out_bad_rows(tmp_path):
+    table, faults = scan_table(write(tmp_path, "a,b\n\n1,2\n3\n\n4,5\n6,7,8\n9,10\n"))
+    assert table.lines.tolist() == [3, 6, 8]
+    assert [(fault.what, list(fault.lines)) for fault in faults] == [
+        ("1 cells where the header has 2", [4]),
+        ("3 cells where the header has 2", [7]),
+    ]
+
+
+def test_a_comma_too_many_on_every_row_is_refused_with_its_line(tmp_path):
+    with pytest.raises(DataError, match=r"lines 2, 3: 3 cells where the header has 2; mend the commas"):
+        read_table(write(tmp_path, "a,b\n1,2,\n3,4,\n"), ["a"])
+
+
+def test_a_missing_column_is_named_with_what_was_found_and_the_nearest(tmp_path):
+    with pytest.raises(DataError, match=r"no column 'Edema'; found \['edemma', 'b'\].*nearest to 'Edema' is 'edemma'"):
+        read_table(write(tmp_path, "edemma,b\n1,2\n"), ["Edema", "b"])
+
+
+def test_a_repeated_column_is_refused_by_its_positions(tmp_path):
+    with pytest.raises(DataError, match=r"column 'Edema' stands at positions \[1, 3\]"):
+        read_table(write(tmp_path, "Edema,b, Edema\n1,2,3\n"), ["b"])
+
+
+def test_an_index_column_without_a_name_is_left_out(tmp_path):
+    assert texts(write(tmp_path, ",a\n0,x\n1,y\n")) == {"a": ["x", "y"]}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "is empty"),
+        (b"\n\n", "is empty"),
+        (b"a,b\n", "a header and no row"),
+        (b"a,b\n\n\n", "a header and no row"),
+        (b"a,b\n1,2\n3,\xff\n", "line 3: byte 0xff is not UTF-8"),
+        (b"a,b\n1,2\n3,\x00\n", "line 3: holds a NUL byte"),
+        (b'a,b\n1,2\n3,"x\n5,6\n', "line 3: a quote is not closed"),
+        (b'a,b\n1,"x\n2,"y\n', "line 3: a quote is not closed or stands inside a cell"),
+        (b'a,b\n1,5" tube\n', "line 2: a quote is not closed or stands inside a cell"),
+        (b'a,b\n1,""x"\n', "line 2: a quote"),
+        (b"a;b\n1;2\n", "separates its cells by semicolons"),
+        (b"a\tb\n1\t2\n", "separates its cells by tabs"),
+        ("a,b\n1,2\n".encode("utf-16"), "UTF-16 text; save it as UTF-8"),
+        (b"PK\x03\x04 whatever", "damaged zip"),
+        (gzip.compress(b"a,b\n1,2\n" * 999, mtime=0)[:-20], "damaged gzip"),
+        (b",".join(b"c%d" % i for i in range(300)) + b"\n" + b"," * 299 + b"\n", "300 columns, more than 256"),
+        (b"a,b\n1,2\n3," + b"x" * 70_000 + b"\n", "line 3: column 'b' holds a cell of more than 64 KiB"),
+    ],
+)
+def test_what_is_no_table_is_refused_with_its_place(tmp_path, data, message):
+    with pytest.raises(DataError, match=message):
+        read_table(write(tmp_path, data), [])
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"no table at .*nowhere\.csv"):
+        read_table(tmp_path / "nowhere.csv", [])
+
+
+def test_inflating_stops_at_the_limit(tmp_path, monkeypatch):
+    path = write(tmp_path, gzip.compress(b"a,b\n" + b"1,2\n" * 1000, mtime=0))
+    monkeypatch.setattr(tables, "MAX_BYTES", 1000)
+    with pytest.raises(DataError, match="inflates to more than"):
+        read_table(path, [])
+
+
+def test_the_digest_is_that_of_the_file(tmp_path):
+    path = write(tmp_path, b"\xef\xbb\xbfa\r\n1\r\n")
+    assert read_table(path, ["a"]).sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_twenty_lines_are_named_and_the_rest_counted(tmp_path):
+    sentence = Fault("label", "bad", "mend it", range(1, 26)).sentence(tmp_path / "t.csv")
+    assert "19, 20 and 5 more: bad; mend it" in sentence
+    assert "21" not in sentence
+
+
+def test_the_first_fault_is_told_and_the_others_counted(tmp_path):
+    with pytest.raises(DataError, match=r"\(2 more kinds of fault: see `cleft data check`\)"):
+        read_table(write(tmp_path, "a,b,b\n1,2\n1,2,3\n1,2,3,4\n"), [])
+
+
+def test_an_error_does_not_quote_a_row(tmp_path):
+    with pytest.raises(DataError) as caught:
+        read_table(write(tmp_path, "a,b\nCANARY,1,2\n"), [])
+    assert "CANARY" not in str(caught.value)
+
+
+CELL = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00\r"), max_size=8)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(CELL, CELL), min_size=1, max_size=6), st.booleans(), st.sampled_from(["\n", "\r\n"]))
+def test_what_was_written_is_what_is_read(tmp_path_factory, rows, mark, end):
+    quoted = [",".join('"' + cell.replace('"', '""') + '"' for cell in row) for row in [("a", "b"), *rows]]
+    path = tmp_path_factory.mktemp("q") / "t.csv"
+    path.write_bytes((b"\xef\xbb\xbf" if mark else b"") + (end.join(quoted) + end).encode())
+    table = read_table(path, ["a", "b"])
+    cells = [[column.values[i] for i in column.index] for column in table.columns.values()]
+    assert list(zip(*cells, strict=True)) == rows
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.text('ab,"\n\r;\x00é\ufeff1', max_size=30).map(str.encode) | st.binary(max_size=30))
+def test_any_bytes_are_read_or_refused_as_data(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("z") / "t.csv"
+    path.write_bytes(data)
+    try:
+        table, _ = scan_table(path)
+    except DataError:
+        return
+    assert all(len(column.index) == len(table) for column in table.columns.values())
+    assert (np.diff(table.lines) > 0).all()
+
+
+@pytest.mark.slow
+def test_a_million_rows_take_seconds(tmp_path):
+    line = (
+        "CheXpert-v1.0-small/train/patient{:07d}/study1/view1_frontal.jpg,Male,60,Frontal,AP,,,-1.0,1.0,,,0.0,,,,,,,\n"
+    )
+    text = io.StringIO()
+    text.write(",".join(f"c{i}" for i in range(19)) + "\n")
+    text.writelines(line.format(i) for i in range(1_000_000))
+    path = write(tmp_path, text.getvalue())
+    start = time.perf_counter()
+    assert len(read_table(path, ["c0"])) == 1_000_000
+    assert time.perf_counter() - start < 10
+
+
+def test_columns_nobody_asked_for_are_neither_kept_nor_at_fault(tmp_path):
+    path = write(tmp_path, "id,more,more,name\n1,x,y,a\n2,z,w,b\n")
+    table, faults = scan_table(path, wanted=lambda name: name in ("id", "name"))
+    assert {name: column.texts() for name, column in table.columns.items()} == {"id": ["1", "2"], "name": ["a", "b"]}
+    assert (table.header, faults) == (("id", "more", "more", "name"), [])
+
+
+def test_a_table_none_of_whose_columns_is_wanted_still_counts_its_rows(tmp_path):
+    table, _ = scan_table(write(tmp_path, "a,b\n1,2\n3,4\n"), wanted=lambda name: False)
+    assert (len(table), table.columns) == (2, {})
