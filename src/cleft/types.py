@@ -340,3 +340,49 @@ class Census:
     pictures: tuple[Picture, ...] = ()
     synthetic: bool = False
     """Whether the images are phantoms, which may be shown to anybody."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyLine:
+    """A row or a column of the table that a study fills."""
+
+    key: str
+    """Its name in files and folders: `cleft-lora`, `chexpert/zero-shot`."""
+    label: str
+    """As the table prints it."""
+    metrics: tuple[str, ...] = ()
+    """Of a column: what is printed of each result, `accuracy` and `auc` say."""
+    facts: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Of a row, where they are known: `moving` and `frozen` weights, `seconds` of training, context `length`, …"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyCell:
+    """Where one number of a study comes from, or why there is none."""
+
+    row: str
+    column: str
+    state: str
+    """`done`; `planned`; `missing`: its data or weights were not given; `failed`; `impossible`: the method cannot be
+    asked this."""
+    results: tuple[str, ...] = ()
+    """Result files, one per seed, relative to the study's folder."""
+    reason: str | None = None
+    """Why it is not done."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Study:
+    """A table or a figure of the paper as runs: what was planned, what is there, and what is missing."""
+
+    name: str
+    """`table1`, …"""
+    title: str
+    scale: str
+    """`paper`, or `tiny`: small towers and few images, whose numbers say nothing of the paper's."""
+    command: str
+    """What was typed, without folders."""
+    rows: tuple[StudyLine, ...]
+    columns: tuple[StudyLine, ...]
+    cells: tuple[StudyCell, ...]
+    notes: tuple[str, ...] = ()
