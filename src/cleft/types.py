@@ -179,9 +179,11 @@ class Result:
     """One cell of one table, and how sure it is."""
 
     metric: str
-    """`accuracy`, `auc`, …; with the class behind a slash where it speaks of one class: `auc/Edema`."""
+    """`accuracy`, `auc`, `auprc`, `sensitivity@0.90` (at that specificity), …; with the class behind a slash where it
+    speaks of one class: `auc/Edema`."""
     value: float | None
-    """In [0, 1]. Only a printed table speaks percent. None where it could not be measured."""
+    """In [0, 1], but for the ranks of retrieval, which count from 1. Only a printed table speaks percent. None where it
+    could not be measured."""
     interval: tuple[float, float] | None = None
     """95 % bootstrap interval over patients."""
     images: int = 0
@@ -192,11 +194,198 @@ class Result:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ReliabilityBin:
+    """Answers of about the same confidence, and how often they were right: one point of a reliability curve."""
+
+    predicted: float
+    """Mean probability that was given, in [0, 1]."""
+    observed: float
+    """Share that came true, in [0, 1]. Above `predicted` the model is too modest, below it too sure."""
+    images: int
+    """Answers in the bin: images, or pairs of image and finding for `present-absent`."""
+    patients: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Calibration:
+    """Whether probabilities mean what they say.
+
+    `multi-class`: the probability of the answer that was given, against whether it is right. `present-absent`: the
+    probability of presence, against whether the finding is there, over all pairs of image and finding that are known.
+    """
+
+    bins: tuple[ReliabilityBin, ...]
+    """Up to ten bins of equally many answers, from the least to the most confident; equal probabilities share a bin."""
+    ece: Result
+    """`ece`, the expected calibration error: mean |predicted - observed| over these bins, weighed by their answers; 0
+    is best. Its floor is not 0 for few images."""
+    temperature: float | None = None
+    """What logits are divided by so that validation images are least surprising; above 1 the model was too sure. None
+    where it was not fitted: see `reason`."""
+    fitted_on: int = 0
+    """Validation images it was fitted on."""
+    bins_after: tuple[ReliabilityBin, ...] = ()
+    """As `bins`, of the same test images after the temperature; empty where there is none."""
+    ece_after: Result | None = None
+    """`ece-after-temperature`; None where there is no temperature."""
+    reason: str | None = None
+    """Why there is no temperature: `the data have no validation part`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Subgroup:
+    """The numbers of the images of one group of patients."""
+
+    name: str
+    """`F`, `40-60`, `AP`, …, as the table spells it."""
+    images: int
+    patients: int
+    results: tuple[Result, ...]
+    """`accuracy` and `auc` on these images alone, as they stand in the evaluation for all images."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Subgroups:
+    """Numbers by sex, age, view or scanner, and how far they lie apart."""
+
+    by: str
+    """`sex`, `age`, `view` or `scanner`."""
+    groups: tuple[Subgroup, ...]
+    """Two or more, the largest first; ages in their order. None of fewer than five patients, phantoms apart."""
+    gaps: tuple[Result, ...]
+    """`accuracy` and `auc` of the best group minus that of the worst, among the groups of at least twenty patients; the
+    interval is that of the difference of these two groups. `reason` names them: `best F, worst M`. Where there are not
+    two such groups, `value` is None and `reason` says so."""
+    left_out: int = 0
+    """Images in groups that are too small to be told."""
+    unknown: int = 0
+    """Images of which the table does not say it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exhibit:
+    """An image or a sentence, as it is shown."""
+
+    image: str = ""
+    """PNG as base64; empty for a sentence."""
+    text: str = ""
+    """The sentence; of an image its findings that are present. A sentence of a real dataset that fewer than five
+    patients share is empty."""
+    right: bool = True
+    """Whether it is a right answer to the query; true for the query itself."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RetrievalExample:
+    """One query and what was found first. No id."""
+
+    query: Exhibit
+    answers: tuple[Exhibit, ...]
+    """The nearest first."""
+    rank: int
+    """Place of the first right answer, from 1."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Retrieval:
+    """One direction of searching, beside the numbers in the evaluation's `results`.
+
+    These are called `<direction>/recall@1`, `@5` and `@10` (share of queries with a right answer among the first k),
+    `<direction>/precision@1`, `@5` and `@10` (mean share of the first k that are relevant), `<direction>/mean-rank` and
+    `<direction>/median-rank` (place of the first right answer, counted from 1: lower is better, and not in [0, 1]).
+    What guessing reaches stands in `floors` as `chance/<direction>/recall@1`, ….
+    """
+
+    direction: str
+    """`image-to-text`, `text-to-image` or `image-to-image`."""
+    queries: int
+    """Queries that have a right answer; the numbers rest on these."""
+    unanswerable: int
+    """Queries that have none and were not asked."""
+    candidates: int
+    """What is searched: images, or distinct sentences."""
+    right: float
+    """Mean number of right answers of a query."""
+    examples: tuple[RetrievalExample, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Template:
+    """One way to word a class prompt, and what it reaches."""
+
+    opening: str
+    """What stands in front of the class name."""
+    usual: bool
+    """Whether this is the opening that captions and class prompts have."""
+    results: tuple[Result, ...]
+    """`accuracy` and `auc`, as zero-shot classification measures them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spread:
+    """How far a number depends on the wording."""
+
+    metric: str
+    """`accuracy` or `auc`."""
+    lowest: float
+    highest: float
+    mean: float
+    deviation: float
+    """Standard deviation over the templates, with n - 1."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Denial:
+    """Whether a model hears the word "no": a finding's prompt beside the prompt of its absence."""
+
+    finding: str
+    present: str
+    """The sentence that names it."""
+    absent: str
+    """The sentence that denies it."""
+    cosine: float
+    """Of the two sentences' embeddings; 1 if the model does not tell them apart."""
+    said_present: float
+    """Share of the images that lie nearer to `present` than to `absent`."""
+    shown: float | None
+    """Share of the images that show it, among those of which it is known; None where it is known of none."""
+    results: tuple[Result, ...]
+    """`auc/present` ranks images by the first sentence alone, `auc/absent` by the second alone, turned round, and
+    `auc/pair` by their difference, as present-absent scoring does."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ContextVector:
+    """One learned context vector, and which words it lies near to."""
+
+    place: int
+    """From 1, in the order in which they are read."""
+    norm: float
+    moved: float | None
+    """Distance from where it started, or None where that is not known."""
+    nearest: tuple[tuple[str, float], ...]
+    """Tokens of the vocabulary and their cosines, the nearest first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromptAudit:
+    """What a model's answers owe to the wording of its prompts."""
+
+    templates: tuple[Template, ...]
+    spread: tuple[Spread, ...]
+    denials: tuple[Denial, ...]
+    context: tuple[ContextVector, ...] = ()
+    """Empty where the run has learned no context."""
+    token_norm: float | None = None
+    """Mean norm of the language model's token embeddings, to hold the context's norms against."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
     """The answers to one question put to one model on one set of images: one file in `results/`."""
 
     task: str
-    """`zero-shot`, …"""
+    """`zero-shot`, `retrieval`, `prompts`, …"""
     dataset: str
     split: str
     """`train`, `val`, `test`, or `all` where the data were not split."""
@@ -207,9 +396,9 @@ class Evaluation:
     checkpoint: str
     """SHA-256 of the weights that were scored, first 16 hex digits."""
     scoring: str
-    """`multi-class` or `present-absent`."""
+    """`multi-class` or `present-absent`; `nearest` for retrieval."""
     prompts: str
-    """`context` (learned in stage two) or `handwritten`."""
+    """`context` (learned in stage two) or `handwritten`; `captions` for retrieval, and `none` where no text is read."""
     classes: tuple[str, ...]
     class_prompts: tuple[str, ...]
     results: tuple[Result, ...]
@@ -230,6 +419,67 @@ class Evaluation:
     command: str = ""
     """What was typed, without folders."""
     seed: int = 0
+    notes: tuple[str, ...] = ()
+    calibration: Calibration | None = None
+    """None for retrieval, and in results of an earlier version."""
+    subgroups: tuple[Subgroups, ...] = ()
+    """By sex, age, view and scanner, each where the table knows two groups or more."""
+    retrieval: tuple[Retrieval, ...] = ()
+    """What was searched, direction by direction, where the task is `retrieval`."""
+    audit: PromptAudit | None = None
+    """Where the task is `prompts`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Difference:
+    """One number of two models on the same images."""
+
+    metric: str
+    """`accuracy`, `auc`, `auc/Edema`, …"""
+    first: float | None
+    second: float | None
+    difference: float | None
+    """First minus second; None where one of them is not defined."""
+    interval: tuple[float, float] | None
+    """95 % bootstrap interval of the difference: each resample of patients is given to both models."""
+    p_value: float | None
+    """Two-sided: how often resamples would lie on the other side of no difference. None where there is no interval."""
+    images: int
+    patients: int
+    reason: str | None = None
+    """Why something is None, or what it leaves out."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """Two results on the same images, held against each other: one file in `comparisons/` of the first run."""
+
+    first: str
+    """Name of the first run's folder."""
+    second: str
+    first_result: str
+    """Name of the first result's file, without a folder."""
+    second_result: str
+    first_task: str
+    """`zero-shot`, …"""
+    second_task: str
+    first_checkpoint: str
+    """As in the evaluations."""
+    second_checkpoint: str
+    dataset: str
+    split: str
+    ids_digest: str
+    """Of the images that both answered."""
+    scoring: str
+    classes: tuple[str, ...]
+    differences: tuple[Difference, ...]
+    """`accuracy`, `auc`, then each class's."""
+    synthetic: bool = False
+    """Whether the images are phantoms."""
+    command: str = ""
+    """What was typed, without folders."""
+    seed: int = 0
+    resamples: int = 0
     notes: tuple[str, ...] = ()
 
 

@@ -243,6 +243,7 @@ def _printable(evaluation: Evaluation) -> dict[str, Any]:
     kept = dataclasses.replace(
         evaluation,
         examples=(),
+        retrieval=tuple(dataclasses.replace(each, examples=()) for each in evaluation.retrieval),
         command=shown("command", evaluation.command),
         results=tuple(_unless_small(result, evaluation) for result in evaluation.results),
         floors=tuple(_unless_small(result, evaluation) for result in evaluation.floors),
