@@ -18,6 +18,9 @@ class Stream(IntEnum):
     AUGMENT = 2
     PHANTOM = 3
     DISTINCT = 4
+    SENTENCE = 5
+    BANK = 6
+    WORDS = 7
 
 
 def counted(seed: int, stream: Stream, major: int, minor: int = 0) -> np.random.Generator:

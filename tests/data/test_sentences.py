@@ -1,0 +1,119 @@
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from cleft.data.captions import write_caption
+from cleft.data.sentences import (
+    TEMPLATES,
+    bank_of_findings,
+    bank_of_records,
+    draw_sentence,
+    pool_of_epoch,
+    read_bank,
+)
+from cleft.errors import DataError
+from cleft.types import Record
+
+FINDINGS = ("Edema", "Pleural Effusion", "No Finding")
+
+
+def record(labels):
+    return Record(id="a", image=Path("a"), labels=labels, patient="a", caption=write_caption(labels))
+
+
+@pytest.fixture
+def bank(tmp_path):
+    rows = ["mild edema,1,,0", "edema and effusion,1,1,0", "large effusion,,1,0", "small effusion,,1,", "clear,0,0,1"]
+    (tmp_path / "bank.csv").write_text("\n".join(["sentence,edema,Pleural Effusion,No Finding", *rows, ",1,,"]))
+    return read_bank(tmp_path / "bank.csv", FINDINGS)
+
+
+def drawn(bank, labels, epochs=400):
+    return Counter(bank.texts[draw_sentence(bank, labels, 0, epoch, 5)] for epoch in range(epochs))
+
+
+def test_a_table_of_sentences_says_what_each_states(bank):
+    assert bank.texts == ("mild edema", "edema and effusion", "large effusion", "small effusion", "clear")
+    assert bank.labels(1) == {"Edema": 1, "Pleural Effusion": 1, "No Finding": 0}
+    assert bank.places["small effusion"] == 3
+    assert bank.normal.tolist() == [4]
+
+
+def test_a_drawn_sentence_shares_a_finding_and_all_that_do_are_as_likely(bank):
+    both = drawn(bank, {"Edema": 1, "Pleural Effusion": 1})
+    assert set(both) == {"mild edema", "edema and effusion", "large effusion", "small effusion"}
+    assert all(70 < times < 130 for times in both.values())
+    assert set(drawn(bank, {"Edema": 1, "No Finding": 0})) == {"mild edema", "edema and effusion"}
+
+
+@pytest.mark.parametrize("labels", [{}, {"No Finding": 1}, {"Edema": 0}, {"Edema": -1}, {"Fracture": 1}])
+def test_an_image_that_shows_nothing_the_bank_knows_gets_a_whole_normal_sentence(bank, labels):
+    assert set(drawn(bank, labels, 20)) == {"clear"}
+
+
+def test_the_drawn_sentence_is_a_function_of_seed_epoch_and_sample(bank):
+    labels = {"Pleural Effusion": 1}
+    first, again = ([draw_sentence(bank, labels, 3, 1, sample) for sample in range(50)] for _ in range(2))
+    assert first == again
+    assert first != [draw_sentence(bank, labels, 3, 2, sample) for sample in range(50)]
+    assert first != [draw_sentence(bank, labels, 4, 1, sample) for sample in range(50)]
+
+
+def test_images_of_one_table_get_sentences_of_another():
+    texts = bank_of_records(
+        [
+            record({"Edema": 1.0}),
+            record({"Edema": 1.0}),
+            record({"No Finding": 1.0}),
+            record({"Pleural Effusion": 0.0}),
+        ],
+        FINDINGS,
+    )
+    assert len(texts.texts) == 3
+    place = draw_sentence(texts, {"Edema": 1, "Cardiomegaly": 1}, 0, 0, 0)
+    assert texts.texts[place].endswith("edema")
+    assert texts.labels(place) == {"Edema": 1, "Pleural Effusion": 0, "No Finding": 0}
+
+
+def test_templates_say_one_finding_each_in_several_ways():
+    bank = bank_of_findings(FINDINGS)
+    assert len(bank.texts) == len(TEMPLATES) * 3
+    assert (bank.present.sum(axis=1) == 1).all()
+    assert {text.removesuffix("pleural effusion") for text in drawn(bank, {"Pleural Effusion": 1})} == {
+        template.format("") for template in TEMPLATES
+    }
+
+
+def test_a_pool_holds_few_sentences_of_each_finding_and_changes_with_the_epoch(bank):
+    pools = [pool_of_epoch(bank, 0, epoch, most=1) for epoch in range(30)]
+    assert all("clear" in pool.texts and len(pool.texts) <= 4 for pool in pools)
+    assert all(pool.present[:, :2].any(axis=0).all() for pool in pools)
+    assert len({pool.texts for pool in pools}) > 1
+    assert pools[3].texts == pool_of_epoch(bank, 0, 3, most=1).texts
+    assert pool_of_epoch(bank, 0, 0).texts == bank.texts
+
+
+def test_a_bank_without_a_normal_sentence_is_refused(tmp_path):
+    (tmp_path / "bank.csv").write_text("text,Edema\nmild edema,1\n")
+    with pytest.raises(DataError, match=r"bank\.csv: none of 1 sentences says that nothing was found"):
+        read_bank(tmp_path / "bank.csv", FINDINGS)
+    with pytest.raises(DataError, match="the captions: none of 1 sentences"):
+        bank_of_records([record({"Edema": 1.0})], FINDINGS)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "words,Edema\nmild edema,1\n",
+            r"no column 'sentence', 'text', 'report', 'caption'; found \['words', 'Edema'\]",
+        ),
+        ("sentence,Mass\na mass,1\n", "no column of any finding of the images"),
+        ("sentence,Edema\nmild edema,yes\n", "column 'Edema' holds 'yes'"),
+    ],
+)
+def test_a_table_that_is_no_bank_is_refused(tmp_path, text, message):
+    (tmp_path / "bank.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_bank(tmp_path / "bank.csv", FINDINGS)
