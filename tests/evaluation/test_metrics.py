@@ -6,10 +6,21 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import confusion_matrix, roc_auc_score
+from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score, roc_curve
 
 from cleft.errors import NumericsError
-from cleft.evaluation.metrics import accuracy, auc, confusion, intervals, mean_of, roc_points, value_of
+from cleft.evaluation.metrics import (
+    accuracy,
+    auc,
+    average_precision,
+    confusion,
+    intervals,
+    mean_of,
+    ranking_statistics,
+    roc_points,
+    sensitivity_at,
+    value_of,
+)
 
 SCORES = st.one_of(st.integers(-3, 3).map(float), st.floats(-1e6, 1e6))
 IMAGES = st.lists(st.tuples(SCORES, st.booleans()), min_size=1, max_size=60)
@@ -179,3 +190,72 @@ def test_a_thousand_resamples_of_a_thousand_images_and_five_classes_take_seconds
     start = time.perf_counter()
     intervals([*statistics, mean_of(statistics)], [str(i) for i in range(1_000)])
     assert time.perf_counter() - start < 10
+
+
+def test_average_precision_is_the_mean_precision_at_the_positives():
+    # From above: positive (1 of 1), negative, positive (2 of 3).
+    assert value_of(average_precision([3, 2, 1], [True, False, True]), 3) == pytest.approx((1 + 2 / 3) / 2)
+
+
+def test_average_precision_of_equal_scores_is_the_share_of_positives():
+    assert value_of(average_precision([7, 7, 7, 7], [True, False, False, False]), 4) == 0.25
+
+
+def test_average_precision_without_a_positive_is_none():
+    assert value_of(average_precision([1, 2], [False, False]), 2) is None
+
+
+def test_sensitivity_is_taken_at_a_threshold_that_the_scores_have():
+    # Of ten negatives one may be above the threshold: two of three positives are above the second highest one.
+    negatives, positives = list(range(10)), [9.5, 8.5, 0.5]
+    scores, shown = [*negatives, *positives], [False] * 10 + [True] * 3
+    assert value_of(sensitivity_at(scores, shown, 0.9), 13) == pytest.approx(2 / 3)
+    assert value_of(sensitivity_at(scores, shown, 0.95), 13) == pytest.approx(1 / 3)
+
+
+def test_sensitivity_of_equal_scores_is_nothing():
+    assert value_of(sensitivity_at([7, 7, 7], [True, False, False], 0.9), 3) == 0
+
+
+@pytest.mark.parametrize("positive", [[True, True], [False, False]])
+def test_sensitivity_of_one_class_is_none(positive):
+    assert value_of(sensitivity_at([0.1, 0.9], positive, 0.9), 2) is None
+
+
+@push
+@given(IMAGES)
+def test_average_precision_and_sensitivity_equal_the_reference(images):
+    scores, positive = zip(*images, strict=True)
+    if any(positive):
+        expected = average_precision_score(positive, scores)
+        assert value_of(average_precision(scores, positive), len(images)) == pytest.approx(expected)
+    if any(positive) and not all(positive):
+        false, true, _ = roc_curve(positive, scores, drop_intermediate=False)
+        for specificity in (0.9, 0.95):
+            expected = true[false <= 1 - specificity + 1e-9].max()
+            assert value_of(sensitivity_at(scores, positive, specificity), len(images)) == pytest.approx(expected)
+
+
+@push
+@given(st.lists(st.tuples(SCORES, st.booleans(), st.integers(0, 3)), min_size=1, max_size=30))
+def test_an_image_counted_twice_is_two_images(images):
+    scores, positive, times = (np.array(column) for column in zip(*images, strict=True))
+    repeated = np.repeat(np.arange(len(images)), times)
+    if not len(repeated):
+        return
+    counted = ranking_statistics(scores, positive)
+    written = ranking_statistics(scores[repeated], positive[repeated])
+    for metric, statistic in counted.items():
+        expected = value_of(written[metric], len(repeated))
+        found = float(statistic(times[None].astype(float))[0])
+        assert found == pytest.approx(np.nan if expected is None else expected, nan_ok=True)
+
+
+def test_statistics_that_share_a_count_answer_as_those_that_do_not():
+    generator = np.random.default_rng(2)
+    scores, positive = generator.random(40), generator.random(40) < 0.4
+    apart = [auc(scores, positive), average_precision(scores, positive)]
+    apart += [sensitivity_at(scores, positive, each) for each in (0.9, 0.95)]
+    together = list(ranking_statistics(scores, positive).values())
+    patients = [str(i) for i in range(40)]
+    assert intervals(together, patients, resamples=60) == intervals(apart, patients, resamples=60)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cleft.errors import NumericsError
-from cleft.evaluation.scoring import Draws, score_classes, score_findings
+from cleft.evaluation.scoring import Draws, class_floors, score_classes, score_findings
 
 CLASSES = ("Atelectasis", "Edema", "Pneumonia")
 SCORES = np.array([[3.0, 1, 0], [2, 1, 0], [0, 1, 0], [4, 3, 0]])
@@ -93,3 +93,31 @@ def test_the_mean_of_findings_has_an_interval_over_their_union():
     assert mean["auc"].interval[0] < mean["auc"].value < mean["auc"].interval[1]
     assert mean["auc"].images == 100
     assert mean["auc/a"].images == 50
+
+
+def test_the_floor_of_auprc_is_the_share_of_each_class():
+    truth = np.array([0, 0, 1, 2])
+    floors = by_metric(class_floors(truth, ["AP"] * 4, CLASSES, PATIENTS))
+    assert [floors[f"majority-class/auprc/{name}"].value for name in CLASSES] == [0.5, 0.25, 0.25]
+    assert floors["majority-class/auprc"].value == pytest.approx(1 / 3)
+
+
+def test_every_ranking_is_measured_class_by_class_and_in_the_mean():
+    results = by_metric(score_classes(SCORES, TRUTH, CLASSES, PATIENTS))
+    assert list(results)[:6] == ["accuracy", "auc", *(f"auc/{name}" for name in CLASSES), "auprc"]
+    # Atelectasis: positives 3 and 2 among 0 and 4; from above a negative, then both.
+    assert results["auprc/Atelectasis"].value == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert results["sensitivity@0.90/Atelectasis"].value == 0
+    assert results["sensitivity@0.90/Edema"].value == 0.5
+
+
+def test_findings_known_of_the_same_images_are_measured_as_if_each_were_alone():
+    generator = np.random.default_rng(4)
+    scores, labels = generator.normal(size=(40, 2)), (generator.random((40, 2)) < 0.5).astype(float)
+    labels[:5, 1] = np.nan
+    patients, draws = [str(i) for i in range(40)], Draws(resamples=40)
+    both = by_metric(score_findings(scores, labels, CLASSES[:2], patients, draws))
+    for column, name in enumerate(CLASSES[:2]):
+        alone = by_metric(score_findings(scores[:, [column]], labels[:, [column]], (name,), patients, draws))
+        for metric in ("accuracy", "auc", "auprc", "sensitivity@0.95"):
+            assert both[f"{metric}/{name}"] == alone[f"{metric}/{name}"]

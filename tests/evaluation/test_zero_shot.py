@@ -73,7 +73,8 @@ def test_a_run_becomes_a_result_file(home):
     results = {result.metric: result for result in found.results}
     assert 0 <= results["accuracy"].value <= 1
     assert results["accuracy"].images == sum(map(sum, found.confusion))
-    assert set(results) == {"accuracy", "auc", *(f"auc/{name}" for name in CLASSES)}
+    ranked = ("auc", "auprc", "sensitivity@0.90", "sensitivity@0.95")
+    assert set(results) == {"accuracy", *ranked, *(f"{each}/{name}" for each in ranked for name in CLASSES)}
     assert {floor.metric.split("/")[0] for floor in found.floors} == {"majority-class", "ap-view"}
     assert set(found.roc) == set(CLASSES)
     assert not found.synthetic

@@ -11,7 +11,7 @@ Shapes: `N` images, `C` classes, `R` resamples, `P` patients.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,12 +22,18 @@ Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 Statistic = Callable[[Floats], Floats]
 """From how often each image counts, `[R, N]`, to one value per row, `[R]`; NaN where it is not defined."""
+Tally = Callable[[Floats], tuple[Floats, Floats]]
+"""From how often each image counts, `[R, N]`, to positives and negatives of each distinct score, rising, `[R, K]`."""
+Answer = TypeVar("Answer")
+
+SPECIFICITIES = (0.90, 0.95)
+"""At which sensitivity is measured: one false alarm in ten, or in twenty, of those who have nothing."""
 
 FEWEST_PATIENTS = 20
 """Below this a bootstrap interval is too narrow to be believed (reliability H9)."""
 MOST_UNDEFINED = 0.01
 """Share of resamples that may lack a class before the interval is withheld."""
-_CELLS = 4_000_000  # numbers of one block of resamples: 32 MB
+_CELLS = 1_000_000  # numbers of one block of resamples: 8 MB, of which every class keeps two more
 
 
 class Interval(NamedTuple):
@@ -63,18 +69,103 @@ def auc(scores: ArrayLike, positive: ArrayLike) -> Statistic:
     Raises:
         NumericsError: If a score is not finite.
     """
-    order, starts = _ranking(finite(scores))
-    hit = np.asarray(positive, dtype=bool)[order].astype(np.float64)
+    return _auc(_tally(scores, positive))
 
+
+def _auc(tally: Tally) -> Statistic:
     def statistic(counts: Floats) -> Floats:
-        sorted_counts = counts[:, order]
-        present = np.add.reduceat(sorted_counts * hit, starts, axis=1)  # [R, distinct scores]
-        absent = np.add.reduceat(sorted_counts * (1 - hit), starts, axis=1)
+        present, absent = tally(counts)
         below = np.cumsum(absent, axis=1) - absent
         wins = (present * (below + absent / 2)).sum(axis=1)
         return _ratio(wins, present.sum(axis=1) * absent.sum(axis=1))
 
     return statistic
+
+
+def average_precision(scores: ArrayLike, positive: ArrayLike) -> Statistic:
+    """Area under the precision-recall curve as steps: the mean, over the positives, of the precision at their score.
+
+    It is the share of positives when all scores are equal, and not defined without a positive.
+
+    Args:
+        scores: Higher where the class is thought present, `[N]`.
+        positive: Whether it is, `[N]` bool.
+
+    Raises:
+        NumericsError: If a score is not finite.
+    """
+    return _average_precision(_tally(scores, positive))
+
+
+def _average_precision(tally: Tally) -> Statistic:
+    def statistic(counts: Floats) -> Floats:
+        present, absent = tally(counts)
+        found = _from_above(present)
+        precision = np.nan_to_num(_ratio(found, found + _from_above(absent)))
+        return _ratio((present * precision).sum(axis=1), present.sum(axis=1))
+
+    return statistic
+
+
+def sensitivity_at(scores: ArrayLike, positive: ArrayLike, specificity: float) -> Statistic:
+    """Largest share of positives found by a threshold that leaves at least `specificity` of the negatives alone.
+
+    The threshold is one of the scores, with nothing drawn between two of them, and each resample chooses its own.
+    It is 0 when all scores are equal, and not defined without both a positive and a negative.
+
+    Args:
+        scores: Higher where the class is thought present, `[N]`.
+        positive: Whether it is, `[N]` bool.
+        specificity: Share of the negatives, in (0, 1).
+
+    Raises:
+        NumericsError: If a score is not finite.
+    """
+    return _sensitivity_at(_tally(scores, positive), specificity)
+
+
+def _sensitivity_at(tally: Tally, specificity: float) -> Statistic:
+    def statistic(counts: Floats) -> Floats:
+        present, absent = tally(counts)
+        negatives = absent.sum(axis=1)
+        # A tenth of 30 negatives is 3, and 3.0000000000000004 in floating point: half an image is no image.
+        allowed = _from_above(absent) <= ((1 - specificity) * negatives + 1e-6)[:, None]
+        found = np.max(_from_above(present), axis=1, where=allowed, initial=0.0)
+        return np.where(negatives > 0, _ratio(found, present.sum(axis=1)), np.nan)
+
+    return statistic
+
+
+def ranking_statistics(scores: ArrayLike, positive: ArrayLike) -> dict[str, Statistic]:
+    """All that is measured of a ranking: `auc`, `auprc`, `sensitivity@0.90` and `sensitivity@0.95`.
+
+    They are those above, but count each resample once for all of them.
+
+    Args:
+        scores: Higher where the class is thought present, `[N]`.
+        positive: Whether it is, `[N]` bool.
+
+    Raises:
+        NumericsError: If a score is not finite.
+    """
+    tally = once(_tally(scores, positive))
+    return {
+        "auc": _auc(tally),
+        "auprc": _average_precision(tally),
+        **{f"sensitivity@{each:.2f}": _sensitivity_at(tally, each) for each in SPECIFICITIES},
+    }
+
+
+def once(function: Callable[[Floats], Answer]) -> Callable[[Floats], Answer]:
+    """Keeps the last answer: several statistics are asked about the same resamples one after the other."""
+    last: list[tuple[Floats, Answer]] = []
+
+    def answered(counts: Floats) -> Answer:
+        if not last or last[0][0] is not counts:
+            last[:] = [(counts, function(counts))]
+        return last[0][1]
+
+    return answered
 
 
 def mean_of(statistics: Sequence[Statistic]) -> Statistic:
@@ -208,6 +299,23 @@ def _ranking(scores: Floats) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     risen = scores[order]
     starts = np.flatnonzero(np.r_[True, risen[1:] != risen[:-1]]) if risen.size else np.zeros(0, dtype=np.intp)
     return order, starts
+
+
+def _tally(scores: ArrayLike, positive: ArrayLike) -> Tally:
+    order, starts = _ranking(finite(scores))
+    hit = np.asarray(positive, dtype=bool)[order]
+    sick, well = np.where(hit, 1.0, 0.0), np.where(hit, 0.0, 1.0)
+
+    def tally(counts: Floats) -> tuple[Floats, Floats]:
+        risen = counts[:, order]
+        return np.add.reduceat(risen * sick, starts, axis=1), np.add.reduceat(risen * well, starts, axis=1)
+
+    return tally
+
+
+def _from_above(tallies: Floats) -> Floats:
+    """How many have each score or a higher one."""
+    return np.cumsum(tallies[:, ::-1], axis=1)[:, ::-1]
 
 
 def _corners(rates: Floats) -> Flags:

@@ -17,7 +17,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cleft.evaluation.floors import ap_rule, majority_scores, view_rule, why_no_view
-from cleft.evaluation.metrics import Flags, Floats, Statistic, accuracy, auc, intervals, mean_of, value_of
+from cleft.evaluation.metrics import (
+    SPECIFICITIES,
+    Flags,
+    Floats,
+    Interval,
+    Statistic,
+    accuracy,
+    intervals,
+    mean_of,
+    once,
+    ranking_statistics,
+    value_of,
+)
 from cleft.types import Result
 
 
@@ -31,13 +43,19 @@ class Draws(NamedTuple):
 USUAL_DRAWS = Draws()
 
 
-class _Part(NamedTuple):
-    """One class's number before it is measured."""
+RANKINGS = ("auc", "auprc", *(f"sensitivity@{each:.2f}" for each in SPECIFICITIES))
+"""What is measured of the ranking by a class's scores, in the order of the results."""
 
-    name: str
+
+class _Part(NamedTuple):
+    """One number before it is measured."""
+
+    metric: str
     statistic: Statistic | None
     rows: Flags
+    """Images it rests on, `[N]` bool."""
     reason: str | None = None
+    """Why there is no statistic, or what must be said beside the value."""
 
 
 def score_classes(
@@ -51,7 +69,7 @@ def score_classes(
     rule: str = "",
     note: str | None = None,
 ) -> tuple[Result, ...]:
-    """Accuracy, macro AUC and one-vs-rest AUC of each class, for images that show exactly one class.
+    """Accuracy, and the rankings one-vs-rest of each class and in the mean, for images that show exactly one class.
 
     Args:
         scores: One-vs-rest score of each class, `[N, C]`; higher where it is thought shown.
@@ -64,20 +82,19 @@ def score_classes(
         note: A remark for every number.
 
     Returns:
-        `accuracy`, `auc` (mean over the classes that occur) and `auc/<class>`, in this order.
+        `accuracy`, then `auc` (mean over the classes that occur) and `auc/<class>`, and so for all of `RANKINGS`.
 
     Raises:
         NumericsError: If a score is not finite.
     """
     every = np.ones(len(truth), dtype=bool)
     given = scores.argmax(axis=1) if answers is None else answers
-    parts = [_auc_part(name, scores[:, c], truth == c, every) for c, name in enumerate(classes)]
-    hits = _Part("accuracy", accuracy(given == truth), every)
-    return (
-        _measured(f"{rule}accuracy", hits, patients, draws, note=note),
-        _mean(f"{rule}auc", parts, patients, draws, note=note),
-        *(_measured(f"{rule}auc/{part.name}", part, patients, draws, note=note) for part in parts),
-    )
+    rankings = [_rankings(name, scores[:, c], truth == c, every) for c, name in enumerate(classes)]
+    parts = [_Part("accuracy", accuracy(given == truth), every)]
+    for metric in RANKINGS:
+        each = [ranking[metric] for ranking in rankings]
+        parts += [_mean(metric, each), *each]
+    return _measured([_noted(part, note) for part in parts], patients, draws, rule)
 
 
 def score_findings(
@@ -90,7 +107,7 @@ def score_findings(
     rule: str = "",
     notes: Mapping[str, str | None] = MappingProxyType({}),
 ) -> tuple[Result, ...]:
-    """Accuracy and AUC of each finding, present against absent, over the images where that is known.
+    """Accuracy and the rankings of each finding, present against absent, over the images where that is known.
 
     Args:
         scores: Above zero where the finding is answered as present, `[N, C]`.
@@ -102,25 +119,23 @@ def score_findings(
         notes: Finding to a remark for its numbers.
 
     Returns:
-        `accuracy`, `auc` (means over the findings that allow it), then `accuracy/<finding>` and `auc/<finding>`.
+        `accuracy` (mean over the findings that allow it) and `accuracy/<finding>`, and so for all of `RANKINGS`.
 
     Raises:
         NumericsError: If a score is not finite.
     """
-    hits: list[_Part] = []
-    areas: list[_Part] = []
+    numbers: list[dict[str, _Part]] = []
     for column, name in enumerate(findings):
         known = ~np.isnan(labels[:, column])
-        positive = labels[known, column] == 1
-        right = (scores[known, column] > 0) == positive
-        hits.append(_Part(name, accuracy(right) if known.any() else None, known, _why_unknown(known, name)))
-        areas.append(_auc_part(name, scores[:, column], labels[:, column] == 1, known))
-    return (
-        _mean(f"{rule}accuracy", hits, patients, draws),
-        _mean(f"{rule}auc", areas, patients, draws),
-        *(_measured(f"{rule}accuracy/{part.name}", part, patients, draws, note=notes.get(part.name)) for part in hits),
-        *(_measured(f"{rule}auc/{part.name}", part, patients, draws, note=notes.get(part.name)) for part in areas),
-    )
+        right = (scores[known, column] > 0) == (labels[known, column] == 1)
+        hits = _Part(f"accuracy/{name}", accuracy(right) if known.any() else None, known, _why_unknown(known, name))
+        numbers.append({"accuracy": hits, **_rankings(name, scores[:, column], labels[:, column] == 1, known)})
+    parts: list[_Part] = []
+    for metric in ("accuracy", *RANKINGS):
+        each = [number[metric] for number in numbers]
+        noted = [_noted(part, notes.get(name)) for part, name in zip(each, findings, strict=True)]
+        parts += [_mean(metric, each), *noted]
+    return _measured(parts, patients, draws, rule)
 
 
 def class_floors(
@@ -162,56 +177,74 @@ def finding_floors(
     return (*floors, *score_findings(by_view, labels, findings, patients, draws, rule="ap-view/", notes=notes))
 
 
-def _auc_part(name: str, scores: Floats, positive: Flags, known: Flags) -> _Part:
-    statistic = auc(scores[known], positive[known])
+def _rankings(name: str, scores: Floats, positive: Flags, known: Flags) -> dict[str, _Part]:
+    """The rankings of one class over the images where it is known."""
+    statistics = ranking_statistics(scores[known], positive[known])
     shown = positive[known]
     reason = _why_unknown(known, name)
     if reason is None and not shown.any():
         reason = f"no image shows {name}"
     elif reason is None and shown.all():
         reason = f"every image shows {name}"
-    return _Part(name, None if reason else statistic, known, reason)
+    return {
+        metric: _Part(f"{metric}/{name}", None if reason else once(statistic), known, reason)
+        for metric, statistic in statistics.items()
+    }
 
 
 def _why_unknown(known: Flags, name: str) -> str | None:
     return None if known.any() else f"no image says whether {name} is there"
 
 
-def _measured(metric: str, part: _Part, patients: Sequence[str], draws: Draws, *, note: str | None = None) -> Result:
-    """The value and interval of one statistic over the images it rests on."""
-    whose = [patient for patient, known in zip(patients, part.rows, strict=True) if known]
-    if part.statistic is None:
-        return Result(metric=metric, value=None, images=len(whose), patients=len(set(whose)), reason=part.reason)
-    bounds, doubt = intervals([part.statistic], whose, resamples=draws.resamples, seed=draws.seed)[0]
-    return Result(
-        metric=metric,
-        value=value_of(part.statistic, len(whose)),
-        interval=bounds,
-        images=len(whose),
-        patients=len(set(whose)),
-        reason="; ".join(sentence for sentence in (note, doubt) if sentence) or None,
-    )
+def _measured(parts: Sequence[_Part], patients: Sequence[str], draws: Draws, rule: str) -> tuple[Result, ...]:
+    """Values and intervals, in the order of the parts. Those that rest on the same images share their resamples."""
+    found: dict[int, Result] = {}
+    alike: dict[bytes, list[int]] = {}
+    for place, part in enumerate(parts):
+        alike.setdefault(part.rows.tobytes(), []).append(place)
+    for places in alike.values():
+        whose = [patient for patient, known in zip(patients, parts[places[0]].rows, strict=True) if known]
+        defined = [(place, each) for place in places if (each := parts[place].statistic) is not None]
+        bounds = intervals([each for _, each in defined], whose, resamples=draws.resamples, seed=draws.seed)
+        values = {place: value_of(each, len(whose)) for place, each in defined}
+        doubts = dict(zip(values, bounds, strict=True))
+        for place in places:
+            interval, doubt = doubts.get(place, Interval(None))
+            found[place] = Result(
+                metric=f"{rule}{parts[place].metric}",
+                value=values.get(place),
+                interval=interval,
+                images=len(whose),
+                patients=len(set(whose)),
+                reason="; ".join(sentence for sentence in (parts[place].reason, doubt) if sentence) or None,
+            )
+    return tuple(found[place] for place in range(len(parts)))
 
 
-def _mean(
-    metric: str, parts: Sequence[_Part], patients: Sequence[str], draws: Draws, *, note: str | None = None
-) -> Result:
+def _noted(part: _Part, note: str | None) -> _Part:
+    """The part with a remark in front of its own, where it has a value."""
+    if part.statistic is None or note is None:
+        return part
+    return part._replace(reason=f"{note}; {part.reason}" if part.reason else note)
+
+
+def _mean(metric: str, parts: Sequence[_Part]) -> _Part:
     """The mean over the parts that are defined; the reason says over how many of how many."""
     defined = [part for part in parts if part.statistic is not None]
     rows = np.logical_or.reduce([part.rows for part in defined or parts])
     missing = "; ".join(part.reason for part in parts if part.reason)
     if not defined:
-        return _measured(metric, _Part(metric, None, rows, missing), patients, draws)
-    statistic = mean_of([_within(part, rows) for part in defined])
+        return _Part(metric, None, rows, missing)
     over = f"mean over {len(defined)} of {len(parts)} classes: {missing}" if missing else None
-    note = "; ".join(sentence for sentence in (note, over) if sentence) or None
-    return _measured(metric, _Part(metric, statistic, rows), patients, draws, note=note)
+    return _Part(metric, mean_of([_within(part, rows) for part in defined]), rows, over)
 
 
 def _within(part: _Part, rows: Flags) -> Statistic:
     """The part's statistic, asked with the counts of more images than it rests on."""
     statistic, columns = part.statistic, np.flatnonzero(part.rows[rows])
     assert statistic is not None
+    if len(columns) == int(rows.sum()):
+        return statistic
 
     def narrowed(counts: Floats) -> Floats:
         return statistic(counts[:, columns])
@@ -223,5 +256,5 @@ def _unmeasured(rule: str, reason: str | None, images: int, patients: Sequence[s
     people = len(set(patients))
     return tuple(
         Result(metric=f"{rule}{metric}", value=None, images=images, patients=people, reason=reason)
-        for metric in ("accuracy", "auc")
+        for metric in ("accuracy", *RANKINGS)
     )
