@@ -388,7 +388,7 @@ class Evaluation:
     """The answers to one question put to one model on one set of images: one file in `results/`."""
 
     task: str
-    """`zero-shot`, `retrieval`, `prompts`, …"""
+    """`zero-shot`, `linear-probe`, `fine-tune`, `retrieval`, `prompts`, …"""
     dataset: str
     split: str
     """`train`, `val`, `test`, or `all` where the data were not split."""
@@ -422,7 +422,16 @@ class Evaluation:
     command: str = ""
     """What was typed, without folders."""
     seed: int = 0
+    """Of the draws that intervals rest on."""
     notes: tuple[str, ...] = ()
+    protocol: str = ""
+    """By which a head was trained: `usual` or `paper`; empty where none was, and the four below say nothing."""
+    fraction: float = 1.0
+    """Share of the training patients it learned from."""
+    training_seed: int = 0
+    """Decides which patients those are, the order of images and the first weights of the head."""
+    training_images: int = 0
+    training_patients: int = 0
     calibration: Calibration | None = None
     """None for retrieval, and in results of an earlier version."""
     subgroups: tuple[Subgroups, ...] = ()

@@ -1,12 +1,13 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from tests.fakes.chexpert import write_fake_chexpert
+from tests.fakes.chexpert import write_fake_chexpert, write_test_set
 from tests.fakes.manifest import write_fake_manifest
 
-from cleft.config import DataConfig
-from cleft.data import DATASETS, read_dataset
+from cleft.config import DataConfig, Settings
+from cleft.data import DATASETS, data_config, read_dataset
 from cleft.errors import ConfigError
 
 OPENING = "this is a chest x ray of a patient with"
@@ -50,3 +51,32 @@ def test_real_radiographs_are_read(shared):
 def test_reading_needs_no_torch():
     code = "import sys, cleft.data; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_other_data_are_read_as_the_runs_but_a_table_and_another_dataset_in_their_own_way(tmp_path):
+    data = DataConfig(
+        root=tmp_path,
+        labels="chexbert",
+        split="5x200-paper",
+        views=("PA",),
+        test_list=Path("list.csv"),
+        split_file=Path("split.json"),
+    )
+    mine = Settings(data=data)
+    folder = data_config(mine, f"chexpert:{tmp_path / 'other'}")
+    assert (folder.root, folder.table, folder.labels, folder.split) == (
+        tmp_path / "other",
+        None,
+        "chexbert",
+        "5x200-paper",
+    )
+    assert (folder.test_list, folder.split_file, folder.views) == (Path("list.csv"), Path("split.json"), ("PA",))
+    root = write_test_set(tmp_path)
+    table = data_config(mine, f"chexpert:{root / 'test_labels.csv'}")
+    assert (table.root, table.table, table.labels, table.split) == (root, "test_labels.csv", "table", None)
+    assert (table.test_list, table.split_file, table.views) == (None, None, ("PA",))
+    assert [record.view for record in read_dataset(table).records] == ["frontal"]
+    foreign = data_config(mine, f"manifest:{tmp_path}")
+    assert (foreign.labels, foreign.split, foreign.test_list, foreign.split_file, foreign.views) == (
+        ("table", None, None, None, None)
+    )

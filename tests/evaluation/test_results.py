@@ -55,6 +55,15 @@ def test_another_question_has_another_file(change):
     assert result_name(dataclasses.replace(EVALUATION, **change)) != result_name(EVALUATION)
 
 
+@pytest.mark.parametrize(
+    "change", [{"protocol": "paper"}, {"fraction": 0.01}, {"fraction": 0.001}, {"training_seed": 2}]
+)
+def test_another_way_to_train_a_head_has_another_file(change):
+    head = dataclasses.replace(EVALUATION, task="linear-probe", prompts="none", class_prompts=(), protocol="usual")
+    assert result_name(head).startswith("linear-probe-chexpert-test-5-classes-usual-100-percent-seed-0-")
+    assert result_name(dataclasses.replace(head, **change)) != result_name(head)
+
+
 def test_two_files_of_phrases_with_one_name_are_two_questions():
     mine = dataclasses.replace(EVALUATION, wording="mine")
     assert result_name(mine) != result_name(dataclasses.replace(mine, class_prompts=("b", "e", "ca", "p", "co")))

@@ -1,17 +1,16 @@
 """Which images are asked about, and what is said of the split they come from."""
 
 import json
-from pathlib import Path
 
 import pytest
-from tests.fakes.chexpert import chexpert_row, write_fake_chexpert, write_labels_of, write_test_set
+from tests.fakes.chexpert import chexpert_row, write_fake_chexpert, write_labels_of
 
 from cleft.config import DataConfig, ImagesConfig, Settings
 from cleft.data import read_dataset
 from cleft.data.splits.files import make_split_file, write_split_file
 from cleft.data.splits.recipes import split_records
 from cleft.errors import DataError
-from cleft.evaluation.selection import data_config, select_images
+from cleft.evaluation.selection import select_images
 from cleft.learning.material import read_material
 
 LISTED = [f"train/patient{p:05}/study1/view1_frontal.jpg" for p in range(3)]
@@ -76,35 +75,6 @@ def test_what_a_run_learned_from_names_its_tables_and_its_leaks(place):
     shared = {leak["into"]: leak["images"] for leak in facts["leaks"] if leak["part"] == "test"}
     assert sum(shared.values()) == 3
     assert json.loads(json.dumps(facts)) == facts
-
-
-def test_other_data_are_read_as_the_runs_but_a_table_and_another_dataset_in_their_own_way(tmp_path):
-    data = DataConfig(
-        root=tmp_path,
-        labels="chexbert",
-        split="5x200-paper",
-        views=("PA",),
-        test_list=Path("list.csv"),
-        split_file=Path("split.json"),
-    )
-    mine = Settings(data=data)
-    folder = data_config(mine, f"chexpert:{tmp_path / 'other'}")
-    assert (folder.root, folder.table, folder.labels, folder.split) == (
-        tmp_path / "other",
-        None,
-        "chexbert",
-        "5x200-paper",
-    )
-    assert (folder.test_list, folder.split_file, folder.views) == (Path("list.csv"), Path("split.json"), ("PA",))
-    root = write_test_set(tmp_path)
-    table = data_config(mine, f"chexpert:{root / 'test_labels.csv'}")
-    assert (table.root, table.table, table.labels, table.split) == (root, "test_labels.csv", "table", None)
-    assert (table.test_list, table.split_file, table.views) == (None, None, ("PA",))
-    assert [record.view for record in read_dataset(table).records] == ["frontal"]
-    foreign = data_config(mine, f"manifest:{tmp_path}")
-    assert (foreign.labels, foreign.split, foreign.test_list, foreign.split_file, foreign.views) == (
-        ("table", None, None, None, None)
-    )
 
 
 def test_images_prepared_ahead_are_taken_and_others_are_refused(place):

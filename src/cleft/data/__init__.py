@@ -1,5 +1,23 @@
 """From files to batches."""
 
-from cleft.data.datasets import DATASETS, Dataset, finish_reading, opening_of, read_dataset, recipe_of, terms_of
+from cleft.data.datasets import (
+    DATASETS,
+    Dataset,
+    data_config,
+    finish_reading,
+    opening_of,
+    read_dataset,
+    recipe_of,
+    terms_of,
+)
 
-__all__ = ["DATASETS", "Dataset", "finish_reading", "opening_of", "read_dataset", "recipe_of", "terms_of"]
+__all__ = [
+    "DATASETS",
+    "Dataset",
+    "data_config",
+    "finish_reading",
+    "opening_of",
+    "read_dataset",
+    "recipe_of",
+    "terms_of",
+]

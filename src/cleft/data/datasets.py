@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
 
-from cleft.config import DataConfig
+from cleft.config import DataConfig, Settings
 from cleft.data.captions import OPENING, add_captions
 from cleft.data.labels import apply_uncertain
 from cleft.data.phantoms.drawn import MARK
@@ -19,6 +21,7 @@ from cleft.data.readers.rsna import scan_rsna
 from cleft.data.tables.faults import refuse
 from cleft.data.tables.people import settle_people
 from cleft.data.tables.scan import Scan
+from cleft.errors import ConfigError
 from cleft.types import Reading
 
 
@@ -78,6 +81,42 @@ def finish_reading(reading: Reading, config: DataConfig) -> Reading:
     settled = settle_people(reading, config)
     decided = replace(settled, records=apply_uncertain(settled.records, config.uncertain))
     return add_captions(decided, config, opening_of(config))
+
+
+def data_config(settings: Settings, data: str | None) -> DataConfig:
+    """Where to read: the run's own data, or `dataset:folder` or `dataset:table` in their place.
+
+    Another folder is read and split as the run's was. A table, such as CheXpert's `test_labels.csv`, has labels of its
+    own and is split in the dataset's own way; so is a dataset of another kind.
+
+    Raises:
+        ConfigError: If `data` names no known dataset and folder.
+    """
+    if data is None:
+        return settings.data
+    dataset, _, folder = data.partition(":")
+    if dataset not in DATASETS or not folder:
+        known = " or ".join(f"{name}:<folder>" for name in DATASETS)
+        raise ConfigError(f"data={data!r} is not a dataset and its folder; write {known}")
+    alike = dataset == settings.data.dataset
+    place = Path(folder)
+    table = place.is_file()
+    same = alike and not table
+    return replace(
+        settings.data,
+        dataset=cast("Any", dataset),
+        root=place.parent if table else place,
+        table=place.name if table else None,
+        split=settings.data.split if same else None,
+        split_file=settings.data.split_file if same else None,
+        test_list=settings.data.test_list if same else None,
+        labels=settings.data.labels if same else "table",
+        mapping=settings.data.mapping if alike else None,
+        people=settings.data.people if alike else None,
+        exclude=settings.data.exclude if same else None,
+        views=settings.data.views if alike else None,
+        opening=settings.data.opening if alike else None,
+    )
 
 
 def opening_of(config: DataConfig) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from cleft.config import Settings
 from cleft.data.captions import OPENING
+from cleft.data.datasets import DATASETS
 from cleft.data.readers.chexpert import CAPTION_ORDER
 from cleft.data.readers.embed_codes import BIRADS_CLASSES, DENSITY_CLASSES
 from cleft.data.readers.nih import FINDINGS as NIH_FINDINGS
@@ -90,3 +92,22 @@ def resolve_classes(names: Sequence[str], findings: Iterable[str]) -> tuple[str,
     if repeated or not classes:
         raise ConfigError(f"classes={list(names)} names {repeated or 'nothing'}{' twice' if repeated else ''}")
     return tuple(classes)
+
+
+def choose_classes(
+    classes: Sequence[str] | None, settings: Settings, dataset: str, findings: Sequence[str]
+) -> tuple[str, ...]:
+    """Returns what is told apart: what was asked for, else the run's own classes, else those usual for the dataset.
+
+    Raises:
+        ConfigError: If a class is not a finding of the table.
+    """
+    if classes is not None:
+        return resolve_classes(classes, findings)
+    try:
+        return resolve_classes(settings.classes, findings)
+    except ConfigError:
+        usual = DATASETS[dataset].classes
+        if usual is None:
+            raise
+    return resolve_classes(usual, findings)

@@ -18,7 +18,8 @@ from cleft.types import Evaluation, Result
 def result_name(evaluation: Evaluation) -> str:
     """The file name that asks the same question again, so that a repeated evaluation replaces its former self.
 
-    Equal questions are the same task, scoring, prompts, wording and classes on the same images.
+    Equal questions are the same task, scoring, prompts, wording and classes on the same images, and the same way to
+    train the head that answers.
 
     Example:
         >>> result_name(Evaluation(
@@ -28,7 +29,12 @@ def result_name(evaluation: Evaluation) -> str:
         'zero-shot-chexpert-test-edema-pneumonia-context-540d4a33'
     """
     names = evaluation.classes if len(evaluation.classes) <= 3 else (f"{len(evaluation.classes)} classes",)
-    parts = [evaluation.task, evaluation.dataset, evaluation.split, *names, evaluation.prompts]
+    parts = [evaluation.task, evaluation.dataset, evaluation.split, *names]
+    if evaluation.prompts != "none":
+        parts.append(evaluation.prompts)
+    if evaluation.protocol:
+        share = f"{100 * evaluation.fraction:g} percent"
+        parts += [evaluation.protocol, share, f"seed {evaluation.training_seed}"]
     if evaluation.scoring != "multi-class":
         parts.append(evaluation.scoring)
     asked = [evaluation.ids_digest, *evaluation.classes]

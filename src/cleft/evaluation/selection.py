@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 from cleft.config import DataConfig, Settings
-from cleft.data import DATASETS, opening_of, read_dataset
+from cleft.data import opening_of, read_dataset
 from cleft.data.phantoms.chests import MARK
 from cleft.data.pixels.prepared import PreparedImages, obtain_images
-from cleft.data.prompts import resolve_classes
+from cleft.data.prompts import choose_classes
 from cleft.data.splits.draws import ids_digest
 from cleft.data.splits.leaks import leak_notes
 from cleft.data.splits.per_class import PER_PATIENT, balanced, class_patients
@@ -65,42 +64,6 @@ class Selection(NamedTuple):
     notes: list[str]
     left_out: int = 0
     """Images of patients whom the run has seen, where only the others are asked about."""
-
-
-def data_config(settings: Settings, data: str | None) -> DataConfig:
-    """Where to read: the run's own data, or `dataset:folder` or `dataset:table` in their place.
-
-    Another folder is read and split as the run's was. A table, such as CheXpert's `test_labels.csv`, has labels of its
-    own and is split in the dataset's own way; so is a dataset of another kind.
-
-    Raises:
-        ConfigError: If `data` names no known dataset and folder.
-    """
-    if data is None:
-        return settings.data
-    dataset, _, folder = data.partition(":")
-    if dataset not in DATASETS or not folder:
-        known = " or ".join(f"{name}:<folder>" for name in DATASETS)
-        raise ConfigError(f"data={data!r} is not a dataset and its folder; write {known}")
-    alike = dataset == settings.data.dataset
-    place = Path(folder)
-    table = place.is_file()
-    same = alike and not table
-    return replace(
-        settings.data,
-        dataset=cast("Any", dataset),
-        root=place.parent if table else place,
-        table=place.name if table else None,
-        split=settings.data.split if same else None,
-        split_file=settings.data.split_file if same else None,
-        test_list=settings.data.test_list if same else None,
-        labels=settings.data.labels if same else "table",
-        mapping=settings.data.mapping if alike else None,
-        people=settings.data.people if alike else None,
-        exclude=settings.data.exclude if same else None,
-        views=settings.data.views if alike else None,
-        opening=settings.data.opening if alike else None,
-    )
 
 
 def select_images(
@@ -161,43 +124,6 @@ def select_images(
     return _selection(reading, config, records, prepared, recipe, digest, notes)._replace(left_out=known.images)
 
 
-def select_parts(
-    run: Path, config: DataConfig, settings: Settings, *, allow_overlap: bool = False, progress: bool = True
-) -> dict[Part, Selection]:
-    """Reads the table once and takes all of its parts: what to learn from, to choose by, and to ask about.
-
-    Only patients who are asked about must be unknown to the run: those of training and validation it may know.
-
-    Args:
-        run: Run folder whose weights are learned on from.
-        config: Where to read.
-        settings: Of the run; they say how images are prepared.
-        allow_overlap: Whether patients the run was trained on may be asked about; a note of the test then says so.
-        progress: Whether to show a bar.
-
-    Returns:
-        `train`, `val`, which may be empty, and `test`.
-
-    Raises:
-        DataError: If training or test is empty, too many images cannot be read, or test patients were trained on.
-    """
-    reading = read_dataset(config)
-    splits = split_records(reading, config)
-    parts: dict[Part, list[Record]] = {"train": splits.train, "val": splits.val, "test": splits.test}
-    for part in ("train", "test"):
-        if not parts[part]:
-            raise DataError(f"the split {part!r} of the recipe {splits.recipe!r} holds no image", reason="no-image")
-    overlap = _overlap(run, reading.people or reading.dataset, parts["test"], allowed=allow_overlap)
-    overlap += _cautions(run, reading)
-    notes = {part: [*_told(splits, part), *(overlap if part == "test" else [])] for part in parts}
-    every = [record for records in parts.values() for record in records]
-    prepared = obtain_images(every, config, settings.images, progress=progress)
-    return {
-        part: _selection(reading, config, records, prepared, splits.recipe, splits.digest, notes[part])
-        for part, records in parts.items()
-    }
-
-
 def _selection(
     reading: Reading,
     config: DataConfig,
@@ -251,25 +177,6 @@ def _draw(records: Sequence[Record], classes: Sequence[str], per_class: PerClass
         f"Drawn: {per_class.images:,} images of each class, at most {per_class.per_patient} of a patient in a class; "
         f"patients: {told}."
     )
-
-
-def choose_classes(
-    classes: Sequence[str] | None, settings: Settings, dataset: str, findings: Sequence[str]
-) -> tuple[str, ...]:
-    """Returns what is told apart: what was asked for, else the run's own classes, else those usual for the dataset.
-
-    Raises:
-        ConfigError: If a class is not a finding of the table.
-    """
-    if classes is not None:
-        return resolve_classes(classes, findings)
-    try:
-        return resolve_classes(settings.classes, findings)
-    except ConfigError:
-        usual = DATASETS[dataset].classes
-        if usual is None:
-            raise
-    return resolve_classes(usual, findings)
 
 
 def _overlap(run: Path, people: str, records: Sequence[Record], *, allowed: bool) -> list[str]:

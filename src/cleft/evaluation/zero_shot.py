@@ -8,35 +8,31 @@ Shapes: `N` images, `C` classes, `E` joint dimension.
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from cleft.config import Settings, load_settings
 from cleft.data.batches import eval_loader
-from cleft.data.prompts import absent_name, absent_prompt, class_prompt
-from cleft.data.splits.draws import ids_digest
+from cleft.data.prompts import absent_name, absent_prompt, choose_classes, class_prompt
 from cleft.data.wordings import Wording, check_wording, find_wording
-from cleft.errors import CheckpointError, ConfigError
-from cleft.evaluation.encode import encode_images
-from cleft.evaluation.examples import pick_examples
+from cleft.errors import ConfigError
+from cleft.evaluation.asking import BATCH, Question, Scoring, check_images, class_names, run_settings, write_down
 from cleft.evaluation.questions import Answers, Blank, answer_multi_class, answer_present_absent, class_logits
 from cleft.evaluation.results import write_evaluation
 from cleft.evaluation.scoring import USUAL_DRAWS, Draws
-from cleft.evaluation.selection import Part, PerClass, choose_classes, data_config, select_images
+from cleft.evaluation.selection import Part
+from cleft.learning.encode import encode_images
 from cleft.learning.files import read_json
+from cleft.learning.surroundings import device_of
 from cleft.towers.checkpoint import check_reads_texts, load_model, weights_digest
 from cleft.towers.dual import DualEncoder
-from cleft.types import Embeddings, Evaluation
+from cleft.types import Embeddings
 
-Scoring = Literal["multi-class", "present-absent"]
 Prompts = Literal["auto", "context", "handwritten"]
-
-_BATCH = 64
 
 
 def evaluate_zero_shot(
@@ -87,30 +83,30 @@ def evaluate_zero_shot(
         CheckpointError: If the weights are damaged or do not fit the run's settings.
         NumericsError: If an embedding or a score is not finite.
     """
-    settings = run_settings(run)
-    words = find_wording(wording or settings.wording, data_config(settings, data).dataset)
-    check_reads_texts(run)
-    named = None if classes is None else _names(classes)
-    images = select_images(
-        run,
-        data_config(settings, data),
-        settings,
-        split,
-        classes=named,
-        per_class=_per_class(per_class, per_patient),
+    question = Question(
+        data=data,
+        split=split,
+        classes=class_names(classes),
+        scoring=scoring,
+        blank=blank,
+        per_class=per_class,
+        per_patient=per_patient,
         allow_overlap=allow_overlap,
         drop_overlap=drop_overlap,
-        progress=progress,
     )
-    asked = choose_classes(named, settings, images.dataset, images.findings)
+    settings = run_settings(run)
+    words = find_wording(wording or settings.wording, question.config(settings).dataset)
+    check_reads_texts(run)
+    images = question.images(run, settings, progress=progress)
+    asked = choose_classes(question.classes, settings, images.dataset, images.findings)
     check_wording(words, asked)
-    model = load_model(run).to(_device(settings)).eval()
-    _check_images(run, model, settings)
+    model = load_model(run).to(device_of(settings)).eval()
+    check_images(run, model, settings)
     weights = weights_digest(run)
     behind = choose_prompts(model, prompts)
     embeddings = encode_images(
         model,
-        eval_loader(images.records, images.prepared, images.findings, settings, batch_size=_BATCH),
+        eval_loader(images.records, images.prepared, images.findings, settings, batch_size=BATCH),
         images.records,
         images.findings,
         folder=run / "embeddings",
@@ -118,71 +114,22 @@ def evaluate_zero_shot(
         progress=progress,
     )
     answers, sentences = _ask(model, embeddings, asked, images.opening, scoring, behind, words, blank, draws)
-    scored = [images.records[row] for row in answers.rows]
-    evaluation = Evaluation(
+    evaluation = write_down(
+        question,
+        run,
+        images,
+        answers,
         task="zero-shot",
-        dataset=images.dataset,
-        split=split,
-        split_recipe=images.recipe,
-        split_digest=images.split_digest,
-        ids_digest=ids_digest(record.id for record in scored),
         checkpoint=weights,
-        scoring=scoring,
-        prompts=behind,
         classes=asked,
-        class_prompts=tuple(sentences),
-        results=answers.results,
-        floors=answers.floors,
-        confusion=answers.confusion,
-        roc=answers.roc,
-        examples=pick_examples(answers, embeddings.ids, asked, images.prepared, examples),
-        synthetic=images.synthetic,
-        wording=words.name,
-        overlap_left_out=images.left_out,
-        command=_command(
-            run,
-            {
-                "--split": split,
-                "--scoring": scoring,
-                "--data": _without_folder(data),
-                "--classes": None if named is None else ",".join(named),
-                "--blank": None if blank == "unknown" else blank,
-                "--per-class": per_class,
-                "--per-patient": per_patient,
-                "--prompts": prompts,
-                "--wording": None if wording is None else Path(wording).name,
-            },
-            "--allow-overlap" * allow_overlap,
-            "--drop-overlap" * drop_overlap,
-        ),
-        seed=draws.seed,
-        notes=(*images.notes, *answers.notes, *_notes_of(run, behind, scoring, asked)),
+        draws=draws,
+        examples=examples,
+        prompts=behind,
+        class_prompts=sentences,
+        options={"--prompts": prompts, "--wording": None if wording is None else Path(wording).name},
+        notes=_notes_of(run, behind, scoring, asked),
     )
-    return write_evaluation(evaluation, run / "results")
-
-
-def run_settings(run: Path) -> Settings:
-    """The settings a run was made with.
-
-    Raises:
-        ConfigError: If the folder is not a run.
-    """
-    if not (run / "config.yaml").is_file():
-        raise ConfigError(
-            f"{run} is not a run folder: it holds no config.yaml; give a folder that cleft pretrain or "
-            f"cleft learn-context wrote"
-        )
-    return load_settings(run)
-
-
-def _check_images(run: Path, model: DualEncoder, settings: Settings) -> None:
-    """The model must want images of the form that the run's settings make."""
-    wanted, size = model.image_spec, settings.images.size
-    if (wanted.size, wanted.mean, wanted.std) != ((size, size), settings.images.mean, settings.images.std):
-        raise CheckpointError(
-            f"{run}: model.json and config.yaml differ in images.size, images.mean or images.std; one of them was "
-            f"edited, copy the run again"
-        )
+    return write_evaluation(replace(evaluation, wording=words.name), run / "results")
 
 
 def choose_prompts(model: DualEncoder, prompts: Prompts) -> Literal["context", "handwritten"]:
@@ -247,39 +194,3 @@ def _notes_of(run: Path, behind: str, scoring: Scoring, asked: Sequence[str]) ->
     if scoring == "present-absent":
         notes.append("The context was learned in front of class names alone; it never saw a denied one.")
     return notes
-
-
-def _per_class(images: int | None, per_patient: int | None) -> PerClass | None:
-    """What to draw.
-
-    Raises:
-        ConfigError: If a number is below 1, or the second is given without the first.
-    """
-    for name, number in (("--per-class", images), ("--per-patient", per_patient)):
-        if number is not None and number < 1:
-            raise ConfigError(f"{name} {number}: give 1 or more")
-    if images is None:
-        if per_patient is not None:
-            raise ConfigError(f"--per-patient {per_patient} does nothing without --per-class; give both, or neither")
-        return None
-    return PerClass(images) if per_patient is None else PerClass(images, per_patient)
-
-
-def _names(classes: str | Sequence[str]) -> list[str]:
-    words = classes.split(",") if isinstance(classes, str) else classes
-    return [word.strip() for word in words if word.strip()]
-
-
-def _device(settings: Settings) -> torch.device:
-    wanted = settings.train.accelerator != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda" if wanted else "cpu")
-
-
-def _command(run: Path, options: Mapping[str, object], *flags: str) -> str:
-    """What to type for the same evaluation; what is None or empty is left out."""
-    words = [f"{name} {shlex.quote(str(value))}" for name, value in options.items() if value is not None]
-    return " ".join(["cleft evaluate", run.resolve().name, "--task zero-shot", *words, *filter(None, flags)])
-
-
-def _without_folder(data: str | None) -> str | None:
-    return None if data is None else f"{data.partition(':')[0]}:<folder>"

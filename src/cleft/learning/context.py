@@ -31,6 +31,7 @@ from cleft.learning.material import Material, read_material
 from cleft.learning.run import Run, open_run
 from cleft.learning.same import Role, changes, role
 from cleft.learning.stops import StopFlag
+from cleft.learning.surroundings import device_of
 from cleft.learning.targets import Encoded, Targets, check_classes, choose_targets, encode_targets
 from cleft.towers.checkpoint import check_reads_texts, load_model, save_model, weights_digest
 from cleft.towers.context import build_context
@@ -150,7 +151,7 @@ def _train(source: Path, settings: Settings, material: Material, run: Run, stop:
             f"{source} wants images of {model.image_spec}; set images.size, images.mean and images.std so"
         )
     model.set_context(build_context(model.text_tower, opening_of(settings.data), config, settings.seed))
-    model.to("cuda" if settings.train.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+    model.to(device_of(settings))
 
     def encode(targets: Targets) -> Encoded:
         return encode_targets(model, targets, material, settings, stop, progress=progress)

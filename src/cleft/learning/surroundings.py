@@ -12,12 +12,19 @@ from typing import Any
 
 import torch
 
+from cleft.config import Settings
 from cleft.learning.files import read_json, write_json
 from cleft.learning.same import Stage
 
 log = logging.getLogger(__name__)
 
 _PACKAGES = ("cleft", "torch", "lightning", "transformers", "tokenizers", "peft", "numpy", "opencv-python-headless")
+
+
+def device_of(settings: Settings) -> torch.device:
+    """Where images are read outside of training: a card, where there is one and `train.accelerator` allows it."""
+    wanted = settings.train.accelerator != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if wanted else "cpu")
 
 
 def keep_environment(path: Path, stage: Stage) -> None:

@@ -1,0 +1,239 @@
+"""What every question put to a run has in common: which images, how it is written down, and what is odd about it.
+
+A task adds what is its own: how the model answers. `evaluation.zero_shot` and `evaluation.classify` are such tasks.
+"""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cleft.config import DataConfig, Settings, load_settings
+from cleft.data import data_config
+from cleft.data.splits.draws import ids_digest
+from cleft.errors import CheckpointError, ConfigError
+from cleft.evaluation.examples import pick_examples
+from cleft.evaluation.questions import Answers, Blank
+from cleft.evaluation.scoring import Draws
+from cleft.evaluation.selection import Part, PerClass, Selection, select_images
+from cleft.types import Evaluation, ImageModel, Result
+
+log = logging.getLogger(__name__)
+
+Scoring = Literal["multi-class", "present-absent"]
+
+BATCH = 64
+"""Images that are read at once."""
+REVERSED = 0.4
+"""An AUC below this, whose whole interval lies below a half, is no bad luck."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """Which images are asked about, and what: the options of every task."""
+
+    data: str | None = None
+    """`dataset:folder` in place of the run's own data, e.g. `chexpert:/data/CheXpert`."""
+    split: Part = "test"
+    """Which part of the data; `all` does not split it."""
+    classes: tuple[str, ...] | None = None
+    """Names of sets, or findings; None for the run's own."""
+    scoring: Scoring = "multi-class"
+    """`multi-class`: which one of the classes, asked of images that show exactly one. `present-absent`: whether each
+    finding is there, asked of every image where that is known."""
+    blank: Blank = "unknown"
+    """For `present-absent`: whether a finding nobody mentioned is not known, or absent."""
+    per_class: int | None = None
+    """Ask about as many images of each class, drawn by the hash of their ids, in place of all."""
+    per_patient: int | None = None
+    """Most images of a patient in a class, where `per_class` is given; by default 4."""
+    allow_overlap: bool = False
+    """Whether to score patients the run was trained on. The result then says so."""
+    drop_overlap: bool = False
+    """Whether to score only patients the run has not seen. The result counts the images left out."""
+
+    def config(self, settings: Settings) -> DataConfig:
+        """Where to read."""
+        return data_config(settings, self.data)
+
+    def balance(self) -> PerClass | None:
+        """What to draw.
+
+        Raises:
+            ConfigError: If a number is below 1, or `per_patient` is given without `per_class`.
+        """
+        for name, number in (("--per-class", self.per_class), ("--per-patient", self.per_patient)):
+            if number is not None and number < 1:
+                raise ConfigError(f"{name} {number}: give 1 or more")
+        if self.per_class is None:
+            if self.per_patient is not None:
+                raise ConfigError(
+                    f"--per-patient {self.per_patient} does nothing without --per-class; give both, or neither"
+                )
+            return None
+        return PerClass(self.per_class) if self.per_patient is None else PerClass(self.per_class, self.per_patient)
+
+    def images(self, run: Path, settings: Settings, *, progress: bool = True) -> Selection:
+        """Reads, checks and prepares the images that are asked about; as `select_images`."""
+        return select_images(
+            run,
+            self.config(settings),
+            settings,
+            self.split,
+            classes=self.classes,
+            per_class=self.balance(),
+            allow_overlap=self.allow_overlap,
+            drop_overlap=self.drop_overlap,
+            progress=progress,
+        )
+
+    def command(self, run: Path, task: str, options: Mapping[str, object]) -> str:
+        """What to type for the same evaluation, without folders.
+
+        Args:
+            run: Run folder.
+            task: As `--task` names it.
+            options: Further options of the task; what is None is left out.
+        """
+        asked: dict[str, object] = {
+            "--split": self.split,
+            "--scoring": self.scoring,
+            "--data": None if self.data is None else f"{self.data.partition(':')[0]}:<folder>",
+            "--classes": None if self.classes is None else ",".join(self.classes),
+            "--blank": None if self.blank == "unknown" else self.blank,
+            "--per-class": self.per_class,
+            "--per-patient": self.per_patient,
+            **options,
+        }
+        words = [f"{name} {shlex.quote(str(value))}" for name, value in asked.items() if value is not None]
+        flags = ["--allow-overlap"] * self.allow_overlap + ["--drop-overlap"] * self.drop_overlap
+        return " ".join(["cleft evaluate", run.resolve().name, f"--task {task}", *words, *flags])
+
+
+def class_names(classes: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    """Names of sets or findings, of which a string has several with commas between them."""
+    if classes is None:
+        return None
+    words = classes.split(",") if isinstance(classes, str) else classes
+    return tuple(word.strip() for word in words if word.strip())
+
+
+def write_down(
+    question: Question,
+    run: Path,
+    images: Selection,
+    answers: Answers,
+    *,
+    task: str,
+    checkpoint: str,
+    classes: Sequence[str],
+    draws: Draws,
+    examples: int,
+    prompts: str = "none",
+    class_prompts: Sequence[str] = (),
+    options: Mapping[str, object] | None = None,
+    notes: Sequence[str] = (),
+) -> Evaluation:
+    """Makes the noun of a result file of answers and of the images they are about.
+
+    Args:
+        question: What was asked.
+        run: The run that was asked.
+        images: What it was asked about; `answers.rows` are rows of its records.
+        answers: What it answered.
+        task: As `--task` names it.
+        checkpoint: Digest of the weights that answered.
+        classes: What was told apart.
+        draws: How intervals were drawn.
+        examples: Images with their answers to keep for the page; 0 keeps none.
+        prompts: What class names were read behind.
+        class_prompts: These prompts.
+        options: Options of the command besides those of `question`.
+        notes: What a reader must know of this task, behind the notes of images and answers.
+
+    Returns:
+        The evaluation; an AUC that says the opposite of what it should is warned of, in its notes and in the log.
+    """
+    turned = reversal_notes(answers.results)
+    for note in turned:
+        log.warning("%s", note)
+    return Evaluation(
+        task=task,
+        dataset=images.dataset,
+        split=question.split,
+        split_recipe=images.recipe,
+        split_digest=images.split_digest,
+        ids_digest=ids_digest(images.records[row].id for row in answers.rows),
+        checkpoint=checkpoint,
+        scoring=question.scoring,
+        prompts=prompts,
+        classes=tuple(classes),
+        class_prompts=tuple(class_prompts),
+        results=answers.results,
+        floors=answers.floors,
+        confusion=answers.confusion,
+        roc=answers.roc,
+        examples=pick_examples(answers, [record.id for record in images.records], classes, images.prepared, examples),
+        synthetic=images.synthetic,
+        overlap_left_out=images.left_out,
+        command=question.command(run, task, options or {}),
+        seed=draws.seed,
+        notes=(*images.notes, *answers.notes, *turned, *notes),
+    )
+
+
+def reversal_notes(results: Sequence[Result]) -> list[str]:
+    """A warning about every AUC that lies far below a half, interval and all: images are ranked the wrong way round.
+
+    Example:
+        >>> reversal_notes([Result(metric="auc/Edema", value=0.2, interval=(0.1, 0.3))])[0][:59]
+        'Beware: auc/Edema 0.200 [0.100-0.300] lies far below 0.5, w'
+    """
+    low = [
+        f"{result.metric} {result.value:.3f} [{result.interval[0]:.3f}-{result.interval[1]:.3f}]"
+        for result in results
+        if result.metric.partition("/")[0] == "auc"
+        and result.value is not None
+        and result.interval is not None
+        and result.value < REVERSED
+        and result.interval[1] < 0.5
+    ]
+    if not low:
+        return []
+    lies = "lies" if len(low) == 1 else "lie"
+    return [
+        f"Beware: {', '.join(low)} {lies} far below 0.5, which is chance: images that show a class are ranked behind "
+        f"those that do not. Look whether labels or prompts are reversed."
+    ]
+
+
+def run_settings(run: Path) -> Settings:
+    """The settings a run was made with.
+
+    Raises:
+        ConfigError: If the folder is not a run.
+    """
+    if not (run / "config.yaml").is_file():
+        raise ConfigError(
+            f"{run} is not a run folder: it holds no config.yaml; give a folder that cleft pretrain, "
+            f"cleft learn-context or cleft classify wrote"
+        )
+    return load_settings(run)
+
+
+def check_images(run: Path, model: ImageModel, settings: Settings) -> None:
+    """Refuses a model that wants other images than its run's settings make.
+
+    Raises:
+        CheckpointError: If it does.
+    """
+    wanted, size = model.image_spec, settings.images.size
+    if (wanted.size, wanted.mean, wanted.std) != ((size, size), settings.images.mean, settings.images.std):
+        raise CheckpointError(
+            f"{run}: model.json and config.yaml differ in images.size, images.mean or images.std; one of them was "
+            f"edited, copy the run again"
+        )
