@@ -1,0 +1,1 @@
+"""From features of images and texts to what each method is trained by."""
