@@ -202,15 +202,59 @@ def intervals(
         One interval per statistic. Its bounds are None, with a reason, for fewer than 20 patients and where
         more than 1 % of the resamples lack a class; fewer than that are set aside and counted in the reason.
     """
+    drawn = _drawn(statistics, patients, resamples, seed)
+    return [_bounds(each) if isinstance(each, np.ndarray) else each for each in drawn]
+
+
+class Paired(NamedTuple):
+    """The interval of a difference, and how sure it is that there is one."""
+
+    interval: Interval
+    p_value: float | None
+    """Two-sided; None where there is no interval."""
+
+
+def paired_intervals(
+    statistics: Sequence[Statistic], patients: Sequence[str], *, resamples: int = 1_000, seed: int = 0
+) -> list[Paired]:
+    """Intervals as `intervals` draws them, of statistics that are differences, and the p-value of none.
+
+    The p-value is twice the share of resamples on the rarer side of 0, those at 0 counting for both sides and one
+    more being added to each, so that it is never 0: below 0.05 about where the 95 % interval excludes 0.
+
+    Args:
+        statistics: Differences.
+        patients: Patient of each image, `[N]`.
+        resamples: How many times to draw.
+        seed: Equal seeds draw equal patients.
+    """
+    found: list[Paired] = []
+    for each in _drawn(statistics, patients, resamples, seed):
+        interval = _bounds(each) if isinstance(each, np.ndarray) else each
+        if interval.bounds is None or isinstance(each, Interval):
+            found.append(Paired(interval, None))
+            continue
+        defined = each[~np.isnan(each)]
+        rarer = min(int((defined <= 0).sum()), int((defined >= 0).sum()))
+        found.append(Paired(interval, min(1.0, 2 * (rarer + 1) / (len(defined) + 1))))
+    return found
+
+
+def _drawn(
+    statistics: Sequence[Statistic], patients: Sequence[str], resamples: int, seed: int
+) -> list[Floats] | list[Interval]:
+    """Each statistic on each resample, `[R]`; or why there is no interval."""
     names, patient_of = np.unique(np.asarray(patients, dtype=object).astype(str), return_inverse=True)
     if len(names) < FEWEST_PATIENTS:
         reason = f"no interval: {_count(len(names), 'patient')}, needs {FEWEST_PATIENTS}"
         return [Interval(None, reason) for _ in statistics]
-    draws = [
+    if not statistics:
+        return []
+    blocks = [
         np.stack([statistic(counts) for statistic in statistics])
         for counts in _resampled(patient_of, len(names), resamples, seed)
     ]
-    return [_bounds(drawn) for drawn in np.concatenate(draws, axis=1)]
+    return list(np.concatenate(blocks, axis=1))
 
 
 def _resampled(patient_of: NDArray[np.intp], patients: int, resamples: int, seed: int) -> Iterator[Floats]:

@@ -12,13 +12,22 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from scipy.special import expit, logsumexp, softmax
+from scipy.special import expit, softmax
 from torch import Tensor
 
 from cleft.errors import ConfigError, DataError
 from cleft.evaluation.floors import positive_class
 from cleft.evaluation.metrics import Floats, confusion, finite, roc_points
-from cleft.evaluation.scoring import USUAL_DRAWS, Draws, class_floors, finding_floors, score_classes, score_findings
+from cleft.evaluation.scoring import (
+    USUAL_DRAWS,
+    Draws,
+    Scored,
+    class_floors,
+    finding_floors,
+    log_odds,
+    score_classes,
+    score_findings,
+)
 from cleft.types import Embeddings, LabelledImages, Result
 
 Blank = Literal["unknown", "absent"]
@@ -37,6 +46,8 @@ class Answers(NamedTuple):
     """What each of these images shows, in words."""
     probabilities: Floats
     """Of each class, `[rows, C]`."""
+    scored: Scored
+    """What the numbers are made of, row by row."""
     notes: list[str]
 
 
@@ -82,7 +93,7 @@ def answer_multi_class(
         raise DataError(f"no image shows exactly one of {', '.join(classes)} ({counts})", reason="no-image")
     truth, asked = present[rows].argmax(axis=1), logits[rows]
     patients, views = [images.patients[row] for row in rows], [images.views[row] for row in rows]
-    odds = np.stack([asked[:, c] - logsumexp(np.delete(asked, c, axis=1), axis=1) for c in range(len(classes))], axis=1)
+    odds = log_odds(asked)
     answers = asked.argmax(axis=1)
     positive = positive_class(classes)
     drawn = range(len(classes)) if positive is None else [positive]
@@ -95,6 +106,7 @@ def answer_multi_class(
         rows=rows.tolist(),
         truths=[classes[int(c)] for c in truth],
         probabilities=softmax(asked, axis=1),
+        scored=Scored(asked, truth.astype(np.float64), patients),
         notes=[f"Asked of the {len(rows):,} images that show exactly one of the classes ({counts})."]
         + [f"No image shows {name}; it could be answered all the same." for name in absent],
     )
@@ -144,6 +156,7 @@ def answer_present_absent(
         rows=list(range(len(labels))),
         truths=[", ".join(name for name, label in zip(findings, row, strict=True) if label == 1) for row in labels],
         probabilities=expit(scores),
+        scored=Scored(scores, labels, images.patients),
         notes=[
             f"Asked of {len(labels):,} images, finding by finding; {blanks:,} of {labels.size:,} labels are blank or "
             f"uncertain and {meaning}."

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import logsumexp
 
 from cleft.evaluation.floors import ap_rule, majority_scores, view_rule, why_no_view
 from cleft.evaluation.metrics import (
@@ -47,7 +48,24 @@ RANKINGS = ("auc", "auprc", *(f"sensitivity@{each:.2f}" for each in SPECIFICITIE
 """What is measured of the ranking by a class's scores, in the order of the results."""
 
 
-class _Part(NamedTuple):
+class Scored(NamedTuple):
+    """What a model answered of each image, and what is true: all that numbers are made of."""
+
+    scores: Floats
+    """`[N, C]`. Multi-class: logits, the highest is the answer. Present-absent: log-odds, above zero where the finding
+    is answered as present."""
+    truth: Floats
+    """Multi-class: the class of each image, `[N]`. Present-absent: 1 present, 0 absent, NaN not known, `[N, C]`."""
+    patients: Sequence[str]
+    """Patient of each image, `[N]`."""
+
+    @property
+    def multi_class(self) -> bool:
+        """Which of the two questions was asked."""
+        return self.truth.ndim == 1
+
+
+class Measure(NamedTuple):
     """One number before it is measured."""
 
     metric: str
@@ -87,14 +105,9 @@ def score_classes(
     Raises:
         NumericsError: If a score is not finite.
     """
-    every = np.ones(len(truth), dtype=bool)
-    given = scores.argmax(axis=1) if answers is None else answers
-    rankings = [_rankings(name, scores[:, c], truth == c, every) for c, name in enumerate(classes)]
-    parts = [_Part("accuracy", accuracy(given == truth), every)]
-    for metric in RANKINGS:
-        each = [ranking[metric] for ranking in rankings]
-        parts += [_mean(metric, each), *each]
-    return _measured([_noted(part, note) for part in parts], patients, draws, rule)
+    return measured(
+        [_noted(each, note) for each in _of_classes(scores, truth, classes, answers)], patients, draws, rule
+    )
 
 
 def score_findings(
@@ -124,18 +137,86 @@ def score_findings(
     Raises:
         NumericsError: If a score is not finite.
     """
-    numbers: list[dict[str, _Part]] = []
+    return measured(_of_findings(scores, labels, findings, notes), patients, draws, rule)
+
+
+def measures_of(
+    scored: Scored, classes: Sequence[str], *, rows: Flags | None = None, rankings: Sequence[str] = RANKINGS
+) -> list[Measure]:
+    """What `score_classes` or `score_findings` measure of a model's answers, before it is measured.
+
+    Args:
+        scored: The answers, of `N` images.
+        classes: Names of the classes or findings, `[C]`.
+        rows: Images to look at, `[N]` bool; by default all.
+        rankings: Which of `RANKINGS`.
+    """
+    if scored.multi_class:
+        truth, answers = scored.truth.astype(np.intp), scored.scores.argmax(axis=1)
+        return _of_classes(log_odds(scored.scores), truth, classes, answers, rows=rows, rankings=rankings)
+    labels = scored.truth if rows is None else np.where(rows[:, None], scored.truth, np.nan)
+    return _of_findings(scored.scores, labels, classes, rankings=rankings)
+
+
+def log_odds(logits: Floats) -> Floats:
+    """The logarithm of each class's softmax odds, `[N, C]`: it ranks as the probability does, without rounding to 1."""
+    odds = np.empty_like(logits)
+    for column in range(logits.shape[1]):
+        odds[:, column] = logits[:, column] - np.asarray(logsumexp(np.delete(logits, column, axis=1), axis=1))
+    return odds
+
+
+def difference(metric: str, first: Measure, second: Measure) -> Measure:
+    """The first number minus the second, on the images of either."""
+    rows = first.rows | second.rows
+    if first.statistic is None or second.statistic is None:
+        reasons = [each.reason for each in (first, second) if each.statistic is None and each.reason]
+        return Measure(metric, None, rows, "; ".join(dict.fromkeys(reasons)))
+    one, other = _within(first, rows), _within(second, rows)
+    reasons = [each.reason for each in (first, second) if each.reason]
+    return Measure(metric, lambda counts: one(counts) - other(counts), rows, "; ".join(dict.fromkeys(reasons)) or None)
+
+
+def _of_classes(
+    scores: Floats,
+    truth: NDArray[np.intp],
+    classes: Sequence[str],
+    answers: NDArray[np.intp] | None = None,
+    *,
+    rows: Flags | None = None,
+    rankings: Sequence[str] = RANKINGS,
+) -> list[Measure]:
+    asked = np.ones(len(truth), dtype=bool) if rows is None else rows
+    given = scores.argmax(axis=1) if answers is None else answers
+    ranked = [_rankings(name, scores[:, c], truth == c, asked) for c, name in enumerate(classes)]
+    found = [Measure("accuracy", accuracy((given == truth)[asked]), asked)]
+    for metric in rankings:
+        each = [ranking[metric] for ranking in ranked]
+        found += [_mean(metric, each), *each]
+    return found
+
+
+def _of_findings(
+    scores: Floats,
+    labels: Floats,
+    findings: Sequence[str],
+    notes: Mapping[str, str | None] = MappingProxyType({}),
+    *,
+    rankings: Sequence[str] = RANKINGS,
+) -> list[Measure]:
+    numbers: list[dict[str, Measure]] = []
     for column, name in enumerate(findings):
         known = ~np.isnan(labels[:, column])
         right = (scores[known, column] > 0) == (labels[known, column] == 1)
-        hits = _Part(f"accuracy/{name}", accuracy(right) if known.any() else None, known, _why_unknown(known, name))
-        numbers.append({"accuracy": hits, **_rankings(name, scores[:, column], labels[:, column] == 1, known)})
-    parts: list[_Part] = []
-    for metric in ("accuracy", *RANKINGS):
+        hits = accuracy(right) if known.any() else None
+        number = Measure(f"accuracy/{name}", hits, known, _why_unknown(known, name))
+        numbers.append({"accuracy": number, **_rankings(name, scores[:, column], labels[:, column] == 1, known)})
+    found: list[Measure] = []
+    for metric in ("accuracy", *rankings):
         each = [number[metric] for number in numbers]
-        noted = [_noted(part, notes.get(name)) for part, name in zip(each, findings, strict=True)]
-        parts += [_mean(metric, each), *noted]
-    return _measured(parts, patients, draws, rule)
+        noted = [_noted(measure, notes.get(name)) for measure, name in zip(each, findings, strict=True)]
+        found += [_mean(metric, each), *noted]
+    return found
 
 
 def class_floors(
@@ -177,7 +258,7 @@ def finding_floors(
     return (*floors, *score_findings(by_view, labels, findings, patients, draws, rule="ap-view/", notes=notes))
 
 
-def _rankings(name: str, scores: Floats, positive: Flags, known: Flags) -> dict[str, _Part]:
+def _rankings(name: str, scores: Floats, positive: Flags, known: Flags) -> dict[str, Measure]:
     """The rankings of one class over the images where it is known."""
     statistics = ranking_statistics(scores[known], positive[known])
     shown = positive[known]
@@ -187,7 +268,7 @@ def _rankings(name: str, scores: Floats, positive: Flags, known: Flags) -> dict[
     elif reason is None and shown.all():
         reason = f"every image shows {name}"
     return {
-        metric: _Part(f"{metric}/{name}", None if reason else once(statistic), known, reason)
+        metric: Measure(f"{metric}/{name}", None if reason else once(statistic), known, reason)
         for metric, statistic in statistics.items()
     }
 
@@ -196,50 +277,59 @@ def _why_unknown(known: Flags, name: str) -> str | None:
     return None if known.any() else f"no image says whether {name} is there"
 
 
-def _measured(parts: Sequence[_Part], patients: Sequence[str], draws: Draws, rule: str) -> tuple[Result, ...]:
-    """Values and intervals, in the order of the parts. Those that rest on the same images share their resamples."""
+def measured(
+    measures: Sequence[Measure], patients: Sequence[str], draws: Draws = USUAL_DRAWS, rule: str = ""
+) -> tuple[Result, ...]:
+    """Values and intervals, in the order given; numbers that rest on the same images share their resamples.
+
+    Args:
+        measures: What to measure.
+        patients: Patient of each image, `[N]`.
+        draws: How intervals are drawn.
+        rule: Put in front of each metric.
+    """
     found: dict[int, Result] = {}
     alike: dict[bytes, list[int]] = {}
-    for place, part in enumerate(parts):
-        alike.setdefault(part.rows.tobytes(), []).append(place)
+    for place, measure in enumerate(measures):
+        alike.setdefault(measure.rows.tobytes(), []).append(place)
     for places in alike.values():
-        whose = [patient for patient, known in zip(patients, parts[places[0]].rows, strict=True) if known]
-        defined = [(place, each) for place in places if (each := parts[place].statistic) is not None]
+        whose = [patient for patient, known in zip(patients, measures[places[0]].rows, strict=True) if known]
+        defined = [(place, each) for place in places if (each := measures[place].statistic) is not None]
         bounds = intervals([each for _, each in defined], whose, resamples=draws.resamples, seed=draws.seed)
         values = {place: value_of(each, len(whose)) for place, each in defined}
         doubts = dict(zip(values, bounds, strict=True))
         for place in places:
             interval, doubt = doubts.get(place, Interval(None))
             found[place] = Result(
-                metric=f"{rule}{parts[place].metric}",
+                metric=f"{rule}{measures[place].metric}",
                 value=values.get(place),
                 interval=interval,
                 images=len(whose),
                 patients=len(set(whose)),
-                reason="; ".join(sentence for sentence in (parts[place].reason, doubt) if sentence) or None,
+                reason="; ".join(sentence for sentence in (measures[place].reason, doubt) if sentence) or None,
             )
-    return tuple(found[place] for place in range(len(parts)))
+    return tuple(found[place] for place in range(len(measures)))
 
 
-def _noted(part: _Part, note: str | None) -> _Part:
+def _noted(part: Measure, note: str | None) -> Measure:
     """The part with a remark in front of its own, where it has a value."""
     if part.statistic is None or note is None:
         return part
     return part._replace(reason=f"{note}; {part.reason}" if part.reason else note)
 
 
-def _mean(metric: str, parts: Sequence[_Part]) -> _Part:
+def _mean(metric: str, parts: Sequence[Measure]) -> Measure:
     """The mean over the parts that are defined; the reason says over how many of how many."""
     defined = [part for part in parts if part.statistic is not None]
     rows = np.logical_or.reduce([part.rows for part in defined or parts])
     missing = "; ".join(part.reason for part in parts if part.reason)
     if not defined:
-        return _Part(metric, None, rows, missing)
+        return Measure(metric, None, rows, missing)
     over = f"mean over {len(defined)} of {len(parts)} classes: {missing}" if missing else None
-    return _Part(metric, mean_of([_within(part, rows) for part in defined]), rows, over)
+    return Measure(metric, mean_of([_within(part, rows) for part in defined]), rows, over)
 
 
-def _within(part: _Part, rows: Flags) -> Statistic:
+def _within(part: Measure, rows: Flags) -> Statistic:
     """The part's statistic, asked with the counts of more images than it rests on."""
     statistic, columns = part.statistic, np.flatnonzero(part.rows[rows])
     assert statistic is not None
