@@ -49,6 +49,17 @@ def test_stage_one_and_two_leave_folders_that_hold_a_model(walk):
         assert {"config.yaml", "environment.json", "model.json", "model.safetensors", "results"} <= names
 
 
+def test_two_runs_are_held_against_each_other(walk, capsys):
+    assert main(["evaluate", str(walk / "one"), "--against", str(walk / "two")]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"accuracy one \d\.\d+, two \d\.\d+: difference [+-]\d\.\d+", out)
+    [path] = (walk / "one" / "comparisons").iterdir()
+    assert json.loads(path.read_text())["command"] == "cleft evaluate one --against two"
+    results = sorted(str(path) for path in (walk / "two" / "results").glob("*.json"))
+    assert main(["evaluate", results[0], "--against", results[0]]) == 0
+    assert "difference +0.000" in capsys.readouterr().out
+
+
 def test_a_finished_run_started_again_does_nothing(walk, capsys):
     before = (walk / "one" / "model.safetensors").stat().st_mtime_ns
     words = ["--data.root", str(walk / "phantoms"), "--data.val_fraction", "0.2", "--data.cache", str(walk / "cache")]

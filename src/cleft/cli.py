@@ -134,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     context.add_argument("--out", type=Path, help="folder of the new run (<run>-context)")
 
     evaluate = _verb(verbs, "evaluate", "put a question to a trained model", _evaluate)
-    evaluate.add_argument("run", type=Path, help="run folder")
+    evaluate.add_argument("run", type=Path, help="run folder, or one of its result files where --against is given")
     evaluate.add_argument("--task", choices=["zero-shot"], default="zero-shot", help="class prompts alone")
     evaluate.add_argument(
         "--data", help="dataset and folder or table, e.g. chexpert:/data/CheXpert; by default the run's own"
@@ -171,6 +171,12 @@ def _parser() -> argparse.ArgumentParser:
         "--allow-overlap", action="store_true", help="score patients that were trained on, and say so"
     )
     evaluate.add_argument("--drop-overlap", action="store_true", help="score only patients the run has not seen")
+    evaluate.add_argument(
+        "--against",
+        type=Path,
+        help="another run, which is asked the same, or a result file: is one better on the same images, patients drawn "
+        "in pairs",
+    )
 
     report = _verb(verbs, "report", "one self-contained page about one or several runs", _report)
     report.add_argument("runs", type=Path, nargs="+", help="run folders")
@@ -302,10 +308,34 @@ def _learn_context(options: argparse.Namespace, words: list[str]) -> None:
 
 def _evaluate(options: argparse.Namespace, words: list[str]) -> None:
     from cleft.evaluation.results import read_evaluation, spoken
+
+    if options.against is not None:
+        return _evaluate_against(options)
+    path = _ask(options, options.run)
+    print("\n".join(spoken(read_evaluation(path))))
+    print(f"{path}; next: cleft report {options.run}")
+
+
+def _evaluate_against(options: argparse.Namespace) -> None:
+    from cleft.evaluation.compare import compare, spoken_comparison, write_comparison
+
+    first, second = (
+        place if place.suffix == ".json" else _ask(options, place) for place in (options.run, options.against)
+    )
+    names = [
+        place.name if place.suffix == ".json" else place.resolve().name for place in (options.run, options.against)
+    ]
+    found = compare(first, second, command=f"cleft evaluate {names[0]} --against {names[1]}")
+    print("\n".join(spoken_comparison(found)))
+    print(f"{write_comparison(found, first.parent.parent)}; next: cleft report {first.parent.parent}")
+
+
+def _ask(options: argparse.Namespace, run: Path) -> Path:
+    """Puts the question to a run and returns its result file."""
     from cleft.evaluation.zero_shot import evaluate_zero_shot
 
-    path = evaluate_zero_shot(
-        options.run,
+    return evaluate_zero_shot(
+        run,
         data=options.data,
         split=options.split,
         classes=options.classes,
@@ -318,8 +348,6 @@ def _evaluate(options: argparse.Namespace, words: list[str]) -> None:
         allow_overlap=options.allow_overlap,
         drop_overlap=options.drop_overlap,
     )
-    print("\n".join(spoken(read_evaluation(path))))
-    print(f"{path}; next: cleft report {options.run}")
 
 
 def _report(options: argparse.Namespace, words: list[str]) -> None:

@@ -12,8 +12,10 @@ from tests.fakes.chexpert import chexpert_row, write_fake_chexpert
 from cleft.config import load_settings
 from cleft.data.prompts import absent_prompt, class_prompt
 from cleft.errors import ConfigError, DataError
+from cleft.evaluation.compare import compare
+from cleft.evaluation.kept import read_kept
 from cleft.evaluation.results import read_evaluation
-from cleft.evaluation.scoring import Draws
+from cleft.evaluation.scoring import Draws, measured, measures_of
 from cleft.evaluation.zero_shot import evaluate_zero_shot
 from cleft.learning.material import read_material
 from cleft.learning.run import open_run
@@ -297,3 +299,48 @@ def test_a_context_that_never_saw_a_class_is_noted(home, tmp_path):
     assert "The context was learned for Edema, Atelectasis; it never saw Cardiomegaly." in found.notes
     _, other = ask(run, classes="Edema,Cardiomegaly", prompts="handwritten")
     assert not any("The context" in note for note in other.notes)
+
+
+def test_the_answers_image_by_image_give_the_numbers_again(home):
+    path, found = ask(home / "plain")
+    kept = read_kept(path, found).scored()
+    again = {result.metric: result for result in measured(measures_of(kept, found.classes), kept.patients, FEW)}
+    for result in found.results:
+        assert again[result.metric].value == pytest.approx(result.value)
+        assert again[result.metric].images == result.images
+    assert len(set(kept.patients)) == found.results[0].patients
+
+
+def test_two_runs_are_compared_on_the_same_images(home):
+    (one, found), (other, _) = ask(home / "plain"), ask(home / "run")
+    comparison = compare(one, other, draws=FEW)
+    assert (comparison.first, comparison.second, comparison.ids_digest) == ("plain", "run", found.ids_digest)
+    assert comparison.differences[0].first == found.results[0].value
+    with pytest.raises(DataError, match="results of another split"):
+        compare(one, ask(home / "run", per_class=2)[0])
+
+
+def test_calibration_is_measured_and_says_why_there_is_no_temperature(home):
+    _, found = ask(home / "plain")
+    assert found.calibration.ece.images == found.results[0].images
+    assert sum(point.images for point in found.calibration.bins) == found.results[0].images
+    assert found.calibration.reason.startswith("no temperature: ")  # there are hardly any validation images
+    _, every = ask(home / "plain", split="train", allow_overlap=True)
+    assert every.calibration.reason == (
+        "no temperature: the train images are asked about, which are not apart from validation"
+    )
+
+
+def test_validation_images_are_asked_for_a_temperature(home, monkeypatch):
+    monkeypatch.setattr("cleft.evaluation.calibration.FEWEST_IMAGES", 1)
+    _, found = ask(home / "plain", scoring="present-absent", classes="Edema,Fracture", blank="absent")
+    # Random weights may be no better than guessing; that too is learned from the validation images alone.
+    assert found.calibration.temperature or "by guessing" in found.calibration.reason
+
+
+def test_groups_of_patients_have_their_numbers(home):
+    _, found = ask(home / "plain")
+    by = {groups.by: groups for groups in found.subgroups}
+    assert {group.name for group in by["view"].groups} == {"AP", "PA"}
+    assert sum(group.images for group in by["view"].groups) == found.results[0].images
+    assert [gap.metric for gap in by["view"].gaps] == ["accuracy", "auc"]

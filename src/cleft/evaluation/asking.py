@@ -14,13 +14,18 @@ from typing import Literal
 
 from cleft.config import DataConfig, Settings, load_settings
 from cleft.data import data_config
+from cleft.data.batches import eval_loader
+from cleft.data.counting import FEWEST_PATIENTS
 from cleft.data.splits.draws import ids_digest
-from cleft.errors import CheckpointError, ConfigError
+from cleft.errors import CheckpointError, ConfigError, DataError
+from cleft.evaluation.calibration import calibrate
 from cleft.evaluation.examples import pick_examples
 from cleft.evaluation.questions import Answers, Blank
-from cleft.evaluation.scoring import Draws
+from cleft.evaluation.scoring import Draws, Scored
 from cleft.evaluation.selection import Part, PerClass, Selection, select_images
-from cleft.types import Evaluation, ImageModel, Result
+from cleft.evaluation.subgroups import by_subgroup
+from cleft.learning.encode import EncodingModel, encode_images
+from cleft.types import Embeddings, Evaluation, ImageModel, Result
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +96,26 @@ class Question:
             progress=progress,
         )
 
+    def validation(
+        self, run: Path, settings: Settings, *, progress: bool = True
+    ) -> tuple[Selection | None, str | None]:
+        """Reads the validation images of the same data, to fit a temperature on; or says why there are none.
+
+        A question that is not put to the test images has none: they may be among those that are asked about. Whether
+        the run has seen them does not matter for a single number.
+        """
+        if self.split != "test":
+            return None, f"no temperature: the {self.split} images are asked about, which are not apart from validation"
+        try:
+            return select_images(
+                run, self.config(settings), settings, "val", allow_overlap=True, progress=progress
+            ), None
+        except DataError as error:
+            if error.reason == "no-image":
+                return None, "no temperature: the data have no validation part"
+            log.warning("the validation images cannot be used, so no temperature is fitted: %s", error)
+            return None, "no temperature: the validation images cannot be used"
+
     def command(self, run: Path, task: str, options: Mapping[str, object]) -> str:
         """What to type for the same evaluation, without folders.
 
@@ -112,6 +137,33 @@ class Question:
         words = [f"{name} {shlex.quote(str(value))}" for name, value in asked.items() if value is not None]
         flags = ["--allow-overlap"] * self.allow_overlap + ["--drop-overlap"] * self.drop_overlap
         return " ".join(["cleft evaluate", run.resolve().name, f"--task {task}", *words, *flags])
+
+
+def embed_images(
+    run: Path, model: EncodingModel, images: Selection, settings: Settings, weights: str, *, progress: bool = True
+) -> Embeddings:
+    """Encodes selected images, or takes what an equal pass left in the run's `embeddings`.
+
+    Args:
+        run: Run folder.
+        model: Its model.
+        images: What to encode.
+        settings: Of the run.
+        weights: Digest of the model's weights.
+        progress: Whether to show a bar.
+
+    Raises:
+        NumericsError: If an embedding is not finite.
+    """
+    return encode_images(
+        model,
+        eval_loader(images.records, images.prepared, images.findings, settings, batch_size=BATCH),
+        images.records,
+        images.findings,
+        folder=run / "embeddings",
+        key={"weights": weights, "pixels": images.prepared.digest, "size": str(settings.images.size)},
+        progress=progress,
+    )
 
 
 def class_names(classes: str | Sequence[str] | None) -> tuple[str, ...] | None:
@@ -137,6 +189,8 @@ def write_down(
     class_prompts: Sequence[str] = (),
     options: Mapping[str, object] | None = None,
     notes: Sequence[str] = (),
+    validation: Scored | None = None,
+    unvalidated: str | None = None,
 ) -> Evaluation:
     """Makes the noun of a result file of answers and of the images they are about.
 
@@ -154,6 +208,8 @@ def write_down(
         class_prompts: These prompts.
         options: Options of the command besides those of `question`.
         notes: What a reader must know of this task, behind the notes of images and answers.
+        validation: Answers to validation images of the same data, to fit a temperature on.
+        unvalidated: Why there are none.
 
     Returns:
         The evaluation; an AUC that says the opposite of what it should is warned of, in its notes and in the log.
@@ -161,13 +217,14 @@ def write_down(
     turned = reversal_notes(answers.results)
     for note in turned:
         log.warning("%s", note)
+    asked = [images.records[row] for row in answers.rows]
     return Evaluation(
         task=task,
         dataset=images.dataset,
         split=question.split,
         split_recipe=images.recipe,
         split_digest=images.split_digest,
-        ids_digest=ids_digest(images.records[row].id for row in answers.rows),
+        ids_digest=ids_digest(record.id for record in asked),
         checkpoint=checkpoint,
         scoring=question.scoring,
         prompts=prompts,
@@ -183,6 +240,8 @@ def write_down(
         command=question.command(run, task, options or {}),
         seed=draws.seed,
         notes=(*images.notes, *answers.notes, *turned, *notes),
+        calibration=calibrate(answers.scored, validation, reason=unvalidated, draws=draws),
+        subgroups=by_subgroup(answers.scored, asked, classes, draws, fewest=1 if images.synthetic else FEWEST_PATIENTS),
     )
 
 

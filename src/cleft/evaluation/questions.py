@@ -84,15 +84,10 @@ def answer_multi_class(
         ConfigError: If there are fewer than two classes.
         DataError: If no image shows exactly one of them.
     """
-    if len(classes) < 2:
-        raise ConfigError(f"classes={list(classes)}: multi-class scoring needs two; or use --scoring present-absent")
-    present = label_columns(images, classes) == 1
-    rows = np.flatnonzero(present.sum(axis=1) == 1)
-    counts = _counts(present.sum(axis=1))
-    if not len(rows):
-        raise DataError(f"no image shows exactly one of {', '.join(classes)} ({counts})", reason="no-image")
-    truth, asked = present[rows].argmax(axis=1), logits[rows]
-    patients, views = [images.patients[row] for row in rows], [images.views[row] for row in rows]
+    rows, scored = score_one_class(logits, images, classes)
+    several = (label_columns(images, classes) == 1).sum(axis=1)
+    counts, truth, asked = _counts(several), scored.truth.astype(np.intp), scored.scores
+    patients, views = scored.patients, [images.views[row] for row in rows]
     odds = log_odds(asked)
     answers = asked.argmax(axis=1)
     positive = positive_class(classes)
@@ -103,10 +98,10 @@ def answer_multi_class(
         floors=class_floors(truth, views, classes, patients, draws),
         confusion=confusion(truth, answers, len(classes)),
         roc={classes[c]: roc_points(odds[:, c], truth == c) for c in drawn if (truth == c).any()},
-        rows=rows.tolist(),
+        rows=rows,
         truths=[classes[int(c)] for c in truth],
         probabilities=softmax(asked, axis=1),
-        scored=Scored(asked, truth.astype(np.float64), patients),
+        scored=scored,
         notes=[f"Asked of the {len(rows):,} images that show exactly one of the classes ({counts})."]
         + [f"No image shows {name}; it could be answered all the same." for name in absent],
     )
@@ -134,14 +129,10 @@ def answer_present_absent(
     Raises:
         DataError: If no finding is known of any image.
     """
-    labels = label_columns(images, findings)
-    labels[labels == -1] = np.nan
-    blanks = int(np.isnan(labels).sum())
-    if blank == "absent":
-        labels[np.isnan(labels)] = 0
-    if np.isnan(labels).all():
-        raise DataError(f"no image says whether {' or '.join(findings)} is there", reason="no-image")
-    scores = present_logits - absent_logits
+    scored = score_presence(present_logits, absent_logits, images, findings, blank=blank)
+    scores, labels = scored.scores, scored.truth
+    given = label_columns(images, findings)
+    blanks = int((np.isnan(given) | (given == -1)).sum())
     known = ~np.isnan(labels)
     meaning = "count as absent" if blank == "absent" else "are not known and not asked about"
     return Answers(
@@ -156,12 +147,69 @@ def answer_present_absent(
         rows=list(range(len(labels))),
         truths=[", ".join(name for name, label in zip(findings, row, strict=True) if label == 1) for row in labels],
         probabilities=expit(scores),
-        scored=Scored(scores, labels, images.patients),
+        scored=scored,
         notes=[
             f"Asked of {len(labels):,} images, finding by finding; {blanks:,} of {labels.size:,} labels are blank or "
             f"uncertain and {meaning}."
         ],
     )
+
+
+def score_one_class(
+    logits: Floats, images: Embeddings | LabelledImages, classes: Sequence[str]
+) -> tuple[list[int], Scored]:
+    """Picks the images that show exactly one of the classes.
+
+    Args:
+        logits: One column per class, `[N, C]`.
+        images: Labels and patients of the images, `[N]`.
+        classes: At least two columns of the labels.
+
+    Returns:
+        Their rows, and the answers to them.
+
+    Raises:
+        ConfigError: If there are fewer than two classes.
+        DataError: If no image shows exactly one of them.
+    """
+    if len(classes) < 2:
+        raise ConfigError(f"classes={list(classes)}: multi-class scoring needs two; or use --scoring present-absent")
+    present = label_columns(images, classes) == 1
+    rows = np.flatnonzero(present.sum(axis=1) == 1)
+    if not len(rows):
+        counts = _counts(present.sum(axis=1))
+        raise DataError(f"no image shows exactly one of {', '.join(classes)} ({counts})", reason="no-image")
+    truth = present[rows].argmax(axis=1).astype(np.float64)
+    return rows.tolist(), Scored(logits[rows], truth, [images.patients[row] for row in rows])
+
+
+def score_presence(
+    present_logits: Floats,
+    absent_logits: Floats,
+    images: Embeddings | LabelledImages,
+    findings: Sequence[str],
+    *,
+    blank: Blank = "unknown",
+) -> Scored:
+    """Holds the prompt of each finding against that of its absence, for all images.
+
+    Args:
+        present_logits: Logits of the prompts that name the findings, `[N, C]`.
+        absent_logits: Logits of the prompts that deny them, `[N, C]`.
+        images: Labels and patients of the images, `[N]`.
+        findings: Columns of the labels, `[C]`.
+        blank: Whether a finding nobody mentioned, or that is uncertain, is not known, or absent.
+
+    Raises:
+        DataError: If no finding is known of any image.
+    """
+    labels = label_columns(images, findings)
+    labels[labels == -1] = np.nan
+    if blank == "absent":
+        labels[np.isnan(labels)] = 0
+    if np.isnan(labels).all():
+        raise DataError(f"no image says whether {' or '.join(findings)} is there", reason="no-image")
+    return Scored(present_logits - absent_logits, labels, images.patients)
 
 
 def label_columns(images: Embeddings | LabelledImages, classes: Sequence[str]) -> Floats:

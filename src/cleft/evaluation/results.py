@@ -8,11 +8,13 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from cleft.codec import from_json, to_json, write_whole
 from cleft.errors import DataError, ResourceError
-from cleft.types import Evaluation, Result
+from cleft.evaluation.kept import Kept, write_kept
+from cleft.types import Calibration, Evaluation, Result, Subgroups
 
 
 def result_name(evaluation: Evaluation) -> str:
@@ -56,7 +58,28 @@ def spoken(evaluation: Evaluation) -> list[str]:
         ...     floors=(Result(metric="majority-class/auc", value=0.5),)))
         ['auc 0.900 [0.850-0.940], 60 images of 40 patients; floor 0.500 (majority-class)']
     """
-    return [_line(result, evaluation.floors) for result in evaluation.results if "/" not in result.metric]
+    lines = [_line(result, evaluation.floors) for result in evaluation.results if "/" not in result.metric]
+    return [*lines, *_calibration_lines(evaluation.calibration), *_gap_lines(evaluation.subgroups)]
+
+
+def _calibration_lines(found: Calibration | None) -> list[str]:
+    if found is None:
+        return []
+    lines = [_line(found.ece, ())]
+    if found.ece_after is None or found.temperature is None:
+        return [f"{lines[0]}; {found.reason}"] if found.reason else lines
+    fitted = f"temperature {found.temperature:.3g}, fitted on {found.fitted_on:,} validation images"
+    return [*lines, f"{_line(found.ece_after, ())}; {fitted}"]
+
+
+def _gap_lines(found: Sequence[Subgroups]) -> list[str]:
+    """How far groups of patients lie apart, where that was measured."""
+    return [
+        _line(replace(gap, metric=f"{gap.metric} gap by {groups.by}"), ())
+        for groups in found
+        for gap in groups.gaps
+        if gap.value is not None
+    ]
 
 
 def _line(result: Result, floors: Sequence[Result]) -> str:
@@ -72,12 +95,13 @@ def _line(result: Result, floors: Sequence[Result]) -> str:
     return f"{result.metric} {value}{interval}{reason}, {result.images:,} images of {result.patients:,} patients{floor}"
 
 
-def write_evaluation(evaluation: Evaluation, folder: Path) -> Path:
+def write_evaluation(evaluation: Evaluation, folder: Path, kept: Kept | None = None) -> Path:
     """Writes one evaluation into a run's `results`, in place of an earlier one of the same question.
 
     Args:
         evaluation: What was measured.
         folder: The run's `results` folder; made where it is missing.
+        kept: The answers image by image, which are written beside it, so that another model can be compared.
 
     Returns:
         The file. Only its owner may read it while it carries images of patients.
@@ -86,9 +110,12 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> Path:
         ResourceError: If it cannot be written; an earlier file then stays as it was.
     """
     path = folder / f"{result_name(evaluation)}.json"
-    mode = 0o644 if evaluation.synthetic or not evaluation.examples else 0o600
+    shown = evaluation.examples or any(each.examples for each in evaluation.retrieval)
+    mode = 0o644 if evaluation.synthetic or not shown else 0o600
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if kept is not None:
+            write_kept(kept, path, evaluation)
         write_whole(path, to_json(evaluation).encode(), mode=mode)
     except OSError as error:
         raise ResourceError(f"cannot write {path} ({error.strerror}); make room or choose another folder") from error

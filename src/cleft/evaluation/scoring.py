@@ -289,10 +289,7 @@ def measured(
         rule: Put in front of each metric.
     """
     found: dict[int, Result] = {}
-    alike: dict[bytes, list[int]] = {}
-    for place, measure in enumerate(measures):
-        alike.setdefault(measure.rows.tobytes(), []).append(place)
-    for places in alike.values():
+    for places in same_images(measures):
         whose = [patient for patient, known in zip(patients, measures[places[0]].rows, strict=True) if known]
         defined = [(place, each) for place in places if (each := measures[place].statistic) is not None]
         bounds = intervals([each for _, each in defined], whose, resamples=draws.resamples, seed=draws.seed)
@@ -309,6 +306,14 @@ def measured(
                 reason="; ".join(sentence for sentence in (measures[place].reason, doubt) if sentence) or None,
             )
     return tuple(found[place] for place in range(len(measures)))
+
+
+def same_images(measures: Sequence[Measure]) -> list[list[int]]:
+    """Places of the measures that rest on the same images, so that they can share resamples."""
+    alike: dict[bytes, list[int]] = {}
+    for place, measure in enumerate(measures):
+        alike.setdefault(measure.rows.tobytes(), []).append(place)
+    return list(alike.values())
 
 
 def _noted(part: Measure, note: str | None) -> Measure:

@@ -16,16 +16,31 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cleft.data.batches import eval_loader
 from cleft.data.prompts import absent_name, absent_prompt, choose_classes, class_prompt
 from cleft.data.wordings import Wording, check_wording, find_wording
-from cleft.errors import ConfigError
-from cleft.evaluation.asking import BATCH, Question, Scoring, check_images, class_names, run_settings, write_down
-from cleft.evaluation.questions import Answers, Blank, answer_multi_class, answer_present_absent, class_logits
+from cleft.errors import ConfigError, DataError
+from cleft.evaluation.asking import (
+    Question,
+    Scoring,
+    check_images,
+    class_names,
+    embed_images,
+    run_settings,
+    write_down,
+)
+from cleft.evaluation.kept import keep
+from cleft.evaluation.metrics import Floats
+from cleft.evaluation.questions import (
+    Blank,
+    answer_multi_class,
+    answer_present_absent,
+    class_logits,
+    score_one_class,
+    score_presence,
+)
 from cleft.evaluation.results import write_evaluation
-from cleft.evaluation.scoring import USUAL_DRAWS, Draws
+from cleft.evaluation.scoring import USUAL_DRAWS, Draws, Scored
 from cleft.evaluation.selection import Part
-from cleft.learning.encode import encode_images
 from cleft.learning.files import read_json
 from cleft.learning.surroundings import device_of
 from cleft.towers.checkpoint import check_reads_texts, load_model, weights_digest
@@ -104,16 +119,19 @@ def evaluate_zero_shot(
     check_images(run, model, settings)
     weights = weights_digest(run)
     behind = choose_prompts(model, prompts)
-    embeddings = encode_images(
-        model,
-        eval_loader(images.records, images.prepared, images.findings, settings, batch_size=BATCH),
-        images.records,
-        images.findings,
-        folder=run / "embeddings",
-        key={"weights": weights, "pixels": images.prepared.digest, "size": str(settings.images.size)},
-        progress=progress,
-    )
-    answers, sentences = _ask(model, embeddings, asked, images.opening, scoring, behind, words, blank, draws)
+    embeddings = embed_images(run, model, images, settings, weights, progress=progress)
+    sentences, embeds = _encode_classes(model, asked, images.opening, scoring, behind, words)
+    logits = class_logits(embeddings.image_embeds, embeds, model.logit_scale)
+    if scoring == "multi-class":
+        answers = answer_multi_class(logits, embeddings, asked, draws)
+    else:
+        answers = answer_present_absent(*_halves(logits), embeddings, asked, draws, blank=blank)
+    held, unvalidated = question.validation(run, settings, progress=progress)
+    validation = None
+    if held is not None:
+        known = embed_images(run, model, held, settings, weights, progress=progress)
+        validation = _score(class_logits(known.image_embeds, embeds, model.logit_scale), known, asked, scoring, blank)
+        unvalidated = None if validation else "no temperature: no validation image can be asked this"
     evaluation = write_down(
         question,
         run,
@@ -128,8 +146,11 @@ def evaluate_zero_shot(
         class_prompts=sentences,
         options={"--prompts": prompts, "--wording": None if wording is None else Path(wording).name},
         notes=_notes_of(run, behind, scoring, asked),
+        validation=validation,
+        unvalidated=unvalidated,
     )
-    return write_evaluation(replace(evaluation, wording=words.name), run / "results")
+    kept = keep(answers.scored, [embeddings.ids[row] for row in answers.rows])
+    return write_evaluation(replace(evaluation, wording=words.name), run / "results", kept)
 
 
 def choose_prompts(model: DualEncoder, prompts: Prompts) -> Literal["context", "handwritten"]:
@@ -148,40 +169,43 @@ def choose_prompts(model: DualEncoder, prompts: Prompts) -> Literal["context", "
     return prompts
 
 
-def _ask(
+def _encode_classes(
     model: DualEncoder,
-    embeddings: Embeddings,
     classes: Sequence[str],
     opening: str,
     scoring: Scoring,
     behind: Literal["context", "handwritten"],
     words: Wording,
-    blank: Blank,
-    draws: Draws,
-) -> tuple[Answers, list[str]]:
-    """The answers, and the sentences that were compared."""
-    names = [words.phrase(name) for name in classes]
-    denied = [absent_name(name, words) for name in classes]
-    written = [class_prompt(name, opening, words) for name in classes]
-    if scoring == "multi-class":
-        sentences, embeds = _encode_classes(model, names, written, behind)
-        logits = class_logits(embeddings.image_embeds, embeds, model.logit_scale)
-        return answer_multi_class(logits, embeddings, classes, draws), sentences
-    written += [absent_prompt(name, opening, words) for name in classes]
-    sentences, embeds = _encode_classes(model, [*names, *denied], written, behind)
-    logits = class_logits(embeddings.image_embeds, embeds, model.logit_scale)
-    present, absent = logits[:, : len(classes)], logits[:, len(classes) :]
-    return answer_present_absent(present, absent, embeddings, classes, draws, blank=blank), sentences
-
-
-def _encode_classes(
-    model: DualEncoder, names: Sequence[str], written: Sequence[str], behind: Literal["context", "handwritten"]
 ) -> tuple[list[str], Tensor]:
-    """The sentences as the page prints them, and their embeddings `[C, E]`."""
+    """The sentences that stand for the classes, as the page prints them, and their embeddings, `[C, E]`.
+
+    To say whether findings are there, those that deny them come behind, `[2 C, E]`.
+    """
+    names = [words.phrase(name) for name in classes]
+    written = [class_prompt(name, opening, words) for name in classes]
+    if scoring == "present-absent":
+        names += [absent_name(name, words) for name in classes]
+        written += [absent_prompt(name, opening, words) for name in classes]
     with torch.no_grad():
         if behind == "context":
             return [f"[learned context] {name}" for name in names], model.encode_class_names(names)
-        return list(written), model.encode_text(written)
+        return written, model.encode_text(written)
+
+
+def _halves(logits: Floats) -> tuple[Floats, Floats]:
+    """Logits of the sentences that name findings, and of those that deny them, `[N, C]` each."""
+    findings = logits.shape[1] // 2
+    return logits[:, :findings], logits[:, findings:]
+
+
+def _score(logits: Floats, images: Embeddings, classes: Sequence[str], scoring: Scoring, blank: Blank) -> Scored | None:
+    """What stands behind the numbers, without measuring them; None where no image can be asked."""
+    try:
+        if scoring == "multi-class":
+            return score_one_class(logits, images, classes)[1]
+        return score_presence(*_halves(logits), images, classes, blank=blank)
+    except DataError:
+        return None
 
 
 def _notes_of(run: Path, behind: str, scoring: Scoring, asked: Sequence[str]) -> list[str]:

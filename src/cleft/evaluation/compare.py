@@ -1,0 +1,181 @@
+"""Two models on the same images: is one better, or does it only look so on these patients?
+
+Each resample of patients is given to both models. What makes a patient hard or easy for both falls out of the
+difference, so that its interval is narrower than two intervals side by side would let one think.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cleft.codec import to_json, write_whole
+from cleft.errors import DataError, ResourceError
+from cleft.evaluation.kept import read_kept
+from cleft.evaluation.metrics import paired_intervals, value_of
+from cleft.evaluation.results import read_evaluation
+from cleft.evaluation.scoring import USUAL_DRAWS, Draws, Measure, difference, measures_of, same_images
+from cleft.types import Comparison, Difference, Evaluation
+
+
+def compare(first: Path, second: Path, *, draws: Draws = USUAL_DRAWS, command: str = "") -> Comparison:
+    """Holds two results on the same images against each other.
+
+    Args:
+        first: Result file of a run, `<run>/results/<name>.json`, with its answers beside it.
+        second: Another.
+        draws: How intervals are drawn.
+        command: What was typed, without folders.
+
+    Returns:
+        The differences in accuracy and AUC, first minus second, all classes together and one by one.
+
+    Raises:
+        DataError: If a file is missing or damaged, or the two were measured on other images, labels or classes.
+    """
+    one, other = read_evaluation(first), read_evaluation(second)
+    _refuse_strangers(first, one, second, other)
+    mine, theirs = read_kept(first, one), read_kept(second, other)
+    if not np.array_equal(mine.truth, theirs.truth, equal_nan=True):
+        raise DataError(
+            f"{_named(first)} and {_named(second)} were measured on the same images with other labels; evaluate both "
+            f"with the same data.labels, data.uncertain and --blank",
+            reason="other-labels",
+        )
+    patients = mine.scored().patients
+    pairs = list(
+        zip(
+            measures_of(mine.scored(), one.classes, rankings=("auc",)),
+            measures_of(theirs.scored(), other.classes, rankings=("auc",)),
+            strict=True,
+        )
+    )
+    return Comparison(
+        first=_run(first),
+        second=_run(second),
+        first_result=first.name,
+        second_result=second.name,
+        first_task=one.task,
+        second_task=other.task,
+        first_checkpoint=one.checkpoint,
+        second_checkpoint=other.checkpoint,
+        dataset=one.dataset,
+        split=one.split,
+        ids_digest=one.ids_digest,
+        scoring=one.scoring,
+        classes=one.classes,
+        differences=_differences(pairs, patients, draws),
+        synthetic=one.synthetic and other.synthetic,
+        command=command,
+        seed=draws.seed,
+        resamples=draws.resamples,
+        notes=tuple(dict.fromkeys(note for each in (one, other) for note in each.notes if note.startswith("Beware"))),
+    )
+
+
+def write_comparison(comparison: Comparison, run: Path) -> Path:
+    """Writes a comparison into the `comparisons` of a run, in place of an earlier one of the same two results.
+
+    Raises:
+        ResourceError: If it cannot be written.
+    """
+    pair = "|".join((comparison.first_result, comparison.second, comparison.second_result))
+    digest = hashlib.sha256(pair.encode()).hexdigest()[:8]
+    path = run / "comparisons" / f"{Path(comparison.first_result).stem}-against-{comparison.second}-{digest}.json"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, to_json(comparison).encode(), mode=0o644)
+    except OSError as error:
+        raise ResourceError(f"cannot write {path} ({error.strerror}); make room or choose another folder") from error
+    return path
+
+
+def spoken_comparison(comparison: Comparison) -> list[str]:
+    """The differences in a few lines.
+
+    Example:
+        >>> spoken_comparison(Comparison(
+        ...     first="lora", second="ia3", first_result="", second_result="", first_task="", second_task="",
+        ...     first_checkpoint="", second_checkpoint="", dataset="", split="", ids_digest="", scoring="", classes=(),
+        ...     differences=(Difference(metric="auc", first=0.9, second=0.8, difference=0.1, interval=(0.04, 0.15),
+        ...         p_value=0.002, images=60, patients=40),)))
+        ['auc lora 0.900, ia3 0.800: difference +0.100 [+0.040 +0.150], p 0.002, 60 images of 40 patients']
+    """
+    return [_line(each, comparison) for each in comparison.differences if "/" not in each.metric]
+
+
+def _line(found: Difference, comparison: Comparison) -> str:
+    values = [
+        f"{name} {'not measured' if value is None else f'{value:.3f}'}"
+        for name, value in ((comparison.first, found.first), (comparison.second, found.second))
+    ]
+    told = "not measured" if found.difference is None else f"{found.difference:+.3f}"
+    bounds = "" if found.interval is None else f" [{found.interval[0]:+.3f} {found.interval[1]:+.3f}]"
+    sure = "" if found.p_value is None else f", p {found.p_value:.3f}"
+    reason = f" ({found.reason})" if found.reason else ""
+    rests = f"{found.images:,} images of {found.patients:,} patients"
+    return f"{found.metric} {', '.join(values)}: difference {told}{bounds}{sure}{reason}, {rests}"
+
+
+def _differences(
+    pairs: Sequence[tuple[Measure, Measure]], patients: Sequence[str], draws: Draws
+) -> tuple[Difference, ...]:
+    apart = [difference(one.metric, one, other) for one, other in pairs]
+    found: dict[int, Difference] = {}
+    for places in same_images(apart):
+        rows = apart[places[0]].rows
+        whose = [patient for patient, asked in zip(patients, rows, strict=True) if asked]
+        defined = {place: each for place in places if (each := apart[place].statistic) is not None}
+        drawn = paired_intervals(list(defined.values()), whose, resamples=draws.resamples, seed=draws.seed)
+        tested = dict(zip(defined, drawn, strict=True))
+        for place in places:
+            values = [_value(measure) for measure in pairs[place]]
+            interval, p_value = tested.get(place, (None, None))
+            reasons = [apart[place].reason, interval.reason if interval else None]
+            found[place] = Difference(
+                metric=apart[place].metric,
+                first=values[0],
+                second=values[1],
+                difference=None if values[0] is None or values[1] is None else values[0] - values[1],
+                interval=interval.bounds if interval else None,
+                p_value=p_value,
+                images=len(whose),
+                patients=len(set(whose)),
+                reason="; ".join(reason for reason in reasons if reason) or None,
+            )
+    return tuple(found[place] for place in range(len(pairs)))
+
+
+def _value(measure: Measure) -> float | None:
+    return None if measure.statistic is None else value_of(measure.statistic, int(measure.rows.sum()))
+
+
+def _refuse_strangers(first: Path, one: Evaluation, second: Path, other: Evaluation) -> None:
+    if one.ids_digest != other.ids_digest:
+        raise DataError(
+            f"results of another split: {_named(first)} was measured on the images {one.ids_digest}, {_named(second)} "
+            f"on {other.ids_digest}; evaluate both with the same --data, --split and split file",
+            reason="other-images",
+        )
+    for what, mine, theirs in (
+        ("scoring", one.scoring, other.scoring),
+        ("classes", ", ".join(one.classes), ", ".join(other.classes)),
+    ):
+        if mine != theirs:
+            raise DataError(
+                f"{_named(first)} and {_named(second)} answer different questions: {what} {mine} there, {theirs} here; "
+                f"evaluate both with the same --{what}",
+                reason="other-question",
+            )
+
+
+def _named(result: Path) -> str:
+    return f"{_run(result)}/{result.name}"
+
+
+def _run(result: Path) -> str:
+    """Name of the run's folder that a result lies in."""
+    return result.resolve().parent.parent.name

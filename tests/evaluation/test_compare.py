@@ -1,0 +1,146 @@
+"""Two models on the same images, with answers made by hand."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from tests.fakes.fake_runs import evaluation
+
+from cleft.codec import from_json, to_json
+from cleft.errors import DataError
+from cleft.evaluation.compare import compare, spoken_comparison, write_comparison
+from cleft.evaluation.kept import keep, kept_beside, write_kept
+from cleft.evaluation.metrics import accuracy, auc, intervals, value_of
+from cleft.evaluation.scoring import Draws, Scored
+from cleft.types import Comparison
+
+CLASSES = ("Edema", "Pneumonia")
+IMAGES = 80
+IDS = [f"image {i}" for i in range(IMAGES)]
+TRUTH = (np.arange(IMAGES) % 2).astype(float)
+FEW = Draws(resamples=200)
+
+
+def answers(wrong, *, noise=0):
+    """Logits of two classes; the first images of the list are answered wrongly."""
+    generator = np.random.default_rng(noise)
+    given = np.where(np.arange(IMAGES) < wrong, 1 - TRUTH, TRUTH).astype(int)
+    scores = generator.random((IMAGES, 2)) / 10
+    scores[np.arange(IMAGES), given] += 1
+    return scores
+
+
+def write(folder, name, scores, *, truth=TRUTH, **changes):
+    """A run of one result, as an evaluation leaves it."""
+    found = evaluation(0.6 + len(name) / 100, classes=CLASSES, **changes)
+    path = folder / name / "results" / "zero-shot.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(to_json(found))
+    patients = [f"patient {i // 2}" for i in range(IMAGES)]
+    write_kept(keep(Scored(scores, truth, patients), IDS), path, found)
+    return path
+
+
+def by_metric(comparison):
+    return {each.metric: each for each in comparison.differences}
+
+
+def test_the_difference_is_that_of_the_two_numbers(tmp_path):
+    one, other = answers(8, noise=1), answers(24, noise=2)
+    found = compare(write(tmp_path, "good", one), write(tmp_path, "worse", other), draws=FEW)
+    hits = by_metric(found)["accuracy"]
+    assert (hits.first, hits.second) == (72 / 80, 56 / 80)
+    assert hits.difference == pytest.approx(16 / 80)
+    assert hits.interval[0] < 0.2 < hits.interval[1]
+    assert (hits.images, hits.patients) == (80, 40)
+    area = by_metric(found)["auc/Edema"]
+    odds = (one[:, 0] - one[:, 1]).astype(np.float32)
+    assert area.first == pytest.approx(value_of(auc(odds, TRUTH == 0), IMAGES), abs=1e-3)
+    assert (found.first, found.second, found.first_result) == ("good", "worse", "zero-shot.json")
+    assert (found.classes, found.scoring, found.resamples) == (CLASSES, "multi-class", 200)
+
+
+def test_a_model_against_itself_differs_in_nothing(tmp_path):
+    path = write(tmp_path, "one", answers(20))
+    for each in compare(path, path, draws=FEW).differences:
+        assert (each.difference, each.interval, each.p_value) == (0.0, (0.0, 0.0), 1.0)
+
+
+def test_a_clear_difference_has_a_small_p_value_and_a_small_one_has_not(tmp_path):
+    good, worse = write(tmp_path, "good", answers(4)), write(tmp_path, "worse", answers(40))
+    near = write(tmp_path, "nearly", answers(5))
+    assert by_metric(compare(good, worse, draws=FEW))["accuracy"].p_value == pytest.approx(2 / 201)
+    small = by_metric(compare(good, near, draws=FEW))["accuracy"]
+    assert small.p_value > 0.05
+    assert small.interval[0] <= 0 <= small.interval[1]
+
+
+def test_turned_round_the_sign_changes_and_nothing_else(tmp_path):
+    good, worse = write(tmp_path, "good", answers(4)), write(tmp_path, "worse", answers(12))
+    one, other = (by_metric(compare(*pair, draws=FEW))["accuracy"] for pair in ((good, worse), (worse, good)))
+    assert one.difference == -other.difference
+    assert one.p_value == other.p_value
+    assert one.interval == pytest.approx((-other.interval[1], -other.interval[0]))
+
+
+def test_pairs_of_resamples_are_narrower_than_two_intervals_apart(tmp_path):
+    # Both models fail on the same patients, so that what differs is three images.
+    found = compare(write(tmp_path, "one", answers(40)), write(tmp_path, "two", answers(43)), draws=FEW)
+    low, high = by_metric(found)["accuracy"].interval
+    patients = [f"patient {i // 2}" for i in range(IMAGES)]
+    [(bounds, _)] = intervals([accuracy(np.arange(IMAGES) >= 40)], patients)
+    assert high - low < (bounds[1] - bounds[0]) / 2
+
+
+def test_findings_are_compared_where_they_are_known(tmp_path):
+    labels = np.stack([TRUTH, np.where(np.arange(IMAGES) < 60, 1 - TRUTH, np.nan)], axis=1)
+    scores = np.where(np.nan_to_num(labels) == 1, 1.0, -1.0)
+    options = {"truth": labels, "scoring": "present-absent"}
+    found = by_metric(
+        compare(write(tmp_path, "one", scores, **options), write(tmp_path, "two", -scores, **options), draws=FEW)
+    )
+    assert (found["accuracy/Edema"].images, found["accuracy/Pneumonia"].images) == (80, 60)
+    assert found["accuracy"].difference == pytest.approx(1.0)
+    assert found["auc/Pneumonia"].difference == pytest.approx(1.0)
+
+
+def test_other_images_are_refused_and_both_digests_named(tmp_path):
+    one = write(tmp_path, "one", answers(1), ids_digest="a" * 16)
+    other = write(tmp_path, "other", answers(1), ids_digest="b" * 16)
+    with pytest.raises(
+        DataError,
+        match=f"results of another split: one/zero-shot.json was measured on the images {'a' * 16}, "
+        f"other/zero-shot.json on {'b' * 16}",
+    ):
+        compare(one, other)
+
+
+def test_other_labels_or_another_question_are_refused(tmp_path):
+    one = write(tmp_path, "one", answers(1))
+    with pytest.raises(DataError, match="on the same images with other labels"):
+        compare(one, write(tmp_path, "two", answers(1), truth=1 - TRUTH))
+    asked = write(tmp_path, "three", answers(1), scoring="present-absent")
+    with pytest.raises(DataError, match="different questions: scoring multi-class there, present-absent here"):
+        compare(one, asked)
+    found = json.loads(one.read_text())
+    asked.write_text(to_json(replace(from_json(json.dumps(found), type(evaluation()), where=""), classes=("A", "B"))))
+    with pytest.raises(DataError, match="classes Edema, Pneumonia there, A, B here"):
+        compare(one, asked)
+
+
+def test_a_result_without_answers_is_refused(tmp_path):
+    one, other = write(tmp_path, "one", answers(1)), write(tmp_path, "other", answers(2))
+    kept_beside(other).unlink()
+    with pytest.raises(DataError, match=r"zero-shot\.json has no answers image by image"):
+        compare(one, other)
+
+
+def test_a_comparison_is_a_file_of_the_first_run(tmp_path):
+    found = compare(write(tmp_path, "one", answers(1)), write(tmp_path, "two", answers(9)), draws=FEW)
+    path = write_comparison(found, tmp_path / "one")
+    assert path == write_comparison(found, tmp_path / "one")
+    assert path.parent == tmp_path / "one" / "comparisons"
+    assert path.name.startswith("zero-shot-against-two-")
+    assert from_json(path.read_text(), Comparison, where="") == found
+    assert spoken_comparison(found)[0].startswith("accuracy one 0.988, two 0.887: difference +0.100 [+0.0")
