@@ -27,8 +27,8 @@ def convirt_loss(
         ValueError: If the inputs differ in shape or are empty.
 
     Source:
-        Zhang et al., Contrastive Learning of Medical Visual Representations from Paired Images and Text, section 3.2,
-        Eqs. 2 to 4. There is no official code.
+        Zhang et al., Contrastive Learning of Medical Visual Representations from Paired Images and Text. There is no
+        official code.
     """
     loss_i2t, loss_t2i = both_directions(cosines(image_embeds, text_embeds) / temperature)
     return image_to_text * loss_i2t + (1 - image_to_text) * loss_t2i

@@ -60,8 +60,8 @@ def gloria_loss(
         ValueError: If shapes do not fit or a text has no word.
 
     Source:
-        Huang et al., GLoRIA, section 3.3, and the released code, which agree but for the attention (see
-        `local_similarity`). Weights are 1 and 1.
+        Huang et al., GLoRIA, and the released code, which agree but for the attention (see `word_cosines`). Both losses
+        weigh 1.
     """
     return global_loss(image_embeds, text_embeds, text_of=text_of) + local_loss(
         regions, words, word_mask, text_of=text_of
