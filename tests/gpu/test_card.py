@@ -51,6 +51,36 @@ def test_a_tree_changes_no_feature_and_no_gradient_on_a_card(family, adapt, dtyp
     assert error(quick[1], padded[1]) < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("adapt", ["lora", "ia3", "prefix", "full"])
+def test_a_recorded_pass_equals_one_that_is_computed(adapt, dtype):
+    built = tower(adapt=adapt).cuda()
+    computed = tower(adapt=adapt, graphs=False).cuda()
+    for _ in range(3):
+        played, expected = read(built, "tree", dtype), read(computed, "tree", dtype)
+        assert error(played[0], expected[0]) < TOLERANCE[dtype]
+        assert error(played[1], expected[1]) < TOLERANCE[dtype]
+        with torch.no_grad():
+            for mine, other in zip(moving(built), moving(computed), strict=True):
+                mine.mul_(0.99)
+                other.mul_(0.99)
+    assert len(built._recordings._kept) == 1
+    assert not computed._recordings._kept
+
+
+def test_a_recorded_pass_draws_its_dropout_anew_and_from_the_seed():
+    built = tower(dropout=0.5).cuda().train()
+
+    def drawn(seed):
+        torch.manual_seed(seed)
+        return built.encode(CAPTIONS).detach()
+
+    first = drawn(1)
+    assert error(drawn(1), first) < 1e-5
+    assert error(drawn(2), first) > 1e-3
+    assert len(built._recordings._kept) == 1
+
+
 def test_the_card_reads_texts_as_the_processor_does():
     built = tower()
     features = built.encode(CAPTIONS)

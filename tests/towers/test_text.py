@@ -12,6 +12,7 @@ from cleft.config import TextTowerConfig
 from cleft.errors import CheckpointError, ConfigError, DataError
 from cleft.towers import text as text_file
 from cleft.towers.language_model import build_language_model
+from cleft.towers.packing import pad_nodes
 from cleft.towers.text import build_text_tower
 from cleft.towers.tokens import Tokens, learn_tokenizer
 
@@ -159,9 +160,9 @@ def test_a_tree_above_the_limit_is_read_in_pieces_without_a_difference(monkeypat
 def test_padding_nodes_change_nothing(adapt):
     built = tower("gpt2", adapt=adapt)
     plain = built.encode(TEXTS)
-    built.node_multiple = 32
-    padded = built.encode(TEXTS)
-    assert (built.stats.nodes + built.lm.virtual) % 32 == 0
+    packed = pad_nodes(built._tree.subtree(TEXTS), 32, beside=built.lm.virtual)
+    assert (len(packed.input_ids) + built.lm.virtual) % 32 == 0
+    padded = built.read_tree(packed)
     assert error(padded, plain) < 1e-5
     assert error(gradients(padded, moving(built)), gradients(plain, moving(built))) < 1e-5
 

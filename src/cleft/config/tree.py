@@ -213,6 +213,9 @@ class TextTowerConfig:
     packing: Literal["auto", "tree", "distinct", "padded"] = "auto"
     """How a batch of texts is computed: shared beginnings once (causal models), equal texts once, or every text
     padded. Changes speed, never values. `auto` takes the fastest that is exact."""
+    graphs: bool = True
+    """Whether a graphics card plays trees back from CUDA graphs, recorded once for every 32 nodes more: a tree is so
+    little work that the card would wait for Python. Values stay; set it to false where recording fails."""
     gradient_checkpointing: bool = False
     """Less memory, a third more work. Not worth it with the prefix tree."""
 

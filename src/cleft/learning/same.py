@@ -71,6 +71,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
         "image": Role.DECIDES_PRETRAIN,
         "text.gradient_checkpointing": Role.ROUNDS,
         "text.packing": Role.ROUNDS,
+        "text.graphs": Role.ROUNDS,
         "text": Role.DECIDES_PRETRAIN,
         "loss": Role.DECIDES_PRETRAIN,
         "optim": Role.DECIDES_PRETRAIN,

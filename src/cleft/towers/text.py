@@ -24,6 +24,7 @@ from cleft.config import TextTowerConfig
 from cleft.errors import ConfigError
 from cleft.towers.adapt import adapt
 from cleft.towers.exactness import find_fault, why_no_tree
+from cleft.towers.graphs import MOST_NODES, Recordings, node_multiple
 from cleft.towers.language_model import LanguageModel, build_language_model, is_causal, read_text_config
 from cleft.towers.packing import PackedTexts, PrefixTree, pack_texts, pad_nodes, put_behind
 from cleft.towers.tokens import Tokens, end_token, learn_tokenizer, load_tokenizer, refuse_unreadable
@@ -55,7 +56,6 @@ class TextTower(nn.Module):
     Attributes:
         width: Width `D` of a feature.
         packing: `tree`, `distinct` or `padded`; what `auto` stands for once resolved. May be set.
-        node_multiple: What the number of nodes is rounded up to. 1 adds nothing; 32 suits GPU kernels and graphs.
         stats: What the last call computed.
 
     Raises:
@@ -71,11 +71,11 @@ class TextTower(nn.Module):
         self.blind_end = lm.causal and not config.end_token_attends_itself
         self.pooling = _resolve_pooling(lm, config)
         self.packing = _resolve_packing(lm, config)
-        self.node_multiple = 1
         self.stats = TextStats(0, 0, 0, 0)
         self._tree = PrefixTree(tokens.encode, blind_end=self.blind_end)
         self._names: dict[tuple[str, ...], list[list[int]]] = {}
         self._verified: set[str] = set()
+        self._recordings = Recordings(lm)
         self._refuse_length(config.max_tokens, "text.max_tokens")
 
     @property
@@ -175,12 +175,17 @@ class TextTower(nn.Module):
             packed: The tree.
             roots: Vectors of its first nodes, where they are not those of tokens.
         """
-        packed = pad_nodes(packed, self.node_multiple, beside=self.lm.virtual).to(self._device)
+        nodes = len(packed.input_ids)
+        records = self._records(nodes)
+        if records:
+            packed = pad_nodes(packed, node_multiple(nodes), beside=self.lm.virtual)
+        packed = packed.to(self._device)
         tokens = packed.input_ids
         if roots is not None:
             tokens = torch.cat([roots, self.lm.embed(tokens[len(roots) :])])
-        states = self.lm(tokens[None], packed.visible[None], packed.position_ids[None])[0]  # [P, D]
-        self._read(len(tokens))
+        read = self._recordings if records else self.lm
+        states = read(tokens[None], packed.visible[None], packed.position_ids[None])[0]  # [P, D]
+        self._read(nodes)
         if self.pooling == "mean":
             member = packed.visible[packed.last].to(states.dtype)  # [T, P]
             return (member @ states / member.sum(dim=1, keepdim=True)).float()
@@ -212,6 +217,11 @@ class TextTower(nn.Module):
             return pieces[0][1]
         back = torch.from_numpy(np.argsort(np.concatenate([place for place, _ in pieces])))
         return torch.cat([features for _, features in pieces])[back.to(self._device)]
+
+    def _records(self, nodes: int) -> bool:
+        """Whether the pass through a tree is played back from a recording."""
+        wanted = self.config.graphs and not self.config.gradient_checkpointing
+        return wanted and self._device.type == "cuda" and torch.is_grad_enabled() and nodes <= MOST_NODES
 
     def _takes_tree(self) -> bool:
         if self.packing == "tree" and self._device.type not in (*self._verified, "meta"):
