@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from cleft.errors import CleftError, ConfigError, ResourceError, Terminated
 
@@ -135,7 +136,17 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = _verb(verbs, "evaluate", "put a question to a trained model", _evaluate)
     evaluate.add_argument("run", type=Path, help="run folder, or one of its result files where --against is given")
-    evaluate.add_argument("--task", choices=["zero-shot"], default="zero-shot", help="class prompts alone")
+    evaluate.add_argument(
+        "--task",
+        choices=["zero-shot", "retrieval", "prompts"],
+        default="zero-shot",
+        help="zero-shot: class prompts alone; retrieval: search images and sentences with each other; prompts: what "
+        "answers owe to the wording, and what the learned context is near to (zero-shot)",
+    )
+    evaluate.add_argument(
+        "--direction",
+        help="of --task retrieval: image-to-text, text-to-image, image-to-image, or several with commas (all three)",
+    )
     evaluate.add_argument(
         "--data", help="dataset and folder or table, e.g. chexpert:/data/CheXpert; by default the run's own"
     )
@@ -310,6 +321,8 @@ def _evaluate(options: argparse.Namespace, words: list[str]) -> None:
     from cleft.evaluation.results import read_evaluation, spoken
 
     if options.against is not None:
+        if options.task != "zero-shot":
+            raise ConfigError(f"--against compares classifications; leave out --task {options.task}")
         return _evaluate_against(options)
     path = _ask(options, options.run)
     print("\n".join(spoken(read_evaluation(path))))
@@ -330,24 +343,49 @@ def _evaluate_against(options: argparse.Namespace) -> None:
     print(f"{write_comparison(found, first.parent.parent)}; next: cleft report {first.parent.parent}")
 
 
+_IDLE = {
+    "zero-shot": ("direction",),
+    "retrieval": ("scoring", "blank", "prompts", "wording"),
+    "prompts": ("direction", "prompts"),
+}
+"""Options that do nothing with a task of `cleft evaluate`."""
+_UNASKED = {"scoring": "multi-class", "blank": "unknown", "prompts": "auto"}
+
+
 def _ask(options: argparse.Namespace, run: Path) -> Path:
     """Puts the question to a run and returns its result file."""
-    from cleft.evaluation.zero_shot import evaluate_zero_shot
+    idle = [name for name in _IDLE[options.task] if getattr(options, name) != _UNASKED.get(name)]
+    if options.task == "retrieval" and options.classes and not options.per_class:
+        idle.append("classes")
+    if idle:
+        given = getattr(options, idle[0])
+        raise ConfigError(f"--{idle[0]} {given} does nothing with --task {options.task}; leave it out")
+    asked: dict[str, Any] = {
+        "data": options.data,
+        "split": options.split,
+        "scoring": options.scoring,
+        "blank": options.blank,
+        "per_class": options.per_class,
+        "per_patient": options.per_patient,
+        "allow_overlap": options.allow_overlap,
+        "drop_overlap": options.drop_overlap,
+    }
+    if options.task == "zero-shot":
+        from cleft.evaluation.zero_shot import evaluate_zero_shot
 
-    return evaluate_zero_shot(
-        run,
-        data=options.data,
-        split=options.split,
-        classes=options.classes,
-        scoring=options.scoring,
-        prompts=options.prompts,
-        blank=options.blank,
-        per_class=options.per_class,
-        per_patient=options.per_patient,
-        wording=options.wording,
-        allow_overlap=options.allow_overlap,
-        drop_overlap=options.drop_overlap,
-    )
+        return evaluate_zero_shot(
+            run, classes=options.classes, prompts=options.prompts, wording=options.wording, **asked
+        )
+    from cleft.evaluation.asking import Question, class_names
+
+    question = Question(classes=class_names(options.classes), **asked)
+    if options.task == "prompts":
+        from cleft.evaluation.prompt_audit import audit_prompts
+
+        return audit_prompts(run, question, wording=options.wording)
+    from cleft.evaluation.retrieval import evaluate_retrieval, named_directions
+
+    return evaluate_retrieval(run, question, directions=named_directions(options.direction))
 
 
 def _report(options: argparse.Namespace, words: list[str]) -> None:

@@ -6,8 +6,8 @@ import re
 import shutil
 
 import pytest
-import torch
-from tests.fakes.chexpert import chexpert_row, write_fake_chexpert
+from tests.fakes.chexpert import write_fake_chexpert
+from tests.fakes.untrained import CLASSES, untrained_rows, write_untrained_runs
 
 from cleft.config import load_settings
 from cleft.data.prompts import absent_prompt, class_prompt
@@ -18,47 +18,16 @@ from cleft.evaluation.results import read_evaluation
 from cleft.evaluation.scoring import Draws, measured, measures_of
 from cleft.evaluation.zero_shot import evaluate_zero_shot
 from cleft.learning.material import read_material
-from cleft.learning.run import open_run
 from cleft.towers.checkpoint import save_model
 from cleft.towers.dual import build_model
 
-CLASSES = ("Atelectasis", "Edema", "Cardiomegaly", "Pleural Effusion", "Consolidation")
 FEW = Draws(resamples=50)
-
-
-def rows(patients=70):
-    """Each patient has two images; most show one class, every seventh none and every eighth two."""
-    made = []
-    for patient in range(1, patients + 1):
-        labels = {CLASSES[patient % 5]: "1.0", "Fracture": "0.0"}
-        if patient % 7 == 0:
-            labels = {"No Finding": "1.0"}
-        if patient % 8 == 0:
-            labels = {"Edema": "1.0", "Consolidation": "1.0", "Fracture": "1.0"}
-        for study in (1, 2):
-            name = f"patient{patient:05d}/study{study}/view1_frontal.jpg"
-            made.append(chexpert_row(name, labels, view="AP" if patient % 3 else "PA"))
-    return made
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """A dataset, and a run with a learned context in everything but quality."""
-    folder = tmp_path_factory.mktemp("zero-shot")
-    data = write_fake_chexpert(folder / "data", rows())
-    words = [f"--data.root={data}", f"--data.cache={folder / 'cache'}", "--data.test_fraction=0.5"]
-    settings = load_settings("tiny", words)
-    material = read_material(settings, progress=False)
-    model = build_model(settings, [record.caption for record in material.train])
-    for name in ("run", "plain"):
-        if name == "run":
-            model.set_context(torch.randn(4, model.text_tower.width))
-        else:
-            model.set_context(None)
-        with open_run(folder / name, settings, "pretrain") as run:
-            run.keep_split(material.facts())
-            save_model(model, settings, folder / name)
-    return folder
+    return write_untrained_runs(tmp_path_factory.mktemp("zero-shot"))
 
 
 def ask(run, **options):
@@ -168,7 +137,7 @@ def test_h7_patients_that_were_trained_on_can_be_left_out_and_are_counted(home):
     _, tested = ask(home / "plain")
     assert found.ids_digest == tested.ids_digest
     assert found.results == tested.results
-    assert found.overlap_left_out == len(rows()) - 70
+    assert found.overlap_left_out == len(untrained_rows()) - 70
     assert found.notes[0].startswith("Left out: 35 of 70 patients were trained on")
     assert found.command.endswith("--drop-overlap")
     assert tested.overlap_left_out == 0
@@ -183,7 +152,7 @@ def test_h7_patients_are_recognised_in_another_folder(home, tmp_path):
 
 
 def test_other_patients_in_another_folder_may_be_asked_about(home, tmp_path):
-    strangers = [{**row, "Path": row["Path"].replace("patient00", "patient55")} for row in rows(40)]
+    strangers = [{**row, "Path": row["Path"].replace("patient00", "patient55")} for row in untrained_rows(40)]
     other = write_fake_chexpert(tmp_path / "other", strangers)
     _, found = ask(home / "run", data=f"chexpert:{other}", split="all")
     assert (found.split, found.split_recipe) == ("all", "all")

@@ -8,6 +8,7 @@ from cleft.config import Settings
 from cleft.data.captions import OPENING
 from cleft.data.datasets import DATASETS
 from cleft.data.readers.chexpert import CAPTION_ORDER
+from cleft.data.readers.embed_captions import OPENING as MAMMOGRAM_OPENING
 from cleft.data.readers.embed_codes import BIRADS_CLASSES, DENSITY_CLASSES
 from cleft.data.readers.nih import FINDINGS as NIH_FINDINGS
 from cleft.data.tables.faults import nearest
@@ -26,6 +27,40 @@ CLASS_SETS: dict[str, tuple[str, ...]] = {
 """Classes by the name of their set, in the order of the authors' code."""
 
 
+TEMPLATES: dict[str, tuple[str, ...]] = {
+    OPENING: (
+        "a chest x ray of a patient with",
+        "chest radiograph with",
+        "this frontal chest x ray shows",
+        "the lungs and heart of a patient with",
+        "there is",
+        "findings are suggesting",
+        "",
+    ),
+    MAMMOGRAM_OPENING: (
+        "a mammogram of a patient with",
+        "mammography with",
+        "this breast image shows",
+        "the breast of a patient with",
+        "there is",
+        "findings are suggesting",
+        "",
+    ),
+}
+"""Other openings of a class prompt, by the usual one, for asking how far answers depend on it; the last is the bare
+name. Like captions they are lower case without punctuation."""
+
+
+def templates_of(opening: str) -> tuple[str, ...]:
+    """Returns the openings to compare: the one given, and others that mean the same.
+
+    Example:
+        >>> templates_of("an ultrasound with")
+        ('an ultrasound with', 'there is', 'findings are suggesting', '')
+    """
+    return (opening, *TEMPLATES.get(opening, ("there is", "findings are suggesting", "")))
+
+
 def class_prompt(name: str, opening: str = OPENING, wording: Wording = DEFAULT) -> str:
     """Returns the sentence for a class that is present.
 
@@ -33,7 +68,7 @@ def class_prompt(name: str, opening: str = OPENING, wording: Wording = DEFAULT) 
         >>> class_prompt("Pleural Effusion")
         'this is a chest x ray of a patient with pleural effusion'
     """
-    return f"{opening} {wording.phrase(name)}"
+    return f"{opening} {wording.phrase(name)}".strip()
 
 
 def absent_prompt(name: str, opening: str = OPENING, wording: Wording = DEFAULT) -> str:
@@ -43,7 +78,7 @@ def absent_prompt(name: str, opening: str = OPENING, wording: Wording = DEFAULT)
         >>> absent_prompt("Pneumonia")
         'this is a chest x ray of a patient with no pneumonia'
     """
-    return f"{opening} {absent_name(name, wording)}"
+    return f"{opening} {absent_name(name, wording)}".strip()
 
 
 def absent_name(name: str, wording: Wording = DEFAULT) -> str:

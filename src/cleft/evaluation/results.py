@@ -14,7 +14,7 @@ from pathlib import Path
 from cleft.codec import from_json, to_json, write_whole
 from cleft.errors import DataError, ResourceError
 from cleft.evaluation.kept import Kept, write_kept
-from cleft.types import Calibration, Evaluation, Result, Subgroups
+from cleft.types import Calibration, Evaluation, PromptAudit, Result, Subgroups
 
 
 def result_name(evaluation: Evaluation) -> str:
@@ -58,8 +58,14 @@ def spoken(evaluation: Evaluation) -> list[str]:
         ...     floors=(Result(metric="majority-class/auc", value=0.5),)))
         ['auc 0.900 [0.850-0.940], 60 images of 40 patients; floor 0.500 (majority-class)']
     """
-    lines = [_line(result, evaluation.floors) for result in evaluation.results if "/" not in result.metric]
-    return [*lines, *_calibration_lines(evaluation.calibration), *_gap_lines(evaluation.subgroups)]
+    searched = evaluation.task == "retrieval"
+    told = [result for result in evaluation.results if searched or "/" not in result.metric]
+    return [
+        *(_line(result, evaluation.floors) for result in told),
+        *_calibration_lines(evaluation.calibration),
+        *_gap_lines(evaluation.subgroups),
+        *_audit_lines(evaluation.audit),
+    ]
 
 
 def _calibration_lines(found: Calibration | None) -> list[str]:
@@ -80,6 +86,38 @@ def _gap_lines(found: Sequence[Subgroups]) -> list[str]:
         for gap in groups.gaps
         if gap.value is not None
     ]
+
+
+def _audit_lines(audit: PromptAudit | None) -> list[str]:
+    """How far the wording of prompts decides, and what the context has become."""
+    if audit is None:
+        return []
+    lines = [
+        f"{spread.metric} of {len(audit.templates)} wordings: {spread.lowest:.3f} to {spread.highest:.3f}, "
+        f"mean {spread.mean:.3f}, standard deviation {spread.deviation:.3f}"
+        for spread in audit.spread
+    ]
+    for denial in audit.denials:
+        areas = [
+            f"{result.metric} {'not measured' if result.value is None else f'{result.value:.3f}'}"
+            for result in denial.results
+        ]
+        shown = "" if denial.shown is None else f", shown by {100 * denial.shown:.0f} %"
+        lines.append(
+            f"{denial.finding}: present and absent prompt have cosine {denial.cosine:.3f}; {', '.join(areas)}; "
+            f"said present of {100 * denial.said_present:.0f} %{shown}"
+        )
+    if audit.context and audit.token_norm is not None:
+        norms = [vector.norm for vector in audit.context]
+        lines.append(
+            f"context: {len(norms)} vectors of norm {min(norms):.3g} to {max(norms):.3g}, tokens have "
+            f"{audit.token_norm:.3g} in the mean"
+        )
+    lines += [
+        f"  {vector.place}: {', '.join(f'{token!r} {cosine:.2f}' for token, cosine in vector.nearest)}"
+        for vector in audit.context
+    ]
+    return lines
 
 
 def _line(result: Result, floors: Sequence[Result]) -> str:

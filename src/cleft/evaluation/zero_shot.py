@@ -120,17 +120,19 @@ def evaluate_zero_shot(
     weights = weights_digest(run)
     behind = choose_prompts(model, prompts)
     embeddings = embed_images(run, model, images, settings, weights, progress=progress)
-    sentences, embeds = _encode_classes(model, asked, images.opening, scoring, behind, words)
+    sentences, embeds = encode_classes(model, asked, images.opening, scoring, behind, words)
     logits = class_logits(embeddings.image_embeds, embeds, model.logit_scale)
     if scoring == "multi-class":
         answers = answer_multi_class(logits, embeddings, asked, draws)
     else:
-        answers = answer_present_absent(*_halves(logits), embeddings, asked, draws, blank=blank)
+        answers = answer_present_absent(*halves(logits), embeddings, asked, draws, blank=blank)
     held, unvalidated = question.validation(run, settings, progress=progress)
     validation = None
     if held is not None:
         known = embed_images(run, model, held, settings, weights, progress=progress)
-        validation = _score(class_logits(known.image_embeds, embeds, model.logit_scale), known, asked, scoring, blank)
+        validation = score_quietly(
+            class_logits(known.image_embeds, embeds, model.logit_scale), known, asked, scoring, blank
+        )
         unvalidated = None if validation else "no temperature: no validation image can be asked this"
     evaluation = write_down(
         question,
@@ -169,7 +171,7 @@ def choose_prompts(model: DualEncoder, prompts: Prompts) -> Literal["context", "
     return prompts
 
 
-def _encode_classes(
+def encode_classes(
     model: DualEncoder,
     classes: Sequence[str],
     opening: str,
@@ -192,18 +194,20 @@ def _encode_classes(
         return written, model.encode_text(written)
 
 
-def _halves(logits: Floats) -> tuple[Floats, Floats]:
+def halves(logits: Floats) -> tuple[Floats, Floats]:
     """Logits of the sentences that name findings, and of those that deny them, `[N, C]` each."""
     findings = logits.shape[1] // 2
     return logits[:, :findings], logits[:, findings:]
 
 
-def _score(logits: Floats, images: Embeddings, classes: Sequence[str], scoring: Scoring, blank: Blank) -> Scored | None:
+def score_quietly(
+    logits: Floats, images: Embeddings, classes: Sequence[str], scoring: Scoring, blank: Blank
+) -> Scored | None:
     """What stands behind the numbers, without measuring them; None where no image can be asked."""
     try:
         if scoring == "multi-class":
             return score_one_class(logits, images, classes)[1]
-        return score_presence(*_halves(logits), images, classes, blank=blank)
+        return score_presence(*halves(logits), images, classes, blank=blank)
     except DataError:
         return None
 

@@ -1,0 +1,152 @@
+"""From a run folder to what a search finds in it, with tiny towers of random weights."""
+
+import json
+import re
+import stat
+
+import pytest
+from tests.fakes.chexpert import chexpert_row, write_fake_chexpert
+from tests.fakes.untrained import write_untrained_runs
+
+from cleft.cli import main
+from cleft.errors import CheckpointError, ConfigError, DataError
+from cleft.evaluation.asking import Question
+from cleft.evaluation.results import read_evaluation, spoken
+from cleft.evaluation.retrieval import DIRECTIONS, evaluate_retrieval, named_directions
+from cleft.evaluation.scoring import Draws
+
+FEW = Draws(resamples=50)
+USUAL = Question()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return write_untrained_runs(tmp_path_factory.mktemp("retrieval"))
+
+
+def ask(run, question=USUAL, **options):
+    path = evaluate_retrieval(run, question, draws=FEW, progress=False, **options)
+    return path, read_evaluation(path)
+
+
+def test_every_direction_has_its_numbers_beside_chance(home):
+    path, found = ask(home / "plain")
+    assert (found.task, found.scoring, found.prompts, found.classes) == ("retrieval", "nearest", "captions", ())
+    assert path.name.startswith("retrieval-chexpert-test-captions-")
+    assert [each.direction for each in found.retrieval] == list(DIRECTIONS)
+    texts, images, alike = found.retrieval
+    # Seven captions: five classes, none of them, and two together; 70 images of 35 patients.
+    assert (texts.queries, texts.candidates, texts.right) == (70, 7, 1.0)
+    assert (images.queries, images.candidates, images.right) == (7, 70, 10.0)
+    assert alike.candidates == 70
+    results = {result.metric: result for result in found.results}
+    floors = {floor.metric: floor for floor in found.floors}
+    assert set(floors) == {f"chance/{metric}" for metric in results}
+    assert floors["chance/image-to-text/recall@1"].value == pytest.approx(1 / 7)
+    assert floors["chance/image-to-text/mean-rank"].value == pytest.approx(4)
+    assert results["image-to-text/recall@10"].reason == "there are only 7 candidates"
+    assert 1 <= results["text-to-image/median-rank"].value <= 70
+    assert results["text-to-image/recall@1"].images == 70
+    low, high = results["image-to-text/mean-rank"].interval
+    assert low <= results["image-to-text/mean-rank"].value <= high
+    assert found.command == "cleft evaluate plain --task retrieval --split test"
+
+
+def test_the_right_sentence_of_an_image_is_its_own_and_the_rank_agrees(home):
+    _, found = ask(home / "plain", examples=3)
+    texts, images, alike = found.retrieval
+    for example in texts.examples:
+        assert example.query.image
+        assert [answer.right for answer in example.answers].count(True) == (example.rank <= 5)
+        if example.rank <= 5:
+            assert example.answers[example.rank - 1].right
+    for example in images.examples:
+        assert example.query.text.startswith("this is a chest x ray")
+        assert all(answer.image for answer in example.answers)
+    for example in alike.examples:
+        assert all(answer.right == (answer.text == example.query.text) for answer in example.answers)
+    assert len(texts.examples) == 3
+
+
+def test_examples_of_patients_are_private_and_name_nobody(home):
+    path, _ = ask(home / "plain")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    tree = json.loads(path.read_text())
+    text = re.sub(r'"image": "[^"]*"', "", json.dumps(tree))
+    assert not re.search(r"patient0|study\d|view1", text)
+    assert str(home) not in text
+    _, none = ask(home / "plain", examples=0)
+    assert [each.examples for each in none.retrieval] == [(), (), ()]
+
+
+def test_a_sentence_of_few_patients_is_not_shown(home, tmp_path):
+    rows = [
+        chexpert_row(f"patient{i:05d}/study1/view1_frontal.jpg", {"Edema": "1.0"} if i > 3 else {"Fracture": "1.0"})
+        for i in range(1, 31)
+    ]
+    data = write_fake_chexpert(tmp_path / "rare", rows)
+    question = Question(data=f"chexpert:{data}", split="all", allow_overlap=True)
+    _, found = ask(home / "plain", question, examples=30)
+    shown = {answer.text for example in found.retrieval[0].examples for answer in example.answers}
+    assert shown == {"", "this is a chest x ray of a patient with edema"}
+
+
+def test_directions_can_be_chosen(home):
+    _, found = ask(home / "plain", directions=named_directions("image-to-image"))
+    assert [each.direction for each in found.retrieval] == ["image-to-image"]
+    assert found.prompts == "none"
+    assert found.command.endswith("--direction image-to-image")
+    assert named_directions("text-to-image, image-to-text") == DIRECTIONS[:2]
+    with pytest.raises(ConfigError, match="--direction 'text-to-text' is none of image-to-text"):
+        named_directions("text-to-text")
+
+
+def test_images_alike_are_of_other_patients(home):
+    _, found = ask(home / "plain", directions=("image-to-image",))
+    # Each patient has two images with the same findings; the other one is no answer.
+    floors = {floor.metric: floor.value for floor in found.floors}
+    assert floors["chance/image-to-image/mean-rank"] > 1
+    assert found.retrieval[0].right < 20
+
+
+def test_images_that_all_differ_cannot_be_searched_by_images(home, tmp_path):
+    names = ["Edema", "Fracture", "Consolidation", "Atelectasis"]
+    rows = [chexpert_row(f"patient{i:05d}/study1/view1_frontal.jpg", {name: "1.0"}) for i, name in enumerate(names, 1)]
+    data = write_fake_chexpert(tmp_path / "apart", rows)
+    question = Question(data=f"chexpert:{data}", split="all", allow_overlap=True)
+    with pytest.raises(DataError, match="no two images of different patients show the same findings"):
+        ask(home / "plain", question, directions=("image-to-image",))
+    _, found = ask(home / "plain", question)
+    assert [each.direction for each in found.retrieval] == ["image-to-text", "text-to-image"]
+    assert any("image-to-image: no two images of different patients" in note for note in found.notes)
+
+
+def test_what_is_said_names_every_direction_and_its_chance(home):
+    _, found = ask(home / "plain")
+    lines = spoken(found)
+    assert any(re.match(r"text-to-image/recall@5 0\.\d+ .*; floor 0\.\d+ \(chance\)$", line) for line in lines)
+
+
+def test_a_run_that_reads_no_texts_is_offered_images_alone(home, tmp_path):
+    run = tmp_path / "tower"
+    words = [f"--data.root={home / 'data'}", f"--data.cache={home / 'cache'}", "--data.test_fraction=0.5"]
+    assert main(["pretrain", "tiny", "--run", str(run), "--method=image-only", *words]) == 0
+    with pytest.raises(CheckpointError, match="reads no sentence; search images with images alone: --direction image"):
+        ask(run)
+    _, found = ask(run, directions=("image-to-image",))
+    assert found.retrieval[0].queries > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--task", "retrieval", "--scoring", "present-absent"], "--scoring present-absent does nothing with"),
+        (["--task", "retrieval", "--classes", "Edema"], "--classes Edema does nothing with --task retrieval"),
+        (["--task", "retrieval", "--against", "x"], "--against compares classifications; leave out --task retrieval"),
+        (["--direction", "image-to-text"], "--direction image-to-text does nothing with --task zero-shot"),
+        (["--task", "prompts", "--prompts", "context"], "--prompts context does nothing with --task prompts"),
+    ],
+)
+def test_options_that_do_nothing_are_refused(home, capsys, words, sentence):
+    assert main(["evaluate", str(home / "plain"), *words]) == 2
+    assert sentence in capsys.readouterr().err
