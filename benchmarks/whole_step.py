@@ -16,7 +16,8 @@ from captions import Captions
 from cleft.config import Settings
 from cleft.learning.losses import info_nce
 from cleft.learning.optim import build_optimizer
-from cleft.towers.dual import DualEncoder, build_model
+from cleft.towers.dual import DualEncoder
+from cleft.towers.methods import build_model
 from text_tower import check_tree, expected, reference_of, stir, try_ways, typical_batch
 from ways import RELEASED, TREE, WAYS, Reader, TextWork, image_flops
 

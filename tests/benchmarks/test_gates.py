@@ -11,7 +11,7 @@ import torch
 from bench import Bench, largest_errors, try_once
 from captions import draw_batch, independent_findings, read_label_sets
 from cleft.learning.pretrain import Pretraining
-from cleft.towers.dual import build_model
+from cleft.towers.methods import build_model
 from cleft.towers.packing import PrefixTree
 from cleft.towers.text import build_text_tower
 from sizes import SIZES

@@ -19,7 +19,7 @@ from cleft.evaluation.scoring import Draws, measured, measures_of
 from cleft.evaluation.zero_shot import evaluate_zero_shot
 from cleft.learning.material import read_material
 from cleft.towers.checkpoint import save_model
-from cleft.towers.dual import build_model
+from cleft.towers.methods import build_model
 
 FEW = Draws(resamples=50)
 

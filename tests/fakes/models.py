@@ -9,7 +9,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
 from cleft.config import ImagesConfig, ImageTowerConfig, LossConfig, Settings, TextTowerConfig
-from cleft.towers.dual import DualEncoder, build_model
+from cleft.towers.dual import DualEncoder
+from cleft.towers.methods import build_model
 from cleft.towers.tokens import learn_tokenizer
 
 SIZE = 56

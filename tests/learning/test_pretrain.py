@@ -19,7 +19,7 @@ from cleft.learning.pretrain import Pretraining, Validation, pretrain
 from cleft.learning.run import seen_patients
 from cleft.learning.states import StateStore
 from cleft.towers.checkpoint import load_model, weights_digest
-from cleft.towers.dual import build_model
+from cleft.towers.methods import build_model
 from cleft.types import Batch
 
 SHORT = ("--optim.steps=8", "--train.val_every=4", "--train.save_every=3")

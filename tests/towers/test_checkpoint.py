@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import shutil
@@ -89,6 +90,31 @@ def test_a_learned_context_is_saved(tmp_path):
     loaded = load_model(tmp_path)
     assert torch.equal(loaded.encode_class_names(NAMES), model.encode_class_names(NAMES))
     assert json.loads((tmp_path / "model.json").read_text())["context_length"] == 5
+
+
+HEADS, FAULT = {"projection": "mlp-norm", "hidden_width": 20}, "projections do not have loss"
+
+
+@pytest.mark.parametrize("loss", [{"projection": "mlp"}, HEADS, {"projection": "to-text", "embed_dim": 24}], ids=str)
+def test_every_projection_is_saved(tmp_path, loss):
+    settings = fake_settings(text="bert", adapt="full")
+    model = saved(tmp_path, dataclasses.replace(settings, loss=dataclasses.replace(settings.loss, **loss)))
+    assert_same(load_model(tmp_path), model)
+
+
+@pytest.mark.parametrize(("name", "width"), [("hidden_width", 10**9), ("embed_dim", 10**9)])
+def test_heads_of_another_width_are_refused_before_they_are_made(tmp_path, name, width):
+    settings = fake_settings(text="bert", adapt="full")
+    saved(tmp_path, dataclasses.replace(settings, loss=dataclasses.replace(settings.loss, **HEADS)))
+    edit(tmp_path, lambda tree: tree["settings"]["loss"].update({name: width}))
+    with pytest.raises(CheckpointError, match=rf"{FAULT}\.{name}=1000000000"):
+        load_model(tmp_path)
+
+
+def test_folders_from_before_there_were_methods_are_clefts(tmp_path):
+    model = saved(tmp_path)
+    edit(tmp_path, lambda tree: tree.pop("method"))
+    assert_same(load_model(tmp_path), model)
 
 
 @pytest.mark.parametrize("adapt", ["lora", "ia3", "prefix", "frozen"])
@@ -283,6 +309,7 @@ def test_a_lying_header_names_the_file(folder, content):
         (lambda t: t["settings"]["text"].update(rnk=1), "unknown setting text.rnk; did you mean text.rank"),
         (lambda t: t["settings"]["text"].update(rank="x"), "text.rank='x' is not a number"),
         (lambda t: t["settings"]["loss"].update(embed_dim=10**9), "do not have loss.embed_dim=1000000000"),
+        (lambda t: t.update(method="clop"), "names the method 'clop', which this version of cleft does not know"),
     ],
 )
 def test_an_edited_description_is_refused(folder, change, sentence):

@@ -1,11 +1,13 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from cleft.config import ImagesConfig, ImageTowerConfig, LossConfig, Settings, TextTowerConfig
-from cleft.errors import CheckpointError
-from cleft.towers.dual import build_model
+from cleft.errors import CheckpointError, ConfigError
+from cleft.towers.dual import unit
+from cleft.towers.methods import build_model
 
 CAPTIONS = ["a chest x ray of a patient with edema", "a chest x ray of a patient with fracture"]
 SETTINGS = Settings(
@@ -56,6 +58,54 @@ def test_features_are_what_is_projected(model):
 def test_projections_take_the_widths_of_the_towers(model):
     assert (model.image_projection.in_features, model.text_projection.in_features) == (16, 24)
     assert model.image_projection.bias is not None
+
+
+def with_loss(**options):
+    return replace(SETTINGS, loss=LossConfig(**{"embed_dim": 12, **options}))
+
+
+@pytest.mark.parametrize(
+    ("projection", "shapes"),
+    [
+        ("linear", {"weight": (12, 16), "bias": (12,)}),
+        ("linear-no-bias", {"weight": (12, 16)}),
+        ("mlp", {"0.weight": (16, 16), "0.bias": (16,), "2.weight": (12, 16), "2.bias": (12,)}),
+    ],
+)
+def test_projections_without_statistics(projection, shapes):
+    model = build_model(with_loss(projection=projection), CAPTIONS).eval()
+    assert {name: tuple(weight.shape) for name, weight in model.image_projection.named_parameters()} == shapes
+    features = model.text_tower(CAPTIONS)
+    torch.testing.assert_close(model.encode_text(CAPTIONS), unit(model.text_projection(features)))
+
+
+def test_a_projection_with_norms_has_the_names_of_mgcas_heads_and_leaves_zero_mean():
+    model = build_model(with_loss(projection="mlp-norm", hidden_width=20), CAPTIONS)
+    shapes = {name: tuple(weight.shape) for name, weight in model.text_projection.state_dict().items()}
+    assert {name: shapes[name] for name in shapes if "tracked" not in name} == {
+        "0.weight": (20, 24),
+        "0.bias": (20,),
+        **dict.fromkeys(["1.weight", "1.bias", "1.running_mean", "1.running_var"], (20,)),
+        "3.weight": (12, 20),
+        "3.bias": (12,),
+        **dict.fromkeys(["4.running_mean", "4.running_var"], (12,)),
+    }
+    projected = model.train().text_projection(model.text_tower([*CAPTIONS, "a rib"]))
+    torch.testing.assert_close(projected.mean(dim=0), torch.zeros(12), atol=1e-5, rtol=0)
+
+
+def test_images_can_be_led_into_the_space_of_the_texts():
+    model = build_model(with_loss(projection="to-text", embed_dim=24), CAPTIONS).eval()
+    assert tuple(model.image_projection.weight.shape) == (24, 16)
+    torch.testing.assert_close(model.encode_text(CAPTIONS), unit(model.text_tower(CAPTIONS)))
+    with pytest.raises(ConfigError, match=r"which has 24 dimensions; set loss\.embed_dim=24, not 12"):
+        build_model(with_loss(projection="to-text"), CAPTIONS)
+
+
+def test_a_temperature_can_be_held_still():
+    model = build_model(with_loss(temperature=0.1, train_temperature=False), CAPTIONS)
+    assert not model.logit_scale.requires_grad
+    assert model.logit_scale.exp().item() == pytest.approx(10)
 
 
 def test_the_temperature_starts_where_the_settings_say_and_learns(model):

@@ -49,10 +49,10 @@ RESNET = {
 }
 
 
-def build(scratch, *, size=56, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), **options):
+def build(scratch, *, size=56, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), regions=False, **options):
     torch.manual_seed(0)
     config = ImageTowerConfig(model=None, scratch=scratch, **options)
-    return build_image_tower(config, ImagesConfig(size=size, mean=mean, std=std)).eval()
+    return build_image_tower(config, ImagesConfig(size=size, mean=mean, std=std), regions=regions).eval()
 
 
 def save(scratch, folder):
@@ -299,3 +299,64 @@ def test_a_hub_that_does_not_answer_is_given_up_at_once(monkeypatch):
     with pytest.raises(ConfigError, match=r"nor can it be downloaded"):
         build_image_tower(ImageTowerConfig(model="nobody/no-such-model"), ImagesConfig())
     assert time.monotonic() - before < 5  # the library alone retries for 23 seconds
+
+
+def test_two_decoder_blocks_stand_between_the_patches_and_their_mean(images):
+    tower, images = build(VIT, size=48, decoder_blocks=2, pooling="cls"), images[..., :48, :48]
+    states = tower.model(tower.normalise(images), interpolate_pos_encoding=True).last_hidden_state
+    tokens = tower.decoder.embed(states)
+    assert len(tower.decoder.blocks) == 2
+    torch.testing.assert_close(tower.encode(images), tower.decoder(tokens[:, :1], tokens[:, 1:]).mean(dim=1))
+    tower.encode(images).sum().backward()
+    assert all(weight.grad is not None for weight in tower.parameters() if weight.requires_grad)
+
+
+@pytest.mark.parametrize("scratch", [RESNET, SWIN])
+def test_a_model_that_keeps_no_patches_has_no_decoder(scratch):
+    with pytest.raises(ConfigError, match=r"image.decoder_blocks=2: a \w+ keeps no token of each patch"):
+        build(scratch, decoder_blocks=2, pooling="mean")
+
+
+def test_images_are_enlarged_inside_the_tower(images):
+    tower = build(RESNET, upsample=80, pooling="mean")
+    assert tower.spec.size == (56, 56)
+    large = torch.nn.functional.interpolate(
+        build(RESNET, pooling="mean").normalise(images), (80, 80), mode="bilinear", align_corners=True
+    )
+    torch.testing.assert_close(tower.encode(images), tower(large))
+    assert tower.encode_regions(images).regions.shape == (2, 20 * 20, 8)
+
+
+def test_the_regions_of_a_resnet_are_the_grid_of_its_last_stage_but_one(images):
+    tower = build(RESNET, pooling="mean", regions=True)
+    grids = tower.model(tower.normalise(images), output_hidden_states=True).hidden_states
+    read = tower.encode_regions(images)
+    assert (tower.region_width, grids[-2].shape[2]) == (8, 14)
+    torch.testing.assert_close(read.regions, grids[-2].flatten(2).transpose(1, 2))
+    torch.testing.assert_close(read.features, tower.encode(images))
+    assert read.attention.eq(1 / 196).all()
+
+
+def test_the_regions_of_a_transformer_are_its_patches_weighed_by_the_class_token(images):
+    tower = build(DINOV2, pooling="cls", regions=True)
+    before, after = by_hand(tower, images)
+    read = tower.encode_regions(images)
+    torch.testing.assert_close(read.regions, after[:, 5:])
+    assert read.attention.shape == (2, 16)
+    torch.testing.assert_close(read.attention.sum(dim=1), torch.ones(2))
+    assert tower.region_width == tower.width == before.shape[2]
+
+
+def test_weights_that_only_regions_need_move_where_somebody_reads_regions():
+    still = [
+        [
+            name
+            for name, weight in build(DINOV2, pooling="mean-before-norm", regions=regions).named_parameters()
+            if not weight.requires_grad
+        ]
+        for regions in (False, True)
+    ]
+    assert still == [
+        ["model.embeddings.mask_token", "model.layernorm.weight", "model.layernorm.bias"],
+        ["model.embeddings.mask_token"],
+    ]

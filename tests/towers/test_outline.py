@@ -5,7 +5,7 @@ from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
 from cleft.config import ImageTowerConfig, Settings, TextTowerConfig, load_settings, preset_names
 from cleft.errors import ConfigError
-from cleft.towers.dual import build_model
+from cleft.towers.methods import build_model
 from cleft.towers.outline import outline_model
 from cleft.towers.sizes import count_weights
 

@@ -333,3 +333,100 @@ def test_the_opening_has_one_vector_per_token_and_no_gradient():
     vectors = built.embed_opening(f"{OPENING} ")
     assert vectors.shape == (len(built.tokens.opening(OPENING)), 16)
     assert not vectors.requires_grad
+
+
+def states_of(built, text):
+    """Every layer's states of one text, `[layers, tokens, width]`."""
+    ids = torch.tensor(built.tokens.encode([text]))
+    return torch.stack(built.lm.model(input_ids=ids, output_hidden_states=True).hidden_states)[:, 0]
+
+
+def test_layers_are_averaged_before_pooling():
+    built = tower("bert", adapt="full", layers=[0, 1, -1])
+    expected = states_of(built, CAPTIONS[1])[[0, 1, 2]].mean(dim=(0, 1))
+    torch.testing.assert_close(built.encode([CAPTIONS[1]])[0], expected)
+
+
+def test_the_largest_value_of_each_dimension_leaves_padding_out():
+    built = tower("bert", adapt="full", pooling="max")
+    short, long = built.encode([CAPTIONS[5], CAPTIONS[4]])
+    torch.testing.assert_close(short, states_of(built, CAPTIONS[5])[-1].amax(dim=0))
+    torch.testing.assert_close(long, states_of(built, CAPTIONS[4])[-1].amax(dim=0))
+
+
+def test_a_mean_over_padding_depends_on_the_longest_text_of_the_batch():
+    built = tower("bert", adapt="full", pooling="mean-padded")
+    alone = built.encode([CAPTIONS[5]])[0]
+    torch.testing.assert_close(alone, states_of(built, CAPTIONS[5])[-1].mean(dim=0))
+    beside = built.encode([CAPTIONS[5], CAPTIONS[4], CAPTIONS[5]])
+    assert error(beside[0], alone) > 1e-3
+    ids, length = torch.tensor(built.tokens.encode([CAPTIONS[5]])), len(built.tokens.encode([CAPTIONS[4]])[0])
+    padded = torch.nn.functional.pad(ids, (0, length - ids.shape[1]), value=built.tokens.pad)
+    visible = (torch.arange(length) < ids.shape[1]).long()[None]
+    states = built.lm.model(input_ids=padded, attention_mask=visible).last_hidden_state
+    torch.testing.assert_close(beside[0], states[0].mean(dim=0))
+    assert torch.equal(beside[0], beside[2])
+    with pytest.raises(ConfigError, match=r"text\.packing=padded adds more"):
+        TextTowerConfig(pooling="mean-padded", packing="padded")
+
+
+def test_the_models_own_pooler_is_kept_where_it_is_asked_for():
+    built = tower("bert", adapt="full", pooling="pooler")
+    first = states_of(built, CAPTIONS[1])[-1][0]
+    torch.testing.assert_close(built.encode([CAPTIONS[1]])[0], built.lm.model.pooler.dense(first).tanh())
+    assert tower("bert", adapt="full").lm.model.pooler is None
+    with pytest.raises(ConfigError, match="a 'distilbert' model has no pooler"):
+        tower(
+            "distilbert",
+            scratch={"model_type": "distilbert", "n_layers": 1, "dim": 16, "hidden_dim": 32, "n_heads": 2},
+            pooling="pooler",
+        )
+
+
+def test_without_positions_a_text_is_a_bag_of_words():
+    ordered, bag = (tower("bert", adapt="full", positions=way, pooling="cls") for way in ("counted", "zero"))
+    texts = ["pleural effusion edema", "edema pleural effusion"]
+    one = bag.encode(texts)[0]
+    assert error(*ordered.encode(texts)) > 1e-3
+    ids = torch.tensor(bag.tokens.encode(texts[:1]))
+    same = bag.lm.model(input_ids=ids, position_ids=torch.zeros_like(ids)).last_hidden_state[0, 0]
+    torch.testing.assert_close(one, same)
+    shuffled = ids[:, [0, *range(ids.shape[1] - 2, 0, -1), ids.shape[1] - 1]]
+    assert error(bag.read_padded(shuffled, torch.tensor([ids.shape[1]]))[0], one) < 1e-5
+
+
+def test_a_bag_of_words_is_for_masked_models():
+    with pytest.raises(ConfigError, match=r"text\.positions=zero is for masked models"):
+        tower("gpt2", positions="zero")
+
+
+def test_only_the_lower_blocks_are_kept():
+    assert len(tower("bert", depth=1).lm.model.encoder.layer) == 1
+    with pytest.raises(ConfigError, match=r"text\.depth=3: the model has 2 blocks"):
+        tower("bert", depth=3)
+
+
+def test_layers_the_model_does_not_have_are_refused():
+    with pytest.raises(ConfigError, match=r"text\.layers names \[5\], but the model has 2 layers"):
+        tower("bert", layers=[-1, 5])
+    with pytest.raises(ConfigError, match=r"text\.layers=\[\] names no layer"):
+        TextTowerConfig(layers=())
+
+
+def test_the_lower_blocks_stand_still_with_the_embeddings_under_them():
+    built = tower("bert", adapt="full", frozen_layers=1)
+    moving = {name.partition(".layer.")[2][:1] for name, weight in built.named_parameters() if weight.requires_grad}
+    still = {name.partition(".layer.")[2][:1] for name, weight in built.named_parameters() if not weight.requires_grad}
+    assert (moving, still) == ({"1"}, {"", "0"})
+    with pytest.raises(ConfigError, match=r"text\.frozen_layers=3: the model has 2 blocks"):
+        tower("bert", adapt="full", frozen_layers=3)
+
+
+@pytest.mark.parametrize("pooling", ["max", "mean-padded"])
+def test_poolings_of_masked_models_are_refused_by_causal_ones(pooling):
+    with pytest.raises(ConfigError, match=f"text.pooling={pooling} is for masked models"):
+        tower("gpt2", pooling=pooling)
+
+
+def test_layers_are_averaged_in_a_tree_too():
+    compare_ways(tower("gpt2", adapt="lora", layers=(1, -1)), TEXTS, "tree")

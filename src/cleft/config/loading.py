@@ -40,6 +40,8 @@ _IDLE = (
     _Idle("text.alpha", "text.adapt", ("lora",)),
     _Idle("text.dropout", "text.adapt", ("lora",)),
     _Idle("text.prefix_length", "text.adapt", ("prefix",)),
+    _Idle("text.frozen_layers", "text.adapt", ("full",)),
+    _Idle("loss.hidden_width", "loss.projection", ("mlp", "mlp-norm")),
     _Idle("text.train_embeddings", "text.adapt", ("lora", "ia3", "prefix", "frozen")),
     _Idle("optim.betas", "optim.name", ("adamw",)),
     _Idle("optim.momentum", "optim.name", ("sgd",)),

@@ -167,6 +167,14 @@ class ImageTowerConfig:
     pooling: Literal["mean-before-norm", "mean", "patches", "cls", "pooler"] = "mean-before-norm"
     """`mean-before-norm`: mean of all tokens before the last layer norm, as the paper's code. `mean`: after it.
     `patches`: mean without class and register tokens. `cls`: the class token. `pooler`: the model's own."""
+    decoder_blocks: int = 0
+    """Transformer blocks between the patches and their mean, which is then the feature in place of `pooling`: 2 in the
+    authors' CLIP, left over from the masked autoencoder it was made of."""
+    decoder_positions: Literal["standard", "slipped"] = "standard"
+    """Frequencies of the positions in these blocks: as masked autoencoders have them, or a quarter of the exponents, by a
+    slip of the authors' code."""
+    upsample: int | None = None
+    """Side to which the model enlarges its images before it reads them; GLoRIA's reads 224 pixels at 299."""
     train: bool = True
     """Whether its weights move."""
     gradient_checkpointing: bool = False
@@ -174,6 +182,9 @@ class ImageTowerConfig:
 
     def __post_init__(self) -> None:
         _check_source("image", self.model, self.scratch)
+        _check_range("image.decoder_blocks", self.decoder_blocks, 0, 64)
+        if self.upsample is not None:
+            _check_range("image.upsample", self.upsample, 8, 4096)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,9 +214,23 @@ class TextTowerConfig:
     """Dropout of the language model itself. With the prefix tree one draw is shared by all captions of a node."""
     base_dtype: Literal["float32", "bfloat16"] = "float32"
     """How frozen weights are held. Trained weights are always float32."""
-    pooling: Literal["auto", "end-token", "mean", "cls"] = "auto"
-    """State of the first end-of-text token (causal models), mean of the visible tokens (masked models), or the
-    first token."""
+    depth: int | None = None
+    """Blocks of the language model that are kept, counted from below; by default all. The authors' CLIP and MGCA keep 6
+    of 12."""
+    frozen_layers: int = 0
+    """Blocks, counted from below, that stand still together with the embeddings under them: 6 in ConVIRT's paper. Used
+    by `adapt: full` alone."""
+    positions: Literal["counted", "zero"] = "counted"
+    """`zero`: every token has position 0, so that a masked model knows no order of words; what the authors' CLIP and
+    MGCA do by a slip of their code."""
+    layers: tuple[int, ...] = (-1,)
+    """Layers whose states are averaged before pooling: 0 is the embedding, -1 the last. MedCLIP takes 1, 2 and -1,
+    GLoRIA the last four."""
+    pooling: Literal["auto", "end-token", "mean", "mean-padded", "max", "cls", "pooler"] = "auto"
+    """`end-token`: state of the first end-of-text token (`auto` for causal models). `mean`: of the visible tokens
+    (`auto` for masked models). `mean-padded`: the same with padding counted in, up to the longest text of the batch, as
+    MedCLIP's release; a text then depends on its companions. `max`: largest value of the visible tokens. `cls`: the
+    first token. `pooler`: the model's own."""
     end_token_attends_itself: bool = False
     """The authors mask the end-of-text token as padding: it reads the caption but not itself."""
     max_tokens: int = 64
@@ -226,21 +251,45 @@ class TextTowerConfig:
         _check_range("text.base_dropout", self.base_dropout, 0, 0.99)
         _check_range("text.max_tokens", self.max_tokens, 2, 131_072)
         _check_range("text.prefix_length", self.prefix_length, 1, 1024)
+        if self.depth is not None:
+            _check_range("text.depth", self.depth, 1, 1024)
+        _check_range("text.frozen_layers", self.frozen_layers, 0, 1024)
+        if not self.layers:
+            raise ConfigError("text.layers=[] names no layer; give at least one, such as -1 for the last")
+        if self.pooling == "mean-padded" and self.packing == "padded":
+            raise ConfigError(
+                "text.pooling=mean-padded counts padding up to the longest text of a batch, and text.packing=padded adds "
+                "more; leave text.packing out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """What pulls images to captions."""
+    """The joint space, and what pulls images to captions in it."""
 
     name: Literal["info_nce", "label_aware_nce", "soft_overlap_nce"] = "info_nce"
     """`info_nce`: Eq. 1; equal captions count as negatives. `label_aware_nce`: equal captions are positives.
-    `soft_overlap_nce`: targets grow with the overlap of the positive findings."""
+    `soft_overlap_nce`: targets grow with the overlap of the positive findings. Used by the methods `cleft` and `clip`;
+    the others have a loss of their own."""
     embed_dim: int = 512
     """Width of the joint space."""
+    projection: Literal["linear", "linear-no-bias", "mlp", "mlp-norm", "to-text"] = "linear"
+    """What leads from each tower into the joint space. `linear`, or `linear-no-bias` (MedCLIP): one layer. `mlp`
+    (ConVIRT): two with a ReLU between. `mlp-norm` (MGCA, the authors' CLIP): two, a batch norm behind each. `to-text`
+    (GLoRIA): one layer for images into the space of the text tower, which `embed_dim` must be as wide as."""
+    hidden_width: int | None = None
+    """Width between the two layers of `mlp` and `mlp-norm`; by default that of the tower. MGCA has 2048."""
     temperature: float = 0.07
     """Where the learnable temperature starts."""
+    train_temperature: bool = True
+    """Whether it moves. ConVIRT's (0.1) and MGCA's (0.07) do not."""
     max_logit_scale: float = 100.0
     """The inverse temperature is kept in [1, this]."""
+
+    def __post_init__(self) -> None:
+        _check_range("loss.embed_dim", self.embed_dim, 1, 10**9)
+        if self.hidden_width is not None:
+            _check_range("loss.hidden_width", self.hidden_width, 1, 10**9)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -401,8 +450,9 @@ _CLASSIFY_RANGES = (
 class Settings:
     """Everything that decides a run."""
 
-    method: Literal["cleft", "image-only"] = "cleft"
-    """What is trained before classification. `cleft`: both towers, pulled together by captions. `image-only`: nothing;
+    method: Literal["cleft", "image-only", "clip"] = "cleft"
+    """What is trained before classification, and by which loss; which towers, the other settings say. `cleft`, `clip`:
+    both towers, pulled together by captions. `image-only`: nothing;
     the image tower stays as it is, random or as it was published, for linear probes and fine-tuning to start from."""
     seed: int = 0
     classes: tuple[str, ...] = ("chexpert-5",)

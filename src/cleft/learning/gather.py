@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+Rows = TypeVar("Rows", bound=tuple[Tensor, ...])
 
 
 def gather(share: Tensor) -> Tensor:
@@ -27,6 +29,11 @@ def gather(share: Tensor) -> Tensor:
     gathered = _Gather.apply(share)
     assert isinstance(gathered, Tensor)
     return gathered
+
+
+def gather_rows(read: Rows) -> Rows:
+    """Joins what every rank has read, each tensor of a named tuple as `gather` does."""
+    return type(read)(*map(gather, read))
 
 
 class _Gather(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""Stage one: contrastive training of both towers on images and captions.
+"""Stage one: training of a model on images and their texts, by whichever method.
 
 Shapes: `B` pairs of a batch over all devices, `T` distinct captions, `E` joint dimension, `C` findings.
 """
@@ -9,7 +9,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,17 +22,18 @@ from cleft.data.prompts import resolve_classes
 from cleft.data.wordings import check_wording, find_wording
 from cleft.errors import ConfigError
 from cleft.learning.engine import Plan, train
-from cleft.learning.gather import gather
+from cleft.learning.gather import gather_rows
 from cleft.learning.keeper import Intervals
 from cleft.learning.learner import Learner
-from cleft.learning.losses import LOSSES
 from cleft.learning.material import Material, read_material
+from cleft.learning.methods import OBJECTIVES, Facts
 from cleft.learning.optim import moving_weights
 from cleft.learning.run import Run, is_first_rank, open_run, split_facts
 from cleft.learning.stops import StopFlag
 from cleft.towers.checkpoint import save_model, weights_digest
-from cleft.towers.dual import DualEncoder, build_model
+from cleft.towers.dual import Pairs
 from cleft.towers.image_only import build_image_only, save_image_only
+from cleft.towers.methods import MethodModel, build_model
 from cleft.types import Batch, Record
 
 log = logging.getLogger(__name__)
@@ -110,11 +111,11 @@ class Validation(NamedTuple):
 
 
 class Pretraining(Learner):
-    """Pulls each image to its caption and away from the others of its batch.
+    """Lets a model read images with their captions, and moves it by the loss of its method.
 
     Args:
-        model: Both towers.
-        settings: Loss and optimiser.
+        model: Of any method.
+        settings: Method, loss and optimiser.
         captions: Of all training images, the same on all ranks.
         val: The validation split; None where there is none.
     """
@@ -122,28 +123,25 @@ class Pretraining(Learner):
     clamped: Tensor
 
     def __init__(
-        self, model: DualEncoder, settings: Settings, captions: Iterable[str], val: Validation | None = None
+        self, model: MethodModel, settings: Settings, captions: Iterable[str], val: Validation | None = None
     ) -> None:
         super().__init__(settings.optim)
         self.model = model
         self.register_buffer("clamped", torch.zeros((), dtype=torch.int64))
-        self._compare = LOSSES[settings.loss.name]
+        self._settings = settings
+        self._method = OBJECTIVES[settings.method]
         self._caption_ids = {caption: number for number, caption in enumerate(sorted(set(captions)))}
         self._val = val
         self._val_rows = {} if val is None else {text: row for row, text in enumerate(sorted(set(val.captions)))}
         self._warned = False
 
     def loss(self, batch: Batch) -> Tensor:
-        """Loss of the pairs of all ranks together; each rank encodes its share."""
-        image_embeds = self.model.encode_image(batch.images)
-        text_embeds = self.model.encode_text(batch.captions)
-        return self._compare(
-            gather(image_embeds),
-            gather(text_embeds),
-            self.model.logit_scale.exp(),
-            caption_ids=gather(_numbers(self._caption_ids, batch.captions, self.device)),
-            labels=gather(batch.labels),
-        )
+        """Loss of the pairs of all ranks together; each rank reads its share."""
+        read: Any = self.model.read(batch.images, batch.captions)
+        facts = Facts(_numbers(self._caption_ids, batch.captions, self.device), batch.labels)
+        if self._method.compares:
+            read, facts = gather_rows(read), gather_rows(facts)
+        return self._method.objective(self.model, read, facts, self._settings)
 
     def observe(self) -> dict[str, float]:
         """Temperature, and what the language model read."""
@@ -166,7 +164,7 @@ class Pretraining(Learner):
     def after_update(self) -> None:
         """Keeps the inverse temperature in its range, and counts how often that was needed."""
         before = self.model.logit_scale.clone()
-        self.model.clamp_logit_scale_()
+        self.model.settle_()
         self.clamped += before != self.model.logit_scale
 
     @torch.no_grad()
@@ -191,24 +189,26 @@ class Pretraining(Learner):
 
     def _add_up(self, batches: Iterable[Batch], poll: Callable[[], None]) -> tuple[Tensor, Tensor]:
         """Sum of the losses of this rank's pairs, and their number."""
-        distinct = list(self._val_rows)
-        parts = [distinct[start : start + _CAPTIONS_AT_ONCE] for start in range(0, len(distinct), _CAPTIONS_AT_ONCE)]
-        text_embeds = torch.cat([self.model.encode_text(part) for part in parts])  # [T, E]
+        text_embeds = self._read_val_texts() if self._method.reads_apart else None
         total, count = torch.zeros(2, dtype=torch.float64, device=self.device)
         for batch in batches:
             poll()
             on_device: Batch = self.trainer.strategy.batch_to_device(batch)
             rows = _numbers(self._val_rows, batch.captions, self.device)
-            loss = self._compare(
-                self.model.encode_image(on_device.images),
-                text_embeds[rows],
-                self.model.logit_scale.exp(),
-                caption_ids=rows,
-                labels=on_device.labels,
-            )
+            if text_embeds is None:
+                read: Any = self.model.read(on_device.images, batch.captions)
+            else:
+                read = Pairs(self.model.encode_image(on_device.images), text_embeds[rows])
+            loss = self._method.objective(self.model, read, Facts(rows, on_device.labels), self._settings)
             total += loss.double() * len(rows)
             count += len(rows)
         return total, count
+
+    def _read_val_texts(self) -> Tensor:
+        """Embeddings of the distinct captions of the validation split, `[T, E]`."""
+        distinct = list(self._val_rows)
+        parts = [distinct[start : start + _CAPTIONS_AT_ONCE] for start in range(0, len(distinct), _CAPTIONS_AT_ONCE)]
+        return torch.cat([self.model.encode_text(part) for part in parts])
 
 
 def _train(settings: Settings, material: Material, run: Run, stop: StopFlag) -> None:
@@ -252,7 +252,7 @@ def _train(settings: Settings, material: Material, run: Run, stop: StopFlag) -> 
         )
 
 
-def _refuse_cut(model: DualEncoder, settings: Settings) -> None:
+def _refuse_cut(model: MethodModel, settings: Settings) -> None:
     """Raises a ConfigError if a caption is longer than the text tower reads."""
     tokens = model.text_tower.tokens
     if tokens.cut:
@@ -289,7 +289,7 @@ def _val_batches(material: Material, settings: Settings) -> Callable[[int, int],
     return share
 
 
-def _describe(model: DualEncoder, material: Material, captions: Sequence[str]) -> None:
+def _describe(model: MethodModel, material: Material, captions: Sequence[str]) -> None:
     moving = sum(weight.numel() for weight in moving_weights(model).values())
     total = sum(weight.numel() for weight in model.parameters())
     log.info("%s of %s weights move", f"{moving:,}", f"{total:,}")

@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from cleft.config import TextTowerConfig
 from cleft.errors import ConfigError
+from cleft.towers.depth import weight_heights
 from cleft.towers.language_model import LanguageModel
 from cleft.towers.prefix import Prefix
 from cleft.towers.rows import TrainedRows
@@ -92,6 +93,10 @@ def _prefix(model: LanguageModel, config: TextTowerConfig) -> None:
 
 def _full(model: LanguageModel, config: TextTowerConfig) -> None:
     model.float().requires_grad_(True)
+    if config.frozen_layers:
+        heights, _ = weight_heights(model)
+        for name, weight in model.named_parameters():
+            weight.requires_grad_(heights[name] > config.frozen_layers)
 
 
 def _frozen(model: LanguageModel, config: TextTowerConfig) -> None:

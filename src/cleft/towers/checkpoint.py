@@ -34,6 +34,7 @@ from cleft.towers.folders import peek_description, read_folder, write_folder
 from cleft.towers.hub import describe
 from cleft.towers.image import ImageTower, build_image_tower
 from cleft.towers.language_model import build_language_model
+from cleft.towers.methods import METHODS, Method, MethodModel
 from cleft.towers.text import TextTower, build_text_tower
 from cleft.towers.token_ids import TokenIds
 from cleft.towers.weights import fill, read_header, saveable, write_weights
@@ -42,11 +43,11 @@ WEIGHTS = "model.safetensors"
 IMAGE = Path("towers/image")
 _TEXT = Path("towers/text")
 _GROUPS = ("images", "image", "text", "loss")
-"""Settings that decide an embedding."""
+"""Settings that decide an embedding, whatever the method; some methods have a group of their own."""
 _MADE_BY_COMPILING = "_orig_mod."
 
 
-def save_model(model: DualEncoder, settings: Settings, folder: Path, *, extra: Mapping[str, Any] | None = None) -> None:
+def save_model(model: MethodModel, settings: Settings, folder: Path, *, extra: Mapping[str, Any] | None = None) -> None:
     """Writes a model folder, whole or not at all; other files in it stay.
 
     Args:
@@ -65,8 +66,9 @@ def save_model(model: DualEncoder, settings: Settings, folder: Path, *, extra: M
     text_tower = model.text_tower
     description = {
         "made_by": made_by(),
-        "settings": {group: tree[group] for group in _GROUPS},
-        "embed_dim": model.image_projection.out_features,
+        "method": settings.method,
+        "settings": {group: tree[group] for group in (*_GROUPS, *METHODS[settings.method].groups)},
+        "embed_dim": settings.loss.embed_dim,
         "context_length": 0 if model.context is None else len(model.context),
         "base": describe_base(settings.text),
         "trained_tokens": list(text_tower.trained_tokens),
@@ -101,15 +103,16 @@ def load_model(folder: Path | str, *, text_model: str | None = None) -> DualEnco
     folder = Path(folder).expanduser()
     check_reads_texts(folder)
     description = read_folder(folder)
-    settings = read_settings(folder, description, _GROUPS)
+    method = _method_of(folder, description)
+    settings = read_settings(folder, description, (*_GROUPS, *method.groups))
     shapes = read_header(folder / WEIGHTS)
-    _refuse_size(folder, shapes, settings.loss.embed_dim)
+    _refuse_size(folder, shapes, settings)
     base = settings.text.model if text_model is None else text_model
     check_base(folder, description.get("base"), base)
     with torch.random.fork_rng(devices=[]):
-        image_tower = rebuild_image(folder, settings)
+        image_tower = rebuild_image(folder, settings, regions=method.regions)
         text_tower = _rebuild_text(folder, settings.text, base, description)
-        model = DualEncoder(image_tower, text_tower, settings.loss)
+        model = method.assemble(image_tower, text_tower, settings)
     if "context" in shapes:
         model.set_context(torch.zeros(shapes["context"]))
     fill(model, load_file(folder / WEIGHTS), own_weights(model), folder / WEIGHTS, description["made_by"])
@@ -149,16 +152,16 @@ def weights_digest(folder: Path | str) -> str:
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def own_weights(model: DualEncoder) -> dict[str, Tensor]:
+def own_weights(model: MethodModel) -> dict[str, Tensor]:
     """Returns the weights and running statistics that a model folder holds, by name."""
     state = {name.replace(_MADE_BY_COMPILING, ""): tensor for name, tensor in model.state_dict().items()}
     return {name: tensor for name, tensor in state.items() if name not in model.base_weights}
 
 
-def rebuild_image(folder: Path, settings: Settings) -> ImageTower:
+def rebuild_image(folder: Path, settings: Settings, *, regions: bool = False) -> ImageTower:
     """Builds the image tower a folder describes, its weights still random; callers fork torch's generator."""
     here = dataclasses.replace(settings.image, model=str(folder.resolve() / IMAGE), scratch=None, random_weights=True)
-    tower = build_image_tower(here, settings.images)
+    tower = build_image_tower(here, settings.images, regions=regions)
     tower.config = settings.image
     return tower
 
@@ -180,11 +183,27 @@ def _rebuild_text(folder: Path, config: TextTowerConfig, base: str | None, descr
     return tower
 
 
-def _refuse_size(folder: Path, shapes: Mapping[str, tuple[int, ...]], embed_dim: int) -> None:
-    """Refuses a width that the weights do not have before anything of that width is made."""
-    projections = [shapes.get(f"{tower}_projection.bias", (embed_dim,)) for tower in ("image", "text")]
-    if any(shape != (embed_dim,) for shape in projections):
-        raise CheckpointError(f"{folder}: its projections do not have loss.embed_dim={embed_dim}; copy it again")
+def _refuse_size(folder: Path, shapes: Mapping[str, tuple[int, ...]], settings: Settings) -> None:
+    """Refuses widths that the weights do not have before anything of that width is made."""
+    ends = [name for name in shapes if "_projection." in name and len(shapes[name]) == 2]
+    hidden = settings.loss.hidden_width
+    for tower in ("image", "text"):
+        layers = [shapes[name] for name in sorted(ends) if name.startswith(f"{tower}_projection.")]
+        if layers and layers[-1][0] != settings.loss.embed_dim:
+            raise CheckpointError(
+                f"{folder}: its projections do not have loss.embed_dim={settings.loss.embed_dim}; copy it again"
+            )
+        if len(layers) == 2 and hidden not in (None, layers[0][0]):
+            raise CheckpointError(f"{folder}: its projections do not have loss.hidden_width={hidden}; copy it again")
+
+
+def _method_of(folder: Path, description: Mapping[str, Any]) -> Method:
+    name = description.get("method", "cleft")
+    if name not in METHODS:
+        raise CheckpointError(
+            f"{folder / 'model.json'} names the method {name!r}, which this version of cleft does not know; upgrade cleft"
+        )
+    return METHODS[name]
 
 
 def read_settings(folder: Path, description: Mapping[str, Any], groups: Sequence[str]) -> Settings:
@@ -196,7 +215,8 @@ def read_settings(folder: Path, description: Mapping[str, Any], groups: Sequence
     where = str(folder / "model.json")
     try:
         tree = cast("dict[str, Any]", description["settings"])
-        return build_settings({group: tree[group] for group in groups}, where=where)
+        method = description.get("method", "cleft")
+        return build_settings({"method": method, **{group: tree[group] for group in groups}}, where=where)
     except ConfigError as error:
         raise CheckpointError(f"{error}; was the file edited, or made by another version of cleft?") from error
     except (KeyError, TypeError) as error:

@@ -7,17 +7,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cleft.config import LossConfig, Settings
-from cleft.errors import CheckpointError
+from cleft.config import LossConfig
+from cleft.errors import CheckpointError, ConfigError
 from cleft.towers.bases import still_weights
-from cleft.towers.image import ImageTower, build_image_tower
-from cleft.towers.text import TextTower, build_text_tower
+from cleft.towers.image import ImageTower
+from cleft.towers.text import TextTower
 from cleft.types import ImageSpec
+
+
+class Pairs(NamedTuple):
+    """Images and their texts after both towers, row by row."""
+
+    image_embeds: Tensor
+    """Unit length, `[B, E]`."""
+    text_embeds: Tensor
+    """Unit length, `[B, E]`."""
 
 
 class DualEncoder(nn.Module):
@@ -37,7 +47,7 @@ class DualEncoder(nn.Module):
 
     Source:
         CLEFT, section 2.1: a linear projection each, unit length, learnable temperature. The projections have a bias,
-        as in the authors' release.
+        as in the authors' release. CLIP, ConVIRT and MedCLIP are the same with other towers and projections.
     """
 
     context: nn.Parameter | None
@@ -46,9 +56,10 @@ class DualEncoder(nn.Module):
         super().__init__()
         self.image_tower = image_tower
         self.text_tower = text_tower
-        self.image_projection = nn.Linear(image_tower.width, config.embed_dim)
-        self.text_projection = nn.Linear(text_tower.width, config.embed_dim)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / config.temperature)))
+        self.image_projection = build_projection(image_tower.width, config)
+        self.text_projection = _build_text_projection(text_tower.width, config)
+        scale = torch.tensor(math.log(1 / config.temperature))
+        self.logit_scale = nn.Parameter(scale, requires_grad=config.train_temperature)
         self.max_logit_scale = config.max_logit_scale
         self.register_parameter("context", None)
         self.base_weights = frozenset(f"text_tower.{name}" for name in still_weights(text_tower))
@@ -60,7 +71,7 @@ class DualEncoder(nn.Module):
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Returns unit-length embeddings `[B, E]` float32 of gray images `[B, 1, H, W]` uint8."""
-        return _unit(self.image_projection(self.image_tower.encode(images)))
+        return unit(self.image_projection(self.image_tower.encode(images)))
 
     def encode_image_features(self, images: Tensor) -> Tensor:
         """Returns features `[B, D]` float32 of gray images `[B, 1, H, W]` uint8, before the projection."""
@@ -68,7 +79,11 @@ class DualEncoder(nn.Module):
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Returns unit-length embeddings `[T, E]` float32."""
-        return _unit(self.text_projection(self.text_tower(texts)))
+        return unit(self.text_projection(self.text_tower(texts)))
+
+    def read(self, images: Tensor, texts: Sequence[str]) -> Pairs:
+        """Reads images and the text of each: all that the losses of this model compare."""
+        return Pairs(self.encode_image(images), self.encode_text(texts))
 
     def encode_class_names(self, names: Sequence[str]) -> Tensor:
         """Returns unit-length embeddings `[C, E]` float32 of class names behind the learned context.
@@ -78,7 +93,7 @@ class DualEncoder(nn.Module):
         """
         if self.context is None:
             raise CheckpointError("this model has no learned context; run `cleft learn-context` on it first")
-        return _unit(self.text_projection(self.text_tower.encode_behind_context(names, self.context)))
+        return unit(self.text_projection(self.text_tower.encode_behind_context(names, self.context)))
 
     def set_context(self, context: Tensor | None) -> None:
         """Puts a prompt context `[L, D]` in place as a float32 parameter, or takes it away.
@@ -99,26 +114,42 @@ class DualEncoder(nn.Module):
         """Keeps the inverse temperature in [1, `max_logit_scale`]; call it after every optimiser step."""
         self.logit_scale.clamp_(0.0, math.log(self.max_logit_scale))
 
+    def settle_(self) -> None:
+        """What must hold of the weights again after an optimiser step."""
+        self.clamp_logit_scale_()
 
-def build_model(settings: Settings, captions: Sequence[str], seed: int | None = None) -> DualEncoder:
-    """Builds the model the settings describe.
 
-    Args:
-        settings: Which towers, how adapted, and the joint space.
-        captions: Training captions: a tokenizer from scratch is learned from them, and their tokens may move.
-        seed: Decides all random weights; `settings.seed` if not given. Torch's global generator stays as it was.
+def build_projection(width: int, config: LossConfig) -> nn.Module:
+    """Builds what leads features `[N, D]` of a tower of some width into the joint space, `[N, E]`, not yet of unit length.
 
-    Raises:
-        ConfigError: If a tower cannot be found or built.
-        CheckpointError: If the files of a tower cannot be read or do not fit.
+    Names and order of the weights of `mlp-norm` are those of MGCA's heads.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(settings.seed if seed is None else seed)  # the CPU's alone
-        image_tower = build_image_tower(settings.image, settings.images)
-        text_tower = build_text_tower(settings.text, captions)
-        return DualEncoder(image_tower, text_tower, settings.loss)
+    hidden = width if config.hidden_width is None else config.hidden_width
+    if config.projection == "mlp":
+        return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, config.embed_dim))
+    if config.projection == "mlp-norm":
+        return nn.Sequential(
+            nn.Linear(width, hidden),
+            nn.BatchNorm1d(hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, config.embed_dim),
+            nn.BatchNorm1d(config.embed_dim, affine=False),
+        )
+    return nn.Linear(width, config.embed_dim, bias=config.projection != "linear-no-bias")
 
 
-def _unit(embeds: Tensor) -> Tensor:
+def _build_text_projection(width: int, config: LossConfig) -> nn.Module:
+    if config.projection != "to-text":
+        return build_projection(width, config)
+    if config.embed_dim != width:
+        raise ConfigError(
+            f"loss.projection=to-text leads images into the space of the text tower, which has {width} dimensions; "
+            f"set loss.embed_dim={width}, not {config.embed_dim}"
+        )
+    return nn.Identity()
+
+
+def unit(embeds: Tensor) -> Tensor:
+    """Returns rows of unit length, float32."""
     # Half precision makes equal logits of far pairs; lengths and similarities are computed in float32.
     return F.normalize(embeds.float(), dim=-1)

@@ -9,15 +9,33 @@ Shapes: `B` images, `C` channels, `D` width of the tower, `H` and `W` pixels.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch.nn import functional
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from cleft.config import ImagesConfig, ImageTowerConfig
 from cleft.errors import CheckpointError, ConfigError
+from cleft.towers.attention import watch_attention
 from cleft.towers.hub import config_from, pretrained_model, random_model, read_config
-from cleft.towers.vision import POOLINGS, channels_of, probe, read_states
+from cleft.towers.patch_decoder import PatchDecoder
+from cleft.towers.vision import POOLINGS, Probed, States, channels_of, grid_of, probe, read_states
 from cleft.types import ImageSpec
+
+
+class ImageRegions(NamedTuple):
+    """Images as local losses want them."""
+
+    features: Tensor
+    """`[B, D]`, as `ImageTower.encode` gives them."""
+    regions: Tensor
+    """`[B, M, D']`."""
+    attention: Tensor
+    """What each region weighs, `[B, M]`, without gradient, rows sum to one: the class token's attention in the last
+    block; equal where there is no class token."""
 
 
 class ImageTower(nn.Module):
@@ -27,6 +45,11 @@ class ImageTower(nn.Module):
         model: The vision model.
         config: Which pooling, and whether the weights move.
         spec: Size and normalisation of its images.
+        regions: Whether somebody reads its regions, so that the weights behind them must move too.
+
+    Attributes:
+        width: Width `D` of a feature.
+        region_width: Width of a region, where somebody reads them.
 
     Raises:
         ConfigError: If the model cannot take images of this size, or lacks what the pooling needs.
@@ -35,7 +58,9 @@ class ImageTower(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: PreTrainedModel, config: ImageTowerConfig, spec: ImageSpec) -> None:
+    def __init__(
+        self, model: PreTrainedModel, config: ImageTowerConfig, spec: ImageSpec, *, regions: bool = False
+    ) -> None:
         super().__init__()
         self.model = model
         self.config = config
@@ -44,9 +69,13 @@ class ImageTower(nn.Module):
         channels = channels_of(model.config)
         self.register_buffer("mean", _per_channel(spec.mean, channels), persistent=False)
         self.register_buffer("std", _per_channel(spec.std, channels), persistent=False)
-        self.width, needed = probe(model.config, config.pooling, spec)
+        probed = _probe(model.config, config, spec, regions=regions)
+        self.width = probed.width
+        self.region_width = probed.regions[1]
+        self.extra = probed.extra
         for name, weight in model.named_parameters():
-            weight.requires_grad_(config.train and name in needed)
+            weight.requires_grad_(config.train and name in probed.needed)
+        self.decoder = _build_decoder(model, config, spec, probed) if config.decoder_blocks else None
         if config.gradient_checkpointing:
             _checkpoint_gradients(model)
         self.train(self.training)
@@ -56,14 +85,36 @@ class ImageTower(nn.Module):
 
         `H` and `W` may differ from the size in `spec` where the model can interpolate its positions.
         """
-        return POOLINGS[self.config.pooling](read_states(self.model, self.model.config, pixel_values))
+        return self._pool(read_states(self.model, self.model.config, pixel_values))
 
     def encode(self, images: Tensor) -> Tensor:
         """Returns features `[B, D]` of gray images `[B, 1, H, W]` uint8 at the size in `spec`."""
         return self(self.normalise(images))
 
+    def encode_regions(self, images: Tensor) -> ImageRegions:
+        """Reads gray images `[B, 1, H, W]` uint8 at the size in `spec`, region by region."""
+        pixel_values = self.normalise(images)
+        if self.extra == 0:
+            states = read_states(self.model, self.model.config, pixel_values, regions=True)
+            count = states.regions.shape[1]
+            weights = torch.full((len(images), count), 1 / count, device=images.device)
+        else:
+            with watch_attention(self.model, "image") as watched:
+                states = read_states(self.model, self.model.config, pixel_values, regions=True)
+            weights = watched.first_row()[:, self.extra :]
+            weights = weights / weights.sum(dim=1, keepdim=True)
+        return ImageRegions(self._pool(states), states.regions, weights)
+
+    def _pool(self, states: States) -> Tensor:
+        if self.decoder is None:
+            return POOLINGS[self.config.pooling](states)
+        tokens = self.decoder.embed(states.tokens)
+        return self.decoder(tokens[:, : states.extra], tokens[:, states.extra :]).mean(dim=1)
+
     def normalise(self, images: Tensor) -> Tensor:
         """Scales gray images to [0, 1], repeats them for every channel, subtracts the mean and divides by the std.
+
+        Enlarges them where the settings say so.
 
         Raises:
             ValueError: If the images are not `[B, 1, H, W]` uint8 of the size in `spec`.
@@ -73,15 +124,24 @@ class ImageTower(nn.Module):
                 f"images are {tuple(images.shape)} {images.dtype}; the tower takes [B, 1, H, W] torch.uint8 "
                 f"with (H, W) = {self.spec.size}"
             )
-        return (images.to(self.mean.dtype) / 255 - self.mean) / self.std
+        pixel_values = (images.to(self.mean.dtype) / 255 - self.mean) / self.std
+        side = self.config.upsample
+        if side is None:
+            return pixel_values
+        return functional.interpolate(pixel_values, (side, side), mode="bilinear", align_corners=True)
 
     def train(self, mode: bool = True) -> ImageTower:
         """Sets training mode; a frozen tower stays in evaluation mode, its dropout off and its batch norms still."""
         return super().train(mode and self.trains)
 
 
-def build_image_tower(config: ImageTowerConfig, images: ImagesConfig) -> ImageTower:
+def build_image_tower(config: ImageTowerConfig, images: ImagesConfig, *, regions: bool = False) -> ImageTower:
     """Builds the tower the settings describe; random weights come from torch's global generator.
+
+    Args:
+        config: Which model and pooling.
+        images: Size and normalisation of its images.
+        regions: Whether somebody reads its regions.
 
     Raises:
         ConfigError: If the model cannot be found or built, or does not fit its images or pooling.
@@ -89,17 +149,35 @@ def build_image_tower(config: ImageTowerConfig, images: ImagesConfig) -> ImageTo
     """
     spec = ImageSpec(size=(images.size, images.size), mean=images.mean, std=images.std)
     if config.scratch is not None:
-        return ImageTower(random_model(config_from(config.scratch, "image.scratch")), config, spec)
+        return ImageTower(random_model(config_from(config.scratch, "image.scratch")), config, spec, regions=regions)
     source = str(config.model)
     hf_config = read_config(source, "image.model")
     hf_config = getattr(hf_config, "vision_config", hf_config)  # CLIP and SigLIP hold both towers in one folder
     if config.random_weights:
-        return ImageTower(random_model(hf_config), config, spec)
-    probe(hf_config, config.pooling, spec)  # refuses what does not fit before gigabytes are read
+        return ImageTower(random_model(hf_config), config, spec, regions=regions)
+    probed = _probe(hf_config, config, spec, regions=regions)  # refuses what does not fit before gigabytes are read
     model, missing = pretrained_model(source, hf_config, "image.model")
-    tower = ImageTower(model, config, spec)
-    _refuse_random(missing & probe(hf_config, config.pooling, spec)[1], source)
-    return tower
+    _refuse_random(missing & probed.needed, source)
+    return ImageTower(model, config, spec, regions=regions)
+
+
+def _probe(model: PreTrainedConfig, config: ImageTowerConfig, spec: ImageSpec, *, regions: bool) -> Probed:
+    """What the model makes of images at the size at which it reads them."""
+    if config.upsample is not None:
+        spec = replace(spec, size=(config.upsample, config.upsample))
+    pooling = "mean" if config.decoder_blocks else config.pooling  # a decoder reads every token
+    return probe(model, pooling, spec, regions=regions)
+
+
+def _build_decoder(model: PreTrainedModel, config: ImageTowerConfig, spec: ImageSpec, probed: Probed) -> PatchDecoder:
+    grid = grid_of(model.config, spec)
+    if grid is None or grid[0] * grid[1] != probed.regions[0]:
+        raise ConfigError(
+            f"image.decoder_blocks={config.decoder_blocks}: a {model.config.model_type} keeps no token of each patch; "
+            f"take a ViT, or set it to 0"
+        )
+    decoder = PatchDecoder(probed.width, probed.width, grid, config.decoder_blocks, config.decoder_positions)
+    return decoder.requires_grad_(config.train)
 
 
 def _per_channel(values: tuple[float, float, float], channels: int) -> Tensor:

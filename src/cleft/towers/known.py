@@ -38,8 +38,11 @@ KNOWN: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "facebook/dinov2-with-registers-small": _dinov2(12, 6, 384),
         "facebook/dinov2-with-registers-base": _dinov2(12, 12, 768),
+        "facebook/deit-base-patch16-224": MappingProxyType({"model_type": "vit"}),
+        "facebook/vit-mae-base": MappingProxyType({"model_type": "vit_mae"}),
         "google/vit-base-patch16-224": MappingProxyType({"model_type": "vit"}),
         "microsoft/resnet-50": MappingProxyType({"model_type": "resnet"}),
+        "microsoft/swin-tiny-patch4-window7-224": MappingProxyType({"model_type": "swin"}),
         "stanford-crfm/BioMedLM": _gpt2(32, 20, 2560, 28_896),
         "openai-community/gpt2": _gpt2(12, 12, 768),
         "openai-community/gpt2-medium": _gpt2(24, 16, 1024),

@@ -6,7 +6,8 @@ Shapes: `B` sequences, `L` tokens, `P` nodes of a packed tree, `D` width.
 from __future__ import annotations
 
 import inspect
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,19 +26,30 @@ from cleft.towers.prefix import Prefix
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
+class TokenStates(NamedTuple):
+    """What a language model made of its tokens."""
+
+    states: Tensor
+    """`[B, L, D]`: after the last norm, or the mean of several layers."""
+    pooled: Tensor | None
+    """The model's own pooling, `[B, D]`."""
+
+
 class LanguageModel(nn.Module):
     """A Hugging Face language model without its head, and the virtual tokens of prefix tuning if it has any.
 
     Args:
         model: The model.
         causal: Whether a token sees only what stands before it.
+        ordered: Whether a masked model knows the order of its tokens; otherwise each has position 0.
     """
 
-    def __init__(self, model: PreTrainedModel, *, causal: bool) -> None:
+    def __init__(self, model: PreTrainedModel, *, causal: bool, ordered: bool = True) -> None:
         super().__init__()
         self.model = model
         self.prefix: Prefix | None = None
         self.causal = causal
+        self.ordered = ordered
         self.takes_positions = causal and "position_ids" in inspect.signature(model.forward).parameters
 
     @property
@@ -64,7 +76,7 @@ class LanguageModel(nn.Module):
         """Returns the vectors of tokens, as the model takes them in."""
         return self.model.get_input_embeddings()(input_ids)
 
-    def forward(self, tokens: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, visible: Tensor, positions: Tensor, layers: Sequence[int] = (-1,)) -> TokenStates:
         """Reads sequences.
 
         Args:
@@ -72,9 +84,7 @@ class LanguageModel(nn.Module):
             visible: Which tokens may be attended to, `[B, L]` bool; or for a packed tree, which node (row)
                 may attend to which (column), `[1, P, P]` bool.
             positions: Position of each token, `[B, L]` or `[1, L]`. Models that count for themselves ignore it.
-
-        Returns:
-            States after the last norm, `[B, L, D]`.
+            layers: Whose states are averaged: 0 is the embedding, -1 the last.
         """
         inputs: dict[str, Any] = {"inputs_embeds" if tokens.is_floating_point() else "input_ids": tokens}
         if self.prefix is not None:
@@ -83,7 +93,15 @@ class LanguageModel(nn.Module):
             positions = positions + self.prefix.length
         if self.takes_positions:
             inputs["position_ids"] = positions
-        return self.model(**inputs, attention_mask=self._mask(visible)).last_hidden_state
+        elif not self.ordered:
+            inputs["position_ids"] = torch.zeros(tokens.shape[:2], dtype=torch.int64, device=tokens.device)
+        if tuple(layers) != (-1,):
+            inputs["output_hidden_states"] = True
+        output = self.model(**inputs, attention_mask=self._mask(visible))
+        states = output.last_hidden_state
+        if tuple(layers) != (-1,):
+            states = torch.stack([output.hidden_states[layer] for layer in layers]).mean(dim=0)
+        return TokenStates(states, getattr(output, "pooler_output", None))
 
     def _mask(self, visible: Tensor) -> Tensor:
         if visible.ndim == 2:
@@ -143,7 +161,10 @@ def build_language_model(config: TextTowerConfig, *, vocabulary: int, pad: int, 
         cast("nn.Module", model).to(dtype)
     else:
         model, missing = pretrained_model(config.model, description, "text.model", dtype=dtype)
-    _drop_pooler(model)
+    if config.pooling != "pooler":
+        drop_pooler(model)
+    elif getattr(model, "pooler", None) is None:
+        raise ConfigError(f"text.pooling=pooler: a {description.model_type!r} model has no pooler; choose another")
     missing &= {name for name, _ in model.named_parameters()}
     if missing:
         raise CheckpointError(f"text.model={config.model!r} holds no weights for {sorted(missing)[:5]}; copy it again")
@@ -156,7 +177,11 @@ def build_language_model(config: TextTowerConfig, *, vocabulary: int, pad: int, 
             f"the tokenizer of text.model={config.model!r} has {vocabulary} tokens but the model only {rows}; "
             f"copy both from the same place"
         )
-    return LanguageModel(model, causal=causal)
+    if config.positions == "zero" and (causal or "position_ids" not in inspect.signature(model.forward).parameters):
+        raise ConfigError(
+            f"text.positions=zero is for masked models that take positions, not for {description.model_type!r}; leave it"
+        )
+    return LanguageModel(model, causal=causal, ordered=config.positions == "counted")
 
 
 def read_text_config(config: TextTowerConfig, *, vocabulary: int = 0, pad: int = 0, end: int | None = None) -> Any:
@@ -184,7 +209,29 @@ def read_text_config(config: TextTowerConfig, *, vocabulary: int = 0, pad: int =
         if ("drop" in name) and isinstance(value, int | float) and not isinstance(value, bool):
             setattr(description, name, 0.0 if name == "layerdrop" else config.base_dropout)
     description.use_cache = False
+    keep_depth(description, config)
     return description
+
+
+def keep_depth(description: PreTrainedConfig, config: TextTowerConfig) -> None:
+    """Leaves of a configuration only as many blocks as `text.depth` says.
+
+    Raises:
+        ConfigError: If the model has fewer, or fewer layers than `text.layers` names.
+    """
+    if config.depth is None and config.layers == (-1,) and not config.frozen_layers:
+        return
+    shape: Any = description.get_text_config()
+    blocks = int(shape.num_hidden_layers)
+    if config.depth is not None:
+        if config.depth > blocks:
+            raise ConfigError(f"text.depth={config.depth}: the model has {blocks} blocks; set it to {blocks} or fewer")
+        shape.num_hidden_layers = blocks = config.depth
+    beyond = [layer for layer in config.layers if not -blocks - 1 <= layer <= blocks]
+    if beyond:
+        raise ConfigError(f"text.layers names {beyond}, but the model has {blocks} layers behind its embedding (0)")
+    if config.frozen_layers > blocks:
+        raise ConfigError(f"text.frozen_layers={config.frozen_layers}: the model has {blocks} blocks; lower it")
 
 
 def is_causal(config: PreTrainedConfig) -> bool:
@@ -202,7 +249,7 @@ def is_causal(config: PreTrainedConfig) -> bool:
     raise ConfigError(f"a text tower needs a causal or masked language model; {kind!r} is neither, choose another")
 
 
-def _drop_pooler(model: PreTrainedModel) -> None:
-    # BERT's relatives carry a layer that nothing here reads; it would never get a gradient.
+def drop_pooler(model: PreTrainedModel) -> None:
+    """Takes away a layer that BERT's relatives carry and nothing here reads; it would never get a gradient."""
     if getattr(model, "pooler", None) is not None:
         model.pooler = None  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]

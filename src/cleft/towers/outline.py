@@ -10,12 +10,12 @@ from transformers import PreTrainedConfig
 from cleft.config import ImageTowerConfig, Settings, TextTowerConfig
 from cleft.errors import ConfigError
 from cleft.towers.adapt import adapt
-from cleft.towers.dual import DualEncoder
 from cleft.towers.hub import config_from, random_model, read_config
 from cleft.towers.image import ImageTower
 from cleft.towers.image_only import ImageOnly
 from cleft.towers.known import KNOWN
-from cleft.towers.language_model import LanguageModel, is_causal
+from cleft.towers.language_model import LanguageModel, drop_pooler, is_causal, keep_depth
+from cleft.towers.methods import METHODS, MethodModel
 from cleft.towers.text import TextTower
 from cleft.towers.token_ids import TokenIds
 from cleft.types import ImageSpec
@@ -24,7 +24,7 @@ _LEARNED_VOCABULARY = 4096
 """Largest table of a tokenizer learned from captions; it is smaller where they hold fewer words."""
 
 
-def outline_model(settings: Settings, *, tokens: int = 0) -> DualEncoder | ImageOnly:
+def outline_model(settings: Settings, *, tokens: int = 0) -> MethodModel | ImageOnly:
     """Builds the towers a run would train, on torch's meta device.
 
     Args:
@@ -41,7 +41,9 @@ def outline_model(settings: Settings, *, tokens: int = 0) -> DualEncoder | Image
     if settings.method == "image-only":
         with torch.device("meta"):
             return ImageOnly(ImageTower(random_model(getattr(vision, "vision_config", vision)), settings.image, spec))
+    method = METHODS[settings.method]
     language = _shape(settings.text, "text.model")
+    keep_depth(language, settings.text)
     vocabulary = int(language.get_text_config().vocab_size)
     if settings.text.model is None:
         vocabulary = min(vocabulary, _LEARNED_VOCABULARY)
@@ -52,12 +54,15 @@ def outline_model(settings: Settings, *, tokens: int = 0) -> DualEncoder | Image
     if not 0 <= tokens <= vocabulary:
         raise ConfigError(f"tokens={tokens} must lie between 0 and the {vocabulary:,} of the vocabulary")
     with torch.device("meta"):
-        image_tower = ImageTower(random_model(getattr(vision, "vision_config", vision)), settings.image, spec)
+        vision = random_model(getattr(vision, "vision_config", vision))
+        image_tower = ImageTower(vision, settings.image, spec, regions=method.regions)
         model: Any = random_model(language)
-        model.pooler = None  # nothing reads it, as in a run
-        lm = adapt(LanguageModel(model, causal=is_causal(language)), settings.text, range(tokens))
+        if settings.text.pooling != "pooler":
+            drop_pooler(model)
+        ordered = settings.text.positions == "counted"
+        lm = adapt(LanguageModel(model, causal=is_causal(language), ordered=ordered), settings.text, range(tokens))
         ids = TokenIds(vocabulary=vocabulary, max_tokens=settings.text.max_tokens, end=vocabulary - 1)
-        return DualEncoder(image_tower, TextTower(lm, ids, settings.text), settings.loss)
+        return method.assemble(image_tower, TextTower(lm, ids, settings.text), settings)
 
 
 def _shape(config: ImageTowerConfig | TextTowerConfig, setting: str) -> PreTrainedConfig:

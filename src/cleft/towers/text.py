@@ -202,8 +202,15 @@ class TextTower(nn.Module):
         place = torch.arange(tokens.shape[1], device=self._device)
         seen = (lengths - 1).clamp(min=1) if self.blind_end else lengths
         visible = place < seen[:, None]  # [R, L]
-        states = self.lm(tokens, visible, place[None])  # [R, L, D]
+        states, pooled = self.lm.read(tokens, visible, place[None])  # [R, L, D], [R, D]
         self._read(visible.numel())
+        if self.pooling == "pooler":
+            assert pooled is not None
+            return pooled.float()
+        if self.pooling == "mean-padded":
+            return states.float().mean(dim=1)
+        if self.pooling == "max":
+            return states.masked_fill(~visible[..., None], torch.finfo(states.dtype).min).amax(dim=1).float()
         if self.pooling == "mean":
             member = visible.to(states.dtype)[:, None]  # [R, 1, L]
             return ((member @ states)[:, 0] / member.sum(dim=2)).float()
@@ -318,6 +325,11 @@ def _resolve_packing(lm: LanguageModel, config: TextTowerConfig) -> str:
 def _resolve_pooling(lm: LanguageModel, config: TextTowerConfig) -> str:
     if config.pooling == "cls" and lm.causal:
         raise ConfigError("text.pooling=cls: the first token of a causal model has read nothing else; set end-token")
+    if config.pooling in _OF_MASKED and lm.causal:
+        raise ConfigError(f"text.pooling={config.pooling} is for masked models; set end-token or mean")
     if config.pooling == "auto":
         return "end-token" if lm.causal else "mean"
     return config.pooling
+
+
+_OF_MASKED = ("max", "mean-padded", "pooler")

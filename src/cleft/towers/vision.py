@@ -36,6 +36,9 @@ class States(NamedTuple):
     """Class and register tokens in front of the patches."""
     pooled: Tensor | None
     """The model's own pooling, `[B, D]`."""
+    regions: Tensor
+    """What local losses compare with words, `[B, M, D']`: the patches; of a model of grids (ResNet, ConvNeXt) the grid of
+    its last stage but one, which is finer and has a width of its own."""
 
 
 def _cls(states: States) -> Tensor:
@@ -60,14 +63,23 @@ POOLINGS: dict[str, Callable[[States], Tensor]] = {
 """Name in the settings to the function that makes features `[B, D]` of a model's states."""
 
 
-def read_states(model: nn.Module, config: PreTrainedConfig, pixel_values: Tensor) -> States:
+def read_states(model: nn.Module, config: PreTrainedConfig, pixel_values: Tensor, *, regions: bool = False) -> States:
     """Sends normalised images `[B, C, H, W]` through a vision model.
 
     Positions are interpolated where the images differ in size from what the model was made for.
+
+    Args:
+        model: The vision model.
+        config: Its configuration.
+        pixel_values: The images.
+        regions: Whether a model of grids shall keep the grid of its last stage but one; otherwise `regions` are those of
+            the last.
     """
     seen: list[Tensor] = []
     norm = next((child for name, child in model.named_children() if name in _LAST_NORMS), None)
     options = _position_options(model)
+    if regions:
+        options["output_hidden_states"] = True
     if norm is None:
         output: Any = model(pixel_values=pixel_values, **options)
     else:
@@ -75,11 +87,14 @@ def read_states(model: nn.Module, config: PreTrainedConfig, pixel_values: Tensor
             output = model(pixel_values=pixel_values, **options)
     tokens = _flat(output.last_hidden_state)
     pooled: Any = getattr(output, "pooler_output", None)
+    extra = _extra_tokens(output.last_hidden_state, config, pixel_values)
+    grids: Any = output.hidden_states if regions and output.last_hidden_state.ndim == 4 else None
     return States(
         tokens=tokens,
         before_norm=seen[0] if seen and seen[0].shape == tokens.shape else tokens,
-        extra=_extra_tokens(output.last_hidden_state, config, pixel_values),
+        extra=extra,
         pooled=None if pooled is None else pooled.flatten(1),
+        regions=tokens[:, extra:] if grids is None else _flat(grids[-2]),
     )
 
 
@@ -101,8 +116,27 @@ def _extra_tokens(hidden: Tensor, config: PreTrainedConfig, pixel_values: Tensor
     return max(0, hidden.shape[1] - patches)  # towers that merge patches (Swin) end with fewer
 
 
-def probe(config: PreTrainedConfig, pooling: str, spec: ImageSpec) -> tuple[int, set[str]]:
-    """Returns the width of the features and the names of the weights they depend on.
+class Probed(NamedTuple):
+    """What a vision model makes of images, found without memory."""
+
+    width: int
+    """Of the features, `D`."""
+    needed: set[str]
+    """Names of the weights that the features, and the regions where they are asked for, depend on."""
+    extra: int
+    """Class and register tokens."""
+    regions: tuple[int, int]
+    """How many, and their width."""
+
+
+def probe(config: PreTrainedConfig, pooling: str, spec: ImageSpec, *, regions: bool = False) -> Probed:
+    """Finds out about a model of the given configuration.
+
+    Args:
+        config: Of the model.
+        pooling: Key of `POOLINGS`.
+        spec: Images as the model reads them.
+        regions: Whether regions are needed beside the features.
 
     Raises:
         ConfigError: If the model takes no images of this size, or lacks what the pooling needs.
@@ -118,7 +152,8 @@ def probe(config: PreTrainedConfig, pooling: str, spec: ImageSpec) -> tuple[int,
     weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     pixel_values = torch.empty(1, channels_of(config), *spec.size, device="meta")
     try:
-        features = POOLINGS[pooling](read_states(model, config, pixel_values))
+        states = read_states(model, config, pixel_values, regions=regions)
+        features = POOLINGS[pooling](states)
     except ConfigError as error:
         raise ConfigError(f"image.pooling={pooling}: a {kind} cannot give it, {error}; use mean") from error
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
@@ -126,8 +161,14 @@ def probe(config: PreTrainedConfig, pooling: str, spec: ImageSpec) -> tuple[int,
             f"image: a {kind} does not turn images of {spec.size} into features ({error}); "
             f"is it a vision model, and does it take this size?"
         ) from error
-    gradients: tuple[Any, ...] = torch.autograd.grad(features.sum(), list(weights.values()), allow_unused=True)
-    return features.shape[1], {name for name, gradient in zip(weights, gradients, strict=True) if gradient is not None}
+    asked = features.sum() + states.regions.sum() if regions else features.sum()
+    gradients: tuple[Any, ...] = torch.autograd.grad(asked, list(weights.values()), allow_unused=True)
+    return Probed(
+        width=features.shape[1],
+        needed={name for name, gradient in zip(weights, gradients, strict=True) if gradient is not None},
+        extra=states.extra,
+        regions=(states.regions.shape[1], states.regions.shape[2]),
+    )
 
 
 def _check_size(config: PreTrainedConfig, spec: ImageSpec) -> None:
@@ -148,6 +189,12 @@ def patch_of(config: PreTrainedConfig) -> tuple[int, int] | None:
     if patch is None:
         return None
     return (int(patch), int(patch)) if isinstance(patch, int) else (int(patch[0]), int(patch[1]))
+
+
+def grid_of(config: PreTrainedConfig, spec: ImageSpec) -> tuple[int, int] | None:
+    """Returns rows and columns of the patches of an image, or None for models without patches."""
+    patch = patch_of(config)
+    return None if patch is None else (spec.size[0] // patch[0], spec.size[1] // patch[1])
 
 
 def channels_of(config: PreTrainedConfig) -> int:

@@ -1,0 +1,67 @@
+"""The methods that train a model on images and texts: each a few lines of towers, heads and what it reads of a batch.
+
+Whatever a method is, learning and evaluation ask its model the same. `METHODS` names them all; one more is one entry
+here, for its model, and one in `cleft.learning.methods`, for its loss (docs/decisions/0120).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple, TypeAlias
+
+import torch
+
+from cleft.config import Settings
+from cleft.towers.dual import DualEncoder
+from cleft.towers.image import ImageTower, build_image_tower
+from cleft.towers.text import TextTower, build_text_tower
+
+MethodModel: TypeAlias = DualEncoder
+"""A model of any method that learns from texts."""
+
+
+def _dual(image_tower: ImageTower, text_tower: TextTower, settings: Settings) -> DualEncoder:
+    return DualEncoder(image_tower, text_tower, settings.loss)
+
+
+class Method(NamedTuple):
+    """How the model of a method is put together."""
+
+    assemble: Callable[[ImageTower, TextTower, Settings], MethodModel]
+    """From the two towers to the model."""
+    title: str
+    """What people call it."""
+    groups: tuple[str, ...] = ()
+    """Settings of its own that decide an embedding, besides those of the towers and the joint space."""
+    regions: bool = False
+    """Whether it reads the regions of an image."""
+
+
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {
+        "cleft": Method(_dual, "CLEFT"),
+        "clip": Method(_dual, "CLIP"),
+    }
+)
+"""Name in the setting `method` to the method."""
+
+
+def build_model(settings: Settings, captions: Sequence[str], seed: int | None = None) -> MethodModel:
+    """Builds the model the settings describe.
+
+    Args:
+        settings: Which method, which towers, how adapted, and the joint space.
+        captions: Training captions: a tokenizer from scratch is learned from them, and their tokens may move.
+        seed: Decides all random weights; `settings.seed` if not given. Torch's global generator stays as it was.
+
+    Raises:
+        ConfigError: If a tower cannot be found or built, or the method cannot work with it.
+        CheckpointError: If the files of a tower cannot be read or do not fit.
+    """
+    method = METHODS[settings.method]
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(settings.seed if seed is None else seed)  # the CPU's alone
+        image_tower = build_image_tower(settings.image, settings.images, regions=method.regions)
+        text_tower = build_text_tower(settings.text, captions)
+        return method.assemble(image_tower, text_tower, settings)

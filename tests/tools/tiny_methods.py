@@ -1,0 +1,76 @@
+"""Every method's preset with towers of a few thousand random weights, on a folder of drawings."""
+
+import json
+from pathlib import Path
+
+from tests.tools.tiny_runs import CLASSES
+
+from cleft.config import load_settings
+
+VIT = {
+    "model_type": "vit",
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "image_size": 56,
+    "patch_size": 14,
+}
+RESNET = {
+    "model_type": "resnet",
+    "num_channels": 1,
+    "embedding_size": 8,
+    "hidden_sizes": [8, 16],
+    "depths": [1, 1],
+    "layer_type": "basic",
+}
+SWIN = {
+    "model_type": "swin",
+    "embed_dim": 8,
+    "depths": [1, 1],
+    "num_heads": [2, 2],
+    "image_size": 56,
+    "patch_size": 4,
+    "window_size": 7,
+}
+BERT = {
+    "model_type": "bert",
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "max_position_embeddings": 96,
+}
+TOWERS = {
+    "clip": (VIT, ["--text.depth=2", "--loss.hidden_width=24"]),
+}
+"""Method to its image tower and what else must become smaller."""
+COMMON = [
+    "--classes=[" + ", ".join(CLASSES) + "]",
+    "--data.dataset=manifest",
+    "--data.split=patients",
+    "--data.val_fraction=0.3",
+    "--images.stored_size=64",
+    "--images.size=56",
+    "--optim.steps=6",
+    "--optim.warmup_steps=1",
+    "--train.batch_size=8",
+    "--train.precision=32-true",
+    "--train.accelerator=cpu",
+    "--train.val_every=3",
+    "--train.save_every=2",
+    "--train.log_every=1",
+]
+
+
+def method_settings(method: str, root: Path, *more: str):
+    """The preset `baseline-<method>`, made tiny; `more` are dotted settings."""
+    vision, smaller = TOWERS[method]
+    places = [f"--data.root={root}", f"--data.cache={root.parent / 'cache'}"]
+    towers = [
+        word
+        for tower, shape in (("image", vision), ("text", BERT))
+        for word in (f"--{tower}.model=null", f"--{tower}.scratch={json.dumps(shape)}")
+    ]
+    width = [] if method == "gloria" else ["--loss.embed_dim=12"]
+    return load_settings(f"baseline-{method}", [*COMMON, *places, *towers, *width, *smaller, *more])
