@@ -42,6 +42,7 @@ BERT = {
     "max_position_embeddings": 96,
 }
 TOWERS = {
+    "convirt": (RESNET, ["--text.frozen_layers=2"]),
     "clip": (VIT, ["--text.depth=2", "--loss.hidden_width=24"]),
 }
 """Method to its image tower and what else must become smaller."""

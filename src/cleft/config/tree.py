@@ -171,8 +171,8 @@ class ImageTowerConfig:
     """Transformer blocks between the patches and their mean, which is then the feature in place of `pooling`: 2 in the
     authors' CLIP, left over from the masked autoencoder it was made of."""
     decoder_positions: Literal["standard", "slipped"] = "standard"
-    """Frequencies of the positions in these blocks: as masked autoencoders have them, or a quarter of the exponents, by a
-    slip of the authors' code."""
+    """Frequencies of the positions in these blocks: as masked autoencoders have them, or with a quarter of the
+    exponents, by a slip of the authors' code."""
     upsample: int | None = None
     """Side to which the model enlarges its images before it reads them; GLoRIA's reads 224 pixels at 299."""
     train: bool = True
@@ -258,8 +258,8 @@ class TextTowerConfig:
             raise ConfigError("text.layers=[] names no layer; give at least one, such as -1 for the last")
         if self.pooling == "mean-padded" and self.packing == "padded":
             raise ConfigError(
-                "text.pooling=mean-padded counts padding up to the longest text of a batch, and text.packing=padded adds "
-                "more; leave text.packing out"
+                "text.pooling=mean-padded counts padding up to the longest text of a batch, and text.packing=padded "
+                "adds more; leave text.packing out"
             )
 
 
@@ -290,6 +290,17 @@ class LossConfig:
         _check_range("loss.embed_dim", self.embed_dim, 1, 10**9)
         if self.hidden_width is not None:
             _check_range("loss.hidden_width", self.hidden_width, 1, 10**9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvirtConfig:
+    """ConVIRT's loss. Used by `method: convirt` alone."""
+
+    image_to_text: float = 0.75
+    """Share of the direction from image to text; the other has the rest."""
+
+    def __post_init__(self) -> None:
+        _check_range("convirt.image_to_text", self.image_to_text, 0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -450,9 +461,9 @@ _CLASSIFY_RANGES = (
 class Settings:
     """Everything that decides a run."""
 
-    method: Literal["cleft", "image-only", "clip"] = "cleft"
+    method: Literal["cleft", "image-only", "clip", "convirt"] = "cleft"
     """What is trained before classification, and by which loss; which towers, the other settings say. `cleft`, `clip`:
-    both towers, pulled together by captions. `image-only`: nothing;
+    both towers, pulled together by captions. `convirt`: the same, by its own weights. `image-only`: nothing;
     the image tower stays as it is, random or as it was published, for linear probes and fine-tuning to start from."""
     seed: int = 0
     classes: tuple[str, ...] = ("chexpert-5",)
@@ -465,6 +476,7 @@ class Settings:
     image: ImageTowerConfig = field(default_factory=ImageTowerConfig)
     text: TextTowerConfig = field(default_factory=TextTowerConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    convirt: ConvirtConfig = field(default_factory=ConvirtConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     context: ContextConfig = field(default_factory=ContextConfig)

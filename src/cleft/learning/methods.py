@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cleft.config import Settings
 from cleft.learning.losses import LOSSES
+from cleft.learning.objectives.convirt import convirt_loss
 from cleft.towers.dual import Pairs
 from cleft.towers.methods import MethodModel
 
@@ -48,10 +49,16 @@ def _contrast(model: MethodModel, read: Pairs, facts: Facts, settings: Settings)
     return compare(*read, scale, caption_ids=facts.caption_ids, labels=facts.labels)
 
 
+def _convirt(model: MethodModel, read: Pairs, facts: Facts, settings: Settings) -> Tensor:
+    temperature = (-model.logit_scale).exp()
+    return convirt_loss(*read, temperature=temperature, image_to_text=settings.convirt.image_to_text)
+
+
 OBJECTIVES: Mapping[str, Learning] = MappingProxyType(
     {
         "cleft": Learning(_contrast),
         "clip": Learning(_contrast),
+        "convirt": Learning(_convirt),
     }
 )
 """Name in the setting `method` to how it learns."""

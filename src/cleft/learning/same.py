@@ -74,6 +74,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
         "text.graphs": Role.ROUNDS,
         "text": Role.DECIDES_PRETRAIN,
         "loss": Role.DECIDES_PRETRAIN,
+        "convirt": Role.DECIDES_PRETRAIN,
         "optim": Role.DECIDES_PRETRAIN,
         "train.batch_size": Role.DECIDES_PRETRAIN,
         "train.distinct": Role.DECIDES_PRETRAIN,

@@ -8,7 +8,7 @@ Shapes: `B` sequences, `L` tokens, `K` heads, `W` width of a head.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -49,7 +49,7 @@ class Watched:
 
 
 @contextmanager
-def watch_attention(model: nn.Module, what: str) -> Iterator[Watched]:
+def watch_attention(model: nn.Module, what: str) -> Generator[Watched]:
     """Watches the last block of a transformer.
 
     Args:
@@ -69,10 +69,11 @@ def watch_attention(model: nn.Module, what: str) -> Iterator[Watched]:
         raise ConfigError(f"{what}: a {type(model).__name__} has no attention to weigh its tokens by; choose another")
     module, query, key = found[-1]
     watched = Watched(_heads(module))
-    with (
-        query.register_forward_hook(lambda _m, _i, output: watched.keep("query", output)),
-        key.register_forward_hook(lambda _m, _i, output: watched.keep("key", output)),
-    ):
+
+    def kept_as(what: str) -> Callable[..., None]:
+        return lambda _module, _inputs, output: watched.keep(what, output)
+
+    with query.register_forward_hook(kept_as("query")), key.register_forward_hook(kept_as("key")):
         yield watched
 
 

@@ -201,7 +201,8 @@ def _method_of(folder: Path, description: Mapping[str, Any]) -> Method:
     name = description.get("method", "cleft")
     if name not in METHODS:
         raise CheckpointError(
-            f"{folder / 'model.json'} names the method {name!r}, which this version of cleft does not know; upgrade cleft"
+            f"{folder / 'model.json'} names the method {name!r}, which this version of cleft does not know; upgrade "
+            f"cleft"
         )
     return METHODS[name]
 

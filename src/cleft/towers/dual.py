@@ -120,7 +120,7 @@ class DualEncoder(nn.Module):
 
 
 def build_projection(width: int, config: LossConfig) -> nn.Module:
-    """Builds what leads features `[N, D]` of a tower of some width into the joint space, `[N, E]`, not yet of unit length.
+    """Builds what leads features `[N, D]` of a tower into the joint space, `[N, E]`, not yet of unit length.
 
     Names and order of the weights of `mlp-norm` are those of MGCA's heads.
     """

@@ -42,14 +42,18 @@ class LanguageModel(nn.Module):
         model: The model.
         causal: Whether a token sees only what stands before it.
         ordered: Whether a masked model knows the order of its tokens; otherwise each has position 0.
+        layers: Whose states are averaged: 0 is the embedding, -1 the last.
     """
 
-    def __init__(self, model: PreTrainedModel, *, causal: bool, ordered: bool = True) -> None:
+    def __init__(
+        self, model: PreTrainedModel, *, causal: bool, ordered: bool = True, layers: Sequence[int] = (-1,)
+    ) -> None:
         super().__init__()
         self.model = model
         self.prefix: Prefix | None = None
         self.causal = causal
         self.ordered = ordered
+        self.layers = tuple(layers)
         self.takes_positions = causal and "position_ids" in inspect.signature(model.forward).parameters
 
     @property
@@ -76,7 +80,11 @@ class LanguageModel(nn.Module):
         """Returns the vectors of tokens, as the model takes them in."""
         return self.model.get_input_embeddings()(input_ids)
 
-    def forward(self, tokens: Tensor, visible: Tensor, positions: Tensor, layers: Sequence[int] = (-1,)) -> TokenStates:
+    def forward(self, tokens: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
+        """Returns the states of sequences, `[B, L, D]`; see `read`."""
+        return self.read(tokens, visible, positions).states
+
+    def read(self, tokens: Tensor, visible: Tensor, positions: Tensor) -> TokenStates:
         """Reads sequences.
 
         Args:
@@ -84,7 +92,6 @@ class LanguageModel(nn.Module):
             visible: Which tokens may be attended to, `[B, L]` bool; or for a packed tree, which node (row)
                 may attend to which (column), `[1, P, P]` bool.
             positions: Position of each token, `[B, L]` or `[1, L]`. Models that count for themselves ignore it.
-            layers: Whose states are averaged: 0 is the embedding, -1 the last.
         """
         inputs: dict[str, Any] = {"inputs_embeds" if tokens.is_floating_point() else "input_ids": tokens}
         if self.prefix is not None:
@@ -95,12 +102,12 @@ class LanguageModel(nn.Module):
             inputs["position_ids"] = positions
         elif not self.ordered:
             inputs["position_ids"] = torch.zeros(tokens.shape[:2], dtype=torch.int64, device=tokens.device)
-        if tuple(layers) != (-1,):
+        if self.layers != (-1,):
             inputs["output_hidden_states"] = True
         output = self.model(**inputs, attention_mask=self._mask(visible))
         states = output.last_hidden_state
-        if tuple(layers) != (-1,):
-            states = torch.stack([output.hidden_states[layer] for layer in layers]).mean(dim=0)
+        if self.layers != (-1,):
+            states = torch.stack([output.hidden_states[layer] for layer in self.layers]).mean(dim=0)
         return TokenStates(states, getattr(output, "pooler_output", None))
 
     def _mask(self, visible: Tensor) -> Tensor:
@@ -179,9 +186,10 @@ def build_language_model(config: TextTowerConfig, *, vocabulary: int, pad: int, 
         )
     if config.positions == "zero" and (causal or "position_ids" not in inspect.signature(model.forward).parameters):
         raise ConfigError(
-            f"text.positions=zero is for masked models that take positions, not for {description.model_type!r}; leave it"
+            f"text.positions=zero is for masked models that take positions, not for {description.model_type!r}; leave "
+            f"it out"
         )
-    return LanguageModel(model, causal=causal, ordered=config.positions == "counted")
+    return LanguageModel(model, causal=causal, ordered=config.positions == "counted", layers=config.layers)
 
 
 def read_text_config(config: TextTowerConfig, *, vocabulary: int = 0, pad: int = 0, end: int | None = None) -> Any:

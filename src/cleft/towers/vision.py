@@ -37,8 +37,8 @@ class States(NamedTuple):
     pooled: Tensor | None
     """The model's own pooling, `[B, D]`."""
     regions: Tensor
-    """What local losses compare with words, `[B, M, D']`: the patches; of a model of grids (ResNet, ConvNeXt) the grid of
-    its last stage but one, which is finer and has a width of its own."""
+    """What local losses compare with words, `[B, M, D']`: the patches; of a model of grids (ResNet, ConvNeXt) the grid
+    of its last stage but one, which is finer and has a width of its own."""
 
 
 def _cls(states: States) -> Tensor:
@@ -72,8 +72,8 @@ def read_states(model: nn.Module, config: PreTrainedConfig, pixel_values: Tensor
         model: The vision model.
         config: Its configuration.
         pixel_values: The images.
-        regions: Whether a model of grids shall keep the grid of its last stage but one; otherwise `regions` are those of
-            the last.
+        regions: Whether a model of grids shall keep the grid of its last stage but one; otherwise `regions` are those
+            of the last.
     """
     seen: list[Tensor] = []
     norm = next((child for name, child in model.named_children() if name in _LAST_NORMS), None)

@@ -8,7 +8,7 @@ from cleft.learning.objectives.pairs import both_directions, cosines
 
 
 def convirt_loss(
-    image_embeds: Tensor, text_embeds: Tensor, *, temperature: float = 0.1, image_to_text: float = 0.75
+    image_embeds: Tensor, text_embeds: Tensor, *, temperature: float | Tensor = 0.1, image_to_text: float = 0.75
 ) -> Tensor:
     """Weighted InfoNCE over the pairs of a batch.
 

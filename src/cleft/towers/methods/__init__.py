@@ -42,6 +42,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
     {
         "cleft": Method(_dual, "CLEFT"),
         "clip": Method(_dual, "CLIP"),
+        "convirt": Method(_dual, "ConVIRT"),
     }
 )
 """Name in the setting `method` to the method."""
