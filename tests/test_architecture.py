@@ -10,7 +10,8 @@ from pathlib import Path
 import cleft
 
 ROOT = Path(cleft.__file__).parent
-ORDER = ["errors", "types", "config", "codec", "data", "towers", "learning", "evaluation", "report", "doctor", "cli"]
+ROOMS = ["data", "towers", "learning", "evaluation", "report", "studies"]
+ORDER = ["errors", "types", "config", "codec", *ROOMS, "doctor", "cli"]
 INSIDE_DATA = ["tables", "pixels", "readers", "phantoms", "splits", "census"]
 STRANGERS = [
     ("towers", "data"),
@@ -19,6 +20,7 @@ STRANGERS = [
     ("report", "towers"),
     ("report", "learning"),
     ("report", "evaluation"),
+    ("report", "studies"),
 ]
 BANNED = re.compile(
     r"\bpickle\b|torch\.hub|trust_remote_code\s*=\s*True|(?<![.\w])(?:eval|exec)\(|yaml\.load\(|allow_pickle\s*=\s*True"

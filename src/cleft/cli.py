@@ -196,6 +196,29 @@ def _parser() -> argparse.ArgumentParser:
         "--images", action=argparse.BooleanOptionalAction, help="show images (by default phantoms alone)"
     )
 
+    study = _verb(
+        verbs, "reproduce", "a table or figure of the paper, or a grid of your own", _reproduce, takes_settings=True
+    )
+    study.add_argument("study", help="table1, table2, table3, figure3, tableS1, tableS2, tableS3, all, or a YAML file")
+    study.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="a data set and its folder, e.g. chexpert=/data/CheXpert; again for others",
+    )
+    study.add_argument(
+        "--scale",
+        choices=["paper", "tiny"],
+        default="paper",
+        help="the paper's towers, or small ones that a laptop trains in a minute each (paper)",
+    )
+    study.add_argument("--seeds", type=_number, default=3, metavar="N", help="runs of each row, seeds 0 to N-1 (3)")
+    study.add_argument("--out", type=Path, help="folder of the study; the same command goes on in it (studies/<name>)")
+    study.add_argument("--only", metavar="PATTERN", help="rows, or cells as row/column: 'cleft-*', '*/rsna/zero-shot'")
+    study.add_argument("--plan", action="store_true", help="say what would be run and what it costs, and stop")
+    study.add_argument("--jobs", type=_number, default=1, metavar="N", help="runs at a time, each in its process (1)")
+
     bring = _verb(verbs, "import", "make a model folder of the authors' checkpoint", _import)
     bring.add_argument("checkpoint", type=Path, help="a .ckpt of the authors' release; nothing in it is run")
     bring.add_argument("--out", type=Path, required=True)
@@ -392,6 +415,25 @@ def _report(options: argparse.Namespace, words: list[str]) -> None:
     from cleft.report.page import write_report
 
     print(f"{write_report(options.runs, options.out, images=options.images)}: open it in a browser")
+
+
+def _reproduce(options: argparse.Namespace, words: list[str]) -> int:
+    from cleft.studies.reproduce import Request, reproduce
+
+    request = Request(
+        name=options.study,
+        data=tuple(options.data),
+        words=tuple(words),
+        scale=options.scale,
+        seeds=options.seeds,
+        out=options.out,
+        only=options.only,
+        jobs=options.jobs,
+    )
+    ending = reproduce(request, plan_only=options.plan, say=print)
+    for failure in ending.failures:
+        print(f"failed: {failure}", file=sys.stderr)
+    return ending.code
 
 
 def _import(options: argparse.Namespace, words: list[str]) -> None:

@@ -15,7 +15,7 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 import torch
-from huggingface_hub import constants
+from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
@@ -109,6 +109,31 @@ def pretrained_model(
     return cast("PreTrainedModel", loaded), {str(name) for name in info["missing_keys"]}
 
 
+def find_weights(model: str, setting: str) -> None:
+    """Makes sure that a model can be had, in a folder, the cache or from a hub that answers; loads nothing.
+
+    Raises:
+        ConfigError: If it cannot.
+    """
+    if Path(model).is_dir():
+        if not any(path for pattern in _WEIGHTS for path in Path(model).glob(pattern)):
+            raise ConfigError(f"{setting}={model!r} holds no weights, such as model.safetensors; copy it again")
+        return
+    _refuse_folder(model, setting)
+    cached = [try_to_load_from_cache(model, name) for name in _WEIGHT_FILES]
+    if not any(isinstance(path, str) for path in cached) and (constants.HF_HUB_OFFLINE or not _hub_answers()):
+        raise _not_found(model, setting, None)
+
+
+_WEIGHTS = ("*.safetensors", "*.bin")
+_WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
 def meta_model(config: PreTrainedConfig) -> nn.Module:
     """Builds a model that has shapes but no memory."""
     with torch.device("meta"):
@@ -118,7 +143,7 @@ def meta_model(config: PreTrainedConfig) -> nn.Module:
 def _find_config(model: str, setting: str) -> dict[str, Any]:
     if Path(model).is_absolute() or model.startswith("."):
         if not (Path(model) / "config.json").is_file():
-            raise ConfigError(f"{setting}={model!r} is no folder with a config.json; give a hub name or such a folder")
+            _refuse_folder(model, setting)
     elif not Path(model).is_dir():
         cached = _try_config(model, local_files_only=True)
         if cached:
@@ -129,6 +154,11 @@ def _find_config(model: str, setting: str) -> dict[str, Any]:
     if not content:
         raise _not_found(model, setting, None)
     return content
+
+
+def _refuse_folder(model: str, setting: str) -> None:
+    if Path(model).is_absolute() or model.startswith("."):
+        raise ConfigError(f"{setting}={model!r} is no folder with a config.json; give a hub name or such a folder")
 
 
 def _try_config(model: str, **options: Any) -> dict[str, Any]:

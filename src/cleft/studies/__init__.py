@@ -1,0 +1,1 @@
+"""From a table of the paper to runs, and from runs to a page."""

@@ -1,0 +1,125 @@
+"""A small language model for studies without a published one: it learns the sentences that captions are made of.
+
+Adapters are small changes of a model that knows language. Put into random weights they would compare nothing, so at the
+tiny scale one model of the preset's shape first learns the training captions by predicting the next token, once per
+study, and every row starts from it (docs/decisions/0111).
+
+Shapes: `B` captions of a step, `L` tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM
+
+from cleft.config import TextTowerConfig
+from cleft.errors import ConfigError, NumericsError
+from cleft.learning.files import read_json, write_json
+from cleft.learning.run import texts_digest
+from cleft.towers.language_model import is_causal, read_text_config
+from cleft.towers.tokens import Tokens, end_token, learn_tokenizer
+
+log = logging.getLogger(__name__)
+
+STEPS = 400
+_BATCH = 32
+_LR = 1e-3
+_IGNORED = -100
+"""What PyTorch's cross-entropy leaves out."""
+
+
+def learn_language_model(
+    captions: Sequence[str], config: TextTowerConfig, folder: Path, *, seed: int = 0, steps: int = STEPS
+) -> Path:
+    """Trains a causal language model of a described shape on captions, unless the folder holds it already.
+
+    Args:
+        captions: Of the training split; each counts as often as it occurs.
+        config: `scratch` is the shape.
+        folder: As a language model is published: configuration, weights, tokenizer. Whole or not there.
+        seed: Of the weights and the order.
+        steps: Of AdamW, with a batch of 32 captions each.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: If the shape is none of a causal model, or the folder was learned from other captions.
+        NumericsError: If the loss is not finite.
+    """
+    facts = {
+        "shape": dict(config.scratch or {}),
+        "captions": texts_digest(sorted(captions)),
+        "seed": seed,
+        "steps": steps,
+    }
+    known = read_json(folder / "learned.json")
+    if known is not None:
+        if {key: known.get(key) for key in facts} != json.loads(json.dumps(facts)):
+            raise ConfigError(
+                f"{folder} was learned from other captions or in another shape; choose another folder for the study"
+            )
+        return folder
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        model, tokens = _build(captions, config)
+        loss = _train(model, tokens, captions, seed, steps)
+    draft = folder.with_name(f".{folder.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    cast("Any", model).base_model.save_pretrained(draft)
+    tokens.save(draft)
+    write_json(draft / "learned.json", {**facts, "loss": loss})
+    shutil.rmtree(folder, ignore_errors=True)
+    draft.replace(folder)
+    return folder
+
+
+def _build(captions: Sequence[str], config: TextTowerConfig) -> tuple[torch.nn.Module, Tokens]:
+    shape = read_text_config(config)
+    if config.scratch is None or not is_causal(shape):
+        raise ConfigError("a study's own language model is a causal one that text.scratch describes; give its shape")
+    tokenizer = learn_tokenizer(captions, causal=True, vocab_size=int(config.scratch.get("vocab_size", 4096)))
+    end = end_token(tokenizer, shape)
+    shape = read_text_config(config, vocabulary=len(tokenizer), pad=end, end=end)
+    return AutoModelForCausalLM.from_config(shape), Tokens(tokenizer, max_tokens=config.max_tokens, end=end)
+
+
+def _train(model: torch.nn.Module, tokens: Tokens, captions: Sequence[str], seed: int, steps: int) -> float:
+    """Next-token cross-entropy; returns that of the last step, in nats per token."""
+    encoded = tokens.encode(list(captions))
+    order = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=_LR, weight_decay=0.01)
+    last = float("nan")
+    model.train()
+    for step in range(steps):
+        drawn = torch.randint(len(encoded), (min(_BATCH, len(encoded)),), generator=order)
+        ids, targets = _padded([encoded[int(row)] for row in drawn], tokens.pad)
+        optimizer.param_groups[0]["lr"] = _LR * (1 - step / steps)
+        loss = F.cross_entropy(model(input_ids=ids).logits[:, :-1].flatten(0, 1).float(), targets[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        last = loss.item()
+        if not torch.isfinite(loss):
+            raise NumericsError(f"step {step + 1} of a study's language model: the loss is {last}")
+        if (step + 1) % 100 == 0:
+            log.info("language model, step %d of %d: %.3f nats per token", step + 1, steps, last)
+    model.eval()
+    return last
+
+
+def _padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Ids and targets, both `[B, L]`. Padding stands behind, where a causal model does not look."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows])
+    targets = torch.tensor([[*row, *[_IGNORED] * (width - len(row))] for row in rows])
+    return ids, targets

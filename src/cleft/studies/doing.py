@@ -1,0 +1,88 @@
+"""Runs one step of a study, in this process or in one of its own."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from cleft.codec import write_whole
+from cleft.data import data_config, read_dataset
+from cleft.data.splits.recipes import split_records
+from cleft.evaluation.selection import choose_classes
+from cleft.evaluation.zero_shot import evaluate_zero_shot
+from cleft.learning.context import learn_context
+from cleft.learning.pretrain import pretrain
+from cleft.studies.base_lm import learn_language_model
+from cleft.studies.plans import SUBJECTS
+from cleft.studies.steps import Step
+
+log = logging.getLogger(__name__)
+
+
+def do(step: Step) -> Path:
+    """Runs a step, or goes on with it, or finds it finished.
+
+    Returns:
+        Its folder; of a question, the result file.
+
+    Raises:
+        CleftError: As what it runs does.
+    """
+    if step.kind == "apart":
+        return _list_apart(step)
+    if step.kind == "language-model":
+        reading = read_dataset(step.settings.data)
+        captions = [record.caption or "" for record in split_records(reading, step.settings.data).train]
+        return learn_language_model(captions, step.settings.text, step.folder, seed=step.settings.seed)
+    if step.kind == "pretrain":
+        return pretrain(step.settings, step.folder, progress=False)
+    if step.kind == "context":
+        assert step.source is not None
+        return learn_context(step.source, step.settings, step.folder, progress=False)
+    assert step.subject is not None
+    subject = SUBJECTS[step.subject]
+    return evaluate_zero_shot(
+        step.folder,
+        data=step.data,
+        classes=subject.classes,
+        per_class=subject.per_class if step.balanced else None,
+        progress=False,
+    )
+
+
+def _list_apart(step: Step) -> Path:
+    """Writes the patients of the other data sets' tests whom the data to learn from may show too.
+
+    The file names patients, as tables do, and is for its owner alone.
+    """
+    people = read_dataset(step.settings.data).people or step.settings.data.dataset
+    found: dict[str, None] = {}
+    for other in step.others:
+        config = data_config(step.settings, other)
+        reading = read_dataset(config)
+        if (reading.people or reading.dataset) == people:
+            found |= {record.patient: None for record in split_records(reading, config).test}
+    if not found:
+        log.info("%s: nobody of %s stands in another data set's test", step.folder.name, people)
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows([["patient"], *([patient] for patient in sorted(found))])
+    step.folder.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(step.folder, table.getvalue().encode())
+    return step.folder
+
+
+def check_question(step: Step) -> None:
+    """Refuses data that cannot be asked, before anything is trained for it.
+
+    Raises:
+        ConfigError: If a class is not a finding of the table.
+        DataError: If the table cannot be read.
+    """
+    assert step.subject is not None
+    settings = replace(step.settings, data=replace(step.settings.data, exclude=None))
+    reading = read_dataset(data_config(settings, step.data))
+    named = SUBJECTS[step.subject].classes
+    choose_classes(None if named is None else [named], settings, reading.dataset, reading.findings)

@@ -1,0 +1,63 @@
+"""What is known of a row without running it: the weights that move, and the length of its context."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cleft.errors import CleftError, ConfigError
+from cleft.studies.plans import Plan, Row, built
+from cleft.studies.steps import Given, Step, Work, row_settings
+from cleft.towers.hub import find_weights
+from cleft.towers.outline import outline_model
+from cleft.towers.sizes import count_weights
+
+
+def row_facts(row: Row, given: Given, work: Work) -> dict[str, float]:
+    """Moving and frozen weights from the shapes alone, and the length of the context, as far as they are known.
+
+    The rows of the embedding that move are known once a run has counted its tokens.
+    """
+    if not built(row):
+        return {}
+    home = row.stage_one or row.home or row.key
+    first = work.steps.get(f"{home}/seed-0/stage-one")
+    settings = row_settings(row, given) if first is None else first.settings
+    try:
+        model = outline_model(settings, tokens=_tokens(first))
+    except CleftError:
+        return {}  # a shape that is neither known here nor to be had, or a language model that is not learned yet
+    counts = count_weights(model).values()
+    facts = {
+        "moving": float(sum(count.moving for count in counts)),
+        "frozen": float(sum(count.frozen for count in counts)),
+    }
+    return facts | ({"length": float(row_settings(row, given).context.length)} if row.speaks and row.context else {})
+
+
+def lacking_weights(plans: Sequence[Plan], given: Given) -> dict[str, str]:
+    """Published models that rows start from and that cannot be had, each with why."""
+    settings = [row_settings(row, given) for plan in plans for row in plan.rows if built(row)]
+    named = [(each.image.model, each.image.random_weights, "image.model") for each in settings]
+    named += [
+        (each.text.model, each.text.random_weights, "text.model") for each in settings if each.method != "image-only"
+    ]
+    wanted = {model: setting for model, random, setting in named if model is not None and not random}
+    found: dict[str, str] = {}
+    for model, setting in wanted.items():
+        try:
+            find_weights(model, setting)
+        except ConfigError as error:
+            found[model] = str(error)
+    return found
+
+
+def _tokens(first: Step | None) -> int:
+    """Distinct tokens of the captions that a finished run learned from."""
+    try:
+        found: Mapping[str, Any] = json.loads((Path() if first is None else first.folder / "model.json").read_text())
+    except (OSError, ValueError):
+        return 0
+    return len(found.get("trained_tokens", ()))

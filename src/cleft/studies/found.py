@@ -1,0 +1,89 @@
+"""What a study's folder holds already: finished runs, and answers of the weights that lie there now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from cleft.config import Settings, load_settings
+from cleft.data import DATASETS
+from cleft.data.prompts import CLASS_SETS
+from cleft.errors import CleftError, ConfigError
+from cleft.evaluation.results import read_evaluation
+from cleft.learning.files import read_json
+from cleft.learning.same import Stage, changes
+from cleft.studies.plans import SUBJECTS
+from cleft.studies.steps import Step
+from cleft.types import Evaluation
+
+_STAGES: dict[str, Stage] = {"pretrain": "pretrain", "context": "context", "classify": "classify"}
+
+
+def is_done(step: Step) -> bool:
+    """Whether nothing is left to do of a step that trains or writes a table."""
+    if step.kind == "apart":
+        return False  # it takes a moment, and tables may have changed
+    return (step.folder / ("learned.json" if step.kind == "language-model" else "summary.json")).is_file()
+
+
+def check_settings(step: Step) -> None:
+    """Refuses a folder that holds a run of other settings, which must not count as this study's.
+
+    Raises:
+        ConfigError: If it does; says what differs.
+    """
+    begun = (step.folder / "summary.json").is_file() or any((step.folder / "states").glob("*.ckpt"))
+    if step.kind not in _STAGES or not begun:
+        return
+    differing, _ = changes(load_settings(step.folder), step.settings, _STAGES[step.kind])
+    if differing:
+        raise ConfigError(
+            f"{step.folder} was begun with other settings: {'; '.join(map(str, differing))}; put the old values back "
+            f"to go on, or choose another folder for the study with --out"
+        )
+
+
+def find_answer(step: Step) -> Path | None:
+    """The result file of a question, if it was put to the weights that lie there now."""
+    weights = (read_json(step.folder / "summary.json") or {}).get("weights")
+    if weights is None:
+        return None
+    for path in sorted((step.folder / "results").glob("*.json")):
+        try:
+            evaluation = read_evaluation(path)
+        except CleftError:
+            continue  # of an older version, or damaged: it is asked again
+        if evaluation.checkpoint == weights and answers(evaluation, step):
+            return path
+    return None
+
+
+def answers(evaluation: Evaluation, step: Step) -> bool:
+    """Whether a result is the answer to a step's question."""
+    assert step.subject is not None
+    subject = SUBJECTS[step.subject]
+    asked = (evaluation.dataset, evaluation.split, evaluation.scoring, evaluation.wording)
+    if asked != (subject.dataset, "test", "multi-class", step.settings.wording):
+        return False
+    if step.kind == "zero-shot" and evaluation.task != "zero-shot":
+        return False
+    if ("--per-class" in evaluation.command) != (step.balanced and subject.per_class is not None):
+        return False
+    return _plain(evaluation.classes) in [_plain(names) for names in _possible(step, subject.classes)]
+
+
+def _possible(step: Step, named: str | None) -> Iterable[Sequence[str]]:
+    """The classes that were meant: those named, the run's own, or those usual for another dataset."""
+    if named is not None:
+        return [_members([named])]
+    settings: Settings = step.settings
+    usual = [] if step.data is None else [_members(DATASETS[step.data.partition(":")[0]].classes or ())]
+    return [_members(settings.classes), *usual]
+
+
+def _members(names: Sequence[str]) -> list[str]:
+    return [member for name in names for member in CLASS_SETS.get(name.casefold(), (name,))]
+
+
+def _plain(names: Sequence[str]) -> list[str]:
+    return [name.casefold() for name in names]

@@ -1,0 +1,294 @@
+"""From rows and columns to steps: what has to be run, in which folder, and what must stand before it.
+
+Steps are named by their folder, so that what several cells need is one step: one stage one serves every column, a
+context serves both data sets, and a row of Table 3 goes on from a row of Table 1.
+
+```
+<runs>/<row>/seed-<k>/
+├── stage-one/                    stage one, or an image tower as it is
+├── context/                      stage two
+├── linear-probe-rsna-0.1/        a head on 10 % of RSNA's training patients
+└── fine-tune-chexpert-1/
+```
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from cleft.config import Settings, TextTowerConfig, load_settings
+from cleft.errors import ConfigError
+from cleft.learning.same import Role, flat, role
+from cleft.studies.plans import SUBJECTS, Column, Plan, Row, built
+
+Kind = Literal["apart", "language-model", "pretrain", "context", "classify", "zero-shot", "score"]
+"""`apart` lists patients who must not be learned from; `score` asks a trained head."""
+
+KINDS: Mapping[Kind, str] = {
+    "apart": "keep patients apart",
+    "language-model": "learn a language model",
+    "pretrain": "stage one",
+    "context": "stage two",
+    "classify": "train a head",
+    "zero-shot": "ask",
+    "score": "ask",
+}
+"""Kind of a step to how a plan says it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One thing to run; it may be sent to another process."""
+
+    name: str
+    """Its folder below that of all runs; a question has its subject behind it."""
+    kind: Kind
+    folder: Path
+    """Where what it makes lies; of a question, the run that is asked."""
+    settings: Settings
+    needs: tuple[str, ...] = ()
+    """Names of the steps before it."""
+    source: Path | None = None
+    """Run that it starts from."""
+    subject: str | None = None
+    """What is asked about, or what a head learns: a key of `SUBJECTS`."""
+    data: str | None = None
+    """`dataset:folder` where that is not what the row learned from."""
+    others: tuple[str, ...] = ()
+    """Of `apart`: the other data sets, each `dataset:folder`."""
+    balanced: bool = True
+    """Whether a balanced set of the subject's size is drawn, as the paper has it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What was typed beside the name of a study."""
+
+    data: Mapping[str, Path]
+    """Dataset to its folder."""
+    words: tuple[str, ...] = ()
+    """Settings for every row, such as `--data.people=nih`."""
+    seeds: int = 3
+    runs: Path = Path("runs")
+    """Folder of all runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """Everything the cells of some plans need."""
+
+    steps: Mapping[str, Step] = field(default_factory=dict[str, Step])
+    """By name, each behind what it needs."""
+    cells: Mapping[tuple[str, str, str], tuple[str, ...]] = field(
+        default_factory=dict[tuple[str, str, str], tuple[str, ...]]
+    )
+    """Plan, row and column to the name of its last step for each seed; cells that cannot be run are not here."""
+    lacking: Mapping[tuple[str, str, str], tuple[str, str]] = field(
+        default_factory=dict[tuple[str, str, str], tuple[str, str]]
+    )
+    """Those: their state and why."""
+
+
+def lay_out(plans: Sequence[Plan], given: Given, lacking_weights: Mapping[str, str] | None = None) -> Work:
+    """Finds every step of some plans.
+
+    Args:
+        plans: Tables and figures; what they share is laid out once.
+        given: Data, settings, seeds, folder.
+        lacking_weights: Model that cannot be had, to why.
+
+    Raises:
+        ConfigError: If a preset or setting is unknown or contradicts another, or two rows would share a folder.
+    """
+    steps: dict[str, Step] = {}
+    cells: dict[tuple[str, str, str], list[str]] = {}
+    lacking: dict[tuple[str, str, str], tuple[str, str]] = {}
+    for seed in range(given.seeds):
+        for plan in plans:
+            for row in plan.rows:
+                builder = _Builder(plan, row, given, seed, steps) if built(row) else None
+                for column in plan.columns:
+                    cell = (plan.name, row.key, column.key)
+                    why = _why_not(row, column, builder, given, lacking_weights or {})
+                    if why is not None:
+                        lacking[cell] = why
+                        continue
+                    assert builder is not None  # else there is a reason
+                    cells.setdefault(cell, []).append(builder.ask(column))
+    return Work(steps=steps, cells={cell: tuple(names) for cell, names in cells.items()}, lacking=lacking)
+
+
+def row_settings(row: Row, given: Given, seed: int = 0) -> Settings:
+    """The settings of a row's runs: preset, then what was typed for all rows, then the row's own.
+
+    Raises:
+        ConfigError: If one is unknown or contradicts another; names the row.
+    """
+    typed = [word for word in given.words if row.speaks or not word.startswith(_OF_TEXTS)]
+    try:
+        settings = _load(row.preset, (*typed, *row.words))
+    except ConfigError as error:
+        raise ConfigError(f"row {row.key}: {error}") from error
+    root = given.data.get(settings.data.dataset)
+    return replace(settings, seed=seed, data=settings.data if root is None else replace(settings.data, root=root))
+
+
+@functools.cache
+def _load(preset: str, words: tuple[str, ...]) -> Settings:
+    """Tables share most of their rows."""
+    return load_settings(preset, words)
+
+
+_OF_TEXTS = ("--text.", "--loss.", "--optim.", "--context.")
+"""Settings for all rows that rows without a text tower leave out."""
+
+
+def _why_not(
+    row: Row, column: Column, builder: _Builder | None, given: Given, lacking: Mapping[str, str]
+) -> tuple[str, str] | None:
+    """State and reason of a cell that cannot be run."""
+    if column.task == "zero-shot" and not row.speaks:
+        return "impossible", "it reads no sentences"
+    if builder is None:
+        return "planned", "its method is not built yet"
+    learned = [builder.settings.data.dataset] if row.speaks else []
+    for dataset in [*learned, SUBJECTS[column.subject].dataset]:
+        if dataset not in given.data:
+            return "missing", f"the data set {dataset} was not given: --data {dataset}=<folder>"
+    for model in (builder.settings.image.model, builder.settings.text.model if row.speaks else None):
+        if model is not None and model in lacking:
+            return "missing", lacking[model]
+    return None
+
+
+class _Builder:
+    """Adds the steps of one row and seed as they are asked for."""
+
+    def __init__(self, plan: Plan, row: Row, given: Given, seed: int, steps: dict[str, Step]) -> None:
+        self._row = row
+        self._given = given
+        self._steps = steps
+        self._balanced = plan.scale == "paper"
+        self._before: list[Step] = []
+        self._tiny = plan.scale == "tiny" and row.speaks
+        self._stage_one = f"{row.stage_one or row.home or row.key}/seed-{seed}"
+        first = replace(row, words=row.stage_one_words) if row.stage_one else row
+        self.settings = self._begin(row_settings(row, given, seed))
+        self._first = self._begin(row_settings(first, given, seed))
+        # A context of the length that the other row has too is the other row's.
+        self._own = self._stage_one if self.settings == self._first else f"{row.home or row.key}/seed-{seed}"
+
+    def ask(self, column: Column) -> str:
+        """The name of the step that answers a question."""
+        if column.task != "zero-shot":
+            return self._ask_head(column)
+        run = self._context(column) if self._row.context else self._pretrain()
+        name = f"{run.name}/{column.subject}"
+        return self._add(self._step(name, "zero-shot", run.folder, run.settings, (run.name,), column)).name
+
+    def _pretrain(self) -> Step:
+        for step in self._before:
+            self._add(step)
+        name = f"{self._stage_one}/stage-one"
+        needs = tuple(step.name for step in self._before)
+        return self._add(self._step(name, "pretrain", self._given.runs / name, self._first, needs))
+
+    def _context(self, column: Column) -> Step:
+        before = self._pretrain()
+        classes = SUBJECTS[column.subject].classes
+        name, settings = f"{self._own}/context", self.settings
+        if classes is not None and (classes,) != settings.classes:
+            name, settings = f"{name}-{classes}", replace(settings, classes=(classes,))
+        folder = self._given.runs / name
+        return self._add(self._step(name, "context", folder, settings, (before.name,), source=before.folder))
+
+    def _ask_head(self, column: Column) -> str:
+        before = self._pretrain()
+        subject = SUBJECTS[column.subject]
+        name = f"{self._stage_one}/{column.task}-{column.subject}-{column.fraction:g}"
+        settings = replace(
+            self._first,
+            classes=(subject.classes,) if subject.classes else self._first.classes,
+            classify=replace(self._first.classify, mode=column.task, fraction=column.fraction),
+        )
+        folder = self._given.runs / name
+        self._add(self._step(name, "classify", folder, settings, (before.name,), column, source=before.folder))
+        return self._add(self._step(f"{name}/score", "score", folder, settings, (name,), column)).name
+
+    def _begin(self, plain: Settings) -> Settings:
+        self._before = []
+        apart = self._apart(plain)
+        return self._begin_tiny(apart) if self._tiny else apart
+
+    def _begin_tiny(self, plain: Settings) -> Settings:
+        """A language model that knows the captions, in the place of a published one."""
+        if plain.text.scratch is None:
+            return plain
+        # Every row, whatever its adapter and its seed, begins from the same one.
+        text = TextTowerConfig(model=None, scratch=plain.text.scratch, max_tokens=plain.text.max_tokens)
+        shape = Settings(data=plain.data, text=text)
+        name = f"base-lm-{plain.data.dataset}-{_digest(shape)}"
+        folder = self._given.runs.resolve() / name
+        step = self._step(name, "language-model", folder, shape, tuple(each.name for each in self._before))
+        self._before.append(step)
+        return replace(plain, text=replace(plain.text, model=str(folder), scratch=None))
+
+    def _apart(self, plain: Settings) -> Settings:
+        """Patients of the other data sets' tests stay out, where both may show the same people."""
+        data = plain.data
+        others = [name for name in self._given.data if name != data.dataset]
+        if data.exclude is not None or (data.people is None and data.dataset not in _SHARED) or not others:
+            return plain
+        only_data = Settings(data=data)
+        name = f"apart-{data.dataset}-{_digest(only_data)}.csv"
+        table = self._given.runs.resolve() / name
+        folders = tuple(f"{other}:{self._given.data[other]}" for other in others)
+        self._before.append(replace(self._step(name, "apart", table, only_data), others=folders))
+        return replace(plain, data=replace(data, exclude=table))
+
+    def _step(
+        self,
+        name: str,
+        kind: Kind,
+        folder: Path,
+        settings: Settings,
+        needs: tuple[str, ...] = (),
+        column: Column | None = None,
+        *,
+        source: Path | None = None,
+    ) -> Step:
+        subject = None if column is None else column.subject
+        dataset = settings.data.dataset if subject is None else SUBJECTS[subject].dataset
+        return Step(
+            name=name,
+            kind=kind,
+            folder=folder,
+            settings=settings,
+            needs=needs,
+            source=source,
+            subject=subject,
+            data=None if dataset == settings.data.dataset else f"{dataset}:{self._given.data[dataset]}",
+            balanced=self._balanced,
+        )
+
+    def _add(self, step: Step) -> Step:
+        if self._steps.setdefault(step.name, step) != step:
+            raise ConfigError(
+                f"row {self._row.key}: {step.name} is a run of another row with other settings; rename the row"
+            )
+        return step
+
+
+_SHARED = ("nih", "rsna")
+"""Datasets that show each other's people."""
+
+
+def _digest(settings: Settings) -> str:
+    """Six hex digits that tell apart settings which decide a result; folders do not."""
+    deciding = {key: value for key, value in flat(settings).items() if role(key) is not Role.HARMLESS}
+    return hashlib.sha256(repr(sorted(deciding.items())).encode()).hexdigest()[:6]

@@ -1,0 +1,296 @@
+"""A study through the front door: planned, run, stopped, gone on with; and every way to be turned away."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from tests.tools.tiny_runs import CLASSES, write_drawings
+
+from cleft.cli import main
+from cleft.codec import from_json
+from cleft.types import Study
+
+GRID = """\
+title: Ranks
+columns: [manifest/zero-shot]
+rows:
+  lora: {preset: tiny, label: LoRA}
+  plain: {stage_one: lora, stage_two: false}
+  ia3: {preset: tiny, text: {adapt: ia3}}
+"""
+QUICK = [
+    "--data.dataset=manifest",
+    "--data.val_fraction=0.3",
+    "--train.accelerator=cpu",
+    "--optim.steps=4",
+    "--context.optim.steps=4",
+    f"--classes=[{', '.join(CLASSES)}]",
+]
+
+
+def read(folder):
+    return from_json((folder / "study.json").read_text(), Study, where="study.json")
+
+
+def states(folder):
+    return {cell.row: cell.state for cell in read(folder).cells}
+
+
+@pytest.fixture(scope="module")
+def drawings(tmp_path_factory):
+    return write_drawings(tmp_path_factory.mktemp("drawings") / "data")
+
+
+@pytest.fixture
+def words(drawings, tmp_path):
+    """What is typed behind the name of a study."""
+    return [f"--data=manifest={drawings}", f"--data.cache={drawings.parent / 'cache'}", *QUICK, "--seeds=2"]
+
+
+@pytest.fixture
+def grid(tmp_path):
+    path = tmp_path / "ranks.yaml"
+    path.write_text(GRID)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def finished(drawings, tmp_path_factory):
+    """A grid that was run once, and its words."""
+    home = tmp_path_factory.mktemp("finished")
+    (home / "ranks.yaml").write_text(GRID)
+    words = [f"--data=manifest={drawings}", f"--data.cache={drawings.parent / 'cache'}", *QUICK, "--seeds=2"]
+    line = ["reproduce", str(home / "ranks.yaml"), f"--out={home / 'study'}", *words]
+    assert main(line) == 0
+    return home / "study", line
+
+
+def test_a_grid_becomes_a_study_whose_cells_name_their_results(finished):
+    study = read(finished[0])
+    assert (study.name, study.title, study.scale) == ("ranks", "Ranks", "paper")
+    assert [row.label for row in study.rows] == ["LoRA", "plain", "ia3"]
+    assert {cell.state for cell in study.cells} == {"done"}
+    assert study.command.startswith(
+        "cleft reproduce ranks.yaml --data=manifest=data --out=study --scale=paper --seeds=2"
+    )
+    assert os.sep not in study.command
+    for cell in study.cells:
+        assert [f"/seed-{seed}/" in file for seed, file in enumerate(cell.results)] == [True, True]
+        assert all((finished[0] / file).is_file() for file in cell.results)
+    plain = next(cell for cell in study.cells if cell.row == "plain")
+    assert all(file.startswith("runs/lora/") and "/stage-one/results/" in file for file in plain.results)
+    facts = {row.key: row.facts for row in study.rows}
+    assert facts["lora"]["length"] == 12
+    assert facts["lora"]["moving"] > facts["ia3"]["moving"] > 0
+    assert facts["lora"]["seconds"] > 0
+    assert "length" not in facts["plain"]
+
+
+def test_rows_share_the_stage_one_they_have_in_common(finished):
+    runs = finished[0] / "runs"
+    assert sorted(path.name for path in runs.iterdir() if path.is_dir()) == ["ia3", "lora"]
+    assert sorted(path.name for path in (runs / "lora" / "seed-1").iterdir()) == ["context", "stage-one"]
+
+
+def test_the_same_command_again_runs_nothing(finished, capsys):
+    folder, line = finished
+    before = {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*") if path.is_file()}
+    assert main(line) == 0
+    assert "to do: nothing" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*") if path.is_file()}
+
+
+def test_another_seed_costs_what_the_first_ones_did(finished, capsys):
+    folder, line = finished
+    assert main([*line, "--seeds=3", "--plan"]) == 0
+    said = capsys.readouterr().out
+    assert "2 of 3 done; 3 steps, about" in said
+    assert "not known" not in said
+    assert len(read(folder).cells[0].results) == 2
+
+
+def test_an_answer_of_other_weights_is_asked_again(finished, capsys):
+    _, line = finished
+    folder = finished[0]
+    summary = folder / "runs/ia3/seed-0/context/summary.json"
+    kept = summary.read_text()
+    summary.write_text(json.dumps({**json.loads(kept), "weights": "0" * 16}))
+    try:
+        assert main([*line, "--plan"]) == 0
+        assert "to do: 1 x ask" in capsys.readouterr().out
+    finally:
+        summary.write_text(kept)
+
+
+def test_results_of_two_splits_are_refused_with_their_hashes(finished, capsys):
+    folder, line = finished
+    [result] = (folder / "runs/ia3/seed-0/context/results").glob("*.json")
+    kept = result.read_text()
+    tree = json.loads(kept)
+    result.write_text(json.dumps({**tree, "split_digest": "feedfeedfeedfeed"}))
+    from cleft.studies.reproduction import _digests
+
+    _digests.cache_clear()
+    try:
+        assert main(line) == 3
+    finally:
+        result.write_text(kept)
+        _digests.cache_clear()
+    said = capsys.readouterr().err
+    assert "results of two splits" in said
+    assert "feedfeedfeedfeed" in said
+    assert tree["split_digest"] in said
+    assert "ia3/seed-0/context" in said
+
+
+def test_a_folder_of_other_settings_is_refused(finished, capsys):
+    _, line = finished
+    assert main([*line, "--optim.lr=0.5", "--plan"]) == 2
+    assert "begun with other settings: optim.lr 0.001 → 0.5" in capsys.readouterr().err
+
+
+def test_a_plan_writes_nothing_and_knows_no_cost_yet(grid, words, tmp_path, capsys):
+    assert main(["reproduce", grid, f"--out={tmp_path / 'study'}", "--plan", *words]) == 0
+    said = capsys.readouterr().out
+    assert "lora           manifest/zero-shot         0 of 2 done; 6 steps, cost not known" in said
+    assert "to do: 4 x stage one, 4 x stage two, 6 x ask; cost not known" in said
+    assert not (tmp_path / "study").exists()
+
+
+def test_only_what_was_asked_for_is_run(grid, words, tmp_path, capsys):
+    line = ["reproduce", grid, f"--out={tmp_path / 'study'}", "--seeds=1", "--only", "pla*", *words[:-1]]
+    assert main(line) == 0
+    assert states(tmp_path / "study") == {"lora": "planned", "plain": "done", "ia3": "planned"}
+    assert not (tmp_path / "study/runs/lora/seed-0/context").exists()
+
+
+def test_a_failed_cell_is_named_and_the_rest_goes_on(words, tmp_path, capsys):
+    grid = tmp_path / "one-bad.yaml"
+    grid.write_text(
+        "columns: [manifest/zero-shot]\nrows:\n"
+        "  bad: {preset: tiny, train: {batch_size: 500}}\n  good: {preset: tiny}\n"
+    )
+    assert main(["reproduce", str(grid), f"--out={tmp_path / 'study'}", "--seeds=1", *words[:-1]]) == 1
+    said = capsys.readouterr().err
+    assert "failed: bad/seed-0/stage-one: " in said
+    assert "do not fill one batch of 500" in said
+    assert states(tmp_path / "study") == {"bad": "failed", "good": "done"}
+    [bad] = [cell for cell in read(tmp_path / "study").cells if cell.row == "bad"]
+    assert "do not fill one batch of 500" in bad.reason
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (
+            "columns: [manifest/zero-shot]\nrows:\n  a: {preset: tinny}\n",
+            "line 3: row a: no preset 'tinny'; did you mean 'tiny'",
+        ),
+        ("columns: [manifest/zero-shot]\nrows:\n  a: {preset: tiny, text: {rnk: 3}}\n", "did you mean text.rank"),
+        (
+            "columns: [manifest/zeroshot]\nrows:\n  a: {preset: tiny}\n",
+            "'zeroshot' is no task; did you mean 'zero-shot'",
+        ),
+        ("columns: [manifst/zero-shot]\nrows:\n  a: {preset: tiny}\n", "nothing to ask about; did you mean 'manifest'"),
+        ("columns: [manifest/fine-tune/2]\nrows:\n  a: {preset: tiny}\n", "above 0 and not above 1"),
+        ("columns: [manifest/zero-shot/0.1]\nrows:\n  a: {preset: tiny}\n", "nothing is learned from"),
+        (
+            "colums: [manifest/zero-shot]\nrows:\n  a: {preset: tiny}\n",
+            "a grid has no 'colums'; did you mean 'columns'",
+        ),
+        ("rows:\n  a: {preset: tiny}\n", "a grid needs rows"),
+        ("columns: [manifest/zero-shot]\nrows:\n  a: tiny\n", "write its preset and what differs"),
+        ("columns: [manifest/zero-shot]\nrows:\n  a: {text: {rank: 3}}\n", "give a preset, or the row"),
+        ("columns: [manifest/zero-shot]\nrows:\n  a/b: {preset: tiny}\n", "names a folder too"),
+        ("columns: [manifest/zero-shot]\nrows:\n  a: {preset: tiny, stage_two: maybe}\n", "must be true or false"),
+        (
+            "columns: [manifest/zero-shot]\nrows:\n  a: {preset: tiny}\n  b: {stage_one: c}\n",
+            "there is no row 'c' above",
+        ),
+        (
+            "columns: [manifest/zero-shot]\nrows:\n  a: {preset: tiny}\n  b: {stage_one: a, text: {rank: 3}}\n",
+            "cannot differ in that",
+        ),
+        (
+            "columns: [manifest/zero-shot]\nrows:\n  a: {preset: tiny}\n  b: {stage_one: a}\n  c: {stage_one: b}\n",
+            "name that one",
+        ),
+    ],
+)
+def test_a_wrong_grid_is_refused_with_its_place(tmp_path, capsys, text, sentence):
+    path = tmp_path / "grid.yaml"
+    path.write_text(text)
+    assert main(["reproduce", str(path), "--plan"]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "sentence"),
+    [
+        (["--data=chexprt=/tmp"], 2, "'chexprt=/tmp' is not a data set and its folder; did you mean 'chexpert'"),
+        (["--data=chexpert"], 2, "is not a data set and its folder"),
+        (["--data=chexpert=/nowhere/at/all"], 2, "there is no folder /nowhere/at/all"),
+        (["--only=nobody"], 2, "--only 'nobody' fits no row and no cell such as random-vit/chexpert/zero-shot"),
+        (["--seeds=0"], 2, "--seeds 0: give 1 or more"),
+        (["--jobs=0"], 2, "--jobs 0: give 1 or more"),
+        (["--seed=3"], 2, "--seed"),
+        (["--data.root=/tmp"], 2, "--data.root is decided by the study"),
+        (["--optim.stepps=3"], 2, "row cleft-prefix: the command line: unknown setting --optim.stepps"),
+    ],
+)
+def test_a_wrong_word_is_refused(capsys, more, code, sentence):
+    assert main(["reproduce", "table1", "--scale=tiny", "--plan", *more]) == code
+    assert sentence in capsys.readouterr().err
+
+
+def test_an_unknown_study_is_refused_with_the_nearest(capsys):
+    assert main(["reproduce", "tabel1"]) == 2
+    assert "no study 'tabel1'; did you mean 'table1'" in capsys.readouterr().err
+
+
+def test_a_dataset_named_twice_is_refused(tmp_path, capsys):
+    assert main(["reproduce", "table1", "--plan", f"--data=rsna={tmp_path}", f"--data=rsna={tmp_path}"]) == 2
+    assert "names rsna twice" in capsys.readouterr().err
+
+
+def test_data_that_lack_a_class_are_refused_before_anything_is_trained(grid, words, tmp_path, capsys):
+    line = ["reproduce", grid, f"--out={tmp_path / 'study'}", *words, "--classes=[Edema, Pneumothorax]"]
+    assert main(line) == 2
+    assert "'Pneumothorax', which the table has no column for" in capsys.readouterr().err
+    assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_reach_what_one_does(finished, grid, words, tmp_path):
+    assert main(["reproduce", grid, f"--out={tmp_path / 'study'}", "--jobs=2", *words]) == 0
+    for place in ("lora/seed-0/context", "ia3/seed-1/context"):
+        mine, theirs = (root / "runs" / place / "model.safetensors" for root in (tmp_path / "study", finished[0]))
+        assert mine.read_bytes() == theirs.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_study_that_was_killed_goes_on_and_repeats_no_finished_cell(grid, words, tmp_path, number, code, jobs):
+    folder = tmp_path / "study"
+    line = [sys.executable, "-m", "cleft", "reproduce", grid, f"--out={folder}", f"--jobs={jobs}", *words]
+    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and "done" not in (
+        states(folder).values() if (folder / "study.json").is_file() else ()
+    ):
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == code, said
+    assert "Traceback" not in said
+    done = {folder / file for cell in read(folder).cells for file in cell.results}
+    assert done
+    before = {path: path.stat().st_mtime_ns for file in done for path in file.parents[1].rglob("*") if path.is_file()}
+    again = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert set(states(folder).values()) == {"done"}
+    assert before == {path: path.stat().st_mtime_ns for path in before}
