@@ -1,6 +1,7 @@
 """No name, id or date of a patient leaves the folder of the data: every verb, every byte it prints or writes.
 
-Canaries stand in DICOM headers, in columns that begin with `_`, in the patients' ids and in the names of files.
+Canaries stand in DICOM headers, in columns that begin with `_`, in the patients' ids, in reports and in the names of
+files.
 """
 
 import importlib
@@ -11,7 +12,9 @@ import sys
 
 import pytest
 from tests.fakes.dicom import CANARIES, dicom_bytes
-from tests.fakes.mixed import FILE, PATIENT, scene, write_mixed
+from tests.fakes.iu_xray import odd_reports, write_fake_kaggle, write_fake_openi
+from tests.fakes.mimic import final, odd_studies, text_path, write_fake_mimic
+from tests.fakes.mixed import FILE, NAMED, PATIENT, scene, write_mixed
 from tests.fakes.mixed import LEAKS as IN_TABLE
 from tests.tools.forks import forked
 
@@ -147,3 +150,29 @@ def test_a_patient_column_is_read_and_yet_nowhere(walk):
     told = (walk / "streams" / "0-data-check.txt").read_text()
     assert "56 images of 28 patients can be used" in told
     assert PATIENT not in told
+    assert "56 of 56 images have a report, 56 of them distinct" in told
+
+
+def test_no_word_of_a_report_is_told_whether_it_can_be_read_or_not(tmp_path):
+    said = f"Seen by {NAMED}."
+    studies = [study._replace(report=final(f"FINDINGS:  {said}")) for study in odd_studies()]
+    reports = [report._replace(findings=said) for report in odd_reports()]
+    roots = {
+        "mimic": write_fake_mimic(tmp_path / "mimic", studies),
+        "iu-xray": write_fake_openi(tmp_path / "openi", reports),
+        "kaggle": write_fake_kaggle(tmp_path / "kaggle", reports),
+        "torn": write_fake_openi(tmp_path / "torn", reports),
+        "large": write_fake_mimic(tmp_path / "large", studies),
+    }
+    torn = roots["torn"] / "ecgen-radiology" / "1.xml"
+    torn.write_text(torn.read_text().replace("</AbstractText>", f"<{NAMED}>", 1))
+    (roots["large"] / "files" / text_path(studies[0])).write_text(said * 9_000)
+    (tmp_path / "out" / "streams").mkdir(parents=True)
+    codes = []
+    for number, (name, root) in enumerate(roots.items()):
+        dataset = {"kaggle": "iu-xray", "torn": "iu-xray", "large": "mimic"}.get(name, name)
+        page = ["--page", str(tmp_path / "out" / f"{name}.html"), "--json", str(tmp_path / "out" / f"{name}.json")]
+        codes.append(typed(tmp_path / "out", number, "data", "check", dataset, str(root), *page, "--images", "2"))
+    assert codes == [0, 0, 0, 3, 3]
+    assert "images have a report" in (tmp_path / "out" / "streams" / "0-data-check.txt").read_text()
+    assert leaks(tmp_path / "out", (NAMED, NAMED.lower())) == []

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,15 @@ def test_a_sentence_of_the_table_is_cleaned_and_kept():
         [record("a", {"Edema": 1.0}, "No. 2: LEFT-sided\nEffusion."), record("b", {"Edema": 1.0}, " . ")]
     )
     assert [kept.caption for kept in reading.records] == ["no 2 left sided effusion", f"{OPENING} edema"]
+
+
+def test_a_report_is_the_caption_only_where_nothing_else_is_known():
+    reported = [
+        replace(record("a", {}), report="Clear lungs, 3.5 cm."),
+        replace(record("b", {"Edema": 0.0}), report="Clear lungs."),
+        replace(record("c", {}, "mine"), report="Clear lungs."),
+    ]
+    assert [kept.caption for kept in captions(reported).records] == ["clear lungs 3 5 cm", OPENING, "mine"]
 
 
 @pytest.mark.parametrize(

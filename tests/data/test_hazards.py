@@ -15,7 +15,9 @@ from PIL import Image
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGLSLossless
 from tests.fakes.chexpert import chexpert_row, write_fake_chexpert, write_full_chexpert
 from tests.fakes.dicom import dicom_bytes
+from tests.fakes.iu_xray import write_fake_openi
 from tests.fakes.manifest import write_fake_manifest
+from tests.fakes.mimic import odd_studies, write_fake_mimic, write_sectioned
 
 from cleft.config import DataConfig, ImagesConfig
 from cleft.data import read_dataset
@@ -452,6 +454,47 @@ def test_unexpected_codes_keep_their_row_and_count_as_unknown(own):
 def test_the_version_of_a_table_is_kept_as_its_digest(own):
     digests = [check(own({"a.png": None}, [f"a.png,{code}"])).sources["manifest.csv"] for code in (1, 1, 0)]
     assert digests[0] == digests[1] != digests[2]
+
+
+# Reports
+
+
+def openi(root, change=lambda text: text):
+    file = write_fake_openi(root) / "ecgen-radiology" / "2.xml"
+    file.write_text(change(file.read_text()))
+    return check(root, dataset="iu-xray").faults
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda text: text[:200], "1 files are damaged XML, such as 2.xml"),
+        (lambda text: text.replace("?>", '?><!DOCTYPE e [<!ENTITY a "ha">]>', 1), "1 files declare XML entities"),
+        (lambda text: text.replace("2_IM-0002-1001", "1_IM-0001-1001"), "1 images stand in two reports"),
+    ],
+)
+def test_reports_in_damaged_or_hostile_xml_are_told_by_file(tmp_path, change, told):
+    assert openi(tmp_path / "sound") == ()
+    (fault,) = openi(tmp_path / "torn", change)
+    assert told in fault
+
+
+def test_reports_of_another_release_match_nothing_and_stop(tmp_path):
+    root = write_fake_mimic(tmp_path, reports="")
+    write_sectioned(root / "mimic_cxr_sectioned.csv", [odd_studies()[0]._replace(study="1")])
+    (fault,) = check(root, dataset="mimic").faults
+    assert "names 1 studies, none of which is among the 6 of the images" in fault
+
+
+def test_empty_and_one_word_reports_are_counted_and_left_out_where_that_is_wanted(own):
+    lines = ["a.png,No effusion.", "b.png,", "c.png,Normal.", "d.png,___ XXXX", "e.png,Clear lungs."]
+    root = own({f"{name}.png": None for name in "abcde"}, lines, header="image,report")
+    assert len(records(root)) == 5
+    left = {left.reason: left.count for left in check(root, no_report="drop").left_out}
+    assert left == {"no-report": 1, "no-text": 2}
+    root = own({}, ["a.png,1,", "b.png,0, "], header="image,Edema,report")
+    (fault,) = check(root, no_report="drop").faults
+    assert "none of 2 images of manifest has a report that can be read" in fault
 
 
 def test_every_planted_kind_is_told_exactly_once_with_an_example_and_the_remedy(tmp_path):

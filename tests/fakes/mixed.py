@@ -1,7 +1,7 @@
 """Writes an own table whose images are DICOM, PNG and JPEG side by side, with and without endings.
 
 Every text that may not leak is a canary: in DICOM headers (`tests.fakes.dicom.CANARIES`), in columns that begin with
-`_`, in the ids of patients, and in the names of files.
+`_`, in the ids of patients, in the names of files, and in reports.
 """
 
 import csv
@@ -13,7 +13,9 @@ from pydicom.uid import ImplicitVRLittleEndian, RLELossless
 from tests.fakes.dicom import dicom_bytes
 
 PATIENT, FILE, REMARK, BIRTH = "SISKINPATIENT", "FINCHFILE", "LINNET Remark", "1877-08-09"
-LEAKS = (PATIENT, FILE, REMARK, BIRTH)
+NAMED = "HOOPOENAME"
+"""Somebody whom a report names."""
+LEAKS = (PATIENT, FILE, REMARK, BIRTH, NAMED, NAMED.lower())
 """Canaries of the table; those of the headers are `tests.fakes.dicom.LEAKS`."""
 FINDINGS = ("Edema", "Pleural Effusion")
 KINDS = ("png", "jpeg", "png 16 bit", "dicom", "dicom, bright is low", "dicom, packed", "dicom, without mark")
@@ -76,6 +78,7 @@ def write_mixed(folder: Path, patients: int = 28) -> Path:
                 "age": 40 + number // 2,
                 "Edema": edema,
                 "Pleural Effusion": effusion,
+                "report": f"FINDINGS: The lungs are clear.\nIMPRESSION: Discussed with Dr. {NAMED}, number {number}.",
                 "_remark": f"{REMARK}, {number}",
                 "_born": BIRTH,
             }

@@ -18,18 +18,20 @@ from cleft.errors import ConfigError
 class DataConfig:
     """Which images and labels, and how they are told apart."""
 
-    dataset: Literal["chexpert", "rsna", "embed", "nih", "manifest"] = "chexpert"
-    """`chexpert`, `rsna`, `embed`, `nih`, or `manifest`: your own table (`cleft data template` writes an example)."""
+    dataset: Literal["chexpert", "rsna", "embed", "nih", "mimic", "iu-xray", "manifest"] = "chexpert"
+    """`chexpert`, `rsna`, `embed`, `nih`, `mimic`, `iu-xray`, or `manifest`: your own table (`cleft data template`
+    writes an example)."""
     root: Path | None = None
     """Folder that holds the unpacked download, or your own table and images."""
     table: str | None = None
     """Label table inside `root`; by default the dataset's own (`train.csv`, `manifest.csv`)."""
-    labels: Literal["table", "chexbert", "visualchexbert"] = "table"
+    labels: Literal["table", "chexbert", "visualchexbert", "negbio"] = "table"
     """Where CheXpert's labels come from: the table itself, or `train_cheXbert.csv` or `train_visualCheXbert.csv`, whose
-    rows are matched by path. Images, projections, sex and age are the table's in every case."""
+    rows are matched by path. Images, projections, sex and age are the table's in every case. MIMIC-CXR's are those of
+    CheXpert's labeller (`table`) or of NegBio's (`negbio`)."""
     views: tuple[str, ...] | None = None
-    """Projections that are kept; by default AP and PA of CheXpert and NIH, and all of every other dataset. A row
-    whose projection is unknown stays."""
+    """Projections that are kept; by default AP and PA of CheXpert, NIH, MIMIC-CXR and IU X-ray, and all of every other
+    dataset. A row whose projection is unknown stays."""
     opening: str | None = None
     """What every caption and class prompt begins with; by default the dataset's own, for your own table "this is a
     chest x ray of a patient with"."""
@@ -40,8 +42,8 @@ class DataConfig:
         Literal["patients", "5x200-strict", "5x200-paper", "5x200-images", "rsna-balanced", "embed", "given"] | None
     ) = None
     """How records are split; by default the dataset's own way: `rsna-balanced` for RSNA, `embed` for EMBED, `given` for
-    NIH, `patients` otherwise. `patients`: by a hash of the patient. `5x200-strict`: CheXpert-5x200 is the test set and
-    none of its patients stays in training. `5x200-paper`: only its images are removed, as the paper says.
+    NIH and MIMIC-CXR, `patients` otherwise. `patients`: by a hash of the patient. `5x200-strict`: CheXpert-5x200 is the
+    test set and none of its patients stays in training. `5x200-paper`: only its images are removed, as the paper says.
     `5x200-images`: as before, and validation is drawn by image, so patients are shared. `rsna-balanced`: as many images
     with pneumonia as without on both sides, in the paper's sizes. `embed`: 70, 10 and 20 % of the patients. `given`: as
     official lists, or a column `split` of your table, say."""
@@ -61,6 +63,15 @@ class DataConfig:
     caption: Literal["simple", "sided", "natural", "structured"] = "simple"
     """What EMBED's captions say. `simple`: density and BI-RADS. `sided`: side and view before them. `natural` and
     `structured`: a short report, in sentences or under headings; they need `text.max_tokens: 144`."""
+    report: Literal["impression", "findings", "both", "as-written", "whole"] = "both"
+    """What methods that read reports read of one. `both`: its impression, then its findings. `as-written`: these two in
+    the order of the report. `whole`: every section. Where a report has neither, its last paragraph stands for them."""
+    no_report: Literal["keep", "drop"] = "keep"
+    """An image whose report is missing, or of fewer than two words: keep it, or leave it out. Methods that read reports
+    leave it out in any case."""
+    reports: Path | None = None
+    """Where MIMIC-CXR's or IU X-ray's reports lie, if not in `root`: the folder of the text or XML files, or for
+    MIMIC-CXR `mimic_cxr_sectioned.csv`."""
     reduce: Literal["severity", "first", "highest"] = "severity"
     """Which of several findings speaks for a breast in EMBED. `severity`: the worst (in a screening exam BI-RADS 0
     comes before 3). `first`: the first in the table. `highest`: the highest score, but 0 before 1 and 2 where none is
@@ -91,9 +102,14 @@ class DataConfig:
         _check_range("data.workers", self.workers, 0, 256)
         if self.mapping is not None and self.dataset != "rsna":
             raise ConfigError(f"data.mapping={self.mapping} is for data.dataset=rsna, not {self.dataset}; leave it out")
-        if self.labels != "table" and self.dataset != "chexpert":
+        owner = "mimic" if self.labels == "negbio" else "chexpert"
+        if self.labels != "table" and self.dataset != owner:
             raise ConfigError(
-                f"data.labels={self.labels} is for data.dataset=chexpert, not {self.dataset}; leave it out"
+                f"data.labels={self.labels} is for data.dataset={owner}, not {self.dataset}; leave it out"
+            )
+        if self.reports is not None and self.dataset not in ("mimic", "iu-xray"):
+            raise ConfigError(
+                f"data.reports={self.reports} is for data.dataset=mimic or iu-xray, not {self.dataset}; leave it out"
             )
 
 

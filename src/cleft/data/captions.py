@@ -83,8 +83,9 @@ def clean_text(text: str) -> str:
 def add_captions(reading: Reading, config: DataConfig, opening: str = OPENING) -> Reading:
     """Gives every record its sentence.
 
-    A sentence from the table is cleaned and kept. Where there is none it is written from the labels; what
-    happens to an image without any present finding, `config.empty_caption` says.
+    A sentence from the table is cleaned and kept. Where there is none it is written from the labels, and where nobody
+    labelled the image, it is its report; what happens to an image without any present finding, `config.empty_caption`
+    says.
 
     Returns:
         A new reading. Images left out for an empty caption are counted under `empty-caption`.
@@ -98,9 +99,10 @@ def add_captions(reading: Reading, config: DataConfig, opening: str = OPENING) -
     records: list[Record] = []
     empty: list[str] = []
     for record in reading.records:
-        if record.caption not in cleaned:
-            cleaned[record.caption] = clean_text(record.caption or "")
-        caption = cleaned[record.caption]
+        written_by_hand = record.caption or (None if record.labels else record.report)
+        if written_by_hand not in cleaned:
+            cleaned[written_by_hand] = clean_text(written_by_hand or "")
+        caption = cleaned[written_by_hand]
         if not caption:
             if config.empty_caption == "drop" and 1 not in record.labels.values():
                 empty.append(record.id)

@@ -15,9 +15,13 @@ from cleft.data.readers.chexpert import scan_chexpert
 from cleft.data.readers.embed import TERMS as EMBED_TERMS
 from cleft.data.readers.embed import scan_embed
 from cleft.data.readers.embed_captions import OPENING as MAMMOGRAM_OPENING
+from cleft.data.readers.iu_xray import scan_iu_xray
 from cleft.data.readers.manifest import scan_manifest
+from cleft.data.readers.mimic import TERMS as MIMIC_TERMS
+from cleft.data.readers.mimic import scan_mimic
 from cleft.data.readers.nih import scan_nih
 from cleft.data.readers.rsna import scan_rsna
+from cleft.data.reports import keep_reported
 from cleft.data.tables.faults import refuse
 from cleft.data.tables.people import settle_people
 from cleft.data.tables.scan import Scan
@@ -54,6 +58,8 @@ DATASETS: dict[str, Dataset] = {
         whole_captions=True,
     ),
     "nih": Dataset(scan=scan_nih, classes=("pneumonia-2",), split="given"),
+    "mimic": Dataset(scan=scan_mimic, classes=("chexpert-5",), split="given", terms=MIMIC_TERMS),
+    "iu-xray": Dataset(scan=scan_iu_xray, classes=("chexpert-5",)),
     "rsna": Dataset(scan=scan_rsna, classes=("rsna-2",), split="rsna-balanced"),
     "manifest": Dataset(scan=scan_manifest),
 }
@@ -73,12 +79,17 @@ def read_dataset(config: DataConfig) -> Reading:
 
 
 def finish_reading(reading: Reading, config: DataConfig) -> Reading:
-    """What every dataset goes through after its reader: patients excluded, uncertain labels decided, captions written.
+    """What every dataset goes through after its reader.
+
+    Patients are excluded, images without a report left out where that is wanted, uncertain labels decided and captions
+    written.
 
     Raises:
         DataError: If no record is left, or the list of excluded patients cannot be read.
     """
     settled = settle_people(reading, config)
+    if config.no_report == "drop":
+        settled = keep_reported(settled, "whole")
     decided = replace(settled, records=apply_uncertain(settled.records, config.uncertain))
     return add_captions(decided, config, opening_of(config))
 

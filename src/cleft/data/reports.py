@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias
 
 from cleft.data.captions import clean_text
 from cleft.data.randomness import Stream, counted
+from cleft.data.sections import join_blanks
 from cleft.errors import DataError
 from cleft.types import Reading
 
@@ -23,7 +24,6 @@ FEWEST_WORDS = 2
 """Words of a sentence: one alone, such as a heading or `Stable`, says too little about an image."""
 
 _END = re.compile(r"(?<=[.!?])\s+|(?:^|(?<=\s))[0-9]{1,2}[.)]\s+")
-_BLANKS = re.compile(r"\s+")
 _PLACEHOLDER = re.compile(r"_+|x{3,}", re.IGNORECASE)
 _DIGITS_DOT = re.compile(r"[0-9]+\.")
 _DIGITS_DOT_OTHER = re.compile(r"[0-9]+\.+[^0-9]")
@@ -224,11 +224,6 @@ def count_words(text: str) -> int:
         4
     """
     return sum(not _PLACEHOLDER.fullmatch(word) for word in _WORDS.findall(text))
-
-
-def join_blanks(text: str) -> str:
-    """Makes every run of white space one blank."""
-    return _BLANKS.sub(" ", text).strip()
 
 
 def _plain_sentences(report: str) -> Iterator[list[str]]:

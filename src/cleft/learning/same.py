@@ -49,6 +49,9 @@ ROLES: Mapping[str, Role] = MappingProxyType(
         "data.negatives": Role.DECIDES,
         "data.empty_caption": Role.DECIDES,
         "data.caption": Role.DECIDES,
+        "data.report": Role.DECIDES,
+        "data.no_report": Role.DECIDES,
+        "data.reports": Role.HARMLESS,  # reports may move; what they say is compared by digest
         "data.reduce": Role.DECIDES,
         "data.mapping": Role.HARMLESS,  # a file may move; whom it names is compared by digest
         "data.people": Role.DECIDES,

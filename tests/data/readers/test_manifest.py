@@ -148,12 +148,55 @@ def test_shuffling_the_table_changes_no_record(tmp_path):
             r"line 2: column 'comment' holds text that is no label; allowed are 1, 0, -1 and empty; if.*'_comment'",
         ),
         ("image,path,Edema", "images/a.png,b,1", r"columns \['image', 'path'\] all mean 'image'; keep one"),
-        ("image,patient", "images/a.png,p", r"neither a caption nor a finding"),
+        ("image,patient", "images/a.png,p", r"neither a caption nor a report nor a finding"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_remedy(tmp_path, header, line, message):
     with pytest.raises(DataError, match=message):
         read(write_fake_manifest(tmp_path, [line], header=header))
+
+
+@pytest.mark.parametrize(
+    ("header", "line", "reports"),
+    [
+        ("image,report", '"Clear lungs.\nNo effusion."', ["Clear lungs. No effusion."] * 4),
+        (
+            "image,report",
+            '"HISTORY: Cough.\nFINDINGS: Clear. IMPRESSION: Normal chest."',
+            [
+                "Normal chest. Clear.",
+                "Clear. Normal chest.",
+                "Normal chest.",
+                "HISTORY: Cough. FINDINGS: Clear. IMPRESSION: Normal chest.",
+            ],
+        ),
+        (
+            "image,Findings,Impression",
+            "Clear.,Normal.",
+            ["Normal. Clear.", "Clear. Normal.", "Normal.", "Clear. Normal."],
+        ),
+        ("image,findings,impression", "Clear.,", ["Clear.", "Clear.", None, "Clear."]),
+        ("image,report,caption", "HISTORY: Cough.,a", ["HISTORY: Cough."] * 4),
+        ("image,report,caption", ",a", [None] * 4),
+    ],
+)
+def test_a_report_is_one_column_or_its_sections(tmp_path, header, line, reports):
+    root = write_fake_manifest(tmp_path, [f"images/a.png,{line}"], header=header)
+    choices = ("both", "as-written", "impression", "whole")
+    assert [read(root, report=choice).records[0].report for choice in choices] == reports
+
+
+def test_reports_are_counted_and_need_neither_caption_nor_finding(tmp_path):
+    root = write_fake_manifest(
+        tmp_path, ["images/a.png,p,Clear lungs.", "images/b.png,q,"], header="image,patient,report"
+    )
+    assert "1 of 2 images have a report, 1 of them distinct" in read(root).notes
+    assert "report" not in read(root).findings
+
+
+def test_equal_images_with_other_reports_are_refused(tmp_path):
+    root = write_fake_manifest(tmp_path, ["images/a.png,Clear.", "images/a.png,Normal."], header="image,report")
+    assert [fault.reason for fault in faults(root)] == ["duplicate"]
 
 
 def test_a_missing_image_is_counted_or_stops(tmp_path):

@@ -1,7 +1,7 @@
 """Reads a user's own table: one row per image, anywhere below one folder.
 
 Expects a CSV with a column `image` and, as far as known, `patient`, `study`, `view`, `sex`, `age`, `laterality`,
-`scanner` and `caption`.
+`scanner`, `caption`, and a `report` or its `findings` and `impression`.
 Every further column is a finding with 1, 0, -1 or nothing; a column whose name begins with `_` is left out.
 
 Shapes: `N` rows.
@@ -18,6 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cleft.config import DataConfig
+from cleft.data.sections import (
+    FINDINGS,
+    IMPRESSION,
+    Choice,
+    choose_sections,
+    join_blanks,
+    report_notes,
+    split_sections,
+)
 from cleft.data.tables.cells import read_ages, read_codes, read_sexes, read_splits, read_texts
 from cleft.data.tables.columns import Column, Table, scan_table
 from cleft.data.tables.faults import Fault, nearest, refuse, told_lines
@@ -41,6 +50,9 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "laterality": ("laterality", "side"),
     "scanner": ("scanner", "manufacturer"),
     "caption": ("caption", "text"),
+    "report": ("report",),
+    "findings": ("findings",),
+    "impression": ("impression",),
     "split": ("split", "subset"),
 }
 """What is not a finding: meaning to the names it may have; case does not matter."""
@@ -103,6 +115,7 @@ def scan_manifest(config: DataConfig) -> Scan:
         lateralities=[_SIDES.get((side or "").casefold()) for side in read_texts(named.get("laterality"), len(table))],
         scanners=read_texts(named.get("scanner"), len(table)),
         splits=splits,
+        reports=_read_reports(named, len(table), config.report),
     )
     scan = make_scan(
         "manifest",
@@ -115,6 +128,7 @@ def scan_manifest(config: DataConfig) -> Scan:
         notes=[
             *_notes(table, named),
             *_split_note(splits),
+            *report_notes(rows.reports),
             *oddities(odd_sexes, odd_ages),
             *_spelling_note(table, ids, spelled),
         ],
@@ -133,6 +147,8 @@ def scan_manifest(config: DataConfig) -> Scan:
     return scan._replace(reading=replace(scan.reading, cautions=cautions))
 
 
+_REPORTS = ("report", "findings", "impression")
+_TELL = "add a column 'caption' or 'report', or one per finding"
 _VIEWS = {"ap": "AP", "pa": "PA", "ll": "LL", "rl": "RL", "lat": "lateral", "lateral": "lateral"}
 _SIDES = {"l": "L", "left": "L", "r": "R", "right": "R"}
 _NO_PATIENT = (
@@ -224,10 +240,36 @@ def _read_patients(table: Table, column: Column | None, ids: list[str]) -> tuple
     return texts, [Fault("patient", "column 'patient' is empty", remedy, table.lines[blank].tolist())]
 
 
+def _read_reports(named: Mapping[str, Column], rows: int, choice: Choice) -> list[str | None] | None:
+    """What is chosen of each report: of its two columns, or of the sections in its one column.
+
+    A report without headings is read whole: nobody said where its findings end.
+    """
+    if not named.keys() & set(_REPORTS):
+        return None
+    known: dict[tuple[str | None, ...], str | None] = {}
+    columns = zip(*(read_texts(named.get(name), rows) for name in _REPORTS), strict=True)
+    reports: list[str | None] = []
+    for report, findings, impression in columns:
+        key = (report, findings, impression)
+        if key not in known:
+            parts = {FINDINGS: findings or "", IMPRESSION: impression or ""}
+            known[key] = choose_sections(parts, choice) if any(parts.values()) else _choose(report or "", choice)
+        reports.append(known[key])
+    return reports
+
+
+def _choose(report: str, choice: Choice) -> str | None:
+    sections = split_sections(report)
+    if choice == "whole" or not sections.keys() & {FINDINGS, IMPRESSION}:
+        return join_blanks(report) or None
+    return choose_sections(sections, choice)
+
+
 def _nothing_to_say(named: Mapping[str, Column], findings: tuple[str, ...]) -> list[Fault]:
-    if findings or "caption" in named:
+    if findings or named.keys() & {"caption", *_REPORTS}:
         return []
-    return [Fault("columns", "neither a caption nor a finding", "add a column 'caption', or one per finding")]
+    return [Fault("columns", "neither a caption nor a report nor a finding", _TELL)]
 
 
 def _split_note(splits: Sequence[str | None] | None) -> list[str]:

@@ -41,6 +41,7 @@ class Rows:
     lateralities: list[str | None] | None = None
     scanners: list[str | None] | None = None
     splits: list[str | None] | None = None
+    reports: list[str | None] | None = None
     """Where a table has no such column, None in place of the list."""
 
 
@@ -152,6 +153,7 @@ def to_records(rows: Rows, kept: NDArray[np.int64]) -> list[Record]:
                 scanner=rows.scanners[row] if rows.scanners else None,
                 split=rows.splits[row] if rows.splits else None,
                 caption=rows.captions[row],
+                report=rows.reports[row] if rows.reports else None,
             )
         )
     return records
@@ -169,6 +171,6 @@ def view_note(rejected: dict[str, list[str]], views: Sequence[str] | None) -> li
 def _content(rows: Rows, row: int) -> tuple[object, ...]:
     columns = (
         *(rows.patients, rows.studies, rows.views, rows.sexes, rows.ages, rows.captions),
-        *(rows.lateralities, rows.scanners, rows.splits),
+        *(rows.lateralities, rows.scanners, rows.splits, rows.reports),
     )
     return (*(column[row] for column in columns if column), *rows.codes[row].tolist())

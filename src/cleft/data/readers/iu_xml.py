@@ -1,0 +1,151 @@
+"""One report of Open-i as XML: its sections, its index terms, and the images it names. No entity is ever expanded."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from xml.parsers import expat
+
+from cleft.data.sections import join_blanks
+from cleft.data.tables.faults import Fault
+
+MAX_BYTES = 1 << 20
+"""Largest XML file. Those of Open-i have a few KiB."""
+
+_FILE = re.compile(r"(?:CXR)?([0-9]{1,6})\.xml", re.IGNORECASE)
+_IMAGE = re.compile(r"(?:CXR[0-9]+_)?([0-9A-Za-z]+(?:[-_][0-9A-Za-z]+)*)", re.IGNORECASE)
+_SECTIONS = ("comparison", "indication", "findings", "impression")
+_SHOWN = 3
+
+
+class Report(NamedTuple):
+    """What is known of one study."""
+
+    number: str
+    sections: dict[str, str]
+    """Name in lower case to text, in the order as written; no text is empty."""
+    terms: tuple[str, ...]
+    """Index terms with their qualifiers: `Opacity/lung/base/left`, `normal`."""
+    images: tuple[str, ...]
+    """As `image_name` spells them."""
+
+
+class Reports(NamedTuple):
+    """All reports of a folder, in the order of their numbers."""
+
+    reports: list[Report]
+    faults: list[Fault]
+    sha256: str
+    """Over the digests of all files."""
+
+
+def image_name(text: str) -> str | None:
+    """Returns what the spellings of an image have in common, or None where it is no name of an image.
+
+    Example:
+        >>> [image_name(text) for text in ("CXR1_1_IM-0001-3001", "1_IM-0001-3001.dcm.png", "../x.png")]
+        ['1_IM-0001-3001', '1_IM-0001-3001', None]
+    """
+    stem = re.sub(r"(?:\.(?:dcm|dicom|png|jpe?g))+$", "", text.strip(), flags=re.IGNORECASE)
+    found = _IMAGE.fullmatch(stem)
+    return found[1] if found else None
+
+
+def report_files(folder: Path) -> list[Path]:
+    """Returns the XML files of reports in a folder, by their number."""
+    found = [(path, _FILE.fullmatch(path.name)) for path in folder.iterdir()] if folder.is_dir() else []
+    return [path for _, path in sorted((int(match[1]), path) for path, match in found if match)]
+
+
+def read_xml_reports(paths: Sequence[Path]) -> Reports:
+    """Reads every file; what cannot be read is told in one fault for each kind of damage."""
+    reports: list[Report] = []
+    wrong: dict[str, list[str]] = {}
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+        digest.update(f"{path.name} ".encode() + hashlib.sha256(raw).digest())
+        try:
+            reports.append(_parse(path, raw))
+        except _Refused as error:
+            wrong.setdefault(str(error), []).append(path.name)
+    faults = [
+        Fault("reports", f"{len(names):,} files {what}, such as {', '.join(names[:_SHOWN])}", _REMEDY)
+        for what, names in wrong.items()
+    ]
+    return Reports(reports, faults, digest.hexdigest())
+
+
+_REMEDY = "unpack NLMCXR_reports.tgz again, or take these files out"
+
+
+class _Refused(Exception):
+    """Why a file is not read; never with its content, which may name patients."""
+
+
+def _parse(path: Path, raw: bytes) -> Report:
+    if len(raw) > MAX_BYTES:
+        raise _Refused(f"are larger than {MAX_BYTES >> 10} KiB")
+    if not raw.strip():
+        raise _Refused("are empty")
+    outline = _Outline()
+    parser = expat.ParserCreate()
+    parser.buffer_text = True
+    parser.StartElementHandler = outline.start
+    parser.EndElementHandler = outline.end
+    parser.CharacterDataHandler = outline.text
+    parser.EntityDeclHandler = _refuse_entity
+    try:
+        parser.Parse(raw, True)
+    except expat.ExpatError as error:
+        raise _Refused("are damaged XML") from error
+    if outline.root != "eCitation":
+        raise _Refused("are no reports of Open-i (their outermost element is not eCitation)")
+    number = _FILE.fullmatch(path.name)
+    assert number is not None
+    return Report(str(int(number[1])), outline.sections, tuple(outline.terms), tuple(outline.images))
+
+
+def _refuse_entity(*_: Any) -> None:
+    raise _Refused("declare XML entities, which no report needs and which could fill the memory")
+
+
+class _Outline:
+    """Collects what is wanted while the parser walks through a file."""
+
+    def __init__(self) -> None:
+        self.root = ""
+        self.sections: dict[str, str] = {}
+        self.terms: list[str] = []
+        self.images: list[str] = []
+        self._label = ""
+        self._words: list[str] | None = None
+
+    def start(self, tag: str, attributes: dict[str, str]) -> None:
+        self.root = self.root or tag
+        if tag == "parentImage":
+            name = image_name(attributes.get("id", ""))
+            if name is None:
+                raise _Refused("name an image in a way that is no file name")
+            if name not in self.images:
+                self.images.append(name)
+        elif tag in ("AbstractText", "major"):
+            self._label, self._words = attributes.get("Label", "").casefold(), []
+
+    def text(self, words: str) -> None:
+        if self._words is not None:
+            self._words.append(words)
+
+    def end(self, tag: str) -> None:
+        if self._words is None or tag not in ("AbstractText", "major"):
+            return
+        said = join_blanks("".join(self._words))
+        self._words = None
+        if said and tag == "major":
+            self.terms.append(said)
+        elif said and self._label in _SECTIONS:
+            self.sections[self._label] = said

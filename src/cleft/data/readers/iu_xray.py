@@ -1,0 +1,265 @@
+"""Reads IU X-ray: the chest radiographs of Indiana University with their reports, as Open-i or as Kaggle offers them.
+
+Expects Open-i's `ecgen-radiology/1.xml` and PNG or DICOM files, or Kaggle's `indiana_reports.csv` and
+`indiana_projections.csv` and PNG files. An image has one name in all of them. Most reports have two images, a frontal
+and a lateral one; which is which, the table of projections says, or a DICOM header.
+
+Shapes: `N` images, `R` reports.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from cleft.config import DataConfig
+from cleft.data.pixels.headers import Header, header_notes, read_headers
+from cleft.data.readers.iu_tables import PROJECTIONS, REPORTS, Projections, read_projections, read_table_reports
+from cleft.data.readers.iu_terms import FINDINGS, code_terms
+from cleft.data.readers.iu_xml import Report, image_name, read_xml_reports, report_files
+from cleft.data.sections import choose_sections, report_notes
+from cleft.data.tables.columns import Table
+from cleft.data.tables.faults import Fault, refuse
+from cleft.data.tables.files import is_junk
+from cleft.data.tables.rows import Rows
+from cleft.data.tables.scan import Scan, make_scan, require_root
+from cleft.errors import ConfigError, DataError
+from cleft.types import Reading
+
+VIEWS = ("AP", "PA")
+FOLDER = "ecgen-radiology"
+
+_ENDINGS = (".png", ".dcm", ".dicom", ".jpg", ".jpeg")
+_DEPTH = 4
+_SHOWN = 3
+_PUBLISHED = "published: 3,955 reports, 7,470 images"
+_NO_VIEWS = (
+    f"no projections are known: lateral images are among the others; copy {PROJECTIONS} into the folder, or read the "
+    "DICOM files"
+)
+
+
+class _Images(NamedTuple):
+    """Every image that a report or a table names."""
+
+    table: Table
+    names: list[str]
+    numbers: list[str]
+    """Of the report each belongs to."""
+    views: list[str | None]
+    reports: Mapping[str, Report]
+    faults: list[Fault]
+    notes: list[str]
+    sources: Mapping[str, str]
+
+
+def read_iu_xray(config: DataConfig, *, check_files: bool = True) -> Reading:
+    """Reads IU X-ray.
+
+    Args:
+        config: `root` is the folder of the download, or the one above it; `report` what is read of a report, `reports`
+            the folder of the XML files where they lie elsewhere; `views` are the projections to keep, by default
+            frontal ones.
+        check_files: Whether to look for every image on disk. False reads reports and tables alone.
+
+    Returns:
+        One record per image. Findings come from the index terms; patient and study are the number of the report.
+
+    Raises:
+        ConfigError: If `data.root` is not set, or `data.table` is.
+        DataError: If reports or images are not there or not what they should be, or more than `data.max_bad` of the
+            images are missing.
+    """
+    scan = scan_iu_xray(config, check_files=check_files)
+    refuse(scan.path, scan.faults)
+    return scan.reading
+
+
+def scan_iu_xray(config: DataConfig, *, check_files: bool = True) -> Scan:
+    """Reads what can be read and collects what is wrong with the rest; see `read_iu_xray`."""
+    root = require_root(config)
+    if config.table is not None:
+        raise ConfigError(f"data.table={config.table} is not for data.dataset=iu-xray; leave it out")
+    folders = list(_folders(root))
+    images = _find_images(root, folders, config.reports)
+    order = list(images.reports)
+    codes, told = code_terms([images.reports[number].terms for number in order])
+    place = {number: row for row, number in enumerate(order)}
+    texts = [choose_sections(images.reports[number].sections, config.report) for number in order]
+    files = _locate(root, folders, images.names) if check_files else {}
+    headers = _read_headers(config, files, images)
+    blank, _ = code_terms([()])
+    rows = Rows(
+        ids=images.names,
+        images=[files.get(name, f"{root}/{name}.png") for name in images.names],
+        findings=FINDINGS,
+        codes=np.concatenate([codes, blank])[[place.get(number, -1) for number in images.numbers]],
+        patients=images.numbers,
+        studies=list(images.numbers),
+        views=[
+            view or headers.get(files.get(name, ""), Header()).view
+            for name, view in zip(images.names, images.views, strict=True)
+        ],
+        sexes=[None] * len(images.names),
+        ages=[None] * len(images.names),
+        captions=[None] * len(images.names),
+        lines=images.table.lines,
+        reports=[texts[place[number]] if number in place else None for number in images.numbers],
+    )
+    present = np.array([name in files for name in images.names], dtype=bool)
+    sound = [
+        row for row, (name, number) in enumerate(zip(images.names, images.numbers, strict=True)) if name and number
+    ]
+    unseen = not any(rows.views)
+    scan = make_scan(
+        "iu-xray",
+        images.table,
+        rows,
+        np.array(sound, dtype=np.int64),
+        config,
+        views=config.views or VIEWS,
+        are_present=(lambda kept: present[kept]) if check_files else None,
+        notes=[
+            *images.notes,
+            *told,
+            *report_notes(rows.reports),
+            *header_notes(headers.values()),
+            *([_NO_VIEWS] if unseen else []),
+        ],
+        faults=images.faults,
+        sources=images.sources,
+    )
+    # XML files have no lines in common.
+    faults = scan.faults if images.table.columns else [fault._replace(lines=()) for fault in scan.faults]
+    reading = replace(scan.reading, cautions=(_NO_VIEWS,) if unseen else ())
+    return scan._replace(reading=reading, faults=faults)
+
+
+def _folders(root: Path, depth: int = 2) -> Iterator[Path]:
+    """The root and what lies at most two levels below it, without the folders of single studies."""
+    yield root
+    if depth:
+        for path in sorted(path for path in root.iterdir() if path.is_dir() and not is_junk(path.name)):
+            if not path.name.isdecimal():
+                yield from _folders(path, depth - 1)
+
+
+def _find_images(root: Path, folders: Sequence[Path], given: Path | None) -> _Images:
+    """Reads Open-i's XML where it is there, Kaggle's tables otherwise."""
+    if given is not None and not given.is_dir():
+        raise ConfigError(f"no folder {given}; set data.reports to the folder of the XML files, or leave it out")
+    homes = [given] if given is not None else [folder / FOLDER for folder in folders] + [root]
+    paths = next((found for home in homes if (found := report_files(home))), [])
+    reports, listed = _find(folders, REPORTS), _find(folders, PROJECTIONS)
+    projections = None if listed is None else read_projections(listed)
+    if paths:
+        return _from_xml(paths, projections)
+    if reports is not None and projections is not None:
+        return _from_tables(reports, projections)
+    what = f"neither {FOLDER}/1.xml and so on nor {REPORTS}"
+    if reports is not None or projections is not None:
+        what = f"no {PROJECTIONS if projections is None else REPORTS} beside the other table"
+    place = given or root
+    raise DataError(f"{what} in {place}; set data.root to the folder that holds them", reason="table")
+
+
+def _find(folders: Sequence[Path], name: str) -> Path | None:
+    forms = [folder / f"{name}{end}" for folder in folders for end in ("", ".gz", ".zip")]
+    return next((path for path in forms if path.is_file()), None)
+
+
+def _from_xml(paths: Sequence[Path], projections: Projections | None) -> _Images:
+    read = read_xml_reports(paths)
+    pairs = [(name, report.number) for report in read.reports for name in report.images]
+    names, numbers = [name for name, _ in pairs], [number for _, number in pairs]
+    if not names and not read.faults:
+        raise DataError(
+            f"no report in {paths[0].parent} names an image; unpack NLMCXR_reports.tgz again", reason="reports"
+        )
+    twice = [name for name, times in Counter(names).items() if times > 1]
+    faults = list(read.faults)
+    if twice:
+        what = f"{len(twice):,} images stand in two reports, such as {', '.join(twice[:_SHOWN])}"
+        faults.append(Fault("duplicate", what, "keep the report that is right"))
+        # Which report they belong to is not known.
+        numbers = ["" if name in set(twice) else number for name, number in pairs]
+    without = sum(not report.images for report in read.reports)
+    notes = [
+        f"{paths[0].parent.name} holds {len(read.reports):,} reports with {len(set(names)):,} images ({_PUBLISHED})"
+    ]
+    if without:
+        notes.append(f"{without:,} reports name no image")
+    views: dict[str, str | None] = {}
+    if projections is not None:
+        views = dict(zip(projections.names, projections.views, strict=True))
+        faults += [fault._replace(what=f"{PROJECTIONS}: {fault.what}") for fault in projections.faults]
+    table = Table(path=paths[0].parent, columns={}, lines=np.arange(len(names), dtype=np.int64), sha256=read.sha256)
+    sources = {} if projections is None else {projections.table.path.name: projections.table.sha256}
+    reports = {report.number: report for report in read.reports}
+    return _Images(table, names, numbers, [views.get(name) for name in names], reports, faults, notes, sources)
+
+
+def _from_tables(path: Path, projections: Projections) -> _Images:
+    read = read_table_reports(path, projections.numbers)
+    strangers = sum(bool(number) and number not in read.by_number for number in projections.numbers)
+    counts = f"{len(read.by_number):,} reports and {len(set(projections.names)):,} images"
+    notes = [f"{path.name} and {projections.table.path.name} hold {counts} ({_PUBLISHED})"]
+    if strangers:
+        notes.append(f"{strangers:,} images belong to a report that is not in {path.name}")
+    faults = [*projections.faults, *read.faults]
+    return _Images(
+        projections.table,
+        projections.names,
+        projections.numbers,
+        projections.views,
+        read.by_number,
+        faults,
+        notes,
+        read.sources,
+    )
+
+
+def _locate(root: Path, folders: Sequence[Path], names: Sequence[str]) -> dict[str, str]:
+    """Finds the file of each image by its name, PNG before DICOM.
+
+    Raises:
+        DataError: If none of them is anywhere.
+    """
+    wanted = set(names)
+    found: dict[str, tuple[int, str]] = {}
+    for home, below, files in os.walk(root):
+        below[:] = sorted(name for name in below if not is_junk(name))
+        if home[len(str(root)) :].count(os.sep) >= _DEPTH:
+            below.clear()
+        for file in files:
+            ending = os.path.splitext(file)[1].lower()
+            name = image_name(file) if ending in _ENDINGS and not is_junk(file) else None
+            if name in wanted:
+                rank = (_ENDINGS.index(ending), f"{home}/{file}")
+                found[name] = min(found.get(name, rank), rank)
+    if wanted and not found:
+        looked = ", ".join(str(folder) for folder in folders[:4])
+        raise DataError(
+            f"none of {len(wanted):,} images is on disk; looked for {names[0]}.png and .dcm in {looked}; "
+            "set data.root to the folder that holds images and reports",
+            reason="missing",
+        )
+    return {name: path for name, (_, path) in found.items()}
+
+
+def _read_headers(config: DataConfig, files: Mapping[str, str], images: _Images) -> dict[str, Header]:
+    """Headers of DICOM files whose projection no table tells; each is read once and kept beside the cache."""
+    told = {name for name, view in zip(images.names, images.views, strict=True) if view}
+    paths = [Path(path) for name, path in sorted(files.items()) if path.endswith(".dcm") and name not in told]
+    if not paths:
+        return {}
+    from cleft.data.pixels.prepared import cache_folder
+
+    found = read_headers(paths, cache_folder(config) / "headers-iu-xray.parquet")
+    return {str(path): header for path, header in found.items()}
