@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -238,6 +239,29 @@ def test_standardised_scores_depend_on_the_other_images_by_hand():
     similarity = torch.tensor([[1.0, 9.0], [3.0, 9.0]])
     assert class_scores(similarity, torch.tensor([0, 1]), standardise=True).tolist() == [[-1, 0], [1, 0]]
     assert class_scores(similarity[:1], torch.tensor([0, 1]), standardise=True).tolist() == [[1, 9]]
+
+
+def test_zero_shot_as_released_from_features_to_answers():
+    """Three classes of two prompts each; [CLS] is left out, and every slot up to the longest is counted."""
+    image, text, regions, words, mask = batch(images=5, counts=(3, 2, 4, 3, 2, 5))
+    image, text, regions, words = (part.detach() for part in (image, text, regions, words))
+    words = words.where(mask[..., None], 0)[:, 1:]
+    counted = torch.ones(words.shape[:2], dtype=torch.bool)
+    classes = []
+    for prompts in ((0, 1), (2, 3), (4, 5)):
+        column = []
+        for i in range(5):
+            scores = []
+            for t in prompts:
+                share = (regions[i] @ words[t].T).softmax(dim=1)
+                context = (4 * share.T).softmax(dim=1) @ regions[i]
+                local = 5 * torch.cosine_similarity(context, words[t], dim=1).max()
+                scores.append((local + torch.cosine_similarity(image[i], text[t], dim=0)) / 2)
+            column.append(max(scores).item())
+        classes.append((np.array(column) - np.mean(column)) / np.std(column))
+    similarity = gloria_similarity(image, text, regions, words, counted)
+    answers = class_scores(similarity, torch.tensor([0, 0, 1, 1, 2, 2]), standardise=True)
+    np.testing.assert_allclose(answers, np.stack(classes, axis=1), rtol=1e-6)
 
 
 def test_what_does_not_fit_is_refused():

@@ -174,7 +174,7 @@ def word_cosines(regions: Tensor, words: Tensor, word_mask: Tensor, *, held: int
     text_of_word = word_mask.nonzero()[:, 0]
     with torch.autocast(regions.device.type, enabled=False):
         regions, words = precise(regions), precise(words)[word_mask]
-        products = regions @ regions.mT  # [B, M, M]
+        products = regions.detach() @ regions.detach().mT  # [B, M, M]
         groups = list(_groups(word_mask.sum(dim=1).tolist(), held // regions[..., 0].numel()))
         means: list[Tensor] = []
         squares: list[Tensor] = []
@@ -213,7 +213,8 @@ def _attend(words: Tensor, regions: Tensor, products: Tensor, text_of_word: Tens
 class _Attend(torch.autograd.Function):
     """Product of each word with its context, and the context's squared length, both `[N, B]`.
 
-    By hand because every pass over the attention costs as much as the products: autograd would make thirty.
+    By hand because a pass over the attention costs nearly what a product does, and autograd makes thirty. The gradient
+    that `products`, those of the regions with each other, would have is part of that of the regions.
     """
 
     @staticmethod
@@ -235,7 +236,7 @@ class _Attend(torch.autograd.Function):
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, grad_mean: Tensor, grad_square: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, None]:
+    ) -> tuple[Tensor, Tensor, None, None]:
         words, regions, text_of_word, scores, shares, attention, context, mean, square = ctx.saved_tensors
         with torch.autocast(words.device.type, enabled=False):
             by_mean, by_square = grad_mean[:, :, None], grad_square[:, :, None]
@@ -250,8 +251,9 @@ class _Attend(torch.autograd.Function):
             grad_words = grad @ regions.flatten(0, 1)
             grad_regions = (grad.T @ words).view_as(regions)
             weighted = torch.mul(by_square, attention, out=grad.view_as(attention))
-            grad_products = torch.bmm(weighted.permute(1, 2, 0), attention.transpose(0, 1))
-        return grad_words, grad_regions, grad_products, None
+            grad_products = torch.bmm(weighted.permute(1, 2, 0), attention.transpose(0, 1))  # symmetric
+            grad_regions.baddbmm_(grad_products, regions, alpha=2)
+        return grad_words, grad_regions, None, None
 
 
 def _softmax_within(scores: Tensor, text_of_word: Tensor) -> Tensor:

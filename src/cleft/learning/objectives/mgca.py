@@ -112,9 +112,10 @@ def token_loss(
     with torch.autocast(words.device.type, enabled=False):
         words, patches = F.normalize(precise(words), dim=-1), F.normalize(precise(patches), dim=-1)
         counted = precise(word_weights.detach()) * word_mask
-        logits = words @ patches.mT / temperature  # [B, W, P]
+        sharp = words / temperature
+        logits = sharp @ patches.mT  # [B, W, P]
         found = F.normalize(logits.softmax(dim=-1) @ patches, dim=-1)  # [B, W, E]
-        of_words = words @ found.mT / temperature  # [B, W, W]
+        of_words = sharp @ found.mT  # [B, W, W]
         if mask_padding:
             # The smallest float, not -inf: a row of padding would be NaN, and its gradient too.
             apart = word_mask[:, :, None] & word_mask[:, None, :]
