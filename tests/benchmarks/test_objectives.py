@@ -30,16 +30,16 @@ def test_the_table_says_how_it_was_made(capsys):
 
 @pytest.mark.slow
 def test_at_batch_48_the_batched_terms_outrun_the_loops():
-    """On one thread, by its own clock; measured were 6 and 20 times."""
+    """On one thread, by its own clock: 4.2 to 6 times and 80 times were measured."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for ways, inputs, way in (
-            (GLORIA, gloria_inputs, "loop over texts"),
-            (MGCA, mgca_inputs, "loop over words and patches"),
+        for ways, inputs, way, ratio in (
+            (GLORIA, gloria_inputs, "loop over texts", 2.5),
+            (MGCA, mgca_inputs, "loop over words and patches", 20),
         ):
             drawn = inputs(48, LENGTHS["short"], torch.Generator().manual_seed(0))
             spreads, _ = measure({OURS: ways[OURS], way: ways[way]}, drawn, rounds=2)
-            assert spreads[way].least > 4 * spreads[OURS].least
+            assert spreads[way].least > ratio * spreads[OURS].least
     finally:
         torch.set_num_threads(threads)
