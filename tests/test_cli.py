@@ -188,6 +188,8 @@ def test_an_imported_model_says_what_it_needs_to_be_evaluated(shared, walk, tmp_
         (["data", "check", "chexprt", "{tmp}"], 2, "did you mean 'chexpert'"),
         (["data", "check", "chexpert", "{home}/phantoms", "--images", "3"], 2, "name one with --page"),
         (["data", "check", "chexpert", "{home}/phantoms", "--decode", "0", "--page", "{file}/p.html"], 6, "--page"),
+        (["data", "check", "chexpert", "{home}/phantoms", "--page", "{home}"], 2, "is a folder; name a file"),
+        (["data", "check", "chexpert", "{home}/phantoms", "--json", "{home}"], 2, "is a folder; name a file"),
         (["data", "phantoms", "{one}"], 3, "is not empty"),
         (["data", "phantoms", "{tmp}/drawn", "--kind", "mammogram", "--size", "8"], 3, "make no dataset"),
         (["data", "prepare", "tiny", "--data.root", "{tmp}/gone"], 3, "gone"),

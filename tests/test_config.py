@@ -77,6 +77,13 @@ def test_lists_may_be_written_in_three_ways(tmp_path):
     assert load_settings(write(tmp_path, "extends: tiny\nclasses: [Edema, No Finding]\n")).classes == expected
 
 
+def test_a_list_that_may_be_absent_is_written_like_any_other():
+    for words in ("CC,MLO", "[CC, MLO]", "CC, MLO"):
+        assert load_settings("tiny", ["--data.views", words]).data.views == ("CC", "MLO")
+    assert load_settings("tiny", ["--data.views", "AP"]).data.views == ("AP",)
+    assert load_settings("tiny", ["--data.views", "null"]).data.views is None
+
+
 def test_words_that_yaml_would_twist_stay_words(tmp_path):
     assert load_settings(write(tmp_path, "extends: tiny\ndata: {table: no}\n")).data.table == "no"
     assert load_settings(write(tmp_path, "extends: tiny\noptim: {lr: 4e-5}\n")).optim.lr == 4e-5

@@ -461,6 +461,9 @@ def _data_check(options: argparse.Namespace, words: list[str]) -> int:
 
     if options.images and not options.page:
         raise ConfigError(f"--images {options.images}: images are shown on a page; name one with --page")
+    for option, out in (("--page", options.page), ("--json", options.json)):
+        if out and out.is_dir():
+            raise ConfigError(f"{option} {out} is a folder; name a file")
     place = [f"--data.dataset={options.dataset}", f"--data.root={options.root}"]
     settings = merge_overrides(Settings(), [*place, *words])
     effort = Effort.of(

@@ -161,6 +161,14 @@ def test_bars_are_as_long_as_their_counts():
     assert widths(stack((1, 1, 0, 2))) == [35.0, 35.0, 70.0]
 
 
+def test_a_long_name_stands_whole_above_its_bar():
+    long = "JPEG 2000 Image Compression (Lossless Only)"
+    drawn = bar_chart("t", [(long, 2), ("short", 1)])
+    assert f">{long}<title>" in drawn
+    assert re.findall(r'<rect x="130" y="(\d+)"', drawn) == ["18", "39"]
+    assert re.findall(r'<text x="0" y="(\d+)"', drawn) == ["14", "50"]
+
+
 def test_a_share_that_is_not_told_is_not_drawn():
     assert strip((0.5, None), 1).count("<circle") == 1
     assert 'cx="70.0"' in strip((0.5, None), 1)

@@ -292,13 +292,18 @@ def _tuples(tree: Mapping[str, Tree]) -> dict[str, Any]:
             hint = hints[name]
             if dataclasses.is_dataclass(hint):
                 out[name] = walk(cast("dict[str, Tree]", value), cast(type, hint))
-            elif typing.get_origin(hint) is tuple and isinstance(value, str):
+            elif isinstance(value, str) and value != "null" and _is_list(hint):
                 out[name] = [item.strip() for item in value.split(",")]
             else:
                 out[name] = _scalars(value) if isinstance(value, dict) else value
         return out
 
     return walk(tree, Settings)
+
+
+def _is_list(hint: Any) -> bool:
+    """Whether a setting takes several values, or several or null."""
+    return tuple in (typing.get_origin(hint), *map(typing.get_origin, typing.get_args(hint)))
 
 
 def _scalars(value: Tree) -> Any:

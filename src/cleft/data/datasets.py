@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from cleft.config import DataConfig, Settings
 from cleft.data.captions import OPENING, add_captions
@@ -29,12 +28,20 @@ from cleft.errors import ConfigError
 from cleft.types import Reading
 
 
+class Scanner(Protocol):
+    """Reads what can be read of a folder and collects what is wrong with the rest."""
+
+    def __call__(self, config: DataConfig, *, check_files: bool = True) -> Scan:
+        """Reads; without `check_files` tables alone."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
     """How a dataset is read, and what holds for it unless a setting says otherwise."""
 
-    scan: Callable[[DataConfig], Scan]
-    """Reads what can be read and collects what is wrong with the rest."""
+    scan: Scanner
+    """Its reader."""
     opening: str = OPENING
     """What its captions and class prompts begin with."""
     classes: tuple[str, ...] | None = None

@@ -15,10 +15,12 @@ _NAMES = 130
 _BAR = 86
 _LINE = 21
 _LETTERS = 19
+_ABOVE = 15
+_LINE_LETTERS = 54
 
 
 def bar_chart(title: str, counts: Sequence[tuple[str, int]]) -> Markup:
-    """One lying bar per thing, with its count and share behind it.
+    """One lying bar per thing, with its count and share behind it, and a long name on a line above it.
 
     Args:
         title: Read aloud in place of the picture.
@@ -26,20 +28,23 @@ def bar_chart(title: str, counts: Sequence[tuple[str, int]]) -> Markup:
     """
     total, most = max(1, sum(count for _, count in counts)), max(1, *(count for _, count in counts))
     parts: list[Markup] = []
-    for place, (name, count) in enumerate(counts):
-        y = place * _LINE
-        text = name if len(name) <= _LETTERS else f"{name[: _LETTERS - 1]}…"
+    y = 0
+    for name, count in counts:
+        above = len(name) > _LETTERS
+        text = name if len(name) <= _LINE_LETTERS else f"{name[: _LINE_LETTERS - 1]}…"
         end = _NAMES + count / most * _BAR
+        parts.append(Markup('<text x="0" y="{}">{}<title>{}</title></text>').format(y + 14, text, name))
+        y += _ABOVE * above
         parts.append(
-            Markup('<text x="0" y="{}">{}<title>{}</title></text>').format(y + 14, text, name)
-            + Markup('<rect x="{}" y="{}" width="{:.1f}" height="13" fill="{}"/>').format(
+            Markup('<rect x="{}" y="{}" width="{:.1f}" height="13" fill="{}"/>').format(
                 _NAMES, y + 3, max(1.0, end - _NAMES), COLOURS[0]
             )
             + Markup('<text class="count" x="{:.1f}" y="{}">{}</text>').format(
                 end + 6, y + 14, f"{count:,} · {percent(count / total)}"
             )
         )
-    return svg(title, _WIDTH, len(counts) * _LINE + 2, parts)
+        y += _LINE
+    return svg(title, _WIDTH, y + 2, parts)
 
 
 def histogram(title: str, counts: Sequence[tuple[str, int]], axis: str) -> Markup:

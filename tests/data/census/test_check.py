@@ -1,9 +1,13 @@
 import pytest
 from tests.fakes.chexpert import odd_rows, write_fake_chexpert
+from tests.fakes.embed import write_fake_embed
 from tests.fakes.manifest import write_fake_manifest
+from tests.fakes.nih import write_fake_nih
+from tests.fakes.rsna import write_fake_rsna
 
 from cleft.config import DataConfig
 from cleft.data.census.check import check_dataset
+from cleft.data.census.taking import Effort
 from cleft.errors import ConfigError
 
 
@@ -47,7 +51,7 @@ def test_a_healthy_table_gets_its_census(tmp_path):
     assert "sex Female 2, Male 1, unknown 1" in rows
     assert "age 60–69 2, unknown 2" in rows
     assert "files by format PNG 4" in rows
-    assert "captions in the table: 1" in rows
+    assert "captions in the table: 1; the others are made from labels" in rows
     assert "train 2 images of 1 patients" in rows
     assert any(row.startswith("split patients: 0 patients stand in two (digest ") for row in rows)
     assert "finding 1 0 -1 blank in train in val in test" in rows
@@ -77,6 +81,33 @@ def test_a_fault_does_not_hide_the_census_of_the_rest(tmp_path):
     result = check(write_fake_chexpert(tmp_path, rows), "chexpert")
     assert result.faults == 1
     assert "6 images of 5 patients can be used" in result.lines
+
+
+@pytest.mark.parametrize(
+    ("dataset", "write", "whole", "broken"),
+    [
+        ("chexpert", write_fake_chexpert, "/patient00002/", "/pat2/"),
+        ("rsna", write_fake_rsna, ",0\n", ",2\n"),
+        ("nih", write_fake_nih, "No Finding", "NoFinding"),
+        ("embed", write_fake_embed, "/cohort_1/", "/cohortt1/"),
+    ],
+)
+def test_where_no_image_is_anywhere_the_table_is_told_of_all_the_same(tmp_path, dataset, write, whole, broken):
+    write(tmp_path)
+    for image in [path for path in tmp_path.rglob("*") if path.suffix in (".jpg", ".png", ".dcm")]:
+        image.unlink()
+    for folder in tmp_path.glob("images/cohort_*"):
+        folder.rename(folder.with_name("elsewhere"))
+    names = "train.csv stage_2_train_labels.csv Data_Entry_2017_v2020.csv EMBED_OpenData_metadata.csv".split()
+    table = next(path for path in tmp_path.rglob("*.csv") if path.name in names)
+    table.write_text(table.read_text().replace(whole, broken, 1))
+    result = check_dataset(DataConfig(dataset=dataset, root=tmp_path, split="patients"), None, Effort(decode=None))
+    told = [line for line in result.lines if line.startswith("fault: ")]
+    assert "set data.root to the folder" in told[0]
+    assert broken.strip(",\n") in told[1]
+    assert not any("decoded" in line or "no row names" in line for line in result.lines)
+    assert any(line.endswith("can be used") for line in result.lines)
+    assert any(line.startswith("finding ") for line in result.lines)
 
 
 @pytest.mark.parametrize("content", [None, "", "image;Edema\na;1\n"])

@@ -46,6 +46,19 @@ def test_c11_memory_has_a_limit(capfd):
     assert "MemoryError" in capfd.readouterr().err
 
 
+def test_a_program_that_its_own_children_would_begin_anew_is_told_how_to_begin(tmp_path):
+    """Processes are spawned: each imports the program that started them."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from cleft.data.pixels.children import Children\n"
+        "with Children(str, 1) as children:\n"
+        "    list(children.map(['one']))\n"
+    )
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, check=False)
+    assert "could not begin" in done.stderr
+    assert "if __name__ == '__main__':" in done.stderr
+
+
 def test_what_crashes_once_gets_a_second_try(tmp_path):
     items = ["one", f"segfault:{tmp_path / 'done'}", "two"]
     assert run(items, jobs=2) == items

@@ -36,6 +36,14 @@ def ids(reading):
     return [record.id for record in reading.records]
 
 
+def test_a_download_that_was_not_unpacked_is_no_table(tmp_path):
+    (tmp_path / "CheXpert-v1.0-small.zip").write_bytes(b"PK")
+    with pytest.raises(
+        DataError, match=r"no train\.csv in .*; if it is packed in CheXpert-v1\.0-small\.zip, unpack that"
+    ):
+        read_chexpert(DataConfig(root=tmp_path))
+
+
 def test_one_record_holds_all_that_is_known_of_an_image(tmp_path):
     record = read(write_fake_chexpert(tmp_path)).records[1]
     assert record.id == "train/patient00002/study1/view1_frontal.jpg"

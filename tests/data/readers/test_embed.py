@@ -86,6 +86,7 @@ def test_a_table_outside_the_root_is_refused(tmp_path):
 def test_a_missing_table_is_named_with_the_folders(tmp_path):
     write_fake_embed(tmp_path)
     (tmp_path / "tables" / "EMBED_OpenData_clinical.csv").unlink()
+    (tmp_path / "tables" / "AWS_Open_Data_Clinical_Legend.csv").write_text("Code,Meaning\nA,0\n")
     with pytest.raises(DataError, match=r"no EMBED_OpenData_clinical\.csv or EMBED_OpenData_clinical_reduced\.csv"):
         read(tmp_path)
 

@@ -79,7 +79,7 @@ def test_detailed_classes_that_contradict_the_table_are_refused(tmp_path, number
     ("rows", "message"),
     [
         ([rsna_row(1, "1"), rsna_row(1)], "lines 2, 3: rows of the same image disagree on Target"),
-        ([rsna_row(1, "yes"), rsna_row(2)], "line 2: column 'Target' holds 'yes'"),
+        ([rsna_row(1, "yes"), rsna_row(2)], "line 2: column 'Target' holds 'yes'; allowed are 1 and 0"),
         ([rsna_row(1), rsna_row(2, "-1")], "line 3: 'Target' is neither 0 nor 1"),
         ([rsna_row(1, "1", ("1", "2", "", "4"))], "line 2: a box is no four numbers"),
         ([rsna_row(1, "1", ("1", "2", "wide", "4"))], "line 2: a box is no four numbers"),

@@ -52,8 +52,8 @@ def test_the_one_table_of_a_zip_archive_is_read(tmp_path, entries, method):
         (zipped({"a.txt": CSV}), "a zip archive with no table that ends in .csv"),
         (zipped({"[Content_Types].xml": "", "xl/workbook.xml": ""}), "a workbook; export it as CSV"),
         (zipped({"a.csv": CSV}, zipfile.ZIP_LZMA), "an unusual method; unpack it"),
-        (zipped({"a.csv": CSV * 99})[:-40], "damaged zip"),
-        (zipped({"a.csv": CSV * 99}).replace(b"a.csv", b"b.csv", 1), "damaged zip"),
+        (zipped({"a.csv": CSV * 99})[:-40], "damaged zip file"),
+        (zipped({"a.csv": CSV * 99}).replace(b"a.csv", b"b.csv", 1), "damaged zip file"),
     ],
 )
 def test_an_archive_that_is_not_one_table_is_refused(tmp_path, data, message):

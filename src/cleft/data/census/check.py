@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 from cleft.config import DataConfig, ImagesConfig
@@ -44,8 +45,13 @@ def check_dataset(config: DataConfig, images: ImagesConfig | None = None, effort
     Raises:
         ConfigError: If `data.root` is not set or `data.table` leads out of it.
     """
+    reader, images = DATASETS[config.dataset].scan, images or ImagesConfig()
     try:
-        scan = DATASETS[config.dataset].scan(config)
+        return Check(take_census(reader(config), config, images, effort or Effort()))
     except DataError as error:
-        return Check(Census(dataset=config.dataset, table=config.table or "", faults=(str(error),)))
-    return Check(take_census(scan, config, images or ImagesConfig(), effort or Effort()))
+        if error.reason != "missing":
+            return Check(Census(dataset=config.dataset, table=config.table or "", faults=(str(error),)))
+        missing = str(error)
+    # No image is where it should be: the table is told of all the same.
+    census = take_census(reader(config, check_files=False), config, images, Effort(look=0))
+    return Check(replace(census, faults=(missing, *census.faults), unlisted=()))

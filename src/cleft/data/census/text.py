@@ -109,7 +109,8 @@ def _captions(census: Census) -> Iterator[str]:
     captions = census.captions
     if captions is None:
         return
-    yield f"captions in the table: {captions.written:,}"
+    if 0 < captions.written < census.images:
+        yield f"captions in the table: {captions.written:,}; the others are made from labels"
     yield f"distinct captions: {captions.distinct:,}, the longest of {captions.longest:,} words"
     for text, count in captions.common[:3]:
         yield f"{count:>9,}  {_end(text, 90)}"

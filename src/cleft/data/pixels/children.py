@@ -153,7 +153,10 @@ class Children(Generic[Item, Result]):
         self._children.remove(child)
         code = child.process.exitcode or 0
         if not child.ready:
-            raise ResourceError(f"a process that decodes images could not begin ({_cause(code)}); try fewer jobs")
+            raise ResourceError(
+                f"a process that decodes images could not begin ({_cause(code)}); try fewer jobs, and in a program of "
+                "your own call this below `if __name__ == '__main__':`"
+            )
         if child.tasks:
             number = child.tasks[0][0]
             if number in tried:

@@ -151,7 +151,7 @@ def header_notes(headers: Iterable[Header]) -> list[str]:
     for what, number in (
         ("are raw (for processing), not meant to be looked at", sum(header.for_processing for header in images)),
         ("say that annotations are burned into them", sum(header.burned_in is True for header in images)),
-        ("show a breast implant", sum(header.implant is True for header in images)),
+        ("name a breast implant in their headers", sum(header.implant is True for header in images)),
     ):
         if number:
             notes.append(f"{number:,} images {what}")

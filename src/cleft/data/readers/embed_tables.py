@@ -171,7 +171,7 @@ def _find(folders: list[Path], kind: str) -> Path:
             path
             for folder in folders
             for path in folder.glob("*.csv*")
-            if kind in path.name.casefold() and path.is_file()
+            if kind in path.name.casefold() and "legend" not in path.name.casefold() and path.is_file()
         }
     )
     if len(others) == 1:

@@ -79,7 +79,7 @@ def read_manifest(config: DataConfig) -> Reading:
     return scan.reading
 
 
-def scan_manifest(config: DataConfig) -> Scan:
+def scan_manifest(config: DataConfig, *, check_files: bool = True) -> Scan:
     """Reads what can be read and collects what is wrong with the rest; see `read_manifest`."""
     root = require_root(config)
     path = find_table(root, [root], config.table or TABLE)
@@ -124,7 +124,7 @@ def scan_manifest(config: DataConfig) -> Scan:
         usable[~outside[usable]],
         config,
         views=config.views,
-        are_present=lambda kept: present[kept],
+        are_present=(lambda kept: present[kept]) if check_files else None,
         notes=[
             *_notes(table, named),
             *_split_note(splits),

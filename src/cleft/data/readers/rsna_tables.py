@@ -66,7 +66,9 @@ def read_labels(table: Table) -> tuple[Labels, list[Fault]]:
     first: dict[str, int] = {}
     for row, name in enumerate(names):
         first.setdefault(name, row)
-    faults, bad = [*wrong], set[str]()
+    # Labels elsewhere may also be -1 or empty; here they may not.
+    faults = [fault._replace(remedy="allowed are 1 and 0") for fault in wrong]
+    bad = set[str]()
 
     def check(holds: Callable[[int], bool], reason: str, what: str, remedy: str) -> None:
         rows = [row for row in range(len(names)) if holds(row)]

@@ -60,15 +60,14 @@ def find_table(root: Path, folders: Sequence[Path], name: str) -> Path:
         places = ", ".join(str(path.parent) for path in found)
         raise DataError(f"{name} lies in several folders: {places}; set data.root to one of them", reason="table")
     if not found:
-        seen = sorted({path.name for folder in folders for path in folder.glob("*") if _is_table(path)})
+        files = [path for folder in folders for path in folder.glob("*") if path.is_file() and not is_junk(path.name)]
+        seen = sorted({path.name for path in files if ".csv" in path.name})
+        packed = sorted({path.name for path in files if path.suffix == ".zip"} - set(seen))
         there = f"; there are {', '.join(seen[:10])}: set data.table to one of them" if seen else ""
+        there += f"; if it is packed in {', '.join(packed[:10])}, unpack that first" if packed else ""
         looked = ", ".join(str(folder) for folder in folders)
         raise DataError(f"no {name} in {looked}{there or '; check data.root'}", reason="table")
     return found[0]
-
-
-def _is_table(path: Path) -> bool:
-    return path.is_file() and not is_junk(path.name) and (".csv" in path.name or path.suffix == ".zip")
 
 
 def make_scan(

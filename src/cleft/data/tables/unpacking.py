@@ -51,7 +51,9 @@ def unpack(path: Path, raw: bytes, limit: int) -> bytes:
                 return _read(path, file, limit)
     except (OSError, EOFError, ValueError, zlib.error, struct.error, zipfile.BadZipFile, NotImplementedError) as error:
         kind = "gzip" if raw.startswith(_GZIP) else "zip"
-        raise DataError(f"{path} is damaged {kind} ({type(error).__name__}); copy it again", reason="table") from error
+        raise DataError(
+            f"{path} is a damaged {kind} file ({type(error).__name__}); copy it again", reason="table"
+        ) from error
     return raw
 
 
