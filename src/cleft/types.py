@@ -384,6 +384,26 @@ class PromptAudit:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SpaceMap:
+    """Images and class prompts of one question in the plane in which the images differ most.
+
+    Images and prompts lie in two places of the joint space, far from each other; each kind is drawn around its own
+    middle, and `gap` says how far apart these are.
+    """
+
+    images: tuple[tuple[int, float, float], ...]
+    """Of each image the index of its class, across, and up."""
+    prompts: tuple[tuple[float, float], ...]
+    """Of each class prompt, in the order of the classes."""
+    shares: tuple[float, float]
+    """How much of the images' variance each direction shows, in [0, 1]."""
+    gap: float
+    """Distance between the middle of the images and the middle of the prompts; vectors have unit length."""
+    left_out: int = 0
+    """Images that are not drawn, so that the picture stays readable."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
     """The answers to one question put to one model on one set of images: one file in `results/`."""
 
@@ -440,6 +460,8 @@ class Evaluation:
     """What was searched, direction by direction, where the task is `retrieval`."""
     audit: PromptAudit | None = None
     """Where the task is `prompts`."""
+    space: SpaceMap | None = None
+    """Of zero-shot classification, where an image has one class."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

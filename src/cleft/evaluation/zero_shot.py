@@ -41,6 +41,7 @@ from cleft.evaluation.questions import (
 from cleft.evaluation.results import write_evaluation
 from cleft.evaluation.scoring import USUAL_DRAWS, Draws, Scored
 from cleft.evaluation.selection import Part
+from cleft.evaluation.space import map_space
 from cleft.learning.files import read_json
 from cleft.learning.surroundings import device_of
 from cleft.towers.checkpoint import check_reads_texts, load_model, weights_digest
@@ -151,8 +152,12 @@ def evaluate_zero_shot(
         validation=validation,
         unvalidated=unvalidated,
     )
+    space = None
+    if scoring == "multi-class":
+        truth = [asked.index(shown) for shown in answers.truths]
+        space = map_space(embeddings.image_embeds[answers.rows], embeds, truth)
     kept = keep(answers.scored, [embeddings.ids[row] for row in answers.rows])
-    return write_evaluation(replace(evaluation, wording=words.name), run / "results", kept)
+    return write_evaluation(replace(evaluation, wording=words.name, space=space), run / "results", kept)
 
 
 def choose_prompts(model: DualEncoder, prompts: Prompts) -> Literal["context", "handwritten"]:
