@@ -10,9 +10,11 @@ import time
 from dataclasses import replace
 
 import pytest
+from tests.fakes.fake_studies import small_study
 
 from cleft.cli import main
 from cleft.data import DATASETS
+from cleft.types import StudyCell
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +43,28 @@ def test_the_walk_ends_in_one_page_that_asks_nothing_of_the_network(walk):
     assert "not a medical device" in page.lower()
     assert 'src="http' not in page
     assert not re.search(r'<(link|script|img|iframe)[^>]+(href|src)="(?!data:)', page)
+
+
+def test_a_folder_of_runs_is_one_page_about_them_all(walk, capsys):
+    assert main(["report", str(walk), "--out", str(walk / "all.html")]) == 0
+    assert "one and two" in (walk / "all.html").read_text()
+    assert "open it in a browser" in capsys.readouterr().out
+
+
+def test_a_result_of_real_verbs_becomes_a_study(walk, tmp_path, capsys):
+    run = walk / "two" / "results"
+    (tmp_path / "runs").mkdir()
+    for path in run.glob("*.json"):
+        (tmp_path / "runs" / path.name).write_bytes(path.read_bytes())
+    files = sorted((tmp_path / "runs").glob("zero-shot-*.json"))
+    small_study(tmp_path, {})
+    cell = StudyCell(row="cleft-lora", column="chexpert/zero-shot", state="done", results=(f"runs/{files[0].name}",))
+    small_study(tmp_path, {}, cells=(cell,))
+    assert main(["report", str(tmp_path)]) == 0
+    page = (tmp_path / "study.html").read_text()
+    assert str(tmp_path / "study.html") in capsys.readouterr().out
+    assert f'href="runs/{files[0].name}"' in page
+    assert "Joint space of CLEFT-LoRA" in page
 
 
 def test_stage_one_and_two_leave_folders_that_hold_a_model(walk):
@@ -184,6 +208,7 @@ def test_an_imported_model_says_what_it_needs_to_be_evaluated(shared, walk, tmp_
         (["evaluate", "{one}", "--data", "chexprt:{tmp}"], 2, "chexpert"),
         (["report", "{tmp}", "--out", "{tmp}/page.html"], 3, "config.yaml"),
         (["report", "{one}", "--bla"], 2, "--bla"),
+        (["report", "{tmp}/nowhere"], 3, "is not a run folder"),
         (["import", "{tmp}/absent.ckpt", "--out", "{tmp}/model"], 4, "absent.ckpt"),
         (["data", "check", "chexprt", "{tmp}"], 2, "did you mean 'chexpert'"),
         (["data", "check", "chexpert", "{home}/phantoms", "--images", "3"], 2, "name one with --page"),

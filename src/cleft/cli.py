@@ -189,9 +189,15 @@ def _parser() -> argparse.ArgumentParser:
         "in pairs",
     )
 
-    report = _verb(verbs, "report", "one self-contained page about one or several runs", _report)
-    report.add_argument("runs", type=Path, nargs="+", help="run folders")
-    report.add_argument("--out", type=Path, default=Path("report.html"))
+    report = _verb(
+        verbs, "report", "one self-contained page about runs, or about a study of the paper's tables", _report
+    )
+    report.add_argument(
+        "folders", type=Path, nargs="+", help="run folders, a study's folder, or folders that hold such"
+    )
+    report.add_argument(
+        "--out", type=Path, help="page of the runs (report.html); a study's page is study.html in its folder"
+    )
     report.add_argument(
         "--images", action=argparse.BooleanOptionalAction, help="show images (by default phantoms alone)"
     )
@@ -412,9 +418,10 @@ def _ask(options: argparse.Namespace, run: Path) -> Path:
 
 
 def _report(options: argparse.Namespace, words: list[str]) -> None:
-    from cleft.report.page import write_report
+    from cleft.report.study import report_folders
 
-    print(f"{write_report(options.runs, options.out, images=options.images)}: open it in a browser")
+    for page in report_folders(options.folders, options.out, images=options.images):
+        print(f"{page}: open it in a browser")
 
 
 def _reproduce(options: argparse.Namespace, words: list[str]) -> int:

@@ -12,6 +12,9 @@ FEWEST_PATIENTS = 5
 """A cell that rests on fewer patients is not printed, unless they are phantoms."""
 TOO_FEW = f"fewer than {FEWEST_PATIENTS} patients"
 PERCENT = "\u202f%"  # behind a narrow space that does not break
+SHARES = ("accuracy", "sensitivity", "recall", "precision")
+"""Metrics that are shares of images or answers."""
+RANKS = ("mean-rank", "median-rank")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +76,16 @@ class Footnotes:
 
 
 def printed(metric: str, value: float) -> str:
-    """A number as people read it: shares in percent, areas as they are.
+    """A number as people read it: shares in percent, areas as they are, ranks with one decimal.
 
     Example:
-        >>> printed("auc", 0.8776), printed("accuracy", 0.6674).split()
-        ('0.878', ['66.7', '%'])
+        >>> printed("auc", 0.8776), printed("accuracy", 0.6674).split(), printed("image-to-text/mean-rank", 12.25)
+        ('0.878', ['66.7', '%'], '12.2')
     """
-    return f"{100 * value:.1f}{PERCENT}" if "accuracy" in metric.split("/") else f"{value:.3f}"
+    names = [part.partition("@")[0] for part in metric.split("/")]
+    if any(name in SHARES for name in names):
+        return f"{100 * value:.1f}{PERCENT}"
+    return f"{value:.1f}" if any(name in RANKS for name in names) else f"{value:.3f}"
 
 
 def printed_range(metric: str, bounds: tuple[float, float]) -> str:

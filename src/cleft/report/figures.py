@@ -69,7 +69,7 @@ def line_chart(
     width, height = (480, 240) if large else (240, 150)
     span = (start, last) if last > start else (start - 0.5, start + 0.5)
     box = Box(46, 10, width - 70, height - 50, span, (y_ticks[0], y_ticks[-1]))
-    parts = [_grid(box, x_ticks, y_ticks)]
+    parts = [grid(box, x_ticks, y_ticks)]
     parts += [_line(box, line, index, dots=len(line) <= 25) for index, line in enumerate(series.values())]
     if mark is not None:
         x, y = box.at(*mark)
@@ -87,7 +87,7 @@ def roc_chart(title: str, curves: Sequence[tuple[int, Points]]) -> Markup:
         curves: Index of the series, for colour and dash, and points (false positive rate, true positive rate).
     """
     box = Box(30, 8, 160, 160, (0, 1), (0, 1))
-    parts = [_grid(box, [0, 0.5, 1], [0, 0.5, 1])]
+    parts = [grid(box, [0, 0.5, 1], [0, 0.5, 1])]
     (x0, y0), (x1, y1) = box.at(0, 0), box.at(1, 1)
     parts.append(
         Markup('<path class="chance" d="M{:.1f} {:.1f}L{:.1f} {:.1f}"/>').format(x0, y0, x1, y1),
@@ -170,7 +170,8 @@ def ticks(low: float, high: float, *, most: int) -> list[float]:
     return [int(value) if value == int(value) else value for value in values]
 
 
-def _grid(box: Box, x_ticks: Sequence[float], y_ticks: Sequence[float]) -> Markup:
+def grid(box: Box, x_ticks: Sequence[float], y_ticks: Sequence[float]) -> Markup:
+    """Lines at heights, and numbers along both axes."""
     parts: list[Markup] = []
     for value in y_ticks:
         x, y = box.at(box.x[0], value)

@@ -17,9 +17,9 @@ from typing import Any, cast
 
 import yaml
 
-from cleft.codec import from_json
+from cleft.codec import Noun, from_json
 from cleft.errors import CleftError, DataError
-from cleft.types import Evaluation
+from cleft.types import Comparison, Evaluation
 
 LEFT_OUT = "left out: private to this machine"
 _PRIVATE_KEYS = re.compile(r"(^|[._])(root|cache|host(name)?|user(name)?|pid|cwd|folder|argv|address|token|key)$")
@@ -36,6 +36,12 @@ class StoredResult:
     anchor: str
     """Id of its section on the page."""
     evaluation: Evaluation
+    href: str = ""
+    """Where to find its numbers, if the page has no section of it."""
+
+    def link(self, line: str = "") -> str:
+        """Where a number comes from: a line of its section, or the file itself."""
+        return self.href or "-".join(filter(None, (f"#{self.anchor}", line)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +64,8 @@ class Run:
     """Sentences about what is missing or unreadable."""
     terms: Sequence[str] = ()
     """What owners of the data allow with the weights, where that reaches them."""
+    comparisons: Sequence[Comparison] = ()
+    """With other results on the same images."""
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -102,6 +110,7 @@ def _read_run(folder: Path, name: str, anchor: str) -> Run:
         results=results,
         problems=problems,
         terms=_terms(folder / "summary.json"),
+        comparisons=_comparisons(folder / "comparisons", problems),
     )
 
 
@@ -136,16 +145,27 @@ def _environment(path: Path, problems: list[str]) -> dict[str, str]:
 
 
 def _results(folder: Path, anchor: str, problems: list[str]) -> list[StoredResult]:
-    found: list[StoredResult] = []
+    found = _stored(folder, Evaluation, problems)
+    return [
+        StoredResult(file=name, anchor=f"{anchor}-result-{number}", evaluation=evaluation)
+        for number, (name, evaluation) in found
+    ]
+
+
+def _comparisons(folder: Path, problems: list[str]) -> list[Comparison]:
+    return [comparison for _, (_, comparison) in _stored(folder, Comparison, problems)]
+
+
+def _stored(folder: Path, kind: type[Noun], problems: list[str]) -> list[tuple[int, tuple[str, Noun]]]:
+    """Place and name of each file of a folder, and what it holds; a damaged one becomes a sentence."""
+    found: list[tuple[int, tuple[str, Noun]]] = []
     for number, path in enumerate(sorted(folder.glob("*.json")), start=1):
         try:
-            evaluation = from_json(path.read_text(encoding="utf-8"), Evaluation, where=path.name)
+            found.append((number, (path.name, from_json(path.read_text(encoding="utf-8"), kind, where=path.name))))
         except (OSError, UnicodeDecodeError) as error:
             problems.append(f"{path.name} cannot be read ({type(error).__name__}) and is left out.")
         except CleftError as error:
             problems.append(f"A result is left out: {error}.")
-        else:
-            found.append(StoredResult(file=path.name, anchor=f"{anchor}-result-{number}", evaluation=evaluation))
     return found
 
 

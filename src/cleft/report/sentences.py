@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from cleft.report.runs import LEFT_OUT, Run, shown
-from cleft.types import Evaluation
+from cleft.report.tables import CLASSIFIED, TASKS, Entry
 
 ADAPTERS = {
     "lora": "LoRA of rank {rank}",
@@ -31,7 +31,11 @@ LOSSES = {
     "label_aware_nce": "InfoNCE that takes equal captions as positives",
     "soft_overlap_nce": "InfoNCE with targets shared out by overlapping labels",
 }
-SCORINGS = {"multi-class": "which of these classes is it", "present-absent": "is this finding there"}
+SCORINGS = {
+    "multi-class": "which of these classes is it",
+    "present-absent": "is this finding there",
+    "nearest": "which lie nearest to this",
+}
 
 
 class Setting(NamedTuple):
@@ -63,12 +67,18 @@ def what_was_run(run: Run) -> str:
     return f"{sentence[0].upper()}{sentence[1:]}."
 
 
-def question(evaluation: Evaluation) -> str:
-    """The heading of a table.
+def question(group: Sequence[Entry]) -> str:
+    """The heading of a section: what was asked, by which methods.
 
     The dataset keeps its own spelling; classes are named when they are few.
     """
+    evaluation = group[0].evaluation
+    tasks = [TASKS.get(task, task) for task in dict.fromkeys(entry.evaluation.task for entry in group)]
+    named = " and ".join(filter(None, [", ".join(tasks[:-1]), tasks[-1]]))
+    named = f"{named[0].upper()}{named[1:]}" if named else ""
     classes = evaluation.classes
+    if evaluation.task not in CLASSIFIED:
+        return named
     told = " against ".join(classes) if len(classes) == 2 and evaluation.scoring == "multi-class" else None
     told = told or (
         ", ".join(classes)
@@ -76,7 +86,7 @@ def question(evaluation: Evaluation) -> str:
         else f"{len(classes)} {'findings' if evaluation.scoring == 'present-absent' else 'classes'}"
     )
     asked = ", present or absent" if evaluation.scoring == "present-absent" else ""
-    return f"{evaluation.task.capitalize()}{asked}: {told}"
+    return f"{named}{asked}: {told}"
 
 
 def settings_table(runs: Sequence[Run]) -> list[Setting]:

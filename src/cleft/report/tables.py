@@ -5,6 +5,7 @@ Every cell knows the result it came from, so that the page can link to it, and e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -12,6 +13,7 @@ from markupsafe import Markup
 
 from cleft.report.cells import (
     FEWEST_PATIENTS,
+    PERCENT,
     TOO_FEW,
     Cell,
     Footnotes,
@@ -23,13 +25,42 @@ from cleft.report.cells import (
     small,
 )
 from cleft.report.figures import INK, SOFT, style, swatch, whisker
-from cleft.report.paper import published
+from cleft.report.paper import Published, published
 from cleft.report.runs import Run, StoredResult
 from cleft.types import Evaluation, Result
 
-FLOORS = {"majority-class": "Majority class", "ap-view": "AP-view rule"}
+RULES = {"majority-class": "Majority class", "ap-view": "AP-view rule"}
+"""Floors of classification."""
+FLOORS = {**RULES, "chance": "Guessing"}
+DIRECTIONS = {
+    "image-to-text": "Image to text",
+    "text-to-image": "Text to image",
+    "image-to-image": "Image to image",
+}
 HEADINGS = {"accuracy": "Accuracy", "auc": "AUC"}
-PROMPTS = {"context": "learned context", "handwritten": "handwritten prompts"}
+MORE = {
+    "auprc": "AUPRC",
+    "ece": "Calibration error (ECE)",
+    "ece-after-temperature": "ECE after temperature",
+    "mean-rank": "Mean rank",
+    "median-rank": "Median rank",
+}
+"""Further metrics; `recall@5` and `sensitivity@0.90` speak for themselves."""
+PROMPTS = {
+    "context": "learned context",
+    "handwritten": "handwritten prompts",
+    "captions": "captions",
+    "none": "no text",
+}
+TASKS = {
+    "zero-shot": "zero-shot",
+    "linear-probe": "linear probe",
+    "fine-tune": "fine-tuning",
+    "retrieval": "retrieval",
+    "prompts": "prompt audit",
+}
+CLASSIFIED = ("zero-shot", "linear-probe", "fine-tune")
+"""Tasks whose numbers may stand in one table, where they answer the same images."""
 
 
 class Entry(NamedTuple):
@@ -39,6 +70,8 @@ class Entry(NamedTuple):
     stored: StoredResult
     series: int
     """Which colour and dash it has in the figures."""
+    name: str = ""
+    """How it is called, where the heading says already how it was asked."""
 
     @property
     def evaluation(self) -> Evaluation:
@@ -48,11 +81,15 @@ class Entry(NamedTuple):
     @property
     def label(self) -> str:
         """How a row or a legend calls it."""
-        return f"{self.run.name}, {asked_with(self.evaluation)}"
+        return self.name or f"{self.run.name}, {asked_with(self.evaluation)}"
 
 
 def asked_with(evaluation: Evaluation) -> str:
-    """How classes were named: behind what, and in which words where these are not the usual ones."""
+    """How an answer came about: behind which prompts and in which words, or how a head was trained."""
+    if evaluation.protocol:
+        learned = "" if evaluation.fraction == 1 else f", {100 * evaluation.fraction:g}{PERCENT} of the patients"
+        task = TASKS.get(evaluation.task, evaluation.task)
+        return f"{task}, {evaluation.protocol} protocol{learned}, seed {evaluation.training_seed}"
     prompts = PROMPTS.get(evaluation.prompts, evaluation.prompts)
     return prompts if evaluation.wording == "default" else f"{prompts}, wording “{evaluation.wording}”"
 
@@ -71,7 +108,8 @@ def groups(runs: Sequence[Run]) -> list[list[Entry]]:
 
 
 def _question(evaluation: Evaluation) -> Any:
-    same = (evaluation.task, evaluation.scoring, evaluation.dataset, evaluation.split, evaluation.ids_digest)
+    task = "classification" if evaluation.task in CLASSIFIED else evaluation.task
+    same = (task, evaluation.scoring, evaluation.dataset, evaluation.split, evaluation.ids_digest)
     floors = tuple(
         (floor.metric, floor.images, floor.value) for floor in evaluation.floors if "/auc/" not in floor.metric
     )
@@ -94,8 +132,8 @@ def headline(group: Sequence[Entry]) -> Table:
             label=entry.run.name,
             sublabel=asked_with(entry.evaluation),
             swatch=swatch(entry.series),
-            href=f"#{entry.stored.anchor}",
-            cells=[_result_cell(entry, metric, notes, picture) for metric in HEADINGS],
+            href=entry.stored.link(),
+            cells=[result_cell(entry, metric, notes, picture) for metric in HEADINGS],
         )
         for entry in group
     ]
@@ -105,9 +143,9 @@ def headline(group: Sequence[Entry]) -> Table:
             kind="floor",
             label=name,
             sublabel="a rule without a model",
-            cells=[_result_cell(group[0], f"{rule}/{metric}", notes, picture) for metric in HEADINGS],
+            cells=[result_cell(group[0], f"{rule}/{metric}", notes, picture) for metric in HEADINGS],
         )
-        for rule, name in FLOORS.items()
+        for rule, name in RULES.items()
     ]
     rows += [
         Row(
@@ -124,7 +162,7 @@ def headline(group: Sequence[Entry]) -> Table:
                 Cell(text="–", note=notes.letter("the paper gives no AUC for zero-shot"), href="#paper"),
             ],
         )
-        for row in published(group[0].evaluation)
+        for row in _published(group)
     ]
     ends = [(printed_end(metric, low), printed_end(metric, high)) for metric, (low, high) in spans.items()]
     return Table(columns=list(HEADINGS.values()), ends=ends, rows=rows, footnotes=notes.listed())
@@ -138,13 +176,58 @@ def by_class(group: Sequence[Entry]) -> Table:
             kind="model",
             label=name,
             cells=[
-                *(_result_cell(entry, f"auc/{name}", notes) for entry in group),
-                _result_cell(group[0], f"ap-view/auc/{name}", notes),
+                *(result_cell(entry, f"auc/{name}", notes) for entry in group),
+                result_cell(group[0], f"ap-view/auc/{name}", notes),
             ],
         )
         for name in sorted(group[0].evaluation.classes)
     ]
     return Table(columns=[*(entry.label for entry in group), "AP-view rule"], rows=rows, footnotes=notes.listed())
+
+
+def further(group: Sequence[Entry]) -> Table | None:
+    """What else was measured of the same answers, one column per metric; None where nothing was."""
+    metrics = list(
+        dict.fromkeys(
+            result.metric
+            for entry in group
+            for result in entry.evaluation.results
+            if "/" not in result.metric and result.metric not in HEADINGS
+        )
+    )
+    calibrated = any(entry.evaluation.calibration is not None for entry in group)
+    if not metrics and not calibrated:
+        return None
+    notes = Footnotes()
+    rows = [
+        Row(
+            kind="model",
+            label=entry.label,
+            swatch=swatch(entry.series),
+            cells=[
+                *(result_cell(entry, metric, notes) for metric in metrics),
+                *(_calibration_cell(entry, place, notes) for place in range(2) if calibrated),
+            ],
+        )
+        for entry in group
+    ]
+    rows += [
+        Row(kind="floor", label=name, cells=[*cells, *[Cell(text="–")] * (2 * calibrated)])
+        for rule, name in RULES.items()
+        if any(_value(group[0].evaluation.floors, f"{rule}/{metric}") is not None for metric in metrics)
+        for cells in [[result_cell(group[0], f"{rule}/{metric}", notes) for metric in metrics]]
+    ]
+    names = [*metrics, *["ece", "ece-after-temperature"] * calibrated]
+    return Table(columns=[metric_name(name) for name in names], rows=rows, footnotes=notes.listed())
+
+
+def _calibration_cell(entry: Entry, place: int, notes: Footnotes) -> Cell:
+    told = entry.evaluation.calibration
+    result = None if told is None else (told.ece, told.ece_after)[place]
+    if result is None:
+        reason = (told.reason if told else None) or "not measured"
+        return Cell(text="–", note=notes.letter(reason), title=reason)
+    return _cell(result, entry, "", notes, None)
 
 
 def every_number(stored: StoredResult) -> Table:
@@ -153,7 +236,7 @@ def every_number(stored: StoredResult) -> Table:
     rows = [
         Row(
             kind="floor" if place == "f" else "model",
-            label=_metric_name(result.metric),
+            label=metric_name(result.metric),
             href=f"{stored.anchor}-{place}{index}",
             cells=_plain_cells(result, stored.evaluation, notes),
         )
@@ -168,7 +251,9 @@ def repeated(group: Sequence[Entry]) -> list[list[Entry]]:
     found: dict[Any, list[Entry]] = {}
     for entry in group:
         recipe = {key: str(value) for key, value in entry.run.config.items() if key not in _NOT_RECIPE}
-        key = (entry.evaluation.prompts, entry.evaluation.wording, entry.run.stage, tuple(sorted(recipe.items())))
+        asked = (entry.evaluation.task, entry.evaluation.prompts, entry.evaluation.wording)
+        learned = (entry.evaluation.protocol, entry.evaluation.fraction)
+        key = (*asked, *learned, entry.run.stage, tuple(sorted(recipe.items())))
         found.setdefault(key, []).append(entry)
     return [members for members in found.values() if len({_seed(entry) for entry in members}) == len(members) > 1]
 
@@ -186,14 +271,14 @@ class Picture(Protocol):
         ...
 
 
-def _result_cell(entry: Entry, metric: str, notes: Footnotes, picture: Picture | None = None) -> Cell:
+def result_cell(entry: Entry, metric: str, notes: Footnotes, picture: Picture | None = None) -> Cell:
     """The cell of one metric of one evaluation, looked up among its results and floors."""
     for place, results in (("m", entry.evaluation.results), ("f", entry.evaluation.floors)):
         for index, result in enumerate(results):
             if result.metric == metric:
-                return _cell(result, entry, f"#{entry.stored.anchor}-{place}{index}", notes, picture)
+                return _cell(result, entry, entry.stored.link(f"{place}{index}"), notes, picture)
     missing = "the result file does not hold this number"
-    return Cell(text="–", note=notes.letter(missing), title=missing, href=f"#{entry.stored.anchor}")
+    return Cell(text="–", note=notes.letter(missing), title=missing, href=entry.stored.link())
 
 
 def _cell(result: Result, entry: Entry, href: str, notes: Footnotes, picture: Picture | None) -> Cell:
@@ -234,7 +319,7 @@ def _mean_row(members: Sequence[Entry], notes: Footnotes, picture: Picture) -> R
     seeds = ", ".join(str(seed) for seed in sorted(_seed(entry) for entry in members))
     cells: list[Cell] = []
     for metric in HEADINGS:
-        values = [value for entry in members if (value := _value(entry.evaluation, metric)) is not None]
+        values = [value for entry in members if (value := _value(entry.evaluation.results, metric)) is not None]
         if len(values) < len(members):
             cells.append(Cell(text="–", note=notes.letter("not measured for every seed")))
             continue
@@ -249,12 +334,14 @@ def _mean_row(members: Sequence[Entry], notes: Footnotes, picture: Picture) -> R
 
 
 def _seed(entry: Entry) -> int:
+    if entry.evaluation.protocol:
+        return entry.evaluation.training_seed
     seed = entry.run.config.get("seed", 0)
     return seed if isinstance(seed, int) else 0
 
 
-def _value(evaluation: Evaluation, metric: str) -> float | None:
-    return next((result.value for result in evaluation.results if result.metric == metric), None)
+def _value(results: Sequence[Result], metric: str) -> float | None:
+    return next((result.value for result in results if result.metric == metric), None)
 
 
 def _chance(evaluation: Evaluation) -> float:
@@ -268,19 +355,42 @@ def _span(group: Sequence[Entry], metric: str) -> tuple[float, float]:
         for result in (*entry.evaluation.results, *entry.evaluation.floors):
             if result.metric.endswith(metric) and "/auc/" not in result.metric and result.value is not None:
                 seen += [result.value, *(result.interval or ())]
-    seen += [row.accuracy for row in published(group[0].evaluation) if metric == "accuracy"]
-    low, high = int(min(seen) * 10) / 10, -int(-max(seen) * 10 // 1) / 10
+    seen += [row.accuracy for row in _published(group) if metric == "accuracy"]
+    return enclosed(seen)
+
+
+def _published(group: Sequence[Entry]) -> tuple[Published, ...]:
+    """The paper's rows for the first entry that asks the paper's question."""
+    return next((rows for entry in group if (rows := published(entry.evaluation))), ())
+
+
+def enclosed(values: Sequence[float]) -> tuple[float, float]:
+    """Tenths between which all values lie.
+
+    Example:
+        >>> enclosed([0.57, 0.64]), enclosed([0.5])
+        ((0.5, 0.7), (0.5, 0.6))
+    """
+    low, high = math.floor(min(values) * 10) / 10, math.ceil(max(values) * 10) / 10
     return (low, high if high > low else low + 0.1)
 
 
-def _metric_name(metric: str) -> str:
+def metric_name(metric: str) -> str:
     """A metric in words.
 
     Example:
-        >>> _metric_name("ap-view/auc/Edema"), _metric_name("accuracy")
-        ('AP-view rule: AUC, Edema', 'Accuracy')
+        >>> metric_name("ap-view/auc/Edema"), metric_name("accuracy"), metric_name("sensitivity@0.90")
+        ('AP-view rule: AUC, Edema', 'Accuracy', 'Sensitivity at specificity 0.90')
+        >>> metric_name("chance/image-to-text/recall@5")
+        'Guessing: Image to text: Recall@5'
     """
     rule, _, rest = metric.partition("/")
     if rule in FLOORS and rest:
-        return f"{FLOORS[rule]}: {_metric_name(rest)}"
-    return f"{HEADINGS.get(rule, rule)}, {rest}" if rest else HEADINGS.get(rule, rule)
+        return f"{FLOORS[rule]}: {metric_name(rest)}"
+    if rule in DIRECTIONS and rest:
+        return f"{DIRECTIONS[rule]}: {metric_name(rest)}"
+    name, at, place = rule.partition("@")
+    if name == "sensitivity" and at:
+        name, at, place = "Sensitivity", " at specificity ", place
+    name = {**HEADINGS, **MORE}.get(name, name.capitalize())
+    return f"{name}{at}{place}, {rest}" if rest else f"{name}{at}{place}"

@@ -1,0 +1,295 @@
+"""Figures of a study: accuracy against weights, and numbers with intervals along an axis.
+
+A row keeps its mark, colour and dash in every figure. What the paper prints is hollow, thin and called the paper's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from markupsafe import Markup
+
+from cleft.report.figures import COLOURS, INK, Box, style, svg, ticks
+
+_LETTER = 5.6
+"""Width of a letter of a figure, in its own units, by rule of thumb."""
+
+
+class Bubble(NamedTuple):
+    """A model: what it costs and what it reaches."""
+
+    name: str
+    moving: float
+    """Weights that are trained."""
+    frozen: float
+    value: float
+    """In percent."""
+    reach: tuple[float, float] | None
+    """From the lowest to the highest end of its intervals, in percent."""
+    paper: bool
+    """Whether the paper says so, and not we."""
+    series: int
+
+
+class Stop(NamedTuple):
+    """A number at a place of an axis."""
+
+    x: float
+    value: float
+    """In percent, or as it is."""
+    reach: tuple[float, float] | None
+    each: Sequence[float]
+    """Of every seed."""
+
+
+class Track(NamedTuple):
+    """What one row reaches along an axis."""
+
+    name: str
+    series: int
+    stops: Sequence[Stop]
+
+
+def bubble_chart(title: str, bubbles: Sequence[Bubble], *, unit: str) -> Markup:
+    """Numbers against moving weights on a logarithmic axis; the area of a bubble stands for all weights.
+
+    Args:
+        title: Read aloud in place of the picture.
+        bubbles: At least one, each with moving weights.
+        unit: What the upright axis says.
+    """
+    ends = [end for bubble in bubbles for end in (bubble.value, *(bubble.reach or ()))]
+    heights = ticks(min(ends), max(ends), most=6)
+    decades = _decades([bubble.moving for bubble in bubbles])
+    box = Box(46, 26, 490, 270, (decades[0], decades[-1]), (heights[0], heights[-1]))
+    parts = [_upright(box, heights, unit)]
+    for decade in decades:
+        x, y = box.at(decade, heights[0])
+        parts.append(Markup('<path class="grid" d="M{:.1f} {:.1f}V{:.1f}"/>').format(x, box.top, y))
+        parts.append(
+            Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="middle">{}</text>').format(x, y + 16, weights(10**decade))
+        )
+    parts.append(_axis_name(box, "moving weights, logarithmic", 46))
+    most = max(bubble.moving + bubble.frozen for bubble in bubbles)
+    places = [(box.at(math.log10(each.moving), each.value), radius(each, most)) for each in bubbles]
+    for bubble, (place, size) in sorted(zip(bubbles, places, strict=True), key=lambda pair: -pair[1][1]):
+        parts.append(_bubble(bubble, place, size, box))
+    parts += _labels(bubbles, places, box)
+    return svg(title, 560, 350, parts)
+
+
+def radius(bubble: Bubble, most: float) -> float:
+    """How large a bubble is drawn: its area stands for all weights, and none is too small to be seen."""
+    return max(4.0, 26 * math.sqrt((bubble.moving + bubble.frozen) / most))
+
+
+def weights(count: float) -> str:
+    """A number of weights as people say it.
+
+    Example:
+        >>> weights(2_621_440), weights(90_910_000), weights(2_700_000_000), weights(950)
+        ('2.62 M', '90.9 M', '2.70 B', '950')
+    """
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            scaled = count / size
+            whole = scaled == 10 ** round(math.log10(scaled))
+            return f"{scaled:.0f} {letter}" if whole else f"{scaled:#.3g}".rstrip(".") + f" {letter}"
+    return f"{count:,.0f}"
+
+
+def track_chart(
+    title: str,
+    tracks: Sequence[Track],
+    *,
+    unit: str,
+    axis: str,
+    floors: Sequence[tuple[str, float]] = (),
+    fractions: bool = False,
+) -> Markup:
+    """Numbers along an axis, one line per row, each with its interval and a small ring for every seed.
+
+    Args:
+        title: Read aloud in place of the picture.
+        tracks: At least one stop among them.
+        unit: What the upright axis says.
+        axis: What the lying axis says.
+        floors: Name and height of rules without a model.
+        fractions: Whether the lying axis is logarithmic and speaks percent.
+    """
+    stops = [stop for track in tracks for stop in track.stops]
+    where = [math.log10(stop.x) if fractions else stop.x for stop in stops]
+    ends = [end for stop in stops for end in (stop.value, *stop.each, *(stop.reach or ()))]
+    heights = ticks(min([*ends, *(height for _, height in floors)]), max(ends), most=6)
+    slack = (max(where) - min(where)) * 0.04 or 0.5
+    box = Box(46, 26, 490, 250, (min(where) - slack, max(where) + slack), (heights[0], heights[-1]))
+    parts = [_upright(box, heights, unit)]
+    for x in sorted(dict.fromkeys(stop.x for stop in stops)):
+        at, y = box.at(math.log10(x) if fractions else x, heights[0])
+        text = f"{100 * x:g} %" if fractions else f"{x:g}"
+        parts.append(Markup('<path class="tick" d="M{:.1f} {:.1f}v4"/>').format(at, y))
+        parts.append(Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="middle">{}</text>').format(at, y + 16, text))
+    parts.append(_axis_name(box, axis, 44))
+    parts += [_floor(box, name, height) for name, height in floors]
+    for place, track in enumerate(tracks):
+        shift = (place - (len(tracks) - 1) / 2) * min(7.0, 36 / len(tracks))
+        parts.append(_track(track, box, shift, fractions=fractions))
+    return svg(title, 560, 326, parts)
+
+
+def spread_labels(heights: Sequence[float], gap: float) -> list[float]:
+    """Moves labels apart that would stand on each other, keeping their order.
+
+    Example:
+        >>> spread_labels([10, 50, 12], 10)
+        [6.0, 50.0, 16.0]
+    """
+    order = sorted(range(len(heights)), key=lambda index: heights[index])
+    groups: list[list[int]] = []
+    for index in order:
+        groups.append([index])
+        while (
+            len(groups) > 1
+            and _middle(groups[-1], heights) - _middle(groups[-2], heights)
+            < gap * (len(groups[-1]) + len(groups[-2])) / 2
+        ):
+            last = groups.pop()
+            groups[-1] += last
+    placed = [0.0] * len(heights)
+    for group in groups:
+        for rank, index in enumerate(group):
+            placed[index] = _middle(group, heights) + (rank - (len(group) - 1) / 2) * gap
+    return placed
+
+
+def _middle(group: Sequence[int], heights: Sequence[float]) -> float:
+    return sum(heights[index] for index in group) / len(group)
+
+
+def mark(series: int, x: float, y: float, size: float = 4.2) -> Markup:
+    """The mark of a row: circle, square, diamond, triangle, then the same hollow."""
+    colour = COLOURS[series % len(COLOURS)]
+    fill = colour if series % 8 < 4 else "#fff"
+    if series % 4 == 0:
+        return Markup('<circle class="dot" cx="{:.1f}" cy="{:.1f}" r="{:.1f}" fill="{}" stroke="{}"/>').format(
+            x, y, size, fill, colour
+        )
+    path = (
+        f"M{x - size * 0.9:.1f} {y - size * 0.9:.1f}h{size * 1.8:.1f}v{size * 1.8:.1f}h{-size * 1.8:.1f}z",
+        f"M{x:.1f} {y - size * 1.3:.1f}l{size * 1.3:.1f} {size * 1.3:.1f}l{-size * 1.3:.1f} {size * 1.3:.1f}"
+        f"l{-size * 1.3:.1f} {-size * 1.3:.1f}z",
+        f"M{x:.1f} {y - size * 1.2:.1f}l{size * 1.2:.1f} {size * 2.1:.1f}h{-size * 2.4:.1f}z",
+    )[series % 4 - 1]
+    return Markup('<path class="dot" d="{}" fill="{}" stroke="{}"/>').format(path, fill, colour)
+
+
+def track_key(series: int) -> Markup:
+    """A row's line and mark, for a legend."""
+    colour, dash = style(series)
+    return Markup(
+        '<svg class="key-line" viewBox="0 0 30 12" aria-hidden="true"><path class="line" d="M1 6H29" stroke="{}" '
+        'stroke-dasharray="{}"/>{}</svg>'
+    ).format(colour, dash, mark(series, 15, 6, 3.6))
+
+
+def _upright(box: Box, heights: Sequence[float], unit: str) -> Markup:
+    parts: list[Markup] = []
+    for height in heights:
+        x, y = box.at(box.x[0], height)
+        parts.append(Markup('<path class="grid" d="M{:.1f} {:.1f}h{:.1f}"/>').format(x, y, box.width))
+        parts.append(
+            Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="end">{:,.10g}</text>').format(x - 6, y + 3.5, height)
+        )
+    parts.append(Markup('<text class="axis" x="{}" y="{}">{}</text>').format(4, box.top - 12, unit))
+    return Markup("").join(parts)
+
+
+def _axis_name(box: Box, name: str, below: float) -> Markup:
+    return Markup('<text class="axis" x="{:.1f}" y="{:.1f}" text-anchor="end">{}</text>').format(
+        box.left + box.width, box.top + box.height + below - 8, name
+    )
+
+
+def _decades(counts: Sequence[float]) -> list[float]:
+    low, high = math.floor(math.log10(min(counts))), math.ceil(math.log10(max(counts)))
+    return [float(decade) for decade in range(low, max(high, low + 1) + 1)]
+
+
+def _bubble(bubble: Bubble, place: tuple[float, float], size: float, box: Box) -> Markup:
+    x, y = place
+    colour = INK if bubble.paper else COLOURS[bubble.series % len(COLOURS)]
+    look = 'fill="none" stroke-dasharray="3 2"' if bubble.paper else 'fill-opacity=".3"'
+    whose = ", the paper’s" if bubble.paper else ""
+    size_said = f"{weights(bubble.moving)} moving of {weights(bubble.moving + bubble.frozen)} weights"
+    said = f"{bubble.name}{whose}: {bubble.value:.1f} with {size_said}"
+    reach = Markup("")
+    if bubble.reach is not None:
+        (_, low), (_, high) = (box.at(box.x[0], end) for end in bubble.reach)
+        reach = Markup('<path class="whisk" stroke="{}" d="M{:.1f} {:.1f}V{:.1f}"/>').format(colour, x, low, high)
+    circle = Markup(
+        '<circle class="bubble" cx="{:.1f}" cy="{:.1f}" r="{:.1f}" stroke="{}" {}><title>{}</title></circle>'
+    )
+    filled = Markup(look) if bubble.paper else Markup('fill="{}" {}').format(colour, Markup(look))
+    return reach + circle.format(x, y, size, colour, filled, said)
+
+
+def _labels(bubbles: Sequence[Bubble], places: Sequence[tuple[tuple[float, float], float]], box: Box) -> list[Markup]:
+    """Names beside their bubbles, on the side with room, moved apart and led back with a hair line."""
+    parts: list[Markup] = []
+    sides = [
+        x + size + 6 + len(bubble.name) * _LETTER > box.left + box.width
+        for bubble, ((x, _), size) in zip(bubbles, places, strict=True)
+    ]
+    for left in (False, True):
+        members = [index for index, side in enumerate(sides) if side is left]
+        heights = spread_labels([places[index][0][1] for index in members], 13)
+        for index, height in zip(members, heights, strict=True):
+            (x, y), size = places[index]
+            away = -1 if left else 1
+            start, end = x + away * size, x + away * (size + 5)
+            parts.append(
+                Markup('<path class="lead" d="M{:.1f} {:.1f}L{:.1f} {:.1f}"/>').format(start, y, end, height)
+                + Markup('<text class="name{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(
+                    " paper" * bubbles[index].paper,
+                    end + away * 2,
+                    height + 3.5,
+                    "end" if left else "start",
+                    bubbles[index].name,
+                )
+            )
+    return parts
+
+
+def _floor(box: Box, name: str, height: float) -> Markup:
+    x, y = box.at(box.x[0], height)
+    line = Markup('<path class="chance" d="M{:.1f} {:.1f}h{:.1f}"/>').format(x, y, box.width)
+    return line + Markup('<text class="axis" x="{:.1f}" y="{:.1f}" text-anchor="end">{}</text>').format(
+        x + box.width, y - 4, name
+    )
+
+
+def _track(track: Track, box: Box, shift: float, *, fractions: bool) -> Markup:
+    colour, dash = style(track.series)
+    parts: list[Markup] = []
+    path: list[str] = []
+    for stop in track.stops:
+        x, y = box.at(math.log10(stop.x) if fractions else stop.x, stop.value)
+        path.append(f"{x + shift:.1f} {y:.1f}")
+        if stop.reach is not None:
+            (_, low), (_, high) = (box.at(box.x[0], end) for end in stop.reach)
+            parts.append(
+                Markup('<path class="whisk" stroke="{}" d="M{:.1f} {:.1f}V{:.1f}"/>').format(
+                    colour, x + shift, low, high
+                )
+            )
+        for value in stop.each if len(stop.each) > 1 else ():
+            parts.append(
+                Markup('<circle class="seed" cx="{:.1f}" cy="{:.1f}" r="1.8" stroke="{}"/>').format(
+                    x + shift, box.at(box.x[0], value)[1], colour
+                )
+            )
+        parts.append(mark(track.series, x + shift, y))
+    line = Markup('<path class="line" d="M{}" stroke="{}" stroke-dasharray="{}"/>').format("L".join(path), colour, dash)
+    return Markup('<g role="presentation">{}<title>{}</title></g>').format(line + Markup("").join(parts), track.name)

@@ -1,0 +1,185 @@
+"""The table of a study: ours and the paper's in one place each, told apart by more than colour."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+from urllib.parse import quote
+
+from cleft.report.cells import Footnotes
+from cleft.report.grid import Grid, Number, Seed
+from cleft.report.headings import METRICS, as_printed
+from cleft.report.paper import quoted
+from cleft.report.plots import weights
+from cleft.report.tables import FLOORS
+from cleft.types import Study, StudyLine
+
+FACTS = {
+    "moving": "Moving weights",
+    "frozen": "Frozen weights",
+    "seconds": "Training, seconds",
+    "length": "Context length",
+    "fraction": "Share of the patients",
+}
+
+
+class Place(NamedTuple):
+    """A cell of the page's table: ours and the paper's."""
+
+    ours: str
+    """Empty where neither was planned."""
+    href: str
+    """The result file; the lines of all seeds where there are several."""
+    spread: str
+    title: str
+    note: str
+    paper: str
+    paper_title: str
+    state: str
+
+
+class Line(NamedTuple):
+    """One row of the page's table."""
+
+    kind: str
+    label: str
+    series: int
+    places: Sequence[Place]
+
+
+class Seen(NamedTuple):
+    """One seed's number, with everything that stands behind it."""
+
+    row: str
+    metric: str
+    seed: str
+    value: str
+    interval: str
+    images: int
+    patients: int
+    file: str
+    href: str
+    anchor: str
+
+
+def table_lines(grid: Grid, notes: Footnotes) -> list[Line]:
+    """Rows, then floors; reasons become footnotes."""
+    places = [(column, metric) for column in grid.study.columns for metric in column.metrics]
+    lines = [
+        Line("model", row.label, index, [_place(grid, row, column, metric, notes) for column, metric in places])
+        for index, row in enumerate(grid.study.rows)
+    ]
+    for rule, name in FLOORS.items():
+        numbers = [grid.floor(rule, column, metric) for column, metric in places]
+        if any(numbers):
+            told = [_floor(metric, number, notes) for (_, metric), number in zip(places, numbers, strict=True)]
+            lines.append(Line("floor", name, 0, told))
+    return lines
+
+
+def _place(grid: Grid, row: StudyLine, column: StudyLine, metric: str, notes: Footnotes) -> Place:
+    number = grid.number(row, column, metric)
+    paper = quoted(grid.study.name, row.key, column.key, metric)
+    filled = grid.filled.get((row.key, column.key))
+    state = "done" if number.value is not None else "absent" if filled is None else filled.cell.state
+    href = ""
+    if len(number.results) == 1:
+        href = _link(number.results[0][0])
+    elif number.results:
+        href = f"#{_anchor(grid, row, column, metric)}"
+    elif filled is not None and filled.seeds:
+        href = _link(filled.seeds[0])
+    return Place(
+        ours="–" if number.value is None else as_printed(metric, number.value),
+        href=href,
+        spread=_spread(metric, number),
+        title=_told(metric, number),
+        note=notes.letter(number.reason),
+        paper=paper.printed + paper.marks if paper else "",
+        paper_title="; ".join(paper.notes) if paper else "",
+        state=state,
+    )
+
+
+def _spread(metric: str, number: Number) -> str:
+    if number.value is None:
+        return ""
+    if number.spread is not None:
+        return f"± {as_printed(metric, number.spread)}"
+    return "" if number.reach is None else "–".join(as_printed(metric, end) for end in number.reach)
+
+
+def _told(metric: str, number: Number) -> str:
+    """Each seed's number with its interval, for the pointer."""
+    if number.value is None:
+        return number.reason or ""
+    parts = [
+        f"{as_printed(metric, result.value)}"
+        + (f" [{'–'.join(as_printed(metric, end) for end in result.interval)}]" if result.interval else "")
+        for _, result in number.results
+        if result.value is not None
+    ]
+    count = "one seed" if len(parts) == 1 else f"{len(parts)} seeds"
+    return f"{count}: {', '.join(parts)}"
+
+
+def _floor(metric: str, number: Number | None, notes: Footnotes) -> Place:
+    none = number is None or number.value is None
+    text = "" if number is None else "–" if number.value is None else as_printed(metric, number.value)
+    href = _link(number.results[0][0]) if number is not None and not none else ""
+    return Place(text, href, "", "", notes.letter(number.reason if number else None), "", "", "floor")
+
+
+def _link(seed: Seed) -> str:
+    return quote(seed.file)
+
+
+def _anchor(grid: Grid, row: StudyLine, column: StudyLine, metric: str) -> str:
+    study = grid.study
+    return f"n-{study.rows.index(row)}-{study.columns.index(column)}-{column.metrics.index(metric)}"
+
+
+def every_seed(grid: Grid, column: StudyLine) -> list[Seen]:
+    """What the means under a heading are taken over."""
+    found: list[Seen] = []
+    for row in grid.study.rows:
+        for metric in column.metrics:
+            for place, (seed, result) in enumerate(grid.number(row, column, metric).results):
+                interval = (
+                    "–".join(as_printed(metric, end) for end in result.interval) if result.interval else "no interval"
+                )
+                found.append(
+                    Seen(
+                        row=row.label,
+                        metric=METRICS.get(metric, metric),
+                        seed=str(seed.evaluation.training_seed) if seed.evaluation.protocol else str(place + 1),
+                        value=as_printed(metric, result.value or 0.0),
+                        interval=interval,
+                        images=result.images,
+                        patients=result.patients,
+                        file=seed.file,
+                        href=_link(seed),
+                        anchor=_anchor(grid, row, column, metric) if place == 0 else "",
+                    )
+                )
+    return found
+
+
+def row_facts(study: Study) -> tuple[list[str], list[tuple[str, list[str]]]] | None:
+    """What is known of the rows besides their results: weights, cost, lengths; None where nothing is."""
+    names = list(dict.fromkeys(name for row in study.rows for name in row.facts))
+    if not names:
+        return None
+    heads = [FACTS.get(name, name.replace("_", " ").capitalize()) for name in names]
+    told = [row for row in study.rows if row.facts]
+    return heads, [(row.label, [_fact(name, row.facts.get(name)) for name in names]) for row in told]
+
+
+def _fact(name: str, value: float | None) -> str:
+    if value is None:
+        return "–"
+    if name == "fraction":
+        return f"{100 * value:g} %"
+    if value >= 10_000 and name != "seconds":
+        return weights(value)
+    return f"{value:,.0f}" if value == int(value) or value >= 100 else f"{value:,.3g}"

@@ -1,0 +1,133 @@
+"""Subgroups and comparisons: which numbers stand where, and what stays hidden."""
+
+import dataclasses
+import re
+
+from tests.fakes.fake_runs import evaluation, result, write_run
+from tests.fakes.fake_studies import subgroups
+
+from cleft.report.forests import comparison_reach, comparison_table, points, subgroup_table
+from cleft.report.runs import read_runs
+from cleft.report.tables import groups
+from cleft.types import Comparison, Difference
+
+
+def group_of(tmp_path, *evaluations):
+    return groups(read_runs([write_run(tmp_path / str(place), each) for place, each in enumerate(evaluations)]))[0]
+
+
+def test_every_group_has_a_line_and_the_gap_names_best_and_worst(tmp_path):
+    table = subgroup_table(group_of(tmp_path, evaluation(0.6, subgroups=subgroups(0.6))), "sex")
+    assert [(row.label, row.sublabel) for row in table.rows] == [
+        ("M", "580 images of 560 patients"),
+        ("F", "420 images of 400 patients"),
+        ("Best minus worst", ""),
+    ]
+    assert [row.cells[0].text for row in table.rows] == ["62.0\u202f%", "58.0\u202f%", "+4.0"]
+    assert table.rows[-1].cells[0].detail == "+1.0 to +7.0, best M, worst F"
+
+
+def test_the_thin_line_is_the_number_of_all_images(tmp_path):
+    table = subgroup_table(group_of(tmp_path, evaluation(0.6, subgroups=subgroups(0.6))), "sex")
+    assert table.ends[0] == ("50\u202f%", "70\u202f%")
+    assert 'class="level" d="M70.0 1V11"' in table.rows[0].cells[0].picture  # 60 % lies in the middle
+
+
+def test_several_models_have_a_heading_each_and_one_scale(tmp_path):
+    group = group_of(tmp_path, evaluation(0.6, subgroups=subgroups(0.6)), evaluation(0.4, subgroups=subgroups(0.4)))
+    table = subgroup_table(group, "sex")
+    assert [row.label for row in table.rows if row.kind == "heading"] == [entry.label for entry in group]
+    assert table.ends[0] == ("30\u202f%", "70\u202f%")
+
+
+def test_a_model_without_these_groups_is_left_out_and_none_is_no_table(tmp_path):
+    group = group_of(tmp_path, evaluation(0.6, subgroups=subgroups()), evaluation(0.4))
+    assert not [row for row in subgroup_table(group, "sex").rows if row.kind == "heading"]
+    assert subgroup_table(group, "scanner") is None
+
+
+def test_what_is_left_out_and_not_known_is_told(tmp_path):
+    table = subgroup_table(group_of(tmp_path, evaluation(0.6, subgroups=subgroups())), "age")
+    assert table.rows[-1].sublabel == "3 images in smaller groups; 17 of which it is not known"
+
+
+def test_a_group_of_few_patients_is_a_dash_for_patients_and_a_number_for_phantoms(tmp_path):
+    found = subgroups()[0]
+    few = dataclasses.replace(found, groups=(dataclasses.replace(found.groups[0], patients=4), found.groups[1]))
+    real = subgroup_table(group_of(tmp_path / "a", evaluation(0.6, subgroups=(few,), synthetic=False)), "sex")
+    drawn = subgroup_table(group_of(tmp_path / "b", evaluation(0.6, subgroups=(few,))), "sex")
+    assert (real.rows[0].cells[0].text, real.rows[0].sublabel) == ("–", "fewer than 5 patients")
+    assert drawn.rows[0].cells[0].text == "62.0\u202f%"
+
+
+def test_a_gap_that_was_not_measured_has_its_reason(tmp_path):
+    gap = result("accuracy", None, reason="no two groups of twenty patients")
+    found = dataclasses.replace(subgroups()[0], gaps=(gap,))
+    table = subgroup_table(group_of(tmp_path, evaluation(0.6, subgroups=(found,))), "sex")
+    assert table.rows[-1].cells[0].text == "–"
+    assert ("a", "no two groups of twenty patients") in table.footnotes
+    assert ("b", "the result file holds no gap") in table.footnotes
+
+
+def difference(metric="accuracy", value=0.05, **changes):
+    made = Difference(
+        metric=metric,
+        first=0.65,
+        second=0.6,
+        difference=value,
+        interval=(value - 0.02, value + 0.02),
+        p_value=0.004,
+        images=1000,
+        patients=966,
+    )
+    return dataclasses.replace(made, **changes)
+
+
+def comparison(*differences, **changes):
+    made = Comparison(
+        first="lora",
+        second="ia3",
+        first_result="zero-shot.json",
+        second_result="zero-shot.json",
+        first_task="zero-shot",
+        second_task="zero-shot",
+        first_checkpoint="a" * 16,
+        second_checkpoint="b" * 16,
+        dataset="chexpert",
+        split="test",
+        ids_digest="56dfdc4473b683b4",
+        scoring="multi-class",
+        classes=("Edema", "Pneumonia"),
+        differences=differences or (difference(),),
+        synthetic=True,
+        resamples=1000,
+    )
+    return dataclasses.replace(made, **changes)
+
+
+def test_a_difference_has_its_sign_its_interval_and_no_difference_in_the_middle():
+    table = comparison_table(comparison(difference(value=-0.05)))
+    assert table.columns == ["lora", "ia3", "First minus second", "p"]
+    first, second, told, p = table.rows[0].cells
+    assert (first.text, second.text) == ("65.0\u202f%", "60.0\u202f%")
+    assert (told.text, told.detail, p.text) == ("−5.0", "−7.0 to −3.0", "<0.01")
+    assert 'class="level" d="M70.0 1V11"' in told.picture
+    assert float(re.search(r'cx="([\d.]+)"', told.picture).group(1)) == 70 - 0.05 / 0.1 * 65
+
+
+def test_the_line_of_differences_reaches_as_far_to_both_sides():
+    assert comparison_reach(comparison(difference(value=-0.25))) == 0.3
+    assert comparison_table(comparison()).ends[2] == ("−0.1", "+0.1")
+
+
+def test_a_difference_without_an_interval_or_of_few_patients_says_why():
+    gone = difference(difference=None, interval=None, p_value=None, reason="no image shows Edema")
+    few = difference(patients=4)
+    table = comparison_table(comparison(gone, few, synthetic=False))
+    assert [row.cells[2].text for row in table.rows] == ["–", "–"]
+    assert [cell.text for cell in table.rows[1].cells] == ["–"] * 4
+    assert [reason for _, reason in table.footnotes] == ["no image shows Edema", "fewer than 5 patients"]
+
+
+def test_points_are_percentage_points_of_shares_alone():
+    assert (points("sensitivity@0.90", 0.1), points("auc/Edema", 0.1)) == ("+10.0", "+0.100")

@@ -1,0 +1,225 @@
+"""The page of a study as a reader and a browser meet it."""
+
+import re
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+from tests.fakes.fake_runs import evaluation, png, result, write_run
+from tests.fakes.fake_studies import ROWS, retrieval, small_study, write_cell, write_study
+from tests.report.test_page import NASTY, Page
+
+from cleft.errors import ConfigError, DataError, ResourceError
+from cleft.report.grid import read_grid
+from cleft.report.study import find_studies, render_study, report_folders
+from cleft.report.study import write_study as write_page
+from cleft.types import StudyCell, StudyLine
+
+CELL = ("cleft-lora", "chexpert/zero-shot")
+
+
+@pytest.fixture(scope="module")
+def table1(tmp_path_factory) -> Path:
+    return write_study(tmp_path_factory.mktemp("study") / "table1", seeds=2)
+
+
+@pytest.fixture(scope="module")
+def html(table1) -> str:
+    return write_page(table1).read_text()
+
+
+def cells(html):
+    """Row label to its cells' markup."""
+    table = re.search(r'<table class="study.*?</table>', html, re.DOTALL).group()
+    rows = re.findall(r'<tr class="(\w+)"><th scope="row">(.*?)</th>(.*?)</tr>', table, re.DOTALL)
+    return {label: re.findall(r"<td.*?</td>", body, re.DOTALL) for _, label, body in rows}
+
+
+def test_three_files_are_written_beside_the_results(table1, html):
+    assert {path.name for path in table1.iterdir()} == {"study.json", "study.html", "table1.csv", "table1.tex", "runs"}
+
+
+def test_the_table_has_the_papers_rows_and_columns(html):
+    found = cells(html)
+    assert list(found) == [*(label for _, label in ROWS), "Majority class", "AP-view rule"]
+    assert {len(row) for row in found.values()} == {10}
+    heads = re.findall(r'<th scope="colgroup" colspan="(\d)">(.*?)</th>', html)
+    assert heads == [
+        *(("5", "CheXpert-5×200"), ("5", "RSNA")),
+        *(("1", "zero shot"), ("2", "linear probe"), ("2", "fine tune")) * 2,
+    ]
+
+
+def test_ours_and_the_papers_are_told_apart_by_more_than_colour(html):
+    cell = cells(html)["CLEFT-LoRA"][0]
+    assert re.search(r'<span class="ours" title="2 seeds: 50\.0 \[47\.0–53\.0\], 51\.2 \[48\.2–54\.2\]">', cell)
+    assert '<span class="papers"><span class="sr">the paper: </span>66.74</span>' in cell
+    assert ">50.6</a>" in cell
+    assert '<span class="spread">± 0.8</span>' in cell
+
+
+def test_the_papers_own_marks_are_kept_and_explained(html):
+    assert "74.47*†" in cells(html)["MedCLIP-Swin"][5]
+    assert "* copied by the paper’s authors from the MedCLIP paper; † pre-trained on other data" in Page(html).text
+
+
+def test_every_number_of_ours_leads_to_its_result_files(table1, html):
+    for label, row in cells(html).items():
+        for cell in row:
+            value = re.search(r'class="ours".*?>([^<]+)(</a>|<sup|</span>)', cell, re.DOTALL)
+            if value and value.group(1).strip() not in ("–", ""):
+                assert re.search(r'<a class="source" href="([^"]+)">', cell), (label, cell)
+    links = [link for link in Page(html).anchors if not link.startswith("#")]
+    assert len([link for link in links if link.endswith(".json")]) > 2 * 2 * 6
+    assert all((table1 / unquote(link)).is_file() for link in links)
+
+
+def test_several_seeds_lead_to_their_lines_and_one_to_its_file(tmp_path, html):
+    assert re.search(r'href="#n-10-0-0">50\.6<', html)
+    assert html.count('id="n-10-0-0"') == 1
+    one = write_page(small_study(tmp_path, {CELL: [evaluation(0.6)]})).read_text()
+    assert 'href="runs/cleft-lora/chexpert-zero-shot/seed-0.json">60.0<' in one
+    assert '<span class="spread">57.0–63.0</span>' in one
+
+
+def test_links_of_the_page_stay_on_it_or_in_the_folder(html):
+    seen = Page(html)
+    assert len(seen.ids) == len(set(seen.ids))
+    assert {link[1:] for link in seen.anchors if link.startswith("#")} <= set(seen.ids)
+
+
+def test_dashes_have_their_reasons(html):
+    found, text = cells(html), Page(html).text
+    assert "–<sup>" in found["Random-ViT"][0]
+    for reason in ("cannot be asked: it has no text tower", "failed: the loss is not finite in step 12"):
+        assert reason in text
+    assert 'class="sr"' not in found["Random-ViT"][0]  # the paper prints nothing there either
+
+
+def test_the_tiny_scale_says_that_it_says_nothing_of_the_papers_numbers(tmp_path, html):
+    label = "Tiny scale: these numbers say nothing of the paper’s."
+    assert label in html
+    assert label not in write_page(small_study(tmp_path, {CELL: [evaluation(0.6)]}, scale="paper")).read_text()
+
+
+def test_the_page_asks_nothing_of_anybody_and_tells_no_folder(html, tmp_path_factory):
+    assert "default-src 'none'" in html
+    assert "http" not in html.replace("http-equiv", "")
+    assert "<script" not in html
+    assert "secret" not in html
+    assert str(tmp_path_factory.getbasetemp()) not in html
+
+
+def test_cells_are_counted_by_what_became_of_them(html):
+    text = Page(html).text
+    for words in ("Cells measured 21 of 66", "Lack data or weights 42", "Failed 1", "Cannot be asked 2"):
+        assert words in text
+
+
+def test_figures_appear_where_there_are_numbers_for_them(html):
+    figures = re.findall(r'<svg class="figure" viewBox="[^"]+" role="img" aria-label="([^"]+)"', html)
+    assert figures[0] == "CheXpert-5×200, zero shot: accuracy against moving weights"
+    assert "CLEFT-LoRA, the paper’s" in html
+    for start in ("ROC curves for Edema", "Reliability of CLEFT-LoRA", "Joint space of CLEFT-LoRA"):
+        assert any(figure.startswith(start) for figure in figures)
+    assert not any("context length" in figure for figure in figures)
+
+
+def test_fractions_become_curves_of_data_efficiency(tmp_path):
+    columns = tuple(
+        StudyLine(key=f"rsna/linear-probe/{share}", label=f"RSNA, linear probe, {said}", metrics=("accuracy", "auc"))
+        for share, said in ((0.01, "1 %"), (0.1, "10 %"), (1, "100 %"))
+    )
+    row = StudyLine(key="cleft-lora", label="CLEFT-LoRA")
+    made = [
+        StudyCell(row=row.key, column=each.key, state="done", results=write_cell(tmp_path, row.key, each, place))
+        for place, each in enumerate(columns)
+    ]
+    page = write_page(small_study(tmp_path, {}, name="tableS2", rows=(row,), columns=columns, cells=tuple(made)))
+    titles = re.findall(r'aria-label="(RSNA, linear probe: [^"]+)"', page.read_text())
+    assert titles == [
+        "RSNA, linear probe: accuracy against the share of the training patients",
+        "RSNA, linear probe: AUC against the share of the training patients",
+    ]
+    assert '<th scope="colgroup" colspan="6">RSNA, linear probe</th>' in page.read_text()
+
+
+def test_context_lengths_become_a_curve(tmp_path):
+    rows = tuple(StudyLine(key=f"length-{n}", label=f"{n} vectors", facts={"length": n}) for n in (5, 30))
+    results = {(row.key, CELL[1]): [evaluation(0.4 + row.facts["length"] / 100)] for row in rows}
+    page = write_page(small_study(tmp_path, results, name="figure3", rows=rows)).read_text()
+    assert 'aria-label="CheXpert-5×200, zero-shot: accuracy against context length"' in page
+
+
+def test_a_study_without_columns_is_its_weights(tmp_path):
+    rows = (StudyLine(key="cleft-lora", label="CLEFT-LoRA", facts={"moving": 90_910_000, "frozen": 2.7e9}),)
+    text = Page(write_page(small_study(tmp_path, {}, name="tableS3", rows=rows, columns=())).read_text()).text
+    assert "CLEFT-LoRA 90.9 M 2.70 B" in text
+    assert "Cells measured" not in text
+
+
+def test_a_retrieval_column_is_a_study_too(tmp_path):
+    column = StudyLine(key="rsna/retrieval", label="RSNA, retrieval", metrics=("image-to-text/recall@5",))
+    results = {("cleft-lora", column.key): [retrieval()]}
+    html = write_page(small_study(tmp_path, results, columns=(column,))).read_text()
+    assert ">55.0</a>" in html
+    assert "Guessing" in cells(html)
+    assert "First right answer at rank 2." in Page(html).text
+
+
+def test_images_of_patients_are_shown_only_where_asked_for(tmp_path):
+    folder = small_study(tmp_path, {CELL: [evaluation(0.6, synthetic=False)]})
+    assert "<img" not in render_study(read_grid(folder))
+    assert png(0) in render_study(read_grid(folder), images=True)
+    assert "Drawn images." not in render_study(read_grid(folder))
+
+
+@pytest.mark.parametrize("word", NASTY)
+def test_markup_in_names_changes_no_element(tmp_path, word):
+    def study(folder, said):
+        line = StudyLine(key="cleft-lora", label=said, facts={said: 1.0, "moving": 2e6})
+        column = StudyLine(key=CELL[1], label=said, metrics=("accuracy", said))
+        made = evaluation(0.6, task="zero-shot", dataset=said, notes=(said,), results=(result("accuracy", 0.6),))
+        changes = {"name": "n", "title": said, "command": said, "notes": (said,)}
+        return small_study(folder, {CELL: [made]}, rows=(line,), columns=(column,), reason=said, **changes)
+
+    plain, nasty = (
+        Page(render_study(read_grid(study(tmp_path / name, said)))) for name, said in (("a", "x"), ("b", word))
+    )
+    assert nasty.shape == plain.shape
+
+
+def test_a_folder_is_told_by_what_it_holds(tmp_path):
+    study = small_study(tmp_path / "all" / "table1", {})
+    runs = [write_run(tmp_path / "runs" / name, evaluation(0.6)) for name in "ab"]
+    assert find_studies([tmp_path / "all"]) == ([], [study])
+    assert find_studies([study]) == ([], [study])
+    assert find_studies([tmp_path / "runs"]) == (runs, [])
+    assert find_studies([runs[0], study]) == ([runs[0]], [study])
+
+
+def test_a_folder_of_both_gives_a_page_for_each_study_and_one_for_the_runs(tmp_path):
+    study = small_study(tmp_path / "all" / "table1", {CELL: [evaluation(0.6)]})
+    write_run(tmp_path / "all" / "a", evaluation(0.6))
+    pages = report_folders([tmp_path / "all"], tmp_path / "page.html")
+    assert pages == [study / "study.html", tmp_path / "page.html"]
+    assert "CLEFT-LoRA" in pages[0].read_text()
+    assert "What was run" in pages[1].read_text()
+
+
+def test_a_place_for_the_page_of_a_study_is_refused(tmp_path):
+    study = small_study(tmp_path / "table1", {})
+    with pytest.raises(ConfigError, match=r"the page of a study is study\.html in its own folder"):
+        report_folders([study], tmp_path / "page.html")
+
+
+def test_an_empty_folder_is_no_run_and_no_study(tmp_path):
+    with pytest.raises(DataError, match="is not a run folder"):
+        report_folders([tmp_path], tmp_path / "page.html")
+
+
+def test_a_page_that_cannot_be_written_is_a_sentence(tmp_path):
+    folder = small_study(tmp_path, {})
+    (folder / "table1.csv").mkdir()
+    with pytest.raises(ResourceError, match=r"cannot write into .*; make room or free the folder"):
+        write_page(folder)
