@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from cleft.learning.losses import LOSSES, info_nce, label_aware_nce, overlap, soft_overlap_nce
+from cleft.learning.losses import LOSSES, info_nce, label_aware_nce, overlap, sigmoid, soft_overlap_nce
 
 SCALE = torch.tensor(14.0)
 
@@ -132,6 +132,25 @@ def test_g11_similarities_are_compared_in_float32_inside_autocast():
         inside = info_nce(image, image, SCALE)
     assert inside.dtype == torch.float32
     assert inside.item() == outside.item()
+
+
+def test_the_sigmoid_loss_of_two_orthogonal_pairs_by_hand():
+    embeds = torch.eye(2)
+    scale, bias = torch.tensor(2.0), torch.tensor(-1.0)
+    yes, no = math.log(1 + math.exp(-(2 - 1))), math.log(1 + math.exp(0 - 1))
+    assert sigmoid(embeds, embeds, scale, logit_bias=bias).item() == pytest.approx(yes + no)
+
+
+@given(batches())
+@settings(max_examples=30, deadline=None)
+def test_the_sigmoid_loss_is_a_binary_cross_entropy_of_every_pair(batch):
+    image, text, _, _ = batch
+    bias = torch.tensor(-3.0, requires_grad=True)
+    short = sigmoid(image, text, SCALE, logit_bias=bias)
+    logits = SCALE * image @ text.T + bias
+    long = F.binary_cross_entropy_with_logits(logits, torch.eye(len(image)), reduction="sum") / len(image)
+    torch.testing.assert_close(short, long)
+    torch.testing.assert_close(torch.autograd.grad(short, bias), torch.autograd.grad(long, bias))
 
 
 def test_rows_that_do_not_match_are_refused():

@@ -3,9 +3,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.fakes.models import fake_model, fake_settings
 
 from cleft.config import ImagesConfig, ImageTowerConfig, LossConfig, Settings, TextTowerConfig
 from cleft.errors import CheckpointError, ConfigError
+from cleft.towers.checkpoint import load_model, save_model
 from cleft.towers.dual import unit
 from cleft.towers.methods import build_model
 
@@ -160,3 +162,16 @@ def test_a_context_is_a_parameter_of_its_own_and_can_be_taken_away(model):
 def test_a_context_of_another_width_is_refused(model):
     with pytest.raises(ValueError, match=r"the text tower wants \[L, 24\]"):
         model.set_context(torch.ones(3, 16))
+
+
+def test_the_bias_of_the_sigmoid_loss_is_kept_with_the_model_and_changes_no_answer(tmp_path):
+    plain = fake_settings()
+    settings = replace(plain, loss=replace(plain.loss, name="sigmoid", bias=-3.0))
+    model = fake_model(settings)
+    assert model.logit_bias is not None
+    assert fake_model(plain).logit_bias is None
+    save_model(model, settings, tmp_path / "model")
+    again = load_model(tmp_path / "model")
+    assert again.logit_bias is not None
+    assert again.logit_bias.item() == model.logit_bias.item() != -3.0
+    torch.testing.assert_close(again.encode_text(["edema"]), model.encode_text(["edema"]))

@@ -43,6 +43,7 @@ _IDLE = (
     _Idle("text.frozen_layers", "text.adapt", ("full",)),
     _Idle("loss.hidden_width", "loss.projection", ("mlp", "mlp-norm")),
     _Idle("text.train_embeddings", "text.adapt", ("lora", "ia3", "prefix", "frozen")),
+    _Idle("loss.bias", "loss.name", ("sigmoid",)),
     _Idle("optim.betas", "optim.name", ("adamw",)),
     _Idle("optim.momentum", "optim.name", ("sgd",)),
     _Idle("context.optim.betas", "context.optim.name", ("adamw",)),

@@ -283,10 +283,11 @@ class TextTowerConfig:
 class LossConfig:
     """The joint space, and what pulls images to captions in it."""
 
-    name: Literal["info_nce", "label_aware_nce", "soft_overlap_nce"] = "info_nce"
+    name: Literal["info_nce", "label_aware_nce", "soft_overlap_nce", "sigmoid"] = "info_nce"
     """`info_nce`: Eq. 1; equal captions count as negatives. `label_aware_nce`: equal captions are positives.
-    `soft_overlap_nce`: targets grow with the overlap of the positive findings. Used by the methods `cleft` and `clip`;
-    the others have a loss of their own."""
+    `soft_overlap_nce`: targets grow with the overlap of the positive findings. `sigmoid`: every image and caption is a
+    question of its own, do they belong together (SigLIP, which begins at `temperature: 0.1`). Used by the methods
+    `cleft` and `clip`; the others have a loss of their own."""
     embed_dim: int = 512
     """Width of the joint space."""
     projection: Literal["linear", "linear-no-bias", "mlp", "mlp-norm", "to-text"] = "linear"
@@ -301,6 +302,8 @@ class LossConfig:
     """Whether it moves. ConVIRT's (0.1) and MGCA's (0.07) do not."""
     max_logit_scale: float = 100.0
     """The inverse temperature is kept in [1, this]."""
+    bias: float = -10.0
+    """Where the learnable bias of `sigmoid` starts: most pairs of a batch do not belong together."""
 
     def __post_init__(self) -> None:
         _check_range("loss.embed_dim", self.embed_dim, 1, 10**9)

@@ -1,8 +1,9 @@
 """Contrastive losses: what pulls an image to its caption and away from the others of its batch.
 
-All three look at the same similarities in both directions and differ only in what the other rows of the batch are to
-a pair: negatives all; negatives unless they carry the same caption; or partial matches where findings overlap. They
-are called alike, so that whoever trains names one and is done.
+Three of them look at the same similarities in both directions and differ only in what the other rows of the batch are
+to a pair: negatives all; negatives unless they carry the same caption; or partial matches where findings overlap. The
+fourth asks of every image and caption by themselves whether they belong together. They are called alike, so that
+whoever trains names one and is done.
 
 Shapes: `B` pairs, `E` joint dimension, `C` findings.
 """
@@ -22,7 +23,14 @@ class Loss(Protocol):
     """How every loss of `LOSSES` is called; each takes what it needs and leaves the rest."""
 
     def __call__(
-        self, image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor, *, caption_ids: Tensor, labels: Tensor
+        self,
+        image_embeds: Tensor,
+        text_embeds: Tensor,
+        logit_scale: Tensor,
+        *,
+        caption_ids: Tensor,
+        labels: Tensor,
+        logit_bias: Tensor | None,
     ) -> Tensor:
         """Returns the mean loss per pair, in nats."""
         ...
@@ -35,6 +43,7 @@ def info_nce(
     *,
     caption_ids: Tensor | None = None,
     labels: Tensor | None = None,
+    logit_bias: Tensor | None = None,
 ) -> Tensor:
     """Symmetric InfoNCE loss over the pairs of a batch.
 
@@ -47,6 +56,7 @@ def info_nce(
         logit_scale: Inverse temperature 1/τ, a positive scalar.
         caption_ids: Not used.
         labels: Not used.
+        logit_bias: Not used.
 
     Returns:
         Mean loss per pair, in nats. It is log(B) when all embeddings are equal, and never negative.
@@ -68,6 +78,7 @@ def label_aware_nce(
     *,
     caption_ids: Tensor,
     labels: Tensor | None = None,
+    logit_bias: Tensor | None = None,
 ) -> Tensor:
     """InfoNCE in which rows with the same caption are positives and never negatives.
 
@@ -83,6 +94,7 @@ def label_aware_nce(
         logit_scale: Inverse temperature 1/τ, a positive scalar.
         caption_ids: The same number for the same caption, `[B]`.
         labels: Not used.
+        logit_bias: Not used.
 
     Returns:
         Mean loss per pair, in nats, never negative: `info_nce` when all captions differ, 0 when all are equal,
@@ -108,6 +120,7 @@ def soft_overlap_nce(
     *,
     labels: Tensor,
     caption_ids: Tensor | None = None,
+    logit_bias: Tensor | None = None,
 ) -> Tensor:
     """InfoNCE whose targets grow with the overlap of two images' positive findings.
 
@@ -120,6 +133,7 @@ def soft_overlap_nce(
         logit_scale: Inverse temperature 1/τ, a positive scalar.
         labels: One column per finding, `[B, C]`: 1 counts as present; 0, -1 and NaN do not.
         caption_ids: Not used.
+        logit_bias: Not used.
 
     Returns:
         Mean loss per pair, in nats: `info_nce` when no two images share a finding.
@@ -129,6 +143,44 @@ def soft_overlap_nce(
     """
     _check_rows("labels", labels, image_embeds)
     return _contrast(image_embeds, text_embeds, logit_scale, overlap(labels))
+
+
+def sigmoid(
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    logit_scale: Tensor,
+    *,
+    caption_ids: Tensor | None = None,
+    labels: Tensor | None = None,
+    logit_bias: Tensor | None = None,
+) -> Tensor:
+    """Of every image and every caption of a batch: do they belong together? Each pair is a question of its own.
+
+    No row is compared with another, so there is no softmax over the batch; the bias takes up that of B answers one is
+    yes. Other rows with the same caption are negatives, as in `info_nce`.
+
+    Args:
+        image_embeds: Unit-length image embeddings, `[B, E]`.
+        text_embeds: Unit-length text embeddings, `[B, E]`.
+        logit_scale: Inverse temperature, a positive scalar.
+        caption_ids: Not used.
+        labels: Not used.
+        logit_bias: Added to every logit, a scalar; None for 0.
+
+    Returns:
+        Sum over the captions, mean over the images, of the loss of one question, in nats; never negative.
+
+    Raises:
+        ValueError: If the two inputs differ in shape.
+
+    Source:
+        Zhai, Mustafa, Kolesnikov, Beyer: Sigmoid Loss for Language Image Pre-Training (ICCV 2023), Algorithm 1.
+    """
+    with torch.autocast(image_embeds.device.type, enabled=False):
+        logits = _similarities(image_embeds, text_embeds, logit_scale)
+        logits = logits if logit_bias is None else logits + logit_bias.float()
+        signs = 2 * torch.eye(len(logits), device=logits.device) - 1  # [B, B]
+        return F.softplus(-signs * logits).sum(dim=1).mean()
 
 
 def overlap(labels: Tensor) -> Tensor:
@@ -152,7 +204,12 @@ def overlap(labels: Tensor) -> Tensor:
 
 
 LOSSES: Mapping[str, Loss] = MappingProxyType(
-    {"info_nce": info_nce, "label_aware_nce": label_aware_nce, "soft_overlap_nce": soft_overlap_nce}
+    {
+        "info_nce": info_nce,
+        "label_aware_nce": label_aware_nce,
+        "soft_overlap_nce": soft_overlap_nce,
+        "sigmoid": sigmoid,
+    }
 )
 """Name in `loss.name` to loss."""
 

@@ -46,7 +46,7 @@ class Learning(NamedTuple):
 def _contrast(model: MethodModel, read: Pairs, facts: Facts, settings: Settings) -> Tensor:
     compare = LOSSES[settings.loss.name]
     scale = model.logit_scale.exp()
-    return compare(*read, scale, caption_ids=facts.caption_ids, labels=facts.labels)
+    return compare(*read, scale, caption_ids=facts.caption_ids, labels=facts.labels, logit_bias=model.logit_bias)
 
 
 def _convirt(model: MethodModel, read: Pairs, facts: Facts, settings: Settings) -> Tensor:

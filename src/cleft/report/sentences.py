@@ -30,6 +30,7 @@ LOSSES = {
     "info_nce": "InfoNCE",
     "label_aware_nce": "InfoNCE that takes equal captions as positives",
     "soft_overlap_nce": "InfoNCE with targets shared out by overlapping labels",
+    "sigmoid": "a sigmoid for each image and caption",
 }
 SCORINGS = {
     "multi-class": "which of these classes is it",

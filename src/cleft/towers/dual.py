@@ -41,6 +41,8 @@ class DualEncoder(nn.Module):
     Attributes:
         image_spec: How images must be prepared.
         logit_scale: Logarithm of the inverse temperature, a scalar parameter.
+        logit_bias: What the sigmoid loss adds to every logit, a scalar parameter; None with every other loss. It moves
+            all scores alike, so that no answer depends on it.
         context: The learned prompt context `[L, D]`; None until stage two.
         base_weights: Names of the weights that stay where they came from when the model is saved: those of a language
             model that was taken by name and does not move. Fixed when built, whatever is frozen later.
@@ -51,6 +53,7 @@ class DualEncoder(nn.Module):
     """
 
     context: nn.Parameter | None
+    logit_bias: nn.Parameter | None
 
     def __init__(self, image_tower: ImageTower, text_tower: TextTower, config: LossConfig) -> None:
         super().__init__()
@@ -61,6 +64,8 @@ class DualEncoder(nn.Module):
         scale = torch.tensor(math.log(1 / config.temperature))
         self.logit_scale = nn.Parameter(scale, requires_grad=config.train_temperature)
         self.max_logit_scale = config.max_logit_scale
+        bias = nn.Parameter(torch.tensor(config.bias)) if config.name == "sigmoid" else None
+        self.register_parameter("logit_bias", bias)
         self.register_parameter("context", None)
         self.base_weights = frozenset(f"text_tower.{name}" for name in still_weights(text_tower))
 

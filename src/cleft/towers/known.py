@@ -48,6 +48,14 @@ KNOWN: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "openai-community/gpt2-medium": _gpt2(24, 16, 1024),
         "openai-community/gpt2-xl": _gpt2(48, 25, 1600),
         "emilyalsentzer/Bio_ClinicalBERT": _bert(12, 28_996),
+        "google-bert/bert-large-uncased": MappingProxyType(
+            {
+                **_bert(24, 30_522),
+                "hidden_size": 1024,
+                "num_attention_heads": 16,
+                "intermediate_size": 4096,
+            }
+        ),
     }
 )
 """Hub name to a description as in `image.scratch`."""

@@ -21,7 +21,7 @@ PARTS: dict[str, Callable[[str], bool]] = {
     "adapters": lambda name: name.startswith("text_tower.") and any(mark in name for mark in _ADAPTERS),
     "language model": lambda name: name.startswith("text_tower."),
     "projections": lambda name: "_projection." in name,
-    "temperature": lambda name: name == "logit_scale",
+    "temperature": lambda name: name in ("logit_scale", "logit_bias"),
     "context": lambda name: name == "context",
     "head": lambda name: name.startswith("head."),
 }
