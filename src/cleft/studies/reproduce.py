@@ -10,11 +10,12 @@ from cleft.config.loading import nearest
 from cleft.data import DATASETS
 from cleft.errors import ConfigError
 from cleft.learning.surroundings import command_line
+from cleft.report.study import write_study
 from cleft.studies.doing import do
 from cleft.studies.facts import lacking_weights
 from cleft.studies.grids import read_grid
 from cleft.studies.plans import PLANS, Plan, Scale, paper_plan
-from cleft.studies.reproduction import FILE, Ending, Reproduction
+from cleft.studies.reproduction import Ending, Reproduction
 from cleft.studies.running import Do
 from cleft.studies.steps import Given
 
@@ -46,7 +47,7 @@ class Request:
 def reproduce(
     request: Request, *, plan_only: bool = False, say: Callable[[str], None] = print, work: Do = do
 ) -> Ending:
-    """Plans a study, says what is missing and what it costs, runs what is left, and writes it.
+    """Plans a study, says what is missing and what it costs, runs what is left, and writes its page and tables.
 
     Args:
         request: What was typed.
@@ -77,7 +78,7 @@ def reproduce(
         return Ending([], [], 0)
     ending = reproduction.run(jobs=request.jobs, work=work)
     for folder in ending.studies:
-        say(f"{folder / FILE}: written")
+        say(f"{write_study(folder)}: open it in a browser")
     return ending
 
 

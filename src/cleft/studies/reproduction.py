@@ -18,6 +18,7 @@ from typing import NamedTuple
 from cleft.codec import to_json, write_whole
 from cleft.errors import ConfigError, DataError, NumericsError, ResourceError
 from cleft.evaluation.results import read_evaluation
+from cleft.report.grid import FILE
 from cleft.studies.costs import Times, counted, told_cost
 from cleft.studies.doing import check_question, do
 from cleft.studies.facts import row_facts
@@ -29,7 +30,6 @@ from cleft.types import Study, StudyCell, StudyLine
 
 log = logging.getLogger(__name__)
 
-FILE = "study.json"
 Cell = tuple[str, str, str]
 """Plan, row and column."""
 
