@@ -158,6 +158,7 @@ def train_loader(
     first_step: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    augmented: bool = True,
 ) -> DataLoader[Batch]:
     """Returns all remaining batches of a run, one per step; epochs follow each other inside.
 
@@ -171,6 +172,7 @@ def train_loader(
         first_step: Steps that were done already.
         rank: Which share of each batch.
         world_size: Number of shares. Nothing else may shard this loader again.
+        augmented: Whether views are random; otherwise images are cropped at the centre, as for evaluation.
 
     Raises:
         ConfigError: If there are fewer images than one batch takes, or a batch cannot be shared out evenly.
@@ -188,7 +190,7 @@ def train_loader(
         world_size=world_size,
         groups=groups,
     )
-    views = Views(records, prepared, findings, settings.images, settings.seed)
+    views = Views(records, prepared, findings, settings.images, settings.seed if augmented else None)
     return _loader(views, sampler, settings.data.workers, persistent=False)
 
 

@@ -22,14 +22,14 @@ from cleft.data import opening_of
 from cleft.data.batches import StepSampler
 from cleft.data.prompts import resolve_classes
 from cleft.data.wordings import check_wording, find_wording
-from cleft.errors import CheckpointError, ConfigError
+from cleft.errors import ConfigError
 from cleft.learning.engine import Plan, train
 from cleft.learning.files import read_json
 from cleft.learning.keeper import Intervals
 from cleft.learning.learner import Learner
 from cleft.learning.material import Material, read_material
 from cleft.learning.run import Run, open_run
-from cleft.learning.same import Role, changes, role
+from cleft.learning.sources import check_source
 from cleft.learning.stops import StopFlag
 from cleft.learning.surroundings import device_of
 from cleft.learning.targets import Encoded, Targets, check_classes, choose_targets, encode_targets
@@ -65,7 +65,8 @@ def learn_context(
     """
     settings = load_settings(source) if settings is None else settings
     folder = source.with_name(f"{source.name}-context") if folder is None else folder
-    _check_source(source, settings, folder)
+    check_reads_texts(source)
+    check_source(source, settings, folder, what="stage two")
     with open_run(folder, settings, "context") as run, StopFlag() as stop:
         if run.is_finished():
             return folder
@@ -114,26 +115,6 @@ class ContextLearning(Learner):
             return None
         with self.trainer.precision_plugin.val_step_context():
             return self.loss(Encoded(*(part.to(self.device) for part in self._val))).item()
-
-
-def _check_source(source: Path, settings: Settings, folder: Path) -> None:
-    """A finished model of both towers, which the settings leave alone."""
-    check_reads_texts(source)
-    if folder.resolve() == source.resolve():
-        raise ConfigError(f"{folder} holds the model to start from; choose another run folder for stage two")
-    if (source / "states").is_dir() and not (source / "summary.json").is_file():
-        raise CheckpointError(
-            f"{source}: stage one is not finished; run the same cleft pretrain again, it goes on where it was stopped"
-        )
-    if not (source / "config.yaml").is_file():
-        return
-    idle, _ = changes(load_settings(source), settings, "pretrain")
-    idle = [change for change in idle if role(change.key) is Role.DECIDES_PRETRAIN or change.key.startswith("images.")]
-    if idle:
-        raise ConfigError(
-            f"stage two cannot change {'; '.join(map(str, idle))}: {source} was trained with it; "
-            f"leave it out, or train stage one with it"
-        )
 
 
 def _train(source: Path, settings: Settings, material: Material, run: Run, stop: StopFlag, *, progress: bool) -> None:

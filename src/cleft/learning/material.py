@@ -14,7 +14,7 @@ from cleft.data.pixels.prepared import PreparedImages, obtain_images
 from cleft.data.splits.leaks import Leak, leak_notes, measure_leaks
 from cleft.data.splits.recipes import split_records
 from cleft.learning.run import split_facts, texts_digest
-from cleft.types import Record
+from cleft.types import Reading, Record
 
 log = logging.getLogger(__name__)
 
@@ -57,11 +57,12 @@ class Material:
         )
 
 
-def read_material(settings: Settings, *, progress: bool = True) -> Material:
+def read_material(settings: Settings, *, reading: Reading | None = None, progress: bool = True) -> Material:
     """Reads the table, splits it, and prepares the images of training and validation.
 
     Args:
         settings: Which data, which split, which pixels.
+        reading: Of these data, where they were read already.
         progress: Whether to show a bar while images are decoded.
 
     Raises:
@@ -69,7 +70,7 @@ def read_material(settings: Settings, *, progress: bool = True) -> Material:
         DataError: If the table is not what the reader expects, too many images cannot be read, or images are not
             prepared and `data.prepare` is `ahead`.
     """
-    reading = read_dataset(settings.data)
+    reading = read_dataset(settings.data) if reading is None else reading
     terms = terms_of(settings.data)
     if terms:
         log.warning("%s", terms)

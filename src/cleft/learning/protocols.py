@@ -41,6 +41,14 @@ def is_exact(config: ClassifyConfig) -> bool:
     return config.mode == "linear-probe" and config.protocol == "usual"
 
 
+def reads_once(config: ClassifyConfig) -> bool:
+    """Whether a tower that stands still sees the same pixels at every step, so that it need read each image once.
+
+    Give it what `follow_protocol` returned.
+    """
+    return config.mode == "linear-probe" and not config.augment
+
+
 def follow_protocol(config: ClassifyConfig) -> ClassifyConfig:
     """Fills in what mode and protocol say wherever a setting was left null.
 

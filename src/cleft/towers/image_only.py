@@ -76,6 +76,10 @@ class ImageOnly(nn.Module):
         """How images must be prepared."""
         return self.image_tower.spec
 
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns logits `[B, C]` float32 of gray images `[B, 1, H, W]` uint8."""
+        return self.answer(self.encode_image_features(images))
+
     def encode_image_features(self, images: Tensor) -> Tensor:
         """Returns features `[B, D]` float32 of gray images `[B, 1, H, W]` uint8."""
         return self.image_tower.encode(images).float()
@@ -182,6 +186,16 @@ def load_image_only(folder: Path | str, *, tower: Path | None = None, train: boo
 def head_facts(folder: Path) -> HeadFacts | None:
     """Returns what the head of a model folder tells apart; None where it has none."""
     return _read_facts(folder, peek_description(folder))
+
+
+def tower_folder(folder: Path) -> Path:
+    """Returns the folder that holds the tower of a model: that of a probe lies elsewhere.
+
+    Raises:
+        CheckpointError: If the tower of a probe has gone or is another one.
+    """
+    description = peek_description(folder)
+    return _find_tower(folder, description, None) if "tower" in description else folder
 
 
 def _fill(model: ImageOnly, folder: Path, description: Mapping[str, Any]) -> None:
