@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cleft.config import Settings, load_settings
     from cleft.data.pixels.single import load_image
+    from cleft.evaluation.classify import evaluate_classify
     from cleft.evaluation.zero_shot import evaluate_zero_shot
+    from cleft.learning.classify import classify
     from cleft.learning.context import learn_context
     from cleft.learning.pretrain import pretrain
     from cleft.report.page import write_report
@@ -21,6 +23,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Settings",
+    "classify",
+    "evaluate_classify",
     "evaluate_zero_shot",
     "learn_context",
     "load",
@@ -32,6 +36,8 @@ __all__ = [
 
 _HOMES = {
     "Settings": ("cleft.config", "Settings"),
+    "classify": ("cleft.learning.classify", "classify"),
+    "evaluate_classify": ("cleft.evaluation.classify", "evaluate_classify"),
     "evaluate_zero_shot": ("cleft.evaluation.zero_shot", "evaluate_zero_shot"),
     "learn_context": ("cleft.learning.context", "learn_context"),
     "load": ("cleft.towers.checkpoint", "load_model"),

@@ -12,9 +12,12 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cleft.errors import CleftError, ConfigError, ResourceError, Terminated
+
+if TYPE_CHECKING:
+    from cleft.config import ClassifyConfig
 
 EPILOG = """\
 from a folder of images to a page:
@@ -134,14 +137,40 @@ def _parser() -> argparse.ArgumentParser:
     context.add_argument("run", type=Path, help="run folder of stage one")
     context.add_argument("--out", type=Path, help="folder of the new run (<run>-context)")
 
+    heads = _verb(
+        verbs,
+        "classify",
+        "train a linear probe, or the whole image tower, on labels, and test it",
+        _classify,
+        takes_settings=True,
+    )
+    heads.add_argument("run", type=Path, help="run folder whose image tower it stands on")
+    heads.add_argument("--mode", choices=["linear-probe", "fine-tune"], help="does the tower move? (linear-probe)")
+    heads.add_argument(
+        "--protocol",
+        choices=["usual", "paper"],
+        help="the paper's numbers, or a probe solved exactly and fine-tuning by layers (usual)",
+    )
+    heads.add_argument("--data", help="dataset and folder, e.g. rsna:/data/rsna; by default the run's own")
+    heads.add_argument("--classes", help="name of a set, or findings with commas; by default the run's or the data's")
+    heads.add_argument(
+        "--scoring", choices=["multi-class", "present-absent"], help="as in cleft evaluate (multi-class)"
+    )
+    heads.add_argument("--blank", choices=["unknown", "absent"], help="what blank labels count as (unknown)")
+    heads.add_argument("--fraction", help="share of the training patients, e.g. 0.01; 1 % lies inside 10 % (1)")
+    heads.add_argument("--seeds", type=_number, metavar="N", help="N heads with the seeds 0 to N-1; by default one")
+    heads.add_argument("--out", type=Path, help="folder of the new run (<run>-<mode>, and what else is not usual)")
+    heads.add_argument("--allow-overlap", action="store_true", help="test on patients that were trained on, and say so")
+    heads.add_argument("--drop-overlap", action="store_true", help="test only on patients the run has not seen")
+
     evaluate = _verb(verbs, "evaluate", "put a question to a trained model", _evaluate)
     evaluate.add_argument("run", type=Path, help="run folder, or one of its result files where --against is given")
     evaluate.add_argument(
         "--task",
-        choices=["zero-shot", "retrieval", "prompts"],
-        default="zero-shot",
-        help="zero-shot: class prompts alone; retrieval: search images and sentences with each other; prompts: what "
-        "answers owe to the wording, and what the learned context is near to (zero-shot)",
+        choices=["zero-shot", "linear-probe", "fine-tune", "retrieval", "prompts"],
+        help="zero-shot: class prompts alone; linear-probe, fine-tune: the head of a run of cleft classify; retrieval: "
+        "search images and sentences with each other; prompts: what answers owe to the wording, and what the learned "
+        "context is near to (what the run can do: its head, or zero-shot)",
     )
     evaluate.add_argument(
         "--direction",
@@ -157,16 +186,14 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--scoring",
         choices=["multi-class", "present-absent"],
-        default="multi-class",
-        help="which class is it, or: is each finding there",
+        help="which class is it, or: is each finding there (multi-class; of a head what it was trained for)",
     )
     evaluate.add_argument(
-        "--blank", choices=["unknown", "absent"], default="unknown", help="what blank labels count as"
+        "--blank", choices=["unknown", "absent"], help="what blank labels count as (unknown; of a head as in training)"
     )
     evaluate.add_argument(
         "--prompts",
         choices=["auto", "context", "handwritten"],
-        default="auto",
         help="the learned context, or sentences written by hand; auto: the context where there is one",
     )
     evaluate.add_argument(
@@ -346,6 +373,46 @@ def _learn_context(options: argparse.Namespace, words: list[str]) -> None:
     print(f"{learn_context(options.run, settings, folder)}: stage two is complete; next: cleft evaluate {folder}")
 
 
+def _classify(options: argparse.Namespace, words: list[str]) -> None:
+    from cleft.config import load_settings
+    from cleft.evaluation.asking import class_names
+    from cleft.evaluation.classify import classify_and_ask, spread
+    from cleft.evaluation.results import read_evaluation, spoken
+
+    given = {name: getattr(options, name) for name in ("mode", "protocol", "scoring", "blank", "fraction")}
+    own = [f"--classify.{name}={value}" for name, value in given.items() if value is not None]
+    settings = load_settings(options.run, [*own, *words])
+    folder = options.out or options.run.with_name(_name_head(options, settings.classify))
+    paths = classify_and_ask(
+        options.run,
+        settings,
+        folder,
+        seeds=options.seeds,
+        data=options.data,
+        classes=class_names(options.classes),
+        allow_overlap=options.allow_overlap,
+        drop_overlap=options.drop_overlap,
+    )
+    evaluations = [read_evaluation(path) for path in paths]
+    for path, evaluation in zip(paths, evaluations, strict=True):
+        print(f"{path.parents[1]}, seed {evaluation.training_seed}:")
+        print("\n".join(f"  {line}" for line in spoken(evaluation)))
+    print("\n".join(spread(evaluations)), end="\n" * (len(paths) > 1))
+    print(f"next: cleft report {' '.join(str(path.parents[1]) for path in paths)}")
+
+
+def _name_head(options: argparse.Namespace, config: ClassifyConfig) -> str:
+    """A folder name that tells apart what is usually compared."""
+    parts = [
+        options.run.name,
+        config.mode,
+        config.protocol if config.protocol != "usual" else "",
+        options.data.partition(":")[0] if options.data else "",
+        f"{100 * config.fraction:g}-percent" if config.fraction < 1 else "",
+    ]
+    return "-".join(filter(None, parts))
+
+
 def _evaluate(options: argparse.Namespace, words: list[str]) -> None:
     from cleft.evaluation.results import read_evaluation, spoken
 
@@ -372,43 +439,48 @@ def _evaluate_against(options: argparse.Namespace) -> None:
     print(f"{write_comparison(found, first.parent.parent)}; next: cleft report {first.parent.parent}")
 
 
+_HEADS = ("linear-probe", "fine-tune")
+_OF_HEAD = ("direction", "classes", "prompts", "wording")
 _IDLE = {
     "zero-shot": ("direction",),
+    "linear-probe": _OF_HEAD,
+    "fine-tune": _OF_HEAD,
     "retrieval": ("scoring", "blank", "prompts", "wording"),
     "prompts": ("direction", "prompts"),
 }
 """Options that do nothing with a task of `cleft evaluate`."""
-_UNASKED = {"scoring": "multi-class", "blank": "unknown", "prompts": "auto"}
 
 
 def _ask(options: argparse.Namespace, run: Path) -> Path:
     """Puts the question to a run and returns its result file."""
-    idle = [name for name in _IDLE[options.task] if getattr(options, name) != _UNASKED.get(name)]
-    if options.task == "retrieval" and options.classes and not options.per_class:
+    from cleft.towers.image_only import head_facts
+
+    task = options.task or ("linear-probe" if head_facts(run) is not None else "zero-shot")
+    idle = [name for name in _IDLE[task] if getattr(options, name) is not None]
+    if task == "retrieval" and options.classes and not options.per_class:
         idle.append("classes")
     if idle:
         given = getattr(options, idle[0])
-        raise ConfigError(f"--{idle[0]} {given} does nothing with --task {options.task}; leave it out")
+        what = "a head, which knows its classes and reads no prompt" if task in _HEADS else f"--task {task}"
+        raise ConfigError(f"--{idle[0]} {given} does nothing with {what}; leave it out")
     asked: dict[str, Any] = {
-        "data": options.data,
-        "split": options.split,
-        "scoring": options.scoring,
-        "blank": options.blank,
-        "per_class": options.per_class,
-        "per_patient": options.per_patient,
-        "allow_overlap": options.allow_overlap,
-        "drop_overlap": options.drop_overlap,
+        name: getattr(options, name)
+        for name in ("data", "split", "scoring", "blank", "per_class", "per_patient", "allow_overlap", "drop_overlap")
+        if getattr(options, name) is not None
     }
-    if options.task == "zero-shot":
+    if task in _HEADS:
+        from cleft.evaluation.classify import evaluate_classify
+
+        return evaluate_classify(run, task=options.task, **asked)
+    if task == "zero-shot":
         from cleft.evaluation.zero_shot import evaluate_zero_shot
 
-        return evaluate_zero_shot(
-            run, classes=options.classes, prompts=options.prompts, wording=options.wording, **asked
-        )
+        prompts = options.prompts or "auto"
+        return evaluate_zero_shot(run, classes=options.classes, prompts=prompts, wording=options.wording, **asked)
     from cleft.evaluation.asking import Question, class_names
 
     question = Question(classes=class_names(options.classes), **asked)
-    if options.task == "prompts":
+    if task == "prompts":
         from cleft.evaluation.prompt_audit import audit_prompts
 
         return audit_prompts(run, question, wording=options.wording)

@@ -20,7 +20,15 @@ from cleft.data.splits.draws import ids_digest
 from cleft.errors import CheckpointError, ConfigError, DataError
 from cleft.evaluation.calibration import calibrate
 from cleft.evaluation.examples import pick_examples
-from cleft.evaluation.questions import Answers, Blank
+from cleft.evaluation.metrics import Floats
+from cleft.evaluation.questions import (
+    Answers,
+    Blank,
+    answer_multi_class,
+    answer_present_absent,
+    score_one_class,
+    score_presence,
+)
 from cleft.evaluation.scoring import Draws, Scored
 from cleft.evaluation.selection import Part, PerClass, Selection, select_images
 from cleft.evaluation.subgroups import by_subgroup
@@ -33,6 +41,8 @@ Scoring = Literal["multi-class", "present-absent"]
 
 BATCH = 64
 """Images that are read at once."""
+CANNOT_BE_ASKED = "no temperature: no validation image can be asked this"
+"""Why there is none, where `Question.score` finds nothing."""
 REVERSED = 0.4
 """An AUC below this, whose whole interval lies below a half, is no bad luck."""
 
@@ -116,6 +126,34 @@ class Question:
             log.warning("the validation images cannot be used, so no temperature is fitted: %s", error)
             return None, "no temperature: the validation images cannot be used"
 
+    def answer(
+        self, logits: Floats, images: Embeddings | LabelledImages, classes: Sequence[str], draws: Draws
+    ) -> Answers:
+        """Measures logits of images.
+
+        Args:
+            logits: Of the classes, `[N, C]`; for `present-absent` of their presence and then of their absence,
+                `[N, 2 C]`.
+            images: Labels, patients and views of the images, `[N]`.
+            classes: Columns of the labels, `[C]`.
+            draws: How intervals are drawn.
+
+        Raises:
+            DataError: If no image can be asked this.
+        """
+        if self.scoring == "multi-class":
+            return answer_multi_class(logits, images, classes, draws)
+        return answer_present_absent(*halves(logits), images, classes, draws, blank=self.blank)
+
+    def score(self, logits: Floats, images: Embeddings | LabelledImages, classes: Sequence[str]) -> Scored | None:
+        """What stands behind the numbers of `answer`, without measuring them; None where no image can be asked."""
+        try:
+            if self.scoring == "multi-class":
+                return score_one_class(logits, images, classes)[1]
+            return score_presence(*halves(logits), images, classes, blank=self.blank)
+        except DataError:
+            return None
+
     def command(self, run: Path, task: str, options: Mapping[str, object]) -> str:
         """What to type for the same evaluation, without folders.
 
@@ -164,6 +202,12 @@ def embed_images(
         key={"weights": weights, "pixels": images.prepared.digest, "size": str(settings.images.size)},
         progress=progress,
     )
+
+
+def halves(logits: Floats) -> tuple[Floats, Floats]:
+    """Logits that findings are there, and that they are not, `[N, C]` each."""
+    findings = logits.shape[1] // 2
+    return logits[:, :findings], logits[:, findings:]
 
 
 def class_names(classes: str | Sequence[str] | None) -> tuple[str, ...] | None:

@@ -22,14 +22,14 @@ from cleft.data import opening_of
 from cleft.data.prompts import absent_prompt, choose_classes, class_prompt, templates_of
 from cleft.data.splits.draws import ids_digest
 from cleft.data.wordings import Wording, check_wording, find_wording
-from cleft.evaluation.asking import Question, check_images, embed_images, run_settings
+from cleft.evaluation.asking import Question, check_images, embed_images, halves, run_settings
 from cleft.evaluation.metrics import auc
 from cleft.evaluation.questions import class_logits, label_columns, score_one_class, score_presence
 from cleft.evaluation.results import write_evaluation
 from cleft.evaluation.scoring import USUAL_DRAWS, Draws, Measure, Scored, measured, measures_of
 from cleft.evaluation.selection import Selection
 from cleft.evaluation.subgroups import HEADLINES
-from cleft.evaluation.zero_shot import encode_classes, halves
+from cleft.evaluation.zero_shot import encode_classes
 from cleft.learning.surroundings import device_of
 from cleft.towers.checkpoint import check_reads_texts, load_model, weights_digest
 from cleft.towers.context import build_context

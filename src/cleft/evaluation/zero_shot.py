@@ -18,8 +18,9 @@ from torch import Tensor
 
 from cleft.data.prompts import absent_name, absent_prompt, choose_classes, class_prompt
 from cleft.data.wordings import Wording, check_wording, find_wording
-from cleft.errors import ConfigError, DataError
+from cleft.errors import ConfigError
 from cleft.evaluation.asking import (
+    CANNOT_BE_ASKED,
     Question,
     Scoring,
     check_images,
@@ -29,24 +30,15 @@ from cleft.evaluation.asking import (
     write_down,
 )
 from cleft.evaluation.kept import keep
-from cleft.evaluation.metrics import Floats
-from cleft.evaluation.questions import (
-    Blank,
-    answer_multi_class,
-    answer_present_absent,
-    class_logits,
-    score_one_class,
-    score_presence,
-)
+from cleft.evaluation.questions import Blank, class_logits
 from cleft.evaluation.results import write_evaluation
-from cleft.evaluation.scoring import USUAL_DRAWS, Draws, Scored
+from cleft.evaluation.scoring import USUAL_DRAWS, Draws
 from cleft.evaluation.selection import Part
 from cleft.evaluation.space import map_space
 from cleft.learning.files import read_json
 from cleft.learning.surroundings import device_of
 from cleft.towers.checkpoint import check_reads_texts, load_model, weights_digest
 from cleft.towers.dual import DualEncoder
-from cleft.types import Embeddings
 
 Prompts = Literal["auto", "context", "handwritten"]
 
@@ -123,18 +115,13 @@ def evaluate_zero_shot(
     embeddings = embed_images(run, model, images, settings, weights, progress=progress)
     sentences, embeds = encode_classes(model, asked, images.opening, scoring, behind, words)
     logits = class_logits(embeddings.image_embeds, embeds, model.logit_scale)
-    if scoring == "multi-class":
-        answers = answer_multi_class(logits, embeddings, asked, draws)
-    else:
-        answers = answer_present_absent(*halves(logits), embeddings, asked, draws, blank=blank)
+    answers = question.answer(logits, embeddings, asked, draws)
     held, unvalidated = question.validation(run, settings, progress=progress)
     validation = None
     if held is not None:
         known = embed_images(run, model, held, settings, weights, progress=progress)
-        validation = score_quietly(
-            class_logits(known.image_embeds, embeds, model.logit_scale), known, asked, scoring, blank
-        )
-        unvalidated = None if validation else "no temperature: no validation image can be asked this"
+        validation = question.score(class_logits(known.image_embeds, embeds, model.logit_scale), known, asked)
+        unvalidated = None if validation else CANNOT_BE_ASKED
     evaluation = write_down(
         question,
         run,
@@ -197,24 +184,6 @@ def encode_classes(
         if behind == "context":
             return [f"[learned context] {name}" for name in names], model.encode_class_names(names)
         return written, model.encode_text(written)
-
-
-def halves(logits: Floats) -> tuple[Floats, Floats]:
-    """Logits of the sentences that name findings, and of those that deny them, `[N, C]` each."""
-    findings = logits.shape[1] // 2
-    return logits[:, :findings], logits[:, findings:]
-
-
-def score_quietly(
-    logits: Floats, images: Embeddings, classes: Sequence[str], scoring: Scoring, blank: Blank
-) -> Scored | None:
-    """What stands behind the numbers, without measuring them; None where no image can be asked."""
-    try:
-        if scoring == "multi-class":
-            return score_one_class(logits, images, classes)[1]
-        return score_presence(*halves(logits), images, classes, blank=blank)
-    except DataError:
-        return None
 
 
 def _notes_of(run: Path, behind: str, scoring: Scoring, asked: Sequence[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """Classification by labels: a linear head on an image tower that stands still, or that moves with it.
 
-A tower that stands still and sees no random views reads each image once, whatever the protocol. What it says lies in the
-folder of the tower, so that other fractions, seeds and protocols find it there. A solved probe has no steps and so
+A tower that stands still and sees no random views reads each image once, whatever the protocol. What it says lies in
+the folder of the tower, so that other fractions, seeds and protocols find it there. A solved probe has no steps and so
 nothing to resume; everything else goes on from its states as stage one does.
 
 Shapes: `B` images of a batch, `N` images, `C` classes, `D` width of the tower.
