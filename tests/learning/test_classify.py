@@ -1,6 +1,5 @@
 """Heads on an image tower: solved, trained in steps or fine-tuned, resumable, and honest about what taught them."""
 
-import csv
 import json
 import logging
 import shutil
@@ -11,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from tests.fakes.rsna import rsna_row, write_fake_rsna
 from tests.tools.forks import die, forked
-from tests.tools.tiny_runs import CLASSES, log_of, tiny_settings, write_drawings
+from tests.tools.tiny_runs import CLASSES, copy_drawings, log_of, tiny_settings, write_drawings
 from torch import nn
 
 from cleft.config import load_settings
@@ -58,15 +57,8 @@ def summary_of(run):
 
 
 def changed_table(source, folder, change):
-    """A copy of the drawings in which each row has gone through `change`; words that name it."""
-    root = shutil.copytree(load_settings(source).data.root, folder)
-    with (root / "manifest.csv").open() as file:
-        rows = [change(row) for row in csv.DictReader(file)]
-    with (root / "manifest.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    return f"--data.root={root}"
+    """Words that name a copy of the drawings in which each row has gone through `change`."""
+    return f"--data.root={copy_drawings(load_settings(source).data.root, folder, change)}"
 
 
 def test_a_probes_folder_holds_its_head_and_points_to_its_tower(probe, source):

@@ -1,6 +1,8 @@
 """A folder of small drawn images whose findings can be seen, and the settings of a model that learns them."""
 
 import csv
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,18 @@ def write_drawings(root: Path, patients: int = 60) -> Path:
         lines.append(f"{number}.png,p{number:03},AP,{labels}")
     (root / "manifest.csv").write_text("\n".join(lines) + "\n")
     return root
+
+
+def copy_drawings(root: Path, folder: Path, change: Callable[[dict[str, str]], dict[str, str]]) -> Path:
+    """A copy of the drawings in `root` whose table has gone through `change` row by row; returns `folder`."""
+    shutil.copytree(root, folder)
+    with (root / "manifest.csv").open() as file:
+        rows = [change(row) for row in csv.DictReader(file)]
+    with (folder / "manifest.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return folder
 
 
 def tiny_settings(root: Path, *more: str):
