@@ -84,6 +84,70 @@ def test_two_runs_are_held_against_each_other(walk, capsys):
     assert "difference +0.000" in capsys.readouterr().out
 
 
+def test_heads_are_trained_on_less_data_over_seeds_tested_and_shown(walk, tmp_path, capsys):
+    words = [
+        "--scoring",
+        "present-absent",
+        "--classes",
+        "Edema",
+        "--blank",
+        "absent",
+        "--fraction",
+        "0.5",
+        "--seeds",
+        "2",
+    ]
+    assert main(["classify", str(walk / "one"), *words]) == 0
+    said = capsys.readouterr().out
+    runs = [walk / "one-linear-probe-50-percent" / f"seed-{seed}" for seed in (0, 1)]
+    assert all(f"{run}, seed {run.name[-1]}:" in said for run in runs)
+    assert re.search(
+        r"^auc: mean [01]\.\d{3}, from [01]\.\d{3} to [01]\.\d{3}, standard deviation .* over seeds 0, 1$", said, re.M
+    )
+    assert f"next: cleft report {runs[0]} {runs[1]}" in said
+    assert main(["evaluate", str(runs[0]), "--split", "all", "--drop-overlap"]) == 0
+    assert "linear-probe-chexpert-all-edema-usual-50-percent-seed-0-present-absent" in capsys.readouterr().out
+    assert main(["report", *map(str, runs), "--out", str(tmp_path / "page.html")]) == 0
+    assert "linear-probe" in (tmp_path / "page.html").read_text().lower()
+
+
+def test_a_whole_tower_is_fine_tuned_and_asked_like_every_run(walk, capsys):
+    words = ["--mode", "fine-tune", "--classify.steps", "2", "--classes", "Edema,Cardiomegaly"]
+    assert main(["classify", str(walk / "one"), *words, "--out", str(walk / "tuned")]) == 0
+    said = capsys.readouterr().out
+    assert f"{walk / 'tuned'}, seed 0:" in said
+    assert "mean" not in said
+    assert main(["evaluate", str(walk / "tuned"), "--task", "fine-tune"]) == 0
+    assert "accuracy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        (["evaluate", "one", "--task", "linear-probe"], 4, "one has no head that tells classes apart"),
+        (["classify", "one", "--fraction", "2"], 2, "classify.fraction=2.0 must lie above 0 and not above 1"),
+        (
+            ["classify", "one", "--classify.steps", "5"],
+            2,
+            "classify.steps=5 does nothing with classify.mode=linear-probe",
+        ),
+        (["classify", "one", "--classes", "Edema", "--out", "x"], 2, "telling apart takes at least two"),
+        (["classify", "one", "--seeds", "0"], 2, "--seeds 0: at least one head is trained"),
+        (["classify", "phantoms"], 2, "phantoms"),
+    ],
+)
+def test_a_head_that_cannot_be_is_turned_away(walk, tmp_path, monkeypatch, capsys, words, code, sentence):
+    monkeypatch.chdir(tmp_path)
+    assert main([words[0], str(walk / words[1]), *words[2:]]) == code
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_head_reads_no_prompts(walk, capsys):
+    [head] = [walk / "one-linear-probe-50-percent" / "seed-0"]
+    assert main(["evaluate", str(head), "--prompts", "handwritten"]) == 2
+    assert "--prompts handwritten does nothing here: a head knows its classes" in capsys.readouterr().err
+
+
 def test_a_finished_run_started_again_does_nothing(walk, capsys):
     before = (walk / "one" / "model.safetensors").stat().st_mtime_ns
     words = ["--data.root", str(walk / "phantoms"), "--data.val_fraction", "0.2", "--data.cache", str(walk / "cache")]

@@ -157,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
         "--scoring", choices=["multi-class", "present-absent"], help="as in cleft evaluate (multi-class)"
     )
     heads.add_argument("--blank", choices=["unknown", "absent"], help="what blank labels count as (unknown)")
-    heads.add_argument("--fraction", help="share of the training patients, e.g. 0.01; 1 % lies inside 10 % (1)")
+    heads.add_argument("--fraction", help="share of the training patients, e.g. 0.01, nested for equal seeds (1)")
     heads.add_argument("--seeds", type=_number, metavar="N", help="N heads with the seeds 0 to N-1; by default one")
     heads.add_argument("--out", type=Path, help="folder of the new run (<run>-<mode>, and what else is not usual)")
     heads.add_argument("--allow-overlap", action="store_true", help="test on patients that were trained on, and say so")

@@ -33,7 +33,7 @@ from cleft.evaluation.scoring import Draws, Scored
 from cleft.evaluation.selection import Part, PerClass, Selection, select_images
 from cleft.evaluation.subgroups import by_subgroup
 from cleft.learning.encode import EncodingModel, encode_images
-from cleft.types import Embeddings, Evaluation, ImageModel, Result
+from cleft.types import Embeddings, Evaluation, ImageModel, LabelledImages, Result
 
 log = logging.getLogger(__name__)
 
