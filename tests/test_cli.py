@@ -84,30 +84,29 @@ def test_two_runs_are_held_against_each_other(walk, capsys):
     assert "difference +0.000" in capsys.readouterr().out
 
 
-def test_heads_are_trained_on_less_data_over_seeds_tested_and_shown(walk, tmp_path, capsys):
-    words = [
-        "--scoring",
-        "present-absent",
-        "--classes",
-        "Edema",
-        "--blank",
-        "absent",
-        "--fraction",
-        "0.5",
-        "--seeds",
-        "2",
-    ]
-    assert main(["classify", str(walk / "one"), *words]) == 0
+HEADS = ("--scoring", "present-absent", "--classes", "Edema", "--blank", "absent", "--fraction", "0.5", "--seeds", "2")
+
+
+@pytest.fixture(scope="module")
+def heads(walk):
+    """Two heads on the tower of the walk, where the verb puts them."""
+    assert main(["classify", str(walk / "one"), *HEADS]) == 0
+    return [walk / "one-linear-probe-50-percent" / f"seed-{seed}" for seed in (0, 1)]
+
+
+def test_heads_are_trained_on_less_data_over_seeds_tested_and_shown(walk, heads, tmp_path, capsys):
+    before = (heads[0] / "model.safetensors").stat().st_mtime_ns
+    assert main(["classify", str(walk / "one"), *HEADS]) == 0  # finished, and only asked again
+    assert (heads[0] / "model.safetensors").stat().st_mtime_ns == before
     said = capsys.readouterr().out
-    runs = [walk / "one-linear-probe-50-percent" / f"seed-{seed}" for seed in (0, 1)]
-    assert all(f"{run}, seed {run.name[-1]}:" in said for run in runs)
+    assert all(f"{run}, seed {run.name[-1]}:" in said for run in heads)
     assert re.search(
         r"^auc: mean [01]\.\d{3}, from [01]\.\d{3} to [01]\.\d{3}, standard deviation .* over seeds 0, 1$", said, re.M
     )
-    assert f"next: cleft report {runs[0]} {runs[1]}" in said
-    assert main(["evaluate", str(runs[0]), "--split", "all", "--drop-overlap"]) == 0
+    assert f"next: cleft report {heads[0]} {heads[1]}" in said
+    assert main(["evaluate", str(heads[0]), "--split", "all", "--drop-overlap"]) == 0
     assert "linear-probe-chexpert-all-edema-usual-50-percent-seed-0-present-absent" in capsys.readouterr().out
-    assert main(["report", *map(str, runs), "--out", str(tmp_path / "page.html")]) == 0
+    assert main(["report", *map(str, heads), "--out", str(tmp_path / "page.html")]) == 0
     assert "linear-probe" in (tmp_path / "page.html").read_text().lower()
 
 
@@ -142,10 +141,9 @@ def test_a_head_that_cannot_be_is_turned_away(walk, tmp_path, monkeypatch, capsy
     assert sentence in capsys.readouterr().err
 
 
-def test_a_head_reads_no_prompts(walk, capsys):
-    [head] = [walk / "one-linear-probe-50-percent" / "seed-0"]
-    assert main(["evaluate", str(head), "--prompts", "handwritten"]) == 2
-    assert "--prompts handwritten does nothing here: a head knows its classes" in capsys.readouterr().err
+def test_a_head_reads_no_prompts(heads, capsys):
+    assert main(["evaluate", str(heads[0]), "--prompts", "handwritten"]) == 2
+    assert "--prompts handwritten does nothing with a head, which knows its classes" in capsys.readouterr().err
 
 
 def test_a_finished_run_started_again_does_nothing(walk, capsys):

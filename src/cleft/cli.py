@@ -417,7 +417,7 @@ def _evaluate(options: argparse.Namespace, words: list[str]) -> None:
     from cleft.evaluation.results import read_evaluation, spoken
 
     if options.against is not None:
-        if options.task != "zero-shot":
+        if options.task in ("retrieval", "prompts"):
             raise ConfigError(f"--against compares classifications; leave out --task {options.task}")
         return _evaluate_against(options)
     path = _ask(options, options.run)
