@@ -9,7 +9,7 @@ from cleft.config import load_settings
 from cleft.learning.material import read_material
 from cleft.learning.run import open_run
 from cleft.towers.checkpoint import save_model
-from cleft.towers.dual import build_model
+from cleft.towers.methods import build_model
 
 CLASSES = ("Atelectasis", "Edema", "Cardiomegaly", "Pleural Effusion", "Consolidation")
 
