@@ -145,10 +145,12 @@ def test_fractions_become_curves_of_data_efficiency(tmp_path):
 
 
 def test_context_lengths_become_a_curve(tmp_path):
-    rows = tuple(StudyLine(key=f"length-{n}", label=f"{n} vectors", facts={"length": n}) for n in (5, 30))
+    facts = {"moving": 1e6, "frozen": 2e6}
+    rows = tuple(StudyLine(key=f"length-{n}", label=f"{n} vectors", facts={**facts, "length": n}) for n in (5, 30))
     results = {(row.key, CELL[1]): [evaluation(0.4 + row.facts["length"] / 100)] for row in rows}
     page = write_page(small_study(tmp_path, results, name="figure3", rows=rows)).read_text()
     assert 'aria-label="CheXpert-5×200, zero-shot: accuracy against context length"' in page
+    assert "against moving weights" not in page  # all rows are of one size
 
 
 def test_a_study_without_columns_is_its_weights(tmp_path):

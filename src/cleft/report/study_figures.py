@@ -44,8 +44,8 @@ def _weights_figure(grid: Grid) -> Figure | None:
                 reach = None if number.reach is None else (100 * number.reach[0], 100 * number.reach[1])
                 frozen = row.facts.get("frozen", 0.0)
                 bubbles.append(Bubble(row.label, moving, frozen, 100 * number.value, reach, False, series))
-        if not bubbles:
-            continue
+        if not bubbles or (len(bubbles) > 1 and len({bubble.moving for bubble in bubbles}) == 1):
+            continue  # rows of one size, such as lengths of the context, tell nothing here
         for row in grid.study.rows:
             paper = quoted("table1", row.key, column.key, "accuracy")
             if paper is not None and row.key in WEIGHTS:
