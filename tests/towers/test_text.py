@@ -313,6 +313,14 @@ def test_any_text_can_be_spelled_by_a_learned_tokenizer():
     assert tokens.tokenizer.decode(tokens.encode(["œdème 肺炎 42"])[0][:-1]) == "œdème 肺炎 42"
 
 
+def test_a_token_is_spelled_as_it_reads_and_half_a_letter_as_the_vocabulary_writes_it():
+    tokens = Tokens(learn_tokenizer(CAPTIONS, causal=True), max_tokens=64, end=0)
+    [word] = tokens.opening("x")
+    assert tokens.spelled(word) == "x"
+    half = tokens.tokenizer.convert_tokens_to_ids("Ã")
+    assert tokens.spelled(half) == "Ã"
+
+
 def test_captions_are_needed_to_learn_a_tokenizer():
     with pytest.raises(ConfigError, match="learns its tokenizer from captions"):
         build_text_tower(TextTowerConfig(model=None, scratch=SCRATCH["gpt2"]), ())

@@ -242,7 +242,7 @@ def _context(model: DualEncoder, settings: Settings) -> tuple[tuple[ContextVecto
             norm=float(vector.norm()),
             moved=moved[place - 1],
             nearest=tuple(
-                (str(tower.tokens.tokenizer.decode([token])), round(cosine, 4))
+                (tower.tokens.spelled(token), round(cosine, 4))
                 for token, cosine in zip(places[place - 1].tolist(), cosines[place - 1].tolist(), strict=True)
             ),
         )

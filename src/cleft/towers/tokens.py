@@ -92,6 +92,11 @@ class Tokens:
         ids = self._plain(list(dict.fromkeys(texts)))
         return sorted({*self.front, *self.back, *(token for text in ids for token in text)})
 
+    def spelled(self, token: int) -> str:
+        """Returns how a token reads inside a sentence; half a letter is told as the vocabulary writes it."""
+        text = str(self.tokenizer.decode([token]))
+        return str(self.tokenizer.convert_ids_to_tokens(token)) if "\ufffd" in text or not text else text
+
     def warn_of_cuts(self) -> None:
         """Logs how many texts were cut, and from a fifth on what to set."""
         if self.cut > _MANY * self.met:
