@@ -35,7 +35,7 @@ def write_untrained_runs(folder: Path) -> Path:
     words = [f"--data.root={data}", f"--data.cache={folder / 'cache'}", "--data.test_fraction=0.5"]
     settings = load_settings("tiny", words)
     material = read_material(settings, progress=False)
-    model = build_model(settings, [record.caption for record in material.train])
+    model = build_model(settings, [record.caption or "" for record in material.train])
     for name in ("run", "plain"):
         if name == "run":
             model.set_context(torch.randn(4, model.text_tower.width))

@@ -45,8 +45,9 @@ from cleft.evaluation.searching import (
 from cleft.evaluation.selection import Selection
 from cleft.learning.encode import encode_features, label_images
 from cleft.learning.surroundings import device_of
-from cleft.towers.checkpoint import check_reads_texts, load_model, weights_digest
+from cleft.towers.checkpoint import is_image_only, load_model, weights_digest
 from cleft.towers.dual import DualEncoder
+from cleft.towers.folders import peek_description
 from cleft.towers.image_only import load_image_only
 from cleft.types import Evaluation, Exhibit, Record, Result, Retrieval, RetrievalExample
 
@@ -127,9 +128,12 @@ def evaluate_retrieval(
         NumericsError: If an embedding is not finite.
     """
     settings = run_settings(run)
-    texts = set(directions) != {"image-to-image"}
-    if texts:
-        _check_reads_texts(run)
+    texts, blind = set(directions) != {"image-to-image"}, is_image_only(peek_description(run))
+    if texts and blind:
+        raise CheckpointError(
+            f"{run} holds a model without a text tower, which reads no sentence; search images with images alone: "
+            f"--direction image-to-image"
+        )
     images = question.images(run, settings, progress=progress)
     if len(images.records) < 2:
         raise DataError(f"{len(images.records)} image: a search needs two; take another split", reason="no-image")
@@ -179,16 +183,6 @@ def evaluate_retrieval(
     )
 
 
-def _check_reads_texts(run: Path) -> None:
-    try:
-        check_reads_texts(run)
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"{run} holds a model without a text tower, which reads no sentence; search images with images alone: "
-            f"--direction image-to-image"
-        ) from error
-
-
 def _embed(run: Path, images: Selection, settings: Settings, weights: str, *, texts: bool, progress: bool) -> _Corpus:
     """Images, and their distinct captions where the run reads them."""
     captions = list(dict.fromkeys(record.caption or "" for record in images.records))
@@ -215,9 +209,7 @@ def _image_embeds(
     run: Path, images: Selection, settings: Settings, weights: str, *, progress: bool
 ) -> tuple[DualEncoder | None, Tensor]:
     """Unit-length embeddings `[N, E]`: projected, or the features of a model that reads images alone."""
-    try:
-        check_reads_texts(run)
-    except CheckpointError:
+    if is_image_only(peek_description(run)):
         tower = load_image_only(run).to(device_of(settings)).eval()
         check_images(run, tower, settings)
         features = encode_features(
