@@ -264,6 +264,26 @@ def test_data_that_lack_a_class_are_refused_before_anything_is_trained(grid, wor
     assert not (tmp_path / "study").exists()
 
 
+def test_heads_are_trained_on_the_tower_that_their_row_shares(drawings, tmp_path, capsys):
+    grid = tmp_path / "heads.yaml"
+    grid.write_text(
+        "columns: [manifest/linear-probe, manifest/fine-tune/0.5]\nrows:\n"
+        "  random: {preset: tiny, method: image-only}\n  lora: {preset: tiny}\n"
+    )
+    words = [f"--data=manifest={drawings}", f"--data.cache={drawings.parent / 'cache'}", *QUICK, "--seeds=1"]
+    heads = ["--classify.protocol=usual", "--classify.steps=4", "--classify.val_every=2", "--scale=tiny"]
+    line = ["reproduce", str(grid), f"--out={tmp_path / 'study'}", *words, *heads]
+    assert main(line) == 0
+    assert {cell.state for cell in read(tmp_path / "study").cells} == {"done"}
+    home = tmp_path / "study/runs/lora/seed-0"
+    assert {path.name for path in home.iterdir()} == {"stage-one", "linear-probe-manifest-1", "fine-tune-manifest-0.5"}
+    facts = {row.key: row.facts for row in read(tmp_path / "study").rows}
+    assert facts["random"]["moving"] < facts["lora"]["moving"]
+    capsys.readouterr()
+    assert main(line) == 0
+    assert "to do: nothing" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_two_processes_reach_what_one_does(finished, grid, words, tmp_path):
     assert main(["reproduce", grid, f"--out={tmp_path / 'study'}", "--jobs=2", *words]) == 0

@@ -10,9 +10,11 @@ from pathlib import Path
 
 from cleft.codec import write_whole
 from cleft.data import data_config, read_dataset
+from cleft.data.prompts import choose_classes
 from cleft.data.splits.recipes import split_records
-from cleft.evaluation.selection import choose_classes
+from cleft.evaluation.classify import evaluate_classify
 from cleft.evaluation.zero_shot import evaluate_zero_shot
+from cleft.learning.classify import classify
 from cleft.learning.context import learn_context
 from cleft.learning.pretrain import pretrain
 from cleft.studies.base_lm import learn_language_model
@@ -42,15 +44,15 @@ def do(step: Step) -> Path:
     if step.kind == "context":
         assert step.source is not None
         return learn_context(step.source, step.settings, step.folder, progress=False)
+    if step.kind == "classify":
+        assert step.source is not None
+        return classify(step.source, step.settings, step.folder, data=step.data, progress=False)
     assert step.subject is not None
     subject = SUBJECTS[step.subject]
-    return evaluate_zero_shot(
-        step.folder,
-        data=step.data,
-        classes=subject.classes,
-        per_class=subject.per_class if step.balanced else None,
-        progress=False,
-    )
+    per_class = subject.per_class if step.balanced else None
+    if step.kind == "score":
+        return evaluate_classify(step.folder, per_class=per_class, progress=False)
+    return evaluate_zero_shot(step.folder, data=step.data, classes=subject.classes, per_class=per_class, progress=False)
 
 
 def _list_apart(step: Step) -> Path:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from cleft.config import Settings, load_settings
-from cleft.data import DATASETS
+from cleft.data import DATASETS, data_config
 from cleft.data.prompts import CLASS_SETS
 from cleft.errors import CleftError, ConfigError
 from cleft.evaluation.results import read_evaluation
 from cleft.learning.files import read_json
+from cleft.learning.protocols import follow_protocol
 from cleft.learning.same import Stage, changes
 from cleft.studies.plans import SUBJECTS
 from cleft.studies.steps import Step
@@ -35,12 +37,21 @@ def check_settings(step: Step) -> None:
     begun = (step.folder / "summary.json").is_file() or any((step.folder / "states").glob("*.ckpt"))
     if step.kind not in _STAGES or not begun:
         return
-    differing, _ = changes(load_settings(step.folder), step.settings, _STAGES[step.kind])
+    begun_with = load_settings(step.folder)
+    differing, _ = changes(begun_with, _resolved(step, begun_with), _STAGES[step.kind])
     if differing:
         raise ConfigError(
             f"{step.folder} was begun with other settings: {'; '.join(map(str, differing))}; put the old values back "
             f"to go on, or choose another folder for the study with --out"
         )
+
+
+def _resolved(step: Step, begun_with: Settings) -> Settings:
+    """Settings as the run of a step keeps them; that of a head says which data, which protocol, which findings."""
+    if step.kind != "classify":
+        return step.settings
+    data, head = data_config(step.settings, step.data), follow_protocol(step.settings.classify)
+    return replace(step.settings, data=data, classify=head, classes=begun_with.classes)
 
 
 def find_answer(step: Step) -> Path | None:
@@ -62,10 +73,11 @@ def answers(evaluation: Evaluation, step: Step) -> bool:
     """Whether a result is the answer to a step's question."""
     assert step.subject is not None
     subject = SUBJECTS[step.subject]
-    asked = (evaluation.dataset, evaluation.split, evaluation.scoring, evaluation.wording)
-    if asked != (subject.dataset, "test", "multi-class", step.settings.wording):
+    if (evaluation.dataset, evaluation.split, evaluation.scoring) != (subject.dataset, "test", "multi-class"):
         return False
-    if step.kind == "zero-shot" and evaluation.task != "zero-shot":
+    if step.kind == "zero-shot" and evaluation.wording != Path(step.settings.wording).stem:
+        return False
+    if evaluation.task != ("zero-shot" if step.kind == "zero-shot" else step.settings.classify.mode):
         return False
     if ("--per-class" in evaluation.command) != (step.balanced and subject.per_class is not None):
         return False

@@ -125,6 +125,8 @@ class Reproduction:
             if outcome.failure is not None or name in self._answers:
                 self._check_headings()
                 self.write()
+        self._facts.clear()  # of what was learned, more is known now: the tokens whose rows move, a new language model
+        self.write()
         code = 0 if not codes else NumericsError.exit_code if NumericsError.exit_code in codes else 1
         return Ending([folder for _, folder in self.plans], own, code)
 

@@ -21,8 +21,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from cleft.config import Settings, TextTowerConfig, load_settings
+from cleft.config import ClassifyConfig, Settings, TextTowerConfig, load_settings
 from cleft.errors import ConfigError
+from cleft.learning.protocols import is_exact
 from cleft.learning.same import Role, flat, role
 from cleft.studies.plans import SUBJECTS, Column, Plan, Row, built
 
@@ -211,14 +212,21 @@ class _Builder:
         before = self._pretrain()
         subject = SUBJECTS[column.subject]
         name = f"{self._stage_one}/{column.task}-{column.subject}-{column.fraction:g}"
-        settings = replace(
-            self._first,
-            classes=(subject.classes,) if subject.classes else self._first.classes,
-            classify=replace(self._first.classify, mode=column.task, fraction=column.fraction),
-        )
+        classes = (subject.classes,) if subject.classes else self._first.classes
+        settings = replace(self._first, classes=classes, classify=self._head(column))
         folder = self._given.runs / name
         self._add(self._step(name, "classify", folder, settings, (before.name,), column, source=before.folder))
         return self._add(self._step(f"{name}/score", "score", folder, settings, (name,), column)).name
+
+    def _head(self, column: Column) -> ClassifyConfig:
+        """How a head of a table is trained: by the paper's protocol at its scale, unless another was asked for."""
+        config = replace(self._first.classify, mode=column.task, fraction=column.fraction)  # pyright: ignore[reportArgumentType]  it is no zero-shot
+        if self._balanced and not any(word.startswith("--classify.protocol=") for word in self._given.words):
+            config = replace(config, protocol="paper")
+        if is_exact(config):  # what a preset says of steps holds for fine-tuning alone
+            kept = {name: getattr(config, name) for name in ("mode", "fraction", "scoring", "blank", "choose")}
+            return ClassifyConfig(**kept)
+        return config
 
     def _begin(self, plain: Settings) -> Settings:
         self._before = []
