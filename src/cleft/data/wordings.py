@@ -32,7 +32,7 @@ WORDINGS: dict[str, dict[str, str]] = {
 }
 """Class to phrase, by the name of the wording, on top of `PHRASES`; `dataset/class` holds for that dataset alone.
 
-`released` is what the authors' code compares with (docs/decisions/0087)."""
+`released` is what the authors' code compares with (docs/decisions/0098)."""
 
 
 @dataclass(frozen=True)
