@@ -427,14 +427,13 @@ def _evaluate(options: argparse.Namespace, words: list[str]) -> None:
 
 def _evaluate_against(options: argparse.Namespace) -> None:
     from cleft.evaluation.compare import compare, spoken_comparison, write_comparison
+    from cleft.evaluation.results import read_evaluation
 
     first, second = (
         place if place.suffix == ".json" else _ask(options, place) for place in (options.run, options.against)
     )
-    names = [
-        place.name if place.suffix == ".json" else place.resolve().name for place in (options.run, options.against)
-    ]
-    found = compare(first, second, command=f"cleft evaluate {names[0]} --against {names[1]}")
+    asked = f"cleft evaluate {options.run.name}" if options.run.suffix == ".json" else read_evaluation(first).command
+    found = compare(first, second, command=f"{asked} --against {options.against.resolve().name}")
     print("\n".join(spoken_comparison(found)))
     print(f"{write_comparison(found, first.parent.parent)}; next: cleft report {first.parent.parent}")
 
