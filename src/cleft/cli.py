@@ -360,7 +360,8 @@ def _pretrain(options: argparse.Namespace, words: list[str]) -> None:
     if settings.method == "image-only":
         print(f"{pretrain(settings, folder)}: an image tower, nothing was trained; next: cleft classify {folder}")
         return
-    print(f"{pretrain(settings, folder)}: stage one is complete; next: cleft learn-context {folder}")
+    following = "classify" if settings.method == "mrm" else "learn-context"
+    print(f"{pretrain(settings, folder)}: stage one is complete; next: cleft {following} {folder}")
 
 
 def _learn_context(options: argparse.Namespace, words: list[str]) -> None:

@@ -109,6 +109,10 @@ class Batch(NamedTuple):
     """One column per finding, `[B, C]` float: 1, 0, -1, or NaN where nobody mentioned it."""
     rows: Tensor
     """Row of each image in its split, `[B]` int64."""
+    text_labels: Tensor | None = None
+    """What each text says, as `labels`, where it was not written of its image; None where `labels` say it."""
+    reworded: list[str] | None = None
+    """The same texts with words changed, where a method wants them."""
 
 
 class ImageModel(Protocol):

@@ -13,6 +13,7 @@ from cleft.config import AugmentConfig, DataConfig, ImagesConfig, OptimConfig, S
 from cleft.data.batches import StepSampler, Views, eval_loader, label_table, train_loader
 from cleft.data.pixels.augment import augment, centre_crop
 from cleft.data.pixels.prepared import prepare_images
+from cleft.data.texts import Texts
 from cleft.errors import ConfigError, DataError
 from cleft.types import Record
 
@@ -192,3 +193,21 @@ def test_what_travels_to_a_worker_is_small(data):
     records, prepared = data
     many = Views(records * 100, prepared, FINDINGS, SETTINGS.images, 0)
     assert len(pickle.dumps(many)) < 30_000
+
+
+def test_texts_stand_in_place_of_captions_and_resume_where_they_were(data):
+    records, prepared = data
+    config = DataConfig(texts="bank", reword=True)
+    texts = Texts(records, FINDINGS, config, SETTINGS.seed)
+    whole = list(train_loader(records, prepared, FINDINGS, SETTINGS, texts=texts))
+    assert whole[0].text_labels.shape == (4, 2)
+    assert len(whole[0].captions) == len(whole[0].reworded) == 4
+    later = list(train_loader(records, prepared, FINDINGS, SETTINGS, first_step=5, texts=texts))
+    same(later, whole[5:])
+    assert [batch.reworded for batch in later] == [batch.reworded for batch in whole[5:]]
+    still = Texts(records, FINDINGS, config, SETTINGS.seed, still=True)
+    (batch,) = eval_loader(records, prepared, FINDINGS, SETTINGS, batch_size=10, texts=still)
+    assert batch.captions == [still.read(0, row).text for row in range(10)]
+    assert batch.reworded is None
+    plain = next(iter(train_loader(records, prepared, FINDINGS, SETTINGS)))
+    assert plain.text_labels is plain.reworded is None

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.tools.tiny_methods import method_settings
 from tests.tools.tiny_runs import log_of, tiny_settings, write_drawings
 
 from cleft.learning.pretrain import Pretraining, pretrain
@@ -67,7 +68,17 @@ def gradients(folder):
 def test_m3_two_ranks_equal_one(tmp_path, monkeypatch, loss):
     root = write_drawings(tmp_path / "data")
     words = ["--optim.steps=4", "--train.val_every=2", f"--loss.name={loss}", "--text.dropout=0"]
-    alone = with_transformer(tiny_settings(root, *words))
+    assert_two_equal_one(with_transformer(tiny_settings(root, *words)), tmp_path, monkeypatch)
+
+
+def test_two_ranks_compare_regions_and_words_as_one_does(tmp_path, monkeypatch):
+    root = write_drawings(tmp_path / "data")
+    words = ["--optim.steps=4", "--train.val_every=2", "--text.base_dropout=0", "--data.texts=captions"]
+    settings = with_transformer(method_settings("gloria", root, "--image.resize=null", *words))
+    assert_two_equal_one(settings, tmp_path, monkeypatch)
+
+
+def assert_two_equal_one(alone, tmp_path, monkeypatch):
     monkeypatch.setattr(Pretraining, "on_before_optimizer_step", gradients(tmp_path / "one.pt"))
     pretrain(alone, tmp_path / "one")
     monkeypatch.setattr(Pretraining, "on_before_optimizer_step", gradients(tmp_path / "two.pt"))

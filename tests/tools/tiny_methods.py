@@ -39,10 +39,17 @@ BERT = {
     "num_attention_heads": 2,
     "hidden_size": 16,
     "intermediate_size": 32,
-    "max_position_embeddings": 96,
+    "max_position_embeddings": 128,
 }
 TOWERS = {
     "convirt": (RESNET, ["--text.frozen_layers=2"]),
+    "medclip": (SWIN, []),
+    "gloria": (RESNET, ["--image.resize=75", "--loss.embed_dim=16"]),
+    "mgca": (VIT, ["--text.depth=2", "--loss.hidden_width=24", "--mgca.prototypes=7"]),
+    "mrm": (
+        VIT,
+        ["--images.stored_size=128", "--images.size=112", "--image.resize=56", "--text.scratch=" + json.dumps(BERT)],
+    ),
     "clip": (VIT, ["--text.depth=2", "--loss.hidden_width=24"]),
 }
 """Method to its image tower and what else must become smaller."""
@@ -73,5 +80,4 @@ def method_settings(method: str, root: Path, *more: str):
         for tower, shape in (("image", vision), ("text", BERT))
         for word in (f"--{tower}.model=null", f"--{tower}.scratch={json.dumps(shape)}")
     ]
-    width = [] if method == "gloria" else ["--loss.embed_dim=12"]
-    return load_settings(f"baseline-{method}", [*COMMON, *places, *towers, *width, *smaller, *more])
+    return load_settings(f"baseline-{method}", [*COMMON, *places, *towers, "--loss.embed_dim=12", *smaller, *more])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, CLIPConfig, CLIPModel
+from transformers import AutoConfig, AutoModel, CLIPConfig, CLIPModel, ViTMAEConfig, ViTMAEForPreTraining
 
 from cleft.config import ImagesConfig, ImageTowerConfig
 from cleft.errors import CheckpointError, ConfigError
@@ -318,7 +318,7 @@ def test_a_model_that_keeps_no_patches_has_no_decoder(scratch):
 
 
 def test_images_are_enlarged_inside_the_tower(images):
-    tower = build(RESNET, upsample=80, pooling="mean")
+    tower = build(RESNET, resize=80, pooling="mean")
     assert tower.spec.size == (56, 56)
     large = torch.nn.functional.interpolate(
         build(RESNET, pooling="mean").normalise(images), (80, 80), mode="bilinear", align_corners=True
@@ -360,3 +360,21 @@ def test_weights_that_only_regions_need_move_where_somebody_reads_regions():
         ["model.embeddings.mask_token", "model.layernorm.weight", "model.layernorm.bias"],
         ["model.embeddings.mask_token"],
     ]
+
+
+def test_a_masked_autoencoder_that_hides_nothing_is_a_vit(tmp_path, images):
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    torch.manual_seed(1)
+    made = ViTMAEForPreTraining(ViTMAEConfig(**shape, image_size=56, patch_size=14, decoder_hidden_size=16))
+    made.save_pretrained(tmp_path)
+    tower = build_image_tower(ImageTowerConfig(model=str(tmp_path), pooling="cls"), ImagesConfig(size=56)).eval()
+    assert tower.model.config.model_type == "vit"
+    whole = made.vit.eval()
+    whole.config.mask_ratio = whole.embeddings.config.mask_ratio = 0.0
+    torch.testing.assert_close(tower.encode(images), whole(tower.normalise(images)).last_hidden_state[:, 0])
+
+
+def test_images_can_be_read_smaller_than_they_are(images):
+    tower = build(RESNET, resize=28, pooling="mean")
+    small = torch.nn.functional.interpolate(tower.normalise(images), (28, 28), mode="bicubic", antialias=True)
+    torch.testing.assert_close(tower.encode(images), tower(small))

@@ -72,6 +72,16 @@ class DataConfig:
     reports: Path | None = None
     """Where MIMIC-CXR's or IU X-ray's reports lie, if not in `root`: the folder of the text or XML files, or for
     MIMIC-CXR `mimic_cxr_sectioned.csv`."""
+    texts: Literal["captions", "findings", "sentences", "whole", "gloria", "mgca", "medclip", "bank"] = "captions"
+    """What stage one reads with an image. `captions`: its caption. `findings`: a short sentence about one of its
+    findings, drawn anew each epoch. Of its report: `sentences`, one of them, drawn anew; `whole`, all of it; `gloria`,
+    `mgca`, `medclip`: cut and cleaned as their released code does. `bank`: any sentence that shares a finding with it,
+    as MedCLIP does; image and text then need not come from one table."""
+    bank: Path | None = None
+    """Table of sentences with one column for each finding, for `texts: bank`; by default short sentences that name one
+    finding each."""
+    reword: bool = False
+    """Whether each text is read a second time with words changed, as MedCLIP does; its loss alone uses it."""
     reduce: Literal["severity", "first", "highest"] = "severity"
     """Which of several findings speaks for a breast in EMBED. `severity`: the worst (in a screening exam BI-RADS 0
     comes before 3). `first`: the first in the table. `highest`: the highest score, but 0 before 1 and 2 where none is
@@ -189,8 +199,9 @@ class ImageTowerConfig:
     decoder_positions: Literal["standard", "slipped"] = "standard"
     """Frequencies of the positions in these blocks: as masked autoencoders have them, or with a quarter of the
     exponents, by a slip of the authors' code."""
-    upsample: int | None = None
-    """Side to which the model enlarges its images before it reads them; GLoRIA's reads 224 pixels at 299."""
+    resize: int | None = None
+    """Side to which the model brings its images before it reads them: GLoRIA's reads 224 pixels at 299, MRM's reads 448
+    at 224 and paints them at 448."""
     train: bool = True
     """Whether its weights move."""
     gradient_checkpointing: bool = False
@@ -199,8 +210,8 @@ class ImageTowerConfig:
     def __post_init__(self) -> None:
         _check_source("image", self.model, self.scratch)
         _check_range("image.decoder_blocks", self.decoder_blocks, 0, 64)
-        if self.upsample is not None:
-            _check_range("image.upsample", self.upsample, 8, 4096)
+        if self.resize is not None:
+            _check_range("image.resize", self.resize, 8, 4096)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,6 +331,75 @@ class ConvirtConfig:
 
     def __post_init__(self) -> None:
         _check_range("convirt.image_to_text", self.image_to_text, 0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MedclipConfig:
+    """MedCLIP's loss. Used by `method: medclip` alone."""
+
+    similarity: Literal["dot", "cosine"] = "dot"
+    """What an image and a text have in common: their findings counted, as the released code, or divided by the lengths
+    of both, as the paper."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GloriaConfig:
+    """GLoRIA's loss. Used by `method: gloria` alone."""
+
+    global_weight: float = 1.0
+    """Of whole images against whole texts."""
+    local_weight: float = 1.0
+    """Of regions against words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MgcaConfig:
+    """MGCA's loss. Used by `method: mgca` alone."""
+
+    weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """Of whole pairs, of words and regions, and of prototypes. The released command has these, the released class by
+    itself 1, 0.7 and 0.5."""
+    prototypes: int = 500
+    """Vectors that stand for groups of pairs."""
+    still_steps: int = 0
+    """Steps for which prototypes do not move; the released code waits an epoch."""
+    padding: Literal["masked", "released"] = "masked"
+    """`released`: padding up to `text.max_tokens` is projected, enters the norms' statistics, and is what words are
+    told from too."""
+    word_weights: Literal["aligned", "shifted"] = "aligned"
+    """`shifted`: each word weighs what the next one should, by a slip of the released code."""
+
+    def __post_init__(self) -> None:
+        _check_range("mgca.prototypes", self.prototypes, 1, 10**6)
+        _check_range("mgca.still_steps", self.still_steps, 0, 10**9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MrmConfig:
+    """MRM's decoders and loss. Used by `method: mrm` alone."""
+
+    mask_ratio: float = 0.75
+    """Share of the patches that are hidden."""
+    word_ratio: float = 0.5
+    """Probability with which a word is hidden."""
+    decoder_blocks: int = 4
+    """Of the decoder that paints."""
+    decoder_width: int | None = None
+    """Its width; by default that of the image tower. A multiple of 4."""
+    decoder_positions: Literal["standard", "slipped"] = "standard"
+    """As `image.decoder_positions`."""
+    score: Literal["masked", "all"] = "masked"
+    """Which tokens of a report count: those that were hidden, as the paper says, or every position up to
+    `text.max_tokens`, padding too, as the released code does."""
+    standardise: bool = True
+    """Whether each patch is brought to mean 0 and deviation 1 before it is compared."""
+    weights: tuple[float, float] = (1.0, 1.0)
+    """Of the image and of the report."""
+
+    def __post_init__(self) -> None:
+        _check_range("mrm.mask_ratio", self.mask_ratio, 0.01, 0.99)
+        _check_range("mrm.word_ratio", self.word_ratio, 0.01, 1)
+        _check_range("mrm.decoder_blocks", self.decoder_blocks, 1, 64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -480,10 +560,12 @@ _CLASSIFY_RANGES = (
 class Settings:
     """Everything that decides a run."""
 
-    method: Literal["cleft", "image-only", "clip", "convirt"] = "cleft"
+    method: Literal["cleft", "image-only", "clip", "convirt", "medclip", "gloria", "mgca", "mrm"] = "cleft"
     """What is trained before classification, and by which loss; which towers, the other settings say. `cleft`, `clip`:
-    both towers, pulled together by captions. `convirt`: the same, by its own weights. `image-only`: nothing;
-    the image tower stays as it is, random or as it was published, for linear probes and fine-tuning to start from."""
+    both towers, pulled together by captions. `convirt`: the same, by its own weights. `medclip`: as far as findings
+    agree. `gloria`: regions and words too. `mgca`: these and prototypes. `mrm`: what is hidden of image and text is
+    restored; no zero-shot classification follows. Each has a preset, `baseline-<method>`. `image-only`: nothing; the
+    image tower stays as it is, random or as it was published, for linear probes and fine-tuning to start from."""
     seed: int = 0
     classes: tuple[str, ...] = ("chexpert-5",)
     """Classes that stage two and zero-shot classification tell apart: the name of a set, or findings."""
@@ -496,6 +578,10 @@ class Settings:
     text: TextTowerConfig = field(default_factory=TextTowerConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     convirt: ConvirtConfig = field(default_factory=ConvirtConfig)
+    medclip: MedclipConfig = field(default_factory=MedclipConfig)
+    gloria: GloriaConfig = field(default_factory=GloriaConfig)
+    mgca: MgcaConfig = field(default_factory=MgcaConfig)
+    mrm: MrmConfig = field(default_factory=MrmConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     context: ContextConfig = field(default_factory=ContextConfig)

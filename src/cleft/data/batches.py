@@ -21,6 +21,7 @@ from cleft.data.orders import distinct_order, epoch_order, group_rows
 from cleft.data.pixels.augment import augment, centre_crop
 from cleft.data.pixels.pixel_rows import PixelRows
 from cleft.data.pixels.prepared import PreparedImages
+from cleft.data.texts import Texts
 from cleft.errors import ConfigError, DataError
 from cleft.types import Batch, Record
 
@@ -110,10 +111,12 @@ class Views(Dataset[Batch]):
         findings: Sequence[str],
         config: ImagesConfig,
         seed: int | None,
+        texts: Texts | None = None,
     ) -> None:
         self._pixels: PixelRows = prepared.rows
         self._numbers = _numbers(records, prepared)
-        self._captions = _captions(records)
+        self._captions = _captions(records) if texts is None else []
+        self._texts = texts
         self._labels = label_table(records, findings)
         self._config = config
         self._seed = seed
@@ -129,12 +132,13 @@ class Views(Dataset[Batch]):
         """Returns the batch of these (epoch, row) pairs; a loader calls it once per batch."""
         rows = [row for _, row in positions]
         images = np.stack([self._view(epoch, row) for epoch, row in positions])
-        return Batch(
+        batch = Batch(
             images=torch.from_numpy(images[:, None]),
-            captions=[self._captions[row] for row in rows],
+            captions=[self._captions[row] for row in rows] if self._texts is None else [],
             labels=torch.from_numpy(self._labels[rows]),
             rows=torch.tensor(rows, dtype=torch.int64),
         )
+        return batch if self._texts is None else _with_texts(batch, self._texts, positions)
 
     def _view(self, epoch: int, row: int) -> NDArray[np.uint8]:
         try:
@@ -159,6 +163,7 @@ def train_loader(
     rank: int = 0,
     world_size: int = 1,
     augmented: bool = True,
+    texts: Texts | None = None,
 ) -> DataLoader[Batch]:
     """Returns all remaining batches of a run, one per step; epochs follow each other inside.
 
@@ -173,6 +178,7 @@ def train_loader(
         rank: Which share of each batch.
         world_size: Number of shares. Nothing else may shard this loader again.
         augmented: Whether views are random; otherwise images are cropped at the centre, as for evaluation.
+        texts: What is read with each image, in place of its caption.
 
     Raises:
         ConfigError: If there are fewer images than one batch takes, or a batch cannot be shared out evenly.
@@ -190,7 +196,7 @@ def train_loader(
         world_size=world_size,
         groups=groups,
     )
-    views = Views(records, prepared, findings, settings.images, settings.seed if augmented else None)
+    views = Views(records, prepared, findings, settings.images, settings.seed if augmented else None, texts)
     return _loader(views, sampler, settings.data.workers, persistent=False)
 
 
@@ -201,13 +207,22 @@ def eval_loader(
     settings: Settings,
     *,
     batch_size: int,
+    texts: Texts | None = None,
 ) -> DataLoader[Batch]:
     """Returns every image once, in the records' order, cropped at the centre; the last batch may be smaller.
+
+    Args:
+        records: The images, each with a caption.
+        prepared: Their pixels.
+        findings: Columns of the labels.
+        settings: Images and workers.
+        batch_size: Images of a batch.
+        texts: What is read with each image, in place of its caption.
 
     Raises:
         DataError: If a record has no caption or no pixels.
     """
-    views = Views(records, prepared, findings, settings.images, None)
+    views = Views(records, prepared, findings, settings.images, None, texts)
     positions = [(0, row) for row in range(len(records))]
     batches = [positions[start : start + batch_size] for start in range(0, len(positions), batch_size)]
     return _loader(views, batches, settings.data.workers, persistent=True)
@@ -248,6 +263,17 @@ def _loader(views: Views, batches: Any, workers: int, *, persistent: bool) -> Da
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_one_thread if workers else None,
         persistent_workers=persistent and workers > 0,
+    )
+
+
+def _with_texts(batch: Batch, texts: Texts, positions: Sequence[tuple[int, int]]) -> Batch:
+    read = [texts.read(epoch, row) for epoch, row in positions]
+    said = [each.labels for each in read if each.labels is not None]
+    reworded = [each.reworded for each in read if each.reworded is not None]
+    return batch._replace(
+        captions=[each.text for each in read],
+        text_labels=torch.from_numpy(np.stack(said)) if said else None,
+        reworded=reworded or None,
     )
 
 

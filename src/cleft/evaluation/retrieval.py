@@ -45,7 +45,7 @@ from cleft.evaluation.searching import (
 from cleft.evaluation.selection import Selection
 from cleft.learning.encode import encode_features, label_images
 from cleft.learning.surroundings import device_of
-from cleft.towers.checkpoint import is_image_only, load_model, weights_digest
+from cleft.towers.checkpoint import compares_texts, load_model, weights_digest
 from cleft.towers.dual import DualEncoder
 from cleft.towers.folders import peek_description
 from cleft.towers.image_only import load_image_only
@@ -128,10 +128,10 @@ def evaluate_retrieval(
         NumericsError: If an embedding is not finite.
     """
     settings = run_settings(run)
-    texts, blind = set(directions) != {"image-to-image"}, is_image_only(peek_description(run))
+    texts, blind = set(directions) != {"image-to-image"}, not compares_texts(peek_description(run))
     if texts and blind:
         raise CheckpointError(
-            f"{run} holds a model without a text tower, which reads no sentence; search images with images alone: "
+            f"{run} holds a model for images alone, which reads no sentence; search images with images alone: "
             f"--direction image-to-image"
         )
     images = question.images(run, settings, progress=progress)
@@ -208,8 +208,8 @@ def _embed(run: Path, images: Selection, settings: Settings, weights: str, *, te
 def _image_embeds(
     run: Path, images: Selection, settings: Settings, weights: str, *, progress: bool
 ) -> tuple[DualEncoder | None, Tensor]:
-    """Unit-length embeddings `[N, E]`: projected, or the features of a model that reads images alone."""
-    if is_image_only(peek_description(run)):
+    """Unit-length embeddings `[N, E]`: projected, or the features of a model that compares no texts."""
+    if not compares_texts(peek_description(run)):
         tower = load_image_only(run).to(device_of(settings)).eval()
         check_images(run, tower, settings)
         features = encode_features(

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-Rows = TypeVar("Rows", bound=tuple[Tensor, ...])
+Rows = TypeVar("Rows", bound=tuple[Any, ...])
 
 
 def gather(share: Tensor) -> Tensor:
@@ -32,8 +32,21 @@ def gather(share: Tensor) -> Tensor:
 
 
 def gather_rows(read: Rows) -> Rows:
-    """Joins what every rank has read, each tensor of a named tuple as `gather` does."""
-    return type(read)(*map(gather, read))
+    """Joins what every rank has read, each tensor of a named tuple as `gather` does.
+
+    Ranks may have read a second axis of another length, such as the words of their longest text: it is filled up with
+    zeros to the longest. What is no tensor is the same on all ranks and stays.
+    """
+    return type(read)(*(gather(_as_long(part)) if isinstance(part, Tensor) else part for part in read))
+
+
+def _as_long(share: Tensor) -> Tensor:
+    if share.ndim < 2 or not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return share
+    longest = torch.tensor(share.shape[1], device=share.device)
+    dist.all_reduce(longest, op=dist.ReduceOp.MAX)
+    missing = int(longest) - share.shape[1]
+    return torch.cat([share, share.new_zeros(len(share), missing, *share.shape[2:])], dim=1) if missing else share
 
 
 class _Gather(torch.autograd.Function):

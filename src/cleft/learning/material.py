@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from cleft.config import Settings
+from cleft.config import DataConfig, Settings
 from cleft.data import read_dataset, terms_of
 from cleft.data.pixels.prepared import PreparedImages, obtain_images
+from cleft.data.reports import keep_reported
 from cleft.data.splits.leaks import Leak, leak_notes, measure_leaks
 from cleft.data.splits.recipes import split_records
+from cleft.data.texts import way_of
 from cleft.learning.run import split_facts, texts_digest
 from cleft.types import Reading, Record
 
@@ -55,6 +57,27 @@ class Material:
             **({"terms": self.terms} if self.terms else {}),
             **more,
         )
+
+
+def keep_readable(material: Material, config: DataConfig) -> Material:
+    """Leaves out images whose report gives `data.texts` nothing to read, and says how many.
+
+    Raises:
+        DataError: If no training image is left.
+    """
+    way = way_of(config)
+    if way is None:
+        return material
+    parts = {"train": material.train, "val": material.val}
+    for part, records in parts.items():
+        if records:
+            reading = Reading(dataset=config.dataset, records=records, findings=material.findings)
+            kept = keep_reported(reading, way)
+            told = ", ".join(f"{reason} {len(ids):,}" for reason, ids in kept.rejected.items())
+            if told:
+                log.warning("%s: images without a report to read are left out (%s)", part, told)
+            parts[part] = kept.records
+    return replace(material, train=parts["train"], val=parts["val"])
 
 
 def read_material(settings: Settings, *, reading: Reading | None = None, progress: bool = True) -> Material:

@@ -9,7 +9,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,22 +19,24 @@ from cleft.data import DATASETS
 from cleft.data.batches import eval_loader, train_loader
 from cleft.data.orders import say_repeats
 from cleft.data.prompts import resolve_classes
+from cleft.data.texts import Texts
 from cleft.data.wordings import check_wording, find_wording
 from cleft.errors import ConfigError
 from cleft.learning.engine import Plan, train
 from cleft.learning.gather import gather_rows
 from cleft.learning.keeper import Intervals
 from cleft.learning.learner import Learner
-from cleft.learning.material import Material, read_material
+from cleft.learning.material import Material, keep_readable, read_material
 from cleft.learning.methods import OBJECTIVES, Facts
 from cleft.learning.optim import moving_weights
-from cleft.learning.run import Run, is_first_rank, open_run, split_facts
+from cleft.learning.run import Run, is_first_rank, open_run, split_facts, texts_digest
 from cleft.learning.stops import StopFlag
+from cleft.learning.watch import kept_generators, seed_generators, step_seed
 from cleft.towers.checkpoint import save_model, weights_digest
-from cleft.towers.dual import Pairs
+from cleft.towers.dual import DualEncoder, Pairs
 from cleft.towers.image_only import build_image_only, save_image_only
 from cleft.towers.methods import MethodModel, build_model
-from cleft.types import Batch, Record
+from cleft.types import Batch
 
 log = logging.getLogger(__name__)
 
@@ -74,12 +76,18 @@ def pretrain(settings: Settings, folder: Path, *, progress: bool = True) -> Path
         if settings.method == "image-only":
             _keep_untrained(settings, run)
             return folder
-        material = read_material(settings, progress=progress)
+        material = keep_readable(read_material(settings, progress=progress), settings.data)
         _foresee(settings, material)
-        run.keep_split(material.facts())
+        texts = Texts(material.train, material.findings, settings.data, settings.seed)
+        run.keep_split(material.facts(**_text_facts(texts, settings)))
         stop.check("while reading the data; nothing was learned yet")
-        _train(settings, material, run, stop)
+        _train(settings, material, texts, run, stop)
     return folder
+
+
+def _text_facts(texts: Texts, settings: Settings) -> dict[str, str]:
+    """What must not change besides the captions, where something else is read."""
+    return {} if settings.data.texts == "captions" else {"texts": texts_digest(texts.every())}
 
 
 def _foresee(settings: Settings, material: Material) -> None:
@@ -105,7 +113,7 @@ class Validation(NamedTuple):
     """The split by which weights are chosen."""
 
     captions: Sequence[str]
-    """Of all its images."""
+    """What is read with each of its images."""
     batches: Callable[[int, int], Iterable[Batch]]
     """From (rank, world size) to that rank's share of its batches."""
 
@@ -116,7 +124,7 @@ class Pretraining(Learner):
     Args:
         model: Of any method.
         settings: Method, loss and optimiser.
-        captions: Of all training images, the same on all ranks.
+        captions: All texts that are read in training, the same on all ranks.
         val: The validation split; None where there is none.
     """
 
@@ -137,11 +145,15 @@ class Pretraining(Learner):
 
     def loss(self, batch: Batch) -> Tensor:
         """Loss of the pairs of all ranks together; each rank reads its share."""
-        read: Any = self.model.read(batch.images, batch.captions)
-        facts = Facts(_numbers(self._caption_ids, batch.captions, self.device), batch.labels)
+        read = self._method.read(self.model, batch)
+        facts = self._facts(batch, _numbers(self._caption_ids, batch.captions, self.device))
         if self._method.compares:
             read, facts = gather_rows(read), gather_rows(facts)
         return self._method.objective(self.model, read, facts, self._settings)
+
+    def _facts(self, batch: Batch, caption_ids: Tensor) -> Facts:
+        text_labels = batch.labels if batch.text_labels is None else batch.text_labels
+        return Facts(caption_ids, batch.labels, text_labels, step=self.global_step)
 
     def observe(self) -> dict[str, float]:
         """Temperature, and what the language model read."""
@@ -152,8 +164,9 @@ class Pretraining(Learner):
                 "every caption of a batch is the same: this step has nothing to tell apart; raise train.batch_size, "
                 "or see with cleft data check how many distinct captions there are"
             )
+        scale = _scale_of(self.model)
         return {
-            "temperature": math.exp(-self.model.logit_scale.item()),
+            **({} if scale is None else {"temperature": math.exp(-scale.item())}),
             "clamped_steps": int(self.clamped),
             "nodes": stats.nodes,
             "padded_tokens": stats.padded_tokens,
@@ -163,9 +176,11 @@ class Pretraining(Learner):
     @torch.no_grad()
     def after_update(self) -> None:
         """Keeps the inverse temperature in its range, and counts how often that was needed."""
-        before = self.model.logit_scale.clone()
+        scale = _scale_of(self.model)
+        before = None if scale is None else scale.clone()
         self.model.settle_()
-        self.clamped += before != self.model.logit_scale
+        if scale is not None:
+            self.clamped += before != scale
 
     @torch.no_grad()
     def validation_loss(self, poll: Callable[[], None]) -> float | None:
@@ -178,7 +193,7 @@ class Pretraining(Learner):
             return None
         self.model.eval()
         try:
-            with self.trainer.precision_plugin.val_step_context():
+            with self.trainer.precision_plugin.val_step_context(), kept_generators(self.device):
                 batches = self._val.batches(self.trainer.global_rank, self.trainer.world_size)
                 total, count = self._add_up(batches, poll)
         finally:
@@ -191,31 +206,36 @@ class Pretraining(Learner):
         """Sum of the losses of this rank's pairs, and their number."""
         text_embeds = self._read_val_texts() if self._method.reads_apart else None
         total, count = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for batch in batches:
+        for number, batch in enumerate(batches):
             poll()
+            # What a method hides of an image must be the same at every look, on any number of ranks.
+            place = number * self.trainer.world_size + self.trainer.global_rank
+            seed_generators(step_seed(self._settings.seed, "validation", place, 0), self.device)
             on_device: Batch = self.trainer.strategy.batch_to_device(batch)
             rows = _numbers(self._val_rows, batch.captions, self.device)
             if text_embeds is None:
-                read: Any = self.model.read(on_device.images, batch.captions)
+                read = self._method.read(self.model, on_device)
             else:
+                assert isinstance(self.model, DualEncoder)
                 read = Pairs(self.model.encode_image(on_device.images), text_embeds[rows])
-            loss = self._method.objective(self.model, read, Facts(rows, on_device.labels), self._settings)
+            loss = self._method.objective(self.model, read, self._facts(on_device, rows), self._settings)
             total += loss.double() * len(rows)
             count += len(rows)
         return total, count
 
     def _read_val_texts(self) -> Tensor:
         """Embeddings of the distinct captions of the validation split, `[T, E]`."""
+        assert isinstance(self.model, DualEncoder)
         distinct = list(self._val_rows)
         parts = [distinct[start : start + _CAPTIONS_AT_ONCE] for start in range(0, len(distinct), _CAPTIONS_AT_ONCE)]
         return torch.cat([self.model.encode_text(part) for part in parts])
 
 
-def _train(settings: Settings, material: Material, run: Run, stop: StopFlag) -> None:
-    captions = [record.caption or "" for record in material.train]
+def _train(settings: Settings, material: Material, texts: Texts, run: Run, stop: StopFlag) -> None:
+    captions = texts.every()
     model = build_model(settings, captions)
     model.text_tower.remember(sorted(set(captions)))
-    if DATASETS[settings.data.dataset].whole_captions:
+    if DATASETS[settings.data.dataset].whole_captions and settings.data.texts == "captions":
         _refuse_cut(model, settings)
     model.train()
     _describe(model, material, captions)
@@ -223,7 +243,9 @@ def _train(settings: Settings, material: Material, run: Run, stop: StopFlag) -> 
         log.info("%s", told)
     val = None
     if material.val:
-        val = Validation([record.caption or "" for record in material.val], _val_batches(material, settings))
+        still = Texts(material.val, material.findings, settings.data, settings.seed, still=True)
+        read = [still.read(0, row).text for row in range(len(material.val))]
+        val = Validation(read, _val_batches(material, still, settings))
     learner = Pretraining(model, settings, captions, val)
 
     def batches(first_step: int, rank: int, world_size: int) -> Iterable[Batch]:
@@ -235,6 +257,7 @@ def _train(settings: Settings, material: Material, run: Run, stop: StopFlag) -> 
             first_step=first_step,
             rank=rank,
             world_size=world_size,
+            texts=texts,
         )
 
     batches(0, 0, settings.train.devices * settings.train.nodes)  # refuses a batch that cannot be filled or shared
@@ -277,14 +300,17 @@ def _plan(settings: Settings) -> Plan:
     )
 
 
-def _val_batches(material: Material, settings: Settings) -> Callable[[int, int], Iterable[Batch]]:
+def _val_batches(material: Material, texts: Texts, settings: Settings) -> Callable[[int, int], Iterable[Batch]]:
     """Every `world_size`-th batch of the split for each rank, so that batches are the same for any number of ranks."""
-    size = settings.train.batch_size
-    parts = [material.val[start : start + size] for start in range(0, len(material.val), size)]
+    size, every = settings.train.batch_size, range(len(material.val))
+    parts = [every[start : start + size] for start in every[::size]]
 
     def share(rank: int, world_size: int) -> Iterable[Batch]:
-        records: list[Record] = [record for part in parts[rank::world_size] for record in part]
-        return eval_loader(records, material.prepared, material.findings, settings, batch_size=size)
+        rows = [row for part in parts[rank::world_size] for row in part]
+        records = [material.val[row] for row in rows]
+        return eval_loader(
+            records, material.prepared, material.findings, settings, batch_size=size, texts=texts.only(rows)
+        )
 
     return share
 
@@ -294,13 +320,18 @@ def _describe(model: MethodModel, material: Material, captions: Sequence[str]) -
     total = sum(weight.numel() for weight in model.parameters())
     log.info("%s of %s weights move", f"{moving:,}", f"{total:,}")
     log.info(
-        "%s training images with %s distinct captions, %s for validation",
-        f"{len(captions):,}",
+        "%s training images with %s distinct texts, %s for validation",
+        f"{len(material.train):,}",
         f"{len(set(captions)):,}",
         f"{len(material.val):,}",
     )
     if not material.val:
         log.warning("there is no validation split: the last weights are kept, not the best; set data.val_fraction")
+
+
+def _scale_of(model: MethodModel) -> Tensor | None:
+    """Logarithm of the inverse temperature, where images and texts meet."""
+    return model.logit_scale if isinstance(model, DualEncoder) else None
 
 
 def _numbers(rows: Mapping[str, int], captions: Sequence[str], device: torch.device) -> Tensor:

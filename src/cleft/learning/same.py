@@ -52,6 +52,9 @@ ROLES: Mapping[str, Role] = MappingProxyType(
         "data.report": Role.DECIDES,
         "data.no_report": Role.DECIDES,
         "data.reports": Role.HARMLESS,  # reports may move; what they say is compared by digest
+        "data.texts": Role.DECIDES_PRETRAIN,
+        "data.bank": Role.HARMLESS,  # a file may move; its sentences are compared by digest
+        "data.reword": Role.DECIDES_PRETRAIN,
         "data.reduce": Role.DECIDES,
         "data.mapping": Role.HARMLESS,  # a file may move; whom it names is compared by digest
         "data.people": Role.DECIDES,
@@ -78,6 +81,10 @@ ROLES: Mapping[str, Role] = MappingProxyType(
         "text": Role.DECIDES_PRETRAIN,
         "loss": Role.DECIDES_PRETRAIN,
         "convirt": Role.DECIDES_PRETRAIN,
+        "medclip": Role.DECIDES_PRETRAIN,
+        "gloria": Role.DECIDES_PRETRAIN,
+        "mgca": Role.DECIDES_PRETRAIN,
+        "mrm": Role.DECIDES_PRETRAIN,
         "optim": Role.DECIDES_PRETRAIN,
         "train.batch_size": Role.DECIDES_PRETRAIN,
         "train.distinct": Role.DECIDES_PRETRAIN,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
@@ -33,6 +35,21 @@ def step_seed(seed: int, stage: str, step: int, rank: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}|{stage}|{step}|{rank}".encode()).digest()[:8]) >> 1
 
 
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seeds the CPU's generator and a device's."""
+    # Not torch.manual_seed: for every kind of device that is absent it stores a stack trace per call.
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
+
+
+@contextmanager
+def kept_generators(device: torch.device) -> Generator[None]:
+    """Leaves the CPU's generator and a device's afterwards as they were."""
+    with torch.random.fork_rng(devices=[]) if device.type == "cpu" else torch.random.fork_rng([device]):
+        yield
+
+
 class StepSeeds(Callback):
     """Seeds dropout and whatever else draws on the device at the start of each step, so that no state is kept."""
 
@@ -45,11 +62,7 @@ class StepSeeds(Callback):
     ) -> None:
         """Seeds the CPU and the device of this rank."""
         seed = step_seed(self._seed, self._stage, trainer.global_step, trainer.global_rank)
-        # Not torch.manual_seed: for every kind of device that is absent it stores a stack trace per call.
-        torch.default_generator.manual_seed(seed)
-        device = trainer.strategy.root_device
-        if device.type != "cpu":
-            torch.get_device_module(device).manual_seed(seed)
+        seed_generators(seed, trainer.strategy.root_device)
 
 
 class Watch(Callback):

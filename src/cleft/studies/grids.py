@@ -86,7 +86,7 @@ def _row(key: str, tree: Tree, known: Mapping[str, Row]) -> Row:
         label=label if isinstance(label, str) else key,
         words=words,
         context=context == "true",
-        speaks=settings.method != "image-only",
+        speaks=settings.method not in ("image-only", "mrm"),
     )
 
 

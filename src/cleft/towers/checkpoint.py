@@ -102,6 +102,13 @@ def load_model(folder: Path | str, *, text_model: str | None = None) -> DualEnco
     """
     folder = Path(folder).expanduser()
     check_reads_texts(folder)
+    model = load_trained(folder, text_model=text_model)
+    assert isinstance(model, DualEncoder)
+    return model
+
+
+def load_trained(folder: Path, *, text_model: str | None = None) -> MethodModel:
+    """Rebuilds a model of any method that learned from texts, MRM's with its decoders too; else as `load_model`."""
     description = read_folder(folder)
     method = _method_of(folder, description)
     settings = read_settings(folder, description, (*_GROUPS, *method.groups))
@@ -113,7 +120,7 @@ def load_model(folder: Path | str, *, text_model: str | None = None) -> DualEnco
         image_tower = rebuild_image(folder, settings, regions=method.regions)
         text_tower = _rebuild_text(folder, settings.text, base, description)
         model = method.assemble(image_tower, text_tower, settings)
-    if "context" in shapes:
+    if "context" in shapes and isinstance(model, DualEncoder):
         model.set_context(torch.zeros(shapes["context"]))
     fill(model, load_file(folder / WEIGHTS), own_weights(model), folder / WEIGHTS, description["made_by"])
     return model.eval()
@@ -125,11 +132,25 @@ def check_reads_texts(folder: Path) -> None:
     Raises:
         CheckpointError: If there is none; `cleft classify` asks such a model.
     """
-    if is_image_only(peek_description(folder)):
+    description = peek_description(folder)
+    if is_image_only(description):
         raise CheckpointError(
             f"{folder} holds an image tower without a text tower: it reads no sentences, so there is no zero-shot "
             f"classification and no prompt context; cleft classify trains a linear probe on it, or all of it"
         )
+    method = METHODS.get(str(description.get("method", "cleft")))
+    if method is not None and not method.meets:
+        raise CheckpointError(
+            f"{folder} was trained by {method.title}, which restores what is hidden of images and reports and brings "
+            f"them into no common space, so there is no zero-shot classification and no prompt context; cleft classify "
+            f"trains a linear probe on its image tower, or all of it"
+        )
+
+
+def compares_texts(description: Mapping[str, Any]) -> bool:
+    """Whether a `model.json` describes a model that brings images and texts into one space."""
+    method = METHODS.get(str(description.get("method", "cleft")))
+    return method is not None and method.meets
 
 
 def is_image_only(description: Mapping[str, Any]) -> bool:

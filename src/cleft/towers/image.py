@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, ViTConfig
 
 from cleft.config import ImagesConfig, ImageTowerConfig
 from cleft.errors import CheckpointError, ConfigError
@@ -50,6 +50,7 @@ class ImageTower(nn.Module):
     Attributes:
         width: Width `D` of a feature.
         region_width: Width of a region, where somebody reads them.
+        keeps_patches: Whether its regions are the patches of the image, one for one.
 
     Raises:
         ConfigError: If the model cannot take images of this size, or lacks what the pooling needs.
@@ -73,6 +74,7 @@ class ImageTower(nn.Module):
         self.width = probed.width
         self.region_width = probed.regions[1]
         self.extra = probed.extra
+        self.keeps_patches = probed.patches == probed.regions[0]
         for name, weight in model.named_parameters():
             weight.requires_grad_(config.train and name in probed.needed)
         self.decoder = _build_decoder(model, config, spec, probed) if config.decoder_blocks else None
@@ -89,11 +91,11 @@ class ImageTower(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """Returns features `[B, D]` of gray images `[B, 1, H, W]` uint8 at the size in `spec`."""
-        return self(self.normalise(images))
+        return self(self.resize(self.normalise(images)))
 
     def encode_regions(self, images: Tensor) -> ImageRegions:
         """Reads gray images `[B, 1, H, W]` uint8 at the size in `spec`, region by region."""
-        pixel_values = self.normalise(images)
+        pixel_values = self.resize(self.normalise(images))
         if self.extra == 0:
             states = read_states(self.model, self.model.config, pixel_values, regions=True)
             count = states.regions.shape[1]
@@ -105,6 +107,28 @@ class ImageTower(nn.Module):
             weights = weights / weights.sum(dim=1, keepdim=True)
         return ImageRegions(self._pool(states), states.regions, weights)
 
+    def read_visible(self, pixel_values: Tensor, kept: Tensor) -> Tensor:
+        """Returns the last states of the patches that are kept, `[B, V, D]`; the model sees no other.
+
+        Args:
+            pixel_values: Normalised images at the model's size, `[B, C, H, W]`.
+            kept: Which patches, `[B, V]` int64.
+
+        Raises:
+            ConfigError: If the model does not embed patch by patch.
+        """
+        embeddings = getattr(self.model, "embeddings", None)
+        if not isinstance(embeddings, nn.Module):
+            raise ConfigError(f"image: a {self.model.config.model_type} does not embed patch by patch; take a ViT")
+
+        def hide(_module: nn.Module, _inputs: object, tokens: Tensor) -> Tensor:
+            patches = tokens[:, self.extra :]
+            return torch.cat([tokens[:, : self.extra], take_rows(patches, kept)], dim=1)
+
+        with embeddings.register_forward_hook(hide):
+            states = read_states(self.model, self.model.config, pixel_values)
+        return states.tokens[:, self.extra :]
+
     def _pool(self, states: States) -> Tensor:
         if self.decoder is None:
             return POOLINGS[self.config.pooling](states)
@@ -114,8 +138,6 @@ class ImageTower(nn.Module):
     def normalise(self, images: Tensor) -> Tensor:
         """Scales gray images to [0, 1], repeats them for every channel, subtracts the mean and divides by the std.
 
-        Enlarges them where the settings say so.
-
         Raises:
             ValueError: If the images are not `[B, 1, H, W]` uint8 of the size in `spec`.
         """
@@ -124,11 +146,16 @@ class ImageTower(nn.Module):
                 f"images are {tuple(images.shape)} {images.dtype}; the tower takes [B, 1, H, W] torch.uint8 "
                 f"with (H, W) = {self.spec.size}"
             )
-        pixel_values = (images.to(self.mean.dtype) / 255 - self.mean) / self.std
-        side = self.config.upsample
-        if side is None:
+        return (images.to(self.mean.dtype) / 255 - self.mean) / self.std
+
+    def resize(self, pixel_values: Tensor) -> Tensor:
+        """Brings normalised images to the size at which the model reads them."""
+        side = self.config.resize
+        if side is None or side == pixel_values.shape[-1]:
             return pixel_values
-        return functional.interpolate(pixel_values, (side, side), mode="bilinear", align_corners=True)
+        if side > pixel_values.shape[-1]:
+            return functional.interpolate(pixel_values, (side, side), mode="bilinear", align_corners=True)
+        return functional.interpolate(pixel_values, (side, side), mode="bicubic", antialias=True)
 
     def train(self, mode: bool = True) -> ImageTower:
         """Sets training mode; a frozen tower stays in evaluation mode, its dropout off and its batch norms still."""
@@ -152,7 +179,7 @@ def build_image_tower(config: ImageTowerConfig, images: ImagesConfig, *, regions
         return ImageTower(random_model(config_from(config.scratch, "image.scratch")), config, spec, regions=regions)
     source = str(config.model)
     hf_config = read_config(source, "image.model")
-    hf_config = getattr(hf_config, "vision_config", hf_config)  # CLIP and SigLIP hold both towers in one folder
+    hf_config = vision_config(hf_config)
     if config.random_weights:
         return ImageTower(random_model(hf_config), config, spec, regions=regions)
     probed = _probe(hf_config, config, spec, regions=regions)  # refuses what does not fit before gigabytes are read
@@ -163,15 +190,33 @@ def build_image_tower(config: ImageTowerConfig, images: ImagesConfig, *, regions
 
 def _probe(model: PreTrainedConfig, config: ImageTowerConfig, spec: ImageSpec, *, regions: bool) -> Probed:
     """What the model makes of images at the size at which it reads them."""
-    if config.upsample is not None:
-        spec = replace(spec, size=(config.upsample, config.upsample))
+    if config.resize is not None:
+        spec = replace(spec, size=(config.resize, config.resize))
     pooling = "mean" if config.decoder_blocks else config.pooling  # a decoder reads every token
     return probe(model, pooling, spec, regions=regions)
 
 
+def vision_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Returns the configuration of what reads images in a model that may do more.
+
+    CLIP and SigLIP hold both towers in one folder. A masked autoencoder that hides nothing is a ViT.
+    """
+    config = getattr(config, "vision_config", config)
+    if config.model_type != "vit_mae":
+        return config
+    known = ViTConfig().to_dict().keys() - {"model_type", "architectures", "transformers_version"}
+    return ViTConfig(**{name: value for name, value in config.to_dict().items() if name in known})
+
+
+def take_rows(tokens: Tensor, rows: Tensor) -> Tensor:
+    """Returns the given tokens of each image, `[B, V, D]`, out of `[B, L, D]`."""
+    return tokens.gather(1, rows[..., None].expand(-1, -1, tokens.shape[2]))
+
+
 def _build_decoder(model: PreTrainedModel, config: ImageTowerConfig, spec: ImageSpec, probed: Probed) -> PatchDecoder:
-    grid = grid_of(model.config, spec)
-    if grid is None or grid[0] * grid[1] != probed.regions[0]:
+    side = config.resize or spec.size[0]
+    grid = grid_of(model.config, (side, side))
+    if grid is None or probed.patches != probed.regions[0]:
         raise ConfigError(
             f"image.decoder_blocks={config.decoder_blocks}: a {model.config.model_type} keeps no token of each patch; "
             f"take a ViT, or set it to 0"

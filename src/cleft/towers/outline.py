@@ -11,7 +11,7 @@ from cleft.config import ImageTowerConfig, Settings, TextTowerConfig
 from cleft.errors import ConfigError
 from cleft.towers.adapt import adapt
 from cleft.towers.hub import config_from, random_model, read_config
-from cleft.towers.image import ImageTower
+from cleft.towers.image import ImageTower, vision_config
 from cleft.towers.image_only import ImageOnly
 from cleft.towers.known import KNOWN
 from cleft.towers.language_model import LanguageModel, drop_pooler, is_causal, keep_depth
@@ -40,7 +40,7 @@ def outline_model(settings: Settings, *, tokens: int = 0) -> MethodModel | Image
     vision = _shape(settings.image, "image.model")
     if settings.method == "image-only":
         with torch.device("meta"):
-            return ImageOnly(ImageTower(random_model(getattr(vision, "vision_config", vision)), settings.image, spec))
+            return ImageOnly(ImageTower(random_model(vision_config(vision)), settings.image, spec))
     method = METHODS[settings.method]
     language = _shape(settings.text, "text.model")
     keep_depth(language, settings.text)
@@ -54,7 +54,7 @@ def outline_model(settings: Settings, *, tokens: int = 0) -> MethodModel | Image
     if not 0 <= tokens <= vocabulary:
         raise ConfigError(f"tokens={tokens} must lie between 0 and the {vocabulary:,} of the vocabulary")
     with torch.device("meta"):
-        vision = random_model(getattr(vision, "vision_config", vision))
+        vision = random_model(vision_config(vision))
         image_tower = ImageTower(vision, settings.image, spec, regions=method.regions)
         model: Any = random_model(language)
         if settings.text.pooling != "pooler":

@@ -22,6 +22,8 @@ PARTS: dict[str, Callable[[str], bool]] = {
     "language model": lambda name: name.startswith("text_tower."),
     "projections": lambda name: "_projection." in name,
     "temperature": lambda name: name in ("logit_scale", "logit_bias"),
+    "prototypes": lambda name: name == "prototypes",
+    "decoders": lambda name: name.startswith(("painter.", "paint.", "mask_token", "report_")),
     "context": lambda name: name == "context",
     "head": lambda name: name.startswith("head."),
 }

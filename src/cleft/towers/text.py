@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from torch.nn import functional
 from cleft.config import TextTowerConfig
 from cleft.errors import ConfigError
 from cleft.towers.adapt import adapt
+from cleft.towers.attention import watch_attention
 from cleft.towers.exactness import find_fault, why_no_tree
 from cleft.towers.graphs import MOST_NODES, Recordings, node_multiple
 from cleft.towers.language_model import LanguageModel, build_language_model, is_causal, read_text_config
@@ -43,6 +45,32 @@ class TextStats(NamedTuple):
     """Tokens the model read: nodes of the tree, or tokens of the padded texts."""
     padded_tokens: int
     """Tokens it would have read had every text been padded to `max_tokens`, as the authors do."""
+
+
+class Words(NamedTuple):
+    """Texts as local losses want them: slot 0 is the class token, words follow from 1, behind them stands the end."""
+
+    features: Tensor
+    """`[T, D]` float32, as `TextTower.encode` gives them."""
+    words: Tensor
+    """Sum of the states of a slot's tokens, `[T, W, D]`; zeros behind the end."""
+    lengths: Tensor
+    """Words of each text, `[T]`: slots 1 to this are words, the next one is the end."""
+    slot_of_token: Tensor
+    """`[T, L]`; 0 for padding too."""
+    attention: Tensor
+    """What the class token looks at in the last block, `[T, L]`, without gradient; no columns where nobody asked."""
+
+
+class MaskedTokens(NamedTuple):
+    """Texts of which a part was hidden."""
+
+    states: Tensor
+    """What the model made of the rest, `[T, L, D]`."""
+    ids: Tensor
+    """The tokens before any was hidden, `[T, L]`."""
+    hidden: Tensor
+    """Which were, `[T, L]` bool."""
 
 
 class TextTower(nn.Module):
@@ -76,6 +104,7 @@ class TextTower(nn.Module):
         self._names: dict[tuple[str, ...], list[list[int]]] = {}
         self._verified: set[str] = set()
         self._recordings = Recordings(lm)
+        self._slots: dict[str, list[int]] = {}
         self._refuse_length(config.max_tokens, "text.max_tokens")
 
     @property
@@ -104,6 +133,69 @@ class TextTower(nn.Module):
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Returns the features of texts, `[T, D]` float32; see `forward`."""
         return self(texts)
+
+    def read_words(self, texts: Sequence[str], *, attention: bool = False, whole: bool = False) -> Words:
+        """Reads texts word by word; each distinct text is read once. For masked models.
+
+        Args:
+            texts: `T` of them.
+            attention: Whether to tell what the class token looks at.
+            whole: Whether there shall be as many slots as `max_tokens`, in place of those the longest text needs.
+
+        Raises:
+            DataError: If a text says nothing.
+        """
+        self.remember(texts)
+        distinct = list(dict.fromkeys(texts))
+        number = {text: place for place, text in enumerate(distinct)}
+        self._count(len(texts), len(distinct))
+        ids, lengths = (part.to(self._device) for part in self._padded(self._tree.rows(distinct)))
+        slots = self._slots_of(distinct, ids.shape[1])
+        with watch_attention(self.lm.model, "text") if attention else nullcontext() as watched:
+            states, visible, pooled = self._read_states(ids, lengths)
+        looked = states.new_zeros(len(distinct), 0) if watched is None else watched.first_row(visible)
+        wide = self.config.max_tokens if whole else int(slots.max()) + 1
+        member = functional.one_hot(slots, wide).to(states.dtype) * visible[..., None].to(states.dtype)  # [R, L, W]
+        place = torch.tensor([number[text] for text in texts], device=self._device)
+        return Words(
+            features=self._pool(states, visible, lengths, pooled)[place],
+            words=(member.mT @ states).float()[place],
+            lengths=(slots.amax(dim=1) - 1)[place],
+            slot_of_token=slots[place],
+            attention=looked.float()[place],
+        )
+
+    def read_masked(
+        self, texts: Sequence[str], condition: Tensor, *, share: float, whole: bool = False
+    ) -> MaskedTokens:
+        """Hides words of texts, drawn from torch's generator, and reads the rest. For masked models.
+
+        Args:
+            texts: `T` of them.
+            condition: What each text is told of its image, added to the embedding of every token, `[T, D]`.
+            share: Probability with which a word is hidden, with all its pieces.
+            whole: Whether texts are padded to `max_tokens`, in place of the longest of them.
+
+        Raises:
+            DataError: If a text says nothing.
+            ConfigError: If the tokenizer has no mask token, or the model no embeddings apart.
+        """
+        self.remember(texts)
+        mask: Any = self.tokens.tokenizer.mask_token_id
+        embeddings: Any = getattr(self.lm.model, "embeddings", None)
+        if mask is None or embeddings is None:
+            lacking = "its tokenizer has no mask token" if mask is None else "it has no embeddings apart"
+            raise ConfigError(f"text.model: a {self.lm.config.model_type!r} model cannot say what is hidden, {lacking}")
+        self._count(len(texts), len(set(texts)))
+        padded = self._padded(self._tree.rows(texts), self.config.max_tokens if whole else 0)
+        ids, lengths = (part.to(self._device) for part in padded)
+        slots = self._slots_of(texts, ids.shape[1])
+        end = slots.amax(dim=1, keepdim=True)
+        drawn = torch.rand(len(ids), int(end.max()) + 1, device=self._device) < share
+        hidden = drawn.gather(1, slots) & (slots > 0) & (slots < end)
+        with embeddings.register_forward_hook(lambda _m, _i, output: output + condition[:, None].to(output.dtype)):
+            states, _, _ = self._read_states(ids.masked_fill(hidden, mask), lengths)
+        return MaskedTokens(states, ids, hidden)
 
     def encode_behind_context(self, names: Sequence[str], context: Tensor) -> Tensor:
         """Returns features `[C, D]` float32 of class names that continue a learned context.
@@ -199,11 +291,20 @@ class TextTower(nn.Module):
             lengths: Tokens of each text, `[R]`.
         """
         tokens, lengths = tokens.to(self._device), lengths.to(self._device)
+        states, visible, pooled = self._read_states(tokens, lengths)
+        return self._pool(states, visible, lengths, pooled)
+
+    def _read_states(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """States `[R, L, D]` of padded texts, which tokens are seen `[R, L]`, and the model's own pooling `[R, D]`."""
         place = torch.arange(tokens.shape[1], device=self._device)
         seen = (lengths - 1).clamp(min=1) if self.blind_end else lengths
         visible = place < seen[:, None]  # [R, L]
-        states, pooled = self.lm.read(tokens, visible, place[None])  # [R, L, D], [R, D]
+        states, pooled = self.lm.read(tokens, visible, place[None])
         self._read(visible.numel())
+        return states, visible, pooled
+
+    def _pool(self, states: Tensor, visible: Tensor, lengths: Tensor, pooled: Tensor | None) -> Tensor:
+        """Features `[R, D]` float32."""
         if self.pooling == "pooler":
             assert pooled is not None
             return pooled.float()
@@ -239,6 +340,15 @@ class TextTower(nn.Module):
         ids, lengths = self._tree.tokens(rows, self.tokens.pad)
         ids = np.pad(ids, ((0, 0), (0, max(0, width - ids.shape[1]))), constant_values=self.tokens.pad)
         return torch.from_numpy(ids), torch.from_numpy(lengths)
+
+    def _slots_of(self, texts: Sequence[str], width: int) -> Tensor:
+        """Slot of each token of padded texts, `[T, L]`."""
+        new = [text for text in texts if text not in self._slots]
+        self._slots.update(zip(new, self.tokens.slots(new) if new else [], strict=True))
+        rows = torch.zeros(len(texts), width, dtype=torch.int64)
+        for row, text in zip(rows, texts, strict=True):
+            row[: len(self._slots[text])] = torch.tensor(self._slots[text])
+        return rows.to(self._device)
 
     def _read_names(self, names: tuple[str, ...]) -> list[list[int]]:
         if names not in self._names:

@@ -17,7 +17,7 @@ from cleft.errors import CheckpointError, ConfigError, DataError
 
 LOG = logging.getLogger(__name__)
 END = "<|endoftext|>"
-_FRAME = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+_FRAME = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 _MANY = 0.2
 """Share of cut texts above which a warning is due."""
 
@@ -65,6 +65,23 @@ class Tokens:
         self.cut += sum(len(ids) > room for ids in plain)
         self.longest = max([self.longest, *(len(ids) + self.max_tokens - room for ids in plain)])
         return [[*self.front, *ids[:room], *self.back] for ids in plain]
+
+    def slots(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns which word each token of a framed text is a piece of.
+
+        0 is what opens the text, words count from 1, and what closes it comes behind the last word.
+
+        Raises:
+            CheckpointError: If the tokenizer does not frame a text by one token on each side.
+        """
+        if (len(self.front), len(self.back)) != (1, 1):
+            raise CheckpointError("the tokenizer does not put one token in front of a text and one behind; use another")
+        batch: Any = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)
+        slots: list[list[int]] = []
+        for number in range(len(texts)):
+            pieces = [word + 1 for word in batch.word_ids(number)[: self.max_tokens - 2]]
+            slots.append([0, *pieces, max(pieces, default=0) + 1])
+        return slots
 
     def names(self, names: Sequence[str]) -> list[list[int]]:
         """Returns class names as they stand inside a sentence, cut and closed, but without what opens a text.

@@ -9,6 +9,7 @@ Shapes: `B` images, `L` tokens, `D` width of the tower, `H` and `W` pixels.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -127,6 +128,8 @@ class Probed(NamedTuple):
     """Class and register tokens."""
     regions: tuple[int, int]
     """How many, and their width."""
+    patches: int
+    """Patches of an image; 0 for models without."""
 
 
 def probe(config: PreTrainedConfig, pooling: str, spec: ImageSpec, *, regions: bool = False) -> Probed:
@@ -168,6 +171,7 @@ def probe(config: PreTrainedConfig, pooling: str, spec: ImageSpec, *, regions: b
         needed={name for name, gradient in zip(weights, gradients, strict=True) if gradient is not None},
         extra=states.extra,
         regions=(states.regions.shape[1], states.regions.shape[2]),
+        patches=math.prod(grid_of(config, spec.size) or (0,)),
     )
 
 
@@ -191,10 +195,10 @@ def patch_of(config: PreTrainedConfig) -> tuple[int, int] | None:
     return (int(patch), int(patch)) if isinstance(patch, int) else (int(patch[0]), int(patch[1]))
 
 
-def grid_of(config: PreTrainedConfig, spec: ImageSpec) -> tuple[int, int] | None:
-    """Returns rows and columns of the patches of an image, or None for models without patches."""
+def grid_of(config: PreTrainedConfig, size: tuple[int, int]) -> tuple[int, int] | None:
+    """Returns rows and columns of the patches of an image of some size, or None for models without patches."""
     patch = patch_of(config)
-    return None if patch is None else (spec.size[0] // patch[0], spec.size[1] // patch[1])
+    return None if patch is None else (size[0] // patch[0], size[1] // patch[1])
 
 
 def channels_of(config: PreTrainedConfig) -> int:

@@ -61,7 +61,7 @@ def mgca_loss(
     )
 
 
-def instance_loss(image_embeds: Tensor, text_embeds: Tensor, *, temperature: float = 0.07) -> Tensor:
+def instance_loss(image_embeds: Tensor, text_embeds: Tensor, *, temperature: float | Tensor = 0.07) -> Tensor:
     """InfoNCE whose two directions are added: 2 log(B) when all embeddings are equal, 0 for a single pair.
 
     Args:

@@ -15,14 +15,29 @@ import torch
 from cleft.config import Settings
 from cleft.towers.dual import DualEncoder
 from cleft.towers.image import ImageTower, build_image_tower
+from cleft.towers.methods.gloria import Gloria
+from cleft.towers.methods.mgca import Mgca
+from cleft.towers.methods.mrm import Mrm
 from cleft.towers.text import TextTower, build_text_tower
 
-MethodModel: TypeAlias = DualEncoder
+MethodModel: TypeAlias = DualEncoder | Mrm
 """A model of any method that learns from texts."""
 
 
 def _dual(image_tower: ImageTower, text_tower: TextTower, settings: Settings) -> DualEncoder:
     return DualEncoder(image_tower, text_tower, settings.loss)
+
+
+def _gloria(image_tower: ImageTower, text_tower: TextTower, settings: Settings) -> Gloria:
+    return Gloria(image_tower, text_tower, settings.loss)
+
+
+def _mgca(image_tower: ImageTower, text_tower: TextTower, settings: Settings) -> Mgca:
+    return Mgca(image_tower, text_tower, settings.loss, settings.mgca)
+
+
+def _mrm(image_tower: ImageTower, text_tower: TextTower, settings: Settings) -> Mrm:
+    return Mrm(image_tower, text_tower, settings.mrm)
 
 
 class Method(NamedTuple):
@@ -36,6 +51,8 @@ class Method(NamedTuple):
     """Settings of its own that decide an embedding, besides those of the towers and the joint space."""
     regions: bool = False
     """Whether it reads the regions of an image."""
+    meets: bool = True
+    """Whether images and texts meet in one space, so that they can be compared."""
 
 
 METHODS: Mapping[str, Method] = MappingProxyType(
@@ -43,6 +60,10 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "cleft": Method(_dual, "CLEFT"),
         "clip": Method(_dual, "CLIP"),
         "convirt": Method(_dual, "ConVIRT"),
+        "medclip": Method(_dual, "MedCLIP"),
+        "gloria": Method(_gloria, "GLoRIA", regions=True),
+        "mgca": Method(_mgca, "MGCA", groups=("mgca",), regions=True),
+        "mrm": Method(_mrm, "MRM", groups=("mrm",), regions=True, meets=False),
     }
 )
 """Name in the setting `method` to the method."""

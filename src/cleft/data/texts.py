@@ -1,0 +1,147 @@
+"""What a model reads with each image while it learns: a caption, something of the report, or a sentence that fits.
+
+This is the seam between records and methods: whatever a method wants to read, `data.texts` names, and each draw is a
+function of (seed, epoch, row), so that nothing depends on who asks or when.
+
+Shapes: `C` findings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import copy
+from typing import NamedTuple, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cleft.config import DataConfig
+from cleft.data.captions import NO_FINDING, clean_text
+from cleft.data.reports import READ_REPORT, Way, change_words, draw_text
+from cleft.data.sentences import SentenceBank, bank_of_findings, draw_sentence, pool_of_epoch, read_bank
+from cleft.errors import DataError
+from cleft.types import Record
+
+_STATES = "there is {}"
+"""Two words in front of a finding: methods that compare words need more than one."""
+
+
+class Read(NamedTuple):
+    """What is read with one image."""
+
+    text: str
+    labels: NDArray[np.float32] | None
+    """What the text says of each finding, `[C]`; None where that is what is known of the image."""
+    reworded: str | None
+    """The same in other words, where `data.reword` asks for it."""
+
+
+class Texts:
+    """The texts of a split, epoch by epoch.
+
+    Args:
+        records: Of the split, each with a caption.
+        findings: Columns of the labels.
+        config: `texts`, `bank` and `reword`.
+        seed: Of the run.
+        still: Whether every epoch is read as the first one and nothing is reworded, as validation wants it.
+
+    Raises:
+        DataError: If a record has nothing to read, or the bank cannot be read.
+    """
+
+    def __init__(
+        self, records: Sequence[Record], findings: Sequence[str], config: DataConfig, seed: int, *, still: bool = False
+    ) -> None:
+        self._seed = seed
+        self._still = still
+        self._reword = config.reword and not still
+        self._bank = _bank(findings, config) if config.texts == "bank" else None
+        self._pool: tuple[int, SentenceBank] | None = None
+        self._findings = tuple(findings)
+        self._rows: Sequence[int] = range(len(records))
+        self._labels = [record.labels for record in records] if self._bank is not None else []
+        self._choices = [] if self._bank is not None else _choices(records, config)
+
+    def read(self, epoch: int, row: int) -> Read:
+        """Returns what is read with an image of the split.
+
+        Args:
+            epoch: Counted from 0.
+            row: Of the image in its split.
+        """
+        epoch, row = 0 if self._still else epoch, self._rows[row]
+        if self._bank is None:
+            text, labels = draw_text(self._choices[row], self._seed, epoch, row), None
+        else:
+            pool = self._pool_of(epoch)
+            place = draw_sentence(pool, self._labels[row], self._seed, epoch, row)
+            text, said = pool.texts[place], pool.labels(place)
+            labels = np.array([said.get(name, 0.0) for name in self._findings], np.float32)
+        return Read(text, labels, change_words(text, self._seed, epoch, row) if self._reword else None)
+
+    def only(self, rows: Sequence[int]) -> Texts:
+        """Returns the texts of some rows, read as they are read among all of them."""
+        part = copy(self)
+        part._rows = [self._rows[row] for row in rows]
+        return part
+
+    def every(self) -> list[str]:
+        """Returns every text that may be read, reworded ones apart; each once for each image it may stand with."""
+        if self._bank is not None:
+            return list(self._bank.texts)
+        return [text for choices in self._choices for text in choices]
+
+    def _pool_of(self, epoch: int) -> SentenceBank:
+        assert self._bank is not None
+        if self._pool is None or self._pool[0] != epoch:
+            self._pool = epoch, pool_of_epoch(self._bank, self._seed, epoch)
+        return self._pool[1]
+
+
+def way_of(config: DataConfig) -> Way | None:
+    """Returns how reports are read, or None where they are not."""
+    return cast("Way", config.texts) if config.texts in READ_REPORT else None
+
+
+def state_findings(labels: Mapping[str, float]) -> tuple[str, ...]:
+    """Returns one short sentence for each finding that is present, or the one that says there is none.
+
+    Example:
+        >>> state_findings({"Edema": 1, "Fracture": 0, "Pleural Effusion": 1}), state_findings({"Edema": -1})
+        (('there is edema', 'there is pleural effusion'), ('there is no finding',))
+    """
+    present = tuple(_STATES.format(clean_text(name)) for name, value in labels.items() if value == 1)
+    return present or (_STATES.format(NO_FINDING),)
+
+
+def _bank(findings: Sequence[str], config: DataConfig) -> SentenceBank:
+    if config.bank is None:
+        return bank_of_findings(findings)
+    columns = list(findings)
+    if NO_FINDING not in map(clean_text, columns):
+        columns.append("No Finding")
+    return read_bank(config.bank, columns)
+
+
+def _choices(records: Sequence[Record], config: DataConfig) -> list[tuple[str, ...]]:
+    """The texts of each record, one of which is drawn; equal ones are held once."""
+    way = way_of(config)
+    known: dict[object, tuple[str, ...]] = {}
+    choices: list[tuple[str, ...]] = []
+    for record in records:
+        if way is not None:
+            key, make = record.report, lambda record: READ_REPORT[way](record.report or "")
+        elif config.texts == "findings":
+            key, make = tuple(record.labels.items()), lambda record: state_findings(record.labels)
+        else:
+            key, make = record.caption, lambda record: (record.caption,) if record.caption else ()
+        if key not in known:
+            known[key] = make(record)
+        if not known[key]:
+            raise DataError(
+                f"{record.id} has nothing to read with data.texts={config.texts}; leave it out, or read captions",
+                reason="no-text",
+            )
+        choices.append(known[key])
+    return choices

@@ -1,0 +1,88 @@
+import numpy as np
+import pytest
+
+from cleft.config import DataConfig
+from cleft.data.texts import Texts, state_findings, way_of
+from cleft.errors import DataError
+from cleft.types import Record
+
+FINDINGS = ("Edema", "Pleural Effusion")
+REPORT = "Edema is seen. Small pleural effusion on the left. No fracture."
+
+
+def record(number, edema=0.0, effusion=0.0, **more):
+    labels = {"Edema": edema, "Pleural Effusion": effusion}
+    return Record(id=f"{number}", image=f"{number}.png", labels=labels, patient=f"p{number}", **more)
+
+
+def texts_of(records, seed=0, *, still=False, **options):
+    return Texts(records, FINDINGS, DataConfig(**options), seed, still=still)
+
+
+def test_captions_are_read_as_they_are_in_every_epoch():
+    texts = texts_of([record(0, caption="an edema"), record(1, caption="a chest")])
+    assert [texts.read(epoch, 1).text for epoch in range(3)] == ["a chest"] * 3
+    assert texts.every() == ["an edema", "a chest"]
+    assert texts.read(0, 0).labels is texts.read(0, 0).reworded is None
+
+
+def test_one_of_the_findings_is_stated_anew_each_epoch():
+    texts = texts_of([record(0, 1, 1, caption="x"), record(1, caption="x")], texts="findings")
+    assert {texts.read(epoch, 0).text for epoch in range(20)} == {"there is edema", "there is pleural effusion"}
+    assert {texts.read(epoch, 1).text for epoch in range(20)} == {"there is no finding"}
+    assert state_findings({"Edema": -1, "Fracture": 1}) == ("there is fracture",)
+
+
+def test_a_draw_is_a_function_of_seed_epoch_and_row():
+    records = [record(number, 1, 1, caption="x") for number in range(30)]
+    drawn = [[texts_of(records, seed, texts="findings").read(3, row).text for row in range(30)] for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_validation_reads_every_epoch_as_the_first():
+    records = [record(number, 1, 1, caption="x") for number in range(30)]
+    still, moving = (texts_of(records, still=way, texts="findings", reword=True) for way in (True, False))
+    first = [moving.read(0, row).text for row in range(30)]
+    assert [still.read(7, row).text for row in range(30)] == first != [moving.read(7, row).text for row in range(30)]
+    assert still.read(0, 0).reworded is None
+
+
+def test_some_rows_are_read_as_among_all():
+    records = [record(number, 1, 1, caption="x") for number in range(30)]
+    texts = texts_of(records, texts="findings")
+    part = texts.only([7, 20, 3]).only([2, 0])
+    assert [part.read(5, row).text for row in (0, 1)] == [texts.read(5, row).text for row in (3, 7)]
+
+
+def test_sentences_of_a_report_are_drawn_and_a_whole_one_is_not():
+    sentences = texts_of([record(0, report=REPORT)], texts="sentences")
+    assert {sentences.read(epoch, 0).text for epoch in range(30)} == set(sentences.every())
+    assert len(sentences.every()) == 3
+    assert texts_of([record(0, report=REPORT)], texts="whole").every() == [REPORT]
+    assert (way_of(DataConfig(texts="mgca")), way_of(DataConfig(texts="findings"))) == ("mgca", None)
+
+
+def test_a_record_with_nothing_to_read_is_refused():
+    with pytest.raises(DataError, match=r"1 has nothing to read with data\.texts=sentences"):
+        texts_of([record(0, report=REPORT), record(1, report="Stable.")], texts="sentences")
+
+
+def test_a_sentence_of_the_bank_shares_a_finding_and_says_which():
+    texts = texts_of([record(0, 1, caption="x"), record(1, caption="x")], texts="bank")
+    edema, normal = ([texts.read(epoch, row) for epoch in range(10)] for row in (0, 1))
+    assert all("edema" in read.text and read.labels.tolist() == [1, 0] for read in edema)
+    assert all("no finding" in read.text and read.labels.tolist() == [0, 0] for read in normal)
+    assert len({read.text for read in edema}) > 1
+    assert {read.text for read in edema} <= set(texts.every())
+
+
+def test_a_bank_of_ones_own_is_read_from_its_table(tmp_path):
+    (tmp_path / "bank.csv").write_text(
+        "sentence,Edema,Pleural Effusion,No Finding\nwet lungs,1,0,0\nwet and wide,1,1,0\nall clear,0,0,1\n"
+    )
+    texts = texts_of([record(0, effusion=1), record(1)], texts="bank", bank=tmp_path / "bank.csv", reword=True)
+    read = texts.read(0, 0)
+    assert (read.text, read.labels.tolist()) == ("wet and wide", [1, 1])
+    assert texts.read(0, 1).text == "all clear"
+    assert read.labels.dtype == np.float32
+    assert {texts.read(epoch, 0).reworded for epoch in range(40)} > {"wet and wide"}
