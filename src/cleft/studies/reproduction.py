@@ -260,7 +260,7 @@ class Reproduction:
                 _check_one_split(column.label, [path for path in map(self._answers.get, names) if path is not None])
 
 
-_TRAINING = ("pretrain", "context", "classify")
+_TRAINING = ("pretrain", "context")
 
 
 def _check_one_split(heading: str, paths: Sequence[Path]) -> None:

@@ -131,7 +131,8 @@ def _result(future: Future[Outcome], step: Step) -> Outcome:
 
 
 def _begin(parent: int) -> None:
-    """In a new process: its talk, and that it does not outlive the one that began it."""
+    """In a new process: its talk; who began it tells it of Ctrl-C; and it does not outlive that process."""
+    os.setpgrp()  # a terminal sends Ctrl-C to all of a group, and a second signal would end training at once
     talk = logging.getLogger("cleft")
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("[%(process)d] %(message)s"))

@@ -1,0 +1,71 @@
+"""A study's own language model: it learns captions, once, and is read like a published one."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from cleft.config import TextTowerConfig
+from cleft.errors import ConfigError
+from cleft.studies.base_lm import _padded, learn_language_model
+from cleft.towers.text import build_text_tower
+
+SHAPE = TextTowerConfig(
+    model=None,
+    scratch={"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 32},
+    max_tokens=32,
+)
+CAPTIONS = ["a chest with edema", "a chest with fracture", "a chest with edema"]
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    return learn_language_model(CAPTIONS, SHAPE, tmp_path_factory.mktemp("study") / "base-lm", steps=150)
+
+
+def test_it_is_read_as_a_published_model_is(learned):
+    tower = build_text_tower(TextTowerConfig(model=str(learned), adapt="frozen", max_tokens=32), CAPTIONS)
+    weights = AutoModel.from_pretrained(learned).state_dict()
+    assert torch.equal(tower.lm.model.state_dict()["wpe.weight"], weights["wpe.weight"])
+    assert not any(weight.requires_grad for name, weight in tower.named_parameters() if not name.endswith(".rows"))
+
+
+def test_it_has_learned_the_captions(learned, tmp_path):
+    first = learn_language_model(CAPTIONS, SHAPE, tmp_path / "first", steps=1)
+    losses = [json.loads((folder / "learned.json").read_text())["loss"] for folder in (first, learned)]
+    assert losses[1] < 0.7 * losses[0]
+
+
+def test_it_is_learned_once_and_the_same_again(learned, tmp_path):
+    before = (learned / "model.safetensors").stat().st_mtime_ns
+    assert learn_language_model(CAPTIONS[::-1], SHAPE, learned, steps=150) == learned
+    assert (learned / "model.safetensors").stat().st_mtime_ns == before
+    again = learn_language_model(CAPTIONS, SHAPE, tmp_path / "again", steps=150)
+    assert (again / "model.safetensors").read_bytes() == (learned / "model.safetensors").read_bytes()
+
+
+def test_what_a_kill_left_behind_is_written_anew(learned, tmp_path):
+    half = tmp_path / "half"
+    shutil.copytree(learned, tmp_path / ".half.draft")
+    half.mkdir()
+    assert (learn_language_model(CAPTIONS, SHAPE, half, steps=1) / "learned.json").is_file()
+    assert not (tmp_path / ".half.draft").exists()
+
+
+def test_other_captions_want_another_folder(learned):
+    with pytest.raises(ConfigError, match="learned from other captions"):
+        learn_language_model(CAPTIONS[:2], SHAPE, learned, steps=150)
+
+
+def test_a_masked_model_is_refused(tmp_path):
+    bert = TextTowerConfig(model=None, scratch={"model_type": "bert", "hidden_size": 16, "num_attention_heads": 2})
+    with pytest.raises(ConfigError, match="a causal one that"):
+        learn_language_model(CAPTIONS, bert, tmp_path / "base-lm", steps=1)
+
+
+def test_padding_is_no_target():
+    ids, targets = _padded([[5, 6, 7], [8]], pad=0)
+    assert ids.tolist() == [[5, 6, 7], [8, 0, 0]]
+    assert targets.tolist() == [[5, 6, 7], [8, -100, -100]]

@@ -1,0 +1,110 @@
+"""The paper's tables have the paper's shape, and every row that is built has settings."""
+
+import pytest
+from tests.fakes.chexpert import write_fake_chexpert
+
+from cleft.data.tables.columns import read_table
+from cleft.errors import ConfigError
+from cleft.studies.doing import do
+from cleft.studies.plans import PLANS, built, column, paper_plan
+from cleft.studies.steps import Given, lay_out, row_settings
+
+NAMES = sorted(PLANS)
+
+
+@pytest.mark.parametrize("scale", ["paper", "tiny"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_row_that_is_built_has_settings(name, scale):
+    plan = paper_plan(name, scale)
+    assert len({row.key for row in plan.rows}) == len(plan.rows)
+    for row in plan.rows:
+        if built(row):
+            row_settings(row, Given(data={}))
+
+
+def test_table_1_has_eleven_rows_and_six_questions():
+    plan = paper_plan("table1", "paper")
+    assert [row.label for row in plan.rows] == [
+        "Random-ViT",
+        "ImageNet-ViT",
+        "CLIP-ViT",
+        "ConVIRT-R50",
+        "GLoRIA-R50",
+        "MGCA-ViT",
+        "MRM-ViT",
+        "MedCLIP-Swin",
+        "CLEFT-Prefix",
+        "CLEFT-IA3",
+        "CLEFT-LoRA",
+    ]
+    assert [each.key for each in plan.columns] == [
+        f"{subject}/{task}" for subject in ("chexpert", "rsna") for task in ("zero-shot", "linear-probe", "fine-tune")
+    ]
+    assert plan.columns[0].metrics == ("accuracy",)
+    assert plan.columns[1].metrics == ("accuracy", "auc")
+
+
+def test_the_whole_paper_shares_what_it_can(tmp_path):
+    data = {name: tmp_path for name in ("chexpert", "rsna", "embed")}
+    plans = [paper_plan(name, "paper") for name in PLANS]
+    work = lay_out(plans, Given(data=data, seeds=1, runs=tmp_path / "runs"))
+    ours = [name for name, step in work.steps.items() if step.kind == "pretrain" and "cleft" in name]
+    assert sorted(ours) == [
+        f"{row}/seed-0/stage-one" for row in ("cleft-ia3", "cleft-lora", "cleft-prefix", "embed-cleft-lora")
+    ]
+    contexts = [name for name, step in work.steps.items() if step.kind == "context" and "length" in name]
+    assert [name.split("/")[0] for name in contexts] == ["length-5", "length-10", "length-20", "length-40", "length-50"]
+    assert work.cells["figure3", "length-30", "rsna/zero-shot"] == ("cleft-lora/seed-0/context/rsna",)
+    assert work.cells["table3", "no-context", "rsna/zero-shot"] == ("cleft-lora/seed-0/stage-one/rsna",)
+    assert work.steps["embed-cleft-lora/seed-0/context-density-4"].settings.classes == ("density-4",)
+    head = work.steps["cleft-lora/seed-0/fine-tune-rsna-0.1"].settings.classify
+    assert (head.protocol, head.mode, head.fraction) == ("paper", "fine-tune", 0.1)
+
+
+def test_a_typed_protocol_has_the_last_word(tmp_path):
+    given = Given(data={"chexpert": tmp_path}, words=("--classify.protocol=usual",), seeds=1, runs=tmp_path)
+    work = lay_out([paper_plan("tableS1", "paper")], given)
+    assert work.steps["cleft-lora/seed-0/fine-tune-chexpert-1"].settings.classify.protocol == "usual"
+
+
+def test_a_method_that_reads_no_sentences_cannot_be_asked_without_examples():
+    work = lay_out([paper_plan("table1", "paper")], Given(data={}))
+    assert work.lacking["table1", "mrm-vit", "chexpert/zero-shot"] == ("impossible", "it reads no sentences")
+    state, reason = work.lacking["table1", "cleft-lora", "rsna/zero-shot"]
+    assert (state, reason) == ("missing", "the data set chexpert was not given: --data chexpert=<folder>")
+
+
+def test_weights_that_cannot_be_had_are_told(tmp_path):
+    lacking = {"stanford-crfm/BioMedLM": "it is not here"}
+    work = lay_out([paper_plan("table3", "paper")], Given(data={"chexpert": tmp_path, "rsna": tmp_path}), lacking)
+    assert work.lacking["table3", "full-lm", "rsna/zero-shot"] == ("missing", "it is not here")
+
+
+def test_two_rows_never_share_a_run_of_different_settings(tmp_path):
+    plans = [paper_plan("table1", "paper"), paper_plan("table1", "tiny")]
+    with pytest.raises(ConfigError, match="is a run of another row with other settings; rename the row"):
+        lay_out(plans, Given(data={"chexpert": tmp_path, "rsna": tmp_path}, runs=tmp_path))
+
+
+def test_a_share_of_the_patients_is_part_of_a_heading():
+    assert column("chexpert/linear-probe/0.01").label == "CheXpert-5x200, linear probe, 1 %"
+    assert column("chexpert/linear-probe").fraction == 1
+
+
+def test_patients_of_another_test_stay_out_where_both_show_the_same_people(shared, tmp_path):
+    data = {name: shared / f"data/{name}-mini" for name in ("chexpert", "rsna")}
+    words = ("--data.people=nih", f"--data.cache={tmp_path / 'cache'}")
+    work = lay_out([paper_plan("table3", "tiny")], Given(data=data, words=words, seeds=1, runs=tmp_path / "runs"))
+    [apart] = [step for step in work.steps.values() if step.kind == "apart"]
+    table = do(apart)
+    assert len(read_table(table, ["patient"]).columns["patient"].texts()) == 46
+    assert oct(table.stat().st_mode & 0o777) == "0o600"
+    one = work.steps["cleft-lora/seed-0/stage-one"]
+    assert one.settings.data.exclude == table
+    assert apart.name in one.needs
+
+
+def test_nobody_is_kept_apart_where_nothing_says_whose_patients_they_are(tmp_path):
+    data = {"chexpert": write_fake_chexpert(tmp_path / "data"), "rsna": tmp_path}
+    work = lay_out([paper_plan("table3", "tiny")], Given(data=data, runs=tmp_path / "runs"))
+    assert not [step for step in work.steps.values() if step.kind == "apart"]
