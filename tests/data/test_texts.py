@@ -3,7 +3,7 @@ import pytest
 
 from cleft.config import DataConfig
 from cleft.data.texts import Texts, state_findings, way_of
-from cleft.errors import DataError
+from cleft.errors import ConfigError, DataError
 from cleft.types import Record
 
 FINDINGS = ("Edema", "Pleural Effusion")
@@ -24,6 +24,24 @@ def test_captions_are_read_as_they_are_in_every_epoch():
     assert [texts.read(epoch, 1).text for epoch in range(3)] == ["a chest"] * 3
     assert texts.every() == ["an edema", "a chest"]
     assert texts.read(0, 0).labels is texts.read(0, 0).reworded is None
+
+
+def test_a_caption_is_worded_anew_each_epoch_where_there_are_templates():
+    opening = "this is a chest x ray of a patient with"
+    templates = ("this is a chest x ray of a patient with {}", "The film shows {}.", "{} can be seen")
+    captions = [f"{opening} edema", opening, "a sentence of the table"]
+    texts = texts_of(
+        [record(number, caption=caption) for number, caption in enumerate(captions)], caption_templates=templates
+    )
+    said = ["this is a chest x ray of a patient with edema", "the film shows edema", "edema can be seen"]
+    assert {texts.read(epoch, 0).text for epoch in range(30)} == set(said)
+    assert texts.every() == [*said, *captions[1:]]
+    assert {texts.read(epoch, 1).text for epoch in range(30)} == {opening}
+
+
+def test_a_template_without_a_place_for_findings_is_refused():
+    with pytest.raises(ConfigError, match=r"holds 'an edema'; write \{\} once"):
+        DataConfig(caption_templates=("{} here", "an edema"))
 
 
 def test_one_of_the_findings_is_stated_anew_each_epoch():

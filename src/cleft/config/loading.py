@@ -49,6 +49,7 @@ _IDLE = (
     _Idle("context.optim.betas", "context.optim.name", ("adamw",)),
     _Idle("context.optim.momentum", "context.optim.name", ("sgd",)),
     _Idle("data.caption", "data.dataset", ("embed",)),
+    _Idle("data.caption_templates", "data.texts", ("captions",)),
     _Idle("data.bank", "data.texts", ("bank",)),
     _Idle("data.reduce", "data.dataset", ("embed",)),
     _Idle("data.test_fraction", "data.split", ("patients",)),

@@ -77,6 +77,11 @@ class DataConfig:
     findings, drawn anew each epoch. Of its report: `sentences`, one of them, drawn anew; `whole`, all of it; `gloria`,
     `mgca`, `medclip`: cut and cleaned as their released code does. `bank`: any sentence that shares a finding with it,
     as MedCLIP does; image and text then need not come from one table."""
+    caption_templates: tuple[str, ...] = ()
+    """Other wordings of a caption, for `texts: captions`: each a sentence with {} where the findings stand, such as "a
+    radiograph that shows {}". One is drawn for each image and epoch; class prompts keep the opening, so let one of them
+    be that. Captions that do not begin with the opening stay as they are. Two wordings of the same findings count as
+    two captions. By default there is the opening alone."""
     bank: Path | None = None
     """Table of sentences with one column for each finding, for `texts: bank`; by default short sentences that name one
     finding each."""
@@ -109,6 +114,11 @@ class DataConfig:
         _check_range("data.val_fraction", self.val_fraction, 0, 0.9)
         _check_range("data.test_fraction", self.test_fraction, 0, 0.9)
         _check_range("data.max_bad", self.max_bad, 0, 1)
+        for template in self.caption_templates:
+            if template.count("{}") != 1:
+                raise ConfigError(
+                    f"data.caption_templates holds {template!r}; write {{}} once, where the findings stand"
+                )
         _check_range("data.workers", self.workers, 0, 256)
         if self.mapping is not None and self.dataset != "rsna":
             raise ConfigError(f"data.mapping={self.mapping} is for data.dataset=rsna, not {self.dataset}; leave it out")

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from cleft.config import DataConfig
 from cleft.data.captions import NO_FINDING, clean_text
+from cleft.data.datasets import opening_of
 from cleft.data.reports import READ_REPORT, Way, change_words, draw_text
 from cleft.data.sentences import SentenceBank, bank_of_findings, draw_sentence, pool_of_epoch, read_bank
 from cleft.errors import DataError
@@ -42,7 +43,7 @@ class Texts:
     Args:
         records: Of the split, each with a caption.
         findings: Columns of the labels.
-        config: `texts`, `bank` and `reword`.
+        config: `texts`, `caption_templates`, `bank` and `reword`.
         seed: Of the run.
         still: Whether every epoch is read as the first one and nothing is reworded, as validation wants it.
 
@@ -115,6 +116,15 @@ def state_findings(labels: Mapping[str, float]) -> tuple[str, ...]:
     return present or (_STATES.format(NO_FINDING),)
 
 
+def _wordings(caption: str, config: DataConfig) -> tuple[str, ...]:
+    """A caption in each of `data.caption_templates`; as it is where it names no finding behind the opening."""
+    opening = opening_of(config)
+    findings = caption.removeprefix(opening).strip()
+    if not config.caption_templates or not caption.startswith(opening) or not findings:
+        return (caption,) if caption else ()
+    return tuple(clean_text(template.replace("{}", findings)) for template in config.caption_templates)
+
+
 def _bank(findings: Sequence[str], config: DataConfig) -> SentenceBank:
     if config.bank is None:
         return bank_of_findings(findings)
@@ -135,7 +145,7 @@ def _choices(records: Sequence[Record], config: DataConfig) -> list[tuple[str, .
         elif config.texts == "findings":
             key, make = tuple(record.labels.items()), lambda record: state_findings(record.labels)
         else:
-            key, make = record.caption, lambda record: (record.caption,) if record.caption else ()
+            key, make = record.caption, lambda record: _wordings(record.caption or "", config)
         if key not in known:
             known[key] = make(record)
         if not known[key]:

@@ -53,6 +53,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
         "data.no_report": Role.DECIDES,
         "data.reports": Role.HARMLESS,  # reports may move; what they say is compared by digest
         "data.texts": Role.DECIDES_PRETRAIN,
+        "data.caption_templates": Role.DECIDES_PRETRAIN,
         "data.bank": Role.HARMLESS,  # a file may move; its sentences are compared by digest
         "data.reword": Role.DECIDES_PRETRAIN,
         "data.reduce": Role.DECIDES,
