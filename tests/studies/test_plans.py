@@ -67,9 +67,12 @@ def test_a_typed_protocol_has_the_last_word(tmp_path):
     assert work.steps["cleft-lora/seed-0/fine-tune-chexpert-1"].settings.classify.protocol == "usual"
 
 
-def test_a_method_that_reads_no_sentences_cannot_be_asked_without_examples():
+def test_what_a_row_cannot_answer_or_has_no_data_for_is_told(tmp_path):
     work = lay_out([paper_plan("table1", "paper")], Given(data={}))
     assert work.lacking["table1", "mrm-vit", "chexpert/zero-shot"] == ("impossible", "it reads no sentences")
+    work = lay_out([paper_plan("table1", "paper")], Given(data={"rsna": tmp_path}, runs=tmp_path))
+    assert ("table1", "random-vit", "rsna/fine-tune") in work.cells  # nothing is learned before
+    assert work.lacking["table1", "mrm-vit", "rsna/fine-tune"][0] == "missing"
     state, reason = work.lacking["table1", "cleft-lora", "rsna/zero-shot"]
     assert (state, reason) == ("missing", "the data set chexpert was not given: --data chexpert=<folder>")
 

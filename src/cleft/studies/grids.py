@@ -87,6 +87,7 @@ def _row(key: str, tree: Tree, known: Mapping[str, Row]) -> Row:
         words=words,
         context=context == "true",
         speaks=settings.method not in ("image-only", "mrm"),
+        trains=settings.method != "image-only",
     )
 
 

@@ -70,6 +70,8 @@ class Row:
     """Whether stage two is learned; otherwise class prompts are the handwritten ones."""
     speaks: bool = True
     """Whether it reads sentences, so that it can be asked without examples."""
+    trains: bool = True
+    """Whether anything is learned before heads are; otherwise settings of texts and training do nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -226,14 +228,14 @@ def _lora(scale: Scale, key: str = "cleft-lora", label: str = "CLEFT-LoRA") -> R
 def _table_rows(scale: Scale) -> tuple[Row, ...]:
     """The eleven rows of Table 1."""
     tiny = scale == "tiny"
-    rows = [Row(key=key, label=label, preset=preset, speaks=False) for key, label, preset in _IMAGE_ONLY]
+    rows = [Row(key=key, label=label, preset=preset, speaks=False, trains=False) for key, label, preset in _IMAGE_ONLY]
     if tiny:
         rows = [
             replace(row, label=label, preset=TINY, words=words)
             for row, (label, words) in zip(rows, _TINY_IMAGE_ONLY, strict=True)
         ]
     rows += [
-        Row(key=key, label=label, preset=f"{'tiny-' * tiny}{preset}", speaks=speaks)
+        Row(key=key, label=label, preset=f"{'tiny-' * tiny}{preset}", context=False, speaks=speaks)
         for key, label, preset, speaks in _BASELINES
     ]
     for key, label, adapt in _CLEFT:

@@ -130,7 +130,7 @@ def row_settings(row: Row, given: Given, seed: int = 0) -> Settings:
     Raises:
         ConfigError: If one is unknown or contradicts another; names the row.
     """
-    typed = [word for word in given.words if row.speaks or not word.startswith(_OF_TEXTS)]
+    typed = [word for word in given.words if row.trains or not word.startswith(_OF_TEXTS)]
     try:
         settings = _load(row.preset, (*typed, *row.words))
     except ConfigError as error:
@@ -157,11 +157,11 @@ def _why_not(
         return "impossible", "it reads no sentences"
     if builder is None:
         return "planned", "its method is not built yet"
-    learned = [builder.settings.data.dataset] if row.speaks else []
+    learned = [builder.settings.data.dataset] if row.trains else []
     for dataset in [*learned, SUBJECTS[column.subject].dataset]:
         if dataset not in given.data:
             return "missing", f"the data set {dataset} was not given: --data {dataset}=<folder>"
-    for model in (builder.settings.image.model, builder.settings.text.model if row.speaks else None):
+    for model in (builder.settings.image.model, builder.settings.text.model if row.trains else None):
         if model is not None and model in lacking:
             return "missing", lacking[model]
     return None
@@ -176,7 +176,7 @@ class _Builder:
         self._steps = steps
         self._balanced = plan.scale == "paper"
         self._before: list[Step] = []
-        self._tiny = plan.scale == "tiny" and row.speaks
+        self._tiny = plan.scale == "tiny" and row.trains
         self._stage_one = f"{row.stage_one or row.home or row.key}/seed-{seed}"
         first = replace(row, words=row.stage_one_words) if row.stage_one else row
         self.settings = self._begin(row_settings(row, given, seed))
