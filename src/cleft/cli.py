@@ -252,8 +252,11 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("--plan", action="store_true", help="say what would be run and what it costs, and stop")
     study.add_argument("--jobs", type=_number, default=1, metavar="N", help="runs at a time, each in its process (1)")
 
-    bring = _verb(verbs, "import", "make a model folder of the authors' checkpoint", _import)
-    bring.add_argument("checkpoint", type=Path, help="a .ckpt of the authors' release; nothing in it is run")
+    bring = _verb(verbs, "import", "make a model folder of a published checkpoint", _import)
+    bring.add_argument(
+        "checkpoint", type=Path, help="a file of the authors' release or of another system's; nothing in it is run"
+    )
+    bring.add_argument("--method", help="whose it is, such as gloria; by default it is recognised by its weights")
     bring.add_argument("--out", type=Path, required=True)
     bring.add_argument("--tokenizer", type=Path, help="folder of the language model's tokenizer")
     bring.add_argument("--text-model", help="hub name or folder of the language model, if the checkpoint lacks it")
@@ -516,9 +519,15 @@ def _reproduce(options: argparse.Namespace, words: list[str]) -> int:
 
 
 def _import(options: argparse.Namespace, words: list[str]) -> None:
-    from cleft.towers.official import import_official
+    from cleft.towers.published.importing import import_checkpoint
 
-    out = import_official(options.checkpoint, options.out, tokenizer=options.tokenizer, text_model=options.text_model)
+    out = import_checkpoint(
+        options.checkpoint,
+        options.out,
+        method=options.method,
+        tokenizer=options.tokenizer,
+        text_model=options.text_model,
+    )
     if options.tokenizer is None:
         print(f"{out} reads token ids alone; for sentences import again with --tokenizer <folder>")
     else:

@@ -2,20 +2,23 @@
 
 Three gates, in this order. The container: a zip whose entries are stored, not deflated, and are together no larger
 than the file, so that a megabyte cannot unpack to gigabytes. The content: only tensors and plain values, through
-torch's weights-only reader. The tensors: together no larger than the file, so that a view that repeats one number a
-billion times is never copied.
+torch's weights-only reader. Where a caller asks for it, classes of other libraries are passed over: what a file would
+make of them becomes an empty object, and no code of theirs is looked for. The tensors: together no larger than the
+file, so that a view that repeats one number a billion times is never copied.
 """
 
 from __future__ import annotations
 
 import re
 import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from cleft.errors import CheckpointError
 from cleft.towers.weights import listed, not_finite
@@ -24,8 +27,34 @@ _ENTRIES = 200_000
 """More entries than any checkpoint of tensors has."""
 
 
-def read_foreign(path: Path) -> Mapping[str, Any]:
+class Unread:
+    """Stands where a checkpoint names a class or function of another library; it holds nothing and does nothing."""
+
+    def __new__(cls, *_arguments: object) -> Unread:
+        """Takes whatever the file would have passed."""
+        return super().__new__(cls)
+
+    def __setstate__(self, state: object) -> None:
+        """Keeps nothing."""
+
+
+class _UnreadDict(Unread):
+    """Stands for a kind of dictionary of another library: the reader puts entries into nothing but dictionaries."""
+
+    def __new__(cls, *_arguments: object) -> Any:
+        return OrderedDict[Any, Any]()
+
+
+_DICTS = ("AttributeDict", "defaultdict")
+
+
+def read_foreign(path: Path, *, foreign: bool = False) -> Mapping[str, Any]:
     """Reads a checkpoint somebody else wrote with `torch.save`.
+
+    Args:
+        path: The file.
+        foreign: Whether it may name classes of other libraries, such as OmegaConf's, in whose place there is then an
+            `Unread`. By default it is refused for them.
 
     Returns:
         Its dictionary: tensors on the CPU, numbers, strings, lists and dictionaries of these.
@@ -36,7 +65,8 @@ def read_foreign(path: Path) -> Mapping[str, Any]:
     check_container(path)
     _check_bytes(path)
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with safe_globals(_unread(path) if foreign else []):
+            content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails in as many ways as the format has instructions
         foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
         if foreign:  # the library's own advice is to open it all the same
@@ -48,6 +78,12 @@ def read_foreign(path: Path) -> Mapping[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dictionary of weights")
     return cast("dict[str, Any]", content)
+
+
+def _unread(path: Path) -> list[Any]:
+    """Stand-ins for all that the weights-only reader would not open; blocked modules it refuses all the same."""
+    names = get_unsafe_globals_in_checkpoint(str(path))
+    return [(_UnreadDict if name.endswith(_DICTS) else Unread, name) for name in names]
 
 
 def check_container(path: Path) -> None:
@@ -86,19 +122,19 @@ def _check_bytes(path: Path) -> None:
         raise CheckpointError(f"{path} is damaged: the checksum of its entry {bad!r} differs; copy it again")
 
 
-def tensors_of(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """Returns a checkpoint's `state_dict`.
+def tensors_of(content: Mapping[str, Any], path: Path, place: str = "state_dict") -> dict[str, Tensor]:
+    """Returns a checkpoint's weights by name, which lie under `place`.
 
     Raises:
         CheckpointError: If it has none, or it holds anything but finite tensors no larger than the file.
     """
-    state = content.get("state_dict")
+    state = content.get(place)
     if not isinstance(state, dict) or not state:
-        raise CheckpointError(f"{path} has no state_dict; found {sorted(map(str, content))[:5]}")
+        raise CheckpointError(f"{path} has no {place}; found {sorted(map(str, content))[:5]}")
     named = cast("dict[str, Any]", state)
     odd = [str(name) for name, value in named.items() if not isinstance(value, Tensor)]
     if odd:
-        raise CheckpointError(f"{path}: {len(odd)} entries of its state_dict are no tensors, first {odd[:5]}")
+        raise CheckpointError(f"{path}: {len(odd)} entries of its {place} are no tensors, first {odd[:5]}")
     tensors = cast("dict[str, Tensor]", named)
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     # Two names may share one tensor (prefix tuning stores the token embedding twice), but not more.

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
-from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
 from cleft.config import ImagesConfig, ImageTowerConfig, LossConfig, Settings, TextTowerConfig, dump_settings
 from cleft.errors import CheckpointError, ConfigError
 from cleft.towers.adapt import adapt
 from cleft.towers.checkpoint import own_weights, save_model
 from cleft.towers.container import read_foreign, tensors_of
+from cleft.towers.current_names import in_current_names
 from cleft.towers.dual import DualEncoder
 from cleft.towers.folders import DESCRIPTION, STAGE, digest_of
 from cleft.towers.image import build_image_tower
@@ -68,7 +67,7 @@ def import_official(
         ResourceError: If the folder cannot be written.
     """
     path, out = Path(path), Path(out)
-    _check_out(out)
+    check_out(out)
     content = read_foreign(path)
     facts = _facts(content)
     try:
@@ -88,8 +87,12 @@ def import_official(
     return out
 
 
-def _check_out(out: Path) -> None:
-    """An empty or new folder, or an earlier import: a trained run must not lose its weights."""
+def check_out(out: Path) -> None:
+    """Makes sure that a folder is new, empty or an earlier import: a trained run must not lose its weights.
+
+    Raises:
+        ConfigError: If it is not.
+    """
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file; choose another folder for the model")
     if not out.is_dir() or {path.name for path in out.iterdir()} <= {STAGE}:
@@ -148,7 +151,7 @@ def _settings(
         raise CheckpointError("it does not hold its language model; name it: `--text-model <folder or hub name>`")
     return Settings(
         images=ImagesConfig(size=size, stored_size=max(size, ImagesConfig.stored_size)),
-        image=ImageTowerConfig(model=None, scratch=vision_config(weights, image_heads), pooling=pooling),
+        image=ImageTowerConfig(model=None, scratch=vision_config(weights.vision, image_heads), pooling=pooling),
         text=TextTowerConfig(**source, **adapter_options(weights), train_embeddings=False),
         loss=LossConfig(embed_dim=_width(weights)),
     )
@@ -186,8 +189,9 @@ def _build_text(config: TextTowerConfig, tokenizer: Path | str | None) -> TextTo
 
 
 def _fill(model: DualEncoder, weights: OfficialWeights) -> None:
+    vision = in_current_names(model.image_tower.model, weights.vision)
     named = {
-        **{f"image_tower.model.{name}": tensor for name, tensor in _current_vision(model, weights.vision).items()},
+        **{f"image_tower.model.{name}": tensor for name, tensor in vision.items()},
         **{f"text_tower.lm.{name}": tensor for name, tensor in weights.own_text().items()},
         **weights.rest,
     }
@@ -196,17 +200,3 @@ def _fill(model: DualEncoder, weights: OfficialWeights) -> None:
     if faults:
         raise CheckpointError(f"its weights do not fit the towers their shapes tell of: {faults}")
     model.load_state_dict(given, strict=False)
-
-
-def _current_vision(model: DualEncoder, vision: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Weights under the names this version of transformers uses in memory, which move between its versions."""
-    config = cast("Dinov2WithRegistersConfig", model.image_tower.model.config)
-    loaded: Any
-    loaded, info = Dinov2WithRegistersModel.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
-        None, config=config, state_dict=dict(vision), dtype=torch.float32, output_loading_info=True
-    )
-    for what in ("missing", "unexpected", "mismatched"):
-        names = sorted(map(str, info[f"{what}_keys"]))
-        if names:
-            raise CheckpointError(listed(f"{what} weights of the image tower", names))
-    return cast("Mapping[str, Tensor]", loaded.state_dict())

@@ -24,19 +24,19 @@ _PROJECTIONS = {
     "text_encoder_q.global_embed.bias": "text_projection.bias",
     "logit_scale": "logit_scale",
 }
-_VISION = [  # hub name -> name in files of Dinov2WithRegistersModel, which transformers turns into its own
-    (re.compile(pattern), target)
-    for pattern, target in {
-        r"(cls_token|mask_token|register_tokens)": r"embeddings.\1",
-        r"pos_embed": r"embeddings.position_embeddings",
-        r"patch_embed\.proj\.(weight|bias)": r"embeddings.patch_embeddings.projection.\1",
-        r"blocks\.(\d+)\.(norm1|norm2|mlp\.fc1|mlp\.fc2)\.(weight|bias)": r"encoder.layer.\1.\2.\3",
-        r"blocks\.(\d+)\.attn\.qkv\.(weight|bias)": r"encoder.layer.\1.attention.attention.{}.\2",
-        r"blocks\.(\d+)\.attn\.proj\.(weight|bias)": r"encoder.layer.\1.attention.output.dense.\2",
-        r"blocks\.(\d+)\.ls([12])\.gamma": r"encoder.layer.\1.layer_scale\2.lambda1",
-        r"norm\.(weight|bias)": r"layernorm.\1",
-    }.items()
-]
+HUB_VISION = {
+    r"(cls_token|mask_token|register_tokens)": r"embeddings.\1",
+    r"pos_embed": r"embeddings.position_embeddings",
+    r"patch_embed\.proj\.(weight|bias)": r"embeddings.patch_embeddings.projection.\1",
+    r"blocks\.(\d+)\.(norm1|norm2|mlp\.fc1|mlp\.fc2)\.(weight|bias)": r"encoder.layer.\1.\2.\3",
+    r"blocks\.(\d+)\.attn\.qkv\.(weight|bias)": r"encoder.layer.\1.attention.attention.{}.\2",
+    r"blocks\.(\d+)\.attn\.proj\.(weight|bias)": r"encoder.layer.\1.attention.output.dense.\2",
+    r"blocks\.(\d+)\.ls([12])\.gamma": r"encoder.layer.\1.layer_scale\2.lambda1",
+    r"norm\.(weight|bias)": r"layernorm.\1",
+}
+"""Hub name of a DINOv2's weight -> name in files of `Dinov2WithRegistersModel`, which transformers turns into its own;
+`{}` stands for query, key and value, which the hub has in one."""
+_VISION = [(re.compile(pattern), target) for pattern, target in HUB_VISION.items()]
 _WRAPPERS = re.compile(r"^(base_model\.model\.transformer|base_model\.transformer|transformer)\.")
 _PREFIX = "prompt_encoder.default.embedding.weight"
 _COPY = "word_embeddings.weight"

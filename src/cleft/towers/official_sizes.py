@@ -25,27 +25,27 @@ _BIOMEDLM = (28896, 2560)
 _MOST_BLOCKS = 1000
 
 
-def vision_config(weights: OfficialWeights, heads: int | None = None) -> dict[str, Any]:
+def vision_config(vision: Mapping[str, Tensor], heads: int | None = None) -> dict[str, Any]:
     """Returns the description of the DINOv2 in a checkpoint, as `image.scratch` wants it.
 
     Raises:
         CheckpointError: If its shapes contradict each other, or the number of heads must be given.
     """
-    patches = _shape(weights.vision, "embeddings.patch_embeddings.projection.weight", 4)
-    positions = _shape(weights.vision, "embeddings.position_embeddings", 3)[1] - 1
+    patches = shape_of(vision, "embeddings.patch_embeddings.projection.weight", 4)
+    positions = shape_of(vision, "embeddings.position_embeddings", 3)[1] - 1
     width, side = patches[0], math.isqrt(max(positions, 0))
     if side * side != positions:
         raise CheckpointError(f"its {positions} image positions are not a square; is it a DINOv2?")
     return {
         "model_type": "dinov2_with_registers",
         "hidden_size": width,
-        "num_hidden_layers": _blocks(weights.vision, r"encoder\.layer\.(\d+)\."),
-        "num_attention_heads": heads or _heads(width, _VISION_HEADS, "image_heads"),
-        "mlp_ratio": _shape(weights.vision, "encoder.layer.0.mlp.fc1.weight", 2)[0] // width,
+        "num_hidden_layers": blocks_of(vision, r"encoder\.layer\.(\d+)\."),
+        "num_attention_heads": heads or heads_of(width, _VISION_HEADS, "image_heads"),
+        "mlp_ratio": shape_of(vision, "encoder.layer.0.mlp.fc1.weight", 2)[0] // width,
         "num_channels": patches[1],
         "patch_size": patches[3],
         "image_size": side * patches[3],
-        "num_register_tokens": _shape(weights.vision, "embeddings.register_tokens", 3)[1],
+        "num_register_tokens": shape_of(vision, "embeddings.register_tokens", 3)[1],
     }
 
 
@@ -55,7 +55,7 @@ def language_config(weights: OfficialWeights, heads: int | None = None, end: int
     Raises:
         CheckpointError: If its shapes contradict each other, or heads or the end token must be given.
     """
-    tokens, width = _shape(weights.language, "wte.weight", 2)
+    tokens, width = shape_of(weights.language, "wte.weight", 2)
     biomedlm = (tokens, width) == _BIOMEDLM
     if end is None and not biomedlm and width >= min(_LANGUAGE_HEADS):
         raise CheckpointError(
@@ -65,11 +65,11 @@ def language_config(weights: OfficialWeights, heads: int | None = None, end: int
     return {
         "model_type": "gpt2",
         "vocab_size": tokens,
-        "n_positions": _shape(weights.language, "wpe.weight", 2)[0],
+        "n_positions": shape_of(weights.language, "wpe.weight", 2)[0],
         "n_embd": width,
-        "n_layer": _blocks(weights.language, r"h\.(\d+)\."),
-        "n_head": heads or _heads(width, _LANGUAGE_HEADS, "text_heads"),
-        "n_inner": _shape(weights.language, "h.0.mlp.c_fc.weight", 2)[1],
+        "n_layer": blocks_of(weights.language, r"h\.(\d+)\."),
+        "n_head": heads or heads_of(width, _LANGUAGE_HEADS, "text_heads"),
+        "n_inner": shape_of(weights.language, "h.0.mlp.c_fc.weight", 2)[1],
         "scale_attn_by_inverse_layer_idx": biomedlm,
         "bos_token_id": last,
         "eos_token_id": last,
@@ -89,7 +89,12 @@ def adapter_options(weights: OfficialWeights) -> dict[str, Any]:
     return {"adapt": "frozen"}
 
 
-def _heads(width: int, known: Mapping[int, int], keyword: str) -> int:
+def heads_of(width: int, known: Mapping[int, int], keyword: str) -> int:
+    """Returns how many attention heads share a width.
+
+    Raises:
+        CheckpointError: If it is no published width and no test model's.
+    """
     if width in known:
         return known[width]
     if width < min(known) and width % _TINY_HEAD == 0:
@@ -97,14 +102,24 @@ def _heads(width: int, known: Mapping[int, int], keyword: str) -> int:
     raise CheckpointError(f"how many heads share its width {width} is not written in it; give {keyword}")
 
 
-def _blocks(weights: Mapping[str, Tensor], pattern: str) -> int:
+def blocks_of(weights: Mapping[str, Tensor], pattern: str) -> int:
+    """Returns how many blocks there are, by the numbers that a pattern finds at the beginning of names.
+
+    Raises:
+        CheckpointError: If they are not numbered 0, 1, ….
+    """
     numbers = {int(match[1]) for name in weights if (match := re.match(pattern, name))}
     if not numbers or max(numbers) >= _MOST_BLOCKS or len(numbers) != max(numbers) + 1:
         raise CheckpointError(f"its blocks are not numbered 0, 1, …: found {sorted(numbers)[:5]}")
     return len(numbers)
 
 
-def _shape(weights: Mapping[str, Tensor], name: str, axes: int) -> tuple[int, ...]:
+def shape_of(weights: Mapping[str, Tensor], name: str, axes: int) -> tuple[int, ...]:
+    """Returns the shape of a weight.
+
+    Raises:
+        CheckpointError: If there is none, or it has another number of axes.
+    """
     if name not in weights or weights[name].ndim != axes or 0 in weights[name].shape:
         found = tuple(weights[name].shape) if name in weights else "nothing"
         raise CheckpointError(f"it should hold {name} with {axes} axes; found {found}")

@@ -1,0 +1,41 @@
+"""Weights under the names that this version of transformers uses in memory, which move between its versions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from cleft.errors import CheckpointError
+from cleft.towers.weights import listed
+
+
+def in_current_names(model: Any, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns a vision model's weights, given as in its published files, under the names it has in memory.
+
+    Args:
+        model: A vision model of the same shape, of which weights stand still that no feature depends on. Of these,
+            those that are not given become zeros.
+        weights: The weights.
+
+    Raises:
+        CheckpointError: If some are missing, have no place or another shape.
+    """
+    loaded: Any
+    loaded, info = type(model).from_pretrained(
+        None, config=model.config, state_dict=dict(weights), dtype=torch.float32, output_loading_info=True
+    )
+    idle = {name for name, weight in cast("nn.Module", model).named_parameters() if not weight.requires_grad}
+    missing = set(map(str, info["missing_keys"]))
+    for what, found in (
+        ("missing", missing - idle),
+        ("unexpected", info["unexpected_keys"]),
+        ("mismatched", info["mismatched_keys"]),
+    ):
+        names = sorted(map(str, found))
+        if names:
+            raise CheckpointError(listed(f"{what} weights of the image tower", names))
+    state = cast("dict[str, Tensor]", loaded.state_dict())
+    return {name: torch.zeros_like(tensor) if name in missing else tensor for name, tensor in state.items()}

@@ -1,0 +1,1 @@
+"""Checkpoints that other systems' authors published, one file a method."""

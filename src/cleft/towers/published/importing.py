@@ -1,0 +1,179 @@
+"""Published checkpoints of the paper's other systems as model folders.
+
+A file is opened as data alone (`container.py`), recognised by the names of its weights, renamed (`keys.py`), and put
+into towers whose sizes follow from its shapes (`sizes.py`). Every weight must find its place or stand on the list of
+what is dropped on purpose; what is left over is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cleft.config import Settings, dump_settings
+from cleft.errors import CheckpointError, ConfigError
+from cleft.towers.adapt import adapt
+from cleft.towers.checkpoint import own_weights, save_model
+from cleft.towers.container import read_foreign, tensors_of
+from cleft.towers.current_names import in_current_names
+from cleft.towers.folders import digest_of
+from cleft.towers.image import build_image_tower
+from cleft.towers.language_model import build_language_model
+from cleft.towers.methods import METHODS, MethodModel
+from cleft.towers.official import check_out, import_official
+from cleft.towers.published.gloria import GLORIA
+from cleft.towers.published.keys import IMAGE, rename
+from cleft.towers.published.layout import Layout, Weights
+from cleft.towers.published.mgca import MGCA
+from cleft.towers.text import TextTower
+from cleft.towers.tokens import Tokens, load_tokenizer
+from cleft.towers.weights import listed, misfits
+
+LAYOUTS: tuple[Layout, ...] = (MGCA, GLORIA)
+"""Every form that is known, besides the authors' own."""
+_OWN = ("img_encoder_q.model.blocks.0.ls1.gamma", "text_encoder_q.")
+"""What the authors' own checkpoints hold; `official.py` reads them."""
+
+
+def import_checkpoint(
+    path: Path | str,
+    out: Path | str,
+    *,
+    method: str | None = None,
+    tokenizer: Path | str | None = None,
+    text_model: str | None = None,
+    size: int = 224,
+) -> Path:
+    """Makes a model folder of a checkpoint that somebody published: the authors', or another system's.
+
+    Args:
+        path: The file.
+        out: The model folder to write.
+        method: Whose it is thought to be, such as `gloria`; by default it is recognised.
+        tokenizer: Folder or hub name of the tokenizer its language model was trained with. Only the authors' own
+            checkpoints can do without.
+        text_model: Hub name or folder of the language model, where an authors' checkpoint does not hold it.
+        size: Side in pixels of the images the model is to read.
+
+    Returns:
+        `out`.
+
+    Raises:
+        CheckpointError: If the file is damaged, may run code, is none of these checkpoints or of another method, or
+            holds weights with no place.
+        ConfigError: If `out` holds anything but an earlier import, or there is no tokenizer.
+        ResourceError: If the folder cannot be written.
+    """
+    path, out = Path(path), Path(out)
+    check_out(out)
+    state = _read(path)
+    layout = _recognise(state, method, path)
+    if layout is None:
+        return import_official(path, out, tokenizer=tokenizer, text_model=text_model, size=size)
+    if text_model is not None:
+        raise ConfigError(
+            f"--text-model {text_model}: {layout.title}'s checkpoint holds its language model; leave it out"
+        )
+    try:
+        weights, settings = _take_apart(state, layout, size)
+        model = _build(weights, settings, layout, tokenizer)
+        _fill(model, weights)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}, read as {layout.title}'s checkpoint: {error}") from error
+    origin = {"file": path.name, "sha256": digest_of(path), "method": layout.title}
+    save_model(model, settings, out, extra={"imported": origin})
+    (out / "config.yaml").write_text(dump_settings(settings), encoding="utf-8")
+    return out
+
+
+def methods() -> list[str]:
+    """Returns whose checkpoints are known, as `--method` names them."""
+    return ["cleft", *dict.fromkeys(layout.method for layout in LAYOUTS)]
+
+
+def _read(path: Path) -> Mapping[str, Tensor]:
+    content = read_foreign(path, foreign=True)
+    place = next((name for name in ("state_dict", "model") if isinstance(content.get(name), dict)), None)
+    return tensors_of(content if place else {"state_dict": dict(content)}, path, place or "state_dict")
+
+
+def _recognise(state: Mapping[str, Tensor], method: str | None, path: Path) -> Layout | None:
+    """The layout of a file; None for the authors' own."""
+    found = next((layout for layout in LAYOUTS if _holds(state, layout.marks)), None)
+    own = found is None and _holds(state, _OWN)
+    if method == "cleft" and found is None:
+        return None  # the importer says what is wrong with it
+    if found is None and not own:
+        known = ", ".join(dict.fromkeys(layout.title for layout in LAYOUTS))
+        raise CheckpointError(
+            f"{path} is none of the checkpoints that are known: the authors', {known}; its weights are called "
+            f"{', '.join(sorted(state)[:3])}"
+        )
+    name, title = ("cleft", "the authors' CLEFT") if found is None else (found.method, found.title)
+    if method not in (None, name):
+        raise CheckpointError(
+            f"{path} is a checkpoint of {title}, not of {method}: it holds {_first(state, found)}; leave --method "
+            f"out, or give the other file"
+        )
+    return found
+
+
+def _holds(state: Mapping[str, Tensor], marks: tuple[str, ...]) -> bool:
+    return all(any(name.startswith(mark) for name in state) for mark in marks)
+
+
+def _first(state: Mapping[str, Tensor], layout: Layout | None) -> str:
+    mark = (_OWN if layout is None else layout.marks)[0]
+    return next(name for name in state if name.startswith(mark))
+
+
+def _take_apart(state: Mapping[str, Tensor], layout: Layout, size: int) -> tuple[Weights, Settings]:
+    weights, left_over = rename(state, layout.sections)
+    if left_over:
+        raise CheckpointError(listed("weights have no place", sorted(left_over)))
+    weights = layout.complete(weights)
+    return weights, layout.settings(weights, size)
+
+
+def _build(weights: Weights, settings: Settings, layout: Layout, tokenizer: Path | str | None) -> MethodModel:
+    method = METHODS[settings.method]
+    with torch.random.fork_rng(devices=[]):
+        image_tower = build_image_tower(settings.image, settings.images, regions=method.regions)
+        return method.assemble(image_tower, _build_text(settings, layout, tokenizer), settings)
+
+
+def _build_text(settings: Settings, layout: Layout, tokenizer: Path | str | None) -> TextTower:
+    if tokenizer is None:
+        raise ConfigError(
+            f"{layout.title}'s checkpoint holds no tokenizer; name the one its BERT was trained with: --tokenizer "
+            f"<folder or hub name>, such as emilyalsentzer/Bio_ClinicalBERT"
+        )
+    config = settings.text
+    tokens = Tokens(load_tokenizer(tokenizer), max_tokens=config.max_tokens, end=None)
+    vocabulary = int((config.scratch or {})["vocab_size"])
+    if tokens.vocabulary > vocabulary:
+        raise CheckpointError(
+            f"the tokenizer {str(tokenizer)!r} has {tokens.vocabulary} tokens and the language model {vocabulary}; "
+            f"give the one it was trained with"
+        )
+    lm = build_language_model(config, vocabulary=vocabulary, pad=tokens.pad, end=None)
+    return TextTower(adapt(lm, config), tokens, config)
+
+
+def _fill(model: MethodModel, weights: Weights) -> None:
+    vision = {name.removeprefix(IMAGE): tensor for name, tensor in weights.items() if name.startswith(IMAGE)}
+    expected = own_weights(model)
+    given = {
+        **{name: tensor for name, tensor in weights.items() if not name.startswith(IMAGE)},
+        **{f"{IMAGE}{name}": tensor for name, tensor in in_current_names(model.image_tower.model, vision).items()},
+    }
+    if "logit_scale" in expected and not model.get_parameter("logit_scale").requires_grad:
+        given.setdefault("logit_scale", expected["logit_scale"])  # fixed, so that no file holds it
+    given = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in given.items()}
+    faults = misfits(given, expected)
+    if faults:
+        raise CheckpointError(f"its weights do not fit the towers their shapes tell of: {faults}")
+    model.load_state_dict(given, strict=False)

@@ -1,0 +1,70 @@
+"""MGCA's `vit_base.ckpt` and `resnet_50.ckpt`, written by Lightning 1.5.
+
+Its BERT has six blocks, no token types, and gives every token position 0, as its code does by a slip: so the weights
+were trained, and so they are read. Two layers for attention between words and regions are in the file and are never
+called.
+
+Source: released code, `mgca_module.py` and `backbones/`.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from cleft.config import ImagesConfig, ImageTowerConfig, LossConfig, MgcaConfig, Settings, TextTowerConfig
+from cleft.towers.published.keys import IMAGE, RESNET, TEXT, VENDORED_BERT, VIT, Section, norm_head
+from cleft.towers.published.layout import Layout, Weights, is_vit, norm_head_options, width_of, without_types
+from cleft.towers.published.sizes import bert_config, resnet_config, vit_config
+
+
+def _settings(weights: Weights, size: int) -> Settings:
+    vit = is_vit(weights)
+    return Settings(
+        method="mgca",
+        images=ImagesConfig(size=size, stored_size=max(size, ImagesConfig.stored_size)),
+        image=ImageTowerConfig(
+            model=None,
+            scratch=vit_config(weights) if vit else resnet_config(weights),
+            pooling="cls" if vit else "mean",
+            resize=None if vit else size * 299 // 224,
+        ),
+        text=TextTowerConfig(
+            model=None,
+            scratch=bert_config(weights),
+            adapt="full",
+            base_dropout=0.1,
+            pooling="cls",
+            positions="zero",
+            max_tokens=min(112, width_of(weights, f"{TEXT}embeddings.position_embeddings.weight")),
+        ),
+        loss=LossConfig(**norm_head_options(weights), train_temperature=False),
+        mgca=MgcaConfig(prototypes=width_of(weights, "prototypes"), padding="released", word_weights="shifted"),
+    )
+
+
+def _complete(weights: Weights) -> Weights:
+    return {name: _of_pointwise(name, tensor) for name, tensor in without_types(weights).items()}
+
+
+def _of_pointwise(name: str, tensor: Tensor) -> Tensor:
+    """Local heads are convolutions of one tap: layers with an axis too many."""
+    local = name.startswith(("region_projection.", "word_projection."))
+    return tensor[..., 0] if local and tensor.ndim == 3 and tensor.shape[2] == 1 else tensor
+
+
+MGCA = Layout(
+    method="mgca",
+    title="MGCA",
+    marks=("prototype_layer.weight", "img_encoder_q.model.", "text_encoder_q.model.embeddings."),
+    sections=(
+        Section("img_encoder_q.model.", IMAGE, {**VIT, **RESNET}),
+        norm_head("img_encoder_q.global_embed.", "image_projection."),
+        norm_head("img_encoder_q.local_embed.", "region_projection."),
+        Section("text_encoder_q.model.", TEXT, VENDORED_BERT),
+        norm_head("text_encoder_q.global_embed.", "text_projection."),
+        norm_head("text_encoder_q.local_embed.", "word_projection."),
+        Section("", "", {r"prototype_layer\.weight": "prototypes", r"(patch|word)_local_atten_layer\..*": None}),
+    ),
+    settings=_settings,
+    complete=_complete,
+)

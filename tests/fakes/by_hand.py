@@ -1,0 +1,111 @@
+"""Towers computed step by step from the weights of a published checkpoint, under its own names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Weights = Mapping[str, Tensor]
+
+
+def linear(x: Tensor, w: Weights, name: str) -> Tensor:
+    return x @ w[f"{name}.weight"].T + w.get(f"{name}.bias", torch.zeros(()))
+
+
+def layer_norm(x: Tensor, w: Weights, name: str, eps: float) -> Tensor:
+    spread = x.var(dim=-1, unbiased=False, keepdim=True)
+    return (x - x.mean(dim=-1, keepdim=True)) / (spread + eps).sqrt() * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, bias: Tensor | None = None) -> Tensor:
+    """Of `[N, L, D]`; head by head."""
+    parts: list[Tensor] = []
+    for head, (q, k, v) in enumerate(zip(*(x.chunk(heads, dim=-1) for x in (query, key, value)), strict=True)):
+        scores = q @ k.mT / q.shape[-1] ** 0.5
+        parts.append((scores if bias is None else scores + bias[head]).softmax(dim=-1) @ v)
+    return torch.cat(parts, dim=-1)
+
+
+def vit_block(x: Tensor, w: Weights, at: str, heads: int) -> Tensor:
+    query, key, value = linear(layer_norm(x, w, f"{at}norm1", 1e-6), w, f"{at}attn.qkv").chunk(3, dim=-1)
+    x = x + linear(attend(query, key, value, heads), w, f"{at}attn.proj")
+    hidden = functional.gelu(linear(layer_norm(x, w, f"{at}norm2", 1e-6), w, f"{at}mlp.fc1"))
+    return x + linear(hidden, w, f"{at}mlp.fc2")
+
+
+def vit_tokens(pixels: Tensor, w: Weights, at: str, *, heads: int = 2) -> Tensor:
+    filters = w[f"{at}patch_embed.proj.weight"]
+    patches = functional.unfold(pixels, filters.shape[-1], stride=filters.shape[-1]).mT  # [B, M, values of a patch]
+    x = patches @ filters.flatten(1).T + w[f"{at}patch_embed.proj.bias"]
+    x = torch.cat([w[f"{at}cls_token"].expand(len(x), -1, -1), x], dim=1) + w[f"{at}pos_embed"]
+    block = 0
+    while f"{at}blocks.{block}.norm1.weight" in w:
+        x = vit_block(x, w, f"{at}blocks.{block}.", heads)
+        block += 1
+    return layer_norm(x, w, f"{at}norm", 1e-6)
+
+
+def batch_norm(x: Tensor, w: Weights, name: str) -> Tensor:
+    """In evaluation; the channels are the second axis."""
+    shape = (1, -1, *[1] * (x.ndim - 2))
+    x = (x - w[f"{name}.running_mean"].view(shape)) / (w[f"{name}.running_var"].view(shape) + 1e-5).sqrt()
+    return x * w[f"{name}.weight"].view(shape) + w[f"{name}.bias"].view(shape) if f"{name}.weight" in w else x
+
+
+def resnet_maps(pixels: Tensor, w: Weights, at: str) -> list[Tensor]:
+    """The map of every stage."""
+    x = functional.conv2d(pixels, w[f"{at}conv1.weight"], stride=2, padding=3)
+    x = functional.max_pool2d(batch_norm(x, w, f"{at}bn1").relu(), 3, stride=2, padding=1)
+    maps: list[Tensor] = []
+    stage = 1
+    while f"{at}layer{stage}.0.conv1.weight" in w:
+        block = 0
+        while f"{at}layer{stage}.{block}.conv1.weight" in w:
+            x = _bottleneck(x, w, f"{at}layer{stage}.{block}.", 2 if block == 0 and stage > 1 else 1)
+            block += 1
+        maps.append(x)
+        stage += 1
+    return maps
+
+
+def _bottleneck(x: Tensor, w: Weights, at: str, stride: int) -> Tensor:
+    y = batch_norm(functional.conv2d(x, w[f"{at}conv1.weight"]), w, f"{at}bn1").relu()
+    y = functional.conv2d(y, w[f"{at}conv2.weight"], stride=stride, padding=1)
+    y = batch_norm(y, w, f"{at}bn2").relu()
+    y = batch_norm(functional.conv2d(y, w[f"{at}conv3.weight"]), w, f"{at}bn3")
+    if f"{at}downsample.0.weight" in w:
+        x = functional.conv2d(x, w[f"{at}downsample.0.weight"], stride=stride)
+        x = batch_norm(x, w, f"{at}downsample.1")
+    return (x + y).relu()
+
+
+def bert_layers(
+    ids: list[int], w: Weights, at: str, *, heads: int = 2, ordered: bool = True, padding: int = 0
+) -> list[Tensor]:
+    """States `[L, D]` of one text behind the embedding and every block, its `padding` last tokens not seen."""
+    places = torch.arange(len(ids)) if ordered else torch.zeros(len(ids), dtype=torch.int64)
+    x = w[f"{at}embeddings.word_embeddings.weight"][ids] + w[f"{at}embeddings.position_embeddings.weight"][places]
+    types = w.get(f"{at}embeddings.token_type_embeddings.weight")
+    x = layer_norm(x if types is None else x + types[0], w, f"{at}embeddings.LayerNorm", 1e-12)
+    bias = torch.zeros(heads, 1, len(ids))
+    bias[..., len(ids) - padding :] = -torch.inf
+    layers = [x]
+    while f"{at}encoder.layer.{len(layers) - 1}.output.dense.weight" in w:
+        block = f"{at}encoder.layer.{len(layers) - 1}."
+        query, key, value = (linear(x, w, f"{block}attention.self.{kind}")[None] for kind in ("query", "key", "value"))
+        mixed = linear(attend(query, key, value, heads, bias)[0], w, f"{block}attention.output.dense")
+        x = layer_norm(x + mixed, w, f"{block}attention.output.LayerNorm", 1e-12)
+        hidden = functional.gelu(linear(x, w, f"{block}intermediate.dense"))
+        x = layer_norm(x + linear(hidden, w, f"{block}output.dense"), w, f"{block}output.LayerNorm", 1e-12)
+        layers.append(x)
+    return layers
+
+
+def norm_head(x: Tensor, w: Weights, at: str) -> Tensor:
+    """MGCA's head on `[N, D]`; its local twins are convolutions of one tap."""
+    first, second = (w[f"{at}head.{layer}.weight"].flatten(1) for layer in (0, 3))
+    hidden = batch_norm(x @ first.T + w[f"{at}head.0.bias"], w, f"{at}head.1").relu()
+    return batch_norm(hidden @ second.T + w[f"{at}head.3.bias"], w, f"{at}head.4")

@@ -1,0 +1,194 @@
+"""Checkpoints in the layouts that other systems were published in, with tiny random weights."""
+
+from __future__ import annotations
+
+import sys
+import zipfile
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from cleft.towers.tokens import learn_tokenizer
+
+SIZE, WIDTH, JOINT = 56, 32, 8
+TEXTS = ["a chest x ray with edema", "edema", "fracture of a rib"]
+Shapes = dict[str, tuple[int, ...]]
+
+
+def write_tokenizer(folder: Path) -> Path:
+    learn_tokenizer(TEXTS, causal=False).save_pretrained(folder)
+    return folder
+
+
+def token_count() -> int:
+    tokenizer: PreTrainedTokenizerFast = learn_tokenizer(TEXTS, causal=False)
+    return len(tokenizer)
+
+
+def noise(shapes: Shapes) -> dict[str, Tensor]:
+    """Random weights, not so small that a wrong one would not show."""
+    generator = torch.Generator().manual_seed(0)
+    state: dict[str, Tensor] = {}
+    for name, shape in shapes.items():
+        if name.endswith("num_batches_tracked"):
+            state[name] = torch.tensor(7)
+        elif name.endswith("running_var"):
+            state[name] = 0.5 + torch.rand(shape, generator=generator)
+        else:
+            state[name] = 0.2 * torch.randn(shape, generator=generator)
+    return state
+
+
+def vit(prefix: str, *, blocks: int = 2, patch: int = 14) -> Shapes:
+    """timm's names."""
+    shapes: Shapes = {
+        "cls_token": (1, 1, WIDTH),
+        "pos_embed": (1, 1 + (SIZE // patch) ** 2, WIDTH),
+        "patch_embed.proj.weight": (WIDTH, 3, patch, patch),
+        "patch_embed.proj.bias": (WIDTH,),
+        **_norm("norm"),
+    }
+    for block in range(blocks):
+        shapes |= vit_block(f"blocks.{block}.")
+    return _under(prefix, shapes)
+
+
+def vit_block(prefix: str, width: int = WIDTH) -> Shapes:
+    shapes = {**_norm("norm1", width), **_norm("norm2", width)}
+    shapes |= {**_linear("attn.qkv", width, 3 * width), **_linear("attn.proj", width, width)}
+    shapes |= {**_linear("mlp.fc1", width, 4 * width), **_linear("mlp.fc2", 4 * width, width)}
+    return _under(prefix, shapes)
+
+
+def resnet(prefix: str) -> Shapes:
+    """torchvision's names: two stages of bottlenecks, the first of two blocks."""
+    shapes: Shapes = {"conv1.weight": (8, 3, 7, 7), **_batch_norm("bn1", 8)}
+    given = 8
+    for stage, (width, blocks) in enumerate([(8, 2), (16, 1)], start=1):
+        for block in range(blocks):
+            at = f"layer{stage}.{block}"
+            sizes = [(width, given, 1), (width, width, 3), (4 * width, width, 1)]
+            for number, (out, into, side) in enumerate(sizes, start=1):
+                shapes |= {f"{at}.conv{number}.weight": (out, into, side, side)}
+                shapes |= _batch_norm(f"{at}.bn{number}", out)
+            if block == 0:
+                shapes |= {f"{at}.downsample.0.weight": (4 * width, given, 1, 1)}
+                shapes |= _batch_norm(f"{at}.downsample.1", 4 * width)
+            given = 4 * width
+    return _under(prefix, shapes)
+
+
+def bert(prefix: str, *, blocks: int = 2, types: bool = True, pooler: bool = True) -> Shapes:
+    shapes: Shapes = {
+        "embeddings.word_embeddings.weight": (token_count(), WIDTH),
+        "embeddings.position_embeddings.weight": (64, WIDTH),
+        **_norm("embeddings.LayerNorm"),
+    }
+    if types:
+        shapes["embeddings.token_type_embeddings.weight"] = (2, WIDTH)
+    if pooler:
+        shapes |= _linear("pooler.dense", WIDTH, WIDTH)
+    for at in (f"encoder.layer.{block}." for block in range(blocks)):
+        for kind in ("query", "key", "value"):
+            shapes |= _linear(f"{at}attention.self.{kind}", WIDTH, WIDTH)
+        shapes |= {**_linear(f"{at}attention.output.dense", WIDTH, WIDTH), **_norm(f"{at}attention.output.LayerNorm")}
+        shapes |= {**_linear(f"{at}intermediate.dense", WIDTH, 48), **_linear(f"{at}output.dense", 48, WIDTH)}
+        shapes |= _norm(f"{at}output.LayerNorm")
+    return _under(prefix, shapes)
+
+
+def crossattention(prefix: str, blocks: int = 2) -> Shapes:
+    names = (
+        f"encoder.layer.{block}.crossattention.self.{kind}" for block in range(blocks) for kind in ("query", "key")
+    )
+    return _under(prefix, {name: shape for at in names for name, shape in _linear(at, WIDTH, WIDTH).items()})
+
+
+def norm_head(prefix: str, given: int = WIDTH, *, taps: tuple[int, ...] = ()) -> Shapes:
+    shapes: Shapes = {"head.0.weight": (24, given, *taps), "head.0.bias": (24,), **_batch_norm("head.1", 24)}
+    shapes |= {"head.3.weight": (JOINT, 24, *taps), "head.3.bias": (JOINT,)}
+    return _under(prefix, {**shapes, **_batch_norm("head.4", JOINT, weights=False)})
+
+
+def mgca_state() -> dict[str, Tensor]:
+    image, text = "img_encoder_q.", "text_encoder_q."
+    shapes = {
+        **vit(f"{image}model."),
+        **norm_head(f"{image}global_embed."),
+        **norm_head(f"{image}local_embed.", taps=(1,)),
+        **bert(f"{text}model.", types=False, pooler=False),
+        **crossattention(f"{text}model."),
+        **norm_head(f"{text}global_embed."),
+        **norm_head(f"{text}local_embed.", taps=(1,)),
+        "patch_local_atten_layer.in_proj_weight": (3 * JOINT, JOINT),
+        "word_local_atten_layer.in_proj_weight": (3 * JOINT, JOINT),
+        "prototype_layer.weight": (5, JOINT),
+    }
+    return {**noise(shapes), f"{text}model.embeddings.position_ids": torch.arange(64)[None]}
+
+
+def gloria_state() -> dict[str, Tensor]:
+    shapes = {
+        **resnet("gloria.img_encoder.model."),
+        **_linear("gloria.img_encoder.global_embedder", 64, WIDTH),
+        "gloria.img_encoder.local_embedder.weight": (WIDTH, 32, 1, 1),
+        **bert("gloria.text_encoder.model.", blocks=4),
+    }
+    return {**noise(shapes), "gloria.text_encoder.model.embeddings.position_ids": torch.arange(64)[None]}
+
+
+def write_lightning(path: Path, state: dict[str, Tensor], **more: Any) -> Path:
+    torch.save({"epoch": 3, "pytorch-lightning_version": "1.5.0", "state_dict": state, **more}, path)
+    return path
+
+
+def write_gloria(path: Path, state: dict[str, Tensor] | None = None) -> Path:
+    """As Lightning 1.1 wrote it: settings are objects of a library that need not be there when it is read."""
+    module = ModuleType("omegaconf_of_old")
+    config = type("DictConfig", (), {"__module__": module.__name__})
+    attributes = type("AttributeDict", (dict,), {"__module__": module.__name__})
+    module.DictConfig, module.AttributeDict = config, attributes  # pyright: ignore[reportAttributeAccessIssue]
+    sys.modules[module.__name__] = module
+    try:
+        settings: Any = config()
+        settings.content = {"model": {"name": "gloria"}, "kept": attributes(lr=5e-5)}
+        write_lightning(
+            path,
+            gloria_state() if state is None else state,
+            hyper_parameters=settings,
+            callbacks={config: attributes(best=0.5)},
+        )
+    finally:
+        del sys.modules[module.__name__]
+    return path
+
+
+def write_zip(path: Path, state: dict[str, Tensor]) -> Path:
+    """A bare dictionary of weights, in a zip, as MedCLIP's."""
+    inner = path.with_name("pytorch_model.bin")
+    torch.save(state, inner)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(inner, inner.name)
+    inner.unlink()
+    return path
+
+
+def _under(prefix: str, shapes: Shapes) -> Shapes:
+    return {f"{prefix}{name}": shape for name, shape in shapes.items()}
+
+
+def _norm(name: str, width: int = WIDTH) -> Shapes:
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+def _linear(name: str, given: int, out: int) -> Shapes:
+    return {f"{name}.weight": (out, given), f"{name}.bias": (out,)}
+
+
+def _batch_norm(name: str, width: int, *, weights: bool = True) -> Shapes:
+    statistics: Shapes = {f"{name}.running_mean": (width,), f"{name}.running_var": (width,)}
+    return {**(_norm(name, width) if weights else {}), **statistics, f"{name}.num_batches_tracked": ()}
