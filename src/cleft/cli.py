@@ -519,6 +519,8 @@ def _reproduce(options: argparse.Namespace, words: list[str]) -> int:
 
 
 def _import(options: argparse.Namespace, words: list[str]) -> None:
+    from cleft.towers.checkpoint import is_image_only
+    from cleft.towers.folders import peek_description
     from cleft.towers.published.importing import import_checkpoint
 
     out = import_checkpoint(
@@ -528,7 +530,9 @@ def _import(options: argparse.Namespace, words: list[str]) -> None:
         tokenizer=options.tokenizer,
         text_model=options.text_model,
     )
-    if options.tokenizer is None:
+    if is_image_only(peek_description(out)):
+        print(f"{out} is an image tower; next: cleft classify {out} --data chexpert:<folder>")
+    elif options.tokenizer is None:
         print(f"{out} reads token ids alone; for sentences import again with --tokenizer <folder>")
     else:
         print(f"{out} is a model; next: cleft evaluate {out} --data chexpert:<folder> --allow-overlap")

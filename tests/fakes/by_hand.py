@@ -31,21 +31,24 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, bias: Tensor |
 
 def vit_block(x: Tensor, w: Weights, at: str, heads: int) -> Tensor:
     query, key, value = linear(layer_norm(x, w, f"{at}norm1", 1e-6), w, f"{at}attn.qkv").chunk(3, dim=-1)
-    x = x + linear(attend(query, key, value, heads), w, f"{at}attn.proj")
+    one = torch.ones(())
+    x = x + linear(attend(query, key, value, heads), w, f"{at}attn.proj") * w.get(f"{at}ls1.gamma", one)
     hidden = functional.gelu(linear(layer_norm(x, w, f"{at}norm2", 1e-6), w, f"{at}mlp.fc1"))
-    return x + linear(hidden, w, f"{at}mlp.fc2")
+    return x + linear(hidden, w, f"{at}mlp.fc2") * w.get(f"{at}ls2.gamma", one)
 
 
-def vit_tokens(pixels: Tensor, w: Weights, at: str, *, heads: int = 2) -> Tensor:
+def vit_tokens(pixels: Tensor, w: Weights, at: str, *, heads: int = 2, norm: bool = True) -> Tensor:
     filters = w[f"{at}patch_embed.proj.weight"]
     patches = functional.unfold(pixels, filters.shape[-1], stride=filters.shape[-1]).mT  # [B, M, values of a patch]
     x = patches @ filters.flatten(1).T + w[f"{at}patch_embed.proj.bias"]
     x = torch.cat([w[f"{at}cls_token"].expand(len(x), -1, -1), x], dim=1) + w[f"{at}pos_embed"]
+    if f"{at}register_tokens" in w:
+        x = torch.cat([x[:, :1], w[f"{at}register_tokens"].expand(len(x), -1, -1), x[:, 1:]], dim=1)
     block = 0
     while f"{at}blocks.{block}.norm1.weight" in w:
         x = vit_block(x, w, f"{at}blocks.{block}.", heads)
         block += 1
-    return layer_norm(x, w, f"{at}norm", 1e-6)
+    return layer_norm(x, w, f"{at}norm", 1e-6) if norm else x
 
 
 def batch_norm(x: Tensor, w: Weights, name: str) -> Tensor:
@@ -109,3 +112,47 @@ def norm_head(x: Tensor, w: Weights, at: str) -> Tensor:
     first, second = (w[f"{at}head.{layer}.weight"].flatten(1) for layer in (0, 3))
     hidden = batch_norm(x @ first.T + w[f"{at}head.0.bias"], w, f"{at}head.1").relu()
     return batch_norm(hidden @ second.T + w[f"{at}head.3.bias"], w, f"{at}head.4")
+
+
+def swin_tokens(pixels: Tensor, w: Weights, at: str, *, window: int = 7) -> Tensor:
+    """Tokens behind the last norm, `[B, L, D]`."""
+    filters = w[f"{at}embeddings.patch_embeddings.projection.weight"]
+    x = functional.conv2d(pixels, filters, w[f"{at}embeddings.patch_embeddings.projection.bias"], stride=4)
+    x = layer_norm(x.permute(0, 2, 3, 1), w, f"{at}embeddings.norm", 1e-5)  # [B, h, w, D]
+    stage = 0
+    while f"{at}encoder.layers.{stage}.blocks.0.output.dense.weight" in w:
+        here = f"{at}encoder.layers.{stage}."
+        block = 0
+        while f"{here}blocks.{block}.output.dense.weight" in w:
+            shift = window // 2 if block % 2 and x.shape[1] > window else 0
+            x = _swin_block(x, w, f"{here}blocks.{block}.", window, shift)
+            block += 1
+        if f"{here}downsample.reduction.weight" in w:
+            x = torch.cat([x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)], dim=-1)
+            x = linear(layer_norm(x, w, f"{here}downsample.norm", 1e-5), w, f"{here}downsample.reduction")
+        stage += 1
+    return layer_norm(x.flatten(1, 2), w, f"{at}layernorm", 1e-5)
+
+
+def _swin_block(x: Tensor, w: Weights, at: str, window: int, shift: int) -> Tensor:
+    """Window by window. Windows are shifted around the edge, and what came around does not see the rest."""
+    side = x.shape[1]
+    y = layer_norm(x, w, f"{at}layernorm_before", 1e-5).roll((-shift, -shift), dims=(1, 2))
+    came_round = torch.arange(side) >= side - shift
+    table = w[f"{at}attention.self.relative_position_bias_table"]
+    inside = torch.cartesian_prod(torch.arange(window), torch.arange(window))
+    apart = inside[:, None] - inside[None] + window - 1  # [window², window², 2]
+    bias = table[apart[..., 0] * (2 * window - 1) + apart[..., 1]].permute(2, 0, 1)
+    mixed = torch.empty_like(y)
+    for top in range(0, side, window):
+        for left in range(0, side, window):
+            rows, columns = slice(top, top + window), slice(left, left + window)
+            tokens = y[:, rows, columns].flatten(1, 2)
+            group = torch.stack([came_round[rows][inside[:, 0]], came_round[columns][inside[:, 1]]], dim=1)
+            seen = (group[:, None] == group[None]).all(dim=-1)
+            query, key, value = (linear(tokens, w, f"{at}attention.self.{kind}") for kind in ("query", "key", "value"))
+            out = attend(query, key, value, len(bias), bias.masked_fill(~seen, -torch.inf))
+            mixed[:, rows, columns] = linear(out, w, f"{at}attention.output.dense").unflatten(1, (window, window))
+    x = x + mixed.roll((shift, shift), dims=(1, 2))
+    hidden = functional.gelu(linear(layer_norm(x, w, f"{at}layernorm_after", 1e-5), w, f"{at}intermediate.dense"))
+    return x + linear(hidden, w, f"{at}output.dense")

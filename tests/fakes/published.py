@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import zipfile
 from pathlib import Path
@@ -9,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from tests.fakes.official import official_state
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -139,6 +141,101 @@ def gloria_state() -> dict[str, Tensor]:
         **bert("gloria.text_encoder.model.", blocks=4),
     }
     return {**noise(shapes), "gloria.text_encoder.model.embeddings.position_ids": torch.arange(64)[None]}
+
+
+def medclip_state(image: str = "swin") -> dict[str, Tensor]:
+    shapes = {**bert("text_model.model.", blocks=3), "text_model.projection_head.weight": (JOINT, WIDTH)}
+    if image == "swin":
+        shapes |= {**swin("vision_model.model."), "vision_model.projection_head.weight": (JOINT, 32)}
+    else:
+        shapes |= {**resnet("vision_model.model."), "vision_model.model.fc.weight": (JOINT, 64)}
+    return {
+        **noise(shapes),
+        "logit_scale": torch.tensor(3.1),
+        "text_model.model.embeddings.position_ids": torch.arange(64)[None],
+        **({} if image != "swin" else {_INDEX: torch.zeros(49, 49, dtype=torch.int64)}),
+    }
+
+
+_INDEX = "vision_model.model.encoder.layers.0.blocks.0.attention.self.relative_position_index"
+
+
+def swin(prefix: str) -> Shapes:
+    """As transformers 4 called its weights: two stages of two blocks, windows of seven patches."""
+    shapes: Shapes = {
+        "embeddings.patch_embeddings.projection.weight": (16, 3, 4, 4),
+        "embeddings.patch_embeddings.projection.bias": (16,),
+        **_norm("embeddings.norm", 16),
+        **_norm("layernorm", 32),
+        "encoder.layers.0.downsample.reduction.weight": (32, 64),
+        **_norm("encoder.layers.0.downsample.norm", 64),
+    }
+    for stage, width in enumerate((16, 32)):
+        for at in (f"encoder.layers.{stage}.blocks.{block}." for block in range(2)):
+            for kind in ("query", "key", "value"):
+                shapes |= _linear(f"{at}attention.self.{kind}", width, width)
+            shapes[f"{at}attention.self.relative_position_bias_table"] = (13 * 13, 2)
+            shapes |= _linear(f"{at}attention.output.dense", width, width)
+            shapes |= {**_norm(f"{at}layernorm_before", width), **_norm(f"{at}layernorm_after", width)}
+            shapes |= _linear(f"{at}intermediate.dense", width, 4 * width)
+            shapes |= _linear(f"{at}output.dense", 4 * width, width)
+    return _under(prefix, shapes)
+
+
+def clip_state() -> dict[str, Tensor]:
+    image, text = "img_encoder_q.", "text_encoder_q."
+    shapes = {
+        **vit(f"{image}model."),
+        **_linear(f"{image}model.decoder_embed", WIDTH, WIDTH),
+        **vit_block(f"{image}model.decoder_blocks_feature.0."),
+        **vit_block(f"{image}model.decoder_blocks_feature.1."),
+        **_norm(f"{image}model.decoder_norm_feat"),
+        **_painter(f"{image}model."),
+        **norm_head(f"{image}global_embed."),
+        **norm_head(f"{image}local_embed.", taps=(1,)),
+        **bert(f"{text}model.", types=False, pooler=False),
+        **crossattention(f"{text}model."),
+        **norm_head(f"{text}global_embed."),
+        **norm_head(f"{text}local_embed.", taps=(1,)),
+    }
+    positions = {f"{image}model.decoder_pos_embed": slipped_positions(WIDTH, SIZE // 14)}
+    return {**noise(shapes), **positions, "logit_scale": torch.tensor(2.9)}
+
+
+def slipped_positions(width: int, side: int) -> Tensor:
+    """`[1, 1 + side², width]`: zeros for the class token, then sines and cosines of column and row."""
+    rows = [[0.0] * width]
+    rates = [10_000 ** -(index / (width / 2) / 2) for index in range(width // 4)]
+    for row in range(side):
+        for column in range(side):
+            angles = [[place * rate for rate in rates] for place in (column, row)]
+            rows.append([turn(angle) for axis in angles for turn in (math.sin, math.cos) for angle in axis])
+    return torch.tensor(rows)[None]
+
+
+def convirt_state() -> dict[str, Tensor]:
+    shapes = {**resnet("image_model."), **_linear("image_model.fc", 64, JOINT)}
+    return noise({**shapes, **bert("text_model."), **_linear("text_projection_head", WIDTH, JOINT)})
+
+
+def mrm_state(*, whole: bool = True) -> dict[str, Tensor]:
+    """The encoder, and if `whole` both decoders."""
+    shapes = vit("")
+    if whole:
+        shapes |= {**_painter(""), **_linear("decoder_embed", WIDTH, WIDTH), "decoder_pos_embed": (1, 17, WIDTH)}
+        shapes |= {**_linear("bert_mlp", WIDTH, 16), "bert_encoder.model.cls.predictions.decoder.weight": (30, 16)}
+    return noise(shapes)
+
+
+def dinov2_state() -> dict[str, Tensor]:
+    """For images of 70 pixels."""
+    prefix = "img_encoder_q.model."
+    return {name.removeprefix(prefix): tensor for name, tensor in official_state().items() if name.startswith(prefix)}
+
+
+def _painter(prefix: str) -> Shapes:
+    shapes = {**vit_block("decoder_blocks.0."), **_norm("decoder_norm"), **_linear("decoder_pred", WIDTH, 48)}
+    return _under(prefix, {**shapes, "mask_token": (1, 1, WIDTH)})
 
 
 def write_lightning(path: Path, state: dict[str, Tensor], **more: Any) -> Path:

@@ -1,3 +1,5 @@
+import zipfile
+
 import pytest
 import torch
 from tests.fakes import by_hand
@@ -5,17 +7,24 @@ from tests.fakes.official import write_official
 from tests.fakes.published import (
     SIZE,
     TEXTS,
+    clip_state,
+    convirt_state,
+    dinov2_state,
     gloria_state,
+    medclip_state,
     mgca_state,
+    mrm_state,
     write_gloria,
     write_lightning,
     write_tokenizer,
+    write_zip,
 )
 from torch.nn import functional
 
 from cleft.errors import CheckpointError, ConfigError
 from cleft.towers.checkpoint import load_model
 from cleft.towers.container import Unread, read_foreign
+from cleft.towers.image_only import load_image_only
 from cleft.towers.published.importing import import_checkpoint
 
 
@@ -90,6 +99,119 @@ def test_gloria_is_a_resnet_read_larger_and_words_of_four_layers(tmp_path):
     same(parts.words[1, 0], words[1][0])
 
 
+def medclip(tmp_path, state):
+    return load_model(brought(tmp_path, write_zip(tmp_path / "medclip-vit-pretrained.zip", state)))
+
+
+def test_medclip_is_a_swin_and_three_layers_with_padding_counted_in(tmp_path):
+    w = medclip_state()
+    model = medclip(tmp_path, w)
+    features = by_hand.swin_tokens(pixels(0.58628, 0.2795), w, "vision_model.model.").mean(dim=1)
+    same(model.encode_image_features(images()), features)
+    same(
+        model.encode_image(images()),
+        functional.normalize(by_hand.linear(features, w, "vision_model.projection_head")),
+    )
+    every = ids_of(model)
+    longest = max(map(len, every))
+    means = []
+    for ids in every:
+        padding = longest - len(ids)
+        filled = [*ids, *[model.text_tower.tokens.pad] * padding]
+        layers = by_hand.bert_layers(filled, w, "text_model.model.", padding=padding)
+        means.append(torch.stack([layers[number] for number in (1, 2, -1)]).mean(dim=(0, 1)))
+    texts = by_hand.linear(torch.stack(means), w, "text_model.projection_head")
+    same(model.encode_text(TEXTS), functional.normalize(texts))
+    same(model.logit_scale, w["logit_scale"])
+
+
+def test_medclip_with_a_resnet_and_a_biased_head_of_texts(tmp_path):
+    w = medclip_state("resnet") | {"text_model.projection_head.bias": torch.ones(8)}
+    model = medclip(tmp_path, w)
+    features = by_hand.resnet_maps(pixels(0.58628, 0.2795), w, "vision_model.model.")[-1].mean(dim=(2, 3))
+    same(model.encode_image(images()), functional.normalize(by_hand.linear(features, w, "vision_model.model.fc")))
+    same(model.text_projection.bias, torch.ones(8))
+
+
+def test_the_authors_clip_reads_patches_behind_two_more_blocks(tmp_path):
+    w = clip_state()
+    model = load_model(brought(tmp_path, write_lightning(tmp_path / "last.ckpt", w)))
+    at = "img_encoder_q.model."
+    tokens = by_hand.linear(by_hand.vit_tokens(pixels(), w, at), w, f"{at}decoder_embed")
+    tokens = tokens + w[f"{at}decoder_pos_embed"]
+    for block in range(2):
+        tokens = by_hand.vit_block(tokens, w, f"{at}decoder_blocks_feature.{block}.", heads=1)
+    features = by_hand.layer_norm(tokens, w, f"{at}decoder_norm_feat", 1e-6)[:, 1:].mean(dim=1)
+    same(model.encode_image_features(images()), features)
+    image_embeds = by_hand.norm_head(features, w, "img_encoder_q.global_embed.")
+    same(model.encode_image(images()), functional.normalize(image_embeds))
+    first = [by_hand.bert_layers(ids, w, "text_encoder_q.model.", ordered=False)[-1][0] for ids in ids_of(model)]
+    text_embeds = by_hand.norm_head(torch.stack(first), w, "text_encoder_q.global_embed.")
+    same(model.encode_text(TEXTS), functional.normalize(text_embeds))
+    same(model.logit_scale, w["logit_scale"])
+
+
+def test_convirt_of_medclips_repository_reads_texts_by_their_pooler(tmp_path):
+    w = convirt_state()
+    path = tmp_path / "pytorch_model.bin"
+    torch.save(w, path)
+    model = load_model(brought(tmp_path, path))
+    features = by_hand.resnet_maps(pixels(0.58628, 0.2795), w, "image_model.")[-1].mean(dim=(2, 3))
+    same(model.encode_image_features(images()), features)
+    same(model.encode_image(images()), functional.normalize(by_hand.linear(features, w, "image_model.fc")))
+    first = torch.stack([by_hand.bert_layers(ids, w, "text_model.")[-1][0] for ids in ids_of(model)])
+    pooled = by_hand.linear(first, w, "text_model.pooler.dense").tanh()
+    same(model.encode_text(TEXTS), functional.normalize(by_hand.linear(pooled, w, "text_projection_head")))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_mrm_is_the_mean_of_the_patches_of_an_image_at_half_its_size(tmp_path, whole):
+    w = mrm_state(whole=whole)
+    path = tmp_path / "MRM.pth"
+    torch.save({"model": w, "epoch": 199}, path)
+    model = load_image_only(import_checkpoint(path, tmp_path / "ours", size=SIZE, method="mrm"))
+    large = torch.randint(0, 256, (2, 1, 112, 112), dtype=torch.uint8)
+    seen = functional.interpolate(
+        ((large / 255 - 0.4978) / 0.2449).expand(-1, 3, -1, -1), (SIZE, SIZE), mode="bicubic", antialias=True
+    )
+    same(model.encode_image_features(large), by_hand.vit_tokens(seen, w, "")[:, 1:].mean(dim=1))
+    with pytest.raises(CheckpointError, match="reads no sentences, so there is no zero-shot"):
+        load_model(tmp_path / "ours")
+
+
+def test_a_vit_without_decoders_is_mrms_only_where_somebody_says_so(tmp_path):
+    torch.save({"model": mrm_state(whole=False)}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="none of the checkpoints that are known"):
+        import_checkpoint(tmp_path / "x.pth", tmp_path / "ours", size=SIZE)
+
+
+def test_dinov2_of_the_hub_is_the_mean_of_all_tokens_before_the_norm(tmp_path):
+    w = dinov2_state()
+    torch.save(w, tmp_path / "dinov2_vitb14_reg4_pretrain.pth")
+    folder = import_checkpoint(tmp_path / "dinov2_vitb14_reg4_pretrain.pth", tmp_path / "ours", size=70)
+    model = load_image_only(folder)
+    large = torch.randint(0, 256, (2, 1, 70, 70), dtype=torch.uint8)
+    seen = ((large / 255 - 0.5) / 0.5).expand(-1, 3, -1, -1)
+    same(model.encode_image_features(large), by_hand.vit_tokens(seen, w, "", norm=False).mean(dim=1))
+
+
+def test_a_zip_of_several_checkpoints_or_of_a_bomb_is_refused(tmp_path):
+    path = write_zip(tmp_path / "two.zip", {"a": torch.randn(100)})
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("other.bin", b"x")
+    with pytest.raises(CheckpointError, match=r"holds 2 checkpoints: pytorch_model.bin, other.bin; unpack it"):
+        import_checkpoint(path, tmp_path / "ours")
+    with pytest.raises(CheckpointError, match=r"claims that pytorch_model.bin has .* weights do not shrink so far"):
+        import_checkpoint(write_zip(tmp_path / "bomb.zip", {"a": torch.zeros(10**6)}), tmp_path / "ours")
+
+
+def test_temperature_must_be_one_number(tmp_path):
+    w = medclip_state()
+    del w["logit_scale"]
+    with pytest.raises(CheckpointError, match="it should hold logit_scale, one number"):
+        medclip(tmp_path, w)
+
+
 def test_foreign_settings_are_passed_over_and_no_file_without_leave(tmp_path):
     path = write_gloria(tmp_path / "theirs.ckpt")
     with pytest.raises(CheckpointError, match=r"names omegaconf_of_old.\w+, not only tensors"):
@@ -122,7 +244,7 @@ def test_without_a_tokenizer_a_bert_reads_nothing(tmp_path):
     path = write_lightning(tmp_path / "vit_base.ckpt", mgca_state())
     with pytest.raises(ConfigError, match=r"MGCA's checkpoint holds no tokenizer; name the one .*: --tokenizer"):
         import_checkpoint(path, tmp_path / "ours", size=SIZE)
-    with pytest.raises(ConfigError, match="--text-model x: MGCA's checkpoint holds its language model; leave it out"):
+    with pytest.raises(ConfigError, match=r"--text-model x is for the authors' own .*, and this is MGCA's; le"):
         mgca(tmp_path, text_model="x")
 
 
@@ -131,6 +253,10 @@ def test_without_a_tokenizer_a_bert_reads_nothing(tmp_path):
     [
         (lambda s: s.update(queue=torch.ones(1)), "1 weights have no place: queue"),
         (lambda s: s.pop("img_encoder_q.model.blocks.1.norm2.bias"), "1 missing weights of the image tower"),
+        (
+            lambda s: s.update({"img_encoder_q.model.norm.bias": torch.ones(9)}),
+            "1 mismatched weights of the image tower",
+        ),
         (lambda s: s.pop("text_encoder_q.model.encoder.layer.1.output.dense.bias"), "1 missing: text_tower.lm.model"),
         (lambda s: s.update({"img_encoder_q.model.pos_embed": torch.ones(1, 8, 32)}), "7 image positions are not a sq"),
         (lambda s: s.update({"text_encoder_q.global_embed.head.3.bias": torch.ones(9)}), "1 of another shape or type"),

@@ -10,9 +10,13 @@ file, so that a view that repeats one number a billion times is never copied.
 from __future__ import annotations
 
 import re
+import shutil
+import tempfile
 import zipfile
+import zlib
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +27,8 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from cleft.errors import CheckpointError
 from cleft.towers.weights import listed, not_finite
 
+_SHRINKS = 4
+"""How many times smaller than its bytes a packed checkpoint may be; random weights hardly shrink."""
 _ENTRIES = 200_000
 """More entries than any checkpoint of tensors has."""
 
@@ -84,6 +90,48 @@ def _unread(path: Path) -> list[Any]:
     """Stand-ins for all that the weights-only reader would not open; blocked modules it refuses all the same."""
     names = get_unsafe_globals_in_checkpoint(str(path))
     return [(_UnreadDict if name.endswith(_DICTS) else Unread, name) for name in names]
+
+
+@contextmanager
+def unpacked(path: Path) -> Generator[Path]:
+    """Gives the checkpoint in a zip that holds one, as MedCLIP's are published; a bare checkpoint as it is.
+
+    Raises:
+        CheckpointError: If it holds several, or claims to be much larger unpacked, which weights never are.
+    """
+    entry = _packed_entry(path)
+    if entry is None:
+        yield path
+        return
+    if entry.file_size > _SHRINKS * entry.compress_size:
+        raise CheckpointError(
+            f"{path} claims that {entry.filename} has {entry.file_size:,} bytes, packed into {entry.compress_size:,}; "
+            f"weights do not shrink so far, and it is not opened"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        inner = Path(folder) / Path(entry.filename).name
+        try:
+            with zipfile.ZipFile(path) as archive, archive.open(entry) as source, inner.open("wb") as target:
+                shutil.copyfileobj(source, target)
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+            raise CheckpointError(f"{path} cannot be read ({_first_line(error)}); copy it again") from error
+        yield inner
+
+
+def _packed_entry(path: Path) -> zipfile.ZipInfo | None:
+    """The checkpoint in a zip that is none itself."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return None  # what reads it says what is wrong
+    packed = [entry for entry in entries if entry.filename.endswith((".bin", ".pth", ".ckpt", ".pt"))]
+    if any(entry.filename.endswith("/data.pkl") for entry in entries) or not packed:
+        return None
+    if len(packed) > 1:
+        names = ", ".join(entry.filename for entry in packed[:3])
+        raise CheckpointError(f"{path} holds {len(packed)} checkpoints: {names}; unpack it and give one of them")
+    return packed[0]
 
 
 def check_container(path: Path) -> None:

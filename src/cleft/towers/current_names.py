@@ -25,14 +25,19 @@ def in_current_names(model: Any, weights: Mapping[str, Tensor]) -> dict[str, Ten
     """
     loaded: Any
     loaded, info = type(model).from_pretrained(
-        None, config=model.config, state_dict=dict(weights), dtype=torch.float32, output_loading_info=True
+        None,
+        config=model.config,
+        state_dict=dict(weights),
+        dtype=torch.float32,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are refused below, by name
     )
     idle = {name for name, weight in cast("nn.Module", model).named_parameters() if not weight.requires_grad}
     missing = set(map(str, info["missing_keys"]))
     for what, found in (
         ("missing", missing - idle),
         ("unexpected", info["unexpected_keys"]),
-        ("mismatched", info["mismatched_keys"]),
+        ("mismatched", {key[0] for key in info["mismatched_keys"]}),
     ):
         names = sorted(map(str, found))
         if names:

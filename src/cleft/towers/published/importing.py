@@ -17,22 +17,27 @@ from cleft.config import Settings, dump_settings
 from cleft.errors import CheckpointError, ConfigError
 from cleft.towers.adapt import adapt
 from cleft.towers.checkpoint import own_weights, save_model
-from cleft.towers.container import read_foreign, tensors_of
+from cleft.towers.container import read_foreign, tensors_of, unpacked
 from cleft.towers.current_names import in_current_names
 from cleft.towers.folders import digest_of
 from cleft.towers.image import build_image_tower
+from cleft.towers.image_only import ImageOnly, save_image_only
 from cleft.towers.language_model import build_language_model
 from cleft.towers.methods import METHODS, MethodModel
 from cleft.towers.official import check_out, import_official
+from cleft.towers.published.clip import CLIP
+from cleft.towers.published.convirt import CONVIRT
 from cleft.towers.published.gloria import GLORIA
 from cleft.towers.published.keys import IMAGE, rename
 from cleft.towers.published.layout import Layout, Weights
+from cleft.towers.published.medclip import MEDCLIP
 from cleft.towers.published.mgca import MGCA
+from cleft.towers.published.vision_only import DINOV2, MRM, MRM_ENCODER
 from cleft.towers.text import TextTower
 from cleft.towers.tokens import Tokens, load_tokenizer
 from cleft.towers.weights import listed, misfits
 
-LAYOUTS: tuple[Layout, ...] = (MGCA, GLORIA)
+LAYOUTS: tuple[Layout, ...] = (MGCA, CLIP, GLORIA, MEDCLIP, CONVIRT, DINOV2, MRM, MRM_ENCODER)
 """Every form that is known, besides the authors' own."""
 _OWN = ("img_encoder_q.model.blocks.0.ls1.gamma", "text_encoder_q.")
 """What the authors' own checkpoints hold; `official.py` reads them."""
@@ -53,10 +58,10 @@ def import_checkpoint(
         path: The file.
         out: The model folder to write.
         method: Whose it is thought to be, such as `gloria`; by default it is recognised.
-        tokenizer: Folder or hub name of the tokenizer its language model was trained with. Only the authors' own
-            checkpoints can do without.
+        tokenizer: Folder or hub name of the tokenizer its language model was trained with. Image towers alone need
+            none, and the authors' own checkpoints can do without.
         text_model: Hub name or folder of the language model, where an authors' checkpoint does not hold it.
-        size: Side in pixels of the images the model is to read.
+        size: Side in pixels at which the image tower is to read.
 
     Returns:
         `out`.
@@ -75,34 +80,36 @@ def import_checkpoint(
         return import_official(path, out, tokenizer=tokenizer, text_model=text_model, size=size)
     if text_model is not None:
         raise ConfigError(
-            f"--text-model {text_model}: {layout.title}'s checkpoint holds its language model; leave it out"
+            f"--text-model {text_model} is for the authors' own checkpoints, and this is {layout.title}'s; leave it out"
         )
     try:
         weights, settings = _take_apart(state, layout, size)
-        model = _build(weights, settings, layout, tokenizer)
+        model = _build(settings, layout, tokenizer)
         _fill(model, weights)
     except CheckpointError as error:
         raise CheckpointError(f"{path}, read as {layout.title}'s checkpoint: {error}") from error
     origin = {"file": path.name, "sha256": digest_of(path), "method": layout.title}
-    save_model(model, settings, out, extra={"imported": origin})
+    if isinstance(model, ImageOnly):
+        save_image_only(model, settings, out, extra={"imported": origin})
+    else:
+        save_model(model, settings, out, extra={"imported": origin})
     (out / "config.yaml").write_text(dump_settings(settings), encoding="utf-8")
     return out
 
 
-def methods() -> list[str]:
-    """Returns whose checkpoints are known, as `--method` names them."""
-    return ["cleft", *dict.fromkeys(layout.method for layout in LAYOUTS)]
-
-
 def _read(path: Path) -> Mapping[str, Tensor]:
-    content = read_foreign(path, foreign=True)
+    with unpacked(path) as inner:
+        content = read_foreign(inner, foreign=True)
     place = next((name for name in ("state_dict", "model") if isinstance(content.get(name), dict)), None)
     return tensors_of(content if place else {"state_dict": dict(content)}, path, place or "state_dict")
 
 
 def _recognise(state: Mapping[str, Tensor], method: str | None, path: Path) -> Layout | None:
     """The layout of a file; None for the authors' own."""
-    found = next((layout for layout in LAYOUTS if _holds(state, layout.marks)), None)
+    found = next(
+        (it for it in LAYOUTS if _holds(state, it.marks) and (not it.asked or method == it.method)),
+        None,
+    )
     own = found is None and _holds(state, _OWN)
     if method == "cleft" and found is None:
         return None  # the importer says what is wrong with it
@@ -138,9 +145,11 @@ def _take_apart(state: Mapping[str, Tensor], layout: Layout, size: int) -> tuple
     return weights, layout.settings(weights, size)
 
 
-def _build(weights: Weights, settings: Settings, layout: Layout, tokenizer: Path | str | None) -> MethodModel:
-    method = METHODS[settings.method]
+def _build(settings: Settings, layout: Layout, tokenizer: Path | str | None) -> MethodModel | ImageOnly:
     with torch.random.fork_rng(devices=[]):
+        if settings.method == "image-only":
+            return ImageOnly(build_image_tower(settings.image, settings.images))
+        method = METHODS[settings.method]
         image_tower = build_image_tower(settings.image, settings.images, regions=method.regions)
         return method.assemble(image_tower, _build_text(settings, layout, tokenizer), settings)
 
@@ -163,9 +172,9 @@ def _build_text(settings: Settings, layout: Layout, tokenizer: Path | str | None
     return TextTower(adapt(lm, config), tokens, config)
 
 
-def _fill(model: MethodModel, weights: Weights) -> None:
+def _fill(model: MethodModel | ImageOnly, weights: Weights) -> None:
     vision = {name.removeprefix(IMAGE): tensor for name, tensor in weights.items() if name.startswith(IMAGE)}
-    expected = own_weights(model)
+    expected = dict(model.state_dict()) if isinstance(model, ImageOnly) else own_weights(model)
     given = {
         **{name: tensor for name, tensor in weights.items() if not name.startswith(IMAGE)},
         **{f"{IMAGE}{name}": tensor for name, tensor in in_current_names(model.image_tower.model, vision).items()},

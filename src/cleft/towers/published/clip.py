@@ -1,0 +1,76 @@
+"""The CLIP of CLEFT's authors, as their code writes it with Lightning.
+
+Images are pooled from two blocks of a masked autoencoder's decoder behind the ViT, whose positions have slipped
+frequencies; its BERT has six blocks, no token types, and gives every token position 0. So such weights were trained,
+and so they are read. The decoder that paints, the mask token and the local heads are trained beside them and never
+used.
+
+Source: released code of CLEFT, `backbones/` and `CLIP`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+from cleft.config import ImagesConfig, ImageTowerConfig, LossConfig, Settings, TextTowerConfig
+from cleft.towers.official_sizes import blocks_of
+from cleft.towers.published.keys import IMAGE, TEXT, VENDORED_BERT, VIT, Section, norm_head
+from cleft.towers.published.layout import Layout, Weights, norm_head_options, scale_of, width_of, without_types
+from cleft.towers.published.sizes import bert_config, vit_config
+
+_DECODER = "image_tower.decoder."
+
+
+def _settings(weights: Weights, size: int) -> Settings:
+    return Settings(
+        method="clip",
+        images=ImagesConfig(size=size, stored_size=max(size, ImagesConfig.stored_size)),
+        image=ImageTowerConfig(
+            model=None,
+            scratch=vit_config(weights),
+            pooling="cls",
+            decoder_blocks=blocks_of(weights, re.escape(_DECODER) + r"blocks\.(\d+)\."),
+            decoder_positions="slipped",
+        ),
+        text=TextTowerConfig(
+            model=None,
+            scratch=bert_config(weights),
+            adapt="full",
+            base_dropout=0.1,
+            pooling="cls",
+            positions="zero",
+            max_tokens=min(64, width_of(weights, f"{TEXT}embeddings.position_embeddings.weight")),
+        ),
+        loss=LossConfig(**{**norm_head_options(weights), "temperature": math.exp(-scale_of(weights))}),
+    )
+
+
+CLIP = Layout(
+    method="clip",
+    title="the authors' CLIP",
+    marks=("img_encoder_q.model.decoder_blocks_feature.", "text_encoder_q.model.embeddings."),
+    sections=(
+        Section("img_encoder_q.model.", IMAGE, VIT),
+        Section(
+            "img_encoder_q.model.",
+            _DECODER,
+            {
+                r"decoder_embed\.(weight|bias)": r"embed.\1",
+                r"decoder_norm_feat\.(weight|bias)": r"norm.\1",
+                r"decoder_blocks_feature\.(\d+)\.(norm[12])\.(weight|bias)": r"blocks.\1.\2.\3",
+                r"decoder_blocks_feature\.(\d+)\.attn\.qkv\.(weight|bias)": r"blocks.\1.self_attn.in_proj_\2",
+                r"decoder_blocks_feature\.(\d+)\.attn\.proj\.(weight|bias)": r"blocks.\1.self_attn.out_proj.\2",
+                r"decoder_blocks_feature\.(\d+)\.mlp\.fc([12])\.(weight|bias)": r"blocks.\1.linear\2.\3",
+                r"mask_token|decoder_pos_embed": None,
+                r"decoder_(blocks\.\d+|norm|pred)\..*": None,
+            },
+        ),
+        norm_head("img_encoder_q.global_embed.", "image_projection."),
+        Section("text_encoder_q.model.", TEXT, VENDORED_BERT),
+        norm_head("text_encoder_q.global_embed.", "text_projection."),
+        Section("", "", {r"(img|text)_encoder_q\.local_embed\..*": None, "logit_scale": "logit_scale"}),
+    ),
+    settings=_settings,
+    complete=without_types,
+)
