@@ -74,10 +74,10 @@ def read_foreign(path: Path, *, foreign: bool = False) -> Mapping[str, Any]:
         with safe_globals(_unread(path) if foreign else []):
             content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails in as many ways as the format has instructions
-        foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if foreign:  # the library's own advice is to open it all the same
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if named:  # the library's own advice is to open it all the same
             raise CheckpointError(
-                f"{path} names {foreign[1]}, not only tensors and plain values, and is not opened, since such files "
+                f"{path} names {named[1]}, not only tensors and plain values, and is not opened, since such files "
                 f"can run code; ask its makers for a file of weights alone"
             ) from error
         raise CheckpointError(f"{path} cannot be read ({_first_line(error)}); copy it again") from error

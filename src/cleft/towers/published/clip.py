@@ -42,7 +42,7 @@ def _settings(weights: Weights, size: int) -> Settings:
             positions="zero",
             max_tokens=min(64, width_of(weights, f"{TEXT}embeddings.position_embeddings.weight")),
         ),
-        loss=LossConfig(**{**norm_head_options(weights), "temperature": math.exp(-scale_of(weights))}),
+        loss=LossConfig(**norm_head_options(weights, math.exp(-scale_of(weights)))),
     )
 
 

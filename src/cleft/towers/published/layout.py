@@ -72,13 +72,13 @@ def without_types(weights: Weights) -> Weights:
     }
 
 
-def norm_head_options(weights: Weights) -> dict[str, Any]:
+def norm_head_options(weights: Weights, temperature: float = 0.07) -> dict[str, Any]:
     """Returns the settings of the joint space behind MGCA's heads."""
     return {
         "projection": "mlp-norm",
         "hidden_width": width_of(weights, "image_projection.0.weight"),
         "embed_dim": width_of(weights, "image_projection.3.weight"),
-        "temperature": 0.07,
+        "temperature": temperature,
     }
 
 
