@@ -73,8 +73,8 @@ def _length_figure(grid: Grid, column: StudyLine) -> Figure | None:
         for row in rows
         if (number := grid.number(row, column, metric)).value is not None
     ]
-    if len(stops) < 2:
-        return None
+    if len({stop.x for stop in stops}) < 2:
+        return None  # one length, as in Table 1, tells nothing of lengths
     title = f"{column.label}: {in_words(metric)} against context length"
     chart = track_chart(
         title,
