@@ -153,6 +153,13 @@ def test_context_lengths_become_a_curve(tmp_path):
     assert "against moving weights" not in page  # all rows are of one size
 
 
+def test_rows_of_one_context_length_make_no_curve_of_lengths(tmp_path):
+    facts = {"moving": 1e6, "frozen": 2e6, "length": 30}
+    rows = tuple(StudyLine(key=f"cleft-{name}", label=name, facts=facts) for name in ("lora", "ia3"))
+    page = write_page(small_study(tmp_path, {(row.key, CELL[1]): [evaluation(0.6)] for row in rows}, rows=rows))
+    assert "against context length" not in page.read_text()
+
+
 def test_a_study_without_columns_is_its_weights(tmp_path):
     rows = (StudyLine(key="cleft-lora", label="CLEFT-LoRA", facts={"moving": 90_910_000, "frozen": 2.7e9}),)
     text = Page(write_page(small_study(tmp_path, {}, name="tableS3", rows=rows, columns=())).read_text()).text
