@@ -9,7 +9,7 @@ from transformers import AutoModel
 
 from cleft.config import TextTowerConfig
 from cleft.errors import ConfigError
-from cleft.studies.base_lm import _padded, learn_language_model
+from cleft.studies.base_lm import draw_windows, learn_language_model
 from cleft.towers.text import build_text_tower
 
 SHAPE = TextTowerConfig(
@@ -65,7 +65,11 @@ def test_a_masked_model_is_refused(tmp_path):
         learn_language_model(CAPTIONS, bert, tmp_path / "base-lm", steps=1)
 
 
-def test_padding_is_no_target():
-    ids, targets = _padded([[5, 6, 7], [8]], pad=0)
-    assert ids.tolist() == [[5, 6, 7], [8, 0, 0]]
-    assert targets.tolist() == [[5, 6, 7], [8, -100, -100]]
+def test_captions_stand_behind_each_other_until_every_position_is_filled():
+    captions = [[5, 6, 7, 0], [8, 0]]
+    windows = draw_windows(captions, 3, 11, torch.Generator().manual_seed(0))
+    assert windows.shape == (3, 11)
+    assert set(windows.flatten().tolist()) == {0, 5, 6, 7, 8}
+    stream = windows.flatten().tolist()
+    begun = [stream[place + 1] for place, token in enumerate(stream[:-1]) if token == 0]
+    assert set(begun) == {5, 8}

@@ -4,7 +4,7 @@ Adapters are small changes of a model that knows language. Put into random weigh
 tiny scale one model of the preset's shape first learns the training captions by predicting the next token, once per
 study, and every row starts from it (docs/decisions/0111).
 
-Shapes: `B` captions of a step, `L` tokens.
+Shapes: `B` windows of a step, `L` tokens, `V` vocabulary.
 """
 
 from __future__ import annotations
@@ -31,10 +31,8 @@ from cleft.towers.tokens import Tokens, end_token, learn_tokenizer
 log = logging.getLogger(__name__)
 
 STEPS = 400
-_BATCH = 32
+_BATCH = 8
 _LR = 1e-3
-_IGNORED = -100
-"""What PyTorch's cross-entropy leaves out."""
 
 
 def learn_language_model(
@@ -47,7 +45,7 @@ def learn_language_model(
         config: `scratch` is the shape.
         folder: As a language model is published: configuration, weights, tokenizer. Whole or not there.
         seed: Of the weights and the order.
-        steps: Of AdamW, with a batch of 32 captions each.
+        steps: Of AdamW, with 8 windows full of captions each.
 
     Returns:
         The folder.
@@ -97,14 +95,15 @@ def _train(model: torch.nn.Module, tokens: Tokens, captions: Sequence[str], seed
     """Next-token cross-entropy; returns that of the last step, in nats per token."""
     encoded = tokens.encode(list(captions))
     order = torch.Generator().manual_seed(seed)
+    window = int(getattr(cast("Any", model).config, "max_position_embeddings", tokens.max_tokens))
     optimizer = torch.optim.AdamW(model.parameters(), lr=_LR, weight_decay=0.01)
     last = float("nan")
     model.train()
     for step in range(steps):
-        drawn = torch.randint(len(encoded), (min(_BATCH, len(encoded)),), generator=order)
-        ids, targets = _padded([encoded[int(row)] for row in drawn], tokens.pad)
+        ids = draw_windows(encoded, _BATCH, window, order)
         optimizer.param_groups[0]["lr"] = _LR * (1 - step / steps)
-        loss = F.cross_entropy(model(input_ids=ids).logits[:, :-1].flatten(0, 1).float(), targets[:, 1:].flatten())
+        logits = model(input_ids=ids).logits[:, :-1]  # [B, L - 1, V]
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -117,9 +116,19 @@ def _train(model: torch.nn.Module, tokens: Tokens, captions: Sequence[str], seed
     return last
 
 
-def _padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Ids and targets, both `[B, L]`. Padding stands behind, where a causal model does not look."""
-    width = max(map(len, rows))
-    ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows])
-    targets = torch.tensor([[*row, *[_IGNORED] * (width - len(row))] for row in rows])
-    return ids, targets
+def draw_windows(captions: Sequence[Sequence[int]], batch: int, window: int, order: torch.Generator) -> Tensor:
+    """Captions drawn one behind the other until a batch of windows is full, `[batch, window]`.
+
+    So every position is learned, as published models know theirs. A prefix and a prompt context stand in front of what
+    is read, and move it to positions that no caption by itself would reach.
+
+    Args:
+        captions: Token ids, end of text included.
+        batch: Windows.
+        window: Tokens of each.
+        order: Draws.
+    """
+    stream: list[int] = []
+    while len(stream) < batch * window:
+        stream += captions[int(torch.randint(len(captions), (1,), generator=order))]
+    return torch.tensor(stream[: batch * window]).reshape(batch, window)
