@@ -260,3 +260,13 @@ def test_texts_of_reports_are_read_where_there_are_reports(method, root, tmp_pat
 def test_without_reports_a_method_that_reads_them_says_so(root, tmp_path):
     with pytest.raises(DataError, match="has a report that can be read"):
         pretrain(method_settings("gloria", root, "--data.texts=gloria"), tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["convirt", "gloria", "mgca", "mrm"])
+def test_it_learns_what_can_be_seen(method, root, tmp_path):
+    still = [f"--images.augment.{name}=0" for name in ("jitter", "blur", "degrees", "horizontal_flip")]
+    longer = ["--optim.steps=80", "--optim.lr=0.003", "--optim.min_lr=0", "--train.val_every=20"]
+    lines = log_of(pretrain(method_settings(method, root, *still, *longer), tmp_path / "run"))
+    losses = [float(line["val/loss"]) for line in lines if line["val/loss"]]
+    assert losses[-1] < 0.95 * losses[0]
