@@ -8,28 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from cleft.data.readers.chexpert import FINDINGS as CHEXPERT
 from cleft.data.tables.cells import BLANK
 
-FINDINGS = (
-    "No Finding",
-    "Enlarged Cardiomediastinum",
-    "Cardiomegaly",
-    "Lung Opacity",
-    "Lung Lesion",
-    "Edema",
-    "Consolidation",
-    "Pneumonia",
-    "Atelectasis",
-    "Pneumothorax",
-    "Pleural Effusion",
-    "Pleural Other",
-    "Fracture",
-    "Support Devices",
-    "Emphysema",
-    "Fibrosis",
-    "Granuloma",
-    "Hernia",
-)
+FINDINGS = (*CHEXPERT, "Emphysema", "Fibrosis", "Granuloma", "Hernia")
 """CheXpert's fourteen, and four that reports of Open-i often have."""
 
 NORMAL = "normal"
