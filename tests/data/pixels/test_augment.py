@@ -102,6 +102,16 @@ def test_blur_keeps_a_flat_image_and_spreads_a_dot():
     assert (blur(dot, 2.0) > 0).sum() == 49
 
 
+@pytest.mark.parametrize("sigma", [0.1, 0.5, 1.3, 2.0])
+def test_blur_is_the_weighted_mean_of_the_window_rounded_once(sigma: float):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 40), np.uint8)
+    weights = np.exp(-0.5 * (np.arange(-3, 4) / sigma) ** 2)
+    weights = np.outer(weights, weights) / weights.sum() ** 2
+    padded = np.pad(pixels.astype(float), 3, mode="reflect")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (7, 7))
+    assert np.abs(blur(pixels, sigma) - (windows * weights).sum((2, 3))).max() < 0.51
+
+
 def test_flipping_mirrors_the_finished_view(pixels):
     config = AugmentConfig(jitter=1, blur=1)
     plain = augment(pixels, config, 224, seed=(0, 0, 0))

@@ -17,7 +17,7 @@ from cleft.config import AugmentConfig
 from cleft.data.randomness import Stream, counted
 
 _LEVELS = np.arange(256, dtype=np.float32)
-_BLUR_WINDOW = (7, 7)
+_BLUR_WINDOW = 7
 
 
 def augment(
@@ -87,8 +87,9 @@ def jitter(
 
 
 def blur(pixels: NDArray[np.uint8], sigma: float) -> NDArray[np.uint8]:
-    """Gaussian blur in a window of 7 x 7 pixels, mirrored at the edge."""
-    return _uint8(cv2.GaussianBlur(pixels, _BLUR_WINDOW, sigma))
+    """Gaussian blur in a window of 7 x 7 pixels, mirrored at the edge, rounded to the nearest level."""
+    kernel = cv2.getGaussianKernel(_BLUR_WINDOW, sigma)
+    return _uint8(cv2.sepFilter2D(pixels, -1, kernel, kernel))
 
 
 def warp(pixels: NDArray[np.uint8], *, degrees: float, scale: float, shift: tuple[int, int]) -> NDArray[np.uint8]:
