@@ -10,13 +10,15 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from cleft.config import DataConfig, Settings, load_settings
 from cleft.data import data_config
 from cleft.data.batches import eval_loader
 from cleft.data.counting import FEWEST_PATIENTS
+from cleft.data.prompts import choose_classes
 from cleft.data.splits.draws import ids_digest
+from cleft.data.wordings import Wording, check_wording, find_wording
 from cleft.errors import CheckpointError, ConfigError, DataError
 from cleft.evaluation.calibration import calibrate
 from cleft.evaluation.examples import pick_examples
@@ -33,6 +35,9 @@ from cleft.evaluation.scoring import Draws, Scored
 from cleft.evaluation.selection import Part, PerClass, Selection, select_images
 from cleft.evaluation.subgroups import by_subgroup
 from cleft.learning.encode import EncodingModel, encode_images
+from cleft.learning.surroundings import device_of
+from cleft.towers.checkpoint import check_reads_texts, load_model, weights_digest
+from cleft.towers.dual import DualEncoder
 from cleft.types import Embeddings, Evaluation, ImageModel, LabelledImages, Result
 
 log = logging.getLogger(__name__)
@@ -106,6 +111,29 @@ class Question:
             progress=progress,
         )
 
+    def pose(self, run: Path, wording: str | None = None, *, progress: bool = True) -> Posed:
+        """Makes ready what a question in words needs; what cannot be asked is refused before an image is encoded.
+
+        Args:
+            run: Run folder of either stage.
+            wording: Which words stand for the classes; by default the run's own.
+            progress: Whether to show bars.
+
+        Raises:
+            ConfigError: If the run, the data, a class or the wording is unknown.
+            DataError: If nothing can be asked of the images, or patients were trained on.
+            CheckpointError: If the run reads no texts, or its weights are damaged.
+        """
+        settings = run_settings(run)
+        words = find_wording(wording or settings.wording, self.config(settings).dataset)
+        check_reads_texts(run)
+        images = self.images(run, settings, progress=progress)
+        classes = choose_classes(self.classes, settings, images.dataset, images.findings)
+        check_wording(words, classes)
+        model = load_model(run).to(device_of(settings)).eval()
+        check_images(run, model, settings)
+        return Posed(run, settings, images, classes, words, model, weights_digest(run))
+
     def validation(
         self, run: Path, settings: Settings, *, progress: bool = True
     ) -> tuple[Selection | None, str | None]:
@@ -175,6 +203,27 @@ class Question:
         words = [f"{name} {shlex.quote(str(value))}" for name, value in asked.items() if value is not None]
         flags = ["--allow-overlap"] * self.allow_overlap + ["--drop-overlap"] * self.drop_overlap
         return " ".join(["cleft evaluate", run.resolve().name, f"--task {task}", *words, *flags])
+
+
+class Posed(NamedTuple):
+    """A question in words, and the model that it is put to."""
+
+    run: Path
+    settings: Settings
+    """Of the run."""
+    images: Selection
+    """What is asked about."""
+    classes: tuple[str, ...]
+    """Columns of the labels."""
+    words: Wording
+    """What stands for them."""
+    model: DualEncoder
+    weights: str
+    """Digest of the model's weights."""
+
+    def embed(self, images: Selection, *, progress: bool = True) -> Embeddings:
+        """Encodes images for this model; as `embed_images`."""
+        return embed_images(self.run, self.model, images, self.settings, self.weights, progress=progress)
 
 
 def embed_images(

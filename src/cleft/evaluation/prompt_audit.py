@@ -19,10 +19,10 @@ from torch.nn import functional as F
 
 from cleft.config import Settings
 from cleft.data import opening_of
-from cleft.data.prompts import absent_prompt, choose_classes, class_prompt, templates_of
+from cleft.data.prompts import absent_prompt, class_prompt, templates_of
 from cleft.data.splits.draws import ids_digest
-from cleft.data.wordings import Wording, check_wording, find_wording
-from cleft.evaluation.asking import Question, check_images, embed_images, halves, run_settings
+from cleft.data.wordings import Wording
+from cleft.evaluation.asking import Question, halves
 from cleft.evaluation.metrics import auc
 from cleft.evaluation.questions import class_logits, label_columns, score_one_class, score_presence
 from cleft.evaluation.results import write_evaluation
@@ -30,8 +30,6 @@ from cleft.evaluation.scoring import USUAL_DRAWS, Draws, Measure, Scored, measur
 from cleft.evaluation.selection import Selection
 from cleft.evaluation.subgroups import HEADLINES
 from cleft.evaluation.zero_shot import encode_classes
-from cleft.learning.surroundings import device_of
-from cleft.towers.checkpoint import check_reads_texts, load_model, weights_digest
 from cleft.towers.context import build_context
 from cleft.towers.dual import DualEncoder
 from cleft.types import ContextVector, Denial, Embeddings, Evaluation, PromptAudit, Spread, Template
@@ -88,21 +86,14 @@ def audit_prompts(
         CheckpointError: If the run reads no texts, or its weights are damaged.
         NumericsError: If an embedding or a score is not finite.
     """
-    settings = run_settings(run)
-    words = find_wording(wording or settings.wording, question.config(settings).dataset)
-    check_reads_texts(run)
-    images = question.images(run, settings, progress=progress)
-    classes = choose_classes(question.classes, settings, images.dataset, images.findings)
-    check_wording(words, classes)
-    model = load_model(run).to(device_of(settings)).eval()
-    check_images(run, model, settings)
-    weights = weights_digest(run)
-    embeddings = embed_images(run, model, images, settings, weights, progress=progress)
-    asked = _Asked(model, embeddings, classes, question, words, draws)
+    posed = question.pose(run, wording, progress=progress)
+    images, classes, words = posed.images, posed.classes, posed.words
+    embeddings = posed.embed(images, progress=progress)
+    asked = _Asked(posed.model, embeddings, classes, question, words, draws)
     openings = templates_of(images.opening)
     rows, _ = asked.scored(openings[0])
     compared = [_template(asked, opening, usual=opening == images.opening) for opening in openings]
-    vectors, norm = _context(model, settings)
+    vectors, norm = _context(posed.model, posed.settings)
     return write_evaluation(
         Evaluation(
             task="prompts",
@@ -111,7 +102,7 @@ def audit_prompts(
             split_recipe=images.recipe,
             split_digest=images.split_digest,
             ids_digest=ids_digest(embeddings.ids[row] for row in rows),
-            checkpoint=weights,
+            checkpoint=posed.weights,
             scoring=question.scoring,
             prompts="handwritten",
             classes=classes,

@@ -16,19 +16,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cleft.data.prompts import absent_name, absent_prompt, choose_classes, class_prompt
-from cleft.data.wordings import Wording, check_wording, find_wording
+from cleft.data.prompts import absent_name, absent_prompt, class_prompt
+from cleft.data.wordings import Wording
 from cleft.errors import ConfigError
-from cleft.evaluation.asking import (
-    CANNOT_BE_ASKED,
-    Question,
-    Scoring,
-    check_images,
-    class_names,
-    embed_images,
-    run_settings,
-    write_down,
-)
+from cleft.evaluation.asking import CANNOT_BE_ASKED, Question, Scoring, class_names, write_down
 from cleft.evaluation.kept import keep
 from cleft.evaluation.questions import Blank, class_logits
 from cleft.evaluation.results import write_evaluation
@@ -36,8 +27,6 @@ from cleft.evaluation.scoring import USUAL_DRAWS, Draws
 from cleft.evaluation.selection import Part
 from cleft.evaluation.space import map_space
 from cleft.learning.files import read_json
-from cleft.learning.surroundings import device_of
-from cleft.towers.checkpoint import check_reads_texts, load_model, weights_digest
 from cleft.towers.dual import DualEncoder
 
 Prompts = Literal["auto", "context", "handwritten"]
@@ -102,24 +91,17 @@ def evaluate_zero_shot(
         allow_overlap=allow_overlap,
         drop_overlap=drop_overlap,
     )
-    settings = run_settings(run)
-    words = find_wording(wording or settings.wording, question.config(settings).dataset)
-    check_reads_texts(run)
-    images = question.images(run, settings, progress=progress)
-    asked = choose_classes(question.classes, settings, images.dataset, images.findings)
-    check_wording(words, asked)
-    model = load_model(run).to(device_of(settings)).eval()
-    check_images(run, model, settings)
-    weights = weights_digest(run)
+    posed = question.pose(run, wording, progress=progress)
+    model, asked, images = posed.model, posed.classes, posed.images
     behind = choose_prompts(model, prompts)
-    embeddings = embed_images(run, model, images, settings, weights, progress=progress)
-    sentences, embeds = encode_classes(model, asked, images.opening, scoring, behind, words)
+    embeddings = posed.embed(images, progress=progress)
+    sentences, embeds = encode_classes(model, asked, images.opening, scoring, behind, posed.words)
     logits = class_logits(embeddings.image_embeds, embeds, model.logit_scale)
     answers = question.answer(logits, embeddings, asked, draws)
-    held, unvalidated = question.validation(run, settings, progress=progress)
+    held, unvalidated = question.validation(run, posed.settings, progress=progress)
     validation = None
     if held is not None:
-        known = embed_images(run, model, held, settings, weights, progress=progress)
+        known = posed.embed(held, progress=progress)
         validation = question.score(class_logits(known.image_embeds, embeds, model.logit_scale), known, asked)
         unvalidated = None if validation else CANNOT_BE_ASKED
     evaluation = write_down(
@@ -128,7 +110,7 @@ def evaluate_zero_shot(
         images,
         answers,
         task="zero-shot",
-        checkpoint=weights,
+        checkpoint=posed.weights,
         classes=asked,
         draws=draws,
         examples=examples,
@@ -144,7 +126,7 @@ def evaluate_zero_shot(
         truth = [asked.index(shown) for shown in answers.truths]
         space = map_space(embeddings.image_embeds[answers.rows], embeds, truth)
     kept = keep(answers.scored, [embeddings.ids[row] for row in answers.rows])
-    return write_evaluation(replace(evaluation, wording=words.name, space=space), run / "results", kept)
+    return write_evaluation(replace(evaluation, wording=posed.words.name, space=space), run / "results", kept)
 
 
 def choose_prompts(model: DualEncoder, prompts: Prompts) -> Literal["context", "handwritten"]:
