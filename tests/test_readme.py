@@ -88,3 +88,24 @@ def test_every_link_leads_somewhere(page):
 def test_every_make_target_of_the_readme_exists():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"^ {4}make ([a-z]+)", README.read_text(encoding="utf-8"), re.MULTILINE)) <= targets
+
+
+def switches() -> list[object]:
+    """Settings of the tables of docs/baselines.md, each with the preset of its section."""
+    found = []
+    for section in (ROOT / "docs" / "baselines.md").read_text(encoding="utf-8").split("\n## ")[1:]:
+        for preset in re.findall(r"cleft pretrain (baseline-\S+)", section)[:1]:
+            found += [(preset, switch) for switch in re.findall(r"`(--[a-z_]+\.[a-z_]+ [^`<]+)`", section)]
+    return [pytest.param(preset, switch, id=f"{preset} {switch}") for preset, switch in dict.fromkeys(found)]
+
+
+@pytest.mark.parametrize(("preset", "switch"), switches())
+def test_every_switch_of_the_page_on_baselines_changes_its_preset(preset, switch):
+    assert load_settings(preset, shlex.split(switch)) != load_settings(preset)
+
+
+def test_every_baseline_has_a_section_of_the_page():
+    page = (ROOT / "docs" / "baselines.md").read_text(encoding="utf-8")
+    presets = [name for name in preset_summaries() if name.startswith("baseline-")]
+    assert len(presets) == 8
+    assert [name for name in presets if f"cleft pretrain {name} " not in page] == []
