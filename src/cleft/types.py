@@ -638,6 +638,8 @@ class StudyLine:
     """Its name in files and folders: `cleft-lora`, `chexpert/zero-shot`."""
     label: str
     """As the table prints it."""
+    heading: str = ""
+    """Of a row: what stands above it and those like it, where a table has such parts."""
     metrics: tuple[str, ...] = ()
     """Of a column: what is printed of each result, `accuracy` and `auc` say."""
     facts: Mapping[str, float] = field(default_factory=dict[str, float])

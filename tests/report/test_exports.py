@@ -32,6 +32,7 @@ def test_a_line_of_the_csv_holds_all_that_is_known_of_a_number(tmp_path):
     assert (float(line["low"]), float(line["high"])) == pytest.approx((0.47, 0.73))
     del line["value"], line["spread"], line["low"], line["high"]
     assert line == {
+        "heading": "",
         "study": "table1",
         "scale": "tiny",
         "row": "cleft-lora",
@@ -85,6 +86,16 @@ def test_the_latex_table_has_ours_in_bold_and_the_papers_below_in_italics(tmp_pa
     assert r" & \multicolumn{1}{c}{CheXpert-5$\times$200} & \multicolumn{1}{c}{RSNA} \\" in text
     assert r" & \multicolumn{1}{c}{zero-shot} & \multicolumn{1}{c}{zero-shot} \\" in text
     assert "they say nothing of the paper's numbers" in text
+
+
+def test_headings_of_rows_stand_in_both(tmp_path):
+    rows = tuple(StudyLine(key=f"row-{n}", label=f"row {n}", heading=f"part {n // 2}") for n in range(4))
+    folder = small_study(tmp_path, {("row-1", CELL[1]): [evaluation(0.6)]}, rows=rows)
+    models = [line for line in lines(folder) if line["state"] != "floor"]
+    assert {line["row"]: line["heading"] for line in models} == {row.key: row.heading for row in rows}
+    text = study_latex(read_grid(folder))
+    assert text.count(r"\multicolumn{3}{l}{\textit{part 1}} \\") == 1
+    assert text.index("part 0") < text.index("row 1") < text.index("part 1") < text.index("row 2")
 
 
 def test_the_papers_marks_stand_in_the_latex_table_with_what_they_mean(tmp_path):

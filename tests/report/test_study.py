@@ -160,6 +160,15 @@ def test_rows_of_one_context_length_make_no_curve_of_lengths(tmp_path):
     assert "against context length" not in page.read_text()
 
 
+def test_rows_stand_below_their_headings(tmp_path):
+    rows = tuple(StudyLine(key=f"row-{n}", label=f"row {n}", heading=f"part {n // 2}") for n in range(4))
+    page = write_page(small_study(tmp_path, {("row-1", CELL[1]): [evaluation(0.6)]}, rows=rows)).read_text()
+    table = page[page.index('<table class="study') :]
+    places = [table.index(text) for text in (">Part 0<", ">row 0<", ">row 1<", ">Part 1<", ">row 2<", ">row 3<")]
+    assert places == sorted(places)
+    assert (table.count("Part 0"), table.count("Part 1")) == (1, 1)
+
+
 def test_a_study_without_columns_is_its_weights(tmp_path):
     rows = (StudyLine(key="cleft-lora", label="CLEFT-LoRA", facts={"moving": 90_910_000, "frozen": 2.7e9}),)
     text = Page(write_page(small_study(tmp_path, {}, name="tableS3", rows=rows, columns=())).read_text()).text

@@ -59,10 +59,30 @@ def test_other_captions_want_another_folder(learned):
         learn_language_model(CAPTIONS[:2], SHAPE, learned, steps=150)
 
 
-def test_a_masked_model_is_refused(tmp_path):
-    bert = TextTowerConfig(model=None, scratch={"model_type": "bert", "hidden_size": 16, "num_attention_heads": 2})
-    with pytest.raises(ConfigError, match="a causal one that"):
-        learn_language_model(CAPTIONS, bert, tmp_path / "base-lm", steps=1)
+BERT = {
+    "model_type": "bert",
+    "num_hidden_layers": 1,
+    "hidden_size": 16,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 32,
+}
+
+
+def test_a_masked_model_learns_to_restore_hidden_tokens(tmp_path):
+    shape = TextTowerConfig(model=None, scratch=BERT, max_tokens=32)
+    folders = [learn_language_model(CAPTIONS, shape, tmp_path / f"{steps}", steps=steps) for steps in (1, 200)]
+    losses = [json.loads((folder / "learned.json").read_text())["loss"] for folder in folders]
+    assert losses[1] < 0.7 * losses[0]
+    config = TextTowerConfig(model=str(folders[1]), adapt="full", pooling="cls", max_tokens=32)
+    weights = build_text_tower(config, CAPTIONS).lm.model.state_dict()
+    kept = AutoModel.from_pretrained(folders[1]).state_dict()
+    assert torch.equal(weights["encoder.layer.0.output.dense.weight"], kept["encoder.layer.0.output.dense.weight"])
+
+
+def test_a_model_without_a_shape_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"one that text\.scratch describes"):
+        learn_language_model(CAPTIONS, TextTowerConfig(model="gpt2"), tmp_path / "base-lm", steps=1)
 
 
 def test_captions_stand_behind_each_other_until_every_position_is_filled():

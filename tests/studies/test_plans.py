@@ -1,12 +1,13 @@
-"""The paper's tables have the paper's shape, and every row that is built has settings."""
+"""The paper's tables have the paper's shape, and every row has settings."""
 
 import pytest
 from tests.fakes.chexpert import write_fake_chexpert
 
+from cleft.config import load_settings
 from cleft.data.tables.columns import read_table
 from cleft.errors import ConfigError
 from cleft.studies.doing import do
-from cleft.studies.plans import PLANS, built, column, paper_plan
+from cleft.studies.plans import PLANS, column, paper_plan
 from cleft.studies.steps import Given, lay_out, row_settings
 
 NAMES = sorted(PLANS)
@@ -14,12 +15,11 @@ NAMES = sorted(PLANS)
 
 @pytest.mark.parametrize("scale", ["paper", "tiny"])
 @pytest.mark.parametrize("name", NAMES)
-def test_every_row_that_is_built_has_settings(name, scale):
+def test_every_row_has_settings(name, scale):
     plan = paper_plan(name, scale)
     assert len({row.key for row in plan.rows}) == len(plan.rows)
     for row in plan.rows:
-        if built(row):
-            row_settings(row, Given(data={}))
+        row_settings(row, Given(data={}))
 
 
 def test_table_1_has_eleven_rows_and_six_questions():
@@ -42,6 +42,46 @@ def test_table_1_has_eleven_rows_and_six_questions():
     ]
     assert plan.columns[0].metrics == ("accuracy",)
     assert plan.columns[1].metrics == ("accuracy", "auc")
+
+
+def test_the_tiny_table_1_has_every_method_twice_under_two_headings():
+    rows = {row.key: row for row in paper_plan("table1", "tiny").rows}
+    ours = row_settings(rows["cleft-lora"], Given(data={}))
+    methods = ("clip", "convirt", "gloria", "mgca", "mrm", "medclip")
+    matched = {name: row_settings(rows[f"matched-{name}"], Given(data={})) for name in methods}
+    published = {row.preset: row for row in rows.values() if row.heading.startswith("as published")}
+    assert list(published) == [f"tiny-baseline-{name}" for name in methods]
+    assert len([row for row in rows.values() if row.heading.startswith("matched")]) + len(published) == len(rows) == 17
+    for name, settings in matched.items():
+        own = row_settings(published[f"tiny-baseline-{name}"], Given(data={}))
+        assert settings.method == own.method == name
+        assert (settings.images, settings.optim, settings.train) == (ours.images, ours.optim, ours.train)
+        assert settings.image == (own.image if name == "mrm" else ours.image)
+        assert (settings.text, settings.loss, settings.data) == (own.text, own.loss, own.data)
+        for each in (settings, own):  # the same images are learned from and asked about
+            assert (each.data.split, each.data.val_fraction, each.data.test_fraction) == (
+                ours.data.split,
+                ours.data.val_fraction,
+                ours.data.test_fraction,
+            )
+            assert (each.classify, each.classes, each.images.size) == (ours.classify, ours.classes, ours.images.size)
+
+
+def test_what_is_typed_for_all_rows_holds_for_matched_ones(tmp_path):
+    row = next(row for row in paper_plan("table1", "tiny").rows if row.key == "matched-clip")
+    settings = row_settings(row, Given(data={}, words=("--optim.steps=200", "--image.pooling=cls"), runs=tmp_path))
+    assert (settings.optim.steps, settings.image.pooling) == (200, "cls")
+
+
+def test_rows_with_a_masked_model_begin_from_one_that_knows_what_they_read(tmp_path):
+    data = {"chexpert": write_fake_chexpert(tmp_path / "data"), "rsna": tmp_path}
+    work = lay_out([paper_plan("table1", "tiny")], Given(data=data, runs=tmp_path / "runs", seeds=1))
+    models = [name for name, step in work.steps.items() if step.kind == "language-model"]
+    assert len(models) == 2  # a causal one for CLEFT, a masked one for everybody else
+    begun = {name: step.settings.text.model for name, step in work.steps.items() if step.kind == "pretrain"}
+    masked = {model for name, model in begun.items() if "cleft" not in name and "mrm" not in name and model}
+    assert len(masked - {load_settings("tiny-scale").text.model}) == 1
+    assert begun["mrm-vit/seed-0/stage-one"] is begun["matched-mrm/seed-0/stage-one"] is None
 
 
 def test_the_whole_paper_shares_what_it_can(tmp_path):

@@ -239,7 +239,7 @@ def test_a_wrong_grid_is_refused_with_its_place(tmp_path, capsys, text, sentence
         (["--jobs=0"], 2, "--jobs 0: give 1 or more"),
         (["--seed=3"], 2, "--seed"),
         (["--data.root=/tmp"], 2, "--data.root is decided by the study"),
-        (["--optim.stepps=3"], 2, "row cleft-prefix: the command line: unknown setting --optim.stepps"),
+        (["--optim.stepps=3"], 2, "row matched-clip: the command line: unknown setting --optim.stepps"),
     ],
 )
 def test_a_wrong_word_is_refused(capsys, more, code, sentence):

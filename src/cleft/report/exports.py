@@ -15,7 +15,21 @@ from cleft.report.tables import FLOORS
 from cleft.types import StudyLine
 
 FIELDS = (
-    *("study", "scale", "row", "column", "metric", "state", "reason", "value", "spread", "low", "high", "seeds"),
+    *(
+        "study",
+        "scale",
+        "heading",
+        "row",
+        "column",
+        "metric",
+        "state",
+        "reason",
+        "value",
+        "spread",
+        "low",
+        "high",
+        "seeds",
+    ),
     *("values", "intervals", "images", "patients", "split_digest", "ids_digest", "files", "commands"),
     *("paper", "paper_note"),
 )
@@ -43,7 +57,7 @@ def study_csv(grid: Grid) -> str:
                 paper = quoted(grid.study.name, row.key, column.key, metric)
                 state = "absent" if filled is None else filled.cell.state
                 line = _line(grid, row.key, column, metric, grid.number(row, column, metric))
-                table.writerow({**line, "state": state, **_quoted(paper)})
+                table.writerow({**line, "heading": row.heading, "state": state, **_quoted(paper)})
     for rule in FLOORS:
         for column in grid.study.columns:
             for metric in column.metrics:
@@ -109,7 +123,11 @@ def study_latex(grid: Grid) -> str:
         " & ".join(["", *(tex(METRICS.get(metric, metric)) for _, metric in places)]) + r" \\",
         r"\midrule",
     ]
+    above = ""
     for row in study.rows:
+        if row.heading != above:
+            lines.append(f"\\multicolumn{{{len(places) + 1}}}{{l}}{{\\textit{{{tex(row.heading)}}}}} \\\\")
+            above = row.heading
         numbers = [_tex_number(metric, grid.number(row, column, metric)) for column, metric in places]
         lines.append(" & ".join([tex(row.label), *numbers]) + r" \\")
         papers = [quoted(study.name, row.key, column.key, metric) for column, metric in places]

@@ -45,6 +45,8 @@ class Line(NamedTuple):
     label: str
     series: int
     places: Sequence[Place]
+    band: str = ""
+    """What stands above it and those like it."""
 
 
 class Seen(NamedTuple):
@@ -66,14 +68,20 @@ def table_lines(grid: Grid, notes: Footnotes) -> list[Line]:
     """Rows, then floors; reasons become footnotes."""
     places = [(column, metric) for column in grid.study.columns for metric in column.metrics]
     lines = [
-        Line("model", row.label, index, [_place(grid, row, column, metric, notes) for column, metric in places])
+        Line(
+            "model",
+            row.label,
+            index,
+            [_place(grid, row, column, metric, notes) for column, metric in places],
+            row.heading[:1].upper() + row.heading[1:],
+        )
         for index, row in enumerate(grid.study.rows)
     ]
     for rule, name in FLOORS.items():
         numbers = [grid.floor(rule, column, metric) for column, metric in places]
         if any(numbers):
             told = [_floor(metric, number, notes) for (_, metric), number in zip(places, numbers, strict=True)]
-            lines.append(Line("floor", name, 0, told))
+            lines.append(Line("floor", name, 0, told, "Floors: what rules reach on the same images"))
     return lines
 
 

@@ -1,10 +1,10 @@
 """A small language model for studies without a published one: it learns the sentences that captions are made of.
 
 Adapters are small changes of a model that knows language. Put into random weights they would compare nothing, so at the
-tiny scale one model of the preset's shape first learns the training captions by predicting the next token, once per
-study, and every row starts from it (docs/decisions/0111).
+tiny scale one model of the preset's shape first learns the training captions, once per study, and every row starts from
+it: a causal model by predicting the next token, a masked one by restoring hidden tokens (docs/decisions/0111).
 
-Shapes: `B` windows of a step, `L` tokens, `V` vocabulary.
+Shapes: `B` windows or texts of a step, `L` tokens, `V` vocabulary.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, DataCollatorForLanguageModeling
 
 from cleft.config import TextTowerConfig
 from cleft.errors import ConfigError, NumericsError
@@ -32,26 +32,29 @@ log = logging.getLogger(__name__)
 
 STEPS = 400
 _BATCH = 8
+"""Windows of a causal model."""
+_TEXTS = 48
+"""Texts of a masked one: about as many tokens."""
 _LR = 1e-3
 
 
 def learn_language_model(
     captions: Sequence[str], config: TextTowerConfig, folder: Path, *, seed: int = 0, steps: int = STEPS
 ) -> Path:
-    """Trains a causal language model of a described shape on captions, unless the folder holds it already.
+    """Trains a language model of a described shape on captions, unless the folder holds it already.
 
     Args:
         captions: Of the training split; each counts as often as it occurs.
         config: `scratch` is the shape.
         folder: As a language model is published: configuration, weights, tokenizer. Whole or not there.
         seed: Of the weights and the order.
-        steps: Of AdamW, with 8 windows full of captions each.
+        steps: Of AdamW, with 8 windows full of captions each, or 48 captions for a masked model.
 
     Returns:
         The folder.
 
     Raises:
-        ConfigError: If the shape is none of a causal model, or the folder was learned from other captions.
+        ConfigError: If no shape is given, or the folder was learned from other captions.
         NumericsError: If the loss is not finite.
     """
     facts = {
@@ -82,28 +85,35 @@ def learn_language_model(
 
 
 def _build(captions: Sequence[str], config: TextTowerConfig) -> tuple[torch.nn.Module, Tokens]:
+    if config.scratch is None:
+        raise ConfigError("a study's own language model is one that text.scratch describes; give its shape")
+    causal = is_causal(read_text_config(config))
+    tokenizer = learn_tokenizer(captions, causal=causal, vocab_size=int(config.scratch.get("vocab_size", 4096)))
     shape = read_text_config(config)
-    if config.scratch is None or not is_causal(shape):
-        raise ConfigError("a study's own language model is a causal one that text.scratch describes; give its shape")
-    tokenizer = learn_tokenizer(captions, causal=True, vocab_size=int(config.scratch.get("vocab_size", 4096)))
-    end = end_token(tokenizer, shape)
-    shape = read_text_config(config, vocabulary=len(tokenizer), pad=end, end=end)
-    return AutoModelForCausalLM.from_config(shape), Tokens(tokenizer, max_tokens=config.max_tokens, end=end)
+    end = end_token(tokenizer, shape) if causal else None
+    shape = read_text_config(config, vocabulary=len(tokenizer), pad=tokenizer.pad_token_id, end=end)
+    model = (AutoModelForCausalLM if causal else AutoModelForMaskedLM).from_config(shape)
+    return model, Tokens(tokenizer, max_tokens=config.max_tokens, end=end)
 
 
 def _train(model: torch.nn.Module, tokens: Tokens, captions: Sequence[str], seed: int, steps: int) -> float:
-    """Next-token cross-entropy; returns that of the last step, in nats per token."""
+    """Cross-entropy of what comes next or was hidden; returns that of the last step, in nats per token."""
     encoded = tokens.encode(list(captions))
     order = torch.Generator().manual_seed(seed)
     window = int(getattr(cast("Any", model).config, "max_position_embeddings", tokens.max_tokens))
     optimizer = torch.optim.AdamW(model.parameters(), lr=_LR, weight_decay=0.01)
+    hide = None if tokens.tokenizer.mask_token is None else DataCollatorForLanguageModeling(tokens.tokenizer)
     last = float("nan")
     model.train()
     for step in range(steps):
-        ids = draw_windows(encoded, _BATCH, window, order)
         optimizer.param_groups[0]["lr"] = _LR * (1 - step / steps)
-        logits = model(input_ids=ids).logits[:, :-1]  # [B, L - 1, V]
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
+        if hide is None:
+            ids = draw_windows(encoded, _BATCH, window, order)
+            logits = model(input_ids=ids).logits[:, :-1]  # [B, L - 1, V]
+            loss = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
+        else:
+            drawn = torch.randint(len(encoded), (_TEXTS,), generator=order).tolist()
+            loss = model(**hide([{"input_ids": encoded[row]} for row in drawn])).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -7,11 +7,13 @@ import io
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal, get_args
 
 from cleft.codec import write_whole
 from cleft.data import data_config, read_dataset
 from cleft.data.prompts import choose_classes
 from cleft.data.splits.recipes import split_records
+from cleft.data.texts import Texts
 from cleft.evaluation.classify import evaluate_classify
 from cleft.evaluation.zero_shot import evaluate_zero_shot
 from cleft.learning.classify import classify
@@ -20,6 +22,7 @@ from cleft.learning.pretrain import pretrain
 from cleft.studies.base_lm import learn_language_model
 from cleft.studies.plans import SUBJECTS
 from cleft.studies.steps import Step
+from cleft.towers.language_model import is_causal, read_text_config
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +39,7 @@ def do(step: Step) -> Path:
     if step.kind == "apart":
         return _list_apart(step)
     if step.kind == "language-model":
-        reading = read_dataset(step.settings.data)
-        captions = [record.caption or "" for record in split_records(reading, step.settings.data).train]
-        return learn_language_model(captions, step.settings.text, step.folder, seed=step.settings.seed)
+        return learn_language_model(_sentences(step), step.settings.text, step.folder, seed=step.settings.seed)
     if step.kind == "pretrain":
         return pretrain(step.settings, step.folder, progress=False)
     if step.kind == "context":
@@ -53,6 +54,24 @@ def do(step: Step) -> Path:
     if step.kind == "score":
         return evaluate_classify(step.folder, per_class=per_class, progress=False)
     return evaluate_zero_shot(step.folder, data=step.data, classes=subject.classes, per_class=per_class, progress=False)
+
+
+def _sentences(step: Step) -> list[str]:
+    """What a study's own language model learns: captions, and for a masked one whatever else is said of findings.
+
+    Rows of masked models read sentences of several kinds, and all begin from the same one.
+    """
+    config, seed = step.settings.data, step.settings.seed
+    reading = read_dataset(config)
+    records = split_records(reading, config).train
+    kinds: tuple[Kind, ...] = ("captions",) if is_causal(read_text_config(step.settings.text)) else get_args(Kind)
+    return [
+        text for kind in kinds for text in Texts(records, reading.findings, replace(config, texts=kind), seed).every()
+    ]
+
+
+Kind = Literal["captions", "findings", "bank"]
+"""Sentences that are made of labels, as `data.texts` names them."""
 
 
 def _list_apart(step: Step) -> Path:

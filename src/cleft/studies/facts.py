@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cleft.errors import CleftError, ConfigError
-from cleft.studies.plans import Plan, Row, built
+from cleft.studies.plans import Plan, Row
 from cleft.studies.steps import Given, Step, Work, row_settings
 from cleft.towers.hub import find_weights
 from cleft.towers.outline import outline_model
@@ -20,8 +20,6 @@ def row_facts(row: Row, given: Given, work: Work) -> dict[str, float]:
 
     The rows of the embedding that move are known once a run has counted its tokens.
     """
-    if not built(row):
-        return {}
     home = row.stage_one or row.home or row.key
     first = work.steps.get(f"{home}/seed-0/stage-one")
     settings = row_settings(row, given) if first is None else first.settings
@@ -39,7 +37,7 @@ def row_facts(row: Row, given: Given, work: Work) -> dict[str, float]:
 
 def lacking_weights(plans: Sequence[Plan], given: Given) -> dict[str, str]:
     """Published models that rows start from and that cannot be had, each with why."""
-    settings = [row_settings(row, given) for plan in plans for row in plan.rows if built(row)]
+    settings = [row_settings(row, given) for plan in plans for row in plan.rows]
     named = [(each.image.model, each.image.random_weights, "image.model") for each in settings]
     named += [
         (each.text.model, each.text.random_weights, "text.model") for each in settings if each.method != "image-only"

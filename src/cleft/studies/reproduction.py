@@ -153,7 +153,8 @@ class Reproduction:
             scale=plan.scale,
             command=self.command,
             rows=tuple(
-                StudyLine(key=row.key, label=row.label, facts=self._row_facts(plan, row.key)) for row in plan.rows
+                StudyLine(key=row.key, label=row.label, heading=row.heading, facts=self._row_facts(plan, row.key))
+                for row in plan.rows
             ),
             columns=tuple(StudyLine(key=each.key, label=each.label, metrics=each.metrics) for each in plan.columns),
             cells=tuple(

@@ -21,11 +21,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from cleft.config import ClassifyConfig, Settings, TextTowerConfig, load_settings
+from cleft.config import ClassifyConfig, DataConfig, Settings, TextTowerConfig, load_settings
 from cleft.errors import ConfigError
 from cleft.learning.protocols import is_exact
 from cleft.learning.same import Role, flat, role
-from cleft.studies.plans import SUBJECTS, Column, Plan, Row, built
+from cleft.studies.plans import SUBJECTS, Column, Plan, Row
 
 Kind = Literal["apart", "language-model", "pretrain", "context", "classify", "zero-shot", "score"]
 """`apart` lists patients who must not be learned from; `score` asks a trained head."""
@@ -112,14 +112,13 @@ def lay_out(plans: Sequence[Plan], given: Given, lacking_weights: Mapping[str, s
     for seed in range(given.seeds):
         for plan in plans:
             for row in plan.rows:
-                builder = _Builder(plan, row, given, seed, steps) if built(row) else None
+                builder = _Builder(plan, row, given, seed, steps)
                 for column in plan.columns:
                     cell = (plan.name, row.key, column.key)
                     why = _why_not(row, column, builder, given, lacking_weights or {})
                     if why is not None:
                         lacking[cell] = why
                         continue
-                    assert builder is not None  # else there is a reason
                     cells.setdefault(cell, []).append(builder.ask(column))
     return Work(steps=steps, cells={cell: tuple(names) for cell, names in cells.items()}, lacking=lacking)
 
@@ -133,10 +132,21 @@ def row_settings(row: Row, given: Given, seed: int = 0) -> Settings:
     typed = [word for word in given.words if row.trains or not word.startswith(_OF_TEXTS)]
     try:
         settings = _load(row.preset, (*typed, *row.words))
+        if row.like is not None:
+            settings = _match(settings, _load(row.like, tuple(typed)))
     except ConfigError as error:
         raise ConfigError(f"row {row.key}: {error}") from error
     root = given.data.get(settings.data.dataset)
     return replace(settings, seed=seed, data=settings.data if root is None else replace(settings.data, root=root))
+
+
+def _match(settings: Settings, other: Settings) -> Settings:
+    """A method on the images and the image tower of another run, trained as long and by the same optimiser.
+
+    A method that hides patches keeps its own tower.
+    """
+    image = settings.image if settings.method == "mrm" else other.image
+    return replace(settings, images=other.images, image=image, optim=other.optim, train=other.train)
 
 
 @functools.cache
@@ -150,13 +160,11 @@ _OF_TEXTS = ("--text.", "--loss.", "--optim.", "--context.")
 
 
 def _why_not(
-    row: Row, column: Column, builder: _Builder | None, given: Given, lacking: Mapping[str, str]
+    row: Row, column: Column, builder: _Builder, given: Given, lacking: Mapping[str, str]
 ) -> tuple[str, str] | None:
     """State and reason of a cell that cannot be run."""
     if column.task == "zero-shot" and not row.speaks:
         return "impossible", "it reads no sentences"
-    if builder is None:
-        return "planned", "its method is not built yet"
     learned = [builder.settings.data.dataset] if row.trains else []
     for dataset in [*learned, SUBJECTS[column.subject].dataset]:
         if dataset not in given.data:
@@ -234,12 +242,14 @@ class _Builder:
         return self._begin_tiny(apart) if self._tiny else apart
 
     def _begin_tiny(self, plain: Settings) -> Settings:
-        """A language model that knows the captions, in the place of a published one."""
-        if plain.text.scratch is None:
+        """A language model that knows the captions, in the place of a published one; MRM has none of those."""
+        if plain.text.scratch is None or plain.method == "mrm":
             return plain
-        # Every row, whatever its adapter and its seed, begins from the same one.
+        # Every row, whatever its method, adapter and seed, begins from the same one of its kind.
         text = TextTowerConfig(model=None, scratch=plain.text.scratch, max_tokens=plain.text.max_tokens)
-        shape = Settings(data=plain.data, text=text)
+        unread = DataConfig()
+        data = replace(plain.data, opening=unread.opening, texts=unread.texts, reword=unread.reword)
+        shape = Settings(data=data, text=text)
         name = f"base-lm-{plain.data.dataset}-{_digest(shape)}"
         folder = self._given.runs.resolve() / name
         step = self._step(name, "language-model", folder, shape, tuple(each.name for each in self._before))
