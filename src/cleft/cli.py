@@ -254,12 +254,17 @@ def _parser() -> argparse.ArgumentParser:
 
     bring = _verb(verbs, "import", "make a model folder of a published checkpoint", _import)
     bring.add_argument(
-        "checkpoint", type=Path, help="a file of the authors' release or of another system's; nothing in it is run"
+        "checkpoint",
+        type=Path,
+        help="a file of the authors' release or of another system's, or the folder of one; nothing in it is run",
     )
     bring.add_argument("--method", help="whose it is, such as gloria; by default it is recognised by its weights")
     bring.add_argument("--out", type=Path, required=True)
     bring.add_argument("--tokenizer", type=Path, help="folder of the language model's tokenizer")
     bring.add_argument("--text-model", help="hub name or folder of the language model, if the checkpoint lacks it")
+    bring.add_argument(
+        "--size", type=_number, metavar="N", help="pixels at which the image tower reads (224, or what its folder says)"
+    )
 
     data = verbs.add_parser("data", help="check, prepare or draw a dataset", allow_abbrev=False)
     actions = data.add_subparsers(dest="action", metavar="<action>", required=True, parser_class=_VerbParser)
@@ -529,10 +534,12 @@ def _import(options: argparse.Namespace, words: list[str]) -> None:
         method=options.method,
         tokenizer=options.tokenizer,
         text_model=options.text_model,
+        size=options.size,
     )
-    if is_image_only(peek_description(out)):
+    description = peek_description(out)
+    if is_image_only(description):
         print(f"{out} is an image tower; next: cleft classify {out} --data chexpert:<folder>")
-    elif options.tokenizer is None:
+    elif description["token_ids"]:
         print(f"{out} reads token ids alone; for sentences import again with --tokenizer <folder>")
     else:
         print(f"{out} is a model; next: cleft evaluate {out} --data chexpert:<folder> --allow-overlap")

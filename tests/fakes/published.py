@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from tests.fakes.official import official_state
+from tokenizers import pre_tokenizers
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, PreTrainedTokenizerFast
 
 from cleft.towers.tokens import learn_tokenizer
 
@@ -289,3 +290,27 @@ def _linear(name: str, given: int, out: int) -> Shapes:
 def _batch_norm(name: str, width: int, *, weights: bool = True) -> Shapes:
     statistics: Shapes = {f"{name}.running_mean": (width,), f"{name}.running_var": (width,)}
     return {**(_norm(name, width) if weights else {}), **statistics, f"{name}.num_batches_tracked": ()}
+
+
+def write_openai_clip(folder: Path, *, tokenizer: bool = True, pixels: bool = True) -> CLIPModel:
+    """As transformers publishes CLIP: a folder of weights, configuration, tokenizer and how images are read."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = ["<|startoftext|>", *letters, *(f"{letter}</w>" for letter in letters), "<|endoftext|>"]
+    words = CLIPTokenizer(vocab={token: number for number, token in enumerate(vocabulary)}, merges=[])
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = {"vocab_size": len(words), "max_position_embeddings": 24, "eos_token_id": words.eos_token_id}
+    config = CLIPConfig(
+        text_config={**shape, **text, "hidden_size": 24},
+        vision_config={**shape, "image_size": SIZE, "patch_size": 14},
+        projection_dim=JOINT,
+    )
+    model = CLIPModel(config).eval()
+    model.load_state_dict(noise({name: tuple(weight.shape) for name, weight in model.state_dict().items()}))
+    model.save_pretrained(folder)
+    if tokenizer:
+        words.save_pretrained(folder)
+    if pixels:
+        CLIPImageProcessorPil(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE}).save_pretrained(
+            folder
+        )
+    return model

@@ -242,9 +242,9 @@ def test_the_authors_own_checkpoints_are_brought_as_before(tmp_path):
 
 def test_without_a_tokenizer_a_bert_reads_nothing(tmp_path):
     path = write_lightning(tmp_path / "vit_base.ckpt", mgca_state())
-    with pytest.raises(ConfigError, match=r"MGCA's checkpoint holds no tokenizer; name the one .*: --tokenizer"):
+    with pytest.raises(ConfigError, match=r"this checkpoint of MGCA holds no tokenizer; name the one .*: --tokenizer"):
         import_checkpoint(path, tmp_path / "ours", size=SIZE)
-    with pytest.raises(ConfigError, match=r"--text-model x is for the authors' own .*, and this is MGCA's; le"):
+    with pytest.raises(ConfigError, match=r"--text-model x is for the authors' own .*, and this is one of MGCA; le"):
         mgca(tmp_path, text_model="x")
 
 
@@ -267,7 +267,7 @@ def test_without_a_tokenizer_a_bert_reads_nothing(tmp_path):
 def test_weights_that_do_not_find_their_place_are_listed(tmp_path, change, sentence):
     state = mgca_state()
     change(state)
-    with pytest.raises(CheckpointError, match=rf"vit_base.ckpt, read as MGCA's checkpoint: .*{sentence}"):
+    with pytest.raises(CheckpointError, match=rf"vit_base.ckpt, read as a checkpoint of MGCA: .*{sentence}"):
         mgca(tmp_path, state)
     assert not (tmp_path / "ours").exists()
 

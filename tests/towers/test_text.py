@@ -214,6 +214,29 @@ def test_a_trial_leaves_every_mode_as_it_was():
     assert not built.lm.model.h[0].attn.training
 
 
+CLIP = {
+    "model_type": "clip_text_model",
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "max_position_embeddings": 32,
+}
+
+
+def test_the_text_half_of_clip_reads_equal_texts_once_and_vectors_in_the_place_of_tokens():
+    built = tower("clip", scratch=CLIP, adapt="full", packing="distinct")
+    compare_ways(built, TEXTS, "distinct")
+    alone = built.encode(["edema"])
+    ids = torch.tensor(built.tokens.encode(["edema"]))
+    vectors = built.lm.embed(ids)
+    assert error(built.read_padded(vectors, torch.tensor([ids.shape[1]])), alone) < 1e-5
+    with pytest.raises(ConfigError, match="takes no more tokens at once than it has positions"):
+        tower("clip", scratch=CLIP, adapt="full", packing="tree")
+    with pytest.raises(ConfigError, match="adapt=prefix: a 'clip_text_model' model takes no virtual tokens"):
+        tower("clip", scratch=CLIP, adapt="prefix", packing="distinct")
+
+
 @pytest.mark.parametrize("kind", ["t5", "bart", "vit"])
 def test_a_model_of_another_kind_is_refused(kind):
     with pytest.raises(ConfigError, match="neither"):

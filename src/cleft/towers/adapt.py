@@ -5,6 +5,7 @@ The only file that imports `peft`, and only when an adapter is built, for that i
 
 from __future__ import annotations
 
+import inspect
 import logging
 import warnings
 from collections.abc import Callable, Sequence
@@ -82,6 +83,10 @@ def _prefix(model: LanguageModel, config: TextTowerConfig) -> None:
     if config.gradient_checkpointing:
         raise ConfigError(
             "text.gradient_checkpointing=true drops the virtual tokens of text.adapt=prefix; set it to false"
+        )
+    if "past_key_values" not in inspect.signature(model.model.forward).parameters:
+        raise ConfigError(
+            f"text.adapt=prefix: a {model.config.model_type!r} model takes no virtual tokens; choose another way"
         )
     options = PrefixTuningConfig(task_type=TaskType.FEATURE_EXTRACTION, num_virtual_tokens=config.prefix_length)
     encoder = _inject(model, options).prompt_encoder["default"]

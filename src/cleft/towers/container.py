@@ -150,6 +150,11 @@ def check_container(path: Path) -> None:
             f"{path} is not a checkpoint of torch 1.6 or later ({_first_line(error)}); older ones are pickles "
             f"without a container, which are not opened"
         ) from error
+    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+        raise CheckpointError(
+            f"{path} is a TorchScript archive, whose weights come with code, and is not opened; give a file of weights "
+            f"alone (of OpenAI's CLIP the folder of transformers, such as openai/clip-vit-base-patch16)"
+        )
     if any(entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size for entry in entries):
         raise CheckpointError(f"{path} has compressed entries, which torch never writes; it is not opened")
     inside, outside = sum(entry.file_size for entry in entries), path.stat().st_size

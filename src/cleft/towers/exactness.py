@@ -28,6 +28,8 @@ def why_no_tree(lm: LanguageModel, max_tokens: int) -> str | None:
         return f"text.packing=tree is wrong for {kind!r}, a masked model: its tokens also see what stands behind them"
     if not lm.takes_positions:
         return f"a {kind!r} model takes no positions, so it cannot be read as a tree"
+    if kind == "clip_text_model":
+        return f"a {kind!r} model takes no more tokens at once than it has positions, so it cannot be read as a tree"
     others = set(getattr(lm.config, "layer_types", None) or ()) - _ATTENTION
     if others or any(isinstance(module, nn.Conv1d) for module in lm.modules()):
         return f"a {kind!r} model carries a state from token to token, so it cannot be read as a tree"

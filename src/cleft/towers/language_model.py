@@ -23,6 +23,8 @@ from cleft.errors import CheckpointError, ConfigError
 from cleft.towers.hub import config_from, pretrained_model, random_model, read_config
 from cleft.towers.prefix import Prefix
 
+_CAUSAL_HALVES = ("clip_text_model",)
+"""Halves of larger models that read as causal models do, though transformers has no language model of theirs."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -54,7 +56,9 @@ class LanguageModel(nn.Module):
         self.causal = causal
         self.ordered = ordered
         self.layers = tuple(layers)
-        self.takes_positions = causal and "position_ids" in inspect.signature(model.forward).parameters
+        takes = inspect.signature(model.forward).parameters
+        self.takes_positions = causal and "position_ids" in takes
+        self.takes_vectors = "inputs_embeds" in takes
 
     @property
     def config(self) -> Any:
@@ -93,7 +97,8 @@ class LanguageModel(nn.Module):
                 may attend to which (column), `[1, P, P]` bool.
             positions: Position of each token, `[B, L]` or `[1, L]`. Models that count for themselves ignore it.
         """
-        inputs: dict[str, Any] = {"inputs_embeds" if tokens.is_floating_point() else "input_ids": tokens}
+        vectors = tokens.is_floating_point()
+        inputs: dict[str, Any] = {"inputs_embeds" if vectors and self.takes_vectors else "input_ids": tokens}
         if self.prefix is not None:
             inputs["past_key_values"] = self.prefix(len(tokens), dtype=self.dtype)
             visible = functional.pad(visible, (self.prefix.length, 0), value=True)
@@ -104,11 +109,21 @@ class LanguageModel(nn.Module):
             inputs["position_ids"] = torch.zeros(tokens.shape[:2], dtype=torch.int64, device=tokens.device)
         if self.layers != (-1,):
             inputs["output_hidden_states"] = True
-        output = self.model(**inputs, attention_mask=self._mask(visible))
+        inputs["attention_mask"] = self._mask(visible)
+        if vectors and not self.takes_vectors:
+            output = self._read_vectors(tokens, inputs)
+        else:
+            output = self.model(**inputs)
         states = output.last_hidden_state
         if self.layers != (-1,):
             states = torch.stack([output.hidden_states[layer] for layer in self.layers]).mean(dim=0)
         return TokenStates(states, getattr(output, "pooler_output", None))
+
+    def _read_vectors(self, vectors: Tensor, inputs: dict[str, Any]) -> Any:
+        """Puts vectors where a model that takes nothing but tokens looks its tokens up, as CLIP's text tower does."""
+        inputs["input_ids"] = torch.zeros(vectors.shape[:2], dtype=torch.int64, device=vectors.device)
+        with self.model.get_input_embeddings().register_forward_hook(lambda _module, _inputs, _output: vectors):
+            return self.model(**inputs)
 
     def _mask(self, visible: Tensor) -> Tensor:
         if visible.ndim == 2:
@@ -252,7 +267,7 @@ def is_causal(config: PreTrainedConfig) -> bool:
     if not config.is_encoder_decoder:
         if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
             return False
-        if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or kind in _CAUSAL_HALVES:
             return True
     raise ConfigError(f"a text tower needs a causal or masked language model; {kind!r} is neither, choose another")
 

@@ -16,13 +16,13 @@ import re
 from cleft.config import ImagesConfig, ImageTowerConfig, LossConfig, Settings, TextTowerConfig
 from cleft.towers.official_sizes import blocks_of
 from cleft.towers.published.keys import IMAGE, TEXT, VENDORED_BERT, VIT, Section, norm_head
-from cleft.towers.published.layout import Layout, Weights, norm_head_options, scale_of, width_of, without_types
+from cleft.towers.published.layout import Facts, Layout, Weights, norm_head_options, scale_of, width_of, without_types
 from cleft.towers.published.sizes import bert_config, vit_config
 
 _DECODER = "image_tower.decoder."
 
 
-def _settings(weights: Weights, size: int) -> Settings:
+def _settings(weights: Weights, size: int, _facts: Facts) -> Settings:
     return Settings(
         method="clip",
         images=ImagesConfig(size=size, stored_size=max(size, ImagesConfig.stored_size)),

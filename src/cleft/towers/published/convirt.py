@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from cleft.config import ImagesConfig, ImageTowerConfig, LossConfig, Settings, TextTowerConfig
 from cleft.towers.published.keys import BERT, IMAGE, POOLER, RESNET, TEXT, Section
-from cleft.towers.published.layout import MIMIC_MEAN, MIMIC_STD, Layout, Weights, width_of
+from cleft.towers.published.layout import MIMIC_MEAN, MIMIC_STD, Facts, Layout, Weights, width_of
 from cleft.towers.published.sizes import bert_config, resnet_config
 
 
-def _settings(weights: Weights, size: int) -> Settings:
+def _settings(weights: Weights, size: int, _facts: Facts) -> Settings:
     return Settings(
         method="convirt",
         images=ImagesConfig(size=size, stored_size=max(size, ImagesConfig.stored_size), mean=MIMIC_MEAN, std=MIMIC_STD),

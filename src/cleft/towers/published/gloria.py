@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from cleft.config import ImagesConfig, ImageTowerConfig, LossConfig, Settings, TextTowerConfig
 from cleft.towers.published.keys import BERT, IMAGE, NO_POOLER, RESNET, TEXT, Section
-from cleft.towers.published.layout import Layout, Weights, width_of
+from cleft.towers.published.layout import Facts, Layout, Weights, width_of
 from cleft.towers.published.sizes import bert_config, resnet_config
 
 
-def _settings(weights: Weights, size: int) -> Settings:
+def _settings(weights: Weights, size: int, _facts: Facts) -> Settings:
     return Settings(
         method="gloria",
         images=ImagesConfig(size=size, stored_size=max(size, ImagesConfig.stored_size)),

@@ -12,32 +12,35 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from cleft.config import Settings, dump_settings
 from cleft.errors import CheckpointError, ConfigError
 from cleft.towers.adapt import adapt
 from cleft.towers.checkpoint import own_weights, save_model
-from cleft.towers.container import read_foreign, tensors_of, unpacked
 from cleft.towers.current_names import in_current_names
 from cleft.towers.folders import digest_of
+from cleft.towers.hub import config_from
 from cleft.towers.image import build_image_tower
 from cleft.towers.image_only import ImageOnly, save_image_only
-from cleft.towers.language_model import build_language_model
+from cleft.towers.language_model import build_language_model, is_causal
 from cleft.towers.methods import METHODS, MethodModel
 from cleft.towers.official import check_out, import_official
 from cleft.towers.published.clip import CLIP
 from cleft.towers.published.convirt import CONVIRT
+from cleft.towers.published.files import find_weights, read_facts, read_weights, tokenizer_beside
 from cleft.towers.published.gloria import GLORIA
 from cleft.towers.published.keys import IMAGE, rename
-from cleft.towers.published.layout import Layout, Weights
+from cleft.towers.published.layout import Facts, Layout, Weights
 from cleft.towers.published.medclip import MEDCLIP
 from cleft.towers.published.mgca import MGCA
+from cleft.towers.published.openai_clip import OPENAI_CLIP
 from cleft.towers.published.vision_only import DINOV2, MRM, MRM_ENCODER
 from cleft.towers.text import TextTower
-from cleft.towers.tokens import Tokens, load_tokenizer
+from cleft.towers.tokens import Tokens, end_token, load_tokenizer
 from cleft.towers.weights import listed, misfits
 
-LAYOUTS: tuple[Layout, ...] = (MGCA, CLIP, GLORIA, MEDCLIP, CONVIRT, DINOV2, MRM, MRM_ENCODER)
+LAYOUTS: tuple[Layout, ...] = (MGCA, CLIP, GLORIA, MEDCLIP, CONVIRT, OPENAI_CLIP, DINOV2, MRM, MRM_ENCODER)
 """Every form that is known, besides the authors' own."""
 _OWN = ("img_encoder_q.model.blocks.0.ls1.gamma", "text_encoder_q.")
 """What the authors' own checkpoints hold; `official.py` reads them."""
@@ -50,18 +53,18 @@ def import_checkpoint(
     method: str | None = None,
     tokenizer: Path | str | None = None,
     text_model: str | None = None,
-    size: int = 224,
+    size: int | None = None,
 ) -> Path:
     """Makes a model folder of a checkpoint that somebody published: the authors', or another system's.
 
     Args:
-        path: The file.
+        path: The file, or the folder of one.
         out: The model folder to write.
         method: Whose it is thought to be, such as `gloria`; by default it is recognised.
         tokenizer: Folder or hub name of the tokenizer its language model was trained with. Image towers alone need
-            none, and the authors' own checkpoints can do without.
+            none, folders may hold it, and the authors' own checkpoints can do without.
         text_model: Hub name or folder of the language model, where an authors' checkpoint does not hold it.
-        size: Side in pixels at which the image tower is to read.
+        size: Side in pixels at which the image tower is to read; by default 224, or what a folder says.
 
     Returns:
         `out`.
@@ -74,20 +77,23 @@ def import_checkpoint(
     """
     path, out = Path(path), Path(out)
     check_out(out)
-    state = _read(path)
+    path = find_weights(path)
+    state = read_weights(path)
     layout = _recognise(state, method, path)
     if layout is None:
-        return import_official(path, out, tokenizer=tokenizer, text_model=text_model, size=size)
+        return import_official(path, out, tokenizer=tokenizer, text_model=text_model, size=size or 224)
     if text_model is not None:
         raise ConfigError(
-            f"--text-model {text_model} is for the authors' own checkpoints, and this is {layout.title}'s; leave it out"
+            f"--text-model {text_model} is for the authors' own checkpoints, and this is one of {layout.title}; leave "
+            f"it out"
         )
+    facts = read_facts(path, layout)
     try:
-        weights, settings = _take_apart(state, layout, size)
-        model = _build(settings, layout, tokenizer)
+        weights, settings = _take_apart(state, layout, size, facts)
+        model = _build(settings, layout, tokenizer or tokenizer_beside(path, layout))
         _fill(model, weights)
     except CheckpointError as error:
-        raise CheckpointError(f"{path}, read as {layout.title}'s checkpoint: {error}") from error
+        raise CheckpointError(f"{path}, read as a checkpoint of {layout.title}: {error}") from error
     origin = {"file": path.name, "sha256": digest_of(path), "method": layout.title}
     if isinstance(model, ImageOnly):
         save_image_only(model, settings, out, extra={"imported": origin})
@@ -95,13 +101,6 @@ def import_checkpoint(
         save_model(model, settings, out, extra={"imported": origin})
     (out / "config.yaml").write_text(dump_settings(settings), encoding="utf-8")
     return out
-
-
-def _read(path: Path) -> Mapping[str, Tensor]:
-    with unpacked(path) as inner:
-        content = read_foreign(inner, foreign=True)
-    place = next((name for name in ("state_dict", "model") if isinstance(content.get(name), dict)), None)
-    return tensors_of(content if place else {"state_dict": dict(content)}, path, place or "state_dict")
 
 
 def _recognise(state: Mapping[str, Tensor], method: str | None, path: Path) -> Layout | None:
@@ -137,12 +136,14 @@ def _first(state: Mapping[str, Tensor], layout: Layout | None) -> str:
     return next(name for name in state if name.startswith(mark))
 
 
-def _take_apart(state: Mapping[str, Tensor], layout: Layout, size: int) -> tuple[Weights, Settings]:
+def _take_apart(
+    state: Mapping[str, Tensor], layout: Layout, size: int | None, facts: Facts
+) -> tuple[Weights, Settings]:
     weights, left_over = rename(state, layout.sections)
     if left_over:
         raise CheckpointError(listed("weights have no place", sorted(left_over)))
     weights = layout.complete(weights)
-    return weights, layout.settings(weights, size)
+    return weights, layout.settings(weights, layout.side(facts) if size is None else size, facts)
 
 
 def _build(settings: Settings, layout: Layout, tokenizer: Path | str | None) -> MethodModel | ImageOnly:
@@ -157,18 +158,22 @@ def _build(settings: Settings, layout: Layout, tokenizer: Path | str | None) -> 
 def _build_text(settings: Settings, layout: Layout, tokenizer: Path | str | None) -> TextTower:
     if tokenizer is None:
         raise ConfigError(
-            f"{layout.title}'s checkpoint holds no tokenizer; name the one its BERT was trained with: --tokenizer "
-            f"<folder or hub name>, such as emilyalsentzer/Bio_ClinicalBERT"
+            f"this checkpoint of {layout.title} holds no tokenizer; name the one its language model was trained with: "
+            f"--tokenizer <folder or hub name>, such as {layout.tokenizer}"
         )
     config = settings.text
-    tokens = Tokens(load_tokenizer(tokenizer), max_tokens=config.max_tokens, end=None)
-    vocabulary = int((config.scratch or {})["vocab_size"])
+    shape = config.scratch or {}
+    learned = load_tokenizer(tokenizer)
+    causal = is_causal(config_from({"model_type": shape["model_type"]}, "text.scratch"))
+    end = end_token(learned, PreTrainedConfig()) if causal else None  # by the tokenizer alone
+    tokens = Tokens(learned, max_tokens=config.max_tokens, end=end)
+    vocabulary = int(shape["vocab_size"])
     if tokens.vocabulary > vocabulary:
         raise CheckpointError(
             f"the tokenizer {str(tokenizer)!r} has {tokens.vocabulary} tokens and the language model {vocabulary}; "
             f"give the one it was trained with"
         )
-    lm = build_language_model(config, vocabulary=vocabulary, pad=tokens.pad, end=None)
+    lm = build_language_model(config, vocabulary=vocabulary, pad=tokens.pad, end=end)
     return TextTower(adapt(lm, config), tokens, config)
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 from torch import Tensor
 
-from cleft.config import Settings
+from cleft.config import ImagesConfig, Settings
 from cleft.errors import CheckpointError
 from cleft.towers.published.keys import IMAGE, TEXT, Section
 
 Weights: TypeAlias = dict[str, Tensor]
 """Name here to weight; those of an image tower are called as in files of its family."""
+Facts: TypeAlias = Mapping[str, Mapping[str, Any]]
+"""Name of a JSON file beside the weights to what it says."""
 
 
 class Layout(NamedTuple):
@@ -25,17 +27,26 @@ class Layout(NamedTuple):
     """Beginnings of names that a file of this kind has, all of them; the first file kind that fits is taken."""
     sections: tuple[Section, ...]
     """Where every weight goes, and which are dropped on purpose."""
-    settings: Callable[[Weights, int], Settings]
-    """From weights and image size to the settings the weights were trained with."""
+    settings: Callable[[Weights, int, Facts], Settings]
+    """From weights, image size and what stands beside them to the settings the weights were trained with."""
     complete: Callable[[Weights], Weights] = lambda weights: weights
     """Adds what a model here has and the file has not."""
     asked: bool = False
     """Whether its names could be anybody's, so that it is taken only where the method is named."""
+    beside: tuple[str, ...] = ()
+    """JSON files that are published beside the weights; the first must be there, and a tokenizer may."""
+    side: Callable[[Facts], int] = lambda _facts: 224
+    """Pixels at which its image tower reads by default."""
+    tokenizer: str = "emilyalsentzer/Bio_ClinicalBERT"
+    """Where the tokenizer it was trained with is published."""
 
 
 MIMIC_MEAN = (0.58628, 0.58628, 0.58628)
 MIMIC_STD = (0.2795, 0.2795, 0.2795)
 """Of the pixels MedCLIP and its ConVIRT were trained on."""
+_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Of the pixels CLIP was trained on."""
 
 
 def width_of(weights: Mapping[str, Tensor], name: str) -> int:
@@ -59,6 +70,55 @@ def scale_of(weights: Weights) -> float:
     if scale is None or scale.numel() != 1:
         raise CheckpointError("it should hold logit_scale, one number")
     return float(scale)
+
+
+def part_of(facts: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Returns a part of a JSON file; nothing where there is none.
+
+    Raises:
+        CheckpointError: If it is not made of names and values.
+    """
+    part = facts.get(name) or {}
+    if not isinstance(part, dict):
+        raise CheckpointError(f"what is beside it says {name}: {str(part)[:40]!r}, which should be names and values")
+    return cast("dict[str, Any]", part)
+
+
+def whole_images(size: int, said: Mapping[str, Any], mean: str, std: str) -> ImagesConfig:
+    """Returns images for a tower that brings them to `size` bicubically, none of them cropped.
+
+    Args:
+        size: Pixels at which the tower reads; images are prepared at twice as many.
+        said: What a JSON file says of their pixels; CLIP's where it is silent.
+        mean: What it calls the mean.
+        std: What it calls the standard deviation.
+
+    Raises:
+        CheckpointError: If it does not say three numbers of each.
+    """
+    middle, spread = _channels(said, mean, _CLIP_MEAN), _channels(said, std, _CLIP_STD)
+    return ImagesConfig(size=2 * size, stored_size=2 * size, mean=middle, std=spread)
+
+
+def _channels(said: Mapping[str, Any], name: str, silent: tuple[float, float, float]) -> tuple[float, float, float]:
+    values: Any = said.get(name, silent)
+    if not isinstance(values, list | tuple) or not all(isinstance(value, int | float) for value in values):
+        values = ()
+    if len(values) != 3:
+        raise CheckpointError(f"what is beside it says {name}: {said[name]!r:.40}, which should be three numbers")
+    return cast("tuple[float, float, float]", tuple(values))
+
+
+def side_in(said: Mapping[str, Any]) -> int:
+    """Returns the pixels at which an image tower reads, by what a JSON file says; 224 where it is silent.
+
+    Raises:
+        CheckpointError: If it says no number.
+    """
+    side = said.get("image_size", 224)
+    if not isinstance(side, int):
+        raise CheckpointError(f"what is beside it says image_size: {str(side)[:40]}, which should be a number")
+    return side
 
 
 def without_types(weights: Weights) -> Weights:

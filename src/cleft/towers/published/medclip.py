@@ -13,11 +13,11 @@ import math
 
 from cleft.config import ImagesConfig, ImageTowerConfig, LossConfig, Settings, TextTowerConfig
 from cleft.towers.published.keys import BERT, IMAGE, NO_POOLER, RESNET, SWIN, TEXT, Section
-from cleft.towers.published.layout import MIMIC_MEAN, MIMIC_STD, Layout, Weights, scale_of, width_of
+from cleft.towers.published.layout import MIMIC_MEAN, MIMIC_STD, Facts, Layout, Weights, scale_of, width_of
 from cleft.towers.published.sizes import bert_config, resnet_config, swin_config
 
 
-def _settings(weights: Weights, size: int) -> Settings:
+def _settings(weights: Weights, size: int, _facts: Facts) -> Settings:
     swin = f"{IMAGE}embeddings.patch_embeddings.projection.weight" in weights
     return Settings(
         method="medclip",

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from cleft.config import ImagesConfig, ImageTowerConfig, LossConfig, MgcaConfig, Settings, TextTowerConfig
 from cleft.towers.published.keys import IMAGE, RESNET, TEXT, VENDORED_BERT, VIT, Section, norm_head
-from cleft.towers.published.layout import Layout, Weights, is_vit, norm_head_options, width_of, without_types
+from cleft.towers.published.layout import Facts, Layout, Weights, is_vit, norm_head_options, width_of, without_types
 from cleft.towers.published.sizes import bert_config, resnet_config, vit_config
 
 
-def _settings(weights: Weights, size: int) -> Settings:
+def _settings(weights: Weights, size: int, _facts: Facts) -> Settings:
     vit = is_vit(weights)
     return Settings(
         method="mgca",

@@ -14,14 +14,14 @@ from cleft.config import ImagesConfig, ImageTowerConfig, Settings
 from cleft.towers.official_keys import HUB_VISION
 from cleft.towers.official_sizes import vision_config
 from cleft.towers.published.keys import IMAGE, VIT, Section
-from cleft.towers.published.layout import Layout, Weights
+from cleft.towers.published.layout import Facts, Layout, Weights
 from cleft.towers.published.sizes import vit_config
 
 _GRAY = (0.4978, 0.4978, 0.4978)
 _SPREAD = (0.2449, 0.2449, 0.2449)
 
 
-def _mrm(weights: Weights, size: int) -> Settings:
+def _mrm(weights: Weights, size: int, _facts: Facts) -> Settings:
     return Settings(
         method="image-only",
         images=ImagesConfig(size=2 * size, stored_size=max(2 * size, 512), mean=_GRAY, std=_SPREAD),
@@ -29,7 +29,7 @@ def _mrm(weights: Weights, size: int) -> Settings:
     )
 
 
-def _dinov2(weights: Weights, size: int) -> Settings:
+def _dinov2(weights: Weights, size: int, _facts: Facts) -> Settings:
     vision = {name.removeprefix(IMAGE): tensor for name, tensor in weights.items()}
     return Settings(
         method="image-only",

@@ -1,0 +1,89 @@
+"""The files of a published checkpoint: its weights, and in a folder what stands beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from cleft.errors import CheckpointError
+from cleft.towers.container import read_foreign, tensors_of, unpacked
+from cleft.towers.published.layout import Facts, Layout
+
+_WEIGHTS = (
+    "model.safetensors",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "pytorch_model.bin",
+    "open_clip_pytorch_model.bin",
+)
+"""What transformers and open_clip call them; where a folder holds two of them, the first is read."""
+_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt")
+_LARGEST_JSON = 2**20
+
+
+def find_weights(path: Path) -> Path:
+    """Returns the file of weights in a folder; a file as it is.
+
+    Raises:
+        CheckpointError: If a folder has none.
+    """
+    if not path.is_dir():
+        return path
+    found = next((path / name for name in _WEIGHTS if (path / name).is_file()), None)
+    if found is None:
+        raise CheckpointError(f"{path} holds none of {', '.join(_WEIGHTS)}; give the file of its weights itself")
+    return found
+
+
+def read_weights(path: Path) -> Mapping[str, Tensor]:
+    """Reads a file of weights, packed or not, as data alone.
+
+    Raises:
+        CheckpointError: If it is damaged, may run code, or holds anything but finite tensors.
+    """
+    if path.suffix == ".safetensors":
+        try:
+            return tensors_of({"state_dict": load_file(path)}, path)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} is no whole safetensors file ({error}); copy it again") from error
+    with unpacked(path) as inner:
+        content = read_foreign(inner, foreign=True)
+    place = next((name for name in ("state_dict", "model") if isinstance(content.get(name), dict)), None)
+    return tensors_of(content if place else {"state_dict": dict(content)}, path, place or "state_dict")
+
+
+def read_facts(weights: Path, layout: Layout) -> Facts:
+    """Reads the JSON files that a layout has beside its weights; all but the first may be missing.
+
+    Raises:
+        CheckpointError: If the first is missing, or one cannot be read.
+    """
+    places = {name: weights.parent / name for name in layout.beside}
+    if places and not places[layout.beside[0]].is_file():
+        raise CheckpointError(
+            f"{weights} should lie beside {layout.beside[0]}, which says how {layout.title} reads images and texts; "
+            f"download the whole folder"
+        )
+    return {name: _read_json(place) for name, place in places.items() if place.is_file()}
+
+
+def tokenizer_beside(weights: Path, layout: Layout) -> Path | None:
+    """Returns the folder of the weights where it is known to hold their tokenizer too."""
+    has = layout.beside and any((weights.parent / name).is_file() for name in _TOKENIZERS)
+    return weights.parent if has else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size <= _LARGEST_JSON else None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}); copy it again") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} should be a JSON object of names and values; copy it again")
+    return cast("dict[str, Any]", content)
