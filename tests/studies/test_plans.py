@@ -137,7 +137,8 @@ def test_a_share_of_the_patients_is_part_of_a_heading():
 def test_patients_of_another_test_stay_out_where_both_show_the_same_people(shared, tmp_path):
     data = {name: shared / f"data/{name}-mini" for name in ("chexpert", "rsna")}
     words = ("--data.people=nih", f"--data.cache={tmp_path / 'cache'}")
-    work = lay_out([paper_plan("table3", "tiny")], Given(data=data, words=words, seeds=1, runs=tmp_path / "runs"))
+    plans = [paper_plan(name, "tiny") for name in ("table1", "table3")]
+    work = lay_out(plans, Given(data=data, words=words, seeds=1, runs=tmp_path / "runs"))
     [apart] = [step for step in work.steps.values() if step.kind == "apart"]
     table = do(apart)
     assert len(read_table(table, ["patient"]).columns["patient"].texts()) == 46

@@ -247,9 +247,7 @@ class _Builder:
             return plain
         # Every row, whatever its method, adapter and seed, begins from the same one of its kind.
         text = TextTowerConfig(model=None, scratch=plain.text.scratch, max_tokens=plain.text.max_tokens)
-        unread = DataConfig()
-        data = replace(plain.data, opening=unread.opening, texts=unread.texts, reword=unread.reword)
-        shape = Settings(data=data, text=text)
+        shape = Settings(data=_unread(plain.data), text=text)
         name = f"base-lm-{plain.data.dataset}-{_digest(shape)}"
         folder = self._given.runs.resolve() / name
         step = self._step(name, "language-model", folder, shape, tuple(each.name for each in self._before))
@@ -262,7 +260,7 @@ class _Builder:
         others = [name for name in self._given.data if name != data.dataset]
         if data.exclude is not None or (data.people is None and data.dataset not in _SHARED) or not others:
             return plain
-        only_data = Settings(data=data)
+        only_data = Settings(data=_unread(data))
         name = f"apart-{data.dataset}-{_digest(only_data)}.csv"
         table = self._given.runs.resolve() / name
         folders = tuple(f"{other}:{self._given.data[other]}" for other in others)
@@ -304,6 +302,12 @@ class _Builder:
 
 _SHARED = ("nih", "rsna")
 """Datasets that show each other's people."""
+
+
+def _unread(data: DataConfig) -> DataConfig:
+    """The same images and patients, whatever is read with them."""
+    usual = DataConfig()
+    return replace(data, opening=usual.opening, texts=usual.texts, reword=usual.reword)
 
 
 def _digest(settings: Settings) -> str:
