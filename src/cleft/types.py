@@ -659,6 +659,9 @@ class StudyCell:
     """Result files, one per seed, relative to the study's folder."""
     reason: str | None = None
     """Why it is not done."""
+    differences: tuple[Difference, ...] = ()
+    """`accuracy` and `auc` minus those of the study's reference on the same images, means over seeds; empty where one
+    of the two is not done."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -675,4 +678,6 @@ class Study:
     rows: tuple[StudyLine, ...]
     columns: tuple[StudyLine, ...]
     cells: tuple[StudyCell, ...]
+    reference: str = ""
+    """Key of the row that the others are held against; empty where there is none."""
     notes: tuple[str, ...] = ()

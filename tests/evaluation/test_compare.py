@@ -9,7 +9,7 @@ from tests.fakes.fake_runs import evaluation
 
 from cleft.codec import from_json, to_json
 from cleft.errors import DataError
-from cleft.evaluation.compare import compare, spoken_comparison, write_comparison
+from cleft.evaluation.compare import compare, compare_seeds, spoken_comparison, write_comparison
 from cleft.evaluation.kept import keep, kept_beside, write_kept
 from cleft.evaluation.metrics import accuracy, auc, intervals, value_of
 from cleft.evaluation.scoring import Draws, Scored
@@ -74,6 +74,26 @@ def test_a_clear_difference_has_a_small_p_value_and_a_small_one_has_not(tmp_path
     small = by_metric(compare(good, near, draws=FEW))["accuracy"]
     assert small.p_value > 0.05
     assert small.interval[0] <= 0 <= small.interval[1]
+
+
+def test_over_seeds_the_difference_is_the_mean_and_patients_are_drawn_once_for_all(tmp_path):
+    good = [write(tmp_path, f"good-{seed}", answers(4 + 4 * seed, noise=seed)) for seed in range(3)]
+    worse = [write(tmp_path, f"worse-{seed}", answers(12 + 6 * seed, noise=seed)) for seed in range(3)]
+    hits, area = compare_seeds(good, worse, draws=FEW)
+    assert (hits.metric, area.metric) == ("accuracy", "auc")
+    assert (hits.first, hits.second) == pytest.approx((72 / 80, 62 / 80))
+    assert hits.difference == pytest.approx(10 / 80)
+    assert hits.interval[0] < 10 / 80 < hits.interval[1]
+    [alone, _] = compare_seeds(good[:1], worse[:1], draws=FEW)
+    assert alone == by_metric(compare(good[0], worse[0], draws=FEW))["accuracy"]
+    [thrice, _] = compare_seeds(good[:1] * 3, worse[:1] * 3, draws=FEW)
+    assert thrice.interval == pytest.approx(alone.interval)
+
+
+def test_seeds_of_other_images_are_refused(tmp_path):
+    good, other = write(tmp_path, "good", answers(4)), write(tmp_path, "other", answers(4), ids_digest="f" * 16)
+    with pytest.raises(DataError, match="another split"):
+        compare_seeds([good, other], [good, other], draws=FEW)
 
 
 def test_turned_round_the_sign_changes_and_nothing_else(tmp_path):

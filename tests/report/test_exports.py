@@ -11,7 +11,7 @@ from tests.fakes.fake_studies import small_study, write_study
 
 from cleft.report.exports import FIELDS, study_csv, study_latex, tex
 from cleft.report.grid import read_grid
-from cleft.types import StudyLine
+from cleft.types import Difference, StudyCell, StudyLine
 
 CELL = ("cleft-lora", "chexpert/zero-shot")
 
@@ -33,6 +33,10 @@ def test_a_line_of_the_csv_holds_all_that_is_known_of_a_number(tmp_path):
     del line["value"], line["spread"], line["low"], line["high"]
     assert line == {
         "heading": "",
+        "difference": "",
+        "difference_low": "",
+        "difference_high": "",
+        "p_value": "",
         "study": "table1",
         "scale": "tiny",
         "row": "cleft-lora",
@@ -86,6 +90,27 @@ def test_the_latex_table_has_ours_in_bold_and_the_papers_below_in_italics(tmp_pa
     assert r" & \multicolumn{1}{c}{CheXpert-5$\times$200} & \multicolumn{1}{c}{RSNA} \\" in text
     assert r" & \multicolumn{1}{c}{zero-shot} & \multicolumn{1}{c}{zero-shot} \\" in text
     assert "they say nothing of the paper's numbers" in text
+
+
+def test_a_difference_to_the_reference_stands_beside_its_number(tmp_path):
+    change = Difference(
+        metric="auc",
+        first=0.8,
+        second=0.7,
+        difference=0.1,
+        interval=(-0.01, 0.21),
+        p_value=0.08,
+        images=90,
+        patients=80,
+    )
+    cell = StudyCell(row="clip-vit", column=CELL[1], state="done", differences=(change,))
+    columns = (StudyLine(key=CELL[1], label="zero-shot", metrics=("accuracy", "auc")),)
+    found = {
+        (line["row"], line["metric"]): line for line in lines(small_study(tmp_path, {}, cells=(cell,), columns=columns))
+    }
+    told = ("difference", "difference_low", "difference_high", "p_value")
+    assert [found["clip-vit", "auc"][name] for name in told] == ["0.1", "-0.01", "0.21", "0.08"]
+    assert [found["clip-vit", "accuracy"][name] for name in told] == [""] * 4
 
 
 def test_headings_of_rows_stand_in_both(tmp_path):

@@ -13,7 +13,7 @@ from cleft.errors import ConfigError, DataError, ResourceError
 from cleft.report.grid import read_grid
 from cleft.report.study import find_studies, render_study, report_folders
 from cleft.report.study import write_study as write_page
-from cleft.types import StudyCell, StudyLine
+from cleft.types import Difference, StudyCell, StudyLine
 
 CELL = ("cleft-lora", "chexpert/zero-shot")
 
@@ -167,6 +167,32 @@ def test_rows_stand_below_their_headings(tmp_path):
     places = [table.index(text) for text in (">Part 0<", ">row 0<", ">row 1<", ">Part 1<", ">row 2<", ">row 3<")]
     assert places == sorted(places)
     assert (table.count("Part 0"), table.count("Part 1")) == (1, 1)
+
+
+def held(metric, first, second, interval, p_value):
+    return Difference(
+        metric=metric,
+        first=first,
+        second=second,
+        difference=first - second,
+        interval=interval,
+        p_value=p_value,
+        images=100,
+        patients=90,
+    )
+
+
+def test_rows_stand_against_the_reference_with_interval_and_p_value(tmp_path):
+    change = held("accuracy", 0.55, 0.60, (-0.081, -0.019), 0.004)
+    cell = StudyCell(row="clip-vit", column=CELL[1], state="done", differences=(change,))
+    folder = small_study(tmp_path, {}, cells=(cell,), reference="cleft-lora")
+    text = Page(write_page(folder).read_text()).text
+    assert "Against CLEFT-LoRA" in text
+    assert "CLIP-ViT \u22125.0 \u22128.1 to \u22121.9 p 0.004 –" in text
+
+
+def test_a_study_without_a_reference_has_no_table_of_differences(html):
+    assert 'id="against"' not in html
 
 
 def test_a_study_without_columns_is_its_weights(tmp_path):

@@ -12,11 +12,13 @@ from tests.tools.tiny_runs import CLASSES, write_drawings
 
 from cleft.cli import main
 from cleft.codec import from_json
+from cleft.evaluation.compare import compare_seeds
 from cleft.types import Study
 
 GRID = """\
 title: Ranks
 columns: [manifest/zero-shot]
+against: lora
 rows:
   lora: {preset: tiny, label: LoRA}
   plain: {stage_one: lora, stage_two: false}
@@ -88,6 +90,17 @@ def test_a_grid_becomes_a_study_whose_cells_name_their_results(finished):
     assert facts["lora"]["moving"] > facts["ia3"]["moving"] > 0
     assert facts["lora"]["seconds"] > 0
     assert "length" not in facts["plain"]
+
+
+def test_rows_are_held_against_the_reference_seed_by_seed(finished):
+    study = read(finished[0])
+    cells = {cell.row: cell for cell in study.cells}
+    assert study.reference == "lora"
+    assert cells["lora"].differences == ()
+    for row in ("plain", "ia3"):
+        files = [[finished[0] / file for file in cells[name].results] for name in (row, "lora")]
+        assert cells[row].differences == compare_seeds(*files)
+        assert [each.metric for each in cells[row].differences] == ["accuracy", "auc"]
 
 
 def test_rows_share_the_stage_one_they_have_in_common(finished):
@@ -218,6 +231,10 @@ def test_a_failed_cell_is_named_and_the_rest_goes_on(words, tmp_path, capsys):
         (
             "columns: [manifest/zero-shot]\nrows:\n  a: {preset: tiny}\n  b: {stage_one: a}\n  c: {stage_one: b}\n",
             "name that one",
+        ),
+        (
+            "columns: [manifest/zero-shot]\nagainst: rank_4\nrows:\n  rank-4: {preset: tiny}\n",
+            "line 2: against: there is no row 'rank_4'; did you mean 'rank-4'",
         ),
     ],
 )

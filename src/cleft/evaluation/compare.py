@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from cleft.codec import to_json, write_whole
 from cleft.errors import DataError, ResourceError
 from cleft.evaluation.kept import read_kept
-from cleft.evaluation.metrics import paired_intervals, value_of
+from cleft.evaluation.metrics import mean_of, paired_intervals, value_of
 from cleft.evaluation.results import read_evaluation
 from cleft.evaluation.scoring import USUAL_DRAWS, Draws, Measure, difference, measures_of, same_images
 from cleft.types import Comparison, Difference, Evaluation
@@ -36,23 +37,7 @@ def compare(first: Path, second: Path, *, draws: Draws = USUAL_DRAWS, command: s
     Raises:
         DataError: If a file is missing or damaged, or the two were measured on other images, labels or classes.
     """
-    one, other = read_evaluation(first), read_evaluation(second)
-    _refuse_strangers(first, one, second, other)
-    mine, theirs = read_kept(first, one), read_kept(second, other)
-    if not np.array_equal(mine.truth, theirs.truth, equal_nan=True):
-        raise DataError(
-            f"{_named(first)} and {_named(second)} were measured on the same images with other labels; evaluate both "
-            f"with the same data.labels, data.uncertain and --blank",
-            reason="other-labels",
-        )
-    patients = mine.scored().patients
-    pairs = list(
-        zip(
-            measures_of(mine.scored(), one.classes, rankings=("auc",)),
-            measures_of(theirs.scored(), other.classes, rankings=("auc",)),
-            strict=True,
-        )
-    )
+    one, other, pairs, patients = _pair(first, second)
     return Comparison(
         first=_run(first),
         second=_run(second),
@@ -74,6 +59,37 @@ def compare(first: Path, second: Path, *, draws: Draws = USUAL_DRAWS, command: s
         resamples=draws.resamples,
         notes=tuple(dict.fromkeys(note for each in (one, other) for note in each.notes if note.startswith("Beware"))),
     )
+
+
+def compare_seeds(
+    firsts: Sequence[Path], seconds: Sequence[Path], *, draws: Draws = USUAL_DRAWS
+) -> tuple[Difference, ...]:
+    """Holds two models against each other that were trained with the same seeds, seed by seed.
+
+    A resample of patients is given to every seed of both. What is told is the mean over seeds of the differences; the
+    interval is one over patients, for these trained weights.
+
+    Args:
+        firsts: Result files of a model, one per seed.
+        seconds: Of another, as many, in the order of the same seeds.
+        draws: How intervals are drawn.
+
+    Returns:
+        The differences in accuracy and AUC, first minus second.
+
+    Raises:
+        DataError: If a file is missing or damaged, or any two were measured on other images, labels or classes.
+        ValueError: If there are not as many of both.
+    """
+    seeds = [_pair(first, second) for first, second in zip(firsts, seconds, strict=True)]
+    for first in firsts[1:]:
+        _pair(firsts[0], first)  # refuses seeds that were asked about other images
+    pairs = [
+        (_over_seeds([one for one, _ in same]), _over_seeds([other for _, other in same]))
+        for same in zip(*(seed.pairs for seed in seeds), strict=True)
+        if "/" not in same[0][0].metric
+    ]
+    return _differences(pairs, seeds[0].patients, draws)
 
 
 def write_comparison(comparison: Comparison, run: Path) -> Path:
@@ -118,6 +134,39 @@ def _line(found: Difference, comparison: Comparison) -> str:
     reason = f" ({found.reason})" if found.reason else ""
     rests = f"{found.images:,} images of {found.patients:,} patients"
     return f"{found.metric} {', '.join(values)}: difference {told}{bounds}{sure}{reason}, {rests}"
+
+
+class _Pair(NamedTuple):
+    """Two results on the same images, ready to be measured."""
+
+    one: Evaluation
+    other: Evaluation
+    pairs: list[tuple[Measure, Measure]]
+    patients: Sequence[str]
+
+
+def _pair(first: Path, second: Path) -> _Pair:
+    one, other = read_evaluation(first), read_evaluation(second)
+    _refuse_strangers(first, one, second, other)
+    mine, theirs = read_kept(first, one), read_kept(second, other)
+    if not np.array_equal(mine.truth, theirs.truth, equal_nan=True):
+        raise DataError(
+            f"{_named(first)} and {_named(second)} were measured on the same images with other labels; evaluate both "
+            f"with the same data.labels, data.uncertain and --blank",
+            reason="other-labels",
+        )
+    measures = (
+        measures_of(kept.scored(), evaluation.classes, rankings=("auc",))
+        for kept, evaluation in ((mine, one), (theirs, other))
+    )
+    return _Pair(one, other, list(zip(*measures, strict=True)), mine.scored().patients)
+
+
+def _over_seeds(measures: Sequence[Measure]) -> Measure:
+    """The mean of a number over seeds that rest on the same images."""
+    statistics = [each.statistic for each in measures if each.statistic is not None]
+    whole = len(statistics) == len(measures)
+    return measures[0]._replace(statistic=mean_of(statistics) if whole else None)
 
 
 def _differences(

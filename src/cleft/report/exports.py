@@ -7,7 +7,7 @@ import io
 import unicodedata
 from collections.abc import Sequence
 
-from cleft.report.grid import Grid, Number
+from cleft.report.grid import Filled, Grid, Number
 from cleft.report.headings import METRICS, as_printed, in_percent, table_heads
 from cleft.report.paper import MARKS, QUOTED, Quoted, quoted
 from cleft.report.runs import shown
@@ -31,10 +31,10 @@ FIELDS = (
         "seeds",
     ),
     *("values", "intervals", "images", "patients", "split_digest", "ids_digest", "files", "commands"),
-    *("paper", "paper_note"),
+    *("difference", "difference_low", "difference_high", "p_value", "paper", "paper_note"),
 )
 """Columns of the CSV. `low` and `high` are the outermost ends of the seeds' 95 % intervals; several seeds' values,
-files and commands stand in one field with `; ` between them."""
+files and commands stand in one field with `; ` between them. `difference` is that to the study's reference."""
 _TEX = {
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
@@ -57,7 +57,9 @@ def study_csv(grid: Grid) -> str:
                 paper = quoted(grid.study.name, row.key, column.key, metric)
                 state = "absent" if filled is None else filled.cell.state
                 line = _line(grid, row.key, column, metric, grid.number(row, column, metric))
-                table.writerow({**line, "heading": row.heading, "state": state, **_quoted(paper)})
+                table.writerow(
+                    {**line, "heading": row.heading, "state": state, **_changed(filled, metric), **_quoted(paper)}
+                )
     for rule in FLOORS:
         for column in grid.study.columns:
             for metric in column.metrics:
@@ -96,6 +98,20 @@ def _line(grid: Grid, row: str, column: StudyLine, metric: str, number: Number) 
 
 def _joined(parts: Sequence[str]) -> str:
     return "; ".join(parts)
+
+
+def _changed(filled: Filled | None, metric: str) -> dict[str, float | None]:
+    held = () if filled is None else filled.cell.differences
+    for each in held:
+        if each.metric == metric:
+            low, high = each.interval or (None, None)
+            return {
+                "difference": each.difference,
+                "difference_low": low,
+                "difference_high": high,
+                "p_value": each.p_value,
+            }
+    return {}
 
 
 def _quoted(paper: Quoted | None) -> dict[str, str]:

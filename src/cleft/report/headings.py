@@ -53,6 +53,16 @@ def as_printed(metric: str, value: float) -> str:
     return f"{value:.1f}" if "rank" in metric else f"{value:.3f}"
 
 
+def as_change(metric: str, value: float) -> str:
+    """A difference of two numbers of a study, with its sign.
+
+    Example:
+        >>> as_change("accuracy", -0.0214), as_change("mean-rank", 1.5)
+        ('−2.1', '+1.5')
+    """
+    return ("−" if value < 0 else "+") + as_printed(metric, abs(value))
+
+
 def table_heads(columns: Sequence[StudyLine]) -> list[list[Head]]:
     """What stands over the metrics: datasets over tasks where labels say both, else the labels alone."""
     parts = [_parts(column.label) for column in columns if column.metrics]

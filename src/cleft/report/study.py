@@ -20,7 +20,7 @@ from cleft.report.runs import Run, StoredResult, shown
 from cleft.report.sections import Section, build_section
 from cleft.report.sentences import SCORINGS
 from cleft.report.study_figures import study_figures
-from cleft.report.study_table import every_seed, row_facts, table_lines
+from cleft.report.study_table import differences, every_seed, row_facts, table_lines
 from cleft.report.tables import TASKS, Entry
 from cleft.types import Study, StudyLine
 
@@ -130,6 +130,8 @@ def render_study(grid: Grid, *, images: bool | None = None) -> str:
         metrics=[METRICS.get(metric, metric) for column in study.columns for metric in column.metrics],
         firsts=column_starts(study.columns),
         lines=lines,
+        reference=next((row.label for row in study.rows if row.key == study.reference), ""),
+        differences=differences(grid),
         papers=papers,
         marks=[
             each for each in MARKS.items() if any(each[0] in place.paper for line in lines for place in line.places)

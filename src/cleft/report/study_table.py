@@ -8,11 +8,11 @@ from urllib.parse import quote
 
 from cleft.report.cells import Footnotes
 from cleft.report.grid import Grid, Number, Seed
-from cleft.report.headings import METRICS, as_printed
+from cleft.report.headings import METRICS, as_change, as_printed
 from cleft.report.paper import quoted
 from cleft.report.plots import weights
 from cleft.report.tables import FLOORS
-from cleft.types import Study, StudyLine
+from cleft.types import Difference, Study, StudyLine
 
 FACTS = {
     "moving": "Moving weights",
@@ -49,6 +49,24 @@ class Line(NamedTuple):
     """What stands above it and those like it."""
 
 
+class Against(NamedTuple):
+    """One row of the table of differences."""
+
+    label: str
+    band: str
+    places: Sequence[Change]
+
+
+class Change(NamedTuple):
+    """How far a row lies from the reference: the difference, its interval, its p-value."""
+
+    difference: str
+    interval: str
+    p_value: str
+    apart: bool
+    """Whether the interval leaves out no difference."""
+
+
 class Seen(NamedTuple):
     """One seed's number, with everything that stands behind it."""
 
@@ -73,7 +91,7 @@ def table_lines(grid: Grid, notes: Footnotes) -> list[Line]:
             row.label,
             index,
             [_place(grid, row, column, metric, notes) for column, metric in places],
-            row.heading[:1].upper() + row.heading[1:],
+            _band(row),
         )
         for index, row in enumerate(grid.study.rows)
     ]
@@ -145,6 +163,37 @@ def _link(seed: Seed) -> str:
 def _anchor(grid: Grid, row: StudyLine, column: StudyLine, metric: str) -> str:
     study = grid.study
     return f"n-{study.rows.index(row)}-{study.columns.index(column)}-{column.metrics.index(metric)}"
+
+
+def differences(grid: Grid) -> list[Against]:
+    """Every row that was held against the reference of the study."""
+    told: list[Against] = []
+    for row in grid.study.rows:
+        cells = {cell.column: cell for cell in grid.study.cells if cell.row == row.key and cell.differences}
+        places = [
+            _change(metric, cells[column.key].differences if column.key in cells else ())
+            for column in grid.study.columns
+            for metric in column.metrics
+        ]
+        if cells:
+            told.append(Against(row.label, _band(row), places))
+    return told
+
+
+def _change(metric: str, found: Sequence[Difference]) -> Change:
+    each = next((each for each in found if each.metric == metric), None)
+    if each is None or each.difference is None:
+        return Change("–", "", "", apart=False)
+    if each.interval is None:
+        return Change(as_change(metric, each.difference), "", "", apart=False)
+    low, high = each.interval
+    ends = f"{as_change(metric, low)} to {as_change(metric, high)}"
+    p_value = "" if each.p_value is None else f"p {each.p_value:.3f}"
+    return Change(as_change(metric, each.difference), ends, p_value, apart=low > 0 or high < 0)
+
+
+def _band(row: StudyLine) -> str:
+    return row.heading[:1].upper() + row.heading[1:]
 
 
 def every_seed(grid: Grid, column: StudyLine) -> list[Seen]:

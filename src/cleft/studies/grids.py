@@ -3,6 +3,7 @@
 ```yaml
 title: How many ranks
 columns: [chexpert/zero-shot, chexpert/linear-probe/0.1]
+against: rank-16
 rows:
   rank-4: {preset: small, text: {adapt: lora, rank: 4}}
   rank-16: {preset: small, label: rank 16, text: {adapt: lora, rank: 16}}
@@ -23,7 +24,7 @@ from cleft.config.yaml_tree import Tree, read_yaml
 from cleft.errors import ConfigError
 from cleft.studies.plans import Plan, Row, column
 
-_KEYS = ("title", "columns", "rows")
+_KEYS = ("title", "columns", "against", "rows")
 _ROW_KEYS = ("preset", "label", "stage_one", "stage_two")
 """What a row says beside its settings. `stage_two: false` asks with handwritten prompts."""
 _OF_STAGE_TWO = ("context", "classes", "wording")
@@ -60,12 +61,18 @@ def read_grid(path: Path) -> Plan:
         questions = tuple(column(str(text)) for text in columns)
     except ConfigError as error:
         raise ConfigError(f"{path}, line {file.lines['columns']}: {error}") from error
-    title = file.tree.get("title")
+    title, reference = file.tree.get("title"), file.tree.get("against", "")
+    if reference not in ("", *made):
+        raise ConfigError(
+            f"{path}, line {file.lines['against']}: against: there is no row {reference!r}"
+            f"{nearest(str(reference), list(made))}"
+        )
     return Plan(
         name=path.stem,
         title=title if isinstance(title, str) else path.stem,
         rows=tuple(made.values()),
         columns=questions,
+        reference=str(reference),
     )
 
 

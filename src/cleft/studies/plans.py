@@ -101,6 +101,8 @@ class Plan:
     columns: tuple[Column, ...]
     scale: Scale = "paper"
     notes: tuple[str, ...] = ()
+    reference: str = ""
+    """Key of the row that the others are held against on the same images; empty for none."""
 
 
 def column(
@@ -297,6 +299,7 @@ def _table1(scale: Scale) -> Plan:
         columns=_columns(("chexpert", "rsna"), tuple(TASKS), scale),
         scale=scale,
         notes=_notes(scale),
+        reference="cleft-lora",
     )
 
 
@@ -319,6 +322,7 @@ def _table2(scale: Scale) -> Plan:
         ),
         scale=scale,
         notes=_notes(scale)[:1],
+        reference="cleft-lora",
     )
 
 
@@ -348,6 +352,7 @@ def _table3(scale: Scale) -> Plan:
         columns=_columns(("chexpert", "rsna"), ("zero-shot",), scale),
         scale=scale,
         notes=_notes(scale),
+        reference="cleft-lora",
     )
 
 
@@ -384,6 +389,7 @@ def _efficiency(name: str, subject: str) -> Callable[[Scale], Plan]:
             columns=_columns((subject,), ("linear-probe", "fine-tune"), scale, FRACTIONS),
             scale=scale,
             notes=_notes(scale),
+            reference="cleft-lora",
         )
 
     return made

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from cleft.codec import to_json, write_whole
 from cleft.errors import ConfigError, DataError, NumericsError, ResourceError
+from cleft.evaluation.compare import compare_seeds
 from cleft.evaluation.results import read_evaluation
 from cleft.report.grid import FILE
 from cleft.studies.costs import Times, counted, told_cost
@@ -26,7 +27,7 @@ from cleft.studies.found import check_settings, find_answer, is_done
 from cleft.studies.plans import Plan
 from cleft.studies.running import Do, run_steps
 from cleft.studies.steps import KINDS, Given, Step, Work, lay_out
-from cleft.types import Study, StudyCell, StudyLine
+from cleft.types import Difference, Study, StudyCell, StudyLine
 
 log = logging.getLogger(__name__)
 
@@ -158,26 +159,33 @@ class Reproduction:
             ),
             columns=tuple(StudyLine(key=each.key, label=each.label, metrics=each.metrics) for each in plan.columns),
             cells=tuple(
-                self._cell((plan.name, row.key, each.key), folder) for row in plan.rows for each in plan.columns
+                self._cell(plan, (plan.name, row.key, each.key), folder) for row in plan.rows for each in plan.columns
             ),
             notes=plan.notes,
+            reference=plan.reference,
         )
 
-    def _cell(self, cell: Cell, folder: Path) -> StudyCell:
+    def _cell(self, plan: Plan, cell: Cell, folder: Path) -> StudyCell:
         _, row, column = cell
         if cell not in self.work.cells:
             state, reason = self.work.lacking[cell]
             return StudyCell(row=row, column=column, state=state, reason=reason)
         names = self.work.cells[cell]
-        found = [path for path in map(self._answers.get, names) if path is not None]
+        found = self._found(cell)
         files = tuple(_relative(path, folder) for path in found)
         failures = [self._failures[name] for name in names if name in self._failures]
         if failures:
             return StudyCell(row=row, column=column, state="failed", results=files, reason=failures[0])
         if len(found) == len(names):
-            return StudyCell(row=row, column=column, state="done", results=files)
+            reference = self._found((plan.name, plan.reference, column)) if row != plan.reference else []
+            held = _hold_against(tuple(found), tuple(reference)) if len(reference) == len(found) else ()
+            return StudyCell(row=row, column=column, state="done", results=files, differences=held)
         reason = f"{len(found)} of {len(names)} seeds are done" if found else "not run yet"
         return StudyCell(row=row, column=column, state="planned", results=files, reason=reason)
+
+    def _found(self, cell: Cell) -> list[Path]:
+        """Result files of a cell, of the seeds that are done."""
+        return [path for path in map(self._answers.get, self.work.cells.get(cell, ())) if path is not None]
 
     def _row_facts(self, plan: Plan, key: str) -> dict[str, float]:
         row = next(row for row in plan.rows if row.key == key)
@@ -255,10 +263,8 @@ class Reproduction:
         """Results of two splits, or of other images, must not stand under one heading."""
         for plan, _ in self.plans:
             for column in plan.columns:
-                names = [
-                    name for row in plan.rows for name in self.work.cells.get((plan.name, row.key, column.key), ())
-                ]
-                _check_one_split(column.label, [path for path in map(self._answers.get, names) if path is not None])
+                found = [path for row in plan.rows for path in self._found((plan.name, row.key, column.key))]
+                _check_one_split(column.label, found)
 
 
 _TRAINING = ("pretrain", "context")
@@ -284,6 +290,16 @@ def _digests(path: Path) -> tuple[str, str]:
     """Of the split and of the images of a result; a file is written once, for it is named by its question."""
     evaluation = read_evaluation(path)
     return evaluation.split_digest, evaluation.ids_digest
+
+
+@functools.cache
+def _hold_against(results: tuple[Path, ...], reference: tuple[Path, ...]) -> tuple[Difference, ...]:
+    """Empty where results lack the answers to single images, or cannot be held against each other."""
+    try:
+        return compare_seeds(results, reference)
+    except DataError as error:
+        log.warning("no difference between rows: %s", error)
+        return ()
 
 
 def _relative(path: Path, folder: Path) -> str:
