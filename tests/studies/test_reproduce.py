@@ -196,6 +196,13 @@ def test_a_failed_cell_is_named_and_the_rest_goes_on(words, tmp_path, capsys):
     assert "do not fill one batch of 500" in bad.reason
 
 
+def test_a_cell_whose_loss_is_not_finite_has_a_code_of_its_own(words, tmp_path, capsys):
+    grid = tmp_path / "too-fast.yaml"
+    grid.write_text("columns: [manifest/zero-shot]\nrows:\n  fast: {preset: tiny, optim: {lr: 1.0e+30}}\n")
+    assert main(["reproduce", str(grid), f"--out={tmp_path / 'study'}", "--seeds=1", *words[:-1]]) == 5
+    assert "failed: fast/seed-0/stage-one: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
@@ -326,6 +333,8 @@ def test_a_study_that_was_killed_goes_on_and_repeats_no_finished_cell(grid, word
     assert "Traceback" not in said
     done = {folder / file for cell in read(folder).cells for file in cell.results}
     assert done
+    assert main(["report", str(folder)]) == 0  # of what is there
+    assert (folder / "study.html").is_file()
     before = {path: path.stat().st_mtime_ns for file in done for path in file.parents[1].rglob("*") if path.is_file()}
     again = subprocess.run(line, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
