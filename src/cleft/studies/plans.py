@@ -305,16 +305,21 @@ def _table1(scale: Scale) -> Plan:
 
 def _table2(scale: Scale) -> Plan:
     """Mammograms; the tiny scale means drawn ones, and asks about as many images as there are."""
-    known = {row.key: row for row in _table_rows("paper")}
+    names = ("random-vit", "imagenet-vit", "clip-vit")
     preset = "embed" if scale == "paper" else "tiny-scale-embed"
     data = ("--data.dataset=embed", "--data.split=embed", "--classes=[birads-7]")
-    rows = [replace(known[key], home=f"embed-{key}", words=data) for key in ("random-vit", "imagenet-vit", "clip-vit")]
-    if scale == "tiny":
-        rows[0] = replace(rows[0], label="Random", preset=preset, words=("--method=image-only",))
+    if scale == "paper":
+        rows = [replace(row, words=data) for row in _table_rows(scale) if row.key in names]
+    else:
+        rows = [replace(row, preset=preset, heading="") for row in _tiny_table_rows() if row.key in names[:2]]
+        rows.append(
+            Row(key="clip-vit", label="CLIP", preset="tiny-baseline-clip", words=data, context=False, like=preset)
+        )
+    rows.append(Row(key="cleft-lora", label="CLEFT-LoRA", preset=preset))
     return Plan(
         name="table2",
         title="Table 2: mammograms of EMBED",
-        rows=(*rows, Row(key="cleft-lora", label="CLEFT-LoRA", preset=preset, home="embed-cleft-lora")),
+        rows=tuple(replace(row, home=f"embed-{row.key}") for row in rows),
         columns=tuple(
             column(f"{subject}/{task}", metrics=("accuracy",))
             for subject in ("embed-birads", "embed-density")
