@@ -131,6 +131,7 @@ def test_a_wrong_file_is_refused_with_its_place(tmp_path, text, sentence):
         (["--images.mean", "0.5"], "images.mean"),
         (["--text.prefix_length", "10"], "does nothing here: text.adapt is 'lora'"),
         (["--text.adapt", "full", "--text.rank", "4"], "does nothing here"),
+        (["--loss.hidden_width", "8"], "does nothing here: loss.projection is 'linear'"),
         (["--text.model", "gpt2"], "give exactly one"),
         (["--text", "4"], "is a group"),
         (["--method", "image-only", "--optim.lr", "0.1"], r"--optim.lr does nothing here: method is 'image-only'"),
@@ -143,6 +144,11 @@ def test_a_wrong_file_is_refused_with_its_place(tmp_path, text, sentence):
 def test_a_wrong_word_is_refused_with_what_would_be_right(words, sentence):
     with pytest.raises(ConfigError, match=sentence):
         load_settings("tiny", words)
+
+
+def test_a_setting_that_two_others_can_use_is_taken_where_one_does():
+    words = ["--loss.hidden_width", "8", "--loss.text_projection", "mlp-gelu"]
+    assert load_settings("tiny", words).loss.hidden_width == 8
 
 
 def test_an_unknown_preset_is_refused_with_the_nearest():

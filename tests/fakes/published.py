@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 import zipfile
@@ -217,6 +218,46 @@ def slipped_positions(width: int, side: int) -> Tensor:
 def convirt_state() -> dict[str, Tensor]:
     shapes = {**resnet("image_model."), **_linear("image_model.fc", 64, JOINT)}
     return noise({**shapes, **bert("text_model."), **_linear("text_projection_head", WIDTH, JOINT)})
+
+
+def biomedclip_state() -> dict[str, Tensor]:
+    shapes = {
+        **vit("visual.trunk."),
+        "visual.head.proj.weight": (JOINT, WIDTH),
+        **bert("text.transformer.", pooler=False),
+        "text.proj.0.weight": (20, WIDTH),
+        "text.proj.2.weight": (JOINT, 20),
+    }
+    positions = {"text.transformer.embeddings.position_ids": torch.arange(64)[None]}
+    return {**noise(shapes), **positions, "logit_scale": torch.tensor(4.4)}
+
+
+def write_biomedclip(folder: Path, state: dict[str, Tensor] | None = None) -> Path:
+    """As open_clip publishes it: weights, their configuration and a tokenizer in one folder."""
+    write_tokenizer(folder)
+    config = {
+        "model_cfg": {
+            "embed_dim": JOINT,
+            "vision_cfg": {
+                "timm_model_name": "vit_base_patch16_224",
+                "timm_model_pretrained": False,
+                "timm_pool": "",
+                "timm_proj": "linear",
+                "image_size": SIZE,
+            },
+            "text_cfg": {
+                "hf_model_name": "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract",
+                "hf_tokenizer_name": "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract",
+                "hf_proj_type": "mlp",
+                "hf_pooler_type": "cls_last_hidden_state_pooler",
+                "context_length": 40,
+            },
+        },
+        "preprocess_cfg": {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28]},
+    }
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    torch.save(biomedclip_state() if state is None else state, folder / "open_clip_pytorch_model.bin")
+    return folder
 
 
 def mrm_state(*, whole: bool = True) -> dict[str, Tensor]:

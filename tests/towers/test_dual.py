@@ -72,6 +72,7 @@ def with_loss(**options):
         ("linear", {"weight": (12, 16), "bias": (12,)}),
         ("linear-no-bias", {"weight": (12, 16)}),
         ("mlp", {"0.weight": (16, 16), "0.bias": (16,), "2.weight": (12, 16), "2.bias": (12,)}),
+        ("mlp-gelu", {"0.weight": (16, 16), "2.weight": (12, 16)}),
     ],
 )
 def test_projections_without_statistics(projection, shapes):
@@ -79,6 +80,18 @@ def test_projections_without_statistics(projection, shapes):
     assert {name: tuple(weight.shape) for name, weight in model.image_projection.named_parameters()} == shapes
     features = model.text_tower(CAPTIONS)
     torch.testing.assert_close(model.encode_text(CAPTIONS), unit(model.text_projection(features)))
+
+
+def test_texts_may_be_projected_otherwise_than_images():
+    settings = with_loss(projection="linear-no-bias", text_projection="mlp-gelu", hidden_width=20)
+    model = build_model(settings, CAPTIONS).eval()
+    assert [name for name, _ in model.image_projection.named_parameters()] == ["weight"]
+    first, last = (model.text_projection.get_parameter(f"{layer}.weight") for layer in (0, 2))
+    assert (tuple(first.shape), tuple(last.shape)) == ((20, 24), (12, 20))
+    hidden = torch.nn.functional.gelu(model.text_tower(CAPTIONS) @ first.T)
+    torch.testing.assert_close(model.encode_text(CAPTIONS), unit(hidden @ last.T))
+    with pytest.raises(ConfigError, match=r"text_projection=mlp-gelu leads them out of it; leave one of them out"):
+        with_loss(projection="to-text", text_projection="mlp-gelu")
 
 
 def test_a_projection_with_norms_has_the_names_of_mgcas_heads_and_leaves_zero_mean():

@@ -35,13 +35,15 @@ class _Idle:
     values: tuple[str, ...]
 
 
+_TWO_LAYERS = ("mlp", "mlp-norm", "mlp-gelu")
 _IDLE = (
     _Idle("text.rank", "text.adapt", ("lora",)),
     _Idle("text.alpha", "text.adapt", ("lora",)),
     _Idle("text.dropout", "text.adapt", ("lora",)),
     _Idle("text.prefix_length", "text.adapt", ("prefix",)),
     _Idle("text.frozen_layers", "text.adapt", ("full",)),
-    _Idle("loss.hidden_width", "loss.projection", ("mlp", "mlp-norm")),
+    _Idle("loss.hidden_width", "loss.projection", _TWO_LAYERS),
+    _Idle("loss.hidden_width", "loss.text_projection", _TWO_LAYERS),
     _Idle("text.train_embeddings", "text.adapt", ("lora", "ia3", "prefix", "frozen")),
     _Idle("loss.bias", "loss.name", ("sigmoid",)),
     _Idle("optim.betas", "optim.name", ("adamw",)),
@@ -356,8 +358,9 @@ def _allowed(key: str) -> list[str]:
 def _check_idle(given: Mapping[str, Any], settings: Settings) -> None:
     """Refuses an override that would change nothing."""
     values = _dotted(_plain(settings))
+    used = {rule.key for rule in _IDLE if values[rule.other] in (None, *rule.values)}
     for rule in _IDLE:
-        if rule.key in given and values[rule.other] not in (None, *rule.values):
+        if rule.key in given and rule.key not in used:
             raise ConfigError(
                 f"--{rule.key} does nothing here: {rule.other} is {values[rule.other]!r}, and it is used with "
                 f"{' or '.join(rule.values)} alone; drop it or set --{rule.other}"

@@ -311,12 +311,16 @@ class LossConfig:
     `cleft` and `clip`; the others have a loss of their own."""
     embed_dim: int = 512
     """Width of the joint space."""
-    projection: Literal["linear", "linear-no-bias", "mlp", "mlp-norm", "to-text"] = "linear"
-    """What leads from each tower into the joint space. `linear`, or `linear-no-bias` (MedCLIP): one layer. `mlp`
-    (ConVIRT): two with a ReLU between. `mlp-norm` (MGCA, the authors' CLIP): two, a batch norm behind each. `to-text`
-    (GLoRIA): one layer for images into the space of the text tower, which `embed_dim` must be as wide as."""
+    projection: Literal["linear", "linear-no-bias", "mlp", "mlp-norm", "mlp-gelu", "to-text"] = "linear"
+    """What leads from each tower into the joint space. `linear`, or `linear-no-bias` (MedCLIP, OpenAI's CLIP): one
+    layer. `mlp` (ConVIRT): two with a ReLU between. `mlp-norm` (MGCA, the authors' CLIP): two, a batch norm behind
+    each. `mlp-gelu` (BiomedCLIP, for texts): two without bias and a GELU between. `to-text` (GLoRIA): one layer for
+    images into the space of the text tower, which `embed_dim` must be as wide as."""
+    text_projection: Literal["same", "linear", "linear-no-bias", "mlp", "mlp-norm", "mlp-gelu"] = "same"
+    """What leads from the text tower, where it is not the `same` as `projection`: BiomedCLIP has `linear-no-bias` for
+    images and `mlp-gelu` for texts."""
     hidden_width: int | None = None
-    """Width between the two layers of `mlp` and `mlp-norm`; by default that of the tower. MGCA has 2048."""
+    """Width between the two layers of `mlp`, `mlp-norm` and `mlp-gelu`; by default that of the tower. MGCA has 2048."""
     temperature: float = 0.07
     """Where the learnable temperature starts."""
     train_temperature: bool = True
@@ -330,6 +334,11 @@ class LossConfig:
         _check_range("loss.embed_dim", self.embed_dim, 1, 10**9)
         if self.hidden_width is not None:
             _check_range("loss.hidden_width", self.hidden_width, 1, 10**9)
+        if self.projection == "to-text" and self.text_projection != "same":
+            raise ConfigError(
+                f"loss.projection=to-text leaves texts in the space of their tower, but loss.text_projection="
+                f"{self.text_projection} leads them out of it; leave one of them out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

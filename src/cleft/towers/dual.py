@@ -60,7 +60,7 @@ class DualEncoder(nn.Module):
         self.image_tower = image_tower
         self.text_tower = text_tower
         self.image_projection = build_projection(image_tower.width, config)
-        self.text_projection = _build_text_projection(text_tower.width, config)
+        self.text_projection = build_projection(text_tower.width, config, text=True)
         scale = torch.tensor(math.log(1 / config.temperature))
         self.logit_scale = nn.Parameter(scale, requires_grad=config.train_temperature)
         self.max_logit_scale = config.max_logit_scale
@@ -124,15 +124,30 @@ class DualEncoder(nn.Module):
         self.clamp_logit_scale_()
 
 
-def build_projection(width: int, config: LossConfig) -> nn.Module:
+def build_projection(width: int, config: LossConfig, *, text: bool = False) -> nn.Module:
     """Builds what leads features `[N, D]` of a tower into the joint space, `[N, E]`, not yet of unit length.
 
     Names and order of the weights of `mlp-norm` are those of MGCA's heads.
+
+    Args:
+        width: Of the features, `D`.
+        config: The joint space.
+        text: Whether they are features of texts.
+
+    Raises:
+        ConfigError: If texts are to stay in the space of their tower and that has another width.
     """
+    kind = config.text_projection if text and config.text_projection != "same" else config.projection
+    if kind == "to-text" and text:
+        return _stay(width, config)
     hidden = width if config.hidden_width is None else config.hidden_width
-    if config.projection == "mlp":
+    if kind == "mlp":
         return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, config.embed_dim))
-    if config.projection == "mlp-norm":
+    if kind == "mlp-gelu":
+        return nn.Sequential(
+            nn.Linear(width, hidden, bias=False), nn.GELU(), nn.Linear(hidden, config.embed_dim, bias=False)
+        )
+    if kind == "mlp-norm":
         return nn.Sequential(
             nn.Linear(width, hidden),
             nn.BatchNorm1d(hidden),
@@ -140,12 +155,10 @@ def build_projection(width: int, config: LossConfig) -> nn.Module:
             nn.Linear(hidden, config.embed_dim),
             nn.BatchNorm1d(config.embed_dim, affine=False),
         )
-    return nn.Linear(width, config.embed_dim, bias=config.projection != "linear-no-bias")
+    return nn.Linear(width, config.embed_dim, bias=kind != "linear-no-bias")
 
 
-def _build_text_projection(width: int, config: LossConfig) -> nn.Module:
-    if config.projection != "to-text":
-        return build_projection(width, config)
+def _stay(width: int, config: LossConfig) -> nn.Module:
     if config.embed_dim != width:
         raise ConfigError(
             f"loss.projection=to-text leads images into the space of the text tower, which has {width} dimensions; "

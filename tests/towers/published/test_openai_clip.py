@@ -118,7 +118,7 @@ def edit(path, **changes):
     [
         ("config.json", {"model_type": "chinese_clip"}, "says it is a 'chinese_clip' model, whose towers are not"),
         ("config.json", {"vision_config": 3}, "says vision_config: '3', which should be names and values"),
-        ("config.json", {"vision_config": {"image_size": "x"}}, "says image_size: x, which should be a number"),
+        ("config.json", {"vision_config": {"image_size": "x"}}, "says image_size: 'x', which should be a whole number"),
         ("preprocessor_config.json", {"image_mean": [1, 2]}, r"says image_mean: \[1, 2\], which should be three num"),
         ("preprocessor_config.json", {"image_std": "abc"}, "says image_std: 'abc', which should be three num"),
     ],

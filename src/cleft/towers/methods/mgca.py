@@ -61,7 +61,7 @@ class Mgca(DualEncoder):
         super().__init__(image_tower, text_tower, config)
         self.padding = mgca.padding
         self.region_projection = build_projection(image_tower.region_width, config)
-        self.word_projection = build_projection(text_tower.width, config)
+        self.word_projection = build_projection(text_tower.width, config, text=True)
         self.prototypes = nn.Parameter(unit(torch.randn(mgca.prototypes, config.embed_dim)))
 
     def read(self, images: Tensor, texts: Sequence[str]) -> WeighedParts:  # pyright: ignore[reportIncompatibleMethodOverride]

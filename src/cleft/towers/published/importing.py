@@ -26,6 +26,7 @@ from cleft.towers.image_only import ImageOnly, save_image_only
 from cleft.towers.language_model import build_language_model, is_causal
 from cleft.towers.methods import METHODS, MethodModel
 from cleft.towers.official import check_out, import_official
+from cleft.towers.published.biomedclip import BIOMEDCLIP
 from cleft.towers.published.clip import CLIP
 from cleft.towers.published.convirt import CONVIRT
 from cleft.towers.published.files import find_weights, read_facts, read_weights, tokenizer_beside
@@ -40,7 +41,7 @@ from cleft.towers.text import TextTower
 from cleft.towers.tokens import Tokens, end_token, load_tokenizer
 from cleft.towers.weights import listed, misfits
 
-LAYOUTS: tuple[Layout, ...] = (MGCA, CLIP, GLORIA, MEDCLIP, CONVIRT, OPENAI_CLIP, DINOV2, MRM, MRM_ENCODER)
+LAYOUTS: tuple[Layout, ...] = (MGCA, CLIP, GLORIA, MEDCLIP, CONVIRT, OPENAI_CLIP, BIOMEDCLIP, DINOV2, MRM, MRM_ENCODER)
 """Every form that is known, besides the authors' own."""
 _OWN = ("img_encoder_q.model.blocks.0.ls1.gamma", "text_encoder_q.")
 """What the authors' own checkpoints hold; `official.py` reads them."""

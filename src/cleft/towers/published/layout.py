@@ -110,15 +110,20 @@ def _channels(said: Mapping[str, Any], name: str, silent: tuple[float, float, fl
 
 
 def side_in(said: Mapping[str, Any]) -> int:
-    """Returns the pixels at which an image tower reads, by what a JSON file says; 224 where it is silent.
+    """Returns the pixels at which an image tower reads, by what a JSON file says; 224 where it is silent."""
+    return number_in(said, "image_size", 224)
+
+
+def number_in(said: Mapping[str, Any], name: str, silent: int) -> int:
+    """Returns a whole number in a JSON file, or `silent` where there is none.
 
     Raises:
-        CheckpointError: If it says no number.
+        CheckpointError: If it says something else.
     """
-    side = said.get("image_size", 224)
-    if not isinstance(side, int):
-        raise CheckpointError(f"what is beside it says image_size: {str(side)[:40]}, which should be a number")
-    return side
+    number = said.get(name, silent)
+    if not isinstance(number, int):
+        raise CheckpointError(f"what is beside it says {name}: {number!r:.40}, which should be a whole number")
+    return number
 
 
 def without_types(weights: Weights) -> Weights:
