@@ -246,7 +246,7 @@ def _check_keys(tree: Mapping[str, Tree], lines: Mapping[str, int], *, where: st
     """Refuses keys that no setting has, and numbers that YAML would read as something else."""
 
     def walk(node: Mapping[str, Tree], kind: type, prefix: str) -> None:
-        hints = typing.get_type_hints(kind)
+        hints = _hints(kind)
         for name, value in node.items():
             key = f"{prefix}{name}"
             place = f"{where}, line {lines[key]}" if key in lines else where
@@ -291,7 +291,7 @@ def _tuples(tree: Mapping[str, Tree]) -> dict[str, Any]:
     """Text where a list belongs is a list of one or, with commas, of several."""
 
     def walk(node: Mapping[str, Tree], kind: type) -> dict[str, Any]:
-        hints = typing.get_type_hints(kind)
+        hints = _hints(kind)
         out: dict[str, Any] = {}
         for name, value in node.items():
             hint = hints[name]
@@ -349,7 +349,7 @@ def _allowed(key: str) -> list[str]:
     for name in key.split("."):
         if not dataclasses.is_dataclass(kind):
             return []
-        kind = typing.get_type_hints(kind).get(name)
+        kind = _hints(kind).get(name)
     choices = typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else [kind]
     words = [typing.get_args(choice) for choice in choices if typing.get_origin(choice) is typing.Literal]
     return [str(word) for group in words for word in group]
@@ -400,9 +400,16 @@ def _dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    """The annotations of a group: working them out takes longer than reading them."""
+    return typing.get_type_hints(kind)
+
+
+@functools.cache
 def _kind(key: str) -> Any:
     """The annotation of a dotted key, or None."""
     kind: Any = Settings
     for name in key.split("."):
-        kind = typing.get_type_hints(kind).get(name) if dataclasses.is_dataclass(kind) else None
+        kind = _hints(kind).get(name) if dataclasses.is_dataclass(kind) else None
     return kind
