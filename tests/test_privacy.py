@@ -4,7 +4,9 @@ Canaries stand in DICOM headers, in columns that begin with `_`, in the patients
 files.
 """
 
+import csv
 import importlib
+import json
 import os
 import platform
 import socket
@@ -17,6 +19,7 @@ from tests.fakes.mimic import final, odd_studies, text_path, write_fake_mimic
 from tests.fakes.mixed import FILE, NAMED, PATIENT, scene, write_mixed
 from tests.fakes.mixed import LEAKS as IN_TABLE
 from tests.tools.forks import forked
+from tests.tools.tiny_methods import COMMON, towers_of
 
 HOST = "WAXWINGHOST"
 NOWHERE = ("CANARY", *CANARIES.values(), *IN_TABLE, HOST)
@@ -176,3 +179,70 @@ def test_no_word_of_a_report_is_told_whether_it_can_be_read_or_not(tmp_path):
     assert codes == [0, 0, 0, 3, 3]
     assert "images have a report" in (tmp_path / "out" / "streams" / "0-data-check.txt").read_text()
     assert leaks(tmp_path / "out", (NAMED, NAMED.lower())) == []
+
+
+TOLD = ("Quetzalcoatlson", "quetzalcoatlson", "19330214", "DZ5518", "Dz5518", "dz5518")
+"""Name, date and number of whom the reports of a few patients tell."""
+
+
+def write_reports(folder):
+    """`write_mixed` with reports: of four patients with a name, of all with a clinic; a quarter is unlabelled."""
+    write_mixed(folder)
+    with (folder / "manifest.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for number, row in enumerate(rows):
+        about = "Mr. Quetzalcoatlson, seen 19330214 as DZ5518, is known to the ward. " if number // 2 % 7 == 3 else ""
+        seen = "edema" if row["Edema"] == "1" else "effusion"
+        row["report"] = (
+            f"FINDINGS: There is {seen} of grade {number % 3}.\nIMPRESSION: {about}Told the Lammergeier clinic."
+        )
+        if number % 4 == 1:
+            row["Edema"] = row["Pleural Effusion"] = ""
+    with (folder / "manifest.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, rows[0])
+        table.writeheader()
+        table.writerows(rows)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def walk_of_reports(tmp_path_factory):
+    """Vocabularies learned from whole reports, from sentences, and from captions that are reports; and what follows."""
+    for name in ("evaluation.zero_shot", "evaluation.retrieval", "learning.classify", "learning.pretrain"):
+        importlib.import_module(f"cleft.{name}")
+    home = tmp_path_factory.mktemp("reports")
+    (home / "out" / "streams").mkdir(parents=True)
+    data, out = write_reports(home / "data"), home / "out"
+    settings = [
+        *(word for word in COMMON if not word.startswith("--classes")),
+        *("--classes=[Edema, Pleural Effusion]", f"--data.root={data}", f"--data.cache={out / 'cache'}"),
+    ]
+    reads = {"mrm": ["--data.texts=whole", "--data.report=whole"], "gloria": ["--data.texts=sentences"], "clip": []}
+    verbs = [
+        ["pretrain", f"baseline-{method}", "--run", str(out / method), *settings, *towers_of(method), *more]
+        for method, more in reads.items()
+    ]
+    verbs += [
+        ["classify", str(out / "mrm"), "--out", str(out / "probe")],
+        ["evaluate", str(out / "gloria"), "--task", "zero-shot"],
+        ["evaluate", str(out / "clip"), "--task", "retrieval", "--split", "all", "--allow-overlap"],
+        ["evaluate", str(out / "clip"), "--task", "prompts"],
+        ["report", str(out), "--out", str(out / "report.html")],
+    ]
+    codes = [typed(out, number, *words) for number, words in enumerate(verbs)]
+    streams = "\n".join(path.read_text() for path in sorted((out / "streams").iterdir()))
+    assert codes == [0] * len(verbs), streams
+    return out
+
+
+def test_no_name_date_or_number_of_a_report_stands_in_any_output(walk_of_reports):
+    assert len([path for path in walk_of_reports.rglob("*") if path.is_file()]) > 40
+    assert leaks(walk_of_reports, (*NOWHERE, *TOLD)) == []
+
+
+def test_words_of_many_patients_are_learned_and_the_rest_is_counted(walk_of_reports):
+    for method, word in {"mrm": "Lammergeier", "gloria": "lammergeier", "clip": "lammergeier"}.items():
+        tokenizer = json.loads((walk_of_reports / method / "towers" / "text" / "tokenizer.json").read_text())
+        assert f"\u0120{word}" in tokenizer["model"]["vocab"]
+    said = (walk_of_reports / "streams" / "0-pretrain-baseline-mrm.txt").read_text()
+    assert "distinct words stand in the texts of fewer than 5 patients" in said

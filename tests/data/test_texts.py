@@ -104,3 +104,38 @@ def test_a_bank_of_ones_own_is_read_from_its_table(tmp_path):
     assert texts.read(0, 1).text == "all clear"
     assert read.labels.dtype == np.float32
     assert {texts.read(epoch, 0).reworded for epoch in range(40)} > {"wet and wide"}
+
+
+CAPTIONS = (
+    "this is a chest x ray of a patient with",
+    "this is a chest x ray of a patient with edema",
+    "this is a chest x ray of a patient with edema pleural effusion",
+)
+
+
+def test_a_vocabulary_is_learned_from_all_captions_that_labels_make():
+    records = [record(number, number % 2, caption=caption) for number, caption in enumerate(CAPTIONS)]
+    for options in ({}, {"texts": "findings"}, {"texts": "bank"}, {"caption_templates": ("a chest that shows {}",)}):
+        texts = texts_of(records, **options)
+        assert texts.learnable().parts == list(dict.fromkeys(texts.every())), options
+        assert texts.learnable().left_out == 0
+
+
+def test_a_vocabulary_is_not_learned_from_words_of_few_patients(tmp_path):
+    records = [record(number, report=f"Clear lungs. Told {'Ada' if number < 4 else 'nobody'}.") for number in range(9)]
+    for way, parts in {
+        "whole": ["Clear lungs. Told ", ".", "Clear lungs. Told nobody."],
+        "sentences": ["clear lungs", "told ", "told nobody"],
+    }.items():
+        learnable = texts_of(records, texts=way).learnable()
+        assert (learnable.parts, learnable.left_out) == (parts, 1)
+    (tmp_path / "PHANTOMS.json").write_text("{}")
+    drawn = texts_of(records, texts="whole", root=tmp_path)
+    assert (drawn.learnable().parts, drawn.learnable().left_out) == (list(dict.fromkeys(drawn.every())), 0)
+
+
+def test_a_sentence_of_a_bank_counts_as_a_patient(tmp_path):
+    lines = [f"wet lungs {'by Ada ' * (number < 4)}{number},1,0,0" for number in range(6)]
+    (tmp_path / "bank.csv").write_text("\n".join(["sentence,Edema,Pleural Effusion,No Finding", *lines, "clear,0,0,1"]))
+    learnable = texts_of([record(0, 1)], texts="bank", bank=tmp_path / "bank.csv").learnable()
+    assert learnable.parts == ["wet lungs "]

@@ -85,6 +85,14 @@ def test_a_model_without_a_shape_is_refused(tmp_path):
         learn_language_model(CAPTIONS, TextTowerConfig(model="gpt2"), tmp_path / "base-lm", steps=1)
 
 
+def test_its_tokenizer_learns_of_what_it_may_and_it_reads_the_rest(tmp_path):
+    captions = ["a chest of Quartermaine", *CAPTIONS]
+    folder = learn_language_model(captions, SHAPE, tmp_path / "base-lm", learnable=CAPTIONS, steps=1)
+    vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    assert "\u0120chest" in vocabulary
+    assert not [token for token in vocabulary if "uart" in token]
+
+
 def test_captions_stand_behind_each_other_until_every_position_is_filled():
     captions = [[5, 6, 7, 0], [8, 0]]
     windows = draw_windows(captions, 3, 11, torch.Generator().manual_seed(0))

@@ -73,11 +73,16 @@ COMMON = [
 
 def method_settings(method: str, root: Path, *more: str):
     """The preset `baseline-<method>`, made tiny; `more` are dotted settings."""
-    vision, smaller = TOWERS[method]
     places = [f"--data.root={root}", f"--data.cache={root.parent / 'cache'}"]
+    return load_settings(f"baseline-{method}", [*COMMON, *places, *towers_of(method), *more])
+
+
+def towers_of(method: str) -> list[str]:
+    """Dotted settings that make the towers and the joint space of a method's preset tiny."""
+    vision, smaller = TOWERS[method]
     towers = [
         word
         for tower, shape in (("image", vision), ("text", BERT))
         for word in (f"--{tower}.model=null", f"--{tower}.scratch={json.dumps(shape)}")
     ]
-    return load_settings(f"baseline-{method}", [*COMMON, *places, *towers, "--loss.embed_dim=12", *smaller, *more])
+    return [*towers, "--loss.embed_dim=12", *smaller]

@@ -17,9 +17,12 @@ from numpy.typing import NDArray
 
 from cleft.config import DataConfig
 from cleft.data.captions import NO_FINDING, clean_text
+from cleft.data.counting import FEWEST_PATIENTS
 from cleft.data.datasets import opening_of
+from cleft.data.phantoms.drawn import MARK
 from cleft.data.reports import READ_REPORT, Way, change_words, draw_text
-from cleft.data.sentences import SentenceBank, bank_of_findings, draw_sentence, pool_of_epoch, read_bank
+from cleft.data.sentences import TEMPLATES, SentenceBank, bank_of_findings, draw_sentence, pool_of_epoch, read_bank
+from cleft.data.vocabulary import Learnable, words_of_many
 from cleft.errors import DataError
 from cleft.types import Record
 
@@ -61,6 +64,9 @@ class Texts:
         self._pool: tuple[int, SentenceBank] | None = None
         self._findings = tuple(findings)
         self._rows: Sequence[int] = range(len(records))
+        self._patients = [record.patient for record in records]
+        self._drawn = config.root is not None and (config.root / MARK).is_file()
+        self._own = _own_texts(findings, config)
         self._labels = [record.labels for record in records] if self._bank is not None else []
         self._choices = [] if self._bank is not None else _choices(records, config)
 
@@ -93,6 +99,18 @@ class Texts:
             return list(self._bank.texts)
         return [text for choices in self._choices for text in choices]
 
+    def learnable(self) -> Learnable:
+        """Returns what of these texts a vocabulary may be learned from: words that several patients share, and ours.
+
+        Phantoms are nobody. Who stands behind a sentence of a bank is not known, so each counts as one patient.
+        """
+        if self._bank is not None:
+            told = [(str(place), text) for place, text in enumerate(self._bank.texts)]
+        else:
+            of_patients = zip(self._patients, self._choices, strict=True)
+            told = [(patient, text) for patient, choices in of_patients for text in choices]
+        return words_of_many(told, self._own, fewest=1 if self._drawn else FEWEST_PATIENTS)
+
     def _pool_of(self, epoch: int) -> SentenceBank:
         assert self._bank is not None
         if self._pool is None or self._pool[0] != epoch:
@@ -114,6 +132,12 @@ def state_findings(labels: Mapping[str, float]) -> tuple[str, ...]:
     """
     present = tuple(_STATES.format(clean_text(name)) for name, value in labels.items() if value == 1)
     return present or (_STATES.format(NO_FINDING),)
+
+
+def _own_texts(findings: Sequence[str], config: DataConfig) -> list[str]:
+    """What texts are put together from that nobody wrote of a patient."""
+    names = [*findings, *map(clean_text, findings), NO_FINDING]
+    return [opening_of(config), *names, _STATES, *TEMPLATES, *config.caption_templates]
 
 
 def _wordings(caption: str, config: DataConfig) -> tuple[str, ...]:

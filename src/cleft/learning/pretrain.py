@@ -17,6 +17,7 @@ from torch import Tensor
 from cleft.config import Settings
 from cleft.data import DATASETS
 from cleft.data.batches import eval_loader, train_loader
+from cleft.data.counting import FEWEST_PATIENTS
 from cleft.data.orders import say_repeats
 from cleft.data.prompts import resolve_classes
 from cleft.data.texts import Texts
@@ -233,7 +234,7 @@ class Pretraining(Learner):
 
 def _train(settings: Settings, material: Material, texts: Texts, run: Run, stop: StopFlag) -> None:
     captions = texts.every()
-    model = build_model(settings, captions)
+    model = build_model(settings, captions, learnable=_learnable(texts, settings))
     model.text_tower.remember(sorted(set(captions)))
     if DATASETS[settings.data.dataset].whole_captions and settings.data.texts == "captions":
         _refuse_cut(model, settings)
@@ -273,6 +274,22 @@ def _train(settings: Settings, material: Material, texts: Texts, run: Run, stop:
                 "weights": weights_digest(run.folder),
             }
         )
+
+
+def _learnable(texts: Texts, settings: Settings) -> list[str] | None:
+    """What a tokenizer is learned from, where one is: it lies in the model folder and must name nobody."""
+    if settings.text.scratch is None:
+        return None
+    learnable = texts.learnable()
+    if learnable.left_out:
+        log.info(
+            "%s of %s distinct words stand in the texts of fewer than %d patients: the tokenizer does not learn them "
+            "and spells them",
+            f"{learnable.left_out:,}",
+            f"{learnable.words:,}",
+            FEWEST_PATIENTS,
+        )
+    return learnable.parts
 
 
 def _refuse_cut(model: MethodModel, settings: Settings) -> None:

@@ -39,7 +39,13 @@ _LR = 1e-3
 
 
 def learn_language_model(
-    captions: Sequence[str], config: TextTowerConfig, folder: Path, *, seed: int = 0, steps: int = STEPS
+    captions: Sequence[str],
+    config: TextTowerConfig,
+    folder: Path,
+    *,
+    learnable: Sequence[str] | None = None,
+    seed: int = 0,
+    steps: int = STEPS,
 ) -> Path:
     """Trains a language model of a described shape on captions, unless the folder holds it already.
 
@@ -47,6 +53,7 @@ def learn_language_model(
         captions: Of the training split; each counts as often as it occurs.
         config: `scratch` is the shape.
         folder: As a language model is published: configuration, weights, tokenizer. Whole or not there.
+        learnable: What its tokenizer is learned from; by default the captions.
         seed: Of the weights and the order.
         steps: Of AdamW, with 8 windows full of captions each, or 48 captions for a masked model.
 
@@ -72,7 +79,7 @@ def learn_language_model(
         return folder
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        model, tokens = _build(captions, config)
+        model, tokens = _build(captions if learnable is None else learnable, config)
         loss = _train(model, tokens, captions, seed, steps)
     draft = folder.with_name(f".{folder.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
@@ -84,11 +91,11 @@ def learn_language_model(
     return folder
 
 
-def _build(captions: Sequence[str], config: TextTowerConfig) -> tuple[torch.nn.Module, Tokens]:
+def _build(learnable: Sequence[str], config: TextTowerConfig) -> tuple[torch.nn.Module, Tokens]:
     if config.scratch is None:
         raise ConfigError("a study's own language model is one that text.scratch describes; give its shape")
     causal = is_causal(read_text_config(config))
-    tokenizer = learn_tokenizer(captions, causal=causal, vocab_size=int(config.scratch.get("vocab_size", 4096)))
+    tokenizer = learn_tokenizer(learnable, causal=causal, vocab_size=int(config.scratch.get("vocab_size", 4096)))
     shape = read_text_config(config)
     end = end_token(tokenizer, shape) if causal else None
     shape = read_text_config(config, vocabulary=len(tokenizer), pad=tokenizer.pad_token_id, end=end)

@@ -39,7 +39,7 @@ def do(step: Step) -> Path:
     if step.kind == "apart":
         return _list_apart(step)
     if step.kind == "language-model":
-        return learn_language_model(_sentences(step), step.settings.text, step.folder, seed=step.settings.seed)
+        return _learn_language_model(step)
     if step.kind == "pretrain":
         return pretrain(step.settings, step.folder, progress=False)
     if step.kind == "context":
@@ -56,18 +56,23 @@ def do(step: Step) -> Path:
     return evaluate_zero_shot(step.folder, data=step.data, classes=subject.classes, per_class=per_class, progress=False)
 
 
-def _sentences(step: Step) -> list[str]:
-    """What a study's own language model learns: captions, and for a masked one whatever else is said of findings.
+def _learn_language_model(step: Step) -> Path:
+    """A study's own language model learns captions, and a masked one whatever else is said of findings.
 
     Rows of masked models read sentences of several kinds, and all begin from the same one.
     """
-    config, seed = step.settings.data, step.settings.seed
+    config, text, seed = step.settings.data, step.settings.text, step.settings.seed
     reading = read_dataset(config)
     records = split_records(reading, config).train
-    kinds: tuple[Kind, ...] = ("captions",) if is_causal(read_text_config(step.settings.text)) else get_args(Kind)
-    return [
-        text for kind in kinds for text in Texts(records, reading.findings, replace(config, texts=kind), seed).every()
-    ]
+    kinds: tuple[Kind, ...] = ("captions",) if is_causal(read_text_config(text)) else get_args(Kind)
+    texts = [Texts(records, reading.findings, replace(config, texts=kind), seed) for kind in kinds]
+    return learn_language_model(
+        [sentence for each in texts for sentence in each.every()],
+        text,
+        step.folder,
+        learnable=[part for each in texts for part in each.learnable().parts],
+        seed=seed,
+    )
 
 
 Kind = Literal["captions", "findings", "bank"]

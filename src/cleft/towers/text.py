@@ -382,6 +382,7 @@ def build_text_tower(
     config: TextTowerConfig,
     captions: Sequence[str],
     *,
+    learnable: Sequence[str] | None = None,
     tokenizer: Path | None = None,
     trained_tokens: Sequence[int] | None = None,
 ) -> TextTower:
@@ -389,8 +390,8 @@ def build_text_tower(
 
     Args:
         config: Which model, adapted how.
-        captions: What will be read. A tower from scratch learns its tokenizer from them, and only tokens that occur
-            in them get rows that move.
+        captions: What will be read. Only tokens that occur in them get rows that move.
+        learnable: What a tower from scratch learns its tokenizer from; by default the captions.
         tokenizer: Folder of a saved tokenizer to take in place of the model's own or of learning one.
         trained_tokens: Tokens whose rows move, in place of those of `captions`; what a saved tower had.
 
@@ -406,7 +407,9 @@ def build_text_tower(
     elif config.model is not None:
         learned = load_tokenizer(config.model)
     else:
-        learned = learn_tokenizer(captions, causal=causal, vocab_size=(config.scratch or {}).get("vocab_size", 4096))
+        vocab_size = (config.scratch or {}).get("vocab_size", 4096)
+        taught = captions if learnable is None else learnable
+        learned = learn_tokenizer(taught, causal=causal, vocab_size=vocab_size)
     tokens = Tokens(learned, max_tokens=config.max_tokens, end=end_token(learned, description) if causal else None)
     lm = build_language_model(config, vocabulary=len(learned), pad=tokens.pad, end=tokens.end)
     tower = TextTower(

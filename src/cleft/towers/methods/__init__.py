@@ -69,13 +69,16 @@ METHODS: Mapping[str, Method] = MappingProxyType(
 """Name in the setting `method` to the method."""
 
 
-def build_model(settings: Settings, captions: Sequence[str], seed: int | None = None) -> MethodModel:
+def build_model(
+    settings: Settings, captions: Sequence[str], seed: int | None = None, *, learnable: Sequence[str] | None = None
+) -> MethodModel:
     """Builds the model the settings describe.
 
     Args:
         settings: Which method, which towers, how adapted, and the joint space.
-        captions: Training captions: a tokenizer from scratch is learned from them, and their tokens may move.
+        captions: Training captions: what will be read; their tokens may move.
         seed: Decides all random weights; `settings.seed` if not given. Torch's global generator stays as it was.
+        learnable: What a tokenizer from scratch is learned from; by default the captions.
 
     Raises:
         ConfigError: If a tower cannot be found or built, or the method cannot work with it.
@@ -85,5 +88,5 @@ def build_model(settings: Settings, captions: Sequence[str], seed: int | None = 
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(settings.seed if seed is None else seed)  # the CPU's alone
         image_tower = build_image_tower(settings.image, settings.images, regions=method.regions)
-        text_tower = build_text_tower(settings.text, captions)
+        text_tower = build_text_tower(settings.text, captions, learnable=learnable)
         return method.assemble(image_tower, text_tower, settings)
