@@ -98,9 +98,9 @@ def _build(learnable: Sequence[str], config: TextTowerConfig) -> tuple[torch.nn.
     tokenizer = learn_tokenizer(learnable, causal=causal, vocab_size=int(config.scratch.get("vocab_size", 4096)))
     shape = read_text_config(config)
     end = end_token(tokenizer, shape) if causal else None
-    shape = read_text_config(config, vocabulary=len(tokenizer), pad=tokenizer.pad_token_id, end=end)
-    model = (AutoModelForCausalLM if causal else AutoModelForMaskedLM).from_config(shape)
-    return model, Tokens(tokenizer, max_tokens=config.max_tokens, end=end)
+    tokens = Tokens(tokenizer, max_tokens=config.max_tokens, end=end)
+    shape = read_text_config(config, vocabulary=len(tokenizer), pad=tokens.pad, end=end)
+    return (AutoModelForCausalLM if causal else AutoModelForMaskedLM).from_config(shape), tokens
 
 
 def _train(model: torch.nn.Module, tokens: Tokens, captions: Sequence[str], seed: int, steps: int) -> float:
