@@ -18,6 +18,8 @@ Tree: TypeAlias = "str | list[Tree] | dict[str, Tree] | None"
 """What a YAML file holds: text, nothing, lists and mappings."""
 
 _PLAIN_TAGS = ("tag:yaml.org,2002:", "!")
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""The one in C, where PyYAML was built with it, is ten times as fast."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,10 @@ def read_yaml(path: Path) -> YamlFile:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        for event in yaml.parse(text, Loader=_Loader):
             if isinstance(event, yaml.AliasEvent):
                 raise ConfigError(f"{path}: line {event.start_mark.line + 1}: write the values out; no aliases (*)")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        root = yaml.compose(text, Loader=_Loader)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
