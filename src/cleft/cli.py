@@ -203,7 +203,19 @@ def _parser() -> argparse.ArgumentParser:
         "--per-patient", type=int, metavar="K", help="with --per-class: at most K images of a patient in a class (4)"
     )
     evaluate.add_argument(
-        "--wording", help="words that stand for the classes: default, released, or a YAML file (the run's own)"
+        "--wording", help="words that stand for the classes: default, released, gloria, or a YAML file (the run's own)"
+    )
+    evaluate.add_argument(
+        "--similarity",
+        choices=["global", "local", "both", "released"],
+        help="whole images with whole prompts; of a run of GLoRIA too the best word of a prompt with its regions "
+        "(local), the mean of both, or both as its release counts words, standardised (global)",
+    )
+    evaluate.add_argument(
+        "--standardise",
+        action="store_const",
+        const=True,
+        help="bring each class to mean 0 and deviation 1 over the images, so that answers depend on each other",
     )
     evaluate.add_argument(
         "--allow-overlap", action="store_true", help="score patients that were trained on, and say so"
@@ -448,13 +460,14 @@ def _evaluate_against(options: argparse.Namespace) -> None:
 
 
 _HEADS = ("linear-probe", "fine-tune")
-_OF_HEAD = ("direction", "classes", "prompts", "wording")
+_OF_ZERO_SHOT = ("similarity", "standardise")
+_OF_HEAD = ("direction", "classes", "prompts", "wording", *_OF_ZERO_SHOT)
 _IDLE = {
     "zero-shot": ("direction",),
     "linear-probe": _OF_HEAD,
     "fine-tune": _OF_HEAD,
-    "retrieval": ("scoring", "blank", "prompts", "wording"),
-    "prompts": ("direction", "prompts"),
+    "retrieval": ("scoring", "blank", "prompts", "wording", *_OF_ZERO_SHOT),
+    "prompts": ("direction", "prompts", *_OF_ZERO_SHOT),
 }
 """Options that do nothing with a task of `cleft evaluate`."""
 
@@ -468,9 +481,9 @@ def _ask(options: argparse.Namespace, run: Path) -> Path:
     if task == "retrieval" and options.classes and not options.per_class:
         idle.append("classes")
     if idle:
-        given = getattr(options, idle[0])
+        given = "" if getattr(options, idle[0]) is True else f" {getattr(options, idle[0])}"
         what = "a head, which knows its classes and reads no prompt" if task in _HEADS else f"--task {task}"
-        raise ConfigError(f"--{idle[0]} {given} does nothing with {what}; leave it out")
+        raise ConfigError(f"--{idle[0]}{given} does nothing with {what}; leave it out")
     asked: dict[str, Any] = {
         name: getattr(options, name)
         for name in ("data", "split", "scoring", "blank", "per_class", "per_patient", "allow_overlap", "drop_overlap")
@@ -483,8 +496,15 @@ def _ask(options: argparse.Namespace, run: Path) -> Path:
     if task == "zero-shot":
         from cleft.evaluation.zero_shot import evaluate_zero_shot
 
-        prompts = options.prompts or "auto"
-        return evaluate_zero_shot(run, classes=options.classes, prompts=prompts, wording=options.wording, **asked)
+        return evaluate_zero_shot(
+            run,
+            classes=options.classes,
+            prompts=options.prompts or "auto",
+            wording=options.wording,
+            similarity=options.similarity or "global",
+            standardise=bool(options.standardise),
+            **asked,
+        )
     from cleft.evaluation.asking import Question, class_names
 
     question = Question(classes=class_names(options.classes), **asked)

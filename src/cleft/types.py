@@ -441,6 +441,11 @@ class Evaluation:
     """Whether the images are phantoms, which may be shown to anybody."""
     wording: str = "default"
     """Which words stood for the classes: `default`, `released`, or the name of a file of phrases."""
+    similarity: str = "global"
+    """Of zero-shot classification: whole images with whole prompts, or `local`, `both`, `released`: words with regions
+    as well."""
+    standardised: bool = False
+    """Whether each class was brought to mean 0 and deviation 1 over the images: no answer stands by itself then."""
     overlap_left_out: int = 0
     """Images that were not scored because the run had seen their patient."""
     command: str = ""
@@ -465,7 +470,7 @@ class Evaluation:
     audit: PromptAudit | None = None
     """Where the task is `prompts`."""
     space: SpaceMap | None = None
-    """Of zero-shot classification, where an image has one class."""
+    """Of zero-shot classification, where an image has one class, a class one prompt, and wholes are compared."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

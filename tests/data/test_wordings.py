@@ -1,8 +1,8 @@
 import pytest
 
-from cleft.data.prompts import CLASS_SETS, absent_prompt, class_prompt
+from cleft.data.prompts import CLASS_SETS, absent_prompt, class_prompt, class_prompts
 from cleft.data.readers.chexpert import FINDINGS
-from cleft.data.wordings import DEFAULT, PHRASES, WORDINGS, check_wording, find_wording
+from cleft.data.wordings import DEFAULT, PHRASES, WORDINGS, check_phrases, check_wording, find_wording
 from cleft.errors import ConfigError
 
 
@@ -55,7 +55,9 @@ def test_a_file_that_holds_no_phrases_is_refused(tmp_path, text, message):
 
 
 def test_an_unknown_wording_is_refused_with_the_nearest():
-    with pytest.raises(ConfigError, match=r"'relased' is neither default nor released nor a YAML file.*'released'"):
+    with pytest.raises(
+        ConfigError, match=r"'relased' is neither default nor released nor gloria nor a YAML file.*'released'"
+    ):
         find_wording("relased", "rsna")
     with pytest.raises(ConfigError, match=r"absent\.yaml"):
         find_wording("/nowhere/absent.yaml", "rsna")
@@ -72,7 +74,28 @@ def test_words_that_tell_nothing_apart_are_refused(tmp_path):
         check_wording(wording, ["Pnuemonia"])
 
 
-@pytest.mark.parametrize("wording", WORDINGS)
+def test_glorias_sentences_stand_for_a_class_without_an_opening():
+    wording = find_wording("gloria", "chexpert")
+    check_wording(wording, CLASS_SETS["chexpert-5"])
+    assert class_prompts("Edema", "it shows", wording)[:2] == (
+        "pulmonary edema",
+        "improvement in pulmonary interstitial edema",
+    )
+    assert class_prompts("Edema", "it shows") == ("it shows edema",)
+
+
+def test_glorias_sentences_speak_of_five_classes_alone_and_are_no_phrases():
+    wording = find_wording("gloria", "rsna")
+    with pytest.raises(
+        ConfigError, match=r"has sentences for Atelectasis, .* and none for No Pneumonia, Pneumonia; ask"
+    ):
+        check_wording(wording, CLASS_SETS["rsna-2"])
+    with pytest.raises(ConfigError, match=r"a learned context needs a phrase for each class, and wording 'gloria' has"):
+        check_phrases(wording, "a learned context")
+    check_phrases(DEFAULT, "a learned context")
+
+
+@pytest.mark.parametrize("wording", sorted(WORDINGS.keys() - {"gloria"}))
 @pytest.mark.parametrize("classes", CLASS_SETS)
 def test_every_set_of_classes_has_words_that_differ(wording, classes):
     dataset = "rsna" if classes == "rsna-2" else "chexpert"

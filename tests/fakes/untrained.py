@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from tests.fakes.chexpert import chexpert_row, write_fake_chexpert
 
-from cleft.config import load_settings
+from cleft.config import Settings, load_settings
 from cleft.learning.material import read_material
 from cleft.learning.run import open_run
 from cleft.towers.checkpoint import save_model
@@ -34,14 +34,18 @@ def write_untrained_runs(folder: Path) -> Path:
     data = write_fake_chexpert(folder / "data", untrained_rows())
     words = [f"--data.root={data}", f"--data.cache={folder / 'cache'}", "--data.test_fraction=0.5"]
     settings = load_settings("tiny", words)
+    write_untrained_run(folder / "plain", settings)
+    write_untrained_run(folder / "run", settings, context=4)
+    return folder
+
+
+def write_untrained_run(folder: Path, settings: Settings, *, context: int = 0) -> Path:
+    """Writes a run of the towers that settings describe, as they are before training; returns its folder."""
     material = read_material(settings, progress=False)
     model = build_model(settings, [record.caption or "" for record in material.train])
-    for name in ("run", "plain"):
-        if name == "run":
-            model.set_context(torch.randn(4, model.text_tower.width))
-        else:
-            model.set_context(None)
-        with open_run(folder / name, settings, "pretrain") as run:
-            run.keep_split(material.facts())
-            save_model(model, settings, folder / name)
+    if context:
+        model.set_context(torch.randn(context, model.text_tower.width))
+    with open_run(folder, settings, "pretrain") as run:
+        run.keep_split(material.facts())
+        save_model(model, settings, folder)
     return folder

@@ -590,7 +590,8 @@ class Settings:
     """Classes that stage two and zero-shot classification tell apart: the name of a set, or findings."""
     wording: str = "default"
     """Which words stand for these classes in prompts: `default`; `released`, those of the authors' code, which says
-    "pneumothorax" for RSNA's pneumonia; or a YAML file of class: phrase. Stage one does not need it."""
+    "pneumothorax" for RSNA's pneumonia; `gloria`, five sentences for each of CheXpert's five classes, the nearest of
+    which counts (stage two cannot take them); or a YAML file of class: phrase. Stage one does not need it."""
     data: DataConfig = field(default_factory=DataConfig)
     images: ImagesConfig = field(default_factory=ImagesConfig)
     image: ImageTowerConfig = field(default_factory=ImageTowerConfig)

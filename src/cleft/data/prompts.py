@@ -71,6 +71,11 @@ def class_prompt(name: str, opening: str = OPENING, wording: Wording = DEFAULT) 
     return f"{opening} {wording.phrase(name)}".strip()
 
 
+def class_prompts(name: str, opening: str = OPENING, wording: Wording = DEFAULT) -> tuple[str, ...]:
+    """Returns the sentences for a class that is present: one, or those that the wording has for it."""
+    return wording.sentences.get(name) or (class_prompt(name, opening, wording),)
+
+
 def absent_prompt(name: str, opening: str = OPENING, wording: Wording = DEFAULT) -> str:
     """Returns the sentence for a class that is absent, to be compared with `class_prompt`.
 

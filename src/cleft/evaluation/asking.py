@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
+
+from torch import Tensor
 
 from cleft.config import DataConfig, Settings, load_settings
 from cleft.data import data_config
@@ -18,7 +20,7 @@ from cleft.data.batches import eval_loader
 from cleft.data.counting import FEWEST_PATIENTS
 from cleft.data.prompts import choose_classes
 from cleft.data.splits.draws import ids_digest
-from cleft.data.wordings import Wording, check_wording, find_wording
+from cleft.data.wordings import Wording, check_phrases, check_wording, find_wording
 from cleft.errors import CheckpointError, ConfigError, DataError
 from cleft.evaluation.calibration import calibrate
 from cleft.evaluation.examples import pick_examples
@@ -28,13 +30,14 @@ from cleft.evaluation.questions import (
     Blank,
     answer_multi_class,
     answer_present_absent,
+    find_one_class,
     score_one_class,
     score_presence,
 )
 from cleft.evaluation.scoring import Draws, Scored
 from cleft.evaluation.selection import Part, PerClass, Selection, select_images
 from cleft.evaluation.subgroups import by_subgroup
-from cleft.learning.encode import EncodingModel, encode_images
+from cleft.learning.encode import EncodingModel, compare_images, encode_images
 from cleft.learning.surroundings import device_of
 from cleft.towers.checkpoint import check_reads_texts, load_model, weights_digest
 from cleft.towers.dual import DualEncoder
@@ -111,12 +114,15 @@ class Question:
             progress=progress,
         )
 
-    def pose(self, run: Path, wording: str | None = None, *, progress: bool = True) -> Posed:
+    def pose(
+        self, run: Path, wording: str | None = None, *, phrases: str | None = None, progress: bool = True
+    ) -> Posed:
         """Makes ready what a question in words needs; what cannot be asked is refused before an image is encoded.
 
         Args:
             run: Run folder of either stage.
             wording: Which words stand for the classes; by default the run's own.
+            phrases: What needs a phrase for each class, as a sentence begins with it; whole sentences are then refused.
             progress: Whether to show bars.
 
         Raises:
@@ -126,6 +132,8 @@ class Question:
         """
         settings = run_settings(run)
         words = find_wording(wording or settings.wording, self.config(settings).dataset)
+        if phrases is not None:
+            check_phrases(words, phrases)
         check_reads_texts(run)
         images = self.images(run, settings, progress=progress)
         classes = choose_classes(self.classes, settings, images.dataset, images.findings)
@@ -173,6 +181,10 @@ class Question:
             return answer_multi_class(logits, images, classes, draws)
         return answer_present_absent(*halves(logits), images, classes, draws, blank=self.blank)
 
+    def rows(self, images: Embeddings | LabelledImages, classes: Sequence[str]) -> list[int]:
+        """Images that are asked this: those that show exactly one of the classes, or all."""
+        return find_one_class(images, classes) if self.scoring == "multi-class" else list(range(len(images.ids)))
+
     def score(self, logits: Floats, images: Embeddings | LabelledImages, classes: Sequence[str]) -> Scored | None:
         """What stands behind the numbers of `answer`, without measuring them; None where no image can be asked."""
         try:
@@ -188,7 +200,7 @@ class Question:
         Args:
             run: Run folder.
             task: As `--task` names it.
-            options: Further options of the task; what is None is left out.
+            options: Further options of the task; what is None is left out, and what is True has no value.
         """
         asked: dict[str, object] = {
             "--split": self.split,
@@ -200,7 +212,11 @@ class Question:
             "--per-patient": self.per_patient,
             **options,
         }
-        words = [f"{name} {shlex.quote(str(value))}" for name, value in asked.items() if value is not None]
+        words = [
+            name if value is True else f"{name} {shlex.quote(str(value))}"
+            for name, value in asked.items()
+            if value is not None
+        ]
         flags = ["--allow-overlap"] * self.allow_overlap + ["--drop-overlap"] * self.drop_overlap
         return " ".join(["cleft evaluate", run.resolve().name, f"--task {task}", *words, *flags])
 
@@ -225,6 +241,29 @@ class Posed(NamedTuple):
         """Encodes images for this model; as `embed_images`."""
         return embed_images(self.run, self.model, images, self.settings, self.weights, progress=progress)
 
+    def compare(
+        self,
+        images: Selection,
+        compare: Callable[[Tensor], Tensor],
+        key: Mapping[str, str],
+        *,
+        progress: bool = True,
+    ) -> Tensor:
+        """Compares images with what does not change; as `compare_images`, whose `key` names it.
+
+        Raises:
+            NumericsError: If a similarity is not finite.
+        """
+        return compare_images(
+            self.model,
+            compare,
+            eval_loader(images.records, images.prepared, images.findings, self.settings, batch_size=BATCH),
+            images.records,
+            folder=self.run / "embeddings",
+            key=_key(self.weights, images, self.settings) | dict(key),
+            progress=progress,
+        )
+
 
 def embed_images(
     run: Path, model: EncodingModel, images: Selection, settings: Settings, weights: str, *, progress: bool = True
@@ -248,9 +287,13 @@ def embed_images(
         images.records,
         images.findings,
         folder=run / "embeddings",
-        key={"weights": weights, "pixels": images.prepared.digest, "size": str(settings.images.size)},
+        key=_key(weights, images, settings),
         progress=progress,
     )
+
+
+def _key(weights: str, images: Selection, settings: Settings) -> dict[str, str]:
+    return {"weights": weights, "pixels": images.prepared.digest, "size": str(settings.images.size)}
 
 
 def halves(logits: Floats) -> tuple[Floats, Floats]:

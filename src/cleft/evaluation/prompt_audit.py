@@ -52,7 +52,7 @@ class _Asked(NamedTuple):
     def scored(self, opening: str) -> tuple[list[int], Scored]:
         """Rows and answers of zero-shot classification behind an opening."""
         scoring = self.question.scoring
-        _, embeds = encode_classes(self.model, self.classes, opening, scoring, "handwritten", self.words)
+        embeds = encode_classes(self.model, self.classes, opening, scoring, "handwritten", self.words).embeds
         logits = class_logits(self.images.image_embeds, embeds, self.model.logit_scale)
         if scoring == "multi-class":
             return score_one_class(logits, self.images, self.classes)
@@ -86,7 +86,7 @@ def audit_prompts(
         CheckpointError: If the run reads no texts, or its weights are damaged.
         NumericsError: If an embedding or a score is not finite.
     """
-    posed = question.pose(run, wording, progress=progress)
+    posed = question.pose(run, wording, phrases="--task prompts", progress=progress)
     images, classes, words = posed.images, posed.classes, posed.words
     embeddings = posed.embed(images, progress=progress)
     asked = _Asked(posed.model, embeddings, classes, question, words, draws)

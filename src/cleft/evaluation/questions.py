@@ -175,12 +175,22 @@ def score_one_class(
     if len(classes) < 2:
         raise ConfigError(f"classes={list(classes)}: multi-class scoring needs two; or use --scoring present-absent")
     present = label_columns(images, classes) == 1
-    rows = np.flatnonzero(present.sum(axis=1) == 1)
-    if not len(rows):
+    rows = find_one_class(images, classes)
+    if not rows:
         counts = _counts(present.sum(axis=1))
         raise DataError(f"no image shows exactly one of {', '.join(classes)} ({counts})", reason="no-image")
     truth = present[rows].argmax(axis=1).astype(np.float64)
-    return rows.tolist(), Scored(logits[rows], truth, [images.patients[row] for row in rows])
+    return rows, Scored(logits[rows], truth, [images.patients[row] for row in rows])
+
+
+def find_one_class(images: Embeddings | LabelledImages, classes: Sequence[str]) -> list[int]:
+    """Rows of the images that show exactly one of the classes.
+
+    Raises:
+        ConfigError: If a class is not a finding of the table.
+    """
+    present = label_columns(images, classes) == 1
+    return np.flatnonzero(present.sum(axis=1) == 1).tolist()
 
 
 def score_presence(

@@ -20,8 +20,8 @@ from cleft.types import Calibration, Evaluation, PromptAudit, Result, Subgroups
 def result_name(evaluation: Evaluation) -> str:
     """The file name that asks the same question again, so that a repeated evaluation replaces its former self.
 
-    Equal questions are the same task, scoring, prompts, wording and classes on the same images, and the same way to
-    train the head that answers.
+    Equal questions are the same task, scoring, prompts, wording, classes and comparison on the same images, and the
+    same way to train the head that answers.
 
     Example:
         >>> result_name(Evaluation(
@@ -43,6 +43,10 @@ def result_name(evaluation: Evaluation) -> str:
     if evaluation.wording != "default":
         parts.append(evaluation.wording)
         asked += evaluation.class_prompts  # two files of one name may say different things
+    if evaluation.similarity != "global":
+        parts.append(evaluation.similarity)
+    if evaluation.standardised:
+        parts.append("standardised")
     question = hashlib.sha256("|".join(asked).encode()).hexdigest()[:8]
     return re.sub(r"[^a-z0-9]+", "-", " ".join([*parts, question]).lower()).strip("-")
 

@@ -1,9 +1,7 @@
 """Zero-shot classification of a run: no image of the question was ever labelled for the model.
 
-A class is a sentence, and an image belongs to the sentence it lies nearest to. The sentences are the handwritten
-ones, or the class names behind the prompt context that stage two learned.
-
-Shapes: `N` images, `C` classes, `E` joint dimension.
+A class is a sentence, or a few of them, and an image belongs to the sentence it lies nearest to. The sentences are the
+handwritten ones, or the class names behind the prompt context that stage two learned.
 """
 
 from __future__ import annotations
@@ -13,21 +11,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
-from torch import Tensor
 
-from cleft.data.prompts import absent_name, absent_prompt, class_prompt
-from cleft.data.wordings import Wording
+from cleft.data.prompts import absent_name, absent_prompt, class_prompts
+from cleft.data.wordings import Wording, check_phrases
 from cleft.errors import ConfigError
 from cleft.evaluation.asking import CANNOT_BE_ASKED, Question, Scoring, class_names, write_down
 from cleft.evaluation.kept import keep
-from cleft.evaluation.questions import Blank, class_logits
+from cleft.evaluation.metrics import Floats
+from cleft.evaluation.questions import Blank
 from cleft.evaluation.results import write_evaluation
 from cleft.evaluation.scoring import USUAL_DRAWS, Draws
-from cleft.evaluation.selection import Part
+from cleft.evaluation.selection import Part, Selection
+from cleft.evaluation.similarity import ClassPrompts, Similarity, check_similarity, prompt_logits, standardised
 from cleft.evaluation.space import map_space
 from cleft.learning.files import read_json
 from cleft.towers.dual import DualEncoder
+from cleft.types import Embeddings
 
 Prompts = Literal["auto", "context", "handwritten"]
 
@@ -41,6 +42,8 @@ def evaluate_zero_shot(
     scoring: Scoring = "multi-class",
     prompts: Prompts = "auto",
     wording: str | None = None,
+    similarity: Similarity = "global",
+    standardise: bool = False,
     blank: Blank = "unknown",
     per_class: int | None = None,
     per_patient: int | None = None,
@@ -61,6 +64,11 @@ def evaluate_zero_shot(
             whether each finding is there, asked of every image where that is known.
         prompts: `handwritten`, `context`, or `auto`: the learned context where there is one.
         wording: Which words stand for the classes, as the setting of that name; by default the run's own.
+        similarity: `global`: whole images with whole prompts, as every model can be asked. Of a run of GLoRIA too
+            `local`: the best word of a prompt with the regions it attends to; `both`: their mean; `released`: the same
+            with the release's count of words, and standardised.
+        standardise: Whether each class is brought to mean 0 and deviation 1 over the images that are asked about. An
+            answer then depends on the other images, and the result says so.
         blank: For `present-absent`: whether a finding nobody mentioned is not known, or absent.
         per_class: Ask about as many images of each class, drawn by the hash of their ids, in place of all.
         per_patient: Most images of a patient in a class, where `per_class` is given; by default 4.
@@ -74,8 +82,8 @@ def evaluate_zero_shot(
         The result file.
 
     Raises:
-        ConfigError: If the run, the data, a class or the wording is unknown, or the run has no learned context to ask
-            with.
+        ConfigError: If the run, the data, a class or the wording is unknown, or the run has not learned to be asked so:
+            with a context, or word by word.
         DataError: If nothing can be asked of the images, a class has too few of them, or patients were trained on.
         CheckpointError: If the weights are damaged or do not fit the run's settings.
         NumericsError: If an embedding or a score is not finite.
@@ -91,18 +99,27 @@ def evaluate_zero_shot(
         allow_overlap=allow_overlap,
         drop_overlap=drop_overlap,
     )
-    posed = question.pose(run, wording, progress=progress)
-    model, asked, images = posed.model, posed.classes, posed.images
-    behind = choose_prompts(model, prompts)
-    embeddings = posed.embed(images, progress=progress)
-    sentences, embeds = encode_classes(model, asked, images.opening, scoring, behind, posed.words)
-    logits = class_logits(embeddings.image_embeds, embeds, model.logit_scale)
+    check_similarity(run, similarity)
+    denied = "--scoring present-absent" if scoring == "present-absent" else None
+    posed = question.pose(run, wording, phrases=denied, progress=progress)
+    asked, images = posed.classes, posed.images
+    behind = choose_prompts(posed.model, prompts)
+    if behind == "context":
+        _check_context(posed.words, similarity)
+    sentences = encode_classes(posed.model, asked, images.opening, scoring, behind, posed.words)
+    alone = not standardise and similarity != "released"
+
+    def compare(selected: Selection) -> tuple[Embeddings, Floats]:
+        known, logits = prompt_logits(posed, sentences, selected, similarity, progress=progress)
+        return known, logits if alone else standardised(logits, question.rows(known, asked))
+
+    embeddings, logits = compare(images)
     answers = question.answer(logits, embeddings, asked, draws)
     held, unvalidated = question.validation(run, posed.settings, progress=progress)
     validation = None
     if held is not None:
-        known = posed.embed(held, progress=progress)
-        validation = question.score(class_logits(known.image_embeds, embeds, model.logit_scale), known, asked)
+        known, logits = compare(held)
+        validation = question.score(logits, known, asked)
         unvalidated = None if validation else CANNOT_BE_ASKED
     evaluation = write_down(
         question,
@@ -115,18 +132,26 @@ def evaluate_zero_shot(
         draws=draws,
         examples=examples,
         prompts=behind,
-        class_prompts=sentences,
-        options={"--prompts": prompts, "--wording": None if wording is None else Path(wording).name},
-        notes=_notes_of(run, behind, scoring, asked),
+        class_prompts=sentences.written,
+        options={
+            "--prompts": prompts,
+            "--wording": None if wording is None else Path(wording).name,
+            "--similarity": None if similarity == "global" else similarity,
+            "--standardise": standardise or None,
+        },
+        notes=[*_notes_of(run, behind, scoring, asked), *_notes_of_scores(sentences, asked, similarity, alone=alone)],
         validation=validation,
         unvalidated=unvalidated,
     )
     space = None
-    if scoring == "multi-class":
+    if scoring == "multi-class" and similarity == "global" and len(sentences.written) == len(asked):
         truth = [asked.index(shown) for shown in answers.truths]
-        space = map_space(embeddings.image_embeds[answers.rows], embeds, truth)
+        space = map_space(embeddings.image_embeds[answers.rows], sentences.embeds, truth)
     kept = keep(answers.scored, [embeddings.ids[row] for row in answers.rows])
-    return write_evaluation(replace(evaluation, wording=posed.words.name, space=space), run / "results", kept)
+    evaluation = replace(
+        evaluation, wording=posed.words.name, similarity=similarity, standardised=not alone, space=space
+    )
+    return write_evaluation(evaluation, run / "results", kept)
 
 
 def choose_prompts(model: DualEncoder, prompts: Prompts) -> Literal["context", "handwritten"]:
@@ -152,20 +177,63 @@ def encode_classes(
     scoring: Scoring,
     behind: Literal["context", "handwritten"],
     words: Wording,
-) -> tuple[list[str], Tensor]:
-    """The sentences that stand for the classes, as the page prints them, and their embeddings, `[C, E]`.
+) -> ClassPrompts:
+    """The sentences that stand for the classes.
 
-    To say whether findings are there, those that deny them come behind, `[2 C, E]`.
+    To say whether findings are there, those that deny them come behind, as further classes.
     """
     names = [words.phrase(name) for name in classes]
-    written = [class_prompt(name, opening, words) for name in classes]
+    written = [class_prompts(name, opening, words) for name in classes]
     if scoring == "present-absent":
         names += [absent_name(name, words) for name in classes]
-        written += [absent_prompt(name, opening, words) for name in classes]
+        written += [(absent_prompt(name, opening, words),) for name in classes]
     with torch.no_grad():
         if behind == "context":
-            return [f"[learned context] {name}" for name in names], model.encode_class_names(names)
-        return written, model.encode_text(written)
+            shown = [f"[learned context] {name}" for name in names]
+            return ClassPrompts(shown, model.encode_class_names(names), np.arange(len(names)))
+        every = [sentence for group in written for sentence in group]
+        return ClassPrompts(
+            every, model.encode_text(every), np.repeat(np.arange(len(written)), list(map(len, written)))
+        )
+
+
+def _check_context(words: Wording, similarity: Similarity) -> None:
+    """Refuses what cannot be asked behind a learned context."""
+    check_phrases(words, "a learned context")
+    if similarity != "global":
+        raise ConfigError(
+            f"--similarity {similarity} holds the words of a prompt against regions, and a learned context has none; "
+            f"take --prompts handwritten"
+        )
+
+
+def _notes_of_scores(
+    sentences: ClassPrompts, asked: Sequence[str], similarity: Similarity, *, alone: bool
+) -> list[str]:
+    """What a reader must know of how images were held against prompts."""
+    notes: list[str] = []
+    if len(sentences.written) > sentences.class_of.max() + 1:
+        notes.append(
+            f"{len(sentences.written)} sentences stand for the {len(asked)} classes; the nearest of a class counts."
+        )
+    if similarity != "global":
+        notes.append(f"{_TOLD[similarity]} No other method can be asked so.")
+    if not alone:
+        notes.append(
+            "Standardised over the images: each class was brought to mean 0 and deviation 1 over those that are asked "
+            "about, so that an answer depends on the other images of the set."
+        )
+    return notes
+
+
+_TOLD = {
+    "local": "Words with regions: of a prompt its best word counts, with what it attends to in the image.",
+    "both": "Wholes, and words with regions, as GLoRIA asks: the mean of whole image with whole prompt, and of the "
+    "prompt's best word with what it attends to.",
+    "released": "Wholes, and words with regions, as GLoRIA's released code asks: the mean of both, where a prompt has "
+    "as many words as letters.",
+}
+"""What stands behind a similarity, in a sentence."""
 
 
 def _notes_of(run: Path, behind: str, scoring: Scoring, asked: Sequence[str]) -> list[str]:

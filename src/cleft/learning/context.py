@@ -21,7 +21,7 @@ from cleft.config import ContextConfig, Settings, load_settings
 from cleft.data import opening_of
 from cleft.data.batches import StepSampler
 from cleft.data.prompts import resolve_classes
-from cleft.data.wordings import check_wording, find_wording
+from cleft.data.wordings import check_phrases, check_wording, find_wording
 from cleft.errors import ConfigError
 from cleft.learning.engine import Plan, train
 from cleft.learning.files import read_json
@@ -121,6 +121,7 @@ def _train(source: Path, settings: Settings, material: Material, run: Run, stop:
     config = settings.context
     classes = resolve_classes(settings.classes, material.findings)
     wording = find_wording(settings.wording, settings.data.dataset)
+    check_phrases(wording, "a learned context")
     check_wording(wording, classes)
     chosen = choose_targets(material.train, classes, config.several_positives)
     check_classes(chosen, classes, config.several_positives)

@@ -1,11 +1,12 @@
 """A dataset through the image tower, once; zero-shot, probing and retrieval then ask what it left on disk.
 
 Zero-shot and retrieval ask embeddings, which are projected and of unit length; probes ask features, which are neither.
+What regions and words of GLoRIA have to say of prompts is no vector of an image, and is kept as similarities.
 
 What lies on disk is used only when it is complete and was made by the same weights from the same pixels of
 the same images in the same order. Anything else is encoded again: a stale store is a wrong number that looks right.
 
-Shapes: `B` images of a batch, `N` images, `C` findings, `D` width of the image tower, `E` joint dimension.
+Shapes: `B` images of a batch, `N` images, `T` prompts, `C` findings, `D` width of the image tower, `E` joint dimension.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from cleft.errors import DataError, NumericsError, ResourceError
 from cleft.types import Batch, Embeddings, ImageModel, ImageTextModel, LabelledImages, Record
 
 _MANIFEST = "manifest.json"
-_EMBEDS, _FEATURES = "image_embeds", "image_features"
+_EMBEDS, _FEATURES, _SIMILARITIES = "image_embeds", "image_features", "similarities"
 
 
 class _Module(Protocol):
@@ -112,6 +113,33 @@ def encode_features(
     """
     which = {**(key or {}), "output": "features"}
     return _once(model, model.encode_image_features, loader, records, _FEATURES, folder, which, progress=progress)
+
+
+def compare_images(
+    model: EncodingModel,
+    compare: Callable[[Tensor], Tensor],
+    loader: Iterable[Batch],
+    records: Sequence[Record],
+    *,
+    folder: Path | None = None,
+    key: Mapping[str, str] | None = None,
+    progress: bool = True,
+) -> Tensor:
+    """Compares every image of `records` once with the same prompts, or takes what an equal pass left in `folder`.
+
+    As `encode_images`, but for `compare`: from gray images `[B, 1, H, W]` uint8 to similarities `[B, T]`, each row by
+    itself. `key` must name the prompts and the comparison too.
+
+    Returns:
+        Similarities `[N, T]` float32, in the order of `records`.
+
+    Raises:
+        DataError: If the loader leaves a record out or shows one twice.
+        NumericsError: If a similarity is not finite.
+        ResourceError: If the store cannot be written.
+    """
+    which = {**(key or {}), "output": "similarities"}
+    return _once(model, compare, loader, records, _SIMILARITIES, folder, which, progress=progress)
 
 
 def label_images(records: Sequence[Record], findings: Sequence[str]) -> LabelledImages:

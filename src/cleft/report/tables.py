@@ -52,6 +52,12 @@ PROMPTS = {
     "captions": "captions",
     "none": "no text",
 }
+SIMILARITIES = {
+    "local": "words with regions",
+    "both": "wholes, and words with regions",
+    "released": "wholes, and words with regions as released",
+}
+"""What was compared, where it was not wholes alone."""
 TASKS = {
     "zero-shot": "zero-shot",
     "linear-probe": "linear probe",
@@ -90,8 +96,14 @@ def asked_with(evaluation: Evaluation) -> str:
         learned = "" if evaluation.fraction == 1 else f", {100 * evaluation.fraction:g}{PERCENT} of the patients"
         task = TASKS.get(evaluation.task, evaluation.task)
         return f"{task}, {evaluation.protocol} protocol{learned}, seed {evaluation.training_seed}"
-    prompts = PROMPTS.get(evaluation.prompts, evaluation.prompts)
-    return prompts if evaluation.wording == "default" else f"{prompts}, wording “{evaluation.wording}”"
+    told = [PROMPTS.get(evaluation.prompts, evaluation.prompts)]
+    if evaluation.wording != "default":
+        told.append(f"wording “{evaluation.wording}”")
+    if evaluation.similarity != "global":
+        told.append(SIMILARITIES.get(evaluation.similarity, evaluation.similarity))
+    if evaluation.standardised:
+        told.append("standardised over the images")
+    return ", ".join(told)
 
 
 def groups(runs: Sequence[Run]) -> list[list[Entry]]:
@@ -252,8 +264,9 @@ def repeated(group: Sequence[Entry]) -> list[list[Entry]]:
     for entry in group:
         recipe = {key: str(value) for key, value in entry.run.config.items() if key not in _NOT_RECIPE}
         asked = (entry.evaluation.task, entry.evaluation.prompts, entry.evaluation.wording)
+        compared = (entry.evaluation.similarity, entry.evaluation.standardised)
         learned = (entry.evaluation.protocol, entry.evaluation.fraction)
-        key = (*asked, *learned, entry.run.stage, tuple(sorted(recipe.items())))
+        key = (*asked, *compared, *learned, entry.run.stage, tuple(sorted(recipe.items())))
         found.setdefault(key, []).append(entry)
     return [members for members in found.values() if len({_seed(entry) for entry in members}) == len(members) > 1]
 

@@ -2,16 +2,14 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 
 from cleft.learning.objectives.gloria import (
-    class_scores,
     global_loss,
     gloria_loss,
-    gloria_similarity,
     local_loss,
+    local_similarity,
     word_cosines,
 )
 
@@ -210,62 +208,32 @@ def test_half_precision_is_compared_in_float32_forth_and_back():
     torch.testing.assert_close(gradients, expected, atol=0, rtol=0)
 
 
-def test_zero_shot_takes_the_best_word_and_halves_the_sum():
-    image, text, regions, words, mask = batch(images=3)
-    similarity = gloria_similarity(image, text, regions, words, mask)
+def test_zero_shot_takes_the_best_word():
+    _, _, regions, words, mask = batch(images=3)
+    similarity = local_similarity(regions, words, mask)
     for i in range(3):
         for j in range(4):
             best = 5 * max(cosine_in_a_loop(regions[i], words[j][mask[j]]))
-            torch.testing.assert_close(similarity[i, j], (torch.cosine_similarity(image[i], text[j], dim=0) + best) / 2)
+            torch.testing.assert_close(similarity[i, j], best)
 
 
-def test_slots_of_zeros_that_are_counted_floor_the_local_score_at_zero():
-    image, text, regions, _, _ = batch(images=1, counts=(1,))
+def test_no_image_depends_on_another():
+    _, _, regions, words, mask = batch(images=3)
+    together = local_similarity(regions, words, mask)
+    apart = torch.cat([local_similarity(each[None], words, mask) for each in regions])
+    torch.testing.assert_close(together, apart)
+
+
+def test_slots_of_zeros_that_are_counted_floor_the_score_at_zero():
+    _, _, regions, _, _ = batch(images=1, counts=(1,))
     against = -regions.mean(dim=1, keepdim=True)  # a single word, and it disagrees with the image
     mask = torch.tensor([[True, True]])
-    alone = gloria_similarity(image, text, regions, against, mask[:, :1])
-    floored = gloria_similarity(image, text, regions, torch.cat([against, 0 * against], dim=1), mask)
-    whole = torch.cosine_similarity(image, text)
-    torch.testing.assert_close(alone[0], (whole - 5) / 2)
-    torch.testing.assert_close(floored[0], whole / 2)
-
-
-def test_a_class_is_as_likely_as_its_best_prompt():
-    similarity = torch.tensor([[1.0, 5.0, 2.0], [4.0, 3.0, 0.0]])
-    assert class_scores(similarity, torch.tensor([0, 1, 0])).tolist() == [[2, 5], [4, 3]]
-
-
-def test_standardised_scores_depend_on_the_other_images_by_hand():
-    similarity = torch.tensor([[1.0, 9.0], [3.0, 9.0]])
-    assert class_scores(similarity, torch.tensor([0, 1]), standardise=True).tolist() == [[-1, 0], [1, 0]]
-    assert class_scores(similarity[:1], torch.tensor([0, 1]), standardise=True).tolist() == [[1, 9]]
-
-
-def test_zero_shot_as_released_from_features_to_answers():
-    """Three classes of two prompts each; [CLS] is left out, and every slot up to the longest is counted."""
-    image, text, regions, words, mask = batch(images=5, counts=(3, 2, 4, 3, 2, 5))
-    image, text, regions, words = (part.detach() for part in (image, text, regions, words))
-    words = words.where(mask[..., None], 0)[:, 1:]
-    counted = torch.ones(words.shape[:2], dtype=torch.bool)
-    classes = []
-    for prompts in ((0, 1), (2, 3), (4, 5)):
-        column = []
-        for i in range(5):
-            scores = []
-            for t in prompts:
-                share = (regions[i] @ words[t].T).softmax(dim=1)
-                context = (4 * share.T).softmax(dim=1) @ regions[i]
-                local = 5 * torch.cosine_similarity(context, words[t], dim=1).max()
-                scores.append((local + torch.cosine_similarity(image[i], text[t], dim=0)) / 2)
-            column.append(max(scores).item())
-        classes.append((np.array(column) - np.mean(column)) / np.std(column))
-    similarity = gloria_similarity(image, text, regions, words, counted)
-    answers = class_scores(similarity, torch.tensor([0, 0, 1, 1, 2, 2]), standardise=True)
-    np.testing.assert_allclose(answers, np.stack(classes, axis=1), rtol=1e-6)
+    assert local_similarity(regions, against, mask[:, :1]).item() == pytest.approx(-5)
+    assert local_similarity(regions, torch.cat([against, 0 * against], dim=1), mask).item() == pytest.approx(0)
 
 
 def test_what_does_not_fit_is_refused():
-    image, text, regions, words, mask = batch()
+    _, _, regions, words, mask = batch()
     with pytest.raises(ValueError, match="text 1 has no word"):
         local_loss(regions, words, mask & torch.tensor([True, False, True, True])[:, None])
     with pytest.raises(ValueError, match="same width"):
@@ -276,5 +244,3 @@ def test_what_does_not_fit_is_refused():
         local_loss(regions[:0], words, mask)
     with pytest.raises(ValueError, match="one text per image"):
         local_loss(regions[:3], words, mask)
-    with pytest.raises(ValueError, match="class 1 has no prompt"):
-        class_scores(image @ text.T, torch.tensor([0, 0, 2, 2]))

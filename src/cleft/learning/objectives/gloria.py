@@ -98,21 +98,17 @@ def sum_of_directions(logits: Tensor, text_of: Tensor | None) -> Tensor:
     return loss_i2t + loss_t2i
 
 
-def gloria_similarity(
-    image_embeds: Tensor, text_embeds: Tensor, regions: Tensor, words: Tensor, word_mask: Tensor
-) -> Tensor:
-    """How well each image fits each text, as zero-shot classification asks it.
+def local_similarity(regions: Tensor, words: Tensor, word_mask: Tensor) -> Tensor:
+    """How well the words of each text agree with each image, as zero-shot classification asks it.
 
     Args:
-        image_embeds: As in `gloria_loss`, `[B, D]`.
-        text_embeds: As in `gloria_loss`, `[T, D]`.
         regions: As in `gloria_loss`, `[B, M, D]`.
         words: As in `gloria_loss`, `[T, W, D]`.
-        word_mask: Which slots count, `[T, W]` bool. The released code leaves [CLS] out and counts as many slots as the
-            prompt has characters; those past its words hold zeros, whose cosine is 0.
+        word_mask: Which slots count, `[T, W]` bool. A slot of zeros has cosine 0, and its share of every region.
 
     Returns:
-        Mean of the cosine and five times the best word's cosine, `[B, T]`.
+        Five times the cosine of the word that agrees best with what it attends to, `[B, T]`; no image depends on
+        another.
 
     Source:
         The released code, whose best word takes the place of the sum over words in training.
@@ -121,32 +117,7 @@ def gloria_similarity(
     # From the least cosine there is, not from zero: all words of a text may disagree with their regions.
     best = torch.full_like(word_cosine[:1], -1).expand(len(words), -1)
     best = best.scatter_reduce(0, text_of_word[:, None].expand_as(word_cosine), word_cosine, "amax")
-    return (cosines(image_embeds, text_embeds) + WORD_SCALE * best.T) / 2
-
-
-def class_scores(similarity: Tensor, class_of: Tensor, *, standardise: bool = False) -> Tensor:
-    """Score of each class: its best prompt.
-
-    Args:
-        similarity: Of each image with each prompt, `[B, T]`.
-        class_of: Class of each prompt, 0 to C - 1, each at least once, `[T]`.
-        standardise: Whether each class is brought to mean 0 and deviation 1 over the images, as the released code does
-            where there is more than one. An answer then depends on the other images of the set.
-
-    Returns:
-        Scores `[B, C]`. A class that is equally likely for all images is 0 for all when standardised.
-
-    Raises:
-        ValueError: If a class has no prompt.
-    """
-    count = class_of.bincount()
-    if not count.all():
-        raise ValueError(f"class {int((count == 0).nonzero()[0])} has no prompt; give every class at least one")
-    best = torch.stack([similarity[:, class_of == number].amax(dim=1) for number in range(len(count))], dim=1)
-    if not standardise or len(best) == 1:
-        return best
-    centred = best - best.mean(dim=0)
-    return centred / centred.square().mean(dim=0).sqrt().clamp_min(EPSILON)
+    return WORD_SCALE * best.T
 
 
 def word_cosines(regions: Tensor, words: Tensor, word_mask: Tensor, *, held: int = HELD) -> tuple[Tensor, Tensor]:

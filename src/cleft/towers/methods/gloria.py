@@ -15,7 +15,7 @@ from cleft.config import LossConfig
 from cleft.errors import ConfigError
 from cleft.towers.dual import DualEncoder, unit
 from cleft.towers.image import ImageTower
-from cleft.towers.text import TextTower
+from cleft.towers.text import TextTower, Words
 
 
 class RegionsAndWords(NamedTuple):
@@ -61,15 +61,24 @@ class Gloria(DualEncoder):
     def read(self, images: Tensor, texts: Sequence[str]) -> RegionsAndWords:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Reads images and the text of each."""
         seen = self.image_tower.encode_regions(images)
-        read = self.text_tower.read_words(texts)
+        read = self.read_words(texts)
         slot = torch.arange(read.words.shape[1], device=read.words.device)
         return RegionsAndWords(
             image_embeds=unit(self.image_projection(seen.features)),
             text_embeds=unit(self.text_projection(read.features)),
             regions=self.region_projection(seen.regions),
-            words=read.words * len(self.text_tower.lm.layers),  # their sum, where the tower gives their mean
+            words=read.words,
             word_mask=slot <= read.lengths[:, None],
         )
+
+    def encode_regions(self, images: Tensor) -> Tensor:
+        """Returns the regions of gray images `[B, 1, H, W]` uint8 as words are compared with them, `[B, M, E]`."""
+        return self.region_projection(self.image_tower.encode_regions(images).regions)
+
+    def read_words(self, texts: Sequence[str], *, whole: bool = False) -> Words:
+        """Reads texts word by word, as `TextTower.read_words`; a word is the sum of its layers, not their mean."""
+        read = self.text_tower.read_words(texts, whole=whole)
+        return read._replace(words=read.words * len(self.text_tower.lm.layers))
 
 
 def refuse_causal(text_tower: TextTower, method: str) -> None:
