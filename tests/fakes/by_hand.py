@@ -67,7 +67,8 @@ def resnet_maps(pixels: Tensor, w: Weights, at: str) -> list[Tensor]:
     while f"{at}layer{stage}.0.conv1.weight" in w:
         block = 0
         while f"{at}layer{stage}.{block}.conv1.weight" in w:
-            x = _bottleneck(x, w, f"{at}layer{stage}.{block}.", 2 if block == 0 and stage > 1 else 1)
+            read = _bottleneck if f"{at}layer{stage}.{block}.conv3.weight" in w else _basic
+            x = read(x, w, f"{at}layer{stage}.{block}.", 2 if block == 0 and stage > 1 else 1)
             block += 1
         maps.append(x)
         stage += 1
@@ -79,6 +80,17 @@ def _bottleneck(x: Tensor, w: Weights, at: str, stride: int) -> Tensor:
     y = functional.conv2d(y, w[f"{at}conv2.weight"], stride=stride, padding=1)
     y = batch_norm(y, w, f"{at}bn2").relu()
     y = batch_norm(functional.conv2d(y, w[f"{at}conv3.weight"]), w, f"{at}bn3")
+    return _add(x, y, w, at, stride)
+
+
+def _basic(x: Tensor, w: Weights, at: str, stride: int) -> Tensor:
+    y = functional.conv2d(x, w[f"{at}conv1.weight"], stride=stride, padding=1)
+    y = batch_norm(y, w, f"{at}bn1").relu()
+    y = batch_norm(functional.conv2d(y, w[f"{at}conv2.weight"], padding=1), w, f"{at}bn2")
+    return _add(x, y, w, at, stride)
+
+
+def _add(x: Tensor, y: Tensor, w: Weights, at: str, stride: int) -> Tensor:
     if f"{at}downsample.0.weight" in w:
         x = functional.conv2d(x, w[f"{at}downsample.0.weight"], stride=stride)
         x = batch_norm(x, w, f"{at}downsample.1")

@@ -68,21 +68,24 @@ def vit_block(prefix: str, width: int = WIDTH) -> Shapes:
     return _under(prefix, shapes)
 
 
-def resnet(prefix: str) -> Shapes:
-    """torchvision's names: two stages of bottlenecks, the first of two blocks."""
+def resnet(prefix: str, *, deep: bool = True) -> Shapes:
+    """torchvision's names: two stages, the first of two blocks; bottlenecks as in a ResNet-50, or as in a ResNet-18."""
     shapes: Shapes = {"conv1.weight": (8, 3, 7, 7), **_batch_norm("bn1", 8)}
     given = 8
     for stage, (width, blocks) in enumerate([(8, 2), (16, 1)], start=1):
         for block in range(blocks):
             at = f"layer{stage}.{block}"
-            sizes = [(width, given, 1), (width, width, 3), (4 * width, width, 1)]
-            for number, (out, into, side) in enumerate(sizes, start=1):
-                shapes |= {f"{at}.conv{number}.weight": (out, into, side, side)}
-                shapes |= _batch_norm(f"{at}.bn{number}", out)
-            if block == 0:
-                shapes |= {f"{at}.downsample.0.weight": (4 * width, given, 1, 1)}
-                shapes |= _batch_norm(f"{at}.downsample.1", 4 * width)
-            given = 4 * width
+            out = 4 * width if deep else width
+            sizes = [(width, given, 1), (width, width, 3), (out, width, 1)]
+            if not deep:
+                sizes = [(width, given, 3), (width, width, 3)]
+            for number, (wide, into, side) in enumerate(sizes, start=1):
+                shapes |= {f"{at}.conv{number}.weight": (wide, into, side, side)}
+                shapes |= _batch_norm(f"{at}.bn{number}", wide)
+            if block == 0 and out != given:
+                shapes |= {f"{at}.downsample.0.weight": (out, given, 1, 1)}
+                shapes |= _batch_norm(f"{at}.downsample.1", out)
+            given = out
     return _under(prefix, shapes)
 
 
@@ -118,11 +121,11 @@ def norm_head(prefix: str, given: int = WIDTH, *, taps: tuple[int, ...] = ()) ->
     return _under(prefix, {**shapes, **_batch_norm("head.4", JOINT, weights=False)})
 
 
-def mgca_state() -> dict[str, Tensor]:
+def mgca_state(tower: str = "vit") -> dict[str, Tensor]:
     image, text = "img_encoder_q.", "text_encoder_q."
     shapes = {
-        **vit(f"{image}model."),
-        **norm_head(f"{image}global_embed."),
+        **(vit(f"{image}model.") if tower == "vit" else resnet(f"{image}model.")),
+        **norm_head(f"{image}global_embed.", WIDTH if tower == "vit" else 64),
         **norm_head(f"{image}local_embed.", taps=(1,)),
         **bert(f"{text}model.", types=False, pooler=False),
         **crossattention(f"{text}model."),
@@ -135,11 +138,11 @@ def mgca_state() -> dict[str, Tensor]:
     return {**noise(shapes), f"{text}model.embeddings.position_ids": torch.arange(64)[None]}
 
 
-def gloria_state() -> dict[str, Tensor]:
+def gloria_state(*, deep: bool = True) -> dict[str, Tensor]:
     shapes = {
-        **resnet("gloria.img_encoder.model."),
-        **_linear("gloria.img_encoder.global_embedder", 64, WIDTH),
-        "gloria.img_encoder.local_embedder.weight": (WIDTH, 32, 1, 1),
+        **resnet("gloria.img_encoder.model.", deep=deep),
+        **_linear("gloria.img_encoder.global_embedder", 64 if deep else 16, WIDTH),
+        "gloria.img_encoder.local_embedder.weight": (WIDTH, 32 if deep else 8, 1, 1),
         **bert("gloria.text_encoder.model.", blocks=4),
     }
     return {**noise(shapes), "gloria.text_encoder.model.embeddings.position_ids": torch.arange(64)[None]}
@@ -220,6 +223,23 @@ def convirt_state() -> dict[str, Tensor]:
     return noise({**shapes, **bert("text_model."), **_linear("text_projection_head", WIDTH, JOINT)})
 
 
+def convirt_edreismd_state() -> dict[str, Tensor]:
+    """Its ResNet is a list of torchvision's layers, so that stages are called 4, 5, …."""
+    numbers = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5"}
+    stages = {}
+    for name, shape in resnet("").items():
+        first, _, rest = name.partition(".")
+        stages[f"res_features.{numbers[first]}.{rest}"] = shape
+    heads = {**_linear("res_l1", 64, 64), **_linear("res_l2", 64, JOINT)}
+    heads |= {**_linear("bert_l1", WIDTH, WIDTH), **_linear("bert_l2", WIDTH, JOINT)}
+    return noise({**stages, **heads, **bert("bert_model.")})
+
+
+def convirt_mgca_state(tower: str = "vit") -> dict[str, Tensor]:
+    kept = {name: tensor for name, tensor in mgca_state(tower).items() if "encoder_q." in name}
+    return {name.replace("encoder_q.", "encoder."): tensor for name, tensor in kept.items()}
+
+
 def biomedclip_state() -> dict[str, Tensor]:
     shapes = {
         **vit("visual.trunk."),
@@ -269,10 +289,11 @@ def mrm_state(*, whole: bool = True) -> dict[str, Tensor]:
     return noise(shapes)
 
 
-def dinov2_state() -> dict[str, Tensor]:
+def dinov2_state(*, registers: bool = True) -> dict[str, Tensor]:
     """For images of 70 pixels."""
     prefix = "img_encoder_q.model."
-    return {name.removeprefix(prefix): tensor for name, tensor in official_state().items() if name.startswith(prefix)}
+    state = {name.removeprefix(prefix): tensor for name, tensor in official_state().items() if name.startswith(prefix)}
+    return {name: tensor for name, tensor in state.items() if registers or name != "register_tokens"}
 
 
 def _painter(prefix: str) -> Shapes:

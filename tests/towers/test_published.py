@@ -8,6 +8,8 @@ from tests.fakes.published import (
     SIZE,
     TEXTS,
     clip_state,
+    convirt_edreismd_state,
+    convirt_mgca_state,
     convirt_state,
     dinov2_state,
     gloria_state,
@@ -99,6 +101,29 @@ def test_gloria_is_a_resnet_read_larger_and_words_of_four_layers(tmp_path):
     same(parts.words[1, 0], words[1][0])
 
 
+def test_glorias_smaller_resnet_is_read_alike(tmp_path):
+    w = gloria_state(deep=False)
+    model = load_model(brought(tmp_path, write_gloria(tmp_path / "chexpert_resnet18.ckpt", w)))
+    large = functional.interpolate(pixels(), (74, 74), mode="bilinear", align_corners=True)
+    maps = by_hand.resnet_maps(large, w, "gloria.img_encoder.model.")
+    embeds = by_hand.linear(maps[-1].mean(dim=(2, 3)), w, "gloria.img_encoder.global_embedder")
+    same(model.encode_image(images()), functional.normalize(embeds))
+    local = functional.conv2d(maps[-2], w["gloria.img_encoder.local_embedder.weight"])
+    same(model.read(images(), TEXTS[:2]).regions, local.flatten(2).mT)
+
+
+def test_mgcas_resnet_reads_images_larger_and_weighs_its_regions_alike(tmp_path):
+    w = mgca_state("resnet")
+    model = load_model(mgca(tmp_path, w))
+    large = functional.interpolate(pixels(), (74, 74), mode="bilinear", align_corners=True)  # as 224 to 299
+    maps = by_hand.resnet_maps(large, w, "img_encoder_q.model.")
+    embeds = by_hand.norm_head(maps[-1].mean(dim=(2, 3)), w, "img_encoder_q.global_embed.")
+    same(model.encode_image(images()), functional.normalize(embeds))
+    parts = model.read(images(), TEXTS[:2])
+    same(parts.regions[1], by_hand.norm_head(maps[-2].flatten(2).mT[1], w, "img_encoder_q.local_embed."))
+    same(parts.region_attention, torch.full((2, 19 * 19), 1 / 361))
+
+
 def medclip(tmp_path, state):
     return load_model(brought(tmp_path, write_zip(tmp_path / "medclip-vit-pretrained.zip", state)))
 
@@ -164,11 +189,51 @@ def test_convirt_of_medclips_repository_reads_texts_by_their_pooler(tmp_path):
     same(model.encode_text(TEXTS), functional.normalize(by_hand.linear(pooled, w, "text_projection_head")))
 
 
+def test_convirt_of_edreismd_is_a_list_of_layers_and_a_mean_of_tokens(tmp_path):
+    w = convirt_edreismd_state()
+    path = tmp_path / "model.pth"
+    torch.save(w, path)
+    model = load_model(brought(tmp_path, path, method="convirt"))
+    names = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2"}
+    theirs = {name.removeprefix("res_features."): tensor for name, tensor in w.items()}
+    resnet = {
+        ".".join([names.get(name.partition(".")[0], ""), name.partition(".")[2]]): theirs[name] for name in theirs
+    }
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    features = by_hand.resnet_maps((images() / 255 - mean) / std, resnet, "")[-1].mean(dim=(2, 3))
+    image_embeds = by_hand.linear(by_hand.linear(features, w, "res_l1").relu(), w, "res_l2")
+    same(model.encode_image(images()), functional.normalize(image_embeds))
+    means = torch.stack([by_hand.bert_layers(ids, w, "bert_model.")[-1].mean(dim=0) for ids in ids_of(model)])
+    text_embeds = by_hand.linear(by_hand.linear(means, w, "bert_l1").relu(), w, "bert_l2")
+    same(model.encode_text(TEXTS), functional.normalize(text_embeds))
+
+
+@pytest.mark.parametrize("tower", ["vit", "resnet"])
+def test_convirt_of_mgcas_repository_has_its_towers_and_heads(tmp_path, tower):
+    w = convirt_mgca_state(tower)
+    model = load_model(brought(tmp_path, write_lightning(tmp_path / "last.ckpt", w), method="convirt"))
+    if tower == "vit":
+        features = by_hand.vit_tokens(pixels(), w, "img_encoder.model.")[:, 0]
+    else:
+        large = functional.interpolate(pixels(), (74, 74), mode="bilinear", align_corners=True)
+        features = by_hand.resnet_maps(large, w, "img_encoder.model.")[-1].mean(dim=(2, 3))
+    image_embeds = by_hand.norm_head(features, w, "img_encoder.global_embed.")
+    same(model.encode_image(images()), functional.normalize(image_embeds))
+    first = [by_hand.bert_layers(ids, w, "text_encoder.model.", ordered=False)[-1][0] for ids in ids_of(model)]
+    text_embeds = by_hand.norm_head(torch.stack(first), w, "text_encoder.global_embed.")
+    same(model.encode_text(TEXTS), functional.normalize(text_embeds))
+
+
+def write_mrm(tmp_path, **options):
+    path = tmp_path / "MRM.pth"
+    torch.save({"model": mrm_state(**options), "epoch": 199}, path)
+    return path
+
+
 @pytest.mark.parametrize("whole", [True, False])
 def test_mrm_is_the_mean_of_the_patches_of_an_image_at_half_its_size(tmp_path, whole):
     w = mrm_state(whole=whole)
-    path = tmp_path / "MRM.pth"
-    torch.save({"model": w, "epoch": 199}, path)
+    path = write_mrm(tmp_path, whole=whole)
     model = load_image_only(import_checkpoint(path, tmp_path / "ours", size=SIZE, method="mrm"))
     large = torch.randint(0, 256, (2, 1, 112, 112), dtype=torch.uint8)
     seen = functional.interpolate(
@@ -193,6 +258,28 @@ def test_dinov2_of_the_hub_is_the_mean_of_all_tokens_before_the_norm(tmp_path):
     large = torch.randint(0, 256, (2, 1, 70, 70), dtype=torch.uint8)
     seen = ((large / 255 - 0.5) / 0.5).expand(-1, 3, -1, -1)
     same(model.encode_image_features(large), by_hand.vit_tokens(seen, w, "", norm=False).mean(dim=1))
+
+
+@pytest.mark.parametrize("size", [70, 42])
+def test_dinov2_without_registers_stretches_its_positions_as_the_hub_does(tmp_path, size):
+    w = dinov2_state(registers=False)
+    torch.save(w, tmp_path / "dinov2_vitb14_pretrain.pth")
+    folder = import_checkpoint(tmp_path / "dinov2_vitb14_pretrain.pth", tmp_path / "ours", size=size)
+    large = torch.randint(0, 256, (2, 1, size, size), dtype=torch.uint8)
+    seen = ((large / 255 - 0.5) / 0.5).expand(-1, 3, -1, -1)
+    side = size // 14
+    if size != 70:  # the hub asks for 0.1 patches more than there are
+        grid = w["pos_embed"][:, 1:].unflatten(1, (5, 5)).permute(0, 3, 1, 2)
+        grid = functional.interpolate(grid, scale_factor=((side + 0.1) / 5, (side + 0.1) / 5), mode="bicubic")
+        w["pos_embed"] = torch.cat([w["pos_embed"][:, :1], grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+    same(load_image_only(folder).encode_image_features(large), by_hand.vit_tokens(seen, w, "", norm=False).mean(dim=1))
+
+
+def test_a_vit_is_brought_without_a_word_about_its_pooler(tmp_path, caplog, capfd):
+    import_checkpoint(write_mrm(tmp_path), tmp_path / "ours", size=SIZE)
+    told = caplog.text + capfd.readouterr().err
+    assert "pooler" not in told
+    assert "MISSING" not in told
 
 
 def test_a_zip_of_several_checkpoints_or_of_a_bomb_is_refused(tmp_path):

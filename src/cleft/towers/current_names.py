@@ -23,6 +23,11 @@ def in_current_names(model: Any, weights: Mapping[str, Tensor]) -> dict[str, Ten
     Raises:
         CheckpointError: If some are missing, have no place or another shape.
     """
+    idle = {name: weight for name, weight in cast("nn.Module", model).named_parameters() if not weight.requires_grad}
+    # Asked for a pooler that stands still and is not in the file, transformers would report aloud that it made one up.
+    pooler = {name: torch.zeros_like(weight) for name, weight in idle.items() if name.startswith("pooler.")}
+    if any(name.startswith("pooler.") for name in weights):
+        pooler = {}
     loaded: Any
     loaded, info = type(model).from_pretrained(
         None,
@@ -31,11 +36,11 @@ def in_current_names(model: Any, weights: Mapping[str, Tensor]) -> dict[str, Ten
         dtype=torch.float32,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # they are refused below, by name
+        **({"add_pooling_layer": False} if pooler else {}),
     )
-    idle = {name for name, weight in cast("nn.Module", model).named_parameters() if not weight.requires_grad}
     missing = set(map(str, info["missing_keys"]))
     for what, found in (
-        ("missing", missing - idle),
+        ("missing", missing - idle.keys()),
         ("unexpected", info["unexpected_keys"]),
         ("mismatched", {key[0] for key in info["mismatched_keys"]}),
     ):
@@ -43,4 +48,7 @@ def in_current_names(model: Any, weights: Mapping[str, Tensor]) -> dict[str, Ten
         if names:
             raise CheckpointError(listed(f"{what} weights of the image tower", names))
     state = cast("dict[str, Tensor]", loaded.state_dict())
-    return {name: torch.zeros_like(tensor) if name in missing else tensor for name, tensor in state.items()}
+    return {
+        **pooler,
+        **{name: torch.zeros_like(tensor) if name in missing else tensor for name, tensor in state.items()},
+    }

@@ -25,8 +25,13 @@ _BIOMEDLM = (28896, 2560)
 _MOST_BLOCKS = 1000
 
 
-def vision_config(vision: Mapping[str, Tensor], heads: int | None = None) -> dict[str, Any]:
+def vision_config(vision: Mapping[str, Tensor], heads: int | None = None, *, registers: bool = True) -> dict[str, Any]:
     """Returns the description of the DINOv2 in a checkpoint, as `image.scratch` wants it.
+
+    Args:
+        vision: Its weights, as in files of transformers.
+        heads: Attention heads; known for published widths.
+        registers: Whether it has register tokens.
 
     Raises:
         CheckpointError: If its shapes contradict each other, or the number of heads must be given.
@@ -36,8 +41,9 @@ def vision_config(vision: Mapping[str, Tensor], heads: int | None = None) -> dic
     width, side = patches[0], math.isqrt(max(positions, 0))
     if side * side != positions:
         raise CheckpointError(f"its {positions} image positions are not a square; is it a DINOv2?")
+    more = {"num_register_tokens": shape_of(vision, "embeddings.register_tokens", 3)[1]} if registers else {}
     return {
-        "model_type": "dinov2_with_registers",
+        "model_type": "dinov2_with_registers" if registers else "dinov2",
         "hidden_size": width,
         "num_hidden_layers": blocks_of(vision, r"encoder\.layer\.(\d+)\."),
         "num_attention_heads": heads or heads_of(width, _VISION_HEADS, "image_heads"),
@@ -45,7 +51,7 @@ def vision_config(vision: Mapping[str, Tensor], heads: int | None = None) -> dic
         "num_channels": patches[1],
         "patch_size": patches[3],
         "image_size": side * patches[3],
-        "num_register_tokens": shape_of(vision, "embeddings.register_tokens", 3)[1],
+        **more,
     }
 
 

@@ -1,20 +1,47 @@
-"""ConVIRT, of which nobody published official weights, as MedCLIP's repository trained it.
+"""ConVIRT, of which nobody published official weights, in the three forms others trained it in.
 
-A torchvision ResNet-50 whose `fc` is the head, a BERT read by its pooler, one layer each with a bias, temperature 0.1.
-Other re-implementations have other forms and are refused by the names of their weights.
+MedCLIP's repository: a torchvision ResNet-50 whose `fc` is the head, a BERT read by its pooler, one layer each with a
+bias. edreisMD's: a ResNet as a list of layers, the mean of BERT's tokens, two layers each; its texts were projected
+without a gradient, so that BERT and the head of texts are as they began. MGCA's repository: MGCA's towers and heads,
+BERT without word order among them, and nothing local. Whatever has other names is refused.
 
-Source: MedCLIP's repository, commit d2f3345 of its history.
+Source: MedCLIP's repository, commit d2f3345 of its history; edreisMD/ConVIRT-pytorch; HKU-MedAI/MGCA,
+`models/convirt`.
 """
 
 from __future__ import annotations
 
-from cleft.config import ImagesConfig, ImageTowerConfig, LossConfig, Settings, TextTowerConfig
-from cleft.towers.published.keys import BERT, IMAGE, POOLER, RESNET, TEXT, Section
-from cleft.towers.published.layout import MIMIC_MEAN, MIMIC_STD, Facts, Layout, Weights, width_of
-from cleft.towers.published.sizes import bert_config, resnet_config
+from cleft.config import ConvirtConfig, ImagesConfig, ImageTowerConfig, LossConfig, Settings, TextTowerConfig
+from cleft.towers.published.keys import (
+    BERT,
+    IMAGE,
+    NO_POOLER,
+    NUMBERED_RESNET,
+    POOLER,
+    RESNET,
+    TEXT,
+    VENDORED_BERT,
+    VIT,
+    Section,
+    norm_head,
+)
+from cleft.towers.published.layout import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    MIMIC_MEAN,
+    MIMIC_STD,
+    Facts,
+    Layout,
+    Weights,
+    is_vit,
+    norm_head_options,
+    width_of,
+    without_types,
+)
+from cleft.towers.published.sizes import bert_config, resnet_config, vit_config
 
 
-def _settings(weights: Weights, size: int, _facts: Facts) -> Settings:
+def _of_medclips(weights: Weights, size: int, _facts: Facts) -> Settings:
     return Settings(
         method="convirt",
         images=ImagesConfig(size=size, stored_size=max(size, ImagesConfig.stored_size), mean=MIMIC_MEAN, std=MIMIC_STD),
@@ -25,7 +52,7 @@ def _settings(weights: Weights, size: int, _facts: Facts) -> Settings:
             adapt="full",
             base_dropout=0.1,
             pooling="pooler",
-            max_tokens=min(77, width_of(weights, f"{TEXT}embeddings.position_embeddings.weight")),
+            max_tokens=min(77, _positions(weights)),
         ),
         loss=LossConfig(
             projection="linear",
@@ -34,6 +61,59 @@ def _settings(weights: Weights, size: int, _facts: Facts) -> Settings:
             train_temperature=False,
         ),
     )
+
+
+def _of_edreismd(weights: Weights, size: int, _facts: Facts) -> Settings:
+    return Settings(
+        method="convirt",
+        images=ImagesConfig(
+            size=size, stored_size=max(size, ImagesConfig.stored_size), mean=IMAGENET_MEAN, std=IMAGENET_STD
+        ),
+        image=ImageTowerConfig(model=None, scratch=resnet_config(weights), pooling="mean"),
+        text=TextTowerConfig(
+            model=None,
+            scratch=bert_config(weights),
+            adapt="full",
+            base_dropout=0.1,
+            pooling="mean",
+            max_tokens=_positions(weights),
+        ),
+        loss=LossConfig(
+            projection="mlp",
+            embed_dim=width_of(weights, "image_projection.2.weight"),
+            temperature=0.1,
+            train_temperature=False,
+        ),
+    )
+
+
+def _of_mgcas(weights: Weights, size: int, _facts: Facts) -> Settings:
+    vit = is_vit(weights)
+    return Settings(
+        method="convirt",
+        images=ImagesConfig(size=size, stored_size=max(size, ImagesConfig.stored_size)),
+        image=ImageTowerConfig(
+            model=None,
+            scratch=vit_config(weights) if vit else resnet_config(weights),
+            pooling="cls" if vit else "mean",
+            resize=None if vit else size * 299 // 224,
+        ),
+        text=TextTowerConfig(
+            model=None,
+            scratch=bert_config(weights),
+            adapt="full",
+            base_dropout=0.1,
+            pooling="cls",
+            positions="zero",
+            max_tokens=min(112, _positions(weights)),
+        ),
+        loss=LossConfig(**norm_head_options(weights), train_temperature=False),
+        convirt=ConvirtConfig(image_to_text=0.5),
+    )
+
+
+def _positions(weights: Weights) -> int:
+    return width_of(weights, f"{TEXT}embeddings.position_embeddings.weight")
 
 
 CONVIRT = Layout(
@@ -46,5 +126,33 @@ CONVIRT = Layout(
         Section("text_model.", TEXT, {**BERT, **POOLER}),
         Section("text_projection_head.", "text_projection.", {"weight|bias": r"\g<0>"}),
     ),
-    settings=_settings,
+    settings=_of_medclips,
+)
+CONVIRT_EDREISMD = Layout(
+    method="convirt",
+    title="ConVIRT as in edreisMD's repository",
+    marks=("res_features.0.", "res_l1.", "bert_model.embeddings.", "bert_l1."),
+    sections=(
+        Section("res_features.", IMAGE, NUMBERED_RESNET),
+        Section("res_l1.", "image_projection.0.", {"weight|bias": r"\g<0>"}),
+        Section("res_l2.", "image_projection.2.", {"weight|bias": r"\g<0>"}),
+        Section("bert_model.", TEXT, {**BERT, **NO_POOLER}),
+        Section("bert_l1.", "text_projection.0.", {"weight|bias": r"\g<0>"}),
+        Section("bert_l2.", "text_projection.2.", {"weight|bias": r"\g<0>"}),
+    ),
+    settings=_of_edreismd,
+)
+CONVIRT_MGCA = Layout(
+    method="convirt",
+    title="ConVIRT as in MGCA's repository",
+    marks=("img_encoder.model.", "img_encoder.global_embed.", "text_encoder.model.embeddings."),
+    sections=(
+        Section("img_encoder.model.", IMAGE, {**VIT, **RESNET}),
+        norm_head("img_encoder.global_embed.", "image_projection."),
+        Section("text_encoder.model.", TEXT, VENDORED_BERT),
+        norm_head("text_encoder.global_embed.", "text_projection."),
+        Section("", "", {r"(img|text)_encoder\.local_embed\..*": None}),  # built with the towers, never called
+    ),
+    settings=_of_mgcas,
+    complete=without_types,
 )

@@ -38,7 +38,7 @@ def _settings(weights: Weights, size: int, _facts: Facts) -> Settings:
     )
 
 
-def _complete(weights: Weights) -> Weights:
+def _complete(weights: Weights, _size: int) -> Weights:
     local = weights.get("region_projection.weight")  # a convolution of one tap
     if local is None or local.ndim != 4 or local.shape[2:] != (1, 1):
         return weights

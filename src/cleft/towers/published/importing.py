@@ -28,7 +28,7 @@ from cleft.towers.methods import METHODS, MethodModel
 from cleft.towers.official import check_out, import_official
 from cleft.towers.published.biomedclip import BIOMEDCLIP
 from cleft.towers.published.clip import CLIP
-from cleft.towers.published.convirt import CONVIRT
+from cleft.towers.published.convirt import CONVIRT, CONVIRT_EDREISMD, CONVIRT_MGCA
 from cleft.towers.published.files import find_weights, read_facts, read_weights, tokenizer_beside
 from cleft.towers.published.gloria import GLORIA
 from cleft.towers.published.keys import IMAGE, rename
@@ -36,12 +36,26 @@ from cleft.towers.published.layout import Facts, Layout, Weights
 from cleft.towers.published.medclip import MEDCLIP
 from cleft.towers.published.mgca import MGCA
 from cleft.towers.published.openai_clip import OPENAI_CLIP
-from cleft.towers.published.vision_only import DINOV2, MRM, MRM_ENCODER
+from cleft.towers.published.vision_only import DINOV2, DINOV2_PLAIN, MRM, MRM_ENCODER
 from cleft.towers.text import TextTower
 from cleft.towers.tokens import Tokens, end_token, load_tokenizer
 from cleft.towers.weights import listed, misfits
 
-LAYOUTS: tuple[Layout, ...] = (MGCA, CLIP, GLORIA, MEDCLIP, CONVIRT, OPENAI_CLIP, BIOMEDCLIP, DINOV2, MRM, MRM_ENCODER)
+LAYOUTS: tuple[Layout, ...] = (
+    MGCA,
+    CLIP,
+    GLORIA,
+    MEDCLIP,
+    CONVIRT,
+    CONVIRT_EDREISMD,
+    CONVIRT_MGCA,
+    OPENAI_CLIP,
+    BIOMEDCLIP,
+    DINOV2,
+    DINOV2_PLAIN,
+    MRM,
+    MRM_ENCODER,
+)
 """Every form that is known, besides the authors' own."""
 _OWN = ("img_encoder_q.model.blocks.0.ls1.gamma", "text_encoder_q.")
 """What the authors' own checkpoints hold; `official.py` reads them."""
@@ -143,8 +157,9 @@ def _take_apart(
     weights, left_over = rename(state, layout.sections)
     if left_over:
         raise CheckpointError(listed("weights have no place", sorted(left_over)))
-    weights = layout.complete(weights)
-    return weights, layout.settings(weights, layout.side(facts) if size is None else size, facts)
+    size = layout.side(facts) if size is None else size
+    weights = layout.complete(weights, size)
+    return weights, layout.settings(weights, size, facts)
 
 
 def _build(settings: Settings, layout: Layout, tokenizer: Path | str | None) -> MethodModel | ImageOnly:

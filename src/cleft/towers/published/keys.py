@@ -94,27 +94,41 @@ _NORM = "weight|bias|running_mean|running_var|num_batches_tracked"
 
 
 def _stem(match: re.Match[str]) -> str:
-    return f"embedder.embedder.{'convolution' if match[1] == 'conv' else 'normalization'}.{match[2]}"
+    return f"embedder.embedder.{'convolution' if match[1] in ('conv', '0') else 'normalization'}.{match[2]}"
 
 
-def _block(match: re.Match[str]) -> str:
-    stage, layer, kind, number, part = match.groups()
-    what = "convolution" if kind == "conv" else "normalization"
-    return f"encoder.stages.{int(stage) - 1}.layers.{layer}.layer.{int(number) - 1}.{what}.{part}"
+def _block(first: int) -> Callable[[re.Match[str]], str]:
+    """Names in a block of a stage, where the first stage has the number `first`."""
+
+    def name(match: re.Match[str]) -> str:
+        stage, layer, kind, number, part = match.groups()
+        what = "convolution" if kind == "conv" else "normalization"
+        return f"encoder.stages.{int(stage) - first}.layers.{layer}.layer.{int(number) - 1}.{what}.{part}"
+
+    return name
 
 
-def _shortcut(match: re.Match[str]) -> str:
-    stage, layer, number, part = match.groups()
-    what = "convolution" if number == "0" else "normalization"
-    return f"encoder.stages.{int(stage) - 1}.layers.{layer}.shortcut.{what}.{part}"
+def _shortcut(first: int) -> Callable[[re.Match[str]], str]:
+    def name(match: re.Match[str]) -> str:
+        stage, layer, number, part = match.groups()
+        what = "convolution" if number == "0" else "normalization"
+        return f"encoder.stages.{int(stage) - first}.layers.{layer}.shortcut.{what}.{part}"
+
+    return name
 
 
 RESNET: Mapping[str, Target] = {
     rf"(conv|bn)1\.({_NORM})": _stem,
-    rf"layer([1-9])\.(\d+)\.(conv|bn)([123])\.({_NORM})": _block,
-    rf"layer([1-9])\.(\d+)\.downsample\.([01])\.({_NORM})": _shortcut,
+    rf"layer([1-9])\.(\d+)\.(conv|bn)([123])\.({_NORM})": _block(1),
+    rf"layer([1-9])\.(\d+)\.downsample\.([01])\.({_NORM})": _shortcut(1),
 }
 """torchvision's and timm's ResNet -> files of `ResNetModel`."""
+NUMBERED_RESNET: Mapping[str, Target] = {
+    rf"([01])\.({_NORM})": _stem,
+    rf"([4-9])\.(\d+)\.(conv|bn)([123])\.({_NORM})": _block(4),
+    rf"([4-9])\.(\d+)\.downsample\.([01])\.({_NORM})": _shortcut(4),
+}
+"""The same as a list of torchvision's layers: 0 and 1 are the stem, 4 the first stage."""
 
 
 def norm_head(prefix: str, place: str) -> Section:

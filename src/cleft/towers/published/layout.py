@@ -29,8 +29,8 @@ class Layout(NamedTuple):
     """Where every weight goes, and which are dropped on purpose."""
     settings: Callable[[Weights, int, Facts], Settings]
     """From weights, image size and what stands beside them to the settings the weights were trained with."""
-    complete: Callable[[Weights], Weights] = lambda weights: weights
-    """Adds what a model here has and the file has not."""
+    complete: Callable[[Weights, int], Weights] = lambda weights, _size: weights
+    """Adds what a model here has and the file has not, for an image tower that reads at some size."""
     asked: bool = False
     """Whether its names could be anybody's, so that it is taken only where the method is named."""
     beside: tuple[str, ...] = ()
@@ -44,6 +44,8 @@ class Layout(NamedTuple):
 MIMIC_MEAN = (0.58628, 0.58628, 0.58628)
 MIMIC_STD = (0.2795, 0.2795, 0.2795)
 """Of the pixels MedCLIP and its ConVIRT were trained on."""
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """Of the pixels CLIP was trained on."""
@@ -126,7 +128,7 @@ def number_in(said: Mapping[str, Any], name: str, silent: int) -> int:
     return number
 
 
-def without_types(weights: Weights) -> Weights:
+def without_types(weights: Weights, _size: int) -> Weights:
     """Adds a row of zeros for token types, which the BERT of MGCA and the authors' CLIP does not have."""
     table = f"{TEXT}embeddings.word_embeddings.weight"
     if table not in weights or weights[table].ndim != 2:

@@ -44,7 +44,7 @@ def _settings(weights: Weights, size: int, _facts: Facts) -> Settings:
     )
 
 
-def _complete(weights: Weights) -> Weights:
+def _complete(weights: Weights, _size: int) -> Weights:
     if "text_projection.bias" not in weights or "image_projection.bias" in weights:
         return weights
     return {**weights, "image_projection.bias": weights["text_projection.bias"].new_zeros(width_of(weights, _HEAD))}

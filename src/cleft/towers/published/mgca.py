@@ -42,8 +42,8 @@ def _settings(weights: Weights, size: int, _facts: Facts) -> Settings:
     )
 
 
-def _complete(weights: Weights) -> Weights:
-    return {name: _of_pointwise(name, tensor) for name, tensor in without_types(weights).items()}
+def _complete(weights: Weights, size: int) -> Weights:
+    return {name: _of_pointwise(name, tensor) for name, tensor in without_types(weights, size).items()}
 
 
 def _of_pointwise(name: str, tensor: Tensor) -> Tensor:
