@@ -202,7 +202,8 @@ class ImageTowerConfig:
     """Take only the configuration of `model`, not its weights."""
     pooling: Literal["mean-before-norm", "mean", "patches", "cls", "pooler"] = "mean-before-norm"
     """`mean-before-norm`: mean of all tokens before the last layer norm, as the paper's code. `mean`: after it.
-    `patches`: mean without class and register tokens. `cls`: the class token. `pooler`: the model's own."""
+    `patches`: mean without class and register tokens. `cls`: the class token. `pooler`: the model's own.
+    `cleft classify` may take another than stage one did."""
     decoder_blocks: int = 0
     """Transformer blocks between the patches and their mean, which is then the feature in place of `pooling`: 2 in the
     authors' CLIP, left over from the masked autoencoder it was made of."""
@@ -211,7 +212,7 @@ class ImageTowerConfig:
     exponents, by a slip of the authors' code."""
     resize: int | None = None
     """Side to which the model brings its images before it reads them: GLoRIA's reads 224 pixels at 299, MRM's reads 448
-    at 224 and paints them at 448."""
+    at 224 and paints them at 448. `cleft classify` may take another."""
     train: bool = True
     """Whether its weights move."""
     gradient_checkpointing: bool = False
@@ -549,6 +550,9 @@ class ClassifyConfig:
     augment: bool | None = None
     """Whether training sees the random views of stage one; by default in fine-tuning alone. A probe without them reads
     each image once."""
+    logits: Literal["plain", "unit"] = "plain"
+    """`unit`: the logits of an image are divided by their length, as in the authors' CLIP; of five classes the loss
+    cannot fall below 0.836 then. For heads that are trained in steps."""
     val_every: int = 100
     """Steps between two looks at the validation images."""
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
@@ -557,6 +561,11 @@ class ClassifyConfig:
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:
             raise ConfigError(f"classify.fraction={self.fraction} must lie above 0 and not above 1")
+        if self.logits == "unit" and self.scoring == "present-absent":
+            raise ConfigError(
+                "classify.logits=unit ties the logits of an image to each other, and classify.scoring=present-absent "
+                "asks each by itself; leave one of them out"
+            )
         if self.lr is not None and not self.lr > 0:
             raise ConfigError(f"classify.lr={self.lr} must be above zero")
         for name, low, high in _CLASSIFY_RANGES:

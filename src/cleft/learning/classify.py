@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cleft.config import ClassifyConfig, Settings
+from cleft.config import ClassifyConfig, ImageTowerConfig, Settings
 from cleft.data import data_config, read_dataset
 from cleft.data.batches import StepSampler, eval_loader, train_loader
 from cleft.data.prompts import choose_classes
@@ -41,7 +41,15 @@ from cleft.learning.stops import StopFlag
 from cleft.learning.surroundings import device_of
 from cleft.towers.checkpoint import weights_digest
 from cleft.towers.depth import weight_heights
-from cleft.towers.image_only import HeadFacts, ImageOnly, head_facts, load_image_only, save_image_only
+from cleft.towers.dual import unit
+from cleft.towers.image_only import (
+    HeadFacts,
+    ImageOnly,
+    head_facts,
+    load_image_only,
+    save_image_only,
+    tower_settings,
+)
 from cleft.types import Batch, Record
 
 log = logging.getLogger(__name__)
@@ -49,6 +57,8 @@ log = logging.getLogger(__name__)
 EMBEDDINGS = "embeddings"
 """Folder of a run in which what its tower says of images is kept."""
 _AT_ONCE = 64
+_FREE = ("images.augment.", "image.pooling", "image.resize")
+"""Settings of the tower that a head may have otherwise than stage one had."""
 
 
 def classify(
@@ -65,7 +75,8 @@ def classify(
     Args:
         source: Run folder whose image tower it stands on: of stage one or two, or of a tower nothing was learned with.
         settings: `classify` says how, `seed` which patients, which order and which first weights. What decides the
-            tower must be as it was in `source`; random views (`images.augment`) may be others.
+            tower must be as it was in `source`; random views (`images.augment`), and how images are read
+            (`image.pooling`, `image.resize`), may be others.
         folder: The new run folder. If it holds a finished run of the same settings, nothing is done.
         data: `dataset:folder` to learn from in place of the settings' data, e.g. `rsna:/data/rsna`.
         classes: Names of sets, or findings; by default those of the settings, or those usual for the dataset where it
@@ -241,7 +252,7 @@ def _check_source(source: Path, settings: Settings, folder: Path) -> None:
             f"{source} is a head on the tower of another run; give the run of that tower, which cleft pretrain or "
             f"cleft learn-context wrote"
         )
-    check_source(source, settings, folder, what="classification", free=["images.augment."])
+    check_source(source, settings, folder, what="classification", free=_FREE)
 
 
 def _check_choice(val: Examples, config: ClassifyConfig, classes: int) -> None:
@@ -271,7 +282,7 @@ def _learn(
     source: Path, settings: Settings, material: Material, lesson: Lesson, run: Run, stop: StopFlag, *, progress: bool
 ) -> None:
     config = settings.classify
-    model = load_image_only(source, train=config.mode == "fine-tune")
+    model = load_image_only(source, train=config.mode == "fine-tune", read_as=settings.image)
     spec = (settings.images.size, settings.images.size), settings.images.mean, settings.images.std
     if spec != (model.image_spec.size, model.image_spec.mean, model.image_spec.std):
         raise ConfigError(
@@ -282,7 +293,8 @@ def _learn(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(settings.seed)
         head = nn.Linear(model.image_tower.width, len(settings.classes))
-    model = ImageOnly(model.image_tower, head, HeadFacts(classes=settings.classes, scoring=config.scoring))
+    facts = HeadFacts(classes=settings.classes, scoring=config.scoring, logits=config.logits)
+    model = ImageOnly(model.image_tower, head, facts)
     learned: dict[str, Any]
     if is_exact(config):
         learned = _solve(model, _Reader(source, model, settings, material, stop, progress), lesson, config)
@@ -292,6 +304,7 @@ def _learn(
         else:
             way = _from_images(model, material, lesson, settings)
         learned = _train(way, model, settings, run, stop)
+    learned["told"] = ", ".join([learned["told"], *_told_otherwise(tower_settings(source), settings)])
     tower = source if config.mode == "linear-probe" else None
     save_image_only(model, settings, run.folder, tower=tower, extra=run.terms())
     run.finish(
@@ -308,6 +321,16 @@ def _learn(
             "weights": weights_digest(run.folder),
         }
     )
+
+
+def _told_otherwise(made: ImageTowerConfig, settings: Settings) -> list[str]:
+    """What the head does otherwise than its tower was made for."""
+    told = [
+        f"image.{name}={getattr(settings.image, name)} in place of {getattr(made, name)}"
+        for name in ("pooling", "resize")
+        if getattr(settings.image, name) != getattr(made, name)
+    ]
+    return [*told, "logits of unit length"] if settings.classify.logits == "unit" else told
 
 
 def _hold_still(model: ImageOnly) -> None:
@@ -348,7 +371,8 @@ class _Reader:
 
 def features_key(weights: str, pixels: str, settings: Settings) -> dict[str, str]:
     """What decides features, besides which images they are of."""
-    return {"weights": weights, "pixels": pixels, "size": str(settings.images.size)}
+    read = {"pooling": settings.image.pooling, "resize": str(settings.image.resize)}
+    return {"weights": weights, "pixels": pixels, "size": str(settings.images.size), **read}
 
 
 def _solve(model: ImageOnly, reader: _Reader, lesson: Lesson, config: ClassifyConfig) -> dict[str, Any]:
@@ -388,7 +412,16 @@ def _from_features(head: nn.Linear, reader: _Reader, lesson: Lesson, settings: S
         assert val_features is not None
         yield Labelled(val_features, lesson.val.targets)
 
-    return _Way(head, batches, val, "cpu")  # a step is too small for a card
+    model = nn.Sequential(head, _Unit()) if settings.classify.logits == "unit" else head
+    return _Way(model, batches, val, "cpu")  # a step is too small for a card
+
+
+class _Unit(nn.Module):
+    """Brings the logits of each image to unit length, as `ImageOnly.answer` does."""
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """From `[B, C]` to the same."""
+        return unit(logits)
 
 
 def _from_images(model: ImageOnly, material: Material, lesson: Lesson, settings: Settings) -> _Way:

@@ -65,6 +65,11 @@ def follow_protocol(config: ClassifyConfig) -> ClassifyConfig:
             raise ConfigError(f"classify.{name}={given[name]} does nothing with {where}; leave it out")
     if is_exact(config) and config.choose == "last":
         raise ConfigError(f"classify.choose=last does nothing with {where}: there are no steps; leave it out")
+    if is_exact(config) and config.logits == "unit":
+        raise ConfigError(
+            f"classify.logits=unit does nothing with {where}: a solved probe is a logistic regression; take "
+            f"classify.protocol=paper"
+        )
     filled = dataclasses.replace(config, **{name: value for name, value in known.items() if given[name] is None})
     if filled.steps is not None and filled.warmup_steps is not None and filled.warmup_steps >= filled.steps:
         raise ConfigError(

@@ -22,7 +22,7 @@ class Role(Enum):
     DECIDES_PRETRAIN = "another result in stage one alone"
     DECIDES_CONTEXT = "another result in stage two alone"
     DECIDES_CLASSIFY = "another result in classification alone"
-    DECIDES_VIEWS = "another result where the image tower may move: in stage one and in classification"
+    DECIDES_READING = "another result where images are read anew: in stage one and in classification"
     DECIDES_ANSWERS = "another result where classes are told apart: in stage two and in classification"
     ROUNDS = "the same result but for rounding"
     HARMLESS = "the same result"
@@ -73,8 +73,10 @@ ROLES: Mapping[str, Role] = MappingProxyType(
         "images.size": Role.DECIDES,
         "images.mean": Role.DECIDES,
         "images.std": Role.DECIDES,
-        "images.augment": Role.DECIDES_VIEWS,
+        "images.augment": Role.DECIDES_READING,
         "image.gradient_checkpointing": Role.ROUNDS,
+        "image.pooling": Role.DECIDES_READING,
+        "image.resize": Role.DECIDES_READING,
         "image": Role.DECIDES_PRETRAIN,
         "text.gradient_checkpointing": Role.ROUNDS,
         "text.packing": Role.ROUNDS,
@@ -105,9 +107,9 @@ ROLES: Mapping[str, Role] = MappingProxyType(
 """Setting, or group of settings, to its role; the longest name that fits a key counts."""
 
 _DECIDING = {
-    "pretrain": {Role.DECIDES, Role.DECIDES_PRETRAIN, Role.DECIDES_VIEWS},
+    "pretrain": {Role.DECIDES, Role.DECIDES_PRETRAIN, Role.DECIDES_READING},
     "context": {Role.DECIDES, Role.DECIDES_CONTEXT, Role.DECIDES_ANSWERS},
-    "classify": {Role.DECIDES, Role.DECIDES_CLASSIFY, Role.DECIDES_VIEWS, Role.DECIDES_ANSWERS},
+    "classify": {Role.DECIDES, Role.DECIDES_CLASSIFY, Role.DECIDES_READING, Role.DECIDES_ANSWERS},
 }
 
 

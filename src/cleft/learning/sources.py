@@ -41,8 +41,8 @@ def check_source(source: Path, settings: Settings, folder: Path, *, what: str, f
     idle = [
         change
         for change in changed
-        if (role(change.key) is Role.DECIDES_PRETRAIN or change.key.startswith("images."))
-        and not change.key.startswith(tuple(free))
+        if role(change.key) in (Role.DECIDES_PRETRAIN, Role.DECIDES_READING) or change.key.startswith("images.")
+        if not change.key.startswith(tuple(free))
     ]
     if idle:
         raise ConfigError(

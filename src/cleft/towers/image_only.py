@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,8 +20,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from cleft.config import Settings, plain_settings
-from cleft.errors import CheckpointError
+from cleft.config import ImageTowerConfig, Settings, plain_settings
+from cleft.errors import CheckpointError, ConfigError
 from cleft.towers.checkpoint import (
     IMAGE,
     WEIGHTS,
@@ -32,6 +32,7 @@ from cleft.towers.checkpoint import (
     weights_digest,
     write_shape,
 )
+from cleft.towers.dual import unit
 from cleft.towers.folders import peek_description, read_folder, write_folder
 from cleft.towers.image import ImageTower, build_image_tower
 from cleft.towers.weights import fill, read_header, saveable, write_weights
@@ -48,6 +49,8 @@ class HeadFacts:
     classes: tuple[str, ...]
     scoring: str
     """`multi-class`: logits of classes that exclude each other. `present-absent`: log-odds of each finding."""
+    logits: str = "plain"
+    """`unit`: those of an image are divided by their length."""
 
 
 class ImageOnly(nn.Module):
@@ -94,7 +97,8 @@ class ImageOnly(nn.Module):
             raise CheckpointError("this model has no head; cleft classify trains one")
         # Half precision makes equal logits of unlike images.
         with torch.autocast(features.device.type, enabled=False):
-            return self.head(features.float())
+            logits = self.head(features.float())
+            return unit(logits) if self.facts is not None and self.facts.logits == "unit" else logits
 
 
 def build_image_only(settings: Settings) -> ImageOnly:
@@ -141,7 +145,7 @@ def save_image_only(
         "extra": dict(extra or {}),
     }
     if model.facts is not None:
-        description["head"] = {"classes": list(model.facts.classes), "scoring": model.facts.scoring}
+        description["head"] = asdict(model.facts)
     if tower is not None:
         description["tower"] = os.path.relpath(tower.resolve(), folder.resolve())
         description["tower_weights"] = weights_digest(tower)
@@ -154,15 +158,19 @@ def save_image_only(
     write_folder(folder, description, write)
 
 
-def load_image_only(folder: Path | str, *, tower: Path | None = None, train: bool = False) -> ImageOnly:
+def load_image_only(
+    folder: Path | str, *, tower: Path | None = None, train: bool = False, read_as: ImageTowerConfig | None = None
+) -> ImageOnly:
     """Rebuilds the part of a model that reads images, on the CPU and in evaluation mode.
 
     Args:
         folder: Any model folder: of an image tower, of a probe, or of both towers, whose text tower is not read.
         tower: Where the tower of a probe lies now, if it has moved.
         train: Whether the tower's weights may move, whatever it was made with.
+        read_as: Whose `pooling` and `resize` the tower shall have, in place of what it was made with.
 
     Raises:
+        ConfigError: If the tower cannot be read so.
         CheckpointError: If the folder is no model, is damaged, or does not fit; or the tower of a probe has gone or is
             another one.
     """
@@ -171,16 +179,36 @@ def load_image_only(folder: Path | str, *, tower: Path | None = None, train: boo
     facts = _read_facts(folder, description)
     with torch.random.fork_rng(devices=[]):
         if "tower" in description:
-            base = load_image_only(_find_tower(folder, description, tower), train=train).image_tower
+            read_as = read_settings(folder, description, _GROUPS).image  # as its head has learned to
+            place = _find_tower(folder, description, tower)
+            base = load_image_only(place, train=train, read_as=read_as).image_tower
         else:
             settings = read_settings(folder, description, _GROUPS)
-            if train:
-                settings = replace(settings, image=replace(settings.image, train=True))
-            base = rebuild_image(folder, settings)
+            image = settings.image if read_as is None else read_otherwise(settings.image, read_as)
+            base = rebuild_image(folder, replace(settings, image=replace(image, train=train or image.train)))
         head = None if facts is None else nn.Linear(base.width, len(facts.classes))
     model = ImageOnly(base, head, facts)
     _fill(model, folder, description)
     return model.eval()
+
+
+def tower_settings(folder: Path) -> ImageTowerConfig:
+    """Returns how the image tower of a model folder was made."""
+    return read_settings(folder, peek_description(folder), _GROUPS).image
+
+
+def read_otherwise(made: ImageTowerConfig, wanted: ImageTowerConfig) -> ImageTowerConfig:
+    """Returns the settings of a tower with the pooling and the size of its images that are wanted.
+
+    Raises:
+        ConfigError: If it has blocks behind its patches, whose mean is its feature whatever the pooling.
+    """
+    if made.decoder_blocks and made.pooling != wanted.pooling:
+        raise ConfigError(
+            f"image.pooling={wanted.pooling} does nothing behind image.decoder_blocks={made.decoder_blocks}, whose "
+            f"mean is the feature; leave it out"
+        )
+    return replace(made, pooling=wanted.pooling, resize=wanted.resize)
 
 
 def head_facts(folder: Path) -> HeadFacts | None:
@@ -231,7 +259,11 @@ def _read_facts(folder: Path, description: Mapping[str, Any]) -> HeadFacts | Non
     if head is None:
         return None
     try:
-        return HeadFacts(classes=tuple(map(str, head["classes"])), scoring=str(head["scoring"]))
+        return HeadFacts(
+            classes=tuple(map(str, head["classes"])),
+            scoring=str(head["scoring"]),
+            logits=str(head.get("logits", "plain")),
+        )
     except (KeyError, TypeError) as error:
         raise CheckpointError(
             f"{folder / 'model.json'} does not say what its head tells apart ({error}, {json.dumps(head)[:60]}); "
