@@ -75,6 +75,8 @@ def answers(evaluation: Evaluation, step: Step) -> bool:
     subject = SUBJECTS[step.subject]
     if (evaluation.dataset, evaluation.split, evaluation.scoring) != (subject.dataset, "test", "multi-class"):
         return False
+    if evaluation.similarity != "global" or evaluation.standardised:
+        return False
     if step.kind == "zero-shot" and evaluation.wording != Path(step.settings.wording).stem:
         return False
     if evaluation.task != ("zero-shot" if step.kind == "zero-shot" else step.settings.classify.mode):
