@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 from tests.fakes.fake_studies import small_study
+from tests.fakes.published import mrm_state, write_gloria, write_lightning, write_tokenizer
 
 from cleft.cli import main
 from cleft.data import DATASETS
@@ -367,3 +368,32 @@ def test_the_help_of_a_stage_lists_every_setting(capsys):
     with pytest.raises(SystemExit):
         main(["pretrain", "--help"])
     assert "--text.end_token_attends_itself" in capsys.readouterr().out
+
+
+def test_an_imported_folder_is_asked_what_it_can_and_says_what_it_cannot(walk, tmp_path, capfd):
+    tokenizer = write_tokenizer(tmp_path / "tokenizer")
+    both, tower = tmp_path / "gloria", tmp_path / "mrm"
+    write_gloria(tmp_path / "theirs.ckpt")
+    write_lightning(tmp_path / "MRM.pth", mrm_state())
+    assert main(["import", str(tmp_path / "theirs.ckpt"), "--out", str(both), "--tokenizer", str(tokenizer)]) == 0
+    assert main(["import", str(tmp_path / "MRM.pth"), "--out", str(tower), "--tokenizer", str(tokenizer)]) == 0
+    assert "LOAD REPORT" not in "".join(capfd.readouterr())
+    for words, code, sentence in [
+        (["evaluate", str(both)], 2, "no data are named, and the run has none of its own"),
+        (["classify", str(tower)], 2, "no data are named, and the run has none of its own"),
+        (["evaluate", str(tower)], 4, "holds an image tower without a text tower"),
+        (["evaluate", str(tower), "--task", "retrieval"], 4, "search images with images alone"),
+        (["learn-context", str(tower)], 4, "holds an image tower without a text tower"),
+        (["evaluate", str(both), "--task", "linear-probe"], 4, "has no head that tells classes apart"),
+        (
+            ["import", str(tmp_path / "MRM.pth"), "--method", "gloria", "--out", str(tmp_path / "x")],
+            4,
+            "of MRM, not of",
+        ),
+    ]:
+        assert main(words) == code
+        assert sentence in capfd.readouterr().err
+    root = ["--data.root", str(walk / "phantoms"), "--data.split", "patients", "--data.cache", str(walk / "cache")]
+    steps = ["--optim.steps=2", "--optim.warmup_steps=1", "--train.batch_size=4", "--train.accelerator=cpu"]
+    assert main(["pretrain", str(both), "--run", str(tmp_path / "anew"), *root, *steps]) == 0
+    assert "its settings are taken and none of its weights" in capfd.readouterr().err

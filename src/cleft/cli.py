@@ -376,7 +376,12 @@ def _pretrain(options: argparse.Namespace, words: list[str]) -> None:
     settings = load_settings(options.preset, words)
     folder = options.run or Path("runs") / Path(options.preset).stem
     from cleft.learning.pretrain import pretrain
+    from cleft.towers.folders import peek_description
 
+    if "imported" in peek_description(Path(options.preset)).get("extra", {}):
+        print(
+            f"{options.preset}: its settings are taken and none of its weights; training begins anew", file=sys.stderr
+        )
     if settings.method == "image-only":
         print(f"{pretrain(settings, folder)}: an image tower, nothing was trained; next: cleft classify {folder}")
         return

@@ -86,6 +86,10 @@ def test_g5_an_epoch_leaves_its_last_incomplete_batch_out_and_counts_it():
 def test_g9_too_few_images_are_refused_with_both_counts():
     with pytest.raises(ConfigError, match="3 training images do not fill one batch of 4"):
         StepSampler(3, 4, steps=1, seed=0)
+    with pytest.raises(ConfigError, match="a batch of 4 cannot be filled, one training image alone is left; add"):
+        StepSampler(1, 4, steps=1, seed=0)
+    with pytest.raises(ConfigError, match="cannot be filled, no training image is left"):
+        StepSampler(0, 4, steps=1, seed=0)
 
 
 def test_m2_a_batch_that_cannot_be_shared_evenly_is_refused():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tests.tools.forks import die, forked
 from tests.tools.tiny_methods import TOWERS, method_settings
-from tests.tools.tiny_runs import log_of, write_drawings
+from tests.tools.tiny_runs import copy_drawings, log_of, write_drawings
 
 from cleft.config import load_settings, preset_names
 from cleft.errors import CheckpointError, DataError
@@ -257,9 +257,33 @@ def test_texts_of_reports_are_read_where_there_are_reports(method, root, tmp_pat
     assert json.loads((run / "summary.json").read_text())["images"]["train"] < 34 / 2 + 5
 
 
-def test_without_reports_a_method_that_reads_them_says_so(root, tmp_path):
-    with pytest.raises(DataError, match="has a report that can be read"):
-        pretrain(method_settings("gloria", root, "--data.texts=gloria"), tmp_path / "run")
+@pytest.mark.parametrize(
+    ("report", "sentence"),
+    [
+        (None, r"none of 34 images of manifest has a report that can be read; put .* \(data\.texts: captions\)"),
+        ("", "none of 34 images of manifest has a report that can be read; put"),
+        ("Stable.", "can be read; 34 have one of too few words; put"),
+        ("... !!! ?", "can be read; 34 have one of too few words; put"),
+    ],
+)
+@pytest.mark.parametrize(("method", "texts"), [("gloria", "gloria"), ("mgca", "mgca"), ("mrm", "whole")])
+def test_without_reports_a_method_that_reads_them_says_so(report, sentence, method, texts, root, tmp_path):
+    told = root if report is None else with_reports(root, tmp_path / "data", report)
+    with pytest.raises(DataError, match=sentence):
+        pretrain(method_settings(method, told, f"--data.texts={texts}"), tmp_path / "run")
+
+
+def with_reports(root, folder, report):
+    return copy_drawings(root, folder, lambda row: {**row, "report": report})
+
+
+@pytest.mark.parametrize(("method", "warned"), [("gloria", 1), ("mgca", 1), ("mrm", 0)])
+def test_reports_that_all_say_the_same_sentence_are_read_and_warned_of(method, warned, root, tmp_path, caplog):
+    told = with_reports(root, tmp_path / "data", "No effusion is seen.")
+    more = ("--data.texts=whole", "--optim.steps=2", "--train.val_every=2")
+    run = pretrain(method_settings(method, told, *more), tmp_path / "run")
+    assert math.isfinite(json.loads((run / "summary.json").read_text())["best_loss"])
+    assert caplog.text.count("every caption of a batch is the same") == warned
 
 
 @pytest.mark.slow

@@ -190,8 +190,8 @@ def test_g9_fewer_images_than_a_batch_are_refused_with_both_counts(root, tmp_pat
 
 
 def test_g10_a_model_in_which_nothing_moves_is_refused(root, tmp_path, monkeypatch):
-    def frozen(settings, captions):
-        return build_model(settings, captions).requires_grad_(False)
+    def frozen(settings, captions, *, learnable):
+        return build_model(settings, captions, learnable=learnable).requires_grad_(False)
 
     monkeypatch.setattr(stage, "build_model", frozen)
     with pytest.raises(ConfigError, match="nothing trains"):

@@ -59,6 +59,11 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         world_size: int = 1,
         groups: NDArray[np.int64] | None = None,
     ) -> None:
+        if n < batch_size and n < 2:
+            left = "one training image alone" if n else "no training image"
+            raise ConfigError(
+                f"a batch of {batch_size} cannot be filled, {left} is left; add images, or leave fewer of them out"
+            )
         if n < batch_size:
             raise ConfigError(
                 f"{n} training images do not fill one batch of {batch_size}; "

@@ -108,9 +108,14 @@ def data_config(settings: Settings, data: str | None) -> DataConfig:
     own and is split in the dataset's own way; so is a dataset of another kind.
 
     Raises:
-        ConfigError: If `data` names no known dataset and folder.
+        ConfigError: If `data` names no known dataset and folder, or there is none and the run has none either.
     """
     if data is None:
+        if settings.data.root is None:
+            raise ConfigError(
+                "no data are named, and the run has none of its own, as an imported model; give --data "
+                "<dataset>:<folder>, such as chexpert:/data/CheXpert"
+            )
         return settings.data
     dataset, _, folder = data.partition(":")
     if dataset not in DATASETS or not folder:

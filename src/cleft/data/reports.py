@@ -162,7 +162,8 @@ def keep_reported(reading: Reading, way: Way) -> Reading:
         silent = f"; {len(out['no-text']):,} have one of too few words" if out["no-text"] else ""
         raise DataError(
             f"none of {len(reading.records):,} images of {reading.dataset} has a report that can be read{silent}; "
-            "put the reports beside the images as docs/datasets/ says, or train on captions, which labels make",
+            "put the reports beside the images as docs/datasets/ says, or train on captions, which labels make "
+            "(data.texts: captions)",
             reason="no-report",
         )
     counted_out = {reason: [*reading.rejected.get(reason, ()), *ids] for reason, ids in out.items() if ids}

@@ -131,8 +131,8 @@ def evaluate_retrieval(
     texts, blind = set(directions) != {"image-to-image"}, not compares_texts(peek_description(run))
     if texts and blind:
         raise CheckpointError(
-            f"{run} holds a model for images alone, which reads no sentence; search images with images alone: "
-            f"--direction image-to-image"
+            f"{run} holds a model that brings no sentence into the space of its images; search images with images "
+            f"alone: --direction image-to-image"
         )
     images = question.images(run, settings, progress=progress)
     if len(images.records) < 2:

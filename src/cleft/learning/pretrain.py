@@ -159,7 +159,7 @@ class Pretraining(Learner):
     def observe(self) -> dict[str, float]:
         """Temperature, and what the language model read."""
         stats = self.model.text_tower.stats
-        if stats.distinct == 1 and not self._warned:
+        if self._method.compares and stats.distinct == 1 and not self._warned:
             self._warned = True
             log.warning(
                 "every caption of a batch is the same: this step has nothing to tell apart; raise train.batch_size, "
