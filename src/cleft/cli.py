@@ -563,7 +563,7 @@ def _import(options: argparse.Namespace, words: list[str]) -> None:
     )
     description = peek_description(out)
     if is_image_only(description):
-        print(f"{out} is an image tower; next: cleft classify {out} --data chexpert:<folder>")
+        print(f"{out} is an image tower; next: cleft classify {out} --data chexpert:<folder> --allow-overlap")
     elif description["token_ids"]:
         print(f"{out} reads token ids alone; for sentences import again with --tokenizer <folder>")
     else:

@@ -131,10 +131,10 @@ class Question:
             CheckpointError: If the run reads no texts, or its weights are damaged.
         """
         settings = run_settings(run)
+        check_reads_texts(run)
         words = find_wording(wording or settings.wording, self.config(settings).dataset)
         if phrases is not None:
             check_phrases(words, phrases)
-        check_reads_texts(run)
         images = self.images(run, settings, progress=progress)
         classes = choose_classes(self.classes, settings, images.dataset, images.findings)
         check_wording(words, classes)
