@@ -11,6 +11,8 @@ Source: MedCLIP's repository, commit d2f3345 of its history; edreisMD/ConVIRT-py
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from cleft.config import ConvirtConfig, ImagesConfig, ImageTowerConfig, LossConfig, Settings, TextTowerConfig
 from cleft.towers.published.keys import (
     BERT,
@@ -33,12 +35,11 @@ from cleft.towers.published.layout import (
     Facts,
     Layout,
     Weights,
-    is_vit,
-    norm_head_options,
     width_of,
     without_types,
 )
-from cleft.towers.published.sizes import bert_config, resnet_config, vit_config
+from cleft.towers.published.mgca import towers_of_mgca
+from cleft.towers.published.sizes import bert_config, resnet_config
 
 
 def _of_medclips(weights: Weights, size: int, _facts: Facts) -> Settings:
@@ -88,28 +89,7 @@ def _of_edreismd(weights: Weights, size: int, _facts: Facts) -> Settings:
 
 
 def _of_mgcas(weights: Weights, size: int, _facts: Facts) -> Settings:
-    vit = is_vit(weights)
-    return Settings(
-        method="convirt",
-        images=ImagesConfig(size=size, stored_size=max(size, ImagesConfig.stored_size)),
-        image=ImageTowerConfig(
-            model=None,
-            scratch=vit_config(weights) if vit else resnet_config(weights),
-            pooling="cls" if vit else "mean",
-            resize=None if vit else size * 299 // 224,
-        ),
-        text=TextTowerConfig(
-            model=None,
-            scratch=bert_config(weights),
-            adapt="full",
-            base_dropout=0.1,
-            pooling="cls",
-            positions="zero",
-            max_tokens=min(112, _positions(weights)),
-        ),
-        loss=LossConfig(**norm_head_options(weights), train_temperature=False),
-        convirt=ConvirtConfig(image_to_text=0.5),
-    )
+    return replace(towers_of_mgca("convirt", weights, size), convirt=ConvirtConfig(image_to_text=0.5))
 
 
 def _positions(weights: Weights) -> int:

@@ -9,6 +9,9 @@ Source: released code, `mgca_module.py` and `backbones/`.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Literal
+
 from torch import Tensor
 
 from cleft.config import ImagesConfig, ImageTowerConfig, LossConfig, MgcaConfig, Settings, TextTowerConfig
@@ -17,10 +20,11 @@ from cleft.towers.published.layout import Facts, Layout, Weights, is_vit, norm_h
 from cleft.towers.published.sizes import bert_config, resnet_config, vit_config
 
 
-def _settings(weights: Weights, size: int, _facts: Facts) -> Settings:
+def towers_of_mgca(method: Literal["mgca", "convirt"], weights: Weights, size: int) -> Settings:
+    """Towers and heads as MGCA's repository builds them, for its own method and for the baselines beside it."""
     vit = is_vit(weights)
     return Settings(
-        method="mgca",
+        method=method,
         images=ImagesConfig(size=size, stored_size=max(size, ImagesConfig.stored_size)),
         image=ImageTowerConfig(
             model=None,
@@ -38,8 +42,12 @@ def _settings(weights: Weights, size: int, _facts: Facts) -> Settings:
             max_tokens=min(112, width_of(weights, f"{TEXT}embeddings.position_embeddings.weight")),
         ),
         loss=LossConfig(**norm_head_options(weights), train_temperature=False),
-        mgca=MgcaConfig(prototypes=width_of(weights, "prototypes"), padding="released", word_weights="shifted"),
     )
+
+
+def _settings(weights: Weights, size: int, _facts: Facts) -> Settings:
+    mgca = MgcaConfig(prototypes=width_of(weights, "prototypes"), padding="released", word_weights="shifted")
+    return replace(towers_of_mgca("mgca", weights, size), mgca=mgca)
 
 
 def _complete(weights: Weights, size: int) -> Weights:
