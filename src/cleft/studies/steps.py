@@ -311,6 +311,14 @@ def _unread(data: DataConfig) -> DataConfig:
 
 
 def _digest(settings: Settings) -> str:
-    """Six hex digits that tell apart settings which decide a result; folders do not."""
-    deciding = {key: value for key, value in flat(settings).items() if role(key) is not Role.HARMLESS}
+    """Six hex digits that tell apart settings which decide a result; folders do not.
+
+    Defaults are left out, so that a setting which is new does not give another name to what was made before it.
+    """
+    usual = flat(Settings())
+    deciding = {
+        key: value
+        for key, value in flat(settings).items()
+        if role(key) is not Role.HARMLESS and value != usual.get(key)
+    }
     return hashlib.sha256(repr(sorted(deciding.items())).encode()).hexdigest()[:6]
