@@ -20,7 +20,7 @@ def test_a_limit_that_does_not_hold_is_told():
     assert "9.0 times faster, less than 10" in broken([costs(SMALL, long=[9e-4], ours=[1e-4])], busy=False)[0]
     assert "50.0 times faster, less than 60" in broken([costs(FULL, long=[5e-3], ours=[1e-4])], busy=False)[0]
     assert "5.0 MB per batch" in broken([costs(SMALL, long=[2e-3], ours=[1e-4], megabytes=5)], busy=False)[0]
-    assert (GAINS["small release"], GAINS["full size, JPEG"], LIMIT_MS, LIMIT_MB) == (10, 60, 0.3, 4)
+    assert (set(GAINS.values()), GAINS["small release"], LIMIT_MS, LIMIT_MB) == ({10, 60}, 10, 0.3, 4)
 
 
 def test_noise_breaks_no_limit():
