@@ -188,7 +188,7 @@ def test_rows_stand_against_the_reference_with_interval_and_p_value(tmp_path):
     folder = small_study(tmp_path, {}, cells=(cell,), reference="cleft-lora")
     text = Page(write_page(folder).read_text()).text
     assert "Against CLEFT-LoRA" in text
-    assert "CLIP-ViT \u22125.0 \u22128.1 to \u22121.9 p 0.004 –" in text
+    assert "CLIP-ViT \u22125.0 \u22128.1 \u22121.9 p 0.004 –" in text
 
 
 def test_a_study_without_a_reference_has_no_table_of_differences(html):

@@ -187,7 +187,7 @@ def _change(metric: str, found: Sequence[Difference]) -> Change:
     if each.interval is None:
         return Change(as_change(metric, each.difference), "", "", apart=False)
     low, high = each.interval
-    ends = f"{as_change(metric, low)} to {as_change(metric, high)}"
+    ends = f"{as_change(metric, low)} {as_change(metric, high)}"
     p_value = "" if each.p_value is None else f"p {each.p_value:.3f}"
     return Change(as_change(metric, each.difference), ends, p_value, apart=low > 0 or high < 0)
 
