@@ -203,7 +203,7 @@ def test_a10_a_run_begun_with_other_images_is_not_gone_on_with(root, tmp_path):
 
     def killed():
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(stage, "build_model", lambda *args: die())
+            patch.setattr(stage, "build_model", lambda *args, **more: die())
             pretrain(settings, tmp_path / "run")
 
     assert forked(killed) == -9

@@ -288,6 +288,7 @@ def test_data_that_lack_a_class_are_refused_before_anything_is_trained(grid, wor
     assert not (tmp_path / "study").exists()
 
 
+@pytest.mark.slow
 def test_heads_are_trained_on_the_tower_that_their_row_shares(drawings, tmp_path, capsys):
     grid = tmp_path / "heads.yaml"
     grid.write_text(
