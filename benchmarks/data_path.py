@@ -141,7 +141,10 @@ def is_busy() -> bool:
 
 
 def broken(costs: list[Costs], *, busy: bool) -> list[str]:
-    """Returns a sentence for every limit that does not hold; a busy machine says nothing about milliseconds."""
+    """Returns a sentence for every limit that does not hold.
+
+    A busy machine says nothing about milliseconds, and blurs ratios: a fifth is let pass there.
+    """
     faults: list[str] = []
     # Ours is the same work whatever the files were, and what else runs on the machine only adds to a time: the least of
     # all rounds is nearest to the truth.
@@ -149,7 +152,7 @@ def broken(costs: list[Costs], *, busy: bool) -> list[str]:
     if ours > LIMIT_MS and not busy:
         faults.append(f"{ours:.3f} ms per image, more than {LIMIT_MS}")
     for cost in costs:
-        needed = next(gain for name, gain in GAINS.items() if cost.files.name.startswith(name))
+        needed = next(gain for name, gain in GAINS.items() if cost.files.name.startswith(name)) * (0.8 if busy else 1)
         if cost.gain < needed:
             faults.append(f"{cost.files.name}: {cost.gain:.1f} times faster, less than {needed:g}")
         if cost.megabytes > LIMIT_MB:

@@ -55,7 +55,7 @@ def parts(cache):
 
 
 def wait_for_part(cache):
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not list(cache.rglob("part-*.json")):
         assert time.monotonic() < deadline
         time.sleep(0.005)

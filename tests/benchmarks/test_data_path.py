@@ -26,6 +26,8 @@ def test_a_limit_that_does_not_hold_is_told():
 def test_noise_breaks_no_limit():
     assert broken([costs(SMALL, long=[4e-3] * 3, ours=[2e-4, 2e-4, 9e-4])], busy=False) == []
     assert broken([costs(SMALL, long=[8e-3], ours=[4e-4])], busy=True) == []
+    assert broken([costs(SMALL, long=[8.5e-4], ours=[1e-4])], busy=True) == []
+    assert "7.0 times faster, less than 8" in broken([costs(SMALL, long=[7e-4], ours=[1e-4])], busy=True)[0]
 
 
 @pytest.mark.slow
