@@ -28,7 +28,7 @@ def rows(printed, head):
 @pytest.mark.slow
 def test_from_captions_to_tables(capsys):
     threads = torch.get_num_threads()
-    main(["--size", "tiny", "--batches", "24", "256", "--step-batches", "24", "--rounds", "1", "--limit", "0.5"])
+    main(["--size", "tiny", "--batches", "24", "256", "--step-batches", "24", "--rounds", "1", "--limit", "1"])
     torch.set_num_threads(threads)
     printed = capsys.readouterr().out
     text, step = rows(printed, "### Text tower, batch 24"), rows(printed, "### Whole step, batch 24")
