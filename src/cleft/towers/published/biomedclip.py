@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from cleft.config import ImageTowerConfig, LossConfig, Settings, TextTowerConfig
+from cleft.config import ImageTowerConfig, LossConfig, Settings
 from cleft.errors import CheckpointError
 from cleft.towers.published.keys import BERT, IMAGE, NO_POOLER, TEXT, VIT, Section
 from cleft.towers.published.layout import (
@@ -26,7 +27,7 @@ from cleft.towers.published.layout import (
     whole_images,
     width_of,
 )
-from cleft.towers.published.sizes import bert_config, vit_config
+from cleft.towers.published.sizes import bert_tower, vit_config
 
 _CONFIG = "open_clip_config.json"
 
@@ -37,19 +38,11 @@ def _settings(weights: Weights, size: int, facts: Facts) -> Settings:
     _check(vision, "timm_proj", "linear", ("linear",))
     _check(text, "hf_pooler_type", "cls_pooler", ("cls_last_hidden_state_pooler",))
     _check(text, "hf_proj_type", "linear", ("mlp",))
-    positions = width_of(weights, f"{TEXT}embeddings.position_embeddings.weight")
     return Settings(
         method="clip",
         images=whole_images(size, part_of(facts[_CONFIG], "preprocess_cfg"), "mean", "std"),
         image=ImageTowerConfig(model=None, scratch=vit_config(weights), pooling="cls", resize=size),
-        text=TextTowerConfig(
-            model=None,
-            scratch=bert_config(weights),
-            adapt="full",
-            base_dropout=0.1,
-            pooling="cls",
-            max_tokens=min(number_in(text, "context_length", 77), positions),
-        ),
+        text=replace(bert_tower(weights, most_tokens=number_in(text, "context_length", 77)), pooling="cls"),
         loss=LossConfig(
             projection="linear-no-bias",
             text_projection="mlp-gelu",

@@ -12,12 +12,21 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 
-from cleft.config import ImagesConfig, ImageTowerConfig, LossConfig, Settings, TextTowerConfig
+from cleft.config import ImageTowerConfig, LossConfig, Settings
 from cleft.towers.official_sizes import blocks_of
 from cleft.towers.published.keys import IMAGE, TEXT, VENDORED_BERT, VIT, Section, norm_head
-from cleft.towers.published.layout import Facts, Layout, Weights, norm_head_options, scale_of, width_of, without_types
-from cleft.towers.published.sizes import bert_config, vit_config
+from cleft.towers.published.layout import (
+    Facts,
+    Layout,
+    Weights,
+    cropped_images,
+    norm_head_options,
+    scale_of,
+    without_types,
+)
+from cleft.towers.published.sizes import bert_tower, vit_config
 
 _DECODER = "image_tower.decoder."
 
@@ -25,7 +34,7 @@ _DECODER = "image_tower.decoder."
 def _settings(weights: Weights, size: int, _facts: Facts) -> Settings:
     return Settings(
         method="clip",
-        images=ImagesConfig(size=size, stored_size=max(size, ImagesConfig.stored_size)),
+        images=cropped_images(size),
         image=ImageTowerConfig(
             model=None,
             scratch=vit_config(weights),
@@ -33,15 +42,7 @@ def _settings(weights: Weights, size: int, _facts: Facts) -> Settings:
             decoder_blocks=blocks_of(weights, re.escape(_DECODER) + r"blocks\.(\d+)\."),
             decoder_positions="slipped",
         ),
-        text=TextTowerConfig(
-            model=None,
-            scratch=bert_config(weights),
-            adapt="full",
-            base_dropout=0.1,
-            pooling="cls",
-            positions="zero",
-            max_tokens=min(64, width_of(weights, f"{TEXT}embeddings.position_embeddings.weight")),
-        ),
+        text=replace(bert_tower(weights, most_tokens=64), pooling="cls", positions="zero"),
         loss=LossConfig(**norm_head_options(weights, math.exp(-scale_of(weights)))),
     )
 

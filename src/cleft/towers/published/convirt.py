@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from cleft.config import ConvirtConfig, ImagesConfig, ImageTowerConfig, LossConfig, Settings, TextTowerConfig
+from cleft.config import ConvirtConfig, ImageTowerConfig, LossConfig, Settings
 from cleft.towers.published.keys import (
     BERT,
     IMAGE,
@@ -35,26 +35,20 @@ from cleft.towers.published.layout import (
     Facts,
     Layout,
     Weights,
+    cropped_images,
     width_of,
     without_types,
 )
 from cleft.towers.published.mgca import towers_of_mgca
-from cleft.towers.published.sizes import bert_config, resnet_config
+from cleft.towers.published.sizes import bert_tower, resnet_config
 
 
 def _of_medclips(weights: Weights, size: int, _facts: Facts) -> Settings:
     return Settings(
         method="convirt",
-        images=ImagesConfig(size=size, stored_size=max(size, ImagesConfig.stored_size), mean=MIMIC_MEAN, std=MIMIC_STD),
+        images=replace(cropped_images(size), mean=MIMIC_MEAN, std=MIMIC_STD),
         image=ImageTowerConfig(model=None, scratch=resnet_config(weights), pooling="mean"),
-        text=TextTowerConfig(
-            model=None,
-            scratch=bert_config(weights),
-            adapt="full",
-            base_dropout=0.1,
-            pooling="pooler",
-            max_tokens=min(77, _positions(weights)),
-        ),
+        text=replace(bert_tower(weights, most_tokens=77), pooling="pooler"),
         loss=LossConfig(
             projection="linear",
             embed_dim=width_of(weights, "image_projection.weight"),
@@ -67,18 +61,9 @@ def _of_medclips(weights: Weights, size: int, _facts: Facts) -> Settings:
 def _of_edreismd(weights: Weights, size: int, _facts: Facts) -> Settings:
     return Settings(
         method="convirt",
-        images=ImagesConfig(
-            size=size, stored_size=max(size, ImagesConfig.stored_size), mean=IMAGENET_MEAN, std=IMAGENET_STD
-        ),
+        images=replace(cropped_images(size), mean=IMAGENET_MEAN, std=IMAGENET_STD),
         image=ImageTowerConfig(model=None, scratch=resnet_config(weights), pooling="mean"),
-        text=TextTowerConfig(
-            model=None,
-            scratch=bert_config(weights),
-            adapt="full",
-            base_dropout=0.1,
-            pooling="mean",
-            max_tokens=_positions(weights),
-        ),
+        text=replace(bert_tower(weights), pooling="mean"),
         loss=LossConfig(
             projection="mlp",
             embed_dim=width_of(weights, "image_projection.2.weight"),
@@ -90,10 +75,6 @@ def _of_edreismd(weights: Weights, size: int, _facts: Facts) -> Settings:
 
 def _of_mgcas(weights: Weights, size: int, _facts: Facts) -> Settings:
     return replace(towers_of_mgca("convirt", weights, size), convirt=ConvirtConfig(image_to_text=0.5))
-
-
-def _positions(weights: Weights) -> int:
-    return width_of(weights, f"{TEXT}embeddings.position_embeddings.weight")
 
 
 CONVIRT = Layout(

@@ -9,26 +9,20 @@ Source: released code, `gloria/models/`.
 
 from __future__ import annotations
 
-from cleft.config import ImagesConfig, ImageTowerConfig, LossConfig, Settings, TextTowerConfig
+from dataclasses import replace
+
+from cleft.config import ImageTowerConfig, LossConfig, Settings
 from cleft.towers.published.keys import BERT, IMAGE, NO_POOLER, RESNET, TEXT, Section
-from cleft.towers.published.layout import Facts, Layout, Weights, width_of
-from cleft.towers.published.sizes import bert_config, resnet_config
+from cleft.towers.published.layout import Facts, Layout, Weights, cropped_images, width_of
+from cleft.towers.published.sizes import bert_tower, resnet_config
 
 
 def _settings(weights: Weights, size: int, _facts: Facts) -> Settings:
     return Settings(
         method="gloria",
-        images=ImagesConfig(size=size, stored_size=max(size, ImagesConfig.stored_size)),
+        images=cropped_images(size),
         image=ImageTowerConfig(model=None, scratch=resnet_config(weights), pooling="mean", resize=size * 299 // 224),
-        text=TextTowerConfig(
-            model=None,
-            scratch=bert_config(weights),
-            adapt="full",
-            base_dropout=0.1,
-            layers=(-1, -2, -3, -4),
-            pooling="mean",
-            max_tokens=min(97, width_of(weights, f"{TEXT}embeddings.position_embeddings.weight")),
-        ),
+        text=replace(bert_tower(weights, most_tokens=97), layers=(-1, -2, -3, -4), pooling="mean"),
         loss=LossConfig(
             projection="to-text",
             embed_dim=width_of(weights, "image_projection.weight"),

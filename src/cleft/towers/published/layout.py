@@ -86,6 +86,11 @@ def part_of(facts: Mapping[str, Any], name: str) -> dict[str, Any]:
     return cast("dict[str, Any]", part)
 
 
+def cropped_images(size: int) -> ImagesConfig:
+    """Returns images that are cut to `size` pixels out of larger ones, CLEFT's mean and deviation."""
+    return ImagesConfig(size=size, stored_size=max(size, ImagesConfig.stored_size))
+
+
 def whole_images(size: int, said: Mapping[str, Any], mean: str, std: str) -> ImagesConfig:
     """Returns images for a tower that brings them to `size` bicubically, none of them cropped.
 

@@ -10,32 +10,34 @@ Source: released code, `medclip/modeling_medclip.py`.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
-from cleft.config import ImagesConfig, ImageTowerConfig, LossConfig, Settings, TextTowerConfig
+from cleft.config import ImageTowerConfig, LossConfig, Settings
 from cleft.towers.published.keys import BERT, IMAGE, NO_POOLER, RESNET, SWIN, TEXT, Section
-from cleft.towers.published.layout import MIMIC_MEAN, MIMIC_STD, Facts, Layout, Weights, scale_of, width_of
-from cleft.towers.published.sizes import bert_config, resnet_config, swin_config
+from cleft.towers.published.layout import (
+    MIMIC_MEAN,
+    MIMIC_STD,
+    Facts,
+    Layout,
+    Weights,
+    cropped_images,
+    scale_of,
+    width_of,
+)
+from cleft.towers.published.sizes import bert_tower, resnet_config, swin_config
 
 
 def _settings(weights: Weights, size: int, _facts: Facts) -> Settings:
     swin = f"{IMAGE}embeddings.patch_embeddings.projection.weight" in weights
     return Settings(
         method="medclip",
-        images=ImagesConfig(size=size, stored_size=max(size, ImagesConfig.stored_size), mean=MIMIC_MEAN, std=MIMIC_STD),
+        images=replace(cropped_images(size), mean=MIMIC_MEAN, std=MIMIC_STD),
         image=ImageTowerConfig(
             model=None,
             scratch=swin_config(weights, size) if swin else resnet_config(weights),
             pooling="pooler",
         ),
-        text=TextTowerConfig(
-            model=None,
-            scratch=bert_config(weights),
-            adapt="full",
-            base_dropout=0.1,
-            layers=(1, 2, -1),
-            pooling="mean-padded",
-            max_tokens=min(77, width_of(weights, f"{TEXT}embeddings.position_embeddings.weight")),
-        ),
+        text=replace(bert_tower(weights, most_tokens=77), layers=(1, 2, -1), pooling="mean-padded"),
         loss=LossConfig(
             projection="linear" if "text_projection.bias" in weights else "linear-no-bias",
             embed_dim=width_of(weights, "image_projection.weight"),

@@ -14,10 +14,19 @@ from typing import Literal
 
 from torch import Tensor
 
-from cleft.config import ImagesConfig, ImageTowerConfig, LossConfig, MgcaConfig, Settings, TextTowerConfig
+from cleft.config import ImageTowerConfig, LossConfig, MgcaConfig, Settings
 from cleft.towers.published.keys import IMAGE, RESNET, TEXT, VENDORED_BERT, VIT, Section, norm_head
-from cleft.towers.published.layout import Facts, Layout, Weights, is_vit, norm_head_options, width_of, without_types
-from cleft.towers.published.sizes import bert_config, resnet_config, vit_config
+from cleft.towers.published.layout import (
+    Facts,
+    Layout,
+    Weights,
+    cropped_images,
+    is_vit,
+    norm_head_options,
+    width_of,
+    without_types,
+)
+from cleft.towers.published.sizes import bert_tower, resnet_config, vit_config
 
 
 def towers_of_mgca(method: Literal["mgca", "convirt"], weights: Weights, size: int) -> Settings:
@@ -25,22 +34,14 @@ def towers_of_mgca(method: Literal["mgca", "convirt"], weights: Weights, size: i
     vit = is_vit(weights)
     return Settings(
         method=method,
-        images=ImagesConfig(size=size, stored_size=max(size, ImagesConfig.stored_size)),
+        images=cropped_images(size),
         image=ImageTowerConfig(
             model=None,
             scratch=vit_config(weights) if vit else resnet_config(weights),
             pooling="cls" if vit else "mean",
             resize=None if vit else size * 299 // 224,
         ),
-        text=TextTowerConfig(
-            model=None,
-            scratch=bert_config(weights),
-            adapt="full",
-            base_dropout=0.1,
-            pooling="cls",
-            positions="zero",
-            max_tokens=min(112, width_of(weights, f"{TEXT}embeddings.position_embeddings.weight")),
-        ),
+        text=replace(bert_tower(weights, most_tokens=112), pooling="cls", positions="zero"),
         loss=LossConfig(**norm_head_options(weights), train_temperature=False),
     )
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from cleft.config import TextTowerConfig
 from cleft.errors import CheckpointError
 from cleft.towers.official_sizes import blocks_of, heads_of, shape_of
 from cleft.towers.published.keys import IMAGE, TEXT
@@ -86,3 +87,16 @@ def bert_config(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         "max_position_embeddings": shape_of(weights, f"{TEXT}embeddings.position_embeddings.weight", 2)[0],
         "type_vocab_size": shape_of(weights, f"{TEXT}embeddings.token_type_embeddings.weight", 2)[0],
     }
+
+
+def bert_tower(weights: Mapping[str, Tensor], *, most_tokens: int | None = None) -> TextTowerConfig:
+    """Returns a BERT that was trained whole, as every baseline's is; how a text is read off it is the method's.
+
+    Args:
+        weights: Of the model.
+        most_tokens: Longest text the method reads, where the BERT could read longer ones.
+    """
+    shape = bert_config(weights)
+    positions = int(shape["max_position_embeddings"])
+    tokens = positions if most_tokens is None else min(most_tokens, positions)
+    return TextTowerConfig(model=None, scratch=shape, adapt="full", base_dropout=0.1, max_tokens=tokens)

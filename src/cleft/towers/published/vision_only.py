@@ -19,7 +19,7 @@ from cleft.config import ImagesConfig, ImageTowerConfig, Settings
 from cleft.towers.official_keys import HUB_VISION
 from cleft.towers.official_sizes import vision_config
 from cleft.towers.published.keys import IMAGE, VIT, Section
-from cleft.towers.published.layout import Facts, Layout, Weights
+from cleft.towers.published.layout import Facts, Layout, Weights, cropped_images
 from cleft.towers.published.sizes import vit_config
 
 _GRAY = (0.4978, 0.4978, 0.4978)
@@ -38,7 +38,7 @@ def _dinov2(weights: Weights, size: int, _facts: Facts) -> Settings:
     vision = {name.removeprefix(IMAGE): tensor for name, tensor in weights.items()}
     return Settings(
         method="image-only",
-        images=ImagesConfig(size=size, stored_size=max(size, ImagesConfig.stored_size)),
+        images=cropped_images(size),
         image=ImageTowerConfig(model=None, scratch=vision_config(vision, registers=_REGISTERS in vision)),
     )
 
