@@ -18,7 +18,7 @@ from cleft.errors import DataError, ResourceError
 from cleft.evaluation.kept import read_kept
 from cleft.evaluation.metrics import mean_of, paired_intervals, value_of
 from cleft.evaluation.results import read_evaluation
-from cleft.evaluation.scoring import USUAL_DRAWS, Draws, Measure, difference, measures_of, same_images
+from cleft.evaluation.scoring import USUAL_DRAWS, Draws, Measure, Scored, difference, measures_of, same_images
 from cleft.types import Comparison, Difference, Evaluation
 
 
@@ -37,7 +37,8 @@ def compare(first: Path, second: Path, *, draws: Draws = USUAL_DRAWS, command: s
     Raises:
         DataError: If a file is missing or damaged, or the two were measured on other images, labels or classes.
     """
-    one, other, pairs, patients = _pair(first, second)
+    mine, theirs = _read_alike([first, second])
+    one, other = mine.evaluation, theirs.evaluation
     return Comparison(
         first=_run(first),
         second=_run(second),
@@ -52,7 +53,9 @@ def compare(first: Path, second: Path, *, draws: Draws = USUAL_DRAWS, command: s
         ids_digest=one.ids_digest,
         scoring=one.scoring,
         classes=one.classes,
-        differences=_differences(pairs, patients, draws),
+        differences=_differences(
+            list(zip(_measures(mine), _measures(theirs), strict=True)), mine.scored.patients, draws
+        ),
         synthetic=one.synthetic and other.synthetic,
         command=command,
         seed=draws.seed,
@@ -81,15 +84,12 @@ def compare_seeds(
         DataError: If a file is missing or damaged, or any two were measured on other images, labels or classes.
         ValueError: If there are not as many of both.
     """
-    seeds = [_pair(first, second) for first, second in zip(firsts, seconds, strict=True)]
-    for first in firsts[1:]:
-        _pair(firsts[0], first)  # refuses seeds that were asked about other images
-    pairs = [
-        (_over_seeds([one for one, _ in same]), _over_seeds([other for _, other in same]))
-        for same in zip(*(seed.pairs for seed in seeds), strict=True)
-        if "/" not in same[0][0].metric
-    ]
-    return _differences(pairs, seeds[0].patients, draws)
+    if len(firsts) != len(seconds):
+        raise ValueError(f"{len(firsts)} and {len(seconds)} result files; give one of each model for every seed")
+    answered = _read_alike([*firsts, *seconds])
+    seeds = len(firsts)
+    pairs = zip(_over_seeds(answered[:seeds]), _over_seeds(answered[seeds:]), strict=True)
+    return _differences([pair for pair in pairs if "/" not in pair[0].metric], answered[0].scored.patients, draws)
 
 
 def write_comparison(comparison: Comparison, run: Path) -> Path:
@@ -136,37 +136,43 @@ def _line(found: Difference, comparison: Comparison) -> str:
     return f"{found.metric} {', '.join(values)}: difference {told}{bounds}{sure}{reason}, {rests}"
 
 
-class _Pair(NamedTuple):
-    """Two results on the same images, ready to be measured."""
+class _Answered(NamedTuple):
+    """A result and what was answered image by image."""
 
-    one: Evaluation
-    other: Evaluation
-    pairs: list[tuple[Measure, Measure]]
-    patients: Sequence[str]
+    evaluation: Evaluation
+    scored: Scored
 
 
-def _pair(first: Path, second: Path) -> _Pair:
-    one, other = read_evaluation(first), read_evaluation(second)
-    _refuse_strangers(first, one, second, other)
-    mine, theirs = read_kept(first, one), read_kept(second, other)
-    if not np.array_equal(mine.truth, theirs.truth, equal_nan=True):
-        raise DataError(
-            f"{_named(first)} and {_named(second)} were measured on the same images with other labels; evaluate both "
-            f"with the same data.labels, data.uncertain and --blank",
-            reason="other-labels",
-        )
-    measures = (
-        measures_of(kept.scored(), evaluation.classes, rankings=("auc",))
-        for kept, evaluation in ((mine, one), (theirs, other))
-    )
-    return _Pair(one, other, list(zip(*measures, strict=True)), mine.scored().patients)
+def _read_alike(results: Sequence[Path]) -> list[_Answered]:
+    """Reads results of the same question about the same images with the same labels; anything else is refused."""
+    evaluations = [read_evaluation(result) for result in results]
+    for result, evaluation in zip(results, evaluations, strict=True):
+        _refuse_strangers(results[0], evaluations[0], result, evaluation)
+    found = [
+        _Answered(evaluation, read_kept(result, evaluation).scored())
+        for result, evaluation in zip(results, evaluations, strict=True)
+    ]
+    for result, each in zip(results, found, strict=True):
+        if not np.array_equal(found[0].scored.truth, each.scored.truth, equal_nan=True):
+            raise DataError(
+                f"{_named(results[0])} and {_named(result)} were measured on the same images with other labels; "
+                f"evaluate both with the same data.labels, data.uncertain and --blank",
+                reason="other-labels",
+            )
+    return found
 
 
-def _over_seeds(measures: Sequence[Measure]) -> Measure:
-    """The mean of a number over seeds that rest on the same images."""
-    statistics = [each.statistic for each in measures if each.statistic is not None]
-    whole = len(statistics) == len(measures)
-    return measures[0]._replace(statistic=mean_of(statistics) if whole else None)
+def _measures(answered: _Answered) -> list[Measure]:
+    return measures_of(answered.scored, answered.evaluation.classes, rankings=("auc",))
+
+
+def _over_seeds(seeds: Sequence[_Answered]) -> list[Measure]:
+    """The mean of each number over seeds that rest on the same images."""
+    means: list[Measure] = []
+    for same in zip(*map(_measures, seeds), strict=True):
+        statistics = [each.statistic for each in same if each.statistic is not None]
+        means.append(same[0]._replace(statistic=mean_of(statistics) if len(statistics) == len(same) else None))
+    return means
 
 
 def _differences(
