@@ -7,6 +7,7 @@ reads them, perhaps on another machine and a year later.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -22,6 +23,9 @@ SCHEMA = 1
 """Rises when a noun changes its form; files of another schema are refused."""
 
 Noun = TypeVar("Noun")
+
+_hints = functools.cache(get_type_hints)
+"""The annotations of a noun: working them out took longer than all else in reading a result."""
 
 
 def to_json(noun: Any, *, schema: int = SCHEMA) -> str:
@@ -86,7 +90,7 @@ def _noun(tree: Any, kind: type, where: str) -> Any:
     if not needed <= set(tree) <= set(fields):
         missing, unknown = sorted(needed - set(tree)), sorted(set(tree) - set(fields))
         raise DataError(f"{where}: missing fields {missing}, unknown fields {unknown}", reason="schema")
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     return kind(**{name: _value(value, hints[name], f"{where}: {name}") for name, value in tree.items()})
 
 
