@@ -11,7 +11,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from cleft.config.tree import Settings
 from cleft.config.yaml_tree import Tree, read_yaml
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 PRESETS = Path(__file__).parents[1] / "presets"
 """Folder of the presets that come with the package."""
 
+_Group = TypeVar("_Group")
 _NUMBER = re.compile(r"[-+]?(0|[1-9][0-9_]*)?(\.[0-9]*)?([eE][-+]?[0-9]+)?")
 
 
@@ -153,9 +154,18 @@ def settings_parser(prog: str, usage: str, description: str) -> ArgumentParser:
 
 
 @functools.cache
-def _reading_parser() -> ArgumentParser:
-    """The parser that types settings; made once, because that takes longer than all it is then asked."""
-    return settings_parser("cleft", "", "")
+def _group_parser(kind: type) -> ArgumentParser:
+    """The parser that types the values of one group.
+
+    One a group, because a parser looks through all it knows at every value; made once, because that takes longest.
+    """
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False, default_env=False)
+    parser.add_class_arguments(
+        kind, skip={name for name, hint in _hints(kind).items() if dataclasses.is_dataclass(hint)}
+    )
+    return parser
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
@@ -275,35 +285,38 @@ def _nearest_key(key: str, name: str, siblings: list[str], prefix: str) -> str:
 
 def _build(tree: Mapping[str, Tree], where: str) -> Settings:
     """Types the tree by the settings' annotations and builds it, contradictions refused."""
-    from argparse import ArgumentError
-
-    parser = _reading_parser()
     try:
-        made = parser.instantiate(parser.parse_object(_tuples(tree)))
-        return Settings(**{field.name: made[field.name] for field in dataclasses.fields(Settings)})
+        return _built(Settings, tree, "")
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
+
+
+def _built(kind: type[_Group], tree: Mapping[str, Tree], prefix: str) -> _Group:
+    """A group of settings, and the groups in it, with what the tree does not name at its default."""
+    from argparse import ArgumentError
+
+    hints = _hints(kind)
+    groups = {name: value for name, value in tree.items() if dataclasses.is_dataclass(hints[name])}
+    values = {name: _listed(value, hints[name]) for name, value in tree.items() if name not in groups}
+    try:
+        parser = _group_parser(kind)
+        made = parser.instantiate(parser.parse_object(values, defaults=False))
+        inner = {
+            name: _built(cast(type, hints[name]), cast("dict[str, Tree]", value), f"{prefix}{name}.")
+            for name, value in groups.items()
+        }
+        return kind(**{name: made[name] for name in values}, **inner)
+    except ConfigError:
+        raise
     except (ArgumentError, TypeError, ValueError) as error:
-        raise ConfigError(f"{where}: {_explain(str(error))}") from error
+        raise ConfigError(_explain(str(error), prefix)) from error
 
 
-def _tuples(tree: Mapping[str, Tree]) -> dict[str, Any]:
+def _listed(value: Tree, hint: Any) -> Any:
     """Text where a list belongs is a list of one or, with commas, of several."""
-
-    def walk(node: Mapping[str, Tree], kind: type) -> dict[str, Any]:
-        hints = _hints(kind)
-        out: dict[str, Any] = {}
-        for name, value in node.items():
-            hint = hints[name]
-            if dataclasses.is_dataclass(hint):
-                out[name] = walk(cast("dict[str, Tree]", value), cast(type, hint))
-            elif isinstance(value, str) and value != "null" and _is_list(hint):
-                out[name] = [item.strip() for item in value.split(",")]
-            else:
-                out[name] = _scalars(value) if isinstance(value, dict) else value
-        return out
-
-    return walk(tree, Settings)
+    if isinstance(value, str) and value != "null" and _is_list(hint):
+        return [item.strip() for item in value.split(",")]
+    return _scalars(value) if isinstance(value, dict) else value
 
 
 def _is_list(hint: Any) -> bool:
@@ -326,13 +339,13 @@ def _scalars(value: Tree) -> Any:
     return value
 
 
-def _explain(message: str) -> str:
-    """A sentence out of the parser's words: the key, the value, what is allowed."""
+def _explain(message: str, prefix: str) -> str:
+    """A sentence out of a group's parser's words: the key, the value, what is allowed."""
     plain = " ".join(message.split())
     found = re.search(r'Parser key "([\w.]+)":.*(?:Got value|Given value): (.*)', plain)
     if not found:
         return plain
-    key, value = found.groups()
+    key, value = f"{prefix}{found[1]}", found[2]
     allowed = _allowed(key)
     if allowed:
         return f"{key}={value!r} must be one of {', '.join(allowed)}{nearest(value, allowed)}"
