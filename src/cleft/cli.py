@@ -253,6 +253,13 @@ def _parser() -> argparse.ArgumentParser:
         help="a data set and its folder, e.g. chexpert=/data/CheXpert; again for others",
     )
     study.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="LABEL=FOLDER",
+        help="a further row: a model that is there already, imported or trained; again for others",
+    )
+    study.add_argument(
         "--scale",
         choices=["paper", "tiny"],
         default="paper",
@@ -535,6 +542,7 @@ def _reproduce(options: argparse.Namespace, words: list[str]) -> int:
     request = Request(
         name=options.study,
         data=tuple(options.data),
+        models=tuple(options.model),
         words=tuple(words),
         scale=options.scale,
         seeds=options.seeds,

@@ -649,6 +649,9 @@ class StudyLine:
     """Of a column: what is printed of each result, `accuracy` and `auc` say."""
     facts: Mapping[str, float] = field(default_factory=dict[str, float])
     """Of a row, where they are known: `moving` and `frozen` weights, `seconds` of training, context `length`, …"""
+    origin: str = ""
+    """Of a row that is a model somebody gave: where it comes from. Where it draws nothing it is asked once, whatever
+    the number of seeds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -31,10 +31,11 @@ FIELDS = (
         "seeds",
     ),
     *("values", "intervals", "images", "patients", "split_digest", "ids_digest", "files", "commands"),
-    *("difference", "difference_low", "difference_high", "p_value", "paper", "paper_note"),
+    *("difference", "difference_low", "difference_high", "p_value", "paper", "paper_note", "origin"),
 )
 """Columns of the CSV. `low` and `high` are the outermost ends of the seeds' 95 % intervals; several seeds' values,
-files and commands stand in one field with `; ` between them. `difference` is that to the study's reference."""
+files and commands stand in one field with `; ` between them. `difference` is that to the study's reference; `origin`
+says where a model comes from that was given."""
 _TEX = {
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
@@ -58,7 +59,14 @@ def study_csv(grid: Grid) -> str:
                 state = "absent" if filled is None else filled.cell.state
                 line = _line(grid, row.key, column, metric, grid.number(row, column, metric))
                 table.writerow(
-                    {**line, "heading": row.heading, "state": state, **_changed(filled, metric), **_quoted(paper)}
+                    {
+                        **line,
+                        "heading": row.heading,
+                        "state": state,
+                        **_changed(filled, metric),
+                        **_quoted(paper),
+                        "origin": row.origin,
+                    }
                 )
     for rule in FLOORS:
         for column in grid.study.columns:
@@ -128,6 +136,7 @@ def study_latex(grid: Grid) -> str:
     ]
     lines = [
         f"% {_comment(study.title)}: {_comment(shown('command', study.command))}",
+        *(f"% {_comment(row.label)}: {_comment(row.origin)}" for row in study.rows if row.origin),
         r"% needs \usepackage{booktabs}",
         r"\begin{table*}",
         r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",

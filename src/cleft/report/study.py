@@ -132,6 +132,7 @@ def render_study(grid: Grid, *, images: bool | None = None) -> str:
         lines=lines,
         reference=next((row.label for row in study.rows if row.key == study.reference), ""),
         differences=differences(grid),
+        given=any(row.origin for row in study.rows),
         papers=papers,
         marks=[
             each for each in MARKS.items() if any(each[0] in place.paper for line in lines for place in line.places)

@@ -47,6 +47,8 @@ class Line(NamedTuple):
     places: Sequence[Place]
     band: str = ""
     """What stands above it and those like it."""
+    note: str = ""
+    """Letter of the footnote that says where its model comes from."""
 
 
 class Against(NamedTuple):
@@ -85,16 +87,11 @@ class Seen(NamedTuple):
 def table_lines(grid: Grid, notes: Footnotes) -> list[Line]:
     """Rows, then floors; reasons become footnotes."""
     places = [(column, metric) for column in grid.study.columns for metric in column.metrics]
-    lines = [
-        Line(
-            "model",
-            row.label,
-            index,
-            [_place(grid, row, column, metric, notes) for column, metric in places],
-            _band(row),
-        )
-        for index, row in enumerate(grid.study.rows)
-    ]
+    lines: list[Line] = []
+    for index, row in enumerate(grid.study.rows):
+        letter = notes.letter(row.origin)
+        told = [_place(grid, row, column, metric, notes) for column, metric in places]
+        lines.append(Line("model", row.label, index, told, _band(row), letter))
     for rule, name in FLOORS.items():
         numbers = [grid.floor(rule, column, metric) for column, metric in places]
         if any(numbers):
@@ -120,11 +117,23 @@ def _place(grid: Grid, row: StudyLine, column: StudyLine, metric: str, notes: Fo
         href=href,
         spread=_spread(metric, number),
         title=_told(metric, number),
-        note=notes.letter(number.reason),
+        note=notes.letter("; ".join(filter(None, [number.reason, *_overlap(number)])) or None),
         paper=paper.printed + paper.marks if paper else "",
         paper_title="; ".join(paper.notes) if paper else "",
         state=state,
     )
+
+
+def _overlap(number: Number) -> list[str]:
+    """What results say of patients the model may know, where that was let pass."""
+    notes = [
+        note.rstrip(".")
+        for seed, _ in number.results
+        if "--allow-overlap" in seed.evaluation.command
+        for note in seed.evaluation.notes
+        if "were trained on" in note or "was trained on" in note
+    ]
+    return list(dict.fromkeys(notes))
 
 
 def _spread(metric: str, number: Number) -> str:
@@ -209,7 +218,7 @@ def every_seed(grid: Grid, column: StudyLine) -> list[Seen]:
                     Seen(
                         row=row.label,
                         metric=METRICS.get(metric, metric),
-                        seed=str(seed.evaluation.training_seed) if seed.evaluation.protocol else str(place + 1),
+                        seed=_seed(row, seed, place),
                         value=as_printed(metric, result.value or 0.0),
                         interval=interval,
                         images=result.images,
@@ -220,6 +229,12 @@ def every_seed(grid: Grid, column: StudyLine) -> list[Seen]:
                     )
                 )
     return found
+
+
+def _seed(row: StudyLine, seed: Seed, place: int) -> str:
+    if seed.evaluation.protocol:
+        return str(seed.evaluation.training_seed)
+    return "–" if row.origin else str(place + 1)
 
 
 def row_facts(study: Study) -> tuple[list[str], list[tuple[str, list[str]]]] | None:

@@ -20,6 +20,7 @@ from cleft.learning.classify import classify
 from cleft.learning.context import learn_context
 from cleft.learning.pretrain import pretrain
 from cleft.studies.base_lm import learn_language_model
+from cleft.studies.models import adopt
 from cleft.studies.plans import SUBJECTS
 from cleft.studies.steps import Step
 from cleft.towers.language_model import is_causal, read_text_config
@@ -40,6 +41,8 @@ def do(step: Step) -> Path:
         return _list_apart(step)
     if step.kind == "language-model":
         return _learn_language_model(step)
+    if step.kind == "adopt":
+        return adopt(step)
     if step.kind == "pretrain":
         return pretrain(step.settings, step.folder, progress=False)
     if step.kind == "context":
@@ -51,9 +54,17 @@ def do(step: Step) -> Path:
     assert step.subject is not None
     subject = SUBJECTS[step.subject]
     per_class = subject.per_class if step.balanced else None
+    overlap = step.model is not None  # our own rows keep test patients apart; of a given model the result says
     if step.kind == "score":
-        return evaluate_classify(step.folder, per_class=per_class, progress=False)
-    return evaluate_zero_shot(step.folder, data=step.data, classes=subject.classes, per_class=per_class, progress=False)
+        return evaluate_classify(step.folder, per_class=per_class, allow_overlap=overlap, progress=False)
+    return evaluate_zero_shot(
+        step.folder,
+        data=step.data,
+        classes=subject.classes,
+        per_class=per_class,
+        allow_overlap=overlap,
+        progress=False,
+    )
 
 
 def _learn_language_model(step: Step) -> Path:

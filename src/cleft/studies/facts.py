@@ -18,8 +18,16 @@ from cleft.towers.sizes import count_weights
 def row_facts(row: Row, given: Given, work: Work) -> dict[str, float]:
     """Moving and frozen weights from the shapes alone, and the length of the context, as far as they are known.
 
-    The rows of the embedding that move are known once a run has counted its tokens.
+    The rows of the embedding that move are known once a run has counted its tokens. Of a model that was given nothing
+    moves, and no time went into training it here.
     """
+    if row.model is not None:
+        still = {"moving": 0.0, "seconds": 0.0}
+        try:
+            counts = count_weights(outline_model(row.model.settings)).values()
+        except CleftError:
+            return still
+        return still | {"frozen": float(sum(count.moving + count.frozen for count in counts))}
     home = row.stage_one or row.home or row.key
     first = work.steps.get(f"{home}/seed-0/stage-one")
     settings = row_settings(row, given) if first is None else first.settings
@@ -37,11 +45,13 @@ def row_facts(row: Row, given: Given, work: Work) -> dict[str, float]:
 
 def lacking_weights(plans: Sequence[Plan], given: Given) -> dict[str, str]:
     """Published models that rows start from and that cannot be had, each with why."""
-    settings = [row_settings(row, given) for plan in plans for row in plan.rows]
+    rows = [row for plan in plans for row in plan.rows]
+    settings = [row_settings(row, given) for row in rows if row.model is None]
     named = [(each.image.model, each.image.random_weights, "image.model") for each in settings]
     named += [
         (each.text.model, each.text.random_weights, "text.model") for each in settings if each.method != "image-only"
     ]
+    named += [(row.model.base, False, "text.model") for row in rows if row.model is not None]
     wanted = {model: setting for model, random, setting in named if model is not None and not random}
     found: dict[str, str] = {}
     for model, setting in wanted.items():

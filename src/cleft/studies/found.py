@@ -18,13 +18,18 @@ from cleft.studies.plans import SUBJECTS
 from cleft.studies.steps import Step
 from cleft.types import Evaluation
 
-_STAGES: dict[str, Stage] = {"pretrain": "pretrain", "context": "context", "classify": "classify"}
+_STAGES: dict[str, Stage] = {
+    "adopt": "context",  # which data, which classes; its towers are in its name
+    "pretrain": "pretrain",
+    "context": "context",
+    "classify": "classify",
+}
 
 
 def is_done(step: Step) -> bool:
     """Whether nothing is left to do of a step that trains or writes a table."""
-    if step.kind == "apart":
-        return False  # it takes a moment, and tables may have changed
+    if step.kind in ("apart", "adopt"):
+        return False  # they take a moment, and tables or places may have changed
     return (step.folder / ("learned.json" if step.kind == "language-model" else "summary.json")).is_file()
 
 

@@ -9,7 +9,11 @@ rows:
   rank-16: {preset: small, label: rank 16, text: {adapt: lora, rank: 16}}
   without: {stage_one: rank-16, stage_two: false, label: rank 16 without stage two}
   longer: {stage_one: rank-16, context: {length: 60}}
+models:
+  MGCA (published): models/mgca
 ```
+
+`models` are folders of models that are there already, each a row under its label; with them a grid needs no rows.
 """
 
 from __future__ import annotations
@@ -22,21 +26,27 @@ from pathlib import Path
 from cleft.config.loading import load_settings, nearest
 from cleft.config.yaml_tree import Tree, read_yaml
 from cleft.errors import ConfigError
-from cleft.studies.plans import Plan, Row, column
+from cleft.studies.models import add_models, model_key
+from cleft.studies.plans import Plan, Row, Scale, column
 
-_KEYS = ("title", "columns", "against", "rows")
+_KEYS = ("title", "columns", "against", "rows", "models")
 _ROW_KEYS = ("preset", "label", "stage_one", "stage_two")
 """What a row says beside its settings. `stage_two: false` asks with handwritten prompts."""
 _OF_STAGE_TWO = ("context", "classes", "wording")
 """Settings in which rows may differ that share a stage one."""
 
 
-def read_grid(path: Path) -> Plan:
+def read_grid(path: Path, *, scale: Scale = "paper") -> Plan:
     """Reads a grid.
+
+    Args:
+        path: The file; folders in it are relative to where the command is typed.
+        scale: Whether balanced sets and the paper's protocol are asked for.
 
     Raises:
         ConfigError: If the file is not as above, a preset or setting is unknown (with the nearest name and the row), or
             a column is no question.
+        CheckpointError: If the folder of a model holds none, or a damaged or unfinished one.
     """
     file = read_yaml(path)
     for key in file.tree:
@@ -45,11 +55,17 @@ def read_grid(path: Path) -> Plan:
                 f"{path}, line {file.lines[key]}: a grid has no {key!r}{nearest(key, _KEYS)}; it holds "
                 f"{', '.join(_KEYS)}"
             )
-    rows, columns = file.tree.get("rows"), file.tree.get("columns")
-    if not isinstance(rows, dict) or not rows or not isinstance(columns, list) or not columns:
+    rows, columns, models = file.tree.get("rows", {}), file.tree.get("columns"), file.tree.get("models", {})
+    if (
+        not isinstance(rows, dict)
+        or not isinstance(models, dict)
+        or not (rows or models)
+        or not isinstance(columns, list)
+        or not columns
+    ):
         raise ConfigError(
-            f"{path}: a grid needs rows, each a preset and its settings, and a list of columns such as "
-            f"[chexpert/zero-shot]"
+            f"{path}: a grid needs rows, each a preset and its settings, or models, each a label and its folder, and a "
+            f"list of columns such as [chexpert/zero-shot]"
         )
     made: dict[str, Row] = {}
     for key, tree in rows.items():
@@ -61,19 +77,27 @@ def read_grid(path: Path) -> Plan:
         questions = tuple(column(str(text)) for text in columns)
     except ConfigError as error:
         raise ConfigError(f"{path}, line {file.lines['columns']}: {error}") from error
-    title, reference = file.tree.get("title"), file.tree.get("against", "")
-    if reference not in ("", *made):
-        raise ConfigError(
-            f"{path}, line {file.lines['against']}: against: there is no row {reference!r}"
-            f"{nearest(str(reference), list(made))}"
-        )
-    return Plan(
+    title, reference = file.tree.get("title"), str(file.tree.get("against", ""))
+    reference = model_key(reference) if reference in models else reference
+    plan = Plan(
         name=path.stem,
         title=title if isinstance(title, str) else path.stem,
         rows=tuple(made.values()),
         columns=questions,
-        reference=str(reference),
+        scale=scale,
+        reference=reference,
     )
+    for label, folder in models.items():
+        what = f"{path}, line {file.lines[f'models.{label}']}: models:"
+        if not isinstance(folder, str):
+            raise ConfigError(f"{what} {label!r}: name its folder, such as {label}: models/theirs")
+        plan = add_models(plan, [(label, Path(folder).expanduser())], what=what)
+    known = [row.key for row in plan.rows]
+    if reference not in ("", *known):
+        raise ConfigError(
+            f"{path}, line {file.lines['against']}: against: there is no row {reference!r}{nearest(reference, known)}"
+        )
+    return plan
 
 
 def _row(key: str, tree: Tree, known: Mapping[str, Row]) -> Row:

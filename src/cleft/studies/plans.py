@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
+from cleft.config import Settings
 from cleft.config.loading import nearest
 from cleft.errors import ConfigError
 
@@ -51,6 +53,23 @@ SUBJECTS: Mapping[str, Subject] = MappingProxyType(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Model:
+    """A finished model that is a row as it is: an imported checkpoint, or a run."""
+
+    folder: Path
+    weights: str
+    """Digest of what decides its answers; another one is another row of runs."""
+    settings: Settings
+    """Its own."""
+    origin: str
+    """Where it comes from, in a sentence."""
+    mute: str = ""
+    """Why it cannot be asked in words; empty where it can."""
+    base: str | None = None
+    """Language model that its folder names and does not hold."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
     """A model of a table."""
 
@@ -73,6 +92,8 @@ class Row:
     """Whether anything is learned before heads are; otherwise settings of texts and training do nothing."""
     like: str | None = None
     """Preset whose images, image tower, optimiser and steps it takes, so that the method alone differs."""
+    model: Model | None = None
+    """What it is in place of what its preset describes, of which data, classes and heads remain."""
     heading: str = ""
     """Under which heading of the table it stands; empty where a table has none."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from cleft.config.loading import nearest
@@ -14,6 +14,7 @@ from cleft.report.study import write_study
 from cleft.studies.doing import do
 from cleft.studies.facts import lacking_weights
 from cleft.studies.grids import read_grid
+from cleft.studies.models import add_models, labelled_folders
 from cleft.studies.plans import PLANS, Plan, Scale, paper_plan
 from cleft.studies.reproduction import Ending, Reproduction
 from cleft.studies.running import Do
@@ -28,6 +29,8 @@ class Request:
     """Of a study, `all`, or a grid's file."""
     data: tuple[str, ...] = ()
     """`dataset=folder`."""
+    models: tuple[str, ...] = ()
+    """`label=folder`: rows that are there already."""
     words: tuple[str, ...] = ()
     """Settings for every row."""
     scale: Scale = "paper"
@@ -40,8 +43,8 @@ class Request:
         """The same in one line, without folders."""
         options = {"--out": self.out, "--only": self.only, "--scale": self.scale, "--seeds": self.seeds}
         words = [f"{name}={value}" for name, value in options.items() if value is not None]
-        data = [f"--data={word}" for word in self.data]
-        return command_line(["cleft", "reproduce", self.name, *data, *words, *self.words])
+        given = [f"--data={word}" for word in self.data] + [f"--model={word}" for word in self.models]
+        return command_line(["cleft", "reproduce", self.name, *given, *words, *self.words])
 
 
 def reproduce(
@@ -56,7 +59,9 @@ def reproduce(
         work: Runs one step.
 
     Raises:
-        ConfigError: If the study, a data set, a preset or a setting is unknown, or a folder holds other runs.
+        ConfigError: If the study, a data set, a preset or a setting is unknown, a folder holds other runs, or a model's
+            label is empty or taken.
+        CheckpointError: If a model that was given is none, is damaged or not finished.
         DataError: If data cannot be asked what a column asks, or results of two splits would stand under one heading.
         Interrupted, Terminated, KeyboardInterrupt: If a signal asked to stop; the same command goes on from there.
     """
@@ -64,6 +69,8 @@ def reproduce(
         if number < 1:
             raise ConfigError(f"{name} {number}: give 1 or more")
     plans, out = _plans(request)
+    models = labelled_folders(request.models)
+    plans = [(add_models(plan, models), folder) for plan, folder in plans]
     given = Given(data=_data(request.data), words=_joined(request.words), seeds=request.seeds, runs=out / "runs")
     reproduction = Reproduction(
         plans=plans,
@@ -86,7 +93,7 @@ def _plans(request: Request) -> tuple[list[tuple[Plan, Path]], Path]:
     """Plans, each with its folder, and the folder of all."""
     path = Path(request.name)
     if path.suffix in (".yaml", ".yml"):
-        grid = replace(read_grid(path), scale=request.scale)
+        grid = read_grid(path, scale=request.scale)
         out = request.out or Path("studies") / path.stem
         return [(grid, out)], out
     out = request.out or Path("studies") / f"{request.name}{'-tiny' * (request.scale == 'tiny')}"

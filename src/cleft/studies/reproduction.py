@@ -154,7 +154,13 @@ class Reproduction:
             scale=plan.scale,
             command=self.command,
             rows=tuple(
-                StudyLine(key=row.key, label=row.label, heading=row.heading, facts=self._row_facts(plan, row.key))
+                StudyLine(
+                    key=row.key,
+                    label=row.label,
+                    heading=row.heading,
+                    facts=self._row_facts(plan, row.key),
+                    origin="" if row.model is None else row.model.origin,
+                )
                 for row in plan.rows
             ),
             columns=tuple(StudyLine(key=each.key, label=each.label, metrics=each.metrics) for each in plan.columns),
@@ -177,11 +183,19 @@ class Reproduction:
         if failures:
             return StudyCell(row=row, column=column, state="failed", results=files, reason=failures[0])
         if len(found) == len(names):
-            reference = self._found((plan.name, plan.reference, column)) if row != plan.reference else []
-            held = _hold_against(tuple(found), tuple(reference)) if len(reference) == len(found) else ()
+            held = self._held(cell, (plan.name, plan.reference, column))
             return StudyCell(row=row, column=column, state="done", results=files, differences=held)
         reason = f"{len(found)} of {len(names)} seeds are done" if found else "not run yet"
         return StudyCell(row=row, column=column, state="planned", results=files, reason=reason)
+
+    def _held(self, cell: Cell, reference: Cell) -> tuple[Difference, ...]:
+        """A cell that is done against that of the reference; what was asked once stands against every seed."""
+        found, others = self._found(cell), self._found(reference)
+        if cell == reference or not others or len(others) < len(self.work.cells[reference]):
+            return ()
+        seeds = max(len(found), len(others))
+        mine, theirs = (files * (seeds // len(files)) for files in (found, others))
+        return _hold_against(tuple(mine), tuple(theirs))
 
     def _found(self, cell: Cell) -> list[Path]:
         """Result files of a cell, of the seeds that are done."""

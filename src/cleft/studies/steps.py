@@ -9,6 +9,9 @@ context serves both data sets, and a row of Table 3 goes on from a row of Table 
 ├── context/                      stage two
 ├── linear-probe-rsna-0.1/        a head on 10 % of RSNA's training patients
 └── fine-tune-chexpert-1/
+<runs>/<row>-<digest of its weights>/
+├── model/                        a model that was given
+└── seed-<k>/linear-probe-…
 ```
 """
 
@@ -25,14 +28,15 @@ from cleft.config import ClassifyConfig, DataConfig, Settings, TextTowerConfig, 
 from cleft.errors import ConfigError
 from cleft.learning.protocols import is_exact
 from cleft.learning.same import Role, flat, role
-from cleft.studies.plans import SUBJECTS, Column, Plan, Row
+from cleft.studies.plans import SUBJECTS, Column, Model, Plan, Row
 
-Kind = Literal["apart", "language-model", "pretrain", "context", "classify", "zero-shot", "score"]
-"""`apart` lists patients who must not be learned from; `score` asks a trained head."""
+Kind = Literal["apart", "language-model", "adopt", "pretrain", "context", "classify", "zero-shot", "score"]
+"""`apart` lists patients who must not be learned from; `adopt` brings a given model in; `score` asks a trained head."""
 
 KINDS: Mapping[Kind, str] = {
     "apart": "keep patients apart",
     "language-model": "learn a language model",
+    "adopt": "bring a model in",
     "pretrain": "stage one",
     "context": "stage two",
     "classify": "train a head",
@@ -64,6 +68,8 @@ class Step:
     """Of `apart`: the other data sets, each `dataset:folder`."""
     balanced: bool = True
     """Whether a balanced set of the subject's size is drawn, as the paper has it."""
+    model: Model | None = None
+    """Of `adopt`, and of what is asked of such a model: it may know patients of the test, which its results say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +94,8 @@ class Work:
     cells: Mapping[tuple[str, str, str], tuple[str, ...]] = field(
         default_factory=dict[tuple[str, str, str], tuple[str, ...]]
     )
-    """Plan, row and column to the name of its last step for each seed; cells that cannot be run are not here."""
+    """Plan, row and column to the name of its last step for each seed, or to one where seeds say the same; cells that
+    cannot be run are not here."""
     lacking: Mapping[tuple[str, str, str], tuple[str, str]] = field(
         default_factory=dict[tuple[str, str, str], tuple[str, str]]
     )
@@ -119,7 +126,8 @@ def lay_out(plans: Sequence[Plan], given: Given, lacking_weights: Mapping[str, s
                     if why is not None:
                         lacking[cell] = why
                         continue
-                    cells.setdefault(cell, []).append(builder.ask(column))
+                    if seed == 0 or builder.differs(column):
+                        cells.setdefault(cell, []).append(builder.ask(column))
     return Work(steps=steps, cells={cell: tuple(names) for cell, names in cells.items()}, lacking=lacking)
 
 
@@ -134,6 +142,8 @@ def row_settings(row: Row, given: Given, seed: int = 0) -> Settings:
         settings = _load(row.preset, (*typed, *row.words))
         if row.like is not None:
             settings = _match(settings, _load(row.like, tuple(typed)))
+        if row.model is not None:
+            settings = _as_given(row.model.settings, settings)
     except ConfigError as error:
         raise ConfigError(f"row {row.key}: {error}") from error
     root = given.data.get(settings.data.dataset)
@@ -147,6 +157,18 @@ def _match(settings: Settings, other: Settings) -> Settings:
     """
     image = settings.image if settings.method == "mrm" else other.image
     return replace(settings, images=other.images, image=image, optim=other.optim, train=other.train)
+
+
+def _as_given(own: Settings, study: Settings) -> Settings:
+    """A model as it was given, asked about the images, patients and classes of a study's other rows."""
+    train = {name: getattr(study.train, name) for name in ("precision", "accelerator", "devices", "nodes", "strategy")}
+    return replace(
+        own,
+        data=replace(_unread(study.data), opening=own.data.opening, caption=DataConfig().caption),
+        classes=study.classes,
+        train=replace(own.train, **train),
+        classify=study.classify,
+    )
 
 
 @functools.cache
@@ -164,12 +186,15 @@ def _why_not(
 ) -> tuple[str, str] | None:
     """State and reason of a cell that cannot be run."""
     if column.task == "zero-shot" and not row.speaks:
-        return "impossible", "it reads no sentences"
+        return "impossible", "it reads no sentences" if row.model is None else row.model.mute
     learned = [builder.settings.data.dataset] if row.trains else []
     for dataset in [*learned, SUBJECTS[column.subject].dataset]:
         if dataset not in given.data:
             return "missing", f"the data set {dataset} was not given: --data {dataset}=<folder>"
-    for model in (builder.settings.image.model, builder.settings.text.model if row.trains else None):
+    wanted = (builder.settings.image.model, builder.settings.text.model if row.trains else None)
+    if row.model is not None:
+        wanted = (row.model.base if column.task == "zero-shot" else None,)
+    for model in wanted:
         if model is not None and model in lacking:
             return "missing", lacking[model]
     return None
@@ -185,12 +210,19 @@ class _Builder:
         self._balanced = plan.scale == "paper"
         self._before: list[Step] = []
         self._tiny = plan.scale == "tiny" and row.trains
-        self._stage_one = f"{row.stage_one or row.home or row.key}/seed-{seed}"
+        self._home = row.stage_one or row.home or row.key
+        self._stage_one = f"{self._home}/seed-{seed}"
         first = replace(row, words=row.stage_one_words) if row.stage_one else row
         self.settings = self._begin(row_settings(row, given, seed))
         self._first = self._begin(row_settings(first, given, seed))
         # A context of the length that the other row has too is the other row's.
         self._own = self._stage_one if self.settings == self._first else f"{row.home or row.key}/seed-{seed}"
+
+    def differs(self, column: Column) -> bool:
+        """Whether another seed can answer otherwise: of a model that was given, nothing is drawn but for a head."""
+        if self._row.model is None:
+            return True
+        return column.task != "zero-shot" and not (is_exact(self._head(column)) and column.fraction == 1)
 
     def ask(self, column: Column) -> str:
         """The name of the step that answers a question."""
@@ -203,8 +235,12 @@ class _Builder:
     def _pretrain(self) -> Step:
         for step in self._before:
             self._add(step)
-        name = f"{self._stage_one}/stage-one"
         needs = tuple(step.name for step in self._before)
+        if self._row.model is not None:
+            name, settings = f"{self._home}/model", replace(self._first, seed=0)
+            source = self._row.model.folder
+            return self._add(self._step(name, "adopt", self._given.runs / name, settings, needs, source=source))
+        name = f"{self._stage_one}/stage-one"
         return self._add(self._step(name, "pretrain", self._given.runs / name, self._first, needs))
 
     def _context(self, column: Column) -> Step:
@@ -290,6 +326,7 @@ class _Builder:
             subject=subject,
             data=None if dataset == settings.data.dataset else f"{dataset}:{self._given.data[dataset]}",
             balanced=self._balanced,
+            model=None if kind in _SHARED_STEPS else self._row.model,
         )
 
     def _add(self, step: Step) -> Step:
@@ -300,6 +337,8 @@ class _Builder:
         return step
 
 
+_SHARED_STEPS: tuple[Kind, ...] = ("apart", "language-model")
+"""What rows have in common, whatever they are."""
 _SHARED = ("nih", "rsna")
 """Datasets that show each other's people."""
 
