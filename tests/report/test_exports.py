@@ -55,7 +55,15 @@ def test_a_line_of_the_csv_holds_all_that_is_known_of_a_number(tmp_path):
         "commands": "cleft evaluate first --task zero-shot; cleft evaluate first --task zero-shot",
         "paper": "0.6674",
         "paper_note": "",
+        "origin": "",
     }
+
+
+def test_where_a_given_model_comes_from_stands_in_both(tmp_path):
+    rows = (StudyLine(key=CELL[0], label="Theirs", origin="theirs: imported from vit_base.ckpt"),)
+    folder = small_study(tmp_path, {CELL: [evaluation()]}, rows=rows)
+    assert {line["origin"] for line in lines(folder) if line["row"] == CELL[0]} == {rows[0].origin}
+    assert "% Theirs: theirs: imported from vit_base.ckpt\n" in study_latex(read_grid(folder))
 
 
 def test_the_csv_has_a_line_for_every_place_also_where_nothing_was_measured(tmp_path):

@@ -169,6 +169,23 @@ def test_rows_stand_below_their_headings(tmp_path):
     assert (table.count("Part 0"), table.count("Part 1")) == (1, 1)
 
 
+NOTES = ("The run does not say which patients it was trained on; these may be among them.", "2 images are dark.")
+
+
+def test_a_model_that_was_given_says_where_it_comes_from_and_whom_it_may_know(tmp_path):
+    rows = (
+        StudyLine(key="cleft-lora", label="CLEFT-LoRA"),
+        StudyLine(key="theirs", label="Theirs", heading="your models", origin="theirs: imported from <theirs>.ckpt"),
+    )
+    answers = {CELL: [evaluation(0.6)], ("theirs", CELL[1]): [evaluation(0.5, notes=NOTES)]}
+    html = write_page(small_study(tmp_path, answers, rows=rows)).read_text()
+    [letter] = re.findall(r'<th scope="row">Theirs<sup><a href="#why-(\w)">\1</a></sup></th>', html)
+    told = f"{letter} theirs: imported from <theirs>.ckpt. The run does not say which patients it was trained on; these may be"
+    assert told in Page(html).text
+    assert "<theirs>" not in html
+    assert "dark" not in re.search(r'<ol class="footnotes">.*?</ol>', html, re.DOTALL).group()
+
+
 def held(metric, first, second, interval, p_value):
     return Difference(
         metric=metric,

@@ -65,7 +65,7 @@ def study_csv(grid: Grid) -> str:
                         "state": state,
                         **_changed(filled, metric),
                         **_quoted(paper),
-                        "origin": row.origin,
+                        "origin": _origin(row),
                     }
                 )
     for rule in FLOORS:
@@ -104,6 +104,10 @@ def _line(grid: Grid, row: str, column: StudyLine, metric: str, number: Number) 
     }
 
 
+def _origin(row: StudyLine) -> str:
+    return shown("origin", row.origin) if row.origin else ""
+
+
 def _joined(parts: Sequence[str]) -> str:
     return "; ".join(parts)
 
@@ -136,7 +140,7 @@ def study_latex(grid: Grid) -> str:
     ]
     lines = [
         f"% {_comment(study.title)}: {_comment(shown('command', study.command))}",
-        *(f"% {_comment(row.label)}: {_comment(row.origin)}" for row in study.rows if row.origin),
+        *(f"% {_comment(row.label)}: {_comment(_origin(row))}" for row in study.rows if row.origin),
         r"% needs \usepackage{booktabs}",
         r"\begin{table*}",
         r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",

@@ -11,6 +11,7 @@ from cleft.report.grid import Grid, Number, Seed
 from cleft.report.headings import METRICS, as_change, as_printed
 from cleft.report.paper import quoted
 from cleft.report.plots import weights
+from cleft.report.runs import shown
 from cleft.report.tables import FLOORS
 from cleft.types import Difference, Study, StudyLine
 
@@ -89,7 +90,7 @@ def table_lines(grid: Grid, notes: Footnotes) -> list[Line]:
     places = [(column, metric) for column in grid.study.columns for metric in column.metrics]
     lines: list[Line] = []
     for index, row in enumerate(grid.study.rows):
-        letter = notes.letter(row.origin)
+        letter = notes.letter(_provenance(grid, row))
         told = [_place(grid, row, column, metric, notes) for column, metric in places]
         lines.append(Line("model", row.label, index, told, _band(row), letter))
     for rule, name in FLOORS.items():
@@ -117,23 +118,28 @@ def _place(grid: Grid, row: StudyLine, column: StudyLine, metric: str, notes: Fo
         href=href,
         spread=_spread(metric, number),
         title=_told(metric, number),
-        note=notes.letter("; ".join(filter(None, [number.reason, *_overlap(number)])) or None),
+        note=notes.letter(number.reason),
         paper=paper.printed + paper.marks if paper else "",
         paper_title="; ".join(paper.notes) if paper else "",
         state=state,
     )
 
 
-def _overlap(number: Number) -> list[str]:
-    """What results say of patients the model may know, where that was let pass."""
-    notes = [
-        note.rstrip(".")
-        for seed, _ in number.results
-        if "--allow-overlap" in seed.evaluation.command
-        for note in seed.evaluation.notes
-        if "were trained on" in note or "was trained on" in note
-    ]
-    return list(dict.fromkeys(notes))
+def _provenance(grid: Grid, row: StudyLine) -> str:
+    """Where a model comes from that was given, and what its results say of patients it may know."""
+    known: dict[str, list[str]] = {}
+    for column in grid.study.columns:
+        filled = grid.filled.get((row.key, column.key))
+        for note in dict.fromkeys(
+            note.rstrip(".")
+            for seed in (filled.seeds if filled is not None and row.origin else ())
+            for note in seed.evaluation.notes
+            if "were trained on" in note or "was trained on" in note
+        ):
+            known.setdefault(note, []).append(column.label)
+    asked = sum(cell.row == row.key and bool(cell.results) for cell in grid.study.cells)
+    told = [note if len(where) == asked else f"{' and '.join(where)}: {note}" for note, where in known.items()]
+    return ". ".join(filter(None, [shown("origin", row.origin) if row.origin else "", *told]))
 
 
 def _spread(metric: str, number: Number) -> str:

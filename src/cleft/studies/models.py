@@ -132,7 +132,7 @@ def read_model(folder: Path) -> Model:
         folder=folder,
         weights=weights,
         settings=settings,
-        origin=_origin(folder, description),
+        origin=_origin(folder, description, settings.seed),
         mute=_mute(description),
         base=None if base is None else str(base["name"]),
     )
@@ -191,9 +191,10 @@ def _mute(description: dict[str, Any]) -> str:
     return ""
 
 
-def _origin(folder: Path, description: dict[str, Any]) -> str:
+def _origin(folder: Path, description: dict[str, Any], seed: int) -> str:
     """Where a model comes from: no path, for pages travel."""
-    name = folder.resolve().name
+    parts = folder.resolve().parts
+    name = " ".join(parts[-3:]) if parts[-2:-1] and parts[-2].startswith("seed-") else parts[-1]  # of a study's run
     extra = cast("dict[str, Any]", description.get("extra") or {})
     imported: Any = extra.get("imported")
     if isinstance(imported, dict):
@@ -201,4 +202,4 @@ def _origin(folder: Path, description: dict[str, Any]) -> str:
         whose = f"a checkpoint of {facts.get('method', 'the authors')}"
         sha = str(facts.get("sha256", ""))[:12]
         return f"{name}: imported from {facts.get('file')} (SHA-256 {sha}…), {whose}"
-    return f"{name}: trained by the method {description.get('method', 'cleft')}"
+    return f"{name}: a run of the method {description.get('method', 'cleft')}, seed {seed}"
