@@ -180,7 +180,7 @@ def test_a_model_that_was_given_says_where_it_comes_from_and_whom_it_may_know(tm
     answers = {CELL: [evaluation(0.6)], ("theirs", CELL[1]): [evaluation(0.5, notes=NOTES)]}
     html = write_page(small_study(tmp_path, answers, rows=rows)).read_text()
     [letter] = re.findall(r'<th scope="row">Theirs<sup><a href="#why-(\w)">\1</a></sup></th>', html)
-    told = f"{letter} theirs: imported from <theirs>.ckpt. The run does not say which patients it was trained on; these may be"
+    told = f"{letter} theirs: imported from <theirs>.ckpt. The run does not say which patients it"
     assert told in Page(html).text
     assert "<theirs>" not in html
     assert "dark" not in re.search(r'<ol class="footnotes">.*?</ol>', html, re.DOTALL).group()
