@@ -11,7 +11,15 @@ from dataclasses import replace
 
 import pytest
 from tests.fakes.fake_studies import small_study
-from tests.fakes.published import mrm_state, write_gloria, write_lightning, write_tokenizer
+from tests.fakes.published import (
+    mrm_state,
+    native_clip_state,
+    write_gloria,
+    write_jit_archive,
+    write_lightning,
+    write_merges,
+    write_tokenizer,
+)
 
 from cleft.cli import main
 from cleft.data import DATASETS
@@ -368,6 +376,13 @@ def test_the_help_of_a_stage_lists_every_setting(capsys):
     with pytest.raises(SystemExit):
         main(["pretrain", "--help"])
     assert "--text.end_token_attends_itself" in capsys.readouterr().out
+
+
+def test_openais_archive_becomes_a_folder_with_clips_file_of_merges(tmp_path, capsys):
+    path = write_jit_archive(tmp_path / "ViT-B-32.pt", native_clip_state())
+    words = ["import", str(path), "--out", str(tmp_path / "ours")]
+    assert main([*words, "--tokenizer", str(write_merges(tmp_path / "bpe_simple_vocab_16e6.txt.gz"))]) == 0
+    assert "ours is a model; next: cleft evaluate" in capsys.readouterr().out
 
 
 def test_an_imported_folder_is_asked_what_it_can_and_says_what_it_cannot(walk, tmp_path, capfd):

@@ -279,7 +279,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     bring.add_argument("--method", help="whose it is, such as gloria; by default it is recognised by its weights")
     bring.add_argument("--out", type=Path, required=True)
-    bring.add_argument("--tokenizer", type=Path, help="folder of the language model's tokenizer")
+    bring.add_argument(
+        "--tokenizer",
+        type=Path,
+        help="folder of the language model's tokenizer; for CLIP also its bpe_simple_vocab_16e6.txt.gz",
+    )
     bring.add_argument("--text-model", help="hub name or folder of the language model, if the checkpoint lacks it")
     bring.add_argument(
         "--size", type=_number, metavar="N", help="pixels at which the image tower reads (224, or what its folder says)"

@@ -168,3 +168,37 @@ def _swin_block(x: Tensor, w: Weights, at: str, window: int, shift: int) -> Tens
     x = x + mixed.roll((shift, shift), dims=(1, 2))
     hidden = functional.gelu(linear(layer_norm(x, w, f"{at}layernorm_after", 1e-5), w, f"{at}intermediate.dense"))
     return x + linear(hidden, w, f"{at}output.dense")
+
+
+def clip_image(pixels: Tensor, w: Weights, *, quick: bool, heads: int) -> Tensor:
+    """CLIP's image features behind their projection, `[B, E]`, by the names of CLIP's own code."""
+    filters = w["visual.conv1.weight"]
+    patches = functional.unfold(pixels, filters.shape[-1], stride=filters.shape[-1]).mT
+    x = patches @ filters.flatten(1).T
+    x = torch.cat([w["visual.class_embedding"].expand(len(x), 1, -1), x], dim=1) + w["visual.positional_embedding"]
+    x = _clip_blocks(layer_norm(x, w, "visual.ln_pre", 1e-5), w, "visual.", heads, quick=quick)
+    return layer_norm(x[:, 0], w, "visual.ln_post", 1e-5) @ w["visual.proj"]
+
+
+def clip_text(ids: list[int], w: Weights, *, quick: bool, heads: int, at: str = "") -> Tensor:
+    """CLIP's features of one text behind their projection, `[E]`: padded with 0 and read off its highest token."""
+    positions = w[f"{at}positional_embedding"]
+    padded = torch.tensor(ids + [0] * (len(positions) - len(ids)))
+    future = torch.full((len(padded), len(padded)), -torch.inf).triu(1)
+    x = (w[f"{at}token_embedding.weight"][padded] + positions)[None]
+    x = _clip_blocks(x, w, at, heads, quick=quick, bias=future.expand(heads, -1, -1))
+    return layer_norm(x[0], w, f"{at}ln_final", 1e-5)[padded.argmax()] @ w[f"{at}text_projection"]
+
+
+def _clip_blocks(x: Tensor, w: Weights, at: str, heads: int, *, quick: bool, bias: Tensor | None = None) -> Tensor:
+    block = 0
+    while f"{at}transformer.resblocks.{block}.ln_1.weight" in w:
+        here = f"{at}transformer.resblocks.{block}."
+        inside = layer_norm(x, w, f"{here}ln_1", 1e-5) @ w[f"{here}attn.in_proj_weight"].T
+        query, key, value = (inside + w[f"{here}attn.in_proj_bias"]).chunk(3, dim=-1)
+        x = x + linear(attend(query, key, value, heads, bias), w, f"{here}attn.out_proj")
+        hidden = linear(layer_norm(x, w, f"{here}ln_2", 1e-5), w, f"{here}mlp.c_fc")
+        hidden = hidden * (1.702 * hidden).sigmoid() if quick else functional.gelu(hidden)
+        x = x + linear(hidden, w, f"{here}mlp.c_proj")
+        block += 1
+    return x

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +15,7 @@ from typing import Any
 import torch
 from tests.fakes.official import official_state
 from tokenizers import pre_tokenizers
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, PreTrainedTokenizerFast
 
 from cleft.towers.tokens import learn_tokenizer
@@ -277,6 +279,80 @@ def write_biomedclip(folder: Path, state: dict[str, Tensor] | None = None) -> Pa
     }
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     torch.save(biomedclip_state() if state is None else state, folder / "open_clip_pytorch_model.bin")
+    return folder
+
+
+MERGES = ["e d", "ed e", "ede m", "r i", "c h", "ch e", "che s", "x r", "a</w> c", "m a</w>", "edem a</w>"]
+CLIP_VISION, CLIP_TEXT = 128, 192
+"""Widths of two and of three heads."""
+
+
+def native_clip_state(text: str = "") -> dict[str, Tensor]:
+    """CLIP by the names of its own code; `text` is what open_clip's later models put before names of texts."""
+    shapes: Shapes = {
+        "visual.conv1.weight": (CLIP_VISION, 3, 14, 14),
+        "visual.class_embedding": (CLIP_VISION,),
+        "visual.positional_embedding": (1 + (SIZE // 14) ** 2, CLIP_VISION),
+        "visual.proj": (CLIP_VISION, JOINT),
+        **_norm("visual.ln_pre", CLIP_VISION),
+        **_norm("visual.ln_post", CLIP_VISION),
+        f"{text}token_embedding.weight": (512 + len(MERGES) + 2, CLIP_TEXT),
+        f"{text}positional_embedding": (24, CLIP_TEXT),
+        **_norm(f"{text}ln_final", CLIP_TEXT),
+        f"{text}text_projection": (CLIP_TEXT, JOINT),
+    }
+    for at, width in (("visual.", CLIP_VISION), (text, CLIP_TEXT)):
+        for here in (f"{at}transformer.resblocks.{block}." for block in range(2)):
+            shapes |= {f"{here}attn.in_proj_weight": (3 * width, width), f"{here}attn.in_proj_bias": (3 * width,)}
+            shapes |= {**_linear(f"{here}attn.out_proj", width, width), **_norm(f"{here}ln_1", width)}
+            shapes |= {**_linear(f"{here}mlp.c_fc", width, 4 * width), **_linear(f"{here}mlp.c_proj", 4 * width, width)}
+            shapes |= _norm(f"{here}ln_2", width)
+    return {**noise(shapes), "logit_scale": torch.tensor(4.25)}
+
+
+def write_merges(path: Path) -> Path:
+    """CLIP's file of merges: a line that tells its version, merges, and more of them than count."""
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        file.write("\n".join(["#version: 0.2", *MERGES, "z z", "z z</w>", ""]))
+    return path
+
+
+def write_jit_archive(path: Path, state: dict[str, Tensor]) -> Path:
+    """As OpenAI published CLIP: modules in half precision, three numbers and code, written by TorchScript."""
+    root = nn.Module()
+    for name, tensor in {**state, **jit_numbers()}.items():
+        *modules, last = name.split(".")
+        at = root
+        for module in modules:
+            if module not in dict(at.named_children()):
+                at.add_module(module, nn.Module())
+            at = at.get_submodule(module)
+        if tensor.is_floating_point():
+            at.register_parameter(last, nn.Parameter(tensor.half()))
+        else:
+            at.register_buffer(last, tensor)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch's own of TorchScript
+        torch.jit.script(root).save(str(path))
+    return path
+
+
+def jit_numbers() -> dict[str, Tensor]:
+    numbers = {"input_resolution": SIZE, "context_length": 24, "vocab_size": 512 + len(MERGES) + 2}
+    return {name: torch.tensor(number) for name, number in numbers.items()}
+
+
+def write_open_clip(folder: Path, *, text: str = "", **model: Any) -> Path:
+    """As open_clip publishes its own models: weights and their configuration in one folder."""
+    folder.mkdir()
+    vision = {"image_size": SIZE, "layers": 2, "width": CLIP_VISION, "head_width": 32, "patch_size": 14}
+    texts = {"context_length": 24, "vocab_size": 525, "width": CLIP_TEXT, "heads": 6, "layers": 2}
+    config = {
+        "model_cfg": {"embed_dim": JOINT, "vision_cfg": vision, "text_cfg": texts, **model},
+        "preprocess_cfg": {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28]},
+    }
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    torch.save(native_clip_state(text), folder / "open_clip_pytorch_model.bin")
     return folder
 
 

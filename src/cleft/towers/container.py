@@ -15,7 +15,7 @@ import tempfile
 import zipfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -70,9 +70,28 @@ def read_foreign(path: Path, *, foreign: bool = False) -> Mapping[str, Any]:
     """
     check_container(path)
     _check_bytes(path)
+    content = load_plain(path, path, (lambda: _unread(path)) if foreign else list)
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dictionary of weights")
+    return cast("dict[str, Any]", content)
+
+
+def load_plain(file: Path, path: Path, stand_ins: Callable[[], list[Any]]) -> Any:
+    """Reads tensors and plain values of a container that was checked.
+
+    Args:
+        file: The container.
+        path: What a user calls it, for messages.
+        stand_ins: Gives what is taken for names of other libraries, each with the name.
+
+    Raises:
+        CheckpointError: If it is damaged, or names anything else.
+    """
     try:
-        with safe_globals(_unread(path) if foreign else []):
-            content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with safe_globals(stand_ins()):
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except Exception as error:  # a damaged file fails in as many ways as the format has instructions
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         if named:  # the library's own advice is to open it all the same
@@ -81,9 +100,6 @@ def read_foreign(path: Path, *, foreign: bool = False) -> Mapping[str, Any]:
                 f"can run code; ask its makers for a file of weights alone"
             ) from error
         raise CheckpointError(f"{path} cannot be read ({_first_line(error)}); copy it again") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dictionary of weights")
-    return cast("dict[str, Any]", content)
 
 
 def _unread(path: Path) -> list[Any]:
@@ -153,8 +169,17 @@ def check_container(path: Path) -> None:
     if any(entry.filename.endswith("/constants.pkl") for entry in entries):
         raise CheckpointError(
             f"{path} is a TorchScript archive, whose weights come with code, and is not opened; give a file of weights "
-            f"alone (of OpenAI's CLIP the folder of transformers, such as openai/clip-vit-base-patch16)"
+            f"alone"
         )
+    check_stored(entries, path)
+
+
+def check_stored(entries: Sequence[zipfile.ZipInfo], path: Path) -> None:
+    """Checks that entries of a zip are not compressed, and together no larger than the file.
+
+    Raises:
+        CheckpointError: If they are.
+    """
     if any(entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size for entry in entries):
         raise CheckpointError(f"{path} has compressed entries, which torch never writes; it is not opened")
     inside, outside = sum(entry.file_size for entry in entries), path.stat().st_size

@@ -2,7 +2,6 @@
 
 import json
 import math
-import zipfile
 
 import numpy as np
 import pytest
@@ -174,12 +173,3 @@ def test_openais_clip_is_not_the_authors(folder, tmp_path):
     write_openai_clip(folder)
     with pytest.raises(CheckpointError, match="is a checkpoint of OpenAI's CLIP, not of clip: it holds vision_model"):
         import_checkpoint(folder, tmp_path / "ours", method="clip")
-
-
-def test_an_archive_of_code_is_not_opened(tmp_path):
-    path = tmp_path / "ViT-B-16.pt"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in ("data.pkl", "constants.pkl", "code/__torch__/model.py"):
-            archive.writestr(f"ViT-B-16/{name}", b"x" * 300)
-    with pytest.raises(CheckpointError, match=r"is a TorchScript archive, .*openai/clip-vit-base-patch16"):
-        import_checkpoint(path, tmp_path / "ours")

@@ -77,6 +77,6 @@ BIOMEDCLIP = Layout(
     ),
     settings=_settings,
     beside=(_CONFIG,),
-    side=lambda facts: side_in(_tower(facts, "vision_cfg")),
+    side=lambda _weights, facts: side_in(_tower(facts, "vision_cfg")),
     tokenizer="microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract",
 )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cleft.errors import CheckpointError
 from cleft.towers.container import read_foreign, tensors_of, unpacked
+from cleft.towers.published.jit_archive import is_jit_archive, read_jit_archive
 from cleft.towers.published.layout import Facts, Layout
 
 _WEIGHTS = (
@@ -25,6 +26,8 @@ _WEIGHTS = (
 """What transformers and open_clip call them; where a folder holds two of them, the first is read."""
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt")
 _LARGEST_JSON = 2**20
+_PARALLEL = "module."
+"""What torch puts in front of every name while several devices train."""
 
 
 def find_weights(path: Path) -> Path:
@@ -52,23 +55,37 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
             return tensors_of({"state_dict": load_file(path)}, path)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} is no whole safetensors file ({error}); copy it again") from error
+    if is_jit_archive(path):
+        return tensors_of({"state_dict": _unmasked(read_jit_archive(path))}, path)
     with unpacked(path) as inner:
         content = read_foreign(inner, foreign=True)
     place = next((name for name in ("state_dict", "model") if isinstance(content.get(name), dict)), None)
-    return tensors_of(content if place else {"state_dict": dict(content)}, path, place or "state_dict")
+    state = tensors_of({"state_dict": _unmasked(content[place] if place else content)}, path)
+    parallel = all(name.startswith(_PARALLEL) for name in state)
+    return {name.removeprefix(_PARALLEL): tensor for name, tensor in state.items()} if parallel else state
 
 
-def read_facts(weights: Path, layout: Layout) -> Facts:
+def _unmasked(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves out CLIP's masks of the future, buffers that hold minus infinity."""
+    return {name: value for name, value in state.items() if not str(name).endswith("attn_mask")}
+
+
+def read_facts(weights: Path, layout: Layout, *, named: bool) -> Facts:
     """Reads the JSON files that a layout has beside its weights; all but the first may be missing.
+
+    Args:
+        weights: The file.
+        layout: What it is.
+        named: Whether its method was named, which may say as much as the first of these files.
 
     Raises:
         CheckpointError: If the first is missing, or one cannot be read.
     """
     places = {name: weights.parent / name for name in layout.beside}
-    if places and not places[layout.beside[0]].is_file():
+    if places and not places[layout.beside[0]].is_file() and not (named and layout.alone):
         raise CheckpointError(
             f"{weights} should lie beside {layout.beside[0]}, which says how {layout.title} reads images and texts; "
-            f"download the whole folder"
+            f"download the whole folder{layout.alone and f', or {layout.alone}'}"
         )
     return {name: _read_json(place) for name, place in places.items() if place.is_file()}
 

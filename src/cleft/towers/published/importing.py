@@ -28,6 +28,7 @@ from cleft.towers.methods import METHODS, MethodModel
 from cleft.towers.official import check_out, import_official
 from cleft.towers.published.biomedclip import BIOMEDCLIP
 from cleft.towers.published.clip import CLIP
+from cleft.towers.published.clip_tokenizer import load_merges
 from cleft.towers.published.convirt import CONVIRT, CONVIRT_EDREISMD, CONVIRT_MGCA
 from cleft.towers.published.files import find_weights, read_facts, read_weights, tokenizer_beside
 from cleft.towers.published.gloria import GLORIA
@@ -35,6 +36,7 @@ from cleft.towers.published.keys import IMAGE, rename
 from cleft.towers.published.layout import Facts, Layout, Weights
 from cleft.towers.published.medclip import MEDCLIP
 from cleft.towers.published.mgca import MGCA
+from cleft.towers.published.native_clip import NATIVE_CLIP
 from cleft.towers.published.openai_clip import OPENAI_CLIP
 from cleft.towers.published.vision_only import DINOV2, DINOV2_PLAIN, MRM, MRM_ENCODER
 from cleft.towers.text import TextTower
@@ -50,6 +52,7 @@ LAYOUTS: tuple[Layout, ...] = (
     CONVIRT_EDREISMD,
     CONVIRT_MGCA,
     OPENAI_CLIP,
+    *NATIVE_CLIP,
     BIOMEDCLIP,
     DINOV2,
     DINOV2_PLAIN,
@@ -57,6 +60,11 @@ LAYOUTS: tuple[Layout, ...] = (
     MRM_ENCODER,
 )
 """Every form that is known, besides the authors' own."""
+_UNREAD = {
+    "visual.attnpool.": "a CLIP with a ResNet (RN50 and its relatives: three convolutions as stem, attention as "
+    "pooling), which no tower here can be; give one with a ViT, such as ViT-B-16"
+}
+"""First letters of names to what a checkpoint with them is."""
 _OWN = ("img_encoder_q.model.blocks.0.ls1.gamma", "text_encoder_q.")
 """What the authors' own checkpoints hold; `official.py` reads them."""
 
@@ -76,8 +84,8 @@ def import_checkpoint(
         path: The file, or the folder of one.
         out: The model folder to write.
         method: Whose it is thought to be, such as `gloria`; by default it is recognised.
-        tokenizer: Folder or hub name of the tokenizer its language model was trained with. Image towers alone need
-            none, folders may hold it, and the authors' own checkpoints can do without.
+        tokenizer: Folder or hub name of the tokenizer its language model was trained with, for CLIP also its file of
+            merges. Image towers alone need none, folders may hold it, and the authors' own checkpoints can do without.
         text_model: Hub name or folder of the language model, where an authors' checkpoint does not hold it.
         size: Side in pixels at which the image tower is to read; by default 224, or what a folder says.
 
@@ -102,7 +110,7 @@ def import_checkpoint(
             f"--text-model {text_model} is for the authors' own checkpoints, and this is one of {layout.title}; leave "
             f"it out"
         )
-    facts = read_facts(path, layout)
+    facts = read_facts(path, layout, named=method is not None)
     try:
         weights, settings = _take_apart(state, layout, size, facts)
         model = _build(settings, layout, tokenizer or tokenizer_beside(path, layout))
@@ -120,6 +128,9 @@ def import_checkpoint(
 
 def _recognise(state: Mapping[str, Tensor], method: str | None, path: Path) -> Layout | None:
     """The layout of a file; None for the authors' own."""
+    unread = next((what for mark, what in _UNREAD.items() if _holds(state, (mark,))), None)
+    if unread is not None:
+        raise CheckpointError(f"{path} is {unread}")
     found = next(
         (it for it in LAYOUTS if _holds(state, it.marks) and (not it.asked or method == it.method)),
         None,
@@ -157,7 +168,7 @@ def _take_apart(
     weights, left_over = rename(state, layout.sections)
     if left_over:
         raise CheckpointError(listed("weights have no place", sorted(left_over)))
-    size = layout.side(facts) if size is None else size
+    size = layout.side(weights, facts) if size is None else size
     weights = layout.complete(weights, size)
     return weights, layout.settings(weights, size, facts)
 
@@ -179,11 +190,12 @@ def _build_text(settings: Settings, layout: Layout, tokenizer: Path | str | None
         )
     config = settings.text
     shape = config.scratch or {}
-    learned = load_tokenizer(tokenizer)
+    vocabulary = int(shape["vocab_size"])
+    merges = shape["model_type"] == "clip_text_model" and Path(tokenizer).is_file()
+    learned = load_merges(Path(tokenizer), vocabulary) if merges else load_tokenizer(tokenizer)
     causal = is_causal(config_from({"model_type": shape["model_type"]}, "text.scratch"))
     end = end_token(learned, PreTrainedConfig()) if causal else None  # by the tokenizer alone
     tokens = Tokens(learned, max_tokens=config.max_tokens, end=end)
-    vocabulary = int(shape["vocab_size"])
     if tokens.vocabulary > vocabulary:
         raise CheckpointError(
             f"the tokenizer {str(tokenizer)!r} has {tokens.vocabulary} tokens and the language model {vocabulary}; "

@@ -11,8 +11,8 @@ from torch import Tensor
 IMAGE = "image_tower.model."
 TEXT = "text_tower.lm.model."
 Target: TypeAlias = "str | Callable[[re.Match[str]], str] | None"
-"""What a name becomes: a template, in which `{}` stands for query, key and value that lie in one; or None where a
-weight is dropped on purpose."""
+"""What a name becomes: a template, in which `{}` stands for query, key and value that lie in one (`{0[0]}` for q, k and
+v); or None where a weight is dropped on purpose."""
 
 
 class Section(NamedTuple):
@@ -49,7 +49,7 @@ def _find(name: str, tensor: Tensor, sections: Sequence[Section]) -> dict[str, T
             if target is None:
                 return {}
             place = section.place + (match.expand(target) if isinstance(target, str) else target(match))
-            if "{}" not in place:
+            if "{" not in place:
                 return {place: tensor}
             if tensor.ndim and len(tensor) % 3 == 0:
                 kinds = zip(("query", "key", "value"), tensor.chunk(3), strict=True)

@@ -30,12 +30,14 @@ class Layout(NamedTuple):
     settings: Callable[[Weights, int, Facts], Settings]
     """From weights, image size and what stands beside them to the settings the weights were trained with."""
     complete: Callable[[Weights, int], Weights] = lambda weights, _size: weights
-    """Adds what a model here has and the file has not, for an image tower that reads at some size."""
+    """Adds what a model here has and the file has not, or has otherwise, for an image tower that reads at some size."""
     asked: bool = False
     """Whether its names could be anybody's, so that it is taken only where the method is named."""
     beside: tuple[str, ...] = ()
     """JSON files that are published beside the weights; the first must be there, and a tokenizer may."""
-    side: Callable[[Facts], int] = lambda _facts: 224
+    alone: str = ""
+    """What else to do where the first is missing, if naming the method says as much."""
+    side: Callable[[Weights, Facts], int] = lambda _weights, _facts: 224
     """Pixels at which its image tower reads by default."""
     tokenizer: str = "emilyalsentzer/Bio_ClinicalBERT"
     """Where the tokenizer it was trained with is published."""
@@ -46,8 +48,8 @@ MIMIC_STD = (0.2795, 0.2795, 0.2795)
 """Of the pixels MedCLIP and its ConVIRT were trained on."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """Of the pixels CLIP was trained on."""
 
 
@@ -103,7 +105,7 @@ def whole_images(size: int, said: Mapping[str, Any], mean: str, std: str) -> Ima
     Raises:
         CheckpointError: If it does not say three numbers of each.
     """
-    middle, spread = _channels(said, mean, _CLIP_MEAN), _channels(said, std, _CLIP_STD)
+    middle, spread = _channels(said, mean, CLIP_MEAN), _channels(said, std, CLIP_STD)
     return ImagesConfig(size=2 * size, stored_size=2 * size, mean=middle, std=spread)
 
 

@@ -10,9 +10,10 @@ Source: Radford et al. 2021; `CLIPModel` of transformers.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
-from cleft.config import ImageTowerConfig, LossConfig, Settings, TextTowerConfig
+from cleft.config import ImagesConfig, ImageTowerConfig, LossConfig, Settings, TextTowerConfig
 from cleft.errors import CheckpointError
 from cleft.towers.published.keys import IMAGE, TEXT, Section
 from cleft.towers.published.layout import (
@@ -41,20 +42,39 @@ def _settings(weights: Weights, size: int, facts: Facts) -> Settings:
     family = facts[_CONFIG].get("model_type")
     if family != "clip":
         raise CheckpointError(f"{_CONFIG} says it is a {family!r} model, whose towers are not CLIP's")
+    return clip_settings(
+        weights,
+        whole_images(size, facts.get(_PIXELS, {}), "image_mean", "image_std"),
+        size=size,
+        vision=_shape(facts, "vision", "num_channels", "image_size", "patch_size"),
+        text=_shape(facts, "text"),
+    )
+
+
+def clip_settings(
+    weights: Weights, images: ImagesConfig, *, size: int, vision: Mapping[str, Any], text: Mapping[str, Any]
+) -> Settings:
+    """Returns the settings CLIP was trained with.
+
+    Args:
+        weights: Under their names here.
+        images: How images are prepared.
+        size: Pixels at which the image tower reads.
+        vision: The description of a `CLIPVisionModel`, without its type.
+        text: Of a `CLIPTextModel`, without its type, vocabulary and positions.
+    """
     longest = width_of(weights, f"{TEXT}embeddings.position_embedding.weight")
     return Settings(
         method="clip",
-        images=whole_images(size, facts.get(_PIXELS, {}), "image_mean", "image_std"),
+        images=images,
         image=ImageTowerConfig(
-            model=None,
-            scratch=_shape(facts, "vision", "num_channels", "image_size", "patch_size"),
-            pooling="pooler",
-            resize=size,
+            model=None, scratch={"model_type": "clip_vision_model", **vision}, pooling="pooler", resize=size
         ),
         text=TextTowerConfig(
             model=None,
             scratch={
-                **_shape(facts, "text"),
+                "model_type": "clip_text_model",
+                **text,
                 "vocab_size": width_of(weights, f"{TEXT}embeddings.token_embedding.weight"),
                 "max_position_embeddings": longest,
             },
@@ -75,10 +95,10 @@ def _settings(weights: Weights, size: int, facts: Facts) -> Settings:
 def _shape(facts: Facts, tower: str, *more: str) -> dict[str, Any]:
     """The description of a tower, as `scratch` wants it. Older files say it twice, and then the second counts."""
     said = {**part_of(facts[_CONFIG], f"{tower}_config"), **part_of(facts[_CONFIG], f"{tower}_config_dict")}
-    return {"model_type": f"clip_{tower}_model", **{name: said[name] for name in (*_SHAPE, *more) if name in said}}
+    return {name: said[name] for name in (*_SHAPE, *more) if name in said}
 
 
-def _side(facts: Facts) -> int:
+def _side(_weights: Weights, facts: Facts) -> int:
     return side_in(_shape(facts, "vision", "image_size"))
 
 
