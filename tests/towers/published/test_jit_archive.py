@@ -75,6 +75,17 @@ def rewrite(path, *, content=None, packed=False, leave_out="\0", limit=None):
     return path
 
 
+def test_an_archive_that_an_older_torch_wrote_from_a_graphics_card_is_read(tmp_path):
+    path = write(tmp_path / "model.pt", Block())
+    whole = read_jit_archive(path)
+    with zipfile.ZipFile(path) as archive:
+        content = archive.read("model/data.pkl")
+    assert b"X\x03\x00\x00\x00cpu" in content
+    rewrite(path, content=content.replace(b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:0"), leave_out="/byteorder")
+    again = read_jit_archive(path)
+    assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
+
+
 class Runs:
     """Makes a folder when a pickle of it is read by whoever reads all."""
 

@@ -107,6 +107,14 @@ def test_a_configuration_of_open_clip_decides(tmp_path, merges, at, quick):
     embeds_alike(ours, native_clip_state(at), pixels(*statistics), quick=quick, heads=(4, 6), at=at)
 
 
+def test_a_configuration_may_tell_the_activation_and_the_pixels_alone(tmp_path, merges):
+    folder = write_open_clip(tmp_path / "theirs")
+    said = {"model_cfg": {"quick_gelu": True}, "preprocess_cfg": {"mean": [0.4] * 3, "std": [0.3] * 3}}
+    (folder / "open_clip_config.json").write_text(json.dumps(said))
+    ours = import_checkpoint(folder, tmp_path / "ours", tokenizer=merges)
+    embeds_alike(ours, native_clip_state(), pixels([0.4] * 3, [0.3] * 3))
+
+
 def test_safetensors_of_open_clip_and_a_tokenizer_beside_them_are_read(tmp_path, merges):
     state = native_clip_state()
     folder = write_open_clip(tmp_path / "theirs")
@@ -163,6 +171,7 @@ def test_a_tokenizer_is_asked_for(tmp_path):
         ("text_cfg", "no_causal_mask", True, "says no_causal_mask: True, and only"),
         ("text_cfg", "hf_model_name", "roberta-base", "says hf_model_name: 'roberta-base', and only"),
         ("text_cfg", "hf_tokenizer_name", "xlm", "says hf_tokenizer_name: 'xlm', and only"),
+        ("text_cfg", "width", 512, "says width: 512, and its weights are 192 wide; is it of another model"),
         ("text_cfg", "heads", 7, "says that 7 heads share a width of 192, which they cannot"),
         ("vision_cfg", "head_width", "x", "says head_width: 'x', which should be a whole number"),
     ],

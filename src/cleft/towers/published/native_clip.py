@@ -1,6 +1,6 @@
 """CLIP under the names its own code gives, which OpenAI's archives, open_clip and fine-tuned models share.
 
-Shapes tell every size but the heads, which are 64 wide in every published model up to width 1024. They tell neither the
+Shapes tell every size but the heads, which are 64 wide in OpenAI's code and in open_clip's models up to width 1024. They tell neither the
 activation nor the pixels: OpenAI's archive is `quick_gelu`, and so is what grew out of it; open_clip's own models are
 `gelu`, or what their configuration says. Where there is neither an archive nor a configuration, the method has to be
 named: it is never guessed.
@@ -35,6 +35,8 @@ from cleft.towers.published.openai_clip import clip_settings
 
 _CONFIG = "open_clip_config.json"
 _HEAD_WIDTH, _WIDEST = 64, 1024
+_TEXT_HEADS = 8
+"""Of open_clip's text tower, where its configuration tells the width alone."""
 _PROJECTIONS = ("image_projection.weight", "text_projection.weight")
 
 _BLOCKS: Mapping[str, Target] = {
@@ -92,9 +94,16 @@ def _open_clip(weights: Weights, size: int, facts: Facts) -> Settings:
     vision, text = part_of(model, "vision_cfg"), part_of(model, "text_cfg")
     for part, read in ((model, _MODEL), (vision, _READ), (text, _READ)):
         _refuse_other_ways(part, read)
+    for part, tower in ((vision, IMAGE), (text, TEXT)):
+        if number_in(part, "width", _width(weights, tower)) != _width(weights, tower):
+            raise CheckpointError(
+                f"{_CONFIG} says width: {part['width']}, and its weights are {_width(weights, tower)} wide; is it of "
+                f"another model?"
+            )
     images = whole_images(size, part_of(facts[_CONFIG], "preprocess_cfg"), "mean", "std")
-    heads = _width(weights, IMAGE) // max(number_in(vision, "head_width", _HEAD_WIDTH), 1)
-    return _clip(weights, images, size, _activation(facts), heads, number_in(text, "heads", 8))
+    image_heads = _width(weights, IMAGE) // max(number_in(vision, "head_width", _HEAD_WIDTH), 1)
+    text_heads = number_in(text, "heads", _TEXT_HEADS) if text.keys() & {"heads", "width"} else _heads(weights, TEXT)
+    return _clip(weights, images, size, _activation(facts), image_heads, text_heads)
 
 
 _MODEL = ("embed_dim", "quick_gelu", "vision_cfg", "text_cfg", "custom_text", "init_logit_scale", "output_dict")
