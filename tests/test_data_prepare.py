@@ -82,11 +82,15 @@ def test_a3_a4_stopped_anywhere_it_goes_on_and_ends_in_the_same_bytes(
     words, tmp_path, whole, monkeypatch, capsys, number, group, code, said
 ):
     cache = tmp_path / "cache"
-    with start(words) as run:
-        wait_for_part(cache)
-        (os.killpg if group else os.kill)(run.pid, number)
-        assert run.communicate() == ("", said)
-    assert run.returncode == code
+    for _ in range(5):  # A busy machine may be late with the signal: the work is done by then, and begun anew.
+        with start(words) as run:
+            wait_for_part(cache)
+            (os.killpg if group else os.kill)(run.pid, number)
+            told = run.communicate()
+        if run.returncode:
+            break
+        shutil.rmtree(cache)
+    assert (told, run.returncode) == (("", said), code)
     before = {path: path.stat().st_mtime_ns for path in cache.rglob("part-*.json")}
     assert 20 <= 20 * len(before) < IMAGES
     monkeypatch.setitem(prepare_images.__kwdefaults__, "part_rows", 20)

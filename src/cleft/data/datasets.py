@@ -8,6 +8,7 @@ from typing import Any, Protocol, cast
 
 from cleft.config import DataConfig, Settings
 from cleft.data.captions import OPENING, add_captions
+from cleft.data.collector import collector_paused
 from cleft.data.labels import apply_uncertain
 from cleft.data.phantoms.drawn import MARK
 from cleft.data.readers.chexpert import scan_chexpert
@@ -85,6 +86,7 @@ def read_dataset(config: DataConfig) -> Reading:
     return finish_reading(scan.reading, config)
 
 
+@collector_paused()
 def finish_reading(reading: Reading, config: DataConfig) -> Reading:
     """What every dataset goes through after its reader.
 

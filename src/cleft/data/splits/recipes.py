@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from cleft.config import DataConfig
+from cleft.data.collector import collector_paused
 from cleft.data.datasets import recipe_of
 from cleft.data.splits import balanced, embed_split
 from cleft.data.splits.balanced import rsna_balanced
@@ -23,6 +24,7 @@ from cleft.errors import ConfigError, DataError
 from cleft.types import Reading, Record, Splits
 
 
+@collector_paused()
 def split_records(reading: Reading, config: DataConfig) -> Splits:
     """Tells records apart for training, choosing and testing.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from cleft.data.collector import collector_paused
 from cleft.data.tables.cells import BLANK
 from cleft.data.tables.faults import Fault
 from cleft.types import Record
@@ -128,6 +129,7 @@ def drop_missing(
     return kept[present], missing, faults
 
 
+@collector_paused()
 def to_records(rows: Rows, kept: NDArray[np.int64]) -> list[Record]:
     """Makes one record per row, in the table's order. Rows with equal labels share one mapping."""
     labels: dict[bytes, dict[str, float]] = {}
