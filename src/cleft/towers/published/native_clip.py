@@ -1,9 +1,9 @@
 """CLIP under the names its own code gives, which OpenAI's archives, open_clip and fine-tuned models share.
 
-Shapes tell every size but the heads, which are 64 wide in OpenAI's code and in open_clip's models up to width 1024. They tell neither the
-activation nor the pixels: OpenAI's archive is `quick_gelu`, and so is what grew out of it; open_clip's own models are
-`gelu`, or what their configuration says. Where there is neither an archive nor a configuration, the method has to be
-named: it is never guessed.
+Shapes tell every size but the heads, which are 64 wide in OpenAI's code and in open_clip's models up to width 1024.
+They tell neither the activation nor the pixels: OpenAI's archive is `quick_gelu`, and so is what grew out of it;
+open_clip's own models are `gelu`, or what their configuration says. Where there is neither an archive nor a
+configuration, the method has to be named: it is never guessed.
 
 Source: openai/CLIP, `clip/model.py`; open_clip, `model.py`; CheXzero, `train.py`; PubMedCLIP, `lib/`.
 """
