@@ -304,9 +304,14 @@ def hostile(folder, word):
     return run
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return page([hostile(tmp_path_factory.mktemp("plain") / "a", PLAIN)])
+
+
 @pytest.mark.parametrize("word", NASTY)
-def test_h13_markup_in_names_changes_no_element(tmp_path, word):
-    plain, nasty = page([hostile(tmp_path / "a", PLAIN)]), page([hostile(tmp_path / "b", word)])
+def test_h13_markup_in_names_changes_no_element(plain, tmp_path, word):
+    nasty = page([hostile(tmp_path / "b", word)])
     assert nasty.shape == plain.shape
     assert "</" not in nasty.data
     assert json.loads(nasty.data)["b"][0]["classes"][0] == word
@@ -315,9 +320,8 @@ def test_h13_markup_in_names_changes_no_element(tmp_path, word):
 
 @settings(max_examples=15, derandomize=True, deadline=None)
 @given(st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=40))
-def test_q16_any_words_leave_the_page_as_it_is(tmp_path_factory, word):
-    folder = tmp_path_factory.mktemp("words")
-    plain, given_words = page([hostile(folder / "a", PLAIN)]), page([hostile(folder / "b", f"x{word}")])
+def test_q16_any_words_leave_the_page_as_it_is(plain, tmp_path_factory, word):
+    given_words = page([hostile(tmp_path_factory.mktemp("words") / "b", f"x{word}")])
     assert [tag for tag, _ in given_words.shape] == [tag for tag, _ in plain.shape]
 
 

@@ -6,6 +6,7 @@ forbids requests. Whatever came from a file is escaped.
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,19 @@ def render_page(template: str, **values: Any) -> str:
         template: Its file name.
         values: What it prints. A name it prints and was not given is an error.
     """
-    environment = jinja2.Environment(
+    return _environment().get_template(template).render(version=__version__, **values).lstrip()
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    """Keeps what templates were compiled to, which takes longer than filling them."""
+    return jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(version=__version__, **values).lstrip()
 
 
 def write_page(page: str, out: Path, *, option: str, mode: int = 0o644) -> Path:
