@@ -124,7 +124,15 @@ def _items(value: Any, arguments: tuple[Any, ...], where: str) -> tuple[Any, ...
     if not repeated and len(items) != len(arguments):
         raise _mismatch(where, items, f"list of {len(arguments)}")
     hints = [arguments[0]] * len(items) if repeated else list(arguments)
+    if all(type(item) is hint and hint in _AS_THEY_ARE for item, hint in zip(items, hints, strict=True)) and all(
+        math.isfinite(item) for item in items if type(item) is float
+    ):
+        return tuple(items)  # most of a result file is points of curves
     return tuple(_value(item, hints[index], f"{where}[{index}]") for index, item in enumerate(items))
+
+
+_AS_THEY_ARE = (float, int, str)
+"""Plain types; a value of exactly one of them is what its annotation wants."""
 
 
 def _has_no_default(field: dataclasses.Field[Any]) -> bool:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from tests.tools.tiny_runs import CLASSES, write_drawings
@@ -13,6 +14,7 @@ from tests.tools.tiny_runs import CLASSES, write_drawings
 from cleft.cli import main
 from cleft.codec import from_json
 from cleft.evaluation.compare import compare_seeds
+from cleft.studies.reproduce import Request
 from cleft.types import Study
 
 GRID = """\
@@ -145,14 +147,10 @@ def test_results_of_two_splits_are_refused_with_their_hashes(finished, capsys):
     kept = result.read_text()
     tree = json.loads(kept)
     result.write_text(json.dumps({**tree, "split_digest": "feedfeedfeedfeed"}))
-    from cleft.studies.reproduction import _digests
-
-    _digests.cache_clear()
     try:
         assert main(line) == 3
     finally:
         result.write_text(kept)
-        _digests.cache_clear()
     said = capsys.readouterr().err
     assert "results of two splits" in said
     assert "feedfeedfeedfeed" in said
@@ -179,6 +177,12 @@ def test_only_what_was_asked_for_is_run(grid, words, tmp_path, capsys):
     assert main(line) == 0
     assert states(tmp_path / "study") == {"lora": "planned", "plain": "done", "ia3": "planned"}
     assert not (tmp_path / "study/runs/lora/seed-0/context").exists()
+
+
+def test_a_pattern_of_cells_stands_whole_in_the_command_of_the_page():
+    request = Request(name="table1", data=("rsna=/secret/rsna",), only="*/rsna/*", out=Path("/secret/out"))
+    typed = "cleft reproduce table1 --data=rsna=rsna --out=out --scale=paper --seeds=3 '--only=*/rsna/*'"
+    assert request.command() == typed
 
 
 def test_a_failed_cell_is_named_and_the_rest_goes_on(words, tmp_path, capsys):

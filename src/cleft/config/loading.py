@@ -134,7 +134,8 @@ def dump_settings(settings: Settings) -> str:
     """Writes settings as YAML: complete, and loadable as a preset."""
     import yaml
 
-    return yaml.safe_dump(_plain(settings), sort_keys=False, allow_unicode=True, width=100)
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # four times as fast, where PyYAML was built with it
+    return yaml.dump(_plain(settings), Dumper=dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 def settings_parser(prog: str, usage: str, description: str) -> ArgumentParser:

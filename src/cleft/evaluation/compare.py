@@ -6,6 +6,7 @@ difference, so that its interval is narrower than two intervals side by side wou
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 
 from cleft.codec import to_json, write_whole
 from cleft.errors import DataError, ResourceError
-from cleft.evaluation.kept import read_kept
+from cleft.evaluation.kept import kept_beside, read_kept
 from cleft.evaluation.metrics import mean_of, paired_intervals, value_of
 from cleft.evaluation.results import read_evaluation
 from cleft.evaluation.scoring import USUAL_DRAWS, Draws, Measure, Scored, difference, measures_of, same_images
@@ -145,13 +146,10 @@ class _Answered(NamedTuple):
 
 def _read_alike(results: Sequence[Path]) -> list[_Answered]:
     """Reads results of the same question about the same images with the same labels; anything else is refused."""
-    evaluations = [read_evaluation(result) for result in results]
+    evaluations = [_evaluation(result, _written(result)) for result in results]
     for result, evaluation in zip(results, evaluations, strict=True):
         _refuse_strangers(results[0], evaluations[0], result, evaluation)
-    found = [
-        _Answered(evaluation, read_kept(result, evaluation).scored())
-        for result, evaluation in zip(results, evaluations, strict=True)
-    ]
+    found = [_answered(result, _written(result), _written(kept_beside(result))) for result in results]
     for result, each in zip(results, found, strict=True):
         if not np.array_equal(found[0].scored.truth, each.scored.truth, equal_nan=True):
             raise DataError(
@@ -160,6 +158,23 @@ def _read_alike(results: Sequence[Path]) -> list[_Answered]:
                 reason="other-labels",
             )
     return found
+
+
+@functools.lru_cache(maxsize=64)
+def _evaluation(result: Path, written: int) -> Evaluation:
+    """A reference is held against every row of a table, and opened once as long as it is not written anew."""
+    return read_evaluation(result)
+
+
+@functools.lru_cache(maxsize=64)
+def _answered(result: Path, written: int, kept: int) -> _Answered:
+    evaluation = _evaluation(result, written)
+    return _Answered(evaluation, read_kept(result, evaluation).scored())
+
+
+def _written(path: Path) -> int:
+    """When a file was written, in nanoseconds; 0 where there is none."""
+    return path.stat().st_mtime_ns if path.is_file() else 0
 
 
 def _measures(answered: _Answered) -> list[Measure]:

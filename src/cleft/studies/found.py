@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cleft.config import Settings, load_settings
+from cleft.config import Settings, dump_settings, load_settings
 from cleft.data import DATASETS, data_config
 from cleft.data.prompts import CLASS_SETS
 from cleft.errors import CleftError, ConfigError
@@ -16,6 +17,7 @@ from cleft.learning.protocols import follow_protocol
 from cleft.learning.same import Stage, changes
 from cleft.studies.plans import SUBJECTS
 from cleft.studies.steps import Step
+from cleft.towers.image_only import head_facts
 from cleft.types import Evaluation
 
 _STAGES: dict[str, Stage] = {
@@ -40,10 +42,10 @@ def check_settings(step: Step) -> None:
         ConfigError: If it does; says what differs.
     """
     begun = (step.folder / "summary.json").is_file() or any((step.folder / "states").glob("*.ckpt"))
-    if step.kind not in _STAGES or not begun:
+    if step.kind not in _STAGES or not begun or _is_as_written(step):
         return
     begun_with = load_settings(step.folder)
-    differing, _ = changes(begun_with, _resolved(step, begun_with), _STAGES[step.kind])
+    differing, _ = changes(begun_with, _resolved(step, begun_with.classes), _STAGES[step.kind])
     if differing:
         raise ConfigError(
             f"{step.folder} was begun with other settings: {'; '.join(map(str, differing))}; put the old values back "
@@ -51,12 +53,21 @@ def check_settings(step: Step) -> None:
         )
 
 
-def _resolved(step: Step, begun_with: Settings) -> Settings:
+def _is_as_written(step: Step) -> bool:
+    """Whether a run keeps these settings letter for letter, which is sooner seen than settings are read."""
+    facts = head_facts(step.folder) if step.kind == "classify" else None
+    if step.kind == "classify" and facts is None:
+        return False
+    wanted = dump_settings(_resolved(step, () if facts is None else facts.classes))
+    return (step.folder / "config.yaml").read_text(encoding="utf-8") == wanted
+
+
+def _resolved(step: Step, classes: tuple[str, ...]) -> Settings:
     """Settings as the run of a step keeps them; that of a head says which data, which protocol, which findings."""
     if step.kind != "classify":
         return step.settings
     data, head = data_config(step.settings, step.data), follow_protocol(step.settings.classify)
-    return replace(step.settings, data=data, classify=head, classes=begun_with.classes)
+    return replace(step.settings, data=data, classify=head, classes=classes)
 
 
 def find_answer(step: Step) -> Path | None:
@@ -66,12 +77,39 @@ def find_answer(step: Step) -> Path | None:
         return None
     for path in sorted((step.folder / "results").glob("*.json")):
         try:
-            evaluation = read_evaluation(path)
+            evaluation = glance(path)
         except CleftError:
             continue  # of an older version, or damaged: it is asked again
         if evaluation.checkpoint == weights and answers(evaluation, step):
             return path
     return None
+
+
+def glance(path: Path) -> Evaluation:
+    """What a result file says was asked, of what, by which weights; its numbers are left away.
+
+    Raises:
+        CleftError: If it cannot be read.
+    """
+    return _glance(path, path.stat().st_mtime_ns)
+
+
+@functools.cache
+def _glance(path: Path, modified: int) -> Evaluation:
+    """A file is opened once as long as it is not written anew."""
+    return replace(
+        read_evaluation(path),
+        results=(),
+        floors=(),
+        confusion=None,
+        roc={},
+        examples=(),
+        calibration=None,
+        subgroups=(),
+        retrieval=(),
+        audit=None,
+        space=None,
+    )
 
 
 def answers(evaluation: Evaluation, step: Step) -> bool:

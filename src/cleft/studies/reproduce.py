@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,10 +42,12 @@ class Request:
 
     def command(self) -> str:
         """The same in one line, without folders."""
-        options = {"--out": self.out, "--only": self.only, "--scale": self.scale, "--seeds": self.seeds}
+        options = {"--out": self.out, "--scale": self.scale, "--seeds": self.seeds}
         words = [f"{name}={value}" for name, value in options.items() if value is not None]
+        only = [] if self.only is None else [f"--only={self.only}"]  # its slashes are those of cells
         given = [f"--data={word}" for word in self.data] + [f"--model={word}" for word in self.models]
-        return command_line(["cleft", "reproduce", self.name, *given, *words, *self.words])
+        typed = command_line(["cleft", "reproduce", self.name, *given, *words, *self.words])
+        return " ".join([typed, *map(shlex.quote, only)])
 
 
 def reproduce(

@@ -18,12 +18,11 @@ from typing import NamedTuple
 from cleft.codec import to_json, write_whole
 from cleft.errors import ConfigError, DataError, NumericsError, ResourceError
 from cleft.evaluation.compare import compare_seeds
-from cleft.evaluation.results import read_evaluation
 from cleft.report.grid import FILE
 from cleft.studies.costs import Times, counted, told_cost
 from cleft.studies.doing import check_question, do
 from cleft.studies.facts import row_facts
-from cleft.studies.found import check_settings, find_answer, is_done
+from cleft.studies.found import check_settings, find_answer, glance, is_done
 from cleft.studies.plans import Plan
 from cleft.studies.running import Do, run_steps
 from cleft.studies.steps import KINDS, Given, Step, Work, lay_out
@@ -75,7 +74,8 @@ class Reproduction:
         self.times = Times(self.given.runs)
         self._answers = {name: find_answer(step) for name, step in self._questions().items()}
         self._failures: dict[str, str] = {}
-        self._facts: dict[tuple[str, str], dict[str, float]] = {}
+        self._facts: dict[str, dict[str, float]] = {}
+        """By all that a row is: tables share most of their rows."""
         self.left = self._left()
         for step in self._distinct_questions():
             check_question(step)
@@ -107,6 +107,8 @@ class Reproduction:
             Interrupted, Terminated, KeyboardInterrupt: If a signal asked to stop; the same command goes on from there.
         """
         self.write()
+        if not self.left:
+            return Ending([folder for _, folder in self.plans], [], 0)
         codes: list[int] = []
         own: list[str] = []
         fresh = {name for name, step in self.left.items() if not (step.folder / "config.yaml").is_file()}
@@ -203,9 +205,9 @@ class Reproduction:
 
     def _row_facts(self, plan: Plan, key: str) -> dict[str, float]:
         row = next(row for row in plan.rows if row.key == key)
-        if (plan.name, key) not in self._facts:
-            self._facts[plan.name, key] = row_facts(row, self.given, self.work)
-        facts = dict(self._facts[plan.name, key])
+        if str(row) not in self._facts:
+            self._facts[str(row)] = row_facts(row, self.given, self.work)
+        facts = dict(self._facts[str(row)])
         names = {name for cell, names in self.work.cells.items() if cell[:2] == (plan.name, key) for name in names}
         seconds = [self.times.of(name) for name in self._before(names) if self.work.steps[name].kind in _TRAINING]
         if seconds and all(second is not None for second in seconds):
@@ -287,7 +289,8 @@ _TRAINING = ("pretrain", "context")
 def _check_one_split(heading: str, paths: Sequence[Path]) -> None:
     seen: dict[tuple[str, str], Path] = {}
     for path in paths:
-        seen.setdefault(_digests(path), path)
+        asked = glance(path)
+        seen.setdefault((asked.split_digest, asked.ids_digest), path)
     if len(seen) > 1:
         told = " and ".join(
             f"{split} (images {ids}; {'/'.join(path.parts[-5:-2])})" for (split, ids), path in list(seen.items())[:2]
@@ -297,13 +300,6 @@ def _check_one_split(heading: str, paths: Sequence[Path]) -> None:
             f"begun with, or choose another folder with --out",
             reason="mixed-splits",
         )
-
-
-@functools.cache
-def _digests(path: Path) -> tuple[str, str]:
-    """Of the split and of the images of a result; a file is written once, for it is named by its question."""
-    evaluation = read_evaluation(path)
-    return evaluation.split_digest, evaluation.ids_digest
 
 
 @functools.cache
