@@ -1,13 +1,16 @@
-"""Which result files of a run are the answer to a study's question."""
+"""Which result files answer a study's question, and which runs are this study's, also where they were moved."""
 
 from pathlib import Path
 
 import pytest
 from tests.fakes.fake_runs import evaluation
 
-from cleft.config import load_settings
-from cleft.studies.found import answers
-from cleft.studies.steps import Step
+from cleft.config import dump_settings, load_settings
+from cleft.errors import ConfigError
+from cleft.learning.same import changes
+from cleft.studies.found import answers, check_settings, settle
+from cleft.studies.plans import paper_plan
+from cleft.studies.steps import Given, Step, lay_out
 
 STEP = Step(
     name="row/seed-0/stage-one/chexpert",
@@ -40,3 +43,40 @@ def test_the_same_question_is_an_answer():
 )
 def test_another_question_is_none(other):
     assert not answers(evaluation(**{"classes": TWO, **other}), STEP)
+
+
+@pytest.fixture
+def moved(tmp_path):
+    """Steps of a study in the folder `new` whose runs were begun in `old`, with their models of language."""
+    steps = {}
+    for place in ("old", "new"):
+        given = Given(data={"chexpert": tmp_path / place}, seeds=1, runs=tmp_path / place / "runs")
+        steps[place] = lay_out([paper_plan("table3", "tiny")], given).steps
+    for name, step in steps["new"].items():
+        if step.kind in ("pretrain", "context"):
+            step.folder.mkdir(parents=True)
+            (step.folder / "config.yaml").write_text(dump_settings(steps["old"][name].settings))
+            (step.folder / "summary.json").write_text("{}")
+    return steps
+
+
+def test_a_study_that_was_moved_is_the_same_and_is_told_where_it_lies(moved):
+    step = moved["new"]["cleft-lora/seed-0/stage-one"]
+    begun_with = load_settings(step.folder)
+    assert begun_with.text.model != step.settings.text.model
+    check_settings(step)
+    assert load_settings(step.folder) == begun_with  # looking changes nothing
+    settle(step)
+    now = load_settings(step.folder)
+    assert (now.text.model, now.data.root) == (step.settings.text.model, step.settings.data.root)
+    assert changes(begun_with, now, "pretrain")[0] == changes(begun_with, step.settings, "pretrain")[0]
+
+
+def test_a_run_that_began_from_another_language_model_is_refused(moved):
+    step = moved["new"]["cleft-lora/seed-0/stage-one"]
+    config = step.folder / "config.yaml"
+    config.write_text(config.read_text().replace("base-lm-chexpert-", "base-lm-chexpert-1"))
+    with pytest.raises(ConfigError, match=r"was begun with other settings: text\.model .*base-lm-chexpert-1"):
+        check_settings(step)
+    settle(step)
+    assert "base-lm-chexpert-1" in config.read_text()

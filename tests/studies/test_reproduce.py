@@ -314,6 +314,28 @@ def test_heads_are_trained_on_the_tower_that_their_row_shares(drawings, tmp_path
 
 
 @pytest.mark.slow
+def test_a_study_that_was_moved_is_told_and_gone_on_with(words, tmp_path, capsys):
+    grid = tmp_path / "grid.yaml"
+    grid.write_text("columns: [manifest/zero-shot]\nrows:\n  lora: {preset: tiny}\n")
+    line = ["reproduce", str(grid), *words, "--scale=tiny", "--seeds=1"]
+    assert main([*line, f"--out={tmp_path / 'study'}"]) == 0
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "study").rename(tmp_path / "elsewhere/study")
+    assert main(["report", str(tmp_path / "elsewhere/study")]) == 0
+    line.append(f"--out={tmp_path / 'elsewhere/study'}")
+    capsys.readouterr()
+    assert main(line) == 0
+    assert "to do: nothing" in capsys.readouterr().out
+    grid.write_text(
+        "columns: [manifest/zero-shot, manifest/linear-probe]\nrows:\n  lora: {preset: tiny}\n"
+        "  longer: {stage_one: lora, context: {length: 14}}\n"
+    )
+    assert main([*line, "--classify.protocol=usual"]) == 0
+    assert {cell.state for cell in read(tmp_path / "elsewhere/study").cells} == {"done"}
+    assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.slow
 def test_two_processes_reach_what_one_does(finished, grid, words, tmp_path):
     assert main(["reproduce", grid, f"--out={tmp_path / 'study'}", "--jobs=2", *words]) == 0
     for place in ("lora/seed-0/context", "ia3/seed-1/context"):

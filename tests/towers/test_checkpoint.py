@@ -179,6 +179,16 @@ def test_a_base_that_moved_can_be_named(tmp_path):
     assert_same(load_model(tmp_path / "model", text_model=str(tmp_path / "elsewhere")), model)
 
 
+def test_a_base_that_moved_together_with_its_models_is_found(tmp_path):
+    base = write_language_model(tmp_path / "study/base")
+    model = saved(tmp_path / "study/row/seed-0/stage-one", fake_settings(base=base))
+    (tmp_path / "study").rename(tmp_path / "moved")
+    assert_same(load_model(tmp_path / "moved/row/seed-0/stage-one"), model)
+    write_language_model(tmp_path / "moved/base", seed=1)
+    with pytest.raises(CheckpointError, match=r"the weights in '.*moved/base' are others"):
+        load_model(tmp_path / "moved/row/seed-0/stage-one")
+
+
 def test_the_digest_tells_weights_and_settings_apart(tmp_path):
     model = saved(tmp_path / "one")
     save_model(model, fake_settings(), tmp_path / "same", extra={"run": "other"})

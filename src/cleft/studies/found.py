@@ -12,11 +12,11 @@ from cleft.data import DATASETS, data_config
 from cleft.data.prompts import CLASS_SETS
 from cleft.errors import CleftError, ConfigError
 from cleft.evaluation.results import read_evaluation
-from cleft.learning.files import read_json
+from cleft.learning.files import read_json, write_whole
 from cleft.learning.protocols import follow_protocol
 from cleft.learning.same import Stage, changes
 from cleft.studies.plans import SUBJECTS
-from cleft.studies.steps import Step
+from cleft.studies.steps import LANGUAGE_MODEL, Step
 from cleft.towers.image_only import head_facts
 from cleft.types import Evaluation
 
@@ -45,12 +45,40 @@ def check_settings(step: Step) -> None:
     if step.kind not in _STAGES or not begun or _is_as_written(step):
         return
     begun_with = load_settings(step.folder)
-    differing, _ = changes(begun_with, _resolved(step, begun_with.classes), _STAGES[step.kind])
+    wanted = _resolved(step, begun_with.classes)
+    differing, _ = changes(_in_place_of(begun_with, wanted), wanted, _STAGES[step.kind])
     if differing:
         raise ConfigError(
             f"{step.folder} was begun with other settings: {'; '.join(map(str, differing))}; put the old values back "
             f"to go on, or choose another folder for the study with --out"
         )
+
+
+def settle(step: Step) -> None:
+    """Has a run that was moved, or whose data were, say where things lie now: it may be asked and gone on from.
+
+    Its model folder stays as it is, for answers are known by the digest of all that is in it.
+    """
+    if step.kind not in _STAGES or not (step.folder / "config.yaml").is_file() or _is_as_written(step):
+        return
+    begun_with = load_settings(step.folder)
+    settled = _in_place_of(begun_with, _resolved(step, begun_with.classes))
+    if settled != begun_with:
+        write_whole(step.folder / "config.yaml", dump_settings(settled))
+
+
+def _in_place_of(begun_with: Settings, wanted: Settings) -> Settings:
+    """Settings of a run with the places of today; a study's own language model is known by its name."""
+    data = replace(begun_with.data, root=wanted.data.root, exclude=wanted.data.exclude)
+    old, new = begun_with.text.model, wanted.text.model
+    moved = old is not None and new is not None and _is_own(old) and Path(old).name == Path(new).name
+    text = replace(begun_with.text, model=new) if moved else begun_with.text
+    return replace(begun_with, data=data, text=text)
+
+
+def _is_own(model: str) -> bool:
+    """Whether a language model is one that a study taught, whose name holds a digest of what it learned."""
+    return Path(model).is_absolute() and Path(model).name.startswith(LANGUAGE_MODEL)
 
 
 def _is_as_written(step: Step) -> bool:

@@ -20,6 +20,7 @@ from cleft.learning.files import read_json, write_json, write_whole
 from cleft.learning.sources import check_source
 from cleft.studies.plans import TINY, Model, Plan, Row
 from cleft.studies.steps import Step
+from cleft.towers.bases import base_now
 from cleft.towers.checkpoint import compares_texts, is_image_only, read_settings, weights_digest
 from cleft.towers.folders import peek_description, read_folder, write_folder
 from cleft.towers.image_only import head_facts
@@ -134,7 +135,7 @@ def read_model(folder: Path) -> Model:
         settings=settings,
         origin=_origin(folder, description, settings.seed),
         mute=_mute(description),
-        base=None if base is None else str(base["name"]),
+        base=None if base is None else base_now(folder, str(base["name"])),
     )
 
 

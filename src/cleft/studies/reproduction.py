@@ -22,7 +22,7 @@ from cleft.report.grid import FILE
 from cleft.studies.costs import Times, counted, told_cost
 from cleft.studies.doing import check_question, do
 from cleft.studies.facts import row_facts
-from cleft.studies.found import check_settings, find_answer, glance, is_done
+from cleft.studies.found import check_settings, find_answer, glance, is_done, settle
 from cleft.studies.plans import Plan
 from cleft.studies.running import Do, run_steps
 from cleft.studies.steps import KINDS, Given, Step, Work, lay_out
@@ -109,6 +109,8 @@ class Reproduction:
         self.write()
         if not self.left:
             return Ending([folder for _, folder in self.plans], [], 0)
+        for step in self.work.steps.values():
+            settle(step)
         codes: list[int] = []
         own: list[str] = []
         fresh = {name for name, step in self.left.items() if not (step.folder / "config.yaml").is_file()}

@@ -46,6 +46,10 @@ KINDS: Mapping[Kind, str] = {
 """Kind of a step to how a plan says it."""
 
 
+LANGUAGE_MODEL = "base-lm-"
+"""What the folder of a study's own language model begins with."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Step:
     """One thing to run; it may be sent to another process."""
@@ -284,7 +288,7 @@ class _Builder:
         # Every row, whatever its method, adapter and seed, begins from the same one of its kind.
         text = TextTowerConfig(model=None, scratch=plain.text.scratch, max_tokens=plain.text.max_tokens)
         shape = Settings(data=_unread(plain.data), text=text)
-        name = f"base-lm-{plain.data.dataset}-{_digest(shape)}"
+        name = f"{LANGUAGE_MODEL}{plain.data.dataset}-{_digest(shape)}"
         folder = self._given.runs.resolve() / name
         step = self._step(name, "language-model", folder, shape, tuple(each.name for each in self._before))
         self._before.append(step)

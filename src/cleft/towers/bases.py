@@ -36,6 +36,22 @@ def describe_base(config: TextTowerConfig) -> dict[str, str | None] | None:
     return {"name": config.model, "sha256": _base_digest(Path(config.model))}
 
 
+def base_now(folder: Path, base: str | None) -> str | None:
+    """Where a base lies that was named by its place, also where it was moved together with the model.
+
+    A study keeps one beside its runs. Where its place holds nothing any more, a folder of its name is looked for beside
+    the model's folder and beside those above it; `check_base` tells whether it is the same.
+
+    Args:
+        folder: The model's.
+        base: As its settings name it.
+    """
+    if base is None or not Path(base).is_absolute() or Path(base).exists():
+        return base
+    beside = (parent / Path(base).name for parent in folder.resolve().parents)
+    return next((str(place) for place in beside if (place / "config.json").is_file()), base)
+
+
 def check_base(folder: Path, saved: Mapping[str, Any] | None, base: str | None) -> None:
     """Checks that a base is the one a model was trained on.
 

@@ -28,7 +28,7 @@ from transformers import PreTrainedConfig
 from cleft.config import Settings, TextTowerConfig, build_settings, plain_settings
 from cleft.errors import CheckpointError, ConfigError
 from cleft.towers.adapt import adapt
-from cleft.towers.bases import check_base, describe_base, keeps_base
+from cleft.towers.bases import base_now, check_base, describe_base, keeps_base
 from cleft.towers.dual import DualEncoder
 from cleft.towers.folders import peek_description, read_folder, write_folder
 from cleft.towers.hub import describe
@@ -114,7 +114,7 @@ def load_trained(folder: Path, *, text_model: str | None = None) -> MethodModel:
     settings = read_settings(folder, description, (*_GROUPS, *method.groups))
     shapes = read_header(folder / WEIGHTS)
     _refuse_size(folder, shapes, settings)
-    base = settings.text.model if text_model is None else text_model
+    base = base_now(folder, settings.text.model) if text_model is None else text_model
     check_base(folder, description.get("base"), base)
     with torch.random.fork_rng(devices=[]):
         image_tower = rebuild_image(folder, settings, regions=method.regions)
