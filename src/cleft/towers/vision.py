@@ -8,9 +8,11 @@ Shapes: `B` images, `L` tokens, `D` width of the tower, `H` and `W` pixels.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -122,7 +124,7 @@ class Probed(NamedTuple):
 
     width: int
     """Of the features, `D`."""
-    needed: set[str]
+    needed: frozenset[str]
     """Names of the weights that the features, and the regions where they are asked for, depend on."""
     extra: int
     """Class and register tokens."""
@@ -144,6 +146,25 @@ def probe(config: PreTrainedConfig, pooling: str, spec: ImageSpec, *, regions: b
     Raises:
         ConfigError: If the model takes no images of this size, or lacks what the pooling needs.
     """
+    return _probed(_Question(config.to_json_string(use_diff=False), pooling, spec, regions, config))
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What is asked of a model; equal configurations answer alike."""
+
+    content: str
+    """All that the configuration says."""
+    pooling: str
+    spec: ImageSpec
+    regions: bool
+    config: PreTrainedConfig = field(compare=False)
+
+
+@functools.lru_cache(maxsize=256)
+def _probed(question: _Question) -> Probed:
+    """Kept, because a model is asked before and after its weights are read, and a study loads the same ones again."""
+    config, pooling, spec, regions = question.config, question.pooling, question.spec, question.regions
     kind = config.model_type
     _check_size(config, spec)
     if getattr(config, "mask_ratio", 0):
@@ -168,7 +189,7 @@ def probe(config: PreTrainedConfig, pooling: str, spec: ImageSpec, *, regions: b
     gradients: tuple[Any, ...] = torch.autograd.grad(asked, list(weights.values()), allow_unused=True)
     return Probed(
         width=features.shape[1],
-        needed={name for name, gradient in zip(weights, gradients, strict=True) if gradient is not None},
+        needed=frozenset(name for name, gradient in zip(weights, gradients, strict=True) if gradient is not None),
         extra=states.extra,
         regions=(states.regions.shape[1], states.regions.shape[2]),
         patches=math.prod(grid_of(config, spec.size) or (0,)),
