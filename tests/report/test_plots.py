@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from cleft.report.plots import Bubble, Stop, Track, bubble_chart, mark, radius, spread_labels, track_chart, weights
 
 
-def ours(name="CLEFT", moving=1e6, frozen=0.0, value=50.0, reach=None, *, paper=False, series=0):
-    return Bubble(name, moving, frozen, value, reach, paper, series)
+def ours(name="CLEFT", moving=1e6, frozen=0.0, value=50.0, reach=None, *, paper=False, series=0, number=0):
+    return Bubble(name, moving, frozen, value, reach, paper, series, number)
 
 
 def circles(figure):
@@ -40,6 +40,18 @@ def test_a_bubble_of_the_paper_is_hollow_dashed_and_called_so():
     assert ['fill="none" stroke-dasharray="3 2"' in each for each in drawn] == [True, False]
     assert "CLIP, the paper’s: 20.2 with 200 M moving of 200 M weights" in figure
     assert 'class="name paper"' in figure
+
+
+def test_numbers_lie_apart_and_inside_also_where_bubbles_coincide():
+    many = [ours(moving=1.1e6, number=place, value=50.0 + place % 2) for place in range(1, 9)]
+    figure = bubble_chart("t", [*many, ours(moving=1.2e6, value=90.0, number=9)], unit="%")
+    spots = re.findall(r'class="number" x="([\d.]+)" y="([\d.]+)"[^>]*>(\d+)<', figure)
+    assert [int(number) for _, _, number in spots] == list(range(1, 10))
+    places = [(float(x), float(y)) for x, y, _ in spots]
+    assert all(46 <= x <= 536 and 26 <= y <= 300 for x, y in places)
+    pairs = [(one, other) for place, one in enumerate(places) for other in places[:place]]
+    assert all(abs(one[0] - other[0]) >= 14 or abs(one[1] - other[1]) >= 10.9 for one, other in pairs)
+    assert 'class="name"' not in figure
 
 
 def test_an_interval_of_a_bubble_reaches_from_end_to_end():

@@ -119,10 +119,35 @@ def test_cells_are_counted_by_what_became_of_them(html):
 def test_figures_appear_where_there_are_numbers_for_them(html):
     figures = re.findall(r'<svg class="figure" viewBox="[^"]+" role="img" aria-label="([^"]+)"', html)
     assert figures[0] == "CheXpert-5×200, zero shot: accuracy against moving weights"
-    assert "CLEFT-LoRA, the paper’s" in html
+    assert "CLEFT-LoRA, the paper’s" not in html  # its towers lie decades to the right of these
     for start in ("ROC curves for Edema", "Reliability of CLEFT-LoRA", "Joint space of CLEFT-LoRA"):
         assert any(figure.startswith(start) for figure in figures)
     assert not any("context length" in figure for figure in figures)
+
+
+def test_many_rows_are_numbers_with_a_key_at_their_weights(tmp_path):
+    rows = tuple(
+        StudyLine(key=f"row-{n}", label=f"Row {n}", facts={"moving": 1e6 + n, "frozen": 0.0}) for n in range(1, 9)
+    )
+    answers = {(row.key, CELL[1]): [evaluation(0.5)] for row in rows}
+    html = write_page(small_study(tmp_path, answers, rows=rows)).read_text()
+    figure = html[html.index('<h2 id="figures"') :]
+    key, chart = (
+        re.search(rf"<{mark}.*?</{mark[:3]}", figure, re.DOTALL).group()
+        for mark in ('div class="legend"', 'svg class="figure')
+    )
+    assert re.findall(r">(\d)</text></svg>Row (\d)<", key) == [(str(n), str(n)) for n in range(1, 9)]
+    assert sorted(re.findall(r'class="number"[^>]*>(\d)<', chart)) == [str(n) for n in range(1, 9)]
+    del answers[rows[-1].key, CELL[1]]
+    few = write_page(small_study(tmp_path, answers, rows=rows[:7])).read_text()
+    assert 'class="number"' not in few
+    assert few.count('class="name"') >= 7
+
+
+def test_the_papers_bubbles_stand_beside_ours_at_the_papers_scale(tmp_path):
+    rows = (StudyLine(key=CELL[0], label="CLEFT-LoRA", facts={"moving": 9e7, "frozen": 2.7e9}),)
+    folder = small_study(tmp_path, {CELL: [evaluation(0.5)]}, rows=rows, scale="paper")
+    assert "CLEFT-LoRA, the paper’s" in write_page(folder).read_text()
 
 
 def test_fractions_become_curves_of_data_efficiency(tmp_path):

@@ -31,6 +31,8 @@ class Bubble(NamedTuple):
     paper: bool
     """Whether the paper says so, and not we."""
     series: int
+    number: int = 0
+    """What stands beside it in place of its name, where there are many; 0 for the name."""
 
 
 class Stop(NamedTuple):
@@ -62,27 +64,43 @@ def bubble_chart(title: str, bubbles: Sequence[Bubble], *, unit: str) -> Markup:
     """
     ends = [end for bubble in bubbles for end in (bubble.value, *(bubble.reach or ()))]
     heights = ticks(min(ends), max(ends), most=6)
-    decades = _decades([bubble.moving for bubble in bubbles])
-    box = Box(46, 26, 490, 270, (decades[0], decades[-1]), (heights[0], heights[-1]))
+    stops = _log_ticks([bubble.moving for bubble in bubbles])
+    ends_of_axis = math.log10(stops[0]), math.log10(stops[-1])
+    box = Box(46, 26, 490, 270, ends_of_axis, (heights[0], heights[-1]))
     parts = [_upright(box, heights, unit)]
-    for decade in decades:
-        x, y = box.at(decade, heights[0])
+    for stop in stops:
+        x, y = box.at(math.log10(stop), heights[0])
         parts.append(Markup('<path class="grid" d="M{:.1f} {:.1f}V{:.1f}"/>').format(x, box.top, y))
         parts.append(
-            Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="middle">{}</text>').format(x, y + 16, weights(10**decade))
+            Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="middle">{}</text>').format(
+                x, y + 16, weights(stop).replace(".00", "")
+            )
         )
     parts.append(_axis_name(box, "moving weights, logarithmic", 46))
     most = max(bubble.moving + bubble.frozen for bubble in bubbles)
-    places = [(box.at(math.log10(each.moving), each.value), radius(each, most)) for each in bubbles]
+    largest = _LARGEST if not any(bubble.number for bubble in bubbles) else _LARGEST_OF_MANY
+    places = [(box.at(math.log10(each.moving), each.value), radius(each, most, largest)) for each in bubbles]
     for bubble, (place, size) in sorted(zip(bubbles, places, strict=True), key=lambda pair: -pair[1][1]):
         parts.append(_bubble(bubble, place, size, box))
-    parts += _labels(bubbles, places, box)
+    named = [index for index, bubble in enumerate(bubbles) if not bubble.number]
+    parts += _labels([bubbles[index] for index in named], [places[index] for index in named], box)
+    parts += _numbers(bubbles, places, box)
     return svg(title, 560, 350, parts)
 
 
-def radius(bubble: Bubble, most: float) -> float:
+_LARGEST, _LARGEST_OF_MANY = 26.0, 9.0
+
+
+def radius(bubble: Bubble, most: float, largest: float = _LARGEST) -> float:
     """How large a bubble is drawn: its area stands for all weights, and none is too small to be seen."""
-    return max(4.0, 26 * math.sqrt((bubble.moving + bubble.frozen) / most))
+    return max(4.0, largest * math.sqrt((bubble.moving + bubble.frozen) / most))
+
+
+def number_key(bubble: Bubble) -> Markup:
+    """A bubble's number and colour, for a legend."""
+    return Markup('<svg class="key-number" viewBox="0 0 20 14" aria-hidden="true">{}</svg>').format(
+        _number(bubble, 10, 11, "middle")
+    )
 
 
 def weights(count: float) -> str:
@@ -212,9 +230,19 @@ def _axis_name(box: Box, name: str, below: float) -> Markup:
     )
 
 
-def _decades(counts: Sequence[float]) -> list[float]:
+def _log_ticks(counts: Sequence[float]) -> list[float]:
+    """Powers of ten around some counts; where they lie within one or two, twice and five times these too.
+
+    Example:
+        >>> _log_ticks([331_057, 1_249_216]), _log_ticks([3e5, 4e7])
+        ([200000.0, 500000.0, 1000000.0, 2000000.0], [100000.0, 1000000.0, 10000000.0, 100000000.0])
+    """
     low, high = math.floor(math.log10(min(counts))), math.ceil(math.log10(max(counts)))
-    return [float(decade) for decade in range(low, max(high, low + 1) + 1)]
+    steps = (1, 2, 5) if max(counts) < 30 * min(counts) else (1,)
+    found = [float(step * 10**decade) for decade in range(low, max(high, low + 1) + 1) for step in steps]
+    first = max(stop for stop in found if stop <= min(counts))
+    last = min(stop for stop in found if stop >= max(counts) and stop > first)
+    return [stop for stop in found if first <= stop <= last]
 
 
 def _bubble(bubble: Bubble, place: tuple[float, float], size: float, box: Box) -> Markup:
@@ -260,6 +288,48 @@ def _labels(bubbles: Sequence[Bubble], places: Sequence[tuple[tuple[float, float
                 )
             )
     return parts
+
+
+def _numbers(bubbles: Sequence[Bubble], places: Sequence[tuple[tuple[float, float], float]], box: Box) -> list[Markup]:
+    """Numbers close to their bubbles, each where the fewest bubbles and numbers stand already."""
+    parts: list[Markup] = []
+    taken: list[tuple[float, float]] = []
+    for bubble, ((x, y), size) in zip(bubbles, places, strict=True):
+        if not bubble.number:
+            continue
+        spots = [
+            (x + (size + reach) * math.cos(turn * math.pi / 4), y - (size + reach) * math.sin(turn * math.pi / 4))
+            for reach in (7 + 2 * len(str(bubble.number)), 17, 27, 37)
+            for turn in (0, 4, 1, 3, 7, 5, 2, 6)
+        ]
+        spot = min(spots, key=lambda spot: _crowd(spot, taken, places, box))  # the nearest of equals
+        taken.append(spot)
+        if math.dist(spot, (x, y)) > size + 12:
+            share = size / math.dist(spot, (x, y))
+            start = x + share * (spot[0] - x), y + share * (spot[1] - y)
+            parts.append(Markup('<path class="lead" d="M{:.1f} {:.1f}L{:.1f} {:.1f}"/>').format(*start, *spot))
+        parts.append(_number(bubble, spot[0], spot[1] + 3.5, "middle"))
+    return parts
+
+
+def _crowd(
+    spot: tuple[float, float],
+    taken: Sequence[tuple[float, float]],
+    places: Sequence[tuple[tuple[float, float], float]],
+    box: Box,
+) -> int:
+    """How much stands where a number would: numbers weigh more than bubbles."""
+    x, y = spot
+    outside = not (box.left + 6 <= x <= box.left + box.width - 6 and box.top + 6 <= y <= box.top + box.height - 6)
+    numbers = sum(abs(x - other) < 14 and abs(y - height) < 11 for other, height in taken)
+    return 100 * outside + 4 * numbers + sum(math.dist(spot, place) < size + 6 for place, size in places)
+
+
+def _number(bubble: Bubble, x: float, y: float, anchor: str) -> Markup:
+    colour = INK if bubble.paper else COLOURS[bubble.series % len(COLOURS)]
+    return Markup('<text class="number{}" x="{:.1f}" y="{:.1f}" text-anchor="{}" fill="{}">{}</text>').format(
+        " paper" * bubble.paper, x, y, anchor, colour, bubble.number
+    )
 
 
 def _floor(box: Box, name: str, height: float) -> Markup:

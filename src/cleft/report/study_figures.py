@@ -10,7 +10,7 @@ from markupsafe import Markup
 from cleft.report.grid import Grid, Number
 from cleft.report.headings import in_percent, in_words
 from cleft.report.paper import WEIGHTS, quoted
-from cleft.report.plots import Bubble, Stop, Track, bubble_chart, track_chart, track_key
+from cleft.report.plots import Bubble, Stop, Track, bubble_chart, number_key, track_chart, track_key
 from cleft.report.tables import FLOORS
 from cleft.types import StudyLine
 
@@ -46,7 +46,7 @@ def _weights_figure(grid: Grid) -> Figure | None:
                 bubbles.append(Bubble(row.label, moving, frozen, 100 * number.value, reach, False, series))
         if not bubbles or (len(bubbles) > 1 and len({bubble.moving for bubble in bubbles}) == 1):
             continue  # rows of one size, such as lengths of the context, tell nothing here
-        for row in grid.study.rows:
+        for row in grid.study.rows if grid.study.scale == "paper" else ():  # small towers lie decades away
             paper = quoted("table1", row.key, column.key, "accuracy")
             if paper is not None and row.key in WEIGHTS:
                 moving, frozen = WEIGHTS[row.key]
@@ -60,8 +60,19 @@ def _weights_figure(grid: Grid) -> Figure | None:
             caption += (
                 " Dashed and hollow: the accuracy that the paper prints, at weights worked out from its configurations."
             )
-        return Figure(title, bubble_chart(title, bubbles, unit="accuracy, %"), [], caption)
+        if len(bubbles) > _NAMED:
+            bubbles = _numbered(bubbles)
+        legend = [(number_key(bubble), bubble.name) for bubble in bubbles if bubble.number]
+        return Figure(title, bubble_chart(title, bubbles, unit="accuracy, %"), legend, caption)
     return None
+
+
+_NAMED = 7
+"""Most bubbles that stand beside their names; more have numbers and a key."""
+
+
+def _numbered(bubbles: Sequence[Bubble]) -> list[Bubble]:
+    return [bubble._replace(number=place) for place, bubble in enumerate(bubbles, 1)]
 
 
 def _length_figure(grid: Grid, column: StudyLine) -> Figure | None:
