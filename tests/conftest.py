@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import socket
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it for what runs in its background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).parents[2] / "shared"
 
