@@ -2,12 +2,21 @@
 
 import dataclasses
 import typing
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cleft.config import DataConfig, Settings, dump_settings, load_settings, merge_overrides, preset_names
+from cleft.config import (
+    DataConfig,
+    Settings,
+    dump_settings,
+    load_run_settings,
+    load_settings,
+    merge_overrides,
+    preset_names,
+)
 from cleft.config.loading import PRESETS
 from cleft.errors import ConfigError
 
@@ -184,3 +193,12 @@ def test_every_setting_has_a_docstring_in_the_help():
 def test_a_share_above_one_is_refused():
     with pytest.raises(ConfigError, match=r"data\.max_bad=2"):
         DataConfig(max_bad=2)
+
+
+def test_a_run_that_is_called_like_a_preset_keeps_its_own_settings(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("small").mkdir()
+    Path("small/config.yaml").write_text(dump_settings(load_settings("tiny", ["--seed", "7"])))
+    assert load_run_settings(Path("small"), ["--optim.lr", "0.5"]).seed == 7
+    with pytest.raises(ConfigError, match=r"demo is not a run folder: it holds no config\.yaml"):
+        load_run_settings(Path("demo"))

@@ -10,6 +10,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -401,9 +402,9 @@ def _pretrain(options: argparse.Namespace, words: list[str]) -> None:
 
 
 def _learn_context(options: argparse.Namespace, words: list[str]) -> None:
-    from cleft.config import load_settings
+    from cleft.config import load_run_settings
 
-    settings = load_settings(options.run, words)
+    settings = load_run_settings(options.run, words)
     folder = options.out or options.run.with_name(f"{options.run.name}-context")
     from cleft.learning.context import learn_context
 
@@ -411,14 +412,17 @@ def _learn_context(options: argparse.Namespace, words: list[str]) -> None:
 
 
 def _classify(options: argparse.Namespace, words: list[str]) -> None:
-    from cleft.config import load_settings
+    from cleft.config import load_run_settings
     from cleft.evaluation.asking import class_names
     from cleft.evaluation.classify import classify_and_ask, spread
     from cleft.evaluation.results import read_evaluation, spoken
+    from cleft.learning.protocols import without_idle
 
     given = {name: getattr(options, name) for name in ("mode", "protocol", "scoring", "blank", "fraction")}
     own = [f"--classify.{name}={value}" for name, value in given.items() if value is not None]
-    settings = load_settings(options.run, [*own, *words])
+    settings = load_run_settings(options.run, [*own, *words])
+    typed = {word.partition("=")[0].removeprefix("--classify.") for word in words}
+    settings = replace(settings, classify=without_idle(settings.classify, typed))
     folder = options.out or options.run.with_name(_name_head(options, settings.classify))
     paths = classify_and_ask(
         options.run,

@@ -4,7 +4,7 @@ import pytest
 
 from cleft.config import ClassifyConfig
 from cleft.errors import ConfigError
-from cleft.learning.protocols import follow_protocol, is_exact, optim_of
+from cleft.learning.protocols import follow_protocol, is_exact, optim_of, without_idle
 
 
 @pytest.mark.parametrize("mode", ["linear-probe", "fine-tune"])
@@ -30,6 +30,14 @@ def test_what_was_given_stays():
     config = follow_protocol(ClassifyConfig(mode="fine-tune", steps=50, lr=0.1, augment=False, choose="auc"))
     assert (config.steps, config.warmup_steps, config.lr, config.augment, config.choose) == (50, 5, 0.1, False, "auc")
     assert follow_protocol(config) == config
+
+
+def test_steps_of_a_preset_do_not_stand_in_the_way_of_a_solved_probe():
+    of_a_preset = ClassifyConfig(steps=200, warmup_steps=20, layer_decay=0.5, val_every=20)
+    assert without_idle(of_a_preset) == ClassifyConfig(val_every=20)
+    assert without_idle(of_a_preset, {"layer_decay"}) == ClassifyConfig(layer_decay=0.5, val_every=20)
+    in_steps = ClassifyConfig(protocol="paper", steps=200, warmup_steps=20, val_every=20)
+    assert without_idle(ClassifyConfig(**{**vars(in_steps), "layer_decay": 0.5})) == in_steps
 
 
 @pytest.mark.parametrize(

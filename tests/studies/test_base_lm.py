@@ -32,8 +32,10 @@ def test_it_is_read_as_a_published_model_is(learned):
     assert not any(weight.requires_grad for name, weight in tower.named_parameters() if not name.endswith(".rows"))
 
 
-def test_it_has_learned_the_captions(learned, tmp_path):
+def test_it_has_learned_the_captions_and_draws_no_bars(learned, tmp_path, capfd):
     first = learn_language_model(CAPTIONS, SHAPE, tmp_path / "first", steps=1)
+    build_text_tower(TextTowerConfig(model=str(first), adapt="frozen", max_tokens=32), CAPTIONS)
+    assert "it/s" not in capfd.readouterr().err
     losses = [json.loads((folder / "learned.json").read_text())["loss"] for folder in (first, learned)]
     assert losses[1] < 0.7 * losses[0]
 

@@ -167,7 +167,7 @@ def test_a_folder_of_other_settings_is_refused(finished, capsys):
 def test_a_plan_writes_nothing_and_knows_no_cost_yet(grid, words, tmp_path, capsys):
     assert main(["reproduce", grid, f"--out={tmp_path / 'study'}", "--plan", *words]) == 0
     said = capsys.readouterr().out
-    assert "lora           manifest/zero-shot         0 of 2 done; 6 steps, cost not known" in said
+    assert "  lora  manifest/zero-shot         0 of 2 done; 6 steps, cost not known" in said
     assert "to do: 4 x stage one, 4 x stage two, 6 x ask; cost not known" in said
     assert not (tmp_path / "study").exists()
 
@@ -176,6 +176,10 @@ def test_only_what_was_asked_for_is_run(grid, words, tmp_path, capsys):
     line = ["reproduce", grid, f"--out={tmp_path / 'study'}", "--seeds=1", "--only", "pla*", *words[:-1]]
     assert main(line) == 0
     assert states(tmp_path / "study") == {"lora": "planned", "plain": "done", "ia3": "planned"}
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].endswith("; 1 seed")
+    assert said[1].startswith("  plain manifest/zero-shot ")
+    assert said[2] == "  left out by --only: 2 cells"
     assert not (tmp_path / "study/runs/lora/seed-0/context").exists()
 
 

@@ -278,8 +278,7 @@ def test_dinov2_without_registers_stretches_its_positions_as_the_hub_does(tmp_pa
 def test_a_vit_is_brought_without_a_word_about_its_pooler(tmp_path, caplog, capfd):
     import_checkpoint(write_mrm(tmp_path), tmp_path / "ours", size=SIZE)
     told = caplog.text + capfd.readouterr().err
-    assert "pooler" not in told
-    assert "MISSING" not in told
+    assert told == ""  # and without a bar of transformers
 
 
 def test_a_zip_of_several_checkpoints_or_of_a_bomb_is_refused(tmp_path):

@@ -3,6 +3,7 @@
 from cleft.config.loading import (
     build_settings,
     dump_settings,
+    load_run_settings,
     load_settings,
     merge_overrides,
     plain_settings,
@@ -44,6 +45,7 @@ __all__ = [
     "TrainConfig",
     "build_settings",
     "dump_settings",
+    "load_run_settings",
     "load_settings",
     "merge_overrides",
     "plain_settings",

@@ -101,6 +101,20 @@ def load_settings(source: str | Path, overrides: Sequence[str] = ()) -> Settings
     return settings
 
 
+def load_run_settings(run: Path, overrides: Sequence[str] = ()) -> Settings:
+    """Builds the settings a run or a model folder was made with, and what was typed after it.
+
+    Raises:
+        ConfigError: If the folder holds no settings; and as `load_settings`.
+    """
+    if not (run / "config.yaml").is_file():
+        raise ConfigError(
+            f"{run} is not a run folder: it holds no config.yaml; give a folder that cleft pretrain, "
+            f"cleft learn-context, cleft classify or cleft import wrote"
+        )
+    return load_settings(run / "config.yaml", overrides)  # a folder may be called like a preset
+
+
 def merge_overrides(settings: Settings, overrides: Sequence[str]) -> Settings:
     """Returns settings with command-line words such as `--data.root <folder>` applied on top."""
     typed = _words(overrides)
@@ -186,7 +200,7 @@ def _find(source: str | Path) -> Path:
     if not path.is_file():
         raise ConfigError(
             f"no preset {str(source)!r}{nearest(str(source), preset_names())}, and no YAML file or run folder of that "
-            f"name; presets are {', '.join(preset_names())}"
+            f"name; cleft presets lists the presets"
         )
     return path
 

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from cleft.config import DataConfig, Settings, load_settings
+from cleft.config import DataConfig, Settings, load_run_settings
 from cleft.data import data_config
 from cleft.data.batches import eval_loader
 from cleft.data.counting import FEWEST_PATIENTS
@@ -130,7 +130,7 @@ class Question:
             DataError: If nothing can be asked of the images, or patients were trained on.
             CheckpointError: If the run reads no texts, or its weights are damaged.
         """
-        settings = run_settings(run)
+        settings = load_run_settings(run)
         check_reads_texts(run)
         words = find_wording(wording or settings.wording, self.config(settings).dataset)
         if phrases is not None:
@@ -404,20 +404,6 @@ def reversal_notes(results: Sequence[Result]) -> list[str]:
         f"Beware: {', '.join(low)} {lies} far below 0.5, which is chance: images that show a class are ranked behind "
         f"those that do not. Look whether labels or prompts are reversed."
     ]
-
-
-def run_settings(run: Path) -> Settings:
-    """The settings a run was made with.
-
-    Raises:
-        ConfigError: If the folder is not a run.
-    """
-    if not (run / "config.yaml").is_file():
-        raise ConfigError(
-            f"{run} is not a run folder: it holds no config.yaml; give a folder that cleft pretrain, "
-            f"cleft learn-context or cleft classify wrote"
-        )
-    return load_settings(run)
 
 
 def check_images(run: Path, model: ImageModel, settings: Settings) -> None:

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cleft.config import Settings
+from cleft.config import Settings, load_run_settings
 from cleft.data.batches import eval_loader
 from cleft.errors import CheckpointError, ConfigError
-from cleft.evaluation.asking import BATCH, CANNOT_BE_ASKED, Question, Scoring, check_images, run_settings, write_down
+from cleft.evaluation.asking import BATCH, CANNOT_BE_ASKED, Question, Scoring, check_images, write_down
 from cleft.evaluation.kept import keep
 from cleft.evaluation.metrics import Floats, finite
 from cleft.evaluation.questions import Blank
@@ -82,7 +82,7 @@ def evaluate_classify(
         CheckpointError: If the run has no head, is not finished or is damaged, or its tower has gone.
         NumericsError: If a feature or a score is not finite.
     """
-    settings = run_settings(run)
+    settings = load_run_settings(run)
     facts = _head(run)
     if task not in (None, settings.classify.mode):
         raise ConfigError(f"--task {task}: {run} was made with --mode {settings.classify.mode}; leave it out")

@@ -18,8 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cleft.config import load_run_settings
 from cleft.errors import ConfigError
-from cleft.evaluation.asking import Posed, run_settings
+from cleft.evaluation.asking import Posed
 from cleft.evaluation.metrics import Floats, finite
 from cleft.evaluation.questions import class_logits
 from cleft.evaluation.selection import Selection
@@ -49,7 +50,7 @@ def check_similarity(run: Path, similarity: Similarity) -> None:
     Raises:
         ConfigError: If the run is of a method that did not learn to hold them against each other in this way.
     """
-    method = run_settings(run).method
+    method = load_run_settings(run).method
     if similarity != "global" and method != "gloria":
         raise ConfigError(
             f"--similarity {similarity} holds words against regions as GLoRIA learns to; {run} is of method={method}, "

@@ -33,6 +33,7 @@ from cleft.learning.optim import moving_weights
 from cleft.learning.run import Run, is_first_rank, open_run, split_facts, texts_digest
 from cleft.learning.stops import StopFlag
 from cleft.learning.watch import kept_generators, seed_generators, step_seed
+from cleft.towers.adapt import told_moving
 from cleft.towers.checkpoint import save_model, weights_digest
 from cleft.towers.dual import DualEncoder, Pairs
 from cleft.towers.image_only import build_image_only, save_image_only
@@ -335,6 +336,7 @@ def _val_batches(material: Material, texts: Texts, settings: Settings) -> Callab
 def _describe(model: MethodModel, material: Material, captions: Sequence[str]) -> None:
     moving = sum(weight.numel() for weight in moving_weights(model).values())
     total = sum(weight.numel() for weight in model.parameters())
+    log.info("%s", told_moving(model.text_tower.lm, model.text_tower.config))
     log.info("%s of %s weights move", f"{moving:,}", f"{total:,}")
     log.info(
         "%s training images with %s distinct texts, %s for validation",

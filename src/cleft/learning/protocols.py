@@ -7,7 +7,7 @@ fine-tuning alike, and no more; what else had to be decided is in docs/decisions
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -34,6 +34,7 @@ _DEFAULTS: Mapping[tuple[str, str], Mapping[str, Any]] = MappingProxyType(
     }
 )
 """Mode and protocol to what a setting becomes that was left null; what is not named here does nothing there."""
+_OF_STEPS = ("batch_size", "steps", "warmup_steps", "lr", "weight_decay", "layer_decay", "augment")
 
 
 def is_exact(config: ClassifyConfig) -> bool:
@@ -49,6 +50,18 @@ def reads_once(config: ClassifyConfig) -> bool:
     return config.mode == "linear-probe" and not config.augment
 
 
+def without_idle(config: ClassifyConfig, typed: Collection[str] = ()) -> ClassifyConfig:
+    """Returns settings without those of a preset that do nothing with this mode and protocol, such as steps of a solve.
+
+    Args:
+        config: As read from a preset or a run.
+        typed: Names of settings that somebody typed: these stay, so that `follow_protocol` refuses them.
+    """
+    known = _DEFAULTS[config.mode, config.protocol]
+    kept = {*known, *typed, "warmup_steps"} if "steps" in known else {*known, *typed}
+    return dataclasses.replace(config, **{name: None for name in _OF_STEPS if name not in kept})
+
+
 def follow_protocol(config: ClassifyConfig) -> ClassifyConfig:
     """Fills in what mode and protocol say wherever a setting was left null.
 
@@ -60,7 +73,7 @@ def follow_protocol(config: ClassifyConfig) -> ClassifyConfig:
     given = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     steps = given["steps"] or defaults.get("steps")
     known = {**defaults, "warmup_steps": steps // 10} if steps else defaults
-    for name in ("batch_size", "steps", "warmup_steps", "lr", "weight_decay", "layer_decay", "augment"):
+    for name in _OF_STEPS:
         if given[name] is not None and name not in known:
             raise ConfigError(f"classify.{name}={given[name]} does nothing with {where}; leave it out")
     if is_exact(config) and config.choose == "last":

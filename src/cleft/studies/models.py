@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from cleft.config import dump_settings, load_settings
+from cleft.config import dump_settings, load_run_settings
 from cleft.errors import CheckpointError, CleftError, ConfigError
 from cleft.learning.files import read_json, write_json, write_whole
 from cleft.learning.sources import check_source
@@ -120,7 +120,7 @@ def read_model(folder: Path) -> Model:
     if head_facts(folder) is not None:
         raise ConfigError(f"{folder} is a head on the tower of another run; give the run of that tower")
     if (folder / "config.yaml").is_file():
-        settings = load_settings(folder)
+        settings = load_run_settings(folder)
         check_source(folder, settings, folder / "row", what="a row")
         weights = weights_digest(folder)
         description = peek_description(folder)

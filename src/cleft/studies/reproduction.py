@@ -85,16 +85,22 @@ class Reproduction:
         """The plan in words: each cell, what is missing, what is left and what that costs."""
         told: list[str] = []
         for plan, _ in self.plans:
-            told.append(f"{plan.title} ({plan.scale}); {self.given.seeds} seeds")
+            told.append(f"{plan.title} ({plan.scale}); {_many(self.given.seeds, 'seed')}")
             cells = [(plan.name, row.key, column.key) for row in plan.rows for column in plan.columns]
-            told += [self._cell_line(cell) for cell in cells if cell in self.work.cells]
+            asked = [cell for cell in cells if self._is_wanted(cell)]
+            there = [cell for cell in asked if cell in self.work.cells]
+            width = max((len(row) for _, row, _ in there), default=0)
+            told += [self._cell_line(cell, width) for cell in there]
             reasons: dict[str, list[str]] = {}
-            for cell in cells:
+            for cell in asked:
                 if cell not in self.work.cells:
                     reasons.setdefault(": ".join(self.work.lacking[cell]), []).append(cell[1])
             told += [
-                f"  {reason}: {len(rows)} cells ({', '.join(dict.fromkeys(rows))})" for reason, rows in reasons.items()
+                f"  {reason}: {_many(len(rows), 'cell')} ({', '.join(dict.fromkeys(rows))})"
+                for reason, rows in reasons.items()
             ]
+            if len(asked) < len(cells):
+                told.append(f"  left out by --only: {_many(len(cells) - len(asked), 'cell')}")
         left = list(self.left.values())
         told.append(f"to do: {counted(left, KINDS) or 'nothing'}; {told_cost(left, self.times)}")
         return told
@@ -216,16 +222,14 @@ class Reproduction:
             facts["seconds"] = round(sum(second or 0.0 for second in seconds) / self.given.seeds, 1)
         return facts
 
-    def _cell_line(self, cell: Cell) -> str:
-        place = f"  {cell[1]:14} {cell[2]:26}"
+    def _cell_line(self, cell: Cell, width: int) -> str:
+        place = f"  {cell[1]:{width}} {cell[2]:26}"
         names = self.work.cells[cell]
         done = sum(self._answers[name] is not None for name in names)
         steps = [step for name, step in self.left.items() if name in self._before(names)]
         if done == len(names):
             return f"{place} done"
-        if not steps:
-            return f"{place} {done} of {len(names)} done; the rest is left out by --only"
-        return f"{place} {done} of {len(names)} done; {len(steps)} steps, {told_cost(steps, self.times)}"
+        return f"{place} {done} of {len(names)} done; {_many(len(steps), 'step')}, {told_cost(steps, self.times)}"
 
     def _questions(self) -> dict[str, Step]:
         names = {name for names in self.work.cells.values() for name in names}
@@ -286,6 +290,10 @@ class Reproduction:
 
 
 _TRAINING = ("pretrain", "context")
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def _check_one_split(heading: str, paths: Sequence[Path]) -> None:

@@ -6,7 +6,6 @@ The only file that imports `peft`, and only when an adapter is built, for that i
 from __future__ import annotations
 
 import inspect
-import logging
 import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -24,11 +23,9 @@ from cleft.towers.rows import TrainedRows
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
 
-LOG = logging.getLogger(__name__)
-
 
 def adapt(model: LanguageModel, config: TextTowerConfig, tokens: Sequence[int] = ()) -> LanguageModel:
-    """Lets the right weights of a language model move, and logs how many.
+    """Lets the right weights of a language model move.
 
     Args:
         model: The model; it is changed in place.
@@ -51,16 +48,14 @@ def adapt(model: LanguageModel, config: TextTowerConfig, tokens: Sequence[int] =
             raise ConfigError(f"text.gradient_checkpointing: a {model.config.model_type!r} has none; switch it off")
         # The re-entrant form gives no gradient at all behind a frozen embedding.
         model.model.activation_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def told_moving(model: LanguageModel, config: TextTowerConfig) -> str:
+    """Returns a sentence about how many weights of an adapted language model move."""
     moving = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     total = sum(weight.numel() for weight in model.parameters())
-    LOG.info(
-        "text tower (%s): %s of %s weights move (%.3g %%)",
-        config.adapt,
-        f"{moving:,}",
-        f"{total:,}",
-        100 * moving / total,
-    )
-    return model
+    return f"text tower ({config.adapt}): {moving:,} of {total:,} weights move ({100 * moving / total:.3g} %)"
 
 
 def _lora(model: LanguageModel, config: TextTowerConfig) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cleft.errors import CheckpointError
+from cleft.towers.hub import without_bars
 from cleft.towers.weights import listed
 
 
@@ -29,15 +30,16 @@ def in_current_names(model: Any, weights: Mapping[str, Tensor]) -> dict[str, Ten
     if any(name.startswith("pooler.") for name in weights):
         pooler = {}
     loaded: Any
-    loaded, info = type(model).from_pretrained(
-        None,
-        config=model.config,
-        state_dict=dict(weights),
-        dtype=torch.float32,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # they are refused below, by name
-        **({"add_pooling_layer": False} if pooler else {}),
-    )
+    with without_bars():
+        loaded, info = type(model).from_pretrained(
+            None,
+            config=model.config,
+            state_dict=dict(weights),
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            **({"add_pooling_layer": False} if pooler else {}),
+        )
     missing = set(map(str, info["missing_keys"]))
     for what, found in (
         ("missing", missing - idle.keys()),

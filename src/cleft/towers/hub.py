@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import difflib
 import ssl
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 from urllib.error import HTTPError, URLError
@@ -20,6 +21,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.utils.logging import set_tqdm_hook
 
 from cleft.errors import CheckpointError, ConfigError
 
@@ -101,12 +103,23 @@ def pretrained_model(
         CheckpointError: If they cannot be read or do not fit the configuration.
     """
     try:
-        loaded, info = AutoModel.from_pretrained(model, config=config, dtype=dtype, output_loading_info=True)
+        with without_bars():
+            loaded, info = AutoModel.from_pretrained(model, config=config, dtype=dtype, output_loading_info=True)
     except OSError as error:
         raise _not_found(model, setting, error) from error
     except Exception as error:  # whatever reader the files ask for, with its own exceptions
         raise CheckpointError(f"{setting}={model!r}: {_why_unreadable(error)}") from error
     return cast("PreTrainedModel", loaded), {str(name) for name in info["missing_keys"]}
+
+
+@contextmanager
+def without_bars() -> Generator[None]:
+    """Keeps transformers from drawing bars while it moves weights between memory and disk; downloads keep theirs."""
+    before = set_tqdm_hook(lambda make, given, named: make(*given, **{**named, "disable": True}))
+    try:
+        yield
+    finally:
+        set_tqdm_hook(before)
 
 
 def find_weights(model: str, setting: str) -> None:
