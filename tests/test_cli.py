@@ -277,6 +277,7 @@ def test_an_imported_model_says_what_it_needs_to_be_evaluated(shared, walk, tmp_
         (["pretrain", "tiny", "--data.root", "{tmp}", "--run", "{tmp}/run"], 3, "train.csv"),
         (["learn-context", "{tmp}"], 2, "is not a run folder: it holds no config.yaml"),
         (["classify", "{tmp}/nowhere"], 2, "nowhere is not a run folder"),
+        (["pretrain", "mgca"], 2, "no preset 'mgca'; did you mean 'baseline-mgca'?"),
         (["pretrain", "runs/gone"], 2, "and no YAML file or run folder of that name; cleft presets lists the presets"),
         (["evaluate", "{tmp}"], 2, "config.yaml"),
         (["evaluate", "{one}", "--classes", "Oedema"], 2, "Edema"),

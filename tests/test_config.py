@@ -135,7 +135,7 @@ def test_a_wrong_file_is_refused_with_its_place(tmp_path, text, sentence):
         (["text.rank=4"], "unexpected word"),
         (["--text.rank", "0"], r"text\.rank=0 must lie between 1"),
         (["--optim.warmup_steps", "20"], "leaves no step to decay in"),
-        (["--train.batch_size", "1"], "at least 2 pairs"),
+        (["--train.batch_size", "1"], "at least 2 pairs; set it to 2 or more"),
         (["--text.train_embeddings", "maybe"], "train_embeddings='maybe' must be"),
         (["--images.mean", "0.5"], "images.mean"),
         (["--text.prefix_length", "10"], "does nothing here: text.adapt is 'lora'"),

@@ -6,6 +6,7 @@ import argparse
 import errno
 import logging
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -27,6 +28,10 @@ from a folder of images to a page:
   cleft learn-context runs/first
   cleft evaluate runs/first-context --task zero-shot
   cleft report runs/first runs/first-context --out report.html
+
+exit codes:
+  0 done, 1 a part of a study failed, 2 a setting, 3 data, 4 weights, 5 a number that is not finite,
+  6 disk or memory, 130 and 143 stopped (the same command goes on)
 
 Not a medical device. Nothing leaves this machine.
 """
@@ -114,6 +119,11 @@ def _say(sentence: str, code: int, *, debug: bool) -> int:
         traceback.print_exc()
     print(f"error: {sentence}", file=sys.stderr)
     return code
+
+
+def _typed(path: Path) -> str:
+    """A path as it is typed, with quotes where it needs them."""
+    return shlex.quote(str(path))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -278,12 +288,16 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="a file of the authors' release or of another system's, or the folder of one; nothing in it is run",
     )
-    bring.add_argument("--method", help="whose it is, such as gloria; by default it is recognised by its weights")
-    bring.add_argument("--out", type=Path, required=True)
+    bring.add_argument(
+        "--method",
+        help="whose it is, such as gloria; by default it is recognised by its weights (CLIP's own names do not tell: "
+        "openai-clip, open-clip, chexzero or pubmedclip)",
+    )
+    bring.add_argument("--out", type=Path, required=True, help="model folder to write")
     bring.add_argument(
         "--tokenizer",
         type=Path,
-        help="folder of the language model's tokenizer; for CLIP also its bpe_simple_vocab_16e6.txt.gz",
+        help="folder or hub name of the language model's tokenizer; for CLIP also its bpe_simple_vocab_16e6.txt.gz",
     )
     bring.add_argument("--text-model", help="hub name or folder of the language model, if the checkpoint lacks it")
     bring.add_argument(
@@ -395,10 +409,12 @@ def _pretrain(options: argparse.Namespace, words: list[str]) -> None:
             f"{options.preset}: its settings are taken and none of its weights; training begins anew", file=sys.stderr
         )
     if settings.method == "image-only":
-        print(f"{pretrain(settings, folder)}: an image tower, nothing was trained; next: cleft classify {folder}")
+        print(
+            f"{pretrain(settings, folder)}: an image tower, nothing was trained; next: cleft classify {_typed(folder)}"
+        )
         return
     following = "classify" if settings.method == "mrm" else "learn-context"
-    print(f"{pretrain(settings, folder)}: stage one is complete; next: cleft {following} {folder}")
+    print(f"{pretrain(settings, folder)}: stage one is complete; next: cleft {following} {_typed(folder)}")
 
 
 def _learn_context(options: argparse.Namespace, words: list[str]) -> None:
@@ -408,7 +424,9 @@ def _learn_context(options: argparse.Namespace, words: list[str]) -> None:
     folder = options.out or options.run.with_name(f"{options.run.name}-context")
     from cleft.learning.context import learn_context
 
-    print(f"{learn_context(options.run, settings, folder)}: stage two is complete; next: cleft evaluate {folder}")
+    print(
+        f"{learn_context(options.run, settings, folder)}: stage two is complete; next: cleft evaluate {_typed(folder)}"
+    )
 
 
 def _classify(options: argparse.Namespace, words: list[str]) -> None:
@@ -439,7 +457,7 @@ def _classify(options: argparse.Namespace, words: list[str]) -> None:
         print(f"{path.parents[1]}, seed {evaluation.training_seed}:")
         print("\n".join(f"  {line}" for line in spoken(evaluation)))
     print("\n".join(spread(evaluations)), end="\n" * (len(paths) > 1))
-    print(f"next: cleft report {' '.join(str(path.parents[1]) for path in paths)}")
+    print(f"next: cleft report {' '.join(_typed(path.parents[1]) for path in paths)}")
 
 
 def _name_head(options: argparse.Namespace, config: ClassifyConfig) -> str:
@@ -463,7 +481,7 @@ def _evaluate(options: argparse.Namespace, words: list[str]) -> None:
         return _evaluate_against(options)
     path = _ask(options, options.run)
     print("\n".join(spoken(read_evaluation(path))))
-    print(f"{path}; next: cleft report {options.run}")
+    print(f"{path}; next: cleft report {_typed(options.run)}")
 
 
 def _evaluate_against(options: argparse.Namespace) -> None:
@@ -476,7 +494,7 @@ def _evaluate_against(options: argparse.Namespace) -> None:
     asked = f"cleft evaluate {options.run.name}" if options.run.suffix == ".json" else read_evaluation(first).command
     found = compare(first, second, command=f"{asked} --against {options.against.resolve().name}")
     print("\n".join(spoken_comparison(found)))
-    print(f"{write_comparison(found, first.parent.parent)}; next: cleft report {first.parent.parent}")
+    print(f"{write_comparison(found, first.parent.parent)}; next: cleft report {_typed(first.parent.parent)}")
 
 
 _HEADS = ("linear-probe", "fine-tune")
@@ -565,9 +583,10 @@ def _reproduce(options: argparse.Namespace, words: list[str]) -> int:
 
 
 def _import(options: argparse.Namespace, words: list[str]) -> None:
+    from cleft.config import load_run_settings
     from cleft.towers.checkpoint import is_image_only
     from cleft.towers.folders import peek_description
-    from cleft.towers.published.importing import import_checkpoint
+    from cleft.towers.published.importing import import_checkpoint, told_reading
 
     out = import_checkpoint(
         options.checkpoint,
@@ -577,19 +596,20 @@ def _import(options: argparse.Namespace, words: list[str]) -> None:
         text_model=options.text_model,
         size=options.size,
     )
+    print(f"{out}: {told_reading(load_run_settings(out))}")
     description = peek_description(out)
     if is_image_only(description):
-        print(f"{out} is an image tower; next: cleft classify {out} --data chexpert:<folder> --allow-overlap")
+        print(f"{out} is an image tower; next: cleft classify {_typed(out)} --data chexpert:<folder> --allow-overlap")
     elif description["token_ids"]:
         print(f"{out} reads token ids alone; for sentences import again with --tokenizer <folder>")
     else:
-        print(f"{out} is a model; next: cleft evaluate {out} --data chexpert:<folder> --allow-overlap")
+        print(f"{out} is a model; next: cleft evaluate {_typed(out)} --data chexpert:<folder> --allow-overlap")
 
 
 def _data_template(options: argparse.Namespace, words: list[str]) -> None:
     from cleft.data.readers.manifest import write_template
 
-    print(f"{write_template(options.folder)}: fill it in, then: cleft data check manifest {options.folder}")
+    print(f"{write_template(options.folder)}: fill it in, then: cleft data check manifest {_typed(options.folder)}")
 
 
 def _data_check(options: argparse.Namespace, words: list[str]) -> int:
@@ -694,10 +714,10 @@ def _data_phantoms(options: argparse.Namespace, words: list[str]) -> None:
         root = write_mammograms(
             options.folder, patients=_or(options.patients, 300), seed=seed, size=_or(options.size, 384)
         )
-        print(f"{root}: mammograms are drawn; next: cleft data check embed {root}")
+        print(f"{root}: mammograms are drawn; next: cleft data check embed {_typed(root)}")
         return
     root = write_phantoms(options.folder, patients=_or(options.patients, 600), seed=seed, size=_or(options.size, 320))
-    print(f"{root}: phantoms are drawn; next: cleft pretrain demo --data.root {root}")
+    print(f"{root}: phantoms are drawn; next: cleft pretrain demo --data.root {_typed(root)}")
 
 
 def _or(given: int | None, usual: int) -> int:
@@ -722,7 +742,7 @@ def _presets(options: argparse.Namespace, words: list[str]) -> None:
     from cleft.config import preset_summaries
 
     for name, summary in preset_summaries().items():
-        print(f"{name:18} {summary}")
+        print(f"{name:22} {summary}")
 
 
 def _doctor(options: argparse.Namespace, words: list[str]) -> int:

@@ -11,7 +11,7 @@ from tests.fakes.untrained import CLASSES, untrained_rows, write_untrained_runs
 
 from cleft.config import load_settings
 from cleft.data.prompts import absent_prompt, class_prompt
-from cleft.errors import ConfigError, DataError
+from cleft.errors import CheckpointError, ConfigError, DataError
 from cleft.evaluation.compare import compare
 from cleft.evaluation.kept import read_kept
 from cleft.evaluation.results import read_evaluation
@@ -167,6 +167,11 @@ def test_h7_a_run_that_does_not_say_its_patients_is_not_trusted(home, tmp_path):
         ask(run)
     _, found = ask(run, allow_overlap=True)
     assert "does not say which patients it was trained on" in found.notes[0]
+    (run / "model.json").unlink()
+    with pytest.raises(
+        CheckpointError, match=r"silent is not finished: it holds no model\.json; go on with the command"
+    ):
+        ask(run)
 
 
 def test_other_weights_are_scored_anew(home, tmp_path):

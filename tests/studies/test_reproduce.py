@@ -224,6 +224,10 @@ def test_a_cell_whose_loss_is_not_finite_has_a_code_of_its_own(words, tmp_path, 
             "'zeroshot' is no task; did you mean 'zero-shot'",
         ),
         ("columns: [manifst/zero-shot]\nrows:\n  a: {preset: tiny}\n", "nothing to ask about; did you mean 'manifest'"),
+        (
+            "columns: [manifest/zero-shot, manifest/zero-shot]\nrows:\n  a: {preset: tiny}\n",
+            "line 1: column 'manifest/zero-shot' stands twice; leave one of them out",
+        ),
         ("columns: [manifest/fine-tune/2]\nrows:\n  a: {preset: tiny}\n", "above 0 and not above 1"),
         ("columns: [manifest/zero-shot/0.1]\nrows:\n  a: {preset: tiny}\n", "nothing is learned from"),
         (
@@ -264,7 +268,7 @@ def test_a_wrong_grid_is_refused_with_its_place(tmp_path, capsys, text, sentence
     ("more", "code", "sentence"),
     [
         (["--data=chexprt=/tmp"], 2, "'chexprt=/tmp' is not a data set and its folder; did you mean 'chexpert'"),
-        (["--data=chexpert"], 2, "is not a data set and its folder"),
+        (["--data=chexpert"], 2, "'chexpert' is not a data set and its folder; write chexpert=<folder>"),
         (["--data=chexpert=/nowhere/at/all"], 2, "there is no folder /nowhere/at/all"),
         (["--only=nobody"], 2, "--only 'nobody' fits no row and no cell such as random-vit/chexpert/zero-shot"),
         (["--seeds=0"], 2, "--seeds 0: give 1 or more"),

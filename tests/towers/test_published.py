@@ -16,18 +16,24 @@ from tests.fakes.published import (
     medclip_state,
     mgca_state,
     mrm_state,
+    native_clip_state,
+    token_count,
     write_gloria,
+    write_jit_archive,
     write_lightning,
+    write_merges,
     write_tokenizer,
     write_zip,
 )
 from torch.nn import functional
 
+from cleft.config import load_run_settings
 from cleft.errors import CheckpointError, ConfigError
 from cleft.towers.checkpoint import load_model
 from cleft.towers.container import Unread, read_foreign
 from cleft.towers.image_only import load_image_only
-from cleft.towers.published.importing import import_checkpoint
+from cleft.towers.published.importing import import_checkpoint, told_reading
+from cleft.towers.tokens import learn_tokenizer
 
 
 def images():
@@ -305,6 +311,42 @@ def test_foreign_settings_are_passed_over_and_no_file_without_leave(tmp_path):
     assert isinstance(read_foreign(path, foreign=True)["hyper_parameters"], Unread)
 
 
+def test_a_zip_without_a_checkpoint_of_torch_is_named_as_it_was_given(tmp_path):
+    path = tmp_path / "theirs.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", "x")
+    with pytest.raises(
+        CheckpointError, match=r"theirs\.zip is a zip that holds no checkpoint of torch, but readme\.txt"
+    ):
+        import_checkpoint(path, tmp_path / "ours")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("inner/weights.bin", "torn")
+    with pytest.raises(CheckpointError, match=r"^\S+/theirs\.zip \(weights\.bin\) is not a checkpoint of torch"):
+        import_checkpoint(path, tmp_path / "ours")
+
+
+def test_a_method_is_known_in_any_case_and_a_slip_of_the_pen_is_told(tmp_path):
+    path = write_mrm(tmp_path)
+    assert import_checkpoint(path, tmp_path / "ours", size=SIZE, method="MRM").is_dir()
+    with pytest.raises(
+        ConfigError, match=r"--method 'mcga' is nobody's whose files are read; did you mean 'mgca'\?; known"
+    ):
+        import_checkpoint(path, tmp_path / "theirs", method="mcga")
+
+
+def test_how_a_model_reads_is_told_in_one_line(tmp_path):
+    of_mrm = import_checkpoint(write_mrm(tmp_path), tmp_path / "ours", size=SIZE)
+    assert told_reading(load_run_settings(of_mrm)) == (
+        "reads images of 112 pixels, brought to 56 (mean 0.498, deviation 0.245)"
+    )
+    path = write_jit_archive(tmp_path / "ViT.pt", native_clip_state())
+    merges = write_merges(tmp_path / "bpe_simple_vocab_16e6.txt.gz")
+    of_clip = import_checkpoint(path, tmp_path / "clip", tokenizer=merges)
+    said = told_reading(load_run_settings(of_clip))
+    assert "(mean 0.481 0.458 0.408, deviation 0.269 0.261 0.276); texts of up to 24 tokens; temperature 0.0143" in said
+    assert said.endswith("activation quick_gelu")
+
+
 def test_a_file_of_one_method_given_as_another_is_named_for_what_it_is(tmp_path):
     with pytest.raises(
         CheckpointError, match=r"is a checkpoint of MGCA, not of gloria: it holds prototype_layer.weight"
@@ -356,6 +398,32 @@ def test_weights_that_do_not_find_their_place_are_listed(tmp_path, change, sente
     with pytest.raises(CheckpointError, match=rf"vit_base.ckpt, read as a checkpoint of MGCA: .*{sentence}"):
         mgca(tmp_path, state)
     assert not (tmp_path / "ours").exists()
+
+
+def test_a_tokenizer_that_is_none_or_another_kind_is_refused_at_once(tmp_path):
+    path = write_lightning(tmp_path / "theirs.ckpt", mgca_state())
+    causal = learn_tokenizer(TEXTS, causal=True)
+    causal.save_pretrained(tmp_path / "causal")
+    (tmp_path / "empty").mkdir()
+    for tokenizer, sentence in {
+        path: r"the tokenizer '\S+theirs\.ckpt' is a file; give the folder that holds its tokenizer\.json",
+        tmp_path / "empty": r"no tokenizer at '\S+empty': it holds none of tokenizer\.json, ",
+        tmp_path
+        / "nowhere": "it is neither a folder, nor in the local cache, nor can it be downloaded; give the folder",
+        tmp_path
+        / "causal": "puts no token in front of a text, as that of MGCA does; give .* such as emilyalsentzer/Bio",
+    }.items():
+        with pytest.raises(CheckpointError, match=sentence):
+            import_checkpoint(path, tmp_path / "ours", tokenizer=tokenizer)
+    assert not (tmp_path / "ours").exists()
+
+
+def test_a_smaller_tokenizer_is_warned_of(tmp_path, caplog):
+    smaller = learn_tokenizer(TEXTS[1:2], causal=False)
+    smaller.save_pretrained(tmp_path / "small")
+    path = write_lightning(tmp_path / "theirs.ckpt", mgca_state())
+    import_checkpoint(path, tmp_path / "ours", size=SIZE, tokenizer=tmp_path / "small")
+    assert f"small' has {len(smaller)} tokens and the language model {token_count()}; make sure" in caplog.text
 
 
 def test_a_larger_tokenizer_is_refused(tmp_path):

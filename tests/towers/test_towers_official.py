@@ -100,7 +100,11 @@ def test_a_named_language_model_takes_the_place_of_one_inside(tmp_path):
         (lambda s: s.update({"img_encoder_q.model.blocks.999999999.ls1.gamma": torch.ones(1)}), "not numbered 0, 1"),
         (lambda s: s.update({"img_encoder_q.model.blocks.0.attn.qkv.bias": torch.ones(2)}), "1 weights have no place"),
         (lambda s: s.update(logit_scale=torch.tensor(torch.nan)), "1 with NaN or infinity: logit_scale"),
-        (lambda s: s.update(logit_scale=3.0), "1 entries of its state_dict are no tensors"),
+        (lambda s: s.update(logit_scale=3.0), "1 entries of its state_dict are no tensors with a name"),
+        (
+            lambda s: s.update({3: torch.ones(1)}),
+            r"no tensors with a name, first \['3'\]; give a file of weights alone",
+        ),
         (lambda s: s.pop("img_encoder_q.global_embed.bias"), "the bias of a linear projection"),
     ],
 )
@@ -204,12 +208,20 @@ def test_one_number_that_claims_to_be_a_billion_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
-    [(b"", "not a checkpoint of torch 1.6"), (b"\x80\x02}q\x00.", "without a container, which are not opened")],
+    [
+        (b"", "not a checkpoint of torch 1.6 .* copy it again if it was cut off"),
+        (b"\x80\x02}q\x00.", "without a container, which are not opened"),
+    ],
 )
 def test_what_is_no_container_is_refused(tmp_path, content, sentence):
     (tmp_path / "x.ckpt").write_bytes(content)
     with pytest.raises(CheckpointError, match=sentence):
         import_official(tmp_path / "x.ckpt", tmp_path / "ours")
+
+
+def test_a_language_model_beside_that_of_the_file_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="--text-model gpt2: the checkpoint holds its language model; leave it out"):
+        import_official(write_official(tmp_path / "theirs.ckpt"), tmp_path / "ours", text_model="gpt2")
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -246,7 +258,7 @@ def test_a_run_does_not_lose_its_weights_to_an_import(tmp_path):
 @pytest.mark.parametrize("content", [[1, 2], {"weights": 1}, {"state_dict": {}}])
 def test_a_file_without_weights_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "x.ckpt")
-    with pytest.raises(CheckpointError, match=r"not a dictionary of weights|has no state_dict"):
+    with pytest.raises(CheckpointError, match=r"not a dictionary of weights; give a|has no state_dict with weights; "):
         import_official(tmp_path / "x.ckpt", tmp_path / "ours")
 
 

@@ -198,8 +198,10 @@ def _find(source: str | Path) -> Path:
     if path.is_dir():
         path = path / "config.yaml"
     if not path.is_file():
+        known = preset_names()
+        near = f"; did you mean 'baseline-{source}'?" if f"baseline-{source}" in known else nearest(str(source), known)
         raise ConfigError(
-            f"no preset {str(source)!r}{nearest(str(source), preset_names())}, and no YAML file or run folder of that "
+            f"no preset {str(source)!r}{near}, and no YAML file or run folder of that "
             f"name; cleft presets lists the presets"
         )
     return path

@@ -484,7 +484,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.batch_size < 2:
             raise ConfigError(
-                f"train.batch_size={self.batch_size}: a contrastive loss needs at least 2 pairs to compare"
+                f"train.batch_size={self.batch_size}: images are told apart, which needs at least 2 pairs; set it to 2 "
+                f"or more"
             )
         for name in ("devices", "nodes", "val_every", "save_every", "log_every"):
             _check_range(f"train.{name}", getattr(self, name), 1, 10**9)

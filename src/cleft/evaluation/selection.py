@@ -20,8 +20,9 @@ from cleft.data.splits.draws import ids_digest
 from cleft.data.splits.leaks import leak_notes
 from cleft.data.splits.per_class import PER_PATIENT, balanced, class_patients
 from cleft.data.splits.recipes import split_records
-from cleft.errors import ConfigError, DataError
+from cleft.errors import CheckpointError, ConfigError, DataError
 from cleft.learning.run import people_of, seen_patients
+from cleft.towers.folders import DESCRIPTION
 from cleft.types import Reading, Record, Splits
 
 Part = Literal["train", "val", "test", "all"]
@@ -184,6 +185,7 @@ def _overlap(run: Path, people: str, records: Sequence[Record], *, allowed: bool
 
     Raises:
         DataError: If there are such patients, or nobody can tell, and that is not allowed.
+        CheckpointError: If nobody can tell because nothing was learned yet.
     """
     patients = {record.patient for record in records}
     try:
@@ -191,6 +193,10 @@ def _overlap(run: Path, people: str, records: Sequence[Record], *, allowed: bool
     except DataError as error:
         if error.reason != "unknown-training":
             raise
+        if not (run / DESCRIPTION).is_file():
+            raise CheckpointError(
+                f"{run} is not finished: it holds no {DESCRIPTION}; go on with the command it was begun with"
+            ) from error
         if not allowed:
             raise DataError(
                 f"{error}; --allow-overlap scores these all the same and says so", reason=error.reason

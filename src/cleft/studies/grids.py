@@ -77,6 +77,9 @@ def read_grid(path: Path, *, scale: Scale = "paper") -> Plan:
         questions = tuple(column(str(text)) for text in columns)
     except ConfigError as error:
         raise ConfigError(f"{path}, line {file.lines['columns']}: {error}") from error
+    twice = next((each.key for number, each in enumerate(questions) if each in questions[:number]), None)
+    if twice is not None:
+        raise ConfigError(f"{path}, line {file.lines['columns']}: column {twice!r} stands twice; leave one of them out")
     title, reference = file.tree.get("title"), str(file.tree.get("against", ""))
     reference = model_key(reference) if reference in models else reference
     plan = Plan(

@@ -115,8 +115,9 @@ def _data(words: Sequence[str]) -> dict[str, Path]:
     for word in words:
         name, _, folder = word.partition("=")
         if name not in DATASETS or not folder:
+            near = "" if name in DATASETS else nearest(name, list(DATASETS))
             raise ConfigError(
-                f"--data {word!r} is not a data set and its folder{nearest(name, list(DATASETS))}; write "
+                f"--data {word!r} is not a data set and its folder{near}; write "
                 f"{' or '.join(f'{known}=<folder>' for known in DATASETS)}"
             )
         if name in found:

@@ -153,7 +153,8 @@ class Reproduction:
                 write_whole(folder / FILE, to_json(self.study(plan, folder)).encode(), mode=0o644)
             except OSError as error:
                 raise ResourceError(
-                    f"cannot write {folder / FILE} ({error.strerror}); make room on the disk"
+                    f"cannot write {folder / FILE} ({error.strerror}); make room on the disk, or choose "
+                    f"another folder with --out"
                 ) from error
 
     def study(self, plan: Plan, folder: Path) -> Study:

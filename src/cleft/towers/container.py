@@ -72,7 +72,9 @@ def read_foreign(path: Path, *, foreign: bool = False) -> Mapping[str, Any]:
     _check_bytes(path)
     content = load_plain(path, path, (lambda: _unread(path)) if foreign else list)
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dictionary of weights")
+        raise CheckpointError(
+            f"{path} holds a {type(content).__name__}, not a dictionary of weights; give a file of weights by name"
+        )
     return cast("dict[str, Any]", content)
 
 
@@ -157,14 +159,14 @@ def check_container(path: Path) -> None:
         CheckpointError: If it is not.
     """
     if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}; give the .ckpt file itself")
+        raise CheckpointError(f"no checkpoint at {path}; give its file, or the folder that holds it")
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise CheckpointError(
-            f"{path} is not a checkpoint of torch 1.6 or later ({_first_line(error)}); older ones are pickles "
-            f"without a container, which are not opened"
+            f"{path} is not a checkpoint of torch 1.6 or later ({_first_line(error)}): copy it again if it was cut "
+            f"off; older ones are pickles without a container, which are not opened"
         ) from error
     if any(entry.filename.endswith("/constants.pkl") for entry in entries):
         raise CheckpointError(
@@ -172,6 +174,11 @@ def check_container(path: Path) -> None:
             f"alone"
         )
     check_stored(entries, path)
+    if not any(entry.filename.endswith("data.pkl") for entry in entries):
+        names = ", ".join(entry.filename for entry in entries[:3]) or "nothing"
+        raise CheckpointError(
+            f"{path} is a zip that holds no checkpoint of torch, but {names}; give the file of weights"
+        )
 
 
 def check_stored(entries: Sequence[zipfile.ZipInfo], path: Path) -> None:
@@ -208,11 +215,15 @@ def tensors_of(content: Mapping[str, Any], path: Path, place: str = "state_dict"
     """
     state = content.get(place)
     if not isinstance(state, dict) or not state:
-        raise CheckpointError(f"{path} has no {place}; found {sorted(map(str, content))[:5]}")
+        found = f"found {sorted(map(str, content))[:5]}" if place not in content else "it is empty"
+        raise CheckpointError(f"{path} has no {place} with weights; {found}; give the file of the weights")
     named = cast("dict[str, Any]", state)
-    odd = [str(name) for name, value in named.items() if not isinstance(value, Tensor)]
+    odd = [str(name) for name, value in named.items() if not (type(name) is str and isinstance(value, Tensor))]
     if odd:
-        raise CheckpointError(f"{path}: {len(odd)} entries of its {place} are no tensors, first {odd[:5]}")
+        raise CheckpointError(
+            f"{path}: {len(odd)} entries of its {place} are no tensors with a name, first {odd[:5]}; give a file of "
+            f"weights alone"
+        )
     tensors = cast("dict[str, Tensor]", named)
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     # Two names may share one tensor (prefix tuning stores the token embedding twice), but not more.

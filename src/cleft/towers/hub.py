@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import ssl
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +17,7 @@ from urllib.request import Request, urlopen
 
 import torch
 from huggingface_hub import constants, try_to_load_from_cache
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -133,9 +133,17 @@ def find_weights(model: str, setting: str) -> None:
             raise ConfigError(f"{setting}={model!r} holds no weights, such as model.safetensors; copy it again")
         return
     _refuse_folder(model, setting)
-    cached = [try_to_load_from_cache(model, name) for name in _WEIGHT_FILES]
-    if not any(isinstance(path, str) for path in cached) and (constants.HF_HUB_OFFLINE or not _hub_answers()):
+    if not is_within_reach(model, _WEIGHT_FILES):
         raise _not_found(model, setting, None)
+
+
+def is_within_reach(model: str, names: Sequence[str]) -> bool:
+    """Whether the local cache holds one of some files of a hub name, or else a hub answers."""
+    try:
+        cached = [try_to_load_from_cache(model, name) for name in names]
+    except HFValidationError:
+        return False
+    return any(isinstance(path, str) for path in cached) or not (constants.HF_HUB_OFFLINE or not _hub_answers())
 
 
 _WEIGHTS = ("*.safetensors", "*.bin")

@@ -144,6 +144,8 @@ def _settings(
     # The released code reads the normalised class token unless `pool_feat` asks for the paper's mean.
     pooling = "mean-before-norm" if facts.get("pool_feat", True) else "cls"
     source: dict[str, Any] = {"model": text_model}
+    if weights.language and text_model is not None:
+        raise ConfigError(f"--text-model {text_model}: the checkpoint holds its language model; leave it out")
     if weights.language:
         end = None if tokenizer is None else cast("int | None", load_tokenizer(tokenizer).eos_token_id)
         source = {"model": None, "scratch": language_config(weights, text_heads, end)}

@@ -14,10 +14,13 @@ from typing import Any, cast
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
 
 from cleft.errors import CheckpointError, ConfigError, DataError
+from cleft.towers.hub import is_within_reach
 
 LOG = logging.getLogger(__name__)
 END = "<|endoftext|>"
 _FRAME = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt")
+"""Of which a folder with a tokenizer holds at least one."""
 _MANY = 0.2
 """Share of cut texts above which a warning is due."""
 
@@ -178,11 +181,23 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
     Raises:
         CheckpointError: If it cannot be had, or has no Rust backend.
     """
+    place = Path(source).expanduser()
+    if place.is_file():
+        raise CheckpointError(f"the tokenizer {str(source)!r} is a file; give the folder that holds its tokenizer.json")
+    if place.is_dir() and not any(path.name in TOKENIZER_FILES or path.suffix == ".model" for path in place.iterdir()):
+        raise CheckpointError(f"no tokenizer at {str(source)!r}: it holds none of {', '.join(TOKENIZER_FILES)}")
+    if not place.is_dir() and not is_within_reach(str(source), TOKENIZER_FILES):
+        raise CheckpointError(
+            f"no tokenizer at {str(source)!r}: it is neither a folder, nor in the local cache, nor can it be "
+            f"downloaded; give the folder that holds its tokenizer.json"
+        )
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer: Any = AutoTokenizer.from_pretrained(place if place.is_dir() else source, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         why = next(iter(str(error).splitlines()), type(error).__name__)
-        raise CheckpointError(f"no tokenizer at {str(source)!r} ({why}); put its files beside the weights") from error
+        raise CheckpointError(
+            f"no tokenizer at {str(source)!r} ({why}); give the folder that holds its tokenizer.json, whole"
+        ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise CheckpointError(f"the tokenizer at {str(source)!r} is a slow one; save it with tokenizer.json")
     return tokenizer

@@ -104,7 +104,9 @@ def test_size_and_tokenizer_may_be_others_than_the_folders(folder, tmp_path):
     path = folder / "model.safetensors"
     ours = load_model(import_checkpoint(path, tmp_path / "ours", size=28, tokenizer=tmp_path / "whole"))
     assert ours.image_spec.size == (56, 56)
-    with pytest.raises(CheckpointError, match="names no end-of-text token"):
+    with pytest.raises(
+        CheckpointError, match="bert' names no end-of-text token, as that of OpenAI's CLIP does; give the"
+    ):
         import_checkpoint(folder, tmp_path / "ours", tokenizer=write_tokenizer(tmp_path / "bert"))
 
 

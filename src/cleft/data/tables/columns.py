@@ -122,7 +122,9 @@ def scan_table(path: Path, *, wanted: Callable[[str], bool] | None = None) -> tu
 
 def _read_bytes(path: Path) -> bytes:
     if not path.is_file():
-        raise DataError(f"no table at {path}; check data.root and data.table", reason="table")
+        raise DataError(
+            f"no table at {path}; check data.root and data.table, or the setting that names it", reason="table"
+        )
     try:
         if path.stat().st_size > MAX_BYTES:
             raise DataError(f"{path} is larger than {MAX_BYTES >> 30} GiB; split it", reason="table")

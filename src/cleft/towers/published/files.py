@@ -15,6 +15,7 @@ from cleft.errors import CheckpointError
 from cleft.towers.container import read_foreign, tensors_of, unpacked
 from cleft.towers.published.jit_archive import is_jit_archive, read_jit_archive
 from cleft.towers.published.layout import Facts, Layout
+from cleft.towers.tokens import TOKENIZER_FILES
 
 _WEIGHTS = (
     "model.safetensors",
@@ -24,7 +25,6 @@ _WEIGHTS = (
     "open_clip_pytorch_model.bin",
 )
 """What transformers and open_clip call them; where a folder holds two of them, the first is read."""
-_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt")
 _LARGEST_JSON = 2**20
 _PARALLEL = "module."
 """What torch puts in front of every name while several devices train."""
@@ -58,7 +58,12 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
     if is_jit_archive(path):
         return tensors_of({"state_dict": _unmasked(read_jit_archive(path))}, path)
     with unpacked(path) as inner:
-        content = read_foreign(inner, foreign=True)
+        try:
+            content = read_foreign(inner, foreign=True)
+        except CheckpointError as error:  # of a zip: not by the name it has for a moment
+            raise CheckpointError(
+                str(error).replace(str(inner), f"{path}{f' ({inner.name})' * (inner != path)}")
+            ) from error
     place = next((name for name in ("state_dict", "model") if isinstance(content.get(name), dict)), None)
     state = tensors_of({"state_dict": _unmasked(content[place] if place else content)}, path)
     parallel = all(name.startswith(_PARALLEL) for name in state)
@@ -92,7 +97,7 @@ def read_facts(weights: Path, layout: Layout, *, named: bool) -> Facts:
 
 def tokenizer_beside(weights: Path, layout: Layout) -> Path | None:
     """Returns the folder of the weights where it is known to hold their tokenizer too."""
-    has = layout.beside and any((weights.parent / name).is_file() for name in _TOKENIZERS)
+    has = layout.beside and any((weights.parent / name).is_file() for name in TOKENIZER_FILES)
     return weights.parent if has else None
 
 

@@ -7,7 +7,8 @@ what is dropped on purpose; what is left over is refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from cleft.config import Settings, dump_settings
+from cleft.config.loading import nearest
 from cleft.errors import CheckpointError, ConfigError
 from cleft.towers.adapt import adapt
 from cleft.towers.checkpoint import own_weights, save_model
@@ -42,6 +44,8 @@ from cleft.towers.published.vision_only import DINOV2, DINOV2_PLAIN, MRM, MRM_EN
 from cleft.towers.text import TextTower
 from cleft.towers.tokens import Tokens, end_token, load_tokenizer
 from cleft.towers.weights import listed, misfits
+
+log = logging.getLogger(__name__)
 
 LAYOUTS: tuple[Layout, ...] = (
     MGCA,
@@ -95,11 +99,12 @@ def import_checkpoint(
     Raises:
         CheckpointError: If the file is damaged, may run code, is none of these checkpoints or of another method, or
             holds weights with no place.
-        ConfigError: If `out` holds anything but an earlier import, or there is no tokenizer.
+        ConfigError: If `out` holds anything but an earlier import, there is no tokenizer, or no such method.
         ResourceError: If the folder cannot be written.
     """
     path, out = Path(path), Path(out)
     check_out(out)
+    method = None if method is None else _known(method)
     path = find_weights(path)
     state = read_weights(path)
     layout = _recognise(state, method, path)
@@ -124,6 +129,34 @@ def import_checkpoint(
         save_model(model, settings, out, extra={"imported": origin})
     (out / "config.yaml").write_text(dump_settings(settings), encoding="utf-8")
     return out
+
+
+def told_reading(settings: Settings) -> str:
+    """Returns how an imported model reads: what it was told beside its weights, or took from their makers' code."""
+    images, image = settings.images, settings.image
+    size = f"{images.size} pixels{f', brought to {image.resize}' if image.resize else ''}"
+    told = [f"images of {size} (mean {_numbers(images.mean)}, deviation {_numbers(images.std)})"]
+    if settings.method != "image-only":
+        told += [f"texts of up to {settings.text.max_tokens} tokens", f"temperature {settings.loss.temperature:.3g}"]
+    shape = image.scratch or {}
+    if shape.get("model_type") == "clip_vision_model":
+        told.append(f"activation {shape['hidden_act']}")
+    return f"reads {'; '.join(told)}"
+
+
+def _numbers(channels: Sequence[float]) -> str:
+    return " ".join(f"{number:.3g}" for number in dict.fromkeys(channels))
+
+
+def _known(method: str) -> str:
+    """The name of a method that is known; in whatever case it was typed."""
+    known = list(dict.fromkeys(["cleft", *(layout.method for layout in LAYOUTS)]))
+    if method.casefold() not in known:
+        raise ConfigError(
+            f"--method {method!r} is nobody's whose files are read{nearest(method.casefold(), known)}; known are "
+            f"{', '.join(known)}"
+        )
+    return method.casefold()
 
 
 def _recognise(state: Mapping[str, Tensor], method: str | None, path: Path) -> Layout | None:
@@ -194,15 +227,33 @@ def _build_text(settings: Settings, layout: Layout, tokenizer: Path | str | None
     merges = shape["model_type"] == "clip_text_model" and Path(tokenizer).is_file()
     learned = load_merges(Path(tokenizer), vocabulary) if merges else load_tokenizer(tokenizer)
     causal = is_causal(config_from({"model_type": shape["model_type"]}, "text.scratch"))
+    if causal and learned.eos_token_id is None:
+        raise CheckpointError(_strange(tokenizer, "names no end-of-text token", layout))
     end = end_token(learned, PreTrainedConfig()) if causal else None  # by the tokenizer alone
     tokens = Tokens(learned, max_tokens=config.max_tokens, end=end)
+    if not tokens.front:
+        raise CheckpointError(_strange(tokenizer, "puts no token in front of a text", layout))
     if tokens.vocabulary > vocabulary:
         raise CheckpointError(
             f"the tokenizer {str(tokenizer)!r} has {tokens.vocabulary} tokens and the language model {vocabulary}; "
             f"give the one it was trained with"
         )
+    if tokens.vocabulary < vocabulary:
+        log.warning(
+            "the tokenizer %r has %d tokens and the language model %d; make sure that it was trained with this one",
+            str(tokenizer),
+            tokens.vocabulary,
+            vocabulary,
+        )
     lm = build_language_model(config, vocabulary=vocabulary, pad=tokens.pad, end=end)
     return TextTower(adapt(lm, config), tokens, config)
+
+
+def _strange(tokenizer: Path | str, what: str, layout: Layout) -> str:
+    return (
+        f"the tokenizer {str(tokenizer)!r} {what}, as that of {layout.title} does; give the one it was trained with, "
+        f"such as {layout.tokenizer}"
+    )
 
 
 def _fill(model: MethodModel | ImageOnly, weights: Weights) -> None:
