@@ -1,3 +1,4 @@
+import math
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from tests.fakes.models import CAPTIONS, write_language_model
 from tests.fakes.official import official_state, write_official
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
+from cleft.config import load_run_settings
 from cleft.errors import CheckpointError, ConfigError
 from cleft.towers.checkpoint import load_model
 from cleft.towers.container import check_container, read_foreign, tensors_of
@@ -217,6 +219,11 @@ def test_what_is_no_container_is_refused(tmp_path, content, sentence):
     (tmp_path / "x.ckpt").write_bytes(content)
     with pytest.raises(CheckpointError, match=sentence):
         import_official(tmp_path / "x.ckpt", tmp_path / "ours")
+
+
+def test_the_temperature_of_the_file_is_that_of_the_settings(tmp_path):
+    out = import_official(write_official(tmp_path / "theirs.ckpt"), tmp_path / "ours", size=56)
+    assert load_run_settings(out).loss.temperature == pytest.approx(math.exp(-2.6))
 
 
 def test_a_language_model_beside_that_of_the_file_is_refused(tmp_path):

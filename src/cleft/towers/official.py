@@ -8,6 +8,7 @@ refused, not skipped.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +27,7 @@ from cleft.towers.image import build_image_tower
 from cleft.towers.language_model import build_language_model
 from cleft.towers.official_keys import OfficialWeights, take_apart
 from cleft.towers.official_sizes import adapter_options, language_config, vision_config
+from cleft.towers.published.layout import scale_of
 from cleft.towers.text import TextTower, build_text_tower
 from cleft.towers.token_ids import TokenIds
 from cleft.towers.tokens import Tokens, load_tokenizer
@@ -155,7 +157,7 @@ def _settings(
         images=ImagesConfig(size=size, stored_size=max(size, ImagesConfig.stored_size)),
         image=ImageTowerConfig(model=None, scratch=vision_config(weights.vision, image_heads), pooling=pooling),
         text=TextTowerConfig(**source, **adapter_options(weights), train_embeddings=False),
-        loss=LossConfig(embed_dim=_width(weights)),
+        loss=LossConfig(embed_dim=_width(weights), temperature=math.exp(-scale_of(weights.rest))),
     )
 
 
