@@ -82,7 +82,9 @@ def test_the_vocabulary_of_the_text_tower_says_how_many_merges_count(merges):
 
 
 @pytest.mark.parametrize(
-    "content", [b"#version: 0.2\ne d\n", gzip.compress(b"\xff\xfe"), gzip.compress(b"e d\n" * 99)[:20]]
+    "content",
+    [b"#version: 0.2\ne d\n", gzip.compress(b"\xff\xfe"), gzip.compress(b"e d\n" * 99)[:20]],
+    ids=["plain", "no text", "cut off"],
 )
 def test_what_is_no_packed_file_of_merges_is_refused(tmp_path, content):
     (tmp_path / "merges.gz").write_bytes(content)
