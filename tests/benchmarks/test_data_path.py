@@ -5,9 +5,10 @@ from benchmarks.data_path import GAINS, LIMIT_MB, LIMIT_MS, Costs, broken, compa
 from benchmarks.radiographs import Files
 
 
-def costs(name, *, long, ours, megabytes=3.6):
+def costs(name, *, long, ours, megabytes=3.6, yardstick=2.5e-3):
     files = Files(name, [], (320, 390), 0.02)
     rounds = {key: [0.0] for key in ("uncached", "bytes", "read", "preparing", "opening")}
+    rounds["yardstick"] = [yardstick]
     return Costs(files=files, long=long, ours=ours, again=ours, megabytes=megabytes, **rounds)
 
 
@@ -28,6 +29,13 @@ def test_noise_breaks_no_limit():
     assert broken([costs(SMALL, long=[8e-3], ours=[4e-4])], busy=True) == []
     assert broken([costs(SMALL, long=[8.5e-4], ours=[1e-4])], busy=True) == []
     assert "7.0 times faster, less than 8" in broken([costs(SMALL, long=[7e-4], ours=[1e-4])], busy=True)[0]
+
+
+def test_a_slow_core_may_take_as_much_longer_and_a_fast_one_no_less():
+    slow = {"long": [8e-3], "ours": [4e-4]}
+    assert broken([costs(SMALL, **slow, yardstick=3.5e-3)], busy=False) == []
+    assert "0.400 ms per image, more than 0.36" in broken([costs(SMALL, **slow, yardstick=3e-3)], busy=False)[0]
+    assert "more than 0.3" in broken([costs(SMALL, **slow, yardstick=1e-3)], busy=False)[0]
 
 
 @pytest.mark.slow
