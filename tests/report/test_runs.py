@@ -4,6 +4,7 @@ import pytest
 from tests.fakes.fake_runs import evaluation, write_run
 
 from cleft.report.curves import training_charts
+from cleft.report.page import render
 from cleft.report.runs import LEFT_OUT, read_runs, shown
 
 
@@ -67,3 +68,21 @@ def test_settings_are_shown_without_folders_and_tokens(key, value, text):
 
 def test_the_stage_comes_from_the_environment(tmp_path):
     assert read(write_run(tmp_path / "run", evaluation(), stage="context")).stage == "context"
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ('{"recipe": "patients", "digest": "5916e6647916b84a", "counts": {}}', "patients, 5916e6647916b84a"),
+        ('{"recipe": "patients"}', ""),
+        ("[1]", ""),
+        ("{", ""),
+        (None, ""),
+    ],
+)
+def test_a_run_says_how_its_images_were_split_where_its_folder_does(tmp_path, written, told):
+    run = write_run(tmp_path / "run")
+    if written is not None:
+        (run / "split.json").write_text(written)
+    assert read(run).split == told
+    assert (f"<dd>{told}</dd>" in render(read_runs([run]))) == bool(told)

@@ -62,6 +62,8 @@ class Run:
     results: Sequence[StoredResult]
     problems: Sequence[str]
     """Sentences about what is missing or unreadable."""
+    split: str = ""
+    """How its images were split and the digest of that, where the folder says."""
     terms: Sequence[str] = ()
     """What owners of the data allow with the weights, where that reaches them."""
     comparisons: Sequence[Comparison] = ()
@@ -109,18 +111,29 @@ def _read_run(folder: Path, name: str, anchor: str) -> Run:
         curves=curves,
         results=results,
         problems=problems,
-        terms=_terms(folder / "summary.json"),
+        split=_split(_tree(folder / "split.json")),
+        terms=_terms(_tree(folder / "summary.json")),
         comparisons=_comparisons(folder / "comparisons", problems),
     )
 
 
-def _terms(path: Path) -> list[str]:
+def _tree(path: Path) -> dict[str, Any]:
+    """What a JSON file holds by name; nothing where it is missing or damaged."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return []
-    terms = cast("dict[str, Any]", tree).get("terms") if isinstance(tree, dict) else None
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return cast("dict[str, Any]", tree) if isinstance(tree, dict) else {}
+
+
+def _terms(summary: Mapping[str, Any]) -> list[str]:
+    terms = summary.get("terms")
     return [str(term) for term in cast("list[Any]", terms)] if isinstance(terms, list) else []
+
+
+def _split(written: Mapping[str, Any]) -> str:
+    recipe, digest = written.get("recipe"), written.get("digest")
+    return f"{recipe}, {digest}" if recipe and digest else ""
 
 
 def _settings(path: Path) -> dict[str, Any]:
@@ -134,14 +147,10 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def _environment(path: Path, problems: list[str]) -> dict[str, str]:
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        tree = None
-    if not isinstance(tree, dict):
+    tree = _tree(path)
+    if not tree:
         problems.append("Its environment.json, which names versions and device, is missing or unreadable.")
-        return {}
-    return {key: shown(key, value) for key, value in flat(cast("dict[str, Any]", tree)).items()}
+    return {key: shown(key, value) for key, value in flat(tree).items()}
 
 
 def _results(folder: Path, anchor: str, problems: list[str]) -> list[StoredResult]:
