@@ -57,9 +57,7 @@ def without_idle(config: ClassifyConfig, typed: Collection[str] = ()) -> Classif
         config: As read from a preset or a run.
         typed: Names of settings that somebody typed: these stay, so that `follow_protocol` refuses them.
     """
-    known = _DEFAULTS[config.mode, config.protocol]
-    kept = {*known, *typed, "warmup_steps"} if "steps" in known else {*known, *typed}
-    return dataclasses.replace(config, **{name: None for name in _OF_STEPS if name not in kept})
+    return dataclasses.replace(config, **{name: None for name in _idle(config) if name not in typed})
 
 
 def follow_protocol(config: ClassifyConfig) -> ClassifyConfig:
@@ -73,8 +71,8 @@ def follow_protocol(config: ClassifyConfig) -> ClassifyConfig:
     given = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     steps = given["steps"] or defaults.get("steps")
     known = {**defaults, "warmup_steps": steps // 10} if steps else defaults
-    for name in _OF_STEPS:
-        if given[name] is not None and name not in known:
+    for name in _idle(config):
+        if given[name] is not None:
             raise ConfigError(f"classify.{name}={given[name]} does nothing with {where}; leave it out")
     if is_exact(config) and config.choose == "last":
         raise ConfigError(f"classify.choose=last does nothing with {where}: there are no steps; leave it out")
@@ -90,6 +88,13 @@ def follow_protocol(config: ClassifyConfig) -> ClassifyConfig:
             f"lower the first or raise the second"
         )
     return filled
+
+
+def _idle(config: ClassifyConfig) -> list[str]:
+    """Settings of steps that do nothing with this mode and protocol."""
+    read = _DEFAULTS[config.mode, config.protocol]
+    warms_up = "steps" in read
+    return [name for name in _OF_STEPS if name not in read and not (name == "warmup_steps" and warms_up)]
 
 
 def optim_of(config: ClassifyConfig) -> OptimConfig:

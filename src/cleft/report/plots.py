@@ -99,7 +99,7 @@ def radius(bubble: Bubble, most: float, largest: float = _LARGEST) -> float:
 def number_key(bubble: Bubble) -> Markup:
     """A bubble's number and colour, for a legend."""
     return Markup('<svg class="key-number" viewBox="0 0 20 14" aria-hidden="true">{}</svg>').format(
-        _number(bubble, 10, 11, "middle")
+        _number(bubble, 10, 11)
     )
 
 
@@ -308,7 +308,7 @@ def _numbers(bubbles: Sequence[Bubble], places: Sequence[tuple[tuple[float, floa
             share = size / math.dist(spot, (x, y))
             start = x + share * (spot[0] - x), y + share * (spot[1] - y)
             parts.append(Markup('<path class="lead" d="M{:.1f} {:.1f}L{:.1f} {:.1f}"/>').format(*start, *spot))
-        parts.append(_number(bubble, spot[0], spot[1] + 3.5, "middle"))
+        parts.append(_number(bubble, spot[0], spot[1] + 3.5))
     return parts
 
 
@@ -325,10 +325,10 @@ def _crowd(
     return 100 * outside + 4 * numbers + sum(math.dist(spot, place) < size + 6 for place, size in places)
 
 
-def _number(bubble: Bubble, x: float, y: float, anchor: str) -> Markup:
+def _number(bubble: Bubble, x: float, y: float) -> Markup:
     colour = INK if bubble.paper else COLOURS[bubble.series % len(COLOURS)]
-    return Markup('<text class="number{}" x="{:.1f}" y="{:.1f}" text-anchor="{}" fill="{}">{}</text>').format(
-        " paper" * bubble.paper, x, y, anchor, colour, bubble.number
+    return Markup('<text class="number{}" x="{:.1f}" y="{:.1f}" text-anchor="middle" fill="{}">{}</text>').format(
+        " paper" * bubble.paper, x, y, colour, bubble.number
     )
 
 

@@ -168,7 +168,7 @@ def check_container(path: Path) -> None:
             f"{path} is not a checkpoint of torch 1.6 or later ({_first_line(error)}): copy it again if it was cut "
             f"off; older ones are pickles without a container, which are not opened"
         ) from error
-    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+    if holds_code(entries):
         raise CheckpointError(
             f"{path} is a TorchScript archive, whose weights come with code, and is not opened; give a file of weights "
             f"alone"
@@ -179,6 +179,11 @@ def check_container(path: Path) -> None:
         raise CheckpointError(
             f"{path} is a zip that holds no checkpoint of torch, but {names}; give the file of weights"
         )
+
+
+def holds_code(entries: Sequence[zipfile.ZipInfo]) -> bool:
+    """Whether a zip is an archive of TorchScript."""
+    return any(entry.filename.endswith("/constants.pkl") for entry in entries)
 
 
 def check_stored(entries: Sequence[zipfile.ZipInfo], path: Path) -> None:

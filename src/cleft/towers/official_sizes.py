@@ -38,9 +38,7 @@ def vision_config(vision: Mapping[str, Tensor], heads: int | None = None, *, reg
     """
     patches = shape_of(vision, "embeddings.patch_embeddings.projection.weight", 4)
     positions = shape_of(vision, "embeddings.position_embeddings", 3)[1] - 1
-    width, side = patches[0], math.isqrt(max(positions, 0))
-    if side * side != positions:
-        raise CheckpointError(f"its {positions} image positions are not a square; is it a DINOv2?")
+    width, side = patches[0], side_of(positions, "a DINOv2")
     more = {"num_register_tokens": shape_of(vision, "embeddings.register_tokens", 3)[1]} if registers else {}
     return {
         "model_type": "dinov2_with_registers" if registers else "dinov2",
@@ -106,6 +104,22 @@ def heads_of(width: int, known: Mapping[int, int], keyword: str) -> int:
     if width < min(known) and width % _TINY_HEAD == 0:
         return width // _TINY_HEAD
     raise CheckpointError(f"how many heads share its width {width} is not written in it; give {keyword}")
+
+
+def side_of(positions: int, what: str) -> int:
+    """Returns how many patches stand in a row of an image, by the positions of all of them.
+
+    Args:
+        positions: Without class token.
+        what: The model it should be, for the message.
+
+    Raises:
+        CheckpointError: If they are not a square.
+    """
+    side = math.isqrt(max(positions, 0))
+    if side * side != positions:
+        raise CheckpointError(f"its {positions} image positions are not a square; is it {what}?")
+    return side
 
 
 def blocks_of(weights: Mapping[str, Tensor], pattern: str) -> int:

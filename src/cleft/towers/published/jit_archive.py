@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from cleft.errors import CheckpointError
-from cleft.towers.container import check_stored, load_plain
+from cleft.towers.container import check_stored, holds_code, load_plain
 
 _MOST_ATTRIBUTES = 50_000
 """More than any model has; modules that lie in each other many times over would be endless."""
@@ -32,7 +32,7 @@ def is_jit_archive(path: Path) -> bool:
     """Whether a file is an archive of `torch.jit.save`."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+            return holds_code(archive.infolist())
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         return False  # what reads it says what is wrong
 

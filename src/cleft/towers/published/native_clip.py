@@ -10,14 +10,13 @@ Source: openai/CLIP, `clip/model.py`; open_clip, `model.py`; CheXzero, `train.py
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from cleft.config import ImagesConfig, Settings
 from cleft.errors import CheckpointError
-from cleft.towers.official_sizes import blocks_of, shape_of
+from cleft.towers.official_sizes import blocks_of, shape_of, side_of
 from cleft.towers.published.keys import IMAGE, TEXT, Section, Target
 from cleft.towers.published.layout import (
     CLIP_MEAN,
@@ -179,10 +178,7 @@ def _heads(weights: Weights, tower: str) -> int:
 def _side(weights: Weights, _facts: Facts) -> int:
     patch = shape_of(weights, f"{IMAGE}embeddings.patch_embedding.weight", 4)[3]
     positions = shape_of(weights, f"{IMAGE}embeddings.position_embedding.weight", 2)[0] - 1
-    side = math.isqrt(positions)
-    if side * side != positions:
-        raise CheckpointError(f"its {positions} image positions are not a square; is it a ViT?")
-    return side * patch
+    return side_of(positions, "a ViT") * patch
 
 
 def _turned(weights: Weights, _size: int) -> Weights:

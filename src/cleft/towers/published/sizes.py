@@ -10,8 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from cleft.config import TextTowerConfig
-from cleft.errors import CheckpointError
-from cleft.towers.official_sizes import blocks_of, heads_of, shape_of
+from cleft.towers.official_sizes import blocks_of, heads_of, shape_of, side_of
 from cleft.towers.published.keys import IMAGE, TEXT
 
 _VIT_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16}
@@ -22,9 +21,7 @@ def vit_config(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """Returns the description of a ViT, as `image.scratch` wants it."""
     patches = shape_of(weights, f"{IMAGE}embeddings.patch_embeddings.projection.weight", 4)
     positions = shape_of(weights, f"{IMAGE}embeddings.position_embeddings", 3)[1] - 1
-    side = math.isqrt(max(positions, 0))
-    if side * side != positions:
-        raise CheckpointError(f"its {positions} image positions are not a square; is it a ViT?")
+    side = side_of(positions, "a ViT")
     return {
         "model_type": "vit",
         "hidden_size": patches[0],
