@@ -135,6 +135,23 @@ def test_interval_draws_patients_not_images():
     assert reason is None
 
 
+def test_every_patient_is_drawn_equally_often():
+    # The number of draws of one patient among 50 in a resample is Binomial(50, 1/50): mean 1, variance 0.98.
+    patients, resamples = [f"p{i:02}" for i in range(50)], 4_000
+    drawn = []
+
+    def record(counts):
+        drawn.append(counts)
+        return counts[:, 0]
+
+    intervals([record], patients, resamples=resamples)
+    counts = np.concatenate(drawn)
+    assert counts.shape == (resamples, 50)
+    assert (counts.sum(axis=1) == 50).all()
+    assert np.abs(counts.mean(axis=0) - 1).max() < 5 * np.sqrt(0.98 / resamples)
+    assert counts.var(axis=0) == pytest.approx(0.98, rel=0.2)
+
+
 def test_an_interval_of_equal_hits_has_no_width():
     assert intervals([accuracy([1] * 20)], [str(i) for i in range(20)])[0].bounds == (1.0, 1.0)
 

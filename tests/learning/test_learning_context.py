@@ -149,6 +149,19 @@ def test_the_loss_of_equal_class_embeddings_is_log_classes(source, settings):
     assert learner.loss(batch).item() == pytest.approx(math.log(2))
 
 
+def test_the_loss_is_cross_entropy_of_similarities_over_the_temperature(source, settings):
+    # Two orthogonal classes and an image equal to the first: logits (s, 0), loss ln(1 + e^-s) with s = 1 / temperature.
+    model = load_model(source)
+    model.set_context(torch.zeros(4, model.text_tower.width))
+    learner = ContextLearning(model, ["edema", "fracture"], settings.context)
+    learner.model.encode_class_names = lambda names: torch.eye(2, 16)
+    batch = Encoded(torch.eye(1, 16), torch.tensor([[1.0, 0.0]]))
+    for scale in (1.0, 3.0):
+        with torch.no_grad():
+            model.logit_scale.fill_(math.log(scale))
+        assert learner.loss(batch).item() == pytest.approx(math.log1p(math.exp(-scale)), rel=1e-5)
+
+
 def test_only_the_context_moves_and_states_stay_small(run):
     path = next((run / "states").glob("step-00000030.*"))
     weights = torch.load(path, weights_only=True)["state_dict"]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from peft import PrefixTuningConfig, get_peft_model
-from tests.fakes.texts import CAPTIONS, moving, tower
+from tests.fakes.texts import CAPTIONS, error, moving, tower
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2Model
 
@@ -75,6 +75,22 @@ def test_every_lora_matrix_learns_and_no_frozen_weight_does():
     frozen = [name for name, weight in built.named_parameters() if not weight.requires_grad]
     assert frozen
     assert all(gradients[name] is None for name in frozen)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "bert"])
+@pytest.mark.parametrize(("rank", "alpha"), [(2, 8), (4, 6), (8, 32)])
+def test_the_lora_update_is_alpha_over_rank_times_b_a(family, rank, alpha):
+    built = tower(family, rank=rank, alpha=alpha)
+    expected = built.encode(CAPTIONS)
+    layers = [module for module in built.modules() if hasattr(module, "lora_A")]
+    assert layers
+    with torch.no_grad():  # merge by hand: W + alpha / rank * B A, and switch the adapters off
+        for layer in layers:
+            update = alpha / rank * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+            weight = layer.base_layer.weight
+            weight.add_(update.T if weight.shape != update.shape or family == "gpt2" else update)
+            layer.lora_B["default"].weight.zero_()
+    assert error(built.encode(CAPTIONS), expected) < 1e-5
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "bert"])

@@ -97,6 +97,25 @@ def test_a_text_does_not_depend_on_its_neighbours():
     torch.testing.assert_close(among, alone, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("packing", ["tree", "distinct", "padded"])
+@pytest.mark.parametrize("attends_itself", [False, True])
+def test_the_end_token_is_masked_as_in_the_authors_release(packing, attends_itself):
+    # The release pads with the end token and masks every padding token, the first end token with it: that token
+    # attends to the caption and not to itself. Its state in the plain model, computed caption by caption:
+    built = tower("gpt2", adapt="frozen", end_token_attends_itself=attends_itself)
+    model, end = built.lm.model, built.tokens.end
+    expected = []
+    for text in CAPTIONS:
+        ids = torch.tensor([[*built.tokens.encode([text])[0], end, end]])
+        first = int((ids[0] == end).nonzero()[0])
+        mask = (ids != end).long()
+        mask[0, first] = int(attends_itself)
+        expected.append(model(input_ids=ids, attention_mask=mask).last_hidden_state[0, first])
+    torch.testing.assert_close(read(built, packing, CAPTIONS), torch.stack(expected), atol=1e-5, rtol=1e-5)
+    other = tower("gpt2", adapt="frozen", end_token_attends_itself=not attends_itself)
+    assert error(read(other, packing, CAPTIONS), torch.stack(expected)) > 1e-3
+
+
 def test_a_long_text_is_cut_in_front_of_its_end_token():
     tokens = cached("gpt2").tokens
     fitting = " ".join(["edema"] * 3)
