@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -200,10 +201,20 @@ def test_one_seed_is_one_run_and_none_is_an_error(source, tmp_path):
         seeds_of(source, tmp_path / "none", seeds=0)
 
 
-def test_seeds_that_change_nothing_are_said_to(source, tmp_path, caplog):
-    _, found = seeds_of(source, tmp_path / "runs", seeds=2)
-    assert "every seed gives the same head" in caplog.text
-    assert found[0].results == found[1].results
+def test_a_closed_form_probe_of_all_images_is_fitted_once_whatever_the_seeds(source, tmp_path, caplog):
+    [path], _ = seeds_of(source, tmp_path / "runs", seeds=3)
+    assert path.parents[1] == tmp_path / "runs"
+    assert "does not depend on the seed; one head is fitted" in caplog.text
+    paths, found = seeds_of(source, tmp_path / "half", "--classify.fraction=0.5", seeds=2)
+    assert len(paths) == 2
+    assert found[0].checkpoint != found[1].checkpoint
+
+
+def test_equal_weights_have_no_spread(source, tmp_path):
+    _, found = seeds_of(source, tmp_path / "runs", *PAPER, seeds=2)
+    same = [found[0], replace(found[0], training_seed=1)]
+    assert spread(same) == ["seeds 0, 1 ended in the same weights: there is no spread"]
+    assert "standard deviation" in spread(found)[0]
 
 
 def test_test_patients_that_the_source_knows_are_refused_before_anything_is_trained(source, tmp_path):

@@ -21,7 +21,7 @@ def lines(folder):
 
 
 def test_a_line_of_the_csv_holds_all_that_is_known_of_a_number(tmp_path):
-    seeds = [evaluation(results=(result("accuracy", value),)) for value in (0.5, 0.7)]
+    seeds = [evaluation(checkpoint=str(value), results=(result("accuracy", value),)) for value in (0.5, 0.7)]
     found = {
         (line["row"], line["column"], line["metric"]): line for line in lines(small_study(tmp_path, {CELL: seeds}))
     }
@@ -91,7 +91,7 @@ def test_a_private_command_and_a_number_of_few_patients_leave_the_csv(tmp_path):
 
 
 def test_the_latex_table_has_ours_in_bold_and_the_papers_below_in_italics(tmp_path):
-    seeds = [evaluation(results=(result("accuracy", value),), floors=()) for value in (0.5, 0.7)]
+    seeds = [evaluation(checkpoint=str(value), results=(result("accuracy", value),), floors=()) for value in (0.5, 0.7)]
     text = study_latex(read_grid(small_study(tmp_path, {CELL: seeds})))
     assert r"CLEFT-LoRA & \textbf{60.0}{\tiny\,$\pm$14.1} & -- \\" in text
     assert r"\quad\textit{the paper} & \textit{66.74} & \textit{64.93} \\" in text

@@ -23,7 +23,7 @@ def numbers(folder, metric="accuracy", cell=CELL):
 
 
 def with_values(*values, **more):
-    return [evaluation(results=(result("accuracy", value, **more),)) for value in values]
+    return [evaluation(checkpoint=str(value), results=(result("accuracy", value, **more),)) for value in values]
 
 
 def test_a_number_is_the_mean_over_seeds_with_its_sample_deviation(tmp_path):
@@ -37,6 +37,12 @@ def test_a_number_is_the_mean_over_seeds_with_its_sample_deviation(tmp_path):
 def test_one_seed_has_no_spread(tmp_path):
     found = numbers(small_study(tmp_path, {CELL: with_values(0.5)}))
     assert (found.value, found.spread) == (0.5, None)
+
+
+def test_seeds_with_the_same_weights_have_no_spread(tmp_path):
+    found = numbers(small_study(tmp_path, {CELL: [*with_values(0.5), *with_values(0.5)]}))
+    assert (found.value, found.spread) == (0.5, None)
+    assert found.reason == "every seed ended in the same weights: no spread"
 
 
 def test_a_seed_without_an_interval_takes_the_reach(tmp_path):

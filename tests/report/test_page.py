@@ -333,7 +333,7 @@ def test_an_example_that_is_no_png_is_not_put_on_the_page(tmp_path):
 
 def test_two_folders_of_one_name_are_told_apart(tmp_path):
     folders = [write_run(tmp_path / place / "run", evaluation()) for place in "ab"]
-    assert "run and run (2)" in page(folders).text
+    assert "a/run and b/run" in page(folders).text
 
 
 def test_a_folder_given_twice_is_one_run(tmp_path):

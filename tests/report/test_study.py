@@ -11,6 +11,7 @@ from tests.report.test_page import NASTY, Page
 
 from cleft.errors import ConfigError, DataError, ResourceError
 from cleft.report.grid import read_grid
+from cleft.report.runs import read_runs
 from cleft.report.study import find_studies, render_study, report_folders
 from cleft.report.study import write_study as write_page
 from cleft.types import Difference, StudyCell, StudyLine
@@ -282,6 +283,17 @@ def test_a_folder_is_told_by_what_it_holds(tmp_path):
     assert find_studies([study]) == ([], [study])
     assert find_studies([tmp_path / "runs"]) == (runs, [])
     assert find_studies([runs[0], study]) == ([runs[0]], [study])
+
+
+def test_runs_in_folders_below_are_found_and_named_by_the_folder_above(tmp_path):
+    alone = write_run(tmp_path / "runs" / "first", evaluation(0.6))
+    heads = [write_run(tmp_path / "runs" / "first-probe" / f"seed-{seed}", evaluation(0.6)) for seed in (0, 1)]
+    deep = small_study(tmp_path / "runs" / "studies" / "old" / "table1", {})
+    write_run(deep / "runs" / "cell", evaluation(0.6))  # belongs to its study
+    (tmp_path / "runs" / "loop").symlink_to(tmp_path / "runs")
+    assert find_studies([tmp_path / "runs"]) == ([alone, *heads], [deep])
+    names = [run.name for run in read_runs([alone, *heads, write_run(tmp_path / "other" / "first", evaluation(0.6))])]
+    assert names == ["runs/first", "first-probe/seed-0", "first-probe/seed-1", "other/first"]
 
 
 def test_a_folder_of_both_gives_a_page_for_each_study_and_one_for_the_runs(tmp_path):

@@ -166,7 +166,8 @@ def classify_and_ask(
         source: Run folder whose image tower the heads stand on.
         settings: As for `classify`.
         folder: The new run folder; with several seeds a folder of run folders, `seed-0` and so on.
-        seeds: How many heads, with the seeds 0, 1, …; None for one with the settings' seed.
+        seeds: How many heads, with the seeds 0, 1, …; None for one with the settings' seed. One where no seed makes a
+            difference: a probe fitted in closed form on all training images.
         data: As for `classify`.
         classes: As for `classify`.
         allow_overlap: As for `evaluate_classify`.
@@ -184,13 +185,18 @@ def classify_and_ask(
     """
     if seeds is not None and seeds < 1:
         raise ConfigError(f"--seeds {seeds}: at least one head is trained; give 1 or more")
+    if seeds is not None and seeds > 1 and is_exact(settings.classify) and settings.classify.fraction == 1:
+        log.warning(
+            "--seeds %d: a linear probe fitted in closed form on all training images does not depend on the seed; one "
+            "head is fitted. With --fraction below 1 each seed draws other patients",
+            seeds,
+        )
+        seeds = 1
     places = {settings.seed: folder} if seeds is None else {seed: folder / f"seed-{seed}" for seed in range(seeds)}
     if seeds == 1:
         places = {0: folder}
     asked = Question(data=data, allow_overlap=allow_overlap, drop_overlap=drop_overlap)
     asked.images(source, settings, progress=progress)
-    if len(places) > 1 and is_exact(settings.classify) and settings.classify.fraction == 1:
-        log.warning("a solved probe draws nothing and the whole of training is taken: every seed gives the same head")
     results: list[Path] = []
     for seed, place in places.items():
         run = classify(source, replace(settings, seed=seed), place, data=data, classes=classes, progress=progress)
@@ -210,14 +216,15 @@ def classify_and_ask(
 def spread(evaluations: Sequence[Evaluation]) -> list[str]:
     """Mean and spread of the main numbers over training seeds, a line for each; nothing where there is one seed.
 
-    The standard deviation is that of a sample: over n - 1.
+    The standard deviation is that of a sample: over n - 1. Equal weights under several seeds are one head without a
+    spread, whatever the seeds.
 
     Example:
         >>> from cleft.types import Result
         >>> def of(seed: int, value: float) -> Evaluation:
         ...     return Evaluation(
         ...         task="fine-tune", dataset="", split="test", split_recipe="", split_digest="", ids_digest="",
-        ...         checkpoint="", scoring="multi-class", prompts="none", classes=(), class_prompts=(),
+        ...         checkpoint=f"{seed}", scoring="multi-class", prompts="none", classes=(), class_prompts=(),
         ...         results=(Result(metric="auc", value=value),), floors=(), training_seed=seed)
         >>> spread([of(0, 0.7), of(1, 0.8), of(2, 0.9)])
         ['auc: mean 0.800, from 0.700 to 0.900, standard deviation 0.100, over seeds 0, 1, 2']
@@ -225,6 +232,8 @@ def spread(evaluations: Sequence[Evaluation]) -> list[str]:
     if len(evaluations) < 2:
         return []
     seeds = ", ".join(str(evaluation.training_seed) for evaluation in evaluations)
+    if len({evaluation.checkpoint for evaluation in evaluations}) == 1:
+        return [f"seeds {seeds} ended in the same weights: there is no spread"]
     lines: list[str] = []
     for metric in dict.fromkeys(result.metric for result in evaluations[0].results if "/" not in result.metric):
         found = [result.value for each in evaluations for result in each.results if result.metric == metric]

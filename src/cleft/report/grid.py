@@ -193,9 +193,12 @@ def _number(filled: Filled, metric: str) -> Number:
     if len(kept) < named:
         told.insert(0, f"{len(kept)} of {named} seeds")
     values = [result.value for _, result in kept if result.value is not None]
+    several = len({seed.evaluation.checkpoint for seed, _ in kept}) > 1
+    if len(values) > 1 and not several:
+        told.append("every seed ended in the same weights: no spread")
     return Number(
         value=statistics.fmean(values),
-        spread=statistics.stdev(values) if len(values) > 1 else None,
+        spread=statistics.stdev(values) if several else None,
         results=kept,
         reason="; ".join(told) or None,
     )

@@ -10,6 +10,7 @@ import csv
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ _PRIVATE_KEYS = re.compile(r"(^|[._])(root|cache|host(name)?|user(name)?|pid|cwd
 _FOLDER = re.compile(r"(^|[\s=:\"'])(~|\.{0,2})/\S*|^[A-Za-z]:[\\/]|\\\\")
 _TOKEN = re.compile(r"\b(hf_|gh[pousr]_|github_pat_|sk-|glpat-|AKIA|xox[bp]-)[A-Za-z0-9_-]{12,}")
 _MOST_POINTS = 400
+_SEED = re.compile(r"seed-\d+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,7 @@ class Run:
     """One run folder, read."""
 
     name: str
-    """Name of the folder, with a number behind it where two runs share one."""
+    """Name of the folder, with that of the folder above or a number where two runs share one."""
     anchor: str
     stage: str
     """`pretrain` or `context`, or nothing where the folder does not say."""
@@ -79,10 +81,19 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     if not folders:
         raise DataError("no run folder given; name at least one", reason="not-a-run")
     distinct = list(dict.fromkeys(folder.resolve() for folder in folders))
-    names = [folder.name for folder in distinct]
+    names = _names(distinct)
     return [
-        _read_run(folder, _unique(folder.name, names[:index]), f"run-{index + 1}")
+        _read_run(folder, _unique(names[index], names[:index]), f"run-{index + 1}")
         for index, folder in enumerate(distinct)
+    ]
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """Name of each run: that of its folder, with the folder above where that is needed to distinguish it."""
+    alike = Counter(folder.name for folder in folders)
+    return [
+        f"{folder.parent.name}/{folder.name}" if alike[folder.name] > 1 or _SEED.fullmatch(folder.name) else folder.name
+        for folder in folders
     ]
 
 

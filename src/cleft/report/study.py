@@ -56,7 +56,7 @@ def write_study(folder: Path, *, images: bool | None = None) -> Path:
 
 
 def find_studies(folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """Sorts folders into run folders and folders of studies; a folder of such folders stands for what it holds.
+    """Sorts folders into run folders and folders of studies; any other folder is searched for both, at any depth.
 
     Example:
         >>> find_studies([Path("/nowhere")])
@@ -65,11 +65,19 @@ def find_studies(folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     runs: list[Path] = []
     studies: list[Path] = []
     for folder in folders:
-        held = sorted(folder.iterdir()) if folder.is_dir() and not _is_known(folder) else []
-        inside = [each for each in held if _is_known(each)]
-        for each in inside or [folder]:
+        for each in _known_inside(folder) or [folder]:
             (studies if (each / FILE).is_file() else runs).append(each)
     return runs, studies
+
+
+def _known_inside(folder: Path) -> list[Path]:
+    """Runs and studies in a folder and its subfolders; what lies inside a run or a study belongs to it."""
+    if _is_known(folder):
+        return [folder]
+    if not folder.is_dir() or folder.is_symlink():
+        return []
+    held = sorted(each for each in folder.iterdir() if not each.name.startswith("."))
+    return [known for each in held for known in _known_inside(each)]
 
 
 def _is_known(folder: Path) -> bool:
