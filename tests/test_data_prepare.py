@@ -96,7 +96,10 @@ def test_a3_a4_stopped_anywhere_it_goes_on_and_ends_in_the_same_bytes(
     monkeypatch.setitem(prepare_images.__kwdefaults__, "part_rows", 20)
     assert main(words) == 0
     out, err = capsys.readouterr()
-    assert f"{20 * len(before)} images are prepared already, {IMAGES - 20 * len(before)} are not\n" in err
+    assert (
+        f"{20 * len(before)} images are prepared already; {IMAGES - 20 * len(before)} are new, changed or moved\n"
+        in err
+    )
     assert f"{IMAGES} images are prepared, 0 cannot be used" in out
     assert parts(cache) == whole
     assert all(path.stat().st_mtime_ns == time_ for path, time_ in before.items())

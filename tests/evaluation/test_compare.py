@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from tests.fakes.fake_runs import evaluation
+from tests.tools.replacing import replace_keeping_size_and_time
 
 from cleft.codec import from_json, to_json
 from cleft.errors import DataError
@@ -164,3 +165,11 @@ def test_a_comparison_is_a_file_of_the_first_run(tmp_path):
     assert path.name.startswith("zero-shot-against-two-")
     assert from_json(path.read_text(), Comparison, where="") == found
     assert spoken_comparison(found)[0].startswith("accuracy one 0.988, two 0.887: difference +0.100 [+0.0")
+
+
+def test_a_result_replaced_with_its_size_and_time_kept_is_read_anew(tmp_path):
+    good, worse = write(tmp_path, "good", answers(8, noise=1)), write(tmp_path, "worse", answers(24, noise=2))
+    assert by_metric(compare(good, worse, draws=FEW))["accuracy"].second == 56 / 80
+    better = write(tmp_path, "other", answers(16, noise=3))
+    replace_keeping_size_and_time(kept_beside(worse), kept_beside(better).read_bytes())
+    assert by_metric(compare(good, worse, draws=FEW))["accuracy"].second == 64 / 80

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 from tests.fakes.fake_runs import evaluation
+from tests.tools.replacing import replace_keeping_size_and_time
 
+from cleft.codec import to_json
 from cleft.config import dump_settings, load_settings
 from cleft.errors import ConfigError
 from cleft.learning.same import changes
-from cleft.studies.found import answers, check_settings, settle
+from cleft.studies.found import answers, check_settings, glance, settle
 from cleft.studies.plans import paper_plan
 from cleft.studies.steps import Given, Step, lay_out
 
@@ -80,3 +82,12 @@ def test_a_run_that_began_from_another_language_model_is_refused(moved):
         check_settings(step)
     settle(step)
     assert "base-lm-chexpert-1" in config.read_text()
+
+
+def test_a_result_replaced_with_its_size_and_time_kept_is_read_anew(tmp_path):
+    path, other = tmp_path / "a.json", tmp_path / "b.json"
+    path.write_text(to_json(evaluation(0.6, command="cleft evaluate one")))
+    other.write_text(to_json(evaluation(0.6, command="cleft evaluate two")))
+    assert glance(path).command == "cleft evaluate one"
+    replace_keeping_size_and_time(path, other.read_bytes())
+    assert glance(path).command == "cleft evaluate two"

@@ -20,6 +20,7 @@ from cleft.evaluation.kept import kept_beside, read_kept
 from cleft.evaluation.metrics import mean_of, paired_intervals, value_of
 from cleft.evaluation.results import read_evaluation
 from cleft.evaluation.scoring import USUAL_DRAWS, Draws, Measure, Scored, difference, measures_of, same_images
+from cleft.identity import file_key
 from cleft.types import Comparison, Difference, Evaluation
 
 
@@ -161,20 +162,20 @@ def _read_alike(results: Sequence[Path]) -> list[_Answered]:
 
 
 @functools.lru_cache(maxsize=64)
-def _evaluation(result: Path, written: int) -> Evaluation:
+def _evaluation(result: Path, written: str) -> Evaluation:
     """A reference is held against every row of a table, and opened once as long as it is not written anew."""
     return read_evaluation(result)
 
 
 @functools.lru_cache(maxsize=64)
-def _answered(result: Path, written: int, kept: int) -> _Answered:
+def _answered(result: Path, written: str, kept: str) -> _Answered:
     evaluation = _evaluation(result, written)
     return _Answered(evaluation, read_kept(result, evaluation).scored())
 
 
-def _written(path: Path) -> int:
-    """When a file was written, in nanoseconds; 0 where there is none."""
-    return path.stat().st_mtime_ns if path.is_file() else 0
+def _written(path: Path) -> str:
+    """Identity of a file in its present state; empty where there is none."""
+    return file_key(path) if path.is_file() else ""
 
 
 def _measures(answered: _Answered) -> list[Measure]:

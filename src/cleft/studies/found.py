@@ -12,6 +12,7 @@ from cleft.data import DATASETS, data_config
 from cleft.data.prompts import CLASS_SETS
 from cleft.errors import CleftError, ConfigError
 from cleft.evaluation.results import read_evaluation
+from cleft.identity import file_key
 from cleft.learning.files import read_json, write_whole
 from cleft.learning.protocols import follow_protocol
 from cleft.learning.same import Stage, changes
@@ -119,11 +120,11 @@ def glance(path: Path) -> Evaluation:
     Raises:
         CleftError: If it cannot be read.
     """
-    return _glance(path, path.stat().st_mtime_ns)
+    return _glance(path, file_key(path))
 
 
 @functools.cache
-def _glance(path: Path, modified: int) -> Evaluation:
+def _glance(path: Path, key: str) -> Evaluation:
     """A file is opened once as long as it is not written anew."""
     return replace(
         read_evaluation(path),

@@ -11,6 +11,7 @@ from typing import Any
 
 from cleft.config import TextTowerConfig
 from cleft.errors import CheckpointError
+from cleft.identity import file_key
 from cleft.towers.folders import digest_of
 from cleft.towers.text import TextTower
 
@@ -84,11 +85,11 @@ def _base_digest(folder: Path) -> str | None:
     files = sorted(path for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern))
     if not files:
         return None
-    facts = [(path.name, _file_digest(path, path.stat().st_size, path.stat().st_mtime_ns)) for path in files]
+    facts = [(path.name, _file_digest(path, file_key(path))) for path in files]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 @functools.lru_cache(maxsize=64)
-def _file_digest(path: Path, size: int, modified_ns: int) -> str:
-    """A language model's gigabytes are read once per process; size and time tell files apart that were replaced."""
+def _file_digest(path: Path, key: str) -> str:
+    """Digest of a weights file in the state that `key` names; gigabytes are read once per process."""
     return digest_of(path)

@@ -7,6 +7,7 @@ from PIL import Image
 from cleft.config import ImagesConfig
 from cleft.data.pixels.decoding import prepare_file, preparing
 from cleft.errors import ResourceError
+from cleft.identity import file_key
 
 CONFIG = ImagesConfig(stored_size=32, size=32)
 
@@ -30,7 +31,7 @@ def paths(tmp_path):
 def test_a_bad_file_is_an_outcome_not_an_error(paths, tmp_path):
     outcome = prepare_file(paths[1], CONFIG, frozenset())
     assert (outcome.reason, outcome.pixels) == ("format", None)
-    assert outcome.source.size == 12
+    assert outcome.source.key == file_key(paths[1])
     assert prepare_file(tmp_path / "absent", CONFIG, frozenset()).source is None
 
 

@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,6 +13,7 @@ from pydicom.uid import (
     RLELossless,
 )
 from tests.fakes.dicom import COMPRESSED, LEAKS, NATIVE, deflated_bomb, dicom_bytes, write_dicom
+from tests.tools.replacing import replace_keeping_size_and_time
 
 from cleft.data.pixels.decoders import ReadLimits
 from cleft.data.pixels.headers import Header, header_notes, read_header, read_headers
@@ -198,6 +200,23 @@ def test_headers_are_read_once(tmp_path, monkeypatch):
     os.utime(paths[1], ns=(1, 1))
     assert read_headers(paths, cache)[paths[1]].reason == "again"
     assert read == [paths[1], paths[4]]
+
+
+@pytest.mark.parametrize("how", ["in place", "renamed over"])
+def test_the_header_of_a_file_replaced_with_its_size_and_time_kept_is_read_anew(tmp_path, how):
+    path, cache = write_dicom(tmp_path / "a.dcm", PIXELS, PatientAge="040Y"), tmp_path / "headers.parquet"
+    assert read_headers([path], cache)[path].age == 40
+    replace_keeping_size_and_time(path, dicom_bytes(PIXELS, PatientAge="050Y"), how)
+    assert read_headers([path], cache)[path].age == 50
+
+
+def test_two_projects_with_the_same_relative_paths_share_no_headers(tmp_path, monkeypatch):
+    path, cache = Path("data/a.dcm"), tmp_path / "headers.parquet"
+    for project, age in (("one", 40), ("two", 50)):
+        file = write_dicom(tmp_path / project / path, PIXELS, PatientAge=f"0{age}Y")
+        os.utime(file, ns=(10**18, 10**18))
+        monkeypatch.chdir(tmp_path / project)
+        assert read_headers([path], cache)[path].age == age
 
 
 def test_the_cache_holds_no_path_and_no_text_of_a_patient(tmp_path):

@@ -15,8 +15,11 @@ import pytest
 from PIL import Image
 from tests.tools.forks import dies_at_call, forked
 from tests.tools.lethal import prepare_or_die
+from tests.tools.replacing import replace_keeping_size_and_time
 
+from cleft import identity
 from cleft.config import DataConfig, ImagesConfig
+from cleft.data import read_dataset
 from cleft.data.pixels import decoders, parts, preparation
 from cleft.data.pixels.images import prepare_image, read_gray
 from cleft.data.pixels.preparation import preparation_digest
@@ -174,7 +177,7 @@ def test_f2_the_key_holds_every_setting_that_decides_a_pixel_and_no_other(field)
 def test_f2_the_key_holds_decoders_and_schema(monkeypatch):
     before = preparation_digest(CONFIG)
     with monkeypatch.context() as patch:
-        patch.setattr(preparation, "SCHEMA", 2)
+        patch.setattr(preparation, "SCHEMA", preparation.SCHEMA + 1)
         assert preparation_digest(CONFIG) != before
     for name in decoders.decoder_versions():
         with monkeypatch.context() as patch:
@@ -447,7 +450,7 @@ def test_going_on_says_how_much_is_there(records, prepare, caplog):
     prepare(records[:3])
     with caplog.at_level("INFO", "cleft"):
         prepare(records)
-    assert caplog.messages == ["3 images are prepared already, 4 are not"]
+    assert caplog.messages == ["3 images are prepared already; 4 are new, changed or moved"]
 
 
 def test_c11_an_image_that_crashes_the_decoder_is_rejected_once_and_for_all_but_may_be_tried_again(
@@ -508,7 +511,7 @@ def test_ahead_refuses_another_preparation_naming_every_setting_and_the_command(
 def test_ahead_refuses_a_cache_that_lacks_an_image(records, prepare, tmp_path, lack):
     folder = prepare(records[:-1] if lack == "new" else records).folder
     if lack == "changed":
-        os.utime(records[6].image, ns=(1, 1))
+        records[6].image.write_bytes(records[6].image.read_bytes() + b" ")
     if lack == "damaged":
         sorted(folder.glob("*.u8"))[0].write_bytes(b"")
     with pytest.raises(
@@ -530,3 +533,146 @@ def test_no_images_are_no_work(prepare):
 def test_the_cache_lies_where_settings_say(tmp_path):
     assert cache_folder(DataConfig(cache=tmp_path)) == tmp_path
     assert cache_folder(DataConfig()) == Path.home() / ".cache" / "cleft"
+
+
+def pad_files(records, size=4096, time_ns=10**18):
+    """Give all files the same size and modification time; what follows a PNG's end is ignored."""
+    for record in records:
+        data = record.image.read_bytes()
+        record.image.write_bytes(data + b" " * (size - len(data)))
+        os.utime(record.image, ns=(time_ns, time_ns))
+
+
+@pytest.mark.parametrize("prepare_mode", ["auto", "ahead"])
+def test_two_projects_with_the_same_relative_root_share_no_pixels(tmp_path, monkeypatch, prepare_mode):
+    cache = tmp_path / "cache"
+    for project, seed in (("one", 1), ("two", 2)):
+        root = tmp_path / project / "data"
+        pad_files(write_images(root, 12, seed=seed))
+        rows = "".join(f"{number}.png,text {number}\n" for number in range(12))
+        (root / "manifest.csv").write_text("path,caption\n" + rows)
+        config = DataConfig(dataset="manifest", root=Path("data"), cache=cache)
+        monkeypatch.chdir(tmp_path / project)
+        records = read_dataset(config).records
+        if prepare_mode == "ahead" and project == "two":
+            with pytest.raises(DataError, match="12 of 12 images are not prepared"):
+                obtain_images(records, replace(config, prepare="ahead"), CONFIG)
+        images = prepare_images(records, CONFIG, cache)
+        assert len(images) == 12
+        assert right(images, records)
+
+
+@pytest.mark.parametrize("how", ["in place", "renamed over"])
+def test_a_file_replaced_with_its_size_and_time_kept_is_decoded_anew(tmp_path, prepare, decoded, how):
+    records, others = write_images(tmp_path / "a", 12, seed=1), write_images(tmp_path / "b", 12, seed=2)
+    pad_files([*records, *others])
+    assert right(prepare(records), records)
+    for record, other in zip(records, others, strict=True):
+        replace_keeping_size_and_time(record.image, other.image.read_bytes(), how)
+    decoded.clear()
+    assert right(prepare(records), records)
+    assert len(decoded) == 12
+
+
+def test_a_root_given_through_links_and_dots_is_the_same_root(tmp_path, monkeypatch, prepare, decoded):
+    write_images(tmp_path / "images", 3)
+    (tmp_path / "images" / "manifest.csv").write_text("path,caption\n0.png,one\n1.png,two\n2.png,three\n")
+    (tmp_path / "link").symlink_to("images")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path / "images")
+    for root in ("../images", ".", "../link", "~/link", "../link/../images", str(tmp_path / "images")):
+        records = read_dataset(DataConfig(dataset="manifest", root=Path(root))).records
+        assert [record.image for record in records] == [tmp_path / "images" / f"{number}.png" for number in range(3)]
+        assert right(prepare(records), records)
+    assert len(decoded) == 3
+
+
+def test_a_link_to_another_folder_gives_the_images_of_that_folder(tmp_path, prepare):
+    one, two = write_images(tmp_path / "v1", 3, seed=1), write_images(tmp_path / "v2", 3, seed=2)
+    pad_files([*one, *two])
+    link = tmp_path / "current"
+    linked = [replace(record, image=link / record.id) for record in one]
+    for version in ("v1", "v2"):
+        link.unlink(missing_ok=True)
+        link.symlink_to(version)
+        assert right(prepare(linked), linked)
+
+
+@pytest.mark.parametrize("change", ["renamed folder", "hard link", "mode", "touched", "other device"])
+def test_the_same_bytes_under_another_identity_are_hashed_and_not_decoded(
+    tmp_path, records, prepare, decoded, monkeypatch, change
+):
+    made = prepare(records)
+    if change == "renamed folder":
+        (tmp_path / "images").rename(tmp_path / "moved")
+        records = [replace(record, image=tmp_path / "moved" / record.id) for record in records]
+    for record in records:
+        if change == "hard link":
+            os.link(record.image, record.image.with_suffix(".twin"))
+        if change == "mode":
+            record.image.chmod(0o400)
+        if change == "touched":
+            os.utime(record.image, ns=(1, 1))
+    if change == "other device":
+
+        def remounted(path, status=None, folders=None, original=identity.file_key):
+            return original(f"/mnt/{path}", status or os.stat(path))
+
+        for module in ("decoding", "shelf"):
+            monkeypatch.setattr(f"cleft.data.pixels.{module}.file_key", remounted)
+    decoded.clear()
+    ahead = find_images(records, replace(AHEAD, cache=tmp_path / "cache"), CONFIG)
+    assert (ahead.digest, decoded) == (made.digest, [])
+    again = prepare(records)
+    assert (again.digest, decoded) == (made.digest, [])
+    assert right(again, records)
+    files = contents(again.folder)
+    prepare(records)
+    assert contents(again.folder) == files
+
+
+def test_a_cache_that_may_only_be_read_serves_moved_files_and_refuses_new_ones(
+    tmp_path, records, prepare, decoded, monkeypatch
+):
+    made = prepare(records)
+    (tmp_path / "images").rename(tmp_path / "moved")
+    moved = [replace(record, image=tmp_path / "moved" / record.id) for record in records]
+
+    def no_lock(folder):
+        raise PermissionError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("cleft.data.pixels.prepared.lock", no_lock)
+    before = contents(made.folder)
+    decoded.clear()
+    images = prepare(moved)
+    assert (images.digest, decoded, contents(made.folder)) == (made.digest, [], before)
+    assert right(images, moved)
+    new = write_images(tmp_path / "more", 2, seed=9)
+    with pytest.raises(ResourceError, match="the cache cannot be written"):
+        prepare([*moved, replace(new[1], id="new")])
+
+
+def test_identities_of_old_places_do_not_pile_up(tmp_path, records, prepare, monkeypatch):
+    monkeypatch.setattr("cleft.data.pixels.shelf._MOST_IDENTITIES", 2)
+    prepare(records)
+    sizes = []
+    for move in range(5):
+        (tmp_path / "images").rename(tmp_path / f"moved{move}")
+        records = [replace(record, image=tmp_path / f"moved{move}" / record.id) for record in records]
+        images = prepare(records)
+        assert right(images, records)
+        (tmp_path / f"moved{move}").rename(tmp_path / "images")
+        sizes.append(len(list(images.folder.glob("part-*.json"))))
+    assert sizes[-1] == sizes[-2] == 3 + 2 * 3
+    assert all(path.with_suffix(".u8").is_file() for path in images.folder.glob("part-*.json"))
+
+
+def test_a_cache_of_the_old_layout_is_rebuilt_with_one_line(records, prepare, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    with monkeypatch.context() as patch:
+        patch.setattr(preparation, "SCHEMA", 1)
+        prepare(records)
+    caplog.clear()
+    assert right(prepare(records), records)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line == f"images are prepared beside this with schema 1, wanted {preparation.SCHEMA}: decoding again"

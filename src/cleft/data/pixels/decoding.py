@@ -22,6 +22,7 @@ from cleft.data.pixels.children import Children, Death, Limits
 from cleft.data.pixels.decoders import decode_gray, refusal
 from cleft.data.pixels.images import prepare_image, read_bytes
 from cleft.errors import DataError
+from cleft.identity import file_key
 
 PASSING = frozenset({"crashed", "timeout", "memory"})
 """Reasons that another decoder or a larger machine may do away with."""
@@ -30,9 +31,8 @@ PASSING = frozenset({"crashed", "timeout", "memory"})
 class Source(NamedTuple):
     """A file as it was when it was read."""
 
-    path: str
-    size: int
-    mtime_ns: int
+    key: str
+    """Identity of the file, by `cleft.identity.file_key`."""
     content: str
     """SHA-256 of its bytes."""
 
@@ -63,7 +63,7 @@ def prepare_file(path: Path, config: ImagesConfig, known: frozenset[str]) -> Out
     """
     source = None
     try:
-        data, source = _read(path)
+        data, source = read_source(path)
         if source.content in known:
             return Outcome(path, source, None)
         return Outcome(path, source, prepare_image(decode_gray(data, path, images=config), config))
@@ -71,6 +71,16 @@ def prepare_file(path: Path, config: ImagesConfig, known: frozenset[str]) -> Out
         return Outcome(path, source, None, "memory", str(refusal("memory", path, "memory ran out while preparing it")))
     except DataError as error:
         return Outcome(path, source, None, error.reason, str(error))
+
+
+def read_source(path: Path) -> tuple[bytes, Source]:
+    """Read a file; return its bytes, and its identity and digest.
+
+    Raises:
+        DataError: With the reasons of `read_bytes`.
+    """
+    data, status = read_bytes(path)
+    return data, Source(file_key(path, status), hashlib.sha256(data).hexdigest())
 
 
 @contextmanager
@@ -117,12 +127,7 @@ def _prepare_file_in_child(path: Path, config: ImagesConfig, known: frozenset[st
 
 def _refuse(path: Path, death: Death) -> Outcome:
     try:
-        source = _read(path)[1]
+        source = read_source(path)[1]
     except DataError as error:
         return Outcome(path, None, None, error.reason, str(error))
     return Outcome(path, source, None, death.reason, str(refusal(death.reason, path, death.sentence)))
-
-
-def _read(path: Path) -> tuple[bytes, Source]:
-    data, status = read_bytes(path)
-    return data, Source(str(path), status.st_size, status.st_mtime_ns, hashlib.sha256(data).hexdigest())

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,18 +14,8 @@ from cleft.data.pixels.headers import Header
 
 log = logging.getLogger(__name__)
 
-_FORM = 1
-"""Rises when `Header` changes; caches of another form are read anew."""
-
-
-def file_key(path: Path) -> str:
-    """Names a file as it is now, without its path; empty if it cannot be asked."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return ""
-    named = f"{os.path.abspath(path)}\0{status.st_size}\0{status.st_mtime_ns}"
-    return hashlib.sha256(named.encode(errors="surrogateescape")).hexdigest()[:32]
+_FORM = 2
+"""Rises when `Header` or its keys change; caches of another form are read anew."""
 
 
 def load_headers(cache: Path) -> dict[str, Header]:

@@ -21,6 +21,7 @@ from cleft.data.pixels.decoders import DEFAULT_LIMITS, ReadLimits, may_be_dicom,
 from cleft.data.pixels.opening import open_file
 from cleft.data.progress import progress_bar
 from cleft.errors import DataError
+from cleft.identity import file_key
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -116,14 +117,18 @@ def read_headers(paths: Sequence[Path], cache: Path | None = None, *, progress: 
         cache: A Parquet file, made where it is absent. It holds digests in place of paths, because paths hold ids.
         progress: Whether to show a bar where the error stream is a terminal.
     """
-    from cleft.data.pixels.header_cache import file_key, load_headers, save_headers
+    from cleft.data.pixels.header_cache import load_headers, save_headers
 
     known = load_headers(cache) if cache else {}
     found: dict[Path, Header] = {}
+    folders: dict[str, str] = {}
     unsaved = 0
     with progress_bar("read headers", len(paths), enabled=progress) as advance:
         for path in paths:
-            key = file_key(path)
+            try:
+                key = file_key(path, folders=folders)
+            except OSError:
+                key = ""
             header = known.get(key)
             if header is None:
                 try:

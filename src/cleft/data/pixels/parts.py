@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 
 from cleft.data.pixels.decoding import Outcome, Source
 
-SCHEMA = 1
-"""Version of this layout; part of the name of every cache."""
+SCHEMA = 2
+"""Version of this layout and of how files are decoded; part of the name of every cache."""
 PART_ROWS = 2048
 """Images of a part: what a killed run loses at most."""
 
@@ -41,14 +41,14 @@ class Part:
     rows: tuple[tuple[str, int], ...]
     """Content and CRC-32 of each row of pixels."""
     sources: tuple[Source, ...]
-    """Files as they were seen, by the key of their path; their pixels lie in this part or in another."""
+    """Files as they were read; their pixels lie in this part or in another."""
     refused: Mapping[str, tuple[str, str]]
     """Content to the reason and the sentence it was refused with, without the path."""
 
-
-def path_key(path: str) -> str:
-    """Names a path without telling it: paths may hold patients' ids."""
-    return hashlib.sha256(path.encode(errors="surrogateescape")).hexdigest()[:32]
+    @property
+    def index(self) -> Path:
+        """The index file."""
+        return self.pixels.with_suffix(".json")
 
 
 def open_pixels(path: Path, rows: int, side: int) -> NDArray[np.uint8]:
@@ -105,7 +105,7 @@ class PartWriter:
         """Notes a source, and writes its row if it brought one; a file nobody could read leaves no trace."""
         if outcome.source is None:
             return
-        self._sources.append(outcome.source._replace(path=path_key(outcome.source.path)))
+        self._sources.append(outcome.source)
         content = outcome.source.content
         if outcome.reason:
             # Without the path in front: it may name a patient, and a file may be moved.

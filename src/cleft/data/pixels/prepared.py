@@ -12,7 +12,7 @@ import logging
 import os
 import stat
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from cleft.config import DataConfig, ImagesConfig
 from cleft.data.pixels.decoders import DEFAULT_LIMITS
-from cleft.data.pixels.decoding import PASSING, Outcome, preparing
+from cleft.data.pixels.decoding import PASSING, Outcome, preparing, read_source
 from cleft.data.pixels.images import read_bytes
 from cleft.data.pixels.parts import PART_ROWS, clear, lock
 from cleft.data.pixels.pixel_rows import PixelRows
@@ -124,8 +124,17 @@ def prepare_images(
     shelf = _shelf(home, config, again=again)
     contents = shelf.known(files)
     rebuilt = 0
-    if len(contents) < len(files):
-        with _open_for_writing(home, config) as alone:
+    with ExitStack() as writing:
+        alone = None
+        if len(contents) < len(files):
+            try:
+                alone = writing.enter_context(_open_for_writing(home, config))
+            except ResourceError:
+                # A cache that may only be read still serves files whose content it holds under another identity.
+                contents |= _recognise(shelf, [path for path in files if path not in contents], progress=progress)
+                if len(contents) < len(files):
+                    raise
+        if alone is not None:
             shelf = _shelf(home, config, again=again)
             rebuilt = len(shelf.damaged)
             clear(home, shelf.damaged, alone=alone)
@@ -136,6 +145,8 @@ def prepare_images(
                 contents |= {outcome.path: outcome.source.content for outcome in outcomes if outcome.source}
                 bad |= {outcome.path: (outcome.reason, outcome.message) for outcome in outcomes if outcome.reason}
                 judge()
+            if alone:
+                shelf.prune()
     if rebuilt:
         log.warning("%s: %d damaged parts were thrown away and made anew; have the disk checked", home, rebuilt)
     bad |= _refused(shelf, contents)
@@ -145,13 +156,18 @@ def prepare_images(
     return _gather(records, shelf, contents, bad, config, rebuilt)
 
 
-def find_images(records: Sequence[Record], data: DataConfig, images: ImagesConfig) -> PreparedImages:
+def find_images(
+    records: Sequence[Record], data: DataConfig, images: ImagesConfig, *, progress: bool = True
+) -> PreparedImages:
     """Looks up images that were prepared ahead; decodes none and writes nothing.
+
+    A file that was moved, copied or touched since is read once and found by its content.
 
     Args:
         records: Images of one dataset; ids are unique.
         data: Where the cache lies, and how many images may be rejected.
         images: Decides the pixels.
+        progress: Whether to show a bar where the error stream is a terminal.
 
     Raises:
         DataError: With reason `unprepared`, if the cache lacks an image or was made with other settings, naming each
@@ -162,6 +178,7 @@ def find_images(records: Sequence[Record], data: DataConfig, images: ImagesConfi
     check_rejects(bad, len(files) + len(bad), data.max_bad)
     shelf = Shelf(home, images.stored_size)
     contents = shelf.known(files)
+    contents |= _recognise(shelf, [path for path in files if path not in contents], progress=progress)
     absent = [record.id for record in records if record.image in files and record.image not in contents]
     if absent:
         differs = [] if shelf.parts else nearest_differences(home, images)
@@ -185,7 +202,7 @@ def obtain_images(
         DataError, ResourceError: As `prepare_images` and `find_images`.
     """
     if data.prepare == "ahead":
-        return find_images(records, data, images)
+        return find_images(records, data, images, progress=progress)
     return prepare_images(
         records, images, cache_folder(data), jobs=data.workers, max_bad=data.max_bad, progress=progress
     )
@@ -221,7 +238,7 @@ def _reasons(records: Iterable[Record], bad: Rejects) -> dict[str, str]:
 def _announce(home: Path, config: ImagesConfig, todo: int, known: int, jobs: int) -> None:
     """Says why images are decoded that somebody may think were decoded before, and how it would go faster."""
     if known:
-        log.info("%s images are prepared already, %s are not", f"{known:,}", f"{todo:,}")
+        log.info("%s images are prepared already; %s are new, changed or moved", f"{known:,}", f"{todo:,}")
     elif not list(home.glob("part-*.json")) and (differs := nearest_differences(home, config)):
         log.info("images are prepared beside this with %s: decoding again", "; ".join(map(str, differs)))
     if jobs == 0 and todo > PART_ROWS:
@@ -245,6 +262,27 @@ def _look_at(paths: Iterable[Path]) -> tuple[dict[Path, os.stat_result], Rejects
         except DataError as error:
             bad[path] = (error.reason, str(error))
     return files, bad
+
+
+def _recognise(shelf: Shelf, paths: Sequence[Path], *, progress: bool) -> dict[Path, str]:
+    """Return the content of each file whose outcome is in the cache under another identity, by reading it."""
+    if not paths or not (shelf.places or shelf.refused):
+        return {}
+    found: dict[Path, str] = {}
+    with progress_bar("read files", len(paths), enabled=progress) as advance:
+        for path in paths:
+            with suppress(DataError):
+                content = read_source(path)[1].content
+                if content in shelf:
+                    found[path] = content
+            advance()
+    if found:
+        log.info(
+            "%s images were moved, copied or touched since they were prepared and were found by their content; "
+            "cleft data prepare records where they are, so that they are not read again",
+            f"{len(found):,}",
+        )
+    return found
 
 
 @contextmanager

@@ -8,8 +8,12 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from cleft.data.pixels.decoding import Outcome
-from cleft.data.pixels.parts import Part, PartWriter, path_key, read_part
+from cleft.data.pixels.parts import Part, PartWriter, read_part
 from cleft.errors import ResourceError
+from cleft.identity import file_key
+
+_MOST_IDENTITIES = 8
+"""Identities of files kept per prepared image, beyond those in the parts that hold its pixels."""
 
 
 class Shelf:
@@ -24,7 +28,7 @@ class Shelf:
         """Content to its part and the row in it."""
         self.refused: dict[str, tuple[str, str]] = {}
         """Content to the reason and the sentence it was refused with, without the path."""
-        self._contents: dict[tuple[str, int, int], str] = {}
+        self._contents: dict[str, str] = {}
         for index in sorted(folder.glob("part-*.json")):
             part = read_part(index, side)
             if part is None:
@@ -42,7 +46,7 @@ class Shelf:
             self.refused.pop(content, None)  # Refused once, prepared since.
         self.refused.update({content: why for content, why in part.refused.items() if content not in self.places})
         self.parts.append(part)
-        self._contents.update({(path, size, mtime): content for path, size, mtime, content in part.sources})
+        self._contents.update(part.sources)
 
     def forget(self, reasons: Collection[str]) -> None:
         """Takes back refusals for these reasons, so that their files are tried again."""
@@ -79,11 +83,23 @@ class Shelf:
 
     def known(self, files: Mapping[Path, os.stat_result]) -> dict[Path, str]:
         """Returns the content of each file that is as it was when it was read, and whose outcome is here."""
-        contents = {
-            path: self._contents.get((path_key(str(path)), status.st_size, status.st_mtime_ns))
-            for path, status in files.items()
-        }
+        folders: dict[str, str] = {}
+        contents = {path: self._contents.get(file_key(path, status, folders)) for path, status in files.items()}
         return {path: content for path, content in contents.items() if content is not None and content in self}
+
+    def prune(self) -> None:
+        """Remove the oldest parts that hold only identities of files whose pixels are in other parts.
+
+        Every copy, move and remount of a dataset adds such parts; without them a file is read and hashed once more.
+        """
+        bare = [part.index for part in self.parts if not part.rows and not part.refused]
+        sizes = {part.index: len(part.sources) for part in self.parts}
+        kept = 0
+        for index in sorted(bare, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+            kept += sizes[index]
+            if kept > _MOST_IDENTITIES * len(self.all_contents()):
+                index.unlink(missing_ok=True)
+                index.with_suffix(".u8").unlink(missing_ok=True)
 
     def all_contents(self) -> frozenset[str]:
         """Returns every content whose outcome is here."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -33,7 +34,7 @@ class Scan(NamedTuple):
 
 
 def require_root(config: DataConfig) -> Path:
-    """Returns the folder of the data.
+    """Returns the folder of the data, as a real absolute path without links, `..` or `~`.
 
     Raises:
         ConfigError: If it is not set.
@@ -41,9 +42,10 @@ def require_root(config: DataConfig) -> Path:
     """
     if config.root is None:
         raise ConfigError("data.root is not set; set --data.root to the folder that holds the images and their table")
-    if not config.root.is_dir():
+    root = Path(os.path.realpath(os.path.expanduser(config.root)))
+    if not root.is_dir():
         raise DataError(f"{config.root} is not a folder; set data.root to the one that holds your data", reason="root")
-    return config.root
+    return root
 
 
 def find_table(root: Path, folders: Sequence[Path], name: str) -> Path:
