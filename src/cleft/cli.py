@@ -613,10 +613,11 @@ def _data_template(options: argparse.Namespace, words: list[str]) -> None:
 
 
 def _data_check(options: argparse.Namespace, words: list[str]) -> int:
-    from cleft.codec import to_json, write_whole
+    from cleft.codec import to_json
     from cleft.config import Settings, merge_overrides
     from cleft.data.census.check import check_dataset
     from cleft.data.census.taking import Effort
+    from cleft.files import write_whole
     from cleft.report.census import write_census
 
     if options.images and not options.page:

@@ -1,4 +1,4 @@
-"""Nouns to JSON and back, strictly, in files that are whole: what has not the noun's exact form is refused.
+"""Nouns to JSON and back, strictly: what has not the noun's exact form is refused.
 
 It stands beside the nouns because two rooms need it that do not meet: evaluation writes results, report
 reads them, perhaps on another machine and a year later.
@@ -10,14 +10,12 @@ import dataclasses
 import functools
 import json
 import math
-import os
-import tempfile
 import types
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from cleft.errors import DataError
+from cleft.files import parse_json
 
 SCHEMA = 1
 """Rises when a noun changes its form; files of another schema are refused."""
@@ -41,7 +39,9 @@ def to_json(noun: Any, *, schema: int = SCHEMA) -> str:
     return json.dumps({"schema": schema, **dataclasses.asdict(noun)}, indent=1, ensure_ascii=False, allow_nan=False)
 
 
-def from_json(text: str, kind: type[Noun], *, where: str, schema: int = SCHEMA, remedy: str = "evaluate again") -> Noun:
+def from_json(
+    text: str | bytes, kind: type[Noun], *, where: str, schema: int = SCHEMA, remedy: str = "evaluate again"
+) -> Noun:
     """Reads a noun back from `to_json`'s text.
 
     Args:
@@ -55,31 +55,11 @@ def from_json(text: str, kind: type[Noun], *, where: str, schema: int = SCHEMA, 
         DataError: If the text is no JSON, of another schema, lacks a field, has one too many, or holds a value of
             another type than the field's.
     """
-    try:
-        tree = json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where} is not valid JSON ({error}); write it again", reason="json") from error
-    if not isinstance(tree, dict):
-        raise DataError(f"{where} holds {type(tree).__name__}, not an object", reason="json")
+    tree = parse_json(text, where, remedy=remedy)
     written = tree.pop("schema", None)
     if type(written) is not int or written != schema:
         raise DataError(f"{where} has schema {written!r}, this version reads {schema}; {remedy}", reason="schema")
     return cast("Noun", _noun(tree, kind, where))
-
-
-def write_whole(path: Path, data: bytes, *, mode: int = 0o600) -> None:
-    """Puts a file in its place in one step: a reader finds the old one or the new one, never half of one."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, mode)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
 
 
 def _noun(tree: Any, kind: type, where: str) -> Any:
@@ -141,7 +121,3 @@ def _has_no_default(field: dataclasses.Field[Any]) -> bool:
 
 def _mismatch(where: str, value: Any, wanted: str) -> DataError:
     return DataError(f"{where} holds {type(value).__name__} {str(value)[:40]!r}, not {wanted}", reason="schema")
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number")

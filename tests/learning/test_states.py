@@ -9,8 +9,8 @@ import torch
 from tests.tools.forks import dies_at_call, forked
 
 from cleft.errors import CheckpointError, ResourceError
+from cleft.files import write_whole
 from cleft.learning import states
-from cleft.learning.files import write_whole
 from cleft.learning.states import StateStore, tensor_bytes
 
 

@@ -88,7 +88,7 @@ def test_a_damaged_file_costs_its_seed_and_says_so(tmp_path):
     assert found.value == 0.5
     assert found.reason.startswith("1 of 2 seeds; seed-1.json is not valid JSON")
     next(folder.rglob("seed-0.json")).unlink()
-    assert "seed-0.json cannot be read (FileNotFoundError)" in numbers(folder).reason
+    assert "chexpert-zero-shot/seed-0.json is missing" in numbers(folder).reason
 
 
 @pytest.mark.parametrize("place", ["/home/somebody/secret/x.json", "C:\\secret\\x.json"])
@@ -133,7 +133,7 @@ def test_two_headings_may_rest_on_two_splits(tmp_path):
 
 
 def test_a_folder_without_a_study_is_a_sentence(tmp_path):
-    with pytest.raises(DataError, match=r"holds no readable study\.json; give the folder of a study, or run folders"):
+    with pytest.raises(DataError, match=r"study\.json is missing; give the folder of a study, or run folders"):
         read_grid(tmp_path)
 
 

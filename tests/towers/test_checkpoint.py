@@ -331,7 +331,7 @@ def test_an_edited_description_is_refused(folder, change, sentence):
 @pytest.mark.parametrize("text", ["{", "[" * 100_000, '"model"', "[]"])
 def test_a_description_that_is_none_is_refused(folder, text):
     (folder / "model.json").write_text(text)
-    with pytest.raises(CheckpointError, match=r"model.json (is not valid JSON|has schema None)"):
+    with pytest.raises(CheckpointError, match=r"model.json(: more than 64|: an object expected| is not valid JSON)"):
         load_model(folder)
 
 

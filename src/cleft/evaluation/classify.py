@@ -27,9 +27,9 @@ from cleft.evaluation.questions import Blank
 from cleft.evaluation.results import write_evaluation
 from cleft.evaluation.scoring import USUAL_DRAWS, Draws
 from cleft.evaluation.selection import Part, Selection
+from cleft.files import find_json
 from cleft.learning.classify import EMBEDDINGS, classify, features_key
 from cleft.learning.encode import encode_features, label_images
-from cleft.learning.files import read_json
 from cleft.learning.protocols import is_exact
 from cleft.learning.surroundings import device_of
 from cleft.towers.checkpoint import weights_digest
@@ -111,7 +111,7 @@ def evaluate_classify(
         known = _logits(run, model, held, settings, progress=progress)
         validation = question.score(known, label_images(held.records, held.findings), facts.classes)
         unvalidated = None if validation else CANNOT_BE_ASKED
-    summary = read_json(run / "summary.json") or {}
+    summary = find_json(run / "summary.json") or {}
     trained_on, patients = (int(summary.get(what, {}).get("train", 0)) for what in ("images", "patients"))
     evaluation = write_down(
         question,
@@ -252,7 +252,7 @@ def _head(run: Path) -> HeadFacts:
     facts = head_facts(run)
     if facts is not None:
         return facts
-    stage = (read_json(run / "environment.json") or {}).get("stage")
+    stage = (find_json(run / "environment.json") or {}).get("stage")
     if stage == "classify":
         raise CheckpointError(
             f"{run}: classification is not finished; run the same cleft classify again, it goes on where it was stopped"

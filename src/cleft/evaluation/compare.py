@@ -14,12 +14,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cleft.codec import to_json, write_whole
+from cleft.codec import to_json
 from cleft.errors import DataError, ResourceError
 from cleft.evaluation.kept import kept_beside, read_kept
 from cleft.evaluation.metrics import mean_of, paired_intervals, value_of
 from cleft.evaluation.results import read_evaluation
 from cleft.evaluation.scoring import USUAL_DRAWS, Draws, Measure, Scored, difference, measures_of, same_images
+from cleft.files import write_whole
 from cleft.identity import file_key
 from cleft.types import Comparison, Difference, Evaluation
 

@@ -17,10 +17,10 @@ import safetensors
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from cleft.codec import write_whole
 from cleft.data.splits.draws import order_key
 from cleft.errors import DataError
 from cleft.evaluation.scoring import Scored
+from cleft.files import write_whole
 from cleft.types import Evaluation
 
 SALT = "cleft-answers-v1"

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cleft.codec import from_json, to_json, write_whole
-from cleft.errors import DataError, ResourceError
+from cleft.codec import from_json, to_json
+from cleft.errors import ResourceError
 from cleft.evaluation.kept import Kept, write_kept
+from cleft.files import read_limited, write_whole
 from cleft.types import Calibration, Evaluation, PromptAudit, Result, Subgroups
 
 
@@ -170,8 +171,5 @@ def read_evaluation(path: Path) -> Evaluation:
     Raises:
         DataError: If the file is missing or is not exactly an evaluation of this version.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path} ({error}); evaluate the run again", reason="missing") from error
-    return from_json(text, Evaluation, where=path.name)
+    remedy = "evaluate the run again"
+    return from_json(read_limited(path, remedy=remedy), Evaluation, where=path.name, remedy=remedy)

@@ -25,11 +25,11 @@ from cleft.data.batches import StepSampler, eval_loader, train_loader
 from cleft.data.prompts import choose_classes
 from cleft.data.splits.fractions import take_fraction
 from cleft.errors import CheckpointError, ConfigError, DataError
+from cleft.files import find_json
 from cleft.learning.criteria import cross_entropy, mean_auc
 from cleft.learning.encode import encode_features
 from cleft.learning.engine import Batches, Plan, train
 from cleft.learning.examples import Examples, check_examples, choose_examples
-from cleft.learning.files import read_json
 from cleft.learning.keeper import Intervals
 from cleft.learning.learner import Learner
 from cleft.learning.material import Material, read_material
@@ -109,7 +109,7 @@ def classify(
         used = replace(material, train=lesson.taken.records, val=lesson.val.records)
         run.keep_split(
             used.facts(
-                before=read_json(source / "split.json"),
+                before=find_json(source / "split.json"),
                 model=weights_digest(source),
                 targets=_digest(lesson.taken.targets, lesson.val.targets),
             )
@@ -246,7 +246,7 @@ class _Way:
 
 def _check_source(source: Path, settings: Settings, folder: Path) -> None:
     """A finished image tower without a head, which the settings leave alone."""
-    stage = (read_json(source / "environment.json") or {}).get("stage")
+    stage = (find_json(source / "environment.json") or {}).get("stage")
     if stage == "classify" or head_facts(source) is not None:
         raise CheckpointError(
             f"{source} is a head on the tower of another run; give the run of that tower, which cleft pretrain or "

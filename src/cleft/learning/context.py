@@ -23,8 +23,8 @@ from cleft.data.batches import StepSampler
 from cleft.data.prompts import resolve_classes
 from cleft.data.wordings import check_phrases, check_wording, find_wording
 from cleft.errors import ConfigError
+from cleft.files import find_json
 from cleft.learning.engine import Plan, train
-from cleft.learning.files import read_json
 from cleft.learning.keeper import Intervals
 from cleft.learning.learner import Learner
 from cleft.learning.material import Material, read_material
@@ -71,7 +71,7 @@ def learn_context(
         if run.is_finished():
             return folder
         material = read_material(settings, progress=progress)
-        run.keep_split(material.facts(before=read_json(source / "split.json"), model=weights_digest(source)))
+        run.keep_split(material.facts(before=find_json(source / "split.json"), model=weights_digest(source)))
         stop.check("while reading the data; nothing was learned yet")
         _train(source, settings, material, run, stop, progress=progress)
     return folder

@@ -23,10 +23,10 @@ import torch
 from safetensors.numpy import load, save
 from torch import Tensor
 
-from cleft.codec import write_whole
 from cleft.data.batches import label_table
 from cleft.data.progress import progress_bar
 from cleft.errors import DataError, NumericsError, ResourceError
+from cleft.files import read_json, write_whole
 from cleft.types import Batch, Embeddings, ImageModel, ImageTextModel, LabelledImages, Record
 
 _MANIFEST = "manifest.json"
@@ -222,12 +222,12 @@ def _finite(embeds: Tensor) -> Tensor:
 def _stored(place: Path, name: str, key: Mapping[str, str], images: int) -> Tensor | None:
     """What an equal pass left, or None where it is missing, incomplete, damaged or of something else."""
     try:
-        manifest = json.loads((place / _MANIFEST).read_bytes())
+        manifest = read_json(place / _MANIFEST)
         data = (place / f"{name}.safetensors").read_bytes()
         if manifest != _manifest(key, images, data):
             return None
         embeds = torch.from_numpy(load(data)[name])
-    except (OSError, ValueError, KeyError, safetensors.SafetensorError):
+    except (DataError, OSError, ValueError, KeyError, safetensors.SafetensorError):
         return None
     return embeds if len(embeds) == images else None
 

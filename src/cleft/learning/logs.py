@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from cleft.files import write_whole
 from cleft.learning.board import BoardLog
-from cleft.learning.files import write_whole
 
 
 class CsvLog(Logger):
@@ -88,7 +88,7 @@ class CsvLog(Logger):
         writer.writeheader()
         writer.writerows(rows)
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self._path, text.getvalue())
+        write_whole(self._path, text.getvalue(), mode=None)
 
 
 def build_loggers(folder: Path, columns: Sequence[str], first_step: int) -> list[Logger]:

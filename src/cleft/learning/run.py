@@ -31,14 +31,14 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from cleft.config import Settings, dump_settings, load_settings
 from cleft.data.tables.people import person
 from cleft.errors import ConfigError, DataError, ResourceError
-from cleft.learning.files import read_json, write_json, write_whole
+from cleft.files import find_json, write_json, write_whole
 from cleft.learning.same import Stage, changes
 from cleft.learning.states import StateStore
 from cleft.learning.surroundings import keep_environment
 
 log = logging.getLogger(__name__)
 
-_OURS = {"lock", "config.yaml", "environment.json", "split.json", "logs", "states", ".config.yaml.tmp", ".probe.tmp"}
+_OURS = {"lock", "config.yaml", "environment.json", "split.json", "logs", "states", ".probe.tmp"}
 
 
 _BESIDE = {"sources", "leaks", "terms"}
@@ -60,7 +60,7 @@ class Run:
 
     def summary(self) -> dict[str, Any] | None:
         """What the finished run says of itself, or None while it is not finished."""
-        return read_json(self.folder / "summary.json")
+        return find_json(self.folder / "summary.json")
 
     def is_finished(self) -> bool:
         """Whether nothing is left to do; says so."""
@@ -79,7 +79,7 @@ class Run:
     def terms(self) -> dict[str, list[str]]:
         """What owners of data allow with these weights, under `terms`: of every stage that led here; else nothing."""
         found: list[str] = []
-        facts: Any = read_json(self.folder / "split.json")
+        facts: Any = find_json(self.folder / "split.json")
         while isinstance(facts, dict):
             found += [facts["terms"]] if facts.get("terms") else []
             facts = facts.get("before")
@@ -95,7 +95,7 @@ class Run:
             ConfigError: If the run was begun with other data; lists what differs.
         """
         path = self.folder / "split.json"
-        old = read_json(path)
+        old = find_json(path)
         if old is None:
             if is_first_rank():
                 write_json(path, facts)
@@ -132,7 +132,7 @@ def open_run(folder: Path, settings: Settings, stage: Stage) -> Generator[Run]:
     with _locked(folder / "lock"):
         _check_settings(folder, settings, stage)
         if run.summary() is None:
-            write_whole(folder / "config.yaml", dump_settings(settings))
+            write_whole(folder / "config.yaml", dump_settings(settings), mode=None)
             keep_environment(folder / "environment.json", stage)
         yield run
 
@@ -175,7 +175,7 @@ def seen_patients(folder: Path, people: str, patients: Iterable[str]) -> set[str
         DataError: If the folder does not say what it learned from (`unknown-training`), or not as it was written.
     """
     asked, seen = set(patients), set[str]()
-    facts: Any = read_json(folder / "split.json")
+    facts: Any = find_json(folder / "split.json")
     while facts is not None:
         if not (isinstance(facts, dict) and isinstance(facts.get("patients"), list) and "digest" in facts):
             raise DataError(f"{folder / 'split.json'} is not as it was written; copy the run again", reason="json")
@@ -190,7 +190,7 @@ def seen_patients(folder: Path, people: str, patients: Iterable[str]) -> set[str
 def people_of(folder: Path) -> set[str]:
     """Returns whose patients a run knows: of every stage that led to it, as far as that is written down."""
     found: set[str] = set()
-    facts: Any = read_json(folder / "split.json")
+    facts: Any = find_json(folder / "split.json")
     while isinstance(facts, dict):
         found.add(str(facts.get("people")))
         facts = facts.get("before")
@@ -219,7 +219,9 @@ def _check_place(folder: Path) -> None:
         (folder / ".probe").unlink()
     except OSError as error:
         raise ResourceError(f"{folder}: cannot be written ({error.strerror}); choose another run folder") from error
-    strangers = sorted(path.name for path in folder.iterdir() if path.name not in _OURS)
+    # A killed process leaves drafts such as .config.yaml.1a2b3c4d, see `write_whole`.
+    names = (path.name for path in folder.iterdir() if not path.name.startswith(".config.yaml."))
+    strangers = sorted(name for name in names if name not in _OURS)
     if strangers and not (folder / "config.yaml").is_file():
         raise ConfigError(
             f"{folder} is not empty and holds no run (found {', '.join(strangers[:3])}); choose another run folder"
@@ -229,7 +231,7 @@ def _check_place(folder: Path) -> None:
 def _check_settings(folder: Path, settings: Settings, stage: Stage) -> None:
     if not (folder / "config.yaml").is_file():
         return
-    old_stage = (read_json(folder / "environment.json") or {}).get("stage", stage)
+    old_stage = (find_json(folder / "environment.json") or {}).get("stage", stage)
     if old_stage != stage:
         raise ConfigError(f"{folder} is a run of stage {old_stage!r}, not {stage!r}; choose another run folder")
     deciding, rounding = changes(load_settings(folder / "config.yaml"), settings, stage)

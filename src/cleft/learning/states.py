@@ -21,7 +21,7 @@ from lightning.fabric.plugins import CheckpointIO
 from torch import Tensor
 
 from cleft.errors import CheckpointError, ResourceError
-from cleft.learning.files import sync_folder
+from cleft.files import sync_folder
 
 log = logging.getLogger(__name__)
 

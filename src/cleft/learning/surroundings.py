@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from cleft.config import Settings
-from cleft.learning.files import read_json, write_json
+from cleft.files import find_json, write_json
 from cleft.learning.same import Stage
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def keep_environment(path: Path, stage: Stage) -> None:
         stage: Which stage runs in the folder.
     """
     new = {"stage": stage, **_environment()}
-    old = read_json(path)
+    old = find_json(path)
     if old is not None:
         before, now = _deciding(old), _deciding(new)
         differing = [f"{name} {before.get(name)} → {value}" for name, value in now.items() if before.get(name) != value]

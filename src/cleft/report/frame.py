@@ -14,8 +14,8 @@ from typing import Any
 import jinja2
 
 from cleft import __version__
-from cleft.codec import write_whole
 from cleft.errors import ResourceError
+from cleft.files import write_whole
 
 PNG = re.compile(r"iVBORw0KGgo[A-Za-z0-9+/]*={0,2}")
 """An image as a page may hold it: base64 and nothing that could end its attribute."""

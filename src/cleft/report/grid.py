@@ -8,10 +8,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from cleft.codec import from_json
 from cleft.errors import CleftError, DataError
+from cleft.files import read_limited
 from cleft.report.cells import TOO_FEW, small
 from cleft.types import Evaluation, Result, Study, StudyCell, StudyLine
 
@@ -111,12 +113,11 @@ def read_grid(folder: Path) -> Grid:
             measured on different splits or images.
     """
     path = folder / FILE
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{folder} holds no readable {FILE}; give the folder of a study, or run folders", reason="not-a-study"
-        ) from error
+    text = read_limited(
+        path,
+        error=partial(DataError, reason="not-a-study"),
+        remedy="give the folder of a study, or run folders",
+    )
     study = from_json(text, Study, where=FILE, remedy="run cleft reproduce again")
     _check_names(study)
     grid = Grid(study=study, filled={(cell.row, cell.column): _fill(cell, folder) for cell in study.cells})
@@ -160,10 +161,8 @@ def _fill(cell: StudyCell, folder: Path) -> Filled:
             problems.append("a result file is named by its place on another machine")
             continue
         try:
-            text = (folder / path).read_text(encoding="utf-8")
+            text = read_limited(folder / path, where=str(path))
             seeds.append(Seed(file=str(path), evaluation=from_json(text, Evaluation, where=path.name)))
-        except (OSError, UnicodeDecodeError) as error:
-            problems.append(f"{path} cannot be read ({type(error).__name__})")
         except CleftError as error:
             problems.append(str(error))
     return Filled(cell=cell, seeds=seeds, problems=problems)

@@ -7,7 +7,6 @@ becomes a sentence on the page; a folder that is not a run at all is refused.
 from __future__ import annotations
 
 import csv
-import json
 import math
 import re
 from collections import Counter
@@ -20,6 +19,7 @@ import yaml
 
 from cleft.codec import Noun, from_json
 from cleft.errors import CleftError, DataError
+from cleft.files import read_json, read_limited
 from cleft.types import Comparison, Evaluation
 
 LEFT_OUT = "left out: private to this machine"
@@ -131,10 +131,9 @@ def _read_run(folder: Path, name: str, anchor: str) -> Run:
 def _tree(path: Path) -> dict[str, Any]:
     """What a JSON file holds by name; nothing where it is missing or damaged."""
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_json(path)
+    except DataError:
         return {}
-    return cast("dict[str, Any]", tree) if isinstance(tree, dict) else {}
 
 
 def _terms(summary: Mapping[str, Any]) -> list[str]:
@@ -181,9 +180,7 @@ def _stored(folder: Path, kind: type[Noun], problems: list[str]) -> list[tuple[i
     found: list[tuple[int, tuple[str, Noun]]] = []
     for number, path in enumerate(sorted(folder.glob("*.json")), start=1):
         try:
-            found.append((number, (path.name, from_json(path.read_text(encoding="utf-8"), kind, where=path.name))))
-        except (OSError, UnicodeDecodeError) as error:
-            problems.append(f"{path.name} cannot be read ({type(error).__name__}) and is left out.")
+            found.append((number, (path.name, from_json(read_limited(path, where=path.name), kind, where=path.name))))
         except CleftError as error:
             problems.append(f"A result is left out: {error}.")
     return found

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from cleft.codec import write_whole
 from cleft.errors import ConfigError, ResourceError
+from cleft.files import write_whole
 from cleft.report.cells import FEWEST_PATIENTS, Footnotes
 from cleft.report.exports import study_csv, study_latex
 from cleft.report.figures import COLOURS, INK, SOFT, key, swatch

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, DataCollato
 
 from cleft.config import TextTowerConfig
 from cleft.errors import ConfigError, NumericsError
-from cleft.learning.files import read_json, write_json
+from cleft.files import find_json, write_json
 from cleft.learning.run import texts_digest
 from cleft.towers.hub import without_bars
 from cleft.towers.language_model import is_causal, read_text_config
@@ -71,7 +71,7 @@ def learn_language_model(
         "seed": seed,
         "steps": steps,
     }
-    known = read_json(folder / "learned.json")
+    known = find_json(folder / "learned.json", remedy="remove the folder, so that it is trained again")
     if known is not None:
         if {key: known.get(key) for key in facts} != json.loads(json.dumps(facts)):
             raise ConfigError(

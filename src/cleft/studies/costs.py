@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cleft.learning.files import read_json, write_json
+from cleft.files import find_json, write_json
 from cleft.studies.steps import Step
 
 FILE = "times.json"
@@ -23,7 +23,7 @@ class Times:
     def __init__(self, folder: Path) -> None:
         self._path = folder / FILE
         self._seconds: dict[str, float] = {
-            name: float(value) for name, value in (read_json(self._path) or {}).items() if _is_number(value)
+            name: float(value) for name, value in (find_json(self._path) or {}).items() if _is_number(value)
         }
 
     def add(self, step: Step, seconds: float) -> None:

@@ -9,13 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from cleft.codec import write_whole
 from cleft.data import data_config, read_dataset
 from cleft.data.prompts import choose_classes
 from cleft.data.splits.recipes import split_records
 from cleft.data.texts import Texts
 from cleft.evaluation.classify import evaluate_classify
 from cleft.evaluation.zero_shot import evaluate_zero_shot
+from cleft.files import write_whole
 from cleft.learning.classify import classify
 from cleft.learning.context import learn_context
 from cleft.learning.pretrain import pretrain

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-from cleft.errors import CleftError, ConfigError
+from cleft.errors import CheckpointError, CleftError, ConfigError
 from cleft.studies.plans import Plan, Row
 from cleft.studies.steps import Given, Step, Work, row_settings
+from cleft.towers.folders import peek_description
 from cleft.towers.hub import find_weights
 from cleft.towers.outline import outline_model
 from cleft.towers.sizes import count_weights
@@ -65,7 +63,7 @@ def lacking_weights(plans: Sequence[Plan], given: Given) -> dict[str, str]:
 def _tokens(first: Step | None) -> int:
     """Distinct tokens of the captions that a finished run learned from."""
     try:
-        found: Mapping[str, Any] = json.loads((Path() if first is None else first.folder / "model.json").read_text())
-    except (OSError, ValueError):
+        found = {} if first is None else peek_description(first.folder)
+    except CheckpointError:
         return 0
     return len(found.get("trained_tokens", ()))

@@ -12,8 +12,8 @@ from cleft.data import DATASETS, data_config
 from cleft.data.prompts import CLASS_SETS
 from cleft.errors import CleftError, ConfigError
 from cleft.evaluation.results import read_evaluation
+from cleft.files import find_json, write_whole
 from cleft.identity import file_key
-from cleft.learning.files import read_json, write_whole
 from cleft.learning.protocols import follow_protocol
 from cleft.learning.same import Stage, changes
 from cleft.studies.plans import SUBJECTS
@@ -65,7 +65,7 @@ def settle(step: Step) -> None:
     begun_with = load_settings(step.folder)
     settled = _in_place_of(begun_with, _resolved(step, begun_with.classes))
     if settled != begun_with:
-        write_whole(step.folder / "config.yaml", dump_settings(settled))
+        write_whole(step.folder / "config.yaml", dump_settings(settled), mode=None)
 
 
 def _in_place_of(begun_with: Settings, wanted: Settings) -> Settings:
@@ -101,7 +101,7 @@ def _resolved(step: Step, classes: tuple[str, ...]) -> Settings:
 
 def find_answer(step: Step) -> Path | None:
     """The result file of a question, if it was put to the weights that lie there now."""
-    weights = (read_json(step.folder / "summary.json") or {}).get("weights")
+    weights = (find_json(step.folder / "summary.json") or {}).get("weights")
     if weights is None:
         return None
     for path in sorted((step.folder / "results").glob("*.json")):

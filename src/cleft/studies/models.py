@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from cleft.config import dump_settings, load_run_settings
 from cleft.errors import CheckpointError, CleftError, ConfigError
-from cleft.learning.files import read_json, write_json, write_whole
+from cleft.files import find_json, write_json, write_whole
 from cleft.learning.sources import check_source
 from cleft.studies.plans import TINY, Model, Plan, Row
 from cleft.studies.steps import Step
@@ -150,17 +150,17 @@ def adopt(step: Step) -> Path:
     """
     assert step.model is not None
     source, folder, weights = step.model.folder, step.folder, step.model.weights
-    summary = read_json(folder / "summary.json")
+    summary = find_json(folder / "summary.json")
     if summary is None or weights_digest(folder) != weights:
         description = read_folder(source)
         names = list(cast("dict[str, Any]", description["files"]))
         write_folder(folder, description, lambda stage: _bring(source, stage, names))
         if weights_digest(folder) != weights:
             raise CheckpointError(f"{source} holds other weights than a moment ago; run the same command again")
-    write_whole(folder / "config.yaml", dump_settings(step.settings))
+    write_whole(folder / "config.yaml", dump_settings(step.settings), mode=None)
     if (source / "split.json").is_file():  # whom it was trained on
         shutil.copyfile(source / "split.json", folder / "split.json")
-    write_json(folder / "summary.json", {**(read_json(source / "summary.json") or {}), "weights": weights})
+    write_json(folder / "summary.json", {**(find_json(source / "summary.json") or {}), "weights": weights})
     return folder
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from cleft.errors import CheckpointError, ResourceError
+from cleft.files import read_json
 
 SCHEMA = 1
 """Rises when a model folder changes its form; newer ones are refused."""
@@ -124,19 +125,14 @@ def _facts(path: Path) -> dict[str, Any]:
 
 
 def _read_description(path: Path) -> dict[str, Any]:
-    if path.stat().st_size > _LARGEST_DESCRIPTION:
-        raise CheckpointError(f"{path} has {path.stat().st_size:,} bytes; no model needs that many, copy it again")
-    try:
-        description: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}); copy the model again") from error
-    schema = description.get("schema") if isinstance(description, dict) else None
+    description = read_json(path, error=CheckpointError, remedy="copy the model again", limit=_LARGEST_DESCRIPTION)
+    schema = description.get("schema")
     if not isinstance(schema, int) or schema > SCHEMA:
         raise CheckpointError(f"{path} has schema {schema!r}, this version of cleft reads {SCHEMA}; upgrade cleft")
     files = description.get(_FILES)
     if not isinstance(files, dict) or not all(isinstance(facts, dict) for facts in files.values()):
         raise CheckpointError(f"{path} does not list its files; copy the model again")
-    return cast("dict[str, Any]", description)
+    return description
 
 
 def _check_file(folder: Path, name: str, facts: Mapping[str, Any]) -> None:

@@ -7,7 +7,6 @@ refused, not skipped.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +21,7 @@ from cleft.towers.checkpoint import own_weights, save_model
 from cleft.towers.container import read_foreign, tensors_of
 from cleft.towers.current_names import in_current_names
 from cleft.towers.dual import DualEncoder
-from cleft.towers.folders import DESCRIPTION, STAGE, digest_of
+from cleft.towers.folders import STAGE, digest_of, peek_description
 from cleft.towers.image import build_image_tower
 from cleft.towers.language_model import build_language_model
 from cleft.towers.official_keys import OfficialWeights, take_apart
@@ -100,8 +99,8 @@ def check_out(out: Path) -> None:
     if not out.is_dir() or {path.name for path in out.iterdir()} <= {STAGE}:
         return
     try:
-        earlier = "imported" in json.loads((out / DESCRIPTION).read_bytes())["extra"]
-    except (OSError, ValueError, KeyError, TypeError):
+        earlier = "imported" in peek_description(out)["extra"]
+    except (CheckpointError, KeyError, TypeError):
         earlier = False
     if not earlier:
         raise ConfigError(f"{out} is not empty and holds no imported model; choose another folder with --out")

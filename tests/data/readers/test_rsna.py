@@ -219,7 +219,7 @@ def test_a_table_that_is_no_mapping_is_refused(tmp_path, text, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "cannot be read as JSON"),
+        ("{", "is not valid JSON"),
         ('[{"id": 1}]', "is no list of records with subset_img_id and img_id"),
         ('[{"subset_img_id": "x", "img_id": "y"}]', "'y' is no file of ChestX-ray14, such as record 0"),
     ],

@@ -134,7 +134,7 @@ def test_what_is_said_beside_the_weights_is_checked(folder, tmp_path, name, chan
 def test_weights_alone_do_not_tell_how_clip_reads(folder, tmp_path):
     write_openai_clip(folder)
     (folder / "config.json").write_text("[]")
-    with pytest.raises(CheckpointError, match=r"config.json should be a JSON object"):
+    with pytest.raises(CheckpointError, match=r"config.json: an object expected, found a list"):
         import_checkpoint(folder, tmp_path / "ours")
     (folder / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"config.json is not valid JSON"):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from cleft.errors import DataError
+from cleft.files import read_json
 
 MARK = "PHANTOMS.json"
 """File that says a folder holds phantoms and nothing else."""
@@ -30,7 +31,7 @@ def drawn_once(folder: Path, mark: Mapping[str, object], draw: Callable[[Path], 
         DataError: If the folder holds something else.
     """
     if (folder / MARK).is_file():
-        if json.loads((folder / MARK).read_text()) == mark:
+        if read_json(folder / MARK, remedy="choose another folder or remove it") == mark:
             return folder
         raise DataError(f"{folder} holds other phantoms ({MARK} differs); choose another folder or remove it")
     if folder.exists() and any(folder.iterdir()):

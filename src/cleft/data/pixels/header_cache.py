@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cleft.codec import write_whole
 from cleft.data.pixels.headers import Header
+from cleft.files import write_whole
 
 log = logging.getLogger(__name__)
 

@@ -24,6 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cleft.data.pixels.decoding import Outcome, Source
+from cleft.errors import DataError
+from cleft.files import parse_json, read_limited, write_whole
 
 SCHEMA = 2
 """Version of this layout and of how files are decoded; part of the name of every cache."""
@@ -65,12 +67,12 @@ def read_part(index: Path, side: int) -> Part | None:
     try:
         if index.is_symlink() or pixels.is_symlink():
             return None
-        data = index.read_bytes()
+        data = read_limited(index)
         if index.stem != _name(data):
             return None
-        part = _parse(pixels, json.loads(data))
+        part = _parse(pixels, parse_json(data, index.name))
         return part if not part.rows or _is_whole(part, side) else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (DataError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -121,28 +123,14 @@ class PartWriter:
         index = self._folder / f"{_name(data)}.json"
         _sync(self._file)
         os.replace(self._path, index.with_suffix(".u8"))
-        write_durably(index, data)
-        return _parse(index.with_suffix(".u8"), json.loads(data))
+        write_whole(index, data)
+        return _parse(index.with_suffix(".u8"), parse_json(data, index.name))
 
     def discard(self) -> None:
         """Removes what is not finished."""
         with suppress(OSError):
             self._file.close()
         self._path.unlink(missing_ok=True)
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Writes a file that is there whole or not at all, and on disk when this returns; for its owner alone."""
-    handle, name = tempfile.mkstemp(".tmp", "part-", path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            _sync(file)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
 
 
 @contextmanager
@@ -190,11 +178,3 @@ def _name(index: bytes) -> str:
 def _sync(file: Any) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -14,7 +14,9 @@ import cv2
 
 from cleft.config import DataConfig, ImagesConfig
 from cleft.data.pixels.decoders import DEFAULT_LIMITS, decoder_versions
-from cleft.data.pixels.parts import SCHEMA, write_durably
+from cleft.data.pixels.parts import SCHEMA
+from cleft.errors import DataError
+from cleft.files import read_json, write_whole
 
 Preparation: TypeAlias = dict[str, Any]
 """Everything that decides a prepared pixel, as JSON holds it."""
@@ -60,7 +62,7 @@ def preparation_digest(config: ImagesConfig) -> str:
 def keep_settings(home: Path, config: ImagesConfig) -> None:
     """Writes into a cache what it is made with, for people and for the caches beside it."""
     if not (home / _RECORD).is_file():
-        write_durably(home / _RECORD, (json.dumps(preparation(config), indent=2, sort_keys=True) + "\n").encode())
+        write_whole(home / _RECORD, json.dumps(preparation(config), indent=2, sort_keys=True) + "\n")
 
 
 def nearest_differences(home: Path, config: ImagesConfig) -> list[Difference]:
@@ -112,10 +114,9 @@ _NO_MATTER = ("augment", "mean", "std", "prepare", "workers", "split", "people",
 
 def _read(path: Path) -> Preparation | None:
     try:
-        record = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        return read_json(path)
+    except DataError:
         return None
-    return cast("Preparation", record) if isinstance(record, dict) else None
 
 
 def _name(key: str) -> str:

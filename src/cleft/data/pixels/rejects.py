@@ -8,8 +8,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from cleft.codec import write_whole
 from cleft.errors import DataError
+from cleft.files import write_whole
 
 _EXAMPLES = 3
 """Files named per reason."""

@@ -10,11 +10,11 @@ Shapes: `N` images.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -26,6 +26,7 @@ from cleft.data.tables.columns import scan_table
 from cleft.data.tables.faults import Fault, refuse
 from cleft.data.tables.people import person
 from cleft.errors import DataError
+from cleft.files import parse_json, read_limited
 
 NAMES = (
     "pneumonia-challenge-dataset-mappings_2018.json",
@@ -124,13 +125,9 @@ def assign_patients(found: PatientMap | None, images: list[str], max_bad: float)
 
 
 def _read_json(path: Path) -> PatientMap:
-    try:
-        raw = path.read_bytes()
-        tree: Any = json.loads(raw)
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(
-            f"{path} cannot be read as JSON ({type(error).__name__}); copy it again", reason="mapping"
-        ) from None
+    failure = partial(DataError, reason="mapping")
+    raw = read_limited(path, error=failure)
+    tree: Any = parse_json(raw, str(path), top=None, error=failure)
     records = cast("list[Any]", tree) if isinstance(tree, list) else []
     pairs = [
         (str(record.get("subset_img_id") or ""), str(record.get("img_id") or ""))

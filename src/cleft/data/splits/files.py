@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cleft.codec import from_json, to_json, write_whole
+from cleft.codec import from_json, to_json
 from cleft.config import DataConfig
 from cleft.data.splits.draws import ids_digest, order_key
 from cleft.errors import ConfigError, DataError
+from cleft.files import write_whole
 from cleft.types import Reading, Record, Splits
 
 FORMAT = "cleft-split"
@@ -218,7 +219,7 @@ def _digest(parts: Mapping[str, Sequence[str]]) -> str:
     return ids_digest(f"{name}|{key}" for name, keys in parts.items() for key in keys)
 
 
-def _text(path: Path) -> str:
+def _text(path: Path) -> bytes:
     if not path.is_file():
         raise DataError(f"no split file at {path}; set data.split_file to one, or leave it out", reason="split-file")
     with path.open("rb") as file:
@@ -228,7 +229,7 @@ def _text(path: Path) -> str:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             raise DataError(f"{path} is larger than {MAX_BYTES >> 30} GiB; it is no split file", reason="split-file")
-        return data.decode("utf-8")
+        return data
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(
             f"{path} cannot be read as a split file ({error}); copy it again", reason="split-file"

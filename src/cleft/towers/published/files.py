@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from cleft.errors import CheckpointError
+from cleft.files import read_json
 from cleft.towers.container import read_foreign, tensors_of, unpacked
 from cleft.towers.published.jit_archive import is_jit_archive, read_jit_archive
 from cleft.towers.published.layout import Facts, Layout
@@ -102,10 +102,4 @@ def tokenizer_beside(weights: Path, layout: Layout) -> Path | None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content: Any = json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size <= _LARGEST_JSON else None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}); copy it again") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} should be a JSON object of names and values; copy it again")
-    return cast("dict[str, Any]", content)
+    return read_json(path, error=CheckpointError, limit=_LARGEST_JSON)
