@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import socket
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -11,6 +12,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 
+_USER = tempfile.TemporaryDirectory(prefix="cleft-user-")  # no test reads or writes the secret of whoever runs it
+os.environ["CLEFT_USER_DIR"] = _USER.name
 torch.set_num_threads(1)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it for what runs in its background
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -12,7 +12,7 @@ import cleft
 
 ROOT = Path(cleft.__file__).parent
 ROOMS = ["data", "towers", "learning", "evaluation", "report", "studies"]
-ORDER = ["errors", "files", "types", "config", "codec", "identity", *ROOMS, "doctor", "cli"]
+ORDER = ["errors", "files", "types", "privacy", "config", "codec", "identity", *ROOMS, "doctor", "cli"]
 INSIDE_DATA = ["tables", "pixels", "readers", "phantoms", "splits", "census"]
 STRANGERS = [
     ("towers", "data"),

@@ -85,3 +85,19 @@ def test_images_prepared_ahead_are_taken_and_others_are_refused(place):
     read_material(settings(place), progress=False)
     assert len(read_material(settings(place, prepare="ahead"), progress=False).train) > 0
     assert len(select(place, part="val", prepare="ahead").records) > 0
+
+
+def test_a_run_of_another_user_is_evaluated_on_the_split_it_was_trained_on_and_on_nothing_unknown(place, monkeypatch):
+    facts = read_material(settings(place, split="patients"), progress=False).facts()
+    (place / "run" / "split.json").write_text(json.dumps(facts))
+    (place / "run" / "model.json").write_text("{}")
+    mine = select(place, split="patients")
+    monkeypatch.setenv("CLEFT_USER_DIR", str(place / "other user"))
+    assert [record.id for record in select(place, split="patients").records] == [record.id for record in mine.records]
+    with pytest.raises(DataError, match="patients were trained on or used to choose the weights"):
+        select(place, part="val", split="patients")
+    with pytest.raises(DataError, match=r"written by another user .*--allow-overlap scores these all the same"):
+        select(place, part="all", split="patients")
+    moved = settings(place, split="patients")
+    notes = select_images(place / "run", moved.data, moved, "all", allow_overlap=True, progress=False).notes
+    assert "The run does not say which patients it was trained on; these may be among them." in notes

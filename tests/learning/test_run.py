@@ -1,5 +1,6 @@
 """Run folders: what they hold, whom they refuse, what they keep to themselves."""
 
+import hashlib
 import json
 import os
 import time
@@ -10,7 +11,7 @@ from tests.tools.forks import forked
 
 from cleft.config import Settings, load_settings
 from cleft.errors import ConfigError, DataError, ResourceError
-from cleft.learning.run import open_run, seen_patients, split_facts
+from cleft.learning.run import carried_facts, open_run, seen_patients, split_facts
 
 SETTINGS = Settings()
 FACTS = split_facts(
@@ -131,15 +132,84 @@ def test_b3_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path, monkeyp
         pass
 
 
-def test_o2_patients_are_known_by_salted_digest_alone(tmp_path):
-    with open_run(tmp_path, SETTINGS, "pretrain") as run:
-        run.keep_split(FACTS)
+def keep(folder, facts=FACTS):
+    with open_run(folder, SETTINGS, "pretrain") as run:
+        run.keep_split(facts)
+    return folder
+
+
+def facts_of(*patients, digest="d1", **more):
+    """As FACTS, keyed with the secret of whoever calls."""
+    return split_facts(
+        people="manifest", recipe="patients", digest=digest, counts={"train": 3}, patients=patients, **more
+    )
+
+
+def unkeyed(facts):
+    """As earlier versions wrote it: SHA-256 with a salt that stands in the file."""
+    patients = [
+        hashlib.sha256(f"{facts['digest']}|manifest|{patient}".encode()).hexdigest()[:16] for patient in ("p17", "p18")
+    ]
+    return {**{name: value for name, value in facts.items() if name != "key"}, "patients": patients}
+
+
+def test_o2_patients_are_known_by_keyed_digest_alone(tmp_path):
+    keep(tmp_path)
     assert "p17" not in (tmp_path / "split.json").read_text()
     assert len(FACTS["patients"]) == 2
     assert seen_patients(tmp_path, "manifest", ["p16", "p17", "p19"]) == {"p17"}
     assert seen_patients(tmp_path, "chexpert", ["p17"]) == set()
     with pytest.raises(DataError, match="does not say which patients it was trained on"):
         seen_patients(tmp_path / "other", "manifest", [])
+
+
+def test_o2_trying_every_id_finds_no_patient(tmp_path):
+    text = (keep(tmp_path) / "split.json").read_text()
+    salts = ("d1", "manifest", "d1|manifest", "")
+    tried = {
+        hashed(f"{salt}|{patient}".encode()).hexdigest()[:16]
+        for hashed in (hashlib.sha256, hashlib.sha1, hashlib.md5)
+        for salt in salts
+        for patient in ("p17", "p18", "17", "18")
+    }
+    assert not any(guess in text for guess in tried)
+    assert any(guess in json.dumps(unkeyed(FACTS)) for guess in tried)  # the search finds those of earlier versions
+
+
+def test_a_split_of_an_earlier_version_is_read_and_keyed_when_it_is_carried_on(tmp_path):
+    old = tmp_path / "old"
+    old.mkdir()
+    (old / "split.json").write_text(json.dumps(unkeyed(FACTS)))
+    assert seen_patients(old, "manifest", ["p17", "p19"]) == {"p17"}
+    later = keep(tmp_path / "later", facts_of("p30", digest="d2", before=carried_facts(old)))
+    assert not set(unkeyed(FACTS)["patients"]) & set(
+        json.loads((later / "split.json").read_text())["before"]["patients"]
+    )
+    assert seen_patients(later, "manifest", ["p17", "p30", "p99"]) == {"p17", "p30"}
+
+
+def test_a_run_of_an_earlier_version_is_resumed(tmp_path):
+    keep(tmp_path, facts_of("p17", before=FACTS))
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps({**unkeyed(FACTS), "before": unkeyed(FACTS)}))
+    keep(tmp_path, facts_of("p17", "p18", before=FACTS))
+    with pytest.raises(ConfigError, match="was begun with other data: digest 'd1'"):
+        keep(tmp_path, facts_of("p17", "p18", digest="d9", before=FACTS))
+
+
+def test_a_run_of_another_user_is_resumed_and_its_patients_are_unknown_unless_the_split_is_the_same(
+    tmp_path, monkeypatch
+):
+    run = keep(tmp_path / "run")
+    monkeypatch.setenv("CLEFT_USER_DIR", str(tmp_path / "other"))
+    keep(run, facts_of("p17", "p18"))
+    with pytest.raises(ConfigError, match="other data: captions"):
+        keep(run, facts_of("p17", "p18", captions="c"))
+    with pytest.raises(DataError, match="written by another user or on another machine") as refused:
+        seen_patients(run, "manifest", ["p17", "p19"], splits={"d7": {"p17"}})
+    assert refused.value.reason == "unknown-training"
+    assert seen_patients(run, "manifest", ["p17", "p19"], splits={"d1": {"p17", "p18"}}) == {"p17"}
+    assert seen_patients(run, "chexpert", ["p17", "p19"]) == set()
 
 
 def test_a_run_that_starts_from_another_knows_the_patients_of_both(tmp_path):

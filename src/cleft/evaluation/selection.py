@@ -1,13 +1,13 @@
 """Which images a question is put to, and whether the run may be asked about them.
 
-Numbers on patients that a model was trained on are too good. A run keeps its patients as salted digests, so that they
+Numbers on patients that a model was trained on are too good. A run keeps its patients as keyed digests, so that they
 can be recognised in any table without being named.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -102,8 +102,10 @@ def select_images(
     if part == "all":
         records, recipe, digest = reading.records, "all", ids_digest(record.id for record in reading.records)
         told: list[str] = []
+        drawn: dict[str, set[str]] = {}
     else:
         splits = split_records(reading, config)
+        drawn = {splits.digest: {record.patient for record in (*splits.train, *splits.val)}}
         records, recipe, digest = {"train": splits.train, "val": splits.val, "test": splits.test}[part], *splits[3:5]
         told = _told(splits, part)
     if not records:
@@ -111,7 +113,7 @@ def select_images(
     if drop_overlap:
         if allow_overlap:
             raise ConfigError("--allow-overlap and --drop-overlap contradict each other; give one of them")
-        records, known = _unseen(run, reading.people or reading.dataset, records)
+        records, known = _unseen(run, reading.people or reading.dataset, records, drawn)
     else:
         known = Known()
     if per_class is not None:
@@ -120,7 +122,7 @@ def select_images(
         told = [*told, note]
     notes = [*told, *known.notes, *_cautions(run, reading)]
     if not drop_overlap:
-        notes += _overlap(run, reading.people or reading.dataset, records, allowed=allow_overlap)
+        notes += _overlap(run, reading.people or reading.dataset, records, drawn, allowed=allow_overlap)
     prepared = obtain_images(records, config, settings.images, progress=progress)
     return _selection(reading, config, records, prepared, recipe, digest, notes)._replace(left_out=known.images)
 
@@ -180,7 +182,9 @@ def _draw(records: Sequence[Record], classes: Sequence[str], per_class: PerClass
     )
 
 
-def _overlap(run: Path, people: str, records: Sequence[Record], *, allowed: bool) -> list[str]:
+def _overlap(
+    run: Path, people: str, records: Sequence[Record], drawn: Mapping[str, Collection[str]], *, allowed: bool
+) -> list[str]:
     """Notes about patients the run was trained on, where they are allowed.
 
     Raises:
@@ -189,7 +193,7 @@ def _overlap(run: Path, people: str, records: Sequence[Record], *, allowed: bool
     """
     patients = {record.patient for record in records}
     try:
-        seen = seen_patients(run, people, patients)
+        seen = seen_patients(run, people, patients, splits=drawn)
     except DataError as error:
         if error.reason != "unknown-training":
             raise
@@ -214,14 +218,16 @@ def _overlap(run: Path, people: str, records: Sequence[Record], *, allowed: bool
     return [f"Beware: {told}. These numbers are too good."]
 
 
-def _unseen(run: Path, people: str, records: Sequence[Record]) -> tuple[list[Record], Known]:
+def _unseen(
+    run: Path, people: str, records: Sequence[Record], drawn: Mapping[str, Collection[str]]
+) -> tuple[list[Record], Known]:
     """The images of patients whom the run has not seen, and a count of the others.
 
     Raises:
         DataError: If nobody can tell, or no image is left.
     """
     patients = {record.patient for record in records}
-    seen = seen_patients(run, people, patients)
+    seen = seen_patients(run, people, patients, splits=drawn)
     kept = [record for record in records if record.patient not in seen]
     if not kept:
         raise DataError(

@@ -35,7 +35,7 @@ from cleft.learning.learner import Learner
 from cleft.learning.material import Material, read_material
 from cleft.learning.probe import solve_probe
 from cleft.learning.protocols import follow_protocol, is_exact, optim_of, reads_once
-from cleft.learning.run import Run, open_run
+from cleft.learning.run import Run, carried_facts, open_run
 from cleft.learning.sources import check_source
 from cleft.learning.stops import StopFlag
 from cleft.learning.surroundings import device_of
@@ -109,7 +109,7 @@ def classify(
         used = replace(material, train=lesson.taken.records, val=lesson.val.records)
         run.keep_split(
             used.facts(
-                before=find_json(source / "split.json"),
+                before=carried_facts(source),
                 model=weights_digest(source),
                 targets=_digest(lesson.taken.targets, lesson.val.targets),
             )

@@ -23,12 +23,11 @@ from cleft.data.batches import StepSampler
 from cleft.data.prompts import resolve_classes
 from cleft.data.wordings import check_phrases, check_wording, find_wording
 from cleft.errors import ConfigError
-from cleft.files import find_json
 from cleft.learning.engine import Plan, train
 from cleft.learning.keeper import Intervals
 from cleft.learning.learner import Learner
 from cleft.learning.material import Material, read_material
-from cleft.learning.run import Run, open_run
+from cleft.learning.run import Run, carried_facts, open_run
 from cleft.learning.sources import check_source
 from cleft.learning.stops import StopFlag
 from cleft.learning.surroundings import device_of
@@ -71,7 +70,7 @@ def learn_context(
         if run.is_finished():
             return folder
         material = read_material(settings, progress=progress)
-        run.keep_split(material.facts(before=find_json(source / "split.json"), model=weights_digest(source)))
+        run.keep_split(material.facts(before=carried_facts(source), model=weights_digest(source)))
         stop.check("while reading the data; nothing was learned yet")
         _train(source, settings, material, run, stop, progress=progress)
     return folder

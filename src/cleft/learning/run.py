@@ -4,7 +4,7 @@
 <run>/
 ├── config.yaml         resolved, complete, loadable as a preset
 ├── environment.json    versions, device, threads, command without folders
-├── split.json          recipe, digests, counts; patients only as salted digests
+├── split.json          recipe, digests, counts; patients only as digests keyed with a secret that is not in the run
 ├── logs/               log.csv and TensorBoard's files
 ├── states/             training states, to go on from
 ├── model.safetensors, model.json, tokenizer files
@@ -20,7 +20,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Collection, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,7 @@ from cleft.files import find_json, write_json, write_whole
 from cleft.learning.same import Stage, changes
 from cleft.learning.states import StateStore
 from cleft.learning.surroundings import keep_environment
+from cleft.privacy import USER_DIR, key_id, protect
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ class Run:
             if is_first_rank():
                 write_json(path, facts)
             return
-        new = json.loads(json.dumps(facts))
+        old, new = _without_other_keys(old, json.loads(json.dumps(facts)))
         differing = [key for key in {**old, **new} if old.get(key) != new.get(key) and key not in _BESIDE]
         if differing:
             shown = "; ".join(f"{key} {_short(old.get(key))} → {_short(new.get(key))}" for key in differing)
@@ -147,40 +148,71 @@ def split_facts(
         recipe: Name of the rule that made the splits.
         digest: Of the splits.
         counts: Images of each split.
-        patients: Of training and validation. Only salted digests are kept: enough to ask whether a known patient
-            was among them, no list of who they are.
+        patients: Of training and validation. Only digests keyed with the user's secret are kept: this user can test
+            whether a known patient was among them, and nobody else can find out who they are.
         more: Whatever else must not change while the run goes on. `before` is the `split.json` of the run whose
             weights this one starts from, or None where that does not say what it was trained on.
     """
-    keys = sorted({_patient_key(digest, people, patient) for patient in patients})
+    keys = sorted(protect(key) for key in {_patient_key(digest, people, patient) for patient in patients})
     return {
         "people": people,
         "recipe": recipe,
         "digest": digest,
         "counts": dict(counts),
         **more,
+        "key": key_id(),
         "patients": keys,
     }
 
 
-def seen_patients(folder: Path, people: str, patients: Iterable[str]) -> set[str]:
+def carried_facts(source: Path) -> dict[str, Any] | None:
+    """Returns the `split.json` of a run for one that starts from its weights, or None where it has none.
+
+    Unkeyed digests, as runs of earlier versions hold them, are keyed on the way.
+    """
+    facts = find_json(source / "split.json")
+    inner: Any = facts
+    while isinstance(inner, dict):
+        if "key" not in inner and isinstance(inner.get("patients"), list):
+            inner |= {"key": key_id(), "patients": sorted(protect(str(key)) for key in inner["patients"])}
+        inner = inner.get("before")
+    return facts
+
+
+def seen_patients(
+    folder: Path, people: str, patients: Iterable[str], *, splits: Mapping[str, Collection[str]] | None = None
+) -> set[str]:
     """Returns those of `patients` whose images a run trained on or chose its weights by.
 
     Args:
         folder: Run folder.
         people: Whose patients these are; ids of different people never meet.
         patients: Who may be scored.
+        splits: Digest of a split of the data at hand to its patients of training and validation. They decide where a
+            run was trained on the same split and its patients are digests keyed with the secret of another user.
 
     Raises:
-        DataError: If the folder does not say what it learned from (`unknown-training`), or not as it was written.
+        DataError: If the folder does not say what it learned from, or only to another user (`unknown-training`), or is
+            not as it was written.
     """
-    asked, seen = set(patients), set[str]()
+    asked, seen, splits = set(patients), set[str](), splits or {}
     facts: Any = find_json(folder / "split.json")
     while facts is not None:
         if not (isinstance(facts, dict) and isinstance(facts.get("patients"), list) and "digest" in facts):
             raise DataError(f"{folder / 'split.json'} is not as it was written; copy the run again", reason="json")
-        known = set(facts["patients"])
-        seen |= {patient for patient in asked if _patient_key(facts["digest"], people, patient) in known}
+        if facts.get("key") in (None, key_id()):
+            known = set(facts["patients"])
+            keyed = protect if "key" in facts else str
+            seen |= {patient for patient in asked if keyed(_patient_key(facts["digest"], people, patient)) in known}
+        elif facts["digest"] in splits:
+            seen |= asked & set(splits[facts["digest"]])
+        elif facts["patients"] and facts.get("people") in (None, people):
+            raise DataError(
+                f"{folder / 'split.json'} was written by another user or on another machine: its patients can be "
+                f"recognised with that user's secret alone; evaluate the split it was trained on, or set {USER_DIR} "
+                f"to a copy of that user's folder",
+                reason="unknown-training",
+            )
         if "before" not in facts:
             return seen
         facts = facts["before"]
@@ -278,6 +310,19 @@ def _locked(path: Path) -> Generator[None]:
 
 def _patient_key(salt: str, people: str, patient: str) -> str:
     return hashlib.sha256(f"{salt}|{people}|{person(people, patient)}".encode()).hexdigest()[:16]
+
+
+def _without_other_keys(old: dict[str, Any], new: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Two `split.json` without the patients' digests that were made with different secrets: these cannot be compared.
+
+    The digest of the split, the captions and the pixels still say whether the data are the same.
+    """
+    if old.get("key") != new.get("key"):
+        old, new = ({key: facts[key] for key in facts if key not in ("key", "patients")} for facts in (old, new))
+    if isinstance(old.get("before"), dict) and isinstance(new.get("before"), dict):
+        before = _without_other_keys(old["before"], new["before"])
+        old, new = {**old, "before": before[0]}, {**new, "before": before[1]}
+    return old, new
 
 
 def _short(value: Any) -> str:

@@ -17,6 +17,7 @@ from typing import Any, cast
 from cleft.config import dump_settings, load_run_settings
 from cleft.errors import CheckpointError, CleftError, ConfigError
 from cleft.files import find_json, write_json, write_whole
+from cleft.learning.run import carried_facts
 from cleft.learning.sources import check_source
 from cleft.studies.plans import TINY, Model, Plan, Row
 from cleft.studies.steps import Step
@@ -158,8 +159,8 @@ def adopt(step: Step) -> Path:
         if weights_digest(folder) != weights:
             raise CheckpointError(f"{source} holds other weights than a moment ago; run the same command again")
     write_whole(folder / "config.yaml", dump_settings(step.settings), mode=None)
-    if (source / "split.json").is_file():  # whom it was trained on
-        shutil.copyfile(source / "split.json", folder / "split.json")
+    if (facts := carried_facts(source)) is not None:  # whom it was trained on
+        write_json(folder / "split.json", facts)
     write_json(folder / "summary.json", {**(find_json(source / "summary.json") or {}), "weights": weights})
     return folder
 

@@ -13,7 +13,7 @@ from cleft.data.splits.draws import ids_digest
 from cleft.data.splits.files import make_split_file, read_split_file, write_split_file
 from cleft.data.splits.recipes import salts_of, split_records
 from cleft.errors import ConfigError, DataError
-from cleft.types import Reading, Record, Splits
+from cleft.types import Reading, Record
 
 
 def record(name, patient):
@@ -87,10 +87,56 @@ def test_digests_tell_no_id(tmp_path):
     assert read_split_file(tmp_path / "split.json").hashed
 
 
-def test_the_digest_of_an_id_is_that_of_the_salted_id():
-    whole = Splits(RECORDS[:1], [], [], recipe="mine", digest="", shared_patients=0)
-    made = make_split_file(whole, reading(RECORDS[:1]), DataConfig(), salts={}, hashed=True)
-    assert made.train == (hashlib.sha256(b"cleft-split-id-v1|chexpert|p0-0").hexdigest()[:16],)
+def test_the_digest_of_an_id_is_the_scrypt_that_the_file_describes(tmp_path):
+    write(tmp_path / "split.json", hashed=True)
+    tree = json.loads((tmp_path / "split.json").read_text())
+    how = tree["id_hash"]
+    expected = {
+        hashlib.scrypt(r.id.encode(), salt=how["salt"].encode(), n=how["n"], r=how["r"], p=how["p"], dklen=8).hex()
+        for r in RECORDS
+    }
+    assert expected == {*tree["train"], *tree["val"], *tree["test"]}
+    assert how["name"] == "scrypt"
+    assert how["n"] * how["r"] * 128 >= 1 << 19  # memory of a guess
+
+
+def test_a_file_of_an_earlier_version_with_sha256_is_still_followed(tmp_path):
+    drawn = write(tmp_path / "split.json")
+    tree = json.loads((tmp_path / "split.json").read_text())
+    old = {
+        part: sorted(
+            hashlib.sha256(f"cleft-split-id-v1|chexpert|{key}".encode()).hexdigest()[:16] for key in tree[part]
+        )
+        for part in ("train", "val", "test")
+    }
+    del tree["id_hash"]
+    written = ids_digest(f"{part}|{key}" for part, keys in old.items() for key in keys)
+    (tmp_path / "split.json").write_text(json.dumps({**tree, **old, "hashed": True, "written": written}))
+    assert follow(tmp_path / "split.json").digest == drawn.digest
+
+
+@pytest.mark.parametrize("bad", [{"n": 1 << 30}, {"n": 3}, {"r": 1 << 20}, {"p": 10**6}, {"name": "md5"}, {"n": -2}])
+def test_parameters_that_would_stop_the_machine_are_refused(tmp_path, bad):
+    write(tmp_path / "split.json", hashed=True)
+    tree = json.loads((tmp_path / "split.json").read_text())
+    edit(tmp_path / "split.json", id_hash={**tree["id_hash"], **bad})
+    with pytest.raises(DataError, match="its ids are hashed with"):
+        follow(tmp_path / "split.json")
+
+
+def test_ids_behind_many_digests_are_computed_once_and_a_damaged_cache_is_not_believed(tmp_path, monkeypatch):
+    monkeypatch.setattr("cleft.data.splits.files._WORTH_KEEPING", 10)
+    drawn = write(tmp_path / "split.json", hashed=True)
+    config = DataConfig(split_file=tmp_path / "split.json", cache=tmp_path / "cache")
+    assert split_records(reading(RECORDS), config).digest == drawn.digest
+    (kept,) = (tmp_path / "cache" / "splits").iterdir()
+    assert kept.stat().st_mode & 0o077 == 0
+    with monkeypatch.context() as patched:
+        patched.setattr("cleft.data.splits.files.IdHash.digests", None)  # called it would fail
+        assert split_records(reading(RECORDS[::-1]), config).digest == drawn.digest
+    kept.write_text(kept.read_text().replace(RECORDS[0].id, "p999-0"))
+    assert split_records(reading(RECORDS), config).digest == drawn.digest
+    assert split_records(reading(RECORDS[:-1]), config).digest != drawn.digest
 
 
 def test_equal_splits_are_equal_bytes_and_nothing_else_is_overwritten(tmp_path):

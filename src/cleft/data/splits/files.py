@@ -1,25 +1,33 @@
 """A split in a file that can be shared without the images: ids apart, how they were drawn, and from what.
 
 Whoever has the same images gets the same split from it, to the digest, whatever their version of this code. Where an
-owner's terms do not let ids out, their digests are written instead; they are recognised and cannot be read.
+owner's terms do not let ids out, slow digests (scrypt) are written instead. They keep ids out of sight and make a
+search expensive. They cannot keep secret what can be enumerated: whoever can list all possible ids can test each of
+them, at about a millisecond a guess: 4 hours of one core for seven digits. Share a file only where that is acceptable.
 """
 
 from __future__ import annotations
 
 import gzip
+import hashlib
+import logging
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cleft.codec import from_json, to_json
 from cleft.config import DataConfig
+from cleft.data.pixels.decoding import usable_cores
 from cleft.data.splits.draws import ids_digest, order_key
 from cleft.errors import ConfigError, DataError
 from cleft.files import write_whole
 from cleft.types import Reading, Record, Splits
+
+log = logging.getLogger(__name__)
 
 FORMAT = "cleft-split"
 VERSION = 1
@@ -29,6 +37,57 @@ ID_SALT = "cleft-split-id-v1"
 MAX_BYTES = 1 << 30
 PARTS = ("train", "val", "test")
 _DIGITS = 16
+_COST = (512, 8, 1)
+"""n, r and p of scrypt: 512 KiB and 1.3 ms an id, 85 s of one core for CheXpert's 65,240 patients; cores share it."""
+_MOST_MEMORY = 1 << 25
+"""Bytes that the parameters of a file may ask for: a file from elsewhere must not stop the machine."""
+_WORTH_KEEPING = 2_000
+"""Ids above which the ids behind digests are kept in the cache."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdHash:
+    """How ids are turned into digests: scrypt of the id with this salt and these parameters, first 16 hex digits."""
+
+    name: str = "scrypt"
+    n: int = _COST[0]
+    r: int = _COST[1]
+    p: int = _COST[2]
+    salt: str
+    """Of the file: derived from dataset and split, so that equal splits are equal files."""
+
+    def check(self, path: Path) -> None:
+        """Refuse parameters that are not scrypt's, or that would take too long.
+
+        Raises:
+            DataError: If there are such.
+        """
+        valid = self.name == "scrypt" and self.n > 1 and self.n & (self.n - 1) == 0 and self.r > 0 and 0 < self.p <= 16
+        if not valid or 128 * self.n * self.r > _MOST_MEMORY:
+            raise DataError(
+                f"{path}: its ids are hashed with {self.name} n={self.n} r={self.r} p={self.p}; known is scrypt with n "
+                f"a power of two, p up to 16 and at most {_MOST_MEMORY >> 20} MiB; have it written again with cleft "
+                f"data split",
+                reason="split-file",
+            )
+
+    def digests(self, ids: Sequence[str]) -> list[str]:
+        """Return the digest of each id, on all cores."""
+        salt = self.salt.encode()
+
+        def digest(identifier: str) -> str:
+            return hashlib.scrypt(
+                identifier.encode(),
+                salt=salt,
+                n=self.n,
+                r=self.r,
+                p=self.p,
+                maxmem=2 * _MOST_MEMORY,
+                dklen=_DIGITS // 2,
+            ).hex()
+
+        with ThreadPoolExecutor(max_workers=usable_cores()) as pool:  # scrypt runs without Python's lock
+            return list(pool.map(digest, ids, chunksize=64))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +111,10 @@ class SplitFile:
     sources: Mapping[str, str] = field(default_factory=dict[str, str])
     """Name of each table read to the SHA-256 of its bytes."""
     hashed: bool = False
-    """Whether ids are written as digests: SHA-256 of `cleft-split-id-v1|dataset|id`, first 16 hex digits."""
+    """Whether ids are written as digests."""
+    id_hash: IdHash | None = None
+    """How; None in files of earlier versions: SHA-256 of `cleft-split-id-v1|dataset|id`, first 16 hex digits, which
+    anyone can invert by trying all ids."""
     written: str = ""
     """Digest of the ids as they are written, by which damage is noticed; empty in a file written by hand."""
     train: tuple[str, ...]
@@ -76,9 +138,9 @@ def make_split_file(
         DataError: If two ids have the same digest.
     """
     parts = _parts(splits)
-    written = {
-        name: sorted(_key(record.id, reading.dataset, hashed) for record in part) for name, part in parts.items()
-    }
+    id_hash = IdHash(salt=f"cleft-split-id-v2|{reading.dataset}|{splits.digest}") if hashed else None
+    keys = _keys([record.id for part in parts.values() for record in part], reading.dataset, id_hash, hashed)
+    written = {name: sorted(keys[record.id] for record in part) for name, part in parts.items()}
     total = sum(len(part) for part in parts.values())
     if len({key for keys in written.values() for key in keys}) < total:
         raise DataError("two ids have the same digest; write this split with its ids", reason="split-file")
@@ -101,6 +163,7 @@ def make_split_file(
         },
         sources=dict(reading.sources),
         hashed=hashed,
+        id_hash=id_hash,
         written=_digest(written),
         train=tuple(written["train"]),
         val=tuple(written["val"]),
@@ -139,6 +202,8 @@ def read_split_file(path: Path) -> SplitFile:
         raise DataError(f"{path} is no split file: {error}", reason="split-file") from error
     if split.format != FORMAT:
         raise DataError(f"{path} is no split file: its format is {split.format!r}, not {FORMAT!r}", reason="split-file")
+    if split.id_hash is not None:
+        split.id_hash.check(path)
     written = {name: list(getattr(split, name)) for name in PARTS}
     if (split.written and split.written != _digest(written)) or (
         split.digest and not split.hashed and split.digest != _digest(written)
@@ -165,8 +230,24 @@ class Followed(NamedTuple):
     """Ids without an image, images without an id, and whether the split is still the one that was drawn."""
 
 
-def follow_split_file(path: Path, reading: Reading) -> Followed:
-    """Tells records apart as a split file says. Whether patients may be shared is left to the caller.
+@dataclass(frozen=True, kw_only=True)
+class _Matched:
+    """Ids of a table that stand in the parts of a file of digests, as the cache keeps them."""
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    test: tuple[str, ...]
+    digest: str
+    """Of these ids, by which damage is noticed."""
+
+
+def follow_split_file(path: Path, reading: Reading, cache: Path | None = None) -> Followed:
+    """Assign records to train, val and test as a split file says. Whether patients may be shared is left to the caller.
+
+    Args:
+        path: The split file.
+        reading: The records.
+        cache: Folder in which the ids behind many digests are kept, so that they are computed once; None keeps none.
 
     Raises:
         DataError: If the file cannot be read, is of another dataset, or leaves nothing to train on.
@@ -175,16 +256,19 @@ def follow_split_file(path: Path, reading: Reading) -> Followed:
     if split.dataset != reading.dataset:
         what = f"{path} is a split of data.dataset={split.dataset}, not of {reading.dataset}"
         raise DataError(f"{what}; give that dataset, or another split file", reason="split-file")
-    part_of = {key: name for name in PARTS for key in getattr(split, name)}
+    part_of = _part_of(path, split, reading, cache)
     parts: dict[str, list[Record]] = {name: [] for name in PARTS}
     for record in reading.records:
-        part = part_of.get(_key(record.id, reading.dataset, split.hashed))
-        if part is not None:
-            parts[part].append(record)
+        if record.id in part_of:
+            parts[part_of[record.id]].append(record)
     if not parts["train"]:
         what = f"none of the {len(split.train):,} training images of {path} is among the {len(reading.records):,} here"
         raise DataError(f"{what}; compare data.table and data.views with those of the file", reason="split-file")
-    return Followed(parts, split.recipe, list(_notes(path.name, split, reading, parts, len(part_of))))
+    return Followed(
+        parts,
+        split.recipe,
+        list(_notes(path.name, split, reading, parts, sum(len(getattr(split, name)) for name in PARTS))),
+    )
 
 
 def _notes(
@@ -210,8 +294,50 @@ def _parts(splits: Splits) -> dict[str, list[Record]]:
     return {"train": splits.train, "val": splits.val, "test": splits.test}
 
 
-def _key(identifier: str, dataset: str, hashed: bool) -> str:
-    return order_key(f"{ID_SALT}|{dataset}", identifier)[:_DIGITS] if hashed else identifier
+def _part_of(path: Path, split: SplitFile, reading: Reading, cache: Path | None) -> dict[str, str]:
+    """Id of each record that stands in the file to its part."""
+    ids = [record.id for record in reading.records]
+    kept = None
+    if split.id_hash is not None and cache is not None and len(ids) >= _WORTH_KEEPING:
+        named = hashlib.sha256(f"{split.id_hash}|{split.written}|{ids_digest(ids)}".encode()).hexdigest()
+        kept = cache / "splits" / f"{named[:32]}.json"
+        matched = _read_matched(kept)
+        if matched is not None:
+            return {key: name for name in PARTS for key in getattr(matched, name)}
+        log.info("%s: computing the digests of %s ids, once", path, f"{len(ids):,}")
+    names = {key: name for name in PARTS for key in getattr(split, name)}
+    keys = _keys(ids, reading.dataset, split.id_hash, split.hashed)
+    part_of = {identifier: names[key] for identifier, key in keys.items() if key in names}
+    if kept is not None:
+        _keep_matched(kept, part_of)
+    return part_of
+
+
+def _read_matched(path: Path) -> _Matched | None:
+    try:
+        matched = from_json(path.read_text(encoding="utf-8"), _Matched, where=path.name, schema=VERSION)
+    except (OSError, ValueError, DataError):
+        return None
+    return matched if matched.digest == _digest({name: getattr(matched, name) for name in PARTS}) else None
+
+
+def _keep_matched(path: Path, part_of: Mapping[str, str]) -> None:
+    """For its owner alone: these are ids. Where it cannot be written, the digests are computed again next time."""
+    parts = {name: tuple(sorted(key for key, part in part_of.items() if part == name)) for name in PARTS}
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_whole(path, to_json(_Matched(**parts, digest=_digest(parts)), schema=VERSION).encode())
+    except OSError as error:
+        log.info("%s cannot be written (%s)", path, error.strerror)
+
+
+def _keys(ids: Sequence[str], dataset: str, id_hash: IdHash | None, hashed: bool) -> dict[str, str]:
+    """Each id to what a file holds in its place."""
+    if not hashed:
+        return {identifier: identifier for identifier in ids}
+    if id_hash is None:
+        return {identifier: order_key(f"{ID_SALT}|{dataset}", identifier)[:_DIGITS] for identifier in ids}
+    return dict(zip(ids, id_hash.digests(ids), strict=True))
 
 
 def _digest(parts: Mapping[str, Sequence[str]]) -> str:

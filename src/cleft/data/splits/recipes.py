@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from cleft.config import DataConfig
 from cleft.data.collector import collector_paused
 from cleft.data.datasets import recipe_of
+from cleft.data.pixels.prepared import cache_folder
 from cleft.data.splits import balanced, embed_split
 from cleft.data.splits.balanced import rsna_balanced
 from cleft.data.splits.chexpert_5x200 import (
@@ -40,7 +41,7 @@ def split_records(reading: Reading, config: DataConfig) -> Splits:
             split file does not fit, or too many images of a list cannot be used.
     """
     if config.split_file is not None:
-        parts, recipe, notes = follow_split_file(config.split_file, reading)
+        parts, recipe, notes = follow_split_file(config.split_file, reading, cache_folder(config))
         may_share = recipe in SPLITS and recipe not in DISJOINT
     else:
         recipe = recipe_of(config)

@@ -1,0 +1,212 @@
+"""Local secret of a user, keyed digests made with it, and local paths kept out of files that are shared.
+
+A user's folder (`CLEFT_USER_DIR`, else `$XDG_DATA_HOME/cleft`, else `~/.local/share/cleft`) holds
+
+```
+secret          32 random bytes in hex, mode 0600
+paths/<token>   a path that a shared file names by its token alone, mode 0600
+```
+
+Neither is ever copied into a run. A digest of an id without a secret can be inverted by trying all ids: seven digits
+take seconds. With the secret that is impossible for everyone but this user.
+"""
+
+from __future__ import annotations
+
+import functools
+import getpass
+import hashlib
+import hmac
+import logging
+import os
+import re
+import secrets
+import socket
+import tempfile
+from pathlib import Path
+
+from cleft.errors import ConfigError, ResourceError
+
+log = logging.getLogger(__name__)
+
+USER_DIR = "CLEFT_USER_DIR"
+"""Environment variable that names the user's folder."""
+_SECRET = re.compile(rb"[0-9a-f]{64}\n?")
+_PLACEHOLDER = re.compile(r"local:([0-9a-f]{16})/(.*)", re.DOTALL)
+_DIGITS = 16
+
+
+def user_folder() -> Path:
+    """Return the folder for a user's secret and paths; it may not exist yet.
+
+    Raises:
+        ResourceError: If no environment variable and no home folder says where it is.
+    """
+    named = os.environ.get(USER_DIR)
+    if named:
+        return Path(named).expanduser().absolute()
+    data_home = os.environ.get("XDG_DATA_HOME", "")
+    if os.path.isabs(data_home):  # the XDG specification ignores relative paths
+        return Path(data_home) / "cleft"
+    try:
+        return Path.home() / ".local" / "share" / "cleft"
+    except RuntimeError as error:
+        raise ResourceError(f"there is no home folder; set {USER_DIR} to a folder of yours") from error
+
+
+def expand_user(path: str) -> str:
+    """Return a path with `~` or `~user` at its start replaced by the home folder.
+
+    Raises:
+        ConfigError: If that user has no home folder.
+    """
+    if not path.startswith("~"):
+        return path
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError as error:
+        raise ConfigError(f"{path}: no home folder is known for it; write the folder in full") from error
+
+
+def protect(digest: str) -> str:
+    """Return the HMAC-SHA256 of a digest with the user's secret, first 16 hex digits."""
+    return _hmac(_secret(), f"digest|{digest}")
+
+
+def key_id() -> str:
+    """Return the name of the user's secret: equal for digests that were made with the same one; reveals nothing."""
+    return _hmac(_secret(), "key")
+
+
+def hide_path(path: str) -> str:
+    """Return a path as a file that is shared may hold it.
+
+    A relative path below the working directory stays as it is. One that may name a user, a machine or a folder outside
+    (absolute, or with `..` or `~`, or with the name of user or machine in it) becomes `local:<token>/<last part>`, and
+    the user's folder keeps what the token means.
+    """
+    if not _reveals(path):
+        return path
+    token = _hmac(_secret(), f"path|{path}")
+    try:
+        folder = _made(user_folder() / "paths")
+        if not (folder / token).exists():
+            _create(folder / token, path.encode(errors="surrogateescape"))
+    except (OSError, ResourceError) as error:
+        _warn_once(f"{path}: cannot be kept for later commands ({error}); type it again with them")
+    name = Path(path).name
+    return f"local:{token}/{name if name and not _reveals(name) else 'folder'}"
+
+
+def find_path(text: str) -> str:
+    """Return the path behind what `hide_path` returned; text without a token, or with an unknown one, is unchanged."""
+    found = _PLACEHOLDER.fullmatch(text)
+    if found is None:
+        return text
+    try:
+        return (user_folder() / "paths" / found[1]).read_bytes().decode(errors="surrogateescape")
+    except (OSError, ResourceError):
+        return text
+
+
+def is_hidden(path: Path | str | None) -> bool:
+    """Whether a path names a place of another user or machine, which `find_path` does not know."""
+    return path is not None and _PLACEHOLDER.fullmatch(str(path)) is not None
+
+
+def hidden_name(path: Path | str) -> str:
+    """Return the last part of a path that `hide_path` returned."""
+    found = _PLACEHOLDER.fullmatch(str(path))
+    return found[2] if found else Path(path).name
+
+
+def names_here() -> tuple[str, ...]:
+    """Names of the user, the machine and the home folder: what a file that is shared must not hold."""
+    found = [socket.gethostname(), socket.gethostname().partition(".")[0]]
+    try:
+        found += [getpass.getuser(), Path.home().name]
+    except (OSError, KeyError, RuntimeError):  # a user without a name or home folder, as in many containers
+        pass
+    return tuple(dict.fromkeys(name for name in found if len(name) > 3 and name not in ("root", "home", "localhost")))
+
+
+def _reveals(path: str) -> bool:
+    parts = Path(path).parts
+    if os.path.isabs(path) or ".." in parts or path.startswith("~"):
+        return True
+    return any(name.casefold() in part.casefold() for part in parts for name in names_here())
+
+
+def _hmac(secret: bytes, text: str) -> str:
+    return hmac.new(secret, text.encode(errors="surrogateescape"), hashlib.sha256).hexdigest()[:_DIGITS]
+
+
+def _secret() -> bytes:
+    """The user's secret, made on first use; one for this process alone where it cannot be kept."""
+    try:
+        path = user_folder() / "secret"
+        return _read_secret(path) or _new_secret(path)
+    except (OSError, ResourceError) as error:
+        _warn_once(
+            f"no secret can be kept ({error}): later commands will not recognise the patients of this run by their "
+            f"digests; set {USER_DIR} to a folder that stays"
+        )
+        return _passing_secret()
+
+
+def _read_secret(path: Path) -> bytes | None:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    if not _SECRET.fullmatch(data):
+        raise ConfigError(
+            f"{path} is damaged: it holds {len(data)} bytes and not 64 hex digits; restore it from a backup, or move "
+            f"it away (patients of earlier runs are then no longer recognised)"
+        )
+    if os.name == "posix" and path.stat().st_mode & 0o077:
+        _warn_once(f"{path}: others may read this secret; run chmod 600 {path}")
+    return data.strip()
+
+
+def _new_secret(path: Path) -> bytes:
+    _made(path.parent)
+    _create(path, secrets.token_hex(32).encode() + b"\n")
+    made = _read_secret(path)  # that of whichever process came first
+    if made is None:
+        raise ResourceError(f"{path} disappears as it is written")
+    return made
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
+def _create(path: Path, data: bytes) -> None:
+    """Create a file whole and for its owner alone, unless another process was first; that one's is kept."""
+    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(draft, path)  # in one step, and never over a file that is there
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without hard links
+            if not path.exists():
+                os.replace(draft, path)
+    finally:
+        Path(draft).unlink(missing_ok=True)
+
+
+@functools.cache
+def _passing_secret() -> bytes:
+    return secrets.token_bytes(32)
+
+
+@functools.cache
+def _warn_once(sentence: str) -> None:
+    log.warning("%s", sentence)
