@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image, features
 
 from cleft.config import ImagesConfig
+from cleft.data.pixels.integrity import check_jpeg_scans, check_jpeg_structure, check_png_chunks, check_png_pixels
+from cleft.data.pixels.rejects import refusal
 from cleft.errors import DataError
 
 Gray: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
@@ -40,11 +42,6 @@ class ReadLimits:
 
 DEFAULT_LIMITS = ReadLimits()
 DEFAULT_IMAGES = ImagesConfig()
-
-
-def refusal(reason: str, name: Path | str, sentence: str) -> DataError:
-    """Returns the error that turns one file away."""
-    return DataError(f"{name}: {reason} ({sentence})", reason=reason)
 
 
 def decode_gray(
@@ -73,14 +70,14 @@ def decode_gray(
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             pixels = decode(data, name, limits, images)
-    except DataError:
+    except (DataError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise refusal("too-large", name, f"declares more pixels than the limit of {limits.pixels}") from error
     except MemoryError as error:
         raise refusal("too-large", name, "memory ran out while decoding it") from error
-    except Exception as error:  # Decoders raise whatever they like on bad bytes; caught here and nowhere else.
-        cut = "truncated" in str(error).lower() or not _has_end(data)
+    except BaseException as error:  # A decoder written in Rust raises what is no `Exception` when it panics.
+        cut = "truncated" in str(error).lower()
         raise refusal("truncated" if cut else "malformed", name, f"{error}; copy the file again") from error
     if pixels.min() == pixels.max():
         raise refusal("constant", name, f"every pixel is {pixels.flat[0]}")
@@ -88,10 +85,11 @@ def decode_gray(
 
 
 def decoder_versions() -> dict[str, str]:
-    """Names what decides a decoded pixel besides the file; part of every key of the cache."""
+    """Return what decides besides the file which pixels it has, or whether it is refused; part of every cache key."""
     turbo = features.version("libjpeg_turbo")
     versions = {"pillow": Image.__version__, "jpeg": str(features.version("jpg")), "libjpeg_turbo": str(turbo)}
-    for package in _DICOM_PACKAGES:
+    versions["checks"] = _CHECKS
+    for package in ("simplejpeg", *_DICOM_PACKAGES):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -131,9 +129,12 @@ def may_be_dicom(data: bytes) -> bool:
 
 
 def _decode_with_pillow(data: bytes, name: Path | str, limits: ReadLimits, images: ImagesConfig) -> NDArray[Any]:
+    png = data.startswith(_PNG)
+    (check_png_chunks if png else check_jpeg_structure)(data, name)
     # Pillow registers some forty formats; these two are all it may try.
     with Image.open(BytesIO(data), formats=["JPEG", "PNG"]) as image:
         _check_header(image, data, name, limits)
+        (check_png_pixels if png else check_jpeg_scans)(data, name)
         image.load()
         pixels = _gray(image, name)
         upright = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1), _UPRIGHT[1])
@@ -148,8 +149,6 @@ def _check_header(image: Image.Image, data: bytes, name: Path | str, limits: Rea
         raise refusal("colour", name, "in printer's colours (CMYK); store it as gray")
     if image.format == "PNG" and data[_PNG_DEPTH] == 16 and not image.mode.startswith("I"):
         raise refusal("format", name, "16 bits per channel in colour would lose half of them; store it as 16-bit gray")
-    if not _has_end(data):
-        raise refusal("truncated", name, f"its {len(data)} bytes hold no end mark; copy the file again")
 
 
 def _gray(image: Image.Image, name: Path | str) -> NDArray[Any]:
@@ -165,11 +164,6 @@ def _gray(image: Image.Image, name: Path | str) -> NDArray[Any]:
     return (luminance * colours[..., 3] // 255).astype(np.uint8)  # What is transparent lies over black.
 
 
-def _has_end(data: bytes) -> bool:
-    mark = b"IEND\xaeB`\x82" if data.startswith(_PNG) else b"\xff\xd9"
-    return data.rfind(mark, max(0, len(data) - _TAIL)) >= 0
-
-
 def _decode_dicom(data: bytes, name: Path | str, limits: ReadLimits, images: ImagesConfig) -> NDArray[Any]:
     from cleft.data.pixels.dicom import decode_dicom  # Half a second, which only those who have such files pay.
 
@@ -179,10 +173,10 @@ def _decode_dicom(data: bytes, name: Path | str, limits: ReadLimits, images: Ima
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_DEPTH = 24
 """Where a PNG's header says its bits per channel."""
-_TAIL = 64 * 1024
-"""The end mark may stand this many bytes before the end: some writers append notes of their own."""
 _COLOUR_TOLERANCE = 8
 """JPEG's colour conversion may move the channels of a gray image apart by a few levels."""
+_CHECKS = "1"
+"""Rises when damaged files are refused that were accepted before: caches may hold their pixels."""
 _DICOM_PACKAGES = ("pydicom", "python-gdcm", "pylibjpeg-openjpeg", "pylibjpeg-libjpeg", "pylibjpeg-rle", "pyjpegls")
 """pydicom, and what it hands compressed pixels to."""
 _ORIENTATION = 0x0112

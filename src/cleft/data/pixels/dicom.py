@@ -6,22 +6,39 @@ no library's sentence is passed on, for it may quote a name. Importing this modu
 
 from __future__ import annotations
 
+import os
+import re
 import struct
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.encaps import get_frame
 from pydicom.pixels.decoders.base import get_decoder
-from pydicom.uid import UID, JPEG2000TransferSyntaxes, JPEGBaseline8Bit, JPEGLossless, JPEGLosslessSV1, RLELossless
+from pydicom.uid import (
+    HTJ2K,
+    UID,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
+    JPEG2000TransferSyntaxes,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    RLELossless,
+)
 
 from cleft.config import ImagesConfig
 from cleft.data.pixels.decoders import ReadLimits, check_size, flatten_colours, refusal
 from cleft.data.pixels.dicom_display import show
 from cleft.data.pixels.dicom_files import Parsed, parse_dicom, quiet
+from cleft.data.pixels.integrity import check_jpeg2000_structure, check_jpeg_scans, check_jpeg_structure
 from cleft.data.pixels.syntaxes import decodable
 from cleft.errors import DataError
 
@@ -47,9 +64,9 @@ def decode_dicom(data: bytes, name: Path | str, limits: ReadLimits, config: Imag
             if image.samples == 3:
                 return flatten_colours(pixels, name)
             return show(pixels, parsed.dataset, config, name, little=parsed.syntax.is_little_endian)
-    except (DataError, MemoryError):
+    except (DataError, MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except Exception as error:  # noqa: BLE001 - pydicom and its plug-ins raise whatever they like, quoting the header.
+    except BaseException as error:  # noqa: BLE001 - plug-ins raise whatever they like, quoting the header; Rust panics.
         raise refusal("malformed", name, f"it cannot be decoded ({type(error).__name__}); copy it again") from None
 
 
@@ -176,6 +193,11 @@ def _check_stream(stream: bytes, syntax: UID, image: _Image, name: Path | str) -
         raise refusal("malformed", name, f"{size} compressed pixels where the header says {image[:2]}")
     if b"\xff\xd9" not in stream[-_TAIL:]:
         raise refusal("truncated", name, "its compressed pixels have no end; copy it again")
+    if syntax in _JPEG:
+        check_jpeg_structure(stream, name)
+        check_jpeg_scans(stream, name)
+    elif syntax in JPEG2000TransferSyntaxes and syntax not in _HTJ2K:
+        check_jpeg2000_structure(stream, name)
 
 
 def _jpeg_size(stream: bytes) -> tuple[int, int] | None:
@@ -203,7 +225,7 @@ def _jpeg2000_size(stream: bytes) -> tuple[int, int] | None:
 
 def _decode(parsed: Parsed, image: _Image, name: Path | str) -> NDArray[Any]:
     """Decodes the wanted picture: `[H, W]` as stored, or `[H, W, 3]` red, green and blue."""
-    pixels, told = _run_decoder(parsed, image.frame)
+    pixels, told = _run_decoder(parsed, image.frame, name)
     if pixels.shape[:2] != (image.rows, image.columns):
         raise refusal("malformed", name, f"{pixels.shape[:2]} decoded pixels where the header says {image[:2]}")
     if image.samples == 3:
@@ -223,7 +245,7 @@ def _decode(parsed: Parsed, image: _Image, name: Path | str) -> NDArray[Any]:
     return np.ascontiguousarray(pixels)
 
 
-def _run_decoder(parsed: Parsed, frame: int) -> tuple[NDArray[Any], dict[str, Any]]:
+def _run_decoder(parsed: Parsed, frame: int, name: Path | str) -> tuple[NDArray[Any], dict[str, Any]]:
     """Tries the decoders that are installed, in our order: so an extra that is there or not changes no pixel."""
     decoder = get_decoder(parsed.syntax)
     plugins = [plugin for plugin in _PLUGINS if plugin in decoder.available_plugins] or [""]
@@ -233,15 +255,55 @@ def _run_decoder(parsed: Parsed, frame: int) -> tuple[NDArray[Any], dict[str, An
     if parsed.syntax in (JPEGLossless, JPEGLosslessSV1):
         options = {"bits_stored": int(parsed.dataset.BitsAllocated)}  # Else gdcm cuts values off in silence.
     while True:
+        plugin = plugins.pop(0)
         try:
-            return decoder.as_array(parsed.dataset, index=frame, decoding_plugin=plugins.pop(0), **options)
+            with _captured_output() as output:
+                decoded = decoder.as_array(parsed.dataset, index=frame, decoding_plugin=plugin, **options)
         except RuntimeError:
             if not plugins:
                 raise
+            continue
+        if damage := _DAMAGE.search(output[0]):
+            sentence = f"its compressed pixels are damaged: {damage[0].decode('ascii', 'replace')}; copy it again"
+            raise refusal("malformed", name, sentence)
+        return decoded
+
+
+@contextmanager
+def _captured_output() -> Generator[list[bytes]]:
+    """Give a list whose only item is, at the end, what native code has written to the error stream meanwhile.
+
+    gdcm decodes damaged JPEG Lossless data and reports damage only there. Redirects the stream of the whole process.
+    """
+    output = [b""]
+    try:
+        stream, file = os.dup(2), _memory_file()
+    except OSError:  # The process has no error stream, hence nothing can be written to it.
+        yield output
+        return
+    with file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield output
+        finally:
+            os.dup2(stream, 2)
+            os.close(stream)
+            file.seek(0)
+            output[0] = file.read()
+
+
+def _memory_file() -> BinaryIO:
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("decoder"), "w+b")
+    return tempfile.TemporaryFile()
 
 
 _PLUGINS = ("pillow", "pylibjpeg", "gdcm", "pyjpegls", "pydicom")
 """The one that is always there first. On lossless files and the JPEG files tried they agree to the bit."""
+_JPEG = {JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1}
+_HTJ2K = {HTJ2K, HTJ2KLossless, HTJ2KLosslessRPCL}
+_DAMAGE = re.compile(rb"(Corrupt JPEG data|Premature end of JPEG|Inconsistent progression|Invalid SOS)[^\n]{0,80}")
+"""How libjpeg, which gdcm contains, begins its warnings."""
 _COLOURS = {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT"}
 _FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 _TAIL = 4096

@@ -15,6 +15,11 @@ _EXAMPLES = 3
 """Files named per reason."""
 
 
+def refusal(reason: str, name: Path | str, sentence: str) -> DataError:
+    """Return the error that refuses one file, for the reason code and with the sentence given."""
+    return DataError(f"{name}: {reason} ({sentence})", reason=reason)
+
+
 def check_rejects(bad: Mapping[Path, tuple[str, str]], images: int, max_bad: float) -> None:
     """Stops if too many images are rejected.
 
