@@ -18,7 +18,8 @@ torch.set_num_threads(1)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it for what runs in its background
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-SHARED = Path(__file__).parents[2] / "shared"
+SHARED = Path(os.environ.get("CLEFT_TEST_DATA", Path(__file__).parents[2] / "shared"))
+"""Real radiographs, tables and reference values; the environment variable names another folder, or none."""
 
 
 @pytest.fixture

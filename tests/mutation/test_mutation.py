@@ -1,0 +1,48 @@
+"""Faults are found, and put back; most of a sample of them are caught by the tests."""
+
+import pytest
+from tests.mutation.mutants import mutants_of
+from tests.mutation.run import SAMPLE, TARGETS, reasons, run, sample, source_of
+
+SOURCE = '''
+def clip(value, low=0, high=1.5):
+    """Docstring 3."""
+    if value < low and not high:
+        raise ValueError("below 0")
+    return min(value, high) + 1
+'''
+
+
+def test_every_kind_of_fault_is_made_once_and_taken_back(tmp_path):
+    path = tmp_path / "clip.py"
+    path.write_text(SOURCE)
+    changes = [f"{mutant.before} -> {mutant.after}" for mutant in mutants_of("clip", path)]
+    assert changes == [
+        "0 -> 1",
+        "1.5 -> 3.5",
+        "if value < low and (not high) -> if not (value < low and (not high))",
+        "value < low and (not high) -> value < low or not high",
+        "min(value, high) + 1 -> min(value, high) - 1",
+        "value < low -> value <= low",
+        "not high -> high",
+        "min(value, high) -> max(value, high)",
+        "min(value, high) -> min(high, value)",
+        "1 -> 2",
+        "1 -> 0",
+    ]
+    assert all("Docstring 3" in mutant.source for mutant in mutants_of("clip", path))
+
+
+def test_a_sample_names_each_fault_once():
+    keys = [mutant.key for mutant in sample()]
+    assert len(keys) == len(set(keys)) == SAMPLE
+    assert {mutant.module for mutant in sample()} <= set(TARGETS)
+    assert all(source_of(module).is_file() for module in TARGETS)
+
+
+@pytest.mark.slow
+def test_nine_of_ten_faults_are_caught_and_the_others_have_a_reason():
+    outcomes = run(sample())
+    survived = [outcome.mutant.key for outcome in outcomes if not outcome.caught]
+    assert len(survived) <= len(outcomes) / 10, survived
+    assert sorted(set(survived) - set(reasons())) == []
