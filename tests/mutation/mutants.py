@@ -175,7 +175,8 @@ def _changes_of_call(
             yield becomes(called.value)
     elif isinstance(called, ast.Name) and called.id in _SWAPPED_CALLS:
         yield sets(func=ast.Name(_SWAPPED_CALLS[called.id], ast.Load()))
-    if len(node.args) == 2 and not any(isinstance(each, ast.Starred) for each in node.args):
+    symmetric = isinstance(called, ast.Name) and called.id in ("min", "max")
+    if len(node.args) == 2 and not symmetric and not any(isinstance(each, ast.Starred) for each in node.args):
         yield sets(args=[node.args[1], node.args[0]])
 
 
