@@ -7,9 +7,13 @@ demo test: export OMP_NUM_THREADS = 1
 
 setup: .venv/.ready
 
-.venv/.ready: pyproject.toml constraints.txt
+# Everything but torch is checked against the hashes of requirements.lock, and no package is built from source.
+.venv/.ready: pyproject.toml constraints.txt requirements.lock
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -c constraints.txt -e ".[dicom,dev]"
+	$(BIN)/python -m pip install --quiet --no-deps --only-binary :all: --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	$(BIN)/python -m pip check
 	touch .venv/.ready
 
 format: setup
