@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from cleft.errors import CleftError, ConfigError, ResourceError, Terminated
 
 if TYPE_CHECKING:
-    from cleft.config import ClassifyConfig
+    from cleft.config import ClassifyConfig, Settings
 
 EPILOG = """\
 from a folder of images to a page:
@@ -311,8 +311,7 @@ def _parser() -> argparse.ArgumentParser:
     check = _verb(
         actions, "check", "say what a folder holds, or what is wrong with it", _data_check, takes_settings=True
     )
-    check.add_argument("dataset", help="as data.dataset: chexpert, … or manifest for your own table")
-    check.add_argument("root", type=Path, help="folder of the images and their table")
+    _add_source(check)
     check.add_argument("--page", type=Path, help="also write a page, one self-contained HTML file")
     check.add_argument(
         "--decode",
@@ -333,16 +332,11 @@ def _parser() -> argparse.ArgumentParser:
     split = _verb(
         actions, "split", "draw a split, say what is where, write it to be shared", _data_split, takes_settings=True
     )
-    split.add_argument("dataset", help="chexpert, manifest, …")
-    split.add_argument("root", type=Path, help="folder of the images and their table")
+    _add_source(split)
     split.add_argument("--out", type=Path, help="file to write, for data.split_file; .json, or .json.gz to pack it")
     split.add_argument("--hashed", action="store_true", help="write digests in place of ids")
     prepare = _verb(actions, "prepare", "decode all images once, ahead of training", _data_prepare, takes_settings=True)
-    prepare.add_argument(
-        "preset",
-        help="a preset's name, a YAML file, or a run, as for cleft pretrain. Its data and images settings count, and "
-        "nothing else of it: which folder and table, images.recipe, images.intensity, images.stored_size",
-    )
+    _add_source(prepare)
     prepare.add_argument("--jobs", type=int, help="processes that decode; by default one per core, 64 at most")
     prepare.add_argument(
         "--rejects",
@@ -396,6 +390,18 @@ def _verb(
     return parser
 
 
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments that say which data, and by which settings they are read and split."""
+    parser.add_argument(
+        "source",
+        help="a preset's name, a YAML file or a run, as for cleft pretrain: its data and images settings are used; or "
+        "the name of a dataset (chexpert, …, manifest for your own table), for the default settings",
+    )
+    parser.add_argument(
+        "root", type=Path, nargs="?", help="folder of the images and their table; also --data.root <folder>"
+    )
+
+
 def _pretrain(options: argparse.Namespace, words: list[str]) -> None:
     from cleft.config import load_settings
 
@@ -430,24 +436,29 @@ def _learn_context(options: argparse.Namespace, words: list[str]) -> None:
 
 
 def _classify(options: argparse.Namespace, words: list[str]) -> None:
-    from cleft.config import load_run_settings
+    from cleft.config import overridden_keys
+    from cleft.data import settings_for
     from cleft.evaluation.asking import class_names
     from cleft.evaluation.classify import classify_and_ask, spread
     from cleft.evaluation.results import read_evaluation, spoken
     from cleft.learning.protocols import without_idle
+    from cleft.learning.same import Role, role
 
     given = {name: getattr(options, name) for name in ("mode", "protocol", "scoring", "blank", "fraction")}
     own = [f"--classify.{name}={value}" for name, value in given.items() if value is not None]
-    settings = load_run_settings(options.run, [*own, *words])
-    typed = {word.partition("=")[0].removeprefix("--classify.") for word in words}
-    settings = replace(settings, classify=without_idle(settings.classify, typed))
+    settings = settings_for(options.run, options.data, [*own, *words])
+    typed = overridden_keys(words)
+    for key in sorted(typed):
+        if role(key) is Role.DECIDES_CONTEXT:
+            raise ConfigError(f"--{key} does nothing with cleft classify, which reads no prompts; leave it out")
+    named = {key.removeprefix("classify.") for key in typed}
+    settings = replace(settings, classify=without_idle(settings.classify, named))
     folder = options.out or options.run.with_name(_name_head(options, settings.classify))
     paths = classify_and_ask(
         options.run,
         settings,
         folder,
         seeds=options.seeds,
-        data=options.data,
         classes=class_names(options.classes),
         allow_overlap=options.allow_overlap,
         drop_overlap=options.drop_overlap,
@@ -614,7 +625,6 @@ def _data_template(options: argparse.Namespace, words: list[str]) -> None:
 
 def _data_check(options: argparse.Namespace, words: list[str]) -> int:
     from cleft.codec import to_json
-    from cleft.config import Settings, merge_overrides
     from cleft.data.census.check import check_dataset
     from cleft.data.census.taking import Effort
     from cleft.files import write_whole
@@ -625,12 +635,12 @@ def _data_check(options: argparse.Namespace, words: list[str]) -> int:
     for option, out in (("--page", options.page), ("--json", options.json)):
         if out and out.is_dir():
             raise ConfigError(f"{option} {out} is a folder; name a file")
-    place = [f"--data.dataset={options.dataset}", f"--data.root={options.root}"]
-    settings = merge_overrides(Settings(), [*place, *words])
+    settings, told = _data_settings(options, words)
     effort = Effort.of(
         decode=options.decode, pictures=options.images if options.page else 0, seed=settings.seed, progress=True
     )
     check = check_dataset(settings.data, settings.images, effort)
+    print(told)
     print("\n".join(check.lines))
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
@@ -639,6 +649,36 @@ def _data_check(options: argparse.Namespace, words: list[str]) -> int:
     if options.page:
         print(f"{write_census(check.census, options.page)}: open it in a browser")
     return 3 if check.faults else 0
+
+
+def _data_settings(options: argparse.Namespace, words: list[str]) -> tuple[Settings, str]:
+    """Returns the settings of `data check`, `data split` and `data prepare`, and a line that says where they are from.
+
+    They are those of `cleft pretrain` with the same words. Where a dataset has the name of a preset, a folder behind it
+    decides: it is the dataset with one and the preset without.
+    """
+    from cleft.config import Settings, load_settings, merge_overrides, overridden_keys, preset_names
+    from cleft.config.loading import nearest
+    from cleft.data import DATASETS
+
+    source, root, typed = options.source, options.root, overridden_keys(words)
+    if root is not None and "data.root" in typed:
+        raise ConfigError(f"{root} and --data.root both name the folder; give one of them")
+    place = [] if root is None else [f"--data.root={root}"]
+    if source not in DATASETS or (root is None and source in preset_names()):
+        if source not in preset_names() and not Path(source).expanduser().exists():
+            raise ConfigError(
+                f"no preset or dataset {source!r}{nearest(source, [*DATASETS, *preset_names()])}, and no YAML file or "
+                f"run folder of that name; cleft presets lists the presets; the datasets are {', '.join(DATASETS)}"
+            )
+        return load_settings(source, [*place, *words]), f"settings: {source}"
+    if "data.dataset" in typed:
+        raise ConfigError(f"{source} and --data.dataset both name the dataset; give one of them")
+    settings = merge_overrides(Settings(), [f"--data.dataset={source}", *place, *words])
+    return settings, (
+        f"settings: the defaults for {source}, as no preset or run is named; for the split that a run uses, name its "
+        f"preset: cleft data {options.action} <preset> --data.root {_typed(settings.data.root or Path('<folder>'))}"
+    )
 
 
 def _some(text: str) -> int | None:
@@ -653,7 +693,6 @@ def _number(text: str) -> int:
 
 
 def _data_split(options: argparse.Namespace, words: list[str]) -> None:
-    from cleft.config import Settings, merge_overrides
     from cleft.data import DATASETS, read_dataset
     from cleft.data.splits.files import make_split_file, write_split_file
     from cleft.data.splits.recipes import salts_of, split_records
@@ -661,10 +700,11 @@ def _data_split(options: argparse.Namespace, words: list[str]) -> None:
 
     if options.hashed and options.out is None:
         raise ConfigError("--hashed writes nothing without --out; name the file with --out split.json")
-    place = [f"--data.dataset={options.dataset}", f"--data.root={options.root}"]
-    config = merge_overrides(Settings(), [*place, *words]).data
+    settings, told = _data_settings(options, words)
+    config = settings.data
     reading = read_dataset(config)
     splits = split_records(reading, config)
+    print(told)
     print("\n".join(split_lines(splits, reading, config)))
     if options.out is None:
         return
@@ -676,7 +716,6 @@ def _data_split(options: argparse.Namespace, words: list[str]) -> None:
 
 
 def _data_prepare(options: argparse.Namespace, words: list[str]) -> None:
-    from cleft.config import load_settings
     from cleft.data import read_dataset
     from cleft.data.pixels.decoding import usable_cores
     from cleft.data.pixels.prepared import cache_folder, prepare_images
@@ -686,7 +725,8 @@ def _data_prepare(options: argparse.Namespace, words: list[str]) -> None:
         raise ConfigError(f"--jobs {options.jobs}: at least one process decodes; give 1 or more")
     if options.rejects and not options.rejects.parent.is_dir():
         raise ConfigError(f"--rejects {options.rejects}: there is no folder {options.rejects.parent}; make it first")
-    settings = load_settings(options.preset, words)
+    settings, told = _data_settings(options, words)
+    print(told)
     reading = read_dataset(settings.data)
     cache = cache_folder(settings.data)
     prepared = prepare_images(

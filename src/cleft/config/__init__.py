@@ -6,6 +6,7 @@ from cleft.config.loading import (
     load_run_settings,
     load_settings,
     merge_overrides,
+    overridden_keys,
     plain_settings,
     preset_names,
     preset_summaries,
@@ -26,6 +27,7 @@ from cleft.config.tree import (
     Settings,
     TextTowerConfig,
     TrainConfig,
+    usual_split,
 )
 
 __all__ = [
@@ -48,8 +50,10 @@ __all__ = [
     "load_run_settings",
     "load_settings",
     "merge_overrides",
+    "overridden_keys",
     "plain_settings",
     "preset_names",
     "preset_summaries",
     "settings_help",
+    "usual_split",
 ]

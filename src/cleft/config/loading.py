@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from cleft.config.tree import Settings
+from cleft.config.tree import Settings, usual_split
 from cleft.config.yaml_tree import Tree, read_yaml
 from cleft.errors import ConfigError
 
@@ -62,6 +62,14 @@ _IDLE = (
         ("patients", "5x200-strict", "5x200-paper", "5x200-images", "rsna-balanced", "given"),
     ),
 )
+
+_OVERRULED = (
+    ("data.split", "data.split_file"),
+    ("data.val_fraction", "data.split_file"),
+    ("data.test_fraction", "data.split_file"),
+    ("data.test_fraction", "data.test_list"),
+)
+"""Settings that do nothing where another one is set."""
 
 
 def preset_names() -> list[str]:
@@ -123,6 +131,17 @@ def merge_overrides(settings: Settings, overrides: Sequence[str]) -> Settings:
     _check_idle(_dotted(typed), merged)
     _check_untrained(_dotted(typed), merged)
     return merged
+
+
+def overridden_keys(overrides: Sequence[str]) -> frozenset[str]:
+    """Returns the dotted names of the settings that command-line words set, such as `data.root`.
+
+    Raises:
+        ConfigError: If a word is no setting.
+    """
+    typed = _words(overrides)
+    _check_keys(typed, {}, where="the command line", dashes="--")
+    return frozenset(_dotted(typed))
 
 
 def build_settings(tree: Mapping[str, Any], *, where: str) -> Settings:
@@ -388,12 +407,19 @@ def _allowed(key: str) -> list[str]:
 def _check_idle(given: Mapping[str, Any], settings: Settings) -> None:
     """Refuses an override that would change nothing."""
     values = _dotted(_plain(settings))
+    values["data.split"] = settings.data.split or usual_split(settings.data.dataset)
     used = {rule.key for rule in _IDLE if values[rule.other] in (None, *rule.values)}
     for rule in _IDLE:
         if rule.key in given and rule.key not in used:
             raise ConfigError(
                 f"--{rule.key} does nothing here: {rule.other} is {values[rule.other]!r}, and it is used with "
                 f"{' or '.join(rule.values)} alone; drop it or set --{rule.other}"
+            )
+    for key, other in _OVERRULED:
+        if key in given and values[other] is not None:
+            raise ConfigError(
+                f"--{key} does nothing here: {other} is {values[other]!r}, which decides in its place; drop it, or set "
+                f"--{other} null"
             )
 
 

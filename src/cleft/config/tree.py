@@ -133,6 +133,14 @@ class DataConfig:
             )
 
 
+def usual_split(dataset: str) -> str:
+    """Returns how the records of a dataset are split where `data.split` is not set."""
+    return _USUAL_SPLITS.get(dataset, "patients")
+
+
+_USUAL_SPLITS = {"rsna": "rsna-balanced", "embed": "embed", "nih": "given", "mimic": "given"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
     """Random views for training: the authors' recipe (released code), on gray pixels."""

@@ -8,6 +8,8 @@ from cleft.data.datasets import (
     opening_of,
     read_dataset,
     recipe_of,
+    report_not_inherited,
+    settings_for,
     terms_of,
 )
 
@@ -19,5 +21,7 @@ __all__ = [
     "opening_of",
     "read_dataset",
     "recipe_of",
+    "report_not_inherited",
+    "settings_for",
     "terms_of",
 ]

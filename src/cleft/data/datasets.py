@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from cleft.config import DataConfig, Settings
+from cleft.config import DataConfig, Settings, load_run_settings, merge_overrides, overridden_keys, usual_split
 from cleft.data.captions import OPENING, add_captions
 from cleft.data.collector import collector_paused
 from cleft.data.labels import apply_uncertain
@@ -28,6 +30,8 @@ from cleft.data.tables.scan import Scan
 from cleft.errors import ConfigError
 from cleft.types import Reading
 
+log = logging.getLogger(__name__)
+
 
 class Scanner(Protocol):
     """Reads what can be read of a folder and collects what is wrong with the rest."""
@@ -47,8 +51,6 @@ class Dataset:
     """What its captions and class prompts begin with."""
     classes: tuple[str, ...] | None = None
     """Classes it is asked about when a run's own are none of its findings: names of sets or findings."""
-    split: str = "patients"
-    """How its records are split unless `data.split` says otherwise."""
     terms: str | None = None
     """What its owner allows, in a sentence, where that reaches beyond the images: to weights trained on them."""
     whole_captions: bool = False
@@ -61,14 +63,13 @@ DATASETS: dict[str, Dataset] = {
         scan=scan_embed,
         opening=MAMMOGRAM_OPENING,
         classes=("birads-7",),
-        split="embed",
         terms=EMBED_TERMS,
         whole_captions=True,
     ),
-    "nih": Dataset(scan=scan_nih, classes=("pneumonia-2",), split="given"),
-    "mimic": Dataset(scan=scan_mimic, classes=("chexpert-5",), split="given", terms=MIMIC_TERMS),
+    "nih": Dataset(scan=scan_nih, classes=("pneumonia-2",)),
+    "mimic": Dataset(scan=scan_mimic, classes=("chexpert-5",), terms=MIMIC_TERMS),
     "iu-xray": Dataset(scan=scan_iu_xray, classes=("chexpert-5",)),
-    "rsna": Dataset(scan=scan_rsna, classes=("rsna-2",), split="rsna-balanced"),
+    "rsna": Dataset(scan=scan_rsna, classes=("rsna-2",)),
     "manifest": Dataset(scan=scan_manifest),
 }
 """By the value of `data.dataset`."""
@@ -103,14 +104,27 @@ def finish_reading(reading: Reading, config: DataConfig) -> Reading:
     return add_captions(decided, config, opening_of(config))
 
 
-def data_config(settings: Settings, data: str | None) -> DataConfig:
-    """Where to read: the run's own data, or `dataset:folder` or `dataset:table` in their place.
+_OF_TABLE = ("split", "split_file", "test_list", "labels", "exclude")
+"""Settings that belong to one table: inherited from a run, they are not used for another table."""
+_OF_DATASET = ("mapping", "people", "views", "opening", "reports", "no_report")
+"""Settings that belong to one dataset."""
+
+
+def data_config(settings: Settings, data: str | None, *, inherited: DataConfig | None = None) -> DataConfig:
+    """Returns where to read: the run's own data, or `dataset:folder` or `dataset:table` in their place.
 
     Another folder is read and split as the run's was. A table, such as CheXpert's `test_labels.csv`, has labels of its
     own and is split in the dataset's own way; so is a dataset of another kind.
 
+    Args:
+        settings: Of the run, with what was set for these data.
+        data: `dataset:folder`, `dataset:table`, or None.
+        inherited: Data settings of the run alone. A setting that differs from them was set explicitly and is kept,
+            whatever the data. By default every setting counts as inherited.
+
     Raises:
-        ConfigError: If `data` names no known dataset and folder, or there is none and the run has none either.
+        ConfigError: If `data` names no known dataset and folder, or there is none and the run has none either, or a
+            setting that is kept does not apply to the dataset.
     """
     if data is None:
         if settings.data.root is None:
@@ -123,25 +137,71 @@ def data_config(settings: Settings, data: str | None) -> DataConfig:
     if dataset not in DATASETS or not folder:
         known = " or ".join(f"{name}:<folder>" for name in DATASETS)
         raise ConfigError(f"data={data!r} is not a dataset and its folder; write {known}")
-    alike = dataset == settings.data.dataset
+    own, usual = settings.data, DataConfig()
     place = Path(folder)
     table = place.is_file()
-    same = alike and not table
-    return replace(
-        settings.data,
-        dataset=cast("Any", dataset),
-        root=place.parent if table else place,
-        table=place.name if table else None,
-        split=settings.data.split if same else None,
-        split_file=settings.data.split_file if same else None,
-        test_list=settings.data.test_list if same else None,
-        labels=settings.data.labels if same else "table",
-        mapping=settings.data.mapping if alike else None,
-        people=settings.data.people if alike else None,
-        exclude=settings.data.exclude if same else None,
-        views=settings.data.views if alike else None,
-        opening=settings.data.opening if alike else None,
+    names = (*(_OF_TABLE if table or dataset != own.dataset else ()), *(_OF_DATASET if dataset != own.dataset else ()))
+    changed: dict[str, Any] = {
+        "dataset": dataset,
+        "root": place.parent if table else place,
+        "table": place.name if table else None,
+        **{name: getattr(usual, name) for name in names},
+    }
+    if inherited is not None:
+        explicit = {name: getattr(own, name) for name in ("table", *names)}
+        changed |= {name: value for name, value in explicit.items() if value != getattr(inherited, name)}
+    return replace(own, **changed)
+
+
+def settings_for(run: Path, data: str | None, words: Sequence[str]) -> Settings:
+    """Builds the settings of a run for other data, with command-line words on top.
+
+    The words are applied last: what was typed is used or refused. Settings that the run had before and that are not
+    used for these data are reported.
+
+    Args:
+        run: Run folder.
+        data: As for `data_config`; None keeps the run's own data.
+        words: Such as `--data.exclude list.csv`.
+
+    Raises:
+        ConfigError: As `data_config` and `merge_overrides`, and if `data` and a word both name the images.
+    """
+    settings = load_run_settings(run)
+    if data is None:
+        return merge_overrides(settings, words)
+    typed = overridden_keys(words)
+    config = data_config(settings, data)
+    for name in ("dataset", "root", *(("table",) if config.table is not None else ())):
+        if f"data.{name}" in typed:
+            raise ConfigError(f"--data {data} and --data.{name} both say which images are read; give one of them")
+    merged = merge_overrides(replace(settings, data=config), words)
+    report_not_inherited(settings.data, merged.data)
+    return merged
+
+
+def report_not_inherited(before: DataConfig, after: DataConfig) -> None:
+    """Logs one line that names the settings of a run which are not used for other data, if there are any."""
+    usual = DataConfig()
+    names = [
+        name
+        for name in (*_OF_TABLE, *_OF_DATASET)
+        if getattr(before, name) != getattr(usual, name) and getattr(after, name) != getattr(before, name)
+    ]
+    if not names:
+        return
+    values = ", ".join(f"data.{name}={_as_typed(getattr(before, name))}" for name in names)
+    log.info(
+        "of the run's settings, %s %s not used for these data (%s, split %s)",
+        values,
+        "is" if len(names) == 1 else "are",
+        after.dataset,
+        after.split_file or recipe_of(after),
     )
+
+
+def _as_typed(value: Any) -> str:
+    return ",".join(map(str, cast("Sequence[Any]", value))) if isinstance(value, tuple) else str(value)
 
 
 def opening_of(config: DataConfig) -> str:
@@ -157,4 +217,4 @@ def terms_of(config: DataConfig) -> str | None:
 
 def recipe_of(config: DataConfig) -> str:
     """Returns how records are split: `data.split`, or the dataset's own way."""
-    return config.split or DATASETS[config.dataset].split
+    return config.split or usual_split(config.dataset)

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from cleft.config import DataConfig, Settings, load_run_settings
-from cleft.data import data_config
+from cleft.data import data_config, report_not_inherited
 from cleft.data.batches import eval_loader
 from cleft.data.counting import FEWEST_PATIENTS
 from cleft.data.prompts import choose_classes
@@ -101,10 +101,15 @@ class Question:
         return PerClass(self.per_class) if self.per_patient is None else PerClass(self.per_class, self.per_patient)
 
     def images(self, run: Path, settings: Settings, *, progress: bool = True) -> Selection:
-        """Reads, checks and prepares the images that are asked about; as `select_images`."""
+        """Reads, checks and prepares the images that are asked about; as `select_images`.
+
+        Reports which data settings of the run are not used for them.
+        """
+        config = self.config(settings)
+        report_not_inherited(settings.data, config)
         return select_images(
             run,
-            self.config(settings),
+            config,
             settings,
             self.split,
             classes=self.classes,

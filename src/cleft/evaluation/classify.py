@@ -28,7 +28,7 @@ from cleft.evaluation.results import write_evaluation
 from cleft.evaluation.scoring import USUAL_DRAWS, Draws
 from cleft.evaluation.selection import Part, Selection
 from cleft.files import find_json
-from cleft.learning.classify import EMBEDDINGS, classify, features_key
+from cleft.learning.classify import EMBEDDINGS, classify, features_key, learned_data
 from cleft.learning.encode import encode_features, label_images
 from cleft.learning.protocols import is_exact
 from cleft.learning.surroundings import device_of
@@ -195,11 +195,12 @@ def classify_and_ask(
     places = {settings.seed: folder} if seeds is None else {seed: folder / f"seed-{seed}" for seed in range(seeds)}
     if seeds == 1:
         places = {0: folder}
-    asked = Question(data=data, allow_overlap=allow_overlap, drop_overlap=drop_overlap)
+    settings = replace(settings, data=learned_data(source, settings, data))
+    asked = Question(allow_overlap=allow_overlap, drop_overlap=drop_overlap)
     asked.images(source, settings, progress=progress)
     results: list[Path] = []
     for seed, place in places.items():
-        run = classify(source, replace(settings, seed=seed), place, data=data, classes=classes, progress=progress)
+        run = classify(source, replace(settings, seed=seed), place, classes=classes, progress=progress)
         results.append(
             evaluate_classify(
                 run,

@@ -19,8 +19,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cleft.config import ClassifyConfig, ImageTowerConfig, Settings
-from cleft.data import data_config, read_dataset
+from cleft.config import ClassifyConfig, DataConfig, ImageTowerConfig, Settings, load_run_settings
+from cleft.data import data_config, read_dataset, report_not_inherited
 from cleft.data.batches import StepSampler, eval_loader, train_loader
 from cleft.data.prompts import choose_classes
 from cleft.data.splits.fractions import take_fraction
@@ -78,7 +78,8 @@ def classify(
             tower must be as it was in `source`; random views (`images.augment`), and how images are read
             (`image.pooling`, `image.resize`), may be others.
         folder: The new run folder. If it holds a finished run of the same settings, nothing is done.
-        data: `dataset:folder` to learn from in place of the settings' data, e.g. `rsna:/data/rsna`.
+        data: `dataset:folder` to learn from in place of the settings' data, e.g. `rsna:/data/rsna`. Data settings of
+            `source` that belong to its own dataset are then not used; those that `settings` has otherwise are.
         classes: Names of sets, or findings; by default those of the settings, or those usual for the dataset where it
             lacks them.
         progress: Whether to show bars.
@@ -97,7 +98,7 @@ def classify(
         ResourceError: If a disk is full.
     """
     _check_source(source, settings, folder)
-    settings = replace(settings, data=data_config(settings, data), classify=follow_protocol(settings.classify))
+    settings = replace(settings, data=learned_data(source, settings, data), classify=follow_protocol(settings.classify))
     reading = read_dataset(settings.data)
     told_apart = choose_classes(classes, settings, reading.dataset, reading.findings)
     settings = replace(settings, classes=told_apart)
@@ -117,6 +118,22 @@ def classify(
         stop.check("while reading the data; nothing was learned yet")
         _learn(source, settings, material, lesson, run, stop, progress=progress)
     return folder
+
+
+def learned_data(source: Path, settings: Settings, data: str | None) -> DataConfig:
+    """Returns what a head learns from; reports which settings of `source` are not used for other data.
+
+    Args:
+        source: Run folder whose image tower it is trained on.
+        settings: Of the head. Data settings that differ from those of `source` are kept whatever the data.
+        data: As for `classify`.
+    """
+    if data is None:
+        return data_config(settings, None)
+    inherited = load_run_settings(source).data if (source / "config.yaml").is_file() else settings.data
+    config = data_config(settings, data, inherited=inherited)
+    report_not_inherited(inherited, config)
+    return config
 
 
 class Lesson(NamedTuple):

@@ -100,6 +100,8 @@ def read_material(settings: Settings, *, reading: Reading | None = None, progres
     for note in reading.notes:
         log.info("%s", note)
     splits = split_records(reading, settings.data)
+    sizes = [f"{len(part):,}" for part in (splits.train, splits.val, splits.test)]
+    log.info("split %s (digest %s): %s images for training, %s validation, %s test", *splits[3:5], *sizes)
     for note in splits.notes:
         log.info("%s", note)
     for note in leak_notes(splits):

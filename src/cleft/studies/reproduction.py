@@ -27,6 +27,7 @@ from cleft.studies.found import check_settings, find_answer, glance, is_done, se
 from cleft.studies.plans import Plan
 from cleft.studies.running import Do, run_steps
 from cleft.studies.steps import KINDS, Given, Step, Work, lay_out
+from cleft.studies.typed import unused_words
 from cleft.types import Difference, Study, StudyCell, StudyLine
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,8 @@ class Reproduction:
 
     def __post_init__(self) -> None:
         self.work: Work = lay_out([plan for plan, _ in self.plans], self.given, self.lacking_weights)
+        rows = [row for plan, _ in self.plans for row in plan.rows]
+        self._unused = unused_words(rows, self.given, self.work.steps.values())
         for step in self.work.steps.values():
             check_settings(step)
         self.times = Times(self.given.runs)
@@ -102,6 +105,7 @@ class Reproduction:
             ]
             if len(asked) < len(cells):
                 told.append(f"  left out by --only: {_many(len(cells) - len(asked), 'cell')}")
+        told += self._unused
         left = list(self.left.values())
         told.append(f"to do: {counted(left, KINDS) or 'nothing'}; {told_cost(left, self.times)}")
         return told

@@ -141,7 +141,7 @@ def row_settings(row: Row, given: Given, seed: int = 0) -> Settings:
     Raises:
         ConfigError: If one is unknown or contradicts another; names the row.
     """
-    typed = [word for word in given.words if row.trains or not word.startswith(_OF_TEXTS)]
+    typed = words_of_row(row, given)
     try:
         settings = _load(row.preset, (*typed, *row.words))
         if row.like is not None:
@@ -152,6 +152,11 @@ def row_settings(row: Row, given: Given, seed: int = 0) -> Settings:
         raise ConfigError(f"row {row.key}: {error}") from error
     root = given.data.get(settings.data.dataset)
     return replace(settings, seed=seed, data=settings.data if root is None else replace(settings.data, root=root))
+
+
+def words_of_row(row: Row, given: Given) -> list[str]:
+    """Returns the words typed for all rows that a row takes: one without a text tower leaves out those about texts."""
+    return [word for word in given.words if row.trains or not word.startswith(_OF_TEXTS)]
 
 
 def _match(settings: Settings, other: Settings) -> Settings:

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cleft.config import DataConfig
-from cleft.data import DATASETS
 from cleft.data.splits.chexpert_5x200 import CLASSES_5X200, draw_5x200
 from cleft.data.splits.draws import ids_digest, order_key, take_patients
 from cleft.data.splits.recipes import DISJOINT, SALTS, SPLITS, refuse_shared, salts_of, shared_patients, split_records
@@ -184,12 +183,11 @@ def test_given_splits_that_nobody_gave_are_refused():
         split_records(reading(told(none=9)), DataConfig(split="given"))
 
 
-def test_nothing_chosen_is_the_way_of_the_dataset(monkeypatch):
+def test_nothing_chosen_is_the_way_of_the_dataset():
     records = told(train=20, test=6)
     assert split_records(reading(records), DataConfig()).recipe == "patients"
-    monkeypatch.setitem(DATASETS, "chexpert", replace(DATASETS["chexpert"], split="given"))
-    assert split_records(reading(records), DataConfig()).recipe == "given"
-    assert split_records(reading(records), DataConfig(split="patients")).recipe == "patients"
+    assert split_records(reading(records), DataConfig(dataset="nih")).recipe == "given"
+    assert split_records(reading(records), DataConfig(dataset="nih", split="patients")).recipe == "patients"
 
 
 def test_every_recipe_of_the_settings_exists():

@@ -1,0 +1,218 @@
+"""What was typed is used or refused, by every command that takes dotted settings."""
+
+import dataclasses
+import logging
+import re
+from pathlib import Path
+
+import pytest
+from tests.fakes.rsna import rsna_row, write_fake_rsna
+
+from cleft.cli import main
+from cleft.config import DataConfig, Settings, dump_settings, load_settings
+from cleft.data import data_config
+from cleft.errors import ConfigError
+from cleft.learning.same import flat
+from cleft.studies.plans import paper_plan
+from cleft.studies.reproduction import Reproduction
+from cleft.studies.steps import Given
+
+VALUES = {
+    "dataset": "nih",
+    "root": "elsewhere",
+    "table": "other.csv",
+    "labels": "chexbert",
+    "views": "PA",
+    "opening": "a radiograph with",
+    "uncertain": "ones",
+    "split": "patients",
+    "split_file": "missing.json",
+    "test_list": "list.csv",
+    "val_fraction": "0.15",
+    "test_fraction": "0.35",
+    "negatives": "true",
+    "empty_caption": "drop",
+    "caption": "natural",
+    "report": "findings",
+    "no_report": "drop",
+    "reports": "reports",
+    "texts": "findings",
+    "caption_templates": "a film of {}",
+    "bank": "bank.csv",
+    "reword": "true",
+    "reduce": "first",
+    "mapping": "mapping.json",
+    "people": "nih",
+    "exclude": "list.csv",
+    "max_bad": "0.5",
+    "workers": "3",
+    "cache": "cache",
+    "prepare": "ahead",
+}
+"""A value that is not the default, for every setting of the data."""
+
+COMMANDS = {
+    "pretrain": (["pretrain", "tiny"], "cleft.learning.pretrain.pretrain"),
+    "learn-context": (["learn-context", "RUN"], "cleft.learning.context.learn_context"),
+    "classify": (["classify", "RUN"], "cleft.evaluation.classify.classify_and_ask"),
+    "classify another dataset": (["classify", "RUN", "--data", "DATA"], "cleft.evaluation.classify.classify_and_ask"),
+    "data check": (["data", "check", "tiny"], "cleft.data.census.check.check_dataset"),
+    "data check a dataset": (["data", "check", "chexpert"], "cleft.data.census.check.check_dataset"),
+    "data split": (["data", "split", "RUN"], "cleft.data.read_dataset"),
+    "data prepare": (["data", "prepare", "tiny"], "cleft.data.read_dataset"),
+}
+"""Words of a command, and the function that it hands its settings to."""
+
+
+class Captured(Exception):
+    """Carries the settings a command came to."""
+
+    def __init__(self, *parts):
+        self.data = next(
+            part.data if isinstance(part, Settings) else part
+            for part in parts
+            if isinstance(part, Settings | DataConfig)
+        )
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run whose data settings all belong to its own dataset."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    own = ["--data.split=5x200-strict", "--data.exclude=own.csv", "--data.views=AP", "--data.people=nih"]
+    (folder / "config.yaml").write_text(dump_settings(load_settings("tiny", [f"--data.root={tmp_path}", *own])))
+    return folder
+
+
+@pytest.fixture
+def rsna(tmp_path):
+    return write_fake_rsna(tmp_path / "rsna", [rsna_row(n, str(n % 2)) for n in range(8)])
+
+
+def settings_of(words, capture, monkeypatch):
+    """The data settings that a command hands on, or its exit code."""
+
+    def stop(*parts, **_):
+        raise Captured(*parts)
+
+    monkeypatch.setattr(capture, stop)
+    try:
+        return main(words)
+    except Captured as captured:
+        return captured.data
+
+
+def plain(value):
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def test_every_setting_of_the_data_has_a_value_here():
+    assert list(VALUES) == [field.name for field in dataclasses.fields(DataConfig)]
+    assert all(plain(getattr(DataConfig(), name)) != value for name, value in VALUES.items())
+
+
+QUICK = ("classify another dataset", "learn-context", "data split")
+
+
+@pytest.mark.parametrize(
+    "command", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in COMMANDS]
+)
+def test_a_typed_setting_of_the_data_is_used_or_refused(command, run, rsna, monkeypatch, capsys):
+    words, capture = COMMANDS[command]
+    words = [{"RUN": str(run), "DATA": f"rsna:{rsna}"}.get(word, word) for word in words]
+    used = []
+    for name, value in VALUES.items():
+        found = settings_of([*words, f"--data.{name}", value], capture, monkeypatch)
+        if isinstance(found, DataConfig):
+            assert plain(getattr(found, name)).casefold() == value.casefold(), f"{command}: --data.{name} was dropped"
+            used.append(name)
+        else:
+            assert found == 2
+            assert f"data.{name}" in capsys.readouterr().err
+    assert len(used) >= 20
+    assert {"exclude", "split_file", "max_bad", "people"} <= set(used)
+
+
+@pytest.mark.parametrize(
+    ("typed", "what"),
+    [
+        (["--data.exclude", "absent.csv"], "no list of patients at absent.csv"),
+        (["--data.split_file", "missing.json"], "no split file at missing.json"),
+        (["--data.test_list", "absent.csv", "--data.split", "patients"], "no list of images at absent.csv"),
+        (["--data.mapping", "absent.json"], "absent.json"),
+    ],
+)
+def test_a_head_on_another_dataset_reads_the_files_that_were_typed(typed, what, run, rsna, capsys):
+    assert main(["classify", str(run), "--data", f"rsna:{rsna}", *typed]) == 3
+    assert what in capsys.readouterr().err
+
+
+def test_settings_of_the_run_that_other_data_do_not_use_are_named_in_one_line(run, rsna, monkeypatch, capsys):
+    capture = COMMANDS["classify"][1]
+    found = settings_of(["classify", str(run), "--data", f"rsna:{rsna}"], capture, monkeypatch)
+    assert (found.split, found.exclude, found.views, found.people) == (None, None, None, None)
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "not used" in line]
+    assert line == (
+        "of the run's settings, data.split=5x200-strict, data.exclude=own.csv, data.people=nih, data.views=AP are not "
+        "used for these data (rsna, split rsna-balanced)"
+    )
+    settings_of(["classify", str(run), "--data", f"chexpert:{rsna}"], capture, monkeypatch)
+    assert "not used" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "value"), [("root", "elsewhere"), ("dataset", "nih")])
+def test_two_ways_to_name_the_images_are_refused(name, value, run, rsna, capsys):
+    assert main(["classify", str(run), "--data", f"rsna:{rsna}", f"--data.{name}", value]) == 2
+    assert f"--data.{name} both say which images are read" in capsys.readouterr().err
+
+
+def test_settings_set_in_python_are_kept_for_other_data(run, rsna):
+    own = load_settings(run)
+    mine = dataclasses.replace(own, data=dataclasses.replace(own.data, exclude=Path("mine.csv")))
+    kept = data_config(mine, f"rsna:{rsna}", inherited=own.data)
+    assert (kept.exclude, kept.split) == (Path("mine.csv"), None)
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--data.split_file=s.json", "--data.split=patients"], "data.split_file"),
+        (["--data.split_file=s.json", "--data.val_fraction=0.3"], "data.split_file"),
+        (["--data.test_list=l.csv", "--data.test_fraction=0.3"], "data.test_list"),
+        (["--data.dataset=rsna", "--data.test_fraction=0.3"], "data.split is 'rsna-balanced'"),
+        (["--data.dataset=embed", "--data.val_fraction=0.3"], "data.split is 'embed'"),
+    ],
+)
+def test_a_setting_that_another_one_overrules_is_refused(words, why, capsys):
+    assert main(["pretrain", "tiny", *words]) == 2
+    assert re.search(f"does nothing here: {why}", capsys.readouterr().err)
+
+
+def test_a_head_refuses_settings_of_prompts(run, capsys):
+    assert main(["classify", str(run), "--context.length", "4"]) == 2
+    assert "--context.length does nothing with cleft classify" in capsys.readouterr().err
+
+
+def test_a_study_names_typed_settings_that_some_rows_or_data_do_not_use(tmp_path, rsna, caplog):
+    caplog.set_level(logging.INFO, "cleft")
+    words = ("--data.views=PA", "--data.split=patients", "--text.rank=4", "--data.max_bad=0.5")
+    given = Given(data={"chexpert": tmp_path, "rsna": rsna}, words=words, seeds=1, runs=tmp_path / "runs")
+    plan = paper_plan("table1", "paper")
+    rows = tuple(row for row in plan.rows if row.key in ("cleft-lora", "random-vit"))
+    study = Reproduction(
+        plans=[(dataclasses.replace(plan, rows=rows, columns=plan.columns[-1:]), tmp_path)], given=given
+    )
+    lines = study.lines()
+    assert "--text.rank is not used by rows that set it themselves or read no texts: random-vit" in lines
+    assert "--data.views is used for chexpert, not for rsna (split rsna-balanced)" in lines
+    assert "--data.split is used for chexpert, not for rsna (split rsna-balanced)" in lines
+    assert not any("max_bad" in line for line in lines)
+    own = tuple(dataclasses.replace(row, words=("--data.max_bad=0.1",)) for row in rows)
+    fixed = dataclasses.replace(plan, rows=own, columns=plan.columns[-1:])
+    with pytest.raises(ConfigError, match=r"--data\.max_bad is used by no row of this study"):
+        Reproduction(plans=[(fixed, tmp_path)], given=given)
+
+
+def test_every_setting_is_compared_by_its_key():
+    assert {f"data.{name}" for name in VALUES} <= set(flat(Settings()))
