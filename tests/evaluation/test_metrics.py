@@ -16,6 +16,7 @@ from cleft.evaluation.metrics import (
     confusion,
     intervals,
     mean_of,
+    once,
     ranking_statistics,
     roc_points,
     sensitivity_at,
@@ -150,6 +151,14 @@ def test_every_patient_is_drawn_equally_often():
     assert (counts.sum(axis=1) == 50).all()
     assert np.abs(counts.mean(axis=0) - 1).max() < 5 * np.sqrt(0.98 / resamples)
     assert counts.var(axis=0) == pytest.approx(0.98, rel=0.2)
+
+
+def test_statistics_of_the_same_resamples_share_one_computation():
+    computed = []
+    shared = once(lambda counts: computed.append(counts) or counts.sum())
+    one, other = np.ones(3), np.ones(3)
+    assert [shared(one), shared(one), shared(other), shared(one)] == [3, 3, 3, 3]
+    assert [each is one for each in computed] == [True, False, True]
 
 
 def test_an_interval_of_equal_hits_has_no_width():

@@ -111,6 +111,11 @@ def test_settings_of_the_towers_cannot_change_any_more(source, settings, tmp_pat
         learn_context(source, settings, source)
 
 
+def test_a_wording_without_a_phrase_for_each_class_is_refused(source, settings, tmp_path):
+    with pytest.raises(ConfigError, match="a learned context needs a phrase for each class"):
+        learn_context(source, replace(settings, wording="gloria"), tmp_path / "run")
+
+
 def record(**labels):
     return Record(id=str(labels), image="x.png", labels={name: float(v) for name, v in labels.items()}, patient="p")
 

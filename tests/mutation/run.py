@@ -32,7 +32,7 @@ SAMPLE = 200
 TARGETS = {
     "cleft.learning.losses": ["tests/learning/test_losses.py"],
     "cleft.towers.packing": ["tests/towers/test_packing.py", "tests/towers/test_text.py"],
-    "cleft.towers.text": ["tests/towers/test_text.py", "tests/learning/objectives", "tests/towers/test_dual.py"],
+    "cleft.towers.text": ["tests/towers/test_text.py", "tests/towers/methods", "tests/towers/test_dual.py"],
     "cleft.towers.context": ["tests/towers/test_towers_context.py", "tests/learning/test_learning_context.py"],
     "cleft.learning.context": ["tests/learning/test_learning_context.py"],
     "cleft.learning.targets": ["tests/learning/test_learning_context.py"],

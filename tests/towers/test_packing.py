@@ -97,6 +97,14 @@ def test_a_full_tree_starts_anew_and_stays_right():
     assert tree.nodes <= 10
 
 
+def test_pieces_of_a_batch_are_filled_to_the_limit_and_not_beyond():
+    # Four texts of three nodes without a shared beginning: two fit into six nodes, one into five.
+    tree = spelled_tree()
+    texts = spelled([[A, B, END], [B, A, END], [C, A, END], [END, A, C]])
+    sizes = {limit: [len(piece.input_ids) for _, piece in tree.subtrees(texts, limit)] for limit in (2, 5, 6, 11, 12)}
+    assert sizes == {2: [3] * 4, 5: [3] * 4, 6: [6, 6], 11: [9, 3], 12: [12]}
+
+
 def test_padded_tokens_and_lengths():
     tree = spelled_tree()
     ids, lengths = tree.tokens(tree.rows(spelled([[A, B, END], [C, END]])), 0)

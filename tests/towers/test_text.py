@@ -164,6 +164,45 @@ def test_stats_count_what_was_read():
     assert built.stats == (3, 2, len(nodes), 3 * 16)
 
 
+@pytest.mark.parametrize(("packing", "computed"), [("distinct", 2), ("padded", 3)])
+def test_stats_count_the_tokens_of_padded_texts(packing, computed):
+    built = cached("gpt2")
+    texts = [CAPTIONS[0], CAPTIONS[1], CAPTIONS[1]]
+    read(built, packing, texts)
+    width = 16 if packing == "padded" else max(map(len, built.tokens.encode(texts)))
+    assert built.stats == (3, 2, computed * width, 3 * 16)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max", "cls", "mean-padded", "pooler"])
+def test_features_of_a_half_precision_model_are_float32(pooling):
+    built = tower("bert", adapt="frozen", base_dtype="bfloat16", train_embeddings=False, pooling=pooling)
+    built.lm.model.to(torch.bfloat16)
+    assert built.lm.dtype == torch.bfloat16
+    assert built.encode(CAPTIONS).dtype == torch.float32
+
+
+@pytest.mark.parametrize("pooling", ["mean", "end-token"])
+@pytest.mark.parametrize("packing", ["tree", "padded"])
+def test_features_of_a_half_precision_causal_model_are_float32(pooling, packing):
+    built = tower("gpt2", adapt="frozen", base_dtype="bfloat16", train_embeddings=False, pooling=pooling)
+    built.lm.model.to(torch.bfloat16)
+    built._verified.add("cpu")
+    assert read(built, packing, CAPTIONS).dtype == torch.float32
+    assert built.embed_opening(OPENING).dtype == torch.float32
+
+
+def test_only_a_tree_is_verified_when_it_is_built(monkeypatch):
+    verified = []
+    monkeypatch.setattr(text_file.TextTower, "verify_packing", lambda self: verified.append(self.packing))
+    tower("bert")
+    tower("gpt2", packing="distinct")
+    with torch.device("meta"):
+        build_text_tower(TextTowerConfig(model=None, scratch=SCRATCH["gpt2"], max_tokens=16), CAPTIONS)
+    assert verified == []
+    tower("gpt2")
+    assert verified == ["tree"]
+
+
 def test_a_tree_above_the_limit_is_read_in_pieces_without_a_difference(monkeypatch):
     built = cached("gpt2")
     texts = [*CAPTIONS, "edema " * 9, *CAPTIONS[::-1]]

@@ -69,9 +69,7 @@ def damaged(data, kind, place, size):
 
 
 @pytest.mark.parametrize("kind", ["hole", "dropped", "duplicated"])
-@pytest.mark.parametrize(
-    "options", [{}, {"restart_marker_rows": 2}, {"optimize": True}], ids=str
-)
+@pytest.mark.parametrize("options", [{}, {"restart_marker_rows": 2}, {"optimize": True}], ids=str)
 def test_a_piece_of_jpeg_data_that_is_damaged_is_refused(kind, options):
     data = jpeg(quality=90, **options)
     start = segments(data)[-1][2]

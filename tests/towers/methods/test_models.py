@@ -134,6 +134,8 @@ def test_words_are_hidden_with_all_their_pieces_and_what_is_said_of_the_image_is
     torch.manual_seed(0)
     none = torch.zeros(64, 16)
     read = tower.read_masked([text] * 64, none, share=0.5)
+    assert read.ids.shape == (64, len(tower.tokens.encode([text])[0]))
+    assert tower.stats[:2] == (64, 1)
     slots = torch.tensor(tower.tokens.slots([text])[0])
     for row in range(64):
         by_word = [read.hidden[row, slots == slot] for slot in slots.unique()]
