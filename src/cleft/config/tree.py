@@ -252,6 +252,15 @@ class TextTowerConfig:
     """The LoRA update is scaled by alpha / rank."""
     dropout: float = 0.1
     """Dropout in front of the LoRA update."""
+    lora_targets: tuple[str, ...] | None = None
+    """Linear layers that get a LoRA update, by the end of their names, such as `q_proj,v_proj`; by default those PEFT
+    lists for the family, or else the query and value projections. Used by `adapt: lora` alone."""
+    ia3_targets: tuple[str, ...] | None = None
+    """Linear layers that IA3 scales; by default those PEFT lists for the family, or else the key and value projections
+    and the last layer of each feed-forward block. Used by `adapt: ia3` alone."""
+    ia3_feedforward: tuple[str, ...] | None = None
+    """Those of `ia3_targets` whose input is scaled in place of their output; by default the last layer of each
+    feed-forward block. Used by `adapt: ia3` alone."""
     prefix_length: int = 20
     """Virtual tokens of `adapt: prefix`."""
     train_embeddings: bool = True
@@ -297,6 +306,9 @@ class TextTowerConfig:
         _check_range("text.base_dropout", self.base_dropout, 0, 0.99)
         _check_range("text.max_tokens", self.max_tokens, 2, 131_072)
         _check_range("text.prefix_length", self.prefix_length, 1, 1024)
+        for name, modules in (("lora_targets", self.lora_targets), ("ia3_targets", self.ia3_targets)):
+            if modules is not None and not all(modules or ("",)):
+                raise ConfigError(f"text.{name} names no layer; name at least one, or leave it out for the default")
         if self.depth is not None:
             _check_range("text.depth", self.depth, 1, 1024)
         _check_range("text.frozen_layers", self.frozen_layers, 0, 1024)

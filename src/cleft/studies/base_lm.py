@@ -25,7 +25,7 @@ from cleft.config import TextTowerConfig
 from cleft.errors import ConfigError, NumericsError
 from cleft.files import find_json, write_json
 from cleft.learning.run import texts_digest
-from cleft.towers.hub import without_bars
+from cleft.towers.hub import quiet_transformers
 from cleft.towers.language_model import is_causal, read_text_config
 from cleft.towers.tokens import Tokens, end_token, learn_tokenizer
 
@@ -84,7 +84,7 @@ def learn_language_model(
         loss = _train(model, tokens, captions, seed, steps)
     draft = folder.with_name(f".{folder.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
-    with without_bars():
+    with quiet_transformers():
         cast("Any", model).base_model.save_pretrained(draft)
     tokens.save(draft)
     write_json(draft / "learned.json", {**facts, "loss": loss})

@@ -8,20 +8,30 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from cleft.config import TextTowerConfig
 from cleft.errors import ConfigError
 from cleft.towers.depth import weight_heights
-from cleft.towers.language_model import LanguageModel
+from cleft.towers.language_model import LanguageModel, evaluating
 from cleft.towers.prefix import Prefix
 from cleft.towers.rows import TrainedRows
+from cleft.towers.targets import ia3_targets, lora_targets
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
+
+
+class _CachedShape(NamedTuple):
+    """Key-value heads and width of a head in one block's cache."""
+
+    keys: tuple[int, int]
+    values: tuple[int, int]
 
 
 def adapt(model: LanguageModel, config: TextTowerConfig, tokens: Sequence[int] = ()) -> LanguageModel:
@@ -37,7 +47,7 @@ def adapt(model: LanguageModel, config: TextTowerConfig, tokens: Sequence[int] =
         The same model. New weights are float32 and come from torch's global generator.
 
     Raises:
-        ConfigError: If PEFT has no default targets for the model's family, or an option contradicts another.
+        ConfigError: If no layers to adapt are set or found, or an option contradicts another.
     """
     model.requires_grad_(False)
     ADAPTERS[config.adapt](model, config)
@@ -60,35 +70,93 @@ def told_moving(model: LanguageModel, config: TextTowerConfig) -> str:
 
 def _lora(model: LanguageModel, config: TextTowerConfig) -> None:
     from peft import LoraConfig
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
 
-    options = LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout)
+    targets = lora_targets(model, config, KNOWN)
+    options = LoraConfig(
+        r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=list(targets)
+    )
     options.fan_in_fan_out = _is_transposed(model)
     _inject(model, options)
 
 
 def _ia3(model: LanguageModel, config: TextTowerConfig) -> None:
     from peft import IA3Config
+    from peft.utils.constants import (
+        TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING as KNOWN_FEEDFORWARD,
+    )
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as KNOWN
 
-    _inject(model, IA3Config(fan_in_fan_out=_is_transposed(model)))
+    targets = ia3_targets(model, config, KNOWN, KNOWN_FEEDFORWARD)
+    _inject(
+        model,
+        IA3Config(
+            target_modules=list(targets.modules),
+            feedforward_modules=list(targets.feedforward),
+            fan_in_fan_out=_is_transposed(model),
+        ),
+    )
 
 
 def _prefix(model: LanguageModel, config: TextTowerConfig) -> None:
-    from peft import PrefixTuningConfig, TaskType
+    from peft import PrefixEncoder, PrefixTuningConfig
 
     if config.gradient_checkpointing:
         raise ConfigError(
             "text.gradient_checkpointing=true drops the virtual tokens of text.adapt=prefix; set it to false"
         )
+    kind = model.config.model_type
     if "past_key_values" not in inspect.signature(model.model.forward).parameters:
+        raise ConfigError(f"text.adapt=prefix: a {kind!r} model takes no virtual tokens; choose another way")
+    shapes = _cached_shapes(model.model)
+    if not shapes:
+        raise ConfigError(f"text.adapt=prefix: a {kind!r} model does not use virtual tokens; choose another way")
+    if len(set(shapes)) > 1 or shapes[0].keys != shapes[0].values:
         raise ConfigError(
-            f"text.adapt=prefix: a {model.config.model_type!r} model takes no virtual tokens; choose another way"
+            f"text.adapt=prefix: the keys and values of a {kind!r} model do not all have the same number of heads and "
+            f"width; choose another way"
         )
-    options = PrefixTuningConfig(task_type=TaskType.FEATURE_EXTRACTION, num_virtual_tokens=config.prefix_length)
-    encoder = _inject(model, options).prompt_encoder["default"]
-    heads, width = options.num_attention_heads, options.token_dim
-    assert heads is not None
-    assert width is not None
-    model.prefix = Prefix(encoder, length=config.prefix_length, heads=heads, size=width // heads)
+    heads, size = shapes[0].keys
+    # PEFT would derive the key-value heads from the configuration, which it misreads for multi-query attention.
+    options = PrefixTuningConfig(
+        num_virtual_tokens=config.prefix_length,
+        num_layers=len(shapes),
+        token_dim=heads * size,
+        num_attention_heads=heads,
+    )
+    encoder = PrefixEncoder(options)
+    model.prefix = Prefix(encoder, length=config.prefix_length, heads=heads, size=size)
+
+
+@torch.no_grad()
+def _cached_shapes(model: PreTrainedModel) -> list[_CachedShape]:
+    """Returns the shape of keys and values in each block's cache, measured with one token.
+
+    Configurations do not tell: a multi-query Falcon keeps one head, a grouped one repeats its heads first.
+
+    Returns:
+        One shape a block; empty if the model ignores the cache it is given, or keeps anything else in it.
+    """
+    cache: Any = DynamicCache()
+    token = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
+    with evaluating(model):
+        try:
+            model(input_ids=token, past_key_values=cache, use_cache=True)
+        except (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError):
+            return []
+    shapes: list[_CachedShape] = []
+    for layer in cache.layers:
+        keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+        if not (isinstance(keys, Tensor) and isinstance(values, Tensor) and keys.ndim == values.ndim == 4):
+            return []
+        if keys.shape[2] != 1:
+            return []
+        shapes.append(_CachedShape(_heads_and_width(keys), _heads_and_width(values)))
+    return shapes
+
+
+def _heads_and_width(states: Tensor) -> tuple[int, int]:
+    return states.shape[1], states.shape[3]
 
 
 def _full(model: LanguageModel, config: TextTowerConfig) -> None:

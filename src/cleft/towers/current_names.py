@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cleft.errors import CheckpointError
-from cleft.towers.hub import without_bars
+from cleft.towers.hub import quiet_transformers
 from cleft.towers.weights import listed
 
 
@@ -30,7 +30,7 @@ def in_current_names(model: Any, weights: Mapping[str, Tensor]) -> dict[str, Ten
     if any(name.startswith("pooler.") for name in weights):
         pooler = {}
     loaded: Any
-    with without_bars():
+    with quiet_transformers():
         loaded, info = type(model).from_pretrained(
             None,
             config=model.config,

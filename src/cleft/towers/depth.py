@@ -25,7 +25,7 @@ def weight_heights(model: nn.Module) -> tuple[dict[str, int], int]:
         ({'stem.weight': 0, 'blocks.0.weight': 1, 'blocks.1.weight': 2, 'blocks.2.weight': 3}, 4)
     """
     names = [name for name, _ in model.named_parameters()]
-    blocks = _outermost_list(model)
+    blocks = outermost_list(model)
     if blocks is None:
         return dict.fromkeys(names, 0), 0
     place, units = blocks
@@ -39,8 +39,8 @@ def weight_heights(model: nn.Module) -> tuple[dict[str, int], int]:
     return heights, units + 1
 
 
-def _outermost_list(model: nn.Module) -> tuple[str, int] | None:
-    """Name and length of the list of blocks that holds most weights and lies in no other list."""
+def outermost_list(model: nn.Module) -> tuple[str, int] | None:
+    """Returns name and length of the list of blocks that holds most weights and is in no other list; None if none."""
     found: dict[str, tuple[int, int]] = {}
     for name, child in model.named_modules():
         inner = any(name.startswith(f"{outer}.") for outer in found)

@@ -43,7 +43,7 @@ class DualEncoder(nn.Module):
         logit_scale: Logarithm of the inverse temperature, a scalar parameter.
         logit_bias: What the sigmoid loss adds to every logit, a scalar parameter; None with every other loss. It moves
             all scores alike, so that no answer depends on it.
-        context: The learned prompt context `[L, D]`; None until stage two.
+        context: The learned prompt context `[L, E]`, as wide as a token's embedding; None until stage two.
         base_weights: Names of the weights that stay where they came from when the model is saved: those of a language
             model that was taken by name and does not move. Fixed when built, whatever is frozen later.
 
@@ -101,16 +101,17 @@ class DualEncoder(nn.Module):
         return unit(self.text_projection(self.text_tower.encode_behind_context(names, self.context)))
 
     def set_context(self, context: Tensor | None) -> None:
-        """Puts a prompt context `[L, D]` in place as a float32 parameter, or takes it away.
+        """Puts a prompt context `[L, E]` in place as a float32 parameter, or takes it away.
 
         Raises:
-            ValueError: If its vectors have another width than the text tower.
+            ValueError: If its vectors have another width than the token embeddings.
         """
         if context is None:
             self.context = None
             return
-        if context.ndim != 2 or context.shape[1] != self.text_tower.width:
-            raise ValueError(f"context is {tuple(context.shape)}; the text tower wants [L, {self.text_tower.width}]")
+        width = self.text_tower.lm.embedding_width
+        if context.ndim != 2 or context.shape[1] != width:
+            raise ValueError(f"context is {tuple(context.shape)}; the text tower wants [L, {width}]")
         device = self.logit_scale.device
         self.context = nn.Parameter(context.detach().to(device, torch.float32, copy=True))
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from cleft.towers.language_model import LanguageModel
+from cleft.towers.language_model import LanguageModel, evaluating
 from cleft.towers.packing import pack_texts
 
 if TYPE_CHECKING:
@@ -48,17 +48,12 @@ def find_fault(tower: TextTower) -> str | None:
     Returns:
         A sentence that says how they differ, or None if they are equal up to rounding.
     """
-    modes = {module: module.training for module in tower.modules()}
-    tower.train(mode=False)
     try:
-        fault = _compare(tower)
+        with evaluating(tower):
+            return _compare(tower)
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        fault = f"a {tower.lm.config.model_type!r} model cannot be read as a tree ({first})"
-    finally:
-        for module, training in modes.items():
-            module.training = training
-    return fault
+        return f"a {tower.lm.config.model_type!r} model cannot be read as a tree ({first})"
 
 
 def _compare(tower: TextTower) -> str | None:

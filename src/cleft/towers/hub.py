@@ -7,6 +7,8 @@ nothing in it can make the library import or download any.
 from __future__ import annotations
 
 import difflib
+import logging
+import os
 import ssl
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +30,8 @@ from cleft.errors import CheckpointError, ConfigError
 _CODE = ("auto_map", "custom_pipelines", "_attn_implementation", "attn_implementation", "_experts_implementation")
 """Keys of a configuration that can name code on a hub."""
 _HUB_SECONDS = 5.0
+_NO_CONVERSION = "DISABLE_SAFETENSORS_CONVERSION"
+"""Environment variable that transformers looks at before each request for a conversion."""
 
 
 def config_from(description: Mapping[str, Any], where: str) -> PreTrainedConfig:
@@ -86,7 +90,8 @@ def read_config(model: str, setting: str) -> PreTrainedConfig:
 
 def random_model(config: PreTrainedConfig) -> PreTrainedModel:
     """Builds a model with random weights from torch's global generator; callers fork it."""
-    return cast("PreTrainedModel", AutoModel.from_config(config))
+    with quiet_transformers():
+        return cast("PreTrainedModel", AutoModel.from_config(config))
 
 
 def pretrained_model(
@@ -103,7 +108,7 @@ def pretrained_model(
         CheckpointError: If they cannot be read or do not fit the configuration.
     """
     try:
-        with without_bars():
+        with quiet_transformers():
             loaded, info = AutoModel.from_pretrained(model, config=config, dtype=dtype, output_loading_info=True)
     except OSError as error:
         raise _not_found(model, setting, error) from error
@@ -113,13 +118,27 @@ def pretrained_model(
 
 
 @contextmanager
-def without_bars() -> Generator[None]:
-    """Keeps transformers from drawing bars while it moves weights between memory and disk; downloads keep theirs."""
+def quiet_transformers() -> Generator[None]:
+    """Keeps transformers from printing and from using the network while it moves weights between memory and disk.
+
+    Off are its progress bars, its log, such as the report of missing and unexpected weights, which callers check
+    themselves, and its request to a web service to convert the weights of hub models that have no safetensors.
+    Downloads keep their bars.
+    """
     before = set_tqdm_hook(lambda make, given, named: make(*given, **{**named, "disable": True}))
+    logger = logging.getLogger("transformers")
+    level, conversion = logger.level, os.environ.get(_NO_CONVERSION)
+    logger.setLevel(logging.CRITICAL)
+    os.environ[_NO_CONVERSION] = "1"
     try:
         yield
     finally:
         set_tqdm_hook(before)
+        logger.setLevel(level)
+        if conversion is None:
+            del os.environ[_NO_CONVERSION]
+        else:
+            os.environ[_NO_CONVERSION] = conversion
 
 
 def find_weights(model: str, setting: str) -> None:

@@ -6,7 +6,8 @@ Shapes: `B` sequences, `L` tokens, `P` nodes of a packed tree, `D` width.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -56,6 +57,7 @@ class LanguageModel(nn.Module):
         self.causal = causal
         self.ordered = ordered
         self.layers = tuple(layers)
+        self._width: int | None = None
         takes = inspect.signature(model.forward).parameters
         self.takes_positions = causal and "position_ids" in takes
         self.takes_vectors = "inputs_embeds" in takes
@@ -67,8 +69,21 @@ class LanguageModel(nn.Module):
 
     @property
     def width(self) -> int:
-        """Width `D` of a state."""
-        return cast("int", self.config.hidden_size)
+        """Width `D` of a state.
+
+        Raises:
+            ConfigError: If `text.layers` averages layers of different widths.
+        """
+        if self._width is None:
+            hidden = cast("int", self.config.hidden_size)
+            # OPT-350M projects its states back to the width of its embedding; others do not, and no setting tells.
+            self._width = hidden if self.embedding_width == hidden else self._measured_width()
+        return self._width
+
+    @property
+    def embedding_width(self) -> int:
+        """Width `E` of a token's vector, which may differ from that of a state."""
+        return self.embed(torch.zeros(1, dtype=torch.int64, device=self.model.device)).shape[-1]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -119,6 +134,20 @@ class LanguageModel(nn.Module):
             states = torch.stack([output.hidden_states[layer] for layer in self.layers]).mean(dim=0)
         return TokenStates(states, getattr(output, "pooler_output", None))
 
+    @torch.no_grad()
+    def _measured_width(self) -> int:
+        token = torch.zeros(1, 2, dtype=torch.int64, device=self.model.device)
+        with evaluating(self):
+            try:
+                return self.read(token, torch.ones_like(token, dtype=torch.bool), torch.arange(2)[None]).states.shape[
+                    -1
+                ]
+            except RuntimeError as error:
+                raise ConfigError(
+                    f"text.layers={list(self.layers)}: layers of a {self.config.model_type!r} model differ in "
+                    f"width; choose some of one width, such as -1 ({error})"
+                ) from error
+
     def _read_vectors(self, vectors: Tensor, inputs: dict[str, Any]) -> Any:
         """Puts vectors where a model that takes nothing but tokens looks its tokens up, as CLIP's text tower does."""
         inputs["input_ids"] = torch.zeros(vectors.shape[:2], dtype=torch.int64, device=vectors.device)
@@ -157,6 +186,18 @@ class LanguageModel(nn.Module):
         spans = [getattr(self.config, name, None) for name in ("sliding_window", "attention_chunk_size")]
         spans = [span for span in spans if isinstance(span, int) and slides]
         return min(spans, default=None)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Generator[None]:
+    """Puts a model into evaluation mode, and each of its modules back into the mode it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.train(mode=False)
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def build_language_model(config: TextTowerConfig, *, vocabulary: int, pad: int, end: int | None) -> LanguageModel:

@@ -6,21 +6,30 @@ is padding, and a text that fills the window has none. We cut first and then app
 
 from __future__ import annotations
 
+import importlib.util
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from cleft.errors import CheckpointError, ConfigError, DataError
-from cleft.towers.hub import is_within_reach
+from cleft.towers.hub import is_within_reach, quiet_transformers
 
 LOG = logging.getLogger(__name__)
 END = "<|endoftext|>"
 _FRAME = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt")
 """Of which a folder with a tokenizer holds at least one."""
+_PACKAGES = {
+    **{name: name for name in ("sacremoses", "sentencepiece", "tiktoken", "jieba", "rjieba", "fugashi", "sudachipy")},
+    **{name: name for name in ("rhoknp", "nltk", "phonemizer", "uroman", "pythainlp", "emoji", "spacy", "ftfy")},
+    **{"protobuf": "google", "mistral-common": "mistral_common", "g2p-en": "g2p_en", "ipadic": "ipadic"},
+    **{"unidic": "unidic", "unidic_lite": "unidic_lite", "blobfile": "blobfile", "levenshtein": "Levenshtein"},
+}
+"""Packages that tokenizers of transformers read their files with, and the modules they install."""
 _MANY = 0.2
 """Share of cut texts above which a warning is due."""
 
@@ -29,7 +38,7 @@ class Tokens:
     """A tokenizer and the frame it puts around a text.
 
     Args:
-        tokenizer: Any tokenizer with a Rust backend.
+        tokenizer: Any tokenizer.
         max_tokens: Longest text, frame included.
         end: End-of-text token for a causal model, appended to every text. None for a masked model: its tokenizer
             frames the text by itself.
@@ -45,7 +54,7 @@ class Tokens:
     longest = 0
     """Tokens of the longest of them, frame included and nothing cut."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, *, max_tokens: int, end: int | None) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int, end: int | None) -> None:
         self.tokenizer = tokenizer
         self.vocabulary = len(tokenizer)
         self.max_tokens = max_tokens
@@ -75,8 +84,13 @@ class Tokens:
         0 is what opens the text, words count from 1, and what closes it comes behind the last word.
 
         Raises:
-            CheckpointError: If the tokenizer does not frame a text by one token on each side.
+            CheckpointError: If the tokenizer does not frame a text by one token on each side, or does not keep words.
         """
+        if not self.tokenizer.is_fast:
+            raise CheckpointError(
+                f"the tokenizer ({type(self.tokenizer).__name__}) does not tell which word a token is part of; use one "
+                f"saved with tokenizer.json"
+            )
         if (len(self.front), len(self.back)) != (1, 1):
             raise CheckpointError("the tokenizer does not put one token in front of a text and one behind; use another")
         batch: Any = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)
@@ -158,7 +172,7 @@ def refuse_unreadable(texts: Sequence[str]) -> None:
         )
 
 
-def end_token(tokenizer: PreTrainedTokenizerFast, config: PreTrainedConfig) -> int:
+def end_token(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int:
     """Returns the end-of-text token of a causal model, as its tokenizer or else its configuration names it.
 
     Raises:
@@ -175,11 +189,11 @@ def end_token(tokenizer: PreTrainedTokenizerFast, config: PreTrainedConfig) -> i
     return named
 
 
-def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
+def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     """Loads a tokenizer by hub name or folder.
 
     Raises:
-        CheckpointError: If it cannot be had, or has no Rust backend.
+        CheckpointError: If it is not there, is damaged, or needs a Python package that is not installed.
     """
     place = Path(source).expanduser()
     if place.is_file():
@@ -192,15 +206,47 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
             f"downloaded; give the folder that holds its tokenizer.json"
         )
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(place if place.is_dir() else source, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+        with quiet_transformers():
+            tokenizer: Any = AutoTokenizer.from_pretrained(place if place.is_dir() else source, trust_remote_code=False)
+    except Exception as error:  # each family reads its files its own way, with the exceptions of what it reads with
+        missing = _missing_packages(error)
+        if missing:
+            raise CheckpointError(
+                f"the tokenizer at {str(source)!r} cannot be read without {' and '.join(missing)}; install with: "
+                f"pip install {' '.join(missing)}"
+            ) from error
         why = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(
             f"no tokenizer at {str(source)!r} ({why}); give the folder that holds its tokenizer.json, whole"
         ) from error
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise CheckpointError(f"the tokenizer at {str(source)!r} is a slow one; save it with tokenizer.json")
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise CheckpointError(f"the tokenizer at {str(source)!r} is a {type(tokenizer).__name__}; use another")
     return tokenizer
+
+
+def _missing_packages(error: BaseException) -> list[str]:
+    """Packages that are not installed and that an exception of `transformers`, or its cause, names."""
+    chain: list[BaseException] = []
+    following: BaseException | None = error
+    while following is not None and following not in chain:
+        chain.append(following)
+        following = following.__cause__ or following.__context__
+    direct = [it.name.partition(".")[0] for it in chain if isinstance(it, ModuleNotFoundError) and it.name]
+    said = " ".join(str(it) for it in chain).casefold()
+    named = [package for package in _PACKAGES if re.search(rf"(?<![\w-]){re.escape(package)}(?![\w-])", said)]
+    modules = {_PACKAGES.get(package, package): package for package in (*named, *map(_package_of, direct))}
+    return [package for module, package in modules.items() if not _is_installed(module)]
+
+
+def _package_of(module: str) -> str:
+    return next((package for package, name in _PACKAGES.items() if name == module), module)
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ValueError:  # already imported, and made without a file
+        return True
 
 
 def learn_tokenizer(captions: Sequence[str], *, causal: bool, vocab_size: int = 4096) -> PreTrainedTokenizerFast:
