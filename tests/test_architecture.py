@@ -12,7 +12,11 @@ import cleft
 
 ROOT = Path(cleft.__file__).parent
 ROOMS = ["data", "towers", "learning", "evaluation", "report", "studies"]
-ORDER = ["errors", "files", "types", "privacy", "config", "codec", "identity", *ROOMS, "doctor", "cli"]
+ORDER = [
+    *("errors", "files", "arguments", "text_rules", "types", "privacy", "config", "codec", "identity"),
+    *ROOMS,
+    *("doctor", "cli"),
+]
 INSIDE_DATA = ["tables", "pixels", "readers", "phantoms", "splits", "census"]
 STRANGERS = [
     ("towers", "data"),

@@ -147,12 +147,12 @@ def test_a_special_token_in_a_text_stays_plain_text(family):
 def test_texts_that_say_nothing_are_refused_by_position(silent):
     with pytest.raises(DataError, match="positions 1, 3 "):
         cached("gpt2").encode(["edema", silent, "edema", silent])
-    with pytest.raises(DataError, match="positions 0 "):
+    with pytest.raises(DataError, match="position 0 "):
         cached("gpt2").encode_behind_context([silent], torch.zeros(1, 16))
 
 
 def test_half_a_surrogate_pair_is_refused():
-    with pytest.raises(DataError, match="positions 0 hold half a surrogate pair"):
+    with pytest.raises(DataError, match="position 0 holds half a surrogate pair"):
         cached("gpt2").encode(["edema \ud800"])
 
 

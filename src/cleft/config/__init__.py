@@ -11,6 +11,7 @@ from cleft.config.loading import (
     preset_names,
     preset_summaries,
     settings_help,
+    text_rule,
 )
 from cleft.config.tree import (
     AugmentConfig,
@@ -55,5 +56,6 @@ __all__ = [
     "preset_names",
     "preset_summaries",
     "settings_help",
+    "text_rule",
     "usual_split",
 ]

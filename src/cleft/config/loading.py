@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import functools
 import re
+import shlex
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from cleft.config.tree import Settings, usual_split
 from cleft.config.yaml_tree import Tree, read_yaml
 from cleft.errors import ConfigError
+from cleft.text_rules import RuleName, normalise, rule_for
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -91,13 +93,13 @@ def settings_help() -> str:
     return re.sub(r"  --[\w.]+ CONFIG +Path to a configuration file.\n", "", settings)
 
 
-def load_settings(source: str | Path, overrides: Sequence[str] = ()) -> Settings:
+def load_settings(source: str | Path, overrides: str | Sequence[str] = ()) -> Settings:
     """Builds settings from a preset and what was typed after it.
 
     Args:
         source: Name of a preset, a YAML file, or the `config.yaml` of a run. A file may name another preset under
             `extends` and then holds only what differs from it.
-        overrides: Command-line words such as `--text.rank 4` or `--text.rank=4`.
+        overrides: Command-line words such as `--text.rank 4` or `--text.rank=4`, as a list or as one line.
 
     Raises:
         ConfigError: If a key is unknown (with the nearest name and the line it stands in), a value is of the wrong
@@ -235,6 +237,7 @@ def _layers(path: Path, seen: tuple[Path, ...]) -> dict[str, Tree]:
         raise ConfigError(f"{path}: extends itself, by way of {' and '.join(step.name for step in seen)}")
     file = read_yaml(path)
     tree = dict(file.tree)
+    _name_rule(path, tree)
     base = tree.pop("extends", None)
     _check_keys(tree, file.lines, where=str(path))
     below: dict[str, Tree] = {}
@@ -244,6 +247,26 @@ def _layers(path: Path, seen: tuple[Path, ...]) -> dict[str, Tree]:
     elif base is not None:
         raise ConfigError(f"{path}: extends holds {base!r}; name one preset")
     return _merge(below, tree)
+
+
+def _name_rule(path: Path, tree: dict[str, Tree]) -> None:
+    """Adds the text rule to the settings of a run that was begun before rules were recorded."""
+    text, data = tree.get("text"), tree.get("data")
+    if path.name != "config.yaml" or not isinstance(text, dict) or "max_tokens" not in text or "normalisation" in text:
+        return
+    data = data if isinstance(data, dict) else {}
+    opening = data.get("opening")
+    as_written = isinstance(opening, str) and normalise(opening, "words-1") != opening
+    texts = "whole" if as_written or data.get("texts") in ("bank", "medclip") else str(data.get("texts", "captions"))
+    tree["text"] = {**text, "normalisation": rule_for(texts, version=1)}
+
+
+def text_rule(settings: Settings) -> RuleName:
+    """Returns the text rule of settings: `text.normalisation`, or where that is `auto` the one that fits the texts."""
+    if settings.text.normalisation != "auto":
+        return settings.text.normalisation
+    texts = settings.data.texts
+    return rule_for("captions" if texts == "bank" and settings.data.bank is None else texts)
 
 
 def _merge(below: Mapping[str, Tree], above: Mapping[str, Tree]) -> dict[str, Tree]:
@@ -258,10 +281,10 @@ def _merge(below: Mapping[str, Tree], above: Mapping[str, Tree]) -> dict[str, Tr
     return merged
 
 
-def _words(words: Sequence[str]) -> dict[str, Tree]:
+def _words(words: str | Sequence[str]) -> dict[str, Tree]:
     """`--a.b value --c=value` as a tree."""
     tree: dict[str, Tree] = {}
-    waiting = list(words)
+    waiting = shlex.split(words) if isinstance(words, str) else list(words)
     while waiting:
         word = waiting.pop(0)
         if not word.startswith("--") or word == "--":

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cleft.errors import ConfigError
+from cleft.text_rules import RuleName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,6 +291,11 @@ class TextTowerConfig:
     """The authors mask the end-of-text token as padding: it reads the caption but not itself."""
     max_tokens: int = 64
     """Longest text in tokens, its end-of-text token included; what is longer is cut before that token."""
+    normalisation: Literal["auto"] | RuleName = "auto"
+    """How every text is normalised before it is tokenised, from tables, the command line and Python alike. `words`:
+    small letters, words and numbers alone, as captions are written. `release`: the cleaning of the releases of CLEFT,
+    GLoRIA and MGCA, ASCII alone. `lower`: small letters, punctuation kept. `nfc`: as it is, but for white space. The
+    number is the rule's version. `auto`: what fits `data.texts`; it is saved with the model."""
     packing: Literal["auto", "tree", "distinct", "padded"] = "auto"
     """How a batch of texts is computed: shared beginnings once (causal models), equal texts once, or every text
     padded. Changes speed, never values. `auto` takes the fastest that is exact."""

@@ -5,14 +5,13 @@ Wording, cleaning and order are those of the authors' code, so that weights trai
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from cleft.config import DataConfig
 from cleft.data.readers.chexpert import CAPTION_ORDER
 from cleft.errors import DataError
+from cleft.text_rules import clean_words, text_fault
 from cleft.types import Reading, Record
 
 OPENING = "this is a chest x ray of a patient with"
@@ -20,7 +19,6 @@ OPENING = "this is a chest x ray of a patient with"
 
 NO_FINDING = "no finding"
 
-_LIST_NUMBER = re.compile(r"(?:^|(?<=\.))\s*[0-9]+\.(?=\s|$)", re.MULTILINE)
 _PLACE = {name.casefold(): place for place, name in enumerate(CAPTION_ORDER)}
 
 
@@ -72,12 +70,30 @@ def clean_text(text: str) -> str:
         >>> clean_text("1. Right-sided effusion, 3.5 cm;\n2. No pneumothorax.")
         'right sided effusion 3 5 cm no pneumothorax'
 
-    Source:
-        The authors' cleaning, but for two losses: it drops letters outside ASCII, and the whole part of a
-        decimal number as if it were the number of a list (docs/decisions/0013).
+    Raises:
+        DataError: If it is too long, or holds a character that nobody can see.
     """
-    text = _LIST_NUMBER.sub(" ", unicodedata.normalize("NFC", text))
-    return " ".join(re.findall(r"\w+", text.lower()))
+    fault = text_fault(text)
+    if fault is not None:
+        reason, what = fault
+        raise DataError(f"a text {what}", reason=reason)
+    return clean_words(text)
+
+
+def refuse_unreadable(text: str, record: str) -> None:
+    """Refuses the caption or report of an image that is too long, or holds a character that nobody can see.
+
+    Args:
+        text: The caption or report.
+        record: Id of the image.
+
+    Raises:
+        DataError: If it does.
+    """
+    fault = text_fault(text)
+    if fault is not None:
+        reason, what = fault
+        raise DataError(f"the caption or report of {record} {what}", reason=reason)
 
 
 def add_captions(reading: Reading, config: DataConfig, opening: str = OPENING) -> Reading:
@@ -101,6 +117,7 @@ def add_captions(reading: Reading, config: DataConfig, opening: str = OPENING) -
     for record in reading.records:
         written_by_hand = record.caption or (None if record.labels else record.report)
         if written_by_hand not in cleaned:
+            refuse_unreadable(written_by_hand or "", record.id)
             cleaned[written_by_hand] = clean_text(written_by_hand or "")
         caption = cleaned[written_by_hand]
         if not caption:

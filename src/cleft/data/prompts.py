@@ -97,11 +97,12 @@ def absent_name(name: str, wording: Wording = DEFAULT) -> str:
     return phrase.removeprefix("no ") if phrase.startswith("no ") else f"no {phrase}"
 
 
-def resolve_classes(names: Sequence[str], findings: Iterable[str]) -> tuple[str, ...]:
+def resolve_classes(names: str | Sequence[str], findings: Iterable[str]) -> tuple[str, ...]:
     """Turns names of sets and of findings into the classes that are told apart.
 
     Args:
-        names: Keys of `CLASS_SETS` or findings, in any mixture; case does not matter.
+        names: Keys of `CLASS_SETS` or findings, in any mixture; case does not matter. A `str` is one of them, or
+            several with commas between them.
         findings: Findings the table has.
 
     Returns:
@@ -115,6 +116,9 @@ def resolve_classes(names: Sequence[str], findings: Iterable[str]) -> tuple[str,
         ('No Finding', 'Pneumonia', 'Edema')
     """
     spelled = {finding.casefold(): finding for finding in findings}
+    if isinstance(names, str):
+        alone = names.casefold() in spelled or names.casefold() in CLASS_SETS
+        names = [names] if alone else [part.strip() for part in names.split(",") if part.strip()]
     classes: list[str] = []
     for name in names:
         members = CLASS_SETS.get(name.casefold(), (name,))
@@ -135,7 +139,7 @@ def resolve_classes(names: Sequence[str], findings: Iterable[str]) -> tuple[str,
 
 
 def choose_classes(
-    classes: Sequence[str] | None, settings: Settings, dataset: str, findings: Sequence[str]
+    classes: str | Sequence[str] | None, settings: Settings, dataset: str, findings: Sequence[str]
 ) -> tuple[str, ...]:
     """Returns what is told apart: what was asked for, else the run's own classes, else those usual for the dataset.
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Literal, TypeAlias
 
-from cleft.data.captions import clean_text
+from cleft.data.captions import clean_text, refuse_unreadable
 from cleft.data.randomness import Stream, counted
 from cleft.data.sections import join_blanks
 from cleft.errors import DataError
@@ -153,6 +153,7 @@ def keep_reported(reading: Reading, way: Way) -> Reading:
     kept = []
     for record in reading.records:
         if record.report not in known:
+            refuse_unreadable(record.report or "", record.id)
             known[record.report] = bool(READ_REPORT[way](record.report or ""))
         if known[record.report]:
             kept.append(record)

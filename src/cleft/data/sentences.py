@@ -19,7 +19,7 @@ from cleft.data.captions import NO_FINDING, clean_text
 from cleft.data.randomness import Stream, counted
 from cleft.data.tables.cells import read_codes
 from cleft.data.tables.columns import scan_table
-from cleft.data.tables.faults import Fault, refuse
+from cleft.data.tables.faults import Fault, refuse, unreadable_texts
 from cleft.errors import DataError
 from cleft.types import Record
 
@@ -128,6 +128,8 @@ def read_bank(path: Path, findings: Sequence[str]) -> SentenceBank:
     present = np.zeros((len(table), len(findings)), dtype=bool)
     present[:, [findings.index(name) for name in named]] = codes == 1
     texts = table.columns[text].texts()
+    lines = map(int, table.lines)
+    refuse(path, unreadable_texts((line, "a sentence", sentence) for line, sentence in zip(lines, texts, strict=True)))
     kept = [row for row, sentence in enumerate(texts) if sentence]
     return _bank([texts[row] for row in kept], findings, present[kept], str(path))
 

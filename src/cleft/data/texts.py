@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cleft.config import DataConfig
-from cleft.data.captions import NO_FINDING, clean_text
+from cleft.data.captions import NO_FINDING, clean_text, refuse_unreadable
 from cleft.data.counting import FEWEST_PATIENTS
 from cleft.data.datasets import opening_of
 from cleft.data.phantoms.drawn import MARK
@@ -171,6 +171,7 @@ def _choices(records: Sequence[Record], config: DataConfig) -> list[tuple[str, .
         else:
             key, make = record.caption, lambda record: _wordings(record.caption or "", config)
         if key not in known:
+            refuse_unreadable((record.report if way is not None else record.caption) or "", record.id)
             known[key] = make(record)
         if not known[key]:
             raise DataError(

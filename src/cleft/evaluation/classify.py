@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cleft.arguments import as_path
 from cleft.config import Settings, load_run_settings
 from cleft.data.batches import eval_loader
 from cleft.errors import CheckpointError, ConfigError
@@ -40,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 def evaluate_classify(
-    run: Path,
+    run: Path | str,
     *,
     task: str | None = None,
     data: str | None = None,
@@ -82,6 +83,7 @@ def evaluate_classify(
         CheckpointError: If the run has no head, is not finished or is damaged, or its tower has gone.
         NumericsError: If a feature or a score is not finite.
     """
+    run = as_path(run, "run")
     settings = load_run_settings(run)
     facts = _head(run)
     if task not in (None, settings.classify.mode):

@@ -106,7 +106,9 @@ def audit_prompts(
             scoring=question.scoring,
             prompts="handwritten",
             classes=classes,
-            class_prompts=tuple(class_prompt(name, openings[0], words) for name in classes),
+            class_prompts=tuple(
+                posed.model.text_tower.normalise([class_prompt(name, openings[0], words) for name in classes])
+            ),
             results=compared[0].results,
             floors=(),
             synthetic=images.synthetic,

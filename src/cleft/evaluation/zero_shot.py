@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from cleft.arguments import as_path
 from cleft.data.prompts import absent_name, absent_prompt, class_prompts
 from cleft.data.wordings import Wording, check_phrases
 from cleft.errors import ConfigError
@@ -27,6 +28,7 @@ from cleft.evaluation.selection import Part, Selection
 from cleft.evaluation.similarity import ClassPrompts, Similarity, check_similarity, prompt_logits, standardised
 from cleft.evaluation.space import map_space
 from cleft.files import find_json
+from cleft.text_rules import refuse_duplicates
 from cleft.towers.dual import DualEncoder
 from cleft.types import Embeddings
 
@@ -34,7 +36,7 @@ Prompts = Literal["auto", "context", "handwritten"]
 
 
 def evaluate_zero_shot(
-    run: Path,
+    run: Path | str,
     *,
     data: str | None = None,
     split: Part = "test",
@@ -88,6 +90,7 @@ def evaluate_zero_shot(
         CheckpointError: If the weights are damaged or do not fit the run's settings.
         NumericsError: If an embedding or a score is not finite.
     """
+    run = as_path(run, "run")
     question = Question(
         data=data,
         split=split,
@@ -181,12 +184,19 @@ def encode_classes(
     """The sentences that stand for the classes.
 
     To say whether findings are there, those that deny them come behind, as further classes.
+
+    Raises:
+        DataError: If two classes have the same prompt once it is normalised, or a prompt cannot be read.
     """
     names = [words.phrase(name) for name in classes]
     written = [class_prompts(name, opening, words) for name in classes]
     if scoring == "present-absent":
         names += [absent_name(name, words) for name in classes]
         written += [(absent_prompt(name, opening, words),) for name in classes]
+    written = [tuple(model.text_tower.normalise(group)) for group in written]
+    for start in range(0, len(written), len(classes)):  # present ones, absent ones
+        first = [group[0] for group in written[start : start + len(classes)]]
+        refuse_duplicates(first, f"prompts of the classes {', '.join(classes)}")
     with torch.no_grad():
         if behind == "context":
             shown = [f"[learned context] {name}" for name in names]

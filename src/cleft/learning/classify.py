@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from cleft.arguments import as_path
 from cleft.config import ClassifyConfig, DataConfig, ImageTowerConfig, Settings, load_run_settings
 from cleft.data import data_config, read_dataset, report_not_inherited
 from cleft.data.batches import StepSampler, eval_loader, train_loader
@@ -62,12 +63,12 @@ _FREE = ("images.augment.", "image.pooling", "image.resize")
 
 
 def classify(
-    source: Path,
+    source: Path | str,
     settings: Settings,
-    folder: Path,
+    folder: Path | str,
     *,
     data: str | None = None,
-    classes: Sequence[str] | None = None,
+    classes: str | Sequence[str] | None = None,
     progress: bool = True,
 ) -> Path:
     """Trains a head that tells classes apart, or goes on with a run that was interrupted.
@@ -80,8 +81,8 @@ def classify(
         folder: The new run folder. If it holds a finished run of the same settings, nothing is done.
         data: `dataset:folder` to learn from in place of the settings' data, e.g. `rsna:/data/rsna`. Data settings of
             `source` that belong to its own dataset are then not used; those that `settings` has otherwise are.
-        classes: Names of sets, or findings; by default those of the settings, or those usual for the dataset where it
-            lacks them.
+        classes: Names of sets, or findings, as a sequence or with commas between them; by default those of the
+            settings, or those usual for the dataset where it lacks them.
         progress: Whether to show bars.
 
     Returns:
@@ -97,6 +98,7 @@ def classify(
         NumericsError: If a loss, gradient or feature is not finite.
         ResourceError: If a disk is full.
     """
+    source, folder = as_path(source, "source"), as_path(folder, "folder")
     _check_source(source, settings, folder)
     settings = replace(settings, data=learned_data(source, settings, data), classify=follow_protocol(settings.classify))
     reading = read_dataset(settings.data)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cleft.arguments import as_path
 from cleft.config import ContextConfig, Settings, load_settings
 from cleft.data import opening_of
 from cleft.data.batches import StepSampler
@@ -40,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 def learn_context(
-    source: Path, settings: Settings | None = None, folder: Path | None = None, *, progress: bool = True
+    source: Path | str, settings: Settings | None = None, folder: Path | str | None = None, *, progress: bool = True
 ) -> Path:
     """Learns a prompt context for a trained model, or goes on with a run that was interrupted.
 
@@ -62,8 +63,9 @@ def learn_context(
         NumericsError: If a loss or gradient is not finite.
         ResourceError: If a disk is full.
     """
+    source = as_path(source, "source")
     settings = load_settings(source) if settings is None else settings
-    folder = source.with_name(f"{source.name}-context") if folder is None else folder
+    folder = source.with_name(f"{source.name}-context") if folder is None else as_path(folder, "folder")
     check_reads_texts(source)
     check_source(source, settings, folder, what="stage two")
     with open_run(folder, settings, "context") as run, StopFlag() as stop:

@@ -8,13 +8,15 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from cleft.config import Settings
+from cleft.arguments import as_path
+from cleft.config import Settings, load_settings
 from cleft.data import DATASETS
 from cleft.data.batches import eval_loader, train_loader
 from cleft.data.counting import FEWEST_PATIENTS
@@ -52,7 +54,7 @@ padded to `text.max_tokens`; `repeated_captions` the share of pairs whose captio
 _CAPTIONS_AT_ONCE = 512
 
 
-def pretrain(settings: Settings, folder: Path, *, progress: bool = True) -> Path:
+def pretrain(settings: Settings, folder: Path | str, *, progress: bool = True) -> Path:
     """Trains a model from settings, or goes on with a run that was interrupted.
 
     Args:
@@ -72,6 +74,8 @@ def pretrain(settings: Settings, folder: Path, *, progress: bool = True) -> Path
         ResourceError: If a disk is full.
         CheckpointError: If weights or states do not fit.
     """
+    folder = as_path(folder, "folder")
+    settings = _with_rule(settings, folder)
     with open_run(folder, settings, "pretrain") as run, StopFlag() as stop:
         if run.is_finished():
             return folder
@@ -85,6 +89,14 @@ def pretrain(settings: Settings, folder: Path, *, progress: bool = True) -> Path
         stop.check("while reading the data; nothing was learned yet")
         _train(settings, material, texts, run, stop)
     return folder
+
+
+def _with_rule(settings: Settings, folder: Path) -> Settings:
+    """Settings with the text rule the run was begun with, where a rule is not named."""
+    if settings.text.normalisation != "auto" or not (folder / "config.yaml").is_file():
+        return settings
+    rule = load_settings(folder / "config.yaml").text.normalisation
+    return replace(settings, text=replace(settings.text, normalisation=rule))
 
 
 def _text_facts(texts: Texts, settings: Settings) -> dict[str, str]:

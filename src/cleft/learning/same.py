@@ -139,12 +139,14 @@ def role(key: str) -> Role:
 
 
 def changes(old: Settings, new: Settings, stage: Stage) -> tuple[list[Change], list[Change]]:
-    """Compares the settings of a run with those it is to go on with.
+    """Compares the settings of a run with those it is to go on with; `text.normalisation=auto` is the run's own rule.
 
     Returns:
         Changes that would make it another run, and changes that only round differently.
     """
     before, after = (flat(settings) | {"data.split": recipe_of(settings.data)} for settings in (old, new))
+    if after["text.normalisation"] == "auto":
+        after["text.normalisation"] = before["text.normalisation"]
     found = [Change(key, before[key], value) for key, value in after.items() if before[key] != value]
     deciding = [change for change in found if role(change.key) in _DECIDING[stage]]
     return deciding, [change for change in found if role(change.key) is Role.ROUNDS]

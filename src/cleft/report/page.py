@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from markupsafe import Markup
 
+from cleft.arguments import as_path, as_paths
 from cleft.report.cells import FEWEST_PATIENTS, TOO_FEW
 from cleft.report.curves import training_charts
 from cleft.report.figures import COLOURS, INK, SOFT, key, swatch
@@ -24,11 +25,11 @@ from cleft.types import Evaluation, Result
 KEYS = {"model": COLOURS[0], "mean": INK, "floor": SOFT, "paper": INK, "level": SOFT}
 
 
-def write_report(runs: Sequence[Path], out: Path, *, images: bool | None = None) -> Path:
+def write_report(runs: Path | str | Iterable[Path | str], out: Path | str, *, images: bool | None = None) -> Path:
     """Writes a page about run folders.
 
     Args:
-        runs: Run folders; the page compares them where they answered the same question on the same images.
+        runs: Run folders, or one; the page compares them where they answered the same question on the same images.
         out: The HTML file.
         images: Whether to show images: True shows them all, False none, None those of phantoms alone.
 
@@ -39,7 +40,8 @@ def write_report(runs: Sequence[Path], out: Path, *, images: bool | None = None)
         DataError: If a folder is not a run.
         ResourceError: If the page cannot be written.
     """
-    return write_page(render(read_runs(runs), images=images), out, option="--out")
+    out = as_path(out, "out")
+    return write_page(render(read_runs(as_paths(runs, "runs")), images=images), out, option="--out")
 
 
 def render(runs: Sequence[Run], *, images: bool | None = None) -> str:

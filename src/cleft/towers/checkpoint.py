@@ -25,8 +25,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from cleft.config import Settings, TextTowerConfig, build_settings, plain_settings
+from cleft.arguments import as_path
+from cleft.config import Settings, TextTowerConfig, build_settings, load_run_settings, plain_settings
 from cleft.errors import CheckpointError, ConfigError
+from cleft.text_rules import RuleName
 from cleft.towers.adapt import adapt
 from cleft.towers.bases import base_now, check_base, describe_base, keeps_base
 from cleft.towers.dual import DualEncoder
@@ -64,6 +66,7 @@ def save_model(model: MethodModel, settings: Settings, folder: Path, *, extra: M
     tensors = saveable(own_weights(model), folder)
     tree = plain_settings(settings)
     text_tower = model.text_tower
+    tree["text"]["normalisation"] = text_tower.rule
     description = {
         "made_by": made_by(),
         "method": settings.method,
@@ -100,7 +103,7 @@ def load_model(folder: Path | str, *, text_model: str | None = None) -> DualEnco
             texts, or names a language model whose weights are others than it was trained with.
         ConfigError: If that language model cannot be found.
     """
-    folder = Path(folder).expanduser()
+    folder = as_path(folder, "folder")
     check_reads_texts(folder)
     model = load_trained(folder, text_model=text_model)
     assert isinstance(model, DualEncoder)
@@ -112,6 +115,9 @@ def load_trained(folder: Path, *, text_model: str | None = None) -> MethodModel:
     description = read_folder(folder)
     method = _method_of(folder, description)
     settings = read_settings(folder, description, (*_GROUPS, *method.groups))
+    if settings.text.normalisation == "auto":
+        rule = _rule_before(folder, description)
+        settings = dataclasses.replace(settings, text=dataclasses.replace(settings.text, normalisation=rule))
     shapes = read_header(folder / WEIGHTS)
     _refuse_size(folder, shapes, settings)
     base = base_now(folder, settings.text.model) if text_model is None else text_model
@@ -202,6 +208,20 @@ def _rebuild_text(folder: Path, config: TextTowerConfig, base: str | None, descr
         tower = TextTower(adapt(lm, here, trained), tokens, here)
     tower.config = config
     return tower
+
+
+def _rule_before(folder: Path, description: Mapping[str, Any]) -> RuleName:
+    """The text rule of a folder that was written before rules were recorded: its release's, or that of its training."""
+    extra: Any = description.get("extra")
+    origin: Any = cast("dict[str, Any]", extra).get("imported") if isinstance(extra, dict) else None
+    if isinstance(origin, dict):
+        title = str(cast("dict[str, Any]", origin).get("method", ""))
+        return "release-1" if not title or title.endswith(("GLoRIA", "MGCA", "MGCA's repository")) else "nfc-1"
+    try:
+        rule = load_run_settings(folder).text.normalisation
+    except ConfigError:
+        return "words-1"  # a model folder without settings: captions are its usual texts
+    return "words-1" if rule == "auto" else rule
 
 
 def _refuse_size(folder: Path, shapes: Mapping[str, tuple[int, ...]], settings: Settings) -> None:

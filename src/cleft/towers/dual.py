@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cleft.arguments import Texts
 from cleft.config import LossConfig
 from cleft.errors import CheckpointError, ConfigError
 from cleft.towers.bases import still_weights
@@ -82,18 +83,26 @@ class DualEncoder(nn.Module):
         """Returns features `[B, D]` float32 of gray images `[B, 1, H, W]` uint8, before the projection."""
         return self.image_tower.encode(images).float()
 
-    def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Returns unit-length embeddings `[T, E]` float32."""
+    def encode_text(self, texts: Texts) -> Tensor:
+        """Returns unit-length embeddings `[T, E]` float32 of one text or several.
+
+        Texts are normalised as they were in training (`text.normalisation`), so that case and punctuation count only
+        where the model was trained with them.
+
+        Raises:
+            DataError: If a text says nothing, is too long, or holds a character that nobody can see.
+        """
         return unit(self.text_projection(self.text_tower(texts)))
 
     def read(self, images: Tensor, texts: Sequence[str]) -> Pairs:
         """Reads images and the text of each: all that the losses of this model compare."""
         return Pairs(self.encode_image(images), self.encode_text(texts))
 
-    def encode_class_names(self, names: Sequence[str]) -> Tensor:
-        """Returns unit-length embeddings `[C, E]` float32 of class names behind the learned context.
+    def encode_class_names(self, names: Texts) -> Tensor:
+        """Returns unit-length embeddings `[C, E]` float32 of one class name or several behind the learned context.
 
         Raises:
+            DataError: If a name says nothing, is too long, holds a character that nobody can see, or stands twice.
             CheckpointError: If there is no context yet.
         """
         if self.context is None:

@@ -50,12 +50,12 @@ class Recordings:
         self._model = model
         self._kept: dict[Hashable, _Recording] = {}
         self._made = 0
-        self._waiting: Callable[[], object | None] = lambda: None
+        self._waiting: Callable[[], object | None] | None = None
         self._pool: Any = None
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Recordings:
-        """A copy of a model has weights of its own, and so recordings of its own."""
-        return Recordings(memo.get(id(self._model), self._model))
+    def __reduce__(self) -> tuple[type[Recordings], tuple[nn.Module]]:
+        """Copies and pickles without graphs: a copied model has its own weights, and captures its own."""
+        return Recordings, (self._model,)
 
     def __call__(self, tokens: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
         """Returns the states of one tree on a card, `[1, P, D]`.
@@ -66,7 +66,7 @@ class Recordings:
             positions: `[1, P]`.
         """
         inputs = (tokens, visible, positions)
-        recording = self._find(inputs) if self._waiting() is None else None
+        recording = self._find(inputs) if self._waiting is None or self._waiting() is None else None
         if recording is None:
             return self._model(*inputs)
         waiting = _Waiting()

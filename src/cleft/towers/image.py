@@ -10,7 +10,7 @@ Shapes: `B` images, `C` channels, `D` width of the tower, `H` and `W` pixels.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from cleft.errors import CheckpointError, ConfigError
 from cleft.towers.attention import watch_attention
 from cleft.towers.hub import config_from, pretrained_model, random_model, read_config
 from cleft.towers.patch_decoder import PatchDecoder
+from cleft.towers.portable import replace_local_hooks
 from cleft.towers.vision import POOLINGS, Probed, States, channels_of, grid_of, probe, read_states
 from cleft.types import ImageSpec
 
@@ -81,6 +82,11 @@ class ImageTower(nn.Module):
         if config.gradient_checkpointing:
             _checkpoint_gradients(model)
         self.train(self.training)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns what is pickled and copied."""
+        replace_local_hooks(self.model)
+        return dict(self.__dict__)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Returns features `[B, D]` of normalised images `[B, C, H, W]`, `C` the model's channels.

@@ -22,6 +22,7 @@ from transformers.models.auto.modeling_auto import (
 from cleft.config import TextTowerConfig
 from cleft.errors import CheckpointError, ConfigError
 from cleft.towers.hub import config_from, pretrained_model, random_model, read_config
+from cleft.towers.portable import replace_local_hooks
 from cleft.towers.prefix import Prefix
 
 _CAUSAL_HALVES = ("clip_text_model",)
@@ -61,6 +62,11 @@ class LanguageModel(nn.Module):
         takes = inspect.signature(model.forward).parameters
         self.takes_positions = causal and "position_ids" in takes
         self.takes_vectors = "inputs_embeds" in takes
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns what is pickled and copied."""
+        replace_local_hooks(self.model)
+        return dict(self.__dict__)
 
     @property
     def config(self) -> Any:

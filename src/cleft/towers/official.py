@@ -155,7 +155,7 @@ def _settings(
     return Settings(
         images=ImagesConfig(size=size, stored_size=max(size, ImagesConfig.stored_size)),
         image=ImageTowerConfig(model=None, scratch=vision_config(weights.vision, image_heads), pooling=pooling),
-        text=TextTowerConfig(**source, **adapter_options(weights), train_embeddings=False),
+        text=TextTowerConfig(normalisation="release-2", **source, **adapter_options(weights), train_embeddings=False),
         loss=LossConfig(embed_dim=_width(weights), temperature=math.exp(-scale_of(weights.rest))),
     )
 

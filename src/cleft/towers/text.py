@@ -21,19 +21,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cleft.arguments import Texts, as_texts
 from cleft.config import TextTowerConfig
 from cleft.errors import ConfigError
+from cleft.text_rules import RuleName, class_name_rule, normalise, normalise_all, refuse_duplicates
 from cleft.towers.adapt import adapt
 from cleft.towers.attention import watch_attention
 from cleft.towers.exactness import find_fault, why_no_tree
 from cleft.towers.graphs import MOST_NODES, Recordings, node_multiple
 from cleft.towers.language_model import LanguageModel, build_language_model, is_causal, read_text_config
 from cleft.towers.packing import PackedTexts, PrefixTree, pack_texts, pad_nodes, put_behind
-from cleft.towers.tokens import Tokens, end_token, learn_tokenizer, load_tokenizer, refuse_unreadable
+from cleft.towers.tokens import Tokens, end_token, learn_tokenizer, load_tokenizer
 
 LOG = logging.getLogger(__name__)
 MAX_NODES = 4096
 """Largest tree computed at once: its mask has this many rows and columns."""
+_MOST_KNOWN = 1_000_000
+"""Texts whose normal form is remembered."""
 
 
 class TextStats(NamedTuple):
@@ -83,6 +87,7 @@ class TextTower(nn.Module):
 
     Attributes:
         width: Width `D` of a feature.
+        rule: How texts are normalised before they are tokenised.
         packing: `tree`, `distinct` or `padded`; what `auto` stands for once resolved. May be set.
         stats: What the last call computed.
 
@@ -95,12 +100,14 @@ class TextTower(nn.Module):
         self.lm = lm
         self.tokens = tokens
         self.config = config
+        self.rule: RuleName = "words-2" if config.normalisation == "auto" else config.normalisation
         self.width = lm.width
         self.blind_end = lm.causal and not config.end_token_attends_itself
         self.pooling = _resolve_pooling(lm, config)
         self.packing = _resolve_packing(lm, config)
         self.stats = TextStats(0, 0, 0, 0)
         self._tree = PrefixTree(tokens.encode, blind_end=self.blind_end)
+        self._normal: dict[str, str] = {}
         self._names: dict[tuple[str, ...], list[list[int]]] = {}
         self._verified: set[str] = set()
         self._recordings = Recordings(lm)
@@ -112,14 +119,17 @@ class TextTower(nn.Module):
         """Tokens whose rows of the embedding move, ascending; empty if none or all do."""
         return getattr(self.lm.model.get_input_embeddings(), "tokens", ())
 
-    def forward(self, texts: Sequence[str]) -> Tensor:
+    def forward(self, texts: Texts) -> Tensor:
         """Returns the features of texts, `[T, D]` float32.
 
+        Args:
+            texts: One, or `T` of them; they are normalised first.
+
         Raises:
-            DataError: If a text says nothing.
+            DataError: If a text says nothing, or cannot be read.
             ConfigError: If the model turns out not to fit the prefix tree.
         """
-        self.remember(texts)
+        texts = self.remember(texts)
         if self._takes_tree():
             return self._encode_tree(texts)
         rows = self._tree.rows(texts)
@@ -130,11 +140,26 @@ class TextTower(nn.Module):
         features = self.read_padded(*self._padded(distinct))
         return features[torch.from_numpy(place).to(features.device)]
 
-    def encode(self, texts: Sequence[str]) -> Tensor:
+    def normalise(self, texts: Texts) -> list[str]:
+        """Returns texts as they are tokenised; see `text.normalisation`.
+
+        Raises:
+            DataError: If a text says nothing, is too long, or holds a character that nobody can see.
+        """
+        given = as_texts(texts)
+        new = [text for text in given if text not in self._normal]
+        if new:
+            normal = normalise_all(given, self.rule)
+            if len(self._normal) > _MOST_KNOWN:
+                self._normal.clear()
+            self._normal.update(zip(given, normal, strict=True))
+        return [self._normal[text] for text in given]
+
+    def encode(self, texts: Texts) -> Tensor:
         """Returns the features of texts, `[T, D]` float32; see `forward`."""
         return self(texts)
 
-    def read_words(self, texts: Sequence[str], *, attention: bool = False, whole: bool = False) -> Words:
+    def read_words(self, texts: Texts, *, attention: bool = False, whole: bool = False) -> Words:
         """Reads texts word by word; each distinct text is read once. For masked models.
 
         Args:
@@ -145,7 +170,7 @@ class TextTower(nn.Module):
         Raises:
             DataError: If a text says nothing.
         """
-        self.remember(texts)
+        texts = self.remember(texts)
         distinct = list(dict.fromkeys(texts))
         number = {text: place for place, text in enumerate(distinct)}
         self._count(len(texts), len(distinct))
@@ -165,9 +190,7 @@ class TextTower(nn.Module):
             attention=looked.float()[place],
         )
 
-    def read_masked(
-        self, texts: Sequence[str], condition: Tensor, *, share: float, whole: bool = False
-    ) -> MaskedTokens:
+    def read_masked(self, texts: Texts, condition: Tensor, *, share: float, whole: bool = False) -> MaskedTokens:
         """Hides words of texts, drawn from torch's generator, and reads the rest. For masked models.
 
         Args:
@@ -180,7 +203,7 @@ class TextTower(nn.Module):
             DataError: If a text says nothing.
             ConfigError: If the tokenizer has no mask token, or the model no embeddings apart.
         """
-        self.remember(texts)
+        texts = self.remember(texts)
         mask: Any = self.tokens.tokenizer.mask_token_id
         embeddings: Any = getattr(self.lm.model, "embeddings", None)
         if mask is None or embeddings is None:
@@ -197,18 +220,20 @@ class TextTower(nn.Module):
             states, _, _ = self._read_states(ids.masked_fill(hidden, mask), lengths)
         return MaskedTokens(states, ids, hidden)
 
-    def encode_behind_context(self, names: Sequence[str], context: Tensor) -> Tensor:
+    def encode_behind_context(self, names: Texts, context: Tensor) -> Tensor:
         """Returns features `[C, D]` float32 of class names that continue a learned context.
 
         Args:
-            names: Class names; they are read in the form they have inside a sentence.
+            names: One class name or several; they are normalised as the names in captions, and read in the form they
+                have inside a sentence.
             context: Vectors in the place of token embeddings, `[L, D]`, shared by all names. In the tree they are
                 one chain in front of all names and cost `L` nodes for any number of classes.
 
         Raises:
-            DataError: If a name says nothing.
+            DataError: If a name says nothing, or two are equal.
             ConfigError: If context and name together are longer than the model has positions for.
         """
+        names = normalise_all(as_texts(names, "class name"), class_name_rule(self.rule))
         ids = self._read_names(tuple(names))
         front = self.lm.embed(self._tensor(self.tokens.front))  # what the tokenizer opens every text with
         roots = torch.cat([front, context.to(front.dtype)])
@@ -228,17 +253,21 @@ class TextTower(nn.Module):
     @torch.no_grad()
     def embed_opening(self, text: str) -> Tensor:
         """Returns the token embeddings of a sentence's beginning, `[n, D]` float32, without a gradient."""
-        return self.lm.embed(self._tensor(self.tokens.opening(text))).float().detach()
+        return self.lm.embed(self._tensor(self.tokens.opening(normalise(text, self.rule)))).float().detach()
 
-    def remember(self, texts: Sequence[str]) -> None:
-        """Tokenises texts that are new; batches of known ones cost a look-up each.
+    def remember(self, texts: Texts) -> list[str]:
+        """Normalises texts and tokenises those that are new; batches of known ones cost two look-ups a text.
+
+        Returns:
+            The normalised texts.
 
         Raises:
-            DataError: If a text says nothing.
+            DataError: As `normalise`.
         """
-        if any(text not in self._tree for text in texts):
-            refuse_unreadable(texts)
-            self._tree.rows(texts)
+        normal = self.normalise(texts)
+        if any(text not in self._tree for text in normal):
+            self._tree.rows(normal)
+        return normal
 
     def verify_packing(self) -> None:
         """Reads a few made-up texts as a tree and padded, without gradient, and compares.
@@ -352,7 +381,7 @@ class TextTower(nn.Module):
 
     def _read_names(self, names: tuple[str, ...]) -> list[list[int]]:
         if names not in self._names:
-            refuse_unreadable(names)
+            refuse_duplicates(names, "class names")
             self._names[names] = self.tokens.names(names)
         return self._names[names]
 
@@ -400,6 +429,7 @@ def build_text_tower(
         CheckpointError: If its files do not fit each other.
         DataError: If a caption says nothing.
     """
+    rule: RuleName = "words-2" if config.normalisation == "auto" else config.normalisation
     description = read_text_config(config)
     causal = is_causal(description)
     if tokenizer is not None:
@@ -409,13 +439,17 @@ def build_text_tower(
     else:
         vocab_size = (config.scratch or {}).get("vocab_size", 4096)
         taught = captions if learnable is None else learnable
+        if rule.startswith("lower"):  # words of a bank of sentences as somebody wrote them
+            taught = [normalise(text, rule) for text in taught]
         learned = learn_tokenizer(taught, causal=causal, vocab_size=vocab_size)
     tokens = Tokens(learned, max_tokens=config.max_tokens, end=end_token(learned, description) if causal else None)
     lm = build_language_model(config, vocabulary=len(learned), pad=tokens.pad, end=tokens.end)
+    normal = normalise_all(list(dict.fromkeys(captions)), rule)
     tower = TextTower(
-        adapt(lm, config, tokens.occurring(captions) if trained_tokens is None else trained_tokens), tokens, config
+        adapt(lm, config, tokens.occurring(normal) if trained_tokens is None else trained_tokens), tokens, config
     )
-    tower.remember(captions)
+    if captions:
+        tower.remember(captions)
     tokens.warn_of_cuts()
     if tower.packing == "tree" and next(lm.parameters()).device.type != "meta":
         tower.verify_packing()

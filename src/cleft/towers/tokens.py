@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from cleft.errors import CheckpointError, ConfigError, DataError
+from cleft.errors import CheckpointError, ConfigError
 from cleft.towers.hub import is_within_reach, quiet_transformers
 
 LOG = logging.getLogger(__name__)
@@ -153,25 +153,6 @@ class Tokens:
         return cast("list[list[int]]", batch["input_ids"])
 
 
-def refuse_unreadable(texts: Sequence[str]) -> None:
-    """Refuses texts that say nothing or cannot be encoded, naming their positions and not their content.
-
-    Raises:
-        DataError: If a text holds no letter and no digit, or half a surrogate pair.
-    """
-    silent = [place for place, text in enumerate(texts) if not any(letter.isalnum() for letter in text)]
-    if silent:
-        raise DataError(
-            f"texts at positions {_few(silent)} hold no letter and no digit; write a sentence or leave them out",
-            reason="empty-text",
-        )
-    broken = [place for place, text in enumerate(texts) if any("\ud800" <= letter <= "\udfff" for letter in text)]
-    if broken:
-        raise DataError(
-            f"texts at positions {_few(broken)} hold half a surrogate pair; save the table as UTF-8", reason="encoding"
-        )
-
-
 def end_token(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int:
     """Returns the end-of-text token of a causal model, as its tokenizer or else its configuration names it.
 
@@ -286,7 +267,3 @@ def learn_tokenizer(captions: Sequence[str], *, causal: bool, vocab_size: int = 
     ends = [(token, learned.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     learned.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
     return PreTrainedTokenizerFast(tokenizer_object=learned, **_FRAME)
-
-
-def _few(places: Sequence[int]) -> str:
-    return ", ".join(map(str, places[:10])) + (", …" if len(places) > 10 else "")

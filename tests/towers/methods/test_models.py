@@ -130,7 +130,7 @@ def test_mrms_release_asks_for_every_position(root):
 
 def test_words_are_hidden_with_all_their_pieces_and_what_is_said_of_the_image_is_heard(root):
     tower = model_of("mrm", root).eval().text_tower
-    text = "unheard-of edema"  # of many pieces, since no caption has the first word
+    text = "unheardof edema"  # of many pieces, since no caption has the first word
     torch.manual_seed(0)
     none = torch.zeros(64, 16)
     read = tower.read_masked([text] * 64, none, share=0.5)

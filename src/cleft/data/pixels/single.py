@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cleft.arguments import as_path
 from cleft.config import ImagesConfig
 from cleft.data.pixels.augment import centre_crop
 from cleft.data.pixels.images import prepare_image, read_gray
@@ -28,5 +29,5 @@ def load_image(path: str | Path, config: ImagesConfig) -> Tensor:
     """
     import torch
 
-    pixels = prepare_image(read_gray(Path(path), images=config), config)
+    pixels = prepare_image(read_gray(as_path(path, "path"), images=config), config)
     return torch.from_numpy(centre_crop(pixels, config.size).copy())[None, None]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cleft.errors import DataError
+from cleft.text_rules import text_fault
 
 _NAMED = 20
 
@@ -55,6 +56,27 @@ def nearest(name: str, known: Iterable[str]) -> str:
     names = {other.casefold(): other for other in known}
     close = difflib.get_close_matches(name.casefold(), names, n=1)
     return f", nearest to {name!r} is {names[close[0]]!r}" if close else ""
+
+
+def unreadable_texts(texts: Iterable[tuple[int, str, str]]) -> list[Fault]:
+    """Finds texts that are too long or hold a character that nobody can see; equal faults are one.
+
+    Args:
+        texts: Line, what the text is, such as `a caption`, and the text.
+    """
+    known: dict[str, tuple[str, str] | None] = {}
+    found: dict[tuple[str, str], list[int]] = {}
+    for line, what, text in texts:
+        if text not in known:
+            known[text] = text_fault(text)
+        fault = known[text]
+        if fault is not None:
+            found.setdefault((fault[0], f"{what} {fault[1]}"), []).append(line)
+    faults: list[Fault] = []
+    for (reason, sentence), lines in found.items():
+        what, _, remedy = sentence.rpartition("; ")
+        faults.append(Fault(reason, what, remedy, lines))
+    return faults
 
 
 def refuse(path: Path, faults: Sequence[Fault]) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from cleft.data.collector import collector_paused
 from cleft.data.tables.cells import BLANK
-from cleft.data.tables.faults import Fault
+from cleft.data.tables.faults import Fault, unreadable_texts
 from cleft.types import Record
 
 _EXAMPLES = 3
@@ -44,6 +44,19 @@ class Rows:
     splits: list[str | None] | None = None
     reports: list[str | None] | None = None
     """Where a table has no such column, None in place of the list."""
+
+
+def text_faults(rows: Rows, *, reports: bool) -> list[Fault]:
+    """Finds texts that are too long or hold a character that nobody can see.
+
+    Args:
+        rows: All rows.
+        reports: Whether reports are read, besides captions and the names of findings.
+    """
+    texts: list[tuple[int, str, str]] = [(1, "the column of a finding", name) for name in rows.findings]
+    for what, column in (("a caption", rows.captions), ("a report", rows.reports if reports else None)):
+        texts += [(int(line), what, text) for line, text in zip(rows.lines, column or (), strict=False) if text]
+    return unreadable_texts(texts)
 
 
 def merge_duplicates(rows: Rows, kept: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[str], list[Fault]]:

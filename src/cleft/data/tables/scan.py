@@ -16,7 +16,7 @@ from cleft.data.tables.columns import Table
 from cleft.data.tables.faults import Fault
 from cleft.data.tables.files import is_junk, leaves_root
 from cleft.data.tables.image_lists import keep_listed, put_listed, read_image_list
-from cleft.data.tables.rows import Rows, drop_missing, keep_views, merge_duplicates, to_records, view_note
+from cleft.data.tables.rows import Rows, drop_missing, keep_views, merge_duplicates, text_faults, to_records, view_note
 from cleft.errors import ConfigError, DataError
 from cleft.types import Reading
 
@@ -118,7 +118,8 @@ def make_scan(
         kept, missing, gone = drop_missing(rows, kept, are_present(kept), config.max_bad)
         if missing:
             out["missing"] = missing
-    all_faults = [*faults, *clashes, *gone]
+    reads_reports = config.texts not in ("captions", "findings", "bank") or not rows.findings
+    all_faults = [*faults, *clashes, *gone, *text_faults(rows, reports=reads_reports)]
     if not len(kept) and not all_faults:
         all_faults.append(_nothing_left(out, views))
     reading = Reading(

@@ -7,12 +7,13 @@ here, for its model, and one in `cleft.learning.methods`, for its loss (docs/dec
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
 import torch
 
-from cleft.config import Settings
+from cleft.config import Settings, text_rule
 from cleft.towers.dual import DualEncoder
 from cleft.towers.image import ImageTower, build_image_tower
 from cleft.towers.methods.gloria import Gloria
@@ -88,5 +89,6 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(settings.seed if seed is None else seed)  # the CPU's alone
         image_tower = build_image_tower(settings.image, settings.images, regions=method.regions)
-        text_tower = build_text_tower(settings.text, captions, learnable=learnable)
+        text = replace(settings.text, normalisation=text_rule(settings))
+        text_tower = build_text_tower(text, captions, learnable=learnable)
         return method.assemble(image_tower, text_tower, settings)

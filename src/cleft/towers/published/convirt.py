@@ -116,4 +116,5 @@ CONVIRT_MGCA = Layout(
     ),
     settings=_of_mgcas,
     complete=without_types,
+    rule="release-2",
 )

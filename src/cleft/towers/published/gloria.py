@@ -51,4 +51,5 @@ GLORIA = Layout(
     ),
     settings=_settings,
     complete=_complete,
+    rule="release-2",
 )

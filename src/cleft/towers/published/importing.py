@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -203,7 +204,8 @@ def _take_apart(
         raise CheckpointError(listed("weights have no place", sorted(left_over)))
     size = layout.side(weights, facts) if size is None else size
     weights = layout.complete(weights, size)
-    return weights, layout.settings(weights, size, facts)
+    settings = layout.settings(weights, size, facts)
+    return weights, replace(settings, text=replace(settings.text, normalisation=layout.rule))
 
 
 def _build(settings: Settings, layout: Layout, tokenizer: Path | str | None) -> MethodModel | ImageOnly:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cleft.config import ImagesConfig, Settings
 from cleft.errors import CheckpointError
+from cleft.text_rules import RuleName
 from cleft.towers.published.keys import IMAGE, TEXT, Section
 
 Weights: TypeAlias = dict[str, Tensor]
@@ -41,6 +42,8 @@ class Layout(NamedTuple):
     """Pixels at which its image tower reads by default."""
     tokenizer: str = "emilyalsentzer/Bio_ClinicalBERT"
     """Where the tokenizer it was trained with is published."""
+    rule: RuleName = "nfc-2"
+    """How its release normalises texts before its tokenizer."""
 
 
 MIMIC_MEAN = (0.58628, 0.58628, 0.58628)

@@ -76,4 +76,5 @@ MGCA = Layout(
     ),
     settings=_settings,
     complete=_complete,
+    rule="release-2",
 )

@@ -1,0 +1,207 @@
+"""Text normalisation: the rule that a model's texts go through before its tokenizer, and what is refused.
+
+A model is trained on texts in one spelling and gives other embeddings for another one, so the rule belongs to the
+model: `model.json` names it (`text.normalisation`), and every text goes through it, whether it comes from a table, the
+command line or Python (docs/decisions/0172). Every rule is idempotent. A rule is never changed; a better one gets a new
+version.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Literal, TypeAlias, cast
+
+from cleft.errors import DataError
+
+RuleName: TypeAlias = Literal["words-2", "release-2", "lower-2", "nfc-2", "words-1", "release-1", "lower-1", "nfc-1"]
+"""Kind and version of a rule. Version 1 is that of models trained before rules were recorded."""
+
+MOST_CHARACTERS = 50_000
+"""Longest text in characters: ten times the longest radiology reports. Tokenising 1 MB takes most of a second."""
+
+_LIST_NUMBER = re.compile(r"(?:^|(?<=\.))\s*[0-9]+\.(?=\s|$)", re.MULTILINE)
+_NUMBER_AND_STOP = re.compile(r"[0-9]+\.")
+_LETTERS_AND_DIGITS = re.compile(r"[^\W_]+")
+_FORBIDDEN = re.compile(
+    "["
+    "\x00-\x08\x0e-\x1f\x7f-\x9f"  # controls, but for tab and line breaks
+    "\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
+    "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"  # invisible
+    "\ud800-\udfff"  # surrogates
+    "\ufdd0-\ufdef\ufffe\uffff"  # no characters
+    "]"
+)
+"""Characters that a reader cannot see and a tokenizer can."""
+
+
+def clean_words(text: str) -> str:
+    r"""Lower-cases, and keeps words and numbers without punctuation and without the numbers of a list.
+
+    Example:
+        >>> clean_words("1. Right-sided effusion, 3.5 cm;\n2. No pneumothorax.")
+        'right sided effusion 3 5 cm no pneumothorax'
+
+    Source:
+        The authors' cleaning, but for two losses: it drops letters outside ASCII, and the whole part of a
+        decimal number as if it were the number of a list (docs/decisions/0013).
+    """
+    text = _LIST_NUMBER.sub(" ", unicodedata.normalize("NFC", text))
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def _words(text: str) -> str:
+    """`clean_words` with underscores as blanks, and with the vowel signs and accents that combine with a letter."""
+    text = unicodedata.normalize("NFC", _LIST_NUMBER.sub(" ", unicodedata.normalize("NFC", text)).lower())
+    if text.isascii():
+        return " ".join(_LETTERS_AND_DIGITS.findall(text))
+    kept = (letter if letter.isalnum() or unicodedata.category(letter)[0] == "M" else " " for letter in text)
+    return " ".join("".join(kept).split())
+
+
+def _release(text: str) -> str:
+    """The cleaning of the releases of CLEFT, GLoRIA and MGCA; a sentence of one word is kept, as class names are."""
+    text = _NUMBER_AND_STOP.sub(" ", unicodedata.normalize("NFC", text)).lower()
+    words = (word.encode("ascii", "ignore").decode() for word in re.findall(r"\w+", text))
+    return " ".join(word for word in words if word)
+
+
+def _composed(text: str) -> str:
+    """Characters in their composed form, every run of white space one blank."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def _lower(text: str) -> str:
+    return _composed(_composed(text).lower())
+
+
+_RULES: Mapping[str, Callable[[str], str]] = MappingProxyType(
+    {
+        "words-2": _words,
+        "release-2": _release,
+        "lower-2": _lower,
+        "nfc-2": _composed,
+        "words-1": clean_words,
+        "release-1": _release,
+        "lower-1": _lower,
+        "nfc-1": _composed,
+    }
+)
+_OF_TEXTS: Mapping[str, str] = MappingProxyType(
+    {"whole": "nfc", "gloria": "release", "mgca": "release", "medclip": "lower", "bank": "lower"}
+)
+"""`data.texts` to the kind of rule that leaves such texts as they are; all others are `words`."""
+
+
+def rule_for(texts: str, *, version: int = 2) -> RuleName:
+    """Returns the rule of a model that is trained on texts of a kind.
+
+    Args:
+        texts: As `data.texts`.
+        version: 2, or 1 for a model that was trained before rules were recorded.
+    """
+    return cast("RuleName", f"{_OF_TEXTS.get(texts, 'words')}-{version}")
+
+
+def normalise(text: str, rule: RuleName) -> str:
+    r"""Returns a text as a model with this rule reads it; doing it twice changes nothing.
+
+    Example:
+        >>> normalise("This is a chest X-ray of a patient with Pleural_Effusion.", "words-2")
+        'this is a chest x ray of a patient with pleural effusion'
+        >>> normalise("Nodule of 3.5 cm.", "release-2"), normalise("Nodule\tof  3.5 cm.", "nfc-2")
+        ('nodule of 5 cm', 'Nodule of 3.5 cm.')
+    """
+    return _RULES[rule](text)
+
+
+def class_name_rule(rule: RuleName) -> RuleName:
+    """Returns the rule for class names behind a learned context, whatever the rule for sentences.
+
+    Contexts are always learned in front of names in small letters.
+    """
+    return "words-1" if rule.endswith("-1") else "words-2"
+
+
+def normalise_all(texts: Sequence[str], rule: RuleName) -> list[str]:
+    """Checks texts and returns them as a model with this rule reads them.
+
+    Raises:
+        DataError: If a text holds no letter and no digit, is too long, or holds a character that cannot be seen.
+    """
+    check_texts(texts)
+    normal = [normalise(text, rule) for text in texts]
+    silent = [place for place, text in enumerate(normal) if not any(map(str.isalnum, text))]
+    if silent:
+        lost = any(letter.isalnum() for place in silent for letter in texts[place])
+        why = f" after normalisation by text.normalisation={rule}" if lost else ""
+        raise DataError(
+            f"{_which(silent)} no letter and no digit{why}; write a sentence or leave {_them(silent)} out",
+            reason="empty-text",
+        )
+    return normal
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """Refuses texts that are too long, or hold a character that nobody can see, naming positions and not content.
+
+    Raises:
+        DataError: If one does.
+    """
+    for place, text in enumerate(texts):
+        fault = text_fault(text)
+        if fault is not None:
+            reason, what = fault
+            raise DataError(f"the text at position {place} {what}", reason=reason)
+
+
+def text_fault(text: str) -> tuple[str, str] | None:
+    r"""Returns the reason code and the predicate of a sentence about what is wrong with a text, or None.
+
+    Example:
+        >>> text_fault("pneumo\u200bthorax")
+        ('forbidden-character', 'holds U+200B (zero width space) at character 6; remove it')
+    """
+    if len(text) > MOST_CHARACTERS:
+        return "too-long", f"has {len(text):,} characters and may have {MOST_CHARACTERS:,}; shorten it"
+    found = _FORBIDDEN.search(text)
+    if found is None:
+        return None
+    letter, where = found[0], f"at character {found.start()}"
+    if "\ud800" <= letter <= "\udfff":
+        return "encoding", f"holds half a surrogate pair, U+{ord(letter):04X}, {where}; save the table as UTF-8"
+    name = unicodedata.name(letter, "a control character" if ord(letter) < 0xA0 else "no character").lower()
+    return "forbidden-character", f"holds U+{ord(letter):04X} ({name}) {where}; remove it"
+
+
+def refuse_duplicates(texts: Sequence[str], what: str) -> None:
+    """Refuses equal texts among those that are to be told apart, naming their positions.
+
+    Args:
+        texts: As the model reads them.
+        what: What they are, such as `class names`.
+
+    Raises:
+        DataError: If two are equal.
+    """
+    first: dict[str, int] = {}
+    for place, text in enumerate(texts):
+        if first.setdefault(text, place) != place:
+            raise DataError(
+                f"the {what} at positions {first[text]} and {place} are equal after normalisation; leave one out or "
+                f"reword it",
+                reason="duplicate-text",
+            )
+
+
+def _which(places: Sequence[int]) -> str:
+    if len(places) == 1:
+        return f"the text at position {places[0]} holds"
+    named = ", ".join(map(str, places[:10])) + (", …" if len(places) > 10 else "")
+    return f"the texts at positions {named} hold"
+
+
+def _them(places: Sequence[int]) -> str:
+    return "it" if len(places) == 1 else "them"

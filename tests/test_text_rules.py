@@ -1,0 +1,176 @@
+"""Normalisation of texts: what counts as equal, what is refused, and that doing it twice changes nothing."""
+
+import sys
+import typing
+import unicodedata
+
+import pytest
+
+from cleft.data.captions import clean_text
+from cleft.data.reports import read_as_mgca
+from cleft.errors import DataError
+from cleft.text_rules import (
+    MOST_CHARACTERS,
+    RuleName,
+    class_name_rule,
+    normalise,
+    normalise_all,
+    refuse_duplicates,
+    rule_for,
+    text_fault,
+)
+
+RULES = typing.get_args(RuleName)
+SPELLINGS = [
+    "Pleural Effusion",
+    "Pleural_Effusion",
+    "pleural effusion.",
+    "PLEURAL EFFUSION",
+    "  pleural \t effusion\n",
+    "pleural\u00a0effusion",
+    "\u201cpleural effusion\u201d",
+    "pleural\u2011effusion",
+    "Pleural\u2013Effusion",
+    "1. pleural effusion",
+]
+ODD = [
+    *SPELLINGS,
+    "No Finding",
+    "3.5 cm nodule; 2. no pneumothorax",
+    "e\u0301panchement Pleural",
+    "\u0130stanbul",
+    "\u1e9e STRASSE \u00df",
+    "\u039f\u0394\u039f\u03a3.",
+    "\u0939\u0943\u0926\u092f",
+    "patient\u2019s heart",
+    "\ufb01nding",
+    "___ of 3 views",
+    "A\u030a\u0323 b\u0323\u0307",
+    "x.1.y 2. 3.",
+]
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("text", ODD)
+def test_normalising_twice_changes_nothing(rule, text):
+    once = normalise(text, rule)
+    assert normalise(once, rule) == once
+    assert unicodedata.is_normalized("NFC", once)
+    assert normalise(unicodedata.normalize("NFD", text), rule) == once
+
+
+@pytest.mark.parametrize("text", SPELLINGS)
+def test_the_spelling_of_tables_and_of_people_is_one(text):
+    assert normalise(text, "words-2") == "pleural effusion"
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_captions_are_left_as_they_are(text):
+    caption = clean_text(text)
+    assert normalise(caption, "words-1") == caption
+    if "_" not in caption and caption == unicodedata.normalize("NFC", caption):
+        assert normalise(caption, "words-2") == caption
+
+
+def test_models_of_before_keep_underscores():
+    assert normalise("Pleural_Thickening", "words-1") == "pleural_thickening"
+    assert normalise("Pleural_Thickening", "words-2") == "pleural thickening"
+    assert class_name_rule("nfc-1") == "words-1"
+    assert class_name_rule("release-2") == "words-2"
+
+
+def test_marks_that_combine_stay_with_their_letter():
+    assert normalise("\u0939\u0943\u0926\u092f \u0915\u093e \u0906\u0915\u093e\u0930", "words-2").count(" ") == 2
+
+
+def test_the_releases_cleaning_is_that_of_their_reports():
+    report = "Nodule of 3.5 cm in the left lung. \u00c9panchement seen. Heart is large."
+    assert (normalise(report, "release-2"),) == read_as_mgca(report)
+
+
+@pytest.mark.parametrize(
+    ("texts", "rule"),
+    [("captions", "words-2"), ("sentences", "words-2"), ("whole", "nfc-2"), ("mgca", "release-2"), ("bank", "lower-2")],
+)
+def test_a_rule_leaves_the_texts_of_its_training_as_they_are(texts, rule):
+    assert rule_for(texts) == rule
+    assert rule_for(texts, version=1) == rule.replace("2", "1")
+
+
+@pytest.mark.parametrize(
+    ("letter", "code"),
+    [
+        ("\x00", "U+0000"),
+        ("\x07", "U+0007"),
+        ("\x1b", "U+001B"),
+        ("\x7f", "U+007F"),
+        ("\x92", "U+0092"),
+        ("\u00ad", "U+00AD"),
+        ("\u200b", "U+200B"),
+        ("\u200d", "U+200D"),
+        ("\u2060", "U+2060"),
+        ("\ufeff", "U+FEFF"),
+        ("\u200e", "U+200E"),
+        ("\u202e", "U+202E"),
+        ("\u2066", "U+2066"),
+        ("\u061c", "U+061C"),
+        ("\U000e0041", "U+E0041"),
+        ("\ufe0f", "U+FE0F"),
+        ("\ud83d", "U+D83D"),
+        ("\udc80", "U+DC80"),
+        ("\uffff", "U+FFFF"),
+    ],
+)
+def test_what_nobody_can_see_is_refused_with_code_point_and_position(letter, code):
+    with pytest.raises(DataError, match=f"position 1 holds .*{code.replace('+', '[+]')}.* at character 6; ") as refused:
+        normalise_all(["edema", f"pneumo{letter}thorax"], "words-2")
+    assert refused.value.reason in ("forbidden-character", "encoding")
+    assert letter not in str(refused.value)
+    with pytest.raises(DataError, match=code.replace("+", "[+]")):
+        clean_text(f"pneumo{letter}thorax")
+
+
+def test_every_invisible_or_directional_character_of_unicode_is_refused():
+    visible = (
+        set(range(0x600, 0x606)) | {0x6DD, 0x70F, 0x890, 0x891, 0x8E2, 0x110BD, 0x110CD} | {*range(0x13430, 0x13440)}
+    )  # marks of Arabic, Syriac, Kaithi numbers and of hieroglyphs, which are drawn
+    passed = {
+        code
+        for code in range(sys.maxunicode + 1)
+        if unicodedata.category(chr(code)) in ("Cc", "Cf", "Cs") and text_fault(chr(code)) is None
+    }
+    assert passed - visible == {0x9, 0xA, 0xB, 0xC, 0xD}
+
+
+def test_letters_of_every_script_pass():
+    assert (
+        text_fault(
+            "\u80ba\u708e \u0627\u0644\u0635\u062f\u0631 \u0939\u0943\u0926\u092f \u00e9 \u00bd \u2264 5 \u00b5m"
+        )
+        is None
+    )
+
+
+def test_a_megabyte_is_refused_before_it_is_tokenised():
+    with pytest.raises(DataError, match=r"position 0 has 1,000,000 characters and may have 50,000; shorten it"):
+        normalise_all(["a" * 1_000_000], "words-2")
+    assert normalise_all(["a" * MOST_CHARACTERS], "nfc-2")
+
+
+@pytest.mark.parametrize("silent", ["", " ", "\u00a0", "...", "\u2014", "1.", "___"])
+def test_what_says_nothing_is_refused_also_after_normalisation(silent):
+    with pytest.raises(DataError, match="positions 1, 3 hold no letter and no digit"):
+        normalise_all(["edema", silent, "edema", silent], "words-2")
+
+
+def test_a_rule_that_takes_everything_says_so():
+    with pytest.raises(
+        DataError, match=r"position 0 holds no letter .* after normalisation by text\.normalisation=rel"
+    ):
+        normalise_all(["\u80ba\u708e"], "release-2")
+
+
+def test_equal_class_names_are_refused_by_position():
+    names = normalise_all(["Edema", "Pneumonia", "edema."], "words-2")
+    with pytest.raises(DataError, match="class names at positions 0 and 2 are equal after normalisation"):
+        refuse_duplicates(names, "class names")
