@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 from tests.fakes.fake_studies import small_study
+from tests.fakes.models import edit_description
 from tests.fakes.published import (
     mrm_state,
     native_clip_state,
@@ -347,9 +348,7 @@ def test_notes_of_a_run_that_were_edited_are_no_riddle(walk, tmp_path, capsys, f
 
 def test_a_description_that_contradicts_the_settings_is_refused(walk, tmp_path, capsys):
     run = shutil.copytree(walk / "one", tmp_path / "run")
-    description = json.loads((run / "model.json").read_text())
-    description["settings"]["images"]["size"] = 33
-    (run / "model.json").write_text(json.dumps(description))
+    edit_description(run, lambda tree: tree["settings"]["images"].update(size=33))
     assert main(["evaluate", str(run)]) == 4
     assert "model.json and config.yaml differ" in capsys.readouterr().err
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
 from cleft.config import ImagesConfig, ImageTowerConfig, LossConfig, Settings, TextTowerConfig
+from cleft.towers.description import seal
 from cleft.towers.dual import DualEncoder
 from cleft.towers.methods import build_model
 from cleft.towers.tokens import learn_tokenizer
@@ -103,3 +105,13 @@ def write_language_model(folder: Path, family: str = "gpt2", seed: int = 0) -> P
         torch.manual_seed(seed)
         AutoModel.from_config(config).save_pretrained(folder)
     return folder
+
+
+def edit_description(folder: Path, change, *, sealed: bool = True) -> None:
+    """Changes `model.json` and its digest; unsealed, in the form of schema 1, which has no digest."""
+    tree = json.loads((folder / "model.json").read_text())
+    tree.pop("digest", None)
+    tree["schema"] = 1
+    change(tree)
+    text = seal(tree, tree["files"]) if sealed else json.dumps(tree)
+    (folder / "model.json").write_text(text)

@@ -1,9 +1,9 @@
 """Models that are there already as rows: an imported checkpoint or a run beside what is trained, and every refusal."""
 
-import json
 import shutil
 
 import pytest
+from tests.fakes.models import edit_description
 from tests.fakes.published import SIZE, mgca_state, mrm_state, write_lightning, write_tokenizer
 from tests.studies.test_reproduce import QUICK, read
 from tests.tools.tiny_runs import tiny_settings, write_drawings
@@ -115,9 +115,7 @@ def test_a_model_that_changed_since_it_was_planned_is_refused(home, tmp_path):
     shutil.copytree(home / "models/mgca", tmp_path / "mgca")
     steps = _steps(tmp_path, tmp_path / "mgca")
     step = next(step for step in steps.values() if step.kind == "adopt")
-    description = json.loads((tmp_path / "mgca/model.json").read_text())
-    description["settings"]["text"]["max_tokens"] = 7
-    (tmp_path / "mgca/model.json").write_text(json.dumps(description))
+    edit_description(tmp_path / "mgca", lambda tree: tree["settings"]["text"].update(max_tokens=7))
     with pytest.raises(CheckpointError, match="holds other weights than a moment ago; run the same command again"):
         adopt(step)
 
@@ -145,8 +143,7 @@ def test_a_model_that_cannot_be_a_row_is_refused_before_anything_is_run(
     (home / "study/study.json").write_text("{}")
     for name, change in (("head", {"head": {"classes": ["Edema"], "scoring": "multi-class"}}), ("begun", {})):
         shutil.copytree(home / "models/mrm", home / name, dirs_exist_ok=True)
-        description = json.loads((home / name / "model.json").read_text())
-        (home / name / "model.json").write_text(json.dumps(description | change))
+        edit_description(home / name, lambda tree, change=change: tree.update(change))
     (home / "begun/states").mkdir(exist_ok=True)
     grid = write_grid(tmp_path, "columns: [manifest/zero-shot]\nrows:\n  lora: {preset: tiny, label: Rank 4}\n")
     assert main(["reproduce", grid, *words, f"--model={model.format(home=home)}", "--plan"]) == code

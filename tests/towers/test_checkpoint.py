@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.fakes.models import CAPTIONS, fake_images, fake_model, fake_settings, write_language_model
+from tests.fakes.models import CAPTIONS, edit_description, fake_images, fake_model, fake_settings, write_language_model
 
 from cleft.errors import CheckpointError, NumericsError, ResourceError
 from cleft.towers.checkpoint import load_model, save_model, weights_digest
@@ -29,10 +29,8 @@ def folder(tmp_path):
 
 
 def edit(folder, change):
-    """Changes `model.json` as somebody with an editor would."""
-    tree = json.loads((folder / "model.json").read_text())
-    change(tree)
-    (folder / "model.json").write_text(json.dumps(tree))
+    """Changes `model.json` in the form of schema 1, where nothing but the fields themselves can be checked."""
+    edit_description(folder, change, sealed=False)
 
 
 def replace_weights(folder, change):
@@ -109,6 +107,13 @@ def test_heads_of_another_width_are_refused_before_they_are_made(tmp_path, name,
     edit(tmp_path, lambda tree: tree["settings"]["loss"].update({name: width}))
     with pytest.raises(CheckpointError, match=rf"{FAULT}\.{name}=1000000000"):
         load_model(tmp_path)
+
+
+def test_folders_of_schema_one_are_read_with_an_equal_digest(folder):
+    model, digest = load_model(folder), weights_digest(folder)
+    edit(folder, lambda tree: None)
+    assert_same(load_model(folder), model)
+    assert weights_digest(folder) == digest
 
 
 def test_folders_from_before_there_were_methods_are_clefts(tmp_path):
@@ -214,26 +219,45 @@ def test_a_second_save_replaces_the_first_with_all_its_files(tmp_path):
     assert_same(load_model(tmp_path), model)
 
 
-@pytest.mark.parametrize("kept", range(8))
-def test_a_save_killed_at_any_rename_leaves_the_old_model_or_the_new_one(tmp_path, monkeypatch, kept):
+@pytest.mark.parametrize("kept", range(16))
+@pytest.mark.parametrize("links", [True, False])
+def test_a_save_killed_at_any_step_leaves_the_old_model_or_the_new_one(tmp_path, monkeypatch, kept, links):
     old = saved(tmp_path, fake_settings("resnet"))
     new = fake_model(fake_settings("vit"))
-    done, replace = [], os.replace
+    done, originals = [], {name: getattr(os, name) for name in ("link", "replace", "unlink")}
 
-    def dies(source, target):
-        if len(done) == kept:
-            raise KeyboardInterrupt
-        done.append(target)
-        replace(source, target)
+    def dies(name):
+        def step(*args, **options):
+            if len(done) == kept:
+                raise KeyboardInterrupt
+            done.append(name)
+            if name == "link" and not links:
+                raise PermissionError(1, "no links here")
+            return originals[name](*args, **options)
+
+        return step
 
     with monkeypatch.context() as patched:
-        patched.setattr("os.replace", dies)
-        try:
+        for name in originals:
+            patched.setattr(f"os.{name}", dies(name))
+        with pytest.raises(KeyboardInterrupt):
             save_model(new, fake_settings("vit"), tmp_path)
-        except KeyboardInterrupt:
-            pass
-    assert_same(load_model(tmp_path), old if kept == 0 else new)
-    assert not (tmp_path / ".saving").exists() or kept == 0
+    before = snapshot(tmp_path)
+    assert_same(load_model(tmp_path), old if "replace" not in done else new)
+    assert snapshot(tmp_path) == before
+    save_model(new, fake_settings("vit"), tmp_path)
+    assert_same(load_model(tmp_path), new)
+    assert sorted(os.listdir(tmp_path)) == ["model.json", "model.safetensors", "towers"]
+
+
+def snapshot(folder):
+    """Every entry below a folder: type, content or target, and time of change."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        state = path.lstat()
+        inside = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
+        found[path.relative_to(folder).as_posix()] = (state.st_mode, state.st_ino, state.st_ctime_ns, inside)
+    return found
 
 
 def test_a_full_disk_leaves_the_old_model(folder, monkeypatch):
@@ -307,14 +331,18 @@ def test_a_lying_header_names_the_file(folder, content):
         load_model(folder)
 
 
+FACTS = {"bytes": 0, "sha256": "0" * 64}
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda t: t.update(schema=2), "has schema 2, this version of cleft reads 1; upgrade cleft"),
+        (lambda t: t.update(schema=3), "has schema 3, this version of cleft reads 2; upgrade cleft"),
+        (lambda t: t.update(schema=2), "does not end with its digest"),
         (lambda t: t.pop("schema"), "has schema None"),
-        (lambda t: t.pop("files"), "does not list its files"),
-        (lambda t: t["files"].update({"../x": {}}), "lies outside; it is not opened"),
-        (lambda t: t["files"].update({"towers/y": {}}), "towers/y is missing"),
+        (lambda t: t.pop("files"), "does not list model.safetensors among its files"),
+        (lambda t: t["files"].update({"../x": FACTS}), "lists the file '../x'.* not a plain name; it is not opened"),
+        (lambda t: t["files"].update({"towers/text/y": FACTS}), "towers/text/y is missing"),
         (lambda t: t["settings"].pop("loss"), "does not say how to rebuild the model"),
         (lambda t: t["settings"]["text"].update(rnk=1), "unknown setting text.rnk; did you mean text.rank"),
         (lambda t: t["settings"]["text"].update(rank="x"), "text.rank='x' is not a number"),

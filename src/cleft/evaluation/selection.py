@@ -22,7 +22,7 @@ from cleft.data.splits.per_class import PER_PATIENT, balanced, class_patients
 from cleft.data.splits.recipes import split_records
 from cleft.errors import CheckpointError, ConfigError, DataError
 from cleft.learning.run import people_of, seen_patients
-from cleft.towers.folders import DESCRIPTION
+from cleft.towers.description import DESCRIPTION
 from cleft.types import Reading, Record, Splits
 
 Part = Literal["train", "val", "test", "all"]

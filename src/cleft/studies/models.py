@@ -23,7 +23,7 @@ from cleft.studies.plans import TINY, Model, Plan, Row
 from cleft.studies.steps import Step
 from cleft.towers.bases import base_now
 from cleft.towers.checkpoint import compares_texts, is_image_only, read_settings, weights_digest
-from cleft.towers.folders import peek_description, read_folder, write_folder
+from cleft.towers.folders import home_of, peek_description, read_folder, write_folder
 from cleft.towers.image_only import head_facts
 
 HEADING = "your models: as they were given"
@@ -128,7 +128,7 @@ def read_model(folder: Path) -> Model:
     else:
         weights = weights_digest(folder)
         description = peek_description(folder)
-        settings = read_settings(folder, description, tuple(cast("dict[str, Any]", description["settings"])))
+        settings = read_settings(folder, description, tuple(cast("dict[str, Any]", description.get("settings", {}))))
     base: Any = description.get("base")
     return Model(
         folder=folder,
@@ -153,9 +153,9 @@ def adopt(step: Step) -> Path:
     source, folder, weights = step.model.folder, step.folder, step.model.weights
     summary = find_json(folder / "summary.json")
     if summary is None or weights_digest(folder) != weights:
-        description = read_folder(source)
+        description, home = read_folder(source), home_of(source)
         names = list(cast("dict[str, Any]", description["files"]))
-        write_folder(folder, description, lambda stage: _bring(source, stage, names))
+        write_folder(folder, description, lambda stage: _bring(home, stage, names))
         if weights_digest(folder) != weights:
             raise CheckpointError(f"{source} holds other weights than a moment ago; run the same command again")
     write_whole(folder / "config.yaml", dump_settings(step.settings), mode=None)

@@ -31,8 +31,9 @@ from cleft.errors import CheckpointError, ConfigError
 from cleft.text_rules import RuleName
 from cleft.towers.adapt import adapt
 from cleft.towers.bases import base_now, check_base, describe_base, keeps_base
+from cleft.towers.description import DESCRIPTION, WEIGHTS, require
 from cleft.towers.dual import DualEncoder
-from cleft.towers.folders import peek_description, read_folder, write_folder
+from cleft.towers.folders import home_of, peek_description, read_folder, write_folder
 from cleft.towers.hub import describe
 from cleft.towers.image import ImageTower, build_image_tower
 from cleft.towers.language_model import build_language_model
@@ -41,7 +42,6 @@ from cleft.towers.text import TextTower, build_text_tower
 from cleft.towers.token_ids import TokenIds
 from cleft.towers.weights import fill, read_header, saveable, write_weights
 
-WEIGHTS = "model.safetensors"
 IMAGE = Path("towers/image")
 _TEXT = Path("towers/text")
 _GROUPS = ("images", "image", "text", "loss")
@@ -112,23 +112,24 @@ def load_model(folder: Path | str, *, text_model: str | None = None) -> DualEnco
 
 def load_trained(folder: Path, *, text_model: str | None = None) -> MethodModel:
     """Rebuilds a model of any method that learned from texts, MRM's with its decoders too; else as `load_model`."""
-    description = read_folder(folder)
+    description, home = read_folder(folder), home_of(folder)
     method = _method_of(folder, description)
     settings = read_settings(folder, description, (*_GROUPS, *method.groups))
+    require(description, ("trained_tokens", "made_by"), str(folder / DESCRIPTION))
     if settings.text.normalisation == "auto":
         rule = _rule_before(folder, description)
         settings = dataclasses.replace(settings, text=dataclasses.replace(settings.text, normalisation=rule))
-    shapes = read_header(folder / WEIGHTS)
+    shapes = read_header(home / WEIGHTS)
     _refuse_size(folder, shapes, settings)
     base = base_now(folder, settings.text.model) if text_model is None else text_model
     check_base(folder, description.get("base"), base)
     with torch.random.fork_rng(devices=[]):
-        image_tower = rebuild_image(folder, settings, regions=method.regions)
-        text_tower = _rebuild_text(folder, settings.text, base, description)
+        image_tower = rebuild_image(home, settings, regions=method.regions)
+        text_tower = _rebuild_text(home, settings.text, base, description)
         model = method.assemble(image_tower, text_tower, settings)
     if "context" in shapes and isinstance(model, DualEncoder):
         model.set_context(torch.zeros(shapes["context"]))
-    fill(model, load_file(folder / WEIGHTS), own_weights(model), folder / WEIGHTS, description["made_by"])
+    fill(model, load_file(home / WEIGHTS), own_weights(model), home / WEIGHTS, description["made_by"])
     return model.eval()
 
 
@@ -185,18 +186,18 @@ def own_weights(model: MethodModel) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if name not in model.base_weights}
 
 
-def rebuild_image(folder: Path, settings: Settings, *, regions: bool = False) -> ImageTower:
+def rebuild_image(home: Path, settings: Settings, *, regions: bool = False) -> ImageTower:
     """Builds the image tower a folder describes, its weights still random; callers fork torch's generator."""
-    here = dataclasses.replace(settings.image, model=str(folder.resolve() / IMAGE), scratch=None, random_weights=True)
+    here = dataclasses.replace(settings.image, model=str(home.resolve() / IMAGE), scratch=None, random_weights=True)
     tower = build_image_tower(here, settings.images, regions=regions)
     tower.config = settings.image
     return tower
 
 
-def _rebuild_text(folder: Path, config: TextTowerConfig, base: str | None, description: Mapping[str, Any]) -> TextTower:
+def _rebuild_text(home: Path, config: TextTowerConfig, base: str | None, description: Mapping[str, Any]) -> TextTower:
     trained = cast("list[int]", description["trained_tokens"])
     ids = cast("dict[str, int] | None", description.get("token_ids"))
-    place = folder.resolve() / _TEXT
+    place = home.resolve() / _TEXT
     here = dataclasses.replace(config, model=str(place), scratch=None, random_weights=True)
     if keeps_base(config):
         here = dataclasses.replace(config, model=base)
@@ -242,7 +243,7 @@ def _method_of(folder: Path, description: Mapping[str, Any]) -> Method:
     name = description.get("method", "cleft")
     if name not in METHODS:
         raise CheckpointError(
-            f"{folder / 'model.json'} names the method {name!r}, which this version of cleft does not know; upgrade "
+            f"{folder / DESCRIPTION} names the method {name!r}, which this version of cleft does not know; upgrade "
             f"cleft"
         )
     return METHODS[name]
@@ -254,15 +255,15 @@ def read_settings(folder: Path, description: Mapping[str, Any], groups: Sequence
     Raises:
         CheckpointError: If one of `groups` is missing, or holds what this version does not know.
     """
-    where = str(folder / "model.json")
+    where = str(folder / DESCRIPTION)
+    require(description, ("settings",), where)
+    tree = cast("dict[str, Any]", description["settings"])
+    require(tree, groups, f"{where}: settings")
+    method = description.get("method", "cleft")
     try:
-        tree = cast("dict[str, Any]", description["settings"])
-        method = description.get("method", "cleft")
         return build_settings({"method": method, **{group: tree[group] for group in groups}}, where=where)
     except ConfigError as error:
         raise CheckpointError(f"{error}; was the file edited, or made by another version of cleft?") from error
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{where} does not say how to rebuild the model ({error}); copy it again") from error
 
 
 def made_by() -> dict[str, str]:

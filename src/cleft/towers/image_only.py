@@ -8,7 +8,6 @@ Shapes: `B` images, `C` classes, `D` width of the tower.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,6 @@ from cleft.config import ImageTowerConfig, Settings, plain_settings
 from cleft.errors import CheckpointError, ConfigError
 from cleft.towers.checkpoint import (
     IMAGE,
-    WEIGHTS,
     is_image_only,
     made_by,
     read_settings,
@@ -32,8 +30,9 @@ from cleft.towers.checkpoint import (
     weights_digest,
     write_shape,
 )
+from cleft.towers.description import DESCRIPTION, WEIGHTS, require
 from cleft.towers.dual import unit
-from cleft.towers.folders import peek_description, read_folder, write_folder
+from cleft.towers.folders import home_of, peek_description, read_folder, write_folder
 from cleft.towers.image import ImageTower, build_image_tower
 from cleft.towers.weights import fill, read_header, saveable, write_weights
 from cleft.types import ImageSpec
@@ -175,8 +174,9 @@ def load_image_only(
             another one.
     """
     folder = Path(folder).expanduser()
-    description = read_folder(folder)
-    facts = _read_facts(folder, description)
+    description, home = read_folder(folder), home_of(folder)
+    require(description, ("made_by",), str(folder / DESCRIPTION))
+    facts = _read_facts(description)
     with torch.random.fork_rng(devices=[]):
         if "tower" in description:
             read_as = read_settings(folder, description, _GROUPS).image  # as its head has learned to
@@ -185,10 +185,10 @@ def load_image_only(
         else:
             settings = read_settings(folder, description, _GROUPS)
             image = settings.image if read_as is None else read_otherwise(settings.image, read_as)
-            base = rebuild_image(folder, replace(settings, image=replace(image, train=train or image.train)))
+            base = rebuild_image(home, replace(settings, image=replace(image, train=train or image.train)))
         head = None if facts is None else nn.Linear(base.width, len(facts.classes))
     model = ImageOnly(base, head, facts)
-    _fill(model, folder, description)
+    _fill(model, home, description)
     return model.eval()
 
 
@@ -213,7 +213,7 @@ def read_otherwise(made: ImageTowerConfig, wanted: ImageTowerConfig) -> ImageTow
 
 def head_facts(folder: Path) -> HeadFacts | None:
     """Returns what the head of a model folder tells apart; None where it has none."""
-    return _read_facts(folder, peek_description(folder))
+    return _read_facts(peek_description(folder))
 
 
 def tower_folder(folder: Path) -> Path:
@@ -226,8 +226,8 @@ def tower_folder(folder: Path) -> Path:
     return _find_tower(folder, description, None) if "tower" in description else folder
 
 
-def _fill(model: ImageOnly, folder: Path, description: Mapping[str, Any]) -> None:
-    path = folder / WEIGHTS
+def _fill(model: ImageOnly, home: Path, description: Mapping[str, Any]) -> None:
+    path = home / WEIGHTS
     read_header(path)
     expected = _weights(model, ("head.",) if "tower" in description else ("",))
     with safe_open(path, "pt") as file:
@@ -254,18 +254,10 @@ def _find_tower(folder: Path, description: Mapping[str, Any], moved: Path | None
     return place
 
 
-def _read_facts(folder: Path, description: Mapping[str, Any]) -> HeadFacts | None:
+def _read_facts(description: Mapping[str, Any]) -> HeadFacts | None:
     head = description.get("head")
     if head is None:
         return None
-    try:
-        return HeadFacts(
-            classes=tuple(map(str, head["classes"])),
-            scoring=str(head["scoring"]),
-            logits=str(head.get("logits", "plain")),
-        )
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{folder / 'model.json'} does not say what its head tells apart ({error}, {json.dumps(head)[:60]}); "
-            f"copy it again"
-        ) from error
+    return HeadFacts(
+        classes=tuple(head["classes"]), scoring=str(head["scoring"]), logits=str(head.get("logits", "plain"))
+    )

@@ -16,12 +16,13 @@ import torch
 
 from cleft.config import ImagesConfig, ImageTowerConfig, LossConfig, Settings, TextTowerConfig, dump_settings
 from cleft.errors import CheckpointError, ConfigError
+from cleft.files import write_whole
 from cleft.towers.adapt import adapt
 from cleft.towers.checkpoint import own_weights, save_model
 from cleft.towers.container import read_foreign, tensors_of
 from cleft.towers.current_names import in_current_names
 from cleft.towers.dual import DualEncoder
-from cleft.towers.folders import STAGE, digest_of, peek_description
+from cleft.towers.folders import STAGE, check_place, digest_of, peek_description
 from cleft.towers.image import build_image_tower
 from cleft.towers.language_model import build_language_model
 from cleft.towers.official_keys import OfficialWeights, take_apart
@@ -82,9 +83,7 @@ def import_official(
     if tokenizer is None and text_model is None:
         origin["texts"] = "token ids; import again with `--tokenizer <folder>` to read sentences"
     save_model(model, settings, out, extra={"imported": origin})
-    (out / "config.yaml").write_text(
-        dump_settings(settings), encoding="utf-8"
-    )  # so that it can be evaluated like a run
+    write_whole(out / "config.yaml", dump_settings(settings), mode=None)  # so that it can be evaluated like a run
     return out
 
 
@@ -92,18 +91,18 @@ def check_out(out: Path) -> None:
     """Makes sure that a folder is new, empty or an earlier import: a trained run must not lose its weights.
 
     Raises:
-        ConfigError: If it is not.
+        ConfigError: If it is not, or a save would follow a link in it or replace a file that cleft did not write.
     """
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file; choose another folder for the model")
-    if not out.is_dir() or {path.name for path in out.iterdir()} <= {STAGE}:
-        return
-    try:
-        earlier = "imported" in peek_description(out)["extra"]
-    except (CheckpointError, KeyError, TypeError):
-        earlier = False
-    if not earlier:
-        raise ConfigError(f"{out} is not empty and holds no imported model; choose another folder with --out")
+    if out.is_dir() and not {path.name for path in out.iterdir()} <= {STAGE}:
+        try:
+            earlier = "imported" in peek_description(out).get("extra", {})
+        except CheckpointError:
+            earlier = False
+        if not earlier:
+            raise ConfigError(f"{out} is not empty and holds no imported model; choose another folder with --out")
+    check_place(out)
 
 
 def _facts(content: Mapping[str, Any]) -> dict[str, Any]:

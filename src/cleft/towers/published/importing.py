@@ -19,6 +19,7 @@ from transformers import PreTrainedConfig
 from cleft.config import Settings, dump_settings
 from cleft.config.loading import nearest
 from cleft.errors import CheckpointError, ConfigError
+from cleft.files import write_whole
 from cleft.towers.adapt import adapt
 from cleft.towers.checkpoint import own_weights, save_model
 from cleft.towers.current_names import in_current_names
@@ -128,7 +129,7 @@ def import_checkpoint(
         save_image_only(model, settings, out, extra={"imported": origin})
     else:
         save_model(model, settings, out, extra={"imported": origin})
-    (out / "config.yaml").write_text(dump_settings(settings), encoding="utf-8")
+    write_whole(out / "config.yaml", dump_settings(settings), mode=None)
     return out
 
 
