@@ -26,6 +26,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils.logging import set_tqdm_hook
 
 from cleft.errors import CheckpointError, ConfigError
+from cleft.towers.hub_files import check_weight_files, read_config_file
 
 _CODE = ("auto_map", "custom_pipelines", "_attn_implementation", "attn_implementation", "_experts_implementation")
 """Keys of a configuration that can name code on a hub."""
@@ -75,17 +76,22 @@ def read_config(model: str, setting: str) -> PreTrainedConfig:
         ConfigError: If it cannot be had, or the model needs code of its own.
     """
     content = _find_config(model, setting)
-    if content.get("auto_map") and content.get("model_type") not in CONFIG_MAPPING:
+    if content.get("auto_map") and str(content.get("model_type")) not in CONFIG_MAPPING:
         raise ConfigError(
             f"{setting}={model!r} runs code of its own, which is never done; choose a model that transformers ships"
         )
-    if "model_type" not in content:
+    kind = content.get("model_type")
+    if kind is None:
         raise ConfigError(f"{setting}={model!r}: its config.json names no model_type; is it a Hugging Face model?")
-    options = {name: value for name, value in content.items() if name not in ("model_type", *_CODE)}
-    kind = cast("str", content["model_type"])
-    if kind not in CONFIG_MAPPING:
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise ConfigError(f"{setting}={model!r}: this transformers knows no model_type {kind!r}; upgrade it")
-    return AutoConfig.for_model(kind, **options)
+    options = {name: value for name, value in content.items() if name not in ("model_type", *_CODE)}
+    try:
+        return AutoConfig.for_model(kind, **options)
+    except Exception as error:  # each family checks its options in its own way, or not at all
+        raise ConfigError(
+            f"{setting}={model!r}: its config.json describes no {kind} ({_first_line(error)}); copy it again"
+        ) from error
 
 
 def random_model(config: PreTrainedConfig) -> PreTrainedModel:
@@ -107,6 +113,7 @@ def pretrained_model(
         ConfigError: If the weights cannot be had.
         CheckpointError: If they cannot be read or do not fit the configuration.
     """
+    check_weight_files(model)
     try:
         with quiet_transformers():
             loaded, info = AutoModel.from_pretrained(model, config=config, dtype=dtype, output_loading_info=True)
@@ -185,12 +192,12 @@ def _find_config(model: str, setting: str) -> dict[str, Any]:
         if not (Path(model) / "config.json").is_file():
             _refuse_folder(model, setting)
     elif not Path(model).is_dir():
-        cached = _try_config(model, local_files_only=True)
+        cached = read_config_file(model, local_files_only=True)
         if cached:
             return cached
         if constants.HF_HUB_OFFLINE or not _hub_answers():
             raise _not_found(model, setting, None)
-    content = _try_config(model)
+    content = read_config_file(model)
     if not content:
         raise _not_found(model, setting, None)
     return content
@@ -199,13 +206,6 @@ def _find_config(model: str, setting: str) -> dict[str, Any]:
 def _refuse_folder(model: str, setting: str) -> None:
     if Path(model).is_absolute() or model.startswith("."):
         raise ConfigError(f"{setting}={model!r} is no folder with a config.json; give a hub name or such a folder")
-
-
-def _try_config(model: str, **options: Any) -> dict[str, Any]:
-    try:
-        return PreTrainedConfig.get_config_dict(model, **options)[0]
-    except OSError:
-        return {}
 
 
 def _hub_answers() -> bool:
@@ -232,7 +232,11 @@ def _not_found(model: str, setting: str, error: Exception | None) -> ConfigError
 def _why_unreadable(error: Exception) -> str:
     if "Weights only load failed" in str(error):  # the library's own advice is to open it all the same
         return "its weights are a pickled file that holds more than tensors and can run code; use safetensors"
-    return f"its weights cannot be read ({next(iter(str(error).splitlines()), type(error).__name__)}); copy them again"
+    return f"its weights cannot be read ({_first_line(error)}); copy them again"
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
 
 
 def _refuse_unknown(options: Mapping[str, Any], known: set[str], where: str) -> None:

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBas
 
 from cleft.errors import CheckpointError, ConfigError
 from cleft.towers.hub import is_within_reach, quiet_transformers
+from cleft.towers.hub_files import check_tokenizer_files
 
 LOG = logging.getLogger(__name__)
 END = "<|endoftext|>"
@@ -186,6 +187,7 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
             f"no tokenizer at {str(source)!r}: it is neither a folder, nor in the local cache, nor can it be "
             f"downloaded; give the folder that holds its tokenizer.json"
         )
+    check_tokenizer_files(place if place.is_dir() else source)
     try:
         with quiet_transformers():
             tokenizer: Any = AutoTokenizer.from_pretrained(place if place.is_dir() else source, trust_remote_code=False)
