@@ -13,7 +13,7 @@ import cleft
 ROOT = Path(cleft.__file__).parent
 ROOMS = ["data", "towers", "learning", "evaluation", "report", "studies"]
 ORDER = [
-    *("errors", "files", "arguments", "text_rules", "types", "privacy", "config", "codec", "identity"),
+    *("errors", "launch", "files", "arguments", "text_rules", "types", "privacy", "config", "codec", "identity"),
     *ROOMS,
     *("doctor", "cli"),
 ]

@@ -10,13 +10,15 @@ import shlex
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from cleft.errors import CleftError, ConfigError, ResourceError, Terminated
+from cleft.errors import CleftError, ConfigError, OtherRankFailed, ResourceError, Terminated
+from cleft.launch import LAUNCHER_VARIABLES, Launch, find_launch, is_first
 
 if TYPE_CHECKING:
     from cleft.config import ClassifyConfig, Settings
@@ -53,12 +55,25 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         if rest and not getattr(options, "takes_settings", False):
             raise ConfigError(f"unexpected {' '.join(rest)!r}; see cleft {options.verb} --help")
-        _speak()
+        launch = find_launch()
+        _speak(is_first())
+        if launch is not None and options.verb != "pretrain":
+            if launch.rank > 0:
+                return 0
+            _work_alone(launch, options.verb)
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings are about its own calls, once per process
+        if options.verb in _HEAVY and is_first():
+            print("loading PyTorch and the other libraries ...", file=sys.stderr, flush=True)
         return options.run_verb(options, rest) or 0
+    except OtherRankFailed as error:
+        return error.exit_code
     except KeyboardInterrupt:
         return _say("stopped by Ctrl-C", 130, debug=options.debug)
     except CleftError as error:
-        return _say(str(error), error.exit_code, debug=options.debug)
+        if error.rank is None and isinstance(error, ConfigError) and os.environ.get("LOCAL_RANK", "0") != "0":
+            return error.exit_code  # every process of this machine was given the same command, and the first reports it
+        rank = "" if error.rank is None else f"rank {error.rank}: "
+        return _say(f"{rank}{error}", error.exit_code, debug=options.debug)
     except MemoryError:
         return _say(
             "out of memory; lower train.batch_size or images.size", ResourceError.exit_code, debug=options.debug
@@ -68,6 +83,22 @@ def main(words: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:
         return _say(_explain(error), ResourceError.exit_code, debug=options.debug)
+
+
+_HEAVY = ("pretrain", "learn-context", "classify", "evaluate", "reproduce", "import")
+"""Verbs that load PyTorch, which takes half a minute on a slow machine."""
+
+
+def _work_alone(launch: Launch, verb: str) -> None:
+    """Makes this process independent of the launcher that started it: only stage one works on several processes."""
+    if launch.world_size > 1:
+        print(
+            f"cleft {verb} works in one process; the other {launch.world_size - 1} that {launch.launcher} started do "
+            f"nothing",
+            file=sys.stderr,
+        )
+    for name in LAUNCHER_VARIABLES:
+        os.environ.pop(name, None)
 
 
 def entry() -> None:
@@ -87,15 +118,17 @@ def _explain(error: OSError) -> str:
     return f"{error.filename or 'the disk'}: {error.strerror or error}; {mend}"
 
 
-def _speak() -> None:
-    """Sends what the rooms have to say to the error stream."""
+def _speak(is_first: bool) -> None:
+    """Sends log messages to the error stream; of several processes only the first reports more than errors."""
     talk = logging.getLogger("cleft")
     if not talk.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
         talk.addHandler(handler)
-        talk.setLevel(logging.INFO)
         talk.propagate = False
+        talk.setLevel(logging.INFO if is_first else logging.ERROR)
+        if not is_first:
+            warnings.simplefilter("ignore")
 
 
 def _apart(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -410,17 +443,19 @@ def _pretrain(options: argparse.Namespace, words: list[str]) -> None:
     from cleft.learning.pretrain import pretrain
     from cleft.towers.folders import peek_description
 
-    if "imported" in peek_description(Path(options.preset)).get("extra", {}):
+    if is_first() and "imported" in peek_description(Path(options.preset)).get("extra", {}):
         print(
             f"{options.preset}: its settings are taken and none of its weights; training begins anew", file=sys.stderr
         )
     if settings.method == "image-only":
-        print(
-            f"{pretrain(settings, folder)}: an image tower, nothing was trained; next: cleft classify {_typed(folder)}"
-        )
+        made = pretrain(settings, folder)
+        if is_first():
+            print(f"{made}: an image tower, nothing was trained; next: cleft classify {_typed(folder)}")
         return
     following = "classify" if settings.method == "mrm" else "learn-context"
-    print(f"{pretrain(settings, folder)}: stage one is complete; next: cleft {following} {_typed(folder)}")
+    trained = pretrain(settings, folder)
+    if is_first():
+        print(f"{trained}: stage one is complete; next: cleft {following} {_typed(folder)}")
 
 
 def _learn_context(options: argparse.Namespace, words: list[str]) -> None:

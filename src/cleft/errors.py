@@ -4,14 +4,14 @@ A message says what is wrong with the value in hand, where, and what to do. It s
 quotes what was given and ends without a full stop. The command line prints it after `error: `.
 """
 
-from typing import ClassVar
-
 
 class CleftError(Exception):
     """Base of all errors raised on purpose."""
 
-    exit_code: ClassVar[int] = 1
+    exit_code: int = 1
     """What the command line exits with; one code per kind, so that scripts can tell them apart."""
+    rank: int | None = None
+    """Of the process that raised it, where it is not the first of several that have met."""
 
 
 class ConfigError(CleftError, ValueError):
@@ -63,3 +63,15 @@ class Terminated(CleftError):
     """The process was asked to end (SIGTERM); what was under way is saved."""
 
     exit_code = 143
+
+
+class OtherRankFailed(CleftError):
+    """Another process of the same training failed and has reported why; there is nothing to add.
+
+    Args:
+        exit_code: Of that process.
+    """
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("another process of this training failed; its message says why")
+        self.exit_code = exit_code

@@ -4,6 +4,7 @@ import csv
 import os
 import random
 import signal
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -22,7 +23,10 @@ def remains(folder):
     store = StateStore(folder / "states")
     state = store.load_checkpoint(store.latest().path)
     with (folder / "logs" / "log.csv").open() as file:
-        lines = [{k: v for k, v in row.items() if k != "seconds_per_step"} for row in csv.DictReader(file)]
+        lines = [
+            {k: v for k, v in row.items() if k not in ("seconds_per_step", "save_seconds")}
+            for row in csv.DictReader(file)
+        ]
     tensors = {name: tensor.numpy().tobytes() for name, tensor in state["state_dict"].items()}
     moments = [
         (key, torch.as_tensor(value).numpy().tobytes())
@@ -217,3 +221,50 @@ def test_the_callers_generator_and_kernels_are_left_as_they_were(tmp_path):
     run_tiny(tmp_path / "run", learner=learner)
     assert torch.equal(torch.rand(1), expected)
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+class Worsening(TinyLearner):
+    """Its validation losses are given."""
+
+    losses = MappingProxyType({2: 3.0, 4: 2.0, 6: 2.5, 8: 2.25, 10: 1.0, 12: 1.5})
+
+    def validation_loss(self, poll):
+        poll()
+        self._maybe_die("validation")
+        return self.losses[self.trainer.global_step]
+
+
+def test_training_stops_early_where_the_validation_loss_no_longer_falls(tmp_path, caplog):
+    caplog.set_level("INFO")
+    _, outcome = run_tiny(tmp_path / "run", learner=Worsening(), val_every=2, patience=2)
+    assert (outcome.best_step, outcome.best_loss, outcome.last_step) == (4, 2.0, 8)
+    assert "step 8 of 12: training stops early, the validation loss was lowest at step 4" in caplog.text
+    assert (
+        "kept the weights of step 4 of 12 (stopped early at step 8), which have the lowest validation loss (2.0000)"
+        in (caplog.text)
+    )
+    assert StateStore(tmp_path / "run" / "states").latest().step == 8
+
+
+@pytest.mark.parametrize("patience", [None, 0, 3])
+def test_with_enough_patience_or_none_training_goes_to_its_end(tmp_path, patience):
+    _, outcome = run_tiny(tmp_path / "run", learner=Worsening(), val_every=2, patience=patience)
+    assert (outcome.best_step, outcome.last_step) == (10, 12)
+
+
+@pytest.mark.parametrize("place", [("forward", 4), ("forward", 7), ("validation", 8)])
+def test_early_stopping_counts_on_where_a_run_was_killed(tmp_path, place):
+    options = {"val_every": 2, "save_every": 1, "patience": 2}
+    whole, expected = run_tiny(tmp_path / "whole", learner=Worsening(), **options)
+    assert forked(lambda: run_tiny(tmp_path / "run", learner=Worsening(dies_at=place), **options)) == -9
+    resumed, outcome = run_tiny(tmp_path / "run", learner=Worsening(), **options)
+    assert outcome == expected
+    assert remains(tmp_path / "run") == remains(tmp_path / "whole")
+    assert all(torch.equal(value, whole.state_dict()[name]) for name, value in resumed.state_dict().items())
+
+
+def test_a_run_that_stopped_early_and_was_killed_before_its_end_makes_no_further_step(tmp_path):
+    options = {"val_every": 2, "patience": 2}
+    _, expected = run_tiny(tmp_path / "run", learner=Worsening(), **options)
+    _, outcome = run_tiny(tmp_path / "run", learner=Worsening(dies_at=("forward", 8)), **options)
+    assert outcome == expected

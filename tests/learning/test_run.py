@@ -228,3 +228,49 @@ def test_a_run_that_learned_nothing_takes_new_settings(tmp_path):
     with open_run(tmp_path, replace(SETTINGS, classes=("Edema", "Fracture")), "context") as run:
         run.keep_split({**FACTS, "digest": "d2"})
         assert load_settings(tmp_path).classes == ("Edema", "Fracture")
+
+
+def test_a_refused_command_leaves_no_folder(tmp_path):
+    folder = tmp_path / "runs" / "first"
+
+    def refused():
+        with open_run(folder, SETTINGS, "pretrain") as run:
+            run.keep_split(FACTS)
+            (folder / "states").mkdir()
+            raise DataError("there is no table")
+
+    with pytest.raises(DataError):
+        refused()
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_refused_command_leaves_what_was_there_before(tmp_path):
+    mine = tmp_path / "runs" / "mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("notes")
+    with pytest.raises(DataError), open_run(tmp_path / "runs" / "first", SETTINGS, "pretrain"):
+        raise DataError("there is no table")
+    assert [path.name for path in mine.parent.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("trace", ["logs", "summary.json", "states/step-00000010.0000000000000000.ckpt"])
+def test_a_run_that_has_begun_stays_when_it_fails(tmp_path, trace):
+    folder = tmp_path / "first"
+
+    def failed():
+        with open_run(folder, SETTINGS, "pretrain"):
+            (folder / trace).parent.mkdir(exist_ok=True)
+            (folder / trace).touch() if "." in trace else (folder / trace).mkdir()
+            raise DataError("an image is gone")
+
+    with pytest.raises(DataError):
+        failed()
+    assert load_settings(folder) == SETTINGS
+
+
+def test_a_run_that_is_resumed_and_refused_stays(tmp_path):
+    with open_run(tmp_path / "first", SETTINGS, "pretrain"):
+        pass
+    with pytest.raises(DataError), open_run(tmp_path / "first", SETTINGS, "pretrain"):
+        raise DataError("there is no table")
+    assert load_settings(tmp_path / "first") == SETTINGS

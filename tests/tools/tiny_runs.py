@@ -55,4 +55,7 @@ def log_of(run: Path) -> list[dict[str, str]]:
     """The table of a run without its times."""
     with (run / "logs" / "log.csv").open() as file:
         rows = list(csv.DictReader(file))
-    return [{key: value for key, value in row.items() if not key.endswith("seconds_per_step")} for row in rows]
+    return [{key: value for key, value in row.items() if not key.endswith(_TIMES)} for row in rows]
+
+
+_TIMES = ("seconds_per_step", "save_seconds")

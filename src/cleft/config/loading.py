@@ -427,7 +427,8 @@ def _allowed(key: str) -> list[str]:
         kind = _hints(kind).get(name)
     choices = typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else [kind]
     words = [typing.get_args(choice) for choice in choices if typing.get_origin(choice) is typing.Literal]
-    return [str(word) for group in words for word in group]
+    numbers = ["a whole number"] if words and int in choices else []
+    return [*numbers, *(str(word) for group in words for word in group)]
 
 
 def _check_idle(given: Mapping[str, Any], settings: Settings) -> None:

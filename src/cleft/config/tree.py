@@ -105,6 +105,8 @@ class DataConfig:
     """Share of images that may be missing or unreadable before the run stops."""
     workers: int = 0
     """Processes that load batches, and before that decode what is not prepared yet. Never changes a result."""
+    timeout: int = 120
+    """Seconds to wait for a batch of these processes before the run stops, e.g. where a network disk hangs."""
     cache: Path | None = None
     """Where prepared images are kept; by default `~/.cache/cleft`."""
     prepare: Literal["as-needed", "ahead"] = "as-needed"
@@ -120,6 +122,7 @@ class DataConfig:
                 raise ConfigError(
                     f"data.caption_templates holds {template!r}; write {{}} once, where the findings stand"
                 )
+        _check_range("data.timeout", self.timeout, 1, 10**6)
         _check_range("data.workers", self.workers, 0, 256)
         if self.mapping is not None and self.dataset != "rsna":
             raise ConfigError(f"data.mapping={self.mapping} is for data.dataset=rsna, not {self.dataset}; leave it out")
@@ -494,12 +497,19 @@ class TrainConfig:
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     """Trained weights keep float32 masters in every case."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    devices: int = 1
-    """Cards per machine."""
-    nodes: int = 1
-    """Machines."""
-    strategy: str = "auto"
-    """Lightning's name for how devices work together, e.g. `ddp` or `fsdp`."""
+    devices: int | Literal["auto"] = "auto"
+    """Cards, or on a CPU processes, per machine. `auto`: as many as the launcher (torchrun, srun, mpirun) started, or
+    one without a launcher."""
+    nodes: int | Literal["auto"] = "auto"
+    """Machines. `auto`: as many as the launcher started processes on, or one without a launcher."""
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    """How several devices work together. `ddp`: each holds the whole model. `fsdp`: weights are shared out over cards;
+    experimental. `auto`: `ddp` for several devices."""
+    timeout: int = 1800
+    """Seconds after which a process that waits for the others gives up."""
+    patience: int | None = None
+    """Validations in a row without a lower validation loss after which training stops early; by default, and for 0, it
+    never does."""
     val_every: int = 500
     """Steps between two looks at the validation loss."""
     save_every: int = 500
@@ -513,8 +523,12 @@ class TrainConfig:
                 f"train.batch_size={self.batch_size}: images are told apart, which needs at least 2 pairs; set it to 2 "
                 f"or more"
             )
-        for name in ("devices", "nodes", "val_every", "save_every", "log_every"):
-            _check_range(f"train.{name}", getattr(self, name), 1, 10**9)
+        for name in ("devices", "nodes", "timeout", "val_every", "save_every", "log_every"):
+            value = getattr(self, name)
+            if value != "auto":
+                _check_range(f"train.{name}", value, 1, 10**9)
+        if self.patience is not None:
+            _check_range("train.patience", self.patience, 0, 10**9)
 
 
 @dataclass(frozen=True, kw_only=True)

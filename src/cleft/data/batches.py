@@ -7,22 +7,26 @@ Shapes: `N` images of a split, `B` images of a batch, `C` findings, `S` side of 
 
 from __future__ import annotations
 
+import re
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
+from weakref import WeakSet
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter  # pyright: ignore[reportPrivateUsage]
 
-from cleft.config import ImagesConfig, Settings
+from cleft.config import DataConfig, ImagesConfig, Settings
 from cleft.data.orders import distinct_order, epoch_order, group_rows
 from cleft.data.pixels.augment import augment, centre_crop
 from cleft.data.pixels.pixel_rows import PixelRows
 from cleft.data.pixels.prepared import PreparedImages
 from cleft.data.texts import Texts
-from cleft.errors import ConfigError, DataError
+from cleft.errors import CleftError, ConfigError, DataError, ResourceError
 from cleft.types import Batch, Record
 
 
@@ -169,7 +173,7 @@ def train_loader(
     world_size: int = 1,
     augmented: bool = True,
     texts: Texts | None = None,
-) -> DataLoader[Batch]:
+) -> Batches:
     """Returns all remaining batches of a run, one per step; epochs follow each other inside.
 
     Args:
@@ -202,7 +206,7 @@ def train_loader(
         groups=groups,
     )
     views = Views(records, prepared, findings, settings.images, settings.seed if augmented else None, texts)
-    return _loader(views, sampler, settings.data.workers, persistent=False)
+    return Batches(views, sampler, [record.id for record in records], settings.data, persistent=False)
 
 
 def eval_loader(
@@ -213,7 +217,7 @@ def eval_loader(
     *,
     batch_size: int,
     texts: Texts | None = None,
-) -> DataLoader[Batch]:
+) -> Batches:
     """Returns every image once, in the records' order, cropped at the centre; the last batch may be smaller.
 
     Args:
@@ -230,7 +234,7 @@ def eval_loader(
     views = Views(records, prepared, findings, settings.images, None, texts)
     positions = [(0, row) for row in range(len(records))]
     batches = [positions[start : start + batch_size] for start in range(0, len(positions), batch_size)]
-    return _loader(views, batches, settings.data.workers, persistent=True)
+    return Batches(views, batches, [record.id for record in records], settings.data, persistent=True)
 
 
 def label_table(records: Sequence[Record], findings: Sequence[str]) -> NDArray[np.float32]:
@@ -259,16 +263,106 @@ def _captions(records: Sequence[Record]) -> list[str]:
     return captions
 
 
-def _loader(views: Views, batches: Any, workers: int, *, persistent: bool) -> DataLoader[Batch]:
-    return DataLoader(
-        views,
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=_as_it_is,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_one_thread if workers else None,
-        persistent_workers=persistent and workers > 0,
+class Batches:
+    """Batches of a loader, whose errors say which images were being read.
+
+    Args:
+        views: Makes a batch of positions.
+        batches: Positions of each batch, (epoch, row).
+        names: Id of each row.
+        config: Workers, and how long to wait for them.
+        persistent: Whether workers stay for the next pass.
+    """
+
+    def __init__(
+        self, views: Views, batches: Any, names: Sequence[str], config: DataConfig, *, persistent: bool
+    ) -> None:
+        self._handed_out = _HandedOut(batches)
+        self._names = names
+        self.loader = DataLoader(
+            views,
+            batch_sampler=self._handed_out,
+            num_workers=config.workers,
+            collate_fn=_as_it_is,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_one_thread if config.workers else None,
+            persistent_workers=persistent and config.workers > 0,
+            timeout=config.timeout if config.workers else 0,
+        )
+        _reading.add(self)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        self._handed_out.waiting.clear()
+        batches = iter(self.loader)
+        try:
+            for batch in batches:
+                self._handed_out.waiting.popleft()
+                yield batch
+        except (RuntimeError, CleftError) as error:
+            explained = explain_worker(error)
+            if isinstance(batches, _MultiProcessingDataLoaderIter):
+                batches._shutdown_workers()  # pyright: ignore  left to the garbage collector they would hold it up
+            if explained is None:
+                raise
+            raise explained from error
+        self._handed_out.waiting.clear()
+
+    def in_flight(self) -> list[str]:
+        """Ids of the images that workers were given and have not returned."""
+        return [self._names[row] for batch in self._handed_out.waiting for _, row in batch]
+
+
+class _HandedOut:
+    """Positions of batches, which are remembered until their batch is there."""
+
+    def __init__(self, batches: Any) -> None:
+        self._batches = batches
+        self.waiting: deque[list[tuple[int, int]]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for batch in self._batches:
+            self.waiting.append(batch)
+            yield batch
+
+
+_reading: WeakSet[Batches] = WeakSet()
+"""Every loader: torch reports the end of a worker wherever the main thread is at that moment."""
+
+
+def explain_worker(error: BaseException) -> CleftError | None:
+    """Returns what an error of torch's loader means, or None if it is about something else."""
+    text = str(error)
+    if "DataLoader" not in text:
+        return None
+    named = list(dict.fromkeys(name for loader in _reading for name in loader.in_flight()))
+    which = (
+        f"{', '.join(named[:_NAMED])}{f' and {len(named) - _NAMED} more' if len(named) > _NAMED else ''}" or "unknown"
     )
+    waited = re.search(r"timed out after ([\d.]+)", text)
+    if waited:
+        return DataError(
+            f"no image came from a loader worker for {float(waited[1]):g} s (data.timeout); being read: {which}. See "
+            f"whether their disk answers, or raise data.timeout",
+            reason="timeout",
+        )
+    ended = re.search(r"killed by signal: ([^.]+)|exited unexpectedly", text)
+    if not ended:
+        return None
+    how = f"was killed by a signal ({ended[1].strip()})" if ended[1] else "ended unexpectedly"
+    memory = ", more shared memory (/dev/shm)" if "Bus error" in text or "shared memory" in text else ""
+    return ResourceError(
+        f"a loader worker {how}; being read: {which}. Often memory ran out: set fewer data.workers or smaller "
+        f"images.size{memory}; the same command resumes"
+    )
+
+
+_NAMED = 8
 
 
 def _with_texts(batch: Batch, texts: Texts, positions: Sequence[tuple[int, int]]) -> Batch:

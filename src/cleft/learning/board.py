@@ -6,6 +6,7 @@ in TensorBoard's own format and with its own checksums.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Mapping
@@ -86,8 +87,15 @@ class BoardLog(Logger):
 
     def _add(self, event: Any) -> None:
         assert self._file is not None
-        RecordWriter(self._file).write(event.SerializeToString())
-        self._file.flush()
+        try:
+            RecordWriter(self._file).write(event.SerializeToString())
+            self._file.flush()
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._file.close()
+            self._file = None  # what follows half a record cannot be read: begin a new file, which replaces no step
+            self._first_step = max(self._first_step, event.step)
+            raise
 
 
 def _new_file(folder: Path) -> BinaryIO:

@@ -36,6 +36,7 @@ from cleft.learning.learner import Learner
 from cleft.learning.material import Material, read_material
 from cleft.learning.probe import solve_probe
 from cleft.learning.protocols import follow_protocol, is_exact, optim_of, reads_once
+from cleft.learning.ranks import check_hardware, one_device
 from cleft.learning.run import Run, carried_facts, open_run
 from cleft.learning.sources import check_source
 from cleft.learning.stops import StopFlag
@@ -101,6 +102,9 @@ def classify(
     source, folder = as_path(source, "source"), as_path(folder, "folder")
     _check_source(source, settings, folder)
     settings = replace(settings, data=learned_data(source, settings, data), classify=follow_protocol(settings.classify))
+    check_hardware(
+        replace(one_device(settings.train), precision=_precision(settings.classify, settings.train.accelerator))
+    )
     reading = read_dataset(settings.data)
     told_apart = choose_classes(classes, settings, reading.dataset, reading.findings)
     settings = replace(settings, classes=told_apart)
@@ -246,6 +250,11 @@ class Classification(Learner):
     def validated(self, loss: float) -> dict[str, float]:
         """Both, whichever decides."""
         return self._measured
+
+    @property
+    def chosen_by(self) -> str:
+        """The cross-entropy, or one minus the AUC where that decides."""
+        return "value of one minus the validation AUC" if self._choose == "auc" else "validation loss"
 
     def told(self, loss: float) -> str:
         """Both, in words."""
@@ -524,16 +533,15 @@ def _plan(settings: Settings, accelerator: Literal["auto", "cpu", "gpu"]) -> Pla
         save_every=settings.train.save_every,
         log_every=settings.train.log_every,
     )
-    alone = replace(
-        settings.train,
-        devices=1,
-        nodes=1,
-        strategy="auto",
-        accelerator=accelerator,
-        precision=_precision(config, accelerator),
-    )
+    alone = replace(one_device(settings.train), accelerator=accelerator, precision=_precision(config, accelerator))
     return Plan(
-        intervals=intervals, seed=settings.seed, clip_norm=None, train=alone, columns=["val/auc"], prefix="classify/"
+        intervals=intervals,
+        seed=settings.seed,
+        clip_norm=None,
+        train=alone,
+        memory=f"classify.batch_size={config.batch_size}, images.size={settings.images.size}",
+        columns=["val/auc"],
+        prefix="classify/",
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -28,6 +28,7 @@ from cleft.learning.engine import Plan, train
 from cleft.learning.keeper import Intervals
 from cleft.learning.learner import Learner
 from cleft.learning.material import Material, read_material
+from cleft.learning.ranks import check_hardware, one_device
 from cleft.learning.run import Run, carried_facts, open_run
 from cleft.learning.sources import check_source
 from cleft.learning.stops import StopFlag
@@ -66,6 +67,7 @@ def learn_context(
     source = as_path(source, "source")
     settings = load_settings(source) if settings is None else settings
     folder = source.with_name(f"{source.name}-context") if folder is None else as_path(folder, "folder")
+    check_hardware(one_device(settings.train))
     check_reads_texts(source)
     check_source(source, settings, folder, what="stage two")
     with open_run(folder, settings, "context") as run, StopFlag() as stop:
@@ -179,9 +181,14 @@ def _plan(settings: Settings) -> Plan:
         log_every=settings.train.log_every,
     )
     # The towers stand still and a step is small: one device does it.
-    alone = replace(settings.train, devices=1, nodes=1, strategy="auto")
+    alone = one_device(settings.train)
     return Plan(
-        intervals=intervals, seed=settings.seed, clip_norm=config.optim.clip_norm, train=alone, prefix="context/"
+        intervals=intervals,
+        seed=settings.seed,
+        clip_norm=config.optim.clip_norm,
+        train=alone,
+        memory=f"context.batch_size={config.batch_size}, context.length={config.length}",
+        prefix="context/",
     )
 
 

@@ -9,33 +9,36 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.warnings import PossibleUserWarning
-from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.pytorch.strategies import Strategy
 from torch.utils import deterministic as kernels
 
 from cleft.config import TrainConfig
-from cleft.errors import CheckpointError
+from cleft.data.batches import explain_worker
+from cleft.errors import CheckpointError, CleftError, ResourceError
 from cleft.learning.keeper import Intervals, Keeper
 from cleft.learning.learner import Learner, check_names
 from cleft.learning.logs import ProgressBar, build_loggers
 from cleft.learning.optim import moving_weights
+from cleft.learning.ranks import Peers, Replicas, cluster_environment, synchronise_norms, uses_card
 from cleft.learning.run import Run, is_first_rank
 from cleft.learning.states import tensor_bytes
 from cleft.learning.stops import StopFlag
-from cleft.learning.watch import StepSeeds, Watch
+from cleft.learning.watch import StepSeeds, Watch, last_good
 
 log = logging.getLogger(__name__)
 
-LOGGED = ("train/loss", "val/loss", "lr", "gradient_norm", "seconds_per_step")
+LOGGED = ("train/loss", "val/loss", "lr", "gradient_norm", "seconds_per_step", "save_seconds")
 """Quantities that every stage logs."""
 
 
@@ -47,7 +50,11 @@ class Plan:
     seed: int
     clip_norm: float | None
     train: TrainConfig
-    """Devices and precision."""
+    """Devices and precision; numbers of devices and machines, no `auto`."""
+    memory: str
+    """Settings that decide how much memory a step needs, with their values."""
+    patience: int | None = None
+    """Validations in a row without a lower validation loss after which training stops early."""
     columns: Sequence[str] = ()
     """Quantities the stage logs besides `LOGGED`."""
     prefix: str = ""
@@ -62,6 +69,27 @@ class Outcome:
     """Step whose weights had the lowest validation loss; the last where nothing was validated."""
     best_loss: float | None
     """That loss."""
+    last_step: int
+    """Last step that was made; before the planned end where training stopped early."""
+
+    def kept(self, steps: int, chosen_by: str) -> str:
+        """Describes which weights are kept.
+
+        Args:
+            steps: Planned.
+            chosen_by: What `best_loss` is.
+
+        Example:
+            >>> Outcome(best_step=75, best_loss=1.5, last_step=400).kept(400, "validation loss")
+            'kept the weights of step 75 of 400, which have the lowest validation loss (1.5000)'
+        """
+        early = f" (stopped early at step {self.last_step})" if self.last_step < steps else ""
+        if self.best_loss is None:
+            return f"kept the weights of the last step, {self.best_step} of {steps}{early}; nothing was validated"
+        return (
+            f"kept the weights of step {self.best_step} of {steps}{early}, which have the lowest {chosen_by} "
+            f"({self.best_loss:.4f})"
+        )
 
 
 Batches = Callable[[int, int, int], Iterable[Any]]
@@ -91,15 +119,45 @@ def train(learner: Learner, batches: Batches, run: Run, plan: Plan, stop: StopFl
         run.store.check_room(3 * tensor_bytes(moving_weights(learner)) + 2**16)
         if state is not None:
             log.info("%s: going on from step %d of %d", run.folder, first_step, plan.intervals.steps)
+        several = plan.train.devices != 1 or plan.train.nodes != 1
+        if several and not uses_card(plan.train):
+            synchronise_norms(learner)
+        peers = Peers()
         with _surroundings(plan.train):
-            trainer = _build_trainer(run, plan, stop, first_step)
-            trainer.fit(
-                learner,
-                Steps(batches, plan.intervals.steps, first_step, trainer),
-                ckpt_path=None if state is None else str(state.path),
-                weights_only=True,
-            )
-    return _take_best(learner, run)
+            trainer = _build_trainer(run, plan, stop, first_step, peers)
+            try:
+                trainer.fit(
+                    learner,
+                    Steps(batches, plan.intervals.steps, first_step, trainer),
+                    ckpt_path=None if state is None else str(state.path),
+                    weights_only=True,
+                )
+            except (MemoryError, RuntimeError) as error:
+                explained = _explain(error, trainer, plan, run, peers)
+                if explained is None:
+                    raise
+                raise explained from error
+    outcome = _take_best(learner, run)
+    if is_first_rank():
+        log.info("%s: %s", run.folder, outcome.kept(plan.intervals.steps, learner.chosen_by))
+    return outcome
+
+
+def _explain(
+    error: MemoryError | RuntimeError, trainer: L.Trainer, plan: Plan, run: Run, peers: Peers
+) -> CleftError | None:
+    """What a failure of the machine means for whoever started the run; None for an error of our own."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or _NO_MEMORY.search(str(error)):
+        device = trainer.strategy.root_device
+        return ResourceError(
+            f"step {trainer.global_step}: {'memory' if device.type == 'cpu' else f'memory of {device}'} ran out with "
+            f"{plan.memory}; last good state: {last_good(run.store)}. Lower one of them, or set "
+            f"image.gradient_checkpointing=true"
+        )
+    return explain_worker(error) or peers.explain(error)
+
+
+_NO_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate memory|cannot allocate memory", re.IGNORECASE)
 
 
 class Steps:
@@ -132,14 +190,13 @@ class Steps:
         """Nothing to take back."""
 
 
-def _build_trainer(run: Run, plan: Plan, stop: StopFlag, first_step: int) -> L.Trainer:
+def _build_trainer(run: Run, plan: Plan, stop: StopFlag, first_step: int, peers: Peers) -> L.Trainer:
     watch = Watch(run.store)
     bar = ProgressBar(run.stage, plan.intervals.steps)
-    keeper = Keeper(run.store, plan.intervals, stop=stop, watch=watch, bar=bar, prefix=plan.prefix)
-    plugins: list[Any] = [run.store]
-    if SLURMEnvironment.detect():
-        # Its handler would save from inside a signal; a stopped run is resubmitted as it was submitted.
-        plugins.append(SLURMEnvironment(auto_requeue=False))
+    keeper = Keeper(
+        run.store, plan.intervals, stop=stop, watch=watch, bar=bar, prefix=plan.prefix, patience=plan.patience
+    )
+    assert plan.train.nodes != "auto"
     return L.Trainer(
         accelerator=plan.train.accelerator,
         devices=plan.train.devices,
@@ -148,9 +205,12 @@ def _build_trainer(run: Run, plan: Plan, stop: StopFlag, first_step: int) -> L.T
         precision=plan.train.precision,
         max_epochs=1,
         gradient_clip_val=plan.clip_norm,
-        callbacks=[StepSeeds(plan.seed, run.stage), watch, bar, keeper],  # the keeper last: it saves what they did
+        # The keeper last: it saves what the others did.
+        callbacks=[peers, StepSeeds(plan.seed, run.stage), watch, bar, keeper],
         logger=build_loggers(run.log_folder, [f"{plan.prefix}{name}" for name in (*LOGGED, *plan.columns)], first_step),
-        plugins=plugins,
+        # Not Lightning's own for SLURM: its handler would save from inside a signal.
+        plugins=[run.store, cluster_environment(plan.train)],
+        sync_batchnorm=uses_card(plan.train),
         default_root_dir=run.folder,
         log_every_n_steps=1,  # the keeper logs
         limit_val_batches=0,  # the keeper validates, at a place from which a run can go on
@@ -163,11 +223,11 @@ def _build_trainer(run: Run, plan: Plan, stop: StopFlag, first_step: int) -> L.T
 
 
 def _strategy(config: TrainConfig) -> str | Strategy:
-    """Lightning's strategy; several devices without a word replicate the model."""
-    several = config.devices * config.nodes > 1
+    """Lightning's strategy; several devices hold the whole model each, unless it is shared out."""
+    several = config.devices != 1 or config.nodes != 1
     if config.strategy == "ddp" or (config.strategy == "auto" and several):
         # A mask token or a pooler that is never used must not stop the others; whole parts are watched (G10).
-        return DDPStrategy(find_unused_parameters=True)
+        return Replicas(find_unused_parameters=True, timeout=timedelta(seconds=config.timeout))
     return config.strategy
 
 
@@ -191,6 +251,7 @@ def _take_best(learner: Learner, run: Run) -> Outcome:
     return Outcome(
         best_step=newest.step if best_step is None else best_step,
         best_loss=None if best_step is None else kept["best_loss"],
+        last_step=newest.step,
     )
 
 

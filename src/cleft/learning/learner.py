@@ -56,6 +56,11 @@ class Learner(L.LightningModule):
         """
         return {"val/loss": loss}
 
+    @property
+    def chosen_by(self) -> str:
+        """What `validation_loss` measures, for messages."""
+        return "validation loss"
+
     def told(self, loss: float) -> str:
         """Returns in words what the best weights are chosen by, e.g. `loss 0.4321`."""
         return f"loss {loss:.4f}"

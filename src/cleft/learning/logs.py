@@ -58,14 +58,21 @@ class CsvLog(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Adds one line.
+        """Adds one line, or none where that fails.
 
         Raises:
+            OSError: If the file cannot be written.
             ValueError: If a quantity has no column.
         """
         self._prepare()
         with self._path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self._columns, lineterminator="\n").writerow({"step": step, **metrics})
+            before = file.tell()
+            try:
+                csv.DictWriter(file, self._columns, lineterminator="\n").writerow({"step": step, **metrics})
+                file.flush()
+            except OSError:
+                os.truncate(self._path, before)
+                raise
 
     @rank_zero_only
     def save(self) -> None:
@@ -78,7 +85,6 @@ class CsvLog(Logger):
         """Writes the head, and behind it the lines of the steps that are done."""
         if self._ready:
             return
-        self._ready = True
         rows: list[dict[str, str]] = []
         if self._path.is_file():
             with self._path.open(newline="", encoding="utf-8") as file:
@@ -89,6 +95,7 @@ class CsvLog(Logger):
         writer.writerows(rows)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(self._path, text.getvalue(), mode=None)
+        self._ready = True
 
 
 def build_loggers(folder: Path, columns: Sequence[str], first_step: int) -> list[Logger]:

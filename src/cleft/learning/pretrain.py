@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cleft.arguments import as_path
-from cleft.config import Settings, load_settings
+from cleft.config import ImageTowerConfig, Settings, TextTowerConfig, TrainConfig, load_settings
 from cleft.data import DATASETS
 from cleft.data.batches import eval_loader, train_loader
 from cleft.data.counting import FEWEST_PATIENTS
@@ -32,6 +32,7 @@ from cleft.learning.learner import Learner
 from cleft.learning.material import Material, keep_readable, read_material
 from cleft.learning.methods import OBJECTIVES, Facts
 from cleft.learning.optim import moving_weights
+from cleft.learning.ranks import first_rank_first, settle_devices
 from cleft.learning.run import Run, is_first_rank, open_run, split_facts, texts_digest
 from cleft.learning.stops import StopFlag
 from cleft.learning.watch import kept_generators, seed_generators, step_seed
@@ -76,18 +77,24 @@ def pretrain(settings: Settings, folder: Path | str, *, progress: bool = True) -
     """
     folder = as_path(folder, "folder")
     settings = _with_rule(settings, folder)
-    with open_run(folder, settings, "pretrain") as run, StopFlag() as stop:
+    train = settle_devices(settings.train)
+    with (
+        first_rank_first(train.timeout) as ready,
+        open_run(folder, settings, "pretrain") as run,
+        StopFlag() as stop,
+    ):
         if run.is_finished():
             return folder
         if settings.method == "image-only":
-            _keep_untrained(settings, run)
+            if is_first_rank():
+                _keep_untrained(settings, run)
             return folder
         material = keep_readable(read_material(settings, progress=progress), settings.data)
         _foresee(settings, material)
         texts = Texts(material.train, material.findings, settings.data, settings.seed)
         run.keep_split(material.facts(**_text_facts(texts, settings)))
         stop.check("while reading the data; nothing was learned yet")
-        _train(settings, material, texts, run, stop)
+        _train(settings, material, texts, run, stop, train, ready)
     return folder
 
 
@@ -245,8 +252,33 @@ class Pretraining(Learner):
         return torch.cat([self.model.encode_text(part) for part in parts])
 
 
-def _train(settings: Settings, material: Material, texts: Texts, run: Run, stop: StopFlag) -> None:
+def _train(
+    settings: Settings,
+    material: Material,
+    texts: Texts,
+    run: Run,
+    stop: StopFlag,
+    train_config: TrainConfig,
+    ready: Callable[[], None],
+) -> None:
+    """Trains.
+
+    Args:
+        settings: Of the run.
+        material: Records and their pixels.
+        texts: What is read with each image.
+        run: The open run folder.
+        stop: Set by a signal.
+        train_config: With numbers of devices and machines.
+        ready: To be called when the other ranks may begin.
+    """
+    if settings.train.patience and not material.val:
+        raise ConfigError(
+            f"train.patience={settings.train.patience} needs a validation split, and there is none; set "
+            f"data.val_fraction, or leave train.patience out"
+        )
     captions = texts.every()
+    log.info("building the model: image tower %s, text tower %s", _named(settings.image), _named(settings.text))
     model = build_model(settings, captions, learnable=_learnable(texts, settings))
     model.text_tower.remember(sorted(set(captions)))
     if DATASETS[settings.data.dataset].whole_captions and settings.data.texts == "captions":
@@ -274,13 +306,17 @@ def _train(settings: Settings, material: Material, texts: Texts, run: Run, stop:
             texts=texts,
         )
 
-    batches(0, 0, settings.train.devices * settings.train.nodes)  # refuses a batch that cannot be filled or shared
-    outcome = train(learner, batches, run, _plan(settings), stop)
+    assert train_config.devices != "auto"
+    assert train_config.nodes != "auto"
+    batches(0, 0, train_config.devices * train_config.nodes)  # refuses a batch that cannot be filled or shared
+    ready()
+    outcome = train(learner, batches, run, _plan(settings, train_config), stop)
     if is_first_rank():
         save_model(model, settings, run.folder, extra=run.terms())
         run.finish(
             {
                 "steps": settings.optim.steps,
+                "last_step": outcome.last_step,
                 "best_step": outcome.best_step,
                 "best_loss": outcome.best_loss,
                 "images": {"train": len(material.train), "val": len(material.val)},
@@ -316,7 +352,12 @@ def _refuse_cut(model: MethodModel, settings: Settings) -> None:
         )
 
 
-def _plan(settings: Settings) -> Plan:
+def _named(tower: ImageTowerConfig | TextTowerConfig) -> str:
+    """Name or kind of a tower."""
+    return tower.model or f"{(tower.scratch or {}).get('model_type')} from scratch"
+
+
+def _plan(settings: Settings, train_config: TrainConfig) -> Plan:
     every = settings.train
     intervals = Intervals(
         steps=settings.optim.steps, val_every=every.val_every, save_every=every.save_every, log_every=every.log_every
@@ -325,7 +366,10 @@ def _plan(settings: Settings) -> Plan:
         intervals=intervals,
         seed=settings.seed,
         clip_norm=settings.optim.clip_norm,
-        train=settings.train,
+        train=train_config,
+        memory=f"train.batch_size={settings.train.batch_size}, images.size={settings.images.size}, "
+        f"text.max_tokens={settings.text.max_tokens}",
+        patience=settings.train.patience,
         columns=COLUMNS,
     )
 

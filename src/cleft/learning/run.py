@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -26,12 +27,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.utilities.rank_zero import rank_zero_only
-
 from cleft.config import Settings, dump_settings, load_settings
 from cleft.data.tables.people import person
 from cleft.errors import ConfigError, DataError, ResourceError
 from cleft.files import find_json, write_json, write_whole
+from cleft.launch import count_processes, find_launch, is_first
 from cleft.learning.same import Stage, changes
 from cleft.learning.states import StateStore
 from cleft.learning.surroundings import keep_environment
@@ -126,16 +126,58 @@ def open_run(folder: Path, settings: Settings, stage: Stage) -> Generator[Run]:
         ResourceError: If the folder cannot be written.
     """
     run = Run(folder, stage, StateStore(folder / "states"))
+    launch = find_launch()
     if not is_first_rank():
+        if launch is not None and stage != "pretrain":
+            raise ConfigError(
+                f"{launch.launcher} started {launch.world_size} processes, but only stage one (pretrain) uses several; "
+                f"start the command without {launch.launcher}"
+            )
+        _check_settings(folder, settings, stage)
         yield run
         return
+    made = _made_folders(folder)
     _check_place(folder)
     with _locked(folder / "lock"):
-        _check_settings(folder, settings, stage)
-        if run.summary() is None:
-            write_whole(folder / "config.yaml", dump_settings(settings), mode=None)
-            keep_environment(folder / "environment.json", stage)
-        yield run
+        is_new = not (folder / "config.yaml").is_file()
+        try:
+            _check_settings(folder, settings, stage)
+            if run.summary() is None:
+                write_whole(folder / "config.yaml", dump_settings(settings), mode=None)
+                keep_environment(folder / "environment.json", stage, processes=_processes(settings, stage))
+            yield run
+        except BaseException:
+            if is_new and not has_begun(folder):
+                _remove_refused(folder, made)
+            raise
+
+
+def has_begun(folder: Path) -> bool:
+    """Returns whether a run has made a step, or is finished; before that there is nothing in it to keep."""
+    return _has_learned(folder) or (folder / "logs").is_dir()
+
+
+def _made_folders(folder: Path) -> list[Path]:
+    """Those of `folder` and its parents that do not exist yet, the innermost first."""
+    return [place for place in (folder, *folder.parents) if not place.exists()]
+
+
+def _remove_refused(folder: Path, made: list[Path]) -> None:
+    """Removes what this command wrote before it was refused, and the folders it made."""
+    for name in ("config.yaml", "environment.json", "split.json"):
+        (folder / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # files of the user, or of another process by now
+        (folder / "states").rmdir() if (folder / "states").is_dir() else None
+        (folder / "lock").unlink(missing_ok=True)
+        for place in made:
+            place.rmdir()
+
+
+def _processes(settings: Settings, stage: Stage) -> int:
+    if stage != "pretrain":
+        return 1
+    devices, nodes = count_processes(settings.train.devices, settings.train.nodes)
+    return devices * nodes
 
 
 def split_facts(
@@ -236,7 +278,7 @@ def texts_digest(texts: Iterable[str]) -> str:
 
 def is_first_rank() -> bool:
     """Whether this process writes for all ranks of a training."""
-    return getattr(rank_zero_only, "rank", 0) in (None, 0)
+    return is_first()
 
 
 def _check_place(folder: Path) -> None:

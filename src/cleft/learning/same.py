@@ -62,6 +62,7 @@ ROLES: Mapping[str, Role] = MappingProxyType(
         "data.exclude": Role.HARMLESS,  # a file may move; who is left is compared by digest
         "data.max_bad": Role.HARMLESS,
         "data.workers": Role.HARMLESS,
+        "data.timeout": Role.HARMLESS,
         "data.cache": Role.HARMLESS,
         "data.prepare": Role.HARMLESS,
         "images.recipe": Role.DECIDES,
@@ -93,9 +94,11 @@ ROLES: Mapping[str, Role] = MappingProxyType(
         "train.distinct": Role.DECIDES_PRETRAIN,
         "train.precision": Role.ROUNDS,
         "train.accelerator": Role.ROUNDS,
-        "train.devices": Role.ROUNDS,
-        "train.nodes": Role.ROUNDS,
+        "train.devices": Role.HARMLESS,  # environment.json holds the number of processes, which is compared
+        "train.nodes": Role.HARMLESS,
         "train.strategy": Role.ROUNDS,
+        "train.timeout": Role.HARMLESS,
+        "train.patience": Role.DECIDES_PRETRAIN,
         "train.val_every": Role.DECIDES_PRETRAIN,
         "train.save_every": Role.HARMLESS,
         "train.log_every": Role.HARMLESS,

@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -20,12 +21,19 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 from torch import Tensor
 
+from cleft import __version__
 from cleft.errors import CheckpointError, ResourceError
 from cleft.files import sync_folder
 
 log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"step-(\d{8,})\.([0-9a-f]{16})\.ckpt")
+SCHEMA = 2
+"""Rises when a state changes its form. 1: without the validations since the best one."""
+_PASSING = {errno.EIO, errno.ESTALE}
+"""Errors of disks and network file systems that may be gone at the next try."""
+_PAUSES = (0.5, 2.0)
+"""Seconds between tries to write."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -68,12 +76,14 @@ class StateStore(CheckpointIO):
         """
         step = int(Path(path).stem.removeprefix("step-"))
         self.failure = None
+        checkpoint["cleft"] = {"schema": SCHEMA, "version": __version__}
         try:
-            self._write(checkpoint, Path(path).stem)
+            self._write_patiently(checkpoint, Path(path).stem)
+            self._prune(step)
         except OSError as error:
             self.failure = self._explain(error, checkpoint)
-            return
-        self._prune(step)
+        except (RuntimeError, ValueError, TypeError, MemoryError) as error:
+            self.failure = f"{self.folder}: the training state of step {step} cannot be written: {error!r}"
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
@@ -87,7 +97,7 @@ class StateStore(CheckpointIO):
         reason = _fault(file)
         if reason is not None:
             raise CheckpointError(f"{file}: {reason}; remove it to go on from the state before")
-        return torch.load(file, map_location=map_location, weights_only=True)
+        return _current(torch.load(file, map_location=map_location, weights_only=True), file)
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Deletes a state."""
@@ -151,6 +161,17 @@ class StateStore(CheckpointIO):
                 f"make room or choose another run folder"
             )
 
+    def _write_patiently(self, checkpoint: dict[str, Any], stem: str) -> None:
+        """Writes, and again after a pause where the error may pass."""
+        for pause in (*_PAUSES, None):
+            try:
+                return self._write(checkpoint, stem)
+            except OSError as error:
+                if pause is None or error.errno not in _PASSING:
+                    raise
+                log.warning("%s: %s; trying again in %g s", self.folder, error.strerror or error, pause)
+                time.sleep(pause)
+
     def _write(self, checkpoint: dict[str, Any], stem: str) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         draft = self.folder / f".{stem}.tmp"
@@ -209,6 +230,23 @@ def tensor_bytes(tree: Any) -> int:
     if isinstance(tree, list | tuple):
         return sum(tensor_bytes(value) for value in tree)
     return 0
+
+
+def _current(checkpoint: dict[str, Any], file: Path) -> dict[str, Any]:
+    """A state in today's form.
+
+    Raises:
+        CheckpointError: If a newer version wrote it.
+    """
+    written = checkpoint.get("cleft", {"schema": 1, "version": "0.1.0"})
+    if written["schema"] > SCHEMA:
+        raise CheckpointError(
+            f"{file}: written by cleft {written['version']} (schema {written['schema']}), this is cleft {__version__}, "
+            f"which reads schemas up to {SCHEMA}; install the newer version to resume"
+        )
+    if written["schema"] < 2 and "Keeper" in checkpoint.get("callbacks", {}):
+        checkpoint["callbacks"]["Keeper"].setdefault("since_best", 0)
+    return checkpoint
 
 
 class _Hashing:

@@ -27,14 +27,15 @@ def device_of(settings: Settings) -> torch.device:
     return torch.device("cuda" if wanted else "cpu")
 
 
-def keep_environment(path: Path, stage: Stage) -> None:
+def keep_environment(path: Path, stage: Stage, *, processes: int = 1) -> None:
     """Writes `environment.json`; where a run goes on elsewhere, says that its bits may change.
 
     Args:
         path: The file.
         stage: Which stage runs in the folder.
+        processes: That train together.
     """
-    new = {"stage": stage, **_environment()}
+    new = {"stage": stage, **_environment(), "processes": processes}
     old = find_json(path)
     if old is not None:
         before, now = _deciding(old), _deciding(new)
@@ -49,6 +50,7 @@ def _deciding(environment: dict[str, Any]) -> dict[str, Any]:
     return {
         **environment.get("versions", {}),
         **{name: environment.get(name) for name in ("machine", "device", "threads")},
+        "processes": environment.get("processes", 1),
     }
 
 

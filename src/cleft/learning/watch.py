@@ -115,13 +115,17 @@ class Watch(Callback):
         value = values[0] if not math.isfinite(values[0]) else values[1]
         scale = [weight for name, weight in module.named_parameters() if name.endswith("logit_scale")]
         temperature = f", temperature {math.exp(-scale[0].item()):.4g}" if scale else ""
-        last = self._store.latest(mend=False)
-        good = f"step {last.step} in {last.path.parent}" if last else "none: no state was saved yet"
         return (
             f"step {step}: {what} {value}; the update was not made. Learning rate {self.learning_rate:.4g}"
-            f"{temperature}; last good state: {good}. Lower optim.lr, "
+            f"{temperature}; last good state: {last_good(self._store)}. Lower optim.lr, "
             f"set optim.clip_norm, or use a wider train.precision"
         )
+
+
+def last_good(store: StateStore) -> str:
+    """Describes the newest whole training state."""
+    last = store.latest(mend=False)
+    return f"step {last.step} in {last.path.parent}" if last else "none: no state was saved yet"
 
 
 def check_gradients(module: L.LightningModule) -> None:

@@ -1,0 +1,474 @@
+"""Training on several processes: their devices, who prepares first, shared statistics, and what ended a lost one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from subprocess import Popen
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.lsf import LSFEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.utilities.distributed import _set_num_threads_if_needed  # pyright: ignore[reportPrivateUsage]
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher  # pyright: ignore[reportPrivateUsage]
+from torch import Tensor, nn
+from torch._C._distributed_c10d import TCPStore  # torch.distributed has it without exporting it
+
+from cleft.config import TrainConfig
+from cleft.errors import CleftError, ConfigError, OtherRankFailed, ResourceError
+from cleft.launch import Launch, count_processes, find_launch
+
+_PORT = 29500
+"""Where neither the launcher nor the user names one."""
+_MEET_SECONDS = 300
+_LAST_WORD_SECONDS = 30
+_LOST = re.compile(
+    r"gloo|nccl|process group|connection (closed|reset|refused)|broken pipe|timed? ?out|socket|store", re.IGNORECASE
+)
+"""Words of the messages with which a collective operation fails."""
+
+
+def settle_devices(train: TrainConfig) -> TrainConfig:
+    """Returns the settings with the numbers of devices and machines, `auto` replaced.
+
+    Raises:
+        ConfigError: If they differ from what the launcher started, or this machine cannot train in this way.
+    """
+    devices, nodes = count_processes(train.devices, train.nodes)
+    settled = replace(train, devices=devices, nodes=nodes)
+    check_hardware(settled)
+    return settled
+
+
+def check_hardware(train: TrainConfig) -> None:
+    """Refuses accelerator, precision and strategy where this machine does not have them.
+
+    Args:
+        train: As `settle_devices` returned it, or of a stage that uses one device.
+
+    Raises:
+        ConfigError: Names the setting and its legal values.
+    """
+    cards = torch.cuda.device_count()
+    has_card = cards > 0 or torch.backends.mps.is_available()
+    on_card = has_card and train.accelerator != "cpu"
+    if train.accelerator == "gpu" and not has_card:
+        raise ConfigError("train.accelerator=gpu, but torch sees no card here; set auto or cpu (cleft doctor)")
+    where = "on a CPU" if train.accelerator == "cpu" else "here, where torch sees no card"
+    if train.precision == "16-mixed" and not on_card:
+        raise ConfigError(f"train.precision=16-mixed does not work {where}; set bf16-mixed or 32-true")
+    if train.strategy == "fsdp" and not (cards and on_card):
+        raise ConfigError(f"train.strategy=fsdp does not work {where}; set auto or ddp")
+    assert train.devices != "auto"
+    if on_card and cards and train.devices > cards:
+        raise ConfigError(
+            f"train.devices={train.devices}, but torch sees {cards} {'card' if cards == 1 else 'cards'} here; set "
+            f"train.devices={cards} or less, start fewer processes, or set train.accelerator=cpu"
+        )
+
+
+def one_device(train: TrainConfig) -> TrainConfig:
+    """Returns the settings for a stage that uses one device, whatever stage one used."""
+    return replace(train, devices=1, nodes=1, strategy="auto")
+
+
+def uses_card(train: TrainConfig) -> bool:
+    """Returns whether these settings train on a card here."""
+    return train.accelerator != "cpu" and torch.cuda.is_available()
+
+
+@contextmanager
+def first_rank_first(timeout: float) -> Generator[Callable[[], None]]:
+    """Lets the first of the processes that a launcher started prepare alone; the others begin when it is ready.
+
+    So a folder is made, and an image decoded, once, and what is wrong for all is reported once.
+
+    Args:
+        timeout: Seconds to wait for a connection.
+
+    Yields:
+        To be called when the others may begin. They begin too when the body ends.
+
+    Raises:
+        OtherRankFailed: On the others, if the body raised on the first; it has reported why.
+        ResourceError: If the processes cannot connect.
+    """
+    launch = find_launch()
+    if launch is None or launch.world_size == 1:
+        yield lambda: None
+        return
+    address, port = _main_address(launch)
+    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address, str(port)
+    store = _connect(launch, address, port, min(timeout, _MEET_SECONDS))
+    key = "cleft/first"
+    if launch.rank > 0:
+        _wait_for(store, key, f"{address}:{port}")
+        answer = store.get(key).decode()
+        store.add(f"{key}/read", 1)
+        if answer != "ready":
+            raise OtherRankFailed(int(answer))
+        try:
+            yield lambda: None
+        except CleftError as error:
+            error.rank = launch.rank
+            raise
+        return
+
+    def ready() -> None:
+        with contextlib.suppress(RuntimeError):
+            store.set(key, "ready")
+
+    try:
+        yield ready
+    except BaseException as error:
+        if not store.check([key]):
+            store.set(key, str(getattr(error, "exit_code", 1)))
+            _wait_for_readers(store, f"{key}/read", launch.world_size - 1, _LAST_WORD_SECONDS)
+        raise
+    ready()
+    _wait_for_readers(store, f"{key}/read", launch.world_size - 1, timeout)
+
+
+def _wait_for_readers(store: TCPStore, key: str, count: int, seconds: float) -> None:
+    """Keeps the store, which this process may hold, until the others have read it."""
+    deadline = time.monotonic() + seconds
+    with contextlib.suppress(RuntimeError):
+        while store.add(key, 0) < count and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+
+def _main_address(launch: Launch) -> tuple[str, int]:
+    """Host and port of the first process."""
+    port = int(os.environ.get("MASTER_PORT", _PORT))
+    if "MASTER_ADDR" in os.environ:
+        return os.environ["MASTER_ADDR"], port
+    if launch.launcher == "srun":
+        job = os.environ.get("SLURM_JOB_ID", "")
+        port = int(os.environ.get("MASTER_PORT", 15000 + int(job[-4:]) if job.isdigit() else _PORT))
+        names = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_NODELIST") or "127.0.0.1"
+        return SLURMEnvironment.resolve_root_node_address(names), port
+    if launch.launcher == "jsrun":
+        lsf = LSFEnvironment()
+        return lsf.main_address, lsf.main_port
+    if launch.nodes > 1:
+        raise ConfigError(
+            f"{launch.launcher} started processes on {launch.nodes} machines and does not say where the first one is; "
+            f"set MASTER_ADDR to its host, and MASTER_PORT to a free port there"
+        )
+    return "127.0.0.1", port
+
+
+def _connect(launch: Launch, address: str, port: int, seconds: float) -> TCPStore:
+    held_by_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    try:
+        return TCPStore(
+            address,
+            port,
+            is_master=launch.rank == 0 and not held_by_launcher,
+            timeout=timedelta(seconds=seconds),
+            wait_for_workers=False,
+            multi_tenant=True,
+        )
+    except RuntimeError as error:
+        raise ResourceError(
+            f"rank {launch.rank} of {launch.world_size} cannot use {address}:{port}, where the processes meet "
+            f"({_first_line(error)}); set MASTER_ADDR and MASTER_PORT to a host and a free port that all can reach"
+        ) from error
+
+
+def _wait_for(store: TCPStore, key: str, place: str) -> None:
+    try:
+        # Not store.wait: a signal would be seen only after its time.
+        while not store.check([key]):
+            time.sleep(0.1)
+    except RuntimeError as error:
+        raise ResourceError(
+            f"the first process, which {place} belongs to, ended while it prepared; its own message says why"
+        ) from error
+
+
+class Launched(ClusterEnvironment):
+    """The processes of a launcher, as Lightning wants them described."""
+
+    def __init__(self, launch: Launch) -> None:
+        super().__init__()
+        self._launch = launch
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        """Lightning starts none."""
+        return True
+
+    @property
+    def main_address(self) -> str:
+        """Host of the first process."""
+        return _main_address(self._launch)[0]
+
+    @property
+    def main_port(self) -> int:
+        """Port on it."""
+        return _main_address(self._launch)[1]
+
+    @staticmethod
+    def detect() -> bool:
+        """Whether a launcher started this process."""
+        return find_launch() is not None
+
+    def world_size(self) -> int:
+        """Processes on all machines."""
+        return self._launch.world_size
+
+    def set_world_size(self, size: int) -> None:
+        """Does nothing: the launcher decides."""
+
+    def global_rank(self) -> int:
+        """Of this process."""
+        return self._launch.rank
+
+    def set_global_rank(self, rank: int) -> None:
+        """Does nothing: the launcher decides."""
+
+    def local_rank(self) -> int:
+        """Of this process on its machine."""
+        return self._launch.local_rank
+
+    def node_rank(self) -> int:
+        """Of this machine."""
+        return self._launch.rank // self._launch.local_size
+
+
+def cluster_environment(train: TrainConfig) -> ClusterEnvironment:
+    """Returns how Lightning gets its processes: those of the launcher, or its own.
+
+    Args:
+        train: With numbers of devices and machines. A stage of one process does not look at the launcher.
+    """
+    launch = find_launch()
+    return Launched(launch) if launch is not None and _world_size(train) > 1 else LightningEnvironment()
+
+
+class Replicas(DDPStrategy):
+    """Lightning's data parallelism, which reports the end of a process that it started itself.
+
+    Lightning kills all processes without a word when one of them ends.
+    """
+
+    def _configure_launcher(self) -> None:
+        assert self.cluster_environment is not None
+        self._launcher = _ReportingLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
+
+
+class _ReportingLauncher(_SubprocessScriptLauncher):
+    def launch(self, function: Callable[..., Any], *args: Any, trainer: L.Trainer | None = None, **kwargs: Any) -> Any:
+        self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
+        done = threading.Event()
+        if not self.cluster_environment.creates_processes_externally:
+            self._call_children_scripts()
+            threading.Thread(target=_watch_children, args=(self.procs, done), daemon=True).start()
+        _set_num_threads_if_needed(num_processes=self.num_processes)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            done.set()
+
+
+def _watch_children(children: list[Popen[Any]], done: threading.Event) -> None:
+    """Ends this process where a child ended badly and the main thread hangs in a collective operation."""
+    while not done.wait(1):
+        failed = [(rank, child) for rank, child in enumerate(children, start=1) if child.poll()]
+        if failed and not done.wait(6):  # usually the main thread notices by itself, and reports more
+            rank, child = failed[0]
+            print(f"error: {_ended(rank, child.pid, child.returncode)}; {_RESUME}", file=sys.stderr, flush=True)
+            for _, other in enumerate(children):
+                other.kill()
+            os._exit(ResourceError.exit_code)
+
+
+_RESUME = "the last training state is untouched, and the same command resumes from it"
+
+
+class Peers(Callback):
+    """Knows the processes of all ranks, so that a lost one can be named."""
+
+    def __init__(self) -> None:
+        self._known: list[tuple[str, int]] = []
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Exchanges host and process id."""
+        if trainer.world_size > 1:
+            known: list[Any] = [None] * trainer.world_size
+            dist.all_gather_object(known, (socket.gethostname(), os.getpid()))
+            self._known = known
+
+    def explain(self, error: RuntimeError) -> CleftError | None:
+        """Returns what a failed collective operation means, or None if that is not what the error is about."""
+        text = str(error)
+        if isinstance(error, dist.DistStoreError | dist.DistNetworkError) or (not self._known and _LOST.search(text)):
+            place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            return ResourceError(
+                f"the processes did not meet at {place} ({_first_line(error)}); see that every rank runs and that all "
+                f"can reach this address"
+            )
+        if not self._known or not (isinstance(error, dist.DistError) or _LOST.search(text)):
+            return None
+        lost = self._lost()
+        what = "; ".join(lost) if lost else f"the processes lost contact ({_first_line(error)})"
+        return ResourceError(f"{what}; {_RESUME}")
+
+    def _lost(self) -> list[str]:
+        """Sentences about processes of this machine that are gone; waits a moment for one that is just ending."""
+        here = [
+            (rank, process)
+            for rank, (host, process) in enumerate(self._known)
+            if host == socket.gethostname() and process != os.getpid()
+        ]
+        for _ in range(20):
+            gone = [(rank, process, _exit_status(process)) for rank, process in here if _is_gone(process)]
+            if gone:
+                return [_ended(*each) for each in gone]
+            time.sleep(0.1)
+        return []
+
+
+def _is_gone(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return _stat(process)[:1] == ["Z"]
+
+
+def _exit_status(process: int) -> int | None:
+    """As `Popen.returncode`, while the launcher has not collected it; else None."""
+    fields = _stat(process)
+    return os.waitstatus_to_exitcode(int(fields[-1])) if fields[:1] == ["Z"] else None
+
+
+def _stat(process: int) -> list[str]:
+    """Fields of /proc/<process>/stat behind its name, from the state on; nothing where there is no such file."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def _ended(rank: int, process: int, status: int | None) -> str:
+    who = f"rank {rank} (process {process})"
+    if status is None:
+        return f"{who} ended; its own message, or that of the launcher, says why"
+    if status < 0:
+        return f"{who} was killed by {signal.Signals(-status).name}"
+    return f"{who} ended with exit code {status}; its own message says why"
+
+
+def _first_line(error: Exception) -> str:
+    line = next(iter(str(error).splitlines()), type(error).__name__)
+    return line if len(line) < 200 else f"{line[:197]}…"
+
+
+def _world_size(train: TrainConfig) -> int:
+    assert train.devices != "auto"
+    assert train.nodes != "auto"
+    return train.devices * train.nodes
+
+
+def synchronise_norms(module: nn.Module) -> None:
+    """Replaces every batch norm inside `module` by one whose statistics are those of the batches of all ranks.
+
+    For the CPU; on cards Lightning puts torch's own `SyncBatchNorm` in place, which refuses tensors of a CPU.
+
+    Args:
+        module: Changed in place. Names, weights and buffers stay the same objects.
+    """
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.modules.batchnorm._BatchNorm) and not isinstance(child, SharedBatchNorm):  # pyright: ignore[reportPrivateUsage]
+                setattr(parent, name, SharedBatchNorm(child))
+
+
+class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage, reportUntypedBaseClass]
+    """Batch norm over the batches of all ranks together; each may hold another number of rows.
+
+    Args:
+        norm: Whose weights and buffers are taken over.
+    """
+
+    def __init__(self, norm: nn.modules.batchnorm._BatchNorm) -> None:  # pyright: ignore[reportPrivateUsage]
+        super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        self.weight, self.bias = norm.weight, norm.bias
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            setattr(self, name, getattr(norm, name))
+        self.training = norm.training
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalises `[b, C, ...]` with the mean and the variance of every rank's values of a channel."""
+        if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
+            return super().forward(input)
+        with torch.autocast(input.device.type, enabled=False):
+            precise = input.to(torch.promote_types(input.dtype, torch.float32))
+            values = precise.transpose(0, 1).flatten(1)  # [C, b * ...]
+            count = values.new_full((1,), values.shape[1])
+            dist.all_reduce(count)
+            mean = _sum_over_ranks(values.sum(1)) / count  # [C]
+            # Around the mean: the difference of two large numbers would lose digits.
+            variance = _sum_over_ranks((values - mean[:, None]).square().sum(1)) / count
+            self._remember(mean.detach(), variance.detach(), count)
+            shape = (1, -1, *(1 for _ in input.shape[2:]))
+            scale = (variance + self.eps).rsqrt()
+            normed = (precise - mean.view(shape)) * scale.view(shape)
+            if self.affine:
+                normed = normed * self.weight.view(shape) + self.bias.view(shape)
+        return normed.to(input.dtype)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Nothing: the replaced norm's own check is not needed twice."""
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked += 1
+        share = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+        unbiased = variance * count / (count - 1).clamp_min(1)
+        self.running_mean += (mean - self.running_mean) * share
+        self.running_var += (unbiased - self.running_var) * share
+
+
+def _sum_over_ranks(share: Tensor) -> Tensor:
+    total = _Sum.apply(share)
+    assert isinstance(total, Tensor)
+    return total
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, share: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        total = share.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        return total

@@ -1,0 +1,109 @@
+"""The command as launchers start it: one training over all processes, every other verb once."""
+
+import csv
+import os
+import subprocess
+import sys
+
+import pytest
+from tests.tools.ranks import free_port
+from tests.tools.tiny_runs import CLASSES, write_drawings
+
+from cleft.cli import main
+
+RANK_1 = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+
+
+def pretrain_words(root, run, *more):
+    words = f"pretrain tiny --run {run} --data.dataset manifest --data.root {root} --data.cache {root.parent / 'cache'}"
+    steps = "--optim.steps=6 --optim.warmup_steps=1 --train.val_every=3 --train.accelerator=cpu"
+    return [*words.split(), *steps.split(), f"--classes=[{', '.join(CLASSES)}]", *more]
+
+
+def test_other_verbs_work_in_the_first_process_alone(monkeypatch, capsys):
+    for name, value in RANK_1.items():
+        monkeypatch.setenv(name, value)
+    assert main(["presets"]) == 0
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert main(["presets"]) == 0
+    shown = capsys.readouterr()
+    assert "demo" in shown.out
+    assert shown.err == "cleft presets works in one process; the other 1 that the launcher started do nothing\n"
+    assert "RANK" not in os.environ
+
+
+def test_a_wrong_setting_is_reported_by_one_process_of_a_machine(monkeypatch, capsys):
+    for name, value in RANK_1.items():
+        monkeypatch.setenv(name, value)
+    assert main(["pretrain", "demo", "--train.devices=3"]) == 2
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_drawings(tmp_path_factory.mktemp("drawings") / "data")
+
+
+def run(words, **variables):
+    return subprocess.run(
+        words, capture_output=True, text=True, timeout=300, check=False, env={**os.environ, **variables}
+    )
+
+
+def assert_one_training(folder, result):
+    assert result.stderr.count("step 6 of 6: validation loss") == 1, result.stderr
+    assert result.stdout.count("stage one is complete") == 1
+    with (folder / "logs" / "log.csv").open() as file:
+        assert [row["step"] for row in csv.DictReader(file)] == [str(step) for step in range(1, 7)]
+    assert '"processes": 2' in (folder / "environment.json").read_text()
+
+
+@pytest.mark.slow
+def test_torchrun_without_train_devices_trains_one_model(root, tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port"]
+    words = [*torchrun, str(free_port()), "-m", "--", "cleft", *pretrain_words(root, tmp_path / "run")]
+    result = run(words)
+    assert result.returncode == 0, result.stderr
+    assert_one_training(tmp_path / "run", result)
+    again = run(words)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("is finished") == 1
+
+
+@pytest.mark.slow
+def test_torchrun_with_another_number_of_devices_is_refused_once(root, tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port"]
+    words = pretrain_words(root, tmp_path / "run", "--train.devices", "3")
+    result = run([*torchrun, str(free_port()), "-m", "--", "cleft", *words])
+    assert result.returncode != 0
+    assert result.stderr.count("error: train.devices=3, but torchrun started 2 processes") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_tasks_of_slurm_train_one_model(root, tmp_path):
+    variables = {"SLURM_NTASKS": "2", "SLURM_JOB_ID": str(free_port()), "SLURM_NNODES": "1", "SLURM_NODEID": "0"}
+    words = [sys.executable, "-m", "cleft", *pretrain_words(root, tmp_path / "run")]
+    tasks = [
+        subprocess.Popen(
+            words,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **variables, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
+        )
+        for rank in (0, 1)
+    ]
+    told = [task.communicate(timeout=300) for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], told
+    assert told[1] == ("", "")
+    assert_one_training(tmp_path / "run", subprocess.CompletedProcess(words, 0, *told[0]))
+
+
+@pytest.mark.slow
+def test_two_devices_without_a_launcher_train_one_model(root, tmp_path):
+    result = run([sys.executable, "-m", "cleft", *pretrain_words(root, tmp_path / "run", "--train.devices", "2")])
+    assert result.returncode == 0, result.stderr
+    assert_one_training(tmp_path / "run", result)
