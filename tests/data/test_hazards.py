@@ -398,7 +398,7 @@ def test_one_image_under_two_names_is_flagged_and_stops_across_test(own):
 
 
 def test_ids_are_text_whatever_they_look_like(own):
-    ids = ["0001", "1", "1e5", "100000", "1.2345678901234567e+16", "12345678901234567", "12345678901234568", "NA"]
+    ids = ["0001", "2", "1e5", "00300", "a1e5", "12345678901234567", "12345678901234568", "NA", "None", "1.5"]
     lines = [f"{number}.png,{patient},1" for number, patient in enumerate(ids)]
     root = own({f"{number}.png": None for number in range(len(ids))}, lines, "image,patient,Edema")
     assert [record.patient for record in records(root)] == ids

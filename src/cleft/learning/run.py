@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from cleft.config import Settings, dump_settings, load_settings
+from cleft.data.tables.ids import id_key
 from cleft.data.tables.people import person
 from cleft.errors import ConfigError, DataError, ResourceError
 from cleft.files import find_json, write_json, write_whole
@@ -195,7 +196,7 @@ def split_facts(
         more: Whatever else must not change while the run goes on. `before` is the `split.json` of the run whose
             weights this one starts from, or None where that does not say what it was trained on.
     """
-    keys = sorted(protect(key) for key in {_patient_key(digest, people, patient) for patient in patients})
+    keys = sorted(protect(key) for key in {_patient_keys(digest, people, patient)[0] for patient in patients})
     return {
         "people": people,
         "recipe": recipe,
@@ -245,7 +246,11 @@ def seen_patients(
         if facts.get("key") in (None, key_id()):
             known = set(facts["patients"])
             keyed = protect if "key" in facts else str
-            seen |= {patient for patient in asked if keyed(_patient_key(facts["digest"], people, patient)) in known}
+            seen |= {
+                patient
+                for patient in asked
+                if any(keyed(key) in known for key in _patient_keys(facts["digest"], people, patient))
+            }
         elif facts["digest"] in splits:
             seen |= asked & set(splits[facts["digest"]])
         elif facts["patients"] and facts.get("people") in (None, people):
@@ -350,8 +355,14 @@ def _locked(path: Path) -> Generator[None]:
             file.truncate(0)
 
 
-def _patient_key(salt: str, people: str, patient: str) -> str:
-    return hashlib.sha256(f"{salt}|{people}|{person(people, patient)}".encode()).hexdigest()[:16]
+def _patient_keys(salt: str, people: str, patient: str) -> list[str]:
+    """Returns the digest of a patient whatever the spelling of the id, and that of the id as it is written.
+
+    The second is what runs of earlier versions hold.
+    """
+    name = person(people, patient)
+    names = dict.fromkeys((id_key(name), name))
+    return [hashlib.sha256(f"{salt}|{people}|{each}".encode()).hexdigest()[:16] for each in names]
 
 
 def _without_other_keys(old: dict[str, Any], new: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -147,7 +147,11 @@ def test_shuffling_the_table_changes_no_record(tmp_path):
             "images/a.png,fine",
             r"line 2: column 'comment' holds text that is no label; allowed are 1, 0, -1 and empty; if.*'_comment'",
         ),
-        ("image,path,Edema", "images/a.png,b,1", r"columns \['image', 'path'\] all mean 'image'; keep one"),
+        (
+            "image,path,Edema",
+            "images/a.png,b,1",
+            r"columns \['image', 'path'\] all mean 'image'; call one of them 'image'",
+        ),
         ("image,patient", "images/a.png,p", r"neither a caption nor a report nor a finding"),
     ],
 )

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from cleft.data.tables.columns import Column, Table, scan_table
 from cleft.data.tables.faults import Fault, nearest, refuse
 from cleft.data.tables.files import leaves_root
+from cleft.data.tables.ids import whole_id
 from cleft.errors import ConfigError, DataError
 
 METADATA: Mapping[str, tuple[str, ...]] = {
@@ -58,8 +59,6 @@ CLINICAL_MORE: Mapping[str, tuple[str, ...]] = {
 _FOLDER = "tables"
 _NAMES = ("EMBED_OpenData_{}.csv", "EMBED_OpenData_{}_reduced.csv")
 _FLOAT = re.compile(r"[0-9]*\.?[0-9]+[eE]\+?[0-9]+|[0-9]+\.[0-9]*")
-_WHOLE = re.compile(r"([0-9]+)\.0*")
-_EXACT = 2**53
 _SHOWN = 30
 
 
@@ -142,9 +141,9 @@ def whole_ids(column: Column) -> tuple[list[str], list[int], int]:
     mended = 0
     for position, value in enumerate(column.values):
         text = value.strip()
-        whole = None if text.isdigit() else _WHOLE.fullmatch(text)
-        if whole and int(whole.group(1)) <= _EXACT:
-            text = whole.group(1)
+        whole = whole_id(text)
+        if whole != text:
+            text = whole
             mended += 1
         elif not text.isdigit() and _FLOAT.fullmatch(text):
             spoilt.append(position)

@@ -10,6 +10,7 @@ from cleft.data.readers.iu_xml import Report, image_name
 from cleft.data.tables.cells import read_texts
 from cleft.data.tables.columns import Table, scan_table
 from cleft.data.tables.faults import Fault, missing_columns, refuse
+from cleft.data.tables.ids import whole_id
 from cleft.errors import DataError
 
 REPORTS, PROJECTIONS = "indiana_reports.csv", "indiana_projections.csv"
@@ -106,5 +107,5 @@ def read_table_reports(path: Path, wanted: Sequence[str]) -> TableReports:
 
 
 def _numbers(table: Table) -> list[str]:
-    texts = table.columns[_UID].texts()
+    texts = [whole_id(text) for text in table.columns[_UID].texts()]
     return [str(int(text)) if text.isascii() and text.isdecimal() else "" for text in texts]

@@ -31,6 +31,8 @@ from cleft.data.tables.cells import read_ages, read_codes, read_sexes, read_spli
 from cleft.data.tables.columns import Column, Table, scan_table
 from cleft.data.tables.faults import Fault, nearest, refuse, told_lines
 from cleft.data.tables.files import find_inside, leaves_root, tidy
+from cleft.data.tables.ids import read_patients, rounded_fault
+from cleft.data.tables.names import is_no_finding, may_name_patients, usual_columns
 from cleft.data.tables.rows import Rows
 from cleft.data.tables.scan import Scan, find_table, make_scan, oddities, require_root
 from cleft.data.tables.spelling import respell
@@ -55,7 +57,8 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "impression": ("impression",),
     "split": ("split", "subset"),
 }
-"""What is not a finding: meaning to the names it may have; case does not matter."""
+"""What is not a finding: meaning to the names it may have; case does not matter. Where none of them is there, other
+usual names are understood (`tables.names`)."""
 
 
 def read_manifest(config: DataConfig) -> Reading:
@@ -84,19 +87,22 @@ def scan_manifest(config: DataConfig, *, check_files: bool = True) -> Scan:
     root = require_root(config)
     path = find_table(root, [root], config.table or TABLE)
     table, faults = scan_table(path)
-    named, twice = _name_columns(table)
+    named, left, twice = _name_columns(table)
     if "image" not in named:
         close = nearest("image", table.columns)
-        refuse(
-            path,
-            [Fault("columns", f"no column 'image'; found {list(table.columns)}", f"name the images' paths{close}")],
-        )
-    findings = _findings(table)
+        lacking = Fault("columns", f"no column 'image'; found {list(table.columns)}", f"name the images' paths{close}")
+        refuse(path, [*twice, lacking])
+    taken = {id(column) for column in named.values()}
+    findings = tuple(
+        name
+        for name, column in table.columns.items()
+        if id(column) not in taken and name not in left and not name.startswith("_")
+    )
     codes, wrong_codes = read_codes(table, findings)
     ids, usable, wrong_paths = _read_paths(table, named["image"])
     present, outside = find_inside(root, ids)
     spelled = _respell(root, ids, usable, present, outside)
-    patients, unnamed = _read_patients(table, named.get("patient"), ids)
+    patients, unnamed, mended = _read_patients(table, named.get("patient"), ids)
     sexes, odd_sexes = read_sexes(named.get("sex"), len(table))
     ages, odd_ages = read_ages(named.get("age"), len(table))
     splits, wrong_splits = read_splits(table, named.get("split"))
@@ -126,7 +132,8 @@ def scan_manifest(config: DataConfig, *, check_files: bool = True) -> Scan:
         views=config.views,
         are_present=(lambda kept: present[kept]) if check_files else None,
         notes=[
-            *_notes(table, named),
+            *_notes(table, named, left),
+            *mended,
             *_split_note(splits),
             *report_notes(rows.reports),
             *oddities(odd_sexes, odd_ages),
@@ -157,22 +164,41 @@ _NO_PATIENT = (
 )
 
 
-def _name_columns(table: Table) -> tuple[dict[str, Column], list[Fault]]:
-    """Finds the columns that are not findings by any of their names."""
+def _name_columns(table: Table) -> tuple[dict[str, Column], list[str], list[Fault]]:
+    """Finds the columns that are not findings by any of their names.
+
+    Returns:
+        Meaning to column, columns that are left out because another one has their meaning or their name is surely none
+        of a finding, and faults.
+    """
+    names = [name for name in table.columns if not name.startswith("_")]
     named: dict[str, Column] = {}
+    left: list[str] = []
     faults: list[Fault] = []
-    for meaning, names in COLUMNS.items():
-        found = [name for name in table.columns if name.casefold() in names]
+    for meaning, own in COLUMNS.items():
+        exact, usual = [name for name in names if name.casefold() in own], usual_columns(meaning, names)
+        found = exact or usual
         if found:
             named[meaning] = table.columns[found[0]]
+            left += [name for name in usual if name != found[0]]
         if len(found) > 1:
-            faults.append(Fault("columns", f"columns {found} all mean {meaning!r}", "keep one", (1,)))
-    return named, faults
-
-
-def _findings(table: Table) -> tuple[str, ...]:
-    taken = {name for names in COLUMNS.values() for name in names}
-    return tuple(name for name in table.columns if name.casefold() not in taken and not name.startswith("_"))
+            remedy = f"call one of them {meaning!r}, and put _ in front of the others"
+            faults.append(Fault("columns", f"columns {found} all mean {meaning!r}", remedy, (1,)))
+    known = {*left, *(name for name in names if any(table.columns[name] is column for column in named.values()))}
+    for name in names:
+        if name in known:
+            continue
+        if may_name_patients(name):
+            what = f"column {name!r} may say who the patient is"
+            remedy = f"call it 'patient' if it does, '_{name}' to leave it out, or otherwise if it is a finding"
+            faults.append(Fault("columns", what, remedy, (1,)))
+            left.append(name)
+        elif is_no_finding(name):
+            what = f"column {name!r} has no name of a finding"
+            remedy = f"call it '_{name}' to leave it out, or give it the name of its finding"
+            faults.append(Fault("columns", what, remedy, (1,)))
+            left.append(name)
+    return named, left, faults
 
 
 def _read_paths(table: Table, column: Column) -> tuple[list[str], NDArray[np.int64], list[Fault]]:
@@ -229,15 +255,20 @@ def _outside_faults(table: Table, outside: NDArray[np.bool_]) -> list[Fault]:
     return [Fault("outside-root", what, "copy the images below data.root", table.lines[outside].tolist())]
 
 
-def _read_patients(table: Table, column: Column | None, ids: list[str]) -> tuple[list[str], list[Fault]]:
+def _read_patients(table: Table, column: Column | None, ids: list[str]) -> tuple[list[str], list[Fault], list[str]]:
+    """Returns the patient of each row, faults, and a note about ids that were written as numbers."""
     if column is None:
-        return ids, []
-    texts = column.texts()
-    blank = [row for row, text in enumerate(texts) if not text]
-    if not blank:
-        return texts, []
-    remedy = "fill in a patient for every row, or remove the column if nobody is known"
-    return texts, [Fault("patient", "column 'patient' is empty", remedy, table.lines[blank].tolist())]
+        return ids, [], []
+    patients, rounded, mended = read_patients(column)
+    faults: list[Fault] = []
+    blank = [row for row, text in enumerate(patients) if not text]
+    if blank:
+        remedy = "fill in a patient for every row, or remove the column if nobody is known"
+        faults.append(Fault("patient", "column 'patient' is empty", remedy, table.lines[blank].tolist()))
+    if rounded:
+        faults.append(rounded_fault("patient", patients[rounded[0]], table.lines[rounded].tolist()))
+    notes = [f"{mended:,} ids of patients are written with .0 behind them; it was dropped"] if mended else []
+    return patients, faults, notes
 
 
 def _read_reports(named: Mapping[str, Column], rows: int, choice: Choice) -> list[str | None] | None:
@@ -281,10 +312,16 @@ def _split_note(splits: Sequence[str | None] | None) -> list[str]:
     return [f"column 'split' names {told}; data.split=given follows it{rest}"]
 
 
-def _notes(table: Table, named: Mapping[str, Column]) -> list[str]:
+def _notes(table: Table, named: Mapping[str, Column], left: Sequence[str]) -> list[str]:
     ignored = [name for name in table.columns if name.startswith("_")]
     notes = [f"{table.path.name} holds {len(table):,} rows"]
     notes += [_NO_PATIENT] * ("patient" not in named)
+    for meaning, column in named.items():
+        name = next(name for name, other in table.columns.items() if other is column)
+        if name.casefold() not in COLUMNS[meaning]:
+            notes.append(f"column {name!r} is read as {meaning!r}; call it {meaning!r} to be sure")
+    if left:
+        notes.append(f"columns that are not read, as they are no findings: {', '.join(left)}")
     return notes + ([f"left out columns that begin with _: {', '.join(ignored)}"] if ignored else [])
 
 

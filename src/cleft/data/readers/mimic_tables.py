@@ -18,6 +18,7 @@ from cleft.data.tables.cells import BLANK, read_codes, read_splits
 from cleft.data.tables.columns import Table, scan_table
 from cleft.data.tables.faults import Fault, missing_columns, refuse
 from cleft.data.tables.files import is_junk
+from cleft.data.tables.ids import whole_id
 
 SUBJECT, STUDY, DICOM = "subject_id", "study_id", "dicom_id"
 
@@ -95,7 +96,8 @@ def read_images(table: Table) -> Images:
     """
     lacking = missing_columns(table.columns, [SUBJECT, STUDY, DICOM])
     refuse(table.path, lacking)
-    names, subjects, studies = (table.columns[name].texts() for name in (DICOM, SUBJECT, STUDY))
+    names = table.columns[DICOM].texts()
+    subjects, studies = (list(map(whole_id, table.columns[name].texts())) for name in (SUBJECT, STUDY))
     sound = np.ones(len(table), dtype=bool)
     faults: list[Fault] = []
     for column, texts, form, remedy in (
@@ -189,7 +191,7 @@ def read_labels(path: Path | None, images: Images) -> Labels:
     told, wrong = read_codes(table, FINDINGS)
     place: dict[tuple[str, str], int] = {}
     clashes: list[int] = []
-    keys = zip(table.columns[SUBJECT].texts(), table.columns[STUDY].texts(), strict=True)
+    keys = zip(*(map(whole_id, table.columns[name].texts()) for name in (SUBJECT, STUDY)), strict=True)
     for row, key in enumerate(keys):
         other = place.setdefault(key, row)
         if not np.array_equal(told[row], told[other]):

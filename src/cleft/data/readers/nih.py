@@ -21,6 +21,7 @@ from cleft.data.readers.nih_files import locate_images, read_lists
 from cleft.data.tables.cells import read_ages, read_sexes, read_texts
 from cleft.data.tables.columns import Column, Table, scan_table
 from cleft.data.tables.faults import Fault, missing_columns, nearest, refuse
+from cleft.data.tables.ids import whole_id
 from cleft.data.tables.people import person
 from cleft.data.tables.rows import Rows
 from cleft.data.tables.scan import Scan, find_table, make_scan, oddities, require_root
@@ -140,7 +141,7 @@ def _read_names(table: Table) -> tuple[list[str], list[str], NDArray[np.bool_], 
     """Ids, patients, which rows have both, and what is wrong with the others."""
     ids = table.columns[_IMAGE].texts()
     matches = [_NAME.fullmatch(name) for name in ids]
-    numbers = [value.strip() for value in table.columns[_PATIENT].values]
+    numbers = [whole_id(value) for value in table.columns[_PATIENT].values]
     people = [person("nih", number) if number.isdecimal() else "" for number in numbers]
     patients = [people[i] for i in table.columns[_PATIENT].index.tolist()]
     strange = [row for row, match in enumerate(matches) if match is None]

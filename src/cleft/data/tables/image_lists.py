@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from cleft.data.tables.cells import read_codes
 from cleft.data.tables.columns import Column, Table, scan_table
 from cleft.data.tables.faults import Fault, refuse
+from cleft.data.tables.names import usual_columns
 from cleft.data.tables.rows import Rows
 from cleft.errors import DataError
 
@@ -145,7 +146,8 @@ def keep_listed(
 def _entries(path: Path, content: Table) -> tuple[list[str], list[int]]:
     """The images named and their lines; a header that is itself an entry counts as one."""
     names = list(content.columns)
-    column = _find(content, IMAGE_COLUMNS)
+    usual = usual_columns("image", names)
+    column = _find(content, IMAGE_COLUMNS) or (content.columns[usual[0]] if len(usual) == 1 else None)
     if column is not None:
         return column.texts(), content.lines.tolist()
     if len(names) == 1:

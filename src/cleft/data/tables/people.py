@@ -14,11 +14,14 @@ from typing import NamedTuple
 from cleft.config import DataConfig
 from cleft.data.tables.columns import scan_table
 from cleft.data.tables.faults import Fault, refuse
+from cleft.data.tables.ids import id_key, whole_id
+from cleft.data.tables.names import usual_columns
 from cleft.errors import DataError
 from cleft.types import Reading
 
 COLUMNS = ("patient", "patient_id", "patient id", "nih_patient")
-"""Names the column of a list of patients may have; case does not matter. RSNA's `patientId` names an image."""
+"""Names the column of a list of patients may have; case does not matter. RSNA's `patientId` names an image, so that it
+and other usual names count only where there is none of these."""
 
 _NIH = re.compile(r"(?:patient)?0*([0-9]+)", re.IGNORECASE)
 
@@ -34,7 +37,7 @@ def person(people: str, patient: str) -> str:
         >>> person("nih", "patient00013"), person("nih", "00000013"), person("chexpert", "patient00013")
         ('13', '13', 'patient00013')
     """
-    found = _NIH.fullmatch(patient) if people == "nih" else None
+    found = _NIH.fullmatch(whole_id(patient)) if people == "nih" else None
     return found[1] if found else patient
 
 
@@ -56,13 +59,17 @@ def settle_people(reading: Reading, config: DataConfig) -> Reading:
     if config.exclude is None:
         return reading
     listed = read_patients(config.exclude, people or reading.dataset)
-    out = {record.patient for record in reading.records if person(people, record.patient) in listed.people}
+    names = {patient: person(people, patient) for patient in {record.patient for record in reading.records}}
+    out = {patient for patient, name in names.items() if id_key(name) in listed.people}
     kept = [record for record in reading.records if record.patient not in out]
     if not kept:
         raise DataError(f"every patient is in {config.exclude}; nobody is left to learn from", reason="excluded")
     gone = [record.id for record in reading.records if record.patient in out]
     told = f"{len(out):,} of the {len(listed.people):,} patients in {config.exclude.name} are here"
     doubt = "" if out else "; do its ids and data.people name the same people?"
+    other = sorted(patient for patient in out if names[patient] not in listed.spellings)
+    if other:
+        doubt += f"; {len(other):,} of them are spelled otherwise there, in case, zeros or as a number"
     return replace(
         reading,
         records=kept,
@@ -76,7 +83,9 @@ class Listed(NamedTuple):
     """A list of patients."""
 
     people: frozenset[str]
-    """Each by their one name."""
+    """Each by what all spellings of their id have in common."""
+    spellings: frozenset[str]
+    """Each by their name as the list spells it."""
     sha256: str
 
 
@@ -84,7 +93,7 @@ def read_patients(path: Path, people: str) -> Listed:
     """Reads a table with a column of patients.
 
     Args:
-        path: A CSV table with one column of `COLUMNS`, and any others.
+        path: A CSV table with one column of `COLUMNS` or of another usual name, and any others.
         people: Whose patients these are.
 
     Raises:
@@ -93,7 +102,10 @@ def read_patients(path: Path, people: str) -> Listed:
     if not path.is_file():
         raise DataError(f"no list of patients at {path}; set data.exclude to the file, or leave it out", reason="table")
     table, faults = scan_table(path)
-    found = [name for name in table.columns if name.casefold() in COLUMNS]
+    names = list(table.columns)
+    # Of NIH's people a column `patientId` is RSNA's, which names images.
+    usual = [name for name in usual_columns("patient", names) if people != "nih" or name.casefold() != "patientid"]
+    found = [name for name in names if name.casefold() in COLUMNS] or usual
     if len(found) != 1:
         what = f"columns {found} all name patients" if found else f"no column of patients; found {list(table.columns)}"
         faults = [Fault("columns", what, f"call exactly one of them {COLUMNS[0]!r}", (1,)), *faults]
@@ -104,4 +116,5 @@ def read_patients(path: Path, people: str) -> Listed:
         at = table.lines[blank].tolist()
         faults = [*faults, Fault("patient", f"column {found[0]!r} is empty", "fill it in or remove the row", at)]
     refuse(path, faults)
-    return Listed(frozenset(person(people, text) for text in texts), table.sha256)
+    names = frozenset(person(people, whole_id(text)) for text in texts)
+    return Listed(frozenset(map(id_key, names)), names, table.sha256)

@@ -15,7 +15,9 @@ from cleft.config import DataConfig
 from cleft.data.tables.columns import Table
 from cleft.data.tables.faults import Fault
 from cleft.data.tables.files import is_junk, leaves_root
+from cleft.data.tables.ids import spelling_faults
 from cleft.data.tables.image_lists import keep_listed, put_listed, read_image_list
+from cleft.data.tables.nearby import hint_nearby
 from cleft.data.tables.rows import Rows, drop_missing, keep_views, merge_duplicates, text_faults, to_records, view_note
 from cleft.errors import ConfigError, DataError
 from cleft.types import Reading
@@ -118,8 +120,11 @@ def make_scan(
         kept, missing, gone = drop_missing(rows, kept, are_present(kept), config.max_bad)
         if missing:
             out["missing"] = missing
+        gone = [_with_hint(fault, rows, missing, config) for fault in gone]
+    # An image that is its own patient is named by its path, in which case and zeros matter.
+    spelled = [] if rows.patients == rows.ids else spelling_faults(rows.patients, usable.tolist(), rows.lines.tolist())
     reads_reports = config.texts not in ("captions", "findings", "bank") or not rows.findings
-    all_faults = [*faults, *clashes, *gone, *text_faults(rows, reports=reads_reports)]
+    all_faults = [*faults, *spelled, *clashes, *gone, *text_faults(rows, reports=reads_reports)]
     if not len(kept) and not all_faults:
         all_faults.append(_nothing_left(out, views))
     reading = Reading(
@@ -132,6 +137,17 @@ def make_scan(
         listed=frozenset(listed),
     )
     return Scan(table.path, reading, all_faults, rows.images)
+
+
+def _with_hint(fault: Fault, rows: Rows, missing: Sequence[str], config: DataConfig) -> Fault:
+    """Says of images that are not on disk what lies there in their place."""
+    root = require_root(config)
+    path_of = dict(zip(rows.ids, rows.images, strict=True))
+    paths = [path_of[name] for name in missing]
+    if not all(path.startswith(f"{root}/") for path in paths):
+        return fault
+    hint = hint_nearby(root, [path.removeprefix(f"{root}/") for path in paths])
+    return fault._replace(remedy=hint) if hint else fault
 
 
 def oddities(sexes: int, ages: int) -> list[str]:
