@@ -13,7 +13,8 @@ import cleft
 ROOT = Path(cleft.__file__).parent
 ROOMS = ["data", "towers", "learning", "evaluation", "report", "studies"]
 ORDER = [
-    *("errors", "launch", "files", "arguments", "text_rules", "types", "privacy", "config", "codec", "identity"),
+    *("errors", "launch", "files", "arguments", "text_rules", "types", "privacy", "config", "codec", "correction"),
+    "identity",
     *ROOMS,
     *("doctor", "cli"),
 ]

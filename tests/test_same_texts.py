@@ -264,7 +264,7 @@ def test_a_model_folder_of_before_reads_as_its_release_or_its_training(tmp_path,
 def test_real_radiographs_are_told_apart_alike_in_python_and_on_the_command_line(shared, tmp_path):
     root = shared / "data" / "chexpert-mini" / "CheXpert-v1.0-small"
     overrides = [f"--data.root={root}", f"--data.cache={tmp_path / 'cache'}", "--optim.steps=100"]
-    settings = cleft.load_settings("small", [*overrides, "--context.optim.steps=100"])
+    settings = cleft.load_settings("small", [*overrides, "--context.optim.steps=200"])
     run = cleft.learn_context(cleft.pretrain(settings, tmp_path / "run", progress=False), progress=False)
     model, classes = cleft.load(run), ("No Finding", "Pneumonia")
     images, truth = [], []

@@ -37,6 +37,8 @@ def test_a_line_of_the_csv_holds_all_that_is_known_of_a_number(tmp_path):
         "difference_low": "",
         "difference_high": "",
         "p_value": "",
+        "p_holm": "",
+        "comparisons": "",
         "study": "table1",
         "scale": "tiny",
         "row": "cleft-lora",

@@ -3,10 +3,11 @@
 import dataclasses
 import re
 
+import pytest
 from tests.fakes.fake_runs import evaluation, result, write_run
 from tests.fakes.fake_studies import subgroups
 
-from cleft.report.forests import comparison_reach, comparison_table, points, subgroup_table
+from cleft.report.forests import comparison_reach, comparison_table, corrected_comparisons, points, subgroup_table
 from cleft.report.runs import read_runs
 from cleft.report.tables import groups
 from cleft.types import Comparison, Difference
@@ -107,10 +108,10 @@ def comparison(*differences, **changes):
 
 def test_a_difference_has_its_sign_its_interval_and_no_difference_in_the_middle():
     table = comparison_table(comparison(difference(value=-0.05)))
-    assert table.columns == ["lora", "ia3", "First minus second", "p"]
-    first, second, told, p = table.rows[0].cells
+    assert table.columns == ["lora", "ia3", "First minus second", "p", "p, corrected"]
+    first, second, told, p, corrected = table.rows[0].cells
     assert (first.text, second.text) == ("65.0\u202f%", "60.0\u202f%")
-    assert (told.text, told.detail, p.text) == ("−5.0", "−7.0 to −3.0", "<0.01")
+    assert (told.text, told.detail, p.text, corrected.text) == ("−5.0", "−7.0 to −3.0", "<0.01", "<0.01")
     assert 'class="level" d="M70.0 1V11"' in told.picture
     assert float(re.search(r'cx="([\d.]+)"', told.picture).group(1)) == 70 - 0.05 / 0.1 * 65
 
@@ -125,8 +126,18 @@ def test_a_difference_without_an_interval_or_of_few_patients_says_why():
     few = difference(patients=4)
     table = comparison_table(comparison(gone, few, synthetic=False))
     assert [row.cells[2].text for row in table.rows] == ["–", "–"]
-    assert [cell.text for cell in table.rows[1].cells] == ["–"] * 4
+    assert [cell.text for cell in table.rows[1].cells] == ["–"] * 5
     assert [reason for _, reason in table.footnotes] == ["no image shows Edema", "fewer than 5 patients"]
+
+
+def test_p_values_are_corrected_for_all_comparisons_of_the_page():
+    one = comparison(difference(p_value=0.02), difference("auc", p_value=None, interval=None))
+    other = comparison(difference(p_value=0.03), difference("auc", p_value=0.004))
+    corrected, family = corrected_comparisons([one, other])
+    assert family == 3
+    assert corrected == [[pytest.approx(0.04), None], [pytest.approx(0.04), pytest.approx(0.012)]]
+    table = comparison_table(other, corrected[1])
+    assert [row.cells[4].text for row in table.rows] == ["0.04", "0.01"]
 
 
 def test_points_are_percentage_points_of_shares_alone():

@@ -1,5 +1,6 @@
 """The page of a study as a reader and a browser meet it."""
 
+import csv
 import re
 from pathlib import Path
 from urllib.parse import unquote
@@ -231,7 +232,38 @@ def test_rows_stand_against_the_reference_with_interval_and_p_value(tmp_path):
     folder = small_study(tmp_path, {}, cells=(cell,), reference="cleft-lora")
     text = Page(write_page(folder).read_text()).text
     assert "Against CLEFT-LoRA" in text
-    assert "CLIP-ViT \u22125.0 \u22128.1 \u22121.9 p 0.004 –" in text
+    assert "CLIP-ViT \u22125.0 \u22128.1 \u22121.9 p 0.004, corrected 0.004 –" in text
+    assert "the 1 comparison of this table" in text
+
+
+def test_only_differences_that_survive_the_correction_are_bold(tmp_path):
+    rows = ("clip-vit", "convirt-r50", "gloria-r50")
+    p_values = {"clip-vit": 0.004, "convirt-r50": 0.028, "gloria-r50": 0.2}
+    cells = tuple(
+        StudyCell(
+            row=row,
+            column=CELL[1],
+            state="done",
+            differences=(
+                held("accuracy", 0.65, 0.60, (0.01, 0.09), p_values[row]),
+                held("auprc", 0.6, 0.5, None, None),
+            ),
+        )
+        for row in rows
+    )
+    lines = tuple(StudyLine(key=row, label=row.upper()) for row in (*rows, "cleft-lora"))
+    html = write_page(small_study(tmp_path, {}, rows=lines, cells=cells, reference="cleft-lora")).read_text()
+    text = Page(html).text
+    assert "the 3 comparisons of this table" in text
+    for told in ("p 0.004, corrected 0.012", "p 0.028, corrected 0.056", "p 0.200, corrected 0.200"):
+        assert told in text
+    assert html.count('<span class="ours">+5.0</span>') == 1
+    numbers = list(csv.DictReader(next(tmp_path.rglob("table1.csv")).read_text().splitlines()))
+    found = {line["row"]: (line["p_holm"], line["comparisons"]) for line in numbers if line["p_holm"]}
+    assert {row: float(p) for row, (p, _) in found.items()} == pytest.approx(
+        {"clip-vit": 0.012, "convirt-r50": 0.056, "gloria-r50": 0.2}
+    )
+    assert {count for _, count in found.values()} == {"3"}
 
 
 def test_a_study_without_a_reference_has_no_table_of_differences(html):

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cleft.codec import to_json
+from cleft.correction import holm, resamples_for
 from cleft.errors import DataError, ResourceError
 from cleft.evaluation.kept import kept_beside, read_kept
 from cleft.evaluation.metrics import mean_of, paired_intervals, value_of
@@ -25,13 +26,13 @@ from cleft.identity import file_key
 from cleft.types import Comparison, Difference, Evaluation
 
 
-def compare(first: Path, second: Path, *, draws: Draws = USUAL_DRAWS, command: str = "") -> Comparison:
+def compare(first: Path, second: Path, *, draws: Draws | None = None, command: str = "") -> Comparison:
     """Holds two results on the same images against each other.
 
     Args:
         first: Result file of a run, `<run>/results/<name>.json`, with its answers beside it.
         second: Another.
-        draws: How intervals are drawn.
+        draws: How intervals are drawn; by default with as many resamples as the number of differences needs.
         command: What was typed, without folders.
 
     Returns:
@@ -42,6 +43,8 @@ def compare(first: Path, second: Path, *, draws: Draws = USUAL_DRAWS, command: s
     """
     mine, theirs = _read_alike([first, second])
     one, other = mine.evaluation, theirs.evaluation
+    pairs = list(zip(_measures(mine), _measures(theirs), strict=True))
+    draws = Draws(resamples=resamples_for(len(pairs))) if draws is None else draws
     return Comparison(
         first=_run(first),
         second=_run(second),
@@ -56,9 +59,7 @@ def compare(first: Path, second: Path, *, draws: Draws = USUAL_DRAWS, command: s
         ids_digest=one.ids_digest,
         scoring=one.scoring,
         classes=one.classes,
-        differences=_differences(
-            list(zip(_measures(mine), _measures(theirs), strict=True)), mine.scored.patients, draws
-        ),
+        differences=_differences(pairs, mine.scored.patients, draws),
         synthetic=one.synthetic and other.synthetic,
         command=command,
         seed=draws.seed,
@@ -113,7 +114,7 @@ def write_comparison(comparison: Comparison, run: Path) -> Path:
 
 
 def spoken_comparison(comparison: Comparison) -> list[str]:
-    """The differences in a few lines.
+    """The differences in a few lines; p-values also corrected for all differences that were tested, classes included.
 
     Example:
         >>> spoken_comparison(Comparison(
@@ -123,10 +124,18 @@ def spoken_comparison(comparison: Comparison) -> list[str]:
         ...         p_value=0.002, images=60, patients=40),)))
         ['auc lora 0.900, ia3 0.800: difference +0.100 [+0.040 +0.150], p 0.002, 60 images of 40 patients']
     """
-    return [_line(each, comparison) for each in comparison.differences if "/" not in each.metric]
+    corrected = holm([each.p_value for each in comparison.differences])
+    lines = [
+        _line(each, comparison, p, corrected.family)
+        for each, p in zip(comparison.differences, corrected.p_values, strict=True)
+        if "/" not in each.metric
+    ]
+    if corrected.family > 1:
+        lines.append(f"corrected: by Holm for the {corrected.family} differences that were tested")
+    return lines
 
 
-def _line(found: Difference, comparison: Comparison) -> str:
+def _line(found: Difference, comparison: Comparison, corrected: float | None, family: int) -> str:
     values = [
         f"{name} {'not measured' if value is None else f'{value:.3f}'}"
         for name, value in ((comparison.first, found.first), (comparison.second, found.second))
@@ -134,6 +143,8 @@ def _line(found: Difference, comparison: Comparison) -> str:
     told = "not measured" if found.difference is None else f"{found.difference:+.3f}"
     bounds = "" if found.interval is None else f" [{found.interval[0]:+.3f} {found.interval[1]:+.3f}]"
     sure = "" if found.p_value is None else f", p {found.p_value:.3f}"
+    if corrected is not None and family > 1:
+        sure += f", corrected {corrected:.3f}"
     reason = f" ({found.reason})" if found.reason else ""
     rests = f"{found.images:,} images of {found.patients:,} patients"
     return f"{found.metric} {', '.join(values)}: difference {told}{bounds}{sure}{reason}, {rests}"

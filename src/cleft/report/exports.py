@@ -11,6 +11,7 @@ from cleft.report.grid import Filled, Grid, Number
 from cleft.report.headings import METRICS, as_printed, in_percent, table_heads
 from cleft.report.paper import MARKS, QUOTED, Quoted, quoted
 from cleft.report.runs import shown
+from cleft.report.study_table import corrected_p_values
 from cleft.report.tables import FLOORS
 from cleft.types import StudyLine
 
@@ -31,11 +32,13 @@ FIELDS = (
         "seeds",
     ),
     *("values", "intervals", "images", "patients", "split_digest", "ids_digest", "files", "commands"),
-    *("difference", "difference_low", "difference_high", "p_value", "paper", "paper_note", "origin"),
+    *("difference", "difference_low", "difference_high", "p_value", "p_holm", "comparisons"),
+    *("paper", "paper_note", "origin"),
 )
 """Columns of the CSV. `low` and `high` are the outermost ends of the seeds' 95 % intervals; several seeds' values,
-files and commands stand in one field with `; ` between them. `difference` is that to the study's reference; `origin`
-says where a model comes from that was given."""
+files and commands stand in one field with `; ` between them. `difference` is that to the study's reference, `p_holm`
+its p-value after Holm's correction for all `comparisons` of the study; `origin` says where a model comes from that was
+given."""
 _TEX = {
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
@@ -51,6 +54,7 @@ def study_csv(grid: Grid) -> str:
     file = io.StringIO()
     table = csv.DictWriter(file, FIELDS, lineterminator="\n", restval="")
     table.writeheader()
+    corrected, family = corrected_p_values(grid)
     for row in grid.study.rows:
         for column in grid.study.columns:
             for metric in column.metrics:
@@ -63,7 +67,7 @@ def study_csv(grid: Grid) -> str:
                         **line,
                         "heading": row.heading,
                         "state": state,
-                        **_changed(filled, metric),
+                        **_changed(filled, metric, corrected.get((row.key, column.key, metric)), family),
                         **_quoted(paper),
                         "origin": _origin(row),
                     }
@@ -112,7 +116,7 @@ def _joined(parts: Sequence[str]) -> str:
     return "; ".join(parts)
 
 
-def _changed(filled: Filled | None, metric: str) -> dict[str, float | None]:
+def _changed(filled: Filled | None, metric: str, corrected: float | None, family: int) -> dict[str, float | None]:
     held = () if filled is None else filled.cell.differences
     for each in held:
         if each.metric == metric:
@@ -122,6 +126,8 @@ def _changed(filled: Filled | None, metric: str) -> dict[str, float | None]:
                 "difference_low": low,
                 "difference_high": high,
                 "p_value": each.p_value,
+                "p_holm": corrected,
+                "comparisons": None if corrected is None else family,
             }
     return {}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cleft.correction import holm
 from cleft.report.cells import (
     FEWEST_PATIENTS,
     SHARES,
@@ -128,14 +129,35 @@ def points(metric: str, difference: float) -> str:
     return text.replace("-", "\u2212")
 
 
-def comparison_table(comparison: Comparison) -> Table:
-    """What one model has over another on the same images, metric by metric."""
+def corrected_comparisons(comparisons: Sequence[Comparison]) -> tuple[list[list[float | None]], int]:
+    """Corrects the p-values of all comparisons of a page, as one family.
+
+    Returns:
+        Of each comparison the Holm-corrected p-values of its differences; and the number of differences tested.
+    """
+    corrected = holm([each.p_value for comparison in comparisons for each in comparison.differences])
+    waiting = iter(corrected.p_values)
+    return [[next(waiting) for _ in comparison.differences] for comparison in comparisons], corrected.family
+
+
+def comparison_table(comparison: Comparison, corrected: Sequence[float | None] | None = None) -> Table:
+    """What one model has over another on the same images, metric by metric.
+
+    Args:
+        comparison: The two models.
+        corrected: P-value of each difference after correction for all comparisons of the page; by default for this
+            one alone.
+    """
+    corrected = corrected_comparisons([comparison])[0][0] if corrected is None else corrected
     notes = Footnotes()
-    rows = [_compared(difference, comparison, notes) for difference in comparison.differences]
+    rows = [
+        _compared(difference, comparison, notes, p_holm)
+        for difference, p_holm in zip(comparison.differences, corrected, strict=True)
+    ]
     reach = comparison_reach(comparison)
     return Table(
-        columns=[comparison.first, comparison.second, "First minus second", "p"],
-        ends=[("", ""), ("", ""), (f"\u2212{reach:.1f}", f"+{reach:.1f}"), ("", "")],
+        columns=[comparison.first, comparison.second, "First minus second", "p", "p, corrected"],
+        ends=[("", ""), ("", ""), (f"\u2212{reach:.1f}", f"+{reach:.1f}"), ("", ""), ("", "")],
         rows=rows,
         footnotes=notes.listed(),
     )
@@ -152,7 +174,7 @@ def comparison_reach(comparison: Comparison) -> float:
     return enclosed([0.0, *seen])[1]
 
 
-def _compared(difference: Difference, comparison: Comparison, notes: Footnotes) -> Row:
+def _compared(difference: Difference, comparison: Comparison, notes: Footnotes, corrected: float | None) -> Row:
     few = not comparison.synthetic and 0 < difference.patients < FEWEST_PATIENTS
     reason = TOO_FEW if few else difference.reason
     letter = notes.letter(reason)
@@ -162,16 +184,20 @@ def _compared(difference: Difference, comparison: Comparison, notes: Footnotes) 
         for value in (difference.first, difference.second)
     ]
     if difference.difference is None or few:
-        cells = [*values, Cell(text="–", note=letter, title=reason or ""), Cell(text="–")]
+        cells = [*values, Cell(text="–", note=letter, title=reason or ""), Cell(text="–"), Cell(text="–")]
     else:
         drawn = whisker(
             difference.difference, difference.interval, (-reach, reach), kind="model", colour=INK, level=0.0
         )
         told = points(metric, difference.difference)
-        p = difference.p_value
         cells = [
             *values,
             Cell(text=told, detail=_reach(metric, difference.interval), note=letter, picture=drawn),
-            Cell(text="–" if p is None else "<0.01" if p < 0.01 else f"{p:.2f}"),
+            Cell(text=_printed_p(difference.p_value)),
+            Cell(text=_printed_p(corrected)),
         ]
     return Row(kind="model", label=metric_name(metric), cells=cells)
+
+
+def _printed_p(p: float | None) -> str:
+    return "–" if p is None else "<0.01" if p < 0.01 else f"{p:.2f}"

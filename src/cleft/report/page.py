@@ -14,7 +14,7 @@ from cleft.arguments import as_path, as_paths
 from cleft.report.cells import FEWEST_PATIENTS, TOO_FEW
 from cleft.report.curves import training_charts
 from cleft.report.figures import COLOURS, INK, SOFT, key, swatch
-from cleft.report.forests import comparison_table
+from cleft.report.forests import comparison_table, corrected_comparisons
 from cleft.report.frame import render_page, write_page
 from cleft.report.runs import Run, read_runs, shown
 from cleft.report.sections import build_sections, few_classes
@@ -48,6 +48,8 @@ def render(runs: Sequence[Run], *, images: bool | None = None) -> str:
     """The page as text."""
     sections = build_sections(groups(runs), images=images)
     evaluations = [stored.evaluation for run in runs for stored in run.results]
+    comparisons = [each for run in runs for each in run.comparisons]
+    corrected, family = corrected_comparisons(comparisons)
     return render_page(
         "page.html",
         runs=runs,
@@ -59,7 +61,8 @@ def render(runs: Sequence[Run], *, images: bool | None = None) -> str:
         settings=settings_table(runs),
         embedded=_embedded(runs),
         published=any(row.kind == "paper" for each in sections if each.headline for row in each.headline.rows),
-        comparisons=[(each, comparison_table(each)) for run in runs for each in run.comparisons],
+        comparisons=[(each, comparison_table(each, p)) for each, p in zip(comparisons, corrected, strict=True)],
+        family=family,
         phantoms=any(evaluation.synthetic for evaluation in evaluations),
         fewest=FEWEST_PATIENTS,
         scorings=SCORINGS,

@@ -20,7 +20,7 @@ from cleft.report.runs import Run, StoredResult, shown
 from cleft.report.sections import Section, build_section
 from cleft.report.sentences import SCORINGS
 from cleft.report.study_figures import study_figures
-from cleft.report.study_table import differences, every_seed, row_facts, table_lines
+from cleft.report.study_table import corrected_p_values, differences, every_seed, row_facts, table_lines
 from cleft.report.tables import TASKS, Entry
 from cleft.types import Study, StudyLine
 
@@ -140,6 +140,7 @@ def render_study(grid: Grid, *, images: bool | None = None) -> str:
         lines=lines,
         reference=next((row.label for row in study.rows if row.key == study.reference), ""),
         differences=differences(grid),
+        family=corrected_p_values(grid)[1],
         given=any(row.origin for row in study.rows),
         papers=papers,
         marks=[

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 from urllib.parse import quote
 
+from cleft.correction import LEVEL, holm
 from cleft.report.cells import Footnotes
 from cleft.report.grid import Grid, Number, Seed
 from cleft.report.headings import METRICS, as_change, as_printed
@@ -61,13 +62,13 @@ class Against(NamedTuple):
 
 
 class Change(NamedTuple):
-    """How far a row lies from the reference: the difference, its interval, its p-value."""
+    """How far a row lies from the reference: the difference, its interval, its p-value as it is and corrected."""
 
     difference: str
     interval: str
     p_value: str
     apart: bool
-    """Whether the interval leaves out no difference."""
+    """Whether the corrected p-value is at most `LEVEL`."""
 
 
 class Seen(NamedTuple):
@@ -180,13 +181,36 @@ def _anchor(grid: Grid, row: StudyLine, column: StudyLine, metric: str) -> str:
     return f"n-{study.rows.index(row)}-{study.columns.index(column)}-{column.metrics.index(metric)}"
 
 
+def corrected_p_values(grid: Grid) -> tuple[dict[tuple[str, str, str], float], int]:
+    """Corrects the p-values of all differences that the page of a study shows, as one family.
+
+    Returns:
+        Row, column and metric to the Holm-corrected p-value; and the number of comparisons.
+    """
+    shown = {column.key: column.metrics for column in grid.study.columns}
+    tested = {
+        (cell.row, cell.column, each.metric): each.p_value
+        for cell in grid.study.cells
+        for each in cell.differences
+        if each.p_value is not None and each.metric in shown.get(cell.column, ())
+    }
+    corrected = holm(list(tested.values()))
+    found = zip(tested, corrected.p_values, strict=True)
+    return {place: p for place, p in found if p is not None}, corrected.family
+
+
 def differences(grid: Grid) -> list[Against]:
     """Every row that was held against the reference of the study."""
+    corrected, _ = corrected_p_values(grid)
     told: list[Against] = []
     for row in grid.study.rows:
         cells = {cell.column: cell for cell in grid.study.cells if cell.row == row.key and cell.differences}
         places = [
-            _change(metric, cells[column.key].differences if column.key in cells else ())
+            _change(
+                metric,
+                cells[column.key].differences if column.key in cells else (),
+                corrected.get((row.key, column.key, metric)),
+            )
             for column in grid.study.columns
             for metric in column.metrics
         ]
@@ -195,16 +219,17 @@ def differences(grid: Grid) -> list[Against]:
     return told
 
 
-def _change(metric: str, found: Sequence[Difference]) -> Change:
+def _change(metric: str, found: Sequence[Difference], corrected: float | None) -> Change:
     each = next((each for each in found if each.metric == metric), None)
     if each is None or each.difference is None:
         return Change("–", "", "", apart=False)
     if each.interval is None:
         return Change(as_change(metric, each.difference), "", "", apart=False)
-    low, high = each.interval
-    ends = f"{as_change(metric, low)} {as_change(metric, high)}"
+    ends = " ".join(as_change(metric, end) for end in each.interval)
     p_value = "" if each.p_value is None else f"p {each.p_value:.3f}"
-    return Change(as_change(metric, each.difference), ends, p_value, apart=low > 0 or high < 0)
+    if corrected is not None:
+        p_value += f", corrected {corrected:.3f}"
+    return Change(as_change(metric, each.difference), ends, p_value, apart=corrected is not None and corrected <= LEVEL)
 
 
 def _band(row: StudyLine) -> str:

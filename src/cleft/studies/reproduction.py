@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cleft.codec import to_json
+from cleft.correction import resamples_for
 from cleft.errors import ConfigError, DataError, NumericsError, ResourceError
 from cleft.evaluation.compare import compare_seeds
+from cleft.evaluation.scoring import Draws
 from cleft.files import write_whole
 from cleft.report.grid import FILE
 from cleft.studies.costs import Times, counted, told_cost
@@ -199,19 +201,20 @@ class Reproduction:
         if failures:
             return StudyCell(row=row, column=column, state="failed", results=files, reason=failures[0])
         if len(found) == len(names):
-            held = self._held(cell, (plan.name, plan.reference, column))
+            held = self._held(plan, cell, (plan.name, plan.reference, column))
             return StudyCell(row=row, column=column, state="done", results=files, differences=held)
         reason = f"{len(found)} of {len(names)} seeds are done" if found else "not run yet"
         return StudyCell(row=row, column=column, state="planned", results=files, reason=reason)
 
-    def _held(self, cell: Cell, reference: Cell) -> tuple[Difference, ...]:
+    def _held(self, plan: Plan, cell: Cell, reference: Cell) -> tuple[Difference, ...]:
         """A cell that is done against that of the reference; what was asked once stands against every seed."""
         found, others = self._found(cell), self._found(reference)
         if cell == reference or not others or len(others) < len(self.work.cells[reference]):
             return ()
         seeds = max(len(found), len(others))
         mine, theirs = (files * (seeds // len(files)) for files in (found, others))
-        return _hold_against(tuple(mine), tuple(theirs))
+        numbers = (len(plan.rows) - 1) * sum(len(each.metrics) for each in plan.columns)
+        return _hold_against(tuple(mine), tuple(theirs), resamples_for(numbers))
 
     def _found(self, cell: Cell) -> list[Path]:
         """Result files of a cell, of the seeds that are done."""
@@ -319,10 +322,10 @@ def _check_one_split(heading: str, paths: Sequence[Path]) -> None:
 
 
 @functools.cache
-def _hold_against(results: tuple[Path, ...], reference: tuple[Path, ...]) -> tuple[Difference, ...]:
+def _hold_against(results: tuple[Path, ...], reference: tuple[Path, ...], resamples: int) -> tuple[Difference, ...]:
     """Empty where results lack the answers to single images, or cannot be held against each other."""
     try:
-        return compare_seeds(results, reference)
+        return compare_seeds(results, reference, draws=Draws(resamples=resamples))
     except DataError as error:
         log.warning("no difference between rows: %s", error)
         return ()
