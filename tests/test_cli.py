@@ -236,7 +236,7 @@ def test_a_check_writes_a_page_and_json_for_its_owner(walk, tmp_path, capsys):
     page, census = (tmp_path / "new/census.html").read_text(), json.loads((tmp_path / "new/census.json").read_text())
     assert (census["decoded"], census["faults"], len(census["pictures"])) == (12, [], 12)
     assert page.count("<img ") == 12
-    assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "new").iterdir()} == {0o600}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "new").glob("census.*")} == {0o600}
 
 
 def test_presets_and_doctor_answer(capsys):
@@ -302,9 +302,9 @@ def test_an_imported_model_says_what_it_needs_to_be_evaluated(shared, walk, tmp_
         (["data", "split", "chexpert", "{home}/phantoms", "--data.test_list", "{file}"], 3, "page.html"),
         (["data", "split", "chexpert", "{home}/phantoms", "--out", "{file}/below"], 6, "page.html"),
         (["data", "prepare", "tiny", "--jobs", "0"], 2, "at least one process"),
-        (["data", "prepare", "tiny", "--data.root", "{home}/phantoms", "--data.cache", "{file}"], 6, "Not a directory"),
+        (["data", "prepare", "tiny", "--data.root", "{home}/phantoms", "--data.cache", "{file}"], 6, "is not a folder"),
         (["data", "phantoms", "{file}/below"], 6, "Not a directory"),
-        (["data", "template", "{file}/below"], 6, "Not a directory"),
+        (["data", "template", "{file}/below"], 6, "page.html is not a folder"),
     ],
 )
 def test_bad_input_gets_a_sentence_and_the_exit_code_of_its_kind(walk, tmp_path, capsys, words, code, sentence):

@@ -133,10 +133,9 @@ def test_it_ends_with_a_table_of_what_failed_and_a_list_of_ids(drawings, tmp_pat
     assert (tmp_path / "mine.csv").read_text() == listed
 
 
-def test_a_list_without_a_folder_is_refused_before_work(words, tmp_path, capsys):
-    assert main([*words, "--rejects", str(tmp_path / "absent" / "rejects.csv")]) == 2
-    assert "make it first" in capsys.readouterr().err
-    assert not (tmp_path / "cache").exists()
+def test_the_folder_of_a_list_is_made(words, tmp_path):
+    assert main([*words, "--rejects", str(tmp_path / "absent" / "rejects.csv")]) == 0
+    assert (tmp_path / "absent" / "rejects.csv").read_text() == "id,reason\n"
 
 
 def test_all_cores_decode_unless_told_otherwise(words, monkeypatch):

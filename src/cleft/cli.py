@@ -21,7 +21,7 @@ from cleft.errors import CleftError, ConfigError, OtherRankFailed, ResourceError
 from cleft.launch import LAUNCHER_VARIABLES, Launch, find_launch, is_first
 
 if TYPE_CHECKING:
-    from cleft.config import ClassifyConfig, Settings
+    from cleft.config import ClassifyConfig, DataConfig, Settings
 
 EPILOG = """\
 from a folder of images to a page:
@@ -175,11 +175,11 @@ def _parser() -> argparse.ArgumentParser:
 
     pretrain = _verb(verbs, "pretrain", "stage one: pull images to their captions", _pretrain, takes_settings=True)
     pretrain.add_argument("preset", help="a preset's name, a YAML file, or another run (cleft presets lists them)")
-    pretrain.add_argument("--run", type=Path, help="folder of the run; the same folder again resumes (runs/<preset>)")
+    pretrain.add_argument("--run", type=_path, help="folder of the run; the same folder again resumes (runs/<preset>)")
 
     context = _verb(verbs, "learn-context", "stage two: learn the prompt context", _learn_context, takes_settings=True)
-    context.add_argument("run", type=Path, help="run folder of stage one")
-    context.add_argument("--out", type=Path, help="folder of the new run (<run>-context)")
+    context.add_argument("run", type=_path, help="run folder of stage one")
+    context.add_argument("--out", type=_path, help="folder of the new run (<run>-context)")
 
     heads = _verb(
         verbs,
@@ -188,7 +188,7 @@ def _parser() -> argparse.ArgumentParser:
         _classify,
         takes_settings=True,
     )
-    heads.add_argument("run", type=Path, help="run folder whose image tower it stands on")
+    heads.add_argument("run", type=_path, help="run folder whose image tower it stands on")
     heads.add_argument("--mode", choices=["linear-probe", "fine-tune"], help="does the tower move? (linear-probe)")
     heads.add_argument(
         "--protocol",
@@ -203,12 +203,12 @@ def _parser() -> argparse.ArgumentParser:
     heads.add_argument("--blank", choices=["unknown", "absent"], help="what blank labels count as (unknown)")
     heads.add_argument("--fraction", help="share of the training patients, e.g. 0.01, nested for equal seeds (1)")
     heads.add_argument("--seeds", type=_number, metavar="N", help="N heads with the seeds 0 to N-1; by default one")
-    heads.add_argument("--out", type=Path, help="folder of the new run (<run>-<mode>, and what else is not usual)")
+    heads.add_argument("--out", type=_path, help="folder of the new run (<run>-<mode>, and what else is not usual)")
     heads.add_argument("--allow-overlap", action="store_true", help="test on patients that were trained on, and say so")
     heads.add_argument("--drop-overlap", action="store_true", help="test only on patients the run has not seen")
 
     evaluate = _verb(verbs, "evaluate", "put a question to a trained model", _evaluate)
-    evaluate.add_argument("run", type=Path, help="run folder, or one of its result files where --against is given")
+    evaluate.add_argument("run", type=_path, help="run folder, or one of its result files where --against is given")
     evaluate.add_argument(
         "--task",
         choices=["zero-shot", "linear-probe", "fine-tune", "retrieval", "prompts"],
@@ -267,7 +267,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--drop-overlap", action="store_true", help="score only patients the run has not seen")
     evaluate.add_argument(
         "--against",
-        type=Path,
+        type=_path,
         help="another run, which is asked the same, or a result file: is one better on the same images, patients drawn "
         "in pairs",
     )
@@ -276,11 +276,12 @@ def _parser() -> argparse.ArgumentParser:
         verbs, "report", "one self-contained page about runs, or about a study of the paper's tables", _report
     )
     report.add_argument(
-        "folders", type=Path, nargs="+", help="run folders, a study's folder, or folders that hold such"
+        "folders", type=_path, nargs="+", help="run folders, a study's folder, or folders that hold such"
     )
     report.add_argument(
-        "--out", type=Path, help="page of the runs (report.html); a study's page is study.html in its folder"
+        "--out", type=_path, help="page of the runs (report.html); a study's page is study.html in its folder"
     )
+    _overwrite(report)
     report.add_argument(
         "--images", action=argparse.BooleanOptionalAction, help="show images (by default phantoms alone)"
     )
@@ -310,7 +311,8 @@ def _parser() -> argparse.ArgumentParser:
         help="the paper's towers, or small ones that a laptop trains in a minute each (paper)",
     )
     study.add_argument("--seeds", type=_number, default=3, metavar="N", help="runs of each row, seeds 0 to N-1 (3)")
-    study.add_argument("--out", type=Path, help="folder of the study; the same command goes on in it (studies/<name>)")
+    study.add_argument("--out", type=_path, help="folder of the study; the same command goes on in it (studies/<name>)")
+    _overwrite(study)
     study.add_argument("--only", metavar="PATTERN", help="rows, or cells as row/column: 'cleft-*', '*/rsna/zero-shot'")
     study.add_argument("--plan", action="store_true", help="say what would be run and what it costs, and stop")
     study.add_argument("--jobs", type=_number, default=1, metavar="N", help="runs at a time, each in its process (1)")
@@ -318,7 +320,7 @@ def _parser() -> argparse.ArgumentParser:
     bring = _verb(verbs, "import", "make a model folder of a published checkpoint", _import)
     bring.add_argument(
         "checkpoint",
-        type=Path,
+        type=_path,
         help="a file of the authors' release or of another system's, or the folder of one; nothing in it is run",
     )
     bring.add_argument(
@@ -326,10 +328,10 @@ def _parser() -> argparse.ArgumentParser:
         help="whose it is, such as gloria; by default it is recognised by its weights (CLIP's own names do not tell: "
         "openai-clip, open-clip, chexzero or pubmedclip)",
     )
-    bring.add_argument("--out", type=Path, required=True, help="model folder to write")
+    bring.add_argument("--out", type=_path, required=True, help="model folder to write")
     bring.add_argument(
         "--tokenizer",
-        type=Path,
+        type=_path,
         help="folder or hub name of the language model's tokenizer; for CLIP also its bpe_simple_vocab_16e6.txt.gz",
     )
     bring.add_argument("--text-model", help="hub name or folder of the language model, if the checkpoint lacks it")
@@ -340,12 +342,12 @@ def _parser() -> argparse.ArgumentParser:
     data = verbs.add_parser("data", help="check, prepare or draw a dataset", allow_abbrev=False)
     actions = data.add_subparsers(dest="action", metavar="<action>", required=True, parser_class=_VerbParser)
     template = _verb(actions, "template", "write an example of your own table", _data_template)
-    template.add_argument("folder", type=Path, help="where manifest.csv and its explanation go")
+    template.add_argument("folder", type=_path, help="where manifest.csv and its explanation go")
     check = _verb(
         actions, "check", "say what a folder holds, or what is wrong with it", _data_check, takes_settings=True
     )
     _add_source(check)
-    check.add_argument("--page", type=Path, help="also write a page, one self-contained HTML file")
+    check.add_argument("--page", type=_path, help="also write a page, one self-contained HTML file")
     check.add_argument(
         "--decode",
         type=_some,
@@ -361,23 +363,25 @@ def _parser() -> argparse.ArgumentParser:
         help="images to show on the page (by default twelve of phantoms, else none)",
     )
     pictures.add_argument("--no-images", dest="images", action="store_const", const=0, help="show none")
-    check.add_argument("--json", type=Path, help="also write everything as JSON, for machines")
+    check.add_argument("--json", type=_path, help="also write everything as JSON, for machines")
+    _overwrite(check)
     split = _verb(
         actions, "split", "draw a split, say what is where, write it to be shared", _data_split, takes_settings=True
     )
     _add_source(split)
-    split.add_argument("--out", type=Path, help="file to write, for data.split_file; .json, or .json.gz to pack it")
+    split.add_argument("--out", type=_path, help="file to write, for data.split_file; .json, or .json.gz to pack it")
     split.add_argument("--hashed", action="store_true", help="write digests in place of ids")
     prepare = _verb(actions, "prepare", "decode all images once, ahead of training", _data_prepare, takes_settings=True)
     _add_source(prepare)
     prepare.add_argument("--jobs", type=int, help="processes that decode; by default one per core, 64 at most")
     prepare.add_argument(
         "--rejects",
-        type=Path,
+        type=_path,
         help="table of the images that cannot be used: id, reason (<cache>/rejects-<dataset>.csv)",
     )
+    _overwrite(prepare)
     phantoms = _verb(actions, "phantoms", "draw images with labels, in the layout of a real dataset", _data_phantoms)
-    phantoms.add_argument("folder", type=Path, help="a new or empty folder")
+    phantoms.add_argument("folder", type=_path, help="a new or empty folder")
     phantoms.add_argument(
         "--kind",
         choices=["chest", "mammogram"],
@@ -395,6 +399,24 @@ def _parser() -> argparse.ArgumentParser:
     _verb(verbs, "presets", "list the presets", _presets)
     _verb(verbs, "doctor", "versions, devices, optional parts, and what to mend", _doctor)
     return parser
+
+
+def _path(text: str) -> Path:
+    """A path as typed, `~` at its start replaced by the home folder."""
+    from cleft.privacy import expand_user
+
+    try:
+        return Path(expand_user(text))
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _overwrite(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="also replace files that cleft did not write, or that were changed since",
+    )
 
 
 class _VerbParser(argparse.ArgumentParser):
@@ -431,7 +453,7 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
         "the name of a dataset (chexpert, …, manifest for your own table), for the default settings",
     )
     parser.add_argument(
-        "root", type=Path, nargs="?", help="folder of the images and their table; also --data.root <folder>"
+        "root", type=_path, nargs="?", help="folder of the images and their table; also --data.root <folder>"
     )
 
 
@@ -604,7 +626,7 @@ def _ask(options: argparse.Namespace, run: Path) -> Path:
 def _report(options: argparse.Namespace, words: list[str]) -> None:
     from cleft.report.study import report_folders
 
-    for page in report_folders(options.folders, options.out, images=options.images):
+    for page in report_folders(options.folders, options.out, images=options.images, overwrite=options.overwrite):
         print(f"{page}: open it in a browser")
 
 
@@ -622,7 +644,7 @@ def _reproduce(options: argparse.Namespace, words: list[str]) -> int:
         only=options.only,
         jobs=options.jobs,
     )
-    ending = reproduce(request, plan_only=options.plan, say=print)
+    ending = reproduce(request, plan_only=options.plan, say=print, overwrite=options.overwrite)
     for failure in ending.failures:
         print(f"failed: {failure}", file=sys.stderr)
     return ending.code
@@ -662,27 +684,28 @@ def _data_check(options: argparse.Namespace, words: list[str]) -> int:
     from cleft.codec import to_json
     from cleft.data.census.check import check_dataset
     from cleft.data.census.taking import Effort
-    from cleft.files import write_whole
+    from cleft.files import Output
     from cleft.report.census import write_census
 
     if options.images and not options.page:
         raise ConfigError(f"--images {options.images}: images are shown on a page; name one with --page")
-    for option, out in (("--page", options.page), ("--json", options.json)):
-        if out and out.is_dir():
-            raise ConfigError(f"{option} {out} is a folder; name a file")
     settings, told = _data_settings(options, words)
     effort = Effort.of(
         decode=options.decode, pictures=options.images if options.page else 0, seed=settings.seed, progress=True
     )
+    page, machine = (
+        out and Output(out, option, overwrite=options.overwrite, inputs=_inputs(settings.data), mode=0o600).check()
+        for option, out in (("--page", options.page), ("--json", options.json))
+    )
+    if page and machine and page.path.absolute() == machine.path.absolute():
+        raise ConfigError(f"--page and --json both name {page.path}; give two names")
     check = check_dataset(settings.data, settings.images, effort)
     print(told)
     print("\n".join(check.lines))
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(options.json, (to_json(check.census) + "\n").encode())
-        print(f"{options.json}: everything as JSON, for your eyes alone")
-    if options.page:
-        print(f"{write_census(check.census, options.page)}: open it in a browser")
+    if machine:
+        print(f"{machine.write(to_json(check.census) + chr(10))}: everything as JSON, for your eyes alone")
+    if page:
+        print(f"{write_census(check.census, page.path, overwrite=options.overwrite)}: open it in a browser")
     return 3 if check.faults else 0
 
 
@@ -716,6 +739,12 @@ def _data_settings(options: argparse.Namespace, words: list[str]) -> tuple[Setti
     )
 
 
+def _inputs(config: DataConfig) -> tuple[Path, ...]:
+    """Every file and folder that settings of data name."""
+    lists = (config.split_file, config.test_list, config.mapping, config.exclude)
+    return tuple(path for path in (config.root, config.reports, config.bank, *lists) if path is not None)
+
+
 def _some(text: str) -> int | None:
     """A number, or None for all."""
     return None if text == "all" else _number(text)
@@ -729,7 +758,7 @@ def _number(text: str) -> int:
 
 def _data_split(options: argparse.Namespace, words: list[str]) -> None:
     from cleft.data import DATASETS, read_dataset
-    from cleft.data.splits.files import make_split_file, write_split_file
+    from cleft.data.splits.files import check_split_output, make_split_file, write_split_file
     from cleft.data.splits.recipes import salts_of, split_records
     from cleft.data.splits.text import split_lines
 
@@ -737,6 +766,8 @@ def _data_split(options: argparse.Namespace, words: list[str]) -> None:
         raise ConfigError("--hashed writes nothing without --out; name the file with --out split.json")
     settings, told = _data_settings(options, words)
     config = settings.data
+    if options.out is not None:
+        check_split_output(options.out)
     reading = read_dataset(config)
     splits = split_records(reading, config)
     print(told)
@@ -755,22 +786,28 @@ def _data_prepare(options: argparse.Namespace, words: list[str]) -> None:
     from cleft.data.pixels.decoding import usable_cores
     from cleft.data.pixels.prepared import cache_folder, prepare_images
     from cleft.data.pixels.rejects import reject_lines
+    from cleft.files import Output
 
     if options.jobs is not None and options.jobs < 1:
         raise ConfigError(f"--jobs {options.jobs}: at least one process decodes; give 1 or more")
-    if options.rejects and not options.rejects.parent.is_dir():
-        raise ConfigError(f"--rejects {options.rejects}: there is no folder {options.rejects.parent}; make it first")
     settings, told = _data_settings(options, words)
     print(told)
-    reading = read_dataset(settings.data)
     cache = cache_folder(settings.data)
+    rejects = Output(
+        options.rejects or cache / f"rejects-{settings.data.dataset}.csv",
+        "--rejects" if options.rejects else "data.cache:",
+        overwrite=options.overwrite,
+        inputs=_inputs(settings.data),
+        mode=0o600,
+    ).check()
+    reading = read_dataset(settings.data)
     prepared = prepare_images(
         reading.records,
         settings.images,
         cache,
         jobs=options.jobs or min(usable_cores(), 64),
         max_bad=settings.data.max_bad,
-        rejects=options.rejects or cache / f"rejects-{reading.dataset}.csv",
+        rejects=rejects,
         again=True,
     )
     refused = {record: (reason, prepared.sentences[record]) for record, reason in prepared.rejected.items()}

@@ -1,23 +1,29 @@
-"""Small files: written atomically, read strictly.
+"""Small files: written atomically, read strictly, and never in place of a user's own.
 
-The one place that writes a file in one step, and the one place that reads JSON. A reader sees the old file or the new
-one, never half of one. JSON from outside is untrusted: it is read only if every value has exactly one meaning.
+The one place that writes a file in one step, the one place that reads JSON, and the one rule of what an output may
+replace. A reader sees the old file or the new one, never half of one. JSON from outside is untrusted: it is read only
+if every value has exactly one meaning.
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import math
 import os
 import re
 import secrets
+import shutil
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
 
-from cleft.errors import CleftError, DataError
+from cleft.errors import CleftError, ConfigError, DataError, ResourceError
 
 LARGEST: Final = 64 * 2**20
 """Bytes of the largest JSON file that is read unless the caller sets another limit."""
@@ -299,3 +305,176 @@ def _place_of_number(text: str) -> str:
 
 def _lower(text: str) -> str:
     return text[:1].lower() + text[1:]
+
+
+# Outputs: files and folders that a user names. What a user made is never replaced.
+
+RECORD: Final = ".cleft-written"
+"""Hidden file beside outputs with the SHA-256 of each as it was written, a line each as `sha256sum` prints them."""
+_DRAFT: Final = ".cleft-draft"
+"""File that marks a folder as an unfinished draft of this program."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """A file to write where a user says; `check` it before any work is done.
+
+    It replaces a file only if this program wrote that file and nobody changed it since, as `RECORD` beside it says.
+    Two processes that write into one folder at once may lose a line of the record; that file is then not replaced.
+
+    Args:
+        path: The file; missing folders are made when it is written.
+        option: What chooses it on the command line, for messages.
+        overwrite: Whether it may replace other files too; None where the command has no option `--overwrite`.
+        inputs: Files and folders that the same command reads; never replaced, nor is anything inside them that this
+            program did not write.
+        mode: Permissions.
+    """
+
+    path: Path
+    option: str
+    overwrite: bool | None = False
+    inputs: tuple[Path, ...] = ()
+    mode: int = 0o644
+
+    def check(self) -> Output:
+        """Return itself if it can be written and replaces nothing but an earlier output of this program.
+
+        Raises:
+            ConfigError: If the path is a folder, a link or a device, or holds a file of somebody else's.
+            ResourceError: If the folder cannot be written.
+        """
+        path, named = self.path, f"{self.option} {self.path}"
+        try:
+            status = os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return self._check_folder()
+        except (OSError, ValueError) as fault:
+            reason = fault.strerror if isinstance(fault, OSError) else str(fault)
+            raise ConfigError(f"{named} cannot be a file name ({reason}); choose another name") from fault
+        if stat.S_ISDIR(status.st_mode):
+            raise ConfigError(f"{named} is a folder; name a file")
+        if stat.S_ISLNK(status.st_mode):
+            raise ConfigError(f"{named} is a symbolic link to {os.readlink(path)}; name the file itself")
+        if not stat.S_ISREG(status.st_mode):
+            raise ConfigError(f"{named} is not a regular file; choose another name")
+        if not status.st_mode & 0o222:
+            raise ConfigError(f"{named} is read-only; choose another name, or make it writable first")
+        if not self._is_ours():
+            if any(_is_within(path, place) for place in self.inputs):
+                raise ConfigError(f"{named} is among the files that this command reads; choose another name")
+            if not self.overwrite:
+                way_out = "" if self.overwrite is None else ", or add --overwrite to replace it"
+                raise ConfigError(
+                    f"{named} exists and was not written by cleft, or was changed since; move it away, choose another "
+                    f"name{way_out}"
+                )
+        return self._check_folder()
+
+    def write(self, data: bytes | str) -> Path:
+        """Write the file in one step and record it; checks again, because time has passed.
+
+        Raises:
+            ConfigError, ResourceError: As `check`, or if the disk is full.
+        """
+        self.check()
+        data = data.encode() if isinstance(data, str) else data
+        folder, name, digest = self.path.parent, self.path.name, hashlib.sha256(data).hexdigest()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            known = _read_record(folder)
+            _write_record(folder, known | {name: {digest, *known.get(name, ())}})  # a crash leaves both known
+            write_whole(self.path, data, mode=self.mode)
+            _write_record(folder, _read_record(folder) | {name: {digest}})
+        except OSError as fault:
+            full = fault.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            fix = "make room on the disk" if full else "choose another place"
+            raise ResourceError(f"{self.option} {self.path} cannot be written ({fault.strerror}); {fix}") from fault
+        return self.path
+
+    def _is_ours(self) -> bool:
+        known = _read_record(self.path.parent).get(self.path.name)
+        if not known:
+            return False
+        try:
+            with self.path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest() in known
+        except OSError:
+            return False
+
+    def _check_folder(self) -> Output:
+        folder = next(place for place in self.path.absolute().parents if os.path.lexists(place))
+        if not folder.is_dir():
+            raise ResourceError(f"{self.option} {self.path}: {folder} is not a folder; choose another place")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise ResourceError(f"{self.option} {self.path}: cannot write into {folder}; choose another place")
+        return self
+
+
+def _is_within(path: Path, place: Path) -> bool:
+    """Whether a file is `place`, by whatever name or link, or lies in that folder."""
+    try:
+        if place.is_dir():
+            return path.resolve().is_relative_to(place.resolve())
+        return os.path.samefile(path, place)
+    except OSError:
+        return False
+
+
+def _read_record(folder: Path) -> dict[str, set[str]]:
+    """Name of each output in a folder to the digests it may have; lines that nobody wrote so are passed over."""
+    try:
+        data = read_limited(folder / RECORD)
+    except DataError:
+        return {}
+    known: dict[str, set[str]] = {}
+    for line in data.decode(errors="surrogateescape").splitlines():
+        found = _RECORD_LINE.fullmatch(line)
+        if found:
+            name = found[3].replace("\\n", "\n").replace("\\\\", "\\") if found[1] else found[3]
+            known.setdefault(name, set()).add(found[2])
+    return known
+
+
+_RECORD_LINE = re.compile(r"(\\?)([0-9a-f]{64})  (.+)")
+
+
+def _write_record(folder: Path, known: Mapping[str, Iterable[str]]) -> None:
+    lines: list[str] = []
+    for name, digests in sorted(known.items()):
+        if len(known) > 1 and not os.path.lexists(folder / name) and len(set(digests)) < 2:
+            continue  # removed meanwhile
+        plain = name.replace("\\", "\\\\").replace("\n", "\\n")
+        lines += [f"{'' if plain == name else chr(92)}{digest}  {plain}\n" for digest in sorted(digests)]
+    write_whole(folder / RECORD, "".join(lines).encode(errors="surrogateescape"), mode=None)
+
+
+@contextmanager
+def draft_folder(folder: Path) -> Generator[Path]:
+    """Yield an empty folder beside `folder` that takes its name when the block ends without an error.
+
+    A draft that a killed process left is removed; a folder of that name that somebody else made is not.
+
+    Args:
+        folder: Absent or empty.
+
+    Raises:
+        ConfigError: If `folder` holds something, or the draft's place is taken.
+    """
+    folder = folder.resolve()
+    draft = folder.with_name(f".{folder.name}.draft")
+    if os.path.lexists(draft):
+        if draft.is_symlink() or not draft.is_dir() or not ((draft / _DRAFT).is_file() or not any(draft.iterdir())):
+            raise ConfigError(f"{draft} is needed for a draft and is not one of cleft; move it away")
+        shutil.rmtree(draft)
+    draft.mkdir(parents=True)
+    try:
+        (draft / _DRAFT).touch()
+        yield draft
+        if os.path.lexists(folder):
+            folder.rmdir()
+        draft.rename(folder)
+        (folder / _DRAFT).unlink()
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)  # a full disk gets its room back
+        raise

@@ -10,7 +10,8 @@ from tests.fakes.fake_runs import evaluation, png, result, write_run
 from tests.fakes.fake_studies import ROWS, retrieval, small_study, write_cell, write_study
 from tests.report.test_page import NASTY, Page
 
-from cleft.errors import ConfigError, DataError, ResourceError
+from cleft.errors import ConfigError, DataError
+from cleft.files import RECORD
 from cleft.report.grid import read_grid
 from cleft.report.runs import read_runs
 from cleft.report.study import find_studies, render_study, report_folders
@@ -38,7 +39,14 @@ def cells(html):
 
 
 def test_three_files_are_written_beside_the_results(table1, html):
-    assert {path.name for path in table1.iterdir()} == {"study.json", "study.html", "table1.csv", "table1.tex", "runs"}
+    assert {path.name for path in table1.iterdir()} == {
+        "study.json",
+        "study.html",
+        "table1.csv",
+        "table1.tex",
+        "runs",
+        RECORD,
+    }
 
 
 def test_the_table_has_the_papers_rows_and_columns(html):
@@ -351,5 +359,5 @@ def test_an_empty_folder_is_no_run_and_no_study(tmp_path):
 def test_a_page_that_cannot_be_written_is_a_sentence(tmp_path):
     folder = small_study(tmp_path, {})
     (folder / "table1.csv").mkdir()
-    with pytest.raises(ResourceError, match=r"cannot write into .*; make room or free the folder"):
+    with pytest.raises(ConfigError, match=r"the study's .*table1\.csv is a folder"):
         write_page(folder)

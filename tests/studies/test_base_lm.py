@@ -51,6 +51,7 @@ def test_it_is_learned_once_and_the_same_again(learned, tmp_path):
 def test_what_a_kill_left_behind_is_written_anew(learned, tmp_path):
     half = tmp_path / "half"
     shutil.copytree(learned, tmp_path / ".half.draft")
+    (tmp_path / ".half.draft" / ".cleft-draft").touch()
     half.mkdir()
     assert (learn_language_model(CAPTIONS, SHAPE, half, steps=1) / "learned.json").is_file()
     assert not (tmp_path / ".half.draft").exists()

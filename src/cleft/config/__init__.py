@@ -1,6 +1,7 @@
 """Settings: one tree of frozen dataclasses, presets that fill it, overrides that have the last word."""
 
 from cleft.config.loading import (
+    SETTINGS_MARK,
     build_settings,
     dump_settings,
     load_run_settings,
@@ -32,6 +33,7 @@ from cleft.config.tree import (
 )
 
 __all__ = [
+    "SETTINGS_MARK",
     "AugmentConfig",
     "ClassifyConfig",
     "ContextConfig",

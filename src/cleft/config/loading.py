@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 PRESETS = Path(__file__).parents[1] / "presets"
 """Folder of the presets that come with the package."""
 
+SETTINGS_MARK = "# Settings of a run, written by cleft; values that begin with local: are paths known to its user alone"
+"""First line of a `config.yaml` that this program wrote, by which it tells a run from a folder of the user's."""
+
 _Group = TypeVar("_Group")
 _NUMBER = re.compile(r"[-+]?(0|[1-9][0-9_]*)?(\.[0-9]*)?([eE][-+]?[0-9]+)?")
 
@@ -169,11 +172,12 @@ def plain_settings(settings: Settings) -> dict[str, Any]:
 
 
 def dump_settings(settings: Settings) -> str:
-    """Writes settings as YAML: complete, and loadable as a preset."""
+    """Writes settings as YAML: complete, and loadable as a preset. Its first line is `SETTINGS_MARK`."""
     import yaml
 
     dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # four times as fast, where PyYAML was built with it
-    return yaml.dump(_plain(settings), Dumper=dumper, sort_keys=False, allow_unicode=True, width=100)
+    text = yaml.dump(_plain(settings), Dumper=dumper, sort_keys=False, allow_unicode=True, width=100)
+    return f"{SETTINGS_MARK}\n{text}"
 
 
 def settings_parser(prog: str, usage: str, description: str) -> ArgumentParser:

@@ -25,9 +25,9 @@ from collections.abc import Collection, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from cleft.config import Settings, dump_settings, load_settings
+from cleft.config import SETTINGS_MARK, Settings, dump_settings, load_settings
 from cleft.data.tables.ids import id_key
 from cleft.data.tables.people import person
 from cleft.errors import ConfigError, DataError, ResourceError
@@ -40,7 +40,8 @@ from cleft.privacy import USER_DIR, key_id, protect
 
 log = logging.getLogger(__name__)
 
-_OURS = {"lock", "config.yaml", "environment.json", "split.json", "logs", "states", ".probe.tmp"}
+_BEFORE_SETTINGS = {"lock", ".probe.tmp", ".probe"}
+"""What a new run folder may hold before it holds `config.yaml`."""
 
 
 _BESIDE = {"sources", "leaks", "terms"}
@@ -300,11 +301,30 @@ def _check_place(folder: Path) -> None:
         raise ResourceError(f"{folder}: cannot be written ({error.strerror}); choose another run folder") from error
     # A killed process leaves drafts such as .config.yaml.1a2b3c4d, see `write_whole`.
     names = (path.name for path in folder.iterdir() if not path.name.startswith(".config.yaml."))
-    strangers = sorted(name for name in names if name not in _OURS)
-    if strangers and not (folder / "config.yaml").is_file():
+    strangers = sorted(name for name in names if name not in _BEFORE_SETTINGS)
+    if strangers and not is_run(folder):
         raise ConfigError(
             f"{folder} is not empty and holds no run (found {', '.join(strangers[:3])}); choose another run folder"
         )
+
+
+def is_run(folder: Path) -> bool:
+    """Whether this program wrote the settings in a folder: a run, or a model that was imported or brought into a study.
+
+    A `config.yaml` alone may be a user's own settings.
+    """
+    try:
+        with (folder / "config.yaml").open("rb") as file:
+            if file.readline(200).decode(errors="replace").rstrip() == SETTINGS_MARK:
+                return True
+    except OSError:
+        return False
+    try:  # as earlier versions wrote them
+        stage = (find_json(folder / "environment.json") or {}).get("stage")
+        model = find_json(folder / "model.json") or {}
+    except DataError:
+        return True  # a damaged run is not somebody else's folder; what reads these files reports the damage
+    return stage in get_args(Stage) or {"schema", "files"} <= set(model)
 
 
 def _check_settings(folder: Path, settings: Settings, stage: Stage) -> None:

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
+from cleft.files import Output
 from cleft.report.bars import STACK, bar_chart, group_key, histogram, percent, square, stack, strip
-from cleft.report.frame import PNG, render_page, write_page
+from cleft.report.frame import PNG, render_page
 from cleft.types import Census, Groups, Picture, Tally
 
 NAMES = {
@@ -59,20 +60,22 @@ class Comparison(NamedTuple):
     """Where the strips end."""
 
 
-def write_census(census: Census, out: Path) -> Path:
+def write_census(census: Census, out: Path, *, overwrite: bool = False) -> Path:
     """Writes a page about a dataset, for its owner's eyes.
 
     Args:
         census: What a check learned.
         out: The HTML file. Only its owner may read it: it may name files and show images.
+        overwrite: Whether to replace a file that is not an earlier output.
 
     Returns:
         The file.
 
     Raises:
+        ConfigError: If `out` is a file of somebody else's.
         ResourceError: If the page cannot be written.
     """
-    return write_page(render_census(census), out, option="--page", mode=0o600)
+    return Output(out, "--page", overwrite=overwrite, mode=0o600).write(render_census(census))
 
 
 def render_census(census: Census) -> str:

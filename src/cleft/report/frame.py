@@ -14,8 +14,6 @@ from typing import Any
 import jinja2
 
 from cleft import __version__
-from cleft.errors import ResourceError
-from cleft.files import write_whole
 
 PNG = re.compile(r"iVBORw0KGgo[A-Za-z0-9+/]*={0,2}")
 """An image as a page may hold it: base64 and nothing that could end its attribute."""
@@ -41,23 +39,3 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-
-
-def write_page(page: str, out: Path, *, option: str, mode: int = 0o644) -> Path:
-    """Writes a page in one step, and folders as needed.
-
-    Args:
-        page: HTML.
-        out: The file.
-        option: What chooses the place on the command line, for the message.
-        mode: Who may read it.
-
-    Raises:
-        ResourceError: If it cannot be written.
-    """
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(out, page.encode(), mode=mode)
-    except OSError as error:
-        raise ResourceError(f"cannot write {out} ({error.strerror}); choose another place with {option}") from error
-    return out

@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from cleft.codec import from_json
-from cleft.errors import CleftError, DataError
-from cleft.files import read_limited
+from cleft.errors import CleftError, ConfigError, DataError
+from cleft.files import find_json, read_limited
 from cleft.report.cells import TOO_FEW, small
 from cleft.types import Evaluation, Result, Study, StudyCell, StudyLine
 
@@ -103,6 +103,18 @@ class Grid:
             for filled in self.filled.values()
         ]
         return {state: states.count(state) for state in dict.fromkeys(states)}
+
+
+def check_study_file(folder: Path) -> None:
+    """Refuse a folder whose `study.json` is not that of a study, because it would be replaced.
+
+    Raises:
+        ConfigError: If it is something else.
+    """
+    path = folder / FILE
+    study = find_json(path, error=ConfigError, remedy="move it away, or choose another folder with --out")
+    if study is not None and not {"schema", "name", "rows", "columns", "cells"} <= set(study):
+        raise ConfigError(f"{path} was not written by cleft; move it away, or choose another folder with --out")
 
 
 def read_grid(folder: Path) -> Grid:

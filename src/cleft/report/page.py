@@ -11,11 +11,12 @@ from typing import Any, cast
 from markupsafe import Markup
 
 from cleft.arguments import as_path, as_paths
+from cleft.files import Output
 from cleft.report.cells import FEWEST_PATIENTS, TOO_FEW
 from cleft.report.curves import training_charts
 from cleft.report.figures import COLOURS, INK, SOFT, key, swatch
 from cleft.report.forests import comparison_table, corrected_comparisons
-from cleft.report.frame import render_page, write_page
+from cleft.report.frame import render_page
 from cleft.report.runs import Run, read_runs, shown
 from cleft.report.sections import build_sections, few_classes
 from cleft.report.sentences import SCORINGS, settings_table, what_was_run
@@ -25,23 +26,28 @@ from cleft.types import Evaluation, Result
 KEYS = {"model": COLOURS[0], "mean": INK, "floor": SOFT, "paper": INK, "level": SOFT}
 
 
-def write_report(runs: Path | str | Iterable[Path | str], out: Path | str, *, images: bool | None = None) -> Path:
+def write_report(
+    runs: Path | str | Iterable[Path | str], out: Path | str, *, images: bool | None = None, overwrite: bool = False
+) -> Path:
     """Writes a page about run folders.
 
     Args:
         runs: Run folders, or one; the page compares them where they answered the same question on the same images.
         out: The HTML file.
         images: Whether to show images: True shows them all, False none, None those of phantoms alone.
+        overwrite: Whether to replace a file that is not an earlier output.
 
     Returns:
         The file.
 
     Raises:
+        ConfigError: If `out` is a file of somebody else's.
         DataError: If a folder is not a run.
         ResourceError: If the page cannot be written.
     """
-    out = as_path(out, "out")
-    return write_page(render(read_runs(as_paths(runs, "runs")), images=images), out, option="--out")
+    folders = as_paths(runs, "runs")
+    output = Output(as_path(out, "out"), "--out", overwrite=overwrite, inputs=tuple(folders)).check()
+    return output.write(render(read_runs(folders), images=images))
 
 
 def render(runs: Sequence[Run], *, images: bool | None = None) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from cleft.errors import ConfigError, ResourceError
-from cleft.files import write_whole
+from cleft.errors import ConfigError
+from cleft.files import Output
 from cleft.report.cells import FEWEST_PATIENTS, Footnotes
 from cleft.report.exports import study_csv, study_latex
 from cleft.report.figures import COLOURS, INK, SOFT, key, swatch
@@ -22,37 +22,54 @@ from cleft.report.sentences import SCORINGS
 from cleft.report.study_figures import study_figures
 from cleft.report.study_table import corrected_p_values, differences, every_seed, row_facts, table_lines
 from cleft.report.tables import TASKS, Entry
-from cleft.types import Study, StudyLine
+from cleft.types import StudyLine
 
 KEYS = {"model": COLOURS[0], "mean": INK, "floor": SOFT, "paper": INK, "level": SOFT}
 _MODELS = 8
 """Most rows whose curves a section draws, so that they can be told apart."""
 
 
-def write_study(folder: Path, *, images: bool | None = None) -> Path:
+def study_outputs(folder: Path, name: str, *, overwrite: bool = False) -> tuple[Output, Output, Output]:
+    """Return page, CSV and LaTeX of a study, checked: none replaces a file that is not an earlier output.
+
+    Args:
+        folder: Of the study.
+        name: Of the study.
+        overwrite: Whether such files are replaced.
+
+    Raises:
+        ConfigError: If one would replace a file of somebody else's.
+        ResourceError: If the folder cannot be written.
+    """
+    stem = file_name(name)
+    page, table, latex = (
+        Output(folder / file, "the study's", overwrite=overwrite).check()
+        for file in ("study.html", f"{stem}.csv", f"{stem}.tex")
+    )
+    return page, table, latex
+
+
+def write_study(folder: Path, *, images: bool | None = None, overwrite: bool = False) -> Path:
     """Writes `study.html`, `<name>.csv` and `<name>.tex` of a study beside its results.
 
     Args:
         folder: It holds `study.json`.
         images: Whether to show images: True shows them all, False none, None those of phantoms alone.
+        overwrite: Whether to replace files that are not earlier outputs.
 
     Returns:
         The page.
 
     Raises:
+        ConfigError: If one of these files is somebody else's.
         DataError: If there is no study, or its results were measured on different splits or images.
         ResourceError: If a file cannot be written.
     """
     grid = read_grid(folder)
-    name = file_name(grid.study)
-    files = {"study.html": render_study(grid, images=images)}
-    files |= {f"{name}.csv": study_csv(grid), f"{name}.tex": study_latex(grid)}
-    try:
-        for file, text in files.items():
-            write_whole(folder / file, text.encode(), mode=0o644)
-    except OSError as error:
-        raise ResourceError(f"cannot write into {folder} ({error.strerror}); make room or free the folder") from error
-    return folder / "study.html"
+    page, table, latex = study_outputs(folder, grid.study.name, overwrite=overwrite)
+    table.write(study_csv(grid))
+    latex.write(study_latex(grid))
+    return page.write(render_study(grid, images=images))
 
 
 def find_studies(folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:
@@ -84,19 +101,22 @@ def _is_known(folder: Path) -> bool:
     return (folder / FILE).is_file() or (folder / "config.yaml").is_file()
 
 
-def report_folders(folders: Sequence[Path], out: Path | None, *, images: bool | None = None) -> list[Path]:
+def report_folders(
+    folders: Sequence[Path], out: Path | None, *, images: bool | None = None, overwrite: bool = False
+) -> list[Path]:
     """Writes a page for each study, and one for all runs together.
 
     Args:
         folders: Run folders, folders of studies, or folders that hold such.
         out: Where the page of the runs goes; by default `report.html`.
         images: As in `write_study`.
+        overwrite: Whether to replace files that are not earlier outputs.
 
     Returns:
         The pages.
 
     Raises:
-        ConfigError: If there are only studies and `out` is given.
+        ConfigError: If there are only studies and `out` is given, or a page would replace a file of somebody else's.
         DataError: If a folder is none of these, or a study cannot be told.
         ResourceError: If a page cannot be written.
     """
@@ -108,13 +128,16 @@ def report_folders(folders: Sequence[Path], out: Path | None, *, images: bool | 
             f"--out {out}: the page of a study is study.html in its own folder, where its links lead to its results; "
             f"leave --out away"
         )
-    pages = [write_study(study, images=images) for study in studies]
-    return [*pages, write_report(runs, out or Path("report.html"), images=images)] if runs else pages
+    out = out or Path("report.html")
+    if runs:
+        Output(out, "--out", overwrite=overwrite, inputs=tuple(runs)).check()
+    pages = [write_study(study, images=images, overwrite=overwrite) for study in studies]
+    return [*pages, write_report(runs, out, images=images, overwrite=overwrite)] if runs else pages
 
 
-def file_name(study: Study) -> str:
-    """Under which name the tables of a study are written."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", study.name).strip("-") or "study"
+def file_name(name: str) -> str:
+    """Return the stem of the files that hold the tables of a study of this name."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "study"
 
 
 def render_study(grid: Grid, *, images: bool | None = None) -> str:
@@ -152,7 +175,7 @@ def render_study(grid: Grid, *, images: bool | None = None) -> str:
         figures=study_figures(grid),
         seen={column.key: every_seed(grid, column) for column in study.columns},
         sections=sections,
-        files=[f"{file_name(study)}.csv", f"{file_name(study)}.tex"],
+        files=[f"{file_name(study.name)}.csv", f"{file_name(study.name)}.tex"],
         fewest=FEWEST_PATIENTS,
         most=_MODELS,
         scorings=SCORINGS,

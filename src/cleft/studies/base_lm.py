@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -23,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, DataCollato
 
 from cleft.config import TextTowerConfig
 from cleft.errors import ConfigError, NumericsError
-from cleft.files import find_json, write_json
+from cleft.files import draft_folder, find_json, write_json
 from cleft.learning.run import texts_digest
 from cleft.towers.hub import quiet_transformers
 from cleft.towers.language_model import is_causal, read_text_config
@@ -78,18 +77,17 @@ def learn_language_model(
                 f"{folder} was learned from other captions or in another shape; choose another folder for the study"
             )
         return folder
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} is in the way of the study's language model; move it away, or give another --out")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         model, tokens = _build(captions if learnable is None else learnable, config)
         loss = _train(model, tokens, captions, seed, steps)
-    draft = folder.with_name(f".{folder.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    with quiet_transformers():
-        cast("Any", model).base_model.save_pretrained(draft)
-    tokens.save(draft)
-    write_json(draft / "learned.json", {**facts, "loss": loss})
-    shutil.rmtree(folder, ignore_errors=True)
-    draft.replace(folder)
+    with draft_folder(folder) as draft:
+        with quiet_transformers():
+            cast("Any", model).base_model.save_pretrained(draft)
+        tokens.save(draft)
+        write_json(draft / "learned.json", {**facts, "loss": loss})
     return folder
 
 

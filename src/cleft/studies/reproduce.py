@@ -11,7 +11,8 @@ from cleft.config.loading import nearest
 from cleft.data import DATASETS
 from cleft.errors import ConfigError
 from cleft.learning.surroundings import command_line
-from cleft.report.study import write_study
+from cleft.report.grid import check_study_file
+from cleft.report.study import study_outputs, write_study
 from cleft.studies.doing import do
 from cleft.studies.facts import lacking_weights
 from cleft.studies.grids import read_grid
@@ -51,7 +52,12 @@ class Request:
 
 
 def reproduce(
-    request: Request, *, plan_only: bool = False, say: Callable[[str], None] = print, work: Do = do
+    request: Request,
+    *,
+    plan_only: bool = False,
+    say: Callable[[str], None] = print,
+    work: Do = do,
+    overwrite: bool = False,
 ) -> Ending:
     """Plans a study, says what is missing and what it costs, runs what is left, and writes its page and tables.
 
@@ -60,6 +66,7 @@ def reproduce(
         plan_only: Whether to stop before anything is run or written.
         say: Where the plan goes.
         work: Runs one step.
+        overwrite: Whether page and tables replace files that are not earlier outputs.
 
     Raises:
         ConfigError: If the study, a data set, a preset or a setting is unknown, a folder holds other runs, or a model's
@@ -72,6 +79,10 @@ def reproduce(
         if number < 1:
             raise ConfigError(f"{name} {number}: give 1 or more")
     plans, out = _plans(request)
+    if not plan_only:
+        for plan, folder in plans:
+            check_study_file(folder)
+            study_outputs(folder, plan.name, overwrite=overwrite)
     models = labelled_folders(request.models)
     plans = [(add_models(plan, models), folder) for plan, folder in plans]
     given = Given(data=_data(request.data), words=_joined(request.words), seeds=request.seeds, runs=out / "runs")
@@ -88,7 +99,7 @@ def reproduce(
         return Ending([], [], 0)
     ending = reproduction.run(jobs=request.jobs, work=work)
     for folder in ending.studies:
-        say(f"{write_study(folder)}: open it in a browser")
+        say(f"{write_study(folder, overwrite=overwrite)}: open it in a browser")
     return ending
 
 

@@ -68,6 +68,7 @@ def test_a_folder_with_the_same_phantoms_is_left_alone_and_any_other_is_refused(
 
 def test_a_draft_left_by_a_kill_is_drawn_anew(tmp_path):
     (tmp_path / ".phantoms.draft" / "old").mkdir(parents=True)
+    (tmp_path / ".phantoms.draft" / ".cleft-draft").touch()
     root = write_phantoms(tmp_path / "phantoms", patients=1, size=32)
     assert not list(tmp_path.rglob("old"))
     assert (root / MARK).is_file()

@@ -25,6 +25,7 @@ from cleft.data.pixels.images import prepare_image, read_gray
 from cleft.data.pixels.preparation import preparation_digest
 from cleft.data.pixels.prepared import cache_folder, find_images, obtain_images, prepare_images
 from cleft.errors import DataError, ResourceError
+from cleft.files import Output
 from cleft.types import Record
 
 CONFIG = ImagesConfig(stored_size=32, size=28)
@@ -399,15 +400,16 @@ def test_what_is_refused_is_written_down_by_id_and_reason_alone(records, prepare
     records[1].image.unlink()
     records[3].image.write_bytes(b"GIF89a")
     file = tmp_path / "lists" / "rejects.csv"
-    images = prepare(records, max_bad=0.3, rejects=file)
+    output = Output(file, "--rejects", mode=0o600)
+    images = prepare(records, max_bad=0.3, rejects=output)
     assert file.read_text() == "id,reason\n1.png,missing\n3.png,format\n"
     assert file.stat().st_mode & 0o777 == 0o600
     assert images.sentences["3.png"].startswith(f"{records[3].image}: format")
     records[0].image.write_bytes(b"GIF89a")
     with pytest.raises(DataError, match="cannot be used"):
-        prepare(records, max_bad=0.3, rejects=file)
+        prepare(records, max_bad=0.3, rejects=output)
     assert file.read_text().count("\n") == 4
-    prepare(records[4:], rejects=file)
+    prepare(records[4:], rejects=output)
     assert file.read_text() == "id,reason\n"
 
 

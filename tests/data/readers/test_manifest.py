@@ -248,6 +248,6 @@ def test_the_template_is_a_table_that_can_be_read_once_its_images_are_there(tmp_
 
 def test_the_template_overwrites_nothing(tmp_path):
     (tmp_path / "manifest.csv").write_text("mine")
-    with pytest.raises(ConfigError, match=r"manifest\.csv exists and is left as it is"):
+    with pytest.raises(ConfigError, match=r"manifest\.csv exists and was not written by cleft"):
         write_template(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.csv"]

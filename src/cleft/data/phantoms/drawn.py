@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from cleft.errors import DataError
-from cleft.files import read_json
+from cleft.files import draft_folder, read_json, write_json
 
 MARK = "PHANTOMS.json"
 """File that says a folder holds phantoms and nothing else."""
@@ -30,22 +28,15 @@ def drawn_once(folder: Path, mark: Mapping[str, object], draw: Callable[[Path], 
     Raises:
         DataError: If the folder holds something else.
     """
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder} is a file; choose a folder for the phantoms")
     if (folder / MARK).is_file():
-        if read_json(folder / MARK, remedy="choose another folder or remove it") == mark:
+        if read_json(folder / MARK, remedy="choose another folder") == mark:
             return folder
         raise DataError(f"{folder} holds other phantoms ({MARK} differs); choose another folder or remove it")
     if folder.exists() and any(folder.iterdir()):
         raise DataError(f"{folder} is not empty; choose another folder for the phantoms")
-    draft = folder.with_name(f".{folder.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    try:
-        draft.mkdir(parents=True)
+    with draft_folder(folder) as draft:
         draw(draft)
-        (draft / MARK).write_text(json.dumps(mark) + "\n")
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)  # a full disk gets its room back
-        raise
-    if folder.exists():
-        folder.rmdir()
-    draft.rename(folder)
+        write_json(draft / MARK, mark)
     return folder

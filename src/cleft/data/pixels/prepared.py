@@ -32,6 +32,7 @@ from cleft.data.pixels.rejects import check_rejects, write_rejects
 from cleft.data.pixels.shelf import Shelf, check_room, no_room
 from cleft.data.progress import progress_bar
 from cleft.errors import DataError, ResourceError
+from cleft.files import Output
 from cleft.types import Record
 
 Rejects: TypeAlias = dict[Path, tuple[str, str]]
@@ -85,7 +86,7 @@ def prepare_images(
     max_bad: float = 0.01,
     progress: bool = True,
     part_rows: int = PART_ROWS,
-    rejects: Path | None = None,
+    rejects: Output | None = None,
     again: bool = False,
 ) -> PreparedImages:
     """Brings every image to its stored form, once; what the cache holds already is only looked up and checked.

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from cleft.errors import DataError
-from cleft.files import write_whole
+from cleft.files import Output
 
 _EXAMPLES = 3
 """Files named per reason."""
@@ -53,23 +53,22 @@ def reject_lines(bad: Iterable[tuple[str, str]]) -> list[str]:
     return lines
 
 
-def write_rejects(path: Path, reasons: Mapping[str, str]) -> None:
+def write_rejects(output: Output, reasons: Mapping[str, str]) -> None:
     """Writes a table of rejected images: `id`, `reason`. Neither paths nor anything a file says stand in it.
 
     Args:
-        path: A CSV file, replaced if there is one; for its owner alone.
+        output: A CSV file.
         reasons: Record id to reason.
 
     Raises:
-        OSError: If it cannot be written.
+        ConfigError, ResourceError: As `Output.write`.
     """
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["id", "reason"])
     # A spreadsheet would run an id that looks like a formula.
     table.writerows((f"'{name}" if name[:1] in "=+-@\t\r" else name, reasons[name]) for name in sorted(reasons))
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_whole(path, text.getvalue().encode())
+    output.write(text.getvalue())
 
 
 def _ranked(bad: Iterable[tuple[str, str]]) -> list[tuple[str, list[str]]]:

@@ -36,7 +36,7 @@ from cleft.data.tables.names import is_no_finding, may_name_patients, usual_colu
 from cleft.data.tables.rows import Rows
 from cleft.data.tables.scan import Scan, find_table, make_scan, oddities, require_root
 from cleft.data.tables.spelling import respell
-from cleft.errors import ConfigError
+from cleft.files import Output
 from cleft.types import Reading
 
 TABLE = "manifest.csv"
@@ -332,13 +332,12 @@ def write_template(folder: Path) -> Path:
         The example table.
 
     Raises:
-        ConfigError: If the folder already holds one; nothing is overwritten.
+        ConfigError: If the folder holds one that was filled in, or that somebody else made.
+        ResourceError: If it cannot be written.
     """
-    table, page = folder / TABLE, folder / "MANIFEST.md"
-    for path in (table, page):
-        if path.exists():
-            raise ConfigError(f"{path} exists and is left as it is; give another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in (page, table):
-        path.write_text((_TEMPLATE / path.name).read_text(encoding="utf-8"), encoding="utf-8")
-    return table
+    page, table = (
+        Output(folder / name, "the example", overwrite=None, mode=0o644).check() for name in ("MANIFEST.md", TABLE)
+    )
+    for output in (page, table):
+        output.write((_TEMPLATE / output.path.name).read_text(encoding="utf-8"))
+    return table.path

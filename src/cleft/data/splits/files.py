@@ -11,6 +11,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import logging
+import os
+import stat
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +26,7 @@ from cleft.config import DataConfig
 from cleft.data.pixels.decoding import usable_cores
 from cleft.data.splits.draws import ids_digest, order_key
 from cleft.errors import ConfigError, DataError
-from cleft.files import write_whole
+from cleft.files import Output, write_whole
 from cleft.types import Reading, Record, Splits
 
 log = logging.getLogger(__name__)
@@ -171,11 +173,32 @@ def make_split_file(
     )
 
 
+def check_split_output(path: Path) -> None:
+    """Refuse, before a split is drawn, a place where `write_split_file` could not write one.
+
+    Raises:
+        ConfigError: If it is a folder, a link, or a file that holds no split.
+        ResourceError: If the folder cannot be written.
+    """
+    try:
+        regular = stat.S_ISREG(os.lstat(path).st_mode)
+    except (OSError, ValueError):
+        regular = False
+    if not regular:
+        Output(path, "--out", overwrite=None).check()
+        return
+    try:
+        read_split_file(path)
+    except DataError as error:
+        raise ConfigError(f"{path} exists and is left as it is; give another name") from error
+
+
 def write_split_file(path: Path, split: SplitFile) -> Path:
     """Writes a split as JSON, packed with gzip where the name ends in `.gz`; equal splits are equal bytes.
 
     Raises:
-        ConfigError: If another file stands there; nothing is overwritten.
+        ConfigError: If another file is there, also one that this program wrote: runs may have been trained with it.
+        ResourceError: If it cannot be written.
     """
     data = to_json(split, schema=VERSION).encode()
     if path.suffix == ".gz":
@@ -184,9 +207,7 @@ def write_split_file(path: Path, split: SplitFile) -> Path:
         if path.is_file() and path.read_bytes() == data:
             return path
         raise ConfigError(f"{path} exists and is left as it is; give another name")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, data, mode=0o644)
-    return path
+    return Output(path, "--out", overwrite=None).write(data)
 
 
 def read_split_file(path: Path) -> SplitFile:
