@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from cleft.errors import CheckpointError
-from cleft.towers.weights import listed, not_finite
+from cleft.towers.weights import check_plain, listed, not_finite
 
 _SHRINKS = 4
 """How many times smaller than its bytes a packed checkpoint may be; random weights hardly shrink."""
@@ -187,13 +187,16 @@ def holds_code(entries: Sequence[zipfile.ZipInfo]) -> bool:
 
 
 def check_stored(entries: Sequence[zipfile.ZipInfo], path: Path) -> None:
-    """Checks that entries of a zip are not compressed, and together no larger than the file.
+    """Checks that entries of a zip are not compressed, have names of their own, and are no larger than the file.
 
     Raises:
         CheckpointError: If they are.
     """
     if any(entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size for entry in entries):
         raise CheckpointError(f"{path} has compressed entries, which torch never writes; it is not opened")
+    names = [entry.filename for entry in entries]
+    if len(set(names)) < len(names):
+        raise CheckpointError(f"{path} has two entries of one name, which torch never writes; it is not opened")
     inside, outside = sum(entry.file_size for entry in entries), path.stat().st_size
     if inside > outside or len(entries) > _ENTRIES:
         raise CheckpointError(
@@ -230,6 +233,7 @@ def tensors_of(content: Mapping[str, Any], path: Path, place: str = "state_dict"
             f"weights alone"
         )
     tensors = cast("dict[str, Tensor]", named)
+    check_plain(tensors, path)
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     # Two names may share one tensor (prefix tuning stores the token embedding twice), but not more.
     if size > 2 * path.stat().st_size:

@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cleft.errors import CheckpointError, NumericsError
+from cleft.files import parse_json
 
 
 def saveable(weights: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
@@ -43,16 +45,70 @@ def write_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def read_header(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a weights file, without reading a weight.
+    """Return names and shapes of a weights file, without reading a weight.
 
     Raises:
-        CheckpointError: If it is no whole file.
+        CheckpointError: If it is not a complete safetensors file, names a weight twice, or has one of another type than
+            models are made of.
     """
+    _check_header(path)
     try:
         with safe_open(path, "pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+            slices = {name: file.get_slice(name) for name in file.keys()}
+            shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+            kinds = {name: str(part.get_dtype()) for name, part in slices.items()}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is no whole safetensors file ({error}); copy it again") from error
+    odd = [f"{name} ({kind})" for name, kind in kinds.items() if kind not in _KINDS]
+    if odd:
+        raise CheckpointError(f"{path}: {listed('of a type that is not read', odd)}; {_CONVERT}")
+    return shapes
+
+
+def _check_header(path: Path) -> None:
+    """Parse the header strictly: the library takes the last of two weights of the same name."""
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = file.read(min(size, _LARGEST_HEADER))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); copy it again") from error
+    if len(header) < size or not header:
+        raise CheckpointError(f"{path} is no whole safetensors file (its header is cut off); copy it again")
+    parse_json(header.rstrip(b" "), f"{path} is no whole safetensors file: its header", error=CheckpointError)
+
+
+_LARGEST_HEADER = 100 * 2**20
+"""Bytes of the largest header that safetensors reads."""
+_KINDS = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
+_TYPES = (
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+)
+_CONVERT = "convert them to float32, bfloat16 or float16 and save again"
+
+
+def check_plain(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse tensors that are not plain numbers in memory: sparse, quantised, nested, meta, complex, 8-bit floats.
+
+    Raises:
+        CheckpointError: If there are any; names the first, each with what it is.
+    """
+    odd = [f"{name} ({what})" for name, tensor in tensors.items() if (what := _oddity(tensor))]
+    if odd:
+        raise CheckpointError(f"{path}: {listed('that are not plain tensors of numbers', odd)}; {_CONVERT}")
+
+
+def _oddity(tensor: Tensor) -> str:
+    if tensor.is_nested:
+        return "nested"
+    if tensor.is_meta:
+        return "meta, without values"
+    if tensor.layout != torch.strided:
+        return str(tensor.layout).removeprefix("torch.")
+    if tensor.is_quantized or tensor.dtype not in _TYPES:
+        return str(tensor.dtype).removeprefix("torch.")
+    return ""
 
 
 def fill(

@@ -16,6 +16,7 @@ from cleft.towers.container import read_foreign, tensors_of, unpacked
 from cleft.towers.published.jit_archive import is_jit_archive, read_jit_archive
 from cleft.towers.published.layout import Facts, Layout
 from cleft.towers.tokens import TOKENIZER_FILES
+from cleft.towers.weights import read_header
 
 _WEIGHTS = (
     "model.safetensors",
@@ -51,6 +52,7 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
         CheckpointError: If it is damaged, may run code, or holds anything but finite tensors.
     """
     if path.suffix == ".safetensors":
+        read_header(path)
         try:
             return tensors_of({"state_dict": load_file(path)}, path)
         except (SafetensorError, OSError) as error:
