@@ -1,16 +1,23 @@
 """What the README prints can be typed: its commands, its Python, its links; and so can the other pages' commands."""
 
+import dataclasses
 import re
 import shlex
 import shutil
 from pathlib import Path
 
 import pytest
-from tests.tools.tiny_runs import tiny_settings, write_drawings
+import torch
+from tests.tools.tiny_runs import copy_drawings, tiny_settings, write_drawings
 
-from cleft import learn_context, pretrain
+from cleft import evaluate_zero_shot, learn_context, pretrain
 from cleft.cli import _apart, _parser
 from cleft.config import Settings, load_settings, merge_overrides, preset_summaries
+from cleft.data import read_dataset
+from cleft.data.splits.draws import order_key
+from cleft.data.splits.recipes import split_records
+from cleft.evaluation.kept import SALT, read_kept
+from cleft.evaluation.results import read_evaluation
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -29,19 +36,35 @@ def printed() -> list[object]:
     return [pytest.param(line, id=f"{page.name}: {line}") for page in PAGES for line in dict.fromkeys(commands(page))]
 
 
-def test_the_python_of_the_readme_runs_as_printed(tmp_path, monkeypatch):
-    drawings = write_drawings(tmp_path / "drawings", patients=40)
-    settings = tiny_settings(drawings, "--optim.steps=4", "--context.optim.steps=4")
+def test_the_python_of_the_readme_gives_the_scores_of_the_command_line(tmp_path, monkeypatch):
+    spelled = {"Edema": "No Finding", "Fracture": "Pneumonia"}
+    drawings = copy_drawings(
+        write_drawings(tmp_path / "drawings", patients=40),
+        tmp_path / "data",
+        lambda row: {spelled.get(name, name): value for name, value in row.items()},
+    )
+    classes = ("No Finding", "Pneumonia")
+    settings = dataclasses.replace(
+        tiny_settings(drawings, "--optim.steps=4", "--context.optim.steps=4"), classes=classes
+    )
     learn_context(pretrain(settings, tmp_path / "runs" / "first", progress=False), progress=False)
-    shutil.copy(drawings / "0.png", tmp_path / "chest.png")
+    result = evaluate_zero_shot(tmp_path / "runs" / "first-context", progress=False)
+    scores = read_kept(result, read_evaluation(result)).scores  # logits, images in the order of a hash of their ids
+    shown = [
+        record
+        for record in split_records(read_dataset(settings.data), settings.data).test
+        if sum(record.labels[name] == 1 for name in classes) == 1
+    ]
     [code] = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    names = {}
-    exec(code, names)
-    size = settings.images.size
-    assert list(names["image"].shape) == [1, 1, size, size]
-    assert list(names["similarity"].shape) == [1, 2]
-    assert names["similarity"].abs().max() <= 1.001
+    for record, expected in zip(sorted(shown, key=lambda each: order_key(SALT, each.id)), scores, strict=True):
+        shutil.copy(record.image, tmp_path / "chest.png")
+        names = {}
+        exec(code, names)
+        assert list(names["image"].shape) == [1, 1, settings.images.size, settings.images.size]
+        assert not names["probabilities"].requires_grad
+        wanted = torch.from_numpy(expected).double().softmax(dim=-1)
+        assert names["probabilities"][0].tolist() == pytest.approx(wanted.tolist(), abs=1e-5)
 
 
 @pytest.mark.parametrize("line", printed())
