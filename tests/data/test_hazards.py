@@ -287,19 +287,19 @@ def test_signed_values_slope_and_intercept_keep_their_order(own):
     assert np.abs(pixels["plain"].astype(int) - pixels["rescaled"]).max() <= 1
 
 
-def test_junk_in_high_bits_and_a_padding_value_do_not_count(own):
+def test_overlays_in_high_bits_and_a_padding_value_do_not_count(own):
     padded = deep() // 2
     padded[:, :20] = 4095
     bare = padded.copy()
     bare[:, :20] = padded[:, 20:].min()
     files = {
         "plain": dicom_bytes(deep(), bits=12),
-        "junk": dicom_bytes(deep() | 0xF000, bits=12),
+        "overlays": dicom_bytes(deep() | 0xF000, bits=12, overlays=range(12, 16)),
         "padded": dicom_bytes(padded, bits=12, PixelPaddingValue=4095),
         "bare": dicom_bytes(bare, bits=12),
     }
     pixels, _ = prepared(own(files))
-    assert np.array_equal(pixels["plain"], pixels["junk"])
+    assert np.array_equal(pixels["plain"], pixels["overlays"])
     assert np.array_equal(pixels["padded"], pixels["bare"])
 
 

@@ -8,6 +8,7 @@ write_dicom(folder / "a.dcm", pixels, PatientAge="45", ViewPosition="AP")
 """
 
 import base64
+import struct
 import tempfile
 import zlib
 from io import BytesIO
@@ -16,8 +17,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from pydicom import Dataset, Sequence, config, dcmread, dcmwrite
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import FileMetaDataset
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, get_frame
+from pydicom.tag import Tag
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     DigitalXRayImageStorageForPresentation,
@@ -65,6 +69,7 @@ def dicom_bytes(
     told=True,
     preamble=True,
     frames=False,
+    overlays=(),
     **tags,
 ):
     """A whole file.
@@ -78,13 +83,15 @@ def dicom_bytes(
         told: Whether the file says its transfer syntax.
         preamble: Whether it begins with 128 bytes and `DICM`; without them it has no file meta information either.
         frames: Whether the first axis counts frames.
-        tags: Any attribute by its keyword, legal or not; None takes one out. A list of dicts becomes a sequence.
+        overlays: Bits of the pixels that hold an overlay, as in old files, from 0; at most 16.
+        tags: Any attribute by its keyword, legal or not; None takes one out. A list of dicts becomes a sequence; bytes
+            are written as they are, as `b"n/a"` for a number.
     """
     settings = config.settings
     before = settings.reading_validation_mode, settings.writing_validation_mode
     settings.reading_validation_mode = settings.writing_validation_mode = config.IGNORE
     try:
-        return _bytes(pixels, bits, photometric, syntax, told, preamble, frames, tags)
+        return _bytes(pixels, bits, photometric, syntax, told, preamble, frames, overlays, tags)
     finally:
         settings.reading_validation_mode, settings.writing_validation_mode = before
 
@@ -108,6 +115,21 @@ def encapsulated_bytes(frames, pixels, syntax, **arguments):
     return _encapsulated(dcmread(BytesIO(dicom_bytes(pixels, **arguments))), list(frames), syntax)
 
 
+def fragmented_bytes(fragments, table, pixels, syntax, **arguments):
+    """A file with these fragments behind this basic offset table, true or not."""
+    parts = [struct.pack(f"<{len(table)}L", *table), *(part + b"\0" * (len(part) % 2) for part in fragments)]
+    data = b"".join(b"\xfe\xff\x00\xe0" + struct.pack("<L", len(part)) + part for part in parts)
+    dataset = dcmread(BytesIO(dicom_bytes(pixels, **arguments)))
+    return _encapsulated(dataset, None, syntax, data)
+
+
+def streams(pixels, syntax, **arguments):
+    """The compressed stream of each frame, by `dicom_bytes`."""
+    dataset = dcmread(BytesIO(dicom_bytes(pixels, syntax=syntax, **arguments)))
+    frames = len(pixels) if arguments.get("frames") else 1
+    return [get_frame(dataset.PixelData, index, number_of_frames=frames) for index in range(frames)]
+
+
 def htj2k_bytes(**arguments):
     """A file in High-Throughput JPEG 2000, which nothing here can write: its stream was made once; and its pixels."""
     pixels = np.add.outer(np.arange(40) * 30, np.arange(48) * 25).astype(np.uint16)
@@ -125,13 +147,18 @@ def deflated_bomb(size):
     return data[:start] + b"".join(body) + deflate.flush()
 
 
-def _bytes(pixels, bits, photometric, syntax, told, preamble, frames, tags):
+def _bytes(pixels, bits, photometric, syntax, told, preamble, frames, overlays, tags):
     dataset = _dataset(pixels, bits, photometric, frames)
+    for number, bit in enumerate(overlays):
+        dataset.add_new((0x6000 + 2 * number, 0x0100), "US", dataset.BitsAllocated)
+        dataset.add_new((0x6000 + 2 * number, 0x0102), "US", bit)
     for keyword, value in tags.items():
         if value is None:
             dataset.pop(keyword, None)
         else:
-            setattr(dataset, keyword, _sequence(value))
+            _set(dataset, keyword, value)
+            if isinstance(value, bytes):
+                continue
             if keyword.startswith("PixelPadding"):  # Which may be written with the other sign than the pixels.
                 dataset[keyword].VR = "US" if value > 32767 else "SS"
     dataset.file_meta = FileMetaDataset()
@@ -179,6 +206,16 @@ def _dataset(pixels, bits, photometric, frames):
     return dataset
 
 
+def _set(dataset, keyword, value):
+    """Sets an attribute; bytes stand in the file as they are, whatever they mean, but for those of tables."""
+    if not isinstance(value, bytes) or keyword in ("LUTData", "PixelData", "FloatPixelData", "ExtendedOffsetTable"):
+        setattr(dataset, keyword, _sequence(value))
+        return
+    tag, value = Tag(keyword), value + b" " * (len(value) % 2)
+    vr = dictionary_VR(tag).partition(" ")[0]
+    dataset[tag] = RawDataElement(tag, vr, len(value), value, 0, False, True)
+
+
 def _sequence(value):
     if not (isinstance(value, list) and value and isinstance(value[0], dict)):
         return value
@@ -186,7 +223,7 @@ def _sequence(value):
     for entries in value:
         item = Dataset()
         for keyword, entry in entries.items():
-            setattr(item, keyword, _sequence(entry))
+            _set(item, keyword, entry)
             if keyword == "LUTData":
                 item["LUTData"].VR = "OW"
             if keyword == "LUTDescriptor":
@@ -220,8 +257,8 @@ def _compressed(dataset, pixels, syntax):
     return _by_gdcm(dataset, syntax)
 
 
-def _encapsulated(dataset, frames, syntax):
-    dataset.PixelData = encapsulate(frames)
+def _encapsulated(dataset, frames, syntax, data=None):
+    dataset.PixelData = encapsulate(frames) if data is None else data
     dataset["PixelData"].VR = "OB"
     dataset["PixelData"].is_undefined_length = True
     dataset.file_meta.TransferSyntaxUID = syntax

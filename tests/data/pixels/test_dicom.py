@@ -122,18 +122,25 @@ def test_d1_monochrome1_is_inverted_once():
         assert np.array_equal(dark, 255 - light)
 
 
-def test_d3_junk_above_the_bits_stored_is_ignored():
+UPPER = {"overlays": (12, 13, 14, 15)}
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless], ids=name_of)
+def test_d3_declared_overlays_above_the_bits_stored_are_ignored(syntax):
     junk = PIXELS | (RNG.integers(0, 16, PIXELS.shape, dtype=np.uint16) << 12)
-    assert np.array_equal(read(dicom_bytes(junk, **WINDOW)), SHOWN)
-    assert np.array_equal(read(dicom_bytes(junk, syntax=RLELossless, **WINDOW)), SHOWN)
+    assert np.array_equal(read(dicom_bytes(junk, syntax=syntax, **UPPER, **WINDOW)), SHOWN)
     signed = ((PIXELS - 2048) & 0x0FFF | (junk & 0xF000)).view(np.int16)
-    assert np.array_equal(read(dicom_bytes(signed, **WINDOW | {"WindowCenter": 0})), SHOWN)
+    assert np.array_equal(read(dicom_bytes(signed, **UPPER, **WINDOW | {"WindowCenter": 0})), SHOWN)
 
 
 def test_d3_junk_in_a_jpeg_stream_is_a_contradiction():
     deep = dicom_bytes(PIXELS | 0x1000, syntax=JPEGLosslessSV1)
     data = encapsulated_bytes([deep[deep.index(b"\xff\xd8\xff") :]], PIXELS, JPEGLosslessSV1, bits=12)
-    beyond = "malformed", "scan: malformed (compressed values beyond the 12 bits that the header says)"
+    beyond = (
+        "malformed",
+        f"scan: malformed (BitsStored is 12, and values from 0 to {0x1000 | PIXELS.max()} take more bits; correct "
+        "BitsStored and HighBit, or clear the bits above)",
+    )
     assert refused(data) == beyond
     deep = dicom_bytes(PIXELS | 0x1000, syntax=JPEG2000Lossless)
     assert refused(encapsulated_bytes([deep[deep.index(b"\xff\x4f") :]], PIXELS, JPEG2000Lossless, bits=12)) == beyond

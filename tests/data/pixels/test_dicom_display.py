@@ -42,7 +42,7 @@ def scenes(draw):
     stored = (
         ((values & (2**bits - 1)) | junk).astype(f"u{allocated // 8}").view(f"{'i' if signed else 'u'}{allocated // 8}")
     )
-    tags = {}
+    tags = {"overlays": range(bits, allocated)}
     if draw(st.booleans()):
         tags |= {
             "RescaleSlope": draw(st.sampled_from([1, 0.5, 2.25, -1, -0.25])),
@@ -280,7 +280,7 @@ def test_eight_bits_without_a_window_stay_as_they_are():
         assert np.array_equal(read(pixels, images={"intensity": intensity}), pixels)
     assert np.array_equal(read(pixels, photometric="MONOCHROME1"), 255 - pixels)
     assert np.array_equal(read(pixels, RescaleSlope="1", RescaleIntercept="0"), pixels)
-    assert np.array_equal(read(pixels.astype(np.uint16) | 0x5500, bits=8), pixels)
+    assert np.array_equal(read(pixels.astype(np.uint16) | 0x5500, bits=8, overlays=range(8, 16)), pixels)
 
 
 def test_d15_padding_is_black_and_moves_no_scale():

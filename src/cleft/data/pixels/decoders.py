@@ -45,7 +45,11 @@ DEFAULT_IMAGES = ImagesConfig()
 
 
 def decode_gray(
-    data: bytes, name: Path | str, limits: ReadLimits = DEFAULT_LIMITS, images: ImagesConfig = DEFAULT_IMAGES
+    data: bytes,
+    name: Path | str,
+    limits: ReadLimits = DEFAULT_LIMITS,
+    images: ImagesConfig = DEFAULT_IMAGES,
+    notes: list[str] | None = None,
 ) -> Gray:
     """Decodes one picture, upright, at its own size and depth.
 
@@ -54,6 +58,7 @@ def decode_gray(
         name: What to call it in messages.
         limits: What is refused by its header.
         images: How a DICOM file's values become gray; nothing else of it matters here.
+        notes: Receives keys of `cleft.data.pixels.headers.ODDITIES`: what was concluded or passed over in a DICOM file.
 
     Raises:
         DataError: With reason `empty`, `format` (not a picture this reader knows), `too-large`, `geometry` (too
@@ -69,7 +74,7 @@ def decode_gray(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            pixels = decode(data, name, limits, images)
+            pixels = decode(data, name, limits, images, [] if notes is None else notes)
     except (DataError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -128,7 +133,9 @@ def may_be_dicom(data: bytes) -> bool:
     return data[:2] in (b"\x02\0", b"\x08\0") or data[:4] in (b"\0\x08\0\x05", b"\0\x08\0\x08", b"\0\x08\0\x16")
 
 
-def _decode_with_pillow(data: bytes, name: Path | str, limits: ReadLimits, images: ImagesConfig) -> NDArray[Any]:
+def _decode_with_pillow(
+    data: bytes, name: Path | str, limits: ReadLimits, images: ImagesConfig, notes: list[str]
+) -> NDArray[Any]:
     png = data.startswith(_PNG)
     (check_png_chunks if png else check_jpeg_structure)(data, name)
     # Pillow registers some forty formats; these two are all it may try.
@@ -164,10 +171,12 @@ def _gray(image: Image.Image, name: Path | str) -> NDArray[Any]:
     return (luminance * colours[..., 3] // 255).astype(np.uint8)  # What is transparent lies over black.
 
 
-def _decode_dicom(data: bytes, name: Path | str, limits: ReadLimits, images: ImagesConfig) -> NDArray[Any]:
+def _decode_dicom(
+    data: bytes, name: Path | str, limits: ReadLimits, images: ImagesConfig, notes: list[str]
+) -> NDArray[Any]:
     from cleft.data.pixels.dicom import decode_dicom  # Half a second, which only those who have such files pay.
 
-    return decode_dicom(data, name, limits, images)
+    return decode_dicom(data, name, limits, images, notes)
 
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -192,7 +201,7 @@ _UPRIGHT: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
 }
 """EXIF orientation to what undoes it."""
 
-Decode: TypeAlias = Callable[[bytes, Path | str, ReadLimits, ImagesConfig], NDArray[Any]]
+Decode: TypeAlias = Callable[[bytes, Path | str, ReadLimits, ImagesConfig, list[str]], NDArray[Any]]
 
 DECODERS: tuple[tuple[Callable[[bytes], bool], Decode], ...] = (
     (lambda data: data[128:132] == b"DICM", _decode_dicom),

@@ -18,9 +18,9 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import Dataset
-from pydicom.encaps import get_frame
+from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders.base import get_decoder
+from pydicom.tag import Tag
 from pydicom.uid import (
     HTJ2K,
     UID,
@@ -36,15 +36,34 @@ from pydicom.uid import (
 
 from cleft.config import ImagesConfig
 from cleft.data.pixels.decoders import ReadLimits, check_size, flatten_colours, refusal
+from cleft.data.pixels.dicom_attributes import (
+    LAYOUT_TAGS,
+    OVERLAY_TAGS,
+    AttributeFault,
+    Layout,
+    numbers,
+    read_layout,
+)
 from cleft.data.pixels.dicom_display import show
 from cleft.data.pixels.dicom_files import Parsed, parse_dicom, quiet
+from cleft.data.pixels.dicom_frames import frame_stream
+from cleft.data.pixels.dicom_grayscale import GRAYSCALE_TAGS, read_grayscale
 from cleft.data.pixels.integrity import check_jpeg2000_structure, check_jpeg_scans, check_jpeg_structure
 from cleft.data.pixels.syntaxes import decodable
 from cleft.errors import DataError
 
 
-def decode_dicom(data: bytes, name: Path | str, limits: ReadLimits, config: ImagesConfig) -> NDArray[np.uint8]:
+def decode_dicom(
+    data: bytes, name: Path | str, limits: ReadLimits, config: ImagesConfig, notes: list[str]
+) -> NDArray[np.uint8]:
     """Decodes one image, `[H, W]`, shown by `images.dicom`.
+
+    Args:
+        data: Bytes of a whole file.
+        name: What to call it in messages.
+        limits: What is refused by its header.
+        config: How its values become gray.
+        notes: Receives keys of `cleft.data.pixels.headers.ODDITIES`: what was concluded or passed over.
 
     Raises:
         DataError: With reason `format` (no DICOM file, or pixels of a kind that radiographs do not have), `no-image`
@@ -60,10 +79,15 @@ def decode_dicom(data: bytes, name: Path | str, limits: ReadLimits, config: Imag
                 file.seek(0)
                 parsed = parse_dicom(file, name, _TAGS, limits, pixels=False)
             image = _check(parsed, name, limits, config)
+            notes += image.layout.notes
+            if image.layout.samples == 3:
+                return flatten_colours(_decode(parsed, image, name), name)
+            declared = read_grayscale(parsed.dataset, image.frame, image.layout.frames)
+            notes += declared.notes
             pixels = _decode(parsed, image, name)
-            if image.samples == 3:
-                return flatten_colours(pixels, name)
-            return show(pixels, parsed.dataset, config, name, little=parsed.syntax.is_little_endian)
+            return show(pixels, image.layout, declared, config, name, little=parsed.syntax.is_little_endian)
+    except AttributeFault as fault:
+        raise refusal("malformed", name, str(fault)) from None
     except (DataError, MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # noqa: BLE001 - plug-ins raise whatever they like, quoting the header; Rust panics.
@@ -73,40 +97,24 @@ def decode_dicom(data: bytes, name: Path | str, limits: ReadLimits, config: Imag
 class _Image(NamedTuple):
     """What the header says about the picture that is wanted."""
 
-    rows: int
-    columns: int
-    samples: int
-    frames: int
+    layout: Layout
     frame: int
     """Place of the picture that is wanted."""
-    allocated: int
+    stream: bytes
+    """Its compressed pixels; empty where they are not compressed."""
 
 
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-_TAGS = (
-    "SOPClassUID",
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    "PlanarConfiguration",
-    "NumberOfFrames",
-    "Rows",
-    "Columns",
-    "BitsAllocated",
-    "BitsStored",
-    "HighBit",
-    "PixelRepresentation",
-    "PixelPaddingValue",
-    "PixelPaddingRangeLimit",
-    "RescaleSlope",
-    "RescaleIntercept",
-    "ModalityLUTSequence",
-    "WindowCenter",
-    "WindowWidth",
-    "VOILUTFunction",
-    "VOILUTSequence",
-    "ExtendedOffsetTable",
-    "ExtendedOffsetTableLengths",
-    *_PIXELS,
+_TAGS = tuple(
+    Tag(tag)
+    for tag in (
+        "SOPClassUID",
+        *LAYOUT_TAGS,
+        *GRAYSCALE_TAGS,
+        *OVERLAY_TAGS,
+        "ExtendedOffsetTable",
+        *_PIXELS,
+    )
 )
 
 
@@ -115,56 +123,38 @@ def _check(parsed: Parsed, name: Path | str, limits: ReadLimits, config: ImagesC
     dataset = parsed.dataset
     if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
         raise refusal("format", name, "its pixels are floating-point numbers; no radiograph's are")
-    rows, columns = int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0)
     if "PixelData" not in dataset:
-        if rows and columns:
-            raise refusal(
-                "truncated", name, f"its header says {rows} x {columns} pixels, and none follow; copy it again"
-            )
+        rows, columns = (numbers(dataset, keyword) for keyword in ("Rows", "Columns"))
+        if any(rows) and any(columns):
+            size = f"{rows[0]:g} x {columns[0]:g}"
+            raise refusal("truncated", name, f"its header says {size} pixels, and none follow; copy it again")
         if "Image" in parsed.kind:
             raise refusal("truncated", name, f"is {parsed.kind}, and no pixels follow its header; copy it again")
         raise refusal("no-image", name, f"holds no picture, but {parsed.kind or 'an object of unknown kind'}")
-    if not (rows and columns):
-        raise refusal("malformed", name, "its header does not say how many rows and columns it has")
-    frames = max(1, int(dataset.get("NumberOfFrames") or 1))
-    if frames > 1 and config.frame == "reject":
-        raise refusal("frames", name, f"holds {frames} pictures; images.frame=middle or first takes one of them")
-    check_size(rows, columns, name, limits)
-    allocated, stored = int(dataset.BitsAllocated), int(dataset.BitsStored)
-    if allocated not in (8, 16):
-        raise refusal("format", name, f"{allocated} bits per pixel; 8 and 16 are read")
-    if not 1 <= stored <= allocated or int(dataset.get("HighBit", stored - 1)) != stored - 1:
-        raise refusal("malformed", name, f"{stored} bits of {allocated}, the highest {dataset.get('HighBit')}")
-    image = _Image(
-        rows=rows,
-        columns=columns,
-        samples=int(dataset.SamplesPerPixel),
-        frames=frames,
-        frame=frames // 2 if config.frame == "middle" else 0,
-        allocated=allocated,
-    )
-    _check_colours(dataset, image, name)
-    _check_encoding(parsed, image, name)
-    return image
+    layout = read_layout(dataset)
+    if layout.frames > 1 and config.frame == "reject":
+        raise refusal("frames", name, f"holds {layout.frames} pictures; images.frame=middle or first takes one of them")
+    check_size(layout.rows, layout.columns, name, limits)
+    if layout.allocated not in (8, 16):
+        raise refusal("format", name, f"BitsAllocated is {layout.allocated}; 8 and 16 are read")
+    _check_colours(layout, name)
+    return _check_encoding(parsed, layout, layout.frames // 2 if config.frame == "middle" else 0, name)
 
 
-def _check_colours(dataset: Dataset, image: _Image, name: Path | str) -> None:
-    photometric = str(dataset.PhotometricInterpretation)
-    if photometric == "PALETTE COLOR":
+def _check_colours(layout: Layout, name: Path | str) -> None:
+    if layout.photometric == "PALETTE COLOR":
         raise refusal("colour", name, "its values are places in a palette of colours; store it as gray")
-    if photometric in ("MONOCHROME1", "MONOCHROME2") and image.samples == 1:
+    if layout.photometric in ("MONOCHROME1", "MONOCHROME2") and layout.samples == 1:
         return
-    if photometric not in _COLOURS or image.samples != 3:
-        raise refusal(
-            "malformed", name, f"its photometric interpretation does not fit {image.samples} values per pixel"
-        )
-    if image.allocated != 8:
-        raise refusal("colour", name, f"colour of {image.allocated} bits per channel; store it as gray")
+    if layout.photometric not in _COLOURS or layout.samples != 3:
+        raise AttributeFault(f"PhotometricInterpretation does not fit {layout.samples} values per pixel")
+    if layout.allocated != 8:
+        raise refusal("colour", name, f"colour of {layout.allocated} bits per channel; store it as gray")
 
 
-def _check_encoding(parsed: Parsed, image: _Image, name: Path | str) -> None:
+def _check_encoding(parsed: Parsed, layout: Layout, frame: int, name: Path | str) -> _Image:
     syntax, element = parsed.syntax, parsed.dataset["PixelData"]
-    called, remedy = decodable(str(syntax), deep=int(parsed.dataset.BitsStored) > 8)
+    called, remedy = decodable(str(syntax), deep=layout.stored > 8)
     if remedy:
         raise refusal("codec", name, f"encoded as {called}, which cannot be decoded here; {remedy}")
     if syntax.is_compressed != element.is_undefined_length:
@@ -172,16 +162,21 @@ def _check_encoding(parsed: Parsed, image: _Image, name: Path | str) -> None:
         raise refusal("malformed", name, f"its pixels should be {called}, and what follows {state} compressed")
     data = element.value or b""
     if syntax.is_compressed:
+        stream = frame_stream(data, frame, layout.frames, parsed.dataset)
+        image = _Image(layout, frame, stream)
         if syntax != RLELossless:
-            _check_stream(get_frame(data, image.frame, number_of_frames=image.frames), syntax, image, name)
-        return
-    size = image.rows * image.columns * image.samples * image.allocated // 8
-    if parsed.dataset.PhotometricInterpretation == "YBR_FULL_422":
+            _check_stream(stream, syntax, image, name)
+        return image
+    size = layout.rows * layout.columns * layout.samples * layout.allocated // 8
+    if layout.photometric == "YBR_FULL_422":
         size = size * 2 // 3
-    if len(data) < size * image.frames:
-        raise refusal("truncated", name, f"{len(data)} bytes of {size * image.frames} are there; copy it again")
-    if len(data) >= size * (image.frames + 1):
-        raise refusal("malformed", name, f"{len(data)} bytes of pixels for {size * image.frames}")
+    if len(data) < size * layout.frames:
+        raise refusal("truncated", name, f"{len(data)} bytes of {size * layout.frames} are there; copy it again")
+    if len(data) >= size * (layout.frames + 1):
+        raise refusal(
+            "malformed", name, f"{len(data)} bytes of pixels, where NumberOfFrames says {size * layout.frames}"
+        )
+    return _Image(layout, frame, b"")
 
 
 def _check_stream(stream: bytes, syntax: UID, image: _Image, name: Path | str) -> None:
@@ -189,8 +184,8 @@ def _check_stream(stream: bytes, syntax: UID, image: _Image, name: Path | str) -
     size = _jpeg2000_size(stream) if syntax in JPEG2000TransferSyntaxes else _jpeg_size(stream)
     if size is None:
         raise refusal("malformed", name, "its compressed pixels have no beginning")
-    if size != (image.rows, image.columns):
-        raise refusal("malformed", name, f"{size} compressed pixels where the header says {image[:2]}")
+    if size != image.layout[:2]:
+        raise refusal("malformed", name, f"{size} compressed pixels where the header says {image.layout[:2]}")
     if b"\xff\xd9" not in stream[-_TAIL:]:
         raise refusal("truncated", name, "its compressed pixels have no end; copy it again")
     if syntax in _JPEG:
@@ -202,13 +197,19 @@ def _check_stream(stream: bytes, syntax: UID, image: _Image, name: Path | str) -
 
 def _jpeg_size(stream: bytes) -> tuple[int, int] | None:
     """Rows and columns in the frame header of a JPEG or JPEG-LS stream."""
+    place = _frame_header(stream)
+    return None if place is None else struct.unpack_from(">HH", stream, place + 5)
+
+
+def _frame_header(stream: bytes) -> int | None:
+    """Where the frame header of a JPEG or JPEG-LS stream begins, which says bits per value, rows and columns."""
     place = 2
     while place + 9 <= len(stream) and stream[place] == 0xFF:
         marker, length = stream[place + 1], int.from_bytes(stream[place + 2 : place + 4])
         if marker == 0xFF:  # Fill bytes may stand before a marker.
             place += 1
         elif marker in _FRAME_HEADERS:
-            return struct.unpack_from(">HH", stream, place + 5)
+            return place
         else:
             place += 2 + length
     return None
@@ -225,40 +226,45 @@ def _jpeg2000_size(stream: bytes) -> tuple[int, int] | None:
 
 def _decode(parsed: Parsed, image: _Image, name: Path | str) -> NDArray[Any]:
     """Decodes the wanted picture: `[H, W]` as stored, or `[H, W, 3]` red, green and blue."""
-    pixels, told = _run_decoder(parsed, image.frame, name)
-    if pixels.shape[:2] != (image.rows, image.columns):
-        raise refusal("malformed", name, f"{pixels.shape[:2]} decoded pixels where the header says {image[:2]}")
-    if image.samples == 3:
+    layout = image.layout
+    pixels, told = _run_decoder(parsed, image, name)
+    if pixels.shape[:2] != layout[:2]:
+        raise refusal("malformed", name, f"{pixels.shape[:2]} decoded pixels where the header says {layout[:2]}")
+    if layout.samples == 3:
         if pixels.dtype != np.uint8 or told["photometric_interpretation"] != "RGB":
             raise refusal("colour", name, "its colours are in a space that is not read; store it as gray")
         return pixels
-    if pixels.itemsize * 8 > image.allocated:
-        raise refusal("malformed", name, f"compressed pixels of more than {image.allocated} bits")
+    if pixels.itemsize * 8 > layout.allocated:
+        raise refusal("malformed", name, f"compressed pixels of more bits than BitsAllocated, {layout.allocated}")
     # Some decoders give fewer bits than are allocated, and big endian files another order of bytes.
-    pixels = pixels.astype(f"{pixels.dtype.kind}{image.allocated // 8}", copy=False)
-    stored = int(parsed.dataset.BitsStored)
-    if parsed.syntax.is_compressed and parsed.syntax != RLELossless and stored < image.allocated:
-        # Only native and run-length pixels may carry something else, such as overlays, above the bits stored.
-        highest, lowest = 2**stored - 1, -(2 ** (stored - 1))
-        if pixels.max() > highest or pixels.min() < lowest:
-            raise refusal("malformed", name, f"compressed values beyond the {stored} bits that the header says")
+    pixels = pixels.astype(f"{pixels.dtype.kind}{layout.allocated // 8}", copy=False)
     return np.ascontiguousarray(pixels)
 
 
-def _run_decoder(parsed: Parsed, frame: int, name: Path | str) -> tuple[NDArray[Any], dict[str, Any]]:
+def _run_decoder(parsed: Parsed, image: _Image, name: Path | str) -> tuple[NDArray[Any], dict[str, Any]]:
     """Tries the decoders that are installed, in our order: so an extra that is there or not changes no pixel."""
     decoder = get_decoder(parsed.syntax)
     plugins = [plugin for plugin in _PLUGINS if plugin in decoder.available_plugins] or [""]
     if parsed.syntax == JPEGBaseline8Bit:
         plugins = plugins[:1]  # The others read over the end of one that breaks off.
-    options: Any = {}
-    if parsed.syntax in (JPEGLossless, JPEGLosslessSV1):
-        options = {"bits_stored": int(parsed.dataset.BitsAllocated)}  # Else gdcm cuts values off in silence.
+    dataset, frame = parsed.dataset, image.frame
+    if image.stream:
+        # Alone, so that no offset table is looked at: where one is wrong, pydicom decodes another picture or none.
+        dataset.PixelData = encapsulate([image.stream], has_bot=False)
+        dataset["PixelData"].is_undefined_length = True
+        dataset.NumberOfFrames, frame = 1, 0
+        dataset.pop("ExtendedOffsetTable", None)
+    # What stands above the bits stored is looked at before it is taken off.
+    options: dict[str, Any] = {"correct_unused_bits": False}
+    if image.stream and image.layout.allocated == 16 and _is_shallow(image.stream, parsed.syntax):
+        options |= {"bits_allocated": 8, "bits_stored": min(8, image.layout.stored)}
+    elif parsed.syntax in (JPEGLossless, JPEGLosslessSV1):
+        options |= {"bits_stored": image.layout.allocated}  # Else gdcm cuts values off in silence.
     while True:
         plugin = plugins.pop(0)
         try:
             with _captured_output() as output:
-                decoded = decoder.as_array(parsed.dataset, index=frame, decoding_plugin=plugin, **options)
+                decoded = decoder.as_array(dataset, index=frame, decoding_plugin=plugin, **options)
         except RuntimeError:
             if not plugins:
                 raise
@@ -296,6 +302,14 @@ def _memory_file() -> BinaryIO:
     if hasattr(os, "memfd_create"):
         return os.fdopen(os.memfd_create("decoder"), "w+b")
     return tempfile.TemporaryFile()
+
+
+def _is_shallow(stream: bytes, syntax: UID) -> bool:
+    """Whether compressed pixels have one byte each, also where the header allocates two."""
+    if syntax == RLELossless:
+        return stream[:4] == b"\x01\0\0\0"  # One segment: a pixel of two bytes takes two.
+    place = _frame_header(stream) if syntax not in JPEG2000TransferSyntaxes else None
+    return place is not None and stream[place + 4] <= 8
 
 
 _PLUGINS = ("pillow", "pylibjpeg", "gdcm", "pyjpegls", "pydicom")

@@ -7,28 +7,33 @@ pixels are looked up in the result.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
-from pydicom.pixels.processing import apply_modality_lut, apply_windowing
 
 from cleft.config import ImagesConfig
 from cleft.data.pixels.decoders import refusal
-from cleft.data.pixels.dicom_files import choose_window
+from cleft.data.pixels.dicom_attributes import AttributeFault, Layout, numbers
+from cleft.data.pixels.dicom_grayscale import Grayscale, Window
 from cleft.data.pixels.images import stretch
+
+_CLEARLY = 1.25
+"""How much larger the sum of steps between neighbours is in a picture whose values wrap around."""
 
 
 def show(
-    stored: NDArray[Any], dataset: Dataset, config: ImagesConfig, name: Path | str, *, little: bool
+    stored: NDArray[Any], layout: Layout, declared: Grayscale, config: ImagesConfig, name: Path | str, *, little: bool
 ) -> NDArray[np.uint8]:
     """Brings stored values to 8 bits, by `images.dicom`, `images.window` and `images.intensity`.
 
     Args:
-        stored: Pixels as decoded, `[H, W]` uint8, int8, uint16 or int16; whatever stands above `BitsStored` is ignored.
-        dataset: With `BitsStored`, `PixelRepresentation` and `PhotometricInterpretation`, gray.
+        stored: Pixels as decoded, `[H, W]` uint8, int8, uint16 or int16.
+        layout: How they are stored.
+        declared: What the header declares for this frame.
         config: Its policy.
         name: What to call the file in messages.
         little: Whether the file is little endian, as its tables are then.
@@ -38,20 +43,84 @@ def show(
 
     Raises:
         DataError: With reason `constant` or `malformed`.
+        AttributeFault: If values do not fit the layout, or a declared transformation is illegal.
     """
-    patterns = stored.view(np.dtype(f"u{stored.itemsize}"))
-    values = possible_values(stored.itemsize * 8, int(dataset.BitsStored), signed=dataset.PixelRepresentation == 1)
+    patterns = align_bits(stored, layout, declared.padding)
+    values = possible_values(stored.itemsize * 8, layout.stored, signed=layout.signed)
     if config.dicom == "released":
         table = _released(values, _counts(patterns), stored.dtype, name)
         padding = np.zeros(len(values), dtype=bool)
     else:
-        padding = _padding(dataset, values)
-        table = _voi_or_percentile(values, patterns, padding, dataset, config, name, little=little)
-    # Last, and once: the presentation LUT shape INVERSE that such files carry says the same again (PS3.3, C.11.6).
-    if dataset.PhotometricInterpretation == "MONOCHROME1":
+        padding = _padding(declared.padding, values, layout)
+        table = _voi_or_percentile(values, patterns, padding, layout, declared, config, name, little=little)
+    if declared.inverted:
         table = 255 - table
     table[padding] = 0
-    return np.take(table, patterns)
+    shown = np.take(table, patterns)
+    if config.dicom == "voi" and (padding.any() or shown.min() == shown.max()):
+        _check_contrast(patterns, values, table, padding, declared, config, name)
+    return shown
+
+
+def align_bits(stored: NDArray[Any], layout: Layout, padding: tuple[int, int] | None) -> NDArray[Any]:
+    """Return the bit patterns of pixels, `[H, W]` unsigned, the value in the lowest `layout.stored` bits.
+
+    Above them may stand the sign, zeros or a declared overlay; they are not part of the value.
+
+    Raises:
+        AttributeFault: If other bits are used, so that the attribute that says which bits are used is wrong.
+    """
+    unsigned = np.dtype(f"u{stored.itemsize}")
+    patterns: NDArray[Any] = stored.view(unsigned)
+    shift = layout.high + 1 - layout.stored
+    overlays = layout.overlays >> shift
+    if shift:
+        if int(np.bitwise_or.reduce(patterns, axis=None)) & ((1 << shift) - 1) & ~layout.overlays:
+            raise AttributeFault(
+                f"HighBit is {layout.high} where BitsStored is {layout.stored}, so the lowest {shift} bits are unused, "
+                f"and values use them; if values are not left-aligned, correct HighBit to {layout.stored - 1}"
+            )
+        stored = stored >> shift
+        patterns = stored.view(unsigned)
+    if layout.signed_unknown and int(np.bitwise_or.reduce(patterns, axis=None)) >> (layout.stored - 1):
+        raise AttributeFault(
+            "PixelRepresentation is missing, and some values are negative if it is 1 and large if it is 0; export the "
+            "image again with it"
+        )
+    if layout.stored < layout.allocated:
+        _check_stored(stored, patterns, layout, overlays, padding)
+    return patterns
+
+
+def _check_stored(
+    stored: NDArray[Any], patterns: NDArray[Any], layout: Layout, overlays: int, padding: tuple[int, int] | None
+) -> None:
+    """Refuse values of more than `layout.stored` bits, which would wrap around."""
+    lowest = -(1 << layout.stored - 1) if layout.signed else 0
+    smallest, largest = int(stored.min()) if layout.signed else 0, int(stored.max())
+    if lowest <= smallest and largest < lowest + (1 << layout.stored):
+        return
+    beyond = patterns[(stored < lowest) | (stored >= lowest + (1 << layout.stored))]
+    if padding is not None:
+        beyond = beyond[~_is_padding(beyond.view(stored.dtype), padding, signed=layout.signed)]
+    above = int(np.bitwise_or.reduce(beyond)) >> layout.stored << layout.stored
+    if not len(beyond) or (above and not above & ~overlays):
+        return
+    if not above and smallest >= 0 and not _is_smoother(patterns, layout):
+        return  # Signed, and what is negative has zeros above its sign.
+    raise AttributeFault(
+        f"BitsStored is {layout.stored}, and values from {smallest} to {largest} take more bits; correct BitsStored "
+        "and HighBit, or clear the bits above"
+    )
+
+
+def _is_smoother(patterns: NDArray[Any], layout: Layout) -> bool:
+    """Return whether a picture is clearly smoother with its values taken as unsigned than as signed ones."""
+    unsigned, signed = (
+        sum(float(np.abs(np.diff(values[patterns], axis=axis)).sum(dtype=np.float64)) for axis in (0, 1))
+        for values in (possible_values(layout.allocated, layout.stored, signed=sign) for sign in (False, True))
+    )
+    return _CLEARLY * unsigned < signed
 
 
 def possible_values(allocated: int, stored: int, *, signed: bool) -> NDArray[np.int32]:
@@ -93,28 +162,25 @@ def _voi_or_percentile(
     values: NDArray[np.int32],
     patterns: NDArray[Any],
     padding: NDArray[np.bool_],
-    dataset: Dataset,
+    layout: Layout,
+    declared: Grayscale,
     config: ImagesConfig,
     name: Path | str,
     *,
     little: bool,
 ) -> NDArray[np.uint8]:
-    meant = _modality(values, dataset, name, little=little)
+    meant = _modality(values, declared, little=little)
     if config.dicom == "voi":
-        tables = [item for item in dataset.get("VOILUTSequence") or () if "LUTDescriptor" in item and "LUTData" in item]
-        if tables:
-            table = tables[config.window if config.window < len(tables) else 0]
-            shown, (black, white) = _look_up(np.rint(meant), table, name, little)
+        if declared.tables:
+            table = declared.tables[config.window if config.window < len(declared.tables) else 0]
+            shown, (black, white) = _look_up(np.rint(meant), table, "VOILUTSequence", little)
             return stretch(shown, black, white)
-        window = choose_window(dataset, config.window)
+        window = declared.window(config.window)
         if window is not None:
-            with np.errstate(over="ignore"):
-                shown = apply_windowing(meant, dataset, window)
-                # What lies far outside a window is black or white: so pydicom says what these are.
-                black, white = apply_windowing(np.array([-np.inf, np.inf]), dataset, window).tolist()
-            if black == white:
-                raise refusal("malformed", name, "its rescale slope of 0 makes every value the same")
-            return stretch(shown, black, white)
+            black, white = _output_range(layout, declared)
+            # What lies far outside a window is black or white.
+            ends = apply_window(np.array([-np.inf, np.inf]), window, black, white).tolist()
+            return stretch(apply_window(meant, window, black, white), *ends)
         if (values.min(), values.max()) == (0, 255) and np.array_equal(meant, values):
             return values.astype(np.uint8)  # 8 bits stay as they are, as those of a PNG do.
     counts = _counts(patterns)
@@ -133,6 +199,56 @@ def _voi_or_percentile(
     return stretch(meant, low, high)
 
 
+def apply_window(values: NDArray[Any], window: Window, black: float, white: float) -> NDArray[np.float64]:
+    """Map values so that a window's lower end becomes `black` and its upper end `white`.
+
+    Source:
+        PS3.3, C.11.2.1.2 (LINEAR), C.11.2.1.3.1 (SIGMOID) and C.11.2.1.3.2 (LINEAR_EXACT).
+    """
+    values = values.astype(np.float64)
+    center, width, function = window
+    if function == "SIGMOID":
+        with np.errstate(over="ignore", divide="ignore"):
+            return (white - black) / (1 + np.exp(-4 * (values - center) / width)) + black
+    if function == "LINEAR":
+        center, width = center - 0.5, width - 1
+    below, above = values <= center - width / 2, values > center + width / 2
+    between = ~below & ~above
+    values[below], values[above] = black, white
+    values[between] = ((values[between] - center) / width + 0.5) * (white - black) + black
+    return values
+
+
+def _check_contrast(
+    patterns: NDArray[Any],
+    values: NDArray[np.int32],
+    table: NDArray[np.uint8],
+    padding: NDArray[np.bool_],
+    declared: Grayscale,
+    config: ImagesConfig,
+    name: Path | str,
+) -> None:
+    """Refuse a picture that becomes a single gray value by what the header declares, not by its own values."""
+    present = (_counts(patterns) > 0) & ~padding
+    if not present.any():
+        raise refusal("constant", name, "every pixel is padding")
+    found, window = values[present], declared.window(config.window)
+    if found.min() == found.max() or len(np.unique(table[present])) > 1:
+        return
+    if declared.tables:
+        cause = "the table of its VOILUTSequence"
+    elif window is not None:
+        cause = f"its window (WindowCenter {window.center:g}, WindowWidth {window.width:g})"
+    else:
+        return
+    raise refusal(
+        "constant",
+        name,
+        f"{cause} shows all its values, stored as {found.min()} to {found.max()}, as the same gray; choose another "
+        "with images.window, or set images.dicom=percentile",
+    )
+
+
 def _released(
     values: NDArray[np.int32], counts: NDArray[np.int64], kind: np.dtype[Any], name: Path | str
 ) -> NDArray[np.uint8]:
@@ -145,21 +261,35 @@ def _released(
     return np.asarray(cv2.convertScaleAbs(values.astype(kind), alpha=255.0 / largest), dtype=np.uint8).ravel()
 
 
-def _modality(values: NDArray[np.int32], dataset: Dataset, name: Path | str, *, little: bool) -> NDArray[Any]:
+def _modality(values: NDArray[np.int32], declared: Grayscale, *, little: bool) -> NDArray[Any]:
     """What the machine measured: by the modality table, or slope and intercept; or the values themselves."""
-    if dataset.get("ModalityLUTSequence"):
-        return _look_up(values, dataset.ModalityLUTSequence[0], name, little)[0]
-    for keyword in ("RescaleSlope", "RescaleIntercept"):
-        if keyword in dataset and dataset[keyword].is_empty:
-            del dataset[keyword]
-    meant = apply_modality_lut(values, dataset)
-    if not np.isfinite(meant).all():
-        raise refusal("malformed", name, "its rescale slope or intercept is not finite")
-    return meant
+    if declared.modality is not None:
+        return _look_up(values, declared.modality, "ModalityLUTSequence", little)[0]
+    if (declared.slope, declared.intercept) == (1, 0):
+        return values
+    low, high = _rescaled_ends(int(values.min()), int(values.max()), declared)
+    # Numbers may be so large or so small that different values become the same one, or none.
+    if not math.isfinite(255 / declared.slope) or not math.isfinite(high - low):
+        raise AttributeFault("RescaleSlope and RescaleIntercept lead to no finite values")
+    if not math.ulp(max(abs(low), abs(high))) < abs(declared.slope):
+        raise AttributeFault("RescaleSlope is so small beside RescaleIntercept that different values become the same")
+    return values * declared.slope + declared.intercept
+
+
+def _rescaled_ends(lowest: int, highest: int, declared: Grayscale) -> tuple[float, float]:
+    return lowest * declared.slope + declared.intercept, highest * declared.slope + declared.intercept
+
+
+def _output_range(layout: Layout, declared: Grayscale) -> tuple[float, float]:
+    """What the smallest and the largest value that can be stored become, as the range of a window's output."""
+    if declared.modality is not None:
+        return 0.0, 65535.0
+    lowest = -(1 << layout.stored - 1) if layout.signed else 0
+    return _rescaled_ends(lowest, lowest + (1 << layout.stored) - 1, declared)
 
 
 def _look_up(
-    values: NDArray[Any], item: Dataset, name: Path | str, little: bool
+    values: NDArray[Any], item: Dataset, sequence: str, little: bool
 ) -> tuple[NDArray[np.int32], tuple[float, float]]:
     """Looks values up in a table of the standard's form (PS3.3, C.11.1.1.1 and C.11.2.1.1).
 
@@ -168,36 +298,54 @@ def _look_up(
 
     Returns:
         The entries, values beyond the table's ends taking its first or last one; and the table's extremes.
+
+    Raises:
+        AttributeFault: If the item is no such table.
     """
-    size, first = (int(number) for number in item.LUTDescriptor[:2])
+    descriptor = numbers(item, "LUTDescriptor")
+    if len(descriptor) != 3 or not all(np.isfinite(descriptor)):
+        raise AttributeFault(f"LUTDescriptor in {sequence} is not three numbers")
+    size, first = (int(number) for number in descriptor[:2])
     size = size % 65536 or 65536
     if values.min() < 0 and first > 32767:  # Signed, but written as unsigned.
         first -= 65536
-    data: Any = item["LUTData"].value
-    if isinstance(data, bytes):
-        deep = len(data) >= 2 * size
-        entries = np.frombuffer(data, np.dtype("<u2" if little else ">u2") if deep else np.uint8)
-    else:
-        entries = np.atleast_1d(np.asarray(data)) & 0xFFFF
+    entries = _entries(item, size, sequence, little)
     if len(entries) < size:
-        raise refusal("malformed", name, f"a look-up table of {size} entries holds only {len(entries)}")
+        raise AttributeFault(f"LUTData in {sequence} holds {len(entries)} entries where LUTDescriptor says {size}")
     entries = entries[:size].astype(np.int32)
     places = np.clip(values - first, 0, size - 1).astype(np.intp)
     extremes = float(entries.min()), float(entries.max())
     if extremes[0] == extremes[1]:
-        raise refusal("malformed", name, "all entries of a look-up table are the same")
+        raise AttributeFault(f"all entries of LUTData in {sequence} are the same")
     return entries[places], extremes
 
 
-def _padding(dataset: Dataset, values: NDArray[np.int32]) -> NDArray[np.bool_]:
+def _entries(item: Dataset, size: int, sequence: str, little: bool) -> NDArray[Any]:
+    try:
+        data: Any = item["LUTData"].value
+    except Exception as error:
+        raise AttributeFault(f"LUTData in {sequence} cannot be read") from error
+    if isinstance(data, bytes):
+        if len(data) < 2 * size:
+            return np.frombuffer(data, np.uint8)
+        return np.frombuffer(data[: 2 * size], "<u2" if little else ">u2")
+    try:
+        return np.atleast_1d(np.asarray(data, dtype=np.int64)) & 0xFFFF
+    except (ValueError, TypeError, OverflowError) as error:
+        raise AttributeFault(f"LUTData in {sequence} cannot be read") from error
+
+
+def _padding(ends: tuple[int, int] | None, values: NDArray[np.int32], layout: Layout) -> NDArray[np.bool_]:
     """Which patterns stand for no picture at all (PS3.3, C.7.5.1.1.2), `[P]`."""
-    first: Any = dataset.get("PixelPaddingValue")
-    if first is None or first == "":
+    if ends is None:
         return np.zeros(len(values), dtype=bool)
-    limit: Any = dataset.get("PixelPaddingRangeLimit")
-    ends = [int(end) for end in (first, first if limit is None or limit == "" else limit)]
-    signed = dataset.PixelRepresentation == 1
-    # Both may be written with the other sign's type.
+    whole = possible_values(layout.allocated, layout.allocated, signed=layout.signed)
+    # A padding value may lie outside the values that `BitsStored` allows.
+    return _is_padding(values, ends, signed=layout.signed) | _is_padding(whole, ends, signed=layout.signed)
+
+
+def _is_padding(values: NDArray[Any], ends: tuple[int, int], *, signed: bool) -> NDArray[np.bool_]:
+    # Both ends may be written with the other sign's type.
     low, high = sorted((end + 2**15) % 2**16 - 2**15 if signed else end % 2**16 for end in ends)
     return (values >= low) & (values <= high)
 

@@ -6,18 +6,16 @@ Nothing here decodes a pixel or looks at a text. Importing this module imports p
 from __future__ import annotations
 
 import logging
-import math
 import warnings
 import zlib
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from pydicom import Dataset, dcmread
 from pydicom.filereader import read_dataset
-from pydicom.tag import Tag
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
@@ -44,13 +42,13 @@ class Parsed(NamedTuple):
     """What kind of object it is, by its keyword, e.g. `BasicTextSRStorage`; empty if it says none that is known."""
 
 
-def parse_dicom(file: BinaryIO, name: Path | str, tags: Sequence[str], limits: ReadLimits, *, pixels: bool) -> Parsed:
+def parse_dicom(file: BinaryIO, name: Path | str, tags: Sequence[int], limits: ReadLimits, *, pixels: bool) -> Parsed:
     """Reads chosen attributes of a file; call it within `quiet`.
 
     Args:
         file: At its beginning.
         name: What to call it in messages.
-        tags: Keywords of the attributes.
+        tags: The attributes.
         limits: How large a deflated data set may become: two bytes for each allowed pixel.
         pixels: Whether to read on from the pixel data; otherwise reading stops before them.
 
@@ -74,19 +72,6 @@ def parse_dicom(file: BinaryIO, name: Path | str, tags: Sequence[str], limits: R
         implicit, little = dataset.original_encoding
         syntax = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
     return Parsed(dataset, syntax, told=told, kind=_kind(dataset, meta))
-
-
-def choose_window(dataset: Dataset, index: int) -> int | None:
-    """Returns the place of a window of interest: the one asked for if it means something, or else the first that does.
-
-    A window means something if it is finite, wide enough for its function, and of a known function (PS3.3,
-    C.11.2.1.2). None if none does.
-    """
-    function = str(dataset.get("VOILUTFunction") or "LINEAR").strip().upper()
-    least = {"LINEAR": 1.0, "LINEAR_EXACT": math.ulp(0), "SIGMOID": math.ulp(0)}.get(function, math.inf)
-    pairs = zip(_floats(dataset, "WindowCenter"), _floats(dataset, "WindowWidth"), strict=False)
-    legal = [place for place, (c, w) in enumerate(pairs) if math.isfinite(c) and least <= w < math.inf]
-    return index if index in legal else next(iter(legal), None)
 
 
 @contextmanager
@@ -118,7 +103,7 @@ def _is_pixels(tag: int, vr: str | None, length: int) -> bool:
 
 
 def _read_deflated(
-    file: BinaryIO, name: Path | str, tags: Sequence[str], limits: ReadLimits, *, pixels: bool
+    file: BinaryIO, name: Path | str, tags: Sequence[int], limits: ReadLimits, *, pixels: bool
 ) -> Dataset:
     """Inflates no more than the limit: a few kilobytes may hold gigabytes."""
     inflate, limit = zlib.decompressobj(-zlib.MAX_WBITS), 2 * limits.pixels
@@ -132,17 +117,7 @@ def _read_deflated(
         is_implicit_VR=False,
         is_little_endian=True,
         stop_when=None if pixels else _is_pixels,
-        specific_tags=[Tag(tag) for tag in tags],
+        specific_tags=list(tags),
     )
     dataset.set_original_encoding(is_implicit_vr=False, is_little_endian=True)
     return dataset
-
-
-def _floats(dataset: Dataset, keyword: str) -> list[float]:
-    """The numbers of an attribute; NaN for one that is none."""
-    try:
-        value: Any = dataset.get(keyword)
-    except (ValueError, TypeError, LookupError, NotImplementedError, AttributeError):
-        return []
-    values = [] if value is None else [value] if isinstance(value, (int, float, str)) else list(value)
-    return [float(item) if item not in (None, "") else math.nan for item in values]

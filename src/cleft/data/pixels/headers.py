@@ -10,12 +10,13 @@ No name, id, date or free text of a patient is read, so none can be kept.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from cleft.data.pixels.decoders import DEFAULT_LIMITS, ReadLimits, may_be_dicom, refusal
 from cleft.data.pixels.opening import open_file
@@ -77,6 +78,15 @@ ODDITIES: Mapping[str, str] = {
     "untold": "say not how they are encoded, or lack DICOM's mark; concluded from their first bytes",
     "age": "give an age that is none between 0 and 120; read as unknown",
     "window": "declare only windows that are illegal; shown by the range of their values",
+    "windows": "declare windows or look-up tables some of which are illegal; these are passed over",
+    "rescale": "declare a rescale slope without an intercept, or the reverse; the missing one is read as 1 or 0",
+    "shape": "have a presentation LUT shape that contradicts their photometric interpretation; shown by the shape",
+    "padding": "have a pixel padding value that is no whole number; read as having none",
+    "samples": "lack SamplesPerPixel; read as 1, or as 3 for colours",
+    "planar": "lack PlanarConfiguration; read as 0",
+    "bits": "lack BitsStored; read from HighBit, or else as BitsAllocated",
+    "representation": "lack PixelRepresentation; read as unsigned, and refused where that could make a difference",
+    "left-aligned": "store their values in the upper bits, as HighBit says; shifted down",
     "frames": "declare that they hold 0 pictures; read as one",
     "aspect": "have pixels that are not square; not corrected",
 }
@@ -101,7 +111,7 @@ def read_header(path: Path, limits: ReadLimits = DEFAULT_LIMITS) -> Header:
         file.seek(0)
         try:
             with quiet():
-                parsed = parse_dicom(file, path, _TAGS, limits, pixels=False)
+                parsed = parse_dicom(file, path, _tags(), limits, pixels=False)
                 return _header(parsed)
         except (DataError, OSError):
             raise
@@ -148,11 +158,20 @@ def read_headers(paths: Sequence[Path], cache: Path | None = None, *, progress: 
     return found
 
 
+def oddity_notes(counts: Mapping[str, int]) -> list[str]:
+    """Return a sentence for each oddity that occurs.
+
+    Args:
+        counts: Key of `ODDITIES` to the number of images.
+    """
+    return [f"{counts[key]:,} images {sentence}" for key, sentence in ODDITIES.items() if counts.get(key)]
+
+
 def header_notes(headers: Iterable[Header]) -> list[str]:
     """Returns sentences with counts of what a user should know about a set of images; no value of any patient."""
     images = [header for header in headers if not header.reason and header.is_image]
     counts = Counter(oddity for header in images for oddity in header.oddities)
-    notes = [f"{counts[key]:,} images {sentence}" for key, sentence in ODDITIES.items() if counts[key]]
+    notes = oddity_notes(counts)
     for what, number in (
         ("are raw (for processing), not meant to be looked at", sum(header.for_processing for header in images)),
         ("say that annotations are burned into them", sum(header.burned_in is True for header in images)),
@@ -170,10 +189,7 @@ _PASSING = {"missing", "not-a-file", "unreadable"}
 """Reasons that lie in the folder, not in the file: never kept."""
 _SAVE_EVERY = 20_000
 
-_TAGS = (
-    "SOPClassUID",
-    "Modality",
-    "PhotometricInterpretation",
+_NUMBERS = (
     "Rows",
     "Columns",
     "NumberOfFrames",
@@ -181,13 +197,12 @@ _TAGS = (
     "BitsAllocated",
     "BitsStored",
     "PixelRepresentation",
-    "WindowCenter",
-    "WindowWidth",
-    "VOILUTFunction",
-    "VOILUTSequence",
+)
+_TEXTS = (
+    "Modality",
+    "PhotometricInterpretation",
     "PixelAspectRatio",
     "PixelSpacing",
-    "ImagerPixelSpacing",
     "ViewPosition",
     "ImageLaterality",
     "Laterality",
@@ -200,37 +215,48 @@ _TAGS = (
 )
 
 
+@functools.cache
+def _tags() -> tuple[int, ...]:
+    """Attributes to read; importing pydicom takes half a second."""
+    from pydicom.tag import Tag
+
+    from cleft.data.pixels.dicom_attributes import LAYOUT_TAGS
+    from cleft.data.pixels.dicom_grayscale import GRAYSCALE_TAGS
+
+    return tuple(
+        dict.fromkeys(Tag(keyword) for keyword in ("SOPClassUID", *_NUMBERS, *_TEXTS, *LAYOUT_TAGS, *GRAYSCALE_TAGS))
+    )
+
+
 def _header(parsed: Parsed) -> Header:
-    from cleft.data.pixels.dicom_files import choose_window
+    from cleft.data.pixels.dicom_attributes import numbers
+    from cleft.data.pixels.dicom_attributes import text as read_text
 
     dataset = parsed.dataset
-    text = {keyword: _text(dataset, keyword) for keyword in _TAGS if not keyword.startswith(("VOILUTS", "Window"))}
-    numbers = {keyword: _whole(text[keyword]) for keyword in ("Rows", "Columns", "BitsAllocated", "BitsStored")}
-    frames, age = _whole(text["NumberOfFrames"]), _age(text["PatientAge"])
-    declares_window = _is_stated(dataset, "WindowCenter") and _is_stated(dataset, "WindowWidth")
-    display = (
-        "table" if dataset.get("VOILUTSequence") else "window" if choose_window(dataset, 0) is not None else "none"
-    )
+    text = {keyword: read_text(dataset, keyword) for keyword in _TEXTS}
+    whole = {keyword: _whole(numbers(dataset, keyword)) for keyword in _NUMBERS}
+    age = _age(text["PatientAge"])
+    is_image = (whole["Rows"] or 0) > 0 and (whole["Columns"] or 0) > 0
+    display, display_oddities = _display(dataset) if is_image else ("none", ())
     odd = {
         "untold": not parsed.told,
         "age": bool(text["PatientAge"]) and age is None,
-        "window": declares_window and display == "none",
-        "frames": text["NumberOfFrames"] == "0",
+        "frames": whole["NumberOfFrames"] == 0,
         "aspect": any(_is_oblong(text[keyword]) for keyword in ("PixelAspectRatio", "PixelSpacing")),
     }
     return Header(
-        is_image=numbers["Rows"] > 0 and numbers["Columns"] > 0,
+        is_image=is_image,
         sop_class=parsed.kind,
         transfer_syntax=str(parsed.syntax),
         modality=_code(text["Modality"]),
         photometric=text["PhotometricInterpretation"].upper(),
-        rows=numbers["Rows"],
-        columns=numbers["Columns"],
-        frames=max(1, frames),
-        samples=max(1, _whole(text["SamplesPerPixel"])),
-        bits_allocated=numbers["BitsAllocated"],
-        bits_stored=numbers["BitsStored"],
-        signed=text["PixelRepresentation"] == "1",
+        rows=whole["Rows"] or 0,
+        columns=whole["Columns"] or 0,
+        frames=max(1, whole["NumberOfFrames"] or 1),
+        samples=max(1, whole["SamplesPerPixel"] or 1),
+        bits_allocated=whole["BitsAllocated"] or 0,
+        bits_stored=whole["BitsStored"] or 0,
+        signed=whole["PixelRepresentation"] == 1,
         display=display,
         view=_code(text["ViewPosition"]),
         laterality=next(
@@ -242,25 +268,27 @@ def _header(parsed: Parsed) -> Header:
         for_processing=text["PresentationIntentType"].upper() == "FOR PROCESSING",
         implant={"YES": True, "NO": False}.get(text["BreastImplantPresent"].upper()),
         burned_in={"YES": True, "NO": False}.get(text["BurnedInAnnotation"].upper()),
-        oddities=tuple(key for key, present in odd.items() if present),
+        oddities=(*(key for key, present in odd.items() if present), *display_oddities),
     )
 
 
-def _is_stated(dataset: Dataset, keyword: str) -> bool:
-    """Whether an attribute is there and not empty, legible or not."""
-    return keyword in dataset and dataset.get_item(keyword).value not in (None, b"", "")
+def _display(dataset: Dataset) -> tuple[str, tuple[str, ...]]:
+    """How the file wants its values shown, and what is concluded or passed over in showing them."""
+    from cleft.data.pixels.dicom_attributes import AttributeFault, read_layout
+    from cleft.data.pixels.dicom_grayscale import read_grayscale
 
-
-def _text(dataset: Dataset, keyword: str) -> str:
-    """A value as text, empty where it is absent or illegible; several values stand between backslashes."""
     try:
-        value: Any = dataset.get(keyword)
-    except (ValueError, TypeError, LookupError, NotImplementedError, AttributeError):
-        return ""
-    if value is None:
-        return ""
-    several = isinstance(value, (list, tuple)) or type(value).__name__ == "MultiValue"
-    return ("\\".join(str(item) for item in value) if several else str(value)).strip(" \0")
+        layout = read_layout(dataset)
+        if layout.samples > 1:
+            return "none", layout.notes
+        # The frames that `images.frame` may choose.
+        places = sorted({0, layout.frames // 2})
+        declared = [read_grayscale(dataset, frame, layout.frames) for frame in places]
+    except AttributeFault:
+        return "none", ()  # Decoding refuses the file and names the attribute.
+    first = declared[0]
+    display = "table" if first.tables else "window" if any(first.windows) else "none"
+    return display, tuple(dict.fromkeys((*layout.notes, *(note for each in declared for note in each.notes))))
 
 
 def _code(text: str) -> str | None:
@@ -268,8 +296,9 @@ def _code(text: str) -> str | None:
     return text.upper() if re.fullmatch(r"[A-Za-z][A-Za-z ]{0,11}", text) else None
 
 
-def _whole(text: str) -> int:
-    return int(text) if re.fullmatch(r"\d{1,9}", text) else 0
+def _whole(values: Sequence[float]) -> int | None:
+    """The only value if it is a whole number that is not negative."""
+    return int(values[0]) if len(values) == 1 and 0 <= values[0] < math.inf and values[0] == int(values[0]) else None
 
 
 def _age(text: str) -> float | None:
