@@ -4,6 +4,8 @@ import csv
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from tests.tools.ranks import free_port
@@ -107,3 +109,20 @@ def test_two_devices_without_a_launcher_train_one_model(root, tmp_path):
     result = run([sys.executable, "-m", "cleft", *pretrain_words(root, tmp_path / "run", "--train.devices", "2")])
     assert result.returncode == 0, result.stderr
     assert_one_training(tmp_path / "run", result)
+
+
+@pytest.mark.slow
+def test_m1_a_killed_process_that_the_command_started_itself_is_named(root, tmp_path):
+    words = pretrain_words(root, tmp_path / "run", "--train.devices", "2", "--optim.steps", "4000")
+    process = subprocess.Popen([sys.executable, "-m", "cleft", *words], stderr=subprocess.PIPE, text=True)
+    table = tmp_path / "run" / "logs" / "log.csv"
+    while process.poll() is None and not (table.exists() and table.read_text().count("\n") > 5):
+        time.sleep(0.05)
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=True)
+    child = next(
+        int(word) for word in found.stdout.split() if b"LOCAL_RANK=1" in Path(f"/proc/{word}/environ").read_bytes()
+    )
+    os.kill(child, 9)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 6, told
+    assert f"rank 1 (process {child}) was killed by SIGKILL" in told

@@ -84,23 +84,23 @@ def batches(workers=0):
     return of_rank
 
 
-def plan(patience=None, **intervals):
+def plan(patience=None, devices=1, timeout=30, **intervals):
     every = {"steps": STEPS, "val_every": 4, "save_every": 3, "log_every": 2} | intervals
     return Plan(
         intervals=Intervals(**every),
         seed=0,
         clip_norm=1.0,
-        train=TrainConfig(accelerator="cpu", devices=1, nodes=1),
+        train=TrainConfig(accelerator="cpu", devices=devices, nodes=1, timeout=timeout),
         memory="train.batch_size=6, images.size=4",
         patience=patience,
         columns=["mean"],
     )
 
 
-def run_tiny(folder, *, workers=0, learner=None, stop=None, patience=None, **intervals):
+def run_tiny(folder, *, workers=0, learner=None, stop=None, **options):
     """Trains in a run folder and returns the learner and what came of it."""
     learner = learner or TinyLearner()
     settings = replace(Settings(), optim=OPTIM)
     with open_run(folder, settings, "pretrain") as run, stop or contextlib.nullcontext(StopFlag()) as flag:
-        outcome = train(learner, batches(workers), run, plan(patience, **intervals), flag)
+        outcome = train(learner, batches(workers), run, plan(**options), flag)
     return learner, outcome

@@ -65,13 +65,16 @@ class CsvLog(Logger):
             ValueError: If a quantity has no column.
         """
         self._prepare()
-        with self._path.open("a", newline="", encoding="utf-8") as file:
-            before = file.tell()
+        line = io.StringIO()
+        csv.DictWriter(line, self._columns, lineterminator="\n").writerow({"step": step, **metrics})
+        rest = line.getvalue().encode()
+        with self._path.open("ab", buffering=0) as file:  # a buffer would be written after all when it is closed
+            before = os.fstat(file.fileno()).st_size
             try:
-                csv.DictWriter(file, self._columns, lineterminator="\n").writerow({"step": step, **metrics})
-                file.flush()
+                while rest:
+                    rest = rest[file.write(rest) :]
             except OSError:
-                os.truncate(self._path, before)
+                file.truncate(before)
                 raise
 
     @rank_zero_only

@@ -135,7 +135,7 @@ def open_run(folder: Path, settings: Settings, stage: Stage) -> Generator[Run]:
                 f"{launch.launcher} started {launch.world_size} processes, but only stage one (pretrain) uses several; "
                 f"start the command without {launch.launcher}"
             )
-        _check_settings(folder, settings, stage)
+        _check_rank(folder, settings, stage)
         yield run
         return
     made = _made_folders(folder)
@@ -345,6 +345,17 @@ def _check_settings(folder: Path, settings: Settings, stage: Stage) -> None:
         )
     if rounding:
         log.warning("%s: no longer bit-equal, because %s", folder, "; ".join(map(str, rounding)))
+
+
+def _check_rank(folder: Path, settings: Settings, stage: Stage) -> None:
+    """Refuses a rank that was given other settings than the first one, which has written them."""
+    if (folder / "config.yaml").is_file():
+        deciding, _ = changes(load_settings(folder / "config.yaml"), settings, stage)
+        if deciding:
+            raise ConfigError(
+                f"this process has other settings than the first one: {'; '.join(map(str, deciding))}; give "
+                f"all the same command"
+            )
 
 
 def _has_learned(folder: Path) -> bool:
