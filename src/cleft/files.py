@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import importlib
 import json
 import math
 import os
@@ -16,12 +17,13 @@ import re
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import IO, Any, Final, cast
 
 from cleft.errors import CleftError, ConfigError, DataError, ResourceError
 
@@ -86,6 +88,53 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def lock_file(file: IO[Any], *, wait: bool = False, by_process: bool = False) -> None:
+    """Lock an open file against other processes until it is closed; the system ends the lock with its holder.
+
+    Args:
+        file: Opened for writing.
+        wait: Whether to wait while another process holds it.
+        by_process: Whether the lock belongs to this process alone; otherwise forks of it hold it as well.
+
+    Raises:
+        BlockingIOError: If another process holds it, and `wait` is false.
+        OSError: If the file system has no locks.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        _lock_on_windows(file, wait=wait)
+        return
+    lock = fcntl.lockf if by_process else fcntl.flock
+    try:
+        lock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except PermissionError as error:  # So some systems report a lock that another process holds.
+        raise BlockingIOError(error.errno, error.strerror) from error
+
+
+def _lock_on_windows(file: IO[Any], *, wait: bool) -> None:
+    """Lock one byte far behind the end, because Windows keeps others from reading what is locked."""
+    try:
+        windows: Any = importlib.import_module("msvcrt")
+    except ImportError:
+        raise OSError(errno.ENOLCK, "this system has no file locks") from None
+    while True:
+        place = file.tell()
+        file.seek(_LOCKED_BYTE)
+        try:
+            windows.locking(file.fileno(), windows.LK_NBLCK, 1)
+            return
+        except OSError as error:
+            if not wait:
+                raise BlockingIOError(error.errno, error.strerror) from error
+            time.sleep(0.1)
+        finally:
+            file.seek(place)
+
+
+_LOCKED_BYTE: Final = 2**30
 
 
 def read_json(

@@ -1,11 +1,18 @@
 """Work that ends the process which does it; found by name in a spawned child."""
 
 import ctypes
+import importlib
 import os
 import signal
+import sys
 import time
+from pathlib import Path
 
-from cleft.data.pixels.decoding import prepare_file
+import numpy as np
+
+
+class Panic(BaseException):
+    """What a decoder written in Rust raises."""
 
 
 def do(item):
@@ -31,6 +38,19 @@ def _deed(deed, item):
             pass
     elif deed == "sleep":
         time.sleep(0.5)
+    elif deed == "panic":
+        raise Panic("index out of bounds")
+    elif deed == "raise":
+        raise TypeError("unexpected")
+    elif deed == "print":
+        os.write(2, b"what a header says")
+        print("what a header says", flush=True)
+    elif deed == "torch":
+        importlib.import_module("cleft.data.pixels.decoding")
+        importlib.import_module("cleft.data.pixels.dicom")
+        return "torch" in sys.modules
+    elif deed == "cwd":
+        return os.getcwd()
     elif deed == "allocate":
         return len(bytearray(2**28))
     elif deed.startswith("SIG"):
@@ -42,7 +62,15 @@ def _deed(deed, item):
 
 def prepare_or_die(path, config, known):
     """Prepares a file like the real thing, but a file whose name is a deed is the end of it."""
-    deed = path.stem.rstrip("0123456789")
+    from cleft.data.pixels.decoding import prepare_file  # Which most users of this module need not wait for.
+
+    deed = Path(path).stem.rstrip("0123456789")
     if deed:
         _deed(deed, path)
-    return prepare_file(path, config, known)
+    return prepare_file(Path(path), config, known)[1:]
+
+
+def array_of(size):
+    """Arrays whose values tell how large the first is: bytes, a transposed one, and one that is no row of bytes."""
+    rng = np.random.default_rng(size)
+    return rng.integers(0, 256, size, dtype=np.uint8), rng.random((3, 5)).T, rng.integers(0, 9, (size % 7, 2))

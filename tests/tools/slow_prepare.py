@@ -1,6 +1,7 @@
 """`cleft data prepare` in small parts and at a walking pace, so that a test can interrupt it."""
 
 import time
+from pathlib import Path
 
 from cleft.cli import entry
 from cleft.data.pixels import decoding
@@ -10,7 +11,7 @@ from cleft.data.pixels.prepared import prepare_images
 
 def prepare_slowly(path, config, known):
     time.sleep(0.03)
-    return prepare_file(path, config, known)
+    return prepare_file(Path(path), config, known)[1:]
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -31,7 +30,7 @@ from cleft.config import SETTINGS_MARK, Settings, dump_settings, load_settings
 from cleft.data.tables.ids import id_key
 from cleft.data.tables.people import person
 from cleft.errors import ConfigError, DataError, ResourceError
-from cleft.files import find_json, write_json, write_whole
+from cleft.files import find_json, lock_file, write_json, write_whole
 from cleft.launch import count_processes, find_launch, is_first
 from cleft.learning.same import Stage, changes
 from cleft.learning.states import StateStore
@@ -369,9 +368,9 @@ def _locked(path: Path) -> Generator[None]:
     """Holds `path` for this process; the system gives it back however the process ends."""
     with path.open("a+", encoding="utf-8") as file:
         try:
-            # Not flock: forked loader workers would share it and hold it for seconds after their parent was killed.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
+            # By process: forked loader workers would hold it for seconds after their parent was killed.
+            lock_file(file, by_process=True)
+        except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "another process"
             raise ConfigError(

@@ -132,7 +132,8 @@ def _result(future: Future[Outcome], step: Step) -> Outcome:
 
 def _begin(parent: int) -> None:
     """In a new process: its talk; who began it tells it of Ctrl-C; and it does not outlive that process."""
-    os.setpgrp()  # a terminal sends Ctrl-C to all of a group, and a second signal would end training at once
+    if hasattr(os, "setpgrp"):  # Windows has none.
+        os.setpgrp()  # a terminal sends Ctrl-C to all of a group, and a second signal would end training at once
     talk = logging.getLogger("cleft")
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("[%(process)d] %(message)s"))
@@ -145,4 +146,4 @@ def _begin(parent: int) -> None:
 def _follow(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.2)
-    os.kill(os.getpid(), signal.SIGKILL)
+    os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))

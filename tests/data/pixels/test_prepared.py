@@ -5,7 +5,9 @@ import pickle
 import shutil
 import signal
 import time
+from contextlib import contextmanager
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +22,7 @@ from tests.tools.replacing import replace_keeping_size_and_time
 from cleft import identity
 from cleft.config import DataConfig, ImagesConfig
 from cleft.data import read_dataset
-from cleft.data.pixels import decoders, parts, preparation
+from cleft.data.pixels import decoders, decoding, parts, preparation, prepared
 from cleft.data.pixels.images import prepare_image, read_gray
 from cleft.data.pixels.preparation import preparation_digest
 from cleft.data.pixels.prepared import cache_folder, find_images, obtain_images, prepare_images
@@ -58,16 +60,29 @@ def prepare(tmp_path):
     return prepare
 
 
+def noting(note):
+    """`preparing`, which calls `note` with each file whose pixels were made or refused."""
+
+    @contextmanager
+    def spy(*arguments):
+        with decoding.preparing(*arguments) as prepare:
+
+            def noted(paths):
+                for outcome in prepare(paths):
+                    if outcome.pixels is not None or (outcome.reason and outcome.source):
+                        note(outcome.path)
+                    yield outcome
+
+            yield noted
+
+    return spy
+
+
 @pytest.fixture
 def decoded(monkeypatch):
-    """Names of the files whose pixels were made, in order."""
+    """Names of the files whose pixels were made or refused, in order."""
     names = []
-
-    def spy(data, name, limits=decoders.DEFAULT_LIMITS, images=decoders.DEFAULT_IMAGES):
-        names.append(name.name)
-        return decoders.decode_gray(data, name, limits, images)
-
-    monkeypatch.setattr("cleft.data.pixels.decoding.decode_gray", spy)
+    monkeypatch.setattr("cleft.data.pixels.prepared.preparing", noting(lambda path: names.append(path.name)))
     return names
 
 
@@ -248,7 +263,12 @@ def test_f5_planted_links_and_foreign_indices_are_not_believed(tmp_path, records
 def test_f4_killed_at_any_call_it_goes_on_and_ends_in_the_same_bytes(tmp_path, records, prepare):
     whole = contents(prepare(records).folder)
 
+    @contextmanager
+    def here(config, known, jobs):
+        yield partial(map, partial(decoding.prepare_file, config=config, known=known))
+
     def fill(folder, call):
+        prepared.preparing = here  # Each fork would begin a process of its own.
         with dies_at_call(call, ("fsync", "replace", "unlink")):
             prepare(records, folder=folder)
 
@@ -278,16 +298,13 @@ def test_f4_finished_parts_are_not_done_twice_after_a_kill(tmp_path, records, pr
 def test_f3_four_processes_share_the_work(tmp_path, records, prepare):
     log = tmp_path / "decoded"
 
-    def fill(original=decoders.decode_gray):
-        def spy(data, name, limits=decoders.DEFAULT_LIMITS, images=decoders.DEFAULT_IMAGES):
-            with log.open("a") as file:
-                file.write(f"{name.name}\n")
-            time.sleep(0.02)
-            return original(data, name, limits, images)
+    def write(path):
+        with log.open("a") as file:
+            file.write(f"{path.name}\n")
+        time.sleep(0.02)
 
-        from cleft.data.pixels import decoding
-
-        decoding.decode_gray = spy
+    def fill():
+        prepared.preparing = noting(write)
         assert right(prepare(records), records)
 
     children = []
@@ -419,7 +436,7 @@ def test_f3_a_second_writer_where_nothing_locks_leaves_the_first_one_its_drafts(
     def no_locks(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("cleft.data.pixels.parts.fcntl.flock", no_locks)
+    monkeypatch.setattr("cleft.data.pixels.parts.lock_file", no_locks)
     prepare(records[:3])
     (folder,) = (path for path in (tmp_path / "cache").iterdir() if path.is_dir())
     others = [folder / "part-other.tmp", folder / "part-0123456789abcdef.u8"]
@@ -464,11 +481,12 @@ def test_c11_an_image_that_crashes_the_decoder_is_rejected_once_and_for_all_but_
         )
     with monkeypatch.context() as patch:
         patch.setattr("cleft.data.pixels.decoding._prepare_file_in_child", prepare_or_die)
-        patch.setattr("cleft.data.pixels.children.Limits.__new__.__defaults__", (0.2, 2**31))
+        patch.setattr("cleft.data.pixels.children.Limits.__new__.__defaults__", (0.2, 2**31, 600.0))
         images = prepare(records, jobs=2, max_bad=0.5)
     assert images.rejected == {"2.png": "crashed", "5.png": "timeout"}
     assert "segfault.png: crashed (the decoder died of it (SIGSEGV), tried twice)" in images.sentences["2.png"]
     assert right(images, images.usable(records))
+    decoded.clear()
     assert prepare(records, max_bad=0.5).rejected == images.rejected
     assert decoded == []
     tried = prepare(records, max_bad=0.5, again=True)

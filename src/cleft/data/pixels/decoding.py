@@ -1,4 +1,4 @@
-"""From files to prepared squares, in this process or in several.
+"""From files to prepared squares, always in child processes: foreign bytes may end the process that decodes them.
 
 Each file is opened once: its digest, its size and time, and its pixels come from the same bytes.
 """
@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import cv2
 import numpy as np
@@ -92,22 +92,19 @@ def preparing(
     Args:
         config: Decides the pixels.
         known: Contents whose pixels need not be made again.
-        jobs: Processes to share the work, which an image may crash without harm; 0 works here.
+        jobs: Child processes that share the work; 0 means one. None of them is this process.
         limits: What one of these processes may use for an image.
 
     Raises:
         ResourceError: If processes cannot start or are killed, as happens when memory runs out.
     """
-    if jobs == 0:
-        yield partial(map, partial(prepare_file, config=config, known=known))
-        return
     work = partial(_prepare_file_in_child, config=config, known=known)
-    with Children[Path, Outcome](work, jobs, limits) as children:
+    with Children[str, Sequence[Any]](work, max(1, jobs), limits) as children:
 
         def prepare(paths: Iterable[Path]) -> Iterator[Outcome]:
             paths = list(paths)
-            for path, outcome in zip(paths, children.map(paths), strict=True):
-                yield _refuse(path, outcome) if isinstance(outcome, Death) else outcome
+            for path, result in zip(paths, children.map(map(str, paths)), strict=True):
+                yield _refuse(path, result) if isinstance(result, Death) else Outcome(path, *result)
 
         yield prepare
 
@@ -120,9 +117,10 @@ def usable_cores() -> int:
         return os.cpu_count() or 1
 
 
-def _prepare_file_in_child(path: Path, config: ImagesConfig, known: frozenset[str]) -> Outcome:
+def _prepare_file_in_child(path: str, config: ImagesConfig, known: frozenset[str]) -> Sequence[Any]:
+    """Return the fields of an outcome behind its path, which the parent knows: a path is slow to send."""
     cv2.setNumThreads(0)  # Processes are the parallelism; threads below them would only contend.
-    return prepare_file(path, config, known)
+    return prepare_file(Path(path), config, known)[1:]
 
 
 def _refuse(path: Path, death: Death) -> Outcome:

@@ -22,7 +22,7 @@ def open_file(path: Path, limits: ReadLimits = DEFAULT_LIMITS) -> Generator[tupl
     """
     try:
         # Without O_NONBLOCK, opening a pipe that nobody writes to would wait for ever.
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise refusal("missing", path, "there is no such file; copy it again, or take out its row") from error
     except OSError as error:

@@ -7,7 +7,6 @@ Rows are found by the content of their source, never by its name. Shapes: `n` ro
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 
 from cleft.data.pixels.decoding import Outcome, Source
 from cleft.errors import DataError
-from cleft.files import parse_json, read_limited, write_whole
+from cleft.files import lock_file, parse_json, read_limited, write_whole
 
 SCHEMA = 2
 """Version of this layout and of how files are decoded; part of the name of every cache."""
@@ -143,10 +142,10 @@ def lock(folder: Path) -> Generator[bool]:
     alone = True
     with (folder / "lock").open("wb") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(file)
         except BlockingIOError:
             log.info("another process prepares images in %s; waiting for it", folder)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock_file(file, wait=True)
         except OSError:
             alone = False
             log.info("%s knows no file locks; if others prepare images now, work may be done twice", folder)

@@ -98,7 +98,7 @@ def prepare_images(
         records: Images of one dataset; ids are unique.
         config: Decides the pixels.
         folder: The cache.
-        jobs: Processes that decode, or 0 to decode in this one, which a crashing decoder then takes with it.
+        jobs: Child processes that decode; 0 means one. An image that ends one is rejected.
         max_bad: Share of images that may be rejected.
         progress: Whether to show a bar where the error stream is a terminal.
         part_rows: Images of a part: what a killed run loses at most.

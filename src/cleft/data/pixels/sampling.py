@@ -51,7 +51,7 @@ def decode(
         records: What to decode.
         images: As for training.
         pictures: How many of the first to show.
-        jobs: Processes that decode, which an image may crash without harm; 0 decodes here.
+        jobs: Child processes that decode; 0 means one.
         progress: Whether to show a bar where the error stream is a terminal.
     """
     bad: dict[str, tuple[str, str]] = {}

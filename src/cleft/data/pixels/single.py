@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from cleft.arguments import as_path
 from cleft.config import ImagesConfig
 from cleft.data.pixels.augment import centre_crop
-from cleft.data.pixels.images import prepare_image, read_gray
+from cleft.data.pixels.decoding import preparing
+from cleft.errors import DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 def load_image(path: str | Path, config: ImagesConfig) -> Tensor:
     """Reads one image the way evaluation reads each: decoded, prepared, its centre cut out.
+
+    A child process decodes it, which a damaged file may end without harm; it is kept for the next call.
 
     Args:
         path: A PNG, JPEG or DICOM file; its content decides, not its name.
@@ -25,9 +28,13 @@ def load_image(path: str | Path, config: ImagesConfig) -> Tensor:
         A batch of one gray image, `[1, 1, H, W]` uint8, for `encode_image`.
 
     Raises:
-        DataError: If the file is not a readable image.
+        DataError: If the file is not a readable image; `reason` says why, also where it ended the decoder.
+        ResourceError: If the child process cannot start.
     """
     import torch
 
-    pixels = prepare_image(read_gray(as_path(path, "path"), images=config), config)
-    return torch.from_numpy(centre_crop(pixels, config.size).copy())[None, None]
+    with preparing(config, frozenset(), 1) as prepare:
+        (outcome,) = prepare([as_path(path, "path")])
+    if outcome.pixels is None:
+        raise DataError(outcome.message, reason=outcome.reason)
+    return torch.from_numpy(centre_crop(outcome.pixels, config.size).copy())[None, None]
