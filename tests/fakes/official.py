@@ -27,6 +27,21 @@ def official_state(kind: str = "lora", *, vision_width: int = 32, tokens: int = 
     return {"logit_scale": torch.tensor(2.6), **state}
 
 
+def prompt_tuned(state: dict[str, Tensor], length: int = 6) -> dict[str, Tensor]:
+    """The same weights as the authors' second stage saves them: wrapped once more, with a learned context."""
+    text = "text_encoder_q.model."
+    table = next(tensor for name, tensor in state.items() if name.endswith("wte.weight"))
+    wrapped = {
+        name.replace(text, f"{text}base_model.") if name.startswith(text) else name: state[name] for name in state
+    }
+    context = 0.1 * torch.randn(length, table.shape[1], generator=torch.Generator().manual_seed(1))
+    return {
+        **wrapped,
+        f"{text}prompt_encoder.default.embedding.weight": context,
+        f"{text}word_embeddings.weight": table,
+    }
+
+
 def write_official(path: Path, state: dict[str, Tensor] | None = None, **hyper_parameters: Any) -> Path:
     """A checkpoint file as Lightning 2.1 writes it."""
     torch.save(

@@ -3,7 +3,7 @@ import zipfile
 import pytest
 import torch
 from tests.fakes import by_hand
-from tests.fakes.official import write_official
+from tests.fakes.official import official_state, write_official
 from tests.fakes.published import (
     SIZE,
     TEXTS,
@@ -432,3 +432,38 @@ def test_a_larger_tokenizer_is_refused(tmp_path):
     state[table] = state[table][:5]
     with pytest.raises(CheckpointError, match="tokens and the language model 5; give the one it was trained with"):
         mgca(tmp_path, state)
+
+
+@pytest.mark.parametrize(
+    ("state", "method"),
+    [
+        (mgca_state, None),
+        (gloria_state, None),
+        (medclip_state, None),
+        (clip_state, None),
+        (convirt_state, None),
+        (convirt_edreismd_state, None),
+        (convirt_mgca_state, "convirt"),
+        (mrm_state, "mrm"),
+        (dinov2_state, None),
+        (official_state, None),
+    ],
+)
+def test_every_method_is_read_without_the_names_that_wrappers_add(tmp_path, state, method):
+    plain = state()
+    wrapped = {f"module._orig_mod.{name.replace('.', '._orig_mod.', 1)}": tensor for name, tensor in plain.items()}
+    folders = []
+    for name, weights in (("plain", plain), ("wrapped", wrapped)):
+        (tmp_path / name).mkdir()
+        tokenizer = {} if state is official_state else {"tokenizer": write_tokenizer(tmp_path / name / "tokenizer")}
+        path = write_lightning(tmp_path / name / "file.ckpt", weights)
+        folders.append(import_checkpoint(path, tmp_path / name / "ours", size=SIZE, method=method, **tokenizer))
+    one, other = (folder / "model.safetensors" for folder in folders)
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_one_weight_under_two_names_is_refused(tmp_path):
+    state = mgca_state()
+    name = "img_encoder_q.model.cls_token"
+    with pytest.raises(CheckpointError, match=rf"holds .*{name}.* and '_orig_mod.{name}', which are one weight"):
+        mgca(tmp_path, {**state, f"_orig_mod.{name}": state[name]})

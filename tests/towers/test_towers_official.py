@@ -6,10 +6,11 @@ import zipfile
 
 import pytest
 import torch
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file
 from tests.fakes.models import CAPTIONS, write_language_model
-from tests.fakes.official import official_state, write_official
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from tests.fakes.official import official_state, prompt_tuned, write_official
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from cleft.config import load_run_settings
 from cleft.errors import CheckpointError, ConfigError
@@ -18,6 +19,7 @@ from cleft.towers.container import check_container, read_foreign, tensors_of
 from cleft.towers.official import import_official
 from cleft.towers.official_keys import take_apart
 from cleft.towers.official_sizes import language_config
+from cleft.towers.published.importing import import_checkpoint
 
 
 def imported(tmp_path, kind="lora", *, state=None, hyper=None, **options):
@@ -33,9 +35,22 @@ def test_every_kind_becomes_a_model(tmp_path, kind):
     assert model.text_tower.config.adapt == ("frozen" if kind == "none" else kind)
 
 
-def test_half_precision_weights_become_float32(tmp_path):
-    state = {name: tensor.bfloat16() for name, tensor in official_state().items()}
-    assert all(weight.dtype == torch.float32 for weight in imported(tmp_path, state=state).parameters())
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["lora", "ia3", "prefix"])
+def test_weights_of_16_bits_stay_so_and_give_what_they_give_in_float32(tmp_path, kind, dtype):
+    state = {name: tensor.to(dtype) for name, tensor in official_state(kind).items()}
+    stored = imported(tmp_path, state=state)
+    weights = load_file(tmp_path / "ours/model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {dtype}
+    assert stored.text_tower.lm.model.h[0].mlp.c_fc.weight.dtype == dtype
+    widened = load_model(tmp_path / "ours", float32=True)
+    assert {weight.dtype for weight in widened.parameters()} == {torch.float32}
+    images = torch.randint(0, 256, (2, 1, 56, 56), dtype=torch.uint8)
+    with torch.no_grad():
+        assert torch.equal(stored.encode_image(images), widened.encode_image(images))
+        for packing in ("padded", "tree"):
+            stored.text_tower.packing = widened.text_tower.packing = packing
+            assert torch.equal(stored.encode_text(["3 5 9", "3 5"]), widened.encode_text(["3 5 9", "3 5"]))
 
 
 def test_without_pool_feat_the_released_code_reads_the_class_token(tmp_path):
@@ -265,7 +280,9 @@ def test_a_run_does_not_lose_its_weights_to_an_import(tmp_path):
 @pytest.mark.parametrize("content", [[1, 2], {"weights": 1}, {"state_dict": {}}])
 def test_a_file_without_weights_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "x.ckpt")
-    with pytest.raises(CheckpointError, match=r"not a dictionary of weights; give a|has no state_dict with weights; "):
+    with pytest.raises(
+        CheckpointError, match=r"not a dictionary of weights; give a|has no state_dict with weights; |are no tensors "
+    ):
         import_official(tmp_path / "x.ckpt", tmp_path / "ours")
 
 
@@ -275,3 +292,64 @@ def test_the_command_imports(tmp_path):
     words = ["import", str(path), "--out", str(tmp_path / "ours")]
     subprocess.run([sys.executable, "-m", "cleft", *words], check=True)
     assert load_model(tmp_path / "ours").encode_text(["1 2"]).shape == (1, 8)
+
+
+def tuned_by_peft() -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    """PEFT's prompt tuning around its LoRA, as the authors' second stage wraps their model, and its weights by name."""
+    options = {"vocab_size": 48, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128, "eos_token_id": 0}
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", **options))
+        model.lm_head = torch.nn.Identity()
+        adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=32, fan_in_fan_out=True))
+        tuned = get_peft_model(adapted, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5)).eval()
+        with torch.no_grad():
+            for weight in tuned.parameters():
+                weight.add_(0.1 * torch.randn_like(weight))
+    return tuned, {f"text_encoder_q.model.{name}": tensor for name, tensor in tuned.state_dict().items()}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_learned_context_means_what_it_means_in_peft(tmp_path):
+    tuned, text = tuned_by_peft()
+    rest = {name: tensor for name, tensor in official_state().items() if not name.startswith("text_encoder_q.model.")}
+    model = imported(tmp_path, state={**rest, **text})
+    assert model.context.shape == (5, 32)
+    assert model.text_tower.config.adapt == "lora"
+    ids = torch.tensor([[3, 5, 9, 0, 0], [7, 0, 0, 0, 0]])
+    with torch.no_grad():
+        states = tuned(input_ids=ids, attention_mask=(ids != 0).long()).logits
+        theirs = torch.stack([states[0, 5 + 3], states[1, 5 + 1]])  # at the first end-of-text token
+        ours = model.text_tower.encode_behind_context(["3 5 9", "7"], model.context)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(ours, model.text_tower.encode(["3 5 9", "7"]), atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["lora", "ia3", "prefix", "none"])
+def test_the_file_of_the_second_stage_holds_the_first_and_a_context(tmp_path, kind):
+    first = imported(tmp_path, kind)
+    path = write_official(tmp_path / "second.ckpt", prompt_tuned(official_state(kind)), prompt_ft=True, ctx_length=6)
+    out = import_official(path, tmp_path / "second", size=56)
+    second = load_model(out)
+    with torch.no_grad():
+        assert torch.equal(first.encode_text(["3 5 9"]), second.encode_text(["3 5 9"]))
+        assert second.encode_class_names(["3 5", "7"]).shape == (2, 8)
+    assert first.context is None
+    assert second.context.shape == (6, 32)
+    assert load_run_settings(out).context.length == 6
+    assert second.text_tower.config.adapt == ("frozen" if kind == "none" else kind)
+
+
+def test_a_context_of_another_width_or_another_embedding_is_refused(tmp_path):
+    state = prompt_tuned(official_state())
+    wide = {**state, "text_encoder_q.model.prompt_encoder.default.embedding.weight": torch.ones(6, 33)}
+    with pytest.raises(CheckpointError, match=r"learned context has the shape \(6, 33\), and .* are 32 wide"):
+        imported(tmp_path, state=wide)
+    with pytest.raises(CheckpointError, match=r"no place in towers of this kind: text_encoder_q.model.word_embeddings"):
+        imported(tmp_path, state={**state, "text_encoder_q.model.word_embeddings.weight": torch.zeros(48, 32)})
+
+
+def test_the_file_of_the_second_stage_is_recognised_with_wrapped_names(tmp_path):
+    state = {f"module._orig_mod.{name}": tensor for name, tensor in prompt_tuned(official_state()).items()}
+    out = import_checkpoint(write_official(tmp_path / "second.ckpt", state), tmp_path / "ours", size=56)
+    assert load_model(out).context.shape == (6, 32)

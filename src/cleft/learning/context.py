@@ -129,7 +129,7 @@ def _train(source: Path, settings: Settings, material: Material, run: Run, stop:
     chosen = choose_targets(material.train, classes, config.several_positives)
     check_classes(chosen, classes, config.several_positives)
     sampler = _Sampler(len(chosen.records), config, settings.seed)
-    model = load_model(source).eval()
+    model = load_model(source, float32=True).eval()
     spec = (settings.images.size, settings.images.size), settings.images.mean, settings.images.std
     if spec != tuple(getattr(model.image_spec, name) for name in ("size", "mean", "std")):
         raise ConfigError(

@@ -16,6 +16,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -34,7 +35,8 @@ from cleft.towers.bases import base_now, check_base, describe_base, keeps_base
 from cleft.towers.description import DESCRIPTION, WEIGHTS, require
 from cleft.towers.dual import DualEncoder
 from cleft.towers.folders import home_of, peek_description, read_folder, write_folder
-from cleft.towers.hub import describe
+from cleft.towers.halves import compute_in_float32
+from cleft.towers.hub import describe, without_initial_weights
 from cleft.towers.image import ImageTower, build_image_tower
 from cleft.towers.language_model import build_language_model
 from cleft.towers.methods import METHODS, Method, MethodModel
@@ -91,12 +93,14 @@ def save_model(model: MethodModel, settings: Settings, folder: Path, *, extra: M
     write_folder(folder, description, write)
 
 
-def load_model(folder: Path | str, *, text_model: str | None = None) -> DualEncoder:
+def load_model(folder: Path | str, *, text_model: str | None = None, float32: bool = False) -> DualEncoder:
     """Rebuilds a model from its folder, on the CPU and in evaluation mode.
 
     Args:
         folder: What `save_model` wrote, such as a finished run.
         text_model: Where the language model lies now, if it was taken from a folder that has moved.
+        float32: Whether weights that the folder holds in 16 bits become float32, as training needs. Otherwise they stay
+            16 bits in memory. The model computes in float32 and gives the same values in both cases.
 
     Raises:
         CheckpointError: If the folder is no model, is damaged, was made by a newer version, does not fit, reads no
@@ -105,12 +109,12 @@ def load_model(folder: Path | str, *, text_model: str | None = None) -> DualEnco
     """
     folder = as_path(folder, "folder")
     check_reads_texts(folder)
-    model = load_trained(folder, text_model=text_model)
+    model = load_trained(folder, text_model=text_model, float32=float32)
     assert isinstance(model, DualEncoder)
     return model
 
 
-def load_trained(folder: Path, *, text_model: str | None = None) -> MethodModel:
+def load_trained(folder: Path, *, text_model: str | None = None, float32: bool = False) -> MethodModel:
     """Rebuilds a model of any method that learned from texts, MRM's with its decoders too; else as `load_model`."""
     description, home = read_folder(folder), home_of(folder)
     method = _method_of(folder, description)
@@ -124,12 +128,17 @@ def load_trained(folder: Path, *, text_model: str | None = None) -> MethodModel:
     base = base_now(folder, settings.text.model) if text_model is None else text_model
     check_base(folder, description.get("base"), base)
     with torch.random.fork_rng(devices=[]):
-        image_tower = rebuild_image(home, settings, regions=method.regions)
-        text_tower = _rebuild_text(home, settings.text, base, description)
-        model = method.assemble(image_tower, text_tower, settings)
+        with without_initial_weights():
+            image_tower = rebuild_image(home, settings, regions=method.regions)
+        with nullcontext() if keeps_base(settings.text) else without_initial_weights():
+            text_tower = _rebuild_text(home, settings.text, base, description)
+        with without_initial_weights():
+            model = method.assemble(image_tower, text_tower, settings)
     if "context" in shapes and isinstance(model, DualEncoder):
         model.set_context(torch.zeros(shapes["context"]))
-    fill(model, load_file(home / WEIGHTS), own_weights(model), home / WEIGHTS, description["made_by"])
+    weights = load_file(home / WEIGHTS, backend="pread")
+    halves = fill(model, weights, own_weights(model), home / WEIGHTS, description["made_by"])
+    compute_in_float32(model, halves, stored=not float32)
     return model.eval()
 
 
@@ -202,7 +211,7 @@ def _rebuild_text(home: Path, config: TextTowerConfig, base: str | None, descrip
     if keeps_base(config):
         here = dataclasses.replace(config, model=base)
     if ids is None:
-        tower = build_text_tower(here, [], tokenizer=place, trained_tokens=trained)
+        tower = build_text_tower(here, [], tokenizer=place, trained_tokens=trained, verify=keeps_base(config))
     else:
         lm = build_language_model(here, vocabulary=ids["vocabulary"], pad=ids["end"], end=ids["end"])
         tokens = TokenIds(vocabulary=ids["vocabulary"], max_tokens=config.max_tokens, end=ids["end"])

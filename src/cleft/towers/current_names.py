@@ -29,12 +29,15 @@ def in_current_names(model: Any, weights: Mapping[str, Tensor]) -> dict[str, Ten
     pooler = {name: torch.zeros_like(weight) for name, weight in idle.items() if name.startswith("pooler.")}
     if any(name.startswith("pooler.") for name in weights):
         pooler = {}
+    # Each weight is stood for by its number, repeated without memory: only its name and shape may change.
+    names = list(weights)
+    marks = {name: torch.tensor(float(number)).expand(weights[name].shape) for number, name in enumerate(names)}
     loaded: Any
     with quiet_transformers():
         loaded, info = type(model).from_pretrained(
             None,
             config=model.config,
-            state_dict=dict(weights),
+            state_dict=marks,
             dtype=torch.float32,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused below, by name
@@ -46,11 +49,17 @@ def in_current_names(model: Any, weights: Mapping[str, Tensor]) -> dict[str, Ten
         ("unexpected", info["unexpected_keys"]),
         ("mismatched", {key[0] for key in info["mismatched_keys"]}),
     ):
-        names = sorted(map(str, found))
-        if names:
-            raise CheckpointError(listed(f"{what} weights of the image tower", names))
-    state = cast("dict[str, Tensor]", loaded.state_dict())
-    return {
-        **pooler,
-        **{name: torch.zeros_like(tensor) if name in missing else tensor for name, tensor in state.items()},
-    }
+        listing = sorted(map(str, found))
+        if listing:
+            raise CheckpointError(listed(f"{what} weights of the image tower", listing))
+    current = dict(pooler)
+    for name, mark in cast("dict[str, Tensor]", loaded.state_dict()).items():
+        if name in missing:
+            current[name] = torch.zeros_like(mark)
+        elif mark.numel() > 1 and any(mark.stride()):
+            raise CheckpointError(
+                f"this version of transformers joins weights to {name}; use the one cleft was made with"
+            )
+        else:
+            current[name] = weights[names[int(mark.flatten()[0])]]
+    return current

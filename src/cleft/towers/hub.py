@@ -22,6 +22,7 @@ from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils.logging import set_tqdm_hook
 
@@ -146,6 +147,16 @@ def quiet_transformers() -> Generator[None]:
             del os.environ[_NO_CONVERSION]
         else:
             os.environ[_NO_CONVERSION] = conversion
+
+
+@contextmanager
+def without_initial_weights() -> Generator[None]:
+    """Leaves the weights of models that are built as the memory happens to be: for those whose weights are read next.
+
+    Memory that nothing was written to takes no room, and no random number is drawn.
+    """
+    with no_init_weights():
+        yield
 
 
 def find_weights(model: str, setting: str) -> None:

@@ -33,6 +33,8 @@ from cleft.towers.checkpoint import (
 from cleft.towers.description import DESCRIPTION, WEIGHTS, require
 from cleft.towers.dual import unit
 from cleft.towers.folders import home_of, peek_description, read_folder, write_folder
+from cleft.towers.halves import compute_in_float32
+from cleft.towers.hub import without_initial_weights
 from cleft.towers.image import ImageTower, build_image_tower
 from cleft.towers.weights import fill, read_header, saveable, write_weights
 from cleft.types import ImageSpec
@@ -165,7 +167,7 @@ def load_image_only(
     Args:
         folder: Any model folder: of an image tower, of a probe, or of both towers, whose text tower is not read.
         tower: Where the tower of a probe lies now, if it has moved.
-        train: Whether the tower's weights may move, whatever it was made with.
+        train: Whether the tower's weights may move, whatever it was made with; then all are float32.
         read_as: Whose `pooling` and `resize` the tower shall have, in place of what it was made with.
 
     Raises:
@@ -185,10 +187,11 @@ def load_image_only(
         else:
             settings = read_settings(folder, description, _GROUPS)
             image = settings.image if read_as is None else read_otherwise(settings.image, read_as)
-            base = rebuild_image(home, replace(settings, image=replace(image, train=train or image.train)))
+            with without_initial_weights():
+                base = rebuild_image(home, replace(settings, image=replace(image, train=train or image.train)))
         head = None if facts is None else nn.Linear(base.width, len(facts.classes))
     model = ImageOnly(base, head, facts)
-    _fill(model, home, description)
+    compute_in_float32(model, _fill(model, home, description), stored=not train)
     return model.eval()
 
 
@@ -226,15 +229,15 @@ def tower_folder(folder: Path) -> Path:
     return _find_tower(folder, description, None) if "tower" in description else folder
 
 
-def _fill(model: ImageOnly, home: Path, description: Mapping[str, Any]) -> None:
+def _fill(model: ImageOnly, home: Path, description: Mapping[str, Any]) -> list[str]:
     path = home / WEIGHTS
     read_header(path)
     expected = _weights(model, ("head.",) if "tower" in description else ("",))
-    with safe_open(path, "pt") as file:
+    with safe_open(path, "pt", backend="pread") as file:
         # The text tower, the projections and the temperature of a model that has them stay on disk.
         names = [name for name in file.keys() if is_image_only(description) or name.startswith("image_tower.")]
         given = {name: file.get_tensor(name) for name in names}
-    fill(model, given, expected, path, cast("Mapping[str, str]", description["made_by"]))
+    return fill(model, given, expected, path, cast("Mapping[str, str]", description["made_by"]))
 
 
 def _weights(model: ImageOnly, beginnings: Sequence[str]) -> dict[str, Tensor]:

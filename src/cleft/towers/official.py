@@ -13,27 +13,40 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
-from cleft.config import ImagesConfig, ImageTowerConfig, LossConfig, Settings, TextTowerConfig, dump_settings
+from cleft.config import (
+    ContextConfig,
+    ImagesConfig,
+    ImageTowerConfig,
+    LossConfig,
+    Settings,
+    TextTowerConfig,
+    dump_settings,
+)
 from cleft.errors import CheckpointError, ConfigError
 from cleft.files import write_whole
 from cleft.towers.adapt import adapt
 from cleft.towers.checkpoint import own_weights, save_model
-from cleft.towers.container import read_foreign, tensors_of
 from cleft.towers.current_names import in_current_names
 from cleft.towers.dual import DualEncoder
 from cleft.towers.folders import STAGE, check_place, digest_of, peek_description
+from cleft.towers.hub import without_initial_weights
 from cleft.towers.image import build_image_tower
 from cleft.towers.language_model import build_language_model
 from cleft.towers.official_keys import OfficialWeights, take_apart
 from cleft.towers.official_sizes import adapter_options, language_config, vision_config
+from cleft.towers.published.files import Foreign, read_weights
 from cleft.towers.published.layout import scale_of
 from cleft.towers.text import TextTower, build_text_tower
 from cleft.towers.token_ids import TokenIds
 from cleft.towers.tokens import Tokens, load_tokenizer
-from cleft.towers.weights import listed, misfits
+from cleft.towers.weights import conformed, listed, misfits, put
 
-_FACTS = ("peft", "img_encoder", "llm_type", "emb_dim", "batch_size", "learning_rate", "weight_decay", "max_steps")
+_FACTS = (
+    *("peft", "img_encoder", "llm_type", "emb_dim", "batch_size", "learning_rate", "weight_decay", "max_steps"),
+    *("prompt_ft", "ctx_length", "ctx_init"),
+)
 """Hyper-parameters that are kept for people to read; the rest may name folders and machines."""
 
 
@@ -46,8 +59,9 @@ def import_official(
     image_heads: int | None = None,
     text_heads: int | None = None,
     size: int = 224,
+    read: Foreign | None = None,
 ) -> Path:
-    """Makes a model folder of a checkpoint of the authors' release; LoRA, IA3, prefix or none.
+    """Makes a model folder of a checkpoint of the authors' release; LoRA, IA3, prefix or none, of either stage.
 
     Args:
         path: The `.ckpt` file.
@@ -58,6 +72,7 @@ def import_official(
         image_heads: Attention heads of the image tower; known for published widths.
         text_heads: Attention heads of the language model; known for published widths.
         size: Side in pixels of the images the model is to read.
+        read: What is in the file, where it has been read already.
 
     Returns:
         `out`.
@@ -70,12 +85,13 @@ def import_official(
     """
     path, out = Path(path), Path(out)
     check_out(out)
-    content = read_foreign(path)
-    facts = _facts(content)
+    foreign = read_weights(path) if read is None else read
+    facts = foreign.facts
     try:
-        weights = _weights(content, path)
+        weights = _sorted(foreign.weights)
         settings = _settings(weights, facts, size, image_heads, text_heads, tokenizer, text_model)
         model = _build(weights, settings, tokenizer)
+        _set_context(model, weights.context)
         _fill(model, weights)
     except CheckpointError as error:
         raise error if str(path) in str(error) else CheckpointError(f"{path}: {error}") from error
@@ -105,17 +121,7 @@ def check_out(out: Path) -> None:
     check_place(out)
 
 
-def _facts(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Hyper-parameters that are plain values; anything else in there is not looked at."""
-    given: Any = content.get("hyper_parameters")
-    if not isinstance(given, dict):
-        return {}
-    plain = str | int | float | bool | None
-    return {str(name): value for name, value in cast("dict[Any, Any]", given).items() if isinstance(value, plain)}
-
-
-def _weights(content: Mapping[str, Any], path: Path) -> OfficialWeights:
-    state = tensors_of(content, path)
+def _sorted(state: Mapping[str, Tensor]) -> OfficialWeights:
     weights = take_apart(state)
     if not weights.vision or not weights.rest:
         raise CheckpointError(
@@ -156,6 +162,7 @@ def _settings(
         image=ImageTowerConfig(model=None, scratch=vision_config(weights.vision, image_heads), pooling=pooling),
         text=TextTowerConfig(normalisation="release-2", **source, **adapter_options(weights), train_embeddings=False),
         loss=LossConfig(embed_dim=_width(weights), temperature=math.exp(-scale_of(weights.rest))),
+        context=ContextConfig() if weights.context is None else ContextConfig(length=len(weights.context)),
     )
 
 
@@ -168,9 +175,9 @@ def _width(weights: OfficialWeights) -> int:
 
 def _build(weights: OfficialWeights, settings: Settings, tokenizer: Path | str | None) -> DualEncoder:
     with torch.random.fork_rng(devices=[]):
-        image_tower = build_image_tower(settings.image, settings.images)
         text_tower = _build_text(settings.text, tokenizer)
-        return DualEncoder(image_tower, text_tower, settings.loss)
+        with without_initial_weights():
+            return DualEncoder(build_image_tower(settings.image, settings.images), text_tower, settings.loss)
 
 
 def _build_text(config: TextTowerConfig, tokenizer: Path | str | None) -> TextTower:
@@ -186,8 +193,20 @@ def _build_text(config: TextTowerConfig, tokenizer: Path | str | None) -> TextTo
                 f"give the one it was trained with"
             )
         tokens = Tokens(learned, max_tokens=config.max_tokens, end=end)
-    lm = build_language_model(config, vocabulary=vocabulary, pad=end, end=end)
-    return TextTower(adapt(lm, config), tokens, config)
+    with without_initial_weights():
+        lm = build_language_model(config, vocabulary=vocabulary, pad=end, end=end)
+        return TextTower(adapt(lm, config), tokens, config)
+
+
+def _set_context(model: DualEncoder, context: Tensor | None) -> None:
+    if context is None:
+        return
+    width = model.text_tower.lm.embedding_width
+    if context.ndim != 2 or context.shape[1] != width:
+        raise CheckpointError(
+            f"its learned context has the shape {tuple(context.shape)}, and the token embeddings are {width} wide"
+        )
+    model.set_context(torch.zeros(context.shape))
 
 
 def _fill(model: DualEncoder, weights: OfficialWeights) -> None:
@@ -196,9 +215,11 @@ def _fill(model: DualEncoder, weights: OfficialWeights) -> None:
         **{f"image_tower.model.{name}": tensor for name, tensor in vision.items()},
         **{f"text_tower.lm.{name}": tensor for name, tensor in weights.own_text().items()},
         **weights.rest,
+        **({} if weights.context is None else {"context": weights.context}),
     }
-    given = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in named.items()}
-    faults = misfits(given, own_weights(model))
+    expected = own_weights(model)
+    given = conformed(named, expected)
+    faults = misfits(given, expected)
     if faults:
         raise CheckpointError(f"its weights do not fit the towers their shapes tell of: {faults}")
-    model.load_state_dict(given, strict=False)
+    put(model, given, expected)

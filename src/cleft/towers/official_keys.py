@@ -1,7 +1,9 @@
 """Names in the authors' checkpoints and what they are called here.
 
 Their image tower is DINOv2 from the hub with query, key and value in one matrix. Their text tower is a GPT-2 wrapped
-by peft 0.6.2, whose names differ with the adapter. Two projections, `local_embed`, are trained and never used.
+by peft 0.6.2, whose names differ with the adapter. Two projections, `local_embed`, are trained and never used. The file
+of the second stage wraps the adapted model once more, by prompt tuning: one more `base_model.` in front of every name
+of the language model, the learned context as `prompt_encoder.default.embedding.weight`, and the token embedding again.
 
 Source: released code, `backbones/encoder_cleft.py`, and checkpoints of its three kinds.
 """
@@ -38,6 +40,8 @@ HUB_VISION = {
 `{}` stands for query, key and value, which the hub has in one."""
 _VISION = [(re.compile(pattern), target) for pattern, target in HUB_VISION.items()]
 _WRAPPERS = re.compile(r"^(base_model\.model\.transformer|base_model\.transformer|transformer)\.")
+_TUNED = "base_model."
+"""What prompt tuning adds to the names of the model that it wraps."""
 _PREFIX = "prompt_encoder.default.embedding.weight"
 _COPY = "word_embeddings.weight"
 """Prefix tuning keeps the token embedding under a second name."""
@@ -63,6 +67,8 @@ class OfficialWeights(NamedTuple):
     """Projections and temperature, as in `DualEncoder`."""
     left_over: list[str]
     """Names nobody knows."""
+    context: Tensor | None = None
+    """Learned prompt context of the second stage, `[L, E]`."""
 
     def own_text(self) -> dict[str, Tensor]:
         """Language model and adapter under a text tower's names, where PEFT sets what it wraps one level down."""
@@ -77,21 +83,47 @@ class OfficialWeights(NamedTuple):
 
 
 def take_apart(state: Mapping[str, Tensor]) -> OfficialWeights:
-    """Sorts and renames the weights of an authors' checkpoint."""
+    """Sorts and renames the weights of an authors' checkpoint, of either stage."""
     parts = OfficialWeights({}, {}, {}, {}, [])
+    texts = {name.removeprefix(_TEXT): tensor for name, tensor in state.items() if name.startswith(_TEXT)}
+    context = _pop_context(texts, parts.left_over)
+    for name, tensor in texts.items():
+        _add_text(parts, name, tensor)
     for name, tensor in state.items():
         if name in _PROJECTIONS:
             parts.rest[_PROJECTIONS[name]] = tensor
         elif name.startswith(_IMAGE):
             _add_vision(parts, name, tensor)
-        elif name.startswith(_TEXT):
-            _add_text(parts, name, tensor)
-        elif not _UNUSED.match(name):
+        elif not _UNUSED.match(name) and not name.startswith(_TEXT):
             parts.left_over.append(name)
     copy = parts.adapter.pop(_COPY, None)
-    if copy is not None and not ("wte.weight" in parts.language and copy.equal(parts.language["wte.weight"])):
+    if copy is not None and not _is_embedding(copy, parts.language):
         parts.left_over.append(_TEXT + _COPY)
-    return parts
+    return parts._replace(context=context)
+
+
+def _is_embedding(copy: Tensor, language: Mapping[str, Tensor]) -> bool:
+    return "wte.weight" in language and copy.equal(language["wte.weight"])
+
+
+def _pop_context(texts: dict[str, Tensor], left_over: list[str]) -> Tensor | None:
+    """Takes the layer of prompt tuning off the names of a text tower, if it has one, and returns its context.
+
+    Prefix tuning has weights of the same names; its vectors are as wide as all keys and values of all blocks.
+    """
+    table = next((tensor for name, tensor in texts.items() if name.endswith("wte.weight")), None)
+    wide = [name for name in texts if name.startswith(f"{_TUNED}{_TUNED}") or name == f"{_TUNED}{_PREFIX}"]
+    context = texts.get(_PREFIX)
+    if context is None or not (wide or (table is not None and context.shape[1:] == table.shape[1:])):
+        return None
+    del texts[_PREFIX]
+    copy = texts.pop(_COPY, None)
+    if copy is not None and (table is None or not copy.equal(table)):
+        left_over.append(_TEXT + _COPY)
+    for name in list(texts):
+        bare = name.removeprefix(_TUNED) if name.startswith(_TUNED) else name
+        texts[bare] = texts.pop(name)
+    return context
 
 
 def _add_vision(parts: OfficialWeights, name: str, tensor: Tensor) -> None:
@@ -108,10 +140,10 @@ def _add_vision(parts: OfficialWeights, name: str, tensor: Tensor) -> None:
 
 
 def _add_text(parts: OfficialWeights, name: str, tensor: Tensor) -> None:
-    inner = _WRAPPERS.sub("", name.removeprefix(_TEXT), count=1).replace(".base_layer", "")
+    inner = _WRAPPERS.sub("", name, count=1).replace(".base_layer", "")
     if _LANGUAGE.fullmatch(inner):
         parts.language[inner] = tensor
     elif _ADAPTER.fullmatch(inner) or inner in (_PREFIX, _COPY):
         parts.adapter[inner] = tensor
     else:
-        parts.left_over.append(name)
+        parts.left_over.append(_TEXT + name)

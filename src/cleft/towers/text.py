@@ -414,6 +414,7 @@ def build_text_tower(
     learnable: Sequence[str] | None = None,
     tokenizer: Path | None = None,
     trained_tokens: Sequence[int] | None = None,
+    verify: bool = True,
 ) -> TextTower:
     """Builds a text tower. Random weights come from torch's global generator; callers fork it.
 
@@ -423,6 +424,8 @@ def build_text_tower(
         learnable: What a tower from scratch learns its tokenizer from; by default the captions.
         tokenizer: Folder of a saved tokenizer to take in place of the model's own or of learning one.
         trained_tokens: Tokens whose rows move, in place of those of `captions`; what a saved tower had.
+        verify: Whether to verify now that texts may be read as a tree; otherwise before the first tree, when the
+            weights have been read.
 
     Raises:
         ConfigError: If the model cannot be had, is neither causal nor masked, or a setting contradicts another.
@@ -451,7 +454,7 @@ def build_text_tower(
     if captions:
         tower.remember(captions)
     tokens.warn_of_cuts()
-    if tower.packing == "tree" and next(lm.parameters()).device.type != "meta":
+    if verify and tower.packing == "tree" and next(lm.parameters()).device.type != "meta":
         tower.verify_packing()
     return tower
 

@@ -16,6 +16,57 @@ from torch import Tensor, nn
 from cleft.errors import CheckpointError, NumericsError
 from cleft.files import parse_json
 
+HALVES = (torch.float16, torch.bfloat16)
+"""Types of 16 bits that weights are stored in where they are computed with in float32."""
+_WRAPPERS = frozenset(("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"))
+"""Parts that wrappers of torch and Lightning add to names: DDP, torch.compile, FSDP, checkpointing, Fabric."""
+
+
+def unwrapped(weights: Mapping[str, Tensor], where: Path) -> dict[str, Tensor]:
+    """Returns weights under their names without wrappers: `module.visual._orig_mod.proj` becomes `visual.proj`.
+
+    Args:
+        weights: Wrapped anywhere, in any order and any number of times, all or some.
+        where: Their file, for messages.
+
+    Raises:
+        CheckpointError: If two names become the same.
+    """
+    plain: dict[str, Tensor] = {}
+    origin: dict[str, str] = {}
+    for name, tensor in weights.items():
+        *parts, last = name.split(".")
+        bare = ".".join([*(part for part in parts if part not in _WRAPPERS), last])
+        if bare in plain:
+            raise CheckpointError(
+                f"{where} holds {origin[bare]!r} and {name!r}, which are one weight without the names that wrappers "
+                f"such as torch.compile add; save it again from one model"
+            )
+        plain[bare], origin[bare] = tensor, name
+    return plain
+
+
+def conformed(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns weights with the shape and type that are expected, where only the form differs and no value does.
+
+    One number may be a scalar or a vector of one, counts may be of any type, and floats of 64 bits become 32. Weights
+    of 16 bits stay as they are.
+    """
+    return {
+        name: _conformed(tensor, expected[name]) if name in expected else tensor for name, tensor in weights.items()
+    }
+
+
+def _conformed(tensor: Tensor, like: Tensor) -> Tensor:
+    if tensor.numel() == like.numel() == 1:
+        tensor = tensor.reshape(like.shape)
+    if tensor.dtype == torch.float64 and like.is_floating_point():
+        return tensor.to(like.dtype)
+    if tensor.dtype != like.dtype and not like.is_floating_point():
+        other = tensor.to(like.dtype)
+        return other if bool((other.to(tensor.dtype) == tensor).all()) else tensor
+    return tensor
+
 
 def saveable(weights: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
     """Returns weights as they go to disk.
@@ -23,7 +74,13 @@ def saveable(weights: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
     Raises:
         NumericsError: If one is NaN or infinite; `folder` is named as where the model did not go.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    tensors: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in weights.items():
+        tensor = tensor.detach().cpu().contiguous()
+        # Two names of one memory, which safetensors refuses, become two weights.
+        tensors[name] = tensor.clone() if tensor.data_ptr() in places else tensor
+        places.add(tensor.data_ptr())
     broken = not_finite(tensors)
     if broken:
         raise NumericsError(f"{listed('weights', broken)} hold NaN or infinity, so the model was not saved to {folder}")
@@ -113,15 +170,18 @@ def _oddity(tensor: Tensor) -> str:
 
 def fill(
     module: nn.Module, given: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path, made: Mapping[str, str]
-) -> None:
-    """Copies a file's weights into a module; every name, shape and type must agree.
+) -> list[str]:
+    """Puts a file's weights into a module; every name, shape and type must agree, up to a file's 16 bits for 32.
 
     Args:
-        module: Takes them.
+        module: Takes them, in their type and without a copy.
         given: What the file holds.
         expected: What the module wants from it.
         path: The file, for messages.
         made: Versions the file was written with.
+
+    Returns:
+        Names of the weights that are 16 bits where the module was made with 32.
 
     Raises:
         CheckpointError: If they do not agree, or one is NaN or infinite.
@@ -135,16 +195,27 @@ def fill(
     broken = not_finite(given)
     if broken:
         raise CheckpointError(f"{path}: {listed('with NaN or infinity', broken)}; use an earlier model")
-    module.load_state_dict(dict(given), strict=False)
+    return put(module, given, expected)
+
+
+def put(module: nn.Module, given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """Puts weights into a module as they are, without a copy.
+
+    Returns:
+        Names of those that are 16 bits where the module was made with 32.
+    """
+    halves = [name for name, tensor in given.items() if tensor.dtype in HALVES and tensor.dtype != expected[name].dtype]
+    module.load_state_dict(dict(given), strict=False, assign=True)
+    return halves
 
 
 def misfits(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
     """Says in what a file's weights differ from a model's: names, shapes, types. Empty where they agree.
 
-    Shapes must be equal, not only broadcast to each other.
+    Shapes must be equal, not only broadcast to each other. Types too, but 16 bits fit where 32 are expected.
     """
     both = sorted(given.keys() & expected.keys())
-    differing = [name for name in both if _form(given[name]) != _form(expected[name])]
+    differing = [name for name in both if not _fits(given[name], expected[name])]
     faults = [
         listed("missing", sorted(expected.keys() - given.keys())),
         listed("unexpected", sorted(given.keys() - expected.keys())),
@@ -155,7 +226,12 @@ def misfits(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     """Names of the weights that hold NaN or infinity."""
-    return [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    return [name for name, tensor in tensors.items() if tensor.is_floating_point() and not _is_finite(tensor)]
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # The extremes take no memory, where a comparison of every value takes as much as the weights; NaN is passed on.
+    return tensor.numel() == 0 or all(bool(extreme.isfinite()) for extreme in tensor.aminmax())
 
 
 def listed(what: str, names: Sequence[str]) -> str:
@@ -170,5 +246,6 @@ def listed(what: str, names: Sequence[str]) -> str:
     return f"{len(names)} {what}: {', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
 
 
-def _form(tensor: Tensor) -> tuple[object, ...]:
-    return (*tensor.shape, tensor.dtype)
+def _fits(tensor: Tensor, like: Tensor) -> bool:
+    halved = like.dtype == torch.float32 and tensor.dtype in HALVES
+    return tensor.shape == like.shape and (halved or tensor.dtype == like.dtype)

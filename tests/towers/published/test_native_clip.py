@@ -67,7 +67,8 @@ def test_openais_archive_gives_what_its_halves_give(tmp_path, merges):
     ours = import_checkpoint(path, tmp_path / "ours", tokenizer=merges)
     halves = {name: tensor.half().float() for name, tensor in state.items()}
     embeds_alike(ours, halves, pixels(*CLIP))
-    assert load_model(ours).image_projection.weight.dtype == torch.float32
+    assert load_model(ours).image_projection.weight.dtype == torch.float16
+    assert load_model(ours, float32=True).image_projection.weight.dtype == torch.float32
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -16,7 +16,7 @@ from cleft.towers.container import read_foreign, tensors_of, unpacked
 from cleft.towers.published.jit_archive import is_jit_archive, read_jit_archive
 from cleft.towers.published.layout import Facts, Layout
 from cleft.towers.tokens import TOKENIZER_FILES
-from cleft.towers.weights import read_header
+from cleft.towers.weights import read_header, unwrapped
 
 _WEIGHTS = (
     "model.safetensors",
@@ -27,8 +27,6 @@ _WEIGHTS = (
 )
 """What transformers and open_clip call them; where a folder holds two of them, the first is read."""
 _LARGEST_JSON = 2**20
-_PARALLEL = "module."
-"""What torch puts in front of every name while several devices train."""
 
 
 def find_weights(path: Path) -> Path:
@@ -45,20 +43,30 @@ def find_weights(path: Path) -> Path:
     return found
 
 
-def read_weights(path: Path) -> Mapping[str, Tensor]:
+class Foreign(NamedTuple):
+    """A file of weights that somebody else wrote."""
+
+    weights: Mapping[str, Tensor]
+    """By name, without the names that wrappers add, each in its own type."""
+    facts: Mapping[str, Any]
+    """Plain values among its hyper-parameters."""
+
+
+def read_weights(path: Path) -> Foreign:
     """Reads a file of weights, packed or not, as data alone.
 
     Raises:
-        CheckpointError: If it is damaged, may run code, or holds anything but finite tensors.
+        CheckpointError: If it is damaged, may run code, holds anything but finite tensors, or one weight twice.
     """
     if path.suffix == ".safetensors":
         read_header(path)
         try:
-            return tensors_of({"state_dict": load_file(path)}, path)
+            state = tensors_of({"state_dict": load_file(path, backend="pread")}, path)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} is no whole safetensors file ({error}); copy it again") from error
+        return Foreign(unwrapped(state, path), {})
     if is_jit_archive(path):
-        return tensors_of({"state_dict": _unmasked(read_jit_archive(path))}, path)
+        return Foreign(unwrapped(tensors_of({"state_dict": _unmasked(read_jit_archive(path))}, path), path), {})
     with unpacked(path) as inner:
         try:
             content = read_foreign(inner, foreign=True)
@@ -68,8 +76,16 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
             ) from error
     place = next((name for name in ("state_dict", "model") if isinstance(content.get(name), dict)), None)
     state = tensors_of({"state_dict": _unmasked(content[place] if place else content)}, path)
-    parallel = all(name.startswith(_PARALLEL) for name in state)
-    return {name.removeprefix(_PARALLEL): tensor for name, tensor in state.items()} if parallel else state
+    return Foreign(unwrapped(state, path), plain_facts(content))
+
+
+def plain_facts(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the hyper-parameters of a checkpoint that are plain values; anything else in there is not looked at."""
+    given: Any = content.get("hyper_parameters")
+    if not isinstance(given, dict):
+        return {}
+    plain = str | int | float | bool | None
+    return {str(name): value for name, value in cast("dict[Any, Any]", given).items() if isinstance(value, plain)}
 
 
 def _unmasked(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from cleft.towers.adapt import adapt
 from cleft.towers.checkpoint import own_weights, save_model
 from cleft.towers.current_names import in_current_names
 from cleft.towers.folders import digest_of
-from cleft.towers.hub import config_from
+from cleft.towers.hub import config_from, without_initial_weights
 from cleft.towers.image import build_image_tower
 from cleft.towers.image_only import ImageOnly, save_image_only
 from cleft.towers.language_model import build_language_model, is_causal
@@ -45,7 +45,7 @@ from cleft.towers.published.openai_clip import OPENAI_CLIP
 from cleft.towers.published.vision_only import DINOV2, DINOV2_PLAIN, MRM, MRM_ENCODER
 from cleft.towers.text import TextTower
 from cleft.towers.tokens import Tokens, end_token, load_tokenizer
-from cleft.towers.weights import listed, misfits
+from cleft.towers.weights import conformed, listed, misfits, put
 
 log = logging.getLogger(__name__)
 
@@ -108,10 +108,10 @@ def import_checkpoint(
     check_out(out)
     method = None if method is None else _known(method)
     path = find_weights(path)
-    state = read_weights(path)
-    layout = _recognise(state, method, path)
+    read = read_weights(path)
+    layout = _recognise(read.weights, method, path)
     if layout is None:
-        return import_official(path, out, tokenizer=tokenizer, text_model=text_model, size=size or 224)
+        return import_official(path, out, tokenizer=tokenizer, text_model=text_model, size=size or 224, read=read)
     if text_model is not None:
         raise ConfigError(
             f"--text-model {text_model} is for the authors' own checkpoints, and this is one of {layout.title}; leave "
@@ -119,7 +119,7 @@ def import_checkpoint(
         )
     facts = read_facts(path, layout, named=method is not None)
     try:
-        weights, settings = _take_apart(state, layout, size, facts)
+        weights, settings = _take_apart(read.weights, layout, size, facts)
         model = _build(settings, layout, tokenizer or tokenizer_beside(path, layout))
         _fill(model, weights)
     except CheckpointError as error:
@@ -210,7 +210,7 @@ def _take_apart(
 
 
 def _build(settings: Settings, layout: Layout, tokenizer: Path | str | None) -> MethodModel | ImageOnly:
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), without_initial_weights():
         if settings.method == "image-only":
             return ImageOnly(build_image_tower(settings.image, settings.images))
         method = METHODS[settings.method]
@@ -268,8 +268,8 @@ def _fill(model: MethodModel | ImageOnly, weights: Weights) -> None:
     }
     if "logit_scale" in expected and not model.get_parameter("logit_scale").requires_grad:
         given.setdefault("logit_scale", expected["logit_scale"])  # fixed, so that no file holds it
-    given = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in given.items()}
+    given = conformed(given, expected)
     faults = misfits(given, expected)
     if faults:
         raise CheckpointError(f"its weights do not fit the towers their shapes tell of: {faults}")
-    model.load_state_dict(given, strict=False)
+    put(model, given, expected)
