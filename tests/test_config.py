@@ -1,6 +1,7 @@
 """Settings through the front door: presets, differences between them, overrides, and every way to get one wrong."""
 
 import dataclasses
+import json
 import typing
 from pathlib import Path
 
@@ -11,10 +12,12 @@ from hypothesis import strategies as st
 from cleft.config import (
     DataConfig,
     Settings,
+    build_settings,
     dump_settings,
     load_run_settings,
     load_settings,
     merge_overrides,
+    plain_settings,
     preset_names,
 )
 from cleft.config.loading import PRESETS
@@ -202,3 +205,34 @@ def test_a_run_that_is_called_like_a_preset_keeps_its_own_settings(tmp_path, mon
     assert load_run_settings(Path("small"), ["--optim.lr", "0.5"]).seed == 7
     with pytest.raises(ConfigError, match=r"demo is not a run folder: it holds no config\.yaml"):
         load_run_settings(Path("demo"))
+
+
+def test_a_run_names_no_folder_and_is_read_back_equal(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = [
+        "--data.root",
+        "/data/jane/x",
+        "--data.cache=~/cache",
+        "--text.model",
+        "/models/jane/lm",
+        "--text.scratch=null",
+    ]
+    settings = load_settings("tiny", [*words, "--wording", "../jane/words.yaml", "--data.exclude", "lists/out.csv"])
+    assert str(settings.data.cache) == f"{tmp_path}/cache"
+    text = dump_settings(settings)
+    assert "jane" not in text
+    assert str(tmp_path) not in text
+    assert "lists/out.csv" in text
+    assert load_settings(write(tmp_path, text)) == settings
+    assert build_settings(json.loads(json.dumps(plain_settings(settings))), where="x") == settings
+
+
+def test_a_tilde_is_the_home_folder_in_files_and_on_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    names = ("root", "split_file", "test_list", "exclude", "cache")
+    file = write(tmp_path, "extends: tiny\ndata:\n" + "".join(f"  {name}: ~/{name}\n" for name in names))
+    typed = load_settings("tiny", [f"--data.{name}=~/{name}" for name in names])
+    for name in names:
+        assert getattr(load_settings(file).data, name) == getattr(typed.data, name) == tmp_path / name
+    with pytest.raises(ConfigError, match="no home folder is known"):
+        load_settings("tiny", ["--data.root", "~nosuchuser/data"])

@@ -9,8 +9,10 @@ import importlib
 import json
 import os
 import platform
+import shutil
 import socket
 import sys
+from pathlib import Path
 
 import pytest
 from tests.fakes.dicom import CANARIES, dicom_bytes
@@ -50,7 +52,7 @@ def walk(tmp_path_factory):
     """From a mixed table to a page, all outputs in one folder beside the data; the codes of all verbs are 0."""
     for name in ("evaluation.zero_shot", "learning.context", "learning.pretrain"):
         importlib.import_module(f"cleft.{name}")  # once here, and not in each of the forked commands
-    home = tmp_path_factory.mktemp("walk")
+    home = tmp_path_factory.mktemp("home-of-janedoe")
     (home / "out" / "streams").mkdir(parents=True)
     data, out = write_mixed(home / "data"), home / "out"
     settings = [
@@ -98,6 +100,37 @@ def leaks(folder, words):
 def test_o1_no_canary_stands_in_any_output(walk):
     assert len([path for path in walk.rglob("*") if path.is_file()]) > 30
     assert leaks(walk, NOWHERE) == []
+
+
+def test_o2_no_folder_user_or_machine_stands_in_what_may_be_shared(walk):
+    shared = ("one", "two", "report.html", ".cleft-written")
+    found = [leak for leak in leaks(walk, ("home-of-janedoe", str(walk), HOST)) if leak.split("/")[0] in shared]
+    assert found == []
+    assert "local:" in (walk / "one" / "config.yaml").read_text()
+    assert any("home-of-janedoe" in leak for leak in leaks(walk, ("home-of-janedoe",)))  # what is for the owner alone
+
+
+def test_o2_a_run_that_was_moved_finds_its_data_and_a_copy_of_another_user_says_what_to_give(
+    walk, tmp_path, monkeypatch
+):
+    (tmp_path / "streams").mkdir()
+    run, data = shutil.copytree(walk / "two", tmp_path / "moved"), str(walk.parent / "data")
+    assert typed(tmp_path, 0, "evaluate", str(run)) == 0
+    monkeypatch.setenv("CLEFT_USER_DIR", str(tmp_path / "other user"))
+    cache = ["--data.cache", str(tmp_path / "cache")]
+    assert typed(tmp_path, 1, "evaluate", str(run)) == 2
+    said = next((tmp_path / "streams").glob("1-*")).read_text()
+    assert "data.root names 'data' in a folder of another user or machine; give --data.root" in said
+    assert typed(tmp_path, 2, "evaluate", str(run), "--data.root", data, *cache) == 0
+    result = next((run / "results").glob("*.json")).read_text()
+    assert "home-of-janedoe" not in result
+    assert typed(tmp_path, 3, "learn-context", str(run), "--out", str(run), "--data.root", data, *cache) == 2
+    resumed = shutil.copytree(walk / "one", tmp_path / "resumed")
+    (resumed / "summary.json").unlink()
+    again = ["pretrain", str(resumed), "--run", str(resumed), "--data.root", data, *cache]
+    assert typed(tmp_path, 4, *again) == 0
+    assert leaks(resumed, ("home-of-janedoe", str(tmp_path))) == []
+    assert not list(Path.cwd().glob("local:*"))
 
 
 def test_a_canary_that_leaks_would_be_found(walk, tmp_path):

@@ -208,6 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     heads.add_argument("--drop-overlap", action="store_true", help="test only on patients the run has not seen")
 
     evaluate = _verb(verbs, "evaluate", "put a question to a trained model", _evaluate)
+    evaluate.set_defaults(takes_settings=True)  # those of data alone, which need no list of all in the help
     evaluate.add_argument("run", type=_path, help="run folder, or one of its result files where --against is given")
     evaluate.add_argument(
         "--task",
@@ -221,7 +222,9 @@ def _parser() -> argparse.ArgumentParser:
         help="of --task retrieval: image-to-text, text-to-image, image-to-image, or several with commas (all three)",
     )
     evaluate.add_argument(
-        "--data", help="dataset and folder or table, e.g. chexpert:/data/CheXpert; by default the run's own"
+        "--data",
+        help="dataset and folder or table, e.g. chexpert:/data/CheXpert; by default the run's own. Single settings of "
+        "data are changed as in training: --data.root <folder> where the images were moved",
     )
     evaluate.add_argument(
         "--split", choices=["train", "val", "test", "all"], default="test", help="which images are asked about (test)"
@@ -546,18 +549,18 @@ def _evaluate(options: argparse.Namespace, words: list[str]) -> None:
     if options.against is not None:
         if options.task in ("retrieval", "prompts"):
             raise ConfigError(f"--against compares classifications; leave out --task {options.task}")
-        return _evaluate_against(options)
-    path = _ask(options, options.run)
+        return _evaluate_against(options, words)
+    path = _ask(options, options.run, words)
     print("\n".join(spoken(read_evaluation(path))))
     print(f"{path}; next: cleft report {_typed(options.run)}")
 
 
-def _evaluate_against(options: argparse.Namespace) -> None:
+def _evaluate_against(options: argparse.Namespace, words: list[str]) -> None:
     from cleft.evaluation.compare import compare, spoken_comparison, write_comparison
     from cleft.evaluation.results import read_evaluation
 
     first, second = (
-        place if place.suffix == ".json" else _ask(options, place) for place in (options.run, options.against)
+        place if place.suffix == ".json" else _ask(options, place, words) for place in (options.run, options.against)
     )
     asked = f"cleft evaluate {options.run.name}" if options.run.suffix == ".json" else read_evaluation(first).command
     found = compare(first, second, command=f"{asked} --against {options.against.resolve().name}")
@@ -578,7 +581,7 @@ _IDLE = {
 """Options that do nothing with a task of `cleft evaluate`."""
 
 
-def _ask(options: argparse.Namespace, run: Path) -> Path:
+def _ask(options: argparse.Namespace, run: Path, words: list[str]) -> Path:
     """Puts the question to a run and returns its result file."""
     from cleft.towers.image_only import head_facts
 
@@ -595,6 +598,7 @@ def _ask(options: argparse.Namespace, run: Path) -> Path:
         for name in ("data", "split", "scoring", "blank", "per_class", "per_patient", "allow_overlap", "drop_overlap")
         if getattr(options, name) is not None
     }
+    asked["overrides"] = tuple(words)
     if task in _HEADS:
         from cleft.evaluation.classify import evaluate_classify
 

@@ -94,8 +94,13 @@ def hide_path(path: str) -> str:
             _create(folder / token, path.encode(errors="surrogateescape"))
     except (OSError, ResourceError) as error:
         _warn_once(f"{path}: cannot be kept for later commands ({error}); type it again with them")
+    return f"local:{token}/{shown_name(path)}"
+
+
+def shown_name(path: str) -> str:
+    """Return the last part of a path, or `folder` where that names the user or the machine."""
     name = Path(path).name
-    return f"local:{token}/{name if name and not _reveals(name) else 'folder'}"
+    return name if name and not _reveals(name) else "folder"
 
 
 def find_path(text: str) -> str:
@@ -104,9 +109,10 @@ def find_path(text: str) -> str:
     if found is None:
         return text
     try:
-        return (user_folder() / "paths" / found[1]).read_bytes().decode(errors="surrogateescape")
+        path = (user_folder() / "paths" / found[1]).read_bytes().decode(errors="surrogateescape")
     except (OSError, ResourceError):
         return text
+    return path if shown_name(path) == found[2] else text  # somebody changed the name behind the token
 
 
 def is_hidden(path: Path | str | None) -> bool:
@@ -156,9 +162,15 @@ def _secret() -> bytes:
 
 def _read_secret(path: Path) -> bytes | None:
     try:
-        data = path.read_bytes()
+        status = path.stat()
     except FileNotFoundError:
         return None
+    return _checked_secret(path, status.st_ino, status.st_ctime_ns)
+
+
+@functools.lru_cache(maxsize=8)  # a run keys tens of thousands of patients
+def _checked_secret(path: Path, inode: int, changed: int) -> bytes:
+    data = path.read_bytes()
     if not _SECRET.fullmatch(data):
         raise ConfigError(
             f"{path} is damaged: it holds {len(data)} bytes and not 64 hex digits; restore it from a backup, or move "

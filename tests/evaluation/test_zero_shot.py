@@ -18,6 +18,7 @@ from cleft.evaluation.results import read_evaluation
 from cleft.evaluation.scoring import Draws, measured, measures_of
 from cleft.evaluation.zero_shot import evaluate_zero_shot
 from cleft.learning.material import read_material
+from cleft.learning.run import open_run
 from cleft.towers.checkpoint import save_model
 from cleft.towers.methods import build_model
 
@@ -318,3 +319,37 @@ def test_groups_of_patients_have_their_numbers(home):
     assert {group.name for group in by["view"].groups} == {"AP", "PA"}
     assert sum(group.images for group in by["view"].groups) == found.results[0].images
     assert [gap.metric for gap in by["view"].gaps] == ["accuracy", "auc"]
+
+
+def test_a_run_whose_data_were_moved_is_evaluated_where_they_are_now(home, tmp_path, capsys):
+    from cleft.cli import main
+
+    run = shutil.copytree(home / "plain", tmp_path / "run")
+    (tmp_path / "elsewhere").mkdir()
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(re.sub(r"root: .*", "root: /gone/data", text, count=1))
+    with pytest.raises(DataError, match=r"/gone/data is not a folder; give --data\.root"):
+        ask(run)
+    _, moved = ask(run, overrides=["--data.root", str(home / "data")])
+    assert moved.split_digest == ask(home / "plain")[1].split_digest
+    assert moved.command.endswith("--data.root data")
+    assert main(["evaluate", str(run), "--data.root", str(home / "data")]) == 0
+    assert main(["evaluate", str(run), "--images.size", "32"]) == 2
+    assert "only settings of data can" in capsys.readouterr().err
+    assert main(["evaluate", str(run), "--data", f"chexpert:{home / 'data'}", "--data.root", "x"]) == 2
+    assert "give one of them" in capsys.readouterr().err
+
+
+def test_a_damaged_environment_stops_nothing_that_was_learned(home, tmp_path):
+    run = shutil.copytree(home / "plain", tmp_path / "run")
+    (run / "environment.json").write_text("{")
+    settings = load_settings(run)
+    with (
+        pytest.raises(DataError, match=r"environment\.json .*move this file away: it records versions") as refused,
+        open_run(run, settings, "pretrain"),
+    ):
+        pass
+    assert "remove the run" not in str(refused.value)
+    (run / "environment.json").unlink()
+    with open_run(run, settings, "pretrain"):
+        assert (run / "environment.json").is_file()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import os
 import re
 import shlex
 import types
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from cleft.config.tree import Settings, usual_split
 from cleft.config.yaml_tree import Tree, read_yaml
 from cleft.errors import ConfigError
+from cleft.privacy import expand_user, find_path, hide_path
 from cleft.text_rules import RuleName, normalise, rule_for
 
 if TYPE_CHECKING:
@@ -162,13 +164,17 @@ def build_settings(tree: Mapping[str, Any], *, where: str) -> Settings:
     Raises:
         ConfigError: If a key is unknown, or a value is of the wrong type or contradicts another.
     """
+    tree = _here(tree)
     _check_keys(tree, {}, where=where)
     return _build(tree, where)
 
 
 def plain_settings(settings: Settings) -> dict[str, Any]:
-    """Returns settings as a tree of values that JSON and YAML can hold."""
-    return cast("dict[str, Any]", _plain(settings))
+    """Returns settings as a tree of values that JSON and YAML can hold, as a file that may be shared holds them.
+
+    Paths that name a user, a machine or a folder elsewhere are hidden; see `cleft.privacy.hide_path`.
+    """
+    return {name: _hidden(_plain(group), group) for name, group in vars(settings).items()}
 
 
 def dump_settings(settings: Settings) -> str:
@@ -176,7 +182,7 @@ def dump_settings(settings: Settings) -> str:
     import yaml
 
     dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # four times as fast, where PyYAML was built with it
-    text = yaml.dump(_plain(settings), Dumper=dumper, sort_keys=False, allow_unicode=True, width=100)
+    text = yaml.dump(plain_settings(settings), Dumper=dumper, sort_keys=False, allow_unicode=True, width=100)
     return f"{SETTINGS_MARK}\n{text}"
 
 
@@ -240,7 +246,7 @@ def _layers(path: Path, seen: tuple[Path, ...]) -> dict[str, Tree]:
     if path in seen:
         raise ConfigError(f"{path}: extends itself, by way of {' and '.join(step.name for step in seen)}")
     file = read_yaml(path)
-    tree = dict(file.tree)
+    tree = cast("dict[str, Tree]", _here(file.tree))
     _name_rule(path, tree)
     base = tree.pop("extends", None)
     _check_keys(tree, file.lines, where=str(path))
@@ -313,6 +319,7 @@ def _read_word(value: str) -> Tree:
     """`null` is nothing and `[a, b]` a list, as in a preset."""
     if value == "null":
         return None
+    value = expand_user(value)
     if value.startswith("[") and value.endswith("]"):
         return [item.strip().strip("'\"") for item in value[1:-1].split(",") if item.strip()]
     return value
@@ -473,6 +480,27 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in cast("Sequence[Any]", value)]
     return str(value) if isinstance(value, Path) else value
+
+
+def _hidden(tree: Any, value: Any) -> Any:
+    """A tree that `_plain` made of a value, without paths that reveal anything.
+
+    Texts may be paths too, such as the folder of a language model or a file of class names.
+    """
+    if isinstance(tree, dict) and dataclasses.is_dataclass(value):
+        return {name: _hidden(item, getattr(value, name)) for name, item in cast("dict[str, Any]", tree).items()}
+    if isinstance(tree, str) and (isinstance(value, Path) or os.path.isabs(tree) or ".." in Path(tree).parts):
+        return hide_path(tree)
+    return tree
+
+
+def _here(value: Any) -> Any:
+    """A tree from a file with hidden paths as they are on this machine, where they are known, and `~` expanded."""
+    if isinstance(value, dict):
+        return {name: _here(item) for name, item in cast("dict[str, Any]", value).items()}
+    if isinstance(value, list):
+        return [_here(item) for item in cast("list[Any]", value)]
+    return expand_user(find_path(value)) if isinstance(value, str) else value
 
 
 def _dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -28,6 +28,7 @@ from cleft.data.tables.faults import refuse
 from cleft.data.tables.people import settle_people
 from cleft.data.tables.scan import Scan
 from cleft.errors import ConfigError
+from cleft.privacy import expand_user
 from cleft.types import Reading
 
 log = logging.getLogger(__name__)
@@ -138,7 +139,7 @@ def data_config(settings: Settings, data: str | None, *, inherited: DataConfig |
         known = " or ".join(f"{name}:<folder>" for name in DATASETS)
         raise ConfigError(f"data={data!r} is not a dataset and its folder; write {known}")
     own, usual = settings.data, DataConfig()
-    place = Path(folder)
+    place = Path(expand_user(folder))
     table = place.is_file()
     names = (*(_OF_TABLE if table or dataset != own.dataset else ()), *(_OF_DATASET if dataset != own.dataset else ()))
     changed: dict[str, Any] = {

@@ -8,13 +8,13 @@ from __future__ import annotations
 import logging
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from cleft.config import DataConfig, Settings, load_run_settings
+from cleft.config import DataConfig, Settings, load_run_settings, merge_overrides, overridden_keys
 from cleft.data import data_config, report_not_inherited
 from cleft.data.batches import eval_loader
 from cleft.data.counting import FEWEST_PATIENTS
@@ -38,7 +38,7 @@ from cleft.evaluation.scoring import Draws, Scored
 from cleft.evaluation.selection import Part, PerClass, Selection, select_images
 from cleft.evaluation.subgroups import by_subgroup
 from cleft.learning.encode import EncodingModel, compare_images, encode_images
-from cleft.learning.surroundings import device_of
+from cleft.learning.surroundings import command_line, device_of
 from cleft.towers.checkpoint import check_reads_texts, load_model, weights_digest
 from cleft.towers.dual import DualEncoder
 from cleft.types import Embeddings, Evaluation, ImageModel, LabelledImages, Result
@@ -78,10 +78,30 @@ class Question:
     """Whether to score patients the run was trained on. The result then says so."""
     drop_overlap: bool = False
     """Whether to score only patients the run has not seen. The result counts the images left out."""
+    overrides: tuple[str, ...] = ()
+    """Data settings in place of the run's, as typed: `--data.root`, `<folder>`."""
+
+    def run_settings(self, run: Path) -> Settings:
+        """Return the settings of a run, with the overrides where no other data are named.
+
+        Raises:
+            ConfigError: If an override is no setting of data.
+        """
+        settings = load_run_settings(run)
+        for key in sorted(overridden_keys(self.overrides)):
+            if not key.startswith("data.") or key == "data.dataset":
+                raise ConfigError(
+                    f"--{key} cannot be changed here, only settings of data can, such as --data.root <folder>; for "
+                    f"another dataset give --data <dataset>:<folder>"
+                )
+            if self.data is not None and key in ("data.root", "data.table"):
+                raise ConfigError(f"--data {self.data} and --{key} both say which images are read; give one of them")
+        return settings if self.data is not None else merge_overrides(settings, self.overrides)
 
     def config(self, settings: Settings) -> DataConfig:
         """Where to read."""
-        return data_config(settings, self.data)
+        config = data_config(settings, self.data)
+        return config if self.data is None else merge_overrides(replace(settings, data=config), self.overrides).data
 
     def balance(self) -> PerClass | None:
         """What to draw.
@@ -135,7 +155,7 @@ class Question:
             DataError: If nothing can be asked of the images, or patients were trained on.
             CheckpointError: If the run reads no texts, or its weights are damaged.
         """
-        settings = load_run_settings(run)
+        settings = self.run_settings(run)
         check_reads_texts(run)
         words = find_wording(wording or settings.wording, self.config(settings).dataset)
         if phrases is not None:
@@ -223,7 +243,8 @@ class Question:
             if value is not None
         ]
         flags = ["--allow-overlap"] * self.allow_overlap + ["--drop-overlap"] * self.drop_overlap
-        return " ".join(["cleft evaluate", run.resolve().name, f"--task {task}", *words, *flags])
+        typed = command_line(list(self.overrides)).split()
+        return " ".join(["cleft evaluate", run.resolve().name, f"--task {task}", *words, *flags, *typed])
 
 
 class Posed(NamedTuple):

@@ -32,7 +32,7 @@ from cleft.files import find_json
 from cleft.learning.classify import EMBEDDINGS, classify, features_key, learned_data
 from cleft.learning.encode import encode_features, label_images
 from cleft.learning.protocols import is_exact
-from cleft.learning.surroundings import device_of
+from cleft.learning.surroundings import device_of, stage_of
 from cleft.towers.checkpoint import weights_digest
 from cleft.towers.image_only import HeadFacts, ImageOnly, head_facts, load_image_only, tower_folder
 from cleft.types import Evaluation
@@ -52,6 +52,7 @@ def evaluate_classify(
     per_patient: int | None = None,
     allow_overlap: bool = False,
     drop_overlap: bool = False,
+    overrides: Sequence[str] = (),
     examples: int = 10,
     draws: Draws = USUAL_DRAWS,
     progress: bool = True,
@@ -70,6 +71,7 @@ def evaluate_classify(
         per_patient: Most images of a patient in a class, where `per_class` is given; by default 4.
         allow_overlap: Whether to score patients the head or its tower was trained on. The result then says so.
         drop_overlap: Whether to score only patients neither has seen. The result counts the images left out.
+        overrides: Data settings in place of the run's, such as `["--data.root", "/data/moved"]`.
         examples: Images with their answers to keep for the page; 0 keeps none.
         draws: How intervals are drawn.
         progress: Whether to show bars.
@@ -84,10 +86,10 @@ def evaluate_classify(
         NumericsError: If a feature or a score is not finite.
     """
     run = as_path(run, "run")
-    settings = load_run_settings(run)
+    usual = load_run_settings(run)
     facts = _head(run)
-    if task not in (None, settings.classify.mode):
-        raise ConfigError(f"--task {task}: {run} was made with --mode {settings.classify.mode}; leave it out")
+    if task not in (None, usual.classify.mode):
+        raise ConfigError(f"--task {task}: {run} was made with --mode {usual.classify.mode}; leave it out")
     if scoring not in (None, facts.scoring):
         raise ConfigError(f"--scoring {scoring}: the head of {run} was trained for {facts.scoring}; leave it out")
     question = Question(
@@ -95,12 +97,14 @@ def evaluate_classify(
         split=split,
         classes=facts.classes,
         scoring="multi-class" if facts.scoring == "multi-class" else "present-absent",
-        blank=blank or settings.classify.blank,
+        blank=blank or usual.classify.blank,
         per_class=per_class,
         per_patient=per_patient,
         allow_overlap=allow_overlap,
         drop_overlap=drop_overlap,
+        overrides=tuple(overrides),
     )
+    settings = question.run_settings(run)
     images = question.images(run, settings, progress=progress)
     _check_classes(run, facts, images)
     model = load_image_only(run)
@@ -255,7 +259,7 @@ def _head(run: Path) -> HeadFacts:
     facts = head_facts(run)
     if facts is not None:
         return facts
-    stage = (find_json(run / "environment.json") or {}).get("stage")
+    stage = stage_of(run)
     if stage == "classify":
         raise CheckpointError(
             f"{run}: classification is not finished; run the same cleft classify again, it goes on where it was stopped"

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from cleft.config import Settings, load_run_settings
+from cleft.config import Settings
 from cleft.data.batches import eval_loader
 from cleft.data.counting import FEWEST_PATIENTS
 from cleft.data.splits.draws import ids_digest, order_key
@@ -127,7 +127,7 @@ def evaluate_retrieval(
         CheckpointError: If sentences are asked of a run that reads none, or the weights are damaged.
         NumericsError: If an embedding is not finite.
     """
-    settings = load_run_settings(run)
+    settings = question.run_settings(run)
     texts, blind = set(directions) != {"image-to-image"}, not compares_texts(peek_description(run))
     if texts and blind:
         raise CheckpointError(

@@ -51,6 +51,7 @@ def evaluate_zero_shot(
     per_patient: int | None = None,
     allow_overlap: bool = False,
     drop_overlap: bool = False,
+    overrides: Sequence[str] = (),
     examples: int = 10,
     draws: Draws = USUAL_DRAWS,
     progress: bool = True,
@@ -76,6 +77,7 @@ def evaluate_zero_shot(
         per_patient: Most images of a patient in a class, where `per_class` is given; by default 4.
         allow_overlap: Whether to score patients the run was trained on. The result then says so.
         drop_overlap: Whether to score only patients the run has not seen. The result counts the images left out.
+        overrides: Data settings in place of the run's, such as `["--data.root", "/data/moved"]`.
         examples: Images with their answers to keep for the page; 0 keeps none.
         draws: How intervals are drawn.
         progress: Whether to show bars.
@@ -101,6 +103,7 @@ def evaluate_zero_shot(
         per_patient=per_patient,
         allow_overlap=allow_overlap,
         drop_overlap=drop_overlap,
+        overrides=tuple(overrides),
     )
     check_similarity(run, similarity)
     denied = "--scoring present-absent" if scoring == "present-absent" else None

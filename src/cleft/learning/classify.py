@@ -26,7 +26,6 @@ from cleft.data.batches import StepSampler, eval_loader, train_loader
 from cleft.data.prompts import choose_classes
 from cleft.data.splits.fractions import take_fraction
 from cleft.errors import CheckpointError, ConfigError, DataError
-from cleft.files import find_json
 from cleft.learning.criteria import cross_entropy, mean_auc
 from cleft.learning.encode import encode_features
 from cleft.learning.engine import Batches, Plan, train
@@ -40,7 +39,7 @@ from cleft.learning.ranks import check_hardware, one_device
 from cleft.learning.run import Run, carried_facts, open_run
 from cleft.learning.sources import check_source
 from cleft.learning.stops import StopFlag
-from cleft.learning.surroundings import device_of
+from cleft.learning.surroundings import device_of, stage_of
 from cleft.towers.checkpoint import weights_digest
 from cleft.towers.depth import weight_heights
 from cleft.towers.dual import unit
@@ -274,7 +273,7 @@ class _Way:
 
 def _check_source(source: Path, settings: Settings, folder: Path) -> None:
     """A finished image tower without a head, which the settings leave alone."""
-    stage = (find_json(source / "environment.json") or {}).get("stage")
+    stage = stage_of(source)
     if stage == "classify" or head_facts(source) is not None:
         raise CheckpointError(
             f"{source} is a head on the tower of another run; give the run of that tower, which cleft pretrain or "

@@ -34,7 +34,7 @@ from cleft.files import find_json, lock_file, write_json, write_whole
 from cleft.launch import count_processes, find_launch, is_first
 from cleft.learning.same import Stage, changes
 from cleft.learning.states import StateStore
-from cleft.learning.surroundings import keep_environment
+from cleft.learning.surroundings import keep_environment, stage_of
 from cleft.privacy import USER_DIR, key_id, protect
 
 log = logging.getLogger(__name__)
@@ -319,7 +319,7 @@ def is_run(folder: Path) -> bool:
     except OSError:
         return False
     try:  # as earlier versions wrote them
-        stage = (find_json(folder / "environment.json") or {}).get("stage")
+        stage = stage_of(folder)
         model = find_json(folder / "model.json") or {}
     except DataError:
         return True  # a damaged run is not somebody else's folder; what reads these files reports the damage
@@ -329,7 +329,7 @@ def is_run(folder: Path) -> bool:
 def _check_settings(folder: Path, settings: Settings, stage: Stage) -> None:
     if not (folder / "config.yaml").is_file():
         return
-    old_stage = (find_json(folder / "environment.json") or {}).get("stage", stage)
+    old_stage = stage_of(folder) or stage
     if old_stage != stage:
         raise ConfigError(f"{folder} is a run of stage {old_stage!r}, not {stage!r}; choose another run folder")
     deciding, rounding = changes(load_settings(folder / "config.yaml"), settings, stage)

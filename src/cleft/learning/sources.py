@@ -7,8 +7,8 @@ from pathlib import Path
 
 from cleft.config import Settings, load_settings
 from cleft.errors import CheckpointError, ConfigError
-from cleft.files import find_json
 from cleft.learning.same import Role, changes, role
+from cleft.learning.surroundings import stage_of
 
 _VERBS = {"context": ("stage two", "cleft learn-context"), "classify": ("classification", "cleft classify")}
 
@@ -30,7 +30,7 @@ def check_source(source: Path, settings: Settings, folder: Path, *, what: str, f
     if folder.resolve() == source.resolve():
         raise ConfigError(f"{folder} holds the model to start from; choose another run folder for {what}")
     if (source / "states").is_dir() and not (source / "summary.json").is_file():
-        stage = (find_json(source / "environment.json") or {}).get("stage")
+        stage = stage_of(source)
         name, verb = _VERBS.get(str(stage), ("stage one", "cleft pretrain"))
         raise CheckpointError(
             f"{source}: {name} is not finished; run the same {verb} again, it goes on where it was stopped"

@@ -8,13 +8,14 @@ import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from cleft.config import Settings
 from cleft.files import find_json, write_json
 from cleft.learning.same import Stage
+from cleft.privacy import shown_name
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,22 @@ def device_of(settings: Settings) -> torch.device:
     return torch.device("cuda" if wanted else "cpu")
 
 
+def stage_of(folder: Path) -> str | None:
+    """Return the stage that ran in a folder, or None where no `environment.json` names it.
+
+    Raises:
+        DataError: If that file is damaged.
+    """
+    stage = (_read_environment(folder / "environment.json") or {}).get("stage")
+    return stage if isinstance(stage, str) else None
+
+
+def _read_environment(path: Path) -> dict[str, Any] | None:
+    return find_json(
+        path, remedy="move this file away: it records versions and device alone, and the run goes on without it"
+    )
+
+
 def keep_environment(path: Path, stage: Stage, *, processes: int = 1) -> None:
     """Writes `environment.json`; where a run goes on elsewhere, says that its bits may change.
 
@@ -36,7 +53,7 @@ def keep_environment(path: Path, stage: Stage, *, processes: int = 1) -> None:
         processes: That train together.
     """
     new = {"stage": stage, **_environment(), "processes": processes}
-    old = find_json(path)
+    old = _read_environment(path)
     if old is not None:
         before, now = _deciding(old), _deciding(new)
         differing = [f"{name} {before.get(name)} → {value}" for name, value in now.items() if before.get(name) != value]
@@ -47,8 +64,9 @@ def keep_environment(path: Path, stage: Stage, *, processes: int = 1) -> None:
 
 def _deciding(environment: dict[str, Any]) -> dict[str, Any]:
     """What rounding may depend on."""
+    versions = environment.get("versions")
     return {
-        **environment.get("versions", {}),
+        **(cast("dict[str, Any]", versions) if isinstance(versions, dict) else {}),
         **{name: environment.get(name) for name in ("machine", "device", "threads")},
         "processes": environment.get("processes", 1),
     }
@@ -88,4 +106,4 @@ def _without_folder(word: str) -> str:
     head, colon, value = word.partition(":")  # as in --data chexpert:<folder>
     if colon and os.sep in value:
         return f"{head}:{Path(value).name}"
-    return Path(word).name if os.sep in word else word
+    return shown_name(word) if os.sep in word else word

@@ -16,6 +16,7 @@ from cleft.files import find_json, write_whole
 from cleft.identity import file_key
 from cleft.learning.protocols import follow_protocol
 from cleft.learning.same import Stage, changes
+from cleft.privacy import is_hidden
 from cleft.studies.plans import SUBJECTS
 from cleft.studies.steps import LANGUAGE_MODEL, Step
 from cleft.towers.image_only import head_facts
@@ -79,7 +80,7 @@ def _in_place_of(begun_with: Settings, wanted: Settings) -> Settings:
 
 def _is_own(model: str) -> bool:
     """Whether a language model is one that a study taught, whose name holds a digest of what it learned."""
-    return Path(model).is_absolute() and Path(model).name.startswith(LANGUAGE_MODEL)
+    return (Path(model).is_absolute() or is_hidden(model)) and Path(model).name.startswith(LANGUAGE_MODEL)
 
 
 def _is_as_written(step: Step) -> bool:

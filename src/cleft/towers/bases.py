@@ -12,6 +12,7 @@ from typing import Any
 from cleft.config import TextTowerConfig
 from cleft.errors import CheckpointError
 from cleft.identity import file_key
+from cleft.privacy import find_path, hidden_name, hide_path, is_hidden
 from cleft.towers.folders import digest_of
 from cleft.towers.text import TextTower
 
@@ -34,7 +35,8 @@ def describe_base(config: TextTowerConfig) -> dict[str, str | None] | None:
     if not keeps_base(config):
         return None
     assert config.model is not None
-    return {"name": config.model, "sha256": _base_digest(Path(config.model))}
+    name = hide_path(config.model) if Path(config.model).is_absolute() else config.model
+    return {"name": name, "sha256": _base_digest(Path(config.model))}
 
 
 def base_now(folder: Path, base: str | None) -> str | None:
@@ -47,9 +49,10 @@ def base_now(folder: Path, base: str | None) -> str | None:
         folder: The model's.
         base: As its settings name it.
     """
-    if base is None or not Path(base).is_absolute() or Path(base).exists():
+    base = None if base is None else find_path(base)
+    if base is None or not (Path(base).is_absolute() or is_hidden(base)) or Path(base).exists():
         return base
-    beside = (parent / Path(base).name for parent in folder.resolve().parents)
+    beside = (parent / hidden_name(base) for parent in folder.resolve().parents)
     return next((str(place) for place in beside if (place / "config.json").is_file()), base)
 
 

@@ -31,8 +31,9 @@ from cleft.data.pixels.preparation import keep_settings, nearest_differences, pr
 from cleft.data.pixels.rejects import check_rejects, write_rejects
 from cleft.data.pixels.shelf import Shelf, check_room, no_room
 from cleft.data.progress import progress_bar
-from cleft.errors import DataError, ResourceError
+from cleft.errors import ConfigError, DataError, ResourceError
 from cleft.files import Output
+from cleft.privacy import is_hidden
 from cleft.types import Record
 
 Rejects: TypeAlias = dict[Path, tuple[str, str]]
@@ -210,8 +211,19 @@ def obtain_images(
 
 
 def cache_folder(config: DataConfig) -> Path:
-    """Returns where prepared images are kept: `data.cache`, or `~/.cache/cleft`."""
-    return config.cache or Path.home() / ".cache" / "cleft"
+    """Returns where prepared images are kept: `data.cache`, or `~/.cache/cleft`.
+
+    A cache of another user or machine, as a run that was copied may name it, counts as none.
+
+    Raises:
+        ConfigError: If there is neither a setting nor a home folder.
+    """
+    if config.cache is not None and not is_hidden(config.cache):
+        return config.cache
+    try:
+        return Path.home() / ".cache" / "cleft"
+    except RuntimeError as error:
+        raise ConfigError("there is no home folder for the cache; set --data.cache <folder>") from error
 
 
 def _shelf(home: Path, config: ImagesConfig, *, again: bool) -> Shelf:

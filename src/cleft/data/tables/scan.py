@@ -20,6 +20,7 @@ from cleft.data.tables.image_lists import keep_listed, put_listed, read_image_li
 from cleft.data.tables.nearby import hint_nearby
 from cleft.data.tables.rows import Rows, drop_missing, keep_views, merge_duplicates, text_faults, to_records, view_note
 from cleft.errors import ConfigError, DataError
+from cleft.privacy import hidden_name, is_hidden
 from cleft.types import Reading
 
 
@@ -42,11 +43,17 @@ def require_root(config: DataConfig) -> Path:
         ConfigError: If it is not set.
         DataError: If it is no folder.
     """
+    for name, value in vars(config).items():
+        if name != "cache" and is_hidden(value):
+            raise ConfigError(
+                f"data.{name} names {hidden_name(value)!r} in a folder of another user or machine; give "
+                f"--data.{name} <its place here>"
+            )
     if config.root is None:
         raise ConfigError("data.root is not set; set --data.root to the folder that holds the images and their table")
     root = Path(os.path.realpath(os.path.expanduser(config.root)))
     if not root.is_dir():
-        raise DataError(f"{config.root} is not a folder; set data.root to the one that holds your data", reason="root")
+        raise DataError(f"{config.root} is not a folder; give --data.root <folder of your data>", reason="root")
     return root
 
 
