@@ -251,6 +251,21 @@ def test_weights_are_counted_without_a_download(capsys):
     assert main(["sizes", "tiny", "cleft-paper"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.split() == ["cleft-paper", "adapters", "2,621,440", "0"] for line in lines)
+    assert any(line.split() == ["cleft-paper", "each", "token", "row", "2,560"] for line in lines)
+    assert "not counted in 'all'" in lines[-1]
+
+
+def test_trained_rows_of_the_embedding_are_counted(walk, capsys):
+    run = walk / "one"
+    rows = len(json.loads((run / "model.json").read_text())["trained_tokens"])
+    assert main(["sizes", str(run)]) == 0
+    lines = [line.split()[1:] for line in capsys.readouterr().out.splitlines()]
+    assert ["embedding", "rows", f"{rows * 16:,}", "0"] in lines
+    assert not any("--tokens" in line for line in lines)
+    assert main(["sizes", "cleft-paper", "--tokens", "29"]) == 0
+    lines = [line.split()[1:] for line in capsys.readouterr().out.splitlines()]
+    assert ["embedding", "rows", "74,240", "0"] in lines
+    assert ["all", "90,981,889", "2,594,249,984"] in lines
 
 
 def test_the_authors_checkpoint_is_imported(shared, tmp_path):

@@ -397,7 +397,12 @@ def _parser() -> argparse.ArgumentParser:
 
     sizes = _verb(verbs, "sizes", "count the moving and the frozen weights of presets; nothing is downloaded", _sizes)
     sizes.add_argument("presets", nargs="*", help="presets, YAML files or runs; by default every preset")
-    sizes.add_argument("--tokens", type=int, default=0, help="distinct tokens of the captions, whose rows move (0)")
+    sizes.add_argument(
+        "--tokens",
+        type=int,
+        help="distinct tokens of the captions, whose rows of the embedding are trained; by default "
+        "those of a run; of a preset one row is counted apart",
+    )
 
     _verb(verbs, "presets", "list the presets", _presets)
     _verb(verbs, "doctor", "versions, devices, optional parts, and what to mend", _doctor)
@@ -843,16 +848,30 @@ def _or(given: int | None, usual: int) -> int:
 
 def _sizes(options: argparse.Namespace, words: list[str]) -> None:
     from cleft.config import load_settings, preset_names
-    from cleft.towers.outline import outline_model
+    from cleft.towers.outline import outline_model, row_width, trained_tokens
     from cleft.towers.sizes import count_weights
 
-    print(f"{'preset':18} {'part':16} {'moving':>14} {'frozen':>14}")
+    print(f"{'preset':18} {'part':16} {'trainable':>14} {'frozen':>14}")
+    uncounted: list[str] = []
     for name in options.presets or preset_names():
-        counts = count_weights(outline_model(load_settings(name, []), tokens=options.tokens))
+        settings = load_settings(name, [])
+        tokens = options.tokens
+        if tokens is None and name not in preset_names():
+            tokens = trained_tokens(Path(name).expanduser())
+        counts = count_weights(outline_model(settings, tokens=tokens or 0))
         for part, count in counts.items():
             print(f"{name:18} {part:16} {count.moving:14,} {count.frozen:14,}")
         moving, frozen = (sum(column) for column in zip(*counts.values(), strict=True))
         print(f"{name:18} {'all':16} {moving:14,} {frozen:14,}")
+        width = row_width(settings)
+        if tokens is None and width:
+            print(f"{name:18} {'each token row':16} {width:14,}")
+            uncounted.append(name)
+    if uncounted:
+        print(
+            f"not counted in 'all': the rows of the embedding that are trained, one for each distinct token of the "
+            f"captions ({', '.join(uncounted)}); give their number as --tokens, or name a finished run"
+        )
 
 
 def _presets(options: argparse.Namespace, words: list[str]) -> None:

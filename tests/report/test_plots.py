@@ -7,11 +7,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cleft.report.plots import Bubble, Stop, Track, bubble_chart, mark, radius, spread_labels, track_chart, weights
+from cleft.report.plots import (
+    Bubble,
+    Stop,
+    Track,
+    bubble_chart,
+    mark,
+    radius,
+    spread_labels,
+    text_colour,
+    text_key,
+    track_chart,
+    weights,
+)
 
 
-def ours(name="CLEFT", moving=1e6, frozen=0.0, value=50.0, reach=None, *, paper=False, series=0, number=0):
-    return Bubble(name, moving, frozen, value, reach, paper, series, number)
+def ours(name="CLEFT", moving=1e6, frozen=0.0, value=50.0, reach=None, *, paper=False, text=0.0, number=0):
+    return Bubble(name, moving, frozen, value, reach, paper, text, number)
 
 
 def circles(figure):
@@ -29,16 +41,28 @@ def test_the_middle_of_the_axis_lies_in_the_middle():
     assert sorted(y for _, y, _ in found) == [26, 26 + 135, 26 + 270]
 
 
-def test_the_area_of_a_bubble_is_the_number_of_its_weights():
-    big, small = ours(moving=1e8, frozen=3e8), ours(moving=1e8)
-    assert radius(big, 4e8) ** 2 == pytest.approx(4 * radius(small, 4e8) ** 2)
+def test_the_diameter_of_a_bubble_is_the_number_of_its_trainable_parameters():
+    big, small = ours(moving=4e8), ours(moving=1e8, frozen=9e9)
+    assert radius(big, 4e8) == pytest.approx(4 * radius(small, 4e8))
+
+
+def test_the_colour_of_a_bubble_is_the_number_of_its_trainable_text_parameters():
+    bubbles = [ours(moving=1e8, text=text) for text in (0.0, 1e4, 1e6, 1e8)]
+    colours = [text_colour(bubble.text, bubbles) for bubble in bubbles]
+    assert colours == ["#56606b", "#9ecae1", "#537da6", "#08306b"]
+    figure = bubble_chart("t", bubbles, unit="%")
+    assert sorted(re.findall(r'class="bubble"[^>]* fill="(#\w+)"', figure)) == sorted(colours)
+    assert [name for _, name in text_key(bubbles)] == [
+        f"{count} trainable text parameters" for count in ("0", "10 k", "1 M", "100 M")
+    ]
+    assert len(text_key([ours(text=10.0**place) for place in range(9)])) == 5
 
 
 def test_a_bubble_of_the_paper_is_hollow_dashed_and_called_so():
     figure = bubble_chart("t", [ours(), ours("CLIP", moving=2e8, value=20.16, paper=True)], unit="%")
     drawn = re.findall(r"<circle class=\"bubble\".*?</circle>", figure)
     assert ['fill="none" stroke-dasharray="3 2"' in each for each in drawn] == [True, False]
-    assert "CLIP, the paper’s: 20.2 with 200 M moving of 200 M weights" in figure
+    assert "CLIP, the paper’s: 20.2 with 200 M trainable of 200 M parameters, 0 of them in the text tower" in figure
     assert 'class="name paper"' in figure
 
 
@@ -57,7 +81,7 @@ def test_numbers_lie_apart_and_inside_also_where_bubbles_coincide():
 def test_an_interval_of_a_bubble_reaches_from_end_to_end():
     figure = bubble_chart("t", [ours(value=50.0, reach=(40.0, 60.0))], unit="%")
     assert re.search(r'class="whisk".*V26\.0"', figure)
-    assert re.search(r'class="whisk" stroke="#0072b2" d="M46\.0 296\.0V', figure)
+    assert re.search(r'class="whisk" stroke="#56606b" d="M46\.0 296\.0V', figure)
 
 
 @given(st.lists(st.floats(0, 300), max_size=12))

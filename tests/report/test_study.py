@@ -128,7 +128,7 @@ def test_cells_are_counted_by_what_became_of_them(html):
 
 def test_figures_appear_where_there_are_numbers_for_them(html):
     figures = re.findall(r'<svg class="figure" viewBox="[^"]+" role="img" aria-label="([^"]+)"', html)
-    assert figures[0] == "CheXpert-5×200, zero shot: accuracy against moving weights"
+    assert figures[0] == "CheXpert-5×200, zero shot: accuracy against trainable parameters"
     assert "CLEFT-LoRA, the paper’s" not in html  # its towers lie decades to the right of these
     for start in ("ROC curves for Edema", "Reliability of CLEFT-LoRA", "Joint space of CLEFT-LoRA"):
         assert any(figure.startswith(start) for figure in figures)
@@ -185,7 +185,7 @@ def test_context_lengths_become_a_curve(tmp_path):
     results = {(row.key, CELL[1]): [evaluation(0.4 + row.facts["length"] / 100)] for row in rows}
     page = write_page(small_study(tmp_path, results, name="figure3", rows=rows)).read_text()
     assert 'aria-label="CheXpert-5×200, zero-shot: accuracy against context length"' in page
-    assert "against moving weights" not in page  # all rows are of one size
+    assert "against trainable parameters" not in page  # all rows are of one size
 
 
 def test_rows_of_one_context_length_make_no_curve_of_lengths(tmp_path):

@@ -1,13 +1,18 @@
+from pathlib import Path
+
 import pytest
 import torch
 from tests.fakes.models import fake_settings
 from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
 from cleft.config import ImageTowerConfig, Settings, TextTowerConfig, load_settings, preset_names
+from cleft.config.loading import PRESETS
 from cleft.errors import ConfigError
 from cleft.towers.methods import build_model
 from cleft.towers.outline import outline_model
 from cleft.towers.sizes import count_weights
+
+ROOT = Path(__file__).parents[2]
 
 
 def moving(settings, **options):
@@ -62,3 +67,23 @@ def test_a_model_nobody_knows_is_a_sentence():
 def test_more_tokens_than_the_vocabulary_are_refused():
     with pytest.raises(ConfigError, match="must lie between 0 and the 28,896"):
         outline_model(load_settings("cleft-paper", []), tokens=30_000)
+
+
+def test_clips_size_is_one_number_in_its_preset_and_in_the_count():
+    counted = sum(count.moving for count in count_weights(outline_model(load_settings("baseline-clip", []))).values())
+    page = (PRESETS / "baseline-clip.yaml").read_text(encoding="utf-8")
+    assert f"{counted / 1e6:.1f} M trainable parameters" in page
+    decision = next((ROOT / "docs" / "decisions").glob("0115-*.md")).read_text(encoding="utf-8")
+    assert f"`cleft sizes baseline-clip` counts {counted / 1e6:.2f} M" in decision
+
+
+def test_full_tuning_of_table_3_takes_a_twentieth_of_the_batch_for_twice_as_long():
+    paper, full = load_settings("cleft-paper", []), load_settings("table3-full", [])
+    assert full.train.batch_size == -(-paper.train.batch_size // 20)
+    assert (full.optim.steps, full.optim.warmup_steps) == (2 * paper.optim.steps, 2 * paper.optim.warmup_steps)
+    assert (full.text.adapt, full.text.base_dtype) == ("full", "float32")
+
+
+def test_the_preset_of_the_paper_names_where_its_precision_differs():
+    assert load_settings("cleft-paper", []).text.base_dtype == "bfloat16"
+    assert "--text.base_dtype float32" in (PRESETS / "cleft-paper.yaml").read_text(encoding="utf-8")

@@ -272,7 +272,8 @@ class TextTowerConfig:
     base_dropout: float = 0.0
     """Dropout of the language model itself. With the prefix tree one draw is shared by all captions of a node."""
     base_dtype: Literal["float32", "bfloat16"] = "float32"
-    """How frozen weights are held. Trained weights are always float32."""
+    """How frozen weights are held. Trained weights are always float32. With `bfloat16` they need half the memory, and
+    features differ slightly from those of `bf16-mixed` with float32 weights, which the paper trained with."""
     depth: int | None = None
     """Blocks of the language model that are kept, counted from below; by default all. The authors' CLIP and MGCA keep 6
     of 12."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from cleft.report.figures import COLOURS, INK, Box, style, svg, ticks
+from cleft.report.figures import COLOURS, INK, SOFT, Box, style, svg, ticks
 
 _LETTER = 5.6
 """Width of a letter of a figure, in its own units, by rule of thumb."""
@@ -30,7 +30,8 @@ class Bubble(NamedTuple):
     """From the lowest to the highest end of its intervals, in percent."""
     paper: bool
     """Whether the paper says so, and not we."""
-    series: int
+    text: float = 0.0
+    """Trainable parameters of the text tower, among `moving`."""
     number: int = 0
     """What stands beside it in place of its name, where there are many; 0 for the name."""
 
@@ -55,11 +56,13 @@ class Track(NamedTuple):
 
 
 def bubble_chart(title: str, bubbles: Sequence[Bubble], *, unit: str) -> Markup:
-    """Numbers against moving weights on a logarithmic axis; the area of a bubble stands for all weights.
+    """Numbers against trainable parameters on a logarithmic axis, which a bubble's diameter shows too.
+
+    Colour shows how many of them are in the text tower, as in the paper's Figure 1.
 
     Args:
         title: Read aloud in place of the picture.
-        bubbles: At least one, each with moving weights.
+        bubbles: At least one, each with trainable parameters.
         unit: What the upright axis says.
     """
     ends = [end for bubble in bubbles for end in (bubble.value, *(bubble.reach or ()))]
@@ -76,12 +79,12 @@ def bubble_chart(title: str, bubbles: Sequence[Bubble], *, unit: str) -> Markup:
                 x, y + 16, weights(stop).replace(".00", "")
             )
         )
-    parts.append(_axis_name(box, "moving weights, logarithmic", 46))
-    most = max(bubble.moving + bubble.frozen for bubble in bubbles)
+    parts.append(_axis_name(box, "trainable parameters, logarithmic", 46))
+    most = max(bubble.moving for bubble in bubbles)
     largest = _LARGEST if not any(bubble.number for bubble in bubbles) else _LARGEST_OF_MANY
     places = [(box.at(math.log10(each.moving), each.value), radius(each, most, largest)) for each in bubbles]
     for bubble, (place, size) in sorted(zip(bubbles, places, strict=True), key=lambda pair: -pair[1][1]):
-        parts.append(_bubble(bubble, place, size, box))
+        parts.append(_bubble(bubble, place, size, box, text_colour(bubble.text, bubbles)))
     named = [index for index, bubble in enumerate(bubbles) if not bubble.number]
     parts += _labels([bubbles[index] for index in named], [places[index] for index in named], box)
     parts += _numbers(bubbles, places, box)
@@ -92,12 +95,37 @@ _LARGEST, _LARGEST_OF_MANY = 26.0, 9.0
 
 
 def radius(bubble: Bubble, most: float, largest: float = _LARGEST) -> float:
-    """How large a bubble is drawn: its area stands for all weights, and none is too small to be seen."""
-    return max(4.0, largest * math.sqrt((bubble.moving + bubble.frozen) / most))
+    """Returns the radius of a bubble: proportional to its trainable parameters, and never too small to be seen."""
+    return max(4.0, largest * bubble.moving / most)
+
+
+_LIGHT, _DARK = (158, 202, 225), (8, 48, 107)
+
+
+def text_colour(text: float, bubbles: Sequence[Bubble]) -> str:
+    """Returns the colour of a number of trainable text parameters: grey for none, darker blue for more."""
+    if text < 1:
+        return SOFT
+    logs = [math.log10(bubble.text) for bubble in bubbles if bubble.text >= 1]
+    low, high = min(logs), max(logs)
+    share = 1.0 if high == low else (math.log10(text) - low) / (high - low)
+    return "#" + "".join(f"{round(a + share * (b - a)):02x}" for a, b in zip(_LIGHT, _DARK, strict=True))
+
+
+def text_key(bubbles: Sequence[Bubble]) -> list[tuple[Markup, str]]:
+    """Returns the legend of the colours: each number of trainable text parameters, ascending; at most five of them."""
+    counts = sorted({bubble.text for bubble in bubbles})
+    shown = counts if len(counts) <= 5 else [counts[round(place * (len(counts) - 1) / 4)] for place in range(5)]
+    picture = Markup(
+        '<svg class="key-number" viewBox="0 0 20 14" aria-hidden="true"><circle cx="10" cy="7" r="5" fill="{}"/></svg>'
+    )
+    return [
+        (picture.format(text_colour(count, bubbles)), f"{weights(count)} trainable text parameters") for count in shown
+    ]
 
 
 def number_key(bubble: Bubble) -> Markup:
-    """A bubble's number and colour, for a legend."""
+    """A bubble's number, for a legend."""
     return Markup('<svg class="key-number" viewBox="0 0 20 14" aria-hidden="true">{}</svg>').format(
         _number(bubble, 10, 11)
     )
@@ -245,12 +273,14 @@ def _log_ticks(counts: Sequence[float]) -> list[float]:
     return [stop for stop in found if first <= stop <= last]
 
 
-def _bubble(bubble: Bubble, place: tuple[float, float], size: float, box: Box) -> Markup:
+def _bubble(bubble: Bubble, place: tuple[float, float], size: float, box: Box, colour: str) -> Markup:
     x, y = place
-    colour = INK if bubble.paper else COLOURS[bubble.series % len(COLOURS)]
-    look = 'fill="none" stroke-dasharray="3 2"' if bubble.paper else 'fill-opacity=".3"'
+    look = 'fill="none" stroke-dasharray="3 2"' if bubble.paper else 'fill-opacity=".6"'
     whose = ", the paper’s" if bubble.paper else ""
-    size_said = f"{weights(bubble.moving)} moving of {weights(bubble.moving + bubble.frozen)} weights"
+    size_said = (
+        f"{weights(bubble.moving)} trainable of {weights(bubble.moving + bubble.frozen)} parameters, "
+        f"{weights(bubble.text)} of them in the text tower"
+    )
     said = f"{bubble.name}{whose}: {bubble.value:.1f} with {size_said}"
     reach = Markup("")
     if bubble.reach is not None:
@@ -326,9 +356,8 @@ def _crowd(
 
 
 def _number(bubble: Bubble, x: float, y: float) -> Markup:
-    colour = INK if bubble.paper else COLOURS[bubble.series % len(COLOURS)]
     return Markup('<text class="number{}" x="{:.1f}" y="{:.1f}" text-anchor="middle" fill="{}">{}</text>').format(
-        " paper" * bubble.paper, x, y, colour, bubble.number
+        " paper" * bubble.paper, x, y, INK, bubble.number
     )
 
 

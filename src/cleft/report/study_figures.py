@@ -10,7 +10,7 @@ from markupsafe import Markup
 from cleft.report.grid import Grid, Number
 from cleft.report.headings import in_percent, in_words
 from cleft.report.paper import WEIGHTS, quoted
-from cleft.report.plots import Bubble, Stop, Track, bubble_chart, number_key, track_chart, track_key
+from cleft.report.plots import Bubble, Stop, Track, bubble_chart, number_key, text_key, track_chart, track_key
 from cleft.report.tables import FLOORS
 from cleft.types import StudyLine
 
@@ -33,36 +33,38 @@ def study_figures(grid: Grid) -> list[Figure]:
 
 
 def _weights_figure(grid: Grid) -> Figure | None:
-    """Accuracy against moving weights (the paper's Figure 1), from the first heading that asks for it."""
+    """Accuracy against trainable parameters (the paper's Figure 1), from the first heading with zero-shot accuracy."""
     for column in grid.study.columns:
         if not column.key.endswith("zero-shot") or "accuracy" not in column.metrics:
             continue
         bubbles: list[Bubble] = []
-        for series, row in enumerate(grid.study.rows):
+        for row in grid.study.rows:
             number, moving = grid.number(row, column, "accuracy"), row.facts.get("moving", 0.0)
             if number.value is not None and moving >= 1:
                 reach = None if number.reach is None else (100 * number.reach[0], 100 * number.reach[1])
-                frozen = row.facts.get("frozen", 0.0)
-                bubbles.append(Bubble(row.label, moving, frozen, 100 * number.value, reach, False, series))
+                frozen, text = row.facts.get("frozen", 0.0), row.facts.get("moving_text", 0.0)
+                bubbles.append(Bubble(row.label, moving, frozen, 100 * number.value, reach, False, text))
         if not bubbles or (len(bubbles) > 1 and len({bubble.moving for bubble in bubbles}) == 1):
             continue  # rows of one size, such as lengths of the context, tell nothing here
         for row in grid.study.rows if grid.study.scale == "paper" else ():  # small towers lie decades away
             paper = quoted("table1", row.key, column.key, "accuracy")
             if paper is not None and row.key in WEIGHTS:
-                moving, frozen = WEIGHTS[row.key]
-                bubbles.append(Bubble(f"{row.label}, the paper’s", moving, frozen, 100 * paper.value, None, True, 0))
-        title = f"{column.label}: accuracy against moving weights"
+                moving, frozen, text = WEIGHTS[row.key]
+                name = f"{row.label}, the paper’s"
+                bubbles.append(Bubble(name, moving, frozen, 100 * paper.value, None, True, text))
+        title = f"{column.label}: accuracy against trainable parameters"
         caption = (
-            "The area of a bubble stands for all its weights, moving and frozen; the upright line reaches from the "
-            "lowest to the highest end of the seeds’ 95 % intervals."
+            "Diameter: trainable parameters of the model; colour: those of its text tower, as in the paper’s Figure 1. "
+            "The upright line reaches from the lowest to the highest end of the seeds’ 95 % intervals."
         )
         if any(bubble.paper for bubble in bubbles):
             caption += (
-                " Dashed and hollow: the accuracy that the paper prints, at weights worked out from its configurations."
+                " Dashed and hollow: the accuracy that the paper prints, at numbers of parameters worked out from its "
+                "configurations, heads of CLIP not counted."
             )
         if len(bubbles) > _NAMED:
             bubbles = _numbered(bubbles)
-        legend = [(number_key(bubble), bubble.name) for bubble in bubbles if bubble.number]
+        legend = [(number_key(bubble), bubble.name) for bubble in bubbles if bubble.number] + text_key(bubbles)
         return Figure(title, bubble_chart(title, bubbles, unit="accuracy, %"), legend, caption)
     return None
 

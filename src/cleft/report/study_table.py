@@ -17,8 +17,9 @@ from cleft.report.tables import FLOORS
 from cleft.types import Difference, Study, StudyLine
 
 FACTS = {
-    "moving": "Moving weights",
-    "frozen": "Frozen weights",
+    "moving": "Trainable parameters",
+    "moving_text": "of these, text tower",
+    "frozen": "Frozen parameters",
     "seconds": "Training, seconds",
     "length": "Context length",
     "fraction": "Share of the patients",

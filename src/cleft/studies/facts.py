@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cleft.errors import CheckpointError, CleftError, ConfigError
+from cleft.errors import CleftError, ConfigError
 from cleft.studies.plans import Plan, Row
 from cleft.studies.steps import Given, Step, Work, row_settings
-from cleft.towers.folders import peek_description
 from cleft.towers.hub import find_weights
-from cleft.towers.outline import outline_model
-from cleft.towers.sizes import count_weights
+from cleft.towers.outline import outline_model, trained_tokens
+from cleft.towers.sizes import TEXT_PARTS, count_weights
 
 
 def row_facts(row: Row, given: Given, work: Work) -> dict[str, float]:
@@ -33,10 +32,11 @@ def row_facts(row: Row, given: Given, work: Work) -> dict[str, float]:
         model = outline_model(settings, tokens=_tokens(first))
     except CleftError:
         return {}  # a shape that is neither known here nor to be had, or a language model that is not learned yet
-    counts = count_weights(model).values()
+    counts = count_weights(model)
     facts = {
-        "moving": float(sum(count.moving for count in counts)),
-        "frozen": float(sum(count.frozen for count in counts)),
+        "moving": float(sum(count.moving for count in counts.values())),
+        "moving_text": float(sum(count.moving for part, count in counts.items() if part in TEXT_PARTS)),
+        "frozen": float(sum(count.frozen for count in counts.values())),
     }
     return facts | ({"length": float(row_settings(row, given).context.length)} if row.speaks and row.context else {})
 
@@ -62,8 +62,4 @@ def lacking_weights(plans: Sequence[Plan], given: Given) -> dict[str, str]:
 
 def _tokens(first: Step | None) -> int:
     """Distinct tokens of the captions that a finished run learned from."""
-    try:
-        found = {} if first is None else peek_description(first.folder)
-    except CheckpointError:
-        return 0
-    return len(found.get("trained_tokens", ()))
+    return 0 if first is None else trained_tokens(first.folder) or 0

@@ -2,26 +2,47 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
 
 from cleft.config import ImageTowerConfig, Settings, TextTowerConfig
-from cleft.errors import ConfigError
+from cleft.errors import CheckpointError, ConfigError
 from cleft.towers.adapt import adapt
+from cleft.towers.folders import peek_description
 from cleft.towers.hub import config_from, random_model, read_config
 from cleft.towers.image import ImageTower, vision_config
 from cleft.towers.image_only import ImageOnly
 from cleft.towers.known import KNOWN
 from cleft.towers.language_model import LanguageModel, drop_pooler, is_causal, keep_depth
 from cleft.towers.methods import METHODS, MethodModel
+from cleft.towers.sizes import count_weights
 from cleft.towers.text import TextTower
 from cleft.towers.token_ids import TokenIds
 from cleft.types import ImageSpec
 
 _LEARNED_VOCABULARY = 4096
 """Largest table of a tokenizer learned from captions; it is smaller where they hold fewer words."""
+
+
+def row_width(settings: Settings) -> int:
+    """Returns how many parameters the trained row of one token has; 0 where no rows are trained apart."""
+    text = settings.text
+    if settings.method == "image-only" or text.adapt == "full" or not text.train_embeddings:
+        return 0
+    one = count_weights(outline_model(settings, tokens=1)).get("embedding rows")
+    return 0 if one is None else one.moving
+
+
+def trained_tokens(folder: Path) -> int | None:
+    """Returns how many rows of the embedding a finished run has trained; None where the folder holds no model."""
+    try:
+        found = peek_description(folder)
+    except CheckpointError:
+        return None
+    return len(found["trained_tokens"]) if "trained_tokens" in found else None
 
 
 def outline_model(settings: Settings, *, tokens: int = 0) -> MethodModel | ImageOnly:

@@ -28,6 +28,8 @@ PARTS: dict[str, Callable[[str], bool]] = {
     "head": lambda name: name.startswith("head."),
 }
 """Part of a model to whether a weight of some name belongs to it; the first that says yes counts."""
+TEXT_PARTS = ("embedding rows", "adapters", "language model")
+"""Parts of the text tower."""
 _ADAPTERS = (".lora_", ".ia3_", ".prefix.")
 
 
