@@ -75,6 +75,16 @@ def test_what_cannot_begin_is_an_error(capfd):
     assert "this cannot be read" in capfd.readouterr().err
 
 
+def test_a_system_that_starts_no_process_is_an_error_that_says_so(monkeypatch):
+    def refuse(*_, **__):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    monkeypatch.setattr("cleft.data.pixels.children._idle", [])
+    with pytest.raises(ResourceError, match=r"cannot be started \(Resource temporarily unavailable\)"):
+        run(["one"])
+
+
 class Unreadable:
     def __reduce__(self):
         return _fail, ()

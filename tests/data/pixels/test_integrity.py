@@ -197,6 +197,23 @@ def test_fill_bytes_before_a_marker_are_legal():
     assert reason(data[:second] + b"\xff\xff\xff" + data[second:]) == ""
 
 
+def test_what_libjpeg_warns_of_without_damage_is_legal():
+    data = bytearray(jpeg())
+    data[segments(bytes(data))[0][1] + 9] = 7  # The version of JFIF.
+    assert reason(bytes(data)) == ""
+    adobe = b"\xff\xee\x00\x0eAdobe\x00\x65\x00\x00\x00\x00\x09"  # An unknown transform of colours.
+    assert reason(bytes(data[:2]) + adobe + bytes(data[2:])) == ""
+    start = segments(bytes(data))[-1][2]
+    assert reason(damaged(bytes(data[:2]) + adobe + bytes(data[2:]), "hole", start + 100, 1024)) == "malformed"
+
+
+def test_a_scan_may_end_with_a_restart_marker():
+    data = jpeg(radiograph(64, 64), restart_marker_blocks=8)
+    assert [data.count(b"\xff" + bytes([0xD0 + number])) for number in range(8)] == [1, 1, 1, 1, 1, 1, 1, 0]
+    assert reason(data[:-2] + b"\xff\xd7" + data[-2:]) == ""
+    assert reason(data[:-2] + b"\xff\xd7\xff\xd0" + data[-2:]) == "malformed"
+
+
 @pytest.mark.parametrize("stream", ["arithmetic", "subsampling"])
 def test_arithmetic_coding_and_rare_subsampling_are_accepted(stream):
     y, x = np.mgrid[:40, :48]

@@ -351,7 +351,13 @@ _idle: list[_Process] = []
 
 
 def _begin() -> _Process:
-    process = _Process()
+    try:
+        process = _Process()
+    except OSError as error:
+        raise ResourceError(
+            f"a process that decodes images cannot be started ({error.strerror or error}); free memory, end other "
+            "processes, or raise the limits of processes and open files"
+        ) from error
     with _lock:
         _alive.add(process)
     return process

@@ -47,10 +47,11 @@ def check_jpeg_scans(data: bytes, name: Path | str) -> None:
     Raises:
         DataError: With reason `malformed`.
     """
-    if (header := _frame_header(data)) is None or header[0] not in _LOSSY or header[1] != 8:
+    marker, bits, bare = _without_applications(data)
+    if marker not in _LOSSY or bits != 8:
         return
     try:
-        simplejpeg.decode_jpeg(data, colorspace="GRAY", min_height=1, min_width=1, min_factor=1, strict=True)
+        simplejpeg.decode_jpeg(bare, colorspace="GRAY", min_height=1, min_width=1, min_factor=1, strict=True)
     except ValueError as error:
         if "subsampling" in str(error):
             return
@@ -347,7 +348,7 @@ class _JpegWalk:
 
     def _skip_entropy_coded(self, units: int) -> None:
         """Move to the marker behind a scan; check the restart markers within."""
-        restarts = 0
+        restarts, end = 0, self._place
         for found in _MARKER.finditer(self._data, self._place):
             marker = found[0][-1]
             if not _RST0 <= marker < _RST0 + 8:
@@ -355,24 +356,33 @@ class _JpegWalk:
                 break
             if not self._restart or marker != _RST0 + restarts % 8:
                 self._malformed("a restart marker is out of order")
-            restarts += 1
+            restarts, end = restarts + 1, found.end()
         else:
             self._truncated(f"its {len(self._data)} bytes end inside a scan")
         wanted = ceil(units / self._restart) - 1 if self._restart else 0
+        if restarts == wanted + 1 and end == self._place:
+            return  # Some encoders end a scan with one.
         if units and restarts != wanted:
             self._malformed(f"a scan has {restarts} of {wanted} restart markers")
 
 
-def _frame_header(data: bytes) -> tuple[int, int] | None:
-    """Return the second byte of the frame header's marker and the bits per sample."""
-    place = 2
+def _without_applications(data: bytes) -> tuple[int, int, bytes]:
+    """Return the second byte of the frame header's marker, bits per sample, and the data without what decides neither.
+
+    Application segments and comments change no code of a scan, and libjpeg warns of legal ones, such as a JFIF version.
+    """
+    kind, bits, kept, place = -1, 0, [data[:2]], 2
     while (found := _MARKER.match(data, place)) is not None and found.end() + 3 <= len(data):
-        marker, place = found[0][-1], found.end()
+        marker = found[0][-1]
+        if marker == _SOS:
+            break
+        end = found.end() + (0 if marker in _BARE else int.from_bytes(data[found.end() : found.end() + 2]))
         if marker in _FRAMES:
-            return marker, data[place + 2]
-        if marker not in _BARE:
-            place += int.from_bytes(data[place : place + 2])
-    return None
+            kind, bits = marker, data[found.end() + 2]
+        if marker not in _APPLICATIONS:
+            kept.append(data[place:end])
+        place = end
+    return kind, bits, b"".join([*kept, data[place:]])
 
 
 _BLOCK = 2**20
@@ -397,5 +407,7 @@ _PROGRESSIVE = 0xC2
 _PROGRESSIVES = {0xC2, 0xC6, 0xCA, 0xCE}
 _BARE = {0x01, 0xD8, _EOI, *range(_RST0, _RST0 + 8)}
 """Markers without a segment."""
-_PASSED = {0xCC, 0xDC, 0xFE, *range(0xE0, 0xF0)}
+_APPLICATIONS = {0xFE, *range(0xE0, 0xF0)}
+"""Segments of applications, and comments."""
+_PASSED = {0xCC, 0xDC, *_APPLICATIONS}
 """Segments with nothing to check: arithmetic conditioning, number of lines, comments and applications."""
