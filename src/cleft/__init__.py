@@ -6,6 +6,7 @@ The public names are the ones below. Each is imported when it is first used, so 
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ __all__ = [
     "pretrain",
     "write_report",
 ]
+
+for _switch in ("HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK"):
+    os.environ.setdefault(_switch, "1")  # read by other libraries when they are imported, so before that
 
 _HOMES = {
     "Settings": ("cleft.config", "Settings"),

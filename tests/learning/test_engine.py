@@ -3,6 +3,7 @@
 import csv
 import os
 import random
+import shutil
 import signal
 from types import MappingProxyType
 
@@ -268,3 +269,12 @@ def test_a_run_that_stopped_early_and_was_killed_before_its_end_makes_no_further
     _, expected = run_tiny(tmp_path / "run", learner=Worsening(), **options)
     _, outcome = run_tiny(tmp_path / "run", learner=Worsening(dies_at=("forward", 8)), **options)
     assert outcome == expected
+
+
+def test_a11_a_copied_run_goes_on_from_its_newest_step_whatever_the_clock_says(tmp_path, uninterrupted):
+    assert forked(lambda: run_tiny(tmp_path / "run", learner=TinyLearner(dies_at=("forward", 7)))) == -9
+    shutil.copytree(tmp_path / "run", tmp_path / "elsewhere" / "copy")
+    for place, state in enumerate(sorted((tmp_path / "elsewhere" / "copy" / "states").glob("*.ckpt"), reverse=True)):
+        os.utime(state, (10**9 + place, 10**9 + place))  # the oldest state seems to be the newest
+    run_tiny(tmp_path / "elsewhere" / "copy")
+    assert remains(tmp_path / "elsewhere" / "copy") == uninterrupted[0]

@@ -137,3 +137,18 @@ def test_m6_ranks_with_other_settings_are_named(tmp_path):
                 pass
 
     assert end_of(start_ranks(2, work)) == [0, 0]
+
+
+@pytest.mark.slow
+def test_m7_a_run_of_two_ranks_resumes_on_one_and_on_two_again_with_a_note(tmp_path):
+    folder = tmp_path / "run"
+    die = lambda: os.kill(os.getpid(), signal.SIGKILL)  # noqa: E731
+    assert train(folder, 2, lambda: OnRank(1, 4, die))[0] != [0, 0]
+    codes, printed, _ = train(folder, 1, lambda: OnRank(0, 8, die))
+    assert codes == [-9]
+    assert "no longer bit-equal, because processes 2 → 1" in printed
+    codes, printed, _ = train(folder, 2)
+    assert codes == [0, 0]
+    assert "processes 1 → 2" in printed
+    rows = [line.split(",")[0] for line in (folder / "logs" / "log.csv").read_text().splitlines()]
+    assert rows == ["step", "2", "4", "6", "8", "10", "12"]

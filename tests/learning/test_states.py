@@ -148,3 +148,26 @@ def test_a_small_file_is_replaced_as_a_whole(tmp_path):
 def _killed_while_writing(path):
     with dies_at_call(1):
         write_whole(path, "new")
+
+
+def test_a9_a_state_is_on_disk_before_it_gets_its_name_and_the_name_before_older_states_go(tmp_path, monkeypatch):
+    calls = []
+
+    def recorded(name):
+        original = getattr(os, name)
+
+        def call(first, *rest, **more):
+            is_folder = name == "fsync" and os.path.isdir(f"/proc/self/fd/{first}")
+            calls.append(f"{name} folder" if is_folder else name)
+            return original(first, *rest, **more)
+
+        return call
+
+    store = StateStore(tmp_path)
+    for step in (1, 2):
+        save(store, step)
+    for name in ("fsync", "replace", "unlink"):
+        monkeypatch.setattr(states.os, name, recorded(name))
+    save(store, 3)
+    assert calls == ["fsync", "replace", "fsync folder", "unlink"]
+    assert steps(store) == [2, 3]

@@ -1,5 +1,6 @@
 """Children of a test that are the ranks of one training, as a launcher would start them."""
 
+import logging
 import os
 import socket
 import sys
@@ -49,6 +50,7 @@ def _start(rank: int, count: int, port: int, work: Callable[[], object], output:
             os.dup2(file, 1)
             os.dup2(file, 2)
             sys.stdout = sys.stderr = os.fdopen(file, "w", buffering=1)
+            logging.getLogger("cleft").addHandler(logging.StreamHandler(sys.stderr))
         os.environ.update(
             RANK=str(rank),
             LOCAL_RANK=str(rank),

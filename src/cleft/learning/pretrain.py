@@ -35,6 +35,7 @@ from cleft.learning.optim import moving_weights
 from cleft.learning.ranks import first_rank_first, settle_devices
 from cleft.learning.run import Run, is_first_rank, open_run, split_facts, texts_digest
 from cleft.learning.stops import StopFlag
+from cleft.learning.surroundings import keep_commits
 from cleft.learning.watch import kept_generators, seed_generators, step_seed
 from cleft.towers.adapt import told_moving
 from cleft.towers.checkpoint import save_model, weights_digest
@@ -280,6 +281,8 @@ def _train(
     captions = texts.every()
     log.info("building the model: image tower %s, text tower %s", _named(settings.image), _named(settings.text))
     model = build_model(settings, captions, learnable=_learnable(texts, settings))
+    if is_first_rank():
+        keep_commits(run.folder / "environment.json", settings)
     model.text_tower.remember(sorted(set(captions)))
     if DATASETS[settings.data.dataset].whole_captions and settings.data.texts == "captions":
         _refuse_cut(model, settings)

@@ -16,6 +16,7 @@ from cleft.config import Settings
 from cleft.files import find_json, write_json
 from cleft.learning.same import Stage
 from cleft.privacy import shown_name
+from cleft.towers.hub import resolved_commit
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,46 @@ def keep_environment(path: Path, stage: Stage, *, processes: int = 1) -> None:
         differing = [f"{name} {before.get(name)} → {value}" for name, value in now.items() if before.get(name) != value]
         if differing:
             log.warning("%s: no longer bit-equal, because %s", path.parent, "; ".join(differing))
+        if "models" in old:
+            new["models"] = old["models"]
     write_json(path, new)
+
+
+def keep_commits(path: Path, settings: Settings) -> None:
+    """Writes into `environment.json` which commit of a hub's models a run starts from.
+
+    Args:
+        path: The file.
+        settings: Names the models of the towers.
+    """
+    names = {"image.model": settings.image.model, "text.model": settings.text.model}
+    commits = {key: resolved_commit(name) for key, name in names.items() if name}
+    new = {key: {"name": names[key], "commit": commit} for key, commit in commits.items() if commit}
+    if not new:
+        return
+    environment = _read_environment(path) or {}
+    old: dict[str, Any] = environment.get("models", {})
+    for key, model in new.items():
+        before = old.get(key, model)
+        if before != model:
+            log.warning(
+                "%s: no longer bit-equal, because %s %s is another version: commit %s → %s",
+                path.parent,
+                key,
+                model["name"],
+                before.get("commit"),
+                model["commit"],
+            )
+        elif key not in old:
+            log.warning(
+                "%s=%s may change on its hub; this run starts from commit %s (environment.json). To keep that version, "
+                "copy its folder and set %s=<folder>",
+                key,
+                model["name"],
+                model["commit"],
+                key,
+            )
+    write_json(path, {**environment, "models": new})
 
 
 def _deciding(environment: dict[str, Any]) -> dict[str, Any]:

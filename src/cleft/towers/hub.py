@@ -26,7 +26,7 @@ from transformers.initialization import no_init_weights
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils.logging import set_tqdm_hook
 
-from cleft.errors import CheckpointError, ConfigError
+from cleft.errors import CheckpointError, ConfigError, ResourceError
 from cleft.towers.hub_files import check_weight_files, read_config_file
 
 _CODE = ("auto_map", "custom_pipelines", "_attn_implementation", "attn_implementation", "_experts_implementation")
@@ -95,6 +95,17 @@ def read_config(model: str, setting: str) -> PreTrainedConfig:
         ) from error
 
 
+def resolved_commit(model: str) -> str | None:
+    """Returns the commit of a hub's model whose files the local cache holds; None for a folder."""
+    if Path(model).is_dir():
+        return None
+    try:
+        found = try_to_load_from_cache(model, "config.json")
+    except HFValidationError:
+        return None
+    return Path(found).parent.name if isinstance(found, str) else None
+
+
 def random_model(config: PreTrainedConfig) -> PreTrainedModel:
     """Builds a model with random weights from torch's global generator; callers fork it."""
     with quiet_transformers():
@@ -113,12 +124,18 @@ def pretrained_model(
     Raises:
         ConfigError: If the weights cannot be had.
         CheckpointError: If they cannot be read or do not fit the configuration.
+        ResourceError: If their download broke off.
     """
     check_weight_files(model)
     try:
         with quiet_transformers():
             loaded, info = AutoModel.from_pretrained(model, config=config, dtype=dtype, output_loading_info=True)
     except OSError as error:
+        if resolved_commit(model) and not _is_cached(model, _WEIGHT_FILES):
+            raise ResourceError(
+                f"{setting}={model!r}: the download of its weights did not finish ({_first_line(error)}); the same "
+                f"command tries again"
+            ) from error
         raise _not_found(model, setting, error) from error
     except Exception as error:  # whatever reader the files ask for, with its own exceptions
         raise CheckpointError(f"{setting}={model!r}: {_why_unreadable(error)}") from error
@@ -177,10 +194,14 @@ def find_weights(model: str, setting: str) -> None:
 def is_within_reach(model: str, names: Sequence[str]) -> bool:
     """Whether the local cache holds one of some files of a hub name, or else a hub answers."""
     try:
-        cached = [try_to_load_from_cache(model, name) for name in names]
+        cached = _is_cached(model, names)
     except HFValidationError:
         return False
-    return any(isinstance(path, str) for path in cached) or not (constants.HF_HUB_OFFLINE or not _hub_answers())
+    return cached or not (constants.HF_HUB_OFFLINE or not _hub_answers())
+
+
+def _is_cached(model: str, names: Sequence[str]) -> bool:
+    return any(isinstance(try_to_load_from_cache(model, name), str) for name in names)
 
 
 _WEIGHTS = ("*.safetensors", "*.bin")
