@@ -31,9 +31,9 @@ def paths_of(parser, verb=()):
 READ = {
     *(("learn-context", "run"), ("classify", "run"), ("evaluate", "run"), ("evaluate", "--against")),
     *(("report", "folders"), ("import", "checkpoint"), ("import", "--tokenizer")),
-    *(("data check", "root"), ("data split", "root"), ("data prepare", "root")),
+    *(("data check", "root"), ("data split", "root"), ("data prepare", "root"), ("purge", "places")),
 }
-"""Paths that are read."""
+"""Paths that are read, or emptied of what this program wrote."""
 FILES = {
     ("data check", "--page"): ["data", "check", "manifest", "{data}", "--decode", "3", "--page", "{out}"],
     ("data check", "--json"): ["data", "check", "manifest", "{data}", "--decode", "3", "--json", "{out}"],

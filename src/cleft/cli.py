@@ -404,6 +404,17 @@ def _parser() -> argparse.ArgumentParser:
         "those of a run; of a preset one row is counted apart",
     )
 
+    purge = _verb(
+        verbs, "purge", "remove what holds patient data besides your own: caches, embeddings, training states", _purge
+    )
+    purge.add_argument(
+        "places",
+        type=_path,
+        nargs="+",
+        help="run folders, folders that hold runs, and caches such as ~/.cache/cleft; weights and results stay",
+    )
+    purge.add_argument("--yes", action="store_true", help="remove; without it, only show what would be removed")
+
     _verb(verbs, "presets", "list the presets", _presets)
     _verb(verbs, "doctor", "versions, devices, optional parts, and what to mend", _doctor)
     return parser
@@ -872,6 +883,24 @@ def _sizes(options: argparse.Namespace, words: list[str]) -> None:
             f"not counted in 'all': the rows of the embedding that are trained, one for each distinct token of the "
             f"captions ({', '.join(uncounted)}); give their number as --tokens, or name a finished run"
         )
+
+
+def _purge(options: argparse.Namespace, words: list[str]) -> None:
+    from cleft.learning.purge import plan_purges
+
+    purges = plan_purges(options.places)
+    for purge in purges:
+        size, count = purge.size(), len(purge.files)
+        if options.yes:
+            purge.remove()
+        action = "removed" if options.yes else "would remove"
+        print(f"{purge.place}: {action} {count:,} files, {size / 1e6:,.1f} MB")
+        for folder, held in purge.folders().items():
+            print(f"  {folder}: {held:,} files")
+        for line in purge.left:
+            print(f"  left: {line}")
+    if not options.yes and any(purge.files for purge in purges):
+        print("nothing was removed yet; the same command with --yes removes these files")
 
 
 def _presets(options: argparse.Namespace, words: list[str]) -> None:

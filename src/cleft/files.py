@@ -409,7 +409,7 @@ class Output:
             raise ConfigError(f"{named} is not a regular file; choose another name")
         if not status.st_mode & 0o222:
             raise ConfigError(f"{named} is read-only; choose another name, or make it writable first")
-        if not self._is_ours():
+        if not self.is_ours():
             if any(_is_within(path, place) for place in self.inputs):
                 raise ConfigError(f"{named} is among the files that this command reads; choose another name")
             if not self.overwrite:
@@ -441,7 +441,8 @@ class Output:
             raise ResourceError(f"{self.option} {self.path} cannot be written ({fault.strerror}); {fix}") from fault
         return self.path
 
-    def _is_ours(self) -> bool:
+    def is_ours(self) -> bool:
+        """Return whether the file is as this program wrote it."""
         known = _read_record(self.path.parent).get(self.path.name)
         if not known:
             return False
@@ -496,6 +497,23 @@ def _write_record(folder: Path, known: Mapping[str, Iterable[str]]) -> None:
         plain = name.replace("\\", "\\\\").replace("\n", "\\n")
         lines += [f"{'' if plain == name else chr(92)}{digest}  {plain}\n" for digest in sorted(digests)]
     write_whole(folder / RECORD, "".join(lines).encode(errors="surrogateescape"), mode=None)
+
+
+def csv_text(text: str) -> str:
+    """Return a text cell of a table that a spreadsheet does not run as a formula: a quote in front where it would.
+
+    Numbers, and lists of numbers, stay as they are.
+
+    Example:
+        >>> csv_text("=1+1"), csv_text("-0.5"), csv_text("plain")
+        ("'=1+1", '-0.5', 'plain')
+    """
+    return f"'{text}" if text and text[0] in _FORMULA and not _NUMBERS.fullmatch(text) else text
+
+
+_FORMULA: Final = "=+-@\t\r\n\uff1d\uff0b\uff0d\uff20"
+"""First characters of formulas, also in full width."""
+_NUMBERS: Final = re.compile(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?((; |\.\.)[-+]?[0-9.]+(e[-+]?[0-9]+)?)*", re.IGNORECASE)
 
 
 @contextmanager

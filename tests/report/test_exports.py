@@ -9,6 +9,7 @@ import pytest
 from tests.fakes.fake_runs import evaluation, result
 from tests.fakes.fake_studies import small_study, write_study
 
+from cleft.files import csv_text
 from cleft.report.exports import FIELDS, study_csv, study_latex, tex
 from cleft.report.grid import read_grid
 from cleft.types import Difference, StudyCell, StudyLine
@@ -177,3 +178,22 @@ def test_the_latex_table_compiles(tmp_path, nasty):
         check=False,
     )
     assert run.returncode == 0, run.stdout.decode(errors="replace")[-2000:]
+
+
+@pytest.mark.parametrize("text", ["=cmd()", "+1+cmd", "-2+3", "@SUM(A1)", "\t=x", "\uff1dcmd()"])
+def test_e15_a_formula_in_a_text_cell_is_no_formula(text):
+    assert csv_text(text) == f"'{text}"
+
+
+@pytest.mark.parametrize("text", ["-0.25", "+3", "-1e-05; 0.5", "-0.2..0.3; -0.1..0.4", "", "plain", "a=b"])
+def test_e15_numbers_and_plain_text_stay_as_they_are(text):
+    assert csv_text(text) == text
+
+
+def test_e15_no_cell_of_a_studys_table_is_a_formula(tmp_path):
+    rows = (StudyLine(key="=row", label="+label", heading="@heading", origin="-origin of it"),)
+    folder = small_study(tmp_path, {}, rows=rows)
+    cells = [cell for line in csv.reader(study_csv(read_grid(folder)).splitlines()) for cell in line]
+    assert any("origin of it" in cell for cell in cells)
+    assert not [cell for cell in cells if cell[:1] in ("=", "+", "@")]
+    assert not [cell for cell in cells if cell.startswith("-origin")]

@@ -21,7 +21,7 @@ import logging
 import os
 import socket
 from collections.abc import Collection, Generator, Iterable, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -361,6 +361,15 @@ def _has_learned(folder: Path) -> bool:
     """Whether a training state, or a model, would be lost if the run were begun anew."""
     whole = any((folder / name).exists() for name in ("summary.json", "model.json", "model.safetensors"))
     return whole or any((folder / "states").glob("*.ckpt"))
+
+
+def hold_run(folder: Path) -> AbstractContextManager[None]:
+    """Hold a run folder against other processes, as `open_run` does.
+
+    Raises:
+        ConfigError: If another process holds it.
+    """
+    return _locked(folder / "lock")
 
 
 @contextmanager

@@ -152,7 +152,7 @@ class StateStore(CheckpointIO):
         Raises:
             ResourceError: If the volume of the run folder has less room than that.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         present = sum(path.stat().st_size for _, path in self._files())
         free = shutil.disk_usage(self.folder).free
         if free + present < 3.2 * needed:
@@ -173,10 +173,10 @@ class StateStore(CheckpointIO):
                 time.sleep(pause)
 
     def _write(self, checkpoint: dict[str, Any], stem: str) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         draft = self.folder / f".{stem}.tmp"
         try:
-            with draft.open("wb") as file:
+            with open(draft, "wb", opener=_for_owner) as file:
                 hashing = _Hashing(file)
                 _dump(checkpoint, hashing)
                 file.flush()
@@ -219,6 +219,11 @@ class StateStore(CheckpointIO):
             f"{self.folder}: {reason}: a training state needs {_size(needed)}, {_size(free)} are free; "
             f"the states before it are untouched"
         )
+
+
+def _for_owner(path: str, flags: int) -> int:
+    """Opens a new file that only its owner may read."""
+    return os.open(path, flags, 0o600)
 
 
 def tensor_bytes(tree: Any) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from cleft.files import csv_text
 from cleft.report.grid import Filled, Grid, Number
 from cleft.report.headings import METRICS, as_printed, in_percent, table_heads
 from cleft.report.paper import MARKS, QUOTED, Quoted, quoted
@@ -54,6 +55,10 @@ def study_csv(grid: Grid) -> str:
     file = io.StringIO()
     table = csv.DictWriter(file, FIELDS, lineterminator="\n", restval="")
     table.writeheader()
+
+    def write(line: Mapping[str, str | int | float | None]) -> None:
+        table.writerow({name: csv_text(value) if isinstance(value, str) else value for name, value in line.items()})
+
     corrected, family = corrected_p_values(grid)
     for row in grid.study.rows:
         for column in grid.study.columns:
@@ -62,7 +67,7 @@ def study_csv(grid: Grid) -> str:
                 paper = quoted(grid.study.name, row.key, column.key, metric)
                 state = "absent" if filled is None else filled.cell.state
                 line = _line(grid, row.key, column, metric, grid.number(row, column, metric))
-                table.writerow(
+                write(
                     {
                         **line,
                         "heading": row.heading,
@@ -77,7 +82,7 @@ def study_csv(grid: Grid) -> str:
             for metric in column.metrics:
                 number = grid.floor(rule, column, metric)
                 if number is not None:
-                    table.writerow({**_line(grid, rule, column, metric, number), "state": "floor"})
+                    write({**_line(grid, rule, column, metric, number), "state": "floor"})
     return file.getvalue()
 
 

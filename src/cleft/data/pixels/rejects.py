@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from cleft.errors import DataError
-from cleft.files import Output
+from cleft.files import Output, csv_text
 
 _EXAMPLES = 3
 """Files named per reason."""
@@ -66,8 +66,7 @@ def write_rejects(output: Output, reasons: Mapping[str, str]) -> None:
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["id", "reason"])
-    # A spreadsheet would run an id that looks like a formula.
-    table.writerows((f"'{name}" if name[:1] in "=+-@\t\r" else name, reasons[name]) for name in sorted(reasons))
+    table.writerows((csv_text(name), reasons[name]) for name in sorted(reasons))
     output.write(text.getvalue())
 
 
