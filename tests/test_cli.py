@@ -389,10 +389,34 @@ def test_help_answers_at_once():
     assert min(seconds) < 0.5
 
 
-def test_the_help_of_a_stage_lists_every_setting(capsys):
-    with pytest.raises(SystemExit):
-        main(["pretrain", "--help"])
+WITH_SETTINGS = ("pretrain", "learn-context", "classify", "reproduce", "data check", "data split", "data prepare")
+
+
+@pytest.mark.parametrize(
+    "command", [*WITH_SETTINGS, "evaluate", "report", "import", "data", "data phantoms", "sizes", ""]
+)
+def test_help_is_short(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as ended:
+        main([*command.split(), "--help"])
+    out = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert len(out.splitlines()) <= 80
+    assert ("--help-all lists all" in out) == (command in WITH_SETTINGS)
+
+
+@pytest.mark.parametrize("command", WITH_SETTINGS)
+def test_the_long_help_lists_every_setting_and_the_short_one_says_what_each_means(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([*command.split(), "--help-all"])
+    assert ended.value.code == 0
     assert "--text.end_token_attends_itself" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--help"])
+    usual = capsys.readouterr().out.partition("--help-all lists all:")[2]
+    told = re.findall(r"^  --([\w.]+) +(\S.*)$", usual, re.MULTILINE)
+    assert len(told) >= 5
+    assert all(len(meaning) > 3 for _, meaning in told)
 
 
 def test_openais_archive_becomes_a_folder_with_clips_file_of_merges(tmp_path, capsys):

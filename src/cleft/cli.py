@@ -438,15 +438,60 @@ def _overwrite(parser: argparse.ArgumentParser) -> None:
     )
 
 
+_OF_DATA = ("data.dataset", "data.table", "data.views", "data.split", "data.split_file", "data.test_list")
+_OF_READING = (*_OF_DATA, "data.val_fraction", "data.test_fraction", "data.exclude", "data.uncertain", "data.max_bad")
+_OF_MACHINE = ("data.workers", "data.cache", "train.accelerator", "train.precision")
+_USUAL: dict[str, tuple[str, ...]] = {
+    "pretrain": (
+        *("data.root", *_OF_DATA, "classes", "images.size", "image.model", "text.model", "text.adapt", "loss.name"),
+        *("optim.lr", "optim.steps", "train.batch_size", "train.devices", "seed", *_OF_MACHINE),
+    ),
+    "learn-context": (
+        *("data.root", "classes", "wording", "context.length", "context.init", "context.batch_size"),
+        *("context.optim.lr", "context.optim.steps", "seed", *_OF_MACHINE),
+    ),
+    "classify": (
+        *("data.split", "data.split_file", "data.exclude", "classify.choose", "classify.steps", "classify.lr"),
+        *("classify.augment", "image.pooling", "seed", *_OF_MACHINE),
+    ),
+    "reproduce": ("data.people", "data.split", "classify.protocol", "optim.steps", "train.batch_size", *_OF_MACHINE),
+    "check": (*_OF_READING, "images.stored_size"),
+    "split": _OF_READING,
+    "prepare": ("data.dataset", "data.table", "data.max_bad", "data.cache", "images.recipe", "images.stored_size"),
+}
+"""Settings that the short help of a verb lists."""
+
+
 class _VerbParser(argparse.ArgumentParser):
-    """A parser whose help goes on with every setting, where its verb takes settings."""
+    """A parser whose help goes on with settings, where its verb takes settings: the usual ones, or all."""
 
     takes_settings = False
+    every_setting = False
 
     def format_help(self) -> str:
-        from cleft.config import settings_help
+        from cleft.config import settings_help, short_settings_help
 
-        return super().format_help() + (f"\nsettings:\n{settings_help()}" if self.takes_settings else "")
+        told = super().format_help()
+        if not self.takes_settings:
+            return told
+        if self.every_setting:
+            return f"{told}\nsettings:\n{settings_help()}"
+        usual = short_settings_help(_USUAL[self.prog.rpartition(" ")[2]])
+        return f"{told}\nsettings, each as --name value; these are the usual ones, --help-all lists all:\n{usual}\n"
+
+
+class _HelpAll(argparse.Action):
+    """Prints the help with every setting."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        told = "show this help message with every setting and exit"
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=told)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object, **__: object) -> None:
+        assert isinstance(parser, _VerbParser)
+        parser.every_setting = True
+        parser.print_help()
+        parser.exit()
 
 
 def _verb(
@@ -460,6 +505,8 @@ def _verb(
     description = summary[0].upper() + summary[1:] + "."
     parser = verbs.add_parser(name, help=summary, description=description, allow_abbrev=False)
     parser.takes_settings = takes_settings
+    if takes_settings:
+        parser.add_argument("--help-all", action=_HelpAll)
     parser.set_defaults(run_verb=run, takes_settings=takes_settings)
     return parser
 

@@ -12,6 +12,7 @@ from cleft.config.loading import (
     preset_names,
     preset_summaries,
     settings_help,
+    short_settings_help,
     text_rule,
 )
 from cleft.config.tree import (
@@ -58,6 +59,7 @@ __all__ = [
     "preset_names",
     "preset_summaries",
     "settings_help",
+    "short_settings_help",
     "text_rule",
     "usual_split",
 ]

@@ -8,6 +8,7 @@ import functools
 import os
 import re
 import shlex
+import textwrap
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -96,6 +97,20 @@ def settings_help() -> str:
     """Every setting with its type, default and meaning."""
     _, _, settings = settings_parser("cleft", "cleft", "").format_help().partition("exit.\n")
     return re.sub(r"  --[\w.]+ CONFIG +Path to a configuration file.\n", "", settings)
+
+
+def short_settings_help(keys: Sequence[str]) -> str:
+    """Returns one to three lines for each of some settings: its name, the first clause of its meaning, its choices."""
+    text = settings_help()
+    lines: list[str] = []
+    for key in keys:
+        named = rf"^  --{re.escape(key)} (?:\[[^]]*\]|{{[^}}]*}}|\S+)\s+(.*?)\(type: "
+        found = re.search(named, text, re.MULTILINE | re.DOTALL)
+        meaning = " ".join(re.sub(r"-\n\s+", "-", found[1]).split()) if found else ""
+        clause, choices = re.split(r"[.;:](?: |$)", meaning)[0], _allowed(key)
+        told = f"{clause}: {', '.join(choices)}" if choices and not clause.startswith("`") else clause
+        lines += textwrap.wrap(f"--{key:21} {told}", 100, initial_indent="  ", subsequent_indent=" " * 26)
+    return "\n".join(lines)
 
 
 def load_settings(source: str | Path, overrides: str | Sequence[str] = ()) -> Settings:

@@ -20,8 +20,7 @@ class DataConfig:
     """Which images and labels, and how they are told apart."""
 
     dataset: Literal["chexpert", "rsna", "embed", "nih", "mimic", "iu-xray", "manifest"] = "chexpert"
-    """`chexpert`, `rsna`, `embed`, `nih`, `mimic`, `iu-xray`, or `manifest`: your own table (`cleft data template`
-    writes an example)."""
+    """Which layout the folder has. `manifest` is your own table (`cleft data template` writes an example)."""
     root: Path | None = None
     """Folder that holds the unpacked download, or your own table and images."""
     table: str | None = None
@@ -336,10 +335,10 @@ class LossConfig:
     """The joint space, and what pulls images to captions in it."""
 
     name: Literal["info_nce", "label_aware_nce", "soft_overlap_nce", "sigmoid"] = "info_nce"
-    """`info_nce`: Eq. 1; equal captions count as negatives. `label_aware_nce`: equal captions are positives.
-    `soft_overlap_nce`: targets grow with the overlap of the positive findings. `sigmoid`: every image and caption is a
-    question of its own, do they belong together (SigLIP, which begins at `temperature: 0.1`). Used by the methods
-    `cleft` and `clip`; the others have a loss of their own."""
+    """What training minimises. `info_nce`: Eq. 1; equal captions count as negatives. `label_aware_nce`: equal captions
+    are positives. `soft_overlap_nce`: targets grow with the overlap of the positive findings. `sigmoid`: every image
+    and caption is a question of its own, do they belong together (SigLIP, which begins at `temperature: 0.1`). Used by
+    the methods `cleft` and `clip`; the others have a loss of their own."""
     embed_dim: int = 512
     """Width of the joint space."""
     projection: Literal["linear", "linear-no-bias", "mlp", "mlp-norm", "mlp-gelu", "to-text"] = "linear"
@@ -498,6 +497,7 @@ class TrainConfig:
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     """Trained weights keep float32 masters in every case."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """What computes; `auto` is a graphics card where there is one."""
     devices: int | Literal["auto"] = "auto"
     """Cards, or on a CPU processes, per machine. `auto`: as many as the launcher (torchrun, srun, mpirun) started, or
     one without a launcher."""
@@ -637,6 +637,7 @@ class Settings:
     restored; no zero-shot classification follows. Each has a preset, `baseline-<method>`. `image-only`: nothing; the
     image tower stays as it is, random or as it was published, for linear probes and fine-tuning to start from."""
     seed: int = 0
+    """Draws first weights, the order of images and their random views."""
     classes: tuple[str, ...] = ("chexpert-5",)
     """Classes that stage two and zero-shot classification tell apart: the name of a set, or findings."""
     wording: str = "default"
