@@ -2,6 +2,8 @@
 
 import csv
 import os
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -11,7 +13,8 @@ import pytest
 from tests.tools.ranks import free_port
 from tests.tools.tiny_runs import CLASSES, write_drawings
 
-from cleft.cli import main
+from cleft.cli import _apart, _parser, main
+from cleft.config import load_settings
 
 RANK_1 = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 
@@ -41,6 +44,36 @@ def test_a_wrong_setting_is_reported_by_one_process_of_a_machine(monkeypatch, ca
         monkeypatch.setenv(name, value)
     assert main(["pretrain", "demo", "--train.devices=3"]) == 2
     assert capsys.readouterr() == ("", "")
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "train-on-several-cards.md"
+
+
+def launched_commands():
+    """Lines of the page that begin with a launcher."""
+    return re.findall(r"^ *((?:torchrun|srun) .*)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("line", launched_commands(), ids=lambda line: " ".join(line.split()[:4]))
+def test_every_launched_command_of_the_page_can_be_typed(line):
+    launcher, *words = shlex.split(line)
+    if launcher == "torchrun":
+        from torch.distributed.run import get_args_parser
+
+        options = get_args_parser().parse_args(words)  # as torchrun reads its own command line
+        assert options.module
+        words = [options.training_script, *options.training_script_args]
+    else:
+        words = [word for word in words if not word.startswith("--kill")]
+    assert words[0] == "cleft"
+    own, settings = _apart(words[1:])
+    options, rest = _parser().parse_known_args(own)
+    assert options.run
+    load_settings(options.preset, [*rest, *settings])
+
+
+def test_the_page_has_commands_of_torchrun_and_of_slurm():
+    assert [line.split()[0] for line in launched_commands()] == ["torchrun", "torchrun", "srun"]
 
 
 @pytest.fixture(scope="module")

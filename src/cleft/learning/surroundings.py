@@ -60,7 +60,7 @@ def keep_environment(path: Path, stage: Stage, *, processes: int = 1) -> None:
         differing = [f"{name} {before.get(name)} → {value}" for name, value in now.items() if before.get(name) != value]
         if differing:
             log.warning("%s: no longer bit-equal, because %s", path.parent, "; ".join(differing))
-        if "models" in old:
+        if isinstance(old.get("models"), dict):
             new["models"] = old["models"]
     write_json(path, new)
 
@@ -78,7 +78,8 @@ def keep_commits(path: Path, settings: Settings) -> None:
     if not new:
         return
     environment = _read_environment(path) or {}
-    old: dict[str, Any] = environment.get("models", {})
+    known: Any = environment.get("models")
+    old: dict[str, Any] = cast("dict[str, Any]", known) if isinstance(known, dict) else {}
     for key, model in new.items():
         before = old.get(key, model)
         if before != model:
@@ -87,7 +88,7 @@ def keep_commits(path: Path, settings: Settings) -> None:
                 path.parent,
                 key,
                 model["name"],
-                before.get("commit"),
+                before.get("commit") if isinstance(before, dict) else before,
                 model["commit"],
             )
         elif key not in old:
