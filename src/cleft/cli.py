@@ -733,6 +733,8 @@ def _import(options: argparse.Namespace, words: list[str]) -> None:
     )
     print(f"{out}: {told_reading(load_run_settings(out))}")
     description = peek_description(out)
+    if description.get("context_length"):
+        print(f"{out}: holds a learned context of {description['context_length']} vectors, which cleft evaluate uses")
     if is_image_only(description):
         print(f"{out} is an image tower; next: cleft classify {_typed(out)} --data chexpert:<folder> --allow-overlap")
     elif description["token_ids"]:

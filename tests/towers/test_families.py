@@ -5,6 +5,7 @@ import torch
 from tests.fakes.families import CAUSAL_FAMILIES, FAMILIES
 from tests.fakes.models import fake_images, fake_settings
 from tests.fakes.texts import CAPTIONS, error, gradients, read
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from cleft.config import TextTowerConfig
 from cleft.errors import CleftError, ConfigError
@@ -12,6 +13,7 @@ from cleft.towers.adapt import ADAPTERS
 from cleft.towers.checkpoint import load_model, save_model
 from cleft.towers.methods import build_model
 from cleft.towers.text import TextTower, build_text_tower
+from cleft.towers.tokens import learn_tokenizer
 
 NAMES = ["edema", "pleural effusion"]
 WITHOUT_PREFIX = {
@@ -157,6 +159,36 @@ def test_a_context_as_wide_as_the_embedding_is_saved_and_loaded(tmp_path, family
         assert torch.equal(again.encode_image(fake_images()), model.encode_image(fake_images()))
     with pytest.raises(ValueError, match=r"the text tower wants \[L, 16\]"):
         model.set_context(torch.randn(4, 32))
+
+
+def test_weights_that_a_family_fixes_stay_fixed_when_all_others_are_trained():
+    for family, fixed in (("roformer", "embed_positions.weight"), ("esm", "contact_head.regression.weight")):
+        built = tower(family, adapt="full")
+        built.encode(CAPTIONS)[:, 0].sum().backward()
+        still = [name for name, weight in built.named_parameters() if not weight.requires_grad]
+        assert any(name.endswith(fixed) for name in still)
+        assert all(weight.grad is not None for weight in built.parameters() if weight.requires_grad)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_a_folder_with_the_head_of_a_language_model_is_read_as_transformers_reads_it(tmp_path, family):
+    causal = family in CAUSAL_FAMILIES
+    tokenizer = learn_tokenizer(CAPTIONS, causal=causal)
+    tokenizer.save_pretrained(tmp_path)
+    options = {name: value for name, value in FAMILIES[family].items() if name != "model_type"}
+    ids = dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.eos_token_id)
+    options |= {**ids, "pad_token_id": tokenizer.pad_token_id, "vocab_size": len(tokenizer) + 5}
+    config = AutoConfig.for_model(FAMILIES[family]["model_type"], **options)
+    whole = (AutoModelForCausalLM if causal else AutoModelForMaskedLM).from_config(config).eval()
+    whole.save_pretrained(tmp_path)
+    frozen = TextTowerConfig(model=str(tmp_path), adapt="frozen", train_embeddings=False, max_tokens=16)
+    built = build_text_tower(frozen, CAPTIONS).eval()
+    tokens = torch.tensor(built.tokens.encode(CAPTIONS[2:3]))
+    with torch.no_grad():
+        theirs = whole.base_model(input_ids=tokens).last_hidden_state
+        ours = built.lm(tokens, torch.ones_like(tokens, dtype=torch.bool), torch.arange(tokens.shape[1])[None])
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.slow

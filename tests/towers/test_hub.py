@@ -1,5 +1,6 @@
 """Loading weights with transformers prints nothing, starts no thread and asks no web service."""
 
+import json
 import logging
 import os
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModel, BertConfig, BertForMaskedLM, modeling_utils
 
-from cleft.towers.hub import pretrained_model, quiet_transformers, random_model, read_config
+from cleft.towers.hub import config_from, pretrained_model, quiet_transformers, random_model, read_config
 
 SHAPE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 32}
 
@@ -44,6 +45,15 @@ def test_loading_reports_nothing_and_logging_is_as_before(published, records, ca
     AutoModel.from_pretrained(published)
     assert any("LOAD REPORT" in record for record in records)  # by itself transformers does report
     assert model.config.hidden_size == 16
+
+
+def test_configurations_with_tokens_beyond_the_vocabulary_are_read_in_silence(tmp_path, records):
+    BertConfig(**SHAPE).save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**content, "eos_token_id": 50_256}))
+    read_config(str(tmp_path), "text.model")
+    config_from({"model_type": "gpt2", "vocab_size": 99, "eos_token_id": 50_256}, "text.scratch")
+    assert records == []
 
 
 @pytest.mark.parametrize("before", [None, "0"])

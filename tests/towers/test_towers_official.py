@@ -12,6 +12,7 @@ from tests.fakes.models import CAPTIONS, write_language_model
 from tests.fakes.official import official_state, prompt_tuned, write_official
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
+from cleft.cli import main
 from cleft.config import load_run_settings
 from cleft.errors import CheckpointError, ConfigError
 from cleft.towers.checkpoint import load_model
@@ -338,6 +339,12 @@ def test_the_file_of_the_second_stage_holds_the_first_and_a_context(tmp_path, ki
     assert second.context.shape == (6, 32)
     assert load_run_settings(out).context.length == 6
     assert second.text_tower.config.adapt == ("frozen" if kind == "none" else kind)
+
+
+def test_the_command_says_that_a_context_came_with_the_model(tmp_path, capsys):
+    path = write_official(tmp_path / "second.ckpt", prompt_tuned(official_state()))
+    assert main(["import", str(path), "--out", str(tmp_path / "ours"), "--size", "56"]) == 0
+    assert "ours: holds a learned context of 6 vectors, which cleft evaluate uses" in capsys.readouterr().out
 
 
 def test_a_context_of_another_width_or_another_embedding_is_refused(tmp_path):

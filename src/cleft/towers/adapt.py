@@ -34,6 +34,10 @@ class _CachedShape(NamedTuple):
     values: tuple[int, int]
 
 
+_UNREAD = "contact_head."
+"""A head inside ESM that no feature depends on."""
+
+
 def adapt(model: LanguageModel, config: TextTowerConfig, tokens: Sequence[int] = ()) -> LanguageModel:
     """Lets the right weights of a language model move.
 
@@ -49,8 +53,11 @@ def adapt(model: LanguageModel, config: TextTowerConfig, tokens: Sequence[int] =
     Raises:
         ConfigError: If no layers to adapt are set or found, or an option contradicts another.
     """
+    fixed = [weight for name, weight in model.named_parameters() if not weight.requires_grad or _UNREAD in name]
     model.requires_grad_(False)
     ADAPTERS[config.adapt](model, config)
+    for weight in fixed:
+        weight.requires_grad_(False)
     if config.train_embeddings and config.adapt != "full" and tokens:
         model.model.set_input_embeddings(TrainedRows(model.model.get_input_embeddings(), tokens))
     if config.gradient_checkpointing:

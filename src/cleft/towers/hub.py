@@ -55,7 +55,8 @@ def config_from(description: Mapping[str, Any], where: str) -> PreTrainedConfig:
     try:
         known = set(AutoConfig.for_model(kind).to_dict()) | set(CONFIG_MAPPING[kind].attribute_map)
         _refuse_unknown(options, known, f"{where} ({kind})")
-        return AutoConfig.for_model(kind, **options)
+        with quiet_transformers():
+            return AutoConfig.for_model(kind, **options)
     except (StrictDataclassError, TypeError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
@@ -88,7 +89,8 @@ def read_config(model: str, setting: str) -> PreTrainedConfig:
         raise ConfigError(f"{setting}={model!r}: this transformers knows no model_type {kind!r}; upgrade it")
     options = {name: value for name, value in content.items() if name not in ("model_type", *_CODE)}
     try:
-        return AutoConfig.for_model(kind, **options)
+        with quiet_transformers():
+            return AutoConfig.for_model(kind, **options)
     except Exception as error:  # each family checks its options in its own way, or not at all
         raise ConfigError(
             f"{setting}={model!r}: its config.json describes no {kind} ({_first_line(error)}); copy it again"
