@@ -10,6 +10,7 @@ from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_s
 
 from cleft.errors import NumericsError
 from cleft.evaluation.metrics import (
+    Interval,
     accuracy,
     auc,
     average_precision,
@@ -17,6 +18,7 @@ from cleft.evaluation.metrics import (
     intervals,
     mean_of,
     once,
+    paired_intervals,
     ranking_statistics,
     roc_points,
     sensitivity_at,
@@ -159,6 +161,11 @@ def test_statistics_of_the_same_resamples_share_one_computation():
     one, other = np.ones(3), np.ones(3)
     assert [shared(one), shared(one), shared(other), shared(one)] == [3, 3, 3, 3]
     assert [each is one for each in computed] == [True, False, True]
+
+
+def test_a_difference_of_nothing_has_p_one():
+    [found] = paired_intervals([lambda counts: np.zeros(len(counts))], [str(i) for i in range(30)], resamples=50)
+    assert found == (Interval((0.0, 0.0), None), 1.0)
 
 
 def test_an_interval_of_equal_hits_has_no_width():

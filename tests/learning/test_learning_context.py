@@ -141,6 +141,10 @@ def test_a_class_without_an_image_is_named():
     with pytest.raises(DataError, match="no training image shows Pneumonia and no other of the classes") as raised:
         check_classes(choose_targets(RECORDS, classes, "drop"), classes, "drop")
     assert raised.value.reason == "empty-class"
+    assert "set context.several_positives=soft" in str(raised.value)
+    with pytest.raises(DataError, match="no training image shows Pneumonia") as raised:
+        check_classes(choose_targets(RECORDS, classes, "soft"), classes, "soft")
+    assert "several_positives" not in str(raised.value)
     with pytest.raises(ConfigError, match="at least two"):
         check_classes(choose_targets(RECORDS, ["Edema"], "drop"), ["Edema"], "drop")
 
@@ -184,6 +188,15 @@ def test_a3_asked_to_stop_while_images_are_encoded(source, settings, tmp_path, m
     monkeypatch.setattr(stage, "StopFlag", Asked)
     with pytest.raises(Terminated, match="while encoding images; nothing was learned yet"):
         learn_context(source, settings, tmp_path / "run")
+
+
+def test_without_a_validation_image_the_last_context_is_kept(source, settings, tmp_path, caplog):
+    optim = replace(settings.context.optim, steps=2, warmup_steps=0)
+    short = replace(settings, context=replace(settings.context, optim=optim))
+    learn_context(source, short, tmp_path / "with")
+    assert "the last context is kept" not in caplog.text
+    learn_context(source, replace(short, data=replace(short.data, val_fraction=0.0)), tmp_path / "without")
+    assert "no validation image shows exactly one of the classes: the last context is kept" in caplog.text
 
 
 def test_images_that_no_step_draws_are_not_encoded(source, settings, tmp_path):

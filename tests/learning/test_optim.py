@@ -58,6 +58,15 @@ def test_g10_a_model_without_moving_weights_is_refused():
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_the_optimiser_is_the_one_named(name):
+    optimizer = build_optimizer(Model(), OptimConfig(name=name, momentum=0.8, betas=(0.7, 0.95)))
+    expected = {"adamw": (torch.optim.AdamW, "betas", (0.7, 0.95)), "sgd": (torch.optim.SGD, "momentum", 0.8)}
+    kind, option, value = expected[name]
+    assert type(optimizer) is kind
+    assert optimizer.defaults[option] == value
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
 def test_one_step_moves_only_what_may_move(name):
     model = Model()
     before = {key: weight.clone() for key, weight in model.state_dict().items()}

@@ -42,7 +42,7 @@ TARGETS = {
     "cleft.data.splits.balanced": ["tests/data/splits"],
     "cleft.data.splits.per_class": ["tests/data/splits"],
     "cleft.data.orders": ["tests/data/test_orders.py"],
-    "cleft.evaluation.metrics": ["tests/evaluation/test_metrics.py"],
+    "cleft.evaluation.metrics": ["tests/evaluation/test_metrics.py", "tests/evaluation/test_compare.py"],
 }
 """Module to the tests that must notice its faults. No module itself: pytest would read its file, not the fault."""
 

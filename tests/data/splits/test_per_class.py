@@ -62,6 +62,12 @@ def test_too_few_images_are_refused_with_counts_and_a_remedy():
         balanced(many(), ["A", "B"], 25)
 
 
+def test_the_remedy_is_what_the_rarest_class_has():
+    records = [*many(), *(record(200 + i, f"r{i}", "C") for i in range(3))]
+    with pytest.raises(DataError, match=r"B 20 .*C 3 .*; set --per-class 3, allow more"):
+        balanced(records, ["B", "C"], 25)
+
+
 def test_too_few_patients_are_refused_too():
     records = [record(i, f"p{i % 2}", "A") for i in range(30)]
     with pytest.raises(DataError, match=r"at most 4 of a patient, cannot be had: A 8 \(of 30 images of 2 patients\)"):

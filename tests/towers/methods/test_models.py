@@ -48,6 +48,7 @@ def words_by_hand(model, text, layers):
 
 def test_gloria_reads_regions_and_sums_of_pieces_and_layers(root):
     model = model_of("gloria", root).eval()
+    assert model.text_tower.read_words(TEXTS).words.shape[1] == max(len(text.split()) for text in TEXTS) + 2
     read = model.read(images_of(), TEXTS)
     for row, text in enumerate(TEXTS):
         words = words_by_hand(model, text, [-1, -2, -3, -4])
