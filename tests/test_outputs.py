@@ -147,6 +147,18 @@ def test_not_even_overwrite_replaces_what_the_command_reads(option, typed, stock
     assert exclude.read_text() == "patient\np001\n"
 
 
+def test_not_even_overwrite_replaces_the_settings_that_the_command_reads(typed, stock, tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(f"extends: tiny\ndata:\n  dataset: manifest\n  root: {stock / 'drawings'}\n")
+    before = mine.read_text()
+    for option in ("--page", "--json"):
+        code, said = typed(["data", "check", str(mine), option, "{out}", "--overwrite"], mine)
+        assert code == 2
+        assert "is among the files that this command reads" in said
+    assert typed(["data", "prepare", str(mine), "--rejects", "{out}", "--overwrite"], mine)[0] == 2
+    assert mine.read_text() == before
+
+
 def test_an_output_that_has_a_second_name_leaves_the_other_as_it_is(tmp_path):
     (tmp_path / "mine.csv").write_text(MINE)
     (tmp_path / "out.csv").hardlink_to(tmp_path / "mine.csv")

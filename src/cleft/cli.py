@@ -763,7 +763,10 @@ def _data_check(options: argparse.Namespace, words: list[str]) -> int:
         decode=options.decode, pictures=options.images if options.page else 0, seed=settings.seed, progress=True
     )
     page, machine = (
-        out and Output(out, option, overwrite=options.overwrite, inputs=_inputs(settings.data), mode=0o600).check()
+        out
+        and Output(
+            out, option, overwrite=options.overwrite, inputs=_inputs(options.source, settings.data), mode=0o600
+        ).check()
         for option, out in (("--page", options.page), ("--json", options.json))
     )
     if page and machine and page.path.absolute() == machine.path.absolute():
@@ -808,10 +811,11 @@ def _data_settings(options: argparse.Namespace, words: list[str]) -> tuple[Setti
     )
 
 
-def _inputs(config: DataConfig) -> tuple[Path, ...]:
-    """Every file and folder that settings of data name."""
+def _inputs(source: str, config: DataConfig) -> tuple[Path, ...]:
+    """Every file and folder that is read: the preset or run, and those that settings of data name."""
     lists = (config.split_file, config.test_list, config.mapping, config.exclude)
-    return tuple(path for path in (config.root, config.reports, config.bank, *lists) if path is not None)
+    held = (Path(source), config.root, config.reports, config.bank, *lists)
+    return tuple(path for path in held if path is not None)
 
 
 def _some(text: str) -> int | None:
@@ -866,7 +870,7 @@ def _data_prepare(options: argparse.Namespace, words: list[str]) -> None:
         options.rejects or cache / f"rejects-{settings.data.dataset}.csv",
         "--rejects" if options.rejects else "data.cache:",
         overwrite=options.overwrite,
-        inputs=_inputs(settings.data),
+        inputs=_inputs(options.source, settings.data),
         mode=0o600,
     ).check()
     reading = read_dataset(settings.data)

@@ -50,7 +50,8 @@ def test_o7_caches_embeddings_and_states_are_for_their_owner_alone(home):
             if path.name not in (".cleft-written", "lock"):
                 modes.setdefault("folder" if path.is_dir() else "file", set()).add(stat.S_IMODE(path.stat().st_mode))
     assert modes == {"folder": {0o700}, "file": {0o600}}
-    assert stat.S_IMODE((home / "plain" / "states").stat().st_mode) == 0o700
+    for place in (home / "plain" / "states", home / "plain" / "embeddings", home / "cache"):
+        assert stat.S_IMODE(place.stat().st_mode) == 0o700
 
 
 def test_o7_nothing_is_removed_without_yes_and_everything_is_told(home, capsys):

@@ -11,7 +11,7 @@ from tests.tools.forks import forked
 
 from cleft.config import Settings, load_settings
 from cleft.errors import ConfigError, DataError, ResourceError
-from cleft.learning.run import carried_facts, open_run, seen_patients, split_facts
+from cleft.learning.run import carried_facts, is_run, open_run, seen_patients, split_facts
 
 SETTINGS = Settings()
 FACTS = split_facts(
@@ -29,6 +29,18 @@ def test_a_new_run_keeps_its_settings_and_surroundings(tmp_path):
         assert run.summary() is None
         run.finish({"best_step": 7})
         assert run.summary() == {"stage": "pretrain", "best_step": 7}
+
+
+def test_a_run_of_an_earlier_version_is_known_by_any_of_its_files_and_settings_of_a_user_are_no_run(tmp_path):
+    keep(tmp_path / "run")
+    settings = tmp_path / "run" / "config.yaml"
+    settings.write_text(settings.read_text().partition("\n")[2])
+    for name in ("environment.json", "split.json"):
+        assert is_run(tmp_path / "run"), name
+        (tmp_path / "run" / name).unlink()
+    assert not is_run(tmp_path / "run")
+    (tmp_path / "run" / "environment.json").write_text('{"stage": "mine"}')
+    assert not is_run(tmp_path / "run")
 
 
 def test_a12_a_second_process_is_refused_with_pid_and_host(tmp_path):

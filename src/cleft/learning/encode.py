@@ -236,7 +236,8 @@ def _store(place: Path, name: str, key: Mapping[str, str], embeds: Tensor) -> No
     """Writes the rows, then the manifest that makes them valid: killed in between, they are not used."""
     data = save({name: np.ascontiguousarray(embeds.numpy())})
     try:
-        place.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for folder in (place.parent, place):  # parents would get the usual mode
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         (place / _MANIFEST).unlink(missing_ok=True)
         write_whole(place / f"{name}.safetensors", data)
         write_whole(place / _MANIFEST, json.dumps(_manifest(key, len(embeds), data), indent=1).encode())

@@ -321,9 +321,10 @@ def is_run(folder: Path) -> bool:
     try:  # as earlier versions wrote them
         stage = stage_of(folder)
         model = find_json(folder / "model.json") or {}
+        split = find_json(folder / "split.json") or {}
     except DataError:
         return True  # a damaged run is not somebody else's folder; what reads these files reports the damage
-    return stage in get_args(Stage) or {"schema", "files"} <= set(model)
+    return stage in get_args(Stage) or {"schema", "files"} <= set(model) or {"digest", "patients"} <= set(split)
 
 
 def _check_settings(folder: Path, settings: Settings, stage: Stage) -> None:

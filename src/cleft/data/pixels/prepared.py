@@ -302,7 +302,8 @@ def _recognise(shelf: Shelf, paths: Sequence[Path], *, progress: bool) -> dict[P
 def _open_for_writing(home: Path, config: ImagesConfig) -> Generator[bool]:
     with ExitStack() as stack:
         try:
-            home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for folder in (home.parent, home):  # parents would get the usual mode
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             alone = stack.enter_context(lock(home))
             keep_settings(home, config)
         except OSError as error:
