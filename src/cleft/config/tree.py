@@ -103,7 +103,8 @@ class DataConfig:
     max_bad: float = 0.01
     """Share of images that may be missing or unreadable before the run stops."""
     workers: int = 0
-    """Processes that load batches, and before that decode what is not prepared yet. Never changes a result."""
+    """Processes that load batches, and before that decode what is not prepared yet; with 0 one decodes and none loads.
+    Never changes a result."""
     timeout: int = 120
     """Seconds to wait for a batch of these processes before the run stops, e.g. where a network disk hangs."""
     cache: Path | None = None

@@ -10,7 +10,14 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLosslessSV1, JPEGLSLossless
+from pydicom.uid import (
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    RLELossless,
+)
 from tests.fakes.dicom import dicom_bytes, encapsulated_bytes
 
 from cleft.data.pixels.decoders import decode_gray
@@ -103,6 +110,36 @@ def test_a_marker_within_jpeg_2000_data_is_refused(capfd):
     data[-3000:-2998] = b"\xff\xb0"
     assert reason(bytes(data)) == "malformed"
     assert capfd.readouterr().err == ""
+
+
+def rle(*segments):
+    """A frame in RLE Lossless data."""
+    offsets = [64 + sum(map(len, segments[:number])) for number in range(len(segments))]
+    return struct.pack("<16I", len(segments), *offsets, *[0] * (15 - len(segments))) + b"".join(segments)
+
+
+ROWS = b"".join(b"\x3f" + bytes((3 * x + y) % 256 for x in range(64)) for y in range(48))
+
+
+@pytest.mark.parametrize(
+    ("stream", "expected"),
+    [
+        (rle(ROWS), ""),
+        (rle(ROWS + b"\0"), ""),
+        (rle(b"\x80" + ROWS + b"\x80\x80"), ""),
+        (rle(ROWS[:-65] + b"\xc1\x07"), ""),
+        (rle(ROWS[:-65] + b"\xc0\x07"), "malformed"),
+        (rle(ROWS[:-65] + b"\xc2\x07"), "truncated"),
+        (rle(ROWS[:-65]), "truncated"),
+        (rle(ROWS[:-3]), "truncated"),
+        (rle(ROWS + ROWS[:65]), "malformed"),
+        (rle(ROWS, ROWS), "malformed"),
+        (rle(ROWS)[:40], "truncated"),
+        (b"\1\0\0\0\x44" + rle(ROWS)[5:], "malformed"),
+    ],
+)
+def test_segments_of_rle_have_the_length_of_the_pixels(stream, expected):
+    assert reason(encapsulated_bytes([stream + bytes(len(stream) % 2)], PIXELS[:48, :64], RLELossless)) == expected
 
 
 def edits():

@@ -48,7 +48,12 @@ from cleft.data.pixels.dicom_display import show
 from cleft.data.pixels.dicom_files import Parsed, parse_dicom, quiet
 from cleft.data.pixels.dicom_frames import frame_stream
 from cleft.data.pixels.dicom_grayscale import GRAYSCALE_TAGS, read_grayscale
-from cleft.data.pixels.integrity import check_jpeg2000_structure, check_jpeg_scans, check_jpeg_structure
+from cleft.data.pixels.integrity import (
+    check_jpeg2000_structure,
+    check_jpeg_scans,
+    check_jpeg_structure,
+    check_rle_segments,
+)
 from cleft.data.pixels.syntaxes import decodable
 from cleft.errors import DataError
 
@@ -164,7 +169,10 @@ def _check_encoding(parsed: Parsed, layout: Layout, frame: int, name: Path | str
     if syntax.is_compressed:
         stream = frame_stream(data, frame, layout.frames, parsed.dataset)
         image = _Image(layout, frame, stream)
-        if syntax != RLELossless:
+        if syntax == RLELossless:
+            depth = 1 if _is_shallow(stream, syntax) else layout.allocated // 8
+            check_rle_segments(stream, layout.samples * depth, layout.rows * layout.columns, name)
+        else:
             _check_stream(stream, syntax, image, name)
         return image
     size = layout.rows * layout.columns * layout.samples * layout.allocated // 8

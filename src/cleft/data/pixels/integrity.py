@@ -11,6 +11,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import ceil
 from pathlib import Path
 from typing import NoReturn
@@ -142,6 +143,48 @@ def check_jpeg2000_structure(stream: bytes, name: Path | str) -> None:
         place = end
     if not tiles:
         raise refusal("truncated", name, "its JPEG 2000 data has no tile; copy the file again")
+
+
+def check_rle_segments(stream: bytes, segments: int, size: int, name: Path | str) -> None:
+    """Refuse a frame of RLE Lossless data whose segments do not have the length that its pixels need.
+
+    Args:
+        stream: Header and segments of one frame.
+        segments: Number of segments: samples times bytes per sample.
+        size: Bytes that each segment holds when decoded: rows times columns.
+        name: What to call the file in messages.
+
+    Raises:
+        DataError: With reason `truncated` or `malformed`.
+
+    Source:
+        DICOM PS3.5, annex G.
+    """
+    if len(stream) < 64:
+        raise refusal("truncated", name, f"its {len(stream)} bytes of RLE data end inside the header; copy it again")
+    count, *offsets = struct.unpack_from("<16I", stream)
+    bounds = [*offsets[:segments], len(stream)]
+    if count != segments or bounds[0] != 64 or any(a >= b for a, b in pairwise(bounds)):
+        raise refusal("malformed", name, f"the header of its RLE data lists no {segments} segments; copy it again")
+    for number, (place, end) in enumerate(pairwise(bounds), 1):
+        found = 0
+        while place < end and found < size:
+            head = stream[place]
+            if head < 128:
+                found += head + 1
+                place += head + 2
+            elif head > 128:
+                found += 257 - head
+                place += 2
+            else:
+                place += 1
+        if place > end or found < size:
+            raise refusal("truncated", name, f"segment {number} of its RLE data is incomplete; copy the file again")
+        # Padding, in zeros or the header that means nothing.
+        if found > size or (end - place > 1 and stream[place:end].strip(b"\x00\x80")):
+            raise refusal(
+                "malformed", name, f"segment {number} of its RLE data is longer than its pixels; copy it again"
+            )
 
 
 def _png_chunks(data: bytes, name: Path | str) -> Iterator[tuple[bytes, memoryview, int]]:
