@@ -301,6 +301,17 @@ def test_png_chunks_are_checked_one_by_one():
     assert reason(made_png()[:-12]) == "truncated"
 
 
+def test_a_palette_must_stand_before_the_pixels_that_use_it():
+    """Pillow shows places in a palette as if they were gray where the palette is missing."""
+    data = png(mode="P")
+    start = data.index(b"PLTE") - 4
+    end = start + 12 + int.from_bytes(data[start : start + 4])
+    assert reason(data) == ""
+    assert reason(data[:start] + data[end:]) == "malformed"
+    assert reason(data[:end] + data[start:]) == "malformed"
+    assert reason(data[:start] + data[end:-12] + data[start:end] + data[-12:]) == "malformed"
+
+
 def test_what_png_allows_is_accepted():
     extra = [chunk(b"tEXt", b"a\0b"), chunk(b"prVt", bytes(9)), chunk(b"gAMA", struct.pack(">I", 45455))]
     assert reason(made_png(extra=extra, tail=chunk(b"tIME", bytes(7)), split=7) + bytes(100_000)) == ""

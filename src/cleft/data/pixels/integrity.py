@@ -69,6 +69,7 @@ def check_png_chunks(data: bytes, name: Path | str) -> None:
         DataError: With reason `truncated` or `malformed`.
     """
     kinds: list[bytes] = []
+    coloured = False
     for kind, body, crc in _png_chunks(data, name):
         if zlib.crc32(body, zlib.crc32(kind)) != crc:
             raise refusal(
@@ -76,6 +77,13 @@ def check_png_chunks(data: bytes, name: Path | str) -> None:
             )
         if (kind == b"IHDR") != (not kinds) or (kind == b"IHDR" and len(body) != 13):
             raise refusal("malformed", name, "it does not start with one IHDR chunk; copy the file again")
+        coloured = coloured or (kind == b"IHDR" and body[9] == _PNG_PALETTE)
+        if kind == b"PLTE" and (kind in kinds or b"IDAT" in kinds or len(body) not in range(3, 769, 3)):
+            raise refusal(
+                "malformed", name, "its PLTE chunk is misplaced or has an illegal length; copy the file again"
+            )
+        if kind == b"IDAT" and coloured and b"PLTE" not in kinds:
+            raise refusal("malformed", name, "its PLTE chunk is missing; copy the file again")
         if kind[0] & 0x20 == 0 and kind not in (b"IHDR", b"PLTE", b"IDAT", b"IEND"):
             raise refusal("malformed", name, f"its {kind.decode('ascii')} chunk is unknown; store it again as PNG")
         if kind == b"IDAT" and b"IDAT" in kinds and kinds[-1] != b"IDAT":
@@ -431,6 +439,8 @@ def _without_applications(data: bytes) -> tuple[int, int, bytes]:
 _BLOCK = 2**20
 """Bytes to inflate at once: a few kilobytes of file may hold gigabytes."""
 _MAX_CHUNK = 2**31 - 1
+_PNG_PALETTE = 3
+"""Colour type of pixels that are places in a palette."""
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 """First column, first line, and their steps in each pass of an interlaced PNG."""
