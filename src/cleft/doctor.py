@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 FLOORS = {
     "torch": "2.10",
@@ -30,6 +31,9 @@ EXTRAS = {"dicom": ("gdcm", "pylibjpeg", "openjpeg", "rle")}
 
 _MIN_FREE_GB = 5
 
+Finding: TypeAlias = tuple[Literal["ok", "missing", "wrong"], str]
+"""State of one thing, and a line about it. What is missing is optional; what is wrong has to be fixed."""
+
 
 @dataclass(frozen=True)
 class Examination:
@@ -41,33 +45,35 @@ class Examination:
 
 def examine() -> Examination:
     """Looks at versions, devices, optional parts and disk; never changes anything."""
-    lines: list[str] = []
-    faults = 0
-    for part in (_python, _packages, _torchvision, _devices, _extras, _encodings, _disk):
-        for fault, line in part():
-            lines.append(f"{'wrong' if fault else 'ok':6}{line}")
-            faults += fault
-    lines.append(f"{faults} thing{'s' if faults != 1 else ''} to mend" if faults else "everything needed is here")
-    return Examination(lines, faults)
+    found = [
+        finding
+        for part in (_python, _packages, _torchvision, _devices, _extras, _encodings, _disk)
+        for finding in part()
+    ]
+    lines = [f"{state:9}{line}" for state, line in found]
+    faults, missing = (sum(state == which for state, _ in found) for which in ("wrong", "missing"))
+    summary = f"{faults} thing{'s' if faults != 1 else ''} to fix" if faults else "everything needed is here"
+    optional = f"; {missing} optional part{'s are' if missing != 1 else ' is'} missing" if missing else ""
+    return Examination([*lines, f"{summary}{optional}"], faults)
 
 
-def _python() -> list[tuple[bool, str]]:
+def _python() -> list[Finding]:
     system = f"{platform.system()} {platform.machine()}"
-    return [(False, f"Python {platform.python_version()} on {system}, {os.cpu_count()} cores")]
+    return [("ok", f"Python {platform.python_version()} on {system}, {os.cpu_count()} cores")]
 
 
-def _packages() -> list[tuple[bool, str]]:
+def _packages() -> list[Finding]:
     return [_package(name, floor) for name, floor in FLOORS.items()]
 
 
-def _package(name: str, floor: str) -> tuple[bool, str]:
+def _package(name: str, floor: str) -> Finding:
     try:
         version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return True, f"{name} is not installed; run: pip install '{name}>={floor}'"
+        return "wrong", f"{name} is not installed; run: pip install '{name}>={floor}'"
     if _numbers(version) < _numbers(floor):
-        return True, f"{name} {version} is older than {floor}; run: pip install -U '{name}>={floor}'"
-    return False, f"{name} {version}"
+        return "wrong", f"{name} {version} is older than {floor}; run: pip install -U '{name}>={floor}'"
+    return "ok", f"{name} {version}"
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -75,9 +81,9 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.partition("+")[0].split(".") if part.isdigit())
 
 
-def _torchvision() -> list[tuple[bool, str]]:
+def _torchvision() -> list[Finding]:
     if importlib.util.find_spec("torchvision") is None:
-        return [(False, "torchvision is absent, and nothing here needs it")]
+        return [("ok", "torchvision is absent, and nothing here needs it")]
     return [
         _tried(
             "torchvision",
@@ -86,16 +92,16 @@ def _torchvision() -> list[tuple[bool, str]]:
     ]
 
 
-def _tried(module: str, remedy: str) -> tuple[bool, str]:
-    """Whether a module that is installed can be imported."""
+def _tried(module: str, remedy: str) -> Finding:
+    """Report whether a module that is installed can be imported."""
     try:
         importlib.import_module(module)
     except (ImportError, RuntimeError, OSError) as error:
-        return True, f"{module} cannot be imported ({type(error).__name__}): {remedy}"
-    return False, f"{module} can be imported"
+        return "wrong", f"{module} cannot be imported ({type(error).__name__}): {remedy}"
+    return "ok", f"{module} can be imported"
 
 
-def _devices() -> list[tuple[bool, str]]:
+def _devices() -> list[Finding]:
     if importlib.util.find_spec("torch") is None:
         return []
     import torch
@@ -103,44 +109,47 @@ def _devices() -> list[tuple[bool, str]]:
     if not torch.cuda.is_available():
         return [
             (
-                False,
+                "ok",
                 f"no GPU that torch {torch.__version__} can use; training runs on {torch.get_num_threads()} threads",
             )
         ]
-    lines: list[tuple[bool, str]] = []
+    lines: list[Finding] = []
     for index in range(torch.cuda.device_count()):
         memory = torch.cuda.get_device_properties(index).total_memory / 2**30
         bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16: set train.precision=16-mixed"
-        lines.append((False, f"GPU {index}: {torch.cuda.get_device_name(index)}, {memory:.0f} GiB, {bf16}"))
+        lines.append(("ok", f"GPU {index}: {torch.cuda.get_device_name(index)}, {memory:.0f} GiB, {bf16}"))
     return lines
 
 
-def _extras() -> list[tuple[bool, str]]:
-    lines: list[tuple[bool, str]] = []
+def _extras() -> list[Finding]:
+    lines: list[Finding] = []
     for extra, modules in EXTRAS.items():
         absent = [module for module in modules if importlib.util.find_spec(module) is None]
-        note = f"is incomplete, without {', '.join(absent)}; run: pip install 'cleft[{extra}]'" if absent else "is here"
-        lines.append((False, f"optional part {extra} {note}"))
+        if absent:
+            remedy = f"run: pip install 'cleft[{extra}]'"
+            lines.append(("missing", f"optional part {extra} is incomplete, without {', '.join(absent)}; {remedy}"))
+        else:
+            lines.append(("ok", f"optional part {extra} is here"))
     return lines
 
 
-def _encodings() -> list[tuple[bool, str]]:
+def _encodings() -> list[Finding]:
     if importlib.util.find_spec("pydicom") is None:
         return []
-    from cleft.data.pixels.syntaxes import unreadable_syntaxes
+    from cleft.data.pixels.syntaxes import usual_syntaxes
 
-    absent = unreadable_syntaxes()
-    if not absent:
-        return [(False, "DICOM files are read in every usual encoding")]
-    return [(False, f"DICOM files are read, but not as {'; '.join(absent)}; run: pip install 'cleft[dicom]'")]
+    lines: list[Finding] = [("ok", "DICOM, not compressed or deflated: read")]
+    for name, remedy in usual_syntaxes():
+        lines.append(("missing", f"DICOM, {name}: no decoder; {remedy}") if remedy else ("ok", f"DICOM, {name}: read"))
+    return lines
 
 
-def _disk() -> list[tuple[bool, str]]:
+def _disk() -> list[Finding]:
     places: dict[str, Callable[[], Path]] = {"the cache": Path.home, "this folder": Path.cwd}
-    lines: list[tuple[bool, str]] = []
+    lines: list[Finding] = []
     for name, place in places.items():
         free = shutil.disk_usage(place()).free / 2**30
         tight = free < _MIN_FREE_GB
         remedy = "; prepared images of CheXpert take 12.5 GB: set data.cache to another disk" if tight else ""
-        lines.append((False, f"{free:.0f} GiB free for {name}{remedy}"))
+        lines.append(("ok", f"{free:.0f} GiB free for {name}{remedy}"))
     return lines

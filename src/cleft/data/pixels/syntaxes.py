@@ -66,13 +66,14 @@ def decodable(uid: str, *, deep: bool) -> tuple[str, str]:
     return name, "" if plugins else "run: pip install 'cleft[dicom]'"
 
 
-def unreadable_syntaxes() -> list[str]:
-    """Returns the names of the usual ways to encode a radiograph that cannot be decoded here."""
+def usual_syntaxes() -> list[tuple[str, str]]:
+    """Return the name of each compressed transfer syntax that radiographs come in, and what `decodable` says of it."""
     from pydicom import uid
 
     usual = [
         uid.RLELossless,
         uid.JPEGBaseline8Bit,
+        uid.JPEGExtended12Bit,
         uid.JPEGLossless,
         uid.JPEGLosslessSV1,
         uid.JPEGLSLossless,
@@ -82,7 +83,7 @@ def unreadable_syntaxes() -> list[str]:
         uid.HTJ2KLossless,
         uid.HTJ2K,
     ]
-    return [syntax.name for syntax in usual if decodable(syntax, deep=True)[1]]
+    return [decodable(syntax, deep=True) for syntax in usual]
 
 
 _STORE_AGAIN = "store it again in another transfer syntax"
