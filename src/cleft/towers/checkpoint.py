@@ -37,9 +37,10 @@ from cleft.towers.dual import DualEncoder
 from cleft.towers.folders import home_of, peek_description, read_folder, write_folder
 from cleft.towers.halves import compute_in_float32
 from cleft.towers.hub import describe, without_initial_weights
-from cleft.towers.image import ImageTower, build_image_tower
+from cleft.towers.image import ImageTower, build_image_tower, vision_config
 from cleft.towers.language_model import build_language_model
 from cleft.towers.methods import METHODS, Method, MethodModel
+from cleft.towers.scale import check_scale, check_settings_scale, reports_damage
 from cleft.towers.text import TextTower, build_text_tower
 from cleft.towers.token_ids import TokenIds
 from cleft.towers.weights import fill, read_header, saveable, write_weights
@@ -114,6 +115,7 @@ def load_model(folder: Path | str, *, text_model: str | None = None, float32: bo
     return model
 
 
+@reports_damage
 def load_trained(folder: Path, *, text_model: str | None = None, float32: bool = False) -> MethodModel:
     """Rebuilds a model of any method that learned from texts, MRM's with its decoders too; else as `load_model`."""
     description, home = read_folder(folder), home_of(folder)
@@ -125,6 +127,7 @@ def load_trained(folder: Path, *, text_model: str | None = None, float32: bool =
         settings = dataclasses.replace(settings, text=dataclasses.replace(settings.text, normalisation=rule))
     shapes = read_header(home / WEIGHTS)
     _refuse_size(folder, shapes, settings)
+    check_settings_scale(description["settings"], shapes, str(folder / DESCRIPTION))
     base = base_now(folder, settings.text.model) if text_model is None else text_model
     check_base(folder, description.get("base"), base)
     with torch.random.fork_rng(devices=[]):
@@ -197,6 +200,7 @@ def own_weights(model: MethodModel) -> dict[str, Tensor]:
 
 def rebuild_image(home: Path, settings: Settings, *, regions: bool = False) -> ImageTower:
     """Builds the image tower a folder describes, its weights still random; callers fork torch's generator."""
+    check_scale(home, IMAGE, vision_config)
     here = dataclasses.replace(settings.image, model=str(home.resolve() / IMAGE), scratch=None, random_weights=True)
     tower = build_image_tower(here, settings.images, regions=regions)
     tower.config = settings.image
@@ -210,6 +214,8 @@ def _rebuild_text(home: Path, config: TextTowerConfig, base: str | None, descrip
     here = dataclasses.replace(config, model=str(place), scratch=None, random_weights=True)
     if keeps_base(config):
         here = dataclasses.replace(config, model=base)
+    else:
+        check_scale(home, _TEXT)
     if ids is None:
         tower = build_text_tower(here, [], tokenizer=place, trained_tokens=trained, verify=keeps_base(config))
     else:

@@ -36,6 +36,7 @@ from cleft.towers.folders import home_of, peek_description, read_folder, write_f
 from cleft.towers.halves import compute_in_float32
 from cleft.towers.hub import without_initial_weights
 from cleft.towers.image import ImageTower, build_image_tower
+from cleft.towers.scale import check_settings_scale, reports_damage
 from cleft.towers.weights import fill, read_header, saveable, write_weights
 from cleft.types import ImageSpec
 
@@ -159,6 +160,7 @@ def save_image_only(
     write_folder(folder, description, write)
 
 
+@reports_damage
 def load_image_only(
     folder: Path | str, *, tower: Path | None = None, train: bool = False, read_as: ImageTowerConfig | None = None
 ) -> ImageOnly:
@@ -179,6 +181,7 @@ def load_image_only(
     description, home = read_folder(folder), home_of(folder)
     require(description, ("made_by",), str(folder / DESCRIPTION))
     facts = _read_facts(description)
+    check_settings_scale(description.get("settings", {}), read_header(home / WEIGHTS), str(folder / DESCRIPTION))
     with torch.random.fork_rng(devices=[]):
         if "tower" in description:
             read_as = read_settings(folder, description, _GROUPS).image  # as its head has learned to
