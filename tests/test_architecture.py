@@ -13,7 +13,19 @@ import cleft
 ROOT = Path(cleft.__file__).parent
 ROOMS = ["data", "towers", "learning", "evaluation", "report", "studies"]
 ORDER = [
-    *("errors", "launch", "files", "arguments", "text_rules", "types", "privacy", "config", "codec", "correction"),
+    *(
+        "errors",
+        "launch",
+        "files",
+        "grammar",
+        "arguments",
+        "text_rules",
+        "types",
+        "privacy",
+        "config",
+        "codec",
+        "correction",
+    ),
     "identity",
     *ROOMS,
     *("doctor", "cli"),

@@ -128,7 +128,7 @@ def test_findings_are_asked_one_by_one_with_blanks_as_in_training(source, tmp_pa
     assert {"auc/Edema", "accuracy/Edema"} <= {result.metric for result in found.results}
     assert found.command.endswith("--task linear-probe --split test --blank absent")
     _, other = ask(run, blank="unknown")
-    assert any("not asked about" in note for note in other.notes)
+    assert any("and not scored" in note for note in other.notes)
 
 
 def test_a_question_the_head_was_not_trained_for_is_refused(probe, tmp_path):

@@ -58,7 +58,7 @@ def test_g12_only_images_with_exactly_one_of_the_classes_are_asked_about():
     assert values(answers.results)["accuracy"] == pytest.approx(2 / 3)
     assert answers.confusion == ((1, 1), (0, 1))
     assert answers.notes == [
-        "Asked of the 3 images that show exactly one of the classes (1 of 5 show none of them, 1 several)."
+        "Scored: 3 images with exactly one of the classes (1 of 5 images shows none of them, 1 several)."
     ]
 
 
@@ -110,7 +110,7 @@ def test_present_absent_compares_each_finding_with_its_denial():
     assert found["accuracy/Edema"] == pytest.approx(2 / 3)
     assert found["auc/Edema"] == 0.5
     assert answers.probabilities[0, 0] == pytest.approx(1 / (1 + math.exp(-1)))
-    assert "1 of 4 labels are blank or uncertain and are not known and not asked about" in answers.notes[0]
+    assert "1 of 4 labels is blank or uncertain and not scored" in answers.notes[0]
 
 
 def test_blank_counts_as_absent_only_where_asked_for():

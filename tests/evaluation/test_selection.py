@@ -40,7 +40,7 @@ def select(place, part="test", **data):
 def test_a_leak_stands_in_the_notes_of_a_result_in_numbers(place):
     chosen = select(place, split="5x200-paper", test_list=place / "list.txt")
     assert [record.id for record in chosen.records] == LISTED
-    assert any(note.startswith("Beware: ") and "3 of 3 test patients also stand in" in note for note in chosen.notes)
+    assert any(note.startswith("Beware: ") and "all 3 test patients are also in" in note for note in chosen.notes)
     assert any(note.startswith("The list is not 200 images of each class: it has 3 (") for note in chosen.notes)
 
 

@@ -118,7 +118,7 @@ def test_of_several_sentences_of_a_class_the_nearest_counts(home):
     np.testing.assert_allclose(answers(path, found), best, atol=2e-4)
     assert found.class_prompts == tuple(drawn)
     assert found.space is None
-    assert "25 sentences stand for the 5 classes; the nearest of a class counts." in found.notes
+    assert "25 sentences for 5 classes; the nearest of a class counts." in found.notes
     assert found.wording == "gloria"
 
 

@@ -132,7 +132,7 @@ def test_h7_patients_that_were_trained_on_stop_it_unless_allowed(home):
 
 
 def test_h7_patients_that_were_trained_on_can_be_left_out_and_are_counted(home):
-    with pytest.raises(DataError, match="nobody is left"):
+    with pytest.raises(DataError, match=r"all [0-9]+ patients were trained on .* none is left"):
         ask(home / "plain", split="train", drop_overlap=True)
     _, found = ask(home / "plain", split="all", drop_overlap=True)
     _, tested = ask(home / "plain")
@@ -302,8 +302,10 @@ def test_calibration_is_measured_and_says_why_there_is_no_temperature(home):
     assert found.calibration.reason.startswith("no temperature: ")  # there are hardly any validation images
     _, every = ask(home / "plain", split="train", allow_overlap=True)
     assert every.calibration.reason == (
-        "no temperature: the train images are asked about, which are not apart from validation"
+        "no temperature: it is fitted for test images alone, and those of train were scored"
     )
+    _, every = ask(home / "plain", split="all", drop_overlap=True)
+    assert every.calibration.reason == "no temperature: all images were scored, and none is left to fit it on"
 
 
 def test_validation_images_are_asked_for_a_temperature(home, monkeypatch):

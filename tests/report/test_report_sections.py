@@ -84,7 +84,7 @@ def test_searches_stand_beside_guessing_with_what_was_found(tmp_path):
     text = seen.text
     assert "Image to text" in text
     assert (
-        "940 queries; 60 without a right answer were not asked. 312 candidates are searched, 4.2 of them right" in text
+        "940 queries; 60 without a right answer were not scored. 312 candidates are searched, 4.2 of them right" in text
     )
     assert "Guessing 8.0" in text
     assert "Mean rank" in text

@@ -176,7 +176,12 @@ class Question:
         the run has seen them does not matter for a single number.
         """
         if self.split != "test":
-            return None, f"no temperature: the {self.split} images are asked about, which are not apart from validation"
+            if self.split == "all":
+                return None, "no temperature: all images were scored, and none is left to fit it on"
+            return (
+                None,
+                f"no temperature: it is fitted for test images alone, and those of {self.split} were scored",
+            )
         try:
             return select_images(
                 run, self.config(settings), settings, "val", allow_overlap=True, progress=progress

@@ -29,6 +29,7 @@ from cleft.evaluation.results import write_evaluation
 from cleft.evaluation.scoring import USUAL_DRAWS, Draws
 from cleft.evaluation.selection import Part, Selection
 from cleft.files import find_json
+from cleft.grammar import count
 from cleft.learning.classify import EMBEDDINGS, classify, features_key, learned_data
 from cleft.learning.encode import encode_features, label_images
 from cleft.learning.protocols import is_exact
@@ -303,6 +304,6 @@ def _history(settings: Settings, images: int, patients: int, told: str) -> str:
     share = "" if config.fraction == 1 else f", {100 * config.fraction:g} % of those of training"
     how = "linear probe" if config.mode == "linear-probe" else "fine-tuned tower"
     return (
-        f"A {how}, {config.protocol} protocol, trained on {images:,} images of {patients:,} patients of "
+        f"A {how}, {config.protocol} protocol, trained on {count(images, 'image')} of {count(patients, 'patient')} of "
         f"{settings.data.dataset}{share}; seed {settings.seed}; {told}."
     )

@@ -22,6 +22,7 @@ from cleft.evaluation.metrics import mean_of, paired_intervals, value_of
 from cleft.evaluation.results import read_evaluation
 from cleft.evaluation.scoring import USUAL_DRAWS, Draws, Measure, Scored, difference, measures_of, same_images
 from cleft.files import write_whole
+from cleft.grammar import count
 from cleft.identity import file_key
 from cleft.types import Comparison, Difference, Evaluation
 
@@ -146,7 +147,7 @@ def _line(found: Difference, comparison: Comparison, corrected: float | None, fa
     if corrected is not None and family > 1:
         sure += f", corrected {corrected:.3f}"
     reason = f" ({found.reason})" if found.reason else ""
-    rests = f"{found.images:,} images of {found.patients:,} patients"
+    rests = f"{count(found.images, 'image')} of {count(found.patients, 'patient')}"
     return f"{found.metric} {', '.join(values)}: difference {told}{bounds}{sure}{reason}, {rests}"
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cleft.errors import NumericsError
+from cleft.grammar import count, share, verb
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -272,13 +273,18 @@ def _bounds(drawn: Floats) -> Interval:
     defined = drawn[~np.isnan(drawn)]
     lacking = len(drawn) - len(defined)
     if lacking > MOST_UNDEFINED * len(drawn):
-        return Interval(None, f"no interval: {lacking} of {len(drawn)} resamples lack a class")
+        return Interval(
+            None, f"no interval: {share(lacking, len(drawn), 'resample')} {verb(lacking, 'lacks', 'lack')} a class"
+        )
     low, high = np.percentile(defined, [2.5, 97.5])
     return Interval((float(low), float(high)), _set_aside(lacking, len(drawn)))
 
 
 def _set_aside(lacking: int, resamples: int) -> str | None:
-    return f"{lacking} of {resamples} resamples lack a class and were set aside" if lacking else None
+    if not lacking:
+        return None
+    parts = verb(lacking, "lacks", "lack"), verb(lacking, "was", "were")
+    return f"{share(lacking, resamples, 'resample')} {parts[0]} a class and {parts[1]} set aside"
 
 
 def roc_points(scores: ArrayLike, positive: ArrayLike, *, most: int = 100) -> list[tuple[float, float]]:
@@ -375,4 +381,4 @@ def _ratio(part: Floats, whole: Floats) -> Floats:
 
 
 def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    return count(number, noun)

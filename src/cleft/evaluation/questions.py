@@ -28,6 +28,7 @@ from cleft.evaluation.scoring import (
     score_classes,
     score_findings,
 )
+from cleft.grammar import count, share, verb
 from cleft.types import Embeddings, LabelledImages, Result
 
 Blank = Literal["unknown", "absent"]
@@ -102,7 +103,7 @@ def answer_multi_class(
         truths=[classes[int(c)] for c in truth],
         probabilities=softmax(asked, axis=1),
         scored=scored,
-        notes=[f"Asked of the {len(rows):,} images that show exactly one of the classes ({counts})."]
+        notes=[f"Scored: {count(len(rows), 'image')} with exactly one of the classes ({counts})."]
         + [f"No image shows {name}; it could be answered all the same." for name in absent],
     )
 
@@ -134,7 +135,7 @@ def answer_present_absent(
     given = label_columns(images, findings)
     blanks = int((np.isnan(given) | (given == -1)).sum())
     known = ~np.isnan(labels)
-    meaning = "count as absent" if blank == "absent" else "are not known and not asked about"
+    meaning = verb(blanks, "counts", "count") + " as absent" if blank == "absent" else "not scored"
     return Answers(
         results=score_findings(scores, labels, findings, images.patients, draws),
         floors=finding_floors(labels, images.views, findings, images.patients, draws),
@@ -149,8 +150,8 @@ def answer_present_absent(
         probabilities=expit(scores),
         scored=scored,
         notes=[
-            f"Asked of {len(labels):,} images, finding by finding; {blanks:,} of {labels.size:,} labels are blank or "
-            f"uncertain and {meaning}."
+            f"Scored: {count(len(labels), 'image')}, finding by finding; {share(blanks, labels.size, 'label')} "
+            f"{verb(blanks, 'is', 'are')} blank or uncertain and {meaning}."
         ],
     )
 
@@ -237,4 +238,4 @@ def label_columns(images: Embeddings | LabelledImages, classes: Sequence[str]) -
 
 def _counts(several: Floats) -> str:
     none, more = int((several == 0).sum()), int((several > 1).sum())
-    return f"{none:,} of {len(several):,} show none of them, {more:,} several"
+    return f"{share(none, len(several), 'image')} {verb(none, 'shows', 'show')} none of them, {more:,} several"

@@ -15,6 +15,7 @@ from cleft.codec import from_json, to_json
 from cleft.errors import ResourceError
 from cleft.evaluation.kept import Kept, write_kept
 from cleft.files import read_limited, write_whole
+from cleft.grammar import count
 from cleft.types import Calibration, Evaluation, PromptAudit, Result, Subgroups
 
 
@@ -134,8 +135,9 @@ def _line(result: Result, floors: Sequence[Result]) -> str:
     value = "not measured" if result.value is None else f"{result.value:.3f}"
     interval = "" if result.interval is None else f" [{result.interval[0]:.3f}-{result.interval[1]:.3f}]"
     reason = f" ({result.reason})" if result.reason else ""
+    rests = f"{count(result.images, 'image')} of {count(result.patients, 'patient')}"
     floor = f"; floor {max(named)[0]:.3f} ({max(named)[1]})" if named else ""
-    return f"{result.metric} {value}{interval}{reason}, {result.images:,} images of {result.patients:,} patients{floor}"
+    return f"{result.metric} {value}{interval}{reason}, {rests}{floor}"
 
 
 def write_evaluation(evaluation: Evaluation, folder: Path, kept: Kept | None = None) -> Path:

@@ -43,6 +43,7 @@ from cleft.evaluation.searching import (
     shared_findings,
 )
 from cleft.evaluation.selection import Selection
+from cleft.grammar import count, share, verb
 from cleft.learning.encode import encode_features, label_images
 from cleft.learning.surroundings import device_of
 from cleft.towers.checkpoint import compares_texts, load_model, weights_digest
@@ -276,7 +277,7 @@ def _measure(searched: _Search, records: Sequence[Record], draws: Draws) -> tupl
             f"{searched.direction}/{metric}",
             statistic if k <= fewest else None,
             rows,
-            None if k <= fewest else f"there are only {fewest} candidates",
+            None if k <= fewest else f"there {verb(fewest, 'is', 'are')} only {count(fewest, 'candidate')}",
         )
         for metric, (k, statistic) in makers.items()
     ]
@@ -346,14 +347,14 @@ def _notes(searches: Sequence[_Search], corpus: _Corpus, directions: Sequence[Di
     ]
     if corpus.texts is not None:
         notes.append(
-            f"The images carry {len(corpus.captions):,} distinct captions; equal captions are right answers for each "
-            f"other."
+            f"The images carry {count(len(corpus.captions), 'distinct caption')}; equal captions are right answers for "
+            f"each other."
         )
     notes += [
-        f"{each.direction}: {each.queries - len(each.asked):,} of {each.queries:,} queries have no right answer and "
-        f"were not asked."
+        f"{each.direction}: {share(lost, each.queries, 'query', 'queries')} {verb(lost, 'has', 'have')} no right "
+        f"answer and {verb(lost, 'was', 'were')} not scored."
         for each in searches
-        if len(each.asked) < each.queries
+        if (lost := each.queries - len(each.asked))
     ]
     return notes
 

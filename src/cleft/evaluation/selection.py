@@ -21,6 +21,7 @@ from cleft.data.splits.leaks import leak_notes
 from cleft.data.splits.per_class import PER_PATIENT, balanced, class_patients
 from cleft.data.splits.recipes import split_records
 from cleft.errors import CheckpointError, ConfigError, DataError
+from cleft.grammar import count, share, verb
 from cleft.learning.run import people_of, seen_patients
 from cleft.towers.description import DESCRIPTION
 from cleft.types import Reading, Record, Splits
@@ -142,7 +143,11 @@ def _selection(
     if len(usable) < len(records):
         reasons = Counter(prepared.rejected[record.id] for record in records if record.id in prepared.rejected)
         told = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
-        notes.append(f"{len(records) - len(usable):,} images of the split cannot be read and were not scored ({told}).")
+        lost = len(records) - len(usable)
+        notes.append(
+            f"{share(lost, len(records), 'image')} of the split cannot be read and {verb(lost, 'was', 'were')} not "
+            f"scored ({told})."
+        )
     return Selection(
         dataset=reading.dataset,
         people=reading.people or reading.dataset,
@@ -177,8 +182,8 @@ def _draw(records: Sequence[Record], classes: Sequence[str], per_class: PerClass
     drawn = balanced(records, classes, per_class.images, per_class.per_patient)
     told = ", ".join(f"{name} of {patients:,}" for name, (_, patients) in class_patients(drawn, classes).items())
     return drawn, (
-        f"Drawn: {per_class.images:,} images of each class, at most {per_class.per_patient} of a patient in a class; "
-        f"patients: {told}."
+        f"Drawn: {count(per_class.images, 'image')} of each class, at most {per_class.per_patient} of a patient in a "
+        f"class; patients: {told}."
     )
 
 
@@ -208,7 +213,7 @@ def _overlap(
         return ["The run does not say which patients it was trained on; these may be among them."]
     if not seen:
         return []
-    told = f"{len(seen):,} of {len(patients):,} patients were trained on or used to choose the weights"
+    told = _trained_on(len(seen), len(patients))
     if not allowed:
         raise DataError(
             f"{told}: numbers on them would be too good; take another split, or --allow-overlap to score them all "
@@ -231,10 +236,17 @@ def _unseen(
     kept = [record for record in records if record.patient not in seen]
     if not kept:
         raise DataError(
-            f"all {len(patients):,} patients were trained on or used to choose the weights; nobody is left; "
-            f"take other data or another split",
+            f"{_trained_on(len(seen), len(patients))}; none is left; take other data or another split",
             reason="overlap",
         )
     left_out = len(records) - len(kept)
-    told = f"{len(seen):,} of {len(patients):,} patients were trained on or used to choose the weights"
-    return kept, Known(left_out, (f"Left out: {told}; their {left_out:,} images were not scored.",) * bool(seen))
+    told = _trained_on(len(seen), len(patients))
+    return kept, Known(
+        left_out,
+        (f"Left out: {told}; of them {count(left_out, 'image')} {verb(left_out, 'was', 'were')} not scored.",)
+        * bool(seen),
+    )
+
+
+def _trained_on(seen: int, patients: int) -> str:
+    return f"{share(seen, patients, 'patient')} {verb(seen, 'was', 'were')} trained on or used to choose the weights"

@@ -28,6 +28,7 @@ from cleft.evaluation.selection import Part, Selection
 from cleft.evaluation.similarity import ClassPrompts, Similarity, check_similarity, prompt_logits, standardised
 from cleft.evaluation.space import map_space
 from cleft.files import find_json
+from cleft.grammar import count
 from cleft.text_rules import refuse_duplicates
 from cleft.towers.dual import DualEncoder
 from cleft.types import Embeddings
@@ -227,7 +228,8 @@ def _notes_of_scores(
     notes: list[str] = []
     if len(sentences.written) > sentences.class_of.max() + 1:
         notes.append(
-            f"{len(sentences.written)} sentences stand for the {len(asked)} classes; the nearest of a class counts."
+            f"{count(len(sentences.written), 'sentence')} for {count(len(asked), 'class', 'classes')}; the nearest of "
+            f"a class counts."
         )
     if similarity != "global":
         notes.append(f"{_TOLD[similarity]} No other method can be asked so.")

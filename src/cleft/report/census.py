@@ -9,6 +9,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from cleft.files import Output
+from cleft.grammar import count
 from cleft.report.bars import STACK, bar_chart, group_key, histogram, percent, square, stack, strip
 from cleft.report.frame import PNG, render_page
 from cleft.types import Census, Groups, Picture, Tally
@@ -132,7 +133,7 @@ def _compare(groups: Groups) -> Comparison:
     told = [share for shares in groups.shares.values() for share in shares if share is not None]
     most = next((end for end in (0.05, 0.1, 0.2, 0.3, 0.5, 0.75) if max(told, default=0) <= end), 1.0)
     names = [
-        (group_key(place), name, f"{images:,} images of {patients:,} patients")
+        (group_key(place), name, f"{count(images, 'image')} of {count(patients, 'patient')}")
         for place, (name, images, patients) in enumerate(
             zip(groups.groups, groups.images, groups.patients, strict=True)
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cleft.correction import holm
+from cleft.grammar import count
 from cleft.report.cells import (
     FEWEST_PATIENTS,
     SHARES,
@@ -41,7 +42,7 @@ def subgroup_table(group: Sequence[Entry], by: str) -> Table | None:
         overall = {result.metric: result for result in entry.evaluation.results}
         synthetic = entry.evaluation.synthetic
         for each in found.groups:
-            people = f"{each.images:,} images of {each.patients:,} patients"
+            people = f"{count(each.images, 'image')} of {count(each.patients, 'patient')}"
             few = not synthetic and each.patients < FEWEST_PATIENTS
             rows.append(
                 Row(
@@ -108,7 +109,7 @@ def _gap(found: Subgroups, notes: Footnotes) -> Row:
             continue
         detail = ", ".join(filter(None, [_reach(metric, gap.interval), gap.reason]))
         cells.append(Cell(text=points(metric, gap.value), detail=detail))
-    left = [f"{found.left_out:,} images in smaller groups"] * bool(found.left_out)
+    left = [f"{count(found.left_out, 'image')} in smaller groups"] * bool(found.left_out)
     left += [f"{found.unknown:,} of which it is not known"] * bool(found.unknown)
     return Row(kind="mean", label="Best minus worst", sublabel="; ".join(left), cells=cells)
 

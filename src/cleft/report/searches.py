@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from cleft.grammar import count, verb
 from cleft.report.cells import Footnotes, Row, Table
 from cleft.report.figures import swatch
 from cleft.report.frame import PNG
@@ -59,9 +60,11 @@ def _search(members: Sequence[Entry], direction: str) -> Search:
     guessed = [result_cell(members[0], f"chance/{direction}/{metric}", notes) for metric in metrics]
     rows.append(Row(kind="floor", label="Guessing", cells=guessed))
     told = _found(members[0], direction)[0]
-    unasked = f"; {told.unanswerable:,} without a right answer were not asked" if told.unanswerable else ""
+    unscored = verb(told.unanswerable, "was", "were")
+    unasked = f"; {told.unanswerable:,} without a right answer {unscored} not scored" if told.unanswerable else ""
     caption = (
-        f"{told.queries:,} queries{unasked}. {told.candidates:,} candidates are searched, "
+        f"{count(told.queries, 'query', 'queries')}{unasked}. {count(told.candidates, 'candidate')} "
+        f"{verb(told.candidates, 'is', 'are')} searched, "
         f"{told.right:.1f} of them right on average."
     )
     table = Table(columns=[metric_name(metric) for metric in metrics], rows=rows, footnotes=notes.listed())

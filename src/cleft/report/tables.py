@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from markupsafe import Markup
 
+from cleft.grammar import count
 from cleft.report.cells import (
     FEWEST_PATIENTS,
     PERCENT,
@@ -306,7 +307,7 @@ def _cell(result: Result, entry: Entry, href: str, notes: Footnotes, picture: Pi
         detail=printed_range(result.metric, result.interval) if result.interval else "no interval",
         href=href,
         note=notes.letter(reason),
-        title=f"{entry.stored.file}: {result.images:,} images of {result.patients:,} patients",
+        title=f"{entry.stored.file}: {count(result.images, 'image')} of {count(result.patients, 'patient')}",
         picture=picture(name, result.value, result.interval, kind, entry.series) if picture else "",
     )
 

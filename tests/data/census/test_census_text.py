@@ -53,7 +53,7 @@ def test_columns_stand_below_one_another():
     head, row = (line for line in told if line.startswith(("finding", "Edema")))
     assert len(head) == len(row)
     assert row.split() == ["Edema", "1,234", "0", "5", "67", "50.0", "%", "–", "0.0", "%"]
-    assert "split patients: 0 patients stand in two (digest ab)" in told
+    assert "split patients: 0 patients are in two splits (digest ab)" in told
 
 
 def test_what_was_decoded_is_said_whether_good_or_bad():

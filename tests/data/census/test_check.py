@@ -52,8 +52,8 @@ def test_a_healthy_table_gets_its_census(tmp_path):
     assert "age 60–69 2, unknown 2" in rows
     assert "files by format PNG 4" in rows
     assert "captions in the table: 1; the others are made from labels" in rows
-    assert "train 2 images of 1 patients" in rows
-    assert any(row.startswith("split patients: 0 patients stand in two (digest ") for row in rows)
+    assert "train 2 images of 1 patient" in rows
+    assert any(row.startswith("split patients: 0 patients are in two splits (digest ") for row in rows)
     assert "finding 1 0 -1 blank in train in val in test" in rows
     assert "Edema 1 1 1 1 – – –" in rows
     assert "No Finding 1 0 0 3 – – –" in rows

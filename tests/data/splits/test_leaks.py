@@ -32,10 +32,9 @@ def test_every_pair_of_parts_is_counted_by_patients_images_and_studies():
 
 def test_notes_say_it_in_numbers_for_the_part_that_is_asked_about():
     assert leak_notes(LEAKY, "test") == [
-        "Beware: 1 of 3 test patients also stand in train, with 2 other images, 1 of them from a study that test shows "
+        "Beware: 1 of 3 test patients is also in train, with 2 other images, 1 of them from a study that test shows "
         "too (split mine); numbers on test are too good.",
-        "Beware: 1 of 3 test patients also stand in val, with 1 other images (split mine); "
-        "numbers on test are too good.",
+        "Beware: 1 of 3 test patients is also in val, with 1 other image (split mine); numbers on test are too good.",
     ]
     assert len(leak_notes(LEAKY)) == 3
 

@@ -157,7 +157,7 @@ def test_ids_without_an_image_and_images_without_an_id_are_counted(tmp_path):
     lost = len(RECORDS) - len(gone)
     assert back.notes[1:3] == (
         f"{lost:,} ids of split.json are not among the images",
-        "20 images stand in no part of split.json and are left out (0 when it was drawn)",
+        "20 images are in no part of split.json and are left out (0 when it was drawn)",
     )
     assert back.notes[3].startswith("the split is not the one that split.json was drawn as: its digest is ")
     assert len(back.train) == len(drawn.train) - lost
@@ -183,7 +183,7 @@ def test_a_file_written_by_hand_needs_dataset_recipe_and_ids_alone(tmp_path):
 def test_patients_in_two_parts_are_refused(tmp_path, recipe):
     tree = {"schema": 1, "format": "cleft-split", "dataset": "chexpert", "recipe": recipe}
     (tmp_path / "mine.json").write_text(json.dumps({**tree, "train": ["p1-0", "p2-0"], "test": ["p1-1"]}))
-    with pytest.raises(DataError, match=rf"1 patients stand in two splits of the recipe '{recipe}', such as p1; "):
+    with pytest.raises(DataError, match=rf"1 patient is in two splits of the recipe '{recipe}', such as p1; "):
         follow(tmp_path / "mine.json")
 
 
@@ -196,9 +196,7 @@ def test_a_recipe_that_says_so_may_share_patients(tmp_path):
 def test_an_id_in_two_parts_is_refused(tmp_path):
     tree = {"schema": 1, "format": "cleft-split", "dataset": "chexpert", "recipe": "ours"}
     (tmp_path / "mine.json").write_text(json.dumps({**tree, "train": ["p1-0", "p2-0"], "val": ["p1-0"]}))
-    with pytest.raises(
-        DataError, match=r"mine\.json: 1 ids stand in it twice, such as p1-0; an image belongs to one part"
-    ):
+    with pytest.raises(DataError, match=r"mine\.json: 1 id is in it twice, such as p1-0; an image belongs to one part"):
         follow(tmp_path / "mine.json")
 
 

@@ -38,7 +38,7 @@ def test_a_split_is_told_with_its_salts_sources_sizes_and_shares_side_by_side():
         "images          10         5         3",
         "patients        10         5         3",
         "Edema       50.0 %   100.0 %         –",
-        "1 images stand in no part",
+        "1 image is in no part",
     ]
 
 
@@ -49,7 +49,7 @@ def test_notes_and_leaks_stand_above_the_table():
     assert lines[0] == "split patients (digest d1)"
     assert lines[4:6] == [
         "a note",
-        "Beware: 6 of 6 test patients also stand in train, with 6 other images, 6 of them from a study that test shows "
+        "Beware: all 6 test patients are also in train, with 6 other images, 6 of them from a study that test shows "
         "too (split patients); numbers on test are too good.",
     ]
 

@@ -119,7 +119,7 @@ def test_a_list_of_excluded_patients_may_spell_them_otherwise(tmp_path, listed, 
     reading = read_dataset(DataConfig(dataset="manifest", root=root, exclude=tmp_path / "out.csv"))
     assert [record.patient for record in reading.records] == ["13", "13"]
     note = reading.notes[-1]
-    assert "1 of the 1 patients in out.csv are here" in note
+    assert "the only patient in out.csv is here" in note
     assert ("spelled otherwise" in note) == (whole_id(listed) != "12")
 
 

@@ -53,7 +53,7 @@ def test_a_list_in_the_form_of_the_table_with_index_and_reports_brings_its_label
     assert listed(reading) == {FIRST, FIFTH}
     assert labels_of(reading, FIRST) == {"Edema": 1.0, "Fracture": -1.0}
     assert labels_of(reading, FIFTH) == {"Atelectasis": 1.0, "Edema": 0.0}
-    assert "the labels of 1 images are those of list.csv, which differ from the table's" in reading.notes
+    assert "the labels of 1 image are those of list.csv, which differ from the table's" in reading.notes
     assert labels_of(reading, PA) == {"Lung Opacity": 1.0, "Edema": -1.0, "Cardiomegaly": 0.0}
 
 

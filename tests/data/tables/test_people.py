@@ -46,7 +46,7 @@ def test_excluded_patients_are_left_out_counted_and_told(tmp_path, column):
     settled = settle_people(before, DataConfig(people="nih", exclude=path))
     assert [record.patient for record in settled.records] == ["patient00014"]
     assert settled.rejected == {"excluded": ["0", "2"]}
-    assert settled.notes == ("1 of the 2 patients in out.csv are here; their 2 images stay out of every split",)
+    assert settled.notes == ("1 of 2 patients in out.csv is here, with 2 images that stay out of every split",)
     assert settled.sources == {"out.csv (excluded)": scan_table(path)[0].sha256}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from cleft.grammar import count, verb
 from cleft.types import Census, Groups, Leftover, Tally
 
 _MOST_VALUES = 8
@@ -18,7 +19,7 @@ def census_lines(census: Census) -> list[str]:
     lines += census.notes
     if not census.images and census.faults and not census.sources:
         return lines
-    lines.append(f"{census.images:,} images of {census.patients:,} patients can be used")
+    lines.append(f"{count(census.images, 'image')} of {count(census.patients, 'patient')} can be used")
     lines += _leftovers(census)
     lines += _section(_tallies("images", census.tallies))
     lines += _section(_tallies(_files(census), census.looks))
@@ -37,10 +38,15 @@ def _section(lines: Iterator[str]) -> list[str]:
 
 def _leftovers(census: Census) -> Iterator[str]:
     if census.decoded:
-        drawn = f"of {census.images:,} images, drawn at random," if census.decoded < census.images else "images"
+        whole = census.decoded == census.images
+        drawn = (
+            count(census.decoded, "image")
+            if whole
+            else f"{census.decoded:,} of {census.images:,} images, drawn at random,"
+        )
         bad = sum(left.count for left in census.undecodable)
         became = f"{bad:,} cannot be used" if bad else "all can be used"
-        yield f"{census.decoded:,} {drawn} were decoded; {became}"
+        yield f"{drawn} {verb(census.decoded, 'was', 'were')} decoded; {became}"
     for left in census.left_out:
         yield f"left out, {left.reason}: {left.count:,}{_such_as(left)}"
     for left in census.undecodable:
@@ -111,16 +117,16 @@ def _captions(census: Census) -> Iterator[str]:
         return
     if 0 < captions.written < census.images:
         yield f"captions in the table: {captions.written:,}; the others are made from labels"
-    yield f"distinct captions: {captions.distinct:,}, the longest of {captions.longest:,} words"
-    for text, count in captions.common[:3]:
-        yield f"{count:>9,}  {_end(text, 90)}"
+    yield f"distinct captions: {captions.distinct:,}, the longest of {count(captions.longest, 'word')}"
+    for text, times in captions.common[:3]:
+        yield f"{times:>9,}  {_end(text, 90)}"
 
 
 def _splits(census: Census) -> Iterator[str]:
     splits = census.splits
     if splits is None:
         return
-    shared = f"{census.shared_patients:,} patients stand in two"
+    shared = f"{count(census.shared_patients, 'patient')} {verb(census.shared_patients, 'is', 'are')} in two splits"
     yield f"split {census.split_recipe}: {shared} (digest {census.split_digest})"
     for name, images, patients in zip(splits.groups, splits.images, splits.patients, strict=True):
-        yield f"{name:>9} {images:>9,} images of {patients:,} patients"
+        yield f"{name:>9} {images:>9,} {verb(images, 'image', 'images')} of {count(patients, 'patient')}"

@@ -27,6 +27,7 @@ from cleft.data.pixels.decoding import usable_cores
 from cleft.data.splits.draws import ids_digest, order_key
 from cleft.errors import ConfigError, DataError
 from cleft.files import Output, write_whole
+from cleft.grammar import count, verb
 from cleft.types import Reading, Record, Splits
 
 log = logging.getLogger(__name__)
@@ -236,7 +237,8 @@ def read_split_file(path: Path) -> SplitFile:
     twice = sorted(key for key, count in counts.items() if count > 1)
     if twice:
         shown = ", ".join(twice[:3])
-        sentence = f"{path}: {len(twice):,} ids stand in it twice, such as {shown}; an image belongs to one part"
+        ids = f"{count(len(twice), 'id')} {verb(len(twice), 'is', 'are')}"
+        sentence = f"{path}: {ids} in it twice, such as {shown}; an image belongs to one part"
         raise DataError(sentence, reason="split-file")
     return split
 
@@ -304,7 +306,8 @@ def _notes(
     if found < len(reading.records):
         drawn = f" ({split.images['left out']:,} when it was drawn)" if "left out" in split.images else ""
         loose = len(reading.records) - found
-        yield f"{loose:,} images stand in no part of {name} and are left out{drawn}"
+        is_ = verb(loose, "is", "are")
+        yield f"{count(loose, 'image')} {is_} in no part of {name} and {is_} left out{drawn}"
     if split.digest and digest != split.digest:
         yield f"the split is not the one that {name} was drawn as: its digest is {digest}, there {split.digest}"
     if other:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from cleft.grammar import count, share, verb
 from cleft.types import Record, Splits
 
 _PAIRS = (("test", "train"), ("test", "val"), ("val", "train"))
@@ -31,9 +32,12 @@ class Leak(NamedTuple):
 
     def sentence(self) -> str:
         """Says it in numbers."""
-        people = f"{self.patients:,} of {self.of_patients:,} {self.part} patients also stand in {self.into}"
+        people = (
+            f"{share(self.patients, self.of_patients, f'{self.part} patient')} "
+            f"{verb(self.patients, 'is', 'are')} also in {self.into}"
+        )
         study = f", {self.same_study:,} of them from a study that {self.part} shows too" if self.same_study else ""
-        return f"{people}, with {self.images:,} other images{study}"
+        return f"{people}, with {count(self.images, 'other image')}{study}"
 
 
 def measure_leaks(splits: Splits) -> list[Leak]:

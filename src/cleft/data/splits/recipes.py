@@ -22,6 +22,7 @@ from cleft.data.splits.chexpert_5x200 import (
 from cleft.data.splits.draws import TEST_SALT, VAL_SALT, Cut, ids_digest, share_of, take_patients
 from cleft.data.splits.files import follow_split_file
 from cleft.errors import ConfigError, DataError
+from cleft.grammar import count, verb
 from cleft.types import Reading, Record, Splits
 
 
@@ -81,7 +82,8 @@ def shared_patients(parts: Mapping[str, Sequence[Record]]) -> list[str]:
 def refuse_shared(shared: Sequence[str], recipe: str) -> None:
     """Raises a DataError that counts the patients who stand in two splits and names three."""
     raise DataError(
-        f"{len(shared):,} patients stand in two splits of the recipe {recipe!r}, such as {', '.join(shared[:3])}; "
+        f"{count(len(shared), 'patient')} {verb(len(shared), 'is', 'are')} in two splits of the recipe {recipe!r}, "
+        f"such as {', '.join(shared[:3])}; "
         "numbers measured on them would be too good",
         reason="shared-patients",
     )

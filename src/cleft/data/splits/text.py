@@ -9,6 +9,7 @@ from cleft.data.counting import share_present
 from cleft.data.readers.chexpert_labels import LABEL_TABLES
 from cleft.data.splits.leaks import leak_notes
 from cleft.data.splits.recipes import salts_of
+from cleft.grammar import count, verb
 from cleft.types import Reading, Splits
 
 _CELL = 10
@@ -47,4 +48,4 @@ def _table(splits: Splits, reading: Reading) -> Iterator[str]:
         shares = groups.shares[finding]
         yield row(finding, tuple("–" if share is None else f"{100 * share:.1f} %" for share in shares))
     if left_out:
-        yield f"{left_out:,} images stand in no part"
+        yield f"{count(left_out, 'image')} {verb(left_out, 'is', 'are')} in no part"

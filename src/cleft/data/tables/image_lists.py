@@ -24,6 +24,7 @@ from cleft.data.tables.faults import Fault, refuse
 from cleft.data.tables.names import usual_columns
 from cleft.data.tables.rows import Rows
 from cleft.errors import DataError
+from cleft.grammar import count, verb
 
 IMAGE_COLUMNS = ("path", "image", "id", "image_id", "filename", "file")
 CLASS_COLUMNS = ("class", "label", "category")
@@ -102,11 +103,16 @@ def put_listed(rows: Rows, listed: ImageList) -> tuple[Rows, list[str]]:
     old = rows.codes[here]
     new = np.where(said == _SILENT, old, said).astype(np.int8)
     changed = int((new != old).any(axis=1).sum())
-    notes = [f"{listed.name} lists {len(listed.ids):,} images; they are the test set"]
+    notes = [
+        f"{listed.name} lists {count(len(listed.ids), 'image')}; "
+        f"{verb(len(listed.ids), 'it is', 'they are')} the test set"
+    ]
     if listed.repeated:
         notes.append(f"{listed.repeated:,} entries of {listed.name} name an image a second time and count once")
     if changed:
-        notes.append(f"the labels of {changed:,} images are those of {listed.name}, which differ from the table's")
+        notes.append(
+            f"the labels of {count(changed, 'image')} are those of {listed.name}, which differ from the table's"
+        )
     codes = rows.codes.copy()
     codes[here] = new
     return replace(rows, codes=codes), notes
@@ -138,8 +144,9 @@ def keep_listed(
     stay = set(kept.tolist())
     rows_kept = [row for row in before.tolist() if row in stay or rows.ids[row] in wanted]
     rest = {reason: [name for name in ids if name not in wanted] for reason, ids in by_view.items()}
-    views = ", ".join(f"{count:,} {reason.removeprefix('view-')}" for reason, count in taken.items() if count)
-    note = f"{taken.total():,} images of the test list stay although data.views would leave them out: {views}"
+    stays = verb(taken.total(), "stays", "stay")
+    views = ", ".join(f"{number:,} {reason.removeprefix('view-')}" for reason, number in taken.items() if number)
+    note = f"{count(taken.total(), 'image')} of the test list {stays} although data.views would leave them out: {views}"
     return np.array(rows_kept, dtype=np.int64), {reason: ids for reason, ids in rest.items() if ids}, [note]
 
 

@@ -17,6 +17,7 @@ from cleft.data.tables.faults import Fault, refuse
 from cleft.data.tables.ids import id_key, whole_id
 from cleft.data.tables.names import usual_columns
 from cleft.errors import DataError
+from cleft.grammar import count, share, verb
 from cleft.types import Reading
 
 COLUMNS = ("patient", "patient_id", "patient id", "nih_patient")
@@ -65,17 +66,24 @@ def settle_people(reading: Reading, config: DataConfig) -> Reading:
     if not kept:
         raise DataError(f"every patient is in {config.exclude}; nobody is left to learn from", reason="excluded")
     gone = [record.id for record in reading.records if record.patient in out]
-    told = f"{len(out):,} of the {len(listed.people):,} patients in {config.exclude.name} are here"
+    told = (
+        f"{share(len(out), len(listed.people), 'patient')} in {config.exclude.name} {verb(len(out), 'is', 'are')} here"
+    )
     doubt = "" if out else "; do its ids and data.people name the same people?"
     other = sorted(patient for patient in out if names[patient] not in listed.spellings)
     if other:
-        doubt += f"; {len(other):,} of them are spelled otherwise there, in case, zeros or as a number"
+        are = verb(len(other), "is", "are")
+        doubt += f"; {len(other):,} of them {are} spelled otherwise there, in case, zeros or as a number"
+    images = f"{count(len(gone), 'image')} that {verb(len(gone), 'stays', 'stay')}"
     return replace(
         reading,
         records=kept,
         rejected={**reading.rejected, "excluded": gone} if gone else reading.rejected,
         sources={**reading.sources, f"{config.exclude.name} (excluded)": listed.sha256},
-        notes=(*reading.notes, f"{told}; their {len(gone):,} images stay out of every split{doubt}"),
+        notes=(
+            *reading.notes,
+            f"{told}, with {images} out of every split{doubt}",
+        ),
     )
 
 
