@@ -453,3 +453,44 @@ def test_an_imported_folder_is_asked_what_it_can_and_says_what_it_cannot(walk, t
     steps = ["--optim.steps=2", "--optim.warmup_steps=1", "--train.batch_size=4", "--train.accelerator=cpu"]
     assert main(["pretrain", str(both), "--run", str(tmp_path / "anew"), *root, *steps]) == 0
     assert "its settings are taken and none of its weights" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (MemoryError(), 6, "error: out of memory; lower"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), 6, "error: out of memory; lower"),
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
+            6,
+            "error: a loader worker was killed",
+        ),
+        (
+            RuntimeError("DataLoader timed out after 120 seconds"),
+            3,
+            "error: no image came from a loader worker for 120 s",
+        ),
+    ],
+)
+def test_a6_a7_a_failure_of_the_machine_in_any_command_is_a_sentence(monkeypatch, capsys, error, code, says):
+    def failing(options, words):
+        raise error
+
+    monkeypatch.setattr("cleft.cli._presets", failing)
+    assert main(["presets"]) == code
+    assert says in capsys.readouterr().err
+
+
+def test_an_error_of_our_own_is_not_hidden(monkeypatch):
+    def failing(options, words):
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr("cleft.cli._presets", failing)
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        main(["presets"])
+
+
+def test_a_command_says_at_once_that_it_is_loading(monkeypatch, capsys):
+    monkeypatch.setattr("cleft.cli._evaluate", lambda options, words: print("loaded", file=sys.stderr))
+    assert main(["evaluate", "runs/first"]) == 0
+    assert capsys.readouterr().err.splitlines() == ["loading PyTorch and the other libraries ...", "loaded"]

@@ -74,10 +74,11 @@ def main(words: Sequence[str] | None = None) -> int:
             return error.exit_code  # every process of this machine was given the same command, and the first reports it
         rank = "" if error.rank is None else f"rank {error.rank}: "
         return _say(f"{rank}{error}", error.exit_code, debug=options.debug)
-    except MemoryError:
-        return _say(
-            "out of memory; lower train.batch_size or images.size", ResourceError.exit_code, debug=options.debug
-        )
+    except (MemoryError, RuntimeError) as error:
+        explained = _explain_machine(error)
+        if explained is None:
+            raise
+        return _say(str(explained), explained.exit_code, debug=options.debug)
     except BrokenPipeError:  # whoever reads us, such as head, has seen enough
         sys.stdout = open(os.devnull, "w")
         return 0
@@ -110,6 +111,17 @@ def entry() -> None:
 def _end(number: int, frame: FrameType | None) -> None:
     """Asked to stop outside of training, which has its own way: leave as by Ctrl-C, so that drafts are removed."""
     raise Terminated("asked to stop (SIGTERM); the same command begins again")
+
+
+def _explain_machine(error: MemoryError | RuntimeError) -> CleftError | None:
+    """What a failure of memory or of a loader worker outside of training means; None for any other error."""
+    if isinstance(error, MemoryError) or "out of memory" in str(error):
+        return ResourceError("out of memory; lower train.batch_size or images.size")
+    if "DataLoader" not in str(error):
+        return None
+    from cleft.data.batches import explain_worker
+
+    return explain_worker(error)
 
 
 def _explain(error: OSError) -> str:

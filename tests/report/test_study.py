@@ -336,6 +336,21 @@ def test_runs_in_folders_below_are_found_and_named_by_the_folder_above(tmp_path)
     assert names == ["runs/first", "first-probe/seed-0", "first-probe/seed-1", "other/first"]
 
 
+def test_a_run_that_never_began_is_left_out(tmp_path, caplog):
+    caplog.set_level("INFO")
+    begun = write_run(tmp_path / "runs" / "begun", evaluation(0.6))
+    refused = tmp_path / "runs" / "refused"
+    refused.mkdir()
+    for name in ("config.yaml", "environment.json"):
+        (refused / name).write_bytes((begun / name).read_bytes())
+    assert find_studies([tmp_path / "runs"]) == ([begun], [])
+    assert f"{refused} is left out: nothing was trained in it" in caplog.text
+    for trace in ("logs", "states", "model.json"):
+        (refused / trace).mkdir()
+        assert find_studies([tmp_path / "runs"]) == ([begun, refused], [])
+        (refused / trace).rmdir()
+
+
 def test_a_folder_of_both_gives_a_page_for_each_study_and_one_for_the_runs(tmp_path):
     study = small_study(tmp_path / "all" / "table1", {CELL: [evaluation(0.6)]})
     write_run(tmp_path / "all" / "a", evaluation(0.6))

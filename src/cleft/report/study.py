@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ from cleft.report.study_figures import study_figures
 from cleft.report.study_table import corrected_p_values, differences, every_seed, row_facts, table_lines
 from cleft.report.tables import TASKS, Entry
 from cleft.types import StudyLine
+
+log = logging.getLogger(__name__)
 
 KEYS = {"model": COLOURS[0], "mean": INK, "floor": SOFT, "paper": INK, "level": SOFT}
 _MODELS = 8
@@ -94,7 +97,20 @@ def _known_inside(folder: Path) -> list[Path]:
     if not folder.is_dir() or folder.is_symlink():
         return []
     held = sorted(each for each in folder.iterdir() if not each.name.startswith("."))
-    return [known for each in held for known in _known_inside(each)]
+    return [known for each in held if not _is_idle(each) for known in _known_inside(each)]
+
+
+def _is_idle(folder: Path) -> bool:
+    """Whether a command was refused or stopped in a run folder before it made a step; says so."""
+    begun = any((folder / name).exists() for name in _BEGUN)
+    if (folder / "config.yaml").is_file() and not begun and not (folder / FILE).is_file():
+        log.info("%s is left out: nothing was trained in it", folder)
+        return True
+    return False
+
+
+_BEGUN = ("logs", "states", "results", "comparisons", "summary.json", "model.json")
+"""Files and folders of which a run has at least one as soon as it has made a step or holds a model."""
 
 
 def _is_known(folder: Path) -> bool:
