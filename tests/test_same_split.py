@@ -144,3 +144,16 @@ def test_a_dataset_that_is_also_a_preset_is_the_preset_without_a_folder(tmp_path
     assert main(["data", "split", "embed", "--data.root", str(tmp_path), "--text.max_tokens", "80"]) == 3
     assert main(["data", "split", "nowhere", str(tmp_path)]) == 2
     assert "no preset or dataset 'nowhere'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dataset", ["chexpert", "embed"])
+def test_drawn_images_are_not_compared_with_published_counts(dataset, phantoms, tmp_path, capsys):
+    root = phantoms
+    if dataset == "embed":
+        root = tmp_path / "embed"
+        assert main(["data", "phantoms", str(root), "--kind", "mammogram", "--patients", "4", "--size", "64"]) == 0
+    main(["data", "check", dataset, str(root), "--decode", "0", "--data.max_bad", "0.5"])
+    out = capsys.readouterr().out
+    assert "(drawn phantoms)" in out
+    assert "published" not in out
+    assert "paper:" not in out

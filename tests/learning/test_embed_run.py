@@ -9,7 +9,7 @@ from PIL import Image
 from tests.fakes.embed import file_row, finding_row, write_fake_embed
 
 from cleft.config import load_settings
-from cleft.data.phantoms.drawn import MARK
+from cleft.data.marks import MARK
 from cleft.data.readers.embed import TERMS
 from cleft.errors import ConfigError
 from cleft.learning.context import learn_context

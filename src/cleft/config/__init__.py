@@ -1,5 +1,6 @@
 """Settings: one tree of frozen dataclasses, presets that fill it, overrides that have the last word."""
 
+from cleft.config.lists import join_list, split_list
 from cleft.config.loading import (
     SETTINGS_MARK,
     build_settings,
@@ -51,6 +52,7 @@ __all__ = [
     "TrainConfig",
     "build_settings",
     "dump_settings",
+    "join_list",
     "load_run_settings",
     "load_settings",
     "merge_overrides",
@@ -60,6 +62,7 @@ __all__ = [
     "preset_summaries",
     "settings_help",
     "short_settings_help",
+    "split_list",
     "text_rule",
     "usual_split",
 ]

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from cleft.config.lists import split_list
 from cleft.config.tree import Settings, usual_split
 from cleft.config.yaml_tree import Tree, read_yaml
 from cleft.errors import ConfigError
@@ -336,7 +337,7 @@ def _read_word(value: str) -> Tree:
         return None
     value = expand_user(value)
     if value.startswith("[") and value.endswith("]"):
-        return [item.strip().strip("'\"") for item in value[1:-1].split(",") if item.strip()]
+        return cast("Tree", split_list(value[1:-1]))
     return value
 
 
@@ -403,7 +404,7 @@ def _built(kind: type[_Group], tree: Mapping[str, Tree], prefix: str) -> _Group:
 def _listed(value: Tree, hint: Any) -> Any:
     """Text where a list belongs is a list of one or, with commas, of several."""
     if isinstance(value, str) and value != "null" and _is_list(hint):
-        return [item.strip() for item in value.split(",")]
+        return split_list(value)
     return _scalars(value) if isinstance(value, dict) else value
 
 

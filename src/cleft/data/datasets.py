@@ -8,11 +8,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from cleft.config import DataConfig, Settings, load_run_settings, merge_overrides, overridden_keys, usual_split
+from cleft.config import (
+    DataConfig,
+    Settings,
+    join_list,
+    load_run_settings,
+    merge_overrides,
+    overridden_keys,
+    usual_split,
+)
 from cleft.data.captions import OPENING, add_captions
 from cleft.data.collector import collector_paused
 from cleft.data.labels import apply_uncertain
-from cleft.data.phantoms.drawn import MARK
+from cleft.data.marks import is_drawn
 from cleft.data.readers.chexpert import scan_chexpert
 from cleft.data.readers.embed import TERMS as EMBED_TERMS
 from cleft.data.readers.embed import scan_embed
@@ -202,7 +210,7 @@ def report_not_inherited(before: DataConfig, after: DataConfig) -> None:
 
 
 def _as_typed(value: Any) -> str:
-    return ",".join(map(str, cast("Sequence[Any]", value))) if isinstance(value, tuple) else str(value)
+    return join_list(map(str, cast("Sequence[Any]", value))) if isinstance(value, tuple) else str(value)
 
 
 def opening_of(config: DataConfig) -> str:
@@ -212,8 +220,7 @@ def opening_of(config: DataConfig) -> str:
 
 def terms_of(config: DataConfig) -> str | None:
     """Returns what the owner of the images allows, where that reaches weights; nobody owns phantoms."""
-    drawn = config.root is not None and (config.root / MARK).is_file()
-    return None if drawn else DATASETS[config.dataset].terms
+    return None if is_drawn(config.root) else DATASETS[config.dataset].terms
 
 
 def recipe_of(config: DataConfig) -> str:

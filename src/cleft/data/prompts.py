@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 
-from cleft.config import Settings
+from cleft.config import Settings, join_list, split_list
 from cleft.data.captions import OPENING
 from cleft.data.datasets import DATASETS
 from cleft.data.readers.chexpert import CAPTION_ORDER
@@ -118,14 +119,21 @@ def resolve_classes(names: str | Sequence[str], findings: Iterable[str]) -> tupl
     spelled = {finding.casefold(): finding for finding in findings}
     if isinstance(names, str):
         alone = names.casefold() in spelled or names.casefold() in CLASS_SETS
-        names = [names] if alone else [part.strip() for part in names.split(",") if part.strip()]
+        names = [names] if alone else split_list(names)
     classes: list[str] = []
     for name in names:
         members = CLASS_SETS.get(name.casefold(), (name,))
         for member in members:
             if member.casefold() not in spelled:
                 origin = f"{member!r} of the set {name!r}" if len(members) > 1 else repr(name)
+                parts = {part.strip().casefold(): full for full in spelled.values() for part in full.split(",")}
+                within = parts.get(member.casefold())
                 close = nearest(member, [*spelled.values(), *CLASS_SETS] if len(members) == 1 else spelled.values())
+                if within is not None:
+                    raise ConfigError(
+                        f"classes names {origin}, which is a part of {within!r}: that name holds a comma; put it in "
+                        f"quotes: --classes {shlex.quote(join_list([within]))}"
+                    )
                 raise ConfigError(
                     f"classes names {origin}, which the table has no column for{close}; "
                     f"it has {', '.join(spelled.values()) or 'no finding at all'}; sets are {', '.join(CLASS_SETS)}; "

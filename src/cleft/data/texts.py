@@ -19,7 +19,7 @@ from cleft.config import DataConfig
 from cleft.data.captions import NO_FINDING, clean_text, refuse_unreadable
 from cleft.data.counting import FEWEST_PATIENTS
 from cleft.data.datasets import opening_of
-from cleft.data.phantoms.drawn import MARK
+from cleft.data.marks import MARK
 from cleft.data.reports import READ_REPORT, Way, change_words, draw_text
 from cleft.data.sentences import TEMPLATES, SentenceBank, bank_of_findings, draw_sentence, pool_of_epoch, read_bank
 from cleft.data.vocabulary import Learnable, words_of_many

@@ -14,7 +14,15 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from cleft.config import DataConfig, Settings, load_run_settings, merge_overrides, overridden_keys
+from cleft.config import (
+    DataConfig,
+    Settings,
+    join_list,
+    load_run_settings,
+    merge_overrides,
+    overridden_keys,
+    split_list,
+)
 from cleft.data import data_config, report_not_inherited
 from cleft.data.batches import eval_loader
 from cleft.data.counting import FEWEST_PATIENTS
@@ -236,7 +244,7 @@ class Question:
             "--split": self.split,
             "--scoring": self.scoring,
             "--data": None if self.data is None else f"{self.data.partition(':')[0]}:<folder>",
-            "--classes": None if self.classes is None else ",".join(self.classes),
+            "--classes": None if self.classes is None else join_list(self.classes),
             "--blank": None if self.blank == "unknown" else self.blank,
             "--per-class": self.per_class,
             "--per-patient": self.per_patient,
@@ -334,10 +342,13 @@ def halves(logits: Floats) -> tuple[Floats, Floats]:
 
 
 def class_names(classes: str | Sequence[str] | None) -> tuple[str, ...] | None:
-    """Names of sets or findings, of which a string has several with commas between them."""
+    """Names of sets or findings, of which a string has several with commas between them.
+
+    A name that holds a comma stands in quotes there.
+    """
     if classes is None:
         return None
-    words = classes.split(",") if isinstance(classes, str) else classes
+    words = split_list(classes) if isinstance(classes, str) else classes
     return tuple(word.strip() for word in words if word.strip())
 
 

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 from cleft.config import DataConfig, Settings
 from cleft.data import opening_of, read_dataset
-from cleft.data.phantoms.chests import MARK
+from cleft.data.marks import MARK
 from cleft.data.pixels.prepared import PreparedImages, obtain_images
 from cleft.data.prompts import choose_classes
 from cleft.data.splits.draws import ids_digest

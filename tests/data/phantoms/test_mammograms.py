@@ -10,7 +10,7 @@ from pydicom import dcmread
 
 from cleft.config import DataConfig
 from cleft.data import read_dataset
-from cleft.data.phantoms.drawn import MARK
+from cleft.data.marks import MARK
 from cleft.data.phantoms.mammogram_cases import LETTERS, ODDITIES, Shares
 from cleft.data.phantoms.mammogram_codes import CODES
 from cleft.data.phantoms.mammogram_people import invent_patient

@@ -8,8 +8,9 @@ import pytest
 
 from cleft.config import DataConfig
 from cleft.data import read_dataset
+from cleft.data.marks import MARK
 from cleft.data.phantoms.anatomy import FINDINGS, Body, Shot, draw_frontal
-from cleft.data.phantoms.chests import MARK, write_phantoms
+from cleft.data.phantoms.chests import write_phantoms
 from cleft.errors import DataError
 
 

@@ -23,7 +23,7 @@ from cleft.data.counting import (
     tally_ages,
 )
 from cleft.data.datasets import finish_reading, terms_of
-from cleft.data.phantoms.chests import MARK
+from cleft.data.marks import is_drawn
 from cleft.data.pixels.decoding import usable_cores
 from cleft.data.pixels.looks import Looks, look_at_all
 from cleft.data.pixels.sampling import Sample, decode, draw, is_surely_more
@@ -66,7 +66,7 @@ def take_census(scan: Scan, config: DataConfig, images: ImagesConfig, effort: Ef
     reading, splits, told = _divide(scan.reading, config)
     # Too few rows are left to split because the others are faulty: that is no fault of its own.
     faults += told if not faults else []
-    synthetic = config.root is not None and (config.root / MARK).is_file()
+    synthetic = is_drawn(config.root)
     fewest = 1 if synthetic else FEWEST_PATIENTS
     files = _inspect(reading.records, images, effort, synthetic=synthetic)
     unlisted = find_unlisted(scan.images)

@@ -15,7 +15,6 @@ import cv2
 import numpy as np
 
 from cleft.data.phantoms.anatomy import Body, Shot, draw_frontal, draw_lateral
-from cleft.data.phantoms.drawn import MARK as MARK
 from cleft.data.phantoms.drawn import drawn_once
 from cleft.data.progress import progress_bar
 from cleft.data.randomness import Stream, counted

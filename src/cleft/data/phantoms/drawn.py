@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from cleft.data.marks import MARK
 from cleft.errors import DataError
 from cleft.files import draft_folder, read_json, write_json
-
-MARK = "PHANTOMS.json"
-"""File that says a folder holds phantoms and nothing else."""
 
 
 def drawn_once(folder: Path, mark: Mapping[str, object], draw: Callable[[Path], None]) -> Path:

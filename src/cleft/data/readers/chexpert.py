@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from cleft.config import DataConfig
+from cleft.data.marks import is_drawn
 from cleft.data.readers.chexpert_folders import locate_images, table_folders
 from cleft.data.readers.chexpert_labels import LABEL_TABLES, Labels, take_labels
 from cleft.data.readers.chexpert_paths import Paths, read_paths
@@ -119,7 +120,7 @@ def scan_chexpert(config: DataConfig, *, check_files: bool = True) -> Scan:
         config,
         views=config.views or VIEWS,
         are_present=(lambda kept: are_files([rows.images[row] for row in kept.tolist()])) if check_files else None,
-        notes=[*_census(path.name, rows, paths), *labels.notes, *oddities(odd_sexes, odd_ages)],
+        notes=[*_census(path.name, rows, paths, drawn=is_drawn(root)), *labels.notes, *oddities(odd_sexes, odd_ages)],
         faults=[*faults, *wrong_labels, *wrong_paths],
         rejected={"no-label": unlabelled} if unlabelled else {},
         sources=labels.sources,
@@ -151,12 +152,13 @@ def _beside_table(root: Path, table: Path, ids: Sequence[str]) -> list[str]:
     return [f"{folder}/{name}" for name in ids]
 
 
-def _census(name: str, rows: Rows, paths: Paths) -> list[str]:
-    """Counts beside the published ones. A difference is news, not an error: subsets are welcome."""
+def _census(name: str, rows: Rows, paths: Paths, *, drawn: bool) -> list[str]:
+    """Counts beside the published ones, of images that were not drawn. Subsets are welcome."""
     patients = {rows.patients[row] for row in paths.usable.tolist()}
     parts = Counter(rows.ids[row].partition("/")[0] for row in paths.usable.tolist())
     published = "; ".join(f"published for {part}: {_PUBLISHED[part]}" for part in parts)
-    notes = [f"{name} holds {len(paths.usable):,} images of {len(patients):,} patients ({published})"]
+    beside = "drawn phantoms" if drawn else published
+    notes = [f"{name} holds {len(paths.usable):,} images of {len(patients):,} patients ({beside})"]
     if len(paths.prefixes) > 1:
         prefixes = ", ".join(f"{prefix or 'none'} ({count:,})" for prefix, count in paths.prefixes.most_common())
         notes.append(f"{name} mixes release prefixes: {prefixes}; they were dropped")

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cleft.config import DataConfig
+from cleft.data.marks import is_drawn
 from cleft.data.readers.embed_captions import Facts, Style, mammogram_caption
 from cleft.data.readers.embed_codes import BIRADS, FINDINGS
 from cleft.data.readers.embed_exams import Exams, Keys, match_keys, read_exams
@@ -96,7 +97,7 @@ def scan_embed(config: DataConfig, *, check_files: bool = True) -> Scan:
         views=config.views,
         are_present=(lambda some: are_files([rows.images[row] for row in some.tolist()])) if check_files else None,
         notes=[
-            *census(metadata, clinical, files, keys, exams, images, config.reduce),
+            *census(metadata, clinical, files, keys, exams, images, config.reduce, drawn=is_drawn(root)),
             *metadata.notes,
             *clinical.notes,
             *keys.notes,

@@ -15,19 +15,28 @@ from cleft.data.readers.embed_tables import Named
 
 
 def census(
-    metadata: Named, clinical: Named, files: Files, keys: Keys, exams: Exams, images: Images, rule: Rule
+    metadata: Named,
+    clinical: Named,
+    files: Files,
+    keys: Keys,
+    exams: Exams,
+    images: Images,
+    rule: Rule,
+    *,
+    drawn: bool,
 ) -> Iterator[str]:
-    """Sentences for the user. A difference from what was published is news, not an error: subsets are welcome."""
+    """Sentences for the user, with the published counts beside those of images that were not drawn."""
+    published = "published: 480,323 files of 23,256 patients and 72,770 exams, and 81,776 findings"
+    paper = "" if drawn else " (paper: 364,515)"
     first, second = metadata.table.path.name, clinical.table.path.name
     patients, visits = (len(np.unique(known[known >= 0])) for known in (keys.patient, keys.accession))
     yield (
         f"{first} holds {len(metadata.table):,} files of {patients:,} patients and {visits:,} exams, {second} "
-        f"{len(clinical.table):,} findings (published: 480,323 files of 23,256 patients and 72,770 exams, and 81,776 "
-        f"findings)"
+        f"{len(clinical.table):,} findings ({'drawn phantoms' if drawn else published})"
     )
     both = int(((images.birads != NONE) & (images.density > 0)).sum())
     yield (
-        f"{len(images.kept):,} 2D images with a label, {both:,} of them with assessment and density (paper: 364,515); "
+        f"{len(images.kept):,} 2D images with a label, {both:,} of them with assessment and density{paper}; "
         f"{int((images.birads == NONE).sum()):,} have no assessment, {int((images.density == 0).sum()):,} no density"
     )
     yield from _rules(images, exams, rule)
