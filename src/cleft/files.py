@@ -90,6 +90,16 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def open_lock(path: Path) -> IO[str]:
+    """Open a lock file to read and append, made where it is missing; a symbolic link is not followed.
+
+    Raises:
+        OSError: If it is a link, or cannot be opened.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    return os.fdopen(handle, "a+", encoding="utf-8")
+
+
 def lock_file(file: IO[Any], *, wait: bool = False, by_process: bool = False) -> None:
     """Lock an open file against other processes until it is closed; the system ends the lock with its holder.
 

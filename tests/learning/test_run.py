@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import time
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -136,10 +137,10 @@ def test_a_run_of_the_other_stage_is_refused(tmp_path):
 
 
 def test_b3_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path, monkeypatch):
-    def refuse(self, target):
+    def refuse(source, target):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("pathlib.Path.replace", refuse)
+    monkeypatch.setattr("os.replace", refuse)
     with pytest.raises(ResourceError, match="Permission denied"), open_run(tmp_path / "run", SETTINGS, "pretrain"):
         pass
 
@@ -286,3 +287,13 @@ def test_a_run_that_is_resumed_and_refused_stays(tmp_path):
     with pytest.raises(DataError), open_run(tmp_path / "first", SETTINGS, "pretrain"):
         raise DataError("there is no table")
     assert load_settings(tmp_path / "first") == SETTINGS
+
+
+@pytest.mark.parametrize("name", ["lock", ".probe", ".probe.tmp", "config.yaml", "environment.json"])
+def test_a_link_in_a_run_folder_is_never_written_through(tmp_path, name):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "thesis.txt").write_text("three years")
+    (tmp_path / "run" / name).symlink_to(tmp_path / "thesis.txt")
+    with suppress(ConfigError, DataError), open_run(tmp_path / "run", SETTINGS, "pretrain"):
+        pass
+    assert (tmp_path / "thesis.txt").read_text() == "three years"

@@ -30,7 +30,7 @@ from cleft.config import SETTINGS_MARK, Settings, dump_settings, load_settings
 from cleft.data.tables.ids import id_key
 from cleft.data.tables.people import person
 from cleft.errors import ConfigError, DataError, ResourceError
-from cleft.files import find_json, lock_file, write_json, write_whole
+from cleft.files import find_json, lock_file, open_lock, write_json, write_whole
 from cleft.launch import count_processes, find_launch, is_first
 from cleft.learning.same import Stage, changes
 from cleft.learning.states import StateStore
@@ -39,7 +39,7 @@ from cleft.privacy import USER_DIR, key_id, protect
 
 log = logging.getLogger(__name__)
 
-_BEFORE_SETTINGS = {"lock", ".probe.tmp", ".probe"}
+_BEFORE_SETTINGS = {"lock"}
 """What a new run folder may hold before it holds `config.yaml`."""
 
 
@@ -292,14 +292,12 @@ def _check_place(folder: Path) -> None:
         raise ConfigError(f"{folder} is a file; choose another folder for the run")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".probe.tmp"
-        probe.write_text("")
-        probe.replace(folder / ".probe")
+        write_whole(folder / ".probe", "")
         (folder / ".probe").unlink()
     except OSError as error:
         raise ResourceError(f"{folder}: cannot be written ({error.strerror}); choose another run folder") from error
-    # A killed process leaves drafts such as .config.yaml.1a2b3c4d, see `write_whole`.
-    names = (path.name for path in folder.iterdir() if not path.name.startswith(".config.yaml."))
+    # A killed process leaves drafts such as .config.yaml.1a2b3c4d (`write_whole`).
+    names = (path.name for path in folder.iterdir() if not path.name.startswith((".config.yaml.", ".probe")))
     strangers = sorted(name for name in names if name not in _BEFORE_SETTINGS)
     if strangers and not is_run(folder):
         raise ConfigError(
@@ -376,7 +374,9 @@ def hold_run(folder: Path) -> AbstractContextManager[None]:
 @contextmanager
 def _locked(path: Path) -> Generator[None]:
     """Holds `path` for this process; the system gives it back however the process ends."""
-    with path.open("a+", encoding="utf-8") as file:
+    if path.is_symlink():
+        raise ConfigError(f"{path} is a symbolic link, which a lock never is; remove it, or choose another run folder")
+    with open_lock(path) as file:
         try:
             # By process: forked loader workers would hold it for seconds after their parent was killed.
             lock_file(file, by_process=True)

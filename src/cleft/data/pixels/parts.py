@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from cleft.data.pixels.decoding import Outcome, Source
 from cleft.errors import DataError
-from cleft.files import lock_file, parse_json, read_limited, write_whole
+from cleft.files import lock_file, open_lock, parse_json, read_limited, write_whole
 
 SCHEMA = 2
 """Version of this layout and of how files are decoded; part of the name of every cache."""
@@ -140,7 +140,7 @@ def lock(folder: Path) -> Generator[bool]:
     says whether this one is alone.
     """
     alone = True
-    with (folder / "lock").open("wb") as file:
+    with open_lock(folder / "lock") as file:
         try:
             lock_file(file)
         except BlockingIOError:
