@@ -70,8 +70,8 @@ def main(words: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _say("stopped by Ctrl-C", 130, debug=options.debug)
     except CleftError as error:
-        if error.rank is None and isinstance(error, ConfigError) and os.environ.get("LOCAL_RANK", "0") != "0":
-            return error.exit_code  # every process of this machine was given the same command, and the first reports it
+        if isinstance(error, ConfigError) and error.rank is None and _is_repeated():
+            return error.exit_code
         rank = "" if error.rank is None else f"rank {error.rank}: "
         return _say(f"{rank}{error}", error.exit_code, debug=options.debug)
     except (MemoryError, RuntimeError) as error:
@@ -88,6 +88,15 @@ def main(words: Sequence[str] | None = None) -> int:
 
 _HEAVY = ("pretrain", "learn-context", "classify", "evaluate", "reproduce", "import")
 """Verbs that load PyTorch, which takes half a minute on a slow machine."""
+
+
+def _is_repeated() -> bool:
+    """Whether another process of this machine was started with the same command, and reports what is wrong with it."""
+    try:
+        launch = find_launch()
+    except ConfigError:
+        return False
+    return launch is not None and launch.local_rank > 0
 
 
 def _work_alone(launch: Launch, verb: str) -> None:

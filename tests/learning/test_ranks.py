@@ -133,3 +133,23 @@ def test_m8_an_address_that_cannot_be_used_is_named(tmp_path, monkeypatch):
 
     assert end_of(start_ranks(2, meet, tmp_path / "output")) == [6, 6]
     assert "cannot use localhost.invalid:" in (tmp_path / "output").read_text()
+
+
+def test_m8_a_process_that_does_not_come_is_reported(tmp_path):
+    def alone():
+        if os.environ["RANK"] == "0":
+            with first_rank_first(0.3) as ready:
+                ready()
+                raise AssertionError("nobody else came")
+
+    assert end_of(start_ranks(2, alone, tmp_path / "output")) == [6, 0]
+    printed = (tmp_path / "output").read_text()
+    assert "waiting for 1 of 2 processes to connect to 127.0.0.1:" in printed
+    assert "1 of 2 processes did not connect to 127.0.0.1:" in printed
+
+
+def test_m8_a_port_that_is_no_number_is_refused(monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_PORT": "http"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="MASTER_PORT='http' is not a number"), first_rank_first(1):
+        pass

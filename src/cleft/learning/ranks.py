@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import signal
@@ -34,12 +35,15 @@ from torch._C._distributed_c10d import TCPStore  # torch.distributed has it with
 
 from cleft.config import TrainConfig
 from cleft.errors import CleftError, ConfigError, OtherRankFailed, ResourceError
-from cleft.launch import Launch, count_processes, find_launch
+from cleft.launch import LAUNCHER_VARIABLES, Launch, count_processes, find_launch
+
+log = logging.getLogger(__name__)
 
 _PORT = 29500
 """Where neither the launcher nor the user names one."""
 _MEET_SECONDS = 300
 _LAST_WORD_SECONDS = 30
+_SOON = 10
 _LOST = re.compile(
     r"gloo|nccl|process group|connection (closed|reset|refused)|broken pipe|timed? ?out|socket|store", re.IGNORECASE
 )
@@ -133,8 +137,8 @@ def first_rank_first(timeout: float) -> Generator[Callable[[], None]]:
         return
 
     def ready() -> None:
-        with contextlib.suppress(RuntimeError):
-            store.set(key, "ready")
+        store.set(key, "ready")
+        _gather_readers(store, f"{key}/read", launch, f"{address}:{port}", min(timeout, _MEET_SECONDS))
 
     try:
         yield ready
@@ -143,26 +147,51 @@ def first_rank_first(timeout: float) -> Generator[Callable[[], None]]:
             store.set(key, str(getattr(error, "exit_code", 1)))
             _wait_for_readers(store, f"{key}/read", launch.world_size - 1, _LAST_WORD_SECONDS)
         raise
-    ready()
-    _wait_for_readers(store, f"{key}/read", launch.world_size - 1, timeout)
+    if not store.check([key]):
+        ready()
 
 
-def _wait_for_readers(store: TCPStore, key: str, count: int, seconds: float) -> None:
-    """Keeps the store, which this process may hold, until the others have read it."""
+def _gather_readers(store: TCPStore, key: str, launch: Launch, place: str, seconds: float) -> None:
+    """Waits until the others have read the store.
+
+    Raises:
+        ResourceError: If one of them does not come.
+    """
+    if not _wait_for_readers(store, key, launch.world_size - 1, min(seconds, _SOON)):
+        missing = launch.world_size - 1 - store.add(key, 0)
+        log.warning("waiting for %d of %d processes to connect to %s", missing, launch.world_size, place)
+        if not _wait_for_readers(store, key, launch.world_size - 1, seconds):
+            missing = launch.world_size - 1 - store.add(key, 0)
+            left_over = ", ".join(name for name in LAUNCHER_VARIABLES if name in os.environ)
+            raise ResourceError(
+                f"{missing} of {launch.world_size} processes did not connect to {place} within {seconds:g} s; see "
+                f"that {launch.launcher} started all of them and that they can reach this address. If this process "
+                f"is alone, unset what a launcher sets ({left_over})"
+            )
+
+
+def _wait_for_readers(store: TCPStore, key: str, count: int, seconds: float) -> bool:
+    """Returns whether `count` other processes have read the store; waits for them."""
     deadline = time.monotonic() + seconds
     with contextlib.suppress(RuntimeError):
-        while store.add(key, 0) < count and time.monotonic() < deadline:
+        while store.add(key, 0) < count:
+            if time.monotonic() > deadline:
+                return False
             time.sleep(0.05)
+    return True
 
 
 def _main_address(launch: Launch) -> tuple[str, int]:
     """Host and port of the first process."""
-    port = int(os.environ.get("MASTER_PORT", _PORT))
+    typed = os.environ.get("MASTER_PORT", "")
+    if typed and not typed.isdigit():
+        raise ConfigError(f"environment variable MASTER_PORT={typed!r} is not a number; set a free port, or unset it")
+    port = int(typed or _PORT)
     if "MASTER_ADDR" in os.environ:
         return os.environ["MASTER_ADDR"], port
     if launch.launcher == "srun":
         job = os.environ.get("SLURM_JOB_ID", "")
-        port = int(os.environ.get("MASTER_PORT", 15000 + int(job[-4:]) if job.isdigit() else _PORT))
+        port = 15000 + int(job[-4:]) if job.isdigit() and not typed else port
         names = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_NODELIST") or "127.0.0.1"
         return SLURMEnvironment.resolve_root_node_address(names), port
     if launch.launcher == "jsrun":
