@@ -168,7 +168,7 @@ def test_no_root_is_a_setting_to_set():
 
 
 def test_a_root_that_is_no_folder_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"nowhere is not a folder; set data\.root"):
+    with pytest.raises(DataError, match=r"nowhere is not a folder; give --data\.root"):
         read(tmp_path / "nowhere")
 
 
