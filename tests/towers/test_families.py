@@ -9,8 +9,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from cleft.config import TextTowerConfig
 from cleft.errors import CleftError, ConfigError
-from cleft.towers.adapt import ADAPTERS
+from cleft.towers.adapt import ADAPTERS, adapt
 from cleft.towers.checkpoint import load_model, save_model
+from cleft.towers.language_model import build_language_model
 from cleft.towers.methods import build_model
 from cleft.towers.text import TextTower, build_text_tower
 from cleft.towers.tokens import learn_tokenizer
@@ -138,6 +139,16 @@ def test_embedding_hidden_and_output_width_may_differ(family, width):
     built = tower(family, adapt="full")
     assert (built.lm.embedding_width, built.width) == (16, width)
     check_exact(built)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt-350m", "electra", "falcon-old"])
+def test_shapes_are_found_on_the_meta_device_too(family):
+    config = TextTowerConfig(model=None, scratch=FAMILIES[family], adapt="prefix", prefix_length=3)
+    built = adapt(build_language_model(config, vocabulary=300, pad=1, end=2), config)
+    with torch.device("meta"):
+        outline = adapt(build_language_model(config, vocabulary=300, pad=1, end=2), config)
+    assert (outline.width, outline.embedding_width) == (built.width, built.embedding_width)
+    assert [weight.shape for weight in outline.parameters()] == [weight.shape for weight in built.parameters()]
 
 
 def test_layers_of_different_widths_are_not_averaged():

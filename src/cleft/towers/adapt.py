@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from cleft.config import TextTowerConfig
 from cleft.errors import ConfigError
 from cleft.towers.depth import weight_heights
-from cleft.towers.language_model import LanguageModel, evaluating
+from cleft.towers.language_model import LanguageModel, measuring
 from cleft.towers.prefix import Prefix
 from cleft.towers.rows import TrainedRows
 from cleft.towers.targets import ia3_targets, lora_targets
@@ -135,9 +135,8 @@ def _prefix(model: LanguageModel, config: TextTowerConfig) -> None:
     model.prefix = Prefix(encoder, length=config.prefix_length, heads=heads, size=size)
 
 
-@torch.no_grad()
 def _cached_shapes(model: PreTrainedModel) -> list[_CachedShape]:
-    """Returns the shape of keys and values in each block's cache, measured with one token.
+    """Returns the shape of keys and values in each block's cache, as one token leaves them.
 
     Configurations do not tell: a multi-query Falcon keeps one head, a grouped one repeats its heads first.
 
@@ -145,8 +144,8 @@ def _cached_shapes(model: PreTrainedModel) -> list[_CachedShape]:
         One shape a block; empty if the model ignores the cache it is given, or keeps anything else in it.
     """
     cache: Any = DynamicCache()
-    token = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
-    with evaluating(model):
+    with measuring(model):
+        token = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
         try:
             model(input_ids=token, past_key_values=cache, use_cache=True)
         except (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError):

@@ -140,14 +140,12 @@ class LanguageModel(nn.Module):
             states = torch.stack([output.hidden_states[layer] for layer in self.layers]).mean(dim=0)
         return TokenStates(states, getattr(output, "pooler_output", None))
 
-    @torch.no_grad()
     def _measured_width(self) -> int:
-        token = torch.zeros(1, 2, dtype=torch.int64, device=self.model.device)
-        with evaluating(self):
+        with measuring(self):
+            token = torch.zeros(1, 2, dtype=torch.int64, device=self.model.device)
+            places = torch.arange(2, device=self.model.device)[None]
             try:
-                return self.read(token, torch.ones_like(token, dtype=torch.bool), torch.arange(2)[None]).states.shape[
-                    -1
-                ]
+                return self.read(token, torch.ones_like(token, dtype=torch.bool), places).states.shape[-1]
             except RuntimeError as error:
                 raise ConfigError(
                     f"text.layers={list(self.layers)}: layers of a {self.config.model_type!r} model differ in "
@@ -204,6 +202,15 @@ def evaluating(model: nn.Module) -> Generator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+@contextmanager
+def measuring(model: nn.Module) -> Generator[None]:
+    """Lets a model be called for the shapes of what it returns: in evaluation mode, without computing anything."""
+    from torch._subclasses.fake_tensor import FakeTensorMode  # takes a while, and few models need it
+
+    with evaluating(model), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+        yield
 
 
 def build_language_model(config: TextTowerConfig, *, vocabulary: int, pad: int, end: int | None) -> LanguageModel:
