@@ -44,6 +44,16 @@ def test_a_run_of_an_earlier_version_is_known_by_any_of_its_files_and_settings_o
     assert not is_run(tmp_path / "run")
 
 
+def test_an_imported_model_is_not_trained_over(tmp_path):
+    keep(tmp_path)
+    (tmp_path / "split.json").unlink()
+    (tmp_path / "environment.json").unlink()
+    (tmp_path / "model.json").write_text('{"schema": 1, "files": {}}')
+    with pytest.raises(ConfigError, match="a model that was not trained in it"):
+        keep(tmp_path)
+    assert (tmp_path / "model.json").read_text() == '{"schema": 1, "files": {}}'
+
+
 def test_a12_a_second_process_is_refused_with_pid_and_host(tmp_path):
     with open_run(tmp_path, SETTINGS, "pretrain"):
 

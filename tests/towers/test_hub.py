@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModel, BertConfig, BertForMaskedLM, modeling_utils
 
-from cleft.towers.hub import config_from, pretrained_model, quiet_transformers, random_model, read_config
+from cleft.towers.hub import config_from, describe, pretrained_model, quiet_transformers, random_model, read_config
 
 SHAPE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 32}
 
@@ -93,3 +93,10 @@ def test_what_is_switched_off_is_on_again_after_an_error():
     with pytest.raises(ValueError, match="stop"), quiet_transformers():
         raise ValueError("stop")
     assert logging.getLogger("transformers").level == level
+
+
+def test_a_described_configuration_names_no_folder(published):
+    described = describe(read_config(str(published), "text.model"))
+    assert str(published) not in json.dumps(described)
+    again = config_from(described, "text.scratch")
+    assert {**describe(again)} == described

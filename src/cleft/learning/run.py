@@ -328,6 +328,11 @@ def is_run(folder: Path) -> bool:
 def _check_settings(folder: Path, settings: Settings, stage: Stage) -> None:
     if not (folder / "config.yaml").is_file():
         return
+    if (folder / "model.json").is_file() and not (folder / "split.json").is_file():
+        raise ConfigError(
+            f"{folder} holds a model that was not trained in it, such as an imported one, and training would replace "
+            f"it; choose another run folder"
+        )
     old_stage = stage_of(folder) or stage
     if old_stage != stage:
         raise ConfigError(f"{folder} is a run of stage {old_stage!r}, not {stage!r}; choose another run folder")

@@ -17,7 +17,7 @@ from typing import Any, cast
 from cleft.config import dump_settings, load_run_settings
 from cleft.errors import CheckpointError, CleftError, ConfigError
 from cleft.files import find_json, write_json, write_whole
-from cleft.learning.run import carried_facts
+from cleft.learning.run import carried_facts, is_run
 from cleft.learning.sources import check_source
 from cleft.studies.plans import TINY, Model, Plan, Row
 from cleft.studies.steps import Step
@@ -147,10 +147,13 @@ def adopt(step: Step) -> Path:
 
     Raises:
         CheckpointError: If the folder is damaged, or holds other weights than when the study was planned.
+        ConfigError: If its place in the study holds a folder of the user's.
         ResourceError: If the disk is full or cannot be written.
     """
     assert step.model is not None
     source, folder, weights = step.model.folder, step.folder, step.model.weights
+    if (folder / "config.yaml").is_file() and not is_run(folder):
+        raise ConfigError(f"{folder} is in the way of a model of the study; move it away, or choose another --out")
     summary = find_json(folder / "summary.json")
     if summary is None or weights_digest(folder) != weights:
         description, home = read_folder(source), home_of(source)

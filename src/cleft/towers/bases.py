@@ -70,15 +70,17 @@ def check_base(folder: Path, saved: Mapping[str, Any] | None, base: str | None) 
     if saved is None:
         return
     assert base is not None
+    name = hidden_name(saved["name"]) if is_hidden(saved["name"]) else str(saved["name"])
     digest = _base_digest(Path(base))
     if saved["sha256"] is not None and digest is None:
         raise CheckpointError(
-            f"{folder} keeps only what was trained; its language model lay in {saved['name']!r}, and {base!r} holds no "
-            f"weights; say where it is now: load_model(folder, text_model=<folder>)"
+            f"{folder} keeps only what was trained; its language model was {name!r}, and no folder with its weights is "
+            f"found; put a folder {Path(name).name!r} with them beside {folder.name}, or in Python: "
+            f"load_model(folder, text_model=<folder>)"
         )
     if saved["sha256"] is not None and digest != saved["sha256"]:
         raise CheckpointError(
-            f"{folder} was trained on the language model {saved['name']!r}, and the weights in {base!r} are others; "
+            f"{folder} was trained on the language model {name!r}, and the weights in {base!r} are others; "
             f"give the same files: load_model(folder, text_model=<folder>)"
         )
 

@@ -31,6 +31,8 @@ from cleft.towers.hub_files import check_weight_files, read_config_file
 
 _CODE = ("auto_map", "custom_pipelines", "_attn_implementation", "attn_implementation", "_experts_implementation")
 """Keys of a configuration that can name code on a hub."""
+_PLACES = ("_name_or_path", "name_or_path")
+"""Keys of a configuration that name the folder it was read from; the settings of a model say where it came from."""
 _HUB_SECONDS = 5.0
 _NO_CONVERSION = "DISABLE_SAFETENSORS_CONVERSION"
 """Environment variable that transformers looks at before each request for a conversion."""
@@ -64,8 +66,8 @@ def config_from(description: Mapping[str, Any], where: str) -> PreTrainedConfig:
 
 
 def describe(config: PreTrainedConfig) -> dict[str, Any]:
-    """Returns what `config_from` needs to build an equal configuration, as plain JSON values and without code."""
-    return {name: value for name, value in config.to_dict().items() if name not in _CODE}
+    """Returns what `config_from` needs to build an equal configuration: plain JSON values, no code, no folder."""
+    return {name: value for name, value in config.to_dict().items() if name not in (*_CODE, *_PLACES)}
 
 
 def read_config(model: str, setting: str) -> PreTrainedConfig:
