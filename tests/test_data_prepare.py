@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
+from tests.fakes.dicom import write_dicom
 
 from cleft.cli import main
 from cleft.config import load_settings
@@ -90,7 +91,7 @@ def test_a3_a4_stopped_anywhere_it_goes_on_and_ends_in_the_same_bytes(
         if run.returncode:
             break
         shutil.rmtree(cache)
-    assert (told, run.returncode) == (("", said), code)
+    assert (told, run.returncode) == (("settings: tiny\n", said), code)
     before = {path: path.stat().st_mtime_ns for path in cache.rglob("part-*.json")}
     assert 20 <= 20 * len(before) < IMAGES
     monkeypatch.setitem(prepare_images.__kwdefaults__, "part_rows", 20)
@@ -131,6 +132,20 @@ def test_it_ends_with_a_table_of_what_failed_and_a_list_of_ids(drawings, tmp_pat
     assert main([*words, "--rejects", str(tmp_path / "mine.csv")]) == 3
     assert "raise data.max_bad" in capsys.readouterr().err
     assert (tmp_path / "mine.csv").read_text() == listed
+
+
+def test_it_counts_what_dicom_headers_left_to_conclude(tmp_path, capsys):
+    scene = np.random.default_rng(0).integers(0, 4096, (40, 36), dtype=np.uint16)
+    for number in range(3):
+        write_dicom(tmp_path / f"{number}.dcm", scene + number, bits=13, RescaleSlope="2")
+    lines = ["image,patient,caption", *(f"{number}.dcm,{number},noise" for number in range(3))]
+    (tmp_path / "manifest.csv").write_text("\n".join(lines) + "\n")
+    for _ in range(2):
+        assert main(_words(tmp_path, tmp_path / "cache")) == 0
+        out = capsys.readouterr().out
+        assert (
+            "3 images declare a rescale slope without an intercept, or the reverse; the missing one is read as" in out
+        )
 
 
 def test_the_folder_of_a_list_is_made(words, tmp_path):

@@ -878,6 +878,7 @@ def _data_split(options: argparse.Namespace, words: list[str]) -> None:
 def _data_prepare(options: argparse.Namespace, words: list[str]) -> None:
     from cleft.data import read_dataset
     from cleft.data.pixels.decoding import usable_cores
+    from cleft.data.pixels.headers import oddity_notes
     from cleft.data.pixels.prepared import cache_folder, prepare_images
     from cleft.data.pixels.rejects import reject_lines
     from cleft.files import Output
@@ -908,6 +909,8 @@ def _data_prepare(options: argparse.Namespace, words: list[str]) -> None:
     print(f"{prepared.folder}: {len(prepared):,} images are prepared, {len(refused):,} cannot be used")
     for line in reject_lines(refused.values()):
         print(line)
+    for note in oddity_notes(prepared.notes):
+        print(note)
     for reason, rows in reading.rejected.items():
         print(f"rows of the table left out, {reason}: {len(rows):,}")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from cleft.config import DataConfig, Settings
 from cleft.data import read_dataset, terms_of
+from cleft.data.pixels.headers import oddity_notes
 from cleft.data.pixels.prepared import PreparedImages, obtain_images
 from cleft.data.reports import keep_reported
 from cleft.data.splits.leaks import Leak, leak_notes, measure_leaks
@@ -107,6 +108,8 @@ def read_material(settings: Settings, *, reading: Reading | None = None, progres
     for note in leak_notes(splits):
         log.warning("%s", note)
     prepared = obtain_images([*splits.train, *splits.val], settings.data, settings.images, progress=progress)
+    for note in oddity_notes(prepared.notes):
+        log.info("of the images to train on, %s", note)
     if prepared.rejected:
         reasons = Counter(prepared.rejected.values())
         told = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())

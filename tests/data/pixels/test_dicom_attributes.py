@@ -540,13 +540,15 @@ def test_fragments_that_cannot_be_assigned_to_frames_are_named():
         {"PixelPaddingValue": b"\x01"},
         {"SamplesPerPixel": None, "BitsStored": None},
         {"NumberOfFrames": 3, "PerFrameFunctionalGroupsSequence": [window(b"x", b"1"), window(5, 9), window(6, 9)]},
-        {"WindowCenter": 5, "WindowWidth": 9},
+        {"NumberOfFrames": 0},
+        {"told": False},
+        {"WindowCenter": 500, "WindowWidth": 900},
     ],
-    ids=range(8),
+    ids=range(10),
 )
 def test_a_header_knows_what_decoding_will_note(tags, tmp_path):
-    pixels = FRAMES if "NumberOfFrames" in tags else RAMP
-    frames = "NumberOfFrames" in tags
+    pixels = FRAMES if tags.get("NumberOfFrames") else RAMP
+    frames = bool(tags.get("NumberOfFrames"))
     _, notes = read(pixels, bits=12, frames=frames, images={"frame": "first"}, **tags)
     header = read_header(write_dicom(tmp_path / "a.dcm", pixels, bits=12, frames=frames, **tags))
     assert header.oddities == tuple(notes)

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from tests.fakes.dicom import write_dicom
 from tests.tools.forks import dies_at_call, forked
 from tests.tools.lethal import prepare_or_die
 from tests.tools.replacing import replace_keeping_size_and_time
@@ -696,3 +697,19 @@ def test_a_cache_of_the_old_layout_is_rebuilt_with_one_line(records, prepare, mo
     assert right(prepare(records), records)
     (line,) = [record.getMessage() for record in caplog.records]
     assert line == f"images are prepared beside this with schema 1, wanted {preparation.SCHEMA}: decoding again"
+
+
+def test_notes_of_decoding_are_kept_and_counted(tmp_path, prepare, decoded):
+    scene = np.random.default_rng(0).integers(0, 4096, (40, 36), dtype=np.uint16)
+    odd = {"half": {"RescaleSlope": "2"}, "again": {"RescaleSlope": "3"}, "shape": {"PresentationLUTShape": "INVERSE"}}
+    files = [
+        write_dicom(tmp_path / f"{name}.dcm", scene, bits=12, **tags) for name, tags in (*odd.items(), ("plain", {}))
+    ]
+    records = [Record(id=path.stem, image=path, labels={}, patient=path.stem) for path in files]
+    assert prepare(records).notes == {"rescale": 2, "shape": 1}
+    assert find_images(records[1:], replace(AHEAD, cache=tmp_path / "cache"), CONFIG).notes == {
+        "rescale": 1,
+        "shape": 1,
+    }
+    decoded.clear()
+    assert (prepare(records).notes, decoded) == ({"rescale": 2, "shape": 1}, [])

@@ -48,6 +48,8 @@ class Outcome(NamedTuple):
     reason: str = ""
     """Why it was refused; empty if it was not."""
     message: str = ""
+    notes: tuple[str, ...] = ()
+    """Keys of `cleft.data.pixels.headers.ODDITIES`: what was concluded or passed over in decoding it."""
 
 
 Prepare: TypeAlias = Callable[[Iterable[Path]], Iterator[Outcome]]
@@ -66,7 +68,9 @@ def prepare_file(path: Path, config: ImagesConfig, known: frozenset[str]) -> Out
         data, source = read_source(path)
         if source.content in known:
             return Outcome(path, source, None)
-        return Outcome(path, source, prepare_image(decode_gray(data, path, images=config), config))
+        notes: list[str] = []
+        pixels = prepare_image(decode_gray(data, path, images=config, notes=notes), config)
+        return Outcome(path, source, pixels, notes=tuple(notes))
     except MemoryError:
         return Outcome(path, source, None, "memory", str(refusal("memory", path, "memory ran out while preparing it")))
     except DataError as error:

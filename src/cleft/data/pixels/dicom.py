@@ -84,7 +84,7 @@ def decode_dicom(
                 file.seek(0)
                 parsed = parse_dicom(file, name, _TAGS, limits, pixels=False)
             image = _check(parsed, name, limits, config)
-            notes += image.layout.notes
+            notes += ([] if parsed.told else ["untold"]) + list(image.layout.notes)
             if image.layout.samples == 3:
                 return flatten_colours(_decode(parsed, image, name), name)
             declared = read_grayscale(parsed.dataset, image.frame, image.layout.frames)

@@ -82,6 +82,8 @@ def read_layout(dataset: Dataset) -> Layout:
     frames = whole(dataset, "NumberOfFrames")
     if frames is not None and frames < 0:
         raise AttributeFault("NumberOfFrames is negative")
+    if frames == 0:
+        notes.append("frames")
     representation = whole(dataset, "PixelRepresentation")
     if representation not in (0, 1, None):
         raise AttributeFault("PixelRepresentation is neither 0 nor 1")

@@ -14,7 +14,7 @@ from cleft.files import write_whole
 
 log = logging.getLogger(__name__)
 
-_FORM = 2
+_FORM = 3
 """Rises when `Header` or its keys change; caches of another form are read anew."""
 
 

@@ -268,7 +268,7 @@ def _header(parsed: Parsed) -> Header:
         for_processing=text["PresentationIntentType"].upper() == "FOR PROCESSING",
         implant={"YES": True, "NO": False}.get(text["BreastImplantPresent"].upper()),
         burned_in={"YES": True, "NO": False}.get(text["BurnedInAnnotation"].upper()),
-        oddities=(*(key for key, present in odd.items() if present), *display_oddities),
+        oddities=tuple(dict.fromkeys((*(key for key, present in odd.items() if present), *display_oddities))),
     )
 
 

@@ -26,7 +26,7 @@ from cleft.data.pixels.decoding import Outcome, Source
 from cleft.errors import DataError
 from cleft.files import lock_file, open_lock, parse_json, read_limited, write_whole
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of this layout and of how files are decoded; part of the name of every cache."""
 PART_ROWS = 2048
 """Images of a part: what a killed run loses at most."""
@@ -45,6 +45,8 @@ class Part:
     """Files as they were read; their pixels lie in this part or in another."""
     refused: Mapping[str, tuple[str, str]]
     """Content to the reason and the sentence it was refused with, without the path."""
+    notes: Mapping[str, tuple[str, ...]]
+    """Content to keys of `cleft.data.pixels.headers.ODDITIES`, where there are any."""
 
     @property
     def index(self) -> Path:
@@ -81,6 +83,7 @@ def _parse(pixels: Path, promise: Mapping[str, Any]) -> Part:
         tuple((str(content), int(crc)) for content, crc in promise["rows"]),
         tuple(Source(*source) for source in promise["sources"]),
         {content: (str(reason), str(message)) for content, (reason, message) in promise["refused"].items()},
+        {content: tuple(map(str, keys)) for content, keys in promise["notes"].items()},
     )
 
 
@@ -99,6 +102,7 @@ class PartWriter:
         self._rows: dict[str, int] = {}
         self._sources: list[Source] = []
         self._refused: dict[str, tuple[str, str]] = {}
+        self._notes: dict[str, tuple[str, ...]] = {}
         handle, name = tempfile.mkstemp(".tmp", "part-", folder)
         self._file, self._path = os.fdopen(handle, "wb"), Path(name)
 
@@ -114,10 +118,17 @@ class PartWriter:
         elif outcome.pixels is not None and content not in self._rows:
             self._rows[content] = zlib.crc32(outcome.pixels.data)
             self._file.write(outcome.pixels.data)
+            if outcome.notes:
+                self._notes[content] = outcome.notes
 
     def finish(self) -> Part:
         """Makes the part visible: pixels first, then the index that vouches for them, each on disk before its name."""
-        promise = {"rows": list(self._rows.items()), "sources": self._sources, "refused": self._refused}
+        promise = {
+            "rows": list(self._rows.items()),
+            "sources": self._sources,
+            "refused": self._refused,
+            "notes": self._notes,
+        }
         data = json.dumps(promise).encode()
         index = self._folder / f"{_name(data)}.json"
         _sync(self._file)

@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import stat
+from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -56,6 +57,8 @@ class PreparedImages:
     """Record id to the reason it has no pixels."""
     sentences: Mapping[str, str] = field(default_factory=dict[str, str])
     """Record id to what is wrong with its file, which the sentence may name: for local eyes alone."""
+    notes: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Key of `cleft.data.pixels.headers.ODDITIES` to the number of prepared images it holds for."""
     rebuilt: int = 0
     """Damaged parts of the cache that were thrown away and made anew."""
 
@@ -361,6 +364,7 @@ def _gather(
         rows=rows,
         numbers={record.id: number for number, record in enumerate(good)},
         rejected=_reasons(records, bad),
+        notes=Counter(note for record in good for note in shelf.notes.get(contents[record.image], ())),
         sentences={record.id: bad[record.image][1] for record in records if record.image in bad},
         rebuilt=rebuilt,
     )

@@ -28,6 +28,8 @@ class Shelf:
         """Content to its part and the row in it."""
         self.refused: dict[str, tuple[str, str]] = {}
         """Content to the reason and the sentence it was refused with, without the path."""
+        self.notes: dict[str, tuple[str, ...]] = {}
+        """Content to keys of `cleft.data.pixels.headers.ODDITIES`, where there are any."""
         self._contents: dict[str, str] = {}
         for index in sorted(folder.glob("part-*.json")):
             part = read_part(index, side)
@@ -45,6 +47,7 @@ class Shelf:
             self.places[content] = (len(self.parts), row)
             self.refused.pop(content, None)  # Refused once, prepared since.
         self.refused.update({content: why for content, why in part.refused.items() if content not in self.places})
+        self.notes.update(part.notes)
         self.parts.append(part)
         self._contents.update(part.sources)
 
