@@ -5,6 +5,8 @@ import typing
 import unicodedata
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cleft.data.captions import clean_text
 from cleft.data.reports import read_as_mgca
@@ -174,3 +176,10 @@ def test_equal_class_names_are_refused_by_position():
     names = normalise_all(["Edema", "Pneumonia", "edema."], "words-2")
     with pytest.raises(DataError, match="class names at positions 0 and 2 are equal after normalisation"):
         refuse_duplicates(names, "class names")
+
+
+@given(st.text(max_size=40), st.sampled_from(RULES))
+def test_any_text_is_normalised_once_and_for_all(text, rule):
+    once = normalise(text, rule)
+    assert normalise(once, rule) == once
+    assert normalise(unicodedata.normalize("NFD", text), rule) == once

@@ -81,3 +81,24 @@ def test_a_class_of_mammograms_is_said_as_captions_say_it(name, prompt):
 
 def test_the_class_sets_of_mammograms_are_their_findings():
     assert (*CLASS_SETS["birads-7"], *CLASS_SETS["density-4"]) == MAMMOGRAM_FINDINGS
+
+
+@pytest.mark.parametrize(
+    "typed",
+    ["pleural effusion.", "PLEURAL_EFFUSION", "pleural\u00a0effusion", " Pleural  Effusion ", "Pleural-Effusion"],
+)
+def test_a_class_is_found_in_any_spelling(typed):
+    assert resolve_classes([typed], ["Edema", "Pleural Effusion"]) == ("Pleural Effusion",)
+    assert resolve_classes([typed], ["Edema", "Pleural_Effusion"]) == ("Pleural_Effusion",)
+
+
+def test_a_spelling_that_fits_two_findings_names_neither():
+    findings = ["Pleural_Effusion", "Pleural Effusion"]
+    assert resolve_classes(["pleural effusion"], findings) == ("Pleural Effusion",)
+    with pytest.raises(ConfigError, match="no column for"):
+        resolve_classes(["pleural-effusion"], findings)
+
+
+def test_a_class_with_an_invisible_character_is_refused_with_its_code_point():
+    with pytest.raises(ConfigError, match=r"a class that holds U\+200B \(zero width space\) at character 3; remove it"):
+        resolve_classes(["ede\u200bma"], ["Edema"])

@@ -1,6 +1,7 @@
 """On a graphics card: the tree stays exact, both stages train and go on, and answers are those of the processor."""
 
 import copy
+import pickle
 import signal
 
 import pytest
@@ -85,6 +86,16 @@ def test_the_card_reads_texts_as_the_processor_does():
     built = tower()
     features = built.encode(CAPTIONS)
     assert error(copy.deepcopy(built).cuda().encode(CAPTIONS).cpu(), features) < 1e-4
+
+
+def test_a_model_with_recorded_passes_is_pickled_and_copied():
+    built = tower().cuda().train()
+    built.encode(CAPTIONS).sum().backward()
+    assert built._recordings._kept
+    features = built.eval().encode(CAPTIONS)
+    for copied in (copy.deepcopy(built), pickle.loads(pickle.dumps(built))):  # noqa: S301 our own
+        assert not copied._recordings._kept
+        assert error(copied.encode(CAPTIONS), features) < 1e-5
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])

@@ -5,6 +5,7 @@ Recording itself needs a card (tests/gpu); here a recording is a pass that compu
 
 import copy
 import logging
+import pickle
 
 import pytest
 import torch
@@ -148,6 +149,15 @@ def test_a_copy_of_a_tower_records_its_own_weights(recorded):
     built = tower()
     built._recordings(*inputs(built)).sum().backward()
     other = copy.deepcopy(built)
+    assert other._recordings._model is other.lm
+    assert not other._recordings._kept
+
+
+def test_a_pickled_tower_holds_no_graph_and_its_recordings_are_of_its_own_weights(recorded):
+    built = tower()
+    built._recordings(*inputs(built)).sum().backward()
+    assert built._recordings._kept
+    other = pickle.loads(pickle.dumps(built))  # noqa: S301 our own
     assert other._recordings._model is other.lm
     assert not other._recordings._kept
 

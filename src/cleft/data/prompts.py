@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from cleft.arguments import as_texts
 from cleft.config import Settings, join_list, split_list
 from cleft.data.captions import OPENING
 from cleft.data.datasets import DATASETS
@@ -15,6 +16,7 @@ from cleft.data.readers.nih import FINDINGS as NIH_FINDINGS
 from cleft.data.tables.faults import nearest
 from cleft.data.wordings import DEFAULT, Wording
 from cleft.errors import ConfigError
+from cleft.text_rules import normalise, text_fault
 
 CLASS_SETS: dict[str, tuple[str, ...]] = {
     "chexpert-5": ("Atelectasis", "Edema", "Cardiomegaly", "Pleural Effusion", "Consolidation"),
@@ -102,7 +104,7 @@ def resolve_classes(names: str | Sequence[str], findings: Iterable[str]) -> tupl
     """Turns names of sets and of findings into the classes that are told apart.
 
     Args:
-        names: Keys of `CLASS_SETS` or findings, in any mixture; case does not matter. A `str` is one of them, or
+        names: Keys of `CLASS_SETS` or findings, in any mixture; spelling does not matter. A `str` is one of them, or
             several with commas between them.
         findings: Findings the table has.
 
@@ -110,6 +112,7 @@ def resolve_classes(names: str | Sequence[str], findings: Iterable[str]) -> tupl
         Findings as the table spells them, in the order given.
 
     Raises:
+        DataError: If a name is no `str`.
         ConfigError: If a name is neither, a set names a finding the table lacks, or a class stands twice.
 
     Example:
@@ -118,13 +121,19 @@ def resolve_classes(names: str | Sequence[str], findings: Iterable[str]) -> tupl
     """
     spelled = {finding.casefold(): finding for finding in findings}
     if isinstance(names, str):
-        alone = names.casefold() in spelled or names.casefold() in CLASS_SETS
+        alone = _find(names, spelled) is not None or names.casefold() in CLASS_SETS
         names = [names] if alone else split_list(names)
+    names = list(names)
+    names = as_texts(names, "class") if names else names
     classes: list[str] = []
     for name in names:
+        fault = text_fault(name)
+        if fault is not None:
+            raise ConfigError(f"classes names a class that {fault[1]}")
         members = CLASS_SETS.get(name.casefold(), (name,))
         for member in members:
-            if member.casefold() not in spelled:
+            found = _find(member, spelled)
+            if found is None:
                 origin = f"{member!r} of the set {name!r}" if len(members) > 1 else repr(name)
                 parts = {part.strip().casefold(): full for full in spelled.values() for part in full.split(",")}
                 within = parts.get(member.casefold())
@@ -139,11 +148,19 @@ def resolve_classes(names: str | Sequence[str], findings: Iterable[str]) -> tupl
                     f"it has {', '.join(spelled.values()) or 'no finding at all'}; sets are {', '.join(CLASS_SETS)}; "
                     f"name others with --classes"
                 )
-            classes.append(spelled[member.casefold()])
+            classes.append(found)
     repeated = sorted({name for name in classes if classes.count(name) > 1})
     if repeated or not classes:
         raise ConfigError(f"classes={list(names)} names {repeated or 'nothing'}{' twice' if repeated else ''}")
     return tuple(classes)
+
+
+def _find(name: str, spelled: Mapping[str, str]) -> str | None:
+    """The finding of a table that a name means, `spelled` by letter case, and where none is by normalisation too."""
+    if name.casefold() in spelled:
+        return spelled[name.casefold()]
+    alike = [finding for finding in spelled.values() if normalise(finding, "words-2") == normalise(name, "words-2")]
+    return alike[0] if len(alike) == 1 and normalise(name, "words-2") else None
 
 
 def choose_classes(

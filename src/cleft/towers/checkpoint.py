@@ -94,7 +94,7 @@ def save_model(model: MethodModel, settings: Settings, folder: Path, *, extra: M
     write_folder(folder, description, write)
 
 
-def load_model(folder: Path | str, *, text_model: str | None = None, float32: bool = False) -> DualEncoder:
+def load_model(folder: Path | str, *, text_model: Path | str | None = None, float32: bool = False) -> DualEncoder:
     """Rebuilds a model from its folder, on the CPU and in evaluation mode.
 
     Args:
@@ -116,7 +116,7 @@ def load_model(folder: Path | str, *, text_model: str | None = None, float32: bo
 
 
 @reports_damage
-def load_trained(folder: Path, *, text_model: str | None = None, float32: bool = False) -> MethodModel:
+def load_trained(folder: Path, *, text_model: Path | str | None = None, float32: bool = False) -> MethodModel:
     """Rebuilds a model of any method that learned from texts, MRM's with its decoders too; else as `load_model`."""
     description, home = read_folder(folder), home_of(folder)
     method = _method_of(folder, description)
@@ -128,7 +128,7 @@ def load_trained(folder: Path, *, text_model: str | None = None, float32: bool =
     shapes = read_header(home / WEIGHTS)
     _refuse_size(folder, shapes, settings)
     check_settings_scale(description["settings"], shapes, str(folder / DESCRIPTION))
-    base = base_now(folder, settings.text.model) if text_model is None else text_model
+    base = base_now(folder, settings.text.model) if text_model is None else str(text_model)
     check_base(folder, description.get("base"), base)
     with torch.random.fork_rng(devices=[]):
         with without_initial_weights():
