@@ -21,6 +21,7 @@ from pydicom.uid import (
 from tests.fakes.dicom import dicom_bytes, encapsulated_bytes
 
 from cleft.data.pixels.decoders import decode_gray
+from cleft.data.pixels.integrity import check_jpeg2000_structure
 from cleft.errors import DataError
 
 
@@ -110,6 +111,23 @@ def test_a_marker_within_jpeg_2000_data_is_refused(capfd):
     data[-3000:-2998] = b"\xff\xb0"
     assert reason(bytes(data)) == "malformed"
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("tile", [None, (64, 64)])
+@pytest.mark.parametrize("progression", ["LRCP", "RPCL"])
+@pytest.mark.parametrize("plt", [False, True])
+@pytest.mark.parametrize("layers", [None, [20, 5, 1]])
+def test_jpeg_2000_streams_of_every_kind_are_accepted(tile, progression, plt, layers):
+    extra = ({"tile_size": tile} if tile else {}) | (
+        {"quality_mode": "rates", "quality_layers": layers} if layers else {}
+    )
+    for no_jp2 in (True, False):
+        buffer = BytesIO()
+        Image.fromarray(PIXELS).save(buffer, "JPEG2000", progression=progression, plt=plt, no_jp2=no_jp2, **extra)
+        check_jpeg2000_structure(buffer.getvalue(), "x")
+        check_jpeg2000_structure(buffer.getvalue() + b"\0", "x")
+        with pytest.raises(DataError, match="incomplete"):
+            check_jpeg2000_structure(buffer.getvalue()[:-500], "x")
 
 
 def rle(*segments):

@@ -448,7 +448,7 @@ _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), 
 _MARKER = re.compile(rb"\xff+[^\xff\x00]")
 """A marker, which any number of fill bytes may precede; in entropy-coded data FF00 stands for a byte FF."""
 _SOT, _SOD = b"\xff\x90", b"\xff\x93"
-_JPEG2000_SEGMENTS = {0x30, *range(0x50, 0x60), 0x60, 0x61, 0x63, 0x64, 0x90}
+_JPEG2000_SEGMENTS = {*range(0x50, 0x60), 0x60, 0x61, 0x63, 0x64, 0x90}
 _JPEG2000_MARKER = re.compile(rb"\xff[\x90\x93-\xff]")
 """What encoded data cannot contain. SOP (FF91) and EPH (FF92) may stand between packets."""
 _RST0, _EOI, _SOS, _DQT, _DHT, _DRI = 0xD0, 0xD9, 0xDA, 0xDB, 0xC4, 0xDD
