@@ -12,6 +12,7 @@ from cleft.cli import main
 from cleft.config import DataConfig, Settings, dump_settings, load_settings
 from cleft.data import data_config
 from cleft.errors import ConfigError
+from cleft.evaluation.asking import Question
 from cleft.learning.same import flat
 from cleft.studies.plans import paper_plan
 from cleft.studies.reproduction import Reproduction
@@ -46,6 +47,7 @@ VALUES = {
     "exclude": "list.csv",
     "max_bad": "0.5",
     "workers": "3",
+    "timeout": "7",
     "cache": "cache",
     "prepare": "ahead",
 }
@@ -130,6 +132,23 @@ def test_a_typed_setting_of_the_data_is_used_or_refused(command, run, rsna, monk
         else:
             assert found == 2
             assert f"data.{name}" in capsys.readouterr().err
+    assert len(used) >= 20
+    assert {"exclude", "split_file", "max_bad", "people"} <= set(used)
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_a_setting_typed_behind_evaluate_is_used_or_refused(other, run, rsna):
+    data = f"rsna:{rsna}" if other else None
+    used = []
+    for name, value in VALUES.items():
+        question = Question(data=data, overrides=(f"--data.{name}", value))
+        try:
+            found = question.config(question.run_settings(run))
+        except ConfigError as error:
+            assert f"data.{name}" in str(error)
+        else:
+            assert plain(getattr(found, name)).casefold() == value.casefold()
+            used.append(name)
     assert len(used) >= 20
     assert {"exclude", "split_file", "max_bad", "people"} <= set(used)
 
