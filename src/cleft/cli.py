@@ -290,6 +290,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--drop-overlap", action="store_true", help="score only patients the run has not seen")
     evaluate.add_argument(
+        "--embeddings",
+        type=_path,
+        metavar="CSV",
+        help="also write the embedding of each image beside its path in your table (the run keeps none of these paths)",
+    )
+    evaluate.add_argument(
         "--against",
         type=_path,
         help="another run, which is asked the same, or a result file: is one better on the same images, patients drawn "
@@ -633,10 +639,37 @@ def _evaluate(options: argparse.Namespace, words: list[str]) -> None:
     if options.against is not None:
         if options.task in ("retrieval", "prompts"):
             raise ConfigError(f"--against compares classifications; leave out --task {options.task}")
+        if options.embeddings is not None:
+            raise ConfigError("--embeddings are those of one run; leave out --against")
         return _evaluate_against(options, words)
+    table = _embeddings_table(options, words)
     path = _ask(options, options.run, words)
     print("\n".join(spoken(read_evaluation(path))))
+    if table is not None:
+        print(f"{table()}: a row for each image, with its path; for your eyes alone")
     print(f"{path}; next: cleft report {_typed(options.run)}")
+
+
+def _embeddings_table(options: argparse.Namespace, words: list[str]) -> Callable[[], Path] | None:
+    """Returns what writes the table of embeddings, once it is sure that it can be written."""
+    if options.embeddings is None:
+        return None
+    from cleft.evaluation.asking import Question, class_names
+    from cleft.evaluation.exporting import write_embeddings
+    from cleft.files import Output
+    from cleft.towers.image_only import head_facts
+
+    if options.task in _HEADS or head_facts(options.run) is not None:
+        raise ConfigError(f"--embeddings: {options.run} is a head, which has none; name the run of its tower")
+    asked = {
+        name: getattr(options, name)
+        for name in ("data", "split", "per_class", "per_patient", "allow_overlap", "drop_overlap")
+    }
+    question = Question(classes=class_names(options.classes), overrides=tuple(words), **asked)
+    config = question.config(question.run_settings(options.run))
+    inputs = _inputs(str(options.run / "config.yaml"), config)
+    out = Output(options.embeddings, "--embeddings", overwrite=None, inputs=inputs, mode=0o600).check()
+    return lambda: write_embeddings(options.run, question, out)
 
 
 def _evaluate_against(options: argparse.Namespace, words: list[str]) -> None:
