@@ -18,6 +18,7 @@ from cleft.privacy import (
     hide_path,
     is_hidden,
     key_id,
+    path_from,
     protect,
     user_folder,
 )
@@ -133,3 +134,14 @@ def test_a_home_folder_stands_behind_a_tilde_and_an_unknown_user_is_reported(mon
     assert expand_user("a/~b") == "a/~b"
     with pytest.raises(ConfigError, match="no home folder is known for it"):
         expand_user("~nosuchuser/a")
+
+
+def test_the_way_to_another_run_is_relative_unless_it_reveals_something(user, monkeypatch, tmp_path):
+    (tmp_path / "runs").mkdir()
+    assert path_from(tmp_path / "runs" / "probe", tmp_path / "runs" / "one") == "../one"
+    far = path_from(Path("/scratch/probe"), Path("/work/jane/one"))
+    assert far.startswith("local:")
+    assert far.endswith("/one")
+    assert find_path(far) == "/work/jane/one"
+    monkeypatch.setattr("cleft.privacy.names_here", lambda: ("janedoe",))
+    assert path_from(tmp_path / "runs", tmp_path / "janedoe" / "one").startswith("local:")

@@ -97,6 +97,21 @@ def hide_path(path: str) -> str:
     return f"local:{token}/{shown_name(path)}"
 
 
+def path_from(folder: Path, place: Path) -> str:
+    """Return where a place is, as a file in `folder` may name it when both may be shared or moved together.
+
+    Relative where that reveals nothing; as `hide_path` returns it where the way leads over the root or names the user.
+    """
+    folder, place = folder.resolve(), place.resolve()
+    try:
+        way = os.path.relpath(place, folder)
+    except ValueError:  # another drive
+        return hide_path(str(place))
+    below = Path(*(part for part in Path(way).parts if part != ".."))
+    common = Path(os.path.commonpath([folder, place]))
+    return hide_path(str(place)) if _reveals(str(below)) or common == common.parent else way
+
+
 def shown_name(path: str) -> str:
     """Return the last part of a path, or `folder` where that names the user or the machine."""
     name = Path(path).name

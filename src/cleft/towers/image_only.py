@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from cleft.config import ImageTowerConfig, Settings, plain_settings
 from cleft.errors import CheckpointError, ConfigError
+from cleft.privacy import find_path, hidden_name, is_hidden, path_from
 from cleft.towers.checkpoint import (
     IMAGE,
     is_image_only,
@@ -149,7 +150,7 @@ def save_image_only(
     if model.facts is not None:
         description["head"] = asdict(model.facts)
     if tower is not None:
-        description["tower"] = os.path.relpath(tower.resolve(), folder.resolve())
+        description["tower"] = path_from(folder, tower)
         description["tower_weights"] = weights_digest(tower)
 
     def write(stage: Path) -> None:
@@ -250,7 +251,9 @@ def _weights(model: ImageOnly, beginnings: Sequence[str]) -> dict[str, Tensor]:
 
 def _find_tower(folder: Path, description: Mapping[str, Any], moved: Path | None) -> Path:
     """The folder of a probe's tower, with the weights the probe was trained on."""
-    place = Path(os.path.normpath(folder.resolve() / str(description["tower"]))) if moved is None else moved
+    way = find_path(str(description["tower"]))
+    way = f"../{hidden_name(way)}" if is_hidden(way) else way  # of another user: perhaps beside
+    place = Path(os.path.normpath(folder.resolve() / way)) if moved is None else moved
     mend = "copy it back, or say where it is now: load_image_only(folder, tower=<folder>)"
     found = peek_description(place)
     if not found or "tower" in found:
