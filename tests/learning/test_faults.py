@@ -3,11 +3,13 @@
 import errno
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from tests.tools.tiny_runs import CLASSES, tiny_settings, write_drawings
 
 from cleft import __version__
 from cleft.config import DataConfig, ImagesConfig, Settings
+from cleft.data import batches as data_batches
 from cleft.data.batches import eval_loader
 from cleft.data.pixels.prepared import prepare_images
 from cleft.errors import CheckpointError, DataError, ResourceError
@@ -115,6 +118,20 @@ def test_a8_a_hanging_loader_worker_ends_training_with_the_images_it_was_reading
 
 
 def test_a7_without_a_fault_workers_read_every_image_once(images):
+    assert read_all(images, lambda: None) == list(range(12))
+
+
+def test_n6_too_little_shared_memory_is_refused_before_a_worker_starts(images, monkeypatch):
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(data_batches, "_SHARED_MEMORY", Path("/"))
+    for free, refused in ((2 * 2 * 2 * 56**2 - 1, True), (2 * 2 * 2 * 56**2, False)):
+        monkeypatch.setattr(data_batches.shutil, "disk_usage", lambda place, free=free: usage._replace(free=free))
+        if refused:
+            with pytest.raises(ResourceError, match=r"need 0\.0 MiB of shared memory.*set fewer data\.workers"):
+                read_all(images, lambda: None)
+        else:
+            assert read_all(images, lambda: None) == list(range(12))
+    monkeypatch.setattr(data_batches, "_SHARED_MEMORY", Path("/nowhere"))
     assert read_all(images, lambda: None) == list(range(12))
 
 

@@ -8,8 +8,10 @@ Shapes: `N` images of a split, `B` images of a batch, `C` findings, `S` side of 
 from __future__ import annotations
 
 import re
+import shutil
 from collections import deque
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
@@ -20,7 +22,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter  # pyright: ignore[reportPrivateUsage]
 
-from cleft.config import DataConfig, ImagesConfig, Settings
+from cleft.config import ImagesConfig, Settings
 from cleft.data.orders import distinct_order, epoch_order, group_rows
 from cleft.data.pixels.augment import augment, centre_crop
 from cleft.data.pixels.pixel_rows import PixelRows
@@ -206,7 +208,14 @@ def train_loader(
         groups=groups,
     )
     views = Views(records, prepared, findings, settings.images, settings.seed if augmented else None, texts)
-    return Batches(views, sampler, [record.id for record in records], settings.data, persistent=False)
+    return Batches(
+        views,
+        sampler,
+        [record.id for record in records],
+        settings,
+        rows=len(range(size)[sampler.share]),
+        persistent=False,
+    )
 
 
 def eval_loader(
@@ -234,7 +243,9 @@ def eval_loader(
     views = Views(records, prepared, findings, settings.images, None, texts)
     positions = [(0, row) for row in range(len(records))]
     batches = [positions[start : start + batch_size] for start in range(0, len(positions), batch_size)]
-    return Batches(views, batches, [record.id for record in records], settings.data, persistent=True)
+    return Batches(
+        views, batches, [record.id for record in records], settings, rows=min(batch_size, len(records)), persistent=True
+    )
 
 
 def label_table(records: Sequence[Record], findings: Sequence[str]) -> NDArray[np.float32]:
@@ -270,13 +281,16 @@ class Batches:
         views: Makes a batch of positions.
         batches: Positions of each batch, (epoch, row).
         names: Id of each row.
-        config: Workers, and how long to wait for them.
+        settings: Workers, how long to wait for them, and the size of an image.
+        rows: Images of the largest batch.
         persistent: Whether workers stay for the next pass.
     """
 
     def __init__(
-        self, views: Views, batches: Any, names: Sequence[str], config: DataConfig, *, persistent: bool
+        self, views: Views, batches: Any, names: Sequence[str], settings: Settings, *, rows: int, persistent: bool
     ) -> None:
+        config = settings.data
+        self._bytes = rows * settings.images.size**2
         self._handed_out = _HandedOut(batches)
         self._names = names
         self.loader = DataLoader(
@@ -296,6 +310,8 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         self._handed_out.waiting.clear()
+        if self.loader.num_workers:
+            _check_shared_memory(self._bytes, self.loader.num_workers)
         batches = iter(self.loader)
         try:
             for batch in batches:
@@ -333,6 +349,30 @@ class _HandedOut:
 
 _reading: WeakSet[Batches] = WeakSet()
 """Every loader: torch reports the end of a worker wherever the main thread is at that moment."""
+
+
+def _check_shared_memory(size: int, workers: int) -> None:
+    """Refuses workers for whose batches there is no shared memory: torch would wait for them until `data.timeout`.
+
+    Args:
+        size: Bytes of the images of a batch.
+        workers: That make batches, two each ahead.
+
+    Raises:
+        ResourceError: Names what is needed and what there is.
+    """
+    if not _SHARED_MEMORY.is_dir():
+        return
+    needed, free = 2 * workers * size, shutil.disk_usage(_SHARED_MEMORY).free
+    if free < needed:
+        raise ResourceError(
+            f"{_SHARED_MEMORY}: batches of {workers} loader workers need {needed / 2**20:.1f} MiB of shared memory, "
+            f"{free / 2**20:.1f} MiB are free; set fewer data.workers (0 needs none), or raise it (docker run "
+            f"--shm-size)"
+        )
+
+
+_SHARED_MEMORY = Path("/dev/shm")
 
 
 def explain_worker(error: BaseException) -> CleftError | None:
