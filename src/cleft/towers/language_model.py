@@ -92,6 +92,17 @@ class LanguageModel(nn.Module):
         return self.embed(torch.zeros(1, dtype=torch.int64, device=self.model.device)).shape[-1]
 
     @property
+    def entry_width(self) -> int:
+        """Width of what the model's `embeddings` hand to its blocks: that of a token's vector, or that of a state."""
+        embeddings: Any = getattr(self.model, "embeddings", None)
+        if embeddings is None or self.embedding_width == self.width:
+            return self.width
+        seen: list[int] = []
+        with embeddings.register_forward_hook(lambda _m, _i, output: seen.append(output.shape[-1])):
+            self._measured_width()
+        return seen[0]
+
+    @property
     def dtype(self) -> torch.dtype:
         """Type of what the blocks take in. Not of the first weight: trained ones are float32 in any model."""
         return self.embed(torch.zeros(0, dtype=torch.int64, device=self.model.device)).dtype

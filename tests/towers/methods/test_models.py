@@ -1,7 +1,10 @@
 """What each model reads of a batch equals what reading it by hand gives."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from tests.fakes.families import FAMILIES
 from tests.tools.tiny_methods import RESNET, SWIN, VIT, method_settings
 from torch.nn import functional
 
@@ -122,6 +125,20 @@ def test_mrm_paints_every_patch_and_asks_for_hidden_words_alone(root):
     assert not special & set(read.ids[0].tolist())
     torch.manual_seed(3)
     assert torch.equal(model.read(images_of(112), TEXTS).logits, read.logits)
+
+
+@pytest.mark.parametrize("method", ["mrm", "mgca", "gloria"])
+@pytest.mark.parametrize("family", ["electra", "albert", "mobilebert"])
+def test_token_embeddings_may_be_narrower_than_states(root, method, family):
+    settings = method_settings(method, root)
+    text = replace(
+        settings.text, scratch=FAMILIES[family], layers=(-1,), depth=None, positions="counted", max_tokens=64
+    )
+    loss = replace(settings.loss, embed_dim=32) if method == "gloria" else settings.loss
+    model = build_model(replace(settings, text=text, loss=loss), TEXTS).eval()
+    read = model.read(images_of(112 if method == "mrm" else 56), TEXTS)
+    assert model.text_tower.lm.embedding_width == 16
+    assert torch.cat([part.flatten() for part in read if part is not None]).isfinite().all()
 
 
 def test_mrms_release_asks_for_every_position(root):

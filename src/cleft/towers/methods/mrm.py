@@ -76,9 +76,11 @@ class Mrm(nn.Module):
         )
         self.mask_token = nn.Parameter(0.02 * torch.randn(width))
         self.paint = nn.Linear(width, 3 * self.patch_size**2)
-        self.report_condition = nn.Linear(image_tower.region_width, text_tower.width)
-        self.report_dense = nn.Linear(text_tower.width, text_tower.width)
-        self.report_norm = nn.LayerNorm(text_tower.width, eps=1e-12)
+        # Tokens are scored by their embedding, which may be narrower than a state (ELECTRA, ALBERT).
+        embedding_width = text_tower.lm.embedding_width
+        self.report_condition = nn.Linear(image_tower.region_width, text_tower.lm.entry_width)
+        self.report_dense = nn.Linear(text_tower.width, embedding_width)
+        self.report_norm = nn.LayerNorm(embedding_width, eps=1e-12)
         self.report_bias = nn.Parameter(torch.zeros(len(self._table)))
         self.base_weights = frozenset(f"text_tower.{name}" for name in still_weights(text_tower))
 
