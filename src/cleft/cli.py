@@ -861,7 +861,8 @@ def _data_settings(options: argparse.Namespace, words: list[str]) -> tuple[Setti
     settings = merge_overrides(Settings(), [f"--data.dataset={source}", *place, *words])
     return settings, (
         f"settings: the defaults for {source}, as no preset or run is named; for the split that a run uses, name its "
-        f"preset: cleft data {options.action} <preset> --data.root {_typed(settings.data.root or Path('<folder>'))}"
+        f"preset: cleft data {options.action} <preset> --data.dataset {source} --data.root "
+        f"{'<folder>' if settings.data.root is None else _typed(settings.data.root)}"
     )
 
 
