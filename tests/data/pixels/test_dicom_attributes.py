@@ -3,6 +3,7 @@
 Expected values are computed here by the formulas of the standard (PS3.3, C.11.1 and C.11.2.1.2).
 """
 
+from contextlib import suppress
 from io import BytesIO
 
 import numpy as np
@@ -553,3 +554,22 @@ def test_a_header_knows_what_decoding_will_note(tags, tmp_path):
     header = read_header(write_dicom(tmp_path / "a.dcm", pixels, bits=12, frames=frames, **tags))
     assert header.oddities == tuple(notes)
     assert set(notes) <= set(ODDITIES)
+
+
+def test_bytes_changed_in_functional_groups_give_pixels_or_a_reason(tmp_path):
+    data = dicom_bytes(FRAMES, frames=True, **groups({**window(9, 9), **rescale(RescaleSlope="9")}, EACH))
+    start, end = data.index(b"\x00\x52\x29\x92"), data.index(b"\xe0\x7f\x10\0")
+    reasons = set()
+    for place in range(start, end, 3):
+        for changed in (b"\xff", b"\x00", b"A"):
+            broken = data[:place] + changed + data[place + 1 :]
+            (tmp_path / "a.dcm").write_bytes(broken)
+            try:
+                decode_gray(broken, "scan", images=ImagesConfig(frame="middle"))
+            except DataError as error:
+                assert not any(leak in str(error) for leak in LEAKS)
+                assert "Error)" not in str(error)
+                reasons.add(error.reason)
+            with suppress(DataError):
+                read_header(tmp_path / "a.dcm")
+    assert {"malformed", "truncated"} <= reasons

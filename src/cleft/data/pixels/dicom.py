@@ -6,6 +6,7 @@ no library's sentence is passed on, for it may quote a name. Importing this modu
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import struct
@@ -129,9 +130,9 @@ def _check(parsed: Parsed, name: Path | str, limits: ReadLimits, config: ImagesC
     if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
         raise refusal("format", name, "its pixels are floating-point numbers; no radiograph's are")
     if "PixelData" not in dataset:
-        rows, columns = (numbers(dataset, keyword) for keyword in ("Rows", "Columns"))
-        if any(rows) and any(columns):
-            size = f"{rows[0]:g} x {columns[0]:g}"
+        sides = [numbers(dataset, keyword) for keyword in ("Rows", "Columns")]
+        if all(side and 0 < side[0] < math.inf for side in sides):
+            size = " x ".join(f"{side[0]:g}" for side in sides)
             raise refusal("truncated", name, f"its header says {size} pixels, and none follow; copy it again")
         if "Image" in parsed.kind:
             raise refusal("truncated", name, f"is {parsed.kind}, and no pixels follow its header; copy it again")
@@ -162,6 +163,10 @@ def _check_encoding(parsed: Parsed, layout: Layout, frame: int, name: Path | str
     called, remedy = decodable(str(syntax), deep=layout.stored > 8)
     if remedy:
         raise refusal("codec", name, f"encoded as {called}, which cannot be decoded here; {remedy}")
+    if element.is_undefined_length and not parsed.told and not syntax.is_compressed:
+        raise AttributeFault(
+            "TransferSyntaxUID is missing, and the pixels are compressed; export the image again with it"
+        )
     if syntax.is_compressed != element.is_undefined_length:
         state = "is not" if syntax.is_compressed else "is"
         raise refusal("malformed", name, f"its pixels should be {called}, and what follows {state} compressed")

@@ -10,6 +10,7 @@ import functools
 import math
 import re
 import struct
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from pydicom import Dataset
@@ -125,13 +126,14 @@ def read_layout(dataset: Dataset) -> Layout:
         ("PhotometricInterpretation", photometric, True),
     ):
         if default:
+            dataset.pop(_tag(keyword), None)  # Setting a value converts what is there.
             setattr(dataset, keyword, value)
     return layout
 
 
 def is_stated(dataset: Dataset, keyword: str | int) -> bool:
     """Return whether an attribute is there and not empty, legal or not."""
-    element: Any = dataset.get_item(_tag(keyword))
+    element = _element(dataset, keyword)
     if element is None:
         return False
     value: Any = element.value
@@ -144,7 +146,7 @@ def is_stated(dataset: Dataset, keyword: str | int) -> bool:
 
 def text(dataset: Dataset, keyword: str) -> str:
     """Return a value as text, empty where it is absent or illegal; several values stand between backslashes."""
-    element: Any = dataset.get_item(_tag(keyword))
+    element = _element(dataset, keyword)
     if element is None:
         return ""
     value: Any = element.value
@@ -157,13 +159,15 @@ def text(dataset: Dataset, keyword: str) -> str:
             return ""
     if value is None:
         return ""
+    if element is _ILLEGIBLE:
+        return ""
     several = isinstance(value, (list, tuple)) or type(value).__name__ == "MultiValue"
     return ("\\".join(str(item) for item in value) if several else str(value)).strip(" \0")
 
 
 def numbers(dataset: Dataset, keyword: str | int) -> list[float]:
     """Return all values of an attribute, NaN in place of each that is no number; empty where it is absent or empty."""
-    element: Any = dataset.get_item(_tag(keyword))
+    element = _element(dataset, keyword)
     if element is None:
         return []
     value: Any = element.value
@@ -237,8 +241,20 @@ def items(dataset: Dataset, keyword: str) -> list[Dataset]:
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _ASCII = {"AS", "CS", "DS", "IS"}
 _TEXTS = {*_ASCII, "LO", "SH", "ST", "LT", "UT", "UC"}
+_ILLEGIBLE = SimpleNamespace(value=math.nan)
 _WORDS = {"US": "H", "SS": "h"}
 """Types of two bytes to their code in `struct`."""
+
+
+def _element(dataset: Dataset, keyword: str | int) -> Any:
+    """Return an attribute, not yet converted where pydicom has not done so; None where it is absent.
+
+    An element of a type that pydicom does not know, and without a value, is one whose value is NaN.
+    """
+    try:
+        return dataset.get_item(_tag(keyword))
+    except Exception:  # noqa: BLE001 - pydicom converts elements without a value, and raises whatever it likes.
+        return _ILLEGIBLE
 
 
 @functools.cache

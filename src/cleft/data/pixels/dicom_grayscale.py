@@ -100,7 +100,7 @@ def _groups(dataset: Dataset, frame: int, frames: int) -> list[Dataset]:
     each = items(dataset, "PerFrameFunctionalGroupsSequence")
     if not each:
         return shared
-    if len(each) != frames and any(_declared(item) != _declared(each[0]) for item in each):
+    if len(each) != frames and not _are_equal([_declared(item) for item in each]):
         raise AttributeFault(
             f"PerFrameFunctionalGroupsSequence has {len(each)} items for {frames} frames, and they declare different "
             "windows or rescaling"
@@ -115,6 +115,13 @@ def _macros(groups: Sequence[Dataset], name: str) -> list[Dataset]:
 def _declared(group: Dataset) -> list[list[Dataset]]:
     """What an item of the functional groups declares that decides the display, to compare items by."""
     return [items(group, name) for name in (_VALUES, _INTEREST)]
+
+
+def _are_equal(declared: Sequence[list[list[Dataset]]]) -> bool:
+    try:
+        return all(each == declared[0] for each in declared)
+    except Exception:  # noqa: BLE001 - comparing converts every value, and pydicom raises whatever it likes.
+        return False
 
 
 def _modality(levels: Sequence[Dataset], notes: list[str]) -> tuple[float, float, Dataset | None]:
