@@ -350,7 +350,10 @@ def test_weights_that_were_cut_off_are_not_loaded(walk, tmp_path, capsys):
         ("split.json", {}, "evaluate", 3),
         ("split.json", {"patients": 3, "digest": "x"}, "evaluate", 3),
         ("split.json", {"patients": [], "digest": "x", "before": 7}, "evaluate", 3),
+        ("split.json", {"patients": [17], "digest": "x"}, "evaluate", 3),
+        ("split.json", {"patients": [], "digest": 3}, "evaluate", 3),
         ("summary.json", {}, "pretrain", 0),
+        ("summary.json", {"best_loss": "x"}, "pretrain", 3),
     ],
 )
 def test_notes_of_a_run_that_were_edited_are_no_riddle(walk, tmp_path, capsys, file, content, verb, code):

@@ -260,6 +260,41 @@ def parse_json(
     return tree
 
 
+def check_types(
+    tree: Mapping[str, Any],
+    types: Mapping[str, type],
+    where: str,
+    *,
+    error: Failure = bad_json,
+    remedy: str = "copy it again",
+) -> None:
+    """Refuse entries of another type than they are written with; those that are missing or null pass.
+
+    Args:
+        tree: What a file holds.
+        types: Type of each entry: `dict`, `str`, `float` for any number, or `list` for a list of texts.
+        where: Name of the file, for messages.
+        error: Makes the error.
+        remedy: How to fix it, the last part of the message.
+
+    Raises:
+        CleftError: From `error`, with the entry.
+
+    Example:
+        >>> check_types({"classes": [1]}, {"classes": list}, "summary.json")
+        Traceback (most recent call last):
+        cleft.errors.DataError: summary.json: classes must be a list of texts; copy it again
+    """
+    for name, kind in types.items():
+        value = tree.get(name)
+        allowed = (int, float) if kind is float else kind
+        right = isinstance(value, allowed) and not (kind is float and isinstance(value, bool))
+        if right and kind is list:
+            right = all(isinstance(item, str) for item in cast("list[Any]", value))
+        if value is not None and not right:
+            raise error(f"{where}: {name} must be {'a list of texts' if kind is list else _KINDS[kind]}; {remedy}")
+
+
 _KINDS: Final = {
     dict: "an object",
     list: "a list",

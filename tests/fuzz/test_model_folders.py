@@ -77,6 +77,9 @@ def home(tmp_path_factory):
             model.set_context(torch.randn(3, 24, generator=torch.Generator().manual_seed(0)))
         save_model(model, settings, home / name)
         (home / name / "config.yaml").write_text(dump_settings(settings))
+        assert main(evaluation(home / name, home / "data")) == 0  # children inherit what it imports and prepares
+        for made in BESIDE:
+            shutil.rmtree(home / name / made, ignore_errors=True)
     return home
 
 
@@ -107,6 +110,8 @@ def test_tampered_model_folders(home, tmp_path, capsys):
         found[told.partition(":")[0]] += 1
         if told not in ("refused", "equal", "another model, sealed"):
             faults.append(f"{number} {mutate.__name__}: {told}")
+            with capsys.disabled():
+                print(faults[-1])
         shutil.rmtree(place)
     with capsys.disabled():
         print(f"\n{MUTANTS} tampered model folders: {dict(found)}; {len(faults)} faults\n{dict(kinds)}")
@@ -384,6 +389,10 @@ def snapshot(folder):
     return found
 
 
+def evaluation(folder, data):
+    return ["evaluate", str(folder), "--data", f"chexpert:{data}", "--split", "all", "--allow-overlap"]
+
+
 def embeddings_of(folder) -> str:
     model = cleft.load(folder)
     with torch.no_grad():
@@ -426,13 +435,13 @@ def tried(folder: Path, data: Path, clean: str) -> str:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            code = main(["evaluate", str(folder), "--data", f"chexpert:{data}", "--split", "all", "--allow-overlap"])
+            code = main(evaluation(folder, data))
     except BaseException:  # noqa: BLE001 as above
         return f"uncaught: evaluate {traceback.format_exc()[-1500:]}"
     if "Traceback" in said.getvalue() or code not in (0, 2, 3, 4, 5, 6):
         return f"uncaught: evaluate {code} {said.getvalue()[-1500:]}"
-    if digest is None:
-        return "refused" if code else "evaluated, not loaded"
     if code:
-        return f"loaded, not evaluated: {said.getvalue()[-1500:]}"
+        return "refused"  # by both, or by evaluate alone, such as for scores that are not finite
+    if digest is None:
+        return "evaluated, not loaded"
     return "equal" if digest == clean else "other embeddings"

@@ -28,11 +28,11 @@ from cleft.evaluation.questions import Blank
 from cleft.evaluation.results import write_evaluation
 from cleft.evaluation.scoring import USUAL_DRAWS, Draws
 from cleft.evaluation.selection import Part, Selection
-from cleft.files import find_json
 from cleft.grammar import count
 from cleft.learning.classify import EMBEDDINGS, classify, features_key, learned_data
 from cleft.learning.encode import encode_features, label_images
 from cleft.learning.protocols import is_exact
+from cleft.learning.run import read_summary
 from cleft.learning.surroundings import device_of, stage_of
 from cleft.towers.checkpoint import weights_digest
 from cleft.towers.image_only import HeadFacts, ImageOnly, head_facts, load_image_only, tower_folder
@@ -118,8 +118,8 @@ def evaluate_classify(
         known = _logits(run, model, held, settings, progress=progress)
         validation = question.score(known, label_images(held.records, held.findings), facts.classes)
         unvalidated = None if validation else CANNOT_BE_ASKED
-    summary = find_json(run / "summary.json") or {}
-    trained_on, patients = (int(summary.get(what, {}).get("train", 0)) for what in ("images", "patients"))
+    summary = read_summary(run) or {}
+    trained_on, patients = (int((summary.get(what) or {}).get("train", 0)) for what in ("images", "patients"))
     evaluation = write_down(
         question,
         run,

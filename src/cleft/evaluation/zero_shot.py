@@ -27,8 +27,8 @@ from cleft.evaluation.scoring import USUAL_DRAWS, Draws
 from cleft.evaluation.selection import Part, Selection
 from cleft.evaluation.similarity import ClassPrompts, Similarity, check_similarity, prompt_logits, standardised
 from cleft.evaluation.space import map_space
-from cleft.files import find_json
 from cleft.grammar import count
+from cleft.learning.run import read_summary
 from cleft.text_rules import refuse_duplicates
 from cleft.towers.dual import DualEncoder
 from cleft.types import Embeddings
@@ -255,7 +255,7 @@ def _notes_of(run: Path, behind: str, scoring: Scoring, asked: Sequence[str]) ->
     """What a reader must know of a learned context."""
     if behind != "context":
         return []
-    learned = (find_json(run / "summary.json") or {}).get("classes") or asked
+    learned = (read_summary(run) or {}).get("classes") or asked
     others = [name for name in asked if name not in learned]
     notes = [f"The context was learned for {', '.join(learned)}; it never saw {', '.join(others)}."] if others else []
     if scoring == "present-absent":

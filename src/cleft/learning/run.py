@@ -24,13 +24,13 @@ from collections.abc import Collection, Generator, Iterable, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from cleft.config import SETTINGS_MARK, Settings, dump_settings, load_settings
 from cleft.data.tables.ids import id_key
 from cleft.data.tables.people import person
 from cleft.errors import ConfigError, DataError, ResourceError
-from cleft.files import find_json, lock_file, open_lock, write_json, write_whole
+from cleft.files import check_types, find_json, lock_file, open_lock, write_json, write_whole
 from cleft.launch import count_processes, find_launch, is_first
 from cleft.learning.same import Stage, changes
 from cleft.learning.states import StateStore
@@ -62,7 +62,7 @@ class Run:
 
     def summary(self) -> dict[str, Any] | None:
         """What the finished run says of itself, or None while it is not finished."""
-        return find_json(self.folder / "summary.json")
+        return read_summary(self.folder)
 
     def is_finished(self) -> bool:
         """Whether nothing is left to do; says so."""
@@ -81,7 +81,7 @@ class Run:
     def terms(self) -> dict[str, list[str]]:
         """What owners of data allow with these weights, under `terms`: of every stage that led here; else nothing."""
         found: list[str] = []
-        facts: Any = find_json(self.folder / "split.json")
+        facts: Any = read_split(self.folder)
         while isinstance(facts, dict):
             found += [facts["terms"]] if facts.get("terms") else []
             facts = facts.get("before")
@@ -96,8 +96,7 @@ class Run:
         Raises:
             ConfigError: If the run was begun with other data; lists what differs.
         """
-        path = self.folder / "split.json"
-        old = find_json(path)
+        path, old = self.folder / "split.json", read_split(self.folder)
         if old is None:
             if is_first_rank():
                 write_json(path, facts)
@@ -213,13 +212,70 @@ def carried_facts(source: Path) -> dict[str, Any] | None:
 
     Unkeyed digests, as runs of earlier versions hold them, are keyed on the way.
     """
-    facts = find_json(source / "split.json")
+    facts = read_split(source)
     inner: Any = facts
     while isinstance(inner, dict):
         if "key" not in inner and isinstance(inner.get("patients"), list):
             inner |= {"key": key_id(), "patients": sorted(protect(str(key)) for key in inner["patients"])}
         inner = inner.get("before")
     return facts
+
+
+def read_split(folder: Path) -> dict[str, Any] | None:
+    """Return a run's `split.json`, or None where it has none.
+
+    Raises:
+        DataError: If it, or that of an earlier stage in it, is not as it was written.
+    """
+    path = folder / "split.json"
+    facts = find_json(path)
+    inner = facts
+    while inner is not None:
+        if not (isinstance(inner.get("patients"), list) and "digest" in inner):
+            raise DataError(f"{path} is not as it was written; copy the run again", reason="json")
+        check_types(inner, _SPLIT, str(path), remedy="copy the run again")
+        inner = inner.get("before")
+    return facts
+
+
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """Return a run's `summary.json`, or None while the run is not finished.
+
+    Raises:
+        DataError: If it is not as it was written.
+    """
+    path = folder / "summary.json"
+    summary = find_json(path)
+    if summary is not None:
+        check_types(summary, _SUMMARY, str(path), remedy="copy the run again")
+        for name in ("images", "patients"):
+            counts = cast("dict[str, Any]", summary.get(name) or {})
+            check_types(counts, dict.fromkeys(counts, float), f"{path}: {name}", remedy="copy the run again")
+    return summary
+
+
+_SPLIT = {
+    "people": str,
+    "recipe": str,
+    "digest": str,
+    "counts": dict,
+    "patients": list,
+    "terms": str,
+    "key": str,
+    "before": dict,
+}
+_SUMMARY = {
+    "stage": str,
+    "steps": float,
+    "best_step": float,
+    "best_loss": float,
+    "weights": str,
+    "told": str,
+    "classes": list,
+    "images": dict,
+    "patients": dict,
+    "terms": list,
+}
 
 
 def seen_patients(
@@ -239,10 +295,8 @@ def seen_patients(
             not as it was written.
     """
     asked, seen, splits = set(patients), set[str](), splits or {}
-    facts: Any = find_json(folder / "split.json")
+    facts: Any = read_split(folder)
     while facts is not None:
-        if not (isinstance(facts, dict) and isinstance(facts.get("patients"), list) and "digest" in facts):
-            raise DataError(f"{folder / 'split.json'} is not as it was written; copy the run again", reason="json")
         if facts.get("key") in (None, key_id()):
             known = set(facts["patients"])
             keyed = protect if "key" in facts else str
@@ -269,7 +323,7 @@ def seen_patients(
 def people_of(folder: Path) -> set[str]:
     """Returns whose patients a run knows: of every stage that led to it, as far as that is written down."""
     found: set[str] = set()
-    facts: Any = find_json(folder / "split.json")
+    facts: Any = read_split(folder)
     while isinstance(facts, dict):
         found.add(str(facts.get("people")))
         facts = facts.get("before")

@@ -12,9 +12,10 @@ from cleft.data import DATASETS, data_config
 from cleft.data.prompts import CLASS_SETS
 from cleft.errors import CleftError, ConfigError
 from cleft.evaluation.results import read_evaluation
-from cleft.files import find_json, write_whole
+from cleft.files import write_whole
 from cleft.identity import file_key
 from cleft.learning.protocols import follow_protocol
+from cleft.learning.run import read_summary
 from cleft.learning.same import Stage, changes
 from cleft.privacy import is_hidden
 from cleft.studies.plans import SUBJECTS
@@ -102,7 +103,7 @@ def _resolved(step: Step, classes: tuple[str, ...]) -> Settings:
 
 def find_answer(step: Step) -> Path | None:
     """The result file of a question, if it was put to the weights that lie there now."""
-    weights = (find_json(step.folder / "summary.json") or {}).get("weights")
+    weights = (read_summary(step.folder) or {}).get("weights")
     if weights is None:
         return None
     for path in sorted((step.folder / "results").glob("*.json")):

@@ -16,8 +16,8 @@ from typing import Any, cast
 
 from cleft.config import dump_settings, load_run_settings
 from cleft.errors import CheckpointError, CleftError, ConfigError
-from cleft.files import find_json, write_json, write_whole
-from cleft.learning.run import carried_facts, is_run
+from cleft.files import write_json, write_whole
+from cleft.learning.run import carried_facts, is_run, read_summary
 from cleft.learning.sources import check_source
 from cleft.studies.plans import TINY, Model, Plan, Row
 from cleft.studies.steps import Step
@@ -154,7 +154,7 @@ def adopt(step: Step) -> Path:
     source, folder, weights = step.model.folder, step.folder, step.model.weights
     if (folder / "config.yaml").is_file() and not is_run(folder):
         raise ConfigError(f"{folder} is in the way of a model of the study; move it away, or choose another --out")
-    summary = find_json(folder / "summary.json")
+    summary = read_summary(folder)
     if summary is None or weights_digest(folder) != weights:
         description, home = read_folder(source), home_of(source)
         names = list(cast("dict[str, Any]", description["files"]))
@@ -164,7 +164,7 @@ def adopt(step: Step) -> Path:
     write_whole(folder / "config.yaml", dump_settings(step.settings), mode=None)
     if (facts := carried_facts(source)) is not None:  # whom it was trained on
         write_json(folder / "split.json", facts)
-    write_json(folder / "summary.json", {**(find_json(source / "summary.json") or {}), "weights": weights})
+    write_json(folder / "summary.json", {**(read_summary(source) or {}), "weights": weights})
     return folder
 
 
