@@ -22,7 +22,7 @@ def table():
     found = {}
     for line in PAGE.read_text(encoding="utf-8").splitlines():
         if match := re.fullmatch(r"\| ([A-P]-?\d+) \| ([012]) \| .+ \| (.+) \|", line):
-            assert match[1] not in found, f"{match[1]} stands twice"
+            assert match[1] not in found, f"{match[1]} is listed twice"
             found[match[1]] = match[2], match[3]
     return found
 
