@@ -14,6 +14,7 @@ from cleft.evaluation.compare import compare, compare_seeds, spoken_comparison, 
 from cleft.evaluation.kept import keep, kept_beside, write_kept
 from cleft.evaluation.metrics import accuracy, auc, intervals, value_of
 from cleft.evaluation.scoring import Draws, Scored
+from cleft.studies.reproduction import compare_done
 from cleft.types import Comparison
 
 CLASSES = ("Edema", "Pneumonia")
@@ -173,3 +174,13 @@ def test_a_result_replaced_with_its_size_and_time_kept_is_read_anew(tmp_path):
     better = write(tmp_path, "other", answers(16, noise=3))
     replace_keeping_size_and_time(kept_beside(worse), kept_beside(better).read_bytes())
     assert by_metric(compare(good, worse, draws=FEW))["accuracy"].second == 64 / 80
+
+
+def test_a_study_compares_a_replaced_result_anew(tmp_path):
+    good, worse = write(tmp_path, "good", answers(8, noise=1)), write(tmp_path, "worse", answers(24, noise=2))
+    before = {each.metric: each for each in compare_done((good,), (worse,), 200)}
+    assert before["accuracy"].second == 56 / 80
+    better = write(tmp_path, "other", answers(16, noise=3))
+    replace_keeping_size_and_time(kept_beside(worse), kept_beside(better).read_bytes())
+    after = {each.metric: each for each in compare_done((good,), (worse,), 200)}
+    assert after["accuracy"].second == 64 / 80

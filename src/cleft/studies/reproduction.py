@@ -19,8 +19,10 @@ from cleft.codec import to_json
 from cleft.correction import resamples_for
 from cleft.errors import ConfigError, DataError, NumericsError, ResourceError
 from cleft.evaluation.compare import compare_seeds
+from cleft.evaluation.kept import kept_beside
 from cleft.evaluation.scoring import Draws
 from cleft.files import write_whole
+from cleft.identity import file_key
 from cleft.report.grid import FILE
 from cleft.studies.costs import Times, counted, told_cost
 from cleft.studies.doing import check_question, do
@@ -214,7 +216,7 @@ class Reproduction:
         seeds = max(len(found), len(others))
         mine, theirs = (files * (seeds // len(files)) for files in (found, others))
         numbers = (len(plan.rows) - 1) * sum(len(each.metrics) for each in plan.columns)
-        return _hold_against(tuple(mine), tuple(theirs), resamples_for(numbers))
+        return compare_done(tuple(mine), tuple(theirs), resamples_for(numbers))
 
     def _found(self, cell: Cell) -> list[Path]:
         """Result files of a cell, of the seeds that are done."""
@@ -321,9 +323,16 @@ def _check_one_split(heading: str, paths: Sequence[Path]) -> None:
         )
 
 
+def compare_done(results: tuple[Path, ...], reference: tuple[Path, ...], resamples: int) -> tuple[Difference, ...]:
+    """Compare results, once for each state of their files; empty where they lack single scores or do not compare."""
+    files = [file for path in (*results, *reference) for file in (path, kept_beside(path)) if file.is_file()]
+    return _hold_against(results, reference, resamples, tuple(map(file_key, files)))
+
+
 @functools.cache
-def _hold_against(results: tuple[Path, ...], reference: tuple[Path, ...], resamples: int) -> tuple[Difference, ...]:
-    """Empty where results lack the answers to single images, or cannot be held against each other."""
+def _hold_against(
+    results: tuple[Path, ...], reference: tuple[Path, ...], resamples: int, states: tuple[str, ...]
+) -> tuple[Difference, ...]:
     try:
         return compare_seeds(results, reference, draws=Draws(resamples=resamples))
     except DataError as error:
