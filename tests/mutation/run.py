@@ -17,6 +17,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -77,6 +78,15 @@ def reasons() -> dict[str, str]:
 def run(mutants: Sequence[Mutant], *, jobs: int = 2) -> list[Outcome]:
     """Tries faults, most in parallel; outcomes in the order of `mutants`."""
     _import_libraries()
+    with tempfile.TemporaryDirectory(prefix="mutation-") as scratch:  # the processes end without tidying up
+        tempfile.tempdir = scratch
+        try:
+            return _run(mutants, jobs)
+        finally:
+            tempfile.tempdir = None
+
+
+def _run(mutants: Sequence[Mutant], jobs: int) -> list[Outcome]:
     kept: dict[str, list[float]] = json.loads(KEPT.read_text()) if KEPT.exists() else {}
     slowest = {module: _unchanged(module, kept) for module in sorted({mutant.module for mutant in mutants})}
     waiting = [mutant for mutant in mutants if _digest(mutant) not in kept]
