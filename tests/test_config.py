@@ -236,3 +236,14 @@ def test_a_tilde_is_the_home_folder_in_files_and_on_the_command_line(tmp_path, m
         assert getattr(load_settings(file).data, name) == getattr(typed.data, name) == tmp_path / name
     with pytest.raises(ConfigError, match="no home folder is known"):
         load_settings("tiny", ["--data.root", "~nosuchuser/data"])
+
+
+def test_a_run_s_settings_that_were_cut_off_are_refused_wherever_the_cut_is(tmp_path):
+    path = tmp_path / "config.yaml"
+    lines = dump_settings(load_settings("tiny")).splitlines(keepends=True)
+    for last in (*range(2, len(lines), 9), len(lines) - 1):
+        path.write_text("".join(lines[:last]))
+        with pytest.raises(ConfigError, match=r"config\.yaml"):
+            load_settings(path)
+    path.write_text("".join(lines))
+    assert load_settings(path) == load_settings("tiny")

@@ -31,6 +31,8 @@ PRESETS = Path(__file__).parents[1] / "presets"
 
 SETTINGS_MARK = "# Settings of a run, written by cleft; values that begin with local: are paths known to its user alone"
 """First line of a `config.yaml` that this program wrote, by which it tells a run from a folder of the user's."""
+_SETTINGS_END = "# End of the settings"
+"""Last line of such a file: a copy that was cut between two lines is valid YAML, and has defaults for the rest."""
 
 _Group = TypeVar("_Group")
 _NUMBER = re.compile(r"[-+]?(0|[1-9][0-9_]*)?(\.[0-9]*)?([eE][-+]?[0-9]+)?")
@@ -199,7 +201,7 @@ def dump_settings(settings: Settings) -> str:
 
     dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # four times as fast, where PyYAML was built with it
     text = yaml.dump(plain_settings(settings), Dumper=dumper, sort_keys=False, allow_unicode=True, width=100)
-    return f"{SETTINGS_MARK}\n{text}"
+    return f"{SETTINGS_MARK}\n{text}{_SETTINGS_END}\n"
 
 
 def settings_parser(prog: str, usage: str, description: str) -> ArgumentParser:
@@ -262,6 +264,7 @@ def _layers(path: Path, seen: tuple[Path, ...]) -> dict[str, Tree]:
     if path in seen:
         raise ConfigError(f"{path}: extends itself, by way of {' and '.join(step.name for step in seen)}")
     file = read_yaml(path)
+    _check_end(path)
     tree = cast("dict[str, Tree]", _here(file.tree))
     _name_rule(path, tree)
     base = tree.pop("extends", None)
@@ -273,6 +276,13 @@ def _layers(path: Path, seen: tuple[Path, ...]) -> dict[str, Tree]:
     elif base is not None:
         raise ConfigError(f"{path}: extends holds {base!r}; name one preset")
     return _merge(below, tree)
+
+
+def _check_end(path: Path) -> None:
+    """Refuse a file of settings that this program wrote and that was cut off between two lines."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    if lines[0] == SETTINGS_MARK and lines[-1] != _SETTINGS_END:
+        raise ConfigError(f"{path}: line {len(lines)}: the file ends here without its last line; copy it again")
 
 
 def _name_rule(path: Path, tree: dict[str, Tree]) -> None:

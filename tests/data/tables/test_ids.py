@@ -14,11 +14,12 @@ from cleft.errors import DataError
 from cleft.files import write_json
 from cleft.learning.run import seen_patients, split_facts
 
-SAME = ["12", "012", "12.0", " 12", "12\u200b", "1.2e1", "\uff11\uff12"]
-ELSE = ["13", "12a", "1-2", "120", "12.5", "1.2", "NA"]
+SAME = ["12", "012", "12.0", " 12", "12\u200b", "1.2e1", "\uff11\uff12", "+12", "12,0"]
+ELSE = ["13", "12a", "1-2", "120", "12.5", "1.2", "12,5", "-12", "NA"]
 
 
 def table(folder, patients):
+    patients = [f'"{patient}"' if "," in patient else patient for patient in patients]
     lines = [f"images/{number}.png,{patient},1" for number, patient in enumerate(patients)]
     return write_fake_manifest(folder, lines, header="image,patient,Edema")
 

@@ -72,7 +72,10 @@ def test_view_age_sex_and_study_under_usual_names_are_read(name, tmp_path):
     assert getattr(found.reading.records[0], meaning) == value
 
 
-@pytest.mark.parametrize("name", ["case_id", "Case", "PatientName", "patient_ref", "study_subject", "record_id"])
+@pytest.mark.parametrize(
+    "name",
+    ["case_id", "Case", "PatientName", "patient_ref", "study_subject", "record_id", "client_id", "clientID", "Hosp nr"],
+)
 def test_a_column_that_may_name_patients_is_a_fault_and_no_finding(name, tmp_path):
     found = scan(tmp_path, f"image,{name},Edema", "images/a.png,0,1", "images/b.png,1,0")
     assert f"column {name!r} may say who the patient is" in found.faults[0].what

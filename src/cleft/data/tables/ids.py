@@ -19,6 +19,8 @@ _WHOLE = re.compile(r"([0-9]+)\.0*")
 _EXACT = 2**53
 _ROUNDED = re.compile(r"[0-9]+\.[0-9]+[eE]\+?[0-9]+|[0-9]+[eE]\+[0-9]+")
 _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]*)?(?:e[+-]?[0-9]{1,2})?")
+_COMMA = re.compile(r"([0-9]+),0{1,2}")
+"""The form of a whole number where a comma separates decimals."""
 _GROUPED = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})+")
 _PADDED = re.compile(r"([^0-9]*)0+([0-9]+)")
 _MOST = 3
@@ -58,8 +60,11 @@ def id_key(text: str) -> str:
         return text
     folded = unicodedata.normalize("NFKC", text).casefold()
     plain = "".join(letter for letter in folded if unicodedata.category(letter)[0] not in "ZC")
+    plain = plain.removeprefix("+")
     if _GROUPED.fullmatch(plain):
         plain = plain.replace(",", "")
+    elif found := _COMMA.fullmatch(plain):
+        plain = found[1]
     if _NUMBER.fullmatch(plain):
         number = Decimal(plain)
         if number == number.to_integral_value():

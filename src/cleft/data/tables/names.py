@@ -39,6 +39,8 @@ USUAL: Mapping[str, tuple[str, ...]] = {
 
 _UNSURE = ("case", "caseid", "caseno", "casenumber", "casename", "patientname", "name", "nameid", "recordid", "record")
 _PEOPLE = re.compile(r"patient|subject|participant")
+_ID = re.compile(r".*(?:[^a-zA-Z](?i:u?ids?|nr|mrn)|[a-z](?:U?IDs?|Id))")
+"""A name whose last word says that the column holds ids: `client_id`, `clientID`."""
 _OTHERS = (
     *("id", "ids", "index", "idx", "row", "rowid", "rownumber", "number", "no", "nr", "key", "uid", "uuid", "fold"),
     *("cvfold", "kfold", "date", "studydate", "time", "studytime", "year", "birthdate", "dateofbirth", "dob", "height"),
@@ -65,9 +67,15 @@ def usual_columns(meaning: str, names: Sequence[str]) -> list[str]:
 
 
 def may_name_patients(name: str) -> bool:
-    """Whether a column of unknown meaning may say who the patient is."""
+    """Whether a column of unknown meaning may say who the patient is.
+
+    Example:
+        >>> [may_name_patients(name) for name in ("client_id", "caseID", "Covid", "series_id")]
+        [True, True, False, False]
+    """
     plain = plain_name(name)
-    return plain in _UNSURE or _PEOPLE.search(plain) is not None
+    is_id = _ID.fullmatch(name.strip()) is not None and plain not in _OTHERS
+    return plain in _UNSURE or is_id or _PEOPLE.search(plain) is not None
 
 
 def is_no_finding(name: str) -> bool:
