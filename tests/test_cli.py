@@ -379,7 +379,7 @@ def test_drawing_asked_to_stop_leaves_no_draft(tmp_path):
         drawing.terminate()
         said = drawing.communicate()[1]
     assert drawing.returncode == 143
-    assert said.startswith("error: asked to stop")
+    assert said.startswith("error: stopped by SIGTERM")
     assert not list(tmp_path.iterdir())
 
 

@@ -74,7 +74,7 @@ def whole(drawings, tmp_path_factory):
     ("number", "group", "code", "said"),
     [
         (signal.SIGINT, True, 130, "error: stopped by Ctrl-C\n"),
-        (signal.SIGTERM, False, 143, "error: asked to stop (SIGTERM); the same command begins again\n"),
+        (signal.SIGTERM, False, 143, "error: stopped by SIGTERM; the same command begins again\n"),
         # At every call of the system, and what becomes of the children: tests/data.
         pytest.param(signal.SIGKILL, False, -9, "", marks=pytest.mark.slow),
     ],

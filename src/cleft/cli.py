@@ -47,7 +47,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
     Returns:
         0, or the exit code of the class of the error: 2 settings, 3 data, 4 weights, 5 numbers, 6 disk or memory,
-        130 and 143 when asked to stop.
+        130 and 143 when stopped by a signal.
     """
     words, settings = _apart(sys.argv[1:] if words is None else words)
     options, rest = _parser().parse_known_args(words)
@@ -118,8 +118,8 @@ def entry() -> None:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    """Asked to stop outside of training, which has its own way: leave as by Ctrl-C, so that drafts are removed."""
-    raise Terminated("asked to stop (SIGTERM); the same command begins again")
+    """Stop on SIGTERM outside of training as on Ctrl-C, so that drafts are removed; training handles signals itself."""
+    raise Terminated("stopped by SIGTERM; the same command begins again")
 
 
 def _explain_machine(error: MemoryError | RuntimeError) -> CleftError | None:
@@ -135,8 +135,8 @@ def _explain_machine(error: MemoryError | RuntimeError) -> CleftError | None:
 
 def _explain(error: OSError) -> str:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    mend = "make room on the disk" if full else "look at the path and its permissions"
-    return f"{error.filename or 'the disk'}: {error.strerror or error}; {mend}"
+    remedy = "make room on the disk" if full else "check the path and its permissions"
+    return f"{error.filename or 'the disk'}: {error.strerror or error}; {remedy}"
 
 
 def _speak(is_first: bool) -> None:
@@ -209,7 +209,7 @@ def _parser() -> argparse.ArgumentParser:
         _classify,
         takes_settings=True,
     )
-    heads.add_argument("run", type=_path, help="run folder whose image tower it stands on")
+    heads.add_argument("run", type=_path, help="run folder whose image tower the head is trained on")
     heads.add_argument("--mode", choices=["linear-probe", "fine-tune"], help="does the tower move? (linear-probe)")
     heads.add_argument(
         "--protocol",
@@ -306,7 +306,7 @@ def _parser() -> argparse.ArgumentParser:
         verbs, "report", "one self-contained page about runs, or about a study of the paper's tables", _report
     )
     report.add_argument(
-        "folders", type=_path, nargs="+", help="run folders, a study's folder, or folders that hold such"
+        "folders", type=_path, nargs="+", help="run folders, a study's folder, or folders that contain them"
     )
     report.add_argument(
         "--out", type=_path, help="page of the runs (report.html); a study's page is study.html in its folder"
@@ -341,7 +341,7 @@ def _parser() -> argparse.ArgumentParser:
         help="the paper's towers, or small ones that a laptop trains in a minute each (paper)",
     )
     study.add_argument("--seeds", type=_number, default=3, metavar="N", help="runs of each row, seeds 0 to N-1 (3)")
-    study.add_argument("--out", type=_path, help="folder of the study; the same command goes on in it (studies/<name>)")
+    study.add_argument("--out", type=_path, help="folder of the study; the same command resumes it (studies/<name>)")
     _overwrite(study)
     study.add_argument("--only", metavar="PATTERN", help="rows, or cells as row/column: 'cleft-*', '*/rsna/zero-shot'")
     study.add_argument("--plan", action="store_true", help="say what would be run and what it costs, and stop")
@@ -431,9 +431,7 @@ def _parser() -> argparse.ArgumentParser:
         "those of a run; of a preset one row is counted apart",
     )
 
-    purge = _verb(
-        verbs, "purge", "remove what holds patient data besides your own: caches, embeddings, training states", _purge
-    )
+    purge = _verb(verbs, "purge", "remove patient data that cleft wrote: caches, embeddings, training states", _purge)
     purge.add_argument(
         "places",
         type=_path,
@@ -443,7 +441,7 @@ def _parser() -> argparse.ArgumentParser:
     purge.add_argument("--yes", action="store_true", help="remove; without it, only show what would be removed")
 
     _verb(verbs, "presets", "list the presets", _presets)
-    _verb(verbs, "doctor", "versions, devices, optional parts, and what to mend", _doctor)
+    _verb(verbs, "doctor", "versions, devices, optional parts, and what to fix", _doctor)
     return parser
 
 
@@ -490,7 +488,7 @@ _USUAL: dict[str, tuple[str, ...]] = {
 
 
 class _VerbParser(argparse.ArgumentParser):
-    """A parser whose help goes on with settings, where its verb takes settings: the usual ones, or all."""
+    """Parser whose help ends with the usual settings, or with all, where its verb takes settings."""
 
     takes_settings = False
     every_setting = False
@@ -498,21 +496,21 @@ class _VerbParser(argparse.ArgumentParser):
     def format_help(self) -> str:
         from cleft.config import settings_help, short_settings_help
 
-        told = super().format_help()
+        text = super().format_help()
         if not self.takes_settings:
-            return told
+            return text
         if self.every_setting:
-            return f"{told}\nsettings:\n{settings_help()}"
+            return f"{text}\nsettings:\n{settings_help()}"
         usual = short_settings_help(_USUAL[self.prog.rpartition(" ")[2]])
-        return f"{told}\nsettings, each as --name value; these are the usual ones, --help-all lists all:\n{usual}\n"
+        return f"{text}\nsettings, each as --name value; these are the usual ones, --help-all lists all:\n{usual}\n"
 
 
 class _HelpAll(argparse.Action):
     """Prints the help with every setting."""
 
     def __init__(self, option_strings: Sequence[str], dest: str) -> None:
-        told = "show this help message with every setting and exit"
-        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=told)
+        text = "show this help message with every setting and exit"
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=text)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object, **__: object) -> None:
         assert isinstance(parser, _VerbParser)
@@ -646,12 +644,12 @@ def _evaluate(options: argparse.Namespace, words: list[str]) -> None:
     path = _ask(options, options.run, words)
     print("\n".join(spoken(read_evaluation(path))))
     if table is not None:
-        print(f"{table()}: a row for each image, with its path; for your eyes alone")
+        print(f"{table()}: a row for each image, with its path; keep it private")
     print(f"{path}; next: cleft report {_typed(options.run)}")
 
 
 def _embeddings_table(options: argparse.Namespace, words: list[str]) -> Callable[[], Path] | None:
-    """Returns what writes the table of embeddings, once it is sure that it can be written."""
+    """Returns a function that writes the table of embeddings, after checking that it can be written."""
     if options.embeddings is None:
         return None
     from cleft.evaluation.asking import Question, class_names
@@ -660,12 +658,12 @@ def _embeddings_table(options: argparse.Namespace, words: list[str]) -> Callable
     from cleft.towers.image_only import head_facts
 
     if options.task in _HEADS or head_facts(options.run) is not None:
-        raise ConfigError(f"--embeddings: {options.run} is a head, which has none; name the run of its tower")
-    asked = {
+        raise ConfigError(f"--embeddings: {options.run} is a head, which has no embeddings; name the run of its tower")
+    selection = {
         name: getattr(options, name)
         for name in ("data", "split", "per_class", "per_patient", "allow_overlap", "drop_overlap")
     }
-    question = Question(classes=class_names(options.classes), overrides=tuple(words), **asked)
+    question = Question(classes=class_names(options.classes), overrides=tuple(words), **selection)
     config = question.config(question.run_settings(options.run))
     inputs = _inputs(str(options.run / "config.yaml"), config)
     out = Output(options.embeddings, "--embeddings", overwrite=None, inputs=inputs, mode=0o600).check()
@@ -812,7 +810,7 @@ def _data_check(options: argparse.Namespace, words: list[str]) -> int:
 
     if options.images and not options.page:
         raise ConfigError(f"--images {options.images}: images are shown on a page; name one with --page")
-    settings, told = _data_settings(options, words)
+    settings, origin = _data_settings(options, words)
     effort = Effort.of(
         decode=options.decode, pictures=options.images if options.page else 0, seed=settings.seed, progress=True
     )
@@ -826,10 +824,10 @@ def _data_check(options: argparse.Namespace, words: list[str]) -> int:
     if page and machine and page.path.absolute() == machine.path.absolute():
         raise ConfigError(f"--page and --json both name {page.path}; give two names")
     check = check_dataset(settings.data, settings.images, effort)
-    print(told)
+    print(origin)
     print("\n".join(check.lines))
     if machine:
-        print(f"{machine.write(to_json(check.census) + chr(10))}: everything as JSON, for your eyes alone")
+        print(f"{machine.write(to_json(check.census) + chr(10))}: everything as JSON; keep it private")
     if page:
         print(f"{write_census(check.census, page.path, overwrite=options.overwrite)}: open it in a browser")
     return 3 if check.faults else 0
@@ -892,13 +890,13 @@ def _data_split(options: argparse.Namespace, words: list[str]) -> None:
 
     if options.hashed and options.out is None:
         raise ConfigError("--hashed writes nothing without --out; name the file with --out split.json")
-    settings, told = _data_settings(options, words)
+    settings, origin = _data_settings(options, words)
     config = settings.data
     if options.out is not None:
         check_split_output(options.out)
     reading = read_dataset(config)
     splits = split_records(reading, config)
-    print(told)
+    print(origin)
     print("\n".join(split_lines(splits, reading, config)))
     if options.out is None:
         return
@@ -919,8 +917,8 @@ def _data_prepare(options: argparse.Namespace, words: list[str]) -> None:
 
     if options.jobs is not None and options.jobs < 1:
         raise ConfigError(f"--jobs {options.jobs}: at least one process decodes; give 1 or more")
-    settings, told = _data_settings(options, words)
-    print(told)
+    settings, origin = _data_settings(options, words)
+    print(origin)
     cache = cache_folder(settings.data)
     rejects = Output(
         options.rejects or cache / f"rejects-{settings.data.dataset}.csv",

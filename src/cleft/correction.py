@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 LEVEL = 0.05
-"""A difference is called one where its corrected p-value is not above this."""
+"""Significance level: a difference counts where its corrected p-value is at most this."""
 
 
 class Corrected(NamedTuple):

@@ -1,4 +1,4 @@
-"""What is installed, what this machine can do, what is wrong and how to mend it."""
+"""What is installed, what this machine can do, what is wrong and how to fix it."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ class CleftError(Exception):
     exit_code: int = 1
     """What the command line exits with; one code per kind, so that scripts can tell them apart."""
     rank: int | None = None
-    """Of the process that raised it, where it is not the first of several that have met."""
+    """Rank of the process that raised it; None for the first process, and before the processes are connected."""
 
 
 class ConfigError(CleftError, ValueError):

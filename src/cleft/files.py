@@ -317,7 +317,7 @@ def kind_of(value: Any) -> str:
 
 
 class _Repeated:
-    """Stands for an object with a key that occurs twice, until its place in the file is known."""
+    """Represents an object in which a key occurs twice, until its place in the file is known."""
 
     def __init__(self, key: str) -> None:
         self.key = key
@@ -413,7 +413,7 @@ _DRAFT: Final = ".cleft-draft"
 class Output:
     """A file to write where a user says; `check` it before any work is done.
 
-    It replaces a file only if this program wrote that file and nobody changed it since, as `RECORD` beside it says.
+    It replaces a file only if this program wrote that file and it was not changed since, as `RECORD` beside it says.
     Two processes that write into one folder at once may lose a line of the record; that file is then not replaced.
 
     Args:
@@ -435,7 +435,7 @@ class Output:
         """Return itself if it can be written and replaces nothing but an earlier output of this program.
 
         Raises:
-            ConfigError: If the path is a folder, a link or a device, or holds a file of somebody else's.
+            ConfigError: If the path is a folder, a link or a device, or holds a file that this program did not write.
             ResourceError: If the folder cannot be written.
         """
         path, named = self.path, f"{self.option} {self.path}"
@@ -507,7 +507,7 @@ class Output:
 
 
 def _is_within(path: Path, place: Path) -> bool:
-    """Whether a file is `place`, by whatever name or link, or lies in that folder."""
+    """Whether a file is `place`, by whatever name or link, or is in that folder."""
     try:
         if place.is_dir():
             return path.resolve().is_relative_to(place.resolve())
@@ -517,7 +517,7 @@ def _is_within(path: Path, place: Path) -> bool:
 
 
 def _read_record(folder: Path) -> dict[str, set[str]]:
-    """Name of each output in a folder to the digests it may have; lines that nobody wrote so are passed over."""
+    """Name of each output in a folder to the digests it may have; lines of any other form are ignored."""
     try:
         data = read_limited(folder / RECORD)
     except DataError:
@@ -565,7 +565,7 @@ _NUMBERS: Final = re.compile(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?((; |\.\.)[-+]?[0-9.]+
 def draft_folder(folder: Path) -> Generator[Path]:
     """Yield an empty folder beside `folder` that takes its name when the block ends without an error.
 
-    A draft that a killed process left is removed; a folder of that name that somebody else made is not.
+    A draft that a killed process left is removed; a folder of that name from another source is not.
 
     Args:
         folder: Absent or empty.

@@ -32,7 +32,7 @@ def file_key(path: Path | str, status: os.stat_result | None = None, folders: di
 
 
 def _real_path(path: str, folders: dict[str, str]) -> str:
-    """Resolve as `os.path.realpath`, looking at each folder once: 200,000 images lie in far fewer folders."""
+    """Resolve as `os.path.realpath`, looking at each folder once: 200,000 images are in far fewer folders."""
     head, tail = os.path.split(path)
     if not tail or not head or tail in (os.curdir, os.pardir) or os.path.islink(path):
         return os.path.realpath(path)

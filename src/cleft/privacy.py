@@ -127,7 +127,7 @@ def find_path(text: str) -> str:
         path = (user_folder() / "paths" / found[1]).read_bytes().decode(errors="surrogateescape")
     except (OSError, ResourceError):
         return text
-    return path if shown_name(path) == found[2] else text  # somebody changed the name behind the token
+    return path if shown_name(path) == found[2] else text  # the name behind the token was changed
 
 
 def is_hidden(path: Path | str | None) -> bool:

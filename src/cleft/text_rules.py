@@ -129,7 +129,7 @@ def normalise_all(texts: Sequence[str], rule: RuleName) -> list[str]:
     """Checks texts and returns them as a model with this rule reads them.
 
     Raises:
-        DataError: If a text holds no letter and no digit, is too long, or holds a character that cannot be seen.
+        DataError: If a text holds no letter and no digit, is too long, or holds an invisible character.
     """
     check_texts(texts)
     normal = [normalise(text, rule) for text in texts]
@@ -145,7 +145,7 @@ def normalise_all(texts: Sequence[str], rule: RuleName) -> list[str]:
 
 
 def check_texts(texts: Sequence[str]) -> None:
-    """Refuses texts that are too long, or hold a character that nobody can see, naming positions and not content.
+    """Refuses texts that are too long, or hold an invisible character, naming positions and not content.
 
     Raises:
         DataError: If one does.
@@ -177,7 +177,7 @@ def text_fault(text: str) -> tuple[str, str] | None:
 
 
 def refuse_duplicates(texts: Sequence[str], what: str) -> None:
-    """Refuses equal texts among those that are to be told apart, naming their positions.
+    """Refuses equal texts among those that must differ, naming their positions.
 
     Args:
         texts: As the model reads them.

@@ -170,7 +170,7 @@ def test_h7_a_run_that_does_not_say_its_patients_is_not_trusted(home, tmp_path):
     assert "does not say which patients it was trained on" in found.notes[0]
     (run / "model.json").unlink()
     with pytest.raises(
-        CheckpointError, match=r"silent is not finished: it holds no model\.json; go on with the command"
+        CheckpointError, match=r"silent is not finished: it holds no model\.json; resume it with the same command"
     ):
         ask(run)
 

@@ -298,7 +298,7 @@ def test_names_that_a_model_folder_has(name):
 def test_two_names_that_are_one_on_some_disks_are_refused(place):
     facts = peek_description(place / "model")["files"]["towers/text/tokenizer.json"]
     edit_description(place / "model", lambda tree: tree["files"].update({"towers/text/Tokenizer.json": facts}))
-    with pytest.raises(CheckpointError, match="twice, in other capitals"):
+    with pytest.raises(CheckpointError, match="twice, in different letter case"):
         load_model(place / "model")
 
 

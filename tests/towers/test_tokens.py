@@ -67,7 +67,7 @@ def test_with_the_package_a_slow_tokenizer_reads_texts_and_is_saved(tmp_path, mo
     tower.tokens.save(tmp_path / "saved")
     again = Tokens(load_tokenizer(tmp_path / "saved"), max_tokens=40, end=2)
     assert again.encode(TEXTS) == tower.tokens.encode(TEXTS)
-    with pytest.raises(CheckpointError, match="does not tell which word a token is part of"):
+    with pytest.raises(CheckpointError, match="does not record which word a token is part of"):
         again.slots(TEXTS)
 
 

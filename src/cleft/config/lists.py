@@ -1,4 +1,4 @@
-"""Several values in one word, with commas between them; a value that holds a comma stands in quotes."""
+"""Several values in one word, with commas between them; a value that contains a comma is quoted."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ PRESETS = Path(__file__).parents[1] / "presets"
 """Folder of the presets that come with the package."""
 
 SETTINGS_MARK = "# Settings of a run, written by cleft; values that begin with local: are paths known to its user alone"
-"""First line of a `config.yaml` that this program wrote, by which it tells a run from a folder of the user's."""
+"""First line of a `config.yaml` that this program wrote, which distinguishes a run from a folder of the user's."""
 _SETTINGS_END = "# End of the settings"
 """Last line of such a file: a copy that was cut between two lines is valid YAML, and has defaults for the rest."""
 
@@ -111,8 +111,8 @@ def short_settings_help(keys: Sequence[str]) -> str:
         found = re.search(named, text, re.MULTILINE | re.DOTALL)
         meaning = " ".join(re.sub(r"-\n\s+", "-", found[1]).split()) if found else ""
         clause, choices = re.split(r"[.;:](?: |$)", meaning)[0], _allowed(key)
-        told = f"{clause}: {', '.join(choices)}" if choices and not clause.startswith("`") else clause
-        lines += textwrap.wrap(f"--{key:21} {told}", 100, initial_indent="  ", subsequent_indent=" " * 26)
+        summary = f"{clause}: {', '.join(choices)}" if choices and not clause.startswith("`") else clause
+        lines += textwrap.wrap(f"--{key:21} {summary}", 100, initial_indent="  ", subsequent_indent=" " * 26)
     return "\n".join(lines)
 
 

@@ -337,8 +337,8 @@ class LossConfig:
 
     name: Literal["info_nce", "label_aware_nce", "soft_overlap_nce", "sigmoid"] = "info_nce"
     """What training minimises. `info_nce`: Eq. 1; equal captions count as negatives. `label_aware_nce`: equal captions
-    are positives. `soft_overlap_nce`: targets grow with the overlap of the positive findings. `sigmoid`: every image
-    and caption is a question of its own, do they belong together (SigLIP, which begins at `temperature: 0.1`). Used by
+    are positives. `soft_overlap_nce`: targets grow with the overlap of the positive findings. `sigmoid`: every pair of
+    an image and a caption is a binary classification of its own (SigLIP, which begins at `temperature: 0.1`). Used by
     the methods `cleft` and `clip`; the others have a loss of their own."""
     embed_dim: int = 512
     """Width of the joint space."""
@@ -638,7 +638,7 @@ class Settings:
     restored; no zero-shot classification follows. Each has a preset, `baseline-<method>`. `image-only`: nothing; the
     image tower stays as it is, random or as it was published, for linear probes and fine-tuning to start from."""
     seed: int = 0
-    """Draws first weights, the order of images and their random views."""
+    """Random seed of the initial weights, the order of images and their augmentation."""
     classes: tuple[str, ...] = ("chexpert-5",)
     """Classes that stage two and zero-shot classification tell apart: the name of a set, or findings."""
     wording: str = "default"

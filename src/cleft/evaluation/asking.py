@@ -129,7 +129,7 @@ class Question:
         return PerClass(self.per_class) if self.per_patient is None else PerClass(self.per_class, self.per_patient)
 
     def images(self, run: Path, settings: Settings, *, progress: bool = True) -> Selection:
-        """Reads, checks and prepares the images that are asked about; as `select_images`.
+        """Reads, checks and prepares the images to evaluate, as `select_images`.
 
         Reports which data settings of the run are not used for them.
         """
@@ -344,7 +344,7 @@ def halves(logits: Floats) -> tuple[Floats, Floats]:
 def class_names(classes: str | Sequence[str] | None) -> tuple[str, ...] | None:
     """Names of sets or findings, of which a string has several with commas between them.
 
-    A name that holds a comma stands in quotes there.
+    A name that contains a comma is quoted there.
     """
     if classes is None:
         return None

@@ -203,8 +203,8 @@ def classify_and_ask(
     if seeds == 1:
         places = {0: folder}
     settings = replace(settings, data=learned_data(source, settings, data))
-    asked = Question(allow_overlap=allow_overlap, drop_overlap=drop_overlap)
-    asked.images(source, settings, progress=progress)
+    question = Question(allow_overlap=allow_overlap, drop_overlap=drop_overlap)
+    question.images(source, settings, progress=progress)
     results: list[Path] = []
     for seed, place in places.items():
         run = classify(source, replace(settings, seed=seed), place, classes=classes, progress=progress)

@@ -18,7 +18,7 @@ from cleft.towers.checkpoint import check_reads_texts, load_model, weights_diges
 
 
 def write_embeddings(run: Path, question: Question, out: Output, *, progress: bool = True) -> Path:
-    """Writes the embedding of each image that is asked about: a column `image` and `e0` to `e<E-1>`, unit length.
+    """Writes the embedding of each selected image: a column `image` and `e0` to `e<E-1>`, unit length.
 
     Args:
         run: Run folder of either stage; embeddings that an evaluation left in it are not computed again.

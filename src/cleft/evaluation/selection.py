@@ -142,11 +142,11 @@ def _selection(
     notes = [*notes]
     if len(usable) < len(records):
         reasons = Counter(prepared.rejected[record.id] for record in records if record.id in prepared.rejected)
-        told = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
+        listed = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
         lost = len(records) - len(usable)
         notes.append(
             f"{share(lost, len(records), 'image')} of the split cannot be read and {verb(lost, 'was', 'were')} not "
-            f"scored ({told})."
+            f"scored ({listed})."
         )
     return Selection(
         dataset=reading.dataset,
@@ -180,10 +180,10 @@ def _told(splits: Splits, part: Part) -> list[str]:
 def _draw(records: Sequence[Record], classes: Sequence[str], per_class: PerClass) -> tuple[list[Record], str]:
     """The images drawn, and a sentence about them."""
     drawn = balanced(records, classes, per_class.images, per_class.per_patient)
-    told = ", ".join(f"{name} of {patients:,}" for name, (_, patients) in class_patients(drawn, classes).items())
+    patients_of = ", ".join(f"{name} of {patients:,}" for name, (_, patients) in class_patients(drawn, classes).items())
     return drawn, (
         f"Drawn: {count(per_class.images, 'image')} of each class, at most {per_class.per_patient} of a patient in a "
-        f"class; patients: {told}."
+        f"class; patients: {patients_of}."
     )
 
 
@@ -193,8 +193,8 @@ def _overlap(
     """Notes about patients the run was trained on, where they are allowed.
 
     Raises:
-        DataError: If there are such patients, or nobody can tell, and that is not allowed.
-        CheckpointError: If nobody can tell because nothing was learned yet.
+        DataError: If there are such patients, or that is not known, and it is not allowed.
+        CheckpointError: If the run has not been trained yet.
     """
     patients = {record.patient for record in records}
     try:
@@ -204,7 +204,7 @@ def _overlap(
             raise
         if not (run / DESCRIPTION).is_file():
             raise CheckpointError(
-                f"{run} is not finished: it holds no {DESCRIPTION}; go on with the command it was begun with"
+                f"{run} is not finished: it holds no {DESCRIPTION}; resume it with the same command"
             ) from error
         if not allowed:
             raise DataError(
@@ -213,14 +213,14 @@ def _overlap(
         return ["The run does not say which patients it was trained on; these may be among them."]
     if not seen:
         return []
-    told = _trained_on(len(seen), len(patients))
+    overlap = _trained_on(len(seen), len(patients))
     if not allowed:
         raise DataError(
-            f"{told}: numbers on them would be too good; take another split, or --allow-overlap to score them all "
+            f"{overlap}: numbers on them would be too good; take another split, or --allow-overlap to score them all "
             f"the same and say so",
             reason="overlap",
         )
-    return [f"Beware: {told}. These numbers are too good."]
+    return [f"Beware: {overlap}. These numbers are too good."]
 
 
 def _unseen(
@@ -229,7 +229,7 @@ def _unseen(
     """The images of patients whom the run has not seen, and a count of the others.
 
     Raises:
-        DataError: If nobody can tell, or no image is left.
+        DataError: If the run's patients are not known, or no image is left.
     """
     patients = {record.patient for record in records}
     seen = seen_patients(run, people, patients, splits=drawn)
@@ -240,10 +240,10 @@ def _unseen(
             reason="overlap",
         )
     left_out = len(records) - len(kept)
-    told = _trained_on(len(seen), len(patients))
+    overlap = _trained_on(len(seen), len(patients))
     return kept, Known(
         left_out,
-        (f"Left out: {told}; of them {count(left_out, 'image')} {verb(left_out, 'was', 'were')} not scored.",)
+        (f"Left out: {overlap}; of them {count(left_out, 'image')} {verb(left_out, 'was', 'were')} not scored.",)
         * bool(seen),
     )
 

@@ -222,14 +222,14 @@ def _check_context(words: Wording, similarity: Similarity) -> None:
 
 
 def _notes_of_scores(
-    sentences: ClassPrompts, asked: Sequence[str], similarity: Similarity, *, alone: bool
+    sentences: ClassPrompts, classes: Sequence[str], similarity: Similarity, *, alone: bool
 ) -> list[str]:
     """What a reader must know of how images were held against prompts."""
     notes: list[str] = []
     if len(sentences.written) > sentences.class_of.max() + 1:
         notes.append(
-            f"{count(len(sentences.written), 'sentence')} for {count(len(asked), 'class', 'classes')}; the nearest of "
-            f"a class counts."
+            f"{count(len(sentences.written), 'sentence')} for {count(len(classes), 'class', 'classes')}; the nearest "
+            f"of a class counts."
         )
     if similarity != "global":
         notes.append(f"{_TOLD[similarity]} No other method can be asked so.")
@@ -251,12 +251,12 @@ _TOLD = {
 """What stands behind a similarity, in a sentence."""
 
 
-def _notes_of(run: Path, behind: str, scoring: Scoring, asked: Sequence[str]) -> list[str]:
+def _notes_of(run: Path, behind: str, scoring: Scoring, classes: Sequence[str]) -> list[str]:
     """What a reader must know of a learned context."""
     if behind != "context":
         return []
-    learned = (read_summary(run) or {}).get("classes") or asked
-    others = [name for name in asked if name not in learned]
+    learned = (read_summary(run) or {}).get("classes") or classes
+    others = [name for name in classes if name not in learned]
     notes = [f"The context was learned for {', '.join(learned)}; it never saw {', '.join(others)}."] if others else []
     if scoring == "present-absent":
         notes.append("The context was learned in front of class names alone; it never saw a denied one.")

@@ -94,7 +94,7 @@ def classify(
             another run.
         DataError: If a class has no image to learn from, or there is nothing to choose by.
         CheckpointError: If the source holds no finished model, or a head itself, or its weights are damaged.
-        Interrupted, Terminated: If a signal asked to stop; the same call goes on from there.
+        Interrupted, Terminated: If a signal arrived; the same call resumes.
         NumericsError: If a loss, gradient or feature is not finite.
         ResourceError: If a disk is full.
     """

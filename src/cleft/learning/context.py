@@ -60,7 +60,7 @@ def learn_context(
         ConfigError: If a setting of the towers was changed, a class is unknown, or the folder belongs to another run.
         DataError: If a class has no image to learn from.
         CheckpointError: If stage one is not finished, or its weights are damaged.
-        Interrupted, Terminated: If a signal asked to stop; the same call goes on from there.
+        Interrupted, Terminated: If a signal arrived; the same call resumes.
         NumericsError: If a loss or gradient is not finite.
         ResourceError: If a disk is full.
     """

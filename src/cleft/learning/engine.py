@@ -112,7 +112,7 @@ def train(learner: Learner, batches: Batches, run: Run, plan: Plan, stop: StopFl
         ResourceError: If states cannot be written.
         CheckpointError: If no training state is whole, or it does not fit.
     """
-    state = run.store.latest(mend=is_first_rank())
+    state = run.store.latest(repair=is_first_rank())
     first_step = state.step if state else 0
     if first_step < plan.intervals.steps:
         # Weights, two moments of the optimiser, and the file's own bookkeeping.
@@ -205,7 +205,7 @@ def _build_trainer(run: Run, plan: Plan, stop: StopFlag, first_step: int, peers:
         precision=plan.train.precision,
         max_epochs=1,
         gradient_clip_val=plan.clip_norm,
-        # The keeper last: it saves what the others did.
+        # The keeper is last: it saves the results of the others.
         callbacks=[peers, StepSeeds(plan.seed, run.stage), watch, bar, keeper],
         logger=build_loggers(run.log_folder, [f"{plan.prefix}{name}" for name in (*LOGGED, *plan.columns)], first_step),
         # Not Lightning's own for SLURM: its handler would save from inside a signal.
@@ -233,7 +233,7 @@ def _strategy(config: TrainConfig) -> str | Strategy:
 
 def _take_best(learner: Learner, run: Run) -> Outcome:
     """Gives the learner the weights of the best state the newest one knows of."""
-    newest = run.store.latest(mend=False)
+    newest = run.store.latest(repair=False)
     assert newest is not None, "the last step saves"
     checkpoint = run.store.load_checkpoint(newest.path, map_location="cpu")
     kept = checkpoint["callbacks"][Keeper.__qualname__]

@@ -41,7 +41,7 @@ class Learner(L.LightningModule):
         """Returns what the best weights have least of, over the whole validation split; None where there is none.
 
         Args:
-            poll: To be called at every batch; raises when a signal asked to stop.
+            poll: To be called at every batch; raises when a signal has arrived.
         """
 
     def observe(self) -> dict[str, float]:

@@ -71,7 +71,7 @@ def pretrain(settings: Settings, folder: Path | str, *, progress: bool = True) -
     Raises:
         ConfigError: If settings contradict each other, or the folder belongs to another run.
         DataError: If the data are not what the reader expects.
-        Interrupted, Terminated: If a signal asked to stop; the same call goes on from there.
+        Interrupted, Terminated: If a signal arrived; the same call resumes.
         NumericsError: If a loss or gradient is not finite.
         ResourceError: If a disk is full.
         CheckpointError: If weights or states do not fit.

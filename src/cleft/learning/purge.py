@@ -1,4 +1,4 @@
-"""Removal of what holds patient data besides tables and images: prepared images, embeddings, training states.
+"""Removal of patient data other than tables and images: prepared images, embeddings, training states.
 
 Only files are removed that have the place, the name and the form in which this program writes them. Links are never
 followed. Weights are never removed: the training states of a run that is not finished are its only ones, and stay.
@@ -114,7 +114,7 @@ def _of_run(run: Path) -> Purge:
         left.append("states: the run is not finished, and they are its only weights; finish it first")
     if any((run / "results").glob("*.json")):
         left.append("results: numbers without ids, answers image by image, and example images where there are some")
-    return Purge(run, "run", tuple(files), (*left, *_strangers(run, ("embeddings", "states"), {*files, *states})))
+    return Purge(run, "run", tuple(files), (*left, *_foreign_files(run, ("embeddings", "states"), {*files, *states})))
 
 
 def _of_cache(cache: Path) -> Purge:
@@ -126,7 +126,7 @@ def _of_cache(cache: Path) -> Purge:
     files += _files(cache, _HEADERS)
     files += [path for path in _files(cache, _REJECTS) if Output(path, "data.cache").is_ours()]
     names = [home.name for home in homes]
-    left = _strangers(cache, (*names, "splits"), set(files))
+    left = _foreign_files(cache, (*names, "splits"), set(files))
     known = {*names, "splits", RECORD, *(path.name for path in files)}
     left += [f"{path.name}: not written by cleft" for path in sorted(cache.iterdir()) if path.name not in known]
     return Purge(cache, "cache", tuple(files), tuple(left))
@@ -146,8 +146,8 @@ def _files(place: Path, pattern: re.Pattern[str]) -> list[Path]:
     return [path for path in found if path.is_file() and not path.is_symlink()]
 
 
-def _strangers(place: Path, folders: Iterable[str], known: set[Path]) -> list[str]:
-    """Lines about what lies among the files to remove and was not written by this program."""
+def _foreign_files(place: Path, folders: Iterable[str], known: set[Path]) -> list[str]:
+    """Lines about files among those to remove that this program did not write."""
     others = [
         path
         for name in folders

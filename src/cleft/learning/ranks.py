@@ -1,4 +1,4 @@
-"""Training on several processes: their devices, who prepares first, shared statistics, and what ended a lost one."""
+"""Training on several processes: devices, preparation by the first, shared batch norm, reports of lost ones."""
 
 from __future__ import annotations
 
@@ -297,7 +297,7 @@ def cluster_environment(train: TrainConfig) -> ClusterEnvironment:
 class Replicas(DDPStrategy):
     """Lightning's data parallelism, which reports the end of a process that it started itself.
 
-    Lightning kills all processes without a word when one of them ends.
+    Lightning kills all processes without a message when one of them ends.
     """
 
     def _configure_launcher(self) -> None:

@@ -191,7 +191,7 @@ def split_facts(
         digest: Of the splits.
         counts: Images of each split.
         patients: Of training and validation. Only digests keyed with the user's secret are kept: this user can test
-            whether a known patient was among them, and nobody else can find out who they are.
+            whether a known patient was among them, and others cannot identify the patients.
         more: Whatever else must not change while the run goes on. `before` is the `split.json` of the run whose
             weights this one starts from, or None where that does not say what it was trained on.
     """
@@ -294,7 +294,7 @@ def seen_patients(
         DataError: If the folder does not say what it learned from, or only to another user (`unknown-training`), or is
             not as it was written.
     """
-    asked, seen, splits = set(patients), set[str](), splits or {}
+    candidates, seen, splits = set(patients), set[str](), splits or {}
     facts: Any = read_split(folder)
     while facts is not None:
         if facts.get("key") in (None, key_id()):
@@ -302,11 +302,11 @@ def seen_patients(
             keyed = protect if "key" in facts else str
             seen |= {
                 patient
-                for patient in asked
+                for patient in candidates
                 if any(keyed(key) in known for key in _patient_keys(facts["digest"], people, patient))
             }
         elif facts["digest"] in splits:
-            seen |= asked & set(splits[facts["digest"]])
+            seen |= candidates & set(splits[facts["digest"]])
         elif facts["patients"] and facts.get("people") in (None, people):
             raise DataError(
                 f"{folder / 'split.json'} was written by another user or on another machine: its patients can be "
@@ -375,7 +375,7 @@ def is_run(folder: Path) -> bool:
         model = find_json(folder / "model.json") or {}
         split = find_json(folder / "split.json") or {}
     except DataError:
-        return True  # a damaged run is not somebody else's folder; what reads these files reports the damage
+        return True  # a damaged run is still a run; the code that reads these files reports the damage
     return stage in get_args(Stage) or {"schema", "files"} <= set(model) or {"digest", "patients"} <= set(split)
 
 

@@ -142,7 +142,7 @@ def role(key: str) -> Role:
 
 
 def changes(old: Settings, new: Settings, stage: Stage) -> tuple[list[Change], list[Change]]:
-    """Compares the settings of a run with those it is to go on with; `text.normalisation=auto` is the run's own rule.
+    """Compares the settings of a run with those to resume it with; `text.normalisation=auto` is the run's own rule.
 
     Returns:
         Changes that would make it another run, and changes that only round differently.

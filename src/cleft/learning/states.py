@@ -31,7 +31,7 @@ _NAME = re.compile(r"step-(\d{8,})\.([0-9a-f]{16})\.ckpt")
 SCHEMA = 2
 """Rises when a state changes its form. 1: without the validations since the best one."""
 _PASSING = {errno.EIO, errno.ESTALE}
-"""Errors of disks and network file systems that may be gone at the next try."""
+"""Errors of disks and network file systems that may not recur at the next try."""
 _PAUSES = (0.5, 2.0)
 """Seconds between tries to write."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -103,11 +103,11 @@ class StateStore(CheckpointIO):
         """Deletes a state."""
         Path(path).unlink(missing_ok=True)
 
-    def latest(self, *, mend: bool = True) -> State | None:
+    def latest(self, *, repair: bool = True) -> State | None:
         """Finds the newest whole state, by number.
 
         Args:
-            mend: Whether to clear leftovers of a killed save and to rename damaged states to `.bad`.
+            repair: Whether to clear leftovers of a killed save and to rename damaged states to `.bad`.
 
         Returns:
             The state, or None if none was ever saved.
@@ -115,7 +115,7 @@ class StateStore(CheckpointIO):
         Raises:
             CheckpointError: If there are states and all are damaged; training never starts over by itself.
         """
-        if mend:
+        if repair:
             self._sweep()
         faults: list[str] = []
         for step, path in sorted(self._files(), reverse=True):
@@ -125,7 +125,7 @@ class StateStore(CheckpointIO):
                     log.warning("%s; going on from step %d", "; ".join(faults), step)
                 return State(step, path)
             faults.append(f"{path.name} is damaged ({reason})")
-            if mend:
+            if repair:
                 path.rename(path.with_suffix(".bad"))
         if faults:
             raise CheckpointError(

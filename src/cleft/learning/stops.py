@@ -50,7 +50,7 @@ class StopFlag:
     def error(self, doing: str) -> CleftError:
         """The error that says what was stopped, with the exit code a scheduler expects (never 0)."""
         if self.number is not None and self.number != signal.SIGINT:
-            return Terminated(f"asked to stop ({signal.Signals(self.number).name}) {doing}")
+            return Terminated(f"stopped by {signal.Signals(self.number).name} {doing}")
         return Interrupted(f"stopped by Ctrl-C {doing}")
 
     def check(self, doing: str) -> None:

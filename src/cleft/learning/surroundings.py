@@ -41,7 +41,7 @@ def stage_of(folder: Path) -> str | None:
 
 def _read_environment(path: Path) -> dict[str, Any] | None:
     return find_json(
-        path, remedy="move this file away: it records versions and device alone, and the run goes on without it"
+        path, remedy="move this file away: it records versions and device alone, and the run resumes without it"
     )
 
 

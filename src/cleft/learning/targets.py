@@ -103,7 +103,7 @@ def encode_targets(
         progress: Whether to show a bar.
 
     Raises:
-        Interrupted, Terminated: If a signal asked to stop.
+        Interrupted, Terminated: If a signal arrived.
     """
     device = model.logit_scale.device
     half = _HALVES.get(settings.train.precision)

@@ -124,7 +124,7 @@ class Watch(Callback):
 
 def last_good(store: StateStore) -> str:
     """Describes the newest whole training state."""
-    last = store.latest(mend=False)
+    last = store.latest(repair=False)
     return f"step {last.step} in {last.path.parent}" if last else "none: no state was saved yet"
 
 

@@ -73,7 +73,7 @@ def write_census(census: Census, out: Path, *, overwrite: bool = False) -> Path:
         The file.
 
     Raises:
-        ConfigError: If `out` is a file of somebody else's.
+        ConfigError: If `out` is a file that cleft did not write.
         ResourceError: If the page cannot be written.
     """
     return Output(out, "--page", overwrite=overwrite, mode=0o600).write(render_census(census))

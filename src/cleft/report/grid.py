@@ -198,18 +198,18 @@ def _number(filled: Filled, metric: str) -> Number:
         if result.value is not None and not hidden:
             kept.append((seed, result))
     named = len(filled.seeds) + len(filled.problems)
-    told = list(dict.fromkeys(filter(None, reasons)))
+    remarks = list(dict.fromkeys(filter(None, reasons)))
     if not kept:
-        return Number(value=None, reason="; ".join(told) or "no result file is named")
+        return Number(value=None, reason="; ".join(remarks) or "no result file is named")
     if len(kept) < named:
-        told.insert(0, f"{len(kept)} of {named} seeds")
+        remarks.insert(0, f"{len(kept)} of {named} seeds")
     values = [result.value for _, result in kept if result.value is not None]
     several = len({seed.evaluation.checkpoint for seed, _ in kept}) > 1
     if len(values) > 1 and not several:
-        told.append("every seed ended in the same weights: no spread")
+        remarks.append("every seed ended in the same weights: no spread")
     return Number(
         value=statistics.fmean(values),
         spread=statistics.stdev(values) if several else None,
         results=kept,
-        reason="; ".join(told) or None,
+        reason="; ".join(remarks) or None,
     )

@@ -41,7 +41,7 @@ def write_report(
         The file.
 
     Raises:
-        ConfigError: If `out` is a file of somebody else's.
+        ConfigError: If `out` is a file that cleft did not write.
         DataError: If a folder is not a run.
         ResourceError: If the page cannot be written.
     """

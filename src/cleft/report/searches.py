@@ -59,13 +59,13 @@ def _search(members: Sequence[Entry], direction: str) -> Search:
     ]
     guessed = [result_cell(members[0], f"chance/{direction}/{metric}", notes) for metric in metrics]
     rows.append(Row(kind="floor", label="Guessing", cells=guessed))
-    told = _found(members[0], direction)[0]
-    unscored = verb(told.unanswerable, "was", "were")
-    unasked = f"; {told.unanswerable:,} without a right answer {unscored} not scored" if told.unanswerable else ""
+    search = _found(members[0], direction)[0]
+    unscored = verb(search.unanswerable, "was", "were")
+    remark = f"; {search.unanswerable:,} without a right answer {unscored} not scored" if search.unanswerable else ""
     caption = (
-        f"{count(told.queries, 'query', 'queries')}{unasked}. {count(told.candidates, 'candidate')} "
-        f"{verb(told.candidates, 'is', 'are')} searched, "
-        f"{told.right:.1f} of them right on average."
+        f"{count(search.queries, 'query', 'queries')}{remark}. {count(search.candidates, 'candidate')} "
+        f"{verb(search.candidates, 'is', 'are')} searched, "
+        f"{search.right:.1f} of them right on average."
     )
     table = Table(columns=[metric_name(metric) for metric in metrics], rows=rows, footnotes=notes.listed())
     return Search(DIRECTIONS[direction], caption, table)

@@ -41,7 +41,7 @@ def study_outputs(folder: Path, name: str, *, overwrite: bool = False) -> tuple[
         overwrite: Whether such files are replaced.
 
     Raises:
-        ConfigError: If one would replace a file of somebody else's.
+        ConfigError: If one would replace a file that cleft did not write.
         ResourceError: If the folder cannot be written.
     """
     stem = file_name(name)
@@ -64,7 +64,7 @@ def write_study(folder: Path, *, images: bool | None = None, overwrite: bool = F
         The page.
 
     Raises:
-        ConfigError: If one of these files is somebody else's.
+        ConfigError: If one of these files was not written by cleft.
         DataError: If there is no study, or its results were measured on different splits or images.
         ResourceError: If a file cannot be written.
     """
@@ -91,7 +91,7 @@ def find_studies(folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:
 
 
 def _known_inside(folder: Path) -> list[Path]:
-    """Runs and studies in a folder and its subfolders; what lies inside a run or a study belongs to it."""
+    """Runs and studies in a folder and its subfolders; folders inside a run or a study belong to it."""
     if _is_known(folder):
         return [folder]
     if not folder.is_dir() or folder.is_symlink():
@@ -123,7 +123,7 @@ def report_folders(
     """Writes a page for each study, and one for all runs together.
 
     Args:
-        folders: Run folders, folders of studies, or folders that hold such.
+        folders: Run folders, folders of studies, or folders that contain them.
         out: Where the page of the runs goes; by default `report.html`.
         images: As in `write_study`.
         overwrite: Whether to replace files that are not earlier outputs.
@@ -132,7 +132,7 @@ def report_folders(
         The pages.
 
     Raises:
-        ConfigError: If there are only studies and `out` is given, or a page would replace a file of somebody else's.
+        ConfigError: If there are only studies and `out` is given, or a page would replace a file not written by cleft.
         DataError: If a folder is none of these, or a study cannot be told.
         ResourceError: If a page cannot be written.
     """

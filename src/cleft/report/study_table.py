@@ -63,7 +63,7 @@ class Against(NamedTuple):
 
 
 class Change(NamedTuple):
-    """How far a row lies from the reference: the difference, its interval, its p-value as it is and corrected."""
+    """Difference of a row from the reference: value, interval, p-value as it is and corrected."""
 
     difference: str
     interval: str

@@ -73,7 +73,7 @@ def reproduce(
             label is empty or taken.
         CheckpointError: If a model that was given is none, is damaged or not finished.
         DataError: If data cannot be asked what a column asks, or results of two splits would stand under one heading.
-        Interrupted, Terminated, KeyboardInterrupt: If a signal asked to stop; the same command goes on from there.
+        Interrupted, Terminated, KeyboardInterrupt: If a signal arrived; the same command resumes.
     """
     for name, number in (("--seeds", request.seeds), ("--jobs", request.jobs)):
         if number < 1:

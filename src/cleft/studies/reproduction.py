@@ -91,35 +91,35 @@ class Reproduction:
 
     def lines(self) -> list[str]:
         """The plan in words: each cell, what is missing, what is left and what that costs."""
-        told: list[str] = []
+        report: list[str] = []
         for plan, _ in self.plans:
-            told.append(f"{plan.title} ({plan.scale}); {_many(self.given.seeds, 'seed')}")
+            report.append(f"{plan.title} ({plan.scale}); {_many(self.given.seeds, 'seed')}")
             cells = [(plan.name, row.key, column.key) for row in plan.rows for column in plan.columns]
-            asked = [cell for cell in cells if self._is_wanted(cell)]
-            there = [cell for cell in asked if cell in self.work.cells]
+            wanted = [cell for cell in cells if self._is_wanted(cell)]
+            there = [cell for cell in wanted if cell in self.work.cells]
             width = max((len(row) for _, row, _ in there), default=0)
-            told += [self._cell_line(cell, width) for cell in there]
+            report += [self._cell_line(cell, width) for cell in there]
             reasons: dict[str, list[str]] = {}
-            for cell in asked:
+            for cell in wanted:
                 if cell not in self.work.cells:
                     reasons.setdefault(": ".join(self.work.lacking[cell]), []).append(cell[1])
-            told += [
+            report += [
                 f"  {reason}: {_many(len(rows), 'cell')} ({', '.join(dict.fromkeys(rows))})"
                 for reason, rows in reasons.items()
             ]
-            if len(asked) < len(cells):
-                told.append(f"  left out by --only: {_many(len(cells) - len(asked), 'cell')}")
-        told += self._unused
+            if len(wanted) < len(cells):
+                report.append(f"  left out by --only: {_many(len(cells) - len(wanted), 'cell')}")
+        report += self._unused
         left = list(self.left.values())
-        told.append(f"to do: {counted(left, KINDS) or 'nothing'}; {told_cost(left, self.times)}")
-        return told
+        report.append(f"to do: {counted(left, KINDS) or 'nothing'}; {told_cost(left, self.times)}")
+        return report
 
     def run(self, *, jobs: int = 1, work: Do = do) -> Ending:
         """Runs what is left, and writes every study after each answer.
 
         Raises:
             DataError: If results of two splits would stand under one heading.
-            Interrupted, Terminated, KeyboardInterrupt: If a signal asked to stop; the same command goes on from there.
+            Interrupted, Terminated, KeyboardInterrupt: If a signal arrived; the same command resumes.
         """
         self.write()
         if not self.left:

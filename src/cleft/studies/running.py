@@ -46,7 +46,7 @@ def run_steps(steps: Sequence[Step], do: Do, *, jobs: int = 1) -> Iterator[Outco
         Each step as it ends. One whose need failed is not run and fails for the same reason.
 
     Raises:
-        Interrupted, Terminated, KeyboardInterrupt: If a signal asked to stop. What was under way has saved its state.
+        Interrupted, Terminated, KeyboardInterrupt: If a signal arrived. What was under way has saved its state.
     """
     if jobs > 1:
         yield from _in_processes(steps, do, jobs)

@@ -33,8 +33,8 @@ def unused_words(rows: Sequence[Row], given: Given, steps: Iterable[Step]) -> li
         if len(names) == len(rows) and not of_texts:
             raise ConfigError(f"--{key} is used by no row of this study: each sets it itself; leave it out")
         if names:
-            told = ", ".join(dict.fromkeys(names))
-            lines.append(f"--{key} is not used by rows that set it themselves or read no texts: {told}")
+            rows_of = ", ".join(dict.fromkeys(names))
+            lines.append(f"--{key} is not used by rows that set it themselves or read no texts: {rows_of}")
     return [*lines, *_on_other_data([key for key in typed if key.startswith("data.")], steps)]
 
 

@@ -138,7 +138,7 @@ def _prefix(model: LanguageModel, config: TextTowerConfig) -> None:
 def _cached_shapes(model: PreTrainedModel) -> list[_CachedShape]:
     """Returns the shape of keys and values in each block's cache, as one token leaves them.
 
-    Configurations do not tell: a multi-query Falcon keeps one head, a grouped one repeats its heads first.
+    Configurations do not say: a multi-query Falcon keeps one head, a grouped one repeats its heads first.
 
     Returns:
         One shape a block; empty if the model ignores the cache it is given, or keeps anything else in it.

@@ -29,7 +29,7 @@ def in_current_names(model: Any, weights: Mapping[str, Tensor]) -> dict[str, Ten
     pooler = {name: torch.zeros_like(weight) for name, weight in idle.items() if name.startswith("pooler.")}
     if any(name.startswith("pooler.") for name in weights):
         pooler = {}
-    # Each weight is stood for by its number, repeated without memory: only its name and shape may change.
+    # Each weight is replaced by its number, expanded without memory: only its name and shape may change.
     names = list(weights)
     marks = {name: torch.tensor(float(number)).expand(weights[name].shape) for number, name in enumerate(names)}
     loaded: Any

@@ -1,4 +1,4 @@
-"""`model.json`: what a model folder says about itself, checked field by field, with a digest of itself.
+"""`model.json`: the description of a model, checked field by field, with a digest over its own bytes.
 
 The digest is the last entry. It covers every byte of the file, its own 64 digits replaced by zeros, so that a change
 of one byte anywhere is found; files of schema 1 have none.
@@ -117,7 +117,7 @@ def _check_names(names: Sequence[str], where: str) -> None:
     folded = [name.casefold() for name in names]
     if len(set(folded)) < len(folded):
         twice = next(name for name in names if folded.count(name.casefold()) > 1)
-        raise CheckpointError(f"{where} lists {_shown(twice)} twice, in other capitals; {_COPY}")
+        raise CheckpointError(f"{where} lists {_shown(twice)} twice, in different letter case; {_COPY}")
 
 
 def _check_digest(data: bytes, where: str) -> None:

@@ -90,7 +90,7 @@ class DualEncoder(nn.Module):
         where the model was trained with them.
 
         Raises:
-            DataError: If a text says nothing, is too long, or holds a character that nobody can see.
+            DataError: If a text has no letter or digit, is too long, or holds an invisible character.
         """
         return unit(self.text_projection(self.text_tower(texts)))
 
@@ -102,7 +102,7 @@ class DualEncoder(nn.Module):
         """Returns unit-length embeddings `[C, E]` float32 of one class name or several behind the learned context.
 
         Raises:
-            DataError: If a name says nothing, is too long, holds a character that nobody can see, or stands twice.
+            DataError: If a name has no letter or digit, is too long, holds an invisible character, or occurs twice.
             CheckpointError: If there is no context yet.
         """
         if self.context is None:

@@ -62,7 +62,7 @@ def write_folder(folder: Path, description: Mapping[str, Any], write: Callable[[
         if not (stage / DESCRIPTION).exists():
             shutil.rmtree(stage, ignore_errors=True)
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        remedy = "make room and save again" if full else "look at its permissions"
+        remedy = "make room and save again" if full else "check its permissions"
         raise ResourceError(
             f"{folder}: the model could not be written ({error.strerror or error}); {remedy}"
         ) from error
@@ -237,7 +237,7 @@ def _entry(home: Path, name: str) -> os.stat_result | None:
         except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the folder's name
             return None
         except OSError as error:
-            raise CheckpointError(f"{path} cannot be read ({error.strerror}); look at its permissions") from error
+            raise CheckpointError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
         if stat.S_ISLNK(found.st_mode):
             raise CheckpointError(
                 f"{path} is a symbolic link, and a model folder has none; copy the model again, files in place of links"

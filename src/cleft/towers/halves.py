@@ -1,7 +1,7 @@
 """Weights of 16 bits in a model that computes in float32.
 
 A layer's weight stays as the file holds it and becomes float32 for the moment it is used, so that a model takes the
-memory of its file and gives the values of its float32 copy. Whatever is no plain layer becomes float32 at once: biases,
+memory of its file and gives the values of its float32 copy. All other parameters become float32 at once: biases,
 norms, positions, adapters, and patch embeddings, whose type vision models bring their pixels to.
 """
 
@@ -55,11 +55,11 @@ _LAYERS: Mapping[type[nn.Module], type[nn.Module]] = MappingProxyType(
 
 
 def compute_in_float32(model: nn.Module, halves: Collection[str], *, stored: bool = True) -> None:
-    """Lets a model whose weights were read in 16 bits compute as if they were float32.
+    """Makes a model whose weights were read in 16 bits compute as if they were float32.
 
     Args:
         model: Changed in place.
-        halves: Names of its weights and buffers of 16 bits that stand for float32.
+        halves: Names of its weights and buffers of 16 bits to compute with as float32.
         stored: Whether weights of layers stay 16 bits; otherwise all become float32, as training needs.
     """
     names = frozenset(halves)

@@ -172,9 +172,9 @@ def quiet_transformers() -> Generator[None]:
 
 @contextmanager
 def without_initial_weights() -> Generator[None]:
-    """Leaves the weights of models that are built as the memory happens to be: for those whose weights are read next.
+    """Leave the weights of models that are built uninitialised: for models whose weights are read next.
 
-    Memory that nothing was written to takes no room, and no random number is drawn.
+    Memory that was not written to is not resident, and no random number is drawn.
     """
     with no_init_weights():
         yield

@@ -170,7 +170,7 @@ def load_image_only(
     Args:
         folder: Any model folder: of an image tower, of a probe, or of both towers, whose text tower is not read.
         tower: Where the tower of a probe lies now, if it has moved.
-        train: Whether the tower's weights may move, whatever it was made with; then all are float32.
+        train: Whether the tower is trainable, whatever it was made with; then all weights are float32.
         read_as: Whose `pooling` and `resize` the tower shall have, in place of what it was made with.
 
     Raises:
@@ -254,12 +254,12 @@ def _find_tower(folder: Path, description: Mapping[str, Any], moved: Path | None
     way = find_path(str(description["tower"]))
     way = f"../{hidden_name(way)}" if is_hidden(way) else way  # of another user: perhaps beside
     place = Path(os.path.normpath(folder.resolve() / way)) if moved is None else moved
-    mend = "copy it back, or say where it is now: load_image_only(folder, tower=<folder>)"
+    remedy = "copy it back, or say where it is now: load_image_only(folder, tower=<folder>)"
     found = peek_description(place)
     if not found or "tower" in found:
-        raise CheckpointError(f"{folder} keeps a head alone; its tower lay in {place}, where there is none; {mend}")
+        raise CheckpointError(f"{folder} keeps a head alone; its tower was in {place}, where there is none; {remedy}")
     if weights_digest(place) != description.get("tower_weights"):
-        raise CheckpointError(f"{folder} was trained on another tower than the one in {place}; {mend}")
+        raise CheckpointError(f"{folder} was trained on another tower than the one in {place}; {remedy}")
     return place
 
 

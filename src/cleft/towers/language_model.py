@@ -82,7 +82,7 @@ class LanguageModel(nn.Module):
         """
         if self._width is None:
             hidden = cast("int", self.config.hidden_size)
-            # OPT-350M projects its states back to the width of its embedding; others do not, and no setting tells.
+            # OPT-350M projects its states back to the width of its embedding; others do not, and no setting says so.
             self._width = hidden if self.embedding_width == hidden else self._measured_width()
         return self._width
 
@@ -217,7 +217,7 @@ def evaluating(model: nn.Module) -> Generator[None]:
 
 @contextmanager
 def measuring(model: nn.Module) -> Generator[None]:
-    """Lets a model be called for the shapes of what it returns: in evaluation mode, without computing anything."""
+    """Calls of a model return shapes alone: in evaluation mode, without computing anything."""
     from torch._subclasses.fake_tensor import FakeTensorMode  # takes a while, and few models need it
 
     with evaluating(model), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):

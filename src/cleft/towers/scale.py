@@ -108,8 +108,8 @@ def reports_damage(
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
             raise CheckpointError(
-                f"{folder} holds files that make no model ({type(error).__name__}: {first_line(error)}); copy the "
-                f"model again"
+                f"{folder} holds files that do not form a model ({type(error).__name__}: {first_line(error)}); copy "
+                f"the model again"
             ) from error
 
     return wrapped

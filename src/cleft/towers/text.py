@@ -144,7 +144,7 @@ class TextTower(nn.Module):
         """Returns texts as they are tokenised; see `text.normalisation`.
 
         Raises:
-            DataError: If a text says nothing, is too long, or holds a character that nobody can see.
+            DataError: If a text has no letter or digit, is too long, or holds an invisible character.
         """
         given = as_texts(texts)
         new = [text for text in given if text not in self._normal]
@@ -442,7 +442,7 @@ def build_text_tower(
     else:
         vocab_size = (config.scratch or {}).get("vocab_size", 4096)
         taught = captions if learnable is None else learnable
-        if rule.startswith("lower"):  # words of a bank of sentences as somebody wrote them
+        if rule.startswith("lower"):  # words of a bank of sentences as written
             taught = [normalise(text, rule) for text in taught]
         learned = learn_tokenizer(taught, causal=causal, vocab_size=vocab_size)
     tokens = Tokens(learned, max_tokens=config.max_tokens, end=end_token(learned, description) if causal else None)

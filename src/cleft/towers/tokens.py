@@ -89,8 +89,8 @@ class Tokens:
         """
         if not self.tokenizer.is_fast:
             raise CheckpointError(
-                f"the tokenizer ({type(self.tokenizer).__name__}) does not tell which word a token is part of; use one "
-                f"saved with tokenizer.json"
+                f"the tokenizer ({type(self.tokenizer).__name__}) does not record which word a token is part of; use "
+                f"one saved with tokenizer.json"
             )
         if (len(self.front), len(self.back)) != (1, 1):
             raise CheckpointError("the tokenizer does not put one token in front of a text and one behind; use another")

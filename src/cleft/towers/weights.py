@@ -115,7 +115,7 @@ def read_header(path: Path) -> dict[str, tuple[int, ...]]:
             shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
             kinds = {name: str(part.get_dtype()) for name, part in slices.items()}
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is no whole safetensors file ({error}); copy it again") from error
+        raise CheckpointError(f"{path} is a truncated or corrupt safetensors file ({error}); copy it again") from error
     odd = [f"{name} ({kind})" for name, kind in kinds.items() if kind not in _KINDS]
     if odd:
         raise CheckpointError(f"{path}: {listed('of a type that is not read', odd)}; {_CONVERT}")
@@ -131,8 +131,10 @@ def _check_header(path: Path) -> None:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}); copy it again") from error
     if len(header) < size or not header:
-        raise CheckpointError(f"{path} is no whole safetensors file (its header is cut off); copy it again")
-    parse_json(header.rstrip(b" "), f"{path} is no whole safetensors file: its header", error=CheckpointError)
+        raise CheckpointError(
+            f"{path} is a truncated or corrupt safetensors file (its header is cut off); copy it again"
+        )
+    parse_json(header.rstrip(b" "), f"{path} is a corrupt safetensors file: its header", error=CheckpointError)
 
 
 _LARGEST_HEADER = 100 * 2**20

@@ -44,7 +44,7 @@ def find_weights(path: Path) -> Path:
 
 
 class Foreign(NamedTuple):
-    """A file of weights that somebody else wrote."""
+    """Weights from a file that another program wrote."""
 
     weights: Mapping[str, Tensor]
     """By name, without the names that wrappers add, each in its own type."""
@@ -63,7 +63,9 @@ def read_weights(path: Path) -> Foreign:
         try:
             state = tensors_of({"state_dict": load_file(path, backend="pread")}, path)
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} is no whole safetensors file ({error}); copy it again") from error
+            raise CheckpointError(
+                f"{path} is a truncated or corrupt safetensors file ({error}); copy it again"
+            ) from error
         return Foreign(unwrapped(state, path), {})
     if is_jit_archive(path):
         return Foreign(unwrapped(tensors_of({"state_dict": _unmasked(read_jit_archive(path))}, path), path), {})
