@@ -43,6 +43,7 @@ FILES = {
         *("--data.cache", "{tmp}/cache", "--rejects", "{out}"),
     ],
     ("data split", "--out"): ["data", "split", "manifest", "{data}", "--out", "{out}"],
+    ("evaluate", "--embeddings"): ["evaluate", "{runs}/plain", "--embeddings", "{out}"],
 }
 """Files that are written, each with a command that writes one."""
 FOLDERS = {

@@ -657,6 +657,7 @@ def _embeddings_table(options: argparse.Namespace, words: list[str]) -> Callable
     from cleft.files import Output
     from cleft.towers.image_only import head_facts
 
+    Output(options.embeddings, "--embeddings", overwrite=None).check()  # before the run is read
     if options.task in _HEADS or head_facts(options.run) is not None:
         raise ConfigError(f"--embeddings: {options.run} is a head, which has no embeddings; name the run of its tower")
     selection = {

@@ -282,7 +282,9 @@ def _check_end(path: Path) -> None:
     """Refuse a file of settings that this program wrote and that was cut off between two lines."""
     lines = path.read_text(encoding="utf-8").splitlines()
     if lines[0] == SETTINGS_MARK and lines[-1] != _SETTINGS_END:
-        raise ConfigError(f"{path}: line {len(lines)}: the file ends here without its last line; copy it again")
+        raise ConfigError(
+            f"{path}: line {len(lines)}: cut off: its last line, {_SETTINGS_END!r}, is missing; copy it again"
+        )
 
 
 def _name_rule(path: Path, tree: dict[str, Tree]) -> None:
