@@ -15,9 +15,9 @@ ROOMS = ["data", "towers", "learning", "evaluation", "report", "studies"]
 ORDER = [
     *(
         "errors",
+        "grammar",
         "launch",
         "files",
-        "grammar",
         "arguments",
         "text_rules",
         "types",

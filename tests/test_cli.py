@@ -179,7 +179,7 @@ def test_settings_may_stand_in_front_of_the_preset(tmp_path, capsys):
 def test_a_template_is_written_and_its_check_says_what_is_missing(tmp_path, capsys):
     assert main(["data", "template", str(tmp_path / "mine")]) == 0
     assert main(["data", "check", "manifest", str(tmp_path / "mine")]) == 3
-    assert "4 of 4 images are not on disk" in capsys.readouterr().out
+    assert "all 4 images are not on disk" in capsys.readouterr().out
 
 
 def test_a_healthy_folder_passes_its_check(walk, capsys):

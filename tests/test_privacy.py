@@ -186,7 +186,7 @@ def test_a_patient_column_is_read_and_yet_nowhere(walk):
     told = (walk / "streams" / "0-data-check.txt").read_text()
     assert "56 images of 28 patients can be used" in told
     assert PATIENT not in told
-    assert "56 of 56 images have a report, 56 of them distinct" in told
+    assert "all 56 images have a report, 56 of them distinct" in told
 
 
 def test_no_word_of_a_report_is_told_whether_it_can_be_read_or_not(tmp_path):

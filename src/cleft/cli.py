@@ -18,6 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from cleft.errors import CleftError, ConfigError, OtherRankFailed, ResourceError, Terminated
+from cleft.grammar import count, verb
 from cleft.launch import LAUNCHER_VARIABLES, Launch, find_launch, is_first
 
 if TYPE_CHECKING:
@@ -99,12 +100,13 @@ def _is_repeated() -> bool:
     return launch is not None and launch.local_rank > 0
 
 
-def _work_alone(launch: Launch, verb: str) -> None:
+def _work_alone(launch: Launch, command: str) -> None:
     """Makes this process independent of the launcher that started it: only stage one works on several processes."""
-    if launch.world_size > 1:
+    others = launch.world_size - 1
+    if others:
         print(
-            f"cleft {verb} works in one process; the other {launch.world_size - 1} that {launch.launcher} started do "
-            f"nothing",
+            f"cleft {command} works in one process; the other {others} that {launch.launcher} started "
+            f"{verb(others, 'does', 'do')} nothing",
             file=sys.stderr,
         )
     for name in LAUNCHER_VARIABLES:
@@ -787,7 +789,8 @@ def _import(options: argparse.Namespace, words: list[str]) -> None:
     print(f"{out}: {told_reading(load_run_settings(out))}")
     description = peek_description(out)
     if description.get("context_length"):
-        print(f"{out}: holds a learned context of {description['context_length']} vectors, which cleft evaluate uses")
+        vectors = count(description["context_length"], "vector")
+        print(f"{out}: holds a learned context of {vectors}, which cleft evaluate uses")
     if is_image_only(description):
         print(f"{out} is an image tower; next: cleft classify {_typed(out)} --data chexpert:<folder> --allow-overlap")
     elif description["token_ids"]:
@@ -939,7 +942,8 @@ def _data_prepare(options: argparse.Namespace, words: list[str]) -> None:
         again=True,
     )
     refused = {record: (reason, prepared.sentences[record]) for record, reason in prepared.rejected.items()}
-    print(f"{prepared.folder}: {len(prepared):,} images are prepared, {len(refused):,} cannot be used")
+    are = verb(len(prepared), "is", "are")
+    print(f"{prepared.folder}: {count(len(prepared), 'image')} {are} prepared, {len(refused):,} cannot be used")
     for line in reject_lines(refused.values()):
         print(line)
     for note in oddity_notes(prepared.notes):
@@ -980,8 +984,8 @@ def _sizes(options: argparse.Namespace, words: list[str]) -> None:
         if tokens is None and name not in preset_names():
             tokens = trained_tokens(Path(name).expanduser())
         counts = count_weights(outline_model(settings, tokens=tokens or 0))
-        for part, count in counts.items():
-            print(f"{name:18} {part:16} {count.moving:14,} {count.frozen:14,}")
+        for part, weights in counts.items():
+            print(f"{name:18} {part:16} {weights.moving:14,} {weights.frozen:14,}")
         moving, frozen = (sum(column) for column in zip(*counts.values(), strict=True))
         print(f"{name:18} {'all':16} {moving:14,} {frozen:14,}")
         width = row_width(settings)
@@ -1000,13 +1004,13 @@ def _purge(options: argparse.Namespace, words: list[str]) -> None:
 
     purges = plan_purges(options.places)
     for purge in purges:
-        size, count = purge.size(), len(purge.files)
+        size, files = purge.size(), count(len(purge.files), "file")
         if options.yes:
             purge.remove()
         action = "removed" if options.yes else "would remove"
-        print(f"{purge.place}: {action} {count:,} files, {size / 1e6:,.1f} MB")
+        print(f"{purge.place}: {action} {files}, {size / 1e6:,.1f} MB")
         for folder, held in purge.folders().items():
-            print(f"  {folder}: {held:,} files")
+            print(f"  {folder}: {count(held, 'file')}")
         for line in purge.left:
             print(f"  left: {line}")
     if not options.yes and any(purge.files for purge in purges):

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from cleft.grammar import count, verb
+
 FLOORS = {
     "torch": "2.10",
     "lightning": "2.6.6",
@@ -52,14 +54,14 @@ def examine() -> Examination:
     ]
     lines = [f"{state:9}{line}" for state, line in found]
     faults, missing = (sum(state == which for state, _ in found) for which in ("wrong", "missing"))
-    summary = f"{faults} thing{'s' if faults != 1 else ''} to fix" if faults else "everything needed is here"
-    optional = f"; {missing} optional part{'s are' if missing != 1 else ' is'} missing" if missing else ""
+    summary = f"{count(faults, 'thing')} to fix" if faults else "everything needed is here"
+    optional = f"; {count(missing, 'optional part')} {verb(missing, 'is', 'are')} missing" if missing else ""
     return Examination([*lines, f"{summary}{optional}"], faults)
 
 
 def _python() -> list[Finding]:
     system = f"{platform.system()} {platform.machine()}"
-    return [("ok", f"Python {platform.python_version()} on {system}, {os.cpu_count()} cores")]
+    return [("ok", f"Python {platform.python_version()} on {system}, {count(os.cpu_count() or 1, 'core')}")]
 
 
 def _packages() -> list[Finding]:
@@ -110,7 +112,8 @@ def _devices() -> list[Finding]:
         return [
             (
                 "ok",
-                f"no GPU that torch {torch.__version__} can use; training runs on {torch.get_num_threads()} threads",
+                f"no GPU that torch {torch.__version__} can use; training runs on "
+                f"{count(torch.get_num_threads(), 'thread')}",
             )
         ]
     lines: list[Finding] = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 def count(number: int, noun: str, plural: str | None = None) -> str:
     """Returns a number with its noun.
@@ -40,3 +42,20 @@ def verb(number: int, singular: str, plural: str) -> str:
         ('is', 'are')
     """
     return singular if number == 1 else plural
+
+
+def agree(number: int, sentence: str) -> str:
+    """Returns a sentence in which every pair `[singular|plural]` is replaced by the form that agrees with a number.
+
+    Args:
+        number: How many.
+        sentence: Written in the source, without text from outside, which may contain brackets.
+
+    Example:
+        >>> agree(1, "[lacks|lack] a window; [it is|they are] shown by [its|their] values")
+        'lacks a window; it is shown by its values'
+    """
+    return _PAIR.sub(lambda pair: pair[1 if number == 1 else 2], sentence)
+
+
+_PAIR = re.compile(r"\[([^\[\]|]*)\|([^\[\]|]*)\]")

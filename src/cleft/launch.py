@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cleft.errors import ConfigError
+from cleft.grammar import count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,12 +104,12 @@ def count_processes(devices: int | Literal["auto"], nodes: int | Literal["auto"]
             )
         return (1 if devices == "auto" else devices), 1
     for name, typed, started, where in (
-        ("devices", devices, launch.local_size, "processes on this machine"),
-        ("nodes", nodes, launch.nodes, "machines"),
+        ("devices", devices, launch.local_size, count(launch.local_size, "process", "processes") + " on this machine"),
+        ("nodes", nodes, launch.nodes, count(launch.nodes, "machine")),
     ):
         if typed not in ("auto", started):
             raise ConfigError(
-                f"train.{name}={typed}, but {launch.launcher} started {launch.world_size} processes: {started} {where}"
+                f"train.{name}={typed}, but {launch.launcher} started {launch.world_size} processes: {where}"
                 f"; leave train.{name} out (auto), or set it to {started}"
             )
     return launch.local_size, launch.nodes

@@ -174,7 +174,7 @@ def test_a_finding_nobody_mentioned_is_not_a_number(data):
 def test_a_record_without_pixels_or_caption_is_refused(data):
     records, prepared = data
     stranger = replace(records[0], id="stranger")
-    with pytest.raises(DataError, match="1 of 2 records have no prepared pixels, the first is stranger"):
+    with pytest.raises(DataError, match="1 of 2 records has no prepared pixels, the first is stranger"):
         eval_loader([records[0], stranger], prepared, FINDINGS, SETTINGS, batch_size=1)
     with pytest.raises(DataError, match=r"0\.png has no caption"):
         eval_loader([replace(records[0], caption=None)], prepared, FINDINGS, SETTINGS, batch_size=1)

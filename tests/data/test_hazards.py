@@ -114,7 +114,7 @@ def test_a_row_without_a_file_is_left_out_and_counted_and_too_many_stop(own):
     (root / "images/b.png").unlink()
     (left,) = check(root, max_bad=0.5).left_out
     assert (left.reason, left.count, left.examples) == ("missing", 1, ("images/b.png",))
-    assert "1 of 3 images are not on disk" in check(root, max_bad=0.01).faults[0]
+    assert "1 of 3 images is not on disk" in check(root, max_bad=0.01).faults[0]
     with pytest.raises(DataError, match=r"data\.max_bad allows 1\.0%"):
         records(root)
 
@@ -346,7 +346,7 @@ def test_an_encoding_that_cannot_be_decoded_is_named_with_what_is_missing(own, m
     monkeypatch.setattr(
         "cleft.data.pixels.syntaxes.decodable", lambda uid, deep: ("JPEG-LS", remedy * uid.endswith("80"))
     )
-    assert f"1 images are encoded as JPEG-LS, which cannot be decoded here; {remedy}" in check(root).notes
+    assert f"1 image is encoded as JPEG-LS, which cannot be decoded here; {remedy}" in check(root).notes
 
 
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
@@ -368,7 +368,7 @@ def test_a_picture_that_was_sent_twice_under_other_ids_is_the_same_picture(own):
     made = prepare_images(records(root), IMAGES, root / "cache")
     found = contents_of(made)
     assert found["0.dcm"] == found["1.dcm"]
-    with pytest.raises(DataError, match="stand in another split too"):
+    with pytest.raises(DataError, match="1 picture of the test split stands in another split too"):
         refuse_twins(shared_contents({"train": records(root)[:1], "test": records(root)[1:]}, found))
 
 
@@ -392,7 +392,7 @@ def test_one_image_under_two_names_is_flagged_and_stops_across_test(own):
     train, test = splits.train[0].id, splits.test[0].id
     shutil.copy(root / train, root / test)
     (fault,) = check(root, val_fraction=0.05, test_fraction=0.2).faults
-    assert "1 pictures of the test split stand in another split too" in fault
+    assert "1 picture of the test split stands in another split too" in fault
     assert train in fault
     assert test in fault
 
@@ -447,7 +447,7 @@ def test_marks_line_ends_packing_quotes_and_index_columns_change_nothing(own, ta
     ("table", "told"),
     [
         ("image,Edema\na.png,1,\nb.png,0,\n", "lines 2, 3: 3 cells where the header has 2; mend the commas"),
-        ("image,Edema\na.png\nb.png,0\n", "line 2: 1 cells where the header has 2"),
+        ("image,Edema\na.png\nb.png,0\n", "line 2: 1 cell where the header has 2"),
         ("image,Edema,Edema\na.png,1,0\n", "column 'Edema' stands at positions [2, 3]; rename or remove"),
         ("image;Edema\na.png;1\n", "separates its cells by semicolons; save it with commas"),
         ("imag,Edema\na.png,1\n", "no column 'image'; found ['imag', 'Edema']; name the images' paths, nearest to"),
@@ -468,7 +468,7 @@ def test_unexpected_codes_keep_their_row_and_count_as_unknown(own):
         ("Male", 61.0, "AP"),
     ]
     notes = " ".join(check(root).notes)
-    assert "1 rows with another sex" in notes
+    assert "1 row with another sex" in notes
     assert "2 rows with an age outside 0 to 120" in notes
 
 
@@ -481,9 +481,9 @@ def test_padded_codes_other_columns_and_special_views_of_mammograms_are_read_and
     assert [found[name].labels[code] for name, code in (("left.dcm", "BI-RADS 4"), ("spot.dcm", "Density C"))] == [1, 1]
     assert found["right.dcm"].labels["BI-RADS 1"] == 1, "the silent breast of a bilateral exam is negative"
     notes = " ".join(check(root, Effort(look=0), dataset="embed").notes)
-    assert "implied-negative: 1 images" in notes
-    assert "1 compressed or magnified views, and ML 1" in notes
-    assert "1 images show an implant; they are kept" in notes
+    assert "implied-negative: 1 image has" in notes
+    assert "1 compressed or magnified view, and ML 1" in notes
+    assert "1 image shows an implant; it is kept" in notes
 
 
 def test_the_version_of_a_table_is_kept_as_its_digest(own):
@@ -503,9 +503,9 @@ def openi(root, change=lambda text: text):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda text: text[:200], "1 files are damaged XML, such as 2.xml"),
-        (lambda text: text.replace("?>", '?><!DOCTYPE e [<!ENTITY a "ha">]>', 1), "1 files declare XML entities"),
-        (lambda text: text.replace("2_IM-0002-1001", "1_IM-0001-1001"), "1 images stand in two reports"),
+        (lambda text: text[:200], "1 file is damaged XML, such as 2.xml"),
+        (lambda text: text.replace("?>", '?><!DOCTYPE e [<!ENTITY a "ha">]>', 1), "1 file declares XML entities"),
+        (lambda text: text.replace("2_IM-0002-1001", "1_IM-0001-1001"), "1 image stands in two reports"),
     ],
 )
 def test_reports_in_damaged_or_hostile_xml_are_told_by_file(tmp_path, change, told):
@@ -518,7 +518,7 @@ def test_reports_of_another_release_match_nothing_and_stop(tmp_path):
     root = write_fake_mimic(tmp_path, reports="")
     write_sectioned(root / "mimic_cxr_sectioned.csv", [odd_studies()[0]._replace(study="1")])
     (fault,) = check(root, dataset="mimic").faults
-    assert "names 1 studies, none of which is among the 6 of the images" in fault
+    assert "names 1 study, none of which is among the 6 of the images" in fault
 
 
 def test_empty_and_one_word_reports_are_counted_and_left_out_where_that_is_wanted(own):
@@ -571,7 +571,7 @@ def test_every_planted_kind_is_told_exactly_once_with_an_example_and_the_remedy(
         ("no image is named", "line 126", "fill in the path"),
         ("column 'patient' is empty", "line 127", "fill in a patient"),
         ("two rows of the same image disagree", "lines 5, 128", "keep the one that is right"),
-        ("images are not on disk", "images/gone.png", "complete the download"),
+        ("is not on disk", "images/gone.png", "complete the download"),
         ("images that were decoded cannot be used", "4 of ", "mend these files"),
         ("cannot be decoded, truncated", "images/cut.png", "copy the file again"),
         ("cannot be decoded, constant", "images/flat.png", "every pixel is 0"),

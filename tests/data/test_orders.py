@@ -69,7 +69,7 @@ def test_rows_are_numbered_by_patient_or_caption():
 def test_what_cannot_be_avoided_is_said():
     records = [record(number, "ab"[number % 2], f"caption {number}") for number in range(12)]
     assert say_repeats(records, "patients", 4) == (
-        "train.distinct=patients: 2 of 2 patients have more images than an epoch has batches (3; the commonest has 6), "
+        "train.distinct=patients: both patients have more images than an epoch has batches (3; the commonest has 6), "
         "so about 6 images an epoch meet another of theirs in their batch; they are spread as evenly as can be"
     )
     assert say_repeats(records, "captions", 4) == ""

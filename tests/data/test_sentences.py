@@ -96,9 +96,9 @@ def test_a_pool_holds_few_sentences_of_each_finding_and_changes_with_the_epoch(b
 
 def test_a_bank_without_a_normal_sentence_is_refused(tmp_path):
     (tmp_path / "bank.csv").write_text("text,Edema\nmild edema,1\n")
-    with pytest.raises(DataError, match=r"bank\.csv: none of 1 sentences says that nothing was found"):
+    with pytest.raises(DataError, match=r"bank\.csv: none of 1 sentence says that nothing was found"):
         read_bank(tmp_path / "bank.csv", FINDINGS)
-    with pytest.raises(DataError, match="the captions: none of 1 sentences"):
+    with pytest.raises(DataError, match="the captions: none of 1 sentence"):
         bank_of_records([record({"Edema": 1.0})], FINDINGS)
 
 

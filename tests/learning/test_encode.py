@@ -91,7 +91,7 @@ def test_an_empty_loader_is_refused():
 def test_weights_that_are_not_finite_are_refused():
     model = Model()
     model.map.bias.data[0] = float("nan")
-    with pytest.raises(NumericsError, match="7 of 7 image embeddings are not finite"):
+    with pytest.raises(NumericsError, match="all 7 image embeddings are not finite"):
         encode_images(model, batches(3), records(), FINDINGS)
 
 

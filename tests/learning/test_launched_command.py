@@ -35,7 +35,7 @@ def test_other_verbs_work_in_the_first_process_alone(monkeypatch, capsys):
     assert main(["presets"]) == 0
     shown = capsys.readouterr()
     assert "demo" in shown.out
-    assert shown.err == "cleft presets works in one process; the other 1 that the launcher started do nothing\n"
+    assert shown.err == "cleft presets works in one process; the other 1 that the launcher started does nothing\n"
     assert "RANK" not in os.environ
 
 

@@ -98,5 +98,5 @@ def test_features_that_are_not_finite_are_refused():
 
 def test_a_probe_that_is_not_solved_says_so(monkeypatch):
     monkeypatch.setattr(module, "_STEPS", 1)
-    with pytest.raises(NumericsError, match=r"the probe of strength 10 is not solved after 1 steps"):
+    with pytest.raises(NumericsError, match=r"the probe of strength 10 is not solved after 1 step;"):
         solve_probe(*problem(), *problem(seed=1), classes=3, choose="loss")

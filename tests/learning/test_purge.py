@@ -60,7 +60,7 @@ def test_o7_nothing_is_removed_without_yes_and_everything_is_told(home, capsys):
     said = capsys.readouterr().out
     assert tree(home) == before
     assert "would remove" in said
-    assert "states: 1 files" in said
+    assert "states: 1 file" in said
     assert "left: model, settings and logs" in said
     assert said.splitlines()[-1] == "nothing was removed yet; the same command with --yes removes these files"
 

@@ -277,7 +277,7 @@ def test_weights_that_are_not_finite_are_not_saved(folder):
     before = weights_digest(folder)
     model = load_model(folder)
     model.image_projection.bias.data[0] = torch.nan
-    with pytest.raises(NumericsError, match=r"1 weights: image_projection.bias hold NaN"):
+    with pytest.raises(NumericsError, match=r"1 weight: image_projection.bias holds NaN"):
         save_model(model, fake_settings(), folder)
     assert weights_digest(folder) == before
 

@@ -379,17 +379,17 @@ def test_without_a_tokenizer_a_bert_reads_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda s: s.update(queue=torch.ones(1)), "1 weights have no place: queue"),
-        (lambda s: s.pop("img_encoder_q.model.blocks.1.norm2.bias"), "1 missing weights of the image tower"),
+        (lambda s: s.update(queue=torch.ones(1)), "1 weight has no place: queue"),
+        (lambda s: s.pop("img_encoder_q.model.blocks.1.norm2.bias"), "1 missing weight of the image tower"),
         (
             lambda s: s.update({"img_encoder_q.model.norm.bias": torch.ones(9)}),
-            "1 mismatched weights of the image tower",
+            "1 mismatched weight of the image tower",
         ),
         (lambda s: s.pop("text_encoder_q.model.encoder.layer.1.output.dense.bias"), "1 missing: text_tower.lm.model"),
         (lambda s: s.update({"img_encoder_q.model.pos_embed": torch.ones(1, 8, 32)}), "7 image positions are not a sq"),
         (lambda s: s.update({"text_encoder_q.global_embed.head.3.bias": torch.ones(9)}), "1 of another shape or type"),
         (lambda s: s.pop("img_encoder_q.global_embed.head.3.weight"), "what is called image_projection.3.weight here"),
-        (lambda s: s.update({"img_encoder_q.model.blocks.0.attn.qkv.bias": torch.ones(2)}), "1 weights have no place"),
+        (lambda s: s.update({"img_encoder_q.model.blocks.0.attn.qkv.bias": torch.ones(2)}), "1 weight has no place"),
     ],
 )
 def test_weights_that_do_not_find_their_place_are_listed(tmp_path, change, sentence):

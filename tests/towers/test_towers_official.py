@@ -101,8 +101,8 @@ def test_a_named_language_model_takes_the_place_of_one_inside(tmp_path):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda s: s.update(queue=torch.ones(1)), "1 weights have no place in towers of this kind: queue"),
-        (lambda s: s.pop("img_encoder_q.model.blocks.1.ls2.gamma"), "1 missing weights of the image tower"),
+        (lambda s: s.update(queue=torch.ones(1)), "1 weight has no place in towers of this kind: queue"),
+        (lambda s: s.pop("img_encoder_q.model.blocks.1.ls2.gamma"), "1 missing weight of the image tower"),
         (
             lambda s: s.pop("text_encoder_q.model.base_model.model.transformer.h.1.ln_2.bias"),
             r"1 missing: text_tower.lm.model.h.1.ln_2.bias",
@@ -116,12 +116,12 @@ def test_a_named_language_model_takes_the_place_of_one_inside(tmp_path):
             "7 image positions are not a square",
         ),
         (lambda s: s.update({"img_encoder_q.model.blocks.999999999.ls1.gamma": torch.ones(1)}), "not numbered 0, 1"),
-        (lambda s: s.update({"img_encoder_q.model.blocks.0.attn.qkv.bias": torch.ones(2)}), "1 weights have no place"),
+        (lambda s: s.update({"img_encoder_q.model.blocks.0.attn.qkv.bias": torch.ones(2)}), "1 weight has no place"),
         (lambda s: s.update(logit_scale=torch.tensor(torch.nan)), "1 with NaN or infinity: logit_scale"),
-        (lambda s: s.update(logit_scale=3.0), "1 entries of its state_dict are no tensors with a name"),
+        (lambda s: s.update(logit_scale=3.0), "1 entry of its state_dict is no tensor with a name"),
         (
             lambda s: s.update({3: torch.ones(1)}),
-            r"no tensors with a name, first \['3'\]; give a file of weights alone",
+            r"no tensor with a name, first \['3'\]; give a file of weights alone",
         ),
         (lambda s: s.pop("img_encoder_q.global_embed.bias"), "the bias of a linear projection"),
     ],
@@ -282,7 +282,7 @@ def test_a_run_does_not_lose_its_weights_to_an_import(tmp_path):
 def test_a_file_without_weights_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "x.ckpt")
     with pytest.raises(
-        CheckpointError, match=r"not a dictionary of weights; give a|has no state_dict with weights; |are no tensors "
+        CheckpointError, match=r"not a dictionary of weights; give a|has no state_dict with weights; |is no tensor "
     ):
         import_official(tmp_path / "x.ckpt", tmp_path / "ours")
 

@@ -29,6 +29,7 @@ from cleft.data.pixels.pixel_rows import PixelRows
 from cleft.data.pixels.prepared import PreparedImages
 from cleft.data.texts import Texts
 from cleft.errors import CleftError, ConfigError, DataError, ResourceError
+from cleft.grammar import count, share, verb
 from cleft.types import Batch, Record
 
 
@@ -258,8 +259,8 @@ def _numbers(records: Sequence[Record], prepared: PreparedImages) -> NDArray[np.
     absent = [record.id for record in records if record.id not in prepared]
     if absent:
         raise DataError(
-            f"{len(absent)} of {len(records)} records have no prepared pixels, the first is {absent[0]}; "
-            "prepare these records, and leave out those that were rejected"
+            f"{share(len(absent), len(records), 'record')} {verb(len(absent), 'has', 'have')} no prepared "
+            f"pixels, the first is {absent[0]}; prepare these records, and leave out those that were rejected"
         )
     return np.array([prepared.numbers[record.id] for record in records], dtype=np.int64)
 
@@ -366,8 +367,8 @@ def _check_shared_memory(size: int, workers: int) -> None:
     needed, free = 2 * workers * size, shutil.disk_usage(_SHARED_MEMORY).free
     if free < needed:
         raise ResourceError(
-            f"{_SHARED_MEMORY}: batches of {workers} loader workers need {needed / 2**20:.1f} MiB of shared memory, "
-            f"{free / 2**20:.1f} MiB are free; set fewer data.workers (0 needs none), or raise it (docker run "
+            f"{_SHARED_MEMORY}: batches of {count(workers, 'loader worker')} need {needed / 2**20:.1f} MiB of shared "
+            f"memory, {free / 2**20:.1f} MiB are free; set fewer data.workers (0 needs none), or raise it (docker run "
             f"--shm-size)"
         )
 

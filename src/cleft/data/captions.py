@@ -11,6 +11,7 @@ from dataclasses import replace
 from cleft.config import DataConfig
 from cleft.data.readers.chexpert import CAPTION_ORDER
 from cleft.errors import DataError
+from cleft.grammar import count
 from cleft.text_rules import clean_words, text_fault
 from cleft.types import Reading, Record
 
@@ -137,7 +138,7 @@ def add_captions(reading: Reading, config: DataConfig, opening: str = OPENING) -
         records.append(record if record.caption == caption else replace(record, caption=caption))
     if not records:
         raise DataError(
-            f"none of {len(empty):,} images has a finding that is present; set data.empty_caption to keep them",
+            f"none of {count(len(empty), 'image')} has a finding that is present; set data.empty_caption to keep them",
             reason="empty-caption",
         )
     rejected = {**reading.rejected, "empty-caption": empty} if empty else reading.rejected

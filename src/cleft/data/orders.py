@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cleft.data.randomness import Stream, counted
+from cleft.grammar import agree, count, share, verb
 from cleft.types import Record
 
 Distinct: TypeAlias = Literal["nothing", "patients", "captions"]
@@ -76,10 +77,14 @@ def say_repeats(records: Sequence[Record], distinct: Distinct, batch_size: int) 
     more = sizes[sizes > batches]
     if not len(more):
         return ""
+    several = share(len(more), len(sizes), distinct.removesuffix("s"))
+    meeting = int((more - batches).sum())
     return (
-        f"train.distinct={distinct}: {len(more):,} of {len(sizes):,} {distinct} have more images than an epoch has "
-        f"batches ({batches:,}; the commonest has {more.max():,}), so about {(more - batches).sum():,} images an epoch "
-        "meet another of theirs in their batch; they are spread as evenly as can be"
+        f"train.distinct={distinct}: {several} {verb(len(more), 'has', 'have')} more images than an epoch has "
+        f"batches ({batches:,}; the commonest has {more.max():,}), so about {count(meeting, 'image')} an epoch "
+        + agree(
+            meeting, "[meets|meet] another of theirs in [its|their] batch; [it is|they are] spread as evenly as can be"
+        )
     )
 
 

@@ -16,6 +16,7 @@ from cleft.data.captions import clean_text, refuse_unreadable
 from cleft.data.randomness import Stream, counted
 from cleft.data.sections import join_blanks
 from cleft.errors import DataError
+from cleft.grammar import count, verb
 from cleft.types import Reading
 
 Way: TypeAlias = Literal["sentences", "whole", "gloria", "mgca", "medclip"]
@@ -160,11 +161,12 @@ def keep_reported(reading: Reading, way: Way) -> Reading:
         else:
             out["no-text" if record.report else "no-report"].append(record.id)
     if not kept:
-        silent = f"; {len(out['no-text']):,} have one of too few words" if out["no-text"] else ""
+        short = len(out["no-text"])
+        silent = f"; {short:,} {verb(short, 'has', 'have')} one of too few words" if short else ""
         raise DataError(
-            f"none of {len(reading.records):,} images of {reading.dataset} has a report that can be read{silent}; "
-            "put the reports beside the images as docs/datasets/ says, or train on captions, which labels make "
-            "(data.texts: captions)",
+            f"none of {count(len(reading.records), 'image')} of {reading.dataset} has a report that can be "
+            f"read{silent}; put the reports beside the images as docs/datasets/ says, or train on captions, which "
+            "labels make (data.texts: captions)",
             reason="no-report",
         )
     counted_out = {reason: [*reading.rejected.get(reason, ()), *ids] for reason, ids in out.items() if ids}

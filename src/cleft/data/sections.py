@@ -11,6 +11,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias
 
+from cleft.grammar import count, share, verb
+
 Choice: TypeAlias = Literal["impression", "findings", "both", "as-written", "whole"]
 
 FINDINGS, IMPRESSION, LAST_PARAGRAPH, COMPARISON = "findings", "impression", "last_paragraph", "comparison"
@@ -124,8 +126,12 @@ def report_notes(reports: Sequence[str | None] | None) -> list[str]:
         return []
     told = [report for report in reports if report]
     masked = sum(1 for report in set(told) if _MASKED.search(report))
-    notes = [f"{len(told):,} of {len(reports):,} images have a report, {len(set(told)):,} of them distinct"]
-    return notes + ([f"{masked:,} distinct reports have places taken out by de-identification"] if masked else [])
+    distinct = f", {len(set(told)):,} of them distinct" if len(told) != 1 else ""
+    notes = [f"{share(len(told), len(reports), 'image')} {verb(len(told), 'has', 'have')} a report{distinct}"]
+    if masked:
+        has = verb(masked, "has", "have")
+        notes.append(f"{count(masked, 'distinct report')} {has} places taken out by de-identification")
+    return notes
 
 
 def join_blanks(text: str) -> str:

@@ -21,6 +21,7 @@ from cleft.data.tables.cells import read_codes
 from cleft.data.tables.columns import scan_table
 from cleft.data.tables.faults import Fault, refuse, unreadable_texts
 from cleft.errors import DataError
+from cleft.grammar import count
 from cleft.types import Record
 
 TEMPLATES = (
@@ -189,8 +190,8 @@ def _bank(texts: Sequence[str], findings: Sequence[str], present: NDArray[np.boo
     bank = SentenceBank(tuple(texts), tuple(findings), present)
     if not len(bank.normal):
         raise DataError(
-            f"{origin}: none of {len(texts):,} sentences says that nothing was found, which images without findings "
-            "need; add one whose only finding is 'No Finding'",
+            f"{origin}: none of {count(len(texts), 'sentence')} says that nothing was found, which images without "
+            "findings need; add one whose only finding is 'No Finding'",
             reason="sentences",
         )
     return bank

@@ -18,6 +18,7 @@ from scipy.special import expit, logsumexp, softmax
 
 from cleft.evaluation.metrics import Floats, Statistic
 from cleft.evaluation.scoring import USUAL_DRAWS, Draws, Measure, Scored, measured
+from cleft.grammar import count
 from cleft.types import Calibration, ReliabilityBin, Result
 
 BINS = 10
@@ -80,7 +81,7 @@ def fit_temperature(scored: Scored) -> tuple[float | None, str | None]:
         The temperature; or None, and why there is none.
     """
     if len(scored.truth) < FEWEST_IMAGES:
-        return None, f"no temperature: {len(scored.truth)} validation images, needs {FEWEST_IMAGES}"
+        return None, f"no temperature: {count(len(scored.truth), 'validation image')}, needs {FEWEST_IMAGES}"
     if _all_right(scored):  # the smaller the better, without an end
         return None, "no temperature: every validation image is answered rightly, so that no certainty is too great"
     lowest, highest = np.log(WIDEST)

@@ -80,7 +80,7 @@ def _calibration_lines(found: Calibration | None) -> list[str]:
     lines = [_line(found.ece, ())]
     if found.ece_after is None or found.temperature is None:
         return [f"{lines[0]}; {found.reason}"] if found.reason else lines
-    fitted = f"temperature {found.temperature:.3g}, fitted on {found.fitted_on:,} validation images"
+    fitted = f"temperature {found.temperature:.3g}, fitted on {count(found.fitted_on, 'validation image')}"
     return [*lines, f"{_line(found.ece_after, ())}; {fitted}"]
 
 
@@ -116,7 +116,7 @@ def _audit_lines(audit: PromptAudit | None) -> list[str]:
     if audit.context and audit.token_norm is not None:
         norms = [vector.norm for vector in audit.context]
         lines.append(
-            f"context: {len(norms)} vectors of norm {min(norms):.3g} to {max(norms):.3g}, tokens have "
+            f"context: {count(len(norms), 'vector')} of norm {min(norms):.3g} to {max(norms):.3g}, tokens have "
             f"{audit.token_norm:.3g} in the mean"
         )
     lines += [

@@ -26,6 +26,7 @@ from cleft.data.batches import StepSampler, eval_loader, train_loader
 from cleft.data.prompts import choose_classes
 from cleft.data.splits.fractions import take_fraction
 from cleft.errors import CheckpointError, ConfigError, DataError
+from cleft.grammar import count
 from cleft.learning.criteria import cross_entropy, mean_auc
 from cleft.learning.encode import encode_features
 from cleft.learning.engine import Batches, Plan, train
@@ -172,10 +173,10 @@ def choose_lesson(material: Material, settings: Settings) -> Lesson:
     check_examples(taken, classes, config)
     val = choose_examples(material.val, classes, config)
     place = {record.id: row for row, record in enumerate(every.records)}
-    log.info("training: %s, %s", every.told, f"{every.patients():,} patients")
+    log.info("training: %s, %s", every.told, count(every.patients(), "patient"))
     if len(kept) < len(every.records):
-        share = f"{config.fraction:.4g}"
-        log.info("%s of them: %s images of %s patients", share, f"{len(kept):,}", f"{taken.patients():,}")
+        images, patients = count(len(kept), "image"), count(taken.patients(), "patient")
+        log.info("%s of them: %s of %s", f"{config.fraction:.4g}", images, patients)
     log.info("validation: %s", val.told)
     _check_choice(val, config, len(classes))
     return Lesson(every, [place[record.id] for record in kept], taken, val)

@@ -27,6 +27,7 @@ from cleft.data.batches import label_table
 from cleft.data.progress import progress_bar
 from cleft.errors import DataError, NumericsError, ResourceError
 from cleft.files import read_json, write_whole
+from cleft.grammar import count, share, verb
 from cleft.types import Batch, Embeddings, ImageModel, ImageTextModel, LabelledImages, Record
 
 _MANIFEST = "manifest.json"
@@ -194,7 +195,9 @@ def _encode(
             for batch in loader:
                 rows = batch.rows.to("cpu")
                 if rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) < images:
-                    raise DataError(f"the loader shows row {int(rows.max())} of {images} records", reason="rows")
+                    raise DataError(
+                        f"the loader shows row {int(rows.max())} of {count(images, 'record')}", reason="rows"
+                    )
                 encoded = read(batch.images.to(device)).float().cpu()
                 embeds = torch.zeros(images, encoded.shape[1]) if embeds is None else embeds
                 embeds[rows] = encoded
@@ -205,7 +208,7 @@ def _encode(
         model.train(was_training)
     if embeds is None or not bool((seen == 1).all()):
         raise DataError(
-            f"of {images} images the loader left out {int((seen == 0).sum())} and showed "
+            f"of {count(images, 'image')} the loader left out {int((seen == 0).sum())} and showed "
             f"{int((seen > 1).sum())} more than once; every image is scored once",
             reason="rows",
         )
@@ -215,7 +218,9 @@ def _encode(
 def _finite(embeds: Tensor) -> Tensor:
     bad = int((~torch.isfinite(embeds)).any(dim=1).sum())
     if bad:
-        raise NumericsError(f"{bad} of {len(embeds)} image embeddings are not finite; check the weights")
+        raise NumericsError(
+            f"{share(bad, len(embeds), 'image embedding')} {verb(bad, 'is', 'are')} not finite; check the weights"
+        )
     return embeds
 
 

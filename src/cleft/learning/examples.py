@@ -14,6 +14,7 @@ from torch import Tensor
 from cleft.config import ClassifyConfig
 from cleft.data.batches import label_table
 from cleft.errors import ConfigError, DataError
+from cleft.grammar import share, verb
 from cleft.types import Record
 
 
@@ -49,10 +50,11 @@ def choose_examples(records: Sequence[Record], classes: Sequence[str], config: C
     labels = torch.from_numpy(label_table(records, classes))  # [N, C]
     if config.scoring == "multi-class":
         present = labels == 1
-        count = present.sum(dim=1)
-        kept = count == 1
+        shown = present.sum(dim=1)
+        kept = shown == 1
         targets = present.long().argmax(dim=1)[kept] if len(records) else torch.zeros(0, dtype=torch.int64)
-        left_out = f"{int((count == 0).sum()):,} show none of the classes, {int((count > 1).sum()):,} several"
+        none = int((shown == 0).sum())
+        left_out = f"{none:,} {verb(none, 'shows', 'show')} none of the classes, {int((shown > 1).sum()):,} several"
     else:
         labels[labels == -1] = torch.nan
         if config.blank == "absent":
@@ -61,7 +63,7 @@ def choose_examples(records: Sequence[Record], classes: Sequence[str], config: C
         targets = labels[kept]
         left_out = f"of {int((~kept).sum()):,} nothing is known"
     chosen = [record for record, keep in zip(records, kept.tolist(), strict=True) if keep]
-    return Examples(chosen, targets, f"{len(chosen):,} of {len(records):,} images ({left_out})")
+    return Examples(chosen, targets, f"{share(len(chosen), len(records), 'image')} ({left_out})")
 
 
 def check_examples(examples: Examples, classes: Sequence[str], config: ClassifyConfig) -> None:

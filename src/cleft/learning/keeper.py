@@ -18,6 +18,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from cleft.errors import CleftError, NumericsError, ResourceError
+from cleft.grammar import count, verb
 from cleft.learning.learner import Learner
 from cleft.learning.logs import CsvLog, ProgressBar
 from cleft.learning.states import StateStore
@@ -119,7 +120,8 @@ class Keeper(Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Reports how much of the log is missing."""
         if self._dropped:
-            log.warning("%d lines of the log could not be written and are missing", self._dropped)
+            lines = count(self._dropped, "line")
+            log.warning("%s of the log could not be written and %s missing", lines, verb(self._dropped, "is", "are"))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -147,11 +149,11 @@ class Keeper(Callback):
         if enough and step < self._intervals.steps:
             log.info(
                 "step %d of %d: training stops early, the validation loss was lowest at step %s and not lower in the "
-                "%d validations since (train.patience)",
+                "%s since (train.patience)",
                 step,
                 self._intervals.steps,
                 self.best_step,
-                self.since_best,
+                count(self.since_best, "validation"),
             )
             trainer.should_stop = True
         elif stopping and step < self._intervals.steps:
@@ -173,7 +175,8 @@ class Keeper(Callback):
         if self._saving.last is not None:
             row["save_seconds"] = self._saving.last
         if self._watch.skipped:
-            log.info("step %d: %d steps so far were too large for half precision", step, self._watch.skipped)
+            steps, were = count(self._watch.skipped, "step"), verb(self._watch.skipped, "was", "were")
+            log.info("step %d: %s so far %s too large for half precision", step, steps, were)
         return row
 
     def _validate(self, trainer: L.Trainer, learner: Learner, step: int) -> bool:

@@ -16,6 +16,7 @@ from cleft.data.reports import keep_reported
 from cleft.data.splits.leaks import Leak, leak_notes, measure_leaks
 from cleft.data.splits.recipes import split_records
 from cleft.data.texts import way_of
+from cleft.grammar import count, verb
 from cleft.learning.run import split_facts, texts_digest
 from cleft.types import Reading, Record
 
@@ -101,8 +102,9 @@ def read_material(settings: Settings, *, reading: Reading | None = None, progres
     for note in reading.notes:
         log.info("%s", note)
     splits = split_records(reading, settings.data)
-    sizes = [f"{len(part):,}" for part in (splits.train, splits.val, splits.test)]
-    log.info("split %s (digest %s): %s images for training, %s validation, %s test", *splits[3:5], *sizes)
+    train, *others = (len(part) for part in (splits.train, splits.val, splits.test))
+    sizes = [count(train, "image"), *(f"{size:,}" for size in others)]
+    log.info("split %s (digest %s): %s for training, %s validation, %s test", *splits[3:5], *sizes)
     for note in splits.notes:
         log.info("%s", note)
     for note in leak_notes(splits):
@@ -112,8 +114,10 @@ def read_material(settings: Settings, *, reading: Reading | None = None, progres
         log.info("of the images to train on, %s", note)
     if prepared.rejected:
         reasons = Counter(prepared.rejected.values())
-        told = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
-        log.warning("%d images cannot be read and are left out (%s)", len(prepared.rejected), told)
+        told = ", ".join(f"{reason} {number:,}" for reason, number in reasons.most_common())
+        rejected = len(prepared.rejected)
+        are = verb(rejected, "is", "are")
+        log.warning("%s cannot be read and %s left out (%s)", count(rejected, "image"), are, told)
     return Material(
         people=reading.people or reading.dataset,
         train=prepared.usable(splits.train),

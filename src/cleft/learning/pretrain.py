@@ -25,6 +25,7 @@ from cleft.data.prompts import resolve_classes
 from cleft.data.texts import Texts
 from cleft.data.wordings import check_wording, find_wording
 from cleft.errors import ConfigError
+from cleft.grammar import count, share, verb
 from cleft.learning.engine import Plan, train
 from cleft.learning.gather import gather_rows
 from cleft.learning.keeper import Intervals
@@ -335,11 +336,11 @@ def _learnable(texts: Texts, settings: Settings) -> list[str] | None:
     learnable = texts.learnable()
     if learnable.left_out:
         log.info(
-            "%s of %s distinct words stand in the texts of fewer than %d patients: the tokenizer does not learn them "
-            "and spells them",
-            f"{learnable.left_out:,}",
-            f"{learnable.words:,}",
+            "%s %s in the texts of fewer than %d patients: the tokenizer does not learn %s and spells %s",
+            share(learnable.left_out, learnable.words, "distinct word"),
+            verb(learnable.left_out, "stands", "stand"),
             FEWEST_PATIENTS,
+            *[verb(learnable.left_out, "it", "them")] * 2,
         )
     return learnable.parts
 
@@ -349,9 +350,9 @@ def _refuse_cut(model: MethodModel, settings: Settings) -> None:
     tokens = model.text_tower.tokens
     if tokens.cut:
         raise ConfigError(
-            f"{tokens.cut:,} of {tokens.met:,} distinct captions are longer than text.max_tokens={tokens.max_tokens} "
-            f"and would lose their end, where the class stands; set text.max_tokens to {tokens.longest} or more, or "
-            f"data.caption=simple"
+            f"{share(tokens.cut, tokens.met, 'distinct caption')} {verb(tokens.cut, 'is', 'are')} longer than "
+            f"text.max_tokens={tokens.max_tokens} and would lose {verb(tokens.cut, 'its', 'their')} end, where the "
+            f"class stands; set text.max_tokens to {tokens.longest} or more, or data.caption=simple"
         )
 
 
@@ -382,14 +383,14 @@ def _val_batches(material: Material, texts: Texts, settings: Settings) -> Callab
     size, every = settings.train.batch_size, range(len(material.val))
     parts = [every[start : start + size] for start in every[::size]]
 
-    def share(rank: int, world_size: int) -> Iterable[Batch]:
+    def of_rank(rank: int, world_size: int) -> Iterable[Batch]:
         rows = [row for part in parts[rank::world_size] for row in part]
         records = [material.val[row] for row in rows]
         return eval_loader(
             records, material.prepared, material.findings, settings, batch_size=size, texts=texts.only(rows)
         )
 
-    return share
+    return of_rank
 
 
 def _describe(model: MethodModel, material: Material, captions: Sequence[str]) -> None:
@@ -398,9 +399,9 @@ def _describe(model: MethodModel, material: Material, captions: Sequence[str]) -
     log.info("%s", told_moving(model.text_tower.lm, model.text_tower.config))
     log.info("%s of %s weights move", f"{moving:,}", f"{total:,}")
     log.info(
-        "%s training images with %s distinct texts, %s for validation",
-        f"{len(material.train):,}",
-        f"{len(set(captions)):,}",
+        "%s with %s, %s for validation",
+        count(len(material.train), "training image"),
+        count(len(set(captions)), "distinct text"),
         f"{len(material.val):,}",
     )
     if not material.val:

@@ -19,6 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from cleft.errors import NumericsError
+from cleft.grammar import count
 from cleft.learning.criteria import cross_entropy, mean_auc
 
 STRENGTHS = tuple(float(f"{10 ** (half / 2):.3g}") for half in range(-10, 3))
@@ -114,8 +115,8 @@ def _fit(model: Any, features: NDArray[np.float64], targets: NDArray[Any], stren
             return model.fit(features, targets)
         except ConvergenceWarning as error:
             raise NumericsError(
-                f"the probe of strength {strength:g} is not solved after {_STEPS:,} steps; look at the features, or "
-                f"use classify.protocol=paper"
+                f"the probe of strength {strength:g} is not solved after {count(_STEPS, 'step')}; look at the "
+                f"features, or use classify.protocol=paper"
             ) from error
 
 

@@ -35,6 +35,7 @@ from torch._C._distributed_c10d import TCPStore  # torch.distributed has it with
 
 from cleft.config import TrainConfig
 from cleft.errors import CleftError, ConfigError, OtherRankFailed, ResourceError
+from cleft.grammar import count
 from cleft.launch import LAUNCHER_VARIABLES, Launch, count_processes, find_launch
 
 log = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ def check_hardware(train: TrainConfig) -> None:
     assert train.devices != "auto"
     if on_card and cards and train.devices > cards:
         raise ConfigError(
-            f"train.devices={train.devices}, but torch sees {cards} {'card' if cards == 1 else 'cards'} here; set "
+            f"train.devices={train.devices}, but torch sees {count(cards, 'card')} here; set "
             f"train.devices={cards} or less, start fewer processes, or set train.accelerator=cpu"
         )
 

@@ -31,6 +31,7 @@ from cleft.data.tables.ids import id_key
 from cleft.data.tables.people import person
 from cleft.errors import ConfigError, DataError, ResourceError
 from cleft.files import check_types, find_json, lock_file, open_lock, write_json, write_whole
+from cleft.grammar import count
 from cleft.launch import count_processes, find_launch, is_first
 from cleft.learning.same import Stage, changes
 from cleft.learning.states import StateStore
@@ -478,5 +479,5 @@ def _without_other_keys(old: dict[str, Any], new: dict[str, Any]) -> tuple[dict[
 
 
 def _short(value: Any) -> str:
-    text = f"{len(value)} patients" if isinstance(value, list) else repr(value)
+    text = count(len(value), "patient") if isinstance(value, list) else repr(value)
     return text if len(text) < 60 else f"{text[:57]}…"

@@ -24,6 +24,7 @@ from torch import Tensor
 from cleft import __version__
 from cleft.errors import CheckpointError, ResourceError
 from cleft.files import sync_folder
+from cleft.grammar import count
 
 log = logging.getLogger(__name__)
 
@@ -204,7 +205,8 @@ class StateStore(CheckpointIO):
         for path in leftovers:
             path.unlink(missing_ok=True)
         if leftovers:
-            log.info("%s: removed %d half-written training states of a killed run", self.folder, len(leftovers))
+            states = count(len(leftovers), "half-written training state")
+            log.info("%s: removed %s of a killed run", self.folder, states)
 
     def _files(self) -> list[tuple[int, Path]]:
         if not self.folder.is_dir():

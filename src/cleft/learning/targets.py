@@ -16,6 +16,7 @@ from cleft.config import Settings
 from cleft.data.batches import eval_loader, label_table
 from cleft.data.progress import progress_bar
 from cleft.errors import ConfigError, DataError
+from cleft.grammar import count, verb
 from cleft.learning.material import Material
 from cleft.learning.stops import StopFlag
 from cleft.towers.dual import DualEncoder
@@ -54,19 +55,21 @@ def choose_targets(records: Sequence[Record], classes: Sequence[str], several: s
             Images with none of them have no right answer and are always left out.
     """
     present = torch.from_numpy(label_table(records, classes)) == 1  # [N, C]
-    count = present.sum(dim=1)
-    kept = (count == 1) | ((count > 1) & (several == "soft"))
+    shown = present.sum(dim=1)
+    kept = (shown == 1) | ((shown > 1) & (several == "soft"))
+    one = int((shown == 1).sum())
     log.info(
-        "of %s images %s show exactly one of the %d classes, %s several (%s), %s none (left out)",
-        f"{len(records):,}",
-        f"{int((count == 1).sum()):,}",
+        "of %s %s %s exactly one of the %d classes, %s several (%s), %s none (left out)",
+        count(len(records), "image"),
+        f"{one:,}",
+        verb(one, "shows", "show"),
         len(classes),
-        f"{int((count > 1).sum()):,}",
+        f"{int((shown > 1).sum()):,}",
         "shared" if several == "soft" else "left out",
-        f"{int((count == 0).sum()):,}",
+        f"{int((shown == 0).sum()):,}",
     )
     chosen = [record for record, keep in zip(records, kept.tolist(), strict=True) if keep]
-    return Targets(chosen, present[kept].float() / count[kept, None])
+    return Targets(chosen, present[kept].float() / shown[kept, None])
 
 
 def check_classes(targets: Targets, classes: Sequence[str], several: str) -> None:
@@ -83,7 +86,7 @@ def check_classes(targets: Targets, classes: Sequence[str], several: str) -> Non
         other = "" if several == "soft" else ", set context.several_positives=soft"
         raise DataError(
             f"no training image shows {' or '.join(empty)} and no other of the classes {', '.join(classes)}; "
-            f"take {'it' if len(empty) == 1 else 'them'} out of classes{other}, or add images",
+            f"take {verb(len(empty), 'it', 'them')} out of classes{other}, or add images",
             reason="empty-class",
         )
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from cleft.errors import ConfigError, NumericsError
+from cleft.grammar import agree, share
 from cleft.learning.learner import Learner
 from cleft.learning.optim import moving_weights
 from cleft.learning.states import StateStore
@@ -150,7 +151,8 @@ def check_gradients(module: L.LightningModule) -> None:
         )
     idle = sum(weight.grad is None for weight in moving.values())
     if idle:
-        log.info("%d of %d moving weights take no part and stay as they are", idle, len(moving))
+        weights = share(idle, len(moving), "moving weight")
+        log.info("%s %s", weights, agree(idle, "[takes|take] no part and [stays as it is|stay as they are]"))
 
 
 def _part(name: str) -> str:

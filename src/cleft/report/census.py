@@ -106,13 +106,13 @@ _PARTS = {"1": "present (1)", "0": "absent (0)", "-1": "uncertain (-1)", "blank"
 def _chart(tally: Tally, of: str = "images") -> Chart:
     title = NAMES.get(tally.name, tally.name.capitalize())
     known = [pair for pair in tally.counts if pair[0] != _UNKNOWN]
-    unknown = sum(count for name, count in tally.counts if name == _UNKNOWN)
+    unknown = sum(number for name, number in tally.counts if name == _UNKNOWN)
     if tally.ordered:
         caption = f"{unknown:,} {of} without it." if unknown else ""
         return Chart(title, histogram(f"{title} of {of}", known, "years" if tally.name == "age" else ""), caption)
     shown = known[:_MOST_BARS]
     rest = len(known) - len(shown)
-    more = f"{rest:,} more kinds, {sum(count for _, count in known[_MOST_BARS:]):,} {of}." if rest else ""
+    more = f"{count(rest, 'more kind')}, {sum(number for _, number in known[_MOST_BARS:]):,} {of}." if rest else ""
     lines = [*shown, *([(_UNKNOWN, unknown)] if unknown else [])]
     return Chart(title, bar_chart(f"{title} of {of}", lines), more)
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
+from cleft.grammar import count, verb
 from cleft.report.audits import Audit, audits
 from cleft.report.bars import percent
 from cleft.report.cells import FEWEST_PATIENTS, Table, small
@@ -145,7 +146,7 @@ def _reliabilities(group: Sequence[Entry]) -> list[Panel]:
         if told.temperature is None:
             fitted = f"No temperature: {told.reason or 'none was fitted'}."
         else:
-            fitted = f"Temperature {told.temperature:.2f}, fitted on {told.fitted_on:,} validation images."
+            fitted = f"Temperature {told.temperature:.2f}, fitted on {count(told.fitted_on, 'validation image')}."
         after = "" if told.ece_after is None else f", with the temperature {_value(told.ece_after)}"
         panels.append(Panel(entry.label, figure, f"ECE {_value(told.ece)}{after}. {fitted}"))
     return panels
@@ -164,7 +165,11 @@ def _maps(group: Sequence[Entry]) -> list[Panel]:
         few = sorted(few_classes(entry.evaluation))
         figure = space_chart(f"Joint space of {entry.label}", space, classes, hidden=few)
         across, up = (percent(share) for share in space.shares)
-        left = f" {space.left_out:,} more images are not drawn." if space.left_out else ""
+        left = (
+            f" {count(space.left_out, 'more image')} {verb(space.left_out, 'is', 'are')} not drawn."
+            if space.left_out
+            else ""
+        )
         gap = f"Images and prompts lie {space.gap:.2f} apart; the gap is taken out here."
         hidden = f" Left out, because fewer than {FEWEST_PATIENTS} images show it: {', '.join(few)}." if few else ""
         caption = f"Of the images’ variance {across} across and {up} up. {gap}{left}{hidden}"

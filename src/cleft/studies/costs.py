@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cleft.files import find_json, write_json
+from cleft.grammar import count
 from cleft.studies.steps import Step
 
 FILE = "times.json"
@@ -58,7 +59,7 @@ def told_cost(steps: Sequence[Step], times: Times) -> str:
     unknown = len(steps) - len(measured)
     if not measured:
         return "cost not known" if unknown else "no cost"
-    return f"about {spell(sum(measured))}" + f" and {unknown} steps of unknown cost" * bool(unknown)
+    return f"about {spell(sum(measured))}" + f" and {count(unknown, 'step')} of unknown cost" * bool(unknown)
 
 
 def spell(seconds: float) -> str:

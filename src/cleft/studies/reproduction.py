@@ -22,6 +22,7 @@ from cleft.evaluation.compare import compare_seeds
 from cleft.evaluation.kept import kept_beside
 from cleft.evaluation.scoring import Draws
 from cleft.files import write_whole
+from cleft.grammar import count, share, verb
 from cleft.identity import file_key
 from cleft.report.grid import FILE
 from cleft.studies.costs import Times, counted, told_cost
@@ -93,7 +94,7 @@ class Reproduction:
         """The plan in words: each cell, what is missing, what is left and what that costs."""
         report: list[str] = []
         for plan, _ in self.plans:
-            report.append(f"{plan.title} ({plan.scale}); {_many(self.given.seeds, 'seed')}")
+            report.append(f"{plan.title} ({plan.scale}); {count(self.given.seeds, 'seed')}")
             cells = [(plan.name, row.key, column.key) for row in plan.rows for column in plan.columns]
             wanted = [cell for cell in cells if self._is_wanted(cell)]
             there = [cell for cell in wanted if cell in self.work.cells]
@@ -104,11 +105,11 @@ class Reproduction:
                 if cell not in self.work.cells:
                     reasons.setdefault(": ".join(self.work.lacking[cell]), []).append(cell[1])
             report += [
-                f"  {reason}: {_many(len(rows), 'cell')} ({', '.join(dict.fromkeys(rows))})"
+                f"  {reason}: {count(len(rows), 'cell')} ({', '.join(dict.fromkeys(rows))})"
                 for reason, rows in reasons.items()
             ]
             if len(wanted) < len(cells):
-                report.append(f"  left out by --only: {_many(len(cells) - len(wanted), 'cell')}")
+                report.append(f"  left out by --only: {count(len(cells) - len(wanted), 'cell')}")
         report += self._unused
         left = list(self.left.values())
         report.append(f"to do: {counted(left, KINDS) or 'nothing'}; {told_cost(left, self.times)}")
@@ -205,7 +206,9 @@ class Reproduction:
         if len(found) == len(names):
             held = self._held(plan, cell, (plan.name, plan.reference, column))
             return StudyCell(row=row, column=column, state="done", results=files, differences=held)
-        reason = f"{len(found)} of {len(names)} seeds are done" if found else "not run yet"
+        reason = (
+            f"{share(len(found), len(names), 'seed')} {verb(len(found), 'is', 'are')} done" if found else "not run yet"
+        )
         return StudyCell(row=row, column=column, state="planned", results=files, reason=reason)
 
     def _held(self, plan: Plan, cell: Cell, reference: Cell) -> tuple[Difference, ...]:
@@ -240,7 +243,7 @@ class Reproduction:
         steps = [step for name, step in self.left.items() if name in self._before(names)]
         if done == len(names):
             return f"{place} done"
-        return f"{place} {done} of {len(names)} done; {_many(len(steps), 'step')}, {told_cost(steps, self.times)}"
+        return f"{place} {done} of {len(names)} done; {count(len(steps), 'step')}, {told_cost(steps, self.times)}"
 
     def _questions(self) -> dict[str, Step]:
         names = {name for names in self.work.cells.values() for name in names}
@@ -301,10 +304,6 @@ class Reproduction:
 
 
 _TRAINING = ("pretrain", "context")
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def _check_one_split(heading: str, paths: Sequence[Path]) -> None:

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from cleft.errors import CheckpointError
+from cleft.grammar import count, verb
 from cleft.towers.weights import check_plain, listed, not_finite
 
 _SHRINKS = 4
@@ -200,7 +201,8 @@ def check_stored(entries: Sequence[zipfile.ZipInfo], path: Path) -> None:
     inside, outside = sum(entry.file_size for entry in entries), path.stat().st_size
     if inside > outside or len(entries) > _ENTRIES:
         raise CheckpointError(
-            f"{path} claims {inside:,} bytes in {len(entries):,} entries and has {outside:,}; it is not opened"
+            f"{path} claims {inside:,} bytes in {count(len(entries), 'entry', 'entries')} and has {outside:,}; "
+            f"it is not opened"
         )
 
 
@@ -229,7 +231,8 @@ def tensors_of(content: Mapping[str, Any], path: Path, place: str = "state_dict"
     odd = [str(name) for name, value in named.items() if not (type(name) is str and isinstance(value, Tensor))]
     if odd:
         raise CheckpointError(
-            f"{path}: {len(odd)} entries of its {place} are no tensors with a name, first {odd[:5]}; give a file of "
+            f"{path}: {count(len(odd), 'entry', 'entries')} of its {place} "
+            f"{verb(len(odd), 'is no tensor', 'are no tensors')} with a name, first {odd[:5]}; give a file of "
             f"weights alone"
         )
     tensors = cast("dict[str, Tensor]", named)

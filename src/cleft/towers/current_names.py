@@ -51,7 +51,7 @@ def in_current_names(model: Any, weights: Mapping[str, Tensor]) -> dict[str, Ten
     ):
         listing = sorted(map(str, found))
         if listing:
-            raise CheckpointError(listed(f"{what} weights of the image tower", listing))
+            raise CheckpointError(listed(f"{what} [weight|weights] of the image tower", listing))
     current = dict(pooler)
     for name, mark in cast("dict[str, Tensor]", loaded.state_dict()).items():
         if name in missing:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from cleft.grammar import count
 from cleft.towers.language_model import LanguageModel, evaluating
 from cleft.towers.packing import pack_texts
 
@@ -37,7 +38,7 @@ def why_no_tree(lm: LanguageModel, max_tokens: int) -> str | None:
         return f"a {kind!r} model attends to its neighbours in the sequence, so it cannot be read as a tree"
     window = lm.window()
     if window is not None and max_tokens + lm.virtual > window:
-        return f"a {kind!r} model looks back {window} tokens, fewer than text.max_tokens={max_tokens}"
+        return f"a {kind!r} model looks back {count(window, 'token')}, fewer than text.max_tokens={max_tokens}"
     return None
 
 

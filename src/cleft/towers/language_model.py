@@ -21,6 +21,7 @@ from transformers.models.auto.modeling_auto import (
 
 from cleft.config import TextTowerConfig
 from cleft.errors import CheckpointError, ConfigError
+from cleft.grammar import count
 from cleft.towers.hub import config_from, pretrained_model, random_model, read_config
 from cleft.towers.portable import replace_local_hooks
 from cleft.towers.prefix import Prefix
@@ -313,13 +314,19 @@ def keep_depth(description: PreTrainedConfig, config: TextTowerConfig) -> None:
     blocks = int(shape.num_hidden_layers)
     if config.depth is not None:
         if config.depth > blocks:
-            raise ConfigError(f"text.depth={config.depth}: the model has {blocks} blocks; set it to {blocks} or fewer")
+            raise ConfigError(
+                f"text.depth={config.depth}: the model has {count(blocks, 'block')}; set it to {blocks} or fewer"
+            )
         shape.num_hidden_layers = blocks = config.depth
     beyond = [layer for layer in config.layers if not -blocks - 1 <= layer <= blocks]
     if beyond:
-        raise ConfigError(f"text.layers names {beyond}, but the model has {blocks} layers behind its embedding (0)")
+        raise ConfigError(
+            f"text.layers names {beyond}, but the model has {count(blocks, 'layer')} behind its embedding (0)"
+        )
     if config.frozen_layers > blocks:
-        raise ConfigError(f"text.frozen_layers={config.frozen_layers}: the model has {blocks} blocks; lower it")
+        raise ConfigError(
+            f"text.frozen_layers={config.frozen_layers}: the model has {count(blocks, 'block')}; lower it"
+        )
 
 
 def is_causal(config: PreTrainedConfig) -> bool:

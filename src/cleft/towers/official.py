@@ -130,7 +130,7 @@ def _sorted(state: Mapping[str, Tensor]) -> OfficialWeights:
         )
     if weights.left_over:
         raise CheckpointError(
-            f"{listed('weights have no place in towers of this kind', sorted(weights.left_over))}; "
+            f"{listed('[weight has|weights have] no place in towers of this kind', sorted(weights.left_over))}; "
             f"only a DINOv2 and a GPT-2 with LoRA, IA3, prefix or nothing, each with a linear projection, are read"
         )
     return weights

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from cleft.errors import CheckpointError
+from cleft.grammar import count
 from cleft.towers.official_keys import OfficialWeights
 
 _VISION_HEADS = {384: 6, 768: 12, 1024: 16}
@@ -142,5 +143,5 @@ def shape_of(weights: Mapping[str, Tensor], name: str, axes: int) -> tuple[int, 
     """
     if name not in weights or weights[name].ndim != axes or 0 in weights[name].shape:
         found = tuple(weights[name].shape) if name in weights else "nothing"
-        raise CheckpointError(f"it should hold {name} with {axes} axes; found {found}")
+        raise CheckpointError(f"it should hold {name} with {count(axes, 'axis', 'axes')}; found {found}")
     return tuple(weights[name].shape)

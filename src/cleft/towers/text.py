@@ -24,6 +24,7 @@ from torch.nn import functional
 from cleft.arguments import Texts, as_texts
 from cleft.config import TextTowerConfig
 from cleft.errors import ConfigError
+from cleft.grammar import count
 from cleft.text_rules import RuleName, class_name_rule, normalise, normalise_all, refuse_duplicates
 from cleft.towers.adapt import adapt
 from cleft.towers.attention import watch_attention
@@ -388,9 +389,9 @@ class TextTower(nn.Module):
     def _refuse_length(self, length: int, what: str) -> None:
         limit = self.lm.longest()
         if limit is not None and length + self.lm.virtual > limit:
-            virtual = f" behind {self.lm.virtual} virtual tokens" if self.lm.virtual else ""
+            virtual = f" behind {count(self.lm.virtual, 'virtual token')}" if self.lm.virtual else ""
             raise ConfigError(
-                f"{what} of {length} tokens{virtual} exceed the {limit} positions of the model; shorten it"
+                f"{what} of {count(length, 'token')}{virtual} exceed the {limit} positions of the model; shorten it"
             )
 
     @property

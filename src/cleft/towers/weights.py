@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from cleft.errors import CheckpointError, NumericsError
 from cleft.files import parse_json
+from cleft.grammar import agree, verb
 
 HALVES = (torch.float16, torch.bfloat16)
 """Types of 16 bits that weights are stored in where they are computed with in float32."""
@@ -83,7 +84,10 @@ def saveable(weights: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
         places.add(tensor.data_ptr())
     broken = not_finite(tensors)
     if broken:
-        raise NumericsError(f"{listed('weights', broken)} hold NaN or infinity, so the model was not saved to {folder}")
+        raise NumericsError(
+            f"{listed('[weight|weights]', broken)} {verb(len(broken), 'holds', 'hold')} NaN or infinity, so "
+            f"the model was not saved to {folder}"
+        )
     return tensors
 
 
@@ -155,7 +159,9 @@ def check_plain(tensors: Mapping[str, Tensor], path: Path) -> None:
     """
     odd = [f"{name} ({what})" for name, tensor in tensors.items() if (what := _oddity(tensor))]
     if odd:
-        raise CheckpointError(f"{path}: {listed('that are not plain tensors of numbers', odd)}; {_CONVERT}")
+        raise CheckpointError(
+            f"{path}: {listed('that [is no plain tensor|are not plain tensors] of numbers', odd)}; {_CONVERT}"
+        )
 
 
 def _oddity(tensor: Tensor) -> str:
@@ -239,13 +245,17 @@ def _is_finite(tensor: Tensor) -> bool:
 def listed(what: str, names: Sequence[str]) -> str:
     """Count, kind and the first five names; empty where there are none.
 
+    Args:
+        what: The kind, for `agree`.
+        names: All of them.
+
     Example:
         >>> listed("missing", ["a", "b", "c", "d", "e", "f"])
         '6 missing: a, b, c, d, e, …'
     """
     if not names:
         return ""
-    return f"{len(names)} {what}: {', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
+    return f"{len(names)} {agree(len(names), what)}: {', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
 
 
 def _fits(tensor: Tensor, like: Tensor) -> bool:

@@ -38,7 +38,7 @@ def test_every_kind_of_fault_is_told_in_one_pass_with_line_and_remedy(tmp_path):
     assert told[4].startswith("line 6: no image is named; fill in")
     assert told[5].startswith("line 8: column 'patient' is empty; fill in")
     assert told[6].startswith("lines 2, 7: two rows of the same image disagree")
-    assert told[7].startswith("line 9: 1 of 4 images are not on disk")
+    assert told[7].startswith("line 9: 1 of 4 images is not on disk")
 
 
 def test_a_healthy_table_gets_its_census(tmp_path):

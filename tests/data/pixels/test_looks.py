@@ -76,7 +76,7 @@ def test_many_files_are_counted_and_what_they_need_is_said(tmp_path, monkeypatch
     assert counted["pixels"] == {"8-bit gray": 2, "16-bit MONOCHROME2": 2}
     assert counted["size"] == {"40 × 48": 4}
     assert counted["transfer syntax"] == {".5": 1, "80": 1}
-    assert looks.notes == ["1 images are encoded as 80, which cannot be decoded here; run: pip install it"]
+    assert looks.notes == ["1 image is encoded as 80, which cannot be decoded here; run: pip install it"]
 
 
 def test_rare_sizes_are_counted_together(tmp_path):

@@ -91,7 +91,7 @@ def test_an_unknown_sex_is_no_sex_and_is_counted(tmp_path):
     reading = read(write_fake_chexpert(tmp_path))
     assert [record.sex for record in reading.records] == ["Female", "Female", None, "Female", "Male", "Female"]
     assert [record.age for record in reading.records] == [60, 60, 0, 60, 90, 60]
-    assert "1 rows with another sex than Male or Female count as unknown" in reading.notes
+    assert "1 row with another sex than Male or Female counts as unknown" in reading.notes
 
 
 def test_prefixes_are_dropped_and_told(tmp_path):
@@ -197,9 +197,7 @@ def test_a_missing_image_is_counted_within_what_is_allowed(tmp_path):
 
 def test_too_many_missing_images_stop(tmp_path):
     root = write_fake_chexpert(tmp_path, missing=[FIRST])
-    with pytest.raises(
-        DataError, match=r"line 2: 1 of 6 images are not on disk \(16\.7%, data\.max_bad allows 1\.0%\)"
-    ):
+    with pytest.raises(DataError, match=r"line 2: 1 of 6 images is not on disk \(16\.7%, data\.max_bad allows 1\.0%\)"):
         read(root)
 
 

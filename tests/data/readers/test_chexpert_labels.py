@@ -71,7 +71,7 @@ def test_an_image_without_a_row_of_labels_is_left_out_and_counted(tmp_path):
     assert IMAGES[2] not in labels_of(reading)
     assert labels_of(reading) == wanted(reading)
     assert reading.rejected["no-label"] == [f"train/{IMAGES[2]}"]
-    assert any(note.startswith("1 images of the image list are not in train_cheXbert.csv") for note in reading.notes)
+    assert any(note.startswith("1 image of the image list is not in train_cheXbert.csv") for note in reading.notes)
 
 
 def test_a_row_of_labels_without_an_image_is_counted(tmp_path):
@@ -80,7 +80,7 @@ def test_a_row_of_labels_without_an_image_is_counted(tmp_path):
     write_labels_of(root / SMALL, "train_cheXbert.csv", rows, OTHERS)
     reading = read(root, labels="chexbert")
     assert labels_of(reading) == wanted(reading)
-    assert "1 images of train_cheXbert.csv are not in the image list and are not used" in reading.notes
+    assert "1 image of train_cheXbert.csv is not in the image list and is not used" in reading.notes
     assert "no-label" not in reading.rejected
 
 

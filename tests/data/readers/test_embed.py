@@ -132,7 +132,7 @@ def test_a_spoilt_id_of_the_clinical_table_is_placed_there(tmp_path):
 def test_an_id_with_a_harmless_point_means_the_same(tmp_path):
     reading = read(write_fake_embed(tmp_path, findings=[finding_row(patient="10000001.0")]))
     assert [record.patient for record in reading.records] == ["10000001"] * 2
-    assert "writes 1 ids in empi_anon with .0 behind them" in note(reading, ".0")
+    assert "writes 1 id in empi_anon with .0 behind it" in note(reading, ".0")
 
 
 def test_an_empty_id_is_refused(tmp_path):
@@ -183,7 +183,7 @@ def test_a_root_without_images_is_refused_with_the_places_tried(tmp_path):
 
 def test_missing_images_stop_the_reader_beyond_the_limit(tmp_path):
     root = write_fake_embed(tmp_path, missing=["left"])
-    with pytest.raises(DataError, match="1 of 2 images are not on disk"):
+    with pytest.raises(DataError, match="1 of 2 images is not on disk"):
         read(root)
     assert list(scores(read(root, max_bad=0.5))) == ["right"]
 
@@ -215,7 +215,7 @@ def test_an_exam_belongs_to_one_patient(tmp_path):
     files = [file_row("a"), file_row("b", patient="10000002")]
     reading = read(write_fake_embed(tmp_path, files, [finding_row()]))
     assert list(scores(reading)) == ["a"]
-    assert note(reading, "another patient").startswith("1 files name an exam")
+    assert note(reading, "another patient").startswith("1 file names an exam")
 
 
 def test_a_finding_speaks_for_its_own_breast(tmp_path):
@@ -233,7 +233,7 @@ def test_the_unmentioned_breast_of_a_bilateral_exam_is_negative_and_counted(tmp_
     reading = read(write_fake_embed(tmp_path, findings=[finding_row("A", "L", "3")]))
     assert scores(reading) == {"left": "BI-RADS 0", "right": "BI-RADS 1"}
     assert present(reading.records[1]) == ["BI-RADS 1", "Density C"]
-    assert note(reading, "implied").startswith("implied-negative: 1 images have BI-RADS 1")
+    assert note(reading, "implied").startswith("implied-negative: 1 image has BI-RADS 1")
 
 
 def test_the_unmentioned_breast_of_a_unilateral_exam_is_left_out(tmp_path):
@@ -251,7 +251,7 @@ def test_a_row_of_an_unknown_side_makes_no_breast_negative(tmp_path):
     findings = [finding_row("A", "L"), finding_row("M", "Q")]
     reading = read(write_fake_embed(tmp_path, findings=findings))
     assert scores(reading) == {"left": "BI-RADS 0"}
-    assert "1 findings have a side other than L, R, B and blank; they speak for no breast" in reading.notes
+    assert "1 finding has a side other than L, R, B and blank; it speaks for no breast" in reading.notes
 
 
 def test_the_metadata_table_describes_an_exam_where_the_clinical_one_is_silent(tmp_path):
@@ -292,7 +292,7 @@ def test_one_of_several_findings_speaks_by_the_rule(tmp_path, letters, desc, rul
     findings = [finding_row(letter, "L", desc=desc) for letter in letters]
     reading = read(write_fake_embed(tmp_path, [file_row("left")], findings), reduce=rule)
     assert scores(reading) == {"left": f"BI-RADS {score}"}
-    assert f"1 images have several findings of their breast; data.reduce={rule} chose one" in reading.notes
+    assert f"1 image has several findings of its breast; data.reduce={rule} chose one" in reading.notes
 
 
 def test_no_assessment_leaves_the_density(tmp_path):
@@ -319,7 +319,7 @@ def test_the_commonest_density_of_an_exam_counts(tmp_path):
     findings = [finding_row("N", "L", "3"), finding_row("N", "R", "2.0"), finding_row("B", "R", "2")]
     reading = read(write_fake_embed(tmp_path, findings=findings))
     assert [present(record)[1] for record in reading.records] == ["Density B", "Density B"]
-    assert "1 exams have rows of several densities: the commonest counts" in reading.notes
+    assert "1 exam has rows of several densities: the commonest counts" in reading.notes
 
 
 def test_every_image_of_a_man_is_left_out_and_counted(tmp_path):
@@ -337,8 +337,8 @@ def test_every_image_of_a_man_is_left_out_and_counted(tmp_path):
 def test_codes_outside_the_book_are_unknown_and_counted(tmp_path):
     reading = read(write_fake_embed(tmp_path, findings=[finding_row("Z", density="9"), finding_row("n", density="1")]))
     assert present(reading.records[0]) == ["BI-RADS 1", "Density A"]
-    assert "1 findings have an assessment that is not in the code book" in reading.notes
-    assert "1 findings have a density that is not in the code book" in reading.notes
+    assert "1 finding has an assessment that is not in the code book" in reading.notes
+    assert "1 finding has a density that is not in the code book" in reading.notes
 
 
 def test_special_views_are_kept_and_counted_and_can_be_left_out(tmp_path):
@@ -359,7 +359,7 @@ def test_implants_are_kept_and_counted(tmp_path):
     files = [file_row("a", BreastImplantPresent="YES"), file_row("b")]
     reading = read(write_fake_embed(tmp_path, files))
     assert len(reading.records) == 2
-    assert "1 images show an implant; they are kept" in reading.notes
+    assert "1 image shows an implant; it is kept" in reading.notes
 
 
 def test_a_file_that_stands_twice_is_read_once(tmp_path):

@@ -68,17 +68,17 @@ def test_normal_is_no_finding_only_where_it_stands_alone():
     assert codes[:, 0].tolist() == [1, 0, 0, 2]
     assert codes[2, 4] == 1
     assert notes == [
-        "1 reports are not indexed; their findings are unknown",
-        "1 index terms state none of the findings here (1 times)",
+        "1 report is not indexed; its findings are unknown",
+        "1 index term states none of the findings here (1 time)",
     ]
 
 
 def test_counts_stand_beside_the_published_ones(tmp_path):
     notes = read_iu_xray(config(write_fake_openi(tmp_path))).notes
     assert notes[0] == "ecgen-radiology holds 5 reports with 7 images (published: 3,955 reports, 7,470 images)"
-    assert "1 reports name no image" in notes
+    assert "1 report names no image" in notes
     assert "5 of 7 images have a report, 3 of them distinct" in notes
-    assert "1 distinct reports have places taken out by de-identification" in notes
+    assert "1 distinct report has places taken out by de-identification" in notes
 
 
 def test_without_projections_lateral_images_stay_and_that_is_said_beside_every_number(tmp_path):
@@ -119,16 +119,16 @@ def test_the_xml_files_may_lie_elsewhere_and_the_root_above(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (as_xml(REPORTS[0])[:-40], "1 files are damaged XML, such as 1.xml; unpack NLMCXR_reports.tgz again"),
-        ("", "1 files are empty, such as 1.xml"),
-        ("<html/>", "1 files are no reports of Open-i"),
-        (as_xml(REPORTS[0], BOMB), "1 files declare XML entities, which no report needs"),
+        (as_xml(REPORTS[0])[:-40], "1 file is damaged XML, such as 1.xml; unpack NLMCXR_reports.tgz again"),
+        ("", "1 file is empty, such as 1.xml"),
+        ("<html/>", "1 file is no report of Open-i"),
+        (as_xml(REPORTS[0], BOMB), "1 file declares XML entities, which no report needs"),
         (
             as_xml(REPORTS[0]).replace("CXR1_1_IM-0001-1001", "../../secret"),
-            "1 files name an image in a way that is no",
+            "1 file names an image in a way that is no",
         ),
-        (as_xml(REPORTS[0]).replace("<MeSH>", "<MeSH>" + " " * (1 << 20)), "1 files are larger than 1024 KiB"),
-        (as_xml(REPORTS[0]).replace("1_IM-0001-1001", "2_IM-0002-1001"), "1 images stand in two reports, such as 2_IM"),
+        (as_xml(REPORTS[0]).replace("<MeSH>", "<MeSH>" + " " * (1 << 20)), "1 file is larger than 1024 KiB"),
+        (as_xml(REPORTS[0]).replace("1_IM-0001-1001", "2_IM-0002-1001"), "1 image stands in two reports, such as 2_IM"),
     ],
 )
 def test_damaged_xml_is_told_by_file_and_never_by_its_content(tmp_path, content, message):
@@ -176,7 +176,7 @@ def rows_of(path):
         ("projections", lambda rows: [row[:2] for row in rows], "no column 'projection'"),
         ("reports", lambda rows: [*rows, ["", *rows[1][1:]]], r"indiana_reports\.csv: column 'uid' holds no number"),
         ("reports", lambda rows: [*rows, [*rows[1][:-1], "Other."]], "two reports of the same study differ"),
-        ("reports", lambda rows: [rows[0], ["99", *rows[1][1:]]], "1 reports, none of which belongs to an image"),
+        ("reports", lambda rows: [rows[0], ["99", *rows[1][1:]]], "1 report, none of which belongs to an image"),
         ("reports", lambda rows: [row[:-1] for row in rows], "no column 'impression'"),
     ],
 )
@@ -211,7 +211,7 @@ def test_one_table_without_the_other_is_refused(tmp_path):
 def test_missing_images_are_counted_and_none_at_all_names_the_places(tmp_path):
     root = write_fake_openi(tmp_path / "a", missing=FRONTAL[:1])
     assert read_iu_xray(config(root, max_bad=0.5)).rejected["missing"] == FRONTAL[:1]
-    with pytest.raises(DataError, match=r"ecgen-radiology: 1 of 7 images are not on disk"):
+    with pytest.raises(DataError, match=r"ecgen-radiology: 1 of 7 images is not on disk"):
         read_iu_xray(config(root))
     every = [name for report in REPORTS for name in image_ids(report)]
     root = write_fake_openi(tmp_path / "b", missing=every)

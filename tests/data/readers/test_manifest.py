@@ -60,7 +60,7 @@ def test_a_split_of_ones_own_is_read_under_its_usual_names(tmp_path):
     root = write_fake_manifest(tmp_path, lines, header="image,patient,Split,caption")
     reading = read(root)
     assert [record.split for record in reading.records] == ["train", "train", "val", "val", "test", None]
-    told = "column 'split' names train 2, val 2, test 1; data.split=given follows it; 1 rows name none"
+    told = "column 'split' names train 2, val 2, test 1; data.split=given follows it; 1 row names none"
     assert any(note.startswith(told) for note in reading.notes)
     splits = split_records(reading, DataConfig(dataset="manifest", split="given"))
     assert [len(part) for part in splits[:3]] == [2, 2, 1]
@@ -194,7 +194,7 @@ def test_reports_are_counted_and_need_neither_caption_nor_finding(tmp_path):
     root = write_fake_manifest(
         tmp_path, ["images/a.png,p,Clear lungs.", "images/b.png,q,"], header="image,patient,report"
     )
-    assert "1 of 2 images have a report, 1 of them distinct" in read(root).notes
+    assert "1 of 2 images has a report" in read(root).notes
     assert "report" not in read(root).findings
 
 

@@ -63,12 +63,12 @@ def test_reports_are_read_whatever_their_headings(tmp_path):
 def test_what_is_missing_is_counted(tmp_path):
     notes = read_mimic(config(write_fake_mimic(tmp_path))).notes
     assert "mimic-cxr-2.0.0-chexpert.csv.gz labels 5 studies (published: 227,827)" in notes
-    assert "1 studies have no labels there; their findings are unknown" in notes
+    assert "1 study has no labels there; its findings are unknown" in notes
     assert "reports from 5 text files" in notes
-    assert "1 of 6 studies have no report" in notes
+    assert "1 of 6 studies has no report" in notes
     assert "7 of 9 images have a report, 5 of them distinct" in notes
     impression = read_mimic(config(tmp_path, report="findings")).notes
-    assert "1 reports do not have the sections that data.report chooses" in impression
+    assert "1 report does not have the sections that data.report chooses" in impression
 
 
 def test_views_come_from_the_code_where_the_position_is_empty_and_unknown_ones_stay(tmp_path):
@@ -252,7 +252,7 @@ def test_images_outside_the_official_split_are_told(tmp_path):
 def test_a_file_too_large_for_a_report_and_a_place_without_any_are_refused(tmp_path):
     root = write_fake_mimic(tmp_path)
     (root / "files" / text_path(STUDIES[0])).write_text("word " * 20_000)
-    with pytest.raises(DataError, match=r"1 reports are larger than 64 KiB, such as s50000101\.txt"):
+    with pytest.raises(DataError, match=r"1 report is larger than 64 KiB, such as s50000101\.txt"):
         read_mimic(config(root))
     (tmp_path / "nothing").mkdir()
     with pytest.raises(DataError, match=r"no report of a study in .*nothing; it should hold p10/p10000032"):
@@ -266,7 +266,7 @@ def test_a_file_too_large_for_a_report_and_a_place_without_any_are_refused(tmp_p
 def test_missing_images_are_counted_and_none_at_all_names_the_places(tmp_path):
     root = write_fake_mimic(tmp_path / "a", missing=FRONTAL[:1])
     assert read_mimic(config(root, max_bad=0.5)).rejected["missing"] == FRONTAL[:1]
-    with pytest.raises(DataError, match="1 of 7 images are not on disk"):
+    with pytest.raises(DataError, match="1 of 7 images is not on disk"):
         read_mimic(config(root))
     every = [image_id(study, number) for study in STUDIES for number in range(2)]
     root = write_fake_mimic(tmp_path / "b", missing=every)

@@ -61,7 +61,7 @@ def test_the_first_edition_is_read_and_named(tmp_path):
     reading = read_nih(config(root))
     assert [record.age for record in reading.records] == [58, 1.5, None]
     assert "edition of the labels: 2017, whose ages carry a unit" in reading.notes
-    assert "1 rows with an age outside 0 to 120 count as unknown" in reading.notes
+    assert "1 row with an age outside 0 to 120 counts as unknown" in reading.notes
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_another_header_is_refused(tmp_path):
 def test_missing_images_are_counted_and_too_many_stop_it(tmp_path):
     root = write_fake_nih(tmp_path, missing=[IMAGES[1]])
     assert read_nih(config(root, max_bad=0.5)).rejected == {"missing": [IMAGES[1]]}
-    with pytest.raises(DataError, match="1 of 5 images are not on disk"):
+    with pytest.raises(DataError, match="1 of 5 images is not on disk"):
         read_nih(config(root))
 
 
@@ -139,10 +139,10 @@ def test_one_list_without_the_other_is_refused(tmp_path):
 def test_images_outside_the_lists_and_in_both_are_told(tmp_path):
     root = write_fake_nih(tmp_path, lists=([*IMAGES[:2], "00009999_000.png"], IMAGES[3:]))
     notes = read_nih(config(root)).notes
-    assert "1 images of the official lists are not in the table" in notes
-    assert "1 images are in neither official list; under data.split=given they stay out" in notes
+    assert "1 image of the official lists is not in the table" in notes
+    assert "1 image is in neither official list; under data.split=given it stays out" in notes
     write_fake_nih(tmp_path, lists=(IMAGES[:4], IMAGES[3:]))
-    with pytest.raises(DataError, match=f"1 images are in both official lists, such as {IMAGES[3]}"):
+    with pytest.raises(DataError, match=f"1 image is in both official lists, such as {IMAGES[3]}"):
         read_nih(config(root))
 
 

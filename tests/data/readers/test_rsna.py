@@ -34,7 +34,7 @@ def test_an_image_with_two_boxes_is_read_once_and_its_header_tells_the_rest(tmp_
     assert (first.view, first.sex, first.age) == ("AP", "Female", 45)
     assert first.image.is_file()
     assert reading.findings == ("No Pneumonia", "Pneumonia")
-    assert reading.notes[0].startswith("stage_2_train_labels.csv holds 4 images, 2 of them positive with 3 boxes")
+    assert reading.notes[0].startswith("stage_2_train_labels.csv holds 4 images, 2 positive with 3 boxes")
 
 
 @pytest.mark.parametrize("inner", ["", "RSNA Pneumonia"])
@@ -61,7 +61,7 @@ def test_detailed_classes_say_who_is_normal(tmp_path):
     write_csv(root / "stage_2_detailed_class_info.csv", details[:3])
     reading = read_rsna(config(root))
     assert "Normal" not in reading.records[3].labels
-    assert "does not name 1 images" in " ".join(reading.notes)
+    assert "does not name 1 image;" in " ".join(reading.notes)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_a_missing_image_is_counted_and_too_many_stop_it(tmp_path):
     root = write_fake_rsna(tmp_path, missing=[3])
     reading = read_rsna(config(root, max_bad=0.5))
     assert reading.rejected == {"missing": [name_of(3)]}
-    with pytest.raises(DataError, match=r"1 of 4 images are not on disk .*; complete the download"):
+    with pytest.raises(DataError, match=r"1 of 4 images is not on disk .*; complete the download"):
         read_rsna(config(root))
 
 
@@ -121,7 +121,7 @@ def test_impossible_ages_are_unknown_and_counted(tmp_path):
     reading = read_rsna(config(write_fake_rsna(tmp_path, headers=headers)))
     assert [record.age for record in reading.records] == [None, 45, 7, 45]
     assert (reading.records[3].sex, reading.records[3].view) == (None, None)
-    assert any(note.startswith("1 images give an age that is none") for note in reading.notes)
+    assert any(note.startswith("1 image gives an age that is none") for note in reading.notes)
 
 
 def test_headers_are_read_once(tmp_path, monkeypatch):
@@ -171,7 +171,7 @@ def test_doubtful_matches_are_counted(tmp_path):
     path = write_matches(tmp_path / "matches.csv", {n: (p, 7.5 if n == 4 else 0.9) for n, p in PEOPLE.items()})
     reading = read_rsna(config(root, mapping=path))
     assert [record.patient for record in reading.records] == ["13", "13", "7", "20001"]
-    assert "1 of these matches are doubtful (pixel_mse above 5)" in reading.notes
+    assert "1 of these matches is doubtful (pixel_mse above 5)" in reading.notes
 
 
 def test_a_mapping_that_lies_in_the_root_is_found_and_the_owners_comes_first(tmp_path):
@@ -187,14 +187,14 @@ def test_an_image_that_the_mapping_lacks_is_left_out_and_too_many_stop_it(tmp_pa
     path = write_people(tmp_path / "map.csv", {n: p for n, p in PEOPLE.items() if n != 2})
     reading = read_rsna(config(root, mapping=path, max_bad=0.25))
     assert reading.rejected == {"no-patient": [name_of(2)]}
-    with pytest.raises(DataError, match=r"1 of 4 images are not in map\.csv \(25\.0%.*; give the mapping of these"):
+    with pytest.raises(DataError, match=r"1 of 4 images is not in map\.csv \(25\.0%.*; give the mapping of these"):
         read_rsna(config(root, mapping=path))
 
 
 def test_a_mapping_of_other_images_is_refused(tmp_path):
     root = write_fake_rsna(tmp_path)
     path = write_people(tmp_path / "map.csv", {n + 100: p for n, p in PEOPLE.items()})
-    with pytest.raises(DataError, match=r"4 of 4 images are not in map\.csv"):
+    with pytest.raises(DataError, match=r"all 4 images are not in map\.csv"):
         read_rsna(config(root, mapping=path))
 
 
@@ -202,7 +202,7 @@ def test_a_mapping_of_other_images_is_refused(tmp_path):
     ("text", "message"),
     [
         ("a,b\n1,2\n", r"map\.csv line 1: no columns 'patientId' and 'nih_patient'; found \['a', 'b'\]"),
-        ("patientId,nih_patient\nx,1\nx,2\n", "line 3: 1 images are given two patients, such as x"),
+        ("patientId,nih_patient\nx,1\nx,2\n", "line 3: 1 image is given two patients, such as x"),
         ("patientId,nih_patient\nx,one\n", "line 2: column 'nih_patient' holds no number"),
         ("patientId,nih_image\nx,13.png\n", "line 2: '13.png' is no file of ChestX-ray14"),
         ("patientId,nih_image,nih_patient\nx,00000013_000.png,14\n", "line 2: .* name two patients"),

@@ -67,7 +67,7 @@ def test_a_patient_counts_for_the_rarest_class_he_shows_in_any_image():
     both = [record("a", "p", "Edema"), record("b", "p", "Fracture"), *people([1] * 40, lambda _: ("Edema",))]
     # One patient shows a fracture: his place is the middle of his class, whatever the other class has.
     assert {"a", "b"} <= ids(take_fraction(both, 0.51, CLASSES))
-    with pytest.raises(DataError, match=r"leaves none for Fracture \(1 images in all\)"):
+    with pytest.raises(DataError, match=r"leaves none for Fracture \(1 image in all\)"):
         take_fraction(both, 0.5, CLASSES)
 
 

@@ -13,6 +13,7 @@ from cleft.data.splits.draws import ids_digest
 from cleft.data.splits.files import make_split_file, read_split_file, write_split_file
 from cleft.data.splits.recipes import salts_of, split_records
 from cleft.errors import ConfigError, DataError
+from cleft.grammar import count, verb
 from cleft.types import Reading, Record
 
 
@@ -156,7 +157,7 @@ def test_ids_without_an_image_and_images_without_an_id_are_counted(tmp_path):
     back = follow(tmp_path / "split.json", [*gone, *new])
     lost = len(RECORDS) - len(gone)
     assert back.notes[1:3] == (
-        f"{lost:,} ids of split.json are not among the images",
+        f"{count(lost, 'id')} of split.json {verb(lost, 'is', 'are')} not among the images",
         "20 images are in no part of split.json and are left out (0 when it was drawn)",
     )
     assert back.notes[3].startswith("the split is not the one that split.json was drawn as: its digest is ")

@@ -95,7 +95,7 @@ def test_other_images_of_that_projection_stay_out(tmp_path):
 def test_entries_named_twice_count_once_and_must_agree(tmp_path):
     reading = read(tmp_path, f"Path,class\ntrain/{FIRST},Edema\nCheXpert-v1.0/train/{FIRST},Edema\n")
     assert listed(reading) == {FIRST}
-    assert "1 entries of list.csv name an image a second time and count once" in reading.notes
+    assert "1 entry of list.csv names an image a second time and counts once" in reading.notes
     with pytest.raises(DataError, match=r"list\.csv line 3: two entries of the same image disagree"):
         read(tmp_path, f"Path,class\ntrain/{FIRST},Edema\ntrain/{FIRST},Fracture\n")
 

@@ -60,7 +60,7 @@ def test_lines_count_blank_ones_and_leave_out_bad_rows(tmp_path):
     table, faults = scan_table(write(tmp_path, "a,b\n\n1,2\n3\n\n4,5\n6,7,8\n9,10\n"))
     assert table.lines.tolist() == [3, 6, 8]
     assert [(fault.what, list(fault.lines)) for fault in faults] == [
-        ("1 cells where the header has 2", [4]),
+        ("1 cell where the header has 2", [4]),
         ("3 cells where the header has 2", [7]),
     ]
 

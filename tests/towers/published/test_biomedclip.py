@@ -81,8 +81,8 @@ def test_biomedclip_needs_what_stands_beside_it(tmp_path):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda s: s.update({"text.proj.1.weight": torch.ones(1)}), "1 weights have no place: text.proj.1.weight"),
-        (lambda s: s.pop("visual.trunk.norm.bias"), "1 missing weights of the image tower"),
+        (lambda s: s.update({"text.proj.1.weight": torch.ones(1)}), "1 weight has no place: text.proj.1.weight"),
+        (lambda s: s.pop("visual.trunk.norm.bias"), "1 missing weight of the image tower"),
         (lambda s: s.pop("text.transformer.encoder.layer.1.output.dense.bias"), "1 missing: text_tower.lm.model"),
         (lambda s: s.update({"text.proj.2.weight": torch.ones(9, 20)}), "1 of another shape or type: text_projection"),
     ],

@@ -194,10 +194,10 @@ def wide(state):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda s: {**s, "logit_bias": torch.ones(1)}, "1 weights have no place: logit_bias"),
-        (lambda s: {**s, "visual.attn_pool.probe": torch.ones(1)}, "1 weights have no place: visual.attn_pool.probe"),
+        (lambda s: {**s, "logit_bias": torch.ones(1)}, "1 weight has no place: logit_bias"),
+        (lambda s: {**s, "visual.attn_pool.probe": torch.ones(1)}, "1 weight has no place: visual.attn_pool.probe"),
         (lambda s: without(s, "text_projection"), "1 missing: text_projection.weight"),
-        (lambda s: without(s, "visual.ln_pre.bias"), "1 missing weights of the image tower: pre_layrnorm.bias"),
+        (lambda s: without(s, "visual.ln_pre.bias"), "1 missing weight of the image tower: pre_layrnorm.bias"),
         (
             lambda s: without(s, "visual.conv1.weight"),
             "should hold image_tower.model.embeddings.patch_embedding.weight",
@@ -207,7 +207,7 @@ def wide(state):
         (lambda s: {**s, "visual.positional_embedding": torch.ones(12, 128)}, "its 11 image positions are not a squa"),
         (
             lambda s: {**s, "transformer.resblocks.0.attn.in_proj_bias": torch.ones(7)},
-            "1 weights have no place: transf",
+            "1 weight has no place: transf",
         ),
         (lambda s: without(s, "logit_scale"), "should hold logit_scale, one number"),
         (wide, "how many heads share its width 120 is not written in it; put its open_clip_config.json beside it"),

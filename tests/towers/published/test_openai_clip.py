@@ -155,9 +155,9 @@ def test_weights_alone_do_not_tell_how_clip_reads(folder, tmp_path):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda s: s.update({"text_model.head.weight": torch.ones(1)}), "1 weights have no place: text_model.head.wei"),
+        (lambda s: s.update({"text_model.head.weight": torch.ones(1)}), "1 weight has no place: text_model.head.wei"),
         (lambda s: s.pop("text_projection.weight"), "1 missing: text_projection.weight"),
-        (lambda s: s.pop("vision_model.pre_layrnorm.bias"), "1 missing weights of the image tower: pre_layrnorm.bias"),
+        (lambda s: s.pop("vision_model.pre_layrnorm.bias"), "1 missing weight of the image tower: pre_layrnorm.bias"),
         (lambda s: s.update({"text_model.final_layer_norm.bias": torch.ones(9)}), "1 of another shape or type"),
         (lambda s: s.update({"logit_scale": torch.ones(2)}), "should hold logit_scale, one number"),
     ],

@@ -31,6 +31,7 @@ from cleft.data.splits.leaks import leak_notes
 from cleft.data.splits.recipes import split_records
 from cleft.data.tables.scan import Scan
 from cleft.errors import DataError
+from cleft.grammar import share
 from cleft.types import Captions, Census, Groups, Leftover, Reading, Record, Splits, Tally
 
 _EXAMPLES = 3
@@ -132,9 +133,10 @@ def _inspect(records: Sequence[Record], images: ImagesConfig, effort: Effort, *,
 
 def _too_many(files: _Files, config: DataConfig) -> str:
     bad = files.sample.undecodable
-    share = f"{len(bad) / files.decoded:.1%}, data.max_bad allows {config.max_bad:.1%}"
+    part = f"{len(bad) / files.decoded:.1%}, data.max_bad allows {config.max_bad:.1%}"
+    images = share(len(bad), files.decoded, "image that was decoded", "images that were decoded")
     return (
-        f"{len(bad):,} of {files.decoded:,} images that were decoded cannot be used ({share}), for the reasons listed; "
+        f"{images} cannot be used ({part}), for the reasons listed; "
         "mend these files, take out their rows, or raise data.max_bad"
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from cleft.grammar import count, verb
+from cleft.grammar import count, share, verb
 from cleft.types import Census, Groups, Leftover, Tally
 
 _MOST_VALUES = 8
@@ -42,7 +42,7 @@ def _leftovers(census: Census) -> Iterator[str]:
         drawn = (
             count(census.decoded, "image")
             if whole
-            else f"{census.decoded:,} of {census.images:,} images, drawn at random,"
+            else f"{share(census.decoded, census.images, 'image')}, drawn at random,"
         )
         bad = sum(left.count for left in census.undecodable)
         became = f"{bad:,} cannot be used" if bad else "all can be used"
@@ -67,7 +67,7 @@ def _end(text: str, most: int) -> str:
 
 
 def _files(census: Census) -> str:
-    return "files" if census.looked_at == census.images else f"{census.looked_at:,} files"
+    return "files" if census.looked_at == census.images else count(census.looked_at, "file")
 
 
 def _tallies(what: str, tallies: Sequence[Tally]) -> Iterator[str]:
@@ -98,7 +98,7 @@ def _labels(census: Census) -> Iterator[str]:
         counts = " ".join(f"{count:>9,}" for count in census.labels[name])
         yield f"{_short(name):{width}} {counts}{_shares(name, census.splits)}"
     if len(names) > len(shown):
-        yield f"and {len(names) - len(shown):,} rarer findings"
+        yield f"and {count(len(names) - len(shown), 'rarer finding')}"
 
 
 def _shares(finding: str, splits: Groups | None) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 
 from cleft.data.pixels.prepared import PreparedImages
 from cleft.errors import DataError
+from cleft.grammar import agree, count, verb
 from cleft.types import Record
 
 
@@ -94,19 +95,20 @@ def refuse_twins(twins: Sequence[Twins], *, test: str = "test") -> list[str]:
     leaking = [twin for twin in twins if test in twin.parts and len(twin.parts) > 1]
     if leaking:
         raise DataError(
-            f"{len(leaking):,} pictures of the {test} split stand in another split too, under another name; numbers "
-            "measured on them would be too good: take out one row of each",
+            f"{count(len(leaking), 'picture')} of the {test} split {verb(len(leaking), 'stands', 'stand')} in another "
+            f"split too, under another name; numbers measured on {verb(len(leaking), 'it', 'them')} would be too good: "
+            f"take out one row of {verb(len(leaking), 'it', 'each')}",
             reason="shared-images",
         )
     across = sum(len(twin.parts) > 1 for twin in twins)
     people = sum(twin.patients > 1 for twin in twins)
     opinions = sum(not twin.agree for twin in twins)
     return [
-        sentence
+        f"{count(number, 'picture')} {agree(number, sentence)}"
         for number, sentence in (
-            (across, f"{across:,} pictures stand in training and in validation under two names"),
-            (people, f"{people:,} pictures are said to be of two patients: one person may stand in two splits"),
-            (opinions, f"{opinions:,} pictures stand under two names with different labels"),
+            (across, "[stands|stand] in training and in validation under two names"),
+            (people, "[is|are] said to be of two patients: one person may stand in two splits"),
+            (opinions, "[stands|stand] under two names with different labels"),
         )
         if number
     ]

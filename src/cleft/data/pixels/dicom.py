@@ -57,6 +57,7 @@ from cleft.data.pixels.integrity import (
 )
 from cleft.data.pixels.syntaxes import decodable
 from cleft.errors import DataError
+from cleft.grammar import count, verb
 
 
 def decode_dicom(
@@ -153,7 +154,7 @@ def _check_colours(layout: Layout, name: Path | str) -> None:
     if layout.photometric in ("MONOCHROME1", "MONOCHROME2") and layout.samples == 1:
         return
     if layout.photometric not in _COLOURS or layout.samples != 3:
-        raise AttributeFault(f"PhotometricInterpretation does not fit {layout.samples} values per pixel")
+        raise AttributeFault(f"PhotometricInterpretation does not fit {count(layout.samples, 'value')} per pixel")
     if layout.allocated != 8:
         raise refusal("colour", name, f"colour of {layout.allocated} bits per channel; store it as gray")
 
@@ -184,7 +185,8 @@ def _check_encoding(parsed: Parsed, layout: Layout, frame: int, name: Path | str
     if layout.photometric == "YBR_FULL_422":
         size = size * 2 // 3
     if len(data) < size * layout.frames:
-        raise refusal("truncated", name, f"{len(data)} bytes of {size * layout.frames} are there; copy it again")
+        part = f"{count(len(data), 'byte')} of {size * layout.frames:,} {verb(len(data), 'is', 'are')}"
+        raise refusal("truncated", name, f"{part} there; copy it again")
     if len(data) >= size * (layout.frames + 1):
         raise refusal(
             "malformed", name, f"{len(data)} bytes of pixels, where NumberOfFrames says {size * layout.frames}"

@@ -20,6 +20,7 @@ from cleft.data.pixels.decoders import refusal
 from cleft.data.pixels.dicom_attributes import AttributeFault, Layout, numbers
 from cleft.data.pixels.dicom_grayscale import Grayscale, Window
 from cleft.data.pixels.images import stretch
+from cleft.grammar import count, verb
 
 _CLEARLY = 1.25
 """How much larger the sum of steps between neighbours is in a picture whose values wrap around."""
@@ -76,9 +77,10 @@ def align_bits(stored: NDArray[Any], layout: Layout, padding: tuple[int, int] | 
     overlays = layout.overlays >> shift
     if shift:
         if int(np.bitwise_or.reduce(patterns, axis=None)) & ((1 << shift) - 1) & ~layout.overlays:
+            bits = verb(shift, "bit is unused, and values use it", f"{shift} bits are unused, and values use them")
             raise AttributeFault(
-                f"HighBit is {layout.high} where BitsStored is {layout.stored}, so the lowest {shift} bits are unused, "
-                f"and values use them; if values are not left-aligned, correct HighBit to {layout.stored - 1}"
+                f"HighBit is {layout.high} where BitsStored is {layout.stored}, so the lowest "
+                f"{bits}; if values are not left-aligned, correct HighBit to {layout.stored - 1}"
             )
         stored = stored >> shift
         patterns = stored.view(unsigned)
@@ -311,7 +313,9 @@ def _look_up(
         first -= 65536
     entries = _entries(item, size, sequence, little)
     if len(entries) < size:
-        raise AttributeFault(f"LUTData in {sequence} holds {len(entries)} entries where LUTDescriptor says {size}")
+        raise AttributeFault(
+            f"LUTData in {sequence} holds {count(len(entries), 'entry', 'entries')} where LUTDescriptor says {size}"
+        )
     entries = entries[:size].astype(np.int32)
     places = np.clip(values - first, 0, size - 1).astype(np.intp)
     extremes = float(entries.min()), float(entries.max())

@@ -10,6 +10,7 @@ from pydicom import Dataset
 from pydicom.encaps import generate_fragments
 
 from cleft.data.pixels.dicom_attributes import AttributeFault
+from cleft.grammar import count
 
 _ITEM = 8
 """Bytes of an item's tag and length."""
@@ -55,8 +56,8 @@ def frame_stream(data: bytes, frame: int, frames: int, dataset: Dataset) -> byte
         if starts is not None:
             return b"".join(fragments[slice(*[*starts, None][frame : frame + 2])])
     raise AttributeFault(
-        f"NumberOfFrames is {frames}, PixelData has {len(fragments)} fragments, and no offset table says which belong "
-        "together"
+        f"NumberOfFrames is {frames}, PixelData has {count(len(fragments), 'fragment')}, and no offset table says "
+        "which belong together"
     )
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from pydicom import Dataset
 
 from cleft.data.pixels.dicom_attributes import AttributeFault, is_stated, items, number, numbers, text
+from cleft.grammar import count
 
 
 class Window(NamedTuple):
@@ -102,8 +103,8 @@ def _groups(dataset: Dataset, frame: int, frames: int) -> list[Dataset]:
         return shared
     if len(each) != frames and not _are_equal([_declared(item) for item in each]):
         raise AttributeFault(
-            f"PerFrameFunctionalGroupsSequence has {len(each)} items for {frames} frames, and they declare different "
-            "windows or rescaling"
+            f"PerFrameFunctionalGroupsSequence has {count(len(each), 'item')} for {count(frames, 'frame')}, and they "
+            "declare different windows or rescaling"
         )
     return [each[min(frame, len(each) - 1)], *shared]
 

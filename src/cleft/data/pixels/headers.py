@@ -22,6 +22,7 @@ from cleft.data.pixels.decoders import DEFAULT_LIMITS, ReadLimits, may_be_dicom,
 from cleft.data.pixels.opening import open_file
 from cleft.data.progress import progress_bar
 from cleft.errors import DataError
+from cleft.grammar import agree, count
 from cleft.identity import file_key
 
 if TYPE_CHECKING:
@@ -75,22 +76,32 @@ class Header(NamedTuple):
 
 
 ODDITIES: Mapping[str, str] = {
-    "untold": "say not how they are encoded, or lack DICOM's mark; concluded from their first bytes",
-    "age": "give an age that is none between 0 and 120; read as unknown",
-    "window": "declare only windows that are illegal; shown by the range of their values",
-    "windows": "declare windows or look-up tables some of which are illegal; these are passed over",
-    "rescale": "declare a rescale slope without an intercept, or the reverse; the missing one is read as 1 or 0",
-    "shape": "have a presentation LUT shape that contradicts their photometric interpretation; shown by the shape",
-    "padding": "have a pixel padding value that is no whole number; read as having none",
-    "samples": "lack SamplesPerPixel; read as 1, or as 3 for colours",
-    "planar": "lack PlanarConfiguration; read as 0",
-    "bits": "lack BitsStored; read from HighBit, or else as BitsAllocated",
-    "representation": "lack PixelRepresentation; read as unsigned, and refused where that could make a difference",
-    "left-aligned": "store their values in the upper bits, as HighBit says; shifted down",
-    "frames": "declare that they hold 0 pictures; read as one",
-    "aspect": "have pixels that are not square; not corrected",
+    "untold": (
+        "[says|say] not how [it is|they are] encoded, or [lacks|lack] DICOM's mark; "
+        "concluded from [its|their] first bytes"
+    ),
+    "age": "[gives|give] an age that is none between 0 and 120; read as unknown",
+    "window": "[declares|declare] only windows that are illegal; shown by the range of [its|their] values",
+    "windows": "[declares|declare] windows or look-up tables some of which are illegal; these are passed over",
+    "rescale": (
+        "[declares|declare] a rescale slope without an intercept, or the reverse; the missing one is read as 1 or 0"
+    ),
+    "shape": (
+        "[has|have] a presentation LUT shape that contradicts [its|their] photometric interpretation; "
+        "shown by the shape"
+    ),
+    "padding": "[has|have] a pixel padding value that is no whole number; read as having none",
+    "samples": "[lacks|lack] SamplesPerPixel; read as 1, or as 3 for colours",
+    "planar": "[lacks|lack] PlanarConfiguration; read as 0",
+    "bits": "[lacks|lack] BitsStored; read from HighBit, or else as BitsAllocated",
+    "representation": (
+        "[lacks|lack] PixelRepresentation; read as unsigned, and refused where that could make a difference"
+    ),
+    "left-aligned": "[stores|store] [its|their] values in the upper bits, as HighBit says; shifted down",
+    "frames": "[declares|declare] that [it holds|they hold] 0 pictures; read as one",
+    "aspect": "[has|have] pixels that are not square; not corrected",
 }
-"""Key to the sentence behind `N images`."""
+"""Key to the sentence behind `N images`, for `agree`."""
 
 
 def read_header(path: Path, limits: ReadLimits = DEFAULT_LIMITS) -> Header:
@@ -164,7 +175,7 @@ def oddity_notes(counts: Mapping[str, int]) -> list[str]:
     Args:
         counts: Key of `ODDITIES` to the number of images.
     """
-    return [f"{counts[key]:,} images {sentence}" for key, sentence in ODDITIES.items() if counts.get(key)]
+    return [_of_images(counts[key], sentence) for key, sentence in ODDITIES.items() if counts.get(key)]
 
 
 def header_notes(headers: Iterable[Header]) -> list[str]:
@@ -173,13 +184,20 @@ def header_notes(headers: Iterable[Header]) -> list[str]:
     counts = Counter(oddity for header in images for oddity in header.oddities)
     notes = oddity_notes(counts)
     for what, number in (
-        ("are raw (for processing), not meant to be looked at", sum(header.for_processing for header in images)),
-        ("say that annotations are burned into them", sum(header.burned_in is True for header in images)),
-        ("name a breast implant in their headers", sum(header.implant is True for header in images)),
+        ("[is|are] raw (for processing), not meant to be looked at", sum(header.for_processing for header in images)),
+        ("[says|say] that annotations are burned into [it|them]", sum(header.burned_in is True for header in images)),
+        (
+            "[names|name] a breast implant in [its header|their headers]",
+            sum(header.implant is True for header in images),
+        ),
     ):
         if number:
-            notes.append(f"{number:,} images {what}")
+            notes.append(_of_images(number, what))
     return notes
+
+
+def _of_images(number: int, sentence: str) -> str:
+    return f"{count(number, 'image')} {agree(number, sentence)}"
 
 
 _SEXES = {"M": "Male", "F": "Female"}

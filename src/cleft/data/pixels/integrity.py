@@ -19,6 +19,7 @@ from typing import NoReturn
 import simplejpeg
 
 from cleft.data.pixels.rejects import refusal
+from cleft.grammar import count, verb
 
 
 def check_jpeg_structure(data: bytes, name: Path | str) -> None:
@@ -115,7 +116,11 @@ def check_png_pixels(data: bytes, name: Path | str) -> None:
     if size > wanted:
         raise refusal("malformed", name, f"it holds more than the {wanted} bytes of pixels its header declares")
     if size < wanted or not inflate.eof:
-        raise refusal("truncated", name, f"{size} of {wanted} bytes of pixels are present; copy the file again")
+        raise refusal(
+            "truncated",
+            name,
+            f"{size} of {wanted} bytes of pixels {verb(size, 'is', 'are')} present; copy the file again",
+        )
 
 
 def check_jpeg2000_structure(stream: bytes, name: Path | str) -> None:
@@ -169,10 +174,11 @@ def check_rle_segments(stream: bytes, segments: int, size: int, name: Path | str
         DICOM PS3.5, annex G.
     """
     if len(stream) < 64:
-        raise refusal("truncated", name, f"its {len(stream)} bytes of RLE data end inside the header; copy it again")
-    count, *offsets = struct.unpack_from("<16I", stream)
+        found = f"its {count(len(stream), 'byte')} of RLE data {verb(len(stream), 'ends', 'end')}"
+        raise refusal("truncated", name, f"{found} inside the header; copy it again")
+    stated, *offsets = struct.unpack_from("<16I", stream)
     bounds = [*offsets[:segments], len(stream)]
-    if count != segments or bounds[0] != 64 or any(a >= b for a, b in pairwise(bounds)):
+    if stated != segments or bounds[0] != 64 or any(a >= b for a, b in pairwise(bounds)):
         raise refusal("malformed", name, f"the header of its RLE data lists no {segments} segments; copy it again")
     for number, (place, end) in enumerate(pairwise(bounds), 1):
         found = 0

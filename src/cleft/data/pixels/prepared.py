@@ -34,6 +34,7 @@ from cleft.data.pixels.shelf import Shelf, check_room, no_room
 from cleft.data.progress import progress_bar
 from cleft.errors import ConfigError, DataError, ResourceError
 from cleft.files import Output
+from cleft.grammar import agree, count, share, verb
 from cleft.privacy import is_hidden
 from cleft.types import Record
 
@@ -153,7 +154,8 @@ def prepare_images(
             if alone:
                 shelf.prune()
     if rebuilt:
-        log.warning("%s: %d damaged parts were thrown away and made anew; have the disk checked", home, rebuilt)
+        parts, were = count(rebuilt, "damaged part"), verb(rebuilt, "was", "were")
+        log.warning("%s: %s %s thrown away and made anew; have the disk checked", home, parts, were)
     bad |= _refused(shelf, contents)
     judge()
     if rejects:
@@ -189,7 +191,8 @@ def find_images(
         differs = [] if shelf.parts else nearest_differences(home, images)
         made = f"; the nearest cache is of other settings: {', '.join(map(str, differs))}" if differs else ""
         raise DataError(
-            f"{home}: {len(absent):,} of {len(records):,} images are not prepared as they are now, the first is "
+            f"{home}: {share(len(absent), len(records), 'image')} "
+            f"{verb(len(absent), 'is not prepared as it is', 'are not prepared as they are')} now, the first is "
             f"{absent[0]}, and data.prepare=ahead decodes none here{made}; run {prepare_command(data, images)}",
             reason="unprepared",
         )
@@ -254,7 +257,13 @@ def _reasons(records: Iterable[Record], bad: Rejects) -> dict[str, str]:
 def _announce(home: Path, config: ImagesConfig, todo: int, known: int, jobs: int) -> None:
     """Says why images are decoded that somebody may think were decoded before, and how it would go faster."""
     if known:
-        log.info("%s images are prepared already; %s are new, changed or moved", f"{known:,}", f"{todo:,}")
+        log.info(
+            "%s %s prepared already; %s %s new, changed or moved",
+            count(known, "image"),
+            verb(known, "is", "are"),
+            f"{todo:,}",
+            verb(todo, "is", "are"),
+        )
     elif not list(home.glob("part-*.json")) and (differs := nearest_differences(home, config)):
         log.info("images are prepared beside this with %s: decoding again", "; ".join(map(str, differs)))
     if jobs == 0 and todo > PART_ROWS:
@@ -294,9 +303,13 @@ def _recognise(shelf: Shelf, paths: Sequence[Path], *, progress: bool) -> dict[P
             advance()
     if found:
         log.info(
-            "%s images were moved, copied or touched since they were prepared and were found by their content; "
-            "cleft data prepare records where they are, so that they are not read again",
-            f"{len(found):,}",
+            "%s %s; cleft data prepare records where they are, so that they are not read again",
+            count(len(found), "image"),
+            agree(
+                len(found),
+                "[was|were] moved, copied or touched since [it was|they were] prepared and [was|were] found by "
+                "[its|their] content",
+            ),
         )
     return found
 

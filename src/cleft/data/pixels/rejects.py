@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cleft.errors import DataError
 from cleft.files import Output, csv_text
+from cleft.grammar import count
 
 _EXAMPLES = 3
 """Files named per reason."""
@@ -33,7 +34,7 @@ def check_rejects(bad: Mapping[Path, tuple[str, str]], images: int, max_bad: flo
     """
     if len(bad) <= max_bad * images:
         return
-    lines = [f"at least {len(bad)} of {images} images cannot be used; data.max_bad={max_bad:g} is the limit"]
+    lines = [f"at least {len(bad)} of {count(images, 'image')} cannot be used; data.max_bad={max_bad:g} is the limit"]
     lines += reject_lines(bad.values())
     lines.append("mend these files, take out their rows, or raise data.max_bad")
     raise DataError("\n".join(lines), reason=_ranked(bad.values())[0][0])

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from cleft.data.pixels.headers import Header
+from cleft.grammar import count, verb
 
 
 class SyntaxCount(NamedTuple):
@@ -35,7 +36,8 @@ def syntax_census(headers: Iterable[Header]) -> list[SyntaxCount]:
 def check_syntaxes(headers: Iterable[Header]) -> list[str]:
     """Returns one sentence for each encoding that cannot be decoded here, with the remedy; empty if all can."""
     return [
-        f"{row.images:,} images are encoded as {row.name}, which cannot be decoded here; {row.remedy}"
+        f"{count(row.images, 'image')} {verb(row.images, 'is', 'are')} encoded as {row.name}, which cannot be decoded "
+        f"here; {row.remedy}"
         for row in syntax_census(headers)
         if not row.readable
     ]

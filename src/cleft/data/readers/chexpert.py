@@ -28,6 +28,7 @@ from cleft.data.tables.files import are_files
 from cleft.data.tables.rows import Rows
 from cleft.data.tables.scan import Scan, find_table, make_scan, oddities, require_root
 from cleft.errors import DataError
+from cleft.grammar import count
 from cleft.types import Reading
 
 FINDINGS = (
@@ -158,8 +159,8 @@ def _census(name: str, rows: Rows, paths: Paths, *, drawn: bool) -> list[str]:
     parts = Counter(rows.ids[row].partition("/")[0] for row in paths.usable.tolist())
     published = "; ".join(f"published for {part}: {_PUBLISHED[part]}" for part in parts)
     beside = "drawn phantoms" if drawn else published
-    notes = [f"{name} holds {len(paths.usable):,} images of {len(patients):,} patients ({beside})"]
+    notes = [f"{name} holds {count(len(paths.usable), 'image')} of {count(len(patients), 'patient')} ({beside})"]
     if len(paths.prefixes) > 1:
-        prefixes = ", ".join(f"{prefix or 'none'} ({count:,})" for prefix, count in paths.prefixes.most_common())
+        prefixes = ", ".join(f"{prefix or 'none'} ({number:,})" for prefix, number in paths.prefixes.most_common())
         notes.append(f"{name} mixes release prefixes: {prefixes}; they were dropped")
     return notes

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cleft.errors import DataError
+from cleft.grammar import count
 
 _RELEASES = ("CheXpert-v1.0-small", "CheXpert-v1.0")
 _BATCHES = "CheXpert-v1.0 batch *"
@@ -52,8 +53,8 @@ def locate_images(root: Path, table: Path, ids: Sequence[str]) -> list[str]:
         tried = [f"{folder}/{probes[0]}" for folder in folders]
         tried += [f"{batch}/{probes[0].partition('/')[2]}" for batch in batches]
         raise DataError(
-            f"none of {len(probes)} images probed from {table.name} is on disk; looked for {', '.join(tried)}; "
-            "set data.root to the folder that holds train/, or to the one above it",
+            f"none of {count(len(probes), 'image')} probed from {table.name} is on disk; looked for "
+            f"{', '.join(tried)}; set data.root to the folder that holds train/, or to the one above it",
             reason="missing",
         )
     return [_in_batch(name, batch_of, home) for name in ids]

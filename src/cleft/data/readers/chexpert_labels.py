@@ -19,6 +19,7 @@ from cleft.data.readers.chexpert_paths import read_paths
 from cleft.data.tables.cells import BLANK, read_codes
 from cleft.data.tables.columns import scan_table
 from cleft.data.tables.faults import Fault, missing_columns, refuse
+from cleft.grammar import count, verb
 
 LABEL_TABLES = {"chexbert": "train_cheXbert.csv", "visualchexbert": "train_visualCheXbert.csv"}
 """Value of `data.labels` to the name of its table."""
@@ -88,10 +89,15 @@ def _notes(name: str, source: str, ids: Sequence[str], rows: dict[str, int], cod
     without, unlisted = len(listed - rows.keys()), len(rows.keys() - listed)
     notes = [f"labels are those of {name}, matched by path; what the image list says of findings is not read"]
     if without:
-        notes.append(f"{without:,} images of the image list are not in {name}; they have no label and are left out")
+        them = verb(without, "it has no label and is", "they have no label and are")
+        notes.append(
+            f"{count(without, 'image')} of the image list {verb(without, 'is', 'are')} not in {name}; {them} left out"
+        )
     if unlisted:
-        notes.append(f"{unlisted:,} images of {name} are not in the image list and are not used")
+        are = verb(unlisted, "is", "are")
+        notes.append(f"{count(unlisted, 'image')} of {name} {are} not in the image list and {are} not used")
     odd = int(((codes != 0) & (codes != 1)).any(axis=1).sum())
     if source == _BINARY and odd:
-        notes.append(f"{odd:,} rows of {name} hold -1 or nothing, where 0 and 1 alone were expected")
+        rows_hold = f"{count(odd, 'row')} of {name} {verb(odd, 'holds', 'hold')}"
+        notes.append(f"{rows_hold} -1 or nothing, where 0 and 1 alone were expected")
     return notes

@@ -6,7 +6,7 @@ Shapes: `M` files, `K` findings, `E` exams that have findings.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -34,6 +34,7 @@ from cleft.data.readers.embed_join import (
 from cleft.data.readers.embed_tables import Named, told_of, whole_ids
 from cleft.data.tables.cells import read_ages, read_sexes, read_texts
 from cleft.data.tables.faults import Fault
+from cleft.grammar import agree, count, verb
 
 _SIDES = {"L": LEFT, "R": RIGHT, "B": BOTH, "": BOTH}
 _KINDS = ("bilat", "screen", "diag")
@@ -100,7 +101,10 @@ def match_keys(metadata: Named, clinical: Named) -> Keys:
             ids, spoilt, mended = whole_ids(column)
             empty = [i for i, text in enumerate(ids) if not text]
             if mended:
-                notes.append(f"{path.name} writes {mended:,} ids in {name} with .0 behind them; it was dropped")
+                them = verb(mended, "it", "them")
+                notes.append(
+                    f"{path.name} writes {count(mended, 'id')} in {name} with .0 behind {them}; it was dropped"
+                )
             wrong: list[Fault] = []
             if spoilt:
                 what = f"{name} holds {column.values[spoilt[0]].strip()!r}: it was saved as a number and lost digits"
@@ -152,7 +156,9 @@ def read_exams(metadata: Named, clinical: Named, keys: Keys, rule: Rule) -> Exam
         for name in ("race", "ethnicity")
     )
     odd = {
-        "a side other than L, R, B and blank; they speak for no breast": sum(text not in _SIDES for text in sides),
+        "a side other than L, R, B and blank; [it speaks|they speak] for no breast": sum(
+            text not in _SIDES for text in sides
+        ),
         "an assessment that is not in the code book": sum(
             text not in LETTERS and text not in NO_ASSESSMENT for text in letters
         ),
@@ -162,8 +168,7 @@ def read_exams(metadata: Named, clinical: Named, keys: Keys, rule: Rule) -> Exam
         "an age outside 0 to 120; it counts as unknown": odd_ages,
         "a sex other than Male or Female; it counts as unknown": odd_sexes,
     }
-    notes = [f"{number:,} findings have {what}" for what, number in odd.items() if number]
-    notes += [f"{several:,} exams have rows of several densities: the commonest counts"] * bool(several)
+    notes = _oddities(odd, several)
 
     def first(values: Sequence[Value | None]) -> list[Value | None]:
         filled = np.array([value is not None for value in values], dtype=bool)
@@ -180,6 +185,18 @@ def read_exams(metadata: Named, clinical: Named, keys: Keys, rule: Rule) -> Exam
         signs=[[(text or "").upper() for text in read_texts(columns.get(name), rows)] for name in _SIGNS],
         notes=notes,
     )
+
+
+def _oddities(odd: Mapping[str, int], several: int) -> list[str]:
+    notes = [
+        f"{count(number, 'finding')} {verb(number, 'has', 'have')} {agree(number, what)}"
+        for what, number in odd.items()
+        if number
+    ]
+    if several:
+        has = verb(several, "has", "have")
+        notes.append(f"{count(several, 'exam')} {has} rows of several densities: the commonest counts")
+    return notes
 
 
 def _kinds(metadata: Named, clinical: Named, keys: Keys, count: int) -> tuple[Flags, Flags]:

@@ -12,6 +12,7 @@ from cleft.data.readers.embed_files import Files
 from cleft.data.readers.embed_images import Images
 from cleft.data.readers.embed_join import NONE, Rule
 from cleft.data.readers.embed_tables import Named
+from cleft.grammar import agree, count, verb
 
 
 def census(
@@ -31,30 +32,36 @@ def census(
     first, second = metadata.table.path.name, clinical.table.path.name
     patients, visits = (len(np.unique(known[known >= 0])) for known in (keys.patient, keys.accession))
     yield (
-        f"{first} holds {len(metadata.table):,} files of {patients:,} patients and {visits:,} exams, {second} "
-        f"{len(clinical.table):,} findings ({'drawn phantoms' if drawn else published})"
+        f"{first} holds {count(len(metadata.table), 'file')} of {count(patients, 'patient')} and "
+        f"{count(visits, 'exam')}, {second} {count(len(clinical.table), 'finding')} "
+        f"({'drawn phantoms' if drawn else published})"
     )
     both = int(((images.birads != NONE) & (images.density > 0)).sum())
+    unassessed, no_density = int((images.birads == NONE).sum()), int((images.density == 0).sum())
     yield (
-        f"{len(images.kept):,} 2D images with a label, {both:,} of them with assessment and density{paper}; "
-        f"{int((images.birads == NONE).sum()):,} have no assessment, {int((images.density == 0).sum()):,} no density"
+        f"{count(len(images.kept), '2D image')} with a label, {both:,} with assessment and density{paper}; "
+        f"{unassessed:,} {verb(unassessed, 'has', 'have')} no assessment, {no_density:,} no density"
     )
     yield from _rules(images, exams, rule)
     yield from _views(files, images)
     if keys.strayed:
-        yield f"{keys.strayed:,} files name an exam that {second} gives to another patient; they have no exam"
+        names, has = verb(keys.strayed, "names", "name"), verb(keys.strayed, "it has", "they have")
+        files_name = f"{count(keys.strayed, 'file')} {names}"
+        yield f"{files_name} an exam that {second} gives to another patient; {has} no exam"
 
 
 def _rules(images: Images, exams: Exams, rule: Rule) -> Iterator[str]:
     implied = int((images.finding == NONE).sum())
     if implied:
         yield (
-            f"implied-negative: {implied:,} images have BI-RADS 1 because their exam is bilateral and its findings "
-            f"name the other breast alone ({int(exams.breasts.implied.sum()):,} breasts)"
+            f"implied-negative: {count(implied, 'image')} {verb(implied, 'has', 'have')} BI-RADS 1 because "
+            f"{verb(implied, 'its', 'their')} exam is bilateral and its findings name the other breast alone "
+            f"({count(int(exams.breasts.implied.sum()), 'breast')})"
         )
     several = int(images.several.sum())
     if several:
-        yield f"{several:,} images have several findings of their breast; data.reduce={rule} chose one"
+        has, their = verb(several, "has", "have"), verb(several, "its", "their")
+        yield f"{count(several, 'image')} {has} several findings of {their} breast; data.reduce={rule} chose one"
 
 
 def _views(files: Files, images: Images) -> Iterator[str]:
@@ -63,10 +70,11 @@ def _views(files: Files, images: Images) -> Iterator[str]:
         files.views[m] for m in images.kept.tolist() if files.views[m] and files.views[m] not in ("CC", "MLO")
     )
     if magnified or special:
-        told = ", ".join(f"{view} {count:,}" for view, count in special.most_common())
+        told = ", ".join(f"{view} {number:,}" for view, number in special.most_common())
         yield (
-            f"kept though special: {magnified:,} compressed or magnified views{f', and {told}' if told else ''}; "
-            f"data.views=CC,MLO keeps neither"
+            f"kept though special: {count(magnified, 'compressed or magnified view')}"
+            f"{f', and {told}' if told else ''}; data.views=CC,MLO keeps neither"
         )
     if implants:
-        yield f"{implants:,} images show an implant; they are kept"
+        show = agree(implants, "[shows|show] an implant; [it is|they are] kept")
+        yield f"{count(implants, 'image')} {show}"

@@ -12,6 +12,7 @@ from cleft.data.tables.columns import Table, scan_table
 from cleft.data.tables.faults import Fault, missing_columns, refuse
 from cleft.data.tables.ids import whole_id
 from cleft.errors import DataError
+from cleft.grammar import count
 
 REPORTS, PROJECTIONS = "indiana_reports.csv", "indiana_projections.csv"
 
@@ -99,7 +100,7 @@ def read_table_reports(path: Path, wanted: Sequence[str]) -> TableReports:
             faults.append(Fault(reason, f"{path.name}: {what}", remedy, table.lines[rows].tolist()))
     if not reports.keys() & set(wanted):
         raise DataError(
-            f"{path} holds {len(reports):,} reports, none of which belongs to an image of {PROJECTIONS}; "
+            f"{path} holds {count(len(reports), 'report')}, none of which belongs to an image of {PROJECTIONS}; "
             f"do both tables come from one download?",
             reason="reports",
         )

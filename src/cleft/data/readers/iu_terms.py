@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from cleft.data.readers.chexpert import FINDINGS as CHEXPERT
 from cleft.data.tables.cells import BLANK
+from cleft.grammar import agree, count, verb
 
 FINDINGS = (*CHEXPERT, "Emphysema", "Fibrosis", "Granuloma", "Hernia")
 """CheXpert's fourteen, and four that reports of Open-i often have."""
@@ -87,7 +88,12 @@ def code_terms(terms: Sequence[Sequence[str]]) -> tuple[NDArray[np.int8], list[s
             elif term.casefold() != NORMAL:
                 other[term.partition("/")[0].strip()] += 1
         codes[row, place["No Finding"]] = int(all(term.casefold() == NORMAL for term in told))
-    notes = [f"{silent:,} reports are not indexed; their findings are unknown"] if silent else []
+    notes: list[str] = []
+    if silent:
+        unread = agree(silent, "[is|are] not indexed; [its|their] findings are unknown")
+        notes.append(f"{count(silent, 'report')} {unread}")
     if other:
-        notes.append(f"{len(other):,} index terms state none of the findings here ({other.total():,} times)")
+        state = verb(len(other), "states", "state")
+        times = count(other.total(), "time")
+        notes.append(f"{count(len(other), 'index term')} {state} none of the findings here ({times})")
     return codes, notes

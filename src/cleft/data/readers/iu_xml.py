@@ -11,6 +11,7 @@ from xml.parsers import expat
 
 from cleft.data.sections import join_blanks
 from cleft.data.tables.faults import Fault
+from cleft.grammar import agree, count
 
 MAX_BYTES = 1 << 20
 """Largest XML file. Those of Open-i have a few KiB."""
@@ -74,8 +75,9 @@ def read_xml_reports(paths: Sequence[Path]) -> Reports:
         except _Refused as error:
             wrong.setdefault(str(error), []).append(path.name)
     faults = [
-        Fault("reports", f"{len(names):,} files {what}, such as {', '.join(names[:_SHOWN])}", _REMEDY)
+        Fault("reports", f"{count(len(names), 'file')} {agree(len(names), what)}, such as {examples}", _REMEDY)
         for what, names in wrong.items()
+        for examples in (", ".join(names[:_SHOWN]),)
     ]
     return Reports(reports, faults, digest.hexdigest())
 
@@ -84,14 +86,14 @@ _REMEDY = "unpack NLMCXR_reports.tgz again, or take these files out"
 
 
 class _Refused(Exception):
-    """Why a file is not read; never with its content, which may name patients."""
+    """Why a file is not read, for `agree`; never with its content, which may name patients."""
 
 
 def _parse(path: Path, raw: bytes) -> Report:
     if len(raw) > MAX_BYTES:
-        raise _Refused(f"are larger than {MAX_BYTES >> 10} KiB")
+        raise _Refused(f"[is|are] larger than {MAX_BYTES >> 10} KiB")
     if not raw.strip():
-        raise _Refused("are empty")
+        raise _Refused("[is|are] empty")
     outline = _Outline()
     parser = expat.ParserCreate()
     parser.buffer_text = True
@@ -102,16 +104,16 @@ def _parse(path: Path, raw: bytes) -> Report:
     try:
         parser.Parse(raw, True)
     except expat.ExpatError as error:
-        raise _Refused("are damaged XML") from error
+        raise _Refused("[is|are] damaged XML") from error
     if outline.root != "eCitation":
-        raise _Refused("are no reports of Open-i (their outermost element is not eCitation)")
+        raise _Refused("[is no report|are no reports] of Open-i ([its|their] outermost element is not eCitation)")
     number = _FILE.fullmatch(path.name)
     assert number is not None
     return Report(str(int(number[1])), outline.sections, tuple(outline.terms), tuple(outline.images))
 
 
 def _refuse_entity(*_: Any) -> None:
-    raise _Refused("declare XML entities, which no report needs and which could fill the memory")
+    raise _Refused("[declares|declare] XML entities, which no report needs and which could fill the memory")
 
 
 class _Outline:
@@ -130,7 +132,7 @@ class _Outline:
         if tag == "parentImage":
             name = image_name(attributes.get("id", ""))
             if name is None:
-                raise _Refused("name an image in a way that is no file name")
+                raise _Refused("[names|name] an image in a way that is no file name")
             if name not in self.images:
                 self.images.append(name)
         elif tag in ("AbstractText", "major"):

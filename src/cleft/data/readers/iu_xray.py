@@ -30,6 +30,7 @@ from cleft.data.tables.files import is_junk
 from cleft.data.tables.rows import Rows
 from cleft.data.tables.scan import Scan, make_scan, require_root
 from cleft.errors import ConfigError, DataError
+from cleft.grammar import count, verb
 from cleft.types import Reading
 
 VIEWS = ("AP", "PA")
@@ -185,16 +186,18 @@ def _from_xml(paths: Sequence[Path], projections: Projections | None) -> _Images
     twice = [name for name, times in Counter(names).items() if times > 1]
     faults = list(read.faults)
     if twice:
-        what = f"{len(twice):,} images stand in two reports, such as {', '.join(twice[:_SHOWN])}"
+        images = f"{count(len(twice), 'image')} {verb(len(twice), 'stands', 'stand')}"
+        what = f"{images} in two reports, such as {', '.join(twice[:_SHOWN])}"
         faults.append(Fault("duplicate", what, "keep the report that is right"))
         # Which report they belong to is not known.
         numbers = ["" if name in set(twice) else number for name, number in pairs]
     without = sum(not report.images for report in read.reports)
     notes = [
-        f"{paths[0].parent.name} holds {len(read.reports):,} reports with {len(set(names)):,} images ({_PUBLISHED})"
+        f"{paths[0].parent.name} holds {count(len(read.reports), 'report')} with {count(len(set(names)), 'image')} "
+        f"({_PUBLISHED})"
     ]
     if without:
-        notes.append(f"{without:,} reports name no image")
+        notes.append(f"{count(without, 'report')} {verb(without, 'names', 'name')} no image")
     views: dict[str, str | None] = {}
     if projections is not None:
         views = dict(zip(projections.names, projections.views, strict=True))
@@ -208,10 +211,11 @@ def _from_xml(paths: Sequence[Path], projections: Projections | None) -> _Images
 def _from_tables(path: Path, projections: Projections) -> _Images:
     read = read_table_reports(path, projections.numbers)
     strangers = sum(bool(number) and number not in read.by_number for number in projections.numbers)
-    counts = f"{len(read.by_number):,} reports and {len(set(projections.names)):,} images"
+    counts = f"{count(len(read.by_number), 'report')} and {count(len(set(projections.names)), 'image')}"
     notes = [f"{path.name} and {projections.table.path.name} hold {counts} ({_PUBLISHED})"]
     if strangers:
-        notes.append(f"{strangers:,} images belong to a report that is not in {path.name}")
+        belong = verb(strangers, "belongs", "belong")
+        notes.append(f"{count(strangers, 'image')} {belong} to a report that is not in {path.name}")
     faults = [*projections.faults, *read.faults]
     return _Images(
         projections.table,
@@ -246,7 +250,7 @@ def _locate(root: Path, folders: Sequence[Path], names: Sequence[str]) -> dict[s
     if wanted and not found:
         looked = ", ".join(str(folder) for folder in folders[:4])
         raise DataError(
-            f"none of {len(wanted):,} images is on disk; looked for {names[0]}.png and .dcm in {looked}; "
+            f"none of {count(len(wanted), 'image')} is on disk; looked for {names[0]}.png and .dcm in {looked}; "
             "set data.root to the folder that holds images and reports",
             reason="missing",
         )

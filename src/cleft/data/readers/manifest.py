@@ -37,6 +37,7 @@ from cleft.data.tables.rows import Rows
 from cleft.data.tables.scan import Scan, find_table, make_scan, oddities, require_root
 from cleft.data.tables.spelling import respell
 from cleft.files import Output
+from cleft.grammar import agree, count, verb
 from cleft.types import Reading
 
 TABLE = "manifest.csv"
@@ -238,8 +239,11 @@ def _spelling_note(table: Table, ids: Sequence[str], spelled: Mapping[str, str])
     if not lines:
         return []
     return [
-        f"{len(spelled):,} images have another spelling on disk, in letter case or in how accents are composed "
-        f"({told_lines(lines)}); they were found, but spell them as the disk does and the table works anywhere"
+        f"{count(len(spelled), 'image')} {verb(len(spelled), 'has', 'have')} another spelling on disk, in letter case "
+        f"or in how accents are composed ({told_lines(lines)}); "
+        + agree(
+            len(spelled), "[it was|they were] found, but spell [it|them] as the disk does and the table works anywhere"
+        )
     ]
 
 
@@ -267,8 +271,10 @@ def _read_patients(table: Table, column: Column | None, ids: list[str]) -> tuple
         faults.append(Fault("patient", "column 'patient' is empty", remedy, table.lines[blank].tolist()))
     if rounded:
         faults.append(rounded_fault("patient", patients[rounded[0]], table.lines[rounded].tolist()))
-    notes = [f"{mended:,} ids of patients are written with .0 behind them; it was dropped"] if mended else []
-    return patients, faults, notes
+    if not mended:
+        return patients, faults, []
+    ids_are = f"{mended:,} {agree(mended, '[id of a patient is|ids of patients are] written with .0 behind [it|them]')}"
+    return patients, faults, [f"{ids_are}; it was dropped"]
 
 
 def _read_reports(named: Mapping[str, Column], rows: int, choice: Choice) -> list[str | None] | None:
@@ -308,13 +314,14 @@ def _split_note(splits: Sequence[str | None] | None) -> list[str]:
         return []
     counts = Counter(splits)
     told = ", ".join(f"{part} {counts[part]:,}" for part in ("train", "val", "test"))
-    rest = f"; {counts[None]:,} rows name none and would stay out" if counts[None] else ""
+    none = counts[None]
+    rest = f"; {count(none, 'row')} {verb(none, 'names', 'name')} none and would stay out" if none else ""
     return [f"column 'split' names {told}; data.split=given follows it{rest}"]
 
 
 def _notes(table: Table, named: Mapping[str, Column], left: Sequence[str]) -> list[str]:
     ignored = [name for name in table.columns if name.startswith("_")]
-    notes = [f"{table.path.name} holds {len(table):,} rows"]
+    notes = [f"{table.path.name} holds {count(len(table), 'row')}"]
     notes += [_NO_PATIENT] * ("patient" not in named)
     for meaning, column in named.items():
         name = next(name for name, other in table.columns.items() if other is column)

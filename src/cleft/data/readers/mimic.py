@@ -26,6 +26,7 @@ from cleft.data.tables.files import are_files, is_junk
 from cleft.data.tables.rows import Rows
 from cleft.data.tables.scan import Scan, find_table, make_scan, require_root
 from cleft.errors import DataError
+from cleft.grammar import count, share, verb
 from cleft.types import Reading
 
 VIEWS = ("AP", "PA")
@@ -150,8 +151,9 @@ def _locate(homes: Sequence[Path], images: Images, usable: NDArray[np.int64], *,
     if check_files and len(usable):
         looked = ", ".join(str(folder) for folder in tried[:4])
         raise DataError(
-            f"none of {len(probes)} images probed is on disk; looked for {below[probes[0]]}{_ENDINGS[0]} in {looked}; "
-            "set data.root to the folder that holds files/p10 to files/p19",
+            f"none of {count(len(probes), 'image')} probed is on disk; looked for "
+            f"{below[probes[0]]}{_ENDINGS[0]} in {looked}; set data.root to the folder that holds files/p10 "
+            "to files/p19",
             reason="missing",
         )
     return [f"{tried[0]}/{path}{_ENDINGS[0]}" if path else f"{tried[0]}/" for path in below]
@@ -175,8 +177,8 @@ def _views(images: Images, files: Sequence[str], headers: Mapping[str, Header]) 
 
 
 def _census(table: Table, images: Images) -> str:
-    counts = f"{len(set(images.names)):,} images of {len(set(images.studies)):,} studies"
-    return f"{table.path.name} holds {counts} of {len(set(images.subjects)):,} patients ({_PUBLISHED})"
+    counts = f"{count(len(set(images.names)), 'image')} of {count(len(set(images.studies)), 'study', 'studies')}"
+    return f"{table.path.name} holds {counts} of {count(len(set(images.subjects)), 'patient')} ({_PUBLISHED})"
 
 
 def _report_notes(reports: Reports, studies: Mapping[str, str]) -> list[str]:
@@ -184,7 +186,9 @@ def _report_notes(reports: Reports, studies: Mapping[str, str]) -> list[str]:
     without = sum(text is None for text in reports.texts.values())
     notes = list(reports.notes)
     if absent:
-        notes.append(f"{absent:,} of {len(studies):,} studies have no report")
+        lacking = share(absent, len(studies), "study", "studies")
+        notes.append(f"{lacking} {verb(absent, 'has', 'have')} no report")
     if without:
-        notes.append(f"{without:,} reports do not have the sections that data.report chooses")
+        do = verb(without, "does", "do")
+        notes.append(f"{count(without, 'report')} {do} not have the sections that data.report chooses")
     return notes

@@ -19,6 +19,7 @@ from cleft.data.sections import (
 from cleft.data.tables.columns import MAX_CELL_BYTES, scan_table
 from cleft.data.tables.faults import Fault, missing_columns, refuse
 from cleft.errors import ConfigError, DataError
+from cleft.grammar import agree, count, verb
 
 SECTIONED = tuple(f"mimic_cxr_sectioned.csv{end}" for end in ("", ".gz", ".zip"))
 ARCHIVE = "mimic-cxr-reports.zip"
@@ -115,9 +116,11 @@ def _read_files(home: Path, studies: Mapping[str, str], choice: Choice) -> Repor
     faults: list[Fault] = []
     if large:
         named = ", ".join(f"s{study}.txt" for study in large[:_SHOWN])
-        what = f"{len(large):,} reports are larger than {MAX_CELL_BYTES >> 10} KiB, such as {named}"
-        faults.append(Fault("reports", what, "these are no reports of MIMIC-CXR; copy them again"))
-    return Reports(texts, faults, [f"reports from {len(texts):,} text files"], {"reports": digest.hexdigest()})
+        reports_are = f"{count(len(large), 'report')} {verb(len(large), 'is', 'are')}"
+        what = f"{reports_are} larger than {MAX_CELL_BYTES >> 10} KiB, such as {named}"
+        remedy = "[this is no report|these are no reports] of MIMIC-CXR; copy [it|them] again"
+        faults.append(Fault("reports", what, agree(len(large), remedy)))
+    return Reports(texts, faults, [f"reports from {count(len(texts), 'text file')}"], {"reports": digest.hexdigest()})
 
 
 def _decode(raw: bytes) -> str:
@@ -149,15 +152,16 @@ def _read_sectioned(path: Path, studies: Mapping[str, str], choice: Choice) -> R
     known = {study: row for study, row in first.items() if study in studies}
     if not known:
         raise DataError(
-            f"{path} names {len(first):,} studies, none of which is among the {len(studies):,} of the images; "
-            "is it of another release or dataset?",
+            f"{path} names {count(len(first), 'study', 'studies')}, none of which is among the {len(studies):,} of the "
+            "images; is it of another release or dataset?",
             reason="reports",
         )
     texts = {
         study: choose_sections(_last({name: texts[row] for name, texts in columns.items()}), choice)
         for study, row in known.items()
     }
-    notes = [f"reports from {path.name}: {len(first):,} studies", *_strangers(path, len(first) - len(known))]
+    studies_named = count(len(first), "study", "studies")
+    notes = [f"reports from {path.name}: {studies_named}", *_strangers(path, len(first) - len(known))]
     if LAST_PARAGRAPH not in columns:
         notes.append(f"{path.name} has no column 'last_paragraph'; reports without headings stay empty")
     return Reports(texts, faults, notes, {path.name: table.sha256})
@@ -168,6 +172,6 @@ def _last(sections: Mapping[str, str]) -> Mapping[str, str]:
     return {**sections, LAST_PARAGRAPH: sections.get(LAST_PARAGRAPH) or sections.get(COMPARISON, "")}
 
 
-def _strangers(path: Path, count: int) -> Iterator[str]:
-    if count:
-        yield f"{count:,} studies of {path.name} have no image here"
+def _strangers(path: Path, number: int) -> Iterator[str]:
+    if number:
+        yield f"{count(number, 'study', 'studies')} of {path.name} {verb(number, 'has', 'have')} no image here"

@@ -19,6 +19,7 @@ from cleft.data.tables.columns import Table, scan_table
 from cleft.data.tables.faults import Fault, missing_columns, refuse
 from cleft.data.tables.files import is_junk
 from cleft.data.tables.ids import whole_id
+from cleft.grammar import agree, count, verb
 
 SUBJECT, STUDY, DICOM = "subject_id", "study_id", "dicom_id"
 
@@ -166,8 +167,8 @@ def read_parts(path: Path | None, names: Sequence[str]) -> Parts:
     notes = ["official split: " + ", ".join(f"{part} {counts[part]:,}" for part in ("train", "val", "test"))]
     if counts[None]:
         notes.append(
-            f"{counts[None]:,} images are not in {path.name}; under data.split=given they stay out. "
-            "Is it of the same release?"
+            f"{count(counts[None], 'image')} {verb(counts[None], 'is', 'are')} not in {path.name}; under "
+            f"data.split=given {verb(counts[None], 'it stays', 'they stay')} out. Is it of the same release?"
         )
     return Parts(values, faults, notes, {path.name: table.sha256})
 
@@ -203,10 +204,11 @@ def read_labels(path: Path | None, images: Images) -> Labels:
     rows = np.array([place.get(key, -1) for key in zip(images.subjects, images.studies, strict=True)], dtype=np.int64)
     codes[rows >= 0] = told[rows[rows >= 0]]
     unlabelled = len({images.studies[row] for row in np.flatnonzero(rows < 0).tolist()})
-    notes = [f"{path.name} labels {len(place):,} studies (published: 227,827)"]
+    notes = [f"{path.name} labels {count(len(place), 'study', 'studies')} (published: 227,827)"]
     if unlabelled == len(set(images.studies)):
         what = f"none of the studies is in {path.name}"
         faults.append(Fault("labels", what, "copy both tables from one release"))
     elif unlabelled:
-        notes.append(f"{unlabelled:,} studies have no labels there; their findings are unknown")
+        lack = agree(unlabelled, "[has|have] no labels there; [its|their] findings are unknown")
+        notes.append(f"{count(unlabelled, 'study', 'studies')} {lack}")
     return Labels(codes, faults, notes, {path.name: table.sha256})

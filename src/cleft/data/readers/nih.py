@@ -25,6 +25,7 @@ from cleft.data.tables.ids import whole_id
 from cleft.data.tables.people import person
 from cleft.data.tables.rows import Rows
 from cleft.data.tables.scan import Scan, find_table, make_scan, oddities, require_root
+from cleft.grammar import count
 from cleft.types import Reading
 
 TABLES = tuple(
@@ -211,7 +212,7 @@ def _census(table: Table, ids: Sequence[str], patients: Sequence[str], sound: ND
     """Counts beside the published ones, and which edition of the labels this is."""
     people = {patient for patient in patients if patient}
     name = table.path.name
-    notes = [f"{name} holds {len(set(ids)):,} images of {len(people):,} patients ({_PUBLISHED})"]
+    notes = [f"{name} holds {count(len(set(ids)), 'image')} of {count(len(people), 'patient')} ({_PUBLISHED})"]
     units = _have_units(table.columns[_AGES].values)
     edition = "2017, whose ages carry a unit" if units else "v2020" if "v2020" in name else "unknown by its name"
     return [*notes, f"edition of the labels: {edition}"]

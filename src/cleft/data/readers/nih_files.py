@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from cleft.data.tables.faults import Fault
 from cleft.errors import DataError
+from cleft.grammar import agree, count, verb
 
 LISTS = {"train": "train_val_list.txt", "test": "test_list.txt"}
 """Part to the list of its images. What is for choosing is drawn from the first."""
@@ -65,16 +66,19 @@ def read_lists(folders: Sequence[Path], ids: Sequence[str]) -> Lists:
                 both.append(name)
     splits = [part_of.get(name) for name in ids]
     counts = Counter(splits)
-    told = ", ".join(f"{part} {counts[part]:,} images (published: {_PUBLISHED[part]})" for part in LISTS)
+    told = ", ".join(f"{part} {count(counts[part], 'image')} (published: {_PUBLISHED[part]})" for part in LISTS)
     notes = [f"official lists: {told}"]
     strangers = len(part_of.keys() - set(ids))
     if strangers:
-        notes.append(f"{strangers:,} images of the official lists are not in the table")
+        are = verb(strangers, "is", "are")
+        notes.append(f"{count(strangers, 'image')} of the official lists {are} not in the table")
     if counts[None]:
-        notes.append(f"{counts[None]:,} images are in neither official list; under data.split=given they stay out")
+        stay = "[is|are] in neither official list; under data.split=given [it stays|they stay] out"
+        notes.append(f"{count(counts[None], 'image')} {agree(counts[None], stay)}")
     faults: list[Fault] = []
     if both:
-        what = f"{len(both):,} images are in both official lists, such as {', '.join(both[:_EXAMPLES])}"
+        images_are = f"{count(len(both), 'image')} {verb(len(both), 'is', 'are')}"
+        what = f"{images_are} in both official lists, such as {', '.join(both[:_EXAMPLES])}"
         faults.append(Fault("lists", what, "copy the lists again"))
     return Lists(splits, notes, faults, sources)
 
@@ -103,8 +107,8 @@ def locate_images(folders: Sequence[Path], ids: Sequence[str]) -> tuple[list[str
     if ids and not present.any():
         tried = ", ".join(homes[:4]) or ", ".join(str(folder / "images") for folder in folders[:2])
         raise DataError(
-            f"none of {len(ids):,} images is on disk; looked in {tried}; set data.root to the folder with images/ "
-            "or images_001/ to images_012/",
+            f"none of {count(len(ids), 'image')} is on disk; looked in {tried}; set data.root to the folder with "
+            "images/ or images_001/ to images_012/",
             reason="missing",
         )
     otherwise = homes[0] if homes else str(folders[0] / "images")

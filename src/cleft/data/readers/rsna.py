@@ -26,6 +26,7 @@ from cleft.data.tables.files import are_files, is_junk
 from cleft.data.tables.rows import Rows
 from cleft.data.tables.scan import Scan, find_table, make_scan, require_root
 from cleft.errors import DataError
+from cleft.grammar import count, verb
 from cleft.types import Reading
 
 NEGATIVE, POSITIVE, NORMAL = "No Pneumonia", "Pneumonia", "Normal"
@@ -147,7 +148,7 @@ def _locate(homes: Sequence[Path], names: Sequence[str]) -> str:
         if any((folder / f"{name}.dcm").is_file() for name in probes):
             return str(folder)
     raise DataError(
-        f"none of {len(probes)} images probed is on disk; looked for {probes[0]}.dcm in "
+        f"none of {count(len(probes), 'image')} probed is on disk; looked for {probes[0]}.dcm in "
         f"{', '.join(str(folder) for folder in tried[:4])}; set data.root to the folder that holds {IMAGES}",
         reason="missing",
     )
@@ -167,14 +168,15 @@ def _read_headers(config: DataConfig, files: Sequence[str], present: NDArray[np.
 def _census(name: str, labels: Labels) -> str:
     positive = int(labels.target.sum())
     return (
-        f"{name} holds {len(labels.names):,} images, {positive:,} of them positive with {labels.boxes:,} boxes "
-        f"({_PUBLISHED})"
+        f"{name} holds {count(len(labels.names), 'image')}, {positive:,} positive with "
+        f"{count(labels.boxes, 'box', 'boxes')} ({_PUBLISHED})"
     )
 
 
 def _unlabelled(homes: Sequence[Path]) -> list[str]:
     for home in homes:
-        count = sum(1 for path in (home / UNLABELLED).glob("*.dcm") if not is_junk(path.name))
-        if count:
-            return [f"{count:,} images in {UNLABELLED} are without labels and are not read"]
+        number = sum(1 for path in (home / UNLABELLED).glob("*.dcm") if not is_junk(path.name))
+        if number:
+            are = verb(number, "is", "are")
+            return [f"{count(number, 'image')} in {UNLABELLED} {are} without labels and {are} not read"]
     return []

@@ -27,6 +27,7 @@ from cleft.data.tables.faults import Fault, refuse
 from cleft.data.tables.people import person
 from cleft.errors import DataError
 from cleft.files import parse_json, read_limited
+from cleft.grammar import count, share, verb
 
 NAMES = (
     "pneumonia-challenge-dataset-mappings_2018.json",
@@ -104,14 +105,16 @@ def assign_patients(found: PatientMap | None, images: list[str], max_bad: float)
     names = [found.patients.get(image, image) for image in images]
     shown = len(images) - len(strangers)
     people = len(set(names)) - len(strangers)
-    notes = [f"{found.path.name} names {people:,} patients of NIH for {shown:,} images"]
+    notes = [f"{found.path.name} names {count(people, 'patient')} of NIH for {count(shown, 'image')}"]
     doubtful = len(found.doubtful.intersection(images))
     if doubtful:
-        notes.append(f"{doubtful:,} of these matches are doubtful (pixel_mse above {DOUBTFUL:g})")
+        are = verb(doubtful, "is", "are")
+        notes.append(f"{doubtful:,} of these matches {are} doubtful (pixel_mse above {DOUBTFUL:g})")
     faults: list[Fault] = []
     if len(strangers) > max_bad * len(images):
-        share = f"{len(strangers) / len(images):.1%}, data.max_bad allows {max_bad:.1%}"
-        what = f"{len(strangers):,} of {len(images):,} images are not in {found.path.name} ({share}), such as "
+        part = f"{len(strangers) / len(images):.1%}, data.max_bad allows {max_bad:.1%}"
+        images_are = f"{share(len(strangers), len(images), 'image')} {verb(len(strangers), 'is', 'are')}"
+        what = f"{images_are} not in {found.path.name} ({part}), such as "
         faults.append(Fault("no-patient", what + ", ".join(strangers[:3]), "give the mapping of these images, or none"))
     return Patients(
         people="nih",
@@ -190,7 +193,8 @@ def _clashes(images: Sequence[str], patients: Sequence[str], lines: Sequence[int
     apart = [i for i, image in enumerate(images) if image and first.setdefault(image, patients[i]) != patients[i]]
     if not apart:
         return []
-    what = f"{len(apart):,} images are given two patients, such as {images[apart[0]]}"
+    are = verb(len(apart), "is", "are")
+    what = f"{count(len(apart), 'image')} {are} given two patients, such as {images[apart[0]]}"
     return [Fault("mapping", what, "keep the one that is right", [lines[i] for i in apart] if lines else ())]
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from cleft.data.tables.cells import BLANK, read_codes
 from cleft.data.tables.columns import Table, scan_table
 from cleft.data.tables.faults import Fault, missing_columns, refuse
+from cleft.grammar import count, verb
 
 BOX = ("x", "y", "width", "height")
 CLASSES = {"Normal": 1, "No Lung Opacity / Not Normal": 0, "Lung Opacity": 0}
@@ -129,7 +130,9 @@ def read_details(path: Path, labels: Labels) -> Details:
     refuse(path, wrong)
     normal = np.array([CLASSES.get(said.get(name, ""), BLANK) for name in labels.names], dtype=np.int8)
     silent = int((normal == BLANK).sum())
-    notes = [f"{path.name} does not name {silent:,} images; whether they are normal is unknown"] if silent else []
+    they = verb(silent, "it is", "they are")
+    unnamed = f"{path.name} does not name {count(silent, 'image')}; whether {they} normal is unknown"
+    notes = [unnamed] if silent else []
     return Details(normal=normal, notes=notes, sources={path.name: table.sha256})
 
 

@@ -285,7 +285,8 @@ def follow_split_file(path: Path, reading: Reading, cache: Path | None = None) -
         if record.id in part_of:
             parts[part_of[record.id]].append(record)
     if not parts["train"]:
-        what = f"none of the {len(split.train):,} training images of {path} is among the {len(reading.records):,} here"
+        images = verb(len(split.train), "training image", f"{len(split.train):,} training images")
+        what = f"none of the {images} of {path} is among the {len(reading.records):,} here"
         raise DataError(f"{what}; compare data.table and data.views with those of the file", reason="split-file")
     return Followed(
         parts,
@@ -302,7 +303,7 @@ def _notes(
     other = [table for table, sha in split.sources.items() if reading.sources.get(table, sha) != sha]
     yield f"the split is that of {name}"
     if found < ids:
-        yield f"{ids - found:,} ids of {name} are not among the images"
+        yield f"{count(ids - found, 'id')} of {name} {verb(ids - found, 'is', 'are')} not among the images"
     if found < len(reading.records):
         drawn = f" ({split.images['left out']:,} when it was drawn)" if "left out" in split.images else ""
         loose = len(reading.records) - found

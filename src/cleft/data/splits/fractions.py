@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from cleft.data.splits.draws import order_key
 from cleft.errors import ConfigError, DataError
+from cleft.grammar import count
 from cleft.types import Record
 
 SALT = "cleft-fraction-v1"
@@ -44,10 +45,10 @@ def take_fraction(records: Sequence[Record], fraction: float, classes: Sequence[
     places = _places(records, sorted(classes, key=lambda name: (counts[name], name)), f"{SALT}|{seed}")
     taken = [record for record in records if places[record.patient] < fraction]
     left = _count(taken, classes)
-    empty = [f"{name} ({counts[name]:,} images in all)" for name in classes if not left[name]]
+    empty = [f"{name} ({count(counts[name], 'image')} in all)" for name in classes if not left[name]]
     if empty:
         raise DataError(
-            f"{fraction:.4g} of {len(records):,} training images leaves none for {', '.join(empty)}; "
+            f"{fraction:.4g} of {count(len(records), 'training image')} leaves none for {', '.join(empty)}; "
             "take a larger fraction, or leave these classes out",
             reason="too-few",
         )
@@ -66,8 +67,8 @@ def _places(records: Sequence[Record], rarest_first: Sequence[str], salt: str) -
         shown = (i for i, name in enumerate(rarest_first) if record.labels.get(name) == 1)
         rank[record.patient] = min(rank.get(record.patient, len(rarest_first)), next(shown, len(rarest_first)))
     total: Counter[int] = Counter()
-    for patient, count in images.items():
-        total[rank[patient]] += count
+    for patient, number in images.items():
+        total[rank[patient]] += number
     before: Counter[int] = Counter()
     places: dict[str, float] = {}
     for patient in sorted(images, key=lambda patient: order_key(salt, patient)):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from cleft.data.labels import single_class
 from cleft.data.splits.draws import order_key
 from cleft.errors import DataError
+from cleft.grammar import count
 from cleft.types import Record
 
 SALT = "cleft-per-class-v1"
@@ -52,15 +53,15 @@ def balanced(
     short = {name: taken for name, taken in drawn.items() if len(taken) < per_class}
     if short:
         found = ", ".join(
-            f"{name} {len(taken):,} (of {len(pools[name]):,} images of "
-            f"{len({record.patient for record in pools[name]}):,} patients)"
+            f"{name} {len(taken):,} (of {count(len(pools[name]), 'image')} of "
+            f"{count(len({record.patient for record in pools[name]}), 'patient')})"
             for name, taken in short.items()
         )
         most = min(len(taken) for taken in short.values())
         fewer = f"set --per-class {most}, allow more with --per-patient" if most else "take other images"
         raise DataError(
-            f"{per_class:,} images of each class, at most {per_patient} of a patient, cannot be had: {found}; {fewer}, "
-            f"or name the other classes with --classes",
+            f"{count(per_class, 'image')} of each class, at most {per_patient} of a patient, cannot be had: {found}; "
+            f"{fewer}, or name the other classes with --classes",
             reason="too-few",
         )
     taken = {record.id for part in drawn.values() for record in part}

@@ -22,7 +22,7 @@ from cleft.data.splits.chexpert_5x200 import (
 from cleft.data.splits.draws import TEST_SALT, VAL_SALT, Cut, ids_digest, share_of, take_patients
 from cleft.data.splits.files import follow_split_file
 from cleft.errors import ConfigError, DataError
-from cleft.grammar import count, verb
+from cleft.grammar import count, share, verb
 from cleft.types import Reading, Record, Splits
 
 
@@ -114,9 +114,8 @@ def _listed(reading: Reading, config: DataConfig) -> tuple[set[str], list[str]]:
         return set(test), []
     reasons = {reason: len(gone.intersection(ids)) for reason, ids in reading.rejected.items()}
     told = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items() if count)
-    sentence = (
-        f"{len(gone):,} of {len(reading.listed):,} images of the test list cannot be used ({told or 'faulty rows'})"
-    )
+    images = share(len(gone), len(reading.listed), "image")
+    sentence = f"{images} of the test list cannot be used ({told or 'faulty rows'})"
     if len(gone) > config.max_bad * len(reading.listed):
         what = f"{sentence}, such as {', '.join(sorted(gone)[:3])}; data.max_bad allows {config.max_bad:.1%}"
         raise DataError(f"{what}; complete the download, or raise data.max_bad to test on the rest", reason="test-list")
@@ -195,8 +194,8 @@ def _refuse_empty(parts: Mapping[str, Sequence[Record]], images: int, recipe: st
     empty = [name for name, part in parts.items() if wanted[name] and not part]
     if empty:
         raise DataError(
-            f"{images:,} images leave none for {' and '.join(empty)} under data.split={recipe}, "
-            f"data.val_fraction={config.val_fraction}, data.test_fraction={config.test_fraction}; "
+            f"{count(images, 'image')} {verb(images, 'leaves', 'leave')} none for {' and '.join(empty)} under "
+            f"data.split={recipe}, data.val_fraction={config.val_fraction}, data.test_fraction={config.test_fraction}; "
             "a split needs a patient of its own: add patients or change these settings",
             reason="too-few",
         )

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from cleft.data.tables.faults import Fault, missing_columns, refuse
 from cleft.data.tables.unpacking import unpack
 from cleft.errors import DataError
+from cleft.grammar import count
 
 MAX_BYTES = 4 << 30
 """Largest table, counted after decompression."""
@@ -241,7 +242,7 @@ def _read_columns(
     faults = [
         Fault(
             "columns",
-            f"{cells} cells where the header has {len(header)}",
+            f"{count(cells, 'cell')} where the header has {len(header)}",
             "mend the commas, or quote a cell that holds one",
             [int(lines[row]) for row, count in wrong if count == cells],
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cleft.errors import DataError
+from cleft.grammar import count
 from cleft.text_rules import text_fault
 
 _NAMED = 20
@@ -83,5 +84,5 @@ def refuse(path: Path, faults: Sequence[Fault]) -> None:
     """Raises a DataError that tells the first fault and counts the others; does nothing without faults."""
     if not faults:
         return
-    others = f" ({len(faults) - 1} more kinds of fault: see `cleft data check`)" if len(faults) > 1 else ""
+    others = f" ({count(len(faults) - 1, 'more kind')} of fault: see `cleft data check`)" if len(faults) > 1 else ""
     raise DataError(faults[0].sentence(path) + others, reason=faults[0].reason)

@@ -24,7 +24,7 @@ from cleft.data.tables.faults import Fault, refuse
 from cleft.data.tables.names import usual_columns
 from cleft.data.tables.rows import Rows
 from cleft.errors import DataError
-from cleft.grammar import count, verb
+from cleft.grammar import count, share, verb
 
 IMAGE_COLUMNS = ("path", "image", "id", "image_id", "filename", "file")
 CLASS_COLUMNS = ("class", "label", "category")
@@ -75,7 +75,10 @@ def read_image_list(path: Path, table: str, ids: Sequence[str], findings: Sequen
     strange = [i for i, name in enumerate(found) if name is None]
     if strange:
         examples = ", ".join(repr(entries[i][:80]) for i in strange[:3])
-        what = f"{len(strange):,} of {len(entries):,} entries are not in {table}, such as {examples}"
+        what = (
+            f"{share(len(strange), len(entries), 'entry', 'entries')} {verb(len(strange), 'is', 'are')} not in "
+            f"{table}, such as {examples}"
+        )
         remedy = "set data.table to the table that the list was drawn from, or take these entries out"
         refuse(path, [Fault("test-list", what, remedy, [lines[i] for i in strange])])
     named = [name or "" for name in found]
@@ -108,7 +111,9 @@ def put_listed(rows: Rows, listed: ImageList) -> tuple[Rows, list[str]]:
         f"{verb(len(listed.ids), 'it is', 'they are')} the test set"
     ]
     if listed.repeated:
-        notes.append(f"{listed.repeated:,} entries of {listed.name} name an image a second time and count once")
+        names, counts = (verb(listed.repeated, one, many) for one, many in (("names", "name"), ("counts", "count")))
+        entries = count(listed.repeated, "entry", "entries")
+        notes.append(f"{entries} of {listed.name} {names} an image a second time and {counts} once")
     if changed:
         notes.append(
             f"the labels of {count(changed, 'image')} are those of {listed.name}, which differ from the table's"

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from cleft.data.collector import collector_paused
 from cleft.data.tables.cells import BLANK
 from cleft.data.tables.faults import Fault, unreadable_texts
+from cleft.grammar import share, verb
 from cleft.types import Record
 
 _EXAMPLES = 3
@@ -130,11 +131,12 @@ def drop_missing(
     missing = [rows.ids[row] for row in gone]
     faults: list[Fault] = []
     if len(missing) > max_bad * len(kept):
-        share = f"{len(missing):,} of {len(kept):,} images are not on disk ({len(missing) / len(kept):.1%}"
+        gone_images = f"{share(len(missing), len(kept), 'image')} {verb(len(missing), 'is', 'are')} not on disk"
         faults.append(
             Fault(
                 "missing",
-                f"{share}, data.max_bad allows {max_bad:.1%}), such as {', '.join(missing[:_EXAMPLES])}",
+                f"{gone_images} ({len(missing) / len(kept):.1%}, data.max_bad allows {max_bad:.1%}), such as "
+                f"{', '.join(missing[:_EXAMPLES])}",
                 "complete the download, correct the paths, or raise data.max_bad",
                 rows.lines[gone].tolist(),
             )

@@ -20,6 +20,7 @@ from cleft.data.tables.image_lists import keep_listed, put_listed, read_image_li
 from cleft.data.tables.nearby import hint_nearby
 from cleft.data.tables.rows import Rows, drop_missing, keep_views, merge_duplicates, text_faults, to_records, view_note
 from cleft.errors import ConfigError, DataError
+from cleft.grammar import count, verb
 from cleft.privacy import hidden_name, is_hidden
 from cleft.types import Reading
 
@@ -159,8 +160,11 @@ def _with_hint(fault: Fault, rows: Rows, missing: Sequence[str], config: DataCon
 
 def oddities(sexes: int, ages: int) -> list[str]:
     """Says how many sexes and ages could not be read."""
-    notes = [f"{sexes:,} rows with another sex than Male or Female count as unknown"] if sexes else []
-    return notes + ([f"{ages:,} rows with an age outside 0 to 120 count as unknown"] if ages else [])
+    return [
+        f"{count(rows, 'row')} with {what} {verb(rows, 'counts', 'count')} as unknown"
+        for rows, what in ((sexes, "another sex than Male or Female"), (ages, "an age outside 0 to 120"))
+        if rows
+    ]
 
 
 def _nothing_left(rejected: dict[str, Sequence[str]], views: Sequence[str] | None) -> Fault:

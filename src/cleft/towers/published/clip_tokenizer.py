@@ -18,6 +18,7 @@ from tokenizers import pre_tokenizers
 from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 
 from cleft.errors import CheckpointError
+from cleft.grammar import count
 
 _MARKS = ("<|startoftext|>", "<|endoftext|>")
 _LARGEST = 16 * 2**20
@@ -46,8 +47,8 @@ def load_merges(path: Path, vocabulary: int) -> PreTrainedTokenizerFast:
     merges = [(first, second) for line in lines[1:] for first, _, second in [line.partition(" ")] if second]
     if not 0 <= wanted <= len(merges):
         raise CheckpointError(
-            f"{path} has {len(merges)} merges and the text tower {vocabulary} tokens, of which {wanted} should be "
-            f"merges; give the file it was trained with"
+            f"{path} has {count(len(merges), 'merge')} and the text tower {vocabulary} tokens, of which {wanted} "
+            f"should be merges; give the file it was trained with"
         )
     counted: Any = merges[:wanted]  # as pairs, which the library takes and does not declare
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), *map("".join, counted), *_MARKS]

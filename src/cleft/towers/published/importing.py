@@ -20,6 +20,7 @@ from cleft.config import Settings, dump_settings
 from cleft.config.loading import nearest
 from cleft.errors import CheckpointError, ConfigError
 from cleft.files import write_whole
+from cleft.grammar import count
 from cleft.towers.adapt import adapt
 from cleft.towers.checkpoint import own_weights, save_model
 from cleft.towers.current_names import in_current_names
@@ -139,7 +140,10 @@ def told_reading(settings: Settings) -> str:
     size = f"{images.size} pixels{f', brought to {image.resize}' if image.resize else ''}"
     told = [f"images of {size} (mean {_numbers(images.mean)}, deviation {_numbers(images.std)})"]
     if settings.method != "image-only":
-        told += [f"texts of up to {settings.text.max_tokens} tokens", f"temperature {settings.loss.temperature:.3g}"]
+        told += [
+            f"texts of up to {count(settings.text.max_tokens, 'token')}",
+            f"temperature {settings.loss.temperature:.3g}",
+        ]
     shape = image.scratch or {}
     if shape.get("model_type") == "clip_vision_model":
         told.append(f"activation {shape['hidden_act']}")
@@ -202,7 +206,7 @@ def _take_apart(
 ) -> tuple[Weights, Settings]:
     weights, left_over = rename(state, layout.sections)
     if left_over:
-        raise CheckpointError(listed("weights have no place", sorted(left_over)))
+        raise CheckpointError(listed("[weight has|weights have] no place", sorted(left_over)))
     size = layout.side(weights, facts) if size is None else size
     weights = layout.complete(weights, size)
     settings = layout.settings(weights, size, facts)
