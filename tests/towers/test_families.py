@@ -172,6 +172,24 @@ def test_a_context_as_wide_as_the_embedding_is_saved_and_loaded(tmp_path, family
         model.set_context(torch.randn(4, 32))
 
 
+@pytest.mark.parametrize("way", ["full", "lora"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        family if family in ("deberta-v2", "gpt-neo") else pytest.param(family, marks=pytest.mark.slow)
+        for family in sorted(FAMILIES)
+    ],
+)
+def test_every_family_is_saved_and_loaded(tmp_path, family, way):
+    if way == "lora" and family == "fnet":
+        pytest.skip("FNet has no attention for LoRA")
+    settings = fake_settings(adapt=way, scratch=FAMILIES[family], model=None)
+    model = build_model(settings, CAPTIONS).eval()
+    save_model(model, settings, tmp_path)
+    with torch.no_grad():
+        assert torch.equal(load_model(tmp_path).encode_text(CAPTIONS), model.encode_text(CAPTIONS))
+
+
 def test_weights_that_a_family_fixes_stay_fixed_when_all_others_are_trained():
     for family, fixed in (("roformer", "embed_positions.weight"), ("esm", "contact_head.regression.weight")):
         built = tower(family, adapt="full")

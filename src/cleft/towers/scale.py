@@ -23,8 +23,8 @@ _COUNTS: Final = re.compile(
     r"(num|n)_(\w+_)?(layers?|blocks?|stages?|experts?)|(\w+_)?layers|depths?|num_hidden_groups|inner_group_num"
 )
 """Options that say how many modules there are; each module has a weight."""
-_SIZES: Final = re.compile(r"n_head|heads$|n_layer|hidden_layers|n_embd|hidden_size|embed_dim|vocab_size")
-"""Options that are at least one."""
+_SIZES: Final = re.compile(r"\bn_(head|layer|embd)|heads$|hidden_layers|hidden_size|embed_dim|(?<!type_)vocab_size")
+"""Options that are at least one; `type_vocab_size` is 0 where there are no types of tokens, as in DeBERTa."""
 _LABELS: Final = 10**6
 _SPARE: Final = 10**7
 """Numbers that a tower may have beyond twice those of the file: buffers, and poolers that are dropped."""
@@ -129,12 +129,14 @@ def _check_switches(claimed: PreTrainedConfig, described: Mapping[str, Any], whe
 
 
 def _numbers(tree: Mapping[str, Any]) -> Iterator[tuple[str, int | float]]:
-    """Every number of a configuration with its name; of a list, the sum."""
+    """Every number of a configuration with its name; of a list that holds numbers, the sum."""
     for name, value in tree.items():
         if isinstance(value, dict):
             yield from _numbers(cast("dict[str, Any]", value))
         elif isinstance(value, list):
-            yield name, sum(item for item in cast("list[Any]", value) if isinstance(item, int | float))
+            found = [item for item in cast("list[Any]", value) if isinstance(item, int | float)]
+            if found:
+                yield name, sum(found)
         elif isinstance(value, int | float) and not isinstance(value, bool):
             yield name, value
 
