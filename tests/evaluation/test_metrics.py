@@ -50,7 +50,7 @@ def test_h1_auc_of_one_class_is_none(positive):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_h2_a_score_that_is_not_finite_is_refused(bad):
-    with pytest.raises(NumericsError, match="1 of 2 scores are not finite"):
+    with pytest.raises(NumericsError, match="1 of 2 scores is not finite"):
         auc([0.5, bad], [True, False])
 
 

@@ -339,7 +339,9 @@ def finite(scores: ArrayLike) -> Floats:
     values = np.asarray(scores, dtype=np.float64)
     bad = int((~np.isfinite(values)).sum())
     if bad:
-        raise NumericsError(f"{bad} of {values.size} scores are not finite; check the weights and the images")
+        raise NumericsError(
+            f"{share(bad, values.size, 'score')} {verb(bad, 'is', 'are')} not finite; check the weights and the images"
+        )
     return values
 
 

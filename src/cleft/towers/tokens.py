@@ -16,6 +16,7 @@ from typing import Any, cast
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from cleft.errors import CheckpointError, ConfigError
+from cleft.grammar import share, verb
 from cleft.towers.hub import is_within_reach, quiet_transformers
 from cleft.towers.hub_files import check_tokenizer_files
 
@@ -134,15 +135,14 @@ class Tokens:
 
     def warn_of_cuts(self) -> None:
         """Logs how many texts were cut, and from a fifth on what to set."""
+        texts = share(self.cut, self.met, "distinct text")
         if self.cut > _MANY * self.met:
+            are, were = verb(self.cut, "is", "are"), verb(self.cut, "was", "were")
             LOG.warning(
-                "%d of %d distinct texts are longer than text.max_tokens=%d and were cut; set it higher",
-                self.cut,
-                self.met,
-                self.max_tokens,
+                "%s %s longer than text.max_tokens=%d and %s cut; set it higher", texts, are, self.max_tokens, were
             )
         elif self.cut:
-            LOG.info("%d of %d distinct texts were cut to text.max_tokens=%d", self.cut, self.met, self.max_tokens)
+            LOG.info("%s %s cut to text.max_tokens=%d", texts, verb(self.cut, "was", "were"), self.max_tokens)
 
     def save(self, folder: Path) -> None:
         """Writes the tokenizer's files into a folder."""

@@ -20,6 +20,7 @@ from cleft.data.progress import progress_bar
 from cleft.data.randomness import Stream, counted
 from cleft.data.readers.chexpert import FINDINGS
 from cleft.errors import DataError, ResourceError
+from cleft.grammar import count, verb
 
 VERSION = 1
 """Of the drawings: another version means other pixels for the same seed."""
@@ -61,7 +62,10 @@ def write_phantoms(folder: Path, *, patients: int, seed: int = 0, size: int = 32
         ResourceError: If an image cannot be written.
     """
     if patients < 1 or size < 32:
-        raise DataError(f"{patients} patients of {size} pixels make no dataset; ask for 1 or more, of 32 or more")
+        raise DataError(
+            f"{count(patients, 'patient')} of {count(size, 'pixel')} {verb(patients, 'makes', 'make')} no dataset; "
+            "ask for 1 or more, of 32 or more"
+        )
     mark = {"version": VERSION, "seed": seed, "patients": patients, "size": size}
     return drawn_once(folder, mark, lambda draft: _draw_all(draft / RELEASE, patients, seed, size, progress=progress))
 

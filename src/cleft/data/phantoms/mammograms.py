@@ -20,6 +20,7 @@ from cleft.data.phantoms.mammogram_tables import Row, clinical_rows, metadata_ro
 from cleft.data.progress import progress_bar
 from cleft.data.randomness import Stream, counted
 from cleft.errors import DataError
+from cleft.grammar import count, verb
 
 VERSION = 1
 """Of the drawings and tables: another version means other bytes for the same seed."""
@@ -50,7 +51,10 @@ def write_mammograms(
         ResourceError: If an image cannot be written.
     """
     if patients < 1 or size < 64:
-        raise DataError(f"{patients} patients of {size} pixels make no dataset; ask for 1 or more, of 64 or more")
+        raise DataError(
+            f"{count(patients, 'patient')} of {count(size, 'pixel')} {verb(patients, 'makes', 'make')} no dataset; "
+            "ask for 1 or more, of 64 or more"
+        )
     mark = {
         "kind": "mammogram",
         "version": VERSION,
