@@ -278,4 +278,4 @@ def test_words_of_many_patients_are_learned_and_the_rest_is_counted(walk_of_repo
         tokenizer = json.loads((walk_of_reports / method / "towers" / "text" / "tokenizer.json").read_text())
         assert f"\u0120{word}" in tokenizer["model"]["vocab"]
     said = (walk_of_reports / "streams" / "0-pretrain-baseline-mrm.txt").read_text()
-    assert "distinct words stand in the texts of fewer than 5 patients" in said
+    assert "distinct words occur in the texts of fewer than 5 patients" in said

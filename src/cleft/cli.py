@@ -57,7 +57,7 @@ def main(words: Sequence[str] | None = None) -> int:
         if rest and not getattr(options, "takes_settings", False):
             raise ConfigError(f"unexpected {' '.join(rest)!r}; see cleft {options.verb} --help")
         launch = find_launch()
-        _speak(is_first())
+        _configure_logging(is_first())
         if launch is not None and options.verb != "pretrain":
             if launch.rank > 0:
                 return 0
@@ -141,7 +141,7 @@ def _explain(error: OSError) -> str:
     return f"{error.filename or 'the disk'}: {error.strerror or error}; {remedy}"
 
 
-def _speak(is_first: bool) -> None:
+def _configure_logging(is_first: bool) -> None:
     """Sends log messages to the error stream; of several processes only the first reports more than errors."""
     talk = logging.getLogger("cleft")
     if not talk.handlers:
@@ -643,7 +643,7 @@ def _evaluate(options: argparse.Namespace, words: list[str]) -> None:
             raise ConfigError("--embeddings are those of one run; leave out --against")
         return _evaluate_against(options, words)
     table = _embeddings_table(options, words)
-    path = _ask(options, options.run, words)
+    path = _evaluate_run(options, options.run, words)
     print("\n".join(spoken(read_evaluation(path))))
     if table is not None:
         print(f"{table()}: a row for each image, with its path; keep it private")
@@ -678,10 +678,11 @@ def _evaluate_against(options: argparse.Namespace, words: list[str]) -> None:
     from cleft.evaluation.results import read_evaluation
 
     first, second = (
-        place if place.suffix == ".json" else _ask(options, place, words) for place in (options.run, options.against)
+        place if place.suffix == ".json" else _evaluate_run(options, place, words)
+        for place in (options.run, options.against)
     )
-    asked = f"cleft evaluate {options.run.name}" if options.run.suffix == ".json" else read_evaluation(first).command
-    found = compare(first, second, command=f"{asked} --against {options.against.resolve().name}")
+    command = f"cleft evaluate {options.run.name}" if options.run.suffix == ".json" else read_evaluation(first).command
+    found = compare(first, second, command=f"{command} --against {options.against.resolve().name}")
     print("\n".join(spoken_comparison(found)))
     print(f"{write_comparison(found, first.parent.parent)}; next: cleft report {_typed(first.parent.parent)}")
 
@@ -699,8 +700,8 @@ _IDLE = {
 """Options that do nothing with a task of `cleft evaluate`."""
 
 
-def _ask(options: argparse.Namespace, run: Path, words: list[str]) -> Path:
-    """Puts the question to a run and returns its result file."""
+def _evaluate_run(options: argparse.Namespace, run: Path, words: list[str]) -> Path:
+    """Evaluates a run and returns its result file."""
     from cleft.towers.image_only import head_facts
 
     task = options.task or ("linear-probe" if head_facts(run) is not None else "zero-shot")
@@ -711,16 +712,16 @@ def _ask(options: argparse.Namespace, run: Path, words: list[str]) -> Path:
         given = "" if getattr(options, idle[0]) is True else f" {getattr(options, idle[0])}"
         what = "a head, which knows its classes and reads no prompt" if task in _HEADS else f"--task {task}"
         raise ConfigError(f"--{idle[0]}{given} does nothing with {what}; leave it out")
-    asked: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         name: getattr(options, name)
         for name in ("data", "split", "scoring", "blank", "per_class", "per_patient", "allow_overlap", "drop_overlap")
         if getattr(options, name) is not None
     }
-    asked["overrides"] = tuple(words)
+    arguments["overrides"] = tuple(words)
     if task in _HEADS:
         from cleft.evaluation.classify import evaluate_classify
 
-        return evaluate_classify(run, task=options.task, **asked)
+        return evaluate_classify(run, task=options.task, **arguments)
     if task == "zero-shot":
         from cleft.evaluation.zero_shot import evaluate_zero_shot
 
@@ -731,11 +732,11 @@ def _ask(options: argparse.Namespace, run: Path, words: list[str]) -> Path:
             wording=options.wording,
             similarity=options.similarity or "global",
             standardise=bool(options.standardise),
-            **asked,
+            **arguments,
         )
     from cleft.evaluation.asking import Question, class_names
 
-    question = Question(classes=class_names(options.classes), **asked)
+    question = Question(classes=class_names(options.classes), **arguments)
     if task == "prompts":
         from cleft.evaluation.prompt_audit import audit_prompts
 

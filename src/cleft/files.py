@@ -588,5 +588,5 @@ def draft_folder(folder: Path) -> Generator[Path]:
         draft.rename(folder)
         (folder / _DRAFT).unlink()
     except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)  # a full disk gets its room back
+        shutil.rmtree(draft, ignore_errors=True)  # frees the space on a full disk
         raise

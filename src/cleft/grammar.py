@@ -10,7 +10,7 @@ def count(number: int, noun: str, plural: str | None = None) -> str:
 
     Args:
         number: How many.
-        noun: In the singular; what stands before it may be an adjective.
+        noun: In the singular, with an adjective or without.
         plural: Where it is not made with an s.
 
     Example:

@@ -173,7 +173,7 @@ def test_a_context_is_a_parameter_of_its_own_and_can_be_taken_away(model):
 
 
 def test_a_context_of_another_width_is_refused(model):
-    with pytest.raises(ValueError, match=r"the text tower wants \[L, 24\]"):
+    with pytest.raises(ValueError, match=r"the text tower expects \[L, 24\]"):
         model.set_context(torch.ones(3, 16))
 
 

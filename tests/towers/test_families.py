@@ -168,7 +168,7 @@ def test_a_context_as_wide_as_the_embedding_is_saved_and_loaded(tmp_path, family
         assert torch.equal(again.encode_class_names(NAMES), model.encode_class_names(NAMES))
         assert torch.equal(again.encode_text(CAPTIONS), model.encode_text(CAPTIONS))
         assert torch.equal(again.encode_image(fake_images()), model.encode_image(fake_images()))
-    with pytest.raises(ValueError, match=r"the text tower wants \[L, 16\]"):
+    with pytest.raises(ValueError, match=r"the text tower expects \[L, 16\]"):
         model.set_context(torch.randn(4, 32))
 
 

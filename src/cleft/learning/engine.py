@@ -146,7 +146,7 @@ def train(learner: Learner, batches: Batches, run: Run, plan: Plan, stop: StopFl
 def _explain(
     error: MemoryError | RuntimeError, trainer: L.Trainer, plan: Plan, run: Run, peers: Peers
 ) -> CleftError | None:
-    """What a failure of the machine means for whoever started the run; None for an error of our own."""
+    """Error that reports a failure of the machine to the user; None for any other error."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or _NO_MEMORY.search(str(error)):
         device = trainer.strategy.root_device
         return ResourceError(

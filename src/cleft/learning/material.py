@@ -114,10 +114,10 @@ def read_material(settings: Settings, *, reading: Reading | None = None, progres
         log.info("of the images to train on, %s", note)
     if prepared.rejected:
         reasons = Counter(prepared.rejected.values())
-        told = ", ".join(f"{reason} {number:,}" for reason, number in reasons.most_common())
+        listed = ", ".join(f"{reason} {number:,}" for reason, number in reasons.most_common())
         rejected = len(prepared.rejected)
         are = verb(rejected, "is", "are")
-        log.warning("%s cannot be read and %s left out (%s)", count(rejected, "image"), are, told)
+        log.warning("%s cannot be read and %s left out (%s)", count(rejected, "image"), are, listed)
     return Material(
         people=reading.people or reading.dataset,
         train=prepared.usable(splits.train),

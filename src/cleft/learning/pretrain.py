@@ -330,7 +330,7 @@ def _train(
 
 
 def _learnable(texts: Texts, settings: Settings) -> list[str] | None:
-    """What a tokenizer is learned from, where one is: it lies in the model folder and must name nobody."""
+    """Texts to learn a tokenizer from, or None; the model folder holds it, so they must identify no patient."""
     if settings.text.scratch is None:
         return None
     learnable = texts.learnable()
@@ -338,7 +338,7 @@ def _learnable(texts: Texts, settings: Settings) -> list[str] | None:
         log.info(
             "%s %s in the texts of fewer than %d patients: the tokenizer does not learn %s and spells %s",
             share(learnable.left_out, learnable.words, "distinct word"),
-            verb(learnable.left_out, "stands", "stand"),
+            verb(learnable.left_out, "occurs", "occur"),
             FEWEST_PATIENTS,
             *[verb(learnable.left_out, "it", "them")] * 2,
         )
@@ -352,7 +352,7 @@ def _refuse_cut(model: MethodModel, settings: Settings) -> None:
         raise ConfigError(
             f"{share(tokens.cut, tokens.met, 'distinct caption')} {verb(tokens.cut, 'is', 'are')} longer than "
             f"text.max_tokens={tokens.max_tokens} and would lose {verb(tokens.cut, 'its', 'their')} end, where the "
-            f"class stands; set text.max_tokens to {tokens.longest} or more, or data.caption=simple"
+            f"class is; set text.max_tokens to {tokens.longest} or more, or data.caption=simple"
         )
 
 

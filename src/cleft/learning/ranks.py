@@ -219,7 +219,7 @@ def _connect(launch: Launch, address: str, port: int, seconds: float) -> TCPStor
         )
     except RuntimeError as error:
         raise ResourceError(
-            f"rank {launch.rank} of {launch.world_size} cannot use {address}:{port}, where the processes meet "
+            f"rank {launch.rank} of {launch.world_size} cannot use {address}:{port}, where the processes connect "
             f"({_first_line(error)}); set MASTER_ADDR and MASTER_PORT to a host and a free port that all can reach"
         ) from error
 
@@ -236,7 +236,7 @@ def _wait_for(store: TCPStore, key: str, place: str) -> None:
 
 
 class Launched(ClusterEnvironment):
-    """The processes of a launcher, as Lightning wants them described."""
+    """The processes of a launcher, as Lightning expects them described."""
 
     def __init__(self, launch: Launch) -> None:
         super().__init__()
@@ -336,7 +336,7 @@ _RESUME = "the last training state is untouched, and the same command resumes fr
 
 
 class Peers(Callback):
-    """Knows the processes of all ranks, so that a lost one can be named."""
+    """Records the processes of all ranks, so that a lost one can be named."""
 
     def __init__(self) -> None:
         self._known: list[tuple[str, int]] = []
@@ -354,8 +354,8 @@ class Peers(Callback):
         if isinstance(error, dist.DistStoreError | dist.DistNetworkError) or (not self._known and _LOST.search(text)):
             place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             return ResourceError(
-                f"the processes did not meet at {place} ({_first_line(error)}); see that every rank runs and that all "
-                f"can reach this address"
+                f"the processes did not connect at {place} ({_first_line(error)}); see that every rank runs and that "
+                f"all can reach this address"
             )
         if not self._known or not (isinstance(error, dist.DistError) or _LOST.search(text)):
             return None

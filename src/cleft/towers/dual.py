@@ -120,7 +120,7 @@ class DualEncoder(nn.Module):
             return
         width = self.text_tower.lm.embedding_width
         if context.ndim != 2 or context.shape[1] != width:
-            raise ValueError(f"context is {tuple(context.shape)}; the text tower wants [L, {width}]")
+            raise ValueError(f"context is {tuple(context.shape)}; the text tower expects [L, {width}]")
         device = self.logit_scale.device
         self.context = nn.Parameter(context.detach().to(device, torch.float32, copy=True))
 

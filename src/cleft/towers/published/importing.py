@@ -135,19 +135,19 @@ def import_checkpoint(
 
 
 def told_reading(settings: Settings) -> str:
-    """Returns how an imported model reads: what it was told beside its weights, or took from their makers' code."""
+    """Returns how an imported model reads: options given beside its weights, or taken from its authors' code."""
     images, image = settings.images, settings.image
     size = f"{images.size} pixels{f', brought to {image.resize}' if image.resize else ''}"
-    told = [f"images of {size} (mean {_numbers(images.mean)}, deviation {_numbers(images.std)})"]
+    parts = [f"images of {size} (mean {_numbers(images.mean)}, deviation {_numbers(images.std)})"]
     if settings.method != "image-only":
-        told += [
+        parts += [
             f"texts of up to {count(settings.text.max_tokens, 'token')}",
             f"temperature {settings.loss.temperature:.3g}",
         ]
     shape = image.scratch or {}
     if shape.get("model_type") == "clip_vision_model":
-        told.append(f"activation {shape['hidden_act']}")
-    return f"reads {'; '.join(told)}"
+        parts.append(f"activation {shape['hidden_act']}")
+    return f"reads {'; '.join(parts)}"
 
 
 def _numbers(channels: Sequence[float]) -> str:
