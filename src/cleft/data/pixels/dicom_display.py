@@ -22,6 +22,9 @@ from cleft.data.pixels.dicom_grayscale import Grayscale, Window
 from cleft.data.pixels.images import stretch
 from cleft.grammar import count, verb
 
+_FAINT = 4
+"""Gray levels, of 255, that values must span at least if they span `_SEVERAL` as stored; the eye needs more."""
+_SEVERAL = 64
 _CLEARLY = 1.25
 """How much larger the sum of steps between neighbours is in a picture whose values wrap around."""
 
@@ -58,7 +61,7 @@ def show(
         table = 255 - table
     table[padding] = 0
     shown = np.take(table, patterns)
-    if config.dicom == "voi" and (padding.any() or shown.min() == shown.max()):
+    if config.dicom == "voi" and (padding.any() or int(shown.max()) - int(shown.min()) < _FAINT):
         _check_contrast(patterns, values, table, padding, declared, config, name)
     return shown
 
@@ -230,12 +233,14 @@ def _check_contrast(
     config: ImagesConfig,
     name: Path | str,
 ) -> None:
-    """Refuse a picture that becomes a single gray value by what the header declares, not by its own values."""
+    """Refuse a picture that the header, and not its own values, turns into one gray value, or nearly so."""
     present = (_counts(patterns) > 0) & ~padding
     if not present.any():
         raise refusal("constant", name, "every pixel is padding")
     found, window = values[present], declared.window(config.window)
-    if found.min() == found.max() or len(np.unique(table[present])) > 1:
+    levels = table[present]
+    spread, several = int(levels.max()) - int(levels.min()), int(found.max()) - int(found.min())
+    if several == 0 or spread >= (_FAINT if several >= _SEVERAL else 1):
         return
     if declared.tables:
         cause = "the table of its VOILUTSequence"
@@ -246,7 +251,8 @@ def _check_contrast(
     raise refusal(
         "constant",
         name,
-        f"{cause} shows all its values, stored as {found.min()} to {found.max()}, as the same gray; choose another "
+        f"{cause} shows all its values, stored as {found.min()} to {found.max()}, as "
+        f"{'nearly ' if spread else ''}the same gray; choose another "
         "with images.window, or set images.dicom=percentile",
     )
 
