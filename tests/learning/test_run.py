@@ -44,6 +44,20 @@ def test_a_run_of_an_earlier_version_is_known_by_any_of_its_files_and_settings_o
     assert not is_run(tmp_path / "run")
 
 
+def test_a_list_named_after_the_end_of_a_run_is_refused_and_not_dropped(tmp_path):
+    for name in ("exclude", "test_list", "split_file"):
+        with open_run(tmp_path / name, SETTINGS, "pretrain") as run:
+            run.finish({})
+        named = replace(SETTINGS, data=replace(SETTINGS.data, **{name: tmp_path / "list.csv"}))
+        with (
+            pytest.raises(ConfigError, match=rf"begun with other settings: data\.{name} None → .*list\.csv"),
+            open_run(tmp_path / name, named, "pretrain"),
+        ):
+            pass
+        with open_run(tmp_path / name, SETTINGS, "pretrain") as run:
+            assert run.is_finished()
+
+
 def test_an_imported_model_is_not_trained_over(tmp_path):
     keep(tmp_path)
     (tmp_path / "split.json").unlink()

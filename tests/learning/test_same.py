@@ -1,9 +1,10 @@
 """Every setting says what its change does to a run that has begun."""
 
 from dataclasses import replace
+from pathlib import Path
 
 from cleft.config import DataConfig, Settings
-from cleft.learning.same import ROLES, Role, changes, flat, role
+from cleft.learning.same import ROLES, Role, changes, file_changes, flat, role
 
 
 def test_a10_every_setting_has_exactly_one_role():
@@ -50,3 +51,18 @@ def test_a10_each_stage_minds_its_own_settings():
     deciding, rounding = changes(old, other, "classify")
     assert [change.key for change in deciding] == ["classes", "classify.fraction"]
     assert [change.key for change in rounding] == ["classify.precision"]
+
+
+def test_files_that_only_one_of_the_settings_names_are_changes():
+    harmless = {key for key, kind in ROLES.items() if key.startswith("data.") and kind is Role.HARMLESS}
+    named = harmless - {f"data.{name}" for name in ("root", "max_bad", "workers", "timeout", "cache", "prepare")}
+    assert "data.exclude" in named
+    owners = {"mapping": "rsna", "reports": "mimic"}
+    for name in (key.removeprefix("data.") for key in named):
+        dataset = owners.get(name, "chexpert")
+        plain, given, moved = (
+            Settings(data=DataConfig(dataset=dataset, **file)) for file in ({}, {name: Path("a")}, {name: Path("b/a")})
+        )
+        assert [change.key for change in file_changes(plain, given)] == [f"data.{name}"]
+        assert [change.key for change in file_changes(given, plain)] == [f"data.{name}"]
+        assert file_changes(given, moved) == []

@@ -33,7 +33,7 @@ from cleft.errors import ConfigError, DataError, ResourceError
 from cleft.files import check_types, find_json, lock_file, open_lock, write_json, write_whole
 from cleft.grammar import count
 from cleft.launch import count_processes, find_launch, is_first
-from cleft.learning.same import Stage, changes
+from cleft.learning.same import Stage, changes, file_changes
 from cleft.learning.states import StateStore
 from cleft.learning.surroundings import keep_environment, stage_of
 from cleft.privacy import USER_DIR, key_id, protect
@@ -391,7 +391,10 @@ def _check_settings(folder: Path, settings: Settings, stage: Stage) -> None:
     old_stage = stage_of(folder) or stage
     if old_stage != stage:
         raise ConfigError(f"{folder} is a run of stage {old_stage!r}, not {stage!r}; choose another run folder")
-    deciding, rounding = changes(load_settings(folder / "config.yaml"), settings, stage)
+    before = load_settings(folder / "config.yaml")
+    deciding, rounding = changes(before, settings, stage)
+    if (folder / "summary.json").is_file():  # no data are read anew, with which the digests would be compared
+        deciding += file_changes(before, settings)
     if deciding and not _has_learned(folder):
         log.info("%s: nothing was learned here yet, so it takes the new settings", folder)
         (folder / "split.json").unlink(missing_ok=True)

@@ -155,6 +155,22 @@ def changes(old: Settings, new: Settings, stage: Stage) -> tuple[list[Change], l
     return deciding, [change for change in found if role(change.key) is Role.ROUNDS]
 
 
+def file_changes(old: Settings, new: Settings) -> list[Change]:
+    """Return the files that choose or describe images, such as `data.exclude`, that only one of the settings names.
+
+    A file that both name may have moved; whether it says the same is known by reading it.
+    """
+    before, after = vars(old.data), vars(new.data)
+    return [
+        Change(f"data.{name}", before[name], after[name])
+        for name in _FILES
+        if (before[name] is None) != (after[name] is None)
+    ]
+
+
+_FILES = ("split_file", "test_list", "reports", "bank", "mapping", "exclude")
+
+
 def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
     """Every setting under its dotted key, e.g. `text.rank`."""
     leaves: dict[str, Any] = {}
