@@ -17,6 +17,7 @@ import torch
 from tests.tools.forks import die, forked
 from tests.tools.tiny_learner import TinyLearner, batches, run_tiny
 from tests.tools.tiny_runs import CLASSES, tiny_settings, write_drawings
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from cleft import __version__
 from cleft.config import DataConfig, ImagesConfig, Settings
@@ -104,6 +105,36 @@ def test_a7_a_killed_loader_worker_ends_training_with_the_images_it_was_reading(
         ) as e:
             read_all(images, lambda: os.kill(os.getpid(), number))
         assert "fewer data.workers" in str(e.value)
+
+    assert forked(work) == 0
+
+
+@pytest.mark.parametrize("broken", [EOFError(), ConnectionResetError(), FileNotFoundError(2, "No such file")])
+def test_a7_a_worker_killed_while_its_batch_is_received_is_named_too(images, broken, monkeypatch):
+    def work():
+        receive = _MultiProcessingDataLoaderIter._try_get_data
+
+        def interrupted(self, timeout=5.0):
+            if self._rcvd_idx < 1:
+                return receive(self, timeout)
+            os.kill(self._workers[0].pid, signal.SIGKILL)
+            raise broken
+
+        monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_try_get_data", interrupted)
+        with pytest.raises(ResourceError, match=r"killed by a signal \((SIGKILL|Killed)\); being read: \d+\.png"):
+            read_all(images, lambda: None)
+
+    assert forked(work) == 0
+
+
+def test_an_error_of_reading_with_living_workers_stays_what_it_is(images, monkeypatch):
+    def work():
+        def failing(self, timeout=5.0):
+            raise OSError(5, "Input/output error")
+
+        monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_try_get_data", failing)
+        with pytest.raises(OSError, match="Input/output error"):
+            read_all(images, lambda: None)
 
     assert forked(work) == 0
 

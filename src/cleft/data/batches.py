@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -318,8 +319,8 @@ class Batches:
             for batch in batches:
                 self._handed_out.waiting.popleft()
                 yield batch
-        except (RuntimeError, CleftError) as error:
-            explained = explain_worker(error)
+        except (RuntimeError, CleftError, EOFError, OSError) as error:
+            explained = explain_worker(error) or _explain_lost_batch(error, batches)
             if isinstance(batches, _MultiProcessingDataLoaderIter):
                 batches._shutdown_workers()  # pyright: ignore  left to the garbage collector they would hold it up
             if explained is None:
@@ -381,29 +382,58 @@ def explain_worker(error: BaseException) -> CleftError | None:
     text = str(error)
     if "DataLoader" not in text:
         return None
-    named = list(dict.fromkeys(name for loader in _reading for name in loader.in_flight()))
-    which = (
-        f"{', '.join(named[:_NAMED])}{f' and {len(named) - _NAMED} more' if len(named) > _NAMED else ''}" or "unknown"
-    )
     waited = re.search(r"timed out after ([\d.]+)", text)
     if waited:
         return DataError(
-            f"no image came from a loader worker for {float(waited[1]):g} s (data.timeout); being read: {which}. See "
-            f"whether their disk answers, or raise data.timeout",
+            f"no image came from a loader worker for {float(waited[1]):g} s (data.timeout); being read: "
+            f"{_in_flight()}. See whether their disk answers, or raise data.timeout",
             reason="timeout",
         )
     ended = re.search(r"killed by signal: ([^.]+)|exited unexpectedly", text)
     if not ended:
         return None
     how = f"was killed by a signal ({ended[1].strip()})" if ended[1] else "ended unexpectedly"
+    return _ended(how, text)
+
+
+def _explain_lost_batch(error: BaseException, batches: Any) -> CleftError | None:
+    """Returns what it means that the connection to a worker broke while its batch was received, or None.
+
+    torch fetches the memory of a batch from the worker that made it; a worker that ends at that moment shows as an
+    error of the connection, before torch reports the worker.
+    """
+    if not isinstance(error, EOFError | OSError) or not isinstance(batches, _MultiProcessingDataLoaderIter):
+        return None
+    workers: list[Any] = batches._workers  # pyright: ignore
+    try:
+        for worker in workers:
+            worker.join(_SECONDS_TO_END)
+    except RuntimeError as reported:  # torch's handler of ended workers runs wherever the main thread is
+        return explain_worker(reported)
+    for code in (worker.exitcode for worker in workers):
+        if code:
+            how = f"was killed by a signal ({signal.Signals(-code).name})" if code < 0 else "ended unexpectedly"
+            return _ended(how, "")
+    return None
+
+
+def _ended(how: str, text: str) -> ResourceError:
     memory = ", more shared memory (/dev/shm)" if "Bus error" in text or "shared memory" in text else ""
     return ResourceError(
-        f"a loader worker {how}; being read: {which}. Often memory ran out: set fewer data.workers or smaller "
+        f"a loader worker {how}; being read: {_in_flight()}. Often memory ran out: set fewer data.workers or smaller "
         f"images.size{memory}; the same command resumes"
     )
 
 
+def _in_flight() -> str:
+    named = list(dict.fromkeys(name for loader in _reading for name in loader.in_flight()))
+    more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
+    return f"{', '.join(named[:_NAMED])}{more}" or "unknown"
+
+
 _NAMED = 8
+_SECONDS_TO_END = 1.0
+"""A worker whose connection broke has ended, or is about to."""
 
 
 def _with_texts(batch: Batch, texts: Texts, positions: Sequence[tuple[int, int]]) -> Batch:
