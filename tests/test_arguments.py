@@ -1,4 +1,4 @@
-"""Texts and paths as people hand them over."""
+"""Texts and paths in every form that callers pass."""
 
 import inspect
 from pathlib import Path

@@ -61,12 +61,12 @@ def test_a_table_with_such_a_finding_is_trained_on_and_asked_about(tmp_path, cap
     table.write_text(table.read_text().replace("Edema", '"Effusion, left"', 1))
     words = ["--optim.steps=4", "--classes=['Effusion, left', Fracture]"]
     run = pretrain(tiny_settings(root, *words), tmp_path / "run", progress=False)
-    asked = '"Effusion, left",Fracture'
-    assert main(["evaluate", str(run), "--classes", asked]) == 0
+    typed = '"Effusion, left",Fracture'
+    assert main(["evaluate", str(run), "--classes", typed]) == 0
     [result] = (run / "results").glob("*.json")
     evaluation = read_evaluation(result)
     assert evaluation.classes == ("Effusion, left", "Fracture")
     repeated = shlex.split(evaluation.command)
-    assert repeated[repeated.index("--classes") + 1] == asked
+    assert repeated[repeated.index("--classes") + 1] == typed
     assert main(["evaluate", str(run), "--classes", "Effusion, left,Fracture"]) == 2
     assert "put it in quotes" in capsys.readouterr().err

@@ -417,9 +417,9 @@ def test_the_long_help_lists_every_setting_and_the_short_one_says_what_each_mean
     with pytest.raises(SystemExit):
         main([*command.split(), "--help"])
     usual = capsys.readouterr().out.partition("--help-all lists all:")[2]
-    told = re.findall(r"^  --([\w.]+) +(\S.*)$", usual, re.MULTILINE)
-    assert len(told) >= 5
-    assert all(len(meaning) > 3 for _, meaning in told)
+    listed = re.findall(r"^  --([\w.]+) +(\S.*)$", usual, re.MULTILINE)
+    assert len(listed) >= 5
+    assert all(len(meaning) > 3 for _, meaning in listed)
 
 
 def test_openais_archive_becomes_a_folder_with_clips_file_of_merges(tmp_path, capsys):

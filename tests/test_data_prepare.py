@@ -87,11 +87,11 @@ def test_a3_a4_stopped_anywhere_it_goes_on_and_ends_in_the_same_bytes(
         with start(words) as run:
             wait_for_part(cache)
             (os.killpg if group else os.kill)(run.pid, number)
-            told = run.communicate()
+            output = run.communicate()
         if run.returncode:
             break
         shutil.rmtree(cache)
-    assert (told, run.returncode) == (("settings: tiny\n", said), code)
+    assert (output, run.returncode) == (("settings: tiny\n", said), code)
     before = {path: path.stat().st_mtime_ns for path in cache.rglob("part-*.json")}
     assert 20 <= 20 * len(before) < IMAGES
     monkeypatch.setitem(prepare_images.__kwdefaults__, "part_rows", 20)

@@ -1,4 +1,4 @@
-"""What `make setup` installs: exact versions, checked by hash, none with a known hole."""
+"""What `make setup` installs: exact versions, checked by hash, none with a known vulnerability."""
 
 import re
 from pathlib import Path

@@ -18,7 +18,7 @@ REASONS = ("does not apply: ", "no test: ", "open: ", "outside the code: ", "eve
 
 
 def table():
-    """Row to (priority, what stands in its last column)."""
+    """Row to (priority, content of its last column)."""
     found = {}
     for line in PAGE.read_text(encoding="utf-8").splitlines():
         if match := re.fullmatch(r"\| ([A-P]-?\d+) \| ([012]) \| .+ \| (.+) \|", line):

@@ -1,4 +1,4 @@
-"""One split: what README's commands print, share, train on, ask and show is one digest."""
+"""One split: README's commands print, share, train on, evaluate and show one digest."""
 
 import json
 import re
@@ -103,7 +103,7 @@ def test_other_datasets_are_split_the_same_by_every_command(dataset, tmp_path, m
 
 
 def check_all(dataset, root, more, capsys):
-    """Checks, splits, trains and asks with the same words, and then names the run in place of the preset."""
+    """Checks, splits, trains and evaluates with the same words, and then names the run in place of the preset."""
     words = [f"--data.dataset={dataset}", f"--data.root={root}", "--data.cache=cache", *more]
     train = ["pretrain", "tiny", *words, *SHORTER, "--classes=[No Finding, Edema]", "--run=run"]
     digests = [

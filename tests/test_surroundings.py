@@ -1,4 +1,4 @@
-"""The commands in unusual surroundings, and what they ask of the network: nothing."""
+"""The commands in unusual environments; none of them uses the network."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from tests.tools.tiny_runs import CLASSES, write_drawings
 SPY = """
 import os, socket
 
-def told(kind, address):
+def record(kind, address):
     if not str(address).startswith(("/", "(b'", "b'")) and "127.0.0.1" not in str(address):
         with open(os.environ["SPY_FILE"], "a") as file:
             file.write(f"{kind} {address}\\n")
@@ -20,7 +20,7 @@ def told(kind, address):
 def spied(name, kind):
     original = getattr(socket.socket, name)
     def call(self, address, *rest):
-        told(kind, address)
+        record(kind, address)
         return original(self, address, *rest)
     setattr(socket.socket, name, call)
 
@@ -28,7 +28,7 @@ spied("connect", "connect")
 spied("connect_ex", "connect")
 find = socket.getaddrinfo
 def getaddrinfo(host, *rest, **more):
-    told("look up", host)
+    record("look up", host)
     return find(host, *rest, **more)
 socket.getaddrinfo = getaddrinfo
 """
@@ -55,18 +55,18 @@ def training(root, run, *more):
 
 
 def test_o6_switches_of_other_libraries_are_set_before_they_are_imported():
-    told = "import sys, os, cleft; names = ('HF_HUB_DISABLE_TELEMETRY', 'DISABLE_TELEMETRY', 'DO_NOT_TRACK'); "
+    code = "import sys, os, cleft; names = ('HF_HUB_DISABLE_TELEMETRY', 'DISABLE_TELEMETRY', 'DO_NOT_TRACK'); "
     more = "print([os.environ[name] for name in names], 'huggingface_hub' in sys.modules, 'torch' in sys.modules)"
     clean = {name: value for name, value in os.environ.items() if "TELEMETRY" not in name and name != "DO_NOT_TRACK"}
     seen = subprocess.run(
-        [sys.executable, "-c", told + more], capture_output=True, text=True, check=True, env=clean
+        [sys.executable, "-c", code + more], capture_output=True, text=True, check=True, env=clean
     ).stdout
     assert seen == "['1', '1', '1'] False False\n"
 
 
 def test_o6_a_switch_that_the_user_has_set_stays():
-    told = "import os, cleft; print(os.environ['DO_NOT_TRACK'])"
-    words = [sys.executable, "-c", told]
+    code = "import os, cleft; print(os.environ['DO_NOT_TRACK'])"
+    words = [sys.executable, "-c", code]
     seen = subprocess.run(words, capture_output=True, text=True, check=True, env={**os.environ, "DO_NOT_TRACK": "0"})
     assert seen.stdout == "0\n"
 
@@ -75,14 +75,14 @@ def test_o6_a_switch_that_the_user_has_set_stays():
 def test_o6_no_command_asks_the_network(tmp_path):
     (tmp_path / "spy").mkdir()
     (tmp_path / "spy" / "sitecustomize.py").write_text(SPY)
-    asked = tmp_path / "asked.txt"
+    requests = tmp_path / "requests.txt"
     path = os.pathsep.join([str(tmp_path / "spy"), os.environ.get("PYTHONPATH", "")])
     offline = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE",)}
-    spied = {**offline, "PYTHONPATH": path, "SPY_FILE": str(asked), "HF_HOME": str(tmp_path / "hf")}
+    spied = {**offline, "PYTHONPATH": path, "SPY_FILE": str(requests), "HF_HOME": str(tmp_path / "hf")}
     probe = "import socket; socket.getaddrinfo('localhost', 1)"
     subprocess.run([sys.executable, "-c", probe], env=spied, check=True)
-    assert asked.read_text() == "look up localhost\n", "the spy works"
-    asked.write_text("")
+    assert requests.read_text() == "look up localhost\n", "the spy works"
+    requests.write_text("")
     root, runs = tmp_path / "phantoms", tmp_path / "runs"
     cache = f"--data.cache={tmp_path / 'cache'}"
     small = ["--optim.steps=4", "--optim.warmup_steps=1", "--train.val_every=2", "--train.accelerator=cpu"]
@@ -105,14 +105,14 @@ def test_o6_no_command_asks_the_network(tmp_path):
         ["presets"],
         ["doctor"],
     ):
-        told = subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-m", "cleft", *map(str, words)], env=spied, capture_output=True, text=True, check=False
         )
-        assert told.returncode == 0 or words[0] == "doctor", (words, told.stderr)
+        assert done.returncode == 0 or words[0] == "doctor", (words, done.stderr)
         # Rows of the study start from published weights by their hub names; whether these can be had is looked up.
         allowed = {"look up huggingface.co"} if words[0] == "reproduce" else set()
-        assert set(asked.read_text().splitlines()) <= allowed, words
-        asked.write_text("")
+        assert set(requests.read_text().splitlines()) <= allowed, words
+        requests.write_text("")
 
 
 @pytest.mark.slow

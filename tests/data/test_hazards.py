@@ -368,7 +368,7 @@ def test_a_picture_that_was_sent_twice_under_other_ids_is_the_same_picture(own):
     made = prepare_images(records(root), IMAGES, root / "cache")
     found = contents_of(made)
     assert found["0.dcm"] == found["1.dcm"]
-    with pytest.raises(DataError, match="1 picture of the test split stands in another split too"):
+    with pytest.raises(DataError, match="1 image of the test split is in another split too"):
         refuse_twins(shared_contents({"train": records(root)[:1], "test": records(root)[1:]}, found))
 
 
@@ -392,7 +392,7 @@ def test_one_image_under_two_names_is_flagged_and_stops_across_test(own):
     train, test = splits.train[0].id, splits.test[0].id
     shutil.copy(root / train, root / test)
     (fault,) = check(root, val_fraction=0.05, test_fraction=0.2).faults
-    assert "1 picture of the test split stands in another split too" in fault
+    assert "1 image of the test split is in another split too" in fault
     assert train in fault
     assert test in fault
 
@@ -572,7 +572,7 @@ def test_every_planted_kind_is_told_exactly_once_with_an_example_and_the_remedy(
         ("column 'patient' is empty", "line 127", "fill in a patient"),
         ("two rows of the same image disagree", "lines 5, 128", "keep the one that is right"),
         ("is not on disk", "images/gone.png", "complete the download"),
-        ("images that were decoded cannot be used", "4 of ", "mend these files"),
+        ("images that were decoded cannot be used", "4 of ", "fix these files"),
         ("cannot be decoded, truncated", "images/cut.png", "copy the file again"),
         ("cannot be decoded, constant", "images/flat.png", "every pixel is 0"),
         ("cannot be decoded, format", "images/web.png", "content"),

@@ -41,7 +41,7 @@ def test_each_row_is_the_image_that_it_names(run, tmp_path, capsys):
 def test_what_cannot_be_written_is_refused_before_anything_is_asked(run, tmp_path, capsys):
     mine = tmp_path / "mine.csv"
     mine.write_text("image\n")
-    for words, told in (
+    for words, message in (
         (["--embeddings", str(mine)], "was not written by cleft"),
         (
             ["--embeddings", str(load_settings(run).data.root / "manifest.csv")],
@@ -52,6 +52,6 @@ def test_what_cannot_be_written_is_refused_before_anything_is_asked(run, tmp_pat
     ):
         before = sorted((run / "results").glob("*")) if (run / "results").is_dir() else []
         assert main(["evaluate", str(run), *words]) == 2
-        assert told in capsys.readouterr().err
+        assert message in capsys.readouterr().err
         assert (sorted((run / "results").glob("*")) if (run / "results").is_dir() else []) == before
     assert mine.read_text() == "image\n"

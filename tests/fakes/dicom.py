@@ -207,7 +207,7 @@ def _dataset(pixels, bits, photometric, frames):
 
 
 def _set(dataset, keyword, value):
-    """Sets an attribute; bytes stand in the file as they are, whatever they mean, but for those of tables."""
+    """Sets an attribute; bytes are written as they are, whatever they mean, but for those of tables."""
     if not isinstance(value, bytes) or keyword in ("LUTData", "PixelData", "FloatPixelData", "ExtendedOffsetTable"):
         setattr(dataset, keyword, _sequence(value))
         return

@@ -1,4 +1,4 @@
-"""Tampered model folders: no uncaught exception, no death, no hang, no write, and no other embeddings in silence.
+"""Tampered model folders: no uncaught exception, crash, hang or write, and no other embeddings without a message.
 
 Every mutant is read in a child process with a deadline and a limit of memory, by `cleft.load` and by `cleft evaluate`.
 A mutant is sealed where its digests were made anew, as by somebody who means it: such a folder is another model, and
@@ -102,14 +102,14 @@ def test_tampered_model_folders(home, tmp_path, capsys):
         sealed = bool(mutate(folder, draw))
         kinds[mutate.__name__] += 1
         before = snapshot(place)
-        told = outcome(folder, home / "data", clean[name])
+        result = outcome(folder, home / "data", clean[name])
         if snapshot(place) != before:
-            told = "wrote"
-        if told == "other embeddings" and sealed:
-            told = "another model, sealed"
-        found[told.partition(":")[0]] += 1
-        if told not in ("refused", "equal", "another model, sealed"):
-            faults.append(f"{number} {mutate.__name__}: {told}")
+            result = "wrote"
+        if result == "other embeddings" and sealed:
+            result = "another model, sealed"
+        found[result.partition(":")[0]] += 1
+        if result not in ("refused", "equal", "another model, sealed"):
+            faults.append(f"{number} {mutate.__name__}: {result}")
             with capsys.disabled():
                 print(faults[-1])
         shutil.rmtree(place)
@@ -417,12 +417,12 @@ def outcome(folder: Path, data: Path, clean: str) -> str:
             os._exit(0)
     os.close(writer)
     ready, _, _ = select.select([reader], [], [], SECONDS)
-    told = os.read(reader, 4000).decode() if ready else "hung: "
+    result = os.read(reader, 4000).decode() if ready else "hung: "
     os.close(reader)
     with contextlib.suppress(ProcessLookupError):
         os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    return told or "died: "
+    return result or "died: "
 
 
 def tried(folder: Path, data: Path, clean: str) -> str:

@@ -131,10 +131,10 @@ def test_tasks_of_slurm_train_one_model(root, tmp_path):
         )
         for rank in (0, 1)
     ]
-    told = [task.communicate(timeout=300) for task in tasks]
-    assert [task.returncode for task in tasks] == [0, 0], told
-    assert told[1] == ("", "")
-    assert_one_training(tmp_path / "run", subprocess.CompletedProcess(words, 0, *told[0]))
+    outputs = [task.communicate(timeout=300) for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], outputs
+    assert outputs[1] == ("", "")
+    assert_one_training(tmp_path / "run", subprocess.CompletedProcess(words, 0, *outputs[0]))
 
 
 @pytest.mark.slow
@@ -156,6 +156,6 @@ def test_m1_a_killed_process_that_the_command_started_itself_is_named(root, tmp_
         int(word) for word in found.stdout.split() if b"LOCAL_RANK=1" in Path(f"/proc/{word}/environ").read_bytes()
     )
     os.kill(child, 9)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 6, told
-    assert f"rank 1 (process {child}) was killed by SIGKILL" in told
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 6, errors
+    assert f"rank 1 (process {child}) was killed by SIGKILL" in errors

@@ -140,7 +140,7 @@ def test_m8_a_process_that_does_not_come_is_reported(tmp_path):
         if os.environ["RANK"] == "0":
             with first_rank_first(0.3) as ready:
                 ready()
-                raise AssertionError("nobody else came")
+                raise AssertionError("no other process connected")
 
     assert end_of(start_ranks(2, alone, tmp_path / "output")) == [6, 0]
     printed = (tmp_path / "output").read_text()

@@ -183,7 +183,7 @@ def facts_of(*patients, digest="d1", **more):
 
 
 def unkeyed(facts):
-    """As earlier versions wrote it: SHA-256 with a salt that stands in the file."""
+    """As earlier versions wrote it: SHA-256 with a salt that is in the file."""
     patients = [
         hashlib.sha256(f"{facts['digest']}|manifest|{patient}".encode()).hexdigest()[:16] for patient in ("p17", "p18")
     ]

@@ -47,7 +47,7 @@ class Mutant:
     module: str
     """Dotted name of the module."""
     function: str
-    """Qualified name of the function it lies in."""
+    """Qualified name of the function it is in."""
     before: str
     """The expression or statement as written."""
     after: str

@@ -50,7 +50,7 @@ TARGETS = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a fault."""
+    """Outcome of a fault."""
 
     mutant: Mutant
     caught: bool
@@ -189,7 +189,7 @@ class _Replaced(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Runs the faults that were asked for and prints those that survived; 1 where one has no reason."""
+    """Runs the selected faults and prints those that survived; 1 where one has no reason."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--module", help="every fault of the modules whose name contains this, in place of a sample")
     parser.add_argument("--count", type=int, default=SAMPLE, help="faults to sample")

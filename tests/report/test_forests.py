@@ -109,11 +109,11 @@ def comparison(*differences, **changes):
 def test_a_difference_has_its_sign_its_interval_and_no_difference_in_the_middle():
     table = comparison_table(comparison(difference(value=-0.05)))
     assert table.columns == ["lora", "ia3", "First minus second", "p", "p, corrected"]
-    first, second, told, p, corrected = table.rows[0].cells
+    first, second, change, p, corrected = table.rows[0].cells
     assert (first.text, second.text) == ("65.0\u202f%", "60.0\u202f%")
-    assert (told.text, told.detail, p.text, corrected.text) == ("−5.0", "−7.0 to −3.0", "<0.01", "<0.01")
-    assert 'class="level" d="M70.0 1V11"' in told.picture
-    assert float(re.search(r'cx="([\d.]+)"', told.picture).group(1)) == 70 - 0.05 / 0.1 * 65
+    assert (change.text, change.detail, p.text, corrected.text) == ("−5.0", "−7.0 to −3.0", "<0.01", "<0.01")
+    assert 'class="level" d="M70.0 1V11"' in change.picture
+    assert float(re.search(r'cx="([\d.]+)"', change.picture).group(1)) == 70 - 0.05 / 0.1 * 65
 
 
 def test_the_line_of_differences_reaches_as_far_to_both_sides():

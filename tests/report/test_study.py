@@ -263,8 +263,8 @@ def test_only_differences_that_survive_the_correction_are_bold(tmp_path):
     html = write_page(small_study(tmp_path, {}, rows=lines, cells=cells, reference="cleft-lora")).read_text()
     text = Page(html).text
     assert "the 3 comparisons of this table" in text
-    for told in ("p 0.004, corrected 0.012", "p 0.028, corrected 0.056", "p 0.200, corrected 0.200"):
-        assert told in text
+    for shown in ("p 0.004, corrected 0.012", "p 0.028, corrected 0.056", "p 0.200, corrected 0.200"):
+        assert shown in text
     assert html.count('<span class="ours">+5.0</span>') == 1
     numbers = list(csv.DictReader(next(tmp_path.rglob("table1.csv")).read_text().splitlines()))
     found = {line["row"]: (line["p_holm"], line["comparisons"]) for line in numbers if line["p_holm"]}

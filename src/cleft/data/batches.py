@@ -386,7 +386,7 @@ def explain_worker(error: BaseException) -> CleftError | None:
     if waited:
         return DataError(
             f"no image came from a loader worker for {float(waited[1]):g} s (data.timeout); being read: "
-            f"{_in_flight()}. See whether their disk answers, or raise data.timeout",
+            f"{_in_flight()}. Check their disk, or raise data.timeout",
             reason="timeout",
         )
     ended = re.search(r"killed by signal: ([^.]+)|exited unexpectedly", text)

@@ -72,7 +72,7 @@ def clean_text(text: str) -> str:
         'right sided effusion 3 5 cm no pneumothorax'
 
     Raises:
-        DataError: If it is too long, or holds a character that nobody can see.
+        DataError: If it is too long, or holds an invisible character.
     """
     fault = text_fault(text)
     if fault is not None:
@@ -82,7 +82,7 @@ def clean_text(text: str) -> str:
 
 
 def refuse_unreadable(text: str, record: str) -> None:
-    """Refuses the caption or report of an image that is too long, or holds a character that nobody can see.
+    """Refuses the caption or report of an image that is too long, or holds an invisible character.
 
     Args:
         text: The caption or report.

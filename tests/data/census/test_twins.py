@@ -68,7 +68,7 @@ def test_a_picture_in_two_splits_is_named_with_both(folder):
 def test_d16_a_test_picture_in_training_stops(folder):
     parts = {"train": [record(folder, "a.png")], "test": [record(folder, "copy.png", "q")]}
     twins = shared_contents(parts, {"a.png": 1, "copy.png": 1})
-    with pytest.raises(DataError, match="1 picture of the test split stands in another split too") as caught:
+    with pytest.raises(DataError, match="1 image of the test split is in another split too") as caught:
         refuse_twins(twins)
     assert caught.value.reason == "shared-images"
     assert ".png" not in str(caught.value)

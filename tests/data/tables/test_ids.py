@@ -127,8 +127,8 @@ def test_a_list_of_excluded_patients_may_spell_them_otherwise(tmp_path, listed, 
 def test_a_patient_who_was_trained_on_is_known_in_any_spelling(tmp_path):
     facts = split_facts(people="x", recipe="patients", digest="d", counts={}, patients=["P-007", "12"], before=None)
     write_json(tmp_path / "split.json", {name: value for name, value in facts.items() if name != "before"})
-    asked = ["p-7", "P-007", "012", "12.0", "13"]
-    assert seen_patients(tmp_path, "x", asked) == set(asked) - {"13"}
+    patients = ["p-7", "P-007", "012", "12.0", "13"]
+    assert seen_patients(tmp_path, "x", patients) == set(patients) - {"13"}
 
 
 @pytest.mark.parametrize("case", ["t12"])

@@ -51,8 +51,8 @@ def test_a_patient_column_under_a_usual_name_keeps_the_grouping(name, tmp_path):
     assert found.reading.findings == ("Edema",)
     assert [record.patient for record in found.reading.records] == ["0", "1", "0"]
     assert found.reading.cautions == ()
-    told = [note for note in found.reading.notes if "call it 'patient'" in note]
-    assert bool(told) == (name.casefold() != "patient_id")
+    notes = [note for note in found.reading.notes if "call it 'patient'" in note]
+    assert bool(notes) == (name.casefold() != "patient_id")
 
 
 @pytest.mark.parametrize("name", IMAGES)
@@ -155,4 +155,4 @@ def test_the_shared_tables_keep_their_patients(case, shared):
 
 def test_the_shared_table_without_endings_is_told_of_the_files(shared):
     [fault] = scan_manifest(DataConfig(dataset="manifest", root=shared / "cases" / "t06b")).faults
-    assert fault.remedy.startswith("images/00 is not there, but images/00.png is; so it is with 30 of 30")
+    assert fault.remedy.startswith("images/00 is not there, but images/00.png is; the same holds for 30 of 30")

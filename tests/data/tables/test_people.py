@@ -75,5 +75,5 @@ def test_a_list_that_does_not_say_whom_it_names_is_refused(tmp_path, text, messa
 
 def test_a_list_of_everybody_is_refused(tmp_path):
     config = dataclasses.replace(DataConfig(), exclude=listed(tmp_path, "patient\na\n"))
-    with pytest.raises(DataError, match="nobody is left"):
+    with pytest.raises(DataError, match="no patient is left"):
         settle_people(reading("a", "a"), config)

@@ -52,6 +52,6 @@ def check_dataset(config: DataConfig, images: ImagesConfig | None = None, effort
         if error.reason != "missing":
             return Check(Census(dataset=config.dataset, table=config.table or "", faults=(str(error),)))
         missing = str(error)
-    # No image is where it should be: the table is told of all the same.
+    # No image is where it should be: the table is reported all the same.
     census = take_census(reader(config, check_files=False), config, images, Effort(look=0))
     return Check(replace(census, faults=(missing, *census.faults), unlisted=()))

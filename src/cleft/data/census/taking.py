@@ -137,7 +137,7 @@ def _too_many(files: _Files, config: DataConfig) -> str:
     images = share(len(bad), files.decoded, "image that was decoded", "images that were decoded")
     return (
         f"{images} cannot be used ({part}), for the reasons listed; "
-        "mend these files, take out their rows, or raise data.max_bad"
+        "fix these files, take out their rows, or raise data.max_bad"
     )
 
 

@@ -95,7 +95,7 @@ def refuse_twins(twins: Sequence[Twins], *, test: str = "test") -> list[str]:
     leaking = [twin for twin in twins if test in twin.parts and len(twin.parts) > 1]
     if leaking:
         raise DataError(
-            f"{count(len(leaking), 'picture')} of the {test} split {verb(len(leaking), 'stands', 'stand')} in another "
+            f"{count(len(leaking), 'image')} of the {test} split {verb(len(leaking), 'is', 'are')} in another "
             f"split too, under another name; numbers measured on {verb(len(leaking), 'it', 'them')} would be too good: "
             f"take out one row of {verb(len(leaking), 'it', 'each')}",
             reason="shared-images",
@@ -104,11 +104,11 @@ def refuse_twins(twins: Sequence[Twins], *, test: str = "test") -> list[str]:
     people = sum(twin.patients > 1 for twin in twins)
     opinions = sum(not twin.agree for twin in twins)
     return [
-        f"{count(number, 'picture')} {agree(number, sentence)}"
+        f"{count(number, 'image')} {agree(number, sentence)}"
         for number, sentence in (
-            (across, "[stands|stand] in training and in validation under two names"),
-            (people, "[is|are] said to be of two patients: one person may stand in two splits"),
-            (opinions, "[stands|stand] under two names with different labels"),
+            (across, "[is|are] in training and in validation under two names"),
+            (people, "[is|are] listed for two patients: one person may be in two splits"),
+            (opinions, "[has|have] two names with different labels"),
         )
         if number
     ]

@@ -429,7 +429,7 @@ def _reason(code: int, limits: Limits, *, stalled: bool) -> tuple[str, str]:
     if code == _OUT_OF_TIME:
         return "timeout", f"not decoded after {limits.seconds:g} s of processor time, tried twice"
     if code == _KILLED:
-        return "memory", "the process that decoded it was killed, perhaps for want of memory, tried twice"
+        return "memory", "the process that decoded it was killed, perhaps because memory ran out, tried twice"
     return "crashed", f"the decoder died of it ({_cause(code)}), tried twice"
 
 

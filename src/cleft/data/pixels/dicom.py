@@ -86,7 +86,7 @@ def decode_dicom(
                 file.seek(0)
                 parsed = parse_dicom(file, name, _TAGS, limits, pixels=False)
             image = _check(parsed, name, limits, config)
-            notes += ([] if parsed.told else ["untold"]) + list(image.layout.notes)
+            notes += ([] if parsed.has_syntax else ["untold"]) + list(image.layout.notes)
             if image.layout.samples == 3:
                 return flatten_colours(_decode(parsed, image, name), name)
             declared = read_grayscale(parsed.dataset, image.frame, image.layout.frames)
@@ -164,7 +164,7 @@ def _check_encoding(parsed: Parsed, layout: Layout, frame: int, name: Path | str
     called, remedy = decodable(str(syntax), deep=layout.stored > 8)
     if remedy:
         raise refusal("codec", name, f"encoded as {called}, which cannot be decoded here; {remedy}")
-    if element.is_undefined_length and not parsed.told and not syntax.is_compressed:
+    if element.is_undefined_length and not parsed.has_syntax and not syntax.is_compressed:
         raise AttributeFault(
             "TransferSyntaxUID is missing, and the pixels are compressed; export the image again with it"
         )
@@ -242,11 +242,11 @@ def _jpeg2000_size(stream: bytes) -> tuple[int, int] | None:
 def _decode(parsed: Parsed, image: _Image, name: Path | str) -> NDArray[Any]:
     """Decodes the wanted picture: `[H, W]` as stored, or `[H, W, 3]` red, green and blue."""
     layout = image.layout
-    pixels, told = _run_decoder(parsed, image, name)
+    pixels, decoded = _run_decoder(parsed, image, name)
     if pixels.shape[:2] != layout[:2]:
         raise refusal("malformed", name, f"{pixels.shape[:2]} decoded pixels where the header says {layout[:2]}")
     if layout.samples == 3:
-        if pixels.dtype != np.uint8 or told["photometric_interpretation"] != "RGB":
+        if pixels.dtype != np.uint8 or decoded["photometric_interpretation"] != "RGB":
             raise refusal("colour", name, "its colours are in a space that is not read; store it as gray")
         return pixels
     if pixels.itemsize * 8 > layout.allocated:
@@ -264,17 +264,17 @@ def _run_decoder(parsed: Parsed, image: _Image, name: Path | str) -> tuple[NDArr
         plugins = plugins[:1]  # The others read over the end of one that breaks off.
     dataset, frame = parsed.dataset, image.frame
     if image.stream:
-        # Alone, so that no offset table is looked at: where one is wrong, pydicom decodes another picture or none.
+        # Alone, so that no offset table is looked at: where one is wrong, pydicom decodes another frame or none.
         dataset.PixelData = encapsulate([image.stream], has_bot=False)
         dataset["PixelData"].is_undefined_length = True
         dataset.NumberOfFrames, frame = 1, 0
         dataset.pop("ExtendedOffsetTable", None)
-    # What stands above the bits stored is looked at before it is taken off.
+    # Bits above those stored are checked before they are removed.
     options: dict[str, Any] = {"correct_unused_bits": False}
     if image.stream and image.layout.allocated == 16 and _is_shallow(image.stream, parsed.syntax):
         options |= {"bits_allocated": 8, "bits_stored": min(8, image.layout.stored)}
     elif parsed.syntax in (JPEGLossless, JPEGLosslessSV1):
-        options |= {"bits_stored": image.layout.allocated}  # Else gdcm cuts values off in silence.
+        options |= {"bits_stored": image.layout.allocated}  # Otherwise gdcm truncates values without a message.
     while True:
         plugin = plugins.pop(0)
         try:

@@ -145,7 +145,7 @@ def is_stated(dataset: Dataset, keyword: str | int) -> bool:
 
 
 def text(dataset: Dataset, keyword: str) -> str:
-    """Return a value as text, empty where it is absent or illegal; several values stand between backslashes."""
+    """Return a value as text, empty where it is absent or illegal; several values are separated by backslashes."""
     element = _element(dataset, keyword)
     if element is None:
         return ""
@@ -181,7 +181,7 @@ def numbers(dataset: Dataset, keyword: str | int) -> list[float]:
             return [math.nan] if rest else list(struct.unpack(f"{order}{count}{_WORDS[vr]}", value))
         try:
             value = dataset[_tag(keyword)].value
-        except Exception:  # noqa: BLE001 - pydicom raises whatever it likes; the value is illegal.
+        except Exception:  # noqa: BLE001 - pydicom may raise anything; the value is illegal.
             return [math.nan]
     if value is None:
         return []
@@ -253,7 +253,7 @@ def _element(dataset: Dataset, keyword: str | int) -> Any:
     """
     try:
         return dataset.get_item(_tag(keyword))
-    except Exception:  # noqa: BLE001 - pydicom converts elements without a value, and raises whatever it likes.
+    except Exception:  # noqa: BLE001 - pydicom converts elements without a value, and may raise anything.
         return _ILLEGIBLE
 
 

@@ -69,7 +69,7 @@ def show(
 def align_bits(stored: NDArray[Any], layout: Layout, padding: tuple[int, int] | None) -> NDArray[Any]:
     """Return the bit patterns of pixels, `[H, W]` unsigned, the value in the lowest `layout.stored` bits.
 
-    Above them may stand the sign, zeros or a declared overlay; they are not part of the value.
+    The bits above may hold the sign, zeros or a declared overlay; they are not part of the value.
 
     Raises:
         AttributeFault: If other bits are used, so that the attribute that says which bits are used is wrong.
@@ -183,7 +183,7 @@ def _voi_or_percentile(
         window = declared.window(config.window)
         if window is not None:
             black, white = _output_range(layout, declared)
-            # What lies far outside a window is black or white.
+            # Values far outside a window are black or white.
             ends = apply_window(np.array([-np.inf, np.inf]), window, black, white).tolist()
             return stretch(apply_window(meant, window, black, white), *ends)
         if (values.min(), values.max()) == (0, 255) and np.array_equal(meant, values):
@@ -350,7 +350,7 @@ def _padding(ends: tuple[int, int] | None, values: NDArray[np.int32], layout: La
     if ends is None:
         return np.zeros(len(values), dtype=bool)
     whole = possible_values(layout.allocated, layout.allocated, signed=layout.signed)
-    # A padding value may lie outside the values that `BitsStored` allows.
+    # A padding value may be outside the values that `BitsStored` allows.
     return _is_padding(values, ends, signed=layout.signed) | _is_padding(whole, ends, signed=layout.signed)
 
 

@@ -36,7 +36,7 @@ class Parsed(NamedTuple):
     dataset: Dataset
     syntax: UID
     """How its pixels are encoded. Never deflated: what was is inflated already."""
-    told: bool
+    has_syntax: bool
     """Whether the file has DICOM's mark and says its syntax; if not, both were concluded from its first bytes."""
     kind: str
     """What kind of object it is, by its keyword, e.g. `BasicTextSRStorage`; empty if it says none that is known."""
@@ -62,16 +62,16 @@ def parse_dicom(file: BinaryIO, name: Path | str, tags: Sequence[int], limits: R
     syntax: UID | None = meta.get("TransferSyntaxUID") or None
     if syntax == DeflatedExplicitVRLittleEndian:
         dataset = _read_deflated(file, name, tags, limits, pixels=pixels)
-        return Parsed(dataset, ExplicitVRLittleEndian, told=marked, kind=_kind(dataset, meta))
+        return Parsed(dataset, ExplicitVRLittleEndian, has_syntax=marked, kind=_kind(dataset, meta))
     file.seek(0)
     dataset = dcmread(file, stop_before_pixels=not pixels, force=not marked, specific_tags=list(tags))
     if not marked and not (dataset.get("Rows") and dataset.get("Columns") and (not pixels or "PixelData" in dataset)):
         raise refusal("format", name, "has no DICOM mark, and read without it there is no picture in it")
-    told = marked and syntax is not None
+    has_syntax = marked and syntax is not None
     if syntax is None:
         implicit, little = dataset.original_encoding
         syntax = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-    return Parsed(dataset, syntax, told=told, kind=_kind(dataset, meta))
+    return Parsed(dataset, syntax, has_syntax=has_syntax, kind=_kind(dataset, meta))
 
 
 @contextmanager

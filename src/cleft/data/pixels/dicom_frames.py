@@ -37,7 +37,7 @@ def frame_stream(data: bytes, frame: int, frames: int, dataset: Dataset) -> byte
         length = struct.unpack_from("<L", data, 4)[0]
         fragments = list(generate_fragments(data[_ITEM + length :]))
     except (ValueError, struct.error) as error:
-        raise AttributeFault("the fragments of PixelData cannot be told apart; copy the file again") from error
+        raise AttributeFault("the fragments of PixelData cannot be separated; copy the file again") from error
     if frames == 1:
         return b"".join(fragments)
     if len(fragments) == frames:

@@ -1,7 +1,7 @@
 """The grayscale transformations that a DICOM header declares for one frame: rescale or table, window or table, shape.
 
 Enhanced objects declare them in functional groups, for all frames (shared) or for each (per frame); others at the top
-level. What stands closest to the frame counts. A mapping to real-world values is not for display and is not read.
+level. The level closest to the frame counts. A mapping to real-world values is not for display and is not read.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Grayscale(NamedTuple):
     """Keys of `cleft.data.pixels.headers.ODDITIES`."""
 
     def window(self, index: int) -> Window | None:
-        """Return the window asked for if it is legal, or else the first legal one; None if none is."""
+        """Return the requested window if it is legal, or else the first legal one; None if none is."""
         wanted = self.windows[index] if index < len(self.windows) else None
         return wanted or next((window for window in self.windows if window is not None), None)
 

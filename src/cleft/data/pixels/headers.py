@@ -257,7 +257,7 @@ def _header(parsed: Parsed) -> Header:
     is_image = (whole["Rows"] or 0) > 0 and (whole["Columns"] or 0) > 0
     display, display_oddities = _display(dataset) if is_image else ("none", ())
     odd = {
-        "untold": not parsed.told,
+        "untold": not parsed.has_syntax,
         "age": bool(text["PatientAge"]) and age is None,
         "frames": whole["NumberOfFrames"] == 0,
         "aspect": any(_is_oblong(text[keyword]) for keyword in ("PixelAspectRatio", "PixelSpacing")),

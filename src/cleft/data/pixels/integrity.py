@@ -452,11 +452,11 @@ _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), 
 """First column, first line, and their steps in each pass of an interlaced PNG."""
 
 _MARKER = re.compile(rb"\xff+[^\xff\x00]")
-"""A marker, which any number of fill bytes may precede; in entropy-coded data FF00 stands for a byte FF."""
+"""A marker, which any number of fill bytes may precede; in entropy-coded data FF00 encodes a byte FF."""
 _SOT, _SOD = b"\xff\x90", b"\xff\x93"
 _JPEG2000_SEGMENTS = {*range(0x50, 0x60), 0x60, 0x61, 0x63, 0x64, 0x90}
 _JPEG2000_MARKER = re.compile(rb"\xff[\x90\x93-\xff]")
-"""What encoded data cannot contain. SOP (FF91) and EPH (FF92) may stand between packets."""
+"""What encoded data cannot contain. SOP (FF91) and EPH (FF92) may occur between packets."""
 _RST0, _EOI, _SOS, _DQT, _DHT, _DRI = 0xD0, 0xD9, 0xDA, 0xDB, 0xC4, 0xDD
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _LOSSY = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}

@@ -42,7 +42,7 @@ class Part:
     rows: tuple[tuple[str, int], ...]
     """Content and CRC-32 of each row of pixels."""
     sources: tuple[Source, ...]
-    """Files as they were read; their pixels lie in this part or in another."""
+    """Files as they were read; their pixels are in this part or in another."""
     refused: Mapping[str, tuple[str, str]]
     """Content to the reason and the sentence it was refused with, without the path."""
     notes: Mapping[str, tuple[str, ...]]

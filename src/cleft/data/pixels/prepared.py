@@ -155,7 +155,7 @@ def prepare_images(
                 shelf.prune()
     if rebuilt:
         parts, were = count(rebuilt, "damaged part"), verb(rebuilt, "was", "were")
-        log.warning("%s: %s %s thrown away and made anew; have the disk checked", home, parts, were)
+        log.warning("%s: %s %s discarded and made again; check the disk", home, parts, were)
     bad |= _refused(shelf, contents)
     judge()
     if rejects:

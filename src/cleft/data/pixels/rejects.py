@@ -36,7 +36,7 @@ def check_rejects(bad: Mapping[Path, tuple[str, str]], images: int, max_bad: flo
         return
     lines = [f"at least {len(bad)} of {count(images, 'image')} cannot be used; data.max_bad={max_bad:g} is the limit"]
     lines += reject_lines(bad.values())
-    lines.append("mend these files, take out their rows, or raise data.max_bad")
+    lines.append("fix these files, take out their rows, or raise data.max_bad")
     raise DataError("\n".join(lines), reason=_ranked(bad.values())[0][0])
 
 

@@ -98,12 +98,12 @@ def match_keys(metadata: Named, clinical: Named) -> Keys:
         found: list[Integers] = []
         for own, named in ((True, metadata), (False, clinical)):
             column, path = named.columns[meaning], named.table.path
-            ids, spoilt, mended = whole_ids(column)
+            ids, spoilt, shortened = whole_ids(column)
             empty = [i for i, text in enumerate(ids) if not text]
-            if mended:
-                them = verb(mended, "it", "them")
+            if shortened:
+                them = verb(shortened, "it", "them")
                 notes.append(
-                    f"{path.name} writes {count(mended, 'id')} in {name} with .0 behind {them}; it was dropped"
+                    f"{path.name} writes {count(shortened, 'id')} in {name} with .0 behind {them}; it was dropped"
                 )
             wrong: list[Fault] = []
             if spoilt:

@@ -70,10 +70,10 @@ def _views(files: Files, images: Images) -> Iterator[str]:
         files.views[m] for m in images.kept.tolist() if files.views[m] and files.views[m] not in ("CC", "MLO")
     )
     if magnified or special:
-        told = ", ".join(f"{view} {number:,}" for view, number in special.most_common())
+        views = ", ".join(f"{view} {number:,}" for view, number in special.most_common())
         yield (
             f"kept though special: {count(magnified, 'compressed or magnified view')}"
-            f"{f', and {told}' if told else ''}; data.views=CC,MLO keeps neither"
+            f"{f', and {views}' if views else ''}; data.views=CC,MLO keeps neither"
         )
     if implants:
         show = agree(implants, "[shows|show] an implant; [it is|they are] kept")

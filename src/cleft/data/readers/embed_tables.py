@@ -126,7 +126,7 @@ def read_columns(path: Path, required: Mapping[str, tuple[str, ...]], optional: 
 
 
 def whole_ids(column: Column) -> tuple[list[str], list[int], int]:
-    """Returns an id for each distinct text of a column, positions of the spoilt ones, and how many were mended.
+    """Returns an id for each distinct text of a column, positions of the spoilt ones, and how many lost a `.0`.
 
     Ids are text: some of EMBED's 16 digits are more than a floating-point number holds. `123.0` is what a table
     makes of 123 when it was saved with numbers and gaps; up to 2^53 nothing was lost by that, and the `.0` is dropped.
@@ -138,17 +138,17 @@ def whole_ids(column: Column) -> tuple[list[str], list[int], int]:
     """
     ids: list[str] = []
     spoilt: list[int] = []
-    mended = 0
+    shortened = 0
     for position, value in enumerate(column.values):
         text = value.strip()
         whole = whole_id(text)
         if whole != text:
             text = whole
-            mended += 1
+            shortened += 1
         elif not text.isdigit() and _FLOAT.fullmatch(text):
             spoilt.append(position)
         ids.append(text)
-    return ids, spoilt, mended
+    return ids, spoilt, shortened
 
 
 def told_of(path: Path, faults: Iterable[Fault]) -> list[Fault]:

@@ -103,7 +103,7 @@ def scan_manifest(config: DataConfig, *, check_files: bool = True) -> Scan:
     ids, usable, wrong_paths = _read_paths(table, named["image"])
     present, outside = find_inside(root, ids)
     spelled = _respell(root, ids, usable, present, outside)
-    patients, unnamed, mended = _read_patients(table, named.get("patient"), ids)
+    patients, unnamed, id_notes = _read_patients(table, named.get("patient"), ids)
     sexes, odd_sexes = read_sexes(named.get("sex"), len(table))
     ages, odd_ages = read_ages(named.get("age"), len(table))
     splits, wrong_splits = read_splits(table, named.get("split"))
@@ -134,7 +134,7 @@ def scan_manifest(config: DataConfig, *, check_files: bool = True) -> Scan:
         are_present=(lambda kept: present[kept]) if check_files else None,
         notes=[
             *_notes(table, named, left),
-            *mended,
+            *id_notes,
             *_split_note(splits),
             *report_notes(rows.reports),
             *oddities(odd_sexes, odd_ages),
@@ -263,17 +263,19 @@ def _read_patients(table: Table, column: Column | None, ids: list[str]) -> tuple
     """Returns the patient of each row, faults, and a note about ids that were written as numbers."""
     if column is None:
         return ids, [], []
-    patients, rounded, mended = read_patients(column)
+    patients, rounded, shortened = read_patients(column)
     faults: list[Fault] = []
     blank = [row for row, text in enumerate(patients) if not text]
     if blank:
-        remedy = "fill in a patient for every row, or remove the column if nobody is known"
+        remedy = "fill in a patient for every row, or remove the column if no patient is known"
         faults.append(Fault("patient", "column 'patient' is empty", remedy, table.lines[blank].tolist()))
     if rounded:
         faults.append(rounded_fault("patient", patients[rounded[0]], table.lines[rounded].tolist()))
-    if not mended:
+    if not shortened:
         return patients, faults, []
-    ids_are = f"{mended:,} {agree(mended, '[id of a patient is|ids of patients are] written with .0 behind [it|them]')}"
+    ids_are = (
+        f"{shortened:,} {agree(shortened, '[id of a patient is|ids of patients are] written with .0 behind [it|them]')}"
+    )
     return patients, faults, [f"{ids_are}; it was dropped"]
 
 
@@ -339,7 +341,7 @@ def write_template(folder: Path) -> Path:
         The example table.
 
     Raises:
-        ConfigError: If the folder holds one that was filled in, or that somebody else made.
+        ConfigError: If the folder holds one that was filled in, or that cleft did not write.
         ResourceError: If it cannot be written.
     """
     page, table = (

@@ -66,8 +66,8 @@ def read_lists(folders: Sequence[Path], ids: Sequence[str]) -> Lists:
                 both.append(name)
     splits = [part_of.get(name) for name in ids]
     counts = Counter(splits)
-    told = ", ".join(f"{part} {count(counts[part], 'image')} (published: {_PUBLISHED[part]})" for part in LISTS)
-    notes = [f"official lists: {told}"]
+    counted = ", ".join(f"{part} {count(counts[part], 'image')} (published: {_PUBLISHED[part]})" for part in LISTS)
+    notes = [f"official lists: {counted}"]
     strangers = len(part_of.keys() - set(ids))
     if strangers:
         are = verb(strangers, "is", "are")

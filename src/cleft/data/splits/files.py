@@ -2,8 +2,8 @@
 
 Whoever has the same images gets the same split from it, to the digest, whatever their version of this code. Where an
 owner's terms do not let ids out, slow digests (scrypt) are written instead. They keep ids out of sight and make a
-search expensive. They cannot keep secret what can be enumerated: whoever can list all possible ids can test each of
-them, at about a millisecond a guess: 4 hours of one core for seven digits. Share a file only where that is acceptable.
+search expensive. They cannot protect ids that can be enumerated: all possible ids can be tested one by
+one, at about a millisecond a guess: 4 hours of one core for seven digits. Share a file only where that is acceptable.
 """
 
 from __future__ import annotations
@@ -255,7 +255,7 @@ class Followed(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class _Matched:
-    """Ids of a table that stand in the parts of a file of digests, as the cache keeps them."""
+    """Ids of a table that are in the parts of a file of digests, as the cache keeps them."""
 
     train: tuple[str, ...]
     val: tuple[str, ...]
@@ -320,7 +320,7 @@ def _parts(splits: Splits) -> dict[str, list[Record]]:
 
 
 def _part_of(path: Path, split: SplitFile, reading: Reading, cache: Path | None) -> dict[str, str]:
-    """Id of each record that stands in the file to its part."""
+    """Id of each record that the file lists to its part."""
     ids = [record.id for record in reading.records]
     kept = None
     if split.id_hash is not None and cache is not None and len(ids) >= _WORTH_KEEPING:

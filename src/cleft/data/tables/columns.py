@@ -2,7 +2,7 @@
 
 Every cell stays the text it is: `000123`, `1e5`, `NA` and `None` are not numbers and not missing. A column keeps
 each distinct text once, so that whoever types it (`tables.cells`) does so once per distinct text and not once
-per row. What a table does wrong is collected as `Fault`s, so that a user can be told everything at once.
+per row. What a table does wrong is collected as `Fault`s, so that everything is reported at once.
 
 Shapes: `N` rows below the header.
 """

@@ -1,4 +1,4 @@
-"""What is wrong with a table, collected so that a user can be told everything at once."""
+"""What is wrong with a table, collected so that everything is reported at once."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def unreadable_texts(texts: Iterable[tuple[int, str, str]]) -> list[Fault]:
-    """Finds texts that are too long or hold a character that nobody can see; equal faults are one.
+    """Finds texts that are too long or hold an invisible character; equal faults are one.
 
     Args:
         texts: Line, what the text is, such as `a caption`, and the text.

@@ -2,7 +2,7 @@
 
 Programs change ids on the way: pandas writes a column of numbers with gaps as `12.0`, Excel drops leading zeros and
 writes long numbers as `1.23457E+15`, people type letters in either case. One person in two spellings is two patients
-to a split, which then may stand on both sides of it.
+to a split, which may then be on both sides of it.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def read_patients(column: Column) -> tuple[list[str], list[int], int]:
     """Returns the patient of each row, the rows whose id was rounded, and how many ids ended in `.0`."""
     ids = [whole_id(value) for value in column.values]
     rounded = [i for i, text in enumerate(ids) if is_rounded(text)]
-    mended = sum(text != value.strip() for text, value in zip(ids, column.values, strict=True))
-    return [ids[i] for i in column.index.tolist()], column.rows_of(rounded).tolist(), mended
+    shortened = sum(text != value.strip() for text, value in zip(ids, column.values, strict=True))
+    return [ids[i] for i in column.index.tolist()], column.rows_of(rounded).tolist(), shortened
 
 
 def rounded_fault(name: str, example: str, lines: Sequence[int]) -> Fault:
@@ -88,7 +88,7 @@ def rounded_fault(name: str, example: str, lines: Sequence[int]) -> Fault:
 
 
 def spelling_faults(patients: Sequence[str], rows: Iterable[int], lines: Sequence[int]) -> list[Fault]:
-    """Returns a fault for each person who may stand in a table in two spellings; three are named.
+    """Returns a fault if persons may be in a table in two spellings; three are named.
 
     Args:
         patients: Of each row.
@@ -104,8 +104,8 @@ def spelling_faults(patients: Sequence[str], rows: Iterable[int], lines: Sequenc
         return []
     names = {name for group in doubled for name in group}
     at = [int(lines[row]) for row in rows if patients[row] in names]
-    told = "; ".join(" and ".join(map(repr, group)) for group in doubled[:_MOST])
+    listed = "; ".join(" and ".join(map(repr, group)) for group in doubled[:_MOST])
     more = f" and {len(doubled) - _MOST:,} more" if len(doubled) > _MOST else ""
-    what = f"patients that may be one person in two spellings: {told}{more}"
+    what = f"patients that may be one person in two spellings: {listed}{more}"
     remedy = "write each patient one way; different people need ids that differ in more than case, zeros or spaces"
     return [Fault("patient", what, remedy, at)]

@@ -1,4 +1,4 @@
-"""What lies on disk in the place of images that a table names and that are not there."""
+"""Files on disk that may be the images that a table names and that are missing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from cleft.data.tables.spelling import plain
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".nii", ".gz")
-_ASKED = 50
+_MOST_WANTED = 50
 """Missing images that are looked for."""
 _SEEN = 200_000
 """Files that are listed at most."""
@@ -18,19 +18,19 @@ _SEEN = 200_000
 def hint_nearby(root: Path, missing: Sequence[str]) -> str:
     """Returns a clause that names a file which is there in place of a missing one; empty where there is none.
 
-    A file fits if it has another ending or none, or lies in a folder that the table leaves out or names otherwise.
+    A file fits if it has another ending or none, or is in a folder that the table omits or names differently.
 
     Args:
         root: Folder of the data.
         missing: Paths of images that are not there, from the root.
     """
-    asked = missing[:_ASKED]
+    wanted = missing[:_MOST_WANTED]
     by_stem = _list(root)
-    found = {path: near for path in asked if (near := _nearest(path, by_stem.get(_stem(path.rpartition("/")[2]), [])))}
+    found = {path: near for path in wanted if (near := _nearest(path, by_stem.get(_stem(path.rpartition("/")[2]), [])))}
     if not found:
         return ""
     path, near = next(iter(found.items()))
-    others = f"; so it is with {len(found):,} of {len(asked):,} that were looked for" if len(found) > 1 else ""
+    others = f"; the same holds for {len(found):,} of {len(wanted):,} that were looked for" if len(found) > 1 else ""
     return f"{path} is not there, but {near} is{others}: write names as they are on disk"
 
 

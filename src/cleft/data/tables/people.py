@@ -53,7 +53,7 @@ def settle_people(reading: Reading, config: DataConfig) -> Reading:
         A new reading. Images of excluded patients are counted under `excluded`; a note says how many people that is.
 
     Raises:
-        DataError: If the list of patients cannot be read, or nobody is left.
+        DataError: If the list of patients cannot be read, or no patient is left.
     """
     people = config.people or reading.people
     reading = replace(reading, people=people)
@@ -64,9 +64,9 @@ def settle_people(reading: Reading, config: DataConfig) -> Reading:
     out = {patient for patient, name in names.items() if id_key(name) in listed.people}
     kept = [record for record in reading.records if record.patient not in out]
     if not kept:
-        raise DataError(f"every patient is in {config.exclude}; nobody is left to learn from", reason="excluded")
+        raise DataError(f"every patient is in {config.exclude}; no patient is left to train on", reason="excluded")
     gone = [record.id for record in reading.records if record.patient in out]
-    told = (
+    excluded = (
         f"{share(len(out), len(listed.people), 'patient')} in {config.exclude.name} {verb(len(out), 'is', 'are')} here"
     )
     doubt = "" if out else "; do its ids and data.people name the same people?"
@@ -82,7 +82,7 @@ def settle_people(reading: Reading, config: DataConfig) -> Reading:
         sources={**reading.sources, f"{config.exclude.name} (excluded)": listed.sha256},
         notes=(
             *reading.notes,
-            f"{told}, with {images} out of every split{doubt}",
+            f"{excluded}, with {images} out of every split{doubt}",
         ),
     )
 

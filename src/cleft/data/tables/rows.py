@@ -48,7 +48,7 @@ class Rows:
 
 
 def text_faults(rows: Rows, *, reports: bool) -> list[Fault]:
-    """Finds texts that are too long or hold a character that nobody can see.
+    """Finds texts that are too long or hold an invisible character.
 
     Args:
         rows: All rows.

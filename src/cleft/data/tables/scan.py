@@ -148,7 +148,7 @@ def make_scan(
 
 
 def _with_hint(fault: Fault, rows: Rows, missing: Sequence[str], config: DataConfig) -> Fault:
-    """Says of images that are not on disk what lies there in their place."""
+    """Adds to a fault of missing images which files are on disk in their place."""
     root = require_root(config)
     path_of = dict(zip(rows.ids, rows.images, strict=True))
     paths = [path_of[name] for name in missing]
