@@ -1,4 +1,4 @@
-"""The doctor names what is wrong and how to mend it."""
+"""The doctor names what is wrong and how to fix it."""
 
 import importlib.metadata
 

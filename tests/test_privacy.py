@@ -176,17 +176,17 @@ def test_o1_what_is_wrong_with_a_file_is_said_without_its_header(tmp_path):
     told = (tmp_path / "streams" / "0-data-check.txt").read_text()
     assert "column 'remark' holds text that is no label" in told
     assert "cannot be decoded, " in told
-    named = [word for word in NOWHERE if word != FILE]  # files may be named to those who must mend them
+    named = [word for word in NOWHERE if word != FILE]  # files may be named to those who must fix them
     assert leaks(tmp_path / "streams", named) == leaks(tmp_path / "cache", named) == []
     for page in ("census.html", "census.json"):
         assert not [word for word in named if word in (tmp_path / page).read_text()]
 
 
 def test_a_patient_column_is_read_and_yet_nowhere(walk):
-    told = (walk / "streams" / "0-data-check.txt").read_text()
-    assert "56 images of 28 patients can be used" in told
-    assert PATIENT not in told
-    assert "all 56 images have a report, 56 of them distinct" in told
+    printed = (walk / "streams" / "0-data-check.txt").read_text()
+    assert "56 images of 28 patients can be used" in printed
+    assert PATIENT not in printed
+    assert "all 56 images have a report, 56 of them distinct" in printed
 
 
 def test_no_word_of_a_report_is_told_whether_it_can_be_read_or_not(tmp_path):

@@ -354,7 +354,7 @@ def test_a_file_without_mark_or_syntax_is_read_and_counted(own, syntax):
     files = {
         "plain": dicom_bytes(deep(), bits=12),
         "unmarked": dicom_bytes(deep(), bits=12, syntax=syntax, preamble=False),
-        "untold": dicom_bytes(deep(), bits=12, syntax=syntax, told=False),
+        "untold": dicom_bytes(deep(), bits=12, syntax=syntax, has_syntax=False),
     }
     root = own(files)
     pixels, rejected = prepared(root)
@@ -446,7 +446,7 @@ def test_marks_line_ends_packing_quotes_and_index_columns_change_nothing(own, ta
 @pytest.mark.parametrize(
     ("table", "told"),
     [
-        ("image,Edema\na.png,1,\nb.png,0,\n", "lines 2, 3: 3 cells where the header has 2; mend the commas"),
+        ("image,Edema\na.png,1,\nb.png,0,\n", "lines 2, 3: 3 cells where the header has 2; fix the commas"),
         ("image,Edema\na.png\nb.png,0\n", "line 2: 1 cell where the header has 2"),
         ("image,Edema,Edema\na.png,1,0\n", "column 'Edema' stands at positions [2, 3]; rename or remove"),
         ("image;Edema\na.png;1\n", "separates its cells by semicolons; save it with commas"),
@@ -505,7 +505,7 @@ def openi(root, change=lambda text: text):
     [
         (lambda text: text[:200], "1 file is damaged XML, such as 2.xml"),
         (lambda text: text.replace("?>", '?><!DOCTYPE e [<!ENTITY a "ha">]>', 1), "1 file declares XML entities"),
-        (lambda text: text.replace("2_IM-0002-1001", "1_IM-0001-1001"), "1 image stands in two reports"),
+        (lambda text: text.replace("2_IM-0002-1001", "1_IM-0001-1001"), "1 image is in two reports"),
     ],
 )
 def test_reports_in_damaged_or_hostile_xml_are_told_by_file(tmp_path, change, told):
@@ -565,7 +565,7 @@ def test_every_planted_kind_is_told_exactly_once_with_an_example_and_the_remedy(
     (root / "images/.DS_Store").write_bytes(b"x")
     lines = check_dataset(DataConfig(dataset="manifest", root=root, max_bad=0.005), IMAGES, ALL).lines
     for kind, example, remedy in (
-        ("2 cells where the header has 4", "line 122", "mend the commas"),
+        ("2 cells where the header has 4", "line 122", "fix the commas"),
         ("column 'Edema' holds 'yes'", "line 123", "allowed are 1, 0, -1 and empty"),
         ("image '../out.png' leaves", "line 125", "write paths below data.root"),
         ("no image is named", "line 126", "fill in the path"),

@@ -45,7 +45,7 @@ def test_what_cannot_be_written_is_refused_before_anything_is_asked(run, tmp_pat
         (["--embeddings", str(mine)], "was not written by cleft"),
         (
             ["--embeddings", str(load_settings(run).data.root / "manifest.csv")],
-            "among the files that this command reads",
+            "was not written by cleft",
         ),
         (["--embeddings", str(tmp_path)], "is a folder; name a file"),
         (["--embeddings", str(tmp_path / "a.csv"), "--against", str(run)], "leave out --against"),

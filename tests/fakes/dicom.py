@@ -66,7 +66,7 @@ def dicom_bytes(
     bits=None,
     photometric="MONOCHROME2",
     syntax=ExplicitVRLittleEndian,
-    told=True,
+    has_syntax=True,
     preamble=True,
     frames=False,
     overlays=(),
@@ -80,7 +80,7 @@ def dicom_bytes(
         bits: Bits stored; by default all that are allocated.
         photometric: Photometric interpretation; colour arrays need `RGB` or the like.
         syntax: Transfer syntax.
-        told: Whether the file says its transfer syntax.
+        has_syntax: Whether the file says its transfer syntax.
         preamble: Whether it begins with 128 bytes and `DICM`; without them it has no file meta information either.
         frames: Whether the first axis counts frames.
         overlays: Bits of the pixels that hold an overlay, as in old files, from 0; at most 16.
@@ -91,7 +91,7 @@ def dicom_bytes(
     before = settings.reading_validation_mode, settings.writing_validation_mode
     settings.reading_validation_mode = settings.writing_validation_mode = config.IGNORE
     try:
-        return _bytes(pixels, bits, photometric, syntax, told, preamble, frames, overlays, tags)
+        return _bytes(pixels, bits, photometric, syntax, has_syntax, preamble, frames, overlays, tags)
     finally:
         settings.reading_validation_mode, settings.writing_validation_mode = before
 
@@ -147,7 +147,7 @@ def deflated_bomb(size):
     return data[:start] + b"".join(body) + deflate.flush()
 
 
-def _bytes(pixels, bits, photometric, syntax, told, preamble, frames, overlays, tags):
+def _bytes(pixels, bits, photometric, syntax, has_syntax, preamble, frames, overlays, tags):
     dataset = _dataset(pixels, bits, photometric, frames)
     for number, bit in enumerate(overlays):
         dataset.add_new((0x6000 + 2 * number, 0x0100), "US", dataset.BitsAllocated)
@@ -167,13 +167,13 @@ def _bytes(pixels, bits, photometric, syntax, told, preamble, frames, overlays, 
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     if syntax.is_compressed:
         data = _compressed(dataset, pixels, syntax)
-        return data if told else _without_syntax(data)
+        return data if has_syntax else _without_syntax(data)
     if pixels is not None and syntax == ExplicitVRBigEndian:
         dataset.PixelData = pixels.astype(pixels.dtype.newbyteorder(">")).tobytes()
     if preamble:
         dataset.file_meta.TransferSyntaxUID = syntax
         data = _written(dataset)
-        return data if told else _without_syntax(data)
+        return data if has_syntax else _without_syntax(data)
     dataset.file_meta = FileMetaDataset()
     buffer = BytesIO()
     little, implicit = syntax != ExplicitVRBigEndian, syntax == ImplicitVRLittleEndian

@@ -121,13 +121,13 @@ def choose_sections(sections: Mapping[str, str], choice: Choice) -> str | None:
 
 
 def report_notes(reports: Sequence[str | None] | None) -> list[str]:
-    """Says how many rows have a report and how often reports repeat; nothing where there is none to be had."""
+    """Returns notes on how many rows have a report and how many are distinct; none without reports."""
     if reports is None:
         return []
-    told = [report for report in reports if report]
-    masked = sum(1 for report in set(told) if _MASKED.search(report))
-    distinct = f", {len(set(told)):,} of them distinct" if len(told) != 1 else ""
-    notes = [f"{share(len(told), len(reports), 'image')} {verb(len(told), 'has', 'have')} a report{distinct}"]
+    present = [report for report in reports if report]
+    masked = sum(1 for report in set(present) if _MASKED.search(report))
+    distinct = f", {len(set(present)):,} of them distinct" if len(present) != 1 else ""
+    notes = [f"{share(len(present), len(reports), 'image')} {verb(len(present), 'has', 'have')} a report{distinct}"]
     if masked:
         has = verb(masked, "has", "have")
         notes.append(f"{count(masked, 'distinct report')} {has} places taken out by de-identification")

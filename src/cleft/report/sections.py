@@ -137,18 +137,18 @@ def _groupings(group: Sequence[Entry]) -> list[str]:
 def _reliabilities(group: Sequence[Entry]) -> list[Panel]:
     panels: list[Panel] = []
     for entry in group:
-        told = entry.evaluation.calibration
-        if told is None or small(told.ece, entry.evaluation):
+        fit = entry.evaluation.calibration
+        if fit is None or small(fit.ece, entry.evaluation):
             continue
         figure = reliability_chart(
-            f"Reliability of {entry.label}", told, entry.series, synthetic=entry.evaluation.synthetic
+            f"Reliability of {entry.label}", fit, entry.series, synthetic=entry.evaluation.synthetic
         )
-        if told.temperature is None:
-            fitted = f"No temperature: {told.reason or 'none was fitted'}."
+        if fit.temperature is None:
+            fitted = f"No temperature: {fit.reason or 'none was fitted'}."
         else:
-            fitted = f"Temperature {told.temperature:.2f}, fitted on {count(told.fitted_on, 'validation image')}."
-        after = "" if told.ece_after is None else f", with the temperature {_value(told.ece_after)}"
-        panels.append(Panel(entry.label, figure, f"ECE {_value(told.ece)}{after}. {fitted}"))
+            fitted = f"Temperature {fit.temperature:.2f}, fitted on {count(fit.fitted_on, 'validation image')}."
+        after = "" if fit.ece_after is None else f", with the temperature {_value(fit.ece_after)}"
+        panels.append(Panel(entry.label, figure, f"ECE {_value(fit.ece)}{after}. {fitted}"))
     return panels
 
 

@@ -49,11 +49,11 @@ def test_columns_stand_below_one_another():
         patients=(3, 1, 1),
         shares={"Edema": (0.5, None, 0.0)},
     )
-    told = lines(labels={"Edema": (1_234, 0, 5, 67)}, splits=splits, split_recipe="patients", split_digest="ab")
-    head, row = (line for line in told if line.startswith(("finding", "Edema")))
+    printed = lines(labels={"Edema": (1_234, 0, 5, 67)}, splits=splits, split_recipe="patients", split_digest="ab")
+    head, row = (line for line in printed if line.startswith(("finding", "Edema")))
     assert len(head) == len(row)
     assert row.split() == ["Edema", "1,234", "0", "5", "67", "50.0", "%", "–", "0.0", "%"]
-    assert "split patients: 0 patients are in two splits (digest ab)" in told
+    assert "split patients: 0 patients are in two splits (digest ab)" in printed
 
 
 def test_what_was_decoded_is_said_whether_good_or_bad():

@@ -29,16 +29,16 @@ def test_every_kind_of_fault_is_told_in_one_pass_with_line_and_remedy(tmp_path):
     root = write_fake_manifest(tmp_path, lines, header="image,patient,Edema,Fracture")
     (root / "images/f.png").unlink()
     result = check(root)
-    told = [line.removeprefix("fault: manifest.csv ") for line in result.lines if line.startswith("fault: ")]
-    assert result.faults == len(told) == 8
-    assert told[0].startswith("line 5: 3 cells where the header has 4; mend the commas")
-    assert told[1].startswith("line 3: column 'Edema' holds 'yes'; allowed are 1, 0, -1 and empty")
-    assert told[2].startswith("line 8: column 'Fracture' holds '2'")
-    assert told[3].startswith("line 4: image '../c.png' leaves the folder of the table; write paths")
-    assert told[4].startswith("line 6: no image is named; fill in")
-    assert told[5].startswith("line 8: column 'patient' is empty; fill in")
-    assert told[6].startswith("lines 2, 7: two rows of the same image disagree")
-    assert told[7].startswith("line 9: 1 of 4 images is not on disk")
+    faults = [line.removeprefix("fault: manifest.csv ") for line in result.lines if line.startswith("fault: ")]
+    assert result.faults == len(faults) == 8
+    assert faults[0].startswith("line 5: 3 cells where the header has 4; fix the commas")
+    assert faults[1].startswith("line 3: column 'Edema' holds 'yes'; allowed are 1, 0, -1 and empty")
+    assert faults[2].startswith("line 8: column 'Fracture' holds '2'")
+    assert faults[3].startswith("line 4: image '../c.png' leaves the folder of the table; write paths")
+    assert faults[4].startswith("line 6: no image is named; fill in")
+    assert faults[5].startswith("line 8: column 'patient' is empty; fill in")
+    assert faults[6].startswith("lines 2, 7: two rows of the same image disagree")
+    assert faults[7].startswith("line 9: 1 of 4 images is not on disk")
 
 
 def test_a_healthy_table_gets_its_census(tmp_path):

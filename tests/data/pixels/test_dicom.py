@@ -109,7 +109,7 @@ def test_d13_what_has_neither_mark_nor_picture_is_no_dicom_file():
 
 
 def test_d13_compressed_pixels_of_untold_syntax_are_not_taken_for_plain_ones():
-    data = dicom_bytes(PIXELS, syntax=RLELossless, told=False, **WINDOW)
+    data = dicom_bytes(PIXELS, syntax=RLELossless, has_syntax=False, **WINDOW)
     assert refused(data)[1].startswith("scan: malformed (TransferSyntaxUID is missing, and the pixels are compressed")
 
 

@@ -542,7 +542,7 @@ def test_fragments_that_cannot_be_assigned_to_frames_are_named():
         {"SamplesPerPixel": None, "BitsStored": None},
         {"NumberOfFrames": 3, "PerFrameFunctionalGroupsSequence": [window(b"x", b"1"), window(5, 9), window(6, 9)]},
         {"NumberOfFrames": 0},
-        {"told": False},
+        {"has_syntax": False},
         {"WindowCenter": 500, "WindowWidth": 900},
     ],
     ids=range(10),

@@ -251,7 +251,7 @@ def test_a_row_of_an_unknown_side_makes_no_breast_negative(tmp_path):
     findings = [finding_row("A", "L"), finding_row("M", "Q")]
     reading = read(write_fake_embed(tmp_path, findings=findings))
     assert scores(reading) == {"left": "BI-RADS 0"}
-    assert "1 finding has a side other than L, R, B and blank; it speaks for no breast" in reading.notes
+    assert "1 finding has a side other than L, R, B and blank; it counts for no breast" in reading.notes
 
 
 def test_the_metadata_table_describes_an_exam_where_the_clinical_one_is_silent(tmp_path):

@@ -128,7 +128,7 @@ def test_the_xml_files_may_lie_elsewhere_and_the_root_above(tmp_path):
             "1 file names an image in a way that is no",
         ),
         (as_xml(REPORTS[0]).replace("<MeSH>", "<MeSH>" + " " * (1 << 20)), "1 file is larger than 1024 KiB"),
-        (as_xml(REPORTS[0]).replace("1_IM-0001-1001", "2_IM-0002-1001"), "1 image stands in two reports, such as 2_IM"),
+        (as_xml(REPORTS[0]).replace("1_IM-0001-1001", "2_IM-0002-1001"), "1 image is in two reports, such as 2_IM"),
     ],
 )
 def test_damaged_xml_is_told_by_file_and_never_by_its_content(tmp_path, content, message):

@@ -60,8 +60,8 @@ def test_a_split_of_ones_own_is_read_under_its_usual_names(tmp_path):
     root = write_fake_manifest(tmp_path, lines, header="image,patient,Split,caption")
     reading = read(root)
     assert [record.split for record in reading.records] == ["train", "train", "val", "val", "test", None]
-    told = "column 'split' names train 2, val 2, test 1; data.split=given follows it; 1 row names none"
-    assert any(note.startswith(told) for note in reading.notes)
+    note_start = "column 'split' names train 2, val 2, test 1; data.split=given follows it; 1 row names none"
+    assert any(note.startswith(note_start) for note in reading.notes)
     splits = split_records(reading, DataConfig(dataset="manifest", split="given"))
     assert [len(part) for part in splits[:3]] == [2, 2, 1]
 

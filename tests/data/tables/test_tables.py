@@ -66,7 +66,7 @@ def test_lines_count_blank_ones_and_leave_out_bad_rows(tmp_path):
 
 
 def test_a_comma_too_many_on_every_row_is_refused_with_its_line(tmp_path):
-    with pytest.raises(DataError, match=r"lines 2, 3: 3 cells where the header has 2; mend the commas"):
+    with pytest.raises(DataError, match=r"lines 2, 3: 3 cells where the header has 2; fix the commas"):
         read_table(write(tmp_path, "a,b\n1,2,\n3,4,\n"), ["a"])
 
 
@@ -129,8 +129,8 @@ def test_the_digest_is_that_of_the_file(tmp_path):
 
 
 def test_twenty_lines_are_named_and_the_rest_counted():
-    sentence = Fault("label", "bad", "mend it", range(1, 26)).sentence(Path("t.csv"))  # a test's folder has numbers too
-    assert "19, 20 and 5 more: bad; mend it" in sentence
+    sentence = Fault("label", "bad", "fix it", range(1, 26)).sentence(Path("t.csv"))  # a test's folder has numbers too
+    assert "19, 20 and 5 more: bad; fix it" in sentence
     assert "21" not in sentence
 
 

@@ -48,7 +48,7 @@ class Looks(NamedTuple):
 
     tallies: tuple[Tally, ...]
     notes: list[str]
-    """What a user should know or mend before training."""
+    """What a user should know or fix before training."""
 
 
 def look_at(path: Path) -> Look:

@@ -156,7 +156,7 @@ def read_exams(metadata: Named, clinical: Named, keys: Keys, rule: Rule) -> Exam
         for name in ("race", "ethnicity")
     )
     odd = {
-        "a side other than L, R, B and blank; [it speaks|they speak] for no breast": sum(
+        "a side other than L, R, B and blank; [it counts|they count] for no breast": sum(
             text not in _SIDES for text in sides
         ),
         "an assessment that is not in the code book": sum(

@@ -56,7 +56,7 @@ def read_projections(path: Path) -> Projections:
     for column, rows, what, remedy in (
         (_FILE, [row for row, name in enumerate(names) if not name], "names no image", "it is 1_IM-0001-4001.dcm.png"),
         (_UID, [row for row, number in enumerate(numbers) if not number], "holds no number", "fill it in"),
-        (_VIEW, strange, "holds something else than Frontal and Lateral", "mend it, or leave it empty"),
+        (_VIEW, strange, "holds something else than Frontal and Lateral", "fix it, or leave it empty"),
     ):
         if rows:
             faults.append(Fault("path", f"column {column!r} {what}", remedy, table.lines[rows].tolist()))

@@ -186,7 +186,7 @@ def _from_xml(paths: Sequence[Path], projections: Projections | None) -> _Images
     twice = [name for name, times in Counter(names).items() if times > 1]
     faults = list(read.faults)
     if twice:
-        images = f"{count(len(twice), 'image')} {verb(len(twice), 'stands', 'stand')}"
+        images = f"{count(len(twice), 'image')} {verb(len(twice), 'is', 'are')}"
         what = f"{images} in two reports, such as {', '.join(twice[:_SHOWN])}"
         faults.append(Fault("duplicate", what, "keep the report that is right"))
         # Which report they belong to is not known.

@@ -113,9 +113,9 @@ def _listed(reading: Reading, config: DataConfig) -> tuple[set[str], list[str]]:
     if not gone:
         return set(test), []
     reasons = {reason: len(gone.intersection(ids)) for reason, ids in reading.rejected.items()}
-    told = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items() if count)
+    listed = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items() if count)
     images = share(len(gone), len(reading.listed), "image")
-    sentence = f"{images} of the test list cannot be used ({told or 'faulty rows'})"
+    sentence = f"{images} of the test list cannot be used ({listed or 'faulty rows'})"
     if len(gone) > config.max_bad * len(reading.listed):
         what = f"{sentence}, such as {', '.join(sorted(gone)[:3])}; data.max_bad allows {config.max_bad:.1%}"
         raise DataError(f"{what}; complete the download, or raise data.max_bad to test on the rest", reason="test-list")

@@ -243,7 +243,7 @@ def _read_columns(
         Fault(
             "columns",
             f"{count(cells, 'cell')} where the header has {len(header)}",
-            "mend the commas, or quote a cell that holds one",
+            "fix the commas, or quote a cell that holds one",
             [int(lines[row]) for row, count in wrong if count == cells],
         )
         for cells in sorted({count for _, count in wrong})

@@ -203,7 +203,7 @@ def _codes(path: Path, content: Table, findings: Sequence[str]) -> NDArray[np.in
     denied = ~np.isin(codes[rows, places], (1, _SILENT))
     if denied.any():
         what = "the class is a finding whose own column does not say 1"
-        refuse(path, [Fault("label", what, "mend one of them", content.lines[denied].tolist())])
+        refuse(path, [Fault("label", what, "fix one of them", content.lines[denied].tolist())])
     # Of the classes that the list tells apart an image shows its own and no other.
     for other in sorted(set(places.tolist())):
         codes[:, other] = np.where(codes[:, other] == _SILENT, 0, codes[:, other])
