@@ -579,7 +579,7 @@ def test_every_planted_kind_is_told_exactly_once_with_an_example_and_the_remedy(
         ("cannot be decoded, colour", "images/colour.png", "store it as gray"),
         ("left out, duplicate", "line 134", ""),
         ("files that no row names, .png", "extra.png", ""),
-        ("files that are no data", ".DS_Store", "passed over"),
+        ("files that are no data", ".DS_Store", "ignored"),
     ):
         told = [line for line in lines if kind in line]
         assert len(told) == 1, kind

@@ -80,7 +80,7 @@ def classify(
             tower must be as it was in `source`; random views (`images.augment`), and how images are read
             (`image.pooling`, `image.resize`), may be others.
         folder: The new run folder. If it holds a finished run of the same settings, nothing is done.
-        data: `dataset:folder` to learn from in place of the settings' data, e.g. `rsna:/data/rsna`. Data settings of
+        data: `dataset:folder` to train on in place of the settings' data, e.g. `rsna:/data/rsna`. Data settings of
             `source` that belong to its own dataset are then not used; those that `settings` has otherwise are.
         classes: Names of sets, or findings, as a sequence or with commas between them; by default those of the
             settings, or those usual for the dataset where it lacks them.
@@ -127,7 +127,7 @@ def classify(
 
 
 def learned_data(source: Path, settings: Settings, data: str | None) -> DataConfig:
-    """Returns what a head learns from; reports which settings of `source` are not used for other data.
+    """Returns the data that a head is trained on; reports which settings of `source` are not used for other data.
 
     Args:
         source: Run folder whose image tower it is trained on.

@@ -353,10 +353,10 @@ def _check_place(folder: Path) -> None:
         raise ResourceError(f"{folder}: cannot be written ({error.strerror}); choose another run folder") from error
     # A killed process leaves drafts such as .config.yaml.1a2b3c4d (`write_whole`).
     names = (path.name for path in folder.iterdir() if not path.name.startswith((".config.yaml.", ".probe")))
-    strangers = sorted(name for name in names if name not in _BEFORE_SETTINGS)
-    if strangers and not is_run(folder):
+    foreign = sorted(name for name in names if name not in _BEFORE_SETTINGS)
+    if foreign and not is_run(folder):
         raise ConfigError(
-            f"{folder} is not empty and holds no run (found {', '.join(strangers[:3])}); choose another run folder"
+            f"{folder} is not empty and holds no run (found {', '.join(foreign[:3])}); choose another run folder"
         )
 
 
@@ -393,7 +393,7 @@ def _check_settings(folder: Path, settings: Settings, stage: Stage) -> None:
         raise ConfigError(f"{folder} is a run of stage {old_stage!r}, not {stage!r}; choose another run folder")
     before = load_settings(folder / "config.yaml")
     deciding, rounding = changes(before, settings, stage)
-    if (folder / "summary.json").is_file():  # no data are read anew, with which the digests would be compared
+    if (folder / "summary.json").is_file():  # no data are read again, with which the digests would be compared
         deciding += file_changes(before, settings)
     if deciding and not _has_learned(folder):
         log.info("%s: nothing was learned here yet, so it takes the new settings", folder)

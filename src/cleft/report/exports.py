@@ -37,7 +37,7 @@ FIELDS = (
     *("paper", "paper_note", "origin"),
 )
 """Columns of the CSV. `low` and `high` are the outermost ends of the seeds' 95 % intervals; several seeds' values,
-files and commands stand in one field with `; ` between them. `difference` is that to the study's reference, `p_holm`
+files and commands are in one field, separated by `; `. `difference` is that to the study's reference, `p_holm`
 its p-value after Holm's correction for all `comparisons` of the study; `origin` says where a model comes from that was
 given."""
 _TEX = {

@@ -47,7 +47,7 @@ def _uses(row: Row, given: Given, key: str) -> bool:
 
 
 def _on_other_data(keys: Sequence[str], steps: Iterable[Step]) -> list[str]:
-    """Lines about settings of the data that rows learn from, where another dataset is read."""
+    """Lines about settings of the data that rows are trained on, where another dataset is read."""
     found: dict[str, None] = {}
     for step in steps:
         if step.data is None:

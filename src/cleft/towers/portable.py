@@ -10,7 +10,7 @@ _INSTALLED = "_output_capturing_hooks_installed"
 def replace_local_hooks(model: nn.Module) -> None:
     """Replaces the hooks of transformers that are local functions, which pickle refuses.
 
-    Those that capture hidden states are removed: transformers installs them anew when they are needed. Those that let
+    Those that capture hidden states are removed: transformers installs them again when they are needed. Those that let
     gradients reach checkpointed blocks get an equal function in their place.
     """
     for module in model.modules():

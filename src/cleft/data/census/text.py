@@ -54,7 +54,7 @@ def _leftovers(census: Census) -> Iterator[str]:
     for left in census.unlisted[:_MOST_VALUES]:
         yield f"files that no row names, {left.reason}: {left.count:,}{_such_as(left)}"
     if census.junk:
-        yield f"files that are no data, such as .DS_Store, ._*, Thumbs.db, *.part: {census.junk:,}, passed over"
+        yield f"files that are no data, such as .DS_Store, ._*, Thumbs.db, *.part: {census.junk:,}, ignored"
 
 
 def _such_as(left: Leftover) -> str:

@@ -58,7 +58,7 @@ def decode_gray(
         name: What to call it in messages.
         limits: What is refused by its header.
         images: How a DICOM file's values become gray; nothing else of it matters here.
-        notes: Receives keys of `cleft.data.pixels.headers.ODDITIES`: what was concluded or passed over in a DICOM file.
+        notes: Receives keys of `cleft.data.pixels.headers.ODDITIES`: what was inferred or ignored in a DICOM file.
 
     Raises:
         DataError: With reason `empty`, `format` (not a picture this reader knows), `too-large`, `geometry` (too

@@ -49,7 +49,7 @@ class Outcome(NamedTuple):
     """Why it was refused; empty if it was not."""
     message: str = ""
     notes: tuple[str, ...] = ()
-    """Keys of `cleft.data.pixels.headers.ODDITIES`: what was concluded or passed over in decoding it."""
+    """Keys of `cleft.data.pixels.headers.ODDITIES`: what was inferred or ignored in decoding it."""
 
 
 Prepare: TypeAlias = Callable[[Iterable[Path]], Iterator[Outcome]]
@@ -122,7 +122,7 @@ def usable_cores() -> int:
 
 
 def _prepare_file_in_child(path: str, config: ImagesConfig, known: frozenset[str]) -> Sequence[Any]:
-    """Return the fields of an outcome behind its path, which the parent knows: a path is slow to send."""
+    """Return the fields of an outcome behind its path, which the parent has: a path is slow to send."""
     cv2.setNumThreads(0)  # Processes are the parallelism; threads below them would only contend.
     return prepare_file(Path(path), config, known)[1:]
 

@@ -70,7 +70,7 @@ def decode_dicom(
         name: What to call it in messages.
         limits: What is refused by its header.
         config: How its values become gray.
-        notes: Receives keys of `cleft.data.pixels.headers.ODDITIES`: what was concluded or passed over.
+        notes: Receives keys of `cleft.data.pixels.headers.ODDITIES`: what was inferred or ignored.
 
     Raises:
         DataError: With reason `format` (no DICOM file, or pixels of a kind that radiographs do not have), `no-image`

@@ -121,7 +121,7 @@ def _declared(group: Dataset) -> list[list[Dataset]]:
 def _are_equal(declared: Sequence[list[list[Dataset]]]) -> bool:
     try:
         return all(each == declared[0] for each in declared)
-    except Exception:  # noqa: BLE001 - comparing converts every value, and pydicom raises whatever it likes.
+    except Exception:  # noqa: BLE001 - comparing converts every value, and pydicom may raise anything.
         return False
 
 

@@ -15,7 +15,7 @@ from cleft.files import write_whole
 log = logging.getLogger(__name__)
 
 _FORM = 3
-"""Rises when `Header` or its keys change; caches of another form are read anew."""
+"""Rises when `Header` or its keys change; headers in caches of another form are read again."""
 
 
 def load_headers(cache: Path) -> dict[str, Header]:

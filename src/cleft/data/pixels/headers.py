@@ -72,7 +72,7 @@ class Header(NamedTuple):
     burned_in: bool | None = None
     """Whether the file says that annotations are burned into its pixels."""
     oddities: tuple[str, ...] = ()
-    """Keys of `ODDITIES`: what was concluded or passed over in reading it."""
+    """Keys of `ODDITIES`: what was inferred or ignored in reading it."""
 
 
 ODDITIES: Mapping[str, str] = {
@@ -82,7 +82,7 @@ ODDITIES: Mapping[str, str] = {
     ),
     "age": "[gives|give] an age that is none between 0 and 120; read as unknown",
     "window": "[declares|declare] only windows that are illegal; shown by the range of [its|their] values",
-    "windows": "[declares|declare] windows or look-up tables some of which are illegal; these are passed over",
+    "windows": "[declares|declare] windows or look-up tables some of which are illegal; these are ignored",
     "rescale": (
         "[declares|declare] a rescale slope without an intercept, or the reverse; the missing one is read as 1 or 0"
     ),
@@ -291,7 +291,7 @@ def _header(parsed: Parsed) -> Header:
 
 
 def _display(dataset: Dataset) -> tuple[str, tuple[str, ...]]:
-    """How the file wants its values shown, and what is concluded or passed over in showing them."""
+    """How the file's values are to be shown, and what is inferred or ignored in showing them."""
     from cleft.data.pixels.dicom_attributes import AttributeFault, read_layout
     from cleft.data.pixels.dicom_grayscale import read_grayscale
 
