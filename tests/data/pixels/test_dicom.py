@@ -96,7 +96,7 @@ def test_high_throughput_jpeg_2000_is_read():
 
 
 @pytest.mark.parametrize("syntax", NATIVE[:3], ids=name_of)
-@pytest.mark.parametrize("arguments", [{"preamble": False}, {"told": False}], ids=str)
+@pytest.mark.parametrize("arguments", [{"preamble": False}, {"has_syntax": False}], ids=str)
 def test_d13_a_file_without_mark_or_syntax_is_read_all_the_same(syntax, arguments):
     assert np.array_equal(read(dicom_bytes(PIXELS, syntax=syntax, **WINDOW, **arguments)), SHOWN)
 

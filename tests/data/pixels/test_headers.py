@@ -106,7 +106,7 @@ def test_an_older_tag_for_the_side_is_read_too(tmp_path):
 
 @pytest.mark.parametrize("syntax", NATIVE[:3], ids=lambda uid: uid.keyword)
 def test_d13_a_file_without_mark_or_syntax_is_read_and_noted(tmp_path, syntax):
-    for arguments in ({"preamble": False}, {"told": False}):
+    for arguments in ({"preamble": False}, {"has_syntax": False}):
         found = header(tmp_path, syntax=syntax, **arguments)
         assert (found.rows, found.columns, found.oddities) == (48, 64, ("untold",))
         assert found.transfer_syntax == str(syntax)
