@@ -171,7 +171,7 @@ def test_a_probe_whose_tower_has_gone_says_where_it_lay(source, tmp_path):
     tower = shutil.copytree(source, tmp_path / "tower")
     run = learn(tower, tmp_path / "run", *PAPER)
     shutil.rmtree(tower)
-    with pytest.raises(CheckpointError, match="keeps a head alone; its tower lay in"):
+    with pytest.raises(CheckpointError, match="keeps a head alone; its tower was in"):
         ask(run)
 
 

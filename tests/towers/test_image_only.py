@@ -72,7 +72,7 @@ def test_a_head_alone_finds_its_tower_also_when_both_have_moved(tower, tmp_path)
     (tmp_path / "elsewhere").mkdir()
     shutil.move(tmp_path / "probe", tmp_path / "elsewhere" / "probe")
     with pytest.raises(
-        CheckpointError, match=r"keeps a head alone; its tower lay in .*load_image_only\(folder, tower="
+        CheckpointError, match=r"keeps a head alone; its tower was in .*load_image_only\(folder, tower="
     ):
         load_image_only(tmp_path / "elsewhere" / "probe")
     assert same_features(load_image_only(tmp_path / "elsewhere" / "probe", tower=tower), model)
