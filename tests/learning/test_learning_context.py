@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -20,7 +21,7 @@ from cleft.learning.pretrain import pretrain
 from cleft.learning.run import seen_patients
 from cleft.learning.stops import StopFlag
 from cleft.learning.targets import Encoded, check_classes, choose_targets
-from cleft.towers.checkpoint import load_model
+from cleft.towers.checkpoint import load_model, save_model
 from cleft.towers.context import build_context
 from cleft.types import Record
 
@@ -197,6 +198,21 @@ def test_without_a_validation_image_the_last_context_is_kept(source, settings, t
     assert "the last context is kept" not in caplog.text
     learn_context(source, replace(short, data=replace(short.data, val_fraction=0.0)), tmp_path / "without")
     assert "no validation image shows exactly one of the classes: the last context is kept" in caplog.text
+
+
+def test_a_source_of_16_bit_weights_is_held_in_float32(source, settings, tmp_path):
+    half = shutil.copytree(source, tmp_path / "half")
+    save_model(load_model(source).to(torch.bfloat16), settings, half)
+    assert float_types(half) == {torch.bfloat16}
+    optim = replace(settings.context.optim, steps=2, warmup_steps=0)
+    run = learn_context(half, replace(settings, context=replace(settings.context, optim=optim)), tmp_path / "run")
+    assert float_types(run) == {torch.float32}
+
+
+def float_types(folder):
+    """Types of the floating-point weights of a model folder."""
+    weights = load_file(folder / "model.safetensors").values()
+    return {weight.dtype for weight in weights if weight.is_floating_point()}
 
 
 def test_images_that_no_step_draws_are_not_encoded(source, settings, tmp_path):
