@@ -33,6 +33,9 @@ def train(folder, count, learner=None, **options):
     start = time.monotonic()
 
     def work():
+        until = time.monotonic() + 60
+        while os.environ["RANK"] != "0" and not (folder / "config.yaml").is_file() and time.monotonic() < until:
+            time.sleep(0.02)  # as in `pretrain`, the first process prepares the run before the others open it
         with StopFlag() as stop:
             run_tiny(folder, learner=learner and learner(), stop=stop, devices=count, **options)
 
