@@ -139,9 +139,9 @@ def test_a_home_folder_stands_behind_a_tilde_and_an_unknown_user_is_reported(mon
 def test_the_way_to_another_run_is_relative_unless_it_reveals_something(user, monkeypatch, tmp_path):
     (tmp_path / "runs").mkdir()
     assert path_from(tmp_path / "runs" / "probe", tmp_path / "runs" / "one") == "../one"
-    far = path_from(Path("/scratch/probe"), Path("/work/jane/one"))
+    far = path_from(Path("/scratch/probe"), Path("/data/jane/one"))
     assert far.startswith("local:")
     assert far.endswith("/one")
-    assert find_path(far) == "/work/jane/one"
+    assert find_path(far) == "/data/jane/one"
     monkeypatch.setattr("cleft.privacy.names_here", lambda: ("janedoe",))
     assert path_from(tmp_path / "runs", tmp_path / "janedoe" / "one").startswith("local:")
