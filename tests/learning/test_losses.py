@@ -165,3 +165,17 @@ def test_the_authors_loss_is_twice_ours(shared):
     image, text = torch.from_numpy(stored["image_embeds"]), torch.from_numpy(stored["text_embeds"])
     scale = torch.tensor(1 / 0.07)
     assert 2 * info_nce(image, text, scale).item() == pytest.approx(float(stored["loss"]), abs=1e-5)
+
+
+def test_label_aware_nce_compares_each_positive_with_the_negatives_of_its_own_row():
+    image, text = (F.normalize(torch.randn(5, 4, generator=torch.Generator().manual_seed(s))) for s in (1, 2))
+    captions, scale = [0, 0, 1, 0, 1], 3.0
+    expected = 0.0
+    for logits in (scale * image @ text.T, scale * text @ image.T):
+        for row in range(5):
+            positives = [column for column in range(5) if captions[column] == captions[row]]
+            negatives = sum(math.exp(logits[row, c]) for c in range(5) if captions[c] != captions[row])
+            values = [math.log1p(negatives / math.exp(logits[row, column])) for column in positives]
+            expected += sum(values) / len(values) / 10
+    loss = label_aware_nce(image, text, torch.tensor(scale), caption_ids=torch.tensor(captions))
+    assert loss.item() == pytest.approx(expected, rel=1e-5)

@@ -203,6 +203,19 @@ def test_only_a_tree_is_verified_when_it_is_built(monkeypatch):
     assert verified == ["tree"]
 
 
+def test_a_tree_that_was_not_verified_when_built_is_verified_before_its_first_use(monkeypatch):
+    verified = []
+    verify = text_file.TextTower.verify_packing
+    monkeypatch.setattr(text_file.TextTower, "verify_packing", lambda self: verified.append(True) or verify(self))
+    built = build_text_tower(
+        TextTowerConfig(model=None, scratch=SCRATCH["gpt2"], max_tokens=16, packing="tree"), CAPTIONS, verify=False
+    ).eval()
+    assert verified == []
+    built.encode(CAPTIONS)
+    built.encode(CAPTIONS)
+    assert verified == [True]
+
+
 def test_a_tree_above_the_limit_is_read_in_pieces_without_a_difference(monkeypatch):
     built = cached("gpt2")
     texts = [*CAPTIONS, "edema " * 9, *CAPTIONS[::-1]]

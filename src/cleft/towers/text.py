@@ -254,7 +254,7 @@ class TextTower(nn.Module):
     @torch.no_grad()
     def embed_opening(self, text: str) -> Tensor:
         """Returns the token embeddings of a sentence's beginning, `[n, D]` float32, without a gradient."""
-        return self.lm.embed(self._tensor(self.tokens.opening(normalise(text, self.rule)))).float().detach()
+        return self.lm.embed(self._tensor(self.tokens.opening(normalise(text, self.rule)))).float()
 
     def remember(self, texts: Texts) -> list[str]:
         """Normalises texts and tokenises those that are new; batches of known ones cost two look-ups a text.

@@ -72,3 +72,8 @@ def test_images_without_such_labels_are_refused():
     records = [Record(id=str(i), image=Path(str(i)), labels={"Edema": 1.0}, patient=str(i)) for i in range(9)]
     with pytest.raises(DataError, match="needs images with Pneumonia and images without; found 0 and 0"):
         split(records)
+
+
+def test_what_is_drawn_is_the_same_for_ever():
+    splits = split(population(sick=2, well=3), DataConfig(split="rsna-balanced", val_fraction=0.2))
+    assert splits.digest == "e5d0a3018559c1e4"  # pragma: allowlist secret
