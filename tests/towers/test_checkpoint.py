@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.fakes.models import CAPTIONS, edit_description, fake_images, fake_model, fake_settings, write_language_model
+from tests.tools.snapshots import snapshot
 
 from cleft.errors import CheckpointError, NumericsError, ResourceError
 from cleft.towers.checkpoint import load_model, save_model, weights_digest
@@ -248,16 +249,6 @@ def test_a_save_killed_at_any_step_leaves_the_old_model_or_the_new_one(tmp_path,
     save_model(new, fake_settings("vit"), tmp_path)
     assert_same(load_model(tmp_path), new)
     assert sorted(os.listdir(tmp_path)) == ["model.json", "model.safetensors", "towers"]
-
-
-def snapshot(folder):
-    """Every entry below a folder: type, content or target, and time of change."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        state = path.lstat()
-        inside = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
-        found[path.relative_to(folder).as_posix()] = (state.st_mode, state.st_ino, state.st_ctime_ns, inside)
-    return found
 
 
 def test_a_full_disk_leaves_the_old_model(folder, monkeypatch):

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 from tests.fakes.models import edit_description, fake_model, fake_settings
+from tests.tools.snapshots import snapshot
 
 from cleft.cli import main
 from cleft.errors import CheckpointError, ConfigError
@@ -34,16 +35,6 @@ def place(saved, tmp_path):
     (home / ".bashrc").write_text("alias ll='ls -l'")
     shutil.copytree(saved, home / "model")
     return home
-
-
-def snapshot(folder):
-    """Every entry below a folder: type, inode, time of change, and content or target."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        state = path.lstat()
-        inside = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
-        found[path.relative_to(folder).as_posix()] = (state.st_mode, state.st_ino, state.st_ctime_ns, inside)
-    return found
 
 
 def stage(model, files, **content):

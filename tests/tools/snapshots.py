@@ -1,0 +1,14 @@
+"""What a folder holds, to show that an action changed nothing in it."""
+
+import os
+from pathlib import Path
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, int, int, bytes | str | None]]:
+    """Every entry below a folder: type, inode, time of change, and content or target."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        state = path.lstat()
+        inside = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
+        found[path.relative_to(folder).as_posix()] = (state.st_mode, state.st_ino, state.st_ctime_ns, inside)
+    return found
