@@ -74,10 +74,7 @@ def clean_text(text: str) -> str:
     Raises:
         DataError: If it is too long, or holds an invisible character.
     """
-    fault = text_fault(text)
-    if fault is not None:
-        reason, what = fault
-        raise DataError(f"a text {what}", reason=reason)
+    _refuse_unreadable(text, "a text")
     return clean_words(text)
 
 
@@ -91,10 +88,14 @@ def refuse_unreadable(text: str, record: str) -> None:
     Raises:
         DataError: If it does.
     """
+    _refuse_unreadable(text, f"the caption or report of {record}")
+
+
+def _refuse_unreadable(text: str, name: str) -> None:
     fault = text_fault(text)
     if fault is not None:
         reason, what = fault
-        raise DataError(f"the caption or report of {record} {what}", reason=reason)
+        raise DataError(f"{name} {what}", reason=reason)
 
 
 def add_captions(reading: Reading, config: DataConfig, opening: str = OPENING) -> Reading:
