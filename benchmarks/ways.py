@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from cleft.config import ImagesConfig, ImageTowerConfig, TextTowerConfig
-from cleft.towers.image import build_image_tower
-from cleft.towers.language_model import LanguageModel
-from cleft.towers.text import TextTower, build_text_tower
+from cleft.models.image import build_image_tower
+from cleft.models.language_model import LanguageModel
+from cleft.models.text import TextTower, build_text_tower
 
 CHECKPOINTED = "padded to max, checkpointed"
 PADDED = "padded to max"

@@ -14,10 +14,10 @@ from torch.nn import functional
 from bench import AGAIN, MEMORY, Bench, largest_errors, memory, number, table, timed
 from captions import Captions
 from cleft.config import Settings
-from cleft.learning.losses import info_nce
-from cleft.learning.optim import build_optimizer
-from cleft.towers.dual import DualEncoder
-from cleft.towers.methods import build_model
+from cleft.models.dual import DualEncoder
+from cleft.models.methods import build_model
+from cleft.training.losses import info_nce
+from cleft.training.optim import build_optimizer
 from text_tower import check_tree, expected, reference_of, stir, try_ways, typical_batch
 from ways import RELEASED, TREE, WAYS, Reader, TextWork, image_flops
 

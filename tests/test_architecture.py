@@ -11,7 +11,7 @@ from pathlib import Path
 import cleft
 
 ROOT = Path(cleft.__file__).parent
-ROOMS = ["data", "towers", "learning", "evaluation", "report", "studies"]
+ROOMS = ["data", "models", "training", "evaluation", "report", "studies"]
 ORDER = [
     *(
         "errors",
@@ -30,13 +30,13 @@ ORDER = [
     *ROOMS,
     *("doctor", "cli"),
 ]
-INSIDE_DATA = ["tables", "pixels", "readers", "phantoms", "splits", "census"]
+INSIDE_DATA = ["tables", "images", "readers", "phantoms", "splits", "census"]
 STRANGERS = [
-    ("towers", "data"),
-    ("data", "towers"),
+    ("models", "data"),
+    ("data", "models"),
     ("report", "data"),
-    ("report", "towers"),
-    ("report", "learning"),
+    ("report", "models"),
+    ("report", "training"),
     ("report", "evaluation"),
     ("report", "studies"),
 ]
@@ -105,7 +105,7 @@ def test_strangers_do_not_meet():
 def test_only_adapt_imports_peft_and_only_learning_imports_lightning():
     top = {(path, room, name.split(".")[0]) for path, room, name in everything_imported()}
     assert {path.name for path, _, name in top if name == "peft"} == {"adapt.py"}
-    assert {room for _, room, name in top if name == "lightning"} == {"learning"}
+    assert {room for _, room, name in top if name == "lightning"} == {"training"}
 
 
 def test_nothing_that_runs_code_from_data_is_used():

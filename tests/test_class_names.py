@@ -13,7 +13,7 @@ from cleft.data.prompts import resolve_classes
 from cleft.errors import ConfigError
 from cleft.evaluation.asking import class_names
 from cleft.evaluation.results import read_evaluation
-from cleft.learning.pretrain import pretrain
+from cleft.training.pretrain import pretrain
 
 NAMES = ("Effusion, left", "Edema", 'so-called "haze", mild', "Crohn's disease")
 

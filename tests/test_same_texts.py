@@ -22,9 +22,9 @@ from cleft.data.splits.recipes import split_records
 from cleft.errors import DataError
 from cleft.evaluation.results import read_evaluation
 from cleft.evaluation.scoring import log_odds
-from cleft.towers.checkpoint import _rule_before, load_model
-from cleft.towers.image_only import build_image_only
-from cleft.towers.methods import build_model
+from cleft.models.checkpoint import _rule_before, load_model
+from cleft.models.image_only import build_image_only
+from cleft.models.methods import build_model
 
 CLASSES = ("Pleural Effusion", "Pleural_Thickening", "No Finding")
 OPENING = "this is a chest x ray of a patient with"

@@ -13,10 +13,10 @@ from cleft.config import DataConfig, Settings, dump_settings, load_settings
 from cleft.data import data_config
 from cleft.errors import ConfigError
 from cleft.evaluation.asking import Question
-from cleft.learning.same import flat
 from cleft.studies.plans import paper_plan
 from cleft.studies.reproduction import Reproduction
 from cleft.studies.steps import Given
+from cleft.training.same import flat
 
 VALUES = {
     "dataset": "nih",
@@ -54,8 +54,8 @@ VALUES = {
 """A value that is not the default, for every setting of the data."""
 
 COMMANDS = {
-    "pretrain": (["pretrain", "tiny"], "cleft.learning.pretrain.pretrain"),
-    "learn-context": (["learn-context", "RUN"], "cleft.learning.context.learn_context"),
+    "pretrain": (["pretrain", "tiny"], "cleft.training.pretrain.pretrain"),
+    "learn-context": (["learn-context", "RUN"], "cleft.training.context.learn_context"),
     "classify": (["classify", "RUN"], "cleft.evaluation.classify.classify_and_ask"),
     "classify another dataset": (["classify", "RUN", "--data", "DATA"], "cleft.evaluation.classify.classify_and_ask"),
     "data check": (["data", "check", "tiny"], "cleft.data.census.check.check_dataset"),

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cleft.config import Settings, load_settings
-    from cleft.data.pixels.single import load_image
+    from cleft.data.images.single import load_image
     from cleft.evaluation.classify import evaluate_classify
     from cleft.evaluation.zero_shot import evaluate_zero_shot
-    from cleft.learning.classify import classify
-    from cleft.learning.context import learn_context
-    from cleft.learning.pretrain import pretrain
+    from cleft.models.checkpoint import load_model as load
     from cleft.report.page import write_report
-    from cleft.towers.checkpoint import load_model as load
+    from cleft.training.classify import classify
+    from cleft.training.context import learn_context
+    from cleft.training.pretrain import pretrain
 
 __version__ = "0.1.0"
 
@@ -40,14 +40,14 @@ for _switch in ("HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK")
 
 _HOMES = {
     "Settings": ("cleft.config", "Settings"),
-    "classify": ("cleft.learning.classify", "classify"),
+    "classify": ("cleft.training.classify", "classify"),
     "evaluate_classify": ("cleft.evaluation.classify", "evaluate_classify"),
     "evaluate_zero_shot": ("cleft.evaluation.zero_shot", "evaluate_zero_shot"),
-    "learn_context": ("cleft.learning.context", "learn_context"),
-    "load": ("cleft.towers.checkpoint", "load_model"),
-    "load_image": ("cleft.data.pixels.single", "load_image"),
+    "learn_context": ("cleft.training.context", "learn_context"),
+    "load": ("cleft.models.checkpoint", "load_model"),
+    "load_image": ("cleft.data.images.single", "load_image"),
     "load_settings": ("cleft.config", "load_settings"),
-    "pretrain": ("cleft.learning.pretrain", "pretrain"),
+    "pretrain": ("cleft.training.pretrain", "pretrain"),
     "write_report": ("cleft.report.page", "write_report"),
 }
 

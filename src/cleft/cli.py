@@ -555,8 +555,8 @@ def _pretrain(options: argparse.Namespace, words: list[str]) -> None:
 
     settings = load_settings(options.preset, words)
     folder = options.run or Path("runs") / Path(options.preset).stem
-    from cleft.learning.pretrain import pretrain
-    from cleft.towers.folders import peek_description
+    from cleft.models.folders import peek_description
+    from cleft.training.pretrain import pretrain
 
     if is_first() and "imported" in peek_description(Path(options.preset)).get("extra", {}):
         print(
@@ -578,7 +578,7 @@ def _learn_context(options: argparse.Namespace, words: list[str]) -> None:
 
     settings = load_run_settings(options.run, words)
     folder = options.out or options.run.with_name(f"{options.run.name}-context")
-    from cleft.learning.context import learn_context
+    from cleft.training.context import learn_context
 
     print(
         f"{learn_context(options.run, settings, folder)}: stage two is complete; next: cleft evaluate {_typed(folder)}"
@@ -591,8 +591,8 @@ def _classify(options: argparse.Namespace, words: list[str]) -> None:
     from cleft.evaluation.asking import class_names
     from cleft.evaluation.classify import classify_and_ask, spread
     from cleft.evaluation.results import read_evaluation, spoken
-    from cleft.learning.protocols import without_idle
-    from cleft.learning.same import Role, role
+    from cleft.training.protocols import without_idle
+    from cleft.training.same import Role, role
 
     given = {name: getattr(options, name) for name in ("mode", "protocol", "scoring", "blank", "fraction")}
     own = [f"--classify.{name}={value}" for name, value in given.items() if value is not None]
@@ -657,7 +657,7 @@ def _embeddings_table(options: argparse.Namespace, words: list[str]) -> Callable
     from cleft.evaluation.asking import Question, class_names
     from cleft.evaluation.exporting import write_embeddings
     from cleft.files import Output
-    from cleft.towers.image_only import head_facts
+    from cleft.models.image_only import head_facts
 
     Output(options.embeddings, "--embeddings", overwrite=None).check()  # before the run is read
     if options.task in _HEADS or head_facts(options.run) is not None:
@@ -702,7 +702,7 @@ _IDLE = {
 
 def _evaluate_run(options: argparse.Namespace, run: Path, words: list[str]) -> Path:
     """Evaluates a run and returns its result file."""
-    from cleft.towers.image_only import head_facts
+    from cleft.models.image_only import head_facts
 
     task = options.task or ("linear-probe" if head_facts(run) is not None else "zero-shot")
     idle = [name for name in _IDLE[task] if getattr(options, name) is not None]
@@ -775,9 +775,9 @@ def _reproduce(options: argparse.Namespace, words: list[str]) -> int:
 
 def _import(options: argparse.Namespace, words: list[str]) -> None:
     from cleft.config import load_run_settings
-    from cleft.towers.checkpoint import is_image_only
-    from cleft.towers.folders import peek_description
-    from cleft.towers.published.importing import import_checkpoint, told_reading
+    from cleft.models.checkpoint import is_image_only
+    from cleft.models.folders import peek_description
+    from cleft.models.importing.imported import import_checkpoint, told_reading
 
     out = import_checkpoint(
         options.checkpoint,
@@ -914,10 +914,10 @@ def _data_split(options: argparse.Namespace, words: list[str]) -> None:
 
 def _data_prepare(options: argparse.Namespace, words: list[str]) -> None:
     from cleft.data import read_dataset
-    from cleft.data.pixels.decoding import usable_cores
-    from cleft.data.pixels.headers import oddity_notes
-    from cleft.data.pixels.prepared import cache_folder, prepare_images
-    from cleft.data.pixels.rejects import reject_lines
+    from cleft.data.images.decoding import usable_cores
+    from cleft.data.images.headers import oddity_notes
+    from cleft.data.images.prepared import cache_folder, prepare_images
+    from cleft.data.images.rejects import reject_lines
     from cleft.files import Output
 
     if options.jobs is not None and options.jobs < 1:
@@ -974,8 +974,8 @@ def _or(given: int | None, usual: int) -> int:
 
 def _sizes(options: argparse.Namespace, words: list[str]) -> None:
     from cleft.config import load_settings, preset_names
-    from cleft.towers.outline import outline_model, row_width, trained_tokens
-    from cleft.towers.sizes import count_weights
+    from cleft.models.outline import outline_model, row_width, trained_tokens
+    from cleft.models.sizes import count_weights
 
     print(f"{'preset':18} {'part':16} {'trainable':>14} {'frozen':>14}")
     uncounted: list[str] = []
@@ -1001,7 +1001,7 @@ def _sizes(options: argparse.Namespace, words: list[str]) -> None:
 
 
 def _purge(options: argparse.Namespace, words: list[str]) -> None:
-    from cleft.learning.purge import plan_purges
+    from cleft.training.purge import plan_purges
 
     purges = plan_purges(options.places)
     for purge in purges:

@@ -1,8 +1,8 @@
 """Promises about speed, memory and size that any machine can check; wide where they are times.
 
-Others are kept where their subject is: G1 (exact values and gradients) in towers/test_text.py, G2 (the first
+Others are kept where their subject is: G1 (exact values and gradients) in models/test_text.py, G2 (the first
 end-of-text token) in parity/test_official.py, G5's operations per node and G7 (every LoRA matrix learns) in
-towers/test_adapt.py, G6 (the data path) in test_data_path.py.
+models/test_adapt.py, G6 (the data path) in test_data_path.py.
 """
 
 import pytest
@@ -10,10 +10,10 @@ import torch
 
 from bench import Bench, largest_errors, try_once
 from captions import draw_batch, independent_findings, read_label_sets
-from cleft.learning.pretrain import Pretraining
-from cleft.towers.methods import build_model
-from cleft.towers.packing import PrefixTree
-from cleft.towers.text import build_text_tower
+from cleft.models.methods import build_model
+from cleft.models.packing import PrefixTree
+from cleft.models.text import build_text_tower
+from cleft.training.pretrain import Pretraining
 from sizes import SIZES
 from text_tower import TextPass, stir
 from timing import interleave

@@ -11,8 +11,8 @@ from PIL import Image
 
 from cleft.config import AugmentConfig, DataConfig, ImagesConfig, OptimConfig, Settings, TrainConfig
 from cleft.data.batches import StepSampler, Views, eval_loader, label_table, train_loader
-from cleft.data.pixels.augment import augment, centre_crop
-from cleft.data.pixels.prepared import prepare_images
+from cleft.data.images.augment import augment, centre_crop
+from cleft.data.images.prepared import prepare_images
 from cleft.data.texts import Texts
 from cleft.errors import ConfigError, DataError
 from cleft.types import Record

@@ -8,8 +8,8 @@ from cleft.config import DataConfig, ImagesConfig
 from cleft.data import read_dataset
 from cleft.data.census.check import check_dataset
 from cleft.data.census.taking import Effort
-from cleft.data.pixels.images import prepare_image, read_gray
-from cleft.data.pixels.prepared import prepare_images
+from cleft.data.images.images import prepare_image, read_gray
+from cleft.data.images.prepared import prepare_images
 
 IMAGES = ImagesConfig(size=56, stored_size=64)
 

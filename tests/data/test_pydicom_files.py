@@ -8,8 +8,8 @@ import numpy as np
 import pydicom.data
 import pytest
 
-from cleft.data.pixels.decoders import ReadLimits, decode_gray
-from cleft.data.pixels.headers import read_header
+from cleft.data.images.decoders import ReadLimits, decode_gray
+from cleft.data.images.headers import read_header
 from cleft.errors import DataError
 
 FOLDER = Path(pydicom.data.__file__).parent

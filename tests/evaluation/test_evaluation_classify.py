@@ -16,10 +16,10 @@ from cleft.errors import CheckpointError, ConfigError, DataError
 from cleft.evaluation.classify import classify_and_ask, evaluate_classify, spread
 from cleft.evaluation.results import read_evaluation
 from cleft.evaluation.scoring import Draws
-from cleft.learning.classify import classify
-from cleft.learning.pretrain import pretrain
-from cleft.towers.checkpoint import weights_digest
-from cleft.towers.image_only import ImageOnly, load_image_only
+from cleft.models.checkpoint import weights_digest
+from cleft.models.image_only import ImageOnly, load_image_only
+from cleft.training.classify import classify
+from cleft.training.pretrain import pretrain
 
 FEW = Draws(resamples=30)
 PAPER = ("--classify.protocol=paper", "--classify.steps=10")
@@ -87,7 +87,7 @@ def test_what_the_head_answers_is_what_its_model_says_of_each_image(tuned):
     model = load_image_only(tuned)
     with (settings.data.root / "manifest.csv").open() as file:
         rows = list(csv.DictReader(file))
-    from cleft.data.pixels.single import load_image
+    from cleft.data.images.single import load_image
 
     table = np.zeros((3, 3), dtype=int)
     for row in rows:

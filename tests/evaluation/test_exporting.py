@@ -9,9 +9,9 @@ from tests.tools.tiny_runs import tiny_settings, write_drawings
 
 from cleft.cli import main
 from cleft.config import load_settings
-from cleft.data.pixels.single import load_image
-from cleft.learning.pretrain import pretrain
-from cleft.towers.checkpoint import load_model
+from cleft.data.images.single import load_image
+from cleft.models.checkpoint import load_model
+from cleft.training.pretrain import pretrain
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,10 @@ from cleft.evaluation.kept import read_kept
 from cleft.evaluation.results import read_evaluation
 from cleft.evaluation.scoring import Draws, measured, measures_of
 from cleft.evaluation.zero_shot import evaluate_zero_shot
-from cleft.learning.material import read_material
-from cleft.learning.run import open_run
-from cleft.towers.checkpoint import save_model
-from cleft.towers.methods import build_model
+from cleft.models.checkpoint import save_model
+from cleft.models.methods import build_model
+from cleft.training.material import read_material
+from cleft.training.run import open_run
 
 FEW = Draws(resamples=50)
 

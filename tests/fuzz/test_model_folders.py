@@ -31,9 +31,9 @@ import cleft
 from cleft.cli import main
 from cleft.config import dump_settings
 from cleft.errors import CleftError
-from cleft.towers.checkpoint import save_model
-from cleft.towers.description import seal
-from cleft.towers.folders import digest_of
+from cleft.models.checkpoint import save_model
+from cleft.models.description import seal
+from cleft.models.folders import digest_of
 
 MUTANTS = int(os.environ.get("CLEFT_FUZZ_FOLDERS", "200"))
 SECONDS = 120

@@ -12,10 +12,10 @@ from tests.tools.tiny_runs import log_of, tiny_settings, write_drawings
 from cleft.errors import Interrupted
 from cleft.evaluation.results import read_evaluation
 from cleft.evaluation.zero_shot import evaluate_zero_shot
-from cleft.learning.context import learn_context
-from cleft.learning.keeper import Keeper
-from cleft.learning.pretrain import pretrain
-from cleft.towers.checkpoint import load_model, weights_digest
+from cleft.models.checkpoint import load_model, weights_digest
+from cleft.training.context import learn_context
+from cleft.training.keeper import Keeper
+from cleft.training.pretrain import pretrain
 
 pytestmark = [
     pytest.mark.gpu,

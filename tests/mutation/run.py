@@ -31,13 +31,13 @@ KEPT = ROOT / "build/mutation.json"
 SURVIVORS = Path(__file__).with_name("survivors.txt")
 SAMPLE = 200
 TARGETS = {
-    "cleft.learning.losses": ["tests/learning/test_losses.py"],
-    "cleft.towers.packing": ["tests/towers/test_packing.py", "tests/towers/test_text.py"],
-    "cleft.towers.text": ["tests/towers/test_text.py", "tests/towers/methods", "tests/towers/test_dual.py"],
-    "cleft.towers.context": ["tests/towers/test_towers_context.py", "tests/learning/test_learning_context.py"],
-    "cleft.learning.context": ["tests/learning/test_learning_context.py"],
-    "cleft.learning.targets": ["tests/learning/test_learning_context.py"],
-    "cleft.learning.optim": ["tests/learning/test_optim.py"],
+    "cleft.training.losses": ["tests/training/test_losses.py"],
+    "cleft.models.packing": ["tests/models/test_packing.py", "tests/models/test_text.py"],
+    "cleft.models.text": ["tests/models/test_text.py", "tests/models/methods", "tests/models/test_dual.py"],
+    "cleft.models.context": ["tests/models/test_towers_context.py", "tests/training/test_learning_context.py"],
+    "cleft.training.context": ["tests/training/test_learning_context.py"],
+    "cleft.training.targets": ["tests/training/test_learning_context.py"],
+    "cleft.training.optim": ["tests/training/test_optim.py"],
     "cleft.data.splits.recipes": ["tests/data/splits"],
     "cleft.data.splits.fractions": ["tests/data/splits"],
     "cleft.data.splits.balanced": ["tests/data/splits"],

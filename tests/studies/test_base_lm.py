@@ -9,8 +9,8 @@ from transformers import AutoModel
 
 from cleft.config import TextTowerConfig
 from cleft.errors import ConfigError
+from cleft.models.text import build_text_tower
 from cleft.studies.base_lm import draw_windows, learn_language_model
-from cleft.towers.text import build_text_tower
 
 SHAPE = TextTowerConfig(
     model=None,

@@ -9,10 +9,10 @@ from tests.tools.replacing import replace_keeping_size_and_time
 from cleft.codec import to_json
 from cleft.config import dump_settings, load_settings
 from cleft.errors import ConfigError
-from cleft.learning.same import changes
 from cleft.studies.found import answers, check_settings, glance, settle
 from cleft.studies.plans import paper_plan
 from cleft.studies.steps import Given, Step, lay_out
+from cleft.training.same import changes
 
 STEP = Step(
     name="row/seed-0/stage-one/chexpert",

@@ -12,12 +12,12 @@ from cleft.cli import main
 from cleft.errors import CheckpointError
 from cleft.evaluation.compare import compare_seeds
 from cleft.evaluation.results import read_evaluation
-from cleft.learning.pretrain import pretrain
+from cleft.models.checkpoint import weights_digest
+from cleft.models.importing.imported import import_checkpoint
 from cleft.studies.models import adopt, read_model
 from cleft.studies.plans import paper_plan
 from cleft.studies.steps import Given, lay_out, row_settings
-from cleft.towers.checkpoint import weights_digest
-from cleft.towers.published.importing import import_checkpoint
+from cleft.training.pretrain import pretrain
 
 GRID = "columns: [manifest/zero-shot]\nmodels:\n  MGCA (published): {}\n"
 

@@ -4,9 +4,9 @@ import time
 from pathlib import Path
 
 from cleft.cli import entry
-from cleft.data.pixels import decoding
-from cleft.data.pixels.decoding import prepare_file
-from cleft.data.pixels.prepared import prepare_images
+from cleft.data.images import decoding
+from cleft.data.images.decoding import prepare_file
+from cleft.data.images.prepared import prepare_images
 
 
 def prepare_slowly(path, config, known):

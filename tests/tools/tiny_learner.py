@@ -8,11 +8,11 @@ from tests.tools.forks import die
 from torch import nn
 
 from cleft.config import OptimConfig, Settings, TrainConfig
-from cleft.learning.engine import Plan, train
-from cleft.learning.keeper import Intervals
-from cleft.learning.learner import Learner
-from cleft.learning.run import open_run
-from cleft.learning.stops import StopFlag
+from cleft.training.engine import Plan, train
+from cleft.training.keeper import Intervals
+from cleft.training.learner import Learner
+from cleft.training.run import open_run
+from cleft.training.stops import StopFlag
 
 STEPS = 12
 OPTIM = OptimConfig(lr=0.05, steps=STEPS, warmup_steps=3, weight_decay=0.1)

@@ -24,10 +24,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter  # pyright: ignore[reportPrivateUsage]
 
 from cleft.config import ImagesConfig, Settings
+from cleft.data.images.augment import augment, centre_crop
+from cleft.data.images.pixel_rows import PixelRows
+from cleft.data.images.prepared import PreparedImages
 from cleft.data.orders import distinct_order, epoch_order, group_rows
-from cleft.data.pixels.augment import augment, centre_crop
-from cleft.data.pixels.pixel_rows import PixelRows
-from cleft.data.pixels.prepared import PreparedImages
 from cleft.data.texts import Texts
 from cleft.errors import CleftError, ConfigError, DataError, ResourceError
 from cleft.grammar import count, share, verb

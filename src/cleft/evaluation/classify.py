@@ -29,13 +29,13 @@ from cleft.evaluation.results import write_evaluation
 from cleft.evaluation.scoring import USUAL_DRAWS, Draws
 from cleft.evaluation.selection import Part, Selection
 from cleft.grammar import count
-from cleft.learning.classify import EMBEDDINGS, classify, features_key, learned_data
-from cleft.learning.encode import encode_features, label_images
-from cleft.learning.protocols import is_exact
-from cleft.learning.run import read_summary
-from cleft.learning.surroundings import device_of, stage_of
-from cleft.towers.checkpoint import weights_digest
-from cleft.towers.image_only import HeadFacts, ImageOnly, head_facts, load_image_only, tower_folder
+from cleft.models.checkpoint import weights_digest
+from cleft.models.image_only import HeadFacts, ImageOnly, head_facts, load_image_only, tower_folder
+from cleft.training.classify import EMBEDDINGS, classify, features_key, learned_data
+from cleft.training.encode import encode_features, label_images
+from cleft.training.protocols import is_exact
+from cleft.training.run import read_summary
+from cleft.training.surroundings import device_of, stage_of
 from cleft.types import Evaluation
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cleft.data.pixels.prepared import PreparedImages
+from cleft.data.images.prepared import PreparedImages
 from cleft.data.splits.draws import order_key
 from cleft.evaluation.questions import Answers
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from cleft.evaluation.asking import Question, embed_images
 from cleft.files import Output, csv_text
-from cleft.learning.surroundings import device_of
-from cleft.towers.checkpoint import check_reads_texts, load_model, weights_digest
+from cleft.models.checkpoint import check_reads_texts, load_model, weights_digest
+from cleft.training.surroundings import device_of
 
 
 def write_embeddings(run: Path, question: Question, out: Output, *, progress: bool = True) -> Path:

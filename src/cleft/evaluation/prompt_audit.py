@@ -30,8 +30,8 @@ from cleft.evaluation.scoring import USUAL_DRAWS, Draws, Measure, Scored, measur
 from cleft.evaluation.selection import Selection
 from cleft.evaluation.subgroups import HEADLINES
 from cleft.evaluation.zero_shot import encode_classes
-from cleft.towers.context import build_context
-from cleft.towers.dual import DualEncoder
+from cleft.models.context import build_context
+from cleft.models.dual import DualEncoder
 from cleft.types import ContextVector, Denial, Embeddings, Evaluation, PromptAudit, Spread, Template
 
 NEAREST = 5

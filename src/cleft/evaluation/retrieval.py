@@ -44,12 +44,12 @@ from cleft.evaluation.searching import (
 )
 from cleft.evaluation.selection import Selection
 from cleft.grammar import count, share, verb
-from cleft.learning.encode import encode_features, label_images
-from cleft.learning.surroundings import device_of
-from cleft.towers.checkpoint import compares_texts, load_model, weights_digest
-from cleft.towers.dual import DualEncoder
-from cleft.towers.folders import peek_description
-from cleft.towers.image_only import load_image_only
+from cleft.models.checkpoint import compares_texts, load_model, weights_digest
+from cleft.models.dual import DualEncoder
+from cleft.models.folders import peek_description
+from cleft.models.image_only import load_image_only
+from cleft.training.encode import encode_features, label_images
+from cleft.training.surroundings import device_of
 from cleft.types import Evaluation, Exhibit, Record, Result, Retrieval, RetrievalExample
 
 Direction = Literal["image-to-text", "text-to-image", "image-to-image"]

@@ -13,8 +13,8 @@ from typing import Literal, NamedTuple
 
 from cleft.config import DataConfig, Settings
 from cleft.data import opening_of, read_dataset
+from cleft.data.images.prepared import PreparedImages, obtain_images
 from cleft.data.marks import MARK
-from cleft.data.pixels.prepared import PreparedImages, obtain_images
 from cleft.data.prompts import choose_classes
 from cleft.data.splits.draws import ids_digest
 from cleft.data.splits.leaks import leak_notes
@@ -22,8 +22,8 @@ from cleft.data.splits.per_class import PER_PATIENT, balanced, class_patients
 from cleft.data.splits.recipes import split_records
 from cleft.errors import CheckpointError, ConfigError, DataError
 from cleft.grammar import count, share, verb
-from cleft.learning.run import people_of, seen_patients
-from cleft.towers.description import DESCRIPTION
+from cleft.models.description import DESCRIPTION
+from cleft.training.run import people_of, seen_patients
 from cleft.types import Reading, Record, Splits
 
 Part = Literal["train", "val", "test", "all"]

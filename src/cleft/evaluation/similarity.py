@@ -24,8 +24,8 @@ from cleft.evaluation.asking import Posed
 from cleft.evaluation.metrics import Floats, finite
 from cleft.evaluation.questions import class_logits
 from cleft.evaluation.selection import Selection
-from cleft.learning.objectives.gloria import local_similarity
-from cleft.towers.methods.gloria import Gloria
+from cleft.models.methods.gloria import Gloria
+from cleft.training.objectives.gloria import local_similarity
 from cleft.types import Embeddings
 
 Similarity = Literal["global", "local", "both", "released"]

@@ -28,9 +28,9 @@ from cleft.evaluation.selection import Part, Selection
 from cleft.evaluation.similarity import ClassPrompts, Similarity, check_similarity, prompt_logits, standardised
 from cleft.evaluation.space import map_space
 from cleft.grammar import count
-from cleft.learning.run import read_summary
+from cleft.models.dual import DualEncoder
 from cleft.text_rules import refuse_duplicates
-from cleft.towers.dual import DualEncoder
+from cleft.training.run import read_summary
 from cleft.types import Embeddings
 
 Prompts = Literal["auto", "context", "handwritten"]

@@ -16,14 +16,14 @@ from cleft.data.texts import Texts
 from cleft.evaluation.classify import evaluate_classify
 from cleft.evaluation.zero_shot import evaluate_zero_shot
 from cleft.files import write_whole
-from cleft.learning.classify import classify
-from cleft.learning.context import learn_context
-from cleft.learning.pretrain import pretrain
+from cleft.models.language_model import is_causal, read_text_config
 from cleft.studies.base_lm import learn_language_model
 from cleft.studies.models import adopt
 from cleft.studies.plans import SUBJECTS
 from cleft.studies.steps import Step
-from cleft.towers.language_model import is_causal, read_text_config
+from cleft.training.classify import classify
+from cleft.training.context import learn_context
+from cleft.training.pretrain import pretrain
 
 log = logging.getLogger(__name__)
 

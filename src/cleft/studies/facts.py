@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cleft.errors import CleftError, ConfigError
+from cleft.models.hub import find_weights
+from cleft.models.outline import outline_model, trained_tokens
+from cleft.models.sizes import TEXT_PARTS, count_weights
 from cleft.studies.plans import Plan, Row
 from cleft.studies.steps import Given, Step, Work, row_settings
-from cleft.towers.hub import find_weights
-from cleft.towers.outline import outline_model, trained_tokens
-from cleft.towers.sizes import TEXT_PARTS, count_weights
 
 
 def row_facts(row: Row, given: Given, work: Work) -> dict[str, float]:

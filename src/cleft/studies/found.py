@@ -14,13 +14,13 @@ from cleft.errors import CleftError, ConfigError
 from cleft.evaluation.results import read_evaluation
 from cleft.files import write_whole
 from cleft.identity import file_key
-from cleft.learning.protocols import follow_protocol
-from cleft.learning.run import read_summary
-from cleft.learning.same import Stage, changes
+from cleft.models.image_only import head_facts
 from cleft.privacy import is_hidden
 from cleft.studies.plans import SUBJECTS
 from cleft.studies.steps import LANGUAGE_MODEL, Step
-from cleft.towers.image_only import head_facts
+from cleft.training.protocols import follow_protocol
+from cleft.training.run import read_summary
+from cleft.training.same import Stage, changes
 from cleft.types import Evaluation
 
 _STAGES: dict[str, Stage] = {

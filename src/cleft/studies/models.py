@@ -17,14 +17,14 @@ from typing import Any, cast
 from cleft.config import dump_settings, load_run_settings
 from cleft.errors import CheckpointError, CleftError, ConfigError
 from cleft.files import write_json, write_whole
-from cleft.learning.run import carried_facts, is_run, read_summary
-from cleft.learning.sources import check_source
+from cleft.models.bases import base_now
+from cleft.models.checkpoint import compares_texts, is_image_only, read_settings, weights_digest
+from cleft.models.folders import home_of, peek_description, read_folder, write_folder
+from cleft.models.image_only import head_facts
 from cleft.studies.plans import TINY, Model, Plan, Row
 from cleft.studies.steps import Step
-from cleft.towers.bases import base_now
-from cleft.towers.checkpoint import compares_texts, is_image_only, read_settings, weights_digest
-from cleft.towers.folders import home_of, peek_description, read_folder, write_folder
-from cleft.towers.image_only import head_facts
+from cleft.training.run import carried_facts, is_run, read_summary
+from cleft.training.sources import check_source
 
 HEADING = "your models: as they were given"
 _NO_SENTENCES = "it reads no sentences"

@@ -10,7 +10,6 @@ from pathlib import Path
 from cleft.config.loading import nearest
 from cleft.data import DATASETS
 from cleft.errors import ConfigError
-from cleft.learning.surroundings import command_line
 from cleft.report.grid import check_study_file
 from cleft.report.study import study_outputs, write_study
 from cleft.studies.doing import do
@@ -21,6 +20,7 @@ from cleft.studies.plans import PLANS, Plan, Scale, paper_plan
 from cleft.studies.reproduction import Ending, Reproduction
 from cleft.studies.running import Do
 from cleft.studies.steps import Given
+from cleft.training.surroundings import command_line
 
 
 @dataclass(frozen=True, kw_only=True)

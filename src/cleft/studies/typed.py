@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from cleft.config import load_settings, overridden_keys
 from cleft.data import data_config, recipe_of
 from cleft.errors import ConfigError
-from cleft.learning.same import flat
 from cleft.studies.plans import Row
 from cleft.studies.steps import Given, Step, row_settings, words_of_row
+from cleft.training.same import flat
 
 
 def unused_words(rows: Sequence[Row], given: Given, steps: Iterable[Step]) -> list[str]:

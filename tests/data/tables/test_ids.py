@@ -12,7 +12,7 @@ from cleft.data.readers.manifest import scan_manifest
 from cleft.data.tables.ids import id_key, is_rounded, spelling_faults, whole_id
 from cleft.errors import DataError
 from cleft.files import write_json
-from cleft.learning.run import seen_patients, split_facts
+from cleft.training.run import seen_patients, split_facts
 
 SAME = ["12", "012", "12.0", " 12", "12\u200b", "1.2e1", "\uff11\uff12", "+12", "12,0"]
 ELSE = ["13", "12a", "1-2", "120", "12.5", "1.2", "12,5", "-12", "NA"]

@@ -23,10 +23,10 @@ from cleft.data.counting import (
     tally_ages,
 )
 from cleft.data.datasets import finish_reading, terms_of
+from cleft.data.images.decoding import usable_cores
+from cleft.data.images.looks import Looks, look_at_all
+from cleft.data.images.sampling import Sample, decode, draw, is_surely_more
 from cleft.data.marks import is_drawn
-from cleft.data.pixels.decoding import usable_cores
-from cleft.data.pixels.looks import Looks, look_at_all
-from cleft.data.pixels.sampling import Sample, decode, draw, is_surely_more
 from cleft.data.splits.leaks import leak_notes
 from cleft.data.splits.recipes import split_records
 from cleft.data.tables.scan import Scan

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cleft.config import DataConfig
-from cleft.data.pixels.headers import Header, header_notes, read_headers
+from cleft.data.images.headers import Header, header_notes, read_headers
 from cleft.data.readers.iu_tables import PROJECTIONS, REPORTS, Projections, read_projections, read_table_reports
 from cleft.data.readers.iu_terms import FINDINGS, code_terms
 from cleft.data.readers.iu_xml import Report, image_name, read_xml_reports, report_files
@@ -263,7 +263,7 @@ def _read_headers(config: DataConfig, files: Mapping[str, str], images: _Images)
     paths = [Path(path) for name, path in sorted(files.items()) if path.endswith(".dcm") and name not in told]
     if not paths:
         return {}
-    from cleft.data.pixels.prepared import cache_folder
+    from cleft.data.images.prepared import cache_folder
 
     found = read_headers(paths, cache_folder(config) / "headers-iu-xray.parquet")
     return {str(path): header for path, header in found.items()}

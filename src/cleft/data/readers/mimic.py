@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cleft.config import DataConfig
-from cleft.data.pixels.headers import Header, header_notes, read_headers
+from cleft.data.images.headers import Header, header_notes, read_headers
 from cleft.data.readers.mimic_reports import Reports, archive_note, read_reports
 from cleft.data.readers.mimic_tables import FINDINGS, Images, find_named, read_images, read_labels, read_parts
 from cleft.data.sections import report_notes
@@ -165,7 +165,7 @@ def _read_headers(
     """Headers of DICOM files, for projections that no table tells; each is read once and kept beside the cache."""
     if present is None or any(images.views) or not any(file.endswith(".dcm") for file in files):
         return {}
-    from cleft.data.pixels.prepared import cache_folder
+    from cleft.data.images.prepared import cache_folder
 
     paths = [Path(file) for file, is_there in zip(files, present.tolist(), strict=True) if is_there]
     found = read_headers(paths, cache_folder(config) / "headers-mimic.parquet")

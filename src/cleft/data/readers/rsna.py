@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cleft.config import DataConfig
-from cleft.data.pixels.headers import Header, header_notes, read_headers
+from cleft.data.images.headers import Header, header_notes, read_headers
 from cleft.data.readers.rsna_people import assign_patients, find_mapping
 from cleft.data.readers.rsna_tables import BOX, Details, Labels, read_details, read_labels
 from cleft.data.tables.columns import scan_table
@@ -158,7 +158,7 @@ def _read_headers(config: DataConfig, files: Sequence[str], present: NDArray[np.
     """Headers of the images that are there, each read once and kept beside the prepared images."""
     if present is None:
         return {}
-    from cleft.data.pixels.prepared import cache_folder
+    from cleft.data.images.prepared import cache_folder
 
     paths = [Path(file) for file, is_there in zip(files, present.tolist(), strict=True) if is_there]
     found = read_headers(paths, cache_folder(config) / "headers-rsna.parquet")

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from cleft.codec import from_json, to_json
 from cleft.config import DataConfig
-from cleft.data.pixels.decoding import usable_cores
+from cleft.data.images.decoding import usable_cores
 from cleft.data.splits.draws import ids_digest, order_key
 from cleft.errors import ConfigError, DataError
 from cleft.files import Output, write_whole

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from cleft.config import DataConfig
 from cleft.data.collector import collector_paused
 from cleft.data.datasets import recipe_of
-from cleft.data.pixels.prepared import cache_folder
+from cleft.data.images.prepared import cache_folder
 from cleft.data.splits import balanced, embed_split
 from cleft.data.splits.balanced import rsna_balanced
 from cleft.data.splits.chexpert_5x200 import (

@@ -1,0 +1,336 @@
+"""Facts of DICOM headers, read without their pixels: what readers of datasets need, and what to say before training.
+
+    headers = read_headers(paths, folder / "headers.parquet")
+    headers[path].view, headers[path].age, headers[path].reason
+    for note in header_notes(headers.values()):
+        print(note)
+
+No name, id, date or free text of a patient is read, so none can be kept.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from cleft.data.images.decoders import DEFAULT_LIMITS, ReadLimits, may_be_dicom, refusal
+from cleft.data.images.opening import open_file
+from cleft.data.progress import progress_bar
+from cleft.errors import DataError
+from cleft.grammar import agree, count
+from cleft.identity import file_key
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+    from cleft.data.images.dicom_files import Parsed
+
+
+class Header(NamedTuple):
+    """What the header of one file says. Everything but `reason` may be unknown."""
+
+    reason: str = ""
+    """Why the file is no DICOM file that can be read: `missing`, `format`, `malformed`, …; empty if it is one."""
+    is_image: bool = False
+    """Whether it has rows and columns; reports, presentation states and directories have none."""
+    sop_class: str = ""
+    """What kind of object it is, by its keyword, e.g. `DigitalMammographyXRayImageStorageForPresentation`."""
+    transfer_syntax: str = ""
+    """UID of how its pixels are encoded."""
+    modality: str | None = None
+    """CR, DX, MG, …"""
+    photometric: str = ""
+    """`MONOCHROME1`, `MONOCHROME2`, `RGB`, …"""
+    rows: int = 0
+    columns: int = 0
+    frames: int = 1
+    samples: int = 1
+    """Values per pixel: 3 for colour."""
+    bits_allocated: int = 0
+    bits_stored: int = 0
+    signed: bool = False
+    display: str = "none"
+    """How the file wants its values shown: by a `window`, a `table`, or `none` of them that is legal."""
+    view: str | None = None
+    """Projection: AP, PA, LL; CC, MLO."""
+    laterality: str | None = None
+    """L, R or B."""
+    sex: str | None = None
+    """`Male` or `Female`."""
+    age: float | None = None
+    """In years, 0 to 120. A number without unit counts as years."""
+    manufacturer: str | None = None
+    for_processing: bool = False
+    """Whether it is raw: meant for further processing, not to be looked at."""
+    implant: bool | None = None
+    """Whether a breast implant is present."""
+    burned_in: bool | None = None
+    """Whether the file says that annotations are burned into its pixels."""
+    oddities: tuple[str, ...] = ()
+    """Keys of `ODDITIES`: what was inferred or ignored in reading it."""
+
+
+ODDITIES: Mapping[str, str] = {
+    "untold": (
+        "[says|say] not how [it is|they are] encoded, or [lacks|lack] DICOM's mark; "
+        "concluded from [its|their] first bytes"
+    ),
+    "age": "[gives|give] an age that is none between 0 and 120; read as unknown",
+    "window": "[declares|declare] only windows that are illegal; shown by the range of [its|their] values",
+    "windows": "[declares|declare] windows or look-up tables some of which are illegal; these are ignored",
+    "rescale": (
+        "[declares|declare] a rescale slope without an intercept, or the reverse; the missing one is read as 1 or 0"
+    ),
+    "shape": (
+        "[has|have] a presentation LUT shape that contradicts [its|their] photometric interpretation; "
+        "shown by the shape"
+    ),
+    "padding": "[has|have] a pixel padding value that is no whole number; read as having none",
+    "samples": "[lacks|lack] SamplesPerPixel; read as 1, or as 3 for colours",
+    "planar": "[lacks|lack] PlanarConfiguration; read as 0",
+    "bits": "[lacks|lack] BitsStored; read from HighBit, or else as BitsAllocated",
+    "representation": (
+        "[lacks|lack] PixelRepresentation; read as unsigned, and refused where that could make a difference"
+    ),
+    "left-aligned": "[stores|store] [its|their] values in the upper bits, as HighBit says; shifted down",
+    "frames": "[declares|declare] that [it holds|they hold] 0 pictures; read as one",
+    "aspect": "[has|have] pixels that are not square; not corrected",
+}
+"""Key to the sentence behind `N images`, for `agree`."""
+
+
+def read_header(path: Path, limits: ReadLimits = DEFAULT_LIMITS) -> Header:
+    """Reads the header of one file.
+
+    Raises:
+        DataError: With the reasons of `open_file`, or `empty`, `format` (no DICOM file), `truncated`, `too-large`
+            (deflated, and larger than the limit) or `malformed`.
+    """
+    from cleft.data.images.dicom_files import parse_dicom, quiet
+
+    with open_file(path, limits) as (file, status):
+        if not status.st_size:
+            raise refusal("empty", path, "the file has no bytes; copy it again")
+        start = file.read(132)
+        if start[128:] != b"DICM" and not may_be_dicom(start):
+            raise refusal("format", path, "is no DICOM file")
+        file.seek(0)
+        try:
+            with quiet():
+                parsed = parse_dicom(file, path, _tags(), limits, pixels=False)
+                return _header(parsed)
+        except (DataError, OSError):
+            raise
+        except Exception as error:  # noqa: BLE001 - pydicom raises whatever it likes, quoting the header.
+            raise refusal("malformed", path, f"its header cannot be read: {type(error).__name__}") from None
+
+
+def read_headers(paths: Sequence[Path], cache: Path | None = None, *, progress: bool = True) -> dict[Path, Header]:
+    """Reads the header of every file, or takes it from a cache where the file has not changed.
+
+    Args:
+        paths: Files; one that cannot be read gives a header with a `reason`.
+        cache: A Parquet file, made where it is absent. It holds digests in place of paths, because paths hold ids.
+        progress: Whether to show a bar where the error stream is a terminal.
+    """
+    from cleft.data.images.header_cache import load_headers, save_headers
+
+    known = load_headers(cache) if cache else {}
+    found: dict[Path, Header] = {}
+    folders: dict[str, str] = {}
+    unsaved = 0
+    with progress_bar("read headers", len(paths), enabled=progress) as advance:
+        for path in paths:
+            try:
+                key = file_key(path, folders=folders)
+            except OSError:
+                key = ""
+            header = known.get(key)
+            if header is None:
+                try:
+                    header = read_header(path)
+                except DataError as error:
+                    header = Header(reason=error.reason)
+                if key and header.reason not in _PASSING:
+                    known[key] = header
+                    unsaved += 1
+            found[path] = header
+            advance()
+            if cache and unsaved >= _SAVE_EVERY:
+                save_headers(cache, known)
+                unsaved = 0
+    if cache and unsaved:
+        save_headers(cache, known)
+    return found
+
+
+def oddity_notes(counts: Mapping[str, int]) -> list[str]:
+    """Return a sentence for each oddity that occurs.
+
+    Args:
+        counts: Key of `ODDITIES` to the number of images.
+    """
+    return [_of_images(counts[key], sentence) for key, sentence in ODDITIES.items() if counts.get(key)]
+
+
+def header_notes(headers: Iterable[Header]) -> list[str]:
+    """Returns sentences with counts of what a user should know about a set of images; no value of any patient."""
+    images = [header for header in headers if not header.reason and header.is_image]
+    counts = Counter(oddity for header in images for oddity in header.oddities)
+    notes = oddity_notes(counts)
+    for what, number in (
+        ("[is|are] raw (for processing), not meant to be looked at", sum(header.for_processing for header in images)),
+        ("[says|say] that annotations are burned into [it|them]", sum(header.burned_in is True for header in images)),
+        (
+            "[names|name] a breast implant in [its header|their headers]",
+            sum(header.implant is True for header in images),
+        ),
+    ):
+        if number:
+            notes.append(_of_images(number, what))
+    return notes
+
+
+def _of_images(number: int, sentence: str) -> str:
+    return f"{count(number, 'image')} {agree(number, sentence)}"
+
+
+_SEXES = {"M": "Male", "F": "Female"}
+_OLDEST = 120
+_YEARS = {"Y": 1.0, "": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
+_PASSING = {"missing", "not-a-file", "unreadable"}
+"""Reasons that lie in the folder, not in the file: never kept."""
+_SAVE_EVERY = 20_000
+
+_NUMBERS = (
+    "Rows",
+    "Columns",
+    "NumberOfFrames",
+    "SamplesPerPixel",
+    "BitsAllocated",
+    "BitsStored",
+    "PixelRepresentation",
+)
+_TEXTS = (
+    "Modality",
+    "PhotometricInterpretation",
+    "PixelAspectRatio",
+    "PixelSpacing",
+    "ViewPosition",
+    "ImageLaterality",
+    "Laterality",
+    "PatientSex",
+    "PatientAge",
+    "Manufacturer",
+    "PresentationIntentType",
+    "BreastImplantPresent",
+    "BurnedInAnnotation",
+)
+
+
+@functools.cache
+def _tags() -> tuple[int, ...]:
+    """Attributes to read; importing pydicom takes half a second."""
+    from pydicom.tag import Tag
+
+    from cleft.data.images.dicom_attributes import LAYOUT_TAGS
+    from cleft.data.images.dicom_grayscale import GRAYSCALE_TAGS
+
+    return tuple(
+        dict.fromkeys(Tag(keyword) for keyword in ("SOPClassUID", *_NUMBERS, *_TEXTS, *LAYOUT_TAGS, *GRAYSCALE_TAGS))
+    )
+
+
+def _header(parsed: Parsed) -> Header:
+    from cleft.data.images.dicom_attributes import numbers
+    from cleft.data.images.dicom_attributes import text as read_text
+
+    dataset = parsed.dataset
+    text = {keyword: read_text(dataset, keyword) for keyword in _TEXTS}
+    whole = {keyword: _whole(numbers(dataset, keyword)) for keyword in _NUMBERS}
+    age = _age(text["PatientAge"])
+    is_image = (whole["Rows"] or 0) > 0 and (whole["Columns"] or 0) > 0
+    display, display_oddities = _display(dataset) if is_image else ("none", ())
+    odd = {
+        "untold": not parsed.has_syntax,
+        "age": bool(text["PatientAge"]) and age is None,
+        "frames": whole["NumberOfFrames"] == 0,
+        "aspect": any(_is_oblong(text[keyword]) for keyword in ("PixelAspectRatio", "PixelSpacing")),
+    }
+    return Header(
+        is_image=is_image,
+        sop_class=parsed.kind,
+        transfer_syntax=str(parsed.syntax),
+        modality=_code(text["Modality"]),
+        photometric=text["PhotometricInterpretation"].upper(),
+        rows=whole["Rows"] or 0,
+        columns=whole["Columns"] or 0,
+        frames=max(1, whole["NumberOfFrames"] or 1),
+        samples=max(1, whole["SamplesPerPixel"] or 1),
+        bits_allocated=whole["BitsAllocated"] or 0,
+        bits_stored=whole["BitsStored"] or 0,
+        signed=whole["PixelRepresentation"] == 1,
+        display=display,
+        view=_code(text["ViewPosition"]),
+        laterality=next(
+            (v for k in ("ImageLaterality", "Laterality") if (v := text[k].upper()) in ("L", "R", "B")), None
+        ),
+        sex=_SEXES.get(text["PatientSex"].upper()),
+        age=age,
+        manufacturer=text["Manufacturer"][:64] or None,
+        for_processing=text["PresentationIntentType"].upper() == "FOR PROCESSING",
+        implant={"YES": True, "NO": False}.get(text["BreastImplantPresent"].upper()),
+        burned_in={"YES": True, "NO": False}.get(text["BurnedInAnnotation"].upper()),
+        oddities=tuple(dict.fromkeys((*(key for key, present in odd.items() if present), *display_oddities))),
+    )
+
+
+def _display(dataset: Dataset) -> tuple[str, tuple[str, ...]]:
+    """How the file's values are to be shown, and what is inferred or ignored in showing them."""
+    from cleft.data.images.dicom_attributes import AttributeFault, read_layout
+    from cleft.data.images.dicom_grayscale import read_grayscale
+
+    try:
+        layout = read_layout(dataset)
+        if layout.samples > 1:
+            return "none", layout.notes
+        # The frames that `images.frame` may choose.
+        places = sorted({0, layout.frames // 2})
+        declared = [read_grayscale(dataset, frame, layout.frames) for frame in places]
+    except AttributeFault:
+        return "none", ()  # Decoding refuses the file and names the attribute.
+    first = declared[0]
+    display = "table" if first.tables else "window" if any(first.windows) else "none"
+    return display, tuple(dict.fromkeys((*layout.notes, *(note for each in declared for note in each.notes))))
+
+
+def _code(text: str) -> str | None:
+    """A defined term such as `MLO`; None for anything that does not look like one."""
+    return text.upper() if re.fullmatch(r"[A-Za-z][A-Za-z ]{0,11}", text) else None
+
+
+def _whole(values: Sequence[float]) -> int | None:
+    """The only value if it is a whole number that is not negative."""
+    return int(values[0]) if len(values) == 1 and 0 <= values[0] < math.inf and values[0] == int(values[0]) else None
+
+
+def _age(text: str) -> float | None:
+    """Years of `045Y`, `18M`, `3W`, `5D` and, as RSNA writes it, `45`."""
+    match = re.fullmatch(r"(\d{1,4})([YMWD]?)", text.upper())
+    if match is None:
+        return None
+    age = int(match[1]) * _YEARS[match[2]]
+    return age if age <= _OLDEST else None
+
+
+def _is_oblong(text: str) -> bool:
+    try:
+        first, second = (float(part) for part in text.split("\\"))
+    except ValueError:
+        return False
+    return math.isfinite(first + second) and min(first, second) > 0 and abs(first / second - 1) > 0.01

@@ -1,0 +1,387 @@
+"""Decode once, read for ever: prepared images in a memory-mapped cache.
+
+The cache has one folder per way of preparing, named by a digest of everything that decides a pixel. Inside,
+rows are keyed by the content of their source, so that moved, copied and shared files are found again.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import os
+import stat
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cleft.config import DataConfig, ImagesConfig
+from cleft.data.images.decoders import DEFAULT_LIMITS
+from cleft.data.images.decoding import PASSING, Outcome, preparing, read_source
+from cleft.data.images.images import read_bytes
+from cleft.data.images.parts import PART_ROWS, clear, lock
+from cleft.data.images.pixel_rows import PixelRows
+from cleft.data.images.preparation import keep_settings, nearest_differences, preparation_digest, prepare_command
+from cleft.data.images.rejects import check_rejects, write_rejects
+from cleft.data.images.shelf import Shelf, check_room, no_room
+from cleft.data.progress import progress_bar
+from cleft.errors import ConfigError, DataError, ResourceError
+from cleft.files import Output
+from cleft.grammar import agree, count, share, verb
+from cleft.privacy import is_hidden
+from cleft.types import Record
+
+Rejects: TypeAlias = dict[Path, tuple[str, str]]
+"""Image to the reason and the sentence it was rejected with."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PreparedImages:
+    """The prepared images of a dataset, and what became of those that have none."""
+
+    folder: Path
+    digest: str
+    """First 16 hex digits of a SHA-256 over the way of preparing and every image's id and content."""
+    rows: PixelRows
+    numbers: Mapping[str, int]
+    """Record id to its number in `rows`."""
+    rejected: Mapping[str, str]
+    """Record id to the reason it has no pixels."""
+    sentences: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Record id to what is wrong with its file, which the sentence may name: for local eyes alone."""
+    notes: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Key of `cleft.data.images.headers.ODDITIES` to the number of prepared images it holds for."""
+    rebuilt: int = 0
+    """Damaged parts of the cache that were thrown away and made anew."""
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __contains__(self, record_id: str) -> bool:
+        return record_id in self.numbers
+
+    def pixels(self, record_id: str) -> NDArray[np.uint8]:
+        """Returns a prepared image, `[S, S]` uint8 with `S` the stored size, read-only.
+
+        Raises:
+            KeyError: If the record was rejected or is not of this dataset.
+        """
+        return self.rows[self.numbers[record_id]]
+
+    def usable(self, records: Iterable[Record]) -> list[Record]:
+        """Returns the records that were not rejected, in their order."""
+        return [record for record in records if record.id not in self.rejected]
+
+
+def prepare_images(
+    records: Sequence[Record],
+    config: ImagesConfig,
+    folder: Path,
+    *,
+    jobs: int = 0,
+    max_bad: float = 0.01,
+    progress: bool = True,
+    part_rows: int = PART_ROWS,
+    rejects: Output | None = None,
+    again: bool = False,
+) -> PreparedImages:
+    """Brings every image to its stored form, once; what the cache holds already is only looked up and checked.
+
+    May be killed at any moment and started again: finished parts are not done twice. Of several processes on one
+    cache one works; the others wait and find its work. A complete cache is only read.
+
+    Args:
+        records: Images of one dataset; ids are unique.
+        config: Decides the pixels.
+        folder: The cache.
+        jobs: Child processes that decode; 0 means one. An image that ends one is rejected.
+        max_bad: Share of images that may be rejected.
+        progress: Whether to show a bar where the error stream is a terminal.
+        part_rows: Images of a part: what a killed run loses at most.
+        rejects: Table to write with id and reason of every rejected image, also where there are too many.
+        again: Whether to try images again that crashed a decoder, kept it too long, or took too much memory.
+
+    Raises:
+        DataError: If more than `max_bad` of the images are missing or refused, with a table by reason.
+        ResourceError: If the cache cannot be written, or decoding processes are killed.
+    """
+    home = folder / preparation_digest(config)
+    files, bad = _look_at(dict.fromkeys(record.image for record in records))
+    images = len(files) + len(bad)
+
+    def judge() -> None:
+        try:
+            check_rejects(bad, images, max_bad)
+        except DataError:
+            if rejects:
+                write_rejects(rejects, _reasons(records, bad))
+            raise
+
+    judge()
+    shelf = _shelf(home, config, again=again)
+    contents = shelf.known(files)
+    rebuilt = 0
+    with ExitStack() as writing:
+        alone = None
+        if len(contents) < len(files):
+            try:
+                alone = writing.enter_context(_open_for_writing(home, config))
+            except ResourceError:
+                # A cache that may only be read still serves files whose content it holds under another identity.
+                contents |= _recognise(shelf, [path for path in files if path not in contents], progress=progress)
+                if len(contents) < len(files):
+                    raise
+        if alone is not None:
+            shelf = _shelf(home, config, again=again)
+            rebuilt = len(shelf.damaged)
+            clear(home, shelf.damaged, alone=alone)
+            contents = shelf.known(files)
+            todo = list(dict.fromkeys(r.image for r in records if r.image in files and r.image not in contents))
+            _announce(home, config, len(todo), len(contents), jobs)
+            for outcomes in _fill(shelf, todo, config, jobs, part_rows, progress=progress):
+                contents |= {outcome.path: outcome.source.content for outcome in outcomes if outcome.source}
+                bad |= {outcome.path: (outcome.reason, outcome.message) for outcome in outcomes if outcome.reason}
+                judge()
+            if alone:
+                shelf.prune()
+    if rebuilt:
+        parts, were = count(rebuilt, "damaged part"), verb(rebuilt, "was", "were")
+        log.warning("%s: %s %s discarded and made again; check the disk", home, parts, were)
+    bad |= _refused(shelf, contents)
+    judge()
+    if rejects:
+        write_rejects(rejects, _reasons(records, bad))
+    return _gather(records, shelf, contents, bad, config, rebuilt)
+
+
+def find_images(
+    records: Sequence[Record], data: DataConfig, images: ImagesConfig, *, progress: bool = True
+) -> PreparedImages:
+    """Looks up images that were prepared ahead; decodes none and writes nothing.
+
+    A file that was moved, copied or touched since is read once and found by its content.
+
+    Args:
+        records: Images of one dataset; ids are unique.
+        data: Where the cache lies, and how many images may be rejected.
+        images: Decides the pixels.
+        progress: Whether to show a bar where the error stream is a terminal.
+
+    Raises:
+        DataError: With reason `unprepared`, if the cache lacks an image or was made with other settings, naming each
+            of them and the command to run; or if more than `data.max_bad` of the images are missing or refused.
+    """
+    home = cache_folder(data) / preparation_digest(images)
+    files, bad = _look_at(dict.fromkeys(record.image for record in records))
+    check_rejects(bad, len(files) + len(bad), data.max_bad)
+    shelf = Shelf(home, images.stored_size)
+    contents = shelf.known(files)
+    contents |= _recognise(shelf, [path for path in files if path not in contents], progress=progress)
+    absent = [record.id for record in records if record.image in files and record.image not in contents]
+    if absent:
+        differs = [] if shelf.parts else nearest_differences(home, images)
+        made = f"; the nearest cache is of other settings: {', '.join(map(str, differs))}" if differs else ""
+        raise DataError(
+            f"{home}: {share(len(absent), len(records), 'image')} "
+            f"{verb(len(absent), 'is not prepared as it is', 'are not prepared as they are')} now, the first is "
+            f"{absent[0]}, and data.prepare=ahead decodes none here{made}; run {prepare_command(data, images)}",
+            reason="unprepared",
+        )
+    bad |= _refused(shelf, contents)
+    check_rejects(bad, len(files) + len(bad), data.max_bad)
+    return _gather(records, shelf, contents, bad, images, 0)
+
+
+def obtain_images(
+    records: Sequence[Record], data: DataConfig, images: ImagesConfig, *, progress: bool = True
+) -> PreparedImages:
+    """Prepares what is not prepared yet, or refuses to, as `data.prepare` says.
+
+    Raises:
+        DataError, ResourceError: As `prepare_images` and `find_images`.
+    """
+    if data.prepare == "ahead":
+        return find_images(records, data, images, progress=progress)
+    return prepare_images(
+        records, images, cache_folder(data), jobs=data.workers, max_bad=data.max_bad, progress=progress
+    )
+
+
+def cache_folder(config: DataConfig) -> Path:
+    """Returns where prepared images are kept: `data.cache`, or `~/.cache/cleft`.
+
+    A cache of another user or machine, as a run that was copied may name it, counts as none.
+
+    Raises:
+        ConfigError: If there is neither a setting nor a home folder.
+    """
+    if config.cache is not None and not is_hidden(config.cache):
+        return config.cache
+    try:
+        return Path.home() / ".cache" / "cleft"
+    except RuntimeError as error:
+        raise ConfigError("there is no home folder for the cache; set --data.cache <folder>") from error
+
+
+def _shelf(home: Path, config: ImagesConfig, *, again: bool) -> Shelf:
+    shelf = Shelf(home, config.stored_size)
+    if again:
+        shelf.forget(PASSING)
+    return shelf
+
+
+def _refused(shelf: Shelf, contents: Mapping[Path, str]) -> Rejects:
+    found = {path: shelf.refused[content] for path, content in contents.items() if content in shelf.refused}
+    return {path: (reason, _renamed(path, reason, sentence)) for path, (reason, sentence) in found.items()}
+
+
+def _renamed(path: Path, reason: str, sentence: str) -> str:
+    """What was said of a file, said of another with the same bytes."""
+    _, same, why = sentence.partition(f": {reason} (")
+    return f"{path}{same}{why}" if same else sentence
+
+
+def _reasons(records: Iterable[Record], bad: Rejects) -> dict[str, str]:
+    return {record.id: bad[record.image][0] for record in records if record.image in bad}
+
+
+def _announce(home: Path, config: ImagesConfig, todo: int, known: int, jobs: int) -> None:
+    """Says why images are decoded that somebody may think were decoded before, and how it would go faster."""
+    if known:
+        log.info(
+            "%s %s prepared already; %s %s new, changed or moved",
+            count(known, "image"),
+            verb(known, "is", "are"),
+            f"{todo:,}",
+            verb(todo, "is", "are"),
+        )
+    elif not list(home.glob("part-*.json")) and (differs := nearest_differences(home, config)):
+        log.info("images are prepared beside this with %s: decoding again", "; ".join(map(str, differs)))
+    if jobs == 0 and todo > PART_ROWS:
+        log.info("one process decodes %s images; cleft data prepare takes all cores", f"{todo:,}")
+
+
+def _look_at(paths: Iterable[Path]) -> tuple[dict[Path, os.stat_result], Rejects]:
+    """Tells files that may be read from those that are missing or no files, without opening one."""
+    files: dict[Path, os.stat_result] = {}
+    bad: Rejects = {}
+    for path in paths:
+        try:
+            status = path.stat()
+            if stat.S_ISREG(status.st_mode) and status.st_size <= DEFAULT_LIMITS.file_bytes:
+                files[path] = status
+                continue
+        except OSError:
+            pass  # Reading it says why.
+        try:
+            files[path] = read_bytes(path)[1]
+        except DataError as error:
+            bad[path] = (error.reason, str(error))
+    return files, bad
+
+
+def _recognise(shelf: Shelf, paths: Sequence[Path], *, progress: bool) -> dict[Path, str]:
+    """Return the content of each file whose outcome is in the cache under another identity, by reading it."""
+    if not paths or not (shelf.places or shelf.refused):
+        return {}
+    found: dict[Path, str] = {}
+    with progress_bar("read files", len(paths), enabled=progress) as advance:
+        for path in paths:
+            with suppress(DataError):
+                content = read_source(path)[1].content
+                if content in shelf:
+                    found[path] = content
+            advance()
+    if found:
+        log.info(
+            "%s %s; cleft data prepare records where they are, so that they are not read again",
+            count(len(found), "image"),
+            agree(
+                len(found),
+                "[was|were] moved, copied or touched since [it was|they were] prepared and [was|were] found by "
+                "[its|their] content",
+            ),
+        )
+    return found
+
+
+@contextmanager
+def _open_for_writing(home: Path, config: ImagesConfig) -> Generator[bool]:
+    with ExitStack() as stack:
+        try:
+            for folder in (home.parent, home):  # parents would get the usual mode
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            alone = stack.enter_context(lock(home))
+            keep_settings(home, config)
+        except OSError as error:
+            existing = next(folder for folder in (home, *home.parents) if folder.is_dir())
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise no_room(existing, 0, error.strerror or str(error)) from error
+            raise ResourceError(
+                f"{home}: the cache cannot be written ({error.strerror or error}); set data.cache to another folder"
+            ) from error
+        yield alone
+
+
+def _fill(
+    shelf: Shelf, todo: Sequence[Path], config: ImagesConfig, jobs: int, part_rows: int, *, progress: bool
+) -> Iterator[list[Outcome]]:
+    """Prepares files part by part; yields what became of them, each part after it is safe on disk."""
+    row_bytes = config.stored_size**2
+    check_room(shelf.folder, len(todo) * row_bytes)
+    with (
+        preparing(config, shelf.all_contents(), min(jobs, len(todo))) as prepare,
+        progress_bar("prepare images", len(todo), enabled=progress) as advance,
+    ):
+        outcomes = prepare(todo)
+
+        def advancing() -> Iterator[Outcome]:
+            for outcome in islice(outcomes, part_rows):
+                yield outcome
+                advance()
+
+        for start in range(0, len(todo), part_rows):
+            yield shelf.store(advancing(), (len(todo) - start) * row_bytes)
+
+
+def _gather(
+    records: Sequence[Record],
+    shelf: Shelf,
+    contents: Mapping[Path, str],
+    bad: Rejects,
+    config: ImagesConfig,
+    rebuilt: int,
+) -> PreparedImages:
+    good = [record for record in records if record.image not in bad]
+    places = [shelf.places[contents[record.image]] for record in good]
+    rows = PixelRows(
+        files=tuple(part.pixels for part in shelf.parts),
+        lengths=tuple(len(part.rows) for part in shelf.parts),
+        side=config.stored_size,
+        places=np.array(places, dtype=np.int64).reshape(-1, 2),
+        checks=np.array([shelf.parts[part].rows[row][1] for part, row in places], dtype=np.uint32),
+    )
+    named = sorted(f"{record.id}\0{contents[record.image]}" for record in good)
+    return PreparedImages(
+        folder=shelf.folder,
+        digest=_digest([preparation_digest(config), *named]),
+        rows=rows,
+        numbers={record.id: number for number, record in enumerate(good)},
+        rejected=_reasons(records, bad),
+        notes=Counter(note for record in good for note in shelf.notes.get(contents[record.image], ())),
+        sentences={record.id: bad[record.image][1] for record in records if record.image in bad},
+        rebuilt=rebuilt,
+    )
+
+
+def _digest(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

@@ -1,0 +1,277 @@
+"""Model folders on disk: a folder holds one complete save, and reading it changes nothing.
+
+A save is first written and synced inside the folder, under `.saving`. Renaming its `model.json` there completes it:
+before, the folder holds the earlier model, after it the new one. Its files are then linked to their places, and the
+stage is removed. Until that is done the stage holds every file, so a reader of an interrupted save reads the stage;
+only the next save finishes it.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from cleft.errors import CheckpointError, ConfigError, ResourceError
+from cleft.files import read_limited, sync_folder
+from cleft.models.description import DESCRIPTION, LARGEST, WEIGHTS, fault_of_name, parse_description, seal
+
+STAGE = ".saving"
+"""Holds a save until its files are in their places."""
+_TOWERS = "towers"
+_OWN = (STAGE, DESCRIPTION, WEIGHTS, _TOWERS, f"{_TOWERS}/image", f"{_TOWERS}/text")
+"""What a save writes to, as far as it is known before it is made."""
+
+
+def write_folder(folder: Path, description: Mapping[str, Any], write: Callable[[Path], None]) -> None:
+    """Write a model folder, in place of a model that is there already; other files in it stay.
+
+    Args:
+        folder: Made where it is missing.
+        description: Content of `model.json`; schema, the digest of every file and its own are added.
+        write: Puts all other files into an empty folder.
+
+    Raises:
+        ConfigError: If the folder holds files in these places that are not of a model written by cleft, or links.
+        ResourceError: If the disk is full or cannot be written; what was there before is still complete.
+    """
+    stage = folder / STAGE
+    check_place(folder)
+    try:
+        _finish_interrupted(folder)
+        stage.mkdir(parents=True)
+        write(stage)
+        paths = sorted(path for path in stage.rglob("*") if path.is_file())
+        files = {path.relative_to(stage).as_posix(): _facts(path) for path in paths}
+        odd = [name for name in files if fault_of_name(name) is not None]
+        if odd:
+            raise ConfigError(f"{folder}: the model's tokenizer has a file {odd[0]!r}, a name that cannot be read back")
+        draft = stage / f"{DESCRIPTION}.part"
+        draft.write_text(seal(description, files), encoding="utf-8")
+        for path in (*paths, draft):
+            _sync(path)
+        os.replace(draft, stage / DESCRIPTION)
+        sync_folder(stage)
+        _finish(folder, files)
+    except OSError as error:
+        if not (stage / DESCRIPTION).exists():
+            shutil.rmtree(stage, ignore_errors=True)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        remedy = "make room and save again" if full else "check its permissions"
+        raise ResourceError(
+            f"{folder}: the model could not be written ({error.strerror or error}); {remedy}"
+        ) from error
+
+
+def check_place(folder: Path) -> None:
+    """Refuse a folder in which a save would replace files that cleft did not write, or follow a link.
+
+    Raises:
+        ConfigError: If it is one.
+    """
+    for name in _OWN:
+        if (folder / name).is_symlink():
+            raise ConfigError(
+                f"{folder / name} is a symbolic link, so a save would write elsewhere; remove it, or choose another "
+                f"folder for the model"
+            )
+    try:
+        known = {name for home in (folder, folder / STAGE) for name in _listed(home)}
+    except CheckpointError as error:
+        raise ConfigError(
+            f"{folder} holds a {DESCRIPTION} that cannot be read as a model's ({error}); choose another folder for the "
+            f"model, or move {STAGE}, {DESCRIPTION}, {WEIGHTS} and {_TOWERS} away"
+        ) from error
+    foreign = [name for name in (WEIGHTS,) if os.path.lexists(folder / name) and name not in known]
+    foreign += _unlisted(folder, known)
+    if foreign:
+        raise ConfigError(
+            f"{folder / foreign[0]} was not written by cleft and is not replaced; move it away, or choose another "
+            f"folder for the model"
+        )
+
+
+def read_folder(folder: Path) -> dict[str, Any]:
+    """Check every file of a model folder against its digest; nothing is written, moved or removed.
+
+    Returns:
+        Its `model.json`.
+
+    Raises:
+        CheckpointError: If it is no model folder, of a newer schema, or a file is missing, cut, altered or added.
+    """
+    home = home_of(folder)
+    if not os.path.lexists(home / DESCRIPTION):
+        raise CheckpointError(f"{folder} is not a model: {_missing(folder)}")
+    description = _read_description(home)
+    files = cast("dict[str, Any]", description["files"])
+    for name, facts in files.items():
+        _check_file(home, name, facts)
+    added = _unlisted(home, files)
+    if added:
+        raise CheckpointError(f"{folder}: {added[:5]} were not saved with the model; remove them")
+    return description
+
+
+def peek_description(folder: Path) -> dict[str, Any]:
+    """Return the content of `model.json`, no other file checked; empty where there is no model folder.
+
+    Raises:
+        CheckpointError: If there is one and it cannot be read.
+    """
+    home = home_of(folder)
+    return _read_description(home) if os.path.lexists(home / DESCRIPTION) else {}
+
+
+def home_of(folder: Path) -> Path:
+    """Return where the files of a model folder are: in it, or in its stage if the last save was interrupted.
+
+    Raises:
+        CheckpointError: If the stage is a link.
+    """
+    return folder if _entry(folder, f"{STAGE}/{DESCRIPTION}") is None else folder / STAGE
+
+
+def digest_of(path: Path) -> str:
+    """Return the SHA-256 of a file, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _finish_interrupted(folder: Path) -> None:
+    """Finish a complete save that was interrupted, and remove an incomplete or damaged one."""
+    stage = folder / STAGE
+    if not os.path.lexists(stage):
+        return
+    if (stage / DESCRIPTION).is_file():
+        try:
+            files = cast("dict[str, Any]", _read_description(stage)["files"])
+            for name, facts in files.items():
+                _check_file(stage, name, facts)
+            _finish(folder, files)
+        except CheckpointError:
+            pass  # it is replaced by the save that follows
+    shutil.rmtree(stage, ignore_errors=True)
+
+
+def _finish(folder: Path, files: Iterable[str]) -> None:
+    """Put the files of a complete stage into their places, the stage itself unchanged until the last step."""
+    stage, listed = folder / STAGE, set(files)
+    earlier = _listed(folder)
+    places = {folder}
+    for name in sorted(listed):
+        _link(stage / name, folder / name)
+        places.add((folder / name).parent)
+    for name in sorted(earlier - listed):  # such as a tokenizer file of the model that was here before
+        (folder / name).unlink(missing_ok=True)
+    for place in places:
+        sync_folder(place)
+    os.replace(stage / DESCRIPTION, folder / DESCRIPTION)
+    sync_folder(folder)
+    shutil.rmtree(stage, ignore_errors=True)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name, in place of what has that name now; a copy where the file system has no links."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f".{target.name}.part")
+    draft.unlink(missing_ok=True)
+    try:
+        os.link(source, draft)
+    except OSError:
+        shutil.copyfile(source, draft)
+        shutil.copymode(source, draft)
+        _sync(draft)
+    os.replace(draft, target)
+    draft.unlink(missing_ok=True)  # renaming one name of a file to another name of the same file does nothing
+
+
+def _listed(home: Path) -> set[str]:
+    """Names of the files that a folder's `model.json` lists; none where there is no such file."""
+    found = _entry(home, DESCRIPTION)
+    return set() if found is None else set(cast("dict[str, Any]", _read_description(home)["files"]))
+
+
+def _read_description(home: Path) -> dict[str, Any]:
+    _entry(home, DESCRIPTION)
+    path = home / DESCRIPTION
+    data = read_limited(path, error=CheckpointError, remedy="copy the model again", limit=LARGEST)
+    return parse_description(data, str(path))
+
+
+def _check_file(home: Path, name: str, facts: Mapping[str, Any]) -> None:
+    path, found = home / name, _entry(home, name)
+    if found is None:
+        remedy = "its last save was interrupted; save it again" if home.name == STAGE else "copy the model again"
+        raise CheckpointError(f"{path} is missing; {remedy}")
+    if not stat.S_ISREG(found.st_mode):
+        raise CheckpointError(f"{path} is not a regular file; copy the model again")
+    if found.st_size != facts["bytes"]:
+        raise CheckpointError(
+            f"{path} has {found.st_size:,} bytes, not the {facts['bytes']} that were saved; copy it again"
+        )
+    try:
+        digest = digest_of(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); copy it again") from error
+    if digest != facts["sha256"]:
+        raise CheckpointError(f"{path} is not what was saved: its digest differs; copy it again")
+
+
+def _entry(home: Path, name: str) -> os.stat_result | None:
+    """Return what has a name in a folder, or None; a link in any component below the folder is refused.
+
+    Raises:
+        CheckpointError: If there is a link, or a folder cannot be searched.
+    """
+    path, found = home, None
+    for part in name.split("/"):
+        path = path / part
+        try:
+            found = path.lstat()
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the folder's name
+            return None
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
+        if stat.S_ISLNK(found.st_mode):
+            raise CheckpointError(
+                f"{path} is a symbolic link, and a model folder has none; copy the model again, files in place of links"
+            )
+    return found
+
+
+def _unlisted(home: Path, listed: Iterable[str]) -> list[str]:
+    """Names below the towers that no list has; those of the system, such as `.DS_Store`, do not count."""
+    _entry(home, _TOWERS)
+    known, found = set(listed), list[str]()
+    for parent, folders, files in os.walk(home / _TOWERS):
+        links = [name for name in folders if (Path(parent) / name).is_symlink()]
+        found += [(Path(parent) / name).relative_to(home).as_posix() for name in (*files, *links) if name[0] != "."]
+    return sorted(name for name in found if name not in known)
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": digest_of(path)}
+
+
+def _missing(folder: Path) -> str:
+    if folder.is_file():
+        return "it is a file; files of the authors' release are read by `cleft import <file.ckpt> --out <folder>`"
+    if not folder.is_dir():
+        return "there is no such folder"
+    if any(folder.glob("*.ckpt")):
+        return "it holds .ckpt files; `cleft import <file.ckpt> --out <folder>` reads those of the authors' release"
+    return "it holds no model.json; a finished run has one, beside model.safetensors"
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

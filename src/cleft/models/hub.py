@@ -1,0 +1,282 @@
+"""Hugging Face configurations and models, by hub name, by folder or from a description, and never with code.
+
+Only configurations that ship with `transformers` are read: a folder that names code of its own is refused, and
+nothing in it can make the library import or download any.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import ssl
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+import torch
+from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from torch import nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.utils.logging import set_tqdm_hook
+
+from cleft.errors import CheckpointError, ConfigError, ResourceError
+from cleft.models.hub_files import check_weight_files, read_config_file
+
+_CODE = ("auto_map", "custom_pipelines", "_attn_implementation", "attn_implementation", "_experts_implementation")
+"""Keys of a configuration that can name code on a hub."""
+_PLACES = ("_name_or_path", "name_or_path")
+"""Keys of a configuration that name the folder it was read from; the settings of a model say where it came from."""
+_HUB_SECONDS = 5.0
+_NO_CONVERSION = "DISABLE_SAFETENSORS_CONVERSION"
+"""Environment variable that transformers looks at before each request for a conversion."""
+
+
+def config_from(description: Mapping[str, Any], where: str) -> PreTrainedConfig:
+    """Builds a configuration from its `model_type` and options.
+
+    Args:
+        description: As in `image.scratch`, or what `describe` returned.
+        where: Setting or file it stands in, for messages.
+
+    Raises:
+        ConfigError: If the type or an option is unknown to this version of transformers, or has a bad value.
+    """
+    options = {name: value for name, value in description.items() if name not in ("model_type", *_CODE)}
+    kind = description.get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        near = difflib.get_close_matches(str(kind), list(CONFIG_MAPPING.keys()), n=1)
+        hint = f"did you mean {near[0]!r}" if near else "see its documentation for the names"
+        raise ConfigError(f"{where}: transformers knows no model_type {kind!r}; {hint}")
+    try:
+        known = set(AutoConfig.for_model(kind).to_dict()) | set(CONFIG_MAPPING[kind].attribute_map)
+        _refuse_unknown(options, known, f"{where} ({kind})")
+        with quiet_transformers():
+            return AutoConfig.for_model(kind, **options)
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{where}: a {kind} cannot be built with {options}: {error}") from error
+
+
+def describe(config: PreTrainedConfig) -> dict[str, Any]:
+    """Returns what `config_from` needs to build an equal configuration: plain JSON values, no code, no folder."""
+    return {name: value for name, value in config.to_dict().items() if name not in (*_CODE, *_PLACES)}
+
+
+def read_config(model: str, setting: str) -> PreTrainedConfig:
+    """Reads the configuration of a model on the hub, in its cache, or in a folder.
+
+    What the cache holds is taken without asking the network, and a network that does not answer is given up after
+    seconds, not after the library's minutes of retrying.
+
+    Raises:
+        ConfigError: If it cannot be had, or the model needs code of its own.
+    """
+    content = _find_config(model, setting)
+    if content.get("auto_map") and str(content.get("model_type")) not in CONFIG_MAPPING:
+        raise ConfigError(
+            f"{setting}={model!r} runs code of its own, which is never done; choose a model that transformers ships"
+        )
+    kind = content.get("model_type")
+    if kind is None:
+        raise ConfigError(f"{setting}={model!r}: its config.json names no model_type; is it a Hugging Face model?")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        raise ConfigError(f"{setting}={model!r}: this transformers knows no model_type {kind!r}; upgrade it")
+    options = {name: value for name, value in content.items() if name not in ("model_type", *_CODE)}
+    try:
+        with quiet_transformers():
+            return AutoConfig.for_model(kind, **options)
+    except Exception as error:  # each family checks its options in its own way, or not at all
+        raise ConfigError(
+            f"{setting}={model!r}: its config.json describes no {kind} ({_first_line(error)}); copy it again"
+        ) from error
+
+
+def resolved_commit(model: str) -> str | None:
+    """Returns the commit of a hub's model whose files the local cache holds; None for a folder."""
+    if Path(model).is_dir():
+        return None
+    try:
+        found = try_to_load_from_cache(model, "config.json")
+    except HFValidationError:
+        return None
+    return Path(found).parent.name if isinstance(found, str) else None
+
+
+def random_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """Builds a model with random weights from torch's global generator; callers fork it."""
+    with quiet_transformers():
+        return cast("PreTrainedModel", AutoModel.from_config(config))
+
+
+def pretrained_model(
+    model: str, config: PreTrainedConfig, setting: str, *, dtype: torch.dtype = torch.float32
+) -> tuple[PreTrainedModel, set[str]]:
+    """Loads a model's weights.
+
+    Returns:
+        The model, and the names of its weights that the files do not hold: those are random. Callers refuse what
+        they need.
+
+    Raises:
+        ConfigError: If the weights cannot be had.
+        CheckpointError: If they cannot be read or do not fit the configuration.
+        ResourceError: If their download broke off.
+    """
+    check_weight_files(model)
+    try:
+        with quiet_transformers():
+            loaded, info = AutoModel.from_pretrained(model, config=config, dtype=dtype, output_loading_info=True)
+    except OSError as error:
+        if resolved_commit(model) and not _is_cached(model, _WEIGHT_FILES):
+            raise ResourceError(
+                f"{setting}={model!r}: the download of its weights did not finish ({_first_line(error)}); the same "
+                f"command tries again"
+            ) from error
+        raise _not_found(model, setting, error) from error
+    except Exception as error:  # whatever reader the files ask for, with its own exceptions
+        raise CheckpointError(f"{setting}={model!r}: {_why_unreadable(error)}") from error
+    return cast("PreTrainedModel", loaded), {str(name) for name in info["missing_keys"]}
+
+
+@contextmanager
+def quiet_transformers() -> Generator[None]:
+    """Keeps transformers from printing and from using the network while it moves weights between memory and disk.
+
+    Off are its progress bars, its log, such as the report of missing and unexpected weights, which callers check
+    themselves, and its request to a web service to convert the weights of hub models that have no safetensors.
+    Downloads keep their bars.
+    """
+    before = set_tqdm_hook(lambda make, given, named: make(*given, **{**named, "disable": True}))
+    logger = logging.getLogger("transformers")
+    level, conversion = logger.level, os.environ.get(_NO_CONVERSION)
+    logger.setLevel(logging.CRITICAL)
+    os.environ[_NO_CONVERSION] = "1"
+    try:
+        yield
+    finally:
+        set_tqdm_hook(before)
+        logger.setLevel(level)
+        if conversion is None:
+            del os.environ[_NO_CONVERSION]
+        else:
+            os.environ[_NO_CONVERSION] = conversion
+
+
+@contextmanager
+def without_initial_weights() -> Generator[None]:
+    """Leave the weights of models that are built uninitialised: for models whose weights are read next.
+
+    Memory that was not written to is not resident, and no random number is drawn.
+    """
+    with no_init_weights():
+        yield
+
+
+def find_weights(model: str, setting: str) -> None:
+    """Makes sure that a model can be had, in a folder, the cache or from a hub that answers; loads nothing.
+
+    Raises:
+        ConfigError: If it cannot.
+    """
+    if Path(model).is_dir():
+        if not any(path for pattern in _WEIGHTS for path in Path(model).glob(pattern)):
+            raise ConfigError(f"{setting}={model!r} holds no weights, such as model.safetensors; copy it again")
+        return
+    _refuse_folder(model, setting)
+    if not is_within_reach(model, _WEIGHT_FILES):
+        raise _not_found(model, setting, None)
+
+
+def is_within_reach(model: str, names: Sequence[str]) -> bool:
+    """Whether the local cache holds one of some files of a hub name, or else a hub answers."""
+    try:
+        cached = _is_cached(model, names)
+    except HFValidationError:
+        return False
+    return cached or not (constants.HF_HUB_OFFLINE or not _hub_answers())
+
+
+def _is_cached(model: str, names: Sequence[str]) -> bool:
+    return any(isinstance(try_to_load_from_cache(model, name), str) for name in names)
+
+
+_WEIGHTS = ("*.safetensors", "*.bin")
+_WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
+def meta_model(config: PreTrainedConfig) -> nn.Module:
+    """Builds a model that has shapes but no memory."""
+    with torch.device("meta"):
+        return random_model(config)
+
+
+def _find_config(model: str, setting: str) -> dict[str, Any]:
+    if Path(model).is_absolute() or model.startswith("."):
+        if not (Path(model) / "config.json").is_file():
+            _refuse_folder(model, setting)
+    elif not Path(model).is_dir():
+        cached = read_config_file(model, local_files_only=True)
+        if cached:
+            return cached
+        if constants.HF_HUB_OFFLINE or not _hub_answers():
+            raise _not_found(model, setting, None)
+    content = read_config_file(model)
+    if not content:
+        raise _not_found(model, setting, None)
+    return content
+
+
+def _refuse_folder(model: str, setting: str) -> None:
+    if Path(model).is_absolute() or model.startswith("."):
+        raise ConfigError(f"{setting}={model!r} is no folder with a config.json; give a hub name or such a folder")
+
+
+def _hub_answers() -> bool:
+    """Whether anything answers under the hub's address, be it with an error or with a certificate we do not know."""
+    try:
+        urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=_HUB_SECONDS).close()
+    except HTTPError:
+        return True
+    except URLError as error:
+        return isinstance(error.reason, ssl.SSLError)
+    except OSError:
+        return False
+    return True
+
+
+def _not_found(model: str, setting: str, error: Exception | None) -> ConfigError:
+    reason = f" ({str(error).splitlines()[0]})" if error else ""
+    return ConfigError(
+        f"{setting}={model!r} is neither a folder, nor in the local cache, nor can it be downloaded{reason}; "
+        f"give a folder that holds its config.json and weights: {setting}=<folder>"
+    )
+
+
+def _why_unreadable(error: Exception) -> str:
+    if "Weights only load failed" in str(error):  # the library's own advice is to open it all the same
+        return "its weights are a pickled file that holds more than tensors and can run code; use safetensors"
+    return f"its weights cannot be read ({_first_line(error)}); copy them again"
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
+
+
+def _refuse_unknown(options: Mapping[str, Any], known: set[str], where: str) -> None:
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise ConfigError(f"{where} has no option {name!r}{f'; did you mean {near[0]!r}' if near else ''}")

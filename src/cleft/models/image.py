@@ -1,0 +1,251 @@
+"""Any Hugging Face vision model as image tower: gray pixels in, one feature vector per image out.
+
+An unfit size or pooling is refused while the tower is built. Weights that no feature depends on (a mask token, a last
+norm that is not used) are held still: an optimiser would let them decay, and distributed training would wait for
+their gradients for ever.
+
+Shapes: `B` images, `C` channels, `D` width of the tower, `H` and `W` pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedConfig, PreTrainedModel, ViTConfig
+
+from cleft.config import ImagesConfig, ImageTowerConfig
+from cleft.errors import CheckpointError, ConfigError
+from cleft.models.attention import watch_attention
+from cleft.models.hub import config_from, pretrained_model, random_model, read_config
+from cleft.models.patch_decoder import PatchDecoder
+from cleft.models.portable import replace_local_hooks
+from cleft.models.vision import POOLINGS, Probed, States, channels_of, grid_of, probe, read_states
+from cleft.types import ImageSpec
+
+
+class ImageRegions(NamedTuple):
+    """Images as local losses want them."""
+
+    features: Tensor
+    """`[B, D]`, as `ImageTower.encode` gives them."""
+    regions: Tensor
+    """`[B, M, D']`."""
+    attention: Tensor
+    """What each region weighs, `[B, M]`, without gradient, rows sum to one: the class token's attention in the last
+    block; equal where there is no class token."""
+
+
+class ImageTower(nn.Module):
+    """A vision model, its pooling, and how it wants its images.
+
+    Args:
+        model: The vision model.
+        config: Which pooling, and whether the weights move.
+        spec: Size and normalisation of its images.
+        regions: Whether somebody reads its regions, so that the weights behind them must move too.
+
+    Attributes:
+        width: Width `D` of a feature.
+        region_width: Width of a region, where somebody reads them.
+        keeps_patches: Whether its regions are the patches of the image, one for one.
+
+    Raises:
+        ConfigError: If the model cannot take images of this size, or lacks what the pooling needs.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, model: PreTrainedModel, config: ImageTowerConfig, spec: ImageSpec, *, regions: bool = False
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.spec = spec
+        self.trains = config.train
+        channels = channels_of(model.config)
+        self.register_buffer("mean", _per_channel(spec.mean, channels), persistent=False)
+        self.register_buffer("std", _per_channel(spec.std, channels), persistent=False)
+        probed = _probe(model.config, config, spec, regions=regions)
+        self.width = probed.width
+        self.region_width = probed.regions[1]
+        self.extra = probed.extra
+        self.keeps_patches = probed.patches == probed.regions[0]
+        for name, weight in model.named_parameters():
+            weight.requires_grad_(config.train and name in probed.needed)
+        self.decoder = _build_decoder(model, config, spec, probed) if config.decoder_blocks else None
+        if config.gradient_checkpointing:
+            _checkpoint_gradients(model)
+        self.train(self.training)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns what is pickled and copied."""
+        replace_local_hooks(self.model)
+        return dict(self.__dict__)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Returns features `[B, D]` of normalised images `[B, C, H, W]`, `C` the model's channels.
+
+        `H` and `W` may differ from the size in `spec` where the model can interpolate its positions.
+        """
+        return self._pool(read_states(self.model, self.model.config, pixel_values))
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Returns features `[B, D]` of gray images `[B, 1, H, W]` uint8 at the size in `spec`."""
+        return self(self.resize(self.normalise(images)))
+
+    def encode_regions(self, images: Tensor) -> ImageRegions:
+        """Reads gray images `[B, 1, H, W]` uint8 at the size in `spec`, region by region."""
+        pixel_values = self.resize(self.normalise(images))
+        if self.extra == 0:
+            states = read_states(self.model, self.model.config, pixel_values, regions=True)
+            count = states.regions.shape[1]
+            weights = torch.full((len(images), count), 1 / count, device=images.device)
+        else:
+            with watch_attention(self.model, "image") as watched:
+                states = read_states(self.model, self.model.config, pixel_values, regions=True)
+            weights = watched.first_row()[:, self.extra :]
+            weights = weights / weights.sum(dim=1, keepdim=True)
+        return ImageRegions(self._pool(states), states.regions, weights)
+
+    def read_visible(self, pixel_values: Tensor, kept: Tensor) -> Tensor:
+        """Returns the last states of the patches that are kept, `[B, V, D]`; the model sees no other.
+
+        Args:
+            pixel_values: Normalised images at the model's size, `[B, C, H, W]`.
+            kept: Which patches, `[B, V]` int64.
+
+        Raises:
+            ConfigError: If the model does not embed patch by patch.
+        """
+        embeddings = getattr(self.model, "embeddings", None)
+        if not isinstance(embeddings, nn.Module):
+            raise ConfigError(f"image: a {self.model.config.model_type} does not embed patch by patch; take a ViT")
+
+        def hide(_module: nn.Module, _inputs: object, tokens: Tensor) -> Tensor:
+            patches = tokens[:, self.extra :]
+            return torch.cat([tokens[:, : self.extra], take_rows(patches, kept)], dim=1)
+
+        with embeddings.register_forward_hook(hide):
+            states = read_states(self.model, self.model.config, pixel_values)
+        return states.tokens[:, self.extra :]
+
+    def _pool(self, states: States) -> Tensor:
+        if self.decoder is None:
+            return POOLINGS[self.config.pooling](states)
+        tokens = self.decoder.embed(states.tokens)
+        return self.decoder(tokens[:, : states.extra], tokens[:, states.extra :]).mean(dim=1)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Scales gray images to [0, 1], repeats them for every channel, subtracts the mean and divides by the std.
+
+        Raises:
+            ValueError: If the images are not `[B, 1, H, W]` uint8 of the size in `spec`.
+        """
+        if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[1:]) != (1, *self.spec.size):
+            raise ValueError(
+                f"images are {tuple(images.shape)} {images.dtype}; the tower takes [B, 1, H, W] torch.uint8 "
+                f"with (H, W) = {self.spec.size}"
+            )
+        return (images.to(self.mean.dtype) / 255 - self.mean) / self.std
+
+    def resize(self, pixel_values: Tensor) -> Tensor:
+        """Brings normalised images to the size at which the model reads them."""
+        side = self.config.resize
+        if side is None or side == pixel_values.shape[-1]:
+            return pixel_values
+        if side > pixel_values.shape[-1]:
+            return functional.interpolate(pixel_values, (side, side), mode="bilinear", align_corners=True)
+        return functional.interpolate(pixel_values, (side, side), mode="bicubic", antialias=True)
+
+    def train(self, mode: bool = True) -> ImageTower:
+        """Sets training mode; a frozen tower stays in evaluation mode, its dropout off and its batch norms still."""
+        return super().train(mode and self.trains)
+
+
+def build_image_tower(config: ImageTowerConfig, images: ImagesConfig, *, regions: bool = False) -> ImageTower:
+    """Builds the tower the settings describe; random weights come from torch's global generator.
+
+    Args:
+        config: Which model and pooling.
+        images: Size and normalisation of its images.
+        regions: Whether somebody reads its regions.
+
+    Raises:
+        ConfigError: If the model cannot be found or built, or does not fit its images or pooling.
+        CheckpointError: If its files lack weights that the features depend on.
+    """
+    spec = ImageSpec(size=(images.size, images.size), mean=images.mean, std=images.std)
+    if config.scratch is not None:
+        return ImageTower(random_model(config_from(config.scratch, "image.scratch")), config, spec, regions=regions)
+    source = str(config.model)
+    hf_config = read_config(source, "image.model")
+    hf_config = vision_config(hf_config)
+    if config.random_weights:
+        return ImageTower(random_model(hf_config), config, spec, regions=regions)
+    probed = _probe(hf_config, config, spec, regions=regions)  # refuses what does not fit before gigabytes are read
+    model, missing = pretrained_model(source, hf_config, "image.model")
+    _refuse_random(missing & probed.needed, source)
+    return ImageTower(model, config, spec, regions=regions)
+
+
+def _probe(model: PreTrainedConfig, config: ImageTowerConfig, spec: ImageSpec, *, regions: bool) -> Probed:
+    """What the model makes of images at the size at which it reads them."""
+    if config.resize is not None:
+        spec = replace(spec, size=(config.resize, config.resize))
+    pooling = "mean" if config.decoder_blocks else config.pooling  # a decoder reads every token
+    return probe(model, pooling, spec, regions=regions)
+
+
+def vision_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Returns the configuration of what reads images in a model that may do more.
+
+    CLIP and SigLIP hold both towers in one folder. A masked autoencoder that hides nothing is a ViT.
+    """
+    config = getattr(config, "vision_config", config)
+    if config.model_type != "vit_mae":
+        return config
+    known = ViTConfig().to_dict().keys() - {"model_type", "architectures", "transformers_version"}
+    return ViTConfig(**{name: value for name, value in config.to_dict().items() if name in known})
+
+
+def take_rows(tokens: Tensor, rows: Tensor) -> Tensor:
+    """Returns the given tokens of each image, `[B, V, D]`, out of `[B, L, D]`."""
+    return tokens.gather(1, rows[..., None].expand(-1, -1, tokens.shape[2]))
+
+
+def _build_decoder(model: PreTrainedModel, config: ImageTowerConfig, spec: ImageSpec, probed: Probed) -> PatchDecoder:
+    side = config.resize or spec.size[0]
+    grid = grid_of(model.config, (side, side))
+    if grid is None or probed.patches != probed.regions[0]:
+        raise ConfigError(
+            f"image.decoder_blocks={config.decoder_blocks}: a {model.config.model_type} keeps no token of each patch; "
+            f"take a ViT, or set it to 0"
+        )
+    decoder = PatchDecoder(probed.width, probed.width, grid, config.decoder_blocks, config.decoder_positions)
+    return decoder.requires_grad_(config.train)
+
+
+def _per_channel(values: tuple[float, float, float], channels: int) -> Tensor:
+    """Returns `[C, 1, 1]`; a model of one channel gets the average."""
+    tensor = torch.tensor(values) if channels == 3 else torch.tensor([sum(values) / 3])
+    return tensor[:, None, None]
+
+
+def _checkpoint_gradients(model: PreTrainedModel) -> None:
+    if not model.supports_gradient_checkpointing:
+        raise ConfigError(f"image.gradient_checkpointing: a {model.config.model_type} has none; switch it off")
+    model.activation_checkpointing_enable()
+
+
+def _refuse_random(missing: set[str], source: str) -> None:
+    if missing:
+        raise CheckpointError(
+            f"image.model={source!r} holds no values for {len(missing)} of the weights its features depend on, first "
+            f"{sorted(missing)[:5]}; choose another image.pooling, or image.random_weights=true to start from nothing"
+        )

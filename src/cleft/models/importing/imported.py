@@ -1,0 +1,279 @@
+"""Published checkpoints of the paper's other systems as model folders.
+
+A file is opened as data alone (`container.py`), recognised by the names of its weights, renamed (`keys.py`), and put
+into towers whose sizes follow from its shapes (`sizes.py`). Every weight must find its place or stand on the list of
+what is dropped on purpose; what is left over is refused.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from cleft.config import Settings, dump_settings
+from cleft.config.loading import nearest
+from cleft.errors import CheckpointError, ConfigError
+from cleft.files import write_whole
+from cleft.grammar import count
+from cleft.models.adapt import adapt
+from cleft.models.checkpoint import own_weights, save_model
+from cleft.models.current_names import in_current_names
+from cleft.models.folders import digest_of
+from cleft.models.hub import config_from, without_initial_weights
+from cleft.models.image import build_image_tower
+from cleft.models.image_only import ImageOnly, save_image_only
+from cleft.models.importing.biomedclip import BIOMEDCLIP
+from cleft.models.importing.clip import CLIP
+from cleft.models.importing.clip_tokenizer import load_merges
+from cleft.models.importing.convirt import CONVIRT, CONVIRT_EDREISMD, CONVIRT_MGCA
+from cleft.models.importing.files import find_weights, read_facts, read_weights, tokenizer_beside
+from cleft.models.importing.gloria import GLORIA
+from cleft.models.importing.keys import IMAGE, rename
+from cleft.models.importing.layout import Facts, Layout, Weights
+from cleft.models.importing.medclip import MEDCLIP
+from cleft.models.importing.mgca import MGCA
+from cleft.models.importing.native_clip import NATIVE_CLIP
+from cleft.models.importing.openai_clip import OPENAI_CLIP
+from cleft.models.importing.vision_only import DINOV2, DINOV2_PLAIN, MRM, MRM_ENCODER
+from cleft.models.language_model import build_language_model, is_causal
+from cleft.models.methods import METHODS, MethodModel
+from cleft.models.official import check_out, import_official
+from cleft.models.text import TextTower
+from cleft.models.tokens import Tokens, end_token, load_tokenizer
+from cleft.models.weights import conformed, listed, misfits, put
+
+log = logging.getLogger(__name__)
+
+LAYOUTS: tuple[Layout, ...] = (
+    MGCA,
+    CLIP,
+    GLORIA,
+    MEDCLIP,
+    CONVIRT,
+    CONVIRT_EDREISMD,
+    CONVIRT_MGCA,
+    OPENAI_CLIP,
+    *NATIVE_CLIP,
+    BIOMEDCLIP,
+    DINOV2,
+    DINOV2_PLAIN,
+    MRM,
+    MRM_ENCODER,
+)
+"""Every form that is known, besides the authors' own."""
+_UNREAD = {
+    "visual.attnpool.": "a CLIP with a ResNet (RN50 and its relatives: three convolutions as stem, attention as "
+    "pooling), which no tower here can be; give one with a ViT, such as ViT-B-16"
+}
+"""First letters of names to what a checkpoint with them is."""
+_OWN = ("img_encoder_q.model.blocks.0.ls1.gamma", "text_encoder_q.")
+"""What the authors' own checkpoints hold; `official.py` reads them."""
+
+
+def import_checkpoint(
+    path: Path | str,
+    out: Path | str,
+    *,
+    method: str | None = None,
+    tokenizer: Path | str | None = None,
+    text_model: str | None = None,
+    size: int | None = None,
+) -> Path:
+    """Makes a model folder of a checkpoint that somebody published: the authors', or another system's.
+
+    Args:
+        path: The file, or the folder of one.
+        out: The model folder to write.
+        method: Whose it is thought to be, such as `gloria`; by default it is recognised.
+        tokenizer: Folder or hub name of the tokenizer its language model was trained with, for CLIP also its file of
+            merges. Image towers alone need none, folders may hold it, and the authors' own checkpoints can do without.
+        text_model: Hub name or folder of the language model, where an authors' checkpoint does not hold it.
+        size: Side in pixels at which the image tower is to read; by default 224, or what a folder says.
+
+    Returns:
+        `out`.
+
+    Raises:
+        CheckpointError: If the file is damaged, may run code, is none of these checkpoints or of another method, or
+            holds weights with no place.
+        ConfigError: If `out` holds anything but an earlier import, there is no tokenizer, or no such method.
+        ResourceError: If the folder cannot be written.
+    """
+    path, out = Path(path), Path(out)
+    check_out(out)
+    method = None if method is None else _known(method)
+    path = find_weights(path)
+    read = read_weights(path)
+    layout = _recognise(read.weights, method, path)
+    if layout is None:
+        return import_official(path, out, tokenizer=tokenizer, text_model=text_model, size=size or 224, read=read)
+    if text_model is not None:
+        raise ConfigError(
+            f"--text-model {text_model} is for the authors' own checkpoints, and this is one of {layout.title}; leave "
+            f"it out"
+        )
+    facts = read_facts(path, layout, named=method is not None)
+    try:
+        weights, settings = _take_apart(read.weights, layout, size, facts)
+        model = _build(settings, layout, tokenizer or tokenizer_beside(path, layout))
+        _fill(model, weights)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}, read as a checkpoint of {layout.title}: {error}") from error
+    origin = {"file": path.name, "sha256": digest_of(path), "method": layout.title}
+    if isinstance(model, ImageOnly):
+        save_image_only(model, settings, out, extra={"imported": origin})
+    else:
+        save_model(model, settings, out, extra={"imported": origin})
+    write_whole(out / "config.yaml", dump_settings(settings), mode=None)
+    return out
+
+
+def told_reading(settings: Settings) -> str:
+    """Returns how an imported model reads: options given beside its weights, or taken from its authors' code."""
+    images, image = settings.images, settings.image
+    size = f"{images.size} pixels{f', brought to {image.resize}' if image.resize else ''}"
+    parts = [f"images of {size} (mean {_numbers(images.mean)}, deviation {_numbers(images.std)})"]
+    if settings.method != "image-only":
+        parts += [
+            f"texts of up to {count(settings.text.max_tokens, 'token')}",
+            f"temperature {settings.loss.temperature:.3g}",
+        ]
+    shape = image.scratch or {}
+    if shape.get("model_type") == "clip_vision_model":
+        parts.append(f"activation {shape['hidden_act']}")
+    return f"reads {'; '.join(parts)}"
+
+
+def _numbers(channels: Sequence[float]) -> str:
+    return " ".join(f"{number:.3g}" for number in dict.fromkeys(channels))
+
+
+def _known(method: str) -> str:
+    """The name of a method that is known; in whatever case it was typed."""
+    known = list(dict.fromkeys(["cleft", *(layout.method for layout in LAYOUTS)]))
+    if method.casefold() not in known:
+        raise ConfigError(
+            f"--method {method!r} is nobody's whose files are read{nearest(method.casefold(), known)}; known are "
+            f"{', '.join(known)}"
+        )
+    return method.casefold()
+
+
+def _recognise(state: Mapping[str, Tensor], method: str | None, path: Path) -> Layout | None:
+    """The layout of a file; None for the authors' own."""
+    unread = next((what for mark, what in _UNREAD.items() if _holds(state, (mark,))), None)
+    if unread is not None:
+        raise CheckpointError(f"{path} is {unread}")
+    found = next(
+        (it for it in LAYOUTS if _holds(state, it.marks) and (not it.asked or method == it.method)),
+        None,
+    )
+    own = found is None and _holds(state, _OWN)
+    if method == "cleft" and found is None:
+        return None  # the importer says what is wrong with it
+    if found is None and not own:
+        known = ", ".join(dict.fromkeys(layout.title for layout in LAYOUTS))
+        raise CheckpointError(
+            f"{path} is none of the checkpoints that are known: the authors', {known}; its weights are called "
+            f"{', '.join(sorted(state)[:3])}"
+        )
+    name, title = ("cleft", "the authors' CLEFT") if found is None else (found.method, found.title)
+    if method not in (None, name):
+        raise CheckpointError(
+            f"{path} is a checkpoint of {title}, not of {method}: it holds {_first(state, found)}; leave --method "
+            f"out, or give the other file"
+        )
+    return found
+
+
+def _holds(state: Mapping[str, Tensor], marks: tuple[str, ...]) -> bool:
+    return all(any(name.startswith(mark) for name in state) for mark in marks)
+
+
+def _first(state: Mapping[str, Tensor], layout: Layout | None) -> str:
+    mark = (_OWN if layout is None else layout.marks)[0]
+    return next(name for name in state if name.startswith(mark))
+
+
+def _take_apart(
+    state: Mapping[str, Tensor], layout: Layout, size: int | None, facts: Facts
+) -> tuple[Weights, Settings]:
+    weights, left_over = rename(state, layout.sections)
+    if left_over:
+        raise CheckpointError(listed("[weight has|weights have] no place", sorted(left_over)))
+    size = layout.side(weights, facts) if size is None else size
+    weights = layout.complete(weights, size)
+    settings = layout.settings(weights, size, facts)
+    return weights, replace(settings, text=replace(settings.text, normalisation=layout.rule))
+
+
+def _build(settings: Settings, layout: Layout, tokenizer: Path | str | None) -> MethodModel | ImageOnly:
+    with torch.random.fork_rng(devices=[]), without_initial_weights():
+        if settings.method == "image-only":
+            return ImageOnly(build_image_tower(settings.image, settings.images))
+        method = METHODS[settings.method]
+        image_tower = build_image_tower(settings.image, settings.images, regions=method.regions)
+        return method.assemble(image_tower, _build_text(settings, layout, tokenizer), settings)
+
+
+def _build_text(settings: Settings, layout: Layout, tokenizer: Path | str | None) -> TextTower:
+    if tokenizer is None:
+        raise ConfigError(
+            f"this checkpoint of {layout.title} holds no tokenizer; name the one its language model was trained with: "
+            f"--tokenizer <folder or hub name>, such as {layout.tokenizer}"
+        )
+    config = settings.text
+    shape = config.scratch or {}
+    vocabulary = int(shape["vocab_size"])
+    merges = shape["model_type"] == "clip_text_model" and Path(tokenizer).is_file()
+    learned = load_merges(Path(tokenizer), vocabulary) if merges else load_tokenizer(tokenizer)
+    causal = is_causal(config_from({"model_type": shape["model_type"]}, "text.scratch"))
+    if causal and learned.eos_token_id is None:
+        raise CheckpointError(_strange(tokenizer, "names no end-of-text token", layout))
+    end = end_token(learned, PreTrainedConfig()) if causal else None  # by the tokenizer alone
+    tokens = Tokens(learned, max_tokens=config.max_tokens, end=end)
+    if not tokens.front:
+        raise CheckpointError(_strange(tokenizer, "puts no token in front of a text", layout))
+    if tokens.vocabulary > vocabulary:
+        raise CheckpointError(
+            f"the tokenizer {str(tokenizer)!r} has {tokens.vocabulary} tokens and the language model {vocabulary}; "
+            f"give the one it was trained with"
+        )
+    if tokens.vocabulary < vocabulary:
+        log.warning(
+            "the tokenizer %r has %d tokens and the language model %d; make sure that it was trained with this one",
+            str(tokenizer),
+            tokens.vocabulary,
+            vocabulary,
+        )
+    lm = build_language_model(config, vocabulary=vocabulary, pad=tokens.pad, end=end)
+    return TextTower(adapt(lm, config), tokens, config)
+
+
+def _strange(tokenizer: Path | str, what: str, layout: Layout) -> str:
+    return (
+        f"the tokenizer {str(tokenizer)!r} {what}, as that of {layout.title} does; give the one it was trained with, "
+        f"such as {layout.tokenizer}"
+    )
+
+
+def _fill(model: MethodModel | ImageOnly, weights: Weights) -> None:
+    vision = {name.removeprefix(IMAGE): tensor for name, tensor in weights.items() if name.startswith(IMAGE)}
+    expected = dict(model.state_dict()) if isinstance(model, ImageOnly) else own_weights(model)
+    given = {
+        **{name: tensor for name, tensor in weights.items() if not name.startswith(IMAGE)},
+        **{f"{IMAGE}{name}": tensor for name, tensor in in_current_names(model.image_tower.model, vision).items()},
+    }
+    if "logit_scale" in expected and not model.get_parameter("logit_scale").requires_grad:
+        given.setdefault("logit_scale", expected["logit_scale"])  # fixed, so that no file holds it
+    given = conformed(given, expected)
+    faults = misfits(given, expected)
+    if faults:
+        raise CheckpointError(f"its weights do not fit the towers their shapes tell of: {faults}")
+    put(model, given, expected)

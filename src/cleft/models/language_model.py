@@ -1,0 +1,350 @@
+"""A language model behind one call: tokens or vectors, what sees what, and positions in; states out.
+
+Shapes: `B` sequences, `L` tokens, `P` nodes of a packed tree, `D` width.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+
+from cleft.config import TextTowerConfig
+from cleft.errors import CheckpointError, ConfigError
+from cleft.grammar import count
+from cleft.models.hub import config_from, pretrained_model, random_model, read_config
+from cleft.models.portable import replace_local_hooks
+from cleft.models.prefix import Prefix
+
+_CAUSAL_HALVES = ("clip_text_model",)
+"""Halves of larger models that read as causal models do, though transformers has no language model of theirs."""
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class TokenStates(NamedTuple):
+    """What a language model made of its tokens."""
+
+    states: Tensor
+    """`[B, L, D]`: after the last norm, or the mean of several layers."""
+    pooled: Tensor | None
+    """The model's own pooling, `[B, D]`."""
+
+
+class LanguageModel(nn.Module):
+    """A Hugging Face language model without its head, and the virtual tokens of prefix tuning if it has any.
+
+    Args:
+        model: The model.
+        causal: Whether a token sees only what stands before it.
+        ordered: Whether a masked model knows the order of its tokens; otherwise each has position 0.
+        layers: Whose states are averaged: 0 is the embedding, -1 the last.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, *, causal: bool, ordered: bool = True, layers: Sequence[int] = (-1,)
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.prefix: Prefix | None = None
+        self.causal = causal
+        self.ordered = ordered
+        self.layers = tuple(layers)
+        self._width: int | None = None
+        takes = inspect.signature(model.forward).parameters
+        self.takes_positions = causal and "position_ids" in takes
+        self.takes_vectors = "inputs_embeds" in takes
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns what is pickled and copied."""
+        replace_local_hooks(self.model)
+        return dict(self.__dict__)
+
+    @property
+    def config(self) -> Any:
+        """The model's own configuration; its fields differ from family to family."""
+        return self.model.config
+
+    @property
+    def width(self) -> int:
+        """Width `D` of a state.
+
+        Raises:
+            ConfigError: If `text.layers` averages layers of different widths.
+        """
+        if self._width is None:
+            hidden = cast("int", self.config.hidden_size)
+            # OPT-350M projects its states back to the width of its embedding; others do not, and no setting says so.
+            self._width = hidden if self.embedding_width == hidden else self._measured_width()
+        return self._width
+
+    @property
+    def embedding_width(self) -> int:
+        """Width `E` of a token's vector, which may differ from that of a state."""
+        return self.embed(torch.zeros(1, dtype=torch.int64, device=self.model.device)).shape[-1]
+
+    @property
+    def entry_width(self) -> int:
+        """Width of what the model's `embeddings` hand to its blocks: that of a token's vector, or that of a state."""
+        embeddings: Any = getattr(self.model, "embeddings", None)
+        if embeddings is None or self.embedding_width == self.width:
+            return self.width
+        seen: list[int] = []
+        with embeddings.register_forward_hook(lambda _m, _i, output: seen.append(output.shape[-1])):
+            self._measured_width()
+        return seen[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of what the blocks take in. Not of the first weight: trained ones are float32 in any model."""
+        return self.embed(torch.zeros(0, dtype=torch.int64, device=self.model.device)).dtype
+
+    @property
+    def virtual(self) -> int:
+        """Number of virtual tokens in front of every text."""
+        return 0 if self.prefix is None else self.prefix.length
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Returns the vectors of tokens, as the model takes them in."""
+        return self.model.get_input_embeddings()(input_ids)
+
+    def forward(self, tokens: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
+        """Returns the states of sequences, `[B, L, D]`; see `read`."""
+        return self.read(tokens, visible, positions).states
+
+    def read(self, tokens: Tensor, visible: Tensor, positions: Tensor) -> TokenStates:
+        """Reads sequences.
+
+        Args:
+            tokens: Token ids `[B, L]`, or vectors in their place `[B, L, D]`.
+            visible: Which tokens may be attended to, `[B, L]` bool; or for a packed tree, which node (row)
+                may attend to which (column), `[1, P, P]` bool.
+            positions: Position of each token, `[B, L]` or `[1, L]`. Models that count for themselves ignore it.
+        """
+        vectors = tokens.is_floating_point()
+        inputs: dict[str, Any] = {"inputs_embeds" if vectors and self.takes_vectors else "input_ids": tokens}
+        if self.prefix is not None:
+            inputs["past_key_values"] = self.prefix(len(tokens), dtype=self.dtype)
+            visible = functional.pad(visible, (self.prefix.length, 0), value=True)
+            positions = positions + self.prefix.length
+        if self.takes_positions:
+            inputs["position_ids"] = positions
+        elif not self.ordered:
+            inputs["position_ids"] = torch.zeros(tokens.shape[:2], dtype=torch.int64, device=tokens.device)
+        if self.layers != (-1,):
+            inputs["output_hidden_states"] = True
+        inputs["attention_mask"] = self._mask(visible)
+        if vectors and not self.takes_vectors:
+            output = self._read_vectors(tokens, inputs)
+        else:
+            output = self.model(**inputs)
+        states = output.last_hidden_state
+        if self.layers != (-1,):
+            states = torch.stack([output.hidden_states[layer] for layer in self.layers]).mean(dim=0)
+        return TokenStates(states, getattr(output, "pooler_output", None))
+
+    def _measured_width(self) -> int:
+        with measuring(self):
+            token = torch.zeros(1, 2, dtype=torch.int64, device=self.model.device)
+            places = torch.arange(2, device=self.model.device)[None]
+            try:
+                return self.read(token, torch.ones_like(token, dtype=torch.bool), places).states.shape[-1]
+            except RuntimeError as error:
+                raise ConfigError(
+                    f"text.layers={list(self.layers)}: layers of a {self.config.model_type!r} model differ in "
+                    f"width; choose some of one width, such as -1 ({error})"
+                ) from error
+
+    def _read_vectors(self, vectors: Tensor, inputs: dict[str, Any]) -> Any:
+        """Puts vectors where a model that takes nothing but tokens looks its tokens up, as CLIP's text tower does."""
+        inputs["input_ids"] = torch.zeros(vectors.shape[:2], dtype=torch.int64, device=vectors.device)
+        with self.model.get_input_embeddings().register_forward_hook(lambda _module, _inputs, _output: vectors):
+            return self.model(**inputs)
+
+    def _mask(self, visible: Tensor) -> Tensor:
+        if visible.ndim == 2:
+            return visible.long()
+        # A mask of four axes is taken as it is. `sdpa` reads True as seen; every other way adds the mask to scores.
+        if self.config._attn_implementation == "sdpa":
+            return visible[:, None]
+        hidden = torch.zeros(visible.shape, dtype=self.dtype, device=visible.device)
+        return hidden.masked_fill(~visible, torch.finfo(hidden.dtype).min)[:, None]
+
+    def longest(self) -> int | None:
+        """Returns how many tokens the model has positions for, virtual ones included; None if any number."""
+        limit = getattr(self.config, "max_position_embeddings", None)
+        if not isinstance(limit, int) or limit < 1:
+            return None
+        padding = [
+            module.padding_idx
+            for name, module in self.model.named_modules()
+            if name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
+        ]
+        # RoBERTa's relatives count positions from behind the padding index.
+        return limit - padding[0] - 1 if padding and padding[0] is not None else limit
+
+    def window(self) -> int | None:
+        """Returns how far back the model looks in some block, in tokens, if not to the beginning.
+
+        A mask of our own replaces the model's, its window included.
+        """
+        kinds = getattr(self.config, "layer_types", None)
+        slides = kinds is None or any(kind != "full_attention" for kind in kinds)
+        spans = [getattr(self.config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+        spans = [span for span in spans if isinstance(span, int) and slides]
+        return min(spans, default=None)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Generator[None]:
+    """Puts a model into evaluation mode, and each of its modules back into the mode it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.train(mode=False)
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@contextmanager
+def measuring(model: nn.Module) -> Generator[None]:
+    """Calls of a model return shapes alone: in evaluation mode, without computing anything."""
+    from torch._subclasses.fake_tensor import FakeTensorMode  # takes a while, and few models need it
+
+    with evaluating(model), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+        yield
+
+
+def build_language_model(config: TextTowerConfig, *, vocabulary: int, pad: int, end: int | None) -> LanguageModel:
+    """Loads a language model, or builds it with random weights from torch's global generator.
+
+    Frozen weights are held in `text.base_dtype`; with `adapt: full` all weights move and are float32.
+
+    Args:
+        config: Which model.
+        vocabulary: Tokens of the tokenizer. A model from scratch gets a table of this size.
+        pad: Padding token of a model from scratch.
+        end: End token of a model from scratch.
+
+    Raises:
+        ConfigError: If the model is neither causal nor masked, or cannot be had.
+        CheckpointError: If its files do not hold all weights, or know fewer tokens than the tokenizer.
+    """
+    description = read_text_config(config, vocabulary=vocabulary, pad=pad, end=end)
+    causal = is_causal(description)
+    dtype = torch.float32 if config.adapt == "full" else _DTYPES[config.base_dtype]
+    missing: set[str] = set()
+    if config.model is None or config.random_weights:
+        model = random_model(description)
+        cast("nn.Module", model).to(dtype)
+    else:
+        model, missing = pretrained_model(config.model, description, "text.model", dtype=dtype)
+    if config.pooling != "pooler":
+        drop_pooler(model)
+    elif getattr(model, "pooler", None) is None:
+        raise ConfigError(f"text.pooling=pooler: a {description.model_type!r} model has no pooler; choose another")
+    missing &= {name for name, _ in model.named_parameters()}
+    if missing:
+        raise CheckpointError(f"text.model={config.model!r} holds no weights for {sorted(missing)[:5]}; copy it again")
+    table = cast("nn.Embedding", model.get_input_embeddings())
+    if pad == end:
+        table.padding_idx = None  # it would take the gradient from the end token; the mask keeps padding out anyway
+    rows = len(table.weight)
+    if vocabulary > rows:
+        raise CheckpointError(
+            f"the tokenizer of text.model={config.model!r} has {vocabulary} tokens but the model only {rows}; "
+            f"copy both from the same place"
+        )
+    if config.positions == "zero" and (causal or "position_ids" not in inspect.signature(model.forward).parameters):
+        raise ConfigError(
+            f"text.positions=zero is for masked models that take positions, not for {description.model_type!r}; leave "
+            f"it out"
+        )
+    return LanguageModel(model, causal=causal, ordered=config.positions == "counted", layers=config.layers)
+
+
+def read_text_config(config: TextTowerConfig, *, vocabulary: int = 0, pad: int = 0, end: int | None = None) -> Any:
+    """Returns the model's configuration with the dropout of `text.base_dropout`.
+
+    Args:
+        config: Which model.
+        vocabulary: Tokens of a model from scratch; 0 keeps what its description says.
+        pad: Padding token of a model from scratch.
+        end: End token of a model from scratch.
+    """
+    if config.scratch is not None:
+        # First without a size: token numbers of the family's own vocabulary would not fit ours.
+        options = {name: value for name, value in config.scratch.items() if name != "vocab_size"}
+        description = config_from(options, "text.scratch")
+        if vocabulary:
+            named = [name for name in description.to_dict() if name.endswith("_token_id")]
+            padding = None if pad == end else pad
+            special = {name: padding if name == "pad_token_id" else end for name in named}
+            description = config_from({**options, **special, "vocab_size": vocabulary}, "text.scratch")
+    else:
+        assert config.model is not None
+        description = read_config(config.model, "text.model")
+    for name, value in description.to_dict().items():
+        if ("drop" in name) and isinstance(value, int | float) and not isinstance(value, bool):
+            setattr(description, name, 0.0 if name == "layerdrop" else config.base_dropout)
+    description.use_cache = False
+    keep_depth(description, config)
+    return description
+
+
+def keep_depth(description: PreTrainedConfig, config: TextTowerConfig) -> None:
+    """Leaves of a configuration only as many blocks as `text.depth` says.
+
+    Raises:
+        ConfigError: If the model has fewer, or fewer layers than `text.layers` names.
+    """
+    if config.depth is None and config.layers == (-1,) and not config.frozen_layers:
+        return
+    shape: Any = description.get_text_config()
+    blocks = int(shape.num_hidden_layers)
+    if config.depth is not None:
+        if config.depth > blocks:
+            raise ConfigError(
+                f"text.depth={config.depth}: the model has {count(blocks, 'block')}; set it to {blocks} or fewer"
+            )
+        shape.num_hidden_layers = blocks = config.depth
+    beyond = [layer for layer in config.layers if not -blocks - 1 <= layer <= blocks]
+    if beyond:
+        raise ConfigError(
+            f"text.layers names {beyond}, but the model has {count(blocks, 'layer')} behind its embedding (0)"
+        )
+    if config.frozen_layers > blocks:
+        raise ConfigError(
+            f"text.frozen_layers={config.frozen_layers}: the model has {count(blocks, 'block')}; lower it"
+        )
+
+
+def is_causal(config: PreTrainedConfig) -> bool:
+    """Tells causal language models from masked ones.
+
+    Raises:
+        ConfigError: If it is neither.
+    """
+    kind = config.model_type
+    if not config.is_encoder_decoder:
+        if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
+            return False
+        if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or kind in _CAUSAL_HALVES:
+            return True
+    raise ConfigError(f"a text tower needs a causal or masked language model; {kind!r} is neither, choose another")
+
+
+def drop_pooler(model: PreTrainedModel) -> None:
+    """Takes away a layer that BERT's relatives carry and nothing here reads; it would never get a gradient."""
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]

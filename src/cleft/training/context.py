@@ -1,0 +1,211 @@
+"""Stage two: a prompt context learned in front of class names, both towers frozen.
+
+The image tower does not move and its images are not augmented, so each image that will be drawn is encoded once, before
+the first step. A step then reads a few class names behind the context, which is one small tree, and compares.
+
+Shapes: `B` images of a batch, `C` classes, `E` joint dimension.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cleft.arguments import as_path
+from cleft.config import ContextConfig, Settings, load_settings
+from cleft.data import opening_of
+from cleft.data.batches import StepSampler
+from cleft.data.prompts import resolve_classes
+from cleft.data.wordings import check_phrases, check_wording, find_wording
+from cleft.errors import ConfigError
+from cleft.models.checkpoint import check_reads_texts, load_model, save_model, weights_digest
+from cleft.models.context import build_context
+from cleft.models.dual import DualEncoder
+from cleft.training.engine import Plan, train
+from cleft.training.keeper import Intervals
+from cleft.training.learner import Learner
+from cleft.training.material import Material, read_material
+from cleft.training.ranks import check_hardware, one_device
+from cleft.training.run import Run, carried_facts, open_run
+from cleft.training.sources import check_source
+from cleft.training.stops import StopFlag
+from cleft.training.surroundings import device_of
+from cleft.training.targets import Encoded, Targets, check_classes, choose_targets, encode_targets
+
+log = logging.getLogger(__name__)
+
+
+def learn_context(
+    source: Path | str, settings: Settings | None = None, folder: Path | str | None = None, *, progress: bool = True
+) -> Path:
+    """Learns a prompt context for a trained model, or goes on with a run that was interrupted.
+
+    Args:
+        source: Run folder of stage one, or another model folder.
+        settings: Data, classes, context; by default those of `source`. What decides the towers must be as it was there.
+        folder: The new run folder; by default `<source>-context`. If it holds a finished run of the same settings,
+            nothing is done.
+        progress: Whether to show a bar while images are prepared.
+
+    Returns:
+        The new run folder: settings, log, training states, and the whole model with its context.
+
+    Raises:
+        ConfigError: If a setting of the towers was changed, a class is unknown, or the folder belongs to another run.
+        DataError: If a class has no image to learn from.
+        CheckpointError: If stage one is not finished, or its weights are damaged.
+        Interrupted, Terminated: If a signal arrived; the same call resumes.
+        NumericsError: If a loss or gradient is not finite.
+        ResourceError: If a disk is full.
+    """
+    source = as_path(source, "source")
+    settings = load_settings(source) if settings is None else settings
+    folder = source.with_name(f"{source.name}-context") if folder is None else as_path(folder, "folder")
+    check_hardware(one_device(settings.train))
+    check_reads_texts(source)
+    check_source(source, settings, folder, what="stage two")
+    with open_run(folder, settings, "context") as run, StopFlag() as stop:
+        if run.is_finished():
+            return folder
+        material = read_material(settings, progress=progress)
+        run.keep_split(material.facts(before=carried_facts(source), model=weights_digest(source)))
+        stop.check("while reading the data; nothing was learned yet")
+        _train(source, settings, material, run, stop, progress=progress)
+    return folder
+
+
+class ContextLearning(Learner):
+    """Moves the context until each image lies nearest to its class name behind it.
+
+    Args:
+        model: With a context in place; everything else must be frozen.
+        names: Class names, as they stand in a sentence.
+        config: Optimiser and schedule.
+        val: The validation split; None where there is none.
+
+    Source:
+        CLEFT, section 2.2: "zero-shot classification cross-entropy" over the classes of a task. Which images take part
+        the paper does not say (docs/decisions/0054).
+    """
+
+    def __init__(
+        self, model: DualEncoder, names: Sequence[str], config: ContextConfig, val: Encoded | None = None
+    ) -> None:
+        super().__init__(config.optim)
+        self.model = model
+        self._names = list(names)
+        self._val = val
+
+    def loss(self, batch: Encoded) -> Tensor:
+        """Mean cross-entropy of the classes, in nats; log(C) where all class embeddings are equal."""
+        class_embeds = self.model.encode_class_names(self._names)  # [C, E]
+        # Half precision makes equal logits of far classes.
+        with torch.autocast(class_embeds.device.type, enabled=False):
+            logits = self.model.logit_scale.exp().float() * batch.image_embeds @ class_embeds.float().T  # [B, C]
+            return F.cross_entropy(logits, batch.shares)
+
+    @torch.no_grad()
+    def validation_loss(self, poll: Callable[[], None]) -> float | None:
+        """Cross-entropy over the whole validation split; the class names are read once."""
+        poll()
+        if self._val is None:
+            return None
+        with self.trainer.precision_plugin.val_step_context():
+            return self.loss(Encoded(*(part.to(self.device) for part in self._val))).item()
+
+
+def _train(source: Path, settings: Settings, material: Material, run: Run, stop: StopFlag, *, progress: bool) -> None:
+    config = settings.context
+    classes = resolve_classes(settings.classes, material.findings)
+    wording = find_wording(settings.wording, settings.data.dataset)
+    check_phrases(wording, "a learned context")
+    check_wording(wording, classes)
+    chosen = choose_targets(material.train, classes, config.several_positives)
+    check_classes(chosen, classes, config.several_positives)
+    sampler = _Sampler(len(chosen.records), config, settings.seed)
+    model = load_model(source, float32=True).eval()
+    spec = (settings.images.size, settings.images.size), settings.images.mean, settings.images.std
+    if spec != tuple(getattr(model.image_spec, name) for name in ("size", "mean", "std")):
+        raise ConfigError(
+            f"{source} wants images of {model.image_spec}; set images.size, images.mean and images.std so"
+        )
+    model.set_context(build_context(model.text_tower, opening_of(settings.data), config, settings.seed))
+    model.to(device_of(settings))
+
+    def encode(targets: Targets) -> Encoded:
+        return encode_targets(model, targets, material, settings, stop, progress=progress)
+
+    drawn = sampler.drawn()
+    train_set = encode(Targets([chosen.records[row] for row in drawn], chosen.shares[drawn]))
+    val_targets = choose_targets(material.val, classes, config.several_positives)
+    val_set = encode(val_targets) if val_targets.records else None
+    if val_set is None:
+        log.warning("no validation image shows exactly one of the classes: the last context is kept, not the best")
+    model.requires_grad_(False)
+    assert model.context is not None
+    model.context.requires_grad_(True)
+    learner = ContextLearning(model, [wording.phrase(name) for name in classes], config, val_set)
+    place = {row: position for position, row in enumerate(drawn)}
+
+    def batches(first_step: int, rank: int, world_size: int) -> Iterator[Encoded]:
+        for rows in sampler.steps(first_step):
+            positions = [place[row] for row in rows]
+            yield Encoded(train_set.image_embeds[positions], train_set.shares[positions])
+
+    outcome = train(learner, batches, run, _plan(settings), stop)
+    save_model(model, settings, run.folder, extra=run.terms())
+    run.finish(
+        {
+            "steps": config.optim.steps,
+            "best_step": outcome.best_step,
+            "best_loss": outcome.best_loss,
+            "classes": list(classes),
+            "images": {"train": len(chosen.records), "drawn": len(drawn), "val": len(val_targets.records)},
+            "weights": weights_digest(run.folder),
+        }
+    )
+
+
+def _plan(settings: Settings) -> Plan:
+    config = settings.context
+    intervals = Intervals(
+        steps=config.optim.steps,
+        val_every=config.val_every,
+        save_every=settings.train.save_every,
+        log_every=settings.train.log_every,
+    )
+    # The towers stand still and a step is small: one device does it.
+    alone = one_device(settings.train)
+    return Plan(
+        intervals=intervals,
+        seed=settings.seed,
+        clip_norm=config.optim.clip_norm,
+        train=alone,
+        memory=f"context.batch_size={config.batch_size}, context.length={config.length}",
+        prefix="context/",
+    )
+
+
+@dataclass(frozen=True)
+class _Sampler:
+    """Which of `n` images each step sees."""
+
+    n: int
+    config: ContextConfig
+    seed: int
+
+    def steps(self, first_step: int) -> Iterable[list[int]]:
+        sampler = StepSampler(
+            self.n, self.config.batch_size, steps=self.config.optim.steps, seed=self.seed, first_step=first_step
+        )
+        return ([row for _, row in batch] for batch in sampler)
+
+    def drawn(self) -> list[int]:
+        """Images that some step sees, ascending; the others need not be encoded."""
+        return sorted({row for rows in self.steps(0) for row in rows})

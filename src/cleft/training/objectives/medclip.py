@@ -1,0 +1,117 @@
+"""MedCLIP: images and texts that were never a pair match as far as their findings do.
+
+Shapes: `B` images, `T` texts, `E` joint dimension, `C` findings.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cleft.training.objectives.pairs import cosines, precise
+
+
+def medclip_loss(
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    augmented_embeds: Tensor,
+    logit_scale: Tensor,
+    image_labels: Tensor,
+    text_labels: Tensor,
+    *,
+    similarity: Literal["dot", "cosine"] = "dot",
+) -> Tensor:
+    """Mean of the semantic matching of images with texts, and with the same texts in other words.
+
+    Args:
+        image_embeds: As in `semantic_matching`, `[B, E]`.
+        text_embeds: As in `semantic_matching`, `[T, E]`.
+        augmented_embeds: Of the same texts in other words, `[T, E]`.
+        logit_scale: As in `semantic_matching`.
+        image_labels: As in `semantic_matching`, `[B, C]`.
+        text_labels: As in `semantic_matching`, `[T, C]`.
+        similarity: As in `label_similarity`.
+    """
+    of_texts, of_augmented = (
+        semantic_matching(image_embeds, texts, logit_scale, image_labels, text_labels, similarity=similarity)
+        for texts in (text_embeds, augmented_embeds)
+    )
+    return (of_texts + of_augmented) / 2
+
+
+def semantic_matching(
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    logit_scale: Tensor,
+    image_labels: Tensor,
+    text_labels: Tensor,
+    *,
+    similarity: Literal["dot", "cosine"] = "dot",
+) -> Tensor:
+    """Cross-entropy in both directions against targets that grow with the findings in common.
+
+    Args:
+        image_embeds: Image embeddings of any length, `[B, E]`.
+        text_embeds: Text embeddings of any length, `[T, E]`.
+        logit_scale: Inverse temperature, a positive scalar; `DualEncoder.clamp_logit_scale_` keeps it in [1, 100], as
+            the released code does before each use.
+        image_labels: Findings of each image, `[B, C]`: 1 present, -1 denied, 0 or NaN not told.
+        text_labels: Findings of each text, likewise, `[T, C]`.
+        similarity: As in `label_similarity`.
+
+    Returns:
+        Mean of both directions, in nats; log(B) for as many texts as images when all embeddings are equal. Never below
+        the entropy of its targets, so it does not fall to 0; 0 for a single image and text.
+
+    Raises:
+        ValueError: If shapes do not fit.
+
+    Source:
+        Wang et al., MedCLIP, semantic matching loss.
+    """
+    if len(image_labels) != len(image_embeds) or len(text_labels) != len(text_embeds):
+        raise ValueError(
+            f"image_labels {tuple(image_labels.shape)} and text_labels {tuple(text_labels.shape)} must have one row "
+            f"per image and text; there are {len(image_embeds)} and {len(text_embeds)}"
+        )
+    with torch.autocast(image_embeds.device.type, enabled=False):
+        logits = precise(logit_scale) * cosines(image_embeds, text_embeds)
+        shared = label_similarity(image_labels, text_labels, similarity=similarity).to(logits)
+        loss_i2t = F.cross_entropy(logits, shared.softmax(dim=1))
+        loss_t2i = F.cross_entropy(logits.T, shared.T.softmax(dim=1))
+        return (loss_i2t + loss_t2i) / 2
+
+
+def label_similarity(
+    image_labels: Tensor, text_labels: Tensor, *, similarity: Literal["dot", "cosine"] = "dot"
+) -> Tensor:
+    """What each image has in common with each text.
+
+    Args:
+        image_labels: As in `semantic_matching`, `[B, C]`.
+        text_labels: As in `semantic_matching`, `[T, C]`.
+        similarity: `dot` counts the findings in common, so that three of them outweigh one by e²; `cosine` divides by
+            the lengths, and is 0 where nothing is told.
+
+    Returns:
+        `[B, T]`; its softmax is the target.
+
+    Source:
+        The released code counts; the paper divides.
+
+    Example:
+        >>> label_similarity(torch.tensor([[1.0, 1.0]]), torch.tensor([[1.0, 1.0], [1.0, -1.0]])).tolist()
+        [[2.0, 0.0]]
+    """
+    if image_labels.shape[-1] != text_labels.shape[-1]:
+        raise ValueError(
+            f"image_labels {tuple(image_labels.shape)} and text_labels {tuple(text_labels.shape)} must name the same "
+            f"findings"
+        )
+    ours, theirs = (precise(labels).nan_to_num(0.0) for labels in (image_labels, text_labels))
+    if similarity == "cosine":
+        ours, theirs = F.normalize(ours, dim=-1), F.normalize(theirs, dim=-1)
+    return ours @ theirs.T

@@ -1,0 +1,417 @@
+"""Stage one: training of a model on images and their texts, by whichever method.
+
+Shapes: `B` pairs of a batch over all devices, `T` distinct captions, `E` joint dimension, `C` findings.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cleft.arguments import as_path
+from cleft.config import ImageTowerConfig, Settings, TextTowerConfig, TrainConfig, load_settings
+from cleft.data import DATASETS
+from cleft.data.batches import eval_loader, train_loader
+from cleft.data.counting import FEWEST_PATIENTS
+from cleft.data.orders import say_repeats
+from cleft.data.prompts import resolve_classes
+from cleft.data.texts import Texts
+from cleft.data.wordings import check_wording, find_wording
+from cleft.errors import ConfigError
+from cleft.grammar import count, share, verb
+from cleft.models.adapt import told_moving
+from cleft.models.checkpoint import save_model, weights_digest
+from cleft.models.dual import DualEncoder, Pairs
+from cleft.models.image_only import build_image_only, save_image_only
+from cleft.models.methods import MethodModel, build_model
+from cleft.training.engine import Plan, train
+from cleft.training.gather import gather_rows
+from cleft.training.keeper import Intervals
+from cleft.training.learner import Learner
+from cleft.training.material import Material, keep_readable, read_material
+from cleft.training.methods import OBJECTIVES, Facts
+from cleft.training.optim import moving_weights
+from cleft.training.ranks import first_rank_first, settle_devices
+from cleft.training.run import Run, is_first_rank, open_run, split_facts, texts_digest
+from cleft.training.stops import StopFlag
+from cleft.training.surroundings import keep_commits
+from cleft.training.watch import kept_generators, seed_generators, step_seed
+from cleft.types import Batch
+
+log = logging.getLogger(__name__)
+
+COLUMNS = ("temperature", "clamped_steps", "nodes", "padded_tokens", "repeated_captions")
+"""Quantities stage one logs beside those every stage does.
+
+`nodes` is what the language model read in the last step, `padded_tokens` what it would have read had every caption been
+padded to `text.max_tokens`; `repeated_captions` the share of pairs whose caption stands in the batch before.
+"""
+
+_CAPTIONS_AT_ONCE = 512
+
+
+def pretrain(settings: Settings, folder: Path | str, *, progress: bool = True) -> Path:
+    """Trains a model from settings, or goes on with a run that was interrupted.
+
+    Args:
+        settings: Everything that decides the run. Where `method` is `image-only`, no data are read and nothing is
+            trained: the run holds the image tower as it is.
+        folder: The run folder. If it holds a finished run of the same settings, nothing is done.
+        progress: Whether to show a bar while images are prepared.
+
+    Returns:
+        The run folder: settings, log, training states, and the model with the lowest validation loss.
+
+    Raises:
+        ConfigError: If settings contradict each other, or the folder belongs to another run.
+        DataError: If the data are not what the reader expects.
+        Interrupted, Terminated: If a signal arrived; the same call resumes.
+        NumericsError: If a loss or gradient is not finite.
+        ResourceError: If a disk is full.
+        CheckpointError: If weights or states do not fit.
+    """
+    folder = as_path(folder, "folder")
+    settings = _with_rule(settings, folder)
+    train = settle_devices(settings.train)
+    with (
+        first_rank_first(train.timeout) as ready,
+        open_run(folder, settings, "pretrain") as run,
+        StopFlag() as stop,
+    ):
+        if run.is_finished():
+            return folder
+        if settings.method == "image-only":
+            if is_first_rank():
+                _keep_untrained(settings, run)
+            return folder
+        material = keep_readable(read_material(settings, progress=progress), settings.data)
+        _foresee(settings, material)
+        texts = Texts(material.train, material.findings, settings.data, settings.seed)
+        run.keep_split(material.facts(**_text_facts(texts, settings)))
+        stop.check("while reading the data; nothing was learned yet")
+        _train(settings, material, texts, run, stop, train, ready)
+    return folder
+
+
+def _with_rule(settings: Settings, folder: Path) -> Settings:
+    """Settings with the text rule the run was begun with, where a rule is not named."""
+    if settings.text.normalisation != "auto" or not (folder / "config.yaml").is_file():
+        return settings
+    rule = load_settings(folder / "config.yaml").text.normalisation
+    return replace(settings, text=replace(settings.text, normalisation=rule))
+
+
+def _text_facts(texts: Texts, settings: Settings) -> dict[str, str]:
+    """What must not change besides the captions, where something else is read."""
+    return {} if settings.data.texts == "captions" else {"texts": texts_digest(texts.every())}
+
+
+def _foresee(settings: Settings, material: Material) -> None:
+    """Says now, and not after hours of training, that stage two has no such classes or no words for them."""
+    try:
+        classes = resolve_classes(settings.classes, material.findings)
+        check_wording(find_wording(settings.wording, settings.data.dataset), classes)
+    except ConfigError as error:
+        if is_first_rank():
+            log.warning("for stage two and evaluation, stage one does not need it: %s", error)
+
+
+def _keep_untrained(settings: Settings, run: Run) -> None:
+    """A run of a tower that nothing was learned with, so that later verbs find it as they find every other."""
+    log.info("%s: nothing is trained; the image tower is kept as it is", run.folder)
+    nobody = split_facts(people="", recipe="nothing was trained", digest="", counts={"train": 0, "val": 0}, patients=[])
+    run.keep_split(nobody)
+    save_image_only(build_image_only(settings), settings, run.folder)
+    run.finish({"steps": 0, "best_step": 0, "best_loss": None, "weights": weights_digest(run.folder)})
+
+
+class Validation(NamedTuple):
+    """The split by which weights are chosen."""
+
+    captions: Sequence[str]
+    """What is read with each of its images."""
+    batches: Callable[[int, int], Iterable[Batch]]
+    """From (rank, world size) to that rank's share of its batches."""
+
+
+class Pretraining(Learner):
+    """Lets a model read images with their captions, and moves it by the loss of its method.
+
+    Args:
+        model: Of any method.
+        settings: Method, loss and optimiser.
+        captions: All texts that are read in training, the same on all ranks.
+        val: The validation split; None where there is none.
+    """
+
+    clamped: Tensor
+
+    def __init__(
+        self, model: MethodModel, settings: Settings, captions: Iterable[str], val: Validation | None = None
+    ) -> None:
+        super().__init__(settings.optim)
+        self.model = model
+        self.register_buffer("clamped", torch.zeros((), dtype=torch.int64))
+        self._settings = settings
+        self._method = OBJECTIVES[settings.method]
+        self._caption_ids = {caption: number for number, caption in enumerate(sorted(set(captions)))}
+        self._val = val
+        self._val_rows = {} if val is None else {text: row for row, text in enumerate(sorted(set(val.captions)))}
+        self._warned = False
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Loss of the pairs of all ranks together; each rank reads its share."""
+        read = self._method.read(self.model, batch)
+        facts = self._facts(batch, _numbers(self._caption_ids, batch.captions, self.device))
+        if self._method.compares:
+            read, facts = gather_rows(read), gather_rows(facts)
+        return self._method.objective(self.model, read, facts, self._settings)
+
+    def _facts(self, batch: Batch, caption_ids: Tensor) -> Facts:
+        text_labels = batch.labels if batch.text_labels is None else batch.text_labels
+        return Facts(caption_ids, batch.labels, text_labels, step=self.global_step)
+
+    def observe(self) -> dict[str, float]:
+        """Temperature, and what the language model read."""
+        stats = self.model.text_tower.stats
+        if self._method.compares and stats.distinct == 1 and not self._warned:
+            self._warned = True
+            log.warning(
+                "every caption of a batch is the same: this step has nothing to tell apart; raise train.batch_size, "
+                "or see with cleft data check how many distinct captions there are"
+            )
+        scale = _scale_of(self.model)
+        return {
+            **({} if scale is None else {"temperature": math.exp(-scale.item())}),
+            "clamped_steps": int(self.clamped),
+            "nodes": stats.nodes,
+            "padded_tokens": stats.padded_tokens,
+            "repeated_captions": 1 - stats.distinct / max(1, stats.texts),
+        }
+
+    @torch.no_grad()
+    def after_update(self) -> None:
+        """Keeps the inverse temperature in its range, and counts how often that was needed."""
+        scale = _scale_of(self.model)
+        before = None if scale is None else scale.clone()
+        self.model.settle_()
+        if scale is not None:
+            self.clamped += before != scale
+
+    @torch.no_grad()
+    def validation_loss(self, poll: Callable[[], None]) -> float | None:
+        """Mean loss per pair over the validation split, each image once, each distinct caption encoded once.
+
+        Its batches have the size of training's, because the loss depends on how many there are to tell apart; the last
+        one may be smaller and counts by its images.
+        """
+        if self._val is None:
+            return None
+        self.model.eval()
+        try:
+            with self.trainer.precision_plugin.val_step_context(), kept_generators(self.device):
+                batches = self._val.batches(self.trainer.global_rank, self.trainer.world_size)
+                total, count = self._add_up(batches, poll)
+        finally:
+            self.model.train()
+        sums = self.trainer.strategy.reduce(torch.stack([total, count]), reduce_op="sum")
+        assert isinstance(sums, Tensor)
+        return (sums[0] / sums[1]).item()
+
+    def _add_up(self, batches: Iterable[Batch], poll: Callable[[], None]) -> tuple[Tensor, Tensor]:
+        """Sum of the losses of this rank's pairs, and their number."""
+        text_embeds = self._read_val_texts() if self._method.reads_apart else None
+        total, count = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for number, batch in enumerate(batches):
+            poll()
+            # What a method hides of an image must be the same at every look, on any number of ranks.
+            place = number * self.trainer.world_size + self.trainer.global_rank
+            seed_generators(step_seed(self._settings.seed, "validation", place, 0), self.device)
+            on_device: Batch = self.trainer.strategy.batch_to_device(batch)
+            rows = _numbers(self._val_rows, batch.captions, self.device)
+            if text_embeds is None:
+                read = self._method.read(self.model, on_device)
+            else:
+                assert isinstance(self.model, DualEncoder)
+                read = Pairs(self.model.encode_image(on_device.images), text_embeds[rows])
+            loss = self._method.objective(self.model, read, self._facts(on_device, rows), self._settings)
+            total += loss.double() * len(rows)
+            count += len(rows)
+        return total, count
+
+    def _read_val_texts(self) -> Tensor:
+        """Embeddings of the distinct captions of the validation split, `[T, E]`."""
+        assert isinstance(self.model, DualEncoder)
+        distinct = list(self._val_rows)
+        parts = [distinct[start : start + _CAPTIONS_AT_ONCE] for start in range(0, len(distinct), _CAPTIONS_AT_ONCE)]
+        return torch.cat([self.model.encode_text(part) for part in parts])
+
+
+def _train(
+    settings: Settings,
+    material: Material,
+    texts: Texts,
+    run: Run,
+    stop: StopFlag,
+    train_config: TrainConfig,
+    ready: Callable[[], None],
+) -> None:
+    """Trains.
+
+    Args:
+        settings: Of the run.
+        material: Records and their pixels.
+        texts: What is read with each image.
+        run: The open run folder.
+        stop: Set by a signal.
+        train_config: With numbers of devices and machines.
+        ready: To be called when the other ranks may begin.
+    """
+    if settings.train.patience and not material.val:
+        raise ConfigError(
+            f"train.patience={settings.train.patience} needs a validation split, and there is none; set "
+            f"data.val_fraction, or leave train.patience out"
+        )
+    captions = texts.every()
+    log.info("building the model: image tower %s, text tower %s", _named(settings.image), _named(settings.text))
+    model = build_model(settings, captions, learnable=_learnable(texts, settings))
+    if is_first_rank():
+        keep_commits(run.folder / "environment.json", settings)
+    model.text_tower.remember(sorted(set(captions)))
+    if DATASETS[settings.data.dataset].whole_captions and settings.data.texts == "captions":
+        _refuse_cut(model, settings)
+    model.train()
+    _describe(model, material, captions)
+    if told := say_repeats(material.train, settings.train.distinct, settings.train.batch_size):
+        log.info("%s", told)
+    val = None
+    if material.val:
+        still = Texts(material.val, material.findings, settings.data, settings.seed, still=True)
+        read = [still.read(0, row).text for row in range(len(material.val))]
+        val = Validation(read, _val_batches(material, still, settings))
+    learner = Pretraining(model, settings, captions, val)
+
+    def batches(first_step: int, rank: int, world_size: int) -> Iterable[Batch]:
+        return train_loader(
+            material.train,
+            material.prepared,
+            material.findings,
+            settings,
+            first_step=first_step,
+            rank=rank,
+            world_size=world_size,
+            texts=texts,
+        )
+
+    assert train_config.devices != "auto"
+    assert train_config.nodes != "auto"
+    batches(0, 0, train_config.devices * train_config.nodes)  # refuses a batch that cannot be filled or shared
+    ready()
+    outcome = train(learner, batches, run, _plan(settings, train_config), stop)
+    if is_first_rank():
+        save_model(model, settings, run.folder, extra=run.terms())
+        run.finish(
+            {
+                "steps": settings.optim.steps,
+                "last_step": outcome.last_step,
+                "best_step": outcome.best_step,
+                "best_loss": outcome.best_loss,
+                "images": {"train": len(material.train), "val": len(material.val)},
+                "weights": weights_digest(run.folder),
+            }
+        )
+
+
+def _learnable(texts: Texts, settings: Settings) -> list[str] | None:
+    """Texts to learn a tokenizer from, or None; the model folder holds it, so they must identify no patient."""
+    if settings.text.scratch is None:
+        return None
+    learnable = texts.learnable()
+    if learnable.left_out:
+        log.info(
+            "%s %s in the texts of fewer than %d patients: the tokenizer does not learn %s and spells %s",
+            share(learnable.left_out, learnable.words, "distinct word"),
+            verb(learnable.left_out, "occurs", "occur"),
+            FEWEST_PATIENTS,
+            *[verb(learnable.left_out, "it", "them")] * 2,
+        )
+    return learnable.parts
+
+
+def _refuse_cut(model: MethodModel, settings: Settings) -> None:
+    """Raises a ConfigError if a caption is longer than the text tower reads."""
+    tokens = model.text_tower.tokens
+    if tokens.cut:
+        raise ConfigError(
+            f"{share(tokens.cut, tokens.met, 'distinct caption')} {verb(tokens.cut, 'is', 'are')} longer than "
+            f"text.max_tokens={tokens.max_tokens} and would lose {verb(tokens.cut, 'its', 'their')} end, where the "
+            f"class is; set text.max_tokens to {tokens.longest} or more, or data.caption=simple"
+        )
+
+
+def _named(tower: ImageTowerConfig | TextTowerConfig) -> str:
+    """Name or kind of a tower."""
+    return tower.model or f"{(tower.scratch or {}).get('model_type')} from scratch"
+
+
+def _plan(settings: Settings, train_config: TrainConfig) -> Plan:
+    every = settings.train
+    intervals = Intervals(
+        steps=settings.optim.steps, val_every=every.val_every, save_every=every.save_every, log_every=every.log_every
+    )
+    return Plan(
+        intervals=intervals,
+        seed=settings.seed,
+        clip_norm=settings.optim.clip_norm,
+        train=train_config,
+        memory=f"train.batch_size={settings.train.batch_size}, images.size={settings.images.size}, "
+        f"text.max_tokens={settings.text.max_tokens}",
+        patience=settings.train.patience,
+        columns=COLUMNS,
+    )
+
+
+def _val_batches(material: Material, texts: Texts, settings: Settings) -> Callable[[int, int], Iterable[Batch]]:
+    """Every `world_size`-th batch of the split for each rank, so that batches are the same for any number of ranks."""
+    size, every = settings.train.batch_size, range(len(material.val))
+    parts = [every[start : start + size] for start in every[::size]]
+
+    def of_rank(rank: int, world_size: int) -> Iterable[Batch]:
+        rows = [row for part in parts[rank::world_size] for row in part]
+        records = [material.val[row] for row in rows]
+        return eval_loader(
+            records, material.prepared, material.findings, settings, batch_size=size, texts=texts.only(rows)
+        )
+
+    return of_rank
+
+
+def _describe(model: MethodModel, material: Material, captions: Sequence[str]) -> None:
+    moving = sum(weight.numel() for weight in moving_weights(model).values())
+    total = sum(weight.numel() for weight in model.parameters())
+    log.info("%s", told_moving(model.text_tower.lm, model.text_tower.config))
+    log.info("%s of %s weights move", f"{moving:,}", f"{total:,}")
+    log.info(
+        "%s with %s, %s for validation",
+        count(len(material.train), "training image"),
+        count(len(set(captions)), "distinct text"),
+        f"{len(material.val):,}",
+    )
+    if not material.val:
+        log.warning("there is no validation split: the last weights are kept, not the best; set data.val_fraction")
+
+
+def _scale_of(model: MethodModel) -> Tensor | None:
+    """Logarithm of the inverse temperature, where images and texts meet."""
+    return model.logit_scale if isinstance(model, DualEncoder) else None
+
+
+def _numbers(rows: Mapping[str, int], captions: Sequence[str], device: torch.device) -> Tensor:
+    return torch.tensor([rows[caption] for caption in captions], device=device)

@@ -1,0 +1,184 @@
+import os
+import time
+from io import BytesIO
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from tests.fakes.dicom import write_dicom
+
+from cleft.config import ImagesConfig
+from cleft.data.images.decoders import ReadLimits
+from cleft.data.images.images import prepare_image, read_bytes, read_gray, to_8_bits
+from cleft.errors import DataError
+
+PAD = ImagesConfig(recipe="pad")
+RELEASED = ImagesConfig(recipe="released")
+
+
+@pytest.fixture
+def noise():
+    rng = np.random.default_rng(0)
+    return lambda height, width: rng.integers(0, 256, (height, width), dtype=np.uint8)
+
+
+def save(path, pixels):
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def reason(path, **limits):
+    with pytest.raises(DataError) as caught:
+        read_gray(path, ReadLimits(**limits))
+    assert str(path) in str(caught.value)
+    return caught.value.reason
+
+
+def test_content_decides_not_the_ending(tmp_path, noise):
+    pixels = noise(40, 50)
+    path = save(tmp_path / "a.png", pixels).rename(tmp_path / "a.jpg")
+    assert np.array_equal(read_gray(path), pixels)
+
+
+@pytest.mark.parametrize("name", ["scan", "scan.dicom", "scan.png", "scan.jpg", "scan.DCM"])
+def test_a_dicom_file_is_told_by_its_content_too(tmp_path, noise, name):
+    pixels = noise(40, 50)
+    assert np.array_equal(read_gray(write_dicom(tmp_path / name, pixels)), pixels)
+
+
+def test_bytes_are_read_like_a_file(tmp_path, noise):
+    path = save(tmp_path / "a.png", noise(40, 50))
+    assert np.array_equal(read_gray(path.read_bytes()), read_gray(path))
+
+
+def test_c2_only_regular_files_are_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "empty").touch()
+    begun = time.monotonic()
+    assert reason(tmp_path / "absent.png") == "missing"
+    assert reason(tmp_path / "empty" / "below.png") == "missing"
+    assert reason(tmp_path) == "not-a-file"
+    assert reason(tmp_path / "pipe") == "not-a-file"
+    assert reason(tmp_path / "empty") == "empty"
+    assert time.monotonic() - begun < 2
+
+
+def test_c2_a_file_nobody_may_read_is_unreadable(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert reason(tmp_path / "a.png") == "unreadable"
+
+
+def test_no_handle_stays_open(tmp_path):
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        reason(tmp_path)
+        reason(tmp_path / "absent")
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_c5_a_file_over_the_limit_is_not_read(tmp_path):
+    with (tmp_path / "huge.png").open("wb") as file:
+        file.truncate(10**9)
+    assert reason(tmp_path / "huge.png") == "too-large"
+
+
+def test_bytes_come_with_the_size_and_time_they_had(tmp_path, noise):
+    path = save(tmp_path / "a.png", noise(40, 50))
+    data, status = read_bytes(path)
+    assert (len(data), status.st_mtime_ns) == (status.st_size, path.stat().st_mtime_ns)
+
+
+def test_eight_bits_stay_as_they_are_whatever_the_intensity(noise):
+    pixels = noise(40, 50) // 2
+    for intensity in ("full-range", "min-max", "percentile"):
+        assert np.array_equal(to_8_bits(pixels, intensity), pixels)
+
+
+def test_c3_twelve_bits_use_the_whole_range_by_default():
+    ramp = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    assert np.array_equal(to_8_bits(ramp, "min-max").ravel(), np.rint(np.arange(4096) * 255 / 4095))
+
+
+def test_full_range_is_the_files_depth_and_percentiles_ignore_a_bright_marker():
+    ramp = np.arange(10_000, dtype=np.uint16).reshape(100, 100)
+    ramp[0, :20] = 65535
+    assert to_8_bits(ramp, "full-range").max() == 255
+    assert to_8_bits(ramp, "full-range")[50, 0] == round(5000 / 257)
+    assert to_8_bits(ramp, "percentile")[50, 0] == pytest.approx(128, abs=2)
+
+
+def test_percentiles_without_a_range_are_refused():
+    flat = np.full((100, 100), 7, np.uint16)
+    flat[0, 0] = 9000
+    with pytest.raises(DataError, match=r"images\.intensity=min-max"):
+        to_8_bits(flat, "percentile")
+
+
+@pytest.mark.parametrize(("shape", "box"), [((512, 256), (256, 128)), ((100, 200), (128, 256)), ((60, 60), (256, 256))])
+def test_pad_keeps_the_shape_and_centres_it(shape, box):
+    prepared = prepare_image(np.full(shape, 90, np.uint8), PAD)
+    rows, columns = np.flatnonzero(prepared.any(axis=1)), np.flatnonzero(prepared.any(axis=0))
+    assert prepared.shape == (256, 256)
+    assert (len(rows), len(columns)) == box
+    assert rows[0] == (256 - box[0]) // 2
+    assert columns[0] == (256 - box[1]) // 2
+
+
+def test_pad_halves_by_averaging():
+    pixels = np.tile(np.array([[0, 100], [100, 200]], np.uint8), (256, 256))
+    assert np.array_equal(prepare_image(pixels, PAD), np.full((256, 256), 100))
+
+
+def test_released_stretches_what_pad_keeps():
+    strip = np.full((390, 320), 10, np.uint8)
+    strip[10:-10, 10:-10] = 200
+    assert (prepare_image(strip, PAD) > 100).any(axis=0).sum() < 205
+    assert (prepare_image(strip, RELEASED) > 100).all()
+
+
+def chain_on_colour(gray, side=256):
+    """The released chain in words of our own, on three channels as they run it."""
+    tall, wide = gray.shape
+    if tall >= wide:  # A square takes this way too, and may come out one pixel narrow.
+        height, width = side, int(float(wide) * (side / float(tall)))
+    else:
+        height, width = int(float(tall) * (side / float(wide))), side
+    small = cv2.resize(gray, (width, height), interpolation=cv2.INTER_AREA)
+    down, right = side - height, side - width
+    square = np.pad(small, [(down // 2, down - down // 2), (right // 2, right - right // 2)])
+    colour = np.asarray(Image.fromarray(square).convert("RGB"))
+    gray = cv2.cvtColor(colour, cv2.COLOR_RGB2GRAY)
+    mask = cv2.threshold(gray, float(np.median(gray)), 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)[1]
+    if mask.any():
+        top, bottom = np.where((mask == 255).any(axis=1))[0][[0, -1]]
+        left, right = np.where((mask == 255).any(axis=0))[0][[0, -1]]
+        colour = colour[top : bottom + 1, left : right + 1]
+    return np.asarray(Image.fromarray(colour).resize((side, side), Image.Resampling.BILINEAR))
+
+
+@pytest.mark.parametrize("shape", [(390, 320), (320, 389), (512, 512), (1024, 777), (161, 161), (60, 200), (700, 40)])
+def test_released_equals_the_chain_on_three_channels_to_the_bit(shape, noise):
+    pixels = cv2.GaussianBlur(noise(*shape), (0, 0), 9)
+    pixels[: shape[0] // 9] = 0
+    colour = chain_on_colour(pixels)
+    assert all(np.array_equal(prepare_image(pixels, RELEASED), colour[..., channel]) for channel in range(3))
+
+
+def test_released_leaves_out_no_real_radiograph(shared):
+    paths = sorted((shared / "data/chexpert-mini").rglob("*.jpg"))[::40]
+    for path in paths:
+        theirs = chain_on_colour(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE))[..., 0]
+        assert np.array_equal(prepare_image(read_gray(path), RELEASED), theirs)
+    assert len(paths) == 19
+
+
+def test_sixteen_bits_and_eight_bits_of_one_scene_agree(noise):
+    scene = noise(300, 200)
+    scene[0, :2] = 0, 255
+    buffer = BytesIO()
+    Image.fromarray(scene.astype(np.uint16) * 16).save(buffer, "PNG")
+    assert np.array_equal(prepare_image(read_gray(buffer.getvalue()), PAD), prepare_image(scene, PAD))

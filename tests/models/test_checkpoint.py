@@ -1,0 +1,402 @@
+import dataclasses
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests.fakes.models import CAPTIONS, edit_description, fake_images, fake_model, fake_settings, write_language_model
+from tests.tools.snapshots import snapshot
+
+from cleft.errors import CheckpointError, NumericsError, ResourceError
+from cleft.models.checkpoint import load_model, save_model, weights_digest
+from cleft.models.folders import digest_of
+
+NAMES = ["edema", "pleural effusion"]
+
+
+def saved(folder, settings=None, **options):
+    settings = settings or fake_settings()
+    model = fake_model(settings)
+    save_model(model, settings, folder, **options)
+    return model
+
+
+@pytest.fixture
+def folder(tmp_path):
+    saved(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def edit(folder, change):
+    """Changes `model.json` in the form of schema 1, where nothing but the fields themselves can be checked."""
+    edit_description(folder, change, sealed=False)
+
+
+def replace_weights(folder, change):
+    """Puts other weights into a folder, with a digest that fits them."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+    facts = {"bytes": path.stat().st_size, "sha256": digest_of(path)}
+    edit(folder, lambda tree: tree["files"].update({"model.safetensors": facts}))
+
+
+def assert_same(one, other):
+    assert torch.equal(one.encode_image(fake_images()), other.encode_image(fake_images()))
+    assert torch.equal(one.encode_text(CAPTIONS), other.encode_text(CAPTIONS))
+    assert torch.equal(one.logit_scale, other.logit_scale)
+    assert one.image_spec == other.image_spec
+
+
+@pytest.mark.parametrize("adapt", ["lora", "ia3", "prefix", "full", "frozen"])
+def test_a_loaded_model_gives_the_same_bits_with_every_adapter(tmp_path, adapt):
+    model = saved(tmp_path, fake_settings("dinov2", "gpt2", adapt=adapt))
+    assert_same(load_model(tmp_path), model)
+
+
+@pytest.mark.parametrize("image", ["vit", "swin", "resnet"])
+@pytest.mark.parametrize("text", ["gpt2", "bert"])
+def test_a_loaded_model_gives_the_same_bits_in_every_family(tmp_path, image, text):
+    model = saved(tmp_path, fake_settings(image, text))
+    assert_same(load_model(tmp_path), model)
+
+
+def test_running_statistics_are_saved(tmp_path):
+    settings = fake_settings()
+    model = fake_model(settings).train()
+    model.encode_image(fake_images())
+    save_model(model, settings, tmp_path)
+    assert_same(load_model(tmp_path), model.eval())
+
+
+def test_a_frozen_image_tower_comes_back_frozen(tmp_path):
+    settings = fake_settings()
+    object.__setattr__(settings.image, "train", False)
+    model = saved(tmp_path, settings)
+    loaded = load_model(tmp_path)
+    assert_same(loaded, model)
+    assert not any(weight.requires_grad for weight in loaded.image_tower.parameters())
+
+
+def test_a_learned_context_is_saved(tmp_path):
+    settings = fake_settings()
+    model = fake_model(settings)
+    model.set_context(torch.randn(5, 24, generator=torch.Generator().manual_seed(0)))
+    save_model(model, settings, tmp_path)
+    loaded = load_model(tmp_path)
+    assert torch.equal(loaded.encode_class_names(NAMES), model.encode_class_names(NAMES))
+    assert json.loads((tmp_path / "model.json").read_text())["context_length"] == 5
+
+
+HEADS, FAULT = {"projection": "mlp-norm", "hidden_width": 20}, "projections do not have loss"
+
+
+@pytest.mark.parametrize("loss", [{"projection": "mlp"}, HEADS, {"projection": "to-text", "embed_dim": 24}], ids=str)
+def test_every_projection_is_saved(tmp_path, loss):
+    settings = fake_settings(text="bert", adapt="full")
+    model = saved(tmp_path, dataclasses.replace(settings, loss=dataclasses.replace(settings.loss, **loss)))
+    assert_same(load_model(tmp_path), model)
+
+
+@pytest.mark.parametrize(("name", "width"), [("hidden_width", 10**9), ("embed_dim", 10**9)])
+def test_heads_of_another_width_are_refused_before_they_are_made(tmp_path, name, width):
+    settings = fake_settings(text="bert", adapt="full")
+    saved(tmp_path, dataclasses.replace(settings, loss=dataclasses.replace(settings.loss, **HEADS)))
+    edit(tmp_path, lambda tree: tree["settings"]["loss"].update({name: width}))
+    with pytest.raises(CheckpointError, match=rf"{FAULT}\.{name}=1000000000"):
+        load_model(tmp_path)
+
+
+def test_folders_of_schema_one_are_read_with_an_equal_digest(folder):
+    model, digest = load_model(folder), weights_digest(folder)
+    edit(folder, lambda tree: None)
+    assert_same(load_model(folder), model)
+    assert weights_digest(folder) == digest
+
+
+def test_folders_from_before_there_were_methods_are_clefts(tmp_path):
+    model = saved(tmp_path)
+    edit(tmp_path, lambda tree: tree.pop("method"))
+    assert_same(load_model(tmp_path), model)
+
+
+@pytest.mark.parametrize("adapt", ["lora", "ia3", "prefix", "frozen"])
+def test_of_a_named_language_model_only_what_moves_is_saved(tmp_path, adapt):
+    base = write_language_model(tmp_path / "base")
+    settings = fake_settings(base=base, adapt=adapt)
+    model = saved(tmp_path / "model", settings)
+    tensors = load_file(tmp_path / "model/model.safetensors")
+    lm = {name: tensor for name, tensor in tensors.items() if name.startswith("text_tower.")}
+    moving = {name for name, weight in model.text_tower.named_parameters("text_tower") if weight.requires_grad}
+    assert set(lm) == moving
+    numbers = sum(tensor.numel() for tensor in tensors.values())
+    assert numbers < 0.6 * sum(weight.numel() for weight in model.parameters())
+    assert (tmp_path / "model/model.safetensors").stat().st_size < 4 * numbers + 10_000
+    assert_same(load_model(tmp_path / "model"), model)
+
+
+def test_a_named_language_model_that_moves_is_saved_whole(tmp_path):
+    base = write_language_model(tmp_path / "base")
+    model = saved(tmp_path / "model", fake_settings(base=base, adapt="full"))
+    shutil.rmtree(base)
+    assert_same(load_model(tmp_path / "model"), model)
+
+
+def test_what_is_frozen_later_is_saved_all_the_same(tmp_path):
+    base = write_language_model(tmp_path / "base")
+    settings = fake_settings(base=base)
+    model = fake_model(settings).requires_grad_(False)
+    save_model(model, settings, tmp_path / "model")
+    assert_same(load_model(tmp_path / "model"), model)
+
+
+def test_a_loaded_model_can_be_saved_again(tmp_path):
+    base = write_language_model(tmp_path / "base")
+    settings = fake_settings(base=base)
+    saved(tmp_path / "one", settings)
+    save_model(load_model(tmp_path / "one"), settings, tmp_path / "two")
+    assert weights_digest(tmp_path / "one") == weights_digest(tmp_path / "two")
+
+
+def test_random_weights_of_a_named_model_are_saved_whole(tmp_path):
+    base = write_language_model(tmp_path / "base")
+    model = saved(tmp_path / "model", fake_settings(base=base, random_weights=True))
+    shutil.rmtree(base)
+    assert_same(load_model(tmp_path / "model"), model)
+
+
+def test_another_base_under_the_same_name_is_refused(tmp_path):
+    base = write_language_model(tmp_path / "base")
+    saved(tmp_path / "model", fake_settings(base=base))
+    write_language_model(base, seed=1)
+    with pytest.raises(CheckpointError, match=r"the weights in .* are others"):
+        load_model(tmp_path / "model")
+
+
+def test_a_base_that_moved_can_be_named(tmp_path):
+    base = write_language_model(tmp_path / "base")
+    model = saved(tmp_path / "model", fake_settings(base=base))
+    base.rename(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match=r"load_model\(folder, text_model=<folder>\)"):
+        load_model(tmp_path / "model")
+    assert_same(load_model(tmp_path / "model", text_model=str(tmp_path / "elsewhere")), model)
+
+
+def test_a_base_that_moved_together_with_its_models_is_found(tmp_path):
+    base = write_language_model(tmp_path / "study/base")
+    model = saved(tmp_path / "study/row/seed-0/stage-one", fake_settings(base=base))
+    (tmp_path / "study").rename(tmp_path / "moved")
+    assert_same(load_model(tmp_path / "moved/row/seed-0/stage-one"), model)
+    write_language_model(tmp_path / "moved/base", seed=1)
+    with pytest.raises(CheckpointError, match=r"the weights in '.*moved/base' are others"):
+        load_model(tmp_path / "moved/row/seed-0/stage-one")
+
+
+def test_the_digest_tells_weights_and_settings_apart(tmp_path):
+    model = saved(tmp_path / "one")
+    save_model(model, fake_settings(), tmp_path / "same", extra={"run": "other"})
+    save_model(model, fake_settings(max_tokens=15), tmp_path / "settings")
+    with torch.no_grad():
+        model.logit_scale += 1e-6
+    save_model(model, fake_settings(), tmp_path / "weights")
+    digests = {name: weights_digest(tmp_path / name) for name in ("one", "same", "settings", "weights")}
+    assert digests["one"] == digests["same"]
+    assert len(set(digests.values())) == 3
+    assert len(digests["one"]) == 16
+
+
+def test_other_files_of_a_run_folder_stay(tmp_path):
+    (tmp_path / "config.yaml").write_text("seed: 0")
+    saved(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["config.yaml", "model.json", "model.safetensors", "towers"]
+
+
+def test_a_second_save_replaces_the_first_with_all_its_files(tmp_path):
+    saved(tmp_path, fake_settings(text="bert"))
+    model = saved(tmp_path, fake_settings())
+    assert_same(load_model(tmp_path), model)
+
+
+@pytest.mark.parametrize("kept", range(16))
+@pytest.mark.parametrize("links", [True, False])
+def test_a_save_killed_at_any_step_leaves_the_old_model_or_the_new_one(tmp_path, monkeypatch, kept, links):
+    old = saved(tmp_path, fake_settings("resnet"))
+    new = fake_model(fake_settings("vit"))
+    done, originals = [], {name: getattr(os, name) for name in ("link", "replace", "unlink")}
+
+    def dies(name):
+        def step(*args, **options):
+            if len(done) == kept:
+                raise KeyboardInterrupt
+            done.append(name)
+            if name == "link" and not links:
+                raise PermissionError(1, "no links here")
+            return originals[name](*args, **options)
+
+        return step
+
+    with monkeypatch.context() as patched:
+        for name in originals:
+            patched.setattr(f"os.{name}", dies(name))
+        with pytest.raises(KeyboardInterrupt):
+            save_model(new, fake_settings("vit"), tmp_path)
+    before = snapshot(tmp_path)
+    assert_same(load_model(tmp_path), old if "replace" not in done else new)
+    assert snapshot(tmp_path) == before
+    save_model(new, fake_settings("vit"), tmp_path)
+    assert_same(load_model(tmp_path), new)
+    assert sorted(os.listdir(tmp_path)) == ["model.json", "model.safetensors", "towers"]
+
+
+def test_a_full_disk_leaves_the_old_model(folder, monkeypatch):
+    before = weights_digest(folder)
+
+    def full(tensors, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("cleft.models.weights.save_file", full)
+    with pytest.raises(ResourceError, match=r"could not be written .* make room"):
+        save_model(fake_model(fake_settings("vit")), fake_settings("vit"), folder)
+    assert weights_digest(folder) == before
+    assert not (folder / ".saving").exists()
+
+
+def test_weights_that_are_not_finite_are_not_saved(folder):
+    before = weights_digest(folder)
+    model = load_model(folder)
+    model.image_projection.bias.data[0] = torch.nan
+    with pytest.raises(NumericsError, match=r"1 weight: image_projection.bias holds NaN"):
+        save_model(model, fake_settings(), folder)
+    assert weights_digest(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda t: t.pop("logit_scale"), "1 missing: logit_scale"),
+        (lambda t: t.update(extra=torch.ones(1)), "1 unexpected: extra"),
+        (
+            lambda t: t.update({"text_projection.weight": torch.ones(1)}),
+            "1 of another shape or type: text_projection.weight",
+        ),
+        (lambda t: t.update({"logit_scale": torch.tensor(1.0).double()}), "1 of another shape or type: logit_scale"),
+        (lambda t: [t.pop(name) for name in sorted(t)[:7]], "7 missing: .*, .*, .*, .*, .*, …"),
+        (lambda t: t["text_projection.bias"].fill_(torch.inf), "1 with NaN or infinity: text_projection.bias"),
+        (lambda t: t.update({"module.logit_scale": t.pop("logit_scale")}), r"1 missing: .*1 unexpected: module.logit"),
+    ],
+)
+def test_weights_that_do_not_fit_are_listed(folder, change, sentence):
+    replace_weights(folder, change)
+    with pytest.raises(CheckpointError, match=sentence):
+        load_model(folder)
+
+
+def test_a_flipped_bit_is_found(folder):
+    path = folder / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"model.safetensors is not what was saved: its digest differs"):
+        load_model(folder)
+
+
+def test_a_cut_file_is_found(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r"model.safetensors has [\d,]+ bytes, not the \d+ that were saved"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 64, (10**12).to_bytes(8, "little") + b"{}", b"\2\0\0\0\0\0\0\0{}x"])
+def test_a_lying_header_names_the_file(folder, content):
+    path = folder / "model.safetensors"
+    path.write_bytes(content)
+    facts = {"bytes": len(content), "sha256": digest_of(path)}
+    edit(folder, lambda tree: tree["files"].update({"model.safetensors": facts}))
+    with pytest.raises(
+        CheckpointError,
+        match=r"model.safetensors is a truncated or corrupt safetensors file|do not have loss.embed_dim",
+    ):
+        load_model(folder)
+
+
+FACTS = {"bytes": 0, "sha256": "0" * 64}
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda t: t.update(schema=3), "has schema 3, this version of cleft reads 2; upgrade cleft"),
+        (lambda t: t.update(schema=2), "does not end with its digest"),
+        (lambda t: t.pop("schema"), "has schema None"),
+        (lambda t: t.pop("files"), "does not list model.safetensors among its files"),
+        (lambda t: t["files"].update({"../x": FACTS}), "lists the file '../x'.* not a plain name; it is not opened"),
+        (lambda t: t["files"].update({"towers/text/y": FACTS}), "towers/text/y is missing"),
+        (lambda t: t["settings"].pop("loss"), "does not say how to rebuild the model"),
+        (lambda t: t["settings"]["text"].update(rnk=1), "unknown setting text.rnk; did you mean text.rank"),
+        (lambda t: t["settings"]["text"].update(rank="x"), "text.rank='x' is not a number"),
+        (lambda t: t["settings"]["loss"].update(embed_dim=10**9), "do not have loss.embed_dim=1000000000"),
+        (lambda t: t.update(method="clop"), "names the method 'clop', which this version of cleft does not know"),
+    ],
+)
+def test_an_edited_description_is_refused(folder, change, sentence):
+    edit(folder, change)
+    with pytest.raises(CheckpointError, match=sentence):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, '"model"', "[]"])
+def test_a_description_that_is_none_is_refused(folder, text):
+    (folder / "model.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"model.json(: more than 64|: an object expected| is not valid JSON)"):
+        load_model(folder)
+
+
+def test_a_missing_weights_file_is_named(folder):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"model.safetensors is missing"):
+        load_model(folder)
+
+
+def test_a_file_slipped_in_beside_the_tokenizer_is_refused(folder):
+    (folder / "towers/text/tokenization.py").write_text("raise SystemExit")
+    with pytest.raises(CheckpointError, match=r"tokenization.py'\] were not saved with the model"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda path: None, "there is no such folder"),
+        (lambda path: path.mkdir(), "it holds no model.json"),
+        (lambda path: (path.mkdir(), (path / "a.ckpt").touch()), "reads those of the authors' release"),
+        (lambda path: path.touch(), "it is a file; files of the authors' release are read by `cleft import"),
+    ],
+)
+def test_what_is_no_model_is_told_apart(tmp_path, make, sentence):
+    make(tmp_path / "x")
+    with pytest.raises(CheckpointError, match=sentence):
+        load_model(tmp_path / "x")
+    with pytest.raises(CheckpointError, match=sentence):
+        weights_digest(tmp_path / "x")
+
+
+def test_loading_draws_no_random_number_of_the_caller(folder):
+    before = torch.get_rng_state()
+    load_model(folder)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_further_facts_are_kept_for_people(tmp_path):
+    saved(tmp_path, extra={"best_step": 400})
+    assert json.loads((tmp_path / "model.json").read_text())["extra"] == {"best_step": 400}
+
+
+def test_no_folder_of_the_data_is_written_down(tmp_path):
+    settings = fake_settings()
+    object.__setattr__(settings.data, "root", tmp_path / "patients")
+    saved(tmp_path / "model", settings)
+    assert "patients" not in (tmp_path / "model/model.json").read_text().replace(str(tmp_path / "model"), "")

@@ -1,0 +1,221 @@
+"""Names that wrappers add, forms that differ and values that do not, 16 bits in a model that computes in float32."""
+
+import copy
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tests.fakes import official
+from tests.fakes.models import CAPTIONS, fake_images, fake_model, fake_settings
+from tests.fakes.official import write_official
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from cleft.errors import CheckpointError
+from cleft.models.checkpoint import load_model, own_weights, save_model
+from cleft.models.current_names import in_current_names
+from cleft.models.halves import compute_in_float32
+from cleft.models.image_only import load_image_only
+from cleft.models.weights import conformed, misfits, not_finite, put, saveable, unwrapped
+
+FILE = Path("theirs.pt")
+
+
+@pytest.mark.parametrize(
+    ("wrapped", "plain"),
+    [
+        ("module.visual.proj", "visual.proj"),
+        ("_orig_mod.visual.proj", "visual.proj"),
+        ("module._orig_mod.visual.proj", "visual.proj"),
+        ("_orig_mod.module.module.visual.proj", "visual.proj"),
+        ("module.visual._orig_mod.proj", "visual.proj"),
+        ("visual.module.blocks.0._checkpoint_wrapped_module.proj", "visual.blocks.0.proj"),
+        ("_forward_module._fsdp_wrapped_module.visual.proj", "visual.proj"),
+        ("modules.submodule.proj", "modules.submodule.proj"),
+        ("module", "module"),
+    ],
+)
+def test_names_that_wrappers_add_are_taken_off(wrapped, plain):
+    assert list(unwrapped({wrapped: torch.ones(1)}, FILE)) == [plain]
+
+
+def test_two_names_of_one_weight_are_refused():
+    weights = {"visual.proj": torch.ones(1), "module.visual._orig_mod.proj": torch.zeros(1)}
+    with pytest.raises(CheckpointError, match=r"theirs.pt holds 'visual.proj' and 'module.visual._orig_mod.proj'"):
+        unwrapped(weights, FILE)
+
+
+def test_other_forms_of_the_same_values_take_the_expected_form():
+    expected = {"scale": torch.tensor(0.0), "count": torch.tensor(0), "weight": torch.ones(2), "half": torch.ones(2)}
+    given = {
+        "scale": torch.tensor([2.5], dtype=torch.float64),
+        "count": torch.tensor(7.0),
+        "weight": torch.ones(2, dtype=torch.float64),
+        "half": torch.ones(2, dtype=torch.bfloat16),
+        "other": torch.ones(3, dtype=torch.float64),
+    }
+    found = conformed(given, expected)
+    assert misfits({name: found[name] for name in expected}, expected) == ""
+    assert (float(found["scale"]), int(found["count"])) == (2.5, 7)
+    assert (found["half"].dtype, found["other"].dtype) == (torch.bfloat16, torch.float64)
+
+
+def test_values_that_would_change_keep_their_form_and_do_not_fit():
+    expected = {"count": torch.tensor(0), "weight": torch.ones(2)}
+    given = {"count": torch.tensor(7.5), "weight": torch.ones(2, dtype=torch.int64)}
+    assert misfits(conformed(given, expected), expected) == "2 of another shape or type: count, weight"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_every_value_must_be_finite(dtype, bad):
+    good, broken = torch.ones(5, dtype=dtype), torch.ones(5, dtype=dtype)
+    broken[3] = bad
+    assert not_finite({"good": good, "broken": broken, "none": torch.ones(0, dtype=dtype)}) == ["broken"]
+
+
+def test_two_names_of_one_memory_are_saved_as_two_weights(tmp_path):
+    table = torch.ones(3)
+    saved = saveable({"first": table, "second": table}, tmp_path)
+    assert saved["first"].data_ptr() != saved["second"].data_ptr()
+    assert torch.equal(saved["first"], saved["second"])
+
+
+class Mixed(nn.Module):
+    """One of each kind of layer and weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(7, 8)
+        self.linear = nn.Linear(8, 8)
+        self.matrix = Conv1D(8, 8)
+        self.norm = nn.LayerNorm(8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.convolution = nn.Conv2d(1, 2, 3)
+        self.patches = nn.Conv2d(1, 2, 2, stride=2)
+        self.shift = nn.Parameter(torch.zeros(8))
+
+    def forward(self, ids, images):
+        """Uses every weight."""
+        states = self.norm(self.matrix(self.linear(self.table(ids)))) + self.shift
+        states = self.attention(states, states, states, need_weights=False)[0]
+        return states, self.convolution(images), self.patches(images)
+
+
+def halved(stored: bool) -> Mixed:
+    torch.manual_seed(0)
+    model = Mixed().eval()
+    expected = dict(model.state_dict())
+    halves = put(model, {name: tensor.half() for name, tensor in expected.items()}, expected)
+    assert set(halves) == set(expected)
+    compute_in_float32(model, halves, stored=stored)
+    return model
+
+
+def test_layers_keep_16_bits_and_give_the_values_and_gradients_of_float32():
+    stored, wide = halved(stored=True), halved(stored=False)
+    half = {name for name, weight in stored.named_parameters() if weight.dtype == torch.float16}
+    assert half == {"table.weight", "linear.weight", "matrix.weight", "convolution.weight"}
+    assert all(weight.dtype == torch.float32 for weight in wide.parameters())
+    inputs = torch.tensor([[1, 2, 6]]), torch.rand(1, 1, 6, 6)
+    for one, other in zip(stored(*inputs), wide(*inputs), strict=True):
+        assert one.dtype == torch.float32
+        assert torch.equal(one, other)
+    for model in (stored, wide):
+        sum(part.square().sum() for part in model(*inputs)).backward()
+    torch.testing.assert_close(stored.linear.weight.grad.float(), wide.linear.weight.grad, rtol=1e-3, atol=1e-5)
+    assert torch.equal(stored.shift.grad, wide.shift.grad)
+
+
+def test_a_model_with_16_bits_is_copied_and_pickled():
+    model = halved(stored=True)
+    inputs = torch.tensor([[1, 2, 6]]), torch.rand(1, 1, 6, 6)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):  # noqa: S301
+        assert torch.equal(twin(*inputs)[0], model(*inputs)[0])
+
+
+@pytest.mark.parametrize(("image", "text"), [("dinov2", "gpt2"), ("resnet", "bert"), ("swin", "gpt2")])
+def test_a_folder_of_16_bits_is_read_as_such_and_widened_for_training(tmp_path, image, text):
+    settings = fake_settings(image, text, adapt="full")
+    model = fake_model(settings)
+    own = own_weights(model)
+    put(model, {name: it.bfloat16() if it.is_floating_point() else it for name, it in own.items()}, own)
+    save_model(model, settings, tmp_path)
+    stored, wide = load_model(tmp_path), load_model(tmp_path, float32=True)
+    assert any(weight.dtype == torch.bfloat16 for weight in stored.parameters())
+    assert all(weight.dtype == torch.float32 for weight in wide.parameters())
+    with torch.no_grad():
+        assert torch.equal(stored.encode_image(fake_images()), wide.encode_image(fake_images()))
+        assert torch.equal(stored.encode_text(CAPTIONS), wide.encode_text(CAPTIONS))
+    assert all(weight.dtype == torch.float32 for weight in load_image_only(tmp_path, train=True).parameters())
+    assert any(weight.dtype == torch.bfloat16 for weight in load_image_only(tmp_path).parameters())
+
+
+def test_weights_are_put_into_a_model_without_a_copy():
+    model = Mixed()
+    expected = dict(model.state_dict())
+    given = {name: tensor.half() for name, tensor in expected.items()}
+    put(model, given, expected)
+    assert {name: tensor.data_ptr() for name, tensor in model.state_dict().items()} == {
+        name: tensor.data_ptr() for name, tensor in given.items()
+    }
+
+
+def test_an_image_towers_weights_are_renamed_without_a_copy():
+    tower = fake_model(fake_settings("dinov2")).image_tower.model
+    published = {
+        name.replace("attention.q_proj", "attention.attention.query")
+        .replace("attention.k_proj", "attention.attention.key")
+        .replace("attention.v_proj", "attention.attention.value"): tensor.half()
+        for name, tensor in tower.state_dict().items()
+    }
+    current = in_current_names(tower, published)
+    assert current.keys() == tower.state_dict().keys()
+    assert {tensor.data_ptr() for tensor in current.values()} <= {tensor.data_ptr() for tensor in published.values()}
+    assert all(torch.equal(current[name], tensor.half()) for name, tensor in tower.state_dict().items())
+
+
+_GROWTH = """
+import resource, sys
+from pathlib import Path
+from cleft.models.checkpoint import load_model
+from cleft.models.importing.imported import import_checkpoint
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+what, small, large, out = sys.argv[1:]
+if what == "import":
+    run = lambda path, name: import_checkpoint(path, Path(out) / name, size=56)
+else:
+    run = lambda path, name: load_model(Path(out) / name).encode_text(["3 5 9"])
+run(small, "small")  # so that all that is imported on the way is in the baseline
+before = peak()
+run(large, "large")
+print(peak() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_memory_grows_by_the_size_of_the_file(tmp_path, monkeypatch, dtype):
+    """Peak resident memory of a process, pages of files included; what the same code takes for a tiny model is not."""
+    write_official(tmp_path / "small.ckpt")
+    monkeypatch.setattr(official, "WIDTH", 752)
+    monkeypatch.setattr(official, "BLOCKS", 8)
+    state = official.official_state(tokens=20_000, vision_width=384)
+    path = write_official(tmp_path / "large.ckpt", {name: tensor.to(dtype) for name, tensor in state.items()})
+    del state
+    size = path.stat().st_size
+    growth = {}
+    for what in ("import", "load"):
+        words = [sys.executable, "-c", _GROWTH, what, str(tmp_path / "small.ckpt"), str(path), str(tmp_path)]
+        growth[what] = int(subprocess.run(words, check=True, capture_output=True, text=True).stdout) / size
+    saved = sum(file.stat().st_size for file in (tmp_path / "large").rglob("*") if file.is_file())
+    assert size > 150e6
+    assert saved < 1.01 * size
+    assert growth["import"] < 1.5, growth
+    assert growth["load"] < 1.2, growth

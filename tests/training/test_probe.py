@@ -1,0 +1,102 @@
+"""The exact probe is the minimum of what it says it minimises, for classes and for findings."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+from scipy.special import logsumexp
+
+from cleft.errors import NumericsError
+from cleft.training import probe as module
+from cleft.training.criteria import cross_entropy, mean_auc
+from cleft.training.probe import STRENGTHS, solve_probe
+
+
+def problem(images=120, classes=3, width=5, seed=0):
+    """Features that tell classes apart, but not all of them, on scales of their own."""
+    draw = torch.Generator().manual_seed(seed)
+    centres = torch.randn(classes, width, generator=draw)
+    targets = torch.randint(0, classes, (images,), generator=draw)
+    features = centres[targets] + torch.randn(images, width, generator=draw)
+    return features * torch.tensor([1.0, 100.0, 0.01, 1.0, 3.0])[:width] + 7, targets
+
+
+def reference(features, targets, strength, classes):
+    """The same head by a general minimiser, on the scaled features."""
+    values = features.double().numpy()
+    scaled = (values - values.mean(0)) / values.std(0)
+    truth = targets.numpy()
+
+    def objective(flat):
+        weight, bias = flat[: classes * scaled.shape[1]].reshape(classes, -1), flat[classes * scaled.shape[1] :]
+        logits = scaled @ weight.T + bias
+        loss = (logsumexp(logits, axis=1) - logits[np.arange(len(truth)), truth]).mean()
+        # Two classes are kept as the log-odds of one: half of it each.
+        norm = (weight**2).sum() if classes > 2 else ((weight[1] - weight[0]) ** 2).sum()
+        return loss + strength / 2 * norm
+
+    found = minimize(objective, np.zeros(classes * (scaled.shape[1] + 1)), tol=1e-12, options={"maxiter": 5000})
+    weight, bias = found.x[: classes * scaled.shape[1]].reshape(classes, -1), found.x[classes * scaled.shape[1] :]
+    return torch.from_numpy(scaled @ weight.T + bias)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_head_is_the_minimum_that_a_general_method_finds(classes, monkeypatch):
+    features, targets = problem(classes=classes)
+    monkeypatch.setattr(module, "STRENGTHS", (0.01,))
+    probe = solve_probe(features, targets, *problem(classes=classes, seed=1), classes=classes, choose="loss")
+    logits = features.double() @ probe.weight.double().T + probe.bias.double()
+    expected = reference(features, targets, 0.01, classes)
+    torch.testing.assert_close(logits.softmax(1), expected.softmax(1), atol=2e-4, rtol=0)
+
+
+def test_findings_are_solved_one_by_one_where_they_are_known(monkeypatch):
+    monkeypatch.setattr(module, "STRENGTHS", (0.1,))
+    features, targets = problem(classes=2)
+    unknown = torch.where(torch.arange(120) < 20, torch.nan, targets.float())
+    both = torch.stack([targets.float(), unknown], dim=1)
+    probe = solve_probe(features, both, features, both, classes=2, choose="loss")
+    logits = features.double() @ probe.weight.double().T + probe.bias.double()
+    alone = reference(features, targets, 0.1, 2)
+    torch.testing.assert_close(logits[:, 0].sigmoid(), alone.softmax(1)[:, 1], atol=2e-4, rtol=0)
+    assert not torch.allclose(logits[:, 1], logits[:, 0], atol=1e-2)
+
+
+@pytest.mark.parametrize("choose", ["loss", "auc"])
+def test_the_strength_that_is_kept_is_the_best_on_validation(choose):
+    features, targets = problem(images=30)
+    val_features, val_targets = problem(images=200, seed=1)
+    probe = solve_probe(features, targets, val_features, val_targets, classes=3, choose=choose)
+    assert set(probe.tried) == set(STRENGTHS)
+    assert probe.value == probe.tried[probe.strength] == (max if choose == "auc" else min)(probe.tried.values())
+    logits = val_features @ probe.weight.T + probe.bias
+    measured = mean_auc(logits, val_targets) if choose == "auc" else cross_entropy(logits, val_targets).item()
+    assert measured == pytest.approx(probe.value, abs=1e-4)
+    assert min(STRENGTHS) < probe.strength  # thirty images want some
+
+
+def test_the_same_features_give_the_same_bits():
+    first, second = (solve_probe(*problem(), *problem(seed=1), classes=3, choose="loss") for _ in range(2))
+    assert torch.equal(first.weight, second.weight)
+    assert torch.equal(first.bias, second.bias)
+
+
+def test_a_feature_that_never_changes_is_harmless():
+    features, targets = problem()
+    features[:, 2] = 4.0
+    probe = solve_probe(features, targets, features, targets, classes=3, choose="loss")
+    assert probe.weight[:, 2].abs().max() == 0
+    assert torch.isfinite(probe.bias).all()
+
+
+def test_features_that_are_not_finite_are_refused():
+    features, targets = problem()
+    features[3, 1] = torch.inf
+    with pytest.raises(NumericsError, match="a feature is not finite"):
+        solve_probe(features, targets, features, targets, classes=3, choose="loss")
+
+
+def test_a_probe_that_is_not_solved_says_so(monkeypatch):
+    monkeypatch.setattr(module, "_STEPS", 1)
+    with pytest.raises(NumericsError, match=r"the probe of strength 10 is not solved after 1 step;"):
+        solve_probe(*problem(), *problem(seed=1), classes=3, choose="loss")

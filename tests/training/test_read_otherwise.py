@@ -1,0 +1,131 @@
+"""Heads that read their tower otherwise than it was trained: another pooling, another size, logits of unit length."""
+
+import json
+import math
+
+import pytest
+import torch
+from tests.fakes.untrained import write_untrained_run
+from tests.tools.tiny_methods import method_settings
+from tests.tools.tiny_runs import write_drawings
+from torch.nn import functional
+
+from cleft.config import ClassifyConfig, load_settings
+from cleft.errors import ConfigError
+from cleft.evaluation.classify import evaluate_classify
+from cleft.evaluation.results import read_evaluation
+from cleft.evaluation.scoring import Draws
+from cleft.models.checkpoint import load_model
+from cleft.models.image_only import load_image_only
+from cleft.training.classify import classify
+from cleft.training.context import learn_context
+from cleft.training.protocols import follow_protocol
+
+UNIT = ("--classify.protocol=paper", "--classify.steps=30", "--classify.logits=unit", "--classify.lr=0.05")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_drawings(tmp_path_factory.mktemp("drawings") / "data")
+
+
+@pytest.fixture(scope="module")
+def source(root, tmp_path_factory):
+    """MGCA's towers, whose class token is compared with texts."""
+    return write_untrained_run(tmp_path_factory.mktemp("runs") / "mgca", method_settings("mgca", root))
+
+
+def learn(source, folder, *words):
+    return classify(source, load_settings(source, words), folder, progress=False)
+
+
+def told(run):
+    return json.loads((run / "summary.json").read_text())["told"]
+
+
+def images_of(side=56):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (5, 1, side, side), dtype=torch.uint8, generator=generator)
+
+
+def tokens_of(source, images):
+    """Everything MGCA's tower says of images, class token first, `[B, L, D]`."""
+    tower = load_model(source).image_tower
+    return tower.model(pixel_values=tower.normalise(images)).last_hidden_state
+
+
+def test_a_probe_may_read_the_mean_of_all_tokens_where_its_tower_was_trained_by_the_first(source, tmp_path):
+    usual, other = learn(source, tmp_path / "cls"), learn(source, tmp_path / "mean", "--image.pooling=mean")
+    tokens = tokens_of(source, images_of())
+    assert tokens.shape[1] == 17
+    torch.testing.assert_close(load_image_only(usual).encode_image_features(images_of()), tokens[:, 0])
+    torch.testing.assert_close(load_image_only(other).encode_image_features(images_of()), tokens.mean(dim=1))
+    assert told(other).endswith(", image.pooling=mean in place of cls")
+    assert "image." not in told(usual)
+    assert load_image_only(source).image_tower.config.pooling == "cls"
+
+
+def test_it_is_asked_as_it_was_trained_and_the_result_says_so(source, tmp_path):
+    run = learn(source, tmp_path / "mean", "--image.pooling=mean")
+    found = read_evaluation(evaluate_classify(run, split="val", allow_overlap=True, draws=Draws(resamples=20)))
+    assert any("image.pooling=mean in place of cls" in note for note in found.notes)
+    assert found.results[0].value is not None
+    kept = [json.loads(file.read_text())["key"]["pooling"] for file in (source / "embeddings").rglob("manifest.json")]
+    assert "mean" in kept
+
+
+def test_a_fine_tuned_tower_keeps_how_it_is_read(source, tmp_path):
+    words = ("--classify.mode=fine-tune", "--classify.steps=2", "--image.pooling=patches")
+    model = load_image_only(learn(source, tmp_path / "tuned", *words))
+    assert model.image_tower.config.pooling == "patches"
+    tokens = model.image_tower.model(pixel_values=model.image_tower.normalise(images_of())).last_hidden_state
+    torch.testing.assert_close(model.encode_image_features(images_of()), tokens[:, 1:].mean(dim=1))
+
+
+def test_a_probe_reads_glorias_images_as_large_as_gloria_did_or_as_small_as_they_are(root, tmp_path):
+    source = write_untrained_run(tmp_path / "gloria", method_settings("gloria", root))
+    tower = load_model(source).image_tower
+    large, small = learn(source, tmp_path / "large"), learn(source, tmp_path / "small", "--image.resize=null")
+    pixels = tower.normalise(images_of())
+    larger = functional.interpolate(pixels, (75, 75), mode="bilinear", align_corners=True)
+    for run, seen in ((large, larger), (small, pixels)):
+        expected = tower.model(pixel_values=seen).last_hidden_state.mean(dim=(2, 3))
+        torch.testing.assert_close(load_image_only(run).encode_image_features(images_of()), expected)
+    assert told(small).endswith(", image.resize=None in place of 75")
+
+
+def test_logits_of_unit_length_are_trained_and_answered(source, tmp_path):
+    run, plain = learn(source, tmp_path / "unit", *UNIT), learn(source, tmp_path / "plain", *UNIT[:2], UNIT[3])
+    model, other = load_image_only(run), load_image_only(plain)
+    features = model.encode_image_features(images_of())
+    torch.testing.assert_close(model.answer(features), functional.normalize(model.head(features), dim=1))
+    assert not torch.allclose(model.head.weight, other.head.weight)
+    assert not torch.allclose(other.answer(features).norm(dim=1), torch.ones(5))
+    assert told(run).endswith(", logits of unit length")
+
+
+def test_on_kept_features_and_on_images_logits_of_unit_length_train_alike(source, tmp_path, monkeypatch):
+    kept = load_image_only(learn(source, tmp_path / "kept", *UNIT)).head
+    monkeypatch.setattr("cleft.training.classify.reads_once", lambda config: False)
+    anew = load_image_only(learn(source, tmp_path / "anew", *UNIT)).head
+    torch.testing.assert_close(anew.weight, kept.weight, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("classes", "least"), [(2, 0.218), (4, 0.665), (5, 0.836), (7, 1.111)])
+def test_the_loss_of_unit_logits_has_a_floor(classes, least):
+    best = functional.normalize(torch.eye(classes)[:1] - 1 / classes, dim=1)  # all for one class, all others alike
+    assert functional.cross_entropy(best, torch.tensor([0])).item() == pytest.approx(least, abs=1e-3)
+    assert least < math.log(classes)
+
+
+def test_what_does_nothing_or_contradicts_is_refused(source, root, tmp_path):
+    with pytest.raises(ConfigError, match=r"classify\.logits=unit does nothing with .*take classify\.protocol=paper"):
+        follow_protocol(ClassifyConfig(logits="unit"))
+    with pytest.raises(ConfigError, match=r"classify\.logits=unit ties the logits of an image to each other"):
+        ClassifyConfig(logits="unit", scoring="present-absent")
+    with pytest.raises(ConfigError, match=r"stage two cannot change image\.pooling 'cls' → 'mean'"):
+        learn_context(source, load_settings(source, ["--image.pooling=mean"]), tmp_path / "context", progress=False)
+    blocks = method_settings("clip", root, "--image.decoder_blocks=1")
+    clip = write_untrained_run(tmp_path / "clip", blocks)
+    with pytest.raises(ConfigError, match=r"image\.pooling=mean does nothing behind image\.decoder_blocks=1"):
+        learn(clip, tmp_path / "head", "--image.pooling=mean")
