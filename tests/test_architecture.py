@@ -14,6 +14,7 @@ ROOT = Path(cleft.__file__).parent
 ROOMS = ["data", "models", "training", "evaluation", "report", "studies"]
 ORDER = [
     *(
+        "version",
         "errors",
         "grammar",
         "launch",

@@ -9,6 +9,8 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from cleft.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from cleft.config import Settings, load_settings
     from cleft.data.images.single import load_image
@@ -19,8 +21,6 @@ if TYPE_CHECKING:
     from cleft.training.classify import classify
     from cleft.training.context import learn_context
     from cleft.training.pretrain import pretrain
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Settings",

@@ -183,7 +183,7 @@ def _typed(path: Path) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from cleft import __version__
+    from cleft.version import __version__
 
     parser = argparse.ArgumentParser(
         prog="cleft",

@@ -13,7 +13,7 @@ from typing import Any
 
 import jinja2
 
-from cleft import __version__
+from cleft.version import __version__
 
 PNG = re.compile(r"iVBORw0KGgo[A-Za-z0-9+/]*={0,2}")
 """An image as a page may hold it: base64 and nothing that could end its attribute."""

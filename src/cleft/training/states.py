@@ -21,7 +21,7 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 from torch import Tensor
 
-from cleft import __version__
+from cleft.version import __version__
 from cleft.errors import CheckpointError, ResourceError
 from cleft.files import sync_folder
 from cleft.grammar import count
