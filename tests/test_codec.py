@@ -89,3 +89,21 @@ def test_text_that_is_no_such_object_is_refused(text):
 def test_nan_is_never_written():
     with pytest.raises(ValueError, match="not JSON compliant"):
         to_json(dataclasses.replace(EVALUATION, results=(Result(metric="auc", value=float("nan")),)))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Renamed:
+    template: str = dataclasses.field(metadata={"formerly": "opening"})
+    share: float = dataclasses.field(default=1.0, metadata={"formerly": ("part", "fraction")})
+
+
+@pytest.mark.parametrize("name", ["share", "part", "fraction"])
+def test_a_field_is_read_under_its_former_names_and_written_under_its_own(name):
+    read = from_json(json.dumps({"schema": 1, "opening": "an image", name: 0.5}), Renamed, where="x.json")
+    assert read == Renamed(template="an image", share=0.5)
+    assert json.loads(to_json(read)) == {"schema": 1, "template": "an image", "share": 0.5}
+
+
+def test_the_same_field_under_two_names_is_refused():
+    with pytest.raises(DataError, match="twice"):
+        from_json(json.dumps({"schema": 1, "opening": "a", "template": "b"}), Renamed, where="x.json")

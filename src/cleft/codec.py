@@ -66,12 +66,28 @@ def _noun(tree: Any, kind: type, where: str) -> Any:
     if not isinstance(tree, dict):
         raise _mismatch(where, tree, kind.__name__)
     fields = {field.name: field for field in dataclasses.fields(kind)}
+    former = _former_names(kind)
+    names = [former.get(name, name) for name in cast("dict[str, Any]", tree)]
+    repeated = sorted({name for name in names if names.count(name) > 1}) if former else []
+    if repeated:
+        raise DataError(f"{where} holds {repeated} twice, under a former name too", reason="schema")
+    tree = dict(zip(names, tree.values(), strict=True))
     needed = {name for name, field in fields.items() if _has_no_default(field)}
     if not needed <= set(tree) <= set(fields):
         missing, unknown = sorted(needed - set(tree)), sorted(set(tree) - set(fields))
         raise DataError(f"{where}: missing fields {missing}, unknown fields {unknown}", reason="schema")
     hints = _hints(kind)
     return kind(**{name: _value(value, hints[name], f"{where}: {name}") for name, value in tree.items()})
+
+
+@functools.cache
+def _former_names(kind: Any) -> dict[str, str]:
+    """Maps each name that a field had in files of earlier versions (metadata `formerly`) to the field's name."""
+    former: dict[str, str] = {}
+    for field in dataclasses.fields(kind):
+        names = field.metadata.get("formerly", ())
+        former |= dict.fromkeys((names,) if isinstance(names, str) else names, field.name)
+    return former
 
 
 def _value(value: Any, hint: Any, where: str) -> Any:

@@ -19,7 +19,6 @@ from tests.tools.tiny_learner import TinyLearner, batches, run_tiny
 from tests.tools.tiny_runs import CLASSES, tiny_settings, write_drawings
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from cleft.version import __version__
 from cleft.config import DataConfig, ImagesConfig, Settings
 from cleft.data import batches as data_batches
 from cleft.data.batches import eval_loader
@@ -31,6 +30,7 @@ from cleft.training.logs import CsvLog
 from cleft.training.pretrain import pretrain
 from cleft.training.states import SCHEMA, StateStore
 from cleft.types import Record
+from cleft.version import __version__
 
 
 class Greedy(TinyLearner):

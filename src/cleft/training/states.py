@@ -21,10 +21,10 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 from torch import Tensor
 
-from cleft.version import __version__
 from cleft.errors import CheckpointError, ResourceError
 from cleft.files import sync_folder
 from cleft.grammar import count
+from cleft.version import __version__
 
 log = logging.getLogger(__name__)
 
