@@ -25,8 +25,9 @@ check: setup
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/basedpyright
 
+# `make test COVERAGE=1` also prints the share of lines that the tests run, and the modules below it.
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist worksteal -q
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q $(if $(COVERAGE),--cov --cov-report=term:skip-covered)
 
 demo: setup
 	$(BIN)/cleft data phantoms demo/phantoms --patients 400
