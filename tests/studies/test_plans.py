@@ -4,7 +4,7 @@ import pytest
 from tests.fakes.chexpert import write_fake_chexpert
 
 from cleft.config import load_settings
-from cleft.data.tables.columns import read_table
+from cleft.data.tables.csv import read_table
 from cleft.errors import ConfigError
 from cleft.studies.doing import do
 from cleft.studies.plans import PLANS, column, paper_plan

@@ -33,7 +33,7 @@ from cleft.data.readers.nih import scan_nih
 from cleft.data.readers.rsna import scan_rsna
 from cleft.data.reports import keep_reported
 from cleft.data.tables.faults import refuse
-from cleft.data.tables.people import settle_people
+from cleft.data.tables.patients import settle_people
 from cleft.data.tables.scan import Scan
 from cleft.errors import ConfigError
 from cleft.privacy import expand_user

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from cleft.data.captions import NO_FINDING, clean_text
 from cleft.data.randomness import Stream, counted
-from cleft.data.tables.cells import read_codes
-from cleft.data.tables.columns import scan_table
+from cleft.data.tables.csv import scan_table
 from cleft.data.tables.faults import Fault, refuse, unreadable_texts
+from cleft.data.tables.rows import read_codes
 from cleft.errors import DataError
 from cleft.grammar import count
 from cleft.types import Record

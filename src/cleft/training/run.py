@@ -27,8 +27,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from cleft.config import SETTINGS_MARK, Settings, dump_settings, load_settings
-from cleft.data.tables.ids import id_key
-from cleft.data.tables.people import person
+from cleft.data.tables.patients import id_key, person
 from cleft.errors import ConfigError, DataError, ResourceError
 from cleft.files import check_types, find_json, lock_file, open_lock, write_json, write_whole
 from cleft.grammar import count

@@ -21,11 +21,10 @@ from cleft.data.marks import is_drawn
 from cleft.data.readers.chexpert_folders import locate_images, table_folders
 from cleft.data.readers.chexpert_labels import LABEL_TABLES, Labels, take_labels
 from cleft.data.readers.chexpert_paths import Paths, read_paths
-from cleft.data.tables.cells import read_ages, read_codes, read_sexes, read_texts
-from cleft.data.tables.columns import Column, Table, scan_table
+from cleft.data.tables.csv import Column, Table, scan_table
 from cleft.data.tables.faults import Fault, missing_columns, refuse
 from cleft.data.tables.files import are_files
-from cleft.data.tables.rows import Rows
+from cleft.data.tables.rows import Rows, read_ages, read_codes, read_sexes, read_texts
 from cleft.data.tables.scan import Scan, find_table, make_scan, oddities, require_root
 from cleft.errors import DataError
 from cleft.grammar import count

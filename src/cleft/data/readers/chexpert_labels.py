@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cleft.data.readers.chexpert_paths import read_paths
-from cleft.data.tables.cells import BLANK, read_codes
-from cleft.data.tables.columns import scan_table
+from cleft.data.tables.csv import scan_table
 from cleft.data.tables.faults import Fault, missing_columns, refuse
+from cleft.data.tables.rows import BLANK, read_codes
 from cleft.grammar import count, verb
 
 LABEL_TABLES = {"chexbert": "train_cheXbert.csv", "visualchexbert": "train_visualCheXbert.csv"}

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cleft.data.tables.columns import Table
+from cleft.data.tables.csv import Table
 from cleft.data.tables.faults import Fault
 
 _PATH = re.compile(

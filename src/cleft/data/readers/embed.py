@@ -34,10 +34,9 @@ from cleft.data.readers.embed_tables import (
     read_columns,
     told_of,
 )
-from cleft.data.tables.cells import BLANK, read_sexes, read_texts
 from cleft.data.tables.faults import Fault, refuse
 from cleft.data.tables.files import are_files
-from cleft.data.tables.rows import Rows
+from cleft.data.tables.rows import BLANK, Rows, read_sexes, read_texts
 from cleft.data.tables.scan import Scan, make_scan, require_root
 from cleft.types import Reading
 

@@ -32,8 +32,8 @@ from cleft.data.readers.embed_join import (
     reduce_breasts,
 )
 from cleft.data.readers.embed_tables import Named, told_of, whole_ids
-from cleft.data.tables.cells import read_ages, read_sexes, read_texts
 from cleft.data.tables.faults import Fault
+from cleft.data.tables.rows import read_ages, read_sexes, read_texts
 from cleft.grammar import agree, count, verb
 
 _SIDES = {"L": LEFT, "R": RIGHT, "B": BOTH, "": BOTH}

@@ -12,7 +12,7 @@ import numpy as np
 
 from cleft.data.readers.embed_join import LEFT, NONE, RIGHT, Flags, Integers
 from cleft.data.readers.embed_tables import Named
-from cleft.data.tables.columns import Column
+from cleft.data.tables.csv import Column
 from cleft.data.tables.faults import Fault
 from cleft.data.tables.files import leaves_root
 from cleft.errors import DataError

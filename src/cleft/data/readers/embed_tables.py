@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from cleft.data.tables.columns import Column, Table, scan_table
+from cleft.data.tables.csv import Column, Table, scan_table
 from cleft.data.tables.faults import Fault, nearest, refuse
 from cleft.data.tables.files import leaves_root
-from cleft.data.tables.ids import whole_id
+from cleft.data.tables.patients import whole_id
 from cleft.errors import ConfigError, DataError
 
 METADATA: Mapping[str, tuple[str, ...]] = {

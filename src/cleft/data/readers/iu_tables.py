@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cleft.data.readers.iu_xml import Report, image_name
-from cleft.data.tables.cells import read_texts
-from cleft.data.tables.columns import Table, scan_table
+from cleft.data.tables.csv import Table, scan_table
 from cleft.data.tables.faults import Fault, missing_columns, refuse
-from cleft.data.tables.ids import whole_id
+from cleft.data.tables.patients import whole_id
+from cleft.data.tables.rows import read_texts
 from cleft.errors import DataError
 from cleft.grammar import count
 

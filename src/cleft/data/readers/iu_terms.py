@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cleft.data.readers.chexpert import FINDINGS as CHEXPERT
-from cleft.data.tables.cells import BLANK
+from cleft.data.tables.rows import BLANK
 from cleft.grammar import agree, count, verb
 
 FINDINGS = (*CHEXPERT, "Emphysema", "Fibrosis", "Granuloma", "Hernia")

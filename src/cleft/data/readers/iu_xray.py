@@ -24,7 +24,7 @@ from cleft.data.readers.iu_tables import PROJECTIONS, REPORTS, Projections, read
 from cleft.data.readers.iu_terms import FINDINGS, code_terms
 from cleft.data.readers.iu_xml import Report, image_name, read_xml_reports, report_files
 from cleft.data.sections import choose_sections, report_notes
-from cleft.data.tables.columns import Table
+from cleft.data.tables.csv import Table
 from cleft.data.tables.faults import Fault, refuse
 from cleft.data.tables.files import is_junk
 from cleft.data.tables.rows import Rows

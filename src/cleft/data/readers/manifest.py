@@ -27,15 +27,12 @@ from cleft.data.sections import (
     report_notes,
     split_sections,
 )
-from cleft.data.tables.cells import read_ages, read_codes, read_sexes, read_splits, read_texts
-from cleft.data.tables.columns import Column, Table, scan_table
+from cleft.data.tables.csv import Column, Table, scan_table
 from cleft.data.tables.faults import Fault, nearest, refuse, told_lines
-from cleft.data.tables.files import find_inside, leaves_root, tidy
-from cleft.data.tables.ids import read_patients, rounded_fault
-from cleft.data.tables.names import is_no_finding, may_name_patients, usual_columns
-from cleft.data.tables.rows import Rows
+from cleft.data.tables.files import find_inside, leaves_root, respell, tidy
+from cleft.data.tables.patients import is_no_finding, may_name_patients, read_patients, rounded_fault, usual_columns
+from cleft.data.tables.rows import Rows, read_ages, read_codes, read_sexes, read_splits, read_texts
 from cleft.data.tables.scan import Scan, find_table, make_scan, oddities, require_root
-from cleft.data.tables.spelling import respell
 from cleft.files import Output
 from cleft.grammar import agree, count, verb
 from cleft.types import Reading
@@ -59,7 +56,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "split": ("split", "subset"),
 }
 """What is not a finding: meaning to the names it may have; case does not matter. Where none of them is there, other
-usual names are understood (`tables.names`)."""
+usual names are understood (`tables.patients`)."""
 
 
 def read_manifest(config: DataConfig) -> Reading:

@@ -20,7 +20,7 @@ from cleft.data.images.headers import Header, header_notes, read_headers
 from cleft.data.readers.mimic_reports import Reports, archive_note, read_reports
 from cleft.data.readers.mimic_tables import FINDINGS, Images, find_named, read_images, read_labels, read_parts
 from cleft.data.sections import report_notes
-from cleft.data.tables.columns import Table, scan_table
+from cleft.data.tables.csv import Table, scan_table
 from cleft.data.tables.faults import refuse
 from cleft.data.tables.files import are_files, is_junk
 from cleft.data.tables.rows import Rows

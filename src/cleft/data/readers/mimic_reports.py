@@ -16,7 +16,7 @@ from cleft.data.sections import (
     choose_sections,
     split_sections,
 )
-from cleft.data.tables.columns import MAX_CELL_BYTES, scan_table
+from cleft.data.tables.csv import MAX_CELL_BYTES, scan_table
 from cleft.data.tables.faults import Fault, missing_columns, refuse
 from cleft.errors import ConfigError, DataError
 from cleft.grammar import agree, count, verb

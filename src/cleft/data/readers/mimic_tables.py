@@ -14,11 +14,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cleft.data.tables.cells import BLANK, read_codes, read_splits
-from cleft.data.tables.columns import Table, scan_table
+from cleft.data.tables.csv import Table, scan_table
 from cleft.data.tables.faults import Fault, missing_columns, refuse
 from cleft.data.tables.files import is_junk
-from cleft.data.tables.ids import whole_id
+from cleft.data.tables.patients import whole_id
+from cleft.data.tables.rows import BLANK, read_codes, read_splits
 from cleft.grammar import agree, count, verb
 
 SUBJECT, STUDY, DICOM = "subject_id", "study_id", "dicom_id"

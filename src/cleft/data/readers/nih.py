@@ -18,12 +18,10 @@ from numpy.typing import NDArray
 
 from cleft.config import DataConfig
 from cleft.data.readers.nih_files import locate_images, read_lists
-from cleft.data.tables.cells import read_ages, read_sexes, read_texts
-from cleft.data.tables.columns import Column, Table, scan_table
+from cleft.data.tables.csv import Column, Table, scan_table
 from cleft.data.tables.faults import Fault, missing_columns, nearest, refuse
-from cleft.data.tables.ids import whole_id
-from cleft.data.tables.people import person
-from cleft.data.tables.rows import Rows
+from cleft.data.tables.patients import person, whole_id
+from cleft.data.tables.rows import Rows, read_ages, read_sexes, read_texts
 from cleft.data.tables.scan import Scan, find_table, make_scan, oddities, require_root
 from cleft.grammar import count
 from cleft.types import Reading

@@ -20,7 +20,7 @@ from cleft.config import DataConfig
 from cleft.data.images.headers import Header, header_notes, read_headers
 from cleft.data.readers.rsna_people import assign_patients, find_mapping
 from cleft.data.readers.rsna_tables import BOX, Details, Labels, read_details, read_labels
-from cleft.data.tables.columns import scan_table
+from cleft.data.tables.csv import scan_table
 from cleft.data.tables.faults import missing_columns, refuse
 from cleft.data.tables.files import are_files, is_junk
 from cleft.data.tables.rows import Rows

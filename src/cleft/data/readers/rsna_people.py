@@ -21,10 +21,10 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from cleft.data.tables.cells import read_texts
-from cleft.data.tables.columns import scan_table
+from cleft.data.tables.csv import scan_table
 from cleft.data.tables.faults import Fault, refuse
-from cleft.data.tables.people import person
+from cleft.data.tables.patients import person
+from cleft.data.tables.rows import read_texts
 from cleft.errors import DataError
 from cleft.files import parse_json, read_limited
 from cleft.grammar import count, share, verb

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cleft.data.tables.cells import BLANK, read_codes
-from cleft.data.tables.columns import Table, scan_table
+from cleft.data.tables.csv import Table, scan_table
 from cleft.data.tables.faults import Fault, missing_columns, refuse
+from cleft.data.tables.rows import BLANK, read_codes
 from cleft.grammar import count, verb
 
 BOX = ("x", "y", "width", "height")

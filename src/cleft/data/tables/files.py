@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -137,3 +139,141 @@ def _real_folder(folder: str, real: dict[str, str]) -> str:
 
 def _is_below(path: str, home: str) -> bool:
     return path == home or path.startswith(home.rstrip("/") + "/")
+
+
+_MOST = 16
+"""Places at which one path is looked for at most."""
+
+
+def respell(root: Path, paths: Sequence[str], taken: Collection[str]) -> dict[str, str]:
+    """Looks for files under any spelling of their paths; links are not followed.
+
+    Args:
+        root: Folder the paths start from.
+        paths: Relative paths that are no files as they are written.
+        taken: Relative paths of files that are named as they are written; they are nobody else's.
+
+    Returns:
+        Path as written to path on disk, for each that one file fits, and for which no other path was written.
+    """
+    folders: dict[str, dict[str, list[tuple[str, bool]]]] = {}
+    found: dict[str, str] = {}
+    for path in paths:
+        fitting = [name for name in _fitting(str(root), path, folders) if name not in taken]
+        if len(fitting) == 1:
+            found[path] = fitting[0]
+    wanted = Counter(found.values())
+    return {path: name for path, name in found.items() if wanted[name] == 1}
+
+
+def plain(text: str) -> str:
+    """Returns what all spellings of a name have in common.
+
+    Example:
+        >>> plain("E\u0301tude/P1.PNG") == plain("\u00e9tude/p1.png")
+        True
+    """
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
+
+
+def _fitting(root: str, path: str, folders: dict[str, dict[str, list[tuple[str, bool]]]]) -> list[str]:
+    *above, last = path.split("/")
+    places = [""]
+    for part in above:
+        places = [
+            f"{place}{name}/"
+            for place in places[:_MOST]
+            for name, is_folder in _list(root, place, folders).get(plain(part), [])
+            if is_folder
+        ]
+    return [
+        f"{place}{name}"
+        for place in places
+        for name, is_folder in _list(root, place, folders).get(plain(last), [])
+        if not is_folder
+    ]
+
+
+def _list(
+    root: str, place: str, folders: dict[str, dict[str, list[tuple[str, bool]]]]
+) -> dict[str, list[tuple[str, bool]]]:
+    """Folders and files of a place by the common spelling of their names; each place is listed once."""
+    if place not in folders:
+        names: dict[str, list[tuple[str, bool]]] = {}
+        try:
+            with os.scandir(f"{root}/{place}") as entries:
+                for entry in entries:
+                    is_folder = entry.is_dir(follow_symlinks=False)
+                    if is_folder or entry.is_file(follow_symlinks=False):
+                        names.setdefault(plain(entry.name), []).append((entry.name, is_folder))
+        except OSError:
+            pass  # A folder that cannot be listed holds nothing that could be meant.
+        folders[place] = names
+    return folders[place]
+
+
+_ENDINGS = (".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".nii", ".gz")
+_MOST_WANTED = 50
+"""Missing images that are looked for."""
+_SEEN = 200_000
+"""Files that are listed at most."""
+
+
+def hint_nearby(root: Path, missing: Sequence[str]) -> str:
+    """Returns a clause that names a file which is there in place of a missing one; empty where there is none.
+
+    A file fits if it has another ending or none, or is in a folder that the table omits or names differently.
+
+    Args:
+        root: Folder of the data.
+        missing: Paths of images that are not there, from the root.
+    """
+    wanted = missing[:_MOST_WANTED]
+    by_stem = _files_by_stem(root)
+    found = {path: near for path in wanted if (near := _nearest(path, by_stem.get(_stem(path.rpartition("/")[2]), [])))}
+    if not found:
+        return ""
+    path, near = next(iter(found.items()))
+    others = f"; the same holds for {len(found):,} of {len(wanted):,} that were looked for" if len(found) > 1 else ""
+    return f"{path} is not there, but {near} is{others}: write names as they are on disk"
+
+
+def _stem(name: str) -> str:
+    """A file's name without case and without the endings of images."""
+    name = plain(name)
+    while (parts := os.path.splitext(name))[1] in _ENDINGS:
+        name = parts[0]
+    return name
+
+
+def _files_by_stem(root: Path) -> dict[str, list[str]]:
+    """Files below a folder by their stem, each with its path from the root; links to folders are not followed."""
+    files: dict[str, list[str]] = {}
+    seen = 0
+    for folder, folders, names in os.walk(root):
+        folders.sort()
+        place = os.path.relpath(folder, root)
+        for name in sorted(names):
+            files.setdefault(_stem(name), []).append(name if place == "." else f"{place}/{name}".replace(os.sep, "/"))
+        seen += len(names)
+        if seen > _SEEN:
+            break
+    return files
+
+
+def _nearest(path: str, candidates: Sequence[str]) -> str | None:
+    """The one candidate that has the most of the end of a path in common; None where several have."""
+    ranked = sorted(((_common(path, other), other) for other in candidates), reverse=True)
+    if not ranked or (len(ranked) > 1 and ranked[0][0] == ranked[1][0]):
+        return None
+    return ranked[0][1]
+
+
+def _common(one: str, other: str) -> int:
+    """How many folders in front of their names two paths share, from the end."""
+    count = 0
+    for a, b in zip(reversed(one.split("/")[:-1]), reversed(other.split("/")[:-1]), strict=False):
+        if plain(a) != plain(b):
+            break
+        count += 1
+    return count

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -12,17 +14,212 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cleft.config import DataConfig
-from cleft.data.tables.columns import Table
-from cleft.data.tables.faults import Fault
-from cleft.data.tables.files import is_junk, leaves_root
-from cleft.data.tables.ids import spelling_faults
-from cleft.data.tables.image_lists import keep_listed, put_listed, read_image_list
-from cleft.data.tables.nearby import hint_nearby
-from cleft.data.tables.rows import Rows, drop_missing, keep_views, merge_duplicates, text_faults, to_records, view_note
+from cleft.data.tables.csv import Column, Table, scan_table
+from cleft.data.tables.faults import Fault, refuse
+from cleft.data.tables.files import hint_nearby, is_junk, leaves_root
+from cleft.data.tables.patients import spelling_faults, usual_columns
+from cleft.data.tables.rows import (
+    Rows,
+    drop_missing,
+    keep_views,
+    merge_duplicates,
+    read_codes,
+    text_faults,
+    to_records,
+    view_note,
+)
 from cleft.errors import ConfigError, DataError
-from cleft.grammar import count, verb
+from cleft.grammar import count, share, verb
 from cleft.privacy import hidden_name, is_hidden
 from cleft.types import Reading
+
+IMAGE_COLUMNS = ("path", "image", "id", "image_id", "filename", "file")
+CLASS_COLUMNS = ("class", "label", "category")
+"""Names a column may have; case does not matter."""
+
+_SILENT = 3
+"""Code of a finding of which the list says nothing; beside those of `cells`."""
+
+
+class ImageList(NamedTuple):
+    """Images somebody chose, each once, in the order of the list."""
+
+    name: str
+    sha256: str
+    ids: list[str]
+    """As the table spells them, `[L]`."""
+    codes: NDArray[np.int8]
+    """What the list says of them, `[L, C]`; `_SILENT` where it says nothing."""
+    repeated: int
+    """Entries that name an image a second time."""
+
+    @property
+    def source(self) -> dict[str, str]:
+        """Name to SHA-256, as it stands among a reading's sources."""
+        return {f"{self.name} (test list)": self.sha256}
+
+
+def read_image_list(path: Path, table: str, ids: Sequence[str], findings: Sequence[str]) -> ImageList:
+    """Reads a list of images.
+
+    Args:
+        path: A CSV table with a column `Path`, `image` or `id`, and as far as known findings or a column `class`; or
+            plain text with one image a line.
+        table: Name of the table the images are looked for in, for messages.
+        ids: Images of that table, `[N]`; empty where a row names none.
+        findings: The table's.
+
+    Raises:
+        DataError: If it is no such list, names images that the table lacks, or contradicts itself; names the lines.
+    """
+    if not path.is_file():
+        raise DataError(f"no list of images at {path}; set data.test_list to the file, or leave it out", reason="table")
+    content, faults = scan_table(path)
+    refuse(path, faults)
+    entries, lines = _entries(path, content)
+    known = {name for name in ids if name}
+    found = [_match(entry, known) for entry in entries]
+    strange = [i for i, name in enumerate(found) if name is None]
+    if strange:
+        examples = ", ".join(repr(entries[i][:80]) for i in strange[:3])
+        what = (
+            f"{share(len(strange), len(entries), 'entry', 'entries')} {verb(len(strange), 'is', 'are')} not in "
+            f"{table}, such as {examples}"
+        )
+        remedy = "set data.table to the table that the list was drawn from, or take these entries out"
+        refuse(path, [Fault("test-list", what, remedy, [lines[i] for i in strange])])
+    named = [name or "" for name in found]
+    codes = np.full((len(named), len(findings)), _SILENT, dtype=np.int8)
+    if len(content) == len(named):
+        codes = _codes(path, content, findings)
+    first: dict[str, int] = {}
+    clashes = [i for i, name in enumerate(named) if not np.array_equal(codes[first.setdefault(name, i)], codes[i])]
+    if clashes:
+        what, at = "two entries of the same image disagree", [lines[i] for i in clashes]
+        refuse(path, [Fault("duplicate", what, "keep the one that is right", at)])
+    once = list(first.values())
+    return ImageList(path.name, content.sha256, list(first), codes[once], len(named) - len(once))
+
+
+def put_listed(rows: Rows, listed: ImageList) -> tuple[Rows, list[str]]:
+    """Gives the images of a list the labels it says they have.
+
+    Returns:
+        The rows, and sentences about the list and what it changed.
+    """
+    place = {name: i for i, name in enumerate(listed.ids)}
+    here = np.array([row for row, name in enumerate(rows.ids) if name in place], dtype=np.int64)
+    said = listed.codes[[place[rows.ids[row]] for row in here.tolist()]]
+    old = rows.codes[here]
+    new = np.where(said == _SILENT, old, said).astype(np.int8)
+    changed = int((new != old).any(axis=1).sum())
+    notes = [
+        f"{listed.name} lists {count(len(listed.ids), 'image')}; "
+        f"{verb(len(listed.ids), 'it is', 'they are')} the test set"
+    ]
+    if listed.repeated:
+        names, counts = (verb(listed.repeated, one, many) for one, many in (("names", "name"), ("counts", "count")))
+        entries = count(listed.repeated, "entry", "entries")
+        notes.append(f"{entries} of {listed.name} {names} an image a second time and {counts} once")
+    if changed:
+        notes.append(
+            f"the labels of {count(changed, 'image')} are those of {listed.name}, which differ from the table's"
+        )
+    codes = rows.codes.copy()
+    codes[here] = new
+    return replace(rows, codes=codes), notes
+
+
+def keep_listed(
+    rows: Rows,
+    before: NDArray[np.int64],
+    kept: NDArray[np.int64],
+    by_view: Mapping[str, list[str]],
+    listed: Collection[str],
+) -> tuple[NDArray[np.int64], dict[str, list[str]], list[str]]:
+    """Takes back the images of a list that were left out by their projection: who drew the list wanted them.
+
+    Args:
+        rows: All rows.
+        before: Those that were looked at, `[M]`.
+        kept: Those of a wanted projection.
+        by_view: Ids of the others under `view-<projection>`.
+        listed: Ids of the list.
+
+    Returns:
+        The rows that stay, the ids that stay out, and a sentence where any were taken back.
+    """
+    wanted = set(listed)
+    taken = Counter({reason: sum(name in wanted for name in ids) for reason, ids in by_view.items()})
+    if not taken.total():
+        return kept, dict(by_view), []
+    stay = set(kept.tolist())
+    rows_kept = [row for row in before.tolist() if row in stay or rows.ids[row] in wanted]
+    rest = {reason: [name for name in ids if name not in wanted] for reason, ids in by_view.items()}
+    stays = verb(taken.total(), "stays", "stay")
+    views = ", ".join(f"{number:,} {reason.removeprefix('view-')}" for reason, number in taken.items() if number)
+    note = f"{count(taken.total(), 'image')} of the test list {stays} although data.views would leave them out: {views}"
+    return np.array(rows_kept, dtype=np.int64), {reason: ids for reason, ids in rest.items() if ids}, [note]
+
+
+def _entries(path: Path, content: Table) -> tuple[list[str], list[int]]:
+    """The images named and their lines; a header that is itself an entry counts as one."""
+    names = list(content.columns)
+    usual = usual_columns("image", names)
+    column = _find(content, IMAGE_COLUMNS) or (content.columns[usual[0]] if len(usual) == 1 else None)
+    if column is not None:
+        return column.texts(), content.lines.tolist()
+    if len(names) == 1:
+        return [names[0], *content.columns[names[0]].texts()], [1, *content.lines.tolist()]
+    what = f"no column {' or '.join(repr(name) for name in IMAGE_COLUMNS[:3])}; found {names}"
+    fault = Fault("columns", what, "name the column of the images so, or write one image a line")
+    raise DataError(fault.sentence(path), reason=fault.reason)
+
+
+def _find(content: Table, names: Sequence[str]) -> Column | None:
+    found = [column for name, column in content.columns.items() if name.casefold() in names]
+    return found[0] if found else None
+
+
+def _match(entry: str, known: Collection[str]) -> str | None:
+    """The image whose id is the longest end of the entry's path."""
+    parts = [part for part in entry.replace("\\", "/").split("/") if part not in ("", ".")]
+    ends = ("/".join(parts[start:]) for start in range(len(parts)))
+    return next((end for end in ends if end in known), None)
+
+
+def _codes(path: Path, content: Table, findings: Sequence[str]) -> NDArray[np.int8]:
+    """What the list says: from its columns of findings, from its column of classes, or both."""
+    codes = np.full((len(content), len(findings)), _SILENT, dtype=np.int8)
+    present = [name for name in findings if name in content.columns]
+    typed, wrong = read_codes(content, present)
+    refuse(path, wrong)
+    codes[:, [findings.index(name) for name in present]] = typed
+    column = _find(content, CLASS_COLUMNS)
+    if column is None:
+        return codes
+    spelled = {_plain(name): i for i, name in enumerate(findings)}
+    classes = [spelled.get(_plain(value)) for value in column.values]
+    strange = [i for i, place in enumerate(classes) if place is None]
+    if strange:
+        held = ", ".join(repr(column.values[i][:40]) for i in strange[:3])
+        where = content.lines[column.rows_of(strange)].tolist()
+        refuse(path, [Fault("label", f"the class is {held}", f"name one of {', '.join(findings)}", where)])
+    places = np.array([place or 0 for place in classes], dtype=np.int64)[column.index]
+    rows = np.arange(len(content))
+    denied = ~np.isin(codes[rows, places], (1, _SILENT))
+    if denied.any():
+        what = "the class is a finding whose own column does not say 1"
+        refuse(path, [Fault("label", what, "fix one of them", content.lines[denied].tolist())])
+    # Of the classes that the list tells apart an image shows its own and no other.
+    for other in sorted(set(places.tolist())):
+        codes[:, other] = np.where(codes[:, other] == _SILENT, 0, codes[:, other])
+    codes[rows, places] = 1
+    return codes
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.replace("_", " ").split()).casefold()
 
 
 class Scan(NamedTuple):

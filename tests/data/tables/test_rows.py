@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from cleft.data.tables.cells import BLANK, read_ages, read_codes, read_sexes, read_texts
-from cleft.data.tables.columns import read_table
+from cleft.data.tables.csv import read_table
+from cleft.data.tables.rows import BLANK, read_ages, read_codes, read_sexes, read_texts
 
 
 @pytest.fixture
