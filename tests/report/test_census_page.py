@@ -10,7 +10,8 @@ from tests.report.test_page import NASTY, Page
 
 from cleft.codec import from_json, to_json
 from cleft.errors import ResourceError
-from cleft.report.bars import bar_chart, histogram, percent, stack, strip
+from cleft.report.bars import bar_chart, histogram, stack, strip
+from cleft.report.cells import percent
 from cleft.report.census import render_census, write_census
 from cleft.types import Captions, Census, Groups, Leftover, Picture, Tally
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
+from cleft.report.cells import percent
 from cleft.report.figures import COLOURS, Box, label, svg, ticks
 
 STACK = (("1", COLOURS[0]), ("0", "#b4bec8"), ("-1", COLOURS[1]), ("blank", "#eef1f4"))
@@ -129,13 +130,3 @@ def group_mark(place: int, x: float) -> Markup:
 def group_key(place: int) -> Markup:
     """The mark of a group by itself, for a legend."""
     return Markup('<svg class="square" viewBox="0 0 12 12" aria-hidden="true">{}</svg>').format(group_mark(place, 6))
-
-
-def percent(share: float) -> str:
-    """A share as people read it; what is rarer than a thousandth is not called nothing.
-
-    Example:
-        >>> percent(0.5).split(), percent(0.0004).split(), percent(0).split()
-        (['50.0', '%'], ['<0.1', '%'], ['0.0', '%'])
-    """
-    return "<0.1\u202f%" if 0 < share < 0.0005 else f"{100 * share:.1f}\u202f%"

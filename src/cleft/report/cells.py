@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -107,3 +108,28 @@ def printed_end(metric: str, end: float) -> str:
 def small(result: Result, evaluation: Evaluation) -> bool:
     """Whether a cell rests on so few patients that it is not printed."""
     return not evaluation.synthetic and 0 < result.patients < FEWEST_PATIENTS
+
+
+def percent(share: float) -> str:
+    """A share as people read it; what is rarer than a thousandth is not called nothing.
+
+    Example:
+        >>> percent(0.5).split(), percent(0.0004).split(), percent(0).split()
+        (['50.0', '%'], ['<0.1', '%'], ['0.0', '%'])
+    """
+    return "<0.1\u202f%" if 0 < share < 0.0005 else f"{100 * share:.1f}\u202f%"
+
+
+def weights(count: float) -> str:
+    """A number of weights as people say it.
+
+    Example:
+        >>> weights(2_621_440), weights(90_910_000), weights(2_700_000_000), weights(950)
+        ('2.62 M', '90.9 M', '2.70 B', '950')
+    """
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            scaled = count / size
+            whole = scaled == 10 ** round(math.log10(scaled))
+            return f"{scaled:.0f} {letter}" if whole else f"{scaled:#.3g}".rstrip(".") + f" {letter}"
+    return f"{count:,.0f}"

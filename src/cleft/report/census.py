@@ -10,7 +10,8 @@ from markupsafe import Markup
 
 from cleft.files import Output
 from cleft.grammar import count
-from cleft.report.bars import STACK, bar_chart, group_key, histogram, percent, square, stack, strip
+from cleft.report.bars import STACK, bar_chart, group_key, histogram, square, stack, strip
+from cleft.report.cells import percent
 from cleft.report.frame import PNG, render_page
 from cleft.types import Census, Groups, Picture, Tally
 

@@ -203,3 +203,29 @@ def svg(title: str, width: int, height: int, parts: Sequence[Markup]) -> Markup:
     return Markup('<svg class="figure" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
         width, height, title, Markup("").join(parts)
     )
+
+
+def mark(series: int, x: float, y: float, size: float = 4.2) -> Markup:
+    """The mark of a row: circle, square, diamond, triangle, then the same hollow."""
+    colour = COLOURS[series % len(COLOURS)]
+    fill = colour if series % 8 < 4 else "#fff"
+    if series % 4 == 0:
+        return Markup('<circle class="dot" cx="{:.1f}" cy="{:.1f}" r="{:.1f}" fill="{}" stroke="{}"/>').format(
+            x, y, size, fill, colour
+        )
+    path = (
+        f"M{x - size * 0.9:.1f} {y - size * 0.9:.1f}h{size * 1.8:.1f}v{size * 1.8:.1f}h{-size * 1.8:.1f}z",
+        f"M{x:.1f} {y - size * 1.3:.1f}l{size * 1.3:.1f} {size * 1.3:.1f}l{-size * 1.3:.1f} {size * 1.3:.1f}"
+        f"l{-size * 1.3:.1f} {-size * 1.3:.1f}z",
+        f"M{x:.1f} {y - size * 1.2:.1f}l{size * 1.2:.1f} {size * 2.1:.1f}h{-size * 2.4:.1f}z",
+    )[series % 4 - 1]
+    return Markup('<path class="dot" d="{}" fill="{}" stroke="{}"/>').format(path, fill, colour)
+
+
+def track_key(series: int) -> Markup:
+    """A row's line and mark, for a legend."""
+    colour, dash = style(series)
+    return Markup(
+        '<svg class="key-line" viewBox="0 0 30 12" aria-hidden="true"><path class="line" d="M1 6H29" stroke="{}" '
+        'stroke-dasharray="{}"/>{}</svg>'
+    ).format(colour, dash, mark(series, 15, 6, 3.6))

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from cleft.report.cells import FEWEST_PATIENTS
-from cleft.report.figures import COLOURS, SOFT, Box, grid, svg, ticks
-from cleft.report.plots import mark
+from cleft.report.figures import COLOURS, SOFT, Box, grid, mark, svg, ticks
 from cleft.types import Calibration, ContextVector, ReliabilityBin, SpaceMap
 
 

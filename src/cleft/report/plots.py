@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from cleft.report.figures import COLOURS, INK, SOFT, Box, style, svg, ticks
+from cleft.report.cells import weights
+from cleft.report.figures import INK, SOFT, Box, mark, style, svg, ticks
 
 _LETTER = 5.6
 """Width of a letter of a figure, in its own units, by rule of thumb."""
@@ -131,21 +132,6 @@ def number_key(bubble: Bubble) -> Markup:
     )
 
 
-def weights(count: float) -> str:
-    """A number of weights as people say it.
-
-    Example:
-        >>> weights(2_621_440), weights(90_910_000), weights(2_700_000_000), weights(950)
-        ('2.62 M', '90.9 M', '2.70 B', '950')
-    """
-    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if count >= size:
-            scaled = count / size
-            whole = scaled == 10 ** round(math.log10(scaled))
-            return f"{scaled:.0f} {letter}" if whole else f"{scaled:#.3g}".rstrip(".") + f" {letter}"
-    return f"{count:,.0f}"
-
-
 def track_chart(
     title: str,
     tracks: Sequence[Track],
@@ -212,32 +198,6 @@ def spread_labels(heights: Sequence[float], gap: float) -> list[float]:
 
 def _middle(group: Sequence[int], heights: Sequence[float]) -> float:
     return sum(heights[index] for index in group) / len(group)
-
-
-def mark(series: int, x: float, y: float, size: float = 4.2) -> Markup:
-    """The mark of a row: circle, square, diamond, triangle, then the same hollow."""
-    colour = COLOURS[series % len(COLOURS)]
-    fill = colour if series % 8 < 4 else "#fff"
-    if series % 4 == 0:
-        return Markup('<circle class="dot" cx="{:.1f}" cy="{:.1f}" r="{:.1f}" fill="{}" stroke="{}"/>').format(
-            x, y, size, fill, colour
-        )
-    path = (
-        f"M{x - size * 0.9:.1f} {y - size * 0.9:.1f}h{size * 1.8:.1f}v{size * 1.8:.1f}h{-size * 1.8:.1f}z",
-        f"M{x:.1f} {y - size * 1.3:.1f}l{size * 1.3:.1f} {size * 1.3:.1f}l{-size * 1.3:.1f} {size * 1.3:.1f}"
-        f"l{-size * 1.3:.1f} {-size * 1.3:.1f}z",
-        f"M{x:.1f} {y - size * 1.2:.1f}l{size * 1.2:.1f} {size * 2.1:.1f}h{-size * 2.4:.1f}z",
-    )[series % 4 - 1]
-    return Markup('<path class="dot" d="{}" fill="{}" stroke="{}"/>').format(path, fill, colour)
-
-
-def track_key(series: int) -> Markup:
-    """A row's line and mark, for a legend."""
-    colour, dash = style(series)
-    return Markup(
-        '<svg class="key-line" viewBox="0 0 30 12" aria-hidden="true"><path class="line" d="M1 6H29" stroke="{}" '
-        'stroke-dasharray="{}"/>{}</svg>'
-    ).format(colour, dash, mark(series, 15, 6, 3.6))
 
 
 def _upright(box: Box, heights: Sequence[float], unit: str) -> Markup:

@@ -9,8 +9,7 @@ from markupsafe import Markup
 
 from cleft.grammar import count, verb
 from cleft.report.audits import Audit, audits
-from cleft.report.bars import percent
-from cleft.report.cells import FEWEST_PATIENTS, Table, small
+from cleft.report.cells import FEWEST_PATIENTS, Table, percent, small
 from cleft.report.figures import roc_chart
 from cleft.report.forests import subgroup_table
 from cleft.report.frame import PNG

@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
+from cleft.report.figures import track_key
 from cleft.report.grid import Grid, Number
 from cleft.report.headings import in_percent, in_words
 from cleft.report.paper import WEIGHTS, quoted
-from cleft.report.plots import Bubble, Stop, Track, bubble_chart, number_key, text_key, track_chart, track_key
+from cleft.report.plots import Bubble, Stop, Track, bubble_chart, number_key, text_key, track_chart
 from cleft.report.tables import FLOORS
 from cleft.types import StudyLine
 

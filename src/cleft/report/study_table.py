@@ -7,11 +7,10 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from cleft.correction import LEVEL, holm
-from cleft.report.cells import Footnotes
+from cleft.report.cells import Footnotes, weights
 from cleft.report.grid import Grid, Number, Seed
 from cleft.report.headings import METRICS, as_change, as_printed
 from cleft.report.paper import quoted
-from cleft.report.plots import weights
 from cleft.report.runs import shown
 from cleft.report.tables import FLOORS
 from cleft.types import Difference, Study, StudyLine
