@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cleft.evaluation.classify import evaluate_classify
     from cleft.evaluation.zero_shot import evaluate_zero_shot
     from cleft.models.checkpoint import load_model as load
-    from cleft.report.page import write_report
+    from cleft.report.run_page import write_report
     from cleft.training.classify import classify
     from cleft.training.context import learn_context
     from cleft.training.pretrain import pretrain
@@ -48,7 +48,7 @@ _HOMES = {
     "load_image": ("cleft.data.images.single", "load_image"),
     "load_settings": ("cleft.config", "load_settings"),
     "pretrain": ("cleft.training.pretrain", "pretrain"),
-    "write_report": ("cleft.report.page", "write_report"),
+    "write_report": ("cleft.report.run_page", "write_report"),
 }
 
 

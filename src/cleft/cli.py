@@ -747,7 +747,7 @@ def _evaluate_run(options: argparse.Namespace, run: Path, words: list[str]) -> P
 
 
 def _report(options: argparse.Namespace, words: list[str]) -> None:
-    from cleft.report.study import report_folders
+    from cleft.report.study_page import report_folders
 
     for page in report_folders(options.folders, options.out, images=options.images, overwrite=options.overwrite):
         print(f"{page}: open it in a browser")
@@ -811,7 +811,7 @@ def _data_check(options: argparse.Namespace, words: list[str]) -> int:
     from cleft.data.census.check import check_dataset
     from cleft.data.census.taking import Effort
     from cleft.files import Output
-    from cleft.report.census import write_census
+    from cleft.report.census_page import write_census
 
     if options.images and not options.page:
         raise ConfigError(f"--images {options.images}: images are shown on a page; name one with --page")

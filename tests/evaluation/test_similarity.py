@@ -23,7 +23,7 @@ from cleft.evaluation.scoring import Draws, Scored
 from cleft.evaluation.similarity import nearest_prompt, standardised
 from cleft.evaluation.zero_shot import evaluate_zero_shot
 from cleft.models.checkpoint import load_model, save_model
-from cleft.report.page import write_report
+from cleft.report.run_page import write_report
 
 FEW = Draws(resamples=20)
 

@@ -3,8 +3,8 @@
 import pytest
 from tests.fakes.fake_runs import evaluation, write_run
 
-from cleft.report.curves import training_charts
-from cleft.report.page import render
+from cleft.report.run_charts import training_charts
+from cleft.report.run_page import render
 from cleft.report.runs import LEFT_OUT, read_runs, shown
 
 

@@ -12,7 +12,7 @@ from cleft.config import load_settings
 from cleft.data.marks import MARK
 from cleft.data.readers.embed import TERMS
 from cleft.errors import ConfigError
-from cleft.report.page import render
+from cleft.report.run_page import render
 from cleft.report.runs import read_runs
 from cleft.training.context import learn_context
 from cleft.training.pretrain import pretrain

@@ -1,6 +1,6 @@
-"""Results to tables. What stands in one table was asked of the same images; what was not measured is a dash.
+"""Tables of results: one table holds results on the same images; a dash stands for what was not measured.
 
-Every cell knows the result it came from, so that the page can link to it, and every dash knows its reason.
+Every cell links to the result it came from, and every dash has a footnote with the reason.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from typing import Any, NamedTuple, Protocol
 
 from markupsafe import Markup
 
-from cleft.grammar import count
-from cleft.report.cells import (
+from cleft.grammar import count, verb
+from cleft.report.charts import INK, SOFT, style, swatch, whisker
+from cleft.report.html import (
     FEWEST_PATIENTS,
     PERCENT,
+    PNG,
     TOO_FEW,
     Cell,
     Footnotes,
@@ -25,10 +27,9 @@ from cleft.report.cells import (
     printed_range,
     small,
 )
-from cleft.report.figures import INK, SOFT, style, swatch, whisker
 from cleft.report.paper import Published, published
 from cleft.report.runs import Run, StoredResult
-from cleft.types import Evaluation, Result
+from cleft.types import Evaluation, Exhibit, Result, Retrieval, RetrievalExample
 
 RULES = {"majority-class": "Majority class", "ap-view": "AP-view rule"}
 """Floors of classification."""
@@ -408,3 +409,84 @@ def metric_name(metric: str) -> str:
         name, at, place = "Sensitivity", " at specificity ", place
     name = {**HEADINGS, **MORE}.get(name, name.capitalize())
     return f"{name}{at}{place}, {rest}" if rest else f"{name}{at}{place}"
+
+
+class Search(NamedTuple):
+    """One direction of searching, by every model."""
+
+    title: str
+    caption: str
+    table: Table
+
+
+class Shown(NamedTuple):
+    """One query and what a model found first."""
+
+    title: str
+    examples: Sequence[RetrievalExample]
+
+
+def searches(group: Sequence[Entry]) -> list[Search]:
+    """A table per direction: the models, then guessing."""
+    return [
+        _search(members, direction)
+        for direction in DIRECTIONS
+        if (members := [entry for entry in group if _found(entry, direction)])
+    ]
+
+
+def _search(members: Sequence[Entry], direction: str) -> Search:
+    notes = Footnotes()
+    metrics = list(
+        dict.fromkeys(
+            result.metric.partition("/")[2]
+            for entry in members
+            for result in entry.evaluation.results
+            if result.metric.startswith(f"{direction}/")
+        )
+    )
+    rows = [
+        Row(
+            kind="model",
+            label=entry.run.name,
+            swatch=swatch(entry.series),
+            href=entry.stored.link(),
+            cells=[result_cell(entry, f"{direction}/{metric}", notes) for metric in metrics],
+        )
+        for entry in members
+    ]
+    guessed = [result_cell(members[0], f"chance/{direction}/{metric}", notes) for metric in metrics]
+    rows.append(Row(kind="floor", label="Guessing", cells=guessed))
+    search = _found(members[0], direction)[0]
+    unscored = verb(search.unanswerable, "was", "were")
+    remark = f"; {search.unanswerable:,} without a right answer {unscored} not scored" if search.unanswerable else ""
+    caption = (
+        f"{count(search.queries, 'query', 'queries')}{remark}. {count(search.candidates, 'candidate')} "
+        f"{verb(search.candidates, 'is', 'are')} searched, "
+        f"{search.right:.1f} of them right on average."
+    )
+    table = Table(columns=[metric_name(metric) for metric in metrics], rows=rows, footnotes=notes.listed())
+    return Search(DIRECTIONS[direction], caption, table)
+
+
+def _found(entry: Entry, direction: str) -> list[Retrieval]:
+    return [each for each in entry.evaluation.retrieval if each.direction == direction]
+
+
+def shown_searches(group: Sequence[Entry]) -> list[Shown]:
+    """Queries with what was found first; pictures that are none are left out."""
+    found: list[Shown] = []
+    for entry in group:
+        for each in entry.evaluation.retrieval:
+            examples = [example for example in each.examples if _sound(example)]
+            if examples:
+                found.append(Shown(f"{entry.run.name}: {DIRECTIONS.get(each.direction, each.direction)}", examples))
+    return found
+
+
+def _sound(example: RetrievalExample) -> bool:
+    return all(_is_picture_or_words(each) for each in (example.query, *example.answers))
+
+
+def _is_picture_or_words(exhibit: Exhibit) -> bool:
+    return not exhibit.image or PNG.fullmatch(exhibit.image) is not None

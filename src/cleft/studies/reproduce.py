@@ -10,8 +10,8 @@ from pathlib import Path
 from cleft.config.loading import nearest
 from cleft.data import DATASETS
 from cleft.errors import ConfigError
-from cleft.report.grid import check_study_file
-from cleft.report.study import study_outputs, write_study
+from cleft.report.study_page import study_outputs, write_study
+from cleft.report.study_table import check_study_file
 from cleft.studies.doing import do
 from cleft.studies.facts import lacking_weights
 from cleft.studies.grids import read_grid

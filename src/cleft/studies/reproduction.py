@@ -24,7 +24,7 @@ from cleft.evaluation.scoring import Draws
 from cleft.files import write_whole
 from cleft.grammar import count, share, verb
 from cleft.identity import file_key
-from cleft.report.grid import FILE
+from cleft.report.study_table import FILE
 from cleft.studies.costs import Times, counted, told_cost
 from cleft.studies.doing import check_question, do
 from cleft.studies.facts import row_facts

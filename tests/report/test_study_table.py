@@ -9,7 +9,7 @@ from tests.fakes.fake_studies import small_study
 
 from cleft.codec import to_json
 from cleft.errors import DataError
-from cleft.report.grid import read_grid
+from cleft.report.study_table import read_grid
 from cleft.types import StudyCell
 
 CELL = ("cleft-lora", "chexpert/zero-shot")

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tests.fakes.fake_runs import FIVE, evaluation, png, result, write_run
 
 from cleft.errors import DataError, ResourceError
-from cleft.report.page import render, write_report
 from cleft.report.paper import published
+from cleft.report.run_page import render, write_report
 from cleft.report.runs import read_runs
 
 

@@ -12,14 +12,11 @@ from markupsafe import Markup
 
 from cleft.arguments import as_path, as_paths
 from cleft.files import Output
-from cleft.report.cells import FEWEST_PATIENTS, TOO_FEW
-from cleft.report.curves import training_charts
-from cleft.report.figures import COLOURS, INK, SOFT, key, swatch
-from cleft.report.forests import comparison_table, corrected_comparisons
-from cleft.report.frame import render_page
+from cleft.report.charts import COLOURS, INK, SOFT, key, swatch
+from cleft.report.html import FEWEST_PATIENTS, TOO_FEW, render_page
+from cleft.report.run_charts import comparison_table, corrected_comparisons, training_charts
+from cleft.report.run_sections import SCORINGS, build_sections, few_classes, settings_table, what_was_run
 from cleft.report.runs import Run, read_runs, shown
-from cleft.report.sections import build_sections, few_classes
-from cleft.report.sentences import SCORINGS, settings_table, what_was_run
 from cleft.report.tables import TASKS, every_number, groups
 from cleft.types import Evaluation, Result
 
@@ -57,7 +54,7 @@ def render(runs: Sequence[Run], *, images: bool | None = None) -> str:
     comparisons = [each for run in runs for each in run.comparisons]
     corrected, family = corrected_comparisons(comparisons)
     return render_page(
-        "page.html",
+        "run_page.html",
         runs=runs,
         title=_title([run.name for run in runs]),
         sentences={run.anchor: what_was_run(run) for run in runs},

@@ -6,11 +6,11 @@ import json
 import pytest
 from tests.fakes.fake_runs import evaluation, png, result, write_run
 from tests.fakes.fake_studies import audit, calibration, retrieval, space, subgroups
-from tests.report.test_forests import comparison
-from tests.report.test_page import NASTY, Page
+from tests.report.test_run_charts import comparison
+from tests.report.test_run_page import NASTY, Page
 
 from cleft.codec import to_json
-from cleft.report.page import render
+from cleft.report.run_page import render
 from cleft.report.runs import read_runs
 
 HEAD = {"task": "linear-probe", "protocol": "usual", "prompts": "", "training_seed": 2, "fraction": 0.1}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cleft.report.plots import (
+from cleft.report.study_charts import (
     Bubble,
     Stop,
     Track,

@@ -10,9 +10,8 @@ from markupsafe import Markup
 
 from cleft.files import Output
 from cleft.grammar import count
-from cleft.report.bars import STACK, bar_chart, group_key, histogram, square, stack, strip
-from cleft.report.cells import percent
-from cleft.report.frame import PNG, render_page
+from cleft.report.charts import STACK, bar_chart, group_key, histogram, square, stack, strip
+from cleft.report.html import PNG, percent, render_page
 from cleft.types import Census, Groups, Picture, Tally
 
 NAMES = {
@@ -83,7 +82,7 @@ def write_census(census: Census, out: Path, *, overwrite: bool = False) -> Path:
 def render_census(census: Census) -> str:
     """The page as text."""
     return render_page(
-        "census.html",
+        "census_page.html",
         title=f"{census.dataset}: {census.table}" if census.table else census.dataset,
         census=census,
         charts=[_chart(tally) for tally in census.tallies],

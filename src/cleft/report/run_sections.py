@@ -1,23 +1,149 @@
-"""Everything that one question's results hold, ready to be printed: for a page of runs and for a page of a study."""
+"""Sections of a run page: one for each evaluated task, with its tables, charts and example images."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
 from cleft.grammar import count, verb
-from cleft.report.audits import Audit, audits
-from cleft.report.cells import FEWEST_PATIENTS, Table, percent, small
-from cleft.report.figures import roc_chart
-from cleft.report.forests import subgroup_table
-from cleft.report.frame import PNG
-from cleft.report.panels import reliability_chart, space_chart
-from cleft.report.searches import Search, Shown, searches, shown_searches
-from cleft.report.sentences import question
-from cleft.report.tables import CLASSIFIED, Entry, by_class, further, headline
-from cleft.types import Evaluation, Result
+from cleft.report.charts import roc_chart, style, whisker
+from cleft.report.html import (
+    FEWEST_PATIENTS,
+    PNG,
+    Cell,
+    Footnotes,
+    Row,
+    Table,
+    percent,
+    printed,
+    printed_end,
+    printed_range,
+    small,
+)
+from cleft.report.run_charts import norms_chart, reliability_chart, space_chart, subgroup_table
+from cleft.report.runs import LEFT_OUT, Run, shown
+from cleft.report.tables import (
+    CLASSIFIED,
+    HEADINGS,
+    TASKS,
+    Entry,
+    Search,
+    Shown,
+    by_class,
+    enclosed,
+    further,
+    headline,
+    searches,
+    shown_searches,
+)
+from cleft.types import ContextVector, Evaluation, PromptAudit, Result
+
+ADAPTERS = {
+    "lora": "LoRA of rank {rank}",
+    "ia3": "IA3",
+    "prefix": "a prefix of {prefix} virtual tokens",
+    "full": "all its weights moving",
+    "frozen": "its weights frozen",
+}
+FAMILIES = {
+    "vit": "ViT",
+    "dinov2": "DINOv2",
+    "dinov2_with_registers": "DINOv2 with registers",
+    "swin": "Swin transformer",
+    "resnet": "ResNet",
+    "gpt2": "GPT-2",
+    "llama": "Llama",
+    "qwen2": "Qwen2",
+    "bert": "BERT",
+}
+LOSSES = {
+    "info_nce": "InfoNCE",
+    "label_aware_nce": "InfoNCE that takes equal captions as positives",
+    "soft_overlap_nce": "InfoNCE with targets shared out by overlapping labels",
+    "sigmoid": "a sigmoid for each image and caption",
+}
+SCORINGS = {
+    "multi-class": "which of these classes is it",
+    "present-absent": "is this finding there",
+    "nearest": "which lie nearest to this",
+}
+
+
+class Setting(NamedTuple):
+    """One line of the settings table."""
+
+    key: str
+    values: list[str]
+    """One per run."""
+    differs: bool
+
+
+def what_was_run(run: Run) -> str:
+    """One sentence: towers, loss, steps, data; and the second stage where there was one."""
+    config = run.config
+    adapter = ADAPTERS.get(str(config.get("text.adapt")), str(config.get("text.adapt", "unknown adaptation")))
+    adapter = adapter.format(rank=config.get("text.rank", "?"), prefix=config.get("text.prefix_length", "?"))
+    frozen = " with its weights frozen" if config.get("image.train") is False else ""
+    loss = str(config.get("loss.name", "an unknown loss"))
+    sentence = (
+        f"{_tower(config, 'image')}{frozen} for images and {_tower(config, 'text')} with {adapter} for text, "
+        f"pulled together by {LOSSES.get(loss, loss)} "
+        f"over {_number(config.get('optim.steps'))} steps of {_number(config.get('train.batch_size'))} pairs"
+    )
+    if run.stage == "context":
+        sentence += (
+            f"; then, both frozen, a prompt context of {_number(config.get('context.length'))} vectors learned in "
+            f"{_number(config.get('context.optim.steps'))} steps"
+        )
+    return f"{sentence[0].upper()}{sentence[1:]}."
+
+
+def question(group: Sequence[Entry]) -> str:
+    """The heading of a section: what was asked, by which methods.
+
+    The dataset keeps its own spelling; classes are named when they are few.
+    """
+    evaluation = group[0].evaluation
+    tasks = [TASKS.get(task, task) for task in dict.fromkeys(entry.evaluation.task for entry in group)]
+    named = " and ".join(filter(None, [", ".join(tasks[:-1]), tasks[-1]]))
+    named = f"{named[0].upper()}{named[1:]}" if named else ""
+    classes = evaluation.classes
+    if evaluation.task not in CLASSIFIED:
+        return named
+    told = " against ".join(classes) if len(classes) == 2 and evaluation.scoring == "multi-class" else None
+    told = told or (
+        ", ".join(classes)
+        if len(classes) <= 3
+        else f"{len(classes)} {'findings' if evaluation.scoring == 'present-absent' else 'classes'}"
+    )
+    asked = ", present or absent" if evaluation.scoring == "present-absent" else ""
+    return f"{named}{asked}: {told}"
+
+
+def settings_table(runs: Sequence[Run]) -> list[Setting]:
+    """Every setting of every run, and where they differ."""
+    keys = list(dict.fromkeys(key for run in runs for key in run.config))
+    rows: list[Setting] = []
+    for key in keys:
+        values = [shown(key, run.config[key]) if key in run.config else "–" for run in runs]
+        rows.append(Setting(key, values, len(set(values)) > 1))
+    return rows
+
+
+def _tower(config: Mapping[str, Any], tower: str) -> str:
+    model = config.get(f"{tower}.model")
+    if model is not None:
+        name = shown(f"{tower}.model", model)
+        name = "a model from a local folder" if name == LEFT_OUT else name
+        return f"{name} with random weights" if config.get(f"{tower}.random_weights") else name
+    kind = str(config.get(f"{tower}.scratch.model_type", "model"))
+    return f"a {FAMILIES.get(kind, kind)} built from scratch"
+
+
+def _number(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else "an unknown number of"
 
 
 class Panel(NamedTuple):
@@ -259,3 +385,105 @@ def _answers(raw: Any) -> list[tuple[str, float]]:
         if isinstance(pair, Sequence) and len(pair) == 2 and isinstance(pair[1], int | float):
             pairs.append((str(pair[0]), min(1.0, max(0.0, float(pair[1])))))
     return [pair for place, pair in enumerate(pairs) if place == 0 or pair[1] >= 0.005]
+
+
+class Audit(NamedTuple):
+    """The audit of one model's prompts."""
+
+    title: str
+    templates: Table
+    spread: Sequence[str]
+    """Sentences about how far a number depends on the wording."""
+    denials: Table | None
+    norms: Markup | None
+    context: Sequence[ContextVector]
+
+
+def audits(group: Sequence[Entry]) -> list[Audit]:
+    """One audit for each model that has one."""
+    return [_audit(entry, entry.evaluation.audit) for entry in group if entry.evaluation.audit is not None]
+
+
+def _audit(entry: Entry, audit: PromptAudit) -> Audit:
+    norms = norms_chart(f"Norms of the learned context of {entry.run.name}", audit.context, audit.token_norm)
+    return Audit(
+        title=entry.run.name,
+        templates=_templates(entry, audit),
+        spread=[
+            f"{HEADINGS.get(each.metric, each.metric)} goes from {printed(each.metric, each.lowest)} to "
+            f"{printed(each.metric, each.highest)} over {len(audit.templates)} wordings "
+            f"(mean {printed(each.metric, each.mean)}, standard deviation {printed(each.metric, each.deviation)})."
+            for each in audit.spread
+        ],
+        denials=_denials(entry, audit) if audit.denials else None,
+        norms=norms if audit.context else None,
+        context=audit.context,
+    )
+
+
+def _templates(entry: Entry, audit: PromptAudit) -> Table:
+    notes = Footnotes()
+    spans = {metric: _span(audit, metric) for metric in HEADINGS}
+    rows = [
+        Row(
+            kind="mean" if template.usual else "model",
+            label=f"{template.opening} …",
+            sublabel="the usual opening" if template.usual else "",
+            cells=[_cell(entry, template.results, metric, notes, spans[metric]) for metric in HEADINGS],
+        )
+        for template in audit.templates
+    ]
+    ends = [(printed_end(metric, low), printed_end(metric, high)) for metric, (low, high) in spans.items()]
+    return Table(columns=list(HEADINGS.values()), ends=ends, rows=rows, footnotes=notes.listed())
+
+
+def _span(audit: PromptAudit, metric: str) -> tuple[float, float]:
+    seen = [
+        end
+        for template in audit.templates
+        for result in template.results
+        if result.metric == metric and result.value is not None
+        for end in (result.value, *(result.interval or ()))
+    ]
+    return enclosed(seen or [0.5])
+
+
+def _denials(entry: Entry, audit: PromptAudit) -> Table:
+    notes = Footnotes()
+    rows = [
+        Row(
+            kind="model",
+            label=denial.finding,
+            sublabel=f"“{denial.present}” against “{denial.absent}”",
+            cells=[
+                Cell(text=f"{denial.cosine:.3f}"),
+                Cell(text=printed("accuracy", denial.said_present)),
+                Cell(text="–" if denial.shown is None else printed("accuracy", denial.shown)),
+                *(_cell(entry, denial.results, f"auc/{side}", notes) for side in ("present", "absent", "pair")),
+            ],
+        )
+        for denial in audit.denials
+    ]
+    columns = ["Cosine of the two", "Answered present", "Is present", "AUC, named", "AUC, denied", "AUC, both"]
+    return Table(columns=columns, rows=rows, footnotes=notes.listed())
+
+
+def _cell(
+    entry: Entry,
+    results: Sequence[Result],
+    metric: str,
+    notes: Footnotes,
+    span: tuple[float, float] | None = None,
+) -> Cell:
+    result = next((each for each in results if each.metric == metric), None)
+    if result is None or result.value is None or small(result, entry.evaluation):
+        reason = (result.reason if result else None) or "not measured"
+        return Cell(text="–", note=notes.letter(reason), title=reason)
+    colour = style(entry.series)[0]
+    picture = whisker(result.value, result.interval, span, kind="model", colour=colour, level=-1) if span else ""
+    return Cell(
+        text=printed(metric, result.value),
+        detail=printed_range(metric, result.interval) if result.interval else "",
+        note=notes.letter(result.reason),
+        picture=picture,
+    )

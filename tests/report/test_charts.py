@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cleft.report.figures import COLOURS, line_chart, roc_chart, style, ticks, whisker
+from cleft.report.charts import COLOURS, line_chart, roc_chart, style, ticks, whisker
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,436 @@
+"""Charts and tables of a run's results: training curves, reliability diagrams, embedding maps, subgroups, comparisons."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from markupsafe import Markup
+
+from cleft.correction import holm
+from cleft.grammar import count
+from cleft.report.charts import (
+    COLOURS,
+    INK,
+    SOFT,
+    Box,
+    Points,
+    grid,
+    line_chart,
+    mark,
+    style,
+    svg,
+    swatch,
+    ticks,
+    whisker,
+)
+from cleft.report.html import (
+    FEWEST_PATIENTS,
+    SHARES,
+    TOO_FEW,
+    Cell,
+    Footnotes,
+    Row,
+    Table,
+    printed,
+    printed_end,
+    printed_range,
+)
+from cleft.report.runs import Run
+from cleft.report.tables import HEADINGS, Entry, enclosed, metric_name
+from cleft.types import Calibration, Comparison, ContextVector, Difference, ReliabilityBin, Result, SpaceMap, Subgroups
+
+TOKENS = "tokens"
+LINES = {"nodes": (TOKENS, "prefix tree"), "padded_tokens": (TOKENS, "padded")}
+"""Logged quantities that share a chart: name to chart and line."""
+ORDER = ("loss", "lr", "temperature", "gradient_norm", TOKENS)
+SPLITS = {"train": "training", "val": "validation"}
+NAMES = {
+    "loss": "Loss",
+    "lr": "Learning rate",
+    "logit_scale": "Inverse temperature",
+    "temperature": "Temperature",
+    "gradient_norm": "Gradient norm",
+    TOKENS: "Caption tokens of a step",
+    "repeated_captions": "Share of repeated captions",
+    "clamped_steps": "Steps with a clamped temperature",
+    "seconds_per_step": "Seconds per step",
+}
+
+
+class Chart(NamedTuple):
+    """One figure of a run's training."""
+
+    title: str
+    figure: Markup
+    legend: Sequence[tuple[Markup, str]]
+    caption: str
+    large: bool
+
+
+def training_charts(run: Run) -> list[Chart]:
+    """One chart per logged quantity, its splits together, the loss first; what never changed needs no chart."""
+    quantities: dict[str, dict[str, Points]] = {}
+    for name, points in run.curves.items():
+        quantity, split = _parts(name)
+        quantities.setdefault(quantity, {})[split] = points
+    ordered = sorted(quantities, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+    return [_chart(name, quantities[name]) for name in ordered if name == "loss" or _moves(quantities[name])]
+
+
+def _moves(series: Mapping[str, Points]) -> bool:
+    return len({value for points in series.values() for _, value in points}) > 1
+
+
+def _chart(quantity: str, series: Mapping[str, Points]) -> Chart:
+    title = NAMES.get(quantity, quantity.replace("_", " ").capitalize())
+    named = dict(sorted(series.items(), key=lambda item: item[0] != "training"))
+    large = quantity == "loss"
+    best = min(named["validation"], key=lambda point: point[1]) if large and "validation" in named else None
+    caption = ""
+    if best is not None:
+        caption = f"Lowest validation loss {best[1]:.4g} at step {best[0]:,.0f} (ringed)."
+    legend = [(swatch(index), name) for index, name in enumerate(named)] if len(named) > 1 else []
+    figure = line_chart(f"{title} over optimiser steps", named, mark=best, large=large)
+    return Chart(title, figure, legend, caption, large)
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """Quantity and split of a logged name.
+
+    Example:
+        >>> _parts("val/loss"), _parts("lr-AdamW")
+        (('loss', 'validation'), ('lr-AdamW', ''))
+    """
+    head, _, tail = name.rpartition("/")
+    if tail in LINES:
+        return LINES[tail]
+    split = next((SPLITS[part] for part in head.split("/") if part in SPLITS), head)
+    return tail, split
+
+
+def reliability_chart(title: str, calibration: Calibration, series: int, *, synthetic: bool) -> Markup:
+    """How often answers of a confidence came true, before (filled) and after the temperature (hollow).
+
+    Args:
+        title: Read aloud in place of the picture.
+        calibration: Its bins; those of a few patients are not drawn.
+        series: Whose colour and mark it has.
+        synthetic: Whether the patients are phantoms.
+    """
+    box = Box(30, 8, 160, 160, (0, 1), (0, 1))
+    (x0, y0), (x1, y1) = box.at(0, 0), box.at(1, 1)
+    parts = [
+        grid(box, [0, 0.5, 1], [0, 0.5, 1]),
+        Markup('<path class="chance" d="M{:.1f} {:.1f}L{:.1f} {:.1f}"/>').format(x0, y0, x1, y1),
+    ]
+    after = [_place(box, each) for each in _told(calibration.bins_after, synthetic)]
+    if after:
+        parts.append(_path(after, SOFT, "2 3"))
+        ring = Markup('<circle class="dot" cx="{:.1f}" cy="{:.1f}" r="2.8" fill="#fff" stroke="{}"/>')
+        parts += [ring.format(x, y, SOFT) for x, y in after]
+    before = [_place(box, each) for each in _told(calibration.bins, synthetic)]
+    if before:
+        parts.append(_path(before, COLOURS[series % len(COLOURS)], ""))
+        parts += [mark(series, x, y, 3) for x, y in before]
+    parts.append(Markup('<text class="axis" x="190" y="197" text-anchor="end">probability that was given</text>'))
+    return svg(title, 200, 202, parts)
+
+
+def _told(bins: Sequence[ReliabilityBin], synthetic: bool) -> list[ReliabilityBin]:
+    return [each for each in bins if synthetic or each.patients >= FEWEST_PATIENTS]
+
+
+def _place(box: Box, each: ReliabilityBin) -> tuple[float, float]:
+    return box.at(each.predicted, each.observed)
+
+
+def _path(places: Sequence[tuple[float, float]], colour: str, dash: str) -> Markup:
+    path = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
+    return Markup('<path class="line" d="M{}" stroke="{}" stroke-dasharray="{}"/>').format(path, colour, dash)
+
+
+def space_chart(title: str, space: SpaceMap, classes: Sequence[str], hidden: Sequence[str] = ()) -> Markup:
+    """Images as small marks of their classes, class prompts as ringed crosses with their names.
+
+    Args:
+        title: Read aloud in place of the picture.
+        space: Coordinates of both.
+        classes: What the indices mean.
+        hidden: Classes of too few images, which are not drawn.
+    """
+    shown = [(index, x, y) for index, x, y in space.images if classes[index] not in hidden]
+    places = [(x, y) for _, x, y in shown] + list(space.prompts)
+    size = max(*(abs(coordinate) for place in places for coordinate in place), 1e-6) * 1.06
+    box = Box(6, 6, 348, 348, (-size, size), (-size, size))
+    (middle_x, middle_y) = box.at(0, 0)
+    parts = [
+        Markup('<rect class="frame" x="6" y="6" width="348" height="348"/>'),
+        Markup('<path class="grid" d="M6 {:.1f}H354M{:.1f} 6V354"/>').format(middle_y, middle_x),
+    ]
+    dots = [mark(index, *box.at(x, y), size=2.4) for index, x, y in shown]
+    parts.append(Markup('<g class="cloud">{}</g>').format(Markup("").join(dots)))
+    spots = [box.at(x, y) for x, y in space.prompts]
+    for index, (x, y) in enumerate(spots):
+        parts.append(Markup('<circle class="prompt" cx="{:.1f}" cy="{:.1f}" r="6.5"/>').format(x, y))
+        parts.append(mark(index, x, y, 3.4))
+    name = Markup('<text class="name" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>')
+    parts += [name.format(*place, text) for place, text in zip(place_names(spots, classes), classes, strict=True)]
+    return svg(title, 360, 360, parts)
+
+
+def place_names(spots: Sequence[tuple[float, float]], names: Sequence[str]) -> list[tuple[float, float, str]]:
+    """Where names stand beside rings: right, left, above or below, wherever they cover least.
+
+    Returns:
+        Place and anchor of each text, in a picture of 360 by 360.
+    """
+    taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in spots]
+    placed: list[tuple[float, float, str]] = []
+    for (x, y), name in zip(spots, names, strict=True):
+        width = 6.2 * len(name)
+        options = [
+            (x + 10, y + 4, "start", (x + 10, y - 6, x + 10 + width, y + 6)),
+            (x - 10, y + 4, "end", (x - 10 - width, y - 6, x - 10, y + 6)),
+            (x, y - 10, "middle", (x - width / 2, y - 20, x + width / 2, y - 8)),
+            (x, y + 18, "middle", (x - width / 2, y + 8, x + width / 2, y + 20)),
+        ]
+        best = min(options, key=lambda option: sum(_covered(option[3], other) for other in [*taken, *_OUTSIDE]))
+        taken.append(best[3])
+        placed.append(best[:3])
+    return placed
+
+
+_Corners = tuple[float, float, float, float]
+_OUTSIDE: tuple[_Corners, ...] = (
+    (-999, -999, 4, 999),
+    (356, -999, 999, 999),
+    (-999, -999, 999, 4),
+    (-999, 356, 999, 999),
+)
+"""What lies around the picture."""
+
+
+def _covered(one: _Corners, other: _Corners) -> float:
+    across = min(one[2], other[2]) - max(one[0], other[0])
+    down = min(one[3], other[3]) - max(one[1], other[1])
+    return max(0.0, across) * max(0.0, down)
+
+
+def norms_chart(title: str, context: Sequence[ContextVector], token_norm: float | None) -> Markup:
+    """The length of each learned vector as a stem, its way from where it started as a ring, a word's length as a line.
+
+    Args:
+        title: Read aloud in place of the picture.
+        context: At least one vector, in the order in which they are read.
+        token_norm: Mean length of the language model's token embeddings.
+    """
+    seen = [vector.norm for vector in context] + [vector.moved for vector in context if vector.moved is not None]
+    heights = ticks(0, max([*seen, token_norm or 0.0]), most=5)
+    box = Box(46, 22, 490, 170, (0.0, len(context) + 1.0), (heights[0], heights[-1]))
+    places = [vector.place for vector in context]
+    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, len(places)) if len(places) <= 12 * step)
+    shown = [place for place in places if place == 1 or place % step == 0]
+    parts = [grid(box, shown, heights)]
+    for vector in context:
+        (x, y), (_, floor) = box.at(vector.place, vector.norm), box.at(vector.place, heights[0])
+        parts.append(
+            Markup(
+                '<g role="presentation"><path class="stem" d="M{x:.1f} {floor:.1f}V{y:.1f}" stroke="{colour}"/>'
+                '<circle cx="{x:.1f}" cy="{y:.1f}" r="3.2" fill="{colour}"/><title>{title}</title></g>'
+            ).format(x=x, y=y, floor=floor, colour=COLOURS[0], title=f"vector {vector.place}: norm {vector.norm:.3g}")
+        )
+        if vector.moved is not None:
+            _, moved = box.at(vector.place, vector.moved)
+            parts.append(
+                Markup('<circle class="dot" cx="{:.1f}" cy="{:.1f}" r="3" fill="#fff" stroke="{}"/>').format(
+                    x, moved, COLOURS[1]
+                )
+            )
+    if token_norm is not None:
+        x, y = box.at(0, token_norm)
+        parts.append(Markup('<path class="chance" d="M{:.1f} {:.1f}h{:.1f}"/>').format(x, y, box.width))
+    parts.append(Markup('<text class="axis" x="4" y="12">norm</text>'))
+    parts.append(Markup('<text class="axis" x="536" y="226" text-anchor="end">place in the context</text>'))
+    return svg(title, 560, 232, parts)
+
+
+def subgroup_table(group: Sequence[Entry], by: str) -> Table | None:
+    """Accuracy and AUC of each group of patients, one line per model, and the gap between best and worst.
+
+    Args:
+        group: Evaluations of the same images.
+        by: What the groups are told apart by; a model that knows no such groups is left out.
+    """
+    told = [(entry, found) for entry in group if (found := _by(entry, by)) is not None]
+    if not told:
+        return None
+    notes = Footnotes()
+    spans = {metric: _span(told, metric) for metric in HEADINGS}
+    rows: list[Row] = []
+    for entry, found in told:
+        if len(told) > 1:
+            rows.append(Row(kind="heading", label=entry.label, swatch=swatch(entry.series)))
+        overall = {result.metric: result for result in entry.evaluation.results}
+        synthetic = entry.evaluation.synthetic
+        for each in found.groups:
+            people = f"{count(each.images, 'image')} of {count(each.patients, 'patient')}"
+            few = not synthetic and each.patients < FEWEST_PATIENTS
+            rows.append(
+                Row(
+                    kind="model",
+                    label=each.name,
+                    sublabel=TOO_FEW if few else people,
+                    cells=[
+                        _cell(_named(each.results, metric), spans[metric], entry, overall.get(metric), notes, few=few)
+                        for metric in HEADINGS
+                    ],
+                )
+            )
+        rows.append(_gap(found, notes))
+    ends = [(printed_end(metric, low), printed_end(metric, high)) for metric, (low, high) in spans.items()]
+    return Table(columns=list(HEADINGS.values()), ends=ends, rows=rows, footnotes=notes.listed())
+
+
+def _by(entry: Entry, by: str) -> Subgroups | None:
+    return next((found for found in entry.evaluation.subgroups if found.by == by), None)
+
+
+def _named(results: Sequence[Result], metric: str) -> Result | None:
+    return next((result for result in results if result.metric == metric), None)
+
+
+def _span(told: Sequence[tuple[Entry, Subgroups]], metric: str) -> tuple[float, float]:
+    seen: list[float] = []
+    for entry, found in told:
+        for results in (entry.evaluation.results, *(each.results for each in found.groups)):
+            result = _named(results, metric)
+            if result is not None and result.value is not None:
+                seen += [result.value, *(result.interval or ())]
+    return enclosed(seen or [0.5])
+
+
+def _cell(
+    result: Result | None,
+    span: tuple[float, float],
+    entry: Entry,
+    overall: Result | None,
+    notes: Footnotes,
+    *,
+    few: bool,
+) -> Cell:
+    if result is None or result.value is None or few:
+        reason = TOO_FEW if few else (result.reason if result else None) or "not measured"
+        return Cell(text="–", note=notes.letter(reason), title=reason)
+    level = overall.value if overall is not None and overall.value is not None else -1.0
+    return Cell(
+        text=printed(result.metric, result.value),
+        detail=printed_range(result.metric, result.interval) if result.interval else "no interval",
+        note=notes.letter(result.reason),
+        picture=whisker(result.value, result.interval, span, kind="model", colour=style(entry.series)[0], level=level),
+    )
+
+
+def _gap(found: Subgroups, notes: Footnotes) -> Row:
+    cells: list[Cell] = []
+    for metric in HEADINGS:
+        gap = _named(found.gaps, metric)
+        if gap is None or gap.value is None:
+            reason = (gap.reason if gap else None) or "the result file holds no gap"
+            cells.append(Cell(text="–", note=notes.letter(reason), title=reason))
+            continue
+        detail = ", ".join(filter(None, [_reach(metric, gap.interval), gap.reason]))
+        cells.append(Cell(text=points(metric, gap.value), detail=detail))
+    left = [f"{count(found.left_out, 'image')} in smaller groups"] * bool(found.left_out)
+    left += [f"{found.unknown:,} of which it is not known"] * bool(found.unknown)
+    return Row(kind="mean", label="Best minus worst", sublabel="; ".join(left), cells=cells)
+
+
+def _reach(metric: str, interval: tuple[float, float] | None) -> str:
+    return "no interval" if interval is None else f"{points(metric, interval[0])} to {points(metric, interval[1])}"
+
+
+def points(metric: str, difference: float) -> str:
+    """A difference with its sign, of shares in percentage points.
+
+    Example:
+        >>> points("accuracy", 0.031), points("auc", -0.02)
+        ('+3.1', '−0.020')
+    """
+    shares = metric.split("/")[0].partition("@")[0] in SHARES
+    text = f"{100 * difference:+.1f}" if shares else f"{difference:+.3f}"
+    return text.replace("-", "\u2212")
+
+
+def corrected_comparisons(comparisons: Sequence[Comparison]) -> tuple[list[list[float | None]], int]:
+    """Corrects the p-values of all comparisons of a page, as one family.
+
+    Returns:
+        Of each comparison the Holm-corrected p-values of its differences; and the number of differences tested.
+    """
+    corrected = holm([each.p_value for comparison in comparisons for each in comparison.differences])
+    waiting = iter(corrected.p_values)
+    return [[next(waiting) for _ in comparison.differences] for comparison in comparisons], corrected.family
+
+
+def comparison_table(comparison: Comparison, corrected: Sequence[float | None] | None = None) -> Table:
+    """What one model has over another on the same images, metric by metric.
+
+    Args:
+        comparison: The two models.
+        corrected: P-value of each difference after correction for all comparisons of the page; by default for this
+            one alone.
+    """
+    corrected = corrected_comparisons([comparison])[0][0] if corrected is None else corrected
+    notes = Footnotes()
+    rows = [
+        _compared(difference, comparison, notes, p_holm)
+        for difference, p_holm in zip(comparison.differences, corrected, strict=True)
+    ]
+    reach = comparison_reach(comparison)
+    return Table(
+        columns=[comparison.first, comparison.second, "First minus second", "p", "p, corrected"],
+        ends=[("", ""), ("", ""), (f"\u2212{reach:.1f}", f"+{reach:.1f}"), ("", ""), ("", "")],
+        rows=rows,
+        footnotes=notes.listed(),
+    )
+
+
+def comparison_reach(comparison: Comparison) -> float:
+    """How far the line of differences goes to both sides, in tenths."""
+    seen = [
+        abs(end)
+        for each in comparison.differences
+        if each.difference is not None
+        for end in (each.difference, *(each.interval or ()))
+    ]
+    return enclosed([0.0, *seen])[1]
+
+
+def _compared(difference: Difference, comparison: Comparison, notes: Footnotes, corrected: float | None) -> Row:
+    few = not comparison.synthetic and 0 < difference.patients < FEWEST_PATIENTS
+    reason = TOO_FEW if few else difference.reason
+    letter = notes.letter(reason)
+    metric, reach = difference.metric, comparison_reach(comparison)
+    values = [
+        Cell(text="–" if value is None or few else printed(metric, value))
+        for value in (difference.first, difference.second)
+    ]
+    if difference.difference is None or few:
+        cells = [*values, Cell(text="–", note=letter, title=reason or ""), Cell(text="–"), Cell(text="–")]
+    else:
+        drawn = whisker(
+            difference.difference, difference.interval, (-reach, reach), kind="model", colour=INK, level=0.0
+        )
+        told = points(metric, difference.difference)
+        cells = [
+            *values,
+            Cell(text=told, detail=_reach(metric, difference.interval), note=letter, picture=drawn),
+            Cell(text=_printed_p(difference.p_value)),
+            Cell(text=_printed_p(corrected)),
+        ]
+    return Row(kind="model", label=metric_name(metric), cells=cells)
+
+
+def _printed_p(p: float | None) -> str:
+    return "–" if p is None else "<0.01" if p < 0.01 else f"{p:.2f}"
