@@ -1,4 +1,4 @@
-"""Charts and tables of a run's results: training curves, reliability diagrams, embedding maps, subgroups, comparisons."""
+"""Charts and tables of a result: training curves, reliability diagrams, embedding maps, subgroups, comparisons."""
 
 from __future__ import annotations
 
