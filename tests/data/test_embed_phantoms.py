@@ -9,7 +9,7 @@ from cleft.config import DataConfig
 from cleft.data.phantoms.mammogram_cases import ODDITIES
 from cleft.data.phantoms.mammograms import write_mammograms
 from cleft.data.readers.embed import scan_embed
-from cleft.data.readers.embed_codes import BIRADS_CLASSES, DENSITY_CLASSES
+from cleft.data.readers.embed_captions import BIRADS_CLASSES, DENSITY_CLASSES
 
 SCORES = dict(zip("ANBPSMK", range(7), strict=True))
 

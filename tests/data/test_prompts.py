@@ -4,8 +4,8 @@ from cleft.data import DATASETS
 from cleft.data.captions import OPENING, write_caption
 from cleft.data.prompts import CLASS_SETS, absent_name, absent_prompt, class_prompt, resolve_classes
 from cleft.data.readers.chexpert import CAPTION_ORDER, FINDINGS
+from cleft.data.readers.embed_captions import FINDINGS as MAMMOGRAM_FINDINGS
 from cleft.data.readers.embed_captions import Facts, mammogram_caption
-from cleft.data.readers.embed_codes import FINDINGS as MAMMOGRAM_FINDINGS
 from cleft.errors import ConfigError
 
 

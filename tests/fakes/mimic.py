@@ -15,7 +15,7 @@ from tests.fakes.chexpert import write_image
 from tests.fakes.dicom import dicom_bytes
 from tests.fakes.mixed import scene
 
-from cleft.data.readers.mimic_tables import FINDINGS
+from cleft.data.readers.mimic import FINDINGS
 
 METADATA = (
     "dicom_id,subject_id,study_id,PerformedProcedureStepDescription,ViewPosition,Rows,Columns,StudyDate,StudyTime,"

@@ -10,8 +10,8 @@ from cleft.config import Settings, join_list, split_list
 from cleft.data.captions import OPENING
 from cleft.data.datasets import DATASETS
 from cleft.data.readers.chexpert import CAPTION_ORDER
+from cleft.data.readers.embed_captions import BIRADS_CLASSES, DENSITY_CLASSES
 from cleft.data.readers.embed_captions import OPENING as MAMMOGRAM_OPENING
-from cleft.data.readers.embed_codes import BIRADS_CLASSES, DENSITY_CLASSES
 from cleft.data.readers.nih import FINDINGS as NIH_FINDINGS
 from cleft.data.tables.faults import nearest
 from cleft.data.wordings import DEFAULT, Wording

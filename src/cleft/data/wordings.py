@@ -13,7 +13,7 @@ from pathlib import Path
 from cleft.config.yaml_tree import read_yaml
 from cleft.data.captions import NO_FINDING, clean_text
 from cleft.data.gloria_prompts import draw_prompts
-from cleft.data.readers.embed_codes import PHRASES as MAMMOGRAM_PHRASES
+from cleft.data.readers.embed_captions import PHRASES as MAMMOGRAM_PHRASES
 from cleft.data.tables.faults import nearest
 from cleft.errors import ConfigError
 

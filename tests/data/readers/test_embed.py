@@ -7,7 +7,7 @@ from tests.fakes.embed import DIAGNOSTIC, SCREENING, both_breasts, file_row, fin
 
 from cleft.config import DataConfig, load_settings
 from cleft.data.readers.embed import read_embed, scan_embed
-from cleft.data.readers.embed_codes import BIRADS_CLASSES, DENSITY_CLASSES
+from cleft.data.readers.embed_captions import BIRADS_CLASSES, DENSITY_CLASSES
 from cleft.errors import ConfigError, DataError
 
 GREAT, GREATER = "9007199254740993", "9007199254740995"  # equal as floats: 2^53 + 1 and 2^53 + 3 are rounded

@@ -15,8 +15,7 @@ from tests.fakes.mimic import (
 
 from cleft.config import DataConfig
 from cleft.data import read_dataset
-from cleft.data.readers.mimic import read_mimic
-from cleft.data.readers.mimic_tables import FINDINGS
+from cleft.data.readers.mimic import FINDINGS, read_mimic
 from cleft.data.splits.recipes import split_records
 from cleft.data.splits.text import label_source
 from cleft.errors import ConfigError, DataError

@@ -1,44 +1,290 @@
 """Reads the EMBED open data release: mammograms with a table of files and a table of findings.
 
 Expects a folder that holds `tables/` and `images/cohort_1/…`. Each 2D image is given the finding that speaks for its
-breast in its exam (`readers.embed_join`), the density of its exam, and a caption (`readers.embed_captions`).
+breast in its exam (`readers.embed_findings`), the density of its exam, and a caption (`readers.embed_captions`).
 
 Shapes: `M` rows of the metadata table, `N` images kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cleft.config import DataConfig
 from cleft.data.marks import is_drawn
-from cleft.data.readers.embed_captions import Facts, Style, mammogram_caption
-from cleft.data.readers.embed_codes import BIRADS, FINDINGS
-from cleft.data.readers.embed_exams import Exams, Keys, match_keys, read_exams
-from cleft.data.readers.embed_files import Files, locate_images, read_files
-from cleft.data.readers.embed_images import Images, choose_images
-from cleft.data.readers.embed_join import NONE
-from cleft.data.readers.embed_notes import census
-from cleft.data.readers.embed_tables import (
+from cleft.data.readers.embed_captions import BIRADS, FINDINGS, Facts, Style, mammogram_caption
+from cleft.data.readers.embed_findings import (
     CLINICAL,
     CLINICAL_MORE,
+    LEFT,
     METADATA,
     METADATA_MORE,
+    NONE,
+    RIGHT,
+    Exams,
+    Flags,
+    Integers,
+    Keys,
     Named,
+    Rule,
     find_tables,
     home_of,
+    match_keys,
     read_columns,
+    read_exams,
     told_of,
 )
+from cleft.data.tables.csv import Column
 from cleft.data.tables.faults import Fault, refuse
-from cleft.data.tables.files import are_files
+from cleft.data.tables.files import are_files, leaves_root
 from cleft.data.tables.rows import BLANK, Rows, read_sexes, read_texts
 from cleft.data.tables.scan import Scan, make_scan, require_root
+from cleft.errors import DataError
+from cleft.grammar import agree, count, verb
 from cleft.types import Reading
+
+
+def census(
+    metadata: Named,
+    clinical: Named,
+    files: Files,
+    keys: Keys,
+    exams: Exams,
+    images: Images,
+    rule: Rule,
+    *,
+    drawn: bool,
+) -> Iterator[str]:
+    """Sentences for the user, with the published counts beside those of images that were not drawn."""
+    published = "published: 480,323 files of 23,256 patients and 72,770 exams, and 81,776 findings"
+    paper = "" if drawn else " (paper: 364,515)"
+    first, second = metadata.table.path.name, clinical.table.path.name
+    patients, visits = (len(np.unique(known[known >= 0])) for known in (keys.patient, keys.accession))
+    yield (
+        f"{first} holds {count(len(metadata.table), 'file')} of {count(patients, 'patient')} and "
+        f"{count(visits, 'exam')}, {second} {count(len(clinical.table), 'finding')} "
+        f"({'drawn phantoms' if drawn else published})"
+    )
+    both = int(((images.birads != NONE) & (images.density > 0)).sum())
+    unassessed, no_density = int((images.birads == NONE).sum()), int((images.density == 0).sum())
+    yield (
+        f"{count(len(images.kept), '2D image')} with a label, {both:,} with assessment and density{paper}; "
+        f"{unassessed:,} {verb(unassessed, 'has', 'have')} no assessment, {no_density:,} no density"
+    )
+    yield from _rules(images, exams, rule)
+    yield from _views(files, images)
+    if keys.strayed:
+        names, has = verb(keys.strayed, "names", "name"), verb(keys.strayed, "it has", "they have")
+        files_name = f"{count(keys.strayed, 'file')} {names}"
+        yield f"{files_name} an exam that {second} gives to another patient; {has} no exam"
+
+
+def _rules(images: Images, exams: Exams, rule: Rule) -> Iterator[str]:
+    implied = int((images.finding == NONE).sum())
+    if implied:
+        yield (
+            f"implied-negative: {count(implied, 'image')} {verb(implied, 'has', 'have')} BI-RADS 1 because "
+            f"{verb(implied, 'its', 'their')} exam is bilateral and its findings name the other breast alone "
+            f"({count(int(exams.breasts.implied.sum()), 'breast')})"
+        )
+    several = int(images.several.sum())
+    if several:
+        has, their = verb(several, "has", "have"), verb(several, "its", "their")
+        yield f"{count(several, 'image')} {has} several findings of {their} breast; data.reduce={rule} chose one"
+
+
+def _views(files: Files, images: Images) -> Iterator[str]:
+    magnified, implants = int(files.magnified[images.kept].sum()), int(files.implant[images.kept].sum())
+    special = Counter(
+        files.views[m] for m in images.kept.tolist() if files.views[m] and files.views[m] not in ("CC", "MLO")
+    )
+    if magnified or special:
+        views = ", ".join(f"{view} {number:,}" for view, number in special.most_common())
+        yield (
+            f"kept though special: {count(magnified, 'compressed or magnified view')}"
+            f"{f', and {views}' if views else ''}; data.views=CC,MLO keeps neither"
+        )
+    if implants:
+        show = agree(implants, "[shows|show] an implant; [it is|they are] kept")
+        yield f"{count(implants, 'image')} {show}"
+
+
+_SIDE_CODES = {"L": LEFT, "R": RIGHT}
+_YES = ("yes", "1", "1.0", "true")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """Entry m of everything speaks of the same file."""
+
+    ids: list[str]
+    """Path from `cohort_1` or `cohort_2` on; empty where the table names none."""
+    kinds: list[str]
+    """`2d`, `cview`, … in lower case; empty where it is not known."""
+    side: Integers
+    """`LEFT`, `RIGHT`, or `NONE`, `[M]`."""
+    views: list[str]
+    """As the table says; may be empty."""
+    magnified: Flags
+    """Spot compression or magnification, `[M]`; a blank is not one."""
+    implant: Flags
+    """`[M]`."""
+    faults: list[Fault]
+
+
+def read_files(metadata: Named) -> Files:
+    """Types the metadata table; rows whose path is none have a fault and an empty id."""
+    columns, rows = metadata.columns, len(metadata.table)
+    ids, faults = _read_paths(metadata)
+    side = columns["laterality"]
+    return Files(
+        ids=ids,
+        kinds=[text.casefold().replace("-", "") for text in columns["type"].texts()],
+        side=np.array([_SIDE_CODES.get(text.strip().upper(), NONE) for text in side.values], dtype=np.int64)[
+            side.index
+        ],
+        views=columns["view"].texts(),
+        magnified=_says_yes(columns.get("magnified"), rows),
+        implant=_says_yes(columns.get("implant"), rows),
+        faults=faults,
+    )
+
+
+def locate_images(home: Path) -> str:
+    """Returns the folder that holds the cohorts.
+
+    Args:
+        home: Folder that holds `tables`.
+
+    Raises:
+        DataError: If there is none; names the places that were tried.
+    """
+    tried = (home / "images", home)
+    for folder in tried:
+        if any(path.is_dir() for path in folder.glob("cohort_*")):
+            return str(folder)
+    raise DataError(
+        f"no folder cohort_1 or cohort_2 in {tried[0]} or {tried[1]}; set data.root to the folder that holds tables "
+        "and images",
+        reason="missing",
+    )
+
+
+def _read_paths(metadata: Named) -> tuple[list[str], list[Fault]]:
+    """What stands in front of the first `cohort_` is a folder of the owner's machine and is dropped."""
+    column, lines = metadata.columns["path"], metadata.table.lines
+    ids = [_from_cohort(text.strip().replace("\\", "/")) for text in column.values]
+    wrong = [i for i, name in enumerate(ids) if not name]
+    out = [i for i, name in enumerate(ids) if (".." in name or "\0" in name) and leaves_root(name)]
+    faults: list[Fault] = []
+    if wrong:
+        what = f"anon_dicom_path holds {column.values[wrong[0]][:80]!r}"
+        remedy = "EMBED's end in cohort_1/… or cohort_2/…; for other images set data.dataset=manifest"
+        faults.append(Fault("path", what, remedy, lines[column.rows_of(wrong)].tolist()))
+    if out:
+        what = f"anon_dicom_path {column.values[out[0]][:80]!r} leaves the folder of images"
+        faults.append(Fault("outside-root", what, "take out its ..", lines[column.rows_of(out)].tolist()))
+    for i in out:
+        ids[i] = ""
+    return [ids[i] for i in column.index.tolist()], faults
+
+
+def _from_cohort(path: str) -> str:
+    """What a path holds from its first folder `cohort_…` on."""
+    start = 0 if path.startswith("cohort_") else path.find("/cohort_") + 1
+    tail = path[start:]
+    return tail if tail.startswith("cohort_") and "/" in tail else ""
+
+
+def _says_yes(column: Column | None, rows: int) -> Flags:
+    if column is None:
+        return np.zeros(rows, dtype=bool)
+    return np.array([text.strip().casefold() in _YES for text in column.values], dtype=bool)[column.index]
+
+
+_NEGATIVE = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """Entry n of every array speaks of the same image."""
+
+    kept: Integers
+    """Its row in the metadata table, ascending, `[N]`."""
+    birads: Integers
+    """0 to 6, or `NONE`, `[N]`."""
+    density: Integers
+    """1 to 4, or 0, `[N]`."""
+    finding: Integers
+    """Row of the clinical table that speaks for its breast, or `NONE` where it is negative by implication, `[N]`."""
+    several: Flags
+    """Whether other rows might have spoken, `[N]`."""
+    rejected: dict[str, Sequence[str]]
+    """Reason to the ids that it took out."""
+
+
+def choose_images(files: Files, keys: Keys, exams: Exams) -> Images:
+    """Keeps 2D images of which an assessment or a density is known.
+
+    Left out are, under `type-<kind>`, synthetic and other images; under `no-side`, images of neither breast; under
+    `no-exam`, those whose exam is not in the clinical table; under `male`, every image of a man; under `other-breast`,
+    breasts that no finding of their exam speaks of, where the exam need not have been of both; under `no-label`,
+    those with neither assessment nor density. Rows without a path or an id are faults and counted there.
+    """
+    exam, side = np.maximum(keys.exam, 0), np.maximum(files.side, 0)
+    finding = exams.breasts.row[exam, side]
+    implied = exams.breasts.implied[exam, side]
+    birads = np.where(finding >= 0, exams.findings.birads[finding], np.where(implied, _NEGATIVE, NONE))
+    density = exams.density[exam]
+    sound = np.array([bool(name) for name in files.ids], dtype=bool) & (keys.patient >= 0) & (keys.accession >= 0)
+    reasons: list[tuple[str, Flags]] = [
+        *_kinds(files),
+        ("no-side", files.side == NONE),
+        ("no-exam", keys.exam == NONE),
+        ("male", _of_men(keys, exams)),
+        ("other-breast", (finding == NONE) & ~implied),
+        ("no-label", (birads == NONE) & (density == 0)),
+    ]
+    left = sound.copy()
+    rejected: dict[str, Sequence[str]] = {}
+    for reason, holds in reasons:
+        out = np.flatnonzero(left & holds)
+        if len(out):
+            rejected[reason] = [files.ids[m] for m in out.tolist()]
+            left[out] = False
+    kept = np.flatnonzero(left)
+    return Images(
+        kept=kept,
+        birads=birads[kept],
+        density=density[kept],
+        finding=finding[kept],
+        several=exams.breasts.rows[exam, side][kept] > 1,
+        rejected=rejected,
+    )
+
+
+def _kinds(files: Files) -> list[tuple[str, Flags]]:
+    """Every kind of image but 2D."""
+    distinct, place = np.unique(np.array(files.kinds, dtype=object), return_inverse=True)
+    return [
+        (f"type-{kind or 'unknown'}", place == position)
+        for position, kind in enumerate(distinct.tolist())
+        if kind != "2d"
+    ]
+
+
+def _of_men(keys: Keys, exams: Exams) -> Flags:
+    """Which files are of a patient with an exam of a man, `[M]`."""
+    rows = keys.finding_exam >= 0
+    men = np.unique(keys.finding_patient[rows & exams.male[np.maximum(keys.finding_exam, 0)]])
+    return np.isin(keys.patient, men) & (keys.patient >= 0)
+
 
 TERMS = (
     "EMBED's Research Use Agreement allows no passing on of any portion of it, and no public release of models, "

@@ -17,21 +17,207 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cleft.config import DataConfig
 from cleft.data.images.headers import Header, header_notes, read_headers
-from cleft.data.readers.iu_tables import PROJECTIONS, REPORTS, Projections, read_projections, read_table_reports
-from cleft.data.readers.iu_terms import FINDINGS, code_terms
+from cleft.data.readers.chexpert import FINDINGS as CHEXPERT
 from cleft.data.readers.iu_xml import Report, image_name, read_xml_reports, report_files
 from cleft.data.sections import choose_sections, report_notes
-from cleft.data.tables.csv import Table
-from cleft.data.tables.faults import Fault, refuse
+from cleft.data.tables.csv import Table, scan_table
+from cleft.data.tables.faults import Fault, missing_columns, refuse
 from cleft.data.tables.files import is_junk
-from cleft.data.tables.rows import Rows
+from cleft.data.tables.patients import whole_id
+from cleft.data.tables.rows import BLANK, Rows, read_texts
 from cleft.data.tables.scan import Scan, make_scan, require_root
 from cleft.errors import ConfigError, DataError
-from cleft.grammar import count, verb
+from cleft.grammar import agree, count, verb
 from cleft.types import Reading
+
+FINDINGS = (*CHEXPERT, "Emphysema", "Fibrosis", "Granuloma", "Hernia")
+"""CheXpert's fourteen, and four that reports of Open-i often have."""
+
+NORMAL = "normal"
+
+_FINDING_OF_TERM = {
+    "cardiomegaly": "Cardiomegaly",
+    "cardiac shadow/enlarged": "Cardiomegaly",
+    "mediastinum/enlarged": "Enlarged Cardiomediastinum",
+    "mediastinum/prominent": "Enlarged Cardiomediastinum",
+    "opacity": "Lung Opacity",
+    "airspace disease": "Lung Opacity",
+    "infiltrate": "Lung Opacity",
+    "nodule": "Lung Lesion",
+    "mass": "Lung Lesion",
+    "pulmonary edema": "Edema",
+    "consolidation": "Consolidation",
+    "pneumonia": "Pneumonia",
+    "atelectasis": "Atelectasis",
+    "pulmonary atelectasis": "Atelectasis",
+    "pneumothorax": "Pneumothorax",
+    "hydropneumothorax": "Pneumothorax",
+    "pleural effusion": "Pleural Effusion",
+    "pleural thickening": "Pleural Other",
+    "thickening/pleura": "Pleural Other",
+    "fractures, bone": "Fracture",
+    "catheters, indwelling": "Support Devices",
+    "implanted medical device": "Support Devices",
+    "medical device": "Support Devices",
+    "tube, inserted": "Support Devices",
+    "emphysema": "Emphysema",
+    "pulmonary emphysema": "Emphysema",
+    "pulmonary fibrosis": "Fibrosis",
+    "calcified granuloma": "Granuloma",
+    "granuloma": "Granuloma",
+    "granulomatous disease": "Granuloma",
+    "hernia, hiatal": "Hernia",
+}
+"""Term, alone or with its first qualifier, to the finding it states."""
+_SILENT = {"no indexing", "technical quality of image unsatisfactory"}
+
+
+def finding_of(term: str) -> str | None:
+    """Returns the finding that a term states, if it is one of `FINDINGS`.
+
+    Example:
+        >>> [finding_of(term) for term in ("Opacity/lung/base/left", "Cardiac Shadow/enlarged/mild", "Spine")]
+        ['Lung Opacity', 'Cardiomegaly', None]
+    """
+    parts = [part.strip() for part in term.casefold().split("/")]
+    return _FINDING_OF_TERM.get("/".join(parts[:2])) or _FINDING_OF_TERM.get(parts[0])
+
+
+def code_terms(terms: Sequence[Sequence[str]]) -> tuple[NDArray[np.int8], list[str]]:
+    """Returns the labels of each report, `[R, C]`, and what there is to say about them.
+
+    Indexers wrote down whatever a report states: what they did not name is absent. A report that nobody indexed has no
+    labels. `No Finding` is present where `normal` is the only term.
+    """
+    codes = np.full((len(terms), len(FINDINGS)), BLANK, dtype=np.int8)
+    place = {name: column for column, name in enumerate(FINDINGS)}
+    other: Counter[str] = Counter()
+    silent = 0
+    for row, named in enumerate(terms):
+        told = [term for term in named if term.casefold() not in _SILENT]
+        if not told:
+            silent += 1
+            continue
+        codes[row] = 0
+        for term in told:
+            finding = finding_of(term)
+            if finding is not None:
+                codes[row, place[finding]] = 1
+            elif term.casefold() != NORMAL:
+                other[term.partition("/")[0].strip()] += 1
+        codes[row, place["No Finding"]] = int(all(term.casefold() == NORMAL for term in told))
+    notes: list[str] = []
+    if silent:
+        unread = agree(silent, "[is|are] not indexed; [its|their] findings are unknown")
+        notes.append(f"{count(silent, 'report')} {unread}")
+    if other:
+        state = verb(len(other), "states", "state")
+        times = count(other.total(), "time")
+        notes.append(f"{count(len(other), 'index term')} {state} none of the findings here ({times})")
+    return codes, notes
+
+
+REPORTS, PROJECTIONS = "indiana_reports.csv", "indiana_projections.csv"
+
+_UID, _FILE, _VIEW, _TERMS = "uid", "filename", "projection", "MeSH"
+_SECTIONS = ("comparison", "indication", "findings", "impression")
+_VIEWS = {"frontal": "frontal", "lateral": "lateral"}
+
+
+class Projections(NamedTuple):
+    """Which images there are, to which report each belongs, and its view; in the order of the table."""
+
+    table: Table
+    names: list[str]
+    """As `image_name` spells them; empty where a row names none."""
+    numbers: list[str]
+    """`uid` without leading zeros; empty where there is none."""
+    views: list[str | None]
+    faults: list[Fault]
+
+
+class TableReports(NamedTuple):
+    """The reports of a table."""
+
+    by_number: Mapping[str, Report]
+    faults: list[Fault]
+    sources: Mapping[str, str]
+
+
+def read_projections(path: Path) -> Projections:
+    """Reads `indiana_projections.csv`.
+
+    Raises:
+        DataError: If it lacks a column.
+    """
+    table, faults = scan_table(path)
+    refuse(path, missing_columns(table.columns, [_UID, _FILE, _VIEW]))
+    names = [image_name(text) or "" for text in table.columns[_FILE].texts()]
+    numbers = _numbers(table)
+    texts = table.columns[_VIEW].texts()
+    strange = [row for row, text in enumerate(texts) if text and text.casefold() not in _VIEWS]
+    for column, rows, what, remedy in (
+        (_FILE, [row for row, name in enumerate(names) if not name], "names no image", "it is 1_IM-0001-4001.dcm.png"),
+        (_UID, [row for row, number in enumerate(numbers) if not number], "holds no number", "fill it in"),
+        (_VIEW, strange, "holds something else than Frontal and Lateral", "fix it, or leave it empty"),
+    ):
+        if rows:
+            faults.append(Fault("path", f"column {column!r} {what}", remedy, table.lines[rows].tolist()))
+    views = [_VIEWS.get(text.casefold()) for text in texts]
+    return Projections(table, names, numbers, views, faults)
+
+
+def read_table_reports(path: Path, wanted: Sequence[str]) -> TableReports:
+    """Reads `indiana_reports.csv`.
+
+    Args:
+        path: The table.
+        wanted: Numbers of the reports that images belong to.
+
+    Raises:
+        DataError: If it lacks a column, or not one of its reports belongs to an image.
+    """
+    table, faults = scan_table(path)
+    refuse(path, missing_columns(table.columns, [_UID, _TERMS, "findings", "impression"]))
+    numbers = _numbers(table)
+    sections = {name: read_texts(table.columns.get(name), len(table)) for name in _SECTIONS}
+    terms = read_texts(table.columns[_TERMS], len(table))
+    reports: dict[str, Report] = {}
+    blank: list[int] = []
+    clashes: list[int] = []
+    for row, number in enumerate(numbers):
+        if not number:
+            blank.append(row)
+            continue
+        said = {name: texts[row] or "" for name, texts in sections.items() if texts[row]}
+        named = tuple(term.strip() for term in (terms[row] or "").split(";") if term.strip())
+        report = Report(number, said, named, ())
+        if reports.setdefault(number, report) != report:
+            clashes.append(row)
+    faults = [fault._replace(what=f"{path.name}: {fault.what}") for fault in faults]
+    for reason, rows, what, remedy in (
+        ("reports", blank, f"column {_UID!r} holds no number", "fill it in or remove the row"),
+        ("duplicate", clashes, "two reports of the same study differ", "keep the one that is right"),
+    ):
+        if rows:
+            faults.append(Fault(reason, f"{path.name}: {what}", remedy, table.lines[rows].tolist()))
+    if not reports.keys() & set(wanted):
+        raise DataError(
+            f"{path} holds {count(len(reports), 'report')}, none of which belongs to an image of {PROJECTIONS}; "
+            f"do both tables come from one download?",
+            reason="reports",
+        )
+    return TableReports(reports, faults, {path.name: table.sha256})
+
+
+def _numbers(table: Table) -> list[str]:
+    texts = [whole_id(text) for text in table.columns[_UID].texts()]
+    return [str(int(text)) if text.isascii() and text.isdecimal() else "" for text in texts]
+
 
 VIEWS = ("AP", "PA")
 FOLDER = "ecgen-radiology"

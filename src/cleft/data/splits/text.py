@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from cleft.config import DataConfig
 from cleft.data.counting import share_present
-from cleft.data.readers.chexpert_labels import LABEL_TABLES
+from cleft.data.readers.chexpert import LABEL_TABLES
 from cleft.data.splits.leaks import leak_notes
 from cleft.data.splits.recipes import salts_of
 from cleft.grammar import count, verb
