@@ -11,8 +11,8 @@ from cleft.cli import main
 from cleft.config import Settings, join_list, merge_overrides, split_list
 from cleft.data.prompts import resolve_classes
 from cleft.errors import ConfigError
-from cleft.evaluation.asking import class_names
-from cleft.evaluation.results import read_evaluation
+from cleft.evaluation.result_files import read_evaluation
+from cleft.evaluation.task import class_names
 from cleft.training.pretrain import pretrain
 
 NAMES = ("Effusion, left", "Edema", 'so-called "haze", mild', "Crohn's disease")

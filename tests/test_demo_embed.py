@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cleft.cli import main
-from cleft.evaluation.results import read_evaluation
+from cleft.evaluation.result_files import read_evaluation
 
 FEW = ["--images.stored_size=80", "--images.size=72", "--train.batch_size=32", "--train.accelerator=cpu"]
 SHORT = ["--optim.steps=200", "--optim.warmup_steps=20", "--train.val_every=50", "--context.optim.steps=200"]

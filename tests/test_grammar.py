@@ -12,7 +12,7 @@ from cleft.data import read_dataset
 from cleft.data.images.headers import ODDITIES, oddity_notes
 from cleft.data.splits.leaks import Leak
 from cleft.errors import DataError
-from cleft.evaluation.questions import answer_multi_class, answer_present_absent
+from cleft.evaluation.predictions import answer_multi_class, answer_present_absent
 from cleft.evaluation.scoring import Draws
 from cleft.grammar import agree, count, share, verb
 from cleft.types import LabelledImages

@@ -17,7 +17,7 @@ from cleft.data import read_dataset
 from cleft.data.splits.draws import order_key
 from cleft.data.splits.recipes import split_records
 from cleft.evaluation.kept import SALT, read_kept
-from cleft.evaluation.results import read_evaluation
+from cleft.evaluation.result_files import read_evaluation
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

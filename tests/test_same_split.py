@@ -10,7 +10,7 @@ from tests.fakes.rsna import rsna_row, write_fake_rsna
 
 from cleft.cli import main
 from cleft.data.splits import chexpert_5x200
-from cleft.evaluation.results import read_evaluation
+from cleft.evaluation.result_files import read_evaluation
 
 README = Path(__file__).parents[1] / "README.md"
 SHORT = ["--optim.steps=2", "--optim.warmup_steps=1", "--train.batch_size=4", "--context.batch_size=4"]

@@ -20,7 +20,7 @@ from cleft.cli import main
 from cleft.data import read_dataset
 from cleft.data.splits.recipes import split_records
 from cleft.errors import DataError
-from cleft.evaluation.results import read_evaluation
+from cleft.evaluation.result_files import read_evaluation
 from cleft.evaluation.scoring import log_odds
 from cleft.models.checkpoint import _rule_before, load_model
 from cleft.models.image_only import build_image_only

@@ -12,7 +12,7 @@ from cleft.cli import main
 from cleft.config import DataConfig, Settings, dump_settings, load_settings
 from cleft.data import data_config
 from cleft.errors import ConfigError
-from cleft.evaluation.asking import Question
+from cleft.evaluation.task import Question
 from cleft.studies.plans import paper_plan
 from cleft.studies.reproduction import Reproduction
 from cleft.studies.steps import Given
@@ -56,8 +56,8 @@ VALUES = {
 COMMANDS = {
     "pretrain": (["pretrain", "tiny"], "cleft.training.pretrain.pretrain"),
     "learn-context": (["learn-context", "RUN"], "cleft.training.context.learn_context"),
-    "classify": (["classify", "RUN"], "cleft.evaluation.classify.classify_and_ask"),
-    "classify another dataset": (["classify", "RUN", "--data", "DATA"], "cleft.evaluation.classify.classify_and_ask"),
+    "classify": (["classify", "RUN"], "cleft.evaluation.classifier.classify_and_ask"),
+    "classify another dataset": (["classify", "RUN", "--data", "DATA"], "cleft.evaluation.classifier.classify_and_ask"),
     "data check": (["data", "check", "tiny"], "cleft.data.census.check.check_dataset"),
     "data check a dataset": (["data", "check", "chexpert"], "cleft.data.census.check.check_dataset"),
     "data split": (["data", "split", "RUN"], "cleft.data.read_dataset"),

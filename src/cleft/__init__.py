@@ -14,7 +14,7 @@ from cleft.version import __version__ as __version__
 if TYPE_CHECKING:
     from cleft.config import Settings, load_settings
     from cleft.data.images.single import load_image
-    from cleft.evaluation.classify import evaluate_classify
+    from cleft.evaluation.classifier import evaluate_classify
     from cleft.evaluation.zero_shot import evaluate_zero_shot
     from cleft.models.checkpoint import load_model as load
     from cleft.report.run_page import write_report
@@ -41,7 +41,7 @@ for _switch in ("HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK")
 _HOMES = {
     "Settings": ("cleft.config", "Settings"),
     "classify": ("cleft.training.classify", "classify"),
-    "evaluate_classify": ("cleft.evaluation.classify", "evaluate_classify"),
+    "evaluate_classify": ("cleft.evaluation.classifier", "evaluate_classify"),
     "evaluate_zero_shot": ("cleft.evaluation.zero_shot", "evaluate_zero_shot"),
     "learn_context": ("cleft.training.context", "learn_context"),
     "load": ("cleft.models.checkpoint", "load_model"),

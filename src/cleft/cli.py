@@ -588,9 +588,9 @@ def _learn_context(options: argparse.Namespace, words: list[str]) -> None:
 def _classify(options: argparse.Namespace, words: list[str]) -> None:
     from cleft.config import overridden_keys
     from cleft.data import settings_for
-    from cleft.evaluation.asking import class_names
-    from cleft.evaluation.classify import classify_and_ask, spread
-    from cleft.evaluation.results import read_evaluation, spoken
+    from cleft.evaluation.classifier import classify_and_ask, spread
+    from cleft.evaluation.result_files import read_evaluation, spoken
+    from cleft.evaluation.task import class_names
     from cleft.training.protocols import without_idle
     from cleft.training.same import Role, role
 
@@ -634,7 +634,7 @@ def _name_head(options: argparse.Namespace, config: ClassifyConfig) -> str:
 
 
 def _evaluate(options: argparse.Namespace, words: list[str]) -> None:
-    from cleft.evaluation.results import read_evaluation, spoken
+    from cleft.evaluation.result_files import read_evaluation, spoken
 
     if options.against is not None:
         if options.task in ("retrieval", "prompts"):
@@ -654,8 +654,8 @@ def _embeddings_table(options: argparse.Namespace, words: list[str]) -> Callable
     """Returns a function that writes the table of embeddings, after checking that it can be written."""
     if options.embeddings is None:
         return None
-    from cleft.evaluation.asking import Question, class_names
     from cleft.evaluation.exporting import write_embeddings
+    from cleft.evaluation.task import Question, class_names
     from cleft.files import Output
     from cleft.models.image_only import head_facts
 
@@ -675,7 +675,7 @@ def _embeddings_table(options: argparse.Namespace, words: list[str]) -> Callable
 
 def _evaluate_against(options: argparse.Namespace, words: list[str]) -> None:
     from cleft.evaluation.compare import compare, spoken_comparison, write_comparison
-    from cleft.evaluation.results import read_evaluation
+    from cleft.evaluation.result_files import read_evaluation
 
     first, second = (
         place if place.suffix == ".json" else _evaluate_run(options, place, words)
@@ -719,7 +719,7 @@ def _evaluate_run(options: argparse.Namespace, run: Path, words: list[str]) -> P
     }
     arguments["overrides"] = tuple(words)
     if task in _HEADS:
-        from cleft.evaluation.classify import evaluate_classify
+        from cleft.evaluation.classifier import evaluate_classify
 
         return evaluate_classify(run, task=options.task, **arguments)
     if task == "zero-shot":
@@ -734,11 +734,11 @@ def _evaluate_run(options: argparse.Namespace, run: Path, words: list[str]) -> P
             standardise=bool(options.standardise),
             **arguments,
         )
-    from cleft.evaluation.asking import Question, class_names
+    from cleft.evaluation.task import Question, class_names
 
     question = Question(classes=class_names(options.classes), **arguments)
     if task == "prompts":
-        from cleft.evaluation.prompt_audit import audit_prompts
+        from cleft.evaluation.prompt_sensitivity import audit_prompts
 
         return audit_prompts(run, question, wording=options.wording)
     from cleft.evaluation.retrieval import evaluate_retrieval, named_directions

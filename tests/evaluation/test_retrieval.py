@@ -10,10 +10,10 @@ from tests.fakes.untrained import write_untrained_runs
 
 from cleft.cli import main
 from cleft.errors import CheckpointError, ConfigError, DataError
-from cleft.evaluation.asking import Question
-from cleft.evaluation.results import read_evaluation, spoken
+from cleft.evaluation.result_files import read_evaluation, spoken
 from cleft.evaluation.retrieval import DIRECTIONS, evaluate_retrieval, named_directions
 from cleft.evaluation.scoring import Draws
+from cleft.evaluation.task import Question
 
 FEW = Draws(resamples=50)
 USUAL = Question()

@@ -15,12 +15,12 @@ from cleft.data.batches import eval_loader
 from cleft.data.gloria_prompts import draw_prompts
 from cleft.data.prompts import class_prompt
 from cleft.errors import ConfigError
-from cleft.evaluation.asking import Question
 from cleft.evaluation.kept import keep, read_kept
-from cleft.evaluation.prompt_audit import audit_prompts
-from cleft.evaluation.results import read_evaluation
+from cleft.evaluation.prompt_sensitivity import audit_prompts
+from cleft.evaluation.result_files import read_evaluation
 from cleft.evaluation.scoring import Draws, Scored
 from cleft.evaluation.similarity import nearest_prompt, standardised
+from cleft.evaluation.task import Question
 from cleft.evaluation.zero_shot import evaluate_zero_shot
 from cleft.models.checkpoint import load_model, save_model
 from cleft.report.run_page import write_report

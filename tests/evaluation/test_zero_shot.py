@@ -14,7 +14,7 @@ from cleft.data.prompts import absent_prompt, class_prompt
 from cleft.errors import CheckpointError, ConfigError, DataError
 from cleft.evaluation.compare import compare
 from cleft.evaluation.kept import read_kept
-from cleft.evaluation.results import read_evaluation
+from cleft.evaluation.result_files import read_evaluation
 from cleft.evaluation.scoring import Draws, measured, measures_of
 from cleft.evaluation.zero_shot import evaluate_zero_shot
 from cleft.models.checkpoint import save_model

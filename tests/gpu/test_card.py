@@ -10,7 +10,7 @@ from tests.fakes.texts import CAPTIONS, error, moving, tower
 from tests.tools.tiny_runs import log_of, tiny_settings, write_drawings
 
 from cleft.errors import Interrupted
-from cleft.evaluation.results import read_evaluation
+from cleft.evaluation.result_files import read_evaluation
 from cleft.evaluation.zero_shot import evaluate_zero_shot
 from cleft.models.checkpoint import load_model, weights_digest
 from cleft.training.context import learn_context

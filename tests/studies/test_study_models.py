@@ -11,7 +11,7 @@ from tests.tools.tiny_runs import tiny_settings, write_drawings
 from cleft.cli import main
 from cleft.errors import CheckpointError
 from cleft.evaluation.compare import compare_seeds
-from cleft.evaluation.results import read_evaluation
+from cleft.evaluation.result_files import read_evaluation
 from cleft.models.checkpoint import weights_digest
 from cleft.models.importing.imported import import_checkpoint
 from cleft.studies.models import adopt, read_model

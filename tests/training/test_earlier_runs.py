@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tests.tools.tiny_runs import write_drawings
 
 from cleft.cli import main
-from cleft.evaluation.results import read_evaluation
+from cleft.evaluation.result_files import read_evaluation
 
 RUNS = Path(__file__).with_name("runs-0.1.0.tar.xz")
 """A finished run with a result, a linear probe on it with a result, and the same run killed after step 5 of 6.

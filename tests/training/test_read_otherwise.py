@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from cleft.config import ClassifyConfig, load_settings
 from cleft.errors import ConfigError
-from cleft.evaluation.classify import evaluate_classify
-from cleft.evaluation.results import read_evaluation
+from cleft.evaluation.classifier import evaluate_classify
+from cleft.evaluation.result_files import read_evaluation
 from cleft.evaluation.scoring import Draws
 from cleft.models.checkpoint import load_model
 from cleft.models.image_only import load_image_only

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cleft.data.images.prepared import PreparedImages
 from cleft.data.splits.draws import order_key
-from cleft.evaluation.questions import Answers
+from cleft.evaluation.predictions import Answers
 
 SALT = "cleft-examples-v1"
 SIDE = 192

@@ -11,7 +11,7 @@ import csv
 import io
 from pathlib import Path
 
-from cleft.evaluation.asking import Question, embed_images
+from cleft.evaluation.task import Question, embed_images
 from cleft.files import Output, csv_text
 from cleft.models.checkpoint import check_reads_texts, load_model, weights_digest
 from cleft.training.surroundings import device_of

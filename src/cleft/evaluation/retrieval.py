@@ -24,12 +24,10 @@ from cleft.data.batches import eval_loader
 from cleft.data.counting import FEWEST_PATIENTS
 from cleft.data.splits.draws import ids_digest, order_key
 from cleft.errors import CheckpointError, ConfigError, DataError
-from cleft.evaluation.asking import BATCH, Question, check_images, embed_images
 from cleft.evaluation.examples import as_png
 from cleft.evaluation.metrics import Statistic
-from cleft.evaluation.results import write_evaluation
-from cleft.evaluation.scoring import USUAL_DRAWS, Draws, Measure, measured
-from cleft.evaluation.searching import (
+from cleft.evaluation.result_files import write_evaluation
+from cleft.evaluation.retrieval_metrics import (
     KS,
     Found,
     Marked,
@@ -42,7 +40,9 @@ from cleft.evaluation.searching import (
     search,
     shared_findings,
 )
+from cleft.evaluation.scoring import USUAL_DRAWS, Draws, Measure, measured
 from cleft.evaluation.selection import Selection
+from cleft.evaluation.task import BATCH, Question, check_images, embed_images
 from cleft.grammar import count, share, verb
 from cleft.models.checkpoint import compares_texts, load_model, weights_digest
 from cleft.models.dual import DualEncoder

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from cleft.config import load_run_settings
 from cleft.errors import ConfigError
-from cleft.evaluation.asking import Posed
 from cleft.evaluation.metrics import Floats, finite
-from cleft.evaluation.questions import class_logits
+from cleft.evaluation.predictions import class_logits
 from cleft.evaluation.selection import Selection
+from cleft.evaluation.task import Posed
 from cleft.models.methods.gloria import Gloria
 from cleft.training.objectives.gloria import local_similarity
 from cleft.types import Embeddings

@@ -18,15 +18,15 @@ from cleft.arguments import as_path
 from cleft.data.prompts import absent_name, absent_prompt, class_prompts
 from cleft.data.wordings import Wording, check_phrases
 from cleft.errors import ConfigError
-from cleft.evaluation.asking import CANNOT_BE_ASKED, Question, Scoring, class_names, write_down
 from cleft.evaluation.kept import keep
 from cleft.evaluation.metrics import Floats
-from cleft.evaluation.questions import Blank
-from cleft.evaluation.results import write_evaluation
+from cleft.evaluation.predictions import Blank
+from cleft.evaluation.result_files import write_evaluation
 from cleft.evaluation.scoring import USUAL_DRAWS, Draws
 from cleft.evaluation.selection import Part, Selection
 from cleft.evaluation.similarity import ClassPrompts, Similarity, check_similarity, prompt_logits, standardised
 from cleft.evaluation.space import map_space
+from cleft.evaluation.task import CANNOT_BE_ASKED, Question, Scoring, class_names, write_down
 from cleft.grammar import count
 from cleft.models.dual import DualEncoder
 from cleft.text_rules import refuse_duplicates

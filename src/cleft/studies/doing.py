@@ -13,7 +13,7 @@ from cleft.data import data_config, read_dataset
 from cleft.data.prompts import choose_classes
 from cleft.data.splits.recipes import split_records
 from cleft.data.texts import Texts
-from cleft.evaluation.classify import evaluate_classify
+from cleft.evaluation.classifier import evaluate_classify
 from cleft.evaluation.zero_shot import evaluate_zero_shot
 from cleft.files import write_whole
 from cleft.models.language_model import is_causal, read_text_config

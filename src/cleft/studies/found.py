@@ -11,7 +11,7 @@ from cleft.config import Settings, dump_settings, load_settings
 from cleft.data import DATASETS, data_config
 from cleft.data.prompts import CLASS_SETS
 from cleft.errors import CleftError, ConfigError
-from cleft.evaluation.results import read_evaluation
+from cleft.evaluation.result_files import read_evaluation
 from cleft.files import write_whole
 from cleft.identity import file_key
 from cleft.models.image_only import head_facts

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from cleft.evaluation import searching
+from cleft.evaluation import retrieval_metrics
 from cleft.evaluation.metrics import value_of
-from cleft.evaluation.searching import (
+from cleft.evaluation.retrieval_metrics import (
     Found,
     Marked,
     chance,
@@ -91,7 +91,7 @@ def test_blocks_change_nothing(monkeypatch):
     images = marked(embeds, generator.integers(5, size=57), owner=generator.integers(20, size=57))
     shared = shared_findings(generator.random((5, 3)) < 0.5)
     whole = search(images, images, shared)
-    monkeypatch.setattr(searching, "_CELLS", 57 * 4)
+    monkeypatch.setattr(retrieval_metrics, "_CELLS", 57 * 4)
     for one, other in zip(whole, search(images, images, shared), strict=True):
         assert np.array_equal(one, other)
 

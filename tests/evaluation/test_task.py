@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from cleft.errors import ConfigError
-from cleft.evaluation.asking import Question, class_names, reversal_notes
 from cleft.evaluation.selection import PerClass
+from cleft.evaluation.task import Question, class_names, reversal_notes
 from cleft.types import Result
 
 

@@ -5,10 +5,10 @@ import torch
 from tests.fakes.untrained import CLASSES, write_untrained_runs
 
 from cleft.data.prompts import TEMPLATES, class_prompt, templates_of
-from cleft.evaluation.asking import Question
-from cleft.evaluation.prompt_audit import audit_prompts, nearest_tokens, spread_of
-from cleft.evaluation.results import read_evaluation, spoken
+from cleft.evaluation.prompt_sensitivity import audit_prompts, nearest_tokens, spread_of
+from cleft.evaluation.result_files import read_evaluation, spoken
 from cleft.evaluation.scoring import Draws
+from cleft.evaluation.task import Question
 from cleft.evaluation.zero_shot import evaluate_zero_shot
 from cleft.types import Result, Template
 

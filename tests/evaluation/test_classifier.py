@@ -13,8 +13,8 @@ from tests.tools.tiny_runs import CLASSES, copy_drawings, tiny_settings, write_d
 
 from cleft.config import load_settings
 from cleft.errors import CheckpointError, ConfigError, DataError
-from cleft.evaluation.classify import classify_and_ask, evaluate_classify, spread
-from cleft.evaluation.results import read_evaluation
+from cleft.evaluation.classifier import classify_and_ask, evaluate_classify, spread
+from cleft.evaluation.result_files import read_evaluation
 from cleft.evaluation.scoring import Draws
 from cleft.models.checkpoint import weights_digest
 from cleft.models.image_only import ImageOnly, load_image_only

@@ -8,7 +8,7 @@ import stat
 import pytest
 
 from cleft.errors import DataError, ResourceError
-from cleft.evaluation.results import read_evaluation, result_name, write_evaluation
+from cleft.evaluation.result_files import read_evaluation, result_name, write_evaluation
 from cleft.types import Evaluation, Result
 
 EVALUATION = Evaluation(

@@ -33,7 +33,7 @@ from cleft.errors import CheckpointError, ConfigError, DataError
 from cleft.evaluation.calibration import calibrate
 from cleft.evaluation.examples import pick_examples
 from cleft.evaluation.metrics import Floats
-from cleft.evaluation.questions import (
+from cleft.evaluation.predictions import (
     Answers,
     Blank,
     answer_multi_class,

@@ -22,13 +22,13 @@ from cleft.data import opening_of
 from cleft.data.prompts import absent_prompt, class_prompt, templates_of
 from cleft.data.splits.draws import ids_digest
 from cleft.data.wordings import Wording
-from cleft.evaluation.asking import Question, halves
 from cleft.evaluation.metrics import auc
-from cleft.evaluation.questions import class_logits, label_columns, score_one_class, score_presence
-from cleft.evaluation.results import write_evaluation
+from cleft.evaluation.predictions import class_logits, label_columns, score_one_class, score_presence
+from cleft.evaluation.result_files import write_evaluation
 from cleft.evaluation.scoring import USUAL_DRAWS, Draws, Measure, Scored, measured, measures_of
 from cleft.evaluation.selection import Selection
 from cleft.evaluation.subgroups import HEADLINES
+from cleft.evaluation.task import Question, halves
 from cleft.evaluation.zero_shot import encode_classes
 from cleft.models.context import build_context
 from cleft.models.dual import DualEncoder

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cleft.errors import ConfigError, DataError, NumericsError
-from cleft.evaluation.questions import answer_multi_class, answer_present_absent, class_logits
+from cleft.evaluation.predictions import answer_multi_class, answer_present_absent, class_logits
 from cleft.types import Embeddings
 
 NAN = float("nan")
