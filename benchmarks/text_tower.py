@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bench import AGAIN, MEMORY, Bench, Pass, Trial, largest_errors, memory, number, table, timed, try_once
 from captions import Captions, draw_batch
 from cleft.config import Settings
-from cleft.models.text import TextTower, build_text_tower
+from cleft.models.text_tower import TextTower, build_text_tower
 from ways import DISTINCT, LONGEST, PADDED, RELEASED, TREE, WAYS, Reader, TextWork
 
 DRAWS = 99

@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from cleft.config import ImagesConfig, ImageTowerConfig, TextTowerConfig
-from cleft.models.image import build_image_tower
+from cleft.models.image_tower import build_image_tower
 from cleft.models.language_model import LanguageModel
-from cleft.models.text import TextTower, build_text_tower
+from cleft.models.text_tower import TextTower, build_text_tower
 
 CHECKPOINTED = "padded to max, checkpointed"
 PADDED = "padded to max"

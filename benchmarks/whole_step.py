@@ -14,7 +14,7 @@ from torch.nn import functional
 from bench import AGAIN, MEMORY, Bench, largest_errors, memory, number, table, timed
 from captions import Captions
 from cleft.config import Settings
-from cleft.models.dual import DualEncoder
+from cleft.models.dual_encoder import DualEncoder
 from cleft.models.methods import build_model
 from cleft.training.losses import info_nce
 from cleft.training.optim import build_optimizer

@@ -103,9 +103,9 @@ def test_strangers_do_not_meet():
     assert not imports() & set(STRANGERS)
 
 
-def test_only_adapt_imports_peft_and_only_learning_imports_lightning():
+def test_only_adapters_imports_peft_and_only_learning_imports_lightning():
     top = {(path, room, name.split(".")[0]) for path, room, name in everything_imported()}
-    assert {path.name for path, _, name in top if name == "peft"} == {"adapt.py"}
+    assert {path.name for path, _, name in top if name == "peft"} == {"adapters.py"}
     assert {room for _, room, name in top if name == "lightning"} == {"training"}
 
 

@@ -23,7 +23,7 @@ from cleft.errors import DataError
 from cleft.evaluation.result_files import read_evaluation
 from cleft.evaluation.scoring import log_odds
 from cleft.models.checkpoint import _rule_before, load_model
-from cleft.models.image_only import build_image_only
+from cleft.models.image_classifier import build_image_only
 from cleft.models.methods import build_model
 
 CLASSES = ("Pleural Effusion", "Pleural_Thickening", "No Finding")

@@ -555,7 +555,7 @@ def _pretrain(options: argparse.Namespace, words: list[str]) -> None:
 
     settings = load_settings(options.preset, words)
     folder = options.run or Path("runs") / Path(options.preset).stem
-    from cleft.models.folders import peek_description
+    from cleft.models.model_folder import peek_description
     from cleft.training.pretrain import pretrain
 
     if is_first() and "imported" in peek_description(Path(options.preset)).get("extra", {}):
@@ -657,7 +657,7 @@ def _embeddings_table(options: argparse.Namespace, words: list[str]) -> Callable
     from cleft.evaluation.exporting import write_embeddings
     from cleft.evaluation.task import Question, class_names
     from cleft.files import Output
-    from cleft.models.image_only import head_facts
+    from cleft.models.image_classifier import head_facts
 
     Output(options.embeddings, "--embeddings", overwrite=None).check()  # before the run is read
     if options.task in _HEADS or head_facts(options.run) is not None:
@@ -702,7 +702,7 @@ _IDLE = {
 
 def _evaluate_run(options: argparse.Namespace, run: Path, words: list[str]) -> Path:
     """Evaluates a run and returns its result file."""
-    from cleft.models.image_only import head_facts
+    from cleft.models.image_classifier import head_facts
 
     task = options.task or ("linear-probe" if head_facts(run) is not None else "zero-shot")
     idle = [name for name in _IDLE[task] if getattr(options, name) is not None]
@@ -776,8 +776,8 @@ def _reproduce(options: argparse.Namespace, words: list[str]) -> int:
 def _import(options: argparse.Namespace, words: list[str]) -> None:
     from cleft.config import load_run_settings
     from cleft.models.checkpoint import is_image_only
-    from cleft.models.folders import peek_description
     from cleft.models.importing.imported import import_checkpoint, told_reading
+    from cleft.models.model_folder import peek_description
 
     out = import_checkpoint(
         options.checkpoint,
@@ -974,8 +974,7 @@ def _or(given: int | None, usual: int) -> int:
 
 def _sizes(options: argparse.Namespace, words: list[str]) -> None:
     from cleft.config import load_settings, preset_names
-    from cleft.models.outline import outline_model, row_width, trained_tokens
-    from cleft.models.sizes import count_weights
+    from cleft.models.parameter_count import count_weights, outline_model, row_width, trained_tokens
 
     print(f"{'preset':18} {'part':16} {'trainable':>14} {'frozen':>14}")
     uncounted: list[str] = []

@@ -11,8 +11,8 @@ import torch
 from bench import Bench, largest_errors, try_once
 from captions import draw_batch, independent_findings, read_label_sets
 from cleft.models.methods import build_model
-from cleft.models.packing import PrefixTree
-from cleft.models.text import build_text_tower
+from cleft.models.prefix_tree import PrefixTree
+from cleft.models.text_tower import build_text_tower
 from cleft.training.pretrain import Pretraining
 from sizes import SIZES
 from text_tower import TextPass, stir

@@ -3,7 +3,7 @@
 import pytest
 
 from cleft.data.vocabulary import words_of_many
-from cleft.models.tokens import learn_tokenizer
+from cleft.models.tokenizer import learn_tokenizer
 
 
 def told(*texts, patients="abcde"):

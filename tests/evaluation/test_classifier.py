@@ -17,7 +17,7 @@ from cleft.evaluation.classifier import classify_and_ask, evaluate_classify, spr
 from cleft.evaluation.result_files import read_evaluation
 from cleft.evaluation.scoring import Draws
 from cleft.models.checkpoint import weights_digest
-from cleft.models.image_only import ImageOnly, load_image_only
+from cleft.models.image_classifier import ImageOnly, load_image_only
 from cleft.training.classify import classify
 from cleft.training.pretrain import pretrain
 

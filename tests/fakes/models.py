@@ -10,10 +10,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
 from cleft.config import ImagesConfig, ImageTowerConfig, LossConfig, Settings, TextTowerConfig
-from cleft.models.description import seal
-from cleft.models.dual import DualEncoder
+from cleft.models.dual_encoder import DualEncoder
 from cleft.models.methods import build_model
-from cleft.models.tokens import learn_tokenizer
+from cleft.models.model_folder import seal
+from cleft.models.tokenizer import learn_tokenizer
 
 SIZE = 56
 CAPTIONS = [f"a chest x ray of a patient with {name}" for name in ("edema", "fracture", "edema fracture")]

@@ -18,7 +18,7 @@ from tokenizers import pre_tokenizers
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, PreTrainedTokenizerFast
 
-from cleft.models.tokens import learn_tokenizer
+from cleft.models.tokenizer import learn_tokenizer
 
 SIZE, WIDTH, JOINT = 56, 32, 8
 TEXTS = ["a chest x ray with edema", "edema", "fracture of a rib"]

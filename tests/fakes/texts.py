@@ -6,7 +6,7 @@ import torch
 from hypothesis import strategies
 
 from cleft.config import TextTowerConfig
-from cleft.models.text import TextTower, build_text_tower
+from cleft.models.text_tower import TextTower, build_text_tower
 
 OPENING = "this is a chest x ray of a patient with"
 CAPTIONS = [

@@ -32,8 +32,7 @@ from cleft.cli import main
 from cleft.config import dump_settings
 from cleft.errors import CleftError
 from cleft.models.checkpoint import save_model
-from cleft.models.description import seal
-from cleft.models.folders import digest_of
+from cleft.models.model_folder import digest_of, seal
 
 MUTANTS = int(os.environ.get("CLEFT_FUZZ_FOLDERS", "200"))
 SECONDS = 120

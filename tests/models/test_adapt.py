@@ -9,9 +9,8 @@ from transformers import GPT2Config, GPT2Model
 
 from cleft.config import TextTowerConfig
 from cleft.errors import ConfigError
-from cleft.models.adapt import ADAPTERS, adapt, told_moving
+from cleft.models.adapters import ADAPTERS, TrainedRows, adapt, told_moving
 from cleft.models.language_model import LanguageModel
-from cleft.models.rows import TrainedRows
 
 BIOMEDLM = {"n_layer": 32, "n_embd": 2560, "n_head": 20, "n_positions": 1024, "vocab_size": 28896}
 """Configuration of stanford-crfm/BioMedLM; without weights it takes no memory."""

@@ -4,7 +4,7 @@ from torch import nn
 from transformers import BertConfig, BertModel, Dinov2WithRegistersConfig, Dinov2WithRegistersModel, ViTConfig, ViTModel
 
 from cleft.errors import ConfigError
-from cleft.models.attention import watch_attention
+from cleft.models.layers import watch_attention
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 

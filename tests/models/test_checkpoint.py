@@ -11,7 +11,7 @@ from tests.tools.snapshots import snapshot
 
 from cleft.errors import CheckpointError, NumericsError, ResourceError
 from cleft.models.checkpoint import load_model, save_model, weights_digest
-from cleft.models.folders import digest_of
+from cleft.models.model_folder import digest_of
 
 NAMES = ["edema", "pleural effusion"]
 
@@ -257,7 +257,7 @@ def test_a_full_disk_leaves_the_old_model(folder, monkeypatch):
     def full(tensors, path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("cleft.models.weights.save_file", full)
+    monkeypatch.setattr("cleft.models.state_dict.save_file", full)
     with pytest.raises(ResourceError, match=r"could not be written .* make room"):
         save_model(fake_model(fake_settings("vit")), fake_settings("vit"), folder)
     assert weights_digest(folder) == before

@@ -5,8 +5,8 @@ from tests.fakes.models import IMAGE
 from torch import nn
 from transformers import AutoConfig
 
-from cleft.models.depth import weight_heights
 from cleft.models.hub import meta_model
+from cleft.models.layers import weight_heights
 
 FAMILIES = {
     **{name: {key: value for key, value in options.items() if key != "model_type"} for name, options in IMAGE.items()},

@@ -8,7 +8,7 @@ from tests.fakes.models import fake_model, fake_settings
 from cleft.config import ImagesConfig, ImageTowerConfig, LossConfig, Settings, TextTowerConfig
 from cleft.errors import CheckpointError, ConfigError
 from cleft.models.checkpoint import load_model, save_model
-from cleft.models.dual import unit
+from cleft.models.dual_encoder import unit
 from cleft.models.methods import build_model
 
 CAPTIONS = ["a chest x ray of a patient with edema", "a chest x ray of a patient with fracture"]

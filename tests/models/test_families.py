@@ -9,12 +9,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from cleft.config import TextTowerConfig
 from cleft.errors import CleftError, ConfigError
-from cleft.models.adapt import ADAPTERS, adapt
+from cleft.models.adapters import ADAPTERS, adapt
 from cleft.models.checkpoint import load_model, save_model
 from cleft.models.language_model import build_language_model
 from cleft.models.methods import build_model
-from cleft.models.text import TextTower, build_text_tower
-from cleft.models.tokens import learn_tokenizer
+from cleft.models.text_tower import TextTower, build_text_tower
+from cleft.models.tokenizer import learn_tokenizer
 
 NAMES = ["edema", "pleural effusion"]
 WITHOUT_PREFIX = {

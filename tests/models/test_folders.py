@@ -11,8 +11,16 @@ from tests.tools.snapshots import snapshot
 from cleft.cli import main
 from cleft.errors import CheckpointError, ConfigError
 from cleft.models.checkpoint import load_model, save_model, weights_digest
-from cleft.models.description import fault_of_name, parse_description, seal
-from cleft.models.folders import check_place, digest_of, peek_description, read_folder, write_folder
+from cleft.models.model_folder import (
+    check_place,
+    digest_of,
+    fault_of_name,
+    parse_description,
+    peek_description,
+    read_folder,
+    seal,
+    write_folder,
+)
 
 FACTS = {"bytes": 0, "sha256": "0" * 64}
 WEIGHTS = {"model.safetensors": FACTS}

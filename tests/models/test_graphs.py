@@ -11,8 +11,8 @@ import pytest
 import torch
 from tests.fakes.texts import CAPTIONS, error, moving, tower
 
-from cleft.models import graphs
-from cleft.models.graphs import Pass, Recordings, node_multiple
+from cleft.models import cuda_graphs
+from cleft.models.cuda_graphs import Pass, Recordings, node_multiple
 
 
 class Replayed:
@@ -38,7 +38,7 @@ class Replayed:
 @pytest.fixture
 def recorded(monkeypatch):
     """How many passes were played back, and not computed."""
-    monkeypatch.setattr(graphs, "_Recording", Replayed)
+    monkeypatch.setattr(cuda_graphs, "_Recording", Replayed)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
     Replayed.plays = 0
     return Replayed
@@ -120,7 +120,7 @@ def test_what_changes_a_pass_makes_another_recording(recorded):
 
 def test_a_model_that_moves_as_a_whole_is_computed(recorded, monkeypatch):
     built = tower(adapt="full")
-    monkeypatch.setattr(graphs, "_MOST_MOVING", 100)
+    monkeypatch.setattr(cuda_graphs, "_MOST_MOVING", 100)
     Recordings(built.lm)(*inputs(built))
     assert recorded.plays == 0
 
@@ -135,7 +135,7 @@ def test_a_model_that_cannot_be_recorded_is_computed_and_says_so_once(recorded, 
     def refuse(made, pool):
         raise RuntimeError("operation not permitted\nwith more lines")
 
-    monkeypatch.setattr(graphs, "_Recording", refuse)
+    monkeypatch.setattr(cuda_graphs, "_Recording", refuse)
     built = tower()
     recordings = Recordings(built.lm)
     with caplog.at_level(logging.WARNING):

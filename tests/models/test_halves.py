@@ -16,10 +16,9 @@ from transformers.pytorch_utils import Conv1D
 
 from cleft.errors import CheckpointError
 from cleft.models.checkpoint import load_model, own_weights, save_model
-from cleft.models.current_names import in_current_names
-from cleft.models.halves import compute_in_float32
-from cleft.models.image_only import load_image_only
-from cleft.models.weights import conformed, misfits, not_finite, put, saveable, unwrapped
+from cleft.models.image_classifier import load_image_only
+from cleft.models.layers import compute_in_float32
+from cleft.models.state_dict import conformed, in_current_names, misfits, not_finite, put, saveable, unwrapped
 
 FILE = Path("theirs.pt")
 

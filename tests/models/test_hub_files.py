@@ -9,7 +9,7 @@ from tests.fakes.models import fake_model, fake_settings, write_language_model
 
 from cleft.errors import CheckpointError, ConfigError
 from cleft.models.hub import pretrained_model, read_config
-from cleft.models.tokens import load_tokenizer
+from cleft.models.tokenizer import load_tokenizer
 
 NO_OBJECTS = ["", "[]", "null", "3", '"gpt2"', "{", '{"a": NaN}', "[" * 10_000, '{"a": 1, "a": 2}', '{"a": 1e999}']
 ELSEWHERE = ["../model-1.safetensors", "{0}/model-1.safetensors", "..\\x", "C:x", "", "..", "a/b", "a\0"]

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModel, CLIPConfig, CLIPModel, ViTMAECon
 
 from cleft.config import ImagesConfig, ImageTowerConfig
 from cleft.errors import CheckpointError, ConfigError
-from cleft.models.image import build_image_tower
+from cleft.models.image_tower import build_image_tower
 
 DINOV2 = {
     "model_type": "dinov2_with_registers",

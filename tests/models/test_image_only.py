@@ -11,7 +11,7 @@ from torch import nn
 
 from cleft.errors import CheckpointError
 from cleft.models.checkpoint import load_model, save_model, weights_digest
-from cleft.models.image_only import (
+from cleft.models.image_classifier import (
     HeadFacts,
     ImageOnly,
     build_image_only,

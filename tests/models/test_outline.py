@@ -9,8 +9,7 @@ from cleft.config import ImageTowerConfig, Settings, TextTowerConfig, load_setti
 from cleft.config.loading import PRESETS
 from cleft.errors import ConfigError
 from cleft.models.methods import build_model
-from cleft.models.outline import outline_model
-from cleft.models.sizes import count_weights
+from cleft.models.parameter_count import count_weights, outline_model
 
 ROOT = Path(__file__).parents[2]
 

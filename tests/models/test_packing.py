@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cleft.models.packing import PrefixTree, pack_texts, pad_nodes, put_behind
+from cleft.models.prefix_tree import PrefixTree, pack_texts, pad_nodes, put_behind
 
 A, B, C, END = 1, 2, 3, 9
 texts_of_tokens = st.lists(

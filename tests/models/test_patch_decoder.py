@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from cleft.models.patch_decoder import PatchDecoder, sine_positions
+from cleft.models.layers import PatchDecoder, sine_positions
 
 
 def test_positions_tell_the_column_first_and_then_the_row():

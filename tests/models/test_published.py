@@ -31,9 +31,9 @@ from cleft.config import load_run_settings
 from cleft.errors import CheckpointError, ConfigError
 from cleft.models.checkpoint import load_model
 from cleft.models.container import Unread, read_foreign
-from cleft.models.image_only import load_image_only
+from cleft.models.image_classifier import load_image_only
 from cleft.models.importing.imported import import_checkpoint, told_reading
-from cleft.models.tokens import learn_tokenizer
+from cleft.models.tokenizer import learn_tokenizer
 
 
 def images():

@@ -8,8 +8,8 @@ from tests.fakes.models import edit_description, fake_model, fake_settings
 
 from cleft.errors import CheckpointError
 from cleft.models.checkpoint import load_model, save_model
-from cleft.models.folders import digest_of
-from cleft.models.image_only import load_image_only
+from cleft.models.image_classifier import load_image_only
+from cleft.models.model_folder import digest_of
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,13 @@ from tests.fakes.models import fake_model, fake_settings
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel, GPT2Config, GPT2Model
 
 from cleft.config import ImageTowerConfig, LossConfig, TextTowerConfig
-from cleft.models.adapt import adapt
-from cleft.models.dual import DualEncoder
-from cleft.models.image import ImageTower
+from cleft.models.adapters import adapt
+from cleft.models.dual_encoder import DualEncoder
+from cleft.models.image_tower import ImageTower
 from cleft.models.language_model import LanguageModel
-from cleft.models.sizes import WeightCount, count_weights
-from cleft.models.text import TextTower
-from cleft.models.token_ids import TokenIds
+from cleft.models.parameter_count import WeightCount, count_weights
+from cleft.models.text_tower import TextTower
+from cleft.models.tokenizer import TokenIds
 from cleft.types import ImageSpec
 
 SPEC = ImageSpec(size=(224, 224), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))

@@ -10,11 +10,11 @@ from tests.fakes.texts import CAPTIONS, OPENING, SCRATCH, error, gradients, movi
 
 from cleft.config import TextTowerConfig
 from cleft.errors import CheckpointError, ConfigError, DataError
-from cleft.models import text as text_file
+from cleft.models import text_tower as text_file
 from cleft.models.language_model import build_language_model
-from cleft.models.packing import pad_nodes
-from cleft.models.text import build_text_tower
-from cleft.models.tokens import Tokens, learn_tokenizer
+from cleft.models.prefix_tree import pad_nodes
+from cleft.models.text_tower import build_text_tower
+from cleft.models.tokenizer import Tokens, learn_tokenizer
 
 cached = functools.cache(tower)
 ADAPTERS = ["lora", "ia3", "prefix", "full", "frozen"]

@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from cleft.config import TextTowerConfig
 from cleft.errors import CheckpointError
-from cleft.models.text import build_text_tower
-from cleft.models.tokens import Tokens, load_tokenizer
+from cleft.models.text_tower import build_text_tower
+from cleft.models.tokenizer import Tokens, load_tokenizer
 
 TEXTS = ["chest x ray with edema", "chest x ray with pleural effusion"]
 
@@ -94,7 +94,7 @@ def _chained() -> Exception:
 )
 def test_a_tokenizer_names_the_package_it_needs(tmp_path, monkeypatch, error, package):
     (tmp_path / "vocab.json").write_text("{}")
-    monkeypatch.setattr("cleft.models.tokens.importlib.util.find_spec", lambda _module: None)
+    monkeypatch.setattr("cleft.models.tokenizer.importlib.util.find_spec", lambda _module: None)
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", _raise(error))
     with pytest.raises(CheckpointError, match=rf"cannot be read without .*\b{package}\b.*pip install .*\b{package}\b"):
         load_tokenizer(tmp_path)

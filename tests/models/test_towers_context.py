@@ -6,7 +6,7 @@ import torch
 from tests.fakes.texts import OPENING, tower
 
 from cleft.config import ContextConfig
-from cleft.models.context import build_context
+from cleft.models.dual_encoder import build_context
 
 tower = functools.cache(tower)
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from cleft.errors import CheckpointError
 from cleft.models.container import read_foreign, tensors_of
 from cleft.models.importing.files import read_weights
-from cleft.models.weights import read_header
+from cleft.models.state_dict import read_header
 
 ODD = {
     "sparse": lambda: torch.eye(3).to_sparse(),

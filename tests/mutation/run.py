@@ -32,9 +32,9 @@ SURVIVORS = Path(__file__).with_name("survivors.txt")
 SAMPLE = 200
 TARGETS = {
     "cleft.training.losses": ["tests/training/test_losses.py"],
-    "cleft.models.packing": ["tests/models/test_packing.py", "tests/models/test_text.py"],
-    "cleft.models.text": ["tests/models/test_text.py", "tests/models/methods", "tests/models/test_dual.py"],
-    "cleft.models.context": ["tests/models/test_towers_context.py", "tests/training/test_learning_context.py"],
+    "cleft.models.prefix_tree": ["tests/models/test_packing.py", "tests/models/test_text.py"],
+    "cleft.models.text_tower": ["tests/models/test_text.py", "tests/models/methods", "tests/models/test_dual.py"],
+    "cleft.models.dual_encoder": ["tests/models/test_towers_context.py", "tests/training/test_learning_context.py"],
     "cleft.training.context": ["tests/training/test_learning_context.py"],
     "cleft.training.targets": ["tests/training/test_learning_context.py"],
     "cleft.training.optim": ["tests/training/test_optim.py"],

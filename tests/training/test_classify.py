@@ -15,7 +15,7 @@ from torch import nn
 
 from cleft.config import load_settings
 from cleft.errors import CheckpointError, ConfigError, DataError, Terminated
-from cleft.models.image_only import ImageOnly, head_facts, load_image_only
+from cleft.models.image_classifier import ImageOnly, head_facts, load_image_only
 from cleft.training import classify as stage
 from cleft.training.classify import Classification, Labelled, choose_lesson, classify, layer_rates
 from cleft.training.learner import Learner

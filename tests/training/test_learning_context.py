@@ -15,7 +15,7 @@ from tests.tools.tiny_runs import CLASSES, log_of, tiny_settings, write_drawings
 from cleft.data.captions import OPENING
 from cleft.errors import CheckpointError, ConfigError, DataError, Terminated
 from cleft.models.checkpoint import load_model, save_model
-from cleft.models.context import build_context
+from cleft.models.dual_encoder import build_context
 from cleft.training import context as stage
 from cleft.training.context import ContextLearning, learn_context
 from cleft.training.learner import Learner

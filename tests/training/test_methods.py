@@ -14,7 +14,7 @@ from cleft.config import load_settings, preset_names
 from cleft.errors import CheckpointError, DataError
 from cleft.evaluation.zero_shot import evaluate_zero_shot
 from cleft.models.checkpoint import load_model, load_trained
-from cleft.models.image_only import load_image_only
+from cleft.models.image_classifier import load_image_only
 from cleft.models.methods import METHODS, build_model
 from cleft.training.context import learn_context
 from cleft.training.methods import OBJECTIVES

@@ -16,7 +16,7 @@ from cleft.evaluation.classifier import evaluate_classify
 from cleft.evaluation.result_files import read_evaluation
 from cleft.evaluation.scoring import Draws
 from cleft.models.checkpoint import load_model
-from cleft.models.image_only import load_image_only
+from cleft.models.image_classifier import load_image_only
 from cleft.training.classify import classify
 from cleft.training.context import learn_context
 from cleft.training.protocols import follow_protocol

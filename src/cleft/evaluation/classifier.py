@@ -30,7 +30,7 @@ from cleft.evaluation.selection import Part, Selection
 from cleft.evaluation.task import BATCH, CANNOT_BE_ASKED, Question, Scoring, check_images, write_down
 from cleft.grammar import count
 from cleft.models.checkpoint import weights_digest
-from cleft.models.image_only import HeadFacts, ImageOnly, head_facts, load_image_only, tower_folder
+from cleft.models.image_classifier import HeadFacts, ImageOnly, head_facts, load_image_only, tower_folder
 from cleft.training.classify import EMBEDDINGS, classify, features_key, learned_data
 from cleft.training.encode import encode_features, label_images
 from cleft.training.protocols import is_exact

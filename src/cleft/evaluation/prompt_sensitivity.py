@@ -30,8 +30,7 @@ from cleft.evaluation.selection import Selection
 from cleft.evaluation.subgroups import HEADLINES
 from cleft.evaluation.task import Question, halves
 from cleft.evaluation.zero_shot import encode_classes
-from cleft.models.context import build_context
-from cleft.models.dual import DualEncoder
+from cleft.models.dual_encoder import DualEncoder, build_context
 from cleft.types import ContextVector, Denial, Embeddings, Evaluation, PromptAudit, Spread, Template
 
 NEAREST = 5

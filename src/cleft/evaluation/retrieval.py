@@ -45,9 +45,9 @@ from cleft.evaluation.selection import Selection
 from cleft.evaluation.task import BATCH, Question, check_images, embed_images
 from cleft.grammar import count, share, verb
 from cleft.models.checkpoint import compares_texts, load_model, weights_digest
-from cleft.models.dual import DualEncoder
-from cleft.models.folders import peek_description
-from cleft.models.image_only import load_image_only
+from cleft.models.dual_encoder import DualEncoder
+from cleft.models.image_classifier import load_image_only
+from cleft.models.model_folder import peek_description
 from cleft.training.encode import encode_features, label_images
 from cleft.training.surroundings import device_of
 from cleft.types import Evaluation, Exhibit, Record, Result, Retrieval, RetrievalExample

@@ -22,7 +22,7 @@ from cleft.data.splits.per_class import PER_PATIENT, balanced, class_patients
 from cleft.data.splits.recipes import split_records
 from cleft.errors import CheckpointError, ConfigError, DataError
 from cleft.grammar import count, share, verb
-from cleft.models.description import DESCRIPTION
+from cleft.models.model_folder import DESCRIPTION
 from cleft.training.run import people_of, seen_patients
 from cleft.types import Reading, Record, Splits
 

@@ -46,7 +46,7 @@ from cleft.evaluation.scoring import Draws, Scored
 from cleft.evaluation.selection import Part, PerClass, Selection, select_images
 from cleft.evaluation.subgroups import by_subgroup
 from cleft.models.checkpoint import check_reads_texts, load_model, weights_digest
-from cleft.models.dual import DualEncoder
+from cleft.models.dual_encoder import DualEncoder
 from cleft.training.encode import EncodingModel, compare_images, encode_images
 from cleft.training.surroundings import command_line, device_of
 from cleft.types import Embeddings, Evaluation, ImageModel, LabelledImages, Result

@@ -28,7 +28,7 @@ from cleft.evaluation.similarity import ClassPrompts, Similarity, check_similari
 from cleft.evaluation.space import map_space
 from cleft.evaluation.task import CANNOT_BE_ASKED, Question, Scoring, class_names, write_down
 from cleft.grammar import count
-from cleft.models.dual import DualEncoder
+from cleft.models.dual_encoder import DualEncoder
 from cleft.text_rules import refuse_duplicates
 from cleft.training.run import read_summary
 from cleft.types import Embeddings

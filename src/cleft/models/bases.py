@@ -12,8 +12,8 @@ from typing import Any
 from cleft.config import TextTowerConfig
 from cleft.errors import CheckpointError
 from cleft.identity import file_key
-from cleft.models.folders import digest_of
-from cleft.models.text import TextTower
+from cleft.models.model_folder import digest_of
+from cleft.models.text_tower import TextTower
 from cleft.privacy import find_path, hidden_name, hide_path, is_hidden
 
 

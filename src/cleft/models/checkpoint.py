@@ -29,20 +29,27 @@ from transformers import PreTrainedConfig
 from cleft.arguments import as_path
 from cleft.config import Settings, TextTowerConfig, build_settings, load_run_settings, plain_settings
 from cleft.errors import CheckpointError, ConfigError
-from cleft.models.adapt import adapt
+from cleft.models.adapters import adapt
 from cleft.models.bases import base_now, check_base, describe_base, keeps_base
-from cleft.models.description import DESCRIPTION, WEIGHTS, require
-from cleft.models.dual import DualEncoder
-from cleft.models.folders import home_of, peek_description, read_folder, write_folder
-from cleft.models.halves import compute_in_float32
+from cleft.models.dual_encoder import DualEncoder
 from cleft.models.hub import describe, without_initial_weights
-from cleft.models.image import ImageTower, build_image_tower, vision_config
+from cleft.models.image_tower import ImageTower, build_image_tower, vision_config
 from cleft.models.language_model import build_language_model
+from cleft.models.layers import compute_in_float32
 from cleft.models.methods import METHODS, Method, MethodModel
+from cleft.models.model_folder import (
+    DESCRIPTION,
+    WEIGHTS,
+    home_of,
+    peek_description,
+    read_folder,
+    require,
+    write_folder,
+)
 from cleft.models.scale import check_scale, check_settings_scale, reports_damage
-from cleft.models.text import TextTower, build_text_tower
-from cleft.models.token_ids import TokenIds
-from cleft.models.weights import fill, read_header, saveable, write_weights
+from cleft.models.state_dict import fill, read_header, saveable, write_weights
+from cleft.models.text_tower import TextTower, build_text_tower
+from cleft.models.tokenizer import TokenIds
 from cleft.text_rules import RuleName
 
 IMAGE = Path("towers/image")

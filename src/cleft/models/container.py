@@ -26,7 +26,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from cleft.errors import CheckpointError
 from cleft.grammar import count, verb
-from cleft.models.weights import check_plain, listed, not_finite
+from cleft.models.state_dict import check_plain, listed, not_finite
 
 _SHRINKS = 4
 """How many times smaller than its bytes a packed checkpoint may be; random weights hardly shrink."""

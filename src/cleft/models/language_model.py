@@ -13,18 +13,46 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-)
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from cleft.config import TextTowerConfig
 from cleft.errors import CheckpointError, ConfigError
 from cleft.grammar import count
 from cleft.models.hub import config_from, pretrained_model, random_model, read_config
-from cleft.models.portable import replace_local_hooks
-from cleft.models.prefix import Prefix
+from cleft.models.layers import replace_local_hooks
+
+
+class Prefix(nn.Module):
+    """Learned keys and values for each block of a language model.
+
+    In a prefix tree they are ancestors of every node, so a whole batch shares one copy. PEFT would repeat them for
+    each text and rewrite a two-dimensional mask, which cannot say who sees whom in a tree; so we hand them to the
+    model ourselves.
+
+    Args:
+        encoder: Gives `[length, 2 * blocks * heads * size]` for the indices 0 to length - 1, keys before values
+            in each block.
+        length: Number of virtual tokens.
+        heads: Key-value heads of a block.
+        size: Width of a head.
+    """
+
+    def __init__(self, encoder: nn.Module, *, length: int, heads: int, size: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.length = length
+        self.heads = heads
+        self.size = size
+
+    def forward(self, batch: int, *, dtype: torch.dtype) -> DynamicCache:
+        """Returns the keys and values for a batch of sequences, as if the model had read them before."""
+        weight = next(self.encoder.parameters())
+        states: Tensor = self.encoder(torch.arange(self.length, device=weight.device)).to(dtype)
+        blocks = states.view(self.length, -1, 2, self.heads, self.size).permute(1, 2, 3, 0, 4)
+        blocks = blocks[:, :, None].expand(-1, -1, batch, -1, -1, -1)  # [blocks, 2, B, heads, length, size]
+        return DynamicCache([(keys, values) for keys, values in blocks])
+
 
 _CAUSAL_HALVES = ("clip_text_model",)
 """Halves of larger models that read as causal models do, though transformers has no language model of theirs."""

@@ -26,22 +26,20 @@ from cleft.config import (
 )
 from cleft.errors import CheckpointError, ConfigError
 from cleft.files import write_whole
-from cleft.models.adapt import adapt
+from cleft.models.adapters import adapt
 from cleft.models.checkpoint import own_weights, save_model
-from cleft.models.current_names import in_current_names
-from cleft.models.dual import DualEncoder
-from cleft.models.folders import STAGE, check_place, digest_of, peek_description
+from cleft.models.dual_encoder import DualEncoder
 from cleft.models.hub import without_initial_weights
-from cleft.models.image import build_image_tower
+from cleft.models.image_tower import build_image_tower
 from cleft.models.importing.files import Foreign, read_weights
 from cleft.models.importing.layout import scale_of
 from cleft.models.language_model import build_language_model
+from cleft.models.model_folder import STAGE, check_place, digest_of, peek_description
 from cleft.models.official_keys import OfficialWeights, take_apart
 from cleft.models.official_sizes import adapter_options, language_config, vision_config
-from cleft.models.text import TextTower, build_text_tower
-from cleft.models.token_ids import TokenIds
-from cleft.models.tokens import Tokens, load_tokenizer
-from cleft.models.weights import conformed, listed, misfits, put
+from cleft.models.state_dict import conformed, in_current_names, listed, misfits, put
+from cleft.models.text_tower import TextTower, build_text_tower
+from cleft.models.tokenizer import TokenIds, Tokens, load_tokenizer
 
 _FACTS = (
     *("peft", "img_encoder", "llm_type", "emb_dim", "batch_size", "learning_rate", "weight_decay", "max_steps"),

@@ -25,7 +25,7 @@ from cleft.errors import ConfigError, NumericsError
 from cleft.files import draft_folder, find_json, write_json
 from cleft.models.hub import quiet_transformers
 from cleft.models.language_model import is_causal, read_text_config
-from cleft.models.tokens import Tokens, end_token, learn_tokenizer
+from cleft.models.tokenizer import Tokens, end_token, learn_tokenizer
 from cleft.training.run import texts_digest
 
 log = logging.getLogger(__name__)

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from cleft.errors import CleftError, ConfigError
 from cleft.models.hub import find_weights
-from cleft.models.outline import outline_model, trained_tokens
-from cleft.models.sizes import TEXT_PARTS, count_weights
+from cleft.models.parameter_count import TEXT_PARTS, count_weights, outline_model, trained_tokens
 from cleft.studies.plans import Plan, Row
 from cleft.studies.steps import Given, Step, Work, row_settings
 

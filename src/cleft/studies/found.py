@@ -14,7 +14,7 @@ from cleft.errors import CleftError, ConfigError
 from cleft.evaluation.result_files import read_evaluation
 from cleft.files import write_whole
 from cleft.identity import file_key
-from cleft.models.image_only import head_facts
+from cleft.models.image_classifier import head_facts
 from cleft.privacy import is_hidden
 from cleft.studies.plans import SUBJECTS
 from cleft.studies.steps import LANGUAGE_MODEL, Step

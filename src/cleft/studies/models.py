@@ -19,8 +19,8 @@ from cleft.errors import CheckpointError, CleftError, ConfigError
 from cleft.files import write_json, write_whole
 from cleft.models.bases import base_now
 from cleft.models.checkpoint import compares_texts, is_image_only, read_settings, weights_digest
-from cleft.models.folders import home_of, peek_description, read_folder, write_folder
-from cleft.models.image_only import head_facts
+from cleft.models.image_classifier import head_facts
+from cleft.models.model_folder import home_of, peek_description, read_folder, write_folder
 from cleft.studies.plans import TINY, Model, Plan, Row
 from cleft.studies.steps import Step
 from cleft.training.run import carried_facts, is_run, read_summary

@@ -28,9 +28,8 @@ from cleft.data.splits.fractions import take_fraction
 from cleft.errors import CheckpointError, ConfigError, DataError
 from cleft.grammar import count
 from cleft.models.checkpoint import weights_digest
-from cleft.models.depth import weight_heights
-from cleft.models.dual import unit
-from cleft.models.image_only import (
+from cleft.models.dual_encoder import unit
+from cleft.models.image_classifier import (
     HeadFacts,
     ImageOnly,
     head_facts,
@@ -38,6 +37,7 @@ from cleft.models.image_only import (
     save_image_only,
     tower_settings,
 )
+from cleft.models.layers import weight_heights
 from cleft.training.criteria import cross_entropy, mean_auc
 from cleft.training.encode import encode_features
 from cleft.training.engine import Batches, Plan, train

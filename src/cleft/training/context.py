@@ -25,8 +25,7 @@ from cleft.data.prompts import resolve_classes
 from cleft.data.wordings import check_phrases, check_wording, find_wording
 from cleft.errors import ConfigError
 from cleft.models.checkpoint import check_reads_texts, load_model, save_model, weights_digest
-from cleft.models.context import build_context
-from cleft.models.dual import DualEncoder
+from cleft.models.dual_encoder import DualEncoder, build_context
 from cleft.training.engine import Plan, train
 from cleft.training.keeper import Intervals
 from cleft.training.learner import Learner

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cleft.config import Settings
-from cleft.models.dual import DualEncoder, Pairs
+from cleft.models.dual_encoder import DualEncoder, Pairs
 from cleft.models.methods.gloria import Gloria, RegionsAndWords
 from cleft.models.methods.mgca import Mgca, WeighedParts
 from cleft.models.methods.mrm import Masked, Mrm

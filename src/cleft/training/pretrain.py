@@ -26,10 +26,10 @@ from cleft.data.texts import Texts
 from cleft.data.wordings import check_wording, find_wording
 from cleft.errors import ConfigError
 from cleft.grammar import count, share, verb
-from cleft.models.adapt import told_moving
+from cleft.models.adapters import told_moving
 from cleft.models.checkpoint import save_model, weights_digest
-from cleft.models.dual import DualEncoder, Pairs
-from cleft.models.image_only import build_image_only, save_image_only
+from cleft.models.dual_encoder import DualEncoder, Pairs
+from cleft.models.image_classifier import build_image_only, save_image_only
 from cleft.models.methods import MethodModel, build_model
 from cleft.training.engine import Plan, train
 from cleft.training.gather import gather_rows

@@ -17,7 +17,7 @@ from cleft.data.batches import eval_loader, label_table
 from cleft.data.progress import progress_bar
 from cleft.errors import ConfigError, DataError
 from cleft.grammar import count, verb
-from cleft.models.dual import DualEncoder
+from cleft.models.dual_encoder import DualEncoder
 from cleft.training.material import Material
 from cleft.training.stops import StopFlag
 from cleft.types import Record

@@ -9,7 +9,7 @@ from tests.fakes.published import MERGES, write_merges
 
 from cleft.errors import CheckpointError
 from cleft.models.importing.clip_tokenizer import load_merges
-from cleft.models.tokens import load_tokenizer
+from cleft.models.tokenizer import load_tokenizer
 
 WHOLE = 512 + len(MERGES) + 2
 TEXTS = [

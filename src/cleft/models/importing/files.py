@@ -15,8 +15,8 @@ from cleft.files import read_json
 from cleft.models.container import read_foreign, tensors_of, unpacked
 from cleft.models.importing.jit_archive import is_jit_archive, read_jit_archive
 from cleft.models.importing.layout import Facts, Layout
-from cleft.models.tokens import TOKENIZER_FILES
-from cleft.models.weights import read_header, unwrapped
+from cleft.models.state_dict import read_header, unwrapped
+from cleft.models.tokenizer import TOKENIZER_FILES
 
 _WEIGHTS = (
     "model.safetensors",

@@ -21,13 +21,11 @@ from cleft.config.loading import nearest
 from cleft.errors import CheckpointError, ConfigError
 from cleft.files import write_whole
 from cleft.grammar import count
-from cleft.models.adapt import adapt
+from cleft.models.adapters import adapt
 from cleft.models.checkpoint import own_weights, save_model
-from cleft.models.current_names import in_current_names
-from cleft.models.folders import digest_of
 from cleft.models.hub import config_from, without_initial_weights
-from cleft.models.image import build_image_tower
-from cleft.models.image_only import ImageOnly, save_image_only
+from cleft.models.image_classifier import ImageOnly, save_image_only
+from cleft.models.image_tower import build_image_tower
 from cleft.models.importing.biomedclip import BIOMEDCLIP
 from cleft.models.importing.clip import CLIP
 from cleft.models.importing.clip_tokenizer import load_merges
@@ -43,10 +41,11 @@ from cleft.models.importing.openai_clip import OPENAI_CLIP
 from cleft.models.importing.vision_only import DINOV2, DINOV2_PLAIN, MRM, MRM_ENCODER
 from cleft.models.language_model import build_language_model, is_causal
 from cleft.models.methods import METHODS, MethodModel
+from cleft.models.model_folder import digest_of
 from cleft.models.official import check_out, import_official
-from cleft.models.text import TextTower
-from cleft.models.tokens import Tokens, end_token, load_tokenizer
-from cleft.models.weights import conformed, listed, misfits, put
+from cleft.models.state_dict import conformed, in_current_names, listed, misfits, put
+from cleft.models.text_tower import TextTower
+from cleft.models.tokenizer import Tokens, end_token, load_tokenizer
 
 log = logging.getLogger(__name__)
 

@@ -14,12 +14,12 @@ from typing import NamedTuple, TypeAlias
 import torch
 
 from cleft.config import Settings, text_rule
-from cleft.models.dual import DualEncoder
-from cleft.models.image import ImageTower, build_image_tower
+from cleft.models.dual_encoder import DualEncoder
+from cleft.models.image_tower import ImageTower, build_image_tower
 from cleft.models.methods.gloria import Gloria
 from cleft.models.methods.mgca import Mgca
 from cleft.models.methods.mrm import Mrm
-from cleft.models.text import TextTower, build_text_tower
+from cleft.models.text_tower import TextTower, build_text_tower
 
 MethodModel: TypeAlias = DualEncoder | Mrm
 """A model of any method that learns from texts."""

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from cleft.config import LossConfig
 from cleft.errors import ConfigError
-from cleft.models.dual import DualEncoder, unit
-from cleft.models.image import ImageTower
-from cleft.models.text import TextTower, Words
+from cleft.models.dual_encoder import DualEncoder, unit
+from cleft.models.image_tower import ImageTower
+from cleft.models.text_tower import TextTower, Words
 
 
 class RegionsAndWords(NamedTuple):

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cleft.config import LossConfig, MgcaConfig
-from cleft.models.dual import DualEncoder, build_projection, unit
-from cleft.models.image import ImageTower
+from cleft.models.dual_encoder import DualEncoder, build_projection, unit
+from cleft.models.image_tower import ImageTower
 from cleft.models.methods.gloria import refuse_causal
-from cleft.models.text import TextTower
+from cleft.models.text_tower import TextTower
 
 
 class WeighedParts(NamedTuple):

@@ -15,11 +15,10 @@ from torch.nn import functional
 from cleft.config import MrmConfig
 from cleft.errors import ConfigError
 from cleft.models.bases import still_weights
-from cleft.models.image import ImageTower
+from cleft.models.image_tower import ImageTower, grid_of
+from cleft.models.layers import PatchDecoder
 from cleft.models.methods.gloria import refuse_causal
-from cleft.models.patch_decoder import PatchDecoder
-from cleft.models.text import TextTower
-from cleft.models.vision import grid_of
+from cleft.models.text_tower import TextTower
 from cleft.types import ImageSpec
 
 

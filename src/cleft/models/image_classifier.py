@@ -30,14 +30,21 @@ from cleft.models.checkpoint import (
     weights_digest,
     write_shape,
 )
-from cleft.models.description import DESCRIPTION, WEIGHTS, require
-from cleft.models.dual import unit
-from cleft.models.folders import home_of, peek_description, read_folder, write_folder
-from cleft.models.halves import compute_in_float32
+from cleft.models.dual_encoder import unit
 from cleft.models.hub import without_initial_weights
-from cleft.models.image import ImageTower, build_image_tower
+from cleft.models.image_tower import ImageTower, build_image_tower
+from cleft.models.layers import compute_in_float32
+from cleft.models.model_folder import (
+    DESCRIPTION,
+    WEIGHTS,
+    home_of,
+    peek_description,
+    read_folder,
+    require,
+    write_folder,
+)
 from cleft.models.scale import check_settings_scale, reports_damage
-from cleft.models.weights import fill, read_header, saveable, write_weights
+from cleft.models.state_dict import fill, read_header, saveable, write_weights
 from cleft.privacy import find_path, hidden_name, is_hidden, path_from
 from cleft.types import ImageSpec
 

@@ -17,8 +17,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBas
 
 from cleft.errors import CheckpointError, ConfigError
 from cleft.grammar import share, verb
-from cleft.models.hub import is_within_reach, quiet_transformers
-from cleft.models.hub_files import check_tokenizer_files
+from cleft.models.hub import check_tokenizer_files, is_within_reach, quiet_transformers
 
 LOG = logging.getLogger(__name__)
 END = "<|endoftext|>"
@@ -269,3 +268,42 @@ def learn_tokenizer(captions: Sequence[str], *, causal: bool, vocab_size: int = 
     ends = [(token, learned.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     learned.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
     return PreTrainedTokenizerFast(tokenizer_object=learned, **_FRAME)
+
+
+class TokenIds(Tokens):
+    """Reads texts such as `"17 4 23"` as the ids they spell.
+
+    An imported checkpoint holds weights and no tokenizer. So that its embeddings can be compared all the same, its
+    texts are ids; a sentence is refused with the way to a tokenizer.
+
+    Args:
+        vocabulary: Tokens the model knows.
+        max_tokens: Longest text, its end token included.
+        end: End-of-text token, appended to every text.
+    """
+
+    def __init__(self, *, vocabulary: int, max_tokens: int, end: int) -> None:  # no tokenizer to hand to Tokens
+        self.vocabulary = vocabulary
+        self.max_tokens = max_tokens
+        self.front = ()
+        self.back = (end,)
+        self.end = end
+        self.pad = end
+
+    def names(self, names: Sequence[str]) -> list[list[int]]:
+        """Returns the ids of class names, cut and closed."""
+        return [[*ids[: self.max_tokens - 1], *self.back] for ids in self._plain(names)]
+
+    def save(self, folder: Path) -> None:
+        """Writes nothing: there is no tokenizer."""
+
+    def _plain(self, texts: Sequence[str]) -> list[list[int]]:
+        return [[self._id(word) for word in text.split()] for text in texts]
+
+    def _id(self, word: str) -> int:
+        if not (word.isascii() and word.isdigit() and int(word) < self.vocabulary):
+            raise CheckpointError(
+                "this model was imported without a tokenizer and reads token ids alone; import it again with "
+                "`--tokenizer <folder>`, the folder of the tokenizer its language model was trained with"
+            )
+        return int(word)

@@ -1,0 +1,299 @@
+"""Transformer blocks behind the patches of a vision model, as masked autoencoders have them.
+
+The authors' CLIP pools its feature from two such blocks, MRM paints hidden patches with four. Names and order of the
+weights are those of timm's blocks, with `qkv` called `self_attn.in_proj`.
+
+Shapes: `B` images, `M` patches, `D` width of the vision model, `K` width of the decoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Generator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+from cleft.errors import ConfigError
+
+Frequencies = Literal["standard", "slipped"]
+"""`slipped`: the exponents of the authors' code of MRM and CLIP, a quarter of what was meant."""
+
+_HEAD = 128
+"""Width of an attention head: 6 heads of 768."""
+_EPS = 1e-6
+
+
+class PatchDecoder(nn.Module):
+    """A layer into the decoder's width, fixed positions, blocks, and a last norm.
+
+    Args:
+        given: Width of what is read, `D`.
+        width: Of the blocks, `K`.
+        grid: Rows and columns of the patches.
+        blocks: How many.
+        frequencies: Of the positions.
+    """
+
+    positions: Tensor
+
+    def __init__(
+        self, given: int, width: int, grid: tuple[int, int], blocks: int, frequencies: Frequencies = "standard"
+    ) -> None:
+        super().__init__()
+        self.embed = nn.Linear(given, width)
+        self.register_buffer("positions", sine_positions(width, grid, frequencies), persistent=False)
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                width,
+                max(1, width // _HEAD),
+                dim_feedforward=4 * width,
+                dropout=0.0,
+                activation="gelu",
+                layer_norm_eps=_EPS,
+                batch_first=True,
+                norm_first=True,
+            )
+            for _ in range(blocks)
+        )
+        self.norm = nn.LayerNorm(width, eps=_EPS)
+
+    def forward(self, first: Tensor, patches: Tensor) -> Tensor:
+        """Returns what the blocks make of all patches, `[B, M, K]`.
+
+        Args:
+            first: Embedded class token, `[B, 1, K]`, or none of them, `[B, 0, K]`. It is read and not returned.
+            patches: Embedded patches, `[B, M, K]`.
+        """
+        tokens = torch.cat([first, patches + self.positions.to(patches.dtype)], dim=1)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens[:, first.shape[1] :])
+
+
+def sine_positions(width: int, grid: tuple[int, int], frequencies: Frequencies = "standard") -> Tensor:
+    """Returns fixed positions of patches, `[M, K]`: the first half tells the column, the second the row.
+
+    Args:
+        width: A multiple of 4.
+        grid: Rows and columns.
+        frequencies: From 1 down to about 1e-4, or to 0.1 where they are `slipped`.
+
+    Raises:
+        ValueError: If the width is no multiple of 4.
+
+    Source:
+        He et al. 2022 (masked autoencoders), released code.
+    """
+    if width % 4:
+        raise ValueError(f"a decoder of width {width} has no sine positions; take a multiple of 4")
+    step = torch.arange(width // 4, dtype=torch.float64) / (width // 4)
+    rates = 10_000.0 ** -(step / 4 if frequencies == "slipped" else step)
+    row, column = torch.meshgrid(*(torch.arange(side, dtype=torch.float64) for side in grid), indexing="ij")
+    angles = [place.flatten()[:, None] * rates for place in (column, row)]  # [M, K/4]
+    return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1).float()
+
+
+class HalfLinear(nn.Linear):
+    """A linear layer whose weight is stored in 16 bits."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Returns `[..., out]` in the type of the input."""
+        return functional.linear(input, self.weight.to(input.dtype), self.bias)
+
+
+class HalfConv1D(Conv1D):
+    """GPT-2's linear layer, whose matrix is inputs x outputs, stored in 16 bits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns `[..., out]` in the type of the input."""
+        rows = x.reshape(-1, x.shape[-1])
+        return torch.addmm(self.bias, rows, self.weight.to(x.dtype)).view(*x.shape[:-1], self.nf)
+
+
+class HalfEmbedding(nn.Embedding):
+    """A table stored in 16 bits; rows that are looked up are float32."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Returns the rows of indices, one axis more, float32."""
+        return super().forward(input).float()
+
+
+class HalfConv2d(nn.Conv2d):
+    """A convolution whose weight is stored in 16 bits."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Returns `[B, out, H, W]` in the type of the input."""
+        return self._conv_forward(input, self.weight.to(input.dtype), self.bias)
+
+
+_LAYERS: Mapping[type[nn.Module], type[nn.Module]] = MappingProxyType(
+    {nn.Linear: HalfLinear, Conv1D: HalfConv1D, nn.Embedding: HalfEmbedding, nn.Conv2d: HalfConv2d}
+)
+
+
+def compute_in_float32(model: nn.Module, halves: Collection[str], *, stored: bool = True) -> None:
+    """Makes a model whose weights were read in 16 bits compute as if they were float32.
+
+    Args:
+        model: Changed in place.
+        halves: Names of its weights and buffers of 16 bits to compute with as float32.
+        stored: Whether weights of layers stay 16 bits; otherwise all become float32, as training needs.
+    """
+    names = frozenset(halves)
+    for place, module in model.named_modules():
+        owned = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        held = {name: tensor for name, tensor in owned if f"{place}.{name}".removeprefix(".") in names}
+        layer = (
+            _LAYERS.get(type(module)) if stored and "weight" in held and not _must_be_float32(place, module) else None
+        )
+        if layer is not None:
+            module.__class__ = layer
+        _widen({name: tensor for name, tensor in held.items() if layer is None or name != "weight"})
+
+
+def _must_be_float32(place: str, module: nn.Module) -> bool:
+    patches = isinstance(module, nn.Conv2d) and module.kernel_size == module.stride != (1, 1)
+    return patches or ".lora_" in place
+
+
+def _widen(tensors: Mapping[str, Tensor]) -> None:
+    for tensor in tensors.values():
+        tensor.data = tensor.data.float()
+
+
+def weight_heights(model: nn.Module) -> tuple[dict[str, int], int]:
+    """Counts, for each weight, the units between it and the pixels.
+
+    Args:
+        model: A Hugging Face vision model.
+
+    Returns:
+        Name to height: 0 for the embeddings and whatever else stands in front of the blocks, 1 for the first block or
+        stage, and so on; and the height of what stands behind the last one, which is also that of a head on top. A
+        model without a list of blocks is all of one height.
+
+    Example:
+        >>> blocks = nn.ModuleList([nn.Linear(2, 2, bias=False) for _ in range(3)])
+        >>> weight_heights(nn.ModuleDict({"stem": nn.Linear(2, 2, bias=False), "blocks": blocks}))
+        ({'stem.weight': 0, 'blocks.0.weight': 1, 'blocks.1.weight': 2, 'blocks.2.weight': 3}, 4)
+    """
+    names = [name for name, _ in model.named_parameters()]
+    blocks = outermost_list(model)
+    if blocks is None:
+        return dict.fromkeys(names, 0), 0
+    place, units = blocks
+    heights: dict[str, int] = {}
+    reached = False
+    for name in names:
+        inside = name.startswith(f"{place}.")
+        reached = reached or inside
+        unit = int(name.removeprefix(f"{place}.").partition(".")[0]) + 1 if inside else units + 1
+        heights[name] = unit if reached else 0
+    return heights, units + 1
+
+
+def outermost_list(model: nn.Module) -> tuple[str, int] | None:
+    """Returns name and length of the list of blocks that holds most weights and is in no other list; None if none."""
+    found: dict[str, tuple[int, int]] = {}
+    for name, child in model.named_modules():
+        inner = any(name.startswith(f"{outer}.") for outer in found)
+        if isinstance(child, nn.ModuleList | nn.Sequential) and name and not inner:
+            found[name] = (sum(weight.numel() for weight in child.parameters()), len(child))
+    if not found:
+        return None
+    place = max(found, key=lambda name: found[name][0])
+    return place, found[place][1]
+
+
+_PAIRS = (("q_proj", "k_proj"), ("query", "key"))
+"""What the families call the layers that make queries and keys."""
+
+
+class Watched:
+    """The queries and keys that passed last."""
+
+    def __init__(self, heads: int) -> None:
+        self._heads = heads
+        self._seen: dict[str, Tensor] = {}
+
+    def keep(self, what: str, output: Tensor) -> None:
+        """Keeps queries or keys `[B, L, K * W]`."""
+        self._seen[what] = output.detach()
+
+    @torch.no_grad()
+    def first_row(self, visible: Tensor | None = None) -> Tensor:
+        """Returns the share of its attention that the first token gives to each, mean over the heads, `[B, L]` float32.
+
+        Args:
+            visible: Which tokens may be attended to, `[B, L]` bool; by default all.
+        """
+        query, key = (
+            self._seen[what].float().unflatten(-1, (self._heads, -1)).transpose(1, 2) for what in ("query", "key")
+        )  # [B, K, L, W]
+        scores = (key @ query[:, :, :1].transpose(2, 3))[..., 0] * query.shape[-1] ** -0.5  # [B, K, L]
+        if visible is not None:
+            scores = scores.masked_fill(~visible[:, None], torch.finfo(scores.dtype).min)
+        return scores.softmax(dim=-1).mean(dim=1)
+
+
+@contextmanager
+def watch_attention(model: nn.Module, what: str) -> Generator[Watched]:
+    """Watches the last block of a transformer.
+
+    Args:
+        model: Any Hugging Face transformer.
+        what: What it is, for messages: `image` or `text`.
+
+    Raises:
+        ConfigError: If it has no attention of a known form.
+    """
+    found: list[tuple[Any, nn.Module, nn.Module]] = [
+        (module, getattr(module, query), getattr(module, key))
+        for module in model.modules()
+        for query, key in _PAIRS
+        if isinstance(getattr(module, query, None), nn.Module) and isinstance(getattr(module, key, None), nn.Module)
+    ]
+    if not found:
+        raise ConfigError(f"{what}: a {type(model).__name__} has no attention to weigh its tokens by; choose another")
+    module, query, key = found[-1]
+    watched = Watched(_heads(module))
+
+    def kept_as(what: str) -> Callable[..., None]:
+        return lambda _module, _inputs, output: watched.keep(what, output)
+
+    with query.register_forward_hook(kept_as("query")), key.register_forward_hook(kept_as("key")):
+        yield watched
+
+
+def _heads(module: Any) -> int:
+    names = ("num_attention_heads", "num_heads", "n_heads")
+    return int(next(value for name in names if (value := getattr(module, name, None)) is not None))
+
+
+_INSTALLED = "_output_capturing_hooks_installed"
+
+
+def replace_local_hooks(model: nn.Module) -> None:
+    """Replaces the hooks of transformers that are local functions, which pickle refuses.
+
+    Those that capture hidden states are removed: transformers installs them again when they are needed. Those that let
+    gradients reach checkpointed blocks get an equal function in their place.
+    """
+    for module in model.modules():
+        hooks = vars(module)["_forward_hooks"]
+        for key, hook in list(hooks.items()):
+            name = getattr(hook, "__name__", "")
+            if name == "output_capturing_hook":
+                del hooks[key]
+            elif name == "make_inputs_require_grads":
+                hooks[key] = _require_gradients
+        module.__dict__.pop(_INSTALLED, None)
+
+
+def _require_gradients(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+    output.requires_grad_()

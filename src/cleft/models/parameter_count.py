@@ -1,0 +1,187 @@
+"""How many weights each part of a model has, and how many of them move."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+
+from cleft.config import ImageTowerConfig, Settings, TextTowerConfig
+from cleft.errors import CheckpointError, ConfigError
+from cleft.models.adapters import adapt
+from cleft.models.hub import config_from, random_model, read_config
+from cleft.models.image_classifier import ImageOnly
+from cleft.models.image_tower import ImageTower, vision_config
+from cleft.models.language_model import LanguageModel, drop_pooler, is_causal, keep_depth
+from cleft.models.methods import METHODS, MethodModel
+from cleft.models.model_folder import peek_description
+from cleft.models.text_tower import TextTower
+from cleft.models.tokenizer import TokenIds
+from cleft.types import ImageSpec
+
+
+class WeightCount(NamedTuple):
+    """Weights of one part of a model."""
+
+    moving: int
+    frozen: int
+
+
+PARTS: dict[str, Callable[[str], bool]] = {
+    "image tower": lambda name: name.startswith("image_tower."),
+    "embedding rows": lambda name: name.startswith("text_tower.") and name.endswith(".rows"),
+    "adapters": lambda name: name.startswith("text_tower.") and any(mark in name for mark in _ADAPTERS),
+    "language model": lambda name: name.startswith("text_tower."),
+    "projections": lambda name: "_projection." in name,
+    "temperature": lambda name: name in ("logit_scale", "logit_bias"),
+    "prototypes": lambda name: name == "prototypes",
+    "decoders": lambda name: name.startswith(("painter.", "paint.", "mask_token", "report_")),
+    "context": lambda name: name == "context",
+    "head": lambda name: name.startswith("head."),
+}
+"""Part of a model to whether a weight of some name belongs to it; the first that says yes counts."""
+TEXT_PARTS = ("embedding rows", "adapters", "language model")
+"""Parts of the text tower."""
+_ADAPTERS = (".lora_", ".ia3_", ".prefix.")
+
+
+def count_weights(model: nn.Module) -> dict[str, WeightCount]:
+    """Counts a model's weights, part by part; parts it does not have are left out.
+
+    Works on meta tensors too. Running statistics of batch norms are no weights.
+    """
+    counts: dict[str, WeightCount] = {}
+    for name, weight in model.named_parameters():
+        part = next(part for part, holds in PARTS.items() if holds(name))
+        moving, frozen = counts.get(part, WeightCount(0, 0))
+        size = weight.numel()
+        counts[part] = (
+            WeightCount(moving + size, frozen) if weight.requires_grad else WeightCount(moving, frozen + size)
+        )
+    return {part: counts[part] for part in PARTS if part in counts}
+
+
+def _gpt2(blocks: int, heads: int, width: int, vocabulary: int = 50_257) -> Mapping[str, Any]:
+    sizes = {"n_layer": blocks, "n_head": heads, "n_embd": width, "vocab_size": vocabulary, "n_positions": 1024}
+    last = vocabulary - 1
+    return MappingProxyType({"model_type": "gpt2", **sizes, "bos_token_id": last, "eos_token_id": last})
+
+
+def _bert(blocks: int, vocabulary: int) -> Mapping[str, Any]:
+    return MappingProxyType({"model_type": "bert", "num_hidden_layers": blocks, "vocab_size": vocabulary})
+
+
+def _dinov2(blocks: int, heads: int, width: int) -> Mapping[str, Any]:
+    sizes = {"num_hidden_layers": blocks, "num_attention_heads": heads, "hidden_size": width}
+    return MappingProxyType(
+        {
+            "model_type": "dinov2_with_registers",
+            **sizes,
+            "patch_size": 14,
+            "image_size": 518,
+            "num_register_tokens": 4,
+        }
+    )
+
+
+KNOWN: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "facebook/dinov2-with-registers-small": _dinov2(12, 6, 384),
+        "facebook/dinov2-with-registers-base": _dinov2(12, 12, 768),
+        "facebook/deit-base-patch16-224": MappingProxyType({"model_type": "vit"}),
+        "facebook/vit-mae-base": MappingProxyType({"model_type": "vit_mae"}),
+        "google/vit-base-patch16-224": MappingProxyType({"model_type": "vit"}),
+        "microsoft/resnet-50": MappingProxyType({"model_type": "resnet"}),
+        "microsoft/swin-tiny-patch4-window7-224": MappingProxyType({"model_type": "swin"}),
+        "stanford-crfm/BioMedLM": _gpt2(32, 20, 2560, 28_896),
+        "openai-community/gpt2": _gpt2(12, 12, 768),
+        "openai-community/gpt2-medium": _gpt2(24, 16, 1024),
+        "openai-community/gpt2-xl": _gpt2(48, 25, 1600),
+        "emilyalsentzer/Bio_ClinicalBERT": _bert(12, 28_996),
+        "google-bert/bert-large-uncased": MappingProxyType(
+            {
+                **_bert(24, 30_522),
+                "hidden_size": 1024,
+                "num_attention_heads": 16,
+                "intermediate_size": 4096,
+            }
+        ),
+    }
+)
+"""Hub name to a description as in `image.scratch`."""
+
+
+_LEARNED_VOCABULARY = 4096
+"""Largest table of a tokenizer learned from captions; it is smaller where they hold fewer words."""
+
+
+def row_width(settings: Settings) -> int:
+    """Returns how many parameters the trained row of one token has; 0 where no rows are trained apart."""
+    text = settings.text
+    if settings.method == "image-only" or text.adapt == "full" or not text.train_embeddings:
+        return 0
+    one = count_weights(outline_model(settings, tokens=1)).get("embedding rows")
+    return 0 if one is None else one.moving
+
+
+def trained_tokens(folder: Path) -> int | None:
+    """Returns how many rows of the embedding a finished run has trained; None where the folder holds no model."""
+    try:
+        found = peek_description(folder)
+    except CheckpointError:
+        return None
+    return len(found["trained_tokens"]) if "trained_tokens" in found else None
+
+
+def outline_model(settings: Settings, *, tokens: int = 0) -> MethodModel | ImageOnly:
+    """Builds the towers a run would train, on torch's meta device.
+
+    Args:
+        settings: Which towers, how adapted.
+        tokens: Distinct tokens of the captions, whose rows of the embedding move; a run counts them from its data.
+
+    Raises:
+        ConfigError: If a tower's shape is neither described, nor known here, nor to be had from the hub.
+    """
+    spec = ImageSpec(
+        size=(settings.images.size, settings.images.size), mean=settings.images.mean, std=settings.images.std
+    )
+    vision = _shape(settings.image, "image.model")
+    if settings.method == "image-only":
+        with torch.device("meta"):
+            return ImageOnly(ImageTower(random_model(vision_config(vision)), settings.image, spec))
+    method = METHODS[settings.method]
+    language = _shape(settings.text, "text.model")
+    keep_depth(language, settings.text)
+    vocabulary = int(language.get_text_config().vocab_size)
+    if settings.text.model is None:
+        vocabulary = min(vocabulary, _LEARNED_VOCABULARY)
+        language.vocab_size = vocabulary
+        # Token numbers of the family's own vocabulary may lie beyond the smaller table.
+        for name in [name for name in language.to_dict() if name.endswith("_token_id")]:
+            setattr(language, name, None)
+    if not 0 <= tokens <= vocabulary:
+        raise ConfigError(f"tokens={tokens} must lie between 0 and the {vocabulary:,} of the vocabulary")
+    with torch.device("meta"):
+        vision = random_model(vision_config(vision))
+        image_tower = ImageTower(vision, settings.image, spec, regions=method.regions)
+        model: Any = random_model(language)
+        if settings.text.pooling != "pooler":
+            drop_pooler(model)
+        ordered = settings.text.positions == "counted"
+        lm = adapt(LanguageModel(model, causal=is_causal(language), ordered=ordered), settings.text, range(tokens))
+        ids = TokenIds(vocabulary=vocabulary, max_tokens=settings.text.max_tokens, end=vocabulary - 1)
+        return method.assemble(image_tower, TextTower(lm, ids, settings.text), settings)
+
+
+def _shape(config: ImageTowerConfig | TextTowerConfig, setting: str) -> PreTrainedConfig:
+    if config.scratch is not None:
+        return config_from(config.scratch, setting.replace("model", "scratch"))
+    assert config.model is not None
+    known = KNOWN.get(config.model)
+    return config_from(known, setting) if known else read_config(config.model, setting)
