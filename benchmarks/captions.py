@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from cleft.data.captions import write_caption
+from cleft.data.text.captions import write_caption
 
 # Positive share among the 191,010 AP and PA training images. "No finding" stands beside support devices or alone.
 SHARES = {

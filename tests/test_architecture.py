@@ -31,7 +31,7 @@ ORDER = [
     *ROOMS,
     *("doctor", "cli"),
 ]
-INSIDE_DATA = ["tables", "images", "readers", "phantoms", "splits", "census"]
+INSIDE_DATA = ["tables", "text", "images", "readers", "phantoms", "splits", "census"]
 STRANGERS = [
     ("models", "data"),
     ("data", "models"),

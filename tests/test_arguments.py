@@ -9,7 +9,7 @@ import pytest
 import cleft
 from cleft.arguments import as_path, as_paths, as_texts
 from cleft.config import Settings, load_settings
-from cleft.data.prompts import resolve_classes
+from cleft.data.text.prompts import resolve_classes
 from cleft.errors import CleftError, ConfigError, DataError
 
 

@@ -9,7 +9,7 @@ from tests.tools.tiny_runs import tiny_settings, write_drawings
 
 from cleft.cli import main
 from cleft.config import Settings, join_list, merge_overrides, split_list
-from cleft.data.prompts import resolve_classes
+from cleft.data.text.prompts import resolve_classes
 from cleft.errors import ConfigError
 from cleft.evaluation.result_files import read_evaluation
 from cleft.evaluation.task import class_names

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cleft.data.captions import clean_text
-from cleft.data.reports import read_as_mgca
+from cleft.data.text.captions import clean_text
+from cleft.data.text.reports import read_as_mgca
 from cleft.errors import DataError
 from cleft.text_rules import (
     MOST_CHARACTERS,

@@ -13,7 +13,7 @@ from cleft.config import AugmentConfig, DataConfig, ImagesConfig, OptimConfig, S
 from cleft.data.batches import StepSampler, Views, eval_loader, label_table, train_loader
 from cleft.data.images.augment import augment, centre_crop
 from cleft.data.images.prepared import prepare_images
-from cleft.data.texts import Texts
+from cleft.data.text.texts import Texts
 from cleft.errors import ConfigError, DataError
 from cleft.types import Record
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 
 from cleft.config import DataConfig
-from cleft.data.captions import OPENING, add_captions
 from cleft.data.labels import apply_uncertain
 from cleft.data.readers.chexpert import FINDINGS, VIEWS, read_chexpert
 from cleft.data.splits.chexpert_5x200 import draw_5x200, pools_5x200
@@ -16,6 +15,7 @@ from cleft.data.splits.draws import ids_digest
 from cleft.data.splits.fractions import take_fraction
 from cleft.data.splits.leaks import Leak, measure_leaks
 from cleft.data.splits.recipes import split_records
+from cleft.data.text.captions import OPENING, add_captions
 
 CONFIG = DataConfig(table="chexpert_train.csv.gz")
 

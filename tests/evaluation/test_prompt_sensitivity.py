@@ -4,7 +4,7 @@ import pytest
 import torch
 from tests.fakes.untrained import CLASSES, write_untrained_runs
 
-from cleft.data.prompts import TEMPLATES, class_prompt, templates_of
+from cleft.data.text.prompts import TEMPLATES, class_prompt, templates_of
 from cleft.evaluation.prompt_sensitivity import audit_prompts, nearest_tokens, spread_of
 from cleft.evaluation.result_files import read_evaluation, spoken
 from cleft.evaluation.scoring import Draws

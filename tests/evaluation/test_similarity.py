@@ -12,8 +12,7 @@ from tests.tools.tiny_methods import method_settings
 from cleft.cli import main
 from cleft.config import load_settings
 from cleft.data.batches import eval_loader
-from cleft.data.gloria_prompts import draw_prompts
-from cleft.data.prompts import class_prompt
+from cleft.data.text.prompts import class_prompt, draw_prompts
 from cleft.errors import ConfigError
 from cleft.evaluation.kept import keep, read_kept
 from cleft.evaluation.prompt_sensitivity import audit_prompts

@@ -10,7 +10,7 @@ from tests.fakes.chexpert import write_fake_chexpert
 from tests.fakes.untrained import CLASSES, untrained_rows, write_untrained_runs
 
 from cleft.config import load_settings
-from cleft.data.prompts import absent_prompt, class_prompt
+from cleft.data.text.prompts import absent_prompt, class_prompt
 from cleft.errors import CheckpointError, ConfigError, DataError
 from cleft.evaluation.compare import compare
 from cleft.evaluation.kept import read_kept

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tests.tools.forks import die, forked
 from tests.tools.tiny_runs import CLASSES, log_of, tiny_settings, write_drawings
 
-from cleft.data.captions import OPENING
+from cleft.data.text.captions import OPENING
 from cleft.errors import CheckpointError, ConfigError, DataError, Terminated
 from cleft.models.checkpoint import load_model, save_model
 from cleft.models.dual_encoder import build_context

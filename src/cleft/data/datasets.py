@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -17,24 +17,27 @@ from cleft.config import (
     overridden_keys,
     usual_split,
 )
-from cleft.data.captions import OPENING, add_captions
 from cleft.data.collector import collector_paused
 from cleft.data.labels import apply_uncertain
 from cleft.data.marks import is_drawn
 from cleft.data.readers.chexpert import scan_chexpert
 from cleft.data.readers.embed import TERMS as EMBED_TERMS
 from cleft.data.readers.embed import scan_embed
+from cleft.data.readers.embed_captions import BIRADS_CLASSES, DENSITY_CLASSES
 from cleft.data.readers.embed_captions import OPENING as MAMMOGRAM_OPENING
+from cleft.data.readers.embed_captions import PHRASES as MAMMOGRAM_PHRASES
 from cleft.data.readers.iu_xray import scan_iu_xray
 from cleft.data.readers.manifest import scan_manifest
 from cleft.data.readers.mimic import TERMS as MIMIC_TERMS
 from cleft.data.readers.mimic import scan_mimic
+from cleft.data.readers.nih import FINDINGS as NIH_FINDINGS
 from cleft.data.readers.nih import scan_nih
 from cleft.data.readers.rsna import scan_rsna
-from cleft.data.reports import keep_reported
 from cleft.data.tables.faults import refuse
 from cleft.data.tables.patients import settle_people
 from cleft.data.tables.scan import Scan
+from cleft.data.text.captions import CAPTION_ORDER, OPENING, add_captions
+from cleft.data.text.reports import keep_reported
 from cleft.errors import ConfigError
 from cleft.privacy import expand_user
 from cleft.types import Reading
@@ -62,6 +65,8 @@ class Dataset:
     """Classes it is asked about when a run's own are none of its findings: names of sets or findings."""
     terms: str | None = None
     """What its owner allows, in a sentence, where that reaches beyond the images: to weights trained on them."""
+    phrases: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Class to its phrase in prompts, where that is not its name; with the punctuation of the authors' prompts."""
     whole_captions: bool = False
     """Whether a caption must not be cut, because what it is about stands at its end."""
 
@@ -73,6 +78,7 @@ DATASETS: dict[str, Dataset] = {
         opening=MAMMOGRAM_OPENING,
         classes=("birads-7",),
         terms=EMBED_TERMS,
+        phrases=MAMMOGRAM_PHRASES,
         whole_captions=True,
     ),
     "nih": Dataset(scan=scan_nih, classes=("pneumonia-2",)),
@@ -82,6 +88,17 @@ DATASETS: dict[str, Dataset] = {
     "manifest": Dataset(scan=scan_manifest),
 }
 """By the value of `data.dataset`."""
+
+CLASS_SETS: dict[str, tuple[str, ...]] = {
+    "chexpert-5": ("Atelectasis", "Edema", "Cardiomegaly", "Pleural Effusion", "Consolidation"),
+    "chexpert-14": CAPTION_ORDER,
+    "pneumonia-2": ("No Finding", "Pneumonia"),
+    "rsna-2": ("No Pneumonia", "Pneumonia"),
+    "nih-14": NIH_FINDINGS,
+    "birads-7": BIRADS_CLASSES,
+    "density-4": DENSITY_CLASSES,
+}
+"""Classes by the name of their set, in the order of the authors' code."""
 
 
 def read_dataset(config: DataConfig) -> Reading:

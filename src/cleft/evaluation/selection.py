@@ -15,11 +15,11 @@ from cleft.config import DataConfig, Settings
 from cleft.data import opening_of, read_dataset
 from cleft.data.images.prepared import PreparedImages, obtain_images
 from cleft.data.marks import MARK
-from cleft.data.prompts import choose_classes
 from cleft.data.splits.draws import ids_digest
 from cleft.data.splits.leaks import leak_notes
 from cleft.data.splits.per_class import PER_PATIENT, balanced, class_patients
 from cleft.data.splits.recipes import split_records
+from cleft.data.text.prompts import choose_classes
 from cleft.errors import CheckpointError, ConfigError, DataError
 from cleft.grammar import count, share, verb
 from cleft.models.model_folder import DESCRIPTION

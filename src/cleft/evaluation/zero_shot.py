@@ -15,8 +15,7 @@ import numpy as np
 import torch
 
 from cleft.arguments import as_path
-from cleft.data.prompts import absent_name, absent_prompt, class_prompts
-from cleft.data.wordings import Wording, check_phrases
+from cleft.data.text.prompts import Wording, absent_name, absent_prompt, check_phrases, class_prompts
 from cleft.errors import ConfigError
 from cleft.evaluation.kept import keep
 from cleft.evaluation.metrics import Floats

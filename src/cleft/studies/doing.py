@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from cleft.data import data_config, read_dataset
-from cleft.data.prompts import choose_classes
 from cleft.data.splits.recipes import split_records
-from cleft.data.texts import Texts
+from cleft.data.text.prompts import choose_classes
+from cleft.data.text.texts import Texts
 from cleft.evaluation.classifier import evaluate_classify
 from cleft.evaluation.zero_shot import evaluate_zero_shot
 from cleft.files import write_whole

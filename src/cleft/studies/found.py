@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cleft.config import Settings, dump_settings, load_settings
 from cleft.data import DATASETS, data_config
-from cleft.data.prompts import CLASS_SETS
+from cleft.data.datasets import CLASS_SETS
 from cleft.errors import CleftError, ConfigError
 from cleft.evaluation.result_files import read_evaluation
 from cleft.files import write_whole

@@ -21,8 +21,7 @@ from cleft.arguments import as_path
 from cleft.config import ContextConfig, Settings, load_settings
 from cleft.data import opening_of
 from cleft.data.batches import StepSampler
-from cleft.data.prompts import resolve_classes
-from cleft.data.wordings import check_phrases, check_wording, find_wording
+from cleft.data.text.prompts import check_phrases, check_wording, find_wording, resolve_classes
 from cleft.errors import ConfigError
 from cleft.models.checkpoint import check_reads_texts, load_model, save_model, weights_digest
 from cleft.models.dual_encoder import DualEncoder, build_context

@@ -21,9 +21,8 @@ from cleft.data import DATASETS
 from cleft.data.batches import eval_loader, train_loader
 from cleft.data.counting import FEWEST_PATIENTS
 from cleft.data.orders import say_repeats
-from cleft.data.prompts import resolve_classes
-from cleft.data.texts import Texts
-from cleft.data.wordings import check_wording, find_wording
+from cleft.data.text.prompts import check_wording, find_wording, resolve_classes
+from cleft.data.text.texts import Texts
 from cleft.errors import ConfigError
 from cleft.grammar import count, share, verb
 from cleft.models.adapters import told_moving

@@ -27,6 +27,7 @@ from cleft.data.tables.faults import Fault, missing_columns, refuse
 from cleft.data.tables.files import are_files
 from cleft.data.tables.rows import BLANK, Rows, read_ages, read_codes, read_sexes, read_texts
 from cleft.data.tables.scan import Scan, find_table, make_scan, oddities, require_root
+from cleft.data.text.captions import CAPTION_ORDER
 from cleft.errors import DataError
 from cleft.grammar import count, verb
 from cleft.types import Reading
@@ -216,29 +217,11 @@ def read_paths(table: Table) -> tuple[Paths, list[Fault]]:
     return paths, [Fault("path", what, remedy, table.lines[wrong].tolist())]
 
 
-FINDINGS = (
-    "No Finding",
-    "Enlarged Cardiomediastinum",
-    "Cardiomegaly",
-    "Lung Opacity",
-    "Lung Lesion",
-    "Edema",
-    "Consolidation",
-    "Pneumonia",
-    "Atelectasis",
-    "Pneumothorax",
-    "Pleural Effusion",
-    "Pleural Other",
-    "Fracture",
-    "Support Devices",
-)
+FINDINGS = (CAPTION_ORDER[-1], *CAPTION_ORDER[:-1])
 """In the order of the table."""
 
 VIEWS = ("AP", "PA")
 """Projections that are kept unless `data.views` says otherwise: 17 frontal images are LL or RL."""
-
-CAPTION_ORDER = (*FINDINGS[1:], FINDINGS[0])
-"""In the order in which the authors' captions name them: `No Finding` comes last."""
 
 _PUBLISHED = {
     "train": "223,414 images of 64,540 patients",

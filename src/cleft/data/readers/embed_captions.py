@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
-from cleft.data.captions import clean_text
+from cleft.data.text.captions import clean_text
 
 LETTERS: Mapping[str, int] = {"A": 0, "N": 1, "B": 2, "P": 3, "S": 4, "M": 5, "K": 6}
 """Assessment letter to BI-RADS. The code book has `X` too: no assessment."""

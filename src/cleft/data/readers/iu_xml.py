@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from xml.parsers import expat
 
-from cleft.data.sections import join_blanks
 from cleft.data.tables.faults import Fault
+from cleft.data.text.reports import join_blanks
 from cleft.grammar import agree, count
 
 MAX_BYTES = 1 << 20

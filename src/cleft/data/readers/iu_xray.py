@@ -23,13 +23,13 @@ from cleft.config import DataConfig
 from cleft.data.images.headers import Header, header_notes, read_headers
 from cleft.data.readers.chexpert import FINDINGS as CHEXPERT
 from cleft.data.readers.iu_xml import Report, image_name, read_xml_reports, report_files
-from cleft.data.sections import choose_sections, report_notes
 from cleft.data.tables.csv import Table, scan_table
 from cleft.data.tables.faults import Fault, missing_columns, refuse
 from cleft.data.tables.files import is_junk
 from cleft.data.tables.patients import whole_id
 from cleft.data.tables.rows import BLANK, Rows, read_texts
 from cleft.data.tables.scan import Scan, make_scan, require_root
+from cleft.data.text.reports import choose_sections, report_notes
 from cleft.errors import ConfigError, DataError
 from cleft.grammar import agree, count, verb
 from cleft.types import Reading

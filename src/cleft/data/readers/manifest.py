@@ -18,7 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cleft.config import DataConfig
-from cleft.data.sections import (
+from cleft.data.tables.csv import Column, Table, scan_table
+from cleft.data.tables.faults import Fault, nearest, refuse, told_lines
+from cleft.data.tables.files import find_inside, leaves_root, respell, tidy
+from cleft.data.tables.patients import is_no_finding, may_name_patients, read_patients, rounded_fault, usual_columns
+from cleft.data.tables.rows import Rows, read_ages, read_codes, read_sexes, read_splits, read_texts
+from cleft.data.tables.scan import Scan, find_table, make_scan, oddities, require_root
+from cleft.data.text.reports import (
     FINDINGS,
     IMPRESSION,
     Choice,
@@ -27,12 +33,6 @@ from cleft.data.sections import (
     report_notes,
     split_sections,
 )
-from cleft.data.tables.csv import Column, Table, scan_table
-from cleft.data.tables.faults import Fault, nearest, refuse, told_lines
-from cleft.data.tables.files import find_inside, leaves_root, respell, tidy
-from cleft.data.tables.patients import is_no_finding, may_name_patients, read_patients, rounded_fault, usual_columns
-from cleft.data.tables.rows import Rows, read_ages, read_codes, read_sexes, read_splits, read_texts
-from cleft.data.tables.scan import Scan, find_table, make_scan, oddities, require_root
 from cleft.files import Output
 from cleft.grammar import agree, count, verb
 from cleft.types import Reading

@@ -21,7 +21,13 @@ from numpy.typing import NDArray
 
 from cleft.config import DataConfig
 from cleft.data.images.headers import Header, header_notes, read_headers
-from cleft.data.sections import (
+from cleft.data.tables.csv import MAX_CELL_BYTES, Table, scan_table
+from cleft.data.tables.faults import Fault, missing_columns, refuse
+from cleft.data.tables.files import are_files, is_junk
+from cleft.data.tables.patients import whole_id
+from cleft.data.tables.rows import BLANK, Rows, read_codes, read_splits
+from cleft.data.tables.scan import Scan, find_table, make_scan, require_root
+from cleft.data.text.reports import (
     COMPARISON,
     IMPRESSION,
     LAST_PARAGRAPH,
@@ -30,13 +36,7 @@ from cleft.data.sections import (
     report_notes,
     split_sections,
 )
-from cleft.data.sections import FINDINGS as FINDINGS_SECTION
-from cleft.data.tables.csv import MAX_CELL_BYTES, Table, scan_table
-from cleft.data.tables.faults import Fault, missing_columns, refuse
-from cleft.data.tables.files import are_files, is_junk
-from cleft.data.tables.patients import whole_id
-from cleft.data.tables.rows import BLANK, Rows, read_codes, read_splits
-from cleft.data.tables.scan import Scan, find_table, make_scan, require_root
+from cleft.data.text.reports import FINDINGS as FINDINGS_SECTION
 from cleft.errors import ConfigError, DataError
 from cleft.grammar import agree, count, share, verb
 from cleft.types import Reading

@@ -6,13 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cleft.config import DataConfig
-from cleft.data.captions import (
-    OPENING,
-    add_captions,
-    clean_text,
-    write_caption,
-)
 from cleft.data.readers.chexpert import CAPTION_ORDER, FINDINGS
+from cleft.data.text.captions import OPENING, add_captions, clean_text, write_caption
 from cleft.errors import DataError
 from cleft.types import Reading, Record
 

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from cleft.config import DataConfig
-from cleft.data.readers.chexpert import CAPTION_ORDER
 from cleft.errors import DataError
 from cleft.grammar import count
 from cleft.text_rules import clean_words, text_fault
@@ -19,6 +18,24 @@ OPENING = "this is a chest x ray of a patient with"
 """What every caption and class prompt of a chest radiograph begins with."""
 
 NO_FINDING = "no finding"
+
+CAPTION_ORDER = (
+    "Enlarged Cardiomediastinum",
+    "Cardiomegaly",
+    "Lung Opacity",
+    "Lung Lesion",
+    "Edema",
+    "Consolidation",
+    "Pneumonia",
+    "Atelectasis",
+    "Pneumothorax",
+    "Pleural Effusion",
+    "Pleural Other",
+    "Fracture",
+    "Support Devices",
+    "No Finding",
+)
+"""Findings of CheXpert in the order of the authors' captions: `No Finding` comes last."""
 
 _PLACE = {name.casefold(): place for place, name in enumerate(CAPTION_ORDER)}
 

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cleft.data.captions import NO_FINDING, clean_text
 from cleft.data.randomness import Stream, counted
 from cleft.data.tables.csv import scan_table
 from cleft.data.tables.faults import Fault, refuse, unreadable_texts
 from cleft.data.tables.rows import read_codes
+from cleft.data.text.captions import NO_FINDING, clean_text
 from cleft.errors import DataError
 from cleft.grammar import count
 from cleft.types import Record

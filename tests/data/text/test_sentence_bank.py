@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from cleft.data.captions import write_caption
-from cleft.data.sentences import (
+from cleft.data.text.captions import write_caption
+from cleft.data.text.sentence_bank import (
     TEMPLATES,
     bank_of_findings,
     bank_of_records,

@@ -1,0 +1,1 @@
+"""Captions, prompts and reports: the texts that belong to images."""

@@ -1,0 +1,248 @@
+import re
+from itertools import product
+
+import pytest
+
+from cleft.data import DATASETS
+from cleft.data.readers.chexpert import CAPTION_ORDER, FINDINGS
+from cleft.data.readers.embed_captions import FINDINGS as MAMMOGRAM_FINDINGS
+from cleft.data.readers.embed_captions import Facts, mammogram_caption
+from cleft.data.text.captions import OPENING, write_caption
+from cleft.data.text.prompts import (
+    CLASS_SETS,
+    DEFAULT,
+    DRAWN,
+    GRAMMAR,
+    PHRASES,
+    WORDINGS,
+    absent_name,
+    absent_prompt,
+    check_phrases,
+    check_wording,
+    class_prompt,
+    class_prompts,
+    draw_prompts,
+    find_wording,
+    resolve_classes,
+)
+from cleft.errors import ConfigError
+
+
+def test_prompts_of_present_and_absent_classes_differ_by_one_word():
+    assert class_prompt("Pneumonia") == f"{OPENING} pneumonia"
+    assert absent_prompt("Pneumonia") == f"{OPENING} no pneumonia"
+    assert absent_name("No Finding") == "finding"
+
+
+def test_a_class_prompt_is_the_caption_of_that_finding_alone():
+    assert all(class_prompt(name) == write_caption({name: 1.0}) for name in FINDINGS)
+
+
+def test_sets_keep_the_authors_order():
+    assert resolve_classes(["chexpert-5"], FINDINGS) == (
+        "Atelectasis",
+        "Edema",
+        "Cardiomegaly",
+        "Pleural Effusion",
+        "Consolidation",
+    )
+    assert resolve_classes(["chexpert-14"], FINDINGS) == CAPTION_ORDER
+    assert CLASS_SETS["pneumonia-2"] == ("No Finding", "Pneumonia")
+
+
+def test_classes_are_spelled_as_in_the_table():
+    assert resolve_classes(["EDEMA", "Pleural effusion"], ["edema", "pleural Effusion"]) == (
+        "edema",
+        "pleural Effusion",
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["Edma"], r"names 'Edma', which the table has no column for, nearest to 'Edma' is 'Edema'"),
+        (["chexpert5"], r"nearest to 'chexpert5' is 'chexpert-5'"),
+        (["pneumonia-2"], r"names 'No Finding' of the set 'pneumonia-2', which the table has no column for"),
+        (["Edema", "edema"], r"names \['Edema'\] twice"),
+        ([], r"names nothing"),
+    ],
+)
+def test_classes_that_do_not_exist_are_refused(names, message):
+    with pytest.raises(ConfigError, match=message):
+        resolve_classes(names, ["Edema", "Pneumonia"])
+
+
+def test_every_finding_can_be_named_alone():
+    findings = CLASS_SETS["chexpert-14"]
+    assert all(resolve_classes([finding], findings) == (finding,) for finding in findings)
+
+
+def test_a_prompt_begins_as_the_captions_of_its_dataset_do():
+    assert class_prompt("Edema", "this film shows") == "this film shows edema"
+    assert absent_prompt("Edema", "this film shows") == "this film shows no edema"
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt"),
+    [
+        ("BI-RADS 1", "with birads score 1 negative"),
+        ("BI-RADS 6", "with birads score 6 known biopsy proven malignancy"),
+        ("Density A", "with breast tissue density 1 almost entirely fat"),
+        ("Density D", "with breast tissue density 4 extremely dense"),
+    ],
+)
+def test_a_class_of_mammograms_is_said_as_captions_say_it(name, prompt):
+    opening = DATASETS["embed"].opening
+    assert class_prompt(name, opening) == f"this is a breast 2d full field digital mammogram of a patient {prompt}"
+    facts = Facts(birads=int(name[-1])) if name.startswith("BI-RADS") else Facts(density="ABCD".index(name[-1]) + 1)
+    assert class_prompt(name, opening) == mammogram_caption(facts, "simple")
+
+
+def test_the_class_sets_of_mammograms_are_their_findings():
+    assert (*CLASS_SETS["birads-7"], *CLASS_SETS["density-4"]) == MAMMOGRAM_FINDINGS
+
+
+@pytest.mark.parametrize(
+    "typed",
+    ["pleural effusion.", "PLEURAL_EFFUSION", "pleural\u00a0effusion", " Pleural  Effusion ", "Pleural-Effusion"],
+)
+def test_a_class_is_found_in_any_spelling(typed):
+    assert resolve_classes([typed], ["Edema", "Pleural Effusion"]) == ("Pleural Effusion",)
+    assert resolve_classes([typed], ["Edema", "Pleural_Effusion"]) == ("Pleural_Effusion",)
+
+
+def test_a_spelling_that_fits_two_findings_names_neither():
+    findings = ["Pleural_Effusion", "Pleural Effusion"]
+    assert resolve_classes(["pleural effusion"], findings) == ("Pleural Effusion",)
+    with pytest.raises(ConfigError, match="no column for"):
+        resolve_classes(["pleural-effusion"], findings)
+
+
+def test_a_class_with_an_invisible_character_is_refused_with_its_code_point():
+    with pytest.raises(ConfigError, match=r"a class that holds U\+200B \(zero width space\) at character 3; remove it"):
+        resolve_classes(["ede\u200bma"], ["Edema"])
+
+
+def test_the_default_says_no_finding_as_captions_do():
+    assert DEFAULT.phrase("No Pneumonia") == "no finding"
+    assert DEFAULT.phrase("Pneumonia") == "pneumonia"
+    assert find_wording("default", "rsna") == DEFAULT
+
+
+def test_the_released_words_for_rsna_are_the_authors_and_for_nobody_else():
+    rsna, chexpert = find_wording("released", "rsna"), find_wording("released", "chexpert")
+    assert [rsna.phrase(name) for name in CLASS_SETS["rsna-2"]] == ["no findings", "pneumothorax"]
+    assert [chexpert.phrase(name) for name in FINDINGS] == [DEFAULT.phrase(name) for name in FINDINGS]
+
+
+def test_the_released_prompts_of_mammograms_keep_their_punctuation():
+    assert find_wording("released", "embed").phrase("BI-RADS 1") == "birads score 1: negative."
+    assert DEFAULT.phrase("BI-RADS 1") == "birads score 1 negative"
+
+
+def test_prompts_follow_the_wording():
+    rsna = find_wording("released", "rsna")
+    assert class_prompt("Pneumonia", "it shows", rsna) == "it shows pneumothorax"
+    assert absent_prompt("Pneumonia", "it shows", rsna) == "it shows no pneumothorax"
+    assert absent_prompt("No Pneumonia", "it shows") == "it shows finding"
+
+
+def test_a_file_has_the_last_word_and_may_speak_of_one_dataset_alone(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("Edema: no  # text, as in every YAML file here\nrsna/Edema: wet   lungs\n")
+    assert (find_wording(str(path), "rsna").name, find_wording(str(path), "nih").name) == ("mine", "mine")
+    assert find_wording(str(path), "rsna").phrase("Edema") == "wet lungs"
+    assert find_wording(str(path), "nih").phrase("Edema") == "no"
+    assert find_wording(str(path), "nih").phrase("No Pneumonia") == PHRASES["No Pneumonia"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Edema:\n", r"mine\.yaml, line 1: 'Edema' is not followed by a phrase"),
+        ("A: b\nEdema: [a, b]\n", r"mine\.yaml, line 2: 'Edema' is not followed by a phrase"),
+        ("- a\n", "mine.yaml"),
+    ],
+)
+def test_a_file_that_holds_no_phrases_is_refused(tmp_path, text, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        find_wording(str(path), "rsna")
+
+
+def test_an_unknown_wording_is_refused_with_the_nearest():
+    with pytest.raises(
+        ConfigError, match=r"'relased' is neither default nor released nor gloria nor a YAML file.*'released'"
+    ):
+        find_wording("relased", "rsna")
+    with pytest.raises(ConfigError, match=r"absent\.yaml"):
+        find_wording("/nowhere/absent.yaml", "rsna")
+
+
+def test_words_that_tell_nothing_apart_are_refused(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("Pneumonia: pneumothorax\n")
+    wording = find_wording(str(path), "chexpert")
+    check_wording(wording, ["Pneumonia", "Edema"])
+    with pytest.raises(ConfigError, match="says 'pneumothorax' for Pneumonia and for Pneumothorax"):
+        check_wording(wording, ["Pneumonia", "Pneumothorax"])
+    with pytest.raises(ConfigError, match=r"no phrase for Pnuemonia, nearest to 'Pnuemonia' is 'Pneumonia'"):
+        check_wording(wording, ["Pnuemonia"])
+
+
+def test_glorias_sentences_stand_for_a_class_without_an_opening():
+    wording = find_wording("gloria", "chexpert")
+    check_wording(wording, CLASS_SETS["chexpert-5"])
+    assert class_prompts("Edema", "it shows", wording)[:2] == (
+        "pulmonary edema",
+        "improvement in pulmonary interstitial edema",
+    )
+    assert class_prompts("Edema", "it shows") == ("it shows edema",)
+
+
+def test_glorias_sentences_speak_of_five_classes_alone_and_are_no_phrases():
+    wording = find_wording("gloria", "rsna")
+    with pytest.raises(
+        ConfigError, match=r"has sentences for Atelectasis, .* and none for No Pneumonia, Pneumonia; ask"
+    ):
+        check_wording(wording, CLASS_SETS["rsna-2"])
+    with pytest.raises(ConfigError, match=r"a learned context needs a phrase for each class, and wording 'gloria' has"):
+        check_phrases(wording, "a learned context")
+    check_phrases(DEFAULT, "a learned context")
+
+
+@pytest.mark.parametrize("wording", sorted(WORDINGS.keys() - {"gloria"}))
+@pytest.mark.parametrize("classes", CLASS_SETS)
+def test_every_set_of_classes_has_words_that_differ(wording, classes):
+    dataset = "rsna" if classes == "rsna-2" else "chexpert"
+    check_wording(find_wording(wording, dataset), CLASS_SETS[classes])
+
+
+def test_each_class_has_as_many_sentences_as_the_release():
+    sentences = {name: [" ".join(parts) for parts in product(*grammar)] for name, grammar in GRAMMAR.items()}
+    assert {name: (len(each), len(set(each))) for name, each in sentences.items()} == {
+        "Atelectasis": (210, 210),
+        "Cardiomegaly": (15, 15),
+        "Consolidation": (192, 192),
+        "Edema": (18, 18),
+        "Pleural Effusion": (54, 36),
+    }
+    assert sentences["Pleural Effusion"][0] == " left bilateral pleural effusion"
+    # 108 in the release, which leaves a blank on each side where nothing is said of severity and place.
+    assert max(len(sentence) for each in sentences.values() for sentence in each) == 106
+
+
+def test_the_same_five_of_each_are_drawn_always_and_cleaned():
+    drawn = draw_prompts()
+    assert drawn == draw_prompts()
+    assert drawn["Edema"] == (
+        "pulmonary edema",
+        "improvement in pulmonary interstitial edema",
+        "decreased pulmonary edema",
+        "moderate pulmonary edema",
+        "mild pulmonary edema",
+    )
+    assert {name: len(set(each)) for name, each in drawn.items()} == dict.fromkeys(GRAMMAR, DRAWN)
+    assert all(re.fullmatch(r"\w+( \w+)+", sentence) for each in drawn.values() for sentence in each)
+    assert drawn["Cardiomegaly"][0] == "portable view of the chest demonstrates mild cardiomegaly"
