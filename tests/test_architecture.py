@@ -24,7 +24,7 @@ ORDER = [
         "types",
         "privacy",
         "config",
-        "codec",
+        "results",
         "correction",
     ),
     "identity",

@@ -24,7 +24,7 @@ from tests.fakes.published import (
 
 from cleft.cli import main
 from cleft.data import DATASETS
-from cleft.types import StudyCell
+from cleft.results import StudyCell
 
 
 @pytest.fixture(scope="module")

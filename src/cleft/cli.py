@@ -807,11 +807,11 @@ def _data_template(options: argparse.Namespace, words: list[str]) -> None:
 
 
 def _data_check(options: argparse.Namespace, words: list[str]) -> int:
-    from cleft.codec import to_json
     from cleft.data.census.check import check_dataset
     from cleft.data.census.taking import Effort
     from cleft.files import Output
     from cleft.report.census_page import write_census
+    from cleft.results import to_json
 
     if options.images and not options.page:
         raise ConfigError(f"--images {options.images}: images are shown on a page; name one with --page")

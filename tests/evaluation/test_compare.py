@@ -8,14 +8,13 @@ import pytest
 from tests.fakes.fake_runs import evaluation
 from tests.tools.replacing import replace_keeping_size_and_time
 
-from cleft.codec import from_json, to_json
 from cleft.errors import DataError
 from cleft.evaluation.compare import compare, compare_seeds, spoken_comparison, write_comparison
 from cleft.evaluation.kept import keep, kept_beside, write_kept
 from cleft.evaluation.metrics import accuracy, auc, intervals, value_of
 from cleft.evaluation.scoring import Draws, Scored
+from cleft.results import Comparison, from_json, to_json
 from cleft.studies.reproduction import compare_done
-from cleft.types import Comparison
 
 CLASSES = ("Edema", "Pneumonia")
 IMAGES = 80

@@ -10,7 +10,7 @@ from cleft.evaluation.result_files import read_evaluation, spoken
 from cleft.evaluation.scoring import Draws
 from cleft.evaluation.task import Question
 from cleft.evaluation.zero_shot import evaluate_zero_shot
-from cleft.types import Result, Template
+from cleft.results import Result, Template
 
 FEW = Draws(resamples=50)
 USUAL = Question()

@@ -9,7 +9,7 @@ import pytest
 
 from cleft.errors import DataError, ResourceError
 from cleft.evaluation.result_files import read_evaluation, result_name, write_evaluation
-from cleft.types import Evaluation, Result
+from cleft.results import Evaluation, Result
 
 EVALUATION = Evaluation(
     task="zero-shot",

@@ -7,7 +7,7 @@ import pytest
 from cleft.errors import ConfigError
 from cleft.evaluation.selection import PerClass
 from cleft.evaluation.task import Question, class_names, reversal_notes
-from cleft.types import Result
+from cleft.results import Result
 
 
 def area(value, low, high, metric="auc/Edema"):

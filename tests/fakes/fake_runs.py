@@ -10,8 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from cleft.codec import to_json
-from cleft.types import Evaluation, Result
+from cleft.results import Evaluation, Result, to_json
 
 FIVE = ("Atelectasis", "Edema", "Cardiomegaly", "Pleural Effusion", "Consolidation")
 CONFIG = """\

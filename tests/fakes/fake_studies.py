@@ -6,8 +6,7 @@ from pathlib import Path
 
 from tests.fakes.fake_runs import FIVE, evaluation, png, result
 
-from cleft.codec import to_json
-from cleft.types import (
+from cleft.results import (
     Calibration,
     ContextVector,
     Denial,
@@ -24,6 +23,7 @@ from cleft.types import (
     Subgroup,
     Subgroups,
     Template,
+    to_json,
 )
 
 TWO = ("No Pneumonia", "Pneumonia")

@@ -8,11 +8,11 @@ import stat
 import pytest
 from tests.report.test_run_page import NASTY, Page
 
-from cleft.codec import from_json, to_json
 from cleft.errors import ResourceError
 from cleft.report.census_page import render_census, write_census
 from cleft.report.charts import bar_chart, histogram, stack, strip
 from cleft.report.html import percent
+from cleft.results import from_json, to_json
 from cleft.types import Captions, Census, Groups, Leftover, Picture, Tally
 
 DOT = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="

@@ -22,7 +22,7 @@ from cleft.report.run_charts import (
 )
 from cleft.report.runs import read_runs
 from cleft.report.tables import groups
-from cleft.types import Comparison, Difference, ReliabilityBin, SpaceMap
+from cleft.results import Comparison, Difference, ReliabilityBin, SpaceMap
 
 
 def charts(folder, table):

@@ -9,9 +9,9 @@ from tests.fakes.fake_studies import audit, calibration, retrieval, space, subgr
 from tests.report.test_run_charts import comparison
 from tests.report.test_run_page import NASTY, Page
 
-from cleft.codec import to_json
 from cleft.report.run_page import render
 from cleft.report.runs import read_runs
+from cleft.results import to_json
 
 HEAD = {"task": "linear-probe", "protocol": "usual", "prompts": "", "training_seed": 2, "fraction": 0.1}
 

@@ -19,7 +19,7 @@ from cleft.report.runs import read_runs
 from cleft.report.study_page import FIELDS, find_studies, render_study, report_folders, study_csv, study_latex, tex
 from cleft.report.study_page import write_study as write_page
 from cleft.report.study_table import read_grid
-from cleft.types import Difference, StudyCell, StudyLine
+from cleft.results import Difference, StudyCell, StudyLine
 
 CELL = ("cleft-lora", "chexpert/zero-shot")
 

@@ -7,10 +7,9 @@ import pytest
 from tests.fakes.fake_runs import evaluation, result
 from tests.fakes.fake_studies import small_study
 
-from cleft.codec import to_json
 from cleft.errors import DataError
 from cleft.report.study_table import read_grid
-from cleft.types import StudyCell
+from cleft.results import StudyCell, to_json
 
 CELL = ("cleft-lora", "chexpert/zero-shot")
 

@@ -12,10 +12,9 @@ import pytest
 from tests.tools.tiny_runs import CLASSES, write_drawings
 
 from cleft.cli import main
-from cleft.codec import from_json
 from cleft.evaluation.compare import compare_seeds
+from cleft.results import Study, from_json
 from cleft.studies.reproduce import Request
-from cleft.types import Study
 
 GRID = """\
 title: Ranks

@@ -19,7 +19,7 @@ from scipy.special import expit, logsumexp, softmax
 from cleft.evaluation.metrics import Floats, Statistic
 from cleft.evaluation.scoring import USUAL_DRAWS, Draws, Measure, Scored, measured
 from cleft.grammar import count
-from cleft.types import Calibration, ReliabilityBin, Result
+from cleft.results import Calibration, ReliabilityBin, Result
 
 BINS = 10
 """Points of a reliability curve; fewer where a bin would hold fewer than ten probabilities."""

@@ -31,12 +31,12 @@ from cleft.evaluation.task import BATCH, CANNOT_BE_ASKED, Question, Scoring, che
 from cleft.grammar import count
 from cleft.models.checkpoint import weights_digest
 from cleft.models.image_classifier import HeadFacts, ImageOnly, head_facts, load_image_only, tower_folder
+from cleft.results import Evaluation
 from cleft.training.classify import EMBEDDINGS, classify, features_key, learned_data
 from cleft.training.encode import encode_features, label_images
 from cleft.training.protocols import is_exact
 from cleft.training.run import read_summary
 from cleft.training.surroundings import device_of, stage_of
-from cleft.types import Evaluation
 
 log = logging.getLogger(__name__)
 
@@ -228,7 +228,7 @@ def spread(evaluations: Sequence[Evaluation]) -> list[str]:
     spread, whatever the seeds.
 
     Example:
-        >>> from cleft.types import Result
+        >>> from cleft.results import (Result)
         >>> def of(seed: int, value: float) -> Evaluation:
         ...     return Evaluation(
         ...         task="fine-tune", dataset="", split="test", split_recipe="", split_digest="", ids_digest="",

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cleft.codec import to_json
 from cleft.correction import holm, resamples_for
 from cleft.errors import DataError, ResourceError
 from cleft.evaluation.kept import kept_beside, read_kept
@@ -24,7 +23,7 @@ from cleft.evaluation.scoring import USUAL_DRAWS, Draws, Measure, Scored, differ
 from cleft.files import write_whole
 from cleft.grammar import count
 from cleft.identity import file_key
-from cleft.types import Comparison, Difference, Evaluation
+from cleft.results import Comparison, Difference, Evaluation, to_json
 
 
 def compare(first: Path, second: Path, *, draws: Draws | None = None, command: str = "") -> Comparison:

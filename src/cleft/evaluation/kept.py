@@ -21,7 +21,7 @@ from cleft.data.splits.draws import order_key
 from cleft.errors import DataError
 from cleft.evaluation.scoring import Scored
 from cleft.files import write_whole
-from cleft.types import Evaluation
+from cleft.results import Evaluation
 
 SALT = "cleft-answers-v1"
 """A new salt is a new order, and files of the old one no longer fit: never change it."""

@@ -29,7 +29,8 @@ from cleft.evaluation.scoring import (
     score_findings,
 )
 from cleft.grammar import count, share, verb
-from cleft.types import Embeddings, LabelledImages, Result
+from cleft.results import Result
+from cleft.types import Embeddings, LabelledImages
 
 Blank = Literal["unknown", "absent"]
 

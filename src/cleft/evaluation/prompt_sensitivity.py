@@ -30,7 +30,8 @@ from cleft.evaluation.subgroups import HEADLINES
 from cleft.evaluation.task import Question, halves
 from cleft.evaluation.zero_shot import encode_classes
 from cleft.models.dual_encoder import DualEncoder, build_context
-from cleft.types import ContextVector, Denial, Embeddings, Evaluation, PromptAudit, Spread, Template
+from cleft.results import ContextVector, Denial, Evaluation, PromptAudit, Spread, Template
+from cleft.types import Embeddings
 
 NEAREST = 5
 """Tokens that are named for each context vector."""

@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cleft.codec import from_json, to_json
 from cleft.errors import ResourceError
 from cleft.evaluation.kept import Kept, write_kept
 from cleft.files import read_limited, write_whole
 from cleft.grammar import count
-from cleft.types import Calibration, Evaluation, PromptAudit, Result, Subgroups
+from cleft.results import Calibration, Evaluation, PromptAudit, Result, Subgroups, from_json, to_json
 
 
 def result_name(evaluation: Evaluation) -> str:

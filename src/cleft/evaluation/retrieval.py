@@ -48,9 +48,10 @@ from cleft.models.checkpoint import compares_texts, load_model, weights_digest
 from cleft.models.dual_encoder import DualEncoder
 from cleft.models.image_classifier import load_image_only
 from cleft.models.model_folder import peek_description
+from cleft.results import Evaluation, Exhibit, Result, Retrieval, RetrievalExample
 from cleft.training.encode import encode_features, label_images
 from cleft.training.surroundings import device_of
-from cleft.types import Evaluation, Exhibit, Record, Result, Retrieval, RetrievalExample
+from cleft.types import Record
 
 Direction = Literal["image-to-text", "text-to-image", "image-to-image"]
 DIRECTIONS: tuple[Direction, ...] = ("image-to-text", "text-to-image", "image-to-image")

@@ -31,7 +31,7 @@ from cleft.evaluation.metrics import (
     ranking_statistics,
     value_of,
 )
-from cleft.types import Result
+from cleft.results import Result
 
 
 class Draws(NamedTuple):

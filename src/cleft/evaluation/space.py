@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cleft.types import SpaceMap
+from cleft.results import SpaceMap
 
 
 def map_space(image_embeds: Tensor, prompt_embeds: Tensor, truth: Sequence[int], *, most: int = 400) -> SpaceMap:

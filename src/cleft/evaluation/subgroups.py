@@ -16,7 +16,8 @@ from cleft.data.counting import FEWEST_PATIENTS, group_by
 from cleft.evaluation.metrics import FEWEST_PATIENTS as FEWEST_DRAWN
 from cleft.evaluation.metrics import Flags, value_of
 from cleft.evaluation.scoring import USUAL_DRAWS, Draws, Measure, Scored, difference, measured, measures_of
-from cleft.types import Record, Result, Subgroup, Subgroups
+from cleft.results import Result, Subgroup, Subgroups
+from cleft.types import Record
 
 AGES = ((0, "<40"), (40, "40-60"), (60, "60-80"), (80, "80+"))
 """First year of each band, and its name."""

@@ -17,7 +17,7 @@ from typing import Any
 
 import jinja2
 
-from cleft.types import Evaluation, Result
+from cleft.results import Evaluation, Result
 from cleft.version import __version__
 
 PNG = re.compile(r"iVBORw0KGgo[A-Za-z0-9+/]*={0,2}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from cleft.types import Evaluation
+from cleft.results import Evaluation
 
 
 class Published(NamedTuple):

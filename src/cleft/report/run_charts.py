@@ -38,7 +38,16 @@ from cleft.report.html import (
 )
 from cleft.report.runs import Run
 from cleft.report.tables import HEADINGS, Entry, enclosed, metric_name
-from cleft.types import Calibration, Comparison, ContextVector, Difference, ReliabilityBin, Result, SpaceMap, Subgroups
+from cleft.results import (
+    Calibration,
+    Comparison,
+    ContextVector,
+    Difference,
+    ReliabilityBin,
+    Result,
+    SpaceMap,
+    Subgroups,
+)
 
 TOKENS = "tokens"
 LINES = {"nodes": (TOKENS, "prefix tree"), "padded_tokens": (TOKENS, "padded")}

@@ -18,7 +18,7 @@ from cleft.report.run_charts import comparison_table, corrected_comparisons, tra
 from cleft.report.run_sections import SCORINGS, build_sections, few_classes, settings_table, what_was_run
 from cleft.report.runs import Run, read_runs, shown
 from cleft.report.tables import TASKS, every_number, groups
-from cleft.types import Evaluation, Result
+from cleft.results import Evaluation, Result
 
 KEYS = {"model": COLOURS[0], "mean": INK, "floor": SOFT, "paper": INK, "level": SOFT}
 

@@ -38,7 +38,7 @@ from cleft.report.tables import (
     searches,
     shown_searches,
 )
-from cleft.types import ContextVector, Evaluation, PromptAudit, Result
+from cleft.results import ContextVector, Evaluation, PromptAudit, Result
 
 ADAPTERS = {
     "lora": "LoRA of rank {rank}",

@@ -16,7 +16,7 @@ from cleft.report.html import weights
 from cleft.report.paper import WEIGHTS, quoted
 from cleft.report.study_table import Grid, Number, in_percent, in_words
 from cleft.report.tables import FLOORS
-from cleft.types import StudyLine
+from cleft.results import StudyLine
 
 _LETTER = 5.6
 """Width of a letter of a figure, in its own units, by rule of thumb."""

@@ -38,7 +38,7 @@ from cleft.report.study_table import (
     table_lines,
 )
 from cleft.report.tables import FLOORS, TASKS, Entry
-from cleft.types import StudyLine
+from cleft.results import StudyLine
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,6 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from urllib.parse import quote
 
-from cleft.codec import from_json
 from cleft.correction import LEVEL, holm
 from cleft.errors import CleftError, ConfigError, DataError
 from cleft.files import find_json, read_limited
@@ -21,7 +20,7 @@ from cleft.report.html import TOO_FEW, Footnotes, small, weights
 from cleft.report.paper import quoted
 from cleft.report.runs import shown
 from cleft.report.tables import FLOORS
-from cleft.types import Difference, Evaluation, Result, Study, StudyCell, StudyLine
+from cleft.results import Difference, Evaluation, Result, Study, StudyCell, StudyLine, from_json
 
 METRICS = {
     "accuracy": "Acc.",

@@ -29,7 +29,7 @@ from cleft.report.html import (
 )
 from cleft.report.paper import Published, published
 from cleft.report.runs import Run, StoredResult
-from cleft.types import Evaluation, Exhibit, Result, Retrieval, RetrievalExample
+from cleft.results import Evaluation, Exhibit, Result, Retrieval, RetrievalExample
 
 RULES = {"majority-class": "Majority class", "ap-view": "AP-view rule"}
 """Floors of classification."""

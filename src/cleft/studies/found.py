@@ -16,12 +16,12 @@ from cleft.files import write_whole
 from cleft.identity import file_key
 from cleft.models.image_classifier import head_facts
 from cleft.privacy import is_hidden
+from cleft.results import Evaluation
 from cleft.studies.plans import SUBJECTS
 from cleft.studies.steps import LANGUAGE_MODEL, Step
 from cleft.training.protocols import follow_protocol
 from cleft.training.run import read_summary
 from cleft.training.same import Stage, changes
-from cleft.types import Evaluation
 
 _STAGES: dict[str, Stage] = {
     "adopt": "context",  # which data, which classes; its towers are in its name

@@ -15,7 +15,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
-from cleft.codec import to_json
 from cleft.correction import resamples_for
 from cleft.errors import ConfigError, DataError, NumericsError, ResourceError
 from cleft.evaluation.compare import compare_seeds
@@ -25,6 +24,7 @@ from cleft.files import write_whole
 from cleft.grammar import count, share, verb
 from cleft.identity import file_key
 from cleft.report.study_table import FILE
+from cleft.results import Difference, Study, StudyCell, StudyLine, to_json
 from cleft.studies.costs import Times, counted, told_cost
 from cleft.studies.doing import check_question, do
 from cleft.studies.facts import row_facts
@@ -33,7 +33,6 @@ from cleft.studies.plans import Plan
 from cleft.studies.running import Do, run_steps
 from cleft.studies.steps import KINDS, Given, Step, Work, lay_out
 from cleft.studies.typed import unused_words
-from cleft.types import Difference, Study, StudyCell, StudyLine
 
 log = logging.getLogger(__name__)
 

@@ -21,13 +21,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cleft.codec import from_json, to_json
 from cleft.config import DataConfig
 from cleft.data.images.decoding import usable_cores
 from cleft.data.splits.draws import ids_digest, order_key
 from cleft.errors import ConfigError, DataError
 from cleft.files import Output, write_whole
 from cleft.grammar import count, verb
+from cleft.results import from_json, to_json
 from cleft.types import Reading, Record, Splits
 
 log = logging.getLogger(__name__)

@@ -5,9 +5,8 @@ import json
 
 import pytest
 
-from cleft.codec import from_json, to_json
 from cleft.errors import DataError
-from cleft.types import Evaluation, Result
+from cleft.results import Evaluation, Result, from_json, to_json
 
 EVALUATION = Evaluation(
     task="zero-shot",
