@@ -46,7 +46,7 @@ def clean_words(text: str) -> str:
 
     Source:
         The authors' cleaning, but for two losses: it drops letters outside ASCII, and the whole part of a
-        decimal number as if it were the number of a list (docs/decisions/0013).
+        decimal number as if it were the number of a list (docs/decisions/0172).
     """
     text = _LIST_NUMBER.sub(" ", unicodedata.normalize("NFC", text))
     return " ".join(re.findall(r"\w+", text.lower()))

@@ -17,7 +17,7 @@ def map_space(image_embeds: Tensor, prompt_embeds: Tensor, truth: Sequence[int],
     """Places images and class prompts by the two principal directions of the images.
 
     Each kind is centred by itself: the distance between the two kinds is larger than any difference within one and
-    would be all that is seen. Moving all prompts by one vector changes no answer (docs/decisions/0116).
+    would be all that is seen. Moving all prompts by one vector changes no answer (docs/decisions/0064).
 
     Args:
         image_embeds: Unit-length image embeddings, `[N, E]`, at least one.

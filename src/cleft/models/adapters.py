@@ -30,7 +30,7 @@ class TrainedRows(nn.Module):
 
     Captions of a data set use a few hundred of some ten thousand tokens. Training the whole table would store and
     update the rest for nothing, and weight decay would shrink it. The rows are float32 whatever the table is
-    (docs/decisions/0032).
+    (docs/decisions/0031).
 
     Args:
         table: The model's own embedding.

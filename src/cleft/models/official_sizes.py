@@ -2,7 +2,7 @@
 
 Shapes do not say how many heads share a width, nor which token ends a text. Both are known for published models;
 for others they must be given, but for towers below any published width, which are test models: heads 16 wide and
-end-of-text 0, as in the authors' format's reference files (docs/decisions/0042).
+end-of-text 0, as in the authors' format's reference files (docs/decisions/0140).
 """
 
 from __future__ import annotations

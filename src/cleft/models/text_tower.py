@@ -3,7 +3,7 @@
 Texts enter as strings; tokenising, packing and pooling are private matters of this file and those it uses. Causal
 models read a batch as one prefix tree (`packing.py`), masked models read every distinct text once; both give the
 values and gradients of reading every text alone. With dropout on, the texts through a node of the tree share one
-draw: each is as noisy as before, but their noise is no longer independent (docs/decisions/0033).
+draw: each is as noisy as before, but their noise is no longer independent (docs/decisions/0035).
 
 Shapes: `T` texts, `R` distinct texts, `L` tokens, `P` nodes of a packed tree, `C` classes, `D` width.
 """

@@ -89,7 +89,7 @@ class ContextLearning(Learner):
 
     Source:
         CLEFT, section 2.2: "zero-shot classification cross-entropy" over the classes of a task. Which images take part
-        the paper does not say (docs/decisions/0054).
+        the paper does not say (docs/decisions/0034).
     """
 
     def __init__(

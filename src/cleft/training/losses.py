@@ -86,7 +86,7 @@ def label_aware_nce(
     negatives alone, so that images of one caption do not compete for it; a pair's value is the mean over its positives.
 
     Sharing the target among equal captions instead would change nothing: their embeddings are equal, so value and
-    gradients are those of `info_nce` (docs/decisions/0051).
+    gradients are those of `info_nce` (docs/decisions/0050).
 
     Args:
         image_embeds: Unit-length image embeddings, `[B, E]`.

@@ -39,7 +39,7 @@ def augment(
 
     Source:
         `Moco2Transform` of the released code. Ours interpolates the warp linearly, theirs takes the nearest
-        pixel (docs/decisions/0022).
+        pixel (docs/decisions/0020).
     """
     run_seed, epoch, sample = seed
     draws = counted(run_seed, Stream.AUGMENT, epoch, sample).random(13).tolist()

@@ -1,7 +1,7 @@
 """The sentence of a mammogram, in the four wordings of the authors' code, after cleaning.
 
 What is not known is left out of the sentence, where their code writes "unknown" or, of an unknown ethnicity,
-"Non-Hispanic or Latino" (docs/decisions/0090).
+"Non-Hispanic or Latino" (docs/decisions/0016).
 """
 
 from __future__ import annotations

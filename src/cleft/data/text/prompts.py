@@ -113,7 +113,7 @@ WORDINGS: dict[str, dict[str, str]] = {
 }
 """Class to phrase, by the name of the wording, on top of `PHRASES`; `dataset/class` holds for that dataset alone.
 
-`released` is what the authors' code compares with (docs/decisions/0098). `gloria` has whole sentences (`SENTENCES`)."""
+`released` is what the authors' code compares with (docs/decisions/0014). `gloria` has whole sentences (`SENTENCES`)."""
 
 SENTENCES: dict[str, dict[str, tuple[str, ...]]] = {"gloria": draw_prompts()}
 """Class to sentences that stand for it by themselves, by the name of the wording."""
