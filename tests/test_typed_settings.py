@@ -14,7 +14,7 @@ from cleft.data import data_config
 from cleft.errors import ConfigError
 from cleft.evaluation.task import Question
 from cleft.studies.plans import paper_plan
-from cleft.studies.reproduction import Reproduction
+from cleft.studies.reproduce import Reproduction
 from cleft.studies.steps import Given
 from cleft.training.same import flat
 

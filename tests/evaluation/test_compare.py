@@ -14,7 +14,7 @@ from cleft.evaluation.kept import keep, kept_beside, write_kept
 from cleft.evaluation.metrics import accuracy, auc, intervals, value_of
 from cleft.evaluation.scoring import Draws, Scored
 from cleft.results import Comparison, from_json, to_json
-from cleft.studies.reproduction import compare_done
+from cleft.studies.reproduce import compare_done
 
 CLASSES = ("Edema", "Pneumonia")
 IMAGES = 80

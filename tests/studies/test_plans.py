@@ -6,8 +6,8 @@ from tests.fakes.chexpert import write_fake_chexpert
 from cleft.config import load_settings
 from cleft.data.tables.csv import read_table
 from cleft.errors import ConfigError
-from cleft.studies.doing import do
 from cleft.studies.plans import PLANS, column, paper_plan
+from cleft.studies.run_step import do
 from cleft.studies.steps import Given, lay_out, row_settings
 
 NAMES = sorted(PLANS)

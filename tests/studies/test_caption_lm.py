@@ -10,7 +10,7 @@ from transformers import AutoModel
 from cleft.config import TextTowerConfig
 from cleft.errors import ConfigError
 from cleft.models.text_tower import build_text_tower
-from cleft.studies.base_lm import draw_windows, learn_language_model
+from cleft.studies.caption_lm import draw_windows, learn_language_model
 
 SHAPE = TextTowerConfig(
     model=None,

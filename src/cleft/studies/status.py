@@ -1,27 +1,163 @@
-"""What a study's folder holds already: finished runs, and answers of the weights that lie there now."""
+"""What steps have cost, and what the rest will: measured in this folder, or not known."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from cleft.config import Settings, dump_settings, load_settings
 from cleft.data import DATASETS, data_config
 from cleft.data.datasets import CLASS_SETS
 from cleft.errors import CleftError, ConfigError
 from cleft.evaluation.result_files import read_evaluation
-from cleft.files import write_whole
+from cleft.files import find_json, write_json, write_whole
+from cleft.grammar import count
 from cleft.identity import file_key
+from cleft.models.hub import find_weights
 from cleft.models.image_classifier import head_facts
+from cleft.models.parameter_count import TEXT_PARTS, count_weights, outline_model, trained_tokens
 from cleft.privacy import is_hidden
 from cleft.results import Evaluation
-from cleft.studies.plans import SUBJECTS
-from cleft.studies.steps import LANGUAGE_MODEL, Step
+from cleft.studies.plans import SUBJECTS, Plan, Row
+from cleft.studies.steps import LANGUAGE_MODEL, Given, Step, Work, row_settings
 from cleft.training.protocols import follow_protocol
 from cleft.training.run import read_summary
 from cleft.training.same import Stage, changes
+
+FILE = "times.json"
+
+
+class Times:
+    """Seconds of every step that was run whole in a folder of runs.
+
+    Args:
+        folder: Where they are kept.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / FILE
+        self._seconds: dict[str, float] = {
+            name: float(value) for name, value in (find_json(self._path) or {}).items() if _is_number(value)
+        }
+
+    def add(self, step: Step, seconds: float) -> None:
+        """Keeps the time of a step that was run from beginning to end."""
+        self._seconds[step.name] = round(seconds, 1)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self._path, self._seconds)
+
+    def of(self, name: str) -> float | None:
+        """Seconds of one step, if it was measured."""
+        return self._seconds.get(name)
+
+    def estimate(self, step: Step) -> float | None:
+        """Median of the same step of other seeds; None where none was measured."""
+        alike = [seconds for name, seconds in self._seconds.items() if _kin(name) == _kin(step.name)]
+        return statistics.median(alike) if alike else None
+
+
+def _kin(name: str) -> tuple[str, ...]:
+    """A step's name without its seed.
+
+    Example:
+        >>> _kin("cleft-lora/seed-2/stage-one") == _kin("cleft-lora/seed-0/stage-one")
+        True
+    """
+    return tuple(part for part in name.split("/") if not part.startswith("seed-"))
+
+
+def told_cost(steps: Sequence[Step], times: Times) -> str:
+    """For how long steps will run, as far as that was measured here."""
+    measured = [seconds for step in steps if (seconds := times.estimate(step)) is not None]
+    unknown = len(steps) - len(measured)
+    if not measured:
+        return "cost not known" if unknown else "no cost"
+    return f"about {spell(sum(measured))}" + f" and {count(unknown, 'step')} of unknown cost" * bool(unknown)
+
+
+def spell(seconds: float) -> str:
+    """Seconds, minutes or hours.
+
+    Example:
+        >>> spell(48), spell(150), spell(7200)
+        ('48 s', '2.5 min', '2.0 h')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def counted(steps: Iterable[Step], names: Mapping[Any, str]) -> str:
+    """Steps by kind.
+
+    Example:
+        >>> counted([], {})
+        ''
+    """
+    kinds = [names[step.kind] for step in steps]
+    return ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def row_facts(row: Row, given: Given, work: Work) -> dict[str, float]:
+    """Moving and frozen weights from the shapes alone, and the length of the context, as far as they are known.
+
+    The rows of the embedding that move are known once a run has counted its tokens. Of a model that was given nothing
+    moves, and no time went into training it here.
+    """
+    if row.model is not None:
+        still = {"moving": 0.0, "seconds": 0.0}
+        try:
+            counts = count_weights(outline_model(row.model.settings)).values()
+        except CleftError:
+            return still
+        return still | {"frozen": float(sum(count.moving + count.frozen for count in counts))}
+    home = row.stage_one or row.home or row.key
+    first = work.steps.get(f"{home}/seed-0/stage-one")
+    settings = row_settings(row, given) if first is None else first.settings
+    try:
+        model = outline_model(settings, tokens=_tokens(first))
+    except CleftError:
+        return {}  # a shape that is neither known here nor to be had, or a language model that is not learned yet
+    counts = count_weights(model)
+    facts = {
+        "moving": float(sum(count.moving for count in counts.values())),
+        "moving_text": float(sum(count.moving for part, count in counts.items() if part in TEXT_PARTS)),
+        "frozen": float(sum(count.frozen for count in counts.values())),
+    }
+    return facts | ({"length": float(row_settings(row, given).context.length)} if row.speaks and row.context else {})
+
+
+def lacking_weights(plans: Sequence[Plan], given: Given) -> dict[str, str]:
+    """Published models that rows start from and that cannot be had, each with why."""
+    rows = [row for plan in plans for row in plan.rows]
+    settings = [row_settings(row, given) for row in rows if row.model is None]
+    named = [(each.image.model, each.image.random_weights, "image.model") for each in settings]
+    named += [
+        (each.text.model, each.text.random_weights, "text.model") for each in settings if each.method != "image-only"
+    ]
+    named += [(row.model.base, False, "text.model") for row in rows if row.model is not None]
+    wanted = {model: setting for model, random, setting in named if model is not None and not random}
+    found: dict[str, str] = {}
+    for model, setting in wanted.items():
+        try:
+            find_weights(model, setting)
+        except ConfigError as error:
+            found[model] = str(error)
+    return found
+
+
+def _tokens(first: Step | None) -> int:
+    """Distinct tokens of the captions that a finished run learned from."""
+    return 0 if first is None else trained_tokens(first.folder) or 0
+
 
 _STAGES: dict[str, Stage] = {
     "adopt": "context",  # which data, which classes; its towers are in its name

@@ -9,8 +9,8 @@ from tests.tools.replacing import replace_keeping_size_and_time
 from cleft.config import dump_settings, load_settings
 from cleft.errors import ConfigError
 from cleft.results import to_json
-from cleft.studies.found import answers, check_settings, glance, settle
 from cleft.studies.plans import paper_plan
+from cleft.studies.status import answers, check_settings, glance, settle
 from cleft.studies.steps import Given, Step, lay_out
 from cleft.training.same import changes
 

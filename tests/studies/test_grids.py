@@ -14,7 +14,7 @@ from cleft.evaluation.compare import compare_seeds
 from cleft.evaluation.result_files import read_evaluation
 from cleft.models.checkpoint import weights_digest
 from cleft.models.importing.imported import import_checkpoint
-from cleft.studies.models import adopt, read_model
+from cleft.studies.grids import adopt, read_model
 from cleft.studies.plans import paper_plan
 from cleft.studies.steps import Given, lay_out, row_settings
 from cleft.training.pretrain import pretrain
@@ -96,7 +96,7 @@ def _steps(tmp_path, folder):
 
 
 def test_a_given_model_reads_the_studys_images_and_keeps_its_own_towers(home):
-    from cleft.studies.models import add_models
+    from cleft.studies.grids import add_models
 
     plan = add_models(paper_plan("table1", "tiny"), [("ours", home / "models/mgca")])
     ours, own = row_settings(plan.rows[-1], Given(data={})), read_model(home / "models/mgca").settings
