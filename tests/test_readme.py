@@ -14,8 +14,8 @@ from cleft import evaluate_zero_shot, learn_context, pretrain
 from cleft.cli import _apart, _parser
 from cleft.config import Settings, load_settings, merge_overrides, preset_summaries
 from cleft.data import read_dataset
-from cleft.data.splits.draws import order_key
 from cleft.data.splits.recipes import split_records
+from cleft.data.splits.subsets import order_key
 from cleft.evaluation.kept import SALT, read_kept
 from cleft.evaluation.result_files import read_evaluation
 

@@ -9,7 +9,7 @@ import pytest
 from tests.fakes.rsna import rsna_row, write_fake_rsna
 
 from cleft.cli import main
-from cleft.data.splits import chexpert_5x200
+from cleft.data.splits import recipes
 from cleft.evaluation.result_files import read_evaluation
 
 README = Path(__file__).parents[1] / "README.md"
@@ -81,7 +81,7 @@ def some(cases, quick):
 
 @pytest.mark.parametrize("case", some(CASES, "5x200 list"))
 def test_settings_behind_a_preset_give_every_command_the_same_split(case, phantoms, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(chexpert_5x200, "PER_CLASS", 1)
+    monkeypatch.setattr(recipes, "PER_CLASS", 1)
     [table] = phantoms.rglob("train.csv")
     rows = table.read_text().splitlines()[1:]
     paths = [row.split(",")[0] for row in rows if "frontal" in row][::9]

@@ -889,9 +889,8 @@ def _number(text: str) -> int:
 
 def _data_split(options: argparse.Namespace, words: list[str]) -> None:
     from cleft.data import DATASETS, read_dataset
-    from cleft.data.splits.files import check_split_output, make_split_file, write_split_file
     from cleft.data.splits.recipes import salts_of, split_records
-    from cleft.data.splits.text import split_lines
+    from cleft.data.splits.split_file import check_split_output, make_split_file, split_lines, write_split_file
 
     if options.hashed and options.out is None:
         raise ConfigError("--hashed writes nothing without --out; name the file with --out split.json")
@@ -902,11 +901,11 @@ def _data_split(options: argparse.Namespace, words: list[str]) -> None:
     reading = read_dataset(config)
     splits = split_records(reading, config)
     print(origin)
-    print("\n".join(split_lines(splits, reading, config)))
+    salts = salts_of(splits.recipe, config)
+    print("\n".join(split_lines(splits, reading, config, salts)))
     if options.out is None:
         return
     hashed = options.hashed or DATASETS[config.dataset].terms is not None
-    salts = salts_of(splits.recipe, config)
     path = write_split_file(options.out, make_split_file(splits, reading, config, salts=salts, hashed=hashed))
     what = "digests of ids" if hashed else "ids"
     print(f"\n{path}: {what}, no image and no label; whoever has the images: --data.split_file {path}")

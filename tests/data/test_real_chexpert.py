@@ -10,11 +10,9 @@ import pytest
 from cleft.config import DataConfig
 from cleft.data.labels import apply_uncertain
 from cleft.data.readers.chexpert import FINDINGS, VIEWS, read_chexpert
-from cleft.data.splits.chexpert_5x200 import draw_5x200, pools_5x200
-from cleft.data.splits.draws import ids_digest
-from cleft.data.splits.fractions import take_fraction
-from cleft.data.splits.leaks import Leak, measure_leaks
-from cleft.data.splits.recipes import split_records
+from cleft.data.splits.recipes import draw_5x200, pools_5x200, split_records
+from cleft.data.splits.split_file import Leak, measure_leaks
+from cleft.data.splits.subsets import ids_digest, take_fraction
 from cleft.data.text.captions import OPENING, add_captions
 
 CONFIG = DataConfig(table="chexpert_train.csv.gz")

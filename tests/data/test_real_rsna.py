@@ -6,8 +6,8 @@ import pytest
 
 from cleft.config import DataConfig
 from cleft.data.readers.rsna import read_rsna
-from cleft.data.splits.draws import ids_digest
 from cleft.data.splits.recipes import split_records
+from cleft.data.splits.subsets import ids_digest
 from cleft.data.tables.csv import read_table
 from cleft.evaluation.floors import is_ap, positive_class, view_rule
 

@@ -7,8 +7,8 @@ from tests.fakes.chexpert import chexpert_row, write_fake_chexpert, write_labels
 
 from cleft.config import DataConfig, ImagesConfig, Settings
 from cleft.data import read_dataset
-from cleft.data.splits.files import make_split_file, write_split_file
 from cleft.data.splits.recipes import split_records
+from cleft.data.splits.split_file import make_split_file, write_split_file
 from cleft.errors import DataError
 from cleft.evaluation.selection import select_images
 from cleft.training.material import read_material

@@ -39,9 +39,7 @@ TARGETS = {
     "cleft.training.targets": ["tests/training/test_learning_context.py"],
     "cleft.training.optim": ["tests/training/test_optim.py"],
     "cleft.data.splits.recipes": ["tests/data/splits"],
-    "cleft.data.splits.fractions": ["tests/data/splits"],
-    "cleft.data.splits.balanced": ["tests/data/splits"],
-    "cleft.data.splits.per_class": ["tests/data/splits"],
+    "cleft.data.splits.subsets": ["tests/data/splits"],
     "cleft.data.orders": ["tests/data/test_orders.py"],
     "cleft.evaluation.metrics": ["tests/evaluation/test_metrics.py", "tests/evaluation/test_compare.py"],
 }

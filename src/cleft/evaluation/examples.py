@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cleft.data.images.prepared import PreparedImages
-from cleft.data.splits.draws import order_key
+from cleft.data.splits.subsets import order_key
 from cleft.evaluation.predictions import Answers
 
 SALT = "cleft-examples-v1"

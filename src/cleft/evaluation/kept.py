@@ -17,7 +17,7 @@ import safetensors
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from cleft.data.splits.draws import order_key
+from cleft.data.splits.subsets import order_key
 from cleft.errors import DataError
 from cleft.evaluation.scoring import Scored
 from cleft.files import write_whole

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from cleft.config import Settings
 from cleft.data import opening_of
-from cleft.data.splits.draws import ids_digest
+from cleft.data.splits.subsets import ids_digest
 from cleft.data.text.prompts import Wording, absent_prompt, class_prompt, templates_of
 from cleft.evaluation.metrics import auc
 from cleft.evaluation.predictions import class_logits, label_columns, score_one_class, score_presence

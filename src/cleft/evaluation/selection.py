@@ -15,10 +15,9 @@ from cleft.config import DataConfig, Settings
 from cleft.data import opening_of, read_dataset
 from cleft.data.images.prepared import PreparedImages, obtain_images
 from cleft.data.marks import MARK
-from cleft.data.splits.draws import ids_digest
-from cleft.data.splits.leaks import leak_notes
-from cleft.data.splits.per_class import PER_PATIENT, balanced, class_patients
 from cleft.data.splits.recipes import split_records
+from cleft.data.splits.split_file import leak_notes
+from cleft.data.splits.subsets import PER_PATIENT, balanced, class_patients, ids_digest
 from cleft.data.text.prompts import choose_classes
 from cleft.errors import CheckpointError, ConfigError, DataError
 from cleft.grammar import count, share, verb

@@ -26,7 +26,7 @@ from cleft.config import (
 from cleft.data import data_config, report_not_inherited
 from cleft.data.batches import eval_loader
 from cleft.data.counting import FEWEST_PATIENTS
-from cleft.data.splits.draws import ids_digest
+from cleft.data.splits.subsets import ids_digest
 from cleft.data.text.prompts import Wording, check_phrases, check_wording, choose_classes, find_wording
 from cleft.errors import CheckpointError, ConfigError, DataError
 from cleft.evaluation.calibration import calibrate

@@ -12,8 +12,8 @@ from cleft.config import DataConfig, Settings
 from cleft.data import read_dataset, terms_of
 from cleft.data.images.headers import oddity_notes
 from cleft.data.images.prepared import PreparedImages, obtain_images
-from cleft.data.splits.leaks import Leak, leak_notes, measure_leaks
 from cleft.data.splits.recipes import split_records
+from cleft.data.splits.split_file import Leak, leak_notes, measure_leaks
 from cleft.data.text.reports import keep_reported
 from cleft.data.text.texts import way_of
 from cleft.grammar import count, verb

@@ -17,7 +17,7 @@ from cleft.config import DataConfig
 from cleft.data import read_dataset
 from cleft.data.readers.mimic import FINDINGS, read_mimic
 from cleft.data.splits.recipes import split_records
-from cleft.data.splits.text import label_source
+from cleft.data.splits.split_file import label_source
 from cleft.errors import ConfigError, DataError
 
 STUDIES = odd_studies()

@@ -27,8 +27,8 @@ from cleft.data.images.decoding import usable_cores
 from cleft.data.images.looks import Looks, look_at_all
 from cleft.data.images.sampling import Sample, decode, draw, is_surely_more
 from cleft.data.marks import is_drawn
-from cleft.data.splits.leaks import leak_notes
 from cleft.data.splits.recipes import split_records
+from cleft.data.splits.split_file import leak_notes
 from cleft.data.tables.scan import Scan
 from cleft.errors import DataError
 from cleft.grammar import share

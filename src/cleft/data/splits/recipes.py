@@ -9,21 +9,211 @@ from cleft.config import DataConfig
 from cleft.data.collector import collector_paused
 from cleft.data.datasets import recipe_of
 from cleft.data.images.prepared import cache_folder
-from cleft.data.splits import balanced, embed_split
-from cleft.data.splits.balanced import rsna_balanced
-from cleft.data.splits.chexpert_5x200 import (
-    CHEXPERT_VAL_SALT,
-    IMAGE_VAL_SALT,
-    RECIPES_5X200,
-    SALT_5X200,
-    all_5x200,
-    size_notes,
-)
-from cleft.data.splits.draws import TEST_SALT, VAL_SALT, Cut, ids_digest, share_of, take_patients
-from cleft.data.splits.files import follow_split_file
+from cleft.data.labels import single_class
+from cleft.data.readers.chexpert import FINDINGS
+from cleft.data.splits.split_file import follow_split_file
+from cleft.data.splits.subsets import TEST_SALT, VAL_SALT, Cut, ids_digest, order_key, share_of, take_patients
 from cleft.errors import ConfigError, DataError
 from cleft.grammar import count, share, verb
 from cleft.types import Reading, Record, Splits
+
+CLASSES_5X200 = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
+PER_CLASS = 200
+
+SALT_5X200 = "cleft-5x200-v1"
+CHEXPERT_VAL_SALT = "cleft-chexpert-val-v1"
+IMAGE_VAL_SALT = "cleft-chexpert-val-images-v1"
+"""A new salt is a new split: never change one, add one."""
+
+_EXCLUSIVE = FINDINGS[1:]
+_FRONTAL = {"AP", "PA", "frontal", None}
+
+
+def draw_5x200(records: Sequence[Record]) -> dict[str, list[str]]:
+    """Draws CheXpert-5x200: 200 images per class that show this finding and none other, surely.
+
+    Args:
+        records: With `uncertain` filled in: an uncertain finding disqualifies an image whatever it counts as.
+
+    Returns:
+        Class to the ids of its 200 images, in the order of their hash.
+
+    Raises:
+        DataError: If a class has fewer than 200 such images.
+
+    Source:
+        The selection rule of GLoRIA and MGCA, drawn by hash where they draw without or with a seed
+        (docs/decisions/0015).
+    """
+    pools = {name: [record.id for record in pool] for name, pool in pools_5x200(records).items()}
+    short = {name: len(ids) for name, ids in pools.items() if len(ids) < PER_CLASS}
+    if short:
+        counts = ", ".join(f"{name} {count}" for name, count in short.items())
+        raise DataError(
+            f"5x200 needs {PER_CLASS} images per class that show this finding alone; found {counts}; "
+            "set data.split=patients",
+            reason="too-few",
+        )
+    return {
+        name: sorted(ids, key=lambda identifier: order_key(SALT_5X200, identifier))[:PER_CLASS]
+        for name, ids in pools.items()
+    }
+
+
+def pools_5x200(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Returns the frontal images of each class that show it alone, in the order of the records."""
+    pools: dict[str, list[Record]] = {name: [] for name in CLASSES_5X200}
+    for record in records:
+        name = _only_finding(record)
+        if name is not None and record.view in _FRONTAL:
+            pools[name].append(record)
+    return pools
+
+
+def all_5x200(records: Sequence[Record]) -> set[str]:
+    """Returns the ids of the images drawn for all five classes."""
+    return {identifier for ids in draw_5x200(records).values() for identifier in ids}
+
+
+def strict(records: Sequence[Record], test: set[str], config: DataConfig) -> Cut:
+    """The other images of test patients are left out altogether."""
+    patients = {record.patient for record in records if record.id in test}
+    pool = [record for record in records if record.patient not in patients]
+    return Cut(test, pool, take_patients(pool, share_of(config.val_fraction, len(pool)), CHEXPERT_VAL_SALT))
+
+
+def paper(records: Sequence[Record], test: set[str], config: DataConfig) -> Cut:
+    """The other images of test patients stay in training."""
+    pool = [record for record in records if record.id not in test]
+    return Cut(test, pool, take_patients(pool, share_of(config.val_fraction, len(pool)), CHEXPERT_VAL_SALT))
+
+
+def by_image(records: Sequence[Record], test: set[str], config: DataConfig) -> Cut:
+    """As `paper`, and validation images are drawn without a look at their patient."""
+    pool = [record for record in records if record.id not in test]
+    order = sorted((record.id for record in pool), key=lambda identifier: order_key(IMAGE_VAL_SALT, identifier))
+    return Cut(test, pool, set(order[: share_of(config.val_fraction, len(pool))]))
+
+
+RECIPES_5X200: Mapping[str, Callable[[Sequence[Record], set[str], DataConfig], Cut]] = {
+    "5x200-strict": strict,
+    "5x200-paper": paper,
+    "5x200-images": by_image,
+}
+"""What becomes of the rest once the test images are known, by the value of `data.split`."""
+
+
+def size_notes(test: Sequence[Record]) -> list[str]:
+    """Says how a list differs from 200 images of each class; nothing where it does not."""
+    counts = Counter(single_class(record.labels, CLASSES_5X200) for record in test)
+    sizes = {name: counts[place] for place, name in enumerate(CLASSES_5X200)}
+    if len(test) == len(sizes) * PER_CLASS and set(sizes.values()) == {PER_CLASS}:
+        return []
+    told = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+    rest = f", several or none of them {counts[None]:,}" if counts[None] else ""
+    return [f"the list is not {PER_CLASS} images of each class: it has {len(test):,} ({told}{rest})"]
+
+
+def _only_finding(record: Record) -> str | None:
+    """Returns the class an image of 5x200 belongs to. `No Finding` is not looked at, as in the authors' rule."""
+    place = single_class(record.labels, _EXCLUSIVE)
+    name = _EXCLUSIVE[place] if place is not None else None
+    unsure = any(finding in _EXCLUSIVE for finding in record.uncertain) or -1 in record.labels.values()
+    return name if name in CLASSES_5X200 and not unsure else None
+
+
+POSITIVE = "Pneumonia"
+TEST_POSITIVES = 1_769
+ALL_POSITIVES = 6_012
+"""The paper tests on 1,769 of the 6,012 positive images; smaller sets are cut at the same share."""
+
+PATIENT_SALT = "cleft-rsna-v1"
+NEGATIVE_SALT = "cleft-rsna-neg-v1"
+POSITIVE_SALT = "cleft-rsna-pos-v1"
+RSNA_VAL_SALT = "cleft-rsna-val-v1"
+"""A new salt is a new split: never change one, add one."""
+
+_DIGITS = 8
+
+
+def rsna_balanced(records: Sequence[Record], config: DataConfig) -> Cut:
+    """Cuts RSNA into a test set and a pool, both with as many images of Pneumonia as without.
+
+    Patients are walked in the order of their hash and go to the test set as long as its positives do not pass their
+    share of 1,769 in 6,012; everybody else is trained on. Of each side's negatives, as many as there are positives are
+    drawn by the hash of the image. Where a small set has fewer negatives than positives, positives are drawn likewise.
+    Validation is drawn by patient from what is left for training, whatever its balance.
+
+    Raises:
+        DataError: If no image shows Pneumonia or none is without it.
+    """
+    positive = {record.id for record in records if record.labels.get(POSITIVE) == 1}
+    negative = {record.id for record in records if record.labels.get(POSITIVE) == 0}
+    if not positive or not negative:
+        raise DataError(
+            f"data.split=rsna-balanced needs images with {POSITIVE} and images without; found {len(positive):,} and "
+            f"{len(negative):,}; set data.split=patients",
+            reason="too-few",
+        )
+    tested = _test_patients(records, positive)
+    sides = [[record for record in records if (record.patient in tested) is side] for side in (True, False)]
+    chosen = _balance(sides[0], positive, negative) | _balance(sides[1], positive, negative)
+    test = {record.id for record in sides[0] if record.id in chosen}
+    pool = [record for record in sides[1] if record.id in chosen]
+    return Cut(test, pool, take_patients(pool, share_of(config.val_fraction, len(pool)), RSNA_VAL_SALT))
+
+
+def _test_patients(records: Sequence[Record], positive: set[str]) -> set[str]:
+    """Walks patients in their order; whoever would bring too many positives is passed over."""
+    positives: dict[str, int] = {}
+    for record in records:
+        positives[record.patient] = positives.get(record.patient, 0) + (record.id in positive)
+    target = share_of(TEST_POSITIVES / ALL_POSITIVES, len(positive))
+    tested: set[str] = set()
+    reached = 0
+    # NIH writes its patients with eight digits; the order is that of these names.
+    for patient in sorted(positives, key=lambda patient: order_key(PATIENT_SALT, patient.zfill(_DIGITS))):
+        if reached == target:
+            break
+        if reached + positives[patient] <= target:
+            tested.add(patient)
+            reached += positives[patient]
+    return tested
+
+
+def _balance(records: Sequence[Record], positive: set[str], negative: set[str]) -> set[str]:
+    """Draws as many images of either kind as the rarer kind has."""
+    with_it = [record.id for record in records if record.id in positive]
+    without = [record.id for record in records if record.id in negative]
+    each = min(len(with_it), len(without))
+    return {*_first(with_it, each, POSITIVE_SALT), *_first(without, each, NEGATIVE_SALT)}
+
+
+def _first(ids: Sequence[str], count: int, salt: str) -> list[str]:
+    return sorted(ids, key=lambda identifier: order_key(salt, identifier))[:count]
+
+
+EMBED_SALT = "cleft-embed-v1"
+"""A new salt is a new split: never change it, add one."""
+
+_TRAIN, _VAL = 0.7, 0.8
+"""Where training and validation end; the rest is for testing."""
+
+
+def embed_patients(records: Sequence[Record], config: DataConfig) -> Cut:
+    """Cuts the patients, in the order of their hash, at 70 and 80 %, whatever number of images they have.
+
+    Source:
+        CLEFT, section 3.1: 70/10/20 %. The authors draw patients without a seed, so their lists cannot be drawn again.
+    """
+    order = sorted({record.patient for record in records}, key=lambda patient: order_key(EMBED_SALT, patient))
+    first, second = round(_TRAIN * len(order)), round(_VAL * len(order))
+    val, test = set(order[first:second]), set(order[second:])
+    return Cut(
+        test={record.id for record in records if record.patient in test},
+        pool=[record for record in records if record.patient not in test],
+        val={record.id for record in records if record.patient in val},
+    )
 
 
 @collector_paused()
@@ -160,7 +350,7 @@ SPLITS: dict[str, Callable[[Sequence[Record], DataConfig], Cut]] = {
     "patients": _by_patient,
     **{recipe: _by_5x200(recipe) for recipe in RECIPES_5X200},
     "rsna-balanced": rsna_balanced,
-    "embed": embed_split.embed_patients,
+    "embed": embed_patients,
     "given": _given,
 }
 """Recipes by the value of `data.split`."""
@@ -171,12 +361,12 @@ SALTS: Mapping[str, Mapping[str, str]] = {
     "5x200-paper": {"test": SALT_5X200, "val": CHEXPERT_VAL_SALT},
     "5x200-images": {"test": SALT_5X200, "val": IMAGE_VAL_SALT},
     "rsna-balanced": {
-        "test": balanced.PATIENT_SALT,
-        "negatives": balanced.NEGATIVE_SALT,
-        "positives": balanced.POSITIVE_SALT,
-        "val": balanced.VAL_SALT,
+        "test": PATIENT_SALT,
+        "negatives": NEGATIVE_SALT,
+        "positives": POSITIVE_SALT,
+        "val": RSNA_VAL_SALT,
     },
-    "embed": {"patients": embed_split.SALT},
+    "embed": {"patients": EMBED_SALT},
     "given": {"val": VAL_SALT},
 }
 """Recipe to what it draws and the salt of that order."""

@@ -9,12 +9,21 @@ from pathlib import Path
 import pytest
 
 from cleft.config import DataConfig
-from cleft.data.splits.draws import ids_digest
-from cleft.data.splits.files import make_split_file, read_split_file, write_split_file
 from cleft.data.splits.recipes import salts_of, split_records
+from cleft.data.splits.split_file import (
+    Leak,
+    label_source,
+    leak_notes,
+    make_split_file,
+    measure_leaks,
+    read_split_file,
+    split_lines,
+    write_split_file,
+)
+from cleft.data.splits.subsets import ids_digest
 from cleft.errors import ConfigError, DataError
 from cleft.grammar import count, verb
-from cleft.types import Reading, Record
+from cleft.types import Reading, Record, Splits
 
 
 def record(name, patient):
@@ -126,14 +135,14 @@ def test_parameters_that_would_stop_the_machine_are_refused(tmp_path, bad):
 
 
 def test_ids_behind_many_digests_are_computed_once_and_a_damaged_cache_is_not_believed(tmp_path, monkeypatch):
-    monkeypatch.setattr("cleft.data.splits.files._WORTH_KEEPING", 10)
+    monkeypatch.setattr("cleft.data.splits.split_file._WORTH_KEEPING", 10)
     drawn = write(tmp_path / "split.json", hashed=True)
     config = DataConfig(split_file=tmp_path / "split.json", cache=tmp_path / "cache")
     assert split_records(reading(RECORDS), config).digest == drawn.digest
     (kept,) = (tmp_path / "cache" / "splits").iterdir()
     assert kept.stat().st_mode & 0o077 == 0
     with monkeypatch.context() as patched:
-        patched.setattr("cleft.data.splits.files.IdHash.digests", None)  # called it would fail
+        patched.setattr("cleft.data.splits.split_file.IdHash.digests", None)  # called it would fail
         assert split_records(reading(RECORDS[::-1]), config).digest == drawn.digest
     kept.write_text(kept.read_text().replace(RECORDS[0].id, "p999-0"))
     assert split_records(reading(RECORDS), config).digest == drawn.digest
@@ -256,3 +265,108 @@ def test_a_file_that_is_not_there_or_names_none_of_the_images_is_refused(tmp_pat
     write(tmp_path / "split.json")
     with pytest.raises(DataError, match=r"none of the \d+ training images of .*split\.json is among the 1 here"):
         follow(tmp_path / "split.json", [record("x", "x")])
+
+
+def labelled(number, **labels):
+    return Record(id=f"i{number}", image=Path("x"), labels=labels, patient=f"p{number}", study=f"s{number}")
+
+
+TRAIN = [labelled(i, Edema=float(i % 2)) for i in range(10)]
+VAL = [labelled(i, Edema=1.0) for i in range(10, 15)]
+TEST = [labelled(i, Edema=1.0) for i in range(15, 18)]
+READING = Reading(
+    dataset="chexpert",
+    records=[*TRAIN, *VAL, *TEST, labelled(99)],
+    findings=("Edema",),
+    sources={"train.csv": "ab" * 32, "train_cheXbert.csv": "cd" * 32},
+)
+
+
+def split_of(**changes):
+    whole = {"train": TRAIN, "val": VAL, "test": TEST, "recipe": "patients", "digest": "d1", "shared_patients": 0}
+    return Splits(**{**whole, **changes})
+
+
+def test_a_split_is_told_with_its_salts_sources_sizes_and_shares_side_by_side():
+    salts = {"test": "cleft-test-v1", "val": "cleft-val-v1"}
+    assert split_lines(split_of(), READING, DataConfig(labels="chexbert"), salts) == [
+        "split patients (digest d1); salts: test cleft-test-v1, val cleft-val-v1",
+        "labels: train_cheXbert.csv",
+        f"SHA-256 of train.csv: {'ab' * 32}",
+        f"SHA-256 of train_cheXbert.csv: {'cd' * 32}",
+        "",
+        "             train       val      test",
+        "images          10         5         3",
+        "patients        10         5         3",
+        "Edema       50.0 %   100.0 %         –",
+        "1 image is in no part",
+    ]
+
+
+def test_notes_and_leaks_stand_above_the_table():
+    lines = split_lines(
+        split_of(test=TRAIN[:6], notes=("a note",), shared_patients=6),
+        READING,
+        DataConfig(split_file=Path("split.json")),
+        {},
+    )
+    assert lines[0] == "split patients (digest d1)"
+    assert lines[4:6] == [
+        "a note",
+        "Beware: all 6 test patients are also in train, with 6 other images, 6 of them from a study that test shows "
+        "too (split patients); numbers on test are too good.",
+    ]
+
+
+def test_labels_are_those_of_the_table_unless_another_is_named():
+    assert label_source(READING, DataConfig()) == "train.csv"
+    assert label_source(READING, DataConfig(labels="visualchexbert")) == "train_visualCheXbert.csv"
+
+
+def image(name, patient, study=None):
+    return Record(id=name, image=Path(name), labels={}, patient=patient, study=study)
+
+
+def parts(train, val, test, shared):
+    return Splits(train, val, test, recipe="mine", digest="", shared_patients=shared)
+
+
+LEAKY = parts(
+    [image("a", "p", "p/1"), image("b", "p", "p/2"), image("c", "q", "q/1"), image("d", "r", "r/1")],
+    [image("e", "r", "r/1"), image("f", "s", "s/1")],
+    [image("g", "p", "p/1"), image("h", "s", "s/2"), image("i", "t", "t/1"), image("j", "p", "p/3")],
+    3,
+)
+
+
+def test_every_pair_of_parts_is_counted_by_patients_images_and_studies():
+    assert measure_leaks(LEAKY) == [
+        Leak("test", "train", patients=1, of_patients=3, images=2, same_study=1),
+        Leak("test", "val", patients=1, of_patients=3, images=1, same_study=0),
+        Leak("val", "train", patients=1, of_patients=2, images=1, same_study=1),
+    ]
+
+
+def test_notes_say_it_in_numbers_for_the_part_that_is_asked_about():
+    assert leak_notes(LEAKY, "test") == [
+        "Beware: 1 of 3 test patients is also in train, with 2 other images, 1 of them from a study that test shows "
+        "too (split mine); numbers on test are too good.",
+        "Beware: 1 of 3 test patients is also in val, with 1 other image (split mine); numbers on test are too good.",
+    ]
+    assert len(leak_notes(LEAKY)) == 3
+
+
+def test_studies_of_different_patients_are_different_whatever_their_name():
+    crossed = parts([image("a", "p", "1"), image("b", "q", "2")], [], [image("c", "p", "2")], 1)
+    assert [leak.same_study for leak in measure_leaks(crossed)] == [0]
+
+
+def test_a_study_nobody_named_is_no_study():
+    nameless = parts([image("a", "p")], [], [image("b", "p")], 1)
+    assert [(leak.images, leak.same_study) for leak in measure_leaks(nameless)] == [(1, 0)]
+
+
+def test_nothing_shared_is_nothing_to_say():
+    apart = parts([image("a", "p")], [image("b", "q")], [image("c", "r")], 0)
+    assert measure_leaks(apart) == []
+    assert leak_notes(apart) == []

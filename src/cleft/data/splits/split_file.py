@@ -15,18 +15,20 @@ import os
 import stat
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cleft.config import DataConfig
+from cleft.data.counting import share_present
 from cleft.data.images.decoding import usable_cores
-from cleft.data.splits.draws import ids_digest, order_key
+from cleft.data.readers.chexpert import LABEL_TABLES
+from cleft.data.splits.subsets import ids_digest, order_key
 from cleft.errors import ConfigError, DataError
 from cleft.files import Output, write_whole
-from cleft.grammar import count, verb
+from cleft.grammar import count, share, verb
 from cleft.results import from_json, to_json
 from cleft.types import Reading, Record, Splits
 
@@ -385,3 +387,106 @@ def _text(path: Path) -> bytes:
         raise DataError(
             f"{path} cannot be read as a split file ({error}); copy it again", reason="split-file"
         ) from error
+
+
+_PAIRS = (("test", "train"), ("test", "val"), ("val", "train"))
+
+
+class Leak(NamedTuple):
+    """Patients of one part who stand in another as well."""
+
+    part: str
+    """Whose numbers are too good: `test`, or `val`."""
+    into: str
+    """Where else its patients stand: `train`, or `val`, by which weights are chosen."""
+    patients: int
+    of_patients: int
+    """All patients of `part`."""
+    images: int
+    """Images in `into` of the shared patients."""
+    same_study: int
+    """Those of them that are from a study which `part` shows too."""
+
+    def sentence(self) -> str:
+        """Says it in numbers."""
+        people = (
+            f"{share(self.patients, self.of_patients, f'{self.part} patient')} "
+            f"{verb(self.patients, 'is', 'are')} also in {self.into}"
+        )
+        study = f", {self.same_study:,} of them from a study that {self.part} shows too" if self.same_study else ""
+        return f"{people}, with {count(self.images, 'other image')}{study}"
+
+
+def measure_leaks(splits: Splits) -> list[Leak]:
+    """Compares test with training and validation, and validation with training; no entry where nobody is shared."""
+    parts = {"train": splits.train, "val": splits.val, "test": splits.test}
+    leaks = [_compare(part, parts[part], into, parts[into]) for part, into in _PAIRS]
+    return [leak for leak in leaks if leak.patients]
+
+
+def leak_notes(splits: Splits, part: str | None = None) -> list[str]:
+    """Sentences about patients in two parts, for those who read numbers.
+
+    Args:
+        splits: Any.
+        part: The one that is asked about; by default all.
+    """
+    if not splits.shared_patients:
+        return []
+    leaks = [leak for leak in measure_leaks(splits) if part in (None, leak.part)]
+    return [
+        f"Beware: {leak.sentence()} (split {splits.recipe}); numbers on {leak.part} are too good." for leak in leaks
+    ]
+
+
+def _compare(part: str, held: Sequence[Record], into: str, other: Sequence[Record]) -> Leak:
+    patients = {record.patient for record in held}
+    studies = {(record.patient, record.study) for record in held if record.study is not None}
+    theirs = [record for record in other if record.patient in patients]
+    return Leak(
+        part=part,
+        into=into,
+        patients=len({record.patient for record in theirs}),
+        of_patients=len(patients),
+        images=len(theirs),
+        same_study=sum((record.patient, record.study) in studies for record in theirs),
+    )
+
+
+_CELL = 10
+
+
+def split_lines(splits: Splits, reading: Reading, config: DataConfig, salts: Mapping[str, str]) -> list[str]:
+    """Returns the lines to be printed one below the other.
+
+    Shares of findings stand side by side, so that a split that tore a class apart is seen; those of fewer than five
+    patients are not told.
+    """
+    salted = ", ".join(f"{what} {salt}" for what, salt in salts.items())
+    lines = [f"split {splits.recipe} (digest {splits.digest}){f'; salts: {salted}' if salted else ''}"]
+    lines.append(f"labels: {label_source(reading, config)}")
+    lines += [f"SHA-256 of {name}: {digest}" for name, digest in reading.sources.items()]
+    return [*lines, *splits.notes, *leak_notes(splits), "", *_table(splits, reading)]
+
+
+def label_source(reading: Reading, config: DataConfig) -> str:
+    """Returns the name of the table that the labels were read from."""
+    return LABEL_TABLES.get(config.labels) or next(iter(reading.sources), reading.dataset)
+
+
+def _table(splits: Splits, reading: Reading) -> Iterator[str]:
+    groups = share_present("split", {"train": splits.train, "val": splits.val, "test": splits.test}, reading.findings)
+    width = max(len(name) for name in ("finding", "patients", *reading.findings))
+    left_out = len(reading.records) - sum(groups.images)
+
+    def row(name: str, cells: tuple[str, ...]) -> str:
+        return f"{name:{width}}" + "".join(f"{cell:>{_CELL}}" for cell in cells)
+
+    yield row("", groups.groups)
+    yield row("images", tuple(f"{count:,}" for count in groups.images))
+    yield row("patients", tuple(f"{count:,}" for count in groups.patients))
+    for finding in reading.findings:
+        shares = groups.shares[finding]
+        yield row(finding, tuple("–" if share is None else f"{100 * share:.1f} %" for share in shares))
+    if left_out:
+        yield f"{count(left_out, 'image')} {verb(left_out, 'is', 'are')} in no part"

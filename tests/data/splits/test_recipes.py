@@ -8,9 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cleft.config import DataConfig
-from cleft.data.splits.chexpert_5x200 import CLASSES_5X200, draw_5x200
-from cleft.data.splits.draws import ids_digest, order_key, take_patients
-from cleft.data.splits.recipes import DISJOINT, SALTS, SPLITS, refuse_shared, salts_of, shared_patients, split_records
+from cleft.data.splits.recipes import (
+    CLASSES_5X200,
+    DISJOINT,
+    SALTS,
+    SPLITS,
+    draw_5x200,
+    refuse_shared,
+    salts_of,
+    shared_patients,
+    split_records,
+)
+from cleft.data.splits.subsets import ids_digest, order_key, take_patients
 from cleft.errors import ConfigError, DataError
 from cleft.types import Reading, Record
 
@@ -266,3 +275,111 @@ def test_a_recipe_that_breaks_its_promise_is_stopped(monkeypatch):
     monkeypatch.setitem(SPLITS, "patients", SPLITS["5x200-images"])
     with pytest.raises(DataError, match=r"patients? (is|are) in two splits"):
         split_records(reading(exclusive(300)), DataConfig())
+
+
+def exams(images=3, patients=100):
+    records = [
+        Record(id=f"{patient}/{i}.dcm", image=Path("x"), labels={}, patient=f"{10_000_000 + patient}")
+        for patient in range(patients)
+        for i in range(1 + (patient % images))
+    ]
+    return Reading(dataset="embed", records=records, findings=())
+
+
+def patients(records):
+    return {record.patient for record in records}
+
+
+def test_patients_are_cut_at_seventy_and_eighty_percent():
+    splits = split_records(exams(), DataConfig(dataset="embed"))
+    assert [len(patients(part)) for part in splits[:3]] == [70, 10, 20]
+    assert sum(len(part) for part in splits[:3]) == len(exams().records)
+    assert (splits.recipe, splits.shared_patients) == ("embed", 0)
+
+
+def test_the_first_patients_in_the_order_of_their_hash_are_trained_on():
+    splits = split_records(exams(), DataConfig(dataset="embed"))
+    order = sorted(patients(exams().records), key=lambda patient: order_key("cleft-embed-v1", patient))
+    assert (patients(splits.train), patients(splits.test)) == (set(order[:70]), set(order[80:]))
+
+
+def test_the_cut_depends_on_patients_alone_and_is_this_one():
+    splits = split_records(exams(), DataConfig(dataset="embed"))
+    assert ids_digest(patients(splits.test)) == "b64c09bcab8b7210"  # pragma: allowlist secret
+    assert patients(split_records(exams(images=1), DataConfig(dataset="embed")).test) == patients(splits.test)
+
+
+def test_another_recipe_can_be_asked_for():
+    assert split_records(exams(), DataConfig(dataset="embed", split="patients")).recipe == "patients"
+
+
+CONFIG = DataConfig(split="rsna-balanced", val_fraction=0)
+
+
+def image(name, patient, sick):
+    labels = {"No Pneumonia": float(not sick), "Pneumonia": float(sick)}
+    return Record(id=name, image=Path(name), labels=labels, patient=patient)
+
+
+def population(patients=60, sick=1, well=3):
+    """Patients with that many images of either kind."""
+    return [
+        image(f"{kind}{p}-{i}", str(p), kind == "sick")
+        for p in range(patients)
+        for kind, count in (("sick", sick), ("well", well))
+        for i in range(count)
+    ]
+
+
+def split(records, config=CONFIG):
+    return split_records(Reading(dataset="rsna", records=list(records), findings=()), config)
+
+
+def positives(records):
+    return sum(record.labels["Pneumonia"] == 1 for record in records)
+
+
+def test_both_sides_hold_all_positives_and_as_many_negatives():
+    splits = split(population())
+    assert positives(splits.test) == round(60 * 1769 / 6012) == 18
+    assert positives(splits.train) == 60 - 18
+    assert (len(splits.test), len(splits.train)) == (36, 84)
+    assert splits.shared_patients == 0
+
+
+def test_validation_is_held_out_of_training_by_patient():
+    plain, held = split(population()), split(population(), DataConfig(split="rsna-balanced", val_fraction=0.25))
+    assert held.test == plain.test
+    assert {r.id for r in held.train} | {r.id for r in held.val} == {r.id for r in plain.train}
+    assert len(held.val) == 21
+    assert held.shared_patients == 0
+
+
+def test_where_negatives_are_few_positives_are_drawn_likewise():
+    splits = split(population(sick=3, well=1))
+    assert positives(splits.test) * 2 == len(splits.test) > 0
+    assert positives(splits.train) * 2 == len(splits.train) > 0
+
+
+def test_a_patient_with_too_many_positives_for_the_test_set_is_passed_over():
+    crowd = [image(f"crowd{i}", "crowd", True) for i in range(40)]
+    splits = split([*population(), *crowd])
+    assert "crowd" not in {record.patient for record in splits.test}
+    assert positives(splits.test) == round(100 * 1769 / 6012)
+
+
+def test_numbers_are_ordered_as_nih_writes_them():
+    short = split(population())
+    long = split([image(r.id, r.patient.zfill(8), r.labels["Pneumonia"] == 1) for r in population()])
+    assert short.digest == long.digest
+
+
+def test_images_without_such_labels_are_refused():
+    records = [Record(id=str(i), image=Path(str(i)), labels={"Edema": 1.0}, patient=str(i)) for i in range(9)]
+    with pytest.raises(DataError, match="needs images with Pneumonia and images without; found 0 and 0"):
+        split(records)
+
+
+def test_what_is_drawn_is_the_same_for_ever():
+    splits = split(population(sick=2, well=3), DataConfig(split="rsna-balanced", val_fraction=0.2))
+    assert splits.digest == "e5d0a3018559c1e4"  # pragma: allowlist secret
