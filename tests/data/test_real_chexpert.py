@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from cleft.config import DataConfig
-from cleft.data.labels import apply_uncertain
+from cleft.data.datasets import apply_uncertain
 from cleft.data.readers.chexpert import FINDINGS, VIEWS, read_chexpert
 from cleft.data.splits.recipes import draw_5x200, pools_5x200, split_records
 from cleft.data.splits.split_file import Leak, measure_leaks

@@ -40,7 +40,7 @@ TARGETS = {
     "cleft.training.optim": ["tests/training/test_optim.py"],
     "cleft.data.splits.recipes": ["tests/data/splits"],
     "cleft.data.splits.subsets": ["tests/data/splits"],
-    "cleft.data.orders": ["tests/data/test_orders.py"],
+    "cleft.data.sampling": ["tests/data/test_sampling.py"],
     "cleft.evaluation.metrics": ["tests/evaluation/test_metrics.py", "tests/evaluation/test_compare.py"],
 }
 """Module to the tests that must notice its faults. No module itself: pytest would read its file, not the fault."""

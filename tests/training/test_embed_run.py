@@ -9,8 +9,8 @@ from PIL import Image
 from tests.fakes.embed import file_row, finding_row, write_fake_embed
 
 from cleft.config import load_settings
-from cleft.data.marks import MARK
 from cleft.data.readers.embed import TERMS
+from cleft.data.tables.files import PHANTOMS_FILE
 from cleft.errors import ConfigError
 from cleft.report.run_page import render
 from cleft.report.runs import read_runs
@@ -68,7 +68,7 @@ def test_a_caption_that_does_not_fit_stops_the_run_and_says_what_fits(root, tmp_
 
 def test_nobody_owns_phantoms(root, tmp_path, caplog):
     drawn = shutil.copytree(root, tmp_path / "drawn")
-    (drawn / MARK).write_text("{}")
+    (drawn / PHANTOMS_FILE).write_text("{}")
     run = pretrain(settings_of(drawn), tmp_path / "run", progress=False)
     assert TERMS not in caplog.messages
     assert "terms" not in json.loads((run / "summary.json").read_text())

@@ -27,7 +27,7 @@ from cleft.config import ImagesConfig, Settings
 from cleft.data.images.augment import augment, centre_crop
 from cleft.data.images.pixel_rows import PixelRows
 from cleft.data.images.prepared import PreparedImages
-from cleft.data.orders import distinct_order, epoch_order, group_rows
+from cleft.data.sampling import distinct_order, epoch_order, group_rows
 from cleft.data.text.texts import Texts
 from cleft.errors import CleftError, ConfigError, DataError, ResourceError
 from cleft.grammar import count, share, verb

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 from cleft.config import (
     DataConfig,
@@ -17,9 +17,6 @@ from cleft.config import (
     overridden_keys,
     usual_split,
 )
-from cleft.data.collector import collector_paused
-from cleft.data.labels import apply_uncertain
-from cleft.data.marks import is_drawn
 from cleft.data.readers.chexpert import scan_chexpert
 from cleft.data.readers.embed import TERMS as EMBED_TERMS
 from cleft.data.readers.embed import scan_embed
@@ -34,13 +31,64 @@ from cleft.data.readers.nih import FINDINGS as NIH_FINDINGS
 from cleft.data.readers.nih import scan_nih
 from cleft.data.readers.rsna import scan_rsna
 from cleft.data.tables.faults import refuse
+from cleft.data.tables.files import is_synthetic
 from cleft.data.tables.patients import settle_people
+from cleft.data.tables.rows import gc_paused
 from cleft.data.tables.scan import Scan
 from cleft.data.text.captions import CAPTION_ORDER, OPENING, add_captions
 from cleft.data.text.reports import keep_reported
 from cleft.errors import ConfigError
 from cleft.privacy import expand_user
-from cleft.types import Reading
+from cleft.types import Reading, Record
+
+Policy = Literal["zeros", "ones", "mixed", "ignore"]
+
+UNCERTAIN = -1.0
+_PRESENT_IF_MIXED = {"atelectasis", "edema", "pleural effusion"}
+
+
+def apply_uncertain(records: Sequence[Record], policy: Policy) -> list[Record]:
+    """Decides what -1 counts as; `Record.uncertain` remembers where it stood.
+
+    Args:
+        records: As a reader returns them.
+        policy: `zeros`: absent. `ones`: present. `mixed`: present for atelectasis, edema and pleural effusion,
+            absent for every other finding. `ignore`: as if nobody had mentioned it.
+
+    Returns:
+        New records in the same order, none of whose labels is -1.
+
+    Source:
+        CLEFT counts a finding as positive only where the label is 1, which is `zeros`; `mixed` is what GLoRIA
+        and MGCA do for the five competition findings (docs/decisions/0011).
+    """
+    # Records with equal labels share one mapping, so each distinct mapping is decided once.
+    decided: dict[int, tuple[Mapping[str, float], tuple[str, ...]]] = {}
+    results: list[Record] = []
+    for record in records:
+        key = id(record.labels)
+        if key not in decided:
+            decided[key] = _decide(record.labels, policy)
+        labels, uncertain = decided[key]
+        results.append(replace(record, labels=labels, uncertain=uncertain) if uncertain else record)
+    return results
+
+
+def _decide(labels: Mapping[str, float], policy: Policy) -> tuple[Mapping[str, float], tuple[str, ...]]:
+    uncertain = tuple(name for name, value in labels.items() if value == UNCERTAIN)
+    if not uncertain:
+        return labels, ()
+    if policy == "ignore":
+        return {name: value for name, value in labels.items() if value != UNCERTAIN}, uncertain
+    decided = {name: _count_as(name, policy) if value == UNCERTAIN else value for name, value in labels.items()}
+    return decided, uncertain
+
+
+def _count_as(finding: str, policy: Policy) -> float:
+    if policy == "mixed":
+        return float(finding.casefold() in _PRESENT_IF_MIXED)
+    return float(policy == "ones")
+
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +161,7 @@ def read_dataset(config: DataConfig) -> Reading:
     return finish_reading(scan.reading, config)
 
 
-@collector_paused()
+@gc_paused()
 def finish_reading(reading: Reading, config: DataConfig) -> Reading:
     """What every dataset goes through after its reader.
 
@@ -237,7 +285,7 @@ def opening_of(config: DataConfig) -> str:
 
 def terms_of(config: DataConfig) -> str | None:
     """Returns what the owner of the images allows, where that reaches weights; nobody owns phantoms."""
-    return None if is_drawn(config.root) else DATASETS[config.dataset].terms
+    return None if is_synthetic(config.root) else DATASETS[config.dataset].terms
 
 
 def recipe_of(config: DataConfig) -> str:

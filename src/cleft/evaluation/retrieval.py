@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from cleft.config import Settings
 from cleft.data.batches import eval_loader
-from cleft.data.counting import FEWEST_PATIENTS
+from cleft.data.counts import FEWEST_PATIENTS
 from cleft.data.splits.subsets import ids_digest, order_key
 from cleft.errors import CheckpointError, ConfigError, DataError
 from cleft.evaluation.examples import as_png

@@ -14,10 +14,10 @@ from typing import Literal, NamedTuple
 from cleft.config import DataConfig, Settings
 from cleft.data import opening_of, read_dataset
 from cleft.data.images.prepared import PreparedImages, obtain_images
-from cleft.data.marks import MARK
 from cleft.data.splits.recipes import split_records
 from cleft.data.splits.split_file import leak_notes
 from cleft.data.splits.subsets import PER_PATIENT, balanced, class_patients, ids_digest
+from cleft.data.tables.files import PHANTOMS_FILE
 from cleft.data.text.prompts import choose_classes
 from cleft.errors import CheckpointError, ConfigError, DataError
 from cleft.grammar import count, share, verb
@@ -156,7 +156,7 @@ def _selection(
         prepared=prepared,
         recipe=recipe,
         split_digest=digest,
-        synthetic=config.root is not None and (config.root / MARK).is_file(),
+        synthetic=config.root is not None and (config.root / PHANTOMS_FILE).is_file(),
         notes=notes,
     )
 

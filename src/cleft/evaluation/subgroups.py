@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cleft.data.counting import FEWEST_PATIENTS, group_by
+from cleft.data.counts import FEWEST_PATIENTS, group_by
 from cleft.evaluation.metrics import FEWEST_PATIENTS as FEWEST_DRAWN
 from cleft.evaluation.metrics import Flags, value_of
 from cleft.evaluation.scoring import USUAL_DRAWS, Draws, Measure, Scored, difference, measured, measures_of

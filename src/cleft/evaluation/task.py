@@ -25,7 +25,7 @@ from cleft.config import (
 )
 from cleft.data import data_config, report_not_inherited
 from cleft.data.batches import eval_loader
-from cleft.data.counting import FEWEST_PATIENTS
+from cleft.data.counts import FEWEST_PATIENTS
 from cleft.data.splits.subsets import ids_digest
 from cleft.data.text.prompts import Wording, check_phrases, check_wording, choose_classes, find_wording
 from cleft.errors import CheckpointError, ConfigError, DataError

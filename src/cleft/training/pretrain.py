@@ -19,8 +19,8 @@ from cleft.arguments import as_path
 from cleft.config import ImageTowerConfig, Settings, TextTowerConfig, TrainConfig, load_settings
 from cleft.data import DATASETS
 from cleft.data.batches import eval_loader, train_loader
-from cleft.data.counting import FEWEST_PATIENTS
-from cleft.data.orders import say_repeats
+from cleft.data.counts import FEWEST_PATIENTS
+from cleft.data.sampling import say_repeats
 from cleft.data.text.prompts import check_wording, find_wording, resolve_classes
 from cleft.data.text.texts import Texts
 from cleft.errors import ConfigError

@@ -10,11 +10,11 @@ from pydicom import dcmread
 
 from cleft.config import DataConfig
 from cleft.data import read_dataset
-from cleft.data.marks import MARK
 from cleft.data.phantoms.mammogram_cases import LETTERS, ODDITIES, Shares
 from cleft.data.phantoms.mammogram_codes import CODES
 from cleft.data.phantoms.mammogram_people import invent_patient
 from cleft.data.phantoms.mammograms import write_mammograms
+from cleft.data.tables.files import PHANTOMS_FILE
 from cleft.errors import DataError
 
 SIZE = 64
@@ -245,9 +245,9 @@ def test_a_patient_does_not_change_with_the_number_of_patients(tmp_path):
 
 def test_a_folder_with_the_same_mammograms_is_left_alone_and_any_other_is_refused(tmp_path):
     root = write_mammograms(tmp_path / "drawn", patients=1, size=SIZE)
-    before = (root / MARK).stat().st_mtime_ns
+    before = (root / PHANTOMS_FILE).stat().st_mtime_ns
     assert write_mammograms(root, patients=1, size=SIZE) == root
-    assert (root / MARK).stat().st_mtime_ns == before
+    assert (root / PHANTOMS_FILE).stat().st_mtime_ns == before
     with pytest.raises(DataError, match="holds other phantoms"):
         write_mammograms(root, patients=1, size=SIZE, shares=Shares(density=(1, 0, 0, 0)))
     (tmp_path / "full").mkdir()

@@ -8,9 +8,9 @@ import pytest
 
 from cleft.config import DataConfig
 from cleft.data import read_dataset
-from cleft.data.marks import MARK
 from cleft.data.phantoms.anatomy import FINDINGS, Body, Shot, draw_frontal
 from cleft.data.phantoms.chests import write_phantoms
+from cleft.data.tables.files import PHANTOMS_FILE
 from cleft.errors import DataError
 
 
@@ -56,9 +56,9 @@ def test_the_table_has_the_labels_of_the_real_one(tmp_path):
 
 def test_a_folder_with_the_same_phantoms_is_left_alone_and_any_other_is_refused(tmp_path):
     root = write_phantoms(tmp_path / "phantoms", patients=1, size=32)
-    before = (root / MARK).stat().st_mtime_ns
+    before = (root / PHANTOMS_FILE).stat().st_mtime_ns
     assert write_phantoms(root, patients=1, size=32) == root
-    assert (root / MARK).stat().st_mtime_ns == before
+    assert (root / PHANTOMS_FILE).stat().st_mtime_ns == before
     with pytest.raises(DataError, match="holds other phantoms"):
         write_phantoms(root, patients=2, size=32)
     (tmp_path / "full").mkdir()
@@ -72,7 +72,7 @@ def test_a_draft_left_by_a_kill_is_drawn_anew(tmp_path):
     (tmp_path / ".phantoms.draft" / ".cleft-draft").touch()
     root = write_phantoms(tmp_path / "phantoms", patients=1, size=32)
     assert not list(tmp_path.rglob("old"))
-    assert (root / MARK).is_file()
+    assert (root / PHANTOMS_FILE).is_file()
 
 
 def test_no_patients_make_no_dataset(tmp_path):

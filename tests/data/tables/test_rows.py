@@ -1,8 +1,10 @@
+import gc
+
 import numpy as np
 import pytest
 
 from cleft.data.tables.csv import read_table
-from cleft.data.tables.rows import BLANK, read_ages, read_codes, read_sexes, read_texts
+from cleft.data.tables.rows import BLANK, gc_paused, read_ages, read_codes, read_sexes, read_texts
 
 
 @pytest.fixture
@@ -57,3 +59,32 @@ def test_a_column_that_is_not_there_is_unknown_everywhere():
     assert read_texts(None, 2) == [None, None]
     assert read_sexes(None, 2) == ([None, None], 0)
     assert read_ages(None, 2) == ([None, None], 0)
+
+
+def test_it_is_off_inside_and_as_before_afterwards_even_after_an_error():
+    seen = []
+
+    @gc_paused()
+    def fail():
+        seen.append(gc.isenabled())
+        raise KeyError
+
+    assert gc.isenabled()
+    with pytest.raises(KeyError):
+        fail()
+    assert seen == [False]
+    assert gc.isenabled()
+
+
+def test_who_paused_it_before_keeps_it_paused():
+    with gc_paused():
+        with gc_paused():
+            assert not gc.isenabled()
+        assert not gc.isenabled()
+    assert gc.isenabled()
+
+
+def test_a_function_runs_under_it_every_time():
+    states = gc_paused()(gc.isenabled)
+    assert [states(), states()] == [False, False]
+    assert gc.isenabled()

@@ -13,22 +13,14 @@ from typing import NamedTuple
 from cleft.config import DataConfig, ImagesConfig
 from cleft.data.census.twins import refuse_twins, shared_contents
 from cleft.data.census.unlisted import find_unlisted
-from cleft.data.counting import (
-    FEWEST_PATIENTS,
-    count_captions,
-    count_labels,
-    group_by,
-    share_present,
-    tally,
-    tally_ages,
-)
+from cleft.data.counts import FEWEST_PATIENTS, count_captions, count_labels, group_by, share_present, tally, tally_ages
 from cleft.data.datasets import finish_reading, terms_of
 from cleft.data.images.decoding import usable_cores
 from cleft.data.images.looks import Looks, look_at_all
 from cleft.data.images.sampling import Sample, decode, draw, is_surely_more
-from cleft.data.marks import is_drawn
 from cleft.data.splits.recipes import split_records
 from cleft.data.splits.split_file import leak_notes
+from cleft.data.tables.files import is_synthetic
 from cleft.data.tables.scan import Scan
 from cleft.errors import DataError
 from cleft.grammar import share
@@ -67,7 +59,7 @@ def take_census(scan: Scan, config: DataConfig, images: ImagesConfig, effort: Ef
     reading, splits, told = _divide(scan.reading, config)
     # Too few rows are left to split because the others are faulty: that is no fault of its own.
     faults += told if not faults else []
-    synthetic = is_drawn(config.root)
+    synthetic = is_synthetic(config.root)
     fewest = 1 if synthetic else FEWEST_PATIENTS
     files = _inspect(reading.records, images, effort, synthetic=synthetic)
     unlisted = find_unlisted(scan.images)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cleft.config import AugmentConfig
-from cleft.data.randomness import Stream, counted
+from cleft.data.sampling import Stream, philox_generator
 
 _LEVELS = np.arange(256, dtype=np.float32)
 _BLUR_WINDOW = 7
@@ -42,7 +42,7 @@ def augment(
         pixel (docs/decisions/0020).
     """
     run_seed, epoch, sample = seed
-    draws = counted(run_seed, Stream.AUGMENT, epoch, sample).random(13).tolist()
+    draws = philox_generator(run_seed, Stream.AUGMENT, epoch, sample).random(13).tolist()
     view = _crop(pixels, size, draws[0], draws[1])
     if draws[2] < config.jitter:
         brightness = _between(draws[3], 1 - config.brightness, 1 + config.brightness)

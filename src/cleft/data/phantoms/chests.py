@@ -17,8 +17,8 @@ import numpy as np
 from cleft.data.phantoms.anatomy import Body, Shot, draw_frontal, draw_lateral
 from cleft.data.phantoms.drawn import drawn_once
 from cleft.data.progress import progress_bar
-from cleft.data.randomness import Stream, counted
 from cleft.data.readers.chexpert import FINDINGS
+from cleft.data.sampling import Stream, philox_generator
 from cleft.errors import DataError, ResourceError
 from cleft.grammar import count, verb
 
@@ -85,7 +85,7 @@ def _draw_all(release: Path, patients: int, seed: int, size: int, *, progress: b
 
 
 def _write_patient(release: Path, patient: int, seed: int, size: int) -> Iterator[list[str]]:
-    rng = counted(seed, Stream.PHANTOM, patient)
+    rng = philox_generator(seed, Stream.PHANTOM, patient)
     body = Body(
         width=rng.uniform(0.82, 0.98),
         lung_top=rng.uniform(0.10, 0.16),

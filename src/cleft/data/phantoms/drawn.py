@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from cleft.data.marks import MARK
+from cleft.data.tables.files import PHANTOMS_FILE
 from cleft.errors import DataError
 from cleft.files import draft_folder, read_json, write_json
 
@@ -28,13 +28,13 @@ def drawn_once(folder: Path, mark: Mapping[str, object], draw: Callable[[Path], 
     """
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder} is a file; choose a folder for the phantoms")
-    if (folder / MARK).is_file():
-        if read_json(folder / MARK, remedy="choose another folder") == mark:
+    if (folder / PHANTOMS_FILE).is_file():
+        if read_json(folder / PHANTOMS_FILE, remedy="choose another folder") == mark:
             return folder
-        raise DataError(f"{folder} holds other phantoms ({MARK} differs); choose another folder or remove it")
+        raise DataError(f"{folder} holds other phantoms ({PHANTOMS_FILE} differs); choose another folder or remove it")
     if folder.exists() and any(folder.iterdir()):
         raise DataError(f"{folder} is not empty; choose another folder for the phantoms")
     with draft_folder(folder) as draft:
         draw(draft)
-        write_json(draft / MARK, mark)
+        write_json(draft / PHANTOMS_FILE, mark)
     return folder

@@ -10,7 +10,7 @@ import numpy as np
 from cleft.data.phantoms.film import Breast
 from cleft.data.phantoms.mammogram_cases import ODDITIES, Exam, Finding, Patient, Shares, Side
 from cleft.data.phantoms.mammogram_findings import invent_findings, take_pictures
-from cleft.data.randomness import Stream, counted
+from cleft.data.sampling import Stream, philox_generator
 
 _RATES = {
     "worse_second": 0.01,
@@ -31,7 +31,7 @@ _RATES = {
 
 def invent_patient(seed: int, number: int, shares: Shares) -> Patient:
     """Returns patient `number` (from 1) of a seed; no other patient has a say in it."""
-    rng = counted(seed, Stream.PHANTOM, number, 1)
+    rng = philox_generator(seed, Stream.PHANTOM, number, 1)
     oddity = _pick_oddity(number, rng)
     male = oddity == "male"
     density = 5 if male else 1 + int(rng.choice(4, p=_scaled(shares.density)))

@@ -18,7 +18,7 @@ from cleft.data.phantoms.mammogram_files import MACHINES, facts, write_image
 from cleft.data.phantoms.mammogram_people import invent_patient
 from cleft.data.phantoms.mammogram_tables import Row, clinical_rows, metadata_row, write_tables
 from cleft.data.progress import progress_bar
-from cleft.data.randomness import Stream, counted
+from cleft.data.sampling import Stream, philox_generator
 from cleft.errors import DataError
 from cleft.grammar import count, verb
 
@@ -82,7 +82,7 @@ def write_mammograms(
 def _draw_patient(images: Path, patient: Patient, seed: int, size: tuple[int, int]) -> list[Row]:
     """Draws every image of a patient and returns their rows."""
     rows: list[Row] = []
-    rng = counted(seed, Stream.PHANTOM, patient.number, 2)
+    rng = philox_generator(seed, Stream.PHANTOM, patient.number, 2)
     for visit, exam in enumerate(patient.exams):
         lot = int(rng.choice(len(MACHINES), p=[0.55, 0.20, 0.15, 0.10]))
         machine = MACHINES[patient.number % len(MACHINES) if patient.number <= 2 * len(MACHINES) else lot]
@@ -90,7 +90,11 @@ def _draw_patient(images: Path, patient: Patient, seed: int, size: tuple[int, in
             uids = _uid(seed, exam.acc), _uid(seed, exam.acc, index), _uid(seed, exam.acc, index, 1)
             path = f"cohort_{patient.cohort}/{patient.empi}/{uids[0]}/{uids[1]}/{uids[2]}.dcm"
             drawn = _draw_picture(
-                patient, exam, picture, size, counted(seed, Stream.PHANTOM, patient.number, 16 + 64 * visit + index)
+                patient,
+                exam,
+                picture,
+                size,
+                philox_generator(seed, Stream.PHANTOM, patient.number, 16 + 64 * visit + index),
             )
             header = facts(patient, exam, picture, machine, size, uids)
             (images / path).parent.mkdir(parents=True)

@@ -21,10 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cleft.config import DataConfig
-from cleft.data.marks import is_drawn
 from cleft.data.tables.csv import Column, Table, scan_table
 from cleft.data.tables.faults import Fault, missing_columns, refuse
-from cleft.data.tables.files import are_files
+from cleft.data.tables.files import are_files, is_synthetic
 from cleft.data.tables.rows import BLANK, Rows, read_ages, read_codes, read_sexes, read_texts
 from cleft.data.tables.scan import Scan, find_table, make_scan, oddities, require_root
 from cleft.data.text.captions import CAPTION_ORDER
@@ -289,7 +288,11 @@ def scan_chexpert(config: DataConfig, *, check_files: bool = True) -> Scan:
         config,
         views=config.views or VIEWS,
         are_present=(lambda kept: are_files([rows.images[row] for row in kept.tolist()])) if check_files else None,
-        notes=[*_census(path.name, rows, paths, drawn=is_drawn(root)), *labels.notes, *oddities(odd_sexes, odd_ages)],
+        notes=[
+            *_census(path.name, rows, paths, drawn=is_synthetic(root)),
+            *labels.notes,
+            *oddities(odd_sexes, odd_ages),
+        ],
         faults=[*faults, *wrong_labels, *wrong_paths],
         rejected={"no-label": unlabelled} if unlabelled else {},
         sources=labels.sources,

@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cleft.config import DataConfig
-from cleft.data.marks import is_drawn
 from cleft.data.readers.embed_captions import BIRADS, FINDINGS, Facts, Style, mammogram_caption
 from cleft.data.readers.embed_findings import (
     CLINICAL,
@@ -42,7 +41,7 @@ from cleft.data.readers.embed_findings import (
 )
 from cleft.data.tables.csv import Column
 from cleft.data.tables.faults import Fault, refuse
-from cleft.data.tables.files import are_files, leaves_root
+from cleft.data.tables.files import are_files, is_synthetic, leaves_root
 from cleft.data.tables.rows import BLANK, Rows, read_sexes, read_texts
 from cleft.data.tables.scan import Scan, make_scan, require_root
 from cleft.errors import DataError
@@ -342,7 +341,7 @@ def scan_embed(config: DataConfig, *, check_files: bool = True) -> Scan:
         views=config.views,
         are_present=(lambda some: are_files([rows.images[row] for row in some.tolist()])) if check_files else None,
         notes=[
-            *census(metadata, clinical, files, keys, exams, images, config.reduce, drawn=is_drawn(root)),
+            *census(metadata, clinical, files, keys, exams, images, config.reduce, drawn=is_synthetic(root)),
             *metadata.notes,
             *clinical.notes,
             *keys.notes,

@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from cleft.config import DataConfig
-from cleft.data.collector import collector_paused
+from cleft.data.counts import single_class
 from cleft.data.datasets import recipe_of
 from cleft.data.images.prepared import cache_folder
-from cleft.data.labels import single_class
 from cleft.data.readers.chexpert import FINDINGS
 from cleft.data.splits.split_file import follow_split_file
 from cleft.data.splits.subsets import TEST_SALT, VAL_SALT, Cut, ids_digest, order_key, share_of, take_patients
+from cleft.data.tables.rows import gc_paused
 from cleft.errors import ConfigError, DataError
 from cleft.grammar import count, share, verb
 from cleft.types import Reading, Record, Splits
@@ -216,7 +216,7 @@ def embed_patients(records: Sequence[Record], config: DataConfig) -> Cut:
     )
 
 
-@collector_paused()
+@gc_paused()
 def split_records(reading: Reading, config: DataConfig) -> Splits:
     """Tells records apart for training, choosing and testing.
 

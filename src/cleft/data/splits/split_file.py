@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cleft.config import DataConfig
-from cleft.data.counting import share_present
+from cleft.data.counts import share_present
 from cleft.data.images.decoding import usable_cores
 from cleft.data.readers.chexpert import LABEL_TABLES
 from cleft.data.splits.subsets import ids_digest, order_key

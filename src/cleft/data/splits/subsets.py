@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from cleft.data.labels import single_class
+from cleft.data.counts import single_class
 from cleft.errors import ConfigError, DataError
 from cleft.grammar import count
 from cleft.types import Record

@@ -277,3 +277,12 @@ def _common(one: str, other: str) -> int:
             break
         count += 1
     return count
+
+
+PHANTOMS_FILE = "PHANTOMS.json"
+"""File that says a folder holds phantoms and nothing else."""
+
+
+def is_synthetic(root: Path | None) -> bool:
+    """Whether a folder holds phantoms, to which no published count applies."""
+    return root is not None and (root / PHANTOMS_FILE).is_file()

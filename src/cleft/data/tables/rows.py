@@ -5,21 +5,35 @@ Shapes: `N` rows, `C` findings.
 
 from __future__ import annotations
 
+import gc
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cleft.data.collector import collector_paused
 from cleft.data.tables.csv import Column, Table
 from cleft.data.tables.faults import Fault, unreadable_texts
 from cleft.grammar import share, verb
 from cleft.types import Record
+
+
+@contextmanager
+def gc_paused() -> Generator[None]:
+    """Pauses the collector; also a decorator. Looking through records again and again takes as long as making them."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
 
 BLANK = 2
 """Code of a finding that nobody mentioned, beside 1 present, 0 absent and -1 uncertain."""
@@ -255,7 +269,7 @@ def drop_missing(
     return kept[present], missing, faults
 
 
-@collector_paused()
+@gc_paused()
 def to_records(rows: Rows, kept: NDArray[np.int64]) -> list[Record]:
     """Makes one record per row, in the table's order. Rows with equal labels share one mapping."""
     labels: dict[bytes, dict[str, float]] = {}

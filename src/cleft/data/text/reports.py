@@ -13,7 +13,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Literal, TypeAlias
 
-from cleft.data.randomness import Stream, counted
+from cleft.data.sampling import Stream, philox_generator
 from cleft.data.text.captions import clean_text, refuse_unreadable
 from cleft.errors import DataError
 from cleft.grammar import count, share, verb
@@ -288,7 +288,7 @@ def draw_text(texts: Sequence[str], seed: int, epoch: int, sample: int) -> str:
     """
     if len(texts) == 1:
         return texts[0]
-    return texts[int(counted(seed, Stream.SENTENCE, epoch, sample).integers(len(texts)))]
+    return texts[int(philox_generator(seed, Stream.SENTENCE, epoch, sample).integers(len(texts)))]
 
 
 def keep_reported(reading: Reading, way: Way) -> Reading:
@@ -350,7 +350,7 @@ def change_words(
     words = text.split()
     if len(words) < FEWEST_WORDS:
         return text
-    rng = counted(seed, Stream.WORDS, epoch, sample)
+    rng = philox_generator(seed, Stream.WORDS, epoch, sample)
     known = [place for place, word in enumerate(words) if synonyms.get(word)]
     change = int(rng.integers(3 if known else 2))
     times = max(1, round(share * len(words)))

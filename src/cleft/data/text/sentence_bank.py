@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cleft.data.randomness import Stream, counted
+from cleft.data.sampling import Stream, philox_generator
 from cleft.data.tables.csv import scan_table
 from cleft.data.tables.faults import Fault, refuse, unreadable_texts
 from cleft.data.tables.rows import read_codes
@@ -145,7 +145,7 @@ def pool_of_epoch(bank: SentenceBank, seed: int, epoch: int, *, most: int = 200)
     """
     drawn: set[int] = set()
     for column, rows in enumerate((*bank.rows, bank.normal)):
-        order = counted(seed, Stream.BANK, epoch, column).permutation(len(rows))[:most]
+        order = philox_generator(seed, Stream.BANK, epoch, column).permutation(len(rows))[:most]
         drawn.update(rows[order].tolist())
     places = sorted(drawn)
     return SentenceBank(tuple(bank.texts[place] for place in places), bank.findings, bank.present[places])
@@ -167,7 +167,7 @@ def draw_sentence(bank: SentenceBank, labels: Mapping[str, float], seed: int, ep
     Source:
         MedCLIP. Its released code gives an image without any finding the first letter of such a sentence.
     """
-    rng = counted(seed, Stream.SENTENCE, epoch, sample)
+    rng = philox_generator(seed, Stream.SENTENCE, epoch, sample)
     shown = [
         column
         for column, name in enumerate(bank.findings)

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cleft.config import DataConfig
-from cleft.data.counting import FEWEST_PATIENTS
+from cleft.data.counts import FEWEST_PATIENTS
 from cleft.data.datasets import opening_of
-from cleft.data.marks import is_drawn
+from cleft.data.tables.files import is_synthetic
 from cleft.data.text.captions import NO_FINDING, clean_text, refuse_unreadable
 from cleft.data.text.reports import READ_REPORT, Way, change_words, draw_text
 from cleft.data.text.sentence_bank import (
@@ -139,7 +139,7 @@ class Texts:
         self._findings = tuple(findings)
         self._rows: Sequence[int] = range(len(records))
         self._patients = [record.patient for record in records]
-        self._drawn = is_drawn(config.root)
+        self._drawn = is_synthetic(config.root)
         self._own = _own_texts(findings, config)
         self._labels = [record.labels for record in records] if self._bank is not None else []
         self._choices = [] if self._bank is not None else _choices(records, config)

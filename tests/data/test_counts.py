@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from cleft.data.counting import count_captions, count_labels, group_by, share_present, tally, tally_ages
+from cleft.data.counts import count_captions, count_labels, group_by, share_present, tally, tally_ages
 from cleft.types import Record
 
 

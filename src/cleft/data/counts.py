@@ -29,6 +29,22 @@ def count_labels(records: Sequence[Record], findings: Sequence[str]) -> dict[str
     return counts
 
 
+def single_class(labels: Mapping[str, float], classes: Sequence[str]) -> int | None:
+    """Returns the position of the one class that is present.
+
+    None where none or several are present: such an image has no single right answer, and taking the largest
+    label would call it the first class.
+
+    Example:
+        >>> single_class({"Edema": 1.0, "Fracture": 0.0}, ["Fracture", "Edema"])
+        1
+        >>> single_class({"Edema": 0.0}, ["Fracture", "Edema"]) is None
+        True
+    """
+    present = [i for i, name in enumerate(classes) if labels.get(name) == 1]
+    return present[0] if len(present) == 1 else None
+
+
 def tally(name: str, values: Iterable[str | None]) -> Tally | None:
     """Counts values, the most frequent first and unknown ones last; None where none is known.
 
