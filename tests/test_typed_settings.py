@@ -55,7 +55,7 @@ VALUES = {
 
 COMMANDS = {
     "pretrain": (["pretrain", "tiny"], "cleft.training.pretrain.pretrain"),
-    "learn-context": (["learn-context", "RUN"], "cleft.training.context.learn_context"),
+    "learn-context": (["learn-context", "RUN"], "cleft.training.prompt_context.learn_context"),
     "classify": (["classify", "RUN"], "cleft.evaluation.classifier.classify_and_ask"),
     "classify another dataset": (["classify", "RUN", "--data", "DATA"], "cleft.evaluation.classifier.classify_and_ask"),
     "data check": (["data", "check", "tiny"], "cleft.data.census.check.check_dataset"),

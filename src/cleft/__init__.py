@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from cleft.models.checkpoint import load_model as load
     from cleft.report.run_page import write_report
     from cleft.training.classify import classify
-    from cleft.training.context import learn_context
     from cleft.training.pretrain import pretrain
+    from cleft.training.prompt_context import learn_context
 
 __all__ = [
     "Settings",
@@ -43,7 +43,7 @@ _HOMES = {
     "classify": ("cleft.training.classify", "classify"),
     "evaluate_classify": ("cleft.evaluation.classifier", "evaluate_classify"),
     "evaluate_zero_shot": ("cleft.evaluation.zero_shot", "evaluate_zero_shot"),
-    "learn_context": ("cleft.training.context", "learn_context"),
+    "learn_context": ("cleft.training.prompt_context", "learn_context"),
     "load": ("cleft.models.checkpoint", "load_model"),
     "load_image": ("cleft.data.images.single", "load_image"),
     "load_settings": ("cleft.config", "load_settings"),

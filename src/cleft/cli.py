@@ -578,7 +578,7 @@ def _learn_context(options: argparse.Namespace, words: list[str]) -> None:
 
     settings = load_run_settings(options.run, words)
     folder = options.out or options.run.with_name(f"{options.run.name}-context")
-    from cleft.training.context import learn_context
+    from cleft.training.prompt_context import learn_context
 
     print(
         f"{learn_context(options.run, settings, folder)}: stage two is complete; next: cleft evaluate {_typed(folder)}"

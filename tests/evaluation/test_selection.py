@@ -11,7 +11,7 @@ from cleft.data.splits.recipes import split_records
 from cleft.data.splits.split_file import make_split_file, write_split_file
 from cleft.errors import DataError
 from cleft.evaluation.selection import select_images
-from cleft.training.material import read_material
+from cleft.training.dataset import read_material
 
 LISTED = [f"train/patient{p:05}/study1/view1_frontal.jpg" for p in range(3)]
 

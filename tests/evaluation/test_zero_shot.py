@@ -19,7 +19,7 @@ from cleft.evaluation.scoring import Draws, measured, measures_of
 from cleft.evaluation.zero_shot import evaluate_zero_shot
 from cleft.models.checkpoint import save_model
 from cleft.models.methods import build_model
-from cleft.training.material import read_material
+from cleft.training.dataset import read_material
 from cleft.training.run import open_run
 
 FEW = Draws(resamples=50)

@@ -8,7 +8,7 @@ from tests.fakes.chexpert import chexpert_row, write_fake_chexpert
 from cleft.config import Settings, load_settings
 from cleft.models.checkpoint import save_model
 from cleft.models.methods import build_model
-from cleft.training.material import read_material
+from cleft.training.dataset import read_material
 from cleft.training.run import open_run
 
 CLASSES = ("Atelectasis", "Edema", "Cardiomegaly", "Pleural Effusion", "Consolidation")

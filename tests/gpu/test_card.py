@@ -13,9 +13,9 @@ from cleft.errors import Interrupted
 from cleft.evaluation.result_files import read_evaluation
 from cleft.evaluation.zero_shot import evaluate_zero_shot
 from cleft.models.checkpoint import load_model, weights_digest
-from cleft.training.context import learn_context
-from cleft.training.keeper import Keeper
+from cleft.training.callbacks import Keeper
 from cleft.training.pretrain import pretrain
+from cleft.training.prompt_context import learn_context
 
 pytestmark = [
     pytest.mark.gpu,

@@ -8,11 +8,11 @@ from tests.tools.forks import die
 from torch import nn
 
 from cleft.config import OptimConfig, Settings, TrainConfig
-from cleft.training.engine import Plan, train
-from cleft.training.keeper import Intervals
-from cleft.training.learner import Learner
+from cleft.training.callbacks import Intervals
+from cleft.training.lightning_module import Learner
 from cleft.training.run import open_run
-from cleft.training.stops import StopFlag
+from cleft.training.stop_flag import StopFlag
+from cleft.training.trainer import Plan, train
 
 STEPS = 12
 OPTIM = OptimConfig(lr=0.05, steps=STEPS, warmup_steps=3, weight_decay=0.1)

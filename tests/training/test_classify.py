@@ -18,12 +18,12 @@ from cleft.errors import CheckpointError, ConfigError, DataError, Terminated
 from cleft.models.image_classifier import ImageOnly, head_facts, load_image_only
 from cleft.training import classify as stage
 from cleft.training.classify import Classification, Labelled, choose_lesson, classify, layer_rates
-from cleft.training.learner import Learner
-from cleft.training.material import read_material
+from cleft.training.dataset import read_material
+from cleft.training.lightning_module import Learner
 from cleft.training.pretrain import pretrain
 from cleft.training.protocols import follow_protocol
 from cleft.training.run import seen_patients
-from cleft.training.stops import StopFlag
+from cleft.training.stop_flag import StopFlag
 
 PEOPLE = [f"p{number:03}" for number in range(60)]
 PAPER = ("--classify.protocol=paper", "--classify.steps=20")

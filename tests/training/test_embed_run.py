@@ -14,8 +14,8 @@ from cleft.data.tables.files import PHANTOMS_FILE
 from cleft.errors import ConfigError
 from cleft.report.run_page import render
 from cleft.report.runs import read_runs
-from cleft.training.context import learn_context
 from cleft.training.pretrain import pretrain
+from cleft.training.prompt_context import learn_context
 
 
 @pytest.fixture(scope="module")

@@ -24,11 +24,11 @@ from cleft.data import batches as data_batches
 from cleft.data.batches import eval_loader
 from cleft.data.images.prepared import prepare_images
 from cleft.errors import CheckpointError, DataError, ResourceError
-from cleft.training import keeper, states
-from cleft.training.keeper import Keeper
-from cleft.training.logs import CsvLog
+from cleft.training import callbacks, training_state
+from cleft.training.callbacks import Keeper
+from cleft.training.loggers import CsvLog
 from cleft.training.pretrain import pretrain
-from cleft.training.states import SCHEMA, StateStore
+from cleft.training.training_state import SCHEMA, StateStore
 from cleft.types import Record
 from cleft.version import __version__
 
@@ -257,7 +257,7 @@ def test_a13_a_lost_terminal_saves_the_state_and_stops(tmp_path):
                 os.kill(os.getpid(), signal.SIGHUP)
 
     def work():
-        from cleft.training.stops import StopFlag
+        from cleft.training.stop_flag import StopFlag
 
         run_tiny(tmp_path / "run", learner=HungUp(), stop=StopFlag())
 
@@ -272,14 +272,14 @@ def state(step):
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
 def test_b6_a_passing_error_of_the_disk_is_tried_again(tmp_path, monkeypatch, caplog, number):
     pauses, failures, fsync = [], iter([True, True]), os.fsync
-    monkeypatch.setattr(states.time, "sleep", pauses.append)
+    monkeypatch.setattr(training_state.time, "sleep", pauses.append)
 
     def failing(handle):
         if next(failures, False):
             raise OSError(number, "the server is gone")
         fsync(handle)
 
-    monkeypatch.setattr(states.os, "fsync", failing)
+    monkeypatch.setattr(training_state.os, "fsync", failing)
     store = StateStore(tmp_path)
     store.save_checkpoint(state(3), store.name(3))
     assert store.failure is None
@@ -292,13 +292,13 @@ def test_b6_a_passing_error_of_the_disk_is_tried_again(tmp_path, monkeypatch, ca
 @pytest.mark.parametrize(("number", "tries"), [(errno.EIO, 3), (errno.ENOSPC, 1), (errno.EACCES, 1)])
 def test_b6_an_error_that_stays_is_given_up_after_three_tries(tmp_path, monkeypatch, number, tries):
     calls = []
-    monkeypatch.setattr(states.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(training_state.time, "sleep", lambda seconds: None)
 
     def failing(handle):
         calls.append(handle)
         raise OSError(number, "the server is gone")
 
-    monkeypatch.setattr(states.os, "fsync", failing)
+    monkeypatch.setattr(training_state.os, "fsync", failing)
     store = StateStore(tmp_path)
     store.save_checkpoint(state(3), store.name(3))
     assert len(calls) == tries
@@ -339,7 +339,7 @@ def test_b8_a_state_of_a_newer_version_is_refused_with_both_versions(tmp_path):
 
 def test_b11_the_time_of_a_save_is_logged_and_slow_saves_are_hinted_at_once(tmp_path, monkeypatch, caplog):
     clock = iter(np.arange(0.0, 1e6, 1.5))
-    monkeypatch.setattr(keeper.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: float(next(clock)))
     run_tiny(tmp_path / "run", save_every=1)
     assert caplog.text.count("raise train.save_every") == 1
     assert "takes 1.5 s to save" in caplog.text

@@ -9,8 +9,8 @@ import torch
 from tests.tools.ranks import end_of, start_ranks
 from tests.tools.tiny_learner import TinyLearner, run_tiny
 
-from cleft.training.states import StateStore
-from cleft.training.stops import StopFlag
+from cleft.training.stop_flag import StopFlag
+from cleft.training.training_state import StateStore
 
 
 class OnRank(TinyLearner):
@@ -124,7 +124,7 @@ def test_m6_ranks_with_other_settings_are_named(tmp_path):
 
     from cleft.config import Settings
     from cleft.errors import ConfigError
-    from cleft.training.ranks import first_rank_first
+    from cleft.training.distributed import first_rank_first
     from cleft.training.run import open_run
 
     def work():

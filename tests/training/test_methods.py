@@ -16,13 +16,13 @@ from cleft.evaluation.zero_shot import evaluate_zero_shot
 from cleft.models.checkpoint import load_model, load_trained
 from cleft.models.image_classifier import load_image_only
 from cleft.models.methods import METHODS, build_model
-from cleft.training.context import learn_context
+from cleft.training.lightning_module import moving_weights
 from cleft.training.methods import OBJECTIVES
 from cleft.training.objectives.gloria import gloria_loss
 from cleft.training.objectives.medclip import semantic_matching
 from cleft.training.objectives.mgca import attention_of_patches, attention_of_words, mgca_loss
-from cleft.training.optim import moving_weights
 from cleft.training.pretrain import Pretraining, pretrain
+from cleft.training.prompt_context import learn_context
 from cleft.types import Batch
 
 READ_TEXTS = sorted(TOWERS.keys() - {"mrm"})

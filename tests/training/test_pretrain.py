@@ -19,7 +19,7 @@ from cleft.training import pretrain as stage
 from cleft.training.losses import LOSSES
 from cleft.training.pretrain import Pretraining, Validation, pretrain
 from cleft.training.run import seen_patients
-from cleft.training.states import StateStore
+from cleft.training.training_state import StateStore
 from cleft.types import Batch
 
 SHORT = ("--optim.steps=8", "--train.val_every=4", "--train.save_every=3")

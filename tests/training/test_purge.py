@@ -13,7 +13,7 @@ from cleft.errors import ConfigError
 from cleft.evaluation.zero_shot import evaluate_zero_shot
 from cleft.training.purge import plan_purges
 from cleft.training.run import open_run
-from cleft.training.states import StateStore
+from cleft.training.training_state import StateStore
 
 
 @pytest.fixture(scope="module")

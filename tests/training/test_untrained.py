@@ -11,8 +11,8 @@ from cleft.errors import CheckpointError, ConfigError
 from cleft.evaluation.zero_shot import evaluate_zero_shot
 from cleft.models.checkpoint import weights_digest
 from cleft.models.image_classifier import build_image_only, load_image_only
-from cleft.training.context import learn_context
 from cleft.training.pretrain import pretrain
+from cleft.training.prompt_context import learn_context
 from cleft.training.run import seen_patients
 
 

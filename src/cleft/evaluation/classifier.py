@@ -33,7 +33,7 @@ from cleft.models.checkpoint import weights_digest
 from cleft.models.image_classifier import HeadFacts, ImageOnly, head_facts, load_image_only, tower_folder
 from cleft.results import Evaluation
 from cleft.training.classify import EMBEDDINGS, classify, features_key, learned_data
-from cleft.training.encode import encode_features, label_images
+from cleft.training.features import encode_features, label_images
 from cleft.training.protocols import is_exact
 from cleft.training.run import read_summary
 from cleft.training.surroundings import device_of, stage_of

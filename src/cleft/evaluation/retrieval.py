@@ -49,7 +49,7 @@ from cleft.models.dual_encoder import DualEncoder
 from cleft.models.image_classifier import load_image_only
 from cleft.models.model_folder import peek_description
 from cleft.results import Evaluation, Exhibit, Result, Retrieval, RetrievalExample
-from cleft.training.encode import encode_features, label_images
+from cleft.training.features import encode_features, label_images
 from cleft.training.surroundings import device_of
 from cleft.types import Record
 

@@ -47,7 +47,7 @@ from cleft.evaluation.subgroups import by_subgroup
 from cleft.models.checkpoint import check_reads_texts, load_model, weights_digest
 from cleft.models.dual_encoder import DualEncoder
 from cleft.results import Evaluation, Result
-from cleft.training.encode import EncodingModel, compare_images, encode_images
+from cleft.training.features import EncodingModel, compare_images, encode_images
 from cleft.training.surroundings import command_line, device_of
 from cleft.types import Embeddings, ImageModel, LabelledImages
 

@@ -31,8 +31,8 @@ from cleft.studies.grids import adopt
 from cleft.studies.plans import SUBJECTS
 from cleft.studies.steps import Step
 from cleft.training.classify import classify
-from cleft.training.context import learn_context
 from cleft.training.pretrain import pretrain
+from cleft.training.prompt_context import learn_context
 
 log = logging.getLogger(__name__)
 

@@ -38,20 +38,18 @@ from cleft.models.image_classifier import (
     tower_settings,
 )
 from cleft.models.layers import weight_heights
-from cleft.training.criteria import cross_entropy, mean_auc
-from cleft.training.encode import encode_features
-from cleft.training.engine import Batches, Plan, train
-from cleft.training.examples import Examples, check_examples, choose_examples
-from cleft.training.keeper import Intervals
-from cleft.training.learner import Learner
-from cleft.training.material import Material, read_material
-from cleft.training.probe import solve_probe
+from cleft.training.callbacks import Intervals
+from cleft.training.dataset import Examples, Material, check_examples, choose_examples, read_material
+from cleft.training.distributed import check_hardware, one_device
+from cleft.training.features import encode_features
+from cleft.training.lightning_module import Learner
+from cleft.training.linear_probe import cross_entropy, mean_auc, solve_probe
 from cleft.training.protocols import follow_protocol, is_exact, optim_of, reads_once
-from cleft.training.ranks import check_hardware, one_device
 from cleft.training.run import Run, carried_facts, open_run
 from cleft.training.sources import check_source
-from cleft.training.stops import StopFlag
+from cleft.training.stop_flag import StopFlag
 from cleft.training.surroundings import device_of, stage_of
+from cleft.training.trainer import Batches, Plan, train
 from cleft.types import Batch, Record
 
 log = logging.getLogger(__name__)

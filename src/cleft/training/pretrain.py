@@ -30,18 +30,15 @@ from cleft.models.checkpoint import save_model, weights_digest
 from cleft.models.dual_encoder import DualEncoder, Pairs
 from cleft.models.image_classifier import build_image_only, save_image_only
 from cleft.models.methods import MethodModel, build_model
-from cleft.training.engine import Plan, train
-from cleft.training.gather import gather_rows
-from cleft.training.keeper import Intervals
-from cleft.training.learner import Learner
-from cleft.training.material import Material, keep_readable, read_material
+from cleft.training.callbacks import Intervals, kept_generators, seed_generators, step_seed
+from cleft.training.dataset import Material, keep_readable, read_material
+from cleft.training.distributed import first_rank_first, gather_rows, settle_devices
+from cleft.training.lightning_module import Learner, moving_weights
 from cleft.training.methods import OBJECTIVES, Facts
-from cleft.training.optim import moving_weights
-from cleft.training.ranks import first_rank_first, settle_devices
 from cleft.training.run import Run, is_first_rank, open_run, split_facts, texts_digest
-from cleft.training.stops import StopFlag
+from cleft.training.stop_flag import StopFlag
 from cleft.training.surroundings import keep_commits
-from cleft.training.watch import kept_generators, seed_generators, step_seed
+from cleft.training.trainer import Plan, train
 from cleft.types import Batch
 
 log = logging.getLogger(__name__)

@@ -34,8 +34,8 @@ from cleft.grammar import count
 from cleft.launch import count_processes, find_launch, is_first
 from cleft.privacy import USER_DIR, key_id, protect
 from cleft.training.same import Stage, changes, file_changes
-from cleft.training.states import StateStore
 from cleft.training.surroundings import keep_environment, stage_of
+from cleft.training.training_state import StateStore
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ import torch
 
 from cleft.config import ClassifyConfig
 from cleft.errors import ConfigError, DataError
-from cleft.training.examples import check_examples, choose_examples
+from cleft.training.dataset import check_examples, choose_examples
 from cleft.types import Record
 
 CLASSES = ("Edema", "Fracture")

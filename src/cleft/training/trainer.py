@@ -26,15 +26,13 @@ from torch.utils import deterministic as kernels
 from cleft.config import TrainConfig
 from cleft.data.batches import explain_worker
 from cleft.errors import CheckpointError, CleftError, ResourceError
-from cleft.training.keeper import Intervals, Keeper
-from cleft.training.learner import Learner, check_names
-from cleft.training.logs import ProgressBar, build_loggers
-from cleft.training.optim import moving_weights
-from cleft.training.ranks import Peers, Replicas, cluster_environment, synchronise_norms, uses_card
+from cleft.training.callbacks import Intervals, Keeper, StepSeeds, Watch, last_good
+from cleft.training.distributed import Peers, Replicas, cluster_environment, synchronise_norms, uses_card
+from cleft.training.lightning_module import Learner, check_names, moving_weights
+from cleft.training.loggers import ProgressBar, build_loggers
 from cleft.training.run import Run, is_first_rank
-from cleft.training.states import tensor_bytes
-from cleft.training.stops import StopFlag
-from cleft.training.watch import StepSeeds, Watch, last_good
+from cleft.training.stop_flag import StopFlag
+from cleft.training.training_state import tensor_bytes
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from cleft.errors import DataError, NumericsError
-from cleft.training.encode import encode_features, encode_images
+from cleft.training.features import encode_features, encode_images
 from cleft.types import Batch, Record
 
 FINDINGS = ("Edema", "Pneumonia")
@@ -166,7 +166,7 @@ def test_h11_killed_before_the_manifest_leaves_nothing_to_use(tmp_path, monkeypa
     def dies(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cleft.training.encode._manifest", dies)
+    monkeypatch.setattr("cleft.training.features._manifest", dies)
     with pytest.raises(KeyboardInterrupt):
         stored(tmp_path, model)
     monkeypatch.undo()

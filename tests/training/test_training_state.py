@@ -10,8 +10,8 @@ from tests.tools.forks import dies_at_call, forked
 
 from cleft.errors import CheckpointError, ResourceError
 from cleft.files import write_whole
-from cleft.training import states
-from cleft.training.states import StateStore, tensor_bytes
+from cleft.training import training_state
+from cleft.training.training_state import StateStore, tensor_bytes
 
 
 def state(step):
@@ -122,7 +122,7 @@ def test_b1_a_full_disk_leaves_the_old_state_and_says_what_is_missing(tmp_path):
 
 def test_b2_too_little_room_is_refused_before_the_first_step(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(states.shutil, "disk_usage", lambda folder: usage._replace(free=3 * 2**20))
+    monkeypatch.setattr(training_state.shutil, "disk_usage", lambda folder: usage._replace(free=3 * 2**20))
     StateStore(tmp_path).check_room(2**19)
     with pytest.raises(ResourceError, match=r"need 3\.2 MiB, 3\.0 MiB are free"):
         StateStore(tmp_path).check_room(2**20)
@@ -167,7 +167,7 @@ def test_a9_a_state_is_on_disk_before_it_gets_its_name_and_the_name_before_older
     for step in (1, 2):
         save(store, step)
     for name in ("fsync", "replace", "unlink"):
-        monkeypatch.setattr(states.os, name, recorded(name))
+        monkeypatch.setattr(training_state.os, name, recorded(name))
     save(store, 3)
     assert calls == ["fsync", "replace", "fsync folder", "unlink"]
     assert steps(store) == [2, 3]

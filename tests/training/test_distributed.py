@@ -12,7 +12,7 @@ from torch import nn
 
 from cleft.config import TrainConfig
 from cleft.errors import ConfigError
-from cleft.training.ranks import check_hardware, first_rank_first, synchronise_norms
+from cleft.training.distributed import check_hardware, first_rank_first, synchronise_norms
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from torch import nn
 
 from cleft.config import OptimConfig
 from cleft.errors import ConfigError
-from cleft.training.optim import build_optimizer, build_schedule, parameter_groups, rate_factor
+from cleft.training.lightning_module import build_optimizer, build_schedule, parameter_groups, rate_factor
 
 
 class Model(nn.Module):

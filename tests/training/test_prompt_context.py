@@ -16,13 +16,12 @@ from cleft.data.text.captions import OPENING
 from cleft.errors import CheckpointError, ConfigError, DataError, Terminated
 from cleft.models.checkpoint import load_model, save_model
 from cleft.models.dual_encoder import build_context
-from cleft.training import context as stage
-from cleft.training.context import ContextLearning, learn_context
-from cleft.training.learner import Learner
+from cleft.training import prompt_context as stage
+from cleft.training.lightning_module import Learner
 from cleft.training.pretrain import pretrain
+from cleft.training.prompt_context import ContextLearning, Encoded, check_classes, choose_targets, learn_context
 from cleft.training.run import seen_patients
-from cleft.training.stops import StopFlag
-from cleft.training.targets import Encoded, check_classes, choose_targets
+from cleft.training.stop_flag import StopFlag
 from cleft.types import Record
 
 STILL = ("--images.augment.jitter=0", "--images.augment.blur=0", "--images.augment.degrees=0")
