@@ -16,8 +16,7 @@ from cleft.config import Settings, load_settings, merge_overrides, preset_summar
 from cleft.data import read_dataset
 from cleft.data.splits.recipes import split_records
 from cleft.data.splits.subsets import order_key
-from cleft.evaluation.kept import SALT, read_kept
-from cleft.evaluation.result_files import read_evaluation
+from cleft.evaluation.result_files import SALT, read_evaluation, read_kept
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

@@ -654,8 +654,7 @@ def _embeddings_table(options: argparse.Namespace, words: list[str]) -> Callable
     """Returns a function that writes the table of embeddings, after checking that it can be written."""
     if options.embeddings is None:
         return None
-    from cleft.evaluation.exporting import write_embeddings
-    from cleft.evaluation.task import Question, class_names
+    from cleft.evaluation.task import Question, class_names, write_embeddings
     from cleft.files import Output
     from cleft.models.image_classifier import head_facts
 

@@ -9,7 +9,7 @@ from cleft.data.readers.rsna import read_rsna
 from cleft.data.splits.recipes import split_records
 from cleft.data.splits.subsets import ids_digest
 from cleft.data.tables.csv import read_table
-from cleft.evaluation.floors import is_ap, positive_class, view_rule
+from cleft.evaluation.predictions import is_ap, positive_class, view_rule
 
 CONFIG = DataConfig(dataset="rsna", table="rsna_stage_2_train_labels.csv.gz", val_fraction=0)
 

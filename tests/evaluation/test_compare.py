@@ -10,8 +10,8 @@ from tests.tools.replacing import replace_keeping_size_and_time
 
 from cleft.errors import DataError
 from cleft.evaluation.compare import compare, compare_seeds, spoken_comparison, write_comparison
-from cleft.evaluation.kept import keep, kept_beside, write_kept
 from cleft.evaluation.metrics import accuracy, auc, intervals, value_of
+from cleft.evaluation.result_files import keep, kept_beside, write_kept
 from cleft.evaluation.scoring import Draws, Scored
 from cleft.results import Comparison, from_json, to_json
 from cleft.studies.reproduce import compare_done

@@ -1,13 +1,28 @@
 """What all questions have in common: their options, their command, and a warning where answers are the wrong way."""
 
+import csv
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from tests.fakes.chexpert import chexpert_row, write_fake_chexpert, write_labels_of
+from tests.tools.tiny_runs import tiny_settings, write_drawings
 
-from cleft.errors import ConfigError
-from cleft.evaluation.selection import PerClass
-from cleft.evaluation.task import Question, class_names, reversal_notes
+from cleft.cli import main
+from cleft.config import DataConfig, ImagesConfig, Settings, load_settings
+from cleft.data import read_dataset
+from cleft.data.images.single import load_image
+from cleft.data.splits.recipes import split_records
+from cleft.data.splits.split_file import make_split_file, write_split_file
+from cleft.errors import ConfigError, DataError
+from cleft.evaluation.result_files import reversal_notes
+from cleft.evaluation.task import PerClass, Question, class_names, select_images
+from cleft.models.checkpoint import load_model
 from cleft.results import Result
+from cleft.training.dataset import read_material
+from cleft.training.pretrain import pretrain
 
 
 def area(value, low, high, metric="auc/Edema"):
@@ -57,3 +72,136 @@ def test_what_is_drawn_of_each_class_is_a_number_above_zero():
         Question(per_class=0).balance()
     with pytest.raises(ConfigError, match="--per-patient 2 does nothing without --per-class"):
         Question(per_patient=2).balance()
+
+
+LISTED = [f"train/patient{p:05}/study1/view1_frontal.jpg" for p in range(3)]
+
+
+@pytest.fixture
+def place(tmp_path):
+    """Twelve patients with two studies each, a list of three of their images, and a run that has seen nobody."""
+    images = [f"patient{p:05}/study{s}/view1_frontal.jpg" for p in range(12) for s in (1, 2)]
+    write_fake_chexpert(tmp_path / "data", [chexpert_row(image, {"Edema": "1.0"}) for image in images])
+    (tmp_path / "list.txt").write_text("\n".join(LISTED) + "\n")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "split.json").write_text(json.dumps({"people": "chexpert", "patients": [], "digest": "x"}))
+    return tmp_path
+
+
+def settings(place, **data):
+    config = DataConfig(root=place / "data", cache=place / "cache", val_fraction=0.2, **data)
+    return Settings(data=config, images=ImagesConfig(stored_size=32, size=32))
+
+
+def select(place, part="test", **data):
+    mine = settings(place, **data)
+    return select_images(place / "run", mine.data, mine, part, progress=False)
+
+
+def test_a_leak_stands_in_the_notes_of_a_result_in_numbers(place):
+    chosen = select(place, split="5x200-paper", test_list=place / "list.txt")
+    assert [record.id for record in chosen.records] == LISTED
+    assert any(note.startswith("Beware: ") and "all 3 test patients are also in" in note for note in chosen.notes)
+    assert any(note.startswith("The list is not 200 images of each class: it has 3 (") for note in chosen.notes)
+
+
+def test_a_split_without_a_leak_says_nothing_of_one(place):
+    chosen = select(place, split="5x200-strict", test_list=place / "list.txt")
+    assert not any("Beware" in note for note in chosen.notes)
+
+
+def test_only_the_part_that_is_asked_about_is_warned_of(place):
+    notes = select(place, part="train", split="5x200-paper", test_list=place / "list.txt").notes
+    assert not any("Beware" in note for note in notes)
+
+
+def test_a_split_file_is_followed_and_named(place):
+    mine = settings(place)
+    reading = read_dataset(mine.data)
+    drawn = split_records(reading, mine.data)
+    write_split_file(place / "split.json", make_split_file(drawn, reading, mine.data, salts={}, hashed=True))
+    chosen = select(place, split="5x200-strict", split_file=place / "split.json")
+    assert chosen.split_digest == drawn.digest
+    assert chosen.recipe == "patients"
+    assert chosen.notes == ["The split is that of split.json."]
+
+
+def test_what_a_run_learned_from_names_its_tables_and_its_leaks(place):
+    mine = settings(place, split="5x200-paper", test_list=place / "list.txt", labels="chexbert")
+    rows = [chexpert_row(f"patient{p:05}/study{s}/view1_frontal.jpg") for p in range(12) for s in (1, 2)]
+    labels = {row["Path"].partition("train/")[2]: {"Edema": "1.0"} for row in rows}
+    write_labels_of(place / "data" / "CheXpert-v1.0-small", "train_cheXbert.csv", rows, labels)
+    facts = read_material(mine, progress=False).facts()
+    assert list(facts["sources"]) == ["train.csv", "train_cheXbert.csv", "list.txt (test list)"]
+    shared = {leak["into"]: leak["images"] for leak in facts["leaks"] if leak["part"] == "test"}
+    assert sum(shared.values()) == 3
+    assert json.loads(json.dumps(facts)) == facts
+
+
+def test_images_prepared_ahead_are_taken_and_others_are_refused(place):
+    with pytest.raises(DataError, match=r"data\.prepare=ahead decodes none here; run cleft data prepare"):
+        select(place, part="val", prepare="ahead")
+    with pytest.raises(DataError, match=r"data\.prepare=ahead decodes none here; run cleft data prepare"):
+        read_material(settings(place, prepare="ahead"), progress=False)
+    read_material(settings(place), progress=False)
+    assert len(read_material(settings(place, prepare="ahead"), progress=False).train) > 0
+    assert len(select(place, part="val", prepare="ahead").records) > 0
+
+
+def test_a_run_of_another_user_is_evaluated_on_the_split_it_was_trained_on_and_on_nothing_unknown(place, monkeypatch):
+    facts = read_material(settings(place, split="patients"), progress=False).facts()
+    (place / "run" / "split.json").write_text(json.dumps(facts))
+    (place / "run" / "model.json").write_text("{}")
+    mine = select(place, split="patients")
+    monkeypatch.setenv("CLEFT_USER_DIR", str(place / "other user"))
+    assert [record.id for record in select(place, split="patients").records] == [record.id for record in mine.records]
+    with pytest.raises(DataError, match="patients were trained on or used to choose the weights"):
+        select(place, part="val", split="patients")
+    with pytest.raises(DataError, match=r"written by another user .*--allow-overlap scores these all the same"):
+        select(place, part="all", split="patients")
+    moved = settings(place, split="patients")
+    notes = select_images(place / "run", moved.data, moved, "all", allow_overlap=True, progress=False).notes
+    assert "The run does not say which patients it was trained on; these may be among them." in notes
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    root = write_drawings(tmp_path_factory.mktemp("drawings") / "data", patients=40)
+    return pretrain(tiny_settings(root, "--optim.steps=4"), tmp_path_factory.mktemp("runs") / "one", progress=False)
+
+
+def test_each_row_is_the_image_that_it_names(run, tmp_path, capsys):
+    out = tmp_path / "deep" / "embeddings.csv"
+    assert main(["evaluate", str(run), "--split", "all", "--allow-overlap", "--embeddings", str(out)]) == 0
+    assert str(out) in capsys.readouterr().out
+    assert out.stat().st_mode & 0o077 == 0
+    settings = load_settings(run)
+    with (settings.data.root / "manifest.csv").open() as file:
+        named = [row["image"] for row in csv.DictReader(file)]
+    with out.open(newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["image", *(f"e{column}" for column in range(settings.loss.embed_dim))]
+    assert [row[0] for row in rows] == named
+    model = load_model(run)
+    with torch.no_grad():
+        own = model.encode_image(load_image(settings.data.root / named[7], settings.images))[0].numpy()
+    np.testing.assert_allclose(np.array(rows[7][1:], dtype=np.float64), own, atol=1e-5)
+
+
+def test_what_cannot_be_written_is_refused_before_anything_is_asked(run, tmp_path, capsys):
+    mine = tmp_path / "mine.csv"
+    mine.write_text("image\n")
+    for words, message in (
+        (["--embeddings", str(mine)], "was not written by cleft"),
+        (
+            ["--embeddings", str(load_settings(run).data.root / "manifest.csv")],
+            "was not written by cleft",
+        ),
+        (["--embeddings", str(tmp_path)], "is a folder; name a file"),
+        (["--embeddings", str(tmp_path / "a.csv"), "--against", str(run)], "leave out --against"),
+    ):
+        before = sorted((run / "results").glob("*")) if (run / "results").is_dir() else []
+        assert main(["evaluate", str(run), *words]) == 2
+        assert message in capsys.readouterr().err
+        assert (sorted((run / "results").glob("*")) if (run / "results").is_dir() else []) == before
+    assert mine.read_text() == "image\n"

@@ -16,9 +16,8 @@ import numpy as np
 
 from cleft.correction import holm, resamples_for
 from cleft.errors import DataError, ResourceError
-from cleft.evaluation.kept import kept_beside, read_kept
 from cleft.evaluation.metrics import mean_of, paired_intervals, value_of
-from cleft.evaluation.result_files import read_evaluation
+from cleft.evaluation.result_files import kept_beside, read_evaluation, read_kept
 from cleft.evaluation.scoring import USUAL_DRAWS, Draws, Measure, Scored, difference, measures_of, same_images
 from cleft.files import write_whole
 from cleft.grammar import count

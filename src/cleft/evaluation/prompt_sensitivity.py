@@ -24,10 +24,8 @@ from cleft.data.text.prompts import Wording, absent_prompt, class_prompt, templa
 from cleft.evaluation.metrics import auc
 from cleft.evaluation.predictions import class_logits, label_columns, score_one_class, score_presence
 from cleft.evaluation.result_files import write_evaluation
-from cleft.evaluation.scoring import USUAL_DRAWS, Draws, Measure, Scored, measured, measures_of
-from cleft.evaluation.selection import Selection
-from cleft.evaluation.subgroups import HEADLINES
-from cleft.evaluation.task import Question, halves
+from cleft.evaluation.scoring import HEADLINES, USUAL_DRAWS, Draws, Measure, Scored, measured, measures_of
+from cleft.evaluation.task import Question, Selection, halves
 from cleft.evaluation.zero_shot import encode_classes
 from cleft.models.dual_encoder import DualEncoder, build_context
 from cleft.results import ContextVector, Denial, Evaluation, PromptAudit, Spread, Template

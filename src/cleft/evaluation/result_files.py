@@ -5,17 +5,116 @@ A file names classes, numbers and digests; no patient, no image id and no folder
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cleft.errors import ResourceError
-from cleft.evaluation.kept import Kept, write_kept
+import cv2
+import numpy as np
+import safetensors
+from numpy.typing import NDArray
+from safetensors.numpy import save
+
+from cleft.data.counts import FEWEST_PATIENTS
+from cleft.data.splits.subsets import ids_digest, order_key
+from cleft.errors import DataError, ResourceError
+from cleft.evaluation.calibration import calibrate
+from cleft.evaluation.scoring import Draws, Scored, by_subgroup
 from cleft.files import read_limited, write_whole
 from cleft.grammar import count
 from cleft.results import Calibration, Evaluation, PromptAudit, Result, Subgroups, from_json, to_json
+
+if TYPE_CHECKING:
+    from cleft.data.images.prepared import PreparedImages
+    from cleft.evaluation.predictions import Answers
+    from cleft.evaluation.task import Question, Selection
+
+log = logging.getLogger(__name__)
+
+SALT = "cleft-answers-v1"
+"""A new salt is a new order, and files of the old one no longer fit: never change it."""
+
+
+class Kept(NamedTuple):
+    """Answers in the order of the hash of their images' ids."""
+
+    scores: NDArray[np.float32]
+    """As `Scored.scores`, `[N, C]`."""
+    truth: NDArray[np.float32]
+    """As `Scored.truth`, `[N]` or `[N, C]`."""
+    patients: NDArray[np.int32]
+    """Number of each image's patient, from 0, `[N]`."""
+
+    def scored(self) -> Scored:
+        """The answers as the metrics want them."""
+        return Scored(self.scores.astype(np.float64), self.truth.astype(np.float64), [str(p) for p in self.patients])
+
+
+def keep(scored: Scored, ids: Sequence[str]) -> Kept:
+    """Puts answers in the order that equal images have everywhere, and forgets who they are.
+
+    Args:
+        scored: The answers.
+        ids: Record id of each image, in the same order.
+    """
+    order = sorted(range(len(ids)), key=lambda place: order_key(SALT, ids[place]))
+    numbers: dict[str, int] = {}
+    patients = [numbers.setdefault(scored.patients[place], len(numbers)) for place in order]
+    return Kept(
+        scores=scored.scores[order].astype(np.float32),
+        truth=scored.truth[order].astype(np.float32),
+        patients=np.array(patients, dtype=np.int32),
+    )
+
+
+def kept_beside(result: Path) -> Path:
+    """The file of answers that belongs to a result file."""
+    return result.with_suffix(".safetensors")
+
+
+def write_kept(kept: Kept, result: Path, evaluation: Evaluation) -> None:
+    """Writes answers beside the file of their result; only their owner may read those of patients."""
+    data = save({name: np.ascontiguousarray(values) for name, values in kept._asdict().items()}, _marks(evaluation))
+    write_whole(kept_beside(result), data, mode=0o644 if evaluation.synthetic else 0o600)
+
+
+def read_kept(result: Path, evaluation: Evaluation) -> Kept:
+    """Reads the answers of a result.
+
+    Args:
+        result: The result file.
+        evaluation: What stands in it.
+
+    Raises:
+        DataError: If there are none, or they are damaged or of another evaluation.
+    """
+    path = kept_beside(result)
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            marks = file.metadata()
+            kept = Kept(*(file.get_tensor(name) for name in Kept._fields))
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{result.name} has no answers image by image beside it ({path.name}); evaluate that run again",
+            reason="missing",
+        ) from error
+    except (OSError, safetensors.SafetensorError) as error:
+        raise DataError(f"{path} cannot be read ({error}); evaluate that run again", reason="damaged") from error
+    if marks != _marks(evaluation):
+        raise DataError(
+            f"{path} holds the answers of another evaluation than {result.name}; evaluate that run again",
+            reason="damaged",
+        )
+    return kept
+
+
+def _marks(evaluation: Evaluation) -> dict[str, str]:
+    return {"schema": "1", "ids_digest": evaluation.ids_digest, "checkpoint": evaluation.checkpoint}
 
 
 def result_name(evaluation: Evaluation) -> str:
@@ -174,3 +273,154 @@ def read_evaluation(path: Path) -> Evaluation:
     """
     remedy = "evaluate the run again"
     return from_json(read_limited(path, remedy=remedy), Evaluation, where=path.name, remedy=remedy)
+
+
+EXAMPLE_SALT = "cleft-examples-v1"
+EXAMPLE_SIZE = 192
+"""Longest side of an example in pixels."""
+TOP_CLASSES = 3
+
+
+def pick_examples(
+    answers: Answers, ids: Sequence[str], classes: Sequence[str], prepared: PreparedImages, count: int
+) -> tuple[dict[str, Any], ...]:
+    """Takes images in the order of a hash of their ids, each truth in turn.
+
+    Args:
+        answers: What was asked and answered.
+        ids: Record id of each row of the embeddings.
+        classes: Names of the columns of the probabilities.
+        prepared: Where the pixels are.
+        count: How many to take at most.
+
+    Returns:
+        For each: `image` (PNG as base64), `truth`, `answers` (the three likeliest classes, each with
+        its probability). No id.
+    """
+    order = sorted(range(len(answers.rows)), key=lambda place: order_key(EXAMPLE_SALT, ids[answers.rows[place]]))
+    waiting: dict[str, list[int]] = {}
+    for place in order:
+        waiting.setdefault(answers.truths[place], []).append(place)
+    rounds = max(map(len, waiting.values()), default=0)
+    in_turn = [places[turn] for turn in range(rounds) for places in waiting.values() if turn < len(places)]
+    return tuple(
+        {
+            "image": as_png(prepared.pixels(ids[answers.rows[place]])),
+            "truth": answers.truths[place] or "none of these",
+            "answers": _likeliest(answers.probabilities[place], classes),
+        }
+        for place in in_turn[:count]
+    )
+
+
+def as_png(pixels: NDArray[np.uint8]) -> str:
+    """A gray image, made smaller where it is large, as a base64 PNG."""
+    scale = min(1.0, EXAMPLE_SIZE / max(pixels.shape))
+    size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
+    _, data = cv2.imencode(".png", cv2.resize(np.ascontiguousarray(pixels), size, interpolation=cv2.INTER_AREA))
+    return base64.b64encode(data.tobytes()).decode()
+
+
+def _likeliest(probabilities: NDArray[np.float64], classes: Sequence[str]) -> tuple[tuple[str, float], ...]:
+    best = np.argsort(-probabilities, kind="stable")[:TOP_CLASSES]
+    return tuple((classes[int(c)], round(float(probabilities[c]), 4)) for c in best)
+
+
+REVERSED = 0.4
+"""An AUC below this, whose whole interval lies below a half, is no bad luck."""
+
+
+def write_down(
+    question: Question,
+    run: Path,
+    images: Selection,
+    answers: Answers,
+    *,
+    task: str,
+    checkpoint: str,
+    classes: Sequence[str],
+    draws: Draws,
+    examples: int,
+    prompts: str = "none",
+    class_prompts: Sequence[str] = (),
+    options: Mapping[str, object] | None = None,
+    notes: Sequence[str] = (),
+    validation: Scored | None = None,
+    unvalidated: str | None = None,
+) -> Evaluation:
+    """Makes the noun of a result file of answers and of the images they are about.
+
+    Args:
+        question: What was asked.
+        run: The run that was asked.
+        images: What it was asked about; `answers.rows` are rows of its records.
+        answers: What it answered.
+        task: As `--task` names it.
+        checkpoint: Digest of the weights that answered.
+        classes: What was told apart.
+        draws: How intervals were drawn.
+        examples: Images with their answers to keep for the page; 0 keeps none.
+        prompts: What class names were read behind.
+        class_prompts: These prompts.
+        options: Options of the command besides those of `question`.
+        notes: What a reader must know of this task, behind the notes of images and answers.
+        validation: Answers to validation images of the same data, to fit a temperature on.
+        unvalidated: Why there are none.
+
+    Returns:
+        The evaluation; an AUC that says the opposite of what it should is warned of, in its notes and in the log.
+    """
+    turned = reversal_notes(answers.results)
+    for note in turned:
+        log.warning("%s", note)
+    asked = [images.records[row] for row in answers.rows]
+    return Evaluation(
+        task=task,
+        dataset=images.dataset,
+        split=question.split,
+        split_recipe=images.recipe,
+        split_digest=images.split_digest,
+        ids_digest=ids_digest(record.id for record in asked),
+        checkpoint=checkpoint,
+        scoring=question.scoring,
+        prompts=prompts,
+        classes=tuple(classes),
+        class_prompts=tuple(class_prompts),
+        results=answers.results,
+        floors=answers.floors,
+        confusion=answers.confusion,
+        roc=answers.roc,
+        examples=pick_examples(answers, [record.id for record in images.records], classes, images.prepared, examples),
+        synthetic=images.synthetic,
+        overlap_left_out=images.left_out,
+        command=question.command(run, task, options or {}),
+        seed=draws.seed,
+        notes=(*images.notes, *answers.notes, *turned, *notes),
+        calibration=calibrate(answers.scored, validation, reason=unvalidated, draws=draws),
+        subgroups=by_subgroup(answers.scored, asked, classes, draws, fewest=1 if images.synthetic else FEWEST_PATIENTS),
+    )
+
+
+def reversal_notes(results: Sequence[Result]) -> list[str]:
+    """A warning about every AUC that lies far below a half, interval and all: images are ranked the wrong way round.
+
+    Example:
+        >>> reversal_notes([Result(metric="auc/Edema", value=0.2, interval=(0.1, 0.3))])[0][:59]
+        'Beware: auc/Edema 0.200 [0.100-0.300] lies far below 0.5, w'
+    """
+    low = [
+        f"{result.metric} {result.value:.3f} [{result.interval[0]:.3f}-{result.interval[1]:.3f}]"
+        for result in results
+        if result.metric.partition("/")[0] == "auc"
+        and result.value is not None
+        and result.interval is not None
+        and result.value < REVERSED
+        and result.interval[1] < 0.5
+    ]
+    if not low:
+        return []
+    lies = "lies" if len(low) == 1 else "lie"
+    return [
+        f"Beware: {', '.join(low)} {lies} far below 0.5, which is chance: images that show a class are ranked behind "
+        f"those that do not. Look whether labels or prompts are reversed."
+    ]

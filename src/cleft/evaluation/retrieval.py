@@ -24,9 +24,8 @@ from cleft.data.batches import eval_loader
 from cleft.data.counts import FEWEST_PATIENTS
 from cleft.data.splits.subsets import ids_digest, order_key
 from cleft.errors import CheckpointError, ConfigError, DataError
-from cleft.evaluation.examples import as_png
 from cleft.evaluation.metrics import Statistic
-from cleft.evaluation.result_files import write_evaluation
+from cleft.evaluation.result_files import as_png, write_evaluation
 from cleft.evaluation.retrieval_metrics import (
     KS,
     Found,
@@ -41,8 +40,7 @@ from cleft.evaluation.retrieval_metrics import (
     shared_findings,
 )
 from cleft.evaluation.scoring import USUAL_DRAWS, Draws, Measure, measured
-from cleft.evaluation.selection import Selection
-from cleft.evaluation.task import BATCH, Question, check_images, embed_images
+from cleft.evaluation.task import BATCH, Question, Selection, check_images, embed_images
 from cleft.grammar import count, share, verb
 from cleft.models.checkpoint import compares_texts, load_model, weights_digest
 from cleft.models.dual_encoder import DualEncoder

@@ -9,7 +9,7 @@ Shapes: `N` images, `C` classes or findings.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
-from cleft.evaluation.floors import ap_rule, majority_scores, view_rule, why_no_view
+from cleft.data.counts import FEWEST_PATIENTS, group_by
+from cleft.evaluation.metrics import FEWEST_PATIENTS as FEWEST_DRAWN
 from cleft.evaluation.metrics import (
     SPECIFICITIES,
     Flags,
@@ -31,7 +32,8 @@ from cleft.evaluation.metrics import (
     ranking_statistics,
     value_of,
 )
-from cleft.results import Result
+from cleft.results import Result, Subgroup, Subgroups
+from cleft.types import Record
 
 
 class Draws(NamedTuple):
@@ -219,45 +221,6 @@ def _of_findings(
     return found
 
 
-def class_floors(
-    truth: NDArray[np.intp],
-    views: Sequence[str | None],
-    classes: Sequence[str],
-    patients: Sequence[str],
-    draws: Draws = USUAL_DRAWS,
-) -> tuple[Result, ...]:
-    """What the majority class and the AP-view rule reach on the images of `score_classes`."""
-    counts = [int(index) for index in truth]
-    majority = majority_scores(counts, len(classes))
-    floors = score_classes(majority, truth, classes, patients, draws, rule="majority-class/")
-    scores, note = view_rule(counts, views, classes)
-    if scores is None:
-        return (*floors, *_unmeasured("ap-view/", note, len(truth), patients))
-    return (*floors, *score_classes(scores, truth, classes, patients, draws, rule="ap-view/", note=note))
-
-
-def finding_floors(
-    labels: Floats,
-    views: Sequence[str | None],
-    findings: Sequence[str],
-    patients: Sequence[str],
-    draws: Draws = USUAL_DRAWS,
-) -> tuple[Result, ...]:
-    """What the majority answer and the AP-view rule, finding by finding, reach on the images of `score_findings`."""
-    present = (labels == 1).sum(axis=0) > (labels == 0).sum(axis=0)
-    majority = np.tile(np.where(present, 1.0, -1.0), (len(labels), 1))
-    floors = score_findings(majority, labels, findings, patients, draws, rule="majority-class/")
-    silent = why_no_view(views)
-    if silent is not None:
-        return (*floors, *_unmeasured("ap-view/", silent, len(labels), patients))
-    rules = {
-        name: ap_rule(labels[:, c] == 1, views, name, known=~np.isnan(labels[:, c])) for c, name in enumerate(findings)
-    }
-    by_view = np.stack([scores for scores, _ in rules.values()], axis=1)
-    notes = {name: note for name, (_, note) in rules.items()}
-    return (*floors, *score_findings(by_view, labels, findings, patients, draws, rule="ap-view/", notes=notes))
-
-
 def _rankings(name: str, scores: Floats, positive: Flags, known: Flags) -> dict[str, Measure]:
     """The rankings of one class over the images where it is known."""
     statistics = ranking_statistics(scores[known], positive[known])
@@ -347,9 +310,117 @@ def _within(part: Measure, rows: Flags) -> Statistic:
     return narrowed
 
 
-def _unmeasured(rule: str, reason: str | None, images: int, patients: Sequence[str]) -> tuple[Result, ...]:
-    people = len(set(patients))
-    return tuple(
-        Result(metric=f"{rule}{metric}", value=None, images=images, patients=people, reason=reason)
-        for metric in ("accuracy", *RANKINGS)
-    )
+AGES = ((0, "<40"), (40, "40-60"), (60, "60-80"), (80, "80+"))
+"""First year of each band, and its name."""
+HEADLINES = ("accuracy", "auc")
+
+
+class _Group(NamedTuple):
+    name: str
+    rows: Flags
+    patients: int
+
+
+def age_band(age: float | None) -> str | None:
+    """The band an age falls in; its first year belongs to it.
+
+    Example:
+        >>> age_band(39.9), age_band(40), age_band(80), age_band(None)
+        ('<40', '40-60', '80+', None)
+    """
+    return None if age is None else next(name for first, name in reversed(AGES) if age >= first)
+
+
+KINDS: dict[str, Callable[[Record], str | None]] = {
+    "sex": lambda record: record.sex,
+    "age": lambda record: age_band(record.age),
+    "view": lambda record: record.view,
+    "scanner": lambda record: record.scanner,
+}
+"""What groups are told apart by."""
+
+
+def by_subgroup(
+    scored: Scored,
+    records: Sequence[Record],
+    classes: Sequence[str],
+    draws: Draws = USUAL_DRAWS,
+    *,
+    fewest: int = FEWEST_PATIENTS,
+) -> tuple[Subgroups, ...]:
+    """Measures accuracy and AUC of each group, and the gap between the best and the worst.
+
+    Args:
+        scored: A model's answers.
+        records: The images they are about, in the same order.
+        classes: Names of the classes or findings.
+        draws: How intervals are drawn.
+        fewest: Patients a group needs to be told.
+
+    Returns:
+        One entry for each of `KINDS` of which two groups or more can be told.
+    """
+    found: list[Subgroups] = []
+    for kind, key in KINDS.items():
+        named = group_by(records, key)
+        place = {name: number for number, name in enumerate(named)}
+        group_of = np.array([place.get(key(record) or "", -1) for record in records])
+        groups = [
+            _Group(name, group_of == number, len({record.patient for record in members}))
+            for number, (name, members) in enumerate(named.items())
+        ]
+        told = [group for group in groups if group.patients >= fewest]
+        if kind == "age":
+            told.sort(key=lambda group: [name for _, name in AGES].index(group.name))
+        if len(told) < 2:
+            continue
+        unknown = sum(1 for record in records if key(record) is None)
+        measures = {group.name: _headlines(scored, classes, group.rows) for group in told}
+        found.append(
+            Subgroups(
+                by=kind,
+                groups=tuple(
+                    Subgroup(
+                        name=group.name,
+                        images=int(group.rows.sum()),
+                        patients=group.patients,
+                        results=measured(measures[group.name], scored.patients, draws),
+                    )
+                    for group in told
+                ),
+                gaps=tuple(
+                    _gap(metric, [(group, measures[group.name][place]) for group in told], scored, draws)
+                    for place, metric in enumerate(HEADLINES)
+                ),
+                left_out=len(records) - unknown - sum(int(group.rows.sum()) for group in told),
+                unknown=unknown,
+            )
+        )
+    return tuple(found)
+
+
+def _headlines(scored: Scored, classes: Sequence[str], rows: Flags) -> list[Measure]:
+    measures = measures_of(scored, classes, rows=rows, rankings=("auc",))
+    return [next(each for each in measures if each.metric == metric) for metric in HEADLINES]
+
+
+def _gap(metric: str, groups: Sequence[tuple[_Group, Measure]], scored: Scored, draws: Draws) -> Result:
+    """The best group minus the worst, as they were found: the interval is that of the difference of these two."""
+    fit = [(group, measure) for group, measure in groups if group.patients >= FEWEST_DRAWN]
+    # A mean over fewer classes is another number: only groups that show all of them are held against each other.
+    whole = [(group, measure) for group, measure in fit if measure.statistic is not None and measure.reason is None]
+    every = np.logical_or.reduce([group.rows for group, _ in groups])
+    if len(whole) < 2:
+        reason = (
+            f"fewer than two groups have {FEWEST_DRAWN} patients"
+            if len(fit) < 2
+            else "fewer than two groups show every class, and deny it too"
+        )
+        return measured([Measure(metric, None, every, reason)], scored.patients, draws)[0]
+    values = [
+        value_of(measure.statistic, int(group.rows.sum())) or 0.0 for group, measure in whole if measure.statistic
+    ]
+    best, worst = int(np.argmax(values)), int(np.argmin(values))
+    gap = difference(metric, whole[best][1], whole[worst][1])
+    names = f"best {whole[best][0].name}, worst {whole[worst][0].name}"
+    return measured([gap._replace(reason=names)], scored.patients, draws)[0]

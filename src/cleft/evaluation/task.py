@@ -5,9 +5,12 @@ A task adds what is its own: how the model answers. `evaluation.zero_shot` and `
 
 from __future__ import annotations
 
+import csv
+import io
 import logging
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -23,14 +26,15 @@ from cleft.config import (
     overridden_keys,
     split_list,
 )
-from cleft.data import data_config, report_not_inherited
+from cleft.data import data_config, opening_of, read_dataset, report_not_inherited
 from cleft.data.batches import eval_loader
-from cleft.data.counts import FEWEST_PATIENTS
-from cleft.data.splits.subsets import ids_digest
+from cleft.data.images.prepared import PreparedImages, obtain_images
+from cleft.data.splits.recipes import split_records
+from cleft.data.splits.split_file import leak_notes
+from cleft.data.splits.subsets import PER_PATIENT, balanced, class_patients, ids_digest
+from cleft.data.tables.files import PHANTOMS_FILE
 from cleft.data.text.prompts import Wording, check_phrases, check_wording, choose_classes, find_wording
 from cleft.errors import CheckpointError, ConfigError, DataError
-from cleft.evaluation.calibration import calibrate
-from cleft.evaluation.examples import pick_examples
 from cleft.evaluation.metrics import Floats
 from cleft.evaluation.predictions import (
     Answers,
@@ -42,14 +46,241 @@ from cleft.evaluation.predictions import (
     score_presence,
 )
 from cleft.evaluation.scoring import Draws, Scored
-from cleft.evaluation.selection import Part, PerClass, Selection, select_images
-from cleft.evaluation.subgroups import by_subgroup
+from cleft.files import Output, csv_text
+from cleft.grammar import count, share, verb
 from cleft.models.checkpoint import check_reads_texts, load_model, weights_digest
 from cleft.models.dual_encoder import DualEncoder
-from cleft.results import Evaluation, Result
+from cleft.models.model_folder import DESCRIPTION
 from cleft.training.features import EncodingModel, compare_images, encode_images
+from cleft.training.run import people_of, seen_patients
 from cleft.training.surroundings import command_line, device_of
-from cleft.types import Embeddings, ImageModel, LabelledImages
+from cleft.types import Embeddings, ImageModel, LabelledImages, Reading, Record, Splits
+
+Part = Literal["train", "val", "test", "all"]
+"""Part of a dataset; `all` does not split it."""
+
+
+class PerClass(NamedTuple):
+    """As many images of each class, in place of all images of a part."""
+
+    images: int
+    """Of each class."""
+    per_patient: int = PER_PATIENT
+    """Most images of a patient in a class."""
+
+
+class Known(NamedTuple):
+    """Images left out because the run has seen their patient."""
+
+    images: int = 0
+    notes: tuple[str, ...] = ()
+
+
+class Selection(NamedTuple):
+    """The images of one question, and where they come from."""
+
+    dataset: str
+    people: str
+    """Whose patients these are."""
+    records: list[Record]
+    """Readable ones alone, in the order of the table."""
+    findings: tuple[str, ...]
+    opening: str
+    """What a class prompt begins with."""
+    prepared: PreparedImages
+    recipe: str
+    split_digest: str
+    """Of all parts together, as the run keeps it."""
+    synthetic: bool
+    """Whether the images were drawn."""
+    notes: list[str]
+    left_out: int = 0
+    """Images of patients whom the run has seen, where only the others are asked about."""
+
+
+def select_images(
+    run: Path,
+    config: DataConfig,
+    settings: Settings,
+    part: Part,
+    *,
+    classes: Sequence[str] | None = None,
+    per_class: PerClass | None = None,
+    allow_overlap: bool = False,
+    drop_overlap: bool = False,
+    progress: bool = True,
+) -> Selection:
+    """Reads the table, takes one part of it, refuses patients the run knows, and prepares the images.
+
+    Args:
+        run: Run folder.
+        config: Where to read.
+        settings: Of the run; they say how images are prepared.
+        part: Which part of the data.
+        classes: What will be told apart, as for `choose_classes`; only `per_class` asks for it.
+        per_class: How many images of each class to draw from the part, as its ids say, whatever their order; None takes
+            them all. A note counts them and their patients.
+        allow_overlap: Whether patients the run was trained on may be asked about; a note then says so.
+        drop_overlap: Whether such patients are left out and the others asked about; a note counts them.
+        progress: Whether to show a bar.
+
+    Raises:
+        ConfigError: If a class is not a finding of the table, or overlap is both to be allowed and dropped.
+        DataError: If the part is empty or has too few images of a class, too many images cannot be read, or patients
+            were trained on.
+    """
+    reading = read_dataset(config)
+    if part == "all":
+        records, recipe, digest = reading.records, "all", ids_digest(record.id for record in reading.records)
+        told: list[str] = []
+        drawn: dict[str, set[str]] = {}
+    else:
+        splits = split_records(reading, config)
+        drawn = {splits.digest: {record.patient for record in (*splits.train, *splits.val)}}
+        records, recipe, digest = {"train": splits.train, "val": splits.val, "test": splits.test}[part], *splits[3:5]
+        told = _told(splits, part)
+    if not records:
+        raise DataError(f"the split {part!r} of the recipe {recipe!r} holds no image", reason="no-image")
+    if drop_overlap:
+        if allow_overlap:
+            raise ConfigError("--allow-overlap and --drop-overlap contradict each other; give one of them")
+        records, known = _unseen(run, reading.people or reading.dataset, records, drawn)
+    else:
+        known = Known()
+    if per_class is not None:
+        named = choose_classes(classes, settings, reading.dataset, reading.findings)
+        records, note = _draw(records, named, per_class)
+        told = [*told, note]
+    notes = [*told, *known.notes, *_cautions(run, reading)]
+    if not drop_overlap:
+        notes += _overlap(run, reading.people or reading.dataset, records, drawn, allowed=allow_overlap)
+    prepared = obtain_images(records, config, settings.images, progress=progress)
+    return _selection(reading, config, records, prepared, recipe, digest, notes)._replace(left_out=known.images)
+
+
+def _selection(
+    reading: Reading,
+    config: DataConfig,
+    records: list[Record],
+    prepared: PreparedImages,
+    recipe: str,
+    digest: str,
+    notes: list[str],
+) -> Selection:
+    """What can be read of some records; a note counts the rest."""
+    usable = prepared.usable(records)
+    notes = [*notes]
+    if len(usable) < len(records):
+        reasons = Counter(prepared.rejected[record.id] for record in records if record.id in prepared.rejected)
+        listed = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
+        lost = len(records) - len(usable)
+        notes.append(
+            f"{share(lost, len(records), 'image')} of the split cannot be read and {verb(lost, 'was', 'were')} not "
+            f"scored ({listed})."
+        )
+    return Selection(
+        dataset=reading.dataset,
+        people=reading.people or reading.dataset,
+        records=usable,
+        findings=reading.findings,
+        opening=opening_of(config),
+        prepared=prepared,
+        recipe=recipe,
+        split_digest=digest,
+        synthetic=config.root is not None and (config.root / PHANTOMS_FILE).is_file(),
+        notes=notes,
+    )
+
+
+def _cautions(run: Path, reading: Reading) -> list[str]:
+    """What the reading has to say beside every number, and whether its patients could be recognised at all."""
+    known, asked = people_of(run), reading.people or reading.dataset
+    cautions = [f"{caution[0].upper()}{caution[1:]}." for caution in reading.cautions]
+    if not known or asked in known:
+        return cautions
+    told = f"patients of {asked}, and the run was trained on those of {' and '.join(sorted(known))}"
+    return [*cautions, f"Whether some of these people were trained on is not known: they are {told}."]
+
+
+def _told(splits: Splits, part: Part) -> list[str]:
+    """What the split has to say where numbers on one of its parts are read."""
+    return [*(f"{note[0].upper()}{note[1:]}." for note in splits.notes), *leak_notes(splits, part)]
+
+
+def _draw(records: Sequence[Record], classes: Sequence[str], per_class: PerClass) -> tuple[list[Record], str]:
+    """The images drawn, and a sentence about them."""
+    drawn = balanced(records, classes, per_class.images, per_class.per_patient)
+    patients_of = ", ".join(f"{name} of {patients:,}" for name, (_, patients) in class_patients(drawn, classes).items())
+    return drawn, (
+        f"Drawn: {count(per_class.images, 'image')} of each class, at most {per_class.per_patient} of a patient in a "
+        f"class; patients: {patients_of}."
+    )
+
+
+def _overlap(
+    run: Path, people: str, records: Sequence[Record], drawn: Mapping[str, Collection[str]], *, allowed: bool
+) -> list[str]:
+    """Notes about patients the run was trained on, where they are allowed.
+
+    Raises:
+        DataError: If there are such patients, or that is not known, and it is not allowed.
+        CheckpointError: If the run has not been trained yet.
+    """
+    patients = {record.patient for record in records}
+    try:
+        seen = seen_patients(run, people, patients, splits=drawn)
+    except DataError as error:
+        if error.reason != "unknown-training":
+            raise
+        if not (run / DESCRIPTION).is_file():
+            raise CheckpointError(
+                f"{run} is not finished: it holds no {DESCRIPTION}; resume it with the same command"
+            ) from error
+        if not allowed:
+            raise DataError(
+                f"{error}; --allow-overlap scores these all the same and says so", reason=error.reason
+            ) from error
+        return ["The run does not say which patients it was trained on; these may be among them."]
+    if not seen:
+        return []
+    overlap = _trained_on(len(seen), len(patients))
+    if not allowed:
+        raise DataError(
+            f"{overlap}: numbers on them would be too good; take another split, or --allow-overlap to score them all "
+            f"the same and say so",
+            reason="overlap",
+        )
+    return [f"Beware: {overlap}. These numbers are too good."]
+
+
+def _unseen(
+    run: Path, people: str, records: Sequence[Record], drawn: Mapping[str, Collection[str]]
+) -> tuple[list[Record], Known]:
+    """The images of patients whom the run has not seen, and a count of the others.
+
+    Raises:
+        DataError: If the run's patients are not known, or no image is left.
+    """
+    patients = {record.patient for record in records}
+    seen = seen_patients(run, people, patients, splits=drawn)
+    kept = [record for record in records if record.patient not in seen]
+    if not kept:
+        raise DataError(
+            f"{_trained_on(len(seen), len(patients))}; none is left; take other data or another split",
+            reason="overlap",
+        )
+    left_out = len(records) - len(kept)
+    overlap = _trained_on(len(seen), len(patients))
+    return kept, Known(
+        left_out,
+        (f"Left out: {overlap}; of them {count(left_out, 'image')} {verb(left_out, 'was', 'were')} not scored.",)
+        * bool(seen),
+    )
+
+
+def _trained_on(seen: int, patients: int) -> str:
+    return f"{share(seen, patients, 'patient')} {verb(seen, 'was', 'were')} trained on or used to choose the weights"
+
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +290,6 @@ BATCH = 64
 """Images that are read at once."""
 CANNOT_BE_ASKED = "no temperature: no validation image can be asked this"
 """Why there is none, where `Question.score` finds nothing."""
-REVERSED = 0.4
-"""An AUC below this, whose whole interval lies below a half, is no bad luck."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -352,102 +581,6 @@ def class_names(classes: str | Sequence[str] | None) -> tuple[str, ...] | None:
     return tuple(word.strip() for word in words if word.strip())
 
 
-def write_down(
-    question: Question,
-    run: Path,
-    images: Selection,
-    answers: Answers,
-    *,
-    task: str,
-    checkpoint: str,
-    classes: Sequence[str],
-    draws: Draws,
-    examples: int,
-    prompts: str = "none",
-    class_prompts: Sequence[str] = (),
-    options: Mapping[str, object] | None = None,
-    notes: Sequence[str] = (),
-    validation: Scored | None = None,
-    unvalidated: str | None = None,
-) -> Evaluation:
-    """Makes the noun of a result file of answers and of the images they are about.
-
-    Args:
-        question: What was asked.
-        run: The run that was asked.
-        images: What it was asked about; `answers.rows` are rows of its records.
-        answers: What it answered.
-        task: As `--task` names it.
-        checkpoint: Digest of the weights that answered.
-        classes: What was told apart.
-        draws: How intervals were drawn.
-        examples: Images with their answers to keep for the page; 0 keeps none.
-        prompts: What class names were read behind.
-        class_prompts: These prompts.
-        options: Options of the command besides those of `question`.
-        notes: What a reader must know of this task, behind the notes of images and answers.
-        validation: Answers to validation images of the same data, to fit a temperature on.
-        unvalidated: Why there are none.
-
-    Returns:
-        The evaluation; an AUC that says the opposite of what it should is warned of, in its notes and in the log.
-    """
-    turned = reversal_notes(answers.results)
-    for note in turned:
-        log.warning("%s", note)
-    asked = [images.records[row] for row in answers.rows]
-    return Evaluation(
-        task=task,
-        dataset=images.dataset,
-        split=question.split,
-        split_recipe=images.recipe,
-        split_digest=images.split_digest,
-        ids_digest=ids_digest(record.id for record in asked),
-        checkpoint=checkpoint,
-        scoring=question.scoring,
-        prompts=prompts,
-        classes=tuple(classes),
-        class_prompts=tuple(class_prompts),
-        results=answers.results,
-        floors=answers.floors,
-        confusion=answers.confusion,
-        roc=answers.roc,
-        examples=pick_examples(answers, [record.id for record in images.records], classes, images.prepared, examples),
-        synthetic=images.synthetic,
-        overlap_left_out=images.left_out,
-        command=question.command(run, task, options or {}),
-        seed=draws.seed,
-        notes=(*images.notes, *answers.notes, *turned, *notes),
-        calibration=calibrate(answers.scored, validation, reason=unvalidated, draws=draws),
-        subgroups=by_subgroup(answers.scored, asked, classes, draws, fewest=1 if images.synthetic else FEWEST_PATIENTS),
-    )
-
-
-def reversal_notes(results: Sequence[Result]) -> list[str]:
-    """A warning about every AUC that lies far below a half, interval and all: images are ranked the wrong way round.
-
-    Example:
-        >>> reversal_notes([Result(metric="auc/Edema", value=0.2, interval=(0.1, 0.3))])[0][:59]
-        'Beware: auc/Edema 0.200 [0.100-0.300] lies far below 0.5, w'
-    """
-    low = [
-        f"{result.metric} {result.value:.3f} [{result.interval[0]:.3f}-{result.interval[1]:.3f}]"
-        for result in results
-        if result.metric.partition("/")[0] == "auc"
-        and result.value is not None
-        and result.interval is not None
-        and result.value < REVERSED
-        and result.interval[1] < 0.5
-    ]
-    if not low:
-        return []
-    lies = "lies" if len(low) == 1 else "lie"
-    return [
-        f"Beware: {', '.join(low)} {lies} far below 0.5, which is chance: images that show a class are ranked behind "
-        f"those that do not. Look whether labels or prompts are reversed."
-    ]
-
-
 def check_images(run: Path, model: ImageModel, settings: Settings) -> None:
     """Refuses a model that wants other images than its run's settings make.
 
@@ -460,3 +593,32 @@ def check_images(run: Path, model: ImageModel, settings: Settings) -> None:
             f"{run}: model.json and config.yaml differ in images.size, images.mean or images.std; one of them was "
             f"edited, copy the run again"
         )
+
+
+def write_embeddings(run: Path, question: Question, out: Output, *, progress: bool = True) -> Path:
+    """Writes the embedding of each selected image: a column `image` and `e0` to `e<E-1>`, unit length.
+
+    Args:
+        run: Run folder of either stage; embeddings that an evaluation left in it are not computed again.
+        question: Which images.
+        out: A CSV table.
+        progress: Whether to show a bar.
+
+    Returns:
+        The table. `image` is the image's path in the user's table, without a `./` or the folder of a release in front.
+
+    Raises:
+        CheckpointError: If the run reads no texts, or its weights are damaged.
+        DataError: If images cannot be read, or patients were trained on.
+    """
+    check_reads_texts(run)
+    settings = question.run_settings(run)
+    images = question.images(run, settings, progress=progress)
+    model = load_model(run).to(device_of(settings)).eval()
+    found = embed_images(run, model, images, settings, weights_digest(run), progress=progress)
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["image", *(f"e{column}" for column in range(found.image_embeds.shape[1]))])
+    for name, row in zip(found.ids, found.image_embeds.tolist(), strict=True):
+        table.writerow([csv_text(name), *(f"{value:.9g}" for value in row)])
+    return out.write(text.getvalue())

@@ -6,31 +6,146 @@ handwritten ones, or the class names behind the prompt context that stage two le
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from cleft.arguments import as_path
+from cleft.config import load_run_settings
 from cleft.data.text.prompts import Wording, absent_name, absent_prompt, check_phrases, class_prompts
 from cleft.errors import ConfigError
-from cleft.evaluation.kept import keep
-from cleft.evaluation.metrics import Floats
-from cleft.evaluation.predictions import Blank
-from cleft.evaluation.result_files import write_evaluation
+from cleft.evaluation.metrics import Floats, finite
+from cleft.evaluation.predictions import Blank, class_logits
+from cleft.evaluation.result_files import keep, write_down, write_evaluation
 from cleft.evaluation.scoring import USUAL_DRAWS, Draws
-from cleft.evaluation.selection import Part, Selection
-from cleft.evaluation.similarity import ClassPrompts, Similarity, check_similarity, prompt_logits, standardised
-from cleft.evaluation.space import map_space
-from cleft.evaluation.task import CANNOT_BE_ASKED, Question, Scoring, class_names, write_down
+from cleft.evaluation.task import CANNOT_BE_ASKED, Part, Posed, Question, Scoring, Selection, class_names
 from cleft.grammar import count
 from cleft.models.dual_encoder import DualEncoder
+from cleft.models.methods.gloria import Gloria
+from cleft.results import SpaceMap
 from cleft.text_rules import refuse_duplicates
+from cleft.training.objectives.gloria import local_similarity
 from cleft.training.run import read_summary
 from cleft.types import Embeddings
+
+Similarity = Literal["global", "local", "both", "released"]
+"""`global`: whole images with whole prompts. `local`: the best word of a prompt with what it attends to. `both`: their
+mean. `released`: the same as GLoRIA's release counts words, one for each letter, and standardised over the images."""
+
+
+class ClassPrompts(NamedTuple):
+    """What stands for the classes."""
+
+    written: list[str]
+    """As the page prints them, `T`."""
+    embeds: Tensor
+    """Unit length, `[T, E]`."""
+    class_of: NDArray[np.intp]
+    """Which class each prompt stands for, `[T]`."""
+
+
+def check_similarity(run: Path, similarity: Similarity) -> None:
+    """Refuses to ask for words and regions where none were learned.
+
+    Raises:
+        ConfigError: If the run is of a method that did not learn to hold them against each other in this way.
+    """
+    method = load_run_settings(run).method
+    if similarity != "global" and method != "gloria":
+        raise ConfigError(
+            f"--similarity {similarity} holds words against regions as GLoRIA learns to; {run} is of method={method}, "
+            f"which has not learned it; leave it out, and whole images are compared with whole prompts"
+        )
+
+
+def prompt_logits(
+    posed: Posed, prompts: ClassPrompts, images: Selection, similarity: Similarity, *, progress: bool = True
+) -> tuple[Embeddings, Floats]:
+    """Encodes images and holds them against the prompts of each class.
+
+    Args:
+        posed: The question and the model.
+        prompts: Of the classes.
+        images: What is asked about, or held out to fit a temperature on.
+        similarity: Of what with what.
+        progress: Whether to show bars.
+
+    Returns:
+        Embeddings, and logits `[N, C]`: similarity times the model's inverse temperature.
+
+    Raises:
+        NumericsError: If an embedding or a logit is not finite.
+
+    Source:
+        GLoRIA's released code takes the mean of both similarities and the best of the prompts; of words it takes the
+        best, not their sum as in training.
+    """
+    known = posed.embed(images, progress=progress)
+    logits = class_logits(known.image_embeds, prompts.embeds, posed.model.logit_scale)
+    if similarity != "global":
+        scale = float(posed.model.logit_scale.detach().exp())
+        local = _compare(posed, prompts, images, by_letters=similarity == "released", progress=progress)
+        parts = finite(scale * local.numpy())
+        logits = parts if similarity == "local" else (logits + parts) / 2
+    return known, nearest_prompt(logits, prompts.class_of)
+
+
+def nearest_prompt(logits: Floats, class_of: NDArray[np.intp]) -> Floats:
+    """Logits of classes, `[N, C]`: of each class that of its best prompt.
+
+    Args:
+        logits: Of prompts, `[N, T]`.
+        class_of: Class of each prompt, each from 0 on at least once, `[T]`.
+    """
+    return np.stack([logits[:, class_of == number].max(axis=1) for number in range(class_of.max() + 1)], axis=1)
+
+
+def standardised(logits: Floats, rows: Sequence[int]) -> Floats:
+    """Brings each class to mean 0 and deviation 1 over some images; an answer then depends on the others of the set.
+
+    Args:
+        logits: Of classes, `[N, C]`.
+        rows: The images that are asked about; a single one has nothing to be compared with and stays as it is.
+
+    Returns:
+        The same for all images, `[N, C]`. A class that is equally likely for all of them is 0 for all.
+
+    Source:
+        GLoRIA's released code, where it is given more than one image.
+    """
+    if len(rows) < 2:
+        return logits
+    asked = logits[np.asarray(rows)]
+    deviation = asked.std(axis=0)
+    # Equal logits have a mean that is off by rounding, and no deviation but that.
+    flat = deviation <= np.finfo(logits.dtype).eps * np.abs(asked).max(axis=0)
+    return np.where(flat, 0, (logits - asked.mean(axis=0)) / np.where(flat, 1, deviation))
+
+
+def _compare(posed: Posed, prompts: ClassPrompts, images: Selection, *, by_letters: bool, progress: bool) -> Tensor:
+    """Similarity of words and regions, `[N, T]`, from the run's store where it was computed before."""
+    model = posed.model
+    assert isinstance(model, Gloria)
+    with torch.no_grad():
+        read = model.read_words(prompts.written, whole=by_letters)
+    words = read.words[:, 1:]  # without the class token
+    count = read.lengths
+    if by_letters:  # the release takes the length of a string for its words; slots behind them hold zeros
+        count = torch.tensor([len(prompt) for prompt in prompts.written], device=words.device)
+    mask = torch.arange(words.shape[1], device=words.device) < count[:, None]
+    asked = hashlib.sha256("\n".join(prompts.written).encode()).hexdigest()[:16]
+    key = {"prompts": asked, "counted": "letters" if by_letters else "words"}
+    return posed.compare(
+        images, lambda pixels: local_similarity(model.encode_regions(pixels), words, mask), key, progress=progress
+    )
+
 
 Prompts = Literal["auto", "context", "handwritten"]
 
@@ -260,3 +375,44 @@ def _notes_of(run: Path, behind: str, scoring: Scoring, classes: Sequence[str]) 
     if scoring == "present-absent":
         notes.append("The context was learned in front of class names alone; it never saw a denied one.")
     return notes
+
+
+def map_space(image_embeds: Tensor, prompt_embeds: Tensor, truth: Sequence[int], *, most: int = 400) -> SpaceMap:
+    """Places images and class prompts by the two principal directions of the images.
+
+    Each kind is centred by itself: the distance between the two kinds is larger than any difference within one and
+    would be all that is seen. Moving all prompts by one vector changes no answer (docs/decisions/0064).
+
+    Args:
+        image_embeds: Unit-length image embeddings, `[N, E]`, at least one.
+        prompt_embeds: Unit-length embeddings of the class prompts, `[C, E]`, at least one.
+        truth: Class index of each image.
+        most: Images that are drawn; more are thinned out evenly within their order, as many of each class as its share.
+
+    Returns:
+        The map. The side of a direction is arbitrary, so that its largest coordinate is made positive.
+    """
+    images, prompts = image_embeds.detach().cpu().double(), prompt_embeds.detach().cpu().double()
+    middle, other = images.mean(0), prompts.mean(0)
+    centred = images - middle
+    _, singular, directions = torch.linalg.svd(centred, full_matrices=False)
+    plane = torch.zeros(2, images.shape[1], dtype=torch.float64)
+    plane[: min(2, len(directions))] = directions[:2]
+    farthest = plane.abs().argmax(1, keepdim=True)
+    plane *= plane.gather(1, farthest).sign()
+    total = singular.square().sum().clamp_min(1e-12)
+    shares = [*(singular.square() / total).tolist(), 0.0, 0.0][:2]
+    rows = sorted(range(len(truth)), key=lambda row: truth[row])  # each class keeps its share
+    kept = rows if len(rows) <= most else [rows[index * len(rows) // most] for index in range(most)]
+    places = (centred @ plane.T).tolist()
+    return SpaceMap(
+        images=tuple((truth[row], *_rounded(places[row])) for row in sorted(kept)),
+        prompts=tuple(_rounded(place) for place in ((prompts - other) @ plane.T).tolist()),
+        shares=(round(shares[0], 4), round(shares[1], 4)),
+        gap=round((middle - other).norm().item(), 4),
+        left_out=len(rows) - len(kept),
+    )
+
+
+def _rounded(place: Sequence[float]) -> tuple[float, float]:
+    return round(place[0], 4), round(place[1], 4)

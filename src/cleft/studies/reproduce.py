@@ -18,7 +18,7 @@ from cleft.correction import resamples_for
 from cleft.data import DATASETS, data_config, recipe_of
 from cleft.errors import ConfigError, DataError, NumericsError, ResourceError
 from cleft.evaluation.compare import compare_seeds
-from cleft.evaluation.kept import kept_beside
+from cleft.evaluation.result_files import kept_beside
 from cleft.evaluation.scoring import Draws
 from cleft.files import write_whole
 from cleft.grammar import count, share, verb

@@ -14,13 +14,11 @@ from cleft.config import load_settings
 from cleft.data.batches import eval_loader
 from cleft.data.text.prompts import class_prompt, draw_prompts
 from cleft.errors import ConfigError
-from cleft.evaluation.kept import keep, read_kept
 from cleft.evaluation.prompt_sensitivity import audit_prompts
-from cleft.evaluation.result_files import read_evaluation
+from cleft.evaluation.result_files import keep, read_evaluation, read_kept
 from cleft.evaluation.scoring import Draws, Scored
-from cleft.evaluation.similarity import nearest_prompt, standardised
 from cleft.evaluation.task import Question
-from cleft.evaluation.zero_shot import evaluate_zero_shot
+from cleft.evaluation.zero_shot import evaluate_zero_shot, nearest_prompt, standardised
 from cleft.models.checkpoint import load_model, save_model
 from cleft.report.run_page import write_report
 
