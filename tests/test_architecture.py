@@ -19,7 +19,7 @@ ORDER = [
         "grammar",
         "launch",
         "files",
-        "arguments",
+        "strict_json",
         "text_rules",
         "types",
         "privacy",
@@ -27,7 +27,6 @@ ORDER = [
         "results",
         "correction",
     ),
-    "identity",
     *ROOMS,
     *("doctor", "cli"),
 ]

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 import cleft
-from cleft.arguments import as_path, as_paths, as_texts
 from cleft.config import Settings, load_settings
 from cleft.data.text.prompts import resolve_classes
 from cleft.errors import CleftError, ConfigError, DataError
+from cleft.files import as_path, as_paths
+from cleft.text_rules import as_texts
 
 
 class Column:

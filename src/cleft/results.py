@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from cleft.errors import DataError
-from cleft.files import parse_json
+from cleft.strict_json import parse_json
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

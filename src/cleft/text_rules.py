@@ -10,21 +10,29 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from types import MappingProxyType
-from typing import Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, cast
 
 from cleft.errors import DataError
 
 RuleName: TypeAlias = Literal["words-2", "release-2", "lower-2", "nfc-2", "words-1", "release-1", "lower-1", "nfc-1"]
 """Kind and version of a rule. Version 1 is that of models trained before rules were recorded."""
 
+
 MOST_CHARACTERS = 50_000
 """Longest text in characters: ten times the longest radiology reports. Tokenising 1 MB takes most of a second."""
 
+
 _LIST_NUMBER = re.compile(r"(?:^|(?<=\.))\s*[0-9]+\.(?=\s|$)", re.MULTILINE)
+
+
 _NUMBER_AND_STOP = re.compile(r"[0-9]+\.")
+
+
 _LETTERS_AND_DIGITS = re.compile(r"[^\W_]+")
+
+
 _FORBIDDEN = re.compile(
     "["
     "\x00-\x08\x0e-\x1f\x7f-\x9f"  # controls, but for tab and line breaks
@@ -89,6 +97,8 @@ _RULES: Mapping[str, Callable[[str], str]] = MappingProxyType(
         "nfc-1": _composed,
     }
 )
+
+
 _OF_TEXTS: Mapping[str, str] = MappingProxyType(
     {"whole": "nfc", "gloria": "release", "mgca": "release", "medclip": "lower", "bank": "lower"}
 )
@@ -205,3 +215,38 @@ def _which(places: Sequence[int]) -> str:
 
 def _them(places: Sequence[int]) -> str:
     return "it" if len(places) == 1 else "them"
+
+
+Texts: TypeAlias = str | Iterable[str]
+"""One text, or several in order: a list, a tuple, a generator, an array of strings, a column of a data frame."""
+
+
+def as_texts(texts: Texts, what: str = "text") -> list[str]:
+    """Returns texts as a list; a `str` is one text.
+
+    Args:
+        texts: One or several.
+        what: What one of them is called in messages.
+
+    Raises:
+        DataError: If there is none, they have no order, or one is no `str`.
+    """
+    values: Any = texts
+    if hasattr(values, "tolist") and not isinstance(values, str):  # arrays and columns of data frames
+        values = values.tolist()
+    if isinstance(values, str):
+        return [str(values)]
+    if isinstance(values, bytes | Mapping | Set) or not isinstance(values, Iterable):
+        given = "None" if values is None else type(values).__name__
+        why = "; decode it first" if isinstance(values, bytes) else "; give a str, or a list of them"
+        raise DataError(f"{given} is no {what}{why}", reason="not-text")
+    found = list(cast("Iterable[Any]", values))
+    for place, value in enumerate(found):
+        if not isinstance(value, str):
+            given = repr(value) if value is None or isinstance(value, float) else type(value).__name__
+            raise DataError(
+                f"the {what} at position {place} is {given}, not a str; leave it out or write one", reason="not-text"
+            )
+    if not found:
+        raise DataError(f"no {what} was given; give at least one", reason="empty-text")
+    return [str(value) for value in found]

@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cleft.arguments import as_path
 from cleft.config import Settings, load_run_settings
 from cleft.data.batches import eval_loader
 from cleft.errors import CheckpointError, ConfigError
@@ -26,6 +25,7 @@ from cleft.evaluation.predictions import Blank
 from cleft.evaluation.result_files import keep, write_down, write_evaluation
 from cleft.evaluation.scoring import USUAL_DRAWS, Draws
 from cleft.evaluation.task import BATCH, CANNOT_BE_ASKED, Part, Question, Scoring, Selection, check_images
+from cleft.files import as_path
 from cleft.grammar import count
 from cleft.models.checkpoint import weights_digest
 from cleft.models.image_classifier import HeadFacts, ImageOnly, head_facts, load_image_only, tower_folder

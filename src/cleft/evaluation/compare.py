@@ -19,9 +19,8 @@ from cleft.errors import DataError, ResourceError
 from cleft.evaluation.metrics import mean_of, paired_intervals, value_of
 from cleft.evaluation.result_files import kept_beside, read_evaluation, read_kept
 from cleft.evaluation.scoring import USUAL_DRAWS, Draws, Measure, Scored, difference, measures_of, same_images
-from cleft.files import write_whole
+from cleft.files import file_key, write_whole
 from cleft.grammar import count
-from cleft.identity import file_key
 from cleft.results import Comparison, Difference, Evaluation, to_json
 
 

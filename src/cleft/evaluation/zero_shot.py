@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cleft.arguments import as_path
 from cleft.config import load_run_settings
 from cleft.data.text.prompts import Wording, absent_name, absent_prompt, check_phrases, class_prompts
 from cleft.errors import ConfigError
@@ -26,6 +25,7 @@ from cleft.evaluation.predictions import Blank, class_logits
 from cleft.evaluation.result_files import keep, write_down, write_evaluation
 from cleft.evaluation.scoring import USUAL_DRAWS, Draws
 from cleft.evaluation.task import CANNOT_BE_ASKED, Part, Posed, Question, Scoring, Selection, class_names
+from cleft.files import as_path
 from cleft.grammar import count
 from cleft.models.dual_encoder import DualEncoder
 from cleft.models.methods.gloria import Gloria

@@ -11,7 +11,7 @@ from typing import Any
 
 from cleft.config import TextTowerConfig
 from cleft.errors import CheckpointError
-from cleft.identity import file_key
+from cleft.files import file_key
 from cleft.models.model_folder import digest_of
 from cleft.models.text_tower import TextTower
 from cleft.privacy import find_path, hidden_name, hide_path, is_hidden

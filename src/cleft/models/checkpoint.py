@@ -26,9 +26,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from cleft.arguments import as_path
 from cleft.config import Settings, TextTowerConfig, build_settings, load_run_settings, plain_settings
 from cleft.errors import CheckpointError, ConfigError
+from cleft.files import as_path
 from cleft.models.adapters import adapt
 from cleft.models.bases import base_now, check_base, describe_base, keeps_base
 from cleft.models.dual_encoder import DualEncoder

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cleft.arguments import Texts
 from cleft.config import ContextConfig, LossConfig
 from cleft.errors import CheckpointError, ConfigError
 from cleft.models.bases import still_weights
 from cleft.models.image_tower import ImageTower
 from cleft.models.text_tower import TextTower
+from cleft.text_rules import Texts
 from cleft.types import ImageSpec
 
 

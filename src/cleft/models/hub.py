@@ -29,7 +29,7 @@ from transformers.utils.hub import cached_file
 from transformers.utils.logging import set_tqdm_hook
 
 from cleft.errors import CheckpointError, ConfigError, ResourceError
-from cleft.files import read_json
+from cleft.strict_json import read_json
 
 _INDEXES: Final = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _ADAPTER: Final = "adapter_config.json"

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from cleft.errors import CheckpointError, ConfigError, ResourceError
-from cleft.files import kind_of, parse_json, read_limited, sync_folder
+from cleft.files import read_limited, sync_folder
+from cleft.strict_json import kind_of, parse_json
 
 SCHEMA: Final = 2
 """Rises when a model folder changes its form; newer ones are refused."""

@@ -14,10 +14,10 @@ from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast
 from transformers import PreTrainedConfig
 
 from cleft.errors import CheckpointError, CleftError
-from cleft.files import read_json
 from cleft.models.hub import meta_model, read_config
 from cleft.models.model_folder import WEIGHTS
 from cleft.models.state_dict import read_header
+from cleft.strict_json import read_json
 
 _COUNTS: Final = re.compile(
     r"(num|n)_(\w+_)?(layers?|blocks?|stages?|experts?)|(\w+_)?layers|depths?|num_hidden_groups|inner_group_num"

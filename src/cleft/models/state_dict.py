@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cleft.errors import CheckpointError, NumericsError
-from cleft.files import parse_json
 from cleft.grammar import agree, verb
 from cleft.models.hub import quiet_transformers
+from cleft.strict_json import parse_json
 
 HALVES = (torch.float16, torch.bfloat16)
 """Types of 16 bits that weights are stored in where they are computed with in float32."""

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cleft.arguments import Texts, as_texts
 from cleft.config import TextTowerConfig
 from cleft.errors import ConfigError
 from cleft.grammar import count
@@ -31,7 +30,7 @@ from cleft.models.language_model import LanguageModel, build_language_model, eva
 from cleft.models.layers import watch_attention
 from cleft.models.prefix_tree import PackedTexts, PrefixTree, pack_texts, pad_nodes, put_behind
 from cleft.models.tokenizer import Tokens, end_token, learn_tokenizer, load_tokenizer
-from cleft.text_rules import RuleName, class_name_rule, normalise, normalise_all, refuse_duplicates
+from cleft.text_rules import RuleName, Texts, as_texts, class_name_rule, normalise, normalise_all, refuse_duplicates
 
 _LONGEST_TRIAL = 128
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}

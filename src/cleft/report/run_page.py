@@ -10,8 +10,7 @@ from typing import Any, cast
 
 from markupsafe import Markup
 
-from cleft.arguments import as_path, as_paths
-from cleft.files import Output
+from cleft.files import Output, as_path, as_paths
 from cleft.report.charts import COLOURS, INK, SOFT, key, swatch
 from cleft.report.html import FEWEST_PATIENTS, TOO_FEW, render_page
 from cleft.report.run_charts import comparison_table, corrected_comparisons, training_charts

@@ -18,8 +18,9 @@ from typing import Any, cast
 import yaml
 
 from cleft.errors import CleftError, DataError
-from cleft.files import read_json, read_limited
+from cleft.files import read_limited
 from cleft.results import Comparison, Evaluation, Noun, from_json
+from cleft.strict_json import read_json
 
 LEFT_OUT = "left out: private to this machine"
 _PRIVATE_KEYS = re.compile(r"(^|[._])(root|cache|host(name)?|user(name)?|pid|cwd|folder|argv|address|token|key)$")

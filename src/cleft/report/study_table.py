@@ -15,12 +15,13 @@ from urllib.parse import quote
 
 from cleft.correction import LEVEL, holm
 from cleft.errors import CleftError, ConfigError, DataError
-from cleft.files import find_json, read_limited
+from cleft.files import read_limited
 from cleft.report.html import TOO_FEW, Footnotes, small, weights
 from cleft.report.paper import quoted
 from cleft.report.runs import shown
 from cleft.report.tables import FLOORS
 from cleft.results import Difference, Evaluation, Result, Study, StudyCell, StudyLine, from_json
+from cleft.strict_json import find_json
 
 METRICS = {
     "accuracy": "Acc.",

@@ -20,9 +20,8 @@ from cleft.errors import ConfigError, DataError, NumericsError, ResourceError
 from cleft.evaluation.compare import compare_seeds
 from cleft.evaluation.result_files import kept_beside
 from cleft.evaluation.scoring import Draws
-from cleft.files import write_whole
+from cleft.files import file_key, write_whole
 from cleft.grammar import count, share, verb
-from cleft.identity import file_key
 from cleft.report.study_page import study_outputs, write_study
 from cleft.report.study_table import FILE, check_study_file
 from cleft.results import Difference, Study, StudyCell, StudyLine, to_json

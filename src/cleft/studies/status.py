@@ -14,14 +14,14 @@ from cleft.data import DATASETS, data_config
 from cleft.data.datasets import CLASS_SETS
 from cleft.errors import CleftError, ConfigError
 from cleft.evaluation.result_files import read_evaluation
-from cleft.files import find_json, write_json, write_whole
+from cleft.files import file_key, write_whole
 from cleft.grammar import count
-from cleft.identity import file_key
 from cleft.models.hub import find_weights
 from cleft.models.image_classifier import head_facts
 from cleft.models.parameter_count import TEXT_PARTS, count_weights, outline_model, trained_tokens
 from cleft.privacy import is_hidden
 from cleft.results import Evaluation
+from cleft.strict_json import find_json, write_json
 from cleft.studies.plans import SUBJECTS, Plan, Row
 from cleft.studies.steps import LANGUAGE_MODEL, Given, Step, Work, row_settings
 from cleft.training.protocols import follow_protocol

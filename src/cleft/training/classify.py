@@ -19,13 +19,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cleft.arguments import as_path
 from cleft.config import ClassifyConfig, DataConfig, ImageTowerConfig, Settings, load_run_settings
 from cleft.data import data_config, read_dataset, report_not_inherited
 from cleft.data.batches import StepSampler, eval_loader, train_loader
 from cleft.data.splits.subsets import take_fraction
 from cleft.data.text.prompts import choose_classes
 from cleft.errors import CheckpointError, ConfigError, DataError
+from cleft.files import as_path
 from cleft.grammar import count
 from cleft.models.checkpoint import weights_digest
 from cleft.models.dual_encoder import unit

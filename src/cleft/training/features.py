@@ -26,8 +26,9 @@ from torch import Tensor
 from cleft.data.batches import label_table
 from cleft.data.progress import progress_bar
 from cleft.errors import DataError, NumericsError, ResourceError
-from cleft.files import read_json, write_whole
+from cleft.files import write_whole
 from cleft.grammar import count, share, verb
+from cleft.strict_json import read_json
 from cleft.types import Batch, Embeddings, ImageModel, ImageTextModel, LabelledImages, Record
 
 _MANIFEST = "manifest.json"

@@ -15,7 +15,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cleft.arguments import as_path
 from cleft.config import ImageTowerConfig, Settings, TextTowerConfig, TrainConfig, load_settings
 from cleft.data import DATASETS
 from cleft.data.batches import eval_loader, train_loader
@@ -24,6 +23,7 @@ from cleft.data.sampling import say_repeats
 from cleft.data.text.prompts import check_wording, find_wording, resolve_classes
 from cleft.data.text.texts import Texts
 from cleft.errors import ConfigError
+from cleft.files import as_path
 from cleft.grammar import count, share, verb
 from cleft.models.adapters import told_moving
 from cleft.models.checkpoint import save_model, weights_digest

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cleft.arguments import as_path
 from cleft.config import ContextConfig, Settings, load_settings
 from cleft.data import opening_of
 from cleft.data.batches import StepSampler, eval_loader, label_table
 from cleft.data.progress import progress_bar
 from cleft.data.text.prompts import check_phrases, check_wording, find_wording, resolve_classes
 from cleft.errors import ConfigError, DataError
+from cleft.files import as_path
 from cleft.grammar import count, verb
 from cleft.models.checkpoint import check_reads_texts, load_model, save_model, weights_digest
 from cleft.models.dual_encoder import DualEncoder, build_context

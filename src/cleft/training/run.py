@@ -29,10 +29,11 @@ from typing import Any, cast, get_args
 from cleft.config import SETTINGS_MARK, Settings, dump_settings, load_settings
 from cleft.data.tables.patients import id_key, person
 from cleft.errors import ConfigError, DataError, ResourceError
-from cleft.files import check_types, find_json, lock_file, open_lock, write_json, write_whole
+from cleft.files import lock_file, open_lock, write_whole
 from cleft.grammar import count
 from cleft.launch import count_processes, find_launch, is_first
 from cleft.privacy import USER_DIR, key_id, protect
+from cleft.strict_json import check_types, find_json, write_json
 from cleft.training.same import Stage, changes, file_changes
 from cleft.training.surroundings import keep_environment, stage_of
 from cleft.training.training_state import StateStore

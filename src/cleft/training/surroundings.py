@@ -13,9 +13,9 @@ from typing import Any, cast
 import torch
 
 from cleft.config import Settings
-from cleft.files import find_json, write_json
 from cleft.models.hub import resolved_commit
 from cleft.privacy import shown_name
+from cleft.strict_json import find_json, write_json
 from cleft.training.same import Stage
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from cleft.data.images.decoding import prepare_file, preparing
 from cleft.data.images.prepared import prepare_images
 from cleft.data.images.single import load_image
 from cleft.errors import DataError, ResourceError
-from cleft.identity import file_key
+from cleft.files import file_key
 from cleft.types import Record
 
 CONFIG = ImagesConfig(stored_size=32, size=32)

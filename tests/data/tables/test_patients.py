@@ -26,7 +26,7 @@ from cleft.data.tables.patients import (
     whole_id,
 )
 from cleft.errors import DataError
-from cleft.files import write_json
+from cleft.strict_json import write_json
 from cleft.training.run import seen_patients, split_facts
 from cleft.types import Reading, Record
 

@@ -22,7 +22,7 @@ from cleft.data.images.children import Children, Death, Limits
 from cleft.data.images.decoders import decode_gray, refusal
 from cleft.data.images.images import prepare_image, read_bytes
 from cleft.errors import DataError
-from cleft.identity import file_key
+from cleft.files import file_key
 
 PASSING = frozenset({"crashed", "timeout", "memory"})
 """Reasons that another decoder or a larger machine may do away with."""
@@ -32,7 +32,7 @@ class Source(NamedTuple):
     """A file as it was when it was read."""
 
     key: str
-    """Identity of the file, by `cleft.identity.file_key`."""
+    """Identity of the file, by `cleft.files.file_key`."""
     content: str
     """SHA-256 of its bytes."""
 

@@ -22,8 +22,8 @@ from cleft.data.images.decoders import DEFAULT_LIMITS, ReadLimits, may_be_dicom,
 from cleft.data.images.opening import open_file
 from cleft.data.progress import progress_bar
 from cleft.errors import DataError
+from cleft.files import file_key
 from cleft.grammar import agree, count
-from cleft.identity import file_key
 
 if TYPE_CHECKING:
     from pydicom import Dataset

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from cleft.data.images.decoding import Outcome, Source
 from cleft.errors import DataError
-from cleft.files import lock_file, open_lock, parse_json, read_limited, write_whole
+from cleft.files import lock_file, open_lock, read_limited, write_whole
+from cleft.strict_json import parse_json
 
 SCHEMA = 3
 """Version of this layout and of how files are decoded; part of the name of every cache."""

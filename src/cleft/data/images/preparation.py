@@ -16,7 +16,8 @@ from cleft.config import DataConfig, ImagesConfig
 from cleft.data.images.decoders import DEFAULT_LIMITS, decoder_versions
 from cleft.data.images.parts import SCHEMA
 from cleft.errors import DataError
-from cleft.files import read_json, write_whole
+from cleft.files import write_whole
+from cleft.strict_json import read_json
 
 Preparation: TypeAlias = dict[str, Any]
 """Everything that decides a prepared pixel, as JSON holds it."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from cleft.data.images.decoding import Outcome
 from cleft.data.images.parts import Part, PartWriter, read_part
 from cleft.errors import ResourceError
-from cleft.identity import file_key
+from cleft.files import file_key
 
 _MOST_IDENTITIES = 8
 """Identities of files kept per prepared image, beyond those in the parts that hold its pixels."""

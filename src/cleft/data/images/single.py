@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cleft.arguments import as_path
 from cleft.config import ImagesConfig
 from cleft.data.images.augment import centre_crop
 from cleft.data.images.decoding import preparing
 from cleft.errors import DataError
+from cleft.files import as_path
 
 if TYPE_CHECKING:
     from torch import Tensor

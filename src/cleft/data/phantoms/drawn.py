@@ -7,7 +7,8 @@ from pathlib import Path
 
 from cleft.data.tables.files import PHANTOMS_FILE
 from cleft.errors import DataError
-from cleft.files import draft_folder, read_json, write_json
+from cleft.files import draft_folder
+from cleft.strict_json import read_json, write_json
 
 
 def drawn_once(folder: Path, mark: Mapping[str, object], draw: Callable[[Path], None]) -> Path:

@@ -30,8 +30,9 @@ from cleft.data.tables.patients import person
 from cleft.data.tables.rows import BLANK, Rows, read_codes, read_texts
 from cleft.data.tables.scan import Scan, find_table, make_scan, require_root
 from cleft.errors import DataError
-from cleft.files import parse_json, read_limited
+from cleft.files import read_limited
 from cleft.grammar import count, share, verb
+from cleft.strict_json import parse_json
 from cleft.types import Reading
 
 NAMES = (

@@ -10,14 +10,13 @@ from itertools import product
 from pathlib import Path
 from types import MappingProxyType
 
-from cleft.arguments import as_texts
 from cleft.config import Settings, join_list, split_list
 from cleft.config.yaml_tree import read_yaml
 from cleft.data.datasets import CLASS_SETS, DATASETS
 from cleft.data.tables.faults import nearest
 from cleft.data.text.captions import NO_FINDING, OPENING, clean_text
 from cleft.errors import ConfigError
-from cleft.text_rules import normalise, text_fault
+from cleft.text_rules import as_texts, normalise, text_fault
 
 DRAWN = 5
 """Sentences of a class, as the release draws by default."""

@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cleft.errors import CheckpointError
-from cleft.files import read_json
 from cleft.models.container import read_foreign, tensors_of, unpacked
 from cleft.models.importing.jit_archive import is_jit_archive, read_jit_archive
 from cleft.models.importing.layout import Facts, Layout
 from cleft.models.state_dict import read_header, unwrapped
 from cleft.models.tokenizer import TOKENIZER_FILES
+from cleft.strict_json import read_json
 
 _WEIGHTS = (
     "model.safetensors",

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from cleft.identity import file_key
+from cleft.files import file_key
 
 
 @pytest.fixture
