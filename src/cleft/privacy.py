@@ -23,7 +23,9 @@ import re
 import secrets
 import socket
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 from cleft.errors import ConfigError, ResourceError
 
@@ -31,6 +33,12 @@ log = logging.getLogger(__name__)
 
 USER_DIR = "CLEFT_USER_DIR"
 """Environment variable that names the user's folder."""
+MIN_PATIENTS = 5
+"""Numbers that rest on fewer patients are not shown, unless the images are synthetic."""
+LEFT_OUT = "left out: private to this machine"
+_PRIVATE_KEYS = re.compile(r"(^|[._])(root|cache|host(name)?|user(name)?|pid|cwd|folder|argv|address|token|key)$")
+_FOLDER = re.compile(r"(^|[\s=:\"'])(~|\.{0,2})/\S*|^[A-Za-z]:[\\/]|\\\\")
+_TOKEN = re.compile(r"\b(hf_|gh[pousr]_|github_pat_|sk-|glpat-|AKIA|xox[bp]-)[A-Za-z0-9_-]{12,}")
 _SECRET = re.compile(rb"[0-9a-f]{64}\n?")
 _PLACEHOLDER = re.compile(r"local:([0-9a-f]{16})/(.*)", re.DOTALL)
 _DIGITS = 16
@@ -149,6 +157,23 @@ def names_here() -> tuple[str, ...]:
     except (OSError, KeyError, RuntimeError):  # a user without a name or home folder, as in many containers
         pass
     return tuple(dict.fromkeys(name for name in found if len(name) > 3 and name not in ("root", "home", "localhost")))
+
+
+def redact(key: str, value: Any) -> str:
+    """Return a setting or a command as a shared file may hold it: without local folders, machine names and tokens.
+
+    Example:
+        >>> redact("text.rank", 8), redact("data.root", "/home/me/data")
+        ('8', 'left out: private to this machine')
+    """
+    if value is None:
+        return "–"
+    if isinstance(value, list | tuple):
+        return ", ".join(redact(key, item) for item in cast("Sequence[Any]", value))
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    if _PRIVATE_KEYS.search(key) or _FOLDER.search(text):
+        return LEFT_OUT
+    return _TOKEN.sub("left out: it looks like a token", text)
 
 
 def _reveals(path: str) -> bool:

@@ -3,9 +3,10 @@
 import pytest
 from tests.fakes.fake_runs import evaluation, write_run
 
+from cleft.privacy import LEFT_OUT, redact
 from cleft.report.run_charts import training_charts
 from cleft.report.run_page import render
-from cleft.report.runs import LEFT_OUT, read_runs, shown
+from cleft.report.runs import read_runs
 
 
 def read(folder):
@@ -63,7 +64,7 @@ def test_the_loss_comes_first_with_its_best_step(tmp_path):
     ],
 )
 def test_settings_are_shown_without_folders_and_tokens(key, value, text):
-    assert shown(key, value) == text
+    assert redact(key, value) == text
 
 
 def test_the_stage_comes_from_the_environment(tmp_path):

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from cleft.privacy import MIN_PATIENTS
 from cleft.types import Captions, Groups, Record, Tally
 
-FEWEST_PATIENTS = 5
-"""Shares of fewer patients are not told: they say more of these people than of the data."""
 _MOST_GROUPS = 8
 _DECADE = 10
 
@@ -72,7 +71,7 @@ def tally_ages(ages: Iterable[float | None]) -> Tally | None:
 
 
 def share_present(
-    name: str, groups: Mapping[str, Sequence[Record]], findings: Sequence[str], *, fewest: int = FEWEST_PATIENTS
+    name: str, groups: Mapping[str, Sequence[Record]], findings: Sequence[str], *, fewest: int = MIN_PATIENTS
 ) -> Groups:
     """Returns how often each finding is present among the images of each group.
 
@@ -125,7 +124,7 @@ def count_captions(records: Sequence[Record], written: int, *, most: int = 5) ->
         if record.caption in patients:
             patients[record.caption].add(record.patient)
     for text, number in counts.most_common(most):
-        if len(patients[text]) >= FEWEST_PATIENTS:
+        if len(patients[text]) >= MIN_PATIENTS:
             common.append((text, number))
     return Captions(
         distinct=len(counts),

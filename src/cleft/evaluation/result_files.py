@@ -20,13 +20,13 @@ import safetensors
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from cleft.data.counts import FEWEST_PATIENTS
 from cleft.data.splits.subsets import ids_digest, order_key
 from cleft.errors import DataError, ResourceError
 from cleft.evaluation.calibration import calibrate
 from cleft.evaluation.scoring import Draws, Scored, by_subgroup
 from cleft.files import read_limited, write_whole
 from cleft.grammar import count
+from cleft.privacy import MIN_PATIENTS
 from cleft.results import Calibration, Evaluation, PromptAudit, Result, Subgroups, from_json, to_json
 
 if TYPE_CHECKING:
@@ -397,7 +397,7 @@ def write_down(
         seed=draws.seed,
         notes=(*images.notes, *answers.notes, *turned, *notes),
         calibration=calibrate(answers.scored, validation, reason=unvalidated, draws=draws),
-        subgroups=by_subgroup(answers.scored, asked, classes, draws, fewest=1 if images.synthetic else FEWEST_PATIENTS),
+        subgroups=by_subgroup(answers.scored, asked, classes, draws, fewest=1 if images.synthetic else MIN_PATIENTS),
     )
 
 

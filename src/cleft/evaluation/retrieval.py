@@ -21,7 +21,6 @@ from torch.nn import functional as F
 
 from cleft.config import Settings
 from cleft.data.batches import eval_loader
-from cleft.data.counts import FEWEST_PATIENTS
 from cleft.data.splits.subsets import ids_digest, order_key
 from cleft.errors import CheckpointError, ConfigError, DataError
 from cleft.evaluation.metrics import Statistic
@@ -46,6 +45,7 @@ from cleft.models.checkpoint import compares_texts, load_model, weights_digest
 from cleft.models.dual_encoder import DualEncoder
 from cleft.models.image_classifier import load_image_only
 from cleft.models.model_folder import peek_description
+from cleft.privacy import MIN_PATIENTS
 from cleft.results import Evaluation, Exhibit, Result, Retrieval, RetrievalExample
 from cleft.training.features import encode_features, label_images
 from cleft.training.surroundings import device_of
@@ -331,7 +331,7 @@ def _showing(
         return Exhibit(image=as_png(images.prepared.pixels(record.id)), text=present, right=right)
 
     def text(place: int, right: bool) -> Exhibit:
-        told = images.synthetic or len(patients[place]) >= FEWEST_PATIENTS
+        told = images.synthetic or len(patients[place]) >= MIN_PATIENTS
         return Exhibit(text=corpus.captions[place] if told else "", right=right)
 
     return image, text

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
-from cleft.data.counts import FEWEST_PATIENTS, group_by
+from cleft.data.counts import group_by
 from cleft.evaluation.metrics import FEWEST_PATIENTS as FEWEST_DRAWN
 from cleft.evaluation.metrics import (
     SPECIFICITIES,
@@ -32,6 +32,7 @@ from cleft.evaluation.metrics import (
     ranking_statistics,
     value_of,
 )
+from cleft.privacy import MIN_PATIENTS
 from cleft.results import Result, Subgroup, Subgroups
 from cleft.types import Record
 
@@ -346,7 +347,7 @@ def by_subgroup(
     classes: Sequence[str],
     draws: Draws = USUAL_DRAWS,
     *,
-    fewest: int = FEWEST_PATIENTS,
+    fewest: int = MIN_PATIENTS,
 ) -> tuple[Subgroups, ...]:
     """Measures accuracy and AUC of each group, and the gap between the best and the worst.
 

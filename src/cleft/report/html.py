@@ -17,6 +17,7 @@ from typing import Any
 
 import jinja2
 
+from cleft.privacy import MIN_PATIENTS
 from cleft.results import Evaluation, Result
 from cleft.version import __version__
 
@@ -46,9 +47,7 @@ def _environment() -> jinja2.Environment:
     )
 
 
-FEWEST_PATIENTS = 5
-"""A cell that rests on fewer patients is not printed, unless they are phantoms."""
-TOO_FEW = f"fewer than {FEWEST_PATIENTS} patients"
+TOO_FEW = f"fewer than {MIN_PATIENTS} patients"
 PERCENT = "\u202f%"  # behind a narrow space that does not break
 SHARES = ("accuracy", "sensitivity", "recall", "precision")
 """Metrics that are shares of images or answers."""
@@ -144,7 +143,7 @@ def printed_end(metric: str, end: float) -> str:
 
 def small(result: Result, evaluation: Evaluation) -> bool:
     """Whether a cell rests on so few patients that it is not printed."""
-    return not evaluation.synthetic and 0 < result.patients < FEWEST_PATIENTS
+    return not evaluation.synthetic and 0 < result.patients < MIN_PATIENTS
 
 
 def percent(share: float) -> str:

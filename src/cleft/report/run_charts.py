@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from cleft.correction import holm
 from cleft.grammar import count
+from cleft.privacy import MIN_PATIENTS
 from cleft.report.charts import (
     COLOURS,
     INK,
@@ -25,7 +26,6 @@ from cleft.report.charts import (
     whisker,
 )
 from cleft.report.html import (
-    FEWEST_PATIENTS,
     SHARES,
     TOO_FEW,
     Cell,
@@ -147,7 +147,7 @@ def reliability_chart(title: str, calibration: Calibration, series: int, *, synt
 
 
 def _told(bins: Sequence[ReliabilityBin], synthetic: bool) -> list[ReliabilityBin]:
-    return [each for each in bins if synthetic or each.patients >= FEWEST_PATIENTS]
+    return [each for each in bins if synthetic or each.patients >= MIN_PATIENTS]
 
 
 def _place(box: Box, each: ReliabilityBin) -> tuple[float, float]:
@@ -284,7 +284,7 @@ def subgroup_table(group: Sequence[Entry], by: str) -> Table | None:
         synthetic = entry.evaluation.synthetic
         for each in found.groups:
             people = f"{count(each.images, 'image')} of {count(each.patients, 'patient')}"
-            few = not synthetic and each.patients < FEWEST_PATIENTS
+            few = not synthetic and each.patients < MIN_PATIENTS
             rows.append(
                 Row(
                     kind="model",
@@ -417,7 +417,7 @@ def comparison_reach(comparison: Comparison) -> float:
 
 
 def _compared(difference: Difference, comparison: Comparison, notes: Footnotes, corrected: float | None) -> Row:
-    few = not comparison.synthetic and 0 < difference.patients < FEWEST_PATIENTS
+    few = not comparison.synthetic and 0 < difference.patients < MIN_PATIENTS
     reason = TOO_FEW if few else difference.reason
     letter = notes.letter(reason)
     metric, reach = difference.metric, comparison_reach(comparison)

@@ -11,11 +11,12 @@ from typing import Any, cast
 from markupsafe import Markup
 
 from cleft.files import Output, as_path, as_paths
+from cleft.privacy import MIN_PATIENTS, redact
 from cleft.report.charts import COLOURS, INK, SOFT, key, swatch
-from cleft.report.html import FEWEST_PATIENTS, TOO_FEW, render_page
+from cleft.report.html import TOO_FEW, render_page
 from cleft.report.run_charts import comparison_table, corrected_comparisons, training_charts
 from cleft.report.run_sections import SCORINGS, build_sections, few_classes, settings_table, what_was_run
-from cleft.report.runs import Run, read_runs, shown
+from cleft.report.runs import Run, read_runs
 from cleft.report.tables import TASKS, every_number, groups
 from cleft.results import Evaluation, Result
 
@@ -66,10 +67,10 @@ def render(runs: Sequence[Run], *, images: bool | None = None) -> str:
         comparisons=[(each, comparison_table(each, p)) for each, p in zip(comparisons, corrected, strict=True)],
         family=family,
         phantoms=any(evaluation.synthetic for evaluation in evaluations),
-        fewest=FEWEST_PATIENTS,
+        fewest=MIN_PATIENTS,
         scorings=SCORINGS,
         tasks=TASKS,
-        shown=shown,
+        redact=redact,
         swatch=swatch,
         keys={kind: key(kind, colour) for kind, colour in KEYS.items()},
     )
@@ -105,7 +106,7 @@ def _printable(evaluation: Evaluation) -> dict[str, Any]:
         evaluation,
         examples=(),
         retrieval=tuple(dataclasses.replace(each, examples=()) for each in evaluation.retrieval),
-        command=shown("command", evaluation.command),
+        command=redact("command", evaluation.command),
         confusion=None if few else evaluation.confusion,
         roc={name: points for name, points in evaluation.roc.items() if name not in few},
         space=None if few else evaluation.space,
@@ -130,4 +131,4 @@ def _told(value: Any) -> Any:
 
 def _hidden(value: Any) -> bool:
     patients = cast("dict[str, Any]", value).get("patients") if isinstance(value, dict) else None
-    return isinstance(patients, int) and 0 < patients < FEWEST_PATIENTS
+    return isinstance(patients, int) and 0 < patients < MIN_PATIENTS

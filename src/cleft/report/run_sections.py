@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from cleft.grammar import count, verb
+from cleft.privacy import LEFT_OUT, MIN_PATIENTS, redact
 from cleft.report.charts import roc_chart, style, whisker
 from cleft.report.html import (
-    FEWEST_PATIENTS,
     PNG,
     Cell,
     Footnotes,
@@ -23,7 +23,7 @@ from cleft.report.html import (
     small,
 )
 from cleft.report.run_charts import norms_chart, reliability_chart, space_chart, subgroup_table
-from cleft.report.runs import LEFT_OUT, Run, shown
+from cleft.report.runs import Run
 from cleft.report.tables import (
     CLASSIFIED,
     HEADINGS,
@@ -127,7 +127,7 @@ def settings_table(runs: Sequence[Run]) -> list[Setting]:
     keys = list(dict.fromkeys(key for run in runs for key in run.config))
     rows: list[Setting] = []
     for key in keys:
-        values = [shown(key, run.config[key]) if key in run.config else "–" for run in runs]
+        values = [redact(key, run.config[key]) if key in run.config else "–" for run in runs]
         rows.append(Setting(key, values, len(set(values)) > 1))
     return rows
 
@@ -135,7 +135,7 @@ def settings_table(runs: Sequence[Run]) -> list[Setting]:
 def _tower(config: Mapping[str, Any], tower: str) -> str:
     model = config.get(f"{tower}.model")
     if model is not None:
-        name = shown(f"{tower}.model", model)
+        name = redact(f"{tower}.model", model)
         name = "a model from a local folder" if name == LEFT_OUT else name
         return f"{name} with random weights" if config.get(f"{tower}.random_weights") else name
     kind = str(config.get(f"{tower}.scratch.model_type", "model"))
@@ -296,7 +296,7 @@ def _maps(group: Sequence[Entry]) -> list[Panel]:
             else ""
         )
         gap = f"Images and prompts lie {space.gap:.2f} apart; the gap is taken out here."
-        hidden = f" Left out, because fewer than {FEWEST_PATIENTS} images show it: {', '.join(few)}." if few else ""
+        hidden = f" Left out, because fewer than {MIN_PATIENTS} images show it: {', '.join(few)}." if few else ""
         caption = f"Of the images’ variance {across} across and {up} up. {gap}{left}{hidden}"
         panels.append(Panel(entry.label, figure, caption))
     return panels
@@ -345,7 +345,7 @@ def few_classes(evaluation: Evaluation) -> set[str]:
     if evaluation.synthetic or evaluation.confusion is None:
         return set()
     sums = [sum(row) for row in evaluation.confusion]
-    return {name for name, count in zip(evaluation.classes, sums, strict=False) if 0 < count < FEWEST_PATIENTS}
+    return {name for name, count in zip(evaluation.classes, sums, strict=False) if 0 < count < MIN_PATIENTS}
 
 
 def _confusion(entry: Entry) -> Confusion | None:

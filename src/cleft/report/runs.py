@@ -19,13 +19,10 @@ import yaml
 
 from cleft.errors import CleftError, DataError
 from cleft.files import read_limited
+from cleft.privacy import redact
 from cleft.results import Comparison, Evaluation, Noun, from_json
 from cleft.strict_json import read_json
 
-LEFT_OUT = "left out: private to this machine"
-_PRIVATE_KEYS = re.compile(r"(^|[._])(root|cache|host(name)?|user(name)?|pid|cwd|folder|argv|address|token|key)$")
-_FOLDER = re.compile(r"(^|[\s=:\"'])(~|\.{0,2})/\S*|^[A-Za-z]:[\\/]|\\\\")
-_TOKEN = re.compile(r"\b(hf_|gh[pousr]_|github_pat_|sk-|glpat-|AKIA|xox[bp]-)[A-Za-z0-9_-]{12,}")
 _MOST_POINTS = 400
 _SEED = re.compile(r"seed-\d+")
 
@@ -160,7 +157,7 @@ def _environment(path: Path, problems: list[str]) -> dict[str, str]:
     tree = _tree(path)
     if not tree:
         problems.append("Its environment.json, which names versions and device, is missing or unreadable.")
-    return {key: shown(key, value) for key, value in flat(tree).items()}
+    return {key: redact(key, value) for key, value in flat(tree).items()}
 
 
 def _results(folder: Path, anchor: str, problems: list[str]) -> list[StoredResult]:
@@ -237,23 +234,6 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             leaves[f"{prefix}{name}"] = value
     return leaves
-
-
-def shown(key: str, value: Any) -> str:
-    """A setting as the page may print it: no folder, no token.
-
-    Example:
-        >>> shown("text.rank", 8), shown("data.root", "/home/me/data")
-        ('8', 'left out: private to this machine')
-    """
-    if value is None:
-        return "–"
-    if isinstance(value, list | tuple):
-        return ", ".join(shown(key, item) for item in cast("Sequence[Any]", value))
-    text = str(value).lower() if isinstance(value, bool) else str(value)
-    if _PRIVATE_KEYS.search(key) or _FOLDER.search(text):
-        return LEFT_OUT
-    return _TOKEN.sub("left out: it looks like a token", text)
 
 
 def _unique(name: str, taken: Sequence[str]) -> str:

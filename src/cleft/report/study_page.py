@@ -13,11 +13,12 @@ from urllib.parse import quote
 
 from cleft.errors import ConfigError
 from cleft.files import Output, csv_text
+from cleft.privacy import MIN_PATIENTS, redact
 from cleft.report.charts import COLOURS, INK, SOFT, key, swatch
-from cleft.report.html import FEWEST_PATIENTS, Footnotes, render_page
+from cleft.report.html import Footnotes, render_page
 from cleft.report.paper import MARKS, QUOTED, Quoted, quoted
 from cleft.report.run_sections import SCORINGS, Section, build_section
-from cleft.report.runs import Run, StoredResult, shown
+from cleft.report.runs import Run, StoredResult
 from cleft.report.study_charts import study_figures
 from cleft.report.study_table import (
     FILE,
@@ -182,7 +183,7 @@ def render_study(grid: Grid, *, images: bool | None = None) -> str:
         "study_page.html",
         study=study,
         title=study.title,
-        command=shown("command", study.command),
+        command=redact("command", study.command),
         counts=grid.counts(),
         cells=len(grid.filled),
         toy=study.scale != "paper",
@@ -207,11 +208,11 @@ def render_study(grid: Grid, *, images: bool | None = None) -> str:
         seen={column.key: every_seed(grid, column) for column in study.columns},
         sections=sections,
         files=[f"{file_name(study.name)}.csv", f"{file_name(study.name)}.tex"],
-        fewest=FEWEST_PATIENTS,
+        fewest=MIN_PATIENTS,
         most=_MODELS,
         scorings=SCORINGS,
         tasks=TASKS,
-        shown=shown,
+        redact=redact,
         swatch=swatch,
         keys={kind: key(kind, colour) for kind, colour in KEYS.items()},
     )
@@ -340,12 +341,12 @@ def _line(grid: Grid, row: str, column: StudyLine, metric: str, number: Number) 
         "split_digest": _joined(list(dict.fromkeys(each.split_digest for each in evaluations))),
         "ids_digest": _joined(list(dict.fromkeys(each.ids_digest for each in evaluations))),
         "files": _joined([seed.file for seed, _ in number.results]),
-        "commands": _joined([shown("command", each.command) for each in evaluations if each.command]),
+        "commands": _joined([redact("command", each.command) for each in evaluations if each.command]),
     }
 
 
 def _origin(row: StudyLine) -> str:
-    return shown("origin", row.origin) if row.origin else ""
+    return redact("origin", row.origin) if row.origin else ""
 
 
 def _joined(parts: Sequence[str]) -> str:
@@ -381,7 +382,7 @@ def study_latex(grid: Grid) -> str:
         for line in table_heads(study.columns)
     ]
     lines = [
-        f"% {_comment(study.title)}: {_comment(shown('command', study.command))}",
+        f"% {_comment(study.title)}: {_comment(redact('command', study.command))}",
         *(f"% {_comment(row.label)}: {_comment(_origin(row))}" for row in study.rows if row.origin),
         r"% needs \usepackage{booktabs}",
         r"\begin{table*}",

@@ -16,9 +16,9 @@ from urllib.parse import quote
 from cleft.correction import LEVEL, holm
 from cleft.errors import CleftError, ConfigError, DataError
 from cleft.files import read_limited
+from cleft.privacy import redact
 from cleft.report.html import TOO_FEW, Footnotes, small, weights
 from cleft.report.paper import quoted
-from cleft.report.runs import shown
 from cleft.report.tables import FLOORS
 from cleft.results import Difference, Evaluation, Result, Study, StudyCell, StudyLine, from_json
 from cleft.strict_json import find_json
@@ -439,7 +439,7 @@ def _provenance(grid: Grid, row: StudyLine) -> str:
             known.setdefault(note, []).append(column.label)
     asked = sum(cell.row == row.key and bool(cell.results) for cell in grid.study.cells)
     told = [note if len(where) == asked else f"{' and '.join(where)}: {note}" for note, where in known.items()]
-    return ". ".join(filter(None, [shown("origin", row.origin) if row.origin else "", *told]))
+    return ". ".join(filter(None, [redact("origin", row.origin) if row.origin else "", *told]))
 
 
 def _spread(metric: str, number: Number) -> str:

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple, Protocol
 from markupsafe import Markup
 
 from cleft.grammar import count, verb
+from cleft.privacy import MIN_PATIENTS
 from cleft.report.charts import INK, SOFT, style, swatch, whisker
 from cleft.report.html import (
-    FEWEST_PATIENTS,
     PERCENT,
     PNG,
     TOO_FEW,
@@ -326,7 +326,7 @@ def _plain_cells(result: Result, evaluation: Evaluation, notes: Footnotes) -> li
             note=note if value is not None else "",
         ),
         Cell(text=f"{result.images:,}"),
-        Cell(text=f"under {FEWEST_PATIENTS}" if hidden else f"{result.patients:,}"),
+        Cell(text=f"under {MIN_PATIENTS}" if hidden else f"{result.patients:,}"),
     ]
 
 

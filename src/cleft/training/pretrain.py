@@ -18,7 +18,6 @@ from torch import Tensor
 from cleft.config import ImageTowerConfig, Settings, TextTowerConfig, TrainConfig, load_settings
 from cleft.data import DATASETS
 from cleft.data.batches import eval_loader, train_loader
-from cleft.data.counts import FEWEST_PATIENTS
 from cleft.data.sampling import say_repeats
 from cleft.data.text.prompts import check_wording, find_wording, resolve_classes
 from cleft.data.text.texts import Texts
@@ -30,6 +29,7 @@ from cleft.models.checkpoint import save_model, weights_digest
 from cleft.models.dual_encoder import DualEncoder, Pairs
 from cleft.models.image_classifier import build_image_only, save_image_only
 from cleft.models.methods import MethodModel, build_model
+from cleft.privacy import MIN_PATIENTS
 from cleft.training.callbacks import Intervals, kept_generators, seed_generators, step_seed
 from cleft.training.dataset import Material, keep_readable, read_material
 from cleft.training.distributed import first_rank_first, gather_rows, settle_devices
@@ -335,7 +335,7 @@ def _learnable(texts: Texts, settings: Settings) -> list[str] | None:
             "%s %s in the texts of fewer than %d patients: the tokenizer does not learn %s and spells %s",
             share(learnable.left_out, learnable.words, "distinct word"),
             verb(learnable.left_out, "occurs", "occur"),
-            FEWEST_PATIENTS,
+            MIN_PATIENTS,
             *[verb(learnable.left_out, "it", "them")] * 2,
         )
     return learnable.parts

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from cleft.config import DataConfig, ImagesConfig
 from cleft.data.census.twins import refuse_twins, shared_contents
 from cleft.data.census.unlisted import find_unlisted
-from cleft.data.counts import FEWEST_PATIENTS, count_captions, count_labels, group_by, share_present, tally, tally_ages
+from cleft.data.counts import count_captions, count_labels, group_by, share_present, tally, tally_ages
 from cleft.data.datasets import finish_reading, terms_of
 from cleft.data.images.decoding import usable_cores
 from cleft.data.images.looks import Looks, look_at_all
@@ -24,6 +24,7 @@ from cleft.data.tables.files import is_synthetic
 from cleft.data.tables.scan import Scan
 from cleft.errors import DataError
 from cleft.grammar import share
+from cleft.privacy import MIN_PATIENTS
 from cleft.types import Captions, Census, Groups, Leftover, Reading, Record, Splits, Tally
 
 _EXAMPLES = 3
@@ -60,7 +61,7 @@ def take_census(scan: Scan, config: DataConfig, images: ImagesConfig, effort: Ef
     # Too few rows are left to split because the others are faulty: that is no fault of its own.
     faults += told if not faults else []
     synthetic = is_synthetic(config.root)
-    fewest = 1 if synthetic else FEWEST_PATIENTS
+    fewest = 1 if synthetic else MIN_PATIENTS
     files = _inspect(reading.records, images, effort, synthetic=synthetic)
     unlisted = find_unlisted(scan.images)
     if is_surely_more(len(files.sample.undecodable), files.decoded, len(reading.records), config.max_bad):

@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cleft.config import DataConfig
-from cleft.data.counts import FEWEST_PATIENTS
 from cleft.data.datasets import opening_of
 from cleft.data.tables.files import is_synthetic
 from cleft.data.text.captions import NO_FINDING, clean_text, refuse_unreadable
@@ -31,6 +30,7 @@ from cleft.data.text.sentence_bank import (
     read_bank,
 )
 from cleft.errors import DataError
+from cleft.privacy import MIN_PATIENTS
 from cleft.types import Record
 
 _WORD = re.compile(r"[^\W\d_]+|\d+")
@@ -48,7 +48,7 @@ class Learnable(NamedTuple):
     """Of these, how many stand in no part."""
 
 
-def words_of_many(told: Iterable[tuple[str, str]], own: Iterable[str], *, fewest: int = FEWEST_PATIENTS) -> Learnable:
+def words_of_many(told: Iterable[tuple[str, str]], own: Iterable[str], *, fewest: int = MIN_PATIENTS) -> Learnable:
     """Cuts out of texts every word that the texts of too few patients hold.
 
     Case counts: a name in capitals is told apart from a common word.
@@ -183,7 +183,7 @@ class Texts:
         else:
             of_patients = zip(self._patients, self._choices, strict=True)
             told = [(patient, text) for patient, choices in of_patients for text in choices]
-        return words_of_many(told, self._own, fewest=1 if self._drawn else FEWEST_PATIENTS)
+        return words_of_many(told, self._own, fewest=1 if self._drawn else MIN_PATIENTS)
 
     def _pool_of(self, epoch: int) -> SentenceBank:
         assert self._bank is not None
