@@ -16,7 +16,7 @@ from cleft.evaluation.task import Question
 from cleft.studies.plans import paper_plan
 from cleft.studies.reproduce import Reproduction
 from cleft.studies.steps import Given
-from cleft.training.same import flat
+from cleft.training.resume_rules import flat
 
 VALUES = {
     "dataset": "nih",

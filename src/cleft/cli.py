@@ -592,7 +592,7 @@ def _classify(options: argparse.Namespace, words: list[str]) -> None:
     from cleft.evaluation.result_files import read_evaluation, spoken
     from cleft.evaluation.task import class_names
     from cleft.training.protocols import without_idle
-    from cleft.training.same import Role, role
+    from cleft.training.resume_rules import Role, role
 
     given = {name: getattr(options, name) for name in ("mode", "protocol", "scoring", "blank", "fraction")}
     own = [f"--classify.{name}={value}" for name, value in given.items() if value is not None]
@@ -998,7 +998,7 @@ def _sizes(options: argparse.Namespace, words: list[str]) -> None:
 
 
 def _purge(options: argparse.Namespace, words: list[str]) -> None:
-    from cleft.training.purge import plan_purges
+    from cleft.training.run_folder import plan_purges
 
     purges = plan_purges(options.places)
     for purge in purges:

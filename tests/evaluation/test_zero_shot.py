@@ -20,7 +20,7 @@ from cleft.evaluation.zero_shot import evaluate_zero_shot, map_space
 from cleft.models.checkpoint import save_model
 from cleft.models.methods import build_model
 from cleft.training.dataset import read_material
-from cleft.training.run import open_run
+from cleft.training.run_folder import open_run
 
 FEW = Draws(resamples=50)
 

@@ -9,7 +9,7 @@ from cleft.config import Settings, load_settings
 from cleft.models.checkpoint import save_model
 from cleft.models.methods import build_model
 from cleft.training.dataset import read_material
-from cleft.training.run import open_run
+from cleft.training.run_folder import open_run
 
 CLASSES = ("Atelectasis", "Edema", "Cardiomegaly", "Pleural Effusion", "Consolidation")
 

@@ -19,7 +19,7 @@ from transformers import BertConfig, BertModel
 from cleft.config import Settings
 from cleft.errors import ConfigError
 from cleft.models.hub import read_config, resolved_commit
-from cleft.training.surroundings import keep_commits, keep_environment
+from cleft.training.provenance import keep_commits, keep_environment
 
 SHAPE = {
     "hidden_size": 64,

@@ -10,7 +10,7 @@ from torch import nn
 from cleft.config import OptimConfig, Settings, TrainConfig
 from cleft.training.callbacks import Intervals
 from cleft.training.lightning_module import Learner
-from cleft.training.run import open_run
+from cleft.training.run_folder import open_run
 from cleft.training.stop_flag import StopFlag
 from cleft.training.trainer import Plan, train
 

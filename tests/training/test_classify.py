@@ -22,7 +22,7 @@ from cleft.training.dataset import read_material
 from cleft.training.lightning_module import Learner
 from cleft.training.pretrain import pretrain
 from cleft.training.protocols import follow_protocol
-from cleft.training.run import seen_patients
+from cleft.training.provenance import seen_patients
 from cleft.training.stop_flag import StopFlag
 
 PEOPLE = [f"p{number:03}" for number in range(60)]

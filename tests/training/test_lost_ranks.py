@@ -111,7 +111,7 @@ def test_m5_a_first_rank_that_cannot_save_stops_all(tmp_path, monkeypatch, error
     folder = tmp_path / "run"
     with monkeypatch.context() as patched:
         patched.setattr(Broken, "error", error)
-        patched.setattr("cleft.training.run.StateStore", Broken)
+        patched.setattr("cleft.training.run_folder.StateStore", Broken)
         codes, printed, seconds = train(folder, 2)
     assert codes == [6, 6], printed
     assert seconds < 30
@@ -125,7 +125,7 @@ def test_m6_ranks_with_other_settings_are_named(tmp_path):
     from cleft.config import Settings
     from cleft.errors import ConfigError
     from cleft.training.distributed import first_rank_first
-    from cleft.training.run import open_run
+    from cleft.training.run_folder import open_run
 
     def work():
         settings = replace(Settings(), seed=int(os.environ["RANK"]))

@@ -18,7 +18,7 @@ from cleft.models.methods import build_model
 from cleft.training import pretrain as stage
 from cleft.training.losses import LOSSES
 from cleft.training.pretrain import Pretraining, Validation, pretrain
-from cleft.training.run import seen_patients
+from cleft.training.provenance import seen_patients
 from cleft.training.training_state import StateStore
 from cleft.types import Batch
 

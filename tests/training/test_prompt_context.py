@@ -20,7 +20,7 @@ from cleft.training import prompt_context as stage
 from cleft.training.lightning_module import Learner
 from cleft.training.pretrain import pretrain
 from cleft.training.prompt_context import ContextLearning, Encoded, check_classes, choose_targets, learn_context
-from cleft.training.run import seen_patients
+from cleft.training.provenance import seen_patients
 from cleft.training.stop_flag import StopFlag
 from cleft.types import Record
 

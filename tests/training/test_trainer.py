@@ -200,7 +200,7 @@ class FullDisk(StateStore):
 @pytest.mark.parametrize("full", [(3,), (4,), (3, 9)])
 def test_b1_a_disk_that_is_full_once_is_survived(tmp_path, uninterrupted, monkeypatch, caplog, full):
     monkeypatch.setattr(FullDisk, "full", full)
-    monkeypatch.setattr("cleft.training.run.StateStore", FullDisk)
+    monkeypatch.setattr("cleft.training.run_folder.StateStore", FullDisk)
     run_tiny(tmp_path / "run")
     assert caplog.text.count("trying again at the next save") == len(full)
     assert remains(tmp_path / "run")[0] == uninterrupted[0][0]
@@ -208,7 +208,7 @@ def test_b1_a_disk_that_is_full_once_is_survived(tmp_path, uninterrupted, monkey
 
 def test_b1_a_disk_that_stays_full_ends_the_run_with_the_old_state(tmp_path, monkeypatch):
     monkeypatch.setattr(FullDisk, "full", (4, 6))
-    monkeypatch.setattr("cleft.training.run.StateStore", FullDisk)
+    monkeypatch.setattr("cleft.training.run_folder.StateStore", FullDisk)
     with pytest.raises(ResourceError, match="the disk is full: a training state needs"):
         run_tiny(tmp_path / "run")
     assert StateStore(tmp_path / "run" / "states").latest().step == 3

@@ -13,7 +13,7 @@ from cleft.models.checkpoint import weights_digest
 from cleft.models.image_classifier import build_image_only, load_image_only
 from cleft.training.pretrain import pretrain
 from cleft.training.prompt_context import learn_context
-from cleft.training.run import seen_patients
+from cleft.training.provenance import seen_patients
 
 
 @pytest.fixture(scope="module")

@@ -47,8 +47,7 @@ from cleft.models.image_classifier import load_image_only
 from cleft.models.model_folder import peek_description
 from cleft.privacy import MIN_PATIENTS
 from cleft.results import Evaluation, Exhibit, Result, Retrieval, RetrievalExample
-from cleft.training.features import encode_features, label_images
-from cleft.training.surroundings import device_of
+from cleft.training.features import device_of, encode_features, label_images
 from cleft.types import Record
 
 Direction = Literal["image-to-text", "text-to-image", "image-to-image"]

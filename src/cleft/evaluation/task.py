@@ -51,9 +51,8 @@ from cleft.grammar import count, share, verb
 from cleft.models.checkpoint import check_reads_texts, load_model, weights_digest
 from cleft.models.dual_encoder import DualEncoder
 from cleft.models.model_folder import DESCRIPTION
-from cleft.training.features import EncodingModel, compare_images, encode_images
-from cleft.training.run import people_of, seen_patients
-from cleft.training.surroundings import command_line, device_of
+from cleft.training.features import EncodingModel, compare_images, device_of, encode_images
+from cleft.training.provenance import command_line, people_of, seen_patients
 from cleft.types import Embeddings, ImageModel, LabelledImages, Reading, Record, Splits
 
 Part = Literal["train", "val", "test", "all"]

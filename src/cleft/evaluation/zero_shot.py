@@ -32,7 +32,7 @@ from cleft.models.methods.gloria import Gloria
 from cleft.results import SpaceMap
 from cleft.text_rules import refuse_duplicates
 from cleft.training.objectives.gloria import local_similarity
-from cleft.training.run import read_summary
+from cleft.training.provenance import read_summary
 from cleft.types import Embeddings
 
 Similarity = Literal["global", "local", "both", "released"]

@@ -27,7 +27,7 @@ from cleft.models.hub import quiet_transformers
 from cleft.models.language_model import is_causal, read_text_config
 from cleft.models.tokenizer import Tokens, end_token, learn_tokenizer
 from cleft.strict_json import find_json, write_json
-from cleft.training.run import texts_digest
+from cleft.training.provenance import texts_digest
 
 log = logging.getLogger(__name__)
 

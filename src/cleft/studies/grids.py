@@ -38,8 +38,9 @@ from cleft.models.model_folder import home_of, peek_description, read_folder, wr
 from cleft.strict_json import write_json
 from cleft.studies.plans import TINY, Model, Plan, Row, Scale, column
 from cleft.studies.steps import Step
-from cleft.training.run import carried_facts, is_run, read_summary
-from cleft.training.sources import check_source
+from cleft.training.provenance import carried_facts, read_summary
+from cleft.training.resume_rules import check_source
+from cleft.training.run_folder import is_run
 
 _KEYS = ("title", "columns", "against", "rows", "models")
 _ROW_KEYS = ("preset", "label", "stage_one", "stage_two")

@@ -41,8 +41,8 @@ from cleft.studies.status import (
     told_cost,
 )
 from cleft.studies.steps import KINDS, Given, Step, Work, lay_out, row_settings, words_of_row
-from cleft.training.same import flat
-from cleft.training.surroundings import command_line
+from cleft.training.provenance import command_line
+from cleft.training.resume_rules import flat
 
 log = logging.getLogger(__name__)
 

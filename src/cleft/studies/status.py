@@ -25,8 +25,8 @@ from cleft.strict_json import find_json, write_json
 from cleft.studies.plans import SUBJECTS, Plan, Row
 from cleft.studies.steps import LANGUAGE_MODEL, Given, Step, Work, row_settings
 from cleft.training.protocols import follow_protocol
-from cleft.training.run import read_summary
-from cleft.training.same import Stage, changes
+from cleft.training.provenance import Stage, read_summary
+from cleft.training.resume_rules import changes
 
 FILE = "times.json"
 

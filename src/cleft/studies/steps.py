@@ -28,7 +28,7 @@ from cleft.config import ClassifyConfig, DataConfig, Settings, TextTowerConfig, 
 from cleft.errors import ConfigError
 from cleft.studies.plans import SUBJECTS, Column, Model, Plan, Row
 from cleft.training.protocols import is_exact
-from cleft.training.same import Role, flat, role
+from cleft.training.resume_rules import Role, flat, role
 
 Kind = Literal["apart", "language-model", "adopt", "pretrain", "context", "classify", "zero-shot", "score"]
 """`apart` lists patients who must not be learned from; `adopt` brings a given model in; `score` asks a trained head."""

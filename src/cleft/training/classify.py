@@ -41,21 +41,19 @@ from cleft.models.layers import weight_heights
 from cleft.training.callbacks import Intervals
 from cleft.training.dataset import Examples, Material, check_examples, choose_examples, read_material
 from cleft.training.distributed import check_hardware, one_device
-from cleft.training.features import encode_features
+from cleft.training.features import EMBEDDINGS, device_of, encode_features, features_key
 from cleft.training.lightning_module import Learner
 from cleft.training.linear_probe import cross_entropy, mean_auc, solve_probe
 from cleft.training.protocols import follow_protocol, is_exact, optim_of, reads_once
-from cleft.training.run import Run, carried_facts, open_run
-from cleft.training.sources import check_source
+from cleft.training.provenance import carried_facts, stage_of
+from cleft.training.resume_rules import check_source
+from cleft.training.run_folder import Run, open_run
 from cleft.training.stop_flag import StopFlag
-from cleft.training.surroundings import device_of, stage_of
 from cleft.training.trainer import Batches, Plan, train
 from cleft.types import Batch, Record
 
 log = logging.getLogger(__name__)
 
-EMBEDDINGS = "embeddings"
-"""Folder of a run in which what its tower says of images is kept."""
 _AT_ONCE = 64
 _FREE = ("images.augment.", "image.pooling", "image.resize")
 """Settings of the tower that a head may have otherwise than stage one had."""
@@ -393,12 +391,6 @@ class _Reader:
         for batch in loader:
             self.stop.check("while encoding images; nothing was learned yet")
             yield batch
-
-
-def features_key(weights: str, pixels: str, settings: Settings) -> dict[str, str]:
-    """What decides features, besides which images they are of."""
-    read = {"pooling": settings.image.pooling, "resize": str(settings.image.resize)}
-    return {"weights": weights, "pixels": pixels, "size": str(settings.images.size), **read}
 
 
 def _solve(model: ImageOnly, reader: _Reader, lesson: Lesson, config: ClassifyConfig) -> dict[str, Any]:

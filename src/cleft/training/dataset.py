@@ -22,7 +22,7 @@ from cleft.data.text.reports import keep_reported
 from cleft.data.text.texts import way_of
 from cleft.errors import ConfigError, DataError
 from cleft.grammar import count, share, verb
-from cleft.training.run import split_facts, texts_digest
+from cleft.training.provenance import split_facts, texts_digest
 from cleft.types import Reading, Record
 
 log = logging.getLogger(__name__)

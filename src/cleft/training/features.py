@@ -23,6 +23,7 @@ import torch
 from safetensors.numpy import load, save
 from torch import Tensor
 
+from cleft.config import Settings
 from cleft.data.batches import label_table
 from cleft.data.progress import progress_bar
 from cleft.errors import DataError, NumericsError, ResourceError
@@ -257,3 +258,19 @@ def _manifest(key: Mapping[str, str], images: int, data: bytes) -> dict[str, obj
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def device_of(settings: Settings) -> torch.device:
+    """Where images are read outside of training: a card, where there is one and `train.accelerator` allows it."""
+    wanted = settings.train.accelerator != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if wanted else "cpu")
+
+
+EMBEDDINGS = "embeddings"
+"""Folder of a run in which what its tower says of images is kept."""
+
+
+def features_key(weights: str, pixels: str, settings: Settings) -> dict[str, str]:
+    """What decides features, besides which images they are of."""
+    read = {"pooling": settings.image.pooling, "resize": str(settings.image.resize)}
+    return {"weights": weights, "pixels": pixels, "size": str(settings.images.size), **read}

@@ -24,6 +24,7 @@ from cleft.data.text.texts import Texts
 from cleft.errors import ConfigError
 from cleft.files import as_path
 from cleft.grammar import count, share, verb
+from cleft.launch import is_first
 from cleft.models.adapters import told_moving
 from cleft.models.checkpoint import save_model, weights_digest
 from cleft.models.dual_encoder import DualEncoder, Pairs
@@ -35,9 +36,9 @@ from cleft.training.dataset import Material, keep_readable, read_material
 from cleft.training.distributed import first_rank_first, gather_rows, settle_devices
 from cleft.training.lightning_module import Learner, moving_weights
 from cleft.training.methods import OBJECTIVES, Facts
-from cleft.training.run import Run, is_first_rank, open_run, split_facts, texts_digest
+from cleft.training.provenance import keep_commits, split_facts, texts_digest
+from cleft.training.run_folder import Run, open_run
 from cleft.training.stop_flag import StopFlag
-from cleft.training.surroundings import keep_commits
 from cleft.training.trainer import Plan, train
 from cleft.types import Batch
 
@@ -84,7 +85,7 @@ def pretrain(settings: Settings, folder: Path | str, *, progress: bool = True) -
         if run.is_finished():
             return folder
         if settings.method == "image-only":
-            if is_first_rank():
+            if is_first():
                 _keep_untrained(settings, run)
             return folder
         material = keep_readable(read_material(settings, progress=progress), settings.data)
@@ -115,7 +116,7 @@ def _foresee(settings: Settings, material: Material) -> None:
         classes = resolve_classes(settings.classes, material.findings)
         check_wording(find_wording(settings.wording, settings.data.dataset), classes)
     except ConfigError as error:
-        if is_first_rank():
+        if is_first():
             log.warning("for stage two and evaluation, stage one does not need it: %s", error)
 
 
@@ -278,7 +279,7 @@ def _train(
     captions = texts.every()
     log.info("building the model: image tower %s, text tower %s", _named(settings.image), _named(settings.text))
     model = build_model(settings, captions, learnable=_learnable(texts, settings))
-    if is_first_rank():
+    if is_first():
         keep_commits(run.folder / "environment.json", settings)
     model.text_tower.remember(sorted(set(captions)))
     if DATASETS[settings.data.dataset].whole_captions and settings.data.texts == "captions":
@@ -311,7 +312,7 @@ def _train(
     batches(0, 0, train_config.devices * train_config.nodes)  # refuses a batch that cannot be filled or shared
     ready()
     outcome = train(learner, batches, run, _plan(settings, train_config), stop)
-    if is_first_rank():
+    if is_first():
         save_model(model, settings, run.folder, extra=run.terms())
         run.finish(
             {

@@ -31,11 +31,12 @@ from cleft.models.dual_encoder import DualEncoder, build_context
 from cleft.training.callbacks import Intervals
 from cleft.training.dataset import Material, read_material
 from cleft.training.distributed import check_hardware, one_device
+from cleft.training.features import device_of
 from cleft.training.lightning_module import Learner
-from cleft.training.run import Run, carried_facts, open_run
-from cleft.training.sources import check_source
+from cleft.training.provenance import carried_facts
+from cleft.training.resume_rules import check_source
+from cleft.training.run_folder import Run, open_run
 from cleft.training.stop_flag import StopFlag
-from cleft.training.surroundings import device_of
 from cleft.training.trainer import Plan, train
 from cleft.types import Record
 

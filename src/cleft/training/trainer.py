@@ -26,11 +26,12 @@ from torch.utils import deterministic as kernels
 from cleft.config import TrainConfig
 from cleft.data.batches import explain_worker
 from cleft.errors import CheckpointError, CleftError, ResourceError
+from cleft.launch import is_first
 from cleft.training.callbacks import Intervals, Keeper, StepSeeds, Watch, last_good
 from cleft.training.distributed import Peers, Replicas, cluster_environment, synchronise_norms, uses_card
 from cleft.training.lightning_module import Learner, check_names, moving_weights
 from cleft.training.loggers import ProgressBar, build_loggers
-from cleft.training.run import Run, is_first_rank
+from cleft.training.run_folder import Run
 from cleft.training.stop_flag import StopFlag
 from cleft.training.training_state import tensor_bytes
 
@@ -110,7 +111,7 @@ def train(learner: Learner, batches: Batches, run: Run, plan: Plan, stop: StopFl
         ResourceError: If states cannot be written.
         CheckpointError: If no training state is whole, or it does not fit.
     """
-    state = run.store.latest(repair=is_first_rank())
+    state = run.store.latest(repair=is_first())
     first_step = state.step if state else 0
     if first_step < plan.intervals.steps:
         # Weights, two moments of the optimiser, and the file's own bookkeeping.
@@ -136,7 +137,7 @@ def train(learner: Learner, batches: Batches, run: Run, plan: Plan, stop: StopFl
                     raise
                 raise explained from error
     outcome = _take_best(learner, run)
-    if is_first_rank():
+    if is_first():
         log.info("%s: %s", run.folder, outcome.kept(plan.intervals.steps, learner.chosen_by))
     return outcome
 

@@ -27,7 +27,7 @@ from cleft.data.tables.patients import (
 )
 from cleft.errors import DataError
 from cleft.strict_json import write_json
-from cleft.training.run import seen_patients, split_facts
+from cleft.training.provenance import seen_patients, split_facts
 from cleft.types import Reading, Record
 
 SAME = ["12", "012", "12.0", " 12", "12\u200b", "1.2e1", "\uff11\uff12", "+12", "12,0"]

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cleft.config import DataConfig, Settings
-from cleft.training.same import ROLES, Role, changes, file_changes, flat, role
+from cleft.training.resume_rules import ROLES, Role, changes, file_changes, flat, role
 
 
 def test_a10_every_setting_has_exactly_one_role():

@@ -15,27 +15,27 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
+import re
 import socket
-from collections.abc import Collection, Generator, Iterable, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from cleft.config import SETTINGS_MARK, Settings, dump_settings, load_settings
-from cleft.data.tables.patients import id_key, person
+from cleft.data.images.parts import lock
 from cleft.errors import ConfigError, DataError, ResourceError
-from cleft.files import lock_file, open_lock, write_whole
+from cleft.files import RECORD, Output, lock_file, open_lock, write_whole
 from cleft.grammar import count
 from cleft.launch import count_processes, find_launch, is_first
-from cleft.privacy import USER_DIR, key_id, protect
-from cleft.strict_json import check_types, find_json, write_json
-from cleft.training.same import Stage, changes, file_changes
-from cleft.training.surroundings import keep_environment, stage_of
+from cleft.strict_json import find_json, write_json
+from cleft.training.provenance import Stage, keep_environment, read_split, read_summary, stage_of
+from cleft.training.resume_rules import changes, file_changes
 from cleft.training.training_state import StateStore
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ class Run:
         """
         path, old = self.folder / "split.json", read_split(self.folder)
         if old is None:
-            if is_first_rank():
+            if is_first():
                 write_json(path, facts)
             return
         old, new = _without_other_keys(old, json.loads(json.dumps(facts)))
@@ -128,7 +128,7 @@ def open_run(folder: Path, settings: Settings, stage: Stage) -> Generator[Run]:
     """
     run = Run(folder, stage, StateStore(folder / "states"))
     launch = find_launch()
-    if not is_first_rank():
+    if not is_first():
         if launch is not None and stage != "pretrain":
             raise ConfigError(
                 f"{launch.launcher} started {launch.world_size} processes, but only stage one (pretrain) uses several; "
@@ -179,166 +179,6 @@ def _processes(settings: Settings, stage: Stage) -> int:
         return 1
     devices, nodes = count_processes(settings.train.devices, settings.train.nodes)
     return devices * nodes
-
-
-def split_facts(
-    *, people: str, recipe: str, digest: str, counts: Mapping[str, int], patients: Iterable[str], **more: Any
-) -> dict[str, Any]:
-    """What `split.json` holds.
-
-    Args:
-        people: Whose patients these are: a dataset's name, or that of the people several datasets show.
-        recipe: Name of the rule that made the splits.
-        digest: Of the splits.
-        counts: Images of each split.
-        patients: Of training and validation. Only digests keyed with the user's secret are kept: this user can test
-            whether a known patient was among them, and others cannot identify the patients.
-        more: Whatever else must not change while the run goes on. `before` is the `split.json` of the run whose
-            weights this one starts from, or None where that does not say what it was trained on.
-    """
-    keys = sorted(protect(key) for key in {_patient_keys(digest, people, patient)[0] for patient in patients})
-    return {
-        "people": people,
-        "recipe": recipe,
-        "digest": digest,
-        "counts": dict(counts),
-        **more,
-        "key": key_id(),
-        "patients": keys,
-    }
-
-
-def carried_facts(source: Path) -> dict[str, Any] | None:
-    """Returns the `split.json` of a run for one that starts from its weights, or None where it has none.
-
-    Unkeyed digests, as runs of earlier versions hold them, are keyed on the way.
-    """
-    facts = read_split(source)
-    inner: Any = facts
-    while isinstance(inner, dict):
-        if "key" not in inner and isinstance(inner.get("patients"), list):
-            inner |= {"key": key_id(), "patients": sorted(protect(str(key)) for key in inner["patients"])}
-        inner = inner.get("before")
-    return facts
-
-
-def read_split(folder: Path) -> dict[str, Any] | None:
-    """Return a run's `split.json`, or None where it has none.
-
-    Raises:
-        DataError: If it, or that of an earlier stage in it, is not as it was written.
-    """
-    path = folder / "split.json"
-    facts = find_json(path)
-    inner = facts
-    while inner is not None:
-        if not (isinstance(inner.get("patients"), list) and "digest" in inner):
-            raise DataError(f"{path} is not as it was written; copy the run again", reason="json")
-        check_types(inner, _SPLIT, str(path), remedy="copy the run again")
-        inner = inner.get("before")
-    return facts
-
-
-def read_summary(folder: Path) -> dict[str, Any] | None:
-    """Return a run's `summary.json`, or None while the run is not finished.
-
-    Raises:
-        DataError: If it is not as it was written.
-    """
-    path = folder / "summary.json"
-    summary = find_json(path)
-    if summary is not None:
-        check_types(summary, _SUMMARY, str(path), remedy="copy the run again")
-        for name in ("images", "patients"):
-            counts = cast("dict[str, Any]", summary.get(name) or {})
-            check_types(counts, dict.fromkeys(counts, float), f"{path}: {name}", remedy="copy the run again")
-    return summary
-
-
-_SPLIT = {
-    "people": str,
-    "recipe": str,
-    "digest": str,
-    "counts": dict,
-    "patients": list,
-    "terms": str,
-    "key": str,
-    "before": dict,
-}
-_SUMMARY = {
-    "stage": str,
-    "steps": float,
-    "best_step": float,
-    "best_loss": float,
-    "weights": str,
-    "told": str,
-    "classes": list,
-    "images": dict,
-    "patients": dict,
-    "terms": list,
-}
-
-
-def seen_patients(
-    folder: Path, people: str, patients: Iterable[str], *, splits: Mapping[str, Collection[str]] | None = None
-) -> set[str]:
-    """Returns those of `patients` whose images a run trained on or chose its weights by.
-
-    Args:
-        folder: Run folder.
-        people: Whose patients these are; ids of different people never meet.
-        patients: Who may be scored.
-        splits: Digest of a split of the data at hand to its patients of training and validation. They decide where a
-            run was trained on the same split and its patients are digests keyed with the secret of another user.
-
-    Raises:
-        DataError: If the folder does not say what it learned from, or only to another user (`unknown-training`), or is
-            not as it was written.
-    """
-    candidates, seen, splits = set(patients), set[str](), splits or {}
-    facts: Any = read_split(folder)
-    while facts is not None:
-        if facts.get("key") in (None, key_id()):
-            known = set(facts["patients"])
-            keyed = protect if "key" in facts else str
-            seen |= {
-                patient
-                for patient in candidates
-                if any(keyed(key) in known for key in _patient_keys(facts["digest"], people, patient))
-            }
-        elif facts["digest"] in splits:
-            seen |= candidates & set(splits[facts["digest"]])
-        elif facts["patients"] and facts.get("people") in (None, people):
-            raise DataError(
-                f"{folder / 'split.json'} was written by another user or on another machine: its patients can be "
-                f"recognised with that user's secret alone; evaluate the split it was trained on, or set {USER_DIR} "
-                f"to a copy of that user's folder",
-                reason="unknown-training",
-            )
-        if "before" not in facts:
-            return seen
-        facts = facts["before"]
-    raise DataError(f"{folder} does not say which patients it was trained on", reason="unknown-training")
-
-
-def people_of(folder: Path) -> set[str]:
-    """Returns whose patients a run knows: of every stage that led to it, as far as that is written down."""
-    found: set[str] = set()
-    facts: Any = read_split(folder)
-    while isinstance(facts, dict):
-        found.add(str(facts.get("people")))
-        facts = facts.get("before")
-    return found
-
-
-def texts_digest(texts: Iterable[str]) -> str:
-    """First 16 hex digits of a SHA-256 over texts in their order."""
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
-
-
-def is_first_rank() -> bool:
-    """Whether this process writes for all ranks of a training."""
-    return is_first()
 
 
 def _check_place(folder: Path) -> None:
@@ -458,16 +298,6 @@ def _locked(path: Path) -> Generator[None]:
             file.truncate(0)
 
 
-def _patient_keys(salt: str, people: str, patient: str) -> list[str]:
-    """Returns the digest of a patient whatever the spelling of the id, and that of the id as it is written.
-
-    The second is what runs of earlier versions hold.
-    """
-    name = person(people, patient)
-    names = dict.fromkeys((id_key(name), name))
-    return [hashlib.sha256(f"{salt}|{people}|{each}".encode()).hexdigest()[:16] for each in names]
-
-
 def _without_other_keys(old: dict[str, Any], new: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Two `split.json` without the patients' digests that were made with different secrets: these cannot be compared.
 
@@ -484,3 +314,142 @@ def _without_other_keys(old: dict[str, Any], new: dict[str, Any]) -> tuple[dict[
 def _short(value: Any) -> str:
     text = count(len(value), "patient") if isinstance(value, list) else repr(value)
     return text if len(text) < 60 else f"{text[:57]}…"
+
+
+_KEY = re.compile(r"[0-9a-f]{16}")
+_EMBEDDING = re.compile(r"manifest\.json|\w+\.safetensors|\.(manifest\.json|\w+\.safetensors)\.[0-9a-f]{8}")
+_STATE = re.compile(r"step-\d{8}\.[0-9a-f]{16}\.(ckpt|bad)|\.step-\d{8}\.tmp")
+_PREPARED = re.compile(r"part-[0-9a-f]{16}\.(u8|json)|part-\w+\.tmp|settings\.json|\.part-[0-9a-f]{16}\.json\.\w{8}")
+_HEADERS = re.compile(r"headers-(mimic|rsna|iu-xray)\.parquet")
+_REJECTS = re.compile(r"rejects-[a-z-]+\.csv")
+_MATCHED = re.compile(r"[0-9a-f]{32}\.json")
+
+
+class Purge(NamedTuple):
+    """What can be removed of a run or a cache, and what is left there."""
+
+    place: Path
+    kind: Literal["run", "cache"]
+    files: tuple[Path, ...]
+    left: tuple[str, ...]
+    """A line each: what stays, and why."""
+
+    def size(self) -> int:
+        """Return the bytes of all files."""
+        return sum(path.lstat().st_size for path in self.files)
+
+    def folders(self) -> dict[str, int]:
+        """Return the folders inside the place and how many of the files each holds."""
+        return dict(Counter(path.parent.relative_to(self.place).as_posix() for path in self.files))
+
+    def remove(self) -> None:
+        """Remove the files, and folders that are empty then; waits for processes that prepare images in a cache.
+
+        Raises:
+            ConfigError: If another process uses the run.
+            OSError: If a file cannot be removed.
+        """
+        folders = {folder for path in self.files for folder in path.parents if self.place in folder.parents}
+        with ExitStack() as held:
+            if self.kind == "run":
+                held.enter_context(hold_run(self.place))
+            else:
+                for home in sorted(folder for folder in folders if (folder / "lock").is_file()):
+                    held.enter_context(lock(home))
+            for path in self.files:
+                if path.is_file() and not path.is_symlink():
+                    path.unlink()
+            for folder in sorted(folders, key=lambda folder: len(folder.parts), reverse=True):
+                if [path.name for path in folder.iterdir()] == ["lock"]:
+                    (folder / "lock").unlink()
+                if not any(folder.iterdir()):
+                    folder.rmdir()
+
+
+def plan_purges(places: Sequence[Path]) -> list[Purge]:
+    """Find what can be removed; removes nothing.
+
+    Args:
+        places: Run folders, cache folders, or folders that hold runs at any depth.
+
+    Raises:
+        ConfigError: If a place is neither.
+    """
+    found: dict[Path, Purge] = {}
+    for place in places:
+        here = list(_purges(place))
+        if not here:
+            raise ConfigError(f"{place} holds no run and no cache of cleft; give a run folder or a cache folder")
+        found |= {purge.place.resolve(): purge for purge in here}
+    return list(found.values())
+
+
+def _purges(place: Path) -> Iterator[Purge]:
+    if place.is_symlink() or not place.is_dir():
+        what = "a symbolic link" if place.is_symlink() else "no folder"
+        raise ConfigError(f"{place} is {what}; give a run folder or a cache folder")
+    if is_run(place):
+        yield _of_run(place)
+        return
+    cache = _of_cache(place)
+    if cache.files:
+        yield cache
+        return
+    for folder, names, files in os.walk(place):  # follows no links
+        if "config.yaml" in files and is_run(Path(folder)):
+            names.clear()
+            yield _of_run(Path(folder))
+
+
+def _of_run(run: Path) -> Purge:
+    files = [path for key in _folders(run / "embeddings", _KEY) for path in _files(key, _EMBEDDING)]
+    left = ["model, settings and logs", "split.json: patients as digests that only your secret can test"]
+    states = list(_files(run / "states", _STATE))
+    if (run / "summary.json").is_file() and (run / "model.json").is_file():
+        files += states
+    elif states:
+        left.append("states: the run is not finished, and they are its only weights; finish it first")
+    if any((run / "results").glob("*.json")):
+        left.append("results: numbers without ids, answers image by image, and example images where there are some")
+    return Purge(run, "run", tuple(files), (*left, *_foreign_files(run, ("embeddings", "states"), {*files, *states})))
+
+
+def _of_cache(cache: Path) -> Purge:
+    files: list[Path] = []
+    homes = [home for home in _folders(cache, _KEY) if (home / "settings.json").is_file()]
+    for home in homes:
+        files += _files(home, _PREPARED)
+    files += _files(cache / "splits", _MATCHED)
+    files += _files(cache, _HEADERS)
+    files += [path for path in _files(cache, _REJECTS) if Output(path, "data.cache").is_ours()]
+    names = [home.name for home in homes]
+    left = _foreign_files(cache, (*names, "splits"), set(files))
+    known = {*names, "splits", RECORD, *(path.name for path in files)}
+    left += [f"{path.name}: not written by cleft" for path in sorted(cache.iterdir()) if path.name not in known]
+    return Purge(cache, "cache", tuple(files), tuple(left))
+
+
+def _folders(place: Path, pattern: re.Pattern[str]) -> list[Path]:
+    if place.is_symlink() or not place.is_dir():
+        return []
+    found = (path for path in sorted(place.iterdir()) if pattern.fullmatch(path.name))
+    return [path for path in found if path.is_dir() and not path.is_symlink()]
+
+
+def _files(place: Path, pattern: re.Pattern[str]) -> list[Path]:
+    if place.is_symlink() or not place.is_dir():
+        return []
+    found = (path for path in sorted(place.iterdir()) if pattern.fullmatch(path.name))
+    return [path for path in found if path.is_file() and not path.is_symlink()]
+
+
+def _foreign_files(place: Path, folders: Iterable[str], known: set[Path]) -> list[str]:
+    """Lines about files among those to remove that this program did not write."""
+    others = [
+        path
+        for name in folders
+        if (place / name).is_dir()
+        for path in sorted((place / name).rglob("*"))
+        if path not in known and path.name != "lock" and (path.is_symlink() or not path.is_dir())
+    ]
+    return [f"{path.relative_to(place)}: not written by cleft" for path in others]

@@ -1,0 +1,317 @@
+"""Where a run takes place: versions, machine, threads, and what was typed, without folders."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import platform
+import sys
+from collections.abc import Collection, Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+
+from cleft.config import Settings
+from cleft.data.tables.patients import id_key, person
+from cleft.errors import DataError
+from cleft.models.hub import resolved_commit
+from cleft.privacy import USER_DIR, key_id, protect, shown_name
+from cleft.strict_json import check_types, find_json, write_json
+
+log = logging.getLogger(__name__)
+
+_PACKAGES = ("cleft", "torch", "lightning", "transformers", "tokenizers", "peft", "numpy", "opencv-python-headless")
+
+
+def stage_of(folder: Path) -> str | None:
+    """Return the stage that ran in a folder, or None where no `environment.json` names it.
+
+    Raises:
+        DataError: If that file is damaged.
+    """
+    stage = (_read_environment(folder / "environment.json") or {}).get("stage")
+    return stage if isinstance(stage, str) else None
+
+
+def _read_environment(path: Path) -> dict[str, Any] | None:
+    return find_json(
+        path, remedy="move this file away: it records versions and device alone, and the run resumes without it"
+    )
+
+
+def keep_environment(path: Path, stage: Stage, *, processes: int = 1) -> None:
+    """Writes `environment.json`; where a run goes on elsewhere, says that its bits may change.
+
+    Args:
+        path: The file.
+        stage: Which stage runs in the folder.
+        processes: That train together.
+    """
+    new = {"stage": stage, **_environment(), "processes": processes}
+    old = _read_environment(path)
+    if old is not None:
+        before, now = _deciding(old), _deciding(new)
+        differing = [f"{name} {before.get(name)} → {value}" for name, value in now.items() if before.get(name) != value]
+        if differing:
+            log.warning("%s: no longer bit-equal, because %s", path.parent, "; ".join(differing))
+        if isinstance(old.get("models"), dict):
+            new["models"] = old["models"]
+    write_json(path, new)
+
+
+def keep_commits(path: Path, settings: Settings) -> None:
+    """Writes into `environment.json` which commit of a hub's models a run starts from.
+
+    Args:
+        path: The file.
+        settings: Names the models of the towers.
+    """
+    names = {"image.model": settings.image.model, "text.model": settings.text.model}
+    commits = {key: resolved_commit(name) for key, name in names.items() if name}
+    new = {key: {"name": names[key], "commit": commit} for key, commit in commits.items() if commit}
+    if not new:
+        return
+    environment = _read_environment(path) or {}
+    known: Any = environment.get("models")
+    old: dict[str, Any] = cast("dict[str, Any]", known) if isinstance(known, dict) else {}
+    for key, model in new.items():
+        before = old.get(key, model)
+        if before != model:
+            log.warning(
+                "%s: no longer bit-equal, because %s %s is another version: commit %s → %s",
+                path.parent,
+                key,
+                model["name"],
+                before.get("commit") if isinstance(before, dict) else before,
+                model["commit"],
+            )
+        elif key not in old:
+            log.warning(
+                "%s=%s may change on its hub; this run starts from commit %s (environment.json). To keep that version, "
+                "copy its folder and set %s=<folder>",
+                key,
+                model["name"],
+                model["commit"],
+                key,
+            )
+    write_json(path, {**environment, "models": new})
+
+
+def _deciding(environment: dict[str, Any]) -> dict[str, Any]:
+    """What rounding may depend on."""
+    versions = environment.get("versions")
+    return {
+        **(cast("dict[str, Any]", versions) if isinstance(versions, dict) else {}),
+        **{name: environment.get(name) for name in ("machine", "device", "threads")},
+        "processes": environment.get("processes", 1),
+    }
+
+
+def _environment() -> dict[str, Any]:
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {
+        "versions": versions,
+        "machine": f"{platform.system()} {platform.machine()}",
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "command": command_line(sys.argv),
+    }
+
+
+def command_line(words: list[str]) -> str:
+    """What was typed, with every path cut to its last part.
+
+    Example:
+        >>> command_line(["/opt/bin/cleft", "pretrain", "tiny", "--data.root=/data/secret/chexpert", "--run", "a/b"])
+        'cleft pretrain tiny --data.root=chexpert --run b'
+    """
+    return " ".join(_without_folder(word) for word in words)
+
+
+def _without_folder(word: str) -> str:
+    head, equals, value = word.partition("=")
+    if equals:
+        return f"{head}={_without_folder(value)}"
+    head, colon, value = word.partition(":")  # as in --data chexpert:<folder>
+    if colon and os.sep in value:
+        return f"{head}:{Path(value).name}"
+    return shown_name(word) if os.sep in word else word
+
+
+Stage = Literal["pretrain", "context", "classify"]
+"""`pretrain` is stage one, `context` stage two, `classify` a linear probe or fine-tuning."""
+
+
+def split_facts(
+    *, people: str, recipe: str, digest: str, counts: Mapping[str, int], patients: Iterable[str], **more: Any
+) -> dict[str, Any]:
+    """What `split.json` holds.
+
+    Args:
+        people: Whose patients these are: a dataset's name, or that of the people several datasets show.
+        recipe: Name of the rule that made the splits.
+        digest: Of the splits.
+        counts: Images of each split.
+        patients: Of training and validation. Only digests keyed with the user's secret are kept: this user can test
+            whether a known patient was among them, and others cannot identify the patients.
+        more: Whatever else must not change while the run goes on. `before` is the `split.json` of the run whose
+            weights this one starts from, or None where that does not say what it was trained on.
+    """
+    keys = sorted(protect(key) for key in {_patient_keys(digest, people, patient)[0] for patient in patients})
+    return {
+        "people": people,
+        "recipe": recipe,
+        "digest": digest,
+        "counts": dict(counts),
+        **more,
+        "key": key_id(),
+        "patients": keys,
+    }
+
+
+def carried_facts(source: Path) -> dict[str, Any] | None:
+    """Returns the `split.json` of a run for one that starts from its weights, or None where it has none.
+
+    Unkeyed digests, as runs of earlier versions hold them, are keyed on the way.
+    """
+    facts = read_split(source)
+    inner: Any = facts
+    while isinstance(inner, dict):
+        if "key" not in inner and isinstance(inner.get("patients"), list):
+            inner |= {"key": key_id(), "patients": sorted(protect(str(key)) for key in inner["patients"])}
+        inner = inner.get("before")
+    return facts
+
+
+def read_split(folder: Path) -> dict[str, Any] | None:
+    """Return a run's `split.json`, or None where it has none.
+
+    Raises:
+        DataError: If it, or that of an earlier stage in it, is not as it was written.
+    """
+    path = folder / "split.json"
+    facts = find_json(path)
+    inner = facts
+    while inner is not None:
+        if not (isinstance(inner.get("patients"), list) and "digest" in inner):
+            raise DataError(f"{path} is not as it was written; copy the run again", reason="json")
+        check_types(inner, _SPLIT, str(path), remedy="copy the run again")
+        inner = inner.get("before")
+    return facts
+
+
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """Return a run's `summary.json`, or None while the run is not finished.
+
+    Raises:
+        DataError: If it is not as it was written.
+    """
+    path = folder / "summary.json"
+    summary = find_json(path)
+    if summary is not None:
+        check_types(summary, _SUMMARY, str(path), remedy="copy the run again")
+        for name in ("images", "patients"):
+            counts = cast("dict[str, Any]", summary.get(name) or {})
+            check_types(counts, dict.fromkeys(counts, float), f"{path}: {name}", remedy="copy the run again")
+    return summary
+
+
+_SPLIT = {
+    "people": str,
+    "recipe": str,
+    "digest": str,
+    "counts": dict,
+    "patients": list,
+    "terms": str,
+    "key": str,
+    "before": dict,
+}
+
+_SUMMARY = {
+    "stage": str,
+    "steps": float,
+    "best_step": float,
+    "best_loss": float,
+    "weights": str,
+    "told": str,
+    "classes": list,
+    "images": dict,
+    "patients": dict,
+    "terms": list,
+}
+
+
+def seen_patients(
+    folder: Path, people: str, patients: Iterable[str], *, splits: Mapping[str, Collection[str]] | None = None
+) -> set[str]:
+    """Returns those of `patients` whose images a run trained on or chose its weights by.
+
+    Args:
+        folder: Run folder.
+        people: Whose patients these are; ids of different people never meet.
+        patients: Who may be scored.
+        splits: Digest of a split of the data at hand to its patients of training and validation. They decide where a
+            run was trained on the same split and its patients are digests keyed with the secret of another user.
+
+    Raises:
+        DataError: If the folder does not say what it learned from, or only to another user (`unknown-training`), or is
+            not as it was written.
+    """
+    candidates, seen, splits = set(patients), set[str](), splits or {}
+    facts: Any = read_split(folder)
+    while facts is not None:
+        if facts.get("key") in (None, key_id()):
+            known = set(facts["patients"])
+            keyed = protect if "key" in facts else str
+            seen |= {
+                patient
+                for patient in candidates
+                if any(keyed(key) in known for key in _patient_keys(facts["digest"], people, patient))
+            }
+        elif facts["digest"] in splits:
+            seen |= candidates & set(splits[facts["digest"]])
+        elif facts["patients"] and facts.get("people") in (None, people):
+            raise DataError(
+                f"{folder / 'split.json'} was written by another user or on another machine: its patients can be "
+                f"recognised with that user's secret alone; evaluate the split it was trained on, or set {USER_DIR} "
+                f"to a copy of that user's folder",
+                reason="unknown-training",
+            )
+        if "before" not in facts:
+            return seen
+        facts = facts["before"]
+    raise DataError(f"{folder} does not say which patients it was trained on", reason="unknown-training")
+
+
+def people_of(folder: Path) -> set[str]:
+    """Returns whose patients a run knows: of every stage that led to it, as far as that is written down."""
+    found: set[str] = set()
+    facts: Any = read_split(folder)
+    while isinstance(facts, dict):
+        found.add(str(facts.get("people")))
+        facts = facts.get("before")
+    return found
+
+
+def texts_digest(texts: Iterable[str]) -> str:
+    """First 16 hex digits of a SHA-256 over texts in their order."""
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
+
+
+def _patient_keys(salt: str, people: str, patient: str) -> list[str]:
+    """Returns the digest of a patient whatever the spelling of the id, and that of the id as it is written.
+
+    The second is what runs of earlier versions hold.
+    """
+    name = person(people, patient)
+    names = dict.fromkeys((id_key(name), name))
+    return [hashlib.sha256(f"{salt}|{people}|{each}".encode()).hexdigest()[:16] for each in names]
