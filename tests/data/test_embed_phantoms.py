@@ -8,7 +8,7 @@ import pytest
 from cleft.config import DataConfig
 from cleft.data.phantoms.mammogram_cases import ODDITIES
 from cleft.data.phantoms.mammograms import write_mammograms
-from cleft.data.readers.embed import scan_embed
+from cleft.data.readers.embed import read_embed
 from cleft.data.readers.embed_captions import BIRADS_CLASSES, DENSITY_CLASSES
 
 SCORES = dict(zip("ANBPSMK", range(7), strict=True))
@@ -26,7 +26,7 @@ def table(root, name):
 
 
 def scan(root, **settings):
-    return scan_embed(DataConfig(dataset="embed", root=root, **settings))
+    return read_embed(DataConfig(dataset="embed", root=root, **settings))
 
 
 def long_way(root, rule):

@@ -17,24 +17,23 @@ from cleft.config import (
     overridden_keys,
     usual_split,
 )
-from cleft.data.readers.chexpert import scan_chexpert
+from cleft.data.readers.chexpert import read_chexpert
 from cleft.data.readers.embed import TERMS as EMBED_TERMS
-from cleft.data.readers.embed import scan_embed
+from cleft.data.readers.embed import read_embed
 from cleft.data.readers.embed_captions import BIRADS_CLASSES, DENSITY_CLASSES
 from cleft.data.readers.embed_captions import OPENING as MAMMOGRAM_OPENING
 from cleft.data.readers.embed_captions import PHRASES as MAMMOGRAM_PHRASES
-from cleft.data.readers.iu_xray import scan_iu_xray
-from cleft.data.readers.manifest import scan_manifest
+from cleft.data.readers.iu_xray import read_iu_xray
+from cleft.data.readers.manifest import read_manifest
 from cleft.data.readers.mimic import TERMS as MIMIC_TERMS
-from cleft.data.readers.mimic import scan_mimic
+from cleft.data.readers.mimic import read_mimic
 from cleft.data.readers.nih import FINDINGS as NIH_FINDINGS
-from cleft.data.readers.nih import scan_nih
-from cleft.data.readers.rsna import scan_rsna
-from cleft.data.tables.faults import refuse
+from cleft.data.readers.nih import read_nih
+from cleft.data.readers.rsna import read_rsna
 from cleft.data.tables.files import is_synthetic
 from cleft.data.tables.patients import settle_people
+from cleft.data.tables.reading import ReaderResult
 from cleft.data.tables.rows import gc_paused
-from cleft.data.tables.scan import Scan
 from cleft.data.text.captions import CAPTION_ORDER, OPENING, add_captions
 from cleft.data.text.reports import keep_reported
 from cleft.errors import ConfigError
@@ -93,10 +92,10 @@ def _count_as(finding: str, policy: Policy) -> float:
 log = logging.getLogger(__name__)
 
 
-class Scanner(Protocol):
+class Reader(Protocol):
     """Reads what can be read of a folder and collects what is wrong with the rest."""
 
-    def __call__(self, config: DataConfig, *, check_files: bool = True) -> Scan:
+    def __call__(self, config: DataConfig, *, check_files: bool = True) -> ReaderResult:
         """Reads; without `check_files` tables alone."""
         ...
 
@@ -105,7 +104,7 @@ class Scanner(Protocol):
 class Dataset:
     """How a dataset is read, and what holds for it unless a setting says otherwise."""
 
-    scan: Scanner
+    reader: Reader
     """Its reader."""
     opening: str = OPENING
     """What its captions and class prompts begin with."""
@@ -120,20 +119,20 @@ class Dataset:
 
 
 DATASETS: dict[str, Dataset] = {
-    "chexpert": Dataset(scan=scan_chexpert, classes=("chexpert-5",)),
+    "chexpert": Dataset(reader=read_chexpert, classes=("chexpert-5",)),
     "embed": Dataset(
-        scan=scan_embed,
+        reader=read_embed,
         opening=MAMMOGRAM_OPENING,
         classes=("birads-7",),
         terms=EMBED_TERMS,
         phrases=MAMMOGRAM_PHRASES,
         whole_captions=True,
     ),
-    "nih": Dataset(scan=scan_nih, classes=("pneumonia-2",)),
-    "mimic": Dataset(scan=scan_mimic, classes=("chexpert-5",), terms=MIMIC_TERMS),
-    "iu-xray": Dataset(scan=scan_iu_xray, classes=("chexpert-5",)),
-    "rsna": Dataset(scan=scan_rsna, classes=("rsna-2",)),
-    "manifest": Dataset(scan=scan_manifest),
+    "nih": Dataset(reader=read_nih, classes=("pneumonia-2",)),
+    "mimic": Dataset(reader=read_mimic, classes=("chexpert-5",), terms=MIMIC_TERMS),
+    "iu-xray": Dataset(reader=read_iu_xray, classes=("chexpert-5",)),
+    "rsna": Dataset(reader=read_rsna, classes=("rsna-2",)),
+    "manifest": Dataset(reader=read_manifest),
 }
 """By the value of `data.dataset`."""
 
@@ -156,9 +155,7 @@ def read_dataset(config: DataConfig) -> Reading:
         ConfigError: If `data.root` is not set.
         DataError: If the table or its images are not what the reader expects.
     """
-    scan = DATASETS[config.dataset].scan(config)
-    refuse(scan.path, scan.faults)
-    return finish_reading(scan.reading, config)
+    return finish_reading(DATASETS[config.dataset].reader(config).checked(), config)
 
 
 @gc_paused()

@@ -19,7 +19,7 @@ from tests.fakes.chexpert import (
 )
 
 from cleft.config import DataConfig
-from cleft.data.readers.chexpert import CAPTION_ORDER, read_chexpert, scan_chexpert
+from cleft.data.readers.chexpert import CAPTION_ORDER, read_chexpert
 from cleft.errors import ConfigError, DataError
 
 FIRST = "patient00001/study1/view1_frontal.jpg"
@@ -34,7 +34,7 @@ KEPT = [
 
 
 def read(root, **settings):
-    return read_chexpert(DataConfig(root=root, **settings))
+    return read_chexpert(DataConfig(root=root, **settings)).checked()
 
 
 def ids(reading):
@@ -46,7 +46,7 @@ def test_a_download_that_was_not_unpacked_is_no_table(tmp_path):
     with pytest.raises(
         DataError, match=r"no train\.csv in .*; if it is packed in CheXpert-v1\.0-small\.zip, unpack that"
     ):
-        read_chexpert(DataConfig(root=tmp_path))
+        read_chexpert(DataConfig(root=tmp_path)).checked()
 
 
 def test_one_record_holds_all_that_is_known_of_an_image(tmp_path):
@@ -272,7 +272,7 @@ def test_a_scan_collects_every_kind_of_fault(tmp_path):
     rows[0]["Edema"] = "2"
     rows[2]["Path"] = "x.png"
     root = write_fake_chexpert(tmp_path, rows, missing=["patient00004/study1/view1_frontal.jpg"])
-    scan = scan_chexpert(DataConfig(root=root))
+    scan = read_chexpert(DataConfig(root=root))
     assert [fault.reason for fault in scan.faults] == ["label", "path", "missing"]
     assert len(scan.reading.records) == 4
 

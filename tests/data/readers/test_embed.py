@@ -6,7 +6,7 @@ from tests.fakes.chexpert import write_csv
 from tests.fakes.embed import DIAGNOSTIC, SCREENING, both_breasts, file_row, finding_row, write_fake_embed
 
 from cleft.config import DataConfig, load_settings
-from cleft.data.readers.embed import read_embed, scan_embed
+from cleft.data.readers.embed import read_embed
 from cleft.data.readers.embed_captions import BIRADS_CLASSES, DENSITY_CLASSES
 from cleft.errors import ConfigError, DataError
 
@@ -14,7 +14,7 @@ GREAT, GREATER = "9007199254740993", "9007199254740995"  # equal as floats: 2^53
 
 
 def read(root, **settings):
-    return read_embed(DataConfig(dataset="embed", root=root, **settings))
+    return read_embed(DataConfig(dataset="embed", root=root, **settings)).checked()
 
 
 def present(record):
@@ -149,7 +149,7 @@ def test_what_stands_before_the_cohort_is_dropped(tmp_path, prefix):
 
 def test_the_first_cohort_of_a_path_counts(tmp_path):
     path = "/old/mammo/anon_dicom/cohort_1/10000001/cohort_2/left.dcm"
-    reading = scan_embed(
+    reading = read_embed(
         DataConfig(dataset="embed", root=write_fake_embed(tmp_path, [file_row("left", anon_dicom_path=path)])),
         check_files=False,
     ).reading
@@ -196,7 +196,7 @@ def test_only_2d_images_are_kept_and_others_counted(tmp_path):
 
 def test_a_file_without_a_row_is_known_from_one_that_was_left_out(tmp_path):
     root = write_fake_embed(tmp_path, [file_row("a"), file_row("b", kind="cview"), file_row("c", exam="7")])
-    scan = scan_embed(DataConfig(dataset="embed", root=root))
+    scan = read_embed(DataConfig(dataset="embed", root=root))
     assert len(scan.reading.records) == 1
     assert [Path(path).stem for path in scan.images] == ["a", "b", "c"]
 
@@ -373,7 +373,7 @@ def test_a_file_that_shows_two_breasts_is_refused(tmp_path):
 
 
 def test_nothing_left_is_a_fault_that_says_why(tmp_path):
-    with pytest.raises(DataError, match=r"no image is left \(type-cview \(1\), no-exam \(1\)\)"):
+    with pytest.raises(DataError, match=r"no row is left \(type-cview \(1\), no-exam \(1\)\)"):
         read(write_fake_embed(tmp_path, [file_row("a", kind="cview"), file_row("b", exam="7")]))
 
 
@@ -420,6 +420,6 @@ def test_the_tables_of_the_whole_release_are_read_in_seconds(tmp_path):
     write_csv(tmp_path / "tables" / "EMBED_OpenData_metadata.csv", files)
     write_csv(tmp_path / "tables" / "EMBED_OpenData_clinical.csv", findings)
     started = time.perf_counter()
-    reading = scan_embed(DataConfig(dataset="embed", root=tmp_path, caption="natural"), check_files=False).reading
+    reading = read_embed(DataConfig(dataset="embed", root=tmp_path, caption="natural"), check_files=False).reading
     assert time.perf_counter() - started < 40  # 8 seconds where nothing else runs
     assert len(reading.records) == 240_000

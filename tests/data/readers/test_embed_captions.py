@@ -81,7 +81,7 @@ def test_an_unknown_ethnicity_is_not_called_non_hispanic(tmp_path):
     findings = [finding_row(RACE_DESC="Not Recorded", ETHNIC_GROUP_DESC='"Unreported, Unknown, Unavailable"')]
     reading = read_embed(
         DataConfig(dataset="embed", root=write_fake_embed(tmp_path, findings=findings), caption="natural")
-    )
+    ).checked()
     assert "this patient is 57 years old this mammogram" in (reading.records[0].caption or "")
 
 
@@ -90,7 +90,8 @@ def test_a_breast_that_is_negative_by_implication_has_no_mass(tmp_path):
     files = [file_row("left"), file_row("right", side="R")]
     root = write_fake_embed(tmp_path, files, findings)
     left, right = (
-        record.caption or "" for record in read_embed(DataConfig(dataset="embed", root=root, caption="natural")).records
+        record.caption or ""
+        for record in read_embed(DataConfig(dataset="embed", root=root, caption="natural")).checked().records
     )
     assert "the mass is oval and high density" in left
     assert "mass is" not in right

@@ -33,29 +33,31 @@ def present(record):
 def test_both_ways_in_which_it_is_offered_are_the_same_images_and_reports(tmp_path):
     openi, kaggle = write_fake_openi(tmp_path / "openi"), write_fake_kaggle(tmp_path / "kaggle")
     write_projections(openi / "indiana_projections.csv", REPORTS)
-    one, other = (read_iu_xray(config(root)).records for root in (openi, kaggle))
+    one, other = (read_iu_xray(config(root)).checked().records for root in (openi, kaggle))
     assert [record.id for record in one] == [record.id for record in other] == FRONTAL
     for a, b in zip(one, other, strict=True):
         assert (a.report, a.labels, a.patient, a.study, a.view) == (b.report, b.labels, b.patient, b.study, b.view)
     assert {record.view for record in one} == {"frontal"}
-    assert read_iu_xray(config(openi)).rejected == {"view-lateral": [image_ids(REPORTS[n])[1] for n in (0, 1, 3)]}
+    assert read_iu_xray(config(openi)).checked().rejected == {
+        "view-lateral": [image_ids(REPORTS[n])[1] for n in (0, 1, 3)]
+    }
 
 
 def test_sections_are_chosen_and_empty_ones_passed_over(tmp_path):
     root = write_fake_kaggle(tmp_path)
-    records = read_iu_xray(config(root)).records
+    records = read_iu_xray(config(root)).checked().records
     assert [record.report for record in records] == [
         "Normal chest x-XXXX. The heart is normal. XXXX lungs are clear.",
         "Mild cardiomegaly & haze.",
         "Streaky opacity at the base.",
         None,
     ]
-    assert [r.report for r in read_iu_xray(config(root, report="impression")).records][2:] == [None, None]
-    assert (read_iu_xray(config(root, report="whole")).records[3].report or "") == "None. Positive TB test"
+    assert [r.report for r in read_iu_xray(config(root, report="impression")).checked().records][2:] == [None, None]
+    assert (read_iu_xray(config(root, report="whole")).checked().records[3].report or "") == "None. Positive TB test"
 
 
 def test_findings_come_from_index_terms(tmp_path):
-    records = read_iu_xray(config(write_fake_openi(tmp_path), views=("frontal",))).records
+    records = read_iu_xray(config(write_fake_openi(tmp_path), views=("frontal",))).checked().records
     by_study = {record.study: present(record) for record in records}
     assert by_study == {"1": ["No Finding"], "2": ["Cardiomegaly", "Lung Opacity"], "7": ["Atelectasis"], "11": []}
     assert records[0].labels["Edema"] == 0
@@ -73,7 +75,7 @@ def test_normal_is_no_finding_only_where_it_stands_alone():
 
 
 def test_counts_stand_beside_the_published_ones(tmp_path):
-    notes = read_iu_xray(config(write_fake_openi(tmp_path))).notes
+    notes = read_iu_xray(config(write_fake_openi(tmp_path))).checked().notes
     assert notes[0] == "ecgen-radiology holds 5 reports with 7 images (published: 3,955 reports, 7,470 images)"
     assert "1 report names no image" in notes
     assert "5 of 7 images have a report, 3 of them distinct" in notes
@@ -81,13 +83,13 @@ def test_counts_stand_beside_the_published_ones(tmp_path):
 
 
 def test_without_projections_lateral_images_stay_and_that_is_said_beside_every_number(tmp_path):
-    reading = read_iu_xray(config(write_fake_openi(tmp_path)))
+    reading = read_iu_xray(config(write_fake_openi(tmp_path))).checked()
     assert len(reading.records) == 7
     assert reading.cautions[0].startswith("no projections are known: lateral images are among the others")
 
 
 def test_headers_of_dicom_files_tell_the_projection(tmp_path):
-    reading = read_iu_xray(config(write_fake_openi(tmp_path, images="dcm"), cache=tmp_path / "cache"))
+    reading = read_iu_xray(config(write_fake_openi(tmp_path, images="dcm"), cache=tmp_path / "cache")).checked()
     assert [(record.id, record.view) for record in reading.records] == [(name, "PA") for name in FRONTAL]
     assert reading.cautions == ()
     assert reading.records[0].image.suffix == ".dcm"
@@ -106,13 +108,13 @@ def test_a_report_is_a_patient_and_both_views_stay_on_one_side(tmp_path):
 def test_the_xml_files_may_lie_elsewhere_and_the_root_above(tmp_path):
     root = write_fake_openi(tmp_path / "a" / "openi")
     moved = (root / "ecgen-radiology").rename(tmp_path / "texts")
-    assert len(read_iu_xray(config(tmp_path / "a", reports=moved)).records) == 7
+    assert len(read_iu_xray(config(tmp_path / "a", reports=moved)).checked().records) == 7
     with pytest.raises(ConfigError, match=r"no folder .*absent; set data\.reports"):
-        read_iu_xray(config(root, reports=tmp_path / "absent"))
+        read_iu_xray(config(root, reports=tmp_path / "absent")).checked()
     with pytest.raises(
         DataError, match=r"neither ecgen-radiology/1\.xml and so on nor indiana_reports\.csv in .*openi"
     ):
-        read_iu_xray(config(root))
+        read_iu_xray(config(root)).checked()
 
 
 @pytest.mark.parametrize(
@@ -134,7 +136,7 @@ def test_damaged_xml_is_told_by_file_and_never_by_its_content(tmp_path, content,
     root = write_fake_openi(tmp_path)
     (root / "ecgen-radiology" / "1.xml").write_text(content)
     with pytest.raises(DataError, match=message) as error:
-        read_iu_xray(config(root))
+        read_iu_xray(config(root)).checked()
     assert " line" not in str(error.value)
     assert "XXXX" not in str(error.value)
 
@@ -150,7 +152,7 @@ def test_an_entity_is_never_expanded_nor_a_file_opened(tmp_path):
 def test_reports_without_any_image_are_refused(tmp_path):
     root = write_fake_openi(tmp_path, [REPORTS[4]])
     with pytest.raises(DataError, match=r"no report in .*ecgen-radiology names an image"):
-        read_iu_xray(config(root))
+        read_iu_xray(config(root)).checked()
 
 
 def rows_of(path):
@@ -184,7 +186,7 @@ def test_tables_that_cannot_be_right_are_refused(tmp_path, table, change, messag
     path = root / f"indiana_{table}.csv"
     write_csv(path, change(rows_of(path)))
     with pytest.raises(DataError, match=message):
-        read_iu_xray(config(root))
+        read_iu_xray(config(root)).checked()
 
 
 def test_equal_rows_are_merged_and_images_of_unknown_reports_counted(tmp_path):
@@ -194,7 +196,7 @@ def test_equal_rows_are_merged_and_images_of_unknown_reports_counted(tmp_path):
         ("reports", lambda rows: [*rows[:-2], rows[1]]),
     ):
         write_csv(root / f"indiana_{name}.csv", change(rows_of(root / f"indiana_{name}.csv")))
-    reading = read_iu_xray(config(root))
+    reading = read_iu_xray(config(root)).checked()
     assert reading.rejected["duplicate"] == ["line 9"]
     assert "2 images belong to a report that is not in indiana_reports.csv" in reading.notes
     assert (reading.records[3].report, reading.records[3].labels) == (None, {})
@@ -204,24 +206,24 @@ def test_one_table_without_the_other_is_refused(tmp_path):
     root = write_fake_kaggle(tmp_path)
     (root / "indiana_projections.csv").unlink()
     with pytest.raises(DataError, match=r"no indiana_projections\.csv beside the other table"):
-        read_iu_xray(config(root))
+        read_iu_xray(config(root)).checked()
 
 
 def test_missing_images_are_counted_and_none_at_all_names_the_places(tmp_path):
     root = write_fake_openi(tmp_path / "a", missing=FRONTAL[:1])
-    assert read_iu_xray(config(root, max_bad=0.5)).rejected["missing"] == FRONTAL[:1]
+    assert read_iu_xray(config(root, max_bad=0.5)).checked().rejected["missing"] == FRONTAL[:1]
     with pytest.raises(DataError, match=r"ecgen-radiology: 1 of 7 images is not on disk"):
-        read_iu_xray(config(root))
+        read_iu_xray(config(root)).checked()
     every = [name for report in REPORTS for name in image_ids(report)]
     root = write_fake_openi(tmp_path / "b", missing=every)
     with pytest.raises(DataError, match=r"none of 7 images is on disk; looked for 1_IM-0001-1001\.png and \.dcm in"):
-        read_iu_xray(config(root))
-    assert len(read_iu_xray(config(root), check_files=False).records) == 7
+        read_iu_xray(config(root)).checked()
+    assert len(read_iu_xray(config(root), check_files=False).checked().records) == 7
 
 
 def test_a_table_cannot_be_named(tmp_path):
     with pytest.raises(ConfigError, match=r"data\.table=x\.csv is not for data\.dataset=iu-xray"):
-        read_iu_xray(config(tmp_path, table="x.csv"))
+        read_iu_xray(config(tmp_path, table="x.csv")).checked()
 
 
 @pytest.mark.parametrize("text", ["CXR1_1_IM-0001-3001", "1_IM-0001-3001.dcm.png", "cxr12_1_IM-0001-3001.DCM"])

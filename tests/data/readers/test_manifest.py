@@ -5,17 +5,17 @@ from tests.fakes.chexpert import write_image
 from tests.fakes.manifest import HEADER, LINES, write_fake_manifest
 
 from cleft.config import DataConfig
-from cleft.data.readers.manifest import read_manifest, scan_manifest, write_template
+from cleft.data.readers.manifest import read_manifest, write_template
 from cleft.data.splits.recipes import split_records
 from cleft.errors import ConfigError, DataError
 
 
 def read(root, **settings):
-    return read_manifest(DataConfig(dataset="manifest", root=root, **settings))
+    return read_manifest(DataConfig(dataset="manifest", root=root, **settings)).checked()
 
 
 def faults(root, **settings):
-    return scan_manifest(DataConfig(dataset="manifest", root=root, **settings)).faults
+    return read_manifest(DataConfig(dataset="manifest", root=root, **settings)).faults
 
 
 def test_one_record_holds_all_that_the_row_says(tmp_path):

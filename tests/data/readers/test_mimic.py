@@ -33,7 +33,7 @@ def config(root, **changes):
 
 
 def test_images_get_the_labels_and_the_report_of_their_study(tmp_path):
-    reading = read_mimic(config(write_fake_mimic(tmp_path)))
+    reading = read_mimic(config(write_fake_mimic(tmp_path))).checked()
     assert [record.id for record in reading.records] == FRONTAL
     second = reading.records[1]
     assert second.labels == {"Cardiomegaly": 1.0, "Edema": -1.0, "Pneumothorax": 0.0}
@@ -45,7 +45,7 @@ def test_images_get_the_labels_and_the_report_of_their_study(tmp_path):
 
 
 def test_reports_are_read_whatever_their_headings(tmp_path):
-    records = read_mimic(config(write_fake_mimic(tmp_path))).records
+    records = read_mimic(config(write_fake_mimic(tmp_path))).checked().records
     assert [record.report for record in records] == [
         "No acute process. Lungs are clear. Heart size is 3.5 units.",
         "Enlarged heart. Possible edema.",
@@ -55,23 +55,23 @@ def test_reports_are_read_whatever_their_headings(tmp_path):
         None,
         "Tube in place as before.",
     ]
-    assert "cough" in read_mimic(config(tmp_path, report="whole")).records[0].report
-    assert read_mimic(config(tmp_path, report="impression")).records[0].report == "No acute process."
+    assert "cough" in read_mimic(config(tmp_path, report="whole")).checked().records[0].report
+    assert read_mimic(config(tmp_path, report="impression")).checked().records[0].report == "No acute process."
 
 
 def test_what_is_missing_is_counted(tmp_path):
-    notes = read_mimic(config(write_fake_mimic(tmp_path))).notes
+    notes = read_mimic(config(write_fake_mimic(tmp_path))).checked().notes
     assert "mimic-cxr-2.0.0-chexpert.csv.gz labels 5 studies (published: 227,827)" in notes
     assert "1 study has no labels there; its findings are unknown" in notes
     assert "reports from 5 text files" in notes
     assert "1 of 6 studies has no report" in notes
     assert "7 of 9 images have a report, 5 of them distinct" in notes
-    impression = read_mimic(config(tmp_path, report="findings")).notes
+    impression = read_mimic(config(tmp_path, report="findings")).checked().notes
     assert "1 report does not have the sections that data.report chooses" in impression
 
 
 def test_views_come_from_the_code_where_the_position_is_empty_and_unknown_ones_stay(tmp_path):
-    records = read_mimic(config(write_fake_mimic(tmp_path), views=("PA", "AP", "lateral"))).records
+    records = read_mimic(config(write_fake_mimic(tmp_path), views=("PA", "AP", "lateral"))).checked().records
     assert [record.view for record in records] == ["PA", "lateral", "AP", None, "lateral", "PA", "AP", "PA", "AP"]
 
 
@@ -84,24 +84,24 @@ def test_its_own_split_is_the_official_one(tmp_path):
 
 def test_labels_of_negbio_are_one_setting_away(tmp_path):
     root = write_fake_mimic(tmp_path)
-    reading = read_mimic(config(root, labels="negbio"))
+    reading = read_mimic(config(root, labels="negbio")).checked()
     assert reading.records[1].labels["Edema"] == 0
     assert label_source(reading, config(root, labels="negbio")) == "mimic-cxr-2.0.0-negbio.csv.gz"
-    assert label_source(read_mimic(config(root)), config(root)) == "mimic-cxr-2.0.0-chexpert.csv.gz"
+    assert label_source(read_mimic(config(root)).checked(), config(root)) == "mimic-cxr-2.0.0-chexpert.csv.gz"
     with pytest.raises(ConfigError, match=r"data\.labels=negbio is for data\.dataset=mimic, not nih"):
         DataConfig(dataset="nih", labels="negbio")
 
 
 def test_the_table_of_sections_is_read_as_well(tmp_path):
     root = write_fake_mimic(tmp_path, reports="sectioned")
-    reading = read_mimic(config(root))
+    reading = read_mimic(config(root)).checked()
     assert reading.records[0].report == "No change since before. Findings of 101."
     assert reading.records[4].report is None
     assert "mimic_cxr_sectioned.csv" in reading.sources
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (root / "mimic_cxr_sectioned.csv").rename(elsewhere / "sections.csv")
-    assert read_mimic(config(root, reports=elsewhere / "sections.csv")).records == reading.records
+    assert read_mimic(config(root, reports=elsewhere / "sections.csv")).checked().records == reading.records
 
 
 def test_reports_may_lie_in_a_folder_of_their_own(tmp_path):
@@ -110,17 +110,17 @@ def test_reports_may_lie_in_a_folder_of_their_own(tmp_path):
         path = tmp_path / "texts" / "mimic-cxr-reports" / "files" / text_path(study)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(study.report)
-    assert {record.report for record in read_mimic(config(root)).records} == {None}
-    found = read_mimic(config(root, reports=tmp_path / "texts")).records
+    assert {record.report for record in read_mimic(config(root)).checked().records} == {None}
+    found = read_mimic(config(root, reports=tmp_path / "texts")).checked().records
     assert [record.report is not None for record in found] == [True, True, *[False] * 5]
 
 
 def test_the_release_in_dicom_is_read_with_or_without_the_other_ones_tables(tmp_path):
-    both = read_mimic(config(write_fake_mimic(tmp_path / "a", images="dcm")))
+    both = read_mimic(config(write_fake_mimic(tmp_path / "a", images="dcm"))).checked()
     assert {record.image.suffix for record in both.records} == {".dcm"}
     assert [record.id for record in both.records] == FRONTAL
     alone = config(write_fake_mimic(tmp_path / "b", images="dcm", tables=["records"]), cache=tmp_path / "cache")
-    reading = read_mimic(alone)
+    reading = read_mimic(alone).checked()
     assert [record.view for record in reading.records] == ["PA", "AP", None, None, None, "AP", "PA", "AP"]
     assert all(record.labels == {} for record in reading.records)
     assert any(note.startswith("no mimic-cxr-2.0.0-chexpert.csv") for note in reading.notes)
@@ -129,7 +129,7 @@ def test_the_release_in_dicom_is_read_with_or_without_the_other_ones_tables(tmp_
 
 def test_the_root_may_be_the_folder_above_and_tables_unpacked(tmp_path):
     write_fake_mimic(tmp_path / "2.0.0", packed=False)
-    assert len(read_mimic(config(tmp_path)).records) == 7
+    assert len(read_mimic(config(tmp_path)).checked().records) == 7
 
 
 def test_an_image_without_labels_says_its_report_and_others_their_labels(tmp_path):
@@ -155,12 +155,15 @@ def test_one_word_reports_are_left_out_with_the_missing_ones(tmp_path):
 def test_without_any_report_that_is_told_and_dropping_them_refused(tmp_path):
     root = write_fake_mimic(tmp_path, reports="")
     assert any(
-        note.startswith("no reports: neither mimic_cxr_sectioned.csv") for note in read_mimic(config(root)).notes
+        note.startswith("no reports: neither mimic_cxr_sectioned.csv")
+        for note in read_mimic(config(root)).checked().notes
     )
     with pytest.raises(DataError, match="none of 7 images of mimic has a report that can be read"):
         read_dataset(config(root, no_report="drop"))
     (root / "mimic-cxr-reports.zip").write_bytes(b"PK\x03\x04")
-    assert any(note.startswith("mimic-cxr-reports.zip is not unpacked") for note in read_mimic(config(root)).notes)
+    assert any(
+        note.startswith("mimic-cxr-reports.zip is not unpacked") for note in read_mimic(config(root)).checked().notes
+    )
 
 
 def test_sections_of_another_release_are_refused_and_single_strangers_counted(tmp_path):
@@ -170,9 +173,9 @@ def test_sections_of_another_release_are_refused_and_single_strangers_counted(tm
     with pytest.raises(
         DataError, match=r"names 5 studies, none of which is among the 6 of the images; is it of another"
     ):
-        read_mimic(config(root))
+        read_mimic(config(root)).checked()
     write_sectioned(root / "mimic_cxr_sectioned.csv", [*strangers[:2], *STUDIES])
-    assert "2 studies of mimic_cxr_sectioned.csv have no image here" in read_mimic(config(root)).notes
+    assert "2 studies of mimic_cxr_sectioned.csv have no image here" in read_mimic(config(root)).checked().notes
 
 
 def rewrite(path, change):
@@ -236,7 +239,7 @@ def test_tables_that_cannot_be_right_are_refused_by_name(tmp_path, table, change
     root = write_fake_mimic(tmp_path, reports="sectioned")
     rewrite(root / table, change)
     with pytest.raises(DataError, match=message) as error:
-        read_mimic(config(root))
+        read_mimic(config(root)).checked()
     assert table.removesuffix(".gz") in str(error.value)
 
 
@@ -244,7 +247,8 @@ def test_images_outside_the_official_split_are_told(tmp_path):
     root = write_fake_mimic(tmp_path)
     rewrite(root / "mimic-cxr-2.0.0-split.csv.gz", lambda rows: rows[:-2])
     assert any(
-        note.startswith("2 images are not in mimic-cxr-2.0.0-split.csv.gz") for note in read_mimic(config(root)).notes
+        note.startswith("2 images are not in mimic-cxr-2.0.0-split.csv.gz")
+        for note in read_mimic(config(root)).checked().notes
     )
 
 
@@ -252,26 +256,26 @@ def test_a_file_too_large_for_a_report_and_a_place_without_any_are_refused(tmp_p
     root = write_fake_mimic(tmp_path)
     (root / "files" / text_path(STUDIES[0])).write_text("word " * 20_000)
     with pytest.raises(DataError, match=r"1 report is larger than 64 KiB, such as s50000101\.txt"):
-        read_mimic(config(root))
+        read_mimic(config(root)).checked()
     (tmp_path / "nothing").mkdir()
     with pytest.raises(DataError, match=r"no report of a study in .*nothing; it should hold p10/p10000032"):
-        read_mimic(config(root, reports=tmp_path / "nothing"))
+        read_mimic(config(root, reports=tmp_path / "nothing")).checked()
     with pytest.raises(ConfigError, match=r"no reports at .*absent; set data\.reports"):
-        read_mimic(config(root, reports=tmp_path / "absent"))
+        read_mimic(config(root, reports=tmp_path / "absent")).checked()
     with pytest.raises(ConfigError, match=r"data\.reports=x is for data\.dataset=mimic or iu-xray, not rsna"):
         DataConfig(dataset="rsna", reports="x")
 
 
 def test_missing_images_are_counted_and_none_at_all_names_the_places(tmp_path):
     root = write_fake_mimic(tmp_path / "a", missing=FRONTAL[:1])
-    assert read_mimic(config(root, max_bad=0.5)).rejected["missing"] == FRONTAL[:1]
+    assert read_mimic(config(root, max_bad=0.5)).checked().rejected["missing"] == FRONTAL[:1]
     with pytest.raises(DataError, match="1 of 7 images is not on disk"):
-        read_mimic(config(root))
+        read_mimic(config(root)).checked()
     every = [image_id(study, number) for study in STUDIES for number in range(2)]
     root = write_fake_mimic(tmp_path / "b", missing=every)
     with pytest.raises(DataError, match=r"none of 9 images probed is on disk; looked for p10/p10000101/s50000101/"):
-        read_mimic(config(root))
-    assert len(read_mimic(config(root), check_files=False).records) == 7
+        read_mimic(config(root)).checked()
+    assert len(read_mimic(config(root), check_files=False).checked().records) == 7
 
 
 def test_without_a_list_of_images_the_tables_it_may_be_are_named(tmp_path):
@@ -279,4 +283,4 @@ def test_without_a_list_of_images_the_tables_it_may_be_are_named(tmp_path):
     with pytest.raises(
         DataError, match=r"no mimic-cxr-2\.0\.0-metadata\.csv\.gz in .*there are mimic-cxr-2\.0\.0-split"
     ):
-        read_mimic(config(root))
+        read_mimic(config(root)).checked()

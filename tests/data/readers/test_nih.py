@@ -6,7 +6,7 @@ from tests.fakes.nih import HEADER, nih_row, odd_rows, write_fake_nih
 from cleft.config import DataConfig
 from cleft.data import read_dataset
 from cleft.data.images.images import read_gray
-from cleft.data.readers.nih import FINDINGS, read_nih, scan_nih
+from cleft.data.readers.nih import FINDINGS, read_nih
 from cleft.data.splits.recipes import split_records
 from cleft.errors import DataError
 
@@ -22,7 +22,7 @@ def present(record):
 
 
 def test_rows_become_records_with_every_finding_present_or_absent(tmp_path):
-    reading = read_nih(config(write_fake_nih(tmp_path)))
+    reading = read_nih(config(write_fake_nih(tmp_path))).checked()
     assert [record.id for record in reading.records] == IMAGES
     assert [present(record) for record in reading.records] == [
         ["Cardiomegaly"],
@@ -43,8 +43,8 @@ def test_rows_become_records_with_every_finding_present_or_absent(tmp_path):
 
 
 def test_images_may_lie_in_twelve_folders(tmp_path):
-    whole = read_nih(config(write_fake_nih(tmp_path / "a")))
-    apart = read_nih(config(write_fake_nih(tmp_path / "b", batches=True)))
+    whole = read_nih(config(write_fake_nih(tmp_path / "a"))).checked()
+    apart = read_nih(config(write_fake_nih(tmp_path / "b", batches=True))).checked()
     assert {record.image.parent.parent.name for record in apart.records} == {f"images_00{n}" for n in range(1, 6)}
     for one, other in zip(whole.records, apart.records, strict=True):
         assert (read_gray(one.image) == read_gray(other.image)).all()
@@ -52,13 +52,13 @@ def test_images_may_lie_in_twelve_folders(tmp_path):
 
 def test_the_root_may_be_the_folder_above(tmp_path):
     write_fake_nih(tmp_path / "CXR8", batches=True)
-    assert len(read_nih(config(tmp_path)).records) == 5
+    assert len(read_nih(config(tmp_path)).checked().records) == 5
 
 
 def test_the_first_edition_is_read_and_named(tmp_path):
     rows = [f"{row}," for row in (nih_row(1, 0, age="058Y"), nih_row(2, 0, age="018M"), nih_row(3, 0, age="414Y"))]
     root = write_fake_nih(tmp_path, rows, header=f"{HEADER},", table="Data_Entry_2017.csv")
-    reading = read_nih(config(root))
+    reading = read_nih(config(root)).checked()
     assert [record.age for record in reading.records] == [58, 1.5, None]
     assert "edition of the labels: 2017, whose ages carry a unit" in reading.notes
     assert "1 row with an age outside 0 to 120 counts as unknown" in reading.notes
@@ -80,11 +80,11 @@ def test_the_first_edition_is_read_and_named(tmp_path):
 def test_rows_that_cannot_be_right_are_refused_with_their_lines(tmp_path, rows, message):
     root = write_fake_nih(tmp_path, [*rows, nih_row(9, 0)])
     with pytest.raises(DataError, match=message):
-        read_nih(config(root))
+        read_nih(config(root)).checked()
 
 
 def test_equal_rows_of_an_image_are_merged_and_counted(tmp_path):
-    reading = read_nih(config(write_fake_nih(tmp_path, [*odd_rows(), nih_row(2, 0)])))
+    reading = read_nih(config(write_fake_nih(tmp_path, [*odd_rows(), nih_row(2, 0)]))).checked()
     assert len(reading.records) == 5
     assert reading.rejected == {"duplicate": ["line 7"]}
 
@@ -92,21 +92,21 @@ def test_equal_rows_of_an_image_are_merged_and_counted(tmp_path):
 def test_another_header_is_refused(tmp_path):
     root = write_fake_nih(tmp_path, header=HEADER.replace("Finding Labels", "Labels"))
     with pytest.raises(DataError, match="no column 'Finding Labels'"):
-        read_nih(config(root))
+        read_nih(config(root)).checked()
 
 
 def test_missing_images_are_counted_and_too_many_stop_it(tmp_path):
     root = write_fake_nih(tmp_path, missing=[IMAGES[1]])
-    assert read_nih(config(root, max_bad=0.5)).rejected == {"missing": [IMAGES[1]]}
+    assert read_nih(config(root, max_bad=0.5)).checked().rejected == {"missing": [IMAGES[1]]}
     with pytest.raises(DataError, match="1 of 5 images is not on disk"):
-        read_nih(config(root))
+        read_nih(config(root)).checked()
 
 
 def test_no_image_at_all_names_the_places(tmp_path):
     root = write_fake_nih(tmp_path, missing=IMAGES)
     with pytest.raises(DataError, match=r"none of 5 images is on disk; looked in .*/images"):
-        read_nih(config(root))
-    assert len(read_nih(config(root), check_files=False).records) == 5
+        read_nih(config(root)).checked()
+    assert len(read_nih(config(root), check_files=False).checked().records) == 5
 
 
 def test_its_own_split_is_that_of_the_official_lists(tmp_path):
@@ -121,7 +121,7 @@ def test_its_own_split_is_that_of_the_official_lists(tmp_path):
 
 def test_without_lists_the_choice_is_told(tmp_path):
     root = write_fake_nih(tmp_path)
-    reading = read_nih(config(root))
+    reading = read_nih(config(root)).checked()
     assert any(note.startswith("no train_val_list.txt and no test_list.txt") for note in reading.notes)
     assert {record.split for record in reading.records} == {None}
     with pytest.raises(DataError, match=r"set data\.split=patients"):
@@ -133,28 +133,28 @@ def test_one_list_without_the_other_is_refused(tmp_path):
     root = write_fake_nih(tmp_path, lists=(IMAGES, ()))
     (root / "test_list.txt").unlink()
     with pytest.raises(DataError, match=r"and no test_list\.txt; copy it beside the other"):
-        read_nih(config(root))
+        read_nih(config(root)).checked()
 
 
 def test_images_outside_the_lists_and_in_both_are_told(tmp_path):
     root = write_fake_nih(tmp_path, lists=([*IMAGES[:2], "00009999_000.png"], IMAGES[3:]))
-    notes = read_nih(config(root)).notes
+    notes = read_nih(config(root)).checked().notes
     assert "1 image of the official lists is not in the table" in notes
     assert "1 image is in neither official list; under data.split=given it stays out" in notes
     write_fake_nih(tmp_path, lists=(IMAGES[:4], IMAGES[3:]))
     with pytest.raises(DataError, match=f"1 image is in both official lists, such as {IMAGES[3]}"):
-        read_nih(config(root))
+        read_nih(config(root)).checked()
 
 
 def test_every_fault_is_collected_before_any_is_told(tmp_path):
     rows = [nih_row(1, 0, "Pneumona"), nih_row(2, 0).replace(",2,58", ",3,58"), nih_row(4, 0, "Mass")]
-    scan = scan_nih(config(write_fake_nih(tmp_path, rows)))
+    scan = read_nih(config(write_fake_nih(tmp_path, rows)))
     assert [fault.reason for fault in scan.faults] == ["patient", "label"]
 
 
 def test_the_real_table_has_the_published_counts_and_is_read_in_seconds(shared):
     real = config(shared / "data/tables", table="nih_Data_Entry_2017_v2020.csv.gz", split="patients")
-    reading = read_nih(real, check_files=False)
+    reading = read_nih(real, check_files=False).checked()
     assert len(reading.records) == 112_120
     assert len({record.patient for record in reading.records}) == 30_805
     counts = {name: sum(record.labels[name] == 1 for record in reading.records) for name in reading.findings}

@@ -14,7 +14,7 @@ from tests.fakes.rsna import (
 
 from cleft.config import DataConfig
 from cleft.data import read_dataset
-from cleft.data.readers.rsna import read_rsna, scan_rsna
+from cleft.data.readers.rsna import read_rsna
 from cleft.data.splits.recipes import split_records
 from cleft.errors import ConfigError, DataError
 
@@ -26,7 +26,7 @@ def config(root, **changes):
 
 
 def test_an_image_with_two_boxes_is_read_once_and_its_header_tells_the_rest(tmp_path):
-    reading = read_rsna(config(write_fake_rsna(tmp_path)))
+    reading = read_rsna(config(write_fake_rsna(tmp_path))).checked()
     assert [record.id for record in reading.records] == [name_of(number) for number in (1, 2, 3, 4)]
     assert [record.labels["Pneumonia"] for record in reading.records] == [1, 0, 1, 0]
     assert [record.labels["No Pneumonia"] for record in reading.records] == [0, 1, 0, 1]
@@ -47,7 +47,7 @@ def test_the_folder_may_be_the_download_or_the_one_above_it(tmp_path, inner, end
     if end:
         table.with_name(f"{table.name}.gz").write_bytes(gzip.compress(table.read_bytes()))
         table.unlink()
-    assert len(read_rsna(config(tmp_path)).records) == 4
+    assert len(read_rsna(config(tmp_path)).checked().records) == 4
 
 
 def test_detailed_classes_say_who_is_normal(tmp_path):
@@ -55,11 +55,11 @@ def test_detailed_classes_say_who_is_normal(tmp_path):
     classes = {1: "Lung Opacity", 2: "Normal", 3: "Lung Opacity", 4: "No Lung Opacity / Not Normal"}
     details = [{"patientId": name_of(n), "class": name} for n, name in [*classes.items(), (1, "Lung Opacity")]]
     write_csv(root / "stage_2_detailed_class_info.csv", details)
-    reading = read_rsna(config(root))
+    reading = read_rsna(config(root)).checked()
     assert [record.labels["Normal"] for record in reading.records] == [0, 1, 0, 0]
     assert "stage_2_detailed_class_info.csv" in reading.sources
     write_csv(root / "stage_2_detailed_class_info.csv", details[:3])
-    reading = read_rsna(config(root))
+    reading = read_rsna(config(root)).checked()
     assert "Normal" not in reading.records[3].labels
     assert "does not name 1 image;" in " ".join(reading.notes)
 
@@ -72,7 +72,7 @@ def test_detailed_classes_that_contradict_the_table_are_refused(tmp_path, number
     root = write_fake_rsna(tmp_path)
     write_csv(root / "stage_2_detailed_class_info.csv", [{"patientId": name_of(number), "class": name}])
     with pytest.raises(DataError, match=message):
-        read_rsna(config(root))
+        read_rsna(config(root)).checked()
 
 
 @pytest.mark.parametrize(
@@ -90,12 +90,12 @@ def test_detailed_classes_that_contradict_the_table_are_refused(tmp_path, number
 def test_rows_that_cannot_be_right_are_refused_with_their_lines(tmp_path, rows, message):
     root = write_fake_rsna(tmp_path, [*rows, rsna_row(9)])
     with pytest.raises(DataError, match=message):
-        read_rsna(config(root))
+        read_rsna(config(root)).checked()
 
 
 def test_rows_that_say_the_same_twice_are_counted_once(tmp_path):
     root = write_fake_rsna(tmp_path, [*odd_rows(), rsna_row(1, "1"), rsna_row(2)])
-    reading = read_rsna(config(root))
+    reading = read_rsna(config(root)).checked()
     assert len(reading.records) == 4
     assert reading.rejected == {"duplicate": ["line 7", "line 8"]}
     assert "3 boxes" in reading.notes[0]
@@ -103,22 +103,22 @@ def test_rows_that_say_the_same_twice_are_counted_once(tmp_path):
 
 def test_a_missing_image_is_counted_and_too_many_stop_it(tmp_path):
     root = write_fake_rsna(tmp_path, missing=[3])
-    reading = read_rsna(config(root, max_bad=0.5))
+    reading = read_rsna(config(root, max_bad=0.5)).checked()
     assert reading.rejected == {"missing": [name_of(3)]}
     with pytest.raises(DataError, match=r"1 of 4 images is not on disk .*; complete the download"):
-        read_rsna(config(root))
+        read_rsna(config(root)).checked()
 
 
 def test_no_image_at_all_names_the_places(tmp_path):
     root = write_fake_rsna(tmp_path, missing=[1, 2, 3, 4])
     with pytest.raises(DataError, match=r"none of 4 images probed is on disk; .*stage_2_train_images"):
-        read_rsna(config(root))
-    assert len(read_rsna(config(root), check_files=False).records) == 4
+        read_rsna(config(root)).checked()
+    assert len(read_rsna(config(root), check_files=False).checked().records) == 4
 
 
 def test_impossible_ages_are_unknown_and_counted(tmp_path):
     headers = {1: {"PatientAge": "151"}, 3: {"PatientAge": "7"}, 4: {"PatientSex": "O", "ViewPosition": ""}}
-    reading = read_rsna(config(write_fake_rsna(tmp_path, headers=headers)))
+    reading = read_rsna(config(write_fake_rsna(tmp_path, headers=headers))).checked()
     assert [record.age for record in reading.records] == [None, 45, 7, 45]
     assert (reading.records[3].sex, reading.records[3].view) == (None, None)
     assert any(note.startswith("1 image gives an age that is none") for note in reading.notes)
@@ -126,13 +126,13 @@ def test_impossible_ages_are_unknown_and_counted(tmp_path):
 
 def test_headers_are_read_once(tmp_path, monkeypatch):
     root = write_fake_rsna(tmp_path)
-    before = read_rsna(config(root))
+    before = read_rsna(config(root)).checked()
 
     def fail(*_):
         raise AssertionError("a header was read again")
 
     monkeypatch.setattr("cleft.data.images.headers.read_header", fail)
-    assert read_rsna(config(root)).records == before.records
+    assert read_rsna(config(root)).checked().records == before.records
     kept = (root / "cache" / "headers-rsna.parquet").read_bytes()
     assert not any(leak.encode() in kept for leak in LEAKS)
 
@@ -143,11 +143,13 @@ def test_images_without_labels_are_told(tmp_path):
     folder.mkdir()
     for name in ("a.dcm", "b.dcm", "._a.dcm"):
         (folder / name).write_bytes(b"")
-    assert "2 images in stage_2_test_images are without labels and are not read" in read_rsna(config(root)).notes
+    assert (
+        "2 images in stage_2_test_images are without labels and are not read" in read_rsna(config(root)).checked().notes
+    )
 
 
 def test_without_a_mapping_every_image_is_its_own_patient_and_a_caution_says_so(tmp_path):
-    reading = read_rsna(config(write_fake_rsna(tmp_path)))
+    reading = read_rsna(config(write_fake_rsna(tmp_path))).checked()
     assert [record.patient for record in reading.records] == [record.id for record in reading.records]
     assert reading.people == ""
     assert len(reading.cautions) == 1
@@ -159,7 +161,7 @@ def test_without_a_mapping_every_image_is_its_own_patient_and_a_caution_says_so(
 def test_a_mapping_says_who_the_patients_are(tmp_path, write):
     root = write_fake_rsna(tmp_path / "rsna")
     path = write(tmp_path / ("map.json" if write is write_official else "map.csv"), PEOPLE)
-    reading = read_rsna(config(root, mapping=path))
+    reading = read_rsna(config(root, mapping=path)).checked()
     assert [record.patient for record in reading.records] == ["13", "13", "7", "20001"]
     assert (reading.people, reading.cautions) == ("nih", ())
     assert f"{path.name} names 3 patients of NIH for 4 images" in reading.notes
@@ -169,7 +171,7 @@ def test_a_mapping_says_who_the_patients_are(tmp_path, write):
 def test_doubtful_matches_are_counted(tmp_path):
     root = write_fake_rsna(tmp_path)
     path = write_matches(tmp_path / "matches.csv", {n: (p, 7.5 if n == 4 else 0.9) for n, p in PEOPLE.items()})
-    reading = read_rsna(config(root, mapping=path))
+    reading = read_rsna(config(root, mapping=path)).checked()
     assert [record.patient for record in reading.records] == ["13", "13", "7", "20001"]
     assert "1 of these matches is doubtful (pixel_mse above 5)" in reading.notes
 
@@ -177,25 +179,25 @@ def test_doubtful_matches_are_counted(tmp_path):
 def test_a_mapping_that_lies_in_the_root_is_found_and_the_owners_comes_first(tmp_path):
     root = write_fake_rsna(tmp_path, inner="RSNA Pneumonia")
     write_people(root / "RSNA Pneumonia" / "nih_patients.csv", dict.fromkeys(PEOPLE, 1))
-    assert {record.patient for record in read_rsna(config(root)).records} == {"1"}
+    assert {record.patient for record in read_rsna(config(root)).checked().records} == {"1"}
     write_official(root / "pneumonia-challenge-dataset-mappings_2018.json", dict.fromkeys(PEOPLE, 2))
-    assert {record.patient for record in read_rsna(config(root)).records} == {"2"}
+    assert {record.patient for record in read_rsna(config(root)).checked().records} == {"2"}
 
 
 def test_an_image_that_the_mapping_lacks_is_left_out_and_too_many_stop_it(tmp_path):
     root = write_fake_rsna(tmp_path)
     path = write_people(tmp_path / "map.csv", {n: p for n, p in PEOPLE.items() if n != 2})
-    reading = read_rsna(config(root, mapping=path, max_bad=0.25))
+    reading = read_rsna(config(root, mapping=path, max_bad=0.25)).checked()
     assert reading.rejected == {"no-patient": [name_of(2)]}
     with pytest.raises(DataError, match=r"1 of 4 images is not in map\.csv \(25\.0%.*; give the mapping of these"):
-        read_rsna(config(root, mapping=path))
+        read_rsna(config(root, mapping=path)).checked()
 
 
 def test_a_mapping_of_other_images_is_refused(tmp_path):
     root = write_fake_rsna(tmp_path)
     path = write_people(tmp_path / "map.csv", {n + 100: p for n, p in PEOPLE.items()})
     with pytest.raises(DataError, match=r"all 4 images are not in map\.csv"):
-        read_rsna(config(root, mapping=path))
+        read_rsna(config(root, mapping=path)).checked()
 
 
 @pytest.mark.parametrize(
@@ -213,7 +215,7 @@ def test_a_table_that_is_no_mapping_is_refused(tmp_path, text, message):
     path = tmp_path / "map.csv"
     path.write_text(text)
     with pytest.raises(DataError, match=message):
-        read_rsna(config(root, mapping=path))
+        read_rsna(config(root, mapping=path)).checked()
 
 
 @pytest.mark.parametrize(
@@ -229,9 +231,9 @@ def test_a_file_that_is_not_rsnas_mapping_is_refused(tmp_path, text, message):
     path = tmp_path / "map.json"
     path.write_text(text)
     with pytest.raises(DataError, match=message):
-        read_rsna(config(root, mapping=path))
+        read_rsna(config(root, mapping=path)).checked()
     with pytest.raises(DataError, match=r"set data\.mapping"):
-        read_rsna(config(root, mapping=tmp_path / "absent.json"))
+        read_rsna(config(root, mapping=tmp_path / "absent.json")).checked()
 
 
 def test_a_mapping_is_for_rsna_alone(tmp_path):
@@ -241,7 +243,7 @@ def test_a_mapping_is_for_rsna_alone(tmp_path):
 
 def test_every_fault_is_collected_before_any_is_told(tmp_path):
     root = write_fake_rsna(tmp_path, [rsna_row(1, "1"), rsna_row(1), rsna_row(2, "yes"), rsna_row(3), rsna_row(4)])
-    scan = scan_rsna(config(root))
+    scan = read_rsna(config(root))
     assert {fault.reason for fault in scan.faults} == {"duplicate", "label"}
     assert [record.id for record in scan.reading.records] == [name_of(3), name_of(4)]
 

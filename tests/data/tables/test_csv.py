@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cleft.data.tables import csv as tables
-from cleft.data.tables.csv import read_table, scan_table
-from cleft.data.tables.faults import Fault
+from cleft.data.tables.csv import read_table
+from cleft.data.tables.faults import Fault, missing_columns, refuse
 from cleft.errors import DataError
 
 
@@ -24,8 +24,15 @@ def write(tmp_path, data):
     return path
 
 
+def valid_table(path, columns):
+    """A table without faults that has these columns."""
+    table, faults = read_table(path)
+    refuse(path, [*faults, *missing_columns(table.columns, columns)])
+    return table
+
+
 def texts(path):
-    table = read_table(path, [])
+    table = valid_table(path, [])
     return {name: column.texts() for name, column in table.columns.items()}
 
 
@@ -54,13 +61,13 @@ def test_harmless_differences_of_form_are_read_equally(tmp_path, data):
 
 def test_quoted_cells_may_hold_commas_quotes_and_line_ends(tmp_path):
     path = write(tmp_path, 'a,b\n"x, ""y""\nz",1\nw,2\n')
-    table = read_table(path, ["a", "b"])
+    table = valid_table(path, ["a", "b"])
     assert table.columns["a"].texts() == ['x, "y"\nz', "w"]
     assert table.lines.tolist() == [2, 4]
 
 
 def test_lines_count_blank_ones_and_leave_out_bad_rows(tmp_path):
-    table, faults = scan_table(write(tmp_path, "a,b\n\n1,2\n3\n\n4,5\n6,7,8\n9,10\n"))
+    table, faults = read_table(write(tmp_path, "a,b\n\n1,2\n3\n\n4,5\n6,7,8\n9,10\n"))
     assert table.lines.tolist() == [3, 6, 8]
     assert [(fault.what, list(fault.lines)) for fault in faults] == [
         ("1 cell where the header has 2", [4]),
@@ -70,17 +77,17 @@ def test_lines_count_blank_ones_and_leave_out_bad_rows(tmp_path):
 
 def test_a_comma_too_many_on_every_row_is_refused_with_its_line(tmp_path):
     with pytest.raises(DataError, match=r"lines 2, 3: 3 cells where the header has 2; fix the commas"):
-        read_table(write(tmp_path, "a,b\n1,2,\n3,4,\n"), ["a"])
+        valid_table(write(tmp_path, "a,b\n1,2,\n3,4,\n"), ["a"])
 
 
 def test_a_missing_column_is_named_with_what_was_found_and_the_nearest(tmp_path):
     with pytest.raises(DataError, match=r"no column 'Edema'; found \['edemma', 'b'\].*nearest to 'Edema' is 'edemma'"):
-        read_table(write(tmp_path, "edemma,b\n1,2\n"), ["Edema", "b"])
+        valid_table(write(tmp_path, "edemma,b\n1,2\n"), ["Edema", "b"])
 
 
 def test_a_repeated_column_is_refused_by_its_positions(tmp_path):
     with pytest.raises(DataError, match=r"column 'Edema' stands at positions \[1, 3\]"):
-        read_table(write(tmp_path, "Edema,b, Edema\n1,2,3\n"), ["b"])
+        valid_table(write(tmp_path, "Edema,b, Edema\n1,2,3\n"), ["b"])
 
 
 def test_an_index_column_without_a_name_is_left_out(tmp_path):
@@ -111,24 +118,24 @@ def test_an_index_column_without_a_name_is_left_out(tmp_path):
 )
 def test_what_is_no_table_is_refused_with_its_place(tmp_path, data, message):
     with pytest.raises(DataError, match=message):
-        read_table(write(tmp_path, data), [])
+        valid_table(write(tmp_path, data), [])
 
 
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"no table at .*nowhere\.csv"):
-        read_table(tmp_path / "nowhere.csv", [])
+        valid_table(tmp_path / "nowhere.csv", [])
 
 
 def test_inflating_stops_at_the_limit(tmp_path, monkeypatch):
     path = write(tmp_path, gzip.compress(b"a,b\n" + b"1,2\n" * 1000, mtime=0))
     monkeypatch.setattr(tables, "MAX_BYTES", 1000)
     with pytest.raises(DataError, match="inflates to more than"):
-        read_table(path, [])
+        valid_table(path, [])
 
 
 def test_the_digest_is_that_of_the_file(tmp_path):
     path = write(tmp_path, b"\xef\xbb\xbfa\r\n1\r\n")
-    assert read_table(path, ["a"]).sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert valid_table(path, ["a"]).sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_twenty_lines_are_named_and_the_rest_counted():
@@ -139,12 +146,12 @@ def test_twenty_lines_are_named_and_the_rest_counted():
 
 def test_the_first_fault_is_told_and_the_others_counted(tmp_path):
     with pytest.raises(DataError, match=r"\(2 more kinds of fault: see `cleft data check`\)"):
-        read_table(write(tmp_path, "a,b,b\n1,2\n1,2,3\n1,2,3,4\n"), [])
+        valid_table(write(tmp_path, "a,b,b\n1,2\n1,2,3\n1,2,3,4\n"), [])
 
 
 def test_an_error_does_not_quote_a_row(tmp_path):
     with pytest.raises(DataError) as caught:
-        read_table(write(tmp_path, "a,b\nCANARY,1,2\n"), [])
+        valid_table(write(tmp_path, "a,b\nCANARY,1,2\n"), [])
     assert "CANARY" not in str(caught.value)
 
 
@@ -157,7 +164,7 @@ def test_what_was_written_is_what_is_read(tmp_path_factory, rows, mark, end):
     quoted = [",".join('"' + cell.replace('"', '""') + '"' for cell in row) for row in [("a", "b"), *rows]]
     path = tmp_path_factory.mktemp("q") / "t.csv"
     path.write_bytes((b"\xef\xbb\xbf" if mark else b"") + (end.join(quoted) + end).encode())
-    table = read_table(path, ["a", "b"])
+    table = valid_table(path, ["a", "b"])
     cells = [[column.values[i] for i in column.index] for column in table.columns.values()]
     assert list(zip(*cells, strict=True)) == rows
 
@@ -168,7 +175,7 @@ def test_any_bytes_are_read_or_refused_as_data(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("z") / "t.csv"
     path.write_bytes(data)
     try:
-        table, _ = scan_table(path)
+        table, _ = read_table(path)
     except DataError:
         return
     assert all(len(column.index) == len(table) for column in table.columns.values())
@@ -185,19 +192,19 @@ def test_a_million_rows_take_seconds(tmp_path):
     text.writelines(line.format(i) for i in range(1_000_000))
     path = write(tmp_path, text.getvalue())
     start = time.perf_counter()
-    assert len(read_table(path, ["c0"])) == 1_000_000
+    assert len(valid_table(path, ["c0"])) == 1_000_000
     assert time.perf_counter() - start < 10
 
 
 def test_columns_nobody_asked_for_are_neither_kept_nor_at_fault(tmp_path):
     path = write(tmp_path, "id,more,more,name\n1,x,y,a\n2,z,w,b\n")
-    table, faults = scan_table(path, wanted=lambda name: name in ("id", "name"))
+    table, faults = read_table(path, wanted=lambda name: name in ("id", "name"))
     assert {name: column.texts() for name, column in table.columns.items()} == {"id": ["1", "2"], "name": ["a", "b"]}
     assert (table.header, faults) == (("id", "more", "more", "name"), [])
 
 
 def test_a_table_none_of_whose_columns_is_wanted_still_counts_its_rows(tmp_path):
-    table, _ = scan_table(write(tmp_path, "a,b\n1,2\n3,4\n"), wanted=lambda name: False)
+    table, _ = read_table(write(tmp_path, "a,b\n1,2\n3,4\n"), wanted=lambda name: False)
     assert (len(table), table.columns) == (2, {})
 
 
@@ -230,7 +237,7 @@ def write_bytes(tmp_path, data):
 )
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_the_one_table_of_a_zip_archive_is_read(tmp_path, entries, method):
-    table = read_table(write_bytes(tmp_path, zipped(entries, method)), ["id"])
+    table = valid_table(write_bytes(tmp_path, zipped(entries, method)), ["id"])
     assert table.columns["id"].texts() == ["007", "008"]
     assert [path.name for path in tmp_path.rglob("*")] == ["manifest.csv"]
 
@@ -248,7 +255,7 @@ def test_the_one_table_of_a_zip_archive_is_read(tmp_path, entries, method):
 )
 def test_an_archive_that_is_not_one_table_is_refused(tmp_path, data, message):
     with pytest.raises(DataError, match=message):
-        read_table(write_bytes(tmp_path, data), [])
+        valid_table(write_bytes(tmp_path, data), [])
 
 
 def test_an_archive_with_a_password_is_refused(tmp_path):
@@ -257,13 +264,13 @@ def test_an_archive_with_a_password_is_refused(tmp_path):
     data[6] |= 1
     data[central + 8] |= 1
     with pytest.raises(DataError, match="with a password"):
-        read_table(write_bytes(tmp_path, bytes(data)), [])
+        valid_table(write_bytes(tmp_path, bytes(data)), [])
 
 
 def test_inflating_a_zip_stops_at_the_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "MAX_BYTES", 10_000)
     with pytest.raises(DataError, match="inflates to more than"):
-        read_table(write_bytes(tmp_path, zipped({"a.csv": "id\n" + "1\n" * 10_000})), [])
+        valid_table(write_bytes(tmp_path, zipped({"a.csv": "id\n" + "1\n" * 10_000})), [])
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
@@ -274,6 +281,6 @@ def test_a_damaged_archive_is_read_or_refused_as_data(tmp_path_factory, data):
         whole[data.draw(st.integers(4, len(whole) - 1))] = data.draw(st.integers(0, 255))
     path = write_bytes(tmp_path_factory.mktemp("zip"), bytes(whole))
     try:
-        scan_table(path)
+        read_table(path)
     except DataError:
         pass

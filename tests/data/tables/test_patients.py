@@ -11,8 +11,8 @@ from tests.fakes.rsna import name_of, rsna_row, write_fake_rsna
 
 from cleft.config import DataConfig
 from cleft.data import read_dataset
-from cleft.data.readers.manifest import scan_manifest
-from cleft.data.tables.csv import scan_table
+from cleft.data.readers.manifest import read_manifest
+from cleft.data.tables.csv import read_table
 from cleft.data.tables.patients import (
     USUAL,
     id_key,
@@ -41,7 +41,7 @@ def table(folder, patients):
 
 
 def scan(root):
-    return scan_manifest(DataConfig(dataset="manifest", root=root))
+    return read_manifest(DataConfig(dataset="manifest", root=root))
 
 
 def test_spellings_of_an_id_have_one_key_and_other_ids_another():
@@ -191,7 +191,7 @@ def test_excluded_patients_are_left_out_counted_and_told(tmp_path, column):
     assert [record.patient for record in settled.records] == ["patient00014"]
     assert settled.rejected == {"excluded": ["0", "2"]}
     assert settled.notes == ("1 of 2 patients in out.csv is here, with 2 images that stay out of every split",)
-    assert settled.sources == {"out.csv (excluded)": scan_table(path)[0].sha256}
+    assert settled.sources == {"out.csv (excluded)": read_table(path)[0].sha256}
 
 
 def test_a_list_in_which_nobody_is_here_is_doubted(tmp_path):
@@ -257,7 +257,7 @@ OTHERS = {
 
 
 def scan_columns(folder, header, *lines):
-    return scan_manifest(DataConfig(dataset="manifest", root=write_fake_manifest(folder, lines, header=header)))
+    return read_manifest(DataConfig(dataset="manifest", root=write_fake_manifest(folder, lines, header=header)))
 
 
 @pytest.mark.parametrize("name", PATIENTS)
@@ -346,7 +346,7 @@ def test_a_missing_image_is_hinted_at_where_it_is(files, named, near, tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "manifest.csv").write_text(f"image,Edema\n{named},1\n")
-    [fault] = scan_manifest(DataConfig(dataset="manifest", root=tmp_path)).faults
+    [fault] = read_manifest(DataConfig(dataset="manifest", root=tmp_path)).faults
     assert fault.remedy == f"{named} is not there, but {near} is: write names as they are on disk"
 
 
@@ -356,13 +356,13 @@ def test_nothing_is_hinted_at_where_it_is_not_sure(files, tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "manifest.csv").write_text("image,Edema\nimages/00,1\n")
-    [fault] = scan_manifest(DataConfig(dataset="manifest", root=tmp_path)).faults
+    [fault] = read_manifest(DataConfig(dataset="manifest", root=tmp_path)).faults
     assert fault.remedy.startswith("complete the download")
 
 
 @pytest.mark.parametrize("case", ["t13", "t13c"])
 def test_the_shared_tables_keep_their_patients(case, shared):
-    found = scan_manifest(DataConfig(dataset="manifest", root=shared / "cases" / case))
+    found = read_manifest(DataConfig(dataset="manifest", root=shared / "cases" / case))
     assert found.faults == []
     assert found.reading.findings == ("Edema", "Pneumonia")
     assert len({record.patient for record in found.reading.records}) < len(found.reading.records)
@@ -370,5 +370,5 @@ def test_the_shared_tables_keep_their_patients(case, shared):
 
 
 def test_the_shared_table_without_endings_is_told_of_the_files(shared):
-    [fault] = scan_manifest(DataConfig(dataset="manifest", root=shared / "cases" / "t06b")).faults
+    [fault] = read_manifest(DataConfig(dataset="manifest", root=shared / "cases" / "t06b")).faults
     assert fault.remedy.startswith("images/00 is not there, but images/00.png is; the same holds for 30 of 30")

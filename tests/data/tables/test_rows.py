@@ -13,7 +13,7 @@ def table(tmp_path):
     path.write_text(
         "Edema,sex,age,text\n1,M,61,a\n1.0,female,0,\n 0 ,Unknown,155, b \n-1.0,,061Y,a\n,m,,NA\n-1,F,nan,a\n"
     )
-    return read_table(path, ["Edema"])
+    return read_table(path)[0]
 
 
 def test_codes_are_read_by_value_and_blank_is_a_code_of_its_own(table):
@@ -27,7 +27,7 @@ def test_codes_are_read_by_value_and_blank_is_a_code_of_its_own(table):
 def test_anything_else_is_no_code(tmp_path, text):
     path = tmp_path / "t.csv"
     path.write_text(f"Edema,x\n1,\n{text},\n,\n{text},\n")
-    codes, (fault,) = read_codes(read_table(path, []), ["Edema"])
+    codes, (fault,) = read_codes(read_table(path)[0], ["Edema"])
     assert codes[:, 0].tolist() == [1, BLANK, BLANK, BLANK]
     assert (fault.what, list(fault.lines)) == (f"column 'Edema' holds '{text}'", [3, 5])
 
@@ -38,7 +38,7 @@ def test_anything_else_is_no_code(tmp_path, text):
 def test_o1_a_name_or_date_in_a_column_of_labels_is_not_quoted(tmp_path, cells):
     path = tmp_path / "t.csv"
     path.write_text("remark,x\n" + "".join(f"{cell},\n" for cell in cells))
-    _, (fault,) = read_codes(read_table(path, []), ["remark"])
+    _, (fault,) = read_codes(read_table(path)[0], ["remark"])
     assert fault.what == "column 'remark' holds text that is no label"
     assert fault.remedy.endswith("call it '_remark'")
 

@@ -45,7 +45,7 @@ def check_dataset(config: DataConfig, images: ImagesConfig | None = None, effort
     Raises:
         ConfigError: If `data.root` is not set or `data.table` leads out of it.
     """
-    reader, images = DATASETS[config.dataset].scan, images or ImagesConfig()
+    reader, images = DATASETS[config.dataset].reader, images or ImagesConfig()
     try:
         return Check(take_census(reader(config), config, images, effort or Effort()))
     except DataError as error:

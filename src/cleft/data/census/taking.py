@@ -21,7 +21,7 @@ from cleft.data.images.sampling import Sample, decode, draw, is_surely_more
 from cleft.data.splits.recipes import split_records
 from cleft.data.splits.split_file import leak_notes
 from cleft.data.tables.files import is_synthetic
-from cleft.data.tables.scan import Scan
+from cleft.data.tables.reading import ReaderResult
 from cleft.errors import DataError
 from cleft.grammar import share
 from cleft.privacy import MIN_PATIENTS
@@ -54,7 +54,7 @@ class Effort:
         return cls(decode=decode, pictures=pictures, seed=seed, jobs=jobs, progress=progress)
 
 
-def take_census(scan: Scan, config: DataConfig, images: ImagesConfig, effort: Effort) -> Census:
+def take_census(scan: ReaderResult, config: DataConfig, images: ImagesConfig, effort: Effort) -> Census:
     """Counts what a scan found, and looks at files and pixels as far as asked for."""
     faults = [fault.sentence(Path(scan.path.name)) for fault in scan.faults]
     reading, splits, told = _divide(scan.reading, config)

@@ -21,15 +21,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cleft.config import DataConfig
-from cleft.data.tables.csv import Column, Table, scan_table
+from cleft.data.tables.csv import Column, Table, read_table
 from cleft.data.tables.faults import Fault, missing_columns, refuse
-from cleft.data.tables.files import are_files, is_synthetic
+from cleft.data.tables.files import is_synthetic
+from cleft.data.tables.reading import (
+    ParsedTable,
+    ReaderResult,
+    build_result,
+    find_table,
+    require_root,
+    unknown_value_notes,
+)
 from cleft.data.tables.rows import BLANK, Rows, read_ages, read_codes, read_sexes, read_texts
-from cleft.data.tables.scan import Scan, find_table, make_scan, oddities, require_root
 from cleft.data.text.captions import CAPTION_ORDER
 from cleft.errors import DataError
 from cleft.grammar import count, verb
-from cleft.types import Reading
 
 LABEL_TABLES = {"chexbert": "train_cheXbert.csv", "visualchexbert": "train_visualCheXbert.csv"}
 """Value of `data.labels` to the name of its table."""
@@ -62,7 +68,7 @@ def take_labels(path: Path, source: str, ids: Sequence[str], findings: Sequence[
     Raises:
         DataError: If the table is not what it should be, two of its rows disagree, or it shares no image with `ids`.
     """
-    table, faults = scan_table(path)
+    table, faults = read_table(path)
     lacking = missing_columns(table.columns, ["Path", *findings])
     refuse(path, [*faults, *lacking])
     codes, wrong_codes = read_codes(table, findings)
@@ -230,7 +236,7 @@ _PUBLISHED = {
 }
 
 
-def read_chexpert(config: DataConfig, *, check_files: bool = True) -> Reading:
+def read_chexpert(config: DataConfig, *, check_files: bool = True) -> ReaderResult:
     """Reads one label table of CheXpert.
 
     Args:
@@ -248,16 +254,9 @@ def read_chexpert(config: DataConfig, *, check_files: bool = True) -> Reading:
         DataError: If the table or its images are not there, a cell is not what it should be, or more than
             `data.max_bad` of the images are missing.
     """
-    scan = scan_chexpert(config, check_files=check_files)
-    refuse(scan.path, scan.faults)
-    return scan.reading
-
-
-def scan_chexpert(config: DataConfig, *, check_files: bool = True) -> Scan:
-    """Reads what can be read and collects what is wrong with the rest; see `read_chexpert`."""
     root = require_root(config)
     path = find_table(root, table_folders(root), config.table or "train.csv")
-    table, faults = scan_table(path)
+    table, faults = read_table(path)
     if "Path" not in table.columns:
         refuse(path, missing_columns(table.columns, ["Path", *(FINDINGS if config.labels == "table" else ())]))
     paths, wrong_paths = read_paths(table)
@@ -277,26 +276,24 @@ def scan_chexpert(config: DataConfig, *, check_files: bool = True) -> Scan:
         views=_read_views(table.columns.get("AP/PA"), paths.sides),
         sexes=sexes,
         ages=ages,
-        captions=[None] * len(table),
         lines=table.lines,
     )
-    return make_scan(
-        "chexpert",
-        table,
-        rows,
-        paths.usable[known],
-        config,
+    parsed = ParsedTable(
+        dataset="chexpert",
+        table=table,
+        rows=rows,
+        valid=paths.usable[known],
         views=config.views or VIEWS,
-        are_present=(lambda kept: are_files([rows.images[row] for row in kept.tolist()])) if check_files else None,
         notes=[
             *_census(path.name, rows, paths, drawn=is_synthetic(root)),
             *labels.notes,
-            *oddities(odd_sexes, odd_ages),
+            *unknown_value_notes(odd_sexes, odd_ages),
         ],
         faults=[*faults, *wrong_labels, *wrong_paths],
         rejected={"no-label": unlabelled} if unlabelled else {},
-        sources=labels.sources,
+        sources={**table.source, **labels.sources},
     )
+    return build_result(parsed, config, check_files=check_files)
 
 
 def _read_labels(config: DataConfig, root: Path, table: Table, ids: Sequence[str]) -> tuple[Labels, list[Fault]]:

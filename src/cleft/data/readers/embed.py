@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -40,13 +40,12 @@ from cleft.data.readers.embed_findings import (
     told_of,
 )
 from cleft.data.tables.csv import Column
-from cleft.data.tables.faults import Fault, refuse
-from cleft.data.tables.files import are_files, is_synthetic, leaves_root
+from cleft.data.tables.faults import Fault
+from cleft.data.tables.files import is_synthetic, leaves_root
+from cleft.data.tables.reading import ParsedTable, ReaderResult, build_result, require_root
 from cleft.data.tables.rows import BLANK, Rows, read_sexes, read_texts
-from cleft.data.tables.scan import Scan, make_scan, require_root
 from cleft.errors import DataError
 from cleft.grammar import agree, count, verb
-from cleft.types import Reading
 
 
 def census(
@@ -293,7 +292,7 @@ TERMS = (
 _SIDES = ("L", "R")
 
 
-def read_embed(config: DataConfig, *, check_files: bool = True) -> Reading:
+def read_embed(config: DataConfig, *, check_files: bool = True) -> ReaderResult:
     """Reads EMBED.
 
     Args:
@@ -312,13 +311,6 @@ def read_embed(config: DataConfig, *, check_files: bool = True) -> Reading:
         DataError: If a table or the images are not there, a column is missing, ids have lost digits, or more than
             `data.max_bad` of the images are missing.
     """
-    scan = scan_embed(config, check_files=check_files)
-    refuse(scan.path, scan.faults)
-    return scan.reading
-
-
-def scan_embed(config: DataConfig, *, check_files: bool = True) -> Scan:
-    """Reads what can be read and collects what is wrong with the rest; see `read_embed`."""
     root = require_root(config)
     path, clinical_path = find_tables(root, config.table)
     metadata = read_columns(path, METADATA, METADATA_MORE)
@@ -329,17 +321,12 @@ def scan_embed(config: DataConfig, *, check_files: bool = True) -> Scan:
     folder = locate_images(home_of(root, path)) if check_files else str(home_of(root, path) / "images")
     rows = _rows(metadata, files, keys, exams, images, folder, config.caption)
     faults = [*metadata.faults, *files.faults, *told_of(clinical_path, clinical.faults), *keys.faults]
-    if not len(images.kept) and not faults:
-        counts = ", ".join(f"{reason} ({len(ids):,})" for reason, ids in images.rejected.items())
-        faults.append(Fault("empty", f"no image is left ({counts})", "look at the rows left out"))
-    scan = make_scan(
-        "embed",
-        metadata.table,
-        rows,
-        np.arange(len(images.kept), dtype=np.int64),
-        config,
+    parsed = ParsedTable(
+        dataset="embed",
+        table=metadata.table,
+        rows=rows,
+        valid=np.arange(len(images.kept), dtype=np.int64),
         views=config.views,
-        are_present=(lambda some: are_files([rows.images[row] for row in some.tolist()])) if check_files else None,
         notes=[
             *census(metadata, clinical, files, keys, exams, images, config.reduce, drawn=is_synthetic(root)),
             *metadata.notes,
@@ -348,13 +335,11 @@ def scan_embed(config: DataConfig, *, check_files: bool = True) -> Scan:
             *exams.notes,
         ],
         faults=faults,
+        rejected=images.rejected,
+        sources={**metadata.table.source, **clinical.table.source},
+        images=[f"{folder}/{name}" for name in files.ids],
     )
-    reading = replace(
-        scan.reading,
-        rejected={**images.rejected, **scan.reading.rejected},
-        sources={named.table.path.name: named.table.sha256 for named in (metadata, clinical)},
-    )
-    return scan._replace(reading=reading, images=[f"{folder}/{name}" for name in files.ids])
+    return build_result(parsed, config, check_files=check_files)
 
 
 def _rows(metadata: Named, files: Files, keys: Keys, exams: Exams, images: Images, folder: str, style: Style) -> Rows:

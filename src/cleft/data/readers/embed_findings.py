@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cleft.data.readers.embed_captions import DIAGNOSTIC, LETTERS, MALE, NO_ASSESSMENT, SCREENING, known_race
-from cleft.data.tables.csv import Column, Table, scan_table
+from cleft.data.tables.csv import Column, Table, read_table
 from cleft.data.tables.faults import Fault, nearest, refuse
 from cleft.data.tables.files import leaves_root
 from cleft.data.tables.patients import whole_id
@@ -117,7 +117,7 @@ def read_columns(path: Path, required: Mapping[str, tuple[str, ...]], optional: 
     """
     every = {**required, **optional}
     wanted = {name.casefold() for names in every.values() for name in names}
-    table, faults = scan_table(path, wanted=lambda name: name.casefold() in wanted)
+    table, faults = read_table(path, wanted=lambda name: name.casefold() in wanted)
     found = {name.casefold(): name for name in table.columns}
     columns: dict[str, Column] = {}
     notes: list[str] = []

@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,16 +22,15 @@ from cleft.config import DataConfig
 from cleft.data.images.headers import Header, header_notes, read_headers
 from cleft.data.readers.chexpert import FINDINGS as CHEXPERT
 from cleft.data.readers.iu_xml import Report, image_name, read_xml_reports, report_files
-from cleft.data.tables.csv import Table, scan_table
+from cleft.data.tables.csv import Table, read_table
 from cleft.data.tables.faults import Fault, missing_columns, refuse
 from cleft.data.tables.files import is_junk
 from cleft.data.tables.patients import whole_id
+from cleft.data.tables.reading import ParsedTable, ReaderResult, build_result, require_root
 from cleft.data.tables.rows import BLANK, Rows, read_texts
-from cleft.data.tables.scan import Scan, make_scan, require_root
 from cleft.data.text.reports import choose_sections, report_notes
 from cleft.errors import ConfigError, DataError
 from cleft.grammar import agree, count, verb
-from cleft.types import Reading
 
 FINDINGS = (*CHEXPERT, "Emphysema", "Fibrosis", "Granuloma", "Hernia")
 """CheXpert's fourteen, and four that reports of Open-i often have."""
@@ -154,7 +152,7 @@ def read_projections(path: Path) -> Projections:
     Raises:
         DataError: If it lacks a column.
     """
-    table, faults = scan_table(path)
+    table, faults = read_table(path)
     refuse(path, missing_columns(table.columns, [_UID, _FILE, _VIEW]))
     names = [image_name(text) or "" for text in table.columns[_FILE].texts()]
     numbers = _numbers(table)
@@ -181,7 +179,7 @@ def read_table_reports(path: Path, wanted: Sequence[str]) -> TableReports:
     Raises:
         DataError: If it lacks a column, or not one of its reports belongs to an image.
     """
-    table, faults = scan_table(path)
+    table, faults = read_table(path)
     refuse(path, missing_columns(table.columns, [_UID, _TERMS, "findings", "impression"]))
     numbers = _numbers(table)
     sections = {name: read_texts(table.columns.get(name), len(table)) for name in _SECTIONS}
@@ -246,7 +244,7 @@ class _Images(NamedTuple):
     sources: Mapping[str, str]
 
 
-def read_iu_xray(config: DataConfig, *, check_files: bool = True) -> Reading:
+def read_iu_xray(config: DataConfig, *, check_files: bool = True) -> ReaderResult:
     """Reads IU X-ray.
 
     Args:
@@ -263,13 +261,6 @@ def read_iu_xray(config: DataConfig, *, check_files: bool = True) -> Reading:
         DataError: If reports or images are not there or not what they should be, or more than `data.max_bad` of the
             images are missing.
     """
-    scan = scan_iu_xray(config, check_files=check_files)
-    refuse(scan.path, scan.faults)
-    return scan.reading
-
-
-def scan_iu_xray(config: DataConfig, *, check_files: bool = True) -> Scan:
-    """Reads what can be read and collects what is wrong with the rest; see `read_iu_xray`."""
     root = require_root(config)
     if config.table is not None:
         raise ConfigError(f"data.table={config.table} is not for data.dataset=iu-xray; leave it out")
@@ -282,6 +273,10 @@ def scan_iu_xray(config: DataConfig, *, check_files: bool = True) -> Scan:
     files = _locate(root, folders, images.names) if check_files else {}
     headers = _read_headers(config, files, images)
     blank, _ = code_terms([()])
+    views = [
+        view or headers.get(files.get(name, ""), Header()).view
+        for name, view in zip(images.names, images.views, strict=True)
+    ]
     rows = Rows(
         ids=images.names,
         images=[files.get(name, f"{root}/{name}.png") for name in images.names],
@@ -289,13 +284,7 @@ def scan_iu_xray(config: DataConfig, *, check_files: bool = True) -> Scan:
         codes=np.concatenate([codes, blank])[[place.get(number, -1) for number in images.numbers]],
         patients=images.numbers,
         studies=list(images.numbers),
-        views=[
-            view or headers.get(files.get(name, ""), Header()).view
-            for name, view in zip(images.names, images.views, strict=True)
-        ],
-        sexes=[None] * len(images.names),
-        ages=[None] * len(images.names),
-        captions=[None] * len(images.names),
+        views=views,
         lines=images.table.lines,
         reports=[texts[place[number]] if number in place else None for number in images.numbers],
     )
@@ -303,15 +292,14 @@ def scan_iu_xray(config: DataConfig, *, check_files: bool = True) -> Scan:
     sound = [
         row for row, (name, number) in enumerate(zip(images.names, images.numbers, strict=True)) if name and number
     ]
-    unseen = not any(rows.views)
-    scan = make_scan(
-        "iu-xray",
-        images.table,
-        rows,
-        np.array(sound, dtype=np.int64),
-        config,
+    unseen = not any(views)
+    parsed = ParsedTable(
+        dataset="iu-xray",
+        table=images.table,
+        rows=rows,
+        valid=np.array(sound, dtype=np.int64),
         views=config.views or VIEWS,
-        are_present=(lambda kept: present[kept]) if check_files else None,
+        present=present,
         notes=[
             *images.notes,
             *told,
@@ -320,12 +308,14 @@ def scan_iu_xray(config: DataConfig, *, check_files: bool = True) -> Scan:
             *([_NO_VIEWS] if unseen else []),
         ],
         faults=images.faults,
-        sources=images.sources,
+        sources={**images.table.source, **images.sources},
+        cautions=(_NO_VIEWS,) if unseen else (),
     )
-    # XML files have no lines in common.
-    faults = scan.faults if images.table.columns else [fault._replace(lines=()) for fault in scan.faults]
-    reading = replace(scan.reading, cautions=(_NO_VIEWS,) if unseen else ())
-    return scan._replace(reading=reading, faults=faults)
+    result = build_result(parsed, config, check_files=check_files)
+    if images.table.columns:
+        return result
+    # Lines do not apply to a folder of XML files.
+    return result._replace(faults=[fault._replace(lines=()) for fault in result.faults])
 
 
 def _folders(root: Path, depth: int = 2) -> Iterator[Path]:

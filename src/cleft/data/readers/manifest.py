@@ -11,19 +11,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cleft.config import DataConfig
-from cleft.data.tables.csv import Column, Table, scan_table
+from cleft.data.tables.csv import Column, Table, read_table
 from cleft.data.tables.faults import Fault, nearest, refuse, told_lines
 from cleft.data.tables.files import find_inside, leaves_root, respell, tidy
 from cleft.data.tables.patients import is_no_finding, may_name_patients, read_patients, rounded_fault, usual_columns
+from cleft.data.tables.reading import (
+    ParsedTable,
+    ReaderResult,
+    build_result,
+    find_table,
+    require_root,
+    unknown_value_notes,
+)
 from cleft.data.tables.rows import Rows, read_ages, read_codes, read_sexes, read_splits, read_texts
-from cleft.data.tables.scan import Scan, find_table, make_scan, oddities, require_root
 from cleft.data.text.reports import (
     FINDINGS,
     IMPRESSION,
@@ -35,7 +41,6 @@ from cleft.data.text.reports import (
 )
 from cleft.files import Output
 from cleft.grammar import agree, count, verb
-from cleft.types import Reading
 
 TABLE = "manifest.csv"
 _TEMPLATE = Path(__file__).parent / "template"
@@ -59,12 +64,13 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 usual names are understood (`tables.patients`)."""
 
 
-def read_manifest(config: DataConfig) -> Reading:
+def read_manifest(config: DataConfig, *, check_files: bool = True) -> ReaderResult:
     """Reads a user's own table.
 
     Args:
         config: `root` is the folder that holds the table and, at any depth, the images; `table` the table's
             name, by default `manifest.csv`; `views` are the projections to keep, by default all.
+        check_files: Whether to drop images without a file. False reads a table without its images.
 
     Returns:
         One record per image in the table's order, with -1 still in its labels. Its id is the image's path
@@ -75,16 +81,9 @@ def read_manifest(config: DataConfig) -> Reading:
         DataError: If the table is not there, a path leaves the root, a cell is not what it should be, or more
             than `data.max_bad` of the images are missing.
     """
-    scan = scan_manifest(config)
-    refuse(scan.path, scan.faults)
-    return scan.reading
-
-
-def scan_manifest(config: DataConfig, *, check_files: bool = True) -> Scan:
-    """Reads what can be read and collects what is wrong with the rest; see `read_manifest`."""
     root = require_root(config)
     path = find_table(root, [root], config.table or TABLE)
-    table, faults = scan_table(path)
+    table, faults = read_table(path)
     named, left, twice = _name_columns(table)
     if "image" not in named:
         close = nearest("image", table.columns)
@@ -121,20 +120,19 @@ def scan_manifest(config: DataConfig, *, check_files: bool = True) -> Scan:
         splits=splits,
         reports=_read_reports(named, len(table), config.report),
     )
-    scan = make_scan(
-        "manifest",
-        table,
-        rows,
-        usable[~outside[usable]],
-        config,
+    parsed = ParsedTable(
+        dataset="manifest",
+        table=table,
+        rows=rows,
+        valid=usable[~outside[usable]],
         views=config.views,
-        are_present=(lambda kept: present[kept]) if check_files else None,
+        present=present,
         notes=[
             *_notes(table, named, left),
             *id_notes,
             *_split_note(splits),
             *report_notes(rows.reports),
-            *oddities(odd_sexes, odd_ages),
+            *unknown_value_notes(odd_sexes, odd_ages),
             *_spelling_note(table, ids, spelled),
         ],
         faults=[
@@ -147,9 +145,9 @@ def scan_manifest(config: DataConfig, *, check_files: bool = True) -> Scan:
             *wrong_splits,
             *_nothing_to_say(named, findings),
         ],
+        cautions=() if "patient" in named else (_NO_PATIENT,),
     )
-    cautions = (_NO_PATIENT,) * ("patient" not in named)
-    return scan._replace(reading=replace(scan.reading, cautions=cautions))
+    return build_result(parsed, config, check_files=check_files)
 
 
 _REPORTS = ("report", "findings", "impression")

@@ -12,7 +12,6 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,12 +20,12 @@ from numpy.typing import NDArray
 
 from cleft.config import DataConfig
 from cleft.data.images.headers import Header, header_notes, read_headers
-from cleft.data.tables.csv import MAX_CELL_BYTES, Table, scan_table
+from cleft.data.tables.csv import MAX_CELL_BYTES, Table, read_table
 from cleft.data.tables.faults import Fault, missing_columns, refuse
 from cleft.data.tables.files import are_files, is_junk
 from cleft.data.tables.patients import whole_id
+from cleft.data.tables.reading import ParsedTable, ReaderResult, build_result, find_table, require_root
 from cleft.data.tables.rows import BLANK, Rows, read_codes, read_splits
-from cleft.data.tables.scan import Scan, find_table, make_scan, require_root
 from cleft.data.text.reports import (
     COMPARISON,
     IMPRESSION,
@@ -39,7 +38,6 @@ from cleft.data.text.reports import (
 from cleft.data.text.reports import FINDINGS as FINDINGS_SECTION
 from cleft.errors import ConfigError, DataError
 from cleft.grammar import agree, count, share, verb
-from cleft.types import Reading
 
 SECTIONED = tuple(f"mimic_cxr_sectioned.csv{end}" for end in ("", ".gz", ".zip"))
 ARCHIVE = "mimic-cxr-reports.zip"
@@ -148,7 +146,7 @@ def _decode(raw: bytes) -> str:
 
 
 def _read_sectioned(path: Path, studies: Mapping[str, str], choice: Choice) -> Reports:
-    table, faults = scan_table(path)
+    table, faults = read_table(path)
     if "study" not in table.columns or not any(name in table.columns for name in _SECTIONS[:2]):
         lacking = missing_columns(table.columns, ["study", *_SECTIONS[:2]])
         refuse(
@@ -326,7 +324,7 @@ def read_parts(path: Path | None, names: Sequence[str]) -> Parts:
     if path is None:
         told = "no mimic-cxr-2.0.0-split.csv: the official split is not known (data.split=patients does without)"
         return Parts(None, [], [told], {})
-    table, faults = scan_table(path)
+    table, faults = read_table(path)
     refuse(path, missing_columns(table.columns, [DICOM, "split"]))
     parts, wrong = read_splits(table, table.columns["split"])
     part_of: dict[str, str | None] = {}
@@ -363,7 +361,7 @@ def read_labels(path: Path | None, images: Images) -> Labels:
     if path is None:
         told = "no mimic-cxr-2.0.0-chexpert.csv and no -negbio.csv that was asked for: no finding is known"
         return Labels(codes, [], [told], {})
-    table, faults = scan_table(path)
+    table, faults = read_table(path)
     refuse(path, missing_columns(table.columns, [SUBJECT, STUDY, *FINDINGS]))
     told, wrong = read_codes(table, FINDINGS)
     place: dict[tuple[str, str], int] = {}
@@ -406,7 +404,7 @@ _PROBES = 64
 _PUBLISHED = "published: 377,110 images of 227,835 studies of 65,379 patients"
 
 
-def read_mimic(config: DataConfig, *, check_files: bool = True) -> Reading:
+def read_mimic(config: DataConfig, *, check_files: bool = True) -> ReaderResult:
     """Reads MIMIC-CXR.
 
     Args:
@@ -425,18 +423,11 @@ def read_mimic(config: DataConfig, *, check_files: bool = True) -> Reading:
         DataError: If a table, the images or the reports are not what they should be, or more than `data.max_bad` of
             the images are missing.
     """
-    scan = scan_mimic(config, check_files=check_files)
-    refuse(scan.path, scan.faults)
-    return scan.reading
-
-
-def scan_mimic(config: DataConfig, *, check_files: bool = True) -> Scan:
-    """Reads what can be read and collects what is wrong with the rest; see `read_mimic`."""
     root = require_root(config)
     folders = [root, *sorted(path for path in root.iterdir() if path.is_dir() and not is_junk(path.name))]
     path = _find_images(root, folders, config.table)
     homes = list(dict.fromkeys([path.parent, *folders]))
-    table, faults = scan_table(path)
+    table, faults = read_table(path)
     images = read_images(table)
     parts = read_parts(find_named(homes, "split"), images.names)
     labels = read_labels(find_named(homes, LABELS.get(config.labels, config.labels)), images)
@@ -454,21 +445,17 @@ def scan_mimic(config: DataConfig, *, check_files: bool = True) -> Scan:
         patients=images.subjects,
         studies=list(images.studies),
         views=_views(images, files, headers),
-        sexes=[None] * len(table),
-        ages=[None] * len(table),
-        captions=[None] * len(table),
         lines=table.lines,
         splits=parts.values,
         reports=None if reports is None else [reports.texts.get(study) for study in images.studies],
     )
-    scan = make_scan(
-        "mimic",
-        table,
-        rows,
-        usable,
-        config,
+    parsed = ParsedTable(
+        dataset="mimic",
+        table=table,
+        rows=rows,
+        valid=usable,
         views=config.views or VIEWS,
-        are_present=None if present is None else (lambda kept: present[kept]),
+        present=present,
         notes=[
             _census(table, images),
             *parts.notes,
@@ -478,10 +465,9 @@ def scan_mimic(config: DataConfig, *, check_files: bool = True) -> Scan:
             *header_notes(headers.values()),
         ],
         faults=[*faults, *images.faults, *parts.faults, *labels.faults, *(reports.faults if reports else ())],
-        sources={**parts.sources, **(reports.sources if reports else {})},
+        sources={**labels.sources, **table.source, **parts.sources, **(reports.sources if reports else {})},
     )
-    # The label table comes first: what is said of labels names the first source.
-    return scan._replace(reading=replace(scan.reading, sources={**labels.sources, **scan.reading.sources}))
+    return build_result(parsed, config, check_files=check_files)
 
 
 def _find_images(root: Path, folders: Sequence[Path], name: str | None) -> Path:

@@ -13,7 +13,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,14 +20,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cleft.config import DataConfig
-from cleft.data.tables.csv import Column, Table, scan_table
+from cleft.data.tables.csv import Column, Table, read_table
 from cleft.data.tables.faults import Fault, missing_columns, nearest, refuse
 from cleft.data.tables.patients import person, whole_id
+from cleft.data.tables.reading import (
+    ParsedTable,
+    ReaderResult,
+    build_result,
+    find_table,
+    require_root,
+    unknown_value_notes,
+)
 from cleft.data.tables.rows import Rows, read_ages, read_sexes, read_texts
-from cleft.data.tables.scan import Scan, find_table, make_scan, oddities, require_root
 from cleft.errors import DataError
 from cleft.grammar import agree, count, verb
-from cleft.types import Reading
 
 LISTS = {"train": "train_val_list.txt", "test": "test_list.txt"}
 """Part to the list of its images. What is for choosing is drawn from the first."""
@@ -172,7 +177,7 @@ _YEARS = {"": 1.0, "Y": 1.0, "M": 1 / 12, "D": 1 / 365.25}
 _PUBLISHED = "published: 112,120 images of 30,805 patients"
 
 
-def read_nih(config: DataConfig, *, check_files: bool = True) -> Reading:
+def read_nih(config: DataConfig, *, check_files: bool = True) -> ReaderResult:
     """Reads ChestX-ray14.
 
     Args:
@@ -190,18 +195,11 @@ def read_nih(config: DataConfig, *, check_files: bool = True) -> Reading:
         DataError: If the table or the images are not there, a cell is not what it should be, or more than
             `data.max_bad` of the images are missing.
     """
-    scan = scan_nih(config, check_files=check_files)
-    refuse(scan.path, scan.faults)
-    return scan.reading
-
-
-def scan_nih(config: DataConfig, *, check_files: bool = True) -> Scan:
-    """Reads what can be read and collects what is wrong with the rest; see `read_nih`."""
     root = require_root(config)
     folders = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
     names = [config.table] if config.table else [name for name in TABLES if any((f / name).is_file() for f in folders)]
     path = find_table(root, folders, names[0] if names else TABLES[0])
-    table, faults = scan_table(path)
+    table, faults = read_table(path)
     lacking = missing_columns(
         table.columns, [_IMAGE, _LABELS, _PATIENT, "Patient Age", "Patient Gender", "View Position"]
     )
@@ -224,27 +222,26 @@ def scan_nih(config: DataConfig, *, check_files: bool = True) -> Scan:
         views=read_texts(table.columns[_VIEW], len(table)),
         sexes=sexes,
         ages=ages,
-        captions=[None] * len(table),
         lines=table.lines,
         splits=lists.splits,
     )
-    scan = make_scan(
-        "nih",
-        table,
-        rows,
-        np.flatnonzero(sound),
-        config,
+    parsed = ParsedTable(
+        dataset="nih",
+        table=table,
+        rows=rows,
+        valid=np.flatnonzero(sound),
         views=config.views or VIEWS,
-        are_present=None if present is None else (lambda kept: present[kept]),
+        present=present,
         notes=[
             *_census(table, ids, patients, sound),
             *lists.notes,
-            *oddities(odd_sexes, odd_ages),
+            *unknown_value_notes(odd_sexes, odd_ages),
         ],
         faults=[*faults, *wrong_names, *wrong_labels, *lists.faults],
-        sources=lists.sources,
+        sources={**table.source, **lists.sources},
+        people="nih",
     )
-    return scan._replace(reading=replace(scan.reading, people="nih"))
+    return build_result(parsed, config, check_files=check_files)
 
 
 def _read_names(table: Table) -> tuple[list[str], list[str], NDArray[np.bool_], list[Fault]]:

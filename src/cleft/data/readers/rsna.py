@@ -13,7 +13,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -23,17 +23,16 @@ from numpy.typing import NDArray
 
 from cleft.config import DataConfig
 from cleft.data.images.headers import Header, header_notes, read_headers
-from cleft.data.tables.csv import Table, scan_table
+from cleft.data.tables.csv import Table, read_table
 from cleft.data.tables.faults import Fault, missing_columns, refuse
 from cleft.data.tables.files import are_files, is_junk
 from cleft.data.tables.patients import person
+from cleft.data.tables.reading import ParsedTable, ReaderResult, build_result, find_table, require_root
 from cleft.data.tables.rows import BLANK, Rows, read_codes, read_texts
-from cleft.data.tables.scan import Scan, find_table, make_scan, require_root
 from cleft.errors import DataError
 from cleft.files import read_limited
 from cleft.grammar import count, share, verb
 from cleft.strict_json import parse_json
-from cleft.types import Reading
 
 NAMES = (
     "pneumonia-challenge-dataset-mappings_2018.json",
@@ -153,7 +152,7 @@ def _read_json(path: Path) -> PatientMap:
 
 
 def _read_csv(path: Path) -> PatientMap:
-    table, faults = scan_table(path)
+    table, faults = read_table(path)
     columns = {name.casefold(): column for name, column in table.columns.items()}
     images = read_texts(columns.get("patientid"), len(table))
     numbers, names = (read_texts(columns.get(name), len(table)) for name in ("nih_patient", "nih_image"))
@@ -307,7 +306,7 @@ def read_details(path: Path, labels: Labels) -> Details:
     Raises:
         DataError: If a class is unknown, or contradicts another row or the label table.
     """
-    table, faults = scan_table(path)
+    table, faults = read_table(path)
     refuse(path, [*faults, *missing_columns(table.columns, ["patientId", "class"])])
     names, classes = table.columns["patientId"].texts(), table.columns["class"].texts()
     target = dict(zip(labels.names, labels.target.tolist(), strict=True))
@@ -368,7 +367,7 @@ _PROBES = 8
 _PUBLISHED = "published: 26,684 images, 6,012 of them positive with 9,555 boxes"
 
 
-def read_rsna(config: DataConfig, *, check_files: bool = True) -> Reading:
+def read_rsna(config: DataConfig, *, check_files: bool = True) -> ReaderResult:
     """Reads RSNA.
 
     Args:
@@ -387,17 +386,10 @@ def read_rsna(config: DataConfig, *, check_files: bool = True) -> Reading:
         DataError: If a table or the images are not there, rows of an image disagree, or more than `data.max_bad` of the
             images are missing or not in the mapping.
     """
-    scan = scan_rsna(config, check_files=check_files)
-    refuse(scan.path, scan.faults)
-    return scan.reading
-
-
-def scan_rsna(config: DataConfig, *, check_files: bool = True) -> Scan:
-    """Reads what can be read and collects what is wrong with the rest; see `read_rsna`."""
     root = require_root(config)
     folders = _folders(root)
     path = _find(root, folders, config.table or TABLE)
-    table, faults = scan_table(path)
+    table, faults = read_table(path)
     lacking = missing_columns(table.columns, ["patientId", *BOX, "Target"])
     if lacking:
         refuse(path, lacking)
@@ -418,22 +410,19 @@ def scan_rsna(config: DataConfig, *, check_files: bool = True) -> Scan:
         findings=(NEGATIVE, POSITIVE, NORMAL)[: len(told)],
         codes=np.stack(told, axis=1).astype(np.int8),
         patients=patients.names,
-        studies=[None] * len(files),
         views=[header.view for header in seen],
         sexes=[header.sex for header in seen],
         ages=[header.age for header in seen],
-        captions=[None] * len(files),
         lines=labels.lines,
         scanners=[header.manufacturer for header in seen],
     )
-    scan = make_scan(
-        "rsna",
-        table,
-        rows,
-        np.flatnonzero(labels.sound & patients.known),
-        config,
+    parsed = ParsedTable(
+        dataset="rsna",
+        table=table,
+        rows=rows,
+        valid=np.flatnonzero(labels.sound & patients.known),
         views=config.views,
-        are_present=None if present is None else (lambda kept: present[kept]),
+        present=present,
         notes=[
             _census(path.name, labels),
             *details.notes,
@@ -443,9 +432,11 @@ def scan_rsna(config: DataConfig, *, check_files: bool = True) -> Scan:
         ],
         faults=[*faults, *wrong, *patients.faults],
         rejected={**({"duplicate": labels.repeated} if labels.repeated else {}), **patients.rejected},
-        sources={**details.sources, **patients.sources},
+        sources={**table.source, **details.sources, **patients.sources},
+        people=patients.people,
+        cautions=patients.cautions,
     )
-    return scan._replace(reading=replace(scan.reading, people=patients.people, cautions=patients.cautions))
+    return build_result(parsed, config, check_files=check_files)
 
 
 def _folders(root: Path) -> list[Path]:

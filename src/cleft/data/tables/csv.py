@@ -16,7 +16,7 @@ import io
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.csv as arrow_csv
 from numpy.typing import NDArray
 
-from cleft.data.tables.faults import Fault, missing_columns, refuse
+from cleft.data.tables.faults import Fault
 from cleft.data.tables.files import is_junk
 from cleft.errors import DataError
 from cleft.grammar import count
@@ -78,28 +78,18 @@ class Table:
     def __len__(self) -> int:
         return len(self.lines)
 
-
-def read_table(path: Path, columns: Iterable[str]) -> Table:
-    """Reads a CSV table that has to be in order and to have these columns.
-
-    Args:
-        path: A CSV file in UTF-8, plain, gzip, or alone in a zip archive (the content decides, not the name). A
-            byte-order mark, CRLF and blank lines are tolerated.
-        columns: Names the header must hold, in any order and among others.
-
-    Raises:
-        DataError: If the file is missing, empty, not such a table, or lacks a column; names the lines.
-    """
-    table, faults = scan_table(path)
-    refuse(path, [*faults, *missing_columns(table.columns, columns)])
-    return table
+    @property
+    def source(self) -> dict[str, str]:
+        """Name and SHA-256, as `Reading.sources` lists them."""
+        return {self.path.name: self.sha256}
 
 
-def scan_table(path: Path, *, wanted: Callable[[str], bool] | None = None) -> tuple[Table, list[Fault]]:
+def read_table(path: Path, *, wanted: Callable[[str], bool] | None = None) -> tuple[Table, list[Fault]]:
     """Reads a CSV table and collects what is wrong with single rows and columns; these are left out.
 
     Args:
-        path: As for `read_table`.
+        path: A CSV file in UTF-8: plain, gzip, or alone in a zip archive (recognised by content, not by name). A
+            byte-order mark, CRLF and blank lines are accepted.
         wanted: Which columns to keep, by name; by default all. A table may have a hundred more than anybody reads.
 
     Raises:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cleft.config import DataConfig
-from cleft.data.tables.csv import Column, scan_table
+from cleft.data.tables.csv import Column, read_table
 from cleft.data.tables.faults import Fault, refuse
 from cleft.errors import DataError
 from cleft.grammar import count, share, verb
@@ -285,7 +285,7 @@ def read_patient_list(path: Path, people: str) -> PatientList:
     """
     if not path.is_file():
         raise DataError(f"no list of patients at {path}; set data.exclude to the file, or leave it out", reason="table")
-    table, faults = scan_table(path)
+    table, faults = read_table(path)
     names = list(table.columns)
     # Of NIH's people a column `patientId` is RSNA's, which names images.
     usual = [name for name in usual_columns("patient", names) if people != "nih" or name.casefold() != "patientid"]

@@ -13,6 +13,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -158,18 +159,18 @@ class Rows:
     codes: NDArray[np.int8]
     """1, 0, -1 or `BLANK`, `[N, C]`."""
     patients: list[str]
-    studies: list[str | None]
-    views: list[str | None]
-    sexes: list[str | None]
-    ages: list[float | None]
-    captions: list[str | None]
     lines: NDArray[np.int64]
     """Line of each row in its table, `[N]`."""
+    studies: list[str | None] | None = None
+    views: list[str | None] | None = None
+    sexes: list[str | None] | None = None
+    ages: list[float | None] | None = None
+    captions: list[str | None] | None = None
     lateralities: list[str | None] | None = None
     scanners: list[str | None] | None = None
     splits: list[str | None] | None = None
     reports: list[str | None] | None = None
-    """Where a table has no such column, None in place of the list."""
+    """None in place of a list: the dataset has no such column."""
 
 
 def text_faults(rows: Rows, *, reports: bool) -> list[Fault]:
@@ -223,7 +224,7 @@ def keep_views(
     Returns:
         The rows that stay, and the ids of those left out under `view-<projection>`.
     """
-    if views is None:
+    if views is None or rows.views is None:
         return kept, {}
     wanted = {view.casefold() for view in views}
     if wanted & {"ap", "pa"}:
@@ -276,6 +277,11 @@ def to_records(rows: Rows, kept: NDArray[np.int64]) -> list[Record]:
     width = len(rows.findings)
     blob = np.ascontiguousarray(rows.codes).tobytes()
     records: list[Record] = []
+    blank: list[Any] = [None] * len(rows.ids)
+    studies, views, splits = rows.studies or blank, rows.views or blank, rows.splits or blank
+    sexes, ages = rows.sexes or blank, rows.ages or blank
+    lateralities, scanners = rows.lateralities or blank, rows.scanners or blank
+    captions, reports = rows.captions or blank, rows.reports or blank
     for row in kept.tolist():
         key = blob[row * width : (row + 1) * width]
         if key not in labels:
@@ -287,15 +293,15 @@ def to_records(rows: Rows, kept: NDArray[np.int64]) -> list[Record]:
                 image=Path(rows.images[row]),
                 labels=labels[key],
                 patient=rows.patients[row],
-                study=rows.studies[row],
-                view=rows.views[row],
-                sex=rows.sexes[row],
-                laterality=rows.lateralities[row] if rows.lateralities else None,
-                age=rows.ages[row],
-                scanner=rows.scanners[row] if rows.scanners else None,
-                split=rows.splits[row] if rows.splits else None,
-                caption=rows.captions[row],
-                report=rows.reports[row] if rows.reports else None,
+                study=studies[row],
+                view=views[row],
+                sex=sexes[row],
+                laterality=lateralities[row],
+                age=ages[row],
+                scanner=scanners[row],
+                split=splits[row],
+                caption=captions[row],
+                report=reports[row],
             )
         )
     return records

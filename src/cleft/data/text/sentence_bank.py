@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cleft.data.sampling import Stream, philox_generator
-from cleft.data.tables.csv import scan_table
+from cleft.data.tables.csv import read_table
 from cleft.data.tables.faults import Fault, refuse, unreadable_texts
 from cleft.data.tables.rows import read_codes
 from cleft.data.text.captions import NO_FINDING, clean_text
@@ -114,7 +114,7 @@ def read_bank(path: Path, findings: Sequence[str]) -> SentenceBank:
     Raises:
         DataError: If the table cannot be read, has no such columns, or no sentence that says "no finding".
     """
-    table, faults = scan_table(path)
+    table, faults = read_table(path)
     by_name = {name.casefold(): name for name in table.columns}
     text = next((by_name[name] for name in COLUMNS if name in by_name), None)
     named = [name for name in findings if name.casefold() in by_name]

@@ -19,7 +19,7 @@ FIFTH = "patient00005/study1/view1_frontal.jpg"
 def read(tmp_path, text, name="list.csv", **settings):
     root = write_fake_chexpert(tmp_path / "data")
     (tmp_path / name).write_text(text)
-    return read_chexpert(DataConfig(root=root, test_list=tmp_path / name, **settings))
+    return read_chexpert(DataConfig(root=root, test_list=tmp_path / name, **settings)).checked()
 
 
 def listed(reading):
@@ -74,7 +74,7 @@ def test_a_column_of_classes_decides_among_them_and_leaves_other_findings_alone(
 
 
 def test_a_plain_list_leaves_the_labels_of_the_table(tmp_path):
-    plain = read_chexpert(DataConfig(root=write_fake_chexpert(tmp_path / "data")))
+    plain = read_chexpert(DataConfig(root=write_fake_chexpert(tmp_path / "data"))).checked()
     reading = read(tmp_path, f"train/{FIRST}\ntrain/{PA}\n")
     assert reading.records == plain.records
 
@@ -128,13 +128,13 @@ def test_a_list_that_says_nothing_clear_is_refused(tmp_path, text, sentence):
 
 def test_a_list_that_is_not_there_is_named(tmp_path):
     with pytest.raises(DataError, match=r"no list of images at .*gone\.csv; set data\.test_list"):
-        read_chexpert(DataConfig(root=write_fake_chexpert(tmp_path), test_list=tmp_path / "gone.csv"))
+        read_chexpert(DataConfig(root=write_fake_chexpert(tmp_path), test_list=tmp_path / "gone.csv")).checked()
 
 
 def test_a_table_of_your_own_takes_a_list_of_its_ids(tmp_path):
     root = write_fake_manifest(tmp_path / "mine")
-    ids = [record.id for record in read_manifest(DataConfig(dataset="manifest", root=root)).records]
+    ids = [record.id for record in read_manifest(DataConfig(dataset="manifest", root=root)).checked().records]
     (tmp_path / "list.txt").write_text(f"{ids[0]}\nelsewhere/{ids[2]}\n")
-    reading = read_manifest(DataConfig(dataset="manifest", root=root, test_list=tmp_path / "list.txt"))
+    reading = read_manifest(DataConfig(dataset="manifest", root=root, test_list=tmp_path / "list.txt")).checked()
     assert reading.listed == {ids[0], ids[2]}
     assert len(reading.records) == len(ids)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cleft.config import DataConfig
-from cleft.data.tables.csv import Column, Table, scan_table
+from cleft.data.tables.csv import Column, Table, read_table
 from cleft.data.tables.faults import Fault, refuse
-from cleft.data.tables.files import hint_nearby, is_junk, leaves_root
+from cleft.data.tables.files import are_files, hint_nearby, is_junk, leaves_root
 from cleft.data.tables.patients import spelling_faults, usual_columns
 from cleft.data.tables.rows import (
     Rows,
@@ -32,6 +31,184 @@ from cleft.errors import ConfigError, DataError
 from cleft.grammar import count, share, verb
 from cleft.privacy import hidden_name, is_hidden
 from cleft.types import Reading
+
+
+class ReaderResult(NamedTuple):
+    """What a reader could read, and everything that is wrong with the rest."""
+
+    path: Path
+    """The table, named in messages about its faults."""
+    reading: Reading
+    """Records of the rows without faults."""
+    faults: list[Fault]
+    images: Sequence[str] = ()
+    """Path of the image of every row, including rows that were left out."""
+
+    def checked(self) -> Reading:
+        """Returns the reading of a table without faults.
+
+        Raises:
+            DataError: If there are faults; describes the first and counts the others.
+        """
+        refuse(self.path, self.faults)
+        return self.reading
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParsedTable:
+    """What a reader makes of its tables, before duplicates, views and missing files are dealt with."""
+
+    dataset: str
+    """Value of `data.dataset`."""
+    table: Table
+    """The table that names the images."""
+    rows: Rows
+    valid: NDArray[np.int64]
+    """Indices of rows without a fault of their own, ascending."""
+    views: Sequence[str] | None = None
+    """View positions to keep; None keeps all."""
+    present: NDArray[np.bool_] | None = None
+    """Whether the image file of each row exists, `[N]`; None looks for the files at `rows.images`."""
+    notes: Sequence[str] = ()
+    """Sentences for the user: counts, published counts, what was unusual."""
+    faults: Sequence[Fault] = ()
+    rejected: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
+    """Ids (or lines) of what the reader left out, by reason."""
+    sources: Mapping[str, str] | None = None
+    """SHA-256 of every table read, by name, the one with the labels first; None: `table` alone."""
+    images: Sequence[str] | None = None
+    """Paths of all images of the table, where `rows` has only some of them."""
+    people: str = ""
+    """Population whose patient ids these are, as `Reading.people`."""
+    cautions: tuple[str, ...] = ()
+    """As `Reading.cautions`."""
+
+
+def require_root(config: DataConfig) -> Path:
+    """Returns the folder of the data, as a real absolute path without links, `..` or `~`.
+
+    Raises:
+        ConfigError: If it is not set.
+        DataError: If it is no folder.
+    """
+    for name, value in vars(config).items():
+        if name != "cache" and is_hidden(value):
+            raise ConfigError(
+                f"data.{name} names {hidden_name(value)!r} in a folder of another user or machine; give "
+                f"--data.{name} <its place here>"
+            )
+    if config.root is None:
+        raise ConfigError("data.root is not set; set --data.root to the folder that holds the images and their table")
+    root = Path(os.path.realpath(os.path.expanduser(config.root)))
+    if not root.is_dir():
+        raise DataError(f"{config.root} is not a folder; give --data.root <folder of your data>", reason="root")
+    return root
+
+
+def find_table(root: Path, folders: Sequence[Path], name: str) -> Path:
+    """Finds a table in one of several folders.
+
+    Raises:
+        ConfigError: If the name leads out of the root.
+        DataError: If it is in none of them, or in several.
+    """
+    if leaves_root(name):
+        raise ConfigError(f"data.table={name!r} leads out of data.root; give a path inside {root}")
+    found = [folder / name for folder in folders if (folder / name).is_file()]
+    if len(found) > 1:
+        places = ", ".join(str(path.parent) for path in found)
+        raise DataError(f"{name} lies in several folders: {places}; set data.root to one of them", reason="table")
+    if not found:
+        files = [path for folder in folders for path in folder.glob("*") if path.is_file() and not is_junk(path.name)]
+        seen = sorted({path.name for path in files if ".csv" in path.name})
+        packed = sorted({path.name for path in files if path.suffix == ".zip"} - set(seen))
+        there = f"; there are {', '.join(seen[:10])}: set data.table to one of them" if seen else ""
+        there += f"; if it is packed in {', '.join(packed[:10])}, unpack that first" if packed else ""
+        looked = ", ".join(str(folder) for folder in folders)
+        raise DataError(f"no {name} in {looked}{there or '; check data.root'}", reason="table")
+    return found[0]
+
+
+def build_result(parsed: ParsedTable, config: DataConfig, *, check_files: bool) -> ReaderResult:
+    """Merges duplicates, drops unwanted views and missing files, and makes records of the remaining rows.
+
+    Args:
+        parsed: Rows of the dataset.
+        config: Share of images that may be missing, and the test list, whose images are kept whatever their view.
+        check_files: Whether images without a file are dropped; False keeps them.
+    """
+    rows, notes, sources = parsed.rows, parsed.notes, parsed.sources or parsed.table.source
+    valid, duplicates, conflicts = merge_duplicates(rows, parsed.valid)
+    kept, by_view = keep_views(rows, valid, parsed.views)
+    listed: list[str] = []
+    if config.test_list is not None:
+        images = read_image_list(config.test_list, parsed.table.path.name, rows.ids, rows.findings)
+        rows, label_notes = apply_list_labels(rows, images)
+        kept, by_view, view_notes = keep_listed(rows, valid, kept, by_view, images.ids)
+        listed, sources, notes = images.ids, {**sources, **images.source}, [*notes, *label_notes, *view_notes]
+    rejected: dict[str, Sequence[str]] = {**parsed.rejected, **by_view}
+    if duplicates:
+        rejected["duplicate"] = duplicates
+    missing_faults: list[Fault] = []
+    if check_files:
+        present = (
+            are_files([rows.images[row] for row in kept.tolist()]) if parsed.present is None else parsed.present[kept]
+        )
+        kept, missing, missing_faults = drop_missing(rows, kept, present, config.max_bad)
+        if missing:
+            rejected["missing"] = missing
+        missing_faults = [_with_hint(fault, rows, missing, config) for fault in missing_faults]
+    # Without a patient column an image is its own patient, named by its path; in paths, case and zeros matter.
+    spellings: list[Fault] = []
+    if rows.patients != rows.ids:
+        spellings = spelling_faults(rows.patients, parsed.valid.tolist(), rows.lines.tolist())
+    reads_reports = config.texts not in ("captions", "findings", "bank") or not rows.findings
+    texts = text_faults(rows, reports=reads_reports)
+    faults = [*parsed.faults, *spellings, *conflicts, *missing_faults, *texts]
+    if not len(kept) and not faults:
+        faults.append(_nothing_left(rejected, parsed.views))
+    reading = Reading(
+        dataset=parsed.dataset,
+        records=to_records(rows, kept),
+        findings=rows.findings,
+        rejected=rejected,
+        sources=sources,
+        notes=(*notes, *view_note(by_view, parsed.views)),
+        listed=frozenset(listed),
+        people=parsed.people,
+        cautions=parsed.cautions,
+    )
+    images_of_table = rows.images if parsed.images is None else parsed.images
+    return ReaderResult(parsed.table.path, reading, faults, images_of_table)
+
+
+def _with_hint(fault: Fault, rows: Rows, missing: Sequence[str], config: DataConfig) -> Fault:
+    """Adds to a fault of missing images which files are on disk in their place."""
+    root = require_root(config)
+    path_of = dict(zip(rows.ids, rows.images, strict=True))
+    paths = [path_of[name] for name in missing]
+    if not all(path.startswith(f"{root}/") for path in paths):
+        return fault
+    hint = hint_nearby(root, [path.removeprefix(f"{root}/") for path in paths])
+    return fault._replace(remedy=hint) if hint else fault
+
+
+def unknown_value_notes(sexes: int, ages: int) -> list[str]:
+    """Says how many sexes and ages could not be read."""
+    return [
+        f"{count(rows, 'row')} with {what} {verb(rows, 'counts', 'count')} as unknown"
+        for rows, what in ((sexes, "another sex than Male or Female"), (ages, "an age outside 0 to 120"))
+        if rows
+    ]
+
+
+def _nothing_left(rejected: dict[str, Sequence[str]], views: Sequence[str] | None) -> Fault:
+    counts = ", ".join(f"{reason} ({len(rows):,})" for reason, rows in rejected.items())
+    if views is None:
+        return Fault("empty", f"no row is left ({counts or 'the table has none'})", "look at the rows left out")
+    remedy = f"data.views keeps {', '.join(views)}; set it to projections the table has"
+    return Fault("empty", f"no row is left after leaving out {counts}", remedy)
+
 
 IMAGE_COLUMNS = ("path", "image", "id", "image_id", "filename", "file")
 CLASS_COLUMNS = ("class", "label", "category")
@@ -74,7 +251,7 @@ def read_image_list(path: Path, table: str, ids: Sequence[str], findings: Sequen
     """
     if not path.is_file():
         raise DataError(f"no list of images at {path}; set data.test_list to the file, or leave it out", reason="table")
-    content, faults = scan_table(path)
+    content, faults = read_table(path)
     refuse(path, faults)
     entries, lines = _entries(path, content)
     known = {name for name in ids if name}
@@ -101,7 +278,7 @@ def read_image_list(path: Path, table: str, ids: Sequence[str], findings: Sequen
     return ImageList(path.name, content.sha256, list(first), codes[once], len(named) - len(once))
 
 
-def put_listed(rows: Rows, listed: ImageList) -> tuple[Rows, list[str]]:
+def apply_list_labels(rows: Rows, listed: ImageList) -> tuple[Rows, list[str]]:
     """Gives the images of a list the labels it says they have.
 
     Returns:
@@ -220,153 +397,3 @@ def _codes(path: Path, content: Table, findings: Sequence[str]) -> NDArray[np.in
 
 def _plain(name: str) -> str:
     return " ".join(name.replace("_", " ").split()).casefold()
-
-
-class Scan(NamedTuple):
-    """What could be read, and everything that is wrong with the rest."""
-
-    path: Path
-    """The table."""
-    reading: Reading
-    """Made of the rows without fault."""
-    faults: list[Fault]
-    images: Sequence[str] = ()
-    """Where the image of every row should lie, also of rows that were left out; empty where a reader does not say."""
-
-
-def require_root(config: DataConfig) -> Path:
-    """Returns the folder of the data, as a real absolute path without links, `..` or `~`.
-
-    Raises:
-        ConfigError: If it is not set.
-        DataError: If it is no folder.
-    """
-    for name, value in vars(config).items():
-        if name != "cache" and is_hidden(value):
-            raise ConfigError(
-                f"data.{name} names {hidden_name(value)!r} in a folder of another user or machine; give "
-                f"--data.{name} <its place here>"
-            )
-    if config.root is None:
-        raise ConfigError("data.root is not set; set --data.root to the folder that holds the images and their table")
-    root = Path(os.path.realpath(os.path.expanduser(config.root)))
-    if not root.is_dir():
-        raise DataError(f"{config.root} is not a folder; give --data.root <folder of your data>", reason="root")
-    return root
-
-
-def find_table(root: Path, folders: Sequence[Path], name: str) -> Path:
-    """Finds a table in one of several folders.
-
-    Raises:
-        ConfigError: If the name leads out of the root.
-        DataError: If it is in none of them, or in several.
-    """
-    if leaves_root(name):
-        raise ConfigError(f"data.table={name!r} leads out of data.root; give a path inside {root}")
-    found = [folder / name for folder in folders if (folder / name).is_file()]
-    if len(found) > 1:
-        places = ", ".join(str(path.parent) for path in found)
-        raise DataError(f"{name} lies in several folders: {places}; set data.root to one of them", reason="table")
-    if not found:
-        files = [path for folder in folders for path in folder.glob("*") if path.is_file() and not is_junk(path.name)]
-        seen = sorted({path.name for path in files if ".csv" in path.name})
-        packed = sorted({path.name for path in files if path.suffix == ".zip"} - set(seen))
-        there = f"; there are {', '.join(seen[:10])}: set data.table to one of them" if seen else ""
-        there += f"; if it is packed in {', '.join(packed[:10])}, unpack that first" if packed else ""
-        looked = ", ".join(str(folder) for folder in folders)
-        raise DataError(f"no {name} in {looked}{there or '; check data.root'}", reason="table")
-    return found[0]
-
-
-def make_scan(
-    dataset: str,
-    table: Table,
-    rows: Rows,
-    usable: NDArray[np.int64],
-    config: DataConfig,
-    *,
-    views: Sequence[str] | None,
-    are_present: Callable[[NDArray[np.int64]], NDArray[np.bool_]] | None,
-    notes: Sequence[str],
-    faults: Sequence[Fault],
-    rejected: Mapping[str, Sequence[str]] = MappingProxyType({}),
-    sources: Mapping[str, str] = MappingProxyType({}),
-) -> Scan:
-    """Leaves out what is double, unwanted or missing, counts it, and makes records of the rest.
-
-    Args:
-        dataset: Name of the dataset.
-        table: Where the rows come from.
-        rows: The typed rows, `[N]`.
-        usable: Those without a fault of their own.
-        config: How much may be missing, and a list of images that stay whatever their projection.
-        views: Projections to keep; None keeps all.
-        are_present: Whether the files of given rows exist; None where nobody looks.
-        notes: What the reader has to say.
-        faults: What is already known to be wrong.
-        rejected: What the reader has left out: reason code to the rows.
-        sources: Further tables the rows come from: name to the SHA-256 of its bytes.
-    """
-    kept, merged, clashes = merge_duplicates(rows, usable)
-    looked_at = kept
-    kept, by_view = keep_views(rows, kept, views)
-    listed: list[str] = []
-    if config.test_list is not None:
-        images = read_image_list(config.test_list, table.path.name, rows.ids, rows.findings)
-        rows, told = put_listed(rows, images)
-        kept, by_view, taken_back = keep_listed(rows, looked_at, kept, by_view, images.ids)
-        listed, sources, notes = images.ids, {**sources, **images.source}, [*notes, *told, *taken_back]
-    out: dict[str, Sequence[str]] = {**rejected, **by_view}
-    if merged:
-        out["duplicate"] = merged
-    gone: list[Fault] = []
-    if are_present is not None:
-        kept, missing, gone = drop_missing(rows, kept, are_present(kept), config.max_bad)
-        if missing:
-            out["missing"] = missing
-        gone = [_with_hint(fault, rows, missing, config) for fault in gone]
-    # An image that is its own patient is named by its path, in which case and zeros matter.
-    spelled = [] if rows.patients == rows.ids else spelling_faults(rows.patients, usable.tolist(), rows.lines.tolist())
-    reads_reports = config.texts not in ("captions", "findings", "bank") or not rows.findings
-    all_faults = [*faults, *spelled, *clashes, *gone, *text_faults(rows, reports=reads_reports)]
-    if not len(kept) and not all_faults:
-        all_faults.append(_nothing_left(out, views))
-    reading = Reading(
-        dataset=dataset,
-        records=to_records(rows, kept),
-        findings=rows.findings,
-        rejected=out,
-        sources={table.path.name: table.sha256, **sources},
-        notes=(*notes, *view_note(by_view, views)),
-        listed=frozenset(listed),
-    )
-    return Scan(table.path, reading, all_faults, rows.images)
-
-
-def _with_hint(fault: Fault, rows: Rows, missing: Sequence[str], config: DataConfig) -> Fault:
-    """Adds to a fault of missing images which files are on disk in their place."""
-    root = require_root(config)
-    path_of = dict(zip(rows.ids, rows.images, strict=True))
-    paths = [path_of[name] for name in missing]
-    if not all(path.startswith(f"{root}/") for path in paths):
-        return fault
-    hint = hint_nearby(root, [path.removeprefix(f"{root}/") for path in paths])
-    return fault._replace(remedy=hint) if hint else fault
-
-
-def oddities(sexes: int, ages: int) -> list[str]:
-    """Says how many sexes and ages could not be read."""
-    return [
-        f"{count(rows, 'row')} with {what} {verb(rows, 'counts', 'count')} as unknown"
-        for rows, what in ((sexes, "another sex than Male or Female"), (ages, "an age outside 0 to 120"))
-        if rows
-    ]
-
-
-def _nothing_left(rejected: dict[str, Sequence[str]], views: Sequence[str] | None) -> Fault:
-    counts = ", ".join(f"{reason} ({len(rows):,})" for reason, rows in rejected.items())
-    if views is None:
-        return Fault("empty", f"no row is left ({counts or 'the table has none'})", "look at the rows left out")
-    remedy = f"data.views keeps {', '.join(views)}; set it to projections the table has"
-    return Fault("empty", f"no row is left after leaving out {counts}", remedy)
