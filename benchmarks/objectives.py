@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench import AGAIN, distance, number, table, timed
-from cleft.training.objectives.gloria import local_loss
-from cleft.training.objectives.mgca import token_loss
+from cleft.models.methods.gloria import local_loss
+from cleft.models.methods.mgca import token_loss
 from timing import Spread, interleave, machine
 
 Loss = Callable[..., Tensor]

@@ -16,8 +16,8 @@ from captions import Captions
 from cleft.config import Settings
 from cleft.models.dual_encoder import DualEncoder
 from cleft.models.methods import build_model
+from cleft.models.methods.losses import info_nce
 from cleft.training.lightning_module import build_optimizer
-from cleft.training.losses import info_nce
 from text_tower import check_tree, expected, reference_of, stir, try_ways, typical_batch
 from ways import RELEASED, TREE, WAYS, Reader, TextWork, image_flops
 

@@ -31,7 +31,7 @@ KEPT = ROOT / "build/mutation.json"
 SURVIVORS = Path(__file__).with_name("survivors.txt")
 SAMPLE = 200
 TARGETS = {
-    "cleft.training.losses": ["tests/training/test_losses.py"],
+    "cleft.models.methods.losses": ["tests/models/methods/test_losses.py"],
     "cleft.models.prefix_tree": ["tests/models/test_packing.py", "tests/models/test_text.py"],
     "cleft.models.text_tower": ["tests/models/test_text.py", "tests/models/methods", "tests/models/test_dual.py"],
     "cleft.models.dual_encoder": ["tests/models/test_towers_context.py", "tests/training/test_prompt_context.py"],

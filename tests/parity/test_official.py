@@ -11,9 +11,9 @@ from torch.nn.functional import normalize
 from cleft.errors import CheckpointError
 from cleft.models.checkpoint import load_model
 from cleft.models.container import read_foreign
+from cleft.models.methods.losses import info_nce
 from cleft.models.official import _fill, import_official
 from cleft.models.official_keys import take_apart
-from cleft.training.losses import info_nce
 
 KINDS = ["lora", "ia3", "prefix"]
 WAYS = ["padded", "distinct", "tree"]

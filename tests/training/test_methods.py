@@ -16,11 +16,16 @@ from cleft.evaluation.zero_shot import evaluate_zero_shot
 from cleft.models.checkpoint import load_model, load_trained
 from cleft.models.image_classifier import load_image_only
 from cleft.models.methods import METHODS, build_model
+from cleft.models.methods.gloria import global_loss, local_loss
+from cleft.models.methods.medclip import semantic_matching
+from cleft.models.methods.mgca import (
+    attention_of_patches,
+    attention_of_words,
+    instance_loss,
+    prototype_loss,
+    token_loss,
+)
 from cleft.training.lightning_module import moving_weights
-from cleft.training.methods import OBJECTIVES
-from cleft.training.objectives.gloria import gloria_loss
-from cleft.training.objectives.medclip import semantic_matching
-from cleft.training.objectives.mgca import attention_of_patches, attention_of_words, mgca_loss
 from cleft.training.pretrain import Pretraining, pretrain
 from cleft.training.prompt_context import learn_context
 from cleft.types import Batch
@@ -60,7 +65,7 @@ def learner_of(method, root, *more):
 
 
 def test_every_method_has_a_model_a_loss_and_a_preset():
-    assert METHODS.keys() == OBJECTIVES.keys() == {"cleft", *TOWERS}
+    assert METHODS.keys() == {"cleft", *TOWERS}
     assert {f"baseline-{method}" for method in TOWERS} <= set(preset_names())
     assert all(load_settings(f"baseline-{method}").method == method for method in TOWERS)
 
@@ -134,8 +139,8 @@ def test_gloria_compares_equal_texts_once_and_changes_nothing(root):
     learner = learner_of("gloria", root, "--text.base_dropout=0")
     learner.model.image_tower.eval()
     read, facts = read_and_facts(learner, batch_of(CAPTIONS, 56))
-    every = gloria_loss(*read)
-    torch.testing.assert_close(OBJECTIVES["gloria"].objective(learner.model, read, facts, learner._settings), every)
+    every = global_loss(read.image_embeds, read.text_embeds) + local_loss(read.regions, read.words, read.word_mask)
+    torch.testing.assert_close(METHODS["gloria"].loss(learner.model, read, facts, learner._settings), every)
     weights = list(moving_weights(learner.model).values())
     expected = torch.autograd.grad(every, weights, retain_graph=True, allow_unused=True)
     found = torch.autograd.grad(learner.loss(batch_of(CAPTIONS, 56)), weights, allow_unused=True)
@@ -157,13 +162,12 @@ def test_mgca_is_the_sum_of_its_three_losses(root):
     read, facts = read_and_facts(learner, batch_of(CAPTIONS, 56))
     words = attention_of_words(read.token_attention[:, None, None], read.slot_of_token - 1, read.words.shape[1])
     patches = attention_of_patches(read.region_attention[:, None, None], first=0)
-    whole = mgca_loss(
-        *(read.image_embeds, read.text_embeds, read.words, read.regions, read.word_mask, words, patches),
-        learner.model.prototypes,
-        weights=(2, 3, 5),
-        mask_padding=True,
+    whole = (
+        2 * instance_loss(read.image_embeds, read.text_embeds)
+        + 3 * token_loss(read.words, read.regions, read.word_mask, words, patches, mask_padding=True)
+        + 5 * prototype_loss(read.image_embeds, read.text_embeds, learner.model.prototypes)
     )
-    found = OBJECTIVES["mgca"].objective(learner.model, read, facts, learner._settings)
+    found = METHODS["mgca"].loss(learner.model, read, facts, learner._settings)
     torch.testing.assert_close(found, whole)
 
 
@@ -198,7 +202,7 @@ def test_medclip_reads_each_sentence_in_other_words_too(root):
 def test_convirts_temperature_stands_still_and_images_weigh_more(root):
     learner = learner_of("convirt", root, "--text.base_dropout=0", "--convirt.image_to_text=1")
     read, facts = read_and_facts(learner, batch_of(CAPTIONS, 56))
-    loss = OBJECTIVES["convirt"].objective(learner.model, read, facts, learner._settings)
+    loss = METHODS["convirt"].loss(learner.model, read, facts, learner._settings)
     logits = 10 * read.image_embeds @ read.text_embeds.T
     torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits, torch.arange(6)))
     assert not learner.model.logit_scale.requires_grad

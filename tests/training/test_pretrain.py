@@ -15,8 +15,8 @@ from cleft.config import load_settings
 from cleft.errors import ConfigError
 from cleft.models.checkpoint import load_model, weights_digest
 from cleft.models.methods import build_model
+from cleft.models.methods.losses import LOSSES
 from cleft.training import pretrain as stage
-from cleft.training.losses import LOSSES
 from cleft.training.pretrain import Pretraining, Validation, pretrain
 from cleft.training.provenance import seen_patients
 from cleft.training.training_state import StateStore

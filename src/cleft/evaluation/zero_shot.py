@@ -28,10 +28,9 @@ from cleft.evaluation.task import CANNOT_BE_ASKED, Part, Posed, Question, Scorin
 from cleft.files import as_path
 from cleft.grammar import count
 from cleft.models.dual_encoder import DualEncoder
-from cleft.models.methods.gloria import Gloria
+from cleft.models.methods.gloria import Gloria, local_similarity
 from cleft.results import SpaceMap
 from cleft.text_rules import refuse_duplicates
-from cleft.training.objectives.gloria import local_similarity
 from cleft.training.provenance import read_summary
 from cleft.types import Embeddings
 

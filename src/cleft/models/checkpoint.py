@@ -80,7 +80,7 @@ def save_model(model: MethodModel, settings: Settings, folder: Path, *, extra: M
     description = {
         "made_by": made_by(),
         "method": settings.method,
-        "settings": {group: tree[group] for group in (*_GROUPS, *METHODS[settings.method].groups)},
+        "settings": {group: tree[group] for group in (*_GROUPS, *METHODS[settings.method].settings_groups)},
         "embed_dim": settings.loss.embed_dim,
         "context_length": 0 if model.context is None else len(model.context),
         "base": describe_base(settings.text),
@@ -127,7 +127,7 @@ def load_trained(folder: Path, *, text_model: Path | str | None = None, float32:
     """Rebuilds a model of any method that learned from texts, MRM's with its decoders too; else as `load_model`."""
     description, home = read_folder(folder), home_of(folder)
     method = _method_of(folder, description)
-    settings = read_settings(folder, description, (*_GROUPS, *method.groups))
+    settings = read_settings(folder, description, (*_GROUPS, *method.settings_groups))
     require(description, ("trained_tokens", "made_by"), str(folder / DESCRIPTION))
     if settings.text.normalisation == "auto":
         rule = _rule_before(folder, description)
@@ -139,11 +139,11 @@ def load_trained(folder: Path, *, text_model: Path | str | None = None, float32:
     check_base(folder, description.get("base"), base)
     with torch.random.fork_rng(devices=[]):
         with without_initial_weights():
-            image_tower = rebuild_image(home, settings, regions=method.regions)
+            image_tower = rebuild_image(home, settings, regions=method.uses_regions)
         with nullcontext() if keeps_base(settings.text) else without_initial_weights():
             text_tower = _rebuild_text(home, settings.text, base, description)
         with without_initial_weights():
-            model = method.assemble(image_tower, text_tower, settings)
+            model = method.build(image_tower, text_tower, settings)
     if "context" in shapes and isinstance(model, DualEncoder):
         model.set_context(torch.zeros(shapes["context"]))
     weights = load_file(home / WEIGHTS, backend="pread")
@@ -165,7 +165,7 @@ def check_reads_texts(folder: Path) -> None:
             f"classification and no prompt context; cleft classify trains a linear probe on it, or all of it"
         )
     method = METHODS.get(str(description.get("method", "cleft")))
-    if method is not None and not method.meets:
+    if method is not None and not method.joint_space:
         raise CheckpointError(
             f"{folder} was trained by {method.title}, which restores what is hidden of images and reports and brings "
             f"them into no common space, so there is no zero-shot classification and no prompt context; cleft classify "
@@ -176,7 +176,7 @@ def check_reads_texts(folder: Path) -> None:
 def compares_texts(description: Mapping[str, Any]) -> bool:
     """Whether a `model.json` describes a model that brings images and texts into one space."""
     method = METHODS.get(str(description.get("method", "cleft")))
-    return method is not None and method.meets
+    return method is not None and method.joint_space
 
 
 def is_image_only(description: Mapping[str, Any]) -> bool:

@@ -75,6 +75,11 @@ class DualEncoder(nn.Module):
         """How images must be prepared."""
         return self.image_tower.spec
 
+    @property
+    def temperature(self) -> Tensor:
+        """Divisor of the cosines, a positive scalar."""
+        return (-self.logit_scale).exp()
+
     def encode_image(self, images: Tensor) -> Tensor:
         """Returns unit-length embeddings `[B, E]` float32 of gray images `[B, 1, H, W]` uint8."""
         return unit(self.image_projection(self.image_tower.encode(images)))
@@ -126,11 +131,11 @@ class DualEncoder(nn.Module):
 
     @torch.no_grad()
     def clamp_logit_scale_(self) -> None:
-        """Keeps the inverse temperature in [1, `max_logit_scale`]; call it after every optimiser step."""
+        """Keeps the inverse temperature in [1, `max_logit_scale`]."""
         self.logit_scale.clamp_(0.0, math.log(self.max_logit_scale))
 
-    def settle_(self) -> None:
-        """What must hold of the weights again after an optimiser step."""
+    def constrain_parameters_(self) -> None:
+        """Brings parameters back into their range; call it after every optimiser step."""
         self.clamp_logit_scale_()
 
 
@@ -175,6 +180,15 @@ def _stay(width: int, config: LossConfig) -> nn.Module:
             f"set loss.embed_dim={width}, not {config.embed_dim}"
         )
     return nn.Identity()
+
+
+def refuse_causal(text_tower: TextTower, method: str) -> None:
+    """Raises a ConfigError if the text tower is causal: its word states do not depend on the words that follow."""
+    if text_tower.lm.causal:
+        raise ConfigError(
+            f"method={method} needs word features that depend on the complete text; set text.model to a masked model, "
+            f"such as a BERT"
+        )
 
 
 def unit(embeds: Tensor) -> Tensor:

@@ -169,14 +169,14 @@ def outline_model(settings: Settings, *, tokens: int = 0) -> MethodModel | Image
         raise ConfigError(f"tokens={tokens} must lie between 0 and the {vocabulary:,} of the vocabulary")
     with torch.device("meta"):
         vision = random_model(vision_config(vision))
-        image_tower = ImageTower(vision, settings.image, spec, regions=method.regions)
+        image_tower = ImageTower(vision, settings.image, spec, regions=method.uses_regions)
         model: Any = random_model(language)
         if settings.text.pooling != "pooler":
             drop_pooler(model)
         ordered = settings.text.positions == "counted"
         lm = adapt(LanguageModel(model, causal=is_causal(language), ordered=ordered), settings.text, range(tokens))
         ids = TokenIds(vocabulary=vocabulary, max_tokens=settings.text.max_tokens, end=vocabulary - 1)
-        return method.assemble(image_tower, TextTower(lm, ids, settings.text), settings)
+        return method.build(image_tower, TextTower(lm, ids, settings.text), settings)
 
 
 def _shape(config: ImageTowerConfig | TextTowerConfig, setting: str) -> PreTrainedConfig:

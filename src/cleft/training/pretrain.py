@@ -29,13 +29,13 @@ from cleft.models.adapters import told_moving
 from cleft.models.checkpoint import save_model, weights_digest
 from cleft.models.dual_encoder import DualEncoder, Pairs
 from cleft.models.image_classifier import build_image_only, save_image_only
-from cleft.models.methods import MethodModel, build_model
+from cleft.models.methods import METHODS, MethodModel, build_model
+from cleft.models.methods.losses import PairInfo
 from cleft.privacy import MIN_PATIENTS
 from cleft.training.callbacks import Intervals, kept_generators, seed_generators, step_seed
 from cleft.training.dataset import Material, keep_readable, read_material
 from cleft.training.distributed import first_rank_first, gather_rows, settle_devices
 from cleft.training.lightning_module import Learner, moving_weights
-from cleft.training.methods import OBJECTIVES, Facts
 from cleft.training.provenance import keep_commits, split_facts, texts_digest
 from cleft.training.run_folder import Run, open_run
 from cleft.training.stop_flag import StopFlag
@@ -157,7 +157,7 @@ class Pretraining(Learner):
         self.model = model
         self.register_buffer("clamped", torch.zeros((), dtype=torch.int64))
         self._settings = settings
-        self._method = OBJECTIVES[settings.method]
+        self._method = METHODS[settings.method]
         self._caption_ids = {caption: number for number, caption in enumerate(sorted(set(captions)))}
         self._val = val
         self._val_rows = {} if val is None else {text: row for row, text in enumerate(sorted(set(val.captions)))}
@@ -167,18 +167,18 @@ class Pretraining(Learner):
         """Loss of the pairs of all ranks together; each rank reads its share."""
         read = self._method.read(self.model, batch)
         facts = self._facts(batch, _numbers(self._caption_ids, batch.captions, self.device))
-        if self._method.compares:
+        if self._method.compares_pairs:
             read, facts = gather_rows(read), gather_rows(facts)
-        return self._method.objective(self.model, read, facts, self._settings)
+        return self._method.loss(self.model, read, facts, self._settings)
 
-    def _facts(self, batch: Batch, caption_ids: Tensor) -> Facts:
+    def _facts(self, batch: Batch, caption_ids: Tensor) -> PairInfo:
         text_labels = batch.labels if batch.text_labels is None else batch.text_labels
-        return Facts(caption_ids, batch.labels, text_labels, step=self.global_step)
+        return PairInfo(caption_ids, batch.labels, text_labels, step=self.global_step)
 
     def observe(self) -> dict[str, float]:
         """Temperature, and what the language model read."""
         stats = self.model.text_tower.stats
-        if self._method.compares and stats.distinct == 1 and not self._warned:
+        if self._method.compares_pairs and stats.distinct == 1 and not self._warned:
             self._warned = True
             log.warning(
                 "every caption of a batch is the same: this step has nothing to tell apart; raise train.batch_size, "
@@ -198,7 +198,7 @@ class Pretraining(Learner):
         """Keeps the inverse temperature in its range, and counts how often that was needed."""
         scale = _scale_of(self.model)
         before = None if scale is None else scale.clone()
-        self.model.settle_()
+        self.model.constrain_parameters_()
         if scale is not None:
             self.clamped += before != scale
 
@@ -224,7 +224,7 @@ class Pretraining(Learner):
 
     def _add_up(self, batches: Iterable[Batch], poll: Callable[[], None]) -> tuple[Tensor, Tensor]:
         """Sum of the losses of this rank's pairs, and their number."""
-        text_embeds = self._read_val_texts() if self._method.reads_apart else None
+        text_embeds = self._read_val_texts() if self._method.global_texts_only else None
         total, count = torch.zeros(2, dtype=torch.float64, device=self.device)
         for number, batch in enumerate(batches):
             poll()
@@ -238,7 +238,7 @@ class Pretraining(Learner):
             else:
                 assert isinstance(self.model, DualEncoder)
                 read = Pairs(self.model.encode_image(on_device.images), text_embeds[rows])
-            loss = self._method.objective(self.model, read, self._facts(on_device, rows), self._settings)
+            loss = self._method.loss(self.model, read, self._facts(on_device, rows), self._settings)
             total += loss.double() * len(rows)
             count += len(rows)
         return total, count

@@ -91,7 +91,7 @@ def test_mgcas_prototypes_come_back_to_unit_length(root):
     model = model_of("mgca", root)
     torch.testing.assert_close(model.prototypes.norm(dim=1), torch.ones(7))
     model.prototypes.data.mul_(3)
-    model.settle_()
+    model.constrain_parameters_()
     torch.testing.assert_close(model.prototypes.norm(dim=1), torch.ones(7))
 
 
@@ -118,8 +118,8 @@ def test_mrm_paints_every_patch_and_asks_for_hidden_words_alone(root):
     model = model_of("mrm", root).eval()
     torch.manual_seed(3)
     read = model.read(images_of(112), TEXTS)
-    assert read.patch_hidden.sum(dim=1).tolist() == [12, 12, 12]
-    assert read.painted.shape == (3, 16, 3 * 28 * 28)  # 112 pixels in 4 rows of patches
+    assert read.patch_mask.sum(dim=1).tolist() == [12, 12, 12]
+    assert read.predicted_patches.shape == (3, 16, 3 * 28 * 28)  # 112 pixels in 4 rows of patches
     assert read.logits.shape[1] == read.ids.shape[1] > 0
     special = set(model.text_tower.tokens.tokenizer.all_special_ids)
     assert not special & set(read.ids[0].tolist())
@@ -173,7 +173,7 @@ def test_words_are_hidden_with_all_their_pieces_and_what_is_said_of_the_image_is
 @pytest.mark.parametrize("method", ["gloria", "mgca", "mrm"])
 def test_words_need_a_masked_model(root, method):
     causal = "--text.scratch={model_type: gpt2, n_layer: 4, n_head: 2, n_embd: 16, n_positions: 128}"
-    with pytest.raises(ConfigError, match=f"method={method} reads words in their whole text"):
+    with pytest.raises(ConfigError, match=f"method={method} needs word features that depend on the complete text"):
         model_of(method, root, causal, "--text.pooling=mean", "--text.depth=null")
 
 
@@ -186,7 +186,7 @@ def test_glorias_words_are_not_projected(root):
 def test_mrm_needs_a_model_of_patches(root, scratch):
     import json
 
-    with pytest.raises(ConfigError, match=r"method=mrm hides patches, and a (resnet|swin) keeps no token of each"):
+    with pytest.raises(ConfigError, match=r"method=mrm hides patches, but a (resnet|swin) has no token for each patch"):
         model_of("mrm", root, f"--image.scratch={json.dumps(scratch)}", "--image.pooling=mean")
 
 

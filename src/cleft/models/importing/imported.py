@@ -217,8 +217,8 @@ def _build(settings: Settings, layout: Layout, tokenizer: Path | str | None) -> 
         if settings.method == "image-only":
             return ImageOnly(build_image_tower(settings.image, settings.images))
         method = METHODS[settings.method]
-        image_tower = build_image_tower(settings.image, settings.images, regions=method.regions)
-        return method.assemble(image_tower, _build_text(settings, layout, tokenizer), settings)
+        image_tower = build_image_tower(settings.image, settings.images, regions=method.uses_regions)
+        return method.build(image_tower, _build_text(settings, layout, tokenizer), settings)
 
 
 def _build_text(settings: Settings, layout: Layout, tokenizer: Path | str | None) -> TextTower:

@@ -1,7 +1,7 @@
-"""The methods that train a model on images and texts: each a few lines of towers, heads and what it reads of a batch.
+"""Registry of training methods: model, features and loss of each under its name in the setting `method`.
 
-Whatever a method is, learning and evaluation ask its model the same. `METHODS` names them all; one more is one entry
-here, for its model, and one in `cleft.training.methods`, for its loss (docs/decisions/0120).
+To add a method: write its page (model, features, loss) in this package, add an entry to `METHODS`, and add the name and
+its settings to `cleft.config` (docs/decisions/0120).
 """
 
 from __future__ import annotations
@@ -9,62 +9,99 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
+from torch import Tensor
 
 from cleft.config import Settings, text_rule
-from cleft.models.dual_encoder import DualEncoder
+from cleft.models.dual_encoder import DualEncoder, Pairs
 from cleft.models.image_tower import ImageTower, build_image_tower
-from cleft.models.methods.gloria import Gloria
-from cleft.models.methods.mgca import Mgca
-from cleft.models.methods.mrm import Mrm
+from cleft.models.methods.gloria import Gloria, gloria_loss
+from cleft.models.methods.losses import LOSSES, PairInfo, convirt_loss
+from cleft.models.methods.medclip import medclip_loss, read_medclip
+from cleft.models.methods.mgca import Mgca, mgca_loss
+from cleft.models.methods.mrm import Mrm, mrm_loss
 from cleft.models.text_tower import TextTower, build_text_tower
+from cleft.types import Batch
 
 MethodModel: TypeAlias = DualEncoder | Mrm
-"""A model of any method that learns from texts."""
+"""Model of any method that trains on texts."""
 
 
-def _dual(image_tower: ImageTower, text_tower: TextTower, settings: Settings) -> DualEncoder:
+def _read(model: MethodModel, batch: Batch) -> Any:
+    return model.read(batch.images, batch.captions)
+
+
+def _dual_encoder(image_tower: ImageTower, text_tower: TextTower, settings: Settings) -> DualEncoder:
     return DualEncoder(image_tower, text_tower, settings.loss)
 
 
-def _gloria(image_tower: ImageTower, text_tower: TextTower, settings: Settings) -> Gloria:
-    return Gloria(image_tower, text_tower, settings.loss)
+def _contrastive_loss(model: DualEncoder, features: Pairs, pairs: PairInfo, settings: Settings) -> Tensor:
+    return LOSSES[settings.loss.name](
+        *features,
+        model.logit_scale.exp(),
+        caption_ids=pairs.caption_ids,
+        labels=pairs.labels,
+        logit_bias=model.logit_bias,
+    )
 
 
-def _mgca(image_tower: ImageTower, text_tower: TextTower, settings: Settings) -> Mgca:
-    return Mgca(image_tower, text_tower, settings.loss, settings.mgca)
-
-
-def _mrm(image_tower: ImageTower, text_tower: TextTower, settings: Settings) -> Mrm:
-    return Mrm(image_tower, text_tower, settings.mrm)
+def _convirt_loss(model: DualEncoder, features: Pairs, _pairs: PairInfo, settings: Settings) -> Tensor:
+    return convirt_loss(*features, temperature=model.temperature, image_to_text=settings.convirt.image_to_text)
 
 
 class Method(NamedTuple):
-    """How the model of a method is put together."""
+    """A training method."""
 
-    assemble: Callable[[ImageTower, TextTower, Settings], MethodModel]
-    """From the two towers to the model."""
     title: str
-    """What people call it."""
-    groups: tuple[str, ...] = ()
-    """Settings of its own that decide an embedding, besides those of the towers and the joint space."""
-    regions: bool = False
-    """Whether it reads the regions of an image."""
-    meets: bool = True
-    """Whether images and texts meet in one space, so that they can be compared."""
+    """Name in publications."""
+    build: Callable[[ImageTower, TextTower, Settings], MethodModel]
+    """From the two towers to the model."""
+    loss: Callable[[Any, Any, PairInfo, Settings], Tensor]
+    """From model, features, pair information and settings to the mean loss per pair, a scalar."""
+    read: Callable[[Any, Batch], Any] = _read
+    """From model and batch to features: a named tuple of tensors with one row per pair."""
+    settings_groups: tuple[str, ...] = ()
+    """Groups of settings that decide an embedding, besides those of the towers and the joint space."""
+    uses_regions: bool = False
+    """Whether it uses the regions of an image."""
+    joint_space: bool = True
+    """Whether images and texts are embedded in one space and can be compared."""
+    compares_pairs: bool = True
+    """Whether a pair is compared with the others of its batch, so that features are gathered across devices."""
+    global_texts_only: bool = False
+    """Whether the loss uses of a text only its embedding; validation then encodes each distinct text once."""
 
 
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
-        "cleft": Method(_dual, "CLEFT"),
-        "clip": Method(_dual, "CLIP"),
-        "convirt": Method(_dual, "ConVIRT"),
-        "medclip": Method(_dual, "MedCLIP"),
-        "gloria": Method(_gloria, "GLoRIA", regions=True),
-        "mgca": Method(_mgca, "MGCA", groups=("mgca",), regions=True),
-        "mrm": Method(_mrm, "MRM", groups=("mrm",), regions=True, meets=False),
+        "cleft": Method("CLEFT", _dual_encoder, _contrastive_loss, global_texts_only=True),
+        "clip": Method("CLIP", _dual_encoder, _contrastive_loss, global_texts_only=True),
+        "convirt": Method("ConVIRT", _dual_encoder, _convirt_loss, global_texts_only=True),
+        "medclip": Method("MedCLIP", _dual_encoder, medclip_loss, read_medclip),
+        "gloria": Method(
+            "GLoRIA",
+            lambda image, text, settings: Gloria(image, text, settings.loss),
+            gloria_loss,
+            uses_regions=True,
+        ),
+        "mgca": Method(
+            "MGCA",
+            lambda image, text, settings: Mgca(image, text, settings.loss, settings.mgca),
+            mgca_loss,
+            settings_groups=("mgca",),
+            uses_regions=True,
+        ),
+        "mrm": Method(
+            "MRM",
+            lambda image, text, settings: Mrm(image, text, settings.mrm),
+            mrm_loss,
+            settings_groups=("mrm",),
+            uses_regions=True,
+            joint_space=False,
+            compares_pairs=False,
+        ),
     }
 )
 """Name in the setting `method` to the method."""
@@ -73,22 +110,22 @@ METHODS: Mapping[str, Method] = MappingProxyType(
 def build_model(
     settings: Settings, captions: Sequence[str], seed: int | None = None, *, learnable: Sequence[str] | None = None
 ) -> MethodModel:
-    """Builds the model the settings describe.
+    """Builds the model described by the settings.
 
     Args:
-        settings: Which method, which towers, how adapted, and the joint space.
-        captions: Training captions: what will be read; their tokens may move.
-        seed: Decides all random weights; `settings.seed` if not given. Torch's global generator stays as it was.
-        learnable: What a tokenizer from scratch is learned from; by default the captions.
+        settings: Method, towers, adapters and joint space.
+        captions: Training captions; the embedding rows of their tokens may be trainable.
+        seed: Decides all random weights; by default `settings.seed`. Torch's global generator is left unchanged.
+        learnable: Texts to train a new tokenizer on; by default the captions.
 
     Raises:
-        ConfigError: If a tower cannot be found or built, or the method cannot work with it.
+        ConfigError: If a tower cannot be found or built, or does not work with the method.
         CheckpointError: If the files of a tower cannot be read or do not fit.
     """
     method = METHODS[settings.method]
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(settings.seed if seed is None else seed)  # the CPU's alone
-        image_tower = build_image_tower(settings.image, settings.images, regions=method.regions)
+        torch.default_generator.manual_seed(settings.seed if seed is None else seed)  # of the CPU only
+        image_tower = build_image_tower(settings.image, settings.images, regions=method.uses_regions)
         text = replace(settings.text, normalisation=text_rule(settings))
         text_tower = build_text_tower(text, captions, learnable=learnable)
-        return method.assemble(image_tower, text_tower, settings)
+        return method.build(image_tower, text_tower, settings)

@@ -1,89 +1,310 @@
-"""GLoRIA: two towers that meet twice, image with text and regions with words.
+"""GLoRIA: model and loss. Global image-text contrast plus contrast of words with attended image regions.
 
-Shapes: `B` pairs, `M` regions, `W` slots of words, `E` joint dimension.
+Every word attends to the regions of every image of the batch, which makes the local loss expensive. Two measures keep
+it cheap: the words of all texts are concatenated without padding, and the attended context vector is never formed. Its
+dot product with the word is the attention-weighted mean of the scores; its norm follows from the regions' Gram matrix.
+Settings: `cleft.config.GloriaConfig`.
+
+Shapes: `B` images, `T` texts, `W` word slots, `N` words that are not padding, `M` regions, `E` joint dimension.
+
+Source: Huang et al. 2021 and the released code.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
-from cleft.config import LossConfig
+from cleft.config import LossConfig, Settings
 from cleft.errors import ConfigError
-from cleft.models.dual_encoder import DualEncoder, unit
+from cleft.models.dual_encoder import DualEncoder, refuse_causal, unit
 from cleft.models.image_tower import ImageTower
+from cleft.models.methods.losses import PairInfo, both_directions, cosines, to_float32
 from cleft.models.text_tower import TextTower, Words
 
+SHARPNESS = 4.0
+"""Factor of a word's attention before its softmax over regions (`temp1`)."""
+WORD_SCALE = 5.0
+"""Factor of a word's cosine before words are summed or the best is taken (`temp2`)."""
+PAIR_SCALE = 10.0
+"""Factor of a similarity of image and text before the cross-entropy (`temp3`)."""
+EPSILON = 1e-8
+"""Least length of a vector by which is divided."""
+HELD = 2**27
+"""Values of attention held at once, about 2 GB with what goes with them; beyond, they are computed a second time."""
 
-class RegionsAndWords(NamedTuple):
-    """Images and their texts, whole and in parts, row by row."""
+
+class GloriaFeatures(NamedTuple):
+    """Global and local features of a batch, row by row."""
 
     image_embeds: Tensor
-    """Unit length, `[B, E]`."""
+    """L2-normalised, `[B, E]`."""
     text_embeds: Tensor
-    """Unit length, `[B, E]`."""
+    """L2-normalised, `[B, E]`."""
     regions: Tensor
-    """Of any length, `[B, M, E]`."""
+    """Not normalised, `[B, M, E]`."""
     words: Tensor
-    """Of any length, `[B, W, E]`."""
+    """Not normalised, `[B, W, E]`."""
     word_mask: Tensor
-    """Which slots take part, `[B, W]` bool: the class token and the words, not the end."""
+    """Slots that count, `[B, W]` bool: the class token and the words, not the end token."""
 
 
 class Gloria(DualEncoder):
-    """GLoRIA's model.
+    """GLoRIA's model: a dual encoder with a projection of image regions.
 
     Args:
-        image_tower: Reads images; its regions are compared with words.
-        text_tower: A masked model. Its states are what words are, not projected.
-        config: Width of the joint space, which is the text tower's.
+        image_tower: Image encoder; its regions are compared with words.
+        text_tower: Encoder of a masked language model. Its states are the word features; they are not projected.
+        config: Joint embedding space; its width is the text tower's.
 
     Raises:
-        ConfigError: If the text tower is causal, or the joint space is not its own.
+        ConfigError: If the text tower is causal, or `loss.projection` is not `to-text`.
 
     Source:
-        Huang et al. 2021, and the released code: words are sums of their pieces and of the last four layers.
+        Huang et al. 2021, and the released code: word features are sums over word pieces and the last four layers.
     """
 
     def __init__(self, image_tower: ImageTower, text_tower: TextTower, config: LossConfig) -> None:
         refuse_causal(text_tower, "gloria")
         if config.projection != "to-text":
             raise ConfigError(
-                f"method=gloria compares words as the text tower gives them; set loss.projection=to-text, not "
+                f"method=gloria compares words in the text tower's own space; set loss.projection=to-text, not "
                 f"{config.projection}"
             )
         super().__init__(image_tower, text_tower, config)
         self.region_projection = nn.Linear(image_tower.region_width, config.embed_dim, bias=False)
 
-    def read(self, images: Tensor, texts: Sequence[str]) -> RegionsAndWords:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Reads images and the text of each."""
-        seen = self.image_tower.encode_regions(images)
-        read = self.read_words(texts)
-        slot = torch.arange(read.words.shape[1], device=read.words.device)
-        return RegionsAndWords(
-            image_embeds=unit(self.image_projection(seen.features)),
-            text_embeds=unit(self.text_projection(read.features)),
-            regions=self.region_projection(seen.regions),
-            words=read.words,
-            word_mask=slot <= read.lengths[:, None],
+    def read(self, images: Tensor, texts: Sequence[str]) -> GloriaFeatures:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Encodes images and their texts globally and locally."""
+        image = self.image_tower.encode_regions(images)
+        text = self.read_words(texts)
+        slot = torch.arange(text.words.shape[1], device=text.words.device)
+        return GloriaFeatures(
+            image_embeds=unit(self.image_projection(image.features)),
+            text_embeds=unit(self.text_projection(text.features)),
+            regions=self.region_projection(image.regions),
+            words=text.words,
+            word_mask=slot <= text.lengths[:, None],
         )
 
     def encode_regions(self, images: Tensor) -> Tensor:
-        """Returns the regions of gray images `[B, 1, H, W]` uint8 as words are compared with them, `[B, M, E]`."""
+        """Returns projected regions `[B, M, E]` of gray images `[B, 1, H, W]` uint8."""
         return self.region_projection(self.image_tower.encode_regions(images).regions)
 
     def read_words(self, texts: Sequence[str], *, whole: bool = False) -> Words:
-        """Reads texts word by word, as `TextTower.read_words`; a word is the sum of its layers, not their mean."""
-        read = self.text_tower.read_words(texts, whole=whole)
-        return read._replace(words=read.words * len(self.text_tower.lm.layers))
+        """Returns word features as `TextTower.read_words` does, but summed over layers, not averaged."""
+        text = self.text_tower.read_words(texts, whole=whole)
+        return text._replace(words=text.words * len(self.text_tower.lm.layers))
 
 
-def refuse_causal(text_tower: TextTower, method: str) -> None:
-    """Raises a ConfigError if the words of a text tower know only what stands before them."""
-    if text_tower.lm.causal:
-        raise ConfigError(
-            f"method={method} reads words in their whole text; text.model must be a masked model, such as a BERT"
+def gloria_loss(_model: Gloria, features: GloriaFeatures, pairs: PairInfo, settings: Settings) -> Tensor:
+    """Weighted sum of global and local loss, in nats; with weights of 1, 4 log(B) when all embeddings are equal."""
+    # Every image is compared with the words of every text, so equal texts are passed once.
+    distinct, text_of = pairs.caption_ids.unique(return_inverse=True)
+    first = torch.full_like(distinct, len(text_of)).scatter_reduce(
+        0, text_of, torch.arange(len(text_of), device=text_of.device), "amin"
+    )
+    of_global = global_loss(features.image_embeds, features.text_embeds[first], text_of=text_of)
+    of_local = local_loss(features.regions, features.words[first], features.word_mask[first], text_of=text_of)
+    return settings.gloria.global_weight * of_global + settings.gloria.local_weight * of_local
+
+
+def global_loss(image_embeds: Tensor, text_embeds: Tensor, *, text_of: Tensor | None = None) -> Tensor:
+    """Cross-entropy of ten times the cosine, sum of both directions.
+
+    Args:
+        image_embeds: Image embeddings of any norm, `[B, E]`.
+        text_embeds: Text embeddings of any norm, `[T, E]`.
+        text_of: Row of each image's text, `[B]`, where texts shared by several images are passed once; by default text
+            i belongs to image i.
+    """
+    return _both_directions_sum(PAIR_SCALE * cosines(image_embeds, text_embeds), text_of)
+
+
+def local_loss(
+    regions: Tensor, words: Tensor, word_mask: Tensor, *, text_of: Tensor | None = None, held: int = HELD
+) -> Tensor:
+    """Cross-entropy of ten times the log-sum-exp of word-context cosines, sum of both directions.
+
+    Args:
+        regions: Local features of each image, `[B, M, E]`.
+        words: Word features of each text, `[T, W, E]`.
+        word_mask: Slots that are words, `[T, W]` bool. The released code includes [CLS] and excludes [SEP].
+        text_of: As in `global_loss`, `[B]`.
+        held: As in `word_cosines`.
+
+    Raises:
+        ValueError: If shapes do not fit or a text has no word.
+    """
+    word_cosine, text_of_word = word_cosines(regions, words, word_mask, held=held)
+    summed = word_cosine.new_zeros(len(words), len(regions)).index_add(
+        0, text_of_word, (WORD_SCALE * word_cosine).exp()
+    )
+    return _both_directions_sum(PAIR_SCALE * summed.log().T, text_of)
+
+
+def _both_directions_sum(logits: Tensor, text_of: Tensor | None) -> Tensor:
+    """Cross-entropy of both directions, summed, of logits `[B, T]` where column `text_of[i]` belongs to image i."""
+    loss_i2t, loss_t2i = both_directions(logits if text_of is None else logits[:, text_of])
+    return loss_i2t + loss_t2i
+
+
+def local_similarity(regions: Tensor, words: Tensor, word_mask: Tensor) -> Tensor:
+    """How well the words of each text agree with each image, as zero-shot classification asks it.
+
+    Args:
+        regions: As in `gloria_loss`, `[B, M, D]`.
+        words: As in `gloria_loss`, `[T, W, D]`.
+        word_mask: Which slots count, `[T, W]` bool. A slot of zeros has cosine 0, and its share of every region.
+
+    Returns:
+        Five times the cosine of the word that agrees best with what it attends to, `[B, T]`; no image depends on
+        another.
+
+    Source:
+        The released code, whose best word takes the place of the sum over words in training.
+    """
+    word_cosine, text_of_word = word_cosines(regions, words, word_mask)
+    # From the least cosine there is, not from zero: all words of a text may disagree with their regions.
+    best = torch.full_like(word_cosine[:1], -1).expand(len(words), -1)
+    best = best.scatter_reduce(0, text_of_word[:, None].expand_as(word_cosine), word_cosine, "amax")
+    return WORD_SCALE * best.T
+
+
+def word_cosines(regions: Tensor, words: Tensor, word_mask: Tensor, *, held: int = HELD) -> tuple[Tensor, Tensor]:
+    """Cosine of each word with what it attends to in each image.
+
+    Args:
+        regions: Local features of each image, `[B, M, D]`.
+        words: Word features of each text, `[T, W, D]`.
+        word_mask: Which slots are words, `[T, W]` bool.
+        held: Most values of attention, `N * B * M`, that are held for the way back at once. Beyond it texts come in
+            groups whose attention is computed a second time on the way back.
+
+    Returns:
+        Cosines in [-1, 1], `[N, B]`, words in the order of `words[word_mask]`, and the text of each, `[N]`.
+
+    Raises:
+        ValueError: If shapes do not fit or a text has no word.
+
+    Source:
+        The released code: each region first shares itself among the words of the text, without a temperature; four
+        times that share then goes through a softmax over regions. The paper has the second softmax alone, of the
+        products of words and regions.
+    """
+    _check(regions, words, word_mask)
+    text_of_word = word_mask.nonzero()[:, 0]
+    with torch.autocast(regions.device.type, enabled=False):
+        regions, words = to_float32(regions), to_float32(words)[word_mask]
+        products = regions.detach() @ regions.detach().mT  # [B, M, M]
+        groups = list(_groups(word_mask.sum(dim=1).tolist(), held // regions[..., 0].numel()))
+        means: list[Tensor] = []
+        squares: list[Tensor] = []
+        start = 0
+        for size in groups:
+            part, text = words[start : start + size], text_of_word[start : start + size]
+            start += size
+            given = (part, regions, products, text - text[0])
+            mean, square = (
+                checkpoint(_attend, *given, use_reentrant=False, preserve_rng_state=False)
+                if len(groups) > 1
+                else _attend(*given)
+            )
+            means.append(mean)
+            squares.append(square)
+        # Clamped before the root, whose slope at zero has no end.
+        length = torch.cat(squares).clamp_min(EPSILON**2).sqrt()
+        return torch.cat(means) / (length * words.norm(dim=-1).clamp_min(EPSILON)[:, None]), text_of_word
+
+
+def _groups(counts: list[int], most: int) -> Iterator[int]:
+    """Words of consecutive whole texts, at most so many together but for a text that is longer by itself."""
+    size = 0
+    for count in counts:
+        if size and size + count > most:
+            yield size
+            size = 0
+        size += count
+    yield size
+
+
+def _attend(words: Tensor, regions: Tensor, products: Tensor, text_of_word: Tensor) -> tuple[Tensor, Tensor]:
+    return _Attend.apply(words, regions, products, text_of_word)  # pyright: ignore[reportReturnType]
+
+
+class _Attend(torch.autograd.Function):
+    """Product of each word with its context, and the context's squared length, both `[N, B]`.
+
+    By hand because a pass over the attention costs nearly what a product does, and autograd makes thirty. The gradient
+    that `products`, those of the regions with each other, would have is part of that of the regions.
+    """
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, words: Tensor, regions: Tensor, products: Tensor, text_of_word: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        count, (images, spots, _) = len(words), regions.shape
+        scores = words @ regions.flatten(0, 1).T  # [N, B * M]
+        shares = _softmax_within(scores, text_of_word)
+        attention = (SHARPNESS * shares).view(count, images, spots).softmax(dim=-1)
+        scores = scores.view(count, images, spots)
+        context = torch.bmm(attention.transpose(0, 1), products)  # [B, N, M]: the context's products with regions
+        mean = torch.einsum("nbm,nbm->nb", attention, scores)
+        square = torch.einsum("nbm,bnm->nb", attention, context)
+        ctx.save_for_backward(words, regions, text_of_word, scores, shares, attention, context, mean, square)
+        return mean, square
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, grad_mean: Tensor, grad_square: Tensor
+    ) -> tuple[Tensor, Tensor, None, None]:
+        words, regions, text_of_word, scores, shares, attention, context, mean, square = ctx.saved_tensors
+        with torch.autocast(words.device.type, enabled=False):
+            by_mean, by_square = grad_mean[:, :, None], grad_square[:, :, None]
+            # Of the attention, then of what its softmax over regions was given.
+            grad = (by_mean * scores).addcmul_(2 * by_square, context.transpose(0, 1))
+            grad.sub_((grad_mean * mean + 2 * grad_square * square)[:, :, None]).mul_(attention).mul_(SHARPNESS)
+            # Of the softmax over words.
+            grad = grad.flatten(1).mul_(shares)
+            total = grad.new_zeros(int(text_of_word[-1]) + 1, grad.shape[1]).index_add_(0, text_of_word, grad)
+            grad.sub_(total.index_select(0, text_of_word).mul_(shares))
+            grad.view_as(attention).addcmul_(by_mean, attention)
+            grad_words = grad @ regions.flatten(0, 1)
+            grad_regions = (grad.T @ words).view_as(regions)
+            weighted = torch.mul(by_square, attention, out=grad.view_as(attention))
+            grad_products = torch.bmm(weighted.permute(1, 2, 0), attention.transpose(0, 1))  # symmetric
+            grad_regions.baddbmm_(grad_products, regions, alpha=2)
+        return grad_words, grad_regions, None, None
+
+
+def _softmax_within(scores: Tensor, text_of_word: Tensor) -> Tensor:
+    """Softmax down the words of each text, `[N, B * M]`."""
+    texts = int(text_of_word[-1]) + 1
+    row = text_of_word[:, None].expand_as(scores)
+    top = scores.new_full((texts, scores.shape[1]), -torch.inf).scatter_reduce(0, row, scores, "amax")
+    shares = scores.sub(top.index_select(0, text_of_word)).exp_()
+    total = torch.zeros_like(top).index_add_(0, text_of_word, shares)
+    return shares.div_(total.index_select(0, text_of_word))
+
+
+def _check(regions: Tensor, words: Tensor, word_mask: Tensor) -> None:
+    if regions.dim() != 3 or words.dim() != 3 or regions.shape[2] != words.shape[2]:
+        raise ValueError(
+            f"regions {tuple(regions.shape)} and words {tuple(words.shape)} must be [images, regions, width] "
+            f"and [texts, words, width] of the same width"
         )
+    if word_mask.shape != words.shape[:2]:
+        raise ValueError(
+            f"word_mask {tuple(word_mask.shape)} must have one value per slot of words {tuple(words.shape)}"
+        )
+    if not regions.numel() or not words.numel():
+        raise ValueError("a loss needs at least one image with a region and one text; there is none")
+    empty = ~word_mask.any(dim=1)
+    if empty.any():
+        raise ValueError(f"text {int(empty.nonzero()[0])} has no word that is not padding; leave its pair out")

@@ -12,11 +12,69 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+
+def to_float32(values: Tensor) -> Tensor:
+    """Returns half precision as float32 and leaves the rest: similarities are compared in float32."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def cosines(image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
+    """Cosine of every image with every text, `[B, T]`, images in rows; a zero vector has the cosine 0.
+
+    Args:
+        image_embeds: Of any length, `[B, E]`.
+        text_embeds: Of any length, `[T, E]`.
+
+    Raises:
+        ValueError: If the two are not of one width, or one of them is empty.
+    """
+    if image_embeds.dim() != 2 or text_embeds.dim() != 2 or image_embeds.shape[1] != text_embeds.shape[1]:
+        raise ValueError(
+            f"image_embeds {tuple(image_embeds.shape)} and text_embeds {tuple(text_embeds.shape)} "
+            f"must be rows of the same width"
+        )
+    if not image_embeds.numel() or not text_embeds.numel():
+        raise ValueError("a loss needs at least one image and one text; there is none")
+    with torch.autocast(image_embeds.device.type, enabled=False):
+        return F.normalize(to_float32(image_embeds), dim=-1) @ F.normalize(to_float32(text_embeds), dim=-1).T
+
+
+def both_directions(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of each row and of each column against the diagonal.
+
+    Args:
+        logits: Images in rows, texts in columns, `[B, B]`; row i belongs to column i.
+
+    Returns:
+        Mean over images of finding their text, and mean over texts of finding their image, in nats. Both are log(B)
+        when all logits are equal and 0 for a single pair, which has nothing to be told apart from.
+
+    Raises:
+        ValueError: If there are not as many texts as images.
+    """
+    if logits.dim() != 2 or logits.shape[0] != logits.shape[1]:
+        raise ValueError(f"logits {tuple(logits.shape)} must have one text per image")
+    pair = torch.arange(len(logits), device=logits.device)
+    return F.cross_entropy(logits, pair), F.cross_entropy(logits.T, pair)
+
+
+class PairInfo(NamedTuple):
+    """What is known about the pairs of a batch besides their features."""
+
+    caption_ids: Tensor
+    """The same number for the same text, `[B]`."""
+    labels: Tensor
+    """Findings of the images, `[B, C]`: 1 present, 0 absent, -1 uncertain, NaN not mentioned."""
+    text_labels: Tensor
+    """Findings of the texts, likewise; equal to `labels` where the texts describe these images."""
+    step: int
+    """Optimiser steps done so far."""
 
 
 class Loss(Protocol):
@@ -244,3 +302,30 @@ def _against_negatives(logits: Tensor, same: Tensor, share: Tensor) -> Tensor:
 def _check_rows(name: str, value: Tensor, image_embeds: Tensor) -> None:
     if len(value) != len(image_embeds):
         raise ValueError(f"{name} {tuple(value.shape)} must have one row per pair; there are {len(image_embeds)} pairs")
+
+
+def convirt_loss(
+    image_embeds: Tensor, text_embeds: Tensor, *, temperature: float | Tensor = 0.1, image_to_text: float = 0.75
+) -> Tensor:
+    """Weighted InfoNCE over the pairs of a batch.
+
+    Row i of both inputs belongs together; every other row is a negative, also when it carries the same caption.
+
+    Args:
+        image_embeds: Image embeddings of any length, `[B, E]`.
+        text_embeds: Text embeddings of any length, `[B, E]`.
+        temperature: Divides the cosines, positive.
+        image_to_text: Share of the direction from image to text, in [0, 1]; the other direction has the rest.
+
+    Returns:
+        Mean loss per pair, in nats: log(B) when all embeddings are equal, 0 for a single pair.
+
+    Raises:
+        ValueError: If the inputs differ in shape or are empty.
+
+    Source:
+        Zhang et al., Contrastive Learning of Medical Visual Representations from Paired Images and Text. There is no
+        official code.
+    """
+    loss_i2t, loss_t2i = both_directions(cosines(image_embeds, text_embeds) / temperature)
+    return image_to_text * loss_i2t + (1 - image_to_text) * loss_t2i

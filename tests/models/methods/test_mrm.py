@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from cleft.training.objectives.mrm import image_reconstruction, report_reconstruction, target_patches
+from cleft.models.methods.mrm import image_reconstruction, report_reconstruction, target_patches
 
 
 def painted(seed=0):

@@ -1,45 +1,55 @@
-"""MedCLIP: images and texts that were never a pair match as far as their findings do.
+"""MedCLIP: loss. Unpaired images and texts match as far as their findings agree; the model is a plain dual encoder.
+
+Settings: `cleft.config.MedclipConfig`.
 
 Shapes: `B` images, `T` texts, `E` joint dimension, `C` findings.
+
+Source: Wang et al. 2022 and the released code.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cleft.training.objectives.pairs import cosines, precise
+from cleft.config import Settings
+from cleft.models.dual_encoder import DualEncoder
+from cleft.models.methods.losses import PairInfo, cosines, to_float32
+from cleft.types import Batch
 
 
-def medclip_loss(
-    image_embeds: Tensor,
-    text_embeds: Tensor,
-    augmented_embeds: Tensor,
-    logit_scale: Tensor,
-    image_labels: Tensor,
-    text_labels: Tensor,
-    *,
-    similarity: Literal["dot", "cosine"] = "dot",
-) -> Tensor:
-    """Mean of the semantic matching of images with texts, and with the same texts in other words.
+class MedclipFeatures(NamedTuple):
+    """Embeddings of images, of a text each, and of an augmented version of that text."""
 
-    Args:
-        image_embeds: As in `semantic_matching`, `[B, E]`.
-        text_embeds: As in `semantic_matching`, `[T, E]`.
-        augmented_embeds: Of the same texts in other words, `[T, E]`.
-        logit_scale: As in `semantic_matching`.
-        image_labels: As in `semantic_matching`, `[B, C]`.
-        text_labels: As in `semantic_matching`, `[T, C]`.
-        similarity: As in `label_similarity`.
-    """
-    of_texts, of_augmented = (
-        semantic_matching(image_embeds, texts, logit_scale, image_labels, text_labels, similarity=similarity)
-        for texts in (text_embeds, augmented_embeds)
+    image_embeds: Tensor
+    """L2-normalised, `[B, E]`."""
+    text_embeds: Tensor
+    """L2-normalised, `[B, E]`."""
+    augmented_embeds: Tensor
+    """L2-normalised, `[B, E]`; no rows where there are no augmented texts."""
+
+
+def read_medclip(model: DualEncoder, batch: Batch) -> MedclipFeatures:
+    """Encodes images, their texts and the augmented texts of a batch."""
+    text_embeds = model.encode_text([*batch.captions, *(batch.reworded or ())])
+    count = len(batch.captions)
+    return MedclipFeatures(model.encode_image(batch.images), text_embeds[:count], text_embeds[count:])
+
+
+def medclip_loss(model: DualEncoder, features: MedclipFeatures, pairs: PairInfo, settings: Settings) -> Tensor:
+    """Semantic matching of images with texts, averaged with that of the augmented texts where there are any."""
+    # As MedCLIP prepares labels: negative, uncertain and not mentioned are all 0.
+    image_labels, text_labels = (pairs.labels == 1).float(), (pairs.text_labels == 1).float()
+    scale, similarity = model.logit_scale.exp(), settings.medclip.similarity
+    of_texts, *of_augmented = (
+        semantic_matching(features.image_embeds, embeds, scale, image_labels, text_labels, similarity=similarity)
+        for embeds in (features.text_embeds, features.augmented_embeds)
+        if len(embeds)
     )
-    return (of_texts + of_augmented) / 2
+    return (of_texts + of_augmented[0]) / 2 if of_augmented else of_texts
 
 
 def semantic_matching(
@@ -78,7 +88,7 @@ def semantic_matching(
             f"per image and text; there are {len(image_embeds)} and {len(text_embeds)}"
         )
     with torch.autocast(image_embeds.device.type, enabled=False):
-        logits = precise(logit_scale) * cosines(image_embeds, text_embeds)
+        logits = to_float32(logit_scale) * cosines(image_embeds, text_embeds)
         shared = label_similarity(image_labels, text_labels, similarity=similarity).to(logits)
         loss_i2t = F.cross_entropy(logits, shared.softmax(dim=1))
         loss_t2i = F.cross_entropy(logits.T, shared.T.softmax(dim=1))
@@ -111,7 +121,7 @@ def label_similarity(
             f"image_labels {tuple(image_labels.shape)} and text_labels {tuple(text_labels.shape)} must name the same "
             f"findings"
         )
-    ours, theirs = (precise(labels).nan_to_num(0.0) for labels in (image_labels, text_labels))
+    ours, theirs = (to_float32(labels).nan_to_num(0.0) for labels in (image_labels, text_labels))
     if similarity == "cosine":
         ours, theirs = F.normalize(ours, dim=-1), F.normalize(theirs, dim=-1)
     return ours @ theirs.T

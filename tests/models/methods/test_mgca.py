@@ -6,11 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from cleft.training.objectives.mgca import (
+from cleft.models.methods.mgca import (
     attention_of_patches,
     attention_of_words,
     instance_loss,
-    mgca_loss,
     normalise_rows_,
     prototype_loss,
     sinkhorn,
@@ -133,16 +132,6 @@ def test_value_and_gradient_of_prototypes_are_those_of_the_loop():
     short, long = prototype_loss(*batch), prototypes_in_a_loop(*batch)
     torch.testing.assert_close(short, long)
     torch.testing.assert_close(torch.autograd.grad(short, batch), torch.autograd.grad(long, batch))
-
-
-def test_the_whole_is_the_weighted_sum():
-    image, text, prototypes = pairs_of(count=3)
-    words, patches, *rest = tokens()
-    parts = [instance_loss(image, text), token_loss(words, patches, *rest), prototype_loss(image, text, prototypes)]
-    given = (image, text, words, patches, *rest, prototypes)
-    torch.testing.assert_close(mgca_loss(*given), sum(parts))
-    weighed = mgca_loss(*given, weights=(1, 0.7, 0.5))
-    torch.testing.assert_close(weighed, parts[0] + 0.7 * parts[1] + 0.5 * parts[2])
 
 
 def test_the_order_of_pairs_words_and_patches_does_not_matter():

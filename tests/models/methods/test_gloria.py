@@ -5,13 +5,7 @@ import math
 import pytest
 import torch
 
-from cleft.training.objectives.gloria import (
-    global_loss,
-    gloria_loss,
-    local_loss,
-    local_similarity,
-    word_cosines,
-)
+from cleft.models.methods.gloria import global_loss, local_loss, local_similarity, word_cosines
 
 
 def batch(images=4, counts=(3, 1, 5, 2), spots=6, width=7, seed=0, dtype=torch.float64):
@@ -29,6 +23,10 @@ def batch(images=4, counts=(3, 1, 5, 2), spots=6, width=7, seed=0, dtype=torch.f
         draw(len(counts), max(counts) + 1, width),
         mask,
     )
+
+
+def both_losses(image, text, regions, words, mask, *, text_of=None):
+    return global_loss(image, text, text_of=text_of) + local_loss(regions, words, mask, text_of=text_of)
 
 
 def cosine_in_a_loop(regions, words):
@@ -109,7 +107,7 @@ def test_value_and_gradient_of_the_local_loss_are_those_of_the_loop():
 
 def test_value_and_gradient_of_the_whole_are_those_of_the_loop():
     image, text, regions, words, mask = batch()
-    short = gloria_loss(image, text, regions, words, mask)
+    short = both_losses(image, text, regions, words, mask)
     long = local_in_a_loop(regions, words, mask) + both_directions_in_a_loop(
         [[10 * torch.cosine_similarity(one, other, dim=0) for other in text] for one in image]
     )
@@ -136,8 +134,8 @@ def test_texts_that_come_in_groups_change_nothing(held):
 def test_texts_that_several_images_share_may_be_given_once():
     image, text, regions, words, mask = batch(images=5)
     text_of = torch.tensor([2, 0, 2, 1, 3])
-    once = gloria_loss(image, text, regions, words, mask, text_of=text_of)
-    repeated = gloria_loss(image, text[text_of], regions, words[text_of], mask[text_of])
+    once = both_losses(image, text, regions, words, mask, text_of=text_of)
+    repeated = both_losses(image, text[text_of], regions, words[text_of], mask[text_of])
     inputs = (image, text, regions, words)
     torch.testing.assert_close(once, repeated)
     torch.testing.assert_close(torch.autograd.grad(once, inputs), torch.autograd.grad(repeated, inputs))
@@ -145,7 +143,7 @@ def test_texts_that_several_images_share_may_be_given_once():
 
 def test_equal_captions_alone_leave_nothing_to_tell_apart():
     image, text, regions, words, mask = batch(images=3, counts=(4,))
-    loss = gloria_loss(
+    loss = both_losses(
         image[:1].expand(3, -1), text, regions[:1].expand(3, -1, -1), words, mask, text_of=torch.zeros(3).long()
     )
     assert loss.item() == pytest.approx(4 * math.log(3))
@@ -154,8 +152,8 @@ def test_equal_captions_alone_leave_nothing_to_tell_apart():
 def test_order_of_pairs_words_and_regions_does_not_matter():
     image, text, regions, words, mask = batch()
     order, spots = torch.tensor([2, 3, 0, 1]), torch.tensor([5, 2, 0, 1, 4, 3])
-    moved = gloria_loss(image[order], text[order], regions[order][:, spots], words[order].flip(1), mask[order].flip(1))
-    torch.testing.assert_close(moved, gloria_loss(image, text, regions, words, mask))
+    moved = both_losses(image[order], text[order], regions[order][:, spots], words[order].flip(1), mask[order].flip(1))
+    torch.testing.assert_close(moved, both_losses(image, text, regions, words, mask))
 
 
 def test_what_lies_in_padding_does_not_matter():
@@ -174,14 +172,14 @@ def test_the_length_of_whole_vectors_does_not_matter_but_that_of_local_ones_does
 
 def test_one_sentence_of_one_word_each_is_learned_from():
     image, text, regions, words, mask = batch(counts=(1, 1, 1, 1))
-    loss = gloria_loss(image, text, regions, words, mask)
+    loss = both_losses(image, text, regions, words, mask)
     torch.testing.assert_close(local_loss(regions, words, mask), local_in_a_loop(regions, words, mask))
     assert all(gradient.any() for gradient in torch.autograd.grad(loss, (image, text, regions, words)))
 
 
 def test_a_single_pair_has_nothing_to_be_told_apart_from():
     image, text, regions, words, mask = batch(images=1, counts=(3,))
-    loss = gloria_loss(image, text, regions, words, mask)
+    loss = both_losses(image, text, regions, words, mask)
     assert loss.item() == 0
     assert not any(gradient.any() for gradient in torch.autograd.grad(loss, (image, text, regions, words)))
 
@@ -190,7 +188,7 @@ def test_a_single_pair_has_nothing_to_be_told_apart_from():
 def test_value_and_gradient_are_finite_from_zero_to_huge(size):
     drawn = batch(dtype=torch.float32)
     inputs = [(part * size).detach().requires_grad_() for part in drawn[:4]]
-    loss = gloria_loss(*inputs, drawn[4])
+    loss = both_losses(*inputs, drawn[4])
     assert torch.isfinite(loss)
     assert all(torch.isfinite(gradient).all() for gradient in torch.autograd.grad(loss, inputs))
 

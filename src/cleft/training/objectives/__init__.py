@@ -1,1 +1,0 @@
-"""From features of images and texts to what each method is trained by."""
