@@ -35,9 +35,9 @@ import torch
 import long_way
 from cleft.config import ImagesConfig
 from cleft.data.batches import Views
-from cleft.data.images.augment import augment
-from cleft.data.images.images import prepare_image, read_gray
-from cleft.data.images.prepared import prepare_images
+from cleft.data.images.cache import prepare_images
+from cleft.data.images.decode import read_gray
+from cleft.data.images.preprocess import augment, prepare_image
 from cleft.types import Record
 from radiographs import FULL_SIZE, Files, drawn_dicoms, drawn_jpegs, real_jpegs
 

@@ -17,8 +17,8 @@ from tests.fakes.dicom import write_dicom
 from cleft.cli import main
 from cleft.config import load_settings
 from cleft.data import read_dataset
-from cleft.data.images import decoding
-from cleft.data.images.prepared import obtain_images, prepare_images
+from cleft.data.images import decode_pool
+from cleft.data.images.cache import obtain_images, prepare_images
 
 IMAGES = 120
 
@@ -160,12 +160,12 @@ def test_all_cores_decode_unless_told_otherwise(words, monkeypatch):
         asked.append(jobs)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cleft.data.images.prepared.prepare_images", spy)
-    monkeypatch.setattr(decoding, "usable_cores", lambda: 24)
+    monkeypatch.setattr("cleft.data.images.cache.prepare_images", spy)
+    monkeypatch.setattr(decode_pool, "usable_cores", lambda: 24)
     without = [word for word in words if word not in ("--jobs", "2")]
     main(words)
     main(without)
-    monkeypatch.setattr(decoding, "usable_cores", lambda: 200)
+    monkeypatch.setattr(decode_pool, "usable_cores", lambda: 200)
     main(without)
     assert asked == [2, 24, 64]
 

@@ -9,7 +9,7 @@ from tests.fakes import chexpert, embed, iu_xray, manifest, mimic, nih, rsna
 
 from cleft.config import DataConfig
 from cleft.data import read_dataset
-from cleft.data.images.headers import ODDITIES, oddity_notes
+from cleft.data.images.dicom_headers import ODDITIES, oddity_notes
 from cleft.data.splits.split_file import Leak
 from cleft.errors import DataError
 from cleft.evaluation.predictions import answer_multi_class, answer_present_absent

@@ -13,7 +13,7 @@ from cleft.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from cleft.config import Settings, load_settings
-    from cleft.data.images.single import load_image
+    from cleft.data.batches import load_image
     from cleft.evaluation.classifier import evaluate_classify
     from cleft.evaluation.zero_shot import evaluate_zero_shot
     from cleft.models.checkpoint import load_model as load
@@ -45,7 +45,7 @@ _HOMES = {
     "evaluate_zero_shot": ("cleft.evaluation.zero_shot", "evaluate_zero_shot"),
     "learn_context": ("cleft.training.prompt_context", "learn_context"),
     "load": ("cleft.models.checkpoint", "load_model"),
-    "load_image": ("cleft.data.images.single", "load_image"),
+    "load_image": ("cleft.data.batches", "load_image"),
     "load_settings": ("cleft.config", "load_settings"),
     "pretrain": ("cleft.training.pretrain", "pretrain"),
     "write_report": ("cleft.report.run_page", "write_report"),

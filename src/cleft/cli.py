@@ -912,10 +912,9 @@ def _data_split(options: argparse.Namespace, words: list[str]) -> None:
 
 def _data_prepare(options: argparse.Namespace, words: list[str]) -> None:
     from cleft.data import read_dataset
-    from cleft.data.images.decoding import usable_cores
-    from cleft.data.images.headers import oddity_notes
-    from cleft.data.images.prepared import cache_folder, prepare_images
-    from cleft.data.images.rejects import reject_lines
+    from cleft.data.images.cache import cache_folder, prepare_images, reject_lines
+    from cleft.data.images.decode_pool import usable_cores
+    from cleft.data.images.dicom_headers import oddity_notes
     from cleft.files import Output
 
     if options.jobs is not None and options.jobs < 1:

@@ -139,7 +139,7 @@ def _extras() -> list[Finding]:
 def _encodings() -> list[Finding]:
     if importlib.util.find_spec("pydicom") is None:
         return []
-    from cleft.data.images.syntaxes import usual_syntaxes
+    from cleft.data.images.dicom import usual_syntaxes
 
     lines: list[Finding] = [("ok", "DICOM, not compressed or deflated: read")]
     for name, remedy in usual_syntaxes():

@@ -1,18 +1,22 @@
+"""One image by itself is read as it is in an evaluation."""
+
 import pickle
 from dataclasses import replace
 from itertools import chain
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tests.fakes.dicom import write_dicom
 
 from cleft.config import AugmentConfig, DataConfig, ImagesConfig, OptimConfig, Settings, TrainConfig
-from cleft.data.batches import StepSampler, Views, eval_loader, label_table, train_loader
-from cleft.data.images.augment import augment, centre_crop
-from cleft.data.images.prepared import prepare_images
+from cleft.data.batches import StepSampler, Views, eval_loader, label_table, load_image, train_loader
+from cleft.data.images.cache import prepare_images
+from cleft.data.images.preprocess import augment, centre_crop
 from cleft.data.text.texts import Texts
 from cleft.errors import ConfigError, DataError
 from cleft.types import Record
@@ -213,3 +217,32 @@ def test_texts_stand_in_place_of_captions_and_resume_where_they_were(data):
     assert batch.reworded is None
     plain = next(iter(train_loader(records, prepared, FINDINGS, SETTINGS)))
     assert plain.text_labels is plain.reworded is None
+
+
+def test_a_single_image_equals_the_same_image_in_a_batch(tmp_path):
+    path = tmp_path / "chest.png"
+    cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 255, (90, 70), dtype=np.uint8))
+    config = ImagesConfig(stored_size=64, size=56)
+    record = Record(id="a", image=path, labels={}, patient="p", caption="a chest x ray")
+    prepared = prepare_images([record], config, tmp_path / "cache", progress=False)
+    batch = next(iter(eval_loader([record], prepared, (), Settings(images=config, data=DataConfig()), batch_size=1)))
+    alone = load_image(path, config)
+    assert alone.dtype == torch.uint8
+    assert torch.equal(alone, batch.images)
+
+
+def test_a_dicom_file_is_shown_by_the_settings_of_the_run(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 4096, (64, 64), dtype=np.uint16)
+    path = write_dicom(tmp_path / "scan", pixels, bits=12, WindowCenter=900, WindowWidth=500)
+    shown, released = (
+        load_image(path, ImagesConfig(stored_size=64, size=64, dicom=dicom)) for dicom in ("voi", "released")
+    )
+    assert (shown == 255).float().mean() > 0.6
+    assert torch.equal(released[0, 0], torch.from_numpy(np.rint(pixels * (255 / pixels.max())).astype(np.uint8)))
+
+
+def test_what_is_no_image_is_refused(tmp_path):
+    path = tmp_path / "thesis.png"
+    path.write_text("chapter one")
+    with pytest.raises(DataError, match=r"thesis\.png"):
+        load_image(path, ImagesConfig())

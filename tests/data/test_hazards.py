@@ -27,7 +27,7 @@ from cleft.data import read_dataset
 from cleft.data.census.check import check_dataset
 from cleft.data.census.taking import Effort
 from cleft.data.census.twins import contents_of, refuse_twins, shared_contents
-from cleft.data.images.prepared import prepare_images
+from cleft.data.images.cache import prepare_images
 from cleft.data.splits.recipes import split_records
 from cleft.errors import DataError
 
@@ -343,9 +343,7 @@ def test_an_encoding_that_cannot_be_decoded_is_named_with_what_is_missing(own, m
     names = {tally.name: dict(tally.counts) for tally in check(root).looks}
     assert names["transfer syntax"] == {"Explicit VR Little Endian": 1, "JPEG-LS Lossless Image Compression": 1}
     remedy = "run: pip install 'cleft[dicom]'"
-    monkeypatch.setattr(
-        "cleft.data.images.syntaxes.decodable", lambda uid, deep: ("JPEG-LS", remedy * uid.endswith("80"))
-    )
+    monkeypatch.setattr("cleft.data.images.dicom.decodable", lambda uid, deep: ("JPEG-LS", remedy * uid.endswith("80")))
     assert f"1 image is encoded as JPEG-LS, which cannot be decoded here; {remedy}" in check(root).notes
 
 

@@ -8,8 +8,9 @@ from cleft.config import DataConfig, ImagesConfig
 from cleft.data import read_dataset
 from cleft.data.census.check import check_dataset
 from cleft.data.census.taking import Effort
-from cleft.data.images.images import prepare_image, read_gray
-from cleft.data.images.prepared import prepare_images
+from cleft.data.images.cache import prepare_images
+from cleft.data.images.decode import read_gray
+from cleft.data.images.preprocess import prepare_image
 
 IMAGES = ImagesConfig(size=56, stored_size=64)
 

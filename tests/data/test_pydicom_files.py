@@ -8,8 +8,9 @@ import numpy as np
 import pydicom.data
 import pytest
 
-from cleft.data.images.decoders import ReadLimits, decode_gray
-from cleft.data.images.headers import read_header
+from cleft.data.images.decode import decode_gray
+from cleft.data.images.dicom_headers import read_header
+from cleft.data.images.source import ReadLimits
 from cleft.errors import DataError
 
 FOLDER = Path(pydicom.data.__file__).parent

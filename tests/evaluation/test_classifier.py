@@ -87,7 +87,7 @@ def test_what_the_head_answers_is_what_its_model_says_of_each_image(tuned):
     model = load_image_only(tuned)
     with (settings.data.root / "manifest.csv").open() as file:
         rows = list(csv.DictReader(file))
-    from cleft.data.images.single import load_image
+    from cleft.data.batches import load_image
 
     table = np.zeros((3, 3), dtype=int)
     for row in rows:

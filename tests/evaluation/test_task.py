@@ -13,7 +13,7 @@ from tests.tools.tiny_runs import tiny_settings, write_drawings
 from cleft.cli import main
 from cleft.config import DataConfig, ImagesConfig, Settings, load_settings
 from cleft.data import read_dataset
-from cleft.data.images.single import load_image
+from cleft.data.batches import load_image
 from cleft.data.splits.recipes import split_records
 from cleft.data.splits.split_file import make_split_file, write_split_file
 from cleft.errors import ConfigError, DataError

@@ -30,8 +30,7 @@ from pydicom.uid import (
 from tests.fakes.dicom import dicom_bytes, encapsulated_bytes, htj2k_bytes
 
 from cleft.config import ImagesConfig
-from cleft.data.images.children import Limits
-from cleft.data.images.decoding import preparing
+from cleft.data.images.decode_pool import Limits, preparing
 
 pytestmark = pytest.mark.slow
 

@@ -46,7 +46,7 @@ def _deed(deed, item):
         os.write(2, b"what a header says")
         print("what a header says", flush=True)
     elif deed == "torch":
-        importlib.import_module("cleft.data.images.decoding")
+        importlib.import_module("cleft.data.images.decode_pool")
         importlib.import_module("cleft.data.images.dicom")
         return "torch" in sys.modules
     elif deed == "cwd":
@@ -62,7 +62,7 @@ def _deed(deed, item):
 
 def prepare_or_die(path, config, known):
     """Prepares a file like the real thing, but a file whose name is a deed is the end of it."""
-    from cleft.data.images.decoding import prepare_file  # Which most users of this module need not wait for.
+    from cleft.data.images.decode_pool import prepare_file  # Which most users of this module need not wait for.
 
     deed = Path(path).stem.rstrip("0123456789")
     if deed:

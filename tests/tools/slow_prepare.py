@@ -4,9 +4,9 @@ import time
 from pathlib import Path
 
 from cleft.cli import entry
-from cleft.data.images import decoding
-from cleft.data.images.decoding import prepare_file
-from cleft.data.images.prepared import prepare_images
+from cleft.data.images import decode_pool
+from cleft.data.images.cache import prepare_images
+from cleft.data.images.decode_pool import prepare_file
 
 
 def prepare_slowly(path, config, known):
@@ -17,6 +17,6 @@ def prepare_slowly(path, config, known):
 if __name__ == "__main__":
     from tests.tools import slow_prepare  # Under this name children find it.
 
-    decoding._prepare_file_in_child = slow_prepare.prepare_slowly
+    decode_pool._prepare_file_in_child = slow_prepare.prepare_slowly
     prepare_images.__kwdefaults__["part_rows"] = 20
     entry()

@@ -22,7 +22,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from cleft.config import DataConfig, ImagesConfig, Settings
 from cleft.data import batches as data_batches
 from cleft.data.batches import eval_loader
-from cleft.data.images.prepared import prepare_images
+from cleft.data.images.cache import prepare_images
 from cleft.errors import CheckpointError, DataError, ResourceError
 from cleft.training import callbacks, training_state
 from cleft.training.callbacks import Keeper

@@ -20,16 +20,19 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter  # pyright: ignore[reportPrivateUsage]
 
 from cleft.config import ImagesConfig, Settings
-from cleft.data.images.augment import augment, centre_crop
-from cleft.data.images.pixel_rows import PixelRows
-from cleft.data.images.prepared import PreparedImages
+from cleft.data.images.cache import PreparedImages
+from cleft.data.images.cache_files import PixelRows
+from cleft.data.images.decode_pool import preparing
+from cleft.data.images.preprocess import augment, centre_crop
 from cleft.data.sampling import distinct_order, epoch_order, group_rows
 from cleft.data.text.texts import Texts
 from cleft.errors import CleftError, ConfigError, DataError, ResourceError
+from cleft.files import as_path
 from cleft.grammar import count, share, verb
 from cleft.types import Batch, Record
 
@@ -454,3 +457,28 @@ def _as_it_is(batch: Any) -> Batch:
 def _one_thread(worker: int) -> None:
     # Workers are the parallelism; threads of OpenCV below them would only contend.
     cv2.setNumThreads(0)
+
+
+def load_image(path: str | Path, config: ImagesConfig) -> Tensor:
+    """Reads one image the way evaluation reads each: decoded, prepared, its centre cut out.
+
+    A child process decodes it, which a damaged file may end without harm; it is kept for the next call.
+
+    Args:
+        path: A PNG, JPEG or DICOM file; its content decides, not its name.
+        config: The `images` settings of the run whose model will see it.
+
+    Returns:
+        A batch of one gray image, `[1, 1, H, W]` uint8, for `encode_image`.
+
+    Raises:
+        DataError: If the file is not a readable image; `reason` says why, also where it ended the decoder.
+        ResourceError: If the child process cannot start.
+    """
+    import torch
+
+    with preparing(config, frozenset(), 1) as prepare:
+        (outcome,) = prepare([as_path(path, "path")])
+    if outcome.pixels is None:
+        raise DataError(outcome.message, reason=outcome.reason)
+    return torch.from_numpy(centre_crop(outcome.pixels, config.size).copy())[None, None]

@@ -30,7 +30,7 @@ from cleft.privacy import MIN_PATIENTS
 from cleft.results import Calibration, Evaluation, PromptAudit, Result, Subgroups, from_json, to_json
 
 if TYPE_CHECKING:
-    from cleft.data.images.prepared import PreparedImages
+    from cleft.data.images.cache import PreparedImages
     from cleft.evaluation.predictions import Answers
     from cleft.evaluation.task import Question, Selection
 

@@ -28,7 +28,7 @@ from cleft.config import (
 )
 from cleft.data import data_config, opening_of, read_dataset, report_not_inherited
 from cleft.data.batches import eval_loader
-from cleft.data.images.prepared import PreparedImages, obtain_images
+from cleft.data.images.cache import PreparedImages, obtain_images
 from cleft.data.splits.recipes import split_records
 from cleft.data.splits.split_file import leak_notes
 from cleft.data.splits.subsets import PER_PATIENT, balanced, class_patients, ids_digest

@@ -14,8 +14,8 @@ from torch import Tensor
 from cleft.config import ClassifyConfig, DataConfig, Settings
 from cleft.data import read_dataset, terms_of
 from cleft.data.batches import label_table
-from cleft.data.images.headers import oddity_notes
-from cleft.data.images.prepared import PreparedImages, obtain_images
+from cleft.data.images.cache import PreparedImages, obtain_images
+from cleft.data.images.dicom_headers import oddity_notes
 from cleft.data.splits.recipes import split_records
 from cleft.data.splits.split_file import Leak, leak_notes, measure_leaks
 from cleft.data.text.reports import keep_reported

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from cleft.config import SETTINGS_MARK, Settings, dump_settings, load_settings
-from cleft.data.images.parts import lock
+from cleft.data.images.cache_files import lock
 from cleft.errors import ConfigError, DataError, ResourceError
 from cleft.files import RECORD, Output, lock_file, open_lock, write_whole
 from cleft.grammar import count

@@ -7,7 +7,7 @@ from PIL import Image
 
 from cleft.config import ImagesConfig
 from cleft.data.census.twins import contents_of, refuse_twins, shared_contents
-from cleft.data.images.prepared import prepare_images
+from cleft.data.images.cache import prepare_images
 from cleft.errors import DataError
 from cleft.types import Record
 

@@ -32,7 +32,8 @@ from tests.fakes.dicom import (
 )
 
 from cleft.config import ImagesConfig
-from cleft.data.images.decoders import ReadLimits, decode_gray
+from cleft.data.images.decode import decode_gray
+from cleft.data.images.source import ReadLimits
 from cleft.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -209,7 +210,7 @@ def test_d8_a_stream_of_another_size_than_the_header_says_is_not_decoded(syntax,
     data = dicom_bytes(pixels, syntax=syntax)
     start = data.index(b"\xff\x4f\xff\x51" if syntax == JPEG2000Lossless else b"\xff\xd8\xff")
     bomb = encapsulated_bytes([data[start:]], np.zeros((4000, 4000), pixels.dtype), syntax)
-    monkeypatch.setattr("cleft.data.images.dicom.get_decoder", None)
+    monkeypatch.setattr("cleft.data.images.dicom._run_decoder", None)
     assert refused(bomb)[1] == ("scan: malformed ((48, 64) compressed pixels where the header says (4000, 4000))")
 
 

@@ -23,8 +23,8 @@ from pydicom.uid import (
 from tests.fakes.dicom import COMPRESSED, LEAKS, dicom_bytes, fragmented_bytes, streams, table_item, write_dicom
 
 from cleft.config import ImagesConfig
-from cleft.data.images.decoders import decode_gray
-from cleft.data.images.headers import ODDITIES, read_header
+from cleft.data.images.decode import decode_gray
+from cleft.data.images.dicom_headers import ODDITIES, read_header
 from cleft.errors import DataError
 
 

@@ -13,9 +13,9 @@ from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 from tests.fakes.dicom import dicom_bytes, table_item
 
 from cleft.config import ImagesConfig
-from cleft.data.images.decoders import decode_gray
+from cleft.data.images.decode import decode_gray
 from cleft.data.images.dicom_display import percentiles, possible_values
-from cleft.data.images.images import prepare_image
+from cleft.data.images.preprocess import prepare_image
 from cleft.errors import DataError
 
 RAMP = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)

@@ -20,7 +20,7 @@ from pydicom.uid import (
 )
 from tests.fakes.dicom import dicom_bytes, encapsulated_bytes
 
-from cleft.data.images.decoders import decode_gray
+from cleft.data.images.decode import decode_gray
 from cleft.data.images.integrity import check_jpeg2000_structure
 from cleft.errors import DataError
 

@@ -68,7 +68,7 @@ def test_many_files_are_counted_and_what_they_need_is_said(tmp_path, monkeypatch
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     monkeypatch.setattr(
-        "cleft.data.images.syntaxes.decodable", lambda uid, deep: (uid[-2:], "run: pip install it" * ("80" in uid))
+        "cleft.data.images.dicom.decodable", lambda uid, deep: (uid[-2:], "run: pip install it" * ("80" in uid))
     )
     looks = look_at_all([tmp_path / name for name in files])
     counted = {tally.name: dict(tally.counts) for tally in looks.tallies}

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from cleft.config import ImagesConfig
-from cleft.data.images.augment import centre_crop
-from cleft.data.images.images import prepare_image, read_gray
+from cleft.data.images.decode import read_gray
+from cleft.data.images.preprocess import centre_crop, prepare_image
 from cleft.data.images.sampling import decode, draw, is_surely_more
 from cleft.types import Record
 

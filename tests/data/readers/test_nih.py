@@ -5,7 +5,7 @@ from tests.fakes.nih import HEADER, nih_row, odd_rows, write_fake_nih
 
 from cleft.config import DataConfig
 from cleft.data import read_dataset
-from cleft.data.images.images import read_gray
+from cleft.data.images.decode import read_gray
 from cleft.data.readers.nih import FINDINGS, read_nih
 from cleft.data.splits.recipes import split_records
 from cleft.errors import DataError

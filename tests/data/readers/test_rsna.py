@@ -131,7 +131,7 @@ def test_headers_are_read_once(tmp_path, monkeypatch):
     def fail(*_):
         raise AssertionError("a header was read again")
 
-    monkeypatch.setattr("cleft.data.images.headers.read_header", fail)
+    monkeypatch.setattr("cleft.data.images.dicom_headers.read_header", fail)
     assert read_rsna(config(root)).checked().records == before.records
     kept = (root / "cache" / "headers-rsna.parquet").read_bytes()
     assert not any(leak.encode() in kept for leak in LEAKS)

@@ -15,7 +15,7 @@ from cleft.data.census.twins import refuse_twins, shared_contents
 from cleft.data.census.unlisted import find_unlisted
 from cleft.data.counts import count_captions, count_labels, group_by, share_present, tally, tally_ages
 from cleft.data.datasets import finish_reading, terms_of
-from cleft.data.images.decoding import usable_cores
+from cleft.data.images.decode_pool import usable_cores
 from cleft.data.images.looks import Looks, look_at_all
 from cleft.data.images.sampling import Sample, decode, draw, is_surely_more
 from cleft.data.splits.recipes import split_records

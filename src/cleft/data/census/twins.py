@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cleft.data.images.prepared import PreparedImages
+from cleft.data.images.cache import PreparedImages
 from cleft.errors import DataError
 from cleft.grammar import agree, count, verb
 from cleft.types import Record

@@ -11,7 +11,7 @@ import os
 import re
 import struct
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -19,7 +19,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.encaps import encapsulate
+from pydicom import Dataset, uid
+from pydicom.encaps import encapsulate, generate_fragments
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.tag import Tag
 from pydicom.uid import (
@@ -36,28 +37,91 @@ from pydicom.uid import (
 )
 
 from cleft.config import ImagesConfig
-from cleft.data.images.decoders import ReadLimits, check_size, flatten_colours, refusal
 from cleft.data.images.dicom_attributes import (
+    GRAYSCALE_TAGS,
     LAYOUT_TAGS,
     OVERLAY_TAGS,
     AttributeFault,
     Layout,
+    Parsed,
     numbers,
+    parse_dicom,
+    quiet,
+    read_grayscale,
     read_layout,
 )
 from cleft.data.images.dicom_display import show
-from cleft.data.images.dicom_files import Parsed, parse_dicom, quiet
-from cleft.data.images.dicom_frames import frame_stream
-from cleft.data.images.dicom_grayscale import GRAYSCALE_TAGS, read_grayscale
 from cleft.data.images.integrity import (
     check_jpeg2000_structure,
     check_jpeg_scans,
     check_jpeg_structure,
     check_rle_segments,
 )
-from cleft.data.images.syntaxes import decodable
+from cleft.data.images.preprocess import flatten_colours
+from cleft.data.images.source import ReadLimits, check_size, refusal
 from cleft.errors import DataError
 from cleft.grammar import count, verb
+
+_ITEM = 8
+"""Bytes of an item's tag and length."""
+_STARTS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51")
+"""How streams begin: JPEG and JPEG-LS, JPEG 2000."""
+
+
+def frame_stream(data: bytes, frame: int, frames: int, dataset: Dataset) -> bytes:
+    """Return the compressed pixels of one frame.
+
+    Where fragments alone say which frame they belong to, offset tables are not read; elsewhere one counts only if all
+    its offsets are beginnings of fragments.
+
+    Args:
+        data: Encapsulated pixels of all frames, the basic offset table first.
+        frame: Which frame, from 0.
+        frames: How many there are.
+        dataset: For its extended offset table.
+
+    Raises:
+        AttributeFault: If fragments cannot be assigned to frames.
+    """
+    try:
+        length = struct.unpack_from("<L", data, 4)[0]
+        fragments = list(generate_fragments(data[_ITEM + length :]))
+    except (ValueError, struct.error) as error:
+        raise AttributeFault("the fragments of PixelData cannot be separated; copy the file again") from error
+    if frames == 1:
+        return b"".join(fragments)
+    if len(fragments) == frames:
+        return fragments[frame]
+    places: dict[int, int] = {}
+    place = 0
+    for number, fragment in enumerate(fragments):
+        places[place] = number
+        place += _ITEM + len(fragment)
+    beginnings = [number for number, fragment in enumerate(fragments) if fragment.startswith(_STARTS)]
+    for starts in (
+        _starts(_extended_offsets(dataset), places, frames),
+        _starts(struct.unpack_from(f"<{length // 4}L", data, _ITEM), places, frames),
+        beginnings if len(beginnings) == frames and beginnings[0] == 0 else None,
+    ):
+        if starts is not None:
+            return b"".join(fragments[slice(*[*starts, None][frame : frame + 2])])
+    raise AttributeFault(
+        f"NumberOfFrames is {frames}, PixelData has {count(len(fragments), 'fragment')}, and no offset table says "
+        "which belong together"
+    )
+
+
+def _extended_offsets(dataset: Dataset) -> Sequence[int]:
+    value: Any = dataset.get("ExtendedOffsetTable")
+    return struct.unpack(f"<{len(value) // 8}Q", value[: len(value) // 8 * 8]) if isinstance(value, bytes) else ()
+
+
+def _starts(offsets: Sequence[int], places: dict[int, int], frames: int) -> list[int] | None:
+    """First fragment of each frame; None if the offsets are not those of fragments in order."""
+    if len(offsets) != frames or offsets[0] != 0 or list(offsets) != sorted(set(offsets)):
+        return None
+    found = [places.get(offset) for offset in offsets]
+    return None if None in found else [number for number in found if number is not None]
 
 
 def decode_dicom(
@@ -70,7 +134,7 @@ def decode_dicom(
         name: What to call it in messages.
         limits: What is refused by its header.
         config: How its values become gray.
-        notes: Receives keys of `cleft.data.images.headers.ODDITIES`: what was inferred or ignored.
+        notes: Receives keys of `cleft.data.images.dicom_headers.ODDITIES`: what was inferred or ignored.
 
     Raises:
         DataError: With reason `format` (no DICOM file, or pixels of a kind that radiographs do not have), `no-image`
@@ -337,3 +401,46 @@ _COLOURS = {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT"}
 _FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 _TAIL = 4096
 """Within so many bytes of its ends a stream must say where it begins and ends."""
+
+
+def decodable(syntax: str, *, deep: bool) -> tuple[str, str]:
+    """Returns the name of a transfer syntax, and what to do if it cannot be decoded here; empty if it can.
+
+    Args:
+        syntax: UID of the transfer syntax.
+        deep: Whether pixels have more than 8 bits.
+    """
+    if not re.fullmatch(r"[0-9.]{1,64}", syntax):
+        return "an illegal transfer syntax", _STORE_AGAIN
+    name = UID(syntax).name
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        return name, _STORE_AGAIN
+    plugins = set(decoder.available_plugins) if decoder.is_encapsulated else {"native"}
+    if syntax == JPEGExtended12Bit and deep:
+        # The decoders of the extra take it for 8 bits alone.
+        deeper = plugins - {"pillow", "gdcm"}
+        return name, "" if deeper else f"pylibjpeg-libjpeg, which is under the GPL, reads it; or {_STORE_AGAIN}"
+    return name, "" if plugins else "run: pip install 'cleft[dicom]'"
+
+
+def usual_syntaxes() -> list[tuple[str, str]]:
+    """Return the name of each compressed transfer syntax that radiographs come in, and what `decodable` says of it."""
+    usual = [
+        uid.RLELossless,
+        uid.JPEGBaseline8Bit,
+        uid.JPEGExtended12Bit,
+        uid.JPEGLossless,
+        uid.JPEGLosslessSV1,
+        uid.JPEGLSLossless,
+        uid.JPEGLSNearLossless,
+        uid.JPEG2000Lossless,
+        uid.JPEG2000,
+        uid.HTJ2KLossless,
+        uid.HTJ2K,
+    ]
+    return [decodable(syntax, deep=True) for syntax in usual]
+
+
+_STORE_AGAIN = "store it again in another transfer syntax"

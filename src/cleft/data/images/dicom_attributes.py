@@ -7,16 +7,34 @@ name attributes by keyword and never quote an illegal value: it may be any text.
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import re
 import struct
+import warnings
+import zlib
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
-from pydicom import Dataset
+from pydicom import Dataset, dcmread
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
+from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag, Tag
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
+
+from cleft.data.images.source import ReadLimits, refusal
+from cleft.grammar import count
 
 
 class AttributeFault(ValueError):
@@ -41,7 +59,7 @@ class Layout(NamedTuple):
     signed_unknown: bool = False
     """Whether `PixelRepresentation` is missing: values are read as unsigned, and none may have its sign bit set."""
     notes: tuple[str, ...] = ()
-    """Keys of `cleft.data.images.headers.ODDITIES`."""
+    """Keys of `cleft.data.images.dicom_headers.ODDITIES`."""
 
 
 LAYOUT_TAGS = (
@@ -309,3 +327,265 @@ def _overlay_bits(dataset: Dataset, allocated: int) -> int:
         ):
             bits |= 1 << int(places[0])
     return bits
+
+
+class Window(NamedTuple):
+    """A window of interest that is legal for its function (PS3.3, C.11.2.1.2)."""
+
+    center: float
+    width: float
+    function: str
+    """`LINEAR`, `LINEAR_EXACT` or `SIGMOID`."""
+
+
+class Grayscale(NamedTuple):
+    """What the header declares for a frame."""
+
+    slope: float
+    intercept: float
+    modality: Dataset | None
+    """Item of a modality look-up table, in place of slope and intercept."""
+    tables: tuple[Dataset, ...]
+    """Items of VOI look-up tables; they count before windows."""
+    windows: tuple[Window | None, ...]
+    """Windows in the order declared, None in place of one that is illegal."""
+    padding: tuple[int, int] | None
+    """Lowest and highest padding value, as written: perhaps with the other sign than the pixels."""
+    inverted: bool
+    """Whether low values are white."""
+    notes: tuple[str, ...]
+    """Keys of `cleft.data.images.dicom_headers.ODDITIES`."""
+
+    def window(self, index: int) -> Window | None:
+        """Return the requested window if it is legal, or else the first legal one; None if none is."""
+        wanted = self.windows[index] if index < len(self.windows) else None
+        return wanted or next((window for window in self.windows if window is not None), None)
+
+
+GRAYSCALE_TAGS = (
+    "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "ModalityLUTSequence",
+    "WindowCenter",
+    "WindowWidth",
+    "VOILUTFunction",
+    "VOILUTSequence",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
+    "PresentationLUTShape",
+)
+"""What `read_grayscale` reads, beside the photometric interpretation."""
+
+
+def read_grayscale(dataset: Dataset, frame: int, frames: int) -> Grayscale:
+    """Read what a header declares for a frame.
+
+    Args:
+        dataset: With a photometric interpretation of gray.
+        frame: Place of the frame, from 0.
+        frames: How many frames there are.
+
+    Raises:
+        AttributeFault: If a sequence cannot be read, slope or intercept is illegal, or the frame's item is uncertain.
+    """
+    notes: list[str] = []
+    groups = _groups(dataset, frame, frames)
+    slope, intercept, modality = _modality([*_macros(groups, _VALUES), dataset], notes)
+    tables, windows = _interest([*_macros(groups, _INTEREST), dataset], notes)
+    # The shape is the last step declared (PS3.4, N.2.5); the photometric interpretation only implies one.
+    implied = text(dataset, "PhotometricInterpretation").upper() == "MONOCHROME1"
+    inverted = {"IDENTITY": False, "INVERSE": True}.get(text(dataset, "PresentationLUTShape").upper(), implied)
+    if inverted != implied:
+        notes.append("shape")
+    padding = _padding(dataset, notes)
+    return Grayscale(slope, intercept, modality, tables, windows, padding, inverted, tuple(notes))
+
+
+_VALUES, _INTEREST = "PixelValueTransformationSequence", "FrameVOILUTSequence"
+"""Functional group macros that decide the display."""
+_NARROWEST = {"LINEAR": 1.0, "LINEAR_EXACT": math.ulp(0), "SIGMOID": math.ulp(0)}
+
+
+def _groups(dataset: Dataset, frame: int, frames: int) -> list[Dataset]:
+    """Functional groups that hold for a frame, its own before the shared ones."""
+    shared = items(dataset, "SharedFunctionalGroupsSequence")[:1]
+    each = items(dataset, "PerFrameFunctionalGroupsSequence")
+    if not each:
+        return shared
+    if len(each) != frames and not _are_equal([_declared(item) for item in each]):
+        raise AttributeFault(
+            f"PerFrameFunctionalGroupsSequence has {count(len(each), 'item')} for {count(frames, 'frame')}, and they "
+            "declare different windows or rescaling"
+        )
+    return [each[min(frame, len(each) - 1)], *shared]
+
+
+def _macros(groups: Sequence[Dataset], name: str) -> list[Dataset]:
+    return [macro for group in groups for macro in items(group, name)[:1]]
+
+
+def _declared(group: Dataset) -> list[list[Dataset]]:
+    """What an item of the functional groups declares that decides the display, to compare items by."""
+    return [items(group, name) for name in (_VALUES, _INTEREST)]
+
+
+def _are_equal(declared: Sequence[list[list[Dataset]]]) -> bool:
+    try:
+        return all(each == declared[0] for each in declared)
+    except Exception:  # noqa: BLE001 - comparing converts every value, and pydicom may raise anything.
+        return False
+
+
+def _modality(levels: Sequence[Dataset], notes: list[str]) -> tuple[float, float, Dataset | None]:
+    """Slope, intercept and table of the first level that states any of them; half a rescale has its default."""
+    for level in levels:
+        if tables := items(level, "ModalityLUTSequence"):
+            return 1.0, 0.0, tables[0]
+        slope, intercept = number(level, "RescaleSlope"), number(level, "RescaleIntercept")
+        if slope is None and intercept is None:
+            continue
+        if slope is None or intercept is None:
+            notes.append("rescale")
+        if slope == 0:
+            raise AttributeFault("RescaleSlope is 0, which makes every value the same")
+        return 1.0 if slope is None else slope, 0.0 if intercept is None else intercept, None
+    return 1.0, 0.0, None
+
+
+def _interest(levels: Sequence[Dataset], notes: list[str]) -> tuple[tuple[Dataset, ...], tuple[Window | None, ...]]:
+    """Tables and windows of the first level that states a legal one."""
+    illegal = False
+    found: tuple[tuple[Dataset, ...], tuple[Window | None, ...]] = (), ()
+    for level in levels:
+        stated = items(level, "VOILUTSequence")
+        tables = tuple(item for item in stated if is_stated(item, "LUTDescriptor") and is_stated(item, "LUTData"))
+        windows = _windows(level)
+        illegal |= len(tables) < len(stated) or None in windows
+        if tables or any(windows):
+            found = tables, windows
+            break
+    if illegal:
+        notes.append("windows" if any(found) else "window")
+    return found
+
+
+def _windows(level: Dataset) -> tuple[Window | None, ...]:
+    centers, widths = numbers(level, "WindowCenter"), numbers(level, "WindowWidth")
+    function = text(level, "VOILUTFunction").upper() or "LINEAR"
+    narrowest = _NARROWEST.get(function, math.inf)
+    pairs = zip(centers, widths, strict=False)
+    legal = [
+        Window(center, width, function) if math.isfinite(center) and narrowest <= width < math.inf else None
+        for center, width in pairs
+    ]
+    # One that lacks its center or its width is illegal too.
+    return (*legal, *[None] * (max(len(centers), len(widths)) - len(legal)))
+
+
+def _padding(dataset: Dataset, notes: list[str]) -> tuple[int, int] | None:
+    """Ends of the range of padding values (PS3.3, C.7.5.1.1.2)."""
+    ends = [numbers(dataset, keyword) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
+    whole = [[int(end) for end in found if math.isfinite(end) and end == int(end)] for found in ends]
+    if any(len(found) > 1 or len(found) != len(kept) for found, kept in zip(ends, whole, strict=True)):
+        notes.append("padding")
+    first, limit = (found[0] if len(found) == 1 else None for found in whole)
+    return None if first is None else (first, first if limit is None else limit)
+
+
+_START = 132
+"""A preamble of 128 bytes, and `DICM`."""
+
+
+class Parsed(NamedTuple):
+    """A data set with the attributes asked for."""
+
+    dataset: Dataset
+    syntax: UID
+    """How its pixels are encoded. Never deflated: what was is inflated already."""
+    has_syntax: bool
+    """Whether the file has DICOM's mark and says its syntax; if not, both were concluded from its first bytes."""
+    kind: str
+    """What kind of object it is, by its keyword, e.g. `BasicTextSRStorage`; empty if it says none that is known."""
+
+
+def parse_dicom(file: BinaryIO, name: Path | str, tags: Sequence[int], limits: ReadLimits, *, pixels: bool) -> Parsed:
+    """Reads chosen attributes of a file; call it within `quiet`.
+
+    Args:
+        file: At its beginning.
+        name: What to call it in messages.
+        tags: The attributes.
+        limits: How large a deflated data set may become: two bytes for each allowed pixel.
+        pixels: Whether to read on from the pixel data; otherwise reading stops before them.
+
+    Raises:
+        DataError: With reason `format` (no DICOM file), `too-large` or `truncated`. Broken files end in whatever
+            pydicom raises.
+    """
+    marked = file.read(_START)[128:] == b"DICM"
+    file.seek(_START if marked else 0)
+    meta = read_dataset(file, is_implicit_VR=False, is_little_endian=True, stop_when=_is_behind_meta)
+    syntax: UID | None = meta.get("TransferSyntaxUID") or None
+    if syntax == DeflatedExplicitVRLittleEndian:
+        dataset = _read_deflated(file, name, tags, limits, pixels=pixels)
+        return Parsed(dataset, ExplicitVRLittleEndian, has_syntax=marked, kind=_kind(dataset, meta))
+    file.seek(0)
+    dataset = dcmread(file, stop_before_pixels=not pixels, force=not marked, specific_tags=list(tags))
+    if not marked and not (dataset.get("Rows") and dataset.get("Columns") and (not pixels or "PixelData" in dataset)):
+        raise refusal("format", name, "has no DICOM mark, and read without it there is no picture in it")
+    has_syntax = marked and syntax is not None
+    if syntax is None:
+        implicit, little = dataset.original_encoding
+        syntax = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+    return Parsed(dataset, syntax, has_syntax=has_syntax, kind=_kind(dataset, meta))
+
+
+@contextmanager
+def quiet() -> Generator[None]:
+    """Silences pydicom and its plug-ins: their warnings quote what stands in a header, such as names."""
+    loggers = [logging.getLogger(name) for name in ("pydicom", "pylibjpeg", "openjpeg", "_openjpeg", "rle")]
+    before = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+
+
+def _kind(dataset: Dataset, meta: Dataset) -> str:
+    return UID(str(dataset.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID") or "")).keyword
+
+
+def _is_behind_meta(tag: int, vr: str | None, length: int) -> bool:
+    return tag >> 16 != 2
+
+
+def _is_pixels(tag: int, vr: str | None, length: int) -> bool:
+    return tag in (0x7FE00008, 0x7FE00009, 0x7FE00010)
+
+
+def _read_deflated(
+    file: BinaryIO, name: Path | str, tags: Sequence[int], limits: ReadLimits, *, pixels: bool
+) -> Dataset:
+    """Inflates no more than the limit: a few kilobytes may hold gigabytes."""
+    inflate, limit = zlib.decompressobj(-zlib.MAX_WBITS), 2 * limits.pixels
+    data = inflate.decompress(file.read(), limit)
+    if not inflate.eof:
+        if len(data) >= limit:
+            raise refusal("too-large", name, f"its deflated data set grows beyond {limit} bytes")
+        raise refusal("truncated", name, "its deflated data set has no end; copy the file again")
+    dataset = read_dataset(
+        BytesIO(data),
+        is_implicit_VR=False,
+        is_little_endian=True,
+        stop_when=None if pixels else _is_pixels,
+        specific_tags=list(tags),
+    )
+    dataset.set_original_encoding(is_implicit_vr=False, is_little_endian=True)
+    return dataset

@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 
 from cleft.config import ImagesConfig
-from cleft.data.images.decoders import refusal
-from cleft.data.images.dicom_attributes import AttributeFault, Layout, numbers
-from cleft.data.images.dicom_grayscale import Grayscale, Window
-from cleft.data.images.images import stretch
+from cleft.data.images.dicom_attributes import AttributeFault, Grayscale, Layout, Window, numbers
+from cleft.data.images.preprocess import stretch
+from cleft.data.images.source import refusal
 from cleft.grammar import count, verb
 
 _FAINT = 4

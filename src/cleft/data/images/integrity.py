@@ -18,7 +18,7 @@ from typing import NoReturn
 
 import simplejpeg
 
-from cleft.data.images.rejects import refusal
+from cleft.data.images.source import refusal
 from cleft.grammar import count, verb
 
 

@@ -1,7 +1,7 @@
 """What image files say of themselves, from their first bytes: format, kind of pixels, bits, size, encoding.
 
 Nothing is decoded. PNG and JPEG say it in a few fixed bytes, which are read here without a library; DICOM headers are
-`cleft.data.images.headers`' business. No name, id or date is read.
+`cleft.data.images.dicom_headers`' business. No name, id or date is read.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from cleft.data.images.headers import Header, header_notes, read_header
-from cleft.data.images.opening import open_file
-from cleft.data.images.syntaxes import check_syntaxes, syntax_census
+from cleft.data.images.dicom_headers import Header, check_syntaxes, header_notes, read_header, syntax_census
+from cleft.data.images.source import open_file
 from cleft.data.progress import progress_bar
 from cleft.errors import DataError
 from cleft.types import Tally

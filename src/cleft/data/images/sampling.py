@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cleft.config import ImagesConfig
-from cleft.data.images.augment import centre_crop
-from cleft.data.images.decoding import preparing
+from cleft.data.images.decode_pool import preparing
+from cleft.data.images.preprocess import centre_crop
 from cleft.data.progress import progress_bar
 from cleft.types import Picture, Record
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cleft.config import DataConfig
-from cleft.data.images.headers import Header, header_notes, read_headers
+from cleft.data.images.dicom_headers import Header, header_notes, read_headers
 from cleft.data.readers.chexpert import FINDINGS as CHEXPERT
 from cleft.data.readers.iu_xml import Report, image_name, read_xml_reports, report_files
 from cleft.data.tables.csv import Table, read_table
@@ -439,7 +439,7 @@ def _read_headers(config: DataConfig, files: Mapping[str, str], images: _Images)
     paths = [Path(path) for name, path in sorted(files.items()) if path.endswith(".dcm") and name not in told]
     if not paths:
         return {}
-    from cleft.data.images.prepared import cache_folder
+    from cleft.data.images.cache import cache_folder
 
     found = read_headers(paths, cache_folder(config) / "headers-iu-xray.parquet")
     return {str(path): header for path, header in found.items()}

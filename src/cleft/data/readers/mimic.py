@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cleft.config import DataConfig
-from cleft.data.images.headers import Header, header_notes, read_headers
+from cleft.data.images.dicom_headers import Header, header_notes, read_headers
 from cleft.data.tables.csv import MAX_CELL_BYTES, Table, read_table
 from cleft.data.tables.faults import Fault, missing_columns, refuse
 from cleft.data.tables.files import are_files, is_junk
@@ -512,7 +512,7 @@ def _read_headers(
     """Headers of DICOM files, for projections that no table tells; each is read once and kept beside the cache."""
     if present is None or any(images.views) or not any(file.endswith(".dcm") for file in files):
         return {}
-    from cleft.data.images.prepared import cache_folder
+    from cleft.data.images.cache import cache_folder
 
     paths = [Path(file) for file, is_there in zip(files, present.tolist(), strict=True) if is_there]
     found = read_headers(paths, cache_folder(config) / "headers-mimic.parquet")

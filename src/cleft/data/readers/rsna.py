@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cleft.config import DataConfig
-from cleft.data.images.headers import Header, header_notes, read_headers
+from cleft.data.images.dicom_headers import Header, header_notes, read_headers
 from cleft.data.tables.csv import Table, read_table
 from cleft.data.tables.faults import Fault, missing_columns, refuse
 from cleft.data.tables.files import are_files, is_junk
@@ -476,7 +476,7 @@ def _read_headers(config: DataConfig, files: Sequence[str], present: NDArray[np.
     """Headers of the images that are there, each read once and kept beside the prepared images."""
     if present is None:
         return {}
-    from cleft.data.images.prepared import cache_folder
+    from cleft.data.images.cache import cache_folder
 
     paths = [Path(file) for file, is_there in zip(files, present.tolist(), strict=True) if is_there]
     found = read_headers(paths, cache_folder(config) / "headers-rsna.parquet")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from cleft.config import DataConfig
 from cleft.data.counts import single_class
 from cleft.data.datasets import recipe_of
-from cleft.data.images.prepared import cache_folder
+from cleft.data.images.cache import cache_folder
 from cleft.data.readers.chexpert import FINDINGS
 from cleft.data.splits.split_file import follow_split_file
 from cleft.data.splits.subsets import TEST_SALT, VAL_SALT, Cut, ids_digest, order_key, share_of, take_patients

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from cleft.config import DataConfig
 from cleft.data.counts import share_present
-from cleft.data.images.decoding import usable_cores
+from cleft.data.images.decode_pool import usable_cores
 from cleft.data.readers.chexpert import LABEL_TABLES
 from cleft.data.splits.subsets import ids_digest, order_key
 from cleft.errors import ConfigError, DataError

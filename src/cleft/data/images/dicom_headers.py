@@ -11,6 +11,7 @@ No name, id, date or free text of a patient is read, so none can be kept.
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import re
 from collections import Counter
@@ -18,17 +19,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from cleft.data.images.decoders import DEFAULT_LIMITS, ReadLimits, may_be_dicom, refusal
-from cleft.data.images.opening import open_file
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cleft.data.images.source import DEFAULT_LIMITS, ReadLimits, may_be_dicom, open_file, refusal
 from cleft.data.progress import progress_bar
 from cleft.errors import DataError
-from cleft.files import file_key
-from cleft.grammar import agree, count
+from cleft.files import file_key, write_whole
+from cleft.grammar import agree, count, verb
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-    from cleft.data.images.dicom_files import Parsed
+    from cleft.data.images.dicom_attributes import Parsed
 
 
 class Header(NamedTuple):
@@ -111,7 +114,7 @@ def read_header(path: Path, limits: ReadLimits = DEFAULT_LIMITS) -> Header:
         DataError: With the reasons of `open_file`, or `empty`, `format` (no DICOM file), `truncated`, `too-large`
             (deflated, and larger than the limit) or `malformed`.
     """
-    from cleft.data.images.dicom_files import parse_dicom, quiet
+    from cleft.data.images.dicom_attributes import parse_dicom, quiet
 
     with open_file(path, limits) as (file, status):
         if not status.st_size:
@@ -138,8 +141,6 @@ def read_headers(paths: Sequence[Path], cache: Path | None = None, *, progress: 
         cache: A Parquet file, made where it is absent. It holds digests in place of paths, because paths hold ids.
         progress: Whether to show a bar where the error stream is a terminal.
     """
-    from cleft.data.images.header_cache import load_headers, save_headers
-
     known = load_headers(cache) if cache else {}
     found: dict[Path, Header] = {}
     folders: dict[str, str] = {}
@@ -238,8 +239,7 @@ def _tags() -> tuple[int, ...]:
     """Attributes to read; importing pydicom takes half a second."""
     from pydicom.tag import Tag
 
-    from cleft.data.images.dicom_attributes import LAYOUT_TAGS
-    from cleft.data.images.dicom_grayscale import GRAYSCALE_TAGS
+    from cleft.data.images.dicom_attributes import GRAYSCALE_TAGS, LAYOUT_TAGS
 
     return tuple(
         dict.fromkeys(Tag(keyword) for keyword in ("SOPClassUID", *_NUMBERS, *_TEXTS, *LAYOUT_TAGS, *GRAYSCALE_TAGS))
@@ -292,8 +292,7 @@ def _header(parsed: Parsed) -> Header:
 
 def _display(dataset: Dataset) -> tuple[str, tuple[str, ...]]:
     """How the file's values are to be shown, and what is inferred or ignored in showing them."""
-    from cleft.data.images.dicom_attributes import AttributeFault, read_layout
-    from cleft.data.images.dicom_grayscale import read_grayscale
+    from cleft.data.images.dicom_attributes import AttributeFault, read_grayscale, read_layout
 
     try:
         layout = read_layout(dataset)
@@ -334,3 +333,69 @@ def _is_oblong(text: str) -> bool:
     except ValueError:
         return False
     return math.isfinite(first + second) and min(first, second) > 0 and abs(first / second - 1) > 0.01
+
+
+class SyntaxCount(NamedTuple):
+    """How many images are encoded in one way, and whether they can be decoded here."""
+
+    uid: str
+    name: str
+    images: int
+    readable: bool
+    remedy: str
+    """What to do if they cannot be decoded; empty if they can."""
+
+
+def syntax_census(headers: Iterable[Header]) -> list[SyntaxCount]:
+    """Counts how images are encoded, the most frequent first, and says what could not be decoded here and why."""
+    from cleft.data.images.dicom import decodable  # Importing pydicom takes half a second.
+
+    counts = Counter((h.transfer_syntax, h.bits_stored > 8) for h in headers if not h.reason and h.is_image)
+    census: dict[tuple[str, str, str], int] = {}
+    for (uid, deep), number in counts.items():
+        name, remedy = decodable(uid, deep=deep)
+        census[uid, name, remedy] = census.get((uid, name, remedy), 0) + number
+    rows = [SyntaxCount(uid, name, number, not remedy, remedy) for (uid, name, remedy), number in census.items()]
+    return sorted(rows, key=lambda row: (-row.images, row.uid))
+
+
+def check_syntaxes(headers: Iterable[Header]) -> list[str]:
+    """Returns one sentence for each encoding that cannot be decoded here, with the remedy; empty if all can."""
+    return [
+        f"{count(row.images, 'image')} {verb(row.images, 'is', 'are')} encoded as {row.name}, which cannot be decoded "
+        f"here; {row.remedy}"
+        for row in syntax_census(headers)
+        if not row.readable
+    ]
+
+
+log = logging.getLogger(__name__)
+
+_FORM = 3
+"""Rises when `Header` or its keys change; headers in caches of another form are read again."""
+
+
+def load_headers(cache: Path) -> dict[str, Header]:
+    """What a cache holds; nothing if it is absent, damaged or of another form."""
+    try:
+        with open(cache, "rb") as file:
+            table = pq.read_table(pa.BufferReader(file.read()))
+        if (table.schema.metadata or {}).get(b"form") != str(_FORM).encode():
+            return {}
+        columns = [table.column(name).to_pylist() for name in ("key", *Header._fields)]
+    except FileNotFoundError:
+        return {}
+    except (OSError, KeyError, pa.ArrowException) as error:
+        log.warning("%s: the cache of headers cannot be read (%s); read anew", cache, type(error).__name__)
+        return {}
+    return {key: Header._make([*values[:-1], tuple(values[-1])]) for key, *values in zip(*columns, strict=True)}
+
+
+def save_headers(cache: Path, known: Mapping[str, Header]) -> None:
+    """Writes the whole cache anew, in one step, for its owner's eyes alone."""
+    columns = dict(zip(Header._fields, map(list, zip(*known.values(), strict=True)), strict=True))
+    table = pa.table({"key": list(known), **columns}).replace_schema_metadata({"form": str(_FORM)})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    cache.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_whole(cache, sink.getvalue().to_pybytes())

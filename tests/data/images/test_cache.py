@@ -23,10 +23,10 @@ from tests.tools.replacing import replace_keeping_size_and_time
 from cleft import identity
 from cleft.config import DataConfig, ImagesConfig
 from cleft.data import read_dataset
-from cleft.data.images import decoders, decoding, parts, preparation, prepared
-from cleft.data.images.images import prepare_image, read_gray
-from cleft.data.images.preparation import preparation_digest
-from cleft.data.images.prepared import cache_folder, find_images, obtain_images, prepare_images
+from cleft.data.images import cache, cache_files, decode, decode_pool
+from cleft.data.images.cache import cache_folder, find_images, obtain_images, preparation_digest, prepare_images
+from cleft.data.images.decode import read_gray
+from cleft.data.images.preprocess import prepare_image
 from cleft.errors import DataError, ResourceError
 from cleft.files import Output
 from cleft.types import Record
@@ -66,7 +66,7 @@ def noting(note):
 
     @contextmanager
     def spy(*arguments):
-        with decoding.preparing(*arguments) as prepare:
+        with decode_pool.preparing(*arguments) as prepare:
 
             def noted(paths):
                 for outcome in prepare(paths):
@@ -83,7 +83,7 @@ def noting(note):
 def decoded(monkeypatch):
     """Names of the files whose pixels were made or refused, in order."""
     names = []
-    monkeypatch.setattr("cleft.data.images.prepared.preparing", noting(lambda path: names.append(path.name)))
+    monkeypatch.setattr("cleft.data.images.cache.preparing", noting(lambda path: names.append(path.name)))
     return names
 
 
@@ -120,7 +120,7 @@ def test_every_format_is_prepared_as_by_hand_whatever_the_number_of_processes(tm
     config = ImagesConfig(stored_size=48, size=32, recipe=recipe)
     images = prepare_images(records, config, tmp_path / "cache", jobs=jobs)
     for record in records:
-        by_hand = prepare_image(decoders.decode_gray(record.image.read_bytes(), record.image), config)
+        by_hand = prepare_image(decode.decode_gray(record.image.read_bytes(), record.image), config)
         assert np.array_equal(images.pixels(record.id), by_hand)
     with Image.open(tmp_path / "16.png") as file:
         assert file.mode.startswith("I;16")
@@ -194,11 +194,11 @@ def test_f2_the_key_holds_every_setting_that_decides_a_pixel_and_no_other(field)
 def test_f2_the_key_holds_decoders_and_schema(monkeypatch):
     before = preparation_digest(CONFIG)
     with monkeypatch.context() as patch:
-        patch.setattr(preparation, "SCHEMA", preparation.SCHEMA + 1)
+        patch.setattr(cache, "SCHEMA", cache.SCHEMA + 1)
         assert preparation_digest(CONFIG) != before
-    for name in decoders.decoder_versions():
+    for name in decode.decoder_versions():
         with monkeypatch.context() as patch:
-            patch.setattr(preparation, "decoder_versions", lambda name=name: {**decoders.decoder_versions(), name: "0"})
+            patch.setattr(cache, "decoder_versions", lambda name=name: {**decode.decoder_versions(), name: "0"})
             assert preparation_digest(CONFIG) != before
     monkeypatch.setattr("cv2.__version__", "0")
     assert preparation_digest(CONFIG) != before
@@ -254,7 +254,7 @@ def test_f5_planted_links_and_foreign_indices_are_not_believed(tmp_path, records
     victim.rename(tmp_path / "outside.u8")
     victim.symlink_to(tmp_path / "outside.u8")
     promise = json.dumps({"rows": 3, "sources": None}).encode()
-    (folder / f"{parts._name(promise)}.json").write_bytes(promise)
+    (folder / f"{cache_files._name(promise)}.json").write_bytes(promise)
     images = prepare(records)
     assert images.rebuilt == 2
     assert not any(path.is_symlink() for path in folder.iterdir())
@@ -266,10 +266,10 @@ def test_f4_killed_at_any_call_it_goes_on_and_ends_in_the_same_bytes(tmp_path, r
 
     @contextmanager
     def here(config, known, jobs):
-        yield partial(map, partial(decoding.prepare_file, config=config, known=known))
+        yield partial(map, partial(decode_pool.prepare_file, config=config, known=known))
 
     def fill(folder, call):
-        prepared.preparing = here  # Each fork would begin a process of its own.
+        cache.preparing = here  # Each fork would begin a process of its own.
         with dies_at_call(call, ("fsync", "replace", "unlink")):
             prepare(records, folder=folder)
 
@@ -305,7 +305,7 @@ def test_f3_four_processes_share_the_work(tmp_path, records, prepare):
         time.sleep(0.02)
 
     def fill():
-        prepared.preparing = noting(write)
+        cache.preparing = noting(write)
         assert right(prepare(records), records)
 
     children = []
@@ -437,7 +437,7 @@ def test_f3_a_second_writer_where_nothing_locks_leaves_the_first_one_its_drafts(
     def no_locks(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("cleft.data.images.parts.lock_file", no_locks)
+    monkeypatch.setattr("cleft.data.images.cache_files.lock_file", no_locks)
     prepare(records[:3])
     (folder,) = (path for path in (tmp_path / "cache").iterdir() if path.is_dir())
     others = [folder / "part-other.tmp", folder / "part-0123456789abcdef.u8"]
@@ -481,8 +481,8 @@ def test_c11_an_image_that_crashes_the_decoder_is_rejected_once_and_for_all_but_
             records[number], image=records[number].image.rename(f"{records[0].image.parent}/{deed}.png")
         )
     with monkeypatch.context() as patch:
-        patch.setattr("cleft.data.images.decoding._prepare_file_in_child", prepare_or_die)
-        patch.setattr("cleft.data.images.children.Limits.__new__.__defaults__", (0.2, 2**31, 600.0))
+        patch.setattr("cleft.data.images.decode_pool._prepare_file_in_child", prepare_or_die)
+        patch.setattr("cleft.data.images.decode_pool.Limits.__new__.__defaults__", (0.2, 2**31, 600.0))
         images = prepare(records, jobs=2, max_bad=0.5)
     assert images.rejected == {"2.png": "crashed", "5.png": "timeout"}
     assert "segfault.png: crashed (the decoder died of it (SIGSEGV), tried twice)" in images.sentences["2.png"]
@@ -639,7 +639,7 @@ def test_the_same_bytes_under_another_identity_are_hashed_and_not_decoded(
         def remounted(path, status=None, folders=None, original=identity.file_key):
             return original(f"/mnt/{path}", status or os.stat(path))
 
-        for module in ("decoding", "shelf"):
+        for module in ("source", "cache_files"):
             monkeypatch.setattr(f"cleft.data.images.{module}.file_key", remounted)
     decoded.clear()
     ahead = find_images(records, replace(AHEAD, cache=tmp_path / "cache"), CONFIG)
@@ -662,7 +662,7 @@ def test_a_cache_that_may_only_be_read_serves_moved_files_and_refuses_new_ones(
     def no_lock(folder):
         raise PermissionError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr("cleft.data.images.prepared.lock", no_lock)
+    monkeypatch.setattr("cleft.data.images.cache.lock", no_lock)
     before = contents(made.folder)
     decoded.clear()
     images = prepare(moved)
@@ -674,7 +674,7 @@ def test_a_cache_that_may_only_be_read_serves_moved_files_and_refuses_new_ones(
 
 
 def test_identities_of_old_places_do_not_pile_up(tmp_path, records, prepare, monkeypatch):
-    monkeypatch.setattr("cleft.data.images.shelf._MOST_IDENTITIES", 2)
+    monkeypatch.setattr("cleft.data.images.cache_files._MOST_IDENTITIES", 2)
     prepare(records)
     sizes = []
     for move in range(5):
@@ -691,12 +691,12 @@ def test_identities_of_old_places_do_not_pile_up(tmp_path, records, prepare, mon
 def test_a_cache_of_the_old_layout_is_rebuilt_with_one_line(records, prepare, monkeypatch, caplog):
     caplog.set_level("INFO")
     with monkeypatch.context() as patch:
-        patch.setattr(preparation, "SCHEMA", 1)
+        patch.setattr(cache, "SCHEMA", 1)
         prepare(records)
     caplog.clear()
     assert right(prepare(records), records)
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line == f"images are prepared beside this with schema 1, wanted {preparation.SCHEMA}: decoding again"
+    assert line == f"images are prepared beside this with schema 1, wanted {cache.SCHEMA}: decoding again"
 
 
 def test_notes_of_decoding_are_kept_and_counted(tmp_path, prepare, decoded):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.metadata
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,27 +19,10 @@ from PIL import Image, features
 
 from cleft.config import ImagesConfig
 from cleft.data.images.integrity import check_jpeg_scans, check_jpeg_structure, check_png_chunks, check_png_pixels
-from cleft.data.images.rejects import refusal
+from cleft.data.images.preprocess import Gray, flatten_colours
+from cleft.data.images.source import DEFAULT_LIMITS, ReadLimits, check_size, may_be_dicom, read_bytes, refusal
 from cleft.errors import DataError
 
-Gray: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
-"""Pixels as a file stores them, `[H, W]`: uint16 where it has more than 8 bits."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReadLimits:
-    """Judged before any pixel is decoded."""
-
-    file_bytes: int = 256 * 2**20
-    pixels: int = 64_000_000
-    """Rows times columns, as the header declares them."""
-    side: int = 32
-    """Shortest side in pixels."""
-    aspect: float = 20.0
-    """Longest side over shortest."""
-
-
-DEFAULT_LIMITS = ReadLimits()
 DEFAULT_IMAGES = ImagesConfig()
 
 
@@ -58,7 +40,7 @@ def decode_gray(
         name: What to call it in messages.
         limits: What is refused by its header.
         images: How a DICOM file's values become gray; nothing else of it matters here.
-        notes: Receives keys of `cleft.data.images.headers.ODDITIES`: what was inferred or ignored in a DICOM file.
+        notes: Receives keys of `cleft.data.images.dicom_headers.ODDITIES`: what was inferred or ignored.
 
     Raises:
         DataError: With reason `empty`, `format` (not a picture this reader knows), `too-large`, `geometry` (too
@@ -100,37 +82,6 @@ def decoder_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "absent"
     return versions
-
-
-def check_size(height: int, width: int, name: Path | str, limits: ReadLimits) -> None:
-    """Refuses a picture by the size that its header declares.
-
-    Raises:
-        DataError: With reason `too-large` or `geometry`.
-    """
-    short, long = sorted((height, width))
-    if width * height > limits.pixels:
-        raise refusal("too-large", name, f"{height} x {width} pixels; the limit is {limits.pixels} together")
-    if short < limits.side or long > limits.aspect * short:
-        allowed = f"sides of {limits.side} or more and at most {limits.aspect:g} : 1"
-        raise refusal("geometry", name, f"{height} x {width} pixels; {allowed} are read")
-
-
-def flatten_colours(colours: NDArray[Any], name: Path | str) -> NDArray[np.uint8]:
-    """Reduces `[H, W, 3]` uint8 that only repeat one gray value to their luminance, `[H, W]`.
-
-    Raises:
-        DataError: With reason `colour`, if a pixel's channels differ by more than JPEG's rounding may move them.
-    """
-    spread = int((colours.max(axis=2) - colours.min(axis=2)).max())
-    if spread > _COLOUR_TOLERANCE:
-        raise refusal("colour", name, f"its channels differ by up to {spread} of 255; store it as gray")
-    return np.asarray(Image.fromarray(colours).convert("L"))
-
-
-def may_be_dicom(data: bytes) -> bool:
-    """Whether bytes begin as a data set does, with group 2 or 8: some exports leave DICOM's mark out."""
-    return data[:2] in (b"\x02\0", b"\x08\0") or data[:4] in (b"\0\x08\0\x05", b"\0\x08\0\x08", b"\0\x08\0\x16")
 
 
 def _decode_with_pillow(
@@ -182,8 +133,6 @@ def _decode_dicom(
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_DEPTH = 24
 """Where a PNG's header says its bits per channel."""
-_COLOUR_TOLERANCE = 8
-"""JPEG's colour conversion may move the channels of a gray image apart by a few levels."""
 _CHECKS = "1"
 """Rises when damaged files are refused that were accepted before: caches may hold their pixels."""
 _DICOM_PACKAGES = ("pydicom", "python-gdcm", "pylibjpeg-openjpeg", "pylibjpeg-libjpeg", "pylibjpeg-rle", "pyjpegls")
@@ -210,3 +159,24 @@ DECODERS: tuple[tuple[Callable[[bytes], bool], Decode], ...] = (
     (may_be_dicom, _decode_dicom),
 )
 """How a format is told by its bytes, and who decodes it; the first that recognises the bytes does."""
+
+
+def read_gray(source: Path | bytes, limits: ReadLimits = DEFAULT_LIMITS, images: ImagesConfig = DEFAULT_IMAGES) -> Gray:
+    """Reads a gray radiograph, upright, at its own size and depth.
+
+    Args:
+        source: A regular file, or the bytes of one. The ending of its name is not looked at.
+        limits: What is refused before work.
+        images: How a DICOM file's values become gray; nothing else of it matters here.
+
+    Returns:
+        Pixels as stored, `[H, W]`: uint8, or uint16 where the file has more than 8 bits; of a DICOM file always uint8,
+        as it is meant to be seen. Colour files that only
+        repeat one gray value lose the repetition; transparency is laid over black.
+
+    Raises:
+        DataError: With the reasons of `read_bytes` and `decode_gray`.
+    """
+    if isinstance(source, bytes):
+        return decode_gray(source, "the image", limits, images)
+    return decode_gray(read_bytes(source, limits)[0], source, limits, images)

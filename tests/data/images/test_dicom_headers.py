@@ -4,19 +4,32 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from pydicom.pixels.decoders import JPEGExtended12BitDecoder, JPEGLosslessSV1Decoder
 from pydicom.uid import (
+    MPEG2MPML,
     BasicTextSRStorage,
     DeflatedExplicitVRLittleEndian,
     DigitalMammographyXRayImageStorageForPresentation,
+    ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEGExtended12Bit,
     JPEGLosslessSV1,
+    JPEGLSNearLossless,
     RLELossless,
 )
 from tests.fakes.dicom import COMPRESSED, LEAKS, NATIVE, deflated_bomb, dicom_bytes, write_dicom
 from tests.tools.replacing import replace_keeping_size_and_time
 
-from cleft.data.images.decoders import ReadLimits
-from cleft.data.images.headers import Header, header_notes, read_header, read_headers
+from cleft.data.images.dicom import decodable
+from cleft.data.images.dicom_headers import (
+    Header,
+    check_syntaxes,
+    header_notes,
+    read_header,
+    read_headers,
+    syntax_census,
+)
+from cleft.data.images.source import ReadLimits
 from cleft.errors import DataError
 
 PIXELS = np.arange(48 * 64, dtype=np.uint16).reshape(48, 64)
@@ -193,7 +206,7 @@ def test_headers_are_read_once(tmp_path, monkeypatch):
 
     read = []
     monkeypatch.setattr(
-        "cleft.data.images.headers.read_header", lambda path: read.append(path) or Header(reason="again")
+        "cleft.data.images.dicom_headers.read_header", lambda path: read.append(path) or Header(reason="again")
     )
     assert read_headers(paths[:4], cache) == {path: first[path] for path in paths[:4]}
     assert read == []
@@ -241,9 +254,9 @@ def test_a_damaged_cache_is_read_anew(tmp_path, damage, caplog):
 
 
 def test_a_killed_run_keeps_what_it_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("cleft.data.images.headers._SAVE_EVERY", 2)
+    monkeypatch.setattr("cleft.data.images.dicom_headers._SAVE_EVERY", 2)
     paths = [write_dicom(tmp_path / f"{i}.dcm", PIXELS) for i in range(3)]
-    monkeypatch.setattr("cleft.data.images.headers.read_header", iter_then_stop := _Stops(3))
+    monkeypatch.setattr("cleft.data.images.dicom_headers.read_header", iter_then_stop := _Stops(3))
     with pytest.raises(KeyboardInterrupt):
         read_headers([*paths, tmp_path / "3"], tmp_path / "cache")
     assert iter_then_stop.calls == 3
@@ -278,3 +291,42 @@ def test_real_headers_of_rsna(shared, tmp_path):
 def test_implicit_files_give_the_same_view(tmp_path):
     assert header(tmp_path, syntax=ImplicitVRLittleEndian, ViewPosition="cc").view == "CC"
     assert header(tmp_path, syntax=JPEGLosslessSV1, ViewPosition="WAAY/TOO").view is None
+
+
+def image(uid, bits=12):
+    return Header(is_image=True, transfer_syntax=str(uid), bits_stored=bits)
+
+
+@pytest.fixture
+def bare(monkeypatch):
+    """As if the optional decoders were not installed."""
+    monkeypatch.setattr(JPEGLosslessSV1Decoder, "_available", {})
+
+
+def test_the_census_counts_images_alone_and_the_most_frequent_first():
+    headers = [image(ExplicitVRLittleEndian)] * 2 + [image(JPEGLosslessSV1)] * 3
+    others = [Header(reason="missing"), Header(transfer_syntax=str(ExplicitVRLittleEndian))]
+    census = syntax_census([*headers, *others])
+    assert [(row.images, row.uid) for row in census] == [(3, str(JPEGLosslessSV1)), (2, str(ExplicitVRLittleEndian))]
+    assert all(row.readable and not row.remedy for row in census)
+    assert check_syntaxes(headers) == []
+
+
+def test_d6_a_missing_decoder_is_named_with_the_extra_that_brings_it(bare):
+    census = syntax_census([image(JPEGLosslessSV1), image(JPEGLSNearLossless)])
+    assert [row.readable for row in census] == [False, True]
+    (sentence,) = check_syntaxes([image(JPEGLosslessSV1)] * 2)
+    assert sentence.startswith("2 images are encoded as JPEG Lossless, Non-Hierarchical")
+    assert sentence.endswith("cannot be decoded here; run: pip install 'cleft[dicom]'")
+
+
+def test_what_nothing_decodes_is_told_apart():
+    assert decodable(str(MPEG2MPML), deep=False)[1] == "store it again in another transfer syntax"
+    assert decodable("CANARY^NAME", deep=False)[0] == "an illegal transfer syntax"
+
+
+def test_extended_jpeg_of_12_bits_needs_a_package_that_is_only_mentioned(monkeypatch):
+    assert decodable(str(JPEGExtended12Bit), deep=False)[1] == ""
+    assert decodable(str(JPEGExtended12Bit), deep=True)[1].startswith("pylibjpeg-libjpeg, which is under the GPL")
+    monkeypatch.setattr(JPEGExtended12BitDecoder, "_available", {"pylibjpeg": None})
+    assert decodable(str(JPEGExtended12Bit), deep=True)[1] == ""

@@ -6,37 +6,216 @@ rows are keyed by the content of their source, so that moved, copied and shared 
 
 from __future__ import annotations
 
+import csv
 import errno
 import hashlib
+import io
+import json
 import logging
 import os
+import shlex
 import stat
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from itertools import islice
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from cleft.config import DataConfig, ImagesConfig
-from cleft.data.images.decoders import DEFAULT_LIMITS
-from cleft.data.images.decoding import PASSING, Outcome, preparing, read_source
-from cleft.data.images.images import read_bytes
-from cleft.data.images.parts import PART_ROWS, clear, lock
-from cleft.data.images.pixel_rows import PixelRows
-from cleft.data.images.preparation import keep_settings, nearest_differences, preparation_digest, prepare_command
-from cleft.data.images.rejects import check_rejects, write_rejects
-from cleft.data.images.shelf import Shelf, check_room, no_room
+from cleft.data.images.cache_files import PART_ROWS, SCHEMA, PixelRows, Shelf, check_room, clear, lock, no_room
+from cleft.data.images.decode import decoder_versions
+from cleft.data.images.decode_pool import PASSING, Outcome, preparing
+from cleft.data.images.source import DEFAULT_LIMITS, read_bytes, read_source
 from cleft.data.progress import progress_bar
 from cleft.errors import ConfigError, DataError, ResourceError
-from cleft.files import Output
+from cleft.files import Output, csv_text, write_whole
 from cleft.grammar import agree, count, share, verb
 from cleft.privacy import is_hidden
+from cleft.strict_json import read_json
 from cleft.types import Record
+
+Preparation: TypeAlias = dict[str, Any]
+"""Everything that decides a prepared pixel, as JSON holds it."""
+
+_RECORD = "settings.json"
+
+
+class Difference(NamedTuple):
+    """Something that two caches were made with differently."""
+
+    name: str
+    """Dotted, as on the command line where it is a setting."""
+    made: Any
+    wanted: Any
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.made}, wanted {self.wanted}"
+
+
+def preparation(config: ImagesConfig) -> Preparation:
+    """Returns what decides the pixels that settings ask for.
+
+    What comes after the cache (size, mean, spread, augmentation) is not part of it.
+    """
+    return {
+        "schema": SCHEMA,
+        "recipe": config.recipe,
+        "intensity": config.intensity,
+        "dicom": config.dicom,
+        "window": config.window,
+        "frame": config.frame,
+        "stored_size": config.stored_size,
+        "limits": asdict(DEFAULT_LIMITS),
+        "decoders": {**decoder_versions(), "opencv": cv2.__version__},
+    }
+
+
+def preparation_digest(config: ImagesConfig) -> str:
+    """Names a way of preparing: equal digests mean equal pixels from equal files."""
+    return hashlib.sha256(json.dumps(preparation(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def keep_settings(home: Path, config: ImagesConfig) -> None:
+    """Writes into a cache what it is made with, for people and for the caches beside it."""
+    if not (home / _RECORD).is_file():
+        write_whole(home / _RECORD, json.dumps(preparation(config), indent=2, sort_keys=True) + "\n")
+
+
+def nearest_differences(home: Path, config: ImagesConfig) -> list[Difference]:
+    """Compares what is wanted with the caches beside `home`; returns how the one most like it differs.
+
+    Empty if there is none beside it. One whose record is gone or unreadable does not count.
+    """
+    found = [
+        differences(made, preparation(config))
+        for other in sorted(home.parent.glob(f"*/{_RECORD}"))
+        if other.parent != home and (made := _read(other)) is not None
+    ]
+    return min(found, key=len, default=[])
+
+
+def differences(made: Preparation, wanted: Preparation) -> list[Difference]:
+    """Returns what differs between two preparations, named as settings where it is one.
+
+    Example:
+        >>> [str(difference) for difference in differences({"stored_size": 256}, {"stored_size": 518})]
+        ['images.stored_size 256, wanted 518']
+    """
+    old, new = _flat(made), _flat(json.loads(json.dumps(wanted)))
+    return [
+        Difference(_name(key), old.get(key, "unknown"), new.get(key, "unknown"))
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+
+
+def prepare_command(data: DataConfig, images: ImagesConfig) -> str:
+    """Returns what to type so that exactly these images are prepared exactly so.
+
+    Any preset would do, for what differs from the defaults is spelled out; `cleft-paper` keeps the defaults.
+    """
+    words = ["cleft", "data", "prepare", "cleft-paper"]
+    for room, config, plain in (("data", data, DataConfig()), ("images", images, ImagesConfig())):
+        leaves, usual = _flat(asdict(config)), _flat(asdict(plain))
+        for key, value in leaves.items():
+            if value != usual[key] and key.partition(".")[0] not in _NO_MATTER:
+                told = json.dumps(value) if isinstance(value, (tuple, list)) else str(value)
+                words.append(f"--{room}.{key}={told}")
+    return shlex.join(words)
+
+
+_NO_MATTER = ("augment", "mean", "std", "prepare", "workers", "split", "people", "val_fraction", "test_fraction")
+"""Settings that do not decide which images are prepared, nor how."""
+
+
+def _read(path: Path) -> Preparation | None:
+    try:
+        return read_json(path)
+    except DataError:
+        return None
+
+
+def _name(key: str) -> str:
+    first = key.partition(".")[0]
+    return f"images.{key}" if first in {field.name for field in fields(ImagesConfig)} else key
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            leaves |= _flat(cast("dict[str, Any]", value), f"{prefix}{key}.")
+        else:
+            leaves[f"{prefix}{key}"] = value
+    return leaves
+
+
+_EXAMPLES = 3
+"""Files named per reason."""
+
+
+def check_rejects(bad: Mapping[Path, tuple[str, str]], images: int, max_bad: float) -> None:
+    """Stops if too many images are rejected.
+
+    Args:
+        bad: Image to the reason and the sentence it was rejected with.
+        images: All images, good and bad.
+        max_bad: Share of them that may be rejected.
+
+    Raises:
+        DataError: With the reason that occurs most, and a table of all of them.
+    """
+    if len(bad) <= max_bad * images:
+        return
+    lines = [f"at least {len(bad)} of {count(images, 'image')} cannot be used; data.max_bad={max_bad:g} is the limit"]
+    lines += reject_lines(bad.values())
+    lines.append("fix these files, take out their rows, or raise data.max_bad")
+    raise DataError("\n".join(lines), reason=_ranked(bad.values())[0][0])
+
+
+def reject_lines(bad: Iterable[tuple[str, str]]) -> list[str]:
+    """Returns a table of reasons, the commonest first, each with its count and a few sentences.
+
+    Args:
+        bad: Reason and sentence of each rejected image.
+    """
+    lines: list[str] = []
+    for reason, sentences in _ranked(bad):
+        lines.append(f"  {reason:<12} {len(sentences):>7,}")
+        lines += [f"    {sentence}" for sentence in sentences[:_EXAMPLES]]
+        lines += ["    …"] if len(sentences) > _EXAMPLES else []
+    return lines
+
+
+def write_rejects(output: Output, reasons: Mapping[str, str]) -> None:
+    """Writes a table of rejected images: `id`, `reason`. Neither paths nor anything a file says stand in it.
+
+    Args:
+        output: A CSV file.
+        reasons: Record id to reason.
+
+    Raises:
+        ConfigError, ResourceError: As `Output.write`.
+    """
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["id", "reason"])
+    table.writerows((csv_text(name), reasons[name]) for name in sorted(reasons))
+    output.write(text.getvalue())
+
+
+def _ranked(bad: Iterable[tuple[str, str]]) -> list[tuple[str, list[str]]]:
+    by_reason: dict[str, list[str]] = defaultdict(list)
+    for reason, sentence in bad:
+        by_reason[reason].append(sentence)
+    return sorted(by_reason.items(), key=lambda item: (-len(item[1]), item[0]))
+
 
 Rejects: TypeAlias = dict[Path, tuple[str, str]]
 """Image to the reason and the sentence it was rejected with."""
@@ -59,7 +238,7 @@ class PreparedImages:
     sentences: Mapping[str, str] = field(default_factory=dict[str, str])
     """Record id to what is wrong with its file, which the sentence may name: for local eyes alone."""
     notes: Mapping[str, int] = field(default_factory=dict[str, int])
-    """Key of `cleft.data.images.headers.ODDITIES` to the number of prepared images it holds for."""
+    """Key of `cleft.data.images.dicom_headers.ODDITIES` to the number of prepared images it holds for."""
     rebuilt: int = 0
     """Damaged parts of the cache that were thrown away and made anew."""
 

@@ -11,8 +11,8 @@ import pytest
 
 from cleft.config import DataConfig, ImagesConfig, Settings
 from cleft.data.batches import eval_loader
-from cleft.data.images.pixel_rows import PixelRows
-from cleft.data.images.prepared import PreparedImages
+from cleft.data.images.cache import PreparedImages
+from cleft.data.images.cache_files import PixelRows
 from cleft.types import Record
 
 SIDE, ROWS = 256, 512
