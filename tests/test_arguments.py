@@ -106,7 +106,7 @@ def test_public_functions_take_str_and_path(name, kind, tmp_path):
         "learn_context": (gone, Settings(), kind(tmp_path / "new")),
         "classify": (gone, Settings(), kind(tmp_path / "new")),
         "evaluate_zero_shot": (gone,),
-        "evaluate_classify": (gone,),
+        "evaluate_classifier": (gone,),
         "write_report": ([gone], kind(tmp_path / "page.html")),
     }[name]
     with pytest.raises(CleftError):

@@ -12,12 +12,12 @@ from cleft.data import read_dataset
 from cleft.data.images.dicom_headers import ODDITIES, oddity_notes
 from cleft.data.splits.split_file import Leak
 from cleft.errors import DataError
-from cleft.evaluation.predictions import answer_multi_class, answer_present_absent
-from cleft.evaluation.scoring import Draws
+from cleft.evaluation.predictions import multi_class_results, present_absent_results
+from cleft.evaluation.scoring import Bootstrap
 from cleft.grammar import agree, count, share, verb
 from cleft.types import LabelledImages
 
-FEW = Draws(resamples=10)
+FEW = Bootstrap(resamples=10)
 
 
 @pytest.mark.parametrize(
@@ -63,13 +63,13 @@ def images(labels):
 )
 def test_what_was_scored_is_a_sentence_for_one_image_and_for_many(labels, note):
     logits = np.ones((len(labels), 2), np.float32)
-    assert answer_multi_class(logits, images(labels), ("Edema", "Mass"), FEW).notes[0] == note
+    assert multi_class_results(logits, images(labels), ("Edema", "Mass"), FEW).notes[0] == note
 
 
 def test_blank_labels_are_a_sentence_whether_none_one_or_all_are():
     logits = np.ones((2, 1), np.float32)
     said = [
-        answer_present_absent(logits, logits, images(labels), ("Edema",), FEW, blank="absent")
+        present_absent_results(logits, logits, images(labels), ("Edema",), FEW, blank="absent")
         .notes[0]
         .partition("; ")[2]
         for labels in ([[1, 0], [0, 0]], [[1, 0], [-1, 0]], [[-1, 0], [-1, 0]])

@@ -16,7 +16,7 @@ from cleft.config import Settings, load_settings, merge_overrides, preset_summar
 from cleft.data import read_dataset
 from cleft.data.splits.recipes import split_records
 from cleft.data.splits.subsets import order_key
-from cleft.evaluation.result_files import SALT, read_evaluation, read_kept
+from cleft.evaluation.result_files import SALT, read_evaluation, read_predictions
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -48,7 +48,9 @@ def test_the_python_of_the_readme_gives_the_scores_of_the_command_line(tmp_path,
     )
     learn_context(pretrain(settings, tmp_path / "runs" / "first", progress=False), progress=False)
     result = evaluate_zero_shot(tmp_path / "runs" / "first-context", progress=False)
-    scores = read_kept(result, read_evaluation(result)).scores  # logits, images in the order of a hash of their ids
+    scores = read_predictions(
+        result, read_evaluation(result)
+    ).scores  # logits, images in the order of a hash of their ids
     shown = [
         record
         for record in split_records(read_dataset(settings.data), settings.data).test

@@ -56,8 +56,11 @@ VALUES = {
 COMMANDS = {
     "pretrain": (["pretrain", "tiny"], "cleft.training.pretrain.pretrain"),
     "learn-context": (["learn-context", "RUN"], "cleft.training.prompt_context.learn_context"),
-    "classify": (["classify", "RUN"], "cleft.evaluation.classifier.classify_and_ask"),
-    "classify another dataset": (["classify", "RUN", "--data", "DATA"], "cleft.evaluation.classifier.classify_and_ask"),
+    "classify": (["classify", "RUN"], "cleft.evaluation.classifier.train_classifiers"),
+    "classify another dataset": (
+        ["classify", "RUN", "--data", "DATA"],
+        "cleft.evaluation.classifier.train_classifiers",
+    ),
     "data check": (["data", "check", "tiny"], "cleft.data.census.check.check_dataset"),
     "data check a dataset": (["data", "check", "chexpert"], "cleft.data.census.check.check_dataset"),
     "data split": (["data", "split", "RUN"], "cleft.data.read_dataset"),

@@ -14,7 +14,7 @@ from cleft.version import __version__ as __version__
 if TYPE_CHECKING:
     from cleft.config import Settings, load_settings
     from cleft.data.batches import load_image
-    from cleft.evaluation.classifier import evaluate_classify
+    from cleft.evaluation.classifier import evaluate_classifier
     from cleft.evaluation.zero_shot import evaluate_zero_shot
     from cleft.models.checkpoint import load_model as load
     from cleft.report.run_page import write_report
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Settings",
     "classify",
-    "evaluate_classify",
+    "evaluate_classifier",
     "evaluate_zero_shot",
     "learn_context",
     "load",
@@ -41,11 +41,11 @@ for _switch in ("HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK")
 _HOMES = {
     "Settings": ("cleft.config", "Settings"),
     "classify": ("cleft.training.classify", "classify"),
-    "evaluate_classify": ("cleft.evaluation.classifier", "evaluate_classify"),
+    "evaluate_classifier": ("cleft.evaluation.classifier", "evaluate_classifier"),
     "evaluate_zero_shot": ("cleft.evaluation.zero_shot", "evaluate_zero_shot"),
     "learn_context": ("cleft.training.prompt_context", "learn_context"),
     "load": ("cleft.models.checkpoint", "load_model"),
-    "load_image": ("cleft.data.batches", "load_image"),
+    "load_image": ("cleft.data.images.single", "load_image"),
     "load_settings": ("cleft.config", "load_settings"),
     "pretrain": ("cleft.training.pretrain", "pretrain"),
     "write_report": ("cleft.report.run_page", "write_report"),

@@ -588,8 +588,8 @@ def _learn_context(options: argparse.Namespace, words: list[str]) -> None:
 def _classify(options: argparse.Namespace, words: list[str]) -> None:
     from cleft.config import overridden_keys
     from cleft.data import settings_for
-    from cleft.evaluation.classifier import classify_and_ask, spread
-    from cleft.evaluation.result_files import read_evaluation, spoken
+    from cleft.evaluation.classifier import seed_spread, train_classifiers
+    from cleft.evaluation.result_files import read_evaluation, summary_lines
     from cleft.evaluation.task import class_names
     from cleft.training.protocols import without_idle
     from cleft.training.resume_rules import Role, role
@@ -604,7 +604,7 @@ def _classify(options: argparse.Namespace, words: list[str]) -> None:
     named = {key.removeprefix("classify.") for key in typed}
     settings = replace(settings, classify=without_idle(settings.classify, named))
     folder = options.out or options.run.with_name(_name_head(options, settings.classify))
-    paths = classify_and_ask(
+    paths = train_classifiers(
         options.run,
         settings,
         folder,
@@ -616,8 +616,8 @@ def _classify(options: argparse.Namespace, words: list[str]) -> None:
     evaluations = [read_evaluation(path) for path in paths]
     for path, evaluation in zip(paths, evaluations, strict=True):
         print(f"{path.parents[1]}, seed {evaluation.training_seed}:")
-        print("\n".join(f"  {line}" for line in spoken(evaluation)))
-    print("\n".join(spread(evaluations)), end="\n" * (len(paths) > 1))
+        print("\n".join(f"  {line}" for line in summary_lines(evaluation)))
+    print("\n".join(seed_spread(evaluations)), end="\n" * (len(paths) > 1))
     print(f"next: cleft report {' '.join(_typed(path.parents[1]) for path in paths)}")
 
 
@@ -634,7 +634,7 @@ def _name_head(options: argparse.Namespace, config: ClassifyConfig) -> str:
 
 
 def _evaluate(options: argparse.Namespace, words: list[str]) -> None:
-    from cleft.evaluation.result_files import read_evaluation, spoken
+    from cleft.evaluation.result_files import read_evaluation, summary_lines
 
     if options.against is not None:
         if options.task in ("retrieval", "prompts"):
@@ -644,7 +644,7 @@ def _evaluate(options: argparse.Namespace, words: list[str]) -> None:
         return _evaluate_against(options, words)
     table = _embeddings_table(options, words)
     path = _evaluate_run(options, options.run, words)
-    print("\n".join(spoken(read_evaluation(path))))
+    print("\n".join(summary_lines(read_evaluation(path))))
     if table is not None:
         print(f"{table()}: a row for each image, with its path; keep it private")
     print(f"{path}; next: cleft report {_typed(options.run)}")
@@ -673,7 +673,7 @@ def _embeddings_table(options: argparse.Namespace, words: list[str]) -> Callable
 
 
 def _evaluate_against(options: argparse.Namespace, words: list[str]) -> None:
-    from cleft.evaluation.compare import compare, spoken_comparison, write_comparison
+    from cleft.evaluation.compare import compare, comparison_lines, write_comparison
     from cleft.evaluation.result_files import read_evaluation
 
     first, second = (
@@ -682,7 +682,7 @@ def _evaluate_against(options: argparse.Namespace, words: list[str]) -> None:
     )
     command = f"cleft evaluate {options.run.name}" if options.run.suffix == ".json" else read_evaluation(first).command
     found = compare(first, second, command=f"{command} --against {options.against.resolve().name}")
-    print("\n".join(spoken_comparison(found)))
+    print("\n".join(comparison_lines(found)))
     print(f"{write_comparison(found, first.parent.parent)}; next: cleft report {_typed(first.parent.parent)}")
 
 
@@ -718,9 +718,9 @@ def _evaluate_run(options: argparse.Namespace, run: Path, words: list[str]) -> P
     }
     arguments["overrides"] = tuple(words)
     if task in _HEADS:
-        from cleft.evaluation.classifier import evaluate_classify
+        from cleft.evaluation.classifier import evaluate_classifier
 
-        return evaluate_classify(run, task=options.task, **arguments)
+        return evaluate_classifier(run, task=options.task, **arguments)
     if task == "zero-shot":
         from cleft.evaluation.zero_shot import evaluate_zero_shot
 
@@ -737,12 +737,12 @@ def _evaluate_run(options: argparse.Namespace, run: Path, words: list[str]) -> P
 
     question = Question(classes=class_names(options.classes), **arguments)
     if task == "prompts":
-        from cleft.evaluation.prompt_sensitivity import audit_prompts
+        from cleft.evaluation.prompt_sensitivity import evaluate_prompts
 
-        return audit_prompts(run, question, wording=options.wording)
-    from cleft.evaluation.retrieval import evaluate_retrieval, named_directions
+        return evaluate_prompts(run, question, wording=options.wording)
+    from cleft.evaluation.retrieval import evaluate_retrieval, parse_directions
 
-    return evaluate_retrieval(run, question, directions=named_directions(options.direction))
+    return evaluate_retrieval(run, question, directions=parse_directions(options.direction))
 
 
 def _report(options: argparse.Namespace, words: list[str]) -> None:

@@ -4,18 +4,18 @@ import numpy as np
 import pytest
 from scipy.special import logit
 
-from cleft.evaluation.calibration import calibrate, calibration_error, fit_temperature, surprise
+from cleft.evaluation.calibration import calibrate, calibration_error, fit_temperature, negative_log_likelihood
 from cleft.evaluation.metrics import value_of
-from cleft.evaluation.scoring import Draws, Scored
+from cleft.evaluation.scoring import Bootstrap, Predictions
 
-FEW = Draws(resamples=50)
+FEW = Bootstrap(resamples=50)
 
 
 def sure(probability, right, images):
     """Answers between two classes, all equally sure, of which some are right."""
     scores = np.tile([logit(probability), 0.0], (images, 1))
     truth = np.r_[np.zeros(right), np.ones(images - right)]
-    return Scored(scores, truth, [f"p{i}" for i in range(images)])
+    return Predictions(scores, truth, [f"p{i}" for i in range(images)])
 
 
 def test_answers_given_with_ninety_percent_of_which_sixty_are_right_are_off_by_thirty():
@@ -43,18 +43,18 @@ def test_a_temperature_changes_no_answer_and_the_best_one_surprises_least():
     truth = generator.integers(4, size=200)
     scores = 3 * generator.normal(size=(200, 4))
     scores[np.arange(200), truth] += 2
-    scored = Scored(scores, truth.astype(float), [str(i) for i in range(200)])
+    scored = Predictions(scores, truth.astype(float), [str(i) for i in range(200)])
     temperature, _ = fit_temperature(scored)
-    assert surprise(scored, temperature) < min(
-        surprise(scored, each) for each in (0.9 * temperature, 1.1 * temperature)
+    assert negative_log_likelihood(scored, temperature) < min(
+        negative_log_likelihood(scored, each) for each in (0.9 * temperature, 1.1 * temperature)
     )
     reference = -np.log(np.exp(scores / 2)[np.arange(200), truth] / np.exp(scores / 2).sum(axis=1)).mean()
-    assert surprise(scored, 2.0) == pytest.approx(reference)
+    assert negative_log_likelihood(scored, 2.0) == pytest.approx(reference)
 
 
 def test_present_absent_counts_every_known_pair():
     nan = np.nan
-    scored = Scored(
+    scored = Predictions(
         logit(np.array([[0.8, 0.5], [0.8, 0.5], [0.8, 0.5]])),
         np.array([[1.0, nan], [1.0, 0.0], [0.0, nan]]),
         ["a", "a", "b"],
@@ -71,7 +71,7 @@ def test_present_absent_fits_one_temperature_over_all_pairs():
     labels = np.zeros((50, 2))
     labels[:30, 0] = labels[:40, 1] = 1
     labels[40:, 1] = np.nan  # 30 of 50, and 40 of 40: together 70 of 90
-    temperature, _ = fit_temperature(Scored(scores, labels, ["p"] * 50))
+    temperature, _ = fit_temperature(Predictions(scores, labels, ["p"] * 50))
     assert temperature == pytest.approx(logit(0.9) / logit(70 / 90), rel=1e-3)
 
 
@@ -79,9 +79,9 @@ def test_bins_hold_equally_many_and_equal_probabilities_share_one():
     generator = np.random.default_rng(1)
     scores = np.c_[generator.normal(size=200), np.zeros(200)]
     scores[:50] = [0.3, 0.0]
-    scored = Scored(scores, generator.integers(2, size=200).astype(float), [str(i) for i in range(200)])
+    scored = Predictions(scores, generator.integers(2, size=200).astype(float), [str(i) for i in range(200)])
     found = calibrate(scored, None, draws=FEW)
-    turned = Scored(scores[::-1], scored.truth[::-1], scored.patients[::-1])
+    turned = Predictions(scores[::-1], scored.truth[::-1], scored.patients[::-1])
     for point, other in zip(found.bins, calibrate(turned, None, draws=FEW).bins, strict=True):
         assert (point.images, point.predicted) == (other.images, pytest.approx(other.predicted))
     assert len(found.bins) <= 10

@@ -13,15 +13,15 @@ from tests.tools.tiny_runs import CLASSES, copy_drawings, tiny_settings, write_d
 
 from cleft.config import load_settings
 from cleft.errors import CheckpointError, ConfigError, DataError
-from cleft.evaluation.classifier import classify_and_ask, evaluate_classify, spread
+from cleft.evaluation.classifier import evaluate_classifier, seed_spread, train_classifiers
 from cleft.evaluation.result_files import read_evaluation
-from cleft.evaluation.scoring import Draws
+from cleft.evaluation.scoring import Bootstrap
 from cleft.models.checkpoint import weights_digest
 from cleft.models.image_classifier import ImageOnly, load_image_only
 from cleft.training.classify import classify
 from cleft.training.pretrain import pretrain
 
-FEW = Draws(resamples=30)
+FEW = Bootstrap(resamples=30)
 PAPER = ("--classify.protocol=paper", "--classify.steps=10")
 
 
@@ -47,12 +47,12 @@ def learn(source, folder, *words):
 
 
 def ask(run, **options):
-    path = evaluate_classify(run, draws=FEW, progress=False, **options)
+    path = evaluate_classifier(run, draws=FEW, progress=False, **options)
     return path, read_evaluation(path)
 
 
 def seeds_of(source, folder, *words, **options):
-    paths = classify_and_ask(source, load_settings(source, words), folder, draws=FEW, progress=False, **options)
+    paths = train_classifiers(source, load_settings(source, words), folder, draws=FEW, progress=False, **options)
     return paths, [read_evaluation(path) for path in paths]
 
 
@@ -185,11 +185,11 @@ def test_several_seeds_are_several_runs_with_a_mean_and_a_spread(source, tmp_pat
     assert taken[0] != taken[1]
     first, second = ({result.metric: result.value for result in each.results} for each in found)
     mean = (first["accuracy"] + second["accuracy"]) / 2
-    assert spread(found)[0].startswith(
+    assert seed_spread(found)[0].startswith(
         f"accuracy: mean {mean:.3f}, from {min(first['accuracy'], second['accuracy']):.3f}"
     )
-    assert spread(found)[0].endswith("over seeds 0, 1")
-    assert spread(found[:1]) == []
+    assert seed_spread(found)[0].endswith("over seeds 0, 1")
+    assert seed_spread(found[:1]) == []
 
 
 def test_one_seed_is_one_run_and_none_is_an_error(source, tmp_path):
@@ -213,8 +213,8 @@ def test_a_closed_form_probe_of_all_images_is_fitted_once_whatever_the_seeds(sou
 def test_equal_weights_have_no_spread(source, tmp_path):
     _, found = seeds_of(source, tmp_path / "runs", *PAPER, seeds=2)
     same = [found[0], replace(found[0], training_seed=1)]
-    assert spread(same) == ["seeds 0, 1 ended in the same weights: there is no spread"]
-    assert "standard deviation" in spread(found)[0]
+    assert seed_spread(same) == ["seeds 0, 1 ended in the same weights: there is no spread"]
+    assert "standard deviation" in seed_spread(found)[0]
 
 
 def test_test_patients_that_the_source_knows_are_refused_before_anything_is_trained(source, tmp_path):

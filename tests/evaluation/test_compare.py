@@ -9,10 +9,10 @@ from tests.fakes.fake_runs import evaluation
 from tests.tools.replacing import replace_keeping_size_and_time
 
 from cleft.errors import DataError
-from cleft.evaluation.compare import compare, compare_seeds, spoken_comparison, write_comparison
+from cleft.evaluation.compare import compare, compare_seeds, comparison_lines, write_comparison
 from cleft.evaluation.metrics import accuracy, auc, intervals, value_of
-from cleft.evaluation.result_files import keep, kept_beside, write_kept
-from cleft.evaluation.scoring import Draws, Scored
+from cleft.evaluation.result_files import anonymise, predictions_path, write_predictions
+from cleft.evaluation.scoring import Bootstrap, Predictions
 from cleft.results import Comparison, from_json, to_json
 from cleft.studies.reproduce import compare_done
 
@@ -20,7 +20,7 @@ CLASSES = ("Edema", "Pneumonia")
 IMAGES = 80
 IDS = [f"image {i}" for i in range(IMAGES)]
 TRUTH = (np.arange(IMAGES) % 2).astype(float)
-FEW = Draws(resamples=200)
+FEW = Bootstrap(resamples=200)
 
 
 def answers(wrong, *, noise=0):
@@ -39,7 +39,7 @@ def write(folder, name, scores, *, truth=TRUTH, **changes):
     path.parent.mkdir(parents=True)
     path.write_text(to_json(found))
     patients = [f"patient {i // 2}" for i in range(IMAGES)]
-    write_kept(keep(Scored(scores, truth, patients), IDS), path, found)
+    write_predictions(anonymise(Predictions(scores, truth, patients), IDS), path, found)
     return path
 
 
@@ -152,7 +152,7 @@ def test_other_labels_or_another_question_are_refused(tmp_path):
 
 def test_a_result_without_answers_is_refused(tmp_path):
     one, other = write(tmp_path, "one", answers(1)), write(tmp_path, "other", answers(2))
-    kept_beside(other).unlink()
+    predictions_path(other).unlink()
     with pytest.raises(DataError, match=r"zero-shot\.json has no answers image by image"):
         compare(one, other)
 
@@ -164,14 +164,14 @@ def test_a_comparison_is_a_file_of_the_first_run(tmp_path):
     assert path.parent == tmp_path / "one" / "comparisons"
     assert path.name.startswith("zero-shot-against-two-")
     assert from_json(path.read_text(), Comparison, where="") == found
-    assert spoken_comparison(found)[0].startswith("accuracy one 0.988, two 0.887: difference +0.100 [+0.0")
+    assert comparison_lines(found)[0].startswith("accuracy one 0.988, two 0.887: difference +0.100 [+0.0")
 
 
 def test_a_result_replaced_with_its_size_and_time_kept_is_read_anew(tmp_path):
     good, worse = write(tmp_path, "good", answers(8, noise=1)), write(tmp_path, "worse", answers(24, noise=2))
     assert by_metric(compare(good, worse, draws=FEW))["accuracy"].second == 56 / 80
     better = write(tmp_path, "other", answers(16, noise=3))
-    replace_keeping_size_and_time(kept_beside(worse), kept_beside(better).read_bytes())
+    replace_keeping_size_and_time(predictions_path(worse), predictions_path(better).read_bytes())
     assert by_metric(compare(good, worse, draws=FEW))["accuracy"].second == 64 / 80
 
 
@@ -180,6 +180,6 @@ def test_a_study_compares_a_replaced_result_anew(tmp_path):
     before = {each.metric: each for each in compare_done((good,), (worse,), 200)}
     assert before["accuracy"].second == 56 / 80
     better = write(tmp_path, "other", answers(16, noise=3))
-    replace_keeping_size_and_time(kept_beside(worse), kept_beside(better).read_bytes())
+    replace_keeping_size_and_time(predictions_path(worse), predictions_path(better).read_bytes())
     after = {each.metric: each for each in compare_done((good,), (worse,), 200)}
     assert after["accuracy"].second == 64 / 80

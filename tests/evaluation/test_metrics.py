@@ -14,10 +14,10 @@ from cleft.evaluation.metrics import (
     accuracy,
     auc,
     average_precision,
+    cache_last,
     confusion,
     intervals,
     mean_of,
-    once,
     paired_intervals,
     ranking_statistics,
     roc_points,
@@ -157,7 +157,7 @@ def test_every_patient_is_drawn_equally_often():
 
 def test_statistics_of_the_same_resamples_share_one_computation():
     computed = []
-    shared = once(lambda counts: computed.append(counts) or counts.sum())
+    shared = cache_last(lambda counts: computed.append(counts) or counts.sum())
     one, other = np.ones(3), np.ones(3)
     assert [shared(one), shared(one), shared(other), shared(one)] == [3, 3, 3, 3]
     assert [each is one for each in computed] == [True, False, True]

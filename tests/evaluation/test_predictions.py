@@ -8,13 +8,13 @@ import torch
 
 from cleft.errors import ConfigError, DataError, NumericsError
 from cleft.evaluation.predictions import (
-    answer_multi_class,
-    answer_present_absent,
-    class_floors,
+    class_baselines,
     class_logits,
-    finding_floors,
+    finding_baselines,
     majority_scores,
+    multi_class_results,
     positive_class,
+    present_absent_results,
     view_rule,
 )
 from cleft.types import Embeddings
@@ -61,7 +61,7 @@ def test_h2_an_embedding_of_nan_is_refused():
 
 
 def test_g12_only_images_with_exactly_one_of_the_classes_are_asked_about():
-    answers = answer_multi_class(LOGITS, embeddings(LABELS), ("Edema", "Pneumonia"))
+    answers = multi_class_results(LOGITS, embeddings(LABELS), ("Edema", "Pneumonia"))
     assert answers.rows == [0, 1, 4]
     assert answers.truths == ["Edema", "Pneumonia", "Edema"]
     assert values(answers.results)["accuracy"] == pytest.approx(2 / 3)
@@ -74,18 +74,18 @@ def test_g12_only_images_with_exactly_one_of_the_classes_are_asked_about():
 def test_very_sure_answers_still_rank():
     # In float64 both softmax probabilities round to 1 and would tie.
     logits = np.array([[80.0, 0.0], [90.0, 0.0]])
-    answers = answer_multi_class(logits, embeddings([[NAN, 0, 1.0], [NAN, 1.0, 0]]), ("Edema", "Pneumonia"))
+    answers = multi_class_results(logits, embeddings([[NAN, 0, 1.0], [NAN, 1.0, 0]]), ("Edema", "Pneumonia"))
     assert values(answers.results)["auc/Edema"] == 1.0
 
 
 def test_the_curve_of_a_class_against_none_is_drawn_once():
     labels = [[1.0, NAN, NAN], [NAN, NAN, 1.0]]
-    answers = answer_multi_class(np.eye(2), embeddings(labels), ("No Finding", "Pneumonia"))
+    answers = multi_class_results(np.eye(2), embeddings(labels), ("No Finding", "Pneumonia"))
     assert list(answers.roc) == ["Pneumonia"]
 
 
 def test_h3_a_class_without_images_is_named_and_can_be_answered():
-    answers = answer_multi_class(
+    answers = multi_class_results(
         np.array([[0.0, 9.0], [1.0, 0.0]]), embeddings([[NAN, 1.0, NAN]] * 2), ("Edema", "Pneumonia")
     )
     found = values(answers.results)
@@ -98,23 +98,23 @@ def test_h3_a_class_without_images_is_named_and_can_be_answered():
 
 def test_h10_no_image_with_exactly_one_class_is_a_sentence():
     with pytest.raises(DataError, match="no image shows exactly one of Edema, Pneumonia"):
-        answer_multi_class(LOGITS[:1], embeddings([[1.0, 1.0, 1.0]]), ("Edema", "Pneumonia"))
+        multi_class_results(LOGITS[:1], embeddings([[1.0, 1.0, 1.0]]), ("Edema", "Pneumonia"))
 
 
 def test_one_class_cannot_be_told_apart():
     with pytest.raises(ConfigError, match="needs two"):
-        answer_multi_class(LOGITS[:, :1], embeddings(LABELS), ("Edema",))
+        multi_class_results(LOGITS[:, :1], embeddings(LABELS), ("Edema",))
 
 
 def test_a_class_the_table_lacks_is_refused():
     with pytest.raises(ConfigError, match=r"\['Fracture'\] are no findings of the table"):
-        answer_multi_class(LOGITS, embeddings(LABELS), ("Edema", "Fracture"))
+        multi_class_results(LOGITS, embeddings(LABELS), ("Edema", "Fracture"))
 
 
 def test_present_absent_compares_each_finding_with_its_denial():
     labels = [[NAN, 1.0, NAN], [NAN, 0.0, NAN], [NAN, 0.0, 1.0], [NAN, -1.0, NAN]]
     present, absent = np.array([[2.0], [0.0], [3.0], [0.0]]), np.ones((4, 1))
-    answers = answer_present_absent(present, absent, embeddings(labels), ("Edema",))
+    answers = present_absent_results(present, absent, embeddings(labels), ("Edema",))
     found = values(answers.results)
     assert found["accuracy/Edema"] == pytest.approx(2 / 3)
     assert found["auc/Edema"] == 0.5
@@ -125,15 +125,15 @@ def test_present_absent_compares_each_finding_with_its_denial():
 def test_blank_counts_as_absent_only_where_asked_for():
     labels = [[NAN, 1.0, NAN], [NAN, NAN, NAN], [NAN, NAN, NAN]]
     asked = (np.array([[1.0], [0.0], [2.0]]), np.zeros((3, 1)), embeddings(labels), ("Edema",))
-    assert values(answer_present_absent(*asked).results)["auc/Edema"] is None
-    answers = answer_present_absent(*asked, blank="absent")
+    assert values(present_absent_results(*asked).results)["auc/Edema"] is None
+    answers = present_absent_results(*asked, blank="absent")
     assert values(answers.results)["auc/Edema"] == 0.5
     assert "count as absent" in answers.notes[0]
 
 
 def test_nothing_known_is_a_sentence():
     with pytest.raises(DataError, match="no image says whether Edema is there"):
-        answer_present_absent(np.ones((1, 1)), np.ones((1, 1)), embeddings([[NAN, NAN, NAN]]), ("Edema",))
+        present_absent_results(np.ones((1, 1)), np.ones((1, 1)), embeddings([[NAN, NAN, NAN]]), ("Edema",))
 
 
 PATIENTS = [str(i) for i in range(10)]
@@ -144,7 +144,7 @@ def test_the_majority_answers_the_most_frequent_class():
 
 
 def test_the_majority_of_six_in_ten_scores_six_tenths_and_ranks_nothing():
-    floors = values(class_floors(np.array([0] * 6 + [1] * 4), ["AP"] * 10, ("Edema", "Pneumonia"), PATIENTS))
+    floors = values(class_baselines(np.array([0] * 6 + [1] * 4), ["AP"] * 10, ("Edema", "Pneumonia"), PATIENTS))
     assert floors["majority-class/accuracy"] == 0.6
     assert floors["majority-class/auc"] == 0.5
 
@@ -152,7 +152,7 @@ def test_the_majority_of_six_in_ten_scores_six_tenths_and_ranks_nothing():
 def test_ap_means_the_finding_where_the_other_class_is_none():
     truth = np.array([0, 0, 0, 0, 1, 1, 1, 1, 1, 1])  # pneumonia, then no finding
     views = ["AP", "AP", "AP", "PA", "AP", "PA", "PA", "PA", "PA", "PA"]
-    floors = values(class_floors(truth, views, ("Pneumonia", "No Finding"), PATIENTS))
+    floors = values(class_baselines(truth, views, ("Pneumonia", "No Finding"), PATIENTS))
     assert floors["ap-view/accuracy"] == 0.8
     assert floors["ap-view/auc"] == pytest.approx((3 / 4 + 5 / 6) / 2)
 
@@ -160,7 +160,7 @@ def test_ap_means_the_finding_where_the_other_class_is_none():
 def test_where_ap_is_rarer_among_the_sick_the_rule_is_turned_round_and_says_so():
     truth = np.array([0] * 5 + [1] * 5)  # pneumonia, then no finding
     views = ["PA", "PA", "PA", "PA", "AP", "AP", "AP", "AP", "PA", "PA"]
-    floors = class_floors(truth, views, ("Pneumonia", "No Finding"), PATIENTS)
+    floors = class_baselines(truth, views, ("Pneumonia", "No Finding"), PATIENTS)
     assert values(floors)["ap-view/accuracy"] == 0.7
     assert values(floors)["ap-view/auc/Pneumonia"] == 0.7
     reasons = {floor.reason.split(";")[0] for floor in floors if floor.metric.startswith("ap-view")}
@@ -169,7 +169,7 @@ def test_where_ap_is_rarer_among_the_sick_the_rule_is_turned_round_and_says_so()
 
 def test_each_finding_turns_its_own_rule():
     labels = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
-    floors = finding_floors(labels, ["AP", "AP", "PA", "PA"], ("Edema", "Nodule"), PATIENTS[:4])
+    floors = finding_baselines(labels, ["AP", "AP", "PA", "PA"], ("Edema", "Nodule"), PATIENTS[:4])
     found = {floor.metric: floor for floor in floors}
     assert found["ap-view/auc/Edema"].value == found["ap-view/auc/Nodule"].value == 1.0
     assert not found["ap-view/auc/Edema"].reason.startswith("turned")
@@ -180,7 +180,7 @@ def test_images_whose_finding_is_not_known_turn_no_rule():
     # Among the known, AP is more common with edema; the unknown ones are all AP.
     labels = np.array([[1.0], [1.0], [0.0], [0.0]] + [[np.nan]] * 4)
     views = ["AP", "PA", "PA", "PA"] + ["AP"] * 4
-    found = {floor.metric: floor for floor in finding_floors(labels, views, ("Edema",), PATIENTS[:8])}
+    found = {floor.metric: floor for floor in finding_baselines(labels, views, ("Edema",), PATIENTS[:8])}
     assert found["ap-view/auc/Edema"].value == 0.75
     assert not found["ap-view/auc/Edema"].reason.startswith("turned")
 
@@ -188,8 +188,8 @@ def test_images_whose_finding_is_not_known_turn_no_rule():
 def test_the_order_of_the_two_classes_does_not_matter():
     views = ["AP", "PA"] * 5
     truth = np.array([0, 1, 0, 1, 1, 1, 0, 0, 1, 1])
-    one = values(class_floors(truth, views, ("Pneumonia", "No Finding"), PATIENTS))
-    other = values(class_floors(1 - truth, views, ("No Finding", "Pneumonia"), PATIENTS))
+    one = values(class_baselines(truth, views, ("Pneumonia", "No Finding"), PATIENTS))
+    other = values(class_baselines(1 - truth, views, ("No Finding", "Pneumonia"), PATIENTS))
     assert one == other
 
 
@@ -204,8 +204,8 @@ def test_of_many_classes_each_view_answers_its_most_frequent_one():
     ("views", "reason"), [([None] * 10, "the table names no view"), (["PA"] * 10, "every image is PA")]
 )
 def test_views_that_tell_nothing_apart_leave_a_dash_with_its_reason(views, reason):
-    classes = class_floors(np.array([0, 1] * 5), views, ("Edema", "Pneumonia"), PATIENTS)
-    findings = finding_floors(np.array([[0.0], [1.0]] * 5), views, ("Edema",), PATIENTS)
+    classes = class_baselines(np.array([0, 1] * 5), views, ("Edema", "Pneumonia"), PATIENTS)
+    findings = finding_baselines(np.array([[0.0], [1.0]] * 5), views, ("Edema",), PATIENTS)
     for floors in (classes, findings):
         by_view = [floor for floor in floors if floor.metric.startswith("ap-view/")]
         assert [(floor.value, floor.reason) for floor in by_view] == [(None, reason)] * 5
@@ -214,7 +214,7 @@ def test_views_that_tell_nothing_apart_leave_a_dash_with_its_reason(views, reaso
 def test_floors_of_a_finding_by_hand():
     labels = np.array([[1.0], [1.0], [0.0], [0.0], [0.0], [np.nan]])
     views = ["AP", "PA", "AP", "PA", "PA", "AP"]
-    floors = values(finding_floors(labels, views, ("Edema",), PATIENTS[:6]))
+    floors = values(finding_baselines(labels, views, ("Edema",), PATIENTS[:6]))
     assert floors["majority-class/accuracy/Edema"] == 0.6
     assert floors["ap-view/accuracy/Edema"] == 0.6
     assert floors["ap-view/auc/Edema"] == pytest.approx((1 / 2 + 2 / 3) / 2)

@@ -5,14 +5,14 @@ import torch
 from tests.fakes.untrained import CLASSES, write_untrained_runs
 
 from cleft.data.text.prompts import TEMPLATES, class_prompt, templates_of
-from cleft.evaluation.prompt_sensitivity import audit_prompts, nearest_tokens, spread_of
-from cleft.evaluation.result_files import read_evaluation, spoken
-from cleft.evaluation.scoring import Draws
+from cleft.evaluation.prompt_sensitivity import evaluate_prompts, nearest_tokens, template_spread
+from cleft.evaluation.result_files import read_evaluation, summary_lines
+from cleft.evaluation.scoring import Bootstrap
 from cleft.evaluation.task import Question
 from cleft.evaluation.zero_shot import evaluate_zero_shot
 from cleft.results import Result, Template
 
-FEW = Draws(resamples=50)
+FEW = Bootstrap(resamples=50)
 USUAL = Question()
 
 
@@ -22,7 +22,7 @@ def home(tmp_path_factory):
 
 
 def ask(run, question=USUAL, **options):
-    path = audit_prompts(run, question, draws=FEW, progress=False, **options)
+    path = evaluate_prompts(run, question, draws=FEW, progress=False, **options)
     return path, read_evaluation(path)
 
 
@@ -31,14 +31,14 @@ def template(**values):
 
 
 def test_the_spread_is_that_of_all_templates():
-    accuracy, area = spread_of([template(accuracy=0.2, auc=0.5), template(accuracy=0.6, auc=0.5)])
+    accuracy, area = template_spread([template(accuracy=0.2, auc=0.5), template(accuracy=0.6, auc=0.5)])
     assert (accuracy.metric, accuracy.lowest, accuracy.highest, accuracy.mean) == ("accuracy", 0.2, 0.6, 0.4)
     assert accuracy.deviation == pytest.approx(0.08**0.5)
     assert (area.metric, area.deviation) == ("auc", 0.0)
 
 
 def test_what_is_not_measured_behind_every_opening_has_no_spread():
-    found = spread_of([template(accuracy=0.2, auc=None), template(accuracy=0.6, auc=0.5)])
+    found = template_spread([template(accuracy=0.2, auc=None), template(accuracy=0.6, auc=0.5)])
     assert [spread.metric for spread in found] == ["accuracy"]
 
 
@@ -115,7 +115,7 @@ def test_the_context_is_held_against_the_vocabulary(home):
         assert len(cosines) == 5
         assert cosines == sorted(cosines, reverse=True)
         assert vector.norm > 0
-    lines = spoken(found)
+    lines = summary_lines(found)
     assert any(line.startswith("accuracy of 8 wordings: ") for line in lines)
     assert any(line.startswith("context: 4 vectors of norm ") for line in lines)
     assert any(line.startswith("Edema: present and absent prompt have cosine ") for line in lines)

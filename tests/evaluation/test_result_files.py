@@ -12,15 +12,15 @@ from tests.fakes.fake_runs import evaluation
 
 from cleft.errors import DataError, ResourceError
 from cleft.evaluation.result_files import (
-    keep,
-    kept_beside,
+    anonymise,
+    predictions_path,
     read_evaluation,
-    read_kept,
+    read_predictions,
     result_name,
     write_evaluation,
-    write_kept,
+    write_predictions,
 )
-from cleft.evaluation.scoring import Scored
+from cleft.evaluation.scoring import Predictions
 from cleft.results import Evaluation, Result
 
 EVALUATION = Evaluation(
@@ -114,17 +114,17 @@ def test_a_missing_file_is_a_sentence(tmp_path):
 
 
 IDS = ["train/a.jpg", "train/b.jpg", "train/c.jpg", "train/d.jpg"]
-SCORED = Scored(np.arange(8.0).reshape(4, 2), np.array([0.0, 1.0, 0.0, 1.0]), ["ann", "bob", "ann", "eve"])
+SCORED = Predictions(np.arange(8.0).reshape(4, 2), np.array([0.0, 1.0, 0.0, 1.0]), ["ann", "bob", "ann", "eve"])
 
 
 def test_the_order_of_the_images_given_does_not_matter():
-    turned = Scored(SCORED.scores[::-1], SCORED.truth[::-1], SCORED.patients[::-1])
-    for one, other in zip(keep(SCORED, IDS), keep(turned, IDS[::-1]), strict=True):
+    turned = Predictions(SCORED.scores[::-1], SCORED.truth[::-1], SCORED.patients[::-1])
+    for one, other in zip(anonymise(SCORED, IDS), anonymise(turned, IDS[::-1]), strict=True):
         assert np.array_equal(one, other)
 
 
 def test_patients_are_numbered_as_they_come_up_and_stay_together():
-    kept = keep(SCORED, IDS)
+    kept = anonymise(SCORED, IDS)
     assert kept.patients[0] == 0
     assert sorted(set(kept.patients.tolist())) == [0, 1, 2]
     rows = {tuple(row): number for row, number in zip(kept.scores.tolist(), kept.patients.tolist(), strict=True)}
@@ -135,21 +135,23 @@ def test_patients_are_numbered_as_they_come_up_and_stay_together():
 def test_what_was_kept_is_read_back_and_names_nobody(tmp_path):
     path = tmp_path / "zero-shot.json"
     found = evaluation(synthetic=False)
-    write_kept(keep(SCORED, IDS), path, found)
-    back = read_kept(path, found)
-    for one, other in zip(back, keep(SCORED, IDS), strict=True):
+    write_predictions(anonymise(SCORED, IDS), path, found)
+    back = read_predictions(path, found)
+    for one, other in zip(back, anonymise(SCORED, IDS), strict=True):
         assert np.array_equal(one, other)
     assert back.scores.dtype == np.float32
-    data = kept_beside(path).read_bytes()
+    data = predictions_path(path).read_bytes()
     assert not any(name in data for name in (b"ann", b"bob", b"eve", b"train"))
     assert set(safetensors.numpy.load(data)) == {"scores", "truth", "patients"}
-    assert stat.S_IMODE(kept_beside(path).stat().st_mode) == 0o600
+    assert stat.S_IMODE(predictions_path(path).stat().st_mode) == 0o600
 
 
 def test_labels_that_are_not_known_stay_so(tmp_path):
     labels = np.array([[1.0, np.nan], [0.0, 1.0], [np.nan, np.nan], [0.0, 0.0]])
-    write_kept(keep(Scored(SCORED.scores, labels, SCORED.patients), IDS), tmp_path / "r.json", evaluation())
-    back = read_kept(tmp_path / "r.json", evaluation()).scored()
+    write_predictions(
+        anonymise(Predictions(SCORED.scores, labels, SCORED.patients), IDS), tmp_path / "r.json", evaluation()
+    )
+    back = read_predictions(tmp_path / "r.json", evaluation()).scored()
     assert not back.multi_class
     assert np.isnan(back.truth).sum() == 3
 
@@ -157,10 +159,10 @@ def test_labels_that_are_not_known_stay_so(tmp_path):
 def test_answers_that_are_missing_damaged_or_of_other_weights_are_refused(tmp_path):
     path = tmp_path / "r.json"
     with pytest.raises(DataError, match=r"r.json has no answers image by image beside it \(r.safetensors\)"):
-        read_kept(path, evaluation())
-    write_kept(keep(SCORED, IDS), path, evaluation(0.6))
+        read_predictions(path, evaluation())
+    write_predictions(anonymise(SCORED, IDS), path, evaluation(0.6))
     with pytest.raises(DataError, match=r"holds the answers of another evaluation than r\.json"):
-        read_kept(path, evaluation(0.7))
-    kept_beside(path).write_bytes(b"nothing of the kind")
+        read_predictions(path, evaluation(0.7))
+    predictions_path(path).write_bytes(b"nothing of the kind")
     with pytest.raises(DataError, match=r"cannot be read .*; evaluate that run again"):
-        read_kept(path, evaluation(0.6))
+        read_predictions(path, evaluation(0.6))

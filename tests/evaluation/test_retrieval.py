@@ -10,12 +10,12 @@ from tests.fakes.untrained import write_untrained_runs
 
 from cleft.cli import main
 from cleft.errors import CheckpointError, ConfigError, DataError
-from cleft.evaluation.result_files import read_evaluation, spoken
-from cleft.evaluation.retrieval import DIRECTIONS, evaluate_retrieval, named_directions
-from cleft.evaluation.scoring import Draws
+from cleft.evaluation.result_files import read_evaluation, summary_lines
+from cleft.evaluation.retrieval import DIRECTIONS, evaluate_retrieval, parse_directions
+from cleft.evaluation.scoring import Bootstrap
 from cleft.evaluation.task import Question
 
-FEW = Draws(resamples=50)
+FEW = Bootstrap(resamples=50)
 USUAL = Question()
 
 
@@ -92,13 +92,13 @@ def test_a_sentence_of_few_patients_is_not_shown(home, tmp_path):
 
 
 def test_directions_can_be_chosen(home):
-    _, found = ask(home / "plain", directions=named_directions("image-to-image"))
+    _, found = ask(home / "plain", directions=parse_directions("image-to-image"))
     assert [each.direction for each in found.retrieval] == ["image-to-image"]
     assert found.prompts == "none"
     assert found.command.endswith("--direction image-to-image")
-    assert named_directions("text-to-image, image-to-text") == DIRECTIONS[:2]
+    assert parse_directions("text-to-image, image-to-text") == DIRECTIONS[:2]
     with pytest.raises(ConfigError, match="--direction 'text-to-text' is none of image-to-text"):
-        named_directions("text-to-text")
+        parse_directions("text-to-text")
 
 
 def test_images_alike_are_of_other_patients(home):
@@ -123,7 +123,7 @@ def test_images_that_all_differ_cannot_be_searched_by_images(home, tmp_path):
 
 def test_what_is_said_names_every_direction_and_its_chance(home):
     _, found = ask(home / "plain")
-    lines = spoken(found)
+    lines = summary_lines(found)
     assert any(re.match(r"text-to-image/recall@5 0\.\d+ .*; floor 0\.\d+ \(chance\)$", line) for line in lines)
 
 

@@ -10,21 +10,21 @@ from torch.nn import functional as F
 from cleft.evaluation import retrieval_metrics
 from cleft.evaluation.metrics import value_of
 from cleft.evaluation.retrieval_metrics import (
-    Found,
-    Marked,
+    Items,
+    SearchResult,
     chance,
     mean_rank,
     median_rank,
     precision,
     recall,
     search,
-    shared_findings,
+    sets_share_finding,
 )
 
 
 def marked(embeds, key, findings=None, owner=None):
     numbers = np.asarray(key, dtype=np.int64)
-    return Marked(
+    return Items(
         torch.tensor(embeds, dtype=torch.float32),
         numbers,
         numbers if findings is None else np.asarray(findings, dtype=np.int64),
@@ -43,8 +43,8 @@ NOTHING = np.eye(9, dtype=bool)
 
 def test_the_rank_is_that_of_the_first_of_several_right_answers():
     found = search(QUERY, marked(on_line(0.9, 0.8, 0.7, 0.6), [1, 7, 7, 2], [1, 0, 0, 2]), NOTHING)
-    assert found.rank.tolist() == [2]
-    assert (found.right.tolist(), found.candidates.tolist()) == ([2], [4])
+    assert found.first_match.tolist() == [2]
+    assert (found.matches.tolist(), found.candidates.tolist()) == ([2], [4])
     assert found.top.tolist() == [[0, 1, 2, 3]]
     assert found.relevant.tolist() == [[False, True, True, False]]
     assert value_of(recall(found, 1), 1) == 0
@@ -57,12 +57,12 @@ def test_the_first_five_of_which_two_share_a_finding_have_a_precision_of_two_fif
         QUERY, marked(on_line(0.9, 0.8, 0.7, 0.6, 0.5, 0.4), [7, 1, 1, 1, 1, 1], [0, 1, 0, 2, 3, 0]), NOTHING
     )
     assert value_of(precision(found, 5), 1) == pytest.approx(2 / 5)
-    assert found.related.tolist() == [3]
+    assert found.relevant_total.tolist() == [3]
 
 
 def test_of_equally_near_ones_the_wrong_ones_come_first():
     found = search(QUERY, marked(on_line(0.5, 0.5, 0.5, 0.5), [7, 1, 7, 2], [0, 1, 0, 2]), NOTHING)
-    assert found.rank.tolist() == [3]
+    assert found.first_match.tolist() == [3]
     assert sorted(found.top[0, :2].tolist()) == [1, 3]
 
 
@@ -70,26 +70,26 @@ def test_images_of_the_same_patient_are_never_answers():
     images = marked(on_line(1.0, 0.99, 0.5), [3, 3, 3], owner=[0, 0, 1])
     found = search(images, images, np.ones((4, 4), dtype=bool))
     assert found.candidates.tolist() == [1, 1, 2]
-    assert found.rank.tolist() == [1, 1, 1]
+    assert found.first_match.tolist() == [1, 1, 1]
     assert found.top[0].tolist() == [2, -1, -1]
     assert found.relevant[0].tolist() == [True, False, False]
 
 
 def test_a_query_without_a_right_answer_has_no_rank():
     found = search(QUERY, marked(on_line(0.9, 0.8), [1, 2], [1, 2]), NOTHING)
-    assert (found.rank.tolist(), found.right.tolist()) == ([0], [0])
+    assert (found.first_match.tolist(), found.matches.tolist()) == ([0], [0])
 
 
 def test_sets_share_a_finding_or_are_both_empty():
     sets = np.array([[1, 1, 0], [0, 1, 1], [0, 0, 1], [0, 0, 0]], dtype=bool)
-    assert shared_findings(sets).astype(int).tolist() == [[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 1]]
+    assert sets_share_finding(sets).astype(int).tolist() == [[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 1]]
 
 
 def test_blocks_change_nothing(monkeypatch):
     generator = np.random.default_rng(0)
     embeds = F.normalize(torch.randn(57, 4, generator=torch.Generator().manual_seed(0)), dim=1).numpy()
     images = marked(embeds, generator.integers(5, size=57), owner=generator.integers(20, size=57))
-    shared = shared_findings(generator.random((5, 3)) < 0.5)
+    shared = sets_share_finding(generator.random((5, 3)) < 0.5)
     whole = search(images, images, shared)
     monkeypatch.setattr(retrieval_metrics, "_CELLS", 57 * 4)
     for one, other in zip(whole, search(images, images, shared), strict=True):
@@ -101,27 +101,29 @@ def test_a_search_equals_the_long_way():
     embeds = F.normalize(torch.randn(40, 3, generator=torch.Generator().manual_seed(1)), dim=1)
     key, owner = generator.integers(6, size=40), generator.integers(15, size=40)
     images = marked(embeds.numpy(), key, owner=owner)
-    shared = shared_findings(generator.random((6, 3)) < 0.4)
+    shared = sets_share_finding(generator.random((6, 3)) < 0.4)
     found = search(images, images, shared)
     near = (embeds @ embeds.T).numpy()
     for query in range(40):
         others = [place for place in np.argsort(-near[query], kind="stable") if owner[place] != owner[query]]
         ranks = [rank for rank, place in enumerate(others, start=1) if key[place] == key[query]]
-        assert found.rank[query] == (ranks[0] if ranks else 0)
+        assert found.first_match[query] == (ranks[0] if ranks else 0)
         assert found.top[query].tolist() == others[:10]
-        assert found.related[query] == sum(shared[key[query], key[place]] for place in others)
+        assert found.relevant_total[query] == sum(shared[key[query], key[place]] for place in others)
 
 
 def test_the_median_is_the_place_that_half_of_the_queries_reach():
     ranks = np.array([1, 2, 7, 30])
-    found = Found(ranks, np.zeros((4, 1)), np.zeros((4, 1), bool), ranks, ranks, ranks)
+    found = SearchResult(ranks, np.zeros((4, 1)), np.zeros((4, 1), bool), ranks, ranks, ranks)
     assert value_of(median_rank(found), 4) == 2
     assert value_of(mean_rank(found), 4) == 10
     assert median_rank(found)(np.array([[1.0, 1.0, 3.0, 1.0]]))[0] == 7
 
 
 def test_a_sentence_counts_by_the_share_of_its_images_that_are_drawn():
-    found = Found(*[np.array([1, 20])] + [np.zeros((2, 1))] + [np.zeros((2, 1), bool)] + [np.array([30, 30])] * 3)
+    found = SearchResult(
+        *[np.array([1, 20])] + [np.zeros((2, 1))] + [np.zeros((2, 1), bool)] + [np.array([30, 30])] * 3
+    )
     statistic = recall(found, 1, np.array([0, 0, 1]))
     assert value_of(statistic, 3) == 0.5
     assert statistic(np.array([[2.0, 2.0, 1.0]]))[0] == pytest.approx(2 / 3)
@@ -130,7 +132,7 @@ def test_a_sentence_counts_by_the_share_of_its_images_that_are_drawn():
 
 @pytest.mark.parametrize(("candidates", "right"), [(6, 1), (6, 3), (5, 5)])
 def test_chance_is_the_mean_over_all_orders(candidates, right):
-    found = Found(*(np.array([value]) for value in (1, 0, 0, candidates, right, 2)))
+    found = SearchResult(*(np.array([value]) for value in (1, 0, 0, candidates, right, 2)))
     firsts = [
         min(order.index(each) for each in range(right)) + 1 for order in itertools.permutations(range(candidates))
     ]

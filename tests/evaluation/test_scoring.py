@@ -9,8 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cleft.errors import NumericsError
-from cleft.evaluation.predictions import class_floors
-from cleft.evaluation.scoring import Draws, Scored, by_subgroup, measured, measures_of, score_classes, score_findings
+from cleft.evaluation.predictions import class_baselines
+from cleft.evaluation.scoring import (
+    Bootstrap,
+    Predictions,
+    classification_measures,
+    estimate,
+    score_classes,
+    score_findings,
+    subgroup_results,
+)
 from cleft.types import Record
 
 CLASSES = ("Atelectasis", "Edema", "Pneumonia")
@@ -55,7 +63,7 @@ def test_h2_one_nan_among_the_scores_is_refused():
 def test_h3_the_order_of_classes_changes_no_number(order, seed):
     generator = np.random.default_rng(seed)
     scores, truth = generator.random((12, 3)), generator.integers(3, size=12)
-    patients, draws = [str(i) for i in range(12)], Draws(resamples=1)
+    patients, draws = [str(i) for i in range(12)], Bootstrap(resamples=1)
     place = np.argsort(order)
     one = by_metric(score_classes(scores, truth, CLASSES, patients, draws))
     other = by_metric(score_classes(scores[:, order], place[truth], [CLASSES[i] for i in order], patients, draws))
@@ -83,7 +91,7 @@ def test_intervals_hold_their_values():
     generator = np.random.default_rng(0)
     truth = generator.integers(3, size=300)
     scores = generator.random((300, 3)) + np.eye(3)[truth] / 2
-    for result in score_classes(scores, truth, CLASSES, [str(i // 2) for i in range(300)], Draws(resamples=200)):
+    for result in score_classes(scores, truth, CLASSES, [str(i // 2) for i in range(300)], Bootstrap(resamples=200)):
         assert result.interval[0] < result.value < result.interval[1]
         assert (result.images, result.patients) == (300, 150)
 
@@ -100,7 +108,7 @@ def test_the_mean_of_findings_has_an_interval_over_their_union():
 
 def test_the_floor_of_auprc_is_the_share_of_each_class():
     truth = np.array([0, 0, 1, 2])
-    floors = by_metric(class_floors(truth, ["AP"] * 4, CLASSES, PATIENTS))
+    floors = by_metric(class_baselines(truth, ["AP"] * 4, CLASSES, PATIENTS))
     assert [floors[f"majority-class/auprc/{name}"].value for name in CLASSES] == [0.5, 0.25, 0.25]
     assert floors["majority-class/auprc"].value == pytest.approx(1 / 3)
 
@@ -118,7 +126,7 @@ def test_findings_known_of_the_same_images_are_measured_as_if_each_were_alone():
     generator = np.random.default_rng(4)
     scores, labels = generator.normal(size=(40, 2)), (generator.random((40, 2)) < 0.5).astype(float)
     labels[:5, 1] = np.nan
-    patients, draws = [str(i) for i in range(40)], Draws(resamples=40)
+    patients, draws = [str(i) for i in range(40)], Bootstrap(resamples=40)
     both = by_metric(score_findings(scores, labels, CLASSES[:2], patients, draws))
     for column, name in enumerate(CLASSES[:2]):
         alone = by_metric(score_findings(scores[:, [column]], labels[:, [column]], (name,), patients, draws))
@@ -126,7 +134,7 @@ def test_findings_known_of_the_same_images_are_measured_as_if_each_were_alone():
             assert both[f"{metric}/{name}"] == alone[f"{metric}/{name}"]
 
 
-FEW = Draws(resamples=100)
+FEW = Bootstrap(resamples=100)
 TWO_CLASSES = ("Edema", "Pneumonia")
 
 
@@ -140,7 +148,7 @@ def answers(right):
     given = np.where(right, truth, 1 - truth)
     scores = np.zeros((len(right), 2))
     scores[np.arange(len(right)), given] = 1 + np.arange(len(right)) / 100
-    return Scored(scores, truth.astype(float), [f"p{i}" for i in range(len(right))])
+    return Predictions(scores, truth.astype(float), [f"p{i}" for i in range(len(right))])
 
 
 def named(groups):
@@ -151,7 +159,7 @@ def test_each_sex_has_its_numbers_and_the_gap_its_names():
     # 30 women, 24 answered rightly; 30 men, 15 answered rightly; one of whom nobody knows.
     right = np.array(([1] * 4 + [0]) * 6 + [1, 1, 0, 0] * 7 + [1, 0] + [1], dtype=bool)
     records = [record(i, sex="F" if i < 30 else "M" if i < 60 else None) for i in range(61)]
-    [sexes] = by_subgroup(answers(right), records, TWO_CLASSES, FEW)
+    [sexes] = subgroup_results(answers(right), records, TWO_CLASSES, FEW)
     assert (sexes.by, sexes.unknown, sexes.left_out) == ("sex", 1, 0)
     women, men = named(sexes)["F"], named(sexes)["M"]
     assert (women.images, women.patients, men.images) == (30, 30, 30)
@@ -169,20 +177,20 @@ def test_each_sex_has_its_numbers_and_the_gap_its_names():
 
 def test_a_group_of_four_patients_is_left_out_unless_they_are_phantoms():
     records = [record(i, view="AP" if i < 10 else "PA" if i < 20 else "LL") for i in range(24)]
-    [views] = by_subgroup(answers(np.ones(24, bool)), records, TWO_CLASSES, FEW)
+    [views] = subgroup_results(answers(np.ones(24, bool)), records, TWO_CLASSES, FEW)
     assert list(named(views)) == ["AP", "PA"]
     assert views.left_out == 4
-    [drawn] = by_subgroup(answers(np.ones(24, bool)), records, TWO_CLASSES, FEW, fewest=1)
+    [drawn] = subgroup_results(answers(np.ones(24, bool)), records, TWO_CLASSES, FEW, fewest=1)
     assert list(named(drawn)) == ["AP", "PA", "LL"]
 
 
 def test_one_group_is_no_comparison():
-    assert by_subgroup(answers(np.ones(10, bool)), [record(i, sex="F") for i in range(10)], TWO_CLASSES, FEW) == ()
+    assert subgroup_results(answers(np.ones(10, bool)), [record(i, sex="F") for i in range(10)], TWO_CLASSES, FEW) == ()
 
 
 def test_ages_come_in_their_order():
     ages = [85.0] * 12 + [40.0] * 6 + [59.9] * 5 + [12.0] * 7
-    [bands] = by_subgroup(
+    [bands] = subgroup_results(
         answers(np.ones(30, bool)), [record(i, age=age) for i, age in enumerate(ages)], TWO_CLASSES, FEW
     )
     assert [(group.name, group.images) for group in bands.groups] == [("<40", 7), ("40-60", 11), ("80+", 12)]
@@ -190,7 +198,7 @@ def test_ages_come_in_their_order():
 
 def test_groups_of_fewer_than_twenty_patients_are_told_but_not_held_against_each_other():
     records = [record(i, scanner="A" if i < 25 else "B") for i in range(40)]
-    [scanners] = by_subgroup(answers(np.arange(40) % 3 > 0), records, TWO_CLASSES, FEW)
+    [scanners] = subgroup_results(answers(np.arange(40) % 3 > 0), records, TWO_CLASSES, FEW)
     assert len(scanners.groups) == 2
     assert [gap.value for gap in scanners.gaps] == [None, None]
     assert scanners.gaps[0].reason == "fewer than two groups have 20 patients"
@@ -198,9 +206,9 @@ def test_groups_of_fewer_than_twenty_patients_are_told_but_not_held_against_each
 
 def test_the_auc_of_a_group_without_a_class_is_not_held_against_one_with_all():
     truth = np.r_[np.zeros(25), np.arange(25) % 2]
-    scored = Scored(np.random.default_rng(0).normal(size=(50, 2)), truth, [f"p{i}" for i in range(50)])
+    scored = Predictions(np.random.default_rng(0).normal(size=(50, 2)), truth, [f"p{i}" for i in range(50)])
     records = [record(i, sex="F" if i < 25 else "M") for i in range(50)]
-    [sexes] = by_subgroup(scored, records, TWO_CLASSES, FEW)
+    [sexes] = subgroup_results(scored, records, TWO_CLASSES, FEW)
     accuracy, area = sexes.gaps
     assert accuracy.value is not None
     assert area.value is None
@@ -209,9 +217,9 @@ def test_the_auc_of_a_group_without_a_class_is_not_held_against_one_with_all():
 
 def test_findings_are_measured_where_they_are_known():
     labels = np.array([[1.0], [0.0], [np.nan]] * 10 + [[0.0], [1.0]] * 5)
-    scored = Scored(np.tile([[1.0], [-1.0], [1.0]], (14, 1))[:40], labels, [f"p{i}" for i in range(40)])
+    scored = Predictions(np.tile([[1.0], [-1.0], [1.0]], (14, 1))[:40], labels, [f"p{i}" for i in range(40)])
     records = [record(i, sex="F" if i < 30 else "M") for i in range(40)]
-    [sexes] = by_subgroup(scored, records, ("Edema",), FEW)
+    [sexes] = subgroup_results(scored, records, ("Edema",), FEW)
     women = named(sexes)["F"]
     assert women.results[0].value == 1.0
     assert (women.images, women.results[0].images) == (30, 20)
@@ -220,10 +228,12 @@ def test_findings_are_measured_where_they_are_known():
 def test_the_numbers_of_a_group_are_those_of_its_images_alone():
     generator = np.random.default_rng(3)
     patients = [f"p{i}" for i in range(60)]
-    scored = Scored(generator.normal(size=(60, 3)), generator.integers(3, size=60).astype(float), patients)
+    scored = Predictions(generator.normal(size=(60, 3)), generator.integers(3, size=60).astype(float), patients)
     classes = ("A", "B", "C")
-    [sexes] = by_subgroup(scored, [record(i, sex="F" if i < 30 else "M") for i in range(60)], classes, FEW)
-    alone = Scored(scored.scores[:30], scored.truth[:30], patients[:30])
-    expected = {result.metric: result for result in measured(measures_of(alone, classes), alone.patients, FEW)}
+    [sexes] = subgroup_results(scored, [record(i, sex="F" if i < 30 else "M") for i in range(60)], classes, FEW)
+    alone = Predictions(scored.scores[:30], scored.truth[:30], patients[:30])
+    expected = {
+        result.metric: result for result in estimate(classification_measures(alone, classes), alone.patients, FEW)
+    }
     for result in named(sexes)["F"].results:
         assert result == expected[result.metric]

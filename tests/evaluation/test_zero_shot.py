@@ -14,15 +14,15 @@ from cleft.config import load_settings
 from cleft.data.text.prompts import absent_prompt, class_prompt
 from cleft.errors import CheckpointError, ConfigError, DataError
 from cleft.evaluation.compare import compare
-from cleft.evaluation.result_files import read_evaluation, read_kept
-from cleft.evaluation.scoring import Draws, measured, measures_of
-from cleft.evaluation.zero_shot import evaluate_zero_shot, map_space
+from cleft.evaluation.result_files import read_evaluation, read_predictions
+from cleft.evaluation.scoring import Bootstrap, classification_measures, estimate
+from cleft.evaluation.zero_shot import embedding_map, evaluate_zero_shot
 from cleft.models.checkpoint import save_model
 from cleft.models.methods import build_model
 from cleft.training.dataset import read_material
 from cleft.training.run_folder import open_run
 
-FEW = Draws(resamples=50)
+FEW = Bootstrap(resamples=50)
 
 
 @pytest.fixture(scope="module")
@@ -278,8 +278,10 @@ def test_a_context_that_never_saw_a_class_is_noted(home, tmp_path):
 
 def test_the_answers_image_by_image_give_the_numbers_again(home):
     path, found = ask(home / "plain")
-    kept = read_kept(path, found).scored()
-    again = {result.metric: result for result in measured(measures_of(kept, found.classes), kept.patients, FEW)}
+    kept = read_predictions(path, found).scored()
+    again = {
+        result.metric: result for result in estimate(classification_measures(kept, found.classes), kept.patients, FEW)
+    }
     for result in found.results:
         assert again[result.metric].value == pytest.approx(result.value)
         assert again[result.metric].images == result.images
@@ -309,7 +311,7 @@ def test_calibration_is_measured_and_says_why_there_is_no_temperature(home):
 
 
 def test_validation_images_are_asked_for_a_temperature(home, monkeypatch):
-    monkeypatch.setattr("cleft.evaluation.calibration.FEWEST_IMAGES", 1)
+    monkeypatch.setattr("cleft.evaluation.calibration.MIN_VALIDATION_IMAGES", 1)
     _, found = ask(home / "plain", scoring="present-absent", classes="Edema,Fracture", blank="absent")
     # Random weights may be no better than guessing; that too is learned from the validation images alone.
     assert found.calibration.temperature or "by guessing" in found.calibration.reason
@@ -359,7 +361,7 @@ def test_a_damaged_environment_stops_nothing_that_was_learned(home, tmp_path):
 
 def test_the_axes_are_the_two_directions_in_which_images_differ_most():
     images = torch.tensor([[0.0, 3, 0.1, 5], [0, -3, 0.1, 5], [1, 0, 0.1, 5], [-1, 0, 0.1, 5]])
-    found = map_space(images, torch.tensor([[0.0, 2, 0, 0], [0, -2, 0, 0]]), [0, 1, 0, 1])
+    found = embedding_map(images, torch.tensor([[0.0, 2, 0, 0], [0, -2, 0, 0]]), [0, 1, 0, 1])
     assert found.images == ((0, 3.0, 0.0), (1, -3.0, 0.0), (0, 0.0, 1.0), (1, 0.0, -1.0))
     assert found.prompts == ((2.0, 0.0), (-2.0, 0.0))
     assert found.shares == (0.9, 0.1)  # 18 and 2 of 20 squared units
@@ -367,31 +369,31 @@ def test_the_axes_are_the_two_directions_in_which_images_differ_most():
 
 def test_the_gap_between_images_and_prompts_is_told_and_taken_out():
     images = torch.tensor([[1.0, 4], [-1, 4]])
-    found = map_space(images, torch.tensor([[1.0, 0], [-1, 0]]), [0, 1])
+    found = embedding_map(images, torch.tensor([[1.0, 0], [-1, 0]]), [0, 1])
     assert found.gap == 4
     assert [(x, y) for _, x, y in found.images] == list(found.prompts) == [(1, 0), (-1, 0)]
 
 
 def test_the_map_does_not_hang_on_the_sign_of_a_direction():
     images = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
-    forth, back = map_space(images, images[:2], [0] * 20), map_space(images.flip(0), images[:2], [0] * 20)
+    forth, back = embedding_map(images, images[:2], [0] * 20), embedding_map(images.flip(0), images[:2], [0] * 20)
     for mine, theirs in zip(sorted(forth.images), sorted(back.images), strict=True):
         assert mine == pytest.approx(theirs, abs=2e-4)
 
 
 def test_too_many_images_are_thinned_out_by_class():
     images = torch.randn(1000, 4, generator=torch.Generator().manual_seed(0))
-    found = map_space(images, images[:2], [0] * 900 + [1] * 100, most=50)
+    found = embedding_map(images, images[:2], [0] * 900 + [1] * 100, most=50)
     classes = [index for index, _, _ in found.images]
     assert (classes.count(0), classes.count(1), found.left_out) == (45, 5, 950)
 
 
 def test_a_single_image_lies_in_the_middle():
-    found = map_space(torch.tensor([[0.6, 0.8, 0]]), torch.tensor([[1.0, 0, 0]]), [0])
+    found = embedding_map(torch.tensor([[0.6, 0.8, 0]]), torch.tensor([[1.0, 0, 0]]), [0])
     assert found.images == ((0, 0.0, 0.0),)
     assert found.shares == (0, 0)
 
 
 def test_images_that_are_all_equal_have_no_direction():
-    found = map_space(torch.tensor([[0.6, 0.8]] * 3), torch.tensor([[1.0, 0], [0, 1]]), [0, 1, 1])
+    found = embedding_map(torch.tensor([[0.6, 0.8]] * 3), torch.tensor([[1.0, 0], [0, 1]]), [0, 1, 1])
     assert {(x, y) for _, x, y in found.images} == {(0.0, 0.0)}

@@ -14,15 +14,15 @@ from cleft.config import load_settings
 from cleft.data.batches import eval_loader
 from cleft.data.text.prompts import class_prompt, draw_prompts
 from cleft.errors import ConfigError
-from cleft.evaluation.prompt_sensitivity import audit_prompts
-from cleft.evaluation.result_files import keep, read_evaluation, read_kept
-from cleft.evaluation.scoring import Draws, Scored
+from cleft.evaluation.prompt_sensitivity import evaluate_prompts
+from cleft.evaluation.result_files import anonymise, read_evaluation, read_predictions
+from cleft.evaluation.scoring import Bootstrap, Predictions
 from cleft.evaluation.task import Question
-from cleft.evaluation.zero_shot import evaluate_zero_shot, nearest_prompt, standardised
+from cleft.evaluation.zero_shot import best_prompt_logits, evaluate_zero_shot, standardise_logits
 from cleft.models.checkpoint import load_model, save_model
 from cleft.report.run_page import write_report
 
-FEW = Draws(resamples=20)
+FEW = Bootstrap(resamples=20)
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +62,8 @@ def by_hand(run, prompts, *, local_alone=False, letters=False):
                 best = 5 * cosines_by_hand(regions, torch.stack(words[:count])).max()
                 logits[place, column] = best if local_alone else (best + image @ text) / 2
     logits *= model.logit_scale.exp().item()
-    scored = Scored(logits, np.zeros(len(records)), [record.patient for record in records])
-    return keep(scored, [record.id for record in records]).scores
+    scored = Predictions(logits, np.zeros(len(records)), [record.patient for record in records])
+    return anonymise(scored, [record.id for record in records]).scores
 
 
 def words_by_hand(model, prompt):
@@ -93,7 +93,7 @@ def cosines_by_hand(regions, words):
 
 
 def answers(path, found):
-    return read_kept(path, found).scores
+    return read_predictions(path, found).scores
 
 
 @pytest.mark.parametrize("similarity", ["local", "both", "released"])
@@ -174,7 +174,7 @@ def test_what_was_not_learned_is_refused(home):
     with pytest.raises(ConfigError, match=r"--scoring present-absent needs a phrase for each class"):
         ask(home / "gloria", wording="gloria", scoring="present-absent")
     with pytest.raises(ConfigError, match=r"--task prompts needs a phrase for each class"):
-        audit_prompts(home / "gloria", Question(), wording="gloria", progress=False)
+        evaluate_prompts(home / "gloria", Question(), wording="gloria", progress=False)
 
 
 def test_a_learned_context_has_no_words(home, tmp_path):
@@ -190,12 +190,12 @@ def test_a_learned_context_has_no_words(home, tmp_path):
 
 def test_the_best_prompt_of_a_class_by_hand():
     logits = np.array([[1.0, 5.0, 2.0], [4.0, 3.0, 0.0]])
-    assert nearest_prompt(logits, np.array([0, 1, 0])).tolist() == [[2, 5], [4, 3]]
+    assert best_prompt_logits(logits, np.array([0, 1, 0])).tolist() == [[2, 5], [4, 3]]
 
 
 def test_standardised_over_the_images_that_are_asked_by_hand():
     logits = np.array([[1.0, 9.0], [3.0, 9.0], [7.0, 9.0]])
-    assert standardised(logits, [0, 1]).tolist() == [[-1, 0], [1, 0], [5, 0]]
-    assert standardised(logits, [0]) is logits
+    assert standardise_logits(logits, [0, 1]).tolist() == [[-1, 0], [1, 0], [5, 0]]
+    assert standardise_logits(logits, [0]) is logits
     third = np.full((7, 1), 0.1, np.float32)
-    assert not standardised(third, range(7)).any()
+    assert not standardise_logits(third, range(7)).any()

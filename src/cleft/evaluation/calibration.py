@@ -17,15 +17,15 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit, logsumexp, softmax
 
 from cleft.evaluation.metrics import Floats, Statistic
-from cleft.evaluation.scoring import USUAL_DRAWS, Draws, Measure, Scored, measured
+from cleft.evaluation.scoring import USUAL_DRAWS, Bootstrap, Measure, Predictions, estimate
 from cleft.grammar import count
 from cleft.results import Calibration, ReliabilityBin, Result
 
 BINS = 10
 """Points of a reliability curve; fewer where a bin would hold fewer than ten probabilities."""
-FEWEST_IMAGES = 20
+MIN_VALIDATION_IMAGES = 20
 """Validation images below which no temperature is fitted."""
-WIDEST = (0.01, 100.0)
+TEMPERATURE_BOUNDS = (0.01, 100.0)
 """Between which temperatures one is looked for."""
 
 
@@ -43,7 +43,7 @@ class _Claims(NamedTuple):
 
 
 def calibrate(
-    scored: Scored, validation: Scored | None, *, reason: str | None = None, draws: Draws = USUAL_DRAWS
+    scored: Predictions, validation: Predictions | None, *, reason: str | None = None, draws: Bootstrap = USUAL_DRAWS
 ) -> Calibration:
     """Measures how far probabilities lie from what comes true, before and after a temperature.
 
@@ -71,7 +71,7 @@ def calibrate(
     )
 
 
-def fit_temperature(scored: Scored) -> tuple[float | None, str | None]:
+def fit_temperature(scored: Predictions) -> tuple[float | None, str | None]:
     """Finds what logits must be divided by so that the truth is least surprising.
 
     Args:
@@ -80,13 +80,13 @@ def fit_temperature(scored: Scored) -> tuple[float | None, str | None]:
     Returns:
         The temperature; or None, and why there is none.
     """
-    if len(scored.truth) < FEWEST_IMAGES:
-        return None, f"no temperature: {count(len(scored.truth), 'validation image')}, needs {FEWEST_IMAGES}"
+    if len(scored.truth) < MIN_VALIDATION_IMAGES:
+        return None, f"no temperature: {count(len(scored.truth), 'validation image')}, needs {MIN_VALIDATION_IMAGES}"
     if _all_right(scored):  # the smaller the better, without an end
         return None, "no temperature: every validation image is answered rightly, so that no certainty is too great"
-    lowest, highest = np.log(WIDEST)
+    lowest, highest = np.log(TEMPERATURE_BOUNDS)
     found = minimize_scalar(
-        lambda log: surprise(scored, float(np.exp(log))), bounds=(lowest, highest), method="bounded"
+        lambda log: negative_log_likelihood(scored, float(np.exp(log))), bounds=(lowest, highest), method="bounded"
     )
     place = float(found.x)
     if highest - place < 0.01:
@@ -94,7 +94,7 @@ def fit_temperature(scored: Scored) -> tuple[float | None, str | None]:
     return float(np.exp(place)), None
 
 
-def surprise(scored: Scored, temperature: float) -> float:
+def negative_log_likelihood(scored: Predictions, temperature: float) -> float:
     """Mean negative log-likelihood of the truth, in nats, when logits are divided by a temperature."""
     scores = scored.scores / temperature
     if scored.multi_class:
@@ -104,7 +104,7 @@ def surprise(scored: Scored, temperature: float) -> float:
     return float(np.logaddexp(0, np.where(scored.truth[known] == 1, -scores[known], scores[known])).mean())
 
 
-def _all_right(scored: Scored) -> bool:
+def _all_right(scored: Predictions) -> bool:
     if scored.multi_class:
         return bool((scored.scores.argmax(axis=1) == scored.truth).all())
     known = ~np.isnan(scored.truth)
@@ -134,7 +134,7 @@ def calibration_error(predicted: Floats, true: Floats, image: NDArray[np.intp], 
     return statistic
 
 
-def _claims(scored: Scored, temperature: float) -> _Claims:
+def _claims(scored: Predictions, temperature: float) -> _Claims:
     scores = scored.scores / temperature
     if scored.multi_class:
         predicted = softmax(scores, axis=1).max(axis=1)
@@ -153,7 +153,7 @@ def _bins(predicted: Floats) -> NDArray[np.intp]:
     return np.unique(places, return_inverse=True)[1]
 
 
-def _curve(claims: _Claims, scored: Scored) -> tuple[ReliabilityBin, ...]:
+def _curve(claims: _Claims, scored: Predictions) -> tuple[ReliabilityBin, ...]:
     points: list[ReliabilityBin] = []
     for number in range(int(claims.bin.max(initial=-1)) + 1):
         inside = claims.bin == number
@@ -168,9 +168,9 @@ def _curve(claims: _Claims, scored: Scored) -> tuple[ReliabilityBin, ...]:
     return tuple(points)
 
 
-def _measure(metric: str, claims: _Claims, scored: Scored, draws: Draws) -> Result:
+def _measure(metric: str, claims: _Claims, scored: Predictions, draws: Bootstrap) -> Result:
     rows = np.zeros(len(scored.truth), dtype=bool)
     rows[claims.image] = True
     place = np.cumsum(rows) - 1  # among the images that are asked about
     statistic = calibration_error(claims.predicted, claims.true, place[claims.image], claims.bin)
-    return measured([Measure(metric, statistic, rows)], scored.patients, draws)[0]
+    return estimate([Measure(metric, statistic, rows)], scored.patients, draws)[0]

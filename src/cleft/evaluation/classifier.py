@@ -22,9 +22,9 @@ from cleft.data.batches import eval_loader
 from cleft.errors import CheckpointError, ConfigError
 from cleft.evaluation.metrics import Floats, finite
 from cleft.evaluation.predictions import Blank
-from cleft.evaluation.result_files import keep, write_down, write_evaluation
-from cleft.evaluation.scoring import USUAL_DRAWS, Draws
-from cleft.evaluation.task import BATCH, CANNOT_BE_ASKED, Part, Question, Scoring, Selection, check_images
+from cleft.evaluation.result_files import anonymise, write_down, write_evaluation
+from cleft.evaluation.scoring import USUAL_DRAWS, Bootstrap
+from cleft.evaluation.task import BATCH, CANNOT_BE_ASKED, Question, Scoring, Selection, Split, check_image_spec
 from cleft.files import as_path
 from cleft.grammar import count
 from cleft.models.checkpoint import weights_digest
@@ -38,12 +38,12 @@ from cleft.training.provenance import read_summary, stage_of
 log = logging.getLogger(__name__)
 
 
-def evaluate_classify(
+def evaluate_classifier(
     run: Path | str,
     *,
     task: str | None = None,
     data: str | None = None,
-    split: Part = "test",
+    split: Split = "test",
     scoring: Scoring | None = None,
     blank: Blank | None = None,
     per_class: int | None = None,
@@ -52,7 +52,7 @@ def evaluate_classify(
     drop_overlap: bool = False,
     overrides: Sequence[str] = (),
     examples: int = 10,
-    draws: Draws = USUAL_DRAWS,
+    draws: Bootstrap = USUAL_DRAWS,
     progress: bool = True,
 ) -> Path:
     """Asks a head about images and writes the answer into the run's `results`.
@@ -106,7 +106,7 @@ def evaluate_classify(
     images = question.images(run, settings, progress=progress)
     _check_classes(run, facts, images)
     model = load_image_only(run)
-    check_images(run, model, settings)
+    check_image_spec(run, model, settings)
     labelled = label_images(images.records, images.findings)
     answers = question.answer(_logits(run, model, images, settings, progress=progress), labelled, facts.classes, draws)
     held, unvalidated = question.validation(run, settings, progress=progress)
@@ -144,11 +144,11 @@ def evaluate_classify(
         training_images=trained_on,
         training_patients=patients,
     )
-    kept = keep(answers.scored, [labelled.ids[row] for row in answers.rows])
+    kept = anonymise(answers.scored, [labelled.ids[row] for row in answers.rows])
     return write_evaluation(evaluation, run / "results", kept)
 
 
-def classify_and_ask(
+def train_classifiers(
     source: Path,
     settings: Settings,
     folder: Path,
@@ -159,7 +159,7 @@ def classify_and_ask(
     allow_overlap: bool = False,
     drop_overlap: bool = False,
     examples: int = 10,
-    draws: Draws = USUAL_DRAWS,
+    draws: Bootstrap = USUAL_DRAWS,
     progress: bool = True,
 ) -> list[Path]:
     """Trains a head for each seed and asks each about the test part at once.
@@ -174,9 +174,9 @@ def classify_and_ask(
             difference: a probe fitted in closed form on all training images.
         data: As for `classify`.
         classes: As for `classify`.
-        allow_overlap: As for `evaluate_classify`.
-        drop_overlap: As for `evaluate_classify`.
-        examples: As for `evaluate_classify`.
+        allow_overlap: As for `evaluate_classifier`.
+        drop_overlap: As for `evaluate_classifier`.
+        examples: As for `evaluate_classifier`.
         draws: How intervals are drawn.
         progress: Whether to show bars.
 
@@ -184,8 +184,8 @@ def classify_and_ask(
         The result files, one for each seed.
 
     Raises:
-        ConfigError: If `seeds` is below 1, and as `classify` and `evaluate_classify`.
-        CleftError: As `classify` and `evaluate_classify`.
+        ConfigError: If `seeds` is below 1, and as `classify` and `evaluate_classifier`.
+        CleftError: As `classify` and `evaluate_classifier`.
     """
     if seeds is not None and seeds < 1:
         raise ConfigError(f"--seeds {seeds}: at least one head is trained; give 1 or more")
@@ -206,7 +206,7 @@ def classify_and_ask(
     for seed, place in places.items():
         run = classify(source, replace(settings, seed=seed), place, classes=classes, progress=progress)
         results.append(
-            evaluate_classify(
+            evaluate_classifier(
                 run,
                 allow_overlap=allow_overlap,
                 drop_overlap=drop_overlap,
@@ -218,20 +218,20 @@ def classify_and_ask(
     return results
 
 
-def spread(evaluations: Sequence[Evaluation]) -> list[str]:
+def seed_spread(evaluations: Sequence[Evaluation]) -> list[str]:
     """Mean and spread of the main numbers over training seeds, a line for each; nothing where there is one seed.
 
     The standard deviation is that of a sample: over n - 1. Equal weights under several seeds are one head without a
     spread, whatever the seeds.
 
     Example:
-        >>> from cleft.results import (Result)
+        >>> from cleft.results import Result
         >>> def of(seed: int, value: float) -> Evaluation:
         ...     return Evaluation(
         ...         task="fine-tune", dataset="", split="test", split_recipe="", split_digest="", ids_digest="",
         ...         checkpoint=f"{seed}", scoring="multi-class", prompts="none", classes=(), class_prompts=(),
         ...         results=(Result(metric="auc", value=value),), floors=(), training_seed=seed)
-        >>> spread([of(0, 0.7), of(1, 0.8), of(2, 0.9)])
+        >>> seed_spread([of(0, 0.7), of(1, 0.8), of(2, 0.9)])
         ['auc: mean 0.800, from 0.700 to 0.900, standard deviation 0.100, over seeds 0, 1, 2']
     """
     if len(evaluations) < 2:

@@ -17,14 +17,22 @@ import numpy as np
 from cleft.correction import holm, resamples_for
 from cleft.errors import DataError, ResourceError
 from cleft.evaluation.metrics import mean_of, paired_intervals, value_of
-from cleft.evaluation.result_files import kept_beside, read_evaluation, read_kept
-from cleft.evaluation.scoring import USUAL_DRAWS, Draws, Measure, Scored, difference, measures_of, same_images
+from cleft.evaluation.result_files import predictions_path, read_evaluation, read_predictions
+from cleft.evaluation.scoring import (
+    USUAL_DRAWS,
+    Bootstrap,
+    Measure,
+    Predictions,
+    classification_measures,
+    difference,
+    group_by_images,
+)
 from cleft.files import file_key, write_whole
 from cleft.grammar import count
 from cleft.results import Comparison, Difference, Evaluation, to_json
 
 
-def compare(first: Path, second: Path, *, draws: Draws | None = None, command: str = "") -> Comparison:
+def compare(first: Path, second: Path, *, draws: Bootstrap | None = None, command: str = "") -> Comparison:
     """Holds two results on the same images against each other.
 
     Args:
@@ -42,7 +50,7 @@ def compare(first: Path, second: Path, *, draws: Draws | None = None, command: s
     mine, theirs = _read_alike([first, second])
     one, other = mine.evaluation, theirs.evaluation
     pairs = list(zip(_measures(mine), _measures(theirs), strict=True))
-    draws = Draws(resamples=resamples_for(len(pairs))) if draws is None else draws
+    draws = Bootstrap(resamples=resamples_for(len(pairs))) if draws is None else draws
     return Comparison(
         first=_run(first),
         second=_run(second),
@@ -67,7 +75,7 @@ def compare(first: Path, second: Path, *, draws: Draws | None = None, command: s
 
 
 def compare_seeds(
-    firsts: Sequence[Path], seconds: Sequence[Path], *, draws: Draws = USUAL_DRAWS
+    firsts: Sequence[Path], seconds: Sequence[Path], *, draws: Bootstrap = USUAL_DRAWS
 ) -> tuple[Difference, ...]:
     """Holds two models against each other that were trained with the same seeds, seed by seed.
 
@@ -111,11 +119,11 @@ def write_comparison(comparison: Comparison, run: Path) -> Path:
     return path
 
 
-def spoken_comparison(comparison: Comparison) -> list[str]:
+def comparison_lines(comparison: Comparison) -> list[str]:
     """The differences in a few lines; p-values also corrected for all differences that were tested, classes included.
 
     Example:
-        >>> spoken_comparison(Comparison(
+        >>> comparison_lines(Comparison(
         ...     first="lora", second="ia3", first_result="", second_result="", first_task="", second_task="",
         ...     first_checkpoint="", second_checkpoint="", dataset="", split="", ids_digest="", scoring="", classes=(),
         ...     differences=(Difference(metric="auc", first=0.9, second=0.8, difference=0.1, interval=(0.04, 0.15),
@@ -152,7 +160,7 @@ class _Answered(NamedTuple):
     """A result and what was answered image by image."""
 
     evaluation: Evaluation
-    scored: Scored
+    scored: Predictions
 
 
 def _read_alike(results: Sequence[Path]) -> list[_Answered]:
@@ -160,7 +168,7 @@ def _read_alike(results: Sequence[Path]) -> list[_Answered]:
     evaluations = [_evaluation(result, _written(result)) for result in results]
     for result, evaluation in zip(results, evaluations, strict=True):
         _refuse_strangers(results[0], evaluations[0], result, evaluation)
-    found = [_answered(result, _written(result), _written(kept_beside(result))) for result in results]
+    found = [_answered(result, _written(result), _written(predictions_path(result))) for result in results]
     for result, each in zip(results, found, strict=True):
         if not np.array_equal(found[0].scored.truth, each.scored.truth, equal_nan=True):
             raise DataError(
@@ -180,7 +188,7 @@ def _evaluation(result: Path, written: str) -> Evaluation:
 @functools.lru_cache(maxsize=64)
 def _answered(result: Path, written: str, kept: str) -> _Answered:
     evaluation = _evaluation(result, written)
-    return _Answered(evaluation, read_kept(result, evaluation).scored())
+    return _Answered(evaluation, read_predictions(result, evaluation).scored())
 
 
 def _written(path: Path) -> str:
@@ -189,7 +197,7 @@ def _written(path: Path) -> str:
 
 
 def _measures(answered: _Answered) -> list[Measure]:
-    return measures_of(answered.scored, answered.evaluation.classes, rankings=("auc",))
+    return classification_measures(answered.scored, answered.evaluation.classes, rankings=("auc",))
 
 
 def _over_seeds(seeds: Sequence[_Answered]) -> list[Measure]:
@@ -202,11 +210,11 @@ def _over_seeds(seeds: Sequence[_Answered]) -> list[Measure]:
 
 
 def _differences(
-    pairs: Sequence[tuple[Measure, Measure]], patients: Sequence[str], draws: Draws
+    pairs: Sequence[tuple[Measure, Measure]], patients: Sequence[str], draws: Bootstrap
 ) -> tuple[Difference, ...]:
     apart = [difference(one.metric, one, other) for one, other in pairs]
     found: dict[int, Difference] = {}
-    for places in same_images(apart):
+    for places in group_by_images(apart):
         rows = apart[places[0]].rows
         whose = [patient for patient, asked in zip(patients, rows, strict=True) if asked]
         defined = {place: each for place in places if (each := apart[place].statistic) is not None}

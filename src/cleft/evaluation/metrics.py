@@ -30,9 +30,9 @@ Answer = TypeVar("Answer")
 SPECIFICITIES = (0.90, 0.95)
 """At which sensitivity is measured: one false alarm in ten, or in twenty, of those who have nothing."""
 
-FEWEST_PATIENTS = 20
+MIN_BOOTSTRAP_PATIENTS = 20
 """Below this a bootstrap interval is too narrow to be believed (reliability H9)."""
-MOST_UNDEFINED = 0.01
+MAX_UNDEFINED = 0.01
 """Share of resamples that may lack a class before the interval is withheld."""
 _CELLS = 1_000_000  # numbers of one block of resamples: 8 MB, of which every class keeps two more
 
@@ -149,7 +149,7 @@ def ranking_statistics(scores: ArrayLike, positive: ArrayLike) -> dict[str, Stat
     Raises:
         NumericsError: If a score is not finite.
     """
-    tally = once(_tally(scores, positive))
+    tally = cache_last(_tally(scores, positive))
     return {
         "auc": _auc(tally),
         "auprc": _average_precision(tally),
@@ -157,7 +157,7 @@ def ranking_statistics(scores: ArrayLike, positive: ArrayLike) -> dict[str, Stat
     }
 
 
-def once(function: Callable[[Floats], Answer]) -> Callable[[Floats], Answer]:
+def cache_last(function: Callable[[Floats], Answer]) -> Callable[[Floats], Answer]:
     """Keeps the last answer: several statistics are asked about the same resamples one after the other."""
     last: list[tuple[Floats, Answer]] = []
 
@@ -207,7 +207,7 @@ def intervals(
     return [_bounds(each) if isinstance(each, np.ndarray) else each for each in drawn]
 
 
-class Paired(NamedTuple):
+class PairedInterval(NamedTuple):
     """The interval of a difference, and how sure it is that there is one."""
 
     interval: Interval
@@ -217,7 +217,7 @@ class Paired(NamedTuple):
 
 def paired_intervals(
     statistics: Sequence[Statistic], patients: Sequence[str], *, resamples: int = 1_000, seed: int = 0
-) -> list[Paired]:
+) -> list[PairedInterval]:
     """Intervals as `intervals` draws them, of statistics that are differences, and the p-value of none.
 
     The p-value is twice the share of resamples on the rarer side of 0, those at 0 counting for both sides and one
@@ -229,15 +229,15 @@ def paired_intervals(
         resamples: How many times to draw.
         seed: Equal seeds draw equal patients.
     """
-    found: list[Paired] = []
+    found: list[PairedInterval] = []
     for each in _drawn(statistics, patients, resamples, seed):
         interval = _bounds(each) if isinstance(each, np.ndarray) else each
         if interval.bounds is None or isinstance(each, Interval):
-            found.append(Paired(interval, None))
+            found.append(PairedInterval(interval, None))
             continue
         defined = each[~np.isnan(each)]
         rarer = min(int((defined <= 0).sum()), int((defined >= 0).sum()))
-        found.append(Paired(interval, min(1.0, 2 * (rarer + 1) / (len(defined) + 1))))
+        found.append(PairedInterval(interval, min(1.0, 2 * (rarer + 1) / (len(defined) + 1))))
     return found
 
 
@@ -246,8 +246,8 @@ def _drawn(
 ) -> list[Floats] | list[Interval]:
     """Each statistic on each resample, `[R]`; or why there is no interval."""
     names, patient_of = np.unique(np.asarray(patients, dtype=object).astype(str), return_inverse=True)
-    if len(names) < FEWEST_PATIENTS:
-        reason = f"no interval: {_count(len(names), 'patient')}, needs {FEWEST_PATIENTS}"
+    if len(names) < MIN_BOOTSTRAP_PATIENTS:
+        reason = f"no interval: {_count(len(names), 'patient')}, needs {MIN_BOOTSTRAP_PATIENTS}"
         return [Interval(None, reason) for _ in statistics]
     if not statistics:
         return []
@@ -272,7 +272,7 @@ def _resampled(patient_of: NDArray[np.intp], patients: int, resamples: int, seed
 def _bounds(drawn: Floats) -> Interval:
     defined = drawn[~np.isnan(drawn)]
     lacking = len(drawn) - len(defined)
-    if lacking > MOST_UNDEFINED * len(drawn):
+    if lacking > MAX_UNDEFINED * len(drawn):
         return Interval(
             None, f"no interval: {share(lacking, len(drawn), 'resample')} {verb(lacking, 'lacks', 'lack')} a class"
         )

@@ -18,7 +18,15 @@ from torch import Tensor
 
 from cleft.errors import ConfigError, DataError
 from cleft.evaluation.metrics import Flags, Floats, confusion, finite, roc_points
-from cleft.evaluation.scoring import RANKINGS, USUAL_DRAWS, Draws, Scored, log_odds, score_classes, score_findings
+from cleft.evaluation.scoring import (
+    RANKINGS,
+    USUAL_DRAWS,
+    Bootstrap,
+    Predictions,
+    log_odds,
+    score_classes,
+    score_findings,
+)
 from cleft.grammar import count, share, verb
 from cleft.results import Result
 from cleft.types import Embeddings, LabelledImages
@@ -26,11 +34,11 @@ from cleft.types import Embeddings, LabelledImages
 Blank = Literal["unknown", "absent"]
 
 
-class Answers(NamedTuple):
+class ClassificationResults(NamedTuple):
     """What a model answered, and how well."""
 
     results: tuple[Result, ...]
-    floors: tuple[Result, ...]
+    baselines: tuple[Result, ...]
     confusion: tuple[tuple[int, ...], ...] | None
     roc: dict[str, list[tuple[float, float]]]
     rows: list[int]
@@ -39,7 +47,7 @@ class Answers(NamedTuple):
     """What each of these images shows, in words."""
     probabilities: Floats
     """Of each class, `[rows, C]`."""
-    scored: Scored
+    scored: Predictions
     """What the numbers are made of, row by row."""
     notes: list[str]
 
@@ -59,9 +67,9 @@ def class_logits(image_embeds: Tensor, class_embeds: Tensor, logit_scale: Tensor
     return finite((scale * image_embeds.float().cpu() @ class_embeds.detach().float().cpu().T).numpy())
 
 
-def answer_multi_class(
-    logits: Floats, images: Embeddings | LabelledImages, classes: Sequence[str], draws: Draws = USUAL_DRAWS
-) -> Answers:
+def multi_class_results(
+    logits: Floats, images: Embeddings | LabelledImages, classes: Sequence[str], draws: Bootstrap = USUAL_DRAWS
+) -> ClassificationResults:
     """Which one of the classes each image shows; asked of the images that show exactly one.
 
     One-vs-rest scores are the log-odds of the softmax: they rank images as its probabilities do, without
@@ -77,7 +85,7 @@ def answer_multi_class(
         ConfigError: If there are fewer than two classes.
         DataError: If no image shows exactly one of them.
     """
-    rows, scored = score_one_class(logits, images, classes)
+    rows, scored = multi_class_predictions(logits, images, classes)
     several = (label_columns(images, classes) == 1).sum(axis=1)
     counts, truth, asked = _counts(several), scored.truth.astype(np.intp), scored.scores
     patients, views = scored.patients, [images.views[row] for row in rows]
@@ -86,9 +94,9 @@ def answer_multi_class(
     positive = positive_class(classes)
     drawn = range(len(classes)) if positive is None else [positive]
     absent = [name for c, name in enumerate(classes) if not (truth == c).any()]
-    return Answers(
+    return ClassificationResults(
         results=score_classes(odds, truth, classes, patients, draws, answers=answers),
-        floors=class_floors(truth, views, classes, patients, draws),
+        baselines=class_baselines(truth, views, classes, patients, draws),
         confusion=confusion(truth, answers, len(classes)),
         roc={classes[c]: roc_points(odds[:, c], truth == c) for c in drawn if (truth == c).any()},
         rows=rows,
@@ -100,15 +108,15 @@ def answer_multi_class(
     )
 
 
-def answer_present_absent(
+def present_absent_results(
     present_logits: Floats,
     absent_logits: Floats,
     images: Embeddings | LabelledImages,
     findings: Sequence[str],
-    draws: Draws = USUAL_DRAWS,
+    draws: Bootstrap = USUAL_DRAWS,
     *,
     blank: Blank = "unknown",
-) -> Answers:
+) -> ClassificationResults:
     """Whether each finding is there: its prompt against the prompt of its absence.
 
     Args:
@@ -122,15 +130,15 @@ def answer_present_absent(
     Raises:
         DataError: If no finding is known of any image.
     """
-    scored = score_presence(present_logits, absent_logits, images, findings, blank=blank)
+    scored = present_absent_predictions(present_logits, absent_logits, images, findings, blank=blank)
     scores, labels = scored.scores, scored.truth
     given = label_columns(images, findings)
     blanks = int((np.isnan(given) | (given == -1)).sum())
     known = ~np.isnan(labels)
     meaning = verb(blanks, "counts", "count") + " as absent" if blank == "absent" else "not scored"
-    return Answers(
+    return ClassificationResults(
         results=score_findings(scores, labels, findings, images.patients, draws),
-        floors=finding_floors(labels, images.views, findings, images.patients, draws),
+        baselines=finding_baselines(labels, images.views, findings, images.patients, draws),
         confusion=None,
         roc={
             name: points
@@ -148,9 +156,9 @@ def answer_present_absent(
     )
 
 
-def score_one_class(
+def multi_class_predictions(
     logits: Floats, images: Embeddings | LabelledImages, classes: Sequence[str]
-) -> tuple[list[int], Scored]:
+) -> tuple[list[int], Predictions]:
     """Picks the images that show exactly one of the classes.
 
     Args:
@@ -168,15 +176,15 @@ def score_one_class(
     if len(classes) < 2:
         raise ConfigError(f"classes={list(classes)}: multi-class scoring needs two; or use --scoring present-absent")
     present = label_columns(images, classes) == 1
-    rows = find_one_class(images, classes)
+    rows = rows_with_one_class(images, classes)
     if not rows:
         counts = _counts(present.sum(axis=1))
         raise DataError(f"no image shows exactly one of {', '.join(classes)} ({counts})", reason="no-image")
     truth = present[rows].argmax(axis=1).astype(np.float64)
-    return rows, Scored(logits[rows], truth, [images.patients[row] for row in rows])
+    return rows, Predictions(logits[rows], truth, [images.patients[row] for row in rows])
 
 
-def find_one_class(images: Embeddings | LabelledImages, classes: Sequence[str]) -> list[int]:
+def rows_with_one_class(images: Embeddings | LabelledImages, classes: Sequence[str]) -> list[int]:
     """Rows of the images that show exactly one of the classes.
 
     Raises:
@@ -186,14 +194,14 @@ def find_one_class(images: Embeddings | LabelledImages, classes: Sequence[str]) 
     return np.flatnonzero(present.sum(axis=1) == 1).tolist()
 
 
-def score_presence(
+def present_absent_predictions(
     present_logits: Floats,
     absent_logits: Floats,
     images: Embeddings | LabelledImages,
     findings: Sequence[str],
     *,
     blank: Blank = "unknown",
-) -> Scored:
+) -> Predictions:
     """Holds the prompt of each finding against that of its absence, for all images.
 
     Args:
@@ -212,7 +220,7 @@ def score_presence(
         labels[np.isnan(labels)] = 0
     if np.isnan(labels).all():
         raise DataError(f"no image says whether {' or '.join(findings)} is there", reason="no-image")
-    return Scored(present_logits - absent_logits, labels, images.patients)
+    return Predictions(present_logits - absent_logits, labels, images.patients)
 
 
 def label_columns(images: Embeddings | LabelledImages, classes: Sequence[str]) -> Floats:
@@ -233,12 +241,12 @@ def _counts(several: Floats) -> str:
     return f"{share(none, len(several), 'image')} {verb(none, 'shows', 'show')} none of them, {more:,} several"
 
 
-def class_floors(
+def class_baselines(
     truth: NDArray[np.intp],
     views: Sequence[str | None],
     classes: Sequence[str],
     patients: Sequence[str],
-    draws: Draws = USUAL_DRAWS,
+    draws: Bootstrap = USUAL_DRAWS,
 ) -> tuple[Result, ...]:
     """What the majority class and the AP-view rule reach on the images of `score_classes`."""
     counts = [int(index) for index in truth]
@@ -250,18 +258,18 @@ def class_floors(
     return (*floors, *score_classes(scores, truth, classes, patients, draws, rule="ap-view/", note=note))
 
 
-def finding_floors(
+def finding_baselines(
     labels: Floats,
     views: Sequence[str | None],
     findings: Sequence[str],
     patients: Sequence[str],
-    draws: Draws = USUAL_DRAWS,
+    draws: Bootstrap = USUAL_DRAWS,
 ) -> tuple[Result, ...]:
     """What the majority answer and the AP-view rule, finding by finding, reach on the images of `score_findings`."""
     present = (labels == 1).sum(axis=0) > (labels == 0).sum(axis=0)
     majority = np.tile(np.where(present, 1.0, -1.0), (len(labels), 1))
     floors = score_findings(majority, labels, findings, patients, draws, rule="majority-class/")
-    silent = why_no_view(views)
+    silent = no_view_reason(views)
     if silent is not None:
         return (*floors, *_unmeasured("ap-view/", silent, len(labels), patients))
     rules = {
@@ -280,7 +288,7 @@ def _unmeasured(rule: str, reason: str | None, images: int, patients: Sequence[s
     )
 
 
-ABSENCES = ("no finding", "no findings", "normal", "negative", "absent")
+NEGATIVE_NAMES = ("no finding", "no findings", "normal", "negative", "absent")
 """Names of a class that says nothing is there; so do all that begin with "no "."""
 
 
@@ -311,7 +319,7 @@ def view_rule(truth: Sequence[int], views: Sequence[str | None], classes: Sequen
         views: Projection of each image, `[N]`. An image without one counts as a view of its own.
         classes: Names of the classes, `[C]`.
     """
-    silent = why_no_view(views)
+    silent = no_view_reason(views)
     if silent is not None:
         return ViewRule(None, silent)
     positive = positive_class(classes)
@@ -347,7 +355,7 @@ def ap_rule(
     return frontal, None
 
 
-def why_no_view(views: Sequence[str | None]) -> str | None:
+def no_view_reason(views: Sequence[str | None]) -> str | None:
     """Why a rule by view is not measured here; None where it is."""
     known = {_plain(view) for view in views}
     if known == {""}:
@@ -373,12 +381,12 @@ def positive_class(classes: Sequence[str]) -> int | None:
         >>> positive_class(["Edema", "Pneumonia"]) is None
         True
     """
-    absent = [index for index, name in enumerate(classes) if _denies(name.strip().lower())]
+    absent = [index for index, name in enumerate(classes) if _is_negative(name.strip().lower())]
     return 1 - absent[0] if len(classes) == 2 and len(absent) == 1 else None
 
 
-def _denies(name: str) -> bool:
-    return name in ABSENCES or name.startswith("no ")
+def _is_negative(name: str) -> bool:
+    return name in NEGATIVE_NAMES or name.startswith("no ")
 
 
 def _plain(view: str | None) -> str:

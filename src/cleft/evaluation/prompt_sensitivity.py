@@ -22,11 +22,24 @@ from cleft.data import opening_of
 from cleft.data.splits.subsets import ids_digest
 from cleft.data.text.prompts import Wording, absent_prompt, class_prompt, templates_of
 from cleft.evaluation.metrics import auc
-from cleft.evaluation.predictions import class_logits, label_columns, score_one_class, score_presence
+from cleft.evaluation.predictions import (
+    class_logits,
+    label_columns,
+    multi_class_predictions,
+    present_absent_predictions,
+)
 from cleft.evaluation.result_files import write_evaluation
-from cleft.evaluation.scoring import HEADLINES, USUAL_DRAWS, Draws, Measure, Scored, measured, measures_of
+from cleft.evaluation.scoring import (
+    HEADLINE_METRICS,
+    USUAL_DRAWS,
+    Bootstrap,
+    Measure,
+    Predictions,
+    classification_measures,
+    estimate,
+)
 from cleft.evaluation.task import Question, Selection, halves
-from cleft.evaluation.zero_shot import encode_classes
+from cleft.evaluation.zero_shot import encode_class_prompts
 from cleft.models.dual_encoder import DualEncoder, build_context
 from cleft.results import ContextVector, Denial, Evaluation, PromptAudit, Spread, Template
 from cleft.types import Embeddings
@@ -44,25 +57,25 @@ class _Asked(NamedTuple):
     classes: Sequence[str]
     question: Question
     words: Wording
-    draws: Draws
+    draws: Bootstrap
 
-    def scored(self, opening: str) -> tuple[list[int], Scored]:
+    def scored(self, opening: str) -> tuple[list[int], Predictions]:
         """Rows and answers of zero-shot classification behind an opening."""
         scoring = self.question.scoring
-        embeds = encode_classes(self.model, self.classes, opening, scoring, "handwritten", self.words).embeds
+        embeds = encode_class_prompts(self.model, self.classes, opening, scoring, "handwritten", self.words).embeds
         logits = class_logits(self.images.image_embeds, embeds, self.model.logit_scale)
         if scoring == "multi-class":
-            return score_one_class(logits, self.images, self.classes)
-        scored = score_presence(*halves(logits), self.images, self.classes, blank=self.question.blank)
+            return multi_class_predictions(logits, self.images, self.classes)
+        scored = present_absent_predictions(*halves(logits), self.images, self.classes, blank=self.question.blank)
         return list(range(len(scored.truth))), scored
 
 
-def audit_prompts(
+def evaluate_prompts(
     run: Path,
     question: Question,
     *,
     wording: str | None = None,
-    draws: Draws = USUAL_DRAWS,
+    draws: Bootstrap = USUAL_DRAWS,
     progress: bool = True,
 ) -> Path:
     """Audits the prompts of a run, and writes what was found into its `results`.
@@ -116,7 +129,7 @@ def audit_prompts(
             notes=tuple(images.notes),
             audit=PromptAudit(
                 templates=tuple(compared),
-                spread=spread_of(compared),
+                spread=template_spread(compared),
                 denials=_denials(asked, images),
                 context=vectors,
                 token_norm=norm,
@@ -126,10 +139,10 @@ def audit_prompts(
     )
 
 
-def spread_of(templates: Sequence[Template]) -> tuple[Spread, ...]:
+def template_spread(templates: Sequence[Template]) -> tuple[Spread, ...]:
     """How far accuracy and AUC differ among templates; what is not measured for all of them is left out."""
     found: list[Spread] = []
-    for metric in HEADLINES:
+    for metric in HEADLINE_METRICS:
         values = [result.value for each in templates for result in each.results if result.metric == metric]
         known = [value for value in values if value is not None]
         if len(known) == len(templates) > 1:
@@ -164,9 +177,9 @@ def nearest_tokens(vectors: Tensor, table: Tensor, count: int = NEAREST) -> tupl
 
 def _template(asked: _Asked, opening: str, *, usual: bool) -> Template:
     _, scored = asked.scored(opening)
-    measures = measures_of(scored, asked.classes, rankings=("auc",))
-    headlines = [each for each in measures if each.metric in HEADLINES]
-    return Template(opening=opening, usual=usual, results=measured(headlines, scored.patients, asked.draws))
+    measures = classification_measures(scored, asked.classes, rankings=("auc",))
+    headlines = [each for each in measures if each.metric in HEADLINE_METRICS]
+    return Template(opening=opening, usual=usual, results=estimate(headlines, scored.patients, asked.draws))
 
 
 def _denials(asked: _Asked, images: Selection) -> tuple[Denial, ...]:
@@ -207,7 +220,7 @@ def _denials(asked: _Asked, images: Selection) -> tuple[Denial, ...]:
                 cosine=float(cosines[column]),
                 said_present=float((scores["auc/pair"] > 0).mean()),
                 shown=float(shown.mean()) if known.any() else None,
-                results=measured(measures, asked.images.patients, asked.draws),
+                results=estimate(measures, asked.images.patients, asked.draws),
             )
         )
     return tuple(found)

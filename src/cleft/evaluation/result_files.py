@@ -23,7 +23,7 @@ from safetensors.numpy import save
 from cleft.data.splits.subsets import ids_digest, order_key
 from cleft.errors import DataError, ResourceError
 from cleft.evaluation.calibration import calibrate
-from cleft.evaluation.scoring import Draws, Scored, by_subgroup
+from cleft.evaluation.scoring import Bootstrap, Predictions, subgroup_results
 from cleft.files import read_limited, write_whole
 from cleft.grammar import count
 from cleft.privacy import MIN_PATIENTS
@@ -31,7 +31,7 @@ from cleft.results import Calibration, Evaluation, PromptAudit, Result, Subgroup
 
 if TYPE_CHECKING:
     from cleft.data.images.cache import PreparedImages
-    from cleft.evaluation.predictions import Answers
+    from cleft.evaluation.predictions import ClassificationResults
     from cleft.evaluation.task import Question, Selection
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ SALT = "cleft-answers-v1"
 """A new salt is a new order, and files of the old one no longer fit: never change it."""
 
 
-class Kept(NamedTuple):
+class StoredPredictions(NamedTuple):
     """Answers in the order of the hash of their images' ids."""
 
     scores: NDArray[np.float32]
@@ -50,12 +50,14 @@ class Kept(NamedTuple):
     patients: NDArray[np.int32]
     """Number of each image's patient, from 0, `[N]`."""
 
-    def scored(self) -> Scored:
+    def scored(self) -> Predictions:
         """The answers as the metrics want them."""
-        return Scored(self.scores.astype(np.float64), self.truth.astype(np.float64), [str(p) for p in self.patients])
+        return Predictions(
+            self.scores.astype(np.float64), self.truth.astype(np.float64), [str(p) for p in self.patients]
+        )
 
 
-def keep(scored: Scored, ids: Sequence[str]) -> Kept:
+def anonymise(scored: Predictions, ids: Sequence[str]) -> StoredPredictions:
     """Puts answers in the order that equal images have everywhere, and forgets who they are.
 
     Args:
@@ -65,25 +67,25 @@ def keep(scored: Scored, ids: Sequence[str]) -> Kept:
     order = sorted(range(len(ids)), key=lambda place: order_key(SALT, ids[place]))
     numbers: dict[str, int] = {}
     patients = [numbers.setdefault(scored.patients[place], len(numbers)) for place in order]
-    return Kept(
+    return StoredPredictions(
         scores=scored.scores[order].astype(np.float32),
         truth=scored.truth[order].astype(np.float32),
         patients=np.array(patients, dtype=np.int32),
     )
 
 
-def kept_beside(result: Path) -> Path:
+def predictions_path(result: Path) -> Path:
     """The file of answers that belongs to a result file."""
     return result.with_suffix(".safetensors")
 
 
-def write_kept(kept: Kept, result: Path, evaluation: Evaluation) -> None:
+def write_predictions(kept: StoredPredictions, result: Path, evaluation: Evaluation) -> None:
     """Writes answers beside the file of their result; only their owner may read those of patients."""
     data = save({name: np.ascontiguousarray(values) for name, values in kept._asdict().items()}, _marks(evaluation))
-    write_whole(kept_beside(result), data, mode=0o644 if evaluation.synthetic else 0o600)
+    write_whole(predictions_path(result), data, mode=0o644 if evaluation.synthetic else 0o600)
 
 
-def read_kept(result: Path, evaluation: Evaluation) -> Kept:
+def read_predictions(result: Path, evaluation: Evaluation) -> StoredPredictions:
     """Reads the answers of a result.
 
     Args:
@@ -93,11 +95,11 @@ def read_kept(result: Path, evaluation: Evaluation) -> Kept:
     Raises:
         DataError: If there are none, or they are damaged or of another evaluation.
     """
-    path = kept_beside(result)
+    path = predictions_path(result)
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             marks = file.metadata()
-            kept = Kept(*(file.get_tensor(name) for name in Kept._fields))
+            kept = StoredPredictions(*(file.get_tensor(name) for name in StoredPredictions._fields))
     except FileNotFoundError as error:
         raise DataError(
             f"{result.name} has no answers image by image beside it ({path.name}); evaluate that run again",
@@ -151,11 +153,11 @@ def result_name(evaluation: Evaluation) -> str:
     return re.sub(r"[^a-z0-9]+", "-", " ".join([*parts, question]).lower()).strip("-")
 
 
-def spoken(evaluation: Evaluation) -> list[str]:
+def summary_lines(evaluation: Evaluation) -> list[str]:
     """The main numbers in a few lines, each beside the highest floor of its metric.
 
     Example:
-        >>> spoken(Evaluation(
+        >>> summary_lines(Evaluation(
         ...     task="zero-shot", dataset="chexpert", split="test", split_recipe="patients", split_digest="",
         ...     ids_digest="", checkpoint="", scoring="multi-class", prompts="context", classes=(), class_prompts=(),
         ...     results=(Result(metric="auc", value=0.9, interval=(0.85, 0.94), images=60, patients=40),),
@@ -238,7 +240,7 @@ def _line(result: Result, floors: Sequence[Result]) -> str:
     return f"{result.metric} {value}{interval}{reason}, {rests}{floor}"
 
 
-def write_evaluation(evaluation: Evaluation, folder: Path, kept: Kept | None = None) -> Path:
+def write_evaluation(evaluation: Evaluation, folder: Path, kept: StoredPredictions | None = None) -> Path:
     """Writes one evaluation into a run's `results`, in place of an earlier one of the same question.
 
     Args:
@@ -258,7 +260,7 @@ def write_evaluation(evaluation: Evaluation, folder: Path, kept: Kept | None = N
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if kept is not None:
-            write_kept(kept, path, evaluation)
+            write_predictions(kept, path, evaluation)
         write_whole(path, to_json(evaluation).encode(), mode=mode)
     except OSError as error:
         raise ResourceError(f"cannot write {path} ({error.strerror}); make room or choose another folder") from error
@@ -282,7 +284,7 @@ TOP_CLASSES = 3
 
 
 def pick_examples(
-    answers: Answers, ids: Sequence[str], classes: Sequence[str], prepared: PreparedImages, count: int
+    answers: ClassificationResults, ids: Sequence[str], classes: Sequence[str], prepared: PreparedImages, count: int
 ) -> tuple[dict[str, Any], ...]:
     """Takes images in the order of a hash of their ids, each truth in turn.
 
@@ -334,18 +336,18 @@ def write_down(
     question: Question,
     run: Path,
     images: Selection,
-    answers: Answers,
+    answers: ClassificationResults,
     *,
     task: str,
     checkpoint: str,
     classes: Sequence[str],
-    draws: Draws,
+    draws: Bootstrap,
     examples: int,
     prompts: str = "none",
     class_prompts: Sequence[str] = (),
     options: Mapping[str, object] | None = None,
     notes: Sequence[str] = (),
-    validation: Scored | None = None,
+    validation: Predictions | None = None,
     unvalidated: str | None = None,
 ) -> Evaluation:
     """Makes the noun of a result file of answers and of the images they are about.
@@ -387,7 +389,7 @@ def write_down(
         classes=tuple(classes),
         class_prompts=tuple(class_prompts),
         results=answers.results,
-        floors=answers.floors,
+        floors=answers.baselines,
         confusion=answers.confusion,
         roc=answers.roc,
         examples=pick_examples(answers, [record.id for record in images.records], classes, images.prepared, examples),
@@ -397,7 +399,9 @@ def write_down(
         seed=draws.seed,
         notes=(*images.notes, *answers.notes, *turned, *notes),
         calibration=calibrate(answers.scored, validation, reason=unvalidated, draws=draws),
-        subgroups=by_subgroup(answers.scored, asked, classes, draws, fewest=1 if images.synthetic else MIN_PATIENTS),
+        subgroups=subgroup_results(
+            answers.scored, asked, classes, draws, fewest=1 if images.synthetic else MIN_PATIENTS
+        ),
     )
 
 

@@ -26,20 +26,20 @@ from cleft.errors import CheckpointError, ConfigError, DataError
 from cleft.evaluation.metrics import Statistic
 from cleft.evaluation.result_files import as_png, write_evaluation
 from cleft.evaluation.retrieval_metrics import (
-    KS,
-    Found,
-    Marked,
+    CUTOFFS,
+    Items,
+    SearchResult,
     chance,
     mean_rank,
     median_rank,
-    picked,
     precision,
     recall,
     search,
-    shared_findings,
+    select_queries,
+    sets_share_finding,
 )
-from cleft.evaluation.scoring import USUAL_DRAWS, Draws, Measure, measured
-from cleft.evaluation.task import BATCH, Question, Selection, check_images, embed_images
+from cleft.evaluation.scoring import USUAL_DRAWS, Bootstrap, Measure, estimate
+from cleft.evaluation.task import BATCH, Question, Selection, check_image_spec, embed_images
 from cleft.grammar import count, share, verb
 from cleft.models.checkpoint import compares_texts, load_model, weights_digest
 from cleft.models.dual_encoder import DualEncoder
@@ -61,9 +61,9 @@ _TEXTS = 256
 class _Corpus(NamedTuple):
     """Images and their sentences, marked for searching."""
 
-    images: Marked
+    images: Items
     """Keys are captions."""
-    texts: Marked | None
+    texts: Items | None
     """Distinct captions in the order in which they come up; keys are their own numbers."""
     captions: list[str]
     shared: NDArray[np.bool_]
@@ -75,7 +75,7 @@ class _Search(NamedTuple):
     direction: Direction
     asked: NDArray[np.intp]
     """The queries that have a right answer."""
-    found: Found
+    found: SearchResult
     """Of these queries alone."""
     query_of: NDArray[np.int64]
     """Query among `asked` that each image stands behind, -1 for none, `[N]`."""
@@ -83,7 +83,7 @@ class _Search(NamedTuple):
     """All of them."""
 
 
-def named_directions(names: str | None) -> tuple[Direction, ...]:
+def parse_directions(names: str | None) -> tuple[Direction, ...]:
     """Reads directions with commas between them; all of them where none is named.
 
     Raises:
@@ -104,7 +104,7 @@ def evaluate_retrieval(
     *,
     directions: Sequence[Direction] = DIRECTIONS,
     examples: int = 4,
-    draws: Draws = USUAL_DRAWS,
+    draws: Bootstrap = USUAL_DRAWS,
     progress: bool = True,
 ) -> Path:
     """Searches among a run's images and captions, and writes what was found into its `results`.
@@ -172,7 +172,7 @@ def evaluate_retrieval(
                     queries=len(each.asked),
                     unanswerable=each.queries - len(each.asked),
                     candidates=len(corpus.captions) if each.direction == "image-to-text" else len(images.records),
-                    right=float(each.found.right.mean()),
+                    right=float(each.found.matches.mean()),
                     examples=_examples(each, corpus, images, examples),
                 )
                 for each in searches
@@ -195,13 +195,13 @@ def _embed(run: Path, images: Selection, settings: Settings, weights: str, *, te
     numbers = numbers.reshape(-1).astype(np.int64)
     model, embeds = _image_embeds(run, images, settings, weights, progress=progress)
     device = device_of(settings)
-    own = Marked(embeds.to(device), key, numbers[: len(key)], owner)
+    own = Items(embeds.to(device), key, numbers[: len(key)], owner)
     sentences = None
     if texts:
         assert model is not None
         places = np.arange(len(captions), dtype=np.int64)
-        sentences = Marked(_encode_texts(model, captions).to(device), places, numbers[len(key) :], -1 - places)
-    return _Corpus(own, sentences, captions, shared_findings(sets))
+        sentences = Items(_encode_texts(model, captions).to(device), places, numbers[len(key) :], -1 - places)
+    return _Corpus(own, sentences, captions, sets_share_finding(sets))
 
 
 def _image_embeds(
@@ -210,7 +210,7 @@ def _image_embeds(
     """Unit-length embeddings `[N, E]`: projected, or the features of a model that compares no texts."""
     if not compares_texts(peek_description(run)):
         tower = load_image_only(run).to(device_of(settings)).eval()
-        check_images(run, tower, settings)
+        check_image_spec(run, tower, settings)
         features = encode_features(
             tower,
             eval_loader(images.records, images.prepared, images.findings, settings, batch_size=BATCH),
@@ -221,7 +221,7 @@ def _image_embeds(
         )
         return None, F.normalize(features.float(), dim=-1)
     model = load_model(run).to(device_of(settings)).eval()
-    check_images(run, model, settings)
+    check_image_spec(run, model, settings)
     return model, embed_images(run, model, images, settings, weights, progress=progress).image_embeds
 
 
@@ -250,23 +250,23 @@ def _ask(direction: Direction, corpus: _Corpus, records: Sequence[Record]) -> _S
     else:
         assert texts is not None
         found = search(texts, images, corpus.shared)
-    asked = np.flatnonzero(found.right > 0)
+    asked = np.flatnonzero(found.matches > 0)
     if not len(asked):
         return None
-    place = np.full(len(found.rank), -1, dtype=np.int64)
+    place = np.full(len(found.first_match), -1, dtype=np.int64)
     place[asked] = np.arange(len(asked))
     behind = images.key if direction == "text-to-image" else np.arange(len(records))
-    return _Search(direction, asked, picked(found, asked), place[behind], len(found.rank))
+    return _Search(direction, asked, select_queries(found, asked), place[behind], len(found.first_match))
 
 
-def _measure(searched: _Search, records: Sequence[Record], draws: Draws) -> tuple[list[Result], list[Result]]:
+def _measure(searched: _Search, records: Sequence[Record], draws: Bootstrap) -> tuple[list[Result], list[Result]]:
     """What was found, and what guessing finds."""
     rows = searched.query_of >= 0
     behind, found = searched.query_of[rows], searched.found
     fewest = int(found.candidates.min())
     makers: dict[str, tuple[int, Statistic]] = {
-        **{f"recall@{k}": (k, recall(found, k, behind)) for k in KS},
-        **{f"precision@{k}": (k, precision(found, k, behind)) for k in KS},
+        **{f"recall@{k}": (k, recall(found, k, behind)) for k in CUTOFFS},
+        **{f"precision@{k}": (k, precision(found, k, behind)) for k in CUTOFFS},
         "mean-rank": (1, mean_rank(found, behind)),
         "median-rank": (1, median_rank(found, behind)),
     }
@@ -279,7 +279,7 @@ def _measure(searched: _Search, records: Sequence[Record], draws: Draws) -> tupl
         )
         for metric, (k, statistic) in makers.items()
     ]
-    results = measured(measures, [record.patient for record in records], draws)
+    results = estimate(measures, [record.patient for record in records], draws)
     guessed = chance(found)
     floors = [
         Result(
@@ -312,7 +312,7 @@ def _examples(searched: _Search, corpus: _Corpus, images: Selection, count: int)
             right = (answer if finds_text else int(key[answer])) == wanted
             answers.append(show_text(answer, right) if finds_text else show_image(answer, right))
         shown = show_text(query, True) if asks_text else show_image(query, True)
-        found.append(RetrievalExample(query=shown, answers=tuple(answers), rank=int(searched.found.rank[place])))
+        found.append(RetrievalExample(query=shown, answers=tuple(answers), rank=int(searched.found.first_match[place])))
     return tuple(found)
 
 

@@ -22,12 +22,12 @@ from torch import Tensor
 
 from cleft.evaluation.metrics import Floats, Statistic
 
-KS = (1, 5, 10)
+CUTOFFS = (1, 5, 10)
 """How many answers are looked at."""
 _CELLS = 16_000_000  # similarities of one block: 64 MB
 
 
-class Marked(NamedTuple):
+class Items(NamedTuple):
     """Embeddings, and what makes one the answer to another."""
 
     embeds: Tensor
@@ -40,10 +40,10 @@ class Marked(NamedTuple):
     """Patient of each, or numbers that occur nowhere else: candidates of the query's own owner are left out."""
 
 
-class Found(NamedTuple):
+class SearchResult(NamedTuple):
     """What a search found, query by query."""
 
-    rank: NDArray[np.int64]
+    first_match: NDArray[np.int64]
     """Place of the first right answer, from 1; 0 where there is no right answer, `[Q]`."""
     top: NDArray[np.int64]
     """The nearest candidates, the nearest first, `[Q, K]`; -1 behind the last one."""
@@ -51,13 +51,13 @@ class Found(NamedTuple):
     """Whether each of `top` shares a finding with the query, `[Q, K]`."""
     candidates: NDArray[np.int64]
     """How many candidates were searched, `[Q]`."""
-    right: NDArray[np.int64]
+    matches: NDArray[np.int64]
     """How many of them are right, `[Q]`."""
-    related: NDArray[np.int64]
+    relevant_total: NDArray[np.int64]
     """How many of them share a finding, `[Q]`."""
 
 
-def search(queries: Marked, candidates: Marked, shared: NDArray[np.bool_]) -> Found:
+def search(queries: Items, candidates: Items, shared: NDArray[np.bool_]) -> SearchResult:
     """Looks for the nearest candidates of each query.
 
     Args:
@@ -67,7 +67,7 @@ def search(queries: Marked, candidates: Marked, shared: NDArray[np.bool_]) -> Fo
     """
     device = queries.embeds.device
     block = max(1, _CELLS // max(1, len(candidates.key)))
-    depth = min(KS[-1], len(candidates.key))
+    depth = min(CUTOFFS[-1], len(candidates.key))
     key, findings, owner = _on(device, candidates, slice(None))
     alike = torch.from_numpy(shared).to(device)
     parts: list[list[Tensor]] = []
@@ -94,10 +94,10 @@ def search(queries: Marked, candidates: Marked, shared: NDArray[np.bool_]) -> Fo
             ]
         )
     joined = [torch.cat(each).cpu().numpy() for each in zip(*parts, strict=True)]
-    return Found(*joined)
+    return SearchResult(*joined)
 
 
-def shared_findings(sets: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def sets_share_finding(sets: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Whether two sets of findings share one, `[S, S]`; two sets of nothing do.
 
     Args:
@@ -108,19 +108,19 @@ def shared_findings(sets: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return (numbers @ numbers.T > 0) | (empty[:, None] & empty)
 
 
-def picked(found: Found, queries: NDArray[np.intp]) -> Found:
+def select_queries(found: SearchResult, queries: NDArray[np.intp]) -> SearchResult:
     """What was found for some of the queries."""
-    return Found(
-        found.rank[queries],
+    return SearchResult(
+        found.first_match[queries],
         found.top[queries],
         found.relevant[queries],
         found.candidates[queries],
-        found.right[queries],
-        found.related[queries],
+        found.matches[queries],
+        found.relevant_total[queries],
     )
 
 
-def recall(found: Found, k: int, query_of: NDArray[np.int64] | None = None) -> Statistic:
+def recall(found: SearchResult, k: int, query_of: NDArray[np.int64] | None = None) -> Statistic:
     """Share of queries with a right answer among the first `k`.
 
     Args:
@@ -129,23 +129,23 @@ def recall(found: Found, k: int, query_of: NDArray[np.int64] | None = None) -> S
         query_of: Query that each image stands behind, `[N]`; a query counts by the share of its images that are drawn.
             By default image i is query i.
     """
-    return _mean((found.rank <= k).astype(np.float64), query_of)
+    return _mean((found.first_match <= k).astype(np.float64), query_of)
 
 
-def precision(found: Found, k: int, query_of: NDArray[np.int64] | None = None) -> Statistic:
+def precision(found: SearchResult, k: int, query_of: NDArray[np.int64] | None = None) -> Statistic:
     """Mean share of the first `k` answers that share a finding with the query; as `recall`."""
     return _mean(found.relevant[:, :k].mean(axis=1), query_of)
 
 
-def mean_rank(found: Found, query_of: NDArray[np.int64] | None = None) -> Statistic:
+def mean_rank(found: SearchResult, query_of: NDArray[np.int64] | None = None) -> Statistic:
     """Mean place of the first right answer; as `recall`."""
-    return _mean(found.rank.astype(np.float64), query_of)
+    return _mean(found.first_match.astype(np.float64), query_of)
 
 
-def median_rank(found: Found, query_of: NDArray[np.int64] | None = None) -> Statistic:
+def median_rank(found: SearchResult, query_of: NDArray[np.int64] | None = None) -> Statistic:
     """The smallest place at which at least half of the queries have found a right answer; as `recall`."""
-    order = np.argsort(found.rank, kind="stable")
-    ranks = found.rank[order].astype(np.float64)
+    order = np.argsort(found.first_match, kind="stable")
+    ranks = found.first_match[order].astype(np.float64)
 
     def statistic(counts: Floats) -> Floats:
         weighed = _weighed(counts, query_of)[:, order]
@@ -157,7 +157,7 @@ def median_rank(found: Found, query_of: NDArray[np.int64] | None = None) -> Stat
     return statistic
 
 
-def chance(found: Found) -> dict[str, float]:
+def chance(found: SearchResult) -> dict[str, float]:
     """What an order drawn at random finds on average, computed and not drawn.
 
     Returns:
@@ -165,11 +165,11 @@ def chance(found: Found) -> dict[str, float]:
 
     Example:
         >>> one, none = np.array([1]), np.zeros((1, 1), dtype=np.int64)
-        >>> found = chance(Found(one, none, none > 0, candidates=one * 4, right=one, related=one * 2))
+        >>> found = chance(SearchResult(one, none, none > 0, candidates=one * 4, matches=one, relevant_total=one * 2))
         >>> round(found["recall@1"], 6), found["precision@5"], found["mean-rank"], found["median-rank"]
         (0.25, 0.5, 2.5, 2.0)
     """
-    candidates, right = found.candidates.astype(np.float64), found.right.astype(np.float64)
+    candidates, right = found.candidates.astype(np.float64), found.matches.astype(np.float64)
     pairs, times = np.unique(np.stack([candidates, right], axis=1), axis=0, return_counts=True)
 
     def reached(k: int) -> float:
@@ -181,14 +181,14 @@ def chance(found: Found) -> dict[str, float]:
         middle = (low + high) // 2
         low, high = (low, middle) if reached(middle) >= 0.5 - 1e-9 else (middle + 1, high)
     return {
-        **{f"recall@{k}": reached(k) for k in KS},
-        **{f"precision@{k}": float((found.related / found.candidates).mean()) for k in KS},
+        **{f"recall@{k}": reached(k) for k in CUTOFFS},
+        **{f"precision@{k}": float((found.relevant_total / found.candidates).mean()) for k in CUTOFFS},
         "mean-rank": float(((candidates + 1) / (right + 1)).mean()),
         "median-rank": float(low),
     }
 
 
-def _on(device: torch.device, marked: Marked, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+def _on(device: torch.device, marked: Items, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
     """Key, findings and owner of some rows."""
     return (
         torch.from_numpy(marked.key[rows]).to(device),

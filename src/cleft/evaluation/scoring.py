@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 
 from cleft.data.counts import group_by
-from cleft.evaluation.metrics import FEWEST_PATIENTS as FEWEST_DRAWN
+from cleft.evaluation.metrics import MIN_BOOTSTRAP_PATIENTS as FEWEST_DRAWN
 from cleft.evaluation.metrics import (
     SPECIFICITIES,
     Flags,
@@ -26,9 +26,9 @@ from cleft.evaluation.metrics import (
     Interval,
     Statistic,
     accuracy,
+    cache_last,
     intervals,
     mean_of,
-    once,
     ranking_statistics,
     value_of,
 )
@@ -37,21 +37,21 @@ from cleft.results import Result, Subgroup, Subgroups
 from cleft.types import Record
 
 
-class Draws(NamedTuple):
+class Bootstrap(NamedTuple):
     """How intervals are drawn."""
 
     resamples: int = 1_000
     seed: int = 0
 
 
-USUAL_DRAWS = Draws()
+USUAL_DRAWS = Bootstrap()
 
 
 RANKINGS = ("auc", "auprc", *(f"sensitivity@{each:.2f}" for each in SPECIFICITIES))
 """What is measured of the ranking by a class's scores, in the order of the results."""
 
 
-class Scored(NamedTuple):
+class Predictions(NamedTuple):
     """What a model answered of each image, and what is true: all that numbers are made of."""
 
     scores: Floats
@@ -84,7 +84,7 @@ def score_classes(
     truth: NDArray[np.intp],
     classes: Sequence[str],
     patients: Sequence[str],
-    draws: Draws = USUAL_DRAWS,
+    draws: Bootstrap = USUAL_DRAWS,
     *,
     answers: NDArray[np.intp] | None = None,
     rule: str = "",
@@ -108,7 +108,7 @@ def score_classes(
     Raises:
         NumericsError: If a score is not finite.
     """
-    return measured(
+    return estimate(
         [_noted(each, note) for each in _of_classes(scores, truth, classes, answers)], patients, draws, rule
     )
 
@@ -118,7 +118,7 @@ def score_findings(
     labels: Floats,
     findings: Sequence[str],
     patients: Sequence[str],
-    draws: Draws = USUAL_DRAWS,
+    draws: Bootstrap = USUAL_DRAWS,
     *,
     rule: str = "",
     notes: Mapping[str, str | None] = MappingProxyType({}),
@@ -140,11 +140,11 @@ def score_findings(
     Raises:
         NumericsError: If a score is not finite.
     """
-    return measured(_of_findings(scores, labels, findings, notes), patients, draws, rule)
+    return estimate(_of_findings(scores, labels, findings, notes), patients, draws, rule)
 
 
-def measures_of(
-    scored: Scored, classes: Sequence[str], *, rows: Flags | None = None, rankings: Sequence[str] = RANKINGS
+def classification_measures(
+    scored: Predictions, classes: Sequence[str], *, rows: Flags | None = None, rankings: Sequence[str] = RANKINGS
 ) -> list[Measure]:
     """What `score_classes` or `score_findings` measure of a model's answers, before it is measured.
 
@@ -232,7 +232,7 @@ def _rankings(name: str, scores: Floats, positive: Flags, known: Flags) -> dict[
     elif reason is None and shown.all():
         reason = f"every image shows {name}"
     return {
-        metric: Measure(f"{metric}/{name}", None if reason else once(statistic), known, reason)
+        metric: Measure(f"{metric}/{name}", None if reason else cache_last(statistic), known, reason)
         for metric, statistic in statistics.items()
     }
 
@@ -241,8 +241,8 @@ def _why_unknown(known: Flags, name: str) -> str | None:
     return None if known.any() else f"no image says whether {name} is there"
 
 
-def measured(
-    measures: Sequence[Measure], patients: Sequence[str], draws: Draws = USUAL_DRAWS, rule: str = ""
+def estimate(
+    measures: Sequence[Measure], patients: Sequence[str], draws: Bootstrap = USUAL_DRAWS, rule: str = ""
 ) -> tuple[Result, ...]:
     """Values and intervals, in the order given; numbers that rest on the same images share their resamples.
 
@@ -253,7 +253,7 @@ def measured(
         rule: Put in front of each metric.
     """
     found: dict[int, Result] = {}
-    for places in same_images(measures):
+    for places in group_by_images(measures):
         whose = [patient for patient, known in zip(patients, measures[places[0]].rows, strict=True) if known]
         defined = [(place, each) for place in places if (each := measures[place].statistic) is not None]
         bounds = intervals([each for _, each in defined], whose, resamples=draws.resamples, seed=draws.seed)
@@ -272,7 +272,7 @@ def measured(
     return tuple(found[place] for place in range(len(measures)))
 
 
-def same_images(measures: Sequence[Measure]) -> list[list[int]]:
+def group_by_images(measures: Sequence[Measure]) -> list[list[int]]:
     """Places of the measures that rest on the same images, so that they can share resamples."""
     alike: dict[bytes, list[int]] = {}
     for place, measure in enumerate(measures):
@@ -313,7 +313,7 @@ def _within(part: Measure, rows: Flags) -> Statistic:
 
 AGES = ((0, "<40"), (40, "40-60"), (60, "60-80"), (80, "80+"))
 """First year of each band, and its name."""
-HEADLINES = ("accuracy", "auc")
+HEADLINE_METRICS = ("accuracy", "auc")
 
 
 class _Group(NamedTuple):
@@ -341,11 +341,11 @@ KINDS: dict[str, Callable[[Record], str | None]] = {
 """What groups are told apart by."""
 
 
-def by_subgroup(
-    scored: Scored,
+def subgroup_results(
+    scored: Predictions,
     records: Sequence[Record],
     classes: Sequence[str],
-    draws: Draws = USUAL_DRAWS,
+    draws: Bootstrap = USUAL_DRAWS,
     *,
     fewest: int = MIN_PATIENTS,
 ) -> tuple[Subgroups, ...]:
@@ -385,13 +385,13 @@ def by_subgroup(
                         name=group.name,
                         images=int(group.rows.sum()),
                         patients=group.patients,
-                        results=measured(measures[group.name], scored.patients, draws),
+                        results=estimate(measures[group.name], scored.patients, draws),
                     )
                     for group in told
                 ),
                 gaps=tuple(
                     _gap(metric, [(group, measures[group.name][place]) for group in told], scored, draws)
-                    for place, metric in enumerate(HEADLINES)
+                    for place, metric in enumerate(HEADLINE_METRICS)
                 ),
                 left_out=len(records) - unknown - sum(int(group.rows.sum()) for group in told),
                 unknown=unknown,
@@ -400,12 +400,12 @@ def by_subgroup(
     return tuple(found)
 
 
-def _headlines(scored: Scored, classes: Sequence[str], rows: Flags) -> list[Measure]:
-    measures = measures_of(scored, classes, rows=rows, rankings=("auc",))
-    return [next(each for each in measures if each.metric == metric) for metric in HEADLINES]
+def _headlines(scored: Predictions, classes: Sequence[str], rows: Flags) -> list[Measure]:
+    measures = classification_measures(scored, classes, rows=rows, rankings=("auc",))
+    return [next(each for each in measures if each.metric == metric) for metric in HEADLINE_METRICS]
 
 
-def _gap(metric: str, groups: Sequence[tuple[_Group, Measure]], scored: Scored, draws: Draws) -> Result:
+def _gap(metric: str, groups: Sequence[tuple[_Group, Measure]], scored: Predictions, draws: Bootstrap) -> Result:
     """The best group minus the worst, as they were found: the interval is that of the difference of these two."""
     fit = [(group, measure) for group, measure in groups if group.patients >= FEWEST_DRAWN]
     # A mean over fewer classes is another number: only groups that show all of them are held against each other.
@@ -417,11 +417,11 @@ def _gap(metric: str, groups: Sequence[tuple[_Group, Measure]], scored: Scored, 
             if len(fit) < 2
             else "fewer than two groups show every class, and deny it too"
         )
-        return measured([Measure(metric, None, every, reason)], scored.patients, draws)[0]
+        return estimate([Measure(metric, None, every, reason)], scored.patients, draws)[0]
     values = [
         value_of(measure.statistic, int(group.rows.sum())) or 0.0 for group, measure in whole if measure.statistic
     ]
     best, worst = int(np.argmax(values)), int(np.argmin(values))
     gap = difference(metric, whole[best][1], whole[worst][1])
     names = f"best {whole[best][0].name}, worst {whole[worst][0].name}"
-    return measured([gap._replace(reason=names)], scored.patients, draws)[0]
+    return estimate([gap._replace(reason=names)], scored.patients, draws)[0]

@@ -37,15 +37,15 @@ from cleft.data.text.prompts import Wording, check_phrases, check_wording, choos
 from cleft.errors import CheckpointError, ConfigError, DataError
 from cleft.evaluation.metrics import Floats
 from cleft.evaluation.predictions import (
-    Answers,
     Blank,
-    answer_multi_class,
-    answer_present_absent,
-    find_one_class,
-    score_one_class,
-    score_presence,
+    ClassificationResults,
+    multi_class_predictions,
+    multi_class_results,
+    present_absent_predictions,
+    present_absent_results,
+    rows_with_one_class,
 )
-from cleft.evaluation.scoring import Draws, Scored
+from cleft.evaluation.scoring import Bootstrap, Predictions
 from cleft.files import Output, csv_text
 from cleft.grammar import count, share, verb
 from cleft.models.checkpoint import check_reads_texts, load_model, weights_digest
@@ -55,7 +55,7 @@ from cleft.training.features import EncodingModel, compare_images, device_of, en
 from cleft.training.provenance import command_line, people_of, seen_patients
 from cleft.types import Embeddings, ImageModel, LabelledImages, Reading, Record, Splits
 
-Part = Literal["train", "val", "test", "all"]
+Split = Literal["train", "val", "test", "all"]
 """Part of a dataset; `all` does not split it."""
 
 
@@ -101,7 +101,7 @@ def select_images(
     run: Path,
     config: DataConfig,
     settings: Settings,
-    part: Part,
+    part: Split,
     *,
     classes: Sequence[str] | None = None,
     per_class: PerClass | None = None,
@@ -201,7 +201,7 @@ def _cautions(run: Path, reading: Reading) -> list[str]:
     return [*cautions, f"Whether some of these people were trained on is not known: they are {told}."]
 
 
-def _told(splits: Splits, part: Part) -> list[str]:
+def _told(splits: Splits, part: Split) -> list[str]:
     """What the split has to say where numbers on one of its parts are read."""
     return [*(f"{note[0].upper()}{note[1:]}." for note in splits.notes), *leak_notes(splits, part)]
 
@@ -297,7 +297,7 @@ class Question:
 
     data: str | None = None
     """`dataset:folder` in place of the run's own data, e.g. `chexpert:/data/CheXpert`."""
-    split: Part = "test"
+    split: Split = "test"
     """Which part of the data; `all` does not split it."""
     classes: tuple[str, ...] | None = None
     """Names of sets, or findings; None for the run's own."""
@@ -377,7 +377,7 @@ class Question:
 
     def pose(
         self, run: Path, wording: str | None = None, *, phrases: str | None = None, progress: bool = True
-    ) -> Posed:
+    ) -> PreparedTask:
         """Makes ready what a question in words needs; what cannot be asked is refused before an image is encoded.
 
         Args:
@@ -400,8 +400,8 @@ class Question:
         classes = choose_classes(self.classes, settings, images.dataset, images.findings)
         check_wording(words, classes)
         model = load_model(run).to(device_of(settings)).eval()
-        check_images(run, model, settings)
-        return Posed(run, settings, images, classes, words, model, weights_digest(run))
+        check_image_spec(run, model, settings)
+        return PreparedTask(run, settings, images, classes, words, model, weights_digest(run))
 
     def validation(
         self, run: Path, settings: Settings, *, progress: bool = True
@@ -429,8 +429,8 @@ class Question:
             return None, "no temperature: the validation images cannot be used"
 
     def answer(
-        self, logits: Floats, images: Embeddings | LabelledImages, classes: Sequence[str], draws: Draws
-    ) -> Answers:
+        self, logits: Floats, images: Embeddings | LabelledImages, classes: Sequence[str], draws: Bootstrap
+    ) -> ClassificationResults:
         """Measures logits of images.
 
         Args:
@@ -444,19 +444,19 @@ class Question:
             DataError: If no image can be asked this.
         """
         if self.scoring == "multi-class":
-            return answer_multi_class(logits, images, classes, draws)
-        return answer_present_absent(*halves(logits), images, classes, draws, blank=self.blank)
+            return multi_class_results(logits, images, classes, draws)
+        return present_absent_results(*halves(logits), images, classes, draws, blank=self.blank)
 
     def rows(self, images: Embeddings | LabelledImages, classes: Sequence[str]) -> list[int]:
         """Images that are asked this: those that show exactly one of the classes, or all."""
-        return find_one_class(images, classes) if self.scoring == "multi-class" else list(range(len(images.ids)))
+        return rows_with_one_class(images, classes) if self.scoring == "multi-class" else list(range(len(images.ids)))
 
-    def score(self, logits: Floats, images: Embeddings | LabelledImages, classes: Sequence[str]) -> Scored | None:
+    def score(self, logits: Floats, images: Embeddings | LabelledImages, classes: Sequence[str]) -> Predictions | None:
         """What stands behind the numbers of `answer`, without measuring them; None where no image can be asked."""
         try:
             if self.scoring == "multi-class":
-                return score_one_class(logits, images, classes)[1]
-            return score_presence(*halves(logits), images, classes, blank=self.blank)
+                return multi_class_predictions(logits, images, classes)[1]
+            return present_absent_predictions(*halves(logits), images, classes, blank=self.blank)
         except DataError:
             return None
 
@@ -488,7 +488,7 @@ class Question:
         return " ".join(["cleft evaluate", run.resolve().name, f"--task {task}", *words, *flags, *typed])
 
 
-class Posed(NamedTuple):
+class PreparedTask(NamedTuple):
     """A question in words, and the model that it is put to."""
 
     run: Path
@@ -580,7 +580,7 @@ def class_names(classes: str | Sequence[str] | None) -> tuple[str, ...] | None:
     return tuple(word.strip() for word in words if word.strip())
 
 
-def check_images(run: Path, model: ImageModel, settings: Settings) -> None:
+def check_image_spec(run: Path, model: ImageModel, settings: Settings) -> None:
     """Refuses a model that wants other images than its run's settings make.
 
     Raises:

@@ -22,9 +22,9 @@ from cleft.data.text.prompts import Wording, absent_name, absent_prompt, check_p
 from cleft.errors import ConfigError
 from cleft.evaluation.metrics import Floats, finite
 from cleft.evaluation.predictions import Blank, class_logits
-from cleft.evaluation.result_files import keep, write_down, write_evaluation
-from cleft.evaluation.scoring import USUAL_DRAWS, Draws
-from cleft.evaluation.task import CANNOT_BE_ASKED, Part, Posed, Question, Scoring, Selection, class_names
+from cleft.evaluation.result_files import anonymise, write_down, write_evaluation
+from cleft.evaluation.scoring import USUAL_DRAWS, Bootstrap
+from cleft.evaluation.task import CANNOT_BE_ASKED, PreparedTask, Question, Scoring, Selection, Split, class_names
 from cleft.files import as_path
 from cleft.grammar import count
 from cleft.models.dual_encoder import DualEncoder
@@ -65,7 +65,7 @@ def check_similarity(run: Path, similarity: Similarity) -> None:
 
 
 def prompt_logits(
-    posed: Posed, prompts: ClassPrompts, images: Selection, similarity: Similarity, *, progress: bool = True
+    posed: PreparedTask, prompts: ClassPrompts, images: Selection, similarity: Similarity, *, progress: bool = True
 ) -> tuple[Embeddings, Floats]:
     """Encodes images and holds them against the prompts of each class.
 
@@ -93,10 +93,10 @@ def prompt_logits(
         local = _compare(posed, prompts, images, by_letters=similarity == "released", progress=progress)
         parts = finite(scale * local.numpy())
         logits = parts if similarity == "local" else (logits + parts) / 2
-    return known, nearest_prompt(logits, prompts.class_of)
+    return known, best_prompt_logits(logits, prompts.class_of)
 
 
-def nearest_prompt(logits: Floats, class_of: NDArray[np.intp]) -> Floats:
+def best_prompt_logits(logits: Floats, class_of: NDArray[np.intp]) -> Floats:
     """Logits of classes, `[N, C]`: of each class that of its best prompt.
 
     Args:
@@ -106,7 +106,7 @@ def nearest_prompt(logits: Floats, class_of: NDArray[np.intp]) -> Floats:
     return np.stack([logits[:, class_of == number].max(axis=1) for number in range(class_of.max() + 1)], axis=1)
 
 
-def standardised(logits: Floats, rows: Sequence[int]) -> Floats:
+def standardise_logits(logits: Floats, rows: Sequence[int]) -> Floats:
     """Brings each class to mean 0 and deviation 1 over some images; an answer then depends on the others of the set.
 
     Args:
@@ -128,7 +128,9 @@ def standardised(logits: Floats, rows: Sequence[int]) -> Floats:
     return np.where(flat, 0, (logits - asked.mean(axis=0)) / np.where(flat, 1, deviation))
 
 
-def _compare(posed: Posed, prompts: ClassPrompts, images: Selection, *, by_letters: bool, progress: bool) -> Tensor:
+def _compare(
+    posed: PreparedTask, prompts: ClassPrompts, images: Selection, *, by_letters: bool, progress: bool
+) -> Tensor:
     """Similarity of words and regions, `[N, T]`, from the run's store where it was computed before."""
     model = posed.model
     assert isinstance(model, Gloria)
@@ -153,7 +155,7 @@ def evaluate_zero_shot(
     run: Path | str,
     *,
     data: str | None = None,
-    split: Part = "test",
+    split: Split = "test",
     classes: str | Sequence[str] | None = None,
     scoring: Scoring = "multi-class",
     prompts: Prompts = "auto",
@@ -167,7 +169,7 @@ def evaluate_zero_shot(
     drop_overlap: bool = False,
     overrides: Sequence[str] = (),
     examples: int = 10,
-    draws: Draws = USUAL_DRAWS,
+    draws: Bootstrap = USUAL_DRAWS,
     progress: bool = True,
 ) -> Path:
     """Asks a run one question and writes the answer into its `results`.
@@ -226,12 +228,12 @@ def evaluate_zero_shot(
     behind = choose_prompts(posed.model, prompts)
     if behind == "context":
         _check_context(posed.words, similarity)
-    sentences = encode_classes(posed.model, asked, images.opening, scoring, behind, posed.words)
+    sentences = encode_class_prompts(posed.model, asked, images.opening, scoring, behind, posed.words)
     alone = not standardise and similarity != "released"
 
     def compare(selected: Selection) -> tuple[Embeddings, Floats]:
         known, logits = prompt_logits(posed, sentences, selected, similarity, progress=progress)
-        return known, logits if alone else standardised(logits, question.rows(known, asked))
+        return known, logits if alone else standardise_logits(logits, question.rows(known, asked))
 
     embeddings, logits = compare(images)
     answers = question.answer(logits, embeddings, asked, draws)
@@ -266,8 +268,8 @@ def evaluate_zero_shot(
     space = None
     if scoring == "multi-class" and similarity == "global" and len(sentences.written) == len(asked):
         truth = [asked.index(shown) for shown in answers.truths]
-        space = map_space(embeddings.image_embeds[answers.rows], sentences.embeds, truth)
-    kept = keep(answers.scored, [embeddings.ids[row] for row in answers.rows])
+        space = embedding_map(embeddings.image_embeds[answers.rows], sentences.embeds, truth)
+    kept = anonymise(answers.scored, [embeddings.ids[row] for row in answers.rows])
     evaluation = replace(
         evaluation, wording=posed.words.name, similarity=similarity, standardised=not alone, space=space
     )
@@ -290,7 +292,7 @@ def choose_prompts(model: DualEncoder, prompts: Prompts) -> Literal["context", "
     return prompts
 
 
-def encode_classes(
+def encode_class_prompts(
     model: DualEncoder,
     classes: Sequence[str],
     opening: str,
@@ -376,7 +378,7 @@ def _notes_of(run: Path, behind: str, scoring: Scoring, classes: Sequence[str]) 
     return notes
 
 
-def map_space(image_embeds: Tensor, prompt_embeds: Tensor, truth: Sequence[int], *, most: int = 400) -> SpaceMap:
+def embedding_map(image_embeds: Tensor, prompt_embeds: Tensor, truth: Sequence[int], *, most: int = 400) -> SpaceMap:
     """Places images and class prompts by the two principal directions of the images.
 
     Each kind is centred by itself: the distance between the two kinds is larger than any difference within one and

@@ -18,8 +18,8 @@ from cleft.correction import resamples_for
 from cleft.data import DATASETS, data_config, recipe_of
 from cleft.errors import ConfigError, DataError, NumericsError, ResourceError
 from cleft.evaluation.compare import compare_seeds
-from cleft.evaluation.result_files import kept_beside
-from cleft.evaluation.scoring import Draws
+from cleft.evaluation.result_files import predictions_path
+from cleft.evaluation.scoring import Bootstrap
 from cleft.files import file_key, write_whole
 from cleft.grammar import count, share, verb
 from cleft.report.study_page import study_outputs, write_study
@@ -333,7 +333,7 @@ def _check_one_split(heading: str, paths: Sequence[Path]) -> None:
 
 def compare_done(results: tuple[Path, ...], reference: tuple[Path, ...], resamples: int) -> tuple[Difference, ...]:
     """Compare results, once for each state of their files; empty where they lack single scores or do not compare."""
-    files = [file for path in (*results, *reference) for file in (path, kept_beside(path)) if file.is_file()]
+    files = [file for path in (*results, *reference) for file in (path, predictions_path(path)) if file.is_file()]
     return _hold_against(results, reference, resamples, tuple(map(file_key, files)))
 
 
@@ -342,7 +342,7 @@ def _hold_against(
     results: tuple[Path, ...], reference: tuple[Path, ...], resamples: int, states: tuple[str, ...]
 ) -> tuple[Difference, ...]:
     try:
-        return compare_seeds(results, reference, draws=Draws(resamples=resamples))
+        return compare_seeds(results, reference, draws=Bootstrap(resamples=resamples))
     except DataError as error:
         log.warning("no difference between rows: %s", error)
         return ()

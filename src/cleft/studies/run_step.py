@@ -22,7 +22,7 @@ from cleft.data.splits.recipes import split_records
 from cleft.data.text.prompts import choose_classes
 from cleft.data.text.texts import Texts
 from cleft.errors import CleftError, Interrupted, Terminated
-from cleft.evaluation.classifier import evaluate_classify
+from cleft.evaluation.classifier import evaluate_classifier
 from cleft.evaluation.zero_shot import evaluate_zero_shot
 from cleft.files import write_whole
 from cleft.models.language_model import is_causal, read_text_config
@@ -65,7 +65,7 @@ def do(step: Step) -> Path:
     per_class = subject.per_class if step.balanced else None
     overlap = step.model is not None  # our own rows keep test patients apart; of a given model the result says
     if step.kind == "score":
-        return evaluate_classify(step.folder, per_class=per_class, allow_overlap=overlap, progress=False)
+        return evaluate_classifier(step.folder, per_class=per_class, allow_overlap=overlap, progress=False)
     return evaluate_zero_shot(
         step.folder,
         data=step.data,
