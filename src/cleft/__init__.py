@@ -45,7 +45,7 @@ _HOMES = {
     "evaluate_zero_shot": ("cleft.evaluation.zero_shot", "evaluate_zero_shot"),
     "learn_context": ("cleft.training.prompt_context", "learn_context"),
     "load": ("cleft.models.checkpoint", "load_model"),
-    "load_image": ("cleft.data.images.single", "load_image"),
+    "load_image": ("cleft.data.batches", "load_image"),
     "load_settings": ("cleft.config", "load_settings"),
     "pretrain": ("cleft.training.pretrain", "pretrain"),
     "write_report": ("cleft.report.run_page", "write_report"),
