@@ -746,9 +746,9 @@ def _evaluate_run(options: argparse.Namespace, run: Path, words: list[str]) -> P
 
 
 def _report(options: argparse.Namespace, words: list[str]) -> None:
-    from cleft.report.study_page import report_folders
+    from cleft.report.study_page import write_pages
 
-    for page in report_folders(options.folders, options.out, images=options.images, overwrite=options.overwrite):
+    for page in write_pages(options.folders, options.out, images=options.images, overwrite=options.overwrite):
         print(f"{page}: open it in a browser")
 
 

@@ -10,8 +10,8 @@ from tests.report.test_run_page import NASTY, Page
 
 from cleft.errors import ResourceError
 from cleft.report.census_page import render_census, write_census
-from cleft.report.charts import bar_chart, histogram, stack, strip
-from cleft.report.html import percent
+from cleft.report.charts import bar_chart, dot_strip, histogram, stacked_bar
+from cleft.report.html import format_percent
 from cleft.results import from_json, to_json
 from cleft.types import Captions, Census, Groups, Leftover, Picture, Tally
 
@@ -159,7 +159,7 @@ def test_bars_are_as_long_as_their_counts():
         "124.0",
         "62.0",
     ]
-    assert widths(stack((1, 1, 0, 2))) == [35.0, 35.0, 70.0]
+    assert widths(stacked_bar((1, 1, 0, 2))) == [35.0, 35.0, 70.0]
 
 
 def test_a_long_name_stands_whole_above_its_bar():
@@ -171,10 +171,10 @@ def test_a_long_name_stands_whole_above_its_bar():
 
 
 def test_a_share_that_is_not_told_is_not_drawn():
-    assert strip((0.5, None), 1).count("<circle") == 1
-    assert 'cx="70.0"' in strip((0.5, None), 1)
-    assert "<path" in strip((None, 0.5), 1).replace('<path class="rail"', "")
+    assert dot_strip((0.5, None), 1).count("<circle") == 1
+    assert 'cx="70.0"' in dot_strip((0.5, None), 1)
+    assert "<path" in dot_strip((None, 0.5), 1).replace('<path class="rail"', "")
 
 
 def test_rare_is_not_nothing():
-    assert (percent(0.0001)[:4], percent(0)[:3], percent(1)[:5]) == ("<0.1", "0.0", "100.0")
+    assert (format_percent(0.0001)[:4], format_percent(0)[:3], format_percent(1)[:5]) == ("<0.1", "0.0", "100.0")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cleft.report.charts import COLOURS, line_chart, roc_chart, style, ticks, whisker
+from cleft.report.charts import COLOURS, line_chart, roc_chart, series_style, ticks, whisker
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_one_point_and_a_flat_line_can_be_drawn():
 
 
 def test_series_differ_by_more_than_colour():
-    styles = [style(index) for index in range(12)]
+    styles = [series_style(index) for index in range(12)]
     assert len(set(styles)) == 12
     assert len({dash for _, dash in styles[: len(COLOURS)]}) == len(COLOURS)
 

@@ -21,7 +21,7 @@ from cleft.report.run_charts import (
     training_charts,
 )
 from cleft.report.runs import read_runs
-from cleft.report.tables import groups
+from cleft.report.tables import group_results
 from cleft.results import Comparison, Difference, ReliabilityBin, SpaceMap
 
 
@@ -124,7 +124,9 @@ def test_every_figure_is_well_formed_and_says_what_it_is():
 
 
 def group_of(tmp_path, *evaluations):
-    return groups(read_runs([write_run(tmp_path / str(place), each) for place, each in enumerate(evaluations)]))[0]
+    return group_results(read_runs([write_run(tmp_path / str(place), each) for place, each in enumerate(evaluations)]))[
+        0
+    ]
 
 
 def test_every_group_has_a_line_and_the_gap_names_best_and_worst(tmp_path):
@@ -140,15 +142,15 @@ def test_every_group_has_a_line_and_the_gap_names_best_and_worst(tmp_path):
 
 def test_the_thin_line_is_the_number_of_all_images(tmp_path):
     table = subgroup_table(group_of(tmp_path, evaluation(0.6, subgroups=subgroups(0.6))), "sex")
-    assert table.ends[0] == ("50\u202f%", "70\u202f%")
-    assert 'class="level" d="M70.0 1V11"' in table.rows[0].cells[0].picture  # 60 % lies in the middle
+    assert table.axis_ends[0] == ("50\u202f%", "70\u202f%")
+    assert 'class="level" d="M70.0 1V11"' in table.rows[0].cells[0].chart  # 60 % lies in the middle
 
 
 def test_several_models_have_a_heading_each_and_one_scale(tmp_path):
     group = group_of(tmp_path, evaluation(0.6, subgroups=subgroups(0.6)), evaluation(0.4, subgroups=subgroups(0.4)))
     table = subgroup_table(group, "sex")
     assert [row.label for row in table.rows if row.kind == "heading"] == [entry.label for entry in group]
-    assert table.ends[0] == ("30\u202f%", "70\u202f%")
+    assert table.axis_ends[0] == ("30\u202f%", "70\u202f%")
 
 
 def test_a_model_without_these_groups_is_left_out_and_none_is_no_table(tmp_path):
@@ -222,13 +224,13 @@ def test_a_difference_has_its_sign_its_interval_and_no_difference_in_the_middle(
     first, second, change, p, corrected = table.rows[0].cells
     assert (first.text, second.text) == ("65.0\u202f%", "60.0\u202f%")
     assert (change.text, change.detail, p.text, corrected.text) == ("−5.0", "−7.0 to −3.0", "<0.01", "<0.01")
-    assert 'class="level" d="M70.0 1V11"' in change.picture
-    assert float(re.search(r'cx="([\d.]+)"', change.picture).group(1)) == 70 - 0.05 / 0.1 * 65
+    assert 'class="level" d="M70.0 1V11"' in change.chart
+    assert float(re.search(r'cx="([\d.]+)"', change.chart).group(1)) == 70 - 0.05 / 0.1 * 65
 
 
 def test_the_line_of_differences_reaches_as_far_to_both_sides():
     assert comparison_reach(comparison(difference(value=-0.25))) == 0.3
-    assert comparison_table(comparison()).ends[2] == ("−0.1", "+0.1")
+    assert comparison_table(comparison()).axis_ends[2] == ("−0.1", "+0.1")
 
 
 def test_a_difference_without_an_interval_or_of_few_patients_says_why():

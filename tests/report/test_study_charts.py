@@ -12,13 +12,13 @@ from cleft.report.study_charts import (
     Stop,
     Track,
     bubble_chart,
-    mark,
+    format_parameters,
     radius,
+    series_marker,
     spread_labels,
     text_colour,
     text_key,
     track_chart,
-    weights,
 )
 
 
@@ -137,7 +137,7 @@ def test_one_stop_can_be_drawn():
 
 
 def test_marks_differ_by_shape_and_filling_and_not_by_colour_alone():
-    plain = [re.sub(r'(fill|stroke)="#(?!fff)\w+"', "", mark(series, 10, 10)) for series in range(8)]
+    plain = [re.sub(r'(fill|stroke)="#(?!fff)\w+"', "", series_marker(series, 10, 10)) for series in range(8)]
     assert len(set(plain)) == 8
 
 
@@ -156,4 +156,4 @@ def test_every_figure_is_well_formed_and_says_what_it_is():
     ("count", "said"), [(1e6, "1 M"), (1e3, "1 k"), (2_621_440, "2.62 M"), (150_990_000, "151 M"), (2.7e9, "2.70 B")]
 )
 def test_weights_are_said_in_three_digits(count, said):
-    assert weights(count) == said
+    assert format_parameters(count) == said

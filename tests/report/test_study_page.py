@@ -16,9 +16,17 @@ from tests.report.test_run_page import NASTY, Page
 from cleft.errors import ConfigError, DataError
 from cleft.files import RECORD, csv_text
 from cleft.report.runs import read_runs
-from cleft.report.study_page import FIELDS, find_studies, render_study, report_folders, study_csv, study_latex, tex
-from cleft.report.study_page import write_study as write_page
-from cleft.report.study_table import read_grid
+from cleft.report.study_page import (
+    FIELDS,
+    find_runs_and_studies,
+    render_study,
+    study_csv,
+    study_latex,
+    tex,
+    write_pages,
+)
+from cleft.report.study_page import write_study_page as write_page
+from cleft.report.study_table import read_study
 from cleft.results import Difference, StudyCell, StudyLine
 
 CELL = ("cleft-lora", "chexpert/zero-shot")
@@ -299,9 +307,9 @@ def test_a_retrieval_column_is_a_study_too(tmp_path):
 
 def test_images_of_patients_are_shown_only_where_asked_for(tmp_path):
     folder = small_study(tmp_path, {CELL: [evaluation(0.6, synthetic=False)]})
-    assert "<img" not in render_study(read_grid(folder))
-    assert png(0) in render_study(read_grid(folder), images=True)
-    assert "Drawn images." not in render_study(read_grid(folder))
+    assert "<img" not in render_study(read_study(folder))
+    assert png(0) in render_study(read_study(folder), images=True)
+    assert "Drawn images." not in render_study(read_study(folder))
 
 
 @pytest.mark.parametrize("word", NASTY)
@@ -314,7 +322,7 @@ def test_markup_in_names_changes_no_element(tmp_path, word):
         return small_study(folder, {CELL: [made]}, rows=(line,), columns=(column,), reason=said, **changes)
 
     plain, nasty = (
-        Page(render_study(read_grid(study(tmp_path / name, said)))) for name, said in (("a", "x"), ("b", word))
+        Page(render_study(read_study(study(tmp_path / name, said)))) for name, said in (("a", "x"), ("b", word))
     )
     assert nasty.shape == plain.shape
 
@@ -322,10 +330,10 @@ def test_markup_in_names_changes_no_element(tmp_path, word):
 def test_a_folder_is_told_by_what_it_holds(tmp_path):
     study = small_study(tmp_path / "all" / "table1", {})
     runs = [write_run(tmp_path / "runs" / name, evaluation(0.6)) for name in "ab"]
-    assert find_studies([tmp_path / "all"]) == ([], [study])
-    assert find_studies([study]) == ([], [study])
-    assert find_studies([tmp_path / "runs"]) == (runs, [])
-    assert find_studies([runs[0], study]) == ([runs[0]], [study])
+    assert find_runs_and_studies([tmp_path / "all"]) == ([], [study])
+    assert find_runs_and_studies([study]) == ([], [study])
+    assert find_runs_and_studies([tmp_path / "runs"]) == (runs, [])
+    assert find_runs_and_studies([runs[0], study]) == ([runs[0]], [study])
 
 
 def test_runs_in_folders_below_are_found_and_named_by_the_folder_above(tmp_path):
@@ -334,7 +342,7 @@ def test_runs_in_folders_below_are_found_and_named_by_the_folder_above(tmp_path)
     deep = small_study(tmp_path / "runs" / "studies" / "old" / "table1", {})
     write_run(deep / "runs" / "cell", evaluation(0.6))  # belongs to its study
     (tmp_path / "runs" / "loop").symlink_to(tmp_path / "runs")
-    assert find_studies([tmp_path / "runs"]) == ([alone, *heads], [deep])
+    assert find_runs_and_studies([tmp_path / "runs"]) == ([alone, *heads], [deep])
     names = [run.name for run in read_runs([alone, *heads, write_run(tmp_path / "other" / "first", evaluation(0.6))])]
     assert names == ["runs/first", "first-probe/seed-0", "first-probe/seed-1", "other/first"]
 
@@ -346,18 +354,18 @@ def test_a_run_that_never_began_is_left_out(tmp_path, caplog):
     refused.mkdir()
     for name in ("config.yaml", "environment.json"):
         (refused / name).write_bytes((begun / name).read_bytes())
-    assert find_studies([tmp_path / "runs"]) == ([begun], [])
+    assert find_runs_and_studies([tmp_path / "runs"]) == ([begun], [])
     assert f"{refused} is left out: nothing was trained in it" in caplog.text
     for trace in ("logs", "states", "model.json"):
         (refused / trace).mkdir()
-        assert find_studies([tmp_path / "runs"]) == ([begun, refused], [])
+        assert find_runs_and_studies([tmp_path / "runs"]) == ([begun, refused], [])
         (refused / trace).rmdir()
 
 
 def test_a_folder_of_both_gives_a_page_for_each_study_and_one_for_the_runs(tmp_path):
     study = small_study(tmp_path / "all" / "table1", {CELL: [evaluation(0.6)]})
     write_run(tmp_path / "all" / "a", evaluation(0.6))
-    pages = report_folders([tmp_path / "all"], tmp_path / "page.html")
+    pages = write_pages([tmp_path / "all"], tmp_path / "page.html")
     assert pages == [study / "study.html", tmp_path / "page.html"]
     assert "CLEFT-LoRA" in pages[0].read_text()
     assert "What was run" in pages[1].read_text()
@@ -366,12 +374,12 @@ def test_a_folder_of_both_gives_a_page_for_each_study_and_one_for_the_runs(tmp_p
 def test_a_place_for_the_page_of_a_study_is_refused(tmp_path):
     study = small_study(tmp_path / "table1", {})
     with pytest.raises(ConfigError, match=r"the page of a study is study\.html in its own folder"):
-        report_folders([study], tmp_path / "page.html")
+        write_pages([study], tmp_path / "page.html")
 
 
 def test_an_empty_folder_is_no_run_and_no_study(tmp_path):
     with pytest.raises(DataError, match="is not a run folder"):
-        report_folders([tmp_path], tmp_path / "page.html")
+        write_pages([tmp_path], tmp_path / "page.html")
 
 
 def test_a_page_that_cannot_be_written_is_a_sentence(tmp_path):
@@ -382,7 +390,7 @@ def test_a_page_that_cannot_be_written_is_a_sentence(tmp_path):
 
 
 def lines(folder):
-    return list(csv.DictReader(io.StringIO(study_csv(read_grid(folder)))))
+    return list(csv.DictReader(io.StringIO(study_csv(read_study(folder)))))
 
 
 def test_a_line_of_the_csv_holds_all_that_is_known_of_a_number(tmp_path):
@@ -430,7 +438,7 @@ def test_where_a_given_model_comes_from_stands_in_both(tmp_path):
     rows = (StudyLine(key=CELL[0], label="Theirs", origin="theirs: imported from vit_base.ckpt"),)
     folder = small_study(tmp_path, {CELL: [evaluation()]}, rows=rows)
     assert {line["origin"] for line in lines(folder) if line["row"] == CELL[0]} == {rows[0].origin}
-    assert "% Theirs: theirs: imported from vit_base.ckpt\n" in study_latex(read_grid(folder))
+    assert "% Theirs: theirs: imported from vit_base.ckpt\n" in study_latex(read_study(folder))
 
 
 def test_the_csv_has_a_line_for_every_place_also_where_nothing_was_measured(tmp_path):
@@ -451,7 +459,7 @@ def test_a_private_command_and_a_number_of_few_patients_leave_the_csv(tmp_path):
         results=(result("accuracy", 0.123456, patients=4),), synthetic=False, command="cleft evaluate /home/me/secret"
     )
     fine = evaluation(results=(result("accuracy", 0.5),), command="cleft evaluate /home/me/secret", floors=few.floors)
-    text = study_csv(read_grid(small_study(tmp_path, {CELL: [few], ("clip-vit", CELL[1]): [fine]})))
+    text = study_csv(read_study(small_study(tmp_path, {CELL: [few], ("clip-vit", CELL[1]): [fine]})))
     assert "0.123456" not in text
     assert "secret" not in text
     assert "fewer than 5 patients" in text
@@ -459,7 +467,7 @@ def test_a_private_command_and_a_number_of_few_patients_leave_the_csv(tmp_path):
 
 def test_the_latex_table_has_ours_in_bold_and_the_papers_below_in_italics(tmp_path):
     seeds = [evaluation(checkpoint=str(value), results=(result("accuracy", value),), floors=()) for value in (0.5, 0.7)]
-    text = study_latex(read_grid(small_study(tmp_path, {CELL: seeds})))
+    text = study_latex(read_study(small_study(tmp_path, {CELL: seeds})))
     assert r"CLEFT-LoRA & \textbf{60.0}{\tiny\,$\pm$14.1} & -- \\" in text
     assert r"\quad\textit{the paper} & \textit{66.74} & \textit{64.93} \\" in text
     assert r" & \multicolumn{1}{c}{CheXpert-5$\times$200} & \multicolumn{1}{c}{RSNA} \\" in text
@@ -493,19 +501,19 @@ def test_headings_of_rows_stand_in_both(tmp_path):
     folder = small_study(tmp_path, {("row-1", CELL[1]): [evaluation(0.6)]}, rows=rows)
     models = [line for line in lines(folder) if line["state"] != "floor"]
     assert {line["row"]: line["heading"] for line in models} == {row.key: row.heading for row in rows}
-    text = study_latex(read_grid(folder))
+    text = study_latex(read_study(folder))
     assert text.count(r"\multicolumn{3}{l}{\textit{part 1}} \\") == 1
     assert text.index("part 0") < text.index("row 1") < text.index("part 1") < text.index("row 2")
 
 
 def test_the_papers_marks_stand_in_the_latex_table_with_what_they_mean(tmp_path):
-    text = study_latex(read_grid(write_study(tmp_path, seeds=1)))
+    text = study_latex(read_study(write_study(tmp_path, seeds=1)))
     assert r"\textit{59.42}*$\dagger$" in text
     assert r"; *: copied by the paper's authors from the MedCLIP paper; $\dagger$: pre-trained on other data" in text
 
 
 def test_the_latex_table_of_the_papers_scale_warns_of_nothing(tmp_path):
-    text = study_latex(read_grid(small_study(tmp_path, {CELL: [evaluation(0.6)]}, scale="paper")))
+    text = study_latex(read_study(small_study(tmp_path, {CELL: [evaluation(0.6)]}, scale="paper")))
     assert "say nothing" not in text
 
 
@@ -530,7 +538,7 @@ def test_the_latex_table_compiles(tmp_path, nasty):
             rows=(StudyLine(key="a", label=HOSTILE),),
             columns=(StudyLine(key="b", label=HOSTILE, metrics=("accuracy", HOSTILE)),),
         )
-    (tmp_path / "table.tex").write_text(study_latex(read_grid(folder)))
+    (tmp_path / "table.tex").write_text(study_latex(read_study(folder)))
     (tmp_path / "paper.tex").write_text(
         r"\documentclass{article}\usepackage{booktabs}\usepackage[T1]{fontenc}"
         r"\begin{document}\input{table}\end{document}"
@@ -557,7 +565,7 @@ def test_e15_numbers_and_plain_text_stay_as_they_are(text):
 def test_e15_no_cell_of_a_studys_table_is_a_formula(tmp_path):
     rows = (StudyLine(key="=row", label="+label", heading="@heading", origin="-origin of it"),)
     folder = small_study(tmp_path, {}, rows=rows)
-    cells = [cell for line in csv.reader(study_csv(read_grid(folder)).splitlines()) for cell in line]
+    cells = [cell for line in csv.reader(study_csv(read_study(folder)).splitlines()) for cell in line]
     assert any("origin of it" in cell for cell in cells)
     assert not [cell for cell in cells if cell[:1] in ("=", "+", "@")]
     assert not [cell for cell in cells if cell.startswith("-origin")]

@@ -8,17 +8,17 @@ from tests.fakes.fake_runs import evaluation, result
 from tests.fakes.fake_studies import small_study
 
 from cleft.errors import DataError
-from cleft.report.study_table import read_grid
+from cleft.report.study_table import read_study
 from cleft.results import StudyCell, to_json
 
 CELL = ("cleft-lora", "chexpert/zero-shot")
 
 
 def numbers(folder, metric="accuracy", cell=CELL):
-    grid = read_grid(folder)
+    grid = read_study(folder)
     row = next(row for row in grid.study.rows if row.key == cell[0])
     column = next(column for column in grid.study.columns if column.key == cell[1])
-    return grid.number(row, column, metric)
+    return grid.summary(row, column, metric)
 
 
 def with_values(*values, **more):
@@ -29,7 +29,7 @@ def test_a_number_is_the_mean_over_seeds_with_its_sample_deviation(tmp_path):
     found = numbers(small_study(tmp_path, {CELL: with_values(0.5, 0.6, 0.7)}))
     assert found.value == pytest.approx(0.6)
     assert found.spread == pytest.approx(0.1)  # n - 1, not n
-    assert found.reach == pytest.approx((0.47, 0.73))
+    assert found.interval_range == pytest.approx((0.47, 0.73))
     assert found.reason is None
 
 
@@ -46,7 +46,7 @@ def test_seeds_with_the_same_weights_have_no_spread(tmp_path):
 
 def test_a_seed_without_an_interval_takes_the_reach(tmp_path):
     found = numbers(small_study(tmp_path, {CELL: [*with_values(0.5), *with_values(0.6, interval=None)]}))
-    assert found.reach is None
+    assert found.interval_range is None
 
 
 @pytest.mark.parametrize(
@@ -110,9 +110,9 @@ def test_a_number_of_few_patients_is_a_dash(tmp_path):
 
 
 def test_floors_come_from_the_images_of_their_column(tmp_path):
-    grid = read_grid(small_study(tmp_path, {CELL: [evaluation(0.6)]}))
-    assert grid.floor("majority-class", grid.study.columns[0], "accuracy").value == 0.2
-    assert grid.floor("majority-class", grid.study.columns[0], "ece") is None
+    grid = read_study(small_study(tmp_path, {CELL: [evaluation(0.6)]}))
+    assert grid.baseline("majority-class", grid.study.columns[0], "accuracy").value == 0.2
+    assert grid.baseline("majority-class", grid.study.columns[0], "ece") is None
 
 
 @pytest.mark.parametrize(("field", "what"), [("split_digest", "splits"), ("ids_digest", "images")])
@@ -121,19 +121,19 @@ def test_results_of_two_splits_under_one_heading_are_refused_with_both_digests(t
     folder = small_study(tmp_path, {CELL: [one], ("clip-vit", CELL[1]): [other]})
     named = rf"{what}: .*seed-0.json on ({'e' * 16}|{getattr(one, field)}), .*seed-0.json on"
     with pytest.raises(DataError, match=named) as caught:
-        read_grid(folder)
+        read_study(folder)
     assert {"e" * 16, getattr(one, field)} <= set(str(caught.value).replace(",", "").replace(";", "").split())
     assert "'CheXpert-5×200, zero-shot'" in str(caught.value)
 
 
 def test_two_headings_may_rest_on_two_splits(tmp_path):
     other = evaluation(0.6, split_digest="e" * 16)
-    read_grid(small_study(tmp_path, {CELL: [evaluation(0.5)], (CELL[0], "rsna/zero-shot"): [other]}))
+    read_study(small_study(tmp_path, {CELL: [evaluation(0.5)], (CELL[0], "rsna/zero-shot"): [other]}))
 
 
 def test_a_folder_without_a_study_is_a_sentence(tmp_path):
     with pytest.raises(DataError, match=r"study\.json is missing; give the folder of a study, or run folders"):
-        read_grid(tmp_path)
+        read_study(tmp_path)
 
 
 def test_a_study_of_another_version_is_a_sentence(tmp_path):
@@ -141,7 +141,7 @@ def test_a_study_of_another_version_is_a_sentence(tmp_path):
     tree = json.loads((folder / "study.json").read_text())
     (folder / "study.json").write_text(json.dumps({**tree, "schema": 99}))
     with pytest.raises(DataError, match=r"schema 99.*run cleft reproduce again"):
-        read_grid(folder)
+        read_study(folder)
 
 
 @pytest.mark.parametrize(
@@ -154,12 +154,12 @@ def test_a_study_of_another_version_is_a_sentence(tmp_path):
 def test_a_study_that_contradicts_itself_is_refused(tmp_path, cells, fault):
     made = tuple(StudyCell(row=row, column=column, state="planned") for row, column in cells)
     with pytest.raises(DataError, match=fault):
-        read_grid(small_study(tmp_path, {}, cells=made))
+        read_study(small_study(tmp_path, {}, cells=made))
 
 
 def test_a_row_named_twice_is_refused(tmp_path):
     folder = small_study(tmp_path, {})
-    study = read_grid(folder).study
+    study = read_study(folder).study
     (folder / "study.json").write_text(to_json(dataclasses.replace(study, rows=(*study.rows, study.rows[0]))))
     with pytest.raises(DataError, match="names 'clip-vit' twice"):
-        read_grid(folder)
+        read_study(folder)

@@ -10,8 +10,8 @@ from markupsafe import Markup
 
 from cleft.files import Output
 from cleft.grammar import count
-from cleft.report.charts import STACK, bar_chart, group_key, histogram, square, stack, strip
-from cleft.report.html import PNG, percent, render_page
+from cleft.report.charts import LABEL_COLOURS, bar_chart, dot_strip, group_legend, histogram, legend_square, stacked_bar
+from cleft.report.html import PNG, format_percent, render_page
 from cleft.types import Census, Groups, Picture, Tally
 
 NAMES = {
@@ -88,7 +88,7 @@ def render_census(census: Census) -> str:
         charts=[_chart(tally) for tally in census.tallies],
         looks=[_chart(tally, "files") for tally in census.looks],
         findings=_findings(census),
-        legend=[(square(colour), _PARTS[name]) for name, colour in STACK],
+        legend=[(legend_square(colour), _PARTS[name]) for name, colour in LABEL_COLOURS],
         comparisons=[_compare(groups) for groups in census.groups if len(groups.groups) > 1],
         splits=_splits(census.splits),
         pictures=[picture for picture in census.pictures if PNG.fullmatch(picture.image)],
@@ -121,7 +121,7 @@ def _findings(census: Census) -> list[Finding]:
     return [
         Finding(
             name,
-            stack(counts),
+            stacked_bar(counts),
             tuple(f"{count:,}" for count in counts),
             _shares(census.splits.shares[name]) if census.splits else (),
         )
@@ -133,13 +133,13 @@ def _compare(groups: Groups) -> Comparison:
     told = [share for shares in groups.shares.values() for share in shares if share is not None]
     most = next((end for end in (0.05, 0.1, 0.2, 0.3, 0.5, 0.75) if max(told, default=0) <= end), 1.0)
     names = [
-        (group_key(place), name, f"{count(images, 'image')} of {count(patients, 'patient')}")
+        (group_legend(place), name, f"{count(images, 'image')} of {count(patients, 'patient')}")
         for place, (name, images, patients) in enumerate(
             zip(groups.groups, groups.images, groups.patients, strict=True)
         )
     ]
     rows = [
-        (finding, strip(shares, most), _shares(shares))
+        (finding, dot_strip(shares, most), _shares(shares))
         for finding, shares in groups.shares.items()
         if any(share for share in shares)
     ]
@@ -147,7 +147,7 @@ def _compare(groups: Groups) -> Comparison:
 
 
 def _shares(shares: Sequence[float | None]) -> tuple[str, ...]:
-    return tuple("–" if share is None else percent(share) for share in shares)
+    return tuple("–" if share is None else format_percent(share) for share in shares)
 
 
 def _splits(splits: Groups | None) -> list[tuple[str, str, str]]:

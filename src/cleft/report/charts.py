@@ -12,16 +12,16 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from cleft.report.html import percent
+from cleft.report.html import format_percent
 
 Points = Sequence[tuple[float, float]]
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#7a6a00", "#333333")
-SOFT, INK = "#56606b", "#171a1f"
+GREY, BLACK = "#56606b", "#171a1f"
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2", "1 2")
 
 
-class Box(NamedTuple):
+class Axes(NamedTuple):
     """Where a plot's axes lie in its picture, and what they span."""
 
     left: float
@@ -31,21 +31,21 @@ class Box(NamedTuple):
     x: tuple[float, float]
     y: tuple[float, float]
 
-    def at(self, x: float, y: float) -> tuple[float, float]:
+    def to_svg(self, x: float, y: float) -> tuple[float, float]:
         """Place of a value in the picture."""
         across = (x - self.x[0]) / (self.x[1] - self.x[0])
         up = (y - self.y[0]) / (self.y[1] - self.y[0])
         return self.left + across * self.width, self.top + (1 - up) * self.height
 
 
-def style(index: int) -> tuple[str, str]:
+def series_style(index: int) -> tuple[str, str]:
     """Colour and dash of the i-th series; they repeat only after all pairs are used."""
     return COLOURS[index % len(COLOURS)], DASHES[(index + index // len(COLOURS)) % len(DASHES)]
 
 
-def swatch(index: int) -> Markup:
+def legend_line(index: int) -> Markup:
     """The line of a legend."""
-    colour, dash = style(index)
+    colour, dash = series_style(index)
     return Markup(
         '<svg class="swatch" viewBox="0 0 30 8" aria-hidden="true"><path d="M1 4H29" stroke="{}" '
         'stroke-dasharray="{}"/></svg>'
@@ -70,11 +70,11 @@ def line_chart(
     y_ticks = ticks(min(y for _, y in points), max(y for _, y in points), most=5 if large else 3)
     width, height = (480, 240) if large else (240, 150)
     span = (start, last) if last > start else (start - 0.5, start + 0.5)
-    box = Box(46, 10, width - 70, height - 50, span, (y_ticks[0], y_ticks[-1]))
-    parts = [grid(box, x_ticks, y_ticks)]
+    box = Axes(46, 10, width - 70, height - 50, span, (y_ticks[0], y_ticks[-1]))
+    parts = [gridlines(box, x_ticks, y_ticks)]
     parts += [_line(box, line, index, dots=len(line) <= 25) for index, line in enumerate(series.values())]
     if mark is not None:
-        x, y = box.at(*mark)
+        x, y = box.to_svg(*mark)
         parts.append(Markup('<circle class="mark" cx="{:.1f}" cy="{:.1f}" r="6"/>').format(x, y))
     foot = Markup('<text class="axis" x="{}" y="{}" text-anchor="end">optimiser steps</text>')
     parts.append(foot.format(box.left + box.width, height - 6))
@@ -88,9 +88,9 @@ def roc_chart(title: str, curves: Sequence[tuple[int, Points]]) -> Markup:
         title: Read aloud in place of the picture.
         curves: Index of the series, for colour and dash, and points (false positive rate, true positive rate).
     """
-    box = Box(30, 8, 160, 160, (0, 1), (0, 1))
-    parts = [grid(box, [0, 0.5, 1], [0, 0.5, 1])]
-    (x0, y0), (x1, y1) = box.at(0, 0), box.at(1, 1)
+    box = Axes(30, 8, 160, 160, (0, 1), (0, 1))
+    parts = [gridlines(box, [0, 0.5, 1], [0, 0.5, 1])]
+    (x0, y0), (x1, y1) = box.to_svg(0, 0), box.to_svg(1, 1)
     parts.append(
         Markup('<path class="chance" d="M{:.1f} {:.1f}L{:.1f} {:.1f}"/>').format(x0, y0, x1, y1),
     )
@@ -121,17 +121,17 @@ def whisker(
     box = _whisker_box(span)
     parts: list[Markup] = [Markup('<path class="rail" d="M{} 6H{}"/>').format(box.left, box.left + box.width)]
     if span[0] <= level <= span[1]:
-        parts.append(Markup('<path class="level" d="M{:.1f} 1V11"/>').format(box.at(level, 0)[0]))
+        parts.append(Markup('<path class="level" d="M{:.1f} 1V11"/>').format(box.to_svg(level, 0)[0]))
     if interval is not None:
-        low, high = (box.at(end, 0)[0] for end in interval)
+        low, high = (box.to_svg(end, 0)[0] for end in interval)
         parts.append(Markup('<path class="reach" stroke="{}" d="M{:.1f} 6H{:.1f}"/>').format(colour, low, high))
-    parts.append(shape(kind, box.at(value, 0)[0], colour))
+    parts.append(marker(kind, box.to_svg(value, 0)[0], colour))
     return Markup('<svg class="whisker" viewBox="0 0 140 12" aria-hidden="true">{}</svg>').format(
         Markup("").join(parts)
     )
 
 
-def shape(kind: str, x: float, colour: str) -> Markup:
+def marker(kind: str, x: float, colour: str) -> Markup:
     """The mark of a number, around the middle of a whisker."""
     if kind == "floor":
         return Markup('<rect x="{:.1f}" y="3.2" width="5.6" height="5.6" fill="#fff" stroke="{}"/>').format(
@@ -143,16 +143,16 @@ def shape(kind: str, x: float, colour: str) -> Markup:
     return Markup('<circle cx="{:.1f}" cy="6" r="3" fill="{}"/>').format(x, colour)
 
 
-def key(kind: str, colour: str) -> Markup:
+def legend_marker(kind: str, colour: str) -> Markup:
     """A mark by itself, for the explanation under a table."""
     return Markup('<svg class="sign" viewBox="0 0 30 12" aria-hidden="true">{}{}</svg>').format(
         Markup('<path class="reach" stroke="{}" d="M2 6H28"/>').format(colour) if kind in ("model", "mean") else "",
-        Markup('<path class="level" d="M15 1V11"/>') if kind == "level" else shape(kind, 15, colour),
+        Markup('<path class="level" d="M15 1V11"/>') if kind == "level" else marker(kind, 15, colour),
     )
 
 
-def _whisker_box(span: tuple[float, float]) -> Box:
-    return Box(5, 0, 130, 12, span, (0, 1))
+def _whisker_box(span: tuple[float, float]) -> Axes:
+    return Axes(5, 0, 130, 12, span, (0, 1))
 
 
 def ticks(low: float, high: float, *, most: int) -> list[float]:
@@ -172,28 +172,28 @@ def ticks(low: float, high: float, *, most: int) -> list[float]:
     return [int(value) if value == int(value) else value for value in values]
 
 
-def grid(box: Box, x_ticks: Sequence[float], y_ticks: Sequence[float]) -> Markup:
+def gridlines(box: Axes, x_ticks: Sequence[float], y_ticks: Sequence[float]) -> Markup:
     """Lines at heights, and numbers along both axes."""
     parts: list[Markup] = []
     for value in y_ticks:
-        x, y = box.at(box.x[0], value)
+        x, y = box.to_svg(box.x[0], value)
         parts.append(Markup('<path class="grid" d="M{:.1f} {:.1f}h{:.1f}"/>').format(x, y, box.width))
-        parts.append(label(x - 6, y + 3.5, value, "end"))
+        parts.append(tick_label(x - 6, y + 3.5, value, "end"))
     for value in x_ticks:
-        x, y = box.at(value, box.y[0])
+        x, y = box.to_svg(value, box.y[0])
         parts.append(Markup('<path class="tick" d="M{:.1f} {:.1f}v4"/>').format(x, y))
-        parts.append(label(x, y + 16, value, "middle"))
+        parts.append(tick_label(x, y + 16, value, "middle"))
     return Markup("").join(parts)
 
 
-def label(x: float, y: float, value: float, anchor: str) -> Markup:
+def tick_label(x: float, y: float, value: float, anchor: str) -> Markup:
     """A number on an axis."""
     return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(x, y, anchor, f"{value:,.10g}")
 
 
-def _line(box: Box, points: Points, index: int, *, dots: bool) -> Markup:
-    colour, dash = style(index)
-    places = [box.at(x, y) for x, y in points]
+def _line(box: Axes, points: Points, index: int, *, dots: bool) -> Markup:
+    colour, dash = series_style(index)
+    places = [box.to_svg(x, y) for x, y in points]
     path = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
     line = Markup('<path class="line" d="M{}" stroke="{}" stroke-dasharray="{}"/>').format(path, colour, dash)
     dot = Markup('<circle cx="{:.1f}" cy="{:.1f}" r="2.6" fill="{}"/>')
@@ -207,7 +207,7 @@ def svg(title: str, width: int, height: int, parts: Sequence[Markup]) -> Markup:
     )
 
 
-def mark(series: int, x: float, y: float, size: float = 4.2) -> Markup:
+def series_marker(series: int, x: float, y: float, size: float = 4.2) -> Markup:
     """The mark of a row: circle, square, diamond, triangle, then the same hollow."""
     colour = COLOURS[series % len(COLOURS)]
     fill = colour if series % 8 < 4 else "#fff"
@@ -224,16 +224,16 @@ def mark(series: int, x: float, y: float, size: float = 4.2) -> Markup:
     return Markup('<path class="dot" d="{}" fill="{}" stroke="{}"/>').format(path, fill, colour)
 
 
-def track_key(series: int) -> Markup:
+def series_key(series: int) -> Markup:
     """A row's line and mark, for a legend."""
-    colour, dash = style(series)
+    colour, dash = series_style(series)
     return Markup(
         '<svg class="key-line" viewBox="0 0 30 12" aria-hidden="true"><path class="line" d="M1 6H29" stroke="{}" '
         'stroke-dasharray="{}"/>{}</svg>'
-    ).format(colour, dash, mark(series, 15, 6, 3.6))
+    ).format(colour, dash, series_marker(series, 15, 6, 3.6))
 
 
-STACK = (("1", COLOURS[0]), ("0", "#b4bec8"), ("-1", COLOURS[1]), ("blank", "#eef1f4"))
+LABEL_COLOURS = (("1", COLOURS[0]), ("0", "#b4bec8"), ("-1", COLOURS[1]), ("blank", "#eef1f4"))
 """Label and colour of the parts of a stack, from the left."""
 _WIDTH = 320
 _NAMES = 130
@@ -265,7 +265,7 @@ def bar_chart(title: str, counts: Sequence[tuple[str, int]]) -> Markup:
                 _NAMES, y + 3, max(1.0, end - _NAMES), COLOURS[0]
             )
             + Markup('<text class="count" x="{:.1f}" y="{}">{}</text>').format(
-                end + 6, y + 14, f"{count:,} · {percent(count / total)}"
+                end + 6, y + 14, f"{count:,} · {format_percent(count / total)}"
             )
         )
         y += _LINE
@@ -282,14 +282,14 @@ def histogram(title: str, counts: Sequence[tuple[str, int]], axis: str) -> Marku
     """
     heights = ticks(0, max(1, *(count for _, count in counts)), most=4)
     heights = [height for height in heights if height == int(height)]
-    box = Box(44, 8, _WIDTH - 50, 124, (0, len(counts)), (0, heights[-1]))
+    box = Axes(44, 8, _WIDTH - 50, 124, (0, len(counts)), (0, heights[-1]))
     parts: list[Markup] = []
     for height in heights:
-        x, y = box.at(0, height)
+        x, y = box.to_svg(0, height)
         parts.append(Markup('<path class="grid" d="M{:.1f} {:.1f}h{:.1f}"/>').format(x, y, box.width))
-        parts.append(label(x - 6, y + 3.5, height, "end"))
+        parts.append(tick_label(x - 6, y + 3.5, height, "end"))
     for place, (name, count) in enumerate(counts):
-        (x, y), (right, floor) = box.at(place, count), box.at(place + 1, 0)
+        (x, y), (right, floor) = box.to_svg(place, count), box.to_svg(place + 1, 0)
         parts.append(
             Markup(
                 '<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" fill="{}"><title>{}</title></rect>'
@@ -303,12 +303,12 @@ def histogram(title: str, counts: Sequence[tuple[str, int]], axis: str) -> Marku
     return svg(title, _WIDTH, 170, parts)
 
 
-def stack(parts: Sequence[int]) -> Markup:
+def stacked_bar(parts: Sequence[int]) -> Markup:
     """Counts as parts of one bar, in the colours of `STACK`."""
     total = max(1, sum(parts))
     drawn: list[Markup] = []
     left = 0.0
-    for count, (_, colour) in zip(parts, STACK, strict=True):
+    for count, (_, colour) in zip(parts, LABEL_COLOURS, strict=True):
         width = 140 * count / total
         if count:
             drawn.append(
@@ -320,14 +320,14 @@ def stack(parts: Sequence[int]) -> Markup:
     ).format(Markup("").join(drawn))
 
 
-def square(colour: str) -> Markup:
+def legend_square(colour: str) -> Markup:
     """The mark of a part, for a legend."""
     return Markup(
         '<svg class="square" viewBox="0 0 10 10" aria-hidden="true"><rect width="10" height="10" fill="{}"/></svg>'
     ).format(colour)
 
 
-def strip(shares: Sequence[float | None], most: float) -> Markup:
+def dot_strip(shares: Sequence[float | None], most: float) -> Markup:
     """Shares of several groups as marks on one line; groups differ by colour and by shape.
 
     Args:
@@ -335,13 +335,13 @@ def strip(shares: Sequence[float | None], most: float) -> Markup:
         most: Where the line ends.
     """
     drawn = [Markup('<path class="rail" d="M5 6H135"/>')]
-    drawn += [group_mark(place, 5 + 130 * share / most) for place, share in enumerate(shares) if share is not None]
+    drawn += [group_marker(place, 5 + 130 * share / most) for place, share in enumerate(shares) if share is not None]
     return Markup('<svg class="whisker" viewBox="0 0 140 12" aria-hidden="true">{}</svg>').format(
         Markup("").join(drawn)
     )
 
 
-def group_mark(place: int, x: float) -> Markup:
+def group_marker(place: int, x: float) -> Markup:
     """The mark of the group at a place: circle, square, diamond, triangle, and the same hollow."""
     colour = COLOURS[place % len(COLOURS)]
     fill, edge = (colour, "#fff") if place < 4 else ("#fff", colour)
@@ -351,6 +351,6 @@ def group_mark(place: int, x: float) -> Markup:
     return Markup('<path d="{}" fill="{}" stroke="{}"/>').format(path.format(l=x - 3, x=x), fill, edge)
 
 
-def group_key(place: int) -> Markup:
+def group_legend(place: int) -> Markup:
     """The mark of a group by itself, for a legend."""
-    return Markup('<svg class="square" viewBox="0 0 12 12" aria-hidden="true">{}</svg>').format(group_mark(place, 6))
+    return Markup('<svg class="square" viewBox="0 0 12 12" aria-hidden="true">{}</svg>').format(group_marker(place, 6))

@@ -49,9 +49,9 @@ def _environment() -> jinja2.Environment:
 
 TOO_FEW = f"fewer than {MIN_PATIENTS} patients"
 PERCENT = "\u202f%"  # behind a narrow space that does not break
-SHARES = ("accuracy", "sensitivity", "recall", "precision")
+PERCENT_METRICS = ("accuracy", "sensitivity", "recall", "precision")
 """Metrics that are shares of images or answers."""
-RANKS = ("mean-rank", "median-rank")
+RANK_METRICS = ("mean-rank", "median-rank")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class Cell:
     note: str = ""
     """Letter of the footnote."""
     title: str = ""
-    picture: str = ""
+    chart: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ class Table:
     """A table with its footnotes."""
 
     columns: Sequence[str]
-    ends: Sequence[tuple[str, str]] = ()
+    axis_ends: Sequence[tuple[str, str]] = ()
     """From where to where the pictures of each column reach."""
     rows: Sequence[Row] = ()
     footnotes: Sequence[tuple[str, str]] = ()
@@ -107,12 +107,12 @@ class Footnotes:
         fresh = alphabet[number % 26] * (number // 26 + 1)
         return self.letters.setdefault(reason, fresh)
 
-    def listed(self) -> list[tuple[str, str]]:
+    def items(self) -> list[tuple[str, str]]:
         """Letters and reasons."""
         return [(letter, reason) for reason, letter in self.letters.items()]
 
 
-def printed(metric: str, value: float) -> str:
+def format_value(metric: str, value: float) -> str:
     """A number as people read it: shares in percent, areas as they are, ranks with one decimal.
 
     Example:
@@ -120,18 +120,18 @@ def printed(metric: str, value: float) -> str:
         ('0.878', ['66.7', '%'], '12.2')
     """
     names = [part.partition("@")[0] for part in metric.split("/")]
-    if any(name in SHARES for name in names):
+    if any(name in PERCENT_METRICS for name in names):
         return f"{100 * value:.1f}{PERCENT}"
-    return f"{value:.1f}" if any(name in RANKS for name in names) else f"{value:.3f}"
+    return f"{value:.1f}" if any(name in RANK_METRICS for name in names) else f"{value:.3f}"
 
 
-def printed_range(metric: str, bounds: tuple[float, float]) -> str:
+def format_interval(metric: str, bounds: tuple[float, float]) -> str:
     """Both ends of an interval, the unit once."""
-    low, high = (printed(metric, end) for end in bounds)
+    low, high = (format_value(metric, end) for end in bounds)
     return f"{low.removesuffix(PERCENT)}–{high}"
 
 
-def printed_end(metric: str, end: float) -> str:
+def format_axis_end(metric: str, end: float) -> str:
     """An end of an axis, round as it is.
 
     Example:
@@ -141,12 +141,12 @@ def printed_end(metric: str, end: float) -> str:
     return f"{100 * end:.0f}{PERCENT}" if metric == "accuracy" else f"{end:.1f}"
 
 
-def small(result: Result, evaluation: Evaluation) -> bool:
+def is_suppressed(result: Result, evaluation: Evaluation) -> bool:
     """Whether a cell rests on so few patients that it is not printed."""
     return not evaluation.synthetic and 0 < result.patients < MIN_PATIENTS
 
 
-def percent(share: float) -> str:
+def format_percent(share: float) -> str:
     """A share as people read it; what is rarer than a thousandth is not called nothing.
 
     Example:
@@ -156,7 +156,7 @@ def percent(share: float) -> str:
     return "<0.1\u202f%" if 0 < share < 0.0005 else f"{100 * share:.1f}\u202f%"
 
 
-def weights(count: float) -> str:
+def format_parameters(count: float) -> str:
     """A number of weights as people say it.
 
     Example:

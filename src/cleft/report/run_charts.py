@@ -11,33 +11,33 @@ from cleft.correction import holm
 from cleft.grammar import count
 from cleft.privacy import MIN_PATIENTS
 from cleft.report.charts import (
+    BLACK,
     COLOURS,
-    INK,
-    SOFT,
-    Box,
+    GREY,
+    Axes,
     Points,
-    grid,
+    gridlines,
+    legend_line,
     line_chart,
-    mark,
-    style,
+    series_marker,
+    series_style,
     svg,
-    swatch,
     ticks,
     whisker,
 )
 from cleft.report.html import (
-    SHARES,
+    PERCENT_METRICS,
     TOO_FEW,
     Cell,
     Footnotes,
     Row,
     Table,
-    printed,
-    printed_end,
-    printed_range,
+    format_axis_end,
+    format_interval,
+    format_value,
 )
 from cleft.report.runs import Run
-from cleft.report.tables import HEADINGS, Entry, enclosed, metric_name
+from cleft.report.tables import HEADLINE_METRICS, Entry, enclosing_tenths, metric_name
 from cleft.results import (
     Calibration,
     Comparison,
@@ -99,7 +99,7 @@ def _chart(quantity: str, series: Mapping[str, Points]) -> Chart:
     caption = ""
     if best is not None:
         caption = f"Lowest validation loss {best[1]:.4g} at step {best[0]:,.0f} (ringed)."
-    legend = [(swatch(index), name) for index, name in enumerate(named)] if len(named) > 1 else []
+    legend = [(legend_line(index), name) for index, name in enumerate(named)] if len(named) > 1 else []
     figure = line_chart(f"{title} over optimiser steps", named, mark=best, large=large)
     return Chart(title, figure, legend, caption, large)
 
@@ -127,21 +127,21 @@ def reliability_chart(title: str, calibration: Calibration, series: int, *, synt
         series: Whose colour and mark it has.
         synthetic: Whether the patients are phantoms.
     """
-    box = Box(30, 8, 160, 160, (0, 1), (0, 1))
-    (x0, y0), (x1, y1) = box.at(0, 0), box.at(1, 1)
+    box = Axes(30, 8, 160, 160, (0, 1), (0, 1))
+    (x0, y0), (x1, y1) = box.to_svg(0, 0), box.to_svg(1, 1)
     parts = [
-        grid(box, [0, 0.5, 1], [0, 0.5, 1]),
+        gridlines(box, [0, 0.5, 1], [0, 0.5, 1]),
         Markup('<path class="chance" d="M{:.1f} {:.1f}L{:.1f} {:.1f}"/>').format(x0, y0, x1, y1),
     ]
     after = [_place(box, each) for each in _told(calibration.bins_after, synthetic)]
     if after:
-        parts.append(_path(after, SOFT, "2 3"))
+        parts.append(_path(after, GREY, "2 3"))
         ring = Markup('<circle class="dot" cx="{:.1f}" cy="{:.1f}" r="2.8" fill="#fff" stroke="{}"/>')
-        parts += [ring.format(x, y, SOFT) for x, y in after]
+        parts += [ring.format(x, y, GREY) for x, y in after]
     before = [_place(box, each) for each in _told(calibration.bins, synthetic)]
     if before:
         parts.append(_path(before, COLOURS[series % len(COLOURS)], ""))
-        parts += [mark(series, x, y, 3) for x, y in before]
+        parts += [series_marker(series, x, y, 3) for x, y in before]
     parts.append(Markup('<text class="axis" x="190" y="197" text-anchor="end">probability that was given</text>'))
     return svg(title, 200, 202, parts)
 
@@ -150,8 +150,8 @@ def _told(bins: Sequence[ReliabilityBin], synthetic: bool) -> list[ReliabilityBi
     return [each for each in bins if synthetic or each.patients >= MIN_PATIENTS]
 
 
-def _place(box: Box, each: ReliabilityBin) -> tuple[float, float]:
-    return box.at(each.predicted, each.observed)
+def _place(box: Axes, each: ReliabilityBin) -> tuple[float, float]:
+    return box.to_svg(each.predicted, each.observed)
 
 
 def _path(places: Sequence[tuple[float, float]], colour: str, dash: str) -> Markup:
@@ -171,18 +171,18 @@ def space_chart(title: str, space: SpaceMap, classes: Sequence[str], hidden: Seq
     shown = [(index, x, y) for index, x, y in space.images if classes[index] not in hidden]
     places = [(x, y) for _, x, y in shown] + list(space.prompts)
     size = max(*(abs(coordinate) for place in places for coordinate in place), 1e-6) * 1.06
-    box = Box(6, 6, 348, 348, (-size, size), (-size, size))
-    (middle_x, middle_y) = box.at(0, 0)
+    box = Axes(6, 6, 348, 348, (-size, size), (-size, size))
+    (middle_x, middle_y) = box.to_svg(0, 0)
     parts = [
         Markup('<rect class="frame" x="6" y="6" width="348" height="348"/>'),
         Markup('<path class="grid" d="M6 {:.1f}H354M{:.1f} 6V354"/>').format(middle_y, middle_x),
     ]
-    dots = [mark(index, *box.at(x, y), size=2.4) for index, x, y in shown]
+    dots = [series_marker(index, *box.to_svg(x, y), size=2.4) for index, x, y in shown]
     parts.append(Markup('<g class="cloud">{}</g>').format(Markup("").join(dots)))
-    spots = [box.at(x, y) for x, y in space.prompts]
+    spots = [box.to_svg(x, y) for x, y in space.prompts]
     for index, (x, y) in enumerate(spots):
         parts.append(Markup('<circle class="prompt" cx="{:.1f}" cy="{:.1f}" r="6.5"/>').format(x, y))
-        parts.append(mark(index, x, y, 3.4))
+        parts.append(series_marker(index, x, y, 3.4))
     name = Markup('<text class="name" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>')
     parts += [name.format(*place, text) for place, text in zip(place_names(spots, classes), classes, strict=True)]
     return svg(title, 360, 360, parts)
@@ -236,13 +236,13 @@ def norms_chart(title: str, context: Sequence[ContextVector], token_norm: float 
     """
     seen = [vector.norm for vector in context] + [vector.moved for vector in context if vector.moved is not None]
     heights = ticks(0, max([*seen, token_norm or 0.0]), most=5)
-    box = Box(46, 22, 490, 170, (0.0, len(context) + 1.0), (heights[0], heights[-1]))
+    box = Axes(46, 22, 490, 170, (0.0, len(context) + 1.0), (heights[0], heights[-1]))
     places = [vector.place for vector in context]
     step = next(step for step in (1, 2, 5, 10, 20, 50, 100, len(places)) if len(places) <= 12 * step)
     shown = [place for place in places if place == 1 or place % step == 0]
-    parts = [grid(box, shown, heights)]
+    parts = [gridlines(box, shown, heights)]
     for vector in context:
-        (x, y), (_, floor) = box.at(vector.place, vector.norm), box.at(vector.place, heights[0])
+        (x, y), (_, floor) = box.to_svg(vector.place, vector.norm), box.to_svg(vector.place, heights[0])
         parts.append(
             Markup(
                 '<g role="presentation"><path class="stem" d="M{x:.1f} {floor:.1f}V{y:.1f}" stroke="{colour}"/>'
@@ -250,14 +250,14 @@ def norms_chart(title: str, context: Sequence[ContextVector], token_norm: float 
             ).format(x=x, y=y, floor=floor, colour=COLOURS[0], title=f"vector {vector.place}: norm {vector.norm:.3g}")
         )
         if vector.moved is not None:
-            _, moved = box.at(vector.place, vector.moved)
+            _, moved = box.to_svg(vector.place, vector.moved)
             parts.append(
                 Markup('<circle class="dot" cx="{:.1f}" cy="{:.1f}" r="3" fill="#fff" stroke="{}"/>').format(
                     x, moved, COLOURS[1]
                 )
             )
     if token_norm is not None:
-        x, y = box.at(0, token_norm)
+        x, y = box.to_svg(0, token_norm)
         parts.append(Markup('<path class="chance" d="M{:.1f} {:.1f}h{:.1f}"/>').format(x, y, box.width))
     parts.append(Markup('<text class="axis" x="4" y="12">norm</text>'))
     parts.append(Markup('<text class="axis" x="536" y="226" text-anchor="end">place in the context</text>'))
@@ -275,11 +275,11 @@ def subgroup_table(group: Sequence[Entry], by: str) -> Table | None:
     if not told:
         return None
     notes = Footnotes()
-    spans = {metric: _span(told, metric) for metric in HEADINGS}
+    spans = {metric: _span(told, metric) for metric in HEADLINE_METRICS}
     rows: list[Row] = []
     for entry, found in told:
         if len(told) > 1:
-            rows.append(Row(kind="heading", label=entry.label, swatch=swatch(entry.series)))
+            rows.append(Row(kind="heading", label=entry.label, swatch=legend_line(entry.series)))
         overall = {result.metric: result for result in entry.evaluation.results}
         synthetic = entry.evaluation.synthetic
         for each in found.groups:
@@ -292,13 +292,13 @@ def subgroup_table(group: Sequence[Entry], by: str) -> Table | None:
                     sublabel=TOO_FEW if few else people,
                     cells=[
                         _cell(_named(each.results, metric), spans[metric], entry, overall.get(metric), notes, few=few)
-                        for metric in HEADINGS
+                        for metric in HEADLINE_METRICS
                     ],
                 )
             )
         rows.append(_gap(found, notes))
-    ends = [(printed_end(metric, low), printed_end(metric, high)) for metric, (low, high) in spans.items()]
-    return Table(columns=list(HEADINGS.values()), ends=ends, rows=rows, footnotes=notes.listed())
+    ends = [(format_axis_end(metric, low), format_axis_end(metric, high)) for metric, (low, high) in spans.items()]
+    return Table(columns=list(HEADLINE_METRICS.values()), axis_ends=ends, rows=rows, footnotes=notes.items())
 
 
 def _by(entry: Entry, by: str) -> Subgroups | None:
@@ -316,7 +316,7 @@ def _span(told: Sequence[tuple[Entry, Subgroups]], metric: str) -> tuple[float, 
             result = _named(results, metric)
             if result is not None and result.value is not None:
                 seen += [result.value, *(result.interval or ())]
-    return enclosed(seen or [0.5])
+    return enclosing_tenths(seen or [0.5])
 
 
 def _cell(
@@ -333,16 +333,18 @@ def _cell(
         return Cell(text="–", note=notes.letter(reason), title=reason)
     level = overall.value if overall is not None and overall.value is not None else -1.0
     return Cell(
-        text=printed(result.metric, result.value),
-        detail=printed_range(result.metric, result.interval) if result.interval else "no interval",
+        text=format_value(result.metric, result.value),
+        detail=format_interval(result.metric, result.interval) if result.interval else "no interval",
         note=notes.letter(result.reason),
-        picture=whisker(result.value, result.interval, span, kind="model", colour=style(entry.series)[0], level=level),
+        chart=whisker(
+            result.value, result.interval, span, kind="model", colour=series_style(entry.series)[0], level=level
+        ),
     )
 
 
 def _gap(found: Subgroups, notes: Footnotes) -> Row:
     cells: list[Cell] = []
-    for metric in HEADINGS:
+    for metric in HEADLINE_METRICS:
         gap = _named(found.gaps, metric)
         if gap is None or gap.value is None:
             reason = (gap.reason if gap else None) or "the result file holds no gap"
@@ -366,7 +368,7 @@ def points(metric: str, difference: float) -> str:
         >>> points("accuracy", 0.031), points("auc", -0.02)
         ('+3.1', '−0.020')
     """
-    shares = metric.split("/")[0].partition("@")[0] in SHARES
+    shares = metric.split("/")[0].partition("@")[0] in PERCENT_METRICS
     text = f"{100 * difference:+.1f}" if shares else f"{difference:+.3f}"
     return text.replace("-", "\u2212")
 
@@ -399,9 +401,9 @@ def comparison_table(comparison: Comparison, corrected: Sequence[float | None] |
     reach = comparison_reach(comparison)
     return Table(
         columns=[comparison.first, comparison.second, "First minus second", "p", "p, corrected"],
-        ends=[("", ""), ("", ""), (f"\u2212{reach:.1f}", f"+{reach:.1f}"), ("", ""), ("", "")],
+        axis_ends=[("", ""), ("", ""), (f"\u2212{reach:.1f}", f"+{reach:.1f}"), ("", ""), ("", "")],
         rows=rows,
-        footnotes=notes.listed(),
+        footnotes=notes.items(),
     )
 
 
@@ -413,7 +415,7 @@ def comparison_reach(comparison: Comparison) -> float:
         if each.difference is not None
         for end in (each.difference, *(each.interval or ()))
     ]
-    return enclosed([0.0, *seen])[1]
+    return enclosing_tenths([0.0, *seen])[1]
 
 
 def _compared(difference: Difference, comparison: Comparison, notes: Footnotes, corrected: float | None) -> Row:
@@ -422,19 +424,19 @@ def _compared(difference: Difference, comparison: Comparison, notes: Footnotes, 
     letter = notes.letter(reason)
     metric, reach = difference.metric, comparison_reach(comparison)
     values = [
-        Cell(text="–" if value is None or few else printed(metric, value))
+        Cell(text="–" if value is None or few else format_value(metric, value))
         for value in (difference.first, difference.second)
     ]
     if difference.difference is None or few:
         cells = [*values, Cell(text="–", note=letter, title=reason or ""), Cell(text="–"), Cell(text="–")]
     else:
         drawn = whisker(
-            difference.difference, difference.interval, (-reach, reach), kind="model", colour=INK, level=0.0
+            difference.difference, difference.interval, (-reach, reach), kind="model", colour=BLACK, level=0.0
         )
         told = points(metric, difference.difference)
         cells = [
             *values,
-            Cell(text=told, detail=_reach(metric, difference.interval), note=letter, picture=drawn),
+            Cell(text=told, detail=_reach(metric, difference.interval), note=letter, chart=drawn),
             Cell(text=_printed_p(difference.p_value)),
             Cell(text=_printed_p(corrected)),
         ]

@@ -12,15 +12,21 @@ from markupsafe import Markup
 
 from cleft.files import Output, as_path, as_paths
 from cleft.privacy import MIN_PATIENTS, redact
-from cleft.report.charts import COLOURS, INK, SOFT, key, swatch
+from cleft.report.charts import BLACK, COLOURS, GREY, legend_line, legend_marker
 from cleft.report.html import TOO_FEW, render_page
 from cleft.report.run_charts import comparison_table, corrected_comparisons, training_charts
-from cleft.report.run_sections import SCORINGS, build_sections, few_classes, settings_table, what_was_run
+from cleft.report.run_sections import (
+    SCORING_QUESTIONS,
+    build_sections,
+    describe_run,
+    settings_table,
+    suppressed_classes,
+)
 from cleft.report.runs import Run, read_runs
-from cleft.report.tables import TASKS, every_number, groups
+from cleft.report.tables import TASK_NAMES, all_results_table, group_results
 from cleft.results import Evaluation, Result
 
-KEYS = {"model": COLOURS[0], "mean": INK, "floor": SOFT, "paper": INK, "level": SOFT}
+KEYS = {"model": COLOURS[0], "mean": BLACK, "floor": GREY, "paper": BLACK, "level": GREY}
 
 
 def write_report(
@@ -49,7 +55,7 @@ def write_report(
 
 def render(runs: Sequence[Run], *, images: bool | None = None) -> str:
     """The page as text."""
-    sections = build_sections(groups(runs), images=images)
+    sections = build_sections(group_results(runs), images=images)
     evaluations = [stored.evaluation for run in runs for stored in run.results]
     comparisons = [each for run in runs for each in run.comparisons]
     corrected, family = corrected_comparisons(comparisons)
@@ -57,10 +63,10 @@ def render(runs: Sequence[Run], *, images: bool | None = None) -> str:
         "run_page.html",
         runs=runs,
         title=_title([run.name for run in runs]),
-        sentences={run.anchor: what_was_run(run) for run in runs},
+        sentences={run.anchor: describe_run(run) for run in runs},
         charts={run.anchor: training_charts(run) for run in runs},
         sections=sections,
-        numbers={stored.anchor: every_number(stored) for run in runs for stored in run.results},
+        numbers={stored.anchor: all_results_table(stored) for run in runs for stored in run.results},
         settings=settings_table(runs),
         embedded=_embedded(runs),
         published=any(row.kind == "paper" for each in sections if each.headline for row in each.headline.rows),
@@ -68,11 +74,11 @@ def render(runs: Sequence[Run], *, images: bool | None = None) -> str:
         family=family,
         phantoms=any(evaluation.synthetic for evaluation in evaluations),
         fewest=MIN_PATIENTS,
-        scorings=SCORINGS,
-        tasks=TASKS,
+        scorings=SCORING_QUESTIONS,
+        tasks=TASK_NAMES,
         redact=redact,
-        swatch=swatch,
-        keys={kind: key(kind, colour) for kind, colour in KEYS.items()},
+        swatch=legend_line,
+        keys={kind: legend_marker(kind, colour) for kind, colour in KEYS.items()},
     )
 
 
@@ -101,7 +107,7 @@ def _embedded(runs: Sequence[Run]) -> Markup:
 
 def _printable(evaluation: Evaluation) -> dict[str, Any]:
     """An evaluation with what the page leaves out left out here too: images, and numbers of a few patients."""
-    few = few_classes(evaluation)
+    few = suppressed_classes(evaluation)
     kept = dataclasses.replace(
         evaluation,
         examples=(),

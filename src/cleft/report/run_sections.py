@@ -9,45 +9,45 @@ from markupsafe import Markup
 
 from cleft.grammar import count, verb
 from cleft.privacy import LEFT_OUT, MIN_PATIENTS, redact
-from cleft.report.charts import roc_chart, style, whisker
+from cleft.report.charts import roc_chart, series_style, whisker
 from cleft.report.html import (
     PNG,
     Cell,
     Footnotes,
     Row,
     Table,
-    percent,
-    printed,
-    printed_end,
-    printed_range,
-    small,
+    format_axis_end,
+    format_interval,
+    format_percent,
+    format_value,
+    is_suppressed,
 )
 from cleft.report.run_charts import norms_chart, reliability_chart, space_chart, subgroup_table
 from cleft.report.runs import Run
 from cleft.report.tables import (
-    CLASSIFIED,
-    HEADINGS,
-    TASKS,
+    CLASSIFICATION_TASKS,
+    HEADLINE_METRICS,
+    TASK_NAMES,
     Entry,
-    Search,
-    Shown,
-    by_class,
-    enclosed,
-    further,
-    headline,
-    searches,
-    shown_searches,
+    RetrievalExamples,
+    RetrievalTable,
+    class_table,
+    enclosing_tenths,
+    headline_table,
+    more_metrics_table,
+    retrieval_examples,
+    retrieval_tables,
 )
 from cleft.results import ContextVector, Evaluation, PromptAudit, Result
 
-ADAPTERS = {
+ADAPTER_NAMES = {
     "lora": "LoRA of rank {rank}",
     "ia3": "IA3",
     "prefix": "a prefix of {prefix} virtual tokens",
     "full": "all its weights moving",
     "frozen": "its weights frozen",
 }
-FAMILIES = {
+FAMILY_NAMES = {
     "vit": "ViT",
     "dinov2": "DINOv2",
     "dinov2_with_registers": "DINOv2 with registers",
@@ -58,13 +58,13 @@ FAMILIES = {
     "qwen2": "Qwen2",
     "bert": "BERT",
 }
-LOSSES = {
+LOSS_NAMES = {
     "info_nce": "InfoNCE",
     "label_aware_nce": "InfoNCE that takes equal captions as positives",
     "soft_overlap_nce": "InfoNCE with targets shared out by overlapping labels",
     "sigmoid": "a sigmoid for each image and caption",
 }
-SCORINGS = {
+SCORING_QUESTIONS = {
     "multi-class": "which of these classes is it",
     "present-absent": "is this finding there",
     "nearest": "which lie nearest to this",
@@ -80,16 +80,16 @@ class Setting(NamedTuple):
     differs: bool
 
 
-def what_was_run(run: Run) -> str:
+def describe_run(run: Run) -> str:
     """One sentence: towers, loss, steps, data; and the second stage where there was one."""
     config = run.config
-    adapter = ADAPTERS.get(str(config.get("text.adapt")), str(config.get("text.adapt", "unknown adaptation")))
+    adapter = ADAPTER_NAMES.get(str(config.get("text.adapt")), str(config.get("text.adapt", "unknown adaptation")))
     adapter = adapter.format(rank=config.get("text.rank", "?"), prefix=config.get("text.prefix_length", "?"))
     frozen = " with its weights frozen" if config.get("image.train") is False else ""
     loss = str(config.get("loss.name", "an unknown loss"))
     sentence = (
         f"{_tower(config, 'image')}{frozen} for images and {_tower(config, 'text')} with {adapter} for text, "
-        f"pulled together by {LOSSES.get(loss, loss)} "
+        f"pulled together by {LOSS_NAMES.get(loss, loss)} "
         f"over {_number(config.get('optim.steps'))} steps of {_number(config.get('train.batch_size'))} pairs"
     )
     if run.stage == "context":
@@ -100,17 +100,17 @@ def what_was_run(run: Run) -> str:
     return f"{sentence[0].upper()}{sentence[1:]}."
 
 
-def question(group: Sequence[Entry]) -> str:
+def section_title(group: Sequence[Entry]) -> str:
     """The heading of a section: what was asked, by which methods.
 
     The dataset keeps its own spelling; classes are named when they are few.
     """
     evaluation = group[0].evaluation
-    tasks = [TASKS.get(task, task) for task in dict.fromkeys(entry.evaluation.task for entry in group)]
+    tasks = [TASK_NAMES.get(task, task) for task in dict.fromkeys(entry.evaluation.task for entry in group)]
     named = " and ".join(filter(None, [", ".join(tasks[:-1]), tasks[-1]]))
     named = f"{named[0].upper()}{named[1:]}" if named else ""
     classes = evaluation.classes
-    if evaluation.task not in CLASSIFIED:
+    if evaluation.task not in CLASSIFICATION_TASKS:
         return named
     told = " against ".join(classes) if len(classes) == 2 and evaluation.scoring == "multi-class" else None
     told = told or (
@@ -139,7 +139,7 @@ def _tower(config: Mapping[str, Any], tower: str) -> str:
         name = "a model from a local folder" if name == LEFT_OUT else name
         return f"{name} with random weights" if config.get(f"{tower}.random_weights") else name
     kind = str(config.get(f"{tower}.scratch.model_type", "model"))
-    return f"a {FAMILIES.get(kind, kind)} built from scratch"
+    return f"a {FAMILY_NAMES.get(kind, kind)} built from scratch"
 
 
 def _number(value: Any) -> str:
@@ -154,7 +154,7 @@ class Panel(NamedTuple):
     caption: str = ""
 
 
-class Confusion(NamedTuple):
+class ConfusionMatrix(NamedTuple):
     """Answers of one evaluation by what the images show."""
 
     label: str
@@ -184,27 +184,27 @@ class Section(NamedTuple):
     headline: Table | None
     """Accuracy and AUC; None where the question has none."""
     by_class: Table | None
-    more: Table | None
+    more_metrics: Table | None
     """What else was measured of the same answers."""
-    searches: Sequence[Search]
+    retrieval: Sequence[RetrievalTable]
     warnings: Sequence[str]
     notes: Sequence[str]
-    panels: Sequence[Panel]
+    roc_panels: Sequence[Panel]
     """ROC curves, one per class."""
-    reliabilities: Sequence[Panel]
-    maps: Sequence[Panel]
-    forests: Sequence[tuple[str, Table]]
+    reliability_panels: Sequence[Panel]
+    embedding_maps: Sequence[Panel]
+    subgroups: Sequence[tuple[str, Table]]
     """What the groups are told apart by, and their numbers."""
-    audits: Sequence[Audit]
-    shown_searches: Sequence[Shown]
-    confusions: Sequence[Confusion]
+    prompt_sensitivity: Sequence[PromptSensitivity]
+    retrieval_examples: Sequence[RetrievalExamples]
+    confusion_matrices: Sequence[ConfusionMatrix]
     examples: Sequence[Example]
     examples_hidden: int
 
     @property
     def classified(self) -> bool:
         """Whether images were sorted into classes, so that there may be curves and confusions."""
-        return self.evaluation.task in CLASSIFIED
+        return self.evaluation.task in CLASSIFICATION_TASKS
 
 
 def build_sections(found: Sequence[list[Entry]], *, images: bool | None) -> list[Section]:
@@ -215,7 +215,7 @@ def build_sections(found: Sequence[list[Entry]], *, images: bool | None) -> list
         images: Whether to show images: True shows them all, False none, None those of phantoms alone.
     """
     return [
-        build_section(f"question-{index}", question(group), group, warnings=_warnings(group, found), images=images)
+        build_section(f"question-{index}", section_title(group), group, warnings=_warnings(group, found), images=images)
         for index, group in enumerate(found, start=1)
     ]
 
@@ -225,27 +225,27 @@ def build_section(
 ) -> Section:
     """Everything that the results of one question hold."""
     evaluation = group[0].evaluation
-    examples, found = _examples(group), shown_searches(group)
+    examples, found = _examples(group), retrieval_examples(group)
     visible = images is True or (images is None and evaluation.synthetic)
-    classified = evaluation.task in CLASSIFIED
+    classified = evaluation.task in CLASSIFICATION_TASKS
     return Section(
         anchor=anchor,
         title=title,
         entries=group,
         evaluation=evaluation,
-        headline=headline(group) if classified else None,
-        by_class=by_class(group) if classified and _several(evaluation) else None,
-        more=further(group) if classified else None,
-        searches=searches(group),
+        headline=headline_table(group) if classified else None,
+        by_class=class_table(group) if classified and _several(evaluation) else None,
+        more_metrics=more_metrics_table(group) if classified else None,
+        retrieval=retrieval_tables(group),
         warnings=warnings,
         notes=list(dict.fromkeys(note for entry in group for note in entry.evaluation.notes)),
-        panels=_panels(group),
-        reliabilities=_reliabilities(group),
-        maps=_maps(group),
-        forests=[(by, table) for by in _groupings(group) if (table := subgroup_table(group, by)) is not None],
-        audits=audits(group),
-        shown_searches=found if visible else [],
-        confusions=[confusion for entry in group if (confusion := _confusion(entry)) is not None],
+        roc_panels=_panels(group),
+        reliability_panels=_reliabilities(group),
+        embedding_maps=_maps(group),
+        subgroups=[(by, table) for by in _groupings(group) if (table := subgroup_table(group, by)) is not None],
+        prompt_sensitivity=prompt_sensitivities(group),
+        retrieval_examples=found if visible else [],
+        confusion_matrices=[confusion for entry in group if (confusion := _confusion(entry)) is not None],
         examples=examples if visible else [],
         examples_hidden=0 if visible else len(examples) + sum(len(each.examples) for each in found),
     )
@@ -263,7 +263,7 @@ def _reliabilities(group: Sequence[Entry]) -> list[Panel]:
     panels: list[Panel] = []
     for entry in group:
         fit = entry.evaluation.calibration
-        if fit is None or small(fit.ece, entry.evaluation):
+        if fit is None or is_suppressed(fit.ece, entry.evaluation):
             continue
         figure = reliability_chart(
             f"Reliability of {entry.label}", fit, entry.series, synthetic=entry.evaluation.synthetic
@@ -287,9 +287,9 @@ def _maps(group: Sequence[Entry]) -> list[Panel]:
         space, classes = entry.evaluation.space, entry.evaluation.classes
         if space is None or len(space.prompts) != len(classes):
             continue
-        few = sorted(few_classes(entry.evaluation))
+        few = sorted(suppressed_classes(entry.evaluation))
         figure = space_chart(f"Joint space of {entry.label}", space, classes, hidden=few)
-        across, up = (percent(share) for share in space.shares)
+        across, up = (format_percent(share) for share in space.shares)
         left = (
             f" {count(space.left_out, 'more image')} {verb(space.left_out, 'is', 'are')} not drawn."
             if space.left_out
@@ -333,14 +333,14 @@ def _panels(group: Sequence[Entry]) -> list[Panel]:
         curves = [
             (entry.series, points)
             for entry in group
-            if (points := entry.evaluation.roc.get(name)) and name not in few_classes(entry.evaluation)
+            if (points := entry.evaluation.roc.get(name)) and name not in suppressed_classes(entry.evaluation)
         ]
         if curves:
             panels.append(Panel(name, roc_chart(f"ROC curves for {name}", curves)))
     return panels
 
 
-def few_classes(evaluation: Evaluation) -> set[str]:
+def suppressed_classes(evaluation: Evaluation) -> set[str]:
     """Classes with so few images that neither their row nor their curve is printed; phantoms are always printed."""
     if evaluation.synthetic or evaluation.confusion is None:
         return set()
@@ -348,17 +348,17 @@ def few_classes(evaluation: Evaluation) -> set[str]:
     return {name for name, count in zip(evaluation.classes, sums, strict=False) if 0 < count < MIN_PATIENTS}
 
 
-def _confusion(entry: Entry) -> Confusion | None:
+def _confusion(entry: Entry) -> ConfusionMatrix | None:
     evaluation = entry.evaluation
     if evaluation.confusion is None or len(evaluation.confusion) != len(evaluation.classes):
         return None
-    few = few_classes(evaluation)
+    few = suppressed_classes(evaluation)
     rows = [
         (name, [(count, count / max(1, sum(row))) for count in row])
         for name, row in zip(evaluation.classes, evaluation.confusion, strict=True)
         if name not in few
     ]
-    return Confusion(entry.label, evaluation.classes, rows, sorted(few))
+    return ConfusionMatrix(entry.label, evaluation.classes, rows, sorted(few))
 
 
 def _examples(group: Sequence[Entry]) -> list[Example]:
@@ -387,35 +387,35 @@ def _answers(raw: Any) -> list[tuple[str, float]]:
     return [pair for place, pair in enumerate(pairs) if place == 0 or pair[1] >= 0.005]
 
 
-class Audit(NamedTuple):
+class PromptSensitivity(NamedTuple):
     """The audit of one model's prompts."""
 
     title: str
     templates: Table
     spread: Sequence[str]
     """Sentences about how far a number depends on the wording."""
-    denials: Table | None
+    negations: Table | None
     norms: Markup | None
     context: Sequence[ContextVector]
 
 
-def audits(group: Sequence[Entry]) -> list[Audit]:
+def prompt_sensitivities(group: Sequence[Entry]) -> list[PromptSensitivity]:
     """One audit for each model that has one."""
     return [_audit(entry, entry.evaluation.audit) for entry in group if entry.evaluation.audit is not None]
 
 
-def _audit(entry: Entry, audit: PromptAudit) -> Audit:
+def _audit(entry: Entry, audit: PromptAudit) -> PromptSensitivity:
     norms = norms_chart(f"Norms of the learned context of {entry.run.name}", audit.context, audit.token_norm)
-    return Audit(
+    return PromptSensitivity(
         title=entry.run.name,
         templates=_templates(entry, audit),
         spread=[
-            f"{HEADINGS.get(each.metric, each.metric)} goes from {printed(each.metric, each.lowest)} to "
-            f"{printed(each.metric, each.highest)} over {len(audit.templates)} wordings "
-            f"(mean {printed(each.metric, each.mean)}, standard deviation {printed(each.metric, each.deviation)})."
+            f"{HEADLINE_METRICS.get(each.metric, each.metric)} over {len(audit.templates)} prompt templates: "
+            f"{format_value(each.metric, each.lowest)} to {format_value(each.metric, each.highest)}, mean "
+            f"{format_value(each.metric, each.mean)}, standard deviation {format_value(each.metric, each.deviation)}."
             for each in audit.spread
         ],
-        denials=_denials(entry, audit) if audit.denials else None,
+        negations=_denials(entry, audit) if audit.denials else None,
         norms=norms if audit.context else None,
         context=audit.context,
     )
@@ -423,18 +423,18 @@ def _audit(entry: Entry, audit: PromptAudit) -> Audit:
 
 def _templates(entry: Entry, audit: PromptAudit) -> Table:
     notes = Footnotes()
-    spans = {metric: _span(audit, metric) for metric in HEADINGS}
+    spans = {metric: _span(audit, metric) for metric in HEADLINE_METRICS}
     rows = [
         Row(
             kind="mean" if template.usual else "model",
             label=f"{template.opening} …",
             sublabel="the usual opening" if template.usual else "",
-            cells=[_cell(entry, template.results, metric, notes, spans[metric]) for metric in HEADINGS],
+            cells=[_cell(entry, template.results, metric, notes, spans[metric]) for metric in HEADLINE_METRICS],
         )
         for template in audit.templates
     ]
-    ends = [(printed_end(metric, low), printed_end(metric, high)) for metric, (low, high) in spans.items()]
-    return Table(columns=list(HEADINGS.values()), ends=ends, rows=rows, footnotes=notes.listed())
+    ends = [(format_axis_end(metric, low), format_axis_end(metric, high)) for metric, (low, high) in spans.items()]
+    return Table(columns=list(HEADLINE_METRICS.values()), axis_ends=ends, rows=rows, footnotes=notes.items())
 
 
 def _span(audit: PromptAudit, metric: str) -> tuple[float, float]:
@@ -445,7 +445,7 @@ def _span(audit: PromptAudit, metric: str) -> tuple[float, float]:
         if result.metric == metric and result.value is not None
         for end in (result.value, *(result.interval or ()))
     ]
-    return enclosed(seen or [0.5])
+    return enclosing_tenths(seen or [0.5])
 
 
 def _denials(entry: Entry, audit: PromptAudit) -> Table:
@@ -457,15 +457,15 @@ def _denials(entry: Entry, audit: PromptAudit) -> Table:
             sublabel=f"“{denial.present}” against “{denial.absent}”",
             cells=[
                 Cell(text=f"{denial.cosine:.3f}"),
-                Cell(text=printed("accuracy", denial.said_present)),
-                Cell(text="–" if denial.shown is None else printed("accuracy", denial.shown)),
+                Cell(text=format_value("accuracy", denial.said_present)),
+                Cell(text="–" if denial.shown is None else format_value("accuracy", denial.shown)),
                 *(_cell(entry, denial.results, f"auc/{side}", notes) for side in ("present", "absent", "pair")),
             ],
         )
         for denial in audit.denials
     ]
     columns = ["Cosine of the two", "Answered present", "Is present", "AUC, named", "AUC, denied", "AUC, both"]
-    return Table(columns=columns, rows=rows, footnotes=notes.listed())
+    return Table(columns=columns, rows=rows, footnotes=notes.items())
 
 
 def _cell(
@@ -476,14 +476,14 @@ def _cell(
     span: tuple[float, float] | None = None,
 ) -> Cell:
     result = next((each for each in results if each.metric == metric), None)
-    if result is None or result.value is None or small(result, entry.evaluation):
+    if result is None or result.value is None or is_suppressed(result, entry.evaluation):
         reason = (result.reason if result else None) or "not measured"
         return Cell(text="–", note=notes.letter(reason), title=reason)
-    colour = style(entry.series)[0]
+    colour = series_style(entry.series)[0]
     picture = whisker(result.value, result.interval, span, kind="model", colour=colour, level=-1) if span else ""
     return Cell(
-        text=printed(metric, result.value),
-        detail=printed_range(metric, result.interval) if result.interval else "",
+        text=format_value(metric, result.value),
+        detail=format_interval(metric, result.interval) if result.interval else "",
         note=notes.letter(result.reason),
-        picture=picture,
+        chart=picture,
     )

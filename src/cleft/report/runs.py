@@ -150,14 +150,14 @@ def _settings(path: Path) -> dict[str, Any]:
         raise DataError(f"{path} cannot be read as YAML; is the run complete?", reason="not-a-run") from error
     if not isinstance(tree, dict):
         raise DataError(f"{path} holds no settings; is the run complete?", reason="not-a-run")
-    return flat(cast("dict[str, Any]", tree))
+    return flatten(cast("dict[str, Any]", tree))
 
 
 def _environment(path: Path, problems: list[str]) -> dict[str, str]:
     tree = _tree(path)
     if not tree:
         problems.append("Its environment.json, which names versions and device, is missing or unreadable.")
-    return {key: redact(key, value) for key, value in flat(tree).items()}
+    return {key: redact(key, value) for key, value in flatten(tree).items()}
 
 
 def _results(folder: Path, anchor: str, problems: list[str]) -> list[StoredResult]:
@@ -220,7 +220,7 @@ def _thin(series: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return kept if kept[-1] == series[-1] else [*kept, series[-1]]
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """A nested mapping under dotted keys.
 
     Example:
@@ -230,7 +230,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     leaves: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, dict) and value:
-            leaves.update(flat(cast("dict[str, Any]", value), f"{prefix}{name}."))
+            leaves.update(flatten(cast("dict[str, Any]", value), f"{prefix}{name}."))
         else:
             leaves[f"{prefix}{name}"] = value
     return leaves

@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from cleft.report.charts import INK, SOFT, Box, mark, style, svg, ticks, track_key
-from cleft.report.html import weights
+from cleft.report.charts import BLACK, GREY, Axes, series_key, series_marker, series_style, svg, ticks
+from cleft.report.html import format_parameters
 from cleft.report.paper import WEIGHTS, quoted
-from cleft.report.study_table import Grid, Number, in_percent, in_words
-from cleft.report.tables import FLOORS
+from cleft.report.study_table import MetricSummary, StudyResults, axis_label, is_percent
+from cleft.report.tables import BASELINES
 from cleft.results import StudyLine
 
 _LETTER = 5.6
@@ -74,20 +74,20 @@ def bubble_chart(title: str, bubbles: Sequence[Bubble], *, unit: str) -> Markup:
     heights = ticks(min(ends), max(ends), most=6)
     stops = _log_ticks([bubble.moving for bubble in bubbles])
     ends_of_axis = math.log10(stops[0]), math.log10(stops[-1])
-    box = Box(46, 26, 490, 270, ends_of_axis, (heights[0], heights[-1]))
+    box = Axes(46, 26, 490, 270, ends_of_axis, (heights[0], heights[-1]))
     parts = [_upright(box, heights, unit)]
     for stop in stops:
-        x, y = box.at(math.log10(stop), heights[0])
+        x, y = box.to_svg(math.log10(stop), heights[0])
         parts.append(Markup('<path class="grid" d="M{:.1f} {:.1f}V{:.1f}"/>').format(x, box.top, y))
         parts.append(
             Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="middle">{}</text>').format(
-                x, y + 16, weights(stop).replace(".00", "")
+                x, y + 16, format_parameters(stop).replace(".00", "")
             )
         )
     parts.append(_axis_name(box, "trainable parameters, logarithmic", 46))
     most = max(bubble.moving for bubble in bubbles)
     largest = _LARGEST if not any(bubble.number for bubble in bubbles) else _LARGEST_OF_MANY
-    places = [(box.at(math.log10(each.moving), each.value), radius(each, most, largest)) for each in bubbles]
+    places = [(box.to_svg(math.log10(each.moving), each.value), radius(each, most, largest)) for each in bubbles]
     for bubble, (place, size) in sorted(zip(bubbles, places, strict=True), key=lambda pair: -pair[1][1]):
         parts.append(_bubble(bubble, place, size, box, text_colour(bubble.text, bubbles)))
     named = [index for index, bubble in enumerate(bubbles) if not bubble.number]
@@ -110,7 +110,7 @@ _LIGHT, _DARK = (158, 202, 225), (8, 48, 107)
 def text_colour(text: float, bubbles: Sequence[Bubble]) -> str:
     """Returns the colour of a number of trainable text parameters: grey for none, darker blue for more."""
     if text < 1:
-        return SOFT
+        return GREY
     logs = [math.log10(bubble.text) for bubble in bubbles if bubble.text >= 1]
     low, high = min(logs), max(logs)
     share = 1.0 if high == low else (math.log10(text) - low) / (high - low)
@@ -125,7 +125,8 @@ def text_key(bubbles: Sequence[Bubble]) -> list[tuple[Markup, str]]:
         '<svg class="key-number" viewBox="0 0 20 14" aria-hidden="true"><circle cx="10" cy="7" r="5" fill="{}"/></svg>'
     )
     return [
-        (picture.format(text_colour(count, bubbles)), f"{weights(count)} trainable text parameters") for count in shown
+        (picture.format(text_colour(count, bubbles)), f"{format_parameters(count)} trainable text parameters")
+        for count in shown
     ]
 
 
@@ -160,10 +161,10 @@ def track_chart(
     ends = [end for stop in stops for end in (stop.value, *stop.each, *(stop.reach or ()))]
     heights = ticks(min([*ends, *(height for _, height in floors)]), max(ends), most=6)
     slack = (max(where) - min(where)) * 0.04 or 0.5
-    box = Box(46, 26, 490, 250, (min(where) - slack, max(where) + slack), (heights[0], heights[-1]))
+    box = Axes(46, 26, 490, 250, (min(where) - slack, max(where) + slack), (heights[0], heights[-1]))
     parts = [_upright(box, heights, unit)]
     for x in sorted(dict.fromkeys(stop.x for stop in stops)):
-        at, y = box.at(math.log10(x) if fractions else x, heights[0])
+        at, y = box.to_svg(math.log10(x) if fractions else x, heights[0])
         text = f"{100 * x:g} %" if fractions else f"{x:g}"
         parts.append(Markup('<path class="tick" d="M{:.1f} {:.1f}v4"/>').format(at, y))
         parts.append(Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="middle">{}</text>').format(at, y + 16, text))
@@ -204,10 +205,10 @@ def _middle(group: Sequence[int], heights: Sequence[float]) -> float:
     return sum(heights[index] for index in group) / len(group)
 
 
-def _upright(box: Box, heights: Sequence[float], unit: str) -> Markup:
+def _upright(box: Axes, heights: Sequence[float], unit: str) -> Markup:
     parts: list[Markup] = []
     for height in heights:
-        x, y = box.at(box.x[0], height)
+        x, y = box.to_svg(box.x[0], height)
         parts.append(Markup('<path class="grid" d="M{:.1f} {:.1f}h{:.1f}"/>').format(x, y, box.width))
         parts.append(
             Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="end">{:,.10g}</text>').format(x - 6, y + 3.5, height)
@@ -216,7 +217,7 @@ def _upright(box: Box, heights: Sequence[float], unit: str) -> Markup:
     return Markup("").join(parts)
 
 
-def _axis_name(box: Box, name: str, below: float) -> Markup:
+def _axis_name(box: Axes, name: str, below: float) -> Markup:
     return Markup('<text class="axis" x="{:.1f}" y="{:.1f}" text-anchor="end">{}</text>').format(
         box.left + box.width, box.top + box.height + below - 8, name
     )
@@ -237,27 +238,27 @@ def _log_ticks(counts: Sequence[float]) -> list[float]:
     return [stop for stop in found if first <= stop <= last]
 
 
-def _bubble(bubble: Bubble, place: tuple[float, float], size: float, box: Box, colour: str) -> Markup:
+def _bubble(bubble: Bubble, place: tuple[float, float], size: float, box: Axes, colour: str) -> Markup:
     x, y = place
     look = 'fill="none" stroke-dasharray="3 2"' if bubble.paper else 'fill-opacity=".6"'
     whose = ", the paper’s" if bubble.paper else ""
-    size_said = (
-        f"{weights(bubble.moving)} trainable of {weights(bubble.moving + bubble.frozen)} parameters, "
-        f"{weights(bubble.text)} of them in the text tower"
+    total, trainable = format_parameters(bubble.moving + bubble.frozen), format_parameters(bubble.moving)
+    tooltip = (
+        f"{bubble.name}{whose}: {bubble.value:.1f} with {trainable} trainable of {total} parameters, "
+        f"{format_parameters(bubble.text)} of them in the text tower"
     )
-    said = f"{bubble.name}{whose}: {bubble.value:.1f} with {size_said}"
     reach = Markup("")
     if bubble.reach is not None:
-        (_, low), (_, high) = (box.at(box.x[0], end) for end in bubble.reach)
+        (_, low), (_, high) = (box.to_svg(box.x[0], end) for end in bubble.reach)
         reach = Markup('<path class="whisk" stroke="{}" d="M{:.1f} {:.1f}V{:.1f}"/>').format(colour, x, low, high)
     circle = Markup(
         '<circle class="bubble" cx="{:.1f}" cy="{:.1f}" r="{:.1f}" stroke="{}" {}><title>{}</title></circle>'
     )
     filled = Markup(look) if bubble.paper else Markup('fill="{}" {}').format(colour, Markup(look))
-    return reach + circle.format(x, y, size, colour, filled, said)
+    return reach + circle.format(x, y, size, colour, filled, tooltip)
 
 
-def _labels(bubbles: Sequence[Bubble], places: Sequence[tuple[tuple[float, float], float]], box: Box) -> list[Markup]:
+def _labels(bubbles: Sequence[Bubble], places: Sequence[tuple[tuple[float, float], float]], box: Axes) -> list[Markup]:
     """Names beside their bubbles, on the side with room, moved apart and led back with a hair line."""
     parts: list[Markup] = []
     sides = [
@@ -284,7 +285,7 @@ def _labels(bubbles: Sequence[Bubble], places: Sequence[tuple[tuple[float, float
     return parts
 
 
-def _numbers(bubbles: Sequence[Bubble], places: Sequence[tuple[tuple[float, float], float]], box: Box) -> list[Markup]:
+def _numbers(bubbles: Sequence[Bubble], places: Sequence[tuple[tuple[float, float], float]], box: Axes) -> list[Markup]:
     """Numbers close to their bubbles, each where the fewest bubbles and numbers stand already."""
     parts: list[Markup] = []
     taken: list[tuple[float, float]] = []
@@ -310,7 +311,7 @@ def _crowd(
     spot: tuple[float, float],
     taken: Sequence[tuple[float, float]],
     places: Sequence[tuple[tuple[float, float], float]],
-    box: Box,
+    box: Axes,
 ) -> int:
     """How much stands where a number would: numbers weigh more than bubbles."""
     x, y = spot
@@ -321,27 +322,27 @@ def _crowd(
 
 def _number(bubble: Bubble, x: float, y: float) -> Markup:
     return Markup('<text class="number{}" x="{:.1f}" y="{:.1f}" text-anchor="middle" fill="{}">{}</text>').format(
-        " paper" * bubble.paper, x, y, INK, bubble.number
+        " paper" * bubble.paper, x, y, BLACK, bubble.number
     )
 
 
-def _floor(box: Box, name: str, height: float) -> Markup:
-    x, y = box.at(box.x[0], height)
+def _floor(box: Axes, name: str, height: float) -> Markup:
+    x, y = box.to_svg(box.x[0], height)
     line = Markup('<path class="chance" d="M{:.1f} {:.1f}h{:.1f}"/>').format(x, y, box.width)
     return line + Markup('<text class="axis" x="{:.1f}" y="{:.1f}" text-anchor="end">{}</text>').format(
         x + box.width, y - 4, name
     )
 
 
-def _track(track: Track, box: Box, shift: float, *, fractions: bool) -> Markup:
-    colour, dash = style(track.series)
+def _track(track: Track, box: Axes, shift: float, *, fractions: bool) -> Markup:
+    colour, dash = series_style(track.series)
     parts: list[Markup] = []
     path: list[str] = []
     for stop in track.stops:
-        x, y = box.at(math.log10(stop.x) if fractions else stop.x, stop.value)
+        x, y = box.to_svg(math.log10(stop.x) if fractions else stop.x, stop.value)
         path.append(f"{x + shift:.1f} {y:.1f}")
         if stop.reach is not None:
-            (_, low), (_, high) = (box.at(box.x[0], end) for end in stop.reach)
+            (_, low), (_, high) = (box.to_svg(box.x[0], end) for end in stop.reach)
             parts.append(
                 Markup('<path class="whisk" stroke="{}" d="M{:.1f} {:.1f}V{:.1f}"/>').format(
                     colour, x + shift, low, high
@@ -350,10 +351,10 @@ def _track(track: Track, box: Box, shift: float, *, fractions: bool) -> Markup:
         for value in stop.each if len(stop.each) > 1 else ():
             parts.append(
                 Markup('<circle class="seed" cx="{:.1f}" cy="{:.1f}" r="1.8" stroke="{}"/>').format(
-                    x + shift, box.at(box.x[0], value)[1], colour
+                    x + shift, box.to_svg(box.x[0], value)[1], colour
                 )
             )
-        parts.append(mark(track.series, x + shift, y))
+        parts.append(series_marker(track.series, x + shift, y))
     line = Markup('<path class="line" d="M{}" stroke="{}" stroke-dasharray="{}"/>').format("L".join(path), colour, dash)
     return Markup('<g role="presentation">{}<title>{}</title></g>').format(line + Markup("").join(parts), track.name)
 
@@ -367,7 +368,7 @@ class Figure(NamedTuple):
     caption: str
 
 
-def study_figures(grid: Grid) -> list[Figure]:
+def study_figures(grid: StudyResults) -> list[Figure]:
     """Whatever the study holds enough numbers for."""
     figures = [_weights_figure(grid)]
     figures += [figure for column in grid.study.columns for figure in [_length_figure(grid, column)]]
@@ -375,16 +376,20 @@ def study_figures(grid: Grid) -> list[Figure]:
     return [figure for figure in figures if figure is not None]
 
 
-def _weights_figure(grid: Grid) -> Figure | None:
+def _weights_figure(grid: StudyResults) -> Figure | None:
     """Accuracy against trainable parameters (the paper's Figure 1), from the first heading with zero-shot accuracy."""
     for column in grid.study.columns:
         if not column.key.endswith("zero-shot") or "accuracy" not in column.metrics:
             continue
         bubbles: list[Bubble] = []
         for row in grid.study.rows:
-            number, moving = grid.number(row, column, "accuracy"), row.facts.get("moving", 0.0)
+            number, moving = grid.summary(row, column, "accuracy"), row.facts.get("moving", 0.0)
             if number.value is not None and moving >= 1:
-                reach = None if number.reach is None else (100 * number.reach[0], 100 * number.reach[1])
+                reach = (
+                    None
+                    if number.interval_range is None
+                    else (100 * number.interval_range[0], 100 * number.interval_range[1])
+                )
                 frozen, text = row.facts.get("frozen", 0.0), row.facts.get("moving_text", 0.0)
                 bubbles.append(Bubble(row.label, moving, frozen, 100 * number.value, reach, False, text))
         if not bubbles or (len(bubbles) > 1 and len({bubble.moving for bubble in bubbles}) == 1):
@@ -420,18 +425,18 @@ def _numbered(bubbles: Sequence[Bubble]) -> list[Bubble]:
     return [bubble._replace(number=place) for place, bubble in enumerate(bubbles, 1)]
 
 
-def _length_figure(grid: Grid, column: StudyLine) -> Figure | None:
+def _length_figure(grid: StudyResults, column: StudyLine) -> Figure | None:
     """Numbers against the length of the learned context (the paper's Figure 3)."""
     rows = sorted((row for row in grid.study.rows if "length" in row.facts), key=lambda row: row.facts["length"])
     metric = next(iter(column.metrics), "")
     stops = [
         _stop(row.facts["length"], metric, number)
         for row in rows
-        if (number := grid.number(row, column, metric)).value is not None
+        if (number := grid.summary(row, column, metric)).value is not None
     ]
     if len({stop.x for stop in stops}) < 2:
         return None  # one length, as in Table 1, tells nothing of lengths
-    title = f"{column.label}: {in_words(metric)} against context length"
+    title = f"{column.label}: {axis_label(metric)} against context length"
     chart = track_chart(
         title,
         [Track("mean over seeds", 0, stops)],
@@ -448,7 +453,7 @@ _REACH = (
 )
 
 
-def _fraction_figures(grid: Grid) -> list[Figure]:
+def _fraction_figures(grid: StudyResults) -> list[Figure]:
     """Numbers against the share of training patients, for each dataset, task and metric with two shares or more."""
     series: dict[tuple[str, str], dict[str, list[tuple[float, StudyLine]]]] = {}
     for column in grid.study.columns:
@@ -476,17 +481,17 @@ def _without_share(label: str) -> str:
     return label.rpartition(", ")[0] or label
 
 
-def _fraction_figure(grid: Grid, metric: str, columns: Sequence[tuple[float, StudyLine]]) -> Figure:
+def _fraction_figure(grid: StudyResults, metric: str, columns: Sequence[tuple[float, StudyLine]]) -> Figure:
     tracks: list[Track] = []
     for series, row in enumerate(grid.study.rows):
         stops = [
             _stop(share, metric, number)
             for share, column in columns
-            if (number := grid.number(row, column, metric)).value is not None
+            if (number := grid.summary(row, column, metric)).value is not None
         ]
         if stops:
             tracks.append(Track(row.label, series, stops))
-    title = f"{_without_share(columns[0][1].label)}: {in_words(metric)} against the share of the training patients"
+    title = f"{_without_share(columns[0][1].label)}: {axis_label(metric)} against the share of the training patients"
     chart = track_chart(
         title,
         tracks,
@@ -495,22 +500,24 @@ def _fraction_figure(grid: Grid, metric: str, columns: Sequence[tuple[float, Stu
         floors=_floors(grid, columns[0][1], metric),
         fractions=True,
     )
-    return Figure(title, chart, [(track_key(track.series), track.name) for track in tracks], _REACH)
+    return Figure(title, chart, [(series_key(track.series), track.name) for track in tracks], _REACH)
 
 
-def _stop(x: float, metric: str, number: Number) -> Stop:
-    scale = 100 if in_percent(metric) else 1
-    reach = None if number.reach is None else (scale * number.reach[0], scale * number.reach[1])
+def _stop(x: float, metric: str, number: MetricSummary) -> Stop:
+    scale = 100 if is_percent(metric) else 1
+    reach = (
+        None if number.interval_range is None else (scale * number.interval_range[0], scale * number.interval_range[1])
+    )
     each = [scale * result.value for _, result in number.results if result.value is not None]
     return Stop(x, scale * (number.value or 0.0), reach, each)
 
 
 def _unit(metric: str) -> str:
-    return f"{in_words(metric)}, %" if in_percent(metric) else in_words(metric)
+    return f"{axis_label(metric)}, %" if is_percent(metric) else axis_label(metric)
 
 
-def _floors(grid: Grid, column: StudyLine, metric: str) -> list[tuple[str, float]]:
-    scale = 100 if in_percent(metric) else 1
-    found = [(name, grid.floor(rule, column, metric)) for rule, name in FLOORS.items()]
+def _floors(grid: StudyResults, column: StudyLine, metric: str) -> list[tuple[str, float]]:
+    scale = 100 if is_percent(metric) else 1
+    found = [(name, grid.baseline(rule, column, metric)) for rule, name in BASELINES.items()]
     told = [(name, scale * number.value) for name, number in found if number is not None and number.value is not None]
     return [(name, value) for place, (name, value) in enumerate(told) if value not in [v for _, v in told[:place]]]

@@ -14,41 +14,41 @@ from urllib.parse import quote
 from cleft.errors import ConfigError
 from cleft.files import Output, csv_text
 from cleft.privacy import MIN_PATIENTS, redact
-from cleft.report.charts import COLOURS, INK, SOFT, key, swatch
+from cleft.report.charts import BLACK, COLOURS, GREY, legend_line, legend_marker
 from cleft.report.html import Footnotes, render_page
 from cleft.report.paper import MARKS, QUOTED, Quoted, quoted
-from cleft.report.run_sections import SCORINGS, Section, build_section
+from cleft.report.run_sections import SCORING_QUESTIONS, Section, build_section
 from cleft.report.runs import Run, StoredResult
 from cleft.report.study_charts import study_figures
 from cleft.report.study_table import (
-    FILE,
-    METRICS,
-    Filled,
-    Grid,
-    Number,
-    Seed,
-    as_printed,
-    column_starts,
+    SHORT_METRIC_NAMES,
+    STUDY_FILE,
+    CellResults,
+    MetricSummary,
+    SeedResult,
+    StudyResults,
+    column_borders,
+    column_headers,
     corrected_p_values,
-    differences,
-    every_seed,
-    in_percent,
-    read_grid,
-    row_facts,
-    table_heads,
-    table_lines,
+    difference_table,
+    format_number,
+    is_percent,
+    parameter_table,
+    read_study,
+    seed_rows,
+    table_rows,
 )
-from cleft.report.tables import FLOORS, TASKS, Entry
+from cleft.report.tables import BASELINES, TASK_NAMES, Entry
 from cleft.results import StudyLine
 
 log = logging.getLogger(__name__)
 
-KEYS = {"model": COLOURS[0], "mean": INK, "floor": SOFT, "paper": INK, "level": SOFT}
-_MODELS = 8
+KEYS = {"model": COLOURS[0], "mean": BLACK, "floor": GREY, "paper": BLACK, "level": GREY}
+_MAX_ROWS = 8
 """Most rows whose curves a section draws, so that they can be told apart."""
 
 
-def study_outputs(folder: Path, name: str, *, overwrite: bool = False) -> tuple[Output, Output, Output]:
+def check_study_outputs(folder: Path, name: str, *, overwrite: bool = False) -> tuple[Output, Output, Output]:
     """Return page, CSV and LaTeX of a study, checked: none replaces a file that is not an earlier output.
 
     Args:
@@ -68,7 +68,7 @@ def study_outputs(folder: Path, name: str, *, overwrite: bool = False) -> tuple[
     return page, table, latex
 
 
-def write_study(folder: Path, *, images: bool | None = None, overwrite: bool = False) -> Path:
+def write_study_page(folder: Path, *, images: bool | None = None, overwrite: bool = False) -> Path:
     """Writes `study.html`, `<name>.csv` and `<name>.tex` of a study beside its results.
 
     Args:
@@ -84,14 +84,14 @@ def write_study(folder: Path, *, images: bool | None = None, overwrite: bool = F
         DataError: If there is no study, or its results were measured on different splits or images.
         ResourceError: If a file cannot be written.
     """
-    grid = read_grid(folder)
-    page, table, latex = study_outputs(folder, grid.study.name, overwrite=overwrite)
+    grid = read_study(folder)
+    page, table, latex = check_study_outputs(folder, grid.study.name, overwrite=overwrite)
     table.write(study_csv(grid))
     latex.write(study_latex(grid))
     return page.write(render_study(grid, images=images))
 
 
-def find_studies(folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+def find_runs_and_studies(folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """Sorts folders into run folders and folders of studies; any other folder is searched for both, at any depth.
 
     Example:
@@ -102,7 +102,7 @@ def find_studies(folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     studies: list[Path] = []
     for folder in folders:
         for each in _known_inside(folder) or [folder]:
-            (studies if (each / FILE).is_file() else runs).append(each)
+            (studies if (each / STUDY_FILE).is_file() else runs).append(each)
     return runs, studies
 
 
@@ -119,7 +119,7 @@ def _known_inside(folder: Path) -> list[Path]:
 def _is_idle(folder: Path) -> bool:
     """Whether a command was refused or stopped in a run folder before it made a step; says so."""
     begun = any((folder / name).exists() for name in _BEGUN)
-    if (folder / "config.yaml").is_file() and not begun and not (folder / FILE).is_file():
+    if (folder / "config.yaml").is_file() and not begun and not (folder / STUDY_FILE).is_file():
         log.info("%s is left out: nothing was trained in it", folder)
         return True
     return False
@@ -130,10 +130,10 @@ _BEGUN = ("logs", "states", "results", "comparisons", "summary.json", "model.jso
 
 
 def _is_known(folder: Path) -> bool:
-    return (folder / FILE).is_file() or (folder / "config.yaml").is_file()
+    return (folder / STUDY_FILE).is_file() or (folder / "config.yaml").is_file()
 
 
-def report_folders(
+def write_pages(
     folders: Sequence[Path], out: Path | None, *, images: bool | None = None, overwrite: bool = False
 ) -> list[Path]:
     """Writes a page for each study, and one for all runs together.
@@ -154,7 +154,7 @@ def report_folders(
     """
     from cleft.report.run_page import write_report
 
-    runs, studies = find_studies(folders)
+    runs, studies = find_runs_and_studies(folders)
     if studies and not runs and out is not None:
         raise ConfigError(
             f"--out {out}: the page of a study is study.html in its own folder, where its links lead to its results; "
@@ -163,7 +163,7 @@ def report_folders(
     out = out or Path("report.html")
     if runs:
         Output(out, "--out", overwrite=overwrite, inputs=tuple(runs)).check()
-    pages = [write_study(study, images=images, overwrite=overwrite) for study in studies]
+    pages = [write_study_page(study, images=images, overwrite=overwrite) for study in studies]
     return [*pages, write_report(runs, out, images=images, overwrite=overwrite)] if runs else pages
 
 
@@ -172,11 +172,11 @@ def file_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "study"
 
 
-def render_study(grid: Grid, *, images: bool | None = None) -> str:
+def render_study(grid: StudyResults, *, images: bool | None = None) -> str:
     """The page as text."""
     study, notes = grid.study, Footnotes()
-    lines = table_lines(grid, notes)
-    papers = [place.paper for line in lines for place in line.places if place.paper]
+    lines = table_rows(grid, notes)
+    papers = [place.paper for line in lines for place in line.cells if place.paper]
     sections = [section for column in study.columns if (section := _section(grid, column, images)) is not None]
     evaluations = [seed.evaluation for column in study.columns for seed in grid.seeds(column)]
     return render_page(
@@ -185,45 +185,43 @@ def render_study(grid: Grid, *, images: bool | None = None) -> str:
         title=study.title,
         command=redact("command", study.command),
         counts=grid.counts(),
-        cells=len(grid.filled),
+        cells=len(grid.cells),
         toy=study.scale != "paper",
         phantoms=any(each.synthetic for each in evaluations),
         all_phantoms=all(each.synthetic for each in evaluations),
-        heads=table_heads(study.columns),
-        metrics=[METRICS.get(metric, metric) for column in study.columns for metric in column.metrics],
-        firsts=column_starts(study.columns),
+        heads=column_headers(study.columns),
+        metrics=[SHORT_METRIC_NAMES.get(metric, metric) for column in study.columns for metric in column.metrics],
+        firsts=column_borders(study.columns),
         lines=lines,
         reference=next((row.label for row in study.rows if row.key == study.reference), ""),
-        differences=differences(grid),
+        differences=difference_table(grid),
         family=corrected_p_values(grid)[1],
         given=any(row.origin for row in study.rows),
         papers=papers,
-        marks=[
-            each for each in MARKS.items() if any(each[0] in place.paper for line in lines for place in line.places)
-        ],
-        percent=any(in_percent(metric) for column in study.columns for metric in column.metrics),
-        footnotes=notes.listed(),
-        facts=row_facts(study),
+        marks=[each for each in MARKS.items() if any(each[0] in place.paper for line in lines for place in line.cells)],
+        percent=any(is_percent(metric) for column in study.columns for metric in column.metrics),
+        footnotes=notes.items(),
+        facts=parameter_table(study),
         figures=study_figures(grid),
-        seen={column.key: every_seed(grid, column) for column in study.columns},
+        seen={column.key: seed_rows(grid, column) for column in study.columns},
         sections=sections,
         files=[f"{file_name(study.name)}.csv", f"{file_name(study.name)}.tex"],
         fewest=MIN_PATIENTS,
-        most=_MODELS,
-        scorings=SCORINGS,
-        tasks=TASKS,
+        most=_MAX_ROWS,
+        scorings=SCORING_QUESTIONS,
+        tasks=TASK_NAMES,
         redact=redact,
-        swatch=swatch,
-        keys={kind: key(kind, colour) for kind, colour in KEYS.items()},
+        swatch=legend_line,
+        keys={kind: legend_marker(kind, colour) for kind, colour in KEYS.items()},
     )
 
 
-def _section(grid: Grid, column: StudyLine, images: bool | None) -> Section | None:
+def _section(grid: StudyResults, column: StudyLine, images: bool | None) -> Section | None:
     """What the results under one heading hold besides their numbers, of the first seed of each row."""
     entries: list[Entry] = []
     for series, row in enumerate(grid.study.rows):
-        filled = grid.filled.get((row.key, column.key))
-        if filled is not None and filled.seeds and len(entries) < _MODELS:
+        filled = grid.cells.get((row.key, column.key))
+        if filled is not None and filled.seeds and len(entries) < _MAX_ROWS:
             entries.append(_entry(row, filled.seeds[0], series))
     if not entries:
         return None
@@ -232,7 +230,7 @@ def _section(grid: Grid, column: StudyLine, images: bool | None) -> Section | No
     return section._replace(headline=None)  # the table of the study holds it, over all seeds
 
 
-def _entry(row: StudyLine, seed: Seed, series: int) -> Entry:
+def _entry(row: StudyLine, seed: SeedResult, series: int) -> Entry:
     nothing: Mapping[str, str] = {}
     stored = StoredResult(file=seed.file, anchor="table", evaluation=seed.evaluation, href=quote(seed.file))
     run = Run(
@@ -282,7 +280,7 @@ _TEX = {
 }
 
 
-def study_csv(grid: Grid) -> str:
+def study_csv(grid: StudyResults) -> str:
     """One line per row, column and metric, the floors last; fractions, not percent."""
     file = io.StringIO()
     table = csv.DictWriter(file, FIELDS, lineterminator="\n", restval="")
@@ -295,10 +293,10 @@ def study_csv(grid: Grid) -> str:
     for row in grid.study.rows:
         for column in grid.study.columns:
             for metric in column.metrics:
-                filled = grid.filled.get((row.key, column.key))
+                filled = grid.cells.get((row.key, column.key))
                 paper = quoted(grid.study.name, row.key, column.key, metric)
                 state = "absent" if filled is None else filled.cell.state
-                line = _line(grid, row.key, column, metric, grid.number(row, column, metric))
+                line = _line(grid, row.key, column, metric, grid.summary(row, column, metric))
                 write(
                     {
                         **line,
@@ -309,19 +307,21 @@ def study_csv(grid: Grid) -> str:
                         "origin": _origin(row),
                     }
                 )
-    for rule in FLOORS:
+    for rule in BASELINES:
         for column in grid.study.columns:
             for metric in column.metrics:
-                number = grid.floor(rule, column, metric)
+                number = grid.baseline(rule, column, metric)
                 if number is not None:
                     write({**_line(grid, rule, column, metric, number), "state": "floor"})
     return file.getvalue()
 
 
-def _line(grid: Grid, row: str, column: StudyLine, metric: str, number: Number) -> dict[str, str | int | float | None]:
+def _line(
+    grid: StudyResults, row: str, column: StudyLine, metric: str, number: MetricSummary
+) -> dict[str, str | int | float | None]:
     results = [result for _, result in number.results] if number.value is not None else []
     evaluations = [seed.evaluation for seed, _ in number.results]
-    low, high = (number.reach if results else None) or (None, None)
+    low, high = (number.interval_range if results else None) or (None, None)
     return {
         "study": grid.study.name,
         "scale": grid.study.scale,
@@ -353,7 +353,7 @@ def _joined(parts: Sequence[str]) -> str:
     return "; ".join(parts)
 
 
-def _changed(filled: Filled | None, metric: str, corrected: float | None, family: int) -> dict[str, float | None]:
+def _changed(filled: CellResults | None, metric: str, corrected: float | None, family: int) -> dict[str, float | None]:
     held = () if filled is None else filled.cell.differences
     for each in held:
         if each.metric == metric:
@@ -373,13 +373,13 @@ def _quoted(paper: Quoted | None) -> dict[str, str]:
     return {} if paper is None else {"paper": f"{paper.value:.4f}", "paper_note": _joined(paper.notes)}
 
 
-def study_latex(grid: Grid) -> str:
+def study_latex(grid: StudyResults) -> str:
     r"""A table that `\input` puts into a paper which loads booktabs: ours bold, the paper's below in italics."""
     study = grid.study
     places = [(column, metric) for column in study.columns for metric in column.metrics]
     heads = [
         " & ".join(["", *(f"\\multicolumn{{{head.span}}}{{c}}{{{tex(head.label)}}}" for head in line)]) + r" \\"
-        for line in table_heads(study.columns)
+        for line in column_headers(study.columns)
     ]
     lines = [
         f"% {_comment(study.title)}: {_comment(redact('command', study.command))}",
@@ -392,7 +392,7 @@ def study_latex(grid: Grid) -> str:
         f"\\begin{{tabular}}{{l{'c' * len(places)}}}",
         r"\toprule",
         *heads,
-        " & ".join(["", *(tex(METRICS.get(metric, metric)) for _, metric in places)]) + r" \\",
+        " & ".join(["", *(tex(SHORT_METRIC_NAMES.get(metric, metric)) for _, metric in places)]) + r" \\",
         r"\midrule",
     ]
     above = ""
@@ -400,29 +400,31 @@ def study_latex(grid: Grid) -> str:
         if row.heading != above:
             lines.append(f"\\multicolumn{{{len(places) + 1}}}{{l}}{{\\textit{{{tex(row.heading)}}}}} \\\\")
             above = row.heading
-        numbers = [_tex_number(metric, grid.number(row, column, metric)) for column, metric in places]
+        numbers = [_tex_number(metric, grid.summary(row, column, metric)) for column, metric in places]
         lines.append(" & ".join([tex(row.label), *numbers]) + r" \\")
         papers = [quoted(study.name, row.key, column.key, metric) for column, metric in places]
         if any(papers):
             printed = [f"\\textit{{{paper.printed}}}{tex(paper.marks)}" if paper else "" for paper in papers]
             lines.append(" & ".join([r"\quad\textit{the paper}", *printed]) + r" \\")
-    floors = [(name, [grid.floor(rule, column, metric) for column, metric in places]) for rule, name in FLOORS.items()]
+    floors = [
+        (name, [grid.baseline(rule, column, metric) for column, metric in places]) for rule, name in BASELINES.items()
+    ]
     told = [(name, numbers) for name, numbers in floors if any(numbers)]
     lines += [r"\midrule"] * bool(told)
     for name, numbers in told:
         printed = [
-            as_printed(metric, number.value) if number is not None and number.value is not None else "--"
+            format_number(metric, number.value) if number is not None and number.value is not None else "--"
             for (_, metric), number in zip(places, numbers, strict=True)
         ]
         lines.append(" & ".join([tex(name), *printed]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table*}", ""])
 
 
-def _caption(grid: Grid) -> str:
+def _caption(grid: StudyResults) -> str:
     study = grid.study
     seen = "".join(each.marks for each in QUOTED.get(study.name, {}).values())
     marks = "".join(f"; {tex(mark)}: {tex(words)}" for mark, words in MARKS.items() if mark in seen)
-    unit = "In percent, " if any(in_percent(metric) for column in study.columns for metric in column.metrics) else ""
+    unit = "In percent, " if any(is_percent(metric) for column in study.columns for metric in column.metrics) else ""
     toy = (
         " Measured at the tiny scale, on small towers and few images: they say nothing of the paper's numbers."
         if study.scale != "paper"
@@ -434,11 +436,11 @@ def _caption(grid: Grid) -> str:
     )
 
 
-def _tex_number(metric: str, number: Number) -> str:
+def _tex_number(metric: str, number: MetricSummary) -> str:
     if number.value is None:
         return "--"
-    spread = "" if number.spread is None else f"{{\\tiny\\,$\\pm${as_printed(metric, number.spread)}}}"
-    return f"\\textbf{{{as_printed(metric, number.value)}}}{spread}"
+    spread = "" if number.spread is None else f"{{\\tiny\\,$\\pm${format_number(metric, number.spread)}}}"
+    return f"\\textbf{{{format_number(metric, number.value)}}}{spread}"
 
 
 def tex(text: str) -> str:

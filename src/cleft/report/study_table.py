@@ -17,13 +17,13 @@ from cleft.correction import LEVEL, holm
 from cleft.errors import CleftError, ConfigError, DataError
 from cleft.files import read_limited
 from cleft.privacy import redact
-from cleft.report.html import TOO_FEW, Footnotes, small, weights
+from cleft.report.html import TOO_FEW, Footnotes, format_parameters, is_suppressed
 from cleft.report.paper import quoted
-from cleft.report.tables import FLOORS
+from cleft.report.tables import BASELINES
 from cleft.results import Difference, Evaluation, Result, Study, StudyCell, StudyLine, from_json
 from cleft.strict_json import find_json
 
-METRICS = {
+SHORT_METRIC_NAMES = {
     "accuracy": "Acc.",
     "auc": "AUC",
     "auprc": "AUPRC",
@@ -35,19 +35,19 @@ METRICS = {
 _PERCENT = ("accuracy", "auc", "auprc", "sensitivity", "specificity", "recall", "precision", "f1")
 
 
-class Head(NamedTuple):
+class ColumnHeader(NamedTuple):
     """The head over several columns."""
 
     label: str
     span: int
 
 
-def in_words(metric: str) -> str:
+def axis_label(metric: str) -> str:
     """A metric as the axis of a figure calls it."""
-    return "accuracy" if metric == "accuracy" else METRICS.get(metric, metric)
+    return "accuracy" if metric == "accuracy" else SHORT_METRIC_NAMES.get(metric, metric)
 
 
-def in_percent(metric: str) -> bool:
+def is_percent(metric: str) -> bool:
     """Whether a table prints a hundred times the number: all but ranks and errors.
 
     Example:
@@ -57,39 +57,39 @@ def in_percent(metric: str) -> bool:
     return any(part.partition("@")[0] in _PERCENT for part in metric.split("/"))
 
 
-def as_printed(metric: str, value: float) -> str:
+def format_number(metric: str, value: float) -> str:
     """A number of a study as a table prints it, without its unit.
 
     Example:
         >>> as_printed("accuracy", 0.6674), as_printed("mean-rank", 12.25), as_printed("ece", 0.0381)
         ('66.7', '12.2', '0.038')
     """
-    if in_percent(metric):
+    if is_percent(metric):
         return f"{100 * value:.1f}"
     return f"{value:.1f}" if "rank" in metric else f"{value:.3f}"
 
 
-def as_change(metric: str, value: float) -> str:
+def format_difference(metric: str, value: float) -> str:
     """A difference of two numbers of a study, with its sign.
 
     Example:
         >>> as_change("accuracy", -0.0214), as_change("mean-rank", 1.5)
         ('−2.1', '+1.5')
     """
-    return ("−" if value < 0 else "+") + as_printed(metric, abs(value))
+    return ("−" if value < 0 else "+") + format_number(metric, abs(value))
 
 
-def table_heads(columns: Sequence[StudyLine]) -> list[list[Head]]:
+def column_headers(columns: Sequence[StudyLine]) -> list[list[ColumnHeader]]:
     """What stands over the metrics: datasets over tasks where labels say both, else the labels alone."""
     parts = [_parts(column.label) for column in columns if column.metrics]
     spans = [len(column.metrics) for column in columns if column.metrics]
-    tasks = [Head(task, span) for (_, task), span in zip(parts, spans, strict=True)]
-    groups: list[Head] = []
+    tasks = [ColumnHeader(task, span) for (_, task), span in zip(parts, spans, strict=True)]
+    groups: list[ColumnHeader] = []
     for (group, _), span in zip(parts, spans, strict=True):
         if groups and groups[-1].label == group:
-            groups[-1] = Head(group, groups[-1].span + span)
+            groups[-1] = ColumnHeader(group, groups[-1].span + span)
         else:
-            groups.append(Head(group, span))
+            groups.append(ColumnHeader(group, span))
     return [groups, tasks] if any(group.label for group in groups) else [tasks]
 
 
@@ -104,7 +104,7 @@ def _parts(label: str) -> tuple[str, str]:
     return group, task
 
 
-def column_starts(columns: Sequence[StudyLine]) -> list[str]:
+def column_borders(columns: Sequence[StudyLine]) -> list[str]:
     """How each metric's column begins: a new dataset, a new task, or the same task."""
     found: list[str] = []
     last = ""
@@ -116,8 +116,8 @@ def column_starts(columns: Sequence[StudyLine]) -> list[str]:
     return found
 
 
-FILE = "study.json"
-STATES = {
+STUDY_FILE = "study.json"
+STATE_NAMES = {
     "planned": "not run yet",
     "missing": "data or weights were not given",
     "failed": "failed",
@@ -127,7 +127,7 @@ STATES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seed:
+class SeedResult:
     """One result file of a cell."""
 
     file: str
@@ -136,30 +136,30 @@ class Seed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Filled:
+class CellResults:
     """A cell and what its result files hold."""
 
     cell: StudyCell
-    seeds: Sequence[Seed]
+    seeds: Sequence[SeedResult]
     problems: Sequence[str] = ()
     """Files that are named and could not be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Number:
+class MetricSummary:
     """One metric of one cell."""
 
     value: float | None
     """Mean over seeds."""
     spread: float | None = None
     """Standard deviation over seeds, with n - 1; None for fewer than two."""
-    results: Sequence[tuple[Seed, Result]] = ()
+    results: Sequence[tuple[SeedResult, Result]] = ()
     """What the mean is taken over."""
     reason: str | None = None
     """Why there is no value, or what it leaves out."""
 
     @property
-    def reach(self) -> tuple[float, float] | None:
+    def interval_range(self) -> tuple[float, float] | None:
         """From the lowest to the highest end of the seeds' intervals; None where a seed has none."""
         intervals = [result.interval for _, result in self.results if result.interval is not None]
         if not intervals or len(intervals) < len(self.results):
@@ -168,38 +168,40 @@ class Number:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grid:
+class StudyResults:
     """A study with its results."""
 
     study: Study
-    filled: Mapping[tuple[str, str], Filled]
+    cells: Mapping[tuple[str, str], CellResults]
 
-    def number(self, row: StudyLine, column: StudyLine, metric: str) -> Number:
+    def summary(self, row: StudyLine, column: StudyLine, metric: str) -> MetricSummary:
         """The mean of a metric over the seeds of a cell, or why there is none."""
-        filled = self.filled.get((row.key, column.key))
-        return Number(value=None, reason="not part of this study") if filled is None else _number(filled, metric)
+        filled = self.cells.get((row.key, column.key))
+        return MetricSummary(value=None, reason="not part of this study") if filled is None else _number(filled, metric)
 
-    def floor(self, rule: str, column: StudyLine, metric: str) -> Number | None:
+    def baseline(self, rule: str, column: StudyLine, metric: str) -> MetricSummary | None:
         """What a rule reaches on the images of a column; None where no result of it says so."""
         name = f"{rule}/{metric}"
         for seed in self.seeds(column):
             result = next((floor for floor in seed.evaluation.floors if floor.metric == name), None)
             if result is not None:
-                kept, reason = (None, TOO_FEW) if small(result, seed.evaluation) else (result.value, result.reason)
-                return Number(value=kept, results=[(seed, result)], reason=reason)
+                kept, reason = (
+                    (None, TOO_FEW) if is_suppressed(result, seed.evaluation) else (result.value, result.reason)
+                )
+                return MetricSummary(value=kept, results=[(seed, result)], reason=reason)
         return None
 
-    def seeds(self, column: StudyLine) -> Iterator[Seed]:
+    def seeds(self, column: StudyLine) -> Iterator[SeedResult]:
         """Every result under a heading, from the top."""
         for row in self.study.rows:
-            filled = self.filled.get((row.key, column.key))
+            filled = self.cells.get((row.key, column.key))
             yield from filled.seeds if filled is not None else ()
 
     def counts(self) -> dict[str, int]:
         """Cells by state; `done` where results were read."""
         states = [
             ("done" if filled.seeds else "unreadable") if filled.cell.state == "done" else filled.cell.state
-            for filled in self.filled.values()
+            for filled in self.cells.values()
         ]
         return {state: states.count(state) for state in dict.fromkeys(states)}
 
@@ -210,28 +212,28 @@ def check_study_file(folder: Path) -> None:
     Raises:
         ConfigError: If it is something else.
     """
-    path = folder / FILE
+    path = folder / STUDY_FILE
     study = find_json(path, error=ConfigError, remedy="move it away, or choose another folder with --out")
     if study is not None and not {"schema", "name", "rows", "columns", "cells"} <= set(study):
         raise ConfigError(f"{path} was not written by cleft; move it away, or choose another folder with --out")
 
 
-def read_grid(folder: Path) -> Grid:
+def read_study(folder: Path) -> StudyResults:
     """Reads a study and the results that it names.
 
     Raises:
         DataError: If there is no study, its file is damaged or contradicts itself, or results under one heading were
             measured on different splits or images.
     """
-    path = folder / FILE
+    path = folder / STUDY_FILE
     text = read_limited(
         path,
         error=partial(DataError, reason="not-a-study"),
         remedy="give the folder of a study, or run folders",
     )
-    study = from_json(text, Study, where=FILE, remedy="run cleft reproduce again")
+    study = from_json(text, Study, where=STUDY_FILE, remedy="run cleft reproduce again")
     _check_names(study)
-    grid = Grid(study=study, filled={(cell.row, cell.column): _fill(cell, folder) for cell in study.cells})
+    grid = StudyResults(study=study, cells={(cell.row, cell.column): _fill(cell, folder) for cell in study.cells})
     for column in study.columns:
         _check_heading(column, list(grid.seeds(column)))
     return grid
@@ -245,10 +247,10 @@ def _check_names(study: Study) -> None:
     strange = [(row, column) for row, column in places if row not in rows or column not in columns]
     if twice or strange:
         fault = f"names {twice[0]!r} twice" if twice else f"has a cell {strange[0]!r} without its row or column"
-        raise DataError(f"{FILE} {fault}; run cleft reproduce again", reason="schema")
+        raise DataError(f"{STUDY_FILE} {fault}; run cleft reproduce again", reason="schema")
 
 
-def _check_heading(column: StudyLine, seeds: Sequence[Seed]) -> None:
+def _check_heading(column: StudyLine, seeds: Sequence[SeedResult]) -> None:
     """Results under one heading must have been asked of the same split and images."""
     for name, what in (("split_digest", "splits"), ("ids_digest", "images")):
         first: dict[str, str] = {}
@@ -263,8 +265,8 @@ def _check_heading(column: StudyLine, seeds: Sequence[Seed]) -> None:
             )
 
 
-def _fill(cell: StudyCell, folder: Path) -> Filled:
-    seeds: list[Seed] = []
+def _fill(cell: StudyCell, folder: Path) -> CellResults:
+    seeds: list[SeedResult] = []
     problems: list[str] = []
     for file in cell.results:
         path = PurePosixPath(file.replace("\\", "/"))
@@ -273,24 +275,24 @@ def _fill(cell: StudyCell, folder: Path) -> Filled:
             continue
         try:
             text = read_limited(folder / path, where=str(path))
-            seeds.append(Seed(file=str(path), evaluation=from_json(text, Evaluation, where=path.name)))
+            seeds.append(SeedResult(file=str(path), evaluation=from_json(text, Evaluation, where=path.name)))
         except CleftError as error:
             problems.append(str(error))
-    return Filled(cell=cell, seeds=seeds, problems=problems)
+    return CellResults(cell=cell, seeds=seeds, problems=problems)
 
 
-def _number(filled: Filled, metric: str) -> Number:
+def _number(filled: CellResults, metric: str) -> MetricSummary:
     reasons = list(filled.problems)
     if filled.cell.state != "done":
-        state = STATES.get(filled.cell.state, filled.cell.state)
+        state = STATE_NAMES.get(filled.cell.state, filled.cell.state)
         reasons.append(": ".join(dict.fromkeys(filter(None, (state, filled.cell.reason)))))
-    kept: list[tuple[Seed, Result]] = []
+    kept: list[tuple[SeedResult, Result]] = []
     for seed in filled.seeds:
         result = next((each for each in seed.evaluation.results if each.metric == metric), None)
         if result is None:
             reasons.append("the result file does not hold this number")
             continue
-        hidden = small(result, seed.evaluation)
+        hidden = is_suppressed(result, seed.evaluation)
         if hidden or result.reason or result.value is None:
             unsaid = "not measured, and the result file does not say why" if result.value is None else None
             reasons.append(TOO_FEW if hidden else result.reason or unsaid or "")
@@ -299,14 +301,14 @@ def _number(filled: Filled, metric: str) -> Number:
     named = len(filled.seeds) + len(filled.problems)
     remarks = list(dict.fromkeys(filter(None, reasons)))
     if not kept:
-        return Number(value=None, reason="; ".join(remarks) or "no result file is named")
+        return MetricSummary(value=None, reason="; ".join(remarks) or "no result file is named")
     if len(kept) < named:
         remarks.insert(0, f"{len(kept)} of {named} seeds")
     values = [result.value for _, result in kept if result.value is not None]
     several = len({seed.evaluation.checkpoint for seed, _ in kept}) > 1
     if len(values) > 1 and not several:
         remarks.append("every seed ended in the same weights: no spread")
-    return Number(
+    return MetricSummary(
         value=statistics.fmean(values),
         spread=statistics.stdev(values) if several else None,
         results=kept,
@@ -314,7 +316,7 @@ def _number(filled: Filled, metric: str) -> Number:
     )
 
 
-FACTS = {
+FACT_NAMES = {
     "moving": "Trainable parameters",
     "moving_text": "of these, text tower",
     "frozen": "Frozen parameters",
@@ -324,10 +326,10 @@ FACTS = {
 }
 
 
-class Place(NamedTuple):
+class TableCell(NamedTuple):
     """A cell of the page's table: ours and the paper's."""
 
-    ours: str
+    measured: str
     """Empty where neither was planned."""
     href: str
     """The result file; the lines of all seeds where there are several."""
@@ -339,38 +341,38 @@ class Place(NamedTuple):
     state: str
 
 
-class Line(NamedTuple):
+class TableRow(NamedTuple):
     """One row of the page's table."""
 
     kind: str
     label: str
     series: int
-    places: Sequence[Place]
-    band: str = ""
+    cells: Sequence[TableCell]
+    group: str = ""
     """What stands above it and those like it."""
     note: str = ""
     """Letter of the footnote that says where its model comes from."""
 
 
-class Against(NamedTuple):
+class DifferenceRow(NamedTuple):
     """One row of the table of differences."""
 
     label: str
-    band: str
-    places: Sequence[Change]
+    group: str
+    cells: Sequence[DifferenceCell]
 
 
-class Change(NamedTuple):
+class DifferenceCell(NamedTuple):
     """Difference of a row from the reference: value, interval, p-value as it is and corrected."""
 
     difference: str
     interval: str
     p_value: str
-    apart: bool
+    significant: bool
     """Whether the corrected p-value is at most `LEVEL`."""
 
 
-class Seen(NamedTuple):
+class SeedRow(NamedTuple):
     """One seed's number, with everything that stands behind it."""
 
     row: str
@@ -385,26 +387,26 @@ class Seen(NamedTuple):
     anchor: str
 
 
-def table_lines(grid: Grid, notes: Footnotes) -> list[Line]:
+def table_rows(grid: StudyResults, notes: Footnotes) -> list[TableRow]:
     """Rows, then floors; reasons become footnotes."""
     places = [(column, metric) for column in grid.study.columns for metric in column.metrics]
-    lines: list[Line] = []
+    lines: list[TableRow] = []
     for index, row in enumerate(grid.study.rows):
         letter = notes.letter(_provenance(grid, row))
         told = [_place(grid, row, column, metric, notes) for column, metric in places]
-        lines.append(Line("model", row.label, index, told, _band(row), letter))
-    for rule, name in FLOORS.items():
-        numbers = [grid.floor(rule, column, metric) for column, metric in places]
+        lines.append(TableRow("model", row.label, index, told, _band(row), letter))
+    for rule, name in BASELINES.items():
+        numbers = [grid.baseline(rule, column, metric) for column, metric in places]
         if any(numbers):
             told = [_floor(metric, number, notes) for (_, metric), number in zip(places, numbers, strict=True)]
-            lines.append(Line("floor", name, 0, told, "Floors: what rules reach on the same images"))
+            lines.append(TableRow("floor", name, 0, told, "Floors: what rules reach on the same images"))
     return lines
 
 
-def _place(grid: Grid, row: StudyLine, column: StudyLine, metric: str, notes: Footnotes) -> Place:
-    number = grid.number(row, column, metric)
+def _place(grid: StudyResults, row: StudyLine, column: StudyLine, metric: str, notes: Footnotes) -> TableCell:
+    number = grid.summary(row, column, metric)
     paper = quoted(grid.study.name, row.key, column.key, metric)
-    filled = grid.filled.get((row.key, column.key))
+    filled = grid.cells.get((row.key, column.key))
     state = "done" if number.value is not None else "absent" if filled is None else filled.cell.state
     href = ""
     if len(number.results) == 1:
@@ -413,8 +415,8 @@ def _place(grid: Grid, row: StudyLine, column: StudyLine, metric: str, notes: Fo
         href = f"#{_anchor(grid, row, column, metric)}"
     elif filled is not None and filled.seeds:
         href = _link(filled.seeds[0])
-    return Place(
-        ours="–" if number.value is None else as_printed(metric, number.value),
+    return TableCell(
+        measured="–" if number.value is None else format_number(metric, number.value),
         href=href,
         spread=_spread(metric, number),
         title=_told(metric, number),
@@ -425,11 +427,11 @@ def _place(grid: Grid, row: StudyLine, column: StudyLine, metric: str, notes: Fo
     )
 
 
-def _provenance(grid: Grid, row: StudyLine) -> str:
+def _provenance(grid: StudyResults, row: StudyLine) -> str:
     """Where a model comes from that was given, and what its results say of patients it may know."""
     known: dict[str, list[str]] = {}
     for column in grid.study.columns:
-        filled = grid.filled.get((row.key, column.key))
+        filled = grid.cells.get((row.key, column.key))
         for note in dict.fromkeys(
             note.rstrip(".")
             for seed in (filled.seeds if filled is not None and row.origin else ())
@@ -442,21 +444,23 @@ def _provenance(grid: Grid, row: StudyLine) -> str:
     return ". ".join(filter(None, [redact("origin", row.origin) if row.origin else "", *told]))
 
 
-def _spread(metric: str, number: Number) -> str:
+def _spread(metric: str, number: MetricSummary) -> str:
     if number.value is None:
         return ""
     if number.spread is not None:
-        return f"± {as_printed(metric, number.spread)}"
-    return "" if number.reach is None else "–".join(as_printed(metric, end) for end in number.reach)
+        return f"± {format_number(metric, number.spread)}"
+    return (
+        "" if number.interval_range is None else "–".join(format_number(metric, end) for end in number.interval_range)
+    )
 
 
-def _told(metric: str, number: Number) -> str:
+def _told(metric: str, number: MetricSummary) -> str:
     """Each seed's number with its interval, for the pointer."""
     if number.value is None:
         return number.reason or ""
     parts = [
-        f"{as_printed(metric, result.value)}"
-        + (f" [{'–'.join(as_printed(metric, end) for end in result.interval)}]" if result.interval else "")
+        f"{format_number(metric, result.value)}"
+        + (f" [{'–'.join(format_number(metric, end) for end in result.interval)}]" if result.interval else "")
         for _, result in number.results
         if result.value is not None
     ]
@@ -464,23 +468,23 @@ def _told(metric: str, number: Number) -> str:
     return f"{count}: {', '.join(parts)}"
 
 
-def _floor(metric: str, number: Number | None, notes: Footnotes) -> Place:
+def _floor(metric: str, number: MetricSummary | None, notes: Footnotes) -> TableCell:
     none = number is None or number.value is None
-    text = "" if number is None else "–" if number.value is None else as_printed(metric, number.value)
+    text = "" if number is None else "–" if number.value is None else format_number(metric, number.value)
     href = _link(number.results[0][0]) if number is not None and not none else ""
-    return Place(text, href, "", "", notes.letter(number.reason if number else None), "", "", "floor")
+    return TableCell(text, href, "", "", notes.letter(number.reason if number else None), "", "", "floor")
 
 
-def _link(seed: Seed) -> str:
+def _link(seed: SeedResult) -> str:
     return quote(seed.file)
 
 
-def _anchor(grid: Grid, row: StudyLine, column: StudyLine, metric: str) -> str:
+def _anchor(grid: StudyResults, row: StudyLine, column: StudyLine, metric: str) -> str:
     study = grid.study
     return f"n-{study.rows.index(row)}-{study.columns.index(column)}-{column.metrics.index(metric)}"
 
 
-def corrected_p_values(grid: Grid) -> tuple[dict[tuple[str, str, str], float], int]:
+def corrected_p_values(grid: StudyResults) -> tuple[dict[tuple[str, str, str], float], int]:
     """Corrects the p-values of all differences that the page of a study shows, as one family.
 
     Returns:
@@ -498,10 +502,10 @@ def corrected_p_values(grid: Grid) -> tuple[dict[tuple[str, str, str], float], i
     return {place: p for place, p in found if p is not None}, corrected.family
 
 
-def differences(grid: Grid) -> list[Against]:
+def difference_table(grid: StudyResults) -> list[DifferenceRow]:
     """Every row that was held against the reference of the study."""
     corrected, _ = corrected_p_values(grid)
-    told: list[Against] = []
+    told: list[DifferenceRow] = []
     for row in grid.study.rows:
         cells = {cell.column: cell for cell in grid.study.cells if cell.row == row.key and cell.differences}
         places = [
@@ -514,42 +518,49 @@ def differences(grid: Grid) -> list[Against]:
             for metric in column.metrics
         ]
         if cells:
-            told.append(Against(row.label, _band(row), places))
+            told.append(DifferenceRow(row.label, _band(row), places))
     return told
 
 
-def _change(metric: str, found: Sequence[Difference], corrected: float | None) -> Change:
+def _change(metric: str, found: Sequence[Difference], corrected: float | None) -> DifferenceCell:
     each = next((each for each in found if each.metric == metric), None)
     if each is None or each.difference is None:
-        return Change("–", "", "", apart=False)
+        return DifferenceCell("–", "", "", significant=False)
     if each.interval is None:
-        return Change(as_change(metric, each.difference), "", "", apart=False)
-    ends = " ".join(as_change(metric, end) for end in each.interval)
+        return DifferenceCell(format_difference(metric, each.difference), "", "", significant=False)
+    ends = " ".join(format_difference(metric, end) for end in each.interval)
     p_value = "" if each.p_value is None else f"p {each.p_value:.3f}"
     if corrected is not None:
         p_value += f", corrected {corrected:.3f}"
-    return Change(as_change(metric, each.difference), ends, p_value, apart=corrected is not None and corrected <= LEVEL)
+    return DifferenceCell(
+        format_difference(metric, each.difference),
+        ends,
+        p_value,
+        significant=corrected is not None and corrected <= LEVEL,
+    )
 
 
 def _band(row: StudyLine) -> str:
     return row.heading[:1].upper() + row.heading[1:]
 
 
-def every_seed(grid: Grid, column: StudyLine) -> list[Seen]:
+def seed_rows(grid: StudyResults, column: StudyLine) -> list[SeedRow]:
     """What the means under a heading are taken over."""
-    found: list[Seen] = []
+    found: list[SeedRow] = []
     for row in grid.study.rows:
         for metric in column.metrics:
-            for place, (seed, result) in enumerate(grid.number(row, column, metric).results):
+            for place, (seed, result) in enumerate(grid.summary(row, column, metric).results):
                 interval = (
-                    "–".join(as_printed(metric, end) for end in result.interval) if result.interval else "no interval"
+                    "–".join(format_number(metric, end) for end in result.interval)
+                    if result.interval
+                    else "no interval"
                 )
                 found.append(
-                    Seen(
+                    SeedRow(
                         row=row.label,
-                        metric=METRICS.get(metric, metric),
+                        metric=SHORT_METRIC_NAMES.get(metric, metric),
                         seed=_seed(row, seed, place),
-                        value=as_printed(metric, result.value or 0.0),
+                        value=format_number(metric, result.value or 0.0),
                         interval=interval,
                         images=result.images,
                         patients=result.patients,
@@ -561,18 +572,18 @@ def every_seed(grid: Grid, column: StudyLine) -> list[Seen]:
     return found
 
 
-def _seed(row: StudyLine, seed: Seed, place: int) -> str:
+def _seed(row: StudyLine, seed: SeedResult, place: int) -> str:
     if seed.evaluation.protocol:
         return str(seed.evaluation.training_seed)
     return "–" if row.origin else str(place + 1)
 
 
-def row_facts(study: Study) -> tuple[list[str], list[tuple[str, list[str]]]] | None:
+def parameter_table(study: Study) -> tuple[list[str], list[tuple[str, list[str]]]] | None:
     """What is known of the rows besides their results: weights, cost, lengths; None where nothing is."""
     names = list(dict.fromkeys(name for row in study.rows for name in row.facts))
     if not names:
         return None
-    heads = [FACTS.get(name, name.replace("_", " ").capitalize()) for name in names]
+    heads = [FACT_NAMES.get(name, name.replace("_", " ").capitalize()) for name in names]
     told = [row for row in study.rows if row.facts]
     return heads, [(row.label, [_fact(name, row.facts.get(name)) for name in names]) for row in told]
 
@@ -583,5 +594,5 @@ def _fact(name: str, value: float | None) -> str:
     if name == "fraction":
         return f"{100 * value:g} %"
     if value >= 10_000 and name != "seconds":
-        return weights(value)
+        return format_parameters(value)
     return f"{value:,.0f}" if value == int(value) or value >= 100 else f"{value:,.3g}"

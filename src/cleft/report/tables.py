@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from cleft.grammar import count, verb
 from cleft.privacy import MIN_PATIENTS
-from cleft.report.charts import INK, SOFT, style, swatch, whisker
+from cleft.report.charts import BLACK, GREY, legend_line, series_style, whisker
 from cleft.report.html import (
     PERCENT,
     PNG,
@@ -22,25 +22,25 @@ from cleft.report.html import (
     Footnotes,
     Row,
     Table,
-    printed,
-    printed_end,
-    printed_range,
-    small,
+    format_axis_end,
+    format_interval,
+    format_value,
+    is_suppressed,
 )
 from cleft.report.paper import Published, published
 from cleft.report.runs import Run, StoredResult
 from cleft.results import Evaluation, Exhibit, Result, Retrieval, RetrievalExample
 
-RULES = {"majority-class": "Majority class", "ap-view": "AP-view rule"}
+CLASSIFICATION_BASELINES = {"majority-class": "Majority class", "ap-view": "AP-view rule"}
 """Floors of classification."""
-FLOORS = {**RULES, "chance": "Guessing"}
-DIRECTIONS = {
+BASELINES = {**CLASSIFICATION_BASELINES, "chance": "Guessing"}
+DIRECTION_NAMES = {
     "image-to-text": "Image to text",
     "text-to-image": "Text to image",
     "image-to-image": "Image to image",
 }
-HEADINGS = {"accuracy": "Accuracy", "auc": "AUC"}
-MORE = {
+HEADLINE_METRICS = {"accuracy": "Accuracy", "auc": "AUC"}
+METRIC_NAMES = {
     "auprc": "AUPRC",
     "ece": "Calibration error (ECE)",
     "ece-after-temperature": "ECE after temperature",
@@ -48,26 +48,26 @@ MORE = {
     "median-rank": "Median rank",
 }
 """Further metrics; `recall@5` and `sensitivity@0.90` speak for themselves."""
-PROMPTS = {
+PROMPT_NAMES = {
     "context": "learned context",
     "handwritten": "handwritten prompts",
     "captions": "captions",
     "none": "no text",
 }
-SIMILARITIES = {
+SIMILARITY_NAMES = {
     "local": "words with regions",
     "both": "wholes, and words with regions",
     "released": "wholes, and words with regions as released",
 }
 """What was compared, where it was not wholes alone."""
-TASKS = {
+TASK_NAMES = {
     "zero-shot": "zero-shot",
     "linear-probe": "linear probe",
     "fine-tune": "fine-tuning",
     "retrieval": "retrieval",
     "prompts": "prompt audit",
 }
-CLASSIFIED = ("zero-shot", "linear-probe", "fine-tune")
+CLASSIFICATION_TASKS = ("zero-shot", "linear-probe", "fine-tune")
 """Tasks whose numbers may stand in one table, where they answer the same images."""
 
 
@@ -89,26 +89,26 @@ class Entry(NamedTuple):
     @property
     def label(self) -> str:
         """How a row or a legend calls it."""
-        return self.name or f"{self.run.name}, {asked_with(self.evaluation)}"
+        return self.name or f"{self.run.name}, {describe_setup(self.evaluation)}"
 
 
-def asked_with(evaluation: Evaluation) -> str:
+def describe_setup(evaluation: Evaluation) -> str:
     """How an answer came about: behind which prompts and in which words, or how a head was trained."""
     if evaluation.protocol:
         learned = "" if evaluation.fraction == 1 else f", {100 * evaluation.fraction:g}{PERCENT} of the patients"
-        task = TASKS.get(evaluation.task, evaluation.task)
+        task = TASK_NAMES.get(evaluation.task, evaluation.task)
         return f"{task}, {evaluation.protocol} protocol{learned}, seed {evaluation.training_seed}"
-    told = [PROMPTS.get(evaluation.prompts, evaluation.prompts)]
+    told = [PROMPT_NAMES.get(evaluation.prompts, evaluation.prompts)]
     if evaluation.wording != "default":
         told.append(f"wording “{evaluation.wording}”")
     if evaluation.similarity != "global":
-        told.append(SIMILARITIES.get(evaluation.similarity, evaluation.similarity))
+        told.append(SIMILARITY_NAMES.get(evaluation.similarity, evaluation.similarity))
     if evaluation.standardised:
         told.append("standardised over the images")
     return ", ".join(told)
 
 
-def groups(runs: Sequence[Run]) -> list[list[Entry]]:
+def group_results(runs: Sequence[Run]) -> list[list[Entry]]:
     """Evaluations that may share a table: one question, the same images, the same labels.
 
     Equal labels are recognised by equal floors, which depend on nothing else.
@@ -116,13 +116,13 @@ def groups(runs: Sequence[Run]) -> list[list[Entry]]:
     found: dict[Any, list[Entry]] = {}
     for run in runs:
         for stored in run.results:
-            members = found.setdefault(_question(stored.evaluation), [])
+            members = found.setdefault(_comparison_key(stored.evaluation), [])
             members.append(Entry(run, stored, len(members)))
     return list(found.values())
 
 
-def _question(evaluation: Evaluation) -> Any:
-    task = "classification" if evaluation.task in CLASSIFIED else evaluation.task
+def _comparison_key(evaluation: Evaluation) -> Any:
+    task = "classification" if evaluation.task in CLASSIFICATION_TASKS else evaluation.task
     same = (task, evaluation.scoring, evaluation.dataset, evaluation.split, evaluation.ids_digest)
     floors = tuple(
         (floor.metric, floor.images, floor.value) for floor in evaluation.floors if "/auc/" not in floor.metric
@@ -130,36 +130,36 @@ def _question(evaluation: Evaluation) -> Any:
     return (*same, frozenset(evaluation.classes), floors)
 
 
-def headline(group: Sequence[Entry]) -> Table:
+def headline_table(group: Sequence[Entry]) -> Table:
     """Accuracy and AUC of every entry, the mean over seeds, the floors, and the paper's numbers."""
     notes = Footnotes()
-    spans = {metric: _span(group, metric) for metric in HEADINGS}
+    spans = {metric: _span(group, metric) for metric in HEADLINE_METRICS}
     levels = {"accuracy": _chance(group[0].evaluation), "auc": 0.5}
 
     def picture(metric: str, value: float, interval: tuple[float, float] | None, kind: str, series: int = 0) -> Markup:
-        colour = {"model": style(series)[0], "floor": SOFT}.get(kind, INK)
+        colour = {"model": series_style(series)[0], "floor": GREY}.get(kind, BLACK)
         return whisker(value, interval, spans[metric], kind=kind, colour=colour, level=levels[metric])
 
     rows = [
         Row(
             kind="model",
             label=entry.run.name,
-            sublabel=asked_with(entry.evaluation),
-            swatch=swatch(entry.series),
+            sublabel=describe_setup(entry.evaluation),
+            swatch=legend_line(entry.series),
             href=entry.stored.link(),
-            cells=[result_cell(entry, metric, notes, picture) for metric in HEADINGS],
+            cells=[result_cell(entry, metric, notes, picture) for metric in HEADLINE_METRICS],
         )
         for entry in group
     ]
-    rows += [_mean_row(members, notes, picture) for members in repeated(group)]
+    rows += [_mean_row(members, notes, picture) for members in seed_groups(group)]
     rows += [
         Row(
             kind="floor",
             label=name,
             sublabel="a rule without a model",
-            cells=[result_cell(group[0], f"{rule}/{metric}", notes, picture) for metric in HEADINGS],
+            cells=[result_cell(group[0], f"{rule}/{metric}", notes, picture) for metric in HEADLINE_METRICS],
         )
-        for rule, name in RULES.items()
+        for rule, name in CLASSIFICATION_BASELINES.items()
     ]
     rows += [
         Row(
@@ -169,20 +169,20 @@ def headline(group: Sequence[Entry]) -> Table:
             href="#paper",
             cells=[
                 Cell(
-                    text=printed("accuracy", row.accuracy),
+                    text=format_value("accuracy", row.accuracy),
                     href="#paper",
-                    picture=picture("accuracy", row.accuracy, None, "paper"),
+                    chart=picture("accuracy", row.accuracy, None, "paper"),
                 ),
                 Cell(text="–", note=notes.letter("the paper gives no AUC for zero-shot"), href="#paper"),
             ],
         )
         for row in _published(group)
     ]
-    ends = [(printed_end(metric, low), printed_end(metric, high)) for metric, (low, high) in spans.items()]
-    return Table(columns=list(HEADINGS.values()), ends=ends, rows=rows, footnotes=notes.listed())
+    ends = [(format_axis_end(metric, low), format_axis_end(metric, high)) for metric, (low, high) in spans.items()]
+    return Table(columns=list(HEADLINE_METRICS.values()), axis_ends=ends, rows=rows, footnotes=notes.items())
 
 
-def by_class(group: Sequence[Entry]) -> Table:
+def class_table(group: Sequence[Entry]) -> Table:
     """AUC of each class, one column per entry, and the AP-view rule beside them."""
     notes = Footnotes()
     rows = [
@@ -196,17 +196,17 @@ def by_class(group: Sequence[Entry]) -> Table:
         )
         for name in sorted(group[0].evaluation.classes)
     ]
-    return Table(columns=[*(entry.label for entry in group), "AP-view rule"], rows=rows, footnotes=notes.listed())
+    return Table(columns=[*(entry.label for entry in group), "AP-view rule"], rows=rows, footnotes=notes.items())
 
 
-def further(group: Sequence[Entry]) -> Table | None:
+def more_metrics_table(group: Sequence[Entry]) -> Table | None:
     """What else was measured of the same answers, one column per metric; None where nothing was."""
     metrics = list(
         dict.fromkeys(
             result.metric
             for entry in group
             for result in entry.evaluation.results
-            if "/" not in result.metric and result.metric not in HEADINGS
+            if "/" not in result.metric and result.metric not in HEADLINE_METRICS
         )
     )
     calibrated = any(entry.evaluation.calibration is not None for entry in group)
@@ -217,7 +217,7 @@ def further(group: Sequence[Entry]) -> Table | None:
         Row(
             kind="model",
             label=entry.label,
-            swatch=swatch(entry.series),
+            swatch=legend_line(entry.series),
             cells=[
                 *(result_cell(entry, metric, notes) for metric in metrics),
                 *(_calibration_cell(entry, place, notes) for place in range(2) if calibrated),
@@ -227,12 +227,12 @@ def further(group: Sequence[Entry]) -> Table | None:
     ]
     rows += [
         Row(kind="floor", label=name, cells=[*cells, *[Cell(text="–")] * (2 * calibrated)])
-        for rule, name in RULES.items()
+        for rule, name in CLASSIFICATION_BASELINES.items()
         if any(_value(group[0].evaluation.floors, f"{rule}/{metric}") is not None for metric in metrics)
         for cells in [[result_cell(group[0], f"{rule}/{metric}", notes) for metric in metrics]]
     ]
     names = [*metrics, *["ece", "ece-after-temperature"] * calibrated]
-    return Table(columns=[metric_name(name) for name in names], rows=rows, footnotes=notes.listed())
+    return Table(columns=[metric_name(name) for name in names], rows=rows, footnotes=notes.items())
 
 
 def _calibration_cell(entry: Entry, place: int, notes: Footnotes) -> Cell:
@@ -244,7 +244,7 @@ def _calibration_cell(entry: Entry, place: int, notes: Footnotes) -> Cell:
     return _cell(result, entry, "", notes, None)
 
 
-def every_number(stored: StoredResult) -> Table:
+def all_results_table(stored: StoredResult) -> Table:
     """All results and floors of one file, the lines that the other tables link to."""
     notes = Footnotes()
     rows = [
@@ -257,10 +257,10 @@ def every_number(stored: StoredResult) -> Table:
         for place, results in (("m", stored.evaluation.results), ("f", stored.evaluation.floors))
         for index, result in enumerate(results)
     ]
-    return Table(columns=["Value", "95 % interval", "Images", "Patients"], rows=rows, footnotes=notes.listed())
+    return Table(columns=["Value", "95 % interval", "Images", "Patients"], rows=rows, footnotes=notes.items())
 
 
-def repeated(group: Sequence[Entry]) -> list[list[Entry]]:
+def seed_groups(group: Sequence[Entry]) -> list[list[Entry]]:
     """Entries that differ in nothing but the seed, two or more at a time."""
     found: dict[Any, list[Entry]] = {}
     for entry in group:
@@ -276,7 +276,7 @@ def repeated(group: Sequence[Entry]) -> list[list[Entry]]:
 _NOT_RECIPE = ("seed", "data.root", "data.cache", "data.workers")
 
 
-class Picture(Protocol):
+class DrawChart(Protocol):
     """Draws a number of a column."""
 
     def __call__(
@@ -286,7 +286,7 @@ class Picture(Protocol):
         ...
 
 
-def result_cell(entry: Entry, metric: str, notes: Footnotes, picture: Picture | None = None) -> Cell:
+def result_cell(entry: Entry, metric: str, notes: Footnotes, picture: DrawChart | None = None) -> Cell:
     """The cell of one metric of one evaluation, looked up among its results and floors."""
     for place, results in (("m", entry.evaluation.results), ("f", entry.evaluation.floors)):
         for index, result in enumerate(results):
@@ -296,33 +296,33 @@ def result_cell(entry: Entry, metric: str, notes: Footnotes, picture: Picture | 
     return Cell(text="–", note=notes.letter(missing), title=missing, href=entry.stored.link())
 
 
-def _cell(result: Result, entry: Entry, href: str, notes: Footnotes, picture: Picture | None) -> Cell:
-    reason = TOO_FEW if small(result, entry.evaluation) else result.reason
-    if result.value is None or small(result, entry.evaluation):
+def _cell(result: Result, entry: Entry, href: str, notes: Footnotes, picture: DrawChart | None) -> Cell:
+    reason = TOO_FEW if is_suppressed(result, entry.evaluation) else result.reason
+    if result.value is None or is_suppressed(result, entry.evaluation):
         reason = reason or "not measured, and the result file does not say why"
         return Cell(text="–", note=notes.letter(reason), title=reason, href=href)
     name = result.metric.split("/")[-1]
-    kind = "floor" if result.metric.split("/")[0] in FLOORS else "model"
+    kind = "floor" if result.metric.split("/")[0] in BASELINES else "model"
     return Cell(
-        text=printed(result.metric, result.value),
-        detail=printed_range(result.metric, result.interval) if result.interval else "no interval",
+        text=format_value(result.metric, result.value),
+        detail=format_interval(result.metric, result.interval) if result.interval else "no interval",
         href=href,
         note=notes.letter(reason),
         title=f"{entry.stored.file}: {count(result.images, 'image')} of {count(result.patients, 'patient')}",
-        picture=picture(name, result.value, result.interval, kind, entry.series) if picture else "",
+        chart=picture(name, result.value, result.interval, kind, entry.series) if picture else "",
     )
 
 
 def _plain_cells(result: Result, evaluation: Evaluation, notes: Footnotes) -> list[Cell]:
-    hidden = small(result, evaluation)
+    hidden = is_suppressed(result, evaluation)
     value = None if hidden else result.value
     interval = None if hidden else result.interval
     reason = TOO_FEW if hidden else result.reason
     note = notes.letter(reason)
     return [
-        Cell(text="–" if value is None else printed(result.metric, value), note=note if value is None else ""),
+        Cell(text="–" if value is None else format_value(result.metric, value), note=note if value is None else ""),
         Cell(
-            text="–" if interval is None else printed_range(result.metric, interval),
+            text="–" if interval is None else format_interval(result.metric, interval),
             note=note if value is not None else "",
         ),
         Cell(text=f"{result.images:,}"),
@@ -330,21 +330,21 @@ def _plain_cells(result: Result, evaluation: Evaluation, notes: Footnotes) -> li
     ]
 
 
-def _mean_row(members: Sequence[Entry], notes: Footnotes, picture: Picture) -> Row:
+def _mean_row(members: Sequence[Entry], notes: Footnotes, picture: DrawChart) -> Row:
     seeds = ", ".join(str(seed) for seed in sorted(_seed(entry) for entry in members))
     cells: list[Cell] = []
-    for metric in HEADINGS:
+    for metric in HEADLINE_METRICS:
         values = [value for entry in members if (value := _value(entry.evaluation.results, metric)) is not None]
         if len(values) < len(members):
             cells.append(Cell(text="–", note=notes.letter("not measured for every seed")))
             continue
         mean, reach = sum(values) / len(values), (min(values), max(values))
         note = notes.letter("the range is from the lowest to the highest seed, not a 95 % interval")
-        detail = f"{printed_range(metric, reach)}"
+        detail = f"{format_interval(metric, reach)}"
         cells.append(
-            Cell(text=printed(metric, mean), detail=detail, note=note, picture=picture(metric, mean, reach, "mean"))
+            Cell(text=format_value(metric, mean), detail=detail, note=note, chart=picture(metric, mean, reach, "mean"))
         )
-    sublabel = f"{asked_with(members[0].evaluation)}, seeds {seeds}"
+    sublabel = f"{describe_setup(members[0].evaluation)}, seeds {seeds}"
     return Row(kind="mean", label=f"Mean of {len(members)} seeds", sublabel=sublabel, cells=cells)
 
 
@@ -371,7 +371,7 @@ def _span(group: Sequence[Entry], metric: str) -> tuple[float, float]:
             if result.metric.endswith(metric) and "/auc/" not in result.metric and result.value is not None:
                 seen += [result.value, *(result.interval or ())]
     seen += [row.accuracy for row in _published(group) if metric == "accuracy"]
-    return enclosed(seen)
+    return enclosing_tenths(seen)
 
 
 def _published(group: Sequence[Entry]) -> tuple[Published, ...]:
@@ -379,7 +379,7 @@ def _published(group: Sequence[Entry]) -> tuple[Published, ...]:
     return next((rows for entry in group if (rows := published(entry.evaluation))), ())
 
 
-def enclosed(values: Sequence[float]) -> tuple[float, float]:
+def enclosing_tenths(values: Sequence[float]) -> tuple[float, float]:
     """Tenths between which all values lie.
 
     Example:
@@ -400,18 +400,18 @@ def metric_name(metric: str) -> str:
         'Guessing: Image to text: Recall@5'
     """
     rule, _, rest = metric.partition("/")
-    if rule in FLOORS and rest:
-        return f"{FLOORS[rule]}: {metric_name(rest)}"
-    if rule in DIRECTIONS and rest:
-        return f"{DIRECTIONS[rule]}: {metric_name(rest)}"
+    if rule in BASELINES and rest:
+        return f"{BASELINES[rule]}: {metric_name(rest)}"
+    if rule in DIRECTION_NAMES and rest:
+        return f"{DIRECTION_NAMES[rule]}: {metric_name(rest)}"
     name, at, place = rule.partition("@")
     if name == "sensitivity" and at:
         name, at, place = "Sensitivity", " at specificity ", place
-    name = {**HEADINGS, **MORE}.get(name, name.capitalize())
+    name = {**HEADLINE_METRICS, **METRIC_NAMES}.get(name, name.capitalize())
     return f"{name}{at}{place}, {rest}" if rest else f"{name}{at}{place}"
 
 
-class Search(NamedTuple):
+class RetrievalTable(NamedTuple):
     """One direction of searching, by every model."""
 
     title: str
@@ -419,23 +419,23 @@ class Search(NamedTuple):
     table: Table
 
 
-class Shown(NamedTuple):
+class RetrievalExamples(NamedTuple):
     """One query and what a model found first."""
 
     title: str
     examples: Sequence[RetrievalExample]
 
 
-def searches(group: Sequence[Entry]) -> list[Search]:
+def retrieval_tables(group: Sequence[Entry]) -> list[RetrievalTable]:
     """A table per direction: the models, then guessing."""
     return [
         _search(members, direction)
-        for direction in DIRECTIONS
+        for direction in DIRECTION_NAMES
         if (members := [entry for entry in group if _found(entry, direction)])
     ]
 
 
-def _search(members: Sequence[Entry], direction: str) -> Search:
+def _search(members: Sequence[Entry], direction: str) -> RetrievalTable:
     notes = Footnotes()
     metrics = list(
         dict.fromkeys(
@@ -449,7 +449,7 @@ def _search(members: Sequence[Entry], direction: str) -> Search:
         Row(
             kind="model",
             label=entry.run.name,
-            swatch=swatch(entry.series),
+            swatch=legend_line(entry.series),
             href=entry.stored.link(),
             cells=[result_cell(entry, f"{direction}/{metric}", notes) for metric in metrics],
         )
@@ -465,22 +465,26 @@ def _search(members: Sequence[Entry], direction: str) -> Search:
         f"{verb(search.candidates, 'is', 'are')} searched, "
         f"{search.right:.1f} of them right on average."
     )
-    table = Table(columns=[metric_name(metric) for metric in metrics], rows=rows, footnotes=notes.listed())
-    return Search(DIRECTIONS[direction], caption, table)
+    table = Table(columns=[metric_name(metric) for metric in metrics], rows=rows, footnotes=notes.items())
+    return RetrievalTable(DIRECTION_NAMES[direction], caption, table)
 
 
 def _found(entry: Entry, direction: str) -> list[Retrieval]:
     return [each for each in entry.evaluation.retrieval if each.direction == direction]
 
 
-def shown_searches(group: Sequence[Entry]) -> list[Shown]:
+def retrieval_examples(group: Sequence[Entry]) -> list[RetrievalExamples]:
     """Queries with what was found first; pictures that are none are left out."""
-    found: list[Shown] = []
+    found: list[RetrievalExamples] = []
     for entry in group:
         for each in entry.evaluation.retrieval:
             examples = [example for example in each.examples if _sound(example)]
             if examples:
-                found.append(Shown(f"{entry.run.name}: {DIRECTIONS.get(each.direction, each.direction)}", examples))
+                found.append(
+                    RetrievalExamples(
+                        f"{entry.run.name}: {DIRECTION_NAMES.get(each.direction, each.direction)}", examples
+                    )
+                )
     return found
 
 

@@ -22,8 +22,8 @@ from cleft.evaluation.result_files import predictions_path
 from cleft.evaluation.scoring import Bootstrap
 from cleft.files import file_key, write_whole
 from cleft.grammar import count, share, verb
-from cleft.report.study_page import study_outputs, write_study
-from cleft.report.study_table import FILE, check_study_file
+from cleft.report.study_page import check_study_outputs, write_study_page
+from cleft.report.study_table import STUDY_FILE, check_study_file
 from cleft.results import Difference, Study, StudyCell, StudyLine, to_json
 from cleft.studies.grids import add_models, labelled_folders, read_grid
 from cleft.studies.plans import PLANS, Plan, Row, Scale, paper_plan
@@ -169,10 +169,10 @@ class Reproduction:
         for plan, folder in self.plans:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                write_whole(folder / FILE, to_json(self.study(plan, folder)).encode(), mode=0o644)
+                write_whole(folder / STUDY_FILE, to_json(self.study(plan, folder)).encode(), mode=0o644)
             except OSError as error:
                 raise ResourceError(
-                    f"cannot write {folder / FILE} ({error.strerror}); make room on the disk, or choose "
+                    f"cannot write {folder / STUDY_FILE} ({error.strerror}); make room on the disk, or choose "
                     f"another folder with --out"
                 ) from error
 
@@ -459,7 +459,7 @@ def reproduce(
     if not plan_only:
         for plan, folder in plans:
             check_study_file(folder)
-            study_outputs(folder, plan.name, overwrite=overwrite)
+            check_study_outputs(folder, plan.name, overwrite=overwrite)
     models = labelled_folders(request.models)
     plans = [(add_models(plan, models), folder) for plan, folder in plans]
     given = Given(data=_data(request.data), words=_joined(request.words), seeds=request.seeds, runs=out / "runs")
@@ -476,7 +476,7 @@ def reproduce(
         return Ending([], [], 0)
     ending = reproduction.run(jobs=request.jobs, work=work)
     for folder in ending.studies:
-        say(f"{write_study(folder, overwrite=overwrite)}: open it in a browser")
+        say(f"{write_study_page(folder, overwrite=overwrite)}: open it in a browser")
     return ending
 
 
