@@ -775,7 +775,7 @@ def _reproduce(options: argparse.Namespace, words: list[str]) -> int:
 def _import(options: argparse.Namespace, words: list[str]) -> None:
     from cleft.config import load_run_settings
     from cleft.models.checkpoint import is_image_only
-    from cleft.models.importing.imported import import_checkpoint, told_reading
+    from cleft.models.importing.importing import import_checkpoint, told_reading
     from cleft.models.model_folder import peek_description
 
     out = import_checkpoint(

@@ -3,7 +3,7 @@ from tests.tools.replacing import replace_keeping_size_and_time
 
 from cleft.config import TextTowerConfig
 from cleft.errors import CheckpointError
-from cleft.models.bases import check_base, describe_base
+from cleft.models.checkpoint import check_base, describe_base
 
 
 @pytest.mark.parametrize("how", ["in place", "renamed over"])

@@ -181,7 +181,7 @@ _GROWTH = """
 import resource, sys
 from pathlib import Path
 from cleft.models.checkpoint import load_model
-from cleft.models.importing.imported import import_checkpoint
+from cleft.models.importing.importing import import_checkpoint
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -30,9 +30,9 @@ from torch.nn import functional
 from cleft.config import load_run_settings
 from cleft.errors import CheckpointError, ConfigError
 from cleft.models.checkpoint import load_model
-from cleft.models.container import Unread, read_foreign
 from cleft.models.image_classifier import load_image_only
-from cleft.models.importing.imported import import_checkpoint, told_reading
+from cleft.models.importing.importing import import_checkpoint, told_reading
+from cleft.models.importing.safe_load import Unread, read_foreign
 from cleft.models.tokenizer import learn_tokenizer
 
 

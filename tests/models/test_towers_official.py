@@ -16,11 +16,9 @@ from cleft.cli import main
 from cleft.config import load_run_settings
 from cleft.errors import CheckpointError, ConfigError
 from cleft.models.checkpoint import load_model
-from cleft.models.container import check_container, read_foreign, tensors_of
-from cleft.models.importing.imported import import_checkpoint
-from cleft.models.official import import_official
-from cleft.models.official_keys import take_apart
-from cleft.models.official_sizes import language_config
+from cleft.models.importing.cleft import import_official, language_config, take_apart
+from cleft.models.importing.importing import import_checkpoint
+from cleft.models.importing.safe_load import check_container, read_foreign, tensors_of
 
 
 def imported(tmp_path, kind="lora", *, state=None, hyper=None, **options):

@@ -10,8 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from cleft.errors import CheckpointError
-from cleft.models.container import read_foreign, tensors_of
-from cleft.models.importing.files import read_weights
+from cleft.models.importing.safe_load import read_foreign, read_weights, tensors_of
 from cleft.models.state_dict import read_header
 
 ODD = {

@@ -10,10 +10,9 @@ from torch.nn.functional import normalize
 
 from cleft.errors import CheckpointError
 from cleft.models.checkpoint import load_model
-from cleft.models.container import read_foreign
+from cleft.models.importing.cleft import _fill, import_official, take_apart
+from cleft.models.importing.safe_load import read_foreign
 from cleft.models.methods.losses import info_nce
-from cleft.models.official import _fill, import_official
-from cleft.models.official_keys import take_apart
 
 KINDS = ["lora", "ia3", "prefix"]
 WAYS = ["padded", "distinct", "tree"]

@@ -13,7 +13,7 @@ from cleft.errors import CheckpointError
 from cleft.evaluation.compare import compare_seeds
 from cleft.evaluation.result_files import read_evaluation
 from cleft.models.checkpoint import weights_digest
-from cleft.models.importing.imported import import_checkpoint
+from cleft.models.importing.importing import import_checkpoint
 from cleft.studies.grids import adopt, read_model
 from cleft.studies.plans import paper_plan
 from cleft.studies.steps import Given, lay_out, row_settings

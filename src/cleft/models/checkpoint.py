@@ -12,14 +12,16 @@ from, and only their name and digest are written (docs/decisions/0040). Nothing 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
+import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast
 
 import torch
 from safetensors.torch import load_file
@@ -27,12 +29,11 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from cleft.config import Settings, TextTowerConfig, build_settings, load_run_settings, plain_settings
-from cleft.errors import CheckpointError, ConfigError
-from cleft.files import as_path
+from cleft.errors import CheckpointError, CleftError, ConfigError
+from cleft.files import as_path, file_key
 from cleft.models.adapters import adapt
-from cleft.models.bases import base_now, check_base, describe_base, keeps_base
 from cleft.models.dual_encoder import DualEncoder
-from cleft.models.hub import describe, without_initial_weights
+from cleft.models.hub import describe, meta_model, read_config, without_initial_weights
 from cleft.models.image_tower import ImageTower, build_image_tower, vision_config
 from cleft.models.language_model import build_language_model
 from cleft.models.layers import compute_in_float32
@@ -40,17 +41,219 @@ from cleft.models.methods import METHODS, Method, MethodModel
 from cleft.models.model_folder import (
     DESCRIPTION,
     WEIGHTS,
+    digest_of,
     home_of,
     peek_description,
     read_folder,
     require,
     write_folder,
 )
-from cleft.models.scale import check_scale, check_settings_scale, reports_damage
 from cleft.models.state_dict import fill, read_header, saveable, write_weights
-from cleft.models.text_tower import TextTower, build_text_tower
+from cleft.models.text_tower import TextTower, build_text_tower, keeps_base
 from cleft.models.tokenizer import TokenIds
+from cleft.privacy import find_path, hidden_name, hide_path, is_hidden
+from cleft.strict_json import read_json
 from cleft.text_rules import RuleName
+
+
+def describe_base(config: TextTowerConfig) -> dict[str, str | None] | None:
+    """Returns name and digest of the base for `model.json`; None where the model's folder holds every weight."""
+    if not keeps_base(config):
+        return None
+    assert config.model is not None
+    name = hide_path(config.model) if Path(config.model).is_absolute() else config.model
+    return {"name": name, "sha256": _base_digest(Path(config.model))}
+
+
+def base_now(folder: Path, base: str | None) -> str | None:
+    """Where a base lies that was named by its place, also where it was moved together with the model.
+
+    A study keeps one beside its runs. Where its place holds nothing any more, a folder of its name is looked for beside
+    the model's folder and beside those above it; `check_base` tells whether it is the same.
+
+    Args:
+        folder: The model's.
+        base: As its settings name it.
+    """
+    base = None if base is None else find_path(base)
+    if base is None or not (Path(base).is_absolute() or is_hidden(base)) or Path(base).exists():
+        return base
+    beside = (parent / hidden_name(base) for parent in folder.resolve().parents)
+    return next((str(place) for place in beside if (place / "config.json").is_file()), base)
+
+
+def check_base(folder: Path, saved: Mapping[str, Any] | None, base: str | None) -> None:
+    """Checks that a base is the one a model was trained on.
+
+    Args:
+        folder: The model's, for messages.
+        saved: What `describe_base` returned when the model was saved.
+        base: Where the base is taken from now.
+
+    Raises:
+        CheckpointError: If it has gone or holds other weights.
+    """
+    if saved is None:
+        return
+    assert base is not None
+    name = hidden_name(saved["name"]) if is_hidden(saved["name"]) else str(saved["name"])
+    digest = _base_digest(Path(base))
+    if saved["sha256"] is not None and digest is None:
+        raise CheckpointError(
+            f"{folder} keeps only what was trained; its language model was {name!r}, and no folder with its weights is "
+            f"found; put a folder {Path(name).name!r} with them beside {folder.name}, or in Python: "
+            f"load_model(folder, text_model=<folder>)"
+        )
+    if saved["sha256"] is not None and digest != saved["sha256"]:
+        raise CheckpointError(
+            f"{folder} was trained on the language model {name!r}, and the weights in {base!r} are others; "
+            f"give the same files: load_model(folder, text_model=<folder>)"
+        )
+
+
+def _base_digest(folder: Path) -> str | None:
+    """Digest of the weights files of a folder; None where there are none, as for a hub name."""
+    files = sorted(path for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern))
+    if not files:
+        return None
+    facts = [(path.name, _file_digest(path, file_key(path))) for path in files]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+@functools.lru_cache(maxsize=64)
+def _file_digest(path: Path, key: str) -> str:
+    """Digest of a weights file in the state that `key` names; gigabytes are read once per process."""
+    return digest_of(path)
+
+
+_COUNTS: Final = re.compile(
+    r"(num|n)_(\w+_)?(layers?|blocks?|stages?|experts?)|(\w+_)?layers|depths?|num_hidden_groups|inner_group_num"
+)
+"""Options that say how many modules there are; each module has a weight."""
+_SIZES: Final = re.compile(r"\bn_(head|layer|embd)|heads$|hidden_layers|hidden_size|embed_dim|(?<!type_)vocab_size")
+"""Options that are at least one; `type_vocab_size` is 0 where there are no types of tokens, as in DeBERTa."""
+_LABELS: Final = 10**6
+_SPARE: Final = 10**7
+"""Numbers that a tower may have beyond twice those of the file: buffers, and poolers that are dropped."""
+
+_Folder = TypeVar("_Folder")
+_Arguments = ParamSpec("_Arguments")
+_Model = TypeVar("_Model")
+
+
+def check_scale(
+    home: Path, place: Path, part: Callable[[PreTrainedConfig], PreTrainedConfig] = lambda config: config
+) -> None:
+    """Refuse a tower that claims to be much larger than the weights beside it.
+
+    Args:
+        home: Folder of the weights.
+        place: Of the tower's `config.json` in it.
+        part: Returns the part of a configuration that is built.
+
+    Raises:
+        CheckpointError: If it is.
+    """
+    shapes = read_header(home / WEIGHTS)
+    where = home / place / "config.json"
+    most = max(len(shapes), 1024)
+    described = read_json(where, error=CheckpointError)
+    for name, value in _numbers(described):
+        if value < 1 and _SIZES.search(name):
+            raise CheckpointError(f"{where}: {name}={value} is too small; copy the model again")
+        limit = _LABELS if name == "num_labels" else most if _COUNTS.fullmatch(name) else None
+        if limit is not None and value > limit:
+            raise CheckpointError(f"{where}: {name}={value} is more than {WEIGHTS} has weights; copy the model again")
+    try:
+        claimed = part(read_config(str(home.resolve() / place), "the tower"))
+        _check_switches(claimed, described, where)
+        model = meta_model(claimed)
+        size = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
+    except CheckpointError:
+        raise
+    except Exception as error:  # each family fails in its own way where shapes do not fit each other
+        raise CheckpointError(f"{where} describes no model ({first_line(error)}); copy the model again") from error
+    held = sum(_product(shape) for shape in shapes.values())
+    if size > 2 * held + _SPARE:
+        raise CheckpointError(
+            f"{where} describes a tower of {size:,} numbers, and {WEIGHTS} holds {held:,}; copy the model again"
+        )
+
+
+def check_settings_scale(tree: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """Refuse settings of adapters, decoders and heads that are larger than anything among the weights.
+
+    Raises:
+        CheckpointError: If there is one; names it.
+    """
+    most = max(len(shapes), 1000, *(size for shape in shapes.values() for size in shape))
+    for group, settings in tree.items():
+        for name in _WIDTHS:
+            value = cast("dict[str, Any]", settings).get(name) if isinstance(settings, dict) else None
+            if isinstance(value, int | float) and value > most:
+                raise CheckpointError(
+                    f"{where}: {group}.{name}={value} does not fit weights of at most {most}; copy the model again"
+                )
+
+
+_WIDTHS: Final = ("rank", "prefix_length", "decoder_blocks", "decoder_width", "prototypes", "depth", "frozen_layers")
+
+
+def reports_damage(
+    load: Callable[Concatenate[_Folder, _Arguments], _Model],
+) -> Callable[Concatenate[_Folder, _Arguments], _Model]:
+    """Make whatever a library raises while a folder is loaded a `CheckpointError` that names the folder."""
+
+    @functools.wraps(load)
+    def wrapped(folder: _Folder, *arguments: _Arguments.args, **options: _Arguments.kwargs) -> _Model:
+        try:
+            return load(folder, *arguments, **options)
+        except (CleftError, MemoryError):
+            raise
+        except BaseException as error:
+            # A panic in a Rust library, such as that of tokenizers, is no Exception.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            raise CheckpointError(
+                f"{folder} holds files that do not form a model ({type(error).__name__}: {first_line(error)}); copy "
+                f"the model again"
+            ) from error
+
+    return wrapped
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type where it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
+
+
+def _check_switches(claimed: PreTrainedConfig, described: Mapping[str, Any], where: Path) -> None:
+    """Refuse another value than true or false where the family's default is one of them."""
+    for name, default in type(claimed)().to_dict().items():
+        value = described.get(name, default)
+        if isinstance(default, bool) and not isinstance(value, bool | None):
+            raise CheckpointError(f"{where}: {name} must be true or false, found {value!r:.40}; copy the model again")
+
+
+def _numbers(tree: Mapping[str, Any]) -> Iterator[tuple[str, int | float]]:
+    """Every number of a configuration with its name; of a list that holds numbers, the sum."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _numbers(cast("dict[str, Any]", value))
+        elif isinstance(value, list):
+            found = [item for item in cast("list[Any]", value) if isinstance(item, int | float)]
+            if found:
+                yield name, sum(found)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield name, value
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    size = 1
+    for length in shape:
+        size *= length
+    return size
+
 
 IMAGE = Path("towers/image")
 _TEXT = Path("towers/text")

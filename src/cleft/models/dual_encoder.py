@@ -15,9 +15,8 @@ from torch.nn import functional as F
 
 from cleft.config import ContextConfig, LossConfig
 from cleft.errors import CheckpointError, ConfigError
-from cleft.models.bases import still_weights
 from cleft.models.image_tower import ImageTower
-from cleft.models.text_tower import TextTower
+from cleft.models.text_tower import TextTower, still_weights
 from cleft.text_rules import Texts
 from cleft.types import ImageSpec
 

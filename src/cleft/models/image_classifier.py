@@ -23,10 +23,12 @@ from cleft.config import ImageTowerConfig, Settings, plain_settings
 from cleft.errors import CheckpointError, ConfigError
 from cleft.models.checkpoint import (
     IMAGE,
+    check_settings_scale,
     is_image_only,
     made_by,
     read_settings,
     rebuild_image,
+    reports_damage,
     weights_digest,
     write_shape,
 )
@@ -43,7 +45,6 @@ from cleft.models.model_folder import (
     require,
     write_folder,
 )
-from cleft.models.scale import check_settings_scale, reports_damage
 from cleft.models.state_dict import fill, read_header, saveable, write_weights
 from cleft.privacy import find_path, hidden_name, is_hidden, path_from
 from cleft.types import ImageSpec

@@ -534,6 +534,19 @@ def build_text_tower(
     return tower
 
 
+def keeps_base(config: TextTowerConfig) -> bool:
+    """Whether the language model is taken by name and kept still, so that its weights need not be saved."""
+    return config.model is not None and not config.random_weights and config.adapt != "full"
+
+
+def still_weights(tower: TextTower) -> list[str]:
+    """Names of a tower's weights that stay where they came from; call it before anything else is frozen."""
+    if not keeps_base(tower.config):
+        return []
+    moving = {name for name, weight in tower.named_parameters() if weight.requires_grad}
+    return [name for name in tower.state_dict() if name not in moving]
+
+
 def _resolve_packing(lm: LanguageModel, config: TextTowerConfig) -> str:
     if config.packing in ("distinct", "padded"):
         return config.packing

@@ -31,8 +31,7 @@ from cleft.config.loading import load_settings, nearest
 from cleft.config.yaml_tree import Tree, read_yaml
 from cleft.errors import CheckpointError, CleftError, ConfigError
 from cleft.files import write_whole
-from cleft.models.bases import base_now
-from cleft.models.checkpoint import compares_texts, is_image_only, read_settings, weights_digest
+from cleft.models.checkpoint import base_now, compares_texts, is_image_only, read_settings, weights_digest
 from cleft.models.image_classifier import head_facts
 from cleft.models.model_folder import home_of, peek_description, read_folder, write_folder
 from cleft.strict_json import write_json

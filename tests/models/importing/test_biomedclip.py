@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from cleft.errors import CheckpointError, ConfigError
 from cleft.models.checkpoint import load_model
-from cleft.models.importing.imported import import_checkpoint
+from cleft.models.importing.importing import import_checkpoint
 
 
 def images():

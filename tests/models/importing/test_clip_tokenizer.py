@@ -8,7 +8,7 @@ import pytest
 from tests.fakes.published import MERGES, write_merges
 
 from cleft.errors import CheckpointError
-from cleft.models.importing.clip_tokenizer import load_merges
+from cleft.models.importing.clip import load_merges
 from cleft.models.tokenizer import load_tokenizer
 
 WHOLE = 512 + len(MERGES) + 2

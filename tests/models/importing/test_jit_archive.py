@@ -9,9 +9,8 @@ import torch
 from torch import nn
 
 from cleft.errors import CheckpointError
-from cleft.models.container import read_foreign
-from cleft.models.importing.imported import import_checkpoint
-from cleft.models.importing.jit_archive import is_jit_archive, read_jit_archive
+from cleft.models.importing.importing import import_checkpoint
+from cleft.models.importing.safe_load import is_jit_archive, read_foreign, read_jit_archive
 
 
 class Block(nn.Module):

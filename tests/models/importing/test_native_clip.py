@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from cleft.errors import CheckpointError, ConfigError
 from cleft.models.checkpoint import load_model
-from cleft.models.importing.imported import import_checkpoint
+from cleft.models.importing.importing import import_checkpoint
 
 CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])

@@ -1,77 +1,454 @@
-"""The CLIP of CLEFT's authors, as their code writes it with Lightning.
+"""OpenAI's CLIP as transformers publishes it: a folder with a `CLIPModel`, its tokenizer and how it reads images.
 
-Images are pooled from two blocks of a masked autoencoder's decoder behind the ViT, whose positions have slipped
-frequencies; its BERT has six blocks, no token types, and gives every token position 0. So such weights were trained,
-and so they are read. The decoder that paints, the mask token and the local heads are trained beside them and never
-used.
+Images are brought to 224 pixels bicubically, as CLIP's processor brings them, but whole, padded to a square, where it
+crops. A text is the state of its end token, which sees itself. What shapes do not tell, heads, activation and pixels,
+stands in `config.json` and `preprocessor_config.json`.
 
-Source: released code of CLEFT, `backbones/` and `CLIP`.
+Source: Radford et al. 2021; `CLIPModel` of transformers.
 """
 
 from __future__ import annotations
 
+import gzip
 import math
 import re
+import zlib
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from cleft.config import ImageTowerConfig, LossConfig, Settings
-from cleft.models.importing.keys import IMAGE, TEXT, VENDORED_BERT, VIT, Section, norm_head
-from cleft.models.importing.layout import (
+from tokenizers import pre_tokenizers
+from transformers import CLIPTokenizer, PreTrainedTokenizerFast
+
+from cleft.config import ImagesConfig, ImageTowerConfig, LossConfig, Settings, TextTowerConfig
+from cleft.errors import CheckpointError
+from cleft.grammar import count
+from cleft.models.importing.key_maps import (
+    BERT,
+    IMAGE,
+    NO_POOLER,
+    TEXT,
+    VIT,
+    Section,
+    Target,
+    bert_tower,
+    blocks_of,
+    shape_of,
+    side_of,
+    vit_config,
+)
+from cleft.models.importing.layouts import (
+    CLIP_MEAN,
+    CLIP_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
     Facts,
     Layout,
     Weights,
-    cropped_images,
-    norm_head_options,
+    number_in,
+    part_of,
     scale_of,
-    without_types,
+    side_in,
+    whole_images,
+    width_of,
 )
-from cleft.models.importing.sizes import bert_tower, vit_config
-from cleft.models.official_sizes import blocks_of
 
-_DECODER = "image_tower.decoder."
+_HUB_CONFIG, _PIXELS = "config.json", "preprocessor_config.json"
+_SHAPE = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "hidden_act",
+    "layer_norm_eps",
+)
 
 
-def _settings(weights: Weights, size: int, _facts: Facts) -> Settings:
-    return Settings(
-        method="clip",
-        images=cropped_images(size),
-        image=ImageTowerConfig(
-            model=None,
-            scratch=vit_config(weights),
-            pooling="cls",
-            decoder_blocks=blocks_of(weights, re.escape(_DECODER) + r"blocks\.(\d+)\."),
-            decoder_positions="slipped",
-        ),
-        text=replace(bert_tower(weights, most_tokens=64), pooling="cls", positions="zero"),
-        loss=LossConfig(**norm_head_options(weights, math.exp(-scale_of(weights)))),
+def _hub_clip_settings(weights: Weights, size: int, facts: Facts) -> Settings:
+    family = facts[_HUB_CONFIG].get("model_type")
+    if family != "clip":
+        raise CheckpointError(f"{_HUB_CONFIG} says it is a {family!r} model, whose towers are not CLIP's")
+    return clip_settings(
+        weights,
+        whole_images(size, facts.get(_PIXELS, {}), "image_mean", "image_std"),
+        size=size,
+        vision=_hub_shape(facts, "vision", "num_channels", "image_size", "patch_size"),
+        text=_hub_shape(facts, "text"),
     )
 
 
-CLIP = Layout(
-    method="clip",
-    title="the authors' CLIP",
-    marks=("img_encoder_q.model.decoder_blocks_feature.", "text_encoder_q.model.embeddings."),
+def clip_settings(
+    weights: Weights, images: ImagesConfig, *, size: int, vision: Mapping[str, Any], text: Mapping[str, Any]
+) -> Settings:
+    """Returns the settings CLIP was trained with.
+
+    Args:
+        weights: Under their names here.
+        images: How images are prepared.
+        size: Pixels at which the image tower reads.
+        vision: The description of a `CLIPVisionModel`, without its type.
+        text: Of a `CLIPTextModel`, without its type, vocabulary and positions.
+    """
+    longest = width_of(weights, f"{TEXT}embeddings.position_embedding.weight")
+    return Settings(
+        method="clip",
+        images=images,
+        image=ImageTowerConfig(
+            model=None, scratch={"model_type": "clip_vision_model", **vision}, pooling="pooler", resize=size
+        ),
+        text=TextTowerConfig(
+            model=None,
+            scratch={
+                "model_type": "clip_text_model",
+                **text,
+                "vocab_size": width_of(weights, f"{TEXT}embeddings.token_embedding.weight"),
+                "max_position_embeddings": longest,
+            },
+            adapt="full",
+            pooling="end-token",
+            end_token_attends_itself=True,
+            max_tokens=longest,
+            packing="distinct",
+        ),
+        loss=LossConfig(
+            projection="linear-no-bias",
+            embed_dim=width_of(weights, "image_projection.weight"),
+            temperature=math.exp(-scale_of(weights)),
+        ),
+    )
+
+
+def _hub_shape(facts: Facts, tower: str, *more: str) -> dict[str, Any]:
+    """The description of a tower, as `scratch` wants it. Older files say it twice, and then the second counts."""
+    said = {**part_of(facts[_HUB_CONFIG], f"{tower}_config"), **part_of(facts[_HUB_CONFIG], f"{tower}_config_dict")}
+    return {name: said[name] for name in (*_SHAPE, *more) if name in said}
+
+
+def _hub_side(_weights: Weights, facts: Facts) -> int:
+    return side_in(_hub_shape(facts, "vision", "image_size"))
+
+
+_BLOCK = r"encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|layer_norm[12]|mlp\.fc[12])\.(weight|bias)"
+
+OPENAI_CLIP = Layout(
+    method="openai-clip",
+    title="OpenAI's CLIP",
+    marks=("vision_model.embeddings.class_embedding", "text_model.embeddings.token_embedding.", "visual_projection."),
     sections=(
-        Section("img_encoder_q.model.", IMAGE, VIT),
         Section(
-            "img_encoder_q.model.",
-            _DECODER,
+            "vision_model.",
+            IMAGE,
             {
-                r"decoder_embed\.(weight|bias)": r"embed.\1",
-                r"decoder_norm_feat\.(weight|bias)": r"norm.\1",
-                r"decoder_blocks_feature\.(\d+)\.(norm[12])\.(weight|bias)": r"blocks.\1.\2.\3",
-                r"decoder_blocks_feature\.(\d+)\.attn\.qkv\.(weight|bias)": r"blocks.\1.self_attn.in_proj_\2",
-                r"decoder_blocks_feature\.(\d+)\.attn\.proj\.(weight|bias)": r"blocks.\1.self_attn.out_proj.\2",
-                r"decoder_blocks_feature\.(\d+)\.mlp\.fc([12])\.(weight|bias)": r"blocks.\1.linear\2.\3",
-                r"mask_token|decoder_pos_embed": None,
-                r"decoder_(blocks\.\d+|norm|pred)\..*": None,
+                r"embeddings\.(class_embedding|(patch|position)_embedding\.weight)": r"\g<0>",
+                rf"{_BLOCK}|(pre_layrnorm|post_layernorm)\.(weight|bias)": r"\g<0>",
+                r"embeddings\.position_ids": None,  # a buffer: 0, 1, …
             },
         ),
-        norm_head("img_encoder_q.global_embed.", "image_projection."),
-        Section("text_encoder_q.model.", TEXT, VENDORED_BERT),
-        norm_head("text_encoder_q.global_embed.", "text_projection."),
-        Section("", "", {r"(img|text)_encoder_q\.local_embed\..*": None, "logit_scale": "logit_scale"}),
+        Section(
+            "text_model.",
+            TEXT,
+            {
+                rf"embeddings\.(token|position)_embedding\.weight|{_BLOCK}|final_layer_norm\.(weight|bias)": r"\g<0>",
+                r"embeddings\.position_ids": None,
+            },
+        ),
+        Section("visual_projection.", "image_projection.", {"weight": r"\g<0>"}),
+        Section("text_projection.", "text_projection.", {"weight": r"\g<0>"}),
+        Section("", "", {"logit_scale": "logit_scale"}),
     ),
-    settings=_settings,
-    complete=without_types,
+    settings=_hub_clip_settings,
+    beside=(_HUB_CONFIG, _PIXELS),
+    side=_hub_side,
+    tokenizer="openai/clip-vit-base-patch16",
 )
+
+
+_CONFIG = "open_clip_config.json"
+_HEAD_WIDTH, _WIDEST = 64, 1024
+_TEXT_HEADS = 8
+"""Of open_clip's text tower, where its configuration tells the width alone."""
+_PROJECTIONS = ("image_projection.weight", "text_projection.weight")
+
+_BLOCKS: Mapping[str, Target] = {
+    r"transformer\.resblocks\.(\d+)\.attn\.in_proj_(weight|bias)": r"encoder.layers.\1.self_attn.{0[0]}_proj.\2",
+    r"transformer\.resblocks\.(\d+)\.attn\.out_proj\.(weight|bias)": r"encoder.layers.\1.self_attn.out_proj.\2",
+    r"transformer\.resblocks\.(\d+)\.ln_([12])\.(weight|bias)": r"encoder.layers.\1.layer_norm\2.\3",
+    r"transformer\.resblocks\.(\d+)\.mlp\.c_fc\.(weight|bias)": r"encoder.layers.\1.mlp.fc1.\2",
+    r"transformer\.resblocks\.(\d+)\.mlp\.c_proj\.(weight|bias)": r"encoder.layers.\1.mlp.fc2.\2",
+}
+_VISION: Mapping[str, Target] = {
+    **_BLOCKS,
+    r"class_embedding": r"embeddings.class_embedding",
+    r"conv1\.weight": r"embeddings.patch_embedding.weight",
+    r"positional_embedding": r"embeddings.position_embedding.weight",
+    r"ln_pre\.(weight|bias)": r"pre_layrnorm.\1",
+    r"ln_post\.(weight|bias)": r"post_layernorm.\1",
+}
+_TEXT: Mapping[str, Target] = {
+    **_BLOCKS,
+    r"token_embedding\.weight": r"embeddings.token_embedding.weight",
+    r"positional_embedding": r"embeddings.position_embedding.weight",
+    r"ln_final\.(weight|bias)": r"final_layer_norm.\1",
+}
+_SIZES: Mapping[str, Target] = {r"input_resolution|context_length|vocab_size": None}
+"""Numbers that OpenAI's archives hold among the weights; the shapes say the same."""
+
+
+class _Way(NamedTuple):
+    """What weights do not tell."""
+
+    activation: str
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+
+
+def _named(way: _Way) -> Callable[[Weights, int, Facts], Settings]:
+    """Settings of a method that says how it reads; a configuration beside it must not say otherwise."""
+
+    def settings(weights: Weights, size: int, facts: Facts) -> Settings:
+        if _CONFIG in facts and _activation(facts) != way.activation:
+            raise CheckpointError(
+                f"{_CONFIG} says that its activation is {_activation(facts)}, where this method has {way.activation}; "
+                f"leave --method out, or take the file out of its folder"
+            )
+        images = whole_images(size, {"mean": way.mean, "std": way.std}, "mean", "std")
+        return _clip(weights, images, size, way.activation, _heads(weights, IMAGE), _heads(weights, TEXT))
+
+    return settings
+
+
+def _open_clip(weights: Weights, size: int, facts: Facts) -> Settings:
+    if _CONFIG not in facts:
+        return _named(_Way("gelu"))(weights, size, facts)
+    model = part_of(facts[_CONFIG], "model_cfg")
+    vision, text = part_of(model, "vision_cfg"), part_of(model, "text_cfg")
+    for part, read in ((model, _MODEL), (vision, _READ), (text, _READ)):
+        _refuse_other_ways(part, read)
+    for part, tower in ((vision, IMAGE), (text, TEXT)):
+        if number_in(part, "width", _width(weights, tower)) != _width(weights, tower):
+            raise CheckpointError(
+                f"{_CONFIG} says width: {part['width']}, and its weights are {_width(weights, tower)} wide; is it of "
+                f"another model?"
+            )
+    images = whole_images(size, part_of(facts[_CONFIG], "preprocess_cfg"), "mean", "std")
+    image_heads = _width(weights, IMAGE) // max(number_in(vision, "head_width", _HEAD_WIDTH), 1)
+    text_heads = number_in(text, "heads", _TEXT_HEADS) if text.keys() & {"heads", "width"} else _heads(weights, TEXT)
+    return _clip(weights, images, size, _activation(facts), image_heads, text_heads)
+
+
+_MODEL = ("embed_dim", "quick_gelu", "vision_cfg", "text_cfg", "custom_text", "init_logit_scale", "output_dict")
+_READ = (
+    *("image_size", "patch_size", "layers", "width", "head_width", "heads", "mlp_ratio", "context_length"),
+    *("vocab_size", "patch_dropout", "output_tokens", "eos_id"),
+    *("attn_pooler_queries", "attn_pooler_heads", "timm_pool", "timm_proj", "hf_proj_type", "hf_pooler_type"),
+    *("hf_model_pretrained", "timm_model_pretrained"),
+)
+"""What shapes say as well, what counts in training alone, and what counts beside options that are refused."""
+_USUAL = {"pos_embed_type": ("learnable",), "pool_type": ("tok", "argmax"), "proj_type": ("linear",)}
+
+
+def _refuse_other_ways(said: Mapping[str, Any], read: tuple[str, ...]) -> None:
+    """Refuses options of open_clip that read otherwise than its usual ViT and text tower; most are off by default."""
+    for name, value in said.items():
+        if name not in read and value and value not in _USUAL.get(name, ()):
+            raise CheckpointError(
+                f"{_CONFIG} says {name}: {value!r:.40}, and only open_clip's usual ViT and text tower are read"
+            )
+
+
+def _activation(facts: Facts) -> str:
+    return "quick_gelu" if part_of(facts[_CONFIG], "model_cfg").get("quick_gelu") else "gelu"
+
+
+def _clip(
+    weights: Weights, images: ImagesConfig, size: int, activation: str, image_heads: int, text_heads: int
+) -> Settings:
+    filters = shape_of(weights, f"{IMAGE}embeddings.patch_embedding.weight", 4)
+    return clip_settings(
+        weights,
+        images,
+        size=size,
+        vision={
+            **_tower(weights, IMAGE, activation, image_heads),
+            "num_channels": filters[1],
+            "image_size": _side(weights, {}),
+            "patch_size": filters[3],
+        },
+        text=_tower(weights, TEXT, activation, text_heads),
+    )
+
+
+def _tower(weights: Weights, tower: str, activation: str, heads: int) -> dict[str, Any]:
+    width = _width(weights, tower)
+    if heads < 1 or width % heads:
+        raise CheckpointError(f"{_CONFIG} says that {heads} heads share a width of {width}, which they cannot")
+    return {
+        "hidden_size": width,
+        "intermediate_size": shape_of(weights, f"{tower}encoder.layers.0.mlp.fc1.weight", 2)[0],
+        "num_hidden_layers": blocks_of(weights, re.escape(tower) + r"encoder\.layers\.(\d+)\."),
+        "num_attention_heads": heads,
+        "hidden_act": activation,
+        "layer_norm_eps": 1e-5,
+    }
+
+
+def _width(weights: Weights, tower: str) -> int:
+    return shape_of(weights, f"{tower}embeddings.position_embedding.weight", 2)[1]
+
+
+def _heads(weights: Weights, tower: str) -> int:
+    width = _width(weights, tower)
+    if width % _HEAD_WIDTH or width > _WIDEST:
+        raise CheckpointError(
+            f"how many heads share its width {width} is not written in it; put its {_CONFIG} beside it and give "
+            f"--method open-clip"
+        )
+    return width // _HEAD_WIDTH
+
+
+def _side(weights: Weights, _facts: Facts) -> int:
+    patch = shape_of(weights, f"{IMAGE}embeddings.patch_embedding.weight", 4)[3]
+    positions = shape_of(weights, f"{IMAGE}embeddings.position_embedding.weight", 2)[0] - 1
+    return side_of(positions, "a ViT") * patch
+
+
+def _turned(weights: Weights, _size: int) -> Weights:
+    """The projections are matrices that stand to the right of a state; here they are layers."""
+    turned = {name: weights[name].mT for name in _PROJECTIONS if name in weights and weights[name].ndim == 2}
+    return {**weights, **turned}
+
+
+def _text_sections(prefix: str) -> tuple[Section, ...]:
+    return Section(prefix, TEXT, _TEXT), Section(prefix, "text_projection.", {"text_projection": "weight"})
+
+
+OPENAI_ARCHIVE = Layout(
+    method="openai-clip",
+    title="OpenAI's CLIP",
+    marks=("input_resolution", "visual.class_embedding", "token_embedding."),
+    sections=(
+        Section("visual.", IMAGE, _VISION),
+        Section("visual.", "image_projection.", {"proj": "weight"}),
+        *_text_sections(""),
+        Section("", "", {"logit_scale": "logit_scale", **_SIZES}),
+    ),
+    settings=_named(_Way("quick_gelu")),
+    complete=_turned,
+    side=_side,
+    tokenizer="openai/clip-vit-base-patch16, or CLIP's bpe_simple_vocab_16e6.txt.gz",
+)
+"""`ViT-B-32.pt` and its like; also their weights alone, with the three numbers still among them."""
+_FINE_TUNED = OPENAI_ARCHIVE._replace(
+    marks=("visual.class_embedding", "token_embedding."),
+    asked=True,
+    beside=(_CONFIG,),
+    alone="name whose it is: --method openai-clip, chexzero or pubmedclip (quick_gelu, as OpenAI's weights and what "
+    "grew out of them), or --method open-clip (gelu)",
+)
+_CHEXZERO_MEAN = (101.48761 / 255, 101.48761 / 255, 101.48761 / 255)
+_CHEXZERO_STD = (83.43944 / 255, 83.43944 / 255, 83.43944 / 255)
+"""Of MIMIC-CXR, by CheXzero's code."""
+OPEN_CLIP = _FINE_TUNED._replace(method="open-clip", title="open_clip", asked=False, settings=_open_clip)
+OPEN_CLIP_CUSTOM = OPEN_CLIP._replace(
+    marks=("visual.class_embedding", "text.token_embedding."),
+    sections=(*OPENAI_ARCHIVE.sections, *_text_sections("text.")),
+)
+NATIVE_CLIP = (
+    OPENAI_ARCHIVE,
+    _FINE_TUNED,
+    _FINE_TUNED._replace(
+        method="chexzero", title="CheXzero", settings=_named(_Way("quick_gelu", _CHEXZERO_MEAN, _CHEXZERO_STD))
+    ),
+    _FINE_TUNED._replace(
+        method="pubmedclip", title="PubMedCLIP", settings=_named(_Way("quick_gelu", IMAGENET_MEAN, IMAGENET_STD))
+    ),
+    OPEN_CLIP,
+    OPEN_CLIP_CUSTOM,
+)
+"""Those that are named before those that are recognised."""
+
+
+def _biomedclip_settings(weights: Weights, size: int, facts: Facts) -> Settings:
+    vision, text = _biomedclip_tower(facts, "vision_cfg"), _biomedclip_tower(facts, "text_cfg")
+    _check(vision, "timm_pool", "avg", ("", "token"))
+    _check(vision, "timm_proj", "linear", ("linear",))
+    _check(text, "hf_pooler_type", "cls_pooler", ("cls_last_hidden_state_pooler",))
+    _check(text, "hf_proj_type", "linear", ("mlp",))
+    return Settings(
+        method="clip",
+        images=whole_images(size, part_of(facts[_CONFIG], "preprocess_cfg"), "mean", "std"),
+        image=ImageTowerConfig(model=None, scratch=vit_config(weights), pooling="cls", resize=size),
+        text=replace(bert_tower(weights, most_tokens=number_in(text, "context_length", 77)), pooling="cls"),
+        loss=LossConfig(
+            projection="linear-no-bias",
+            text_projection="mlp-gelu",
+            hidden_width=width_of(weights, "text_projection.0.weight"),
+            embed_dim=width_of(weights, "image_projection.weight"),
+            temperature=math.exp(-scale_of(weights)),
+        ),
+    )
+
+
+def _biomedclip_tower(facts: Facts, name: str) -> dict[str, Any]:
+    return part_of(part_of(facts[_CONFIG], "model_cfg"), name)
+
+
+def _check(said: Mapping[str, Any], name: str, silent: str, read: tuple[str, ...]) -> None:
+    """Refuses what open_clip would do otherwise; where the file is silent it does `silent`."""
+    value = said.get(name, silent)
+    if value not in read:
+        raise CheckpointError(f"{_CONFIG} says {name}: {value!r:.40}, and only {' or '.join(map(repr, read))} is read")
+
+
+BIOMEDCLIP = Layout(
+    method="biomedclip",
+    title="BiomedCLIP",
+    marks=("visual.trunk.", "visual.head.proj.", "text.transformer.embeddings.", "text.proj."),
+    sections=(
+        Section("visual.trunk.", IMAGE, VIT),
+        Section("visual.head.proj.", "image_projection.", {"weight": r"\g<0>"}),
+        Section("text.transformer.", TEXT, {**BERT, **NO_POOLER}),
+        Section("text.proj.", "text_projection.", {r"[02]\.weight": r"\g<0>"}),
+        Section("", "", {"logit_scale": "logit_scale"}),
+    ),
+    settings=_biomedclip_settings,
+    beside=(_CONFIG,),
+    side=lambda _weights, facts: side_in(_biomedclip_tower(facts, "vision_cfg")),
+    tokenizer="microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract",
+)
+
+
+_MARKS = ("<|startoftext|>", "<|endoftext|>")
+_LARGEST = 16 * 2**20
+
+
+def load_merges(path: Path, vocabulary: int) -> PreTrainedTokenizerFast:
+    """Makes CLIP's tokenizer of a file of merges.
+
+    Args:
+        path: The file, packed by gzip.
+        vocabulary: Tokens of the text tower; so many merges of the file count.
+
+    Raises:
+        CheckpointError: If it is no such file, or has too few merges.
+    """
+    try:
+        with gzip.open(path) as file:
+            lines = file.read(_LARGEST).decode("utf-8").split("\n")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise CheckpointError(
+            f"{path} is no file of merges packed by gzip ({error}); give CLIP's bpe_simple_vocab_16e6.txt.gz or the "
+            f"folder of a tokenizer"
+        ) from error
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())  # by code point, which is the order of the release
+    wanted = vocabulary - 2 * len(letters) - len(_MARKS)
+    merges = [(first, second) for line in lines[1:] for first, _, second in [line.partition(" ")] if second]
+    if not 0 <= wanted <= len(merges):
+        raise CheckpointError(
+            f"{path} has {count(len(merges), 'merge')} and the text tower {vocabulary} tokens, of which {wanted} "
+            f"should be merges; give the file it was trained with"
+        )
+    counted: Any = merges[:wanted]  # as pairs, which the library takes and does not declare
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *map("".join, counted), *_MARKS]
+    return CLIPTokenizer(vocab={token: number for number, token in enumerate(tokens)}, merges=counted)

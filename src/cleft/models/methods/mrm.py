@@ -19,12 +19,11 @@ from torch.nn import functional as F
 
 from cleft.config import MrmConfig, Settings
 from cleft.errors import ConfigError
-from cleft.models.bases import still_weights
 from cleft.models.dual_encoder import refuse_causal
 from cleft.models.image_tower import ImageTower, grid_of
 from cleft.models.layers import PatchDecoder
 from cleft.models.methods.losses import PairInfo, to_float32
-from cleft.models.text_tower import TextTower
+from cleft.models.text_tower import TextTower, still_weights
 from cleft.types import ImageSpec
 
 VARIANCE = 1e-6

@@ -15,18 +15,20 @@ import tempfile
 import zipfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from cleft.errors import CheckpointError
 from cleft.grammar import count, verb
-from cleft.models.state_dict import check_plain, listed, not_finite
+from cleft.models.state_dict import check_plain, listed, not_finite, read_header, unwrapped
 
 _SHRINKS = 4
 """How many times smaller than its bytes a packed checkpoint may be; random weights hardly shrink."""
@@ -251,3 +253,173 @@ def _first_line(error: Exception) -> str:
     if str(error).startswith("Weights only load failed"):
         return "damaged"
     return next(iter(str(error).splitlines()), type(error).__name__)[:200]
+
+
+_MOST_ATTRIBUTES = 50_000
+"""More than any model has; modules that lie in each other many times over would be endless."""
+_LIST = "torch.jit._pickle."
+_KEPT = re.compile(r"[^/]+/(data\.pkl|version|byteorder|data/[^/]+)")
+
+
+def is_jit_archive(path: Path) -> bool:
+    """Whether a file is an archive of `torch.jit.save`."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return holds_code(archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return False  # what reads it says what is wrong
+
+
+def read_jit_archive(path: Path) -> dict[str, Tensor]:
+    """Reads the tensors of a TorchScript archive by their names in its modules.
+
+    Raises:
+        CheckpointError: If it is damaged, is larger inside than outside, or names anything but modules and tensors.
+    """
+    with _without_code(path) as bare:
+        content = load_plain(bare, path, lambda: _stand_ins(bare, path))
+    try:
+        return dict(_tensors(content))
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+class _Module:
+    """Holds what an archive says of a module."""
+
+    __slots__ = ("attributes",)
+    attributes: object
+
+    def __setstate__(self, attributes: object) -> None:
+        self.attributes = attributes
+
+
+def _keep(value: object, *_type: object) -> object:
+    """Stands for what marks the type of a list or dictionary."""
+    return value
+
+
+@contextmanager
+def _without_code(path: Path) -> Generator[Path]:
+    """Gives a copy of an archive's modules and numbers, whose entries are compared with their checksums."""
+    with tempfile.TemporaryDirectory() as folder:
+        bare = Path(folder) / path.name
+        try:
+            with zipfile.ZipFile(path) as archive, zipfile.ZipFile(bare, "w") as copy:
+                entries = [entry for entry in archive.infolist() if _KEPT.fullmatch(entry.filename)]
+                check_stored(entries, path)
+                for entry in entries:
+                    with archive.open(entry) as source, copy.open(entry.filename, "w", force_zip64=True) as target:
+                        shutil.copyfileobj(source, target)
+        except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as error:
+            raise CheckpointError(f"{path} cannot be read ({error}); copy it again") from error
+        yield bare
+
+
+def _stand_ins(bare: Path, path: Path) -> list[Any]:
+    """What the names in an archive become."""
+    names = get_unsafe_globals_in_checkpoint(str(bare))
+    foreign = sorted(name for name in names if not name.startswith(("__torch__.", _LIST)))
+    if foreign:
+        raise CheckpointError(
+            f"{path} names {foreign[0]}, not only modules and tensors, and is not opened, since such files can run "
+            f"code; ask its makers for a file of weights alone"
+        )
+    return [(_keep if name.startswith(_LIST) else _Module, name) for name in names]
+
+
+def _tensors(content: object) -> Iterator[tuple[str, Tensor]]:
+    """Tensors by name, module by module."""
+    waiting: list[tuple[str, object]] = [("", content)]
+    met = 0
+    while waiting:
+        prefix, module = waiting.pop()
+        if not isinstance(module, _Module):
+            raise CheckpointError(f"it holds a {type(module).__name__} that is no module of a model; copy it again")
+        attributes = getattr(module, "attributes", None)
+        if not isinstance(attributes, dict):
+            raise CheckpointError("it holds a module of which nothing is said; copy it again")
+        for name, value in cast("Mapping[str, object]", attributes).items():
+            met += 1
+            if met > _MOST_ATTRIBUTES:
+                raise CheckpointError(f"its modules have more than {_MOST_ATTRIBUTES:,} attributes; it is not opened")
+            if isinstance(value, Tensor):
+                yield f"{prefix}{name}", value.detach()
+            elif isinstance(value, _Module):
+                waiting.append((f"{prefix}{name}.", value))
+
+
+_WEIGHTS = (
+    "model.safetensors",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "pytorch_model.bin",
+    "open_clip_pytorch_model.bin",
+)
+"""What transformers and open_clip call them; where a folder holds two of them, the first is read."""
+
+
+def find_weights(path: Path) -> Path:
+    """Returns the file of weights in a folder; a file as it is.
+
+    Raises:
+        CheckpointError: If a folder has none.
+    """
+    if not path.is_dir():
+        return path
+    found = next((path / name for name in _WEIGHTS if (path / name).is_file()), None)
+    if found is None:
+        raise CheckpointError(f"{path} holds none of {', '.join(_WEIGHTS)}; give the file of its weights itself")
+    return found
+
+
+class Foreign(NamedTuple):
+    """Weights from a file that another program wrote."""
+
+    weights: Mapping[str, Tensor]
+    """By name, without the names that wrappers add, each in its own type."""
+    facts: Mapping[str, Any]
+    """Plain values among its hyper-parameters."""
+
+
+def read_weights(path: Path) -> Foreign:
+    """Reads a file of weights, packed or not, as data alone.
+
+    Raises:
+        CheckpointError: If it is damaged, may run code, holds anything but finite tensors, or one weight twice.
+    """
+    if path.suffix == ".safetensors":
+        read_header(path)
+        try:
+            state = tensors_of({"state_dict": load_file(path, backend="pread")}, path)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{path} is a truncated or corrupt safetensors file ({error}); copy it again"
+            ) from error
+        return Foreign(unwrapped(state, path), {})
+    if is_jit_archive(path):
+        return Foreign(unwrapped(tensors_of({"state_dict": _unmasked(read_jit_archive(path))}, path), path), {})
+    with unpacked(path) as inner:
+        try:
+            content = read_foreign(inner, foreign=True)
+        except CheckpointError as error:  # of a zip: not by the name it has for a moment
+            raise CheckpointError(
+                str(error).replace(str(inner), f"{path}{f' ({inner.name})' * (inner != path)}")
+            ) from error
+    place = next((name for name in ("state_dict", "model") if isinstance(content.get(name), dict)), None)
+    state = tensors_of({"state_dict": _unmasked(content[place] if place else content)}, path)
+    return Foreign(unwrapped(state, path), plain_facts(content))
+
+
+def plain_facts(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the hyper-parameters of a checkpoint that are plain values; anything else in there is not looked at."""
+    given: Any = content.get("hyper_parameters")
+    if not isinstance(given, dict):
+        return {}
+    plain = str | int | float | bool | None
+    return {str(name): value for name, value in cast("dict[Any, Any]", given).items() if isinstance(value, plain)}
+
+
+def _unmasked(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves out CLIP's masks of the future, buffers that hold minus infinity."""
+    return {name: value for name, value in state.items() if not str(name).endswith("attn_mask")}

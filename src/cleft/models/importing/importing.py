@@ -11,6 +11,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,32 +27,39 @@ from cleft.models.checkpoint import own_weights, save_model
 from cleft.models.hub import config_from, without_initial_weights
 from cleft.models.image_classifier import ImageOnly, save_image_only
 from cleft.models.image_tower import build_image_tower
-from cleft.models.importing.biomedclip import BIOMEDCLIP
-from cleft.models.importing.clip import CLIP
-from cleft.models.importing.clip_tokenizer import load_merges
-from cleft.models.importing.convirt import CONVIRT, CONVIRT_EDREISMD, CONVIRT_MGCA
-from cleft.models.importing.files import find_weights, read_facts, read_weights, tokenizer_beside
-from cleft.models.importing.gloria import GLORIA
-from cleft.models.importing.keys import IMAGE, rename
-from cleft.models.importing.layout import Facts, Layout, Weights
-from cleft.models.importing.medclip import MEDCLIP
-from cleft.models.importing.mgca import MGCA
-from cleft.models.importing.native_clip import NATIVE_CLIP
-from cleft.models.importing.openai_clip import OPENAI_CLIP
-from cleft.models.importing.vision_only import DINOV2, DINOV2_PLAIN, MRM, MRM_ENCODER
+from cleft.models.importing.cleft import check_out, import_official
+from cleft.models.importing.clip import BIOMEDCLIP, NATIVE_CLIP, OPENAI_CLIP, load_merges
+from cleft.models.importing.key_maps import IMAGE, rename
+from cleft.models.importing.layouts import (
+    AUTHORS_CLIP,
+    CONVIRT,
+    CONVIRT_EDREISMD,
+    CONVIRT_MGCA,
+    DINOV2,
+    DINOV2_PLAIN,
+    GLORIA,
+    MEDCLIP,
+    MGCA,
+    MRM,
+    MRM_ENCODER,
+    Facts,
+    Layout,
+    Weights,
+)
+from cleft.models.importing.safe_load import find_weights, read_weights
 from cleft.models.language_model import build_language_model, is_causal
 from cleft.models.methods import METHODS, MethodModel
 from cleft.models.model_folder import digest_of
-from cleft.models.official import check_out, import_official
 from cleft.models.state_dict import conformed, in_current_names, listed, misfits, put
 from cleft.models.text_tower import TextTower
-from cleft.models.tokenizer import Tokens, end_token, load_tokenizer
+from cleft.models.tokenizer import TOKENIZER_FILES, Tokens, end_token, load_tokenizer
+from cleft.strict_json import read_json
 
 log = logging.getLogger(__name__)
 
 LAYOUTS: tuple[Layout, ...] = (
     MGCA,
-    CLIP,
+    AUTHORS_CLIP,
     GLORIA,
     MEDCLIP,
     CONVIRT,
@@ -71,6 +79,7 @@ _UNREAD = {
     "pooling), which no tower here can be; give one with a ViT, such as ViT-B-16"
 }
 """First letters of names to what a checkpoint with them is."""
+_LARGEST_JSON = 2**20
 _OWN = ("img_encoder_q.model.blocks.0.ls1.gamma", "text_encoder_q.")
 """What the authors' own checkpoints hold; `official.py` reads them."""
 
@@ -131,6 +140,36 @@ def import_checkpoint(
         save_model(model, settings, out, extra={"imported": origin})
     write_whole(out / "config.yaml", dump_settings(settings), mode=None)
     return out
+
+
+def read_facts(weights: Path, layout: Layout, *, named: bool) -> Facts:
+    """Reads the JSON files that a layout has beside its weights; all but the first may be missing.
+
+    Args:
+        weights: The file.
+        layout: What it is.
+        named: Whether its method was named, which may say as much as the first of these files.
+
+    Raises:
+        CheckpointError: If the first is missing, or one cannot be read.
+    """
+    places = {name: weights.parent / name for name in layout.beside}
+    if places and not places[layout.beside[0]].is_file() and not (named and layout.alone):
+        raise CheckpointError(
+            f"{weights} should lie beside {layout.beside[0]}, which says how {layout.title} reads images and texts; "
+            f"download the whole folder{layout.alone and f', or {layout.alone}'}"
+        )
+    return {name: _read_json(place) for name, place in places.items() if place.is_file()}
+
+
+def tokenizer_beside(weights: Path, layout: Layout) -> Path | None:
+    """Returns the folder of the weights where it is known to hold their tokenizer too."""
+    has = layout.beside and any((weights.parent / name).is_file() for name in TOKENIZER_FILES)
+    return weights.parent if has else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return read_json(path, error=CheckpointError, limit=_LARGEST_JSON)
 
 
 def told_reading(settings: Settings) -> str:

@@ -8,9 +8,10 @@ refused, not skipped.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -31,15 +32,180 @@ from cleft.models.checkpoint import own_weights, save_model
 from cleft.models.dual_encoder import DualEncoder
 from cleft.models.hub import without_initial_weights
 from cleft.models.image_tower import build_image_tower
-from cleft.models.importing.files import Foreign, read_weights
-from cleft.models.importing.layout import scale_of
+from cleft.models.importing.key_maps import HUB_VISION, blocks_of, dinov2_config, heads_of, shape_of
+from cleft.models.importing.layouts import scale_of
+from cleft.models.importing.safe_load import Foreign, read_weights
 from cleft.models.language_model import build_language_model
 from cleft.models.model_folder import STAGE, check_place, digest_of, peek_description
-from cleft.models.official_keys import OfficialWeights, take_apart
-from cleft.models.official_sizes import adapter_options, language_config, vision_config
 from cleft.models.state_dict import conformed, in_current_names, listed, misfits, put
 from cleft.models.text_tower import TextTower, build_text_tower
 from cleft.models.tokenizer import TokenIds, Tokens, load_tokenizer
+
+_IMAGE = "img_encoder_q.model."
+_TEXT = "text_encoder_q.model."
+_UNUSED = re.compile(r"(img|text)_encoder_q\.local_embed\.")
+_PROJECTIONS = {
+    "img_encoder_q.global_embed.weight": "image_projection.weight",
+    "img_encoder_q.global_embed.bias": "image_projection.bias",
+    "text_encoder_q.global_embed.weight": "text_projection.weight",
+    "text_encoder_q.global_embed.bias": "text_projection.bias",
+    "logit_scale": "logit_scale",
+}
+_VISION = [(re.compile(pattern), target) for pattern, target in HUB_VISION.items()]
+_WRAPPERS = re.compile(r"^(base_model\.model\.transformer|base_model\.transformer|transformer)\.")
+_TUNED = "base_model."
+"""What prompt tuning adds to the names of the model that it wraps."""
+_PREFIX = "prompt_encoder.default.embedding.weight"
+_COPY = "word_embeddings.weight"
+"""Prefix tuning keeps the token embedding under a second name."""
+_LANGUAGE = re.compile(
+    r"(wte|wpe)\.weight|ln_f\.(weight|bias)"
+    r"|h\.\d+\.(ln_1|ln_2|attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.(weight|bias)"
+)
+_ADAPTER = re.compile(
+    r"(?P<module>h\.\d+\.(attn\.c_attn|mlp\.c_proj))\.(lora_A\.default\.weight|lora_B\.default\.weight|ia3_l\.default)"
+)
+
+
+class OfficialWeights(NamedTuple):
+    """A checkpoint of the authors, taken apart and renamed."""
+
+    vision: dict[str, Tensor]
+    """Image tower, as in files of `Dinov2WithRegistersModel`."""
+    language: dict[str, Tensor]
+    """The language model without its adapter, as in `GPT2Model`; empty if the checkpoint holds none."""
+    adapter: dict[str, Tensor]
+    """LoRA, IA3 or prefix, as in a text tower's language model."""
+    rest: dict[str, Tensor]
+    """Projections and temperature, as in `DualEncoder`."""
+    left_over: list[str]
+    """Names nobody knows."""
+    context: Tensor | None = None
+    """Learned prompt context of the second stage, `[L, E]`."""
+
+    def own_text(self) -> dict[str, Tensor]:
+        """Language model and adapter under a text tower's names, where PEFT sets what it wraps one level down."""
+        wrapped = {match["module"] for name in self.adapter if (match := _ADAPTER.fullmatch(name))}
+        named: dict[str, Tensor] = {}
+        for name, tensor in self.language.items():
+            module, _, kind = name.rpartition(".")
+            named[f"model.{module}.base_layer.{kind}" if module in wrapped else f"model.{name}"] = tensor
+        for name, tensor in self.adapter.items():
+            named["prefix.encoder.embedding.weight" if name == _PREFIX else f"model.{name}"] = tensor
+        return named
+
+
+def take_apart(state: Mapping[str, Tensor]) -> OfficialWeights:
+    """Sorts and renames the weights of an authors' checkpoint, of either stage."""
+    parts = OfficialWeights({}, {}, {}, {}, [])
+    texts = {name.removeprefix(_TEXT): tensor for name, tensor in state.items() if name.startswith(_TEXT)}
+    context = _pop_context(texts, parts.left_over)
+    for name, tensor in texts.items():
+        _add_text(parts, name, tensor)
+    for name, tensor in state.items():
+        if name in _PROJECTIONS:
+            parts.rest[_PROJECTIONS[name]] = tensor
+        elif name.startswith(_IMAGE):
+            _add_vision(parts, name, tensor)
+        elif not _UNUSED.match(name) and not name.startswith(_TEXT):
+            parts.left_over.append(name)
+    copy = parts.adapter.pop(_COPY, None)
+    if copy is not None and not _is_embedding(copy, parts.language):
+        parts.left_over.append(_TEXT + _COPY)
+    return parts._replace(context=context)
+
+
+def _is_embedding(copy: Tensor, language: Mapping[str, Tensor]) -> bool:
+    return "wte.weight" in language and copy.equal(language["wte.weight"])
+
+
+def _pop_context(texts: dict[str, Tensor], left_over: list[str]) -> Tensor | None:
+    """Takes the layer of prompt tuning off the names of a text tower, if it has one, and returns its context.
+
+    Prefix tuning has weights of the same names; its vectors are as wide as all keys and values of all blocks.
+    """
+    table = next((tensor for name, tensor in texts.items() if name.endswith("wte.weight")), None)
+    wide = [name for name in texts if name.startswith(f"{_TUNED}{_TUNED}") or name == f"{_TUNED}{_PREFIX}"]
+    context = texts.get(_PREFIX)
+    if context is None or not (wide or (table is not None and context.shape[1:] == table.shape[1:])):
+        return None
+    del texts[_PREFIX]
+    copy = texts.pop(_COPY, None)
+    if copy is not None and (table is None or not copy.equal(table)):
+        left_over.append(_TEXT + _COPY)
+    for name in list(texts):
+        bare = name.removeprefix(_TUNED) if name.startswith(_TUNED) else name
+        texts[bare] = texts.pop(name)
+    return context
+
+
+def _add_vision(parts: OfficialWeights, name: str, tensor: Tensor) -> None:
+    for pattern, target in _VISION:
+        match = pattern.fullmatch(name.removeprefix(_IMAGE))
+        if match and "{}" in target and tensor.ndim and len(tensor) % 3 == 0:
+            for kind, third in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
+                parts.vision[match.expand(target).format(kind)] = third
+            return
+        if match and "{}" not in target:
+            parts.vision[match.expand(target)] = tensor
+            return
+    parts.left_over.append(name)
+
+
+def _add_text(parts: OfficialWeights, name: str, tensor: Tensor) -> None:
+    inner = _WRAPPERS.sub("", name, count=1).replace(".base_layer", "")
+    if _LANGUAGE.fullmatch(inner):
+        parts.language[inner] = tensor
+    elif _ADAPTER.fullmatch(inner) or inner in (_PREFIX, _COPY):
+        parts.adapter[inner] = tensor
+    else:
+        parts.left_over.append(_TEXT + name)
+
+
+_LANGUAGE_HEADS = {768: 12, 1024: 16, 1280: 20, 1600: 25, 2560: 20}
+_BIOMEDLM = (28896, 2560)
+"""Tokens and width of BioMedLM, which scales attention by the block's number and ends texts with its last token."""
+
+
+def language_config(weights: OfficialWeights, heads: int | None = None, end: int | None = None) -> dict[str, Any]:
+    """Returns the description of the GPT-2 in a checkpoint, as `text.scratch` wants it.
+
+    Raises:
+        CheckpointError: If its shapes contradict each other, or heads or the end token must be given.
+    """
+    tokens, width = shape_of(weights.language, "wte.weight", 2)
+    biomedlm = (tokens, width) == _BIOMEDLM
+    if end is None and not biomedlm and width >= min(_LANGUAGE_HEADS):
+        raise CheckpointError(
+            f"which of the {tokens} tokens ends a text is not written in it; give the tokenizer of its language model"
+        )
+    last = end if end is not None else tokens - 1 if biomedlm else 0
+    return {
+        "model_type": "gpt2",
+        "vocab_size": tokens,
+        "n_positions": shape_of(weights.language, "wpe.weight", 2)[0],
+        "n_embd": width,
+        "n_layer": blocks_of(weights.language, r"h\.(\d+)\."),
+        "n_head": heads or heads_of(width, _LANGUAGE_HEADS, "text_heads"),
+        "n_inner": shape_of(weights.language, "h.0.mlp.c_fc.weight", 2)[1],
+        "scale_attn_by_inverse_layer_idx": biomedlm,
+        "bos_token_id": last,
+        "eos_token_id": last,
+        "pad_token_id": last,
+    }
+
+
+def adapter_options(weights: OfficialWeights) -> dict[str, Any]:
+    """Returns the settings of the text tower that the names and shapes of an adapter's weights tell."""
+    for name, tensor in weights.adapter.items():
+        if "lora_A" in name:
+            return {"adapt": "lora", "rank": len(tensor)}
+        if "ia3_l" in name:
+            return {"adapt": "ia3"}
+        if "prompt_encoder" in name:
+            return {"adapt": "prefix", "prefix_length": len(tensor)}
+    return {"adapt": "frozen"}
+
 
 _FACTS = (
     *("peft", "img_encoder", "llm_type", "emb_dim", "batch_size", "learning_rate", "weight_decay", "max_steps"),
@@ -157,7 +323,7 @@ def _settings(
         raise CheckpointError("it does not hold its language model; name it: `--text-model <folder or hub name>`")
     return Settings(
         images=ImagesConfig(size=size, stored_size=max(size, ImagesConfig.stored_size)),
-        image=ImageTowerConfig(model=None, scratch=vision_config(weights.vision, image_heads), pooling=pooling),
+        image=ImageTowerConfig(model=None, scratch=dinov2_config(weights.vision, image_heads), pooling=pooling),
         text=TextTowerConfig(normalisation="release-2", **source, **adapter_options(weights), train_embeddings=False),
         loss=LossConfig(embed_dim=_width(weights), temperature=math.exp(-scale_of(weights.rest))),
         context=ContextConfig() if weights.context is None else ContextConfig(length=len(weights.context)),
