@@ -123,7 +123,7 @@ def test_torchvision_is_not_installed():
 
 
 def test_importing_the_package_brings_nothing_heavy():
-    heavy = "torch,lightning,transformers,peft,cv2,pyarrow,jsonargparse".split(",")
+    heavy = "torch,lightning,transformers,peft,cv2,pyarrow".split(",")
     code = f"import sys, cleft.cli, cleft.config; print([m for m in {heavy!r} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

@@ -136,7 +136,7 @@ def test_a_whole_tower_is_fine_tuned_and_asked_like_every_run(walk, capsys):
     ("words", "code", "sentence"),
     [
         (["evaluate", "one", "--task", "linear-probe"], 4, "one has no head that tells classes apart"),
-        (["classify", "one", "--fraction", "2"], 2, "classify.fraction=2.0 must lie above 0 and not above 1"),
+        (["classify", "one", "--fraction", "2"], 2, "classify.fraction=2.0 must be above 0 and at most 1"),
         (
             ["classify", "one", "--classify.steps", "5"],
             2,

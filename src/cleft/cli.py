@@ -6,13 +6,15 @@ import argparse
 import errno
 import logging
 import os
+import re
 import shlex
 import signal
 import sys
+import textwrap
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -496,8 +498,6 @@ class _VerbParser(argparse.ArgumentParser):
     every_setting = False
 
     def format_help(self) -> str:
-        from cleft.config import settings_help, short_settings_help
-
         text = super().format_help()
         if not self.takes_settings:
             return text
@@ -505,6 +505,57 @@ class _VerbParser(argparse.ArgumentParser):
             return f"{text}\nsettings:\n{settings_help()}"
         usual = short_settings_help(_USUAL[self.prog.rpartition(" ")[2]])
         return f"{text}\nsettings, each as --name value; these are the usual ones, --help-all lists all:\n{usual}\n"
+
+
+def settings_help() -> str:
+    """Every setting with its type, default and meaning."""
+    from cleft.config import Settings
+    from cleft.config.declaration import choices_of, describe_kind, field_docs, field_types
+
+    def section(group: Any, prefix: str) -> list[str]:
+        docs, lines, below = field_docs(type(group)), list[str](), list[str]()
+        for name, value in vars(group).items():
+            if is_dataclass(value):
+                below += section(value, f"{prefix}{name}.")
+                continue
+            kind = field_types(type(group))[name]
+            words = choices_of(kind)
+            lines.append(f"  --{prefix}{name} {'{' + ','.join(words) + '}' if words else name.upper()}")
+            shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
+            what = (
+                f"{docs[name]} (default: {shown})"
+                if words
+                else f"{docs[name]} ({describe_kind(kind)}, default: {shown})"
+            )
+            lines += textwrap.wrap(what, 100, initial_indent=" " * 8, subsequent_indent=" " * 8)
+        title = (type(group).__doc__ or "").splitlines()[0].rstrip(".")
+        return ["", f"{title}:", *lines, *below] if lines else below
+
+    return "\n".join(section(Settings(), ""))
+
+
+def short_settings_help(keys: Sequence[str]) -> str:
+    """Returns one to three lines for each of some settings: its name, the first clause of its meaning, its choices."""
+    from cleft.config import declared_settings
+    from cleft.config.declaration import choices_of
+
+    lines: list[str] = []
+    for key in keys:
+        clause, choices = re.split(r"[.;:](?: |$)", _setting_doc(key))[0], choices_of(declared_settings()[key].kind)
+        summary = f"{clause}: {', '.join(choices)}" if choices and not clause.startswith("`") else clause
+        lines += textwrap.wrap(f"--{key:21} {summary}", 100, initial_indent="  ", subsequent_indent=" " * 26)
+    return "\n".join(lines)
+
+
+def _setting_doc(key: str) -> str:
+    from cleft.config import Settings
+    from cleft.config.declaration import field_docs
+
+    group: Any = Settings()
+    *groups, name = key.split(".")
+    for each in groups:
+        group = getattr(group, each)
+    return field_docs(type(group))[name]
 
 
 class _HelpAll(argparse.Action):
@@ -843,8 +894,7 @@ def _data_settings(options: argparse.Namespace, words: list[str]) -> tuple[Setti
     They are those of `cleft pretrain` with the same words. Where a dataset has the name of a preset, a folder behind it
     decides: it is the dataset with one and the preset without.
     """
-    from cleft.config import Settings, load_settings, merge_overrides, overridden_keys, preset_names
-    from cleft.config.loading import nearest
+    from cleft.config import Settings, load_settings, merge_overrides, nearest, overridden_keys, preset_names
     from cleft.data import DATASETS
 
     source, root, typed = options.source, options.root, overridden_keys(words)

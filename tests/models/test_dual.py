@@ -90,7 +90,7 @@ def test_texts_may_be_projected_otherwise_than_images():
     assert (tuple(first.shape), tuple(last.shape)) == ((20, 24), (12, 20))
     hidden = torch.nn.functional.gelu(model.text_tower(CAPTIONS) @ first.T)
     torch.testing.assert_close(model.encode_text(CAPTIONS), unit(hidden @ last.T))
-    with pytest.raises(ConfigError, match=r"text_projection=mlp-gelu leads them out of it; leave one of them out"):
+    with pytest.raises(ConfigError, match=r"text_projection=mlp-gelu projects them out of it; leave one of them out"):
         with_loss(projection="to-text", text_projection="mlp-gelu")
 
 

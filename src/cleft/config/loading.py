@@ -1,123 +1,60 @@
-"""From a preset and overrides to settings: defaults, then the preset, then overrides; the last word wins."""
+"""Loading of settings: defaults, then a preset, then what is typed; the last value counts.
+
+YAML is read as plain text: no types guessed, no code run. YAML 1.1 reads `4e-5` as text, `no` as false, `010` as eight
+and `12:30` as 750, and accepts repeated keys; so scalars stay the text that was written, and are converted to the
+declared type of their setting.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import os
 import re
 import shlex
-import textwrap
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, Literal, TypeAlias, TypeVar, cast
 
-from cleft.config.lists import split_list
-from cleft.config.tree import Settings, usual_split
-from cleft.config.yaml_tree import Tree, read_yaml
+import yaml
+
+from cleft.config.data import usual_split
+from cleft.config.declaration import choices_of, describe_kind, field_types, options_of
+from cleft.config.settings import Settings, declared_settings, flat_settings
 from cleft.errors import ConfigError
 from cleft.privacy import expand_user, find_path, hide_path
-from cleft.text_rules import RuleName, normalise, rule_for
+from cleft.text_rules import normalise, rule_for
 
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
+Tree: TypeAlias = "str | list[Tree] | dict[str, Tree] | None"
+"""Content of a YAML file: text, null, lists and mappings."""
 
 PRESETS = Path(__file__).parents[1] / "presets"
 """Folder of the presets that come with the package."""
 
 SETTINGS_MARK = "# Settings of a run, written by cleft; values that begin with local: are paths known to its user alone"
-"""First line of a `config.yaml` that this program wrote, which distinguishes a run from a folder of the user's."""
+"""First line of a `config.yaml` written by cleft, which distinguishes a run from a folder of the user."""
 _SETTINGS_END = "# End of the settings"
-"""Last line of such a file: a copy that was cut between two lines is valid YAML, and has defaults for the rest."""
+"""Last line of such a file: a copy that was truncated between two lines is valid YAML, with defaults for the rest."""
 
 _Group = TypeVar("_Group")
 _NUMBER = re.compile(r"[-+]?(0|[1-9][0-9_]*)?(\.[0-9]*)?([eE][-+]?[0-9]+)?")
 
 
-@dataclass(frozen=True)
-class _Idle:
-    """A setting that does nothing unless another one has a certain value, or is left to the dataset (None)."""
-
-    key: str
-    other: str
-    values: tuple[str, ...]
-
-
-_TWO_LAYERS = ("mlp", "mlp-norm", "mlp-gelu")
-_IDLE = (
-    _Idle("text.rank", "text.adapt", ("lora",)),
-    _Idle("text.alpha", "text.adapt", ("lora",)),
-    _Idle("text.dropout", "text.adapt", ("lora",)),
-    _Idle("text.lora_targets", "text.adapt", ("lora",)),
-    _Idle("text.ia3_targets", "text.adapt", ("ia3",)),
-    _Idle("text.ia3_feedforward", "text.adapt", ("ia3",)),
-    _Idle("text.prefix_length", "text.adapt", ("prefix",)),
-    _Idle("text.frozen_layers", "text.adapt", ("full",)),
-    _Idle("loss.hidden_width", "loss.projection", _TWO_LAYERS),
-    _Idle("loss.hidden_width", "loss.text_projection", _TWO_LAYERS),
-    _Idle("text.train_embeddings", "text.adapt", ("lora", "ia3", "prefix", "frozen")),
-    _Idle("loss.bias", "loss.name", ("sigmoid",)),
-    _Idle("optim.betas", "optim.name", ("adamw",)),
-    _Idle("optim.momentum", "optim.name", ("sgd",)),
-    _Idle("context.optim.betas", "context.optim.name", ("adamw",)),
-    _Idle("context.optim.momentum", "context.optim.name", ("sgd",)),
-    _Idle("data.caption", "data.dataset", ("embed",)),
-    _Idle("data.caption_templates", "data.texts", ("captions",)),
-    _Idle("data.bank", "data.texts", ("bank",)),
-    _Idle("data.reduce", "data.dataset", ("embed",)),
-    _Idle("data.test_fraction", "data.split", ("patients",)),
-    _Idle(
-        "data.val_fraction",
-        "data.split",
-        ("patients", "5x200-strict", "5x200-paper", "5x200-images", "rsna-balanced", "given"),
-    ),
-)
-
-_OVERRULED = (
-    ("data.split", "data.split_file"),
-    ("data.val_fraction", "data.split_file"),
-    ("data.test_fraction", "data.split_file"),
-    ("data.test_fraction", "data.test_list"),
-)
-"""Settings that do nothing where another one is set."""
-
-
 def preset_names() -> list[str]:
-    """Names of the presets that come with the package, sorted."""
+    """Returns the names of the presets that come with the package, sorted."""
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
 def preset_summaries() -> dict[str, str]:
-    """Each preset's name and the first line of its page."""
+    """Returns the first line of each preset by its name."""
     return {name: (PRESETS / f"{name}.yaml").read_text().splitlines()[0].removeprefix("# ") for name in preset_names()}
 
 
-def settings_help() -> str:
-    """Every setting with its type, default and meaning."""
-    _, _, settings = settings_parser("cleft", "cleft", "").format_help().partition("exit.\n")
-    return re.sub(r"  --[\w.]+ CONFIG +Path to a configuration file.\n", "", settings)
-
-
-def short_settings_help(keys: Sequence[str]) -> str:
-    """Returns one to three lines for each of some settings: its name, the first clause of its meaning, its choices."""
-    text = settings_help()
-    lines: list[str] = []
-    for key in keys:
-        named = rf"^  --{re.escape(key)} (?:\[[^]]*\]|{{[^}}]*}}|\S+)\s+(.*?)\(type: "
-        found = re.search(named, text, re.MULTILINE | re.DOTALL)
-        meaning = " ".join(re.sub(r"-\n\s+", "-", found[1]).split()) if found else ""
-        clause, choices = re.split(r"[.;:](?: |$)", meaning)[0], _allowed(key)
-        summary = f"{clause}: {', '.join(choices)}" if choices and not clause.startswith("`") else clause
-        lines += textwrap.wrap(f"--{key:21} {summary}", 100, initial_indent="  ", subsequent_indent=" " * 26)
-    return "\n".join(lines)
-
-
 def load_settings(source: str | Path, overrides: str | Sequence[str] = ()) -> Settings:
-    """Builds settings from a preset and what was typed after it.
+    """Builds settings from a preset and command-line words.
 
     Args:
         source: Name of a preset, a YAML file, or the `config.yaml` of a run. A file may name another preset under
@@ -125,40 +62,30 @@ def load_settings(source: str | Path, overrides: str | Sequence[str] = ()) -> Se
         overrides: Command-line words such as `--text.rank 4` or `--text.rank=4`, as a list or as one line.
 
     Raises:
-        ConfigError: If a key is unknown (with the nearest name and the line it stands in), a value is of the wrong
-            type or contradicts another, or an override does nothing here.
+        ConfigError: If a key is unknown (with the nearest name and its line), a value is of the wrong type or
+            contradicts another, or an override has no effect.
     """
     tree = _layers(_find(source), seen=())
-    typed = _words(overrides)
-    _check_keys(typed, {}, where="the command line", dashes="--")
-    settings = _build(_merge(tree, typed), where=f"{source}")
-    _check_idle(_dotted(typed), settings)
-    _check_untrained(_dotted(typed), settings)
-    return settings
+    return _build_typed(tree, _words(overrides), where=f"{source}")
 
 
 def load_run_settings(run: Path, overrides: Sequence[str] = ()) -> Settings:
-    """Builds the settings a run or a model folder was made with, and what was typed after it.
+    """Builds the settings of a run or a model folder, with command-line words applied on top.
 
     Raises:
         ConfigError: If the folder holds no settings; and as `load_settings`.
     """
     if not (run / "config.yaml").is_file():
         raise ConfigError(
-            f"{run} is not a run folder: it holds no config.yaml; give a folder that cleft pretrain, "
-            f"cleft learn-context, cleft classify or cleft import wrote"
+            f"{run} is not a run folder: it holds no config.yaml; give a folder written by cleft pretrain, "
+            f"cleft learn-context, cleft classify or cleft import"
         )
     return load_settings(run / "config.yaml", overrides)  # a folder may be called like a preset
 
 
 def merge_overrides(settings: Settings, overrides: Sequence[str]) -> Settings:
     """Returns settings with command-line words such as `--data.root <folder>` applied on top."""
-    typed = _words(overrides)
-    _check_keys(typed, {}, where="the command line", dashes="--")
-    merged = _build(_merge(_plain(settings), typed), where="the command line")
-    _check_idle(_dotted(typed), merged)
-    _check_untrained(_dotted(typed), merged)
-    return merged
+    return _build_typed(_plain(settings), _words(overrides), where="the command line")
 
 
 def overridden_keys(overrides: Sequence[str]) -> frozenset[str]:
@@ -173,18 +100,26 @@ def overridden_keys(overrides: Sequence[str]) -> frozenset[str]:
 
 
 def build_settings(tree: Mapping[str, Any], *, where: str) -> Settings:
-    """Builds settings from a tree of plain values, such as a part of `plain_settings`; the rest are defaults.
+    """Builds settings from a tree of plain values in a file, such as part of `plain_settings`; the rest are defaults.
 
     Args:
-        tree: Groups of settings, as in a preset.
-        where: What holds the tree, for messages.
+        tree: Groups of settings, as in a preset, also under former names.
+        where: Name of the file, for messages.
 
     Raises:
         ConfigError: If a key is unknown, or a value is of the wrong type or contradicts another.
     """
-    tree = _here(tree)
+    tree = _present_names(_here(tree))
     _check_keys(tree, {}, where=where)
     return _build(tree, where)
+
+
+def _build_typed(tree: Mapping[str, Tree], typed: Mapping[str, Tree], where: str) -> Settings:
+    """Builds settings from a tree and typed ones on top, each of which must have an effect."""
+    _check_keys(typed, {}, where="the command line", dashes="--")
+    settings = _build(_merge(tree, typed), where)
+    _check_effect(_dotted(typed), settings)
+    return settings
 
 
 def plain_settings(settings: Settings) -> dict[str, Any]:
@@ -192,47 +127,14 @@ def plain_settings(settings: Settings) -> dict[str, Any]:
 
     Paths that name a user, a machine or a folder elsewhere are hidden; see `cleft.privacy.hide_path`.
     """
-    return {name: _hidden(_plain(group), group) for name, group in vars(settings).items()}
+    return {name: _hidden(_plain(value), value) for name, value in vars(settings).items()}
 
 
 def dump_settings(settings: Settings) -> str:
     """Writes settings as YAML: complete, and loadable as a preset. Its first line is `SETTINGS_MARK`."""
-    import yaml
-
     dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # four times as fast, where PyYAML was built with it
     text = yaml.dump(plain_settings(settings), Dumper=dumper, sort_keys=False, allow_unicode=True, width=100)
     return f"{SETTINGS_MARK}\n{text}{_SETTINGS_END}\n"
-
-
-def settings_parser(prog: str, usage: str, description: str) -> ArgumentParser:
-    """A parser that knows every setting and its docstring; it types values and prints the help.
-
-    Args:
-        prog: What stands before the options, e.g. `cleft pretrain`.
-        usage: The line of the help that shows how to call it.
-        description: What the command does.
-    """
-    from jsonargparse import ArgumentParser, set_parsing_settings
-
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog=prog, usage=usage, description=description, exit_on_error=False, default_env=False)
-    parser.add_class_arguments(Settings)
-    return parser
-
-
-@functools.cache
-def _group_parser(kind: type) -> ArgumentParser:
-    """The parser that types the values of one group.
-
-    One a group, because a parser looks through all it knows at every value; made once, because that takes longest.
-    """
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(exit_on_error=False, default_env=False)
-    parser.add_class_arguments(
-        kind, skip={name for name, hint in _hints(kind).items() if dataclasses.is_dataclass(hint)}
-    )
-    return parser
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
@@ -264,8 +166,10 @@ def _layers(path: Path, seen: tuple[Path, ...]) -> dict[str, Tree]:
     if path in seen:
         raise ConfigError(f"{path}: extends itself, by way of {' and '.join(step.name for step in seen)}")
     file = read_yaml(path)
-    _check_end(path)
+    is_of_run = _is_of_run(path)
     tree = cast("dict[str, Tree]", _here(file.tree))
+    if is_of_run:
+        tree = _present_names(tree)
     _name_rule(path, tree)
     base = tree.pop("extends", None)
     _check_keys(tree, file.lines, where=str(path))
@@ -278,13 +182,14 @@ def _layers(path: Path, seen: tuple[Path, ...]) -> dict[str, Tree]:
     return _merge(below, tree)
 
 
-def _check_end(path: Path) -> None:
-    """Refuse a file of settings that this program wrote and that was cut off between two lines."""
+def _is_of_run(path: Path) -> bool:
+    """Returns whether settings were written by cleft; refuses a file that was truncated between two lines."""
     lines = path.read_text(encoding="utf-8").splitlines()
     if lines[0] == SETTINGS_MARK and lines[-1] != _SETTINGS_END:
         raise ConfigError(
-            f"{path}: line {len(lines)}: cut off: its last line, {_SETTINGS_END!r}, is missing; copy it again"
+            f"{path}: line {len(lines)}: truncated: its last line, {_SETTINGS_END!r}, is missing; copy it again"
         )
+    return lines[0] == SETTINGS_MARK or path.name == "config.yaml"
 
 
 def _name_rule(path: Path, tree: dict[str, Tree]) -> None:
@@ -297,14 +202,6 @@ def _name_rule(path: Path, tree: dict[str, Tree]) -> None:
     as_written = isinstance(opening, str) and normalise(opening, "words-1") != opening
     texts = "whole" if as_written or data.get("texts") in ("bank", "medclip") else str(data.get("texts", "captions"))
     tree["text"] = {**text, "normalisation": rule_for(texts, version=1)}
-
-
-def text_rule(settings: Settings) -> RuleName:
-    """Returns the text rule of settings: `text.normalisation`, or where that is `auto` the one that fits the texts."""
-    if settings.text.normalisation != "auto":
-        return settings.text.normalisation
-    texts = settings.data.texts
-    return rule_for("captions" if texts == "bank" and settings.data.bank is None else texts)
 
 
 def _merge(below: Mapping[str, Tree], above: Mapping[str, Tree]) -> dict[str, Tree]:
@@ -354,75 +251,136 @@ def _read_word(value: str) -> Tree:
 
 
 def _check_keys(tree: Mapping[str, Tree], lines: Mapping[str, int], *, where: str, dashes: str = "") -> None:
-    """Refuses keys that no setting has, and numbers that YAML would read as something else."""
+    """Refuses unknown settings and former names, and numbers that YAML would read as something else."""
 
     def walk(node: Mapping[str, Tree], kind: type, prefix: str) -> None:
-        hints = _hints(kind)
+        kinds = field_types(kind)
         for name, value in node.items():
             key = f"{prefix}{name}"
             place = f"{where}, line {lines[key]}" if key in lines else where
-            if name not in hints:
-                raise ConfigError(
-                    f"{place}: unknown setting {dashes}{key}{_nearest_key(key, name, list(hints), prefix)}"
-                )
-            if dataclasses.is_dataclass(hints[name]):
+            if name not in kinds:
+                raise ConfigError(f"{place}: {_explain_unknown(key, list(kinds), dashes)}")
+            if dataclasses.is_dataclass(kinds[name]):
                 if not isinstance(value, dict):
-                    raise ConfigError(f"{place}: {dashes}{key}={value!r} is a group; name one of its settings below it")
-                walk(value, cast(type, hints[name]), f"{key}.")
-            elif isinstance(value, str) and hints[name] in (int, float) and not _NUMBER.fullmatch(value):
+                    raise ConfigError(f"{place}: {dashes}{key}={value!r} is a group; name one of its settings")
+                walk(value, cast(type, kinds[name]), f"{key}.")
+            elif isinstance(value, str) and kinds[name] in (int, float) and not _NUMBER.fullmatch(value):
                 raise ConfigError(f"{place}: {dashes}{key}={value!r} is not a number")
+            elif isinstance(value, str) and value in declared_settings()[key].old_values:
+                now = declared_settings()[key].old_values[value]
+                raise ConfigError(f"{place}: {dashes}{key}={value} is now called {now}")
 
     walk(tree, Settings, "")
 
 
-def _nearest_key(key: str, name: str, siblings: list[str], prefix: str) -> str:
-    """Looks for the same last word anywhere, then beside the wrong key, then in the whole tree."""
-    every = list(_dotted(_plain(Settings())))
+def _explain_unknown(key: str, siblings: list[str], dashes: str) -> str:
+    """Names the new name of a renamed setting, or the nearest one: with the same last word, in the group, anywhere."""
+    every = list(declared_settings())
+    renamed = [each.key for each in declared_settings().values() if each.formerly == key]
+    if renamed:
+        return f"the setting {dashes}{key} is now called {dashes}{renamed[0]}"
+    prefix, _, name = key.rpartition(".")
     same = [other for other in every if other.rpartition(".")[2] == name]
-    beside = [f"{prefix}{near}" for near in difflib.get_close_matches(name, siblings, n=1, cutoff=0.6)]
-    found = same or beside or difflib.get_close_matches(key, every, n=1, cutoff=0.6)
-    return f"; did you mean {found[0]}?" if found else f"; known here: {', '.join(siblings)}"
+    close = difflib.get_close_matches(name, siblings, n=1, cutoff=0.6)
+    found = (
+        same or [f"{prefix}.{near}".removeprefix(".") for near in close] or difflib.get_close_matches(key, every, n=1)
+    )
+    hint = f"; did you mean {found[0]}?" if found else f"; known here: {', '.join(siblings)}"
+    return f"unknown setting {dashes}{key}{hint}"
+
+
+def _present_names(tree: Mapping[str, Tree]) -> dict[str, Tree]:
+    """Returns a tree with the present names of settings and choices that had others in earlier versions."""
+    renamed = cast("dict[str, Tree]", _copy(tree))
+    for each in declared_settings().values():
+        if each.formerly is not None:
+            group, name = _group_of(renamed, each.formerly)
+            if group is not None and name in group:
+                place, new = _group_of(renamed, each.key, make=True)
+                assert place is not None
+                place.setdefault(new, group.pop(name))
+        if each.old_values:
+            group, name = _group_of(renamed, each.key)
+            if group is not None and isinstance(value := group.get(name), str):
+                group[name] = each.old_values.get(value, value)
+    return renamed
+
+
+def _copy(tree: Any) -> Any:
+    return {name: _copy(item) for name, item in tree.items()} if isinstance(tree, Mapping) else tree
+
+
+def _group_of(tree: dict[str, Tree], key: str, *, make: bool = False) -> tuple[dict[str, Tree] | None, str]:
+    """Returns the group that holds a dotted key, or None, and the last part of the key."""
+    *groups, name = key.split(".")
+    node: Any = tree
+    for each in groups:
+        node = node.setdefault(each, {}) if make else node.get(each) if isinstance(node, dict) else None
+    return (node, name) if isinstance(node, dict) else (None, name)
 
 
 def _build(tree: Mapping[str, Tree], where: str) -> Settings:
-    """Types the tree by the settings' annotations and builds it, contradictions refused."""
+    """Converts a tree to the declared types and builds settings; contradictions are refused."""
     try:
-        return _built(Settings, tree, "")
+        return _built(Settings(), tree, "")
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
 
 
-def _built(kind: type[_Group], tree: Mapping[str, Tree], prefix: str) -> _Group:
-    """A group of settings, and the groups in it, with what the tree does not name at its default."""
-    from argparse import ArgumentError
-
-    hints = _hints(kind)
-    groups = {name: value for name, value in tree.items() if dataclasses.is_dataclass(hints[name])}
-    values = {name: _listed(value, hints[name]) for name, value in tree.items() if name not in groups}
-    try:
-        parser = _group_parser(kind)
-        made = parser.instantiate(parser.parse_object(values, defaults=False))
-        inner = {
-            name: _built(cast(type, hints[name]), cast("dict[str, Tree]", value), f"{prefix}{name}.")
-            for name, value in groups.items()
-        }
-        return kind(**{name: made[name] for name in values}, **inner)
-    except ConfigError:
-        raise
-    except (ArgumentError, TypeError, ValueError) as error:
-        raise ConfigError(_explain(str(error), prefix)) from error
+def _built(default: _Group, tree: Mapping[str, Tree], prefix: str) -> _Group:
+    """Returns a group of settings, with the values of a tree in place of its defaults."""
+    kinds = field_types(type(default))
+    values: dict[str, Any] = {}
+    for name, value in tree.items():
+        if dataclasses.is_dataclass(kinds[name]):
+            values[name] = _built(getattr(default, name), cast("dict[str, Tree]", value), f"{prefix}{name}.")
+            continue
+        try:
+            values[name] = _converted(value, kinds[name])
+        except (TypeError, ValueError):
+            choices = choices_of(kinds[name])
+            hint = nearest(str(value), choices) if choices else ""
+            raise ConfigError(f"{prefix}{name}={value!r} must be {describe_kind(kinds[name])}{hint}") from None
+    return dataclasses.replace(cast("Any", default), **values)
 
 
-def _listed(value: Tree, hint: Any) -> Any:
-    """Text where a list belongs is a list of one or, with commas, of several."""
-    if isinstance(value, str) and value != "null" and _is_list(hint):
-        return split_list(value)
-    return _scalars(value) if isinstance(value, dict) else value
+def _converted(value: Any, kind: Any) -> Any:
+    """Converts text, or a value from JSON, to a declared type.
+
+    Raises:
+        TypeError, ValueError: If it does not hold one.
+    """
+    origin, items = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        for option in options_of(kind):
+            try:
+                return _converted(value, option)
+            except (TypeError, ValueError):
+                continue
+    elif origin is Literal or kind is types.NoneType:
+        if value in (items or (None,)):
+            return value
+    elif origin is tuple:
+        values = split_list(value) if isinstance(value, str) else value
+        if isinstance(values, list | tuple):
+            return tuple(_converted(item, each) for item, each in _paired(cast("Sequence[Any]", values), items))
+    elif origin is Mapping:
+        if isinstance(value, dict):
+            return _scalars(cast("Tree", value))
+    elif isinstance(value, str):
+        if kind is bool:
+            if value in ("true", "false"):
+                return value == "true"
+        elif kind not in (int, float) or _NUMBER.fullmatch(value):
+            return kind(value)
+    elif type(value) in ((float, int) if kind is float else (kind,)):
+        return kind(value)
+    raise ValueError(value)
 
 
-def _is_list(hint: Any) -> bool:
-    """Whether a setting takes several values, or several or null."""
-    return tuple in (typing.get_origin(hint), *map(typing.get_origin, typing.get_args(hint)))
+def _paired(values: Sequence[Any], kinds: tuple[Any, ...]) -> Iterable[tuple[Any, Any]]:
+    repeated = kinds[-1] is Ellipsis
+    return zip(values, [kinds[0]] * len(values) if repeated else kinds, strict=True)
 
 
 def _scalars(value: Tree) -> Any:
@@ -440,63 +398,24 @@ def _scalars(value: Tree) -> Any:
     return value
 
 
-def _explain(message: str, prefix: str) -> str:
-    """A sentence out of a group's parser's words: the key, the value, what is allowed."""
-    plain = " ".join(message.split())
-    found = re.search(r'Parser key "([\w.]+)":.*(?:Got value|Given value): (.*)', plain)
-    if not found:
-        return plain
-    key, value = f"{prefix}{found[1]}", found[2]
-    allowed = _allowed(key)
-    if allowed:
-        return f"{key}={value!r} must be one of {', '.join(allowed)}{nearest(value, allowed)}"
-    kinds = [_TYPE.sub(r"\1", kind) for kind in re.findall(r"Expected a (.+?)(?=\. Got| - Expected| Given|$)", plain)]
-    return f"{key}={value!r} must be: {' or '.join('null' if kind == 'NoneType' else kind for kind in kinds)}"
-
-
-_TYPE = re.compile(r"<class '([\w.]+)'>")
-
-
-def _allowed(key: str) -> list[str]:
-    """The words a setting may take, where it is a choice among words."""
-    kind: Any = Settings
-    for name in key.split("."):
-        if not dataclasses.is_dataclass(kind):
-            return []
-        kind = _hints(kind).get(name)
-    choices = typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else [kind]
-    words = [typing.get_args(choice) for choice in choices if typing.get_origin(choice) is typing.Literal]
-    numbers = ["a whole number"] if words and int in choices else []
-    return [*numbers, *(str(word) for group in words for word in group)]
-
-
-def _check_idle(given: Mapping[str, Any], settings: Settings) -> None:
-    """Refuses an override that would change nothing."""
-    values = _dotted(_plain(settings))
-    values["data.split"] = settings.data.split or usual_split(settings.data.dataset)
-    used = {rule.key for rule in _IDLE if values[rule.other] in (None, *rule.values)}
-    for rule in _IDLE:
-        if rule.key in given and rule.key not in used:
-            raise ConfigError(
-                f"--{rule.key} does nothing here: {rule.other} is {values[rule.other]!r}, and it is used with "
-                f"{' or '.join(rule.values)} alone; drop it or set --{rule.other}"
-            )
-    for key, other in _OVERRULED:
-        if key in given and values[other] is not None:
-            raise ConfigError(
-                f"--{key} does nothing here: {other} is {values[other]!r}, which decides in its place; drop it, or set "
-                f"--{other} null"
-            )
-
-
-def _check_untrained(given: Mapping[str, Any], settings: Settings) -> None:
-    """Refuses an override of what is read by a method that trains."""
-    key = next((key for key in given if key.startswith(_OF_TRAINING)), None)
-    if settings.method == "image-only" and key is not None:
-        raise ConfigError(f"--{key} does nothing here: method is 'image-only', which has no texts and trains nothing")
-
-
-_OF_TRAINING = ("text.", "loss.", "optim.", "context.")
+def _check_effect(typed: Mapping[str, Any], settings: Settings) -> None:
+    """Refuses typed settings that have no effect."""
+    values = flat_settings(settings) | {"data.split": settings.data.split or usual_split(settings.data.dataset)}
+    for key in typed:
+        declared = declared_settings()[key]
+        for condition in declared.used_with:
+            if all(values[other] not in (None, *allowed) for other, allowed in condition.items()):
+                other, allowed = next(iter(condition.items()))
+                raise ConfigError(
+                    f"--{key} does nothing here: {other} is {values[other]!r}, and it is used only with "
+                    f"{' or '.join(map(str, allowed))}; leave it out or set --{other}"
+                )
+        for other in declared.overruled_by:
+            if values[other] is not None:
+                raise ConfigError(
+                    f"--{key} does nothing here: {other} is {str(values[other])!r}, which decides in its place; leave "
+                    f"it out, or set --{other} null"
+                )
 
 
 def _plain(value: Any) -> Any:
@@ -535,24 +454,113 @@ def _dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """A tree of groups as one mapping with dotted keys."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
-        kind = _kind(f"{prefix}{name}")
-        if isinstance(value, dict) and dataclasses.is_dataclass(kind):
+        if isinstance(value, dict) and f"{prefix}{name}" not in declared_settings():
             flat |= _dotted(cast("dict[str, Any]", value), f"{prefix}{name}.")
         else:
             flat[f"{prefix}{name}"] = value
     return flat
 
 
-@functools.cache
-def _hints(kind: Any) -> dict[str, Any]:
-    """The annotations of a group: working them out takes longer than reading them."""
-    return typing.get_type_hints(kind)
+_ITEM = re.compile(r"""\s*(?:"((?:[^"]|"")*)"|'((?:[^']|'')*)'|([^,]*))\s*(,|$)""")
 
 
-@functools.cache
-def _kind(key: str) -> Any:
-    """The annotation of a dotted key, or None."""
-    kind: Any = Settings
-    for name in key.split("."):
-        kind = _hints(kind).get(name) if dataclasses.is_dataclass(kind) else None
-    return kind
+def split_list(text: str) -> list[str]:
+    """Returns the values of a word, without spaces around them; empty ones are left out.
+
+    Raises:
+        ConfigError: If a quote is not closed or something follows it.
+
+    Example:
+        >>> split_list('"Effusion, left", Edema'), split_list("Crohn's disease,'a, b'")
+        (['Effusion, left', 'Edema'], ["Crohn's disease", 'a, b'])
+    """
+    values: list[str] = []
+    place = 0
+    while place < len(text):
+        found = _ITEM.match(text, place)
+        bare = "" if found is None or found[3] is None else found[3].strip()
+        if found is None or bare[:1] in ('"', "'"):
+            raise ConfigError(
+                f'{text!r}: a quote is not closed, or text follows it; write "Effusion, left",Edema, each quote '
+                f"within a quoted value twice"
+            )
+        double, single = found[1], found[2]
+        value = double.replace('""', '"') if double is not None else single.replace("''", "'") if single else bare
+        if value.strip():
+            values.append(value.strip())
+        place = found.end()
+    return values
+
+
+def join_list(values: Iterable[str]) -> str:
+    """Returns values as one word that `split_list` reads again.
+
+    Example:
+        >>> join_list(["Effusion, left", "Edema"])
+        '"Effusion, left",Edema'
+    """
+    return ",".join(
+        '"' + value.replace('"', '""') + '"' if "," in value or value[:1] in ('"', "'") else value for value in values
+    )
+
+
+_PLAIN_TAGS = ("tag:yaml.org,2002:", "!")
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""The one in C, where PyYAML was built with it, is ten times as fast."""
+
+
+@dataclass(frozen=True)
+class YamlFile:
+    """A file's tree and the line of each dotted key."""
+
+    tree: dict[str, Tree]
+    lines: dict[str, int]
+
+
+def read_yaml(path: Path) -> YamlFile:
+    """Reads a mapping from a YAML file without running or guessing anything.
+
+    Raises:
+        ConfigError: If the file is absent or empty, is not UTF-8 or not YAML, repeats a key, or uses aliases or tags.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        for event in yaml.parse(text, Loader=_Loader):
+            if isinstance(event, yaml.AliasEvent):
+                raise ConfigError(f"{path}: line {event.start_mark.line + 1}: write the values out; no aliases (*)")
+        root = yaml.compose(text, Loader=_Loader)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from error
+    if root is None:
+        raise ConfigError(f"{path}: is empty; a preset holds at least one setting")
+    lines: dict[str, int] = {}
+    tree = _yaml_value(root, path, "", lines)
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: holds no mapping of settings but {type(tree).__name__}")
+    return YamlFile(tree, lines)
+
+
+def _yaml_value(node: yaml.Node, path: Path, key: str, lines: dict[str, int]) -> Tree:
+    line = node.start_mark.line + 1
+    tag = str(node.tag)
+    if not tag.startswith(_PLAIN_TAGS) or "python" in tag:
+        raise ConfigError(f"{path}: line {line}: the tag {tag!r} is not allowed; write a plain value")
+    if isinstance(node, yaml.MappingNode):
+        mapping: dict[str, Tree] = {}
+        for name_node, value_node in node.value:
+            name = str(name_node.value)
+            dotted = f"{key}.{name}" if key else name
+            if name in mapping:
+                raise ConfigError(f"{path}: line {name_node.start_mark.line + 1}: {dotted} is repeated")
+            lines[dotted] = name_node.start_mark.line + 1
+            mapping[name] = _yaml_value(value_node, path, dotted, lines)
+        return mapping
+    if isinstance(node, yaml.SequenceNode):
+        return [_yaml_value(item, path, key, lines) for item in node.value]
+    if tag == "tag:yaml.org,2002:null":
+        return None
+    return str(node.value)

@@ -26,9 +26,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from cleft.config import dump_settings, load_run_settings
+from cleft.config import Tree, dump_settings, load_run_settings, read_yaml
 from cleft.config.loading import load_settings, nearest
-from cleft.config.yaml_tree import Tree, read_yaml
 from cleft.errors import CheckpointError, CleftError, ConfigError
 from cleft.files import write_whole
 from cleft.models.checkpoint import base_now, compares_texts, is_image_only, read_settings, weights_digest

@@ -10,8 +10,7 @@ from itertools import product
 from pathlib import Path
 from types import MappingProxyType
 
-from cleft.config import Settings, join_list, split_list
-from cleft.config.yaml_tree import read_yaml
+from cleft.config import Settings, join_list, read_yaml, split_list
 from cleft.data.datasets import CLASS_SETS, DATASETS
 from cleft.data.tables.faults import nearest
 from cleft.data.text.captions import NO_FINDING, OPENING, clean_text

@@ -1,0 +1,223 @@
+"""Settings of data and images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cleft.config.declaration import group, setting
+from cleft.errors import ConfigError
+
+
+def check_range(name: str, value: float, low: float, high: float) -> None:
+    """Refuses a value outside of [low, high].
+
+    Raises:
+        ConfigError: If it is.
+    """
+    if not low <= value <= high:
+        raise ConfigError(f"{name}={value} must be between {low} and {high}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Dataset, labels, captions and splits."""
+
+    dataset: Literal["chexpert", "rsna", "embed", "nih", "mimic", "iu-xray", "manifest"] = "chexpert"
+    """Layout of the folder. `manifest` is your own table (`cleft data template` writes an example)."""
+    root: Path | None = setting(None, changes=())  # what a folder holds is compared by digest, so it may be moved
+    """Folder of the unpacked download, or of your own table and images."""
+    table: str | None = None
+    """Label table inside `root`; by default the dataset's own (`train.csv`, `manifest.csv`)."""
+    labels: Literal["table", "chexbert", "visualchexbert", "negbio"] = "table"
+    """Source of the labels. CheXpert: the table itself, or `train_cheXbert.csv` or `train_visualCheXbert.csv`, matched
+    by path (images, views, sex and age always come from the table). MIMIC-CXR: the CheXpert labeller (`table`) or
+    NegBio (`negbio`)."""
+    views: tuple[str, ...] | None = None
+    """Views to keep; by default AP and PA for CheXpert, NIH, MIMIC-CXR and IU X-ray, and all views for other datasets.
+    Images of unknown view are kept."""
+    opening: str | None = None
+    """First words of every caption and class prompt, before the findings; by default those of the dataset, for your own
+    table "this is a chest x ray of a patient with"."""
+    uncertain: Literal["zeros", "ones", "mixed", "ignore"] = "zeros"
+    """Value of uncertain labels (-1). `zeros`: absent. `ones`: present. `mixed`: present for atelectasis, edema and
+    pleural effusion, absent for cardiomegaly and consolidation. `ignore`: not mentioned."""
+    split: (
+        Literal["patients", "5x200-strict", "5x200-paper", "5x200-images", "rsna-balanced", "embed", "given"] | None
+    ) = setting(None, overruled_by=("data.split_file",), prepares=False)
+    """How images are split into train, validation and test; by default `rsna-balanced` for RSNA, `embed` for EMBED,
+    `given` for NIH and MIMIC-CXR, `patients` otherwise. `patients`: by a hash of the patient. `5x200-strict`:
+    CheXpert-5x200 is the test set and none of its patients is in training. `5x200-paper`: only its images are removed
+    from training, as the paper says. `5x200-images`: the same, with validation drawn by image, so that splits share
+    patients. `rsna-balanced`: as many images with pneumonia as without, in the sizes of the paper. `embed`: 70, 10 and
+    20 % of the patients. `given`: by the official lists, or by the column `split` of your table."""
+    split_file: Path | None = setting(None, changes=())  # its split is compared by digest
+    """Split written by `cleft data split --out`, in place of `split` and its fractions."""
+    test_list: Path | None = setting(None, changes=())  # the images it names are compared by digest
+    """List of the images of the test set, such as a published CheXpert-5x200: a table with a column `Path` and
+    optionally findings or a `class`, or one path a line. For `split: 5x200-…` and `patients`."""
+    val_fraction: float = setting(
+        0.05,
+        used_with={"data.split": ("patients", "5x200-strict", "5x200-paper", "5x200-images", "rsna-balanced", "given")},
+        overruled_by=("data.split_file",),
+        prepares=False,
+    )
+    """Share of the images outside the test set that is used for validation."""
+    test_fraction: float = setting(
+        0.2,
+        used_with={"data.split": ("patients",)},
+        overruled_by=("data.split_file", "data.test_list"),
+        prepares=False,
+    )
+    """Share of the images in the test set, for `split: patients`."""
+    negatives: bool = False
+    """Mention in captions also findings that are labelled absent."""
+    empty_caption: Literal["keep", "drop", "no-finding"] = "keep"
+    """Caption of an image without any positive finding: only the first words (`keep`), "no finding" (`no-finding`), or
+    leave the image out (`drop`)."""
+    caption: Literal["simple", "sided", "natural", "structured"] = setting(
+        "simple", used_with={"data.dataset": ("embed",)}
+    )
+    """Content of the captions of EMBED. `simple`: density and BI-RADS. `sided`: also side and view. `natural`,
+    `structured`: a short report, in sentences or under headings; they need `text.max_tokens: 144`."""
+    report: Literal["impression", "findings", "both", "as-written", "whole"] = "both"
+    """Sections of a report to read. `both`: impression, then findings. `as-written`: these two in the order of the
+    report. `whole`: all sections. A report without these sections is represented by its last paragraph."""
+    no_report: Literal["keep", "drop"] = "keep"
+    """Images with no report, or one of fewer than two words: keep them or leave them out. Methods that train on reports
+    always leave them out."""
+    reports: Path | None = setting(None, changes=())  # texts are compared by digest
+    """Reports of MIMIC-CXR or IU X-ray, if they are not in `root`: folder of the text or XML files, or for MIMIC-CXR
+    `mimic_cxr_sectioned.csv`."""
+    texts: Literal["captions", "findings", "sentences", "whole", "gloria", "mgca", "medclip", "bank"] = setting(
+        "captions", changes=("pretrain",)
+    )
+    """Text that is paired with an image in stage one. `captions`: its caption. `findings`: a short sentence about one
+    of its findings, drawn in each epoch. `sentences`: one sentence of its report, drawn in each epoch. `whole`: its
+    report. `gloria`, `mgca`, `medclip`: its report, cut and cleaned as in their released code. `bank`: any sentence of
+    the sentence bank that shares a finding with the image, as in MedCLIP; images and texts may come from different
+    tables."""
+    caption_templates: tuple[str, ...] = setting((), changes=("pretrain",), used_with={"data.texts": ("captions",)})
+    """Caption templates with {} in place of the findings, such as "a radiograph that shows {}"; one is drawn for each
+    image and epoch. Class prompts keep the wording of `opening`, so include it as one of the templates. Captions that
+    do not begin with `opening` are not changed. By default only that of `opening`."""
+    bank: Path | None = setting(None, changes=(), used_with={"data.texts": ("bank",)})  # compared by digest
+    """Sentence bank for `texts: bank`: a table of sentences with one column for each finding; by default short
+    sentences that name one finding each."""
+    reword: bool = setting(False, changes=("pretrain",))
+    """Encode each text a second time with words changed (text augmentation), for the loss of MedCLIP."""
+    reduce: Literal["severity", "first", "highest"] = setting("severity", used_with={"data.dataset": ("embed",)})
+    """Which of several findings gives the label of a breast in EMBED. `severity`: the most severe (in a screening exam
+    BI-RADS 0 ranks above 3). `first`: the first of the table. `highest`: the highest score, with 0 above 1 and 2."""
+    mapping: Path | None = setting(None, changes=())  # patients are compared by digest
+    """Table of the NIH patient of each RSNA image: RSNA's `pneumonia-challenge-dataset-mappings_2018.json`, or a table
+    with the columns `patientId` and `nih_patient`. A file of that name in `root` is used without this setting."""
+    people: str | None = setting(None, prepares=False)
+    """Dataset whose patient ids these are, if several datasets share patients: `nih` for images of ChestX-ray14 in
+    another layout. Overlap between train and test patients is detected only among datasets with the same value."""
+    exclude: Path | None = setting(None, changes=())  # patients are compared by digest
+    """Patients to leave out of all splits, for example the test patients of another dataset: a table with a column
+    `patient`, `patient_id`, `Patient ID` or `nih_patient`."""
+    max_bad: float = setting(0.01, changes=())
+    """Largest share of images that may be missing or unreadable; above it the run stops."""
+    workers: int = setting(0, changes=(), prepares=False)
+    """Processes that load batches and decode images; 0 loads in the main process. Does not change results."""
+    timeout: int = setting(120, changes=())
+    """Seconds to wait for a batch before the run stops, for example when a network disk hangs."""
+    cache: Path | None = setting(None, changes=())
+    """Folder of preprocessed images; by default `~/.cache/cleft`."""
+    prepare: Literal["as-needed", "ahead"] = setting("as-needed", changes=(), prepares=False)
+    """Images that are not preprocessed yet: decode them before training or evaluation (`as-needed`), or stop and print
+    the `cleft data prepare` command to run first (`ahead`)."""
+
+    def __post_init__(self) -> None:
+        check_range("data.val_fraction", self.val_fraction, 0, 0.9)
+        check_range("data.test_fraction", self.test_fraction, 0, 0.9)
+        check_range("data.max_bad", self.max_bad, 0, 1)
+        for template in self.caption_templates:
+            if template.count("{}") != 1:
+                raise ConfigError(
+                    f"data.caption_templates holds {template!r}; write {{}} once, in place of the findings"
+                )
+        check_range("data.timeout", self.timeout, 1, 10**6)
+        check_range("data.workers", self.workers, 0, 256)
+        if self.mapping is not None and self.dataset != "rsna":
+            raise ConfigError(f"data.mapping={self.mapping} is for data.dataset=rsna, not {self.dataset}; leave it out")
+        owner = "mimic" if self.labels == "negbio" else "chexpert"
+        if self.labels != "table" and self.dataset != owner:
+            raise ConfigError(
+                f"data.labels={self.labels} is for data.dataset={owner}, not {self.dataset}; leave it out"
+            )
+        if self.reports is not None and self.dataset not in ("mimic", "iu-xray"):
+            raise ConfigError(
+                f"data.reports={self.reports} is for data.dataset=mimic or iu-xray, not {self.dataset}; leave it out"
+            )
+
+
+def usual_split(dataset: str) -> str:
+    """Returns how the images of a dataset are split where `data.split` is not set."""
+    return _USUAL_SPLITS.get(dataset, "patients")
+
+
+_USUAL_SPLITS = {"rsna": "rsna-balanced", "embed": "embed", "nih": "given", "mimic": "given"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Random image augmentation in training: the recipe of the authors' released code, on grayscale images."""
+
+    jitter: float = 0.4
+    """Probability of a change of brightness and contrast."""
+    brightness: float = 0.2
+    """Brightness factor is drawn from [1 - this, 1 + this]."""
+    contrast: float = 0.2
+    """Contrast factor is drawn from [1 - this, 1 + this]."""
+    blur: float = 0.4
+    """Probability of a Gaussian blur, 7 x 7 pixels."""
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    """Range of the standard deviation of the blur in pixels."""
+    degrees: float = 10.0
+    """Rotation is drawn from [-this, this]."""
+    scale: tuple[float, float] = (0.8, 1.1)
+    """Range of the scale factor."""
+    translate: float = 0.0625
+    """Largest shift as a fraction of the image side."""
+    horizontal_flip: float = 0.0
+    """Probability of mirroring. The authors use 0.5; a mirrored chest has its heart on the wrong side."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagesConfig:
+    """Preprocessing of images."""
+
+    recipe: Literal["pad", "released"] = "pad"
+    """`pad`: resize the long side to `stored_size` and pad with black, aspect ratio kept. `released`: then also crop by
+    Otsu's threshold and stretch to a square, as the authors' code does, which undoes the padding and distorts."""
+    intensity: Literal["full-range", "min-max", "percentile"] = "min-max"
+    """How more than 8 bits are scaled to 8: by the bit depth of the file, its extremes, or its 0.5 and 99.5
+    percentiles. Does not apply to a DICOM file that declares a window or lookup table."""
+    dicom: Literal["voi", "percentile", "released"] = "voi"
+    """Grayscale of DICOM files. `voi`: the window or lookup table of the file; `intensity` where it has none.
+    `percentile`: between the 0.5 and 99.5 percentiles. `released`: scaled by the largest value, as the authors' code
+    does, whatever the file declares."""
+    window: int = 0
+    """Index of the window or lookup table of a DICOM file that declares several; the first where it has fewer."""
+    frame: Literal["reject", "first", "middle"] = "reject"
+    """Which frame of a multi-frame DICOM file, such as tomosynthesis."""
+    stored_size: int = 256
+    """Side of a preprocessed image in pixels."""
+    size: int = 224
+    """Side of the model input in pixels: a random crop in training, the centre crop otherwise."""
+    mean: tuple[float, float, float] = setting((0.5, 0.5, 0.5), prepares=False)
+    """Mean of each channel for normalisation."""
+    std: tuple[float, float, float] = setting((0.5, 0.5, 0.5), prepares=False)
+    """Standard deviation of each channel for normalisation."""
+    augment: AugmentConfig = group(AugmentConfig, changes=("pretrain", "classify"), prepares=False)
+
+    def __post_init__(self) -> None:
+        if not 8 <= self.size <= self.stored_size:
+            raise ConfigError(f"images.size={self.size} must be between 8 and images.stored_size={self.stored_size}")
+        check_range("images.window", self.window, 0, 255)
+        if any(value <= 0 for value in self.std):
+            raise ConfigError(f"images.std={self.std} must be positive in every channel")
