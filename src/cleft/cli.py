@@ -857,8 +857,7 @@ def _data_template(options: argparse.Namespace, words: list[str]) -> None:
 
 
 def _data_check(options: argparse.Namespace, words: list[str]) -> int:
-    from cleft.data.census.check import check_dataset
-    from cleft.data.census.taking import Effort
+    from cleft.data.census.check import Effort, check_dataset
     from cleft.files import Output
     from cleft.report.census_page import write_census
     from cleft.results import to_json

@@ -24,9 +24,8 @@ from tests.fakes.mimic import odd_studies, write_fake_mimic, write_sectioned
 
 from cleft.config import DataConfig, ImagesConfig
 from cleft.data import read_dataset
-from cleft.data.census.check import check_dataset
-from cleft.data.census.taking import Effort
-from cleft.data.census.twins import contents_of, refuse_twins, shared_contents
+from cleft.data.census.check import Effort, check_dataset
+from cleft.data.census.image_files import contents_of, refuse_twins, shared_contents
 from cleft.data.images.cache import prepare_images
 from cleft.data.splits.recipes import split_records
 from cleft.errors import DataError

@@ -6,8 +6,7 @@ from tests.fakes.mixed import KINDS, scene, write_kind, write_mixed
 
 from cleft.config import DataConfig, ImagesConfig
 from cleft.data import read_dataset
-from cleft.data.census.check import check_dataset
-from cleft.data.census.taking import Effort
+from cleft.data.census.check import Effort, check_dataset
 from cleft.data.images.cache import prepare_images
 from cleft.data.images.decode import read_gray
 from cleft.data.images.preprocess import prepare_image
