@@ -8,8 +8,7 @@ import pytest
 
 from cleft.config import DataConfig
 from cleft.data import read_dataset
-from cleft.data.phantoms.anatomy import FINDINGS, Body, Shot, draw_frontal
-from cleft.data.phantoms.chests import write_phantoms
+from cleft.data.phantoms.chexpert import DRAWERS, Body, Shot, draw_frontal, write_phantoms
 from cleft.data.tables.files import PHANTOMS_FILE
 from cleft.errors import DataError
 
@@ -48,7 +47,7 @@ def test_the_table_has_the_labels_of_the_real_one(tmp_path):
     root = write_phantoms(tmp_path / "phantoms", patients=60, size=32)
     with next(root.rglob("train.csv")).open() as file:
         rows = list(csv.DictReader(file))
-    assert {row[finding] for row in rows for finding in FINDINGS} == {"", "1.0", "0.0", "-1.0"}
+    assert {row[finding] for row in rows for finding in DRAWERS} == {"", "1.0", "0.0", "-1.0"}
     alone = [row for row in rows if sum(row[name] == "1.0" for name in list(rows[0])[5:]) == 1]
     for finding in ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion"):
         assert sum(row[finding] == "1.0" for row in alone) >= 3
@@ -95,7 +94,7 @@ def test_a_pneumothorax_is_darker_than_the_lung_it_displaces():
     assert np.percentile(draw({"Pneumothorax": 1.0})[apex], 5) < np.percentile(draw({})[apex], 5)
 
 
-@pytest.mark.parametrize("finding", [*FINDINGS, "Cardiomegaly", "Enlarged Cardiomediastinum"])
+@pytest.mark.parametrize("finding", [*DRAWERS, "Cardiomegaly", "Enlarged Cardiomediastinum"])
 def test_every_finding_changes_the_picture(finding):
     plain = cv2.GaussianBlur(draw({}), (0, 0), 2)
     changed = cv2.GaussianBlur(draw({finding: 1.0}), (0, 0), 2)
