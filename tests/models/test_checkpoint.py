@@ -1,3 +1,5 @@
+"""Saving and loading a model folder; folders that were damaged, edited, or claim a larger model than their weights."""
+
 import dataclasses
 import json
 import os
@@ -7,10 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.fakes.models import CAPTIONS, edit_description, fake_images, fake_model, fake_settings, write_language_model
+from tests.tools.replacing import replace_keeping_size_and_time
 from tests.tools.snapshots import snapshot
 
+from cleft.config import TextTowerConfig
 from cleft.errors import CheckpointError, NumericsError, ResourceError
-from cleft.models.checkpoint import load_model, save_model, weights_digest
+from cleft.models.checkpoint import check_base, describe_base, load_model, save_model, weights_digest
+from cleft.models.image_classifier import load_image_only
 from cleft.models.model_folder import digest_of
 
 NAMES = ["edema", "pleural effusion"]
@@ -400,3 +405,73 @@ def test_no_folder_of_the_data_is_written_down(tmp_path):
     object.__setattr__(settings.data, "root", tmp_path / "patients")
     saved(tmp_path / "model", settings)
     assert "patients" not in (tmp_path / "model/model.json").read_text().replace(str(tmp_path / "model"), "")
+
+
+@pytest.mark.parametrize("how", ["in place", "renamed over"])
+def test_a_language_model_replaced_with_its_size_and_time_kept_is_another(tmp_path, how):
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"weights of one model")
+    saved = describe_base(TextTowerConfig(model=str(tmp_path)))
+    check_base(tmp_path / "run", saved, str(tmp_path))
+    replace_keeping_size_and_time(weights, b"weights of another.", how)
+    with pytest.raises(CheckpointError, match="are others"):
+        check_base(tmp_path / "run", saved, str(tmp_path))
+
+
+@pytest.fixture
+def vit_folder(tmp_path):
+    saved(tmp_path / "vit", fake_settings("vit", "gpt2"))
+    return tmp_path / "vit"
+
+
+def rewrite(folder, name, **changes):
+    """Changes a file of a tower, and the digests with it."""
+    path = folder / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    facts = {"bytes": path.stat().st_size, "sha256": digest_of(path)}
+    edit_description(folder, lambda tree: tree["files"].update({name: facts}))
+
+
+@pytest.mark.parametrize("value", [10**5, 10**9, -3, 0, "x", None, [], 1.5, True, {}])
+@pytest.mark.parametrize("name", ["hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads"])
+def test_shapes_of_the_image_tower_that_fit_nothing_are_a_message(vit_folder, name, value):
+    rewrite(vit_folder, "towers/image/config.json", **{name: value})
+    for load in (load_model, load_image_only):
+        with pytest.raises(CheckpointError, match=r"model"):
+            load(vit_folder)
+
+
+@pytest.mark.parametrize("value", [10**5, 10**9, -3, 0, "x", None, [], 1.5, {}])
+@pytest.mark.parametrize("name", ["n_embd", "n_layer", "n_head", "vocab_size"])
+def test_shapes_of_the_text_tower_that_fit_nothing_are_a_message(folder, name, value):
+    rewrite(folder, "towers/text/config.json", **{name: value})
+    with pytest.raises(CheckpointError, match=r"model"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("name", ["rank", "prefix_length", "depth", "frozen_layers"])
+def test_settings_larger_than_the_weights_are_named(folder, name):
+    edit_description(folder, lambda tree: tree["settings"]["text"].update({name: 10**9}))
+    with pytest.raises(CheckpointError, match=rf"text\.{name}"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    "change", [{"model": None}, {"model": {"type": "BPE", "vocab": {}, "merges": [[3]]}}, {"added_tokens": 3}]
+)
+def test_a_tokenizer_that_is_none_is_a_message(folder, change):
+    rewrite(folder, "towers/text/tokenizer.json", **change)
+    with pytest.raises(CheckpointError):
+        load_model(folder)
+
+
+def test_a_panic_of_a_library_is_a_message(folder, monkeypatch):
+    class PanicException(BaseException):
+        pass
+
+    def panics(*_arguments, **_options):
+        raise PanicException("index out of bounds\nat lib.rs")
+
+    monkeypatch.setattr("cleft.models.checkpoint.read_header", panics)
+    with pytest.raises(CheckpointError, match=r"PanicException: index out of bounds\); copy"):
+        load_model(folder)

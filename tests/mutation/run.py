@@ -32,9 +32,13 @@ SURVIVORS = Path(__file__).with_name("survivors.txt")
 SAMPLE = 200
 TARGETS = {
     "cleft.models.methods.losses": ["tests/models/methods/test_losses.py"],
-    "cleft.models.prefix_tree": ["tests/models/test_packing.py", "tests/models/test_text.py"],
-    "cleft.models.text_tower": ["tests/models/test_text.py", "tests/models/methods", "tests/models/test_dual.py"],
-    "cleft.models.dual_encoder": ["tests/models/test_towers_context.py", "tests/training/test_prompt_context.py"],
+    "cleft.models.prefix_tree": ["tests/models/test_prefix_tree.py", "tests/models/test_text_tower.py"],
+    "cleft.models.text_tower": [
+        "tests/models/test_text_tower.py",
+        "tests/models/methods",
+        "tests/models/test_dual_encoder.py",
+    ],
+    "cleft.models.dual_encoder": ["tests/models/test_dual_encoder.py", "tests/training/test_prompt_context.py"],
     "cleft.training.prompt_context": ["tests/training/test_prompt_context.py"],
     "cleft.training.lightning_module": ["tests/training/test_lightning_module.py"],
     "cleft.data.splits.recipes": ["tests/data/splits"],

@@ -1,6 +1,7 @@
 """Names that wrappers add, forms that differ and values that do not, 16 bits in a model that computes in float32."""
 
 import copy
+import math
 import pickle
 import subprocess
 import sys
@@ -9,15 +10,25 @@ from pathlib import Path
 import pytest
 import torch
 from tests.fakes import official
-from tests.fakes.models import CAPTIONS, fake_images, fake_model, fake_settings
+from tests.fakes.models import CAPTIONS, IMAGE, fake_images, fake_model, fake_settings
 from tests.fakes.official import write_official
 from torch import nn
+from transformers import (
+    AutoConfig,
+    BertConfig,
+    BertModel,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    ViTConfig,
+    ViTModel,
+)
 from transformers.pytorch_utils import Conv1D
 
-from cleft.errors import CheckpointError
+from cleft.errors import CheckpointError, ConfigError
 from cleft.models.checkpoint import load_model, own_weights, save_model
+from cleft.models.hub import meta_model
 from cleft.models.image_classifier import load_image_only
-from cleft.models.layers import compute_in_float32
+from cleft.models.layers import PatchDecoder, compute_in_float32, sine_positions, watch_attention, weight_heights
 from cleft.models.state_dict import conformed, in_current_names, misfits, not_finite, put, saveable, unwrapped
 
 FILE = Path("theirs.pt")
@@ -218,3 +229,134 @@ def test_memory_grows_by_the_size_of_the_file(tmp_path, monkeypatch, dtype):
     assert saved < 1.01 * size
     assert growth["import"] < 1.5, growth
     assert growth["load"] < 1.2, growth
+
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+def slow_row(output):
+    """The first token's attention in the last block, by the kernel that keeps all of it."""
+    return output.attentions[-1].mean(dim=1)[:, 0]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: ViTModel(ViTConfig(**SMALL, image_size=28, patch_size=14, attn_implementation="eager")),
+        lambda: Dinov2WithRegistersModel(
+            Dinov2WithRegistersConfig(**SMALL, image_size=28, patch_size=14, attn_implementation="eager")
+        ),
+    ],
+)
+def test_it_is_the_attention_of_the_class_token_in_the_last_block(model):
+    torch.manual_seed(0)
+    vision = model().eval()
+    with watch_attention(vision, "image") as watched:
+        output = vision(pixel_values=torch.randn(3, 3, 28, 28), output_attentions=True)
+    torch.testing.assert_close(watched.first_row(), slow_row(output))
+
+
+def test_padding_of_a_text_gets_none():
+    torch.manual_seed(0)
+    bert = BertModel(BertConfig(**SMALL, vocab_size=20, attn_implementation="eager")).eval()
+    visible = torch.tensor([[True] * 5, [True, True, True, False, False]])
+    with watch_attention(bert, "text") as watched:
+        output = bert(input_ids=torch.randint(0, 20, (2, 5)), attention_mask=visible.long(), output_attentions=True)
+    row = watched.first_row(visible)
+    torch.testing.assert_close(row, slow_row(output))
+    assert row[1, 3:].tolist() == [0, 0]
+    assert not row.requires_grad
+
+
+def test_a_model_without_attention_is_refused():
+    with (
+        pytest.raises(ConfigError, match="image: a Linear has no attention"),
+        watch_attention(nn.Linear(1, 1), "image"),
+    ):
+        pass
+
+
+FAMILIES = {
+    **{name: {key: value for key, value in options.items() if key != "model_type"} for name, options in IMAGE.items()},
+    "convnext": {},
+    "clip_vision_model": {},
+    "efficientnet": {},
+    "pvt": {},
+}
+BLOCKS = {
+    "dinov2": 2,
+    "vit": 1,
+    "swin": 2,
+    "resnet": 2,
+    "convnext": 4,
+    "clip_vision_model": 12,
+    "efficientnet": 55,
+    "pvt": 4,
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_weight_of_every_family_has_a_height_between_pixels_and_head(family):
+    kind = IMAGE[family]["model_type"] if family in IMAGE else family
+    model = meta_model(AutoConfig.for_model(kind, **FAMILIES[family]))
+    heights, top = weight_heights(model)
+    assert heights.keys() == {name for name, _ in model.named_parameters()}
+    assert top == BLOCKS[family] + 1
+    assert min(heights.values()) == 0
+    assert set(heights.values()) >= set(range(1, top))
+    embeddings = [name for name in heights if name.startswith(("embeddings.", "embedder."))]
+    assert {heights[name] for name in embeddings} <= {0}
+    assert all(heights[name] == top for name in heights if name.startswith(("layernorm.", "post_layernorm.")))
+
+
+def test_a_model_without_blocks_is_of_one_height():
+    assert weight_heights(nn.Linear(2, 2)) == ({"weight": 0, "bias": 0}, 0)
+
+
+def test_lists_inside_a_block_are_part_of_it():
+    inner = nn.ModuleDict({"layers": nn.Sequential(nn.Linear(9, 9), nn.Linear(9, 9), nn.Linear(9, 9))})
+    model = nn.ModuleDict({"small": nn.Sequential(nn.Linear(1, 1)), "stages": nn.ModuleList([inner, nn.Linear(9, 9)])})
+    heights, top = weight_heights(model)
+    assert top == 3
+    assert heights["small.0.weight"] == 0
+    assert heights["stages.0.layers.2.weight"] == 1
+    assert heights["stages.1.weight"] == 2
+
+
+def test_positions_tell_the_column_first_and_then_the_row():
+    table = sine_positions(8, (2, 3))
+    assert table.shape == (6, 8)
+    slow = 10_000**-0.5
+    column, row = 2, 1
+    expected = [math.sin(column), math.sin(column * slow), math.cos(column), math.cos(column * slow)]
+    expected += [math.sin(row), math.sin(row * slow), math.cos(row), math.cos(row * slow)]
+    torch.testing.assert_close(table[1 * 3 + 2], torch.tensor(expected))
+
+
+def test_slipped_frequencies_end_at_about_a_tenth():
+    rates = [torch.asin(sine_positions(768, (1, 2), kind)[1, :192])[-1].item() for kind in ("standard", "slipped")]
+    assert rates == pytest.approx([1e-4, 0.1], rel=0.05)
+
+
+def test_a_width_that_four_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match="take a multiple of 4"):
+        sine_positions(6, (2, 2))
+
+
+def test_a_block_is_attention_and_two_layers_each_behind_a_norm():
+    torch.manual_seed(0)
+    decoder = PatchDecoder(12, 256, (1, 3), 1)
+    first, patches = torch.randn(2, 1, 256), torch.randn(2, 3, 256)
+    (block,) = decoder.blocks
+    assert block.self_attn.num_heads == 2
+    tokens = torch.cat([first, patches + sine_positions(256, (1, 3))], dim=1)
+    seen = nn.functional.layer_norm(tokens, (256,), block.norm1.weight, block.norm1.bias, 1e-6)
+    query, key, value = (
+        part.view(2, 4, 2, 128).transpose(1, 2)
+        for part in (seen @ block.self_attn.in_proj_weight.T + block.self_attn.in_proj_bias).chunk(3, dim=-1)
+    )
+    shares = (query @ key.transpose(2, 3) / math.sqrt(128)).softmax(dim=-1)
+    tokens = tokens + block.self_attn.out_proj((shares @ value).transpose(1, 2).flatten(2))
+    seen = nn.functional.layer_norm(tokens, (256,), block.norm2.weight, block.norm2.bias, 1e-6)
+    tokens = tokens + block.linear2(nn.functional.gelu(block.linear1(seen)))
+    torch.testing.assert_close(decoder(first, patches), decoder.norm(tokens)[:, 1:], atol=1e-5, rtol=1e-5)
