@@ -13,7 +13,7 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
 
-from cleft.data.phantoms.chexpert import Body, Shot, draw_frontal
+from cleft.data.phantoms.chest import Body, Shot, draw_frontal
 
 FULL_SIZE = (2320, 2828)
 """Height and width of a common detector, in pixels."""

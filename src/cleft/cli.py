@@ -1000,8 +1000,8 @@ def _data_prepare(options: argparse.Namespace, words: list[str]) -> None:
 
 
 def _data_phantoms(options: argparse.Namespace, words: list[str]) -> None:
-    from cleft.data.phantoms.chexpert import write_phantoms
-    from cleft.data.phantoms.embed import write_mammograms
+    from cleft.data.phantoms.chest import write_phantoms
+    from cleft.data.phantoms.mammograms import write_mammograms
 
     seed = options.seed
     if options.kind == "mammogram":

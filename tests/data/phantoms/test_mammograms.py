@@ -10,8 +10,8 @@ from pydicom import dcmread
 
 from cleft.config import DataConfig
 from cleft.data import read_dataset
-from cleft.data.phantoms.embed import CODES, write_mammograms
-from cleft.data.phantoms.embed_patients import LETTERS, ODDITIES, Shares, invent_patient
+from cleft.data.phantoms.mammogram_patients import LETTERS, ODDITIES, Shares, invent_patient
+from cleft.data.phantoms.mammograms import CODES, write_mammograms
 from cleft.data.tables.files import PHANTOMS_FILE
 from cleft.errors import DataError
 
@@ -258,7 +258,7 @@ def test_drawing_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
     def fail(*words, **more):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cleft.data.phantoms.embed.write_tables", fail)
+    monkeypatch.setattr("cleft.data.phantoms.mammograms.write_tables", fail)
     with pytest.raises(KeyboardInterrupt):
         write_mammograms(tmp_path / "drawn", patients=1, size=SIZE)
     assert not list(tmp_path.iterdir())

@@ -6,8 +6,8 @@ from collections import Counter
 import pytest
 
 from cleft.config import DataConfig
-from cleft.data.phantoms.embed import write_mammograms
-from cleft.data.phantoms.embed_patients import ODDITIES
+from cleft.data.phantoms.mammogram_patients import ODDITIES
+from cleft.data.phantoms.mammograms import write_mammograms
 from cleft.data.readers.embed import read_embed
 from cleft.data.readers.embed_captions import BIRADS_CLASSES, DENSITY_CLASSES
 

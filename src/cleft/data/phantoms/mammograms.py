@@ -18,7 +18,7 @@ import numpy as np
 from cleft.data.phantoms import write_once
 from cleft.data.phantoms.draw_breast import Exposure, Mammogram, draw_mammogram
 from cleft.data.phantoms.drawing import Map
-from cleft.data.phantoms.embed_patients import Exam, Patient, Picture, Shares, invent_patient
+from cleft.data.phantoms.mammogram_patients import Exam, Patient, Picture, Shares, invent_patient
 from cleft.data.progress import progress_bar
 from cleft.data.sampling import Stream, philox_generator
 from cleft.errors import DataError, ResourceError
