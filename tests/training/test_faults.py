@@ -281,7 +281,7 @@ def test_b6_a_passing_error_of_the_disk_is_tried_again(tmp_path, monkeypatch, ca
 
     monkeypatch.setattr(training_state.os, "fsync", failing)
     store = StateStore(tmp_path)
-    store.save_checkpoint(state(3), store.name(3))
+    store.save(state(3), 3)
     assert store.failure is None
     assert pauses == [0.5, 2.0]
     assert caplog.text.count("trying again in") == 2
@@ -300,7 +300,7 @@ def test_b6_an_error_that_stays_is_given_up_after_three_tries(tmp_path, monkeypa
 
     monkeypatch.setattr(training_state.os, "fsync", failing)
     store = StateStore(tmp_path)
-    store.save_checkpoint(state(3), store.name(3))
+    store.save(state(3), 3)
     assert len(calls) == tries
     assert store.failure
     assert not list(tmp_path.iterdir())

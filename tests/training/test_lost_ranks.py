@@ -47,7 +47,7 @@ def assert_resumes_as_if_nothing_had_been(folder, count, tmp_path):
     assert train(folder, count)[0] == [0] * count
     assert train(tmp_path / "whole", count)[0] == [0] * count
     resumed, whole = (
-        StateStore(run / "states").load_checkpoint(StateStore(run / "states").latest().path)["state_dict"]
+        StateStore(run / "states").load(StateStore(run / "states").latest().path)["state_dict"]
         for run in (folder, tmp_path / "whole")
     )
     assert all(torch.equal(value, whole[name]) for name, value in resumed.items())
@@ -111,7 +111,7 @@ def test_m5_a_first_rank_that_cannot_save_stops_all(tmp_path, monkeypatch, error
     folder = tmp_path / "run"
     with monkeypatch.context() as patched:
         patched.setattr(Broken, "error", error)
-        patched.setattr("cleft.training.run_folder.StateStore", Broken)
+        patched.setattr("cleft.training.trainer.StateStore", Broken)
         codes, printed, seconds = train(folder, 2)
     assert codes == [6, 6], printed
     assert seconds < 30

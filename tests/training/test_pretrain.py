@@ -38,7 +38,7 @@ def run(root, tmp_path_factory):
 
 def moments_of(run):
     store = StateStore(run / "states")
-    slots = store.load_checkpoint(store.latest().path)["optimizer_states"][0]["state"]
+    slots = store.load(store.latest().path)["optimizer_states"][0]["state"]
     return {(slot, name): torch.as_tensor(value) for slot, state in slots.items() for name, value in state.items()}
 
 

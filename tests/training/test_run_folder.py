@@ -338,7 +338,7 @@ def stock(tmp_path_factory):
     evaluate_zero_shot(place / "plain", progress=False)
     for name in ("plain", "run"):
         store = StateStore(place / name / "states")
-        store.save_checkpoint({"step": 3}, store.name(3))
+        store.save({"step": 3}, 3)
     with open_run(place / "plain", load_settings(place / "plain"), "pretrain") as run:
         run.finish({"steps": 3})
     return place

@@ -22,7 +22,7 @@ PLACES = ("forward", "backward", "update", "validation")
 def remains(folder):
     """Everything a run leaves that must not depend on how often it was interrupted."""
     store = StateStore(folder / "states")
-    state = store.load_checkpoint(store.latest().path)
+    state = store.load(store.latest().path)
     with (folder / "logs" / "log.csv").open() as file:
         lines = [
             {k: v for k, v in row.items() if k not in ("seconds_per_step", "save_seconds")}
@@ -170,7 +170,7 @@ def test_g10_a_part_without_gradient_is_named(tmp_path):
 def test_states_hold_what_moves_and_never_what_is_frozen(tmp_path):
     run_tiny(tmp_path / "run")
     store = StateStore(tmp_path / "run" / "states")
-    names = store.load_checkpoint(store.latest().path)["state_dict"].keys()
+    names = store.load(store.latest().path)["state_dict"].keys()
     assert "model.1.running_mean" in names
     assert "frozen.weight" not in names
 
@@ -200,7 +200,7 @@ class FullDisk(StateStore):
 @pytest.mark.parametrize("full", [(3,), (4,), (3, 9)])
 def test_b1_a_disk_that_is_full_once_is_survived(tmp_path, uninterrupted, monkeypatch, caplog, full):
     monkeypatch.setattr(FullDisk, "full", full)
-    monkeypatch.setattr("cleft.training.run_folder.StateStore", FullDisk)
+    monkeypatch.setattr("cleft.training.trainer.StateStore", FullDisk)
     run_tiny(tmp_path / "run")
     assert caplog.text.count("trying again at the next save") == len(full)
     assert remains(tmp_path / "run")[0] == uninterrupted[0][0]
@@ -208,7 +208,7 @@ def test_b1_a_disk_that_is_full_once_is_survived(tmp_path, uninterrupted, monkey
 
 def test_b1_a_disk_that_stays_full_ends_the_run_with_the_old_state(tmp_path, monkeypatch):
     monkeypatch.setattr(FullDisk, "full", (4, 6))
-    monkeypatch.setattr("cleft.training.run_folder.StateStore", FullDisk)
+    monkeypatch.setattr("cleft.training.trainer.StateStore", FullDisk)
     with pytest.raises(ResourceError, match="the disk is full: a training state needs"):
         run_tiny(tmp_path / "run")
     assert StateStore(tmp_path / "run" / "states").latest().step == 3

@@ -20,7 +20,7 @@ def state(step):
 
 def save(store, step, best=None):
     store.best_step = best
-    store.save_checkpoint(state(step), store.name(step))
+    store.save(state(step), step)
 
 
 def steps(store):
@@ -32,7 +32,7 @@ def test_a_state_comes_back_as_it_was_saved(tmp_path):
     assert store.latest() is None
     save(store, 7)
     found = store.latest()
-    loaded = store.load_checkpoint(found.path)
+    loaded = store.load(found.path)
     assert found.step == loaded["global_step"] == 7
     assert torch.equal(loaded["state_dict"]["weight"], torch.full((50,), 7.0))
 
@@ -97,7 +97,7 @@ def test_a2_killed_at_any_call_of_a_save_a_whole_state_remains(tmp_path):
         status = forked(one_more)
         found = StateStore(folder).latest()
         assert found.step in (2, 3)
-        assert store.load_checkpoint(found.path)["global_step"] == found.step
+        assert store.load(found.path)["global_step"] == found.step
         assert not list(folder.glob(".*.tmp"))
         outcomes.add((status, found.step))
     assert outcomes == {(-9, 2), (-9, 3), (0, 3)}
@@ -109,7 +109,7 @@ def test_b1_a_full_disk_leaves_the_old_state_and_says_what_is_missing(tmp_path):
 
     def too_big():
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
-        store.save_checkpoint({"state_dict": {"w": torch.zeros(2**18)}}, store.name(2))
+        store.save({"state_dict": {"w": torch.zeros(2**18)}}, 2)
         assert "disk is full" in store.failure
         assert "needs 1.0 MiB" in store.failure
         assert str(tmp_path) in store.failure
@@ -130,9 +130,9 @@ def test_b2_too_little_room_is_refused_before_the_first_step(tmp_path, monkeypat
 
 def test_a_state_that_holds_more_than_data_is_refused(tmp_path):
     store = StateStore(tmp_path)
-    store.save_checkpoint({"state_dict": {}, "callable": os.system}, store.name(1))
+    store.save({"state_dict": {}, "callable": os.system}, 1)
     with pytest.raises(Exception, match="Weights only load failed"):
-        store.load_checkpoint(store.latest().path)
+        store.load(store.latest().path)
 
 
 def test_bytes_are_counted_through_nesting():

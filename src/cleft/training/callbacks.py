@@ -367,7 +367,7 @@ class Keeper(Callback):
                     logger.save()
         self._store.best_step = self.best_step
         with self._saving.measured():
-            trainer.save_checkpoint(self._store.name(step))
+            trainer.save_checkpoint(self._store.folder / str(step))
         self._saving.hint()
         failure: str | None = trainer.strategy.broadcast(self._store.failure)
         if failure is None:

@@ -36,7 +36,6 @@ from cleft.launch import count_processes, find_launch, is_first
 from cleft.strict_json import find_json, write_json
 from cleft.training.provenance import Stage, keep_environment, read_split, read_summary, stage_of
 from cleft.training.resume_rules import changes, file_changes
-from cleft.training.training_state import StateStore
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +53,6 @@ class Run:
 
     folder: Path
     stage: Stage
-    store: StateStore
 
     @property
     def log_folder(self) -> Path:
@@ -126,7 +124,7 @@ def open_run(folder: Path, settings: Settings, stage: Stage) -> Generator[Run]:
             other settings that decide the result.
         ResourceError: If the folder cannot be written.
     """
-    run = Run(folder, stage, StateStore(folder / "states"))
+    run = Run(folder, stage)
     launch = find_launch()
     if not is_first():
         if launch is not None and stage != "pretrain":

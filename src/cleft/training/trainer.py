@@ -15,10 +15,12 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.strategies import Strategy
 from torch.utils import deterministic as kernels
@@ -33,7 +35,7 @@ from cleft.training.lightning_module import Learner, check_names, moving_weights
 from cleft.training.loggers import ProgressBar, build_loggers
 from cleft.training.run_folder import Run
 from cleft.training.stop_flag import StopFlag
-from cleft.training.training_state import tensor_bytes
+from cleft.training.training_state import StateStore, tensor_bytes
 
 log = logging.getLogger(__name__)
 
@@ -111,11 +113,12 @@ def train(learner: Learner, batches: Batches, run: Run, plan: Plan, stop: StopFl
         ResourceError: If states cannot be written.
         CheckpointError: If no training state is whole, or it does not fit.
     """
-    state = run.store.latest(repair=is_first())
+    store = StateStore(run.folder / "states")
+    state = store.latest(repair=is_first())
     first_step = state.step if state else 0
     if first_step < plan.intervals.steps:
         # Weights, two moments of the optimiser, and the file's own bookkeeping.
-        run.store.check_room(3 * tensor_bytes(moving_weights(learner)) + 2**16)
+        store.check_room(3 * tensor_bytes(moving_weights(learner)) + 2**16)
         if state is not None:
             log.info("%s: going on from step %d of %d", run.folder, first_step, plan.intervals.steps)
         several = plan.train.devices != 1 or plan.train.nodes != 1
@@ -123,7 +126,7 @@ def train(learner: Learner, batches: Batches, run: Run, plan: Plan, stop: StopFl
             synchronise_norms(learner)
         peers = Peers()
         with _surroundings(plan.train):
-            trainer = _build_trainer(run, plan, stop, first_step, peers)
+            trainer = _build_trainer(run, store, plan, stop, first_step, peers)
             try:
                 trainer.fit(
                     learner,
@@ -132,25 +135,25 @@ def train(learner: Learner, batches: Batches, run: Run, plan: Plan, stop: StopFl
                     weights_only=True,
                 )
             except (MemoryError, RuntimeError) as error:
-                explained = _explain(error, trainer, plan, run, peers)
+                explained = _explain(error, trainer, plan, store, peers)
                 if explained is None:
                     raise
                 raise explained from error
-    outcome = _take_best(learner, run)
+    outcome = _take_best(learner, store)
     if is_first():
         log.info("%s: %s", run.folder, outcome.kept(plan.intervals.steps, learner.chosen_by))
     return outcome
 
 
 def _explain(
-    error: MemoryError | RuntimeError, trainer: L.Trainer, plan: Plan, run: Run, peers: Peers
+    error: MemoryError | RuntimeError, trainer: L.Trainer, plan: Plan, store: StateStore, peers: Peers
 ) -> CleftError | None:
     """Error that reports a failure of the machine to the user; None for any other error."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or _NO_MEMORY.search(str(error)):
         device = trainer.strategy.root_device
         return ResourceError(
             f"step {trainer.global_step}: {'memory' if device.type == 'cpu' else f'memory of {device}'} ran out with "
-            f"{plan.memory}; last good state: {last_good(run.store)}. Lower one of them, or set "
+            f"{plan.memory}; last good state: {last_good(store)}. Lower one of them, or set "
             f"image.gradient_checkpointing=true"
         )
     return explain_worker(error) or peers.explain(error)
@@ -189,12 +192,28 @@ class Steps:
         """Nothing to take back."""
 
 
-def _build_trainer(run: Run, plan: Plan, stop: StopFlag, first_step: int, peers: Peers) -> L.Trainer:
-    watch = Watch(run.store)
+class _StateIO(CheckpointIO):
+    """Lets Lightning save and load through a `StateStore`; the name of a path to save to is the step."""
+
+    def __init__(self, store: StateStore) -> None:
+        self._store = store
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        self._store.save(checkpoint, int(Path(path).name))
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        return self._store.load(path)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        raise NotImplementedError("the store removes its own states")
+
+
+def _build_trainer(run: Run, store: StateStore, plan: Plan, stop: StopFlag, first_step: int, peers: Peers) -> L.Trainer:
+    watch = Watch(store)
     bar = ProgressBar(run.stage, plan.intervals.steps)
-    keeper = Keeper(
-        run.store, plan.intervals, stop=stop, watch=watch, bar=bar, prefix=plan.prefix, patience=plan.patience
-    )
+    keeper = Keeper(store, plan.intervals, stop=stop, watch=watch, bar=bar, prefix=plan.prefix, patience=plan.patience)
     assert plan.train.nodes != "auto"
     return L.Trainer(
         accelerator=plan.train.accelerator,
@@ -208,7 +227,7 @@ def _build_trainer(run: Run, plan: Plan, stop: StopFlag, first_step: int, peers:
         callbacks=[peers, StepSeeds(plan.seed, run.stage), watch, bar, keeper],
         logger=build_loggers(run.log_folder, [f"{plan.prefix}{name}" for name in (*LOGGED, *plan.columns)], first_step),
         # Not Lightning's own for SLURM: its handler would save from inside a signal.
-        plugins=[run.store, cluster_environment(plan.train)],
+        plugins=[_StateIO(store), cluster_environment(plan.train)],
         sync_batchnorm=uses_card(plan.train),
         default_root_dir=run.folder,
         log_every_n_steps=1,  # the keeper logs
@@ -230,21 +249,21 @@ def _strategy(config: TrainConfig) -> str | Strategy:
     return config.strategy
 
 
-def _take_best(learner: Learner, run: Run) -> Outcome:
+def _take_best(learner: Learner, store: StateStore) -> Outcome:
     """Gives the learner the weights of the best state the newest one knows of."""
-    newest = run.store.latest(repair=False)
+    newest = store.latest(repair=False)
     assert newest is not None, "the last step saves"
-    checkpoint = run.store.load_checkpoint(newest.path, map_location="cpu")
+    checkpoint = store.load(newest.path)
     kept = checkpoint["callbacks"][Keeper.__qualname__]
     best_step: int | None = kept["best_step"]
     if best_step is not None and best_step != newest.step:
-        path = run.store.find(best_step)
+        path = store.find(best_step)
         if path is None:
             raise CheckpointError(
-                f"{run.store.folder}: the state of step {best_step}, the best one, is missing or damaged; "
+                f"{store.folder}: the state of step {best_step}, the best one, is missing or damaged; "
                 f"copy it back, or remove the newer states to train from an older one"
             )
-        checkpoint = run.store.load_checkpoint(path, map_location="cpu")
+        checkpoint = store.load(path)
     check_names(learner, checkpoint["state_dict"])
     learner.load_state_dict(checkpoint["state_dict"], strict=False)
     return Outcome(

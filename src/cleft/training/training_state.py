@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import torch
-from lightning.fabric.plugins import CheckpointIO
 from torch import Tensor
 
 from cleft.errors import CheckpointError, ResourceError
@@ -46,8 +45,8 @@ class State(NamedTuple):
     path: Path
 
 
-class StateStore(CheckpointIO):
-    """The training states of one run; Lightning saves and loads through it.
+class StateStore:
+    """The training states of one run.
 
     Keeps the last two and, for each of them, the state with the best validation loss it knows of.
 
@@ -63,33 +62,25 @@ class StateStore(CheckpointIO):
         """Why the last save left nothing behind; None if it succeeded."""
         self._previous: tuple[int, int | None] | None = None  # the state before, and the best it knows of
 
-    def name(self, step: int) -> Path:
-        """What to hand to `Trainer.save_checkpoint`; the digest is added while writing."""
-        return self.folder / f"step-{step:08d}.ckpt"
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+    def save(self, checkpoint: dict[str, Any], step: int) -> None:
         """Writes a state. A full or failing disk is noted in `failure`, not raised: other ranks wait for this one.
 
         Args:
             checkpoint: Tensors, numbers and texts in dictionaries and lists.
-            path: From `name`.
-            storage_options: Not used.
+            step: Optimiser steps done.
         """
-        step = int(Path(path).stem.removeprefix("step-"))
         self.failure = None
         checkpoint["cleft"] = {"schema": SCHEMA, "version": __version__}
         try:
-            self._write_patiently(checkpoint, Path(path).stem)
+            self._write_patiently(checkpoint, f"step-{step:08d}")
             self._prune(step)
         except OSError as error:
             self.failure = self._explain(error, checkpoint)
         except (RuntimeError, ValueError, TypeError, MemoryError) as error:
             self.failure = f"{self.folder}: the training state of step {step} cannot be written: {error!r}"
 
-    def load_checkpoint(
-        self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        """Reads a state as data alone: no object in it can run code.
+    def load(self, path: str | Path) -> dict[str, Any]:
+        """Reads a state into CPU memory, as data alone: no object in it can run code.
 
         Raises:
             CheckpointError: If it is damaged.
@@ -98,11 +89,7 @@ class StateStore(CheckpointIO):
         reason = _fault(file)
         if reason is not None:
             raise CheckpointError(f"{file}: {reason}; remove it to go on from the state before")
-        return _current(torch.load(file, map_location=map_location, weights_only=True), file)
-
-    def remove_checkpoint(self, path: str | Path) -> None:
-        """Deletes a state."""
-        Path(path).unlink(missing_ok=True)
+        return _current(torch.load(file, map_location="cpu", weights_only=True), file)
 
     def latest(self, *, repair: bool = True) -> State | None:
         """Finds the newest whole state, by number.
