@@ -1,4 +1,4 @@
-"""What all measurements share: where and how often, that ways agree before they are timed, and tables."""
+"""Shared parts of all benchmarks: device and rounds, agreement of variants before timing, and tables."""
 
 from __future__ import annotations
 
@@ -22,59 +22,59 @@ class Bench:
 
     device: torch.device
     half: bool
-    """Whether products are computed in bfloat16; weights that move stay float32."""
+    """Whether products are computed in bfloat16; trainable weights stay float32."""
     rounds: int
     limit: float
-    """Seconds that one run may be expected to take; what takes longer is left out and says so."""
+    """Longest expected seconds of a run; slower variants are not run, and extrapolated."""
     left_out: frozenset[str] = frozenset()
-    """Ways not to run, such as those that need more memory than there is."""
+    """Variants not to run, such as those that need too much memory."""
     seed: int = 0
 
     @property
     def dtype(self) -> torch.dtype:
-        """What products are computed in."""
+        """Data type of matrix products."""
         return torch.bfloat16 if self.half else torch.float32
 
     @property
     def tolerance(self) -> float:
-        """Largest difference between two ways, as a share of the length of the vector."""
+        """Largest difference between two variants, relative to the norm of the vector."""
         return 0.05 if self.half else 2e-5
 
     def precision(self) -> AbstractContextManager[object]:
-        """Computes in bfloat16 where that was asked for."""
+        """Returns the autocast context: bfloat16 where `half` is set."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.half)
 
     def take_turns(self, works: Mapping[str, Callable[[], object]]) -> dict[str, Spread]:
-        """Times some works in turns; a card is warmed up and has ten runs per turn."""
-        card = self.device.type == "cuda"
-        return interleave(works, self.device, rounds=self.rounds, warm_up=10 if card else 0, repeat=10 if card else 1)
+        """Times functions, interleaved; on a GPU with warm-up and ten runs per measurement."""
+        gpu = self.device.type == "cuda"
+        return interleave(works, self.device, rounds=self.rounds, warm_up=10 if gpu else 0, repeat=10 if gpu else 1)
 
 
 class Pass(Protocol):
-    """Something that can be run forward and back in several ways."""
+    """A forward and backward pass with several variants."""
 
     bench: Bench
     weights: list[nn.Parameter]
-    """All that move."""
+    """Trainable weights."""
 
     def __call__(self, way: str) -> Tensor:
-        """Returns features or loss; the gradients lie with the weights."""
+        """Returns features or loss; gradients are stored in the weights."""
         ...
 
 
 class Trial(NamedTuple):
-    """The first run of a way."""
+    """The first run of a variant."""
 
     value: Tensor
     """Features or loss, in one vector."""
     gradients: Tensor
-    """Of all weights that move, in one vector."""
+    """Of all trainable weights, in one vector."""
     peak: Peak
     seconds: float
 
 
 def try_once(run: Pass, way: str) -> Trial:
-    """Runs forward and back once, and keeps what came out and the memory it took."""
+    """Runs forward and backward once and returns value, gradients, memory and time."""
     device = run.bench.device
     for weight in run.weights:
         weight.grad = None
@@ -89,16 +89,16 @@ def try_once(run: Pass, way: str) -> Trial:
 def largest_errors(
     trials: Mapping[str, Trial], reference: str, bench: Bench, *, untrained: str | None = None
 ) -> dict[str, float]:
-    """Returns how far each way is from the reference in values and gradients, whichever is further.
+    """Returns the larger relative error of values and gradients of each variant.
 
     Args:
-        trials: Way to its first run.
-        reference: The way that the others are held against.
-        bench: Says how far is too far.
-        untrained: A way of which only values can be compared.
+        trials: Variant to its first run.
+        reference: The variant that the others are compared with.
+        bench: Has the tolerance.
+        untrained: A variant without gradients: only values are compared.
 
     Raises:
-        SystemExit: If one is too far, or the reference has no gradient; then nothing may be timed.
+        SystemExit: If an error is too large, or the reference has no gradient.
     """
     want = trials[reference]
     if not want.gradients.any():
@@ -114,12 +114,12 @@ def largest_errors(
 
 
 def distance(one: Tensor, other: Tensor) -> float:
-    """Length of the difference of two vectors, as a share of the other's."""
+    """Returns the norm of the difference of two vectors, relative to the second."""
     return float((one.double() - other.double()).norm() / other.double().norm())
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns a table in Markdown without columns that say nothing; all but the first are aligned to the right."""
+    """Returns a Markdown table without empty columns; all but the first are right-aligned."""
     columns = [column for column in zip(head, *rows, strict=True) if set(column[1:]) != {"-"}]
     first, *lines = [" | ".join(line) for line in zip(*columns, strict=True)]
     ruler = " | ".join(["---", *["---:"] * (len(columns) - 1)])
@@ -127,7 +127,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def timed(spread: Spread) -> list[str]:
-    """Returns least, median and most as cells."""
+    """Returns minimum, median and maximum as cells."""
     return [number(value) for value in spread]
 
 
@@ -137,7 +137,7 @@ def number(value: float) -> str:
 
 
 def memory(peak: Peak) -> list[str]:
-    """Returns megabytes above what was there, and on a card all that was allocated and reserved."""
+    """Returns megabytes above the start, and on a GPU the total allocated and reserved."""
     return ["-" if count is None else f"{count / 1e6:,.0f}" for count in peak]
 
 

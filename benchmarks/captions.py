@@ -1,8 +1,8 @@
-"""Captions as they repeat in a data set: the number of tree nodes in a batch is a property of these and no other.
+"""Captions with realistic repetition, which determines the number of tree nodes of a batch.
 
-By default findings are drawn one by one with the frequencies they have among CheXpert's frontal training images. Real
-findings go together, which moves the mean number of nodes by 6 to 9 %; `--label-sets` takes a table of the real sets
-of findings and how many images have each.
+By default findings are drawn independently with their frequencies among CheXpert's frontal training images. Real
+findings are correlated, which changes the mean number of nodes by 6 to 9 %; `--label-sets` takes a table of real sets
+of findings with their numbers of images.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from cleft.data.text.captions import write_caption
 
-# Positive share among the 191,010 AP and PA training images. "No finding" stands beside support devices or alone.
+# Positive share among the 191,010 AP and PA training images. "No finding" occurs alone or with support devices.
 SHARES = {
     "Enlarged Cardiomediastinum": 0.0481,
     "Cardiomegaly": 0.1224,
@@ -36,12 +36,12 @@ DRAWS = 50_000
 
 
 class Captions(NamedTuple):
-    """Distinct captions and how many images carry each."""
+    """Distinct captions and the number of images of each."""
 
     texts: list[str]
     images: list[int]
     origin: str
-    """Where they come from, in words."""
+    """Description of the source."""
 
 
 def read_label_sets(path: Path) -> Captions:
@@ -55,21 +55,21 @@ def read_label_sets(path: Path) -> Captions:
 
 
 def independent_findings(seed: int = 0) -> Captions:
-    """Draws findings one by one with CheXpert's frequencies."""
+    """Draws findings independently with CheXpert's frequencies."""
     draw = random.Random(seed)
     sets = Counter(_draw_findings(draw) for _ in range(DRAWS))
     counted = {write_caption(dict.fromkeys(present, 1.0)): images for present, images in sets.items()}
-    origin = f"{len(counted):,} made-up label sets: findings drawn one by one with CheXpert's frequencies"
+    origin = f"{len(counted):,} synthetic label sets: findings drawn independently with CheXpert's frequencies"
     return Captions(list(counted), list(counted.values()), origin)
 
 
 def draw_batch(captions: Captions, size: int, seed: int) -> list[str]:
-    """Draws the captions of a batch, with those that repeat."""
+    """Draws the captions of a batch, with repetitions."""
     return random.Random(seed).choices(captions.texts, captions.images, k=size)
 
 
 def _draw_findings(draw: random.Random) -> tuple[str, ...]:
     if draw.random() < NO_FINDING:
-        beside = "Support Devices"
-        return (beside, "No Finding") if draw.random() < SHARES[beside] else ("No Finding",)
+        devices = "Support Devices"
+        return (devices, "No Finding") if draw.random() < SHARES[devices] else ("No Finding",)
     return tuple(name for name, share in SHARES.items() if draw.random() < share)

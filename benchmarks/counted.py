@@ -1,4 +1,4 @@
-"""Tokens and operations of a step, counted on towers without memory: what theory lets one expect, at any size."""
+"""Tokens and operations of a step, counted on meta tensors, at any size."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ from cleft.config import Settings
 from text_tower import typical_batch
 from ways import TREE, WAYS, Reader, TextWork, image_flops
 
-HEAD = ("text read as", "sequences x tokens", "tokens", "text TFLOP", "x tree", "step TFLOP", "x tree", "x image alone")
+HEAD = (
+    "texts encoded as",
+    "sequences x tokens",
+    "tokens",
+    "text TFLOP",
+    "x tree",
+    "step TFLOP",
+    "x tree",
+    "x image alone",
+)
 
 
 def count(settings: Settings, captions: Captions, batches: Sequence[int], seed: int) -> None:
@@ -18,11 +27,11 @@ def count(settings: Settings, captions: Captions, batches: Sequence[int], seed: 
     work = TextWork(settings.text, captions.texts)
     image = image_flops(settings.image, settings.images, 1)
     for batch in batches:
-        texts, census = typical_batch(work.tower, captions, batch, seed)
+        texts, summary = typical_batch(work.tower, captions, batch, seed)
         reader = Reader(work.tower, texts)
         flops = {way: work.flops(reader.shape(way), way) for way in WAYS}
         images = batch * image
-        print(f"### Counted, batch {batch:,}\n\n{census} The image tower alone does {number(images / 1e12)} TFLOP.\n")
+        print(f"### Counted, batch {batch:,}\n\n{summary} The image tower alone does {number(images / 1e12)} TFLOP.\n")
         rows: list[list[str]] = []
         for way in WAYS:
             shape, step = reader.shape(way), flops[way] + images

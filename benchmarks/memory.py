@@ -1,7 +1,7 @@
-"""How much memory some work holds at its fullest, above what was there before.
+"""Peak memory of a function above the memory before.
 
-On a card the allocator keeps the count. On a CPU every tensor is counted from the operation that makes it to the
-moment it is freed, on the way forward and back; scratch space inside a kernel is not seen.
+On a GPU the allocator counts it. On a CPU every tensor is counted from its creation until it is freed, forward and
+backward; scratch space inside a kernel is not counted.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from torch.utils._pytree import tree_iter
 
 
 class Peak(NamedTuple):
-    """Bytes at the fullest."""
+    """Peak bytes."""
 
     above: int
-    """More than before the work began."""
+    """Above the memory before the run."""
     allocated: int | None = None
-    """All tensors on a card, weights included."""
+    """All tensors on a GPU, weights included."""
     reserved: int | None = None
-    """What the allocator took from a card."""
+    """Reserved by the allocator on a GPU."""
 
 
 class Meter(TorchDispatchMode):
-    """Counts the bytes of the tensors that are made inside it.
+    """Counts the bytes of the tensors created inside it.
 
     Attributes:
         live: Bytes alive now.
@@ -39,29 +39,29 @@ class Meter(TorchDispatchMode):
         super().__init__()
         self.live = 0
         self.peak = 0
-        self._known: dict[int, object] = {}
+        self._counted: dict[int, object] = {}
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Runs an operation and counts what is new in its result."""
+        """Runs an operation and counts the new storages of its result."""
         old = {id(storage) for storage in _storages((args, kwargs))}
         result = func(*args, **(kwargs or {}))
         for storage in _storages(result):
             key, size = id(storage), storage.nbytes()
-            if key not in old and key not in self._known:
+            if key not in old and key not in self._counted:
                 self.live += size
                 self.peak = max(self.peak, self.live)
-                self._known[key] = weakref.finalize(storage, self._free, key, size)
+                self._counted[key] = weakref.finalize(storage, self._free, key, size)
         return result
 
     def _free(self, key: int, size: int) -> None:
         self.live -= size
-        del self._known[key]
+        del self._counted[key]
 
 
 def peak_of(work: Callable[[], object], device: torch.device) -> Peak:
-    """Runs some work once and returns the memory it took."""
+    """Runs a function once and returns its peak memory."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)

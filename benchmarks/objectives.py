@@ -1,12 +1,12 @@
-"""What the word-region terms of GLoRIA and MGCA cost, beside loops over the batch: forward and back.
+"""Measures the local losses of GLoRIA and MGCA against loops over the batch, forward and backward.
 
-    python benchmarks/objectives.py                    a CPU, minutes
-    python benchmarks/objectives.py --batch 8          whether it runs at all
+    python benchmarks/objectives.py                    on a CPU, minutes
+    python benchmarks/objectives.py --batch 8          a quick check
 
-Ways take turns, and one runs twice to show the noise; before that, values and gradients must agree. Features are noise,
-for speed depends on shapes alone: GLoRIA's 361 regions and up to 97 words of width 768, MGCA's 196 patches and 111
-word slots of width 128. `short` texts have from 4 to 24 words, as sentences and captions do; `mixed` ones from 4 to the
-longest there is; `full` ones as many as there is room for.
+Variants are interleaved, and one runs twice to show the noise; values and gradients must agree first. Features are
+random, because speed depends on shapes only: GLoRIA's 361 regions and up to 97 words of width 768, MGCA's 196 patches
+and 111 word slots of width 128. `short` texts have 4 to 24 words, as sentences and captions; `mixed` ones 4 to the
+maximum; `full` ones the maximum.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ Loss = Callable[..., Tensor]
 OURS = "batched"
 LENGTHS: Mapping[str, tuple[int, int]] = {"short": (4, 24), "mixed": (4, 97), "full": (97, 97)}
 TOLERANCE = 1e-4
-HEAD = ("way", "s min", "s median", "s max", "x batched (median)", "x batched (min)", "largest error")
+HEAD = ("variant", "s min", "s median", "s max", "x batched (median)", "x batched (min)", "largest error")
 
 
 def gloria_by_pairs(regions: Tensor, words: Tensor, mask: Tensor) -> Tensor:
-    """Every image with every text, in two loops, from the formulas."""
+    """Computes the loss in two loops over images and texts, from the formulas."""
     similarity: list[Tensor] = []
     texts = [text[real] for text, real in zip(words, mask, strict=True)]
     for image in regions:
@@ -46,7 +46,7 @@ def gloria_by_pairs(regions: Tensor, words: Tensor, mask: Tensor) -> Tensor:
 
 
 def gloria_by_texts(regions: Tensor, words: Tensor, mask: Tensor) -> Tensor:
-    """All images at once with one text after the other, each text cut to its words: the order of the released code."""
+    """Computes the loss in a loop over texts, each cut to its words, with all images at once, as the released code."""
     similarity: list[Tensor] = []
     for text, real in zip(words, mask, strict=True):
         shares = (regions @ text[real].T).softmax(dim=2)  # [B, M, W]
@@ -57,29 +57,29 @@ def gloria_by_texts(regions: Tensor, words: Tensor, mask: Tensor) -> Tensor:
 
 
 def mgca_by_pairs(words: Tensor, patches: Tensor, mask: Tensor, beta: Tensor, gamma: Tensor) -> Tensor:
-    """One pair after the other, from the formulas."""
+    """Computes the loss in a loop over pairs, from the formulas."""
     total = words.new_zeros(())
     for text, image, real, of_words, of_patches in zip(words, patches, mask, beta, gamma, strict=True):
         w, p = F.normalize(text, dim=1), F.normalize(image, dim=1)
-        found = F.normalize((w @ p.T / 0.1).softmax(dim=1) @ p, dim=1)
-        heard = (p @ w[real].T / 0.1).softmax(dim=1) @ w[real]
-        for asked, answers, weights in ((w, found, of_words), (p, heard, of_patches)):
-            logits, own = asked @ answers.T / 0.1, torch.arange(len(asked))
+        text_context = F.normalize((w @ p.T / 0.1).softmax(dim=1) @ p, dim=1)
+        image_context = (p @ w[real].T / 0.1).softmax(dim=1) @ w[real]
+        for queries, keys, weights in ((w, text_context, of_words), (p, image_context, of_patches)):
+            logits, own = queries @ keys.T / 0.1, torch.arange(len(queries))
             each = F.cross_entropy(logits, own, reduction="none") + F.cross_entropy(logits.T, own, reduction="none")
             total = total + (weights * each).sum() / 2
     return total / len(words)
 
 
 def mgca_by_tokens(words: Tensor, patches: Tensor, mask: Tensor, beta: Tensor, gamma: Tensor) -> Tensor:
-    """One word and one patch after the other, as the formulas are written."""
+    """Computes the loss in loops over words and patches, as the formulas are written."""
     total = words.new_zeros(())
     for text, image, real, of_words, of_patches in zip(words, patches, mask, beta, gamma, strict=True):
         w, p = F.normalize(text, dim=1), F.normalize(image, dim=1)
-        found = torch.stack([F.normalize((word @ p.T / 0.1).softmax(dim=0) @ p, dim=0) for word in w])
-        heard = torch.stack([(patch @ w[real].T / 0.1).softmax(dim=0) @ w[real] for patch in p])
-        for asked, answers, weights in ((w, found, of_words), (p, heard, of_patches)):
-            for j in range(len(asked)):
-                for one, others in ((asked[j], answers), (answers[j], asked)):
+        text_context = torch.stack([F.normalize((word @ p.T / 0.1).softmax(dim=0) @ p, dim=0) for word in w])
+        image_context = torch.stack([(patch @ w[real].T / 0.1).softmax(dim=0) @ w[real] for patch in p])
+        for queries, keys, weights in ((w, text_context, of_words), (p, image_context, of_patches)):
+            for j in range(len(queries)):
+                for one, others in ((queries[j], keys), (keys[j], queries)):
                     total = total - weights[j] * (others @ one / 0.1).log_softmax(dim=0)[j] / 2
     return total / len(words)
 
@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"    python benchmarks/objectives.py {typed}\n")
     print(f"- device: {machine(torch.device('cpu'))}")
     print(f"- versions: torch {torch.__version__}, Python {platform.python_version()}")
-    print(f"- batch {options.batch}, float32, {options.rounds} rounds, ways in turns\n")
+    print(f"- batch {options.batch}, float32, {options.rounds} rounds, interleaved\n")
     for name in options.lengths:
         inputs = gloria_inputs(options.batch, LENGTHS[name], generator)
         print(f"### GLoRIA, {name} texts: {int(inputs[2].sum()):,} words\n")
@@ -137,20 +137,20 @@ def mgca_inputs(
 def measure(
     ways: Mapping[str, Loss], inputs: tuple[Tensor, ...], rounds: int
 ) -> tuple[dict[str, Spread], dict[str, float]]:
-    """Returns seconds of each way, and how far it is from ours as a share of the value or gradient."""
+    """Returns seconds of each variant, and its relative error of value and gradient."""
     results = {way: value_and_gradient(loss, inputs) for way, loss in ways.items()}
     errors = {
         way: max(distance(one, other) for one, other in zip(result, results[OURS], strict=True))
         for way, result in results.items()
     }
     if not max(errors.values()) <= TOLERANCE:
-        raise SystemExit(f"error: ways differ by more than {TOLERANCE}, {errors}; nothing was timed")
+        raise SystemExit(f"error: variants differ by more than {TOLERANCE}, {errors}; nothing was timed")
     works = {way: lambda loss=loss: value_and_gradient(loss, inputs) for way, loss in ways.items()}
     return interleave({**works, OURS + AGAIN: works[OURS]}, torch.device("cpu"), rounds=rounds), errors
 
 
 def shown(spreads: Mapping[str, Spread], errors: Mapping[str, float]) -> str:
-    """Returns what was measured as a table."""
+    """Returns the measurements as a table."""
     ours = spreads[OURS]
     rows = [
         [
@@ -166,7 +166,7 @@ def shown(spreads: Mapping[str, Spread], errors: Mapping[str, float]) -> str:
 
 
 def value_and_gradient(loss: Loss, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    """Returns the loss and its gradients with respect to the two inputs that are features."""
+    """Returns the loss and its gradients with respect to the two feature inputs."""
     features = [part.detach().requires_grad_() for part in inputs[:2]]
     value = loss(*features, *inputs[2:])
     return [value.detach(), *torch.autograd.grad(value, features)]
@@ -192,8 +192,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--lengths", choices=sorted(LENGTHS), nargs="+", default=list(LENGTHS), help="of texts")
-    parser.add_argument("--rounds", type=int, default=3, help="turns each way has")
-    parser.add_argument("--threads", type=int, default=2, help="one thread is timed by its own clock")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each variant")
+    parser.add_argument("--threads", type=int, default=2, help="one thread is timed by process CPU time")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(arguments)
 

@@ -1,4 +1,4 @@
-"""Files to read: the small release's, and files as they leave a machine, drawn so that no data set is needed."""
+"""Image files to load: those of the small release, or synthetic ones at detector size, which need no dataset."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
+from pydicom.uid import UID, DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
 
 from cleft.data.phantoms.chest import Body, Shot, draw_frontal
 
@@ -28,21 +28,21 @@ class Files(NamedTuple):
     size: tuple[int, int]
     """Height and width of the first, in pixels."""
     megabytes: float
-    """Of a file, on average."""
+    """Mean size of a file."""
 
 
 def real_jpegs(folder: Path, count: int) -> Files:
-    """Takes the first `count` JPEG below a folder, by name."""
+    """Returns the first `count` JPEG below a folder, by name."""
     paths = sorted(folder.rglob("*.jpg"))[:count]
     with Image.open(paths[0]) as image:
         width, height = image.size
     return Files("small release", paths, (height, width), _megabytes(paths))
 
 
-def drawn_jpegs(folder: Path, count: int, size: tuple[int, int] = SMALL_SIZE) -> Files:
-    """Draws gray JPEG of quality 92."""
+def synthetic_jpegs(folder: Path, count: int, size: tuple[int, int] = SMALL_SIZE) -> Files:
+    """Writes gray JPEG of quality 92."""
     return _draw(
-        "small release, drawn" if size == SMALL_SIZE else "full size, JPEG",
+        "small release, synthetic" if size == SMALL_SIZE else "full size, JPEG",
         folder,
         count,
         size,
@@ -50,8 +50,8 @@ def drawn_jpegs(folder: Path, count: int, size: tuple[int, int] = SMALL_SIZE) ->
     )
 
 
-def drawn_dicoms(folder: Path, count: int) -> Files:
-    """Draws DICOM files of 12 bits in 16, not compressed, with a window."""
+def synthetic_dicoms(folder: Path, count: int) -> Files:
+    """Writes uncompressed DICOM files of 12 bits in 16, with a window."""
     return _draw("full size, 12-bit DICOM", folder, count, FULL_SIZE, _write_dicom)
 
 
@@ -77,7 +77,7 @@ def _write_dicom(pixels: NDArray[np.uint16], path: Path) -> None:
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.SOPClassUID, dataset.SOPInstanceUID = DigitalXRayImageStorageForPresentation, f"1.2.3.{path.name}"
+    dataset.SOPClassUID, dataset.SOPInstanceUID = DigitalXRayImageStorageForPresentation, UID(f"1.2.3.{path.name}")
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     dataset.Rows, dataset.Columns = pixels.shape

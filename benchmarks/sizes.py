@@ -1,4 +1,4 @@
-"""Pairs of towers to measure, all with random weights: speed depends on shapes alone."""
+"""Pairs of towers to measure, with random weights: speed depends on shapes only."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _pair(text: dict[str, Any], image: dict[str, Any], *, side: int = 224, half:
     return Settings(
         images=ImagesConfig(size=side, stored_size=max(256, side)),
         image=ImageTowerConfig(model=None, scratch=image),
-        # Ways of reading can be compared only where nothing is drawn.
+        # Variants can be compared only without dropout.
         text=TextTowerConfig(model=None, scratch=text, dropout=0.0, base_dtype="bfloat16" if half else "float32"),
         train=TrainConfig(precision="bf16-mixed" if half else "32-true"),
     )
@@ -38,6 +38,6 @@ SIZES: dict[str, Settings] = {
     "base": _pair(_gpt2(12, 12, 768), _dinov2(12, 12, 768)),
     "paper": _pair(_gpt2(32, 20, 2560), _dinov2(12, 12, 768), half=True),
 }
-"""Name to settings. `tiny` checks the program. `scaled` is the paper's pair made small enough for a CPU, with nearly
-its share of work between the towers. `base` is GPT-2 beside the paper's image tower. `paper` is the paper's pair:
-BioMedLM's shape in bfloat16 beside DINOv2 ViT-B/14 with registers, at 224 pixels."""
+"""Name to settings. `tiny` checks the program. `scaled` is the paper's pair scaled down for a CPU, with nearly
+its ratio of work between the towers. `base` is GPT-2 with the paper's image tower. `paper` is the paper's pair:
+BioMedLM's shape in bfloat16 with DINOv2 ViT-B/14 with registers, at 224 pixels."""

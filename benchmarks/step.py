@@ -1,13 +1,13 @@
-"""What a training step costs, beside the ways others would do it: time, memory, tokens and operations.
+"""Measures a training step and its alternatives: time, memory, tokens and operations.
 
-    python benchmarks/step.py                                  a CPU, minutes
-    python benchmarks/step.py --size tiny --batches 72         whether it runs at all
-    python benchmarks/step.py --size paper                     a card: the paper's pair of towers
-    python benchmarks/step.py --size paper --part count        anywhere: what to expect of that
+    python benchmarks/step.py                                  on a CPU, minutes
+    python benchmarks/step.py --size tiny --batches 72         a quick check
+    python benchmarks/step.py --size paper                     on a GPU: the paper's pair of towers
+    python benchmarks/step.py --size paper --part count        anywhere: its operations
 
-All ways run in one process and take turns; one runs twice, to show the noise. Before anything is timed, embeddings,
-loss and gradients must agree. Towers have random weights and images are noise, for speed depends on shapes alone; the
-captions repeat as they do in a data set, for the number of tree nodes depends on nothing else.
+Variants run interleaved in one process; one runs twice to show the noise. Before timing, embeddings, loss and gradients
+must agree. Weights and images are random, because speed depends on shapes only; captions repeat as in a dataset,
+because they determine the number of tree nodes.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"- products in {bench.dtype}; a large one reaches {ceiling / 1e12:.3g} TFLOP/s, the ceiling of this run")
     print(f"- captions: {captions.origin}")
     print(f"- towers: {_described(settings.text.scratch)} with LoRA; {_described(settings.image.scratch)}")
-    print(f"- {options.rounds} rounds, ways in turns; errors are of values and gradients, at most {bench.tolerance}\n")
+    print(f"- {options.rounds} rounds, interleaved; errors are of values and gradients, at most {bench.tolerance}\n")
     if options.part in ("count", "all"):
         count(settings, captions, options.batches, options.seed)
     if options.part in ("text", "all"):
@@ -75,12 +75,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", choices=sorted(SIZES), default="scaled", help="which pair of towers; see sizes.py")
     parser.add_argument("--part", choices=("count", "text", "step", "all"), default="all", help="what to print")
     parser.add_argument("--batches", type=int, nargs="+", default=[72, 256, 1024, 4096], help="for the text tower")
-    parser.add_argument("--step-batches", type=int, nargs="+", default=[72], help="for the whole step")
-    parser.add_argument("--rounds", type=int, default=3, help="turns each way has")
+    parser.add_argument("--step-batches", type=int, nargs="+", default=[72], help="for the complete step")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each variant")
     parser.add_argument("--limit", type=float, default=60.0, help="longest run in seconds; longer ones are left out")
-    parser.add_argument("--leave-out", choices=WAYS, nargs="*", default=[], help="ways not to run, for lack of memory")
+    parser.add_argument(
+        "--leave-out", choices=WAYS, nargs="*", default=[], help="variants not to run, such as for lack of memory"
+    )
     parser.add_argument("--label-sets", type=Path, help="table of real sets of findings, with a column `images`")
-    parser.add_argument("--threads", type=int, default=1, help="of a CPU; one thread is timed by its own clock")
+    parser.add_argument("--threads", type=int, default=1, help="of a CPU; one thread is timed by process CPU time")
     parser.add_argument("--device", default="auto", help="cpu, cuda, or auto")
     parser.add_argument(
         "--precision", choices=("auto", "32-true", "bf16-mixed"), default="auto", help="auto: the size's"
@@ -90,7 +92,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _shown(arguments: Sequence[str] | None) -> list[str]:
-    """Returns what was typed, with folders taken off."""
+    """Returns the arguments without folders."""
     typed = sys.argv[1:] if arguments is None else arguments
     return [f"<folder>/{Path(word).name}" if "/" in word else shlex.quote(word) for word in typed]
 

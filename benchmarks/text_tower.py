@@ -1,4 +1,4 @@
-"""The text tower alone, forward and back: six ways to read the captions of one batch."""
+"""Measures the text tower, forward and backward: six ways to encode the captions of a batch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,18 @@ from cleft.models.text_tower import TextTower, build_text_tower
 from ways import DISTINCT, LONGEST, PADDED, RELEASED, TREE, WAYS, Reader, TextWork
 
 DRAWS = 99
-HEAD = ("read as", "sequences x tokens", "TFLOP", "s min", "s median", "s max", "x tree", "TFLOP/s", "error", *MEMORY)
+HEAD = (
+    "texts encoded as",
+    "sequences x tokens",
+    "TFLOP",
+    "s min",
+    "s median",
+    "s max",
+    "x tree",
+    "TFLOP/s",
+    "error",
+    *MEMORY,
+)
 
 
 def measure_text(settings: Settings, captions: Captions, batches: Sequence[int], bench: Bench, ceiling: float) -> None:
@@ -27,21 +38,21 @@ def measure_text(settings: Settings, captions: Captions, batches: Sequence[int],
     work = TextWork(settings.text, captions.texts)
     pace: dict[str, float] = {}
     for batch in batches:
-        texts, census = typical_batch(tower, captions, batch, bench.seed)
-        print(f"### Text tower, batch {batch:,}\n\n{census}\n")
+        texts, summary = typical_batch(tower, captions, batch, bench.seed)
+        print(f"### Text tower, batch {batch:,}\n\n{summary}\n")
         print(_measure_batch(Reader(tower, texts), work, bench, pace, ceiling), flush=True)
 
 
 def check_tree(tower: TextTower) -> None:
-    """Refuses a tower that would not use the tree by itself: what nobody gets is not measured."""
+    """Refuses a tower that does not use the tree by default."""
     if tower.packing != "tree":
         raise SystemExit(
-            f"error: by itself this tower reads captions {tower.packing!r}, not as a tree; see the warning"
+            f"error: by default this tower encodes captions {tower.packing!r}, not as a tree; see the warning"
         )
 
 
 def stir(module: nn.Module) -> None:
-    """Moves weights that start at zero: half of LoRA's gradients vanish there, and nothing could be compared."""
+    """Randomises weights that start at zero: half of LoRA's gradients vanish there and could not be compared."""
     with torch.no_grad():
         for weight in module.parameters():
             if weight.requires_grad and not weight.any():
@@ -49,21 +60,21 @@ def stir(module: nn.Module) -> None:
 
 
 def typical_batch(tower: TextTower, captions: Captions, size: int, seed: int) -> tuple[list[str], str]:
-    """Draws batches and returns the one with the median number of nodes, and a sentence about all."""
+    """Draws batches and returns the one with the median number of nodes, and a summary of all."""
     drawn = [draw_batch(captions, size, seed + number) for number in range(DRAWS)]
     readers = [Reader(tower, texts) for texts in drawn]
     order = sorted(range(DRAWS), key=lambda place: readers[place].shape(TREE).tokens)
     nodes = [readers[place].shape(TREE).tokens for place in order]
-    census = (
+    summary = (
         f"Tree nodes in {DRAWS} batches: mean {mean(nodes):.0f}, from {nodes[0]} to {nodes[-1]}; distinct captions: "
         f"mean {mean(len(reader.distinct) for reader in readers):.0f}. Measured on the batch with the median of "
         f"{nodes[DRAWS // 2]} nodes."
     )
-    return drawn[order[DRAWS // 2]], census
+    return drawn[order[DRAWS // 2]], summary
 
 
 class TextPass:
-    """One pass forward and back through the text tower."""
+    """A forward and backward pass through the text tower."""
 
     def __init__(self, reader: Reader, bench: Bench) -> None:
         self.reader = reader
@@ -73,7 +84,7 @@ class TextPass:
         self.direction = torch.randn(len(reader.texts), reader.tower.width, generator=generator).to(bench.device)
 
     def __call__(self, way: str) -> Tensor:
-        """Returns the features; the gradients lie with the weights."""
+        """Returns the features; gradients are stored in the weights."""
         for weight in self.weights:
             weight.grad = None
         with self.bench.precision():
@@ -84,16 +95,16 @@ class TextPass:
 
 
 def try_ways(run: Pass, ways: Sequence[str], flops: dict[str, int], pace: dict[str, float]) -> dict[str, Trial]:
-    """Runs each way once, the fastest first, but for what is left out or expected to take too long.
+    """Runs each variant once, the fastest first, except those left out or expected to take too long.
 
     Args:
         run: The pass.
-        ways: Which to try.
+        ways: Variants to run.
         flops: Operations of each.
-        pace: Seconds per operation of each, as far as known; is added to.
+        pace: Seconds per operation of each variant that was run; updated in place.
     """
     if TREE in ways and TREE not in pace:
-        run(TREE)  # the first pass of all is slow, and the next one foretells the others
+        run(TREE)  # warm-up: the next pass predicts the time of the others
     trials: dict[str, Trial] = {}
     for way in sorted(ways, key=flops.__getitem__):
         if way not in run.bench.left_out and expected(way, flops, pace) <= run.bench.limit:
@@ -103,16 +114,16 @@ def try_ways(run: Pass, ways: Sequence[str], flops: dict[str, int], pace: dict[s
 
 
 def expected(way: str, flops: dict[str, int], pace: dict[str, float]) -> float:
-    """Returns the seconds a way would take at its own pace, or at the tree's as long as that is all that is known."""
+    """Returns the expected seconds of a variant at its own pace, or at the tree's if it was not run yet."""
     return flops[way] * pace.get(way, pace.get(TREE, 0.0))
 
 
 def reference_of(trials: dict[str, Trial]) -> str:
-    """Returns the plainest way that was run: every text by itself, as far as time allowed."""
-    found = [way for way in (PADDED, LONGEST, DISTINCT) if way in trials]
-    if not found:
+    """Returns the simplest variant that was run: padded texts, as far as time allowed."""
+    candidates = [way for way in (PADDED, LONGEST, DISTINCT) if way in trials]
+    if not candidates:
         raise SystemExit("error: nothing to compare the tree with; set a longer --limit")
-    return found[0]
+    return candidates[0]
 
 
 def _measure_batch(reader: Reader, work: TextWork, bench: Bench, pace: dict[str, float], ceiling: float) -> str:

@@ -1,7 +1,7 @@
-"""A clock that a busy machine disturbs as little as possible.
+"""Timing that other load on the machine disturbs as little as possible.
 
-On a CPU with one thread the time is the process's own, so what other programs take is not in it. On a card it lies
-between two events. Variants take turns within each round, so that a slow minute hits all of them.
+On a CPU with one thread the time is process CPU time, without other programs. On a GPU it is the time between two
+events. Variants are interleaved within each round, so that a slow minute affects all of them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Spread(NamedTuple):
 
 
 def seconds(work: Work, device: torch.device, repeat: int = 1) -> float:
-    """Returns the seconds one run of some work takes, the mean of `repeat` runs in a row."""
+    """Returns the seconds of one run, the mean of `repeat` runs in a row."""
     if device.type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
@@ -35,7 +35,7 @@ def seconds(work: Work, device: torch.device, repeat: int = 1) -> float:
         end.record()
         end.synchronize()
         return start.elapsed_time(end) / 1e3 / repeat
-    # The process's time adds up over threads; with several of them only the clock on the wall is left.
+    # Process time adds up over threads, so several threads need wall-clock time.
     now = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     start = now()
     for _ in range(repeat):
@@ -46,14 +46,14 @@ def seconds(work: Work, device: torch.device, repeat: int = 1) -> float:
 def interleave(
     works: Mapping[str, Work], device: torch.device, *, rounds: int, warm_up: int = 0, repeat: int = 1
 ) -> dict[str, Spread]:
-    """Times some works in turns.
+    """Times several functions, interleaved.
 
     Args:
-        works: Name to work.
-        device: Where the work happens.
-        rounds: How many times each has its turn.
-        warm_up: Runs of each before the first turn that counts.
-        repeat: Runs per turn; a card needs several, for they overlap.
+        works: Name to function.
+        device: Where they run.
+        rounds: Measurements of each.
+        warm_up: Runs of each before the first measurement.
+        repeat: Runs per measurement; a GPU needs several, because they overlap.
     """
     for work in works.values():
         for _ in range(warm_up):
@@ -63,12 +63,12 @@ def interleave(
 
 
 def spread(values: list[float]) -> Spread:
-    """Returns least, median and most of some seconds."""
+    """Returns minimum, median and maximum."""
     return Spread(min(values), statistics.median(values), max(values))
 
 
 def matmul_ceiling(device: torch.device, dtype: torch.dtype) -> float:
-    """Returns the floating point operations per second of a large matrix product: what nothing here can exceed."""
+    """Returns the floating point operations per second of a large matrix product, an upper bound for all variants."""
     size = 8192 if device.type == "cuda" else 1024
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     runs = interleave({"product": lambda: left @ right}, device, rounds=5, warm_up=3, repeat=10)
@@ -76,7 +76,7 @@ def matmul_ceiling(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def machine(device: torch.device) -> str:
-    """Says on what is measured, in one line."""
+    """Returns a one-line description of the device."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, CUDA {torch.version.cuda}"
     threads = torch.get_num_threads()

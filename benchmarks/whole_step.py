@@ -1,6 +1,6 @@
-"""The whole training step: both towers forward and back, loss and optimiser; and the image tower's alone.
+"""Measures a training step: both towers forward and backward, loss and optimiser; and the image tower alone.
 
-The image tower alone trains against text embeddings computed once: what a step would cost were the text free.
+The image tower alone trains against text embeddings computed once: the cost of a step with free texts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,18 @@ from ways import RELEASED, TREE, WAYS, Reader, TextWork, image_flops
 
 IMAGE_ALONE = "image tower alone"
 OPTIMISER = "of which optimiser"
-HEAD = ("text read as", "TFLOP", "s min", "s median", "s max", "x image alone", "x tree", "TFLOP/s", "error", *MEMORY)
+HEAD = (
+    "texts encoded as",
+    "TFLOP",
+    "s min",
+    "s median",
+    "s max",
+    "x image alone",
+    "x tree",
+    "TFLOP/s",
+    "error",
+    *MEMORY,
+)
 
 
 class Step:
@@ -58,7 +69,7 @@ class Step:
         return loss
 
     def learn(self, way: str) -> None:
-        """Takes a whole step, the weights updated."""
+        """Runs a complete step with the update of the weights."""
         self(way)
         self.optimizer.step()
 
@@ -72,18 +83,19 @@ def measure_step(settings: Settings, captions: Captions, batches: Sequence[int],
     """Prints one table per batch size."""
     torch.manual_seed(bench.seed)
     model = build_model(settings, captions.texts).to(bench.device).train()
+    assert isinstance(model, DualEncoder)
     check_tree(model.text_tower)
     stir(model)
     work = TextWork(settings.text, captions.texts)
     pace: dict[str, float] = {}
     for batch in batches:
-        texts, census = typical_batch(model.text_tower, captions, batch, bench.seed)
+        texts, summary = typical_batch(model.text_tower, captions, batch, bench.seed)
         reader = Reader(model.text_tower, texts)
         image = image_flops(settings.image, settings.images, batch)
         flops = {way: image + work.flops(reader.shape(way), way) for way in WAYS}
         generator = torch.Generator().manual_seed(bench.seed)
         images = torch.randint(256, (batch, 1, *model.image_spec.size), dtype=torch.uint8, generator=generator)
-        print(f"### Whole step, batch {batch:,}\n\n{census}\n")
+        print(f"### Complete step, batch {batch:,}\n\n{summary}\n")
         step = Step(model, reader, images.to(bench.device), settings, bench)
         print(_measure_batch(step, {IMAGE_ALONE: image, **flops}, pace, ceiling), flush=True)
 

@@ -83,11 +83,11 @@ def test_g4_by_operations_at_the_true_size(tower, paper_work):
         assert paper_work.flops(nodes) < most * batch * image
 
 
-def test_g5_the_tower_reads_as_many_nodes_as_there_are_beginnings(reader):
+def test_g5_the_tree_has_one_node_per_distinct_prefix(reader):
     reader.read(TREE)
     ids = reader.tower.tokens.encode(reader.texts)
-    beginnings = {tuple(text[:end]) for text in ids for end in range(1, len(text) + 1)}
-    assert reader.tower.stats.nodes == len(beginnings)
+    prefixes = {tuple(text[:end]) for text in ids for end in range(1, len(text) + 1)}
+    assert reader.tower.stats.nodes == len(prefixes)
     assert reader.tower.stats.padded_tokens == 72 * 64
 
 

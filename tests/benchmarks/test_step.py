@@ -31,7 +31,7 @@ def test_from_captions_to_tables(capsys):
     main(["--size", "tiny", "--batches", "24", "256", "--step-batches", "24", "--rounds", "1", "--limit", "1"])
     torch.set_num_threads(threads)
     printed = capsys.readouterr().out
-    text, step = rows(printed, "### Text tower, batch 24"), rows(printed, "### Whole step, batch 24")
+    text, step = rows(printed, "### Text tower, batch 24"), rows(printed, "### Complete step, batch 24")
     assert set(WAYS) < set(text)
     assert set(WAYS) | {"image tower alone"} < set(step)
     counted = rows(printed, "### Counted, batch 24")
@@ -47,7 +47,7 @@ def test_from_captions_to_tables(capsys):
     assert "extrapolated" in left_out["s median"]
 
 
-def test_what_differs_is_not_timed():
+def test_variants_that_differ_are_not_timed():
     fine = {"a": trial(3.0, 4.0), "b": trial(3.0, 4.0 + 5e-5)}
     assert largest_errors(fine, "a", BENCH)["b"] == pytest.approx(1e-5, rel=0.1)
     for wrong in (trial(3.0, 4.1), trial(3.0, math.nan), trial(0.0, 0.0)):
@@ -61,7 +61,7 @@ def test_columns_without_a_number_are_left_out():
     )
 
 
-def test_made_up_captions_repeat_and_keep_their_frequencies():
+def test_synthetic_captions_repeat_and_keep_their_frequencies():
     captions = independent_findings()
     images = dict(zip(captions.texts, captions.images, strict=True))
     devices = sum(count for text, count in images.items() if "support devices" in text) / sum(images.values())

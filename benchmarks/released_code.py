@@ -1,6 +1,6 @@
-"""A training sample as the released code makes it, every time anew: on three channels, with its operations and order.
+"""The released code's way to load a training sample: three channels, everything for every sample, in its order.
 
-Left out in its favour: it also builds a list of all indices for each sample and looks labels up in a data frame.
+Omitted in its favour: it also builds a list of all indices for each sample and looks up labels in a data frame.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def sample(path: Path, rng: np.random.Generator) -> torch.Tensor:
 
 
 def prepared(path: Path) -> Image.Image:
-    """Decodes, resizes, pads, cuts by Otsu's threshold and stretches, `[256, 256]` in three equal channels."""
+    """Decodes, resizes, pads, crops by Otsu's threshold and stretches; returns `[256, 256]` in three equal channels."""
     return _stretched(_padded(_read(path)))
 
 
