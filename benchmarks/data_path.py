@@ -35,7 +35,7 @@ import torch
 import released_code
 from cleft.config import ImagesConfig
 from cleft.data.batches import Views
-from cleft.data.images.cache import prepare_images
+from cleft.data.images.cache import PrepareOptions, prepare_images
 from cleft.data.images.decode import read_gray
 from cleft.data.images.preprocess import augment, prepare_image
 from cleft.types import Record
@@ -94,7 +94,8 @@ def measure(files: Files, folder: Path, rounds: int) -> Costs:
     """
     config = ImagesConfig()
     records = [Record(id=str(n), image=path, labels={}, patient="", caption="") for n, path in enumerate(files.paths)]
-    prepared = prepare_images(records, config, folder / "cache", progress=False)
+    quiet = PrepareOptions(progress=False)
+    prepared = prepare_images(records, config, folder / "cache", quiet)
     views = Views(records, prepared, (), config, 0)
     rows = [row % len(records) for row in range(BATCH)]
     positions = [(0, row) for row in rows]
@@ -126,8 +127,8 @@ def measure(files: Files, folder: Path, rounds: int) -> Costs:
         "again": (cached, BATCH * BATCHES),
         "bytes": (lambda: [views.__getitems__(positions) for _ in range(BATCHES)], BATCH * BATCHES),
         "read": (lambda: [prepared.rows[int(row)] for row in rng.permutation(rows * BATCHES)], BATCH * BATCHES),
-        "preparing": (lambda: prepare_images(records, config, next(caches), progress=False), len(records)),
-        "opening": (lambda: prepare_images(records, config, folder / "cache", progress=False), len(records)),
+        "preparing": (lambda: prepare_images(records, config, next(caches), quiet), len(records)),
+        "opening": (lambda: prepare_images(records, config, folder / "cache", quiet), len(records)),
         "yardstick": (yardstick, YARDS),
     }
     for name, (work, _) in works.items():

@@ -18,7 +18,7 @@ from cleft.cli import main
 from cleft.config import load_settings
 from cleft.data import read_dataset
 from cleft.data.images import decode_pool
-from cleft.data.images.cache import obtain_images, prepare_images
+from cleft.data.images.cache import PrepareOptions, obtain_images, prepare_images
 
 IMAGES = 120
 
@@ -66,7 +66,9 @@ def wait_for_part(cache):
 def whole(drawings, tmp_path_factory):
     """The parts that a run leaves which nobody disturbed."""
     settings = load_settings("tiny", _words(drawings, tmp_path_factory.mktemp("whole"))[5:])
-    images = prepare_images(read_dataset(settings.data).records, settings.images, settings.data.cache, part_rows=20)
+    images = prepare_images(
+        read_dataset(settings.data).records, settings.images, settings.data.cache, PrepareOptions(part_rows=20)
+    )
     return parts(images.folder)
 
 
@@ -94,7 +96,7 @@ def test_a3_a4_stopped_anywhere_it_goes_on_and_ends_in_the_same_bytes(
     assert (output, run.returncode) == (("settings: tiny\n", said), code)
     before = {path: path.stat().st_mtime_ns for path in cache.rglob("part-*.json")}
     assert 20 <= 20 * len(before) < IMAGES
-    monkeypatch.setitem(prepare_images.__kwdefaults__, "part_rows", 20)
+    monkeypatch.setitem(PrepareOptions.__init__.__kwdefaults__, "part_rows", 20)
     assert main(words) == 0
     out, err = capsys.readouterr()
     assert (
@@ -156,8 +158,8 @@ def test_the_folder_of_a_list_is_made(words, tmp_path):
 def test_all_cores_decode_unless_told_otherwise(words, monkeypatch):
     asked = []
 
-    def spy(*_, jobs, **__):
-        asked.append(jobs)
+    def spy(records, images, folder, options):
+        asked.append(options.jobs)
         raise KeyboardInterrupt
 
     monkeypatch.setattr("cleft.data.images.cache.prepare_images", spy)

@@ -961,7 +961,7 @@ def _data_split(options: argparse.Namespace, words: list[str]) -> None:
 
 def _data_prepare(options: argparse.Namespace, words: list[str]) -> None:
     from cleft.data import read_dataset
-    from cleft.data.images.cache import cache_folder, prepare_images, reject_lines
+    from cleft.data.images.cache import PrepareOptions, cache_folder, prepare_images, reject_lines
     from cleft.data.images.decode_pool import usable_cores
     from cleft.data.images.dicom_headers import oddity_notes
     from cleft.files import Output
@@ -983,10 +983,9 @@ def _data_prepare(options: argparse.Namespace, words: list[str]) -> None:
         reading.records,
         settings.images,
         cache,
-        jobs=options.jobs or min(usable_cores(), 64),
-        max_bad=settings.data.max_bad,
-        rejects=rejects,
-        again=True,
+        PrepareOptions(
+            jobs=options.jobs or min(usable_cores(), 64), max_bad=settings.data.max_bad, rejects=rejects, retry=True
+        ),
     )
     refused = {record: (reason, prepared.sentences[record]) for record, reason in prepared.rejected.items()}
     are = verb(len(prepared), "is", "are")

@@ -14,8 +14,8 @@ from PIL import Image
 from tests.fakes.dicom import write_dicom
 
 from cleft.config import AugmentConfig, DataConfig, ImagesConfig, OptimConfig, Settings, TrainConfig
-from cleft.data.batches import StepSampler, Views, eval_loader, label_table, load_image, train_loader
-from cleft.data.images.cache import prepare_images
+from cleft.data.batches import Schedule, StepSampler, Views, eval_loader, label_table, load_image, train_loader
+from cleft.data.images.cache import PrepareOptions, prepare_images
 from cleft.data.images.preprocess import augment, centre_crop
 from cleft.data.text.texts import Texts
 from cleft.errors import ConfigError, DataError
@@ -126,14 +126,14 @@ def test_workers_change_no_batch(data, workers, distinct):
 
 def test_resuming_gives_the_batches_that_were_left(data):
     whole = list(train_loader(*data, FINDINGS, SETTINGS))
-    same(whole[3:], train_loader(*data, FINDINGS, SETTINGS, first_step=3))
+    same(whole[3:], train_loader(*data, FINDINGS, SETTINGS, Schedule(first_step=3)))
 
 
 @pytest.mark.parametrize("distinct", ["nothing", "patients"])
 def test_ranks_together_see_the_global_batch(data, distinct):
     settings = replace(SETTINGS, train=replace(SETTINGS.train, distinct=distinct))
     whole = list(train_loader(*data, FINDINGS, settings))
-    halves = [list(train_loader(*data, FINDINGS, settings, rank=rank, world_size=2)) for rank in range(2)]
+    halves = [list(train_loader(*data, FINDINGS, settings, Schedule(rank=rank, world_size=2))) for rank in range(2)]
     for one, left, right in zip(whole, *halves, strict=True):
         assert torch.equal(one.images, torch.cat([left.images, right.images]))
 
@@ -145,13 +145,13 @@ def test_a_batch_repeats_no_patient_if_told_so(data):
     whole = list(train_loader(twins, prepared, FINDINGS, settings))
     assert [len(set((batch.rows // 2).tolist())) for batch in whole] == [4] * 7
     assert len({row for batch in whole[:2] for row in batch.rows.tolist()}) == 8
-    same(whole[3:], train_loader(twins, prepared, FINDINGS, settings, first_step=3))
+    same(whole[3:], train_loader(twins, prepared, FINDINGS, settings, Schedule(first_step=3)))
     plain = train_loader(twins, prepared, FINDINGS, SETTINGS)
     assert {len(set((batch.rows // 2).tolist())) for batch in plain} > {4}
 
 
 def test_stage_two_may_ask_for_other_batches(data):
-    batches = list(train_loader(*data, FINDINGS, SETTINGS, batch_size=5, steps=3))
+    batches = list(train_loader(*data, FINDINGS, SETTINGS, Schedule(batch_size=5, steps=3)))
     assert [len(batch.captions) for batch in batches] == [5, 5, 5]
 
 
@@ -208,7 +208,7 @@ def test_texts_stand_in_place_of_captions_and_resume_where_they_were(data):
     whole = list(train_loader(records, prepared, FINDINGS, SETTINGS, texts=texts))
     assert whole[0].text_labels.shape == (4, 2)
     assert len(whole[0].captions) == len(whole[0].reworded) == 4
-    later = list(train_loader(records, prepared, FINDINGS, SETTINGS, first_step=5, texts=texts))
+    later = list(train_loader(records, prepared, FINDINGS, SETTINGS, Schedule(first_step=5), texts=texts))
     same(later, whole[5:])
     assert [batch.reworded for batch in later] == [batch.reworded for batch in whole[5:]]
     still = Texts(records, FINDINGS, config, SETTINGS.seed, still=True)
@@ -224,7 +224,7 @@ def test_a_single_image_equals_the_same_image_in_a_batch(tmp_path):
     cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 255, (90, 70), dtype=np.uint8))
     config = ImagesConfig(stored_size=64, size=56)
     record = Record(id="a", image=path, labels={}, patient="p", caption="a chest x ray")
-    prepared = prepare_images([record], config, tmp_path / "cache", progress=False)
+    prepared = prepare_images([record], config, tmp_path / "cache", PrepareOptions(progress=False))
     batch = next(iter(eval_loader([record], prepared, (), Settings(images=config, data=DataConfig()), batch_size=1)))
     alone = load_image(path, config)
     assert alone.dtype == torch.uint8

@@ -26,7 +26,7 @@ from cleft.config import DataConfig, ImagesConfig
 from cleft.data import read_dataset
 from cleft.data.census.check import Effort, check_dataset
 from cleft.data.census.image_files import contents_of, refuse_twins, shared_contents
-from cleft.data.images.cache import prepare_images
+from cleft.data.images.cache import PrepareOptions, prepare_images
 from cleft.data.splits.recipes import split_records
 from cleft.errors import DataError
 
@@ -75,7 +75,9 @@ def records(root, dataset="manifest", **settings):
 
 def prepared(root, **settings):
     """Pixels of every image that can be used, by id, and the reason of every other."""
-    made = prepare_images(records(root, **settings), IMAGES, root.parent / f"{root.name}-cache", max_bad=1.0)
+    made = prepare_images(
+        records(root, **settings), IMAGES, root.parent / f"{root.name}-cache", PrepareOptions(max_bad=1.0)
+    )
     return {name: made.pixels(name) for name in made.numbers}, dict(made.rejected)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cleft.cli import entry
 from cleft.data.images import decode_pool
-from cleft.data.images.cache import prepare_images
+from cleft.data.images.cache import PrepareOptions
 from cleft.data.images.decode_pool import prepare_file
 
 
@@ -18,5 +18,5 @@ if __name__ == "__main__":
     from tests.tools import slow_prepare  # Under this name children find it.
 
     decode_pool._prepare_file_in_child = slow_prepare.prepare_slowly
-    prepare_images.__kwdefaults__["part_rows"] = 20
+    PrepareOptions.__init__.__kwdefaults__["part_rows"] = 20
     entry()

@@ -12,6 +12,7 @@ import shutil
 import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -167,17 +168,32 @@ class Views(Dataset[Batch]):
         return augment(pixels, self._config.augment, self._config.size, seed=(self._seed, epoch, row))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """The batches that `train_loader` returns."""
+
+    batch_size: int | None = None
+    """Images of a step over all ranks; by default `train.batch_size`."""
+    steps: int | None = None
+    """Steps of the complete run; by default `optim.steps`."""
+    first_step: int = 0
+    """Steps that were done before."""
+    rank: int = 0
+    """Share of each batch to return, from 0."""
+    world_size: int = 1
+    """Number of shares. Nothing else may shard the loader again."""
+
+
+_COMPLETE = Schedule()
+
+
 def train_loader(
     records: Sequence[Record],
     prepared: PreparedImages,
     findings: Sequence[str],
     settings: Settings,
+    schedule: Schedule = _COMPLETE,
     *,
-    batch_size: int | None = None,
-    steps: int | None = None,
-    first_step: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
     augmented: bool = True,
     texts: Texts | None = None,
 ) -> Batches:
@@ -187,12 +203,8 @@ def train_loader(
         records: Training split, each with a caption; without those that `prepared` rejected.
         prepared: Their pixels.
         findings: Columns of the labels.
-        settings: Seed, images, workers; and stage one's batch size and steps.
-        batch_size: Over all ranks together, in place of stage one's.
-        steps: Of the whole run, in place of stage one's.
-        first_step: Steps that were done already.
-        rank: Which share of each batch.
-        world_size: Number of shares. Nothing else may shard this loader again.
+        settings: Seed, images and workers.
+        schedule: Batch size, steps and share of this rank.
         augmented: Whether views are random; otherwise images are cropped at the centre, as for evaluation.
         texts: What is read with each image, in place of its caption.
 
@@ -200,17 +212,16 @@ def train_loader(
         ConfigError: If there are fewer images than one batch takes, or a batch cannot be shared out evenly.
         DataError: If a record has no caption or no pixels.
     """
-    size = batch_size or settings.train.batch_size
-    groups = group_rows(records, settings.train.distinct)
+    size = schedule.batch_size or settings.train.batch_size
     sampler = StepSampler(
         len(records),
         size,
-        steps=steps or settings.optim.steps,
+        steps=schedule.steps or settings.optim.steps,
         seed=settings.seed,
-        first_step=first_step,
-        rank=rank,
-        world_size=world_size,
-        groups=groups,
+        first_step=schedule.first_step,
+        rank=schedule.rank,
+        world_size=schedule.world_size,
+        groups=group_rows(records, settings.train.distinct),
     )
     views = Views(records, prepared, findings, settings.images, settings.seed if augmented else None, texts)
     return Batches(

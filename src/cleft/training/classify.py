@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from cleft.config import ClassifyConfig, DataConfig, ImageTowerConfig, Settings, load_run_settings
 from cleft.data import data_config, read_dataset, report_not_inherited
-from cleft.data.batches import StepSampler, eval_loader, train_loader
+from cleft.data.batches import Schedule, StepSampler, eval_loader, train_loader
 from cleft.data.splits.subsets import take_fraction
 from cleft.data.text.prompts import choose_classes
 from cleft.errors import CheckpointError, ConfigError, DataError
@@ -454,9 +454,11 @@ def _from_images(model: ImageOnly, material: Material, lesson: Lesson, settings:
             material.prepared,
             material.findings,
             plain,
-            batch_size=_batch_size(len(taken.records), settings.classify),
-            steps=settings.classify.steps,
-            first_step=first_step,
+            Schedule(
+                batch_size=_batch_size(len(taken.records), settings.classify),
+                steps=settings.classify.steps,
+                first_step=first_step,
+            ),
             augmented=bool(settings.classify.augment),
         )
         return (Labelled(batch.images, taken.targets[batch.rows]) for batch in loader)

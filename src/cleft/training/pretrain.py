@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cleft.config import ImageTowerConfig, Settings, TextTowerConfig, TrainConfig, load_settings
 from cleft.data import DATASETS
-from cleft.data.batches import eval_loader, train_loader
+from cleft.data.batches import Schedule, eval_loader, train_loader
 from cleft.data.sampling import say_repeats
 from cleft.data.text.prompts import check_wording, find_wording, resolve_classes
 from cleft.data.text.texts import Texts
@@ -301,9 +301,7 @@ def _train(
             material.prepared,
             material.findings,
             settings,
-            first_step=first_step,
-            rank=rank,
-            world_size=world_size,
+            Schedule(first_step=first_step, rank=rank, world_size=world_size),
             texts=texts,
         )
 

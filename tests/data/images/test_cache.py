@@ -20,15 +20,21 @@ from tests.tools.forks import dies_at_call, forked
 from tests.tools.lethal import prepare_or_die
 from tests.tools.replacing import replace_keeping_size_and_time
 
-from cleft import identity
 from cleft.config import DataConfig, ImagesConfig
 from cleft.data import read_dataset
 from cleft.data.images import cache, cache_files, decode, decode_pool
-from cleft.data.images.cache import cache_folder, find_images, obtain_images, preparation_digest, prepare_images
+from cleft.data.images.cache import (
+    PrepareOptions,
+    cache_folder,
+    find_images,
+    obtain_images,
+    preparation_digest,
+    prepare_images,
+)
 from cleft.data.images.decode import read_gray
 from cleft.data.images.preprocess import prepare_image
 from cleft.errors import DataError, ResourceError
-from cleft.files import Output
+from cleft.files import Output, file_key
 from cleft.types import Record
 
 CONFIG = ImagesConfig(stored_size=32, size=28)
@@ -56,7 +62,7 @@ def prepare(tmp_path):
     """Prepares in parts of three images, and tells how many files were decoded."""
 
     def prepare(records, config=CONFIG, folder=tmp_path / "cache", **options):
-        return prepare_images(records, config, folder, part_rows=3, **options)
+        return prepare_images(records, config, folder, PrepareOptions(part_rows=3, **options))
 
     return prepare
 
@@ -118,7 +124,7 @@ def test_every_format_is_prepared_as_by_hand_whatever_the_number_of_processes(tm
         for name in ("8.png", "16.png", "75.jpg", "odd.jpg")
     ]
     config = ImagesConfig(stored_size=48, size=32, recipe=recipe)
-    images = prepare_images(records, config, tmp_path / "cache", jobs=jobs)
+    images = prepare_images(records, config, tmp_path / "cache", PrepareOptions(jobs=jobs))
     for record in records:
         by_hand = prepare_image(decode.decode_gray(record.image.read_bytes(), record.image), config)
         assert np.array_equal(images.pixels(record.id), by_hand)
@@ -490,7 +496,7 @@ def test_c11_an_image_that_crashes_the_decoder_is_rejected_once_and_for_all_but_
     decoded.clear()
     assert prepare(records, max_bad=0.5).rejected == images.rejected
     assert decoded == []
-    tried = prepare(records, max_bad=0.5, again=True)
+    tried = prepare(records, max_bad=0.5, retry=True)
     assert decoded == ["segfault.png", "loop.png"]
     assert not tried.rejected
     assert right(tried, records)
@@ -636,7 +642,7 @@ def test_the_same_bytes_under_another_identity_are_hashed_and_not_decoded(
             os.utime(record.image, ns=(1, 1))
     if change == "other device":
 
-        def remounted(path, status=None, folders=None, original=identity.file_key):
+        def remounted(path, status=None, folders=None, original=file_key):
             return original(f"/mnt/{path}", status or os.stat(path))
 
         for module in ("source", "cache_files"):

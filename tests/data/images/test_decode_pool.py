@@ -21,7 +21,7 @@ from tests.tools.lethal import array_of, do
 import cleft
 from cleft.config import ImagesConfig
 from cleft.data.batches import load_image
-from cleft.data.images.cache import prepare_images
+from cleft.data.images.cache import PrepareOptions, prepare_images
 from cleft.data.images.decode_pool import Children, Death, Limits, prepare_file, preparing
 from cleft.errors import DataError, ResourceError
 from cleft.files import file_key, lock_file
@@ -97,7 +97,7 @@ def test_the_process_that_calls_decodes_nothing(paths, monkeypatch):
 def test_cases_that_ended_the_process_have_a_reason(shared, tmp_path, paths, name):
     case = shared / "cases/files" / name
     records = [Record(id=path.name, image=path, labels={}, patient="p") for path in (paths[0], case, paths[2])]
-    images = prepare_images(records, CONFIG, tmp_path / "cache", max_bad=0.5, progress=False)
+    images = prepare_images(records, CONFIG, tmp_path / "cache", PrepareOptions(max_bad=0.5, progress=False))
     assert images.rejected == {name: "malformed"}
     with pytest.raises(DataError, match=name) as caught:
         load_image(case, CONFIG)
@@ -366,14 +366,14 @@ def test_images_are_prepared_on_such_a_system(as_on_windows, tmp_path):
             "import numpy as np",
             "from PIL import Image",
             "from cleft.config import ImagesConfig",
-            "from cleft.data.images.cache import prepare_images",
+            "from cleft.data.images.cache import PrepareOptions, prepare_images",
             "from cleft.types import Record",
             "if __name__ == '__main__':",
             "    pixels = np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)",
             "    Image.fromarray(pixels).save('a.png')",
             "    record = Record(id='a', image=Path('a.png'), labels={}, patient='p', caption='a chest x ray')",
             "    config = ImagesConfig(stored_size=64, size=64)",
-            "    found = prepare_images([record], config, Path('cache'), progress=False)",
+            "    found = prepare_images([record], config, Path('cache'), PrepareOptions(progress=False))",
             "    print(np.array_equal(found.pixels('a'), pixels))",
         ]
     )

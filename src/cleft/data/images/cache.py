@@ -27,7 +27,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cleft.config import DataConfig, ImagesConfig
+from cleft.config import DataConfig, ImagesConfig, Settings, declared_settings, flat_settings
 from cleft.data.images.cache_files import PART_ROWS, SCHEMA, PixelRows, Shelf, check_room, clear, lock, no_room
 from cleft.data.images.decode import decoder_versions
 from cleft.data.images.decode_pool import PASSING, Outcome, preparing
@@ -120,18 +120,13 @@ def prepare_command(data: DataConfig, images: ImagesConfig) -> str:
 
     Any preset would do, for what differs from the defaults is spelled out; `cleft-paper` keeps the defaults.
     """
+    values = flat_settings(Settings(data=data, images=images))
     words = ["cleft", "data", "prepare", "cleft-paper"]
-    for room, config, plain in (("data", data, DataConfig()), ("images", images, ImagesConfig())):
-        leaves, usual = _flat(asdict(config)), _flat(asdict(plain))
-        for key, value in leaves.items():
-            if value != usual[key] and key.partition(".")[0] not in _NO_MATTER:
-                told = json.dumps(value) if isinstance(value, (tuple, list)) else str(value)
-                words.append(f"--{room}.{key}={told}")
+    for key, declared in declared_settings().items():
+        value = values[key]
+        if declared.prepares and key.startswith(("data.", "images.")) and value != declared.default:
+            words.append(f"--{key}={json.dumps(value) if isinstance(value, (tuple, list)) else value}")
     return shlex.join(words)
-
-
-_NO_MATTER = ("augment", "mean", "std", "prepare", "workers", "split", "people", "val_fraction", "test_fraction")
-"""Settings that do not decide which images are prepared, nor how."""
 
 
 def _read(path: Path) -> Preparation | None:
@@ -261,17 +256,29 @@ class PreparedImages:
         return [record for record in records if record.id not in self.rejected]
 
 
+@dataclass(frozen=True, kw_only=True)
+class PrepareOptions:
+    """How `prepare_images` works; no pixel depends on it."""
+
+    jobs: int = 0
+    """Child processes that decode; 0 means one. An image that ends one is rejected."""
+    max_bad: float = 0.01
+    """Share of images that may be rejected."""
+    part_rows: int = PART_ROWS
+    """Images of a part, which a killed run loses at most."""
+    rejects: Output | None = None
+    """Table to write with id and reason of every rejected image, also where there are too many."""
+    retry: bool = False
+    """Whether to try images again that crashed a decoder, took too long or too much memory."""
+    progress: bool = True
+    """Whether to show a progress bar if the error stream is a terminal."""
+
+
+_PREPARE = PrepareOptions()
+
+
 def prepare_images(
-    records: Sequence[Record],
-    config: ImagesConfig,
-    folder: Path,
-    *,
-    jobs: int = 0,
-    max_bad: float = 0.01,
-    progress: bool = True,
-    part_rows: int = PART_ROWS,
-    rejects: Output | None = None,
-    again: bool = False,
+    records: Sequence[Record], config: ImagesConfig, folder: Path, options: PrepareOptions = _PREPARE
 ) -> PreparedImages:
     """Brings every image to its stored form, once; what the cache holds already is only looked up and checked.
 
@@ -282,12 +289,7 @@ def prepare_images(
         records: Images of one dataset; ids are unique.
         config: Decides the pixels.
         folder: The cache.
-        jobs: Child processes that decode; 0 means one. An image that ends one is rejected.
-        max_bad: Share of images that may be rejected.
-        progress: Whether to show a bar where the error stream is a terminal.
-        part_rows: Images of a part: what a killed run loses at most.
-        rejects: Table to write with id and reason of every rejected image, also where there are too many.
-        again: Whether to try images again that crashed a decoder, kept it too long, or took too much memory.
+        options: Processes, limits and the table of rejected images.
 
     Raises:
         DataError: If more than `max_bad` of the images are missing or refused, with a table by reason.
@@ -299,14 +301,14 @@ def prepare_images(
 
     def judge() -> None:
         try:
-            check_rejects(bad, images, max_bad)
+            check_rejects(bad, images, options.max_bad)
         except DataError:
-            if rejects:
-                write_rejects(rejects, _reasons(records, bad))
+            if options.rejects:
+                write_rejects(options.rejects, _reasons(records, bad))
             raise
 
     judge()
-    shelf = _shelf(home, config, again=again)
+    shelf = _shelf(home, config, retry=options.retry)
     contents = shelf.known(files)
     rebuilt = 0
     with ExitStack() as writing:
@@ -316,17 +318,19 @@ def prepare_images(
                 alone = writing.enter_context(_open_for_writing(home, config))
             except ResourceError:
                 # A cache that may only be read still serves files whose content it holds under another identity.
-                contents |= _recognise(shelf, [path for path in files if path not in contents], progress=progress)
+                contents |= _recognise(
+                    shelf, [path for path in files if path not in contents], progress=options.progress
+                )
                 if len(contents) < len(files):
                     raise
         if alone is not None:
-            shelf = _shelf(home, config, again=again)
+            shelf = _shelf(home, config, retry=options.retry)
             rebuilt = len(shelf.damaged)
             clear(home, shelf.damaged, alone=alone)
             contents = shelf.known(files)
             todo = list(dict.fromkeys(r.image for r in records if r.image in files and r.image not in contents))
-            _announce(home, config, len(todo), len(contents), jobs)
-            for outcomes in _fill(shelf, todo, config, jobs, part_rows, progress=progress):
+            _announce(home, config, len(todo), len(contents), options.jobs)
+            for outcomes in _fill(shelf, todo, config, options):
                 contents |= {outcome.path: outcome.source.content for outcome in outcomes if outcome.source}
                 bad |= {outcome.path: (outcome.reason, outcome.message) for outcome in outcomes if outcome.reason}
                 judge()
@@ -337,8 +341,8 @@ def prepare_images(
         log.warning("%s: %s %s discarded and made again; check the disk", home, parts, were)
     bad |= _refused(shelf, contents)
     judge()
-    if rejects:
-        write_rejects(rejects, _reasons(records, bad))
+    if options.rejects:
+        write_rejects(options.rejects, _reasons(records, bad))
     return _gather(records, shelf, contents, bad, config, rebuilt)
 
 
@@ -390,9 +394,8 @@ def obtain_images(
     """
     if data.prepare == "ahead":
         return find_images(records, data, images, progress=progress)
-    return prepare_images(
-        records, images, cache_folder(data), jobs=data.workers, max_bad=data.max_bad, progress=progress
-    )
+    options = PrepareOptions(jobs=data.workers, max_bad=data.max_bad, progress=progress)
+    return prepare_images(records, images, cache_folder(data), options)
 
 
 def cache_folder(config: DataConfig) -> Path:
@@ -411,9 +414,9 @@ def cache_folder(config: DataConfig) -> Path:
         raise ConfigError("there is no home folder for the cache; set --data.cache <folder>") from error
 
 
-def _shelf(home: Path, config: ImagesConfig, *, again: bool) -> Shelf:
+def _shelf(home: Path, config: ImagesConfig, *, retry: bool) -> Shelf:
     shelf = Shelf(home, config.stored_size)
-    if again:
+    if retry:
         shelf.forget(PASSING)
     return shelf
 
@@ -511,24 +514,22 @@ def _open_for_writing(home: Path, config: ImagesConfig) -> Generator[bool]:
         yield alone
 
 
-def _fill(
-    shelf: Shelf, todo: Sequence[Path], config: ImagesConfig, jobs: int, part_rows: int, *, progress: bool
-) -> Iterator[list[Outcome]]:
+def _fill(shelf: Shelf, todo: Sequence[Path], config: ImagesConfig, options: PrepareOptions) -> Iterator[list[Outcome]]:
     """Prepares files part by part; yields what became of them, each part after it is safe on disk."""
     row_bytes = config.stored_size**2
     check_room(shelf.folder, len(todo) * row_bytes)
     with (
-        preparing(config, shelf.all_contents(), min(jobs, len(todo))) as prepare,
-        progress_bar("prepare images", len(todo), enabled=progress) as advance,
+        preparing(config, shelf.all_contents(), min(options.jobs, len(todo))) as prepare,
+        progress_bar("prepare images", len(todo), enabled=options.progress) as advance,
     ):
         outcomes = prepare(todo)
 
         def advancing() -> Iterator[Outcome]:
-            for outcome in islice(outcomes, part_rows):
+            for outcome in islice(outcomes, options.part_rows):
                 yield outcome
                 advance()
 
-        for start in range(0, len(todo), part_rows):
+        for start in range(0, len(todo), options.part_rows):
             yield shelf.store(advancing(), (len(todo) - start) * row_bytes)
 
 
