@@ -50,7 +50,7 @@ def typed(home, number, *words):
 @pytest.fixture(scope="module")
 def walk(tmp_path_factory):
     """From a mixed table to a page, all outputs in one folder beside the data; the codes of all verbs are 0."""
-    for name in ("cleft.evaluation.zero_shot", "cleft.training.context", "cleft.training.pretrain"):
+    for name in ("cleft.evaluation.zero_shot", "cleft.training.prompt_context", "cleft.training.pretrain"):
         importlib.import_module(name)  # once here, and not in each of the forked commands
     home = tmp_path_factory.mktemp("home-of-janedoe")
     (home / "out" / "streams").mkdir(parents=True)
@@ -241,8 +241,8 @@ def write_reports(folder):
 @pytest.fixture(scope="module")
 def walk_of_reports(tmp_path_factory):
     """Vocabularies learned from whole reports, from sentences, and from captions that are reports; and what follows."""
-    for name in ("evaluation.zero_shot", "evaluation.retrieval", "learning.classify", "learning.pretrain"):
-        importlib.import_module(name)
+    for name in ("evaluation.zero_shot", "evaluation.retrieval", "training.classify", "training.pretrain"):
+        importlib.import_module(f"cleft.{name}")
     home = tmp_path_factory.mktemp("reports")
     (home / "out" / "streams").mkdir(parents=True)
     data, out = write_reports(home / "data"), home / "out"

@@ -42,7 +42,7 @@ def philox_generator(seed: int, stream: Stream, major: int, minor: int = 0) -> n
         minor: Second coordinate, such as the sample.
 
     Example:
-        >>> first, again = (counted(0, Stream.AUGMENT, 3, 17).random() for _ in range(2))
+        >>> first, again = (philox_generator(0, Stream.AUGMENT, 3, 17).random() for _ in range(2))
         >>> first == again
         True
     """
