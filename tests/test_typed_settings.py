@@ -9,14 +9,13 @@ import pytest
 from tests.fakes.rsna import rsna_row, write_fake_rsna
 
 from cleft.cli import main
-from cleft.config import DataConfig, Settings, dump_settings, load_settings
+from cleft.config import DataConfig, Settings, dump_settings, flat_settings, load_settings
 from cleft.data import data_config
 from cleft.errors import ConfigError
 from cleft.evaluation.task import Question
 from cleft.studies.plans import paper_plan
 from cleft.studies.reproduce import Reproduction
 from cleft.studies.steps import Given
-from cleft.training.resume_rules import flat
 
 VALUES = {
     "dataset": "nih",
@@ -238,4 +237,4 @@ def test_a_study_names_typed_settings_that_some_rows_or_data_do_not_use(tmp_path
 
 
 def test_every_setting_is_compared_by_its_key():
-    assert {f"data.{name}" for name in VALUES} <= set(flat(Settings()))
+    assert {f"data.{name}" for name in VALUES} <= set(flat_settings(Settings()))

@@ -637,20 +637,19 @@ def _learn_context(options: argparse.Namespace, words: list[str]) -> None:
 
 
 def _classify(options: argparse.Namespace, words: list[str]) -> None:
-    from cleft.config import overridden_keys
+    from cleft.config import overridden_keys, setting_effect
     from cleft.data import settings_for
     from cleft.evaluation.classifier import seed_spread, train_classifiers
     from cleft.evaluation.result_files import read_evaluation, summary_lines
     from cleft.evaluation.task import class_names
-    from cleft.training.protocols import without_idle
-    from cleft.training.resume_rules import Role, role
+    from cleft.training.linear_probe import without_idle
 
     given = {name: getattr(options, name) for name in ("mode", "protocol", "scoring", "blank", "fraction")}
     own = [f"--classify.{name}={value}" for name, value in given.items() if value is not None]
     settings = settings_for(options.run, options.data, [*own, *words])
     typed = overridden_keys(words)
     for key in sorted(typed):
-        if role(key) is Role.DECIDES_CONTEXT:
+        if setting_effect(key) == ("context",):
             raise ConfigError(f"--{key} does nothing with cleft classify, which reads no prompts; leave it out")
     named = {key.removeprefix("classify.") for key in typed}
     settings = replace(settings, classify=without_idle(settings.classify, named))

@@ -12,7 +12,7 @@ from cleft.results import to_json
 from cleft.studies.plans import paper_plan
 from cleft.studies.status import answers, check_settings, glance, settle
 from cleft.studies.steps import Given, Step, lay_out
-from cleft.training.resume_rules import changes
+from cleft.training.run_folder import changes
 
 STEP = Step(
     name="row/seed-0/stage-one/chexpert",

@@ -8,10 +8,9 @@ from tests.tools.forks import die
 from torch import nn
 
 from cleft.config import OptimConfig, Settings, TrainConfig
-from cleft.training.callbacks import Intervals
+from cleft.training.callbacks import Intervals, StopFlag
 from cleft.training.lightning_module import Learner
 from cleft.training.run_folder import open_run
-from cleft.training.stop_flag import StopFlag
 from cleft.training.trainer import Plan, train
 
 STEPS = 12

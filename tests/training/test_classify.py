@@ -17,13 +17,13 @@ from cleft.config import load_settings
 from cleft.errors import CheckpointError, ConfigError, DataError, Terminated
 from cleft.models.image_classifier import ImageOnly, head_facts, load_image_only
 from cleft.training import classify as stage
+from cleft.training.callbacks import StopFlag
 from cleft.training.classify import Classification, Labelled, choose_lesson, classify, layer_rates
 from cleft.training.dataset import read_material
 from cleft.training.lightning_module import Learner
+from cleft.training.linear_probe import follow_protocol
 from cleft.training.pretrain import pretrain
-from cleft.training.protocols import follow_protocol
 from cleft.training.provenance import seen_patients
-from cleft.training.stop_flag import StopFlag
 
 PEOPLE = [f"p{number:03}" for number in range(60)]
 PAPER = ("--classify.protocol=paper", "--classify.steps=20")

@@ -257,7 +257,7 @@ def test_a13_a_lost_terminal_saves_the_state_and_stops(tmp_path):
                 os.kill(os.getpid(), signal.SIGHUP)
 
     def work():
-        from cleft.training.stop_flag import StopFlag
+        from cleft.training.callbacks import StopFlag
 
         run_tiny(tmp_path / "run", learner=HungUp(), stop=StopFlag())
 

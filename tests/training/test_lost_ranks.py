@@ -9,7 +9,7 @@ import torch
 from tests.tools.ranks import end_of, start_ranks
 from tests.tools.tiny_learner import TinyLearner, run_tiny
 
-from cleft.training.stop_flag import StopFlag
+from cleft.training.callbacks import StopFlag
 from cleft.training.training_state import StateStore
 
 

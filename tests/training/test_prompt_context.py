@@ -17,11 +17,11 @@ from cleft.errors import CheckpointError, ConfigError, DataError, Terminated
 from cleft.models.checkpoint import load_model, save_model
 from cleft.models.dual_encoder import build_context
 from cleft.training import prompt_context as stage
+from cleft.training.callbacks import StopFlag
 from cleft.training.lightning_module import Learner
 from cleft.training.pretrain import pretrain
 from cleft.training.prompt_context import ContextLearning, Encoded, check_classes, choose_targets, learn_context
 from cleft.training.provenance import seen_patients
-from cleft.training.stop_flag import StopFlag
 from cleft.types import Record
 
 STILL = ("--images.augment.jitter=0", "--images.augment.blur=0", "--images.augment.degrees=0")

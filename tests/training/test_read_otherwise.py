@@ -18,8 +18,8 @@ from cleft.evaluation.scoring import Bootstrap
 from cleft.models.checkpoint import load_model
 from cleft.models.image_classifier import load_image_only
 from cleft.training.classify import classify
+from cleft.training.linear_probe import follow_protocol
 from cleft.training.prompt_context import learn_context
-from cleft.training.protocols import follow_protocol
 
 UNIT = ("--classify.protocol=paper", "--classify.steps=30", "--classify.logits=unit", "--classify.lr=0.05")
 

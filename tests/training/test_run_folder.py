@@ -8,18 +8,74 @@ import stat
 import time
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from tests.fakes.untrained import write_untrained_runs
 from tests.tools.forks import forked
 
 from cleft.cli import main
-from cleft.config import Settings, load_settings
+from cleft.config import DataConfig, Settings, flat_settings, load_settings, setting_effect
 from cleft.errors import ConfigError, DataError, ResourceError
 from cleft.evaluation.zero_shot import evaluate_zero_shot
 from cleft.training.provenance import carried_facts, seen_patients, split_facts
-from cleft.training.run_folder import is_run, open_run, plan_purges
+from cleft.training.run_folder import changes, file_changes, is_run, open_run, plan_purges
 from cleft.training.training_state import StateStore
+
+
+def test_a10_a_learning_rate_decides_and_workers_do_not():
+    assert setting_effect("optim.lr") == ("pretrain",)
+    assert setting_effect("context.optim.lr") == ("context",)
+    assert setting_effect("data.workers") == ()
+    assert setting_effect("text.packing") == "rounding"
+    assert setting_effect("text.rank") == ("pretrain",)
+
+
+def test_a10_a_change_is_told_with_old_and_new():
+    old = Settings()
+    new = replace(old, seed=1, train=replace(old.train, precision="bf16-mixed", log_every=3))
+    deciding, rounding = changes(old, new, "pretrain")
+    assert [str(change) for change in deciding] == ["seed 0 → 1"]
+    assert [change.key for change in rounding] == ["train.precision"]
+
+
+def test_a10_a_recipe_that_was_spelled_out_may_be_left_to_the_dataset():
+    spelled = Settings(data=DataConfig(split="patients"))
+    assert changes(spelled, Settings(), "pretrain") == ([], [])
+    other = Settings(data=DataConfig(split="5x200-paper"))
+    assert [str(change) for change in changes(other, Settings(), "pretrain")[0]] == [
+        "data.split '5x200-paper' → 'patients'"
+    ]
+
+
+def test_a10_each_stage_minds_its_own_settings():
+    old = Settings()
+    new = replace(old, loss=replace(old.loss, temperature=0.1), context=replace(old.context, length=3))
+    assert [change.key for change in changes(old, new, "pretrain")[0]] == ["loss.temperature"]
+    assert [change.key for change in changes(old, new, "context")[0]] == ["context.length"]
+    assert changes(old, new, "classify")[0] == []
+    other = replace(old, classes=("Edema",), classify=replace(old.classify, fraction=0.1, precision="32-true"))
+    assert [change.key for change in changes(old, other, "pretrain")[0]] == []
+    assert [change.key for change in changes(old, other, "context")[0]] == ["classes"]
+    deciding, rounding = changes(old, other, "classify")
+    assert [change.key for change in deciding] == ["classes", "classify.fraction"]
+    assert [change.key for change in rounding] == ["classify.precision"]
+
+
+def test_files_that_only_one_of_the_settings_names_are_changes():
+    harmless = {key for key in flat_settings(Settings()) if key.startswith("data.") and setting_effect(key) == ()}
+    named = harmless - {f"data.{name}" for name in ("root", "max_bad", "workers", "timeout", "cache", "prepare")}
+    assert "data.exclude" in named
+    owners = {"mapping": "rsna", "reports": "mimic"}
+    for name in (key.removeprefix("data.") for key in named):
+        dataset = owners.get(name, "chexpert")
+        plain, given, moved = (
+            Settings(data=DataConfig(dataset=dataset, **file)) for file in ({}, {name: Path("a")}, {name: Path("b/a")})
+        )
+        assert [change.key for change in file_changes(plain, given)] == [f"data.{name}"]
+        assert [change.key for change in file_changes(given, plain)] == [f"data.{name}"]
+        assert file_changes(given, moved) == []
+
 
 SETTINGS = Settings()
 FACTS = split_facts(

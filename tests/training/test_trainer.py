@@ -13,7 +13,7 @@ from tests.tools.forks import forked
 from tests.tools.tiny_learner import STEPS, TinyLearner, run_tiny
 
 from cleft.errors import CheckpointError, ConfigError, Interrupted, NumericsError, ResourceError, Terminated
-from cleft.training.stop_flag import StopFlag
+from cleft.training.callbacks import StopFlag
 from cleft.training.training_state import StateStore
 
 PLACES = ("forward", "backward", "update", "validation")

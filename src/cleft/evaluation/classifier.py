@@ -30,9 +30,10 @@ from cleft.grammar import count
 from cleft.models.checkpoint import weights_digest
 from cleft.models.image_classifier import HeadFacts, ImageOnly, head_facts, load_image_only, tower_folder
 from cleft.results import Evaluation
-from cleft.training.classify import classify, learned_data
+from cleft.training.classify import classify
+from cleft.training.dataset import learned_data
 from cleft.training.features import EMBEDDINGS, device_of, encode_features, features_key, label_images
-from cleft.training.protocols import is_exact
+from cleft.training.linear_probe import is_exact
 from cleft.training.provenance import read_summary, stage_of
 
 log = logging.getLogger(__name__)

@@ -37,8 +37,7 @@ from cleft.strict_json import write_json
 from cleft.studies.plans import TINY, Model, Plan, Row, Scale, column
 from cleft.studies.steps import Step
 from cleft.training.provenance import carried_facts, read_summary
-from cleft.training.resume_rules import check_source
-from cleft.training.run_folder import is_run
+from cleft.training.run_folder import check_source, is_run
 
 _KEYS = ("title", "columns", "against", "rows", "models")
 _ROW_KEYS = ("preset", "label", "stage_one", "stage_two")

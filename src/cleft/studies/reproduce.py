@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
-from cleft.config import load_settings, overridden_keys
+from cleft.config import flat_settings, load_settings, overridden_keys
 from cleft.config.loading import nearest
 from cleft.correction import resamples_for
 from cleft.data import DATASETS, data_config, recipe_of
@@ -42,7 +42,6 @@ from cleft.studies.status import (
 )
 from cleft.studies.steps import KINDS, Given, Step, Work, lay_out, row_settings, words_of_row
 from cleft.training.provenance import command_line
-from cleft.training.resume_rules import flat
 
 log = logging.getLogger(__name__)
 
@@ -383,7 +382,7 @@ def _uses(row: Row, given: Given, key: str) -> bool:
     words = words_of_row(row, given)
     if key not in overridden_keys(words):
         return False
-    return flat(row_settings(row, given))[key] == flat(load_settings(row.preset, words))[key]
+    return flat_settings(row_settings(row, given))[key] == flat_settings(load_settings(row.preset, words))[key]
 
 
 def _on_other_data(keys: Sequence[str], steps: Iterable[Step]) -> list[str]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cleft.config import Settings, dump_settings, load_settings
+from cleft.config import Settings, Stage, dump_settings, load_settings
 from cleft.data import DATASETS, data_config
 from cleft.data.datasets import CLASS_SETS
 from cleft.errors import CleftError, ConfigError
@@ -24,9 +24,9 @@ from cleft.results import Evaluation
 from cleft.strict_json import find_json, write_json
 from cleft.studies.plans import SUBJECTS, Plan, Row
 from cleft.studies.steps import LANGUAGE_MODEL, Given, Step, Work, row_settings
-from cleft.training.protocols import follow_protocol
-from cleft.training.provenance import Stage, read_summary
-from cleft.training.resume_rules import changes
+from cleft.training.linear_probe import follow_protocol
+from cleft.training.provenance import read_summary
+from cleft.training.run_folder import changes
 
 FILE = "times.json"
 

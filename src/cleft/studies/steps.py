@@ -24,11 +24,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from cleft.config import ClassifyConfig, DataConfig, Settings, TextTowerConfig, load_settings
+from cleft.config import (
+    ClassifyConfig,
+    DataConfig,
+    Settings,
+    TextTowerConfig,
+    flat_settings,
+    load_settings,
+    setting_effect,
+)
 from cleft.errors import ConfigError
 from cleft.studies.plans import SUBJECTS, Column, Model, Plan, Row
-from cleft.training.protocols import is_exact
-from cleft.training.resume_rules import Role, flat, role
+from cleft.training.linear_probe import is_exact
 
 Kind = Literal["apart", "language-model", "adopt", "pretrain", "context", "classify", "zero-shot", "score"]
 """`apart` lists patients who must not be learned from; `adopt` brings a given model in; `score` asks a trained head."""
@@ -363,10 +370,10 @@ def _digest(settings: Settings) -> str:
 
     Defaults are left out, so that a setting which is new does not give another name to what was made before it.
     """
-    usual = flat(Settings())
+    usual = flat_settings(Settings())
     deciding = {
         key: value
-        for key, value in flat(settings).items()
-        if role(key) is not Role.HARMLESS and value != usual.get(key)
+        for key, value in flat_settings(settings).items()
+        if setting_effect(key) != () and value != usual.get(key)
     }
     return hashlib.sha256(repr(sorted(deciding.items())).encode()).hexdigest()[:6]

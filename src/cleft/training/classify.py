@@ -19,8 +19,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cleft.config import ClassifyConfig, DataConfig, ImageTowerConfig, Settings, load_run_settings
-from cleft.data import data_config, read_dataset, report_not_inherited
+from cleft.config import ClassifyConfig, ImageTowerConfig, Settings
+from cleft.data import read_dataset
 from cleft.data.batches import Schedule, StepSampler, eval_loader, train_loader
 from cleft.data.splits.subsets import take_fraction
 from cleft.data.text.prompts import choose_classes
@@ -38,17 +38,22 @@ from cleft.models.image_classifier import (
     tower_settings,
 )
 from cleft.models.layers import weight_heights
-from cleft.training.callbacks import Intervals
-from cleft.training.dataset import Examples, Material, check_examples, choose_examples, read_material
+from cleft.training.callbacks import Intervals, StopFlag
+from cleft.training.dataset import Examples, Material, check_examples, choose_examples, learned_data, read_material
 from cleft.training.distributed import check_hardware, one_device
 from cleft.training.features import EMBEDDINGS, device_of, encode_features, features_key
 from cleft.training.lightning_module import Learner
-from cleft.training.linear_probe import cross_entropy, mean_auc, solve_probe
-from cleft.training.protocols import follow_protocol, is_exact, optim_of, reads_once
+from cleft.training.linear_probe import (
+    cross_entropy,
+    follow_protocol,
+    is_exact,
+    mean_auc,
+    optim_of,
+    reads_once,
+    solve_probe,
+)
 from cleft.training.provenance import carried_facts, stage_of
-from cleft.training.resume_rules import check_source
-from cleft.training.run_folder import Run, open_run
-from cleft.training.stop_flag import StopFlag
+from cleft.training.run_folder import Run, check_source, open_run
 from cleft.training.trainer import Batches, Plan, train
 from cleft.types import Batch, Record
 
@@ -120,22 +125,6 @@ def classify(
         stop.check("while reading the data; nothing was learned yet")
         _learn(source, settings, material, lesson, run, stop, progress=progress)
     return folder
-
-
-def learned_data(source: Path, settings: Settings, data: str | None) -> DataConfig:
-    """Returns the data that a head is trained on; reports which settings of `source` are not used for other data.
-
-    Args:
-        source: Run folder whose image tower it is trained on.
-        settings: Of the head. Data settings that differ from those of `source` are kept whatever the data.
-        data: As for `classify`.
-    """
-    if data is None:
-        return data_config(settings, None)
-    inherited = load_run_settings(source).data if (source / "config.yaml").is_file() else settings.data
-    config = data_config(settings, data, inherited=inherited)
-    report_not_inherited(inherited, config)
-    return config
 
 
 class Lesson(NamedTuple):

@@ -6,13 +6,14 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from cleft.config import ClassifyConfig, DataConfig, Settings
-from cleft.data import read_dataset, terms_of
+from cleft.config import ClassifyConfig, DataConfig, Settings, load_run_settings
+from cleft.data import data_config, read_dataset, report_not_inherited, terms_of
 from cleft.data.batches import label_table
 from cleft.data.images.cache import PreparedImages, obtain_images
 from cleft.data.images.dicom_headers import oddity_notes
@@ -214,3 +215,19 @@ def check_examples(examples: Examples, classes: Sequence[str], config: ClassifyC
         what, hint = "; ".join(told), "leave it out of --classes, or count blank labels as absent with --blank absent"
     if empty:
         raise DataError(f"{what}; {hint}, or add images ({examples.told})", reason="empty-class")
+
+
+def learned_data(source: Path, settings: Settings, data: str | None) -> DataConfig:
+    """Returns the data that a head is trained on; reports which settings of `source` are not used for other data.
+
+    Args:
+        source: Run folder whose image tower it is trained on.
+        settings: Of the head. Data settings that differ from those of `source` are kept whatever the data.
+        data: As for `classify`.
+    """
+    if data is None:
+        return data_config(settings, None)
+    inherited = load_run_settings(source).data if (source / "config.yaml").is_file() else settings.data
+    config = data_config(settings, data, inherited=inherited)
+    report_not_inherited(inherited, config)
+    return config

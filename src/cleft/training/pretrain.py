@@ -32,13 +32,12 @@ from cleft.models.image_classifier import build_image_only, save_image_only
 from cleft.models.methods import METHODS, MethodModel, build_model
 from cleft.models.methods.losses import PairInfo
 from cleft.privacy import MIN_PATIENTS
-from cleft.training.callbacks import Intervals, kept_generators, seed_generators, step_seed
+from cleft.training.callbacks import Intervals, StopFlag, kept_generators, seed_generators, step_seed
 from cleft.training.dataset import Material, keep_readable, read_material
 from cleft.training.distributed import first_rank_first, gather_rows, settle_devices
 from cleft.training.lightning_module import Learner, moving_weights
 from cleft.training.provenance import keep_commits, split_facts, texts_digest
 from cleft.training.run_folder import Run, open_run
-from cleft.training.stop_flag import StopFlag
 from cleft.training.trainer import Plan, train
 from cleft.types import Batch
 

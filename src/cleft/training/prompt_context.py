@@ -28,15 +28,13 @@ from cleft.files import as_path
 from cleft.grammar import count, verb
 from cleft.models.checkpoint import check_reads_texts, load_model, save_model, weights_digest
 from cleft.models.dual_encoder import DualEncoder, build_context
-from cleft.training.callbacks import Intervals
+from cleft.training.callbacks import Intervals, StopFlag
 from cleft.training.dataset import Material, read_material
 from cleft.training.distributed import check_hardware, one_device
 from cleft.training.features import device_of
 from cleft.training.lightning_module import Learner
 from cleft.training.provenance import carried_facts
-from cleft.training.resume_rules import check_source
-from cleft.training.run_folder import Run, open_run
-from cleft.training.stop_flag import StopFlag
+from cleft.training.run_folder import Run, check_source, open_run
 from cleft.training.trainer import Plan, train
 from cleft.types import Record
 

@@ -10,11 +10,11 @@ import sys
 from collections.abc import Collection, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 
-from cleft.config import Settings
+from cleft.config import Settings, Stage
 from cleft.data.tables.patients import id_key, person
 from cleft.errors import DataError
 from cleft.models.hub import resolved_commit
@@ -145,10 +145,6 @@ def _without_folder(word: str) -> str:
     if colon and os.sep in value:
         return f"{head}:{Path(value).name}"
     return shown_name(word) if os.sep in word else word
-
-
-Stage = Literal["pretrain", "context", "classify"]
-"""`pretrain` is stage one, `context` stage two, `classify` a linear probe or fine-tuning."""
 
 
 def split_facts(

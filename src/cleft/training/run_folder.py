@@ -27,15 +27,98 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from cleft.config import SETTINGS_MARK, Settings, dump_settings, load_settings
+from cleft.config import SETTINGS_MARK, Settings, Stage, dump_settings, flat_settings, load_settings, setting_effect
+from cleft.data import recipe_of
 from cleft.data.images.cache_files import lock
-from cleft.errors import ConfigError, DataError, ResourceError
+from cleft.errors import CheckpointError, ConfigError, DataError, ResourceError
 from cleft.files import RECORD, Output, lock_file, open_lock, write_whole
 from cleft.grammar import count
 from cleft.launch import count_processes, find_launch, is_first
 from cleft.strict_json import find_json, write_json
-from cleft.training.provenance import Stage, keep_environment, read_split, read_summary, stage_of
-from cleft.training.resume_rules import changes, file_changes
+from cleft.training.provenance import keep_environment, read_split, read_summary, stage_of
+
+
+class Change(NamedTuple):
+    """A setting that differs from what a run was begun with."""
+
+    key: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.key} {self.old!r} → {self.new!r}"
+
+
+def changes(old: Settings, new: Settings, stage: Stage) -> tuple[list[Change], list[Change]]:
+    """Compares the settings of a run with those to resume it with; `text.normalisation=auto` is the run's own rule.
+
+    Returns:
+        Changes that would make it another run, and changes that only round differently.
+    """
+    before, after = (flat_settings(settings) | {"data.split": recipe_of(settings.data)} for settings in (old, new))
+    if after["text.normalisation"] == "auto":
+        after["text.normalisation"] = before["text.normalisation"]
+    found = [Change(key, before[key], value) for key, value in after.items() if before[key] != value]
+    deciding = [change for change in found if stage in setting_effect(change.key)]
+    return deciding, [change for change in found if setting_effect(change.key) == "rounding"]
+
+
+def file_changes(old: Settings, new: Settings) -> list[Change]:
+    """Return the files that choose or describe images, such as `data.exclude`, that only one of the settings names.
+
+    A file that both name may have moved; whether it says the same is known by reading it.
+    """
+    before, after = vars(old.data), vars(new.data)
+    return [
+        Change(f"data.{name}", before[name], after[name])
+        for name in _FILES
+        if (before[name] is None) != (after[name] is None)
+    ]
+
+
+_FILES = ("split_file", "test_list", "reports", "bank", "mapping", "exclude")
+
+
+_VERBS = {"context": ("stage two", "cleft learn-context"), "classify": ("classification", "cleft classify")}
+
+
+def check_source(source: Path, settings: Settings, folder: Path, *, what: str, free: Sequence[str] = ()) -> None:
+    """Refuses a source that cannot be started from, and settings that would have made it another one.
+
+    Args:
+        source: Run folder, or another model folder.
+        settings: Of the stage that starts from it.
+        folder: Run folder of that stage.
+        what: Name of that stage.
+        free: Beginnings of settings of the towers that it may change.
+
+    Raises:
+        ConfigError: If `folder` is the source itself, or a setting of the towers was changed.
+        CheckpointError: If the source is a run that is not finished.
+    """
+    if folder.resolve() == source.resolve():
+        raise ConfigError(f"{folder} holds the model to start from; choose another run folder for {what}")
+    if (source / "states").is_dir() and not (source / "summary.json").is_file():
+        stage = stage_of(source)
+        name, verb = _VERBS.get(str(stage), ("stage one", "cleft pretrain"))
+        raise CheckpointError(
+            f"{source}: {name} is not finished; run the same {verb} again, it goes on where it was stopped"
+        )
+    if not (source / "config.yaml").is_file():
+        return
+    changed, _ = changes(load_settings(source), settings, "pretrain")
+    idle = [
+        change
+        for change in changed
+        if "context" not in setting_effect(change.key) or change.key.startswith("images.")
+        if not change.key.startswith(tuple(free))
+    ]
+    if idle:
+        raise ConfigError(
+            f"{what} cannot change {'; '.join(map(str, idle))}: {source} was trained with it; "
+            f"leave it out, or train stage one with it"
+        )
+
 
 log = logging.getLogger(__name__)
 

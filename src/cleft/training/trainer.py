@@ -29,12 +29,11 @@ from cleft.config import TrainConfig
 from cleft.data.batches import explain_worker
 from cleft.errors import CheckpointError, CleftError, ResourceError
 from cleft.launch import is_first
-from cleft.training.callbacks import Intervals, Keeper, StepSeeds, Watch, last_good
+from cleft.training.callbacks import Intervals, Keeper, StepSeeds, StopFlag, Watch, last_good
 from cleft.training.distributed import Peers, Replicas, cluster_environment, synchronise_norms, uses_card
 from cleft.training.lightning_module import Learner, check_names, moving_weights
 from cleft.training.loggers import ProgressBar, build_loggers
 from cleft.training.run_folder import Run
-from cleft.training.stop_flag import StopFlag
 from cleft.training.training_state import StateStore, tensor_bytes
 
 log = logging.getLogger(__name__)
