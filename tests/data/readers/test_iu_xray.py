@@ -175,7 +175,11 @@ def rows_of(path):
             "lines 2, 9: two rows of the same image disagree",
         ),
         ("projections", lambda rows: [row[:2] for row in rows], "no column 'projection'"),
-        ("reports", lambda rows: [*rows, ["", *rows[1][1:]]], r"indiana_reports\.csv: column 'uid' holds no number"),
+        (
+            "reports",
+            lambda rows: [*rows, ["", *rows[1][1:]]],
+            r"indiana_reports\.csv line 7: column 'uid' holds no number",
+        ),
         ("reports", lambda rows: [*rows, [*rows[1][:-1], "Other."]], "two reports of the same study differ"),
         ("reports", lambda rows: [rows[0], ["99", *rows[1][1:]]], "1 report, none of which belongs to an image"),
         ("reports", lambda rows: [row[:-1] for row in rows], "no column 'impression'"),

@@ -215,7 +215,7 @@ def rewrite(path, change):
             "none of",
         ),
         ("mimic-cxr-2.0.0-chexpert.csv.gz", lambda rows: [row[:-1] for row in rows], "no column 'Support Devices'"),
-        ("mimic-cxr-2.0.0-split.csv.gz", lambda rows: [*rows, [*rows[1][:3], "test"]], "an image is in two parts"),
+        ("mimic-cxr-2.0.0-split.csv.gz", lambda rows: [*rows, [*rows[1][:3], "test"]], "an image is in two splits"),
         ("mimic-cxr-2.0.0-split.csv.gz", lambda rows: [rows[0], [*rows[1][:3], "tset"]], "column 'split' holds 'tset'"),
         (
             "mimic-cxr-2.0.0-metadata.csv.gz",

@@ -31,6 +31,7 @@ from cleft.config import DataConfig, ImagesConfig, Settings, declared_settings, 
 from cleft.data.images.cache_files import PART_ROWS, SCHEMA, PixelRows, Shelf, check_room, clear, lock, no_room
 from cleft.data.images.decode import decoder_versions
 from cleft.data.images.decode_pool import PASSING, Outcome, preparing
+from cleft.data.images.dicom_headers import Header, read_headers
 from cleft.data.images.source import DEFAULT_LIMITS, read_bytes, read_source
 from cleft.data.progress import progress_bar
 from cleft.errors import ConfigError, DataError, ResourceError
@@ -412,6 +413,12 @@ def cache_folder(config: DataConfig) -> Path:
         return Path.home() / ".cache" / "cleft"
     except RuntimeError as error:
         raise ConfigError("there is no home folder for the cache; set --data.cache <folder>") from error
+
+
+def read_dataset_headers(config: DataConfig, files: Iterable[str]) -> dict[str, Header]:
+    """Returns the headers of DICOM files by path; each is read once and cached beside the prepared images."""
+    headers = read_headers([Path(file) for file in files], cache_folder(config) / f"headers-{config.dataset}.parquet")
+    return {str(path): header for path, header in headers.items()}
 
 
 def _shelf(home: Path, config: ImagesConfig, *, retry: bool) -> Shelf:

@@ -41,6 +41,86 @@ LABEL_TABLES = {"chexbert": "train_cheXbert.csv", "visualchexbert": "train_visua
 """Value of `data.labels` to the name of its table."""
 
 _BINARY = "visualchexbert"
+_RELEASES = ("CheXpert-v1.0-small", "CheXpert-v1.0")
+_BATCHES = "CheXpert-v1.0 batch *"
+_CONTAINER = "chexpertchestxrays*"
+_PROBES = 8
+_PATH = re.compile(
+    r"(?P<prefix>.*/)?(?P<id>(?:train|valid|val|test)/(?P<patient>patient\d+)/(?P<study>study\d+)/"
+    r"view\d+_(?P<side>frontal|lateral)\.(?:jpe?g|png))"
+)
+FINDINGS = (CAPTION_ORDER[-1], *CAPTION_ORDER[:-1])
+"""In the order of the table."""
+
+VIEWS = ("AP", "PA")
+"""Projections that are kept unless `data.views` says otherwise: 17 frontal images are LL or RL."""
+
+_PUBLISHED = {
+    "train": "223,414 images of 64,540 patients",
+    "valid": "234 images of 200 patients",
+    "val": "234 images of 200 patients",
+    "test": "668 images of 500 patients",
+}
+
+
+def read_chexpert(config: DataConfig, *, check_files: bool = True) -> ReaderResult:
+    """Reads one label table of CheXpert.
+
+    Args:
+        config: `root` is the folder that holds the table, or the folder above it; `table` its name, by default
+            `train.csv`; `labels` where the findings come from; `views` are the projections to keep, by default AP
+            and PA.
+        check_files: Whether to look for every image on disk. False reads a table without its images.
+
+    Returns:
+        One record per image in the table's order, with -1 still in its labels. Its id is the path from `train/`
+        on; its view is AP, PA, LL, RL, lateral, or frontal where the table does not say which.
+
+    Raises:
+        ConfigError: If `data.root` is not set.
+        DataError: If the table or its images are not there, a cell is not what it should be, or more than
+            `data.max_bad` of the images are missing.
+    """
+    root = require_root(config)
+    path = find_table(root, table_folders(root), config.table or "train.csv")
+    table, faults = read_table(path)
+    if "Path" not in table.columns:
+        refuse(path, missing_columns(table.columns, ["Path", *(FINDINGS if config.labels == "table" else ())]))
+    paths, wrong_paths = read_paths(table)
+    labels, wrong_labels = _read_labels(config, root, table, paths.ids)
+    known = labels.known[paths.usable]
+    unlabelled = [paths.ids[row] for row in paths.usable[~known].tolist()]
+    sexes, odd_sexes = read_sexes(table.columns.get("Sex"), len(table))
+    ages, odd_ages = read_ages(table.columns.get("Age"), len(table))
+    locate = locate_images if check_files else _beside_table
+    rows = Rows(
+        ids=paths.ids,
+        images=locate(root, path, paths.ids),
+        findings=labels.findings,
+        codes=labels.codes,
+        patients=paths.patients,
+        studies=paths.studies,
+        views=_read_views(table.columns.get("AP/PA"), paths.sides),
+        sexes=sexes,
+        ages=ages,
+        lines=table.lines,
+    )
+    parsed = ParsedTable(
+        dataset="chexpert",
+        table=table,
+        rows=rows,
+        valid=paths.usable[known],
+        views=config.views or VIEWS,
+        notes=[
+            *_census(path.name, rows, paths, drawn=is_synthetic(root)),
+            *labels.notes,
+            *unknown_value_notes(odd_sexes, odd_ages),
+        ],
+        faults=[*faults, *wrong_labels, *wrong_paths],
+        rejected={"no-label": unlabelled} if unlabelled else {},
+        sources={**table.source, **labels.sources},
+    )
+    return build_result(parsed, config, check_files=check_files)
 
 
 class Labels(NamedTuple):
@@ -119,12 +199,6 @@ def _notes(name: str, source: str, ids: Sequence[str], rows: dict[str, int], cod
     return notes
 
 
-_RELEASES = ("CheXpert-v1.0-small", "CheXpert-v1.0")
-_BATCHES = "CheXpert-v1.0 batch *"
-_CONTAINER = "chexpertchestxrays*"
-_PROBES = 8
-
-
 def table_folders(root: Path) -> list[Path]:
     """Returns the folders that may hold a label table, given a release's folder or the one above it."""
     homes = [root, *sorted(root.glob(_CONTAINER))]
@@ -174,12 +248,6 @@ def _in_batch(name: str, batch_of: dict[str, str], otherwise: str) -> str:
     return f"{batch}/{rest}" if batch else f"{otherwise}/{name}"
 
 
-_PATH = re.compile(
-    r"(?P<prefix>.*/)?(?P<id>(?:train|valid|val|test)/(?P<patient>patient\d+)/(?P<study>study\d+)/"
-    r"view\d+_(?P<side>frontal|lateral)\.(?:jpe?g|png))"
-)
-
-
 class Paths(NamedTuple):
     """One entry per row; those of a row that says nothing are empty."""
 
@@ -220,80 +288,6 @@ def read_paths(table: Table) -> tuple[Paths, list[Fault]]:
     what = f"column 'Path' holds {texts[wrong[0]][:80]!r}"
     remedy = "CheXpert's end in train/patientNNNNN/studyK/viewJ_frontal.jpg; for other images set data.dataset=manifest"
     return paths, [Fault("path", what, remedy, table.lines[wrong].tolist())]
-
-
-FINDINGS = (CAPTION_ORDER[-1], *CAPTION_ORDER[:-1])
-"""In the order of the table."""
-
-VIEWS = ("AP", "PA")
-"""Projections that are kept unless `data.views` says otherwise: 17 frontal images are LL or RL."""
-
-_PUBLISHED = {
-    "train": "223,414 images of 64,540 patients",
-    "valid": "234 images of 200 patients",
-    "val": "234 images of 200 patients",
-    "test": "668 images of 500 patients",
-}
-
-
-def read_chexpert(config: DataConfig, *, check_files: bool = True) -> ReaderResult:
-    """Reads one label table of CheXpert.
-
-    Args:
-        config: `root` is the folder that holds the table, or the folder above it; `table` its name, by default
-            `train.csv`; `labels` where the findings come from; `views` are the projections to keep, by default AP
-            and PA.
-        check_files: Whether to look for every image on disk. False reads a table without its images.
-
-    Returns:
-        One record per image in the table's order, with -1 still in its labels. Its id is the path from `train/`
-        on; its view is AP, PA, LL, RL, lateral, or frontal where the table does not say which.
-
-    Raises:
-        ConfigError: If `data.root` is not set.
-        DataError: If the table or its images are not there, a cell is not what it should be, or more than
-            `data.max_bad` of the images are missing.
-    """
-    root = require_root(config)
-    path = find_table(root, table_folders(root), config.table or "train.csv")
-    table, faults = read_table(path)
-    if "Path" not in table.columns:
-        refuse(path, missing_columns(table.columns, ["Path", *(FINDINGS if config.labels == "table" else ())]))
-    paths, wrong_paths = read_paths(table)
-    labels, wrong_labels = _read_labels(config, root, table, paths.ids)
-    known = labels.known[paths.usable]
-    unlabelled = [paths.ids[row] for row in paths.usable[~known].tolist()]
-    sexes, odd_sexes = read_sexes(table.columns.get("Sex"), len(table))
-    ages, odd_ages = read_ages(table.columns.get("Age"), len(table))
-    locate = locate_images if check_files else _beside_table
-    rows = Rows(
-        ids=paths.ids,
-        images=locate(root, path, paths.ids),
-        findings=labels.findings,
-        codes=labels.codes,
-        patients=paths.patients,
-        studies=paths.studies,
-        views=_read_views(table.columns.get("AP/PA"), paths.sides),
-        sexes=sexes,
-        ages=ages,
-        lines=table.lines,
-    )
-    parsed = ParsedTable(
-        dataset="chexpert",
-        table=table,
-        rows=rows,
-        valid=paths.usable[known],
-        views=config.views or VIEWS,
-        notes=[
-            *_census(path.name, rows, paths, drawn=is_synthetic(root)),
-            *labels.notes,
-            *unknown_value_notes(odd_sexes, odd_ages),
-        ],
-        faults=[*faults, *wrong_labels, *wrong_paths],
-        rejected={"no-label": unlabelled} if unlabelled else {},
-        sources={**table.source, **labels.sources},
-    )
-    return build_result(parsed, config, check_files=check_files)
 
 
 def _read_labels(config: DataConfig, root: Path, table: Table, ids: Sequence[str]) -> tuple[Labels, list[Fault]]:

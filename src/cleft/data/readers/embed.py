@@ -37,15 +37,73 @@ from cleft.data.readers.embed_findings import (
     match_keys,
     read_columns,
     read_exams,
-    told_of,
 )
 from cleft.data.tables.csv import Column
-from cleft.data.tables.faults import Fault
+from cleft.data.tables.faults import Fault, faults_of_table
 from cleft.data.tables.files import is_synthetic, leaves_root
 from cleft.data.tables.reading import ParsedTable, ReaderResult, build_result, require_root
 from cleft.data.tables.rows import BLANK, Rows, read_sexes, read_texts
 from cleft.errors import DataError
 from cleft.grammar import agree, count, verb
+
+_SIDE_CODES = {"L": LEFT, "R": RIGHT}
+_YES = ("yes", "1", "1.0", "true")
+_NEGATIVE = 1
+TERMS = (
+    "EMBED's Research Use Agreement allows no passing on of any portion of it, and no public release of models, "
+    "weights or embeddings trained on it, without written permission of the Emory University School of Medicine"
+)
+_SIDES = ("L", "R")
+
+
+def read_embed(config: DataConfig, *, check_files: bool = True) -> ReaderResult:
+    """Reads EMBED.
+
+    Args:
+        config: `root` is the folder that holds `tables` and `images`; `table` a metadata table inside it, by default
+            the full one, or else the reduced one; `views` are the projections to keep, by default all; `reduce` says
+            which of several findings speaks for a breast; `caption` which of four captions is written.
+        check_files: Whether to look for every image on disk. False reads the tables without their images.
+
+    Returns:
+        One record per 2D image whose density or assessment is known, in the table's order. Its labels are the classes
+        of the groups that are known, one of each group 1. Its id is the path from `cohort_1` or `cohort_2` on, its
+        study the exam. A magnified or compressed view is called `CC spot`, and so on.
+
+    Raises:
+        ConfigError: If `data.root` is not set.
+        DataError: If a table or the images are not there, a column is missing, ids have lost digits, or more than
+            `data.max_bad` of the images are missing.
+    """
+    root = require_root(config)
+    path, clinical_path = find_tables(root, config.table)
+    metadata = read_columns(path, METADATA, METADATA_MORE)
+    clinical = read_columns(clinical_path, CLINICAL, CLINICAL_MORE)
+    files, keys = read_files(metadata), match_keys(metadata, clinical)
+    exams = read_exams(metadata, clinical, keys, config.reduce)
+    images = choose_images(files, keys, exams)
+    folder = locate_images(home_of(root, path)) if check_files else str(home_of(root, path) / "images")
+    rows = _rows(metadata, files, keys, exams, images, folder, config.caption)
+    faults = [*metadata.faults, *files.faults, *faults_of_table(clinical_path, clinical.faults), *keys.faults]
+    parsed = ParsedTable(
+        dataset="embed",
+        table=metadata.table,
+        rows=rows,
+        valid=np.arange(len(images.kept), dtype=np.int64),
+        views=config.views,
+        notes=[
+            *census(metadata, clinical, files, keys, exams, images, config.reduce, drawn=is_synthetic(root)),
+            *metadata.notes,
+            *clinical.notes,
+            *keys.notes,
+            *exams.notes,
+        ],
+        faults=faults,
+        rejected=images.rejected,
+        sources={**metadata.table.source, **clinical.table.source},
+        images=[f"{folder}/{name}" for name in files.ids],
+    )
+    return build_result(parsed, config, check_files=check_files)
 
 
 def census(
@@ -111,10 +169,6 @@ def _views(files: Files, images: Images) -> Iterator[str]:
     if implants:
         show = agree(implants, "[shows|show] an implant; [it is|they are] kept")
         yield f"{count(implants, 'image')} {show}"
-
-
-_SIDE_CODES = {"L": LEFT, "R": RIGHT}
-_YES = ("yes", "1", "1.0", "true")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,9 +260,6 @@ def _says_yes(column: Column | None, rows: int) -> Flags:
     return np.array([text.strip().casefold() in _YES for text in column.values], dtype=bool)[column.index]
 
 
-_NEGATIVE = 1
-
-
 @dataclass(frozen=True, kw_only=True)
 class Images:
     """Entry n of every array speaks of the same image."""
@@ -282,64 +333,6 @@ def _of_men(keys: Keys, exams: Exams) -> Flags:
     rows = keys.finding_exam >= 0
     men = np.unique(keys.finding_patient[rows & exams.male[np.maximum(keys.finding_exam, 0)]])
     return np.isin(keys.patient, men) & (keys.patient >= 0)
-
-
-TERMS = (
-    "EMBED's Research Use Agreement allows no passing on of any portion of it, and no public release of models, "
-    "weights or embeddings trained on it, without written permission of the Emory University School of Medicine"
-)
-
-_SIDES = ("L", "R")
-
-
-def read_embed(config: DataConfig, *, check_files: bool = True) -> ReaderResult:
-    """Reads EMBED.
-
-    Args:
-        config: `root` is the folder that holds `tables` and `images`; `table` a metadata table inside it, by default
-            the full one, or else the reduced one; `views` are the projections to keep, by default all; `reduce` says
-            which of several findings speaks for a breast; `caption` which of four captions is written.
-        check_files: Whether to look for every image on disk. False reads the tables without their images.
-
-    Returns:
-        One record per 2D image whose density or assessment is known, in the table's order. Its labels are the classes
-        of the groups that are known, one of each group 1. Its id is the path from `cohort_1` or `cohort_2` on, its
-        study the exam. A magnified or compressed view is called `CC spot`, and so on.
-
-    Raises:
-        ConfigError: If `data.root` is not set.
-        DataError: If a table or the images are not there, a column is missing, ids have lost digits, or more than
-            `data.max_bad` of the images are missing.
-    """
-    root = require_root(config)
-    path, clinical_path = find_tables(root, config.table)
-    metadata = read_columns(path, METADATA, METADATA_MORE)
-    clinical = read_columns(clinical_path, CLINICAL, CLINICAL_MORE)
-    files, keys = read_files(metadata), match_keys(metadata, clinical)
-    exams = read_exams(metadata, clinical, keys, config.reduce)
-    images = choose_images(files, keys, exams)
-    folder = locate_images(home_of(root, path)) if check_files else str(home_of(root, path) / "images")
-    rows = _rows(metadata, files, keys, exams, images, folder, config.caption)
-    faults = [*metadata.faults, *files.faults, *told_of(clinical_path, clinical.faults), *keys.faults]
-    parsed = ParsedTable(
-        dataset="embed",
-        table=metadata.table,
-        rows=rows,
-        valid=np.arange(len(images.kept), dtype=np.int64),
-        views=config.views,
-        notes=[
-            *census(metadata, clinical, files, keys, exams, images, config.reduce, drawn=is_synthetic(root)),
-            *metadata.notes,
-            *clinical.notes,
-            *keys.notes,
-            *exams.notes,
-        ],
-        faults=faults,
-        rejected=images.rejected,
-        sources={**metadata.table.source, **clinical.table.source},
-        images=[f"{folder}/{name}" for name in files.ids],
-    )
-    return build_result(parsed, config, check_files=check_files)
 
 
 def _rows(metadata: Named, files: Files, keys: Keys, exams: Exams, images: Images, folder: str, style: Style) -> Rows:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from cleft.data.readers.embed_captions import DIAGNOSTIC, LETTERS, MALE, NO_ASSESSMENT, SCREENING, known_race
 from cleft.data.tables.csv import Column, Table, read_table
-from cleft.data.tables.faults import Fault, nearest, refuse
+from cleft.data.tables.faults import Fault, faults_of_table, nearest, refuse
 from cleft.data.tables.files import leaves_root
 from cleft.data.tables.patients import whole_id
 from cleft.data.tables.rows import read_ages, read_sexes, read_texts
@@ -162,15 +162,6 @@ def whole_ids(column: Column) -> tuple[list[str], list[int], int]:
     return ids, spoilt, shortened
 
 
-def told_of(path: Path, faults: Iterable[Fault]) -> list[Fault]:
-    """Faults of a table other than the one that a scan is named after: their place goes into their words."""
-    told: list[Fault] = []
-    for fault in faults:
-        sentence = fault.sentence(path)
-        told.append(Fault(fault.reason, sentence.removesuffix(f"; {fault.remedy}"), fault.remedy))
-    return told
-
-
 def _find(folders: list[Path], kind: str) -> Path:
     for folder in folders:
         for pattern in _NAMES:
@@ -206,6 +197,7 @@ Rule = Literal["severity", "first", "highest"]
 
 LEFT, RIGHT, BOTH, UNKNOWN = 0, 1, 2, 3
 """Sides of a finding; a blank side is both, another text than L, R and B unknown."""
+
 NONE = -1
 
 _LAST = 9
@@ -442,7 +434,7 @@ def match_keys(metadata: Named, clinical: Named) -> Keys:
             if empty:
                 lines = named.table.lines[column.rows_of(empty)].tolist()
                 wrong.append(Fault("id", f"{name} is empty", "take the table as it was downloaded", lines))
-            faults.extend(wrong if own else told_of(path, wrong))
+            faults.extend(wrong if own else faults_of_table(path, wrong))
             codes = np.array([numbers.setdefault(text, len(numbers)) for text in ids], dtype=np.int64)
             codes[[*spoilt, *empty]] = NONE
             found.append(codes[column.index])

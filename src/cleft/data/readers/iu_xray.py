@@ -19,14 +19,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cleft.config import DataConfig
-from cleft.data.images.dicom_headers import Header, header_notes, read_headers
+from cleft.data.images.cache import read_dataset_headers
+from cleft.data.images.dicom_headers import Header, header_notes
 from cleft.data.readers.chexpert import FINDINGS as CHEXPERT
 from cleft.data.readers.iu_xml import Report, image_name, read_xml_reports, report_files
 from cleft.data.tables.csv import Table, read_table
-from cleft.data.tables.faults import Fault, missing_columns, refuse
+from cleft.data.tables.faults import Fault, faults_of_table, missing_columns, refuse
 from cleft.data.tables.files import is_junk
 from cleft.data.tables.patients import whole_id
-from cleft.data.tables.reading import ParsedTable, ReaderResult, build_result, require_root
+from cleft.data.tables.reading import (
+    ParsedTable,
+    ReaderResult,
+    build_result,
+    find_file,
+    require_root,
+)
 from cleft.data.tables.rows import BLANK, Rows, read_texts
 from cleft.data.text.reports import choose_sections, report_notes
 from cleft.errors import ConfigError, DataError
@@ -36,7 +43,6 @@ FINDINGS = (*CHEXPERT, "Emphysema", "Fibrosis", "Granuloma", "Hernia")
 """CheXpert's fourteen, and four that reports of Open-i often have."""
 
 NORMAL = "normal"
-
 _FINDING_OF_TERM = {
     "cardiomegaly": "Cardiomegaly",
     "cardiac shadow/enlarged": "Cardiomegaly",
@@ -71,7 +77,98 @@ _FINDING_OF_TERM = {
     "hernia, hiatal": "Hernia",
 }
 """Term, alone or with its first qualifier, to the finding it states."""
+
 _SILENT = {"no indexing", "technical quality of image unsatisfactory"}
+REPORTS, PROJECTIONS = "indiana_reports.csv", "indiana_projections.csv"
+_UID, _FILE, _VIEW, _TERMS = "uid", "filename", "projection", "MeSH"
+_SECTIONS = ("comparison", "indication", "findings", "impression")
+_VIEWS = {"frontal": "frontal", "lateral": "lateral"}
+VIEWS = ("AP", "PA")
+FOLDER = "ecgen-radiology"
+_ENDINGS = (".png", ".dcm", ".dicom", ".jpg", ".jpeg")
+_DEPTH = 4
+_SHOWN = 3
+_PUBLISHED = "published: 3,955 reports, 7,470 images"
+_NO_VIEWS = (
+    f"no projections are known: lateral images are among the others; copy {PROJECTIONS} into the folder, or read the "
+    "DICOM files"
+)
+
+
+def read_iu_xray(config: DataConfig, *, check_files: bool = True) -> ReaderResult:
+    """Reads IU X-ray.
+
+    Args:
+        config: `root` is the folder of the download, or the one above it; `report` what is read of a report, `reports`
+            the folder of the XML files where they lie elsewhere; `views` are the projections to keep, by default
+            frontal ones.
+        check_files: Whether to look for every image on disk. False reads reports and tables alone.
+
+    Returns:
+        One record per image. Findings come from the index terms; patient and study are the number of the report.
+
+    Raises:
+        ConfigError: If `data.root` is not set, or `data.table` is.
+        DataError: If reports or images are not there or not what they should be, or more than `data.max_bad` of the
+            images are missing.
+    """
+    root = require_root(config)
+    if config.table is not None:
+        raise ConfigError(f"data.table={config.table} is not for data.dataset=iu-xray; leave it out")
+    folders = list(_folders(root))
+    images = _find_images(root, folders, config.reports)
+    order = list(images.reports)
+    codes, told = code_terms([images.reports[number].terms for number in order])
+    place = {number: row for row, number in enumerate(order)}
+    texts = [choose_sections(images.reports[number].sections, config.report) for number in order]
+    files = _locate(root, folders, images.names) if check_files else {}
+    with_view = {name for name, view in zip(images.names, images.views, strict=True) if view}
+    dicom = [path for name, path in sorted(files.items()) if path.endswith(".dcm") and name not in with_view]
+    headers = read_dataset_headers(config, dicom) if dicom else {}
+    blank, _ = code_terms([()])
+    views = [
+        view or headers.get(files.get(name, ""), Header()).view
+        for name, view in zip(images.names, images.views, strict=True)
+    ]
+    rows = Rows(
+        ids=images.names,
+        images=[files.get(name, f"{root}/{name}.png") for name in images.names],
+        findings=FINDINGS,
+        codes=np.concatenate([codes, blank])[[place.get(number, -1) for number in images.numbers]],
+        patients=images.numbers,
+        studies=list(images.numbers),
+        views=views,
+        lines=images.table.lines,
+        reports=[texts[place[number]] if number in place else None for number in images.numbers],
+    )
+    present = np.array([name in files for name in images.names], dtype=bool)
+    sound = [
+        row for row, (name, number) in enumerate(zip(images.names, images.numbers, strict=True)) if name and number
+    ]
+    unseen = not any(views)
+    parsed = ParsedTable(
+        dataset="iu-xray",
+        table=images.table,
+        rows=rows,
+        valid=np.array(sound, dtype=np.int64),
+        views=config.views or VIEWS,
+        present=present,
+        notes=[
+            *images.notes,
+            *told,
+            *report_notes(rows.reports),
+            *header_notes(headers.values()),
+            *([_NO_VIEWS] if unseen else []),
+        ],
+        faults=images.faults,
+        sources={**images.table.source, **images.sources},
+        cautions=(_NO_VIEWS,) if unseen else (),
+    )
+    result = build_result(parsed, config, check_files=check_files)
+    if images.table.columns:
+        return result
+    # Lines do not apply to a folder of XML files.
+    return result._replace(faults=[fault._replace(lines=()) for fault in result.faults])
 
 
 def finding_of(term: str) -> str | None:
@@ -117,13 +214,6 @@ def code_terms(terms: Sequence[Sequence[str]]) -> tuple[NDArray[np.int8], list[s
         times = count(other.total(), "time")
         notes.append(f"{count(len(other), 'index term')} {state} none of the findings here ({times})")
     return codes, notes
-
-
-REPORTS, PROJECTIONS = "indiana_reports.csv", "indiana_projections.csv"
-
-_UID, _FILE, _VIEW, _TERMS = "uid", "filename", "projection", "MeSH"
-_SECTIONS = ("comparison", "indication", "findings", "impression")
-_VIEWS = {"frontal": "frontal", "lateral": "lateral"}
 
 
 class Projections(NamedTuple):
@@ -196,13 +286,13 @@ def read_table_reports(path: Path, wanted: Sequence[str]) -> TableReports:
         report = Report(number, said, named, ())
         if reports.setdefault(number, report) != report:
             clashes.append(row)
-    faults = [fault._replace(what=f"{path.name}: {fault.what}") for fault in faults]
     for reason, rows, what, remedy in (
         ("reports", blank, f"column {_UID!r} holds no number", "fill it in or remove the row"),
         ("duplicate", clashes, "two reports of the same study differ", "keep the one that is right"),
     ):
         if rows:
-            faults.append(Fault(reason, f"{path.name}: {what}", remedy, table.lines[rows].tolist()))
+            faults.append(Fault(reason, what, remedy, table.lines[rows].tolist()))
+    faults = faults_of_table(path, faults)
     if not reports.keys() & set(wanted):
         raise DataError(
             f"{path} holds {count(len(reports), 'report')}, none of which belongs to an image of {PROJECTIONS}; "
@@ -217,19 +307,6 @@ def _numbers(table: Table) -> list[str]:
     return [str(int(text)) if text.isascii() and text.isdecimal() else "" for text in texts]
 
 
-VIEWS = ("AP", "PA")
-FOLDER = "ecgen-radiology"
-
-_ENDINGS = (".png", ".dcm", ".dicom", ".jpg", ".jpeg")
-_DEPTH = 4
-_SHOWN = 3
-_PUBLISHED = "published: 3,955 reports, 7,470 images"
-_NO_VIEWS = (
-    f"no projections are known: lateral images are among the others; copy {PROJECTIONS} into the folder, or read the "
-    "DICOM files"
-)
-
-
 class _Images(NamedTuple):
     """Every image that a report or a table names."""
 
@@ -242,80 +319,6 @@ class _Images(NamedTuple):
     faults: list[Fault]
     notes: list[str]
     sources: Mapping[str, str]
-
-
-def read_iu_xray(config: DataConfig, *, check_files: bool = True) -> ReaderResult:
-    """Reads IU X-ray.
-
-    Args:
-        config: `root` is the folder of the download, or the one above it; `report` what is read of a report, `reports`
-            the folder of the XML files where they lie elsewhere; `views` are the projections to keep, by default
-            frontal ones.
-        check_files: Whether to look for every image on disk. False reads reports and tables alone.
-
-    Returns:
-        One record per image. Findings come from the index terms; patient and study are the number of the report.
-
-    Raises:
-        ConfigError: If `data.root` is not set, or `data.table` is.
-        DataError: If reports or images are not there or not what they should be, or more than `data.max_bad` of the
-            images are missing.
-    """
-    root = require_root(config)
-    if config.table is not None:
-        raise ConfigError(f"data.table={config.table} is not for data.dataset=iu-xray; leave it out")
-    folders = list(_folders(root))
-    images = _find_images(root, folders, config.reports)
-    order = list(images.reports)
-    codes, told = code_terms([images.reports[number].terms for number in order])
-    place = {number: row for row, number in enumerate(order)}
-    texts = [choose_sections(images.reports[number].sections, config.report) for number in order]
-    files = _locate(root, folders, images.names) if check_files else {}
-    headers = _read_headers(config, files, images)
-    blank, _ = code_terms([()])
-    views = [
-        view or headers.get(files.get(name, ""), Header()).view
-        for name, view in zip(images.names, images.views, strict=True)
-    ]
-    rows = Rows(
-        ids=images.names,
-        images=[files.get(name, f"{root}/{name}.png") for name in images.names],
-        findings=FINDINGS,
-        codes=np.concatenate([codes, blank])[[place.get(number, -1) for number in images.numbers]],
-        patients=images.numbers,
-        studies=list(images.numbers),
-        views=views,
-        lines=images.table.lines,
-        reports=[texts[place[number]] if number in place else None for number in images.numbers],
-    )
-    present = np.array([name in files for name in images.names], dtype=bool)
-    sound = [
-        row for row, (name, number) in enumerate(zip(images.names, images.numbers, strict=True)) if name and number
-    ]
-    unseen = not any(views)
-    parsed = ParsedTable(
-        dataset="iu-xray",
-        table=images.table,
-        rows=rows,
-        valid=np.array(sound, dtype=np.int64),
-        views=config.views or VIEWS,
-        present=present,
-        notes=[
-            *images.notes,
-            *told,
-            *report_notes(rows.reports),
-            *header_notes(headers.values()),
-            *([_NO_VIEWS] if unseen else []),
-        ],
-        faults=images.faults,
-        sources={**images.table.source, **images.sources},
-        cautions=(_NO_VIEWS,) if unseen else (),
-    )
-    result = build_result(parsed, config, check_files=check_files)
-    if images.table.columns:
-        return result
-    # Lines do not apply to a folder of XML files.
-    return result._replace(faults=[fault._replace(lines=()) for fault in result.faults])
 
 
 def _folders(root: Path, depth: int = 2) -> Iterator[Path]:
@@ -333,7 +336,7 @@ def _find_images(root: Path, folders: Sequence[Path], given: Path | None) -> _Im
         raise ConfigError(f"no folder {given}; set data.reports to the folder of the XML files, or leave it out")
     homes = [given] if given is not None else [folder / FOLDER for folder in folders] + [root]
     paths = next((found for home in homes if (found := report_files(home))), [])
-    reports, listed = _find(folders, REPORTS), _find(folders, PROJECTIONS)
+    reports, listed = find_file(folders, REPORTS), find_file(folders, PROJECTIONS)
     projections = None if listed is None else read_projections(listed)
     if paths:
         return _from_xml(paths, projections)
@@ -344,11 +347,6 @@ def _find_images(root: Path, folders: Sequence[Path], given: Path | None) -> _Im
         what = f"no {PROJECTIONS if projections is None else REPORTS} beside the other table"
     place = given or root
     raise DataError(f"{what} in {place}; set data.root to the folder that holds them", reason="table")
-
-
-def _find(folders: Sequence[Path], name: str) -> Path | None:
-    forms = [folder / f"{name}{end}" for folder in folders for end in ("", ".gz", ".zip")]
-    return next((path for path in forms if path.is_file()), None)
 
 
 def _from_xml(paths: Sequence[Path], projections: Projections | None) -> _Images:
@@ -377,9 +375,9 @@ def _from_xml(paths: Sequence[Path], projections: Projections | None) -> _Images
     views: dict[str, str | None] = {}
     if projections is not None:
         views = dict(zip(projections.names, projections.views, strict=True))
-        faults += [fault._replace(what=f"{PROJECTIONS}: {fault.what}") for fault in projections.faults]
+        faults += faults_of_table(projections.table.path, projections.faults)
     table = Table(path=paths[0].parent, columns={}, lines=np.arange(len(names), dtype=np.int64), sha256=read.sha256)
-    sources = {} if projections is None else {projections.table.path.name: projections.table.sha256}
+    sources = {} if projections is None else projections.table.source
     reports = {report.number: report for report in read.reports}
     return _Images(table, names, numbers, [views.get(name) for name in names], reports, faults, notes, sources)
 
@@ -431,15 +429,3 @@ def _locate(root: Path, folders: Sequence[Path], names: Sequence[str]) -> dict[s
             reason="missing",
         )
     return {name: path for name, (_, path) in found.items()}
-
-
-def _read_headers(config: DataConfig, files: Mapping[str, str], images: _Images) -> dict[str, Header]:
-    """Headers of DICOM files whose projection no table tells; each is read once and kept beside the cache."""
-    told = {name for name, view in zip(images.names, images.views, strict=True) if view}
-    paths = [Path(path) for name, path in sorted(files.items()) if path.endswith(".dcm") and name not in told]
-    if not paths:
-        return {}
-    from cleft.data.images.cache import cache_folder
-
-    found = read_headers(paths, cache_folder(config) / "headers-iu-xray.parquet")
-    return {str(path): header for path, header in found.items()}

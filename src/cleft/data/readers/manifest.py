@@ -44,7 +44,6 @@ from cleft.grammar import agree, count, verb
 
 TABLE = "manifest.csv"
 _TEMPLATE = Path(__file__).parent / "template"
-
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "image": ("image", "path"),
     "patient": ("patient", "patient_id"),
@@ -62,6 +61,18 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 }
 """What is not a finding: meaning to the names it may have; case does not matter. Where none of them is there, other
 usual names are understood (`tables.patients`)."""
+
+_REPORTS = ("report", "findings", "impression")
+_TELL = "add a column 'caption' or 'report', or one per finding"
+_VIEWS = {"ap": "AP", "pa": "PA", "ll": "LL", "rl": "RL", "lat": "lateral", "lateral": "lateral"}
+_SIDES = {"l": "L", "left": "L", "r": "R", "right": "R"}
+_NO_PATIENT = (
+    "no column 'patient': every image counts as a patient of its own, and images of one person may stand on both "
+    "sides of a split"
+)
+_INSIDE = (
+    "write paths below data.root with /, such as images/p1.png, and set data.root to a folder that holds all images"
+)
 
 
 def read_manifest(config: DataConfig, *, check_files: bool = True) -> ReaderResult:
@@ -150,16 +161,6 @@ def read_manifest(config: DataConfig, *, check_files: bool = True) -> ReaderResu
     return build_result(parsed, config, check_files=check_files)
 
 
-_REPORTS = ("report", "findings", "impression")
-_TELL = "add a column 'caption' or 'report', or one per finding"
-_VIEWS = {"ap": "AP", "pa": "PA", "ll": "LL", "rl": "RL", "lat": "lateral", "lateral": "lateral"}
-_SIDES = {"l": "L", "left": "L", "r": "R", "right": "R"}
-_NO_PATIENT = (
-    "no column 'patient': every image counts as a patient of its own, and images of one person may stand on both "
-    "sides of a split"
-)
-
-
 def _name_columns(table: Table) -> tuple[dict[str, Column], list[str], list[Fault]]:
     """Finds the columns that are not findings by any of their names.
 
@@ -240,11 +241,6 @@ def _spelling_note(table: Table, ids: Sequence[str], spelled: Mapping[str, str])
             len(spelled), "[it was|they were] found, but spell [it|them] as the disk does and the table works anywhere"
         )
     ]
-
-
-_INSIDE = (
-    "write paths below data.root with /, such as images/p1.png, and set data.root to a folder that holds all images"
-)
 
 
 def _outside_faults(table: Table, outside: NDArray[np.bool_]) -> list[Fault]:

@@ -12,6 +12,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,12 +20,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cleft.config import DataConfig
-from cleft.data.images.dicom_headers import Header, header_notes, read_headers
+from cleft.data.images.cache import read_dataset_headers
+from cleft.data.images.dicom_headers import Header, header_notes
 from cleft.data.tables.csv import MAX_CELL_BYTES, Table, read_table
-from cleft.data.tables.faults import Fault, missing_columns, refuse
+from cleft.data.tables.faults import Fault, faults_of_table, missing_columns, refuse
 from cleft.data.tables.files import are_files, is_junk
 from cleft.data.tables.patients import whole_id
-from cleft.data.tables.reading import ParsedTable, ReaderResult, build_result, find_table, require_root
+from cleft.data.tables.reading import (
+    ParsedTable,
+    ReaderResult,
+    build_result,
+    find_table,
+    folders_below,
+    require_root,
+)
 from cleft.data.tables.rows import BLANK, Rows, read_codes, read_splits
 from cleft.data.text.reports import (
     COMPARISON,
@@ -44,6 +53,112 @@ ARCHIVE = "mimic-cxr-reports.zip"
 _HOMES = ("files", "mimic-cxr-reports/files", "mimic-cxr-reports", "reports/files", "reports", ".")
 _SECTIONS = (FINDINGS_SECTION, IMPRESSION, LAST_PARAGRAPH, COMPARISON)
 _SHOWN = 3
+SUBJECT, STUDY, DICOM = "subject_id", "study_id", "dicom_id"
+FINDINGS = (
+    "Atelectasis",
+    "Cardiomegaly",
+    "Consolidation",
+    "Edema",
+    "Enlarged Cardiomediastinum",
+    "Fracture",
+    "Lung Lesion",
+    "Lung Opacity",
+    "No Finding",
+    "Pleural Effusion",
+    "Pleural Other",
+    "Pneumonia",
+    "Pneumothorax",
+    "Support Devices",
+)
+"""CheXpert's, in the tables' alphabetical order."""
+
+_VIEW, _VIEW_CODE = "ViewPosition", "ViewCodeSequence_CodeMeaning"
+_VIEWS = {"lateral": "lateral", "postero-anterior": "PA", "antero-posterior": "AP", "left lateral": "LL"}
+_NUMBER = re.compile(r"[0-9]{1,12}")
+_NAME = re.compile(r"[0-9A-Za-z]+(?:-[0-9A-Za-z]+)*")
+VIEWS = ("AP", "PA")
+TABLE = "mimic-cxr-2.0.0-metadata.csv.gz"
+RECORDS = "cxr-record-list"
+LABELS = {"table": "chexpert", "negbio": "negbio"}
+"""Value of `data.labels` to the end of the table's name."""
+
+TERMS = (
+    "PhysioNet's agreement for credentialed data allows no passing on of MIMIC-CXR, and its owners ask that models "
+    "trained on it be treated as sensitive and be shared on PhysioNet alone, under the same agreement"
+)
+_ENDINGS = (".jpg", ".dcm", ".png", ".jpeg")
+_PROBES = 64
+_PUBLISHED = "published: 377,110 images of 227,835 studies of 65,379 patients"
+
+
+def read_mimic(config: DataConfig, *, check_files: bool = True) -> ReaderResult:
+    """Reads MIMIC-CXR.
+
+    Args:
+        config: `root` is the folder that holds the tables and `files`, or the one above it; `table` the list of images,
+            by default the metadata of MIMIC-CXR-JPG or else the record list of MIMIC-CXR; `labels` says whose labels
+            count; `report` what is read of a report, `reports` where they lie; `views` are the projections to keep, by
+            default AP and PA.
+        check_files: Whether to look for every image on disk. False reads tables and reports alone.
+
+    Returns:
+        One record per image in the table's order, with -1 still in its labels. Its id is the `dicom_id`, its patient
+        the `subject_id`; `split` that of the official table, whose `validate` is `val`.
+
+    Raises:
+        ConfigError: If `data.root` is not set, or `data.reports` is not there.
+        DataError: If a table, the images or the reports are not what they should be, or more than `data.max_bad` of
+            the images are missing.
+    """
+    root = require_root(config)
+    folders = folders_below(root)
+    path = _find_images(root, folders, config.table)
+    homes = list(dict.fromkeys([path.parent, *folders]))
+    table, faults = read_table(path)
+    images = read_images(table)
+    parts = read_parts(find_named(homes, "split"), images.names)
+    labels = read_labels(find_named(homes, LABELS.get(config.labels, config.labels)), images)
+    usable = np.flatnonzero(images.sound)
+    studies = {images.studies[row]: images.subjects[row] for row in usable.tolist()}
+    reports = read_reports(config.reports, homes, studies, config.report)
+    files = _locate(homes, images, usable, check_files=check_files)
+    present = are_files(files) if check_files else None
+    headers: dict[str, Header] = {}
+    if present is not None and not any(images.views):
+        # No table has the view positions; DICOM headers do.
+        dicom = [file for file in compress(files, present.tolist()) if file.endswith(".dcm")]
+        headers = read_dataset_headers(config, dicom) if dicom else {}
+    rows = Rows(
+        ids=images.names,
+        images=files,
+        findings=FINDINGS,
+        codes=labels.codes,
+        patients=images.subjects,
+        studies=list(images.studies),
+        views=_views(images, files, headers),
+        lines=table.lines,
+        splits=parts.values,
+        reports=None if reports is None else [reports.texts.get(study) for study in images.studies],
+    )
+    parsed = ParsedTable(
+        dataset="mimic",
+        table=table,
+        rows=rows,
+        valid=usable,
+        views=config.views or VIEWS,
+        present=present,
+        notes=[
+            _census(table, images),
+            *parts.notes,
+            *labels.notes,
+            *([archive_note(homes)] if reports is None else _report_notes(reports, studies)),
+            *report_notes(rows.reports),
+            *header_notes(headers.values()),
+        ],
+        faults=[*faults, *images.faults, *parts.faults, *labels.faults, *(reports.faults if reports else ())],
+        sources={**labels.sources, **table.source, **parts.sources, **(reports.sources if reports else {})},
+    )
+    return build_result(parsed, config, check_files=check_files)
 
 
 class Reports(NamedTuple):
@@ -161,12 +276,10 @@ def _read_sectioned(path: Path, studies: Mapping[str, str], choice: Choice) -> R
         other = first.setdefault(study, row)
         if any(texts[row] != texts[other] for texts in columns.values()):
             clashes += [other, row]
-    faults = [fault._replace(what=f"{path.name}: {fault.what}") for fault in faults]
     if clashes:
-        what = f"{path.name}: two reports of the same study differ"
-        faults.append(
-            Fault("duplicate", what, "keep the one that is right", table.lines[sorted(set(clashes))].tolist())
-        )
+        what, lines = "two reports of the same study differ", table.lines[sorted(set(clashes))].tolist()
+        faults = [*faults, Fault("duplicate", what, "keep the correct row", lines)]
+    faults = faults_of_table(path, faults)
     known = {study: row for study, row in first.items() if study in studies}
     if not known:
         raise DataError(
@@ -193,32 +306,6 @@ def _last(sections: Mapping[str, str]) -> Mapping[str, str]:
 def _strangers(path: Path, number: int) -> Iterator[str]:
     if number:
         yield f"{count(number, 'study', 'studies')} of {path.name} {verb(number, 'has', 'have')} no image here"
-
-
-SUBJECT, STUDY, DICOM = "subject_id", "study_id", "dicom_id"
-
-FINDINGS = (
-    "Atelectasis",
-    "Cardiomegaly",
-    "Consolidation",
-    "Edema",
-    "Enlarged Cardiomediastinum",
-    "Fracture",
-    "Lung Lesion",
-    "Lung Opacity",
-    "No Finding",
-    "Pleural Effusion",
-    "Pleural Other",
-    "Pneumonia",
-    "Pneumothorax",
-    "Support Devices",
-)
-"""CheXpert's, in the tables' alphabetical order."""
-
-_VIEW, _VIEW_CODE = "ViewPosition", "ViewCodeSequence_CodeMeaning"
-_VIEWS = {"lateral": "lateral", "postero-anterior": "PA", "antero-posterior": "AP", "left lateral": "LL"}
-_NUMBER = re.compile(r"[0-9]{1,12}")
-_NAME = re.compile(r"[0-9A-Za-z]+(?:-[0-9A-Za-z]+)*")
 
 
 class Images(NamedTuple):
@@ -332,10 +419,9 @@ def read_parts(path: Path | None, names: Sequence[str]) -> Parts:
     for row, (name, part) in enumerate(zip(table.columns[DICOM].texts(), parts or (), strict=True)):
         if part_of.setdefault(name, part) != part:
             clashes.append(row)
-    faults = [*faults, *(fault._replace(what=f"{path.name}: {fault.what}") for fault in wrong)]
     if clashes:
-        what = f"{path.name}: an image is in two parts"
-        faults.append(Fault("split", what, "copy the table again", table.lines[clashes].tolist()))
+        what = "an image is in two splits"
+        wrong = [*wrong, Fault("split", what, "copy the table again", table.lines[clashes].tolist())]
     values = [part_of.get(name) for name in names]
     counts = Counter(values)
     notes = ["official split: " + ", ".join(f"{part} {counts[part]:,}" for part in ("train", "val", "test"))]
@@ -344,7 +430,7 @@ def read_parts(path: Path | None, names: Sequence[str]) -> Parts:
             f"{count(counts[None], 'image')} {verb(counts[None], 'is', 'are')} not in {path.name}; under "
             f"data.split=given {verb(counts[None], 'it stays', 'they stay')} out. Is it of the same release?"
         )
-    return Parts(values, faults, notes, {path.name: table.sha256})
+    return Parts(values, faults_of_table(path, [*faults, *wrong]), notes, table.source)
 
 
 def read_labels(path: Path | None, images: Images) -> Labels:
@@ -371,10 +457,10 @@ def read_labels(path: Path | None, images: Images) -> Labels:
         other = place.setdefault(key, row)
         if not np.array_equal(told[row], told[other]):
             clashes += [other, row]
-    faults = [*faults, *(fault._replace(what=f"{path.name}: {fault.what}") for fault in wrong)]
     if clashes:
-        what = f"{path.name}: two rows of the same study disagree"
-        faults.append(Fault("duplicate", what, "keep the one that is right", table.lines[clashes].tolist()))
+        what = "two rows of the same study disagree"
+        wrong = [*wrong, Fault("duplicate", what, "keep the correct row", table.lines[clashes].tolist())]
+    faults = faults_of_table(path, [*faults, *wrong])
     rows = np.array([place.get(key, -1) for key in zip(images.subjects, images.studies, strict=True)], dtype=np.int64)
     codes[rows >= 0] = told[rows[rows >= 0]]
     unlabelled = len({images.studies[row] for row in np.flatnonzero(rows < 0).tolist()})
@@ -386,88 +472,6 @@ def read_labels(path: Path | None, images: Images) -> Labels:
         lack = agree(unlabelled, "[has|have] no labels there; [its|their] findings are unknown")
         notes.append(f"{count(unlabelled, 'study', 'studies')} {lack}")
     return Labels(codes, faults, notes, {path.name: table.sha256})
-
-
-VIEWS = ("AP", "PA")
-TABLE = "mimic-cxr-2.0.0-metadata.csv.gz"
-RECORDS = "cxr-record-list"
-LABELS = {"table": "chexpert", "negbio": "negbio"}
-"""Value of `data.labels` to the end of the table's name."""
-
-TERMS = (
-    "PhysioNet's agreement for credentialed data allows no passing on of MIMIC-CXR, and its owners ask that models "
-    "trained on it be treated as sensitive and be shared on PhysioNet alone, under the same agreement"
-)
-
-_ENDINGS = (".jpg", ".dcm", ".png", ".jpeg")
-_PROBES = 64
-_PUBLISHED = "published: 377,110 images of 227,835 studies of 65,379 patients"
-
-
-def read_mimic(config: DataConfig, *, check_files: bool = True) -> ReaderResult:
-    """Reads MIMIC-CXR.
-
-    Args:
-        config: `root` is the folder that holds the tables and `files`, or the one above it; `table` the list of images,
-            by default the metadata of MIMIC-CXR-JPG or else the record list of MIMIC-CXR; `labels` says whose labels
-            count; `report` what is read of a report, `reports` where they lie; `views` are the projections to keep, by
-            default AP and PA.
-        check_files: Whether to look for every image on disk. False reads tables and reports alone.
-
-    Returns:
-        One record per image in the table's order, with -1 still in its labels. Its id is the `dicom_id`, its patient
-        the `subject_id`; `split` that of the official table, whose `validate` is `val`.
-
-    Raises:
-        ConfigError: If `data.root` is not set, or `data.reports` is not there.
-        DataError: If a table, the images or the reports are not what they should be, or more than `data.max_bad` of
-            the images are missing.
-    """
-    root = require_root(config)
-    folders = [root, *sorted(path for path in root.iterdir() if path.is_dir() and not is_junk(path.name))]
-    path = _find_images(root, folders, config.table)
-    homes = list(dict.fromkeys([path.parent, *folders]))
-    table, faults = read_table(path)
-    images = read_images(table)
-    parts = read_parts(find_named(homes, "split"), images.names)
-    labels = read_labels(find_named(homes, LABELS.get(config.labels, config.labels)), images)
-    usable = np.flatnonzero(images.sound)
-    studies = {images.studies[row]: images.subjects[row] for row in usable.tolist()}
-    reports = read_reports(config.reports, homes, studies, config.report)
-    files = _locate(homes, images, usable, check_files=check_files)
-    present = are_files(files) if check_files else None
-    headers = _read_headers(config, files, present, images)
-    rows = Rows(
-        ids=images.names,
-        images=files,
-        findings=FINDINGS,
-        codes=labels.codes,
-        patients=images.subjects,
-        studies=list(images.studies),
-        views=_views(images, files, headers),
-        lines=table.lines,
-        splits=parts.values,
-        reports=None if reports is None else [reports.texts.get(study) for study in images.studies],
-    )
-    parsed = ParsedTable(
-        dataset="mimic",
-        table=table,
-        rows=rows,
-        valid=usable,
-        views=config.views or VIEWS,
-        present=present,
-        notes=[
-            _census(table, images),
-            *parts.notes,
-            *labels.notes,
-            *([archive_note(homes)] if reports is None else _report_notes(reports, studies)),
-            *report_notes(rows.reports),
-            *header_notes(headers.values()),
-        ],
-        faults=[*faults, *images.faults, *parts.faults, *labels.faults, *(reports.faults if reports else ())],
-        sources={**labels.sources, **table.source, **parts.sources, **(reports.sources if reports else {})},
-    )
-    return build_result(parsed, config, check_files=check_files)
 
 
 def _find_images(root: Path, folders: Sequence[Path], name: str | None) -> Path:
@@ -504,19 +508,6 @@ def _locate(homes: Sequence[Path], images: Images, usable: NDArray[np.int64], *,
             reason="missing",
         )
     return [f"{tried[0]}/{path}{_ENDINGS[0]}" if path else f"{tried[0]}/" for path in below]
-
-
-def _read_headers(
-    config: DataConfig, files: Sequence[str], present: NDArray[np.bool_] | None, images: Images
-) -> dict[str, Header]:
-    """Headers of DICOM files, for projections that no table tells; each is read once and kept beside the cache."""
-    if present is None or any(images.views) or not any(file.endswith(".dcm") for file in files):
-        return {}
-    from cleft.data.images.cache import cache_folder
-
-    paths = [Path(file) for file, is_there in zip(files, present.tolist(), strict=True) if is_there]
-    found = read_headers(paths, cache_folder(config) / "headers-mimic.parquet")
-    return {str(path): header for path, header in found.items()}
 
 
 def _views(images: Images, files: Sequence[str], headers: Mapping[str, Header]) -> list[str | None]:

@@ -27,7 +27,9 @@ from cleft.data.tables.reading import (
     ParsedTable,
     ReaderResult,
     build_result,
+    find_file,
     find_table,
+    folders_below,
     require_root,
     unknown_value_notes,
 )
@@ -40,6 +42,103 @@ LISTS = {"train": "train_val_list.txt", "test": "test_list.txt"}
 
 _PUBLISHED_LISTS = {"train": "86,524", "test": "25,596"}
 _EXAMPLES = 3
+TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
+"""The label table by name, the newer edition first."""
+
+FINDINGS = (
+    "Atelectasis",
+    "Cardiomegaly",
+    "Effusion",
+    "Infiltration",
+    "Mass",
+    "Nodule",
+    "Pneumonia",
+    "Pneumothorax",
+    "Consolidation",
+    "Edema",
+    "Emphysema",
+    "Fibrosis",
+    "Pleural Thickening",
+    "Hernia",
+)
+"""In the order of the paper that published them; the table writes `Pleural_Thickening`."""
+
+NO_FINDING = "No Finding"
+VIEWS = ("AP", "PA")
+_IMAGE, _LABELS, _PATIENT, _VISIT = "Image Index", "Finding Labels", "Patient ID", "Follow-up #"
+_AGES, _SEXES, _VIEW = "Patient Age", "Patient Gender", "View Position"
+_COLUMNS = (_IMAGE, _LABELS, _PATIENT, _AGES, _SEXES, _VIEW)
+_NAME = re.compile(r"([0-9]{8})_[0-9]{3}\.png")
+_AGE = re.compile(r"0*([0-9]+)([YMD]?)")
+_YEARS = {"": 1.0, "Y": 1.0, "M": 1 / 12, "D": 1 / 365.25}
+_PUBLISHED = "published: 112,120 images of 30,805 patients"
+
+
+def read_nih(config: DataConfig, *, check_files: bool = True) -> ReaderResult:
+    """Reads ChestX-ray14.
+
+    Args:
+        config: `root` is the folder that holds the table, or the one above it; `table` its name; `views` are the
+            projections to keep, by default AP and PA, which are all.
+        check_files: Whether to look for every image on disk. False reads the table without its images.
+
+    Returns:
+        One record per image in the table's order. Every finding is present or absent; labels were found in reports by
+        a program. Its id is the file name, its patient the number without leading zeros; `split` is that of the
+        official lists where both lie beside the table or in the root.
+
+    Raises:
+        ConfigError: If `data.root` is not set.
+        DataError: If the table or the images are not there, a cell is not what it should be, or more than
+            `data.max_bad` of the images are missing.
+    """
+    root = require_root(config)
+    folders = folders_below(root)
+    editions = [name for name in TABLES if find_file(folders, name)]
+    path = find_table(root, folders, config.table or (editions or TABLES)[0])
+    table, faults = read_table(path)
+    lacking = missing_columns(
+        table.columns, [_IMAGE, _LABELS, _PATIENT, "Patient Age", "Patient Gender", "View Position"]
+    )
+    if lacking:
+        refuse(path, lacking)
+    ids, patients, sound, wrong_names = _read_names(table)
+    codes, wrong_labels = _read_labels(table)
+    lists = read_lists([path.parent, *folders], ids)
+    sexes, odd_sexes = read_sexes(table.columns[_SEXES], len(table))
+    ages, odd_ages = read_ages(_in_years(table.columns[_AGES]), len(table))
+    visits = read_texts(table.columns.get(_VISIT), len(table))
+    files, present = locate_images([path.parent, *folders], ids) if check_files else (ids, None)
+    rows = Rows(
+        ids=ids,
+        images=files,
+        findings=(*FINDINGS, NO_FINDING),
+        codes=codes,
+        patients=patients,
+        studies=[f"{patient}/{visit}" if visit else None for patient, visit in zip(patients, visits, strict=True)],
+        views=read_texts(table.columns[_VIEW], len(table)),
+        sexes=sexes,
+        ages=ages,
+        lines=table.lines,
+        splits=lists.splits,
+    )
+    parsed = ParsedTable(
+        dataset="nih",
+        table=table,
+        rows=rows,
+        valid=np.flatnonzero(sound),
+        views=config.views or VIEWS,
+        present=present,
+        notes=[
+            *_census(table, ids, patients, sound),
+            *lists.notes,
+            *unknown_value_notes(odd_sexes, odd_ages),
+        ],
+        faults=[*faults, *wrong_names, *wrong_labels, *lists.faults],
+        sources={**table.source, **lists.sources},
+        people="nih",
+    )
+    return build_result(parsed, config, check_files=check_files)
 
 
 class Lists(NamedTuple):
@@ -140,108 +239,6 @@ def _image_folders(folders: Sequence[Path]) -> list[str]:
         found += [folder / "images", folder / "images" / "images"]
         found += [place for batch in batches for place in (batch / "images", batch)]
     return [str(path) for path in found if path.is_dir()]
-
-
-TABLES = tuple(
-    f"{name}.csv{end}" for name in ("Data_Entry_2017_v2020", "Data_Entry_2017") for end in ("", ".gz", ".zip")
-)
-"""The label table by name, the newer edition first."""
-
-FINDINGS = (
-    "Atelectasis",
-    "Cardiomegaly",
-    "Effusion",
-    "Infiltration",
-    "Mass",
-    "Nodule",
-    "Pneumonia",
-    "Pneumothorax",
-    "Consolidation",
-    "Edema",
-    "Emphysema",
-    "Fibrosis",
-    "Pleural Thickening",
-    "Hernia",
-)
-"""In the order of the paper that published them; the table writes `Pleural_Thickening`."""
-
-NO_FINDING = "No Finding"
-VIEWS = ("AP", "PA")
-
-_IMAGE, _LABELS, _PATIENT, _VISIT = "Image Index", "Finding Labels", "Patient ID", "Follow-up #"
-_AGES, _SEXES, _VIEW = "Patient Age", "Patient Gender", "View Position"
-_COLUMNS = (_IMAGE, _LABELS, _PATIENT, _AGES, _SEXES, _VIEW)
-_NAME = re.compile(r"([0-9]{8})_[0-9]{3}\.png")
-_AGE = re.compile(r"0*([0-9]+)([YMD]?)")
-_YEARS = {"": 1.0, "Y": 1.0, "M": 1 / 12, "D": 1 / 365.25}
-_PUBLISHED = "published: 112,120 images of 30,805 patients"
-
-
-def read_nih(config: DataConfig, *, check_files: bool = True) -> ReaderResult:
-    """Reads ChestX-ray14.
-
-    Args:
-        config: `root` is the folder that holds the table, or the one above it; `table` its name; `views` are the
-            projections to keep, by default AP and PA, which are all.
-        check_files: Whether to look for every image on disk. False reads the table without its images.
-
-    Returns:
-        One record per image in the table's order. Every finding is present or absent; labels were found in reports by
-        a program. Its id is the file name, its patient the number without leading zeros; `split` is that of the
-        official lists where both lie beside the table or in the root.
-
-    Raises:
-        ConfigError: If `data.root` is not set.
-        DataError: If the table or the images are not there, a cell is not what it should be, or more than
-            `data.max_bad` of the images are missing.
-    """
-    root = require_root(config)
-    folders = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
-    names = [config.table] if config.table else [name for name in TABLES if any((f / name).is_file() for f in folders)]
-    path = find_table(root, folders, names[0] if names else TABLES[0])
-    table, faults = read_table(path)
-    lacking = missing_columns(
-        table.columns, [_IMAGE, _LABELS, _PATIENT, "Patient Age", "Patient Gender", "View Position"]
-    )
-    if lacking:
-        refuse(path, lacking)
-    ids, patients, sound, wrong_names = _read_names(table)
-    codes, wrong_labels = _read_labels(table)
-    lists = read_lists([path.parent, *folders], ids)
-    sexes, odd_sexes = read_sexes(table.columns[_SEXES], len(table))
-    ages, odd_ages = read_ages(_in_years(table.columns[_AGES]), len(table))
-    visits = read_texts(table.columns.get(_VISIT), len(table))
-    files, present = locate_images([path.parent, *folders], ids) if check_files else (ids, None)
-    rows = Rows(
-        ids=ids,
-        images=files,
-        findings=(*FINDINGS, NO_FINDING),
-        codes=codes,
-        patients=patients,
-        studies=[f"{patient}/{visit}" if visit else None for patient, visit in zip(patients, visits, strict=True)],
-        views=read_texts(table.columns[_VIEW], len(table)),
-        sexes=sexes,
-        ages=ages,
-        lines=table.lines,
-        splits=lists.splits,
-    )
-    parsed = ParsedTable(
-        dataset="nih",
-        table=table,
-        rows=rows,
-        valid=np.flatnonzero(sound),
-        views=config.views or VIEWS,
-        present=present,
-        notes=[
-            *_census(table, ids, patients, sound),
-            *lists.notes,
-            *unknown_value_notes(odd_sexes, odd_ages),
-        ],
-        faults=[*faults, *wrong_names, *wrong_labels, *lists.faults],
-        sources={**table.source, **lists.sources},
-        people="nih",
-    )
-    return build_result(parsed, config, check_files=check_files)
 
 
 def _read_names(table: Table) -> tuple[list[str], list[str], NDArray[np.bool_], list[Fault]]:

@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -22,12 +23,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cleft.config import DataConfig
-from cleft.data.images.dicom_headers import Header, header_notes, read_headers
+from cleft.data.images.cache import read_dataset_headers
+from cleft.data.images.dicom_headers import Header, header_notes
 from cleft.data.tables.csv import Table, read_table
 from cleft.data.tables.faults import Fault, missing_columns, refuse
 from cleft.data.tables.files import are_files, is_junk
 from cleft.data.tables.patients import person
-from cleft.data.tables.reading import ParsedTable, ReaderResult, build_result, find_table, require_root
+from cleft.data.tables.reading import (
+    ParsedTable,
+    ReaderResult,
+    build_result,
+    find_file,
+    find_table,
+    folders_below,
+    require_root,
+)
 from cleft.data.tables.rows import BLANK, Rows, read_codes, read_texts
 from cleft.errors import DataError
 from cleft.files import read_limited
@@ -39,17 +49,103 @@ NAMES = (
     *(f"{name}.csv{end}" for name in ("nih_patients", "rsna_nih_match") for end in ("", ".gz")),
 )
 """Files that are found by themselves, the owner's first."""
+
 DOUBTFUL = 5.0
 """A match of pixels whose mean squared difference is above this may be another picture."""
 
 _NIH_IMAGE = re.compile(r"([0-9]{8})_[0-9]{3}\.png")
 _EXAMPLES = 3
-
-
 _ALONE = (
     "no mapping to NIH's patients: `patientId` names an image, so every image counts as a patient of its own, and "
     "images of one person may stand on both sides of a split (leakage: unknown); set data.mapping"
 )
+BOX = ("x", "y", "width", "height")
+CLASSES = {"Normal": 1, "No Lung Opacity / Not Normal": 0, "Lung Opacity": 0}
+"""Detailed class to whether the image is normal."""
+
+_OPACITY = "Lung Opacity"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+NEGATIVE, POSITIVE, NORMAL = "No Pneumonia", "Pneumonia", "Normal"
+"""An image without boxes need not be normal, and 70 % are not; `Normal` is known where the detailed classes are."""
+
+TABLE = "stage_2_train_labels.csv"
+DETAILS = "stage_2_detailed_class_info.csv"
+IMAGES = "stage_2_train_images"
+UNLABELLED = "stage_2_test_images"
+_PROBES = 8
+_PUBLISHED = "published: 26,684 images, 6,012 of them positive with 9,555 boxes"
+
+
+def read_rsna(config: DataConfig, *, check_files: bool = True) -> ReaderResult:
+    """Reads RSNA.
+
+    Args:
+        config: `root` is the folder of the download, or the one above it; `table` the label table, by default
+            `stage_2_train_labels.csv`; `mapping` says who the patients are; `views` are the projections to keep, by
+            default all.
+        check_files: Whether to look for every image on disk and to read its header. False reads tables alone, so that
+            projection, sex and age stay unknown.
+
+    Returns:
+        One record per image, in the order in which the table first names them. Its id is the `patientId`. `Pneumonia`
+        and `No Pneumonia` are both told, one of them 1; `Normal` where the detailed classes lie beside the table.
+
+    Raises:
+        ConfigError: If `data.root` is not set.
+        DataError: If a table or the images are not there, rows of an image disagree, or more than `data.max_bad` of the
+            images are missing or not in the mapping.
+    """
+    root = require_root(config)
+    folders = folders_below(root)
+    path = find_table(root, folders, config.table or TABLE)
+    table, faults = read_table(path)
+    lacking = missing_columns(table.columns, ["patientId", *BOX, "Target"])
+    if lacking:
+        refuse(path, lacking)
+    labels, wrong = read_labels(table)
+    homes = list(dict.fromkeys([path.parent, *folders]))
+    detailed = find_file(homes, DETAILS)
+    details = Details() if detailed is None else read_details(detailed, labels)
+    patients = assign_patients(find_mapping(config.mapping, homes), labels.names, config.max_bad)
+    folder = _locate(homes, labels.names) if check_files else str(path.parent / IMAGES)
+    files = [f"{folder}/{name}.dcm" for name in labels.names]
+    present = are_files(files) if check_files else None
+    headers = {} if present is None else read_dataset_headers(config, compress(files, present.tolist()))
+    seen = [headers.get(file, Header()) for file in files]
+    told = [1 - labels.target, labels.target, *([] if details.normal is None else [details.normal])]
+    rows = Rows(
+        ids=labels.names,
+        images=files,
+        findings=(NEGATIVE, POSITIVE, NORMAL)[: len(told)],
+        codes=np.stack(told, axis=1).astype(np.int8),
+        patients=patients.names,
+        views=[header.view for header in seen],
+        sexes=[header.sex for header in seen],
+        ages=[header.age for header in seen],
+        lines=labels.lines,
+        scanners=[header.manufacturer for header in seen],
+    )
+    parsed = ParsedTable(
+        dataset="rsna",
+        table=table,
+        rows=rows,
+        valid=np.flatnonzero(labels.sound & patients.known),
+        views=config.views,
+        present=present,
+        notes=[
+            _census(path.name, labels),
+            *details.notes,
+            *patients.notes,
+            *header_notes(headers.values()),
+            *_unlabelled(homes),
+        ],
+        faults=[*faults, *wrong, *patients.faults],
+        rejected={**({"duplicate": labels.repeated} if labels.repeated else {}), **patients.rejected},
+        sources={**table.source, **details.sources, **patients.sources},
+        people=patients.people,
+        cautions=patients.cautions,
+    )
+    return build_result(parsed, config, check_files=check_files)
 
 
 class PatientMap(NamedTuple):
@@ -214,14 +310,6 @@ def _float(text: str | None) -> float:
         return math.inf
 
 
-BOX = ("x", "y", "width", "height")
-CLASSES = {"Normal": 1, "No Lung Opacity / Not Normal": 0, "Lung Opacity": 0}
-"""Detailed class to whether the image is normal."""
-
-_OPACITY = "Lung Opacity"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Labels:
     """The label table by image, in the order in which it first names each."""
@@ -355,105 +443,6 @@ def _is_empty(box: Sequence[float | None]) -> bool:
     return all(side is None for side in box)
 
 
-NEGATIVE, POSITIVE, NORMAL = "No Pneumonia", "Pneumonia", "Normal"
-"""An image without boxes need not be normal, and 70 % are not; `Normal` is known where the detailed classes are."""
-
-TABLE = "stage_2_train_labels.csv"
-DETAILS = "stage_2_detailed_class_info.csv"
-IMAGES = "stage_2_train_images"
-UNLABELLED = "stage_2_test_images"
-
-_PROBES = 8
-_PUBLISHED = "published: 26,684 images, 6,012 of them positive with 9,555 boxes"
-
-
-def read_rsna(config: DataConfig, *, check_files: bool = True) -> ReaderResult:
-    """Reads RSNA.
-
-    Args:
-        config: `root` is the folder of the download, or the one above it; `table` the label table, by default
-            `stage_2_train_labels.csv`; `mapping` says who the patients are; `views` are the projections to keep, by
-            default all.
-        check_files: Whether to look for every image on disk and to read its header. False reads tables alone, so that
-            projection, sex and age stay unknown.
-
-    Returns:
-        One record per image, in the order in which the table first names them. Its id is the `patientId`. `Pneumonia`
-        and `No Pneumonia` are both told, one of them 1; `Normal` where the detailed classes lie beside the table.
-
-    Raises:
-        ConfigError: If `data.root` is not set.
-        DataError: If a table or the images are not there, rows of an image disagree, or more than `data.max_bad` of the
-            images are missing or not in the mapping.
-    """
-    root = require_root(config)
-    folders = _folders(root)
-    path = _find(root, folders, config.table or TABLE)
-    table, faults = read_table(path)
-    lacking = missing_columns(table.columns, ["patientId", *BOX, "Target"])
-    if lacking:
-        refuse(path, lacking)
-    labels, wrong = read_labels(table)
-    homes = list(dict.fromkeys([path.parent, *folders]))
-    detailed = next((found for home in homes for found in _forms(home, DETAILS)), None)
-    details = Details() if detailed is None else read_details(detailed, labels)
-    patients = assign_patients(find_mapping(config.mapping, homes), labels.names, config.max_bad)
-    folder = _locate(homes, labels.names) if check_files else str(path.parent / IMAGES)
-    files = [f"{folder}/{name}.dcm" for name in labels.names]
-    present = are_files(files) if check_files else None
-    headers = {} if present is None else _read_headers(config, files, present)
-    seen = [headers.get(file, Header()) for file in files]
-    told = [1 - labels.target, labels.target, *([] if details.normal is None else [details.normal])]
-    rows = Rows(
-        ids=labels.names,
-        images=files,
-        findings=(NEGATIVE, POSITIVE, NORMAL)[: len(told)],
-        codes=np.stack(told, axis=1).astype(np.int8),
-        patients=patients.names,
-        views=[header.view for header in seen],
-        sexes=[header.sex for header in seen],
-        ages=[header.age for header in seen],
-        lines=labels.lines,
-        scanners=[header.manufacturer for header in seen],
-    )
-    parsed = ParsedTable(
-        dataset="rsna",
-        table=table,
-        rows=rows,
-        valid=np.flatnonzero(labels.sound & patients.known),
-        views=config.views,
-        present=present,
-        notes=[
-            _census(path.name, labels),
-            *details.notes,
-            *patients.notes,
-            *header_notes(headers.values()),
-            *_unlabelled(homes),
-        ],
-        faults=[*faults, *wrong, *patients.faults],
-        rejected={**({"duplicate": labels.repeated} if labels.repeated else {}), **patients.rejected},
-        sources={**table.source, **details.sources, **patients.sources},
-        people=patients.people,
-        cautions=patients.cautions,
-    )
-    return build_result(parsed, config, check_files=check_files)
-
-
-def _folders(root: Path) -> list[Path]:
-    """The root and what lies one level below it, such as `RSNA Pneumonia`."""
-    return [root, *sorted(path for path in root.iterdir() if path.is_dir() and not is_junk(path.name))]
-
-
-def _forms(folder: Path, name: str) -> list[Path]:
-    """A table that is there: plain, compressed, or alone in an archive."""
-    return [folder / f"{name}{end}" for end in ("", ".gz", ".zip") if (folder / f"{name}{end}").is_file()]
-
-
-def _find(root: Path, folders: Sequence[Path], name: str) -> Path:
-    found = [path.name for folder in folders for path in _forms(folder, name)]
-    return find_table(root, folders, found[0] if found and name not in found else name)
-
-
 def _locate(homes: Sequence[Path], names: Sequence[str]) -> str:
     """Finds the folder of the images from a handful of them.
 
@@ -470,17 +459,6 @@ def _locate(homes: Sequence[Path], names: Sequence[str]) -> str:
         f"{', '.join(str(folder) for folder in tried[:4])}; set data.root to the folder that holds {IMAGES}",
         reason="missing",
     )
-
-
-def _read_headers(config: DataConfig, files: Sequence[str], present: NDArray[np.bool_] | None) -> dict[str, Header]:
-    """Headers of the images that are there, each read once and kept beside the prepared images."""
-    if present is None:
-        return {}
-    from cleft.data.images.cache import cache_folder
-
-    paths = [Path(file) for file, is_there in zip(files, present.tolist(), strict=True) if is_there]
-    found = read_headers(paths, cache_folder(config) / "headers-rsna.parquet")
-    return {str(path): header for path, header in found.items()}
 
 
 def _census(name: str, labels: Labels) -> str:

@@ -20,6 +20,15 @@ TEST_SALT = "cleft-test-v1"
 VAL_SALT = "cleft-val-v1"
 """A new salt is a new split: never change one, add one."""
 
+FRACTION_SALT = "cleft-fraction-v1"
+"""A new salt is another subset: never change it."""
+
+PER_CLASS_SALT = "cleft-per-class-v1"
+"""A new salt is another set: never change it, add one."""
+
+PER_PATIENT = 4
+"""Images of one patient in one class, at most, where nothing else is asked for: a breast or two in two views."""
+
 
 class Cut(NamedTuple):
     """What a recipe decides. An image that stands in neither the test set nor the pool is left out."""
@@ -72,10 +81,6 @@ def take_patients(records: Sequence[Record], target: int, salt: str) -> set[str]
 def share_of(fraction: float, images: int) -> int:
     """Rounds to whole images, but never down to none of a share that was asked for."""
     return max(round(fraction * images), 1) if fraction > 0 else 0
-
-
-FRACTION_SALT = "cleft-fraction-v1"
-"""A new salt is another subset: never change it."""
 
 
 def take_fraction(records: Sequence[Record], fraction: float, classes: Sequence[str], *, seed: int = 0) -> list[Record]:
@@ -136,13 +141,6 @@ def _places(records: Sequence[Record], rarest_first: Sequence[str], salt: str) -
         places[patient] = (before[stratum] + images[patient] / 2) / total[stratum]
         before[stratum] += images[patient]
     return places
-
-
-PER_CLASS_SALT = "cleft-per-class-v1"
-"""A new salt is another set: never change it, add one."""
-
-PER_PATIENT = 4
-"""Images of one patient in one class, at most, where nothing else is asked for: a breast or two in two views."""
 
 
 def balanced(

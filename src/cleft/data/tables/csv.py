@@ -33,11 +33,20 @@ from cleft.grammar import count
 
 MAX_BYTES = 4 << 30
 """Largest table, counted after decompression."""
+
 MAX_COLUMNS = 256
 MAX_CELL_BYTES = 64 << 10
-
 _BOM = b"\xef\xbb\xbf"
 _LF, _QUOTE = 10, 34
+_GZIP, _ZIP = b"\x1f\x8b", b"PK\x03\x04"
+_FOREIGN = {
+    b"\xff\xfe": "UTF-16 text; save it as UTF-8",
+    b"\xfe\xff": "UTF-16 text; save it as UTF-8",
+    b"PAR1": "a Parquet file; write it as CSV",
+    b"BZh": "compressed with bzip2; unpack it or compress it with gzip",
+    b"\xfd7zXZ": "compressed with xz; unpack it or compress it with gzip",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd; unpack it or compress it with gzip",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,17 +274,6 @@ def _long_cells(columns: dict[str, Column], lines: NDArray[np.int64]) -> list[Fa
             what = f"column {name!r} holds a cell of more than {MAX_CELL_BYTES >> 10} KiB"
             faults.append(Fault("label", what, "shorten it", lines[column.rows_of(long)].tolist()))
     return faults
-
-
-_GZIP, _ZIP = b"\x1f\x8b", b"PK\x03\x04"
-_FOREIGN = {
-    b"\xff\xfe": "UTF-16 text; save it as UTF-8",
-    b"\xfe\xff": "UTF-16 text; save it as UTF-8",
-    b"PAR1": "a Parquet file; write it as CSV",
-    b"BZh": "compressed with bzip2; unpack it or compress it with gzip",
-    b"\xfd7zXZ": "compressed with xz; unpack it or compress it with gzip",
-    b"\x28\xb5\x2f\xfd": "compressed with zstd; unpack it or compress it with gzip",
-}
 
 
 def unpack(path: Path, raw: bytes, limit: int) -> bytes:

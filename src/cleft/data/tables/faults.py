@@ -80,6 +80,17 @@ def unreadable_texts(texts: Iterable[tuple[int, str, str]]) -> list[Fault]:
     return faults
 
 
+def faults_of_table(path: Path, faults: Iterable[Fault]) -> list[Fault]:
+    """Returns the faults of an additional table with its path and lines in the text.
+
+    Faults are reported for the dataset's main table; `lines` of another table would be taken for lines of that one.
+    """
+    return [
+        Fault(fault.reason, fault.sentence(Path(path.name)).removesuffix(f"; {fault.remedy}"), fault.remedy)
+        for fault in faults
+    ]
+
+
 def refuse(path: Path, faults: Sequence[Fault]) -> None:
     """Raises a DataError that tells the first fault and counts the others; does nothing without faults."""
     if not faults:

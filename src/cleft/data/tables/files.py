@@ -25,6 +25,18 @@ _JUNK = re.compile(
     r"|[^/]*\.(?:part|partial|crdownload|download|tmp))$",
     re.IGNORECASE,
 )
+_MOST = 16
+"""Places at which one path is looked for at most."""
+
+_ENDINGS = (".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".nii", ".gz")
+_MOST_WANTED = 50
+"""Missing images that are looked for."""
+
+_SEEN = 200_000
+"""Files that are listed at most."""
+
+PHANTOMS_FILE = "PHANTOMS.json"
+"""File that says a folder holds phantoms and nothing else."""
 
 
 def leaves_root(path: str) -> bool:
@@ -141,10 +153,6 @@ def _is_below(path: str, home: str) -> bool:
     return path == home or path.startswith(home.rstrip("/") + "/")
 
 
-_MOST = 16
-"""Places at which one path is looked for at most."""
-
-
 def respell(root: Path, paths: Sequence[str], taken: Collection[str]) -> dict[str, str]:
     """Looks for files under any spelling of their paths; links are not followed.
 
@@ -212,13 +220,6 @@ def _list(
     return folders[place]
 
 
-_ENDINGS = (".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".nii", ".gz")
-_MOST_WANTED = 50
-"""Missing images that are looked for."""
-_SEEN = 200_000
-"""Files that are listed at most."""
-
-
 def hint_nearby(root: Path, missing: Sequence[str]) -> str:
     """Returns a clause that names a file which is there in place of a missing one; empty where there is none.
 
@@ -277,10 +278,6 @@ def _common(one: str, other: str) -> int:
             break
         count += 1
     return count
-
-
-PHANTOMS_FILE = "PHANTOMS.json"
-"""File that says a folder holds phantoms and nothing else."""
 
 
 def is_synthetic(root: Path | None) -> bool:

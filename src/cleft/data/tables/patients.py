@@ -28,9 +28,60 @@ _ROUNDED = re.compile(r"[0-9]+\.[0-9]+[eE]\+?[0-9]+|[0-9]+[eE]\+[0-9]+")
 _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]*)?(?:e[+-]?[0-9]{1,2})?")
 _COMMA = re.compile(r"([0-9]+),0{1,2}")
 """The form of a whole number where a comma separates decimals."""
+
 _GROUPED = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})+")
 _PADDED = re.compile(r"([^0-9]*)0+([0-9]+)")
 _MOST = 3
+USUAL: Mapping[str, tuple[str, ...]] = {
+    "image": (
+        *("image", "imagepath", "imagefile", "imagefilename", "imagename", "imageid", "imageindex", "imagefilepath"),
+        *("img", "imgpath", "imgfile", "imgname", "imgid", "path", "filepath", "filename", "file", "fullpath"),
+        *("relativepath", "relpath", "pathtoimage", "dicom", "dicompath", "dicomfile", "dicomfilename", "dicomid"),
+        *("dcmpath", "dcmfile", "anondicompath", "pngpath", "jpgpath", "imagelocation", "imageurl", "xray", "xraypath"),
+    ),
+    "patient": (
+        *("patient", "patientid", "patientids", "patientno", "patientnr", "patientnum", "patientnumber", "patientkey"),
+        *("patientcode", "patientidentifier", "anonpatientid", "patientanonid", "patientpseudoid", "patientuid"),
+        *("patid", "ptid", "pat", "pid", "subject", "subjectid", "subjectids", "subjectno", "subjectnumber"),
+        *("subjectkey", "subjectcode", "subjectlabel", "subj", "subjid", "participant", "participantid"),
+        *("participantnumber", "person", "personid", "individual", "individualid", "mrn", "medicalrecordnumber"),
+        *("empi", "empianon", "empiid", "nihpatient", "patientsubjectid"),
+    ),
+    "study": (
+        *("study", "studyid", "studyuid", "studyinstanceuid", "accession", "accessionnumber", "accessionid"),
+        *("accanon", "exam", "examid", "examination", "examinationid", "visit", "visitid", "encounter", "encounterid"),
+    ),
+    "view": ("view", "viewposition", "viewpos", "projection", "appa", "viewtype", "viewname", "imageview"),
+    "sex": ("sex", "gender", "patientsex", "patientgender", "biologicalsex"),
+    "age": ("age", "patientage", "ageyears", "ageinyears", "agey", "ageatstudy", "ageatexam", "ageatscan", "yearsold"),
+    "laterality": ("laterality", "side", "imagelaterality", "breastside"),
+    "scanner": ("scanner", "manufacturer", "vendor", "scannermanufacturer", "device", "devicemanufacturer"),
+    "caption": ("caption", "captions", "text"),
+    "report": ("report", "reporttext", "radiologyreport", "fullreport", "reports"),
+    "findings": ("findings", "findingstext"),
+    "impression": ("impression", "impressions", "impressiontext"),
+    "split": ("split", "subset", "partition", "datasplit"),
+}
+"""Meaning of a column to the names it may have, as `plain_name` writes them, the surest first."""
+
+_UNSURE = ("case", "caseid", "caseno", "casenumber", "casename", "patientname", "name", "nameid", "recordid", "record")
+_PEOPLE = re.compile(r"patient|subject|participant")
+_ID = re.compile(r".*(?:[^a-zA-Z](?i:u?ids?|nr|mrn)|[a-z](?:U?IDs?|Id))")
+"""A name whose last word says that the column holds ids: `client_id`, `clientID`."""
+
+_OTHERS = (
+    *("id", "ids", "index", "idx", "row", "rowid", "rownumber", "number", "no", "nr", "key", "uid", "uuid", "fold"),
+    *("cvfold", "kfold", "date", "studydate", "time", "studytime", "year", "birthdate", "dateofbirth", "dob", "height"),
+    *("width", "rows", "columns", "modality", "bodypart", "bodypartexamined", "site", "hospital", "institution"),
+    *("source", "dataset", "url", "license", "licence", "series", "seriesid", "seriesuid", "seriesinstanceuid"),
+    *("sopinstanceuid", "instance", "instancenumber", "race", "ethnicity", "followup", "followupnumber", "weight"),
+    *("bmi", "set"),
+)
+COLUMNS = ("patient", "patient_id", "patient id", "nih_patient")
+"""Names the column of a list of patients may have; case does not matter. RSNA's `patientId` names an image, so that it
+and other usual names count only where there is none of these."""
+
+_NIH_PATIENT = re.compile(r"(?:patient)?0*([0-9]+)", re.IGNORECASE)
 
 
 def whole_id(text: str) -> str:
@@ -118,52 +169,6 @@ def spelling_faults(patients: Sequence[str], rows: Iterable[int], lines: Sequenc
     return [Fault("patient", what, remedy, at)]
 
 
-USUAL: Mapping[str, tuple[str, ...]] = {
-    "image": (
-        *("image", "imagepath", "imagefile", "imagefilename", "imagename", "imageid", "imageindex", "imagefilepath"),
-        *("img", "imgpath", "imgfile", "imgname", "imgid", "path", "filepath", "filename", "file", "fullpath"),
-        *("relativepath", "relpath", "pathtoimage", "dicom", "dicompath", "dicomfile", "dicomfilename", "dicomid"),
-        *("dcmpath", "dcmfile", "anondicompath", "pngpath", "jpgpath", "imagelocation", "imageurl", "xray", "xraypath"),
-    ),
-    "patient": (
-        *("patient", "patientid", "patientids", "patientno", "patientnr", "patientnum", "patientnumber", "patientkey"),
-        *("patientcode", "patientidentifier", "anonpatientid", "patientanonid", "patientpseudoid", "patientuid"),
-        *("patid", "ptid", "pat", "pid", "subject", "subjectid", "subjectids", "subjectno", "subjectnumber"),
-        *("subjectkey", "subjectcode", "subjectlabel", "subj", "subjid", "participant", "participantid"),
-        *("participantnumber", "person", "personid", "individual", "individualid", "mrn", "medicalrecordnumber"),
-        *("empi", "empianon", "empiid", "nihpatient", "patientsubjectid"),
-    ),
-    "study": (
-        *("study", "studyid", "studyuid", "studyinstanceuid", "accession", "accessionnumber", "accessionid"),
-        *("accanon", "exam", "examid", "examination", "examinationid", "visit", "visitid", "encounter", "encounterid"),
-    ),
-    "view": ("view", "viewposition", "viewpos", "projection", "appa", "viewtype", "viewname", "imageview"),
-    "sex": ("sex", "gender", "patientsex", "patientgender", "biologicalsex"),
-    "age": ("age", "patientage", "ageyears", "ageinyears", "agey", "ageatstudy", "ageatexam", "ageatscan", "yearsold"),
-    "laterality": ("laterality", "side", "imagelaterality", "breastside"),
-    "scanner": ("scanner", "manufacturer", "vendor", "scannermanufacturer", "device", "devicemanufacturer"),
-    "caption": ("caption", "captions", "text"),
-    "report": ("report", "reporttext", "radiologyreport", "fullreport", "reports"),
-    "findings": ("findings", "findingstext"),
-    "impression": ("impression", "impressions", "impressiontext"),
-    "split": ("split", "subset", "partition", "datasplit"),
-}
-"""Meaning of a column to the names it may have, as `plain_name` writes them, the surest first."""
-
-_UNSURE = ("case", "caseid", "caseno", "casenumber", "casename", "patientname", "name", "nameid", "recordid", "record")
-_PEOPLE = re.compile(r"patient|subject|participant")
-_ID = re.compile(r".*(?:[^a-zA-Z](?i:u?ids?|nr|mrn)|[a-z](?:U?IDs?|Id))")
-"""A name whose last word says that the column holds ids: `client_id`, `clientID`."""
-_OTHERS = (
-    *("id", "ids", "index", "idx", "row", "rowid", "rownumber", "number", "no", "nr", "key", "uid", "uuid", "fold"),
-    *("cvfold", "kfold", "date", "studydate", "time", "studytime", "year", "birthdate", "dateofbirth", "dob", "height"),
-    *("width", "rows", "columns", "modality", "bodypart", "bodypartexamined", "site", "hospital", "institution"),
-    *("source", "dataset", "url", "license", "licence", "series", "seriesid", "seriesuid", "seriesinstanceuid"),
-    *("sopinstanceuid", "instance", "instancenumber", "race", "ethnicity", "followup", "followupnumber", "weight"),
-    *("bmi", "set"),
-)
-
-
 def plain_name(name: str) -> str:
     """Returns a column's name without case, spaces and signs.
 
@@ -194,13 +199,6 @@ def may_name_patients(name: str) -> bool:
 def is_no_finding(name: str) -> bool:
     """Whether a column has the name of something that is surely no finding, such as `index` or `fold`."""
     return plain_name(name) in _OTHERS
-
-
-COLUMNS = ("patient", "patient_id", "patient id", "nih_patient")
-"""Names the column of a list of patients may have; case does not matter. RSNA's `patientId` names an image, so that it
-and other usual names count only where there is none of these."""
-
-_NIH_PATIENT = re.compile(r"(?:patient)?0*([0-9]+)", re.IGNORECASE)
 
 
 def person(people: str, patient: str) -> str:

@@ -105,6 +105,17 @@ def require_root(config: DataConfig) -> Path:
     return root
 
 
+def folders_below(root: Path) -> list[Path]:
+    """Returns the root and the folders directly in it, where downloads unpack, in alphabetical order."""
+    return [root, *sorted(path for path in root.iterdir() if path.is_dir() and not is_junk(path.name))]
+
+
+def find_file(folders: Sequence[Path], name: str) -> Path | None:
+    """Returns the first file of this name, or of it with `.gz` or `.zip`, in any of the folders; None without one."""
+    paths = (folder / f"{name}{ending}" for ending in ("", ".gz", ".zip") for folder in folders)
+    return next((path for path in paths if path.is_file()), None)
+
+
 def find_table(root: Path, folders: Sequence[Path], name: str) -> Path:
     """Finds a table in one of several folders.
 
@@ -114,7 +125,8 @@ def find_table(root: Path, folders: Sequence[Path], name: str) -> Path:
     """
     if leaves_root(name):
         raise ConfigError(f"data.table={name!r} leads out of data.root; give a path inside {root}")
-    found = [folder / name for folder in folders if (folder / name).is_file()]
+    first = find_file(folders, name)
+    found = [] if first is None else [folder / first.name for folder in folders if (folder / first.name).is_file()]
     if len(found) > 1:
         places = ", ".join(str(path.parent) for path in found)
         raise DataError(f"{name} lies in several folders: {places}; set data.root to one of them", reason="table")

@@ -23,19 +23,6 @@ from cleft.data.tables.faults import Fault, unreadable_texts
 from cleft.grammar import share, verb
 from cleft.types import Record
 
-
-@contextmanager
-def gc_paused() -> Generator[None]:
-    """Pauses the collector; also a decorator. Looking through records again and again takes as long as making them."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
 BLANK = 2
 """Code of a finding that nobody mentioned, beside 1 present, 0 absent and -1 uncertain."""
 
@@ -47,6 +34,27 @@ _PARTS = {
 }
 _SEXES = {"male": "Male", "m": "Male", "female": "Female", "f": "Female"}
 _OLDEST = 120
+_ALLOWED = "allowed are 1, 0, -1 and empty"
+_WORD = re.compile(r"(?!(?:.*\d){5})[\w.+/?-]{1,12}")
+_LABELS = {
+    *("yes", "no", "y", "n", "true", "false", "t", "f", "positive", "negative", "pos", "neg", "present", "absent"),
+    *("unknown", "uncertain", "unsure", "na", "n/a", "nan", "none", "null", "normal", "abnormal", "x", "?", "+", "-"),
+    *map(str, range(2, 10)),
+    "inf",
+}
+_EXAMPLES = 3
+
+
+@contextmanager
+def gc_paused() -> Generator[None]:
+    """Pauses the collector; also a decorator. Looking through records again and again takes as long as making them."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def read_codes(table: Table, findings: Sequence[str]) -> tuple[NDArray[np.int8], list[Fault]]:
@@ -81,16 +89,6 @@ def _strange(name: str, texts: Sequence[str], *, are_labels: bool) -> tuple[str,
         return f"column {name!r} holds text that is no label", f"{_ALLOWED}; if it is no finding, call it '_{name}'"
     held = ", ".join(quoted[:3]) + (", …" if len(texts) > min(3, len(quoted)) else "")
     return f"column {name!r} holds {held}", _ALLOWED
-
-
-_ALLOWED = "allowed are 1, 0, -1 and empty"
-_WORD = re.compile(r"(?!(?:.*\d){5})[\w.+/?-]{1,12}")
-_LABELS = {
-    *("yes", "no", "y", "n", "true", "false", "t", "f", "positive", "negative", "pos", "neg", "present", "absent"),
-    *("unknown", "uncertain", "unsure", "na", "n/a", "nan", "none", "null", "normal", "abnormal", "x", "?", "+", "-"),
-    *map(str, range(2, 10)),
-    "inf",
-}
 
 
 def read_texts(column: Column | None, rows: int) -> list[str | None]:
@@ -143,9 +141,6 @@ def _age(text: str) -> float | None:
     except ValueError:
         return None
     return age if math.isfinite(age) and 0 <= age <= _OLDEST else None
-
-
-_EXAMPLES = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
