@@ -10,7 +10,7 @@ from tests.fakes.embed import file_row, finding_row, write_fake_embed
 
 from cleft.config import load_settings
 from cleft.data.readers.embed import TERMS
-from cleft.data.tables.files import PHANTOMS_FILE
+from cleft.data.tables.paths import PHANTOMS_FILE
 from cleft.errors import ConfigError
 from cleft.report.run_page import render
 from cleft.report.runs import read_runs

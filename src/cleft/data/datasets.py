@@ -30,7 +30,7 @@ from cleft.data.readers.mimic import read_mimic
 from cleft.data.readers.nih import FINDINGS as NIH_FINDINGS
 from cleft.data.readers.nih import read_nih
 from cleft.data.readers.rsna import read_rsna
-from cleft.data.tables.files import is_synthetic
+from cleft.data.tables.paths import is_synthetic
 from cleft.data.tables.patients import settle_people
 from cleft.data.tables.reading import ReaderResult
 from cleft.data.tables.rows import gc_paused

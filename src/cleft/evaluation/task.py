@@ -32,7 +32,7 @@ from cleft.data.images.cache import PreparedImages, obtain_images
 from cleft.data.splits.recipes import split_records
 from cleft.data.splits.split_file import leak_notes
 from cleft.data.splits.subsets import PER_PATIENT, balanced, class_patients, ids_digest
-from cleft.data.tables.files import PHANTOMS_FILE
+from cleft.data.tables.paths import PHANTOMS_FILE
 from cleft.data.text.prompts import Wording, check_phrases, check_wording, choose_classes, find_wording
 from cleft.errors import CheckpointError, ConfigError, DataError
 from cleft.evaluation.metrics import Floats

@@ -9,7 +9,7 @@ import pytest
 from cleft.config import DataConfig
 from cleft.data import read_dataset
 from cleft.data.phantoms.chest import DRAWERS, Body, Shot, draw_frontal, write_phantoms
-from cleft.data.tables.files import PHANTOMS_FILE
+from cleft.data.tables.paths import PHANTOMS_FILE
 from cleft.errors import DataError
 
 

@@ -12,7 +12,7 @@ from cleft.config import DataConfig
 from cleft.data import read_dataset
 from cleft.data.phantoms.mammogram_patients import LETTERS, ODDITIES, Shares, invent_patient
 from cleft.data.phantoms.mammograms import CODES, write_mammograms
-from cleft.data.tables.files import PHANTOMS_FILE
+from cleft.data.tables.paths import PHANTOMS_FILE
 from cleft.errors import DataError
 
 SIZE = 64

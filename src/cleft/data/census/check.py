@@ -24,7 +24,7 @@ from cleft.data.datasets import DATASETS, finish_reading, terms_of
 from cleft.data.images.decode_pool import usable_cores
 from cleft.data.splits.recipes import split_records
 from cleft.data.splits.split_file import leak_notes
-from cleft.data.tables.files import is_synthetic
+from cleft.data.tables.paths import is_synthetic
 from cleft.data.tables.reading import ReaderResult
 from cleft.errors import DataError
 from cleft.grammar import count, share, verb

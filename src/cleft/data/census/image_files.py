@@ -28,7 +28,7 @@ from cleft.data.images.dicom_headers import Header, check_syntaxes, header_notes
 from cleft.data.images.preprocess import centre_crop
 from cleft.data.images.source import open_file
 from cleft.data.progress import progress_bar
-from cleft.data.tables.files import is_junk
+from cleft.data.tables.paths import is_junk
 from cleft.errors import DataError
 from cleft.grammar import agree, count, verb
 from cleft.types import Leftover, Picture, Record, Tally

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from cleft.data.tables.files import PHANTOMS_FILE
+from cleft.data.tables.paths import PHANTOMS_FILE
 from cleft.errors import DataError
 from cleft.files import draft_folder
 from cleft.strict_json import read_json, write_json

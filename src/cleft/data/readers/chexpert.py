@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from cleft.config import DataConfig
 from cleft.data.tables.csv import Column, Table, read_table
 from cleft.data.tables.faults import Fault, missing_columns, refuse
-from cleft.data.tables.files import is_synthetic
+from cleft.data.tables.paths import is_synthetic
 from cleft.data.tables.reading import (
     ParsedTable,
     ReaderResult,

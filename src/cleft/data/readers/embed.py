@@ -40,7 +40,7 @@ from cleft.data.readers.embed_findings import (
 )
 from cleft.data.tables.csv import Column
 from cleft.data.tables.faults import Fault, faults_of_table
-from cleft.data.tables.files import is_synthetic, leaves_root
+from cleft.data.tables.paths import is_synthetic, leaves_root
 from cleft.data.tables.reading import ParsedTable, ReaderResult, build_result, require_root
 from cleft.data.tables.rows import BLANK, Rows, read_sexes, read_texts
 from cleft.errors import DataError

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from cleft.data.readers.embed_captions import DIAGNOSTIC, LETTERS, MALE, NO_ASSESSMENT, SCREENING, known_race
 from cleft.data.tables.csv import Column, Table, read_table
 from cleft.data.tables.faults import Fault, faults_of_table, nearest, refuse
-from cleft.data.tables.files import leaves_root
+from cleft.data.tables.paths import leaves_root
 from cleft.data.tables.patients import whole_id
 from cleft.data.tables.rows import read_ages, read_sexes, read_texts
 from cleft.errors import ConfigError, DataError

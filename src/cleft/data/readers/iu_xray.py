@@ -25,7 +25,7 @@ from cleft.data.readers.chexpert import FINDINGS as CHEXPERT
 from cleft.data.readers.iu_xml import Report, image_name, read_xml_reports, report_files
 from cleft.data.tables.csv import Table, read_table
 from cleft.data.tables.faults import Fault, faults_of_table, missing_columns, refuse
-from cleft.data.tables.files import is_junk
+from cleft.data.tables.paths import is_junk
 from cleft.data.tables.patients import whole_id
 from cleft.data.tables.reading import (
     ParsedTable,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from cleft.config import DataConfig
 from cleft.data.tables.csv import Column, Table, read_table
 from cleft.data.tables.faults import Fault, nearest, refuse, told_lines
-from cleft.data.tables.files import find_inside, leaves_root, respell, tidy
+from cleft.data.tables.paths import find_inside, leaves_root, respell, tidy
 from cleft.data.tables.patients import is_no_finding, may_name_patients, read_patients, rounded_fault, usual_columns
 from cleft.data.tables.reading import (
     ParsedTable,

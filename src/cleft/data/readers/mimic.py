@@ -24,7 +24,7 @@ from cleft.data.images.cache import read_dataset_headers
 from cleft.data.images.dicom_headers import Header, header_notes
 from cleft.data.tables.csv import MAX_CELL_BYTES, Table, read_table
 from cleft.data.tables.faults import Fault, faults_of_table, missing_columns, refuse
-from cleft.data.tables.files import are_files, is_junk
+from cleft.data.tables.paths import are_files, is_junk
 from cleft.data.tables.patients import whole_id
 from cleft.data.tables.reading import (
     ParsedTable,

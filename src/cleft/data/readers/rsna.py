@@ -27,7 +27,7 @@ from cleft.data.images.cache import read_dataset_headers
 from cleft.data.images.dicom_headers import Header, header_notes
 from cleft.data.tables.csv import Table, read_table
 from cleft.data.tables.faults import Fault, missing_columns, refuse
-from cleft.data.tables.files import are_files, is_junk
+from cleft.data.tables.paths import are_files, is_junk
 from cleft.data.tables.patients import person
 from cleft.data.tables.reading import (
     ParsedTable,

@@ -27,7 +27,7 @@ import pyarrow.csv as arrow_csv
 from numpy.typing import NDArray
 
 from cleft.data.tables.faults import Fault
-from cleft.data.tables.files import is_junk
+from cleft.data.tables.paths import is_junk
 from cleft.errors import DataError
 from cleft.grammar import count
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cleft.config import DataConfig
 from cleft.data.tables.csv import Column, Table, read_table
 from cleft.data.tables.faults import Fault, refuse
-from cleft.data.tables.files import are_files, hint_nearby, is_junk, leaves_root
+from cleft.data.tables.paths import are_files, hint_nearby, is_junk, leaves_root
 from cleft.data.tables.patients import spelling_faults, usual_columns
 from cleft.data.tables.rows import (
     Rows,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from cleft.config import DataConfig
 from cleft.data.datasets import opening_of
-from cleft.data.tables.files import is_synthetic
+from cleft.data.tables.paths import is_synthetic
 from cleft.data.text.captions import NO_FINDING, clean_text, refuse_unreadable
 from cleft.data.text.reports import READ_REPORT, Way, change_words, draw_text
 from cleft.data.text.sentence_bank import (

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from cleft.data.tables.files import are_files, find_inside, leaves_root, respell, tidy
+from cleft.data.tables.paths import are_files, find_inside, leaves_root, respell, tidy
 
 
 @pytest.mark.parametrize(
