@@ -155,7 +155,7 @@ def test_a_head_that_cannot_be_is_turned_away(walk, tmp_path, monkeypatch, capsy
 
 def test_a_head_reads_no_prompts(heads, capsys):
     assert main(["evaluate", str(heads[0]), "--prompts", "handwritten"]) == 2
-    assert "--prompts handwritten does nothing with a head, which knows its classes" in capsys.readouterr().err
+    assert "--prompts handwritten does nothing with a classifier, whose classes are fixed" in capsys.readouterr().err
 
 
 def test_a_finished_run_started_again_does_nothing(walk, capsys):
@@ -416,7 +416,7 @@ def test_the_long_help_lists_every_setting_and_the_short_one_says_what_each_mean
     assert "--text.end_token_attends_itself" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main([*command.split(), "--help"])
-    usual = capsys.readouterr().out.partition("--help-all lists all:")[2]
+    usual = capsys.readouterr().out.partition("--help-all lists all):")[2]
     listed = re.findall(r"^  --([\w.]+) +(\S.*)$", usual, re.MULTILINE)
     assert len(listed) >= 5
     assert all(len(meaning) > 3 for _, meaning in listed)
@@ -455,7 +455,7 @@ def test_an_imported_folder_is_asked_what_it_can_and_says_what_it_cannot(walk, t
     root = ["--data.root", str(walk / "phantoms"), "--data.split", "patients", "--data.cache", str(walk / "cache")]
     steps = ["--optim.steps=2", "--optim.warmup_steps=1", "--train.batch_size=4", "--train.accelerator=cpu"]
     assert main(["pretrain", str(both), "--run", str(tmp_path / "anew"), *root, *steps]) == 0
-    assert "its settings are taken and none of its weights" in capfd.readouterr().err
+    assert "its settings are used, but not its weights" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -476,24 +476,25 @@ def test_an_imported_folder_is_asked_what_it_can_and_says_what_it_cannot(walk, t
     ],
 )
 def test_a6_a7_a_failure_of_the_machine_in_any_command_is_a_sentence(monkeypatch, capsys, error, code, says):
-    def failing(options, words):
+    def failing():
         raise error
 
-    monkeypatch.setattr("cleft.cli._presets", failing)
+    monkeypatch.setattr("cleft.config.preset_summaries", failing)
     assert main(["presets"]) == code
     assert says in capsys.readouterr().err
 
 
 def test_an_error_of_our_own_is_not_hidden(monkeypatch):
-    def failing(options, words):
+    def failing():
         raise RuntimeError("shapes do not fit")
 
-    monkeypatch.setattr("cleft.cli._presets", failing)
+    monkeypatch.setattr("cleft.config.preset_summaries", failing)
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         main(["presets"])
 
 
-def test_a_command_says_at_once_that_it_is_loading(monkeypatch, capsys):
-    monkeypatch.setattr("cleft.cli._evaluate", lambda options, words: print("loaded", file=sys.stderr))
-    assert main(["evaluate", "runs/first"]) == 0
-    assert capsys.readouterr().err.splitlines() == ["loading PyTorch and the other libraries ...", "loaded"]
+def test_a_command_says_at_once_that_it_is_loading(capsys):
+    assert main(["pretrain", "tinny"]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "loading PyTorch and the other libraries ..."
+    assert second.startswith("error: no preset 'tinny'")

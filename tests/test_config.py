@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cleft.cli import settings_help
+from cleft.cli.options import settings_help
 from cleft.config import (
     DataConfig,
     Settings,

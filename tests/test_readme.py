@@ -11,7 +11,8 @@ import torch
 from tests.tools.tiny_runs import copy_drawings, tiny_settings, write_drawings
 
 from cleft import evaluate_zero_shot, learn_context, pretrain
-from cleft.cli import _apart, _parser
+from cleft.cli import build_parser
+from cleft.cli.options import COMMANDS, split_settings
 from cleft.config import Settings, load_settings, merge_overrides, preset_summaries
 from cleft.data import read_dataset
 from cleft.data.splits.recipes import split_records
@@ -71,23 +72,23 @@ def test_the_python_of_the_readme_gives_the_scores_of_the_command_line(tmp_path,
 @pytest.mark.parametrize("line", printed())
 def test_every_printed_command_is_one(line):
     words = [word for word in shlex.split(line)[1:] if word != "…"]
-    words, settings = _apart(words)
+    words, settings = split_settings(words)
     if words[-1:] in (["--help"], ["--help-all"]):
         with pytest.raises(SystemExit) as ended:
-            _parser().parse_args(words)
+            build_parser().parse_args(words)
         assert ended.value.code == 0
         return
     try:
-        options, more = _parser().parse_known_args(words)
+        options, more = build_parser().parse_known_args(words)
     except SystemExit:  # a verb that is only named in a sentence
         with pytest.raises(SystemExit) as ended:
-            _parser().parse_args([*words, "--help"])
+            build_parser().parse_args([*words, "--help"])
         assert ended.value.code == 0
         assert not words[1:] or words[0] == "data"
         return
     given = [*more, *settings]
-    assert not given or options.takes_settings
-    if options.verb == "pretrain" and not options.preset.startswith("<"):
+    assert not given or COMMANDS[options.command].settings is not None
+    if options.command == "pretrain" and not options.preset.startswith("<"):
         load_settings(options.preset, given) if options.preset in preset_summaries() else pytest.fail(options.preset)
     else:
         merge_overrides(Settings(), given)

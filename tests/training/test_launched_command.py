@@ -13,7 +13,8 @@ import pytest
 from tests.tools.ranks import free_port
 from tests.tools.tiny_runs import CLASSES, write_drawings
 
-from cleft.cli import _apart, _parser, main
+from cleft.cli import build_parser, main
+from cleft.cli.options import split_settings
 from cleft.config import load_settings
 
 RANK_1 = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
@@ -35,7 +36,7 @@ def test_other_verbs_work_in_the_first_process_alone(monkeypatch, capsys):
     assert main(["presets"]) == 0
     shown = capsys.readouterr()
     assert "demo" in shown.out
-    assert shown.err == "cleft presets works in one process; the other 1 that the launcher started does nothing\n"
+    assert shown.err == "cleft presets uses one process; the other 1 that the launcher started does nothing\n"
     assert "RANK" not in os.environ
 
 
@@ -66,8 +67,8 @@ def test_every_launched_command_of_the_page_can_be_typed(line):
     else:
         words = [word for word in words if not word.startswith("--kill")]
     assert words[0] == "cleft"
-    own, settings = _apart(words[1:])
-    options, rest = _parser().parse_known_args(own)
+    own, settings = split_settings(words[1:])
+    options, rest = build_parser().parse_known_args(own)
     assert options.run
     load_settings(options.preset, [*rest, *settings])
 

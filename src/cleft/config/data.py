@@ -70,7 +70,7 @@ class DataConfig:
         overruled_by=("data.split_file", "data.test_list"),
         prepares=False,
     )
-    """Share of the images in the test set, for `split: patients`."""
+    """Share of the images in the test set, for the split `patients`."""
     negatives: bool = False
     """Mention in captions also findings that are labelled absent."""
     empty_caption: Literal["keep", "drop", "no-finding"] = "keep"

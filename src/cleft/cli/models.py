@@ -1,0 +1,147 @@
+"""Commands about models and the installation: import, sizes, presets, purge, doctor."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from cleft.cli.options import NoOptions, argument, command, option
+from cleft.grammar import count
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportRequest:
+    """Options of `cleft import`."""
+
+    checkpoint: Path = argument()
+    """File or folder of a released checkpoint, of the authors or of another method; no code in it is run."""
+    method: str | None = None
+    """Method it belongs to, such as gloria; by default recognised by the names of its weights. Give it for OpenAI's
+    layout: openai-clip, open-clip, chexzero or pubmedclip."""
+    out: Path = option(..., metavar="FOLDER")
+    """Model folder to write."""
+    tokenizer: Path | None = None
+    """Folder or hub name of the tokenizer of the language model; for CLIP also its bpe_simple_vocab_16e6.txt.gz."""
+    text_model: str | None = None
+    """Hub name or folder of the language model, if the checkpoint does not contain it."""
+    size: int | None = option(None, metavar="N")
+    """Side of the input images in pixels; by default that of the checkpoint, or 224."""
+
+
+@command("import", loads_torch=True)
+def import_command(request: ImportRequest, words: list[str]) -> None:
+    """Convert a published checkpoint to a model folder."""
+    from cleft.config import load_run_settings
+    from cleft.models.checkpoint import is_image_only
+    from cleft.models.importing.importing import import_checkpoint, told_reading
+    from cleft.models.model_folder import peek_description
+
+    out = import_checkpoint(
+        request.checkpoint,
+        request.out,
+        method=request.method,
+        tokenizer=request.tokenizer,
+        text_model=request.text_model,
+        size=request.size,
+    )
+    print(f"{out}: {told_reading(load_run_settings(out))}")
+    description = peek_description(out)
+    if description.get("context_length"):
+        vectors = count(description["context_length"], "vector")
+        print(f"{out}: has a learned context of {vectors}, which cleft evaluate uses")
+    folder = shlex.quote(str(out))
+    if is_image_only(description):
+        print(f"{out} is an image encoder; next: cleft classify {folder} --data chexpert:<folder> --allow-overlap")
+    elif description["token_ids"]:
+        print(f"{out} reads token ids only; to use it with text, import it again with --tokenizer <folder>")
+    else:
+        print(f"{out} is a model; next: cleft evaluate {folder} --data chexpert:<folder> --allow-overlap")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizesRequest:
+    """Options of `cleft sizes`."""
+
+    presets: tuple[str, ...] = argument(())
+    """Presets, YAML files or runs; by default all presets."""
+    tokens: int | None = option(None, metavar="N")
+    """Number of distinct tokens in the captions, whose embeddings are trained; by default that of a run."""
+
+
+@command("sizes")
+def sizes_command(request: SizesRequest, words: list[str]) -> None:
+    """Count trainable and frozen parameters of presets, without downloading weights."""
+    from cleft.config import load_settings, preset_names
+    from cleft.models.parameter_count import count_weights, outline_model, row_width, trained_tokens
+
+    print(f"{'preset':18} {'part':16} {'trainable':>14} {'frozen':>14}")
+    uncounted: list[str] = []
+    for name in request.presets or preset_names():
+        settings = load_settings(name, [])
+        tokens = request.tokens
+        if tokens is None and name not in preset_names():
+            tokens = trained_tokens(Path(name).expanduser())
+        counts = count_weights(outline_model(settings, tokens=tokens or 0))
+        for part, weights in counts.items():
+            print(f"{name:18} {part:16} {weights.moving:14,} {weights.frozen:14,}")
+        trainable, frozen = (sum(column) for column in zip(*counts.values(), strict=True))
+        print(f"{name:18} {'all':16} {trainable:14,} {frozen:14,}")
+        width = row_width(settings)
+        if tokens is None and width:
+            print(f"{name:18} {'each token row':16} {width:14,}")
+            uncounted.append(name)
+    if uncounted:
+        print(
+            f"not counted in 'all': trained token embeddings, one for each distinct token of the captions "
+            f"({', '.join(uncounted)}); give their number as --tokens, or name a finished run"
+        )
+
+
+@command("presets")
+def presets_command(request: NoOptions, words: list[str]) -> None:
+    """List the presets."""
+    from cleft.config import preset_summaries
+
+    for name, summary in preset_summaries().items():
+        print(f"{name:22} {summary}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PurgeRequest:
+    """Options of `cleft purge`."""
+
+    places: tuple[Path, ...] = argument(metavar="folder")
+    """Run folders, folders that contain runs, and caches such as ~/.cache/cleft; weights and results are kept."""
+    yes: bool = False
+    """Remove the files; by default they are only listed."""
+
+
+@command("purge")
+def purge_command(request: PurgeRequest, words: list[str]) -> None:
+    """Remove patient data that cleft wrote: caches, embeddings, training states."""
+    from cleft.training.run_folder import plan_purges
+
+    purges = plan_purges(request.places)
+    for purge in purges:
+        size, files = purge.size(), count(len(purge.files), "file")
+        if request.yes:
+            purge.remove()
+        action = "removed" if request.yes else "would remove"
+        print(f"{purge.place}: {action} {files}, {size / 1e6:,.1f} MB")
+        for folder, held in purge.folders().items():
+            print(f"  {folder}: {count(held, 'file')}")
+        for line in purge.left:
+            print(f"  left: {line}")
+    if not request.yes and any(purge.files for purge in purges):
+        print("nothing was removed yet; repeat the command with --yes to remove these files")
+
+
+@command("doctor")
+def doctor_command(request: NoOptions, words: list[str]) -> int:
+    """Check versions, devices, optional parts and disk, and say what to fix."""
+    from cleft.doctor import examine
+
+    findings = examine()
+    print("\n".join(findings.lines))
+    return 1 if findings.faults else 0
