@@ -90,6 +90,65 @@ def test_lists_may_be_written_in_three_ways(tmp_path):
     assert load_settings(write(tmp_path, "extends: tiny\nclasses: [Edema, No Finding]\n")).classes == expected
 
 
+@pytest.mark.parametrize(
+    ("key", "typed", "value"),
+    [
+        ("text.train_embeddings", "false", False),
+        ("text.train_embeddings", "Yes", True),
+        ("classify.augment", "off", False),
+        ("classify.augment", "null", None),
+        ("optim.lr", "1e-4", 1e-4),
+        ("optim.lr", "3", 3.0),
+        ("optim.clip_norm", ".5", 0.5),
+        ("optim.clip_norm", "null", None),
+        ("optim.steps", "1_000", 1000),
+        ("train.devices", "3", 3),
+        ("train.devices", "auto", "auto"),
+        ("optim.betas", "0.9,1e-1", (0.9, 0.1)),
+        ("optim.betas", "[0.9, 0.95]", (0.9, 0.95)),
+        ("text.layers", "1,2,-1", (1, 2, -1)),
+        ("text.lora_targets", "q_proj, v_proj", ("q_proj", "v_proj")),
+        ("data.caption_templates", '"{}, a film",{}', ("{}, a film", "{}")),
+        ("data.table", "null", None),
+        ("data.table", "'my table.csv'", "'my table.csv'"),
+        ("data.table", "12", "12"),
+        ("data.cache", "a b/c", Path("a b/c")),
+        ("image.scratch", '{"model_type": "vit", "hidden_size": 64}', {"model_type": "vit", "hidden_size": 64}),
+        (
+            "image.scratch",
+            "{model_type: vit, a: [1, 2], b: null, c: true, d: 1e-3, e: x}",
+            {"model_type": "vit", "a": [1, 2], "b": None, "c": True, "d": 1e-3, "e": "x"},
+        ),
+    ],
+)
+def test_every_kind_of_value_is_read_as_its_type(key, typed, value):
+    settings = load_settings("tiny", [f"--{key}={typed}"])
+    for name in key.split("."):
+        settings = getattr(settings, name)
+    assert settings == value
+    assert type(settings) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("key", "typed"),
+    [
+        ("optim.steps", "1e3"),
+        ("optim.steps", "4.0"),
+        ("optim.lr", "nan"),
+        ("optim.clip_norm", "inf"),
+        ("text.train_embeddings", "1"),
+        ("optim.betas", "0.9"),
+        ("text.layers", "1.5"),
+        ("image.scratch", "vit"),
+        ("image.scratch", "{model_type: vit"),
+        ("train.devices", "many"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(key, typed):
+    with pytest.raises(ConfigError, match=rf"{key}='.*' (must be|is not)"):
+        load_settings("tiny", [f"--{key}={typed}"])
+
+
 def test_a_list_that_may_be_absent_is_written_like_any_other():
     for words in ("CC,MLO", "[CC, MLO]", "CC, MLO"):
         assert load_settings("tiny", ["--data.views", words]).data.views == ("CC", "MLO")

@@ -151,7 +151,7 @@ def entry() -> None:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    """Stops on SIGTERM outside of training as on Ctrl-C, so that drafts are removed; training handles signals itself."""
+    """Stops on SIGTERM outside of training as on Ctrl-C, removing drafts; training handles signals itself."""
     raise Terminated("stopped by SIGTERM; repeat the command to start again")
 
 

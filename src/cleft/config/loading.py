@@ -358,24 +358,37 @@ def _converted(value: Any, kind: Any) -> Any:
             except (TypeError, ValueError):
                 continue
     elif origin is Literal or kind is types.NoneType:
-        if value in (items or (None,)):
-            return value
+        if value in (items or (None, "null")):
+            return value if items else None
     elif origin is tuple:
         values = split_list(value) if isinstance(value, str) else value
         if isinstance(values, list | tuple):
             return tuple(_converted(item, each) for item, each in _paired(cast("Sequence[Any]", values), items))
     elif origin is Mapping:
+        value = _read_mapping(value) if isinstance(value, str) else value
         if isinstance(value, dict):
             return _scalars(cast("Tree", value))
     elif isinstance(value, str):
         if kind is bool:
-            if value in ("true", "false"):
-                return value == "true"
+            if value.lower() in _BOOLEANS:
+                return _BOOLEANS[value.lower()]
         elif kind not in (int, float) or _NUMBER.fullmatch(value):
             return kind(value)
     elif type(value) in ((float, int) if kind is float else (kind,)):
         return kind(value)
     raise ValueError(value)
+
+
+_BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+
+def _read_mapping(text: str) -> Tree:
+    """Reads a mapping that was typed as in a preset, or as JSON: `{model_type: vit, hidden_size: 64}`."""
+    try:
+        root = yaml.compose(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(text) from error
+    return None if root is None else _yaml_value(root, Path("the command line"), "", {})
 
 
 def _paired(values: Sequence[Any], kinds: tuple[Any, ...]) -> Iterable[tuple[Any, Any]]:
