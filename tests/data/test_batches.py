@@ -211,7 +211,7 @@ def test_texts_stand_in_place_of_captions_and_resume_where_they_were(data):
     later = list(train_loader(records, prepared, FINDINGS, SETTINGS, Schedule(first_step=5), texts=texts))
     same(later, whole[5:])
     assert [batch.reworded for batch in later] == [batch.reworded for batch in whole[5:]]
-    still = Texts(records, FINDINGS, config, SETTINGS.seed, still=True)
+    still = Texts(records, FINDINGS, config, SETTINGS.seed, fixed=True)
     (batch,) = eval_loader(records, prepared, FINDINGS, SETTINGS, batch_size=10, texts=still)
     assert batch.captions == [still.read(0, row).text for row in range(10)]
     assert batch.reworded is None

@@ -24,14 +24,14 @@ from tests.fakes.mimic import odd_studies, write_fake_mimic, write_sectioned
 
 from cleft.config import DataConfig, ImagesConfig
 from cleft.data import read_dataset
-from cleft.data.census.check import Effort, check_dataset
-from cleft.data.census.image_files import contents_of, refuse_twins, shared_contents
+from cleft.data.census.check import CheckOptions, check_dataset
+from cleft.data.census.image_files import check_duplicates, contents_of, shared_contents
 from cleft.data.images.cache import PrepareOptions, prepare_images
 from cleft.data.splits.recipes import split_records
 from cleft.errors import DataError
 
 IMAGES = ImagesConfig(size=48, stored_size=64)
-ALL = Effort(decode=None)
+ALL = CheckOptions(decode=None)
 
 
 def scene(seed=0, shape=(80, 64)):
@@ -368,7 +368,7 @@ def test_a_picture_that_was_sent_twice_under_other_ids_is_the_same_picture(own):
     found = contents_of(made)
     assert found["0.dcm"] == found["1.dcm"]
     with pytest.raises(DataError, match="1 image of the test split is in another split too"):
-        refuse_twins(shared_contents({"train": records(root)[:1], "test": records(root)[1:]}, found))
+        check_duplicates(shared_contents({"train": records(root)[:1], "test": records(root)[1:]}, found))
 
 
 # What tables say
@@ -479,7 +479,7 @@ def test_padded_codes_other_columns_and_special_views_of_mammograms_are_read_and
     found = {record.id.rpartition("/")[2]: record for record in records(root, "embed")}
     assert [found[name].labels[code] for name, code in (("left.dcm", "BI-RADS 4"), ("spot.dcm", "Density C"))] == [1, 1]
     assert found["right.dcm"].labels["BI-RADS 1"] == 1, "the silent breast of a bilateral exam is negative"
-    notes = " ".join(check(root, Effort(look=0), dataset="embed").notes)
+    notes = " ".join(check(root, CheckOptions(look=0), dataset="embed").notes)
     assert "implied-negative: 1 image has" in notes
     assert "1 compressed or magnified view, and ML 1" in notes
     assert "1 image shows an implant; it is kept" in notes

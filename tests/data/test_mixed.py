@@ -6,7 +6,7 @@ from tests.fakes.mixed import KINDS, scene, write_kind, write_mixed
 
 from cleft.config import DataConfig, ImagesConfig
 from cleft.data import read_dataset
-from cleft.data.census.check import Effort, check_dataset
+from cleft.data.census.check import CheckOptions, check_dataset
 from cleft.data.images.cache import prepare_images
 from cleft.data.images.decode import read_gray
 from cleft.data.images.preprocess import prepare_image
@@ -25,7 +25,7 @@ def test_c4_a_scene_is_the_same_pixels_however_it_is_stored(tmp_path, kind):
 def test_a_mixed_table_is_checked_and_prepared_as_one(tmp_path):
     root = write_mixed(tmp_path / "mixed", patients=14)
     config = DataConfig(dataset="manifest", root=root)
-    census = check_dataset(config, IMAGES, Effort(decode=None)).census
+    census = check_dataset(config, IMAGES, CheckOptions(decode=None)).census
     assert (census.images, census.patients, census.faults, census.undecodable) == (28, 14, (), ())
     looks = {tally.name: dict(tally.counts) for tally in census.looks}
     assert looks["format"] == {"DICOM": 16, "PNG": 8, "JPEG": 4}

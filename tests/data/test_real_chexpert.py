@@ -13,7 +13,7 @@ from cleft.data.readers.chexpert import FINDINGS, VIEWS, read_chexpert
 from cleft.data.splits.recipes import draw_5x200, pools_5x200, split_records
 from cleft.data.splits.split_file import Leak, measure_leaks
 from cleft.data.splits.subsets import ids_digest, take_fraction
-from cleft.data.text.captions import OPENING, add_captions
+from cleft.data.text.captions import CHEST_TEMPLATE, add_captions
 
 CONFIG = DataConfig(table="chexpert_train.csv.gz")
 
@@ -219,7 +219,7 @@ def test_captions_repeat_as_counted(decided):
     counts = Counter(record.caption for record in add_captions(decided, CONFIG).records)
     assert len(counts) == 1_466
     assert sum(count == 1 for count in counts.values()) == 399
-    assert [(caption.removeprefix(OPENING).strip(), count) for caption, count in counts.most_common(6)] == [
+    assert [(caption.removeprefix(CHEST_TEMPLATE).strip(), count) for caption, count in counts.most_common(6)] == [
         ("lung opacity pleural effusion support devices", 12_538),
         ("no finding", 9_550),
         ("lung opacity support devices", 8_987),

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import array, compute, csv
 
-from cleft.data.sampling import Stream, distinct_order, epoch_order, group_rows, philox_generator, say_repeats
+from cleft.data.sampling import Stream, distinct_order, epoch_order, group_rows, philox_generator, repeat_note
 from cleft.types import Record
 
 
@@ -86,12 +86,12 @@ def test_rows_are_numbered_by_patient_or_caption():
 
 def test_what_cannot_be_avoided_is_said():
     records = [record(number, "ab"[number % 2], f"caption {number}") for number in range(12)]
-    assert say_repeats(records, "patients", 4) == (
+    assert repeat_note(records, "patients", 4) == (
         "train.distinct=patients: both patients have more images than an epoch has batches (3; the commonest has 6), "
         "so about 6 images an epoch meet another of theirs in their batch; they are spread as evenly as can be"
     )
-    assert say_repeats(records, "captions", 4) == ""
-    assert say_repeats(records, "nothing", 4) == ""
+    assert repeat_note(records, "captions", 4) == ""
+    assert repeat_note(records, "nothing", 4) == ""
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_no_batch_of_the_real_chexpert_repeats_a_patient_and_an_epoch_is_ordered
     start = time.process_time()
     order = distinct_order(groups, 72, seed=0, epoch=0)
     assert time.process_time() - start < 1  # 0.05 s seen.
-    assert say_repeats(records, "patients", 72) == ""
+    assert repeat_note(records, "patients", 72) == ""
 
     def repeats(order):
         drawn = np.sort(groups[batches_of(order, 72)], axis=1)

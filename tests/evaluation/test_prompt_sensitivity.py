@@ -4,7 +4,7 @@ import pytest
 import torch
 from tests.fakes.untrained import CLASSES, write_untrained_runs
 
-from cleft.data.text.prompts import TEMPLATES, class_prompt, templates_of
+from cleft.data.text.prompts import TEMPLATES, class_prompt, prompt_templates
 from cleft.evaluation.prompt_sensitivity import evaluate_prompts, nearest_tokens, template_spread
 from cleft.evaluation.result_files import read_evaluation, summary_lines
 from cleft.evaluation.scoring import Bootstrap
@@ -52,8 +52,8 @@ def test_the_nearest_token_points_the_same_way_however_long_it_is():
 
 def test_openings_mean_the_same_and_the_given_one_comes_first():
     for opening, others in TEMPLATES.items():
-        assert templates_of(opening)[0] == opening
-        assert len(set(templates_of(opening))) == len(others) + 1 >= 7
+        assert prompt_templates(opening)[0] == opening
+        assert len(set(prompt_templates(opening))) == len(others) + 1 >= 7
     assert class_prompt("Edema", "") == "edema"
 
 

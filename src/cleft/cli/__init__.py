@@ -161,9 +161,9 @@ def _explain_machine(error: MemoryError | RuntimeError) -> CleftError | None:
         return ResourceError("out of memory; lower train.batch_size or images.size")
     if "DataLoader" not in str(error):
         return None
-    from cleft.data.batches import explain_worker
+    from cleft.data.batches import explain_worker_error
 
-    return explain_worker(error)
+    return explain_worker_error(error)
 
 
 def _explain_disk(error: OSError) -> str:

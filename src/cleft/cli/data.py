@@ -70,7 +70,7 @@ class CheckRequest(OutputOptions, SourceOptions):
 @command("data check", settings=(*_READING, "images.stored_size"))
 def check_command(request: CheckRequest, words: list[str]) -> int:
     """Summarise a dataset and report errors in it."""
-    from cleft.data.census.check import Effort, check_dataset
+    from cleft.data.census.check import CheckOptions, check_dataset
     from cleft.files import Output
     from cleft.report.census_page import write_census
     from cleft.results import to_json
@@ -80,7 +80,7 @@ def check_command(request: CheckRequest, words: list[str]) -> int:
         raise ConfigError(f"--images {request.images}: {why}")
     settings, origin = _data_settings("check", request, words)
     images = 0 if request.no_images or not request.page else request.images
-    effort = Effort.of(decode=request.decode, pictures=images, seed=settings.seed, progress=True)
+    effort = CheckOptions.from_command(decode=request.decode, pictures=images, seed=settings.seed, progress=True)
     page, machine = (
         out
         and Output(

@@ -5,12 +5,12 @@ from cleft.data.datasets import (
     Dataset,
     data_config,
     finish_reading,
-    opening_of,
+    license_terms,
+    prompt_template,
     read_dataset,
-    recipe_of,
     report_not_inherited,
     settings_for,
-    terms_of,
+    split_recipe,
 )
 
 __all__ = [
@@ -18,10 +18,10 @@ __all__ = [
     "Dataset",
     "data_config",
     "finish_reading",
-    "opening_of",
+    "license_terms",
+    "prompt_template",
     "read_dataset",
-    "recipe_of",
     "report_not_inherited",
     "settings_for",
-    "terms_of",
+    "split_recipe",
 ]

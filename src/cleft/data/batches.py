@@ -334,7 +334,7 @@ class Batches:
                 self._handed_out.waiting.popleft()
                 yield batch
         except (RuntimeError, CleftError, EOFError, OSError) as error:
-            explained = explain_worker(error) or _explain_lost_batch(error, batches)
+            explained = explain_worker_error(error) or _explain_lost_batch(error, batches)
             if isinstance(batches, _MultiProcessingDataLoaderIter):
                 batches._shutdown_workers()  # pyright: ignore  left to the garbage collector they would hold it up
             if explained is None:
@@ -391,7 +391,7 @@ def _check_shared_memory(size: int, workers: int) -> None:
 _SHARED_MEMORY = Path("/dev/shm")
 
 
-def explain_worker(error: BaseException) -> CleftError | None:
+def explain_worker_error(error: BaseException) -> CleftError | None:
     """Returns what an error of torch's loader means, or None if it is about something else."""
     text = str(error)
     if "DataLoader" not in text:
@@ -423,7 +423,7 @@ def _explain_lost_batch(error: BaseException, batches: Any) -> CleftError | None
         for worker in workers:
             worker.join(_SECONDS_TO_END)
     except RuntimeError as reported:  # torch's handler of ended workers runs wherever the main thread is
-        return explain_worker(reported)
+        return explain_worker_error(reported)
     for code in (worker.exitcode for worker in workers):
         if code:
             how = f"was killed by a signal ({signal.Signals(-code).name})" if code < 0 else "ended unexpectedly"

@@ -34,7 +34,7 @@ from cleft.data.tables.paths import is_synthetic
 from cleft.data.tables.patients import settle_people
 from cleft.data.tables.reading import ReaderResult
 from cleft.data.tables.rows import gc_paused
-from cleft.data.text.captions import CAPTION_ORDER, OPENING, add_captions
+from cleft.data.text.captions import CAPTION_ORDER, CHEST_TEMPLATE, add_captions
 from cleft.data.text.reports import keep_reported
 from cleft.errors import ConfigError
 from cleft.privacy import expand_user
@@ -106,11 +106,11 @@ class Dataset:
 
     reader: Reader
     """Its reader."""
-    opening: str = OPENING
+    template: str = CHEST_TEMPLATE
     """What its captions and class prompts begin with."""
     classes: tuple[str, ...] | None = None
     """Classes it is asked about when a run's own are none of its findings: names of sets or findings."""
-    terms: str | None = None
+    license_terms: str | None = None
     """What its owner allows, in a sentence, where that reaches beyond the images: to weights trained on them."""
     phrases: Mapping[str, str] = field(default_factory=dict[str, str])
     """Class to its phrase in prompts, where that is not its name; with the punctuation of the authors' prompts."""
@@ -122,14 +122,14 @@ DATASETS: dict[str, Dataset] = {
     "chexpert": Dataset(reader=read_chexpert, classes=("chexpert-5",)),
     "embed": Dataset(
         reader=read_embed,
-        opening=MAMMOGRAM_OPENING,
+        template=MAMMOGRAM_OPENING,
         classes=("birads-7",),
-        terms=EMBED_TERMS,
+        license_terms=EMBED_TERMS,
         phrases=MAMMOGRAM_PHRASES,
         whole_captions=True,
     ),
     "nih": Dataset(reader=read_nih, classes=("pneumonia-2",)),
-    "mimic": Dataset(reader=read_mimic, classes=("chexpert-5",), terms=MIMIC_TERMS),
+    "mimic": Dataset(reader=read_mimic, classes=("chexpert-5",), license_terms=MIMIC_TERMS),
     "iu-xray": Dataset(reader=read_iu_xray, classes=("chexpert-5",)),
     "rsna": Dataset(reader=read_rsna, classes=("rsna-2",)),
     "manifest": Dataset(reader=read_manifest),
@@ -172,7 +172,7 @@ def finish_reading(reading: Reading, config: DataConfig) -> Reading:
     if config.no_report == "drop":
         settled = keep_reported(settled, "whole")
     decided = replace(settled, records=apply_uncertain(settled.records, config.uncertain))
-    return add_captions(decided, config, opening_of(config))
+    return add_captions(decided, config, prompt_template(config))
 
 
 _OF_TABLE = ("split", "split_file", "test_list", "labels", "exclude")
@@ -267,7 +267,7 @@ def report_not_inherited(before: DataConfig, after: DataConfig) -> None:
         values,
         "is" if len(names) == 1 else "are",
         after.dataset,
-        after.split_file or recipe_of(after),
+        after.split_file or split_recipe(after),
     )
 
 
@@ -275,16 +275,16 @@ def _as_typed(value: Any) -> str:
     return join_list(map(str, cast("Sequence[Any]", value))) if isinstance(value, tuple) else str(value)
 
 
-def opening_of(config: DataConfig) -> str:
+def prompt_template(config: DataConfig) -> str:
     """Returns what captions and class prompts begin with: `data.opening`, or the dataset's own."""
-    return config.opening or DATASETS[config.dataset].opening
+    return config.opening or DATASETS[config.dataset].template
 
 
-def terms_of(config: DataConfig) -> str | None:
+def license_terms(config: DataConfig) -> str | None:
     """Returns what the owner of the images allows, where that reaches weights; nobody owns phantoms."""
-    return None if is_synthetic(config.root) else DATASETS[config.dataset].terms
+    return None if is_synthetic(config.root) else DATASETS[config.dataset].license_terms
 
 
-def recipe_of(config: DataConfig) -> str:
+def split_recipe(config: DataConfig) -> str:
     """Returns how records are split: `data.split`, or the dataset's own way."""
     return config.split or usual_split(config.dataset)

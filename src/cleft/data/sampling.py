@@ -104,7 +104,7 @@ def group_rows(records: Sequence[Record], distinct: Distinct) -> NDArray[np.int6
     return np.array([known.setdefault(name, len(known)) for name in names], dtype=np.int64)
 
 
-def say_repeats(records: Sequence[Record], distinct: Distinct, batch_size: int) -> str:
+def repeat_note(records: Sequence[Record], distinct: Distinct, batch_size: int) -> str:
     """Returns a sentence about what no order can avoid; empty where batches repeat nothing."""
     groups = group_rows(records, distinct)
     batches = len(records) // batch_size

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cleft.config import Settings
-from cleft.data import opening_of
+from cleft.data import prompt_template
 from cleft.data.splits.subsets import ids_digest
-from cleft.data.text.prompts import Wording, absent_prompt, class_prompt, templates_of
+from cleft.data.text.prompts import ClassNames, absent_prompt, class_prompt, prompt_templates
 from cleft.evaluation.metrics import auc
 from cleft.evaluation.predictions import (
     class_logits,
@@ -56,7 +56,7 @@ class _Asked(NamedTuple):
     images: Embeddings
     classes: Sequence[str]
     question: Question
-    words: Wording
+    words: ClassNames
     draws: Bootstrap
 
     def scored(self, opening: str) -> tuple[list[int], Predictions]:
@@ -100,7 +100,7 @@ def evaluate_prompts(
     images, classes, words = posed.images, posed.classes, posed.words
     embeddings = posed.embed(images, progress=progress)
     asked = _Asked(posed.model, embeddings, classes, question, words, draws)
-    openings = templates_of(images.opening)
+    openings = prompt_templates(images.opening)
     rows, _ = asked.scored(openings[0])
     compared = [_template(asked, opening, usual=opening == images.opening) for opening in openings]
     vectors, norm = _context(posed.model, posed.settings)
@@ -236,7 +236,7 @@ def _context(model: DualEncoder, settings: Settings) -> tuple[tuple[ContextVecto
     if model.context is None:
         return (), norm
     vectors = model.context.detach().float().cpu()
-    start = build_context(tower, opening_of(settings.data), settings.context, settings.seed)
+    start = build_context(tower, prompt_template(settings.data), settings.context, settings.seed)
     moved = (vectors - start).norm(dim=1).tolist() if start.shape == vectors.shape else [None] * len(vectors)
     places, cosines = nearest_tokens(vectors, table)
     return tuple(

@@ -26,14 +26,14 @@ from cleft.config import (
     overridden_keys,
     split_list,
 )
-from cleft.data import data_config, opening_of, read_dataset, report_not_inherited
+from cleft.data import data_config, prompt_template, read_dataset, report_not_inherited
 from cleft.data.batches import eval_loader
 from cleft.data.images.cache import PreparedImages, obtain_images
 from cleft.data.splits.recipes import split_records
 from cleft.data.splits.split_file import leak_notes
 from cleft.data.splits.subsets import PER_PATIENT, balanced, class_patients, ids_digest
 from cleft.data.tables.paths import PHANTOMS_FILE
-from cleft.data.text.prompts import Wording, check_phrases, check_wording, choose_classes, find_wording
+from cleft.data.text.prompts import ClassNames, check_class_names, choose_classes, find_class_names, require_phrases
 from cleft.errors import CheckpointError, ConfigError, DataError
 from cleft.evaluation.metrics import Floats
 from cleft.evaluation.predictions import (
@@ -182,7 +182,7 @@ def _selection(
         people=reading.people or reading.dataset,
         records=usable,
         findings=reading.findings,
-        opening=opening_of(config),
+        opening=prompt_template(config),
         prepared=prepared,
         recipe=recipe,
         split_digest=digest,
@@ -393,12 +393,12 @@ class Question:
         """
         settings = self.run_settings(run)
         check_reads_texts(run)
-        words = find_wording(wording or settings.wording, self.config(settings).dataset)
+        words = find_class_names(wording or settings.wording, self.config(settings).dataset)
         if phrases is not None:
-            check_phrases(words, phrases)
+            require_phrases(words, phrases)
         images = self.images(run, settings, progress=progress)
         classes = choose_classes(self.classes, settings, images.dataset, images.findings)
-        check_wording(words, classes)
+        check_class_names(words, classes)
         model = load_model(run).to(device_of(settings)).eval()
         check_image_spec(run, model, settings)
         return PreparedTask(run, settings, images, classes, words, model, weights_digest(run))
@@ -498,7 +498,7 @@ class PreparedTask(NamedTuple):
     """What is asked about."""
     classes: tuple[str, ...]
     """Columns of the labels."""
-    words: Wording
+    words: ClassNames
     """What stands for them."""
     model: DualEncoder
     weights: str

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cleft.config import load_run_settings
-from cleft.data.text.prompts import Wording, absent_name, absent_prompt, check_phrases, class_prompts
+from cleft.data.text.prompts import ClassNames, absent_name, absent_prompt, class_prompts, require_phrases
 from cleft.errors import ConfigError
 from cleft.evaluation.metrics import Floats, finite
 from cleft.evaluation.predictions import Blank, class_logits
@@ -298,7 +298,7 @@ def encode_class_prompts(
     opening: str,
     scoring: Scoring,
     behind: Literal["context", "handwritten"],
-    words: Wording,
+    words: ClassNames,
 ) -> ClassPrompts:
     """The sentences that stand for the classes.
 
@@ -326,9 +326,9 @@ def encode_class_prompts(
         )
 
 
-def _check_context(words: Wording, similarity: Similarity) -> None:
+def _check_context(words: ClassNames, similarity: Similarity) -> None:
     """Refuses what cannot be asked behind a learned context."""
-    check_phrases(words, "a learned context")
+    require_phrases(words, "a learned context")
     if similarity != "global":
         raise ConfigError(
             f"--similarity {similarity} holds the words of a prompt against regions, and a learned context has none; "

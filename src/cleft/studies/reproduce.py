@@ -15,7 +15,7 @@ from typing import NamedTuple
 from cleft.config import flat_settings, load_settings, overridden_keys
 from cleft.config.loading import nearest
 from cleft.correction import resamples_for
-from cleft.data import DATASETS, data_config, recipe_of
+from cleft.data import DATASETS, data_config, split_recipe
 from cleft.errors import ConfigError, DataError, NumericsError, ResourceError
 from cleft.evaluation.compare import compare_seeds
 from cleft.evaluation.result_files import predictions_path
@@ -395,7 +395,9 @@ def _on_other_data(keys: Sequence[str], steps: Iterable[Step]) -> list[str]:
         for key in keys:
             name = key.removeprefix("data.")
             if getattr(own, name) != getattr(other, name):
-                found[f"--{key} is used for {own.dataset}, not for {other.dataset} (split {recipe_of(other)})"] = None
+                found[f"--{key} is used for {own.dataset}, not for {other.dataset} (split {split_recipe(other)})"] = (
+                    None
+                )
     return list(found)
 
 

@@ -87,7 +87,7 @@ def _learn_language_model(step: Step) -> Path:
     kinds: tuple[Kind, ...] = ("captions",) if is_causal(read_text_config(text)) else get_args(Kind)
     texts = [Texts(records, reading.findings, replace(config, texts=kind), seed) for kind in kinds]
     return learn_language_model(
-        [sentence for each in texts for sentence in each.every()],
+        [sentence for each in texts for sentence in each.all_texts()],
         text,
         step.folder,
         learnable=[part for each in texts for part in each.learnable().parts],

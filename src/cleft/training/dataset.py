@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from cleft.config import ClassifyConfig, DataConfig, Settings, load_run_settings
-from cleft.data import data_config, read_dataset, report_not_inherited, terms_of
+from cleft.data import data_config, license_terms, read_dataset, report_not_inherited
 from cleft.data.batches import label_table
 from cleft.data.images.cache import PreparedImages, obtain_images
 from cleft.data.images.dicom_headers import oddity_notes
 from cleft.data.splits.recipes import split_records
 from cleft.data.splits.split_file import Leak, leak_notes, measure_leaks
 from cleft.data.text.reports import keep_reported
-from cleft.data.text.texts import way_of
+from cleft.data.text.texts import report_format
 from cleft.errors import ConfigError, DataError
 from cleft.grammar import count, share, verb
 from cleft.training.provenance import split_facts, texts_digest
@@ -73,7 +73,7 @@ def keep_readable(material: Material, config: DataConfig) -> Material:
     Raises:
         DataError: If no training image is left.
     """
-    way = way_of(config)
+    way = report_format(config)
     if way is None:
         return material
     parts = {"train": material.train, "val": material.val}
@@ -102,7 +102,7 @@ def read_material(settings: Settings, *, reading: Reading | None = None, progres
             prepared and `data.prepare` is `ahead`.
     """
     reading = read_dataset(settings.data) if reading is None else reading
-    terms = terms_of(settings.data)
+    terms = license_terms(settings.data)
     if terms:
         log.warning("%s", terms)
     for note in reading.notes:

@@ -18,8 +18,8 @@ from torch import Tensor
 from cleft.config import ImageTowerConfig, Settings, TextTowerConfig, TrainConfig, load_settings
 from cleft.data import DATASETS
 from cleft.data.batches import Schedule, eval_loader, train_loader
-from cleft.data.sampling import say_repeats
-from cleft.data.text.prompts import check_wording, find_wording, resolve_classes
+from cleft.data.sampling import repeat_note
+from cleft.data.text.prompts import check_class_names, find_class_names, resolve_classes
 from cleft.data.text.texts import Texts
 from cleft.errors import ConfigError
 from cleft.files import as_path
@@ -106,14 +106,14 @@ def _with_rule(settings: Settings, folder: Path) -> Settings:
 
 def _text_facts(texts: Texts, settings: Settings) -> dict[str, str]:
     """What must not change besides the captions, where something else is read."""
-    return {} if settings.data.texts == "captions" else {"texts": texts_digest(texts.every())}
+    return {} if settings.data.texts == "captions" else {"texts": texts_digest(texts.all_texts())}
 
 
 def _foresee(settings: Settings, material: Material) -> None:
     """Says now, and not after hours of training, that stage two has no such classes or no words for them."""
     try:
         classes = resolve_classes(settings.classes, material.findings)
-        check_wording(find_wording(settings.wording, settings.data.dataset), classes)
+        check_class_names(find_class_names(settings.wording, settings.data.dataset), classes)
     except ConfigError as error:
         if is_first():
             log.warning("for stage two and evaluation, stage one does not need it: %s", error)
@@ -275,7 +275,7 @@ def _train(
             f"train.patience={settings.train.patience} needs a validation split, and there is none; set "
             f"data.val_fraction, or leave train.patience out"
         )
-    captions = texts.every()
+    captions = texts.all_texts()
     log.info("building the model: image tower %s, text tower %s", _named(settings.image), _named(settings.text))
     model = build_model(settings, captions, learnable=_learnable(texts, settings))
     if is_first():
@@ -285,11 +285,11 @@ def _train(
         _refuse_cut(model, settings)
     model.train()
     _describe(model, material, captions)
-    if told := say_repeats(material.train, settings.train.distinct, settings.train.batch_size):
+    if told := repeat_note(material.train, settings.train.distinct, settings.train.batch_size):
         log.info("%s", told)
     val = None
     if material.val:
-        still = Texts(material.val, material.findings, settings.data, settings.seed, still=True)
+        still = Texts(material.val, material.findings, settings.data, settings.seed, fixed=True)
         read = [still.read(0, row).text for row in range(len(material.val))]
         val = Validation(read, _val_batches(material, still, settings))
     learner = Pretraining(model, settings, captions, val)
@@ -381,7 +381,7 @@ def _val_batches(material: Material, texts: Texts, settings: Settings) -> Callab
         rows = [row for part in parts[rank::world_size] for row in part]
         records = [material.val[row] for row in rows]
         return eval_loader(
-            records, material.prepared, material.findings, settings, batch_size=size, texts=texts.only(rows)
+            records, material.prepared, material.findings, settings, batch_size=size, texts=texts.subset(rows)
         )
 
     return of_rank

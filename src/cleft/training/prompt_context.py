@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cleft.config import ContextConfig, Settings, load_settings
-from cleft.data import opening_of
+from cleft.data import prompt_template
 from cleft.data.batches import StepSampler, eval_loader, label_table
 from cleft.data.progress import progress_bar
-from cleft.data.text.prompts import check_phrases, check_wording, find_wording, resolve_classes
+from cleft.data.text.prompts import check_class_names, find_class_names, require_phrases, resolve_classes
 from cleft.errors import ConfigError, DataError
 from cleft.files import as_path
 from cleft.grammar import count, verb
@@ -222,9 +222,9 @@ class ContextLearning(Learner):
 def _train(source: Path, settings: Settings, material: Material, run: Run, stop: StopFlag, *, progress: bool) -> None:
     config = settings.context
     classes = resolve_classes(settings.classes, material.findings)
-    wording = find_wording(settings.wording, settings.data.dataset)
-    check_phrases(wording, "a learned context")
-    check_wording(wording, classes)
+    wording = find_class_names(settings.wording, settings.data.dataset)
+    require_phrases(wording, "a learned context")
+    check_class_names(wording, classes)
     chosen = choose_targets(material.train, classes, config.several_positives)
     check_classes(chosen, classes, config.several_positives)
     sampler = _Sampler(len(chosen.records), config, settings.seed)
@@ -234,7 +234,7 @@ def _train(source: Path, settings: Settings, material: Material, run: Run, stop:
         raise ConfigError(
             f"{source} wants images of {model.image_spec}; set images.size, images.mean and images.std so"
         )
-    model.set_context(build_context(model.text_tower, opening_of(settings.data), config, settings.seed))
+    model.set_context(build_context(model.text_tower, prompt_template(settings.data), config, settings.seed))
     model.to(device_of(settings))
 
     def encode(targets: Targets) -> Encoded:

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from cleft.config import SETTINGS_MARK, Settings, Stage, dump_settings, flat_settings, load_settings, setting_effect
-from cleft.data import recipe_of
+from cleft.data import split_recipe
 from cleft.data.images.cache_files import lock
 from cleft.errors import CheckpointError, ConfigError, DataError, ResourceError
 from cleft.files import RECORD, Output, lock_file, open_lock, write_whole
@@ -55,7 +55,7 @@ def changes(old: Settings, new: Settings, stage: Stage) -> tuple[list[Change], l
     Returns:
         Changes that would make it another run, and changes that only round differently.
     """
-    before, after = (flat_settings(settings) | {"data.split": recipe_of(settings.data)} for settings in (old, new))
+    before, after = (flat_settings(settings) | {"data.split": split_recipe(settings.data)} for settings in (old, new))
     if after["text.normalisation"] == "auto":
         after["text.normalisation"] = before["text.normalisation"]
     found = [Change(key, before[key], value) for key, value in after.items() if before[key] != value]

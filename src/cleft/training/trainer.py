@@ -26,7 +26,7 @@ from lightning.pytorch.strategies import Strategy
 from torch.utils import deterministic as kernels
 
 from cleft.config import TrainConfig
-from cleft.data.batches import explain_worker
+from cleft.data.batches import explain_worker_error
 from cleft.errors import CheckpointError, CleftError, ResourceError
 from cleft.launch import is_first
 from cleft.training.callbacks import Intervals, Keeper, StepSeeds, StopFlag, Watch, last_good
@@ -155,7 +155,7 @@ def _explain(
             f"{plan.memory}; last good state: {last_good(store)}. Lower one of them, or set "
             f"image.gradient_checkpointing=true"
         )
-    return explain_worker(error) or peers.explain(error)
+    return explain_worker_error(error) or peers.explain(error)
 
 
 _NO_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate memory|cannot allocate memory", re.IGNORECASE)

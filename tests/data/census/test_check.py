@@ -6,7 +6,7 @@ from tests.fakes.nih import write_fake_nih
 from tests.fakes.rsna import write_fake_rsna
 
 from cleft.config import DataConfig
-from cleft.data.census.check import Effort, census_lines, check_dataset
+from cleft.data.census.check import CheckOptions, census_lines, check_dataset
 from cleft.errors import ConfigError
 from cleft.types import Captions, Census, Groups, Leftover, Tally
 
@@ -101,7 +101,9 @@ def test_where_no_image_is_anywhere_the_table_is_told_of_all_the_same(tmp_path, 
     names = "train.csv stage_2_train_labels.csv Data_Entry_2017_v2020.csv EMBED_OpenData_metadata.csv".split()
     table = next(path for path in tmp_path.rglob("*.csv") if path.name in names)
     table.write_text(table.read_text().replace(whole, broken, 1))
-    result = check_dataset(DataConfig(dataset=dataset, root=tmp_path, split="patients"), None, Effort(decode=None))
+    result = check_dataset(
+        DataConfig(dataset=dataset, root=tmp_path, split="patients"), None, CheckOptions(decode=None)
+    )
     told = [line for line in result.lines if line.startswith("fault: ")]
     assert "set data.root to the folder" in told[0]
     assert broken.strip(",\n") in told[1]

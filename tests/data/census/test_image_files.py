@@ -14,6 +14,7 @@ from tests.fakes.dicom import LEAKS, dicom_bytes
 from cleft.config import ImagesConfig
 from cleft.data.census.image_files import (
     Look,
+    check_duplicates,
     contents_of,
     decode,
     draw,
@@ -21,7 +22,6 @@ from cleft.data.census.image_files import (
     is_surely_more,
     look_at,
     look_at_all,
-    refuse_twins,
     shared_contents,
 )
 from cleft.data.images.cache import prepare_images
@@ -237,16 +237,16 @@ def test_d16_a_test_picture_in_training_stops(folder):
     parts = {"train": [in_folder(folder, "a.png")], "test": [in_folder(folder, "copy.png", "q")]}
     twins = shared_contents(parts, {"a.png": 1, "copy.png": 1})
     with pytest.raises(DataError, match="1 image of the test split is in another split too") as caught:
-        refuse_twins(twins)
+        check_duplicates(twins)
     assert caught.value.reason == "shared-images"
     assert ".png" not in str(caught.value)
 
 
 def test_what_is_harmless_is_not_told_and_what_is_doubtful_is_counted(folder):
     same = [in_folder(folder, "a.png", Edema=1), in_folder(folder, "copy.png", Edema=1)]
-    assert refuse_twins(shared_contents({"train": same}, dict.fromkeys(["a.png", "copy.png"], 0))) == []
+    assert check_duplicates(shared_contents({"train": same}, dict.fromkeys(["a.png", "copy.png"], 0))) == []
     parts = {"train": same[:1], "val": [in_folder(folder, "copy.png", "q", Edema=0)]}
-    told = refuse_twins(shared_contents(parts, dict.fromkeys(["a.png", "copy.png"], 0)))
+    told = check_duplicates(shared_contents(parts, dict.fromkeys(["a.png", "copy.png"], 0)))
     assert [sentence.split()[0] for sentence in told] == ["1", "1", "1"]
     assert "in training and in validation" in told[0]
 

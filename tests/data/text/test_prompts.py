@@ -7,30 +7,30 @@ from cleft.data import DATASETS
 from cleft.data.readers.chexpert import CAPTION_ORDER, FINDINGS
 from cleft.data.readers.embed_captions import FINDINGS as MAMMOGRAM_FINDINGS
 from cleft.data.readers.embed_captions import Facts, mammogram_caption
-from cleft.data.text.captions import OPENING, write_caption
+from cleft.data.text.captions import CHEST_TEMPLATE, write_caption
 from cleft.data.text.prompts import (
+    CLASS_NAMES,
     CLASS_SETS,
-    DEFAULT,
+    DEFAULT_NAMES,
     DRAWN,
     GRAMMAR,
     PHRASES,
-    WORDINGS,
     absent_name,
     absent_prompt,
-    check_phrases,
-    check_wording,
+    check_class_names,
     class_prompt,
     class_prompts,
     draw_prompts,
-    find_wording,
+    find_class_names,
+    require_phrases,
     resolve_classes,
 )
 from cleft.errors import ConfigError
 
 
 def test_prompts_of_present_and_absent_classes_differ_by_one_word():
-    assert class_prompt("Pneumonia") == f"{OPENING} pneumonia"
-    assert absent_prompt("Pneumonia") == f"{OPENING} no pneumonia"
+    assert class_prompt("Pneumonia") == f"{CHEST_TEMPLATE} pneumonia"
+    assert absent_prompt("Pneumonia") == f"{CHEST_TEMPLATE} no pneumonia"
     assert absent_name("No Finding") == "finding"
 
 
@@ -92,7 +92,7 @@ def test_a_prompt_begins_as_the_captions_of_its_dataset_do():
     ],
 )
 def test_a_class_of_mammograms_is_said_as_captions_say_it(name, prompt):
-    opening = DATASETS["embed"].opening
+    opening = DATASETS["embed"].template
     assert class_prompt(name, opening) == f"this is a breast 2d full field digital mammogram of a patient {prompt}"
     facts = Facts(birads=int(name[-1])) if name.startswith("BI-RADS") else Facts(density="ABCD".index(name[-1]) + 1)
     assert class_prompt(name, opening) == mammogram_caption(facts, "simple")
@@ -124,24 +124,24 @@ def test_a_class_with_an_invisible_character_is_refused_with_its_code_point():
 
 
 def test_the_default_says_no_finding_as_captions_do():
-    assert DEFAULT.phrase("No Pneumonia") == "no finding"
-    assert DEFAULT.phrase("Pneumonia") == "pneumonia"
-    assert find_wording("default", "rsna") == DEFAULT
+    assert DEFAULT_NAMES.phrase("No Pneumonia") == "no finding"
+    assert DEFAULT_NAMES.phrase("Pneumonia") == "pneumonia"
+    assert find_class_names("default", "rsna") == DEFAULT_NAMES
 
 
 def test_the_released_words_for_rsna_are_the_authors_and_for_nobody_else():
-    rsna, chexpert = find_wording("released", "rsna"), find_wording("released", "chexpert")
+    rsna, chexpert = find_class_names("released", "rsna"), find_class_names("released", "chexpert")
     assert [rsna.phrase(name) for name in CLASS_SETS["rsna-2"]] == ["no findings", "pneumothorax"]
-    assert [chexpert.phrase(name) for name in FINDINGS] == [DEFAULT.phrase(name) for name in FINDINGS]
+    assert [chexpert.phrase(name) for name in FINDINGS] == [DEFAULT_NAMES.phrase(name) for name in FINDINGS]
 
 
 def test_the_released_prompts_of_mammograms_keep_their_punctuation():
-    assert find_wording("released", "embed").phrase("BI-RADS 1") == "birads score 1: negative."
-    assert DEFAULT.phrase("BI-RADS 1") == "birads score 1 negative"
+    assert find_class_names("released", "embed").phrase("BI-RADS 1") == "birads score 1: negative."
+    assert DEFAULT_NAMES.phrase("BI-RADS 1") == "birads score 1 negative"
 
 
 def test_prompts_follow_the_wording():
-    rsna = find_wording("released", "rsna")
+    rsna = find_class_names("released", "rsna")
     assert class_prompt("Pneumonia", "it shows", rsna) == "it shows pneumothorax"
     assert absent_prompt("Pneumonia", "it shows", rsna) == "it shows no pneumothorax"
     assert absent_prompt("No Pneumonia", "it shows") == "it shows finding"
@@ -150,10 +150,10 @@ def test_prompts_follow_the_wording():
 def test_a_file_has_the_last_word_and_may_speak_of_one_dataset_alone(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("Edema: no  # text, as in every YAML file here\nrsna/Edema: wet   lungs\n")
-    assert (find_wording(str(path), "rsna").name, find_wording(str(path), "nih").name) == ("mine", "mine")
-    assert find_wording(str(path), "rsna").phrase("Edema") == "wet lungs"
-    assert find_wording(str(path), "nih").phrase("Edema") == "no"
-    assert find_wording(str(path), "nih").phrase("No Pneumonia") == PHRASES["No Pneumonia"]
+    assert (find_class_names(str(path), "rsna").name, find_class_names(str(path), "nih").name) == ("mine", "mine")
+    assert find_class_names(str(path), "rsna").phrase("Edema") == "wet lungs"
+    assert find_class_names(str(path), "nih").phrase("Edema") == "no"
+    assert find_class_names(str(path), "nih").phrase("No Pneumonia") == PHRASES["No Pneumonia"]
 
 
 @pytest.mark.parametrize(
@@ -168,32 +168,32 @@ def test_a_file_that_holds_no_phrases_is_refused(tmp_path, text, message):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
-        find_wording(str(path), "rsna")
+        find_class_names(str(path), "rsna")
 
 
 def test_an_unknown_wording_is_refused_with_the_nearest():
     with pytest.raises(
         ConfigError, match=r"'relased' is neither default nor released nor gloria nor a YAML file.*'released'"
     ):
-        find_wording("relased", "rsna")
+        find_class_names("relased", "rsna")
     with pytest.raises(ConfigError, match=r"absent\.yaml"):
-        find_wording("/nowhere/absent.yaml", "rsna")
+        find_class_names("/nowhere/absent.yaml", "rsna")
 
 
 def test_words_that_tell_nothing_apart_are_refused(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("Pneumonia: pneumothorax\n")
-    wording = find_wording(str(path), "chexpert")
-    check_wording(wording, ["Pneumonia", "Edema"])
+    wording = find_class_names(str(path), "chexpert")
+    check_class_names(wording, ["Pneumonia", "Edema"])
     with pytest.raises(ConfigError, match="says 'pneumothorax' for Pneumonia and for Pneumothorax"):
-        check_wording(wording, ["Pneumonia", "Pneumothorax"])
+        check_class_names(wording, ["Pneumonia", "Pneumothorax"])
     with pytest.raises(ConfigError, match=r"no phrase for Pnuemonia, nearest to 'Pnuemonia' is 'Pneumonia'"):
-        check_wording(wording, ["Pnuemonia"])
+        check_class_names(wording, ["Pnuemonia"])
 
 
 def test_glorias_sentences_stand_for_a_class_without_an_opening():
-    wording = find_wording("gloria", "chexpert")
-    check_wording(wording, CLASS_SETS["chexpert-5"])
+    wording = find_class_names("gloria", "chexpert")
+    check_class_names(wording, CLASS_SETS["chexpert-5"])
     assert class_prompts("Edema", "it shows", wording)[:2] == (
         "pulmonary edema",
         "improvement in pulmonary interstitial edema",
@@ -202,21 +202,21 @@ def test_glorias_sentences_stand_for_a_class_without_an_opening():
 
 
 def test_glorias_sentences_speak_of_five_classes_alone_and_are_no_phrases():
-    wording = find_wording("gloria", "rsna")
+    wording = find_class_names("gloria", "rsna")
     with pytest.raises(
         ConfigError, match=r"has sentences for Atelectasis, .* and none for No Pneumonia, Pneumonia; ask"
     ):
-        check_wording(wording, CLASS_SETS["rsna-2"])
+        check_class_names(wording, CLASS_SETS["rsna-2"])
     with pytest.raises(ConfigError, match=r"a learned context needs a phrase for each class, and wording 'gloria' has"):
-        check_phrases(wording, "a learned context")
-    check_phrases(DEFAULT, "a learned context")
+        require_phrases(wording, "a learned context")
+    require_phrases(DEFAULT_NAMES, "a learned context")
 
 
-@pytest.mark.parametrize("wording", sorted(WORDINGS.keys() - {"gloria"}))
+@pytest.mark.parametrize("wording", sorted(CLASS_NAMES.keys() - {"gloria"}))
 @pytest.mark.parametrize("classes", CLASS_SETS)
 def test_every_set_of_classes_has_words_that_differ(wording, classes):
     dataset = "rsna" if classes == "rsna-2" else "chexpert"
-    check_wording(find_wording(wording, dataset), CLASS_SETS[classes])
+    check_class_names(find_class_names(wording, dataset), CLASS_SETS[classes])
 
 
 def test_each_class_has_as_many_sentences_as_the_release():

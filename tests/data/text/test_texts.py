@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cleft.config import DataConfig
-from cleft.data.text.texts import Texts, state_findings, way_of, words_of_many
+from cleft.data.text.texts import Texts, report_format, state_findings, words_of_many
 from cleft.errors import ConfigError, DataError
 from cleft.models.tokenizer import learn_tokenizer
 from cleft.types import Record
@@ -19,13 +19,13 @@ def record(number, edema=0.0, effusion=0.0, **more):
 
 
 def texts_of(records, seed=0, *, still=False, **options):
-    return Texts(records, FINDINGS, DataConfig(**options), seed, still=still)
+    return Texts(records, FINDINGS, DataConfig(**options), seed, fixed=still)
 
 
 def test_captions_are_read_as_they_are_in_every_epoch():
     texts = texts_of([record(0, caption="an edema"), record(1, caption="a chest")])
     assert [texts.read(epoch, 1).text for epoch in range(3)] == ["a chest"] * 3
-    assert texts.every() == ["an edema", "a chest"]
+    assert texts.all_texts() == ["an edema", "a chest"]
     assert texts.read(0, 0).labels is texts.read(0, 0).reworded is None
 
 
@@ -38,7 +38,7 @@ def test_a_caption_is_worded_anew_each_epoch_where_there_are_templates():
     )
     said = ["this is a chest x ray of a patient with edema", "the film shows edema", "edema can be seen"]
     assert {texts.read(epoch, 0).text for epoch in range(30)} == set(said)
-    assert texts.every() == [*said, *captions[1:]]
+    assert texts.all_texts() == [*said, *captions[1:]]
     assert {texts.read(epoch, 1).text for epoch in range(30)} == {opening}
 
 
@@ -71,16 +71,16 @@ def test_validation_reads_every_epoch_as_the_first():
 def test_some_rows_are_read_as_among_all():
     records = [record(number, 1, 1, caption="x") for number in range(30)]
     texts = texts_of(records, texts="findings")
-    part = texts.only([7, 20, 3]).only([2, 0])
+    part = texts.subset([7, 20, 3]).subset([2, 0])
     assert [part.read(5, row).text for row in (0, 1)] == [texts.read(5, row).text for row in (3, 7)]
 
 
 def test_sentences_of_a_report_are_drawn_and_a_whole_one_is_not():
     sentences = texts_of([record(0, report=REPORT)], texts="sentences")
-    assert {sentences.read(epoch, 0).text for epoch in range(30)} == set(sentences.every())
-    assert len(sentences.every()) == 3
-    assert texts_of([record(0, report=REPORT)], texts="whole").every() == [REPORT]
-    assert (way_of(DataConfig(texts="mgca")), way_of(DataConfig(texts="findings"))) == ("mgca", None)
+    assert {sentences.read(epoch, 0).text for epoch in range(30)} == set(sentences.all_texts())
+    assert len(sentences.all_texts()) == 3
+    assert texts_of([record(0, report=REPORT)], texts="whole").all_texts() == [REPORT]
+    assert (report_format(DataConfig(texts="mgca")), report_format(DataConfig(texts="findings"))) == ("mgca", None)
 
 
 def test_a_record_with_nothing_to_read_is_refused():
@@ -94,7 +94,7 @@ def test_a_sentence_of_the_bank_shares_a_finding_and_says_which():
     assert all("edema" in read.text and read.labels.tolist() == [1, 0] for read in edema)
     assert all("no finding" in read.text and read.labels.tolist() == [0, 0] for read in normal)
     assert len({read.text for read in edema}) > 1
-    assert {read.text for read in edema} <= set(texts.every())
+    assert {read.text for read in edema} <= set(texts.all_texts())
 
 
 def test_a_bank_of_ones_own_is_read_from_its_table(tmp_path):
@@ -120,7 +120,7 @@ def test_a_vocabulary_is_learned_from_all_captions_that_labels_make():
     records = [record(number, number % 2, caption=caption) for number, caption in enumerate(CAPTIONS)]
     for options in ({}, {"texts": "findings"}, {"texts": "bank"}, {"caption_templates": ("a chest that shows {}",)}):
         texts = texts_of(records, **options)
-        assert texts.learnable().parts == list(dict.fromkeys(texts.every())), options
+        assert texts.learnable().parts == list(dict.fromkeys(texts.all_texts())), options
         assert texts.learnable().left_out == 0
 
 
@@ -134,7 +134,7 @@ def test_a_vocabulary_is_not_learned_from_words_of_few_patients(tmp_path):
         assert (learnable.parts, learnable.left_out) == (parts, 1)
     (tmp_path / "PHANTOMS.json").write_text("{}")
     drawn = texts_of(records, texts="whole", root=tmp_path)
-    assert (drawn.learnable().parts, drawn.learnable().left_out) == (list(dict.fromkeys(drawn.every())), 0)
+    assert (drawn.learnable().parts, drawn.learnable().left_out) == (list(dict.fromkeys(drawn.all_texts())), 0)
 
 
 def test_a_sentence_of_a_bank_counts_as_a_patient(tmp_path):

@@ -11,16 +11,16 @@ from cleft.config import DataConfig, ImagesConfig
 from cleft.data.census.image_files import (
     Looks,
     Sample,
+    check_duplicates,
     decode,
     draw,
     find_unlisted,
     is_surely_more,
     look_at_all,
-    refuse_twins,
     shared_contents,
 )
 from cleft.data.counts import count_captions, count_labels, group_by, share_present, tally, tally_ages
-from cleft.data.datasets import DATASETS, finish_reading, terms_of
+from cleft.data.datasets import DATASETS, finish_reading, license_terms
 from cleft.data.images.decode_pool import usable_cores
 from cleft.data.splits.recipes import split_records
 from cleft.data.splits.split_file import leak_notes
@@ -36,7 +36,7 @@ _PICTURES = 12
 
 
 @dataclass(frozen=True, kw_only=True)
-class Effort:
+class CheckOptions:
     """How much is looked at. The rest is read from tables and names alone."""
 
     decode: int | None = 0
@@ -52,13 +52,13 @@ class Effort:
     progress: bool = False
 
     @classmethod
-    def of(cls, *, decode: int | None, pictures: int | None, seed: int, progress: bool) -> Effort:
+    def from_command(cls, *, decode: int | None, pictures: int | None, seed: int, progress: bool) -> CheckOptions:
         """Decodes in other processes: one for a sample, as many as there are cores for all."""
         jobs = usable_cores() if decode is None else 1 if decode or pictures != 0 else 0
         return cls(decode=decode, pictures=pictures, seed=seed, jobs=jobs, progress=progress)
 
 
-def take_census(scan: ReaderResult, config: DataConfig, images: ImagesConfig, effort: Effort) -> Census:
+def summarise(scan: ReaderResult, config: DataConfig, images: ImagesConfig, effort: CheckOptions) -> Census:
     """Counts what a scan found, and looks at files and pixels as far as asked for."""
     faults = [fault.sentence(Path(scan.path.name)) for fault in scan.faults]
     reading, splits, told = _divide(scan.reading, config)
@@ -71,7 +71,7 @@ def take_census(scan: ReaderResult, config: DataConfig, images: ImagesConfig, ef
     if is_surely_more(len(files.sample.undecodable), files.decoded, len(reading.records), config.max_bad):
         faults.append(_too_many(files, config))
     twins, leaking = _compare(reading.records, splits, files.sample)
-    terms = terms_of(config)
+    terms = license_terms(config)
     return Census(
         dataset=reading.dataset,
         table=scan.path.name,
@@ -117,7 +117,7 @@ def _divide(reading: Reading, config: DataConfig) -> tuple[Reading, Splits | Non
         return reading, None, [str(error)]
 
 
-def _inspect(records: Sequence[Record], images: ImagesConfig, effort: Effort, *, synthetic: bool) -> _Files:
+def _inspect(records: Sequence[Record], images: ImagesConfig, effort: CheckOptions, *, synthetic: bool) -> _Files:
     pictures = effort.pictures if effort.pictures is not None else _PICTURES if synthetic else 0
     everything = effort.decode is None
     drawn = draw(records, None if everything else max(effort.decode or 0, pictures, effort.look or 0), effort.seed)
@@ -143,7 +143,7 @@ def _compare(records: Sequence[Record], splits: Splits | None, sample: Sample) -
     parts = splits._asdict() if splits else {"train": list(records)}
     twins = shared_contents({name: parts[name] for name in ("train", "val", "test") if name in parts}, sample.contents)
     try:
-        notes = refuse_twins(twins)
+        notes = check_duplicates(twins)
     except DataError as error:
         return [], [f"{error}, such as {' and '.join(twins[0].ids[:2])}"]
     if not notes:
@@ -351,7 +351,7 @@ class Check(NamedTuple):
         return len(self.census.faults)
 
 
-def check_dataset(config: DataConfig, images: ImagesConfig | None = None, effort: Effort | None = None) -> Check:
+def check_dataset(config: DataConfig, images: ImagesConfig | None = None, effort: CheckOptions | None = None) -> Check:
     """Reads a table as far as it can be read and reports on all of it.
 
     Args:
@@ -369,11 +369,11 @@ def check_dataset(config: DataConfig, images: ImagesConfig | None = None, effort
     """
     reader, images = DATASETS[config.dataset].reader, images or ImagesConfig()
     try:
-        return Check(take_census(reader(config), config, images, effort or Effort()))
+        return Check(summarise(reader(config), config, images, effort or CheckOptions()))
     except DataError as error:
         if error.reason != "missing":
             return Check(Census(dataset=config.dataset, table=config.table or "", faults=(str(error),)))
         missing = str(error)
     # No image is where it should be: the table is reported all the same.
-    census = take_census(reader(config, check_files=False), config, images, Effort(look=0))
+    census = summarise(reader(config, check_files=False), config, images, CheckOptions(look=0))
     return Check(replace(census, faults=(missing, *census.faults), unlisted=()))

@@ -288,7 +288,7 @@ def contents_of(prepared: PreparedImages) -> dict[str, int]:
     return {name: first[number] for name, number in prepared.numbers.items()}
 
 
-def refuse_twins(twins: Sequence[Twins], *, test: str = "test") -> list[str]:
+def check_duplicates(twins: Sequence[Twins], *, test: str = "test") -> list[str]:
     """Judges pictures that stand several times.
 
     A picture in the test set and in another split makes numbers too good: that stops. One in training and

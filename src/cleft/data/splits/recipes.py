@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from cleft.config import DataConfig
 from cleft.data.counts import single_class
-from cleft.data.datasets import recipe_of
+from cleft.data.datasets import split_recipe
 from cleft.data.images.cache import cache_folder
 from cleft.data.readers.chexpert import FINDINGS
 from cleft.data.splits.split_file import follow_split_file
@@ -235,7 +235,7 @@ def split_records(reading: Reading, config: DataConfig) -> Splits:
         parts, recipe, notes = follow_split_file(config.split_file, reading, cache_folder(config))
         may_share = recipe in SPLITS and recipe not in DISJOINT
     else:
-        recipe = recipe_of(config)
+        recipe = split_recipe(config)
         cut, notes = _cut(reading, recipe, config)
         parts = {
             "train": [record for record in cut.pool if record.id not in cut.val],

@@ -14,7 +14,7 @@ from cleft.grammar import count
 from cleft.text_rules import clean_words, text_fault
 from cleft.types import Reading, Record
 
-OPENING = "this is a chest x ray of a patient with"
+CHEST_TEMPLATE = "this is a chest x ray of a patient with"
 """What every caption and class prompt of a chest radiograph begins with."""
 
 NO_FINDING = "no finding"
@@ -43,7 +43,7 @@ _PLACE = {name.casefold(): place for place, name in enumerate(CAPTION_ORDER)}
 def write_caption(
     labels: Mapping[str, float],
     *,
-    opening: str = OPENING,
+    opening: str = CHEST_TEMPLATE,
     negatives: bool = False,
     uncertain: Sequence[str] = (),
     no_finding: bool = False,
@@ -115,7 +115,7 @@ def _refuse_unreadable(text: str, name: str) -> None:
         raise DataError(f"{name} {what}", reason=reason)
 
 
-def add_captions(reading: Reading, config: DataConfig, opening: str = OPENING) -> Reading:
+def add_captions(reading: Reading, config: DataConfig, opening: str = CHEST_TEMPLATE) -> Reading:
     """Gives every record its sentence.
 
     A sentence from the table is cleaned and kept. Where there is none it is written from the labels, and where nobody

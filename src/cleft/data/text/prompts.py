@@ -13,7 +13,7 @@ from types import MappingProxyType
 from cleft.config import Settings, join_list, read_yaml, split_list
 from cleft.data.datasets import CLASS_SETS, DATASETS
 from cleft.data.tables.faults import nearest
-from cleft.data.text.captions import NO_FINDING, OPENING, clean_text
+from cleft.data.text.captions import CHEST_TEMPLATE, NO_FINDING, clean_text
 from cleft.errors import ConfigError
 from cleft.text_rules import as_texts, normalise, text_fault
 
@@ -100,7 +100,7 @@ PHRASES: dict[str, str] = {
 }
 """What stands behind the opening for a class whose cleaned name does not say it, in the words that captions use."""
 
-WORDINGS: dict[str, dict[str, str]] = {
+CLASS_NAMES: dict[str, dict[str, str]] = {
     "default": {},
     "released": {
         **DATASETS["embed"].phrases,
@@ -118,11 +118,11 @@ SENTENCES: dict[str, dict[str, tuple[str, ...]]] = {"gloria": draw_prompts()}
 
 
 @dataclass(frozen=True)
-class Wording:
+class ClassNames:
     """The words that stand for classes."""
 
     name: str
-    """Key of `WORDINGS`, or the name of a file without its folder."""
+    """Key of `CLASS_NAMES`, or the name of a file without its folder."""
     phrases: Mapping[str, str]
     """Class, as the table spells it, to its phrase."""
     sentences: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
@@ -134,35 +134,35 @@ class Wording:
         return self.phrases.get(name) or clean_text(name)
 
 
-DEFAULT = Wording("default", PHRASES)
+DEFAULT_NAMES = ClassNames("default", PHRASES)
 
 
-def find_wording(name: str, dataset: str) -> Wording:
+def find_class_names(name: str, dataset: str) -> ClassNames:
     """Returns a wording as it holds for a dataset.
 
     Args:
-        name: Key of `WORDINGS`, or a YAML file that maps classes to phrases.
+        name: Key of `CLASS_NAMES`, or a YAML file that maps classes to phrases.
         dataset: Name of the dataset whose classes will be asked about.
 
     Raises:
         ConfigError: If there is no such wording or file, or the file holds anything else than phrases.
 
     Example:
-        >>> find_wording("released", "rsna").phrase("Pneumonia"), find_wording("released", "nih").phrase("Pneumonia")
-        ('pneumothorax', 'pneumonia')
+        >>> [find_class_names("released", dataset).phrase("Pneumonia") for dataset in ("rsna", "nih")]
+        ['pneumothorax', 'pneumonia']
     """
-    if name in WORDINGS:
-        return Wording(name, PHRASES | _of_dataset(WORDINGS[name], dataset), SENTENCES.get(name, {}))
+    if name in CLASS_NAMES:
+        return ClassNames(name, PHRASES | _of_dataset(CLASS_NAMES[name], dataset), SENTENCES.get(name, {}))
     path = Path(name).expanduser()
     if path.suffix not in (".yaml", ".yml"):
         raise ConfigError(
-            f"wording={name!r} is neither {' nor '.join(WORDINGS)} nor a YAML file of class: phrase"
-            f"{nearest(name, WORDINGS)}"
+            f"wording={name!r} is neither {' nor '.join(CLASS_NAMES)} nor a YAML file of class: phrase"
+            f"{nearest(name, CLASS_NAMES)}"
         )
-    return Wording(path.stem, PHRASES | _of_dataset(_read_phrases(path), dataset))
+    return ClassNames(path.stem, PHRASES | _of_dataset(_read_phrases(path), dataset))
 
 
-def check_wording(wording: Wording, classes: Sequence[str]) -> None:
+def check_class_names(wording: ClassNames, classes: Sequence[str]) -> None:
     """Refuses a wording that says nothing about these classes, or the same about two of them.
 
     Raises:
@@ -174,7 +174,7 @@ def check_wording(wording: Wording, classes: Sequence[str]) -> None:
             f"wording {wording.name!r} has sentences for {', '.join(wording.sentences)} and none for "
             f"{', '.join(silent)}; ask about classes it has, or in another wording"
         )
-    if wording.name not in WORDINGS and not any(name in wording.phrases for name in classes):
+    if wording.name not in CLASS_NAMES and not any(name in wording.phrases for name in classes):
         close = "".join(nearest(name, wording.phrases) for name in classes)
         raise ConfigError(f"wording {wording.name!r} has no phrase for {', '.join(classes)}{close}; spell them alike")
     said: dict[str, str] = {}
@@ -187,7 +187,7 @@ def check_wording(wording: Wording, classes: Sequence[str]) -> None:
             )
 
 
-def check_phrases(wording: Wording, what: str) -> None:
+def require_phrases(wording: ClassNames, what: str) -> None:
     """Refuses a wording of whole sentences where a phrase is needed, to be put behind something or denied.
 
     Args:
@@ -225,7 +225,7 @@ def _read_phrases(path: Path) -> dict[str, str]:
 
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
-    OPENING: (
+    CHEST_TEMPLATE: (
         "a chest x ray of a patient with",
         "chest radiograph with",
         "this frontal chest x ray shows",
@@ -234,7 +234,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "findings are suggesting",
         "",
     ),
-    DATASETS["embed"].opening: (
+    DATASETS["embed"].template: (
         "a mammogram of a patient with",
         "mammography with",
         "this breast image shows",
@@ -248,17 +248,17 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 name. Like captions they are lower case without punctuation."""
 
 
-def templates_of(opening: str) -> tuple[str, ...]:
+def prompt_templates(opening: str) -> tuple[str, ...]:
     """Returns the openings to compare: the one given, and others that mean the same.
 
     Example:
-        >>> templates_of("an ultrasound with")
+        >>> prompt_templates("an ultrasound with")
         ('an ultrasound with', 'there is', 'findings are suggesting', '')
     """
     return (opening, *TEMPLATES.get(opening, ("there is", "findings are suggesting", "")))
 
 
-def class_prompt(name: str, opening: str = OPENING, wording: Wording = DEFAULT) -> str:
+def class_prompt(name: str, opening: str = CHEST_TEMPLATE, wording: ClassNames = DEFAULT_NAMES) -> str:
     """Returns the sentence for a class that is present.
 
     Example:
@@ -268,12 +268,12 @@ def class_prompt(name: str, opening: str = OPENING, wording: Wording = DEFAULT) 
     return f"{opening} {wording.phrase(name)}".strip()
 
 
-def class_prompts(name: str, opening: str = OPENING, wording: Wording = DEFAULT) -> tuple[str, ...]:
+def class_prompts(name: str, opening: str = CHEST_TEMPLATE, wording: ClassNames = DEFAULT_NAMES) -> tuple[str, ...]:
     """Returns the sentences for a class that is present: one, or those that the wording has for it."""
     return wording.sentences.get(name) or (class_prompt(name, opening, wording),)
 
 
-def absent_prompt(name: str, opening: str = OPENING, wording: Wording = DEFAULT) -> str:
+def absent_prompt(name: str, opening: str = CHEST_TEMPLATE, wording: ClassNames = DEFAULT_NAMES) -> str:
     """Returns the sentence for a class that is absent, to be compared with `class_prompt`.
 
     Example:
@@ -283,7 +283,7 @@ def absent_prompt(name: str, opening: str = OPENING, wording: Wording = DEFAULT)
     return f"{opening} {absent_name(name, wording)}".strip()
 
 
-def absent_name(name: str, wording: Wording = DEFAULT) -> str:
+def absent_name(name: str, wording: ClassNames = DEFAULT_NAMES) -> str:
     """Returns what stands for an absent class behind the opening or a learned context.
 
     Example:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cleft.config import DataConfig
-from cleft.data.datasets import opening_of
+from cleft.data.datasets import prompt_template
 from cleft.data.tables.paths import is_synthetic
 from cleft.data.text.captions import NO_FINDING, clean_text, refuse_unreadable
 from cleft.data.text.reports import READ_REPORT, Way, change_words, draw_text
@@ -129,11 +129,11 @@ class Texts:
     """
 
     def __init__(
-        self, records: Sequence[Record], findings: Sequence[str], config: DataConfig, seed: int, *, still: bool = False
+        self, records: Sequence[Record], findings: Sequence[str], config: DataConfig, seed: int, *, fixed: bool = False
     ) -> None:
         self._seed = seed
-        self._still = still
-        self._reword = config.reword and not still
+        self._still = fixed
+        self._reword = config.reword and not fixed
         self._bank = _bank(findings, config) if config.texts == "bank" else None
         self._pool: tuple[int, SentenceBank] | None = None
         self._findings = tuple(findings)
@@ -161,13 +161,13 @@ class Texts:
             labels = np.array([said.get(name, 0.0) for name in self._findings], np.float32)
         return Read(text, labels, change_words(text, self._seed, epoch, row) if self._reword else None)
 
-    def only(self, rows: Sequence[int]) -> Texts:
+    def subset(self, rows: Sequence[int]) -> Texts:
         """Returns the texts of some rows, read as they are read among all of them."""
         part = copy(self)
         part._rows = [self._rows[row] for row in rows]
         return part
 
-    def every(self) -> list[str]:
+    def all_texts(self) -> list[str]:
         """Returns every text that may be read, reworded ones apart; each once for each image it may stand with."""
         if self._bank is not None:
             return list(self._bank.texts)
@@ -192,7 +192,7 @@ class Texts:
         return self._pool[1]
 
 
-def way_of(config: DataConfig) -> Way | None:
+def report_format(config: DataConfig) -> Way | None:
     """Returns how reports are read, or None where they are not."""
     return cast("Way", config.texts) if config.texts in READ_REPORT else None
 
@@ -211,12 +211,12 @@ def state_findings(labels: Mapping[str, float]) -> tuple[str, ...]:
 def _own_texts(findings: Sequence[str], config: DataConfig) -> list[str]:
     """What texts are put together from that nobody wrote of a patient."""
     names = [*findings, *map(clean_text, findings), NO_FINDING]
-    return [opening_of(config), *names, _STATES, *TEMPLATES, *config.caption_templates]
+    return [prompt_template(config), *names, _STATES, *TEMPLATES, *config.caption_templates]
 
 
 def _wordings(caption: str, config: DataConfig) -> tuple[str, ...]:
     """A caption in each of `data.caption_templates`; as it is where it names no finding behind the opening."""
-    opening = opening_of(config)
+    opening = prompt_template(config)
     findings = caption.removeprefix(opening).strip()
     if not config.caption_templates or not caption.startswith(opening) or not findings:
         return (caption,) if caption else ()
@@ -234,7 +234,7 @@ def _bank(findings: Sequence[str], config: DataConfig) -> SentenceBank:
 
 def _choices(records: Sequence[Record], config: DataConfig) -> list[tuple[str, ...]]:
     """The texts of each record, one of which is drawn; equal ones are held once."""
-    way = way_of(config)
+    way = report_format(config)
     known: dict[object, tuple[str, ...]] = {}
     choices: list[tuple[str, ...]] = []
     for record in records:
