@@ -1,4 +1,4 @@
-"""What the README prints can be typed: its commands, its Python, its links; and so can the other pages' commands."""
+"""Commands, Python and links of the README run; commands and links of the other pages are valid."""
 
 import dataclasses
 import re
@@ -25,18 +25,18 @@ PAGES = sorted([README, *ROOT.glob("docs/*.md"), *ROOT.glob("docs/how-to/*.md"),
 
 
 def commands(page: Path) -> list[str]:
-    """Lines of code blocks, and code within lines, that begin with `cleft`; joined ones apart, comments left out."""
+    """Returns the commands in code blocks and inline code that begin with `cleft`, split at `&&`, without comments."""
     text = page.read_text(encoding="utf-8")
     blocks = re.findall(r"^(?: {4}| {7})?(cleft [a-z].*)$", text, re.MULTILINE)
     inline = re.findall(r"`(cleft [a-z-][^`]*)`", text)
     return [part.strip() for line in [*blocks, *inline] for part in line.partition(" #")[0].split("&&")]
 
 
-def printed() -> list[object]:
+def documented_commands() -> list[object]:
     return [pytest.param(line, id=f"{page.name}: {line}") for page in PAGES for line in dict.fromkeys(commands(page))]
 
 
-def test_the_python_of_the_readme_gives_the_scores_of_the_command_line(tmp_path, monkeypatch):
+def test_the_python_example_gives_the_scores_of_the_command_line(tmp_path, monkeypatch):
     spelled = {"Edema": "No Finding", "Fracture": "Pneumonia"}
     drawings = copy_drawings(
         write_drawings(tmp_path / "drawings", patients=40),
@@ -69,8 +69,8 @@ def test_the_python_of_the_readme_gives_the_scores_of_the_command_line(tmp_path,
         assert names["probabilities"][0].tolist() == pytest.approx(wanted.tolist(), abs=1e-5)
 
 
-@pytest.mark.parametrize("line", printed())
-def test_every_printed_command_is_one(line):
+@pytest.mark.parametrize("line", documented_commands())
+def test_every_documented_command_parses(line):
     words = [word for word in shlex.split(line)[1:] if word != "…"]
     words, settings = split_settings(words)
     if words[-1:] in (["--help"], ["--help-all"]):
@@ -80,7 +80,7 @@ def test_every_printed_command_is_one(line):
         return
     try:
         options, more = build_parser().parse_known_args(words)
-    except SystemExit:  # a verb that is only named in a sentence
+    except SystemExit:  # a command that is only mentioned in a sentence
         with pytest.raises(SystemExit) as ended:
             build_parser().parse_args([*words, "--help"])
         assert ended.value.code == 0
@@ -94,7 +94,7 @@ def test_every_printed_command_is_one(line):
         merge_overrides(Settings(), given)
 
 
-def test_a_readme_has_commands():
+def test_the_readme_has_commands():
     assert len(commands(README)) >= 10
 
 
@@ -105,7 +105,7 @@ def test_every_preset_the_readme_names_exists():
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
-def test_every_link_leads_somewhere(page):
+def test_every_link_has_a_target(page):
     links = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
     assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
 
@@ -116,7 +116,7 @@ def test_every_make_target_of_the_readme_exists():
 
 
 def switches() -> list[object]:
-    """Settings of the tables of docs/baselines.md, each with the preset of its section."""
+    """Returns the settings in the tables of docs/baselines.md, each with the preset of its section."""
     found = []
     for section in (ROOT / "docs" / "baselines.md").read_text(encoding="utf-8").split("\n## ")[1:]:
         for preset in re.findall(r"cleft pretrain (baseline-\S+)", section)[:1]:
@@ -125,11 +125,11 @@ def switches() -> list[object]:
 
 
 @pytest.mark.parametrize(("preset", "switch"), switches())
-def test_every_switch_of_the_page_on_baselines_changes_its_preset(preset, switch):
+def test_every_setting_in_the_baselines_page_changes_its_preset(preset, switch):
     assert load_settings(preset, shlex.split(switch)) != load_settings(preset)
 
 
-def test_every_baseline_has_a_section_of_the_page():
+def test_every_baseline_has_a_section():
     page = (ROOT / "docs" / "baselines.md").read_text(encoding="utf-8")
     presets = [name for name in preset_summaries() if name.startswith("baseline-")]
     assert len(presets) == 8

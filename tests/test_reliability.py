@@ -1,4 +1,4 @@
-"""The table of faults in docs/reliability.md names tests that exist, and leaves no row out."""
+"""The table of faults in docs/reliability.md is complete and names existing tests."""
 
 import re
 from pathlib import Path
@@ -18,7 +18,7 @@ REASONS = ("does not apply: ", "no test: ", "open: ", "outside the code: ", "eve
 
 
 def table():
-    """Row to (priority, content of its last column)."""
+    """Returns row to (priority, content of its last column)."""
     found = {}
     for line in PAGE.read_text(encoding="utf-8").splitlines():
         if match := re.fullmatch(r"\| ([A-P]-?\d+) \| ([012]) \| .+ \| (.+) \|", line):
@@ -47,7 +47,7 @@ def test_every_row_has_a_test_that_exists_or_a_reason():
         assert not set(named) - exist, f"{row}: no such test: {set(named) - exist}"
 
 
-def test_a_test_that_is_named_after_a_row_is_of_a_row_in_the_table():
+def test_tests_named_after_a_row_refer_to_a_row_in_the_table():
     rows = {row.replace("-", "").lower() for row in table()}
     for name in existing_tests():
         found = re.match(r"test_((?:[a-p]\d+_)+)", name)

@@ -47,7 +47,7 @@ def test_a_wrong_setting_is_reported_by_one_process_of_a_machine(monkeypatch, ca
     assert capsys.readouterr() == ("", "")
 
 
-PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "train-on-several-cards.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "train-on-several-gpus.md"
 
 
 def launched_commands():
