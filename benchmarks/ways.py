@@ -55,10 +55,10 @@ class Reader:
         self.tower = tower
         self.texts = list(texts)
         distinct = list(dict.fromkeys(self.texts))
-        tokens = dict(zip(distinct, tower.tokens.encode(distinct), strict=True))
+        tokens = dict(zip(distinct, tower.tokenizer.encode(distinct), strict=True))
         ids = [tokens[text] for text in self.texts]
         self.lengths = torch.tensor([len(text) for text in ids])
-        rows = [text + [tower.tokens.pad] * (int(self.lengths.max()) - len(text)) for text in ids]
+        rows = [text + [tower.tokenizer.pad] * (int(self.lengths.max()) - len(text)) for text in ids]
         self.ids = torch.tensor(rows)
         self.distinct = {tuple(text) for text in tokens.values()}
         self.prefixes = {text[:end] for text in self.distinct for end in range(1, len(text) + 1)}
@@ -78,7 +78,7 @@ class Reader:
         """
         set_checkpointing(self.tower.lm, way == CHECKPOINTED)
         if way == LONGEST:
-            return self.tower.read_padded(self.ids, self.lengths)
+            return self.tower.encode_padded(self.ids, self.lengths)
         self.tower.packing = {TREE: "tree", DISTINCT: "distinct"}.get(way, "padded")
         with torch.set_grad_enabled(torch.is_grad_enabled() and way != RELEASED):
             features = self.tower(self.texts)

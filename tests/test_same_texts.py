@@ -191,8 +191,8 @@ def _answers(model):
             found.append(model.text_tower(texts))
         if hasattr(model, "encode_text"):
             found.append(model.encode_text(texts))
-        if hasattr(model, "read_words"):
-            found.append(model.read_words(texts).words)
+        if hasattr(model, "encode_words"):
+            found.append(model.encode_words(texts).words)
         if getattr(model, "context", None) is not None:
             found.append(model.encode_class_names(texts[:2]))
         pixels = torch.arange(model.image_spec.size[0] ** 2).reshape(1, 1, *model.image_spec.size).remainder(251)

@@ -85,7 +85,7 @@ def test_g4_by_operations_at_the_true_size(tower, paper_work):
 
 def test_g5_the_tree_has_one_node_per_distinct_prefix(reader):
     reader.read(TREE)
-    ids = reader.tower.tokens.encode(reader.texts)
+    ids = reader.tower.tokenizer.encode(reader.texts)
     prefixes = {tuple(text[:end]) for text in ids for end in range(1, len(text) + 1)}
     assert reader.tower.stats.nodes == len(prefixes)
     assert reader.tower.stats.padded_tokens == 72 * 64
@@ -121,7 +121,7 @@ def test_cutting_the_tree_of_4096_captions_takes_2_percent_of_a_step(tower, real
     if real:
         captions = read_label_sets(request.getfixturevalue("shared") / "data/chexpert-label-sets/label_sets.csv")
     texts = draw_batch(captions, 4096, seed=0)
-    tree = PrefixTree(tower.tokens.encode, blind_end=True)
+    tree = PrefixTree(tower.tokenizer.encode, mask_eos_self=True)
     tree.rows(captions.texts)
     # Less than a step: a small language model by itself, without images.
     reader = Reader(tower, texts)

@@ -69,9 +69,9 @@ def by_hand(run, prompts, *, local_alone=False, letters=False):
 def words_by_hand(model, prompt):
     """The words of a prompt, and the end behind them: sums of pieces and of four layers."""
     tower = model.text_tower
-    ids = torch.tensor(tower.tokens.encode([prompt]))
+    ids = torch.tensor(tower.tokenizer.encode([prompt]))
     states = torch.stack(tower.lm.model(input_ids=ids, output_hidden_states=True).hidden_states[-4:]).sum(dim=0)[0]
-    tokens = tower.tokens.tokenizer.convert_ids_to_tokens(ids[0])
+    tokens = tower.tokenizer.hf_tokenizer.convert_ids_to_tokens(ids[0])
     words = []
     for place, token in list(enumerate(tokens))[1:]:
         if place in (1, len(tokens) - 1) or token.startswith("Ġ"):

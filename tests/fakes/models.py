@@ -13,7 +13,7 @@ from cleft.config import ImagesConfig, ImageTowerConfig, LossConfig, Settings, T
 from cleft.models.dual_encoder import DualEncoder
 from cleft.models.methods import build_model
 from cleft.models.model_folder import seal
-from cleft.models.tokenizer import learn_tokenizer
+from cleft.models.tokenizer import train_tokenizer
 
 SIZE = 56
 CAPTIONS = [f"a chest x ray of a patient with {name}" for name in ("edema", "fracture", "edema fracture")]
@@ -97,7 +97,7 @@ def fake_images(count: int = 2) -> Tensor:
 
 def write_language_model(folder: Path, family: str = "gpt2", seed: int = 0) -> Path:
     """A language model and its tokenizer as their makers would publish them."""
-    tokenizer = learn_tokenizer(CAPTIONS, causal=family == "gpt2")
+    tokenizer = train_tokenizer(CAPTIONS, causal=family == "gpt2")
     tokenizer.save_pretrained(folder)
     options = {name: value for name, value in TEXT[family].items() if name != "model_type"}
     config = AutoConfig.for_model(family, vocab_size=len(tokenizer), **options)

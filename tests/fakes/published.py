@@ -18,7 +18,7 @@ from tokenizers import pre_tokenizers
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, PreTrainedTokenizerFast
 
-from cleft.models.tokenizer import learn_tokenizer
+from cleft.models.tokenizer import train_tokenizer
 
 SIZE, WIDTH, JOINT = 56, 32, 8
 TEXTS = ["a chest x ray with edema", "edema", "fracture of a rib"]
@@ -26,12 +26,12 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def write_tokenizer(folder: Path) -> Path:
-    learn_tokenizer(TEXTS, causal=False).save_pretrained(folder)
+    train_tokenizer(TEXTS, causal=False).save_pretrained(folder)
     return folder
 
 
 def token_count() -> int:
-    tokenizer: PreTrainedTokenizerFast = learn_tokenizer(TEXTS, causal=False)
+    tokenizer: PreTrainedTokenizerFast = train_tokenizer(TEXTS, causal=False)
     return len(tokenizer)
 
 

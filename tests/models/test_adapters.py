@@ -106,8 +106,8 @@ def test_only_rows_of_tokens_that_occur_move(way):
     built = tower("gpt2", adapt=way)
     rows = built.lm.model.wte
     assert isinstance(rows, TrainedRows)
-    assert built.trained_tokens == tuple(built.tokens.occurring(CAPTIONS))
-    assert built.tokens.end in built.trained_tokens
+    assert built.trained_tokens == tuple(built.tokenizer.used_tokens(CAPTIONS))
+    assert built.tokenizer.eos in built.trained_tokens
     assert len(built.trained_tokens) < len(rows.table.weight) / 4
     assert rows.rows.shape == (len(built.trained_tokens), 16)
     backward(built)
@@ -124,9 +124,9 @@ def test_with_full_the_table_itself_moves():
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_the_end_token_learns_though_it_pads(family):
     built = tower(family, adapt="full")
-    assert built.tokens.pad == built.tokens.end
+    assert built.tokenizer.pad == built.tokenizer.eos
     built.encode(CAPTIONS)[:, 0].sum().backward()
-    assert built.lm.model.get_input_embeddings().weight.grad[built.tokens.end].abs().max() > 0
+    assert built.lm.model.get_input_embeddings().weight.grad[built.tokenizer.eos].abs().max() > 0
 
 
 def test_trained_rows_start_as_the_table_and_answer_in_its_type():
@@ -171,7 +171,7 @@ def test_virtual_tokens_mean_what_they_mean_in_peft(family):
     options = PrefixTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=3)
     theirs = get_peft_model(built.lm.model, options)
     theirs.prompt_encoder["default"].load_state_dict(built.lm.prefix.encoder.state_dict())
-    ids = torch.tensor(built.tokens.encode(CAPTIONS[1:2]))
+    ids = torch.tensor(built.tokenizer.encode(CAPTIONS[1:2]))
     states = theirs(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
     torch.testing.assert_close(ours, states[:, -1], atol=1e-5, rtol=1e-5)
 

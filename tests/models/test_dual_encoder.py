@@ -12,7 +12,7 @@ from tests.fakes.texts import OPENING, tower
 from cleft.config import ContextConfig, ImagesConfig, ImageTowerConfig, LossConfig, Settings, TextTowerConfig
 from cleft.errors import CheckpointError, ConfigError
 from cleft.models.checkpoint import load_model, save_model
-from cleft.models.dual_encoder import build_context, unit
+from cleft.models.dual_encoder import build_context, l2_normalise
 from cleft.models.methods import build_model
 
 CAPTIONS = ["a chest x ray of a patient with edema", "a chest x ray of a patient with fracture"]
@@ -83,7 +83,7 @@ def test_projections_without_statistics(projection, shapes):
     model = build_model(with_loss(projection=projection), CAPTIONS).eval()
     assert {name: tuple(weight.shape) for name, weight in model.image_projection.named_parameters()} == shapes
     features = model.text_tower(CAPTIONS)
-    torch.testing.assert_close(model.encode_text(CAPTIONS), unit(model.text_projection(features)))
+    torch.testing.assert_close(model.encode_text(CAPTIONS), l2_normalise(model.text_projection(features)))
 
 
 def test_texts_may_be_projected_otherwise_than_images():
@@ -93,7 +93,7 @@ def test_texts_may_be_projected_otherwise_than_images():
     first, last = (model.text_projection.get_parameter(f"{layer}.weight") for layer in (0, 2))
     assert (tuple(first.shape), tuple(last.shape)) == ((20, 24), (12, 20))
     hidden = torch.nn.functional.gelu(model.text_tower(CAPTIONS) @ first.T)
-    torch.testing.assert_close(model.encode_text(CAPTIONS), unit(hidden @ last.T))
+    torch.testing.assert_close(model.encode_text(CAPTIONS), l2_normalise(hidden @ last.T))
     with pytest.raises(ConfigError, match=r"text_projection=mlp-gelu projects them out of it; leave one of them out"):
         with_loss(projection="to-text", text_projection="mlp-gelu")
 
@@ -116,7 +116,7 @@ def test_a_projection_with_norms_has_the_names_of_mgcas_heads_and_leaves_zero_me
 def test_images_can_be_led_into_the_space_of_the_texts():
     model = build_model(with_loss(projection="to-text", embed_dim=24), CAPTIONS).eval()
     assert tuple(model.image_projection.weight.shape) == (24, 16)
-    torch.testing.assert_close(model.encode_text(CAPTIONS), unit(model.text_tower(CAPTIONS)))
+    torch.testing.assert_close(model.encode_text(CAPTIONS), l2_normalise(model.text_tower(CAPTIONS)))
     with pytest.raises(ConfigError, match=r"which has 24 dimensions; set loss\.embed_dim=24, not 12"):
         build_model(with_loss(projection="to-text"), CAPTIONS)
 
@@ -156,7 +156,7 @@ def test_equal_seeds_build_equal_models_and_leave_the_world_alone():
 
 def test_class_names_behind_the_opening_equal_the_sentence_they_make(model):
     opening = "a chest x ray of a patient with"
-    model.set_context(model.text_tower.embed_opening(opening))
+    model.set_context(model.text_tower.embed_prompt(opening))
     behind = model.encode_class_names(["edema", "fracture"])
     torch.testing.assert_close(behind, model.encode_text(CAPTIONS), atol=1e-6, rtol=0)
 
@@ -198,7 +198,7 @@ fixed_tower = functools.cache(tower)
 
 
 def test_the_opening_comes_last_and_random_vectors_in_front():
-    written = fixed_tower().embed_opening(OPENING)
+    written = fixed_tower().embed_prompt(OPENING)
     context = build_context(fixed_tower(), OPENING, ContextConfig(length=len(written) + 5), seed=0)
     assert context.shape == (len(written) + 5, 16)
     assert torch.equal(context[5:], written)
@@ -207,14 +207,14 @@ def test_the_opening_comes_last_and_random_vectors_in_front():
 
 
 def test_of_a_longer_opening_the_last_tokens_stay():
-    written = fixed_tower().embed_opening(OPENING)
+    written = fixed_tower().embed_prompt(OPENING)
     context = build_context(fixed_tower(), OPENING, ContextConfig(length=3), seed=0)
     assert torch.equal(context, written[-3:])
 
 
 def test_a_random_start_holds_no_token_of_the_opening():
     context = build_context(fixed_tower(), OPENING, ContextConfig(length=12, init="random"), seed=0)
-    assert torch.cdist(context, fixed_tower().embed_opening(OPENING)).min() > 0.1
+    assert torch.cdist(context, fixed_tower().embed_prompt(OPENING)).min() > 0.1
 
 
 def test_the_seed_alone_decides():
@@ -227,7 +227,7 @@ def test_the_seed_alone_decides():
 
 
 def test_an_opening_as_context_reads_as_the_whole_sentence():
-    context = fixed_tower().embed_opening(OPENING)
-    behind = fixed_tower().encode_behind_context(["edema", "pleural effusion"], context)
+    context = fixed_tower().embed_prompt(OPENING)
+    behind = fixed_tower().encode_after_context(["edema", "pleural effusion"], context)
     whole = fixed_tower().encode([f"{OPENING} edema", f"{OPENING} pleural effusion"])
     torch.testing.assert_close(behind, whole, atol=1e-5, rtol=1e-5)

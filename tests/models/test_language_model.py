@@ -14,7 +14,7 @@ from cleft.models.checkpoint import load_model, save_model
 from cleft.models.language_model import build_language_model
 from cleft.models.methods import build_model
 from cleft.models.text_tower import TextTower, build_text_tower
-from cleft.models.tokenizer import learn_tokenizer
+from cleft.models.tokenizer import train_tokenizer
 
 NAMES = ["edema", "pleural effusion"]
 WITHOUT_PREFIX = {
@@ -63,7 +63,7 @@ def check_exact(built: TextTower) -> None:
         assert error(gradients(features, weights), gradients(padded, weights)) < 2e-5
         assert float(gradients(features, weights).norm()) > 0
     context = torch.randn(4, built.lm.embedding_width)
-    assert built.encode_behind_context(NAMES, context).shape == (2, built.width)
+    assert built.encode_after_context(NAMES, context).shape == (2, built.width)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_weights_that_a_family_fixes_stay_fixed_when_all_others_are_trained():
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_a_folder_with_the_head_of_a_language_model_is_read_as_transformers_reads_it(tmp_path, family):
     causal = family in CAUSAL_FAMILIES
-    tokenizer = learn_tokenizer(CAPTIONS, causal=causal)
+    tokenizer = train_tokenizer(CAPTIONS, causal=causal)
     tokenizer.save_pretrained(tmp_path)
     options = {name: value for name, value in FAMILIES[family].items() if name != "model_type"}
     ids = dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.eos_token_id)
@@ -213,7 +213,7 @@ def test_a_folder_with_the_head_of_a_language_model_is_read_as_transformers_read
     whole.save_pretrained(tmp_path)
     frozen = TextTowerConfig(model=str(tmp_path), adapt="frozen", train_embeddings=False, max_tokens=16)
     built = build_text_tower(frozen, CAPTIONS).eval()
-    tokens = torch.tensor(built.tokens.encode(CAPTIONS[2:3]))
+    tokens = torch.tensor(built.tokenizer.encode(CAPTIONS[2:3]))
     with torch.no_grad():
         theirs = whole.base_model(input_ids=tokens).last_hidden_state
         ours = built.lm(tokens, torch.ones_like(tokens, dtype=torch.bool), torch.arange(tokens.shape[1])[None])

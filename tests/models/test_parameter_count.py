@@ -24,7 +24,7 @@ from cleft.models.language_model import LanguageModel
 from cleft.models.methods import build_model
 from cleft.models.parameter_count import WeightCount, count_weights, outline_model
 from cleft.models.text_tower import TextTower
-from cleft.models.tokenizer import TokenIds
+from cleft.models.tokenizer import TokenIdTokenizer
 from cleft.types import ImageSpec
 
 ROOT = Path(__file__).parents[2]
@@ -116,7 +116,7 @@ def paper():
     with torch.device("meta"):
         image_tower = ImageTower(Dinov2WithRegistersModel(vision), ImageTowerConfig(), SPEC)
         lm = adapt(LanguageModel(GPT2Model(language), causal=True), text)
-        tokens = TokenIds(vocabulary=28896, max_tokens=64, end=28895)
+        tokens = TokenIdTokenizer(vocabulary=28896, max_tokens=64, end=28895)
         return DualEncoder(image_tower, TextTower(lm, tokens, text), LossConfig())
 
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cleft.models.prefix_tree import PrefixTree, pack_texts, pad_nodes, put_behind
+from cleft.models.prefix_tree import PrefixTree, pack_texts, pad_nodes, prepend_chain
 
 A, B, C, END = 1, 2, 3, 9
 texts_of_tokens = st.lists(
@@ -38,12 +38,12 @@ def test_a_tree_by_hand():
 
 
 def test_a_blind_end_sees_its_text_but_not_itself():
-    packed = pack_texts([[A, END], [A, B, END]], blind_end=True)
+    packed = pack_texts([[A, END], [A, B, END]], mask_eos_self=True)
     assert ways_down(packed) == [[A], [A, B]]
 
 
 def test_a_blind_end_without_a_text_sees_itself_for_attention_needs_something():
-    assert pack_texts([[END]], blind_end=True).visible.tolist() == [[True]]
+    assert pack_texts([[END]], mask_eos_self=True).visible.tolist() == [[True]]
 
 
 def test_a_text_without_tokens_is_refused():
@@ -113,14 +113,14 @@ def test_padded_tokens_and_lengths():
 
 
 def test_roots_in_front_are_read_by_every_text():
-    packed = put_behind(pack_texts([[A, END], [B, END]], blind_end=True), 2)
+    packed = prepend_chain(pack_texts([[A, END], [B, END]], mask_eos_self=True), 2)
     assert packed.position_ids.tolist() == [0, 1, 2, 3, 2, 3]
     assert packed.visible[:2, :2].tolist() == [[True, False], [True, True]]
     assert packed.visible[packed.last].tolist() == [[1, 1, 1, 0, 0, 0], [1, 1, 0, 0, 1, 0]]
 
 
 def test_padding_nodes_see_only_themselves():
-    packed = pad_nodes(pack_texts([[A, B, END]]), 8, beside=2)
+    packed = pad_nodes(pack_texts([[A, B, END]]), 8, extra_keys=2)
     assert len(packed.input_ids) == 6
     assert packed.visible[3:].tolist() == torch.eye(6, dtype=torch.bool)[3:].tolist()
     assert not packed.visible[:3, 3:].any()
@@ -136,7 +136,7 @@ def test_all_real_captions_share_4238_beginnings(shared):
     opening = "this is a chest x ray of a patient with".split()
     texts = [[*opening, *" ".join(n for n in order if row[n] == "1").lower().split(), "<end>"] for row in rows]
     number = {word: place for place, word in enumerate(sorted({word for text in texts for word in text}))}
-    tree = PrefixTree(lambda new: [[number[word] for word in text.split()] for text in new], blind_end=True)
+    tree = PrefixTree(lambda new: [[number[word] for word in text.split()] for text in new], mask_eos_self=True)
     captions = [" ".join(text) for text in texts]
     assert len(tree.subtree(captions).input_ids) == 4238
     weights = np.array([int(row["images"]) for row in rows])

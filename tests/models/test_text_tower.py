@@ -14,7 +14,7 @@ from cleft.models import text_tower as text_file
 from cleft.models.language_model import build_language_model
 from cleft.models.prefix_tree import pad_nodes
 from cleft.models.text_tower import build_text_tower
-from cleft.models.tokenizer import Tokens, learn_tokenizer
+from cleft.models.tokenizer import TextTokenizer, train_tokenizer
 
 cached = functools.cache(tower)
 ADAPTERS = ["lora", "ia3", "prefix", "full", "frozen"]
@@ -67,10 +67,10 @@ def test_a_context_gives_the_same_features_and_gradients_in_both_ways(family, ad
     built = tower(family, adapt=adapt)
     context = torch.randn(7, 16, generator=torch.Generator().manual_seed(0), requires_grad=True)
     weights = [context, *moving(built)]
-    quick = built.encode_behind_context(NAMES, context)
+    quick = built.encode_after_context(NAMES, context)
     built.packing = "padded"
-    padded = built.encode_behind_context(NAMES, context)
-    alone = torch.cat([built.encode_behind_context([name], context) for name in NAMES])
+    padded = built.encode_after_context(NAMES, context)
+    alone = torch.cat([built.encode_after_context([name], context) for name in NAMES])
     assert error(gradients(quick, [context]), gradients(alone, [context])) < 1e-5
     for other in (padded, alone):
         assert error(quick, other) < 1e-5
@@ -79,15 +79,15 @@ def test_a_context_gives_the_same_features_and_gradients_in_both_ways(family, ad
 
 def test_a_context_costs_its_length_once():
     built = cached("gpt2")
-    built.encode_behind_context(["edema", "fracture"], torch.zeros(30, 16))
-    ids = built.tokens.names(["edema", "fracture"])
+    built.encode_after_context(["edema", "fracture"], torch.zeros(30, 16))
+    ids = built.tokenizer.encode_class_names(["edema", "fracture"])
     assert built.stats.nodes == 30 + sum(map(len, ids))
 
 
 def test_class_names_have_the_form_they_have_inside_a_sentence():
-    tokens = cached("gpt2").tokens
-    assert tokens.names(["edema"])[0] == [*tokens.opening("X edema")[1:], tokens.end]
-    assert tokens.tokenizer.decode(tokens.names(["edema"])[0][:-1]) == " edema"
+    tokens = cached("gpt2").tokenizer
+    assert tokens.encode_class_names(["edema"])[0] == [*tokens.encode_prompt("X edema")[1:], tokens.eos]
+    assert tokens.hf_tokenizer.decode(tokens.encode_class_names(["edema"])[0][:-1]) == " edema"
 
 
 def test_a_text_does_not_depend_on_its_neighbours():
@@ -103,10 +103,10 @@ def test_the_end_token_is_masked_as_in_the_authors_release(packing, attends_itse
     # The release pads with the end token and masks every padding token, the first end token with it: that token
     # attends to the caption and not to itself. Its state in the plain model, computed caption by caption:
     built = tower("gpt2", adapt="frozen", end_token_attends_itself=attends_itself)
-    model, end = built.lm.model, built.tokens.end
+    model, end = built.lm.model, built.tokenizer.eos
     expected = []
     for text in CAPTIONS:
-        ids = torch.tensor([[*built.tokens.encode([text])[0], end, end]])
+        ids = torch.tensor([[*built.tokenizer.encode([text])[0], end, end]])
         first = int((ids[0] == end).nonzero()[0])
         mask = (ids != end).long()
         mask[0, first] = int(attends_itself)
@@ -117,14 +117,14 @@ def test_the_end_token_is_masked_as_in_the_authors_release(packing, attends_itse
 
 
 def test_a_long_text_is_cut_in_front_of_its_end_token():
-    tokens = cached("gpt2").tokens
+    tokens = cached("gpt2").tokenizer
     fitting = " ".join(["edema"] * 3)
     for text in (fitting, "edema " * 40):
         ids = tokens.encode([text])[0]
-        assert ids[-1] == tokens.end
-        assert tokens.end not in ids[:-1]
+        assert ids[-1] == tokens.eos
+        assert tokens.eos not in ids[:-1]
         assert len(ids) <= tokens.max_tokens
-    assert tokens.cut >= 1
+    assert tokens.truncated >= 1
     longer = cached("gpt2").encode(["edema " * 40, "edema " * 50])
     assert torch.equal(longer[0], longer[1])
 
@@ -136,11 +136,11 @@ def test_many_cut_texts_are_warned_of_with_the_setting(caplog):
 
 @pytest.mark.parametrize("family", ["gpt2", "bert"])
 def test_a_special_token_in_a_text_stays_plain_text(family):
-    tokens = cached(family).tokens
-    special = {*tokens.front, *tokens.back, tokens.pad}
-    for literal in tokens.tokenizer.all_special_tokens:
+    tokens = cached(family).tokenizer
+    special = {*tokens.prefix_ids, *tokens.suffix_ids, tokens.pad}
+    for literal in tokens.hf_tokenizer.all_special_tokens:
         ids = tokens.encode([f"a {literal} b"])[0]
-        assert not special & set(ids[len(tokens.front) : -len(tokens.back)])
+        assert not special & set(ids[len(tokens.prefix_ids) : -len(tokens.suffix_ids)])
 
 
 @pytest.mark.parametrize("silent", ["", "  ", "...", "\n-"])
@@ -148,7 +148,7 @@ def test_texts_that_say_nothing_are_refused_by_position(silent):
     with pytest.raises(DataError, match="positions 1, 3 "):
         cached("gpt2").encode(["edema", silent, "edema", silent])
     with pytest.raises(DataError, match="position 0 "):
-        cached("gpt2").encode_behind_context([silent], torch.zeros(1, 16))
+        cached("gpt2").encode_after_context([silent], torch.zeros(1, 16))
 
 
 def test_half_a_surrogate_pair_is_refused():
@@ -159,7 +159,7 @@ def test_half_a_surrogate_pair_is_refused():
 def test_stats_count_what_was_read():
     built = cached("gpt2")
     built.encode([CAPTIONS[0], CAPTIONS[1], CAPTIONS[1]])
-    ids = built.tokens.encode(CAPTIONS[:2])
+    ids = built.tokenizer.encode(CAPTIONS[:2])
     nodes = {tuple(text[:end]) for text in ids for end in range(1, len(text) + 1)}
     assert built.stats == (3, 2, len(nodes), 3 * 16)
 
@@ -169,7 +169,7 @@ def test_stats_count_the_tokens_of_padded_texts(packing, computed):
     built = cached("gpt2")
     texts = [CAPTIONS[0], CAPTIONS[1], CAPTIONS[1]]
     read(built, packing, texts)
-    width = 16 if packing == "padded" else max(map(len, built.tokens.encode(texts)))
+    width = 16 if packing == "padded" else max(map(len, built.tokenizer.encode(texts)))
     assert built.stats == (3, 2, computed * width, 3 * 16)
 
 
@@ -188,7 +188,7 @@ def test_features_of_a_half_precision_causal_model_are_float32(pooling, packing)
     built.lm.model.to(torch.bfloat16)
     built._verified.add("cpu")
     assert read(built, packing, CAPTIONS).dtype == torch.float32
-    assert built.embed_opening(OPENING).dtype == torch.float32
+    assert built.embed_prompt(OPENING).dtype == torch.float32
 
 
 def test_only_a_tree_is_verified_when_it_is_built(monkeypatch):
@@ -231,9 +231,9 @@ def test_a_tree_above_the_limit_is_read_in_pieces_without_a_difference(monkeypat
 def test_padding_nodes_change_nothing(adapt):
     built = tower("gpt2", adapt=adapt)
     plain = built.encode(TEXTS)
-    packed = pad_nodes(built._tree.subtree(TEXTS), 32, beside=built.lm.virtual)
+    packed = pad_nodes(built._tree.subtree(TEXTS), 32, extra_keys=built.lm.virtual)
     assert (len(packed.input_ids) + built.lm.virtual) % 32 == 0
-    padded = built.read_tree(packed)
+    padded = built.encode_packed(packed)
     assert error(padded, plain) < 1e-5
     assert error(gradients(padded, moving(built)), gradients(plain, moving(built))) < 1e-5
 
@@ -271,10 +271,10 @@ def test_a_trial_finds_a_model_that_counts_positions_for_itself():
     original = built.lm.takes_positions
     built.lm.takes_positions = False  # the model now counts along the sequence, as many do
     try:
-        assert "differs from itself" in text_file.find_fault(built)
+        assert "differs from itself" in text_file.compare_tree_with_padded(built)
     finally:
         built.lm.takes_positions = original
-    assert text_file.find_fault(built) is None
+    assert text_file.compare_tree_with_padded(built) is None
 
 
 def test_a_trial_leaves_every_mode_as_it_was():
@@ -299,9 +299,9 @@ def test_the_text_half_of_clip_reads_equal_texts_once_and_vectors_in_the_place_o
     built = tower("clip", scratch=CLIP, adapt="full", packing="distinct")
     compare_ways(built, TEXTS, "distinct")
     alone = built.encode(["edema"])
-    ids = torch.tensor(built.tokens.encode(["edema"]))
+    ids = torch.tensor(built.tokenizer.encode(["edema"]))
     vectors = built.lm.embed(ids)
-    assert error(built.read_padded(vectors, torch.tensor([ids.shape[1]])), alone) < 1e-5
+    assert error(built.encode_padded(vectors, torch.tensor([ids.shape[1]])), alone) < 1e-5
     with pytest.raises(ConfigError, match="takes no more tokens at once than it has positions"):
         tower("clip", scratch=CLIP, adapt="full", packing="tree")
     with pytest.raises(ConfigError, match="adapt=prefix: a 'clip_text_model' model takes no virtual tokens"):
@@ -323,7 +323,7 @@ def test_more_tokens_than_positions_are_refused():
     with pytest.raises(ConfigError, match="90 tokens behind 20 virtual tokens exceed the 96 positions"):
         tower("gpt2", adapt="prefix", max_tokens=90)
     with pytest.raises(ConfigError, match="exceed the 96 positions"):
-        cached("gpt2").encode_behind_context(["edema"], torch.zeros(96, 16))
+        cached("gpt2").encode_after_context(["edema"], torch.zeros(96, 16))
 
 
 def test_the_language_models_own_dropout_is_off_unless_asked_for():
@@ -358,7 +358,7 @@ def test_half_precision_loses_no_more_as_a_tree_than_padded():
 @pytest.mark.parametrize("family", ["gpt2", "llama", "bert"])
 def test_a_saved_tower_from_scratch_comes_back(family, tmp_path):
     built = tower(family)
-    built.tokens.save(tmp_path)
+    built.tokenizer.save(tmp_path)
     again = build_text_tower(built.config, (), tokenizer=tmp_path, trained_tokens=built.trained_tokens)
     again.load_state_dict(built.state_dict())
     assert torch.equal(again.eval().encode(TEXTS), built.encode(TEXTS))
@@ -367,8 +367,8 @@ def test_a_saved_tower_from_scratch_comes_back(family, tmp_path):
 @pytest.mark.parametrize("family", ["gpt2", "llama", "bert"])
 def test_a_tower_from_a_folder_is_the_model_in_it(family, tmp_path):
     built = tower(family, adapt="full")
-    built.tokens.tokenizer.padding_side = "left"  # as many files say
-    built.tokens.save(tmp_path)
+    built.tokenizer.hf_tokenizer.padding_side = "left"  # as many files say
+    built.tokenizer.save(tmp_path)
     built.lm.model.save_pretrained(tmp_path)
     loaded = tower(family, scratch=None, model=str(tmp_path), adapt="frozen", train_embeddings=False)
     with torch.no_grad():
@@ -381,7 +381,7 @@ def test_a_tower_from_a_folder_is_the_model_in_it(family, tmp_path):
 def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path):
     built = tower("gpt2", adapt="full")
     built.lm.model.save_pretrained(tmp_path)
-    learn_tokenizer([" ".join(f"word{n} word{n}" for n in range(200))], causal=True).save_pretrained(tmp_path)
+    train_tokenizer([" ".join(f"word{n} word{n}" for n in range(200))], causal=True).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="copy both from the same place"):
         build_text_tower(TextTowerConfig(model=str(tmp_path)), CAPTIONS)
 
@@ -390,29 +390,29 @@ def test_a_causal_tokenizer_without_an_end_token_is_refused(tmp_path):
     built = tower("gpt2", adapt="full")
     built.lm.model.config.eos_token_id = None
     built.lm.model.save_pretrained(tmp_path)
-    built.tokens.tokenizer.eos_token = None
-    built.tokens.save(tmp_path)
+    built.tokenizer.hf_tokenizer.eos_token = None
+    built.tokenizer.save(tmp_path)
     with pytest.raises(CheckpointError, match="names no end-of-text token"):
         build_text_tower(TextTowerConfig(model=str(tmp_path)), CAPTIONS)
 
 
 def test_a_learned_tokenizer_depends_on_the_set_of_captions_alone():
-    one = learn_tokenizer(CAPTIONS, causal=True).backend_tokenizer.to_str()
-    other = learn_tokenizer([*CAPTIONS[::-1], *CAPTIONS], causal=True).backend_tokenizer.to_str()
+    one = train_tokenizer(CAPTIONS, causal=True).backend_tokenizer.to_str()
+    other = train_tokenizer([*CAPTIONS[::-1], *CAPTIONS], causal=True).backend_tokenizer.to_str()
     assert one == other
 
 
 def test_any_text_can_be_spelled_by_a_learned_tokenizer():
-    tokens = Tokens(learn_tokenizer(CAPTIONS, causal=True), max_tokens=64, end=0)
-    assert tokens.tokenizer.decode(tokens.encode(["œdème 肺炎 42"])[0][:-1]) == "œdème 肺炎 42"
+    tokens = TextTokenizer(train_tokenizer(CAPTIONS, causal=True), max_tokens=64, eos=0)
+    assert tokens.hf_tokenizer.decode(tokens.encode(["œdème 肺炎 42"])[0][:-1]) == "œdème 肺炎 42"
 
 
 def test_a_token_is_spelled_as_it_reads_and_half_a_letter_as_the_vocabulary_writes_it():
-    tokens = Tokens(learn_tokenizer(CAPTIONS, causal=True), max_tokens=64, end=0)
-    [word] = tokens.opening("x")
-    assert tokens.spelled(word) == "x"
-    half = tokens.tokenizer.convert_tokens_to_ids("Ã")
-    assert tokens.spelled(half) == "Ã"
+    tokens = TextTokenizer(train_tokenizer(CAPTIONS, causal=True), max_tokens=64, eos=0)
+    [word] = tokens.encode_prompt("x")
+    assert tokens.decode_token(word) == "x"
+    half = tokens.hf_tokenizer.convert_tokens_to_ids("Ã")
+    assert tokens.decode_token(half) == "Ã"
 
 
 def test_captions_are_needed_to_learn_a_tokenizer():
@@ -432,14 +432,14 @@ def test_a_model_without_all_its_weights_is_refused(tmp_path):
 
 def test_the_opening_has_one_vector_per_token_and_no_gradient():
     built = cached("gpt2")
-    vectors = built.embed_opening(f"{OPENING} ")
-    assert vectors.shape == (len(built.tokens.opening(OPENING)), 16)
+    vectors = built.embed_prompt(f"{OPENING} ")
+    assert vectors.shape == (len(built.tokenizer.encode_prompt(OPENING)), 16)
     assert not vectors.requires_grad
 
 
 def states_of(built, text):
     """Every layer's states of one text, `[layers, tokens, width]`."""
-    ids = torch.tensor(built.tokens.encode([text]))
+    ids = torch.tensor(built.tokenizer.encode([text]))
     return torch.stack(built.lm.model(input_ids=ids, output_hidden_states=True).hidden_states)[:, 0]
 
 
@@ -462,8 +462,8 @@ def test_a_mean_over_padding_depends_on_the_longest_text_of_the_batch():
     torch.testing.assert_close(alone, states_of(built, CAPTIONS[5])[-1].mean(dim=0))
     beside = built.encode([CAPTIONS[5], CAPTIONS[4], CAPTIONS[5]])
     assert error(beside[0], alone) > 1e-3
-    ids, length = torch.tensor(built.tokens.encode([CAPTIONS[5]])), len(built.tokens.encode([CAPTIONS[4]])[0])
-    padded = torch.nn.functional.pad(ids, (0, length - ids.shape[1]), value=built.tokens.pad)
+    ids, length = torch.tensor(built.tokenizer.encode([CAPTIONS[5]])), len(built.tokenizer.encode([CAPTIONS[4]])[0])
+    padded = torch.nn.functional.pad(ids, (0, length - ids.shape[1]), value=built.tokenizer.pad)
     visible = (torch.arange(length) < ids.shape[1]).long()[None]
     states = built.lm.model(input_ids=padded, attention_mask=visible).last_hidden_state
     torch.testing.assert_close(beside[0], states[0].mean(dim=0))
@@ -490,11 +490,11 @@ def test_without_positions_a_text_is_a_bag_of_words():
     texts = ["pleural effusion edema", "edema pleural effusion"]
     one = bag.encode(texts)[0]
     assert error(*ordered.encode(texts)) > 1e-3
-    ids = torch.tensor(bag.tokens.encode(texts[:1]))
+    ids = torch.tensor(bag.tokenizer.encode(texts[:1]))
     same = bag.lm.model(input_ids=ids, position_ids=torch.zeros_like(ids)).last_hidden_state[0, 0]
     torch.testing.assert_close(one, same)
     shuffled = ids[:, [0, *range(ids.shape[1] - 2, 0, -1), ids.shape[1] - 1]]
-    assert error(bag.read_padded(shuffled, torch.tensor([ids.shape[1]]))[0], one) < 1e-5
+    assert error(bag.encode_padded(shuffled, torch.tensor([ids.shape[1]]))[0], one) < 1e-5
 
 
 def test_a_bag_of_words_is_for_masked_models():

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from cleft.config import TextTowerConfig
 from cleft.errors import CheckpointError
 from cleft.models.text_tower import build_text_tower
-from cleft.models.tokenizer import Tokens, load_tokenizer
+from cleft.models.tokenizer import TextTokenizer, load_tokenizer
 
 TEXTS = ["chest x ray with edema", "chest x ray with pleural effusion"]
 
@@ -63,12 +63,12 @@ def test_with_the_package_a_slow_tokenizer_reads_texts_and_is_saved(tmp_path, mo
     folder = write_biogpt(tmp_path / "biogpt")
     tower = build_text_tower(TextTowerConfig(model=str(folder), max_tokens=40, adapt="prefix"), TEXTS).eval()
     assert tower.encode(TEXTS).shape == (2, 32)
-    assert tower.encode_behind_context(["edema", "pleural effusion"], torch.zeros(3, 32)).shape == (2, 32)
-    tower.tokens.save(tmp_path / "saved")
-    again = Tokens(load_tokenizer(tmp_path / "saved"), max_tokens=40, end=2)
-    assert again.encode(TEXTS) == tower.tokens.encode(TEXTS)
+    assert tower.encode_after_context(["edema", "pleural effusion"], torch.zeros(3, 32)).shape == (2, 32)
+    tower.tokenizer.save(tmp_path / "saved")
+    again = TextTokenizer(load_tokenizer(tmp_path / "saved"), max_tokens=40, eos=2)
+    assert again.encode(TEXTS) == tower.tokenizer.encode(TEXTS)
     with pytest.raises(CheckpointError, match="does not record which word a token is part of"):
-        again.slots(TEXTS)
+        again.word_slots(TEXTS)
 
 
 def _chained() -> Exception:

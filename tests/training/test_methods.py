@@ -226,9 +226,9 @@ def test_mrm_is_asked_by_probes_and_refused_by_what_compares_texts(runs):
     model = load_trained(runs("mrm"))
     assert torch.equal(load_image_only(runs("mrm")).encode_image_features(images), model.encode_image_features(images))
     torch.manual_seed(0)
-    read = model.read(images, CAPTIONS)
+    read = model.encode_pairs(images, CAPTIONS)
     torch.manual_seed(0)
-    assert torch.equal(load_trained(runs("mrm")).read(images, CAPTIONS).logits, read.logits)
+    assert torch.equal(load_trained(runs("mrm")).encode_pairs(images, CAPTIONS).logits, read.logits)
 
 
 def test_a_context_is_learned_in_front_of_any_method_that_compares_texts(runs, tmp_path):

@@ -230,7 +230,7 @@ def _denials(asked: _Asked, images: Selection) -> tuple[Denial, ...]:
 def _context(model: DualEncoder, settings: Settings) -> tuple[tuple[ContextVector, ...], float]:
     """The learned vectors beside the vocabulary, and the mean norm of its tokens."""
     tower = model.text_tower
-    ids = torch.arange(tower.tokens.vocabulary, device=model.logit_scale.device)
+    ids = torch.arange(tower.tokenizer.vocabulary, device=model.logit_scale.device)
     table = torch.cat([tower.lm.embed(part).float().cpu() for part in ids.split(_TOKENS)])
     norm = float(table.norm(dim=1).mean())
     if model.context is None:
@@ -245,7 +245,7 @@ def _context(model: DualEncoder, settings: Settings) -> tuple[tuple[ContextVecto
             norm=float(vector.norm()),
             moved=moved[place - 1],
             nearest=tuple(
-                (tower.tokens.spelled(token), round(cosine, 4))
+                (tower.tokenizer.decode_token(token), round(cosine, 4))
                 for token, cosine in zip(places[place - 1].tolist(), cosines[place - 1].tolist(), strict=True)
             ),
         )

@@ -135,7 +135,7 @@ def _compare(
     model = posed.model
     assert isinstance(model, Gloria)
     with torch.no_grad():
-        read = model.read_words(prompts.written, whole=by_letters)
+        read = model.encode_words(prompts.written, pad_to_max=by_letters)
     words = read.words[:, 1:]  # without the class token
     count = read.lengths
     if by_letters:  # the release takes the length of a string for its words; slots behind them hold zeros

@@ -49,8 +49,8 @@ from cleft.models.model_folder import (
     write_folder,
 )
 from cleft.models.state_dict import fill, read_header, saveable, write_weights
-from cleft.models.text_tower import TextTower, build_text_tower, keeps_base
-from cleft.models.tokenizer import TokenIds
+from cleft.models.text_tower import TextTower, build_text_tower, has_external_base
+from cleft.models.tokenizer import TokenIdTokenizer
 from cleft.privacy import find_path, hidden_name, hide_path, is_hidden
 from cleft.strict_json import read_json
 from cleft.text_rules import RuleName
@@ -58,7 +58,7 @@ from cleft.text_rules import RuleName
 
 def describe_base(config: TextTowerConfig) -> dict[str, str | None] | None:
     """Returns name and digest of the base for `model.json`; None where the model's folder holds every weight."""
-    if not keeps_base(config):
+    if not has_external_base(config):
         return None
     assert config.model is not None
     name = hide_path(config.model) if Path(config.model).is_absolute() else config.model
@@ -296,7 +296,7 @@ def save_model(model: MethodModel, settings: Settings, folder: Path, *, extra: M
     def write(stage: Path) -> None:
         for place, tower in ((IMAGE, model.image_tower.model), (_TEXT, text_tower.lm.model)):
             write_shape(tower.config, stage / place)
-        text_tower.tokens.save(stage / _TEXT)
+        text_tower.tokenizer.save(stage / _TEXT)
         write_weights(tensors, stage / WEIGHTS)
         # safetensors makes files that nobody else can read; weights are as readable as what stands beside them.
         shutil.copymode(stage / IMAGE / "config.json", stage / WEIGHTS)
@@ -343,7 +343,7 @@ def load_trained(folder: Path, *, text_model: Path | str | None = None, float32:
     with torch.random.fork_rng(devices=[]):
         with without_initial_weights():
             image_tower = rebuild_image(home, settings, regions=method.uses_regions)
-        with nullcontext() if keeps_base(settings.text) else without_initial_weights():
+        with nullcontext() if has_external_base(settings.text) else without_initial_weights():
             text_tower = _rebuild_text(home, settings.text, base, description)
         with without_initial_weights():
             model = method.build(image_tower, text_tower, settings)
@@ -422,15 +422,15 @@ def _rebuild_text(home: Path, config: TextTowerConfig, base: str | None, descrip
     ids = cast("dict[str, int] | None", description.get("token_ids"))
     place = home.resolve() / _TEXT
     here = dataclasses.replace(config, model=str(place), scratch=None, random_weights=True)
-    if keeps_base(config):
+    if has_external_base(config):
         here = dataclasses.replace(config, model=base)
     else:
         check_scale(home, _TEXT)
     if ids is None:
-        tower = build_text_tower(here, [], tokenizer=place, trained_tokens=trained, verify=keeps_base(config))
+        tower = build_text_tower(here, [], tokenizer=place, trained_tokens=trained, verify=has_external_base(config))
     else:
         lm = build_language_model(here, vocabulary=ids["vocabulary"], pad=ids["end"], end=ids["end"])
-        tokens = TokenIds(vocabulary=ids["vocabulary"], max_tokens=config.max_tokens, end=ids["end"])
+        tokens = TokenIdTokenizer(vocabulary=ids["vocabulary"], max_tokens=config.max_tokens, end=ids["end"])
         tower = TextTower(adapt(lm, here, trained), tokens, here)
     tower.config = config
     return tower
@@ -503,5 +503,5 @@ def write_shape(config: PreTrainedConfig, folder: Path) -> None:
 
 
 def _describe_ids(tower: TextTower) -> dict[str, int] | None:
-    tokens = tower.tokens
-    return {"vocabulary": tokens.vocabulary, "end": tokens.pad} if isinstance(tokens, TokenIds) else None
+    tokens = tower.tokenizer
+    return {"vocabulary": tokens.vocabulary, "end": tokens.pad} if isinstance(tokens, TokenIdTokenizer) else None

@@ -16,12 +16,12 @@ from torch.nn import functional as F
 from cleft.config import ContextConfig, LossConfig
 from cleft.errors import CheckpointError, ConfigError
 from cleft.models.image_tower import ImageTower
-from cleft.models.text_tower import TextTower, still_weights
+from cleft.models.text_tower import TextTower, external_base_weights
 from cleft.text_rules import Texts
 from cleft.types import ImageSpec
 
 
-class Pairs(NamedTuple):
+class PairEmbeddings(NamedTuple):
     """Images and their texts after both towers, row by row."""
 
     image_embeds: Tensor
@@ -67,7 +67,7 @@ class DualEncoder(nn.Module):
         bias = nn.Parameter(torch.tensor(config.bias)) if config.name == "sigmoid" else None
         self.register_parameter("logit_bias", bias)
         self.register_parameter("context", None)
-        self.base_weights = frozenset(f"text_tower.{name}" for name in still_weights(text_tower))
+        self.base_weights = frozenset(f"text_tower.{name}" for name in external_base_weights(text_tower))
 
     @property
     def image_spec(self) -> ImageSpec:
@@ -81,7 +81,7 @@ class DualEncoder(nn.Module):
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Returns unit-length embeddings `[B, E]` float32 of gray images `[B, 1, H, W]` uint8."""
-        return unit(self.image_projection(self.image_tower.encode(images)))
+        return l2_normalise(self.image_projection(self.image_tower.encode(images)))
 
     def encode_image_features(self, images: Tensor) -> Tensor:
         """Returns features `[B, D]` float32 of gray images `[B, 1, H, W]` uint8, before the projection."""
@@ -96,11 +96,11 @@ class DualEncoder(nn.Module):
         Raises:
             DataError: If a text has no letter or digit, is too long, or holds an invisible character.
         """
-        return unit(self.text_projection(self.text_tower(texts)))
+        return l2_normalise(self.text_projection(self.text_tower(texts)))
 
-    def read(self, images: Tensor, texts: Sequence[str]) -> Pairs:
+    def encode_pairs(self, images: Tensor, texts: Sequence[str]) -> PairEmbeddings:
         """Reads images and the text of each: all that the losses of this model compare."""
-        return Pairs(self.encode_image(images), self.encode_text(texts))
+        return PairEmbeddings(self.encode_image(images), self.encode_text(texts))
 
     def encode_class_names(self, names: Texts) -> Tensor:
         """Returns unit-length embeddings `[C, E]` float32 of one class name or several behind the learned context.
@@ -111,7 +111,7 @@ class DualEncoder(nn.Module):
         """
         if self.context is None:
             raise CheckpointError("this model has no learned context; run `cleft learn-context` on it first")
-        return unit(self.text_projection(self.text_tower.encode_behind_context(names, self.context)))
+        return l2_normalise(self.text_projection(self.text_tower.encode_after_context(names, self.context)))
 
     def set_context(self, context: Tensor | None) -> None:
         """Puts a prompt context `[L, E]` in place as a float32 parameter, or takes it away.
@@ -190,7 +190,7 @@ def refuse_causal(text_tower: TextTower, method: str) -> None:
         )
 
 
-def unit(embeds: Tensor) -> Tensor:
+def l2_normalise(embeds: Tensor) -> Tensor:
     """Returns rows of unit length, float32."""
     # Half precision makes equal logits of far pairs; lengths and similarities are computed in float32.
     return F.normalize(embeds.float(), dim=-1)
@@ -216,7 +216,7 @@ def build_context(text_tower: TextTower, opening: str, config: ContextConfig, se
     Source:
         CLEFT, section 2.2, which names no range (docs/decisions/0034).
     """
-    written = text_tower.embed_opening(opening).cpu()[-config.length :]
+    written = text_tower.embed_prompt(opening).cpu()[-config.length :]
     spread = float(written.std()) * 3**0.5
     generator = torch.Generator().manual_seed(seed)
     random = (torch.rand(config.length, written.shape[1], generator=generator) * 2 - 1) * spread

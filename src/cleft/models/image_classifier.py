@@ -32,7 +32,7 @@ from cleft.models.checkpoint import (
     weights_digest,
     write_shape,
 )
-from cleft.models.dual_encoder import unit
+from cleft.models.dual_encoder import l2_normalise
 from cleft.models.hub import without_initial_weights
 from cleft.models.image_tower import ImageTower, build_image_tower
 from cleft.models.layers import compute_in_float32
@@ -109,7 +109,7 @@ class ImageOnly(nn.Module):
         # Half precision makes equal logits of unlike images.
         with torch.autocast(features.device.type, enabled=False):
             logits = self.head(features.float())
-            return unit(logits) if self.facts is not None and self.facts.logits == "unit" else logits
+            return l2_normalise(logits) if self.facts is not None and self.facts.logits == "unit" else logits
 
 
 def build_image_only(settings: Settings) -> ImageOnly:

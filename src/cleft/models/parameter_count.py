@@ -21,7 +21,7 @@ from cleft.models.language_model import LanguageModel, drop_pooler, is_causal, k
 from cleft.models.methods import METHODS, MethodModel
 from cleft.models.model_folder import peek_description
 from cleft.models.text_tower import TextTower
-from cleft.models.tokenizer import TokenIds
+from cleft.models.tokenizer import TokenIdTokenizer
 from cleft.types import ImageSpec
 
 
@@ -175,7 +175,7 @@ def outline_model(settings: Settings, *, tokens: int = 0) -> MethodModel | Image
             drop_pooler(model)
         ordered = settings.text.positions == "counted"
         lm = adapt(LanguageModel(model, causal=is_causal(language), ordered=ordered), settings.text, range(tokens))
-        ids = TokenIds(vocabulary=vocabulary, max_tokens=settings.text.max_tokens, end=vocabulary - 1)
+        ids = TokenIdTokenizer(vocabulary=vocabulary, max_tokens=settings.text.max_tokens, end=vocabulary - 1)
         return method.build(image_tower, TextTower(lm, ids, settings.text), settings)
 
 

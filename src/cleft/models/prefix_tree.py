@@ -39,12 +39,12 @@ class PackedTexts(NamedTuple):
         return PackedTexts(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
-def pack_texts(texts: Sequence[Sequence[int]], *, blind_end: bool = False) -> PackedTexts:
+def pack_texts(texts: Sequence[Sequence[int]], *, mask_eos_self: bool = False) -> PackedTexts:
     """Merges token sequences into one prefix tree.
 
     Args:
         texts: Token ids of each text, without padding.
-        blind_end: Whether the node at which a text ends attends to its ancestors but not to itself. A text of a
+        mask_eos_self: Whether the node at which a text ends attends to its ancestors but not to itself. A text of a
             single token still sees itself, for a row without anything visible has no attention. Only for texts
             that end in a token of their own, such as end-of-text; else one text may end inside another.
 
@@ -56,11 +56,11 @@ def pack_texts(texts: Sequence[Sequence[int]], *, blind_end: bool = False) -> Pa
         ValueError: If a text is empty, because it would end nowhere.
     """
     keys = [str(index) for index in range(len(texts))]
-    tree = PrefixTree(lambda chosen: [list(texts[int(key)]) for key in chosen], blind_end=blind_end)
+    tree = PrefixTree(lambda chosen: [list(texts[int(key)]) for key in chosen], mask_eos_self=mask_eos_self)
     return tree.subtree(keys)
 
 
-def put_behind(packed: PackedTexts, roots: int) -> PackedTexts:
+def prepend_chain(packed: PackedTexts, roots: int) -> PackedTexts:
     """Puts a chain of nodes in front of a tree, so that every text reads it first.
 
     Args:
@@ -81,16 +81,16 @@ def put_behind(packed: PackedTexts, roots: int) -> PackedTexts:
     )
 
 
-def pad_nodes(packed: PackedTexts, multiple: int, *, beside: int = 0) -> PackedTexts:
+def pad_nodes(packed: PackedTexts, multiple: int, *, extra_keys: int = 0) -> PackedTexts:
     """Adds nodes that see only themselves, so that kernels and graphs meet fewer shapes.
 
     Args:
         packed: The tree.
         multiple: What the number of keys is rounded up to.
-        beside: Keys that attention sees besides the nodes, such as the virtual tokens of prefix tuning.
+        extra_keys: Keys that attention sees besides the nodes, such as the virtual tokens of prefix tuning.
     """
     nodes = len(packed.input_ids)
-    extra = -(nodes + beside) % multiple
+    extra = -(nodes + extra_keys) % multiple
     if not extra:
         return packed
     visible = torch.eye(nodes + extra, dtype=torch.bool, device=packed.visible.device)
@@ -111,13 +111,13 @@ class PrefixTree:
 
     Args:
         tokenise: Turns new texts into token ids; asked once per text.
-        blind_end: As in `pack_texts`.
+        mask_eos_self: As in `pack_texts`.
         capacity: Nodes to remember, about 120 bytes each.
     """
 
-    def __init__(self, tokenise: Tokenise, *, blind_end: bool = False, capacity: int = 2_000_000) -> None:
+    def __init__(self, tokenise: Tokenise, *, mask_eos_self: bool = False, capacity: int = 2_000_000) -> None:
         self._tokenise = tokenise
-        self._blind_end = blind_end
+        self._blind_end = mask_eos_self
         self._capacity = capacity
         self._forget()
 

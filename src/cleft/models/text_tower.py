@@ -28,15 +28,15 @@ from cleft.models.adapters import adapt
 from cleft.models.cuda_graphs import MOST_NODES, Recordings, node_multiple
 from cleft.models.language_model import LanguageModel, build_language_model, evaluating, is_causal, read_text_config
 from cleft.models.layers import watch_attention
-from cleft.models.prefix_tree import PackedTexts, PrefixTree, pack_texts, pad_nodes, put_behind
-from cleft.models.tokenizer import Tokens, end_token, learn_tokenizer, load_tokenizer
+from cleft.models.prefix_tree import PackedTexts, PrefixTree, pack_texts, pad_nodes, prepend_chain
+from cleft.models.tokenizer import TextTokenizer, eos_token_of, load_tokenizer, train_tokenizer
 from cleft.text_rules import RuleName, Texts, as_texts, class_name_rule, normalise, normalise_all, refuse_duplicates
 
 _LONGEST_TRIAL = 128
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
-def why_no_tree(lm: LanguageModel, max_tokens: int) -> str | None:
+def tree_obstacle(lm: LanguageModel, max_tokens: int) -> str | None:
     """Says why a model cannot be read as a tree, as far as its configuration tells; None if nothing speaks against it.
 
     What counts tokens in the order of the sequence may show only in large trees, and what carries a state along it
@@ -61,7 +61,7 @@ def why_no_tree(lm: LanguageModel, max_tokens: int) -> str | None:
 
 
 @torch.no_grad()
-def find_fault(tower: TextTower) -> str | None:
+def compare_tree_with_padded(tower: TextTower) -> str | None:
     """Reads four made-up texts as a tree and padded.
 
     Returns:
@@ -78,9 +78,9 @@ def find_fault(tower: TextTower) -> str | None:
 def _compare(tower: TextTower) -> str | None:
     texts = _trial_texts(tower)
     width = max(map(len, texts))
-    ids = torch.tensor([[*text, *[tower.tokens.pad] * (width - len(text))] for text in texts])
-    apart = tower.read_padded(ids, torch.tensor([len(text) for text in texts]))
-    together = tower.read_tree(pack_texts(texts, blind_end=tower.blind_end))
+    ids = torch.tensor([[*text, *[tower.tokenizer.pad] * (width - len(text))] for text in texts])
+    apart = tower.encode_padded(ids, torch.tensor([len(text) for text in texts]))
+    together = tower.encode_packed(pack_texts(texts, mask_eos_self=tower.mask_eos_self))
     error = float((together - apart).norm() / apart.norm())
     if error <= _tolerance(apart, tower.lm.dtype):
         return None
@@ -91,13 +91,14 @@ def _compare(tower: TextTower) -> str | None:
 
 
 def _trial_texts(tower: TextTower) -> list[list[int]]:
-    tokens = tower.tokens
-    usable = [token for token in range(tokens.vocabulary) if token not in (*tokens.front, *tokens.back, tokens.pad)]
+    tokens = tower.tokenizer
+    special = {*tokens.prefix_ids, *tokens.suffix_ids, tokens.pad}
+    usable = [token for token in range(tokens.vocabulary) if token not in special]
     step = max(1, len(usable) // 7)
     a, b, c, *more = usable[::step][:7]
-    room = min(tower.config.max_tokens, _LONGEST_TRIAL) - len(tokens.front) - len(tokens.back)
+    room = min(tower.config.max_tokens, _LONGEST_TRIAL) - len(tokens.prefix_ids) - len(tokens.suffix_ids)
     bodies = [[a, b, c], [a, b], [c], [a, *more * room]]
-    return [[*tokens.front, *body[: max(1, room)], *tokens.back] for body in bodies]
+    return [[*tokens.prefix_ids, *body[: max(1, room)], *tokens.suffix_ids] for body in bodies]
 
 
 def _tolerance(features: Tensor, dtype: torch.dtype) -> float:
@@ -126,7 +127,7 @@ class TextStats(NamedTuple):
     """Tokens it would have read had every text been padded to `max_tokens`, as the authors do."""
 
 
-class Words(NamedTuple):
+class WordFeatures(NamedTuple):
     """Texts as local losses want them: slot 0 is the class token, words follow from 1, behind them stands the end."""
 
     features: Tensor
@@ -170,18 +171,18 @@ class TextTower(nn.Module):
         ConfigError: If the model cannot do what is asked, such as a tree in a masked model.
     """
 
-    def __init__(self, lm: LanguageModel, tokens: Tokens, config: TextTowerConfig) -> None:
+    def __init__(self, lm: LanguageModel, tokens: TextTokenizer, config: TextTowerConfig) -> None:
         super().__init__()
         self.lm = lm
-        self.tokens = tokens
+        self.tokenizer = tokens
         self.config = config
         self.rule: RuleName = "words-2" if config.normalisation == "auto" else config.normalisation
         self.width = lm.width
-        self.blind_end = lm.causal and not config.end_token_attends_itself
+        self.mask_eos_self = lm.causal and not config.end_token_attends_itself
         self.pooling = _resolve_pooling(lm, config)
         self.packing = _resolve_packing(lm, config)
         self.stats = TextStats(0, 0, 0, 0)
-        self._tree = PrefixTree(tokens.encode, blind_end=self.blind_end)
+        self._tree = PrefixTree(tokens.encode, mask_eos_self=self.mask_eos_self)
         self._normal: dict[str, str] = {}
         self._names: dict[tuple[str, ...], list[list[int]]] = {}
         self._verified: set[str] = set()
@@ -204,15 +205,15 @@ class TextTower(nn.Module):
             DataError: If a text says nothing, or cannot be read.
             ConfigError: If the model turns out not to fit the prefix tree.
         """
-        texts = self.remember(texts)
+        texts = self.cache_texts(texts)
         if self._takes_tree():
             return self._encode_tree(texts)
         rows = self._tree.rows(texts)
         distinct, place = np.unique(rows, return_inverse=True)
         self._count(len(texts), len(distinct))
         if self.packing == "padded":
-            return self.read_padded(*self._padded(rows, self.config.max_tokens))
-        features = self.read_padded(*self._padded(distinct))
+            return self.encode_padded(*self._padded(rows, self.config.max_tokens))
+        features = self.encode_padded(*self._padded(distinct))
         return features[torch.from_numpy(place).to(features.device)]
 
     def normalise(self, texts: Texts) -> list[str]:
@@ -234,18 +235,18 @@ class TextTower(nn.Module):
         """Returns the features of texts, `[T, D]` float32; see `forward`."""
         return self(texts)
 
-    def read_words(self, texts: Texts, *, attention: bool = False, whole: bool = False) -> Words:
+    def encode_words(self, texts: Texts, *, attention: bool = False, pad_to_max: bool = False) -> WordFeatures:
         """Reads texts word by word; each distinct text is read once. For masked models.
 
         Args:
             texts: `T` of them.
             attention: Whether to tell what the class token looks at.
-            whole: Whether there shall be as many slots as `max_tokens`, in place of those the longest text needs.
+            pad_to_max: Whether there shall be as many slots as `max_tokens`, in place of those the longest text needs.
 
         Raises:
             DataError: If a text says nothing.
         """
-        texts = self.remember(texts)
+        texts = self.cache_texts(texts)
         distinct = list(dict.fromkeys(texts))
         number = {text: place for place, text in enumerate(distinct)}
         self._count(len(texts), len(distinct))
@@ -254,10 +255,10 @@ class TextTower(nn.Module):
         with watch_attention(self.lm.model, "text") if attention else nullcontext() as watched:
             states, visible, pooled = self._read_states(ids, lengths)
         looked = states.new_zeros(len(distinct), 0) if watched is None else watched.first_row(visible)
-        wide = self.config.max_tokens if whole else int(slots.max()) + 1
+        wide = self.config.max_tokens if pad_to_max else int(slots.max()) + 1
         member = functional.one_hot(slots, wide).to(states.dtype) * visible[..., None].to(states.dtype)  # [R, L, W]
         place = torch.tensor([number[text] for text in texts], device=self._device)
-        return Words(
+        return WordFeatures(
             features=self._pool(states, visible, lengths, pooled)[place],
             words=(member.mT @ states).float()[place],
             lengths=(slots.amax(dim=1) - 1)[place],
@@ -265,27 +266,27 @@ class TextTower(nn.Module):
             attention=looked.float()[place],
         )
 
-    def read_masked(self, texts: Texts, condition: Tensor, *, share: float, whole: bool = False) -> MaskedTokens:
+    def encode_masked(self, texts: Texts, condition: Tensor, *, share: float, pad_to_max: bool = False) -> MaskedTokens:
         """Hides words of texts, drawn from torch's generator, and reads the rest. For masked models.
 
         Args:
             texts: `T` of them.
             condition: What each text is told of its image, added to the embedding of every token, `[T, D]`.
             share: Probability with which a word is hidden, with all its pieces.
-            whole: Whether texts are padded to `max_tokens`, in place of the longest of them.
+            pad_to_max: Whether texts are padded to `max_tokens`, in place of the longest of them.
 
         Raises:
             DataError: If a text says nothing.
             ConfigError: If the tokenizer has no mask token, or the model no embeddings apart.
         """
-        texts = self.remember(texts)
-        mask: Any = self.tokens.tokenizer.mask_token_id
+        texts = self.cache_texts(texts)
+        mask: Any = self.tokenizer.hf_tokenizer.mask_token_id
         embeddings: Any = getattr(self.lm.model, "embeddings", None)
         if mask is None or embeddings is None:
             lacking = "its tokenizer has no mask token" if mask is None else "it has no embeddings apart"
             raise ConfigError(f"text.model: a {self.lm.config.model_type!r} model cannot say what is hidden, {lacking}")
         self._count(len(texts), len(set(texts)))
-        padded = self._padded(self._tree.rows(texts), self.config.max_tokens if whole else 0)
+        padded = self._padded(self._tree.rows(texts), self.config.max_tokens if pad_to_max else 0)
         ids, lengths = (part.to(self._device) for part in padded)
         slots = self._slots_of(texts, ids.shape[1])
         end = slots.amax(dim=1, keepdim=True)
@@ -295,7 +296,7 @@ class TextTower(nn.Module):
             states, _, _ = self._read_states(ids.masked_fill(hidden, mask), lengths)
         return MaskedTokens(states, ids, hidden)
 
-    def encode_behind_context(self, names: Texts, context: Tensor) -> Tensor:
+    def encode_after_context(self, names: Texts, context: Tensor) -> Tensor:
         """Returns features `[C, D]` float32 of class names that continue a learned context.
 
         Args:
@@ -310,27 +311,28 @@ class TextTower(nn.Module):
         """
         names = normalise_all(as_texts(names, "class name"), class_name_rule(self.rule))
         ids = self._read_names(tuple(names))
-        front = self.lm.embed(self._tensor(self.tokens.front))  # what the tokenizer opens every text with
+        front = self.lm.embed(self._tensor(self.tokenizer.prefix_ids))  # what the tokenizer opens every text with
         roots = torch.cat([front, context.to(front.dtype)])
         longest = len(roots) + max(map(len, ids))
         self._refuse_length(longest, "context and class name together")
         self._count(len(ids), len(set(names)))
         window = self.lm.window()
         if self._takes_tree() and (window is None or longest + self.lm.virtual <= window):
-            return self.read_tree(put_behind(pack_texts(ids, blind_end=self.blind_end), len(roots)), roots)
+            packed = pack_texts(ids, mask_eos_self=self.mask_eos_self)
+            return self.encode_packed(prepend_chain(packed, len(roots)), roots)
         lengths = torch.tensor([len(name) for name in ids])
         rows = [
-            functional.pad(self._tensor(name), (0, longest), value=self.tokens.pad)[: lengths.max()] for name in ids
+            functional.pad(self._tensor(name), (0, longest), value=self.tokenizer.pad)[: lengths.max()] for name in ids
         ]
         behind = self.lm.embed(torch.stack(rows))  # [C, L, D]
-        return self.read_padded(torch.cat([roots.expand(len(ids), -1, -1), behind], dim=1), lengths + len(roots))
+        return self.encode_padded(torch.cat([roots.expand(len(ids), -1, -1), behind], dim=1), lengths + len(roots))
 
     @torch.no_grad()
-    def embed_opening(self, text: str) -> Tensor:
+    def embed_prompt(self, text: str) -> Tensor:
         """Returns the token embeddings of a sentence's beginning, `[n, D]` float32, without a gradient."""
-        return self.lm.embed(self._tensor(self.tokens.opening(normalise(text, self.rule)))).float()
+        return self.lm.embed(self._tensor(self.tokenizer.encode_prompt(normalise(text, self.rule)))).float()
 
-    def remember(self, texts: Texts) -> list[str]:
+    def cache_texts(self, texts: Texts) -> list[str]:
         """Normalises texts and tokenises those that are new; batches of known ones cost two look-ups a text.
 
         Returns:
@@ -355,7 +357,7 @@ class TextTower(nn.Module):
         Raises:
             ConfigError: If they differ and `text.packing=tree` was asked for.
         """
-        fault = find_fault(self)
+        fault = compare_tree_with_padded(self)
         if fault is None:
             self._verified.add(self._device.type)
         elif self.config.packing == "auto":
@@ -364,7 +366,7 @@ class TextTower(nn.Module):
         else:
             raise ConfigError(f"{fault}; set text.packing=distinct")
 
-    def read_tree(self, packed: PackedTexts, roots: Tensor | None = None) -> Tensor:
+    def encode_packed(self, packed: PackedTexts, roots: Tensor | None = None) -> Tensor:
         """Returns the features of the texts of a tree, `[T, D]` float32.
 
         Args:
@@ -374,7 +376,7 @@ class TextTower(nn.Module):
         nodes = len(packed.input_ids)
         records = self._records(nodes)
         if records:
-            packed = pad_nodes(packed, node_multiple(nodes), beside=self.lm.virtual)
+            packed = pad_nodes(packed, node_multiple(nodes), extra_keys=self.lm.virtual)
         packed = packed.to(self._device)
         tokens = packed.input_ids
         if roots is not None:
@@ -387,7 +389,7 @@ class TextTower(nn.Module):
             return (member @ states / member.sum(dim=1, keepdim=True)).float()
         return states[packed.last].float()
 
-    def read_padded(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+    def encode_padded(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Returns the features of padded texts, `[R, D]` float32.
 
         Args:
@@ -401,7 +403,7 @@ class TextTower(nn.Module):
     def _read_states(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """States `[R, L, D]` of padded texts, which tokens are seen `[R, L]`, and the model's own pooling `[R, D]`."""
         place = torch.arange(tokens.shape[1], device=self._device)
-        seen = (lengths - 1).clamp(min=1) if self.blind_end else lengths
+        seen = (lengths - 1).clamp(min=1) if self.mask_eos_self else lengths
         visible = place < seen[:, None]  # [R, L]
         states, pooled = self.lm.read(tokens, visible, place[None])
         self._read(visible.numel())
@@ -424,7 +426,7 @@ class TextTower(nn.Module):
 
     def _encode_tree(self, texts: Sequence[str]) -> Tensor:
         self._count(len(texts), len(set(texts)))
-        pieces = [(place, self.read_tree(packed)) for place, packed in self._tree.subtrees(texts, MAX_NODES)]
+        pieces = [(place, self.encode_packed(packed)) for place, packed in self._tree.subtrees(texts, MAX_NODES)]
         if len(pieces) == 1:
             return pieces[0][1]
         back = torch.from_numpy(np.argsort(np.concatenate([place for place, _ in pieces])))
@@ -441,14 +443,14 @@ class TextTower(nn.Module):
         return self.packing == "tree"
 
     def _padded(self, rows: np.ndarray[tuple[int], np.dtype[np.int64]], width: int = 0) -> tuple[Tensor, Tensor]:
-        ids, lengths = self._tree.tokens(rows, self.tokens.pad)
-        ids = np.pad(ids, ((0, 0), (0, max(0, width - ids.shape[1]))), constant_values=self.tokens.pad)
+        ids, lengths = self._tree.tokens(rows, self.tokenizer.pad)
+        ids = np.pad(ids, ((0, 0), (0, max(0, width - ids.shape[1]))), constant_values=self.tokenizer.pad)
         return torch.from_numpy(ids), torch.from_numpy(lengths)
 
     def _slots_of(self, texts: Sequence[str], width: int) -> Tensor:
         """Slot of each token of padded texts, `[T, L]`."""
         new = [text for text in texts if text not in self._slots]
-        self._slots.update(zip(new, self.tokens.slots(new) if new else [], strict=True))
+        self._slots.update(zip(new, self.tokenizer.word_slots(new) if new else [], strict=True))
         rows = torch.zeros(len(texts), width, dtype=torch.int64)
         for row, text in zip(rows, texts, strict=True):
             row[: len(self._slots[text])] = torch.tensor(self._slots[text])
@@ -457,7 +459,7 @@ class TextTower(nn.Module):
     def _read_names(self, names: tuple[str, ...]) -> list[list[int]]:
         if names not in self._names:
             refuse_duplicates(names, "class names")
-            self._names[names] = self.tokens.names(names)
+            self._names[names] = self.tokenizer.encode_class_names(names)
         return self._names[names]
 
     def _refuse_length(self, length: int, what: str) -> None:
@@ -519,29 +521,30 @@ def build_text_tower(
         taught = captions if learnable is None else learnable
         if rule.startswith("lower"):  # words of a bank of sentences as written
             taught = [normalise(text, rule) for text in taught]
-        learned = learn_tokenizer(taught, causal=causal, vocab_size=vocab_size)
-    tokens = Tokens(learned, max_tokens=config.max_tokens, end=end_token(learned, description) if causal else None)
-    lm = build_language_model(config, vocabulary=len(learned), pad=tokens.pad, end=tokens.end)
+        learned = train_tokenizer(taught, causal=causal, vocab_size=vocab_size)
+    eos = eos_token_of(learned, description) if causal else None
+    tokens = TextTokenizer(learned, max_tokens=config.max_tokens, eos=eos)
+    lm = build_language_model(config, vocabulary=len(learned), pad=tokens.pad, end=tokens.eos)
     normal = normalise_all(list(dict.fromkeys(captions)), rule)
     tower = TextTower(
-        adapt(lm, config, tokens.occurring(normal) if trained_tokens is None else trained_tokens), tokens, config
+        adapt(lm, config, tokens.used_tokens(normal) if trained_tokens is None else trained_tokens), tokens, config
     )
     if captions:
-        tower.remember(captions)
-    tokens.warn_of_cuts()
+        tower.cache_texts(captions)
+    tokens.log_truncation()
     if verify and tower.packing == "tree" and next(lm.parameters()).device.type != "meta":
         tower.verify_packing()
     return tower
 
 
-def keeps_base(config: TextTowerConfig) -> bool:
+def has_external_base(config: TextTowerConfig) -> bool:
     """Whether the language model is taken by name and kept still, so that its weights need not be saved."""
     return config.model is not None and not config.random_weights and config.adapt != "full"
 
 
-def still_weights(tower: TextTower) -> list[str]:
+def external_base_weights(tower: TextTower) -> list[str]:
     """Names of a tower's weights that stay where they came from; call it before anything else is frozen."""
-    if not keeps_base(tower.config):
+    if not has_external_base(tower.config):
         return []
     moving = {name for name, weight in tower.named_parameters() if weight.requires_grad}
     return [name for name in tower.state_dict() if name not in moving]
@@ -550,7 +553,7 @@ def still_weights(tower: TextTower) -> list[str]:
 def _resolve_packing(lm: LanguageModel, config: TextTowerConfig) -> str:
     if config.packing in ("distinct", "padded"):
         return config.packing
-    fault = why_no_tree(lm, config.max_tokens)
+    fault = tree_obstacle(lm, config.max_tokens)
     if fault is None:
         return "tree"
     if config.packing == "tree":

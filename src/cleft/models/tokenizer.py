@@ -35,7 +35,7 @@ _MANY = 0.2
 """Share of cut texts above which a warning is due."""
 
 
-class Tokens:
+class TextTokenizer:
     """A tokenizer and the frame it puts around a text.
 
     Args:
@@ -48,38 +48,38 @@ class Tokens:
         CheckpointError: If there is nothing to pad with.
     """
 
-    met = 0
+    seen = 0
     """Distinct texts seen so far."""
-    cut = 0
+    truncated = 0
     """How many of them were longer than `max_tokens`."""
     longest = 0
     """Tokens of the longest of them, frame included and nothing cut."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int, end: int | None) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int, eos: int | None) -> None:
+        self.hf_tokenizer = tokenizer
         self.vocabulary = len(tokenizer)
         self.max_tokens = max_tokens
         bare, framed = self._plain(["a"])[0], cast("list[int]", tokenizer("a")["input_ids"])
         start = next((i for i in range(len(framed)) if framed[i : i + len(bare)] == bare), 0)
-        self.front = tuple(framed[:start])
-        self.back = tuple(framed[start + len(bare) :]) if end is None else (end,)
-        self.end = end
+        self.prefix_ids = tuple(framed[:start])
+        self.suffix_ids = tuple(framed[start + len(bare) :]) if eos is None else (eos,)
+        self.eos = eos
         pad = cast("int | None", tokenizer.pad_token_id)
-        pad = end if pad is None else pad
+        pad = eos if pad is None else pad
         if pad is None:
             raise CheckpointError("the tokenizer has neither a padding nor an end token; set its pad_token and save it")
         self.pad = pad
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns the token ids of new texts, cut to `max_tokens` and framed."""
-        room = self.max_tokens - len(self.front) - len(self.back)
+        room = self.max_tokens - len(self.prefix_ids) - len(self.suffix_ids)
         plain = self._plain(texts)
-        self.met += len(plain)
-        self.cut += sum(len(ids) > room for ids in plain)
+        self.seen += len(plain)
+        self.truncated += sum(len(ids) > room for ids in plain)
         self.longest = max([self.longest, *(len(ids) + self.max_tokens - room for ids in plain)])
-        return [[*self.front, *ids[:room], *self.back] for ids in plain]
+        return [[*self.prefix_ids, *ids[:room], *self.suffix_ids] for ids in plain]
 
-    def slots(self, texts: Sequence[str]) -> list[list[int]]:
+    def word_slots(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns which word each token of a framed text is a piece of.
 
         0 is what opens the text, words count from 1, and what closes it comes behind the last word.
@@ -87,21 +87,21 @@ class Tokens:
         Raises:
             CheckpointError: If the tokenizer does not frame a text by one token on each side, or does not keep words.
         """
-        if not self.tokenizer.is_fast:
+        if not self.hf_tokenizer.is_fast:
             raise CheckpointError(
-                f"the tokenizer ({type(self.tokenizer).__name__}) does not record which word a token is part of; use "
-                f"one saved with tokenizer.json"
+                f"the tokenizer ({type(self.hf_tokenizer).__name__}) does not record which word a token is part of; "
+                f"use one saved with tokenizer.json"
             )
-        if (len(self.front), len(self.back)) != (1, 1):
+        if (len(self.prefix_ids), len(self.suffix_ids)) != (1, 1):
             raise CheckpointError("the tokenizer does not put one token in front of a text and one behind; use another")
-        batch: Any = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)
+        batch: Any = self.hf_tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)
         slots: list[list[int]] = []
         for number in range(len(texts)):
             pieces = [word + 1 for word in batch.word_ids(number)[: self.max_tokens - 2]]
             slots.append([0, *pieces, max(pieces, default=0) + 1])
         return slots
 
-    def names(self, names: Sequence[str]) -> list[list[int]]:
+    def encode_class_names(self, names: Sequence[str]) -> list[list[int]]:
         """Returns class names as they stand inside a sentence, cut and closed, but without what opens a text.
 
         Byte-level and sentence-piece vocabularies hold a word with the space before it and without as two tokens.
@@ -115,45 +115,45 @@ class Tokens:
             raise CheckpointError(
                 "the tokenizer joins words, so class names cannot be read behind a context; use another"
             )
-        room = self.max_tokens - len(self.front) - len(self.back)
-        return [[*ids[len(head) :][:room], *self.back] for ids in plain]
+        room = self.max_tokens - len(self.prefix_ids) - len(self.suffix_ids)
+        return [[*ids[len(head) :][:room], *self.suffix_ids] for ids in plain]
 
-    def opening(self, text: str) -> list[int]:
+    def encode_prompt(self, text: str) -> list[int]:
         """Returns the tokens of a sentence's beginning, without a frame."""
         return self._plain([text.strip()])[0]
 
-    def occurring(self, texts: Sequence[str]) -> list[int]:
+    def used_tokens(self, texts: Sequence[str]) -> list[int]:
         """Returns the distinct tokens of some texts, frame included, in ascending order."""
         ids = self._plain(list(dict.fromkeys(texts)))
-        return sorted({*self.front, *self.back, *(token for text in ids for token in text)})
+        return sorted({*self.prefix_ids, *self.suffix_ids, *(token for text in ids for token in text)})
 
-    def spelled(self, token: int) -> str:
+    def decode_token(self, token: int) -> str:
         """Returns how a token reads inside a sentence; half a letter is told as the vocabulary writes it."""
-        text = str(self.tokenizer.decode([token]))
-        return str(self.tokenizer.convert_ids_to_tokens(token)) if "\ufffd" in text or not text else text
+        text = str(self.hf_tokenizer.decode([token]))
+        return str(self.hf_tokenizer.convert_ids_to_tokens(token)) if "\ufffd" in text or not text else text
 
-    def warn_of_cuts(self) -> None:
+    def log_truncation(self) -> None:
         """Logs how many texts were cut, and from a fifth on what to set."""
-        texts = share(self.cut, self.met, "distinct text")
-        if self.cut > _MANY * self.met:
-            are, were = verb(self.cut, "is", "are"), verb(self.cut, "was", "were")
+        texts = share(self.truncated, self.seen, "distinct text")
+        if self.truncated > _MANY * self.seen:
+            are, were = verb(self.truncated, "is", "are"), verb(self.truncated, "was", "were")
             LOG.warning(
                 "%s %s longer than text.max_tokens=%d and %s cut; set it higher", texts, are, self.max_tokens, were
             )
-        elif self.cut:
-            LOG.info("%s %s cut to text.max_tokens=%d", texts, verb(self.cut, "was", "were"), self.max_tokens)
+        elif self.truncated:
+            LOG.info("%s %s cut to text.max_tokens=%d", texts, verb(self.truncated, "was", "were"), self.max_tokens)
 
     def save(self, folder: Path) -> None:
         """Writes the tokenizer's files into a folder."""
-        self.tokenizer.save_pretrained(folder)
+        self.hf_tokenizer.save_pretrained(folder)
 
     def _plain(self, texts: Sequence[str]) -> list[list[int]]:
         # A special token spelled out by a user stays plain text; else it would move the pooled position.
-        batch = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)
+        batch = self.hf_tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)
         return cast("list[list[int]]", batch["input_ids"])
 
 
-def end_token(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int:
+def eos_token_of(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int:
     """Returns the end-of-text token of a causal model, as its tokenizer or else its configuration names it.
 
     Raises:
@@ -231,7 +231,7 @@ def _is_installed(module: str) -> bool:
         return True
 
 
-def learn_tokenizer(captions: Sequence[str], *, causal: bool, vocab_size: int = 4096) -> PreTrainedTokenizerFast:
+def train_tokenizer(captions: Sequence[str], *, causal: bool, vocab_size: int = 4096) -> PreTrainedTokenizerFast:
     """Learns a byte-level vocabulary from captions; what they do not hold is spelled in bytes.
 
     Depends on the set of captions only, not on their order or number.
@@ -270,7 +270,7 @@ def learn_tokenizer(captions: Sequence[str], *, causal: bool, vocab_size: int = 
     return PreTrainedTokenizerFast(tokenizer_object=learned, **_FRAME)
 
 
-class TokenIds(Tokens):
+class TokenIdTokenizer(TextTokenizer):
     """Reads texts such as `"17 4 23"` as the ids they spell.
 
     An imported checkpoint holds weights and no tokenizer. So that its embeddings can be compared all the same, its
@@ -285,14 +285,14 @@ class TokenIds(Tokens):
     def __init__(self, *, vocabulary: int, max_tokens: int, end: int) -> None:  # no tokenizer to hand to Tokens
         self.vocabulary = vocabulary
         self.max_tokens = max_tokens
-        self.front = ()
-        self.back = (end,)
-        self.end = end
+        self.prefix_ids = ()
+        self.suffix_ids = (end,)
+        self.eos = end
         self.pad = end
 
-    def names(self, names: Sequence[str]) -> list[list[int]]:
+    def encode_class_names(self, names: Sequence[str]) -> list[list[int]]:
         """Returns the ids of class names, cut and closed."""
-        return [[*ids[: self.max_tokens - 1], *self.back] for ids in self._plain(names)]
+        return [[*ids[: self.max_tokens - 1], *self.suffix_ids] for ids in self._plain(names)]
 
     def save(self, folder: Path) -> None:
         """Writes nothing: there is no tokenizer."""

@@ -25,7 +25,7 @@ from cleft.errors import ConfigError, NumericsError
 from cleft.files import draft_folder
 from cleft.models.hub import quiet_transformers
 from cleft.models.language_model import is_causal, read_text_config
-from cleft.models.tokenizer import Tokens, end_token, learn_tokenizer
+from cleft.models.tokenizer import TextTokenizer, eos_token_of, train_tokenizer
 from cleft.strict_json import find_json, write_json
 from cleft.training.provenance import texts_digest
 
@@ -92,25 +92,25 @@ def learn_language_model(
     return folder
 
 
-def _build(learnable: Sequence[str], config: TextTowerConfig) -> tuple[torch.nn.Module, Tokens]:
+def _build(learnable: Sequence[str], config: TextTowerConfig) -> tuple[torch.nn.Module, TextTokenizer]:
     if config.scratch is None:
         raise ConfigError("a study's own language model is one that text.scratch describes; give its shape")
     causal = is_causal(read_text_config(config))
-    tokenizer = learn_tokenizer(learnable, causal=causal, vocab_size=int(config.scratch.get("vocab_size", 4096)))
+    tokenizer = train_tokenizer(learnable, causal=causal, vocab_size=int(config.scratch.get("vocab_size", 4096)))
     shape = read_text_config(config)
-    end = end_token(tokenizer, shape) if causal else None
-    tokens = Tokens(tokenizer, max_tokens=config.max_tokens, end=end)
+    end = eos_token_of(tokenizer, shape) if causal else None
+    tokens = TextTokenizer(tokenizer, max_tokens=config.max_tokens, eos=end)
     shape = read_text_config(config, vocabulary=len(tokenizer), pad=tokens.pad, end=end)
     return (AutoModelForCausalLM if causal else AutoModelForMaskedLM).from_config(shape), tokens
 
 
-def _train(model: torch.nn.Module, tokens: Tokens, captions: Sequence[str], seed: int, steps: int) -> float:
+def _train(model: torch.nn.Module, tokens: TextTokenizer, captions: Sequence[str], seed: int, steps: int) -> float:
     """Cross-entropy of what comes next or was hidden; returns that of the last step, in nats per token."""
     encoded = tokens.encode(list(captions))
     order = torch.Generator().manual_seed(seed)
     window = int(getattr(cast("Any", model).config, "max_position_embeddings", tokens.max_tokens))
     optimizer = torch.optim.AdamW(model.parameters(), lr=_LR, weight_decay=0.01)
-    hide = None if tokens.tokenizer.mask_token is None else DataCollatorForLanguageModeling(tokens.tokenizer)
+    hide = None if tokens.hf_tokenizer.mask_token is None else DataCollatorForLanguageModeling(tokens.hf_tokenizer)
     last = float("nan")
     model.train()
     for step in range(steps):

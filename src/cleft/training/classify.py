@@ -28,7 +28,7 @@ from cleft.errors import CheckpointError, ConfigError, DataError
 from cleft.files import as_path
 from cleft.grammar import count
 from cleft.models.checkpoint import weights_digest
-from cleft.models.dual_encoder import unit
+from cleft.models.dual_encoder import l2_normalise
 from cleft.models.image_classifier import (
     HeadFacts,
     ImageOnly,
@@ -428,7 +428,7 @@ class _Unit(nn.Module):
 
     def forward(self, logits: Tensor) -> Tensor:
         """From `[B, C]` to the same."""
-        return unit(logits)
+        return l2_normalise(logits)
 
 
 def _from_images(model: ImageOnly, material: Material, lesson: Lesson, settings: Settings) -> _Way:

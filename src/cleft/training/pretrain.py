@@ -27,7 +27,7 @@ from cleft.grammar import count, share, verb
 from cleft.launch import is_first
 from cleft.models.adapters import told_moving
 from cleft.models.checkpoint import save_model, weights_digest
-from cleft.models.dual_encoder import DualEncoder, Pairs
+from cleft.models.dual_encoder import DualEncoder, PairEmbeddings
 from cleft.models.image_classifier import build_image_only, save_image_only
 from cleft.models.methods import METHODS, MethodModel, build_model
 from cleft.models.methods.losses import PairInfo
@@ -236,7 +236,7 @@ class Pretraining(Learner):
                 read = self._method.read(self.model, on_device)
             else:
                 assert isinstance(self.model, DualEncoder)
-                read = Pairs(self.model.encode_image(on_device.images), text_embeds[rows])
+                read = PairEmbeddings(self.model.encode_image(on_device.images), text_embeds[rows])
             loss = self._method.loss(self.model, read, self._facts(on_device, rows), self._settings)
             total += loss.double() * len(rows)
             count += len(rows)
@@ -280,7 +280,7 @@ def _train(
     model = build_model(settings, captions, learnable=_learnable(texts, settings))
     if is_first():
         keep_commits(run.folder / "environment.json", settings)
-    model.text_tower.remember(sorted(set(captions)))
+    model.text_tower.cache_texts(sorted(set(captions)))
     if DATASETS[settings.data.dataset].whole_captions and settings.data.texts == "captions":
         _refuse_cut(model, settings)
     model.train()
@@ -341,12 +341,12 @@ def _learnable(texts: Texts, settings: Settings) -> list[str] | None:
 
 def _refuse_cut(model: MethodModel, settings: Settings) -> None:
     """Raises a ConfigError if a caption is longer than the text tower reads."""
-    tokens = model.text_tower.tokens
-    if tokens.cut:
+    tokens = model.text_tower.tokenizer
+    if tokens.truncated:
         raise ConfigError(
-            f"{share(tokens.cut, tokens.met, 'distinct caption')} {verb(tokens.cut, 'is', 'are')} longer than "
-            f"text.max_tokens={tokens.max_tokens} and would lose {verb(tokens.cut, 'its', 'their')} end, where the "
-            f"class is; set text.max_tokens to {tokens.longest} or more, or data.caption=simple"
+            f"{share(tokens.truncated, tokens.seen, 'distinct caption')} {verb(tokens.truncated, 'is', 'are')} longer "
+            f"than text.max_tokens={tokens.max_tokens} and would lose {verb(tokens.truncated, 'its', 'their')} end, "
+            f"where the class is; set text.max_tokens to {tokens.longest} or more, or data.caption=simple"
         )
 
 

@@ -6,7 +6,7 @@ import pytest
 from cleft.config import DataConfig
 from cleft.data.text.texts import Texts, report_format, state_findings, words_of_many
 from cleft.errors import ConfigError, DataError
-from cleft.models.tokenizer import learn_tokenizer
+from cleft.models.tokenizer import train_tokenizer
 from cleft.types import Record
 
 FINDINGS = ("Edema", "Pleural Effusion")
@@ -186,7 +186,7 @@ def test_no_token_of_a_learned_vocabulary_spells_a_name_of_few(name, around, cau
     shared = told("seen by Dr. hand's", "1 of 2 (by)")
     said = [*shared, *((patient, around.format(name)) for patient in "abcd" for _ in range(9))]
     tokenizer, naive = (
-        learn_tokenizer(texts, causal=causal) for texts in (words_of_many(said, []).parts, [text for _, text in said])
+        train_tokenizer(texts, causal=causal) for texts in (words_of_many(said, []).parts, [text for _, text in said])
     )
     assert tokenizer.tokenize(" seen") == ["Ġseen"] or tokenizer.tokenize("seen") == ["seen"]
     assert max(map(len, naive.tokenize(name))) > 3

@@ -92,7 +92,7 @@ def test_a_named_language_model_takes_the_place_of_one_inside(tmp_path):
     model = imported(tmp_path, state=without_language_model(state), text_model=str(folder))
     assert not any("wte" in name for name in load_file(tmp_path / "ours/model.safetensors"))
     whole = imported(tmp_path, state={**state, "text_encoder_q.model.base_model.model.transformer.wte.weight": table})
-    ids = " ".join(map(str, model.text_tower.tokens.encode(CAPTIONS[:1])[0][:-1]))
+    ids = " ".join(map(str, model.text_tower.tokenizer.encode(CAPTIONS[:1])[0][:-1]))
     torch.testing.assert_close(model.encode_text(CAPTIONS[:1]), whole.encode_text([ids]), atol=1e-6, rtol=0)
 
 
@@ -319,7 +319,7 @@ def test_a_learned_context_means_what_it_means_in_peft(tmp_path):
     with torch.no_grad():
         states = tuned(input_ids=ids, attention_mask=(ids != 0).long()).logits
         theirs = torch.stack([states[0, 5 + 3], states[1, 5 + 1]])  # at the first end-of-text token
-        ours = model.text_tower.encode_behind_context(["3 5 9", "7"], model.context)
+        ours = model.text_tower.encode_after_context(["3 5 9", "7"], model.context)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(ours, model.text_tower.encode(["3 5 9", "7"]), atol=1e-2)
 

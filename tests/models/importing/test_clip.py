@@ -79,7 +79,7 @@ def test_a_text_longer_than_the_positions_ends_in_its_end_token(folder, tmp_path
     ours = load_model(import_checkpoint(folder, tmp_path / "ours"))
     long = "pneumothorax of the left side and edema"
     words = AutoTokenizer.from_pretrained(folder)([long], max_length=24, truncation=True)["input_ids"]
-    assert ours.text_tower.tokens.encode([long]) == words
+    assert ours.text_tower.tokenizer.encode([long]) == words
     with torch.no_grad():
         features = theirs.get_text_features(torch.tensor(words)).pooler_output
     same(ours.encode_text([long]), functional.normalize(features))
@@ -89,14 +89,15 @@ def test_a_learned_context_stands_in_front_of_class_names(folder, tmp_path):
     write_openai_clip(folder)
     ours = load_model(import_checkpoint(folder, tmp_path / "ours"))
     tower = ours.text_tower
-    opening, name = (torch.tensor(ids) for ids in (tower.tokens.opening("a"), tower.tokens.names(["edema"])[0]))
-    written = tower.embed_opening("a")
-    start = torch.tensor(tower.tokens.front)
+    opening = torch.tensor(tower.tokenizer.encode_prompt("a"))
+    name = torch.tensor(tower.tokenizer.encode_class_names(["edema"])[0])
+    written = tower.embed_prompt("a")
+    start = torch.tensor(tower.tokenizer.prefix_ids)
     with torch.no_grad():
         states = tower.lm.model(torch.cat([start, opening, name])[None]).last_hidden_state
-    same(tower.encode_behind_context(["edema"], written), states[:, -1])
+    same(tower.encode_after_context(["edema"], written), states[:, -1])
     context = written.clone().requires_grad_()
-    tower.encode_behind_context(["edema"], context).sum().backward()
+    tower.encode_after_context(["edema"], context).sum().backward()
     assert context.grad is not None
     assert context.grad.abs().sum() > 0
 
@@ -213,7 +214,7 @@ def embeds_alike(folder, weights, pixels, *, quick=True, heads=(2, 3), at=""):
         model.encode_image(images()),
         functional.normalize(by_hand.clip_image(pixels, weights, quick=quick, heads=heads[0])),
     )
-    every = model.text_tower.tokens.encode(TEXTS)
+    every = model.text_tower.tokenizer.encode(TEXTS)
     texts = [by_hand.clip_text(ids, weights, quick=quick, heads=heads[1], at=at) for ids in every]
     same(model.encode_text(TEXTS), functional.normalize(torch.stack(texts)))
     same(model.logit_scale, weights["logit_scale"].float())
@@ -285,7 +286,7 @@ def test_safetensors_of_open_clip_and_a_tokenizer_beside_them_are_read(tmp_path,
     (folder / "open_clip_pytorch_model.bin").unlink()
     save_file(state, folder / "open_clip_model.safetensors")
     first = import_checkpoint(folder, tmp_path / "first", tokenizer=merges)
-    load_model(first).text_tower.tokens.save(folder)
+    load_model(first).text_tower.tokenizer.save(folder)
     embeds_alike(
         import_checkpoint(folder, tmp_path / "second"),
         state,
@@ -419,7 +420,7 @@ def test_biomedclip_is_a_vit_and_a_bert_read_by_their_first_tokens(tmp_path):
     features = by_hand.vit_tokens(pixels, w, "visual.trunk.")[:, 0]
     same(model.encode_image_features(images()), features)
     same(model.encode_image(images()), functional.normalize(by_hand.linear(features, w, "visual.head.proj")))
-    every = model.text_tower.tokens.encode(TEXTS)
+    every = model.text_tower.tokenizer.encode(TEXTS)
     first = torch.stack([by_hand.bert_layers(ids, w, "text.transformer.")[-1][0] for ids in every])
     hidden = functional.gelu(by_hand.linear(first, w, "text.proj.0"))
     same(model.encode_text(TEXTS), functional.normalize(by_hand.linear(hidden, w, "text.proj.2")))

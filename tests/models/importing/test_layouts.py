@@ -33,7 +33,7 @@ from cleft.models.checkpoint import load_model
 from cleft.models.image_classifier import load_image_only
 from cleft.models.importing.importing import import_checkpoint, told_reading
 from cleft.models.importing.safe_load import Unread, read_foreign
-from cleft.models.tokenizer import learn_tokenizer
+from cleft.models.tokenizer import train_tokenizer
 
 
 def images():
@@ -57,7 +57,7 @@ def mgca(tmp_path, state=None, **options):
 
 
 def ids_of(model):
-    return model.text_tower.tokens.encode(TEXTS)
+    return model.text_tower.tokenizer.encode(TEXTS)
 
 
 def same(ours, theirs):
@@ -78,11 +78,11 @@ def test_mgca_is_a_vit_and_a_bert_without_order_behind_their_heads(tmp_path):
 
 def test_mgcas_regions_words_and_prototypes_are_its_own(tmp_path):
     model, w = load_model(mgca(tmp_path)), mgca_state()
-    parts = model.read(images(), TEXTS[:2])
+    parts = model.encode_pairs(images(), TEXTS[:2])
     patches = by_hand.vit_tokens(pixels(), w, "img_encoder_q.model.")[:, 1:]
     same(parts.regions[1], by_hand.norm_head(patches[1], w, "img_encoder_q.local_embed."))
     states = by_hand.bert_layers(ids_of(model)[1], w, "text_encoder_q.model.", ordered=False)[-1]
-    slots = torch.tensor(model.text_tower.tokens.slots(TEXTS[1:2])[0])
+    slots = torch.tensor(model.text_tower.tokenizer.word_slots(TEXTS[1:2])[0])
     words = torch.stack([states[slots == slot].sum(dim=0) for slot in range(1, int(slots.max()) + 1)])
     same(parts.words[1, : len(words)], by_hand.norm_head(words, w, "text_encoder_q.local_embed."))
     same(model.prototypes, w["prototype_layer.weight"])
@@ -101,7 +101,7 @@ def test_gloria_is_a_resnet_read_larger_and_words_of_four_layers(tmp_path):
     every = [by_hand.bert_layers(ids, w, "gloria.text_encoder.model.") for ids in ids_of(model)]
     words = [torch.stack(layers[-4:]).sum(dim=0) for layers in every]
     same(model.encode_text(TEXTS), functional.normalize(torch.stack([states.sum(dim=0) for states in words])))
-    parts = model.read(images(), TEXTS[:2])
+    parts = model.encode_pairs(images(), TEXTS[:2])
     local = functional.conv2d(maps[-2], w["gloria.img_encoder.local_embedder.weight"])
     same(parts.regions, local.flatten(2).mT)
     same(parts.words[1, 0], words[1][0])
@@ -115,7 +115,7 @@ def test_glorias_smaller_resnet_is_read_alike(tmp_path):
     embeds = by_hand.linear(maps[-1].mean(dim=(2, 3)), w, "gloria.img_encoder.global_embedder")
     same(model.encode_image(images()), functional.normalize(embeds))
     local = functional.conv2d(maps[-2], w["gloria.img_encoder.local_embedder.weight"])
-    same(model.read(images(), TEXTS[:2]).regions, local.flatten(2).mT)
+    same(model.encode_pairs(images(), TEXTS[:2]).regions, local.flatten(2).mT)
 
 
 def test_mgcas_resnet_reads_images_larger_and_weighs_its_regions_alike(tmp_path):
@@ -125,7 +125,7 @@ def test_mgcas_resnet_reads_images_larger_and_weighs_its_regions_alike(tmp_path)
     maps = by_hand.resnet_maps(large, w, "img_encoder_q.model.")
     embeds = by_hand.norm_head(maps[-1].mean(dim=(2, 3)), w, "img_encoder_q.global_embed.")
     same(model.encode_image(images()), functional.normalize(embeds))
-    parts = model.read(images(), TEXTS[:2])
+    parts = model.encode_pairs(images(), TEXTS[:2])
     same(parts.regions[1], by_hand.norm_head(maps[-2].flatten(2).mT[1], w, "img_encoder_q.local_embed."))
     same(parts.region_attention, torch.full((2, 19 * 19), 1 / 361))
 
@@ -148,7 +148,7 @@ def test_medclip_is_a_swin_and_three_layers_with_padding_counted_in(tmp_path):
     means = []
     for ids in every:
         padding = longest - len(ids)
-        filled = [*ids, *[model.text_tower.tokens.pad] * padding]
+        filled = [*ids, *[model.text_tower.tokenizer.pad] * padding]
         layers = by_hand.bert_layers(filled, w, "text_model.model.", padding=padding)
         means.append(torch.stack([layers[number] for number in (1, 2, -1)]).mean(dim=(0, 1)))
     texts = by_hand.linear(torch.stack(means), w, "text_model.projection_head")
@@ -402,7 +402,7 @@ def test_weights_that_do_not_find_their_place_are_listed(tmp_path, change, sente
 
 def test_a_tokenizer_that_is_none_or_another_kind_is_refused_at_once(tmp_path):
     path = write_lightning(tmp_path / "theirs.ckpt", mgca_state())
-    causal = learn_tokenizer(TEXTS, causal=True)
+    causal = train_tokenizer(TEXTS, causal=True)
     causal.save_pretrained(tmp_path / "causal")
     (tmp_path / "empty").mkdir()
     for tokenizer, sentence in {
@@ -419,7 +419,7 @@ def test_a_tokenizer_that_is_none_or_another_kind_is_refused_at_once(tmp_path):
 
 
 def test_a_smaller_tokenizer_is_warned_of(tmp_path, caplog):
-    smaller = learn_tokenizer(TEXTS[1:2], causal=False)
+    smaller = train_tokenizer(TEXTS[1:2], causal=False)
     smaller.save_pretrained(tmp_path / "small")
     path = write_lightning(tmp_path / "theirs.ckpt", mgca_state())
     import_checkpoint(path, tmp_path / "ours", size=SIZE, tokenizer=tmp_path / "small")

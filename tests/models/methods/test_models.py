@@ -31,9 +31,9 @@ def images_of(side=56):
 def layers_of(model, text):
     """Tokens of one text, and the states of every layer `[layers, tokens, D]`."""
     tower = model.text_tower
-    ids = torch.tensor(tower.tokens.encode([text]))
+    ids = torch.tensor(tower.tokenizer.encode([text]))
     output = tower.lm.model(input_ids=ids, output_hidden_states=True)
-    return tower.tokens.tokenizer.convert_ids_to_tokens(ids[0]), torch.stack(output.hidden_states)[:, 0]
+    return tower.tokenizer.hf_tokenizer.convert_ids_to_tokens(ids[0]), torch.stack(output.hidden_states)[:, 0]
 
 
 def words_by_hand(model, text, layers):
@@ -51,8 +51,8 @@ def words_by_hand(model, text, layers):
 
 def test_gloria_reads_regions_and_sums_of_pieces_and_layers(root):
     model = model_of("gloria", root).eval()
-    assert model.text_tower.read_words(TEXTS).words.shape[1] == max(len(text.split()) for text in TEXTS) + 2
-    read = model.read(images_of(), TEXTS)
+    assert model.text_tower.encode_words(TEXTS).words.shape[1] == max(len(text.split()) for text in TEXTS) + 2
+    read = model.encode_pairs(images_of(), TEXTS)
     for row, text in enumerate(TEXTS):
         words = words_by_hand(model, text, [-1, -2, -3, -4])
         assert read.word_mask[row].tolist() == [slot < len(text.split()) + 1 for slot in range(read.words.shape[1])]
@@ -68,7 +68,7 @@ def test_gloria_reads_regions_and_sums_of_pieces_and_layers(root):
 
 def test_mgca_projects_words_and_the_end_and_leaves_padding_out_of_the_norms(root):
     model = model_of("mgca", root)
-    read = model.read(images_of(), TEXTS)
+    read = model.encode_pairs(images_of(), TEXTS)
     model.text_tower.eval()
     words = [words_by_hand(model, text, [-1])[1:] for text in TEXTS]
     assert read.word_mask.sum(dim=1).tolist() == [len(each) for each in words] == [3, 5, 3]
@@ -81,7 +81,7 @@ def test_mgca_projects_words_and_the_end_and_leaves_padding_out_of_the_norms(roo
 
 def test_mgcas_release_projects_padding_too(root):
     model = model_of("mgca", root, "--mgca.padding=released", "--text.max_tokens=20").eval()
-    read = model.read(images_of(), TEXTS)
+    read = model.encode_pairs(images_of(), TEXTS)
     assert read.words.shape[1] == 20 - 1
     constant = model.word_projection(torch.zeros(1, 16))[0]
     torch.testing.assert_close(read.words[~read.word_mask], constant.expand(int((~read.word_mask).sum()), -1))
@@ -117,14 +117,14 @@ def test_mrm_encodes_only_the_patches_it_does_not_hide(root):
 def test_mrm_paints_every_patch_and_asks_for_hidden_words_alone(root):
     model = model_of("mrm", root).eval()
     torch.manual_seed(3)
-    read = model.read(images_of(112), TEXTS)
+    read = model.encode_pairs(images_of(112), TEXTS)
     assert read.patch_mask.sum(dim=1).tolist() == [12, 12, 12]
     assert read.predicted_patches.shape == (3, 16, 3 * 28 * 28)  # 112 pixels in 4 rows of patches
     assert read.logits.shape[1] == read.ids.shape[1] > 0
-    special = set(model.text_tower.tokens.tokenizer.all_special_ids)
+    special = set(model.text_tower.tokenizer.hf_tokenizer.all_special_ids)
     assert not special & set(read.ids[0].tolist())
     torch.manual_seed(3)
-    assert torch.equal(model.read(images_of(112), TEXTS).logits, read.logits)
+    assert torch.equal(model.encode_pairs(images_of(112), TEXTS).logits, read.logits)
 
 
 @pytest.mark.parametrize("method", ["mrm", "mgca", "gloria"])
@@ -136,14 +136,14 @@ def test_token_embeddings_may_be_narrower_than_states(root, method, family):
     )
     loss = replace(settings.loss, embed_dim=32) if method == "gloria" else settings.loss
     model = build_model(replace(settings, text=text, loss=loss), TEXTS).eval()
-    read = model.read(images_of(112 if method == "mrm" else 56), TEXTS)
+    read = model.encode_pairs(images_of(112 if method == "mrm" else 56), TEXTS)
     assert model.text_tower.lm.embedding_width == 16
     assert torch.cat([part.flatten() for part in read if part is not None]).isfinite().all()
 
 
 def test_mrms_release_asks_for_every_position(root):
     model = model_of("mrm", root, "--mrm.score=all", "--text.max_tokens=20").eval()
-    assert model.read(images_of(112), TEXTS).ids.shape == (1, 3 * 20)
+    assert model.encode_pairs(images_of(112), TEXTS).ids.shape == (1, 3 * 20)
 
 
 def test_words_are_hidden_with_all_their_pieces_and_what_is_said_of_the_image_is_heard(root):
@@ -151,10 +151,10 @@ def test_words_are_hidden_with_all_their_pieces_and_what_is_said_of_the_image_is
     text = "unheardof edema"  # of many pieces, since no caption has the first word
     torch.manual_seed(0)
     none = torch.zeros(64, 16)
-    read = tower.read_masked([text] * 64, none, share=0.5)
-    assert read.ids.shape == (64, len(tower.tokens.encode([text])[0]))
+    read = tower.encode_masked([text] * 64, none, share=0.5)
+    assert read.ids.shape == (64, len(tower.tokenizer.encode([text])[0]))
     assert tower.stats[:2] == (64, 1)
-    slots = torch.tensor(tower.tokens.slots([text])[0])
+    slots = torch.tensor(tower.tokenizer.word_slots([text])[0])
     for row in range(64):
         by_word = [read.hidden[row, slots == slot] for slot in slots.unique()]
         assert all(len(set(word.tolist())) == 1 for word in by_word)
@@ -162,9 +162,9 @@ def test_words_are_hidden_with_all_their_pieces_and_what_is_said_of_the_image_is
         assert not by_word[-1].any()
     assert 0.3 < read.hidden[:, 1:-1].float().mean() < 0.7
     torch.manual_seed(0)
-    told = tower.read_masked([text] * 64, none + 1, share=0.5)
+    told = tower.encode_masked([text] * 64, none + 1, share=0.5)
     assert torch.equal(told.hidden, read.hidden)
-    shown = read.ids.masked_fill(read.hidden, tower.tokens.tokenizer.mask_token_id)
+    shown = read.ids.masked_fill(read.hidden, tower.tokenizer.hf_tokenizer.mask_token_id)
     bert = tower.lm.model
     states = bert.encoder(bert.embeddings(shown) + 1).last_hidden_state
     torch.testing.assert_close(told.states, states)
@@ -192,9 +192,9 @@ def test_mrm_needs_a_model_of_patches(root, scratch):
 
 def test_a_vocabulary_without_a_mask_cannot_be_hidden(root):
     model = model_of("mrm", root)
-    model.text_tower.tokens.tokenizer.mask_token = None
+    model.text_tower.tokenizer.hf_tokenizer.mask_token = None
     with pytest.raises(ConfigError, match="cannot say what is hidden, its tokenizer has no mask token"):
-        model.read(images_of(112), TEXTS)
+        model.encode_pairs(images_of(112), TEXTS)
 
 
 @pytest.mark.parametrize(("method", "vision"), [("mgca", RESNET), ("mgca", SWIN), ("gloria", VIT), ("gloria", SWIN)])
@@ -202,6 +202,6 @@ def test_regions_of_any_tower_can_be_compared_with_words(root, method, vision):
     import json
 
     more = [f"--image.scratch={json.dumps(vision)}", "--image.pooling=mean", "--image.resize=null"]
-    read = model_of(method, root, *more).read(images_of(), TEXTS)
+    read = model_of(method, root, *more).encode_pairs(images_of(), TEXTS)
     assert read.regions.ndim == 3
     assert read.regions.shape[2] == read.words.shape[2]

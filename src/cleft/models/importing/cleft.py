@@ -39,7 +39,7 @@ from cleft.models.language_model import build_language_model
 from cleft.models.model_folder import STAGE, check_place, digest_of, peek_description
 from cleft.models.state_dict import conformed, in_current_names, listed, misfits, put
 from cleft.models.text_tower import TextTower, build_text_tower
-from cleft.models.tokenizer import TokenIds, Tokens, load_tokenizer
+from cleft.models.tokenizer import TextTokenizer, TokenIdTokenizer, load_tokenizer
 
 _IMAGE = "img_encoder_q.model."
 _TEXT = "text_encoder_q.model."
@@ -348,7 +348,7 @@ def _build_text(config: TextTowerConfig, tokenizer: Path | str | None) -> TextTo
     if config.scratch is None:
         return build_text_tower(config, [], tokenizer=None if tokenizer is None else Path(tokenizer), trained_tokens=[])
     vocabulary, end = int(config.scratch["vocab_size"]), int(config.scratch["eos_token_id"])
-    tokens: Tokens = TokenIds(vocabulary=vocabulary, max_tokens=config.max_tokens, end=end)
+    tokens: TextTokenizer = TokenIdTokenizer(vocabulary=vocabulary, max_tokens=config.max_tokens, end=end)
     if tokenizer is not None:
         learned = load_tokenizer(tokenizer)
         if len(learned) > vocabulary:
@@ -356,7 +356,7 @@ def _build_text(config: TextTowerConfig, tokenizer: Path | str | None) -> TextTo
                 f"the tokenizer {str(tokenizer)!r} has {len(learned)} tokens and the language model {vocabulary}; "
                 f"give the one it was trained with"
             )
-        tokens = Tokens(learned, max_tokens=config.max_tokens, end=end)
+        tokens = TextTokenizer(learned, max_tokens=config.max_tokens, eos=end)
     with without_initial_weights():
         lm = build_language_model(config, vocabulary=vocabulary, pad=end, end=end)
         return TextTower(adapt(lm, config), tokens, config)

@@ -52,7 +52,7 @@ from cleft.models.methods import METHODS, MethodModel
 from cleft.models.model_folder import digest_of
 from cleft.models.state_dict import conformed, in_current_names, listed, misfits, put
 from cleft.models.text_tower import TextTower
-from cleft.models.tokenizer import TOKENIZER_FILES, Tokens, end_token, load_tokenizer
+from cleft.models.tokenizer import TOKENIZER_FILES, TextTokenizer, eos_token_of, load_tokenizer
 from cleft.strict_json import read_json
 
 log = logging.getLogger(__name__)
@@ -274,9 +274,9 @@ def _build_text(settings: Settings, layout: Layout, tokenizer: Path | str | None
     causal = is_causal(config_from({"model_type": shape["model_type"]}, "text.scratch"))
     if causal and learned.eos_token_id is None:
         raise CheckpointError(_strange(tokenizer, "names no end-of-text token", layout))
-    end = end_token(learned, PreTrainedConfig()) if causal else None  # by the tokenizer alone
-    tokens = Tokens(learned, max_tokens=config.max_tokens, end=end)
-    if not tokens.front:
+    end = eos_token_of(learned, PreTrainedConfig()) if causal else None  # by the tokenizer alone
+    tokens = TextTokenizer(learned, max_tokens=config.max_tokens, eos=end)
+    if not tokens.prefix_ids:
         raise CheckpointError(_strange(tokenizer, "puts no token in front of a text", layout))
     if tokens.vocabulary > vocabulary:
         raise CheckpointError(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cleft.config import Settings, text_rule
-from cleft.models.dual_encoder import DualEncoder, Pairs
+from cleft.models.dual_encoder import DualEncoder, PairEmbeddings
 from cleft.models.image_tower import ImageTower, build_image_tower
 from cleft.models.methods.gloria import Gloria, gloria_loss
 from cleft.models.methods.losses import LOSSES, PairInfo, convirt_loss
@@ -30,14 +30,14 @@ MethodModel: TypeAlias = DualEncoder | Mrm
 
 
 def _read(model: MethodModel, batch: Batch) -> Any:
-    return model.read(batch.images, batch.captions)
+    return model.encode_pairs(batch.images, batch.captions)
 
 
 def _dual_encoder(image_tower: ImageTower, text_tower: TextTower, settings: Settings) -> DualEncoder:
     return DualEncoder(image_tower, text_tower, settings.loss)
 
 
-def _contrastive_loss(model: DualEncoder, features: Pairs, pairs: PairInfo, settings: Settings) -> Tensor:
+def _contrastive_loss(model: DualEncoder, features: PairEmbeddings, pairs: PairInfo, settings: Settings) -> Tensor:
     return LOSSES[settings.loss.name](
         *features,
         model.logit_scale.exp(),
@@ -47,7 +47,7 @@ def _contrastive_loss(model: DualEncoder, features: Pairs, pairs: PairInfo, sett
     )
 
 
-def _convirt_loss(model: DualEncoder, features: Pairs, _pairs: PairInfo, settings: Settings) -> Tensor:
+def _convirt_loss(model: DualEncoder, features: PairEmbeddings, _pairs: PairInfo, settings: Settings) -> Tensor:
     return convirt_loss(*features, temperature=model.temperature, image_to_text=settings.convirt.image_to_text)
 
 

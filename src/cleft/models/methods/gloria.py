@@ -22,10 +22,10 @@ from torch.utils.checkpoint import checkpoint
 
 from cleft.config import LossConfig, Settings
 from cleft.errors import ConfigError
-from cleft.models.dual_encoder import DualEncoder, refuse_causal, unit
+from cleft.models.dual_encoder import DualEncoder, l2_normalise, refuse_causal
 from cleft.models.image_tower import ImageTower
 from cleft.models.methods.losses import PairInfo, both_directions, cosines, to_float32
-from cleft.models.text_tower import TextTower, Words
+from cleft.models.text_tower import TextTower, WordFeatures
 
 SHARPNESS = 4.0
 """Factor of a word's attention before its softmax over regions (`temp1`)."""
@@ -79,14 +79,14 @@ class Gloria(DualEncoder):
         super().__init__(image_tower, text_tower, config)
         self.region_projection = nn.Linear(image_tower.region_width, config.embed_dim, bias=False)
 
-    def read(self, images: Tensor, texts: Sequence[str]) -> GloriaFeatures:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def encode_pairs(self, images: Tensor, texts: Sequence[str]) -> GloriaFeatures:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Encodes images and their texts globally and locally."""
         image = self.image_tower.encode_regions(images)
-        text = self.read_words(texts)
+        text = self.encode_words(texts)
         slot = torch.arange(text.words.shape[1], device=text.words.device)
         return GloriaFeatures(
-            image_embeds=unit(self.image_projection(image.features)),
-            text_embeds=unit(self.text_projection(text.features)),
+            image_embeds=l2_normalise(self.image_projection(image.features)),
+            text_embeds=l2_normalise(self.text_projection(text.features)),
             regions=self.region_projection(image.regions),
             words=text.words,
             word_mask=slot <= text.lengths[:, None],
@@ -96,9 +96,9 @@ class Gloria(DualEncoder):
         """Returns projected regions `[B, M, E]` of gray images `[B, 1, H, W]` uint8."""
         return self.region_projection(self.image_tower.encode_regions(images).regions)
 
-    def read_words(self, texts: Sequence[str], *, whole: bool = False) -> Words:
+    def encode_words(self, texts: Sequence[str], *, pad_to_max: bool = False) -> WordFeatures:
         """Returns word features as `TextTower.read_words` does, but summed over layers, not averaged."""
-        text = self.text_tower.read_words(texts, whole=whole)
+        text = self.text_tower.encode_words(texts, pad_to_max=pad_to_max)
         return text._replace(words=text.words * len(self.text_tower.lm.layers))
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cleft.config import LossConfig, MgcaConfig, Settings
-from cleft.models.dual_encoder import DualEncoder, build_projection, refuse_causal, unit
+from cleft.models.dual_encoder import DualEncoder, build_projection, l2_normalise, refuse_causal
 from cleft.models.image_tower import ImageTower
 from cleft.models.methods.losses import PairInfo, both_directions, cosines, to_float32
 from cleft.models.text_tower import TextTower
@@ -66,20 +66,20 @@ class Mgca(DualEncoder):
         self.padding = mgca.padding
         self.region_projection = build_projection(image_tower.region_width, config)
         self.word_projection = build_projection(text_tower.width, config, text=True)
-        self.prototypes = nn.Parameter(unit(torch.randn(mgca.prototypes, config.embed_dim)))
+        self.prototypes = nn.Parameter(l2_normalise(torch.randn(mgca.prototypes, config.embed_dim)))
 
-    def read(self, images: Tensor, texts: Sequence[str]) -> MgcaFeatures:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def encode_pairs(self, images: Tensor, texts: Sequence[str]) -> MgcaFeatures:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Encodes images and their texts globally and locally."""
         image = self.image_tower.encode_regions(images)
-        text = self.text_tower.read_words(texts, attention=True, whole=self.padding == "released")
+        text = self.text_tower.encode_words(texts, attention=True, pad_to_max=self.padding == "released")
         words = text.words[:, 1:]  # without the class token
         mask = torch.arange(words.shape[1], device=words.device) <= text.lengths[:, None]
         # The release projects padding too: its zeros become a constant vector and enter the batch-norm statistics.
         kept = torch.ones_like(mask) if self.padding == "released" else mask
         projected = self.word_projection(words[kept])
         return MgcaFeatures(
-            image_embeds=unit(self.image_projection(image.features)),
-            text_embeds=unit(self.text_projection(text.features)),
+            image_embeds=l2_normalise(self.image_projection(image.features)),
+            text_embeds=l2_normalise(self.text_projection(text.features)),
             regions=self.region_projection(image.regions.flatten(0, 1)).unflatten(0, image.regions.shape[:2]),
             region_attention=image.attention,
             words=projected.new_zeros(*mask.shape, projected.shape[1]).masked_scatter(kept[..., None], projected),

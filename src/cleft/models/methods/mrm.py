@@ -23,7 +23,7 @@ from cleft.models.dual_encoder import refuse_causal
 from cleft.models.image_tower import ImageTower, grid_of
 from cleft.models.layers import PatchDecoder
 from cleft.models.methods.losses import PairInfo, to_float32
-from cleft.models.text_tower import TextTower, still_weights
+from cleft.models.text_tower import TextTower, external_base_weights
 from cleft.types import ImageSpec
 
 VARIANCE = 1e-6
@@ -86,7 +86,7 @@ class Mrm(nn.Module):
         self.report_dense = nn.Linear(text_tower.width, embedding_width)
         self.report_norm = nn.LayerNorm(embedding_width, eps=1e-12)
         self.report_bias = nn.Parameter(torch.zeros(len(self._token_embedding)))
-        self.base_weights = frozenset(f"text_tower.{name}" for name in still_weights(text_tower))
+        self.base_weights = frozenset(f"text_tower.{name}" for name in external_base_weights(text_tower))
 
     @property
     def _token_embedding(self) -> Tensor:
@@ -102,7 +102,7 @@ class Mrm(nn.Module):
         """Returns features `[B, D]` float32 of gray images `[B, 1, H, W]` uint8."""
         return self.image_tower.encode(images).float()
 
-    def read(self, images: Tensor, texts: Sequence[str]) -> MrmFeatures:
+    def encode_pairs(self, images: Tensor, texts: Sequence[str]) -> MrmFeatures:
         """Masks each image and its text at random (torch's generator) and predicts the hidden parts."""
         pixel_values = self.image_tower.normalise(images)
         patches = self.painter.positions.shape[0]
@@ -124,11 +124,11 @@ class Mrm(nn.Module):
 
     def _predict_tokens(self, image: Tensor, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Returns logits of the scored tokens, and the tokens."""
-        tokens = self.text_tower.read_masked(
+        tokens = self.text_tower.encode_masked(
             texts,
             share=self.config.word_ratio,
             condition=self.report_condition(image),
-            whole=self.config.score == "all",
+            pad_to_max=self.config.score == "all",
         )
         scored = torch.ones_like(tokens.hidden) if self.config.score == "all" else tokens.hidden
         states = self.report_norm(F.gelu(self.report_dense(tokens.states[scored])))
