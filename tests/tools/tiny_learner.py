@@ -1,15 +1,20 @@
 """The smallest stage with everything that resuming must restore: dropout, momenta, a buffer, validation."""
 
 import contextlib
+import itertools
+import sys
 from dataclasses import replace
 
+import pytest
 import torch
 from tests.tools.forks import die
 from torch import nn
 
-from cleft.config import OptimConfig, Settings, TrainConfig
-from cleft.training.callbacks import Intervals, StopFlag
+from cleft.cli import main
+from cleft.config import OptimConfig, Settings, TrainConfig, load_settings
+from cleft.training.callbacks import Intervals, Keeper, StopFlag
 from cleft.training.lightning_module import Learner
+from cleft.training.pretrain import pretrain
 from cleft.training.run_folder import open_run
 from cleft.training.trainer import Plan, train
 
@@ -103,3 +108,26 @@ def run_tiny(folder, *, workers=0, learner=None, stop=None, **options):
     with open_run(folder, settings, "pretrain") as run, stop or contextlib.nullcontext(StopFlag()) as flag:
         outcome = train(learner, batches(workers), run, plan(**options), flag)
     return learner, outcome
+
+
+def one_step(folder):
+    """A callable that trains the preset `tiny` on phantoms for four steps, of which a profiler sees only the third."""
+    assert main(["data", "phantoms", str(folder / "data"), "--patients", "60"]) == 0
+    words = [f"--data.root={folder / 'data'}", f"--data.cache={folder / 'cache'}", "--train.accelerator=cpu"]
+    seldom = [f"--train.{name}_every=100" for name in ("val", "save", "log")]
+    settings = load_settings("tiny", [*words, *seldom, "--optim.steps=4", "--optim.warmup_steps=1", "--data.workers=0"])
+    end, runs = Keeper.on_train_batch_end, itertools.count()
+
+    def step():
+        profiler = sys.getprofile()
+        sys.setprofile(None)
+
+        def end_of_step(self, trainer, *rest):
+            end(self, trainer, *rest)
+            sys.setprofile(profiler if trainer.global_step == 2 else None)
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(Keeper, "on_train_batch_end", end_of_step)
+            pretrain(settings, folder / f"run-{next(runs)}", progress=False)
+
+    return step

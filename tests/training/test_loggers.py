@@ -8,7 +8,8 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tests.tools.forks import die, forked
 
-from cleft.training.loggers import BoardLog, CsvLog, ProgressBar
+from cleft.training.callbacks import ProgressBar
+from cleft.training.loggers import BoardLog, CsvLog
 
 
 def test_numbers_are_read_back_to_the_same_bits(tmp_path):

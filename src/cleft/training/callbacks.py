@@ -23,13 +23,16 @@ import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
 from torch import Tensor
 from torch.optim import Optimizer
 
 from cleft.errors import CleftError, ConfigError, Interrupted, NumericsError, ResourceError, Terminated
 from cleft.grammar import agree, count, share, verb
 from cleft.training.lightning_module import Learner, moving_weights
-from cleft.training.loggers import CsvLog, ProgressBar
+from cleft.training.loggers import CsvLog
 from cleft.training.training_state import StateStore
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
@@ -233,6 +236,72 @@ def _part(name: str) -> str:
 
 
 log = logging.getLogger(__name__)
+
+
+class ProgressBar(Callback):
+    """Steps, rate, time left and the last loss on the terminal; silent where nobody watches.
+
+    Args:
+        title: Word in front of the bar.
+        steps: Steps of the whole run.
+        console: Where to draw; by default the terminal's error channel.
+    """
+
+    def __init__(self, title: str, steps: int, console: Console | None = None) -> None:
+        self._title = title
+        self._steps = steps
+        self._console = console or Console(stderr=True)
+        self._bar: Progress | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draws the bar where the run goes on."""
+        if not (trainer.is_global_zero and self._console.is_terminal):
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _Rate(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[loss]}"),
+        )
+        self._bar = Progress(*columns, console=self._console)
+        self._bar.add_task(self._title, total=self._steps, completed=trainer.global_step, loss="")
+        self._bar.start()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Moves it on; reading the loss waits for the device, so only where it was logged anyway."""
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=trainer.global_step)
+
+    def show_loss(self, text: str) -> None:
+        """Shows the last loss behind the bar."""
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], loss=text)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leaves the finished bar standing."""
+        self._stop()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Gives the terminal back before the error is printed."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+class _Rate(ProgressColumn):
+    """Steps per second, or seconds per step where that reads better."""
+
+    def render(self, task: Task) -> Text:
+        if not task.speed:
+            return Text("")
+        return Text(f"{task.speed:.1f}/s" if task.speed >= 1 else f"{1 / task.speed:.1f} s each")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -507,37 +507,25 @@ class _Sum(torch.autograd.Function):
 Rows = TypeVar("Rows", bound=tuple[Any, ...])
 
 
-def gather(share: Tensor) -> Tensor:
-    """Joins every rank's rows in the order of ranks; alone, returns what it was given.
+def gather_rows(read: Rows) -> Rows:
+    """Joins the rows of all ranks, in the order of ranks, for each tensor of a named tuple.
 
-    Each rank computes the loss of the whole batch. The gradients that all ranks send to a row are added up, and data
-    parallelism then divides by the number of ranks: what remains is the gradient that one process would have. Putting
+    Each rank computes the loss of the complete batch. The backward pass adds up the gradients that all ranks send to a
+    row, and data parallelism then divides by the number of ranks: what remains is the gradient of one process. Putting
     one's own rows back after a gather without gradient would leave it divided by the number of ranks.
 
     Args:
-        share: This rank's rows, `[b, ...]`; as many on every rank.
+        read: Tensors `[b, ...]` with as many rows on every rank; a second axis of another length, such as the words of
+            the longest text, is padded with zeros to the longest. Other values are the same on all ranks and stay.
 
     Returns:
-        `[ranks * b, ...]`.
+        Tensors `[ranks * b, ...]`.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return share
-    gathered = _Gather.apply(share)
-    assert isinstance(gathered, Tensor)
-    return gathered
+    return type(read)(*(_Gather.apply(_padded(part)) if isinstance(part, Tensor) else part for part in read))
 
 
-def gather_rows(read: Rows) -> Rows:
-    """Joins what every rank has read, each tensor of a named tuple as `gather` does.
-
-    Ranks may have read a second axis of another length, such as the words of their longest text: it is filled up with
-    zeros to the longest. What is no tensor is the same on all ranks and stays.
-    """
-    return type(read)(*(gather(_as_long(part)) if isinstance(part, Tensor) else part for part in read))
-
-
-def _as_long(share: Tensor) -> Tensor:
-    if share.ndim < 2 or not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+def _padded(share: Tensor) -> Tensor:
+    if share.ndim < 2:
         return share
     longest = torch.tensor(share.shape[1], device=share.device)
     dist.all_reduce(longest, op=dist.ReduceOp.MAX)

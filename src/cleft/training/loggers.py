@@ -14,13 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import lightning as L
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -32,7 +27,22 @@ _SessionLog: Any = event_pb2.__dict__["SessionLog"]
 _Summary: Any = summary_pb2.__dict__["Summary"]
 
 
-class BoardLog(Logger):
+class _FileLogger(Logger):
+    """A logger of one file or folder, for which Lightning needs no name, version or settings."""
+
+    @property
+    def name(self) -> str:
+        return ""
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Does nothing: the run folder holds the settings."""
+
+
+class BoardLog(_FileLogger):
     """Writes one file per process that logs; TensorBoard reads all files of a folder as one run.
 
     Args:
@@ -45,20 +55,6 @@ class BoardLog(Logger):
         self._folder = folder
         self._first_step = first_step
         self._file: BinaryIO | None = None
-
-    @property
-    def name(self) -> str:
-        """Name of the folder."""
-        return self._folder.name
-
-    @property
-    def version(self) -> str:
-        """There is one folder in a run."""
-        return ""
-
-    @rank_zero_only
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the run folder holds the settings."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -117,7 +113,7 @@ def _new_file(folder: Path) -> BinaryIO:
             number += 1
 
 
-class CsvLog(Logger):
+class CsvLog(_FileLogger):
     """One line per logged step, one column per quantity; what was not measured is empty.
 
     Numbers are written so that reading them back gives the same bits.
@@ -134,20 +130,6 @@ class CsvLog(Logger):
         self._columns = ["step", *columns]
         self._first_step = first_step
         self._ready = False
-
-    @property
-    def name(self) -> str:
-        """Name of the table."""
-        return self._path.stem
-
-    @property
-    def version(self) -> str:
-        """There is one table in a run."""
-        return ""
-
-    @rank_zero_only
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the run folder holds the settings."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -203,72 +185,6 @@ def build_loggers(folder: Path, columns: Sequence[str], first_step: int) -> list
         first_step: Steps that are done; what was logged of later ones is dropped.
     """
     return [CsvLog(folder / "log.csv", columns, first_step), BoardLog(folder / "tensorboard", first_step)]
-
-
-class ProgressBar(Callback):
-    """Steps, rate, time left and the last loss on the terminal; silent where nobody watches.
-
-    Args:
-        title: Word in front of the bar.
-        steps: Steps of the whole run.
-        console: Where to draw; by default the terminal's error channel.
-    """
-
-    def __init__(self, title: str, steps: int, console: Console | None = None) -> None:
-        self._title = title
-        self._steps = steps
-        self._console = console or Console(stderr=True)
-        self._bar: Progress | None = None
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draws the bar where the run goes on."""
-        if not (trainer.is_global_zero and self._console.is_terminal):
-            return
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            _Rate(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[loss]}"),
-        )
-        self._bar = Progress(*columns, console=self._console)
-        self._bar.add_task(self._title, total=self._steps, completed=trainer.global_step, loss="")
-        self._bar.start()
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Moves it on; reading the loss waits for the device, so only where it was logged anyway."""
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=trainer.global_step)
-
-    def show_loss(self, text: str) -> None:
-        """Shows the last loss behind the bar."""
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], loss=text)
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leaves the finished bar standing."""
-        self._stop()
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Gives the terminal back before the error is printed."""
-        self._stop()
-
-    def _stop(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-
-
-class _Rate(ProgressColumn):
-    """Steps per second, or seconds per step where that reads better."""
-
-    def render(self, task: Task) -> Text:
-        if not task.speed:
-            return Text("")
-        return Text(f"{task.speed:.1f}/s" if task.speed >= 1 else f"{1 / task.speed:.1f} s each")
 
 
 def _is_done(row: Mapping[str, str | None], first_step: int) -> bool:

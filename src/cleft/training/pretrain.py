@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from cleft.config import ImageTowerConfig, Settings, TextTowerConfig, TrainConfig, load_settings
@@ -166,7 +167,7 @@ class Pretraining(Learner):
         """Loss of the pairs of all ranks together; each rank reads its share."""
         read = self._method.read(self.model, batch)
         facts = self._facts(batch, _numbers(self._caption_ids, batch.captions, self.device))
-        if self._method.compares_pairs:
+        if self._method.compares_pairs and dist.is_available() and dist.is_initialized():
             read, facts = gather_rows(read), gather_rows(facts)
         return self._method.loss(self.model, read, facts, self._settings)
 

@@ -29,10 +29,10 @@ from cleft.config import TrainConfig
 from cleft.data.batches import explain_worker_error
 from cleft.errors import CheckpointError, CleftError, ResourceError
 from cleft.launch import is_first
-from cleft.training.callbacks import Intervals, Keeper, StepSeeds, StopFlag, Watch, last_good
+from cleft.training.callbacks import Intervals, Keeper, ProgressBar, StepSeeds, StopFlag, Watch, last_good
 from cleft.training.distributed import Peers, Replicas, cluster_environment, synchronise_norms, uses_card
 from cleft.training.lightning_module import Learner, check_names, moving_weights
-from cleft.training.loggers import ProgressBar, build_loggers
+from cleft.training.loggers import build_loggers
 from cleft.training.run_folder import Run
 from cleft.training.training_state import StateStore, tensor_bytes
 

@@ -77,6 +77,8 @@ class StateStore:
         except OSError as error:
             self.failure = self._explain(error, checkpoint)
         except (RuntimeError, ValueError, TypeError, MemoryError) as error:
+            if "DataLoader worker" in str(error):  # torch reports the end of a worker wherever the main thread is
+                raise
             self.failure = f"{self.folder}: the training state of step {step} cannot be written: {error!r}"
 
     def load(self, path: str | Path) -> dict[str, Any]:
