@@ -1,5 +1,6 @@
 """Forked children of a test: quick to start, free to die."""
 
+import faulthandler
 import os
 import signal
 import traceback
@@ -10,12 +11,14 @@ from contextlib import contextmanager
 def forked(work: Callable[[], None], *, quiet: bool = False) -> int:
     """Runs `work` in a child of this process; returns its exit status, negative for a signal.
 
-    An error of the project exits with its own code, as the command line does.
+    An error of the project exits with its own code, as the command line does. A child that takes longer than two
+    minutes, because a lock was held by another thread when it was forked, prints where it hangs and exits with 1.
     """
     child = os.fork()
     if child == 0:
         code = 1
         try:
+            faulthandler.dump_traceback_later(120, exit=True)
             if quiet:
                 null = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(null, 1)

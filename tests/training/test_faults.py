@@ -14,14 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tests.tools.forks import die, forked
-from tests.tools.tiny_learner import TinyLearner, batches, run_tiny
+from tests.tools.tiny_learner import TinyLearner, run_tiny
 from tests.tools.tiny_runs import CLASSES, tiny_settings, write_drawings
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from cleft.config import DataConfig, ImagesConfig, Settings
 from cleft.data import batches as data_batches
-from cleft.data.batches import eval_loader
+from cleft.data.batches import eval_loader, train_loader
 from cleft.data.images.cache import prepare_images
 from cleft.errors import CheckpointError, DataError, ResourceError
 from cleft.training import callbacks, training_state
@@ -166,35 +167,31 @@ def test_n6_too_little_shared_memory_is_refused_before_a_worker_starts(images, m
     assert read_all(images, lambda: None) == list(range(12))
 
 
-class Suicidal(torch.utils.data.Dataset):
-    """Batches of the tiny learner; a worker that makes the seventh is killed."""
+def test_a7_training_stops_and_resumes_after_a_killed_worker(tmp_path):
+    root = write_drawings(tmp_path / "data")
+    settings = tiny_settings(root, "--data.workers=1", "--optim.steps=6", "--optim.warmup_steps=1")
 
-    def __init__(self, loader):
-        self.inner = loader.dataset
+    def dying(*args, **options):
+        loader = train_loader(*args, **options)
+        views = loader.loader.dataset
+        make, drawn = views.__getitems__, iter(range(100))
 
-    def __len__(self):
-        return len(self.inner)
+        def make_or_die(rows):
+            return die() if next(drawn) == 4 else make(rows)
 
-    def __getitem__(self, index):
-        if self.inner.first_step + index == 6:
-            die()
-        return self.inner[index]
-
-
-def test_a7_training_stops_and_resumes_after_a_killed_worker(tmp_path, monkeypatch):
-    def dying(first_step, rank, world_size):
-        inner = batches(0)(first_step, rank, world_size)
-        return torch.utils.data.DataLoader(Suicidal(inner), batch_size=None, num_workers=1)
+        views.__getitems__ = make_or_die
+        return loader
 
     def work():
-        monkeypatch.setattr("tests.tools.tiny_learner.batches", lambda workers: dying)
-        with pytest.raises(ResourceError, match=r"a loader worker .* the same command resumes"):
-            run_tiny(tmp_path / "run")
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("cleft.training.pretrain.train_loader", dying)
+            with pytest.raises(ResourceError, match=r"a loader worker .* the same command resumes"):
+                pretrain(settings, tmp_path / "run")
 
     assert forked(work) == 0
-    resumed, _ = run_tiny(tmp_path / "run")
-    whole, _ = run_tiny(tmp_path / "whole")
-    assert all(torch.equal(value, whole.state_dict()[name]) for name, value in resumed.state_dict().items())
+    assert not (tmp_path / "run" / "summary.json").exists()
+    weights = [load_file(pretrain(settings, tmp_path / name) / "model.safetensors") for name in ("run", "complete")]
+    assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
 
 
 def test_a13_a_log_on_a_full_disk_costs_its_lines_and_not_the_training(tmp_path, monkeypatch, caplog):
