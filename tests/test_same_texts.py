@@ -23,7 +23,7 @@ from cleft.errors import DataError
 from cleft.evaluation.result_files import read_evaluation
 from cleft.evaluation.scoring import log_odds
 from cleft.models.checkpoint import _rule_before, load_model
-from cleft.models.image_classifier import build_image_only
+from cleft.models.image_classifier import build_image_classifier
 from cleft.models.methods import build_model
 
 CLASSES = ("Pleural Effusion", "Pleural_Thickening", "No Finding")
@@ -218,7 +218,7 @@ def test_a_model_of_any_kind_is_pickled_and_copied_fresh_used_and_trained(tmp_pa
     captions = ["no finding", "pleural effusion", "this is a chest x ray of a patient with edema"]
     settings = method_settings(kind, tmp_path) if kind in TOWERS else tiny_settings(tmp_path)
     if kind == "images alone":
-        built = build_image_only(dataclasses.replace(settings, method="image-only"))
+        built = build_image_classifier(dataclasses.replace(settings, method="image-only"))
     else:
         settings = tiny_settings(tmp_path, kind) if kind.startswith("--") else settings
         built = build_model(settings, captions)

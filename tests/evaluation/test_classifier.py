@@ -17,7 +17,7 @@ from cleft.evaluation.classifier import evaluate_classifier, seed_spread, train_
 from cleft.evaluation.result_files import read_evaluation
 from cleft.evaluation.scoring import Bootstrap
 from cleft.models.checkpoint import weights_digest
-from cleft.models.image_classifier import ImageOnly, load_image_only
+from cleft.models.image_classifier import ImageClassifier, load_image_classifier
 from cleft.training.classify import classify
 from cleft.training.pretrain import pretrain
 
@@ -84,7 +84,7 @@ def test_a_head_becomes_a_result_file_that_says_how_it_was_trained(probe):
 def test_what_the_head_answers_is_what_its_model_says_of_each_image(tuned):
     _, found = ask(tuned, split="all", allow_overlap=True)
     settings = load_settings(tuned)
-    model = load_image_only(tuned)
+    model = load_image_classifier(tuned)
     with (settings.data.root / "manifest.csv").open() as file:
         rows = list(csv.DictReader(file))
     from cleft.data.batches import load_image
@@ -116,7 +116,7 @@ def test_heads_of_one_tower_share_what_it_said_of_the_test_images(source, probe,
     def never(self, images):
         raise AssertionError("an image was read again")
 
-    monkeypatch.setattr(ImageOnly, "encode_image_features", never)
+    monkeypatch.setattr(ImageClassifier, "encode_image_features", never)
     ask(other)
 
 

@@ -9,7 +9,7 @@ from transformers import GPT2Config, GPT2Model
 
 from cleft.config import TextTowerConfig
 from cleft.errors import ConfigError
-from cleft.models.adapters import ADAPTERS, TrainedRows, adapt, told_moving
+from cleft.models.adapters import ADAPTERS, TrainableRows, adapt, describe_trainable
 from cleft.models.language_model import LanguageModel
 
 BIOMEDLM = {"n_layer": 32, "n_embd": 2560, "n_head": 20, "n_positions": 1024, "vocab_size": 28896}
@@ -105,7 +105,7 @@ def test_every_weight_that_moves_gets_a_gradient(family, way):
 def test_only_rows_of_tokens_that_occur_move(way):
     built = tower("gpt2", adapt=way)
     rows = built.lm.model.wte
-    assert isinstance(rows, TrainedRows)
+    assert isinstance(rows, TrainableRows)
     assert built.trained_tokens == tuple(built.tokenizer.used_tokens(CAPTIONS))
     assert built.tokenizer.eos in built.trained_tokens
     assert len(built.trained_tokens) < len(rows.table.weight) / 4
@@ -131,7 +131,7 @@ def test_the_end_token_learns_though_it_pads(family):
 
 def test_trained_rows_start_as_the_table_and_answer_in_its_type():
     table = torch.nn.Embedding(6, 4, dtype=torch.bfloat16)
-    rows = TrainedRows(table, [1, 4])
+    rows = TrainableRows(table, [1, 4])
     ids = torch.arange(6)
     assert torch.equal(rows(ids), table(ids))
     assert rows.rows.dtype == torch.float32
@@ -143,7 +143,7 @@ def test_trained_rows_start_as_the_table_and_answer_in_its_type():
 
 
 def test_one_line_says_how_many_weights_move():
-    said = told_moving(biomedlm(adapt="lora"), TextTowerConfig(adapt="lora"))
+    said = describe_trainable(biomedlm(adapt="lora"), TextTowerConfig(adapt="lora"))
     assert said == "text tower (lora): 2,621,440 of 2,596,869,120 weights move (0.101 %)"
 
 

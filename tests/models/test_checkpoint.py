@@ -15,7 +15,7 @@ from tests.tools.snapshots import snapshot
 from cleft.config import TextTowerConfig
 from cleft.errors import CheckpointError, NumericsError, ResourceError
 from cleft.models.checkpoint import check_base, describe_base, load_model, save_model, weights_digest
-from cleft.models.image_classifier import load_image_only
+from cleft.models.image_classifier import load_image_classifier
 from cleft.models.model_folder import digest_of
 
 NAMES = ["edema", "pleural effusion"]
@@ -436,7 +436,7 @@ def rewrite(folder, name, **changes):
 @pytest.mark.parametrize("name", ["hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads"])
 def test_shapes_of_the_image_tower_that_fit_nothing_are_a_message(vit_folder, name, value):
     rewrite(vit_folder, "towers/image/config.json", **{name: value})
-    for load in (load_model, load_image_only):
+    for load in (load_model, load_image_classifier):
         with pytest.raises(CheckpointError, match=r"model"):
             load(vit_folder)
 

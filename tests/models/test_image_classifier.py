@@ -12,29 +12,29 @@ from torch import nn
 from cleft.errors import CheckpointError
 from cleft.models.checkpoint import load_model, save_model, weights_digest
 from cleft.models.image_classifier import (
-    HeadFacts,
-    ImageOnly,
-    build_image_only,
-    head_facts,
-    load_image_only,
-    save_image_only,
+    HeadInfo,
+    ImageClassifier,
+    build_image_classifier,
+    load_image_classifier,
+    read_head_info,
+    save_image_classifier,
 )
 
-FACTS = HeadFacts(classes=("Edema", "Fracture", "No Finding"), scoring="multi-class")
+FACTS = HeadInfo(classes=("Edema", "Fracture", "No Finding"), scoring="multi-class")
 SETTINGS = fake_settings("vit")
 
 
 @pytest.fixture
 def tower(tmp_path):
     """A folder that holds a tower and nothing else."""
-    save_image_only(build_image_only(SETTINGS), SETTINGS, tmp_path / "tower")
+    save_image_classifier(build_image_classifier(SETTINGS), SETTINGS, tmp_path / "tower")
     return tmp_path / "tower"
 
 
 def with_head(folder):
     torch.manual_seed(1)
-    model = load_image_only(folder)
-    return ImageOnly(model.image_tower, nn.Linear(model.image_tower.width, 3), FACTS)
+    model = load_image_classifier(folder)
+    return ImageClassifier(model.image_tower, nn.Linear(model.image_tower.width, 3), FACTS)
 
 
 def same_features(one, other):
@@ -43,57 +43,57 @@ def same_features(one, other):
 
 
 def test_a_tower_alone_comes_back_as_it_was(tower):
-    model = load_image_only(tower)
-    assert same_features(model, build_image_only(SETTINGS).eval())
-    assert (model.head, model.facts, head_facts(tower)) == (None, None, None)
+    model = load_image_classifier(tower)
+    assert same_features(model, build_image_classifier(SETTINGS).eval())
+    assert (model.head, model.head_info, read_head_info(tower)) == (None, None, None)
     assert model.image_spec.size == (56, 56)
     with pytest.raises(CheckpointError, match="this model has no head"):
-        model.answer(torch.zeros(1, 32))
+        model.logits_of(torch.zeros(1, 32))
 
 
 def test_the_seed_decides_random_weights(tower):
-    assert same_features(build_image_only(SETTINGS).eval(), build_image_only(SETTINGS).eval())
-    assert not same_features(build_image_only(replace(SETTINGS, seed=1)).eval(), load_image_only(tower))
+    assert same_features(build_image_classifier(SETTINGS).eval(), build_image_classifier(SETTINGS).eval())
+    assert not same_features(build_image_classifier(replace(SETTINGS, seed=1)).eval(), load_image_classifier(tower))
 
 
 def test_a_tower_with_a_head_answers_as_before(tower, tmp_path):
     model = with_head(tower).eval()
-    save_image_only(model, SETTINGS, tmp_path / "whole")
-    loaded = load_image_only(tmp_path / "whole")
+    save_image_classifier(model, SETTINGS, tmp_path / "whole")
+    loaded = load_image_classifier(tmp_path / "whole")
     features = model.encode_image_features(fake_images(2))
-    assert loaded.facts == head_facts(tmp_path / "whole") == FACTS
-    assert torch.equal(loaded.answer(loaded.encode_image_features(fake_images(2))), model.answer(features))
+    assert loaded.head_info == read_head_info(tmp_path / "whole") == FACTS
+    assert torch.equal(loaded.logits_of(loaded.encode_image_features(fake_images(2))), model.logits_of(features))
 
 
 def test_a_head_alone_finds_its_tower_also_when_both_have_moved(tower, tmp_path):
     model = with_head(tower).eval()
-    save_image_only(model, SETTINGS, tmp_path / "probe", tower=tower)
+    save_image_classifier(model, SETTINGS, tmp_path / "probe", tower=tower)
     assert load_file(tmp_path / "probe" / "model.safetensors").keys() == {"head.weight", "head.bias"}
     (tmp_path / "elsewhere").mkdir()
     shutil.move(tmp_path / "probe", tmp_path / "elsewhere" / "probe")
     with pytest.raises(
-        CheckpointError, match=r"keeps a head alone; its tower was in .*load_image_only\(folder, tower="
+        CheckpointError, match=r"keeps a head alone; its tower was in .*load_image_classifier\(folder, tower="
     ):
-        load_image_only(tmp_path / "elsewhere" / "probe")
-    assert same_features(load_image_only(tmp_path / "elsewhere" / "probe", tower=tower), model)
+        load_image_classifier(tmp_path / "elsewhere" / "probe")
+    assert same_features(load_image_classifier(tmp_path / "elsewhere" / "probe", tower=tower), model)
     shutil.move(tower, tmp_path / "elsewhere" / "tower")
-    assert torch.equal(load_image_only(tmp_path / "elsewhere" / "probe").head.weight, model.head.weight)
+    assert torch.equal(load_image_classifier(tmp_path / "elsewhere" / "probe").head.weight, model.head.weight)
 
 
 def test_a_head_is_not_put_on_another_tower(tower, tmp_path):
-    save_image_only(with_head(tower), SETTINGS, tmp_path / "probe", tower=tower)
-    save_image_only(build_image_only(replace(SETTINGS, seed=1)), SETTINGS, tower)
+    save_image_classifier(with_head(tower), SETTINGS, tmp_path / "probe", tower=tower)
+    save_image_classifier(build_image_classifier(replace(SETTINGS, seed=1)), SETTINGS, tower)
     with pytest.raises(CheckpointError, match="was trained on another tower"):
-        load_image_only(tmp_path / "probe")
+        load_image_classifier(tmp_path / "probe")
 
 
 def test_the_digest_knows_the_head_and_its_tower(tower, tmp_path):
     model = with_head(tower)
-    save_image_only(model, SETTINGS, tmp_path / "one", tower=tower)
-    save_image_only(model, SETTINGS, tmp_path / "two", tower=tower)
+    save_image_classifier(model, SETTINGS, tmp_path / "one", tower=tower)
+    save_image_classifier(model, SETTINGS, tmp_path / "two", tower=tower)
     assert weights_digest(tmp_path / "one") == weights_digest(tmp_path / "two")
-    model.facts = replace(FACTS, classes=("Edema", "Fracture", "Pneumonia"))
-    save_image_only(model, SETTINGS, tmp_path / "two", tower=tower)
+    model.head_info = replace(FACTS, classes=("Edema", "Fracture", "Pneumonia"))
+    save_image_classifier(model, SETTINGS, tmp_path / "two", tower=tower)
     assert weights_digest(tmp_path / "one") != weights_digest(tmp_path / "two")
 
 
@@ -102,15 +102,15 @@ def test_the_tower_of_two_is_read_without_the_other(tmp_path, image):
     settings = fake_settings(image)
     model = fake_model(settings)
     save_model(model, settings, tmp_path)
-    assert same_features(load_image_only(tmp_path), model)
+    assert same_features(load_image_classifier(tmp_path), model)
 
 
 def test_a_frozen_tower_moves_where_it_is_asked_to(tmp_path):
     settings = fake_settings("vit")
     settings = replace(settings, image=replace(settings.image, train=False))
-    save_image_only(build_image_only(settings), settings, tmp_path)
-    assert not any(weight.requires_grad for weight in load_image_only(tmp_path).parameters())
-    model = load_image_only(tmp_path, train=True)
+    save_image_classifier(build_image_classifier(settings), settings, tmp_path)
+    assert not any(weight.requires_grad for weight in load_image_classifier(tmp_path).parameters())
+    model = load_image_classifier(tmp_path, train=True)
     assert any(weight.requires_grad for weight in model.parameters())
     assert model.train().image_tower.training
 
@@ -124,16 +124,16 @@ def test_a_model_without_texts_is_refused_where_texts_are_read(tower):
 def test_a_head_that_does_not_say_what_it_tells_apart_is_refused(tower, head):
     edit_description(tower, lambda tree: tree.update(head=head))
     with pytest.raises(CheckpointError, match="head must be null or an object"):
-        load_image_only(tower)
+        load_image_classifier(tower)
 
 
 def test_weights_without_the_head_that_is_described_are_refused(tower):
     head = {"classes": ["Edema", "Fracture"], "scoring": "multi-class"}
     edit_description(tower, lambda tree: tree.update(head=head))
     with pytest.raises(CheckpointError, match=r"2 missing: head\.bias, head\.weight"):
-        load_image_only(tower)
+        load_image_classifier(tower)
 
 
 def test_a_head_that_does_not_fit_is_our_own_mistake(tower):
     with pytest.raises(ValueError, match="does not fit a tower of width 32"):
-        ImageOnly(load_image_only(tower).image_tower, nn.Linear(7, 3), FACTS)
+        ImageClassifier(load_image_classifier(tower).image_tower, nn.Linear(7, 3), FACTS)

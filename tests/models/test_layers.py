@@ -25,10 +25,10 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from cleft.errors import CheckpointError, ConfigError
-from cleft.models.checkpoint import load_model, own_weights, save_model
+from cleft.models.checkpoint import load_model, save_model, saved_weights
 from cleft.models.hub import meta_model
-from cleft.models.image_classifier import load_image_only
-from cleft.models.layers import PatchDecoder, compute_in_float32, sine_positions, watch_attention, weight_heights
+from cleft.models.image_classifier import load_image_classifier
+from cleft.models.layers import PatchDecoder, capture_attention, compute_in_float32, layer_depths, sine_positions
 from cleft.models.state_dict import conformed, in_current_names, misfits, not_finite, put, saveable, unwrapped
 
 FILE = Path("theirs.pt")
@@ -151,7 +151,7 @@ def test_a_model_with_16_bits_is_copied_and_pickled():
 def test_a_folder_of_16_bits_is_read_as_such_and_widened_for_training(tmp_path, image, text):
     settings = fake_settings(image, text, adapt="full")
     model = fake_model(settings)
-    own = own_weights(model)
+    own = saved_weights(model)
     put(model, {name: it.bfloat16() if it.is_floating_point() else it for name, it in own.items()}, own)
     save_model(model, settings, tmp_path)
     stored, wide = load_model(tmp_path), load_model(tmp_path, float32=True)
@@ -160,8 +160,8 @@ def test_a_folder_of_16_bits_is_read_as_such_and_widened_for_training(tmp_path, 
     with torch.no_grad():
         assert torch.equal(stored.encode_image(fake_images()), wide.encode_image(fake_images()))
         assert torch.equal(stored.encode_text(CAPTIONS), wide.encode_text(CAPTIONS))
-    assert all(weight.dtype == torch.float32 for weight in load_image_only(tmp_path, train=True).parameters())
-    assert any(weight.dtype == torch.bfloat16 for weight in load_image_only(tmp_path).parameters())
+    assert all(weight.dtype == torch.float32 for weight in load_image_classifier(tmp_path, train=True).parameters())
+    assert any(weight.dtype == torch.bfloat16 for weight in load_image_classifier(tmp_path).parameters())
 
 
 def test_weights_are_put_into_a_model_without_a_copy():
@@ -251,7 +251,7 @@ def slow_row(output):
 def test_it_is_the_attention_of_the_class_token_in_the_last_block(model):
     torch.manual_seed(0)
     vision = model().eval()
-    with watch_attention(vision, "image") as watched:
+    with capture_attention(vision, "image") as watched:
         output = vision(pixel_values=torch.randn(3, 3, 28, 28), output_attentions=True)
     torch.testing.assert_close(watched.first_row(), slow_row(output))
 
@@ -260,7 +260,7 @@ def test_padding_of_a_text_gets_none():
     torch.manual_seed(0)
     bert = BertModel(BertConfig(**SMALL, vocab_size=20, attn_implementation="eager")).eval()
     visible = torch.tensor([[True] * 5, [True, True, True, False, False]])
-    with watch_attention(bert, "text") as watched:
+    with capture_attention(bert, "text") as watched:
         output = bert(input_ids=torch.randint(0, 20, (2, 5)), attention_mask=visible.long(), output_attentions=True)
     row = watched.first_row(visible)
     torch.testing.assert_close(row, slow_row(output))
@@ -271,7 +271,7 @@ def test_padding_of_a_text_gets_none():
 def test_a_model_without_attention_is_refused():
     with (
         pytest.raises(ConfigError, match="image: a Linear has no attention"),
-        watch_attention(nn.Linear(1, 1), "image"),
+        capture_attention(nn.Linear(1, 1), "image"),
     ):
         pass
 
@@ -299,7 +299,7 @@ BLOCKS = {
 def test_every_weight_of_every_family_has_a_height_between_pixels_and_head(family):
     kind = IMAGE[family]["model_type"] if family in IMAGE else family
     model = meta_model(AutoConfig.for_model(kind, **FAMILIES[family]))
-    heights, top = weight_heights(model)
+    heights, top = layer_depths(model)
     assert heights.keys() == {name for name, _ in model.named_parameters()}
     assert top == BLOCKS[family] + 1
     assert min(heights.values()) == 0
@@ -310,13 +310,13 @@ def test_every_weight_of_every_family_has_a_height_between_pixels_and_head(famil
 
 
 def test_a_model_without_blocks_is_of_one_height():
-    assert weight_heights(nn.Linear(2, 2)) == ({"weight": 0, "bias": 0}, 0)
+    assert layer_depths(nn.Linear(2, 2)) == ({"weight": 0, "bias": 0}, 0)
 
 
 def test_lists_inside_a_block_are_part_of_it():
     inner = nn.ModuleDict({"layers": nn.Sequential(nn.Linear(9, 9), nn.Linear(9, 9), nn.Linear(9, 9))})
     model = nn.ModuleDict({"small": nn.Sequential(nn.Linear(1, 1)), "stages": nn.ModuleList([inner, nn.Linear(9, 9)])})
-    heights, top = weight_heights(model)
+    heights, top = layer_depths(model)
     assert top == 3
     assert heights["small.0.weight"] == 0
     assert heights["stages.0.layers.2.weight"] == 1

@@ -22,7 +22,7 @@ from cleft.models.dual_encoder import DualEncoder
 from cleft.models.image_tower import ImageTower
 from cleft.models.language_model import LanguageModel
 from cleft.models.methods import build_model
-from cleft.models.parameter_count import WeightCount, count_weights, outline_model
+from cleft.models.parameter_count import ParameterCount, build_meta_model, count_parameters
 from cleft.models.text_tower import TextTower
 from cleft.models.tokenizer import TokenIdTokenizer
 from cleft.types import ImageSpec
@@ -31,20 +31,20 @@ ROOT = Path(__file__).parents[2]
 
 
 def moving(settings, **options):
-    return sum(count.moving for count in count_weights(outline_model(settings, **options)).values())
+    return sum(count.trainable for count in count_parameters(build_meta_model(settings, **options)).values())
 
 
 @pytest.mark.parametrize("preset", preset_names())
 def test_every_preset_is_counted_without_a_download(preset):
-    model = outline_model(load_settings(preset, []))
+    model = build_meta_model(load_settings(preset, []))
     assert all(weight.is_meta for weight in model.parameters())
-    assert sum(map(sum, count_weights(model).values())) == sum(weight.numel() for weight in model.parameters())
+    assert sum(map(sum, count_parameters(model).values())) == sum(weight.numel() for weight in model.parameters())
 
 
 def test_the_papers_shares_follow_from_the_shapes():
-    counts = count_weights(outline_model(load_settings("cleft-paper", [])))
-    lora = counts["adapters"].moving
-    ours = sum(count.moving for count in counts.values())
+    counts = count_parameters(build_meta_model(load_settings("cleft-paper", [])))
+    lora = counts["adapters"].trainable
+    ours = sum(count.trainable for count in counts.values())
     with torch.device("meta"):  # the CLIP-ViT of Figure 1: a plain ViT-B/16 beside six blocks of a clinical BERT
         vision = ViTModel(ViTConfig(), add_pooling_layer=False)
         bert = BertModel(BertConfig(vocab_size=28_996, num_hidden_layers=6), add_pooling_layer=False)
@@ -66,8 +66,8 @@ def test_an_outline_has_the_weights_of_the_model_it_outlines():
     settings = fake_settings()
     built = build_model(settings, ["this is a chest x ray", "with edema"])
     tower = built.text_tower
-    counts = count_weights(outline_model(settings, tokens=len(tower.trained_tokens)))
-    expected = count_weights(built)
+    counts = count_parameters(build_meta_model(settings, tokens=len(tower.trained_tokens)))
+    expected = count_parameters(built)
     assert {part: counts[part] for part in ("image tower", "adapters", "embedding rows", "projections")} == {
         part: expected[part] for part in ("image tower", "adapters", "embedding rows", "projections")
     }
@@ -76,16 +76,18 @@ def test_an_outline_has_the_weights_of_the_model_it_outlines():
 def test_a_model_nobody_knows_is_a_sentence():
     settings = Settings(image=ImageTowerConfig(model="./nowhere"), text=TextTowerConfig())
     with pytest.raises(ConfigError, match=r"no folder with a config\.json"):
-        outline_model(settings)
+        build_meta_model(settings)
 
 
 def test_more_tokens_than_the_vocabulary_are_refused():
     with pytest.raises(ConfigError, match="must lie between 0 and the 28,896"):
-        outline_model(load_settings("cleft-paper", []), tokens=30_000)
+        build_meta_model(load_settings("cleft-paper", []), tokens=30_000)
 
 
 def test_clips_size_is_one_number_in_its_preset_and_in_the_count():
-    counted = sum(count.moving for count in count_weights(outline_model(load_settings("baseline-clip", []))).values())
+    counted = sum(
+        count.trainable for count in count_parameters(build_meta_model(load_settings("baseline-clip", []))).values()
+    )
     page = (PRESETS / "baseline-clip.yaml").read_text(encoding="utf-8")
     assert f"{counted / 1e6:.1f} M trainable parameters" in page
     decision = next((ROOT / "docs" / "decisions").glob("0115-*.md")).read_text(encoding="utf-8")
@@ -121,23 +123,23 @@ def paper():
 
 
 def test_the_papers_towers_have_the_papers_weights(paper):
-    counts = count_weights(paper)
+    counts = count_parameters(paper)
     assert sum(counts["image tower"]) == 86_583_552  # 86.58 M
     assert counts["image tower"].frozen == 768 + 2 * 768  # mask token and last norm: no feature depends on them
-    assert counts["adapters"] == WeightCount(32 * 8 * (2560 + 3 * 2560), 0)  # 2.62 M
-    assert counts["projections"] == WeightCount(512 * (768 + 2560) + 2 * 512, 0)  # 1.70 M
-    assert counts["temperature"] == WeightCount(1, 0)
+    assert counts["adapters"] == ParameterCount(32 * 8 * (2560 + 3 * 2560), 0)  # 2.62 M
+    assert counts["projections"] == ParameterCount(512 * (768 + 2560) + 2 * 512, 0)  # 1.70 M
+    assert counts["temperature"] == ParameterCount(1, 0)
     assert "context" not in counts
     assert "embedding rows" not in counts
 
 
 def test_the_papers_moving_weights_are_90_91_million(paper):
-    assert round(sum(part.moving for part in count_weights(paper).values()) / 1e6, 2) == 90.91
+    assert round(sum(part.trainable for part in count_parameters(paper).values()) / 1e6, 2) == 90.91
 
 
 def test_the_language_model_is_as_large_as_its_makers_say_and_still(paper):
-    count = count_weights(paper)["language model"]
-    assert count.moving == 0
+    count = count_parameters(paper)["language model"]
+    assert count.trainable == 0
     assert round(count.frozen / 1e9, 1) == 2.6  # 2.7 B with the head that shares the token embedding
 
 
@@ -145,14 +147,14 @@ def test_the_language_model_is_as_large_as_its_makers_say_and_still(paper):
 def test_every_weight_is_counted_once(adapt):
     model = fake_model(fake_settings(adapt=adapt))
     model.set_context(torch.zeros(5, 24))
-    counts = count_weights(model)
+    counts = count_parameters(model)
     assert sum(map(sum, counts.values())) == sum(weight.numel() for weight in model.parameters())
-    assert counts["context"] == WeightCount(5 * 24, 0)
+    assert counts["context"] == ParameterCount(5 * 24, 0)
     assert ("adapters" in counts) == (adapt in ("lora", "ia3", "prefix"))
     assert ("embedding rows" in counts) == (adapt != "full")
-    assert (counts["language model"].moving > 0) == (adapt == "full")
+    assert (counts["language model"].trainable > 0) == (adapt == "full")
 
 
 def test_rows_that_move_are_told_from_the_table_under_them():
     model = fake_model(fake_settings())
-    assert count_weights(model)["embedding rows"].moving == 24 * len(model.text_tower.trained_tokens)
+    assert count_parameters(model)["embedding rows"].trainable == 24 * len(model.text_tower.trained_tokens)

@@ -15,7 +15,7 @@ from torch import nn
 
 from cleft.config import load_settings
 from cleft.errors import CheckpointError, ConfigError, DataError, Terminated
-from cleft.models.image_classifier import ImageOnly, head_facts, load_image_only
+from cleft.models.image_classifier import ImageClassifier, load_image_classifier, read_head_info
 from cleft.training import classify as stage
 from cleft.training.callbacks import StopFlag
 from cleft.training.classify import Classification, Labelled, choose_lesson, classify, layer_rates
@@ -63,8 +63,8 @@ def changed_table(source, folder, change):
 
 def test_a_probes_folder_holds_its_head_and_points_to_its_tower(probe, source):
     assert set(load_file(probe / "model.safetensors")) == {"head.weight", "head.bias"}
-    assert head_facts(probe).classes == CLASSES
-    model, tower = load_image_only(probe), load_image_only(source)
+    assert read_head_info(probe).classes == CLASSES
+    model, tower = load_image_classifier(probe), load_image_classifier(source)
     assert all(torch.equal(model.state_dict()[name], value) for name, value in tower.state_dict().items())
     summary = summary_of(probe)
     assert (summary["stage"], summary["mode"], summary["protocol"]) == ("classify", "linear-probe", "usual")
@@ -94,7 +94,7 @@ def test_images_are_read_once_for_all_fractions_seeds_and_protocols(source, prob
     def never(self, images):
         raise AssertionError("an image was read again")
 
-    monkeypatch.setattr(ImageOnly, "encode_image_features", never)
+    monkeypatch.setattr(ImageClassifier, "encode_image_features", never)
     learn(source, tmp_path / "half", "--classify.fraction=0.5", "--seed=3")
     learn(source, tmp_path / "paper", *PAPER)
 
@@ -136,14 +136,14 @@ def test_random_views_reach_the_head_and_leave_the_tower_alone(source, tmp_path)
     heads = [load_file(run / "model.safetensors")["head.weight"] for run in (still, random)]
     assert not torch.allclose(*heads)
     weights = torch.load(next((random / "states").glob("step-00000020.*")), weights_only=True)["state_dict"]
-    tower = load_image_only(source).state_dict()
+    tower = load_image_classifier(source).state_dict()
     running = [name for name in weights if "running" in name]
     assert running  # a batch norm that would have moved
     assert all(torch.equal(weights[name], tower[name.removeprefix("model.")]) for name in running)
 
 
 def test_fine_tuning_moves_the_tower_keeps_the_best_and_leaves_its_source(source, tuned):
-    before, after = load_image_only(source).state_dict(), load_image_only(tuned).state_dict()
+    before, after = load_image_classifier(source).state_dict(), load_image_classifier(tuned).state_dict()
     moved = [name for name in before if not torch.equal(before[name], after[name])]
     assert any(name.startswith("image_tower.model.encoder.stages.0") for name in moved)
     losses = {int(row["step"]): float(row["classify/val/loss"]) for row in log_of(tuned) if row["classify/val/loss"]}
@@ -159,14 +159,14 @@ def test_the_best_may_be_that_of_the_highest_auc(source, tmp_path):
 
 
 def test_each_block_below_the_head_learns_at_a_share_of_the_rate_above(source):
-    rates = layer_rates(load_image_only(source), 0.5)
+    rates = layer_rates(load_image_classifier(source), 0.5)
     of_stage = {
         place: {share for name, share in rates.items() if place in name}
         for place in ("embedder", "stages.0", "stages.1")
     }
     assert of_stage == {"embedder": {0.125}, "stages.0": {0.25}, "stages.1": {0.5}}
     config = follow_protocol(replace(load_settings(source).classify, mode="fine-tune", steps=10))
-    learner = Classification(load_image_only(source, train=True), config, rates=rates)
+    learner = Classification(load_image_classifier(source, train=True), config, rates=rates)
     learner.trainer = type("", (), {"precision_plugin": None})()
     groups = learner.configure_optimizers()["optimizer"].param_groups
     assert {round(group["initial_lr"] / config.lr, 6) for group in groups} == {0.125, 0.25, 0.5}
@@ -214,7 +214,7 @@ def test_a_finished_run_does_nothing_and_other_settings_are_refused(source, prob
 
 def test_labels_and_towers_that_changed_under_a_run_are_refused(source, tmp_path, monkeypatch):
     def killed():
-        monkeypatch.setattr(stage, "save_image_only", lambda *args, **more: die())
+        monkeypatch.setattr(stage, "save_image_classifier", lambda *args, **more: die())
         learn(source, tmp_path / "run", *PAPER)
 
     assert forked(killed) == -9
@@ -242,7 +242,7 @@ def test_findings_are_learned_one_by_one_and_blank_ones_as_asked(source, tmp_pat
     words = ("--classify.scoring=present-absent", "--classify.blank=absent")
     blanks = changed_table(source, tmp_path / "blanks", lambda row: {**row, "Edema": row["Edema"].replace("0", "")})
     run = learn(source, tmp_path / "run", *words, blanks)
-    assert head_facts(run).scoring == "present-absent"
+    assert read_head_info(run).scoring == "present-absent"
     assert summary_of(run)["images"] == {"train": 34, "val": 14}
     with pytest.raises(DataError, match=r"known to lack Edema; .*--blank absent"):
         learn(source, tmp_path / "unknown", words[0], blanks)
@@ -254,7 +254,7 @@ def test_other_data_bring_their_own_classes_where_they_lack_the_runs(source, tmp
     rows = [rsna_row(number, str(number % 2)) for number in range(1, 61)]
     root = write_fake_rsna(tmp_path / "rsna", rows)
     run = learn(source, tmp_path / "run", "--data.val_fraction=0.3", data=f"rsna:{root}")
-    assert head_facts(run).classes == ("No Pneumonia", "Pneumonia")
+    assert read_head_info(run).classes == ("No Pneumonia", "Pneumonia")
     assert load_settings(run).data.dataset == "rsna"
     assert {fact["people"] for fact in chain(run)} == {"rsna", "manifest"}
     with pytest.raises(ConfigError, match="classes names 'Edema', which the table has no column for"):

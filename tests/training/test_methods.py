@@ -13,8 +13,8 @@ from tests.tools.tiny_runs import copy_drawings, log_of, write_drawings
 from cleft.config import load_settings, preset_names
 from cleft.errors import CheckpointError, DataError
 from cleft.evaluation.zero_shot import evaluate_zero_shot
-from cleft.models.checkpoint import load_model, load_trained
-from cleft.models.image_classifier import load_image_only
+from cleft.models.checkpoint import load_method_model, load_model
+from cleft.models.image_classifier import load_image_classifier
 from cleft.models.methods import METHODS, build_model
 from cleft.models.methods.gloria import global_loss, local_loss
 from cleft.models.methods.medclip import semantic_matching
@@ -113,7 +113,9 @@ def test_a_run_that_was_killed_ends_in_the_same_bits(method, runs, root, tmp_pat
 def test_a_loaded_model_equals_the_saved_one_and_its_tower_alone_gives_the_same_features(method, root, runs, tmp_path):
     images = batch_of(CAPTIONS, 56).images
     model = load_model(runs(method))
-    assert torch.equal(load_image_only(runs(method)).encode_image_features(images), model.encode_image_features(images))
+    assert torch.equal(
+        load_image_classifier(runs(method)).encode_image_features(images), model.encode_image_features(images)
+    )
     embeds = model.encode_image(images), model.encode_text(CAPTIONS)
     torch.testing.assert_close(embeds[0].norm(dim=1), torch.ones(6))
     torch.testing.assert_close(embeds[1].norm(dim=1), torch.ones(6))
@@ -223,12 +225,14 @@ def test_mrm_is_asked_by_probes_and_refused_by_what_compares_texts(runs):
     with pytest.raises(CheckpointError, match="no prompt context; cleft classify"):
         learn_context(runs("mrm"))
     images = batch_of(CAPTIONS, 112).images
-    model = load_trained(runs("mrm"))
-    assert torch.equal(load_image_only(runs("mrm")).encode_image_features(images), model.encode_image_features(images))
+    model = load_method_model(runs("mrm"))
+    assert torch.equal(
+        load_image_classifier(runs("mrm")).encode_image_features(images), model.encode_image_features(images)
+    )
     torch.manual_seed(0)
     read = model.encode_pairs(images, CAPTIONS)
     torch.manual_seed(0)
-    assert torch.equal(load_trained(runs("mrm")).encode_pairs(images, CAPTIONS).logits, read.logits)
+    assert torch.equal(load_method_model(runs("mrm")).encode_pairs(images, CAPTIONS).logits, read.logits)
 
 
 def test_a_context_is_learned_in_front_of_any_method_that_compares_texts(runs, tmp_path):

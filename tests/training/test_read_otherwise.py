@@ -16,7 +16,7 @@ from cleft.evaluation.classifier import evaluate_classifier
 from cleft.evaluation.result_files import read_evaluation
 from cleft.evaluation.scoring import Bootstrap
 from cleft.models.checkpoint import load_model
-from cleft.models.image_classifier import load_image_only
+from cleft.models.image_classifier import load_image_classifier
 from cleft.training.classify import classify
 from cleft.training.linear_probe import follow_protocol
 from cleft.training.prompt_context import learn_context
@@ -58,11 +58,11 @@ def test_a_probe_may_read_the_mean_of_all_tokens_where_its_tower_was_trained_by_
     usual, other = learn(source, tmp_path / "cls"), learn(source, tmp_path / "mean", "--image.pooling=mean")
     tokens = tokens_of(source, images_of())
     assert tokens.shape[1] == 17
-    torch.testing.assert_close(load_image_only(usual).encode_image_features(images_of()), tokens[:, 0])
-    torch.testing.assert_close(load_image_only(other).encode_image_features(images_of()), tokens.mean(dim=1))
+    torch.testing.assert_close(load_image_classifier(usual).encode_image_features(images_of()), tokens[:, 0])
+    torch.testing.assert_close(load_image_classifier(other).encode_image_features(images_of()), tokens.mean(dim=1))
     assert told(other).endswith(", image.pooling=mean in place of cls")
     assert "image." not in told(usual)
-    assert load_image_only(source).image_tower.config.pooling == "cls"
+    assert load_image_classifier(source).image_tower.config.pooling == "cls"
 
 
 def test_it_is_asked_as_it_was_trained_and_the_result_says_so(source, tmp_path):
@@ -76,7 +76,7 @@ def test_it_is_asked_as_it_was_trained_and_the_result_says_so(source, tmp_path):
 
 def test_a_fine_tuned_tower_keeps_how_it_is_read(source, tmp_path):
     words = ("--classify.mode=fine-tune", "--classify.steps=2", "--image.pooling=patches")
-    model = load_image_only(learn(source, tmp_path / "tuned", *words))
+    model = load_image_classifier(learn(source, tmp_path / "tuned", *words))
     assert model.image_tower.config.pooling == "patches"
     tokens = model.image_tower.model(pixel_values=model.image_tower.normalise(images_of())).last_hidden_state
     torch.testing.assert_close(model.encode_image_features(images_of()), tokens[:, 1:].mean(dim=1))
@@ -90,24 +90,24 @@ def test_a_probe_reads_glorias_images_as_large_as_gloria_did_or_as_small_as_they
     larger = functional.interpolate(pixels, (75, 75), mode="bilinear", align_corners=True)
     for run, seen in ((large, larger), (small, pixels)):
         expected = tower.model(pixel_values=seen).last_hidden_state.mean(dim=(2, 3))
-        torch.testing.assert_close(load_image_only(run).encode_image_features(images_of()), expected)
+        torch.testing.assert_close(load_image_classifier(run).encode_image_features(images_of()), expected)
     assert told(small).endswith(", image.resize=None in place of 75")
 
 
 def test_logits_of_unit_length_are_trained_and_answered(source, tmp_path):
     run, plain = learn(source, tmp_path / "unit", *UNIT), learn(source, tmp_path / "plain", *UNIT[:2], UNIT[3])
-    model, other = load_image_only(run), load_image_only(plain)
+    model, other = load_image_classifier(run), load_image_classifier(plain)
     features = model.encode_image_features(images_of())
-    torch.testing.assert_close(model.answer(features), functional.normalize(model.head(features), dim=1))
+    torch.testing.assert_close(model.logits_of(features), functional.normalize(model.head(features), dim=1))
     assert not torch.allclose(model.head.weight, other.head.weight)
-    assert not torch.allclose(other.answer(features).norm(dim=1), torch.ones(5))
+    assert not torch.allclose(other.logits_of(features).norm(dim=1), torch.ones(5))
     assert told(run).endswith(", logits of unit length")
 
 
 def test_on_kept_features_and_on_images_logits_of_unit_length_train_alike(source, tmp_path, monkeypatch):
-    kept = load_image_only(learn(source, tmp_path / "kept", *UNIT)).head
+    kept = load_image_classifier(learn(source, tmp_path / "kept", *UNIT)).head
     monkeypatch.setattr("cleft.training.classify.reads_once", lambda config: False)
-    anew = load_image_only(learn(source, tmp_path / "anew", *UNIT)).head
+    anew = load_image_classifier(learn(source, tmp_path / "anew", *UNIT)).head
     torch.testing.assert_close(anew.weight, kept.weight, atol=1e-5, rtol=1e-4)
 
 

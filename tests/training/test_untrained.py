@@ -10,7 +10,7 @@ from tests.tools.tiny_runs import tiny_settings, write_drawings
 from cleft.errors import CheckpointError, ConfigError
 from cleft.evaluation.zero_shot import evaluate_zero_shot
 from cleft.models.checkpoint import weights_digest
-from cleft.models.image_classifier import build_image_only, load_image_only
+from cleft.models.image_classifier import build_image_classifier, load_image_classifier
 from cleft.training.pretrain import pretrain
 from cleft.training.prompt_context import learn_context
 from cleft.training.provenance import seen_patients
@@ -27,7 +27,7 @@ def run(settings, tmp_path_factory):
 
 
 def test_it_holds_the_tower_as_it_was_built_and_knows_no_patient(run, settings):
-    kept, built = load_image_only(run).state_dict(), build_image_only(settings).state_dict()
+    kept, built = load_image_classifier(run).state_dict(), build_image_classifier(settings).state_dict()
     assert kept.keys() == built.keys()
     assert all(torch.equal(kept[name], built[name]) for name in built)
     summary = json.loads((run / "summary.json").read_text())

@@ -86,10 +86,10 @@ def _embeddings_writer(request: EvaluateRequest, words: list[str]) -> Callable[[
         return None
     from cleft.evaluation.task import Question, class_names, write_embeddings
     from cleft.files import Output
-    from cleft.models.image_classifier import head_facts
+    from cleft.models.image_classifier import read_head_info
 
     Output(request.embeddings, "--embeddings", overwrite=None).check()  # before the run is read
-    if request.task in _HEADS or head_facts(request.run) is not None:
+    if request.task in _HEADS or read_head_info(request.run) is not None:
         raise ConfigError(
             f"--embeddings: {request.run} is a classifier, which has no embeddings; name the run of its image encoder"
         )
@@ -133,9 +133,9 @@ _UNUSED = {
 
 def _evaluate_run(request: EvaluateRequest, run: Path, words: list[str]) -> Path:
     """Evaluates a run and returns its result file."""
-    from cleft.models.image_classifier import head_facts
+    from cleft.models.image_classifier import read_head_info
 
-    task = request.task or ("linear-probe" if head_facts(run) is not None else "zero-shot")
+    task = request.task or ("linear-probe" if read_head_info(run) is not None else "zero-shot")
     unused = [name for name in _UNUSED[task] if getattr(request, name) not in (None, False)]
     if task == "retrieval" and request.classes and not request.per_class:
         unused.append("classes")

@@ -73,7 +73,12 @@ class SizesRequest:
 def sizes_command(request: SizesRequest, words: list[str]) -> None:
     """Count trainable and frozen parameters of presets, without downloading weights."""
     from cleft.config import load_settings, preset_names
-    from cleft.models.parameter_count import count_weights, outline_model, row_width, trained_tokens
+    from cleft.models.parameter_count import (
+        build_meta_model,
+        count_parameters,
+        parameters_per_token_row,
+        trained_token_rows,
+    )
 
     print(f"{'preset':18} {'part':16} {'trainable':>14} {'frozen':>14}")
     uncounted: list[str] = []
@@ -81,13 +86,13 @@ def sizes_command(request: SizesRequest, words: list[str]) -> None:
         settings = load_settings(name, [])
         tokens = request.tokens
         if tokens is None and name not in preset_names():
-            tokens = trained_tokens(Path(name).expanduser())
-        counts = count_weights(outline_model(settings, tokens=tokens or 0))
+            tokens = trained_token_rows(Path(name).expanduser())
+        counts = count_parameters(build_meta_model(settings, tokens=tokens or 0))
         for part, weights in counts.items():
-            print(f"{name:18} {part:16} {weights.moving:14,} {weights.frozen:14,}")
+            print(f"{name:18} {part:16} {weights.trainable:14,} {weights.frozen:14,}")
         trainable, frozen = (sum(column) for column in zip(*counts.values(), strict=True))
         print(f"{name:18} {'all':16} {trainable:14,} {frozen:14,}")
-        width = row_width(settings)
+        width = parameters_per_token_row(settings)
         if tokens is None and width:
             print(f"{name:18} {'each token row':16} {width:14,}")
             uncounted.append(name)

@@ -28,7 +28,13 @@ from cleft.evaluation.task import BATCH, CANNOT_BE_ASKED, Question, Scoring, Sel
 from cleft.files import as_path
 from cleft.grammar import count
 from cleft.models.checkpoint import weights_digest
-from cleft.models.image_classifier import HeadFacts, ImageOnly, head_facts, load_image_only, tower_folder
+from cleft.models.image_classifier import (
+    HeadInfo,
+    ImageClassifier,
+    find_tower_folder,
+    load_image_classifier,
+    read_head_info,
+)
 from cleft.results import Evaluation
 from cleft.training.classify import classify
 from cleft.training.dataset import learned_data
@@ -106,7 +112,7 @@ def evaluate_classifier(
     settings = question.run_settings(run)
     images = question.images(run, settings, progress=progress)
     _check_classes(run, facts, images)
-    model = load_image_only(run)
+    model = load_image_classifier(run)
     check_image_spec(run, model, settings)
     labelled = label_images(images.records, images.findings)
     answers = question.answer(_logits(run, model, images, settings, progress=progress), labelled, facts.classes, draws)
@@ -254,8 +260,8 @@ def seed_spread(evaluations: Sequence[Evaluation]) -> list[str]:
     return lines
 
 
-def _head(run: Path) -> HeadFacts:
-    facts = head_facts(run)
+def _head(run: Path) -> HeadInfo:
+    facts = read_head_info(run)
     if facts is not None:
         return facts
     stage = stage_of(run)
@@ -266,7 +272,7 @@ def _head(run: Path) -> HeadFacts:
     raise CheckpointError(f"{run} has no head that tells classes apart; cleft classify {run} trains one")
 
 
-def _check_classes(run: Path, facts: HeadFacts, images: Selection) -> None:
+def _check_classes(run: Path, facts: HeadInfo, images: Selection) -> None:
     missing = [name for name in facts.classes if name not in images.findings]
     if missing:
         raise ConfigError(
@@ -276,10 +282,10 @@ def _check_classes(run: Path, facts: HeadFacts, images: Selection) -> None:
         )
 
 
-def _logits(run: Path, model: ImageOnly, images: Selection, settings: Settings, *, progress: bool) -> Floats:
+def _logits(run: Path, model: ImageClassifier, images: Selection, settings: Settings, *, progress: bool) -> Floats:
     """As `Question.answer` wants them; features of a tower that heads share lie in its folder."""
-    assert model.facts is not None
-    place = tower_folder(run)
+    assert model.head_info is not None
+    place = find_tower_folder(run)
     features = encode_features(
         model.to(device_of(settings)),
         eval_loader(images.records, images.prepared, images.findings, settings, batch_size=BATCH),
@@ -289,8 +295,8 @@ def _logits(run: Path, model: ImageOnly, images: Selection, settings: Settings, 
         progress=progress,
     )
     with torch.no_grad():
-        logits = finite(model.cpu().answer(features).numpy())
-    if model.facts.scoring == "multi-class":
+        logits = finite(model.cpu().logits_of(features).numpy())
+    if model.head_info.scoring == "multi-class":
         return logits
     # A head says the log-odds of a finding at once: there is no prompt of its absence to hold it against.
     return np.concatenate([logits, np.zeros_like(logits)], axis=1)

@@ -41,9 +41,9 @@ from cleft.evaluation.retrieval_metrics import (
 from cleft.evaluation.scoring import USUAL_DRAWS, Bootstrap, Measure, estimate
 from cleft.evaluation.task import BATCH, Question, Selection, check_image_spec, embed_images
 from cleft.grammar import count, share, verb
-from cleft.models.checkpoint import compares_texts, load_model, weights_digest
+from cleft.models.checkpoint import has_joint_space, load_model, weights_digest
 from cleft.models.dual_encoder import DualEncoder
-from cleft.models.image_classifier import load_image_only
+from cleft.models.image_classifier import load_image_classifier
 from cleft.models.model_folder import peek_description
 from cleft.privacy import MIN_PATIENTS
 from cleft.results import Evaluation, Exhibit, Result, Retrieval, RetrievalExample
@@ -127,7 +127,7 @@ def evaluate_retrieval(
         NumericsError: If an embedding is not finite.
     """
     settings = question.run_settings(run)
-    texts, blind = set(directions) != {"image-to-image"}, not compares_texts(peek_description(run))
+    texts, blind = set(directions) != {"image-to-image"}, not has_joint_space(peek_description(run))
     if texts and blind:
         raise CheckpointError(
             f"{run} holds a model that brings no sentence into the space of its images; search images with images "
@@ -208,8 +208,8 @@ def _image_embeds(
     run: Path, images: Selection, settings: Settings, weights: str, *, progress: bool
 ) -> tuple[DualEncoder | None, Tensor]:
     """Unit-length embeddings `[N, E]`: projected, or the features of a model that compares no texts."""
-    if not compares_texts(peek_description(run)):
-        tower = load_image_only(run).to(device_of(settings)).eval()
+    if not has_joint_space(peek_description(run)):
+        tower = load_image_classifier(run).to(device_of(settings)).eval()
         check_image_spec(run, tower, settings)
         features = encode_features(
             tower,

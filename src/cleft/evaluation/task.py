@@ -48,7 +48,7 @@ from cleft.evaluation.predictions import (
 from cleft.evaluation.scoring import Bootstrap, Predictions
 from cleft.files import Output, csv_text
 from cleft.grammar import count, share, verb
-from cleft.models.checkpoint import check_reads_texts, load_model, weights_digest
+from cleft.models.checkpoint import check_joint_space, load_model, weights_digest
 from cleft.models.dual_encoder import DualEncoder
 from cleft.models.model_folder import DESCRIPTION
 from cleft.training.features import EncodingModel, compare_images, device_of, encode_images
@@ -392,7 +392,7 @@ class Question:
             CheckpointError: If the run reads no texts, or its weights are damaged.
         """
         settings = self.run_settings(run)
-        check_reads_texts(run)
+        check_joint_space(run)
         words = find_class_names(wording or settings.wording, self.config(settings).dataset)
         if phrases is not None:
             require_phrases(words, phrases)
@@ -610,7 +610,7 @@ def write_embeddings(run: Path, question: Question, out: Output, *, progress: bo
         CheckpointError: If the run reads no texts, or its weights are damaged.
         DataError: If images cannot be read, or patients were trained on.
     """
-    check_reads_texts(run)
+    check_joint_space(run)
     settings = question.run_settings(run)
     images = question.images(run, settings, progress=progress)
     model = load_model(run).to(device_of(settings)).eval()

@@ -19,13 +19,13 @@ from transformers.pytorch_utils import Conv1D
 from cleft.config import TextTowerConfig
 from cleft.errors import ConfigError
 from cleft.models.language_model import LanguageModel, Prefix, measuring
-from cleft.models.layers import outermost_list, weight_heights
+from cleft.models.layers import layer_depths, main_block_list
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
 
 
-class TrainedRows(nn.Module):
+class TrainableRows(nn.Module):
     """A frozen token embedding under trained rows for some tokens.
 
     Captions of a data set use a few hundred of some ten thousand tokens. Training the whole table would store and
@@ -156,7 +156,7 @@ def ia3_targets(
 
 def adaptable_modules(model: nn.Module) -> list[str]:
     """Returns the full names of the linear layers in a model's blocks, in the model's order."""
-    blocks = outermost_list(model)
+    blocks = main_block_list(model)
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
     return [name for name in linear if blocks is None or name.startswith(f"{blocks[0]}.")] or linear
 
@@ -260,7 +260,7 @@ def adapt(model: LanguageModel, config: TextTowerConfig, tokens: Sequence[int] =
     for weight in fixed:
         weight.requires_grad_(False)
     if config.train_embeddings and config.adapt != "full" and tokens:
-        model.model.set_input_embeddings(TrainedRows(model.model.get_input_embeddings(), tokens))
+        model.model.set_input_embeddings(TrainableRows(model.model.get_input_embeddings(), tokens))
     if config.gradient_checkpointing:
         if not model.model.supports_gradient_checkpointing:
             raise ConfigError(f"text.gradient_checkpointing: a {model.config.model_type!r} has none; switch it off")
@@ -269,7 +269,7 @@ def adapt(model: LanguageModel, config: TextTowerConfig, tokens: Sequence[int] =
     return model
 
 
-def told_moving(model: LanguageModel, config: TextTowerConfig) -> str:
+def describe_trainable(model: LanguageModel, config: TextTowerConfig) -> str:
     """Returns a sentence about how many weights of an adapted language model move."""
     moving = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     total = sum(weight.numel() for weight in model.parameters())
@@ -369,7 +369,7 @@ def _heads_and_width(states: Tensor) -> tuple[int, int]:
 def _full(model: LanguageModel, config: TextTowerConfig) -> None:
     model.float().requires_grad_(True)
     if config.frozen_layers:
-        heights, _ = weight_heights(model)
+        heights, _ = layer_depths(model)
         for name, weight in model.named_parameters():
             weight.requires_grad_(heights[name] > config.frozen_layers)
 

@@ -65,7 +65,7 @@ def describe_base(config: TextTowerConfig) -> dict[str, str | None] | None:
     return {"name": name, "sha256": _base_digest(Path(config.model))}
 
 
-def base_now(folder: Path, base: str | None) -> str | None:
+def locate_base(folder: Path, base: str | None) -> str | None:
     """Where a base lies that was named by its place, also where it was moved together with the model.
 
     A study keeps one beside its runs. Where its place holds nothing any more, a folder of its name is looked for beside
@@ -141,7 +141,7 @@ _Arguments = ParamSpec("_Arguments")
 _Model = TypeVar("_Model")
 
 
-def check_scale(
+def check_claimed_size(
     home: Path, place: Path, part: Callable[[PreTrainedConfig], PreTrainedConfig] = lambda config: config
 ) -> None:
     """Refuse a tower that claims to be much larger than the weights beside it.
@@ -180,7 +180,7 @@ def check_scale(
         )
 
 
-def check_settings_scale(tree: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
+def check_claimed_settings(tree: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
     """Refuse settings of adapters, decoders and heads that are larger than anything among the weights.
 
     Raises:
@@ -199,7 +199,7 @@ def check_settings_scale(tree: Mapping[str, Any], shapes: Mapping[str, tuple[int
 _WIDTHS: Final = ("rank", "prefix_length", "decoder_blocks", "decoder_width", "prototypes", "depth", "frozen_layers")
 
 
-def reports_damage(
+def wrap_load_errors(
     load: Callable[Concatenate[_Folder, _Arguments], _Model],
 ) -> Callable[Concatenate[_Folder, _Arguments], _Model]:
     """Make whatever a library raises while a folder is loaded a `CheckpointError` that names the folder."""
@@ -276,12 +276,12 @@ def save_model(model: MethodModel, settings: Settings, folder: Path, *, extra: M
         ResourceError: If the disk is full or cannot be written; what is on disk stays.
         CheckpointError: If the files of a named language model have gone.
     """
-    tensors = saveable(own_weights(model), folder)
+    tensors = saveable(saved_weights(model), folder)
     tree = plain_settings(settings)
     text_tower = model.text_tower
     tree["text"]["normalisation"] = text_tower.rule
     description = {
-        "made_by": made_by(),
+        "made_by": library_versions(),
         "method": settings.method,
         "settings": {group: tree[group] for group in (*_GROUPS, *METHODS[settings.method].settings_groups)},
         "embed_dim": settings.loss.embed_dim,
@@ -295,7 +295,7 @@ def save_model(model: MethodModel, settings: Settings, folder: Path, *, extra: M
 
     def write(stage: Path) -> None:
         for place, tower in ((IMAGE, model.image_tower.model), (_TEXT, text_tower.lm.model)):
-            write_shape(tower.config, stage / place)
+            write_config(tower.config, stage / place)
         text_tower.tokenizer.save(stage / _TEXT)
         write_weights(tensors, stage / WEIGHTS)
         # safetensors makes files that nobody else can read; weights are as readable as what stands beside them.
@@ -319,14 +319,14 @@ def load_model(folder: Path | str, *, text_model: Path | str | None = None, floa
         ConfigError: If that language model cannot be found.
     """
     folder = as_path(folder, "folder")
-    check_reads_texts(folder)
-    model = load_trained(folder, text_model=text_model, float32=float32)
+    check_joint_space(folder)
+    model = load_method_model(folder, text_model=text_model, float32=float32)
     assert isinstance(model, DualEncoder)
     return model
 
 
-@reports_damage
-def load_trained(folder: Path, *, text_model: Path | str | None = None, float32: bool = False) -> MethodModel:
+@wrap_load_errors
+def load_method_model(folder: Path, *, text_model: Path | str | None = None, float32: bool = False) -> MethodModel:
     """Rebuilds a model of any method that learned from texts, MRM's with its decoders too; else as `load_model`."""
     description, home = read_folder(folder), home_of(folder)
     method = _method_of(folder, description)
@@ -337,12 +337,12 @@ def load_trained(folder: Path, *, text_model: Path | str | None = None, float32:
         settings = dataclasses.replace(settings, text=dataclasses.replace(settings.text, normalisation=rule))
     shapes = read_header(home / WEIGHTS)
     _refuse_size(folder, shapes, settings)
-    check_settings_scale(description["settings"], shapes, str(folder / DESCRIPTION))
-    base = base_now(folder, settings.text.model) if text_model is None else str(text_model)
+    check_claimed_settings(description["settings"], shapes, str(folder / DESCRIPTION))
+    base = locate_base(folder, settings.text.model) if text_model is None else str(text_model)
     check_base(folder, description.get("base"), base)
     with torch.random.fork_rng(devices=[]):
         with without_initial_weights():
-            image_tower = rebuild_image(home, settings, regions=method.uses_regions)
+            image_tower = rebuild_image_tower(home, settings, regions=method.uses_regions)
         with nullcontext() if has_external_base(settings.text) else without_initial_weights():
             text_tower = _rebuild_text(home, settings.text, base, description)
         with without_initial_weights():
@@ -350,12 +350,12 @@ def load_trained(folder: Path, *, text_model: Path | str | None = None, float32:
     if "context" in shapes and isinstance(model, DualEncoder):
         model.set_context(torch.zeros(shapes["context"]))
     weights = load_file(home / WEIGHTS, backend="pread")
-    halves = fill(model, weights, own_weights(model), home / WEIGHTS, description["made_by"])
+    halves = fill(model, weights, saved_weights(model), home / WEIGHTS, description["made_by"])
     compute_in_float32(model, halves, stored=not float32)
     return model.eval()
 
 
-def check_reads_texts(folder: Path) -> None:
+def check_joint_space(folder: Path) -> None:
     """Refuses a model folder without a text tower, before anything large is read.
 
     Raises:
@@ -376,7 +376,7 @@ def check_reads_texts(folder: Path) -> None:
         )
 
 
-def compares_texts(description: Mapping[str, Any]) -> bool:
+def has_joint_space(description: Mapping[str, Any]) -> bool:
     """Whether a `model.json` describes a model that brings images and texts into one space."""
     method = METHODS.get(str(description.get("method", "cleft")))
     return method is not None and method.joint_space
@@ -402,15 +402,15 @@ def weights_digest(folder: Path | str) -> str:
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def own_weights(model: MethodModel) -> dict[str, Tensor]:
+def saved_weights(model: MethodModel) -> dict[str, Tensor]:
     """Returns the weights and running statistics that a model folder holds, by name."""
     state = {name.replace(_MADE_BY_COMPILING, ""): tensor for name, tensor in model.state_dict().items()}
     return {name: tensor for name, tensor in state.items() if name not in model.base_weights}
 
 
-def rebuild_image(home: Path, settings: Settings, *, regions: bool = False) -> ImageTower:
+def rebuild_image_tower(home: Path, settings: Settings, *, regions: bool = False) -> ImageTower:
     """Builds the image tower a folder describes, its weights still random; callers fork torch's generator."""
-    check_scale(home, IMAGE, vision_config)
+    check_claimed_size(home, IMAGE, vision_config)
     here = dataclasses.replace(settings.image, model=str(home.resolve() / IMAGE), scratch=None, random_weights=True)
     tower = build_image_tower(here, settings.images, regions=regions)
     tower.config = settings.image
@@ -425,7 +425,7 @@ def _rebuild_text(home: Path, config: TextTowerConfig, base: str | None, descrip
     if has_external_base(config):
         here = dataclasses.replace(config, model=base)
     else:
-        check_scale(home, _TEXT)
+        check_claimed_size(home, _TEXT)
     if ids is None:
         tower = build_text_tower(here, [], tokenizer=place, trained_tokens=trained, verify=has_external_base(config))
     else:
@@ -491,12 +491,12 @@ def read_settings(folder: Path, description: Mapping[str, Any], groups: Sequence
         raise CheckpointError(f"{error}; was the file edited, or made by another version of cleft?") from error
 
 
-def made_by() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
     """Versions of what a folder's form depends on."""
     return {name: version(name) for name in ("cleft", "torch", "transformers", "peft")}
 
 
-def write_shape(config: PreTrainedConfig, folder: Path) -> None:
+def write_config(config: PreTrainedConfig, folder: Path) -> None:
     """Writes the shape of a tower into a new folder."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(describe(config), indent=1))

@@ -23,14 +23,14 @@ from cleft.config import ImageTowerConfig, Settings, plain_settings
 from cleft.errors import CheckpointError, ConfigError
 from cleft.models.checkpoint import (
     IMAGE,
-    check_settings_scale,
+    check_claimed_settings,
     is_image_only,
-    made_by,
+    library_versions,
     read_settings,
-    rebuild_image,
-    reports_damage,
+    rebuild_image_tower,
     weights_digest,
-    write_shape,
+    wrap_load_errors,
+    write_config,
 )
 from cleft.models.dual_encoder import l2_normalise
 from cleft.models.hub import without_initial_weights
@@ -54,7 +54,7 @@ _GROUPS = ("images", "image")
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadFacts:
+class HeadInfo:
     """What the outputs of a head stand for."""
 
     classes: tuple[str, ...]
@@ -64,7 +64,7 @@ class HeadFacts:
     """`unit`: those of an image are divided by their length."""
 
 
-class ImageOnly(nn.Module):
+class ImageClassifier(nn.Module):
     """An image tower, with or without a head.
 
     Args:
@@ -76,14 +76,16 @@ class ImageOnly(nn.Module):
         ValueError: If there is a head without its facts, or it does not fit them or the tower.
     """
 
-    def __init__(self, image_tower: ImageTower, head: nn.Linear | None = None, facts: HeadFacts | None = None) -> None:
+    def __init__(
+        self, image_tower: ImageTower, head: nn.Linear | None = None, head_info: HeadInfo | None = None
+    ) -> None:
         super().__init__()
-        wanted = None if facts is None else (image_tower.width, len(facts.classes))
+        wanted = None if head_info is None else (image_tower.width, len(head_info.classes))
         if wanted != (None if head is None else (head.in_features, head.out_features)):
-            raise ValueError(f"the head {head} does not fit a tower of width {image_tower.width} and {facts}")
+            raise ValueError(f"the head {head} does not fit a tower of width {image_tower.width} and {head_info}")
         self.image_tower = image_tower
         self.head = head
-        self.facts = facts
+        self.head_info = head_info
 
     @property
     def image_spec(self) -> ImageSpec:
@@ -92,13 +94,13 @@ class ImageOnly(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns logits `[B, C]` float32 of gray images `[B, 1, H, W]` uint8."""
-        return self.answer(self.encode_image_features(images))
+        return self.logits_of(self.encode_image_features(images))
 
     def encode_image_features(self, images: Tensor) -> Tensor:
         """Returns features `[B, D]` float32 of gray images `[B, 1, H, W]` uint8."""
         return self.image_tower.encode(images).float()
 
-    def answer(self, features: Tensor) -> Tensor:
+    def logits_of(self, features: Tensor) -> Tensor:
         """Returns logits `[B, C]` float32 of features `[B, D]`.
 
         Raises:
@@ -109,10 +111,10 @@ class ImageOnly(nn.Module):
         # Half precision makes equal logits of unlike images.
         with torch.autocast(features.device.type, enabled=False):
             logits = self.head(features.float())
-            return l2_normalise(logits) if self.facts is not None and self.facts.logits == "unit" else logits
+            return l2_normalise(logits) if self.head_info is not None and self.head_info.logits == "unit" else logits
 
 
-def build_image_only(settings: Settings) -> ImageOnly:
+def build_image_classifier(settings: Settings) -> ImageClassifier:
     """Builds the image tower the settings describe; `settings.seed` decides all random weights.
 
     Raises:
@@ -121,11 +123,11 @@ def build_image_only(settings: Settings) -> ImageOnly:
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(settings.seed)  # the CPU's alone
-        return ImageOnly(build_image_tower(settings.image, settings.images))
+        return ImageClassifier(build_image_tower(settings.image, settings.images))
 
 
-def save_image_only(
-    model: ImageOnly,
+def save_image_classifier(
+    model: ImageClassifier,
     settings: Settings,
     folder: Path,
     *,
@@ -149,37 +151,37 @@ def save_image_only(
     tensors = saveable(_weights(model, ("head.",) if tower else ("",)), folder)
     tree = plain_settings(settings)
     description: dict[str, Any] = {
-        "made_by": made_by(),
+        "made_by": library_versions(),
         "method": "image-only",
         "settings": {group: tree[group] for group in _GROUPS},
         "weights": len(tensors),
         "extra": dict(extra or {}),
     }
-    if model.facts is not None:
-        description["head"] = asdict(model.facts)
+    if model.head_info is not None:
+        description["head"] = asdict(model.head_info)
     if tower is not None:
         description["tower"] = path_from(folder, tower)
         description["tower_weights"] = weights_digest(tower)
 
     def write(stage: Path) -> None:
-        write_shape(model.image_tower.model.config, stage / IMAGE)
+        write_config(model.image_tower.model.config, stage / IMAGE)
         write_weights(tensors, stage / WEIGHTS)
         shutil.copymode(stage / IMAGE / "config.json", stage / WEIGHTS)
 
     write_folder(folder, description, write)
 
 
-@reports_damage
-def load_image_only(
-    folder: Path | str, *, tower: Path | None = None, train: bool = False, read_as: ImageTowerConfig | None = None
-) -> ImageOnly:
+@wrap_load_errors
+def load_image_classifier(
+    folder: Path | str, *, tower: Path | None = None, train: bool = False, reading: ImageTowerConfig | None = None
+) -> ImageClassifier:
     """Rebuilds the part of a model that reads images, on the CPU and in evaluation mode.
 
     Args:
         folder: Any model folder: of an image tower, of a probe, or of both towers, whose text tower is not read.
         tower: Where the tower of a probe lies now, if it has moved.
         train: Whether the tower is trainable, whatever it was made with; then all weights are float32.
-        read_as: Whose `pooling` and `resize` the tower shall have, in place of what it was made with.
+        reading: Whose `pooling` and `resize` the tower shall have, in place of what it was made with.
 
     Raises:
         ConfigError: If the tower cannot be read so.
@@ -190,29 +192,29 @@ def load_image_only(
     description, home = read_folder(folder), home_of(folder)
     require(description, ("made_by",), str(folder / DESCRIPTION))
     facts = _read_facts(description)
-    check_settings_scale(description.get("settings", {}), read_header(home / WEIGHTS), str(folder / DESCRIPTION))
+    check_claimed_settings(description.get("settings", {}), read_header(home / WEIGHTS), str(folder / DESCRIPTION))
     with torch.random.fork_rng(devices=[]):
         if "tower" in description:
-            read_as = read_settings(folder, description, _GROUPS).image  # as its head has learned to
+            reading = read_settings(folder, description, _GROUPS).image  # as its head has learned to
             place = _find_tower(folder, description, tower)
-            base = load_image_only(place, train=train, read_as=read_as).image_tower
+            base = load_image_classifier(place, train=train, reading=reading).image_tower
         else:
             settings = read_settings(folder, description, _GROUPS)
-            image = settings.image if read_as is None else read_otherwise(settings.image, read_as)
+            image = settings.image if reading is None else override_reading(settings.image, reading)
             with without_initial_weights():
-                base = rebuild_image(home, replace(settings, image=replace(image, train=train or image.train)))
+                base = rebuild_image_tower(home, replace(settings, image=replace(image, train=train or image.train)))
         head = None if facts is None else nn.Linear(base.width, len(facts.classes))
-    model = ImageOnly(base, head, facts)
+    model = ImageClassifier(base, head, facts)
     compute_in_float32(model, _fill(model, home, description), stored=not train)
     return model.eval()
 
 
-def tower_settings(folder: Path) -> ImageTowerConfig:
+def read_tower_settings(folder: Path) -> ImageTowerConfig:
     """Returns how the image tower of a model folder was made."""
     return read_settings(folder, peek_description(folder), _GROUPS).image
 
 
-def read_otherwise(made: ImageTowerConfig, wanted: ImageTowerConfig) -> ImageTowerConfig:
+def override_reading(made: ImageTowerConfig, wanted: ImageTowerConfig) -> ImageTowerConfig:
     """Returns the settings of a tower with the pooling and the size of its images that are wanted.
 
     Raises:
@@ -226,12 +228,12 @@ def read_otherwise(made: ImageTowerConfig, wanted: ImageTowerConfig) -> ImageTow
     return replace(made, pooling=wanted.pooling, resize=wanted.resize)
 
 
-def head_facts(folder: Path) -> HeadFacts | None:
+def read_head_info(folder: Path) -> HeadInfo | None:
     """Returns what the head of a model folder tells apart; None where it has none."""
     return _read_facts(peek_description(folder))
 
 
-def tower_folder(folder: Path) -> Path:
+def find_tower_folder(folder: Path) -> Path:
     """Returns the folder that holds the tower of a model: that of a probe lies elsewhere.
 
     Raises:
@@ -241,7 +243,7 @@ def tower_folder(folder: Path) -> Path:
     return _find_tower(folder, description, None) if "tower" in description else folder
 
 
-def _fill(model: ImageOnly, home: Path, description: Mapping[str, Any]) -> list[str]:
+def _fill(model: ImageClassifier, home: Path, description: Mapping[str, Any]) -> list[str]:
     path = home / WEIGHTS
     read_header(path)
     expected = _weights(model, ("head.",) if "tower" in description else ("",))
@@ -252,7 +254,7 @@ def _fill(model: ImageOnly, home: Path, description: Mapping[str, Any]) -> list[
     return fill(model, given, expected, path, cast("Mapping[str, str]", description["made_by"]))
 
 
-def _weights(model: ImageOnly, beginnings: Sequence[str]) -> dict[str, Tensor]:
+def _weights(model: ImageClassifier, beginnings: Sequence[str]) -> dict[str, Tensor]:
     state = {name.replace("_orig_mod.", ""): tensor for name, tensor in model.state_dict().items()}
     return {name: tensor for name, tensor in state.items() if name.startswith(tuple(beginnings))}
 
@@ -262,7 +264,7 @@ def _find_tower(folder: Path, description: Mapping[str, Any], moved: Path | None
     way = find_path(str(description["tower"]))
     way = f"../{hidden_name(way)}" if is_hidden(way) else way  # of another user: perhaps beside
     place = Path(os.path.normpath(folder.resolve() / way)) if moved is None else moved
-    remedy = "copy it back, or say where it is now: load_image_only(folder, tower=<folder>)"
+    remedy = "copy it back, or say where it is now: load_image_classifier(folder, tower=<folder>)"
     found = peek_description(place)
     if not found or "tower" in found:
         raise CheckpointError(f"{folder} keeps a head alone; its tower was in {place}, where there is none; {remedy}")
@@ -271,10 +273,10 @@ def _find_tower(folder: Path, description: Mapping[str, Any], moved: Path | None
     return place
 
 
-def _read_facts(description: Mapping[str, Any]) -> HeadFacts | None:
+def _read_facts(description: Mapping[str, Any]) -> HeadInfo | None:
     head = description.get("head")
     if head is None:
         return None
-    return HeadFacts(
+    return HeadInfo(
         classes=tuple(head["classes"]), scoring=str(head["scoring"]), logits=str(head.get("logits", "plain"))
     )

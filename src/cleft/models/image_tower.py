@@ -24,7 +24,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, ViTConfig
 from cleft.config import ImagesConfig, ImageTowerConfig
 from cleft.errors import CheckpointError, ConfigError
 from cleft.models.hub import config_from, meta_model, pretrained_model, random_model, read_config
-from cleft.models.layers import PatchDecoder, replace_local_hooks, watch_attention
+from cleft.models.layers import PatchDecoder, capture_attention, make_hooks_picklable
 from cleft.types import ImageSpec
 
 _LAST_NORMS = ("layernorm", "post_layernorm", "norm")
@@ -292,7 +292,7 @@ class ImageTower(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns what is pickled and copied."""
-        replace_local_hooks(self.model)
+        make_hooks_picklable(self.model)
         return dict(self.__dict__)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
@@ -314,7 +314,7 @@ class ImageTower(nn.Module):
             count = states.regions.shape[1]
             weights = torch.full((len(images), count), 1 / count, device=images.device)
         else:
-            with watch_attention(self.model, "image") as watched:
+            with capture_attention(self.model, "image") as watched:
                 states = read_states(self.model, self.model.config, pixel_values, regions=True)
             weights = watched.first_row()[:, self.extra :]
             weights = weights / weights.sum(dim=1, keepdim=True)

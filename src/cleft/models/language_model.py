@@ -20,7 +20,7 @@ from cleft.config import TextTowerConfig
 from cleft.errors import CheckpointError, ConfigError
 from cleft.grammar import count
 from cleft.models.hub import config_from, pretrained_model, random_model, read_config
-from cleft.models.layers import replace_local_hooks
+from cleft.models.layers import make_hooks_picklable
 
 
 class Prefix(nn.Module):
@@ -94,7 +94,7 @@ class LanguageModel(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns what is pickled and copied."""
-        replace_local_hooks(self.model)
+        make_hooks_picklable(self.model)
         return dict(self.__dict__)
 
     @property

@@ -166,7 +166,7 @@ def _widen(tensors: Mapping[str, Tensor]) -> None:
         tensor.data = tensor.data.float()
 
 
-def weight_heights(model: nn.Module) -> tuple[dict[str, int], int]:
+def layer_depths(model: nn.Module) -> tuple[dict[str, int], int]:
     """Counts, for each weight, the units between it and the pixels.
 
     Args:
@@ -179,11 +179,11 @@ def weight_heights(model: nn.Module) -> tuple[dict[str, int], int]:
 
     Example:
         >>> blocks = nn.ModuleList([nn.Linear(2, 2, bias=False) for _ in range(3)])
-        >>> weight_heights(nn.ModuleDict({"stem": nn.Linear(2, 2, bias=False), "blocks": blocks}))
+        >>> layer_depths(nn.ModuleDict({"stem": nn.Linear(2, 2, bias=False), "blocks": blocks}))
         ({'stem.weight': 0, 'blocks.0.weight': 1, 'blocks.1.weight': 2, 'blocks.2.weight': 3}, 4)
     """
     names = [name for name, _ in model.named_parameters()]
-    blocks = outermost_list(model)
+    blocks = main_block_list(model)
     if blocks is None:
         return dict.fromkeys(names, 0), 0
     place, units = blocks
@@ -197,7 +197,7 @@ def weight_heights(model: nn.Module) -> tuple[dict[str, int], int]:
     return heights, units + 1
 
 
-def outermost_list(model: nn.Module) -> tuple[str, int] | None:
+def main_block_list(model: nn.Module) -> tuple[str, int] | None:
     """Returns name and length of the list of blocks that holds most weights and is in no other list; None if none."""
     found: dict[str, tuple[int, int]] = {}
     for name, child in model.named_modules():
@@ -214,7 +214,7 @@ _PAIRS = (("q_proj", "k_proj"), ("query", "key"))
 """What the families call the layers that make queries and keys."""
 
 
-class Watched:
+class AttentionCapture:
     """The queries and keys that passed last."""
 
     def __init__(self, heads: int) -> None:
@@ -242,7 +242,7 @@ class Watched:
 
 
 @contextmanager
-def watch_attention(model: nn.Module, what: str) -> Generator[Watched]:
+def capture_attention(model: nn.Module, what: str) -> Generator[AttentionCapture]:
     """Watches the last block of a transformer.
 
     Args:
@@ -261,7 +261,7 @@ def watch_attention(model: nn.Module, what: str) -> Generator[Watched]:
     if not found:
         raise ConfigError(f"{what}: a {type(model).__name__} has no attention to weigh its tokens by; choose another")
     module, query, key = found[-1]
-    watched = Watched(_heads(module))
+    watched = AttentionCapture(_heads(module))
 
     def kept_as(what: str) -> Callable[..., None]:
         return lambda _module, _inputs, output: watched.keep(what, output)
@@ -278,7 +278,7 @@ def _heads(module: Any) -> int:
 _INSTALLED = "_output_capturing_hooks_installed"
 
 
-def replace_local_hooks(model: nn.Module) -> None:
+def make_hooks_picklable(model: nn.Module) -> None:
     """Replaces the hooks of transformers that are local functions, which pickle refuses.
 
     Those that capture hidden states are removed: transformers installs them again when they are needed. Those that let

@@ -15,7 +15,7 @@ from cleft.config import ImageTowerConfig, Settings, TextTowerConfig
 from cleft.errors import CheckpointError, ConfigError
 from cleft.models.adapters import adapt
 from cleft.models.hub import config_from, random_model, read_config
-from cleft.models.image_classifier import ImageOnly
+from cleft.models.image_classifier import ImageClassifier
 from cleft.models.image_tower import ImageTower, vision_config
 from cleft.models.language_model import LanguageModel, drop_pooler, is_causal, keep_depth
 from cleft.models.methods import METHODS, MethodModel
@@ -25,10 +25,10 @@ from cleft.models.tokenizer import TokenIdTokenizer
 from cleft.types import ImageSpec
 
 
-class WeightCount(NamedTuple):
+class ParameterCount(NamedTuple):
     """Weights of one part of a model."""
 
-    moving: int
+    trainable: int
     frozen: int
 
 
@@ -50,18 +50,18 @@ TEXT_PARTS = ("embedding rows", "adapters", "language model")
 _ADAPTERS = (".lora_", ".ia3_", ".prefix.")
 
 
-def count_weights(model: nn.Module) -> dict[str, WeightCount]:
+def count_parameters(model: nn.Module) -> dict[str, ParameterCount]:
     """Counts a model's weights, part by part; parts it does not have are left out.
 
     Works on meta tensors too. Running statistics of batch norms are no weights.
     """
-    counts: dict[str, WeightCount] = {}
+    counts: dict[str, ParameterCount] = {}
     for name, weight in model.named_parameters():
         part = next(part for part, holds in PARTS.items() if holds(name))
-        moving, frozen = counts.get(part, WeightCount(0, 0))
+        moving, frozen = counts.get(part, ParameterCount(0, 0))
         size = weight.numel()
         counts[part] = (
-            WeightCount(moving + size, frozen) if weight.requires_grad else WeightCount(moving, frozen + size)
+            ParameterCount(moving + size, frozen) if weight.requires_grad else ParameterCount(moving, frozen + size)
         )
     return {part: counts[part] for part in PARTS if part in counts}
 
@@ -89,7 +89,7 @@ def _dinov2(blocks: int, heads: int, width: int) -> Mapping[str, Any]:
     )
 
 
-KNOWN: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+KNOWN_CONFIGS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "facebook/dinov2-with-registers-small": _dinov2(12, 6, 384),
         "facebook/dinov2-with-registers-base": _dinov2(12, 12, 768),
@@ -120,16 +120,16 @@ _LEARNED_VOCABULARY = 4096
 """Largest table of a tokenizer learned from captions; it is smaller where they hold fewer words."""
 
 
-def row_width(settings: Settings) -> int:
+def parameters_per_token_row(settings: Settings) -> int:
     """Returns how many parameters the trained row of one token has; 0 where no rows are trained apart."""
     text = settings.text
     if settings.method == "image-only" or text.adapt == "full" or not text.train_embeddings:
         return 0
-    one = count_weights(outline_model(settings, tokens=1)).get("embedding rows")
-    return 0 if one is None else one.moving
+    one = count_parameters(build_meta_model(settings, tokens=1)).get("embedding rows")
+    return 0 if one is None else one.trainable
 
 
-def trained_tokens(folder: Path) -> int | None:
+def trained_token_rows(folder: Path) -> int | None:
     """Returns how many rows of the embedding a finished run has trained; None where the folder holds no model."""
     try:
         found = peek_description(folder)
@@ -138,7 +138,7 @@ def trained_tokens(folder: Path) -> int | None:
     return len(found["trained_tokens"]) if "trained_tokens" in found else None
 
 
-def outline_model(settings: Settings, *, tokens: int = 0) -> MethodModel | ImageOnly:
+def build_meta_model(settings: Settings, *, tokens: int = 0) -> MethodModel | ImageClassifier:
     """Builds the towers a run would train, on torch's meta device.
 
     Args:
@@ -154,7 +154,7 @@ def outline_model(settings: Settings, *, tokens: int = 0) -> MethodModel | Image
     vision = _shape(settings.image, "image.model")
     if settings.method == "image-only":
         with torch.device("meta"):
-            return ImageOnly(ImageTower(random_model(vision_config(vision)), settings.image, spec))
+            return ImageClassifier(ImageTower(random_model(vision_config(vision)), settings.image, spec))
     method = METHODS[settings.method]
     language = _shape(settings.text, "text.model")
     keep_depth(language, settings.text)
@@ -183,5 +183,5 @@ def _shape(config: ImageTowerConfig | TextTowerConfig, setting: str) -> PreTrain
     if config.scratch is not None:
         return config_from(config.scratch, setting.replace("model", "scratch"))
     assert config.model is not None
-    known = KNOWN.get(config.model)
+    known = KNOWN_CONFIGS.get(config.model)
     return config_from(known, setting) if known else read_config(config.model, setting)

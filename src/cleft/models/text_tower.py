@@ -27,7 +27,7 @@ from cleft.grammar import count
 from cleft.models.adapters import adapt
 from cleft.models.cuda_graphs import MOST_NODES, Recordings, node_multiple
 from cleft.models.language_model import LanguageModel, build_language_model, evaluating, is_causal, read_text_config
-from cleft.models.layers import watch_attention
+from cleft.models.layers import capture_attention
 from cleft.models.prefix_tree import PackedTexts, PrefixTree, pack_texts, pad_nodes, prepend_chain
 from cleft.models.tokenizer import TextTokenizer, eos_token_of, load_tokenizer, train_tokenizer
 from cleft.text_rules import RuleName, Texts, as_texts, class_name_rule, normalise, normalise_all, refuse_duplicates
@@ -252,7 +252,7 @@ class TextTower(nn.Module):
         self._count(len(texts), len(distinct))
         ids, lengths = (part.to(self._device) for part in self._padded(self._tree.rows(distinct)))
         slots = self._slots_of(distinct, ids.shape[1])
-        with watch_attention(self.lm.model, "text") if attention else nullcontext() as watched:
+        with capture_attention(self.lm.model, "text") if attention else nullcontext() as watched:
             states, visible, pooled = self._read_states(ids, lengths)
         looked = states.new_zeros(len(distinct), 0) if watched is None else watched.first_row(visible)
         wide = self.config.max_tokens if pad_to_max else int(slots.max()) + 1

@@ -30,8 +30,8 @@ from cleft.config import Tree, dump_settings, load_run_settings, read_yaml
 from cleft.config.loading import load_settings, nearest
 from cleft.errors import CheckpointError, CleftError, ConfigError
 from cleft.files import write_whole
-from cleft.models.checkpoint import base_now, compares_texts, is_image_only, read_settings, weights_digest
-from cleft.models.image_classifier import head_facts
+from cleft.models.checkpoint import has_joint_space, is_image_only, locate_base, read_settings, weights_digest
+from cleft.models.image_classifier import read_head_info
 from cleft.models.model_folder import home_of, peek_description, read_folder, write_folder
 from cleft.strict_json import write_json
 from cleft.studies.plans import TINY, Model, Plan, Row, Scale, column
@@ -261,7 +261,7 @@ def read_model(folder: Path) -> Model:
             f"{folder} is the folder of a study; give one of the models in it, such as "
             f"{folder / 'runs' / 'cleft-lora' / 'seed-0' / 'context'}"
         )
-    if head_facts(folder) is not None:
+    if read_head_info(folder) is not None:
         raise ConfigError(f"{folder} is a head on the tower of another run; give the run of that tower")
     if (folder / "config.yaml").is_file():
         settings = load_run_settings(folder)
@@ -279,7 +279,7 @@ def read_model(folder: Path) -> Model:
         settings=settings,
         origin=_origin(folder, description, settings.seed),
         mute=_mute(description),
-        base=None if base is None else base_now(folder, str(base["name"])),
+        base=None if base is None else locate_base(folder, str(base["name"])),
     )
 
 
@@ -332,7 +332,7 @@ def _whose(row: Row, label: str, plan: Plan) -> str:
 
 
 def _mute(description: dict[str, Any]) -> str:
-    if is_image_only(description) or not compares_texts(description):
+    if is_image_only(description) or not has_joint_space(description):
         return _NO_SENTENCES
     if description.get("token_ids"):
         return "it reads token ids and no sentences; import it again with --tokenizer <folder>"

@@ -17,8 +17,8 @@ from cleft.evaluation.result_files import read_evaluation
 from cleft.files import file_key, write_whole
 from cleft.grammar import count
 from cleft.models.hub import find_weights
-from cleft.models.image_classifier import head_facts
-from cleft.models.parameter_count import TEXT_PARTS, count_weights, outline_model, trained_tokens
+from cleft.models.image_classifier import read_head_info
+from cleft.models.parameter_count import TEXT_PARTS, build_meta_model, count_parameters, trained_token_rows
 from cleft.privacy import is_hidden
 from cleft.results import Evaluation
 from cleft.strict_json import find_json, write_json
@@ -115,21 +115,21 @@ def row_facts(row: Row, given: Given, work: Work) -> dict[str, float]:
     if row.model is not None:
         still = {"moving": 0.0, "seconds": 0.0}
         try:
-            counts = count_weights(outline_model(row.model.settings)).values()
+            counts = count_parameters(build_meta_model(row.model.settings)).values()
         except CleftError:
             return still
-        return still | {"frozen": float(sum(count.moving + count.frozen for count in counts))}
+        return still | {"frozen": float(sum(count.trainable + count.frozen for count in counts))}
     home = row.stage_one or row.home or row.key
     first = work.steps.get(f"{home}/seed-0/stage-one")
     settings = row_settings(row, given) if first is None else first.settings
     try:
-        model = outline_model(settings, tokens=_tokens(first))
+        model = build_meta_model(settings, tokens=_tokens(first))
     except CleftError:
         return {}  # a shape that is neither known here nor to be had, or a language model that is not learned yet
-    counts = count_weights(model)
+    counts = count_parameters(model)
     facts = {
-        "moving": float(sum(count.moving for count in counts.values())),
-        "moving_text": float(sum(count.moving for part, count in counts.items() if part in TEXT_PARTS)),
+        "moving": float(sum(count.trainable for count in counts.values())),
+        "moving_text": float(sum(count.trainable for part, count in counts.items() if part in TEXT_PARTS)),
         "frozen": float(sum(count.frozen for count in counts.values())),
     }
     return facts | ({"length": float(row_settings(row, given).context.length)} if row.speaks and row.context else {})
@@ -156,7 +156,7 @@ def lacking_weights(plans: Sequence[Plan], given: Given) -> dict[str, str]:
 
 def _tokens(first: Step | None) -> int:
     """Distinct tokens of the captions that a finished run learned from."""
-    return 0 if first is None else trained_tokens(first.folder) or 0
+    return 0 if first is None else trained_token_rows(first.folder) or 0
 
 
 _STAGES: dict[str, Stage] = {
@@ -222,7 +222,7 @@ def _is_own(model: str) -> bool:
 
 def _is_as_written(step: Step) -> bool:
     """Whether a run keeps these settings letter for letter, which is sooner seen than settings are read."""
-    facts = head_facts(step.folder) if step.kind == "classify" else None
+    facts = read_head_info(step.folder) if step.kind == "classify" else None
     if step.kind == "classify" and facts is None:
         return False
     wanted = dump_settings(_resolved(step, () if facts is None else facts.classes))

@@ -30,14 +30,14 @@ from cleft.grammar import count
 from cleft.models.checkpoint import weights_digest
 from cleft.models.dual_encoder import l2_normalise
 from cleft.models.image_classifier import (
-    HeadFacts,
-    ImageOnly,
-    head_facts,
-    load_image_only,
-    save_image_only,
-    tower_settings,
+    HeadInfo,
+    ImageClassifier,
+    load_image_classifier,
+    read_head_info,
+    read_tower_settings,
+    save_image_classifier,
 )
-from cleft.models.layers import weight_heights
+from cleft.models.layers import layer_depths
 from cleft.training.callbacks import Intervals, StopFlag
 from cleft.training.dataset import Examples, Material, check_examples, choose_examples, learned_data, read_material
 from cleft.training.distributed import check_hardware, one_device
@@ -260,7 +260,7 @@ class _Way:
 def _check_source(source: Path, settings: Settings, folder: Path) -> None:
     """A finished image tower without a head, which the settings leave alone."""
     stage = stage_of(source)
-    if stage == "classify" or head_facts(source) is not None:
+    if stage == "classify" or read_head_info(source) is not None:
         raise CheckpointError(
             f"{source} is a head on the tower of another run; give the run of that tower, which cleft pretrain or "
             f"cleft learn-context wrote"
@@ -295,7 +295,7 @@ def _learn(
     source: Path, settings: Settings, material: Material, lesson: Lesson, run: Run, stop: StopFlag, *, progress: bool
 ) -> None:
     config = settings.classify
-    model = load_image_only(source, train=config.mode == "fine-tune", read_as=settings.image)
+    model = load_image_classifier(source, train=config.mode == "fine-tune", reading=settings.image)
     spec = (settings.images.size, settings.images.size), settings.images.mean, settings.images.std
     if spec != (model.image_spec.size, model.image_spec.mean, model.image_spec.std):
         raise ConfigError(
@@ -306,8 +306,8 @@ def _learn(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(settings.seed)
         head = nn.Linear(model.image_tower.width, len(settings.classes))
-    facts = HeadFacts(classes=settings.classes, scoring=config.scoring, logits=config.logits)
-    model = ImageOnly(model.image_tower, head, facts)
+    facts = HeadInfo(classes=settings.classes, scoring=config.scoring, logits=config.logits)
+    model = ImageClassifier(model.image_tower, head, facts)
     learned: dict[str, Any]
     if is_exact(config):
         learned = _solve(model, _Reader(source, model, settings, material, stop, progress), lesson, config)
@@ -317,9 +317,9 @@ def _learn(
         else:
             way = _from_images(model, material, lesson, settings)
         learned = _train(way, model, settings, run, stop)
-    learned["told"] = ", ".join([learned["told"], *_told_otherwise(tower_settings(source), settings)])
+    learned["told"] = ", ".join([learned["told"], *_told_otherwise(read_tower_settings(source), settings)])
     tower = source if config.mode == "linear-probe" else None
-    save_image_only(model, settings, run.folder, tower=tower, extra=run.terms())
+    save_image_classifier(model, settings, run.folder, tower=tower, extra=run.terms())
     run.finish(
         {
             **learned,
@@ -346,7 +346,7 @@ def _told_otherwise(made: ImageTowerConfig, settings: Settings) -> list[str]:
     return [*told, "logits of unit length"] if settings.classify.logits == "unit" else told
 
 
-def _hold_still(model: ImageOnly) -> None:
+def _hold_still(model: ImageClassifier) -> None:
     """No weight moves and no dropout is drawn, also where the head on top is trained on random views."""
     model.requires_grad_(False)
     model.image_tower.trains = False
@@ -357,7 +357,7 @@ class _Reader:
     """Reads images with a tower that stands still, or takes what an earlier pass left."""
 
     source: Path
-    model: ImageOnly
+    model: ImageClassifier
     settings: Settings
     material: Material
     stop: StopFlag
@@ -382,7 +382,7 @@ class _Reader:
             yield batch
 
 
-def _solve(model: ImageOnly, reader: _Reader, lesson: Lesson, config: ClassifyConfig) -> dict[str, Any]:
+def _solve(model: ImageClassifier, reader: _Reader, lesson: Lesson, config: ClassifyConfig) -> dict[str, Any]:
     """Puts the solution into the head."""
     assert model.head is not None
     assert config.choose is not None
@@ -424,14 +424,14 @@ def _from_features(head: nn.Linear, reader: _Reader, lesson: Lesson, settings: S
 
 
 class _Unit(nn.Module):
-    """Brings the logits of each image to unit length, as `ImageOnly.answer` does."""
+    """Brings the logits of each image to unit length, as `ImageClassifier.logits_of` does."""
 
     def forward(self, logits: Tensor) -> Tensor:
         """From `[B, C]` to the same."""
         return l2_normalise(logits)
 
 
-def _from_images(model: ImageOnly, material: Material, lesson: Lesson, settings: Settings) -> _Way:
+def _from_images(model: ImageClassifier, material: Material, lesson: Lesson, settings: Settings) -> _Way:
     """The tower reads every batch anew: because it moves, or because its views are random."""
     # Classes are what is told apart here, not captions.
     plain = replace(settings, train=replace(settings.train, distinct="nothing"))
@@ -471,7 +471,7 @@ def _sampler(images: int, settings: Settings, first_step: int) -> StepSampler:
     return StepSampler(images, size, steps=config.steps, seed=settings.seed, first_step=first_step)
 
 
-def _train(way: _Way, model: ImageOnly, settings: Settings, run: Run, stop: StopFlag) -> dict[str, Any]:
+def _train(way: _Way, model: ImageClassifier, settings: Settings, run: Run, stop: StopFlag) -> dict[str, Any]:
     """Trains what `way` says may train; the best weights are in `model` then."""
     config = settings.classify
     assert config.steps is not None
@@ -495,13 +495,13 @@ def _train(way: _Way, model: ImageOnly, settings: Settings, run: Run, stop: Stop
     }
 
 
-def layer_rates(model: ImageOnly, decay: float) -> dict[str, float]:
+def layer_rates(model: ImageClassifier, decay: float) -> dict[str, float]:
     """Share of the learning rate of each weight of the tower: `decay` to the power of its blocks' distance to the head.
 
     Source:
         ULMFiT's discriminative fine-tuning (Howard and Ruder 2018), by blocks as BEiT and MAE do it.
     """
-    heights, top = weight_heights(model.image_tower.model)
+    heights, top = layer_depths(model.image_tower.model)
     return {f"image_tower.model.{name}": decay ** (top - height) for name, height in heights.items()}
 
 

@@ -26,10 +26,10 @@ from cleft.errors import ConfigError
 from cleft.files import as_path
 from cleft.grammar import count, share, verb
 from cleft.launch import is_first
-from cleft.models.adapters import told_moving
+from cleft.models.adapters import describe_trainable
 from cleft.models.checkpoint import save_model, weights_digest
 from cleft.models.dual_encoder import DualEncoder, PairEmbeddings
-from cleft.models.image_classifier import build_image_only, save_image_only
+from cleft.models.image_classifier import build_image_classifier, save_image_classifier
 from cleft.models.methods import METHODS, MethodModel, build_model
 from cleft.models.methods.losses import PairInfo
 from cleft.privacy import MIN_PATIENTS
@@ -125,7 +125,7 @@ def _keep_untrained(settings: Settings, run: Run) -> None:
     log.info("%s: nothing is trained; the image tower is kept as it is", run.folder)
     nobody = split_facts(people="", recipe="nothing was trained", digest="", counts={"train": 0, "val": 0}, patients=[])
     run.keep_split(nobody)
-    save_image_only(build_image_only(settings), settings, run.folder)
+    save_image_classifier(build_image_classifier(settings), settings, run.folder)
     run.finish({"steps": 0, "best_step": 0, "best_loss": None, "weights": weights_digest(run.folder)})
 
 
@@ -391,7 +391,7 @@ def _val_batches(material: Material, texts: Texts, settings: Settings) -> Callab
 def _describe(model: MethodModel, material: Material, captions: Sequence[str]) -> None:
     moving = sum(weight.numel() for weight in moving_weights(model).values())
     total = sum(weight.numel() for weight in model.parameters())
-    log.info("%s", told_moving(model.text_tower.lm, model.text_tower.config))
+    log.info("%s", describe_trainable(model.text_tower.lm, model.text_tower.config))
     log.info("%s of %s weights move", f"{moving:,}", f"{total:,}")
     log.info(
         "%s with %s, %s for validation",

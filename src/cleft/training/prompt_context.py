@@ -26,7 +26,7 @@ from cleft.data.text.prompts import check_class_names, find_class_names, require
 from cleft.errors import ConfigError, DataError
 from cleft.files import as_path
 from cleft.grammar import count, verb
-from cleft.models.checkpoint import check_reads_texts, load_model, save_model, weights_digest
+from cleft.models.checkpoint import check_joint_space, load_model, save_model, weights_digest
 from cleft.models.dual_encoder import DualEncoder, build_context
 from cleft.training.callbacks import Intervals, StopFlag
 from cleft.training.dataset import Material, read_material
@@ -167,7 +167,7 @@ def learn_context(
     settings = load_settings(source) if settings is None else settings
     folder = source.with_name(f"{source.name}-context") if folder is None else as_path(folder, "folder")
     check_hardware(one_device(settings.train))
-    check_reads_texts(source)
+    check_joint_space(source)
     check_source(source, settings, folder, what="stage two")
     with open_run(folder, settings, "context") as run, StopFlag() as stop:
         if run.is_finished():

@@ -30,7 +30,7 @@ from torch.nn import functional
 from cleft.config import load_run_settings
 from cleft.errors import CheckpointError, ConfigError
 from cleft.models.checkpoint import load_model
-from cleft.models.image_classifier import load_image_only
+from cleft.models.image_classifier import load_image_classifier
 from cleft.models.importing.importing import import_checkpoint, told_reading
 from cleft.models.importing.safe_load import Unread, read_foreign
 from cleft.models.tokenizer import train_tokenizer
@@ -240,7 +240,7 @@ def write_mrm(tmp_path, **options):
 def test_mrm_is_the_mean_of_the_patches_of_an_image_at_half_its_size(tmp_path, whole):
     w = mrm_state(whole=whole)
     path = write_mrm(tmp_path, whole=whole)
-    model = load_image_only(import_checkpoint(path, tmp_path / "ours", size=SIZE, method="mrm"))
+    model = load_image_classifier(import_checkpoint(path, tmp_path / "ours", size=SIZE, method="mrm"))
     large = torch.randint(0, 256, (2, 1, 112, 112), dtype=torch.uint8)
     seen = functional.interpolate(
         ((large / 255 - 0.4978) / 0.2449).expand(-1, 3, -1, -1), (SIZE, SIZE), mode="bicubic", antialias=True
@@ -260,7 +260,7 @@ def test_dinov2_of_the_hub_is_the_mean_of_all_tokens_before_the_norm(tmp_path):
     w = dinov2_state()
     torch.save(w, tmp_path / "dinov2_vitb14_reg4_pretrain.pth")
     folder = import_checkpoint(tmp_path / "dinov2_vitb14_reg4_pretrain.pth", tmp_path / "ours", size=70)
-    model = load_image_only(folder)
+    model = load_image_classifier(folder)
     large = torch.randint(0, 256, (2, 1, 70, 70), dtype=torch.uint8)
     seen = ((large / 255 - 0.5) / 0.5).expand(-1, 3, -1, -1)
     same(model.encode_image_features(large), by_hand.vit_tokens(seen, w, "", norm=False).mean(dim=1))
@@ -278,7 +278,10 @@ def test_dinov2_without_registers_stretches_its_positions_as_the_hub_does(tmp_pa
         grid = w["pos_embed"][:, 1:].unflatten(1, (5, 5)).permute(0, 3, 1, 2)
         grid = functional.interpolate(grid, scale_factor=((side + 0.1) / 5, (side + 0.1) / 5), mode="bicubic")
         w["pos_embed"] = torch.cat([w["pos_embed"][:, :1], grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
-    same(load_image_only(folder).encode_image_features(large), by_hand.vit_tokens(seen, w, "", norm=False).mean(dim=1))
+    same(
+        load_image_classifier(folder).encode_image_features(large),
+        by_hand.vit_tokens(seen, w, "", norm=False).mean(dim=1),
+    )
 
 
 def test_a_vit_is_brought_without_a_word_about_its_pooler(tmp_path, caplog, capfd):

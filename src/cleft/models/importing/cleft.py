@@ -28,7 +28,7 @@ from cleft.config import (
 from cleft.errors import CheckpointError, ConfigError
 from cleft.files import write_whole
 from cleft.models.adapters import adapt
-from cleft.models.checkpoint import own_weights, save_model
+from cleft.models.checkpoint import save_model, saved_weights
 from cleft.models.dual_encoder import DualEncoder
 from cleft.models.hub import without_initial_weights
 from cleft.models.image_tower import build_image_tower
@@ -381,7 +381,7 @@ def _fill(model: DualEncoder, weights: OfficialWeights) -> None:
         **weights.rest,
         **({} if weights.context is None else {"context": weights.context}),
     }
-    expected = own_weights(model)
+    expected = saved_weights(model)
     given = conformed(named, expected)
     faults = misfits(given, expected)
     if faults:

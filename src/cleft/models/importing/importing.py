@@ -23,9 +23,9 @@ from cleft.errors import CheckpointError, ConfigError
 from cleft.files import write_whole
 from cleft.grammar import count
 from cleft.models.adapters import adapt
-from cleft.models.checkpoint import own_weights, save_model
+from cleft.models.checkpoint import save_model, saved_weights
 from cleft.models.hub import config_from, without_initial_weights
-from cleft.models.image_classifier import ImageOnly, save_image_only
+from cleft.models.image_classifier import ImageClassifier, save_image_classifier
 from cleft.models.image_tower import build_image_tower
 from cleft.models.importing.cleft import check_out, import_official
 from cleft.models.importing.clip import BIOMEDCLIP, NATIVE_CLIP, OPENAI_CLIP, load_merges
@@ -134,8 +134,8 @@ def import_checkpoint(
     except CheckpointError as error:
         raise CheckpointError(f"{path}, read as a checkpoint of {layout.title}: {error}") from error
     origin = {"file": path.name, "sha256": digest_of(path), "method": layout.title}
-    if isinstance(model, ImageOnly):
-        save_image_only(model, settings, out, extra={"imported": origin})
+    if isinstance(model, ImageClassifier):
+        save_image_classifier(model, settings, out, extra={"imported": origin})
     else:
         save_model(model, settings, out, extra={"imported": origin})
     write_whole(out / "config.yaml", dump_settings(settings), mode=None)
@@ -251,10 +251,10 @@ def _take_apart(
     return weights, replace(settings, text=replace(settings.text, normalisation=layout.rule))
 
 
-def _build(settings: Settings, layout: Layout, tokenizer: Path | str | None) -> MethodModel | ImageOnly:
+def _build(settings: Settings, layout: Layout, tokenizer: Path | str | None) -> MethodModel | ImageClassifier:
     with torch.random.fork_rng(devices=[]), without_initial_weights():
         if settings.method == "image-only":
-            return ImageOnly(build_image_tower(settings.image, settings.images))
+            return ImageClassifier(build_image_tower(settings.image, settings.images))
         method = METHODS[settings.method]
         image_tower = build_image_tower(settings.image, settings.images, regions=method.uses_regions)
         return method.build(image_tower, _build_text(settings, layout, tokenizer), settings)
@@ -301,9 +301,9 @@ def _strange(tokenizer: Path | str, what: str, layout: Layout) -> str:
     )
 
 
-def _fill(model: MethodModel | ImageOnly, weights: Weights) -> None:
+def _fill(model: MethodModel | ImageClassifier, weights: Weights) -> None:
     vision = {name.removeprefix(IMAGE): tensor for name, tensor in weights.items() if name.startswith(IMAGE)}
-    expected = dict(model.state_dict()) if isinstance(model, ImageOnly) else own_weights(model)
+    expected = dict(model.state_dict()) if isinstance(model, ImageClassifier) else saved_weights(model)
     given = {
         **{name: tensor for name, tensor in weights.items() if not name.startswith(IMAGE)},
         **{f"{IMAGE}{name}": tensor for name, tensor in in_current_names(model.image_tower.model, vision).items()},
