@@ -1,4 +1,4 @@
-"""Shared by all tests: quiet single-threaded torch, no network, and where the real data lies."""
+"""Shared fixtures: single-threaded torch, no network, a clean logger, the folder of real data."""
 
 import logging
 import os
@@ -12,7 +12,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 
-_USER = tempfile.TemporaryDirectory(prefix="cleft-user-")  # no test reads or writes the secret of whoever runs it
+_USER = tempfile.TemporaryDirectory(prefix="cleft-user-")  # no test reads or writes the secret of the user who runs it
 os.environ["CLEFT_USER_DIR"] = _USER.name
 torch.set_num_threads(1)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it for what runs in its background
@@ -32,7 +32,7 @@ def shared() -> Path:
 
 @pytest.fixture(autouse=True)
 def _quiet_logger():
-    """Takes back what the command line did to the logger, in a test or a fixture, so that no test hears another's."""
+    """Resets what the command line did to the logger, so that tests do not share handlers."""
     logger = logging.getLogger("cleft")
     logger.handlers[:], logger.level, logger.propagate = [], logging.NOTSET, True
     yield

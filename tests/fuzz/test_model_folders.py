@@ -164,7 +164,7 @@ def add(folder, draw):
 
 
 def retype_unsealed(folder, draw):
-    """A field of `model.json` becomes something else, its digest is kept."""
+    """Changes a field of `model.json` without updating its digest."""
     tree = json.loads((folder / "model.json").read_text())
     place = draw.choice(list(leaves(tree)))
     put(tree, place, other_than(tree, place, draw))
@@ -182,7 +182,7 @@ def retype_settings(folder, draw):
 
 
 def respell_settings(folder, draw):
-    """A setting in another form that may mean the same: 1 for 1.0, text for a number, a list of one."""
+    """Writes settings in forms that may mean the same: 1 for 1.0, text for a number, a list of one."""
 
     def change(tree):
         settings = tree["settings"]
@@ -214,31 +214,31 @@ def replace_tower(folder, draw):
     return reseal(folder)
 
 
-def lie_in_header(folder, draw):
+def falsify_header(folder, draw):
     path = folder / "model.safetensors"
     content = path.read_bytes()
     size = struct.unpack("<Q", content[:8])[0]
     tree = json.loads(content[8 : 8 + size])
     name = draw.choice([name for name in tree if name != "__metadata__"])
     entry = tree[name]
-    lie = draw.choice(["dtype", "shape", "data_offsets", "name", "drop", "twice", "size"])
-    if lie == "dtype":
+    fault = draw.choice(["dtype", "shape", "data_offsets", "name", "drop", "twice", "size"])
+    if fault == "dtype":
         entry["dtype"] = draw.choice(["F64", "F16", "I32", "F8_E4M3", "C64", "X", 3, None])
-    elif lie in ("shape", "data_offsets"):
-        entry[lie] = draw.choice([[], [0], [-1], [2**62, 2**62], None, [1.5], "x", list(reversed(entry[lie]))])
-    elif lie == "name":
+    elif fault in ("shape", "data_offsets"):
+        entry[fault] = draw.choice([[], [0], [-1], [2**62, 2**62], None, [1.5], "x", list(reversed(entry[fault]))])
+    elif fault == "name":
         tree[draw.choice(["", "../x", "context", "a" * 10_000, "base.\0"])] = tree.pop(name)
-    elif lie == "drop":
+    elif fault == "drop":
         del tree[name]
     text = json.dumps(tree).encode()
-    if lie == "twice":
+    if fault == "twice":
         text = text[:-1] + b", " + json.dumps({name: entry}).encode()[1:]
-    length = draw.choice([0, 2**62, len(text) - 1]) if lie == "size" else len(text)
+    length = draw.choice([0, 2**62, len(text) - 1]) if fault == "size" else len(text)
     path.write_bytes(struct.pack("<Q", length) + text + content[8 + size :])
     return reseal(folder)
 
 
-def spoil_numbers(folder, draw):
+def damage_numbers(folder, draw):
     path = folder / "model.safetensors"
     content = bytearray(path.read_bytes())
     size = 8 + struct.unpack("<Q", content[:8])[0]
@@ -269,7 +269,7 @@ def link(folder, draw):
 
 
 def stage_hostile(folder, draw):
-    """A foreign save, complete or not, that names files elsewhere."""
+    """Adds a hostile interrupted save, complete or not, with names of files outside."""
     stage = folder / ".saving"
     stage.mkdir()
     facts = {"bytes": 4, "sha256": hashlib.sha256(b"evil").hexdigest()}
@@ -297,7 +297,7 @@ def stage_hostile(folder, draw):
 
 
 def stage_copy(folder, draw):
-    """The folder's own model as an interrupted save, whole or with one change more."""
+    """Adds the folder's model as an interrupted save, complete or damaged."""
     shutil.copytree(folder, folder / ".saving", ignore=shutil.ignore_patterns("config.yaml"))
     if draw.random() < 0.7:
         draw.choice([flip_bytes, cut, remove, link, swap])(folder / ".saving", draw)
@@ -309,7 +309,17 @@ def stage_copy(folder, draw):
 MUTATIONS = [
     *(flip_bytes, flip_bytes, cut, rename, remove, swap, swap_digests, add, retype_unsealed, retype, retype),
     *(retype_settings, retype_settings, respell_settings, retype_tower, retype_tower, retype_tokenizer),
-    *(replace_tower, lie_in_header, lie_in_header, spoil_numbers, link, link, stage_hostile, stage_hostile, stage_copy),
+    *(
+        replace_tower,
+        falsify_header,
+        falsify_header,
+        damage_numbers,
+        link,
+        link,
+        stage_hostile,
+        stage_hostile,
+        stage_copy,
+    ),
 ]
 
 
@@ -325,7 +335,7 @@ def rewrite(folder, path, change):
 
 
 def reseal(folder):
-    """Makes the digests of all files anew."""
+    """Recomputes the digests of all files."""
 
     def change(tree):
         for name in tree["files"]:

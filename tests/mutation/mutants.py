@@ -1,4 +1,4 @@
-"""Small faults in a module's source: one comparison, sign, constant, condition or statement changed at a time."""
+"""Mutations of a module's source: one comparison, sign, constant, condition or statement changed at a time."""
 
 from __future__ import annotations
 
@@ -51,21 +51,21 @@ class Mutant:
     before: str
     """The expression or statement as written."""
     after: str
-    """What it becomes."""
+    """Its replacement."""
     number: int
     """Distinguishes equal changes in one function, from 0."""
     source: str
-    """Source of the whole mutated module."""
+    """Source of the mutated module."""
 
     @property
     def key(self) -> str:
-        """Name of the fault that survives edits elsewhere in the file."""
+        """Name of the mutation, independent of edits elsewhere in the file."""
         count = f" #{self.number}" if self.number else ""
         return f"{self.module}.{self.function}: {self.before} -> {self.after}{count}"
 
     @property
     def order(self) -> str:
-        """Digest by which faults are sampled: an edit of one function leaves the rest of a sample as it was."""
+        """Digest for sampling: an edit of one function does not change the rest of a sample."""
         return hashlib.sha256(self.key.encode()).hexdigest()
 
 
@@ -129,7 +129,7 @@ def _logs(node: ast.AST) -> bool:
 
 
 def _changes(node: ast.AST) -> Iterator[Callable[[], None]]:
-    """Changes of one node in place; the caller takes each back."""
+    """Yields changes of one node in place; the caller reverts each."""
 
     def becomes(other: ast.AST) -> Callable[[], None]:
         def change() -> None:

@@ -1,4 +1,4 @@
-"""Puts small faults into the core modules one at a time and runs the tests that must notice each.
+"""Inserts mutations into the core modules one at a time and runs the tests that must detect each.
 
     python -m tests.mutation.run                  # 200 faults; results are kept and reused while nothing changed
     python -m tests.mutation.run --module losses  # every fault of the modules whose name contains this
@@ -46,7 +46,7 @@ TARGETS = {
     "cleft.data.sampling": ["tests/data/test_sampling.py"],
     "cleft.evaluation.metrics": ["tests/evaluation/test_metrics.py", "tests/evaluation/test_compare.py"],
 }
-"""Module to the tests that must notice its faults. No module itself: pytest would read its file, not the fault."""
+"""Module to the tests that must detect its mutations. Not the module: pytest would read its file, not the mutation."""
 
 
 @dataclass(frozen=True)
@@ -64,22 +64,22 @@ def source_of(module: str) -> Path:
 
 
 def sample(count: int = SAMPLE) -> list[Mutant]:
-    """Returns that many faults of all modules; which ones depends on the faults alone."""
+    """Returns a sample of the mutations of all modules; it depends on the mutations only."""
     every = [mutant for module in TARGETS for mutant in mutants_of(module, source_of(module))]
     return sorted(every, key=lambda mutant: mutant.order)[:count]
 
 
 def reasons() -> dict[str, str]:
-    """Returns the faults that may go unnoticed, with why."""
+    """Returns the mutations that may survive, with their reasons."""
     lines = SURVIVORS.read_text(encoding="utf-8").splitlines()
     pairs = [line.split(" | ", 1) for line in lines if line and not line.startswith("#")]
     return {key.strip(): why.strip() for key, why in pairs}
 
 
 def run(mutants: Sequence[Mutant], *, jobs: int = 2) -> list[Outcome]:
-    """Tries faults, most in parallel; outcomes in the order of `mutants`."""
+    """Runs mutations, in parallel; outcomes in the order of `mutants`."""
     _import_libraries()
-    with tempfile.TemporaryDirectory(prefix="mutation-") as scratch:  # the processes end without tidying up
+    with tempfile.TemporaryDirectory(prefix="mutation-") as scratch:  # the processes end without clean-up
         tempfile.tempdir = scratch
         try:
             return _run(mutants, jobs)
@@ -114,7 +114,7 @@ def _run(mutants: Sequence[Mutant], jobs: int) -> list[Outcome]:
 
 
 def _unchanged(module: str, kept: dict[str, list[float]]) -> float:
-    """Seconds that the tests of an unchanged module take; they must pass."""
+    """Returns the seconds of the tests of an unchanged module; they must pass."""
     source = source_of(module).read_text(encoding="utf-8")
     digest = _digest_of(module, source)
     if digest not in kept:
@@ -150,7 +150,7 @@ def _import_libraries() -> None:
 
 
 def _start(module: str, source: str) -> int:
-    """Starts the tests of a module in a forked process, with `source` in place of the module's; returns its id."""
+    """Starts the tests of a module in a forked process, with its source replaced; returns the process id."""
     child = os.fork()
     if child:
         return child

@@ -1,4 +1,4 @@
-"""Faults are found, and put back; most of a sample of them are caught by the tests."""
+"""Mutations are generated and reverted; the tests detect most of a sample."""
 
 import pytest
 from tests.mutation.mutants import mutants_of
@@ -13,7 +13,7 @@ def clip(value, low=0, high=1.5):
 '''
 
 
-def test_every_kind_of_fault_is_made_once_and_taken_back(tmp_path):
+def test_every_kind_of_mutation_is_made_once_and_reverted(tmp_path):
     path = tmp_path / "clip.py"
     path.write_text(SOURCE)
     changes = [f"{mutant.before} -> {mutant.after}" for mutant in mutants_of("clip", path)]
@@ -38,7 +38,7 @@ def test_every_kind_of_fault_is_made_once_and_taken_back(tmp_path):
     assert all("Docstring 3" in mutant.source for mutant in mutants_of("clip", path))
 
 
-def test_a_sample_names_each_fault_once():
+def test_a_sample_has_each_mutation_once():
     keys = [mutant.key for mutant in sample()]
     assert len(keys) == len(set(keys)) == SAMPLE
     assert {mutant.module for mutant in sample()} <= set(TARGETS)
@@ -46,7 +46,7 @@ def test_a_sample_names_each_fault_once():
 
 
 @pytest.mark.slow
-def test_nine_of_ten_faults_are_caught_and_the_others_have_a_reason():
+def test_nine_of_ten_mutations_are_detected_and_the_others_have_a_reason():
     outcomes = run(sample())
     survived = [outcome.mutant.key for outcome in outcomes if not outcome.caught]
     assert len(survived) <= len(outcomes) / 10, survived

@@ -1,4 +1,4 @@
-"""Forked children of a test: quick to start, free to die."""
+"""Forked child processes that a test may kill."""
 
 import faulthandler
 import os
@@ -34,13 +34,13 @@ def forked(work: Callable[[], None], *, quiet: bool = False) -> int:
 
 
 def die() -> None:
-    """Ends this process as a kill or a power cut would: nothing is flushed or tidied up."""
+    """Ends this process as a kill or a power cut does: nothing is flushed or cleaned up."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 @contextmanager
 def dies_at_call(number: int, names: Sequence[str] = ("fsync", "replace", "rename", "unlink")):
-    """Kills this process in front of the n-th call of any of these functions of `os`, counted from 0."""
+    """Kills this process before the n-th call of any of these functions of `os`, counted from 0."""
     calls = iter(range(10**9))
     originals = {name: getattr(os, name) for name in names}
 

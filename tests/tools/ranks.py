@@ -1,4 +1,4 @@
-"""Children of a test that are the ranks of one training, as a launcher would start them."""
+"""Child processes that are the ranks of one training, started as by a launcher."""
 
 import logging
 import os
@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 
 def free_port() -> int:
-    """A port that nothing listens on."""
+    """Returns a free port."""
     with socket.socket() as place:
         place.bind(("127.0.0.1", 0))
         return place.getsockname()[1]
@@ -23,7 +23,7 @@ def start_ranks(count: int, work: Callable[[], object], output: str | None = Non
 
 
 def end_of(children: list[int], seconds: float = 120) -> list[int]:
-    """Exit codes of all ranks, negative for a signal; a rank that runs longer is killed and gives None."""
+    """Returns the exit codes of all ranks, negative for a signal, None for a rank that was killed at the timeout."""
     codes: list[int | None] = [None] * len(children)
     deadline = time.monotonic() + seconds
     while None in codes and time.monotonic() < deadline:

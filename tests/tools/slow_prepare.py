@@ -1,4 +1,4 @@
-"""`cleft data prepare` in small parts and at a walking pace, so that a test can interrupt it."""
+"""Runs `cleft data prepare` slowly and in small parts, so that a test can interrupt it."""
 
 import time
 from pathlib import Path

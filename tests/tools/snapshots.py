@@ -1,11 +1,11 @@
-"""What a folder holds, to show that an action changed nothing in it."""
+"""Snapshot of a folder, to show that nothing in it changed."""
 
 import os
 from pathlib import Path
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, int, int, bytes | str | None]]:
-    """Every entry below a folder: type, inode, time of change, and content or target."""
+    """Returns every entry below a folder: type, inode, change time, and content or target."""
     found = {}
     for path in sorted(folder.rglob("*")):
         state = path.lstat()

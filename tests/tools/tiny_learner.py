@@ -1,4 +1,4 @@
-"""The smallest stage with everything that resuming must restore: dropout, momenta, a buffer, validation."""
+"""A minimal training with everything that resuming must restore: dropout, momenta, a buffer, validation."""
 
 import contextlib
 import itertools
@@ -23,15 +23,15 @@ OPTIM = OptimConfig(lr=0.05, steps=STEPS, warmup_steps=3, weight_decay=0.1)
 
 
 class TinyLearner(Learner):
-    """A linear map with dropout and a batch norm, beside a frozen one."""
+    """A linear layer with dropout and batch norm, after a frozen one."""
 
-    def __init__(self, dies_at=None, spoil=None):
+    def __init__(self, dies_at=None, nan_at=None):
         super().__init__(OPTIM)
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1))
         self.frozen = nn.Linear(4, 4).requires_grad_(False)
         self.dies_at = dies_at
-        self.spoil = spoil
+        self.nan_at = nan_at
         self.validations = 0
 
     def _maybe_die(self, where):
@@ -40,7 +40,7 @@ class TinyLearner(Learner):
 
     def loss(self, batch):
         self._maybe_die("forward")
-        factor = float("nan") if self.spoil == self.trainer.global_step else 1.0
+        factor = float("nan") if self.nan_at == self.trainer.global_step else 1.0
         return (self.model(self.frozen(batch)) - batch.sum(1, keepdim=True)).square().mean() * factor
 
     def on_after_backward(self):
@@ -69,7 +69,7 @@ def sample(step):
 
 
 class Counted(torch.utils.data.Dataset):
-    """Batches that are a function of their step."""
+    """A dataset whose batches are a function of the step."""
 
     def __init__(self, first_step):
         self.first_step = first_step
@@ -102,7 +102,7 @@ def plan(patience=None, devices=1, timeout=30, **intervals):
 
 
 def run_tiny(folder, *, workers=0, learner=None, stop=None, **options):
-    """Trains in a run folder and returns the learner and what came of it."""
+    """Trains in a run folder and returns the learner and the outcome."""
     learner = learner or TinyLearner()
     settings = replace(Settings(), optim=OPTIM)
     with open_run(folder, settings, "pretrain") as run, stop or contextlib.nullcontext(StopFlag()) as flag:

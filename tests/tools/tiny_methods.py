@@ -1,4 +1,4 @@
-"""Every method's preset with towers of a few thousand random weights, on a folder of drawings."""
+"""Presets of all methods with towers of a few thousand random weights, on synthetic images."""
 
 import json
 from pathlib import Path
@@ -52,7 +52,7 @@ TOWERS = {
     ),
     "clip": (VIT, ["--text.depth=2", "--loss.hidden_width=24"]),
 }
-"""Method to its image tower and what else must become smaller."""
+"""Method to its image tower and other settings that make it smaller."""
 COMMON = [
     "--classes=[" + ", ".join(CLASSES) + "]",
     "--data.dataset=manifest",
@@ -72,13 +72,13 @@ COMMON = [
 
 
 def method_settings(method: str, root: Path, *more: str):
-    """The preset `baseline-<method>`, made tiny; `more` are dotted settings."""
+    """Returns the preset `baseline-<method>` with tiny towers; `more` are dotted settings."""
     places = [f"--data.root={root}", f"--data.cache={root.parent / 'cache'}"]
     return load_settings(f"baseline-{method}", [*COMMON, *places, *towers_of(method), *more])
 
 
 def towers_of(method: str) -> list[str]:
-    """Dotted settings that make the towers and the joint space of a method's preset tiny."""
+    """Returns dotted settings for tiny towers and a small joint space."""
     vision, smaller = TOWERS[method]
     towers = [
         word

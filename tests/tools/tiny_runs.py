@@ -1,4 +1,4 @@
-"""A folder of small drawn images whose findings can be seen, and the settings of a model that learns them."""
+"""Small synthetic images with visible findings, and settings of a tiny model for them."""
 
 import csv
 import shutil
@@ -14,7 +14,7 @@ CLASSES = ("Edema", "Fracture", "Cardiomegaly")
 
 
 def write_drawings(root: Path, patients: int = 60) -> Path:
-    """Findings are stripes down, stripes across, or a bright third; every fourth image shows two, every tenth none."""
+    """Writes images with vertical or horizontal stripes or a bright third; every fourth has two, every tenth none."""
     draw = np.random.default_rng(0)
     lines = ["image,patient,view,Edema,Fracture,Cardiomegaly"]
     root.mkdir(parents=True)
@@ -33,7 +33,7 @@ def write_drawings(root: Path, patients: int = 60) -> Path:
 
 
 def copy_drawings(root: Path, folder: Path, change: Callable[[dict[str, str]], dict[str, str]]) -> Path:
-    """A copy of the drawings in `root` whose table has gone through `change` row by row; returns `folder`."""
+    """Copies the images to `folder` with `change` applied to each row of the table; returns `folder`."""
     shutil.copytree(root, folder)
     with (root / "manifest.csv").open() as file:
         rows = [change(row) for row in csv.DictReader(file)]
@@ -45,14 +45,14 @@ def copy_drawings(root: Path, folder: Path, change: Callable[[dict[str, str]], d
 
 
 def tiny_settings(root: Path, *more: str):
-    """The preset `tiny` on a folder of drawings; `more` are dotted settings."""
+    """Returns the preset `tiny` for a folder of these images; `more` are dotted settings."""
     words = ["--data.dataset=manifest", f"--data.root={root}", f"--data.cache={root.parent / 'cache'}"]
     fixed = ["--data.val_fraction=0.3", "--train.accelerator=cpu", f"--classes=[{', '.join(CLASSES)}]"]
     return load_settings("tiny", [*words, *fixed, *more])
 
 
 def log_of(run: Path) -> list[dict[str, str]]:
-    """The table of a run without its times."""
+    """Returns the log of a run without its times."""
     with (run / "logs" / "log.csv").open() as file:
         rows = list(csv.DictReader(file))
     return [{key: value for key, value in row.items() if not key.endswith(_TIMES)} for row in rows]

@@ -3,6 +3,7 @@
 python -m tests.tools.words                         # counts per word, then every place of the words to avoid
 python -m tests.tools.words src/cleft/data          # only below these paths
 python -m tests.tools.words --soft                  # also lists words that are often, but not always, wrong
+python -m tests.tools.words --tests tests/training  # also reads tests
 python -m tests.tools.words --root <checkout>       # another checkout, such as one of an earlier commit
 """
 
@@ -92,13 +93,15 @@ class Place(NamedTuple):
     text: str
 
 
-def files(root: Path = ROOT) -> list[Path]:
-    """Returns the files that people read: README and other top pages, docs, the package and its presets."""
+def files(root: Path = ROOT, tests: bool = False) -> list[Path]:
+    """Returns the files that users read: top pages, docs, the package, its presets, and tests if set."""
     kept = [root / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
     kept += sorted((root / "docs").rglob("*.md"))
     kept += sorted(
         path for path in (root / "src").rglob("*") if path.suffix in {".py", ".yaml", ".html", ".css", ".js"}
     )
+    if tests:
+        kept += sorted(path for path in (root / "tests").rglob("*.py") if path != Path(__file__))
     return [path for path in kept if path.is_file() and path.relative_to(root).as_posix() != "docs/log.md"]
 
 
@@ -108,11 +111,14 @@ def spaced(text: str) -> str:
 
 
 def places(
-    root: Path = ROOT, words: dict[str, tuple[str, str]] = AVOID, below: tuple[str, ...] = ()
+    root: Path = ROOT,
+    words: dict[str, tuple[str, str]] = AVOID,
+    below: tuple[str, ...] = (),
+    tests: bool = False,
 ) -> Iterator[Place]:
     """Yields every occurrence of the words, without those that are allowed, in order of files and lines."""
     patterns = {word: re.compile(rf"\b(?:{pattern})\b", re.IGNORECASE) for word, (pattern, _) in words.items()}
-    for path in files(root):
+    for path in files(root, tests):
         name = path.relative_to(root).as_posix()
         if below and not any(name.startswith(start.rstrip("/")) for start in below):
             continue
@@ -138,10 +144,11 @@ def main() -> None:
     parser.add_argument("below", nargs="*", help="only files whose path begins so, such as src/cleft/data")
     parser.add_argument("--soft", action="store_true", help="also list words that are often right")
     parser.add_argument("--root", type=Path, default=ROOT, help="the checkout to read")
+    parser.add_argument("--tests", action="store_true", help="also read tests")
     parser.add_argument("--counts", action="store_true", help="counts alone")
     options = parser.parse_args()
     words = {**AVOID, **SOFT} if options.soft else AVOID
-    found = list(places(options.root, words, tuple(options.below)))
+    found = list(places(options.root, words, tuple(options.below), options.tests))
     by_word = Counter(place.word for place in found)
     if not options.counts:
         for place in found:

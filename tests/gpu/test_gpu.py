@@ -1,4 +1,4 @@
-"""On a graphics card: the tree stays exact, both stages train and go on, and answers are those of the processor."""
+"""On a GPU: the prefix tree is exact, both stages train and resume, and predictions equal those of the CPU."""
 
 import copy
 import pickle
@@ -24,7 +24,7 @@ pytestmark = [
 SHORT = ("--optim.steps=12", "--train.val_every=4", "--train.save_every=4")
 CARD = ("--train.accelerator=gpu",)
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
-"""Largest difference, as a share of the length of the vector."""
+"""Largest difference relative to the norm of the vector."""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def read(built, packing, dtype):
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("adapt", ["lora", "ia3", "prefix", "full"])
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_a_tree_changes_no_feature_and_no_gradient_on_a_card(family, adapt, dtype):
+def test_a_tree_changes_no_feature_and_no_gradient_on_a_gpu(family, adapt, dtype):
     built = tower(family, adapt=adapt).cuda()
     quick, padded = read(built, "tree", dtype), read(built, "padded", dtype)
     assert error(quick[0], padded[0]) < TOLERANCE[dtype]
@@ -54,7 +54,7 @@ def test_a_tree_changes_no_feature_and_no_gradient_on_a_card(family, adapt, dtyp
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("adapt", ["lora", "ia3", "prefix", "full"])
-def test_a_recorded_pass_equals_one_that_is_computed(adapt, dtype):
+def test_a_captured_pass_equals_an_eager_one(adapt, dtype):
     built = tower(adapt=adapt).cuda()
     computed = tower(adapt=adapt, graphs=False).cuda()
     for _ in range(3):
@@ -69,7 +69,7 @@ def test_a_recorded_pass_equals_one_that_is_computed(adapt, dtype):
     assert not computed._recordings._kept
 
 
-def test_a_recorded_pass_draws_its_dropout_anew_and_from_the_seed():
+def test_a_captured_pass_draws_new_dropout_from_the_seed():
     built = tower(dropout=0.5).cuda().train()
 
     def drawn(seed):
@@ -82,13 +82,13 @@ def test_a_recorded_pass_draws_its_dropout_anew_and_from_the_seed():
     assert len(built._recordings._kept) == 1
 
 
-def test_the_card_reads_texts_as_the_processor_does():
+def test_the_gpu_encodes_texts_as_the_cpu_does():
     built = tower()
     features = built.encode(CAPTIONS)
     assert error(copy.deepcopy(built).cuda().encode(CAPTIONS).cpu(), features) < 1e-4
 
 
-def test_a_model_with_recorded_passes_is_pickled_and_copied():
+def test_a_model_with_captured_passes_is_pickled_and_copied():
     built = tower().cuda().train()
     built.encode(CAPTIONS).sum().backward()
     assert built._recordings._kept
@@ -99,7 +99,7 @@ def test_a_model_with_recorded_passes_is_pickled_and_copied():
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_both_stages_train_on_a_card_and_answer_as_on_the_processor(root, tmp_path, precision):
+def test_both_stages_train_on_a_gpu_and_predict_as_on_the_cpu(root, tmp_path, precision):
     run = pretrain(tiny_settings(root, *SHORT, *CARD, f"--train.precision={precision}"), tmp_path / "run")
     settings = tiny_settings(
         root,
@@ -120,7 +120,7 @@ def test_both_stages_train_on_a_card_and_answer_as_on_the_processor(root, tmp_pa
     assert first == pytest.approx(float(log_of(processor)[0]["train/loss"]), rel=0.02 if "bf16" in precision else 1e-3)
 
 
-def test_a_run_on_a_card_goes_on_where_it_was_stopped(root, tmp_path, monkeypatch):
+def test_a_run_on_a_gpu_resumes_where_it_was_stopped(root, tmp_path, monkeypatch):
     settings = tiny_settings(root, *SHORT, *CARD)
     whole = pretrain(settings, tmp_path / "whole")
     write = Keeper._write_row
