@@ -331,7 +331,7 @@ def test_labels_go_to_the_image_they_name_and_not_to_the_row_they_stand_in(tmp_p
         **plain.sources,
         "train_cheXbert.csv": hashlib.sha256(table.read_bytes()).hexdigest(),
     }
-    assert any(note.startswith("labels are those of train_cheXbert.csv, matched by path") for note in reading.notes)
+    assert any(note.startswith("labels come from train_cheXbert.csv, matched by path") for note in reading.notes)
 
 
 @pytest.mark.parametrize("place", ["CheXpert-v1.0 batch 1 (validate & csv)", ""])

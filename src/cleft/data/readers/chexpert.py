@@ -1,11 +1,17 @@
-"""Reads CheXpert-v1.0: the small release, the full release with its batch folders, and the test set.
+"""CheXpert-v1.0: the small release, the full release with its batch folders, and the test set.
 
 Expects a label table (`train.csv`, `valid.csv`, `train_cheXbert.csv`, …) whose `Path` column ends in
-`train/patientNNNNN/studyK/viewJ_frontal.jpg`. What stands in front of that need not be the folder on disk and is
-dropped; the images are then looked for where the releases have them (`cleft.data.readers.chexpert`). Labels are
-those of the table, or of another table whose rows are matched by path (`cleft.data.readers.chexpert`).
+`train/patientNNNNN/studyK/viewJ_frontal.jpg`. Tables disagree on what precedes `train/` (`CheXpert-v1.0-small/`,
+`CheXpert-v1.0/`, nothing), so that prefix is dropped and the rest is the image's id.
 
-Shapes: `N` rows.
+Layouts on disk: the small release is `CheXpert-v1.0-small/train/patientNNNNN/…`. The full release is a folder with
+`CheXpert-v1.0 batch 1 (validate & csv)`, which holds the tables and `valid/`, and further batches that hold
+`patientNNNNN/…` without a `train/` level.
+
+Labels come from the table itself, or from those of CheXbert or visualCheXbert. Their tables list the images of the full
+release in any order; rows are matched by path, never by row number.
+
+Shapes: `N` rows, `C` findings.
 """
 
 from __future__ import annotations
@@ -38,9 +44,11 @@ from cleft.errors import DataError
 from cleft.grammar import count, verb
 
 LABEL_TABLES = {"chexbert": "train_cheXbert.csv", "visualchexbert": "train_visualCheXbert.csv"}
-"""Value of `data.labels` to the name of its table."""
+"""File name of the label table, by the value of `data.labels`."""
 
 _BINARY = "visualchexbert"
+"""Source whose labels are 0 and 1 only."""
+
 _RELEASES = ("CheXpert-v1.0-small", "CheXpert-v1.0")
 _BATCHES = "CheXpert-v1.0 batch *"
 _CONTAINER = "chexpertchestxrays*"
@@ -50,10 +58,10 @@ _PATH = re.compile(
     r"view\d+_(?P<side>frontal|lateral)\.(?:jpe?g|png))"
 )
 FINDINGS = (CAPTION_ORDER[-1], *CAPTION_ORDER[:-1])
-"""In the order of the table."""
+"""Findings in the order of the table's columns."""
 
 VIEWS = ("AP", "PA")
-"""Projections that are kept unless `data.views` says otherwise: 17 frontal images are LL or RL."""
+"""View positions kept by default. 17 images named frontal are LL or RL and are dropped."""
 
 _PUBLISHED = {
     "train": "223,414 images of 64,540 patients",
@@ -67,19 +75,17 @@ def read_chexpert(config: DataConfig, *, check_files: bool = True) -> ReaderResu
     """Reads one label table of CheXpert.
 
     Args:
-        config: `root` is the folder that holds the table, or the folder above it; `table` its name, by default
-            `train.csv`; `labels` where the findings come from; `views` are the projections to keep, by default AP
-            and PA.
-        check_files: Whether to look for every image on disk. False reads a table without its images.
+        config: `root` is the folder that contains the table, or its parent; `table` the table's name, by default
+            `train.csv`; `labels` the source of the labels; `views` the view positions to keep, by default AP and PA.
+        check_files: Whether to check that every image exists. False reads a table without its images.
 
     Returns:
-        One record per image in the table's order, with -1 still in its labels. Its id is the path from `train/`
-        on; its view is AP, PA, LL, RL, lateral, or frontal where the table does not say which.
+        One record per image in the table's order; uncertain labels are -1. The id is the path from `train/` on, the
+        view AP, PA, LL, RL, lateral, or frontal if the table does not say which. Faulty rows are in `faults`.
 
     Raises:
         ConfigError: If `data.root` is not set.
-        DataError: If the table or its images are not there, a cell is not what it should be, or more than
-            `data.max_bad` of the images are missing.
+        DataError: If there is no table, it cannot be read, or none of its images exists.
     """
     root = require_root(config)
     path = find_table(root, table_folders(root), config.table or "train.csv")
@@ -88,11 +94,11 @@ def read_chexpert(config: DataConfig, *, check_files: bool = True) -> ReaderResu
         refuse(path, missing_columns(table.columns, ["Path", *(FINDINGS if config.labels == "table" else ())]))
     paths, wrong_paths = read_paths(table)
     labels, wrong_labels = _read_labels(config, root, table, paths.ids)
-    known = labels.known[paths.usable]
-    unlabelled = [paths.ids[row] for row in paths.usable[~known].tolist()]
-    sexes, odd_sexes = read_sexes(table.columns.get("Sex"), len(table))
-    ages, odd_ages = read_ages(table.columns.get("Age"), len(table))
-    locate = locate_images if check_files else _beside_table
+    labelled = labels.labelled[paths.valid]
+    unlabelled = [paths.ids[row] for row in paths.valid[~labelled].tolist()]
+    sexes, unknown_sexes = read_sexes(table.columns.get("Sex"), len(table))
+    ages, unknown_ages = read_ages(table.columns.get("Age"), len(table))
+    locate = locate_images if check_files else _next_to_table
     rows = Rows(
         ids=paths.ids,
         images=locate(root, path, paths.ids),
@@ -109,12 +115,12 @@ def read_chexpert(config: DataConfig, *, check_files: bool = True) -> ReaderResu
         dataset="chexpert",
         table=table,
         rows=rows,
-        valid=paths.usable[known],
+        valid=paths.valid[labelled],
         views=config.views or VIEWS,
         notes=[
-            *_census(path.name, rows, paths, drawn=is_synthetic(root)),
+            *_size_notes(path.name, rows, paths, synthetic=is_synthetic(root)),
             *labels.notes,
-            *unknown_value_notes(odd_sexes, odd_ages),
+            *unknown_value_notes(unknown_sexes, unknown_ages),
         ],
         faults=[*faults, *wrong_labels, *wrong_paths],
         rejected={"no-label": unlabelled} if unlabelled else {},
@@ -124,66 +130,68 @@ def read_chexpert(config: DataConfig, *, check_files: bool = True) -> ReaderResu
 
 
 class Labels(NamedTuple):
-    """What is known of each image of the list, in its order."""
+    """Labels of the images, in the order of the image list."""
 
     findings: tuple[str, ...]
     codes: NDArray[np.int8]
     """1, 0, -1 or `BLANK`, `[N, C]`."""
-    known: NDArray[np.bool_]
-    """Whether the labels' table names the image, `[N]`."""
+    labelled: NDArray[np.bool_]
+    """Whether the label table lists the image, `[N]`."""
     sources: dict[str, str]
-    """Tables read for them besides the list: name to the SHA-256 of its bytes."""
+    """SHA-256 of each additional table, by name."""
     notes: list[str]
 
 
-def take_labels(path: Path, source: str, ids: Sequence[str], findings: Sequence[str]) -> Labels:
-    """Reads labels of known images from another table.
+def read_other_labels(path: Path, source: str, ids: Sequence[str], findings: Sequence[str]) -> Labels:
+    """Reads the labels of given images from another label table.
 
     Args:
         path: The label table.
-        source: Which one it is, a key of `LABEL_TABLES`.
-        ids: Images in question, by the path from `train/` on; empty where a row of the image list names none.
+        source: Its key in `LABEL_TABLES`.
+        ids: Image ids of the image list, `[N]`; empty for rows without a valid path.
         findings: Columns the table must have.
 
     Raises:
-        DataError: If the table is not what it should be, two of its rows disagree, or it shares no image with `ids`.
+        DataError: If the table has a fault, two of its rows disagree, or it lists none of the images.
     """
     table, faults = read_table(path)
     lacking = missing_columns(table.columns, ["Path", *findings])
     refuse(path, [*faults, *lacking])
     codes, wrong_codes = read_codes(table, findings)
     paths, wrong_paths = read_paths(table)
-    rows, clashes = _rows_of(paths.ids, codes, table.lines)
-    refuse(path, [*wrong_codes, *wrong_paths, *clashes])
-    places = np.array([rows.get(name, -1) for name in ids], dtype=np.int64)
-    known = places >= 0
-    if not known.any():
+    rows, conflicts = _row_of_image(paths.ids, codes, table.lines)
+    refuse(path, [*wrong_codes, *wrong_paths, *conflicts])
+    row_of = np.array([rows.get(name, -1) for name in ids], dtype=np.int64)
+    labelled = row_of >= 0
+    if not labelled.any():
         what = "none of its images is in the image list"
         refuse(path, [Fault("labels", what, "choose the table of the same images, or set data.labels=table")])
-    taken = np.where(known[:, None], codes[places], BLANK).astype(np.int8)
-    notes = _notes(path.name, source, ids, rows, codes)
-    return Labels(tuple(findings), taken, known, {path.name: table.sha256}, notes)
+    matched = np.where(labelled[:, None], codes[row_of], BLANK).astype(np.int8)
+    notes = _match_notes(path.name, source, ids, rows, codes)
+    return Labels(tuple(findings), matched, labelled, table.source, notes)
 
 
-def _rows_of(
+def _row_of_image(
     ids: Sequence[str], codes: NDArray[np.int8], lines: NDArray[np.int64]
 ) -> tuple[dict[str, int], list[Fault]]:
-    """The row of each image; an image that stands twice must say the same twice."""
+    """The row of each image; a fault if two rows of an image have different labels."""
     rows: dict[str, int] = {}
-    clashes: list[int] = []
+    conflicts: list[int] = []
     for row, name in enumerate(ids):
         other = rows.setdefault(name, row)
         if other != row and name and not np.array_equal(codes[other], codes[row]):
-            clashes += [int(lines[other]), int(lines[row])]
+            conflicts += [int(lines[other]), int(lines[row])]
     rows.pop("", None)
     what = "two rows of the same image disagree"
-    return rows, [Fault("duplicate", what, "keep the one that is right", clashes)] if clashes else []
+    return rows, [Fault("duplicate", what, "keep the correct row", conflicts)] if conflicts else []
 
 
-def _notes(name: str, source: str, ids: Sequence[str], rows: dict[str, int], codes: NDArray[np.int8]) -> list[str]:
+def _match_notes(
+    name: str, source: str, ids: Sequence[str], rows: dict[str, int], codes: NDArray[np.int8]
+) -> list[str]:
     listed = {image for image in ids if image}
     without, unlisted = len(listed - rows.keys()), len(rows.keys() - listed)
-    notes = [f"labels are those of {name}, matched by path; what the image list says of findings is not read"]
+    notes = [f"labels come from {name}, matched by path; labels in the image list are ignored"]
     if without:
         them = verb(without, "it has no label and is", "they have no label and are")
         notes.append(
@@ -192,30 +200,30 @@ def _notes(name: str, source: str, ids: Sequence[str], rows: dict[str, int], cod
     if unlisted:
         are = verb(unlisted, "is", "are")
         notes.append(f"{count(unlisted, 'image')} of {name} {are} not in the image list and {are} not used")
-    odd = int(((codes != 0) & (codes != 1)).any(axis=1).sum())
-    if source == _BINARY and odd:
-        rows_hold = f"{count(odd, 'row')} of {name} {verb(odd, 'holds', 'hold')}"
-        notes.append(f"{rows_hold} -1 or nothing, where 0 and 1 alone were expected")
+    unexpected = int(((codes != 0) & (codes != 1)).any(axis=1).sum())
+    if source == _BINARY and unexpected:
+        rows_hold = f"{count(unexpected, 'row')} of {name} {verb(unexpected, 'has', 'have')}"
+        notes.append(f"{rows_hold} -1 or empty cells, but only 0 and 1 are expected")
     return notes
 
 
 def table_folders(root: Path) -> list[Path]:
-    """Returns the folders that may hold a label table, given a release's folder or the one above it."""
+    """Returns the folders that may contain a label table, given the folder of a release or its parent."""
     homes = [root, *sorted(root.glob(_CONTAINER))]
     inner = [folder for home in homes for folder in [*(home / name for name in _RELEASES), *_batches(home)]]
     return [folder for folder in [*homes, *inner] if folder.is_dir()]
 
 
 def locate_images(root: Path, table: Path, ids: Sequence[str]) -> list[str]:
-    """Finds out which layout the images have, from a handful of rows, and returns the path of each image.
+    """Returns the path of each image; the layout on disk is detected from a few rows.
 
     Args:
         root: `data.root`.
         table: The label table, inside the root.
-        ids: Paths from `train/`, `valid/` or `test/` on; empty where a row has none.
+        ids: Paths from `train/`, `valid/` or `test/` on; empty for rows without a valid path.
 
     Raises:
-        DataError: If none of the probed images is anywhere; names the places that were tried.
+        DataError: If none of the probed images exists; names the paths that were tried.
     """
     named = [name for name in ids if name]
     probes = named[:: max(1, len(named) // _PROBES)]
@@ -231,8 +239,8 @@ def locate_images(root: Path, table: Path, ids: Sequence[str]) -> list[str]:
         tried = [f"{folder}/{probes[0]}" for folder in folders]
         tried += [f"{batch}/{probes[0].partition('/')[2]}" for batch in batches]
         raise DataError(
-            f"none of {count(len(probes), 'image')} probed from {table.name} is on disk; looked for "
-            f"{', '.join(tried)}; set data.root to the folder that holds train/, or to the one above it",
+            f"none of {count(len(probes), 'image')} probed from {table.name} exists; looked for "
+            f"{', '.join(tried)}; set data.root to the folder that contains train/, or to its parent",
             reason="missing",
         )
     return [_in_batch(name, batch_of, home) for name in ids]
@@ -249,24 +257,24 @@ def _in_batch(name: str, batch_of: dict[str, str], otherwise: str) -> str:
 
 
 class Paths(NamedTuple):
-    """One entry per row; those of a row that says nothing are empty."""
+    """The parsed `Path` column, one entry per row; entries of rows that do not match are empty."""
 
     ids: list[str]
-    """From `train/` on."""
+    """Path from `train/` on."""
     patients: list[str]
     studies: list[str | None]
     sides: list[str]
     """`frontal` or `lateral`."""
-    usable: NDArray[np.int64]
-    """Rows whose path has the release's form."""
+    valid: NDArray[np.int64]
+    """Rows whose path matches."""
     prefixes: Counter[str]
-    """What stood in front of the ids, and how often."""
+    """How often each prefix precedes an id."""
 
 
 def read_paths(table: Table) -> tuple[Paths, list[Fault]]:
-    """Takes the column `Path` apart; at most one fault, for all rows whose path has another form.
+    """Parses the column `Path`; rows that do not match share one fault.
 
-    `val/` is what CheXlocalize calls the folder `valid/`; it stays, because that is where its images are.
+    CheXlocalize calls the folder `valid/` `val/`; the name is kept, because its images are there.
     """
     texts = table.columns["Path"].texts()
     matches = [_PATH.fullmatch(text.replace("\\", "/")) for text in texts]
@@ -280,18 +288,18 @@ def read_paths(table: Table) -> tuple[Paths, list[Fault]]:
         patients=[part[2] or "" for part in parts],
         studies=[f"{part[2]}/{part[3]}" for part in parts],
         sides=[part[4] or "" for part in parts],
-        usable=np.array([row for row, match in enumerate(matches) if match], dtype=np.int64),
+        valid=np.array([row for row, match in enumerate(matches) if match], dtype=np.int64),
         prefixes=Counter(part[0] or "" for part in parts if part[1]),
     )
     if not wrong:
         return paths, []
     what = f"column 'Path' holds {texts[wrong[0]][:80]!r}"
-    remedy = "CheXpert's end in train/patientNNNNN/studyK/viewJ_frontal.jpg; for other images set data.dataset=manifest"
+    remedy = "paths must end in train/patientNNNNN/studyK/viewJ_frontal.jpg; for other images set data.dataset=manifest"
     return paths, [Fault("path", what, remedy, table.lines[wrong].tolist())]
 
 
 def _read_labels(config: DataConfig, root: Path, table: Table, ids: Sequence[str]) -> tuple[Labels, list[Fault]]:
-    """Labels of the image list itself, or of the table that `data.labels` names."""
+    """Labels of the image list, or of the table of `data.labels`."""
     if config.labels == "table":
         findings = tuple(name for name in FINDINGS if name in table.columns)
         codes, wrong = read_codes(table, findings)
@@ -300,28 +308,28 @@ def _read_labels(config: DataConfig, root: Path, table: Table, ids: Sequence[str
     try:
         path = find_table(root, table_folders(root), LABEL_TABLES[config.labels])
     except DataError as error:
-        sentence = f"{error}; or set data.labels=table for the labels of the image list"
-        raise DataError(sentence, reason="table") from error
-    return take_labels(path, config.labels, ids, FINDINGS), []
+        message = f"{error}; or set data.labels=table to use the labels of the image list"
+        raise DataError(message, reason="table") from error
+    return read_other_labels(path, config.labels, ids, FINDINGS), []
 
 
 def _read_views(column: Column | None, sides: list[str]) -> list[str | None]:
-    """The table's projection; where it has none, what the file name says."""
+    """View position of the table, or else the view in the file name."""
     return [text or side or None for text, side in zip(read_texts(column, len(sides)), sides, strict=True)]
 
 
-def _beside_table(root: Path, table: Path, ids: Sequence[str]) -> list[str]:
+def _next_to_table(root: Path, table: Path, ids: Sequence[str]) -> list[str]:
     folder = str(table.parent)
     return [f"{folder}/{name}" for name in ids]
 
 
-def _census(name: str, rows: Rows, paths: Paths, *, drawn: bool) -> list[str]:
-    """Counts beside the published ones, of images that were not drawn. Subsets are welcome."""
-    patients = {rows.patients[row] for row in paths.usable.tolist()}
-    parts = Counter(rows.ids[row].partition("/")[0] for row in paths.usable.tolist())
+def _size_notes(name: str, rows: Rows, paths: Paths, *, synthetic: bool) -> list[str]:
+    """Number of images and patients, next to the published numbers; subsets are fine."""
+    patients = {rows.patients[row] for row in paths.valid.tolist()}
+    parts = Counter(rows.ids[row].partition("/")[0] for row in paths.valid.tolist())
     published = "; ".join(f"published for {part}: {_PUBLISHED[part]}" for part in parts)
-    beside = "drawn phantoms" if drawn else published
-    notes = [f"{name} holds {count(len(paths.usable), 'image')} of {count(len(patients), 'patient')} ({beside})"]
+    reference = "synthetic images" if synthetic else published
+    notes = [f"{name} holds {count(len(paths.valid), 'image')} of {count(len(patients), 'patient')} ({reference})"]
     if len(paths.prefixes) > 1:
         prefixes = ", ".join(f"{prefix or 'none'} ({number:,})" for prefix, number in paths.prefixes.most_common())
         notes.append(f"{name} mixes release prefixes: {prefixes}; they were dropped")

@@ -1,4 +1,4 @@
-"""From typed rows of a table to records: what is left out, why, and that nothing comes apart.
+"""Typed table rows: conversion of text columns, filters, and conversion to records.
 
 Shapes: `N` rows, `C` findings.
 """
@@ -24,16 +24,16 @@ from cleft.grammar import share, verb
 from cleft.types import Record
 
 BLANK = 2
-"""Code of a finding that nobody mentioned, beside 1 present, 0 absent and -1 uncertain."""
+"""Code of a finding that is not mentioned; the others are 1 present, 0 absent, -1 uncertain."""
 
 _CODES = {"": BLANK, "1": 1, "1.0": 1, "0": 0, "0.0": 0, "-1": -1, "-1.0": -1}
-_PARTS = {
+_SPLIT_NAMES = {
     **dict.fromkeys(("train", "training", "train_val", "trainval"), "train"),
     **dict.fromkeys(("val", "valid", "validate", "validation", "dev", "development", "tune", "tuning"), "val"),
     **dict.fromkeys(("test", "testing", "holdout"), "test"),
 }
 _SEXES = {"male": "Male", "m": "Male", "female": "Female", "f": "Female"}
-_OLDEST = 120
+_MAX_AGE = 120
 _ALLOWED = "allowed are 1, 0, -1 and empty"
 _WORD = re.compile(r"(?!(?:.*\d){5})[\w.+/?-]{1,12}")
 _LABELS = {
@@ -47,7 +47,10 @@ _EXAMPLES = 3
 
 @contextmanager
 def gc_paused() -> Generator[None]:
-    """Pauses the collector; also a decorator. Looking through records again and again takes as long as making them."""
+    """Pauses garbage collection while many long-lived objects are created; also a decorator.
+
+    With it, scanning the growing list of records takes as long as creating them.
+    """
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -58,41 +61,48 @@ def gc_paused() -> Generator[None]:
 
 
 def read_codes(table: Table, findings: Sequence[str]) -> tuple[NDArray[np.int8], list[Fault]]:
-    """Types label columns.
+    """Converts label columns to codes.
 
     Returns:
-        Codes `[N, C]`: 1, 0, -1 or `BLANK`; and one fault per column that holds anything else than `1`, `0`,
-        `-1` (or `1.0`, `0.0`, `-1.0`) and nothing. Such cells count as blank.
+        Codes `[N, C]`: 1, 0, -1 or `BLANK`; and one fault per column with cells other than `1`, `0`, `-1` (or `1.0`,
+        `0.0`, `-1.0`) and empty ones. Such cells count as blank.
     """
     codes = np.full((len(table), len(findings)), BLANK, dtype=np.int8)
     faults: list[Fault] = []
     for c, name in enumerate(findings):
         column = table.columns[name]
-        known = [_CODES.get(value.strip()) for value in column.values]
-        wrong = [i for i, code in enumerate(known) if code is None]
+        cell_codes = [_CODES.get(value.strip()) for value in column.values]
+        wrong = [i for i, code in enumerate(cell_codes) if code is None]
         if column.values:
-            codes[:, c] = np.array([BLANK if code is None else code for code in known], dtype=np.int8)[column.index]
+            codes[:, c] = np.array([BLANK if code is None else code for code in cell_codes], dtype=np.int8)[
+                column.index
+            ]
         if wrong:
-            are_labels = any(code not in (None, BLANK) for code in known)
-            what, remedy = _strange(name, [column.values[i].strip() for i in wrong], are_labels=are_labels)
+            are_labels = any(code not in (None, BLANK) for code in cell_codes)
+            what, remedy = _describe_wrong_labels(
+                name, [column.values[i].strip() for i in wrong], are_labels=are_labels
+            )
             faults.append(Fault("label", what, remedy, table.lines[column.rows_of(wrong)].tolist()))
     return codes, faults
 
 
-def _strange(name: str, texts: Sequence[str], *, are_labels: bool) -> tuple[str, str]:
-    """Says what a column of labels holds in place of codes, and what to do.
+def _describe_wrong_labels(name: str, texts: Sequence[str], *, are_labels: bool) -> tuple[str, str]:
+    """Returns what a label column holds instead of codes, and how to fix it.
 
-    Only what looks like a label is quoted: a name or a date in a column that was taken for a finding is not.
+    Only texts that look like labels are quoted, so that names or dates in a column of another kind do not leak.
     """
     quoted = [repr(text) for text in texts if _WORD.fullmatch(text) and (are_labels or text.casefold() in _LABELS)]
     if not quoted:
-        return f"column {name!r} holds text that is no label", f"{_ALLOWED}; if it is no finding, call it '_{name}'"
+        return (
+            f"column {name!r} holds text that is not a label",
+            f"{_ALLOWED}; if it is not a finding, rename it '_{name}'",
+        )
     held = ", ".join(quoted[:3]) + (", …" if len(texts) > min(3, len(quoted)) else "")
     return f"column {name!r} holds {held}", _ALLOWED
 
 
 def read_texts(column: Column | None, rows: int) -> list[str | None]:
-    """Returns the text of each row; None where it is empty or where the table has no such column."""
+    """Returns the text of each row; None where it is empty or the table has no such column."""
     if column is None:
         return [None] * rows
     values = [value.strip() or None for value in column.values]
@@ -100,22 +110,22 @@ def read_texts(column: Column | None, rows: int) -> list[str | None]:
 
 
 def read_sexes(column: Column | None, rows: int) -> tuple[list[str | None], int]:
-    """Returns `Male`, `Female` or None for each row, and how many texts were neither (such as `Unknown`)."""
+    """Returns `Male`, `Female` or None for each row, and the number of other texts, such as `Unknown`."""
     texts = read_texts(column, rows)
     sexes = [_SEXES.get(text.casefold()) if text else None for text in texts]
     return sexes, sum(1 for text, sex in zip(texts, sexes, strict=True) if text and sex is None)
 
 
 def read_splits(table: Table, column: Column | None) -> tuple[list[str | None] | None, list[Fault]]:
-    """Returns `train`, `val`, `test` or None for each row; None in place of all where there is no such column.
+    """Returns `train`, `val`, `test` or None for each row, or None if there is no such column; and faults.
 
-    Other names of these parts are understood. A fault tells what is none of them.
+    Common synonyms such as `dev` and `holdout` are accepted.
     """
     if column is None:
         return None, []
     texts = [value.strip().casefold() for value in column.values]
-    wrong = [i for i, text in enumerate(texts) if text and text not in _PARTS]
-    splits = [_PARTS.get(text) for text in texts]
+    wrong = [i for i, text in enumerate(texts) if text and text not in _SPLIT_NAMES]
+    splits = [_SPLIT_NAMES.get(text) for text in texts]
     read = [splits[i] for i in column.index.tolist()]
     if not wrong:
         return read, []
@@ -125,14 +135,12 @@ def read_splits(table: Table, column: Column | None) -> tuple[list[str | None] |
 
 
 def read_ages(column: Column | None, rows: int) -> tuple[list[float | None], int]:
-    """Returns the age in years of each row, and how many texts were no age between 0 and 120."""
+    """Returns the age in years of each row, and the number of texts that are not an age between 0 and 120."""
     if column is None:
         return [None] * rows, 0
     values = [_age(value.strip()) for value in column.values]
-    strange = [
-        i for i, (text, age) in enumerate(zip(column.values, values, strict=True)) if text.strip() and age is None
-    ]
-    return [values[i] for i in column.index.tolist()], len(column.rows_of(strange))
+    wrong = [i for i, (text, age) in enumerate(zip(column.values, values, strict=True)) if text.strip() and age is None]
+    return [values[i] for i in column.index.tolist()], len(column.rows_of(wrong))
 
 
 def _age(text: str) -> float | None:
@@ -140,12 +148,12 @@ def _age(text: str) -> float | None:
         age = float(text)
     except ValueError:
         return None
-    return age if math.isfinite(age) and 0 <= age <= _OLDEST else None
+    return age if math.isfinite(age) and 0 <= age <= _MAX_AGE else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rows:
-    """A table after typing; entry i of every list speaks of the same image."""
+    """The columns of a dataset; entry i of every column belongs to the same image."""
 
     ids: list[str]
     images: list[str]
@@ -165,15 +173,15 @@ class Rows:
     scanners: list[str | None] | None = None
     splits: list[str | None] | None = None
     reports: list[str | None] | None = None
-    """None in place of a list: the dataset has no such column."""
+    """An optional column is None if the dataset does not have it."""
 
 
 def text_faults(rows: Rows, *, reports: bool) -> list[Fault]:
-    """Finds texts that are too long or hold an invisible character.
+    """Returns faults of texts that are too long or contain invisible characters.
 
     Args:
         rows: All rows.
-        reports: Whether reports are read, besides captions and the names of findings.
+        reports: Whether to check reports too, besides captions and names of findings.
     """
     texts: list[tuple[int, str, str]] = [(1, "the column of a finding", name) for name in rows.findings]
     for what, column in (("a caption", rows.captions), ("a report", rows.reports if reports else None)):
@@ -182,84 +190,82 @@ def text_faults(rows: Rows, *, reports: bool) -> list[Fault]:
 
 
 def merge_duplicates(rows: Rows, kept: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[str], list[Fault]]:
-    """Keeps an image that stands twice once.
+    """Keeps one of several equal rows of an image.
 
     Returns:
-        The rows that stay, the lines of equal rows that were merged, and a fault where two rows of one image
-        disagree.
+        The remaining rows, the lines of the merged rows, and a fault if two rows of an image differ.
     """
     if len({rows.ids[row] for row in kept.tolist()}) == len(kept):
         return kept, [], []
     first: dict[str, int] = {}
-    stay: list[int] = []
+    unique: list[int] = []
     merged: list[str] = []
-    clashes: list[int] = []
+    conflicts: list[int] = []
     for row in kept.tolist():
         other = first.setdefault(rows.ids[row], row)
         if other == row:
-            stay.append(row)
+            unique.append(row)
         elif _content(rows, row) == _content(rows, other):
             merged.append(f"line {rows.lines[row]}")
         else:
-            clashes += [int(rows.lines[other]), int(rows.lines[row])]
-    faults = [Fault("duplicate", "two rows of the same image disagree", "keep the one that is right", clashes)] * bool(
-        clashes
-    )
-    return np.array(stay, dtype=np.int64), merged, faults
+            conflicts += [int(rows.lines[other]), int(rows.lines[row])]
+    faults: list[Fault] = []
+    if conflicts:
+        faults.append(Fault("duplicate", "two rows of the same image disagree", "keep the correct row", conflicts))
+    return np.array(unique, dtype=np.int64), merged, faults
 
 
 def keep_views(
     rows: Rows, kept: NDArray[np.int64], views: Sequence[str] | None
 ) -> tuple[NDArray[np.int64], dict[str, list[str]]]:
-    """Leaves out projections that are not wanted; None wants all.
+    """Drops rows with other view positions; None keeps all.
 
-    A row whose projection is unknown stays. `frontal` is what a file name says where the table does not: it stays
-    if any frontal projection is wanted.
+    Rows of unknown view position are kept. `frontal`, which some file names say, is kept if AP or PA is.
 
     Returns:
-        The rows that stay, and the ids of those left out under `view-<projection>`.
+        The remaining rows, and the ids of the dropped ones by `view-<view position>`.
     """
     if views is None or rows.views is None:
         return kept, {}
     wanted = {view.casefold() for view in views}
     if wanted & {"ap", "pa"}:
         wanted.add("frontal")
-    stay = {view: view is None or view.casefold() in wanted for view in set(rows.views)}
+    keep = {view: view is None or view.casefold() in wanted for view in set(rows.views)}
     rejected: dict[str, list[str]] = {}
     for row in kept.tolist():
         view = rows.views[row]
-        if not stay[view]:
+        if not keep[view]:
             rejected.setdefault(f"view-{view}", []).append(rows.ids[row])
-    mask = np.fromiter((stay[rows.views[row]] for row in kept.tolist()), dtype=bool, count=len(kept))
+    mask = np.fromiter((keep[rows.views[row]] for row in kept.tolist()), dtype=bool, count=len(kept))
     return kept[mask], rejected
 
 
 def drop_missing(
     rows: Rows, kept: NDArray[np.int64], present: NDArray[np.bool_], max_bad: float
 ) -> tuple[NDArray[np.int64], list[str], list[Fault]]:
-    """Leaves out rows without a file; a fault if they are more than a share of `max_bad`.
+    """Drops rows without a file; a fault if their share exceeds `max_bad`.
 
     Args:
         rows: All rows.
-        kept: Rows still in question, `[K]`.
-        present: Whether the file of each of them exists, `[K]`.
-        max_bad: Largest share of them that may be missing.
+        kept: Indices of the rows to check, `[K]`.
+        present: Whether the file of each exists, `[K]`.
+        max_bad: Largest share that may be missing.
 
     Returns:
-        The rows that stay, the ids of those left out, and the fault.
+        The remaining rows, the ids of the dropped ones, and the fault.
     """
-    gone = kept[~present].tolist()
-    missing = [rows.ids[row] for row in gone]
+    dropped = kept[~present].tolist()
+    missing = [rows.ids[row] for row in dropped]
     faults: list[Fault] = []
     if len(missing) > max_bad * len(kept):
-        gone_images = f"{share(len(missing), len(kept), 'image')} {verb(len(missing), 'is', 'are')} not on disk"
+        missing_images = f"{share(len(missing), len(kept), 'image')} {verb(len(missing), 'is', 'are')} not on disk"
         faults.append(
             Fault(
                 "missing",
-                f"{gone_images} ({len(missing) / len(kept):.1%}, data.max_bad allows {max_bad:.1%}), such as "
+                f"{missing_images} ({len(missing) / len(kept):.1%}, data.max_bad allows {max_bad:.1%}), such as "
                 f"{', '.join(missing[:_EXAMPLES])}",
                 "complete the download, correct the paths, or raise data.max_bad",
-                rows.lines[gone].tolist(),
+                rows.lines[dropped].tolist(),
             )
         )
     return kept[present], missing, faults
@@ -267,7 +273,7 @@ def drop_missing(
 
 @gc_paused()
 def to_records(rows: Rows, kept: NDArray[np.int64]) -> list[Record]:
-    """Makes one record per row, in the table's order. Rows with equal labels share one mapping."""
+    """Returns one record per kept row, in the table's order. Rows with equal labels share one mapping."""
     labels: dict[bytes, dict[str, float]] = {}
     width = len(rows.findings)
     blob = np.ascontiguousarray(rows.codes).tobytes()
@@ -303,15 +309,16 @@ def to_records(rows: Rows, kept: NDArray[np.int64]) -> list[Record]:
 
 
 def view_note(rejected: dict[str, list[str]], views: Sequence[str] | None) -> list[str]:
-    """Says how many images of which projection were left out."""
+    """Returns a note with the number of images dropped by view position."""
     counts = Counter({reason.removeprefix("view-"): len(ids) for reason, ids in rejected.items()})
     if not counts or views is None:
         return []
     parts = ", ".join(f"{count:,} {view}" for view, count in counts.most_common())
-    return [f"left out by projection: {parts} (data.views keeps {', '.join(views)})"]
+    return [f"left out by view position: {parts} (data.views keeps {', '.join(views)})"]
 
 
 def _content(rows: Rows, row: int) -> tuple[object, ...]:
+    """Everything a row says about its image."""
     columns = (
         *(rows.patients, rows.studies, rows.views, rows.sexes, rows.ages, rows.captions),
         *(rows.lateralities, rows.scanners, rows.splits, rows.reports),
