@@ -10,7 +10,7 @@ from tests.fakes import chexpert, embed, iu_xray, manifest, mimic, nih, rsna
 from cleft.config import DataConfig
 from cleft.data import read_dataset
 from cleft.data.images.dicom_headers import ODDITIES, oddity_notes
-from cleft.data.splits.split_file import Leak
+from cleft.data.splits.split_file import Leakage
 from cleft.errors import DataError
 from cleft.evaluation.predictions import multi_class_results, present_absent_results
 from cleft.evaluation.scoring import Bootstrap
@@ -82,7 +82,7 @@ def test_blank_labels_are_a_sentence_whether_none_one_or_all_are():
 
 
 def test_shared_patients_are_a_sentence():
-    leak = Leak(part="test", into="train", patients=1, of_patients=1, images=1, same_study=0)
+    leak = Leakage(part="test", into="train", patients=1, of_patients=1, images=1, same_study=0)
     assert leak.sentence() == "the only test patient is also in train, with 1 other image"
 
 

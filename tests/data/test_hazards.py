@@ -569,7 +569,7 @@ def test_every_planted_kind_is_told_exactly_once_with_an_example_and_the_remedy(
         ("image '../out.png' leaves", "line 125", "write paths below data.root"),
         ("no image is named", "line 126", "fill in the path"),
         ("column 'patient' is empty", "line 127", "fill in a patient"),
-        ("two rows of the same image disagree", "lines 5, 128", "keep the one that is right"),
+        ("two rows of the same image disagree", "lines 5, 128", "keep the correct row"),
         ("is not on disk", "images/gone.png", "complete the download"),
         ("images that were decoded cannot be used", "4 of ", "fix these files"),
         ("cannot be decoded, truncated", "images/cut.png", "copy the file again"),

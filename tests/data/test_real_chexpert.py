@@ -11,7 +11,7 @@ from cleft.config import DataConfig
 from cleft.data.datasets import apply_uncertain
 from cleft.data.readers.chexpert import FINDINGS, VIEWS, read_chexpert
 from cleft.data.splits.recipes import draw_5x200, pools_5x200, split_records
-from cleft.data.splits.split_file import Leak, measure_leaks
+from cleft.data.splits.split_file import Leakage, measure_leakage
 from cleft.data.splits.subsets import ids_digest, take_fraction
 from cleft.data.text.captions import CHEST_TEMPLATE, add_captions
 
@@ -281,15 +281,15 @@ def test_a_validation_set_drawn_by_image_shares_most_of_its_patients(drawn):
 
 def test_leaks_are_those_counted(drawn):
     """Patients, of how many, their images in the other part, and how many of these are from the same study."""
-    assert measure_leaks(drawn[0]["5x200-strict"]) == []
-    assert measure_leaks(drawn[0]["5x200-paper"]) == [
-        Leak("test", "train", 671, 966, 4_612, 36),
-        Leak("test", "val", 32, 966, 293, 4),
+    assert measure_leakage(drawn[0]["5x200-strict"]) == []
+    assert measure_leakage(drawn[0]["5x200-paper"]) == [
+        Leakage("test", "train", 671, 966, 4_612, 36),
+        Leakage("test", "val", 32, 966, 293, 4),
     ]
-    assert measure_leaks(drawn[0]["5x200-images"]) == [
-        Leak("test", "train", 695, 966, 4_670, 38),
-        Leak("test", "val", 172, 966, 235, 2),
-        Leak("val", "train", 6_381, 8_055, 47_483, 323),
+    assert measure_leakage(drawn[0]["5x200-images"]) == [
+        Leakage("test", "train", 695, 966, 4_670, 38),
+        Leakage("test", "val", 172, 966, 235, 2),
+        Leakage("val", "train", 6_381, 8_055, 47_483, 323),
     ]
 
 

@@ -31,7 +31,7 @@ from cleft.data.readers.nih import FINDINGS as NIH_FINDINGS
 from cleft.data.readers.nih import read_nih
 from cleft.data.readers.rsna import read_rsna
 from cleft.data.tables.paths import is_synthetic
-from cleft.data.tables.patients import settle_people
+from cleft.data.tables.patients import exclude_patients
 from cleft.data.tables.reading import ReaderResult
 from cleft.data.tables.rows import gc_paused
 from cleft.data.text.captions import CAPTION_ORDER, CHEST_TEMPLATE, add_captions
@@ -168,7 +168,7 @@ def finish_reading(reading: Reading, config: DataConfig) -> Reading:
     Raises:
         DataError: If no record is left, or the list of excluded patients cannot be read.
     """
-    settled = settle_people(reading, config)
+    settled = exclude_patients(reading, config)
     if config.no_report == "drop":
         settled = keep_reported(settled, "whole")
     decided = replace(settled, records=apply_uncertain(settled.records, config.uncertain))

@@ -30,8 +30,8 @@ from cleft.data import data_config, prompt_template, read_dataset, report_not_in
 from cleft.data.batches import eval_loader
 from cleft.data.images.cache import PreparedImages, obtain_images
 from cleft.data.splits.recipes import split_records
-from cleft.data.splits.split_file import leak_notes
-from cleft.data.splits.subsets import PER_PATIENT, balanced, class_patients, ids_digest
+from cleft.data.splits.split_file import leakage_notes
+from cleft.data.splits.subsets import PER_PATIENT, class_sizes, draw_per_class, ids_digest
 from cleft.data.tables.paths import PHANTOMS_FILE
 from cleft.data.text.prompts import ClassNames, check_class_names, choose_classes, find_class_names, require_phrases
 from cleft.errors import CheckpointError, ConfigError, DataError
@@ -203,13 +203,13 @@ def _cautions(run: Path, reading: Reading) -> list[str]:
 
 def _told(splits: Splits, part: Split) -> list[str]:
     """What the split has to say where numbers on one of its parts are read."""
-    return [*(f"{note[0].upper()}{note[1:]}." for note in splits.notes), *leak_notes(splits, part)]
+    return [*(f"{note[0].upper()}{note[1:]}." for note in splits.notes), *leakage_notes(splits, part)]
 
 
 def _draw(records: Sequence[Record], classes: Sequence[str], per_class: PerClass) -> tuple[list[Record], str]:
     """The images drawn, and a sentence about them."""
-    drawn = balanced(records, classes, per_class.images, per_class.per_patient)
-    patients_of = ", ".join(f"{name} of {patients:,}" for name, (_, patients) in class_patients(drawn, classes).items())
+    drawn = draw_per_class(records, classes, per_class.images, per_class.per_patient)
+    patients_of = ", ".join(f"{name} of {patients:,}" for name, (_, patients) in class_sizes(drawn, classes).items())
     return drawn, (
         f"Drawn: {count(per_class.images, 'image')} of each class, at most {per_class.per_patient} of a patient in a "
         f"class; patients: {patients_of}."

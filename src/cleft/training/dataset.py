@@ -18,7 +18,7 @@ from cleft.data.batches import label_table
 from cleft.data.images.cache import PreparedImages, obtain_images
 from cleft.data.images.dicom_headers import oddity_notes
 from cleft.data.splits.recipes import split_records
-from cleft.data.splits.split_file import Leak, leak_notes, measure_leaks
+from cleft.data.splits.split_file import Leakage, leakage_notes, measure_leakage
 from cleft.data.text.reports import keep_reported
 from cleft.data.text.texts import report_format
 from cleft.errors import ConfigError, DataError
@@ -44,7 +44,7 @@ class Material:
     """Of the splits, as they were drawn; images that cannot be read are left out afterwards."""
     sources: Mapping[str, str]
     """Name of each table read to the SHA-256 of its bytes."""
-    leaks: Sequence[Leak]
+    leaks: Sequence[Leakage]
     """Patients who stand in two parts."""
     terms: str | None = None
     """What the owner of the images allows, where that reaches weights."""
@@ -113,7 +113,7 @@ def read_material(settings: Settings, *, reading: Reading | None = None, progres
     log.info("split %s (digest %s): %s for training, %s validation, %s test", *splits[3:5], *sizes)
     for note in splits.notes:
         log.info("%s", note)
-    for note in leak_notes(splits):
+    for note in leakage_notes(splits):
         log.warning("%s", note)
     prepared = obtain_images([*splits.train, *splits.val], settings.data, settings.images, progress=progress)
     for note in oddity_notes(prepared.notes):
@@ -133,7 +133,7 @@ def read_material(settings: Settings, *, reading: Reading | None = None, progres
         recipe=splits.recipe,
         digest=splits.digest,
         sources=reading.sources,
-        leaks=measure_leaks(splits),
+        leaks=measure_leakage(splits),
         terms=terms,
     )
 

@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 
 from cleft.config import Settings, Stage
-from cleft.data.tables.patients import id_key, person
+from cleft.data.tables.patients import canonical_patient, id_key
 from cleft.errors import DataError
 from cleft.models.hub import resolved_commit
 from cleft.privacy import USER_DIR, key_id, protect, shown_name
@@ -308,6 +308,6 @@ def _patient_keys(salt: str, people: str, patient: str) -> list[str]:
 
     The second is what runs of earlier versions hold.
     """
-    name = person(people, patient)
+    name = canonical_patient(people, patient)
     names = dict.fromkeys((id_key(name), name))
     return [hashlib.sha256(f"{salt}|{people}|{each}".encode()).hexdigest()[:16] for each in names]

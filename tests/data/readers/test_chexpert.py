@@ -406,11 +406,11 @@ def test_binary_labels_that_are_not_binary_are_told(tmp_path):
     root = write_fake_chexpert(tmp_path)
     write_labels_of(root / SMALL, "train_visualCheXbert.csv", odd_rows(), OTHERS, rest="0.0")
     assert any(
-        "8 rows of train_visualCheXbert.csv hold -1" in note for note in read(root, labels="visualchexbert").notes
+        "8 rows of train_visualCheXbert.csv have -1" in note for note in read(root, labels="visualchexbert").notes
     )
     binary = {image: {"Edema": "1.0"} for image in IMAGES}
     write_labels_of(root / SMALL, "train_visualCheXbert.csv", odd_rows(), binary, rest="0.0")
-    assert not any("hold -1" in note for note in read(root, labels="visualchexbert").notes)
+    assert not any("have -1" in note for note in read(root, labels="visualchexbert").notes)
 
 
 def test_a_table_of_labels_that_is_not_there_is_named(tmp_path):

@@ -384,7 +384,9 @@ def test_a_clinical_table_all_of_whose_ids_are_spoilt_is_a_fault(tmp_path):
 
 @pytest.mark.parametrize("style", ["sided", "natural", "structured"])
 def test_a_mirrored_breast_must_not_be_called_left(style):
-    with pytest.raises(ConfigError, match=f"turns left breasts into right ones, but data.caption={style}"):
+    with pytest.raises(
+        ConfigError, match=f"turns left breasts into right ones, but captions with data.caption={style}"
+    ):
         load_settings(
             "tiny", ["--data.dataset=embed", f"--data.caption={style}", "--images.augment.horizontal_flip=0.5"]
         )
@@ -396,7 +398,8 @@ def test_a_mirrored_breast_must_not_be_called_left(style):
 def test_a_caption_that_would_surely_lose_its_score_is_refused(style, tokens):
     words = ["--data.dataset=embed", f"--data.caption={style}", f"--text.max_tokens={tokens}"]
     with pytest.raises(
-        ConfigError, match=rf"text\.max_tokens={tokens} cuts data\.caption={style}, .* set text\.max_tok"
+        ConfigError,
+        match=rf"text\.max_tokens={tokens} truncates captions of data\.caption={style}, .* set text\.max_tok",
     ):
         load_settings("tiny", words)
 

@@ -145,7 +145,7 @@ def test_shuffling_the_table_changes_no_record(tmp_path):
         (
             "image,comment",
             "images/a.png,fine",
-            r"line 2: column 'comment' holds text that is no label; allowed are 1, 0, -1 and empty; if.*'_comment'",
+            r"line 2: column 'comment' holds text that is not a label; allowed are 1, 0, -1 and empty; if.*'_comment'",
         ),
         (
             "image,path,Edema",

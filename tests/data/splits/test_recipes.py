@@ -14,7 +14,7 @@ from cleft.data.splits.recipes import (
     SALTS,
     SPLITS,
     draw_5x200,
-    refuse_shared,
+    raise_shared_patients,
     salts_of,
     shared_patients,
     split_records,
@@ -268,7 +268,7 @@ def test_a_recipe_that_takes_no_list_and_a_dataset_that_reads_none_are_refused()
 def test_a_patient_in_two_splits_is_refused_with_a_count_and_three_examples():
     shared = shared_patients({"train": people([1] * 5), "test": people([1] * 4)})
     with pytest.raises(DataError, match=r"4 patients are in two splits of the recipe 'mine', such as p0, p1, p2; "):
-        refuse_shared(shared, "mine")
+        raise_shared_patients(shared, "mine")
 
 
 def test_a_recipe_that_breaks_its_promise_is_stopped(monkeypatch):

@@ -11,11 +11,11 @@ import pytest
 from cleft.config import DataConfig
 from cleft.data.splits.recipes import salts_of, split_records
 from cleft.data.splits.split_file import (
-    Leak,
+    Leakage,
     label_source,
-    leak_notes,
+    leakage_notes,
     make_split_file,
-    measure_leaks,
+    measure_leakage,
     read_split_file,
     split_lines,
     write_split_file,
@@ -340,33 +340,33 @@ LEAKY = parts(
 
 
 def test_every_pair_of_parts_is_counted_by_patients_images_and_studies():
-    assert measure_leaks(LEAKY) == [
-        Leak("test", "train", patients=1, of_patients=3, images=2, same_study=1),
-        Leak("test", "val", patients=1, of_patients=3, images=1, same_study=0),
-        Leak("val", "train", patients=1, of_patients=2, images=1, same_study=1),
+    assert measure_leakage(LEAKY) == [
+        Leakage("test", "train", patients=1, of_patients=3, images=2, same_study=1),
+        Leakage("test", "val", patients=1, of_patients=3, images=1, same_study=0),
+        Leakage("val", "train", patients=1, of_patients=2, images=1, same_study=1),
     ]
 
 
 def test_notes_say_it_in_numbers_for_the_part_that_is_asked_about():
-    assert leak_notes(LEAKY, "test") == [
+    assert leakage_notes(LEAKY, "test") == [
         "Beware: 1 of 3 test patients is also in train, with 2 other images, 1 of them from a study that test shows "
         "too (split mine); numbers on test are too good.",
         "Beware: 1 of 3 test patients is also in val, with 1 other image (split mine); numbers on test are too good.",
     ]
-    assert len(leak_notes(LEAKY)) == 3
+    assert len(leakage_notes(LEAKY)) == 3
 
 
 def test_studies_of_different_patients_are_different_whatever_their_name():
     crossed = parts([image("a", "p", "1"), image("b", "q", "2")], [], [image("c", "p", "2")], 1)
-    assert [leak.same_study for leak in measure_leaks(crossed)] == [0]
+    assert [leak.same_study for leak in measure_leakage(crossed)] == [0]
 
 
 def test_a_study_nobody_named_is_no_study():
     nameless = parts([image("a", "p")], [], [image("b", "p")], 1)
-    assert [(leak.images, leak.same_study) for leak in measure_leaks(nameless)] == [(1, 0)]
+    assert [(leak.images, leak.same_study) for leak in measure_leakage(nameless)] == [(1, 0)]
 
 
 def test_nothing_shared_is_nothing_to_say():
     apart = parts([image("a", "p")], [image("b", "q")], [image("c", "r")], 0)
-    assert measure_leaks(apart) == []
-    assert leak_notes(apart) == []
+    assert measure_leakage(apart) == []
+    assert leakage_notes(apart) == []

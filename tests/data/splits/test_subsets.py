@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cleft.data.splits.subsets import balanced, class_patients, ids_digest, take_fraction
+from cleft.data.splits.subsets import class_sizes, draw_per_class, ids_digest, take_fraction
 from cleft.errors import ConfigError, DataError
 from cleft.types import Record
 
@@ -110,61 +110,61 @@ def classes_of(records):
 
 
 def test_every_class_has_as_many_images_in_the_order_given():
-    drawn = balanced(many(), ["A", "B"], 10)
+    drawn = draw_per_class(many(), ["A", "B"], 10)
     assert classes_of(drawn) == {"A": 10, "B": 10}
     assert [int(of_class.id[:-4]) for of_class in drawn] == sorted(int(of_class.id[:-4]) for of_class in drawn)
 
 
 def test_no_patient_has_more_than_his_share_of_a_class():
     records = [of_class(i, "busy", "A") for i in range(30)] + [of_class(100 + i, f"p{i}", "A") for i in range(10)]
-    drawn = balanced(records, ["A"], 12, per_patient=2)
+    drawn = draw_per_class(records, ["A"], 12, per_patient=2)
     assert Counter(of_class.patient for of_class in drawn)["busy"] == 2
 
 
 def test_the_draw_does_not_depend_on_row_order_and_is_this_one():
-    drawn = {of_class.id for of_class in balanced(many(), ["A", "B"], 10)}
-    assert {of_class.id for of_class in balanced(many()[::-1], ["B", "A"], 10)} == drawn
+    drawn = {of_class.id for of_class in draw_per_class(many(), ["A", "B"], 10)}
+    assert {of_class.id for of_class in draw_per_class(many()[::-1], ["B", "A"], 10)} == drawn
     assert ids_digest(drawn) == "7872e1ed57da2f00"  # pragma: allowlist secret
 
 
 def test_another_class_changes_none_of_the_others():
-    alone = {of_class.id for of_class in balanced(many(), ["A"], 10)}
-    assert alone < {of_class.id for of_class in balanced(many(), ["A", "B"], 10)}
+    alone = {of_class.id for of_class in draw_per_class(many(), ["A"], 10)}
+    assert alone < {of_class.id for of_class in draw_per_class(many(), ["A", "B"], 10)}
 
 
 def test_a_smaller_set_lies_within_a_larger_one():
-    smaller, larger = ({of_class.id for of_class in balanced(many(), ["A", "B"], n)} for n in (5, 10))
+    smaller, larger = ({of_class.id for of_class in draw_per_class(many(), ["A", "B"], n)} for n in (5, 10))
     assert smaller < larger
 
 
 def test_an_image_of_no_class_or_of_two_is_not_drawn():
     records = [*many(), of_class(100, "q", None), of_class(101, "q", "A", "B")]
-    assert {"100.png", "101.png"}.isdisjoint(of_class.id for of_class in balanced(records, ["A", "B"], 20))
+    assert {"100.png", "101.png"}.isdisjoint(of_class.id for of_class in draw_per_class(records, ["A", "B"], 20))
 
 
 def test_too_few_images_are_refused_with_counts_and_a_remedy():
     with pytest.raises(DataError, match=r"B 20 \(of 20 images of 20 patients\); set --per-class 20, allow more"):
-        balanced(many(), ["A", "B"], 25)
+        draw_per_class(many(), ["A", "B"], 25)
 
 
 def test_the_remedy_is_what_the_rarest_class_has():
     records = [*many(), *(of_class(200 + i, f"r{i}", "C") for i in range(3))]
     with pytest.raises(DataError, match=r"B 20 .*C 3 .*; set --per-class 3, allow more"):
-        balanced(records, ["B", "C"], 25)
+        draw_per_class(records, ["B", "C"], 25)
 
 
 def test_too_few_patients_are_refused_too():
     records = [of_class(i, f"p{i % 2}", "A") for i in range(30)]
     with pytest.raises(DataError, match=r"at most 4 of a patient, cannot be had: A 8 \(of 30 images of 2 patients\)"):
-        balanced(records, ["A"], 10)
-    assert len(balanced(records, ["A"], 10, per_patient=5)) == 10
+        draw_per_class(records, ["A"], 10)
+    assert len(draw_per_class(records, ["A"], 10, per_patient=5)) == 10
 
 
 def test_a_class_without_an_image_is_named():
     with pytest.raises(DataError, match=r"C 0 \(of 0 images of 0 patients\); take other images"):
-        balanced(many(), ["A", "C"], 5)
+        draw_per_class(many(), ["A", "C"], 5)
 
 
 def test_patients_are_counted_by_class():
     records = [of_class(1, "p", "A"), of_class(2, "p", "A"), of_class(3, "q", "B"), of_class(4, "q", None)]
-    assert class_patients(records, ["A", "B"]) == {"A": (2, 1), "B": (1, 1)}
+    assert class_sizes(records, ["A", "B"]) == {"A": (2, 1), "B": (1, 1)}

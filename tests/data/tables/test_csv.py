@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from cleft.data.tables import csv as tables
 from cleft.data.tables.csv import read_table
-from cleft.data.tables.faults import Fault, missing_columns, refuse
+from cleft.data.tables.faults import Fault, missing_columns, raise_faults
 from cleft.errors import DataError
 
 
@@ -27,7 +27,7 @@ def write(tmp_path, data):
 def valid_table(path, columns):
     """A table without faults that has these columns."""
     table, faults = read_table(path)
-    refuse(path, [*faults, *missing_columns(table.columns, columns)])
+    raise_faults(path, [*faults, *missing_columns(table.columns, columns)])
     return table
 
 
@@ -139,7 +139,7 @@ def test_the_digest_is_that_of_the_file(tmp_path):
 
 
 def test_twenty_lines_are_named_and_the_rest_counted():
-    sentence = Fault("label", "bad", "fix it", range(1, 26)).sentence(Path("t.csv"))  # a test's folder has numbers too
+    sentence = Fault("label", "bad", "fix it", range(1, 26)).message(Path("t.csv"))  # a test's folder has numbers too
     assert "19, 20 and 5 more: bad; fix it" in sentence
     assert "21" not in sentence
 

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from cleft.data.tables.paths import are_files, find_inside, leaves_root, respell, tidy
+from cleft.data.tables.paths import are_files, find_inside, find_respelled, leaves_root, normalise_path
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ def test_paths_inside_are_let_through(path):
 
 
 def test_an_image_has_one_spelling():
-    assert {tidy(path) for path in ("a/b.png", "./a/b.png", "a//b.png", "a/./b.png")} == {"a/b.png"}
+    assert {normalise_path(path) for path in ("a/b.png", "./a/b.png", "a//b.png", "a/./b.png")} == {"a/b.png"}
 
 
 @pytest.mark.parametrize("count", [3, 30])
@@ -101,18 +101,18 @@ def root(tmp_path):
     ],
 )
 def test_case_and_accents_do_not_hide_a_file(root, written, on_disk):
-    assert respell(root, [written], []) == {written: on_disk}
+    assert find_respelled(root, [written], []) == {written: on_disk}
 
 
 def test_a_file_with_two_claims_or_a_claim_with_two_files_is_left_alone(root):
-    assert respell(root, ["images/p2.PNG", "Images/P2.png"], []) == {}
+    assert find_respelled(root, ["images/p2.PNG", "Images/P2.png"], []) == {}
     (root / "images/P2.png").touch()
-    assert respell(root, ["IMAGES/p2.PNG"], []) == {}
-    assert respell(root, ["IMAGES/p2.PNG"], ["images/P2.png"]) == {"IMAGES/p2.PNG": "Images/p2.png"}
+    assert find_respelled(root, ["IMAGES/p2.PNG"], []) == {}
+    assert find_respelled(root, ["IMAGES/p2.PNG"], ["images/P2.png"]) == {"IMAGES/p2.PNG": "Images/p2.png"}
 
 
 def test_what_is_not_there_and_what_is_a_folder_are_not_found(root):
-    assert respell(root, ["Images/none.png", "none/p1.png", "bilder", "Images/P1.PNG/x.png"], []) == {}
+    assert find_respelled(root, ["Images/none.png", "none/p1.png", "bilder", "Images/P1.PNG/x.png"], []) == {}
 
 
 def test_links_are_not_followed(root, tmp_path_factory):
@@ -120,12 +120,12 @@ def test_links_are_not_followed(root, tmp_path_factory):
     (away / "s.png").touch()
     (root / "Link").symlink_to(away)
     (root / "Images" / "Linked.png").symlink_to(away / "s.png")
-    assert respell(root, ["link/S.png", "images/linked.PNG"], []) == {}
+    assert find_respelled(root, ["link/S.png", "images/linked.PNG"], []) == {}
 
 
 def test_each_folder_is_listed_once(root, monkeypatch):
     listed = []
     scandir = os.scandir
     monkeypatch.setattr(os, "scandir", lambda path: listed.append(path) or scandir(path))
-    respell(root, [f"Images/{i}.png" for i in range(50)], [])
+    find_respelled(root, [f"Images/{i}.png" for i in range(50)], [])
     assert len(listed) == len(set(listed)) <= 3

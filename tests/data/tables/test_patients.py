@@ -14,16 +14,16 @@ from cleft.data import read_dataset
 from cleft.data.readers.manifest import read_manifest
 from cleft.data.tables.csv import read_table
 from cleft.data.tables.patients import (
-    USUAL,
+    COLUMN_SYNONYMS,
+    canonical_patient,
+    clean_id,
+    columns_for,
+    exclude_patients,
     id_key,
     is_rounded,
-    person,
     plain_name,
     read_patient_list,
-    settle_people,
     spelling_faults,
-    usual_columns,
-    whole_id,
 )
 from cleft.errors import DataError
 from cleft.strict_json import write_json
@@ -70,7 +70,7 @@ def test_spellings_of_an_id_have_one_key_and_other_ids_another():
     ],
 )
 def test_what_a_column_of_numbers_does_to_ids(text, whole, rounded):
-    assert (whole_id(text), is_rounded(text)) == (whole, rounded)
+    assert (clean_id(text), is_rounded(text)) == (whole, rounded)
 
 
 @pytest.mark.parametrize("other", [text for text in SAME[1:] if text not in ("12.0", " 12", "1.2e1")])
@@ -137,7 +137,7 @@ def test_a_list_of_excluded_patients_may_spell_them_otherwise(tmp_path, listed, 
     assert [record.patient for record in reading.records] == ["13", "13"]
     note = reading.notes[-1]
     assert "the only patient in out.csv is here" in note
-    assert ("spelled otherwise" in note) == (whole_id(listed) != "12")
+    assert ("spelled otherwise" in note) == (clean_id(listed) != "12")
 
 
 def test_a_patient_who_was_trained_on_is_known_in_any_spelling(tmp_path):
@@ -167,27 +167,27 @@ def listed(folder, text):
 
 @pytest.mark.parametrize("spelled", ["13", "00000013", "patient00013", "Patient13"])
 def test_a_patient_of_nih_has_one_name_however_it_is_spelled(spelled):
-    assert person("nih", spelled) == "13"
-    assert person("chexpert", spelled) == spelled
+    assert canonical_patient("nih", spelled) == "13"
+    assert canonical_patient("chexpert", spelled) == spelled
 
 
 def test_a_name_that_is_no_number_stays_as_it_is():
-    assert person("nih", "0004cfab-14fd-4e49-80ba-63a80b6bddd6") == "0004cfab-14fd-4e49-80ba-63a80b6bddd6"
-    assert person("nih", "000") == "0"
+    assert canonical_patient("nih", "0004cfab-14fd-4e49-80ba-63a80b6bddd6") == "0004cfab-14fd-4e49-80ba-63a80b6bddd6"
+    assert canonical_patient("nih", "000") == "0"
 
 
 def test_a_setting_says_whose_patients_these_are_and_leaves_their_ids_alone():
-    settled = settle_people(reading("patient00013"), DataConfig(people="nih"))
+    settled = exclude_patients(reading("patient00013"), DataConfig(people="nih"))
     assert settled.people == "nih"
     assert settled.records[0].patient == "patient00013"
-    assert settle_people(reading("a", people="nih"), DataConfig()).people == "nih"
+    assert exclude_patients(reading("a", people="nih"), DataConfig()).people == "nih"
 
 
 @pytest.mark.parametrize("column", ["patient", "patient_id", "Patient ID", "nih_patient"])
 def test_excluded_patients_are_left_out_counted_and_told(tmp_path, column):
     path = listed(tmp_path, f"patientId,{column}\nuuid-1,13\nuuid-2,13\nuuid-3,99\n")
     before = reading("patient00013", "patient00014", "patient00013")
-    settled = settle_people(before, DataConfig(people="nih", exclude=path))
+    settled = exclude_patients(before, DataConfig(people="nih", exclude=path))
     assert [record.patient for record in settled.records] == ["patient00014"]
     assert settled.rejected == {"excluded": ["0", "2"]}
     assert settled.notes == ("1 of 2 patients in out.csv is here, with 2 images that stay out of every split",)
@@ -196,7 +196,7 @@ def test_excluded_patients_are_left_out_counted_and_told(tmp_path, column):
 
 def test_a_list_in_which_nobody_is_here_is_doubted(tmp_path):
     path = listed(tmp_path, "patient\n13\n")
-    settled = settle_people(reading("patient00013"), DataConfig(exclude=path))
+    settled = exclude_patients(reading("patient00013"), DataConfig(exclude=path))
     assert len(settled.records) == 1
     assert settled.rejected == {}
     assert settled.notes[0].endswith("do its ids and data.people name the same people?")
@@ -220,7 +220,7 @@ def test_a_list_that_does_not_say_whom_it_names_is_refused(tmp_path, text, messa
 def test_a_list_of_everybody_is_refused(tmp_path):
     config = dataclasses.replace(DataConfig(), exclude=listed(tmp_path, "patient\na\n"))
     with pytest.raises(DataError, match="no patient is left"):
-        settle_people(reading("a", "a"), config)
+        exclude_patients(reading("a", "a"), config)
 
 
 PATIENTS = (
@@ -322,10 +322,10 @@ def test_a_column_that_begins_with_an_underscore_stays_out(tmp_path):
 
 
 def test_no_usual_name_has_two_meanings():
-    every = [name for names in USUAL.values() for name in names]
+    every = [name for names in COLUMN_SYNONYMS.values() for name in names]
     assert len(every) == len(set(every))
     assert all(name == plain_name(name) for name in every)
-    assert usual_columns("image", ["Path", "_path", "Edema"]) == ["Path"]
+    assert columns_for("image", ["Path", "_path", "Edema"]) == ["Path"]
 
 
 @pytest.mark.parametrize(

@@ -39,8 +39,8 @@ def test_o1_a_name_or_date_in_a_column_of_labels_is_not_quoted(tmp_path, cells):
     path = tmp_path / "t.csv"
     path.write_text("remark,x\n" + "".join(f"{cell},\n" for cell in cells))
     _, (fault,) = read_codes(read_table(path)[0], ["remark"])
-    assert fault.what == "column 'remark' holds text that is no label"
-    assert fault.remedy.endswith("call it '_remark'")
+    assert fault.what == "column 'remark' holds text that is not a label"
+    assert fault.remedy.endswith("rename it '_remark'")
 
 
 def test_sexes_are_spelled_one_way_and_others_counted(table):

@@ -23,7 +23,7 @@ from cleft.data.counts import count_captions, count_labels, group_by, share_pres
 from cleft.data.datasets import DATASETS, finish_reading, license_terms
 from cleft.data.images.decode_pool import usable_cores
 from cleft.data.splits.recipes import split_records
-from cleft.data.splits.split_file import leak_notes
+from cleft.data.splits.split_file import leakage_notes
 from cleft.data.tables.paths import is_synthetic
 from cleft.data.tables.reading import ReaderResult
 from cleft.errors import DataError
@@ -60,7 +60,7 @@ class CheckOptions:
 
 def summarise(scan: ReaderResult, config: DataConfig, images: ImagesConfig, effort: CheckOptions) -> Census:
     """Counts what a scan found, and looks at files and pixels as far as asked for."""
-    faults = [fault.sentence(Path(scan.path.name)) for fault in scan.faults]
+    faults = [fault.message(Path(scan.path.name)) for fault in scan.faults]
     reading, splits, told = _divide(scan.reading, config)
     # Too few rows are left to split because the others are faulty: that is no fault of its own.
     faults += told if not faults else []
@@ -152,7 +152,7 @@ def _compare(records: Sequence[Record], splits: Splits | None, sample: Sample) -
 
 
 def _notes(splits: Splits | None) -> list[str]:
-    return [*splits.notes, *leak_notes(splits)] if splits else []
+    return [*splits.notes, *leakage_notes(splits)] if splits else []
 
 
 def _tallies(records: Sequence[Record]) -> tuple[Tally, ...]:

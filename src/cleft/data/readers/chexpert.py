@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from cleft.config import DataConfig
 from cleft.data.tables.csv import Column, Table, read_table
-from cleft.data.tables.faults import Fault, missing_columns, refuse
+from cleft.data.tables.faults import Fault, missing_columns, raise_faults
 from cleft.data.tables.paths import is_synthetic
 from cleft.data.tables.reading import (
     ParsedTable,
@@ -91,7 +91,7 @@ def read_chexpert(config: DataConfig, *, check_files: bool = True) -> ReaderResu
     path = find_table(root, table_folders(root), config.table or "train.csv")
     table, faults = read_table(path)
     if "Path" not in table.columns:
-        refuse(path, missing_columns(table.columns, ["Path", *(FINDINGS if config.labels == "table" else ())]))
+        raise_faults(path, missing_columns(table.columns, ["Path", *(FINDINGS if config.labels == "table" else ())]))
     paths, wrong_paths = read_paths(table)
     labels, wrong_labels = _read_labels(config, root, table, paths.ids)
     labelled = labels.labelled[paths.valid]
@@ -156,16 +156,16 @@ def read_other_labels(path: Path, source: str, ids: Sequence[str], findings: Seq
     """
     table, faults = read_table(path)
     lacking = missing_columns(table.columns, ["Path", *findings])
-    refuse(path, [*faults, *lacking])
+    raise_faults(path, [*faults, *lacking])
     codes, wrong_codes = read_codes(table, findings)
     paths, wrong_paths = read_paths(table)
     rows, conflicts = _row_of_image(paths.ids, codes, table.lines)
-    refuse(path, [*wrong_codes, *wrong_paths, *conflicts])
+    raise_faults(path, [*wrong_codes, *wrong_paths, *conflicts])
     row_of = np.array([rows.get(name, -1) for name in ids], dtype=np.int64)
     labelled = row_of >= 0
     if not labelled.any():
         what = "none of its images is in the image list"
-        refuse(path, [Fault("labels", what, "choose the table of the same images, or set data.labels=table")])
+        raise_faults(path, [Fault("labels", what, "choose the table of the same images, or set data.labels=table")])
     matched = np.where(labelled[:, None], codes[row_of], BLANK).astype(np.int8)
     notes = _match_notes(path.name, source, ids, rows, codes)
     return Labels(tuple(findings), matched, labelled, table.source, notes)

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from cleft.data.readers.embed_captions import DIAGNOSTIC, LETTERS, MALE, NO_ASSESSMENT, SCREENING, known_race
 from cleft.data.tables.csv import Column, Table, read_table
-from cleft.data.tables.faults import Fault, faults_of_table, nearest, refuse
+from cleft.data.tables.faults import Fault, faults_of_table, raise_faults, suggestion
 from cleft.data.tables.paths import leaves_root
-from cleft.data.tables.patients import whole_id
+from cleft.data.tables.patients import clean_id
 from cleft.data.tables.rows import read_ages, read_sexes, read_texts
 from cleft.errors import ConfigError, DataError
 from cleft.grammar import agree, count, verb
@@ -129,10 +129,10 @@ def read_columns(path: Path, required: Mapping[str, tuple[str, ...]], optional: 
                 notes.append(f"{path.name} calls {names[0]} {name}")
     missing = [names[0] for meaning, names in required.items() if meaning not in columns]
     if missing:
-        guesses = "".join(nearest(name, table.header) for name in missing)
+        guesses = "".join(suggestion(name, table.header) for name in missing)
         more = ", …" if len(table.header) > _SHOWN else ""
         what = f"no column {', '.join(map(repr, missing))}; found {', '.join(table.header[:_SHOWN])}{more}"
-        refuse(path, [Fault("columns", what, f"is this a table of EMBED? rename or add it{guesses}")])
+        raise_faults(path, [Fault("columns", what, f"is this a table of EMBED? rename or add it{guesses}")])
     return Named(table, columns, faults, notes)
 
 
@@ -152,7 +152,7 @@ def whole_ids(column: Column) -> tuple[list[str], list[int], int]:
     shortened = 0
     for position, value in enumerate(column.values):
         text = value.strip()
-        whole = whole_id(text)
+        whole = clean_id(text)
         if whole != text:
             text = whole
             shortened += 1

@@ -24,9 +24,9 @@ from cleft.data.images.dicom_headers import Header, header_notes
 from cleft.data.readers.chexpert import FINDINGS as CHEXPERT
 from cleft.data.readers.iu_xml import Report, image_name, read_xml_reports, report_files
 from cleft.data.tables.csv import Table, read_table
-from cleft.data.tables.faults import Fault, faults_of_table, missing_columns, refuse
+from cleft.data.tables.faults import Fault, faults_of_table, missing_columns, raise_faults
 from cleft.data.tables.paths import is_junk
-from cleft.data.tables.patients import whole_id
+from cleft.data.tables.patients import clean_id
 from cleft.data.tables.reading import (
     ParsedTable,
     ReaderResult,
@@ -243,7 +243,7 @@ def read_projections(path: Path) -> Projections:
         DataError: If it lacks a column.
     """
     table, faults = read_table(path)
-    refuse(path, missing_columns(table.columns, [_UID, _FILE, _VIEW]))
+    raise_faults(path, missing_columns(table.columns, [_UID, _FILE, _VIEW]))
     names = [image_name(text) or "" for text in table.columns[_FILE].texts()]
     numbers = _numbers(table)
     texts = table.columns[_VIEW].texts()
@@ -270,7 +270,7 @@ def read_table_reports(path: Path, wanted: Sequence[str]) -> TableReports:
         DataError: If it lacks a column, or not one of its reports belongs to an image.
     """
     table, faults = read_table(path)
-    refuse(path, missing_columns(table.columns, [_UID, _TERMS, "findings", "impression"]))
+    raise_faults(path, missing_columns(table.columns, [_UID, _TERMS, "findings", "impression"]))
     numbers = _numbers(table)
     sections = {name: read_texts(table.columns.get(name), len(table)) for name in _SECTIONS}
     terms = read_texts(table.columns[_TERMS], len(table))
@@ -303,7 +303,7 @@ def read_table_reports(path: Path, wanted: Sequence[str]) -> TableReports:
 
 
 def _numbers(table: Table) -> list[str]:
-    texts = [whole_id(text) for text in table.columns[_UID].texts()]
+    texts = [clean_id(text) for text in table.columns[_UID].texts()]
     return [str(int(text)) if text.isascii() and text.isdecimal() else "" for text in texts]
 
 

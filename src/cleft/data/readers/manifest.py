@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from cleft.config import DataConfig
 from cleft.data.tables.csv import Column, Table, read_table
-from cleft.data.tables.faults import Fault, nearest, refuse, told_lines
-from cleft.data.tables.paths import find_inside, leaves_root, respell, tidy
-from cleft.data.tables.patients import is_no_finding, may_name_patients, read_patients, rounded_fault, usual_columns
+from cleft.data.tables.faults import Fault, format_lines, raise_faults, suggestion
+from cleft.data.tables.paths import find_inside, find_respelled, leaves_root, normalise_path
+from cleft.data.tables.patients import columns_for, is_not_a_finding, may_name_patients, read_patients, rounded_fault
 from cleft.data.tables.reading import (
     ParsedTable,
     ReaderResult,
@@ -97,9 +97,9 @@ def read_manifest(config: DataConfig, *, check_files: bool = True) -> ReaderResu
     table, faults = read_table(path)
     named, left, twice = _name_columns(table)
     if "image" not in named:
-        close = nearest("image", table.columns)
+        close = suggestion("image", table.columns)
         lacking = Fault("columns", f"no column 'image'; found {list(table.columns)}", f"name the images' paths{close}")
-        refuse(path, [*twice, lacking])
+        raise_faults(path, [*twice, lacking])
     taken = {id(column) for column in named.values()}
     findings = tuple(
         name
@@ -173,7 +173,7 @@ def _name_columns(table: Table) -> tuple[dict[str, Column], list[str], list[Faul
     left: list[str] = []
     faults: list[Fault] = []
     for meaning, own in COLUMNS.items():
-        exact, usual = [name for name in names if name.casefold() in own], usual_columns(meaning, names)
+        exact, usual = [name for name in names if name.casefold() in own], columns_for(meaning, names)
         found = exact or usual
         if found:
             named[meaning] = table.columns[found[0]]
@@ -190,7 +190,7 @@ def _name_columns(table: Table) -> tuple[dict[str, Column], list[str], list[Faul
             remedy = f"call it 'patient' if it does, '_{name}' to leave it out, or otherwise if it is a finding"
             faults.append(Fault("columns", what, remedy, (1,)))
             left.append(name)
-        elif is_no_finding(name):
+        elif is_not_a_finding(name):
             what = f"column {name!r} has no name of a finding"
             remedy = f"call it '_{name}' to leave it out, or give it the name of its finding"
             faults.append(Fault("columns", what, remedy, (1,)))
@@ -202,7 +202,7 @@ def _read_paths(table: Table, column: Column) -> tuple[list[str], NDArray[np.int
     """Returns ids, the rows that have one, and faults; rows whose path must not be looked at have an empty id."""
     texts = column.texts()
     leaving = [leaves_root(text) for text in texts]
-    ids = ["" if leaves else tidy(text) for text, leaves in zip(texts, leaving, strict=True)]
+    ids = ["" if leaves else normalise_path(text) for text, leaves in zip(texts, leaving, strict=True)]
     out = [row for row, leaves in enumerate(leaving) if leaves]
     blank = [row for row, text in enumerate(texts) if not text]
     faults: list[Fault] = []
@@ -224,7 +224,7 @@ def _respell(
     if not missing:
         return {}
     taken = {ids[row] for row in np.flatnonzero(present).tolist()}
-    spelled = respell(root, list(dict.fromkeys(ids[row] for row in missing)), taken)
+    spelled = find_respelled(root, list(dict.fromkeys(ids[row] for row in missing)), taken)
     for row in missing:
         present[row] = ids[row] in spelled
     return spelled
@@ -236,7 +236,7 @@ def _spelling_note(table: Table, ids: Sequence[str], spelled: Mapping[str, str])
         return []
     return [
         f"{count(len(spelled), 'image')} {verb(len(spelled), 'has', 'have')} another spelling on disk, in letter case "
-        f"or in how accents are composed ({told_lines(lines)}); "
+        f"or in how accents are composed ({format_lines(lines)}); "
         + agree(
             len(spelled), "[it was|they were] found, but spell [it|them] as the disk does and the table works anywhere"
         )

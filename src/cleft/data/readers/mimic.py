@@ -23,9 +23,9 @@ from cleft.config import DataConfig
 from cleft.data.images.cache import read_dataset_headers
 from cleft.data.images.dicom_headers import Header, header_notes
 from cleft.data.tables.csv import MAX_CELL_BYTES, Table, read_table
-from cleft.data.tables.faults import Fault, faults_of_table, missing_columns, refuse
+from cleft.data.tables.faults import Fault, faults_of_table, missing_columns, raise_faults
 from cleft.data.tables.paths import are_files, is_junk
-from cleft.data.tables.patients import whole_id
+from cleft.data.tables.patients import clean_id
 from cleft.data.tables.reading import (
     ParsedTable,
     ReaderResult,
@@ -264,7 +264,7 @@ def _read_sectioned(path: Path, studies: Mapping[str, str], choice: Choice) -> R
     table, faults = read_table(path)
     if "study" not in table.columns or not any(name in table.columns for name in _SECTIONS[:2]):
         lacking = missing_columns(table.columns, ["study", *_SECTIONS[:2]])
-        refuse(
+        raise_faults(
             path,
             [fault._replace(remedy=f"{fault.remedy}; is it made by create_section_files.py?") for fault in lacking],
         )
@@ -357,9 +357,9 @@ def read_images(table: Table) -> Images:
         DataError: If it has no column of one of the three ids.
     """
     lacking = missing_columns(table.columns, [SUBJECT, STUDY, DICOM])
-    refuse(table.path, lacking)
+    raise_faults(table.path, lacking)
     names = table.columns[DICOM].texts()
-    subjects, studies = (list(map(whole_id, table.columns[name].texts())) for name in (SUBJECT, STUDY))
+    subjects, studies = (list(map(clean_id, table.columns[name].texts())) for name in (SUBJECT, STUDY))
     sound = np.ones(len(table), dtype=bool)
     faults: list[Fault] = []
     for column, texts, form, remedy in (
@@ -412,7 +412,7 @@ def read_parts(path: Path | None, names: Sequence[str]) -> Parts:
         told = "no mimic-cxr-2.0.0-split.csv: the official split is not known (data.split=patients does without)"
         return Parts(None, [], [told], {})
     table, faults = read_table(path)
-    refuse(path, missing_columns(table.columns, [DICOM, "split"]))
+    raise_faults(path, missing_columns(table.columns, [DICOM, "split"]))
     parts, wrong = read_splits(table, table.columns["split"])
     part_of: dict[str, str | None] = {}
     clashes: list[int] = []
@@ -448,11 +448,11 @@ def read_labels(path: Path | None, images: Images) -> Labels:
         told = "no mimic-cxr-2.0.0-chexpert.csv and no -negbio.csv that was asked for: no finding is known"
         return Labels(codes, [], [told], {})
     table, faults = read_table(path)
-    refuse(path, missing_columns(table.columns, [SUBJECT, STUDY, *FINDINGS]))
+    raise_faults(path, missing_columns(table.columns, [SUBJECT, STUDY, *FINDINGS]))
     told, wrong = read_codes(table, FINDINGS)
     place: dict[tuple[str, str], int] = {}
     clashes: list[int] = []
-    keys = zip(*(map(whole_id, table.columns[name].texts()) for name in (SUBJECT, STUDY)), strict=True)
+    keys = zip(*(map(clean_id, table.columns[name].texts()) for name in (SUBJECT, STUDY)), strict=True)
     for row, key in enumerate(keys):
         other = place.setdefault(key, row)
         if not np.array_equal(told[row], told[other]):

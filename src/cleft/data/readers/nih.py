@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from cleft.config import DataConfig
 from cleft.data.tables.csv import Column, Table, read_table
-from cleft.data.tables.faults import Fault, missing_columns, nearest, refuse
-from cleft.data.tables.patients import person, whole_id
+from cleft.data.tables.faults import Fault, missing_columns, raise_faults, suggestion
+from cleft.data.tables.patients import canonical_patient, clean_id
 from cleft.data.tables.reading import (
     ParsedTable,
     ReaderResult,
@@ -101,7 +101,7 @@ def read_nih(config: DataConfig, *, check_files: bool = True) -> ReaderResult:
         table.columns, [_IMAGE, _LABELS, _PATIENT, "Patient Age", "Patient Gender", "View Position"]
     )
     if lacking:
-        refuse(path, lacking)
+        raise_faults(path, lacking)
     ids, patients, sound, wrong_names = _read_names(table)
     codes, wrong_labels = _read_labels(table)
     lists = read_lists([path.parent, *folders], ids)
@@ -245,8 +245,8 @@ def _read_names(table: Table) -> tuple[list[str], list[str], NDArray[np.bool_], 
     """Ids, patients, which rows have both, and what is wrong with the others."""
     ids = table.columns[_IMAGE].texts()
     matches = [_NAME.fullmatch(name) for name in ids]
-    numbers = [whole_id(value) for value in table.columns[_PATIENT].values]
-    people = [person("nih", number) if number.isdecimal() else "" for number in numbers]
+    numbers = [clean_id(value) for value in table.columns[_PATIENT].values]
+    people = [canonical_patient("nih", number) if number.isdecimal() else "" for number in numbers]
     patients = [people[i] for i in table.columns[_PATIENT].index.tolist()]
     strange = [row for row, match in enumerate(matches) if match is None]
     unnamed = [row for row, patient in enumerate(patients) if not patient]
@@ -286,7 +286,10 @@ def _read_labels(table: Table) -> tuple[NDArray[np.int8], list[Fault]]:
             contradicting.append(i)
     faults = [
         Fault(
-            "label", f"column {_LABELS!r} names {name[:40]!r}{nearest(name, place)}", remedy, _lines(table, column, at)
+            "label",
+            f"column {_LABELS!r} names {name[:40]!r}{suggestion(name, place)}",
+            remedy,
+            _lines(table, column, at),
         )
         for name, at in unknown.items()
         for remedy in [f"known are {', '.join(place)}, several with | between them"]

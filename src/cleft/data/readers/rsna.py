@@ -26,9 +26,9 @@ from cleft.config import DataConfig
 from cleft.data.images.cache import read_dataset_headers
 from cleft.data.images.dicom_headers import Header, header_notes
 from cleft.data.tables.csv import Table, read_table
-from cleft.data.tables.faults import Fault, missing_columns, refuse
+from cleft.data.tables.faults import Fault, missing_columns, raise_faults
 from cleft.data.tables.paths import are_files, is_junk
-from cleft.data.tables.patients import person
+from cleft.data.tables.patients import canonical_patient
 from cleft.data.tables.reading import (
     ParsedTable,
     ReaderResult,
@@ -101,7 +101,7 @@ def read_rsna(config: DataConfig, *, check_files: bool = True) -> ReaderResult:
     table, faults = read_table(path)
     lacking = missing_columns(table.columns, ["patientId", *BOX, "Target"])
     if lacking:
-        refuse(path, lacking)
+        raise_faults(path, lacking)
     labels, wrong = read_labels(table)
     homes = list(dict.fromkeys([path.parent, *folders]))
     detailed = find_file(homes, DETAILS)
@@ -243,7 +243,7 @@ def _read_json(path: Path) -> PatientMap:
         )
     images, names = [image for image, _ in pairs], [name for _, name in pairs]
     patients, faults = _from_names(names, range(len(names)), "record")
-    refuse(path, [*faults, *_clashes(images, patients, [])])
+    raise_faults(path, [*faults, *_clashes(images, patients, [])])
     return PatientMap(path, hashlib.sha256(raw).hexdigest(), _known(images, patients), frozenset())
 
 
@@ -254,14 +254,14 @@ def _read_csv(path: Path) -> PatientMap:
     numbers, names = (read_texts(columns.get(name), len(table)) for name in ("nih_patient", "nih_image"))
     if "patientid" not in columns or not {"nih_patient", "nih_image"} & columns.keys():
         what = f"no columns 'patientId' and 'nih_patient'; found {list(table.columns)}"
-        refuse(path, [Fault("mapping", what, "give one of the forms in docs/datasets/rsna.md", (1,)), *faults])
+        raise_faults(path, [Fault("mapping", what, "give one of the forms in docs/datasets/rsna.md", (1,)), *faults])
     lines = table.lines.tolist()
     by_name, wrong = (
         _from_names([name or "" for name in names], lines, "line") if "nih_image" in columns else (None, [])
     )
     patients = by_name or ["" for _ in lines]
     if "nih_patient" in columns:
-        patients = [person("nih", number or "") for number in numbers]
+        patients = [canonical_patient("nih", number or "") for number in numbers]
         strange = [lines[i] for i, patient in enumerate(patients) if not patient.isdecimal()]
         if strange:
             wrong.append(Fault("mapping", "column 'nih_patient' holds no number of a patient", "correct it", strange))
@@ -272,7 +272,7 @@ def _read_csv(path: Path) -> PatientMap:
     errors = [_float(text) for text in read_texts(columns.get("pixel_mse"), len(table))]
     texts = [image or "" for image in images]
     doubtful = frozenset(image for image, error in zip(texts, errors, strict=True) if not error <= DOUBTFUL)
-    refuse(path, [*faults, *wrong, *_clashes(texts, patients, lines)])
+    raise_faults(path, [*faults, *wrong, *_clashes(texts, patients, lines)])
     return PatientMap(path, table.sha256, _known(texts, patients), doubtful)
 
 
@@ -280,7 +280,7 @@ def _from_names(names: Sequence[str], places: Sequence[int], what: str) -> tuple
     """Patients out of NIH's file names."""
     found = [_NIH_IMAGE.fullmatch(name) for name in names]
     strange = [places[i] for i, match in enumerate(found) if match is None]
-    patients = [person("nih", match[1]) if match else "" for match in found]
+    patients = [canonical_patient("nih", match[1]) if match else "" for match in found]
     if not strange:
         return patients, []
     example = names[[match is None for match in found].index(True)][:80]
@@ -395,7 +395,7 @@ def read_details(path: Path, labels: Labels) -> Details:
         DataError: If a class is unknown, or contradicts another row or the label table.
     """
     table, faults = read_table(path)
-    refuse(path, [*faults, *missing_columns(table.columns, ["patientId", "class"])])
+    raise_faults(path, [*faults, *missing_columns(table.columns, ["patientId", "class"])])
     names, classes = table.columns["patientId"].texts(), table.columns["class"].texts()
     target = dict(zip(labels.names, labels.target.tolist(), strict=True))
     said: dict[str, str] = {}
@@ -410,7 +410,7 @@ def read_details(path: Path, labels: Labels) -> Details:
     wrong = [Fault("label", what, "correct it", table.lines[strange].tolist())] * bool(strange)
     what = "the class of an image contradicts another row of it, or its Target in the label table"
     wrong += [Fault("label", what, "keep what is right", table.lines[apart].tolist())] * bool(apart)
-    refuse(path, wrong)
+    raise_faults(path, wrong)
     normal = np.array([CLASSES.get(said.get(name, ""), BLANK) for name in labels.names], dtype=np.int8)
     silent = int((normal == BLANK).sum())
     they = verb(silent, "it is", "they are")

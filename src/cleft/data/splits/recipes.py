@@ -10,8 +10,8 @@ from cleft.data.counts import single_class
 from cleft.data.datasets import split_recipe
 from cleft.data.images.cache import cache_folder
 from cleft.data.readers.chexpert import FINDINGS
-from cleft.data.splits.split_file import follow_split_file
-from cleft.data.splits.subsets import TEST_SALT, VAL_SALT, Cut, ids_digest, order_key, share_of, take_patients
+from cleft.data.splits.split_file import apply_split_file
+from cleft.data.splits.subsets import TEST_SALT, VAL_SALT, Assignment, ids_digest, image_count, order_key, take_patients
 from cleft.data.tables.rows import gc_paused
 from cleft.errors import ConfigError, DataError
 from cleft.grammar import count, share, verb
@@ -70,35 +70,35 @@ def pools_5x200(records: Sequence[Record]) -> dict[str, list[Record]]:
     return pools
 
 
-def all_5x200(records: Sequence[Record]) -> set[str]:
+def ids_5x200(records: Sequence[Record]) -> set[str]:
     """Returns the ids of the images drawn for all five classes."""
     return {identifier for ids in draw_5x200(records).values() for identifier in ids}
 
 
-def strict(records: Sequence[Record], test: set[str], config: DataConfig) -> Cut:
+def strict_5x200(records: Sequence[Record], test: set[str], config: DataConfig) -> Assignment:
     """The other images of test patients are left out altogether."""
     patients = {record.patient for record in records if record.id in test}
     pool = [record for record in records if record.patient not in patients]
-    return Cut(test, pool, take_patients(pool, share_of(config.val_fraction, len(pool)), CHEXPERT_VAL_SALT))
+    return Assignment(test, pool, take_patients(pool, image_count(config.val_fraction, len(pool)), CHEXPERT_VAL_SALT))
 
 
-def paper(records: Sequence[Record], test: set[str], config: DataConfig) -> Cut:
+def paper_5x200(records: Sequence[Record], test: set[str], config: DataConfig) -> Assignment:
     """The other images of test patients stay in training."""
     pool = [record for record in records if record.id not in test]
-    return Cut(test, pool, take_patients(pool, share_of(config.val_fraction, len(pool)), CHEXPERT_VAL_SALT))
+    return Assignment(test, pool, take_patients(pool, image_count(config.val_fraction, len(pool)), CHEXPERT_VAL_SALT))
 
 
-def by_image(records: Sequence[Record], test: set[str], config: DataConfig) -> Cut:
+def images_5x200(records: Sequence[Record], test: set[str], config: DataConfig) -> Assignment:
     """As `paper`, and validation images are drawn without a look at their patient."""
     pool = [record for record in records if record.id not in test]
     order = sorted((record.id for record in pool), key=lambda identifier: order_key(IMAGE_VAL_SALT, identifier))
-    return Cut(test, pool, set(order[: share_of(config.val_fraction, len(pool))]))
+    return Assignment(test, pool, set(order[: image_count(config.val_fraction, len(pool))]))
 
 
-RECIPES_5X200: Mapping[str, Callable[[Sequence[Record], set[str], DataConfig], Cut]] = {
-    "5x200-strict": strict,
-    "5x200-paper": paper,
-    "5x200-images": by_image,
+RECIPES_5X200: Mapping[str, Callable[[Sequence[Record], set[str], DataConfig], Assignment]] = {
+    "5x200-strict": strict_5x200,
+    "5x200-paper": paper_5x200,
+    "5x200-images": images_5x200,
 }
 """What becomes of the rest once the test images are known, by the value of `data.split`."""
 
@@ -136,7 +136,7 @@ RSNA_VAL_SALT = "cleft-rsna-val-v1"
 _DIGITS = 8
 
 
-def rsna_balanced(records: Sequence[Record], config: DataConfig) -> Cut:
+def rsna_balanced(records: Sequence[Record], config: DataConfig) -> Assignment:
     """Cuts RSNA into a test set and a pool, both with as many images of Pneumonia as without.
 
     Patients are walked in the order of their hash and go to the test set as long as its positives do not pass their
@@ -160,7 +160,7 @@ def rsna_balanced(records: Sequence[Record], config: DataConfig) -> Cut:
     chosen = _balance(sides[0], positive, negative) | _balance(sides[1], positive, negative)
     test = {record.id for record in sides[0] if record.id in chosen}
     pool = [record for record in sides[1] if record.id in chosen]
-    return Cut(test, pool, take_patients(pool, share_of(config.val_fraction, len(pool)), RSNA_VAL_SALT))
+    return Assignment(test, pool, take_patients(pool, image_count(config.val_fraction, len(pool)), RSNA_VAL_SALT))
 
 
 def _test_patients(records: Sequence[Record], positive: set[str]) -> set[str]:
@@ -168,7 +168,7 @@ def _test_patients(records: Sequence[Record], positive: set[str]) -> set[str]:
     positives: dict[str, int] = {}
     for record in records:
         positives[record.patient] = positives.get(record.patient, 0) + (record.id in positive)
-    target = share_of(TEST_POSITIVES / ALL_POSITIVES, len(positive))
+    target = image_count(TEST_POSITIVES / ALL_POSITIVES, len(positive))
     tested: set[str] = set()
     reached = 0
     # NIH writes its patients with eight digits; the order is that of these names.
@@ -200,7 +200,7 @@ _TRAIN, _VAL = 0.7, 0.8
 """Where training and validation end; the rest is for testing."""
 
 
-def embed_patients(records: Sequence[Record], config: DataConfig) -> Cut:
+def embed_patients(records: Sequence[Record], config: DataConfig) -> Assignment:
     """Cuts the patients, in the order of their hash, at 70 and 80 %, whatever number of images they have.
 
     Source:
@@ -209,7 +209,7 @@ def embed_patients(records: Sequence[Record], config: DataConfig) -> Cut:
     order = sorted({record.patient for record in records}, key=lambda patient: order_key(EMBED_SALT, patient))
     first, second = round(_TRAIN * len(order)), round(_VAL * len(order))
     val, test = set(order[first:second]), set(order[second:])
-    return Cut(
+    return Assignment(
         test={record.id for record in records if record.patient in test},
         pool=[record for record in records if record.patient not in test],
         val={record.id for record in records if record.patient in val},
@@ -232,7 +232,7 @@ def split_records(reading: Reading, config: DataConfig) -> Splits:
             split file does not fit, or too many images of a list cannot be used.
     """
     if config.split_file is not None:
-        parts, recipe, notes = follow_split_file(config.split_file, reading, cache_folder(config))
+        parts, recipe, notes = apply_split_file(config.split_file, reading, cache_folder(config))
         may_share = recipe in SPLITS and recipe not in DISJOINT
     else:
         recipe = split_recipe(config)
@@ -246,7 +246,7 @@ def split_records(reading: Reading, config: DataConfig) -> Splits:
         may_share = recipe not in DISJOINT
     shared = shared_patients(parts)
     if shared and not may_share:
-        refuse_shared(shared, recipe)
+        raise_shared_patients(shared, recipe)
     return Splits(
         **parts,
         recipe=recipe,
@@ -269,7 +269,7 @@ def shared_patients(parts: Mapping[str, Sequence[Record]]) -> list[str]:
     return sorted(patient for patient, count in counts.items() if count > 1)
 
 
-def refuse_shared(shared: Sequence[str], recipe: str) -> None:
+def raise_shared_patients(shared: Sequence[str], recipe: str) -> None:
     """Raises a DataError that counts the patients who stand in two splits and names three."""
     raise DataError(
         f"{count(len(shared), 'patient')} {verb(len(shared), 'is', 'are')} in two splits of the recipe {recipe!r}, "
@@ -279,7 +279,7 @@ def refuse_shared(shared: Sequence[str], recipe: str) -> None:
     )
 
 
-def _cut(reading: Reading, recipe: str, config: DataConfig) -> tuple[Cut, list[str]]:
+def _cut(reading: Reading, recipe: str, config: DataConfig) -> tuple[Assignment, list[str]]:
     if config.test_list is None:
         return SPLITS[recipe](reading.records, config), []
     if recipe not in _FROM_LIST:
@@ -312,17 +312,17 @@ def _listed(reading: Reading, config: DataConfig) -> tuple[set[str], list[str]]:
     return set(test), [sentence]
 
 
-def _by_patient(records: Sequence[Record], config: DataConfig) -> Cut:
-    test = take_patients(records, share_of(config.test_fraction, len(records)), TEST_SALT)
+def _by_patient(records: Sequence[Record], config: DataConfig) -> Assignment:
+    test = take_patients(records, image_count(config.test_fraction, len(records)), TEST_SALT)
     pool = [record for record in records if record.id not in test]
-    return Cut(test, pool, take_patients(pool, share_of(config.val_fraction, len(pool)), VAL_SALT))
+    return Assignment(test, pool, take_patients(pool, image_count(config.val_fraction, len(pool)), VAL_SALT))
 
 
-def _by_5x200(recipe: str) -> Callable[[Sequence[Record], DataConfig], Cut]:
-    return lambda records, config: RECIPES_5X200[recipe](records, all_5x200(records), config)
+def _by_5x200(recipe: str) -> Callable[[Sequence[Record], DataConfig], Assignment]:
+    return lambda records, config: RECIPES_5X200[recipe](records, ids_5x200(records), config)
 
 
-def _given(records: Sequence[Record], config: DataConfig) -> Cut:
+def _given(records: Sequence[Record], config: DataConfig) -> Assignment:
     """As the records say. Where none is for choosing, validation is drawn from training by patient."""
     parts = {name: [record for record in records if record.split == name] for name in ("train", "val", "test")}
     if not any(parts.values()):
@@ -332,21 +332,21 @@ def _given(records: Sequence[Record], config: DataConfig) -> Cut:
             reason="too-few",
         )
     val = {record.id for record in parts["val"]}
-    drawn = val or take_patients(parts["train"], share_of(config.val_fraction, len(parts["train"])), VAL_SALT)
-    return Cut({record.id for record in parts["test"]}, [*parts["train"], *parts["val"]], drawn)
+    drawn = val or take_patients(parts["train"], image_count(config.val_fraction, len(parts["train"])), VAL_SALT)
+    return Assignment({record.id for record in parts["test"]}, [*parts["train"], *parts["val"]], drawn)
 
 
-def _others(records: Sequence[Record], test: set[str], config: DataConfig) -> Cut:
+def _others(records: Sequence[Record], test: set[str], config: DataConfig) -> Assignment:
     """Everybody whom the list does not show."""
     patients = {record.patient for record in records if record.id in test}
     pool = [record for record in records if record.patient not in patients]
-    return Cut(test, pool, take_patients(pool, share_of(config.val_fraction, len(pool)), VAL_SALT))
+    return Assignment(test, pool, take_patients(pool, image_count(config.val_fraction, len(pool)), VAL_SALT))
 
 
 _FROM_LIST = {"patients": _others, **RECIPES_5X200}
 """What becomes of the rest where a list says what is tested on."""
 
-SPLITS: dict[str, Callable[[Sequence[Record], DataConfig], Cut]] = {
+SPLITS: dict[str, Callable[[Sequence[Record], DataConfig], Assignment]] = {
     "patients": _by_patient,
     **{recipe: _by_5x200(recipe) for recipe in RECIPES_5X200},
     "rsna-balanced": rsna_balanced,

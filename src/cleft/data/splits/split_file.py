@@ -245,7 +245,7 @@ def read_split_file(path: Path) -> SplitFile:
     return split
 
 
-class Followed(NamedTuple):
+class AppliedSplit(NamedTuple):
     """What a split file makes of the images at hand."""
 
     parts: dict[str, list[Record]]
@@ -266,7 +266,7 @@ class _Matched:
     """Of these ids, by which damage is noticed."""
 
 
-def follow_split_file(path: Path, reading: Reading, cache: Path | None = None) -> Followed:
+def apply_split_file(path: Path, reading: Reading, cache: Path | None = None) -> AppliedSplit:
     """Assign records to train, val and test as a split file says. Whether patients may be shared is left to the caller.
 
     Args:
@@ -290,7 +290,7 @@ def follow_split_file(path: Path, reading: Reading, cache: Path | None = None) -
         images = verb(len(split.train), "training image", f"{len(split.train):,} training images")
         what = f"none of the {images} of {path} is among the {len(reading.records):,} here"
         raise DataError(f"{what}; compare data.table and data.views with those of the file", reason="split-file")
-    return Followed(
+    return AppliedSplit(
         parts,
         split.recipe,
         list(_notes(path.name, split, reading, parts, sum(len(getattr(split, name)) for name in PARTS))),
@@ -392,7 +392,7 @@ def _text(path: Path) -> bytes:
 _PAIRS = (("test", "train"), ("test", "val"), ("val", "train"))
 
 
-class Leak(NamedTuple):
+class Leakage(NamedTuple):
     """Patients of one part who stand in another as well."""
 
     part: str
@@ -417,14 +417,14 @@ class Leak(NamedTuple):
         return f"{people}, with {count(self.images, 'other image')}{study}"
 
 
-def measure_leaks(splits: Splits) -> list[Leak]:
+def measure_leakage(splits: Splits) -> list[Leakage]:
     """Compares test with training and validation, and validation with training; no entry where nobody is shared."""
     parts = {"train": splits.train, "val": splits.val, "test": splits.test}
     leaks = [_compare(part, parts[part], into, parts[into]) for part, into in _PAIRS]
     return [leak for leak in leaks if leak.patients]
 
 
-def leak_notes(splits: Splits, part: str | None = None) -> list[str]:
+def leakage_notes(splits: Splits, part: str | None = None) -> list[str]:
     """Sentences about patients in two parts, for those who read numbers.
 
     Args:
@@ -433,17 +433,17 @@ def leak_notes(splits: Splits, part: str | None = None) -> list[str]:
     """
     if not splits.shared_patients:
         return []
-    leaks = [leak for leak in measure_leaks(splits) if part in (None, leak.part)]
+    leaks = [leak for leak in measure_leakage(splits) if part in (None, leak.part)]
     return [
         f"Beware: {leak.sentence()} (split {splits.recipe}); numbers on {leak.part} are too good." for leak in leaks
     ]
 
 
-def _compare(part: str, held: Sequence[Record], into: str, other: Sequence[Record]) -> Leak:
+def _compare(part: str, held: Sequence[Record], into: str, other: Sequence[Record]) -> Leakage:
     patients = {record.patient for record in held}
     studies = {(record.patient, record.study) for record in held if record.study is not None}
     theirs = [record for record in other if record.patient in patients]
-    return Leak(
+    return Leakage(
         part=part,
         into=into,
         patients=len({record.patient for record in theirs}),
@@ -466,7 +466,7 @@ def split_lines(splits: Splits, reading: Reading, config: DataConfig, salts: Map
     lines = [f"split {splits.recipe} (digest {splits.digest}){f'; salts: {salted}' if salted else ''}"]
     lines.append(f"labels: {label_source(reading, config)}")
     lines += [f"SHA-256 of {name}: {digest}" for name, digest in reading.sources.items()]
-    return [*lines, *splits.notes, *leak_notes(splits), "", *_table(splits, reading)]
+    return [*lines, *splits.notes, *leakage_notes(splits), "", *_table(splits, reading)]
 
 
 def label_source(reading: Reading, config: DataConfig) -> str:

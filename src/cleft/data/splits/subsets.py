@@ -30,7 +30,7 @@ PER_PATIENT = 4
 """Images of one patient in one class, at most, where nothing else is asked for: a breast or two in two views."""
 
 
-class Cut(NamedTuple):
+class Assignment(NamedTuple):
     """What a recipe decides. An image that stands in neither the test set nor the pool is left out."""
 
     test: set[str]
@@ -78,7 +78,7 @@ def take_patients(records: Sequence[Record], target: int, salt: str) -> set[str]
     return set(taken)
 
 
-def share_of(fraction: float, images: int) -> int:
+def image_count(fraction: float, images: int) -> int:
     """Rounds to whole images, but never down to none of a share that was asked for."""
     return max(round(fraction * images), 1) if fraction > 0 else 0
 
@@ -143,7 +143,7 @@ def _places(records: Sequence[Record], rarest_first: Sequence[str], salt: str) -
     return places
 
 
-def balanced(
+def draw_per_class(
     records: Sequence[Record],
     classes: Sequence[str],
     per_class: int,
@@ -190,7 +190,7 @@ def balanced(
     return [record for record in records if record.id in taken]
 
 
-def class_patients(records: Sequence[Record], classes: Sequence[str]) -> dict[str, tuple[int, int]]:
+def class_sizes(records: Sequence[Record], classes: Sequence[str]) -> dict[str, tuple[int, int]]:
     """Counts the images of each class and the patients they are of; images of none or several classes do not count."""
     images: Counter[str] = Counter()
     patients: dict[str, set[str]] = {name: set() for name in classes}

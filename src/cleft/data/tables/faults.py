@@ -24,17 +24,17 @@ class Fault(NamedTuple):
     lines: Sequence[int] = ()
     """Every line it occurs on, the header being line 1; empty where it concerns the table as a whole."""
 
-    def sentence(self, path: Path) -> str:
+    def message(self, path: Path) -> str:
         """Says where, what and what to do, naming up to 20 lines and counting the rest."""
-        where = f" {told_lines(self.lines)}" if self.lines else ""
+        where = f" {format_lines(self.lines)}" if self.lines else ""
         return f"{path}{where}: {self.what}; {self.remedy}"
 
 
-def told_lines(lines: Sequence[int]) -> str:
+def format_lines(lines: Sequence[int]) -> str:
     """Names up to 20 lines and counts the rest.
 
     Example:
-        >>> told_lines([3]), told_lines(range(2, 25))[-17:]
+        >>> format_lines([3]), format_lines(range(2, 25))[-17:]
         ('line 3', '20, 21 and 3 more')
     """
     named = ", ".join(str(line) for line in lines[:_NAMED])
@@ -47,12 +47,12 @@ def missing_columns(found: Collection[str], required: Iterable[str]) -> list[Fau
     missing = [name for name in required if name not in found]
     if not missing:
         return []
-    guesses = "".join(nearest(name, found) for name in missing)
+    guesses = "".join(suggestion(name, found) for name in missing)
     names = ", ".join(repr(name) for name in missing)
     return [Fault("columns", f"no column {names}; found {list(found)}", f"rename or add it{guesses}")]
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def suggestion(name: str, known: Iterable[str]) -> str:
     """Returns `, nearest to 'x' is 'y'` where one of the known names is close, else nothing."""
     names = {other.casefold(): other for other in known}
     close = difflib.get_close_matches(name.casefold(), names, n=1)
@@ -86,14 +86,14 @@ def faults_of_table(path: Path, faults: Iterable[Fault]) -> list[Fault]:
     Faults are reported for the dataset's main table; `lines` of another table would be taken for lines of that one.
     """
     return [
-        Fault(fault.reason, fault.sentence(Path(path.name)).removesuffix(f"; {fault.remedy}"), fault.remedy)
+        Fault(fault.reason, fault.message(Path(path.name)).removesuffix(f"; {fault.remedy}"), fault.remedy)
         for fault in faults
     ]
 
 
-def refuse(path: Path, faults: Sequence[Fault]) -> None:
+def raise_faults(path: Path, faults: Sequence[Fault]) -> None:
     """Raises a DataError that tells the first fault and counts the others; does nothing without faults."""
     if not faults:
         return
     others = f" ({count(len(faults) - 1, 'more kind')} of fault: see `cleft data check`)" if len(faults) > 1 else ""
-    raise DataError(faults[0].sentence(path) + others, reason=faults[0].reason)
+    raise DataError(faults[0].message(path) + others, reason=faults[0].reason)

@@ -51,11 +51,11 @@ def leaves_root(path: str) -> bool:
     return _LEAVES.search(path) is not None
 
 
-def tidy(path: str) -> str:
+def normalise_path(path: str) -> str:
     """Returns the one spelling of a relative path, so that the same image has the same id.
 
     Example:
-        >>> tidy("./images//p1.png")
+        >>> normalise_path("./images//p1.png")
         'images/p1.png'
     """
     if not _UNTIDY.search(path):
@@ -153,7 +153,7 @@ def _is_below(path: str, home: str) -> bool:
     return path == home or path.startswith(home.rstrip("/") + "/")
 
 
-def respell(root: Path, paths: Sequence[str], taken: Collection[str]) -> dict[str, str]:
+def find_respelled(root: Path, paths: Sequence[str], taken: Collection[str]) -> dict[str, str]:
     """Looks for files under any spelling of their paths; links are not followed.
 
     Args:
@@ -174,11 +174,11 @@ def respell(root: Path, paths: Sequence[str], taken: Collection[str]) -> dict[st
     return {path: name for path, name in found.items() if wanted[name] == 1}
 
 
-def plain(text: str) -> str:
+def fold_name(text: str) -> str:
     """Returns what all spellings of a name have in common.
 
     Example:
-        >>> plain("E\u0301tude/P1.PNG") == plain("\u00e9tude/p1.png")
+        >>> fold_name("E\u0301tude/P1.PNG") == fold_name("\u00e9tude/p1.png")
         True
     """
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
@@ -191,13 +191,13 @@ def _fitting(root: str, path: str, folders: dict[str, dict[str, list[tuple[str, 
         places = [
             f"{place}{name}/"
             for place in places[:_MOST]
-            for name, is_folder in _list(root, place, folders).get(plain(part), [])
+            for name, is_folder in _list(root, place, folders).get(fold_name(part), [])
             if is_folder
         ]
     return [
         f"{place}{name}"
         for place in places
-        for name, is_folder in _list(root, place, folders).get(plain(last), [])
+        for name, is_folder in _list(root, place, folders).get(fold_name(last), [])
         if not is_folder
     ]
 
@@ -213,14 +213,14 @@ def _list(
                 for entry in entries:
                     is_folder = entry.is_dir(follow_symlinks=False)
                     if is_folder or entry.is_file(follow_symlinks=False):
-                        names.setdefault(plain(entry.name), []).append((entry.name, is_folder))
+                        names.setdefault(fold_name(entry.name), []).append((entry.name, is_folder))
         except OSError:
             pass  # A folder that cannot be listed holds nothing that could be meant.
         folders[place] = names
     return folders[place]
 
 
-def hint_nearby(root: Path, missing: Sequence[str]) -> str:
+def nearby_hint(root: Path, missing: Sequence[str]) -> str:
     """Returns a clause that names a file which is there in place of a missing one; empty where there is none.
 
     A file fits if it has another ending or none, or is in a folder that the table omits or names differently.
@@ -241,7 +241,7 @@ def hint_nearby(root: Path, missing: Sequence[str]) -> str:
 
 def _stem(name: str) -> str:
     """A file's name without case and without the endings of images."""
-    name = plain(name)
+    name = fold_name(name)
     while (parts := os.path.splitext(name))[1] in _ENDINGS:
         name = parts[0]
     return name
@@ -274,7 +274,7 @@ def _common(one: str, other: str) -> int:
     """How many folders in front of their names two paths share, from the end."""
     count = 0
     for a, b in zip(reversed(one.split("/")[:-1]), reversed(other.split("/")[:-1]), strict=False):
-        if plain(a) != plain(b):
+        if fold_name(a) != fold_name(b):
             break
         count += 1
     return count

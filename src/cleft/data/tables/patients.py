@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from cleft.config import DataConfig
 from cleft.data.tables.csv import Column, read_table
-from cleft.data.tables.faults import Fault, refuse
+from cleft.data.tables.faults import Fault, raise_faults
 from cleft.errors import DataError
 from cleft.grammar import count, share, verb
 from cleft.types import Reading
@@ -32,7 +32,7 @@ _COMMA = re.compile(r"([0-9]+),0{1,2}")
 _GROUPED = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})+")
 _PADDED = re.compile(r"([^0-9]*)0+([0-9]+)")
 _MOST = 3
-USUAL: Mapping[str, tuple[str, ...]] = {
+COLUMN_SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "image": (
         *("image", "imagepath", "imagefile", "imagefilename", "imagename", "imageid", "imageindex", "imagefilepath"),
         *("img", "imgpath", "imgfile", "imgname", "imgid", "path", "filepath", "filename", "file", "fullpath"),
@@ -84,13 +84,13 @@ and other usual names count only where there is none of these."""
 _NIH_PATIENT = re.compile(r"(?:patient)?0*([0-9]+)", re.IGNORECASE)
 
 
-def whole_id(text: str) -> str:
+def clean_id(text: str) -> str:
     """Returns an id without spaces around it and without the `.0` that a column of numbers with gaps is written with.
 
     Up to 2^53 nothing was lost by that; a longer number is left as it is.
 
     Example:
-        >>> whole_id(" 12.0"), whole_id("012"), whole_id("9007199254740993.0")
+        >>> clean_id(" 12.0"), clean_id("012"), clean_id("9007199254740993.0")
         ('12', '012', '9007199254740993.0')
     """
     text = text.strip()
@@ -133,7 +133,7 @@ def id_key(text: str) -> str:
 
 def read_patients(column: Column) -> tuple[list[str], list[int], int]:
     """Returns the patient of each row, the rows whose id was rounded, and how many ids ended in `.0`."""
-    ids = [whole_id(value) for value in column.values]
+    ids = [clean_id(value) for value in column.values]
     rounded = [i for i, text in enumerate(ids) if is_rounded(text)]
     shortened = sum(text != value.strip() for text, value in zip(ids, column.values, strict=True))
     return [ids[i] for i in column.index.tolist()], column.rows_of(rounded).tolist(), shortened
@@ -179,9 +179,9 @@ def plain_name(name: str) -> str:
     return "".join(letter for letter in name.casefold() if letter.isalnum())
 
 
-def usual_columns(meaning: str, names: Sequence[str]) -> list[str]:
+def columns_for(meaning: str, names: Sequence[str]) -> list[str]:
     """Returns those of the names that usually have a meaning, in their order."""
-    return [name for name in names if not name.startswith("_") and plain_name(name) in USUAL[meaning]]
+    return [name for name in names if not name.startswith("_") and plain_name(name) in COLUMN_SYNONYMS[meaning]]
 
 
 def may_name_patients(name: str) -> bool:
@@ -196,12 +196,12 @@ def may_name_patients(name: str) -> bool:
     return plain in _UNSURE or is_id or _PEOPLE.search(plain) is not None
 
 
-def is_no_finding(name: str) -> bool:
+def is_not_a_finding(name: str) -> bool:
     """Whether a column has the name of something that is surely no finding, such as `index` or `fold`."""
     return plain_name(name) in _OTHERS
 
 
-def person(people: str, patient: str) -> str:
+def canonical_patient(people: str, patient: str) -> str:
     """Returns the one name of a patient among people.
 
     Args:
@@ -209,14 +209,16 @@ def person(people: str, patient: str) -> str:
         patient: The id in a table.
 
     Example:
-        >>> person("nih", "patient00013"), person("nih", "00000013"), person("chexpert", "patient00013")
-        ('13', '13', 'patient00013')
+        >>> [canonical_patient("nih", patient) for patient in ("patient00013", "00000013", "13.0")]
+        ['13', '13', '13']
+        >>> canonical_patient("chexpert", "patient00013")
+        'patient00013'
     """
-    found = _NIH_PATIENT.fullmatch(whole_id(patient)) if people == "nih" else None
+    found = _NIH_PATIENT.fullmatch(clean_id(patient)) if people == "nih" else None
     return found[1] if found else patient
 
 
-def settle_people(reading: Reading, config: DataConfig) -> Reading:
+def exclude_patients(reading: Reading, config: DataConfig) -> Reading:
     """Says whose patients these are where a setting knows better, and leaves out those who must stay out.
 
     Args:
@@ -234,7 +236,7 @@ def settle_people(reading: Reading, config: DataConfig) -> Reading:
     if config.exclude is None:
         return reading
     listed = read_patient_list(config.exclude, people or reading.dataset)
-    names = {patient: person(people, patient) for patient in {record.patient for record in reading.records}}
+    names = {patient: canonical_patient(people, patient) for patient in {record.patient for record in reading.records}}
     out = {patient for patient, name in names.items() if id_key(name) in listed.people}
     kept = [record for record in reading.records if record.patient not in out]
     if not kept:
@@ -286,17 +288,17 @@ def read_patient_list(path: Path, people: str) -> PatientList:
     table, faults = read_table(path)
     names = list(table.columns)
     # Of NIH's people a column `patientId` is RSNA's, which names images.
-    usual = [name for name in usual_columns("patient", names) if people != "nih" or name.casefold() != "patientid"]
+    usual = [name for name in columns_for("patient", names) if people != "nih" or name.casefold() != "patientid"]
     found = [name for name in names if name.casefold() in COLUMNS] or usual
     if len(found) != 1:
         what = f"columns {found} all name patients" if found else f"no column of patients; found {list(table.columns)}"
         faults = [Fault("columns", what, f"call exactly one of them {COLUMNS[0]!r}", (1,)), *faults]
-        refuse(path, faults)
+        raise_faults(path, faults)
     texts = table.columns[found[0]].texts()
     blank = [row for row, text in enumerate(texts) if not text]
     if blank:
         at = table.lines[blank].tolist()
         faults = [*faults, Fault("patient", f"column {found[0]!r} is empty", "fill it in or remove the row", at)]
-    refuse(path, faults)
-    names = frozenset(person(people, whole_id(text)) for text in texts)
+    raise_faults(path, faults)
+    names = frozenset(canonical_patient(people, clean_id(text)) for text in texts)
     return PatientList(frozenset(map(id_key, names)), names, table.sha256)

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from cleft.config import DataConfig
 from cleft.data.tables.csv import Column, Table, read_table
-from cleft.data.tables.faults import Fault, refuse
-from cleft.data.tables.paths import are_files, hint_nearby, is_junk, leaves_root
-from cleft.data.tables.patients import spelling_faults, usual_columns
+from cleft.data.tables.faults import Fault, raise_faults
+from cleft.data.tables.paths import are_files, is_junk, leaves_root, nearby_hint
+from cleft.data.tables.patients import columns_for, spelling_faults
 from cleft.data.tables.rows import (
     Rows,
     drop_missing,
@@ -50,7 +50,7 @@ class ReaderResult(NamedTuple):
         Raises:
             DataError: If there are faults; describes the first and counts the others.
         """
-        refuse(self.path, self.faults)
+        raise_faults(self.path, self.faults)
         return self.reading
 
 
@@ -201,7 +201,7 @@ def _with_hint(fault: Fault, rows: Rows, missing: Sequence[str], config: DataCon
     paths = [path_of[name] for name in missing]
     if not all(path.startswith(f"{root}/") for path in paths):
         return fault
-    hint = hint_nearby(root, [path.removeprefix(f"{root}/") for path in paths])
+    hint = nearby_hint(root, [path.removeprefix(f"{root}/") for path in paths])
     return fault._replace(remedy=hint) if hint else fault
 
 
@@ -264,7 +264,7 @@ def read_image_list(path: Path, table: str, ids: Sequence[str], findings: Sequen
     if not path.is_file():
         raise DataError(f"no list of images at {path}; set data.test_list to the file, or leave it out", reason="table")
     content, faults = read_table(path)
-    refuse(path, faults)
+    raise_faults(path, faults)
     entries, lines = _entries(path, content)
     known = {name for name in ids if name}
     found = [_match(entry, known) for entry in entries]
@@ -276,7 +276,7 @@ def read_image_list(path: Path, table: str, ids: Sequence[str], findings: Sequen
             f"{table}, such as {examples}"
         )
         remedy = "set data.table to the table that the list was drawn from, or take these entries out"
-        refuse(path, [Fault("test-list", what, remedy, [lines[i] for i in strange])])
+        raise_faults(path, [Fault("test-list", what, remedy, [lines[i] for i in strange])])
     named = [name or "" for name in found]
     codes = np.full((len(named), len(findings)), _SILENT, dtype=np.int8)
     if len(content) == len(named):
@@ -285,7 +285,7 @@ def read_image_list(path: Path, table: str, ids: Sequence[str], findings: Sequen
     clashes = [i for i, name in enumerate(named) if not np.array_equal(codes[first.setdefault(name, i)], codes[i])]
     if clashes:
         what, at = "two entries of the same image disagree", [lines[i] for i in clashes]
-        refuse(path, [Fault("duplicate", what, "keep the one that is right", at)])
+        raise_faults(path, [Fault("duplicate", what, "keep the one that is right", at)])
     once = list(first.values())
     return ImageList(path.name, content.sha256, list(first), codes[once], len(named) - len(once))
 
@@ -354,7 +354,7 @@ def keep_listed(
 def _entries(path: Path, content: Table) -> tuple[list[str], list[int]]:
     """The images named and their lines; a header that is itself an entry counts as one."""
     names = list(content.columns)
-    usual = usual_columns("image", names)
+    usual = columns_for("image", names)
     column = _find(content, IMAGE_COLUMNS) or (content.columns[usual[0]] if len(usual) == 1 else None)
     if column is not None:
         return column.texts(), content.lines.tolist()
@@ -362,7 +362,7 @@ def _entries(path: Path, content: Table) -> tuple[list[str], list[int]]:
         return [names[0], *content.columns[names[0]].texts()], [1, *content.lines.tolist()]
     what = f"no column {' or '.join(repr(name) for name in IMAGE_COLUMNS[:3])}; found {names}"
     fault = Fault("columns", what, "name the column of the images so, or write one image a line")
-    raise DataError(fault.sentence(path), reason=fault.reason)
+    raise DataError(fault.message(path), reason=fault.reason)
 
 
 def _find(content: Table, names: Sequence[str]) -> Column | None:
@@ -382,7 +382,7 @@ def _codes(path: Path, content: Table, findings: Sequence[str]) -> NDArray[np.in
     codes = np.full((len(content), len(findings)), _SILENT, dtype=np.int8)
     present = [name for name in findings if name in content.columns]
     typed, wrong = read_codes(content, present)
-    refuse(path, wrong)
+    raise_faults(path, wrong)
     codes[:, [findings.index(name) for name in present]] = typed
     column = _find(content, CLASS_COLUMNS)
     if column is None:
@@ -393,13 +393,13 @@ def _codes(path: Path, content: Table, findings: Sequence[str]) -> NDArray[np.in
     if strange:
         held = ", ".join(repr(column.values[i][:40]) for i in strange[:3])
         where = content.lines[column.rows_of(strange)].tolist()
-        refuse(path, [Fault("label", f"the class is {held}", f"name one of {', '.join(findings)}", where)])
+        raise_faults(path, [Fault("label", f"the class is {held}", f"name one of {', '.join(findings)}", where)])
     places = np.array([place or 0 for place in classes], dtype=np.int64)[column.index]
     rows = np.arange(len(content))
     denied = ~np.isin(codes[rows, places], (1, _SILENT))
     if denied.any():
         what = "the class is a finding whose own column does not say 1"
-        refuse(path, [Fault("label", what, "fix one of them", content.lines[denied].tolist())])
+        raise_faults(path, [Fault("label", what, "fix one of them", content.lines[denied].tolist())])
     # Of the classes that the list tells apart an image shows its own and no other.
     for other in sorted(set(places.tolist())):
         codes[:, other] = np.where(codes[:, other] == _SILENT, 0, codes[:, other])

@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 from cleft.config import Settings, join_list, read_yaml, split_list
 from cleft.data.datasets import CLASS_SETS, DATASETS
-from cleft.data.tables.faults import nearest
+from cleft.data.tables.faults import suggestion
 from cleft.data.text.captions import CHEST_TEMPLATE, NO_FINDING, clean_text
 from cleft.errors import ConfigError
 from cleft.text_rules import as_texts, normalise, text_fault
@@ -157,7 +157,7 @@ def find_class_names(name: str, dataset: str) -> ClassNames:
     if path.suffix not in (".yaml", ".yml"):
         raise ConfigError(
             f"wording={name!r} is neither {' nor '.join(CLASS_NAMES)} nor a YAML file of class: phrase"
-            f"{nearest(name, CLASS_NAMES)}"
+            f"{suggestion(name, CLASS_NAMES)}"
         )
     return ClassNames(path.stem, PHRASES | _of_dataset(_read_phrases(path), dataset))
 
@@ -175,7 +175,7 @@ def check_class_names(wording: ClassNames, classes: Sequence[str]) -> None:
             f"{', '.join(silent)}; ask about classes it has, or in another wording"
         )
     if wording.name not in CLASS_NAMES and not any(name in wording.phrases for name in classes):
-        close = "".join(nearest(name, wording.phrases) for name in classes)
+        close = "".join(suggestion(name, wording.phrases) for name in classes)
         raise ConfigError(f"wording {wording.name!r} has no phrase for {', '.join(classes)}{close}; spell them alike")
     said: dict[str, str] = {}
     for name in classes:
@@ -331,7 +331,7 @@ def resolve_classes(names: str | Sequence[str], findings: Iterable[str]) -> tupl
                 origin = f"{member!r} of the set {name!r}" if len(members) > 1 else repr(name)
                 parts = {part.strip().casefold(): full for full in spelled.values() for part in full.split(",")}
                 within = parts.get(member.casefold())
-                close = nearest(member, [*spelled.values(), *CLASS_SETS] if len(members) == 1 else spelled.values())
+                close = suggestion(member, [*spelled.values(), *CLASS_SETS] if len(members) == 1 else spelled.values())
                 if within is not None:
                     raise ConfigError(
                         f"classes names {origin}, which is a part of {within!r}: that name holds a comma; put it in "

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cleft.data.sampling import Stream, philox_generator
 from cleft.data.tables.csv import read_table
-from cleft.data.tables.faults import Fault, refuse, unreadable_texts
+from cleft.data.tables.faults import Fault, raise_faults, unreadable_texts
 from cleft.data.tables.rows import read_codes
 from cleft.data.text.captions import NO_FINDING, clean_text
 from cleft.errors import DataError
@@ -122,15 +122,17 @@ def read_bank(path: Path, findings: Sequence[str]) -> SentenceBank:
         lacking = f"column {', '.join(map(repr, COLUMNS))}" if text is None else "column of any finding of the images"
         what, remedy = f"no {lacking}; found {list(table.columns)}", "name the sentences and their findings so"
         faults = [Fault("columns", what, remedy), *faults]
-    refuse(path, faults)
+    raise_faults(path, faults)
     assert text is not None
     codes, wrong = read_codes(table, [by_name[name.casefold()] for name in named])
-    refuse(path, wrong)
+    raise_faults(path, wrong)
     present = np.zeros((len(table), len(findings)), dtype=bool)
     present[:, [findings.index(name) for name in named]] = codes == 1
     texts = table.columns[text].texts()
     lines = map(int, table.lines)
-    refuse(path, unreadable_texts((line, "a sentence", sentence) for line, sentence in zip(lines, texts, strict=True)))
+    raise_faults(
+        path, unreadable_texts((line, "a sentence", sentence) for line, sentence in zip(lines, texts, strict=True))
+    )
     kept = [row for row, sentence in enumerate(texts) if sentence]
     return _bank([texts[row] for row in kept], findings, present[kept], str(path))
 
