@@ -41,7 +41,7 @@ ROWS = (
     ("cleft-lora", "CLEFT-LoRA"),
 )
 TASKS = {"zero-shot": ("accuracy",), "linear-probe": ("accuracy", "auc"), "fine-tune": ("accuracy", "auc")}
-MOVING = {"cleft-prefix": 1.21e6, "cleft-ia3": 1.16e6, "cleft-lora": 1.34e6, "random-vit": 1.1e6}
+TRAINABLE = {"cleft-prefix": 1.21e6, "cleft-ia3": 1.16e6, "cleft-lora": 1.34e6, "random-vit": 1.1e6}
 
 
 def calibration(quality=0.6) -> Calibration:
@@ -225,7 +225,9 @@ def write_study(
         scale=scale,
         command=f"cleft reproduce {name} --scale {scale} --data chexpert=/home/somebody/secret",
         rows=tuple(
-            StudyLine(key=key, label=label, facts={"moving": MOVING[key], "frozen": 2.4e6} if key in MOVING else {})
+            StudyLine(
+                key=key, label=label, facts={"trainable": TRAINABLE[key], "frozen": 2.4e6} if key in TRAINABLE else {}
+            )
             for key, label in rows
         ),
         columns=columns,

@@ -64,7 +64,7 @@ def page(**changes):
     return Page(render_census(census(**changes)))
 
 
-def test_the_page_of_a_census_is_one_file_that_asks_nothing_of_anybody(tmp_path):
+def test_census_page_is_self_contained(tmp_path):
     html = write_census(census(), tmp_path / "out" / "census.html").read_text()
     assert not re.search(r"https?:|@import|<script", html)
     assert "default-src 'none'" in html
@@ -72,27 +72,27 @@ def test_the_page_of_a_census_is_one_file_that_asks_nothing_of_anybody(tmp_path)
     assert sources == {"data:image/png;base64,"}
 
 
-def test_every_link_of_a_census_leads_to_a_place_on_the_page():
+def test_census_page_links_resolve():
     for seen in (page(), page(splits=None, captions=None, groups=(), pictures=(), labels={}, sources={}, tallies=())):
         assert len(seen.ids) == len(set(seen.ids))
         assert {anchor[1:] for anchor in seen.anchors} == set(seen.ids)
 
 
-def test_everything_that_was_counted_stands_on_the_page():
+def test_census_page_shows_all_counts():
     text = page().text
     for words in (
         "85",
         "59",
-        "50 of 85 images, drawn at random, were decoded",
+        "50 of 85 images, sampled at random, were decoded",
         "1 cannot be used",
-        "4 files that are no data",
+        "4 system or partial files ignored",
         "60 · 70.6 %",
         "unknown",
-        "5 images without it",
+        "5 images without this value",
         "40 30 5 10 50.0 % – 25.0 %",
         "60 images of 40 patients",
         "50.0 % 12.5 %",
-        "2 distinct captions; 1 of 85 stand in the table",
+        "2 distinct captions; 1 of 85 from the table",
         "The longest has 12 words",
         "1789a3c86d12f3d6",
         "ab" * 32,
@@ -100,50 +100,50 @@ def test_everything_that_was_counted_stands_on_the_page():
         assert words in text
 
 
-def test_only_its_owner_may_read_the_page(tmp_path):
+def test_census_page_is_readable_by_its_owner_only(tmp_path):
     assert stat.S_IMODE(write_census(census(), tmp_path / "census.html").stat().st_mode) == 0o600
 
 
-def test_o8_images_of_patients_are_announced_on_top():
+def test_o8_census_page_warns_of_patient_images():
     assert "This page shows images of patients." in page().text
     assert "images of patients" not in page(pictures=()).text
     drawn = page(synthetic=True).text
-    assert "images drawn by a program" in drawn
+    assert "drawn by a program" in drawn
     assert "images of patients" not in drawn
 
 
-def test_names_of_files_are_announced_on_top():
+def test_census_page_warns_of_file_names():
     bare = {"faults": (), "left_out": (), "undecodable": (), "unlisted": ()}
-    assert "names of files and cells of the table" in page().text
-    assert "names of files" not in page(**bare).text
-    assert "No fault was found: training can begin." in page(**bare).text
+    assert "file names and cells of the table" in page().text
+    assert "file names" not in page(**bare).text
+    assert "No problems found: the dataset is ready for training." in page(**bare).text
 
 
-def test_a_census_of_nothing_is_its_fault_alone():
+def test_empty_census_shows_its_problem():
     html = render_census(Census(dataset="rsna", table="", faults=("no table",)))
     assert "no table" in Page(html).text
     assert "No image was decoded" in Page(html).text
 
 
 @pytest.mark.parametrize("word", NASTY)
-def test_h13_markup_in_a_census_changes_no_element(word):
+def test_h13_markup_in_a_census_is_escaped(word):
     plain, nasty = page(), Page(render_census(census(word)))
     assert nasty.shape == plain.shape
     assert re.sub(r"\s+", " ", word).strip() in nasty.text
 
 
-def test_a_picture_that_is_no_png_is_not_put_on_the_page():
+def test_invalid_png_is_not_shown():
     bad = Picture(image="x' onerror='alert(1)", view="", labels=())
     assert not [tag for tag, _, _ in page(pictures=(bad,)).elements if tag == "img"]
 
 
-def test_a_census_is_the_same_after_json():
+def test_census_survives_json():
     text = to_json(census())
     assert json.loads(text)["labels"] == {"Edema": [40, 30, 5, 10]}
     assert from_json(text, Census, where="census.json") == census()
 
 
-def test_a_page_without_a_place_is_a_sentence(tmp_path):
+def test_unwritable_page_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ResourceError, match=r"--page .* is not a folder; choose another place"):
         write_census(census(), tmp_path / "file" / "page.html")
@@ -153,7 +153,7 @@ def widths(svg):
     return [float(width) for width in re.findall(r'<rect[^>]* width="([\d.]+)"', svg)]
 
 
-def test_bars_are_as_long_as_their_counts():
+def test_bar_lengths_are_proportional_to_counts():
     assert widths(bar_chart("t", [("a", 40), ("b", 10), ("c", 0)])) == [86.0, 21.5, 1.0]
     assert [height for height in re.findall(r'height="([\d.]+)"', histogram("t", [("0–9", 10), ("10–19", 5)], ""))] == [
         "124.0",
@@ -162,7 +162,7 @@ def test_bars_are_as_long_as_their_counts():
     assert widths(stacked_bar((1, 1, 0, 2))) == [35.0, 35.0, 70.0]
 
 
-def test_a_long_name_stands_whole_above_its_bar():
+def test_long_name_has_its_own_line():
     long = "JPEG 2000 Image Compression (Lossless Only)"
     drawn = bar_chart("t", [(long, 2), ("short", 1)])
     assert f">{long}<title>" in drawn
@@ -170,11 +170,11 @@ def test_a_long_name_stands_whole_above_its_bar():
     assert re.findall(r'<text x="0" y="(\d+)"', drawn) == ["14", "50"]
 
 
-def test_a_share_that_is_not_told_is_not_drawn():
+def test_suppressed_share_is_not_drawn():
     assert dot_strip((0.5, None), 1).count("<circle") == 1
     assert 'cx="70.0"' in dot_strip((0.5, None), 1)
     assert "<path" in dot_strip((None, 0.5), 1).replace('<path class="rail"', "")
 
 
-def test_rare_is_not_nothing():
+def test_small_percentages_are_not_rounded_to_zero():
     assert (format_percent(0.0001)[:4], format_percent(0)[:3], format_percent(1)[:5]) == ("<0.1", "0.0", "100.0")

@@ -20,12 +20,12 @@ from cleft.report.charts import COLOURS, line_chart, roc_chart, series_style, ti
         (-1.5, 7, [-2.5, 0, 2.5, 5, 7.5]),
     ],
 )
-def test_ticks_are_round_and_enclose(low, high, expected):
+def test_ticks_are_round_and_enclose_the_range(low, high, expected):
     assert ticks(low, high, most=5) == pytest.approx(expected)
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6), st.integers(3, 6))
-def test_ticks_always_enclose_and_stay_few(low, width, most):
+def test_number_of_ticks_is_bounded(low, width, most):
     values = ticks(low, low + width, most=most)
     slack = 1e-6 * width  # a pixel is a hundredth of the width
     assert values[0] <= low + slack
@@ -33,7 +33,7 @@ def test_ticks_always_enclose_and_stay_few(low, width, most):
     assert 2 <= len(values) <= most + 2
 
 
-def test_the_middle_of_the_range_lies_in_the_middle():
+def test_whisker_maps_the_range_linearly():
     picture = whisker(0.5, (0.25, 0.75), (0.0, 1.0), kind="model", colour="#000000", level=0.5)
     assert 'cx="70.0"' in picture
     assert 'd="M37.5 6H102.5"' in picture
@@ -50,7 +50,7 @@ def test_every_figure_is_well_formed_and_says_what_it_is():
         assert root.attrib["role"] == "img"
 
 
-def test_one_point_and_a_flat_line_can_be_drawn():
+def test_line_chart_accepts_one_point_and_constant_values():
     assert "<svg" in line_chart("loss", {"training": [(5, 1.0)]})
     assert "nan" not in line_chart("loss", {"training": [(5, 1.0), (6, 1.0)]})
 
@@ -61,9 +61,9 @@ def test_series_differ_by_more_than_colour():
     assert len({dash for _, dash in styles[: len(COLOURS)]}) == len(COLOURS)
 
 
-def test_shapes_tell_model_floor_and_paper_apart():
+def test_markers_distinguish_model_baseline_and_paper():
     kinds = {
         kind: re.findall(r"<(\w+)", whisker(0.5, None, (0, 1), kind=kind, colour="#000", level=2))[-1]
-        for kind in ("model", "floor", "paper")
+        for kind in ("model", "baseline", "paper")
     }
-    assert kinds == {"model": "circle", "floor": "rect", "paper": "path"}
+    assert kinds == {"model": "circle", "baseline": "rect", "paper": "path"}

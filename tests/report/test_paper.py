@@ -18,7 +18,7 @@ from cleft.report.paper import MARKS, QUOTED, quoted
         (("table3", "cleft-lora", "rsna/zero-shot", "accuracy"), "64.63", ""),
     ],
 )
-def test_a_number_stands_where_the_paper_prints_it(place, printed, marks):
+def test_paper_values_are_quoted_with_their_marks(place, printed, marks):
     found = quoted(*place)
     assert (found.printed, found.marks) == (printed, marks)
     assert found.value == pytest.approx(float(printed) / 100)
@@ -36,10 +36,10 @@ def test_a_number_stands_where_the_paper_prints_it(place, printed, marks):
         ("my-grid", "cleft-lora", "chexpert/zero-shot", "accuracy"),
     ],
 )
-def test_where_the_paper_prints_nothing_nothing_stands(place):
+def test_missing_paper_value_is_none(place):
     assert quoted(*place) is None
 
 
-def test_every_number_of_tables_1_and_2_is_there():
+def test_tables_1_and_2_are_complete():
     assert len(QUOTED["table1"]) == 11 * 10 - 2 * 3 - 6  # two zero-shot each of three rows, and six of ConVIRT
     assert len(QUOTED["table2"]) == 4 * 6 - 4

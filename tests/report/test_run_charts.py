@@ -9,12 +9,12 @@ from tests.fakes.fake_runs import FIVE, evaluation, result, write_run
 from tests.fakes.fake_studies import audit, calibration, space, subgroups
 
 from cleft.report.run_charts import (
-    comparison_reach,
     comparison_table,
     corrected_comparisons,
+    difference_limit,
+    format_difference,
     norms_chart,
     place_names,
-    points,
     reliability_chart,
     space_chart,
     subgroup_table,
@@ -31,19 +31,19 @@ def charts(folder, table):
     return {chart.title: chart for chart in training_charts(read_runs([run])[0])}
 
 
-def test_tokens_read_and_tokens_padded_share_a_chart(tmp_path):
+def test_token_counts_share_a_chart(tmp_path):
     found = charts(tmp_path, "step,nodes,padded_tokens\n1,170,4608\n2,180,4608\n")
-    assert [name for _, name in found["Caption tokens of a step"].legend] == ["prefix tree", "padded"]
+    assert [name for _, name in found["Caption tokens per step"].legend] == ["prefix tree", "padded"]
 
 
-def test_what_never_changed_needs_no_chart_but_the_loss_has_one(tmp_path):
+def test_constant_quantities_have_no_chart_except_the_loss(tmp_path):
     assert list(charts(tmp_path, "step,train/loss,clamped_steps\n1,2,0\n2,2,0\n")) == ["Loss"]
 
 
-def test_the_columns_of_both_stages_are_understood(tmp_path):
+def test_log_columns_of_both_stages_are_recognised(tmp_path):
     found = charts(tmp_path, "step,context/train/loss,context/val/loss,context/lr\n1,2,3,0.1\n2,1,2,0.2\n")
     assert list(found) == ["Loss", "Learning rate"]
-    assert found["Loss"].caption == "Lowest validation loss 2 at step 2 (ringed)."
+    assert found["Loss"].caption == "Lowest validation loss 2 at step 2 (circled)."
     assert found["Loss"].large
     assert not found["Learning rate"].large
 
@@ -52,25 +52,25 @@ def bins(*pairs, patients=50):
     return tuple(ReliabilityBin(predicted=p, observed=o, images=60, patients=patients) for p, o in pairs)
 
 
-def test_a_bin_lies_at_what_was_given_and_what_came_true():
+def test_reliability_bins_are_drawn_at_predicted_and_observed():
     told = dataclasses.replace(calibration(), bins=bins((0.5, 0.25)), bins_after=())
     assert 'cx="110.0" cy="128.0"' in reliability_chart("t", told, 0, synthetic=True)
 
 
-def test_after_the_temperature_is_hollow_and_dashed():
+def test_bins_after_temperature_scaling_are_hollow_and_dashed():
     told = dataclasses.replace(calibration(), bins=(), bins_after=bins((0.5, 0.5)))
     figure = reliability_chart("t", told, 0, synthetic=True)
     assert 'cx="110.0" cy="88.0" r="2.8" fill="#fff"' in figure
     assert 'stroke-dasharray="2 3"' in figure
 
 
-def test_bins_of_few_patients_are_drawn_for_phantoms_alone():
+def test_bins_of_few_patients_are_drawn_for_synthetic_images_only():
     told = dataclasses.replace(calibration(), bins=bins((0.5, 0.25), patients=4), bins_after=())
     assert 'class="dot"' not in reliability_chart("t", told, 0, synthetic=False)
     assert 'class="dot"' in reliability_chart("t", told, 0, synthetic=True)
 
 
-def test_the_map_has_one_scale_for_both_directions():
+def test_embedding_map_has_equal_axes():
     found = SpaceMap(images=((0, 1.0, 0.0), (1, 0.0, 1.0)), prompts=((-1.0, 0), (0, -1.0)), shares=(1, 0), gap=0)
     figure = space_chart("t", found, ("A", "B"))
     reach = 174 / 1.06
@@ -79,19 +79,19 @@ def test_the_map_has_one_scale_for_both_directions():
     assert f'class="prompt" cx="180.0" cy="{180 + reach:.1f}"' in figure  # up is up
 
 
-def test_hidden_classes_are_not_on_the_map():
+def test_embedding_map_omits_hidden_classes():
     assert space_chart("t", space(), FIVE).count('class="dot"') == 200 + 5
     assert space_chart("t", space(), FIVE, hidden=["Edema"]).count('class="dot"') == 160 + 5
 
 
-def test_names_stand_right_and_step_aside_for_each_other_and_the_frame():
+def test_names_avoid_each_other_and_the_frame():
     assert place_names([(100.0, 100.0)], ["Edema"]) == [(110.0, 104.0, "start")]
     assert place_names([(345.0, 100.0)], ["Edema"]) == [(335.0, 104.0, "end")]
     places = place_names([(100.0, 100.0), (125.0, 100.0)], ["Edema", "Edema"])
     assert places == [(90.0, 104.0, "end"), (135.0, 104.0, "start")]
 
 
-def test_a_context_vector_stands_as_high_as_its_norm_and_a_word_is_a_line():
+def test_norms_chart_draws_norms_distances_and_token_norm():
     told = audit().audit
     vector = dataclasses.replace(told.context[0], place=1, norm=1.0, moved=0.5)
     figure = norms_chart("t", [vector], 2.0)
@@ -100,13 +100,13 @@ def test_a_context_vector_stands_as_high_as_its_norm_and_a_word_is_a_line():
     assert 'class="chance" d="M46.0 22.0h490.0"' in figure
 
 
-def test_a_vector_whose_start_is_unknown_has_no_ring():
+def test_vector_without_initial_value_has_no_circle():
     told = dataclasses.replace(audit().audit.context[0], moved=None)
     assert 'class="dot"' not in norms_chart("t", [told], None)
 
 
 @pytest.mark.parametrize("length", [1, 12, 13, 30, 77, 500])
-def test_places_of_a_context_are_named_a_dozen_times_at_most(length):
+def test_norms_chart_has_at_most_thirteen_ticks(length):
     told = [dataclasses.replace(audit().audit.context[0], place=place + 1) for place in range(length)]
     assert 1 <= norms_chart("t", told, None).count('class="tick"') <= 13
 
@@ -129,7 +129,7 @@ def group_of(tmp_path, *evaluations):
     ]
 
 
-def test_every_group_has_a_line_and_the_gap_names_best_and_worst(tmp_path):
+def test_subgroup_table_has_all_groups_and_the_gap(tmp_path):
     table = subgroup_table(group_of(tmp_path, evaluation(0.6, subgroups=subgroups(0.6))), "sex")
     assert [(row.label, row.sublabel) for row in table.rows] == [
         ("M", "580 images of 560 patients"),
@@ -140,31 +140,31 @@ def test_every_group_has_a_line_and_the_gap_names_best_and_worst(tmp_path):
     assert table.rows[-1].cells[0].detail == "+1.0 to +7.0, best M, worst F"
 
 
-def test_the_thin_line_is_the_number_of_all_images(tmp_path):
+def test_subgroup_charts_mark_the_overall_value(tmp_path):
     table = subgroup_table(group_of(tmp_path, evaluation(0.6, subgroups=subgroups(0.6))), "sex")
     assert table.axis_ends[0] == ("50\u202f%", "70\u202f%")
     assert 'class="level" d="M70.0 1V11"' in table.rows[0].cells[0].chart  # 60 % lies in the middle
 
 
-def test_several_models_have_a_heading_each_and_one_scale(tmp_path):
+def test_subgroups_of_several_models_share_one_axis(tmp_path):
     group = group_of(tmp_path, evaluation(0.6, subgroups=subgroups(0.6)), evaluation(0.4, subgroups=subgroups(0.4)))
     table = subgroup_table(group, "sex")
     assert [row.label for row in table.rows if row.kind == "heading"] == [entry.label for entry in group]
     assert table.axis_ends[0] == ("30\u202f%", "70\u202f%")
 
 
-def test_a_model_without_these_groups_is_left_out_and_none_is_no_table(tmp_path):
+def test_models_without_subgroups_are_left_out(tmp_path):
     group = group_of(tmp_path, evaluation(0.6, subgroups=subgroups()), evaluation(0.4))
     assert not [row for row in subgroup_table(group, "sex").rows if row.kind == "heading"]
     assert subgroup_table(group, "scanner") is None
 
 
-def test_what_is_left_out_and_not_known_is_told(tmp_path):
+def test_subgroup_table_counts_left_out_images(tmp_path):
     table = subgroup_table(group_of(tmp_path, evaluation(0.6, subgroups=subgroups())), "age")
-    assert table.rows[-1].sublabel == "3 images in smaller groups; 17 of which it is not known"
+    assert table.rows[-1].sublabel == "3 images in smaller groups; 17 images without this attribute"
 
 
-def test_a_group_of_few_patients_is_a_dash_for_patients_and_a_number_for_phantoms(tmp_path):
+def test_small_groups_are_suppressed_unless_synthetic(tmp_path):
     found = subgroups()[0]
     few = dataclasses.replace(found, groups=(dataclasses.replace(found.groups[0], patients=4), found.groups[1]))
     real = subgroup_table(group_of(tmp_path / "a", evaluation(0.6, subgroups=(few,), synthetic=False)), "sex")
@@ -173,13 +173,13 @@ def test_a_group_of_few_patients_is_a_dash_for_patients_and_a_number_for_phantom
     assert drawn.rows[0].cells[0].text == "62.0\u202f%"
 
 
-def test_a_gap_that_was_not_measured_has_its_reason(tmp_path):
+def test_missing_gap_has_a_reason(tmp_path):
     gap = result("accuracy", None, reason="no two groups of twenty patients")
     found = dataclasses.replace(subgroups()[0], gaps=(gap,))
     table = subgroup_table(group_of(tmp_path, evaluation(0.6, subgroups=(found,))), "sex")
     assert table.rows[-1].cells[0].text == "–"
     assert ("a", "no two groups of twenty patients") in table.footnotes
-    assert ("b", "the result file holds no gap") in table.footnotes
+    assert ("b", "no difference in the result file") in table.footnotes
 
 
 def difference(metric="accuracy", value=0.05, **changes):
@@ -218,9 +218,9 @@ def comparison(*differences, **changes):
     return dataclasses.replace(made, **changes)
 
 
-def test_a_difference_has_its_sign_its_interval_and_no_difference_in_the_middle():
+def test_comparison_table_formats_differences():
     table = comparison_table(comparison(difference(value=-0.05)))
-    assert table.columns == ["lora", "ia3", "First minus second", "p", "p, corrected"]
+    assert table.columns == ["lora", "ia3", "Difference", "p", "p (Holm)"]
     first, second, change, p, corrected = table.rows[0].cells
     assert (first.text, second.text) == ("65.0\u202f%", "60.0\u202f%")
     assert (change.text, change.detail, p.text, corrected.text) == ("−5.0", "−7.0 to −3.0", "<0.01", "<0.01")
@@ -228,12 +228,12 @@ def test_a_difference_has_its_sign_its_interval_and_no_difference_in_the_middle(
     assert float(re.search(r'cx="([\d.]+)"', change.chart).group(1)) == 70 - 0.05 / 0.1 * 65
 
 
-def test_the_line_of_differences_reaches_as_far_to_both_sides():
-    assert comparison_reach(comparison(difference(value=-0.25))) == 0.3
+def test_axis_of_differences_is_symmetric():
+    assert difference_limit(comparison(difference(value=-0.25))) == 0.3
     assert comparison_table(comparison()).axis_ends[2] == ("−0.1", "+0.1")
 
 
-def test_a_difference_without_an_interval_or_of_few_patients_says_why():
+def test_missing_differences_have_reasons():
     gone = difference(difference=None, interval=None, p_value=None, reason="no image shows Edema")
     few = difference(patients=4)
     table = comparison_table(comparison(gone, few, synthetic=False))
@@ -242,7 +242,7 @@ def test_a_difference_without_an_interval_or_of_few_patients_says_why():
     assert [reason for _, reason in table.footnotes] == ["no image shows Edema", "fewer than 5 patients"]
 
 
-def test_p_values_are_corrected_for_all_comparisons_of_the_page():
+def test_p_values_are_corrected_over_the_page():
     one = comparison(difference(p_value=0.02), difference("auc", p_value=None, interval=None))
     other = comparison(difference(p_value=0.03), difference("auc", p_value=0.004))
     corrected, family = corrected_comparisons([one, other])
@@ -252,5 +252,5 @@ def test_p_values_are_corrected_for_all_comparisons_of_the_page():
     assert [row.cells[4].text for row in table.rows] == ["0.04", "0.01"]
 
 
-def test_points_are_percentage_points_of_shares_alone():
-    assert (points("sensitivity@0.90", 0.1), points("auc/Edema", 0.1)) == ("+10.0", "+0.100")
+def test_differences_of_percentages_are_in_points():
+    assert (format_difference("sensitivity@0.90", 0.1), format_difference("auc/Edema", 0.1)) == ("+10.0", "+0.100")

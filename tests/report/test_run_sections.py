@@ -24,85 +24,86 @@ def figures(seen):
     return [attrs["aria-label"] for tag, _, attrs in seen.elements if tag == "svg" and "aria-label" in attrs]
 
 
-def test_a_probe_stands_beside_zero_shot_of_the_same_images(tmp_path):
+def test_linear_probe_and_zero_shot_share_a_table(tmp_path):
     seen = page(tmp_path, evaluation(0.6), evaluation(0.7, **HEAD))
     assert "Zero-shot and linear probe: 5 classes" in seen.text
-    assert "run linear probe, usual protocol, 10 % of the patients, seed 2" in seen.text
-    assert "question-2" not in seen.ids
+    assert "run linear probe, usual protocol, 10 % of the training patients, seed 2" in seen.text
+    assert "task-2" not in seen.ids
     assert "66.7" in seen.text  # the paper's zero-shot number, beside the row that asks its question
 
 
-def test_a_probe_alone_has_no_zero_shot_number_of_the_paper_beside_it(tmp_path):
+def test_linear_probe_has_no_paper_zero_shot_result(tmp_path):
     seen = page(tmp_path, evaluation(0.7, **HEAD))
     assert "Linear probe: 5 classes" in seen.text
     assert "66.7" not in seen.text
 
 
-def test_seeds_of_a_head_have_a_mean_and_shares_of_the_patients_do_not(tmp_path):
+def test_seeds_of_a_probe_are_averaged_and_fractions_are_not(tmp_path):
     seeds = [evaluation(0.5 + seed / 10, **{**HEAD, "training_seed": seed}) for seed in range(3)]
     seen = page(tmp_path, *seeds, evaluation(0.9, **{**HEAD, "fraction": 1.0}))
     assert "Mean of 3 seeds" in seen.text
     assert "seeds 0, 1, 2" in seen.text
 
 
-def test_further_metrics_and_calibration_stand_beyond_accuracy_and_auc(tmp_path):
+def test_other_metrics_and_calibration_are_shown(tmp_path):
     base = evaluation(0.6)
     more = (result("auprc", 0.41), result("sensitivity@0.90", 0.3), result("auprc/Edema", 0.2))
     floors = (*base.floors, result("majority-class/auprc", 0.2))
     made = evaluation(0.6, results=(*base.results, *more), floors=floors, calibration=calibration())
     text = page(tmp_path, made).text
-    head = "Model AUPRC Sensitivity at specificity 0.90 Calibration error (ECE) ECE after temperature"
+    head = "Model AUPRC Sensitivity at specificity 0.90 ECE ECE after temperature scaling"
     assert head in text
-    assert "ECE 0.094, with the temperature 0.021. Temperature 1.83, fitted on 400 validation images." in text
+    assert "ECE 0.094, after temperature scaling 0.021. Temperature 1.83, fitted on 400 validation images." in text
 
 
-def test_without_a_temperature_the_page_says_why(tmp_path):
+def test_missing_temperature_has_a_reason(tmp_path):
     told = dataclasses.replace(
         calibration(), temperature=None, bins_after=(), ece_after=None, reason="the data have no validation part"
     )
     seen = page(tmp_path, evaluation(0.6, calibration=told))
-    assert "No temperature: the data have no validation part." in seen.text
+    assert "No temperature scaling: the data have no validation part." in seen.text
 
 
-def test_each_new_figure_has_its_words(tmp_path):
+def test_every_chart_has_a_text_alternative(tmp_path):
     made = evaluation(0.6, calibration=calibration(), subgroups=subgroups(), space=space())
     seen = page(tmp_path, made, retrieval(), audit())
     said = figures(seen)
-    for words in ("Reliability of run", "Joint space of run", "Norms of the learned context of run"):
+    for words in ("Reliability diagram of run", "Embedding map of run", "Norms of the learned context of run"):
         assert any(each.startswith(words) for each in said)
-    for words in ("By sex", "By age", "80 and over", "Images and prompts lie 0.84 apart", "800 more images"):
+    for words in ("By sex", "By age", "80 and over", "Modality gap 0.84", "800 more images"):
         assert words in seen.text
 
 
-def test_a_map_of_another_number_of_classes_is_not_drawn(tmp_path):
+def test_embedding_map_needs_matching_classes(tmp_path):
     wrong = dataclasses.replace(space(), prompts=space().prompts[:4])
-    assert not [each for each in figures(page(tmp_path, evaluation(0.6, space=wrong))) if "space" in each]
+    assert not [each for each in figures(page(tmp_path, evaluation(0.6, space=wrong))) if "Embedding map" in each]
 
 
-def test_searches_stand_beside_guessing_with_what_was_found(tmp_path):
+def test_retrieval_is_shown_with_chance_and_examples(tmp_path):
     seen = page(tmp_path, retrieval())
     text = seen.text
     assert "Image to text" in text
     assert (
-        "940 queries; 60 without a right answer were not scored. 312 candidates are searched, 4.2 of them right" in text
+        "940 queries; 60 without a relevant item were not scored. 312 candidates, 4.2 relevant per query on average."
+        in text
     )
-    assert "Guessing 8.0" in text
+    assert "Chance level 8.0" in text
     assert "Mean rank" in text
     assert "14.2" in text
-    assert "First right answer at rank 2." in text
+    assert "First relevant result at rank 2." in text
     assert "✗ 1 “a chest x ray of a patient with fracture”" in text
     assert len([1 for tag, _, _ in seen.elements if tag == "img"]) == 2 + 5 + 6
 
 
-def test_what_was_found_among_patients_is_hidden_unless_asked_for(tmp_path):
+def test_retrieved_patient_images_are_hidden_by_default(tmp_path):
     hidden = page(tmp_path / "a", retrieval(synthetic=False))
     shown = page(tmp_path / "b", retrieval(synthetic=False), images=True)
     assert not [tag for tag, _, _ in hidden.elements if tag == "img"]
-    assert "4 images with their answers are left out of this page" in hidden.text
+    assert "4 images with their predictions are not shown" in hidden.text
     assert [tag for tag, _, _ in shown.elements if tag == "img"]
 
 
-def test_a_picture_that_is_none_takes_its_search_off_the_page(tmp_path):
+def test_retrieval_example_with_an_invalid_image_is_hidden(tmp_path):
     made = retrieval()
     bad = tuple(
         dataclasses.replace(
@@ -115,34 +116,34 @@ def test_a_picture_that_is_none_takes_its_search_off_the_page(tmp_path):
         for each in made.retrieval
     )
     seen = page(tmp_path, dataclasses.replace(made, retrieval=bad))
-    assert "First right answer" not in seen.text
+    assert "First relevant result" not in seen.text
 
 
-def test_wordings_denials_and_the_context_are_told(tmp_path):
+def test_prompt_sensitivity_is_shown(tmp_path):
     text = page(tmp_path, audit(0.6)).text
     for words in (
-        "this is a chest x ray of a patient with … the usual opening",
-        "Accuracy goes from 48.0 % to 60.0 % over 5 wordings (mean 54.0 %, standard deviation 4.7 %).",
-        "“a chest x ray with edema” against “a chest x ray without edema”",
+        "this is a chest x ray of a patient with … default template",
+        "Accuracy over 5 prompt templates: 48.0 % to 60.0 %, mean 54.0 %, standard deviation 4.7 %.",
+        "“a chest x ray with edema” vs. “a chest x ray without edema”",
         "0.940 82.0 % 20.0 %",
         "patient 0.41, with 0.33",
     ):
         assert words in text
 
 
-def test_a_comparison_stands_on_the_page_of_its_first_run(tmp_path):
+def test_comparison_is_shown_on_the_page_of_its_first_run(tmp_path):
     run = write_run(tmp_path / "lora", evaluation(0.65))
     (run / "comparisons").mkdir()
     (run / "comparisons" / "with-ia3.json").write_text(to_json(comparison()))
     (run / "comparisons" / "broken.json").write_text("{")
     text = Page(render(read_runs([run]))).text
-    assert "lora against ia3" in text
+    assert "lora vs. ia3" in text
     assert "+5.0" in text
-    assert "1,000 resamples of patients" in text
+    assert "1,000 paired bootstrap resamples of patients" in text
     assert "broken.json is not valid JSON" in text
 
 
-def test_numbers_of_few_patients_leave_the_page_and_its_json(tmp_path):
+def test_results_of_few_patients_are_not_in_page_or_json(tmp_path):
     told = calibration()
     few = dataclasses.replace(
         told,
@@ -168,7 +169,7 @@ def test_numbers_of_few_patients_leave_the_page_and_its_json(tmp_path):
     assert len(kept["calibration"]["bins"]) == 9
     assert [group["name"] for group in kept["subgroups"][0]["groups"]] == ["F"]
     assert kept["space"] is None
-    assert "Left out, because fewer than 5 images show it: Edema" in Page(html).text
+    assert "Not shown, because fewer than 5 images have this label: Edema" in Page(html).text
 
 
 def hostile(folder, word):
@@ -198,13 +199,13 @@ def hostile(folder, word):
 
 
 @pytest.mark.parametrize("word", NASTY)
-def test_markup_in_the_newer_nouns_changes_no_element(tmp_path, word):
+def test_markup_in_all_results_is_escaped(tmp_path, word):
     plain = Page(render(read_runs([hostile(tmp_path / "a", "plain words")])))
     nasty = Page(render(read_runs([hostile(tmp_path / "b", word)])))
     assert nasty.shape == plain.shape
 
 
-def test_links_lead_to_places_on_the_page_and_no_place_has_two(tmp_path):
+def test_links_resolve_and_ids_are_unique(tmp_path):
     made = evaluation(0.6, calibration=calibration(), subgroups=subgroups(), space=space())
     seen = page(tmp_path, made, evaluation(0.7, **HEAD), retrieval(), audit())
     assert len(seen.ids) == len(set(seen.ids))

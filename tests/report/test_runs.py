@@ -13,7 +13,7 @@ def read(folder):
     return read_runs([folder])[0]
 
 
-def test_curves_come_from_every_column_that_holds_numbers(tmp_path):
+def test_curves_are_read_from_numeric_columns(tmp_path):
     run = write_run(tmp_path / "run")
     (run / "logs" / "metrics.csv").write_text("step,train/loss,val/loss,lr\n1,2.5,,0.1\n2,nan,2.0,0.2\n3,1.5,,\n")
     assert read(run).curves == {
@@ -23,13 +23,13 @@ def test_curves_come_from_every_column_that_holds_numbers(tmp_path):
     }
 
 
-def test_a_step_written_twice_counts_as_it_was_written_last(tmp_path):
+def test_last_row_of_a_repeated_step_counts(tmp_path):
     run = write_run(tmp_path / "run")
     (run / "logs" / "metrics.csv").write_text("step,train/loss\n1,2.5\n2,2.0\n2,1.9\n")
     assert read(run).curves["train/loss"][-1] == (2.0, 1.9)
 
 
-def test_long_curves_are_thinned_and_keep_their_end(tmp_path):
+def test_long_curves_are_thinned_and_keep_the_last_point(tmp_path):
     run = write_run(tmp_path / "run")
     lines = "\n".join(f"{step},{step}" for step in range(1, 40_001))
     (run / "logs" / "metrics.csv").write_text(f"step,train/loss\n{lines}\n")
@@ -38,7 +38,7 @@ def test_long_curves_are_thinned_and_keep_their_end(tmp_path):
     assert points[-1] == (40_000.0, 40_000.0)
 
 
-def test_the_loss_comes_first_with_its_best_step(tmp_path):
+def test_loss_is_first_with_its_best_step(tmp_path):
     charts = training_charts(read(write_run(tmp_path / "run")))
     assert [chart.title for chart in charts] == ["Loss", "Learning rate", "Inverse temperature"]
     assert charts[0].caption.startswith("Lowest validation loss 2.591 at step 1,600")
@@ -63,11 +63,11 @@ def test_the_loss_comes_first_with_its_best_step(tmp_path):
         ("machine", "Linux x86_64", "Linux x86_64"),
     ],
 )
-def test_settings_are_shown_without_folders_and_tokens(key, value, text):
+def test_settings_are_redacted(key, value, text):
     assert redact(key, value) == text
 
 
-def test_the_stage_comes_from_the_environment(tmp_path):
+def test_stage_is_read_from_the_environment(tmp_path):
     assert read(write_run(tmp_path / "run", evaluation(), stage="context")).stage == "context"
 
 
@@ -81,7 +81,7 @@ def test_the_stage_comes_from_the_environment(tmp_path):
         (None, ""),
     ],
 )
-def test_a_run_says_how_its_images_were_split_where_its_folder_does(tmp_path, written, told):
+def test_split_is_read_from_the_run_folder(tmp_path, written, told):
     run = write_run(tmp_path / "run")
     if written is not None:
         (run / "split.json").write_text(written)

@@ -59,7 +59,7 @@ def test_an_imported_model_is_asked_once_whatever_the_seeds(home, words, tmp_pat
     assert (row.label, row.heading) == ("MGCA (published)", "your models: as they were given")
     assert row.origin.startswith("mgca: imported from mgca.ckpt (SHA-256 ")
     assert row.origin.endswith(", a checkpoint of MGCA")
-    assert (row.facts["moving"], row.facts["seconds"]) == (0, 0)
+    assert (row.facts["trainable"], row.facts["seconds"]) == (0, 0)
     assert row.facts["frozen"] > 0
     [file] = cell.results
     answer = read_evaluation(tmp_path / "study" / file)

@@ -88,7 +88,7 @@ def test_a_grid_becomes_a_study_whose_cells_name_their_results(finished):
     assert all(file.startswith("runs/lora/") and "/stage-one/results/" in file for file in plain.results)
     facts = {row.key: row.facts for row in study.rows}
     assert facts["lora"]["length"] == 12
-    assert facts["lora"]["moving"] > facts["ia3"]["moving"] > 0
+    assert facts["lora"]["trainable"] > facts["ia3"]["trainable"] > 0
     assert facts["lora"]["seconds"] > 0
     assert "length" not in facts["plain"]
 
@@ -314,7 +314,7 @@ def test_heads_are_trained_on_the_tower_that_their_row_shares(drawings, tmp_path
     home = tmp_path / "study/runs/lora/seed-0"
     assert {path.name for path in home.iterdir()} == {"stage-one", "linear-probe-manifest-1", "fine-tune-manifest-0.5"}
     facts = {row.key: row.facts for row in read(tmp_path / "study").rows}
-    assert facts["random"]["moving"] < facts["lora"]["moving"]
+    assert facts["random"]["trainable"] < facts["lora"]["trainable"]
     capsys.readouterr()
     assert main(line) == 0
     assert "to do: nothing" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a dataset, from its census alone."""
+"""The check of a dataset as a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from cleft.types import Census, Groups, Picture, Tally
 
 NAMES = {
     "view": "Views",
-    "side": "Sides",
+    "side": "Laterality",
     "sex": "Sex",
     "age": "Age",
     "scanner": "Scanners",
     "format": "File formats",
-    "pixels": "Kinds of pixels",
-    "size": "Sizes, height × width",
+    "pixels": "Pixel types",
+    "size": "Image sizes, height × width",
     "transfer syntax": "Transfer syntaxes",
-    "frames": "Several frames",
+    "frames": "Frames per file",
 }
 _MOST_BARS = 12
 _LONGEST = 80
@@ -32,7 +32,7 @@ _UNKNOWN = "unknown"
 
 
 class Chart(NamedTuple):
-    """One figure about images or files."""
+    """One chart of images or files."""
 
     title: str
     figure: Markup
@@ -40,37 +40,37 @@ class Chart(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """One line of the table of labels."""
+    """One row of the label table."""
 
     name: str
     picture: Markup
     counts: tuple[str, ...]
     shares: tuple[str, ...]
-    """Of each split."""
+    """Share of positive images in each split."""
 
 
 class Comparison(NamedTuple):
-    """How often findings are present among groups."""
+    """Share of positive images by group."""
 
     title: str
     groups: Sequence[tuple[Markup, str, str]]
-    """Mark, name, and what stands behind it."""
+    """Marker, name and size of each group."""
     rows: Sequence[tuple[str, Markup, tuple[str, ...]]]
-    """Finding, strip, shares."""
+    """Finding, chart, shares."""
     most: str
-    """Where the strips end."""
+    """Upper end of the chart axis."""
 
 
 def write_census(census: Census, out: Path, *, overwrite: bool = False) -> Path:
-    """Writes a page about a dataset, for its owner's eyes.
+    """Write the check of a dataset as an HTML page.
 
     Args:
-        census: What a check learned.
-        out: The HTML file. Only its owner may read it: it may name files and show images.
-        overwrite: Whether to replace a file that is not an earlier output.
+        census: Result of the check.
+        out: HTML file to write, readable by its owner only: it may name files and show images.
+        overwrite: Replace a file that is not an earlier output.
 
     Returns:
-        The file.
+        The HTML file.
 
     Raises:
         ConfigError: If `out` is a file that cleft did not write.
@@ -80,15 +80,15 @@ def write_census(census: Census, out: Path, *, overwrite: bool = False) -> Path:
 
 
 def render_census(census: Census) -> str:
-    """The page as text."""
+    """Return the page as HTML."""
     return render_page(
         "census_page.html",
         title=f"{census.dataset}: {census.table}" if census.table else census.dataset,
         census=census,
         charts=[_chart(tally) for tally in census.tallies],
-        looks=[_chart(tally, "files") for tally in census.looks],
+        file_properties=[_chart(tally, "files") for tally in census.looks],
         findings=_findings(census),
-        legend=[(legend_square(colour), _PARTS[name]) for name, colour in LABEL_COLOURS],
+        legend=[(legend_square(colour), _LABEL_NAMES[name]) for name, colour in LABEL_COLOURS],
         comparisons=[_compare(groups) for groups in census.groups if len(groups.groups) > 1],
         splits=_splits(census.splits),
         pictures=[picture for picture in census.pictures if PNG.fullmatch(picture.image)],
@@ -100,7 +100,7 @@ def render_census(census: Census) -> str:
     )
 
 
-_PARTS = {"1": "present (1)", "0": "absent (0)", "-1": "uncertain (-1)", "blank": "nobody said (blank)"}
+_LABEL_NAMES = {"1": "present (1)", "0": "absent (0)", "-1": "uncertain (-1)", "blank": "not mentioned (blank)"}
 
 
 def _chart(tally: Tally, of: str = "images") -> Chart:
@@ -108,11 +108,11 @@ def _chart(tally: Tally, of: str = "images") -> Chart:
     known = [pair for pair in tally.counts if pair[0] != _UNKNOWN]
     unknown = sum(number for name, number in tally.counts if name == _UNKNOWN)
     if tally.ordered:
-        caption = f"{unknown:,} {of} without it." if unknown else ""
+        caption = f"{unknown:,} {of} without this value." if unknown else ""
         return Chart(title, histogram(f"{title} of {of}", known, "years" if tally.name == "age" else ""), caption)
     shown = known[:_MOST_BARS]
     rest = len(known) - len(shown)
-    more = f"{count(rest, 'more kind')}, {sum(number for _, number in known[_MOST_BARS:]):,} {of}." if rest else ""
+    more = f"{count(rest, 'more value')}, {sum(number for _, number in known[_MOST_BARS:]):,} {of}." if rest else ""
     lines = [*shown, *([(_UNKNOWN, unknown)] if unknown else [])]
     return Chart(title, bar_chart(f"{title} of {of}", lines), more)
 
@@ -130,8 +130,8 @@ def _findings(census: Census) -> list[Finding]:
 
 
 def _compare(groups: Groups) -> Comparison:
-    told = [share for shares in groups.shares.values() for share in shares if share is not None]
-    most = next((end for end in (0.05, 0.1, 0.2, 0.3, 0.5, 0.75) if max(told, default=0) <= end), 1.0)
+    seen = [share for shares in groups.shares.values() for share in shares if share is not None]
+    most = next((end for end in (0.05, 0.1, 0.2, 0.3, 0.5, 0.75) if max(seen, default=0) <= end), 1.0)
     names = [
         (group_legend(place), name, f"{count(images, 'image')} of {count(patients, 'patient')}")
         for place, (name, images, patients) in enumerate(
@@ -158,9 +158,9 @@ def _splits(splits: Groups | None) -> list[tuple[str, str, str]]:
 
 
 def _shown_end(text: str) -> str:
-    """The end of a long path; what it begins with says less."""
+    """Shorten a long path at its beginning."""
     return text if len(text) <= _LONGEST else f"…{text[1 - _LONGEST :]}"
 
 
 def _shown_labels(picture: Picture) -> str:
-    return ", ".join(picture.labels) or "no finding is marked present"
+    return ", ".join(picture.labels) or "no positive finding"

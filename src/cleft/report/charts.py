@@ -22,7 +22,7 @@ DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2", "1 2")
 
 
 class Axes(NamedTuple):
-    """Where a plot's axes lie in its picture, and what they span."""
+    """Plot area of a chart, in SVG units, and the data range of both axes."""
 
     left: float
     top: float
@@ -32,19 +32,19 @@ class Axes(NamedTuple):
     y: tuple[float, float]
 
     def to_svg(self, x: float, y: float) -> tuple[float, float]:
-        """Place of a value in the picture."""
+        """Convert data coordinates to SVG coordinates."""
         across = (x - self.x[0]) / (self.x[1] - self.x[0])
         up = (y - self.y[0]) / (self.y[1] - self.y[0])
         return self.left + across * self.width, self.top + (1 - up) * self.height
 
 
 def series_style(index: int) -> tuple[str, str]:
-    """Colour and dash of the i-th series; they repeat only after all pairs are used."""
+    """Return colour and dash pattern of the i-th series; pairs repeat only after all have been used."""
     return COLOURS[index % len(COLOURS)], DASHES[(index + index // len(COLOURS)) % len(DASHES)]
 
 
 def legend_line(index: int) -> Markup:
-    """The line of a legend."""
+    """Return the legend line of a series."""
     colour, dash = series_style(index)
     return Markup(
         '<svg class="swatch" viewBox="0 0 30 8" aria-hidden="true"><path d="M1 4H29" stroke="{}" '
@@ -55,13 +55,13 @@ def legend_line(index: int) -> Markup:
 def line_chart(
     title: str, series: Mapping[str, Points], *, mark: tuple[float, float] | None = None, large: bool = True
 ) -> Markup:
-    """Quantities over optimiser steps.
+    """Draw quantities over optimiser steps.
 
     Args:
-        title: Read aloud in place of the picture.
-        series: Name to points (step, value); the first names come first in colour.
-        mark: A point to ring, such as the best checkpoint.
-        large: Whether the picture is as wide as half a page, or a quarter.
+        title: Text alternative for screen readers.
+        series: Name to points (step, value).
+        mark: A point to circle, such as the best checkpoint.
+        large: Half a page wide rather than a quarter.
     """
     points = [point for line in series.values() for point in line]
     first, last = min(x for x, _ in points), max(x for x, _ in points)
@@ -70,31 +70,31 @@ def line_chart(
     y_ticks = ticks(min(y for _, y in points), max(y for _, y in points), most=5 if large else 3)
     width, height = (480, 240) if large else (240, 150)
     span = (start, last) if last > start else (start - 0.5, start + 0.5)
-    box = Axes(46, 10, width - 70, height - 50, span, (y_ticks[0], y_ticks[-1]))
-    parts = [gridlines(box, x_ticks, y_ticks)]
-    parts += [_line(box, line, index, dots=len(line) <= 25) for index, line in enumerate(series.values())]
+    axes = Axes(46, 10, width - 70, height - 50, span, (y_ticks[0], y_ticks[-1]))
+    parts = [gridlines(axes, x_ticks, y_ticks)]
+    parts += [_line(axes, line, index, dots=len(line) <= 25) for index, line in enumerate(series.values())]
     if mark is not None:
-        x, y = box.to_svg(*mark)
+        x, y = axes.to_svg(*mark)
         parts.append(Markup('<circle class="mark" cx="{:.1f}" cy="{:.1f}" r="6"/>').format(x, y))
     foot = Markup('<text class="axis" x="{}" y="{}" text-anchor="end">optimiser steps</text>')
-    parts.append(foot.format(box.left + box.width, height - 6))
+    parts.append(foot.format(axes.left + axes.width, height - 6))
     return svg(title, width, height, parts)
 
 
 def roc_chart(title: str, curves: Sequence[tuple[int, Points]]) -> Markup:
-    """ROC curves of one class, one per model, and the diagonal that tells nothing.
+    """Draw the ROC curves of one class, one per model, and the chance diagonal.
 
     Args:
-        title: Read aloud in place of the picture.
-        curves: Index of the series, for colour and dash, and points (false positive rate, true positive rate).
+        title: Text alternative for screen readers.
+        curves: Series index and points (false positive rate, true positive rate).
     """
-    box = Axes(30, 8, 160, 160, (0, 1), (0, 1))
-    parts = [gridlines(box, [0, 0.5, 1], [0, 0.5, 1])]
-    (x0, y0), (x1, y1) = box.to_svg(0, 0), box.to_svg(1, 1)
+    axes = Axes(30, 8, 160, 160, (0, 1), (0, 1))
+    parts = [gridlines(axes, [0, 0.5, 1], [0, 0.5, 1])]
+    (x0, y0), (x1, y1) = axes.to_svg(0, 0), axes.to_svg(1, 1)
     parts.append(
         Markup('<path class="chance" d="M{:.1f} {:.1f}L{:.1f} {:.1f}"/>').format(x0, y0, x1, y1),
     )
-    parts += [_line(box, points, index, dots=False) for index, points in curves]
+    parts += [_line(axes, points, index, dots=False) for index, points in curves]
     parts.append(Markup('<text class="axis" x="190" y="197" text-anchor="end">false positive rate</text>'))
     return svg(title, 200, 202, parts)
 
@@ -108,32 +108,32 @@ def whisker(
     colour: str,
     level: float,
 ) -> Markup:
-    """A number and its interval as a shape on a band; the shape tells a model, a floor and the paper apart.
+    """Draw a value with its interval: one row of a forest plot.
 
     Args:
         value: In [0, 1].
-        interval: Both ends, or None.
-        span: What the line reaches from and to; equal for all rows of a column.
-        kind: `model` filled circle, `mean` filled diamond, `floor` hollow square, `paper` hollow diamond.
-        colour: Of the shape and its band.
-        level: Where to draw the thin line of chance.
+        interval: Lower and upper limit, or None.
+        span: Range of the axis, equal for all rows of a column.
+        kind: `model` filled circle, `mean` filled diamond, `baseline` hollow square, `paper` hollow diamond.
+        colour: Of marker and interval.
+        level: Position of the thin reference line, such as chance level.
     """
-    box = _whisker_box(span)
-    parts: list[Markup] = [Markup('<path class="rail" d="M{} 6H{}"/>').format(box.left, box.left + box.width)]
+    axes = _whisker_axes(span)
+    parts: list[Markup] = [Markup('<path class="rail" d="M{} 6H{}"/>').format(axes.left, axes.left + axes.width)]
     if span[0] <= level <= span[1]:
-        parts.append(Markup('<path class="level" d="M{:.1f} 1V11"/>').format(box.to_svg(level, 0)[0]))
+        parts.append(Markup('<path class="level" d="M{:.1f} 1V11"/>').format(axes.to_svg(level, 0)[0]))
     if interval is not None:
-        low, high = (box.to_svg(end, 0)[0] for end in interval)
+        low, high = (axes.to_svg(end, 0)[0] for end in interval)
         parts.append(Markup('<path class="reach" stroke="{}" d="M{:.1f} 6H{:.1f}"/>').format(colour, low, high))
-    parts.append(marker(kind, box.to_svg(value, 0)[0], colour))
+    parts.append(marker(kind, axes.to_svg(value, 0)[0], colour))
     return Markup('<svg class="whisker" viewBox="0 0 140 12" aria-hidden="true">{}</svg>').format(
         Markup("").join(parts)
     )
 
 
 def marker(kind: str, x: float, colour: str) -> Markup:
-    """The mark of a number, around the middle of a whisker."""
-    if kind == "floor":
+    """Return the marker of a kind of row."""
+    if kind == "baseline":
         return Markup('<rect x="{:.1f}" y="3.2" width="5.6" height="5.6" fill="#fff" stroke="{}"/>').format(
             x - 2.8, colour
         )
@@ -144,19 +144,19 @@ def marker(kind: str, x: float, colour: str) -> Markup:
 
 
 def legend_marker(kind: str, colour: str) -> Markup:
-    """A mark by itself, for the explanation under a table."""
+    """Return the legend entry of a kind of row."""
     return Markup('<svg class="sign" viewBox="0 0 30 12" aria-hidden="true">{}{}</svg>').format(
         Markup('<path class="reach" stroke="{}" d="M2 6H28"/>').format(colour) if kind in ("model", "mean") else "",
         Markup('<path class="level" d="M15 1V11"/>') if kind == "level" else marker(kind, 15, colour),
     )
 
 
-def _whisker_box(span: tuple[float, float]) -> Axes:
+def _whisker_axes(span: tuple[float, float]) -> Axes:
     return Axes(5, 0, 130, 12, span, (0, 1))
 
 
 def ticks(low: float, high: float, *, most: int) -> list[float]:
-    """Round numbers that enclose a range.
+    """Return round tick values that enclose a range.
 
     Example:
         >>> ticks(0.3, 3.9, most=5)
@@ -172,28 +172,28 @@ def ticks(low: float, high: float, *, most: int) -> list[float]:
     return [int(value) if value == int(value) else value for value in values]
 
 
-def gridlines(box: Axes, x_ticks: Sequence[float], y_ticks: Sequence[float]) -> Markup:
-    """Lines at heights, and numbers along both axes."""
+def gridlines(axes: Axes, x_ticks: Sequence[float], y_ticks: Sequence[float]) -> Markup:
+    """Draw horizontal grid lines and the tick labels of both axes."""
     parts: list[Markup] = []
     for value in y_ticks:
-        x, y = box.to_svg(box.x[0], value)
-        parts.append(Markup('<path class="grid" d="M{:.1f} {:.1f}h{:.1f}"/>').format(x, y, box.width))
+        x, y = axes.to_svg(axes.x[0], value)
+        parts.append(Markup('<path class="grid" d="M{:.1f} {:.1f}h{:.1f}"/>').format(x, y, axes.width))
         parts.append(tick_label(x - 6, y + 3.5, value, "end"))
     for value in x_ticks:
-        x, y = box.to_svg(value, box.y[0])
+        x, y = axes.to_svg(value, axes.y[0])
         parts.append(Markup('<path class="tick" d="M{:.1f} {:.1f}v4"/>').format(x, y))
         parts.append(tick_label(x, y + 16, value, "middle"))
     return Markup("").join(parts)
 
 
 def tick_label(x: float, y: float, value: float, anchor: str) -> Markup:
-    """A number on an axis."""
+    """Draw the number at a tick."""
     return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(x, y, anchor, f"{value:,.10g}")
 
 
-def _line(box: Axes, points: Points, index: int, *, dots: bool) -> Markup:
+def _line(axes: Axes, points: Points, index: int, *, dots: bool) -> Markup:
     colour, dash = series_style(index)
-    places = [box.to_svg(x, y) for x, y in points]
+    places = [axes.to_svg(x, y) for x, y in points]
     path = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
     line = Markup('<path class="line" d="M{}" stroke="{}" stroke-dasharray="{}"/>').format(path, colour, dash)
     dot = Markup('<circle cx="{:.1f}" cy="{:.1f}" r="2.6" fill="{}"/>')
@@ -201,14 +201,14 @@ def _line(box: Axes, points: Points, index: int, *, dots: bool) -> Markup:
 
 
 def svg(title: str, width: int, height: int, parts: Sequence[Markup]) -> Markup:
-    """A picture of its parts, as wide as where it stands; the title is read aloud in its place."""
+    """Return an SVG element that scales to its container; screen readers read its title."""
     return Markup('<svg class="figure" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
         width, height, title, Markup("").join(parts)
     )
 
 
 def series_marker(series: int, x: float, y: float, size: float = 4.2) -> Markup:
-    """The mark of a row: circle, square, diamond, triangle, then the same hollow."""
+    """Draw the marker of a series: circle, square, diamond, triangle, then the same hollow."""
     colour = COLOURS[series % len(COLOURS)]
     fill = colour if series % 8 < 4 else "#fff"
     if series % 4 == 0:
@@ -225,7 +225,7 @@ def series_marker(series: int, x: float, y: float, size: float = 4.2) -> Markup:
 
 
 def series_key(series: int) -> Markup:
-    """A row's line and mark, for a legend."""
+    """Return line and marker of a series, for a legend."""
     colour, dash = series_style(series)
     return Markup(
         '<svg class="key-line" viewBox="0 0 30 12" aria-hidden="true"><path class="line" d="M1 6H29" stroke="{}" '
@@ -234,7 +234,7 @@ def series_key(series: int) -> Markup:
 
 
 LABEL_COLOURS = (("1", COLOURS[0]), ("0", "#b4bec8"), ("-1", COLOURS[1]), ("blank", "#eef1f4"))
-"""Label and colour of the parts of a stack, from the left."""
+"""Label value and colour of the parts of a stacked bar, from the left."""
 _WIDTH = 320
 _NAMES = 130
 _BAR = 86
@@ -245,11 +245,11 @@ _LINE_LETTERS = 54
 
 
 def bar_chart(title: str, counts: Sequence[tuple[str, int]]) -> Markup:
-    """One lying bar per thing, with its count and share behind it, and a long name on a line above it.
+    """Draw horizontal bars with counts and percentages; a long name has a line of its own above its bar.
 
     Args:
-        title: Read aloud in place of the picture.
-        counts: Thing and count, from the top.
+        title: Text alternative for screen readers.
+        counts: Name and count, from the top.
     """
     total, most = max(1, sum(count for _, count in counts)), max(1, *(count for _, count in counts))
     parts: list[Markup] = []
@@ -273,84 +273,84 @@ def bar_chart(title: str, counts: Sequence[tuple[str, int]]) -> Markup:
 
 
 def histogram(title: str, counts: Sequence[tuple[str, int]], axis: str) -> Markup:
-    """One standing bar per range of a quantity, side by side.
+    """Draw a histogram.
 
     Args:
-        title: Read aloud in place of the picture.
-        counts: Range, such as `40–49`, and count, from the left.
-        axis: What the quantity is.
+        title: Text alternative for screen readers.
+        counts: Bin, such as `40–49`, and count, from the left.
+        axis: Name of the horizontal axis.
     """
     heights = ticks(0, max(1, *(count for _, count in counts)), most=4)
     heights = [height for height in heights if height == int(height)]
-    box = Axes(44, 8, _WIDTH - 50, 124, (0, len(counts)), (0, heights[-1]))
+    axes = Axes(44, 8, _WIDTH - 50, 124, (0, len(counts)), (0, heights[-1]))
     parts: list[Markup] = []
     for height in heights:
-        x, y = box.to_svg(0, height)
-        parts.append(Markup('<path class="grid" d="M{:.1f} {:.1f}h{:.1f}"/>').format(x, y, box.width))
+        x, y = axes.to_svg(0, height)
+        parts.append(Markup('<path class="grid" d="M{:.1f} {:.1f}h{:.1f}"/>').format(x, y, axes.width))
         parts.append(tick_label(x - 6, y + 3.5, height, "end"))
-    for place, (name, count) in enumerate(counts):
-        (x, y), (right, floor) = box.to_svg(place, count), box.to_svg(place + 1, 0)
+    for index, (name, count) in enumerate(counts):
+        (x, y), (right, base) = axes.to_svg(index, count), axes.to_svg(index + 1, 0)
         parts.append(
             Markup(
                 '<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" fill="{}"><title>{}</title></rect>'
-            ).format(x + 1, y, right - x - 2, floor - y, COLOURS[0], f"{name}: {count:,}")
+            ).format(x + 1, y, right - x - 2, base - y, COLOURS[0], f"{name}: {count:,}")
         )
         start = name.partition("–")[0]
         parts.append(
-            Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="middle">{}</text>').format(x + 1, floor + 15, start)
+            Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="middle">{}</text>').format(x + 1, base + 15, start)
         )
     parts.append(Markup('<text class="axis" x="{}" y="{}" text-anchor="end">{}</text>').format(_WIDTH - 6, 166, axis))
     return svg(title, _WIDTH, 170, parts)
 
 
 def stacked_bar(parts: Sequence[int]) -> Markup:
-    """Counts as parts of one bar, in the colours of `STACK`."""
+    """Draw counts as parts of one bar, in `LABEL_COLOURS`."""
     total = max(1, sum(parts))
-    drawn: list[Markup] = []
+    segments: list[Markup] = []
     left = 0.0
     for count, (_, colour) in zip(parts, LABEL_COLOURS, strict=True):
         width = 140 * count / total
         if count:
-            drawn.append(
+            segments.append(
                 Markup('<rect x="{:.2f}" width="{:.2f}" height="10" fill="{}"/>').format(left, max(width, 0.6), colour)
             )
         left += width
     return Markup(
         '<svg class="stack" viewBox="0 0 140 10" preserveAspectRatio="none" aria-hidden="true">{}</svg>'
-    ).format(Markup("").join(drawn))
+    ).format(Markup("").join(segments))
 
 
 def legend_square(colour: str) -> Markup:
-    """The mark of a part, for a legend."""
+    """Return a coloured square, for a legend."""
     return Markup(
         '<svg class="square" viewBox="0 0 10 10" aria-hidden="true"><rect width="10" height="10" fill="{}"/></svg>'
     ).format(colour)
 
 
 def dot_strip(shares: Sequence[float | None], most: float) -> Markup:
-    """Shares of several groups as marks on one line; groups differ by colour and by shape.
+    """Draw the shares of several groups as markers on one axis.
 
     Args:
         shares: One per group, in [0, 1]; None is not drawn.
-        most: Where the line ends.
+        most: Upper end of the axis.
     """
-    drawn = [Markup('<path class="rail" d="M5 6H135"/>')]
-    drawn += [group_marker(place, 5 + 130 * share / most) for place, share in enumerate(shares) if share is not None]
+    parts = [Markup('<path class="rail" d="M5 6H135"/>')]
+    parts += [group_marker(index, 5 + 130 * share / most) for index, share in enumerate(shares) if share is not None]
     return Markup('<svg class="whisker" viewBox="0 0 140 12" aria-hidden="true">{}</svg>').format(
-        Markup("").join(drawn)
+        Markup("").join(parts)
     )
 
 
-def group_marker(place: int, x: float) -> Markup:
-    """The mark of the group at a place: circle, square, diamond, triangle, and the same hollow."""
-    colour = COLOURS[place % len(COLOURS)]
-    fill, edge = (colour, "#fff") if place < 4 else ("#fff", colour)
-    if place % 4 == 0:
+def group_marker(index: int, x: float) -> Markup:
+    """Draw the marker of the i-th group: circle, square, diamond, triangle, then the same hollow."""
+    colour = COLOURS[index % len(COLOURS)]
+    fill, edge = (colour, "#fff") if index < 4 else ("#fff", colour)
+    if index % 4 == 0:
         return Markup('<circle cx="{:.1f}" cy="6" r="3.2" fill="{}" stroke="{}"/>').format(x, fill, edge)
-    path = ("M{l:.1f} 3h6v6h-6z", "M{x:.1f} 1.8l4.2 4.2l-4.2 4.2l-4.2 -4.2z", "M{x:.1f} 2l4 7h-8z")[place % 4 - 1]
+    path = ("M{l:.1f} 3h6v6h-6z", "M{x:.1f} 1.8l4.2 4.2l-4.2 4.2l-4.2 -4.2z", "M{x:.1f} 2l4 7h-8z")[index % 4 - 1]
     return Markup('<path d="{}" fill="{}" stroke="{}"/>').format(path.format(l=x - 3, x=x), fill, edge)
 
 
-def group_legend(place: int) -> Markup:
-    """The mark of a group by itself, for a legend."""
-    return Markup('<svg class="square" viewBox="0 0 12 12" aria-hidden="true">{}</svg>').format(group_marker(place, 6))
+def group_legend(index: int) -> Markup:
+    """Return the marker of a group, for a legend."""
+    return Markup('<svg class="square" viewBox="0 0 12 12" aria-hidden="true">{}</svg>').format(group_marker(index, 6))

@@ -22,22 +22,17 @@ from cleft.results import Evaluation, Result
 from cleft.version import __version__
 
 PNG = re.compile(r"iVBORw0KGgo[A-Za-z0-9+/]*={0,2}")
-"""An image as a page may hold it: base64 and nothing that could end its attribute."""
+"""A base64 PNG: nothing else may enter a `data:` attribute."""
 
 
 def render_page(template: str, **values: Any) -> str:
-    """Fills a template of this folder.
-
-    Args:
-        template: Its file name.
-        values: What it prints. A name it prints and was not given is an error.
-    """
+    """Render a template of this folder; a variable without a value is an error."""
     return _environment().get_template(template).render(version=__version__, **values).lstrip()
 
 
 @functools.cache
 def _environment() -> jinja2.Environment:
-    """Keeps what templates were compiled to, which takes longer than filling them."""
+    # Cached: compiling the templates takes longer than rendering them.
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -48,32 +43,34 @@ def _environment() -> jinja2.Environment:
 
 
 TOO_FEW = f"fewer than {MIN_PATIENTS} patients"
-PERCENT = "\u202f%"  # behind a narrow space that does not break
+PERCENT = "\u202f%"  # narrow no-break space
 PERCENT_METRICS = ("accuracy", "sensitivity", "recall", "precision")
-"""Metrics that are shares of images or answers."""
+"""Metrics printed in percent."""
 RANK_METRICS = ("mean-rank", "median-rank")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One number as it is printed."""
+    """One formatted value of a table."""
 
     text: str
     detail: str = ""
-    """The interval or range, printed smaller."""
+    """Interval or range, in small print."""
     href: str = ""
     note: str = ""
-    """Letter of the footnote."""
+    """Letter of its footnote."""
     title: str = ""
+    """Tooltip."""
     chart: str = ""
+    """SVG below the value."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of a table."""
+    """One row of a table."""
 
     kind: str
-    """`model`, `mean`, `floor` or `paper`."""
+    """`model`, `mean` (over seeds), `baseline`, `paper`, or `heading` of the rows below."""
     label: str
     sublabel: str = ""
     swatch: str = ""
@@ -87,19 +84,19 @@ class Table:
 
     columns: Sequence[str]
     axis_ends: Sequence[tuple[str, str]] = ()
-    """From where to where the pictures of each column reach."""
+    """Axis limits of the charts of each column."""
     rows: Sequence[Row] = ()
     footnotes: Sequence[tuple[str, str]] = ()
 
 
 @dataclass(frozen=True)
 class Footnotes:
-    """Reasons in the order they come up, each with a letter."""
+    """Footnotes in order of first use, each with a letter."""
 
     letters: dict[str, str] = field(default_factory=dict[str, str])
 
     def letter(self, reason: str | None) -> str:
-        """The letter of a reason, new or known; nothing for no reason."""
+        """Return the letter of a footnote, which is added if it is new; empty if there is no reason."""
         if not reason:
             return ""
         number = len(self.letters)
@@ -108,15 +105,15 @@ class Footnotes:
         return self.letters.setdefault(reason, fresh)
 
     def items(self) -> list[tuple[str, str]]:
-        """Letters and reasons."""
+        """Return letters and footnotes."""
         return [(letter, reason) for reason, letter in self.letters.items()]
 
 
 def format_value(metric: str, value: float) -> str:
-    """A number as people read it: shares in percent, areas as they are, ranks with one decimal.
+    """Format a metric: accuracy-like metrics in percent, areas with three decimals, ranks with one.
 
     Example:
-        >>> printed("auc", 0.8776), printed("accuracy", 0.6674).split(), printed("image-to-text/mean-rank", 12.25)
+        >>> format_value("auc", 0.8776), format_value("accuracy", 0.6674).split(), format_value("mean-rank", 12.25)
         ('0.878', ['66.7', '%'], '12.2')
     """
     names = [part.partition("@")[0] for part in metric.split("/")]
@@ -126,42 +123,42 @@ def format_value(metric: str, value: float) -> str:
 
 
 def format_interval(metric: str, bounds: tuple[float, float]) -> str:
-    """Both ends of an interval, the unit once."""
+    """Format an interval, with its unit once."""
     low, high = (format_value(metric, end) for end in bounds)
     return f"{low.removesuffix(PERCENT)}–{high}"
 
 
 def format_axis_end(metric: str, end: float) -> str:
-    """An end of an axis, round as it is.
+    """Format the limit of an axis.
 
     Example:
-        >>> printed_end("auc", 0.4)
+        >>> format_axis_end("auc", 0.4)
         '0.4'
     """
     return f"{100 * end:.0f}{PERCENT}" if metric == "accuracy" else f"{end:.1f}"
 
 
 def is_suppressed(result: Result, evaluation: Evaluation) -> bool:
-    """Whether a cell rests on so few patients that it is not printed."""
+    """Whether a result rests on too few patients to be printed."""
     return not evaluation.synthetic and 0 < result.patients < MIN_PATIENTS
 
 
 def format_percent(share: float) -> str:
-    """A share as people read it; what is rarer than a thousandth is not called nothing.
+    """Format a fraction in percent; small non-zero fractions are not rounded to zero.
 
     Example:
-        >>> percent(0.5).split(), percent(0.0004).split(), percent(0).split()
+        >>> format_percent(0.5).split(), format_percent(0.0004).split(), format_percent(0).split()
         (['50.0', '%'], ['<0.1', '%'], ['0.0', '%'])
     """
     return "<0.1\u202f%" if 0 < share < 0.0005 else f"{100 * share:.1f}\u202f%"
 
 
 def format_parameters(count: float) -> str:
-    """A number of weights as people say it.
+    """Format a number of parameters.
 
     Example:
-        >>> weights(2_621_440), weights(90_910_000), weights(2_700_000_000), weights(950)
-        ('2.62 M', '90.9 M', '2.70 B', '950')
+        >>> format_parameters(2_621_440), format_parameters(2_700_000_000), format_parameters(950)
+        ('2.62 M', '2.70 B', '950')
     """
     for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if count >= size:

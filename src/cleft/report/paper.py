@@ -1,6 +1,6 @@
-"""The numbers that the paper prints for the tasks of a report, always marked as the paper's.
+"""Results reported in the paper, always labelled as the paper's.
 
-Source: CLEFT, Tables 1 to 3. The paper gives no intervals, and no AUC for zero-shot.
+Source: CLEFT, Tables 1 to 3. The paper reports no confidence intervals and no zero-shot AUC.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from cleft.results import Evaluation
 
 
 class Published(NamedTuple):
-    """One row of the paper's table."""
+    """Zero-shot accuracy of one model in the paper."""
 
     model: str
     accuracy: float
@@ -34,11 +34,11 @@ EMBED: Mapping[tuple[str, int], tuple[Published, ...]] = {
     ("BI-RADS", 7 * 200): (Published("CLEFT, LoRA", 0.3329), Published("CLIP", 0.2093)),
     ("Density", 4 * 500): (Published("CLEFT, LoRA", 0.7440), Published("CLIP", 0.7045)),
 }
-"""By what all class names begin with, and by the images of a balanced set."""
+"""By the common first word of the class names and the size of the balanced test set."""
 
 
 def published(evaluation: Evaluation) -> tuple[Published, ...]:
-    """The paper's rows for the same question, or none where the paper does not ask it."""
+    """Return the paper's results for the task of an evaluation; empty if the paper does not report it."""
     if evaluation.task != "zero-shot" or evaluation.scoring != "multi-class" or evaluation.split != "test":
         return ()
     five = evaluation.split_recipe.startswith("5x200") and frozenset(evaluation.classes) == CHEXPERT_5
@@ -48,30 +48,30 @@ def published(evaluation: Evaluation) -> tuple[Published, ...]:
         return RSNA
     if evaluation.dataset == "embed" and evaluation.confusion is not None and not evaluation.synthetic:
         rows = [sum(row) for row in evaluation.confusion]
-        kinds = {name.partition(" ")[0] for name in evaluation.classes}
-        if len(kinds) == len(set(rows)) == 1:
-            return EMBED.get((next(iter(kinds)), sum(rows)), ())
+        prefixes = {name.partition(" ")[0] for name in evaluation.classes}
+        if len(prefixes) == len(set(rows)) == 1:
+            return EMBED.get((next(iter(prefixes)), sum(rows)), ())
     return ()
 
 
 class Quoted(NamedTuple):
-    """A number of one of the paper's tables."""
+    """One value of the paper's tables."""
 
     value: float
     """In [0, 1]."""
     printed: str
-    """In percent, with the paper's digits."""
+    """In percent, as printed."""
     marks: str = ""
-    """The paper's own, as in `MARKS`."""
+    """Footnote marks in the paper, as in `MARKS`."""
 
     @property
     def notes(self) -> list[str]:
-        """What its marks say."""
+        """Return the text of its footnotes."""
         return [MARKS[mark] for mark in self.marks]
 
 
 MARKS = {
-    "*": "copied by the paper’s authors from the MedCLIP paper",
+    "*": "taken by the paper’s authors from the MedCLIP paper",
     "†": "pre-trained on other data, about twice as much",
 }
 _THREE_TASKS = (
@@ -103,8 +103,8 @@ cleft-lora      64.63
 """
 
 
-def _quote(text: str, columns: Sequence[tuple[str, str]]) -> dict[tuple[str, str, str], Quoted]:
-    """Lines of a table to (row, column, metric) and number; `-` stands where the paper prints none."""
+def _parse(text: str, columns: Sequence[tuple[str, str]]) -> dict[tuple[str, str, str], Quoted]:
+    """Parse a table into (row, column, metric) and value; `-` where the paper prints none."""
     found: dict[tuple[str, str, str], Quoted] = {}
     for line in text.split("\n"):
         row, *words = line.split() or [""]
@@ -120,23 +120,23 @@ def _columns(datasets: Sequence[str], metrics: Sequence[tuple[str, Sequence[str]
 
 
 QUOTED: Mapping[str, Mapping[tuple[str, str, str], Quoted]] = {
-    "table1": _quote(_TABLE_1, _columns(("chexpert", "rsna"), _THREE_TASKS)),
-    "table2": _quote(
+    "table1": _parse(_TABLE_1, _columns(("chexpert", "rsna"), _THREE_TASKS)),
+    "table2": _parse(
         _TABLE_2, _columns(("embed-birads", "embed-density"), [(task, ("accuracy",)) for task, _ in _THREE_TASKS])
     ),
-    "table3": _quote(_TABLE_3, [("rsna/zero-shot", "accuracy")]),
+    "table3": _parse(_TABLE_3, [("rsna/zero-shot", "accuracy")]),
 }
-"""Study to (row, column, metric) and number. Table 1 prints 64.93 where Table 3 prints 64.63 for the same model."""
+"""Study to (row, column, metric) and value. Table 1 prints 64.93 where Table 3 prints 64.63 for the same model."""
 
-WEIGHTS: Mapping[str, tuple[int, int, int]] = {
+PARAMETERS: Mapping[str, tuple[int, int, int]] = {
     "cleft-lora": (90_910_000, 2_700_000_000, 2_620_000),
     "clip-vit": (150_990_000, 0, 65_190_000),
 }
-"""Trainable and frozen parameters, and the trainable ones of the text tower, behind the paper's “39 %”: worked out from
-its configurations, not printed in it. CLIP's are its two towers alone, 85.80 M and 65.19 M; with two heads
-`baseline-clip` has 156.25 M."""
+"""Trainable parameters, frozen parameters, and trainable parameters of the text encoder, behind the paper's “39 %”:
+derived from its configurations, not printed in it. Those of CLIP are its two encoders, 85.80 M and 65.19 M; with two
+projection heads `baseline-clip` has 156.25 M."""
 
 
 def quoted(study: str, row: str, column: str, metric: str) -> Quoted | None:
-    """What the paper prints in the same place of the same table; None where it prints nothing."""
+    """Return the paper's value in the same cell of the same table; None if there is none."""
     return QUOTED.get(study, {}).get((row, column, metric))

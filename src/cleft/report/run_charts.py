@@ -51,7 +51,7 @@ from cleft.results import (
 
 TOKENS = "tokens"
 LINES = {"nodes": (TOKENS, "prefix tree"), "padded_tokens": (TOKENS, "padded")}
-"""Logged quantities that share a chart: name to chart and line."""
+"""Logged quantities that share a chart: log column to chart and legend entry."""
 ORDER = ("loss", "lr", "temperature", "gradient_norm", TOKENS)
 SPLITS = {"train": "training", "val": "validation"}
 NAMES = {
@@ -60,15 +60,15 @@ NAMES = {
     "logit_scale": "Inverse temperature",
     "temperature": "Temperature",
     "gradient_norm": "Gradient norm",
-    TOKENS: "Caption tokens of a step",
-    "repeated_captions": "Share of repeated captions",
+    TOKENS: "Caption tokens per step",
+    "repeated_captions": "Fraction of repeated captions",
     "clamped_steps": "Steps with a clamped temperature",
     "seconds_per_step": "Seconds per step",
 }
 
 
 class Chart(NamedTuple):
-    """One figure of a run's training."""
+    """One chart of a training log."""
 
     title: str
     figure: Markup
@@ -78,17 +78,17 @@ class Chart(NamedTuple):
 
 
 def training_charts(run: Run) -> list[Chart]:
-    """One chart per logged quantity, its splits together, the loss first; what never changed needs no chart."""
+    """Return one chart per logged quantity, with all its splits; constant quantities but the loss are left out."""
     quantities: dict[str, dict[str, Points]] = {}
     for name, points in run.curves.items():
         quantity, split = _parts(name)
         quantities.setdefault(quantity, {})[split] = points
     ordered = sorted(quantities, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
-    return [_chart(name, quantities[name]) for name in ordered if name == "loss" or _moves(quantities[name])]
+    return [_chart(name, quantities[name]) for name in ordered if name == "loss" or not _is_constant(quantities[name])]
 
 
-def _moves(series: Mapping[str, Points]) -> bool:
-    return len({value for points in series.values() for _, value in points}) > 1
+def _is_constant(series: Mapping[str, Points]) -> bool:
+    return len({value for points in series.values() for _, value in points}) <= 1
 
 
 def _chart(quantity: str, series: Mapping[str, Points]) -> Chart:
@@ -98,14 +98,14 @@ def _chart(quantity: str, series: Mapping[str, Points]) -> Chart:
     best = min(named["validation"], key=lambda point: point[1]) if large and "validation" in named else None
     caption = ""
     if best is not None:
-        caption = f"Lowest validation loss {best[1]:.4g} at step {best[0]:,.0f} (ringed)."
+        caption = f"Lowest validation loss {best[1]:.4g} at step {best[0]:,.0f} (circled)."
     legend = [(legend_line(index), name) for index, name in enumerate(named)] if len(named) > 1 else []
     figure = line_chart(f"{title} over optimiser steps", named, mark=best, large=large)
     return Chart(title, figure, legend, caption, large)
 
 
 def _parts(name: str) -> tuple[str, str]:
-    """Quantity and split of a logged name.
+    """Split the name of a log column into quantity and split.
 
     Example:
         >>> _parts("val/loss"), _parts("lr-AdamW")
@@ -119,39 +119,39 @@ def _parts(name: str) -> tuple[str, str]:
 
 
 def reliability_chart(title: str, calibration: Calibration, series: int, *, synthetic: bool) -> Markup:
-    """How often answers of a confidence came true, before (filled) and after the temperature (hollow).
+    """Draw a reliability diagram, before (filled) and after temperature scaling (hollow).
 
     Args:
-        title: Read aloud in place of the picture.
-        calibration: Its bins; those of a few patients are not drawn.
-        series: Whose colour and mark it has.
-        synthetic: Whether the patients are phantoms.
+        title: Text alternative for screen readers.
+        calibration: Its bins; those of too few patients are not drawn.
+        series: Index that determines colour and marker.
+        synthetic: Whether the images are synthetic, so that all bins are drawn.
     """
-    box = Axes(30, 8, 160, 160, (0, 1), (0, 1))
-    (x0, y0), (x1, y1) = box.to_svg(0, 0), box.to_svg(1, 1)
+    axes = Axes(30, 8, 160, 160, (0, 1), (0, 1))
+    (x0, y0), (x1, y1) = axes.to_svg(0, 0), axes.to_svg(1, 1)
     parts = [
-        gridlines(box, [0, 0.5, 1], [0, 0.5, 1]),
+        gridlines(axes, [0, 0.5, 1], [0, 0.5, 1]),
         Markup('<path class="chance" d="M{:.1f} {:.1f}L{:.1f} {:.1f}"/>').format(x0, y0, x1, y1),
     ]
-    after = [_place(box, each) for each in _told(calibration.bins_after, synthetic)]
+    after = [_bin_position(axes, each) for each in _printable_bins(calibration.bins_after, synthetic)]
     if after:
         parts.append(_path(after, GREY, "2 3"))
         ring = Markup('<circle class="dot" cx="{:.1f}" cy="{:.1f}" r="2.8" fill="#fff" stroke="{}"/>')
         parts += [ring.format(x, y, GREY) for x, y in after]
-    before = [_place(box, each) for each in _told(calibration.bins, synthetic)]
+    before = [_bin_position(axes, each) for each in _printable_bins(calibration.bins, synthetic)]
     if before:
         parts.append(_path(before, COLOURS[series % len(COLOURS)], ""))
         parts += [series_marker(series, x, y, 3) for x, y in before]
-    parts.append(Markup('<text class="axis" x="190" y="197" text-anchor="end">probability that was given</text>'))
+    parts.append(Markup('<text class="axis" x="190" y="197" text-anchor="end">predicted probability</text>'))
     return svg(title, 200, 202, parts)
 
 
-def _told(bins: Sequence[ReliabilityBin], synthetic: bool) -> list[ReliabilityBin]:
+def _printable_bins(bins: Sequence[ReliabilityBin], synthetic: bool) -> list[ReliabilityBin]:
     return [each for each in bins if synthetic or each.patients >= MIN_PATIENTS]
 
 
-def _place(box: Axes, each: ReliabilityBin) -> tuple[float, float]:
-    return box.to_svg(each.predicted, each.observed)
+def _bin_position(axes: Axes, each: ReliabilityBin) -> tuple[float, float]:
+    return axes.to_svg(each.predicted, each.observed)
 
 
 def _path(places: Sequence[tuple[float, float]], colour: str, dash: str) -> Markup:
@@ -160,26 +160,26 @@ def _path(places: Sequence[tuple[float, float]], colour: str, dash: str) -> Mark
 
 
 def space_chart(title: str, space: SpaceMap, classes: Sequence[str], hidden: Sequence[str] = ()) -> Markup:
-    """Images as small marks of their classes, class prompts as ringed crosses with their names.
+    """Draw a 2-D projection of the embeddings: images as small markers of their class, class prompts circled and named.
 
     Args:
-        title: Read aloud in place of the picture.
-        space: Coordinates of both.
-        classes: What the indices mean.
-        hidden: Classes of too few images, which are not drawn.
+        title: Text alternative for screen readers.
+        space: Coordinates of images and prompts.
+        classes: Class names, by index.
+        hidden: Classes with too few images to be drawn.
     """
     shown = [(index, x, y) for index, x, y in space.images if classes[index] not in hidden]
     places = [(x, y) for _, x, y in shown] + list(space.prompts)
     size = max(*(abs(coordinate) for place in places for coordinate in place), 1e-6) * 1.06
-    box = Axes(6, 6, 348, 348, (-size, size), (-size, size))
-    (middle_x, middle_y) = box.to_svg(0, 0)
+    axes = Axes(6, 6, 348, 348, (-size, size), (-size, size))
+    (middle_x, middle_y) = axes.to_svg(0, 0)
     parts = [
         Markup('<rect class="frame" x="6" y="6" width="348" height="348"/>'),
         Markup('<path class="grid" d="M6 {:.1f}H354M{:.1f} 6V354"/>').format(middle_y, middle_x),
     ]
-    dots = [series_marker(index, *box.to_svg(x, y), size=2.4) for index, x, y in shown]
+    dots = [series_marker(index, *axes.to_svg(x, y), size=2.4) for index, x, y in shown]
     parts.append(Markup('<g class="cloud">{}</g>').format(Markup("").join(dots)))
-    spots = [box.to_svg(x, y) for x, y in space.prompts]
+    spots = [axes.to_svg(x, y) for x, y in space.prompts]
     for index, (x, y) in enumerate(spots):
         parts.append(Markup('<circle class="prompt" cx="{:.1f}" cy="{:.1f}" r="6.5"/>').format(x, y))
         parts.append(series_marker(index, x, y, 3.4))
@@ -189,10 +189,10 @@ def space_chart(title: str, space: SpaceMap, classes: Sequence[str], hidden: Seq
 
 
 def place_names(spots: Sequence[tuple[float, float]], names: Sequence[str]) -> list[tuple[float, float, str]]:
-    """Where names stand beside rings: right, left, above or below, wherever they cover least.
+    """Place the names of points to their right or left, above or below, wherever they overlap least.
 
     Returns:
-        Place and anchor of each text, in a picture of 360 by 360.
+        Coordinates and text anchor of each name, in a chart of 360 by 360.
     """
     taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in spots]
     placed: list[tuple[float, float, str]] = []
@@ -217,7 +217,7 @@ _OUTSIDE: tuple[_Corners, ...] = (
     (-999, -999, 999, 4),
     (-999, 356, 999, 999),
 )
-"""What lies around the picture."""
+"""Area outside the chart."""
 
 
 def _covered(one: _Corners, other: _Corners) -> float:
@@ -227,58 +227,58 @@ def _covered(one: _Corners, other: _Corners) -> float:
 
 
 def norms_chart(title: str, context: Sequence[ContextVector], token_norm: float | None) -> Markup:
-    """The length of each learned vector as a stem, its way from where it started as a ring, a word's length as a line.
+    """Draw the norm of each context vector, its distance from initialisation (circle) and the token norm (dotted line).
 
     Args:
-        title: Read aloud in place of the picture.
-        context: At least one vector, in the order in which they are read.
-        token_norm: Mean length of the language model's token embeddings.
+        title: Text alternative for screen readers.
+        context: At least one vector, in order of position.
+        token_norm: Mean norm of the language model's token embeddings.
     """
     seen = [vector.norm for vector in context] + [vector.moved for vector in context if vector.moved is not None]
     heights = ticks(0, max([*seen, token_norm or 0.0]), most=5)
-    box = Axes(46, 22, 490, 170, (0.0, len(context) + 1.0), (heights[0], heights[-1]))
+    axes = Axes(46, 22, 490, 170, (0.0, len(context) + 1.0), (heights[0], heights[-1]))
     places = [vector.place for vector in context]
     step = next(step for step in (1, 2, 5, 10, 20, 50, 100, len(places)) if len(places) <= 12 * step)
     shown = [place for place in places if place == 1 or place % step == 0]
-    parts = [gridlines(box, shown, heights)]
+    parts = [gridlines(axes, shown, heights)]
     for vector in context:
-        (x, y), (_, floor) = box.to_svg(vector.place, vector.norm), box.to_svg(vector.place, heights[0])
+        (x, y), (_, base) = axes.to_svg(vector.place, vector.norm), axes.to_svg(vector.place, heights[0])
         parts.append(
             Markup(
-                '<g role="presentation"><path class="stem" d="M{x:.1f} {floor:.1f}V{y:.1f}" stroke="{colour}"/>'
+                '<g role="presentation"><path class="stem" d="M{x:.1f} {base:.1f}V{y:.1f}" stroke="{colour}"/>'
                 '<circle cx="{x:.1f}" cy="{y:.1f}" r="3.2" fill="{colour}"/><title>{title}</title></g>'
-            ).format(x=x, y=y, floor=floor, colour=COLOURS[0], title=f"vector {vector.place}: norm {vector.norm:.3g}")
+            ).format(x=x, y=y, base=base, colour=COLOURS[0], title=f"vector {vector.place}: norm {vector.norm:.3g}")
         )
         if vector.moved is not None:
-            _, moved = box.to_svg(vector.place, vector.moved)
+            _, moved = axes.to_svg(vector.place, vector.moved)
             parts.append(
                 Markup('<circle class="dot" cx="{:.1f}" cy="{:.1f}" r="3" fill="#fff" stroke="{}"/>').format(
                     x, moved, COLOURS[1]
                 )
             )
     if token_norm is not None:
-        x, y = box.to_svg(0, token_norm)
-        parts.append(Markup('<path class="chance" d="M{:.1f} {:.1f}h{:.1f}"/>').format(x, y, box.width))
+        x, y = axes.to_svg(0, token_norm)
+        parts.append(Markup('<path class="chance" d="M{:.1f} {:.1f}h{:.1f}"/>').format(x, y, axes.width))
     parts.append(Markup('<text class="axis" x="4" y="12">norm</text>'))
-    parts.append(Markup('<text class="axis" x="536" y="226" text-anchor="end">place in the context</text>'))
+    parts.append(Markup('<text class="axis" x="536" y="226" text-anchor="end">position in the context</text>'))
     return svg(title, 560, 232, parts)
 
 
 def subgroup_table(group: Sequence[Entry], by: str) -> Table | None:
-    """Accuracy and AUC of each group of patients, one line per model, and the gap between best and worst.
+    """Return accuracy and AUC by patient group for each model, and the difference between best and worst group.
 
     Args:
         group: Evaluations of the same images.
-        by: What the groups are told apart by; a model that knows no such groups is left out.
+        by: Attribute that defines the groups; models without results by this attribute are left out.
     """
-    told = [(entry, found) for entry in group if (found := _by(entry, by)) is not None]
-    if not told:
+    members = [(entry, found) for entry in group if (found := _subgroups_by(entry, by)) is not None]
+    if not members:
         return None
     notes = Footnotes()
-    spans = {metric: _span(told, metric) for metric in HEADLINE_METRICS}
+    spans = {metric: _span(members, metric) for metric in HEADLINE_METRICS}
     rows: list[Row] = []
-    for entry, found in told:
-        if len(told) > 1:
+    for entry, found in members:
+        if len(members) > 1:
             rows.append(Row(kind="heading", label=entry.label, swatch=legend_line(entry.series)))
         overall = {result.metric: result for result in entry.evaluation.results}
         synthetic = entry.evaluation.synthetic
@@ -291,7 +291,14 @@ def subgroup_table(group: Sequence[Entry], by: str) -> Table | None:
                     label=each.name,
                     sublabel=TOO_FEW if few else people,
                     cells=[
-                        _cell(_named(each.results, metric), spans[metric], entry, overall.get(metric), notes, few=few)
+                        _cell(
+                            _find_metric(each.results, metric),
+                            spans[metric],
+                            entry,
+                            overall.get(metric),
+                            notes,
+                            few=few,
+                        )
                         for metric in HEADLINE_METRICS
                     ],
                 )
@@ -301,19 +308,19 @@ def subgroup_table(group: Sequence[Entry], by: str) -> Table | None:
     return Table(columns=list(HEADLINE_METRICS.values()), axis_ends=ends, rows=rows, footnotes=notes.items())
 
 
-def _by(entry: Entry, by: str) -> Subgroups | None:
+def _subgroups_by(entry: Entry, by: str) -> Subgroups | None:
     return next((found for found in entry.evaluation.subgroups if found.by == by), None)
 
 
-def _named(results: Sequence[Result], metric: str) -> Result | None:
+def _find_metric(results: Sequence[Result], metric: str) -> Result | None:
     return next((result for result in results if result.metric == metric), None)
 
 
-def _span(told: Sequence[tuple[Entry, Subgroups]], metric: str) -> tuple[float, float]:
+def _span(members: Sequence[tuple[Entry, Subgroups]], metric: str) -> tuple[float, float]:
     seen: list[float] = []
-    for entry, found in told:
+    for entry, found in members:
         for results in (entry.evaluation.results, *(each.results for each in found.groups)):
-            result = _named(results, metric)
+            result = _find_metric(results, metric)
             if result is not None and result.value is not None:
                 seen += [result.value, *(result.interval or ())]
     return enclosing_tenths(seen or [0.5])
@@ -345,39 +352,43 @@ def _cell(
 def _gap(found: Subgroups, notes: Footnotes) -> Row:
     cells: list[Cell] = []
     for metric in HEADLINE_METRICS:
-        gap = _named(found.gaps, metric)
+        gap = _find_metric(found.gaps, metric)
         if gap is None or gap.value is None:
-            reason = (gap.reason if gap else None) or "the result file holds no gap"
+            reason = (gap.reason if gap else None) or "no difference in the result file"
             cells.append(Cell(text="–", note=notes.letter(reason), title=reason))
             continue
-        detail = ", ".join(filter(None, [_reach(metric, gap.interval), gap.reason]))
-        cells.append(Cell(text=points(metric, gap.value), detail=detail))
+        detail = ", ".join(filter(None, [_format_range(metric, gap.interval), gap.reason]))
+        cells.append(Cell(text=format_difference(metric, gap.value), detail=detail))
     left = [f"{count(found.left_out, 'image')} in smaller groups"] * bool(found.left_out)
-    left += [f"{found.unknown:,} of which it is not known"] * bool(found.unknown)
+    left += [f"{count(found.unknown, 'image')} without this attribute"] * bool(found.unknown)
     return Row(kind="mean", label="Best minus worst", sublabel="; ".join(left), cells=cells)
 
 
-def _reach(metric: str, interval: tuple[float, float] | None) -> str:
-    return "no interval" if interval is None else f"{points(metric, interval[0])} to {points(metric, interval[1])}"
+def _format_range(metric: str, interval: tuple[float, float] | None) -> str:
+    return (
+        "no interval"
+        if interval is None
+        else f"{format_difference(metric, interval[0])} to {format_difference(metric, interval[1])}"
+    )
 
 
-def points(metric: str, difference: float) -> str:
-    """A difference with its sign, of shares in percentage points.
+def format_difference(metric: str, difference: float) -> str:
+    """Format a difference with its sign; accuracy-like metrics in percentage points.
 
     Example:
-        >>> points("accuracy", 0.031), points("auc", -0.02)
+        >>> format_difference("accuracy", 0.031), format_difference("auc", -0.02)
         ('+3.1', '−0.020')
     """
-    shares = metric.split("/")[0].partition("@")[0] in PERCENT_METRICS
-    text = f"{100 * difference:+.1f}" if shares else f"{difference:+.3f}"
+    in_percent = metric.split("/")[0].partition("@")[0] in PERCENT_METRICS
+    text = f"{100 * difference:+.1f}" if in_percent else f"{difference:+.3f}"
     return text.replace("-", "\u2212")
 
 
 def corrected_comparisons(comparisons: Sequence[Comparison]) -> tuple[list[list[float | None]], int]:
-    """Corrects the p-values of all comparisons of a page, as one family.
+    """Correct the p-values of all comparisons on a page as one family.
 
     Returns:
-        Of each comparison the Holm-corrected p-values of its differences; and the number of differences tested.
+        Holm-corrected p-values of the differences of each comparison; and the number of tests.
     """
     corrected = holm([each.p_value for comparison in comparisons for each in comparison.differences])
     waiting = iter(corrected.p_values)
@@ -385,30 +396,30 @@ def corrected_comparisons(comparisons: Sequence[Comparison]) -> tuple[list[list[
 
 
 def comparison_table(comparison: Comparison, corrected: Sequence[float | None] | None = None) -> Table:
-    """What one model has over another on the same images, metric by metric.
+    """Return the difference between two models on the same images for each metric.
 
     Args:
         comparison: The two models.
-        corrected: P-value of each difference after correction for all comparisons of the page; by default for this
+        corrected: P-value of each difference after correction for all comparisons on the page; by default for this
             one alone.
     """
     corrected = corrected_comparisons([comparison])[0][0] if corrected is None else corrected
     notes = Footnotes()
     rows = [
-        _compared(difference, comparison, notes, p_holm)
+        _comparison_row(difference, comparison, notes, p_holm)
         for difference, p_holm in zip(comparison.differences, corrected, strict=True)
     ]
-    reach = comparison_reach(comparison)
+    limit = difference_limit(comparison)
     return Table(
-        columns=[comparison.first, comparison.second, "First minus second", "p", "p, corrected"],
-        axis_ends=[("", ""), ("", ""), (f"\u2212{reach:.1f}", f"+{reach:.1f}"), ("", ""), ("", "")],
+        columns=[comparison.first, comparison.second, "Difference", "p", "p (Holm)"],
+        axis_ends=[("", ""), ("", ""), (f"\u2212{limit:.1f}", f"+{limit:.1f}"), ("", ""), ("", "")],
         rows=rows,
         footnotes=notes.items(),
     )
 
 
-def comparison_reach(comparison: Comparison) -> float:
-    """How far the line of differences goes to both sides, in tenths."""
+def difference_limit(comparison: Comparison) -> float:
+    """Return the limit of the symmetric axis of differences, in tenths."""
     seen = [
         abs(end)
         for each in comparison.differences
@@ -418,11 +429,11 @@ def comparison_reach(comparison: Comparison) -> float:
     return enclosing_tenths([0.0, *seen])[1]
 
 
-def _compared(difference: Difference, comparison: Comparison, notes: Footnotes, corrected: float | None) -> Row:
+def _comparison_row(difference: Difference, comparison: Comparison, notes: Footnotes, corrected: float | None) -> Row:
     few = not comparison.synthetic and 0 < difference.patients < MIN_PATIENTS
     reason = TOO_FEW if few else difference.reason
     letter = notes.letter(reason)
-    metric, reach = difference.metric, comparison_reach(comparison)
+    metric, limit = difference.metric, difference_limit(comparison)
     values = [
         Cell(text="–" if value is None or few else format_value(metric, value))
         for value in (difference.first, difference.second)
@@ -431,17 +442,17 @@ def _compared(difference: Difference, comparison: Comparison, notes: Footnotes, 
         cells = [*values, Cell(text="–", note=letter, title=reason or ""), Cell(text="–"), Cell(text="–")]
     else:
         drawn = whisker(
-            difference.difference, difference.interval, (-reach, reach), kind="model", colour=BLACK, level=0.0
+            difference.difference, difference.interval, (-limit, limit), kind="model", colour=BLACK, level=0.0
         )
-        told = points(metric, difference.difference)
+        change = format_difference(metric, difference.difference)
         cells = [
             *values,
-            Cell(text=told, detail=_reach(metric, difference.interval), note=letter, chart=drawn),
-            Cell(text=_printed_p(difference.p_value)),
-            Cell(text=_printed_p(corrected)),
+            Cell(text=change, detail=_format_range(metric, difference.interval), note=letter, chart=drawn),
+            Cell(text=_format_p(difference.p_value)),
+            Cell(text=_format_p(corrected)),
         ]
     return Row(kind="model", label=metric_name(metric), cells=cells)
 
 
-def _printed_p(p: float | None) -> str:
+def _format_p(p: float | None) -> str:
     return "–" if p is None else "<0.01" if p < 0.01 else f"{p:.2f}"

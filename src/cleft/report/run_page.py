@@ -1,4 +1,4 @@
-"""One self-contained HTML page about one or several runs."""
+"""The report of one or several runs: a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cleft.report.charts import BLACK, COLOURS, GREY, legend_line, legend_marker
 from cleft.report.html import TOO_FEW, render_page
 from cleft.report.run_charts import comparison_table, corrected_comparisons, training_charts
 from cleft.report.run_sections import (
-    SCORING_QUESTIONS,
+    SCORING_NAMES,
     build_sections,
     describe_run,
     settings_table,
@@ -26,22 +26,22 @@ from cleft.report.runs import Run, read_runs
 from cleft.report.tables import TASK_NAMES, all_results_table, group_results
 from cleft.results import Evaluation, Result
 
-KEYS = {"model": COLOURS[0], "mean": BLACK, "floor": GREY, "paper": BLACK, "level": GREY}
+KEYS = {"model": COLOURS[0], "mean": BLACK, "baseline": GREY, "paper": BLACK, "level": GREY}
 
 
 def write_report(
     runs: Path | str | Iterable[Path | str], out: Path | str, *, images: bool | None = None, overwrite: bool = False
 ) -> Path:
-    """Writes a page about run folders.
+    """Write a report of one or several runs.
 
     Args:
-        runs: Run folders, or one; the page compares them where they answered the same question on the same images.
-        out: The HTML file.
-        images: Whether to show images: True shows them all, False none, None those of phantoms alone.
-        overwrite: Whether to replace a file that is not an earlier output.
+        runs: Run folder or folders; results of the same task on the same images share a table.
+        out: HTML file to write.
+        images: True shows all example images, False none, None synthetic ones only.
+        overwrite: Replace a file that is not an earlier output.
 
     Returns:
-        The file.
+        The HTML file.
 
     Raises:
         ConfigError: If `out` is a file that cleft did not write.
@@ -54,7 +54,7 @@ def write_report(
 
 
 def render(runs: Sequence[Run], *, images: bool | None = None) -> str:
-    """The page as text."""
+    """Return the report as HTML."""
     sections = build_sections(group_results(runs), images=images)
     evaluations = [stored.evaluation for run in runs for stored in run.results]
     comparisons = [each for run in runs for each in run.comparisons]
@@ -68,13 +68,13 @@ def render(runs: Sequence[Run], *, images: bool | None = None) -> str:
         sections=sections,
         numbers={stored.anchor: all_results_table(stored) for run in runs for stored in run.results},
         settings=settings_table(runs),
-        embedded=_embedded(runs),
+        embedded=_embedded_json(runs),
         published=any(row.kind == "paper" for each in sections if each.headline for row in each.headline.rows),
         comparisons=[(each, comparison_table(each, p)) for each, p in zip(comparisons, corrected, strict=True)],
         family=family,
         phantoms=any(evaluation.synthetic for evaluation in evaluations),
         fewest=MIN_PATIENTS,
-        scorings=SCORING_QUESTIONS,
+        scorings=SCORING_NAMES,
         tasks=TASK_NAMES,
         redact=redact,
         swatch=legend_line,
@@ -83,7 +83,7 @@ def render(runs: Sequence[Run], *, images: bool | None = None) -> str:
 
 
 def _title(names: Sequence[str]) -> str:
-    """Names in a row.
+    """Join names.
 
     Example:
         >>> _title(["first", "second", "third"])
@@ -94,8 +94,8 @@ def _title(names: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
-def _embedded(runs: Sequence[Run]) -> Markup:
-    """All numbers once more, for machines; nothing in it can end the element that holds it."""
+def _embedded_json(runs: Sequence[Run]) -> Markup:
+    """Return all results as JSON, escaped so that nothing can end the script element."""
     tree = {
         run.name: [{"file": stored.file, **_printable(stored.evaluation)} for stored in run.results] for run in runs
     }
@@ -106,7 +106,7 @@ def _embedded(runs: Sequence[Run]) -> Markup:
 
 
 def _printable(evaluation: Evaluation) -> dict[str, Any]:
-    """An evaluation with what the page leaves out left out here too: images, and numbers of a few patients."""
+    """Return an evaluation without what the page leaves out: images, and results of too few patients."""
     few = suppressed_classes(evaluation)
     kept = dataclasses.replace(
         evaluation,
@@ -119,22 +119,22 @@ def _printable(evaluation: Evaluation) -> dict[str, Any]:
     )
     tree = dataclasses.asdict(kept)
     del tree["examples"]
-    return tree if evaluation.synthetic else _told(tree)
+    return tree if evaluation.synthetic else _suppressed(tree)
 
 
-def _told(value: Any) -> Any:
-    """A tree without what rests on fewer than five patients: a result keeps its name and a reason, the rest goes."""
+def _suppressed(value: Any) -> Any:
+    """Return a tree without values of too few patients: a result keeps its name and a reason."""
     if isinstance(value, list | tuple):
         items = cast("Sequence[Any]", value)
-        return [_told(item) for item in items if not _hidden(item) or "metric" in item]
+        return [_suppressed(item) for item in items if not _has_few_patients(item) or "metric" in item]
     if not isinstance(value, dict):
         return value
     tree = cast("dict[str, Any]", value)
-    if _hidden(tree):
+    if _has_few_patients(tree):
         return dataclasses.asdict(Result(metric=str(tree.get("metric", "")), value=None, reason=TOO_FEW))
-    return {key: _told(item) for key, item in tree.items()}
+    return {key: _suppressed(item) for key, item in tree.items()}
 
 
-def _hidden(value: Any) -> bool:
+def _has_few_patients(value: Any) -> bool:
     patients = cast("dict[str, Any]", value).get("patients") if isinstance(value, dict) else None
     return isinstance(patients, int) and 0 < patients < MIN_PATIENTS

@@ -41,11 +41,11 @@ from cleft.report.tables import (
 from cleft.results import ContextVector, Evaluation, PromptAudit, Result
 
 ADAPTER_NAMES = {
-    "lora": "LoRA of rank {rank}",
+    "lora": "LoRA (rank {rank})",
     "ia3": "IA3",
-    "prefix": "a prefix of {prefix} virtual tokens",
-    "full": "all its weights moving",
-    "frozen": "its weights frozen",
+    "prefix": "prefix tuning ({prefix} virtual tokens)",
+    "full": "all weights trainable",
+    "frozen": "frozen",
 }
 FAMILY_NAMES = {
     "vit": "ViT",
@@ -60,19 +60,19 @@ FAMILY_NAMES = {
 }
 LOSS_NAMES = {
     "info_nce": "InfoNCE",
-    "label_aware_nce": "InfoNCE that takes equal captions as positives",
-    "soft_overlap_nce": "InfoNCE with targets shared out by overlapping labels",
-    "sigmoid": "a sigmoid for each image and caption",
+    "label_aware_nce": "label-aware InfoNCE (equal captions are positives)",
+    "soft_overlap_nce": "InfoNCE with soft targets from label overlap",
+    "sigmoid": "sigmoid loss",
 }
-SCORING_QUESTIONS = {
-    "multi-class": "which of these classes is it",
-    "present-absent": "is this finding there",
-    "nearest": "which lie nearest to this",
+SCORING_NAMES = {
+    "multi-class": "one class per image",
+    "present-absent": "each finding present or absent",
+    "nearest": "nearest neighbours",
 }
 
 
 class Setting(NamedTuple):
-    """One line of the settings table."""
+    """One row of the settings table."""
 
     key: str
     values: list[str]
@@ -81,30 +81,27 @@ class Setting(NamedTuple):
 
 
 def describe_run(run: Run) -> str:
-    """One sentence: towers, loss, steps, data; and the second stage where there was one."""
+    """Describe encoders, loss and training steps of a run, and its second stage if there is one."""
     config = run.config
-    adapter = ADAPTER_NAMES.get(str(config.get("text.adapt")), str(config.get("text.adapt", "unknown adaptation")))
+    adapter = ADAPTER_NAMES.get(str(config.get("text.adapt")), str(config.get("text.adapt", "unknown adapter")))
     adapter = adapter.format(rank=config.get("text.rank", "?"), prefix=config.get("text.prefix_length", "?"))
-    frozen = " with its weights frozen" if config.get("image.train") is False else ""
-    loss = str(config.get("loss.name", "an unknown loss"))
-    sentence = (
-        f"{_tower(config, 'image')}{frozen} for images and {_tower(config, 'text')} with {adapter} for text, "
-        f"pulled together by {LOSS_NAMES.get(loss, loss)} "
-        f"over {_number(config.get('optim.steps'))} steps of {_number(config.get('train.batch_size'))} pairs"
+    frozen = ", frozen" if config.get("image.train") is False else ""
+    loss = str(config.get("loss.name", "unknown"))
+    description = (
+        f"Image encoder: {_encoder(config, 'image')}{frozen}. Text encoder: {_encoder(config, 'text')}, {adapter}. "
+        f"Loss: {LOSS_NAMES.get(loss, loss)}. Stage one: {_number(config.get('optim.steps'))} steps of "
+        f"{_number(config.get('train.batch_size'))} image-text pairs."
     )
     if run.stage == "context":
-        sentence += (
-            f"; then, both frozen, a prompt context of {_number(config.get('context.length'))} vectors learned in "
-            f"{_number(config.get('context.optim.steps'))} steps"
+        description += (
+            f" Stage two: {_number(config.get('context.length'))} context vectors, "
+            f"{_number(config.get('context.optim.steps'))} steps, encoders frozen."
         )
-    return f"{sentence[0].upper()}{sentence[1:]}."
+    return description
 
 
 def section_title(group: Sequence[Entry]) -> str:
-    """The heading of a section: what was asked, by which methods.
-
-    The dataset keeps its own spelling; classes are named when they are few.
-    """
+    """Return the heading of a section: its tasks and classes, which are named if they are few."""
     evaluation = group[0].evaluation
     tasks = [TASK_NAMES.get(task, task) for task in dict.fromkeys(entry.evaluation.task for entry in group)]
     named = " and ".join(filter(None, [", ".join(tasks[:-1]), tasks[-1]]))
@@ -112,18 +109,18 @@ def section_title(group: Sequence[Entry]) -> str:
     classes = evaluation.classes
     if evaluation.task not in CLASSIFICATION_TASKS:
         return named
-    told = " against ".join(classes) if len(classes) == 2 and evaluation.scoring == "multi-class" else None
-    told = told or (
+    described = " vs. ".join(classes) if len(classes) == 2 and evaluation.scoring == "multi-class" else None
+    described = described or (
         ", ".join(classes)
         if len(classes) <= 3
         else f"{len(classes)} {'findings' if evaluation.scoring == 'present-absent' else 'classes'}"
     )
-    asked = ", present or absent" if evaluation.scoring == "present-absent" else ""
-    return f"{named}{asked}: {told}"
+    scoring = ", present or absent" if evaluation.scoring == "present-absent" else ""
+    return f"{named}{scoring}: {described}"
 
 
 def settings_table(runs: Sequence[Run]) -> list[Setting]:
-    """Every setting of every run, and where they differ."""
+    """Return every setting of every run, and whether the runs differ in it."""
     keys = list(dict.fromkeys(key for run in runs for key in run.config))
     rows: list[Setting] = []
     for key in keys:
@@ -132,14 +129,14 @@ def settings_table(runs: Sequence[Run]) -> list[Setting]:
     return rows
 
 
-def _tower(config: Mapping[str, Any], tower: str) -> str:
-    model = config.get(f"{tower}.model")
+def _encoder(config: Mapping[str, Any], modality: str) -> str:
+    model = config.get(f"{modality}.model")
     if model is not None:
-        name = redact(f"{tower}.model", model)
-        name = "a model from a local folder" if name == LEFT_OUT else name
-        return f"{name} with random weights" if config.get(f"{tower}.random_weights") else name
-    kind = str(config.get(f"{tower}.scratch.model_type", "model"))
-    return f"a {FAMILY_NAMES.get(kind, kind)} built from scratch"
+        name = redact(f"{modality}.model", model)
+        name = "local model" if name == LEFT_OUT else name
+        return f"{name} (random weights)" if config.get(f"{modality}.random_weights") else name
+    kind = str(config.get(f"{modality}.scratch.model_type", "model"))
+    return f"{FAMILY_NAMES.get(kind, kind)} (from scratch)"
 
 
 def _number(value: Any) -> str:
@@ -147,7 +144,7 @@ def _number(value: Any) -> str:
 
 
 class Panel(NamedTuple):
-    """A small figure."""
+    """A small chart."""
 
     title: str
     figure: Markup
@@ -155,37 +152,37 @@ class Panel(NamedTuple):
 
 
 class ConfusionMatrix(NamedTuple):
-    """Answers of one evaluation by what the images show."""
+    """Confusion matrix of one evaluation."""
 
     label: str
     classes: Sequence[str]
     rows: Sequence[tuple[str, Sequence[tuple[int, float]]]]
-    """Class, and per answer the count and its share of the row."""
+    """Label, and for each predicted class the count and its share of the row."""
     hidden: Sequence[str]
-    """Classes with too few images to be printed."""
+    """Labels with too few images to be printed."""
 
 
 class Example(NamedTuple):
-    """One image and what each model answered."""
+    """One image with the predictions of each model."""
 
     image: str
     truth: str
     answers: Sequence[tuple[Entry, bool, Sequence[tuple[str, float]]]]
-    """Who answered, whether the first answer is right, and the first answers with their probabilities."""
+    """Model, whether its top prediction is correct, and the first predictions with their probabilities."""
 
 
 class Section(NamedTuple):
-    """All that was asked of one set of images."""
+    """All results of one task on one set of images."""
 
     anchor: str
     title: str
     entries: Sequence[Entry]
     evaluation: Evaluation
     headline: Table | None
-    """Accuracy and AUC; None where the question has none."""
+    """Accuracy and AUC; None for tasks without them."""
     by_class: Table | None
     more_metrics: Table | None
-    """What else was measured of the same answers."""
+    """Other metrics of the same predictions."""
     retrieval: Sequence[RetrievalTable]
     warnings: Sequence[str]
     notes: Sequence[str]
@@ -194,7 +191,7 @@ class Section(NamedTuple):
     reliability_panels: Sequence[Panel]
     embedding_maps: Sequence[Panel]
     subgroups: Sequence[tuple[str, Table]]
-    """What the groups are told apart by, and their numbers."""
+    """Attribute that defines the groups, and their results."""
     prompt_sensitivity: Sequence[PromptSensitivity]
     retrieval_examples: Sequence[RetrievalExamples]
     confusion_matrices: Sequence[ConfusionMatrix]
@@ -203,29 +200,29 @@ class Section(NamedTuple):
 
     @property
     def classified(self) -> bool:
-        """Whether images were sorted into classes, so that there may be curves and confusions."""
+        """Whether this is a classification task, which has curves and confusion matrices."""
         return self.evaluation.task in CLASSIFICATION_TASKS
 
 
-def build_sections(found: Sequence[list[Entry]], *, images: bool | None) -> list[Section]:
-    """One section per question.
+def build_sections(groups: Sequence[list[Entry]], *, images: bool | None) -> list[Section]:
+    """Return one section per task and set of images.
 
     Args:
-        found: Entries that may share a table, question by question.
-        images: Whether to show images: True shows them all, False none, None those of phantoms alone.
+        groups: Entries that share a table, one list per section.
+        images: True shows all images, False none, None synthetic ones only.
     """
     return [
-        build_section(f"question-{index}", section_title(group), group, warnings=_warnings(group, found), images=images)
-        for index, group in enumerate(found, start=1)
+        build_section(f"task-{index}", section_title(group), group, warnings=_warnings(group, groups), images=images)
+        for index, group in enumerate(groups, start=1)
     ]
 
 
 def build_section(
     anchor: str, title: str, group: Sequence[Entry], *, warnings: Sequence[str] = (), images: bool | None
 ) -> Section:
-    """Everything that the results of one question hold."""
+    """Return the section of one group of results on the same images."""
     evaluation = group[0].evaluation
-    examples, found = _examples(group), retrieval_examples(group)
+    examples, searches = _examples(group), retrieval_examples(group)
     visible = images is True or (images is None and evaluation.synthetic)
     classified = evaluation.task in CLASSIFICATION_TASKS
     return Section(
@@ -244,10 +241,10 @@ def build_section(
         embedding_maps=_maps(group),
         subgroups=[(by, table) for by in _groupings(group) if (table := subgroup_table(group, by)) is not None],
         prompt_sensitivity=prompt_sensitivities(group),
-        retrieval_examples=found if visible else [],
+        retrieval_examples=searches if visible else [],
         confusion_matrices=[confusion for entry in group if (confusion := _confusion(entry)) is not None],
         examples=examples if visible else [],
-        examples_hidden=0 if visible else len(examples) + sum(len(each.examples) for each in found),
+        examples_hidden=0 if visible else len(examples) + sum(len(each.examples) for each in searches),
     )
 
 
@@ -266,13 +263,13 @@ def _reliabilities(group: Sequence[Entry]) -> list[Panel]:
         if fit is None or is_suppressed(fit.ece, entry.evaluation):
             continue
         figure = reliability_chart(
-            f"Reliability of {entry.label}", fit, entry.series, synthetic=entry.evaluation.synthetic
+            f"Reliability diagram of {entry.label}", fit, entry.series, synthetic=entry.evaluation.synthetic
         )
         if fit.temperature is None:
-            fitted = f"No temperature: {fit.reason or 'none was fitted'}."
+            fitted = f"No temperature scaling: {fit.reason or 'not fitted'}."
         else:
             fitted = f"Temperature {fit.temperature:.2f}, fitted on {count(fit.fitted_on, 'validation image')}."
-        after = "" if fit.ece_after is None else f", with the temperature {_value(fit.ece_after)}"
+        after = "" if fit.ece_after is None else f", after temperature scaling {_value(fit.ece_after)}"
         panels.append(Panel(entry.label, figure, f"ECE {_value(fit.ece)}{after}. {fitted}"))
     return panels
 
@@ -288,45 +285,47 @@ def _maps(group: Sequence[Entry]) -> list[Panel]:
         if space is None or len(space.prompts) != len(classes):
             continue
         few = sorted(suppressed_classes(entry.evaluation))
-        figure = space_chart(f"Joint space of {entry.label}", space, classes, hidden=few)
+        figure = space_chart(f"Embedding map of {entry.label}", space, classes, hidden=few)
         across, up = (format_percent(share) for share in space.shares)
         left = (
             f" {count(space.left_out, 'more image')} {verb(space.left_out, 'is', 'are')} not drawn."
             if space.left_out
             else ""
         )
-        gap = f"Images and prompts lie {space.gap:.2f} apart; the gap is taken out here."
-        hidden = f" Left out, because fewer than {MIN_PATIENTS} images show it: {', '.join(few)}." if few else ""
-        caption = f"Of the images’ variance {across} across and {up} up. {gap}{left}{hidden}"
+        gap = f"Modality gap {space.gap:.2f} (distance of the mean embeddings), removed here."
+        hidden = (
+            f" Not shown, because fewer than {MIN_PATIENTS} images have this label: {', '.join(few)}." if few else ""
+        )
+        caption = f"Image variance explained: {across} (horizontal), {up} (vertical). {gap}{left}{hidden}"
         panels.append(Panel(entry.label, figure, caption))
     return panels
 
 
-def _warnings(group: Sequence[Entry], found: Sequence[Sequence[Entry]]) -> list[str]:
-    """What a reader must know before comparing lines."""
+def _warnings(group: Sequence[Entry], groups: Sequence[Sequence[Entry]]) -> list[str]:
+    """Return what to know before comparing rows, here and with other sections."""
     warnings: list[str] = []
     digests = {entry.evaluation.split_digest: entry.run.name for entry in group}
     if len(digests) > 1:
-        told = ", ".join(f"{name} {digest}" for digest, name in digests.items())
+        named = ", ".join(f"{name} {digest}" for digest, name in digests.items())
         warnings.append(
-            f"These runs were trained and chosen on different splits ({told}). They answered the same images, "
-            f"but did not learn from the same ones."
+            f"These runs have different training and validation splits ({named}). Their test images are the same, "
+            f"their training images are not."
         )
     mine = group[0].evaluation
-    for number, other in enumerate(found, start=1):
+    for number, other in enumerate(groups, start=1):
         theirs = other[0].evaluation
         if other[0] is group[0] or (theirs.task, theirs.scoring) != (mine.task, mine.scoring):
             continue
         if set(theirs.classes) == set(mine.classes):
             warnings.append(
-                f"Question {number} asks for the same classes on other images or labels "
-                f"({theirs.ids_digest} there, {mine.ids_digest} here): numbers of the two must not be compared."
+                f"Section {number} has the same classes on other images or labels (ids {theirs.ids_digest} there, "
+                f"{mine.ids_digest} here): do not compare its results with these."
             )
     return warnings
 
 
 def _panels(group: Sequence[Entry]) -> list[Panel]:
-    """One chart per class that any entry has a curve for."""
+    """Return one ROC chart per class that has a curve."""
     classes = dict.fromkeys(name for entry in group for name in entry.evaluation.roc)
     panels: list[Panel] = []
     for name in classes:
@@ -341,7 +340,7 @@ def _panels(group: Sequence[Entry]) -> list[Panel]:
 
 
 def suppressed_classes(evaluation: Evaluation) -> set[str]:
-    """Classes with so few images that neither their row nor their curve is printed; phantoms are always printed."""
+    """Return the classes with too few images to print their confusions and curves; none if images are synthetic."""
     if evaluation.synthetic or evaluation.confusion is None:
         return set()
     sums = [sum(row) for row in evaluation.confusion]
@@ -362,7 +361,7 @@ def _confusion(entry: Entry) -> ConfusionMatrix | None:
 
 
 def _examples(group: Sequence[Entry]) -> list[Example]:
-    """Each image once, with the answers of every entry that was asked about it."""
+    """Return each example image once, with the predictions of every entry."""
     found: dict[str, Example] = {}
     for entry in group:
         for example in entry.evaluation.examples:
@@ -370,15 +369,15 @@ def _examples(group: Sequence[Entry]) -> list[Example]:
             answers = _answers(example.get("answers"))
             if not PNG.fullmatch(image) or not answers:
                 continue
-            known = found.setdefault(image, Example(image, truth, []))
-            found[image] = known._replace(answers=[*known.answers, (entry, answers[0][0] == truth, answers)])
+            earlier = found.setdefault(image, Example(image, truth, []))
+            found[image] = earlier._replace(answers=[*earlier.answers, (entry, answers[0][0] == truth, answers)])
     return list(found.values())
 
 
 def _answers(raw: Any) -> list[tuple[str, float]]:
-    """Class and probability pairs, the likeliest first; nothing where the file holds something else.
+    """Return classes and probabilities, the likeliest first; empty if the file holds something else.
 
-    Answers that would be printed as 0 % are left out behind the first.
+    All but the first are left out if they would be printed as 0 %.
     """
     pairs: list[tuple[str, float]] = []
     for pair in raw if isinstance(raw, Sequence) else ():
@@ -388,23 +387,23 @@ def _answers(raw: Any) -> list[tuple[str, float]]:
 
 
 class PromptSensitivity(NamedTuple):
-    """The audit of one model's prompts."""
+    """Prompt sensitivity of one model."""
 
     title: str
     templates: Table
     spread: Sequence[str]
-    """Sentences about how far a number depends on the wording."""
+    """Sentences on the spread of each metric over templates."""
     negations: Table | None
     norms: Markup | None
     context: Sequence[ContextVector]
 
 
 def prompt_sensitivities(group: Sequence[Entry]) -> list[PromptSensitivity]:
-    """One audit for each model that has one."""
-    return [_audit(entry, entry.evaluation.audit) for entry in group if entry.evaluation.audit is not None]
+    """Return the prompt sensitivity of each model that was evaluated for it."""
+    return [_prompt_sensitivity(entry, entry.evaluation.audit) for entry in group if entry.evaluation.audit is not None]
 
 
-def _audit(entry: Entry, audit: PromptAudit) -> PromptSensitivity:
+def _prompt_sensitivity(entry: Entry, audit: PromptAudit) -> PromptSensitivity:
     norms = norms_chart(f"Norms of the learned context of {entry.run.name}", audit.context, audit.token_norm)
     return PromptSensitivity(
         title=entry.run.name,
@@ -415,7 +414,7 @@ def _audit(entry: Entry, audit: PromptAudit) -> PromptSensitivity:
             f"{format_value(each.metric, each.mean)}, standard deviation {format_value(each.metric, each.deviation)}."
             for each in audit.spread
         ],
-        negations=_denials(entry, audit) if audit.denials else None,
+        negations=_negations(entry, audit) if audit.denials else None,
         norms=norms if audit.context else None,
         context=audit.context,
     )
@@ -428,7 +427,7 @@ def _templates(entry: Entry, audit: PromptAudit) -> Table:
         Row(
             kind="mean" if template.usual else "model",
             label=f"{template.opening} …",
-            sublabel="the usual opening" if template.usual else "",
+            sublabel="default template" if template.usual else "",
             cells=[_cell(entry, template.results, metric, notes, spans[metric]) for metric in HEADLINE_METRICS],
         )
         for template in audit.templates
@@ -448,13 +447,13 @@ def _span(audit: PromptAudit, metric: str) -> tuple[float, float]:
     return enclosing_tenths(seen or [0.5])
 
 
-def _denials(entry: Entry, audit: PromptAudit) -> Table:
+def _negations(entry: Entry, audit: PromptAudit) -> Table:
     notes = Footnotes()
     rows = [
         Row(
             kind="model",
             label=denial.finding,
-            sublabel=f"“{denial.present}” against “{denial.absent}”",
+            sublabel=f"“{denial.present}” vs. “{denial.absent}”",
             cells=[
                 Cell(text=f"{denial.cosine:.3f}"),
                 Cell(text=format_value("accuracy", denial.said_present)),
@@ -464,7 +463,7 @@ def _denials(entry: Entry, audit: PromptAudit) -> Table:
         )
         for denial in audit.denials
     ]
-    columns = ["Cosine of the two", "Answered present", "Is present", "AUC, named", "AUC, denied", "AUC, both"]
+    columns = ["Cosine similarity", "Predicted present", "Labelled present", "AUC, present", "AUC, absent", "AUC, both"]
     return Table(columns=columns, rows=rows, footnotes=notes.items())
 
 
@@ -480,10 +479,10 @@ def _cell(
         reason = (result.reason if result else None) or "not measured"
         return Cell(text="–", note=notes.letter(reason), title=reason)
     colour = series_style(entry.series)[0]
-    picture = whisker(result.value, result.interval, span, kind="model", colour=colour, level=-1) if span else ""
+    chart = whisker(result.value, result.interval, span, kind="model", colour=colour, level=-1) if span else ""
     return Cell(
         text=format_value(metric, result.value),
         detail=format_interval(metric, result.interval) if result.interval else "",
         note=notes.letter(result.reason),
-        chart=picture,
+        chart=chart,
     )

@@ -1,7 +1,7 @@
-"""Run folders as a page wants them: settings, curves and results, with whatever is private left out.
+"""Read run folders for reports: settings, environment, training logs and results, without private values.
 
-Only files are read: `config.yaml`, `environment.json`, CSV logs and `results/*.json`. A missing piece
-becomes a sentence on the page; a folder that is not a run at all is refused.
+Reads `config.yaml`, `environment.json`, CSV logs, `results/*.json` and `comparisons/*.json`. A missing or damaged file
+is reported on the page; a folder that is not a run is an error.
 """
 
 from __future__ import annotations
@@ -29,48 +29,48 @@ _SEED = re.compile(r"seed-\d+")
 
 @dataclass(frozen=True, kw_only=True)
 class StoredResult:
-    """One file of a run's `results`."""
+    """One file in `results/` of a run."""
 
     file: str
     anchor: str
-    """Id of its section on the page."""
+    """HTML id of its section."""
     evaluation: Evaluation
     href: str = ""
-    """Where to find its numbers, if the page has no section of it."""
+    """Link to its values if the page has no section of it."""
 
     def link(self, line: str = "") -> str:
-        """Where a number comes from: a line of its section, or the file itself."""
+        """Return the link to a row of its section, or to the file."""
         return self.href or "-".join(filter(None, (f"#{self.anchor}", line)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One run folder, read."""
+    """Contents of a run folder."""
 
     name: str
-    """Name of the folder, with that of the folder above or a number where two runs share one."""
+    """Folder name, with its parent or a number if several runs share the name."""
     anchor: str
     stage: str
-    """`pretrain` or `context`, or nothing where the folder does not say."""
+    """`pretrain`, `context`, or empty if unknown."""
     config: Mapping[str, Any]
-    """Settings under dotted keys."""
+    """Settings by dotted key."""
     environment: Mapping[str, str]
-    """Versions and device under dotted keys."""
+    """Versions and device by dotted key."""
     curves: Mapping[str, Sequence[tuple[float, float]]]
     """Logged quantity to points (step, value)."""
     results: Sequence[StoredResult]
     problems: Sequence[str]
-    """Sentences about what is missing or unreadable."""
+    """What is missing or unreadable, in sentences."""
     split: str = ""
-    """How its images were split and the digest of that, where the folder says."""
+    """Split recipe and digest, if known."""
     terms: Sequence[str] = ()
-    """What owners of the data allow with the weights, where that reaches them."""
+    """Restrictions that the data use agreement puts on the weights."""
     comparisons: Sequence[Comparison] = ()
-    """With other results on the same images."""
+    """Comparisons with other results on the same images."""
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Reads each folder once, in the order given.
+    """Read each run folder once, in the given order.
 
     Raises:
         DataError: If a folder is missing or is not a run.
@@ -86,10 +86,12 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """Name of each run: that of its folder, with the folder above where that is needed to distinguish it."""
-    alike = Counter(folder.name for folder in folders)
+    """Return the name of each run: its folder, with the parent folder where names repeat or are those of seeds."""
+    counts = Counter(folder.name for folder in folders)
     return [
-        f"{folder.parent.name}/{folder.name}" if alike[folder.name] > 1 or _SEED.fullmatch(folder.name) else folder.name
+        f"{folder.parent.name}/{folder.name}"
+        if counts[folder.name] > 1 or _SEED.fullmatch(folder.name)
+        else folder.name
         for folder in folders
     ]
 
@@ -98,7 +100,7 @@ def _read_run(folder: Path, name: str, anchor: str) -> Run:
     config = folder / "config.yaml"
     if not config.is_file():
         raise DataError(
-            f"{folder} is not a run folder: it holds no config.yaml; give a folder that "
+            f"{folder} is not a run folder: it has no config.yaml; give a folder that "
             f"cleft pretrain or cleft learn-context wrote",
             reason="not-a-run",
         )
@@ -107,9 +109,9 @@ def _read_run(folder: Path, name: str, anchor: str) -> Run:
     results = _results(folder / "results", anchor, problems)
     curves = _curves(sorted((folder / "logs").rglob("*.csv")), problems)
     if not results:
-        problems.append("It has no results yet: cleft evaluate measures them.")
+        problems.append("No results yet: run cleft evaluate.")
     if not curves:
-        problems.append("It has no log of its training.")
+        problems.append("No training log.")
     return Run(
         name=name,
         anchor=anchor,
@@ -126,7 +128,7 @@ def _read_run(folder: Path, name: str, anchor: str) -> Run:
 
 
 def _tree(path: Path) -> dict[str, Any]:
-    """What a JSON file holds by name; nothing where it is missing or damaged."""
+    """Read a JSON object; empty if it is missing or damaged."""
     try:
         return read_json(path)
     except DataError:
@@ -156,7 +158,7 @@ def _settings(path: Path) -> dict[str, Any]:
 def _environment(path: Path, problems: list[str]) -> dict[str, str]:
     tree = _tree(path)
     if not tree:
-        problems.append("Its environment.json, which names versions and device, is missing or unreadable.")
+        problems.append("environment.json (versions and device) is missing or unreadable.")
     return {key: redact(key, value) for key, value in flatten(tree).items()}
 
 
@@ -173,18 +175,18 @@ def _comparisons(folder: Path, problems: list[str]) -> list[Comparison]:
 
 
 def _stored(folder: Path, kind: type[Noun], problems: list[str]) -> list[tuple[int, tuple[str, Noun]]]:
-    """Place and name of each file of a folder, and what it holds; a damaged one becomes a sentence."""
+    """Return number, name and contents of each result file; a damaged one is added to the problems."""
     found: list[tuple[int, tuple[str, Noun]]] = []
     for number, path in enumerate(sorted(folder.glob("*.json")), start=1):
         try:
             found.append((number, (path.name, from_json(read_limited(path, where=path.name), kind, where=path.name))))
         except CleftError as error:
-            problems.append(f"A result is left out: {error}.")
+            problems.append(f"Result file skipped: {error}.")
     return found
 
 
 def _curves(paths: Sequence[Path], problems: list[str]) -> dict[str, list[tuple[float, float]]]:
-    """Every logged quantity by step. Where a resumed run wrote a step twice, the later line counts."""
+    """Return each logged quantity by step. If a resumed run logged a step twice, the later row counts."""
     points: dict[str, dict[float, float]] = {}
     for path in paths:
         try:
@@ -192,7 +194,7 @@ def _curves(paths: Sequence[Path], problems: list[str]) -> dict[str, list[tuple[
                 for row in csv.DictReader(file):
                     _add_row(points, row)
         except (OSError, UnicodeDecodeError, csv.Error) as error:
-            problems.append(f"Its log {path.name} cannot be read ({type(error).__name__}).")
+            problems.append(f"Training log {path.name} cannot be read ({type(error).__name__}).")
     return {name: _thin(sorted(series.items())) for name, series in points.items() if series}
 
 
@@ -221,10 +223,10 @@ def _thin(series: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping under dotted keys.
+    """Flatten a nested mapping to dotted keys.
 
     Example:
-        >>> flat({"text": {"rank": 8}, "seed": 0})
+        >>> flatten({"text": {"rank": 8}, "seed": 0})
         {'text.rank': 8, 'seed': 0}
     """
     leaves: dict[str, Any] = {}

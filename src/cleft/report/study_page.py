@@ -17,7 +17,7 @@ from cleft.privacy import MIN_PATIENTS, redact
 from cleft.report.charts import BLACK, COLOURS, GREY, legend_line, legend_marker
 from cleft.report.html import Footnotes, render_page
 from cleft.report.paper import MARKS, QUOTED, Quoted, quoted
-from cleft.report.run_sections import SCORING_QUESTIONS, Section, build_section
+from cleft.report.run_sections import SCORING_NAMES, Section, build_section
 from cleft.report.runs import Run, StoredResult
 from cleft.report.study_charts import study_figures
 from cleft.report.study_table import (
@@ -31,7 +31,7 @@ from cleft.report.study_table import (
     column_headers,
     corrected_p_values,
     difference_table,
-    format_number,
+    format_table_value,
     is_percent,
     parameter_table,
     read_study,
@@ -43,18 +43,18 @@ from cleft.results import StudyLine
 
 log = logging.getLogger(__name__)
 
-KEYS = {"model": COLOURS[0], "mean": BLACK, "floor": GREY, "paper": BLACK, "level": GREY}
+KEYS = {"model": COLOURS[0], "mean": BLACK, "baseline": GREY, "paper": BLACK, "level": GREY}
 _MAX_ROWS = 8
-"""Most rows whose curves a section draws, so that they can be told apart."""
+"""Most rows in the charts of a section, so that they can be distinguished."""
 
 
 def check_study_outputs(folder: Path, name: str, *, overwrite: bool = False) -> tuple[Output, Output, Output]:
-    """Return page, CSV and LaTeX of a study, checked: none replaces a file that is not an earlier output.
+    """Return page, CSV and LaTeX file of a study, after checking that they may be written.
 
     Args:
-        folder: Of the study.
-        name: Of the study.
-        overwrite: Whether such files are replaced.
+        folder: Folder of the study.
+        name: Name of the study.
+        overwrite: Replace files that are not earlier outputs.
 
     Raises:
         ConfigError: If one would replace a file that cleft did not write.
@@ -69,15 +69,15 @@ def check_study_outputs(folder: Path, name: str, *, overwrite: bool = False) -> 
 
 
 def write_study_page(folder: Path, *, images: bool | None = None, overwrite: bool = False) -> Path:
-    """Writes `study.html`, `<name>.csv` and `<name>.tex` of a study beside its results.
+    """Write `study.html`, `<name>.csv` and `<name>.tex` to the folder of a study.
 
     Args:
-        folder: It holds `study.json`.
-        images: Whether to show images: True shows them all, False none, None those of phantoms alone.
-        overwrite: Whether to replace files that are not earlier outputs.
+        folder: Folder with `study.json`.
+        images: True shows all example images, False none, None synthetic ones only.
+        overwrite: Replace files that are not earlier outputs.
 
     Returns:
-        The page.
+        The HTML file.
 
     Raises:
         ConfigError: If one of these files was not written by cleft.
@@ -92,64 +92,64 @@ def write_study_page(folder: Path, *, images: bool | None = None, overwrite: boo
 
 
 def find_runs_and_studies(folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """Sorts folders into run folders and folders of studies; any other folder is searched for both, at any depth.
+    """Sort folders into runs and studies; other folders are searched for both, at any depth.
 
     Example:
-        >>> find_studies([Path("/nowhere")])
+        >>> find_runs_and_studies([Path("/nowhere")])
         ([PosixPath('/nowhere')], [])
     """
     runs: list[Path] = []
     studies: list[Path] = []
     for folder in folders:
-        for each in _known_inside(folder) or [folder]:
+        for each in _find_inside(folder) or [folder]:
             (studies if (each / STUDY_FILE).is_file() else runs).append(each)
     return runs, studies
 
 
-def _known_inside(folder: Path) -> list[Path]:
-    """Runs and studies in a folder and its subfolders; folders inside a run or a study belong to it."""
-    if _is_known(folder):
+def _find_inside(folder: Path) -> list[Path]:
+    """Return the runs and studies in a folder and its subfolders; folders inside a run or study belong to it."""
+    if _is_run_or_study(folder):
         return [folder]
     if not folder.is_dir() or folder.is_symlink():
         return []
-    held = sorted(each for each in folder.iterdir() if not each.name.startswith("."))
-    return [known for each in held if not _is_idle(each) for known in _known_inside(each)]
+    folders = sorted(each for each in folder.iterdir() if not each.name.startswith("."))
+    return [found for each in folders if not _is_empty_run(each) for found in _find_inside(each)]
 
 
-def _is_idle(folder: Path) -> bool:
-    """Whether a command was refused or stopped in a run folder before it made a step; says so."""
-    begun = any((folder / name).exists() for name in _BEGUN)
-    if (folder / "config.yaml").is_file() and not begun and not (folder / STUDY_FILE).is_file():
-        log.info("%s is left out: nothing was trained in it", folder)
+def _is_empty_run(folder: Path) -> bool:
+    """Whether a run folder has no training step or model; logs that it is skipped."""
+    started = any((folder / name).exists() for name in _STARTED)
+    if (folder / "config.yaml").is_file() and not started and not (folder / STUDY_FILE).is_file():
+        log.info("%s skipped: nothing was trained in it", folder)
         return True
     return False
 
 
-_BEGUN = ("logs", "states", "results", "comparisons", "summary.json", "model.json")
-"""Files and folders of which a run has at least one as soon as it has made a step or holds a model."""
+_STARTED = ("logs", "states", "results", "comparisons", "summary.json", "model.json")
+"""A run has at least one of these once it has trained a step or has a model."""
 
 
-def _is_known(folder: Path) -> bool:
+def _is_run_or_study(folder: Path) -> bool:
     return (folder / STUDY_FILE).is_file() or (folder / "config.yaml").is_file()
 
 
 def write_pages(
     folders: Sequence[Path], out: Path | None, *, images: bool | None = None, overwrite: bool = False
 ) -> list[Path]:
-    """Writes a page for each study, and one for all runs together.
+    """Write a page for each study, and one for all runs.
 
     Args:
-        folders: Run folders, folders of studies, or folders that contain them.
-        out: Where the page of the runs goes; by default `report.html`.
-        images: As in `write_study`.
-        overwrite: Whether to replace files that are not earlier outputs.
+        folders: Run folders, study folders, or folders that contain them.
+        out: HTML file for the runs; by default `report.html`.
+        images: As in `write_study_page`.
+        overwrite: Replace files that are not earlier outputs.
 
     Returns:
-        The pages.
+        The HTML files.
 
     Raises:
         ConfigError: If there are only studies and `out` is given, or a page would replace a file not written by cleft.
-        DataError: If a folder is none of these, or a study cannot be told.
+        DataError: If a folder is none of these, or a study is damaged or mixes splits.
         ResourceError: If a page cannot be written.
     """
     from cleft.report.run_page import write_report
@@ -157,8 +157,8 @@ def write_pages(
     runs, studies = find_runs_and_studies(folders)
     if studies and not runs and out is not None:
         raise ConfigError(
-            f"--out {out}: the page of a study is study.html in its own folder, where its links lead to its results; "
-            f"leave --out away"
+            f"--out {out}: the page of a study is always study.html in its folder, next to the results it links to; "
+            f"leave out --out"
         )
     out = out or Path("report.html")
     if runs:
@@ -173,10 +173,10 @@ def file_name(name: str) -> str:
 
 
 def render_study(grid: StudyResults, *, images: bool | None = None) -> str:
-    """The page as text."""
+    """Return the page as HTML."""
     study, notes = grid.study, Footnotes()
-    lines = table_rows(grid, notes)
-    papers = [place.paper for line in lines for place in line.cells if place.paper]
+    rows = table_rows(grid, notes)
+    papers = [cell.paper for row in rows for cell in row.cells if cell.paper]
     sections = [section for column in study.columns if (section := _section(grid, column, images)) is not None]
     evaluations = [seed.evaluation for column in study.columns for seed in grid.seeds(column)]
     return render_page(
@@ -186,29 +186,29 @@ def render_study(grid: StudyResults, *, images: bool | None = None) -> str:
         command=redact("command", study.command),
         counts=grid.counts(),
         cells=len(grid.cells),
-        toy=study.scale != "paper",
-        phantoms=any(each.synthetic for each in evaluations),
-        all_phantoms=all(each.synthetic for each in evaluations),
+        tiny=study.scale != "paper",
+        synthetic=any(each.synthetic for each in evaluations),
+        all_synthetic=all(each.synthetic for each in evaluations),
         heads=column_headers(study.columns),
         metrics=[SHORT_METRIC_NAMES.get(metric, metric) for column in study.columns for metric in column.metrics],
-        firsts=column_borders(study.columns),
-        lines=lines,
+        borders=column_borders(study.columns),
+        rows=rows,
         reference=next((row.label for row in study.rows if row.key == study.reference), ""),
         differences=difference_table(grid),
         family=corrected_p_values(grid)[1],
-        given=any(row.origin for row in study.rows),
+        imported=any(row.origin for row in study.rows),
         papers=papers,
-        marks=[each for each in MARKS.items() if any(each[0] in place.paper for line in lines for place in line.cells)],
+        marks=[each for each in MARKS.items() if any(each[0] in paper for paper in papers)],
         percent=any(is_percent(metric) for column in study.columns for metric in column.metrics),
         footnotes=notes.items(),
         facts=parameter_table(study),
         figures=study_figures(grid),
-        seen={column.key: seed_rows(grid, column) for column in study.columns},
+        seeds={column.key: seed_rows(grid, column) for column in study.columns},
         sections=sections,
         files=[f"{file_name(study.name)}.csv", f"{file_name(study.name)}.tex"],
         fewest=MIN_PATIENTS,
         most=_MAX_ROWS,
-        scorings=SCORING_QUESTIONS,
+        scorings=SCORING_NAMES,
         tasks=TASK_NAMES,
         redact=redact,
         swatch=legend_line,
@@ -217,17 +217,17 @@ def render_study(grid: StudyResults, *, images: bool | None = None) -> str:
 
 
 def _section(grid: StudyResults, column: StudyLine, images: bool | None) -> Section | None:
-    """What the results under one heading hold besides their numbers, of the first seed of each row."""
+    """Return the section of a column: further results of the first seed of each row."""
     entries: list[Entry] = []
     for series, row in enumerate(grid.study.rows):
-        filled = grid.cells.get((row.key, column.key))
-        if filled is not None and filled.seeds and len(entries) < _MAX_ROWS:
-            entries.append(_entry(row, filled.seeds[0], series))
+        cell = grid.cells.get((row.key, column.key))
+        if cell is not None and cell.seeds and len(entries) < _MAX_ROWS:
+            entries.append(_entry(row, cell.seeds[0], series))
     if not entries:
         return None
     place = grid.study.columns.index(column)
-    section = build_section(f"heading-{place + 1}", column.label, entries, images=images)
-    return section._replace(headline=None)  # the table of the study holds it, over all seeds
+    section = build_section(f"column-{place + 1}", column.label, entries, images=images)
+    return section._replace(headline=None)  # the study table has it, over all seeds
 
 
 def _entry(row: StudyLine, seed: SeedResult, series: int) -> Entry:
@@ -266,10 +266,10 @@ FIELDS = (
     *("difference", "difference_low", "difference_high", "p_value", "p_holm", "comparisons"),
     *("paper", "paper_note", "origin"),
 )
-"""Columns of the CSV. `low` and `high` are the outermost ends of the seeds' 95 % intervals; several seeds' values,
-files and commands are in one field, separated by `; `. `difference` is that to the study's reference, `p_holm`
-its p-value after Holm's correction for all `comparisons` of the study; `origin` says where a model comes from that was
-given."""
+"""Columns of the CSV. `low` and `high` are the lowest and highest limit of the seeds' 95 % intervals; values, files and
+commands of several seeds are in one field, separated by `; `. `difference` is the difference from the reference row,
+`p_holm` its p-value after Holm's correction for all `comparisons` of the study; `origin` is the source of an imported
+model."""
 _TEX = {
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
@@ -281,7 +281,7 @@ _TEX = {
 
 
 def study_csv(grid: StudyResults) -> str:
-    """One line per row, column and metric, the floors last; fractions, not percent."""
+    """Return the study as CSV: one line per row, column and metric, baselines last; fractions, not percent."""
     file = io.StringIO()
     table = csv.DictWriter(file, FIELDS, lineterminator="\n", restval="")
     table.writeheader()
@@ -293,17 +293,17 @@ def study_csv(grid: StudyResults) -> str:
     for row in grid.study.rows:
         for column in grid.study.columns:
             for metric in column.metrics:
-                filled = grid.cells.get((row.key, column.key))
+                cell = grid.cells.get((row.key, column.key))
                 paper = quoted(grid.study.name, row.key, column.key, metric)
-                state = "absent" if filled is None else filled.cell.state
+                state = "absent" if cell is None else cell.cell.state
                 line = _line(grid, row.key, column, metric, grid.summary(row, column, metric))
                 write(
                     {
                         **line,
                         "heading": row.heading,
                         "state": state,
-                        **_changed(filled, metric, corrected.get((row.key, column.key, metric)), family),
-                        **_quoted(paper),
+                        **_difference_fields(cell, metric, corrected.get((row.key, column.key, metric)), family),
+                        **_paper_fields(paper),
                         "origin": _origin(row),
                     }
                 )
@@ -312,7 +312,7 @@ def study_csv(grid: StudyResults) -> str:
             for metric in column.metrics:
                 number = grid.baseline(rule, column, metric)
                 if number is not None:
-                    write({**_line(grid, rule, column, metric, number), "state": "floor"})
+                    write({**_line(grid, rule, column, metric, number), "state": "baseline"})
     return file.getvalue()
 
 
@@ -353,9 +353,10 @@ def _joined(parts: Sequence[str]) -> str:
     return "; ".join(parts)
 
 
-def _changed(filled: CellResults | None, metric: str, corrected: float | None, family: int) -> dict[str, float | None]:
-    held = () if filled is None else filled.cell.differences
-    for each in held:
+def _difference_fields(
+    cell: CellResults | None, metric: str, corrected: float | None, family: int
+) -> dict[str, float | None]:
+    for each in () if cell is None else cell.cell.differences:
         if each.metric == metric:
             low, high = each.interval or (None, None)
             return {
@@ -369,14 +370,14 @@ def _changed(filled: CellResults | None, metric: str, corrected: float | None, f
     return {}
 
 
-def _quoted(paper: Quoted | None) -> dict[str, str]:
+def _paper_fields(paper: Quoted | None) -> dict[str, str]:
     return {} if paper is None else {"paper": f"{paper.value:.4f}", "paper_note": _joined(paper.notes)}
 
 
 def study_latex(grid: StudyResults) -> str:
-    r"""A table that `\input` puts into a paper which loads booktabs: ours bold, the paper's below in italics."""
+    r"""Return the study as a LaTeX table (booktabs): measured values in bold, the paper's below in italics."""
     study = grid.study
-    places = [(column, metric) for column in study.columns for metric in column.metrics]
+    columns = [(column, metric) for column in study.columns for metric in column.metrics]
     heads = [
         " & ".join(["", *(f"\\multicolumn{{{head.span}}}{{c}}{{{tex(head.label)}}}" for head in line)]) + r" \\"
         for line in column_headers(study.columns)
@@ -389,32 +390,32 @@ def study_latex(grid: StudyResults) -> str:
         r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
         f"\\caption{{{_caption(grid)}}}",
         f"\\label{{tab:{''.join(letter for letter in study.name if letter.isascii() and letter.isalnum())}}}",
-        f"\\begin{{tabular}}{{l{'c' * len(places)}}}",
+        f"\\begin{{tabular}}{{l{'c' * len(columns)}}}",
         r"\toprule",
         *heads,
-        " & ".join(["", *(tex(SHORT_METRIC_NAMES.get(metric, metric)) for _, metric in places)]) + r" \\",
+        " & ".join(["", *(tex(SHORT_METRIC_NAMES.get(metric, metric)) for _, metric in columns)]) + r" \\",
         r"\midrule",
     ]
     above = ""
     for row in study.rows:
         if row.heading != above:
-            lines.append(f"\\multicolumn{{{len(places) + 1}}}{{l}}{{\\textit{{{tex(row.heading)}}}}} \\\\")
+            lines.append(f"\\multicolumn{{{len(columns) + 1}}}{{l}}{{\\textit{{{tex(row.heading)}}}}} \\\\")
             above = row.heading
-        numbers = [_tex_number(metric, grid.summary(row, column, metric)) for column, metric in places]
+        numbers = [_tex_number(metric, grid.summary(row, column, metric)) for column, metric in columns]
         lines.append(" & ".join([tex(row.label), *numbers]) + r" \\")
-        papers = [quoted(study.name, row.key, column.key, metric) for column, metric in places]
+        papers = [quoted(study.name, row.key, column.key, metric) for column, metric in columns]
         if any(papers):
             printed = [f"\\textit{{{paper.printed}}}{tex(paper.marks)}" if paper else "" for paper in papers]
-            lines.append(" & ".join([r"\quad\textit{the paper}", *printed]) + r" \\")
-    floors = [
-        (name, [grid.baseline(rule, column, metric) for column, metric in places]) for rule, name in BASELINES.items()
+            lines.append(" & ".join([r"\quad\textit{paper}", *printed]) + r" \\")
+    baselines = [
+        (name, [grid.baseline(rule, column, metric) for column, metric in columns]) for rule, name in BASELINES.items()
     ]
-    told = [(name, numbers) for name, numbers in floors if any(numbers)]
-    lines += [r"\midrule"] * bool(told)
-    for name, numbers in told:
+    baselines = [(name, numbers) for name, numbers in baselines if any(numbers)]
+    lines += [r"\midrule"] * bool(baselines)
+    for name, numbers in baselines:
         printed = [
-            format_number(metric, number.value) if number is not None and number.value is not None else "--"
-            for (_, metric), number in zip(places, numbers, strict=True)
+            format_table_value(metric, number.value) if number is not None and number.value is not None else "--"
+            for (_, metric), number in zip(columns, numbers, strict=True)
         ]
         lines.append(" & ".join([tex(name), *printed]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table*}", ""])
@@ -422,29 +423,25 @@ def study_latex(grid: StudyResults) -> str:
 
 def _caption(grid: StudyResults) -> str:
     study = grid.study
-    seen = "".join(each.marks for each in QUOTED.get(study.name, {}).values())
-    marks = "".join(f"; {tex(mark)}: {tex(words)}" for mark, words in MARKS.items() if mark in seen)
+    used = "".join(each.marks for each in QUOTED.get(study.name, {}).values())
+    marks = "".join(f"; {tex(mark)}: {tex(words)}" for mark, words in MARKS.items() if mark in used)
     unit = "In percent, " if any(is_percent(metric) for column in study.columns for metric in column.metrics) else ""
-    toy = (
-        " Measured at the tiny scale, on small towers and few images: they say nothing of the paper's numbers."
-        if study.scale != "paper"
-        else ""
-    )
+    tiny = " Tiny scale: small encoders on few images, not comparable with the paper." if study.scale != "paper" else ""
     return (
         f"{tex(study.title)}. {unit}bold: measured, mean over seeds $\\pm$ standard deviation; "
-        f"\\textit{{italics}}: printed in the paper, on its own images{marks}.{toy}"
+        f"\\textit{{italics}}: reported in the paper, on its own images{marks}.{tiny}"
     )
 
 
 def _tex_number(metric: str, number: MetricSummary) -> str:
     if number.value is None:
         return "--"
-    spread = "" if number.spread is None else f"{{\\tiny\\,$\\pm${format_number(metric, number.spread)}}}"
-    return f"\\textbf{{{format_number(metric, number.value)}}}{spread}"
+    spread = "" if number.spread is None else f"{{\\tiny\\,$\\pm${format_table_value(metric, number.spread)}}}"
+    return f"\\textbf{{{format_table_value(metric, number.value)}}}{spread}"
 
 
 def tex(text: str) -> str:
-    r"""Any words so that LaTeX prints them; letters it may not know lose their accents, or become a question mark.
+    r"""Escape text for LaTeX; letters outside Latin-1 lose their accents or become a question mark.
 
     Example:
         >>> tex("5×200 & 10 %")
@@ -461,5 +458,5 @@ def _plain(letter: str) -> str:
 
 
 def _comment(text: str) -> str:
-    """Words that cannot end a comment's line."""
+    """Return text on one line, for a LaTeX comment."""
     return " ".join(text.split())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -31,56 +31,56 @@ SHORT_METRIC_NAMES = {
     "mean-rank": "mean rank",
     "median-rank": "median rank",
 }
-"""How the head of a column calls a metric."""
+"""Metric names in column headers."""
 _PERCENT = ("accuracy", "auc", "auprc", "sensitivity", "specificity", "recall", "precision", "f1")
 
 
 class ColumnHeader(NamedTuple):
-    """The head over several columns."""
+    """A header that spans several columns."""
 
     label: str
     span: int
 
 
 def axis_label(metric: str) -> str:
-    """A metric as the axis of a figure calls it."""
+    """Return the name of a metric on a chart axis."""
     return "accuracy" if metric == "accuracy" else SHORT_METRIC_NAMES.get(metric, metric)
 
 
 def is_percent(metric: str) -> bool:
-    """Whether a table prints a hundred times the number: all but ranks and errors.
+    """Whether study tables print a metric in percent: all but ranks and errors.
 
     Example:
-        >>> in_percent("image-to-text/recall@5"), in_percent("auc/Edema"), in_percent("image-to-text/mean-rank")
+        >>> is_percent("image-to-text/recall@5"), is_percent("auc/Edema"), is_percent("image-to-text/mean-rank")
         (True, True, False)
     """
     return any(part.partition("@")[0] in _PERCENT for part in metric.split("/"))
 
 
-def format_number(metric: str, value: float) -> str:
-    """A number of a study as a table prints it, without its unit.
+def format_table_value(metric: str, value: float) -> str:
+    """Format a value for a study table, without unit.
 
     Example:
-        >>> as_printed("accuracy", 0.6674), as_printed("mean-rank", 12.25), as_printed("ece", 0.0381)
-        ('66.7', '12.2', '0.038')
+        >>> format_table_value("accuracy", 0.6674), format_table_value("mean-rank", 12.25)
+        ('66.7', '12.2')
     """
     if is_percent(metric):
         return f"{100 * value:.1f}"
     return f"{value:.1f}" if "rank" in metric else f"{value:.3f}"
 
 
-def format_difference(metric: str, value: float) -> str:
-    """A difference of two numbers of a study, with its sign.
+def format_table_difference(metric: str, value: float) -> str:
+    """Format a difference for a study table, with its sign.
 
     Example:
-        >>> as_change("accuracy", -0.0214), as_change("mean-rank", 1.5)
+        >>> format_table_difference("accuracy", -0.0214), format_table_difference("mean-rank", 1.5)
         ('−2.1', '+1.5')
     """
-    return ("−" if value < 0 else "+") + format_number(metric, abs(value))
+    return ("−" if value < 0 else "+") + format_table_value(metric, abs(value))
 
 
 def column_headers(columns: Sequence[StudyLine]) -> list[list[ColumnHeader]]:
-    """What stands over the metrics: datasets over tasks where labels say both, else the labels alone."""
+    """Return the header rows above the metrics: datasets and tasks where labels have both, else labels alone."""
     parts = [_parts(column.label) for column in columns if column.metrics]
     spans = [len(column.metrics) for column in columns if column.metrics]
     tasks = [ColumnHeader(task, span) for (_, task), span in zip(parts, spans, strict=True)]
@@ -94,7 +94,7 @@ def column_headers(columns: Sequence[StudyLine]) -> list[list[ColumnHeader]]:
 
 
 def _parts(label: str) -> tuple[str, str]:
-    """Dataset and task of a column.
+    """Split a column label into dataset and task.
 
     Example:
         >>> _parts("CheXpert-5x200, zero-shot"), _parts("Zero-shot")
@@ -105,7 +105,7 @@ def _parts(label: str) -> tuple[str, str]:
 
 
 def column_borders(columns: Sequence[StudyLine]) -> list[str]:
-    """How each metric's column begins: a new dataset, a new task, or the same task."""
+    """Return the CSS class of each metric column: start of a dataset (`group`), of a task (`task`), or none."""
     found: list[str] = []
     last = ""
     for column in columns:
@@ -119,11 +119,11 @@ def column_borders(columns: Sequence[StudyLine]) -> list[str]:
 STUDY_FILE = "study.json"
 STATE_NAMES = {
     "planned": "not run yet",
-    "missing": "data or weights were not given",
+    "missing": "data or weights not given",
     "failed": "failed",
-    "impossible": "cannot be asked",
+    "impossible": "not applicable",
 }
-"""What a cell without a result says; its own reason follows."""
+"""Reason printed for a cell without a result; its own reason follows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,30 +137,30 @@ class SeedResult:
 
 @dataclass(frozen=True, kw_only=True)
 class CellResults:
-    """A cell and what its result files hold."""
+    """A cell with the contents of its result files."""
 
     cell: StudyCell
     seeds: Sequence[SeedResult]
     problems: Sequence[str] = ()
-    """Files that are named and could not be read."""
+    """Why some of its result files could not be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MetricSummary:
-    """One metric of one cell."""
+    """One metric of one cell, over seeds."""
 
     value: float | None
     """Mean over seeds."""
     spread: float | None = None
-    """Standard deviation over seeds, with n - 1; None for fewer than two."""
+    """Sample standard deviation over seeds; None for fewer than two."""
     results: Sequence[tuple[SeedResult, Result]] = ()
-    """What the mean is taken over."""
+    """Results that the mean is taken over."""
     reason: str | None = None
     """Why there is no value, or what it leaves out."""
 
     @property
     def interval_range(self) -> tuple[float, float] | None:
-        """From the lowest to the highest end of the seeds' intervals; None where a seed has none."""
+        """Return lowest and highest limit of the seeds' intervals; None if a seed has no interval."""
         intervals = [result.interval for _, result in self.results if result.interval is not None]
         if not intervals or len(intervals) < len(self.results):
             return None
@@ -169,48 +169,48 @@ class MetricSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyResults:
-    """A study with its results."""
+    """A study with its results, by row and column."""
 
     study: Study
     cells: Mapping[tuple[str, str], CellResults]
 
     def summary(self, row: StudyLine, column: StudyLine, metric: str) -> MetricSummary:
-        """The mean of a metric over the seeds of a cell, or why there is none."""
-        filled = self.cells.get((row.key, column.key))
-        return MetricSummary(value=None, reason="not part of this study") if filled is None else _number(filled, metric)
+        """Return the mean of a metric over the seeds of a cell, or why there is none."""
+        cell = self.cells.get((row.key, column.key))
+        return MetricSummary(value=None, reason="not part of this study") if cell is None else _summarise(cell, metric)
 
     def baseline(self, rule: str, column: StudyLine, metric: str) -> MetricSummary | None:
-        """What a rule reaches on the images of a column; None where no result of it says so."""
+        """Return a baseline on the images of a column; None if no result has it."""
         name = f"{rule}/{metric}"
         for seed in self.seeds(column):
             result = next((floor for floor in seed.evaluation.floors if floor.metric == name), None)
             if result is not None:
-                kept, reason = (
+                value, reason = (
                     (None, TOO_FEW) if is_suppressed(result, seed.evaluation) else (result.value, result.reason)
                 )
-                return MetricSummary(value=kept, results=[(seed, result)], reason=reason)
+                return MetricSummary(value=value, results=[(seed, result)], reason=reason)
         return None
 
     def seeds(self, column: StudyLine) -> Iterator[SeedResult]:
-        """Every result under a heading, from the top."""
+        """Iterate over the results of a column, from the first row."""
         for row in self.study.rows:
-            filled = self.cells.get((row.key, column.key))
-            yield from filled.seeds if filled is not None else ()
+            cell = self.cells.get((row.key, column.key))
+            yield from cell.seeds if cell is not None else ()
 
     def counts(self) -> dict[str, int]:
-        """Cells by state; `done` where results were read."""
+        """Count cells by state; `done` if results were read."""
         states = [
-            ("done" if filled.seeds else "unreadable") if filled.cell.state == "done" else filled.cell.state
-            for filled in self.cells.values()
+            ("done" if cell.seeds else "unreadable") if cell.cell.state == "done" else cell.cell.state
+            for cell in self.cells.values()
         ]
         return {state: states.count(state) for state in dict.fromkeys(states)}
 
 
 def check_study_file(folder: Path) -> None:
-    """Refuse a folder whose `study.json` is not that of a study, because it would be replaced.
+    """Raise an error if a folder has a `study.json` that cleft did not write and would replace.
 
     Raises:
-        ConfigError: If it is something else.
+        ConfigError: If it has.
     """
     path = folder / STUDY_FILE
     study = find_json(path, error=ConfigError, remedy="move it away, or choose another folder with --out")
@@ -219,11 +219,11 @@ def check_study_file(folder: Path) -> None:
 
 
 def read_study(folder: Path) -> StudyResults:
-    """Reads a study and the results that it names.
+    """Read a study and its result files.
 
     Raises:
-        DataError: If there is no study, its file is damaged or contradicts itself, or results under one heading were
-            measured on different splits or images.
+        DataError: If there is no study, its file is damaged or inconsistent, or the results of a column were measured
+            on different splits or images.
     """
     path = folder / STUDY_FILE
     text = read_limited(
@@ -233,25 +233,36 @@ def read_study(folder: Path) -> StudyResults:
     )
     study = from_json(text, Study, where=STUDY_FILE, remedy="run cleft reproduce again")
     _check_names(study)
-    grid = StudyResults(study=study, cells={(cell.row, cell.column): _fill(cell, folder) for cell in study.cells})
+    study = replace(study, rows=tuple(_current_facts(row) for row in study.rows))
+    results = StudyResults(
+        study=study, cells={(cell.row, cell.column): _read_cell(cell, folder) for cell in study.cells}
+    )
     for column in study.columns:
-        _check_heading(column, list(grid.seeds(column)))
-    return grid
+        _check_one_split(column, list(results.seeds(column)))
+    return results
+
+
+_FORMER_FACTS = {"moving": "trainable", "moving_text": "trainable_text"}
+
+
+def _current_facts(row: StudyLine) -> StudyLine:
+    """Rename the facts of a row that an earlier version wrote."""
+    return replace(row, facts={_FORMER_FACTS.get(name, name): value for name, value in row.facts.items()})
 
 
 def _check_names(study: Study) -> None:
     rows, columns = ([line.key for line in lines] for lines in (study.rows, study.columns))
-    places = [(cell.row, cell.column) for cell in study.cells]
+    positions = [(cell.row, cell.column) for cell in study.cells]
     twice = [name for names in (rows, columns) for name in names if names.count(name) > 1]
-    twice += [f"{row}, {column}" for row, column in places if places.count((row, column)) > 1]
-    strange = [(row, column) for row, column in places if row not in rows or column not in columns]
-    if twice or strange:
-        fault = f"names {twice[0]!r} twice" if twice else f"has a cell {strange[0]!r} without its row or column"
+    twice += [f"{row}, {column}" for row, column in positions if positions.count((row, column)) > 1]
+    unknown = [(row, column) for row, column in positions if row not in rows or column not in columns]
+    if twice or unknown:
+        fault = f"names {twice[0]!r} twice" if twice else f"has a cell {unknown[0]!r} without its row or column"
         raise DataError(f"{STUDY_FILE} {fault}; run cleft reproduce again", reason="schema")
 
 
-def _check_heading(column: StudyLine, seeds: Sequence[SeedResult]) -> None:
-    """Results under one heading must have been asked of the same split and images."""
+def _check_one_split(column: StudyLine, seeds: Sequence[SeedResult]) -> None:
+    """Raise an error if the results of a column are of different splits or images."""
     for name, what in (("split_digest", "splits"), ("ids_digest", "images")):
         first: dict[str, str] = {}
         for seed in seeds:
@@ -259,19 +270,19 @@ def _check_heading(column: StudyLine, seeds: Sequence[SeedResult]) -> None:
         if len(first) > 1:
             (one, mine), (two, theirs) = list(first.items())[:2]
             raise DataError(
-                f"results under the heading {column.label!r} were measured on different {what}: {mine} on {one}, "
+                f"results of column {column.label!r} were measured on different {what}: {mine} on {one}, "
                 f"{theirs} on {two}; evaluate the runs again on the same split, or keep them in two studies",
                 reason="mixed-splits",
             )
 
 
-def _fill(cell: StudyCell, folder: Path) -> CellResults:
+def _read_cell(cell: StudyCell, folder: Path) -> CellResults:
     seeds: list[SeedResult] = []
     problems: list[str] = []
     for file in cell.results:
         path = PurePosixPath(file.replace("\\", "/"))
         if path.is_absolute() or ":" in path.parts[0]:
-            problems.append("a result file is named by its place on another machine")
+            problems.append("a result file has an absolute path")
             continue
         try:
             text = read_limited(folder / path, where=str(path))
@@ -281,33 +292,33 @@ def _fill(cell: StudyCell, folder: Path) -> CellResults:
     return CellResults(cell=cell, seeds=seeds, problems=problems)
 
 
-def _number(filled: CellResults, metric: str) -> MetricSummary:
-    reasons = list(filled.problems)
-    if filled.cell.state != "done":
-        state = STATE_NAMES.get(filled.cell.state, filled.cell.state)
-        reasons.append(": ".join(dict.fromkeys(filter(None, (state, filled.cell.reason)))))
+def _summarise(cell: CellResults, metric: str) -> MetricSummary:
+    reasons = list(cell.problems)
+    if cell.cell.state != "done":
+        state = STATE_NAMES.get(cell.cell.state, cell.cell.state)
+        reasons.append(": ".join(dict.fromkeys(filter(None, (state, cell.cell.reason)))))
     kept: list[tuple[SeedResult, Result]] = []
-    for seed in filled.seeds:
+    for seed in cell.seeds:
         result = next((each for each in seed.evaluation.results if each.metric == metric), None)
         if result is None:
-            reasons.append("the result file does not hold this number")
+            reasons.append("not in the result file")
             continue
         hidden = is_suppressed(result, seed.evaluation)
         if hidden or result.reason or result.value is None:
-            unsaid = "not measured, and the result file does not say why" if result.value is None else None
-            reasons.append(TOO_FEW if hidden else result.reason or unsaid or "")
+            no_reason = "not measured; the result file gives no reason" if result.value is None else None
+            reasons.append(TOO_FEW if hidden else result.reason or no_reason or "")
         if result.value is not None and not hidden:
             kept.append((seed, result))
-    named = len(filled.seeds) + len(filled.problems)
+    files = len(cell.seeds) + len(cell.problems)
     remarks = list(dict.fromkeys(filter(None, reasons)))
     if not kept:
-        return MetricSummary(value=None, reason="; ".join(remarks) or "no result file is named")
-    if len(kept) < named:
-        remarks.insert(0, f"{len(kept)} of {named} seeds")
+        return MetricSummary(value=None, reason="; ".join(remarks) or "no result file")
+    if len(kept) < files:
+        remarks.insert(0, f"{len(kept)} of {files} seeds")
     values = [result.value for _, result in kept if result.value is not None]
     several = len({seed.evaluation.checkpoint for seed, _ in kept}) > 1
     if len(values) > 1 and not several:
-        remarks.append("every seed ended in the same weights: no spread")
+        remarks.append("all seeds have the same weights: no standard deviation")
     return MetricSummary(
         value=statistics.fmean(values),
         spread=statistics.stdev(values) if several else None,
@@ -317,22 +328,22 @@ def _number(filled: CellResults, metric: str) -> MetricSummary:
 
 
 FACT_NAMES = {
-    "moving": "Trainable parameters",
-    "moving_text": "of these, text tower",
+    "trainable": "Trainable parameters",
+    "trainable_text": "of these, text encoder",
     "frozen": "Frozen parameters",
-    "seconds": "Training, seconds",
+    "seconds": "Training time, seconds",
     "length": "Context length",
-    "fraction": "Share of the patients",
+    "fraction": "Share of training patients",
 }
 
 
 class TableCell(NamedTuple):
-    """A cell of the page's table: ours and the paper's."""
+    """A cell of the study table: measured value and the paper's."""
 
     measured: str
-    """Empty where neither was planned."""
+    """Empty if the cell is not part of the study."""
     href: str
-    """The result file; the lines of all seeds where there are several."""
+    """Link to the result file, or to the rows of all seeds if there are several."""
     spread: str
     title: str
     note: str
@@ -342,16 +353,16 @@ class TableCell(NamedTuple):
 
 
 class TableRow(NamedTuple):
-    """One row of the page's table."""
+    """One row of the study table."""
 
     kind: str
     label: str
     series: int
     cells: Sequence[TableCell]
     group: str = ""
-    """What stands above it and those like it."""
+    """Heading above this and similar rows."""
     note: str = ""
-    """Letter of the footnote that says where its model comes from."""
+    """Letter of the footnote on the origin of its model."""
 
 
 class DifferenceRow(NamedTuple):
@@ -363,7 +374,7 @@ class DifferenceRow(NamedTuple):
 
 
 class DifferenceCell(NamedTuple):
-    """Difference of a row from the reference: value, interval, p-value as it is and corrected."""
+    """Difference of a row from the reference: value, interval, p-value and corrected p-value."""
 
     difference: str
     interval: str
@@ -373,7 +384,7 @@ class DifferenceCell(NamedTuple):
 
 
 class SeedRow(NamedTuple):
-    """One seed's number, with everything that stands behind it."""
+    """Result of one seed, with its file."""
 
     row: str
     metric: str
@@ -388,38 +399,40 @@ class SeedRow(NamedTuple):
 
 
 def table_rows(grid: StudyResults, notes: Footnotes) -> list[TableRow]:
-    """Rows, then floors; reasons become footnotes."""
-    places = [(column, metric) for column in grid.study.columns for metric in column.metrics]
+    """Return the rows of the study table: models, then baselines. Reasons become footnotes."""
+    columns = [(column, metric) for column in grid.study.columns for metric in column.metrics]
     lines: list[TableRow] = []
     for index, row in enumerate(grid.study.rows):
         letter = notes.letter(_provenance(grid, row))
-        told = [_place(grid, row, column, metric, notes) for column, metric in places]
-        lines.append(TableRow("model", row.label, index, told, _band(row), letter))
+        cells = [_table_cell(grid, row, column, metric, notes) for column, metric in columns]
+        lines.append(TableRow("model", row.label, index, cells, _group(row), letter))
     for rule, name in BASELINES.items():
-        numbers = [grid.baseline(rule, column, metric) for column, metric in places]
+        numbers = [grid.baseline(rule, column, metric) for column, metric in columns]
         if any(numbers):
-            told = [_floor(metric, number, notes) for (_, metric), number in zip(places, numbers, strict=True)]
-            lines.append(TableRow("floor", name, 0, told, "Floors: what rules reach on the same images"))
+            cells = [
+                _baseline_cell(metric, number, notes) for (_, metric), number in zip(columns, numbers, strict=True)
+            ]
+            lines.append(TableRow("baseline", name, 0, cells, "Baselines without a model, on the same images"))
     return lines
 
 
-def _place(grid: StudyResults, row: StudyLine, column: StudyLine, metric: str, notes: Footnotes) -> TableCell:
+def _table_cell(grid: StudyResults, row: StudyLine, column: StudyLine, metric: str, notes: Footnotes) -> TableCell:
     number = grid.summary(row, column, metric)
     paper = quoted(grid.study.name, row.key, column.key, metric)
-    filled = grid.cells.get((row.key, column.key))
-    state = "done" if number.value is not None else "absent" if filled is None else filled.cell.state
+    cell = grid.cells.get((row.key, column.key))
+    state = "done" if number.value is not None else "absent" if cell is None else cell.cell.state
     href = ""
     if len(number.results) == 1:
         href = _link(number.results[0][0])
     elif number.results:
         href = f"#{_anchor(grid, row, column, metric)}"
-    elif filled is not None and filled.seeds:
-        href = _link(filled.seeds[0])
+    elif cell is not None and cell.seeds:
+        href = _link(cell.seeds[0])
     return TableCell(
-        measured="–" if number.value is None else format_number(metric, number.value),
+        measured="–" if number.value is None else format_table_value(metric, number.value),
         href=href,
         spread=_spread(metric, number),
-        title=_told(metric, number),
+        title=_tooltip(metric, number),
         note=notes.letter(number.reason),
         paper=paper.printed + paper.marks if paper else "",
         paper_title="; ".join(paper.notes) if paper else "",
@@ -428,39 +441,44 @@ def _place(grid: StudyResults, row: StudyLine, column: StudyLine, metric: str, n
 
 
 def _provenance(grid: StudyResults, row: StudyLine) -> str:
-    """Where a model comes from that was given, and what its results say of patients it may know."""
-    known: dict[str, list[str]] = {}
+    """Describe the origin of an imported model, and notes on test patients it may have been trained on."""
+    columns_of: dict[str, list[str]] = {}
     for column in grid.study.columns:
-        filled = grid.cells.get((row.key, column.key))
+        cell = grid.cells.get((row.key, column.key))
         for note in dict.fromkeys(
             note.rstrip(".")
-            for seed in (filled.seeds if filled is not None and row.origin else ())
+            for seed in (cell.seeds if cell is not None and row.origin else ())
             for note in seed.evaluation.notes
             if "were trained on" in note or "was trained on" in note
         ):
-            known.setdefault(note, []).append(column.label)
-    asked = sum(cell.row == row.key and bool(cell.results) for cell in grid.study.cells)
-    told = [note if len(where) == asked else f"{' and '.join(where)}: {note}" for note, where in known.items()]
-    return ". ".join(filter(None, [redact("origin", row.origin) if row.origin else "", *told]))
+            columns_of.setdefault(note, []).append(column.label)
+    evaluated = sum(cell.row == row.key and bool(cell.results) for cell in grid.study.cells)
+    notes = [
+        note if len(columns) == evaluated else f"{' and '.join(columns)}: {note}"
+        for note, columns in columns_of.items()
+    ]
+    return ". ".join(filter(None, [redact("origin", row.origin) if row.origin else "", *notes]))
 
 
 def _spread(metric: str, number: MetricSummary) -> str:
     if number.value is None:
         return ""
     if number.spread is not None:
-        return f"± {format_number(metric, number.spread)}"
+        return f"± {format_table_value(metric, number.spread)}"
     return (
-        "" if number.interval_range is None else "–".join(format_number(metric, end) for end in number.interval_range)
+        ""
+        if number.interval_range is None
+        else "–".join(format_table_value(metric, end) for end in number.interval_range)
     )
 
 
-def _told(metric: str, number: MetricSummary) -> str:
-    """Each seed's number with its interval, for the pointer."""
+def _tooltip(metric: str, number: MetricSummary) -> str:
+    """Return the value and interval of each seed, as tooltip."""
     if number.value is None:
         return number.reason or ""
     parts = [
-        f"{format_number(metric, result.value)}"
-        + (f" [{'–'.join(format_number(metric, end) for end in result.interval)}]" if result.interval else "")
+        f"{format_table_value(metric, result.value)}"
+        + (f" [{'–'.join(format_table_value(metric, end) for end in result.interval)}]" if result.interval else "")
         for _, result in number.results
         if result.value is not None
     ]
@@ -468,11 +486,11 @@ def _told(metric: str, number: MetricSummary) -> str:
     return f"{count}: {', '.join(parts)}"
 
 
-def _floor(metric: str, number: MetricSummary | None, notes: Footnotes) -> TableCell:
+def _baseline_cell(metric: str, number: MetricSummary | None, notes: Footnotes) -> TableCell:
     none = number is None or number.value is None
-    text = "" if number is None else "–" if number.value is None else format_number(metric, number.value)
+    text = "" if number is None else "–" if number.value is None else format_table_value(metric, number.value)
     href = _link(number.results[0][0]) if number is not None and not none else ""
-    return TableCell(text, href, "", "", notes.letter(number.reason if number else None), "", "", "floor")
+    return TableCell(text, href, "", "", notes.letter(number.reason if number else None), "", "", "baseline")
 
 
 def _link(seed: SeedResult) -> str:
@@ -485,10 +503,10 @@ def _anchor(grid: StudyResults, row: StudyLine, column: StudyLine, metric: str) 
 
 
 def corrected_p_values(grid: StudyResults) -> tuple[dict[tuple[str, str, str], float], int]:
-    """Corrects the p-values of all differences that the page of a study shows, as one family.
+    """Correct the p-values of all differences in a study table as one family.
 
     Returns:
-        Row, column and metric to the Holm-corrected p-value; and the number of comparisons.
+        Row, column and metric to Holm-corrected p-value; and the number of comparisons.
     """
     shown = {column.key: column.metrics for column in grid.study.columns}
     tested = {
@@ -503,13 +521,13 @@ def corrected_p_values(grid: StudyResults) -> tuple[dict[tuple[str, str, str], f
 
 
 def difference_table(grid: StudyResults) -> list[DifferenceRow]:
-    """Every row that was held against the reference of the study."""
+    """Return the differences of every row from the reference row."""
     corrected, _ = corrected_p_values(grid)
-    told: list[DifferenceRow] = []
+    rows: list[DifferenceRow] = []
     for row in grid.study.rows:
         cells = {cell.column: cell for cell in grid.study.cells if cell.row == row.key and cell.differences}
-        places = [
-            _change(
+        differences = [
+            _difference_cell(
                 metric,
                 cells[column.key].differences if column.key in cells else (),
                 corrected.get((row.key, column.key, metric)),
@@ -518,40 +536,40 @@ def difference_table(grid: StudyResults) -> list[DifferenceRow]:
             for metric in column.metrics
         ]
         if cells:
-            told.append(DifferenceRow(row.label, _band(row), places))
-    return told
+            rows.append(DifferenceRow(row.label, _group(row), differences))
+    return rows
 
 
-def _change(metric: str, found: Sequence[Difference], corrected: float | None) -> DifferenceCell:
+def _difference_cell(metric: str, found: Sequence[Difference], corrected: float | None) -> DifferenceCell:
     each = next((each for each in found if each.metric == metric), None)
     if each is None or each.difference is None:
         return DifferenceCell("–", "", "", significant=False)
     if each.interval is None:
-        return DifferenceCell(format_difference(metric, each.difference), "", "", significant=False)
-    ends = " ".join(format_difference(metric, end) for end in each.interval)
+        return DifferenceCell(format_table_difference(metric, each.difference), "", "", significant=False)
+    ends = " ".join(format_table_difference(metric, end) for end in each.interval)
     p_value = "" if each.p_value is None else f"p {each.p_value:.3f}"
     if corrected is not None:
         p_value += f", corrected {corrected:.3f}"
     return DifferenceCell(
-        format_difference(metric, each.difference),
+        format_table_difference(metric, each.difference),
         ends,
         p_value,
         significant=corrected is not None and corrected <= LEVEL,
     )
 
 
-def _band(row: StudyLine) -> str:
+def _group(row: StudyLine) -> str:
     return row.heading[:1].upper() + row.heading[1:]
 
 
 def seed_rows(grid: StudyResults, column: StudyLine) -> list[SeedRow]:
-    """What the means under a heading are taken over."""
+    """Return the results of a column by row, metric and seed."""
     found: list[SeedRow] = []
     for row in grid.study.rows:
         for metric in column.metrics:
             for place, (seed, result) in enumerate(grid.summary(row, column, metric).results):
                 interval = (
-                    "–".join(format_number(metric, end) for end in result.interval)
+                    "–".join(format_table_value(metric, end) for end in result.interval)
                     if result.interval
                     else "no interval"
                 )
@@ -560,7 +578,7 @@ def seed_rows(grid: StudyResults, column: StudyLine) -> list[SeedRow]:
                         row=row.label,
                         metric=SHORT_METRIC_NAMES.get(metric, metric),
                         seed=_seed(row, seed, place),
-                        value=format_number(metric, result.value or 0.0),
+                        value=format_table_value(metric, result.value or 0.0),
                         interval=interval,
                         images=result.images,
                         patients=result.patients,
@@ -579,13 +597,13 @@ def _seed(row: StudyLine, seed: SeedResult, place: int) -> str:
 
 
 def parameter_table(study: Study) -> tuple[list[str], list[tuple[str, list[str]]]] | None:
-    """What is known of the rows besides their results: weights, cost, lengths; None where nothing is."""
+    """Return parameters, cost and context length of the rows; None if there are none."""
     names = list(dict.fromkeys(name for row in study.rows for name in row.facts))
     if not names:
         return None
     heads = [FACT_NAMES.get(name, name.replace("_", " ").capitalize()) for name in names]
-    told = [row for row in study.rows if row.facts]
-    return heads, [(row.label, [_fact(name, row.facts.get(name)) for name in names]) for row in told]
+    rows = [row for row in study.rows if row.facts]
+    return heads, [(row.label, [_fact(name, row.facts.get(name)) for name in names]) for row in rows]
 
 
 def _fact(name: str, value: float | None) -> str:

@@ -29,11 +29,11 @@ from cleft.report.html import (
 )
 from cleft.report.paper import Published, published
 from cleft.report.runs import Run, StoredResult
-from cleft.results import Evaluation, Exhibit, Result, Retrieval, RetrievalExample
+from cleft.results import Evaluation, Result, Retrieval, RetrievalExample
 
 CLASSIFICATION_BASELINES = {"majority-class": "Majority class", "ap-view": "AP-view rule"}
-"""Floors of classification."""
-BASELINES = {**CLASSIFICATION_BASELINES, "chance": "Guessing"}
+"""Baselines without a model, for classification."""
+BASELINES = {**CLASSIFICATION_BASELINES, "chance": "Chance level"}
 DIRECTION_NAMES = {
     "image-to-text": "Image to text",
     "text-to-image": "Text to image",
@@ -42,12 +42,12 @@ DIRECTION_NAMES = {
 HEADLINE_METRICS = {"accuracy": "Accuracy", "auc": "AUC"}
 METRIC_NAMES = {
     "auprc": "AUPRC",
-    "ece": "Calibration error (ECE)",
-    "ece-after-temperature": "ECE after temperature",
+    "ece": "ECE",
+    "ece-after-temperature": "ECE after temperature scaling",
     "mean-rank": "Mean rank",
     "median-rank": "Median rank",
 }
-"""Further metrics; `recall@5` and `sensitivity@0.90` speak for themselves."""
+"""Names of further metrics; others, such as `recall@5`, are printed as they are."""
 PROMPT_NAMES = {
     "context": "learned context",
     "handwritten": "handwritten prompts",
@@ -55,63 +55,63 @@ PROMPT_NAMES = {
     "none": "no text",
 }
 SIMILARITY_NAMES = {
-    "local": "words with regions",
-    "both": "wholes, and words with regions",
-    "released": "wholes, and words with regions as released",
+    "local": "local similarity (words and image regions)",
+    "both": "global and local similarity",
+    "released": "global and local similarity as in the released code",
 }
-"""What was compared, where it was not wholes alone."""
+"""Zero-shot similarities other than the global one."""
 TASK_NAMES = {
     "zero-shot": "zero-shot",
     "linear-probe": "linear probe",
     "fine-tune": "fine-tuning",
     "retrieval": "retrieval",
-    "prompts": "prompt audit",
+    "prompts": "prompt sensitivity",
 }
 CLASSIFICATION_TASKS = ("zero-shot", "linear-probe", "fine-tune")
-"""Tasks whose numbers may stand in one table, where they answer the same images."""
+"""Tasks whose results on the same images share a table."""
 
 
 class Entry(NamedTuple):
-    """One evaluation of a table."""
+    """One evaluation in a table."""
 
     run: Run
     stored: StoredResult
     series: int
-    """Which colour and dash it has in the figures."""
+    """Index that determines colour and dash pattern in charts."""
     name: str = ""
-    """How it is called, where the heading says already how it was asked."""
+    """Label in place of run and setup, where the heading names the task."""
 
     @property
     def evaluation(self) -> Evaluation:
-        """What was measured."""
+        """Return the stored evaluation."""
         return self.stored.evaluation
 
     @property
     def label(self) -> str:
-        """How a row or a legend calls it."""
+        """Return its label in rows and legends."""
         return self.name or f"{self.run.name}, {describe_setup(self.evaluation)}"
 
 
 def describe_setup(evaluation: Evaluation) -> str:
-    """How an answer came about: behind which prompts and in which words, or how a head was trained."""
+    """Describe the prompts and similarity of a zero-shot evaluation, or how a classifier was trained."""
     if evaluation.protocol:
-        learned = "" if evaluation.fraction == 1 else f", {100 * evaluation.fraction:g}{PERCENT} of the patients"
+        share = "" if evaluation.fraction == 1 else f", {100 * evaluation.fraction:g}{PERCENT} of the training patients"
         task = TASK_NAMES.get(evaluation.task, evaluation.task)
-        return f"{task}, {evaluation.protocol} protocol{learned}, seed {evaluation.training_seed}"
-    told = [PROMPT_NAMES.get(evaluation.prompts, evaluation.prompts)]
+        return f"{task}, {evaluation.protocol} protocol{share}, seed {evaluation.training_seed}"
+    parts = [PROMPT_NAMES.get(evaluation.prompts, evaluation.prompts)]
     if evaluation.wording != "default":
-        told.append(f"wording “{evaluation.wording}”")
+        parts.append(f"class phrases “{evaluation.wording}”")
     if evaluation.similarity != "global":
-        told.append(SIMILARITY_NAMES.get(evaluation.similarity, evaluation.similarity))
+        parts.append(SIMILARITY_NAMES.get(evaluation.similarity, evaluation.similarity))
     if evaluation.standardised:
-        told.append("standardised over the images")
-    return ", ".join(told)
+        parts.append("standardised over the images")
+    return ", ".join(parts)
 
 
 def group_results(runs: Sequence[Run]) -> list[list[Entry]]:
-    """Evaluations that may share a table: one question, the same images, the same labels.
+    """Group the evaluations that may share a table: same task, images and labels.
 
-    Equal labels are recognised by equal floors, which depend on nothing else.
+    Labels are taken as equal if the baselines are, which depend on nothing else.
     """
     found: dict[Any, list[Entry]] = {}
     for run in runs:
@@ -131,13 +131,13 @@ def _comparison_key(evaluation: Evaluation) -> Any:
 
 
 def headline_table(group: Sequence[Entry]) -> Table:
-    """Accuracy and AUC of every entry, the mean over seeds, the floors, and the paper's numbers."""
+    """Return accuracy and AUC of every entry, means over seeds, baselines and the paper's results."""
     notes = Footnotes()
     spans = {metric: _span(group, metric) for metric in HEADLINE_METRICS}
     levels = {"accuracy": _chance(group[0].evaluation), "auc": 0.5}
 
-    def picture(metric: str, value: float, interval: tuple[float, float] | None, kind: str, series: int = 0) -> Markup:
-        colour = {"model": series_style(series)[0], "floor": GREY}.get(kind, BLACK)
+    def chart(metric: str, value: float, interval: tuple[float, float] | None, kind: str, series: int = 0) -> Markup:
+        colour = {"model": series_style(series)[0], "baseline": GREY}.get(kind, BLACK)
         return whisker(value, interval, spans[metric], kind=kind, colour=colour, level=levels[metric])
 
     rows = [
@@ -147,17 +147,17 @@ def headline_table(group: Sequence[Entry]) -> Table:
             sublabel=describe_setup(entry.evaluation),
             swatch=legend_line(entry.series),
             href=entry.stored.link(),
-            cells=[result_cell(entry, metric, notes, picture) for metric in HEADLINE_METRICS],
+            cells=[result_cell(entry, metric, notes, chart) for metric in HEADLINE_METRICS],
         )
         for entry in group
     ]
-    rows += [_mean_row(members, notes, picture) for members in seed_groups(group)]
+    rows += [_mean_row(members, notes, chart) for members in seed_groups(group)]
     rows += [
         Row(
-            kind="floor",
+            kind="baseline",
             label=name,
-            sublabel="a rule without a model",
-            cells=[result_cell(group[0], f"{rule}/{metric}", notes, picture) for metric in HEADLINE_METRICS],
+            sublabel="baseline without a model",
+            cells=[result_cell(group[0], f"{rule}/{metric}", notes, chart) for metric in HEADLINE_METRICS],
         )
         for rule, name in CLASSIFICATION_BASELINES.items()
     ]
@@ -165,15 +165,15 @@ def headline_table(group: Sequence[Entry]) -> Table:
         Row(
             kind="paper",
             label=row.model,
-            sublabel="the paper’s number",
+            sublabel="reported in the paper",
             href="#paper",
             cells=[
                 Cell(
                     text=format_value("accuracy", row.accuracy),
                     href="#paper",
-                    chart=picture("accuracy", row.accuracy, None, "paper"),
+                    chart=chart("accuracy", row.accuracy, None, "paper"),
                 ),
-                Cell(text="–", note=notes.letter("the paper gives no AUC for zero-shot"), href="#paper"),
+                Cell(text="–", note=notes.letter("the paper reports no zero-shot AUC"), href="#paper"),
             ],
         )
         for row in _published(group)
@@ -183,7 +183,7 @@ def headline_table(group: Sequence[Entry]) -> Table:
 
 
 def class_table(group: Sequence[Entry]) -> Table:
-    """AUC of each class, one column per entry, and the AP-view rule beside them."""
+    """Return the AUC of each class, one column per entry, and that of the AP-view rule."""
     notes = Footnotes()
     rows = [
         Row(
@@ -200,7 +200,7 @@ def class_table(group: Sequence[Entry]) -> Table:
 
 
 def more_metrics_table(group: Sequence[Entry]) -> Table | None:
-    """What else was measured of the same answers, one column per metric; None where nothing was."""
+    """Return the other metrics of the same predictions, one column each; None if there are none."""
     metrics = list(
         dict.fromkeys(
             result.metric
@@ -226,7 +226,7 @@ def more_metrics_table(group: Sequence[Entry]) -> Table | None:
         for entry in group
     ]
     rows += [
-        Row(kind="floor", label=name, cells=[*cells, *[Cell(text="–")] * (2 * calibrated)])
+        Row(kind="baseline", label=name, cells=[*cells, *[Cell(text="–")] * (2 * calibrated)])
         for rule, name in CLASSIFICATION_BASELINES.items()
         if any(_value(group[0].evaluation.floors, f"{rule}/{metric}") is not None for metric in metrics)
         for cells in [[result_cell(group[0], f"{rule}/{metric}", notes) for metric in metrics]]
@@ -236,20 +236,20 @@ def more_metrics_table(group: Sequence[Entry]) -> Table | None:
 
 
 def _calibration_cell(entry: Entry, place: int, notes: Footnotes) -> Cell:
-    told = entry.evaluation.calibration
-    result = None if told is None else (told.ece, told.ece_after)[place]
+    calibration = entry.evaluation.calibration
+    result = None if calibration is None else (calibration.ece, calibration.ece_after)[place]
     if result is None:
-        reason = (told.reason if told else None) or "not measured"
+        reason = (calibration.reason if calibration else None) or "not measured"
         return Cell(text="–", note=notes.letter(reason), title=reason)
     return _cell(result, entry, "", notes, None)
 
 
 def all_results_table(stored: StoredResult) -> Table:
-    """All results and floors of one file, the lines that the other tables link to."""
+    """Return all results and baselines of one file: the rows that the other tables link to."""
     notes = Footnotes()
     rows = [
         Row(
-            kind="floor" if place == "f" else "model",
+            kind="baseline" if place == "f" else "model",
             label=metric_name(result.metric),
             href=f"{stored.anchor}-{place}{index}",
             cells=_plain_cells(result, stored.evaluation, notes),
@@ -257,18 +257,18 @@ def all_results_table(stored: StoredResult) -> Table:
         for place, results in (("m", stored.evaluation.results), ("f", stored.evaluation.floors))
         for index, result in enumerate(results)
     ]
-    return Table(columns=["Value", "95 % interval", "Images", "Patients"], rows=rows, footnotes=notes.items())
+    return Table(columns=["Value", "95 % CI", "Images", "Patients"], rows=rows, footnotes=notes.items())
 
 
 def seed_groups(group: Sequence[Entry]) -> list[list[Entry]]:
-    """Entries that differ in nothing but the seed, two or more at a time."""
+    """Return the groups of two or more entries that differ in nothing but the seed."""
     found: dict[Any, list[Entry]] = {}
     for entry in group:
         recipe = {key: str(value) for key, value in entry.run.config.items() if key not in _NOT_RECIPE}
-        asked = (entry.evaluation.task, entry.evaluation.prompts, entry.evaluation.wording)
-        compared = (entry.evaluation.similarity, entry.evaluation.standardised)
-        learned = (entry.evaluation.protocol, entry.evaluation.fraction)
-        key = (*asked, *compared, *learned, entry.run.stage, tuple(sorted(recipe.items())))
+        zero_shot = (entry.evaluation.task, entry.evaluation.prompts, entry.evaluation.wording)
+        similarity = (entry.evaluation.similarity, entry.evaluation.standardised)
+        classifier = (entry.evaluation.protocol, entry.evaluation.fraction)
+        key = (*zero_shot, *similarity, *classifier, entry.run.stage, tuple(sorted(recipe.items())))
         found.setdefault(key, []).append(entry)
     return [members for members in found.values() if len({_seed(entry) for entry in members}) == len(members) > 1]
 
@@ -277,39 +277,39 @@ _NOT_RECIPE = ("seed", "data.root", "data.cache", "data.workers")
 
 
 class DrawChart(Protocol):
-    """Draws a number of a column."""
+    """Draws one value of a column."""
 
     def __call__(
         self, metric: str, value: float, interval: tuple[float, float] | None, kind: str, series: int = 0
     ) -> Markup:
-        """Returns a whisker."""
+        """Return the value with its interval as SVG."""
         ...
 
 
-def result_cell(entry: Entry, metric: str, notes: Footnotes, picture: DrawChart | None = None) -> Cell:
-    """The cell of one metric of one evaluation, looked up among its results and floors."""
+def result_cell(entry: Entry, metric: str, notes: Footnotes, chart: DrawChart | None = None) -> Cell:
+    """Return the cell of a metric, looked up in the results and baselines of an evaluation."""
     for place, results in (("m", entry.evaluation.results), ("f", entry.evaluation.floors)):
         for index, result in enumerate(results):
             if result.metric == metric:
-                return _cell(result, entry, entry.stored.link(f"{place}{index}"), notes, picture)
-    missing = "the result file does not hold this number"
+                return _cell(result, entry, entry.stored.link(f"{place}{index}"), notes, chart)
+    missing = "not in the result file"
     return Cell(text="–", note=notes.letter(missing), title=missing, href=entry.stored.link())
 
 
-def _cell(result: Result, entry: Entry, href: str, notes: Footnotes, picture: DrawChart | None) -> Cell:
+def _cell(result: Result, entry: Entry, href: str, notes: Footnotes, chart: DrawChart | None) -> Cell:
     reason = TOO_FEW if is_suppressed(result, entry.evaluation) else result.reason
     if result.value is None or is_suppressed(result, entry.evaluation):
-        reason = reason or "not measured, and the result file does not say why"
+        reason = reason or "not measured; the result file gives no reason"
         return Cell(text="–", note=notes.letter(reason), title=reason, href=href)
     name = result.metric.split("/")[-1]
-    kind = "floor" if result.metric.split("/")[0] in BASELINES else "model"
+    kind = "baseline" if result.metric.split("/")[0] in BASELINES else "model"
     return Cell(
         text=format_value(result.metric, result.value),
         detail=format_interval(result.metric, result.interval) if result.interval else "no interval",
         href=href,
         note=notes.letter(reason),
         title=f"{entry.stored.file}: {count(result.images, 'image')} of {count(result.patients, 'patient')}",
-        chart=picture(name, result.value, result.interval, kind, entry.series) if picture else "",
+        chart=chart(name, result.value, result.interval, kind, entry.series) if chart else "",
     )
 
 
@@ -326,11 +326,11 @@ def _plain_cells(result: Result, evaluation: Evaluation, notes: Footnotes) -> li
             note=note if value is not None else "",
         ),
         Cell(text=f"{result.images:,}"),
-        Cell(text=f"under {MIN_PATIENTS}" if hidden else f"{result.patients:,}"),
+        Cell(text=f"<{MIN_PATIENTS}" if hidden else f"{result.patients:,}"),
     ]
 
 
-def _mean_row(members: Sequence[Entry], notes: Footnotes, picture: DrawChart) -> Row:
+def _mean_row(members: Sequence[Entry], notes: Footnotes, chart: DrawChart) -> Row:
     seeds = ", ".join(str(seed) for seed in sorted(_seed(entry) for entry in members))
     cells: list[Cell] = []
     for metric in HEADLINE_METRICS:
@@ -338,11 +338,11 @@ def _mean_row(members: Sequence[Entry], notes: Footnotes, picture: DrawChart) ->
         if len(values) < len(members):
             cells.append(Cell(text="–", note=notes.letter("not measured for every seed")))
             continue
-        mean, reach = sum(values) / len(values), (min(values), max(values))
-        note = notes.letter("the range is from the lowest to the highest seed, not a 95 % interval")
-        detail = f"{format_interval(metric, reach)}"
+        mean, limits = sum(values) / len(values), (min(values), max(values))
+        note = notes.letter("range over seeds, not a 95 % confidence interval")
+        detail = format_interval(metric, limits)
         cells.append(
-            Cell(text=format_value(metric, mean), detail=detail, note=note, chart=picture(metric, mean, reach, "mean"))
+            Cell(text=format_value(metric, mean), detail=detail, note=note, chart=chart(metric, mean, limits, "mean"))
         )
     sublabel = f"{describe_setup(members[0].evaluation)}, seeds {seeds}"
     return Row(kind="mean", label=f"Mean of {len(members)} seeds", sublabel=sublabel, cells=cells)
@@ -364,7 +364,7 @@ def _chance(evaluation: Evaluation) -> float:
 
 
 def _span(group: Sequence[Entry], metric: str) -> tuple[float, float]:
-    """Tenths that hold every value and interval of a column."""
+    """Return the axis limits of a column, in tenths."""
     seen = [0.5] if metric == "auc" else [_chance(group[0].evaluation)]
     for entry in group:
         for result in (*entry.evaluation.results, *entry.evaluation.floors):
@@ -375,15 +375,15 @@ def _span(group: Sequence[Entry], metric: str) -> tuple[float, float]:
 
 
 def _published(group: Sequence[Entry]) -> tuple[Published, ...]:
-    """The paper's rows for the first entry that asks the paper's question."""
+    """Return the paper's rows for the first entry that the paper evaluates too."""
     return next((rows for entry in group if (rows := published(entry.evaluation))), ())
 
 
 def enclosing_tenths(values: Sequence[float]) -> tuple[float, float]:
-    """Tenths between which all values lie.
+    """Return the smallest range of tenths that encloses all values.
 
     Example:
-        >>> enclosed([0.57, 0.64]), enclosed([0.5])
+        >>> enclosing_tenths([0.57, 0.64]), enclosing_tenths([0.5])
         ((0.5, 0.7), (0.5, 0.6))
     """
     low, high = math.floor(min(values) * 10) / 10, math.ceil(max(values) * 10) / 10
@@ -391,13 +391,13 @@ def enclosing_tenths(values: Sequence[float]) -> tuple[float, float]:
 
 
 def metric_name(metric: str) -> str:
-    """A metric in words.
+    """Return the name of a metric as printed.
 
     Example:
         >>> metric_name("ap-view/auc/Edema"), metric_name("accuracy"), metric_name("sensitivity@0.90")
         ('AP-view rule: AUC, Edema', 'Accuracy', 'Sensitivity at specificity 0.90')
         >>> metric_name("chance/image-to-text/recall@5")
-        'Guessing: Image to text: Recall@5'
+        'Chance level: Image to text: Recall@5'
     """
     rule, _, rest = metric.partition("/")
     if rule in BASELINES and rest:
@@ -412,7 +412,7 @@ def metric_name(metric: str) -> str:
 
 
 class RetrievalTable(NamedTuple):
-    """One direction of searching, by every model."""
+    """Retrieval in one direction, for every model."""
 
     title: str
     caption: str
@@ -420,22 +420,22 @@ class RetrievalTable(NamedTuple):
 
 
 class RetrievalExamples(NamedTuple):
-    """One query and what a model found first."""
+    """Queries of one model with their first results."""
 
     title: str
     examples: Sequence[RetrievalExample]
 
 
 def retrieval_tables(group: Sequence[Entry]) -> list[RetrievalTable]:
-    """A table per direction: the models, then guessing."""
+    """Return one table per direction: models, then chance level."""
     return [
-        _search(members, direction)
+        _retrieval_table(members, direction)
         for direction in DIRECTION_NAMES
-        if (members := [entry for entry in group if _found(entry, direction)])
+        if (members := [entry for entry in group if _retrievals(entry, direction)])
     ]
 
 
-def _search(members: Sequence[Entry], direction: str) -> RetrievalTable:
+def _retrieval_table(members: Sequence[Entry], direction: str) -> RetrievalTable:
     notes = Footnotes()
     metrics = list(
         dict.fromkeys(
@@ -455,30 +455,29 @@ def _search(members: Sequence[Entry], direction: str) -> RetrievalTable:
         )
         for entry in members
     ]
-    guessed = [result_cell(members[0], f"chance/{direction}/{metric}", notes) for metric in metrics]
-    rows.append(Row(kind="floor", label="Guessing", cells=guessed))
-    search = _found(members[0], direction)[0]
-    unscored = verb(search.unanswerable, "was", "were")
-    remark = f"; {search.unanswerable:,} without a right answer {unscored} not scored" if search.unanswerable else ""
+    chance = [result_cell(members[0], f"chance/{direction}/{metric}", notes) for metric in metrics]
+    rows.append(Row(kind="baseline", label=BASELINES["chance"], cells=chance))
+    retrieval = _retrievals(members[0], direction)[0]
+    skipped = retrieval.unanswerable
+    remark = f"; {skipped:,} without a relevant item {verb(skipped, 'was', 'were')} not scored" if skipped else ""
     caption = (
-        f"{count(search.queries, 'query', 'queries')}{remark}. {count(search.candidates, 'candidate')} "
-        f"{verb(search.candidates, 'is', 'are')} searched, "
-        f"{search.right:.1f} of them right on average."
+        f"{count(retrieval.queries, 'query', 'queries')}{remark}. {count(retrieval.candidates, 'candidate')}, "
+        f"{retrieval.right:.1f} relevant per query on average."
     )
     table = Table(columns=[metric_name(metric) for metric in metrics], rows=rows, footnotes=notes.items())
     return RetrievalTable(DIRECTION_NAMES[direction], caption, table)
 
 
-def _found(entry: Entry, direction: str) -> list[Retrieval]:
+def _retrievals(entry: Entry, direction: str) -> list[Retrieval]:
     return [each for each in entry.evaluation.retrieval if each.direction == direction]
 
 
 def retrieval_examples(group: Sequence[Entry]) -> list[RetrievalExamples]:
-    """Queries with what was found first; pictures that are none are left out."""
+    """Return example queries with their first results; those with invalid images are left out."""
     found: list[RetrievalExamples] = []
     for entry in group:
         for each in entry.evaluation.retrieval:
-            examples = [example for example in each.examples if _sound(example)]
+            examples = [example for example in each.examples if _is_valid(example)]
             if examples:
                 found.append(
                     RetrievalExamples(
@@ -488,9 +487,5 @@ def retrieval_examples(group: Sequence[Entry]) -> list[RetrievalExamples]:
     return found
 
 
-def _sound(example: RetrievalExample) -> bool:
-    return all(_is_picture_or_words(each) for each in (example.query, *example.answers))
-
-
-def _is_picture_or_words(exhibit: Exhibit) -> bool:
-    return not exhibit.image or PNG.fullmatch(exhibit.image) is not None
+def _is_valid(example: RetrievalExample) -> bool:
+    return all(not each.image or PNG.fullmatch(each.image) for each in (example.query, *example.answers))

@@ -113,7 +113,7 @@ def row_facts(row: Row, given: Given, work: Work) -> dict[str, float]:
     moves, and no time went into training it here.
     """
     if row.model is not None:
-        still = {"moving": 0.0, "seconds": 0.0}
+        still = {"trainable": 0.0, "seconds": 0.0}
         try:
             counts = count_parameters(build_meta_model(row.model.settings)).values()
         except CleftError:
@@ -128,8 +128,8 @@ def row_facts(row: Row, given: Given, work: Work) -> dict[str, float]:
         return {}  # a shape that is neither known here nor to be had, or a language model that is not learned yet
     counts = count_parameters(model)
     facts = {
-        "moving": float(sum(count.trainable for count in counts.values())),
-        "moving_text": float(sum(count.trainable for part, count in counts.items() if part in TEXT_PARTS)),
+        "trainable": float(sum(count.trainable for count in counts.values())),
+        "trainable_text": float(sum(count.trainable for part, count in counts.items() if part in TEXT_PARTS)),
         "frozen": float(sum(count.frozen for count in counts.values())),
     }
     return facts | ({"length": float(row_settings(row, given).context.length)} if row.speaks and row.context else {})
