@@ -74,7 +74,7 @@ def test_a_result_of_real_verbs_becomes_a_study(walk, tmp_path, capsys):
     page = (tmp_path / "study.html").read_text()
     assert str(tmp_path / "study.html") in capsys.readouterr().out
     assert f'href="runs/{files[0].name}"' in page
-    assert "Joint space of CLEFT-LoRA" in page
+    assert "Embedding map of CLEFT-LoRA" in page
 
 
 def test_stage_one_and_two_leave_folders_that_hold_a_model(walk):

@@ -52,7 +52,7 @@ def test_what_the_owner_allows_goes_with_the_weights(root, tmp_path, caplog):
         assert json.loads((run / "summary.json").read_text())["terms"] == [TERMS]
         assert json.loads((run / "model.json").read_text())["extra"] == {"terms": [TERMS]}
     page = render(read_runs([first, second]))
-    assert page.count("These weights may not be passed on freely.") == 2
+    assert page.count("Redistribution of these weights is restricted.") == 2
 
 
 def test_a_caption_that_does_not_fit_stops_the_run_and_says_what_fits(root, tmp_path):
