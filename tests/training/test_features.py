@@ -1,6 +1,8 @@
 """Each image once, independent of its neighbours, and never from a store of something else."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -182,3 +184,16 @@ def test_o7_the_store_is_for_its_owner_and_names_no_patient(tmp_path):
         assert file.stat().st_mode & 0o077 == 0
         assert b"p1" not in file.read_bytes()
         assert b"r3" not in file.read_bytes()
+
+
+def test_evaluation_and_reports_do_not_load_lightning():
+    code = (
+        "import importlib, pkgutil, sys, cleft.evaluation, cleft.report\n"
+        "for package in (cleft.evaluation, cleft.report):\n"
+        "    for module in pkgutil.iter_modules(package.__path__, package.__name__ + '.'):\n"
+        "        importlib.import_module(module.name)\n"
+        "import cleft.training.features, cleft.training.provenance, cleft.training.run_folder\n"
+        "print('cleft.training.features' in sys.modules, 'lightning' in sys.modules)"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.split() == ["True", "False"]

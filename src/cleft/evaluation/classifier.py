@@ -36,7 +36,6 @@ from cleft.models.image_classifier import (
     read_head_info,
 )
 from cleft.results import Evaluation
-from cleft.training.classify import classify
 from cleft.training.dataset import learned_data
 from cleft.training.features import EMBEDDINGS, device_of, encode_features, features_key, label_images
 from cleft.training.linear_probe import is_exact
@@ -194,6 +193,8 @@ def train_classifiers(
         ConfigError: If `seeds` is below 1, and as `classify` and `evaluate_classifier`.
         CleftError: As `classify` and `evaluate_classifier`.
     """
+    from cleft.training.classify import classify  # loads the trainer, which evaluation alone does not need
+
     if seeds is not None and seeds < 1:
         raise ConfigError(f"--seeds {seeds}: at least one head is trained; give 1 or more")
     if seeds is not None and seeds > 1 and is_exact(settings.classify) and settings.classify.fraction == 1:

@@ -379,6 +379,8 @@ class Peers(Callback):
 
 
 def _is_gone(process: int) -> bool:
+    if os.name == "nt":  # os.kill would end the process there, whatever the signal
+        return False
     try:
         os.kill(process, 0)
     except ProcessLookupError:
