@@ -31,7 +31,9 @@ def count(settings: Settings, captions: Captions, batches: Sequence[int], seed: 
         reader = Reader(work.tower, texts)
         flops = {way: work.flops(reader.shape(way), way) for way in WAYS}
         images = batch * image
-        print(f"### Counted, batch {batch:,}\n\n{summary} The image tower alone does {number(images / 1e12)} TFLOP.\n")
+        print(
+            f"### Counted, batch {batch:,}\n\n{summary} The image encoder alone does {number(images / 1e12)} TFLOP.\n"
+        )
         rows: list[list[str]] = []
         for way in WAYS:
             shape, step = reader.shape(way), flops[way] + images

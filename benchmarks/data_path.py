@@ -8,7 +8,7 @@ For files of three kinds, three variants are interleaved in one process:
 - cleft without the cache: decode and preprocess each time, then augment;
 - cleft: read the memory-mapped cache, check its digest, augment.
 
-Both variants of cleft end in one-channel floats here; in a run the tower converts bytes to floats on its device. Before
+Both variants of cleft end in one-channel floats here; in a run the encoder converts bytes on its device. Before
 timing, the cache must give bitwise the same batches as decoding, and the released code the stored pixels of recipe
 `released`. The time is process CPU time.
 """

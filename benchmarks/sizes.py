@@ -1,4 +1,4 @@
-"""Pairs of towers to measure, with random weights: speed depends on shapes only."""
+"""Pairs of encoders to measure, with random weights: speed depends on shapes only."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
     python benchmarks/step.py                                  on a CPU, minutes
     python benchmarks/step.py --size tiny --batches 72         a quick check
-    python benchmarks/step.py --size paper                     on a GPU: the paper's pair of towers
+    python benchmarks/step.py --size paper                     on a GPU: the paper's pair of encoders
     python benchmarks/step.py --size paper --part count        anywhere: its operations
 
 Variants run interleaved in one process; one runs twice to show the noise. Before timing, embeddings, loss and gradients
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     print(f"- products in {bench.dtype}; a large one reaches {ceiling / 1e12:.3g} TFLOP/s, the ceiling of this run")
     print(f"- captions: {captions.origin}")
-    print(f"- towers: {_described(settings.text.scratch)} with LoRA; {_described(settings.image.scratch)}")
+    print(f"- encoders: {_described(settings.text.scratch)} with LoRA; {_described(settings.image.scratch)}")
     print(f"- {options.rounds} rounds, interleaved; errors are of values and gradients, at most {bench.tolerance}\n")
     if options.part in ("count", "all"):
         count(settings, captions, options.batches, options.seed)
@@ -72,9 +72,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--size", choices=sorted(SIZES), default="scaled", help="which pair of towers; see sizes.py")
+    parser.add_argument("--size", choices=sorted(SIZES), default="scaled", help="which pair of encoders; see sizes.py")
     parser.add_argument("--part", choices=("count", "text", "step", "all"), default="all", help="what to print")
-    parser.add_argument("--batches", type=int, nargs="+", default=[72, 256, 1024, 4096], help="for the text tower")
+    parser.add_argument("--batches", type=int, nargs="+", default=[72, 256, 1024, 4096], help="for the text encoder")
     parser.add_argument("--step-batches", type=int, nargs="+", default=[72], help="for the complete step")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each variant")
     parser.add_argument("--limit", type=float, default=60.0, help="longest run in seconds; longer ones are left out")

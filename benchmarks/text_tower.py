@@ -39,7 +39,7 @@ def measure_text(settings: Settings, captions: Captions, batches: Sequence[int],
     pace: dict[str, float] = {}
     for batch in batches:
         texts, summary = typical_batch(tower, captions, batch, bench.seed)
-        print(f"### Text tower, batch {batch:,}\n\n{summary}\n")
+        print(f"### Text encoder, batch {batch:,}\n\n{summary}\n")
         print(_measure_batch(Reader(tower, texts), work, bench, pace, ceiling), flush=True)
 
 

@@ -1,6 +1,6 @@
-"""Measures a training step: both towers forward and backward, loss and optimiser; and the image tower alone.
+"""Measures a training step: both encoders forward and backward, loss and optimiser; and the image encoder alone.
 
-The image tower alone trains against text embeddings computed once: the cost of a step with free texts.
+The image encoder alone trains against text embeddings computed once: the cost of a step with free texts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cleft.training.lightning_module import build_optimizer
 from text_tower import check_tree, expected, reference_of, stir, try_ways, typical_batch
 from ways import RELEASED, TREE, WAYS, Reader, TextWork, image_flops
 
-IMAGE_ALONE = "image tower alone"
+IMAGE_ALONE = "image encoder alone"
 OPTIMISER = "of which optimiser"
 HEAD = (
     "texts encoded as",

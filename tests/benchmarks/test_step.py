@@ -31,9 +31,9 @@ def test_from_captions_to_tables(capsys):
     main(["--size", "tiny", "--batches", "24", "256", "--step-batches", "24", "--rounds", "1", "--limit", "1"])
     torch.set_num_threads(threads)
     printed = capsys.readouterr().out
-    text, step = rows(printed, "### Text tower, batch 24"), rows(printed, "### Complete step, batch 24")
+    text, step = rows(printed, "### Text encoder, batch 24"), rows(printed, "### Complete step, batch 24")
     assert set(WAYS) < set(text)
-    assert set(WAYS) | {"image tower alone"} < set(step)
+    assert set(WAYS) | {"image encoder alone"} < set(step)
     counted = rows(printed, "### Counted, batch 24")
     assert {way: line["sequences x tokens"] for way, line in counted.items()}.items() <= {
         way: line["sequences x tokens"] for way, line in text.items()
@@ -42,7 +42,7 @@ def test_from_captions_to_tables(capsys):
     assert all(float(row["error"]) < 2e-5 for row in text.values() if row["error"] != "reference")
     assert float(text["padded to max"]["x tree"]) > 2
     assert float(step["prefix tree"]["x image alone"]) > 1
-    left_out = rows(printed, "### Text tower, batch 256")["padded to max, checkpointed"]
+    left_out = rows(printed, "### Text encoder, batch 256")["padded to max, checkpointed"]
     assert "not run" in left_out["s median"]
     assert "extrapolated" in left_out["s median"]
 
