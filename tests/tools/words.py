@@ -115,6 +115,7 @@ def places(
     words: dict[str, tuple[str, str]] = AVOID,
     below: tuple[str, ...] = (),
     tests: bool = False,
+    use_exceptions: bool = True,
 ) -> Iterator[Place]:
     """Yields every occurrence of the words, without those that are allowed, in order of files and lines."""
     patterns = {word: re.compile(rf"\b(?:{pattern})\b", re.IGNORECASE) for word, (pattern, _) in words.items()}
@@ -127,7 +128,7 @@ def places(
                 continue
             apart = spaced(text)
             for word, pattern in patterns.items():
-                if any(word == allowed and name.startswith(where) for allowed, where, _ in ALLOWED):
+                if use_exceptions and any(word == each and name.startswith(where) for each, where, _ in ALLOWED):
                     continue
                 for _ in pattern.finditer(apart):
                     yield Place(word, name, number, text.strip())
