@@ -447,7 +447,7 @@ def test_marks_line_ends_packing_quotes_and_index_columns_change_nothing(own, ta
     [
         ("image,Edema\na.png,1,\nb.png,0,\n", "lines 2, 3: 3 cells where the header has 2; fix the commas"),
         ("image,Edema\na.png\nb.png,0\n", "line 2: 1 cell where the header has 2"),
-        ("image,Edema,Edema\na.png,1,0\n", "column 'Edema' stands at positions [2, 3]; rename or remove"),
+        ("image,Edema,Edema\na.png,1,0\n", "column 'Edema' occurs at positions [2, 3]; rename or remove"),
         ("image;Edema\na.png;1\n", "separates its cells by semicolons; save it with commas"),
         ("imag,Edema\na.png,1\n", "no column 'image'; found ['imag', 'Edema']; name the images' paths, nearest to"),
         ('image,Edema\na.png,"1\nb.png,0\n', "a quote is not closed"),
@@ -467,7 +467,7 @@ def test_unexpected_codes_keep_their_row_and_count_as_unknown(own):
         ("Male", 61.0, "AP"),
     ]
     notes = " ".join(check(root).notes)
-    assert "1 row with another sex" in notes
+    assert "1 row with a sex other" in notes
     assert "2 rows with an age outside 0 to 120" in notes
 
 

@@ -163,7 +163,7 @@ def test_any_table_of_the_release_can_be_chosen(tmp_path):
 def test_a_table_in_two_releases_is_ambiguous(tmp_path):
     write_fake_chexpert(tmp_path)
     write_csv(tmp_path / "CheXpert-v1.0" / "train.csv", odd_rows())
-    with pytest.raises(DataError, match=r"train\.csv lies in several folders: .*set data\.root to one"):
+    with pytest.raises(DataError, match=r"train\.csv is in several folders: .*set data\.root to one"):
         read(tmp_path)
 
 

@@ -86,7 +86,7 @@ def test_a_missing_column_is_named_with_what_was_found_and_the_nearest(tmp_path)
 
 
 def test_a_repeated_column_is_refused_by_its_positions(tmp_path):
-    with pytest.raises(DataError, match=r"column 'Edema' stands at positions \[1, 3\]"):
+    with pytest.raises(DataError, match=r"column 'Edema' occurs at positions \[1, 3\]"):
         valid_table(write(tmp_path, "Edema,b, Edema\n1,2,3\n"), ["b"])
 
 
@@ -99,13 +99,13 @@ def test_an_index_column_without_a_name_is_left_out(tmp_path):
     [
         (b"", "is empty"),
         (b"\n\n", "is empty"),
-        (b"a,b\n", "a header and no row"),
-        (b"a,b\n\n\n", "a header and no row"),
+        (b"a,b\n", "a header but no rows"),
+        (b"a,b\n\n\n", "a header but no rows"),
         (b"a,b\n1,2\n3,\xff\n", "line 3: byte 0xff is not UTF-8"),
         (b"a,b\n1,2\n3,\x00\n", "line 3: holds a NUL byte"),
         (b'a,b\n1,2\n3,"x\n5,6\n', "line 3: a quote is not closed"),
-        (b'a,b\n1,"x\n2,"y\n', "line 3: a quote is not closed or stands inside a cell"),
-        (b'a,b\n1,5" tube\n', "line 2: a quote is not closed or stands inside a cell"),
+        (b'a,b\n1,"x\n2,"y\n', "line 3: a quote is not closed or is inside a cell"),
+        (b'a,b\n1,5" tube\n', "line 2: a quote is not closed or is inside a cell"),
         (b'a,b\n1,""x"\n', "line 2: a quote"),
         (b"a;b\n1;2\n", "separates its cells by semicolons"),
         (b"a\tb\n1\t2\n", "separates its cells by tabs"),

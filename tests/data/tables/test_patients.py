@@ -80,7 +80,7 @@ def test_an_id_in_two_spellings_is_a_fault_that_names_them_and_their_lines(tmp_p
     assert repr("12") in fault.what
     assert repr(other) in fault.what
     assert list(fault.lines) == [3, 4, 6]
-    with pytest.raises(DataError, match="one person in two spellings"):
+    with pytest.raises(DataError, match="two spellings of one patient"):
         read_dataset(DataConfig(dataset="manifest", root=tmp_path))
 
 
@@ -137,7 +137,7 @@ def test_a_list_of_excluded_patients_may_spell_them_otherwise(tmp_path, listed, 
     assert [record.patient for record in reading.records] == ["13", "13"]
     note = reading.notes[-1]
     assert "the only patient in out.csv is here" in note
-    assert ("spelled otherwise" in note) == (clean_id(listed) != "12")
+    assert ("spelled differently" in note) == (clean_id(listed) != "12")
 
 
 def test_a_patient_who_was_trained_on_is_known_in_any_spelling(tmp_path):
@@ -190,7 +190,7 @@ def test_excluded_patients_are_left_out_counted_and_told(tmp_path, column):
     settled = exclude_patients(before, DataConfig(people="nih", exclude=path))
     assert [record.patient for record in settled.records] == ["patient00014"]
     assert settled.rejected == {"excluded": ["0", "2"]}
-    assert settled.notes == ("1 of 2 patients in out.csv is here, with 2 images that stay out of every split",)
+    assert settled.notes == ("1 of 2 patients in out.csv is here; 2 images excluded from all splits",)
     assert settled.sources == {"out.csv (excluded)": read_table(path)[0].sha256}
 
 
@@ -199,14 +199,14 @@ def test_a_list_in_which_nobody_is_here_is_doubted(tmp_path):
     settled = exclude_patients(reading("patient00013"), DataConfig(exclude=path))
     assert len(settled.records) == 1
     assert settled.rejected == {}
-    assert settled.notes[0].endswith("do its ids and data.people name the same people?")
+    assert settled.notes[0].endswith("check that its ids are those of this dataset and data.people is right")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("patientId\n13\n", r"out\.csv line 1: no column of patients; found \['patientId'\]"),
-        ("patient,nih_patient\n13,13\n", r"columns \['patient', 'nih_patient'\] all name patients"),
+        ("patient,nih_patient\n13,13\n", r"columns \['patient', 'nih_patient'\] all identify patients"),
         ("patient,x\n13,1\n,2\n", r"out\.csv line 3: column 'patient' is empty"),
     ],
 )
@@ -347,7 +347,7 @@ def test_a_missing_image_is_hinted_at_where_it_is(files, named, near, tmp_path):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "manifest.csv").write_text(f"image,Edema\n{named},1\n")
     [fault] = read_manifest(DataConfig(dataset="manifest", root=tmp_path)).faults
-    assert fault.remedy == f"{named} is not there, but {near} is: write names as they are on disk"
+    assert fault.remedy == f"{named} does not exist, but {near} does: write names as they are on disk"
 
 
 @pytest.mark.parametrize("files", [[], ["a/00.png", "b/00.png"], ["images/01.png"]])
@@ -371,4 +371,4 @@ def test_the_shared_tables_keep_their_patients(case, shared):
 
 def test_the_shared_table_without_endings_is_told_of_the_files(shared):
     [fault] = read_manifest(DataConfig(dataset="manifest", root=shared / "cases" / "t06b")).faults
-    assert fault.remedy.startswith("images/00 is not there, but images/00.png is; the same holds for 30 of 30")
+    assert fault.remedy.startswith("images/00 does not exist, but images/00.png does; likewise for 30 of 30")

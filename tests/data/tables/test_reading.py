@@ -53,7 +53,7 @@ def test_a_list_in_the_form_of_the_table_with_index_and_reports_brings_its_label
     assert listed(reading) == {FIRST, FIFTH}
     assert labels_of(reading, FIRST) == {"Edema": 1.0, "Fracture": -1.0}
     assert labels_of(reading, FIFTH) == {"Atelectasis": 1.0, "Edema": 0.0}
-    assert "the labels of 1 image are those of list.csv, which differ from the table's" in reading.notes
+    assert "labels of 1 image come from list.csv, which differs from the table" in reading.notes
     assert labels_of(reading, PA) == {"Lung Opacity": 1.0, "Edema": -1.0, "Cardiomegaly": 0.0}
 
 
@@ -84,7 +84,7 @@ def test_images_of_the_list_stay_whatever_their_projection_and_are_counted(tmp_p
     kept = [record.id.removeprefix("train/") for record in reading.records]
     assert kept[:4] == [FIRST, LATERAL, PA, LL]
     assert not reading.rejected
-    assert "2 images of the test list stay although data.views would leave them out: 1 lateral, 1 LL" in reading.notes
+    assert "2 images of the test list are kept although data.views excludes them: 1 lateral, 1 LL" in reading.notes
 
 
 def test_other_images_of_that_projection_stay_out(tmp_path):
@@ -95,7 +95,7 @@ def test_other_images_of_that_projection_stay_out(tmp_path):
 def test_entries_named_twice_count_once_and_must_agree(tmp_path):
     reading = read(tmp_path, f"Path,class\ntrain/{FIRST},Edema\nCheXpert-v1.0/train/{FIRST},Edema\n")
     assert listed(reading) == {FIRST}
-    assert "1 entry of list.csv names an image a second time and counts once" in reading.notes
+    assert "1 entry of list.csv repeats an earlier one and is ignored" in reading.notes
     with pytest.raises(DataError, match=r"list\.csv line 3: two entries of the same image disagree"):
         read(tmp_path, f"Path,class\ntrain/{FIRST},Edema\ntrain/{FIRST},Fracture\n")
 

@@ -1,8 +1,10 @@
-"""One reader for tables: bytes on disk to columns of text, each row with its line number.
+"""CSV tables: columns of text, each row with its line number.
 
-Every cell stays the text it is: `000123`, `1e5`, `NA` and `None` are not numbers and not missing. A column keeps
-each distinct text once, so that whoever types it (`tables.rows`) does so once per distinct text and not once
-per row. What a table does wrong is collected as `Fault`s, so that everything is reported at once.
+Cells are kept as text: `000123`, `1e5`, `NA` and `None` are neither numbers nor missing values. A column stores each
+distinct text once, so that `tables.rows` converts it once per distinct text, not once per row. Files may be compressed
+(gzip, or one CSV in a zip archive); decompression stops at a size limit and writes nothing to disk.
+
+Faults of single rows and columns are collected as `Fault`s, so that all of them can be reported.
 
 Shapes: `N` rows below the header.
 """
@@ -32,7 +34,7 @@ from cleft.errors import DataError
 from cleft.grammar import count
 
 MAX_BYTES = 4 << 30
-"""Largest table, counted after decompression."""
+"""Largest table, after decompression."""
 
 MAX_COLUMNS = 256
 MAX_CELL_BYTES = 64 << 10
@@ -51,20 +53,20 @@ _FOREIGN = {
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """Texts of one column."""
+    """Texts of a column, dictionary-encoded."""
 
     values: list[str]
     """Each distinct text once."""
     index: NDArray[np.int32]
-    """Which of `values` each row holds, `[N]`."""
+    """Position in `values` of each row's text, `[N]`."""
 
     def texts(self) -> list[str]:
-        """Returns the text of every row, without spaces around it."""
+        """Returns the text of every row, without surrounding spaces."""
         values = [value.strip() for value in self.values]
         return [values[i] for i in self.index.tolist()]
 
     def rows_of(self, positions: Collection[int]) -> NDArray[np.int64]:
-        """Returns the rows that hold any of `values[positions]`, in order."""
+        """Returns the indices of rows whose text is one of `values[positions]`, in order."""
         wanted = np.zeros(len(self.values) + 1, dtype=bool)
         wanted[list(positions)] = True
         return np.flatnonzero(wanted[self.index])
@@ -72,17 +74,17 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
-    """A table of text: nothing has been interpreted yet."""
+    """A table of text, not yet converted."""
 
     path: Path
     columns: dict[str, Column]
-    """In the order of the file. Columns without a name, such as a row index, are left out."""
+    """By name, in the order of the file. Columns without a name, such as a row index, are dropped."""
     lines: NDArray[np.int64]
-    """Line on which each row starts, `[N]`; the header is on line 1."""
+    """Line on which each row starts, `[N]`; the header is line 1."""
     sha256: str
-    """Of the file's bytes as they lie on disk."""
+    """Of the file's bytes on disk."""
     header: tuple[str, ...] = ()
-    """Every name in the file, also of columns that nobody asked for."""
+    """Every column name in the file, including columns that were not read."""
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -94,15 +96,15 @@ class Table:
 
 
 def read_table(path: Path, *, wanted: Callable[[str], bool] | None = None) -> tuple[Table, list[Fault]]:
-    """Reads a CSV table and collects what is wrong with single rows and columns; these are left out.
+    """Reads a CSV table and collects faults of single rows and columns, which are dropped.
 
     Args:
         path: A CSV file in UTF-8: plain, gzip, or alone in a zip archive (recognised by content, not by name). A
             byte-order mark, CRLF and blank lines are accepted.
-        wanted: Which columns to keep, by name; by default all. A table may have a hundred more than anybody reads.
+        wanted: Selects columns by name; by default all. Some tables have a hundred that are never used.
 
     Raises:
-        DataError: If nothing can be read at all: no file, another encoding or format, a broken quote, no row.
+        DataError: If it cannot be read as a table: no file, another encoding or format, an unclosed quote, no row.
     """
     raw = _read_bytes(path)
     data = _clean(path, unpack(path, raw, MAX_BYTES))
@@ -112,9 +114,9 @@ def read_table(path: Path, *, wanted: Callable[[str], bool] | None = None) -> tu
     end = int(starts[1]) if len(starts) > 1 else len(data)
     header = _read_header(path, data[int(starts[0]) : end])
     if len(starts) == 1:
-        raise DataError(f"{path} holds a header and no row below it", reason="table")
-    asked = [name for name in header if wanted is None or wanted(name)]
-    columns, kept, faults = _read_columns(path, pa.py_buffer(data).slice(end), header, set(asked), lines[1:])
+        raise DataError(f"{path} holds a header but no rows", reason="table")
+    selected = [name for name in header if wanted is None or wanted(name)]
+    columns, kept, faults = _read_columns(path, pa.py_buffer(data).slice(end), header, set(selected), lines[1:])
     table = Table(
         path=path,
         columns=columns,
@@ -122,7 +124,7 @@ def read_table(path: Path, *, wanted: Callable[[str], bool] | None = None) -> tu
         sha256=hashlib.sha256(raw).hexdigest(),
         header=tuple(name for name in header if name),
     )
-    return table, [*_repeated_columns(header, set(asked)), *faults]
+    return table, [*_repeated_columns(header, set(selected)), *faults]
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -139,7 +141,7 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _clean(path: Path, data: bytes) -> bytes:
-    """Strips byte-order marks, makes every line end LF, and refuses what is not UTF-8 text."""
+    """Strips byte-order marks, converts line ends to LF, and raises for anything but UTF-8 text."""
     while data.startswith(_BOM):
         data = data[len(_BOM) :]
     if b"\r" in data:
@@ -162,12 +164,12 @@ def _line(data: bytes, position: int) -> int:
 
 
 def _find_rows(path: Path, data: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Returns where each row starts in the text and on which line; blank lines are no rows."""
+    """Returns the offset and the line of each row; blank lines are not rows."""
     text = np.frombuffer(data, dtype=np.uint8)
     newlines = np.flatnonzero(text == _LF)
     quotes = np.flatnonzero(text == _QUOTE)
     _check_quotes(path, data, text, quotes)
-    # A newline ends a row unless it stands inside quotes, that is, behind an odd number of them.
+    # A newline ends a row unless it is inside quotes, that is, after an odd number of them.
     ends = newlines[np.searchsorted(quotes, newlines) % 2 == 0] if len(quotes) else newlines
     starts = np.concatenate([[0], ends + 1])
     stops = np.concatenate([ends, [len(text)]])
@@ -177,17 +179,17 @@ def _find_rows(path: Path, data: bytes) -> tuple[NDArray[np.int64], NDArray[np.i
 
 
 def _check_quotes(path: Path, data: bytes, text: NDArray[np.uint8], quotes: NDArray[np.int64]) -> None:
-    """Refuses a quote that is not closed or stands inside a bare cell: it would swallow rows without a word."""
-    beside = np.frombuffer(b',\n"', dtype=np.uint8)
+    """Raises for a quote that is not closed or is inside an unquoted cell: it would silently swallow rows."""
+    delimiters = np.frombuffer(b',\n"', dtype=np.uint8)
     before = np.where(quotes > 0, text[quotes - 1], _LF) if len(quotes) else quotes
     after = np.where(quotes < len(text) - 1, text[np.minimum(quotes + 1, len(text) - 1)], _LF)
-    sound = np.where(np.arange(len(quotes)) % 2 == 0, np.isin(before, beside), np.isin(after, beside))
+    sound = np.where(np.arange(len(quotes)) % 2 == 0, np.isin(before, delimiters), np.isin(after, delimiters))
     wrong = quotes[~sound]
     if len(wrong) or len(quotes) % 2:
         at = int(wrong[0]) if len(wrong) else int(quotes[-1])
         raise DataError(
-            f"{path} line {_line(data, at)}: a quote is not closed or stands inside a cell; "
-            'put the whole cell in quotes and write each quote within it twice ("")',
+            f"{path} line {_line(data, at)}: a quote is not closed or is inside a cell; "
+            'put the cell in quotes and double each quote inside it ("")',
             reason="table",
         )
 
@@ -202,19 +204,19 @@ def _read_header(path: Path, line: bytes) -> list[str]:
     return names
 
 
-def _repeated_columns(header: Sequence[str], asked: Collection[str]) -> list[Fault]:
-    places = {name: [i + 1 for i, other in enumerate(header) if other == name] for name in asked if name}
+def _repeated_columns(header: Sequence[str], selected: Collection[str]) -> list[Fault]:
+    places = {name: [i + 1 for i, other in enumerate(header) if other == name] for name in selected if name}
     return [
-        Fault("columns", f"column {name!r} stands at positions {at}", "rename or remove all but one", (1,))
+        Fault("columns", f"column {name!r} occurs at positions {at}", "rename or remove all but one", (1,))
         for name, at in places.items()
         if len(at) > 1
     ]
 
 
 def _read_columns(
-    path: Path, body: Any, header: Sequence[str], asked: Collection[str], lines: NDArray[np.int64]
+    path: Path, body: Any, header: Sequence[str], selected: Collection[str], lines: NDArray[np.int64]
 ) -> tuple[dict[str, Column], NDArray[np.int64], list[Fault]]:
-    """Parses everything below the header; returns columns, rows that were kept, and rows of a wrong length."""
+    """Parses the rows below the header; returns columns, indices of the rows kept, and faults of the other rows."""
     wrong: list[tuple[int, int]] = []  # row, number of cells
 
     def skip(row: Any) -> str:
@@ -225,23 +227,23 @@ def _read_columns(
     try:
         parsed = arrow_csv.read_csv(
             pa.BufferReader(body),  # a view: the text is not copied
-            # A single thread, because only then does a bad row know its number.
+            # Only single-threaded parsing reports the number of a bad row.
             read_options=arrow_csv.ReadOptions(use_threads=False, column_names=keys, block_size=32 << 20),
             parse_options=arrow_csv.ParseOptions(invalid_row_handler=skip, newlines_in_values=True),
             convert_options=arrow_csv.ConvertOptions(
                 column_types=dict.fromkeys(keys, pa.string()),
                 strings_can_be_null=False,
-                # An empty list would mean all.
-                include_columns=[key for key, name in zip(keys, header, strict=True) if name in asked] or keys[:1],
+                # An empty list would mean all columns.
+                include_columns=[key for key, name in zip(keys, header, strict=True) if name in selected] or keys[:1],
             ),
         )
     except pa.ArrowInvalid as error:
-        # Its text may quote cells, which may name patients.
+        # The error message may quote cells, which may contain names of patients.
         raise DataError(f"{path} cannot be parsed as CSV; open it in an editor and export it again") from error
     kept = np.delete(np.arange(len(lines)), [row for row, _ in wrong])
     columns: dict[str, Column] = {}
     for key, name in zip(keys, header, strict=True):
-        if name and name in asked:
+        if name and name in selected:
             columns.setdefault(name, _encode(parsed.column(key)))
     faults = [
         Fault(
@@ -277,12 +279,12 @@ def _long_cells(columns: dict[str, Column], lines: NDArray[np.int64]) -> list[Fa
 
 
 def unpack(path: Path, raw: bytes, limit: int) -> bytes:
-    """Undoes gzip or zip.
+    """Returns the text of a table as bytes, decompressed if it is gzip or zip.
 
     Args:
-        path: Of the file, for messages.
+        path: File, for messages.
         raw: Its bytes.
-        limit: Largest number of bytes that may come out.
+        limit: Largest number of bytes after decompression.
 
     Raises:
         DataError: If the file is of another format, damaged, or larger than `limit` unpacked.
@@ -306,7 +308,7 @@ def unpack(path: Path, raw: bytes, limit: int) -> bytes:
 
 
 def _only_table(path: Path, archive: zipfile.ZipFile) -> zipfile.ZipInfo:
-    """The one CSV of an archive; what file managers add beside it does not count."""
+    """The only CSV of an archive; files that file managers add do not count."""
     entries = [entry for entry in archive.infolist() if not entry.is_dir() and not is_junk(entry.filename)]
     tables = [entry for entry in entries if entry.filename.casefold().endswith(".csv")]
     if any(entry.filename == "[Content_Types].xml" for entry in entries):

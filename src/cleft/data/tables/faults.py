@@ -1,4 +1,4 @@
-"""What is wrong with a table, collected so that everything is reported at once."""
+"""Faults of tables: collected while reading, so that all of them can be reported."""
 
 from __future__ import annotations
 
@@ -15,23 +15,25 @@ _NAMED = 20
 
 
 class Fault(NamedTuple):
-    """One kind of thing that is wrong with a table, wherever it occurs."""
+    """One kind of fault and the lines on which it occurs."""
 
     reason: str
     """Short code, as `DataError.reason`."""
     what: str
+    """What is wrong."""
     remedy: str
+    """How to fix it."""
     lines: Sequence[int] = ()
-    """Every line it occurs on, the header being line 1; empty where it concerns the table as a whole."""
+    """Line numbers, the header being line 1; empty if the fault concerns the entire table."""
 
     def message(self, path: Path) -> str:
-        """Says where, what and what to do, naming up to 20 lines and counting the rest."""
+        """Returns where the fault is (up to 20 lines), what is wrong and how to fix it."""
         where = f" {format_lines(self.lines)}" if self.lines else ""
         return f"{path}{where}: {self.what}; {self.remedy}"
 
 
 def format_lines(lines: Sequence[int]) -> str:
-    """Names up to 20 lines and counts the rest.
+    """Returns up to 20 line numbers and the number of further ones.
 
     Example:
         >>> format_lines([3]), format_lines(range(2, 25))[-17:]
@@ -43,7 +45,7 @@ def format_lines(lines: Sequence[int]) -> str:
 
 
 def missing_columns(found: Collection[str], required: Iterable[str]) -> list[Fault]:
-    """Compares names of columns; at most one fault, which says what was found and what comes nearest."""
+    """Returns a fault if required columns are missing; it lists the columns found and suggests the nearest."""
     missing = [name for name in required if name not in found]
     if not missing:
         return []
@@ -53,17 +55,17 @@ def missing_columns(found: Collection[str], required: Iterable[str]) -> list[Fau
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """Returns `, nearest to 'x' is 'y'` where one of the known names is close, else nothing."""
+    """Returns `, nearest to 'x' is 'y'` if one of the known names is similar, else an empty string."""
     names = {other.casefold(): other for other in known}
     close = difflib.get_close_matches(name.casefold(), names, n=1)
     return f", nearest to {name!r} is {names[close[0]]!r}" if close else ""
 
 
 def unreadable_texts(texts: Iterable[tuple[int, str, str]]) -> list[Fault]:
-    """Finds texts that are too long or hold an invisible character; equal faults are one.
+    """Returns faults of texts that are too long or contain invisible characters, one per kind.
 
     Args:
-        texts: Line, what the text is, such as `a caption`, and the text.
+        texts: Line number, description of the text, such as `a caption`, and the text.
     """
     known: dict[str, tuple[str, str] | None] = {}
     found: dict[tuple[str, str], list[int]] = {}
@@ -74,16 +76,16 @@ def unreadable_texts(texts: Iterable[tuple[int, str, str]]) -> list[Fault]:
         if fault is not None:
             found.setdefault((fault[0], f"{what} {fault[1]}"), []).append(line)
     faults: list[Fault] = []
-    for (reason, sentence), lines in found.items():
-        what, _, remedy = sentence.rpartition("; ")
+    for (reason, message), lines in found.items():
+        what, _, remedy = message.rpartition("; ")
         faults.append(Fault(reason, what, remedy, lines))
     return faults
 
 
 def faults_of_table(path: Path, faults: Iterable[Fault]) -> list[Fault]:
-    """Returns the faults of an additional table with its path and lines in the text.
+    """Returns the faults of an additional table with its name and lines as part of the text.
 
-    Faults are reported for the dataset's main table; `lines` of another table would be taken for lines of that one.
+    Faults are reported under the path of the dataset's main table, whose lines `lines` would be taken for.
     """
     return [
         Fault(fault.reason, fault.message(Path(path.name)).removesuffix(f"; {fault.remedy}"), fault.remedy)
@@ -92,7 +94,7 @@ def faults_of_table(path: Path, faults: Iterable[Fault]) -> list[Fault]:
 
 
 def raise_faults(path: Path, faults: Sequence[Fault]) -> None:
-    """Raises a DataError that tells the first fault and counts the others; does nothing without faults."""
+    """Raises a DataError with the first fault and the number of others; does nothing without faults."""
     if not faults:
         return
     others = f" ({count(len(faults) - 1, 'more kind')} of fault: see `cleft data check`)" if len(faults) > 1 else ""

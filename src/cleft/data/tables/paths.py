@@ -1,7 +1,11 @@
-"""Where the images of a table lie: inside the root, and present or missing.
+"""Image paths of a table: whether the files exist below the root, and which similar files exist otherwise.
 
-Nothing is opened. Folders in which a table names many images are listed once; single images are asked for one by
-one, because a folder per study makes listing the slower way.
+No file is opened. A folder with many images of a table is listed once; single images are looked up one by one, because
+with one folder per study listing is slower.
+
+Names on disk may differ from the table in letter case, or in how accents are composed: some systems treat `P1.PNG` and
+`p1.png` as one name, and some archives change `é` from one character to two. Such a file is used only if it is the only
+candidate.
 """
 
 from __future__ import annotations
@@ -25,22 +29,22 @@ _JUNK = re.compile(
     r"|[^/]*\.(?:part|partial|crdownload|download|tmp))$",
     re.IGNORECASE,
 )
-_MOST = 16
-"""Places at which one path is looked for at most."""
+_MAX_FOLDERS = 16
+"""Folders in which one path is looked for."""
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".nii", ".gz")
-_MOST_WANTED = 50
-"""Missing images that are looked for."""
+_MAX_MISSING = 50
+"""Missing images for which similar files are looked for."""
 
-_SEEN = 200_000
-"""Files that are listed at most."""
+_MAX_FILES = 200_000
+"""Files listed while looking for similar names."""
 
 PHANTOMS_FILE = "PHANTOMS.json"
-"""File that says a folder holds phantoms and nothing else."""
+"""File that marks a folder of synthetic images."""
 
 
 def leaves_root(path: str) -> bool:
-    """Whether the text of a path alone leads out of its root.
+    """Whether a relative path leads out of its root by its text alone; links are not checked.
 
     True for absolute paths, `..`, `~`, drive letters, backslashes, NUL, and addresses such as `http://`.
 
@@ -52,7 +56,7 @@ def leaves_root(path: str) -> bool:
 
 
 def normalise_path(path: str) -> str:
-    """Returns the one spelling of a relative path, so that the same image has the same id.
+    """Returns a relative path without `.` and repeated slashes, so that an image has one id.
 
     Example:
         >>> normalise_path("./images//p1.png")
@@ -64,7 +68,7 @@ def normalise_path(path: str) -> str:
 
 
 def is_junk(path: str) -> bool:
-    """Whether a file is what file managers, editors and broken downloads leave beside the files one wants.
+    """Whether a file is left behind by a file manager, an editor or an incomplete download.
 
     Example:
         >>> [is_junk(path) for path in ("a/.DS_Store", "a/._p1.jpg", "__MACOSX/p1.jpg", "b.zip.part", "a/p1.jpg")]
@@ -84,10 +88,10 @@ def are_files(paths: Sequence[str]) -> NDArray[np.bool_]:
 
 
 def find_inside(root: Path, paths: Sequence[str]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Looks for files below `root` without following a link out of it.
+    """Checks which files exist below `root`, without following links out of it.
 
     Args:
-        root: Folder that no image may leave.
+        root: Folder that must contain the images.
         paths: Relative paths for which `leaves_root` is False.
 
     Returns:
@@ -141,7 +145,7 @@ def _kind(path: str) -> str:
 
 
 def _real_folder(folder: str, real: dict[str, str]) -> str:
-    """Resolves a relative folder, asking for each folder above it once."""
+    """Resolves a relative folder; every parent is resolved once."""
     if folder not in real:
         above, _, name = folder.rpartition("/")
         path = os.path.join(_real_folder(above, real), name)
@@ -154,28 +158,30 @@ def _is_below(path: str, home: str) -> bool:
 
 
 def find_respelled(root: Path, paths: Sequence[str], taken: Collection[str]) -> dict[str, str]:
-    """Looks for files under any spelling of their paths; links are not followed.
+    """Finds files whose paths differ from the given ones in letter case or Unicode composition only.
+
+    Links are not followed.
 
     Args:
-        root: Folder the paths start from.
-        paths: Relative paths that are no files as they are written.
-        taken: Relative paths of files that are named as they are written; they are nobody else's.
+        root: Folder of the paths.
+        paths: Relative paths that do not exist as written.
+        taken: Relative paths that do exist as written; these files are no candidates.
 
     Returns:
-        Path as written to path on disk, for each that one file fits, and for which no other path was written.
+        Path on disk by given path, where exactly one file matches and it matches no other given path.
     """
     folders: dict[str, dict[str, list[tuple[str, bool]]]] = {}
     found: dict[str, str] = {}
     for path in paths:
-        fitting = [name for name in _fitting(str(root), path, folders) if name not in taken]
-        if len(fitting) == 1:
-            found[path] = fitting[0]
+        matches = [name for name in _matches(str(root), path, folders) if name not in taken]
+        if len(matches) == 1:
+            found[path] = matches[0]
     wanted = Counter(found.values())
     return {path: name for path, name in found.items() if wanted[name] == 1}
 
 
 def fold_name(text: str) -> str:
-    """Returns what all spellings of a name have in common.
+    """Returns a name without letter case and in one Unicode composition.
 
     Example:
         >>> fold_name("E\u0301tude/P1.PNG") == fold_name("\u00e9tude/p1.png")
@@ -184,13 +190,13 @@ def fold_name(text: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
 
 
-def _fitting(root: str, path: str, folders: dict[str, dict[str, list[tuple[str, bool]]]]) -> list[str]:
+def _matches(root: str, path: str, folders: dict[str, dict[str, list[tuple[str, bool]]]]) -> list[str]:
     *above, last = path.split("/")
     places = [""]
     for part in above:
         places = [
             f"{place}{name}/"
-            for place in places[:_MOST]
+            for place in places[:_MAX_FOLDERS]
             for name, is_folder in _list(root, place, folders).get(fold_name(part), [])
             if is_folder
         ]
@@ -205,7 +211,7 @@ def _fitting(root: str, path: str, folders: dict[str, dict[str, list[tuple[str, 
 def _list(
     root: str, place: str, folders: dict[str, dict[str, list[tuple[str, bool]]]]
 ) -> dict[str, list[tuple[str, bool]]]:
-    """Folders and files of a place by the common spelling of their names; each place is listed once."""
+    """Entries of a folder by folded name; every folder is listed once."""
     if place not in folders:
         names: dict[str, list[tuple[str, bool]]] = {}
         try:
@@ -215,32 +221,32 @@ def _list(
                     if is_folder or entry.is_file(follow_symlinks=False):
                         names.setdefault(fold_name(entry.name), []).append((entry.name, is_folder))
         except OSError:
-            pass  # A folder that cannot be listed holds nothing that could be meant.
+            pass  # A folder that cannot be listed has no candidates.
         folders[place] = names
     return folders[place]
 
 
 def nearby_hint(root: Path, missing: Sequence[str]) -> str:
-    """Returns a clause that names a file which is there in place of a missing one; empty where there is none.
+    """Returns a hint that names an existing file similar to a missing one, or an empty string.
 
-    A file fits if it has another ending or none, or is in a folder that the table omits or names differently.
+    A similar file has another extension or none, or is in a folder that the table omits or names differently.
 
     Args:
         root: Folder of the data.
-        missing: Paths of images that are not there, from the root.
+        missing: Paths of missing images relative to the root.
     """
-    wanted = missing[:_MOST_WANTED]
+    wanted = missing[:_MAX_MISSING]
     by_stem = _files_by_stem(root)
     found = {path: near for path in wanted if (near := _nearest(path, by_stem.get(_stem(path.rpartition("/")[2]), [])))}
     if not found:
         return ""
     path, near = next(iter(found.items()))
-    others = f"; the same holds for {len(found):,} of {len(wanted):,} that were looked for" if len(found) > 1 else ""
-    return f"{path} is not there, but {near} is{others}: write names as they are on disk"
+    others = f"; likewise for {len(found):,} of {len(wanted):,} missing images checked" if len(found) > 1 else ""
+    return f"{path} does not exist, but {near} does{others}: write names as they are on disk"
 
 
 def _stem(name: str) -> str:
-    """A file's name without case and without the endings of images."""
+    """A file name without letter case and image extensions."""
     name = fold_name(name)
     while (parts := os.path.splitext(name))[1] in _ENDINGS:
         name = parts[0]
@@ -248,7 +254,7 @@ def _stem(name: str) -> str:
 
 
 def _files_by_stem(root: Path) -> dict[str, list[str]]:
-    """Files below a folder by their stem, each with its path from the root; links to folders are not followed."""
+    """Relative paths of the files below a folder, by stem; links to folders are not followed."""
     files: dict[str, list[str]] = {}
     seen = 0
     for folder, folders, names in os.walk(root):
@@ -257,13 +263,13 @@ def _files_by_stem(root: Path) -> dict[str, list[str]]:
         for name in sorted(names):
             files.setdefault(_stem(name), []).append(name if place == "." else f"{place}/{name}".replace(os.sep, "/"))
         seen += len(names)
-        if seen > _SEEN:
+        if seen > _MAX_FILES:
             break
     return files
 
 
 def _nearest(path: str, candidates: Sequence[str]) -> str | None:
-    """The one candidate that has the most of the end of a path in common; None where several have."""
+    """The candidate with the longest common end of the path; None if several have it."""
     ranked = sorted(((_common(path, other), other) for other in candidates), reverse=True)
     if not ranked or (len(ranked) > 1 and ranked[0][0] == ranked[1][0]):
         return None
@@ -271,7 +277,7 @@ def _nearest(path: str, candidates: Sequence[str]) -> str | None:
 
 
 def _common(one: str, other: str) -> int:
-    """How many folders in front of their names two paths share, from the end."""
+    """Number of parent folders that two paths have in common, counted from the end."""
     count = 0
     for a, b in zip(reversed(one.split("/")[:-1]), reversed(other.split("/")[:-1]), strict=False):
         if fold_name(a) != fold_name(b):
@@ -281,5 +287,5 @@ def _common(one: str, other: str) -> int:
 
 
 def is_synthetic(root: Path | None) -> bool:
-    """Whether a folder holds phantoms, to which no published count applies."""
+    """Whether a folder contains synthetic images, to which published counts do not apply."""
     return root is not None and (root / PHANTOMS_FILE).is_file()

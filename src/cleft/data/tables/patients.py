@@ -1,8 +1,11 @@
-"""Ids of patients in several spellings: `12` and `12.0`, `012`, `p1` and `P1`.
+"""Patient ids: different spellings of one id, lists of excluded patients, and the usual names of columns.
 
-Programs change ids on the way: pandas writes a column of numbers with gaps as `12.0`, Excel drops leading zeros and
-writes long numbers as `1.23457E+15`, people type letters in either case. One person in two spellings is two patients
-to a split, which may then be on both sides of it.
+Programs change ids: pandas writes a column of integers with gaps as `12.0`, Excel drops leading zeros and writes long
+numbers as `1.23457E+15`, people type letters in either case. A patient in two spellings counts as two patients, who may
+end up in different splits.
+
+Different datasets show the same patients: those of ChestX-ray14 are `13` in its table, `00000013` in its file names,
+`patient00013` in copies in CheXpert's layout, and are linked to RSNA's images by a mapping.
 """
 
 from __future__ import annotations
@@ -27,11 +30,12 @@ _EXACT = 2**53
 _ROUNDED = re.compile(r"[0-9]+\.[0-9]+[eE]\+?[0-9]+|[0-9]+[eE]\+[0-9]+")
 _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]*)?(?:e[+-]?[0-9]{1,2})?")
 _COMMA = re.compile(r"([0-9]+),0{1,2}")
-"""The form of a whole number where a comma separates decimals."""
+"""An integer written with a decimal comma."""
 
 _GROUPED = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})+")
 _PADDED = re.compile(r"([^0-9]*)0+([0-9]+)")
-_MOST = 3
+_EXAMPLES = 3
+
 COLUMN_SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "image": (
         *("image", "imagepath", "imagefile", "imagefilename", "imagename", "imageid", "imageindex", "imagefilepath"),
@@ -62,14 +66,25 @@ COLUMN_SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "impression": ("impression", "impressions", "impressiontext"),
     "split": ("split", "subset", "partition", "datasplit"),
 }
-"""Meaning of a column to the names it may have, as `plain_name` writes them, the surest first."""
+"""Accepted names of columns as `plain_name` returns them, by meaning."""
 
-_UNSURE = ("case", "caseid", "caseno", "casenumber", "casename", "patientname", "name", "nameid", "recordid", "record")
-_PEOPLE = re.compile(r"patient|subject|participant")
+_AMBIGUOUS = (
+    "case",
+    "caseid",
+    "caseno",
+    "casenumber",
+    "casename",
+    "patientname",
+    "name",
+    "nameid",
+    "recordid",
+    "record",
+)
+_PATIENT_WORD = re.compile(r"patient|subject|participant")
 _ID = re.compile(r".*(?:[^a-zA-Z](?i:u?ids?|nr|mrn)|[a-z](?:U?IDs?|Id))")
-"""A name whose last word says that the column holds ids: `client_id`, `clientID`."""
+"""A name that ends in a word for ids: `client_id`, `clientID`."""
 
-_OTHERS = (
+_NOT_FINDINGS = (
     *("id", "ids", "index", "idx", "row", "rowid", "rownumber", "number", "no", "nr", "key", "uid", "uuid", "fold"),
     *("cvfold", "kfold", "date", "studydate", "time", "studytime", "year", "birthdate", "dateofbirth", "dob", "height"),
     *("width", "rows", "columns", "modality", "bodypart", "bodypartexamined", "site", "hospital", "institution"),
@@ -77,17 +92,18 @@ _OTHERS = (
     *("sopinstanceuid", "instance", "instancenumber", "race", "ethnicity", "followup", "followupnumber", "weight"),
     *("bmi", "set"),
 )
-COLUMNS = ("patient", "patient_id", "patient id", "nih_patient")
-"""Names the column of a list of patients may have; case does not matter. RSNA's `patientId` names an image, so that it
-and other usual names count only where there is none of these."""
+
+PATIENT_COLUMNS = ("patient", "patient_id", "patient id", "nih_patient")
+"""Names of the column in a list of patients, case-insensitive; without one, other usual names are accepted. `patientId` is
+not here, because in RSNA's tables it names an image."""
 
 _NIH_PATIENT = re.compile(r"(?:patient)?0*([0-9]+)", re.IGNORECASE)
 
 
 def clean_id(text: str) -> str:
-    """Returns an id without spaces around it and without the `.0` that a column of numbers with gaps is written with.
+    """Returns an id without surrounding spaces and without `.0`, which pandas appends to integers in columns with gaps.
 
-    Up to 2^53 nothing was lost by that; a longer number is left as it is.
+    Numbers above 2^53 are unchanged, because they may have lost digits.
 
     Example:
         >>> clean_id(" 12.0"), clean_id("012"), clean_id("9007199254740993.0")
@@ -99,16 +115,16 @@ def clean_id(text: str) -> str:
 
 
 def is_rounded(text: str) -> bool:
-    """Whether an id was saved as a number that lost digits, such as `1.23457E+15`."""
+    """Whether an id was saved as a number and lost digits, such as `1.23457E+15`."""
     text = text.strip()
     found = _WHOLE.fullmatch(text)
     return _ROUNDED.fullmatch(text) is not None or (found is not None and int(found[1]) > _EXACT)
 
 
 def id_key(text: str) -> str:
-    r"""Returns what all spellings of an id have in common; ids of different people may share it.
+    r"""Returns a key that is equal for all spellings of an id; different ids may share it.
 
-    Letter case, leading zeros, spaces, invisible characters, forms of digits and the form of a number do not matter.
+    Ignores letter case, leading zeros, spaces, invisible characters, digit variants and number formats.
 
     Example:
         >>> [id_key(text) for text in ("12", "12.0", "012", "1.2e1", " 12\u200b", "P-007", "p-7")]
@@ -132,7 +148,7 @@ def id_key(text: str) -> str:
 
 
 def read_patients(column: Column) -> tuple[list[str], list[int], int]:
-    """Returns the patient of each row, the rows whose id was rounded, and how many ids ended in `.0`."""
+    """Returns the patient of each row, the rows with rounded ids, and the number of ids that ended in `.0`."""
     ids = [clean_id(value) for value in column.values]
     rounded = [i for i, text in enumerate(ids) if is_rounded(text)]
     shortened = sum(text != value.strip() for text, value in zip(ids, column.values, strict=True))
@@ -146,12 +162,12 @@ def rounded_fault(name: str, example: str, lines: Sequence[int]) -> Fault:
 
 
 def spelling_faults(patients: Sequence[str], rows: Iterable[int], lines: Sequence[int]) -> list[Fault]:
-    """Returns a fault if persons may be in a table in two spellings; three are named.
+    """Returns a fault if patients seem to occur in two spellings; gives three examples.
 
     Args:
-        patients: Of each row.
-        rows: Which rows count.
-        lines: Of each row in its table.
+        patients: Patient of each row.
+        rows: Indices of the rows to check.
+        lines: Line of each row in its table.
     """
     spellings: dict[str, set[str]] = {}
     rows = list(rows)
@@ -162,15 +178,15 @@ def spelling_faults(patients: Sequence[str], rows: Iterable[int], lines: Sequenc
         return []
     names = {name for group in doubled for name in group}
     at = [int(lines[row]) for row in rows if patients[row] in names]
-    listed = "; ".join(" and ".join(map(repr, group)) for group in doubled[:_MOST])
-    more = f" and {len(doubled) - _MOST:,} more" if len(doubled) > _MOST else ""
-    what = f"patients that may be one person in two spellings: {listed}{more}"
-    remedy = "write each patient one way; different people need ids that differ in more than case, zeros or spaces"
+    listed = "; ".join(" and ".join(map(repr, group)) for group in doubled[:_EXAMPLES])
+    more = f" and {len(doubled) - _EXAMPLES:,} more" if len(doubled) > _EXAMPLES else ""
+    what = f"ids that may be two spellings of one patient: {listed}{more}"
+    remedy = "write each id one way; ids of different patients must differ in more than case, zeros or spaces"
     return [Fault("patient", what, remedy, at)]
 
 
 def plain_name(name: str) -> str:
-    """Returns a column's name without case, spaces and signs.
+    """Returns a column name in lower case, letters and digits only.
 
     Example:
         >>> plain_name("Patient ID"), plain_name("subject_id"), plain_name("AP/PA")
@@ -180,33 +196,33 @@ def plain_name(name: str) -> str:
 
 
 def columns_for(meaning: str, names: Sequence[str]) -> list[str]:
-    """Returns those of the names that usually have a meaning, in their order."""
+    """Returns the columns that usually have a given meaning, in their order."""
     return [name for name in names if not name.startswith("_") and plain_name(name) in COLUMN_SYNONYMS[meaning]]
 
 
 def may_name_patients(name: str) -> bool:
-    """Whether a column of unknown meaning may say who the patient is.
+    """Whether a column of unknown meaning may identify patients.
 
     Example:
         >>> [may_name_patients(name) for name in ("client_id", "caseID", "Covid", "series_id")]
         [True, True, False, False]
     """
     plain = plain_name(name)
-    is_id = _ID.fullmatch(name.strip()) is not None and plain not in _OTHERS
-    return plain in _UNSURE or is_id or _PEOPLE.search(plain) is not None
+    is_id = _ID.fullmatch(name.strip()) is not None and plain not in _NOT_FINDINGS
+    return plain in _AMBIGUOUS or is_id or _PATIENT_WORD.search(plain) is not None
 
 
 def is_not_a_finding(name: str) -> bool:
-    """Whether a column has the name of something that is surely no finding, such as `index` or `fold`."""
-    return plain_name(name) in _OTHERS
+    """Whether the name of a column is certainly not a finding, such as `index` or `fold`."""
+    return plain_name(name) in _NOT_FINDINGS
 
 
 def canonical_patient(people: str, patient: str) -> str:
-    """Returns the one name of a patient among people.
+    """Returns the canonical id of a patient.
 
     Args:
-        people: Whose patients these are; of `nih` several spellings are known, of others none.
-        patient: The id in a table.
+        people: Population of the patients, as `data.people`. Spellings are known for `nih` only.
+        patient: Id in a table.
 
     Example:
         >>> [canonical_patient("nih", patient) for patient in ("patient00013", "00000013", "13.0")]
@@ -219,14 +235,14 @@ def canonical_patient(people: str, patient: str) -> str:
 
 
 def exclude_patients(reading: Reading, config: DataConfig) -> Reading:
-    """Says whose patients these are where a setting knows better, and leaves out those who must stay out.
+    """Applies `data.people` and `data.exclude`.
 
     Args:
-        reading: As a reader returns it.
-        config: `people` and `exclude`.
+        reading: Result of a reader.
+        config: `people` overrides the population of the patients; `exclude` is a list of patients to drop.
 
     Returns:
-        A new reading. Images of excluded patients are counted under `excluded`; a note says how many people that is.
+        A new reading. Images of excluded patients are in `rejected` under `excluded`; a note counts the patients.
 
     Raises:
         DataError: If the list of patients cannot be read, or no patient is left.
@@ -237,39 +253,36 @@ def exclude_patients(reading: Reading, config: DataConfig) -> Reading:
         return reading
     listed = read_patient_list(config.exclude, people or reading.dataset)
     names = {patient: canonical_patient(people, patient) for patient in {record.patient for record in reading.records}}
-    out = {patient for patient, name in names.items() if id_key(name) in listed.people}
-    kept = [record for record in reading.records if record.patient not in out]
+    excluded = {patient for patient, name in names.items() if id_key(name) in listed.people}
+    kept = [record for record in reading.records if record.patient not in excluded]
     if not kept:
         raise DataError(f"every patient is in {config.exclude}; no patient is left to train on", reason="excluded")
-    gone = [record.id for record in reading.records if record.patient in out]
-    excluded = (
-        f"{share(len(out), len(listed.people), 'patient')} in {config.exclude.name} {verb(len(out), 'is', 'are')} here"
-    )
-    doubt = "" if out else "; do its ids and data.people name the same people?"
-    other = sorted(patient for patient in out if names[patient] not in listed.spellings)
-    if other:
-        are = verb(len(other), "is", "are")
-        doubt += f"; {len(other):,} of them {are} spelled otherwise there, in case, zeros or as a number"
-    images = f"{count(len(gone), 'image')} that {verb(len(gone), 'stays', 'stay')}"
+    dropped = [record.id for record in reading.records if record.patient in excluded]
+    patients = share(len(excluded), len(listed.people), "patient")
+    are = verb(len(excluded), "is", "are")
+    note = f"{patients} in {config.exclude.name} {are} here; {count(len(dropped), 'image')} excluded from all splits"
+    if not excluded:
+        note += "; check that its ids are those of this dataset and data.people is right"
+    respelled = sorted(patient for patient in excluded if names[patient] not in listed.spellings)
+    if respelled:
+        are = verb(len(respelled), "is", "are")
+        note += f"; {len(respelled):,} of them {are} spelled differently there, in case, zeros or number format"
     return replace(
         reading,
         records=kept,
-        rejected={**reading.rejected, "excluded": gone} if gone else reading.rejected,
+        rejected={**reading.rejected, "excluded": dropped} if dropped else reading.rejected,
         sources={**reading.sources, f"{config.exclude.name} (excluded)": listed.sha256},
-        notes=(
-            *reading.notes,
-            f"{excluded}, with {images} out of every split{doubt}",
-        ),
+        notes=(*reading.notes, note),
     )
 
 
 class PatientList(NamedTuple):
-    """A list of patients."""
+    """Patients to exclude."""
 
     people: frozenset[str]
-    """Each by what all spellings of their id have in common."""
+    """`id_key` of each canonical id."""
     spellings: frozenset[str]
-    """Each by their name as the list spells it."""
+    """Canonical id of each, as spelled in the list."""
     sha256: str
 
 
@@ -277,22 +290,26 @@ def read_patient_list(path: Path, people: str) -> PatientList:
     """Reads a table with a column of patients.
 
     Args:
-        path: A CSV table with one column of `COLUMNS` or of another usual name, and any others.
-        people: Whose patients these are.
+        path: A CSV table with one column named as in `PATIENT_COLUMNS` or with another usual name.
+        people: Population of the patients, as `data.people`.
 
     Raises:
-        DataError: If there is no such table or column, or several, or a row names nobody.
+        DataError: If there is no such table, not exactly one such column, or a row without an id.
     """
     if not path.is_file():
-        raise DataError(f"no list of patients at {path}; set data.exclude to the file, or leave it out", reason="table")
+        raise DataError(
+            f"no list of patients at {path}; set data.exclude to an existing file, or omit it", reason="table"
+        )
     table, faults = read_table(path)
     names = list(table.columns)
-    # Of NIH's people a column `patientId` is RSNA's, which names images.
+    # With NIH's patients, a column `patientId` comes from RSNA, where it names images.
     usual = [name for name in columns_for("patient", names) if people != "nih" or name.casefold() != "patientid"]
-    found = [name for name in names if name.casefold() in COLUMNS] or usual
+    found = [name for name in names if name.casefold() in PATIENT_COLUMNS] or usual
     if len(found) != 1:
-        what = f"columns {found} all name patients" if found else f"no column of patients; found {list(table.columns)}"
-        faults = [Fault("columns", what, f"call exactly one of them {COLUMNS[0]!r}", (1,)), *faults]
+        what = (
+            f"columns {found} all identify patients" if found else f"no column of patients; found {list(table.columns)}"
+        )
+        faults = [Fault("columns", what, f"name exactly one of them {PATIENT_COLUMNS[0]!r}", (1,)), *faults]
         raise_faults(path, faults)
     texts = table.columns[found[0]].texts()
     blank = [row for row, text in enumerate(texts) if not text]

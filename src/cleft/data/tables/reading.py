@@ -1,4 +1,11 @@
-"""The common part of every reader: where its table lies, and from typed rows to a reading and its faults."""
+"""The common part of all readers: find the table, filter typed rows, build the reading; and test lists.
+
+A test list is a published list of test images, such as those of CheXpert-5x200: a table with the columns of `train.csv`
+or one path per line. Its entries are matched to the table's images by the end of their path. Labels of the list replace
+labels of the table, because published results were measured with them.
+
+Shapes: `N` rows of the table, `L` images of the list, `C` findings.
+"""
 
 from __future__ import annotations
 
@@ -85,23 +92,25 @@ class ParsedTable:
 
 
 def require_root(config: DataConfig) -> Path:
-    """Returns the folder of the data, as a real absolute path without links, `..` or `~`.
+    """Returns `data.root` as an absolute path without links, `..` or `~`.
 
     Raises:
-        ConfigError: If it is not set.
-        DataError: If it is no folder.
+        ConfigError: If it is not set, or a path belongs to another user or machine.
+        DataError: If it is not a folder.
     """
     for name, value in vars(config).items():
         if name != "cache" and is_hidden(value):
             raise ConfigError(
-                f"data.{name} names {hidden_name(value)!r} in a folder of another user or machine; give "
-                f"--data.{name} <its place here>"
+                f"data.{name} names {hidden_name(value)!r} in a folder of another user or machine; set "
+                f"--data.{name} <its path here>"
             )
     if config.root is None:
-        raise ConfigError("data.root is not set; set --data.root to the folder that holds the images and their table")
+        raise ConfigError(
+            "data.root is not set; set --data.root to the folder that contains the images and their table"
+        )
     root = Path(os.path.realpath(os.path.expanduser(config.root)))
     if not root.is_dir():
-        raise DataError(f"{config.root} is not a folder; give --data.root <folder of your data>", reason="root")
+        raise DataError(f"{config.root} is not a folder; set --data.root <folder of your data>", reason="root")
     return root
 
 
@@ -117,7 +126,7 @@ def find_file(folders: Sequence[Path], name: str) -> Path | None:
 
 
 def find_table(root: Path, folders: Sequence[Path], name: str) -> Path:
-    """Finds a table in one of several folders.
+    """Returns the path of a table, plain or compressed, that is in one of several folders.
 
     Raises:
         ConfigError: If the name leads out of the root.
@@ -129,7 +138,7 @@ def find_table(root: Path, folders: Sequence[Path], name: str) -> Path:
     found = [] if first is None else [folder / first.name for folder in folders if (folder / first.name).is_file()]
     if len(found) > 1:
         places = ", ".join(str(path.parent) for path in found)
-        raise DataError(f"{name} lies in several folders: {places}; set data.root to one of them", reason="table")
+        raise DataError(f"{name} is in several folders: {places}; set data.root to one of them", reason="table")
     if not found:
         files = [path for folder in folders for path in folder.glob("*") if path.is_file() and not is_junk(path.name)]
         seen = sorted({path.name for path in files if ".csv" in path.name})
@@ -195,7 +204,7 @@ def build_result(parsed: ParsedTable, config: DataConfig, *, check_files: bool) 
 
 
 def _with_hint(fault: Fault, rows: Rows, missing: Sequence[str], config: DataConfig) -> Fault:
-    """Adds to a fault of missing images which files are on disk in their place."""
+    """Adds to a fault of missing images which similar files exist."""
     root = require_root(config)
     path_of = dict(zip(rows.ids, rows.images, strict=True))
     paths = [path_of[name] for name in missing]
@@ -206,10 +215,10 @@ def _with_hint(fault: Fault, rows: Rows, missing: Sequence[str], config: DataCon
 
 
 def unknown_value_notes(sexes: int, ages: int) -> list[str]:
-    """Says how many sexes and ages could not be read."""
+    """Returns notes on the numbers of sexes and ages that could not be read."""
     return [
         f"{count(rows, 'row')} with {what} {verb(rows, 'counts', 'count')} as unknown"
-        for rows, what in ((sexes, "another sex than Male or Female"), (ages, "an age outside 0 to 120"))
+        for rows, what in ((sexes, "a sex other than Male or Female"), (ages, "an age outside 0 to 120"))
         if rows
     ]
 
@@ -217,103 +226,102 @@ def unknown_value_notes(sexes: int, ages: int) -> list[str]:
 def _nothing_left(rejected: dict[str, Sequence[str]], views: Sequence[str] | None) -> Fault:
     counts = ", ".join(f"{reason} ({len(rows):,})" for reason, rows in rejected.items())
     if views is None:
-        return Fault("empty", f"no row is left ({counts or 'the table has none'})", "look at the rows left out")
-    remedy = f"data.views keeps {', '.join(views)}; set it to projections the table has"
+        return Fault("empty", f"no row is left ({counts or 'the table has none'})", "check the rows left out")
+    remedy = f"data.views keeps {', '.join(views)}; set it to view positions of the table"
     return Fault("empty", f"no row is left after leaving out {counts}", remedy)
 
 
 IMAGE_COLUMNS = ("path", "image", "id", "image_id", "filename", "file")
 CLASS_COLUMNS = ("class", "label", "category")
-"""Names a column may have; case does not matter."""
+"""Accepted column names, case-insensitive."""
 
-_SILENT = 3
-"""Code of a finding of which the list says nothing; beside those of `cells`."""
+_UNLISTED = 3
+"""Code of a finding that the list does not mention, besides the codes of `tables.rows`."""
 
 
 class ImageList(NamedTuple):
-    """Images somebody chose, each once, in the order of the list."""
+    """A test list: images without repetition, in the order of the list."""
 
     name: str
     sha256: str
     ids: list[str]
-    """As the table spells them, `[L]`."""
+    """Ids of the table, `[L]`."""
     codes: NDArray[np.int8]
-    """What the list says of them, `[L, C]`; `_SILENT` where it says nothing."""
+    """Labels of the list, `[L, C]`; `_UNLISTED` where it has none."""
     repeated: int
-    """Entries that name an image a second time."""
+    """Number of repeated entries."""
 
     @property
     def source(self) -> dict[str, str]:
-        """Name to SHA-256, as it stands among a reading's sources."""
+        """Name and SHA-256, as `Reading.sources` lists them."""
         return {f"{self.name} (test list)": self.sha256}
 
 
 def read_image_list(path: Path, table: str, ids: Sequence[str], findings: Sequence[str]) -> ImageList:
-    """Reads a list of images.
+    """Reads a test list.
 
     Args:
-        path: A CSV table with a column `Path`, `image` or `id`, and as far as known findings or a column `class`; or
-            plain text with one image a line.
-        table: Name of the table the images are looked for in, for messages.
-        ids: Images of that table, `[N]`; empty where a row names none.
-        findings: The table's.
+        path: A CSV table with a column `Path`, `image` or `id`, and optionally findings or a column `class`; or plain
+            text with one image per line.
+        table: Name of the table of the images, for messages.
+        ids: Ids of the images in that table, `[N]`; empty for rows without one.
+        findings: Findings of that table.
 
     Raises:
-        DataError: If it is no such list, names images that the table lacks, or contradicts itself; names the lines.
+        DataError: If it is not such a list, an entry is not in the table, or two entries disagree; names the lines.
     """
     if not path.is_file():
-        raise DataError(f"no list of images at {path}; set data.test_list to the file, or leave it out", reason="table")
+        raise DataError(
+            f"no list of images at {path}; set data.test_list to an existing file, or omit it", reason="table"
+        )
     content, faults = read_table(path)
     raise_faults(path, faults)
     entries, lines = _entries(path, content)
     known = {name for name in ids if name}
     found = [_match(entry, known) for entry in entries]
-    strange = [i for i, name in enumerate(found) if name is None]
-    if strange:
-        examples = ", ".join(repr(entries[i][:80]) for i in strange[:3])
+    unmatched = [i for i, name in enumerate(found) if name is None]
+    if unmatched:
+        examples = ", ".join(repr(entries[i][:80]) for i in unmatched[:3])
         what = (
-            f"{share(len(strange), len(entries), 'entry', 'entries')} {verb(len(strange), 'is', 'are')} not in "
+            f"{share(len(unmatched), len(entries), 'entry', 'entries')} {verb(len(unmatched), 'is', 'are')} not in "
             f"{table}, such as {examples}"
         )
-        remedy = "set data.table to the table that the list was drawn from, or take these entries out"
-        raise_faults(path, [Fault("test-list", what, remedy, [lines[i] for i in strange])])
+        remedy = "set data.table to the table the list was made from, or remove these entries"
+        raise_faults(path, [Fault("test-list", what, remedy, [lines[i] for i in unmatched])])
     named = [name or "" for name in found]
-    codes = np.full((len(named), len(findings)), _SILENT, dtype=np.int8)
+    codes = np.full((len(named), len(findings)), _UNLISTED, dtype=np.int8)
     if len(content) == len(named):
         codes = _codes(path, content, findings)
     first: dict[str, int] = {}
-    clashes = [i for i, name in enumerate(named) if not np.array_equal(codes[first.setdefault(name, i)], codes[i])]
-    if clashes:
-        what, at = "two entries of the same image disagree", [lines[i] for i in clashes]
-        raise_faults(path, [Fault("duplicate", what, "keep the one that is right", at)])
+    conflicts = [i for i, name in enumerate(named) if not np.array_equal(codes[first.setdefault(name, i)], codes[i])]
+    if conflicts:
+        what, at = "two entries of the same image disagree", [lines[i] for i in conflicts]
+        raise_faults(path, [Fault("duplicate", what, "keep the correct entry", at)])
     once = list(first.values())
     return ImageList(path.name, content.sha256, list(first), codes[once], len(named) - len(once))
 
 
 def apply_list_labels(rows: Rows, listed: ImageList) -> tuple[Rows, list[str]]:
-    """Gives the images of a list the labels it says they have.
+    """Replaces labels of the table by those of the list.
 
     Returns:
-        The rows, and sentences about the list and what it changed.
+        The rows, and notes about the list and the changed labels.
     """
     place = {name: i for i, name in enumerate(listed.ids)}
     here = np.array([row for row, name in enumerate(rows.ids) if name in place], dtype=np.int64)
-    said = listed.codes[[place[rows.ids[row]] for row in here.tolist()]]
+    new_codes = listed.codes[[place[rows.ids[row]] for row in here.tolist()]]
     old = rows.codes[here]
-    new = np.where(said == _SILENT, old, said).astype(np.int8)
+    new = np.where(new_codes == _UNLISTED, old, new_codes).astype(np.int8)
     changed = int((new != old).any(axis=1).sum())
     notes = [
         f"{listed.name} lists {count(len(listed.ids), 'image')}; "
         f"{verb(len(listed.ids), 'it is', 'they are')} the test set"
     ]
     if listed.repeated:
-        names, counts = (verb(listed.repeated, one, many) for one, many in (("names", "name"), ("counts", "count")))
-        entries = count(listed.repeated, "entry", "entries")
-        notes.append(f"{entries} of {listed.name} {names} an image a second time and {counts} once")
+        repeats = verb(listed.repeated, "repeats an earlier one and is", "repeat earlier ones and are")
+        notes.append(f"{count(listed.repeated, 'entry', 'entries')} of {listed.name} {repeats} ignored")
     if changed:
-        notes.append(
-            f"the labels of {count(changed, 'image')} are those of {listed.name}, which differ from the table's"
-        )
+        notes.append(f"labels of {count(changed, 'image')} come from {listed.name}, which differs from the table")
     codes = rows.codes.copy()
     codes[here] = new
     return replace(rows, codes=codes), notes
@@ -326,33 +334,33 @@ def keep_listed(
     by_view: Mapping[str, list[str]],
     listed: Collection[str],
 ) -> tuple[NDArray[np.int64], dict[str, list[str]], list[str]]:
-    """Takes back the images of a list that were left out by their projection: who drew the list wanted them.
+    """Restores images of the test list that were dropped by view position.
 
     Args:
         rows: All rows.
-        before: Those that were looked at, `[M]`.
-        kept: Those of a wanted projection.
-        by_view: Ids of the others under `view-<projection>`.
+        before: Rows before views were filtered, `[M]`.
+        kept: Rows kept by view position.
+        by_view: Ids of the dropped rows by `view-<view position>`.
         listed: Ids of the list.
 
     Returns:
-        The rows that stay, the ids that stay out, and a sentence where any were taken back.
+        The kept rows, the ids still dropped, and a note if any were restored.
     """
     wanted = set(listed)
-    taken = Counter({reason: sum(name in wanted for name in ids) for reason, ids in by_view.items()})
-    if not taken.total():
+    restored = Counter({reason: sum(name in wanted for name in ids) for reason, ids in by_view.items()})
+    if not restored.total():
         return kept, dict(by_view), []
-    stay = set(kept.tolist())
-    rows_kept = [row for row in before.tolist() if row in stay or rows.ids[row] in wanted]
+    kept_set = set(kept.tolist())
+    rows_kept = [row for row in before.tolist() if row in kept_set or rows.ids[row] in wanted]
     rest = {reason: [name for name in ids if name not in wanted] for reason, ids in by_view.items()}
-    stays = verb(taken.total(), "stays", "stay")
-    views = ", ".join(f"{number:,} {reason.removeprefix('view-')}" for reason, number in taken.items() if number)
-    note = f"{count(taken.total(), 'image')} of the test list {stays} although data.views would leave them out: {views}"
+    are = verb(restored.total(), "is", "are")
+    views = ", ".join(f"{number:,} {reason.removeprefix('view-')}" for reason, number in restored.items() if number)
+    note = f"{count(restored.total(), 'image')} of the test list {are} kept although data.views excludes them: {views}"
     return np.array(rows_kept, dtype=np.int64), {reason: ids for reason, ids in rest.items() if ids}, [note]
 
 
 def _entries(path: Path, content: Table) -> tuple[list[str], list[int]]:
-    """The images named and their lines; a header that is itself an entry counts as one."""
+    """Returns the entries and their lines; the header of a list without one is an entry."""
     names = list(content.columns)
     usual = columns_for("image", names)
     column = _find(content, IMAGE_COLUMNS) or (content.columns[usual[0]] if len(usual) == 1 else None)
@@ -361,7 +369,7 @@ def _entries(path: Path, content: Table) -> tuple[list[str], list[int]]:
     if len(names) == 1:
         return [names[0], *content.columns[names[0]].texts()], [1, *content.lines.tolist()]
     what = f"no column {' or '.join(repr(name) for name in IMAGE_COLUMNS[:3])}; found {names}"
-    fault = Fault("columns", what, "name the column of the images so, or write one image a line")
+    fault = Fault("columns", what, "rename the column of the images, or write one image per line")
     raise DataError(fault.message(path), reason=fault.reason)
 
 
@@ -371,15 +379,15 @@ def _find(content: Table, names: Sequence[str]) -> Column | None:
 
 
 def _match(entry: str, known: Collection[str]) -> str | None:
-    """The image whose id is the longest end of the entry's path."""
+    """Returns the id that is the longest suffix of the entry's path."""
     parts = [part for part in entry.replace("\\", "/").split("/") if part not in ("", ".")]
     ends = ("/".join(parts[start:]) for start in range(len(parts)))
     return next((end for end in ends if end in known), None)
 
 
 def _codes(path: Path, content: Table, findings: Sequence[str]) -> NDArray[np.int8]:
-    """What the list says: from its columns of findings, from its column of classes, or both."""
-    codes = np.full((len(content), len(findings)), _SILENT, dtype=np.int8)
+    """Returns labels of the list, from its columns of findings, its column of classes, or both."""
+    codes = np.full((len(content), len(findings)), _UNLISTED, dtype=np.int8)
     present = [name for name in findings if name in content.columns]
     typed, wrong = read_codes(content, present)
     raise_faults(path, wrong)
@@ -389,20 +397,20 @@ def _codes(path: Path, content: Table, findings: Sequence[str]) -> NDArray[np.in
         return codes
     spelled = {_plain(name): i for i, name in enumerate(findings)}
     classes = [spelled.get(_plain(value)) for value in column.values]
-    strange = [i for i, place in enumerate(classes) if place is None]
-    if strange:
-        held = ", ".join(repr(column.values[i][:40]) for i in strange[:3])
-        where = content.lines[column.rows_of(strange)].tolist()
+    unknown = [i for i, place in enumerate(classes) if place is None]
+    if unknown:
+        held = ", ".join(repr(column.values[i][:40]) for i in unknown[:3])
+        where = content.lines[column.rows_of(unknown)].tolist()
         raise_faults(path, [Fault("label", f"the class is {held}", f"name one of {', '.join(findings)}", where)])
     places = np.array([place or 0 for place in classes], dtype=np.int64)[column.index]
     rows = np.arange(len(content))
-    denied = ~np.isin(codes[rows, places], (1, _SILENT))
-    if denied.any():
+    contradicted = ~np.isin(codes[rows, places], (1, _UNLISTED))
+    if contradicted.any():
         what = "the class is a finding whose own column does not say 1"
-        raise_faults(path, [Fault("label", what, "fix one of them", content.lines[denied].tolist())])
-    # Of the classes that the list tells apart an image shows its own and no other.
+        raise_faults(path, [Fault("label", what, "fix one of them", content.lines[contradicted].tolist())])
+    # The classes of the list exclude each other.
     for other in sorted(set(places.tolist())):
-        codes[:, other] = np.where(codes[:, other] == _SILENT, 0, codes[:, other])
+        codes[:, other] = np.where(codes[:, other] == _UNLISTED, 0, codes[:, other])
     codes[rows, places] = 1
     return codes
 
