@@ -60,7 +60,7 @@ def test_the_first_edition_is_read_and_named(tmp_path):
     root = write_fake_nih(tmp_path, rows, header=f"{HEADER},", table="Data_Entry_2017.csv")
     reading = read_nih(config(root)).checked()
     assert [record.age for record in reading.records] == [58, 1.5, None]
-    assert "edition of the labels: 2017, whose ages carry a unit" in reading.notes
+    assert "edition of the labels: 2017 (ages with a unit)" in reading.notes
     assert "1 row with an age outside 0 to 120 counts as unknown" in reading.notes
 
 
@@ -68,7 +68,7 @@ def test_the_first_edition_is_read_and_named(tmp_path):
     ("rows", "message"),
     [
         ([nih_row(1, 0, "Pneumona")], r"line 2: column 'Finding Labels' names 'Pneumona', nearest to .* 'Pneumonia'"),
-        ([nih_row(1, 0, "No Finding|Mass")], "line 2: 'No Finding' stands beside a finding"),
+        ([nih_row(1, 0, "No Finding|Mass")], "line 2: 'No Finding' is combined with a finding"),
         ([nih_row(1, 0, "")], "line 2: column 'Finding Labels' names ''"),
         ([nih_row(1, 0).replace("00000001_000", "1")], "line 2: column 'Image Index' holds no file name"),
         ([nih_row(1, 0).replace(",1,58", ",one,58")], "line 2: column 'Patient ID' holds no number"),
@@ -132,7 +132,7 @@ def test_without_lists_the_choice_is_told(tmp_path):
 def test_one_list_without_the_other_is_refused(tmp_path):
     root = write_fake_nih(tmp_path, lists=(IMAGES, ()))
     (root / "test_list.txt").unlink()
-    with pytest.raises(DataError, match=r"and no test_list\.txt; copy it beside the other"):
+    with pytest.raises(DataError, match=r"no test_list\.txt; copy it next to the other"):
         read_nih(config(root)).checked()
 
 
@@ -140,7 +140,7 @@ def test_images_outside_the_lists_and_in_both_are_told(tmp_path):
     root = write_fake_nih(tmp_path, lists=([*IMAGES[:2], "00009999_000.png"], IMAGES[3:]))
     notes = read_nih(config(root)).checked().notes
     assert "1 image of the official lists is not in the table" in notes
-    assert "1 image is in neither official list; under data.split=given it stays out" in notes
+    assert "1 image is in neither official list; data.split=given leaves it out" in notes
     write_fake_nih(tmp_path, lists=(IMAGES[:4], IMAGES[3:]))
     with pytest.raises(DataError, match=f"1 image is in both official lists, such as {IMAGES[3]}"):
         read_nih(config(root)).checked()

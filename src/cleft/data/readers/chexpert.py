@@ -239,7 +239,7 @@ def locate_images(root: Path, table: Path, ids: Sequence[str]) -> list[str]:
         tried = [f"{folder}/{probes[0]}" for folder in folders]
         tried += [f"{batch}/{probes[0].partition('/')[2]}" for batch in batches]
         raise DataError(
-            f"none of {count(len(probes), 'image')} probed from {table.name} exists; looked for "
+            f"none of {count(len(probes), 'image')} probed from {table.name} is on disk; looked for "
             f"{', '.join(tried)}; set data.root to the folder that contains train/, or to its parent",
             reason="missing",
         )

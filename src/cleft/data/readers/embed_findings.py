@@ -430,9 +430,9 @@ def match_keys(metadata: Named, clinical: Named) -> Keys:
             wrong: list[Fault] = []
             if spoilt:
                 what = f"{name} holds {column.values[spoilt[0]].strip()!r}: it was saved as a number and lost digits"
-                wrong.append(Fault("id", what, _AS_TEXT, named.table.lines[column.rows_of(spoilt)].tolist()))
+                wrong.append(Fault("id", what, _AS_TEXT, named.table.lines_of(column, spoilt)))
             if empty:
-                lines = named.table.lines[column.rows_of(empty)].tolist()
+                lines = named.table.lines_of(column, empty)
                 wrong.append(Fault("id", f"{name} is empty", "take the table as it was downloaded", lines))
             faults.extend(wrong if own else faults_of_table(path, wrong))
             codes = np.array([numbers.setdefault(text, len(numbers)) for text in ids], dtype=np.int64)

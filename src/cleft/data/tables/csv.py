@@ -89,6 +89,10 @@ class Table:
     def __len__(self) -> int:
         return len(self.lines)
 
+    def lines_of(self, column: Column, positions: Collection[int]) -> list[int]:
+        """Returns the lines whose text in a column is one of `column.values[positions]`."""
+        return self.lines[column.rows_of(positions)].tolist()
+
     @property
     def source(self) -> dict[str, str]:
         """Name and SHA-256, as `Reading.sources` lists them."""

@@ -94,8 +94,8 @@ _NOT_FINDINGS = (
 )
 
 PATIENT_COLUMNS = ("patient", "patient_id", "patient id", "nih_patient")
-"""Names of the column in a list of patients, case-insensitive; without one, other usual names are accepted. `patientId` is
-not here, because in RSNA's tables it names an image."""
+"""Names of the column in a list of patients, case-insensitive; other usual names are accepted if there is none of
+these. `patientId` is not listed, because in RSNA's tables it names an image."""
 
 _NIH_PATIENT = re.compile(r"(?:patient)?0*([0-9]+)", re.IGNORECASE)
 

@@ -400,7 +400,7 @@ def _codes(path: Path, content: Table, findings: Sequence[str]) -> NDArray[np.in
     unknown = [i for i, place in enumerate(classes) if place is None]
     if unknown:
         held = ", ".join(repr(column.values[i][:40]) for i in unknown[:3])
-        where = content.lines[column.rows_of(unknown)].tolist()
+        where = content.lines_of(column, unknown)
         raise_faults(path, [Fault("label", f"the class is {held}", f"name one of {', '.join(findings)}", where)])
     places = np.array([place or 0 for place in classes], dtype=np.int64)[column.index]
     rows = np.arange(len(content))

@@ -82,7 +82,7 @@ def read_codes(table: Table, findings: Sequence[str]) -> tuple[NDArray[np.int8],
             what, remedy = _describe_wrong_labels(
                 name, [column.values[i].strip() for i in wrong], are_labels=are_labels
             )
-            faults.append(Fault("label", what, remedy, table.lines[column.rows_of(wrong)].tolist()))
+            faults.append(Fault("label", what, remedy, table.lines_of(column, wrong)))
     return codes, faults
 
 
@@ -130,7 +130,7 @@ def read_splits(table: Table, column: Column | None) -> tuple[list[str | None] |
     if not wrong:
         return read, []
     held = ", ".join(repr(column.values[i][:40]) for i in wrong[:3]) + (", …" if len(wrong) > 3 else "")
-    lines = table.lines[column.rows_of(wrong)].tolist()
+    lines = table.lines_of(column, wrong)
     return read, [Fault("split", f"column 'split' holds {held}", "allowed are train, val, test and empty", lines)]
 
 
