@@ -65,8 +65,8 @@ def test_a_captured_pass_equals_an_eager_one(adapt, dtype):
             for mine, other in zip(moving(built), moving(computed), strict=True):
                 mine.mul_(0.99)
                 other.mul_(0.99)
-    assert len(built._recordings._kept) == 1
-    assert not computed._recordings._kept
+    assert len(built._graphs._kept) == 1
+    assert not computed._graphs._kept
 
 
 def test_a_captured_pass_draws_new_dropout_from_the_seed():
@@ -79,7 +79,7 @@ def test_a_captured_pass_draws_new_dropout_from_the_seed():
     first = drawn(1)
     assert error(drawn(1), first) < 1e-5
     assert error(drawn(2), first) > 1e-3
-    assert len(built._recordings._kept) == 1
+    assert len(built._graphs._kept) == 1
 
 
 def test_the_gpu_encodes_texts_as_the_cpu_does():
@@ -91,10 +91,10 @@ def test_the_gpu_encodes_texts_as_the_cpu_does():
 def test_a_model_with_captured_passes_is_pickled_and_copied():
     built = tower().cuda().train()
     built.encode(CAPTIONS).sum().backward()
-    assert built._recordings._kept
+    assert built._graphs._kept
     features = built.eval().encode(CAPTIONS)
     for copied in (copy.deepcopy(built), pickle.loads(pickle.dumps(built))):  # noqa: S301 our own
-        assert not copied._recordings._kept
+        assert not copied._graphs._kept
         assert error(copied.encode(CAPTIONS), features) < 1e-5
 
 

@@ -12,7 +12,7 @@ import torch
 from tests.fakes.texts import CAPTIONS, error, moving, tower
 
 from cleft.models import cuda_graphs
-from cleft.models.cuda_graphs import Pass, Recordings, node_multiple
+from cleft.models.cuda_graphs import CudaGraphs, Pass, node_multiple
 
 
 class Replayed:
@@ -23,7 +23,7 @@ class Replayed:
     def __init__(self, made, pool):
         self.made, self.weights = made, made.weights
 
-    def play(self, inputs):
+    def replay_forward(self, inputs):
         Replayed.plays += 1
         for own, new in zip(self.made.inputs, inputs, strict=True):
             own.detach().copy_(new.detach())
@@ -31,14 +31,14 @@ class Replayed:
             self.states = self.made.forward()
         return self.states.detach().clone()
 
-    def play_back(self, gradient):
+    def replay_backward(self, gradient):
         return self.made.backward(self.states, gradient)
 
 
 @pytest.fixture
 def recorded(monkeypatch):
     """How many passes were played back, and not computed."""
-    monkeypatch.setattr(cuda_graphs, "_Recording", Replayed)
+    monkeypatch.setattr(cuda_graphs, "_CapturedPass", Replayed)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
     Replayed.plays = 0
     return Replayed
@@ -57,7 +57,7 @@ def gradients(states, leaves):
 @pytest.mark.parametrize("adapt", ["lora", "ia3", "prefix", "full"])
 def test_a_pass_played_back_has_the_values_and_gradients_of_one_computed(recorded, adapt):
     built = tower(adapt=adapt)
-    recordings = Recordings(built.lm)
+    recordings = CudaGraphs(built.lm)
     for step in range(3):
         played, computed = recordings(*inputs(built)), built.lm(*inputs(built))
         assert error(played, computed) < 1e-6
@@ -72,14 +72,14 @@ def test_vectors_in_the_place_of_tokens_get_gradients_though_no_weight_moves(rec
     built = tower(adapt="frozen", train_embeddings=False)
     tokens, visible, positions = inputs(built)
     vectors = built.lm.embed(tokens).detach().requires_grad_()
-    played = gradients(Recordings(built.lm)(vectors, visible, positions), [vectors])
+    played = gradients(CudaGraphs(built.lm)(vectors, visible, positions), [vectors])
     assert error(played, gradients(built.lm(vectors, visible, positions), [vectors])) < 1e-6
     assert recorded.plays == 1
 
 
 def test_gradients_of_two_steps_add_up(recorded):
     built = tower()
-    recordings = Recordings(built.lm)
+    recordings = CudaGraphs(built.lm)
     for _ in range(2):
         recordings(*inputs(built))[..., 0].sum().backward()
     twice = torch.cat([weight.grad.flatten() for weight in moving(built) if weight.grad is not None])
@@ -88,7 +88,7 @@ def test_gradients_of_two_steps_add_up(recorded):
 
 def test_a_second_pass_that_comes_before_the_first_went_back_is_computed(recorded):
     built = tower()
-    recordings = Recordings(built.lm)
+    recordings = CudaGraphs(built.lm)
     first, second = recordings(*inputs(built)), recordings(*inputs(built))
     assert recorded.plays == 1
     expected = gradients(built.lm(*inputs(built)), moving(built))
@@ -102,7 +102,7 @@ def test_a_second_pass_that_comes_before_the_first_went_back_is_computed(recorde
 
 def test_gradients_are_given_once(recorded):
     built = tower()
-    states = Recordings(built.lm)(*inputs(built))
+    states = CudaGraphs(built.lm)(*inputs(built))
     states.sum().backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="gives its gradients once; read the texts again"):
         states.sum().backward()
@@ -110,7 +110,7 @@ def test_gradients_are_given_once(recorded):
 
 def test_what_changes_a_pass_makes_another_recording(recorded):
     built = tower()
-    recordings = Recordings(built.lm)
+    recordings = CudaGraphs(built.lm)
     for change in (lambda: None, built.train, lambda: built.lm.model.wpe.weight.data.add_(1), built.double):
         change()
         recordings(*inputs(built)).sum().backward()
@@ -120,14 +120,14 @@ def test_what_changes_a_pass_makes_another_recording(recorded):
 
 def test_a_model_that_moves_as_a_whole_is_computed(recorded, monkeypatch):
     built = tower(adapt="full")
-    monkeypatch.setattr(cuda_graphs, "_MOST_MOVING", 100)
-    Recordings(built.lm)(*inputs(built))
+    monkeypatch.setattr(cuda_graphs, "_MAX_TRAINABLE", 100)
+    CudaGraphs(built.lm)(*inputs(built))
     assert recorded.plays == 0
 
 
 def test_nothing_is_recorded_where_no_gradient_can_be_asked_for(recorded):
     built = tower(adapt="frozen", train_embeddings=False)
-    Recordings(built.lm)(*inputs(built))
+    CudaGraphs(built.lm)(*inputs(built))
     assert recorded.plays == 0
 
 
@@ -135,9 +135,9 @@ def test_a_model_that_cannot_be_recorded_is_computed_and_says_so_once(recorded, 
     def refuse(made, pool):
         raise RuntimeError("operation not permitted\nwith more lines")
 
-    monkeypatch.setattr(cuda_graphs, "_Recording", refuse)
+    monkeypatch.setattr(cuda_graphs, "_CapturedPass", refuse)
     built = tower()
-    recordings = Recordings(built.lm)
+    recordings = CudaGraphs(built.lm)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             assert error(recordings(*inputs(built)), built.lm(*inputs(built))) < 1e-6
@@ -147,19 +147,19 @@ def test_a_model_that_cannot_be_recorded_is_computed_and_says_so_once(recorded, 
 
 def test_a_copy_of_a_tower_records_its_own_weights(recorded):
     built = tower()
-    built._recordings(*inputs(built)).sum().backward()
+    built._graphs(*inputs(built)).sum().backward()
     other = copy.deepcopy(built)
-    assert other._recordings._model is other.lm
-    assert not other._recordings._kept
+    assert other._graphs._model is other.lm
+    assert not other._graphs._kept
 
 
 def test_a_pickled_tower_holds_no_graph_and_its_recordings_are_of_its_own_weights(recorded):
     built = tower()
-    built._recordings(*inputs(built)).sum().backward()
-    assert built._recordings._kept
+    built._graphs(*inputs(built)).sum().backward()
+    assert built._graphs._kept
     other = pickle.loads(pickle.dumps(built))  # noqa: S301 our own
-    assert other._recordings._model is other.lm
-    assert not other._recordings._kept
+    assert other._graphs._model is other.lm
+    assert not other._graphs._kept
 
 
 def test_few_sizes_occur():

@@ -12,7 +12,7 @@ from tests.fakes.texts import OPENING, tower
 from cleft.config import ContextConfig, ImagesConfig, ImageTowerConfig, LossConfig, Settings, TextTowerConfig
 from cleft.errors import CheckpointError, ConfigError
 from cleft.models.checkpoint import load_model, save_model
-from cleft.models.dual_encoder import build_context, l2_normalise
+from cleft.models.dual_encoder import initial_context, l2_normalise
 from cleft.models.methods import build_model
 
 CAPTIONS = ["a chest x ray of a patient with edema", "a chest x ray of a patient with fracture"]
@@ -199,7 +199,7 @@ fixed_tower = functools.cache(tower)
 
 def test_the_opening_comes_last_and_random_vectors_in_front():
     written = fixed_tower().embed_prompt(OPENING)
-    context = build_context(fixed_tower(), OPENING, ContextConfig(length=len(written) + 5), seed=0)
+    context = initial_context(fixed_tower(), OPENING, ContextConfig(length=len(written) + 5), seed=0)
     assert context.shape == (len(written) + 5, 16)
     assert torch.equal(context[5:], written)
     assert context[:5].abs().max() <= written.std() * 3**0.5
@@ -208,22 +208,22 @@ def test_the_opening_comes_last_and_random_vectors_in_front():
 
 def test_of_a_longer_opening_the_last_tokens_stay():
     written = fixed_tower().embed_prompt(OPENING)
-    context = build_context(fixed_tower(), OPENING, ContextConfig(length=3), seed=0)
+    context = initial_context(fixed_tower(), OPENING, ContextConfig(length=3), seed=0)
     assert torch.equal(context, written[-3:])
 
 
 def test_a_random_start_holds_no_token_of_the_opening():
-    context = build_context(fixed_tower(), OPENING, ContextConfig(length=12, init="random"), seed=0)
+    context = initial_context(fixed_tower(), OPENING, ContextConfig(length=12, init="random"), seed=0)
     assert torch.cdist(context, fixed_tower().embed_prompt(OPENING)).min() > 0.1
 
 
 def test_the_seed_alone_decides():
     config = ContextConfig(length=30)
     torch.manual_seed(1)
-    first = build_context(fixed_tower(), OPENING, config, seed=3)
+    first = initial_context(fixed_tower(), OPENING, config, seed=3)
     torch.manual_seed(2)
-    assert torch.equal(first, build_context(fixed_tower(), OPENING, config, seed=3))
-    assert not torch.equal(first, build_context(fixed_tower(), OPENING, config, seed=4))
+    assert torch.equal(first, initial_context(fixed_tower(), OPENING, config, seed=3))
+    assert not torch.equal(first, initial_context(fixed_tower(), OPENING, config, seed=4))
 
 
 def test_an_opening_as_context_reads_as_the_whole_sentence():

@@ -13,7 +13,14 @@ from tests.fakes.models import fake_model, fake_settings, write_language_model
 from transformers import AutoModel, BertConfig, BertForMaskedLM, modeling_utils
 
 from cleft.errors import CheckpointError, ConfigError
-from cleft.models.hub import config_from, describe, pretrained_model, quiet_transformers, random_model, read_config
+from cleft.models.hub import (
+    config_from_dict,
+    config_to_dict,
+    pretrained_model,
+    quiet_transformers,
+    random_model,
+    read_config,
+)
 from cleft.models.tokenizer import load_tokenizer
 
 SHAPE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 32}
@@ -57,7 +64,7 @@ def test_configurations_with_tokens_beyond_the_vocabulary_are_read_in_silence(tm
     content = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**content, "eos_token_id": 50_256}))
     read_config(str(tmp_path), "text.model")
-    config_from({"model_type": "gpt2", "vocab_size": 99, "eos_token_id": 50_256}, "text.scratch")
+    config_from_dict({"model_type": "gpt2", "vocab_size": 99, "eos_token_id": 50_256}, "text.scratch")
     assert records == []
 
 
@@ -101,10 +108,10 @@ def test_what_is_switched_off_is_on_again_after_an_error():
 
 
 def test_a_described_configuration_names_no_folder(published):
-    described = describe(read_config(str(published), "text.model"))
+    described = config_to_dict(read_config(str(published), "text.model"))
     assert str(published) not in json.dumps(described)
-    again = config_from(described, "text.scratch")
-    assert {**describe(again)} == described
+    again = config_from_dict(described, "text.scratch")
+    assert {**config_to_dict(again)} == described
 
 
 NO_OBJECTS = ["", "[]", "null", "3", '"gpt2"', "{", '{"a": NaN}', "[" * 10_000, '{"a": 1, "a": 2}', '{"a": 1e999}']

@@ -144,9 +144,9 @@ def test_embedding_hidden_and_output_width_may_differ(family, width):
 @pytest.mark.parametrize("family", ["gpt2", "opt-350m", "electra", "falcon-old"])
 def test_shapes_are_found_on_the_meta_device_too(family):
     config = TextTowerConfig(model=None, scratch=FAMILIES[family], adapt="prefix", prefix_length=3)
-    built = adapt(build_language_model(config, vocabulary=300, pad=1, end=2), config)
+    built = adapt(build_language_model(config, vocabulary=300, pad=1, eos=2), config)
     with torch.device("meta"):
-        outline = adapt(build_language_model(config, vocabulary=300, pad=1, end=2), config)
+        outline = adapt(build_language_model(config, vocabulary=300, pad=1, eos=2), config)
     assert (outline.width, outline.embedding_width) == (built.width, built.embedding_width)
     assert [weight.shape for weight in outline.parameters()] == [weight.shape for weight in built.parameters()]
 

@@ -29,7 +29,15 @@ from cleft.models.checkpoint import load_model, save_model, saved_weights
 from cleft.models.hub import meta_model
 from cleft.models.image_classifier import load_image_classifier
 from cleft.models.layers import PatchDecoder, capture_attention, compute_in_float32, layer_depths, sine_positions
-from cleft.models.state_dict import conformed, in_current_names, misfits, not_finite, put, saveable, unwrapped
+from cleft.models.state_dict import (
+    assign_weights,
+    describe_mismatch,
+    match_forms,
+    non_finite_names,
+    strip_wrappers,
+    to_current_names,
+    to_saveable,
+)
 
 FILE = Path("theirs.pt")
 
@@ -49,13 +57,13 @@ FILE = Path("theirs.pt")
     ],
 )
 def test_names_that_wrappers_add_are_taken_off(wrapped, plain):
-    assert list(unwrapped({wrapped: torch.ones(1)}, FILE)) == [plain]
+    assert list(strip_wrappers({wrapped: torch.ones(1)}, FILE)) == [plain]
 
 
 def test_two_names_of_one_weight_are_refused():
     weights = {"visual.proj": torch.ones(1), "module.visual._orig_mod.proj": torch.zeros(1)}
     with pytest.raises(CheckpointError, match=r"theirs.pt holds 'visual.proj' and 'module.visual._orig_mod.proj'"):
-        unwrapped(weights, FILE)
+        strip_wrappers(weights, FILE)
 
 
 def test_other_forms_of_the_same_values_take_the_expected_form():
@@ -67,8 +75,8 @@ def test_other_forms_of_the_same_values_take_the_expected_form():
         "half": torch.ones(2, dtype=torch.bfloat16),
         "other": torch.ones(3, dtype=torch.float64),
     }
-    found = conformed(given, expected)
-    assert misfits({name: found[name] for name in expected}, expected) == ""
+    found = match_forms(given, expected)
+    assert describe_mismatch({name: found[name] for name in expected}, expected) == ""
     assert (float(found["scale"]), int(found["count"])) == (2.5, 7)
     assert (found["half"].dtype, found["other"].dtype) == (torch.bfloat16, torch.float64)
 
@@ -76,7 +84,7 @@ def test_other_forms_of_the_same_values_take_the_expected_form():
 def test_values_that_would_change_keep_their_form_and_do_not_fit():
     expected = {"count": torch.tensor(0), "weight": torch.ones(2)}
     given = {"count": torch.tensor(7.5), "weight": torch.ones(2, dtype=torch.int64)}
-    assert misfits(conformed(given, expected), expected) == "2 of another shape or type: count, weight"
+    assert describe_mismatch(match_forms(given, expected), expected) == "2 of another shape or type: count, weight"
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -84,12 +92,12 @@ def test_values_that_would_change_keep_their_form_and_do_not_fit():
 def test_every_value_must_be_finite(dtype, bad):
     good, broken = torch.ones(5, dtype=dtype), torch.ones(5, dtype=dtype)
     broken[3] = bad
-    assert not_finite({"good": good, "broken": broken, "none": torch.ones(0, dtype=dtype)}) == ["broken"]
+    assert non_finite_names({"good": good, "broken": broken, "none": torch.ones(0, dtype=dtype)}) == ["broken"]
 
 
 def test_two_names_of_one_memory_are_saved_as_two_weights(tmp_path):
     table = torch.ones(3)
-    saved = saveable({"first": table, "second": table}, tmp_path)
+    saved = to_saveable({"first": table, "second": table}, tmp_path)
     assert saved["first"].data_ptr() != saved["second"].data_ptr()
     assert torch.equal(saved["first"], saved["second"])
 
@@ -119,7 +127,7 @@ def halved(stored: bool) -> Mixed:
     torch.manual_seed(0)
     model = Mixed().eval()
     expected = dict(model.state_dict())
-    halves = put(model, {name: tensor.half() for name, tensor in expected.items()}, expected)
+    halves = assign_weights(model, {name: tensor.half() for name, tensor in expected.items()}, expected)
     assert set(halves) == set(expected)
     compute_in_float32(model, halves, stored=stored)
     return model
@@ -152,7 +160,7 @@ def test_a_folder_of_16_bits_is_read_as_such_and_widened_for_training(tmp_path, 
     settings = fake_settings(image, text, adapt="full")
     model = fake_model(settings)
     own = saved_weights(model)
-    put(model, {name: it.bfloat16() if it.is_floating_point() else it for name, it in own.items()}, own)
+    assign_weights(model, {name: it.bfloat16() if it.is_floating_point() else it for name, it in own.items()}, own)
     save_model(model, settings, tmp_path)
     stored, wide = load_model(tmp_path), load_model(tmp_path, float32=True)
     assert any(weight.dtype == torch.bfloat16 for weight in stored.parameters())
@@ -168,7 +176,7 @@ def test_weights_are_put_into_a_model_without_a_copy():
     model = Mixed()
     expected = dict(model.state_dict())
     given = {name: tensor.half() for name, tensor in expected.items()}
-    put(model, given, expected)
+    assign_weights(model, given, expected)
     assert {name: tensor.data_ptr() for name, tensor in model.state_dict().items()} == {
         name: tensor.data_ptr() for name, tensor in given.items()
     }
@@ -182,7 +190,7 @@ def test_an_image_towers_weights_are_renamed_without_a_copy():
         .replace("attention.v_proj", "attention.attention.value"): tensor.half()
         for name, tensor in tower.state_dict().items()
     }
-    current = in_current_names(tower, published)
+    current = to_current_names(tower, published)
     assert current.keys() == tower.state_dict().keys()
     assert {tensor.data_ptr() for tensor in current.values()} <= {tensor.data_ptr() for tensor in published.values()}
     assert all(torch.equal(current[name], tensor.half()) for name, tensor in tower.state_dict().items())

@@ -14,7 +14,7 @@ from cleft.models.checkpoint import load_model, save_model, weights_digest
 from cleft.models.model_folder import (
     check_place,
     digest_of,
-    fault_of_name,
+    name_fault,
     parse_description,
     peek_description,
     read_folder,
@@ -279,7 +279,7 @@ OUTSIDE = [
 
 @pytest.mark.parametrize("name", OUTSIDE, ids=ascii)
 def test_names_that_no_model_folder_can_have(place, name):
-    assert fault_of_name(name)
+    assert name_fault(name)
     edit_description(place / "model", lambda tree: tree["files"].update({name: FACTS}))
     with pytest.raises(CheckpointError, match="lists the file"):
         load_model(place / "model")
@@ -291,7 +291,7 @@ def test_names_that_no_model_folder_can_have(place, name):
     "towers/text/additional_chat_templates/rag.jinja towers/text/special_tokens_map.json".split(),
 )
 def test_names_that_a_model_folder_has(name):
-    assert fault_of_name(name) is None
+    assert name_fault(name) is None
 
 
 def test_two_names_that_are_one_on_some_disks_are_refused(place):

@@ -118,7 +118,7 @@ def paper():
     with torch.device("meta"):
         image_tower = ImageTower(Dinov2WithRegistersModel(vision), ImageTowerConfig(), SPEC)
         lm = adapt(LanguageModel(GPT2Model(language), causal=True), text)
-        tokens = TokenIdTokenizer(vocabulary=28896, max_tokens=64, end=28895)
+        tokens = TokenIdTokenizer(vocabulary=28896, max_tokens=64, eos=28895)
         return DualEncoder(image_tower, TextTower(lm, tokens, text), LossConfig())
 
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from cleft.errors import CheckpointError
-from cleft.models.importing.safe_load import read_foreign, read_weights, tensors_of
+from cleft.models.importing.safe_load import load_foreign, read_weights, tensors_of
 from cleft.models.state_dict import read_header
 
 ODD = {
@@ -50,7 +50,7 @@ def write(path, make):
 def test_a_tensor_that_is_not_plain_is_named(tmp_path, kind):
     path = write(tmp_path / "x.pt", ODD[kind])
     with pytest.raises(CheckpointError, match=r"layer\.odd|cannot be read") as caught:
-        tensors_of(read_foreign(path), path)
+        tensors_of(load_foreign(path), path)
     assert str(path) in str(caught.value)
     with pytest.raises(CheckpointError, match=r"layer\.odd|cannot be read"):
         read_weights(path)
@@ -59,7 +59,7 @@ def test_a_tensor_that_is_not_plain_is_named(tmp_path, kind):
 @pytest.mark.parametrize("kind", PLAIN)
 def test_a_plain_tensor_is_read(tmp_path, kind):
     path = write(tmp_path / "x.pt", PLAIN[kind])
-    assert torch.equal(tensors_of(read_foreign(path), path)["layer.odd"], PLAIN[kind]())
+    assert torch.equal(tensors_of(load_foreign(path), path)["layer.odd"], PLAIN[kind]())
 
 
 def write_header(path, header, data=bytes(64)):
@@ -124,4 +124,4 @@ def test_a_container_with_two_entries_of_one_name_is_refused(tmp_path):
         warnings.simplefilter("ignore")
         archive.writestr(archive.infolist()[0].filename, archive.read(archive.infolist()[0]))
     with pytest.raises(CheckpointError, match="two entries of one name"):
-        read_foreign(path)
+        load_foreign(path)

@@ -231,8 +231,8 @@ def test_a_tree_above_the_limit_is_read_in_pieces_without_a_difference(monkeypat
 def test_padding_nodes_change_nothing(adapt):
     built = tower("gpt2", adapt=adapt)
     plain = built.encode(TEXTS)
-    packed = pad_nodes(built._tree.subtree(TEXTS), 32, extra_keys=built.lm.virtual)
-    assert (len(packed.input_ids) + built.lm.virtual) % 32 == 0
+    packed = pad_nodes(built._tree.subtree(TEXTS), 32, extra_keys=built.lm.virtual_tokens)
+    assert (len(packed.input_ids) + built.lm.virtual_tokens) % 32 == 0
     padded = built.encode_packed(packed)
     assert error(padded, plain) < 1e-5
     assert error(gradients(padded, moving(built)), gradients(plain, moving(built))) < 1e-5
@@ -423,11 +423,11 @@ def test_captions_are_needed_to_learn_a_tokenizer():
 def test_a_model_without_all_its_weights_is_refused(tmp_path):
     small, large = ({**SCRATCH["gpt2"], "n_layer": layers} for layers in (1, 2))
     config = TextTowerConfig(model=None, scratch=small)
-    lm = build_language_model(config, vocabulary=300, pad=0, end=0)
+    lm = build_language_model(config, vocabulary=300, pad=0, eos=0)
     lm.model.config.n_layer = large["n_layer"]
     lm.model.save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=r"holds no weights for \['h.1"):
-        build_language_model(TextTowerConfig(model=str(tmp_path)), vocabulary=300, pad=0, end=0)
+        build_language_model(TextTowerConfig(model=str(tmp_path)), vocabulary=300, pad=0, eos=0)
 
 
 def test_the_opening_has_one_vector_per_token_and_no_gradient():

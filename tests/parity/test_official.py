@@ -10,8 +10,8 @@ from torch.nn.functional import normalize
 
 from cleft.errors import CheckpointError
 from cleft.models.checkpoint import load_model
-from cleft.models.importing.cleft import _fill, import_official, take_apart
-from cleft.models.importing.safe_load import read_foreign
+from cleft.models.importing.cleft import _fill, import_authors, sort_weights
+from cleft.models.importing.safe_load import load_foreign
 from cleft.models.methods.losses import info_nce
 
 KINDS = ["lora", "ia3", "prefix"]
@@ -25,7 +25,7 @@ class Reference:
         self.folder = folder
         self.path = shared / f"fixtures/official/official-{kind}.ckpt"
         self.arrays = np.load(self.path.with_suffix(".npz"))
-        self.model = load_model(import_official(self.path, folder))
+        self.model = load_model(import_authors(self.path, folder))
         self.images = self["images"].float()
         self.texts = [as_words(ids) for ids in self.arrays["caption_ids"]]
 
@@ -34,12 +34,12 @@ class Reference:
 
     def gradients(self):
         """The authors' gradients in the places of our parameters, put there by the importer itself."""
-        state = read_foreign(self.path)["state_dict"]
+        state = load_foreign(self.path)["state_dict"]
         given = {name: self[f"grad:{name}"] for name in state if f"grad:{name}" in self.arrays.files}
         assert len(given) == sum(name.startswith("grad:") for name in self.arrays.files)
         values, marks = copy.deepcopy(self.model), copy.deepcopy(self.model)
-        _fill(values, take_apart({**state, **given}))
-        _fill(marks, take_apart({name: torch.full_like(tensor, name in given) for name, tensor in state.items()}))
+        _fill(values, sort_weights({**state, **given}))
+        _fill(marks, sort_weights({name: torch.full_like(tensor, name in given) for name, tensor in state.items()}))
         marked = {name for name, mark in marks.named_parameters() if bool(mark.bool().all())}
         return {name: value.detach() for name, value in values.named_parameters() if name in marked}
 

@@ -34,7 +34,7 @@ def import_command(request: ImportRequest, words: list[str]) -> None:
     """Convert a published checkpoint to a model folder."""
     from cleft.config import load_run_settings
     from cleft.models.checkpoint import is_image_only
-    from cleft.models.importing.importing import import_checkpoint, told_reading
+    from cleft.models.importing.importing import describe_reading, import_checkpoint
     from cleft.models.model_folder import peek_description
 
     out = import_checkpoint(
@@ -45,7 +45,7 @@ def import_command(request: ImportRequest, words: list[str]) -> None:
         text_model=request.text_model,
         size=request.size,
     )
-    print(f"{out}: {told_reading(load_run_settings(out))}")
+    print(f"{out}: {describe_reading(load_run_settings(out))}")
     description = peek_description(out)
     if description.get("context_length"):
         vectors = count(description["context_length"], "vector")

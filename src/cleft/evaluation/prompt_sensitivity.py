@@ -40,7 +40,7 @@ from cleft.evaluation.scoring import (
 )
 from cleft.evaluation.task import Question, Selection, halves
 from cleft.evaluation.zero_shot import encode_class_prompts
-from cleft.models.dual_encoder import DualEncoder, build_context
+from cleft.models.dual_encoder import DualEncoder, initial_context
 from cleft.results import ContextVector, Denial, Evaluation, PromptAudit, Spread, Template
 from cleft.types import Embeddings
 
@@ -236,7 +236,7 @@ def _context(model: DualEncoder, settings: Settings) -> tuple[tuple[ContextVecto
     if model.context is None:
         return (), norm
     vectors = model.context.detach().float().cpu()
-    start = build_context(tower, prompt_template(settings.data), settings.context, settings.seed)
+    start = initial_context(tower, prompt_template(settings.data), settings.context, settings.seed)
     moved = (vectors - start).norm(dim=1).tolist() if start.shape == vectors.shape else [None] * len(vectors)
     places, cosines = nearest_tokens(vectors, table)
     return tuple(

@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from cleft.config import TextTowerConfig
 from cleft.errors import ConfigError
-from cleft.models.language_model import LanguageModel, Prefix, measuring
+from cleft.models.language_model import LanguageModel, Prefix, shapes_only
 from cleft.models.layers import layer_depths, main_block_list
 
 if TYPE_CHECKING:
@@ -345,7 +345,7 @@ def _cached_shapes(model: PreTrainedModel) -> list[_CachedShape]:
         One shape a block; empty if the model ignores the cache it is given, or keeps anything else in it.
     """
     cache: Any = DynamicCache()
-    with measuring(model):
+    with shapes_only(model):
         token = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
         try:
             model(input_ids=token, past_key_values=cache, use_cache=True)

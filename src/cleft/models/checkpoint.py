@@ -33,7 +33,7 @@ from cleft.errors import CheckpointError, CleftError, ConfigError
 from cleft.files import as_path, file_key
 from cleft.models.adapters import adapt
 from cleft.models.dual_encoder import DualEncoder
-from cleft.models.hub import describe, meta_model, read_config, without_initial_weights
+from cleft.models.hub import config_to_dict, meta_model, read_config, skip_weight_init
 from cleft.models.image_tower import ImageTower, build_image_tower, vision_config
 from cleft.models.language_model import build_language_model
 from cleft.models.layers import compute_in_float32
@@ -42,13 +42,13 @@ from cleft.models.model_folder import (
     DESCRIPTION,
     WEIGHTS,
     digest_of,
-    home_of,
+    find_files,
     peek_description,
     read_folder,
     require,
     write_folder,
 )
-from cleft.models.state_dict import fill, read_header, saveable, write_weights
+from cleft.models.state_dict import load_weights, read_header, to_saveable, write_weights
 from cleft.models.text_tower import TextTower, build_text_tower, has_external_base
 from cleft.models.tokenizer import TokenIdTokenizer
 from cleft.privacy import find_path, hidden_name, hide_path, is_hidden
@@ -276,7 +276,7 @@ def save_model(model: MethodModel, settings: Settings, folder: Path, *, extra: M
         ResourceError: If the disk is full or cannot be written; what is on disk stays.
         CheckpointError: If the files of a named language model have gone.
     """
-    tensors = saveable(saved_weights(model), folder)
+    tensors = to_saveable(saved_weights(model), folder)
     tree = plain_settings(settings)
     text_tower = model.text_tower
     tree["text"]["normalisation"] = text_tower.rule
@@ -328,7 +328,7 @@ def load_model(folder: Path | str, *, text_model: Path | str | None = None, floa
 @wrap_load_errors
 def load_method_model(folder: Path, *, text_model: Path | str | None = None, float32: bool = False) -> MethodModel:
     """Rebuilds a model of any method that learned from texts, MRM's with its decoders too; else as `load_model`."""
-    description, home = read_folder(folder), home_of(folder)
+    description, home = read_folder(folder), find_files(folder)
     method = _method_of(folder, description)
     settings = read_settings(folder, description, (*_GROUPS, *method.settings_groups))
     require(description, ("trained_tokens", "made_by"), str(folder / DESCRIPTION))
@@ -341,16 +341,16 @@ def load_method_model(folder: Path, *, text_model: Path | str | None = None, flo
     base = locate_base(folder, settings.text.model) if text_model is None else str(text_model)
     check_base(folder, description.get("base"), base)
     with torch.random.fork_rng(devices=[]):
-        with without_initial_weights():
+        with skip_weight_init():
             image_tower = rebuild_image_tower(home, settings, regions=method.uses_regions)
-        with nullcontext() if has_external_base(settings.text) else without_initial_weights():
+        with nullcontext() if has_external_base(settings.text) else skip_weight_init():
             text_tower = _rebuild_text(home, settings.text, base, description)
-        with without_initial_weights():
+        with skip_weight_init():
             model = method.build(image_tower, text_tower, settings)
     if "context" in shapes and isinstance(model, DualEncoder):
         model.set_context(torch.zeros(shapes["context"]))
     weights = load_file(home / WEIGHTS, backend="pread")
-    halves = fill(model, weights, saved_weights(model), home / WEIGHTS, description["made_by"])
+    halves = load_weights(model, weights, saved_weights(model), home / WEIGHTS, description["made_by"])
     compute_in_float32(model, halves, stored=not float32)
     return model.eval()
 
@@ -429,8 +429,8 @@ def _rebuild_text(home: Path, config: TextTowerConfig, base: str | None, descrip
     if ids is None:
         tower = build_text_tower(here, [], tokenizer=place, trained_tokens=trained, verify=has_external_base(config))
     else:
-        lm = build_language_model(here, vocabulary=ids["vocabulary"], pad=ids["end"], end=ids["end"])
-        tokens = TokenIdTokenizer(vocabulary=ids["vocabulary"], max_tokens=config.max_tokens, end=ids["end"])
+        lm = build_language_model(here, vocabulary=ids["vocabulary"], pad=ids["end"], eos=ids["end"])
+        tokens = TokenIdTokenizer(vocabulary=ids["vocabulary"], max_tokens=config.max_tokens, eos=ids["end"])
         tower = TextTower(adapt(lm, here, trained), tokens, here)
     tower.config = config
     return tower
@@ -499,7 +499,7 @@ def library_versions() -> dict[str, str]:
 def write_config(config: PreTrainedConfig, folder: Path) -> None:
     """Writes the shape of a tower into a new folder."""
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(describe(config), indent=1))
+    (folder / "config.json").write_text(json.dumps(config_to_dict(config), indent=1))
 
 
 def _describe_ids(tower: TextTower) -> dict[str, int] | None:

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 LOG = logging.getLogger(__name__)
-MOST_NODES = 1024
+MAX_GRAPH_NODES = 1024
 """Larger trees keep a card busy by themselves."""
-_MOST_RECORDINGS = 16
-_MOST_MOVING = 200_000_000
+_MAX_GRAPHS = 16
+_MAX_TRAINABLE = 200_000_000
 """Gradients are copied out of a recording; of a whole language model that would cost more than it saves."""
 _WARM_UP = 3
 
@@ -36,7 +36,7 @@ def node_multiple(nodes: int) -> int:
     return 32 if nodes <= 256 else 64 if nodes <= 512 else 128
 
 
-class Recordings:
+class CudaGraphs:
     """Plays a model's passes back, and computes them step by step where that is not possible.
 
     All recordings share their memory, so one pass at a time may wait for its backward: a second one before that is
@@ -48,14 +48,14 @@ class Recordings:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._kept: dict[Hashable, _Recording] = {}
+        self._kept: dict[Hashable, _CapturedPass] = {}
         self._made = 0
         self._waiting: Callable[[], object | None] | None = None
         self._pool: Any = None
 
-    def __reduce__(self) -> tuple[type[Recordings], tuple[nn.Module]]:
+    def __reduce__(self) -> tuple[type[CudaGraphs], tuple[nn.Module]]:
         """Copies and pickles without graphs: a copied model has its own weights, and captures its own."""
-        return Recordings, (self._model,)
+        return CudaGraphs, (self._model,)
 
     def __call__(self, tokens: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
         """Returns the states of one tree on a card, `[1, P, D]`.
@@ -69,14 +69,14 @@ class Recordings:
         recording = self._find(inputs) if self._waiting is None or self._waiting() is None else None
         if recording is None:
             return self._model(*inputs)
-        waiting = _Waiting()
+        waiting = _PendingBackward()
         self._waiting = weakref.ref(waiting)
-        return _Playback.apply(recording, waiting, *inputs, *recording.weights)
+        return _Replay.apply(recording, waiting, *inputs, *recording.weights)
 
-    def _find(self, inputs: Sequence[Tensor]) -> _Recording | None:
+    def _find(self, inputs: Sequence[Tensor]) -> _CapturedPass | None:
         moving = {name: weight for name, weight in self._model.named_parameters() if weight.requires_grad}
         needless = not moving and not inputs[0].requires_grad
-        if needless or sum(weight.numel() for weight in moving.values()) > _MOST_MOVING:
+        if needless or sum(weight.numel() for weight in moving.values()) > _MAX_TRAINABLE:
             return None
         key = (
             inputs[0].shape,
@@ -88,13 +88,13 @@ class Recordings:
             tuple(weight.data_ptr() for weight in self._model.parameters()),
             tuple(moving),
         )
-        if key not in self._kept and self._made < _MOST_RECORDINGS:
+        if key not in self._kept and self._made < _MAX_GRAPHS:
             self._made += 1
             try:
                 self._pool = self._pool or torch.cuda.graph_pool_handle()
-                self._kept[key] = _Recording(Pass(self._model, moving, inputs), self._pool)
+                self._kept[key] = _CapturedPass(Pass(self._model, moving, inputs), self._pool)
             except RuntimeError as error:
-                self._made = _MOST_RECORDINGS
+                self._made = _MAX_GRAPHS
                 reason = str(error.__context__ or error).splitlines()[0]
                 LOG.warning("this language model cannot be recorded (%s); it is computed step by step", reason)
         return self._kept.get(key)
@@ -130,7 +130,7 @@ class Pass:
         return [next(found) if leaf.requires_grad else None for leaf in leaves]
 
 
-class _Recording:
+class _CapturedPass:
     """A pass, recorded."""
 
     def __init__(self, made: Pass, pool: Any) -> None:
@@ -160,32 +160,32 @@ class _Recording:
                 self._gradients = made.backward(states, self._gradient)
         self._states = states.detach()
 
-    def play(self, inputs: Sequence[Tensor]) -> Tensor:
+    def replay_forward(self, inputs: Sequence[Tensor]) -> Tensor:
         """Returns the states of new inputs."""
         for own, new in zip(self._inputs, inputs, strict=True):
             own.detach().copy_(new.detach())
         self._forward.replay()
         return self._states.clone()
 
-    def play_back(self, gradient: Tensor) -> list[Tensor | None]:
+    def replay_backward(self, gradient: Tensor) -> list[Tensor | None]:
         """Returns the gradients of inputs and weights from that of the states."""
         self._gradient.copy_(gradient)
         self._backward.replay()
         return [None if each is None else each.clone() for each in self._gradients]
 
 
-class _Waiting:
+class _PendingBackward:
     """Lives as long as a pass may still be asked for its gradients."""
 
 
-class _Playback(torch.autograd.Function):
+class _Replay(torch.autograd.Function):
     """Has the gradients of a recorded pass."""
 
     @staticmethod
-    def forward(ctx: Any, recording: _Recording, waiting: _Waiting, *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, recording: _CapturedPass, waiting: _PendingBackward, *tensors: Tensor) -> Tensor:
         """Plays the pass forward; `tensors` are its inputs, then the weights that want gradients."""
         ctx.recording, ctx.waiting = recording, waiting
-        return recording.play(tensors[: len(tensors) - len(recording.weights)])
+        return recording.replay_forward(tensors[: len(tensors) - len(recording.weights)])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -194,4 +194,4 @@ class _Playback(torch.autograd.Function):
         if ctx.waiting is None:
             raise RuntimeError("a recorded pass gives its gradients once; read the texts again, or text.graphs=false")
         ctx.waiting = None
-        return (None, None, *ctx.recording.play_back(grad_outputs[0]))
+        return (None, None, *ctx.recording.replay_backward(grad_outputs[0]))

@@ -196,7 +196,7 @@ def l2_normalise(embeds: Tensor) -> Tensor:
     return F.normalize(embeds.float(), dim=-1)
 
 
-def build_context(text_tower: TextTower, opening: str, config: ContextConfig, seed: int) -> Tensor:
+def initial_context(text_tower: TextTower, opening: str, config: ContextConfig, seed: int) -> Tensor:
     """Returns the context vectors that stage two starts from.
 
     With `init: opening` the token embeddings of the opening come last, next to the class name, and further vectors

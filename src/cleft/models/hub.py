@@ -164,7 +164,7 @@ _NO_CONVERSION = "DISABLE_SAFETENSORS_CONVERSION"
 """Environment variable that transformers looks at before each request for a conversion."""
 
 
-def config_from(description: Mapping[str, Any], where: str) -> PreTrainedConfig:
+def config_from_dict(description: Mapping[str, Any], where: str) -> PreTrainedConfig:
     """Builds a configuration from its `model_type` and options.
 
     Args:
@@ -191,8 +191,8 @@ def config_from(description: Mapping[str, Any], where: str) -> PreTrainedConfig:
         raise ConfigError(f"{where}: a {kind} cannot be built with {options}: {error}") from error
 
 
-def describe(config: PreTrainedConfig) -> dict[str, Any]:
-    """Returns what `config_from` needs to build an equal configuration: plain JSON values, no code, no folder."""
+def config_to_dict(config: PreTrainedConfig) -> dict[str, Any]:
+    """Returns what `config_from_dict` needs to build an equal configuration: plain JSON values, no code, no folder."""
     return {name: value for name, value in config.to_dict().items() if name not in (*_CODE, *_PLACES)}
 
 
@@ -297,7 +297,7 @@ def quiet_transformers() -> Generator[None]:
 
 
 @contextmanager
-def without_initial_weights() -> Generator[None]:
+def skip_weight_init() -> Generator[None]:
     """Leave the weights of models that are built uninitialised: for models whose weights are read next.
 
     Memory that was not written to is not resident, and no random number is drawn.
@@ -306,7 +306,7 @@ def without_initial_weights() -> Generator[None]:
         yield
 
 
-def find_weights(model: str, setting: str) -> None:
+def check_weights_available(model: str, setting: str) -> None:
     """Makes sure that a model can be had, in a folder, the cache or from a hub that answers; loads nothing.
 
     Raises:
@@ -317,11 +317,11 @@ def find_weights(model: str, setting: str) -> None:
             raise ConfigError(f"{setting}={model!r} holds no weights, such as model.safetensors; copy it again")
         return
     _refuse_folder(model, setting)
-    if not is_within_reach(model, _WEIGHT_FILES):
+    if not is_available(model, _WEIGHT_FILES):
         raise _not_found(model, setting, None)
 
 
-def is_within_reach(model: str, names: Sequence[str]) -> bool:
+def is_available(model: str, names: Sequence[str]) -> bool:
     """Whether the local cache holds one of some files of a hub name, or else a hub answers."""
     try:
         cached = _is_cached(model, names)

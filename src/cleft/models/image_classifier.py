@@ -33,19 +33,19 @@ from cleft.models.checkpoint import (
     write_config,
 )
 from cleft.models.dual_encoder import l2_normalise
-from cleft.models.hub import without_initial_weights
+from cleft.models.hub import skip_weight_init
 from cleft.models.image_tower import ImageTower, build_image_tower
 from cleft.models.layers import compute_in_float32
 from cleft.models.model_folder import (
     DESCRIPTION,
     WEIGHTS,
-    home_of,
+    find_files,
     peek_description,
     read_folder,
     require,
     write_folder,
 )
-from cleft.models.state_dict import fill, read_header, saveable, write_weights
+from cleft.models.state_dict import load_weights, read_header, to_saveable, write_weights
 from cleft.privacy import find_path, hidden_name, is_hidden, path_from
 from cleft.types import ImageSpec
 
@@ -148,7 +148,7 @@ def save_image_classifier(
         ResourceError: If the disk is full or cannot be written; what is on disk stays.
         CheckpointError: If `tower` is no model.
     """
-    tensors = saveable(_weights(model, ("head.",) if tower else ("",)), folder)
+    tensors = to_saveable(_weights(model, ("head.",) if tower else ("",)), folder)
     tree = plain_settings(settings)
     description: dict[str, Any] = {
         "made_by": library_versions(),
@@ -189,7 +189,7 @@ def load_image_classifier(
             another one.
     """
     folder = Path(folder).expanduser()
-    description, home = read_folder(folder), home_of(folder)
+    description, home = read_folder(folder), find_files(folder)
     require(description, ("made_by",), str(folder / DESCRIPTION))
     facts = _read_facts(description)
     check_claimed_settings(description.get("settings", {}), read_header(home / WEIGHTS), str(folder / DESCRIPTION))
@@ -201,7 +201,7 @@ def load_image_classifier(
         else:
             settings = read_settings(folder, description, _GROUPS)
             image = settings.image if reading is None else override_reading(settings.image, reading)
-            with without_initial_weights():
+            with skip_weight_init():
                 base = rebuild_image_tower(home, replace(settings, image=replace(image, train=train or image.train)))
         head = None if facts is None else nn.Linear(base.width, len(facts.classes))
     model = ImageClassifier(base, head, facts)
@@ -251,7 +251,7 @@ def _fill(model: ImageClassifier, home: Path, description: Mapping[str, Any]) ->
         # The text tower, the projections and the temperature of a model that has them stay on disk.
         names = [name for name in file.keys() if is_image_only(description) or name.startswith("image_tower.")]
         given = {name: file.get_tensor(name) for name in names}
-    return fill(model, given, expected, path, cast("Mapping[str, str]", description["made_by"]))
+    return load_weights(model, given, expected, path, cast("Mapping[str, str]", description["made_by"]))
 
 
 def _weights(model: ImageClassifier, beginnings: Sequence[str]) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, ViTConfig
 
 from cleft.config import ImagesConfig, ImageTowerConfig
 from cleft.errors import CheckpointError, ConfigError
-from cleft.models.hub import config_from, meta_model, pretrained_model, random_model, read_config
+from cleft.models.hub import config_from_dict, meta_model, pretrained_model, random_model, read_config
 from cleft.models.layers import PatchDecoder, capture_attention, make_hooks_picklable
 from cleft.types import ImageSpec
 
@@ -31,7 +31,7 @@ _LAST_NORMS = ("layernorm", "post_layernorm", "norm")
 """What the families call the norm behind their last block."""
 
 
-class States(NamedTuple):
+class VisionStates(NamedTuple):
     """What a vision model made of its images."""
 
     tokens: Tensor
@@ -39,7 +39,7 @@ class States(NamedTuple):
     before_norm: Tensor
     """The same before the last norm. Where the norm sees only a pooled state (CLIP, ConvNeXt) or there is none
     (ResNet), `tokens` have met no norm and this is `tokens`."""
-    extra: int
+    prefix_tokens: int
     """Class and register tokens in front of the patches."""
     pooled: Tensor | None
     """The model's own pooling, `[B, D]`."""
@@ -48,29 +48,31 @@ class States(NamedTuple):
     of its last stage but one, which is finer and has a width of its own."""
 
 
-def _cls(states: States) -> Tensor:
-    if states.extra == 0:
+def _cls(states: VisionStates) -> Tensor:
+    if states.prefix_tokens == 0:
         raise ConfigError("the model has no class token")
     return states.tokens[:, 0]
 
 
-def _pooler(states: States) -> Tensor:
+def _pooler(states: VisionStates) -> Tensor:
     if states.pooled is None:
         raise ConfigError("the model has no pooler")
     return states.pooled
 
 
-POOLINGS: dict[str, Callable[[States], Tensor]] = {
+POOLINGS: dict[str, Callable[[VisionStates], Tensor]] = {
     "mean-before-norm": lambda states: states.before_norm.mean(dim=1),
     "mean": lambda states: states.tokens.mean(dim=1),
-    "patches": lambda states: states.tokens[:, states.extra :].mean(dim=1),
+    "patches": lambda states: states.tokens[:, states.prefix_tokens :].mean(dim=1),
     "cls": _cls,
     "pooler": _pooler,
 }
 """Name in the settings to the function that makes features `[B, D]` of a model's states."""
 
 
-def read_states(model: nn.Module, config: PreTrainedConfig, pixel_values: Tensor, *, regions: bool = False) -> States:
+def vision_states(
+    model: nn.Module, config: PreTrainedConfig, pixel_values: Tensor, *, regions: bool = False
+) -> VisionStates:
     """Sends normalised images `[B, C, H, W]` through a vision model.
 
     Positions are interpolated where the images differ in size from what the model was made for.
@@ -96,10 +98,10 @@ def read_states(model: nn.Module, config: PreTrainedConfig, pixel_values: Tensor
     pooled: Any = getattr(output, "pooler_output", None)
     extra = _extra_tokens(output.last_hidden_state, config, pixel_values)
     grids: Any = output.hidden_states if regions and output.last_hidden_state.ndim == 4 else None
-    return States(
+    return VisionStates(
         tokens=tokens,
         before_norm=seen[0] if seen and seen[0].shape == tokens.shape else tokens,
-        extra=extra,
+        prefix_tokens=extra,
         pooled=None if pooled is None else pooled.flatten(1),
         regions=tokens[:, extra:] if grids is None else _flat(grids[-2]),
     )
@@ -123,14 +125,14 @@ def _extra_tokens(hidden: Tensor, config: PreTrainedConfig, pixel_values: Tensor
     return max(0, hidden.shape[1] - patches)  # towers that merge patches (Swin) end with fewer
 
 
-class Probed(NamedTuple):
+class VisionProperties(NamedTuple):
     """What a vision model makes of images, found without memory."""
 
     width: int
     """Of the features, `D`."""
     needed: frozenset[str]
     """Names of the weights that the features, and the regions where they are asked for, depend on."""
-    extra: int
+    prefix_tokens: int
     """Class and register tokens."""
     regions: tuple[int, int]
     """How many, and their width."""
@@ -138,7 +140,7 @@ class Probed(NamedTuple):
     """Patches of an image; 0 for models without."""
 
 
-def probe(config: PreTrainedConfig, pooling: str, spec: ImageSpec, *, regions: bool = False) -> Probed:
+def probe(config: PreTrainedConfig, pooling: str, spec: ImageSpec, *, regions: bool = False) -> VisionProperties:
     """Finds out about a model of the given configuration.
 
     Args:
@@ -150,11 +152,11 @@ def probe(config: PreTrainedConfig, pooling: str, spec: ImageSpec, *, regions: b
     Raises:
         ConfigError: If the model takes no images of this size, or lacks what the pooling needs.
     """
-    return _probed(_Question(config.to_json_string(use_diff=False), pooling, spec, regions, config))
+    return _cached_probe(_ProbeKey(config.to_json_string(use_diff=False), pooling, spec, regions, config))
 
 
 @dataclass(frozen=True, slots=True)
-class _Question:
+class _ProbeKey:
     """What is asked of a model; equal configurations answer alike."""
 
     content: str
@@ -166,7 +168,7 @@ class _Question:
 
 
 @functools.lru_cache(maxsize=256)
-def _probed(question: _Question) -> Probed:
+def _cached_probe(question: _ProbeKey) -> VisionProperties:
     """Kept, because a model is asked before and after its weights are read, and a study loads the same ones again."""
     config, pooling, spec, regions = question.config, question.pooling, question.spec, question.regions
     kind = config.model_type
@@ -180,7 +182,7 @@ def _probed(question: _Question) -> Probed:
     weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     pixel_values = torch.empty(1, channels_of(config), *spec.size, device="meta")
     try:
-        states = read_states(model, config, pixel_values, regions=regions)
+        states = vision_states(model, config, pixel_values, regions=regions)
         features = POOLINGS[pooling](states)
     except ConfigError as error:
         raise ConfigError(f"image.pooling={pooling}: a {kind} cannot give it, {error}; use mean") from error
@@ -191,10 +193,10 @@ def _probed(question: _Question) -> Probed:
         ) from error
     asked = features.sum() + states.regions.sum() if regions else features.sum()
     gradients: tuple[Any, ...] = torch.autograd.grad(asked, list(weights.values()), allow_unused=True)
-    return Probed(
+    return VisionProperties(
         width=features.shape[1],
         needed=frozenset(name for name, gradient in zip(weights, gradients, strict=True) if gradient is not None),
-        extra=states.extra,
+        prefix_tokens=states.prefix_tokens,
         regions=(states.regions.shape[1], states.regions.shape[2]),
         patches=math.prod(grid_of(config, spec.size) or (0,)),
     )
@@ -258,7 +260,7 @@ class ImageTower(nn.Module):
     Attributes:
         width: Width `D` of a feature.
         region_width: Width of a region, where somebody reads them.
-        keeps_patches: Whether its regions are the patches of the image, one for one.
+        has_patch_tokens: Whether its regions are the patches of the image, one for one.
 
     Raises:
         ConfigError: If the model cannot take images of this size, or lacks what the pooling needs.
@@ -274,15 +276,15 @@ class ImageTower(nn.Module):
         self.model = model
         self.config = config
         self.spec = spec
-        self.trains = config.train
+        self.trainable = config.train
         channels = channels_of(model.config)
         self.register_buffer("mean", _per_channel(spec.mean, channels), persistent=False)
         self.register_buffer("std", _per_channel(spec.std, channels), persistent=False)
         probed = _probe(model.config, config, spec, regions=regions)
         self.width = probed.width
         self.region_width = probed.regions[1]
-        self.extra = probed.extra
-        self.keeps_patches = probed.patches == probed.regions[0]
+        self.prefix_tokens = probed.prefix_tokens
+        self.has_patch_tokens = probed.patches == probed.regions[0]
         for name, weight in model.named_parameters():
             weight.requires_grad_(config.train and name in probed.needed)
         self.decoder = _build_decoder(model, config, spec, probed) if config.decoder_blocks else None
@@ -300,7 +302,7 @@ class ImageTower(nn.Module):
 
         `H` and `W` may differ from the size in `spec` where the model can interpolate its positions.
         """
-        return self._pool(read_states(self.model, self.model.config, pixel_values))
+        return self._pool(vision_states(self.model, self.model.config, pixel_values))
 
     def encode(self, images: Tensor) -> Tensor:
         """Returns features `[B, D]` of gray images `[B, 1, H, W]` uint8 at the size in `spec`."""
@@ -309,18 +311,18 @@ class ImageTower(nn.Module):
     def encode_regions(self, images: Tensor) -> ImageRegions:
         """Reads gray images `[B, 1, H, W]` uint8 at the size in `spec`, region by region."""
         pixel_values = self.resize(self.normalise(images))
-        if self.extra == 0:
-            states = read_states(self.model, self.model.config, pixel_values, regions=True)
+        if self.prefix_tokens == 0:
+            states = vision_states(self.model, self.model.config, pixel_values, regions=True)
             count = states.regions.shape[1]
             weights = torch.full((len(images), count), 1 / count, device=images.device)
         else:
             with capture_attention(self.model, "image") as watched:
-                states = read_states(self.model, self.model.config, pixel_values, regions=True)
-            weights = watched.first_row()[:, self.extra :]
+                states = vision_states(self.model, self.model.config, pixel_values, regions=True)
+            weights = watched.first_row()[:, self.prefix_tokens :]
             weights = weights / weights.sum(dim=1, keepdim=True)
         return ImageRegions(self._pool(states), states.regions, weights)
 
-    def read_visible(self, pixel_values: Tensor, kept: Tensor) -> Tensor:
+    def encode_visible(self, pixel_values: Tensor, kept: Tensor) -> Tensor:
         """Returns the last states of the patches that are kept, `[B, V, D]`; the model sees no other.
 
         Args:
@@ -335,18 +337,18 @@ class ImageTower(nn.Module):
             raise ConfigError(f"image: a {self.model.config.model_type} does not embed patch by patch; take a ViT")
 
         def hide(_module: nn.Module, _inputs: object, tokens: Tensor) -> Tensor:
-            patches = tokens[:, self.extra :]
-            return torch.cat([tokens[:, : self.extra], take_rows(patches, kept)], dim=1)
+            patches = tokens[:, self.prefix_tokens :]
+            return torch.cat([tokens[:, : self.prefix_tokens], select_tokens(patches, kept)], dim=1)
 
         with embeddings.register_forward_hook(hide):
-            states = read_states(self.model, self.model.config, pixel_values)
-        return states.tokens[:, self.extra :]
+            states = vision_states(self.model, self.model.config, pixel_values)
+        return states.tokens[:, self.prefix_tokens :]
 
-    def _pool(self, states: States) -> Tensor:
+    def _pool(self, states: VisionStates) -> Tensor:
         if self.decoder is None:
             return POOLINGS[self.config.pooling](states)
         tokens = self.decoder.embed(states.tokens)
-        return self.decoder(tokens[:, : states.extra], tokens[:, states.extra :]).mean(dim=1)
+        return self.decoder(tokens[:, : states.prefix_tokens], tokens[:, states.prefix_tokens :]).mean(dim=1)
 
     def normalise(self, images: Tensor) -> Tensor:
         """Scales gray images to [0, 1], repeats them for every channel, subtracts the mean and divides by the std.
@@ -372,7 +374,7 @@ class ImageTower(nn.Module):
 
     def train(self, mode: bool = True) -> ImageTower:
         """Sets training mode; a frozen tower stays in evaluation mode, its dropout off and its batch norms still."""
-        return super().train(mode and self.trains)
+        return super().train(mode and self.trainable)
 
 
 def build_image_tower(config: ImageTowerConfig, images: ImagesConfig, *, regions: bool = False) -> ImageTower:
@@ -389,7 +391,9 @@ def build_image_tower(config: ImageTowerConfig, images: ImagesConfig, *, regions
     """
     spec = ImageSpec(size=(images.size, images.size), mean=images.mean, std=images.std)
     if config.scratch is not None:
-        return ImageTower(random_model(config_from(config.scratch, "image.scratch")), config, spec, regions=regions)
+        return ImageTower(
+            random_model(config_from_dict(config.scratch, "image.scratch")), config, spec, regions=regions
+        )
     source = str(config.model)
     hf_config = read_config(source, "image.model")
     hf_config = vision_config(hf_config)
@@ -401,7 +405,7 @@ def build_image_tower(config: ImageTowerConfig, images: ImagesConfig, *, regions
     return ImageTower(model, config, spec, regions=regions)
 
 
-def _probe(model: PreTrainedConfig, config: ImageTowerConfig, spec: ImageSpec, *, regions: bool) -> Probed:
+def _probe(model: PreTrainedConfig, config: ImageTowerConfig, spec: ImageSpec, *, regions: bool) -> VisionProperties:
     """What the model makes of images at the size at which it reads them."""
     if config.resize is not None:
         spec = replace(spec, size=(config.resize, config.resize))
@@ -421,12 +425,14 @@ def vision_config(config: PreTrainedConfig) -> PreTrainedConfig:
     return ViTConfig(**{name: value for name, value in config.to_dict().items() if name in known})
 
 
-def take_rows(tokens: Tensor, rows: Tensor) -> Tensor:
+def select_tokens(tokens: Tensor, rows: Tensor) -> Tensor:
     """Returns the given tokens of each image, `[B, V, D]`, out of `[B, L, D]`."""
     return tokens.gather(1, rows[..., None].expand(-1, -1, tokens.shape[2]))
 
 
-def _build_decoder(model: PreTrainedModel, config: ImageTowerConfig, spec: ImageSpec, probed: Probed) -> PatchDecoder:
+def _build_decoder(
+    model: PreTrainedModel, config: ImageTowerConfig, spec: ImageSpec, probed: VisionProperties
+) -> PatchDecoder:
     side = config.resize or spec.size[0]
     grid = grid_of(model.config, (side, side))
     if grid is None or probed.patches != probed.regions[0]:

@@ -19,7 +19,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from cleft.config import TextTowerConfig
 from cleft.errors import CheckpointError, ConfigError
 from cleft.grammar import count
-from cleft.models.hub import config_from, pretrained_model, random_model, read_config
+from cleft.models.hub import config_from_dict, pretrained_model, random_model, read_config
 from cleft.models.layers import make_hooks_picklable
 
 
@@ -79,18 +79,18 @@ class LanguageModel(nn.Module):
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, causal: bool, ordered: bool = True, layers: Sequence[int] = (-1,)
+        self, model: PreTrainedModel, *, causal: bool, uses_positions: bool = True, layers: Sequence[int] = (-1,)
     ) -> None:
         super().__init__()
         self.model = model
         self.prefix: Prefix | None = None
         self.causal = causal
-        self.ordered = ordered
+        self.uses_positions = uses_positions
         self.layers = tuple(layers)
         self._width: int | None = None
         takes = inspect.signature(model.forward).parameters
         self.takes_positions = causal and "position_ids" in takes
-        self.takes_vectors = "inputs_embeds" in takes
+        self.takes_embeddings = "inputs_embeds" in takes
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns what is pickled and copied."""
@@ -121,7 +121,7 @@ class LanguageModel(nn.Module):
         return self.embed(torch.zeros(1, dtype=torch.int64, device=self.model.device)).shape[-1]
 
     @property
-    def entry_width(self) -> int:
+    def block_input_width(self) -> int:
         """Width of what the model's `embeddings` hand to its blocks: that of a token's vector, or that of a state."""
         embeddings: Any = getattr(self.model, "embeddings", None)
         if embeddings is None or self.embedding_width == self.width:
@@ -137,7 +137,7 @@ class LanguageModel(nn.Module):
         return self.embed(torch.zeros(0, dtype=torch.int64, device=self.model.device)).dtype
 
     @property
-    def virtual(self) -> int:
+    def virtual_tokens(self) -> int:
         """Number of virtual tokens in front of every text."""
         return 0 if self.prefix is None else self.prefix.length
 
@@ -147,9 +147,9 @@ class LanguageModel(nn.Module):
 
     def forward(self, tokens: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
         """Returns the states of sequences, `[B, L, D]`; see `read`."""
-        return self.read(tokens, visible, positions).states
+        return self.encode(tokens, visible, positions).states
 
-    def read(self, tokens: Tensor, visible: Tensor, positions: Tensor) -> TokenStates:
+    def encode(self, tokens: Tensor, visible: Tensor, positions: Tensor) -> TokenStates:
         """Reads sequences.
 
         Args:
@@ -159,19 +159,19 @@ class LanguageModel(nn.Module):
             positions: Position of each token, `[B, L]` or `[1, L]`. Models that count for themselves ignore it.
         """
         vectors = tokens.is_floating_point()
-        inputs: dict[str, Any] = {"inputs_embeds" if vectors and self.takes_vectors else "input_ids": tokens}
+        inputs: dict[str, Any] = {"inputs_embeds" if vectors and self.takes_embeddings else "input_ids": tokens}
         if self.prefix is not None:
             inputs["past_key_values"] = self.prefix(len(tokens), dtype=self.dtype)
             visible = functional.pad(visible, (self.prefix.length, 0), value=True)
             positions = positions + self.prefix.length
         if self.takes_positions:
             inputs["position_ids"] = positions
-        elif not self.ordered:
+        elif not self.uses_positions:
             inputs["position_ids"] = torch.zeros(tokens.shape[:2], dtype=torch.int64, device=tokens.device)
         if self.layers != (-1,):
             inputs["output_hidden_states"] = True
         inputs["attention_mask"] = self._mask(visible)
-        if vectors and not self.takes_vectors:
+        if vectors and not self.takes_embeddings:
             output = self._read_vectors(tokens, inputs)
         else:
             output = self.model(**inputs)
@@ -181,11 +181,11 @@ class LanguageModel(nn.Module):
         return TokenStates(states, getattr(output, "pooler_output", None))
 
     def _measured_width(self) -> int:
-        with measuring(self):
+        with shapes_only(self):
             token = torch.zeros(1, 2, dtype=torch.int64, device=self.model.device)
             places = torch.arange(2, device=self.model.device)[None]
             try:
-                return self.read(token, torch.ones_like(token, dtype=torch.bool), places).states.shape[-1]
+                return self.encode(token, torch.ones_like(token, dtype=torch.bool), places).states.shape[-1]
             except RuntimeError as error:
                 raise ConfigError(
                     f"text.layers={list(self.layers)}: layers of a {self.config.model_type!r} model differ in "
@@ -207,7 +207,7 @@ class LanguageModel(nn.Module):
         hidden = torch.zeros(visible.shape, dtype=self.dtype, device=visible.device)
         return hidden.masked_fill(~visible, torch.finfo(hidden.dtype).min)[:, None]
 
-    def longest(self) -> int | None:
+    def max_positions(self) -> int | None:
         """Returns how many tokens the model has positions for, virtual ones included; None if any number."""
         limit = getattr(self.config, "max_position_embeddings", None)
         if not isinstance(limit, int) or limit < 1:
@@ -220,7 +220,7 @@ class LanguageModel(nn.Module):
         # RoBERTa's relatives count positions from behind the padding index.
         return limit - padding[0] - 1 if padding and padding[0] is not None else limit
 
-    def window(self) -> int | None:
+    def attention_window(self) -> int | None:
         """Returns how far back the model looks in some block, in tokens, if not to the beginning.
 
         A mask of our own replaces the model's, its window included.
@@ -233,7 +233,7 @@ class LanguageModel(nn.Module):
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Generator[None]:
+def eval_mode(model: nn.Module) -> Generator[None]:
     """Puts a model into evaluation mode, and each of its modules back into the mode it was in."""
     modes = {module: module.training for module in model.modules()}
     model.train(mode=False)
@@ -245,15 +245,15 @@ def evaluating(model: nn.Module) -> Generator[None]:
 
 
 @contextmanager
-def measuring(model: nn.Module) -> Generator[None]:
+def shapes_only(model: nn.Module) -> Generator[None]:
     """Calls of a model return shapes alone: in evaluation mode, without computing anything."""
     from torch._subclasses.fake_tensor import FakeTensorMode  # takes a while, and few models need it
 
-    with evaluating(model), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+    with eval_mode(model), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
         yield
 
 
-def build_language_model(config: TextTowerConfig, *, vocabulary: int, pad: int, end: int | None) -> LanguageModel:
+def build_language_model(config: TextTowerConfig, *, vocabulary: int, pad: int, eos: int | None) -> LanguageModel:
     """Loads a language model, or builds it with random weights from torch's global generator.
 
     Frozen weights are held in `text.base_dtype`; with `adapt: full` all weights move and are float32.
@@ -262,13 +262,13 @@ def build_language_model(config: TextTowerConfig, *, vocabulary: int, pad: int, 
         config: Which model.
         vocabulary: Tokens of the tokenizer. A model from scratch gets a table of this size.
         pad: Padding token of a model from scratch.
-        end: End token of a model from scratch.
+        eos: End-of-text token of a model from scratch.
 
     Raises:
         ConfigError: If the model is neither causal nor masked, or cannot be had.
         CheckpointError: If its files do not hold all weights, or know fewer tokens than the tokenizer.
     """
-    description = read_text_config(config, vocabulary=vocabulary, pad=pad, end=end)
+    description = read_text_config(config, vocabulary=vocabulary, pad=pad, eos=eos)
     causal = is_causal(description)
     dtype = torch.float32 if config.adapt == "full" else _DTYPES[config.base_dtype]
     missing: set[str] = set()
@@ -285,7 +285,7 @@ def build_language_model(config: TextTowerConfig, *, vocabulary: int, pad: int, 
     if missing:
         raise CheckpointError(f"text.model={config.model!r} holds no weights for {sorted(missing)[:5]}; copy it again")
     table = cast("nn.Embedding", model.get_input_embeddings())
-    if pad == end:
+    if pad == eos:
         table.padding_idx = None  # it would take the gradient from the end token; the mask keeps padding out anyway
     rows = len(table.weight)
     if vocabulary > rows:
@@ -298,27 +298,27 @@ def build_language_model(config: TextTowerConfig, *, vocabulary: int, pad: int, 
             f"text.positions=zero is for masked models that take positions, not for {description.model_type!r}; leave "
             f"it out"
         )
-    return LanguageModel(model, causal=causal, ordered=config.positions == "counted", layers=config.layers)
+    return LanguageModel(model, causal=causal, uses_positions=config.positions == "counted", layers=config.layers)
 
 
-def read_text_config(config: TextTowerConfig, *, vocabulary: int = 0, pad: int = 0, end: int | None = None) -> Any:
+def read_text_config(config: TextTowerConfig, *, vocabulary: int = 0, pad: int = 0, eos: int | None = None) -> Any:
     """Returns the model's configuration with the dropout of `text.base_dropout`.
 
     Args:
         config: Which model.
         vocabulary: Tokens of a model from scratch; 0 keeps what its description says.
         pad: Padding token of a model from scratch.
-        end: End token of a model from scratch.
+        eos: End-of-text token of a model from scratch.
     """
     if config.scratch is not None:
         # First without a size: token numbers of the family's own vocabulary would not fit ours.
         options = {name: value for name, value in config.scratch.items() if name != "vocab_size"}
-        description = config_from(options, "text.scratch")
+        description = config_from_dict(options, "text.scratch")
         if vocabulary:
             named = [name for name in description.to_dict() if name.endswith("_token_id")]
-            padding = None if pad == end else pad
-            special = {name: padding if name == "pad_token_id" else end for name in named}
-            description = config_from({**options, **special, "vocab_size": vocabulary}, "text.scratch")
+            padding = None if pad == eos else pad
+            special = {name: padding if name == "pad_token_id" else eos for name in named}
+            description = config_from_dict({**options, **special, "vocab_size": vocabulary}, "text.scratch")
     else:
         assert config.model is not None
         description = read_config(config.model, "text.model")
@@ -326,11 +326,11 @@ def read_text_config(config: TextTowerConfig, *, vocabulary: int = 0, pad: int =
         if ("drop" in name) and isinstance(value, int | float) and not isinstance(value, bool):
             setattr(description, name, 0.0 if name == "layerdrop" else config.base_dropout)
     description.use_cache = False
-    keep_depth(description, config)
+    truncate_blocks(description, config)
     return description
 
 
-def keep_depth(description: PreTrainedConfig, config: TextTowerConfig) -> None:
+def truncate_blocks(description: PreTrainedConfig, config: TextTowerConfig) -> None:
     """Leaves of a configuration only as many blocks as `text.depth` says.
 
     Raises:

@@ -95,15 +95,15 @@ def require(description: Mapping[str, Any], names: Sequence[str], where: str) ->
         raise CheckpointError(f"{where} does not say how to rebuild the model: {missing[0]} is missing; {_COPY}")
 
 
-def fault_of_name(name: str) -> str | None:
+def name_fault(name: str) -> str | None:
     """Return why no model folder can have a file of this name, or None.
 
     Allowed are the weights and files below `towers/image` and `towers/text`, by relative names that mean the same on
     every system.
 
     Example:
-        >>> fault_of_name("towers/text/tokenizer.json")
-        >>> fault_of_name("towers/../../.bashrc")
+        >>> name_fault("towers/text/tokenizer.json")
+        >>> name_fault("towers/../../.bashrc")
         "its part '..' is not a plain name"
     """
     if name == WEIGHTS:
@@ -119,7 +119,7 @@ def fault_of_name(name: str) -> str | None:
 
 def _check_names(names: Sequence[str], where: str) -> None:
     for name in names:
-        fault = fault_of_name(name)
+        fault = name_fault(name)
         if fault is not None:
             raise CheckpointError(f"{where} lists the file {_shown(name)}: {fault}; it is not opened, {_COPY}")
     folded = [name.casefold() for name in names]
@@ -264,7 +264,7 @@ def write_folder(folder: Path, description: Mapping[str, Any], write: Callable[[
         write(stage)
         paths = sorted(path for path in stage.rglob("*") if path.is_file())
         files = {path.relative_to(stage).as_posix(): _facts(path) for path in paths}
-        odd = [name for name in files if fault_of_name(name) is not None]
+        odd = [name for name in files if name_fault(name) is not None]
         if odd:
             raise ConfigError(f"{folder}: the model's tokenizer has a file {odd[0]!r}, a name that cannot be read back")
         draft = stage / f"{DESCRIPTION}.part"
@@ -321,7 +321,7 @@ def read_folder(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: If it is no model folder, of a newer schema, or a file is missing, cut, altered or added.
     """
-    home = home_of(folder)
+    home = find_files(folder)
     if not os.path.lexists(home / DESCRIPTION):
         raise CheckpointError(f"{folder} is not a model: {_missing(folder)}")
     description = _read_description(home)
@@ -340,11 +340,11 @@ def peek_description(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: If there is one and it cannot be read.
     """
-    home = home_of(folder)
+    home = find_files(folder)
     return _read_description(home) if os.path.lexists(home / DESCRIPTION) else {}
 
 
-def home_of(folder: Path) -> Path:
+def find_files(folder: Path) -> Path:
     """Return where the files of a model folder are: in it, or in its stage if the last save was interrupted.
 
     Raises:

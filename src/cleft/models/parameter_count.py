@@ -14,10 +14,10 @@ from transformers import PreTrainedConfig
 from cleft.config import ImageTowerConfig, Settings, TextTowerConfig
 from cleft.errors import CheckpointError, ConfigError
 from cleft.models.adapters import adapt
-from cleft.models.hub import config_from, random_model, read_config
+from cleft.models.hub import config_from_dict, random_model, read_config
 from cleft.models.image_classifier import ImageClassifier
 from cleft.models.image_tower import ImageTower, vision_config
-from cleft.models.language_model import LanguageModel, drop_pooler, is_causal, keep_depth
+from cleft.models.language_model import LanguageModel, drop_pooler, is_causal, truncate_blocks
 from cleft.models.methods import METHODS, MethodModel
 from cleft.models.model_folder import peek_description
 from cleft.models.text_tower import TextTower
@@ -157,7 +157,7 @@ def build_meta_model(settings: Settings, *, tokens: int = 0) -> MethodModel | Im
             return ImageClassifier(ImageTower(random_model(vision_config(vision)), settings.image, spec))
     method = METHODS[settings.method]
     language = _shape(settings.text, "text.model")
-    keep_depth(language, settings.text)
+    truncate_blocks(language, settings.text)
     vocabulary = int(language.get_text_config().vocab_size)
     if settings.text.model is None:
         vocabulary = min(vocabulary, _LEARNED_VOCABULARY)
@@ -174,14 +174,16 @@ def build_meta_model(settings: Settings, *, tokens: int = 0) -> MethodModel | Im
         if settings.text.pooling != "pooler":
             drop_pooler(model)
         ordered = settings.text.positions == "counted"
-        lm = adapt(LanguageModel(model, causal=is_causal(language), ordered=ordered), settings.text, range(tokens))
-        ids = TokenIdTokenizer(vocabulary=vocabulary, max_tokens=settings.text.max_tokens, end=vocabulary - 1)
+        lm = adapt(
+            LanguageModel(model, causal=is_causal(language), uses_positions=ordered), settings.text, range(tokens)
+        )
+        ids = TokenIdTokenizer(vocabulary=vocabulary, max_tokens=settings.text.max_tokens, eos=vocabulary - 1)
         return method.build(image_tower, TextTower(lm, ids, settings.text), settings)
 
 
 def _shape(config: ImageTowerConfig | TextTowerConfig, setting: str) -> PreTrainedConfig:
     if config.scratch is not None:
-        return config_from(config.scratch, setting.replace("model", "scratch"))
+        return config_from_dict(config.scratch, setting.replace("model", "scratch"))
     assert config.model is not None
     known = KNOWN_CONFIGS.get(config.model)
-    return config_from(known, setting) if known else read_config(config.model, setting)
+    return config_from_dict(known, setting) if known else read_config(config.model, setting)

@@ -25,7 +25,7 @@ _WRAPPERS = frozenset(("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoi
 """Parts that wrappers of torch and Lightning add to names: DDP, torch.compile, FSDP, checkpointing, Fabric."""
 
 
-def unwrapped(weights: Mapping[str, Tensor], where: Path) -> dict[str, Tensor]:
+def strip_wrappers(weights: Mapping[str, Tensor], where: Path) -> dict[str, Tensor]:
     """Returns weights under their names without wrappers: `module.visual._orig_mod.proj` becomes `visual.proj`.
 
     Args:
@@ -49,7 +49,7 @@ def unwrapped(weights: Mapping[str, Tensor], where: Path) -> dict[str, Tensor]:
     return plain
 
 
-def conformed(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def match_forms(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns weights with the shape and type that are expected, where only the form differs and no value does.
 
     One number may be a scalar or a vector of one, counts may be of any type, and floats of 64 bits become 32. Weights
@@ -71,7 +71,7 @@ def _conformed(tensor: Tensor, like: Tensor) -> Tensor:
     return tensor
 
 
-def saveable(weights: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
+def to_saveable(weights: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
     """Returns weights as they go to disk.
 
     Raises:
@@ -84,10 +84,10 @@ def saveable(weights: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
         # Two names of one memory, which safetensors refuses, become two weights.
         tensors[name] = tensor.clone() if tensor.data_ptr() in places else tensor
         places.add(tensor.data_ptr())
-    broken = not_finite(tensors)
+    broken = non_finite_names(tensors)
     if broken:
         raise NumericsError(
-            f"{listed('[weight|weights]', broken)} {verb(len(broken), 'holds', 'hold')} NaN or infinity, so "
+            f"{format_names('[weight|weights]', broken)} {verb(len(broken), 'holds', 'hold')} NaN or infinity, so "
             f"the model was not saved to {folder}"
         )
     return tensors
@@ -124,7 +124,7 @@ def read_header(path: Path) -> dict[str, tuple[int, ...]]:
         raise CheckpointError(f"{path} is a truncated or corrupt safetensors file ({error}); copy it again") from error
     odd = [f"{name} ({kind})" for name, kind in kinds.items() if kind not in _KINDS]
     if odd:
-        raise CheckpointError(f"{path}: {listed('of a type that is not read', odd)}; {_CONVERT}")
+        raise CheckpointError(f"{path}: {format_names('of a type that is not read', odd)}; {_CONVERT}")
     return shapes
 
 
@@ -162,7 +162,7 @@ def check_plain(tensors: Mapping[str, Tensor], path: Path) -> None:
     odd = [f"{name} ({what})" for name, tensor in tensors.items() if (what := _oddity(tensor))]
     if odd:
         raise CheckpointError(
-            f"{path}: {listed('that [is no plain tensor|are not plain tensors] of numbers', odd)}; {_CONVERT}"
+            f"{path}: {format_names('that [is no plain tensor|are not plain tensors] of numbers', odd)}; {_CONVERT}"
         )
 
 
@@ -178,7 +178,7 @@ def _oddity(tensor: Tensor) -> str:
     return ""
 
 
-def fill(
+def load_weights(
     module: nn.Module, given: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path, made: Mapping[str, str]
 ) -> list[str]:
     """Puts a file's weights into a module; every name, shape and type must agree, up to a file's 16 bits for 32.
@@ -196,19 +196,19 @@ def fill(
     Raises:
         CheckpointError: If they do not agree, or one is NaN or infinite.
     """
-    faults = misfits(given, expected)
+    faults = describe_mismatch(given, expected)
     if faults:
         raise CheckpointError(
             f"{path} does not fit the model that {path.parent / 'model.json'} describes: {faults} (saved with "
             f"transformers {made.get('transformers')}, this is {version('transformers')}); copy the folder again"
         )
-    broken = not_finite(given)
+    broken = non_finite_names(given)
     if broken:
-        raise CheckpointError(f"{path}: {listed('with NaN or infinity', broken)}; use an earlier model")
-    return put(module, given, expected)
+        raise CheckpointError(f"{path}: {format_names('with NaN or infinity', broken)}; use an earlier model")
+    return assign_weights(module, given, expected)
 
 
-def put(module: nn.Module, given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+def assign_weights(module: nn.Module, given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
     """Puts weights into a module as they are, without a copy.
 
     Returns:
@@ -219,7 +219,7 @@ def put(module: nn.Module, given: Mapping[str, Tensor], expected: Mapping[str, T
     return halves
 
 
-def misfits(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+def describe_mismatch(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
     """Says in what a file's weights differ from a model's: names, shapes, types. Empty where they agree.
 
     Shapes must be equal, not only broadcast to each other. Types too, but 16 bits fit where 32 are expected.
@@ -227,14 +227,14 @@ def misfits(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
     both = sorted(given.keys() & expected.keys())
     differing = [name for name in both if not _fits(given[name], expected[name])]
     faults = [
-        listed("missing", sorted(expected.keys() - given.keys())),
-        listed("unexpected", sorted(given.keys() - expected.keys())),
-        listed("of another shape or type", differing),
+        format_names("missing", sorted(expected.keys() - given.keys())),
+        format_names("unexpected", sorted(given.keys() - expected.keys())),
+        format_names("of another shape or type", differing),
     ]
     return "; ".join(filter(None, faults))
 
 
-def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+def non_finite_names(tensors: Mapping[str, Tensor]) -> list[str]:
     """Names of the weights that hold NaN or infinity."""
     return [name for name, tensor in tensors.items() if tensor.is_floating_point() and not _is_finite(tensor)]
 
@@ -244,7 +244,7 @@ def _is_finite(tensor: Tensor) -> bool:
     return tensor.numel() == 0 or all(bool(extreme.isfinite()) for extreme in tensor.aminmax())
 
 
-def listed(what: str, names: Sequence[str]) -> str:
+def format_names(what: str, names: Sequence[str]) -> str:
     """Count, kind and the first five names; empty where there are none.
 
     Args:
@@ -265,7 +265,7 @@ def _fits(tensor: Tensor, like: Tensor) -> bool:
     return tensor.shape == like.shape and (halved or tensor.dtype == like.dtype)
 
 
-def in_current_names(model: Any, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def to_current_names(model: Any, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns a vision model's weights, given as in its published files, under the names it has in memory.
 
     Args:
@@ -303,7 +303,7 @@ def in_current_names(model: Any, weights: Mapping[str, Tensor]) -> dict[str, Ten
     ):
         listing = sorted(map(str, found))
         if listing:
-            raise CheckpointError(listed(f"{what} [weight|weights] of the image tower", listing))
+            raise CheckpointError(format_names(f"{what} [weight|weights] of the image tower", listing))
     current = dict(pooler)
     for name, mark in cast("dict[str, Tensor]", loaded.state_dict()).items():
         if name in missing:

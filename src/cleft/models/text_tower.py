@@ -25,8 +25,8 @@ from cleft.config import TextTowerConfig
 from cleft.errors import ConfigError
 from cleft.grammar import count
 from cleft.models.adapters import adapt
-from cleft.models.cuda_graphs import MOST_NODES, Recordings, node_multiple
-from cleft.models.language_model import LanguageModel, build_language_model, evaluating, is_causal, read_text_config
+from cleft.models.cuda_graphs import MAX_GRAPH_NODES, CudaGraphs, node_multiple
+from cleft.models.language_model import LanguageModel, build_language_model, eval_mode, is_causal, read_text_config
 from cleft.models.layers import capture_attention
 from cleft.models.prefix_tree import PackedTexts, PrefixTree, pack_texts, pad_nodes, prepend_chain
 from cleft.models.tokenizer import TextTokenizer, eos_token_of, load_tokenizer, train_tokenizer
@@ -54,8 +54,8 @@ def tree_obstacle(lm: LanguageModel, max_tokens: int) -> str | None:
         return f"a {kind!r} model carries a state from token to token, so it cannot be read as a tree"
     if getattr(lm.config, "window_size", None):
         return f"a {kind!r} model attends to its neighbours in the sequence, so it cannot be read as a tree"
-    window = lm.window()
-    if window is not None and max_tokens + lm.virtual > window:
+    window = lm.attention_window()
+    if window is not None and max_tokens + lm.virtual_tokens > window:
         return f"a {kind!r} model looks back {count(window, 'token')}, fewer than text.max_tokens={max_tokens}"
     return None
 
@@ -68,7 +68,7 @@ def compare_tree_with_padded(tower: TextTower) -> str | None:
         A sentence that says how they differ, or None if they are equal up to rounding.
     """
     try:
-        with evaluating(tower):
+        with eval_mode(tower):
             return _compare(tower)
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -76,7 +76,7 @@ def compare_tree_with_padded(tower: TextTower) -> str | None:
 
 
 def _compare(tower: TextTower) -> str | None:
-    texts = _trial_texts(tower)
+    texts = _random_texts(tower)
     width = max(map(len, texts))
     ids = torch.tensor([[*text, *[tower.tokenizer.pad] * (width - len(text))] for text in texts])
     apart = tower.encode_padded(ids, torch.tensor([len(text) for text in texts]))
@@ -90,7 +90,7 @@ def _compare(tower: TextTower) -> str | None:
     )
 
 
-def _trial_texts(tower: TextTower) -> list[list[int]]:
+def _random_texts(tower: TextTower) -> list[list[int]]:
     tokens = tower.tokenizer
     special = {*tokens.prefix_ids, *tokens.suffix_ids, tokens.pad}
     usable = [token for token in range(tokens.vocabulary) if token not in special]
@@ -186,7 +186,7 @@ class TextTower(nn.Module):
         self._normal: dict[str, str] = {}
         self._names: dict[tuple[str, ...], list[list[int]]] = {}
         self._verified: set[str] = set()
-        self._recordings = Recordings(lm)
+        self._graphs = CudaGraphs(lm)
         self._slots: dict[str, list[int]] = {}
         self._refuse_length(config.max_tokens, "text.max_tokens")
 
@@ -316,8 +316,8 @@ class TextTower(nn.Module):
         longest = len(roots) + max(map(len, ids))
         self._refuse_length(longest, "context and class name together")
         self._count(len(ids), len(set(names)))
-        window = self.lm.window()
-        if self._takes_tree() and (window is None or longest + self.lm.virtual <= window):
+        window = self.lm.attention_window()
+        if self._takes_tree() and (window is None or longest + self.lm.virtual_tokens <= window):
             packed = pack_texts(ids, mask_eos_self=self.mask_eos_self)
             return self.encode_packed(prepend_chain(packed, len(roots)), roots)
         lengths = torch.tensor([len(name) for name in ids])
@@ -374,14 +374,14 @@ class TextTower(nn.Module):
             roots: Vectors of its first nodes, where they are not those of tokens.
         """
         nodes = len(packed.input_ids)
-        records = self._records(nodes)
+        records = self._uses_graph(nodes)
         if records:
-            packed = pad_nodes(packed, node_multiple(nodes), extra_keys=self.lm.virtual)
+            packed = pad_nodes(packed, node_multiple(nodes), extra_keys=self.lm.virtual_tokens)
         packed = packed.to(self._device)
         tokens = packed.input_ids
         if roots is not None:
             tokens = torch.cat([roots, self.lm.embed(tokens[len(roots) :])])
-        read = self._recordings if records else self.lm
+        read = self._graphs if records else self.lm
         states = read(tokens[None], packed.visible[None], packed.position_ids[None])[0]  # [P, D]
         self._read(nodes)
         if self.pooling == "mean":
@@ -405,7 +405,7 @@ class TextTower(nn.Module):
         place = torch.arange(tokens.shape[1], device=self._device)
         seen = (lengths - 1).clamp(min=1) if self.mask_eos_self else lengths
         visible = place < seen[:, None]  # [R, L]
-        states, pooled = self.lm.read(tokens, visible, place[None])
+        states, pooled = self.lm.encode(tokens, visible, place[None])
         self._read(visible.numel())
         return states, visible, pooled
 
@@ -432,10 +432,10 @@ class TextTower(nn.Module):
         back = torch.from_numpy(np.argsort(np.concatenate([place for place, _ in pieces])))
         return torch.cat([features for _, features in pieces])[back.to(self._device)]
 
-    def _records(self, nodes: int) -> bool:
+    def _uses_graph(self, nodes: int) -> bool:
         """Whether the pass through a tree is played back from a recording."""
         wanted = self.config.graphs and not self.config.gradient_checkpointing
-        return wanted and self._device.type == "cuda" and torch.is_grad_enabled() and nodes <= MOST_NODES
+        return wanted and self._device.type == "cuda" and torch.is_grad_enabled() and nodes <= MAX_GRAPH_NODES
 
     def _takes_tree(self) -> bool:
         if self.packing == "tree" and self._device.type not in (*self._verified, "meta"):
@@ -463,9 +463,9 @@ class TextTower(nn.Module):
         return self._names[names]
 
     def _refuse_length(self, length: int, what: str) -> None:
-        limit = self.lm.longest()
-        if limit is not None and length + self.lm.virtual > limit:
-            virtual = f" behind {count(self.lm.virtual, 'virtual token')}" if self.lm.virtual else ""
+        limit = self.lm.max_positions()
+        if limit is not None and length + self.lm.virtual_tokens > limit:
+            virtual = f" behind {count(self.lm.virtual_tokens, 'virtual token')}" if self.lm.virtual_tokens else ""
             raise ConfigError(
                 f"{what} of {count(length, 'token')}{virtual} exceed the {limit} positions of the model; shorten it"
             )
@@ -524,7 +524,7 @@ def build_text_tower(
         learned = train_tokenizer(taught, causal=causal, vocab_size=vocab_size)
     eos = eos_token_of(learned, description) if causal else None
     tokens = TextTokenizer(learned, max_tokens=config.max_tokens, eos=eos)
-    lm = build_language_model(config, vocabulary=len(learned), pad=tokens.pad, end=tokens.eos)
+    lm = build_language_model(config, vocabulary=len(learned), pad=tokens.pad, eos=tokens.eos)
     normal = normalise_all(list(dict.fromkeys(captions)), rule)
     tower = TextTower(
         adapt(lm, config, tokens.used_tokens(normal) if trained_tokens is None else trained_tokens), tokens, config

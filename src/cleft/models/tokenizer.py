@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBas
 
 from cleft.errors import CheckpointError, ConfigError
 from cleft.grammar import share, verb
-from cleft.models.hub import check_tokenizer_files, is_within_reach, quiet_transformers
+from cleft.models.hub import check_tokenizer_files, is_available, quiet_transformers
 
 LOG = logging.getLogger(__name__)
 END = "<|endoftext|>"
@@ -52,7 +52,7 @@ class TextTokenizer:
     """Distinct texts seen so far."""
     truncated = 0
     """How many of them were longer than `max_tokens`."""
-    longest = 0
+    longest_text = 0
     """Tokens of the longest of them, frame included and nothing cut."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int, eos: int | None) -> None:
@@ -76,7 +76,7 @@ class TextTokenizer:
         plain = self._plain(texts)
         self.seen += len(plain)
         self.truncated += sum(len(ids) > room for ids in plain)
-        self.longest = max([self.longest, *(len(ids) + self.max_tokens - room for ids in plain)])
+        self.longest_text = max([self.longest_text, *(len(ids) + self.max_tokens - room for ids in plain)])
         return [[*self.prefix_ids, *ids[:room], *self.suffix_ids] for ids in plain]
 
     def word_slots(self, texts: Sequence[str]) -> list[list[int]]:
@@ -181,7 +181,7 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
         raise CheckpointError(f"the tokenizer {str(source)!r} is a file; give the folder that holds its tokenizer.json")
     if place.is_dir() and not any(path.name in TOKENIZER_FILES or path.suffix == ".model" for path in place.iterdir()):
         raise CheckpointError(f"no tokenizer at {str(source)!r}: it holds none of {', '.join(TOKENIZER_FILES)}")
-    if not place.is_dir() and not is_within_reach(str(source), TOKENIZER_FILES):
+    if not place.is_dir() and not is_available(str(source), TOKENIZER_FILES):
         raise CheckpointError(
             f"no tokenizer at {str(source)!r}: it is neither a folder, nor in the local cache, nor can it be "
             f"downloaded; give the folder that holds its tokenizer.json"
@@ -282,13 +282,13 @@ class TokenIdTokenizer(TextTokenizer):
         end: End-of-text token, appended to every text.
     """
 
-    def __init__(self, *, vocabulary: int, max_tokens: int, end: int) -> None:  # no tokenizer to hand to Tokens
+    def __init__(self, *, vocabulary: int, max_tokens: int, eos: int) -> None:  # no tokenizer to hand to Tokens
         self.vocabulary = vocabulary
         self.max_tokens = max_tokens
         self.prefix_ids = ()
-        self.suffix_ids = (end,)
-        self.eos = end
-        self.pad = end
+        self.suffix_ids = (eos,)
+        self.eos = eos
+        self.pad = eos
 
     def encode_class_names(self, names: Sequence[str]) -> list[list[int]]:
         """Returns the ids of class names, cut and closed."""

@@ -100,7 +100,7 @@ def _build(learnable: Sequence[str], config: TextTowerConfig) -> tuple[torch.nn.
     shape = read_text_config(config)
     end = eos_token_of(tokenizer, shape) if causal else None
     tokens = TextTokenizer(tokenizer, max_tokens=config.max_tokens, eos=end)
-    shape = read_text_config(config, vocabulary=len(tokenizer), pad=tokens.pad, end=end)
+    shape = read_text_config(config, vocabulary=len(tokenizer), pad=tokens.pad, eos=end)
     return (AutoModelForCausalLM if causal else AutoModelForMaskedLM).from_config(shape), tokens
 
 

@@ -32,7 +32,7 @@ from cleft.errors import CheckpointError, CleftError, ConfigError
 from cleft.files import write_whole
 from cleft.models.checkpoint import has_joint_space, is_image_only, locate_base, read_settings, weights_digest
 from cleft.models.image_classifier import read_head_info
-from cleft.models.model_folder import home_of, peek_description, read_folder, write_folder
+from cleft.models.model_folder import find_files, peek_description, read_folder, write_folder
 from cleft.strict_json import write_json
 from cleft.studies.plans import TINY, Model, Plan, Row, Scale, column
 from cleft.studies.steps import Step
@@ -299,7 +299,7 @@ def adopt(step: Step) -> Path:
         raise ConfigError(f"{folder} is in the way of a model of the study; move it away, or choose another --out")
     summary = read_summary(folder)
     if summary is None or weights_digest(folder) != weights:
-        description, home = read_folder(source), home_of(source)
+        description, home = read_folder(source), find_files(source)
         names = list(cast("dict[str, Any]", description["files"]))
         write_folder(folder, description, lambda stage: _bring(home, stage, names))
         if weights_digest(folder) != weights:

@@ -16,7 +16,7 @@ from cleft.errors import CleftError, ConfigError
 from cleft.evaluation.result_files import read_evaluation
 from cleft.files import file_key, write_whole
 from cleft.grammar import count
-from cleft.models.hub import find_weights
+from cleft.models.hub import check_weights_available
 from cleft.models.image_classifier import read_head_info
 from cleft.models.parameter_count import TEXT_PARTS, build_meta_model, count_parameters, trained_token_rows
 from cleft.privacy import is_hidden
@@ -148,7 +148,7 @@ def lacking_weights(plans: Sequence[Plan], given: Given) -> dict[str, str]:
     found: dict[str, str] = {}
     for model, setting in wanted.items():
         try:
-            find_weights(model, setting)
+            check_weights_available(model, setting)
         except ConfigError as error:
             found[model] = str(error)
     return found

@@ -349,7 +349,7 @@ def _told_otherwise(made: ImageTowerConfig, settings: Settings) -> list[str]:
 def _hold_still(model: ImageClassifier) -> None:
     """No weight moves and no dropout is drawn, also where the head on top is trained on random views."""
     model.requires_grad_(False)
-    model.image_tower.trains = False
+    model.image_tower.trainable = False
 
 
 @dataclass(frozen=True)

@@ -347,7 +347,7 @@ def _refuse_cut(model: MethodModel, settings: Settings) -> None:
         raise ConfigError(
             f"{share(tokens.truncated, tokens.seen, 'distinct caption')} {verb(tokens.truncated, 'is', 'are')} longer "
             f"than text.max_tokens={tokens.max_tokens} and would lose {verb(tokens.truncated, 'its', 'their')} end, "
-            f"where the class is; set text.max_tokens to {tokens.longest} or more, or data.caption=simple"
+            f"where the class is; set text.max_tokens to {tokens.longest_text} or more, or data.caption=simple"
         )
 
 

@@ -27,7 +27,7 @@ from cleft.errors import ConfigError, DataError
 from cleft.files import as_path
 from cleft.grammar import count, verb
 from cleft.models.checkpoint import check_joint_space, load_model, save_model, weights_digest
-from cleft.models.dual_encoder import DualEncoder, build_context
+from cleft.models.dual_encoder import DualEncoder, initial_context
 from cleft.training.callbacks import Intervals, StopFlag
 from cleft.training.dataset import Material, read_material
 from cleft.training.distributed import check_hardware, one_device
@@ -234,7 +234,7 @@ def _train(source: Path, settings: Settings, material: Material, run: Run, stop:
         raise ConfigError(
             f"{source} wants images of {model.image_spec}; set images.size, images.mean and images.std so"
         )
-    model.set_context(build_context(model.text_tower, prompt_template(settings.data), config, settings.seed))
+    model.set_context(initial_context(model.text_tower, prompt_template(settings.data), config, settings.seed))
     model.to(device_of(settings))
 
     def encode(targets: Targets) -> Encoded:

@@ -16,14 +16,14 @@ from cleft.cli import main
 from cleft.config import load_run_settings
 from cleft.errors import CheckpointError, ConfigError
 from cleft.models.checkpoint import load_model
-from cleft.models.importing.cleft import import_official, language_config, take_apart
+from cleft.models.importing.cleft import import_authors, language_config, sort_weights
 from cleft.models.importing.importing import import_checkpoint
-from cleft.models.importing.safe_load import check_container, read_foreign, tensors_of
+from cleft.models.importing.safe_load import check_container, load_foreign, tensors_of
 
 
 def imported(tmp_path, kind="lora", *, state=None, hyper=None, **options):
     path = write_official(tmp_path / "theirs.ckpt", official_state(kind) if state is None else state, **(hyper or {}))
-    return load_model(import_official(path, tmp_path / "ours", size=56, **options))
+    return load_model(import_authors(path, tmp_path / "ours", size=56, **options))
 
 
 @pytest.mark.parametrize("kind", ["lora", "ia3", "prefix", "none"])
@@ -81,7 +81,7 @@ def test_without_its_language_model_one_must_be_named(tmp_path):
 
 def test_a_named_language_model_takes_the_place_of_one_inside(tmp_path):
     folder, state = write_language_model(tmp_path / "lm"), official_state()
-    inside = take_apart(state).language
+    inside = sort_weights(state).language
     options = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128}
     tokens = len(AutoTokenizer.from_pretrained(folder))
     language_model = AutoModel.from_config(AutoConfig.for_model("gpt2", vocab_size=tokens, **options))
@@ -152,7 +152,7 @@ def test_words_pooled_by_summing_are_refused(tmp_path):
 
 def test_a_size_between_patches_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="nearest sizes are 210 and 224"):
-        import_official(write_official(tmp_path / "theirs.ckpt"), tmp_path / "ours", size=220)
+        import_authors(write_official(tmp_path / "theirs.ckpt"), tmp_path / "ours", size=220)
 
 
 def test_heads_are_known_for_published_widths_and_asked_for_otherwise(tmp_path):
@@ -164,7 +164,7 @@ def test_heads_are_known_for_published_widths_and_asked_for_otherwise(tmp_path):
 
 def test_biomedlm_scales_attention_by_block_and_ends_texts_with_its_last_token():
     shapes = {"wte.weight": (28896, 2560), "wpe.weight": (1024, 2560), "h.0.mlp.c_fc.weight": (2560, 10240)}
-    weights = take_apart({})
+    weights = sort_weights({})
     weights.language.update({name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
     config = language_config(weights)
     assert (config["n_head"], config["eos_token_id"]) == (20, 28895)
@@ -185,7 +185,7 @@ def test_a_payload_is_never_run(tmp_path):
     path = tmp_path / "evil.ckpt"
     torch.save({"state_dict": official_state(), "callbacks": Payload(tmp_path / "was-here")}, path)
     with pytest.raises(CheckpointError, match=r"evil.ckpt names \w+.mkdir, .* such files can run code") as caught:
-        import_official(path, tmp_path / "ours")
+        import_authors(path, tmp_path / "ours")
     assert "False" not in str(caught.value)
     assert not (tmp_path / "was-here").exists()
 
@@ -219,7 +219,7 @@ def test_one_number_that_claims_to_be_a_billion_is_refused(tmp_path):
     path = tmp_path / "wide.ckpt"
     torch.save({"state_dict": {"a": torch.ones(1).expand(10**9)}}, path)
     with pytest.raises(CheckpointError, match="claim 4,000,000,000 bytes"):
-        tensors_of(read_foreign(path), path)
+        tensors_of(load_foreign(path), path)
 
 
 @pytest.mark.parametrize(
@@ -232,22 +232,22 @@ def test_one_number_that_claims_to_be_a_billion_is_refused(tmp_path):
 def test_what_is_no_container_is_refused(tmp_path, content, sentence):
     (tmp_path / "x.ckpt").write_bytes(content)
     with pytest.raises(CheckpointError, match=sentence):
-        import_official(tmp_path / "x.ckpt", tmp_path / "ours")
+        import_authors(tmp_path / "x.ckpt", tmp_path / "ours")
 
 
 def test_the_temperature_of_the_file_is_that_of_the_settings(tmp_path):
-    out = import_official(write_official(tmp_path / "theirs.ckpt"), tmp_path / "ours", size=56)
+    out = import_authors(write_official(tmp_path / "theirs.ckpt"), tmp_path / "ours", size=56)
     assert load_run_settings(out).loss.temperature == pytest.approx(math.exp(-2.6))
 
 
 def test_a_language_model_beside_that_of_the_file_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="--text-model gpt2: the checkpoint holds its language model; leave it out"):
-        import_official(write_official(tmp_path / "theirs.ckpt"), tmp_path / "ours", text_model="gpt2")
+        import_authors(write_official(tmp_path / "theirs.ckpt"), tmp_path / "ours", text_model="gpt2")
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"no checkpoint at .*x.ckpt"):
-        import_official(tmp_path / "x.ckpt", tmp_path / "ours")
+        import_authors(tmp_path / "x.ckpt", tmp_path / "ours")
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
@@ -255,7 +255,7 @@ def test_a_cut_file_is_refused(tmp_path, share):
     path = write_official(tmp_path / "theirs.ckpt")
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     with pytest.raises(CheckpointError, match=r"theirs.ckpt"):
-        import_official(path, tmp_path / "ours")
+        import_authors(path, tmp_path / "ours")
 
 
 def test_one_altered_bit_of_a_weight_is_refused(tmp_path):
@@ -265,14 +265,14 @@ def test_one_altered_bit_of_a_weight_is_refused(tmp_path):
     content[content.index(weights) + 9] ^= 1
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"theirs.ckpt is damaged: the checksum of its entry .* differs"):
-        import_official(path, tmp_path / "ours")
+        import_authors(path, tmp_path / "ours")
 
 
 def test_a_run_does_not_lose_its_weights_to_an_import(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "model.json").write_text('{"extra": {}}')
     with pytest.raises(ConfigError, match="is not empty and holds no imported model"):
-        import_official(write_official(tmp_path / "theirs.ckpt"), tmp_path / "run")
+        import_authors(write_official(tmp_path / "theirs.ckpt"), tmp_path / "run")
     assert (tmp_path / "run" / "model.json").read_text() == '{"extra": {}}'
 
 
@@ -282,7 +282,7 @@ def test_a_file_without_weights_is_refused(tmp_path, content):
     with pytest.raises(
         CheckpointError, match=r"not a dictionary of weights; give a|has no state_dict with weights; |is no tensor "
     ):
-        import_official(tmp_path / "x.ckpt", tmp_path / "ours")
+        import_authors(tmp_path / "x.ckpt", tmp_path / "ours")
 
 
 @pytest.mark.slow
@@ -328,7 +328,7 @@ def test_a_learned_context_means_what_it_means_in_peft(tmp_path):
 def test_the_file_of_the_second_stage_holds_the_first_and_a_context(tmp_path, kind):
     first = imported(tmp_path, kind)
     path = write_official(tmp_path / "second.ckpt", prompt_tuned(official_state(kind)), prompt_ft=True, ctx_length=6)
-    out = import_official(path, tmp_path / "second", size=56)
+    out = import_authors(path, tmp_path / "second", size=56)
     second = load_model(out)
     with torch.no_grad():
         assert torch.equal(first.encode_text(["3 5 9"]), second.encode_text(["3 5 9"]))
@@ -342,7 +342,7 @@ def test_the_file_of_the_second_stage_holds_the_first_and_a_context(tmp_path, ki
 def test_the_command_says_that_a_context_came_with_the_model(tmp_path, capsys):
     path = write_official(tmp_path / "second.ckpt", prompt_tuned(official_state()))
     assert main(["import", str(path), "--out", str(tmp_path / "ours"), "--size", "56"]) == 0
-    assert "ours: holds a learned context of 6 vectors, which cleft evaluate uses" in capsys.readouterr().out
+    assert "ours: has a learned context of 6 vectors, which cleft evaluate uses" in capsys.readouterr().out
 
 
 def test_a_context_of_another_width_or_another_embedding_is_refused(tmp_path):

@@ -314,7 +314,7 @@ def test_an_activation_is_never_guessed(tmp_path, merges):
     with pytest.raises(
         CheckpointError,
         match=r"clip.pt should lie beside open_clip_config.json, which says how open_clip reads images and texts; "
-        r"download the whole folder, or name whose it is: --method openai-clip, chexzero or .* or --method open-clip",
+        r"download the whole folder, or name the method: --method openai-clip, chexzero or .* or --method open-clip",
     ):
         import_checkpoint(tmp_path / "clip.pt", tmp_path / "ours", tokenizer=merges)
     folder = write_open_clip(tmp_path / "theirs")

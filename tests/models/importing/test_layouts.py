@@ -31,8 +31,8 @@ from cleft.config import load_run_settings
 from cleft.errors import CheckpointError, ConfigError
 from cleft.models.checkpoint import load_model
 from cleft.models.image_classifier import load_image_classifier
-from cleft.models.importing.importing import import_checkpoint, told_reading
-from cleft.models.importing.safe_load import Unread, read_foreign
+from cleft.models.importing.importing import describe_reading, import_checkpoint
+from cleft.models.importing.safe_load import Unread, load_foreign
 from cleft.models.tokenizer import train_tokenizer
 
 
@@ -310,8 +310,8 @@ def test_temperature_must_be_one_number(tmp_path):
 def test_foreign_settings_are_passed_over_and_no_file_without_leave(tmp_path):
     path = write_gloria(tmp_path / "theirs.ckpt")
     with pytest.raises(CheckpointError, match=r"names omegaconf_of_old.\w+, not only tensors"):
-        read_foreign(path)
-    assert isinstance(read_foreign(path, foreign=True)["hyper_parameters"], Unread)
+        load_foreign(path)
+    assert isinstance(load_foreign(path, foreign=True)["hyper_parameters"], Unread)
 
 
 def test_a_zip_without_a_checkpoint_of_torch_is_named_as_it_was_given(tmp_path):
@@ -339,13 +339,13 @@ def test_a_method_is_known_in_any_case_and_a_slip_of_the_pen_is_told(tmp_path):
 
 def test_how_a_model_reads_is_told_in_one_line(tmp_path):
     of_mrm = import_checkpoint(write_mrm(tmp_path), tmp_path / "ours", size=SIZE)
-    assert told_reading(load_run_settings(of_mrm)) == (
+    assert describe_reading(load_run_settings(of_mrm)) == (
         "reads images of 112 pixels, brought to 56 (mean 0.498, deviation 0.245)"
     )
     path = write_jit_archive(tmp_path / "ViT.pt", native_clip_state())
     merges = write_merges(tmp_path / "bpe_simple_vocab_16e6.txt.gz")
     of_clip = import_checkpoint(path, tmp_path / "clip", tokenizer=merges)
-    said = told_reading(load_run_settings(of_clip))
+    said = describe_reading(load_run_settings(of_clip))
     assert "(mean 0.481 0.458 0.408, deviation 0.269 0.261 0.276); texts of up to 24 tokens; temperature 0.0143" in said
     assert said.endswith("activation quick_gelu")
 

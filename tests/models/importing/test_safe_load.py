@@ -10,7 +10,7 @@ from torch import nn
 
 from cleft.errors import CheckpointError
 from cleft.models.importing.importing import import_checkpoint
-from cleft.models.importing.safe_load import is_jit_archive, read_foreign, read_jit_archive
+from cleft.models.importing.safe_load import is_jit_archive, load_foreign, read_jit_archive
 
 
 class Block(nn.Module):
@@ -59,7 +59,7 @@ def test_the_wide_half_of_a_checkpoint_is_no_archive_of_code(tmp_path):
     (tmp_path / "text.pt").write_text("no")
     assert not is_jit_archive(tmp_path / "text.pt")
     with pytest.raises(CheckpointError, match=r"is a TorchScript archive, .* give a file of weights alone"):
-        read_foreign(write(tmp_path / "model.pt", Block()))
+        load_foreign(write(tmp_path / "model.pt", Block()))
 
 
 def rewrite(path, *, content=None, packed=False, leave_out="\0", limit=None):

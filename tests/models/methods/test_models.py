@@ -101,7 +101,7 @@ def test_mrm_encodes_only_the_patches_it_does_not_hide(root):
     pixels = tower.resize(tower.normalise(images_of(112)))
     assert pixels.shape[-1] == 56
     kept = torch.tensor([[0, 5], [3, 2], [15, 14]])
-    read = tower.read_visible(pixels, kept)
+    read = tower.encode_visible(pixels, kept)
     for row in range(3):
         embedded = tower.model.embeddings(pixels[row : row + 1])
         states = embedded[:, [0, *(kept[row] + 1).tolist()]]
@@ -110,7 +110,7 @@ def test_mrm_encodes_only_the_patches_it_does_not_hide(root):
         torch.testing.assert_close(read[row], tower.model.layernorm(states)[0, 1:])
     every = torch.arange(16).expand(3, -1)
     torch.testing.assert_close(
-        tower.read_visible(pixels, every).mean(dim=1), model.encode_image_features(images_of(112))
+        tower.encode_visible(pixels, every).mean(dim=1), model.encode_image_features(images_of(112))
     )
 
 

@@ -30,14 +30,14 @@ from cleft.files import write_whole
 from cleft.models.adapters import adapt
 from cleft.models.checkpoint import save_model, saved_weights
 from cleft.models.dual_encoder import DualEncoder
-from cleft.models.hub import without_initial_weights
+from cleft.models.hub import skip_weight_init
 from cleft.models.image_tower import build_image_tower
 from cleft.models.importing.key_maps import HUB_VISION, blocks_of, dinov2_config, heads_of, shape_of
 from cleft.models.importing.layouts import scale_of
-from cleft.models.importing.safe_load import Foreign, read_weights
+from cleft.models.importing.safe_load import ForeignCheckpoint, read_weights
 from cleft.models.language_model import build_language_model
 from cleft.models.model_folder import STAGE, check_place, digest_of, peek_description
-from cleft.models.state_dict import conformed, in_current_names, listed, misfits, put
+from cleft.models.state_dict import assign_weights, describe_mismatch, format_names, match_forms, to_current_names
 from cleft.models.text_tower import TextTower, build_text_tower
 from cleft.models.tokenizer import TextTokenizer, TokenIdTokenizer, load_tokenizer
 
@@ -67,7 +67,7 @@ _ADAPTER = re.compile(
 )
 
 
-class OfficialWeights(NamedTuple):
+class AuthorsWeights(NamedTuple):
     """A checkpoint of the authors, taken apart and renamed."""
 
     vision: dict[str, Tensor]
@@ -95,9 +95,9 @@ class OfficialWeights(NamedTuple):
         return named
 
 
-def take_apart(state: Mapping[str, Tensor]) -> OfficialWeights:
+def sort_weights(state: Mapping[str, Tensor]) -> AuthorsWeights:
     """Sorts and renames the weights of an authors' checkpoint, of either stage."""
-    parts = OfficialWeights({}, {}, {}, {}, [])
+    parts = AuthorsWeights({}, {}, {}, {}, [])
     texts = {name.removeprefix(_TEXT): tensor for name, tensor in state.items() if name.startswith(_TEXT)}
     context = _pop_context(texts, parts.left_over)
     for name, tensor in texts.items():
@@ -139,7 +139,7 @@ def _pop_context(texts: dict[str, Tensor], left_over: list[str]) -> Tensor | Non
     return context
 
 
-def _add_vision(parts: OfficialWeights, name: str, tensor: Tensor) -> None:
+def _add_vision(parts: AuthorsWeights, name: str, tensor: Tensor) -> None:
     for pattern, target in _VISION:
         match = pattern.fullmatch(name.removeprefix(_IMAGE))
         if match and "{}" in target and tensor.ndim and len(tensor) % 3 == 0:
@@ -152,7 +152,7 @@ def _add_vision(parts: OfficialWeights, name: str, tensor: Tensor) -> None:
     parts.left_over.append(name)
 
 
-def _add_text(parts: OfficialWeights, name: str, tensor: Tensor) -> None:
+def _add_text(parts: AuthorsWeights, name: str, tensor: Tensor) -> None:
     inner = _WRAPPERS.sub("", name, count=1).replace(".base_layer", "")
     if _LANGUAGE.fullmatch(inner):
         parts.language[inner] = tensor
@@ -167,7 +167,7 @@ _BIOMEDLM = (28896, 2560)
 """Tokens and width of BioMedLM, which scales attention by the block's number and ends texts with its last token."""
 
 
-def language_config(weights: OfficialWeights, heads: int | None = None, end: int | None = None) -> dict[str, Any]:
+def language_config(weights: AuthorsWeights, heads: int | None = None, end: int | None = None) -> dict[str, Any]:
     """Returns the description of the GPT-2 in a checkpoint, as `text.scratch` wants it.
 
     Raises:
@@ -195,7 +195,7 @@ def language_config(weights: OfficialWeights, heads: int | None = None, end: int
     }
 
 
-def adapter_options(weights: OfficialWeights) -> dict[str, Any]:
+def adapter_options(weights: AuthorsWeights) -> dict[str, Any]:
     """Returns the settings of the text tower that the names and shapes of an adapter's weights tell."""
     for name, tensor in weights.adapter.items():
         if "lora_A" in name:
@@ -214,7 +214,7 @@ _FACTS = (
 """Hyper-parameters that are kept for people to read; the rest may name folders and machines."""
 
 
-def import_official(
+def import_authors(
     path: Path | str,
     out: Path | str,
     *,
@@ -223,7 +223,7 @@ def import_official(
     image_heads: int | None = None,
     text_heads: int | None = None,
     size: int = 224,
-    read: Foreign | None = None,
+    read: ForeignCheckpoint | None = None,
 ) -> Path:
     """Makes a model folder of a checkpoint of the authors' release; LoRA, IA3, prefix or none, of either stage.
 
@@ -285,8 +285,8 @@ def check_out(out: Path) -> None:
     check_place(out)
 
 
-def _sorted(state: Mapping[str, Tensor]) -> OfficialWeights:
-    weights = take_apart(state)
+def _sorted(state: Mapping[str, Tensor]) -> AuthorsWeights:
+    weights = sort_weights(state)
     if not weights.vision or not weights.rest:
         raise CheckpointError(
             f"it is no checkpoint of the authors' release, whose weights are called img_encoder_q.model.… and "
@@ -294,14 +294,14 @@ def _sorted(state: Mapping[str, Tensor]) -> OfficialWeights:
         )
     if weights.left_over:
         raise CheckpointError(
-            f"{listed('[weight has|weights have] no place in towers of this kind', sorted(weights.left_over))}; "
+            f"{format_names('[weight has|weights have] no place in towers of this kind', sorted(weights.left_over))}; "
             f"only a DINOv2 and a GPT-2 with LoRA, IA3, prefix or nothing, each with a linear projection, are read"
         )
     return weights
 
 
 def _settings(
-    weights: OfficialWeights,
+    weights: AuthorsWeights,
     facts: Mapping[str, Any],
     size: int,
     image_heads: int | None,
@@ -330,17 +330,17 @@ def _settings(
     )
 
 
-def _width(weights: OfficialWeights) -> int:
+def _width(weights: AuthorsWeights) -> int:
     bias = weights.rest.get("image_projection.bias")
     if bias is None or bias.ndim != 1:
         raise CheckpointError("it should hold img_encoder_q.global_embed.bias, the bias of a linear projection")
     return len(bias)
 
 
-def _build(weights: OfficialWeights, settings: Settings, tokenizer: Path | str | None) -> DualEncoder:
+def _build(weights: AuthorsWeights, settings: Settings, tokenizer: Path | str | None) -> DualEncoder:
     with torch.random.fork_rng(devices=[]):
         text_tower = _build_text(settings.text, tokenizer)
-        with without_initial_weights():
+        with skip_weight_init():
             return DualEncoder(build_image_tower(settings.image, settings.images), text_tower, settings.loss)
 
 
@@ -348,7 +348,7 @@ def _build_text(config: TextTowerConfig, tokenizer: Path | str | None) -> TextTo
     if config.scratch is None:
         return build_text_tower(config, [], tokenizer=None if tokenizer is None else Path(tokenizer), trained_tokens=[])
     vocabulary, end = int(config.scratch["vocab_size"]), int(config.scratch["eos_token_id"])
-    tokens: TextTokenizer = TokenIdTokenizer(vocabulary=vocabulary, max_tokens=config.max_tokens, end=end)
+    tokens: TextTokenizer = TokenIdTokenizer(vocabulary=vocabulary, max_tokens=config.max_tokens, eos=end)
     if tokenizer is not None:
         learned = load_tokenizer(tokenizer)
         if len(learned) > vocabulary:
@@ -357,8 +357,8 @@ def _build_text(config: TextTowerConfig, tokenizer: Path | str | None) -> TextTo
                 f"give the one it was trained with"
             )
         tokens = TextTokenizer(learned, max_tokens=config.max_tokens, eos=end)
-    with without_initial_weights():
-        lm = build_language_model(config, vocabulary=vocabulary, pad=end, end=end)
+    with skip_weight_init():
+        lm = build_language_model(config, vocabulary=vocabulary, pad=end, eos=end)
         return TextTower(adapt(lm, config), tokens, config)
 
 
@@ -373,8 +373,8 @@ def _set_context(model: DualEncoder, context: Tensor | None) -> None:
     model.set_context(torch.zeros(context.shape))
 
 
-def _fill(model: DualEncoder, weights: OfficialWeights) -> None:
-    vision = in_current_names(model.image_tower.model, weights.vision)
+def _fill(model: DualEncoder, weights: AuthorsWeights) -> None:
+    vision = to_current_names(model.image_tower.model, weights.vision)
     named = {
         **{f"image_tower.model.{name}": tensor for name, tensor in vision.items()},
         **{f"text_tower.lm.{name}": tensor for name, tensor in weights.own_text().items()},
@@ -382,8 +382,8 @@ def _fill(model: DualEncoder, weights: OfficialWeights) -> None:
         **({} if weights.context is None else {"context": weights.context}),
     }
     expected = saved_weights(model)
-    given = conformed(named, expected)
-    faults = misfits(given, expected)
+    given = match_forms(named, expected)
+    faults = describe_mismatch(given, expected)
     if faults:
         raise CheckpointError(f"its weights do not fit the towers their shapes tell of: {faults}")
-    put(model, given, expected)
+    assign_weights(model, given, expected)

@@ -43,8 +43,8 @@ from cleft.models.importing.layouts import (
     CLIP_STD,
     IMAGENET_MEAN,
     IMAGENET_STD,
-    Facts,
     Layout,
+    SideFiles,
     Weights,
     number_in,
     part_of,
@@ -65,7 +65,7 @@ _SHAPE = (
 )
 
 
-def _hub_clip_settings(weights: Weights, size: int, facts: Facts) -> Settings:
+def _hub_clip_settings(weights: Weights, size: int, facts: SideFiles) -> Settings:
     family = facts[_HUB_CONFIG].get("model_type")
     if family != "clip":
         raise CheckpointError(f"{_HUB_CONFIG} says it is a {family!r} model, whose towers are not CLIP's")
@@ -119,13 +119,13 @@ def clip_settings(
     )
 
 
-def _hub_shape(facts: Facts, tower: str, *more: str) -> dict[str, Any]:
+def _hub_shape(facts: SideFiles, tower: str, *more: str) -> dict[str, Any]:
     """The description of a tower, as `scratch` wants it. Older files say it twice, and then the second counts."""
     said = {**part_of(facts[_HUB_CONFIG], f"{tower}_config"), **part_of(facts[_HUB_CONFIG], f"{tower}_config_dict")}
     return {name: said[name] for name in (*_SHAPE, *more) if name in said}
 
 
-def _hub_side(_weights: Weights, facts: Facts) -> int:
+def _hub_side(_weights: Weights, facts: SideFiles) -> int:
     return side_in(_hub_shape(facts, "vision", "image_size"))
 
 
@@ -134,7 +134,11 @@ _BLOCK = r"encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|layer_norm[12]|mlp
 OPENAI_CLIP = Layout(
     method="openai-clip",
     title="OpenAI's CLIP",
-    marks=("vision_model.embeddings.class_embedding", "text_model.embeddings.token_embedding.", "visual_projection."),
+    key_prefixes=(
+        "vision_model.embeddings.class_embedding",
+        "text_model.embeddings.token_embedding.",
+        "visual_projection.",
+    ),
     sections=(
         Section(
             "vision_model.",
@@ -158,8 +162,8 @@ OPENAI_CLIP = Layout(
         Section("", "", {"logit_scale": "logit_scale"}),
     ),
     settings=_hub_clip_settings,
-    beside=(_HUB_CONFIG, _PIXELS),
-    side=_hub_side,
+    side_files=(_HUB_CONFIG, _PIXELS),
+    default_size=_hub_side,
     tokenizer="openai/clip-vit-base-patch16",
 )
 
@@ -195,7 +199,7 @@ _SIZES: Mapping[str, Target] = {r"input_resolution|context_length|vocab_size": N
 """Numbers that OpenAI's archives hold among the weights; the shapes say the same."""
 
 
-class _Way(NamedTuple):
+class _Preprocessing(NamedTuple):
     """What weights do not tell."""
 
     activation: str
@@ -203,10 +207,10 @@ class _Way(NamedTuple):
     std: tuple[float, float, float] = CLIP_STD
 
 
-def _named(way: _Way) -> Callable[[Weights, int, Facts], Settings]:
+def _named(way: _Preprocessing) -> Callable[[Weights, int, SideFiles], Settings]:
     """Settings of a method that says how it reads; a configuration beside it must not say otherwise."""
 
-    def settings(weights: Weights, size: int, facts: Facts) -> Settings:
+    def settings(weights: Weights, size: int, facts: SideFiles) -> Settings:
         if _CONFIG in facts and _activation(facts) != way.activation:
             raise CheckpointError(
                 f"{_CONFIG} says that its activation is {_activation(facts)}, where this method has {way.activation}; "
@@ -218,9 +222,9 @@ def _named(way: _Way) -> Callable[[Weights, int, Facts], Settings]:
     return settings
 
 
-def _open_clip(weights: Weights, size: int, facts: Facts) -> Settings:
+def _open_clip(weights: Weights, size: int, facts: SideFiles) -> Settings:
     if _CONFIG not in facts:
-        return _named(_Way("gelu"))(weights, size, facts)
+        return _named(_Preprocessing("gelu"))(weights, size, facts)
     model = part_of(facts[_CONFIG], "model_cfg")
     vision, text = part_of(model, "vision_cfg"), part_of(model, "text_cfg")
     for part, read in ((model, _MODEL), (vision, _READ), (text, _READ)):
@@ -257,7 +261,7 @@ def _refuse_other_ways(said: Mapping[str, Any], read: tuple[str, ...]) -> None:
             )
 
 
-def _activation(facts: Facts) -> str:
+def _activation(facts: SideFiles) -> str:
     return "quick_gelu" if part_of(facts[_CONFIG], "model_cfg").get("quick_gelu") else "gelu"
 
 
@@ -307,7 +311,7 @@ def _heads(weights: Weights, tower: str) -> int:
     return width // _HEAD_WIDTH
 
 
-def _side(weights: Weights, _facts: Facts) -> int:
+def _side(weights: Weights, _facts: SideFiles) -> int:
     patch = shape_of(weights, f"{IMAGE}embeddings.patch_embedding.weight", 4)[3]
     positions = shape_of(weights, f"{IMAGE}embeddings.position_embedding.weight", 2)[0] - 1
     return side_of(positions, "a ViT") * patch
@@ -326,42 +330,46 @@ def _text_sections(prefix: str) -> tuple[Section, ...]:
 OPENAI_ARCHIVE = Layout(
     method="openai-clip",
     title="OpenAI's CLIP",
-    marks=("input_resolution", "visual.class_embedding", "token_embedding."),
+    key_prefixes=("input_resolution", "visual.class_embedding", "token_embedding."),
     sections=(
         Section("visual.", IMAGE, _VISION),
         Section("visual.", "image_projection.", {"proj": "weight"}),
         *_text_sections(""),
         Section("", "", {"logit_scale": "logit_scale", **_SIZES}),
     ),
-    settings=_named(_Way("quick_gelu")),
-    complete=_turned,
-    side=_side,
+    settings=_named(_Preprocessing("quick_gelu")),
+    complete_weights=_turned,
+    default_size=_side,
     tokenizer="openai/clip-vit-base-patch16, or CLIP's bpe_simple_vocab_16e6.txt.gz",
 )
 """`ViT-B-32.pt` and its like; also their weights alone, with the three numbers still among them."""
 _FINE_TUNED = OPENAI_ARCHIVE._replace(
-    marks=("visual.class_embedding", "token_embedding."),
-    asked=True,
-    beside=(_CONFIG,),
-    alone="name whose it is: --method openai-clip, chexzero or pubmedclip (quick_gelu, as OpenAI's weights and what "
-    "grew out of them), or --method open-clip (gelu)",
+    key_prefixes=("visual.class_embedding", "token_embedding."),
+    only_if_named=True,
+    side_files=(_CONFIG,),
+    missing_file_hint="name the method: --method openai-clip, chexzero or pubmedclip (quick_gelu, as in OpenAI's "
+    "weights and models fine-tuned from them), or --method open-clip (gelu)",
 )
 _CHEXZERO_MEAN = (101.48761 / 255, 101.48761 / 255, 101.48761 / 255)
 _CHEXZERO_STD = (83.43944 / 255, 83.43944 / 255, 83.43944 / 255)
 """Of MIMIC-CXR, by CheXzero's code."""
-OPEN_CLIP = _FINE_TUNED._replace(method="open-clip", title="open_clip", asked=False, settings=_open_clip)
+OPEN_CLIP = _FINE_TUNED._replace(method="open-clip", title="open_clip", only_if_named=False, settings=_open_clip)
 OPEN_CLIP_CUSTOM = OPEN_CLIP._replace(
-    marks=("visual.class_embedding", "text.token_embedding."),
+    key_prefixes=("visual.class_embedding", "text.token_embedding."),
     sections=(*OPENAI_ARCHIVE.sections, *_text_sections("text.")),
 )
 NATIVE_CLIP = (
     OPENAI_ARCHIVE,
     _FINE_TUNED,
     _FINE_TUNED._replace(
-        method="chexzero", title="CheXzero", settings=_named(_Way("quick_gelu", _CHEXZERO_MEAN, _CHEXZERO_STD))
+        method="chexzero",
+        title="CheXzero",
+        settings=_named(_Preprocessing("quick_gelu", _CHEXZERO_MEAN, _CHEXZERO_STD)),
     ),
     _FINE_TUNED._replace(
-        method="pubmedclip", title="PubMedCLIP", settings=_named(_Way("quick_gelu", IMAGENET_MEAN, IMAGENET_STD))
+        method="pubmedclip",
+        title="PubMedCLIP",
+        settings=_named(_Preprocessing("quick_gelu", IMAGENET_MEAN, IMAGENET_STD)),
     ),
     OPEN_CLIP,
     OPEN_CLIP_CUSTOM,
@@ -369,7 +377,7 @@ NATIVE_CLIP = (
 """Those that are named before those that are recognised."""
 
 
-def _biomedclip_settings(weights: Weights, size: int, facts: Facts) -> Settings:
+def _biomedclip_settings(weights: Weights, size: int, facts: SideFiles) -> Settings:
     vision, text = _biomedclip_tower(facts, "vision_cfg"), _biomedclip_tower(facts, "text_cfg")
     _check(vision, "timm_pool", "avg", ("", "token"))
     _check(vision, "timm_proj", "linear", ("linear",))
@@ -390,7 +398,7 @@ def _biomedclip_settings(weights: Weights, size: int, facts: Facts) -> Settings:
     )
 
 
-def _biomedclip_tower(facts: Facts, name: str) -> dict[str, Any]:
+def _biomedclip_tower(facts: SideFiles, name: str) -> dict[str, Any]:
     return part_of(part_of(facts[_CONFIG], "model_cfg"), name)
 
 
@@ -404,7 +412,7 @@ def _check(said: Mapping[str, Any], name: str, silent: str, read: tuple[str, ...
 BIOMEDCLIP = Layout(
     method="biomedclip",
     title="BiomedCLIP",
-    marks=("visual.trunk.", "visual.head.proj.", "text.transformer.embeddings.", "text.proj."),
+    key_prefixes=("visual.trunk.", "visual.head.proj.", "text.transformer.embeddings.", "text.proj."),
     sections=(
         Section("visual.trunk.", IMAGE, VIT),
         Section("visual.head.proj.", "image_projection.", {"weight": r"\g<0>"}),
@@ -413,8 +421,8 @@ BIOMEDCLIP = Layout(
         Section("", "", {"logit_scale": "logit_scale"}),
     ),
     settings=_biomedclip_settings,
-    beside=(_CONFIG,),
-    side=lambda _weights, facts: side_in(_biomedclip_tower(facts, "vision_cfg")),
+    side_files=(_CONFIG,),
+    default_size=lambda _weights, facts: side_in(_biomedclip_tower(facts, "vision_cfg")),
     tokenizer="microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract",
 )
 

@@ -24,10 +24,10 @@ from cleft.files import write_whole
 from cleft.grammar import count
 from cleft.models.adapters import adapt
 from cleft.models.checkpoint import save_model, saved_weights
-from cleft.models.hub import config_from, without_initial_weights
+from cleft.models.hub import config_from_dict, skip_weight_init
 from cleft.models.image_classifier import ImageClassifier, save_image_classifier
 from cleft.models.image_tower import build_image_tower
-from cleft.models.importing.cleft import check_out, import_official
+from cleft.models.importing.cleft import check_out, import_authors
 from cleft.models.importing.clip import BIOMEDCLIP, NATIVE_CLIP, OPENAI_CLIP, load_merges
 from cleft.models.importing.key_maps import IMAGE, rename
 from cleft.models.importing.layouts import (
@@ -42,15 +42,15 @@ from cleft.models.importing.layouts import (
     MGCA,
     MRM,
     MRM_ENCODER,
-    Facts,
     Layout,
+    SideFiles,
     Weights,
 )
 from cleft.models.importing.safe_load import find_weights, read_weights
 from cleft.models.language_model import build_language_model, is_causal
 from cleft.models.methods import METHODS, MethodModel
 from cleft.models.model_folder import digest_of
-from cleft.models.state_dict import conformed, in_current_names, listed, misfits, put
+from cleft.models.state_dict import assign_weights, describe_mismatch, format_names, match_forms, to_current_names
 from cleft.models.text_tower import TextTower
 from cleft.models.tokenizer import TOKENIZER_FILES, TextTokenizer, eos_token_of, load_tokenizer
 from cleft.strict_json import read_json
@@ -120,7 +120,7 @@ def import_checkpoint(
     read = read_weights(path)
     layout = _recognise(read.weights, method, path)
     if layout is None:
-        return import_official(path, out, tokenizer=tokenizer, text_model=text_model, size=size or 224, read=read)
+        return import_authors(path, out, tokenizer=tokenizer, text_model=text_model, size=size or 224, read=read)
     if text_model is not None:
         raise ConfigError(
             f"--text-model {text_model} is for the authors' own checkpoints, and this is one of {layout.title}; leave "
@@ -142,7 +142,7 @@ def import_checkpoint(
     return out
 
 
-def read_facts(weights: Path, layout: Layout, *, named: bool) -> Facts:
+def read_facts(weights: Path, layout: Layout, *, named: bool) -> SideFiles:
     """Reads the JSON files that a layout has beside its weights; all but the first may be missing.
 
     Args:
@@ -153,18 +153,18 @@ def read_facts(weights: Path, layout: Layout, *, named: bool) -> Facts:
     Raises:
         CheckpointError: If the first is missing, or one cannot be read.
     """
-    places = {name: weights.parent / name for name in layout.beside}
-    if places and not places[layout.beside[0]].is_file() and not (named and layout.alone):
+    places = {name: weights.parent / name for name in layout.side_files}
+    if places and not places[layout.side_files[0]].is_file() and not (named and layout.missing_file_hint):
         raise CheckpointError(
-            f"{weights} should lie beside {layout.beside[0]}, which says how {layout.title} reads images and texts; "
-            f"download the whole folder{layout.alone and f', or {layout.alone}'}"
+            f"{weights} should lie beside {layout.side_files[0]}, which says how {layout.title} reads images and "
+            f"texts; download the whole folder{layout.missing_file_hint and f', or {layout.missing_file_hint}'}"
         )
     return {name: _read_json(place) for name, place in places.items() if place.is_file()}
 
 
 def tokenizer_beside(weights: Path, layout: Layout) -> Path | None:
     """Returns the folder of the weights where it is known to hold their tokenizer too."""
-    has = layout.beside and any((weights.parent / name).is_file() for name in TOKENIZER_FILES)
+    has = layout.side_files and any((weights.parent / name).is_file() for name in TOKENIZER_FILES)
     return weights.parent if has else None
 
 
@@ -172,7 +172,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return read_json(path, error=CheckpointError, limit=_LARGEST_JSON)
 
 
-def told_reading(settings: Settings) -> str:
+def describe_reading(settings: Settings) -> str:
     """Returns how an imported model reads: options given beside its weights, or taken from its authors' code."""
     images, image = settings.images, settings.image
     size = f"{images.size} pixels{f', brought to {image.resize}' if image.resize else ''}"
@@ -209,7 +209,7 @@ def _recognise(state: Mapping[str, Tensor], method: str | None, path: Path) -> L
     if unread is not None:
         raise CheckpointError(f"{path} is {unread}")
     found = next(
-        (it for it in LAYOUTS if _holds(state, it.marks) and (not it.asked or method == it.method)),
+        (it for it in LAYOUTS if _holds(state, it.key_prefixes) and (not it.only_if_named or method == it.method)),
         None,
     )
     own = found is None and _holds(state, _OWN)
@@ -235,24 +235,24 @@ def _holds(state: Mapping[str, Tensor], marks: tuple[str, ...]) -> bool:
 
 
 def _first(state: Mapping[str, Tensor], layout: Layout | None) -> str:
-    mark = (_OWN if layout is None else layout.marks)[0]
+    mark = (_OWN if layout is None else layout.key_prefixes)[0]
     return next(name for name in state if name.startswith(mark))
 
 
 def _take_apart(
-    state: Mapping[str, Tensor], layout: Layout, size: int | None, facts: Facts
+    state: Mapping[str, Tensor], layout: Layout, size: int | None, facts: SideFiles
 ) -> tuple[Weights, Settings]:
     weights, left_over = rename(state, layout.sections)
     if left_over:
-        raise CheckpointError(listed("[weight has|weights have] no place", sorted(left_over)))
-    size = layout.side(weights, facts) if size is None else size
-    weights = layout.complete(weights, size)
+        raise CheckpointError(format_names("[weight has|weights have] no place", sorted(left_over)))
+    size = layout.default_size(weights, facts) if size is None else size
+    weights = layout.complete_weights(weights, size)
     settings = layout.settings(weights, size, facts)
-    return weights, replace(settings, text=replace(settings.text, normalisation=layout.rule))
+    return weights, replace(settings, text=replace(settings.text, normalisation=layout.text_rule))
 
 
 def _build(settings: Settings, layout: Layout, tokenizer: Path | str | None) -> MethodModel | ImageClassifier:
-    with torch.random.fork_rng(devices=[]), without_initial_weights():
+    with torch.random.fork_rng(devices=[]), skip_weight_init():
         if settings.method == "image-only":
             return ImageClassifier(build_image_tower(settings.image, settings.images))
         method = METHODS[settings.method]
@@ -271,7 +271,7 @@ def _build_text(settings: Settings, layout: Layout, tokenizer: Path | str | None
     vocabulary = int(shape["vocab_size"])
     merges = shape["model_type"] == "clip_text_model" and Path(tokenizer).is_file()
     learned = load_merges(Path(tokenizer), vocabulary) if merges else load_tokenizer(tokenizer)
-    causal = is_causal(config_from({"model_type": shape["model_type"]}, "text.scratch"))
+    causal = is_causal(config_from_dict({"model_type": shape["model_type"]}, "text.scratch"))
     if causal and learned.eos_token_id is None:
         raise CheckpointError(_strange(tokenizer, "names no end-of-text token", layout))
     end = eos_token_of(learned, PreTrainedConfig()) if causal else None  # by the tokenizer alone
@@ -290,7 +290,7 @@ def _build_text(settings: Settings, layout: Layout, tokenizer: Path | str | None
             tokens.vocabulary,
             vocabulary,
         )
-    lm = build_language_model(config, vocabulary=vocabulary, pad=tokens.pad, end=end)
+    lm = build_language_model(config, vocabulary=vocabulary, pad=tokens.pad, eos=end)
     return TextTower(adapt(lm, config), tokens, config)
 
 
@@ -306,12 +306,12 @@ def _fill(model: MethodModel | ImageClassifier, weights: Weights) -> None:
     expected = dict(model.state_dict()) if isinstance(model, ImageClassifier) else saved_weights(model)
     given = {
         **{name: tensor for name, tensor in weights.items() if not name.startswith(IMAGE)},
-        **{f"{IMAGE}{name}": tensor for name, tensor in in_current_names(model.image_tower.model, vision).items()},
+        **{f"{IMAGE}{name}": tensor for name, tensor in to_current_names(model.image_tower.model, vision).items()},
     }
     if "logit_scale" in expected and not model.get_parameter("logit_scale").requires_grad:
         given.setdefault("logit_scale", expected["logit_scale"])  # fixed, so that no file holds it
-    given = conformed(given, expected)
-    faults = misfits(given, expected)
+    given = match_forms(given, expected)
+    faults = describe_mismatch(given, expected)
     if faults:
         raise CheckpointError(f"its weights do not fit the towers their shapes tell of: {faults}")
-    put(model, given, expected)
+    assign_weights(model, given, expected)

@@ -39,7 +39,7 @@ from cleft.text_rules import RuleName
 
 Weights: TypeAlias = dict[str, Tensor]
 """Name here to weight; those of an image tower are called as in files of its family."""
-Facts: TypeAlias = Mapping[str, Mapping[str, Any]]
+SideFiles: TypeAlias = Mapping[str, Mapping[str, Any]]
 """Name of a JSON file beside the weights to what it says."""
 
 
@@ -49,25 +49,25 @@ class Layout(NamedTuple):
     method: str
     """As `--method` names it."""
     title: str
-    marks: tuple[str, ...]
+    key_prefixes: tuple[str, ...]
     """Beginnings of names that a file of this kind has, all of them; the first file kind that fits is taken."""
     sections: tuple[Section, ...]
     """Where every weight goes, and which are dropped on purpose."""
-    settings: Callable[[Weights, int, Facts], Settings]
+    settings: Callable[[Weights, int, SideFiles], Settings]
     """From weights, image size and what stands beside them to the settings the weights were trained with."""
-    complete: Callable[[Weights, int], Weights] = lambda weights, _size: weights
+    complete_weights: Callable[[Weights, int], Weights] = lambda weights, _size: weights
     """Adds what a model here has and the file has not, or has otherwise, for an image tower that reads at some size."""
-    asked: bool = False
+    only_if_named: bool = False
     """Whether its names could be anybody's, so that it is taken only where the method is named."""
-    beside: tuple[str, ...] = ()
+    side_files: tuple[str, ...] = ()
     """JSON files that are published beside the weights; the first must be there, and a tokenizer may."""
-    alone: str = ""
+    missing_file_hint: str = ""
     """What else to do where the first is missing, if naming the method says as much."""
-    side: Callable[[Weights, Facts], int] = lambda _weights, _facts: 224
+    default_size: Callable[[Weights, SideFiles], int] = lambda _weights, _facts: 224
     """Pixels at which its image tower reads by default."""
     tokenizer: str = "emilyalsentzer/Bio_ClinicalBERT"
     """Where the tokenizer it was trained with is published."""
-    rule: RuleName = "nfc-2"
+    text_rule: RuleName = "nfc-2"
     """How its release normalises texts before its tokenizer."""
 
 
@@ -206,7 +206,7 @@ def towers_of_mgca(method: Literal["mgca", "convirt"], weights: Weights, size: i
     )
 
 
-def _mgca_settings(weights: Weights, size: int, _facts: Facts) -> Settings:
+def _mgca_settings(weights: Weights, size: int, _facts: SideFiles) -> Settings:
     mgca = MgcaConfig(prototypes=width_of(weights, "prototypes"), padding="released", word_weights="shifted")
     return replace(towers_of_mgca("mgca", weights, size), mgca=mgca)
 
@@ -224,7 +224,7 @@ def _squeeze_pointwise(name: str, tensor: Tensor) -> Tensor:
 MGCA = Layout(
     method="mgca",
     title="MGCA",
-    marks=("prototype_layer.weight", "img_encoder_q.model.", "text_encoder_q.model.embeddings."),
+    key_prefixes=("prototype_layer.weight", "img_encoder_q.model.", "text_encoder_q.model.embeddings."),
     sections=(
         Section("img_encoder_q.model.", IMAGE, {**VIT, **RESNET}),
         norm_head("img_encoder_q.global_embed.", "image_projection."),
@@ -235,12 +235,12 @@ MGCA = Layout(
         Section("", "", {r"prototype_layer\.weight": "prototypes", r"(patch|word)_local_atten_layer\..*": None}),
     ),
     settings=_mgca_settings,
-    complete=_complete_mgca,
-    rule="release-2",
+    complete_weights=_complete_mgca,
+    text_rule="release-2",
 )
 
 
-def _gloria_settings(weights: Weights, size: int, _facts: Facts) -> Settings:
+def _gloria_settings(weights: Weights, size: int, _facts: SideFiles) -> Settings:
     return Settings(
         method="gloria",
         images=cropped_images(size),
@@ -265,7 +265,7 @@ def _complete_gloria(weights: Weights, _size: int) -> Weights:
 GLORIA = Layout(
     method="gloria",
     title="GLoRIA",
-    marks=("gloria.img_encoder.model.", "gloria.text_encoder.model."),
+    key_prefixes=("gloria.img_encoder.model.", "gloria.text_encoder.model."),
     sections=(
         Section("gloria.img_encoder.model.", IMAGE, RESNET),
         Section("gloria.img_encoder.global_embedder.", "image_projection.", {"weight|bias": r"\g<0>"}),
@@ -273,12 +273,12 @@ GLORIA = Layout(
         Section("gloria.text_encoder.model.", TEXT, {**BERT, **NO_POOLER}),
     ),
     settings=_gloria_settings,
-    complete=_complete_gloria,
-    rule="release-2",
+    complete_weights=_complete_gloria,
+    text_rule="release-2",
 )
 
 
-def _medclip_settings(weights: Weights, size: int, _facts: Facts) -> Settings:
+def _medclip_settings(weights: Weights, size: int, _facts: SideFiles) -> Settings:
     swin = f"{IMAGE}embeddings.patch_embeddings.projection.weight" in weights
     return Settings(
         method="medclip",
@@ -311,7 +311,7 @@ _MEDCLIP_HEAD = "image_projection.weight"
 MEDCLIP = Layout(
     method="medclip",
     title="MedCLIP",
-    marks=("vision_model.model.", "text_model.model."),
+    key_prefixes=("vision_model.model.", "text_model.model."),
     sections=(
         Section("vision_model.model.fc.", "image_projection.", {"weight": r"\g<0>"}),
         Section("vision_model.model.", IMAGE, {**SWIN, **RESNET}),
@@ -321,11 +321,11 @@ MEDCLIP = Layout(
         Section("", "", {"logit_scale": "logit_scale"}),
     ),
     settings=_medclip_settings,
-    complete=_complete_medclip,
+    complete_weights=_complete_medclip,
 )
 
 
-def _convirt_of_medclip_settings(weights: Weights, size: int, _facts: Facts) -> Settings:
+def _convirt_of_medclip_settings(weights: Weights, size: int, _facts: SideFiles) -> Settings:
     return Settings(
         method="convirt",
         images=replace(cropped_images(size), mean=MIMIC_MEAN, std=MIMIC_STD),
@@ -340,7 +340,7 @@ def _convirt_of_medclip_settings(weights: Weights, size: int, _facts: Facts) -> 
     )
 
 
-def _convirt_of_edreismd_settings(weights: Weights, size: int, _facts: Facts) -> Settings:
+def _convirt_of_edreismd_settings(weights: Weights, size: int, _facts: SideFiles) -> Settings:
     return Settings(
         method="convirt",
         images=replace(cropped_images(size), mean=IMAGENET_MEAN, std=IMAGENET_STD),
@@ -355,14 +355,14 @@ def _convirt_of_edreismd_settings(weights: Weights, size: int, _facts: Facts) ->
     )
 
 
-def _convirt_of_mgca_settings(weights: Weights, size: int, _facts: Facts) -> Settings:
+def _convirt_of_mgca_settings(weights: Weights, size: int, _facts: SideFiles) -> Settings:
     return replace(towers_of_mgca("convirt", weights, size), convirt=ConvirtConfig(image_to_text=0.5))
 
 
 CONVIRT = Layout(
     method="convirt",
     title="ConVIRT as in MedCLIP's repository",
-    marks=("image_model.conv1.", "text_model.embeddings.", "text_projection_head."),
+    key_prefixes=("image_model.conv1.", "text_model.embeddings.", "text_projection_head."),
     sections=(
         Section("image_model.fc.", "image_projection.", {"weight|bias": r"\g<0>"}),
         Section("image_model.", IMAGE, RESNET),
@@ -374,7 +374,7 @@ CONVIRT = Layout(
 CONVIRT_EDREISMD = Layout(
     method="convirt",
     title="ConVIRT as in edreisMD's repository",
-    marks=("res_features.0.", "res_l1.", "bert_model.embeddings.", "bert_l1."),
+    key_prefixes=("res_features.0.", "res_l1.", "bert_model.embeddings.", "bert_l1."),
     sections=(
         Section("res_features.", IMAGE, NUMBERED_RESNET),
         Section("res_l1.", "image_projection.0.", {"weight|bias": r"\g<0>"}),
@@ -388,7 +388,7 @@ CONVIRT_EDREISMD = Layout(
 CONVIRT_MGCA = Layout(
     method="convirt",
     title="ConVIRT as in MGCA's repository",
-    marks=("img_encoder.model.", "img_encoder.global_embed.", "text_encoder.model.embeddings."),
+    key_prefixes=("img_encoder.model.", "img_encoder.global_embed.", "text_encoder.model.embeddings."),
     sections=(
         Section("img_encoder.model.", IMAGE, {**VIT, **RESNET}),
         norm_head("img_encoder.global_embed.", "image_projection."),
@@ -397,8 +397,8 @@ CONVIRT_MGCA = Layout(
         Section("", "", {r"(img|text)_encoder\.local_embed\..*": None}),  # built with the towers, never called
     ),
     settings=_convirt_of_mgca_settings,
-    complete=without_types,
-    rule="release-2",
+    complete_weights=without_types,
+    text_rule="release-2",
 )
 
 
@@ -406,7 +406,7 @@ _MRM_MEAN = (0.4978, 0.4978, 0.4978)
 _MRM_STD = (0.2449, 0.2449, 0.2449)
 
 
-def _mrm_settings(weights: Weights, size: int, _facts: Facts) -> Settings:
+def _mrm_settings(weights: Weights, size: int, _facts: SideFiles) -> Settings:
     return Settings(
         method="image-only",
         images=ImagesConfig(size=2 * size, stored_size=max(2 * size, 512), mean=_MRM_MEAN, std=_MRM_STD),
@@ -414,7 +414,7 @@ def _mrm_settings(weights: Weights, size: int, _facts: Facts) -> Settings:
     )
 
 
-def _dinov2_settings(weights: Weights, size: int, _facts: Facts) -> Settings:
+def _dinov2_settings(weights: Weights, size: int, _facts: SideFiles) -> Settings:
     vision = {name.removeprefix(IMAGE): tensor for name, tensor in weights.items()}
     return Settings(
         method="image-only",
@@ -432,11 +432,13 @@ _MRM_DROPPED = {
 MRM = Layout(
     method="mrm",
     title="MRM",
-    marks=("cls_token", "pos_embed", "patch_embed.", "bert_"),
+    key_prefixes=("cls_token", "pos_embed", "patch_embed.", "bert_"),
     sections=(Section("", IMAGE, {**VIT, **_MRM_DROPPED}),),
     settings=_mrm_settings,
 )
-MRM_ENCODER = MRM._replace(marks=("cls_token", "pos_embed", "patch_embed.", "blocks.0.norm1."), asked=True)
+MRM_ENCODER = MRM._replace(
+    key_prefixes=("cls_token", "pos_embed", "patch_embed.", "blocks.0.norm1."), only_if_named=True
+)
 
 
 def _interpolate_positions(weights: Weights, size: int) -> Weights:
@@ -464,19 +466,19 @@ _PLACED = ("position_embeddings", "patch_embeddings.projection.weight")
 DINOV2 = Layout(
     method="dinov2",
     title="DINOv2",
-    marks=("register_tokens", "blocks.0.ls1.gamma"),
+    key_prefixes=("register_tokens", "blocks.0.ls1.gamma"),
     sections=(Section("", IMAGE, HUB_VISION),),
     settings=_dinov2_settings,
 )
 DINOV2_PLAIN = DINOV2._replace(
-    marks=("cls_token", "patch_embed.", "blocks.0.ls1.gamma"), complete=_interpolate_positions
+    key_prefixes=("cls_token", "patch_embed.", "blocks.0.ls1.gamma"), complete_weights=_interpolate_positions
 )
 
 
 _DECODER = "image_tower.decoder."
 
 
-def _authors_clip_settings(weights: Weights, size: int, _facts: Facts) -> Settings:
+def _authors_clip_settings(weights: Weights, size: int, _facts: SideFiles) -> Settings:
     return Settings(
         method="clip",
         images=cropped_images(size),
@@ -495,7 +497,7 @@ def _authors_clip_settings(weights: Weights, size: int, _facts: Facts) -> Settin
 AUTHORS_CLIP = Layout(
     method="clip",
     title="the authors' CLIP",
-    marks=("img_encoder_q.model.decoder_blocks_feature.", "text_encoder_q.model.embeddings."),
+    key_prefixes=("img_encoder_q.model.decoder_blocks_feature.", "text_encoder_q.model.embeddings."),
     sections=(
         Section("img_encoder_q.model.", IMAGE, VIT),
         Section(
@@ -518,5 +520,5 @@ AUTHORS_CLIP = Layout(
         Section("", "", {r"(img|text)_encoder_q\.local_embed\..*": None, "logit_scale": "logit_scale"}),
     ),
     settings=_authors_clip_settings,
-    complete=without_types,
+    complete_weights=without_types,
 )

@@ -28,7 +28,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from cleft.errors import CheckpointError
 from cleft.grammar import count, verb
-from cleft.models.state_dict import check_plain, listed, not_finite, read_header, unwrapped
+from cleft.models.state_dict import check_plain, format_names, non_finite_names, read_header, strip_wrappers
 
 _SHRINKS = 4
 """How many times smaller than its bytes a packed checkpoint may be; random weights hardly shrink."""
@@ -57,7 +57,7 @@ class _UnreadDict(Unread):
 _DICTS = ("AttributeDict", "defaultdict")
 
 
-def read_foreign(path: Path, *, foreign: bool = False) -> Mapping[str, Any]:
+def load_foreign(path: Path, *, foreign: bool = False) -> Mapping[str, Any]:
     """Reads a checkpoint somebody else wrote with `torch.save`.
 
     Args:
@@ -114,7 +114,7 @@ def _unread(path: Path) -> list[Any]:
 
 
 @contextmanager
-def unpacked(path: Path) -> Generator[Path]:
+def unzipped(path: Path) -> Generator[Path]:
     """Gives the checkpoint in a zip that holds one, as MedCLIP's are published; a bare checkpoint as it is.
 
     Raises:
@@ -243,9 +243,9 @@ def tensors_of(content: Mapping[str, Any], path: Path, place: str = "state_dict"
     # Two names may share one tensor (prefix tuning stores the token embedding twice), but not more.
     if size > 2 * path.stat().st_size:
         raise CheckpointError(f"{path}: its tensors claim {size:,} bytes, more than the file has; it is not opened")
-    bad = not_finite(tensors)
+    bad = non_finite_names(tensors)
     if bad:
-        raise CheckpointError(f"{path}: {listed('with NaN or infinity', bad)}; use an earlier one")
+        raise CheckpointError(f"{path}: {format_names('with NaN or infinity', bad)}; use an earlier one")
     return tensors
 
 
@@ -373,7 +373,7 @@ def find_weights(path: Path) -> Path:
     return found
 
 
-class Foreign(NamedTuple):
+class ForeignCheckpoint(NamedTuple):
     """Weights from a file that another program wrote."""
 
     weights: Mapping[str, Tensor]
@@ -382,7 +382,7 @@ class Foreign(NamedTuple):
     """Plain values among its hyper-parameters."""
 
 
-def read_weights(path: Path) -> Foreign:
+def read_weights(path: Path) -> ForeignCheckpoint:
     """Reads a file of weights, packed or not, as data alone.
 
     Raises:
@@ -396,19 +396,21 @@ def read_weights(path: Path) -> Foreign:
             raise CheckpointError(
                 f"{path} is a truncated or corrupt safetensors file ({error}); copy it again"
             ) from error
-        return Foreign(unwrapped(state, path), {})
+        return ForeignCheckpoint(strip_wrappers(state, path), {})
     if is_jit_archive(path):
-        return Foreign(unwrapped(tensors_of({"state_dict": _unmasked(read_jit_archive(path))}, path), path), {})
-    with unpacked(path) as inner:
+        return ForeignCheckpoint(
+            strip_wrappers(tensors_of({"state_dict": _unmasked(read_jit_archive(path))}, path), path), {}
+        )
+    with unzipped(path) as inner:
         try:
-            content = read_foreign(inner, foreign=True)
+            content = load_foreign(inner, foreign=True)
         except CheckpointError as error:  # of a zip: not by the name it has for a moment
             raise CheckpointError(
                 str(error).replace(str(inner), f"{path}{f' ({inner.name})' * (inner != path)}")
             ) from error
     place = next((name for name in ("state_dict", "model") if isinstance(content.get(name), dict)), None)
     state = tensors_of({"state_dict": _unmasked(content[place] if place else content)}, path)
-    return Foreign(unwrapped(state, path), plain_facts(content))
+    return ForeignCheckpoint(strip_wrappers(state, path), plain_facts(content))
 
 
 def plain_facts(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class Mrm(nn.Module):
         side = image_tower.config.resize or image_tower.spec.size[0]
         grid = grid_of(image_tower.model.config, (side, side))
         family = image_tower.model.config.model_type
-        if grid is None or not image_tower.keeps_patches or not hasattr(image_tower.model, "embeddings"):
+        if grid is None or not image_tower.has_patch_tokens or not hasattr(image_tower.model, "embeddings"):
             raise ConfigError(
                 f"method=mrm hides patches, but a {family} has no token for each patch; set image.model to a ViT or a "
                 f"relative"
@@ -82,7 +82,7 @@ class Mrm(nn.Module):
         self.paint = nn.Linear(width, 3 * self.patch_size**2)
         # The output layer is tied to the token embedding, which may be narrower than a state (ELECTRA, ALBERT).
         embedding_width = text_tower.lm.embedding_width
-        self.report_condition = nn.Linear(image_tower.region_width, text_tower.lm.entry_width)
+        self.report_condition = nn.Linear(image_tower.region_width, text_tower.lm.block_input_width)
         self.report_dense = nn.Linear(text_tower.width, embedding_width)
         self.report_norm = nn.LayerNorm(embedding_width, eps=1e-12)
         self.report_bias = nn.Parameter(torch.zeros(len(self._token_embedding)))
@@ -109,7 +109,7 @@ class Mrm(nn.Module):
         order = torch.rand(len(images), patches, device=images.device).argsort(dim=1)
         kept = order[:, : max(1, round(patches * (1 - self.config.mask_ratio)))]
         hidden = torch.ones(len(images), patches, dtype=torch.bool, device=images.device).scatter(1, kept, value=False)
-        visible = self.image_tower.read_visible(self.image_tower.resize(pixel_values), kept)  # [B, V, D]
+        visible = self.image_tower.encode_visible(self.image_tower.resize(pixel_values), kept)  # [B, V, D]
         logits, ids = self._predict_tokens(visible.mean(dim=1), texts)
         return MrmFeatures(pixel_values, self._predict_patches(visible, kept, hidden), hidden, logits, ids)
 
