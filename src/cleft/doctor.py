@@ -139,10 +139,10 @@ def _extras() -> list[Finding]:
 def _encodings() -> list[Finding]:
     if importlib.util.find_spec("pydicom") is None:
         return []
-    from cleft.data.images.dicom import usual_syntaxes
+    from cleft.data.images.dicom import common_syntaxes
 
     lines: list[Finding] = [("ok", "DICOM, not compressed or deflated: read")]
-    for name, remedy in usual_syntaxes():
+    for name, remedy in common_syntaxes():
         lines.append(("missing", f"DICOM, {name}: no decoder; {remedy}") if remedy else ("ok", f"DICOM, {name}: read"))
     return lines
 

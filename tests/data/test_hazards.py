@@ -359,7 +359,7 @@ def test_a_file_without_mark_or_syntax_is_read_and_counted(own, syntax):
     pixels, rejected = prepared(root)
     assert rejected == {}
     assert np.array_equal(pixels["plain"], pixels["unmarked"])
-    assert any(note.startswith("2 images say not how they are encoded") for note in check(root).notes)
+    assert any(note.startswith("2 images have no transfer syntax") for note in check(root).notes)
 
 
 def test_a_picture_that_was_sent_twice_under_other_ids_is_the_same_picture(own):

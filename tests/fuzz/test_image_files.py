@@ -30,7 +30,7 @@ from pydicom.uid import (
 from tests.fakes.dicom import dicom_bytes, encapsulated_bytes, htj2k_bytes
 
 from cleft.config import ImagesConfig
-from cleft.data.images.decode_pool import Limits, preparing
+from cleft.data.images.decode_pool import Limits, prepare_pool
 
 pytestmark = pytest.mark.slow
 
@@ -170,7 +170,7 @@ class Tally:
 
     def run(self, mutants, right):
         """Preprocesses mutants, given as pairs of format and bytes, in this order."""
-        with preparing(CONFIG, frozenset(), 2, Limits(seconds=5)) as prepare:
+        with prepare_pool(CONFIG, frozenset(), 2, Limits(seconds=5)) as prepare:
             for start in range(0, len(mutants), 500):
                 batch = mutants[start : start + 500]
                 paths = []
@@ -211,7 +211,7 @@ def prepared(files, folder):
     paths = [folder / f"whole-{number}" for number in range(len(files))]
     for path, data in zip(paths, files.values(), strict=True):
         path.write_bytes(data)
-    with preparing(CONFIG, frozenset(), 1) as prepare:
+    with prepare_pool(CONFIG, frozenset(), 1) as prepare:
         outcomes = list(prepare(paths))
     assert [outcome.message for outcome in outcomes if outcome.reason] == []
     return {name: outcome.pixels for name, outcome in zip(files, outcomes, strict=True)}

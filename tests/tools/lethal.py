@@ -60,14 +60,14 @@ def _action(action, item):
     return item
 
 
-def prepare_or_die(path, config, known):
+def prepare_or_die(path, config, skip):
     """Preprocesses a file; a file named after an action runs the action first."""
     from cleft.data.images.decode_pool import prepare_file  # slow import that few tests need
 
     action = Path(path).stem.rstrip("0123456789")
     if action:
         _action(action, path)
-    return prepare_file(Path(path), config, known)[1:]
+    return prepare_file(Path(path), config, skip)[1:]
 
 
 def array_of(size):

@@ -9,9 +9,9 @@ from cleft.data.images.cache import PrepareOptions
 from cleft.data.images.decode_pool import prepare_file
 
 
-def prepare_slowly(path, config, known):
+def prepare_slowly(path, config, skip):
     time.sleep(0.03)
-    return prepare_file(Path(path), config, known)[1:]
+    return prepare_file(Path(path), config, skip)[1:]
 
 
 if __name__ == "__main__":

@@ -216,7 +216,7 @@ def prepare_command(request: PrepareRequest, words: list[str]) -> None:
             jobs=request.jobs or min(usable_cores(), 64), max_bad=settings.data.max_bad, rejects=rejects, retry=True
         ),
     )
-    refused = {record: (reason, prepared.sentences[record]) for record, reason in prepared.rejected.items()}
+    refused = {record: (reason, prepared.messages[record]) for record, reason in prepared.rejected.items()}
     are = verb(len(prepared), "is", "are")
     print(f"{prepared.folder}: {count(len(prepared), 'image')} {are} prepared, {len(refused):,} cannot be used")
     for line in reject_lines(refused.values()):

@@ -28,7 +28,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter  # pyrigh
 from cleft.config import ImagesConfig, Settings
 from cleft.data.images.cache import PreparedImages
 from cleft.data.images.cache_files import PixelRows
-from cleft.data.images.decode_pool import preparing
+from cleft.data.images.decode_pool import prepare_pool
 from cleft.data.images.preprocess import augment, centre_crop
 from cleft.data.sampling import distinct_order, epoch_order, group_rows
 from cleft.data.text.texts import Texts
@@ -307,7 +307,7 @@ class Batches:
     ) -> None:
         config = settings.data
         self._bytes = rows * settings.images.size**2
-        self._handed_out = _HandedOut(batches)
+        self._handed_out = _InFlight(batches)
         self._names = names
         self.loader = DataLoader(
             views,
@@ -319,7 +319,7 @@ class Batches:
             persistent_workers=persistent and config.workers > 0,
             timeout=config.timeout if config.workers else 0,
         )
-        _reading.add(self)
+        _loaders.add(self)
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -347,7 +347,7 @@ class Batches:
         return [self._names[row] for batch in self._handed_out.waiting for _, row in batch]
 
 
-class _HandedOut:
+class _InFlight:
     """Positions of batches, which are remembered until their batch is there."""
 
     def __init__(self, batches: Any) -> None:
@@ -363,7 +363,7 @@ class _HandedOut:
             yield batch
 
 
-_reading: WeakSet[Batches] = WeakSet()
+_loaders: WeakSet[Batches] = WeakSet()
 """Every loader: torch reports the end of a worker wherever the main thread is at that moment."""
 
 
@@ -407,7 +407,7 @@ def explain_worker_error(error: BaseException) -> CleftError | None:
     if not ended:
         return None
     how = f"was killed by a signal ({ended[1].strip()})" if ended[1] else "ended unexpectedly"
-    return _ended(how, text)
+    return _worker_error(how, text)
 
 
 def _explain_lost_batch(error: BaseException, batches: Any) -> CleftError | None:
@@ -427,11 +427,11 @@ def _explain_lost_batch(error: BaseException, batches: Any) -> CleftError | None
     for code in (worker.exitcode for worker in workers):
         if code:
             how = f"was killed by a signal ({signal.Signals(-code).name})" if code < 0 else "ended unexpectedly"
-            return _ended(how, "")
+            return _worker_error(how, "")
     return None
 
 
-def _ended(how: str, text: str) -> ResourceError:
+def _worker_error(how: str, text: str) -> ResourceError:
     memory = ", more shared memory (/dev/shm)" if "Bus error" in text or "shared memory" in text else ""
     return ResourceError(
         f"a loader worker {how}; being read: {_in_flight()}. Often memory ran out: set fewer data.workers or smaller "
@@ -440,7 +440,7 @@ def _ended(how: str, text: str) -> ResourceError:
 
 
 def _in_flight() -> str:
-    named = list(dict.fromkeys(name for loader in _reading for name in loader.in_flight()))
+    named = list(dict.fromkeys(name for loader in _loaders for name in loader.in_flight()))
     more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
     return f"{', '.join(named[:_NAMED])}{more}" or "unknown"
 
@@ -488,7 +488,7 @@ def load_image(path: str | Path, config: ImagesConfig) -> Tensor:
     """
     import torch
 
-    with preparing(config, frozenset(), 1) as prepare:
+    with prepare_pool(config, frozenset(), 1) as prepare:
         (outcome,) = prepare([as_path(path, "path")])
     if outcome.pixels is None:
         raise DataError(outcome.message, reason=outcome.reason)

@@ -29,7 +29,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from cleft.config import SETTINGS_MARK, Settings, Stage, dump_settings, flat_settings, load_settings, setting_effect
 from cleft.data import split_recipe
-from cleft.data.images.cache_files import lock
+from cleft.data.images.cache_files import lock_folder
 from cleft.errors import CheckpointError, ConfigError, DataError, ResourceError
 from cleft.files import RECORD, Output, lock_file, open_lock, write_whole
 from cleft.grammar import count
@@ -436,7 +436,7 @@ class Purge(NamedTuple):
                 held.enter_context(hold_run(self.place))
             else:
                 for home in sorted(folder for folder in folders if (folder / "lock").is_file()):
-                    held.enter_context(lock(home))
+                    held.enter_context(lock_folder(home))
             for path in self.files:
                 if path.is_file() and not path.is_symlink():
                     path.unlink()

@@ -215,7 +215,7 @@ def test_equal_checksums_alone_are_not_the_same_picture(folder):
     whole = prepared.rows
 
     class Colliding:
-        places, checks = whole.places, np.zeros_like(whole.checks)
+        places, checks = whole.positions, np.zeros_like(whole.checksums)
 
         def __getitem__(self, number):
             return whole[number]

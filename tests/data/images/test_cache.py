@@ -68,11 +68,11 @@ def prepare(tmp_path):
 
 
 def noting(note):
-    """`preparing`, which calls `note` with each file whose pixels were made or refused."""
+    """`prepare_pool`, which calls `note` with each file whose pixels were made or refused."""
 
     @contextmanager
     def spy(*arguments):
-        with decode_pool.preparing(*arguments) as prepare:
+        with decode_pool.prepare_pool(*arguments) as prepare:
 
             def noted(paths):
                 for outcome in prepare(paths):
@@ -89,7 +89,7 @@ def noting(note):
 def decoded(monkeypatch):
     """Names of the files whose pixels were made or refused, in order."""
     names = []
-    monkeypatch.setattr("cleft.data.images.cache.preparing", noting(lambda path: names.append(path.name)))
+    monkeypatch.setattr("cleft.data.images.cache.prepare_pool", noting(lambda path: names.append(path.name)))
     return names
 
 
@@ -272,10 +272,10 @@ def test_f4_killed_at_any_call_it_goes_on_and_ends_in_the_same_bytes(tmp_path, r
 
     @contextmanager
     def here(config, known, jobs):
-        yield partial(map, partial(decode_pool.prepare_file, config=config, known=known))
+        yield partial(map, partial(decode_pool.prepare_file, config=config, skip=known))
 
     def fill(folder, call):
-        cache.preparing = here  # Each fork would begin a process of its own.
+        cache.prepare_pool = here  # Each fork would begin a process of its own.
         with dies_at_call(call, ("fsync", "replace", "unlink")):
             prepare(records, folder=folder)
 
@@ -311,7 +311,7 @@ def test_f3_four_processes_share_the_work(tmp_path, records, prepare):
         time.sleep(0.02)
 
     def fill():
-        cache.preparing = noting(write)
+        cache.prepare_pool = noting(write)
         assert right(prepare(records), records)
 
     children = []
@@ -428,7 +428,7 @@ def test_what_is_refused_is_written_down_by_id_and_reason_alone(records, prepare
     images = prepare(records, max_bad=0.3, rejects=output)
     assert file.read_text() == "id,reason\n1.png,missing\n3.png,format\n"
     assert file.stat().st_mode & 0o777 == 0o600
-    assert images.sentences["3.png"].startswith(f"{records[3].image}: format")
+    assert images.messages["3.png"].startswith(f"{records[3].image}: format")
     records[0].image.write_bytes(b"GIF89a")
     with pytest.raises(DataError, match="cannot be used"):
         prepare(records, max_bad=0.3, rejects=output)
@@ -491,7 +491,7 @@ def test_c11_an_image_that_crashes_the_decoder_is_rejected_once_and_for_all_but_
         patch.setattr("cleft.data.images.decode_pool.Limits.__new__.__defaults__", (0.2, 2**31, 600.0))
         images = prepare(records, jobs=2, max_bad=0.5)
     assert images.rejected == {"2.png": "crashed", "5.png": "timeout"}
-    assert "segfault.png: crashed (the decoder died of it (SIGSEGV), tried twice)" in images.sentences["2.png"]
+    assert "segfault.png: crashed (it crashes the decoder (SIGSEGV); tried twice)" in images.messages["2.png"]
     assert right(images, images.usable(records))
     decoded.clear()
     assert prepare(records, max_bad=0.5).rejected == images.rejected
@@ -668,7 +668,7 @@ def test_a_cache_that_may_only_be_read_serves_moved_files_and_refuses_new_ones(
     def no_lock(folder):
         raise PermissionError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr("cleft.data.images.cache.lock", no_lock)
+    monkeypatch.setattr("cleft.data.images.cache.lock_folder", no_lock)
     before = contents(made.folder)
     decoded.clear()
     images = prepare(moved)

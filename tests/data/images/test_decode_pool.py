@@ -22,7 +22,7 @@ import cleft
 from cleft.config import ImagesConfig
 from cleft.data.batches import load_image
 from cleft.data.images.cache import PrepareOptions, prepare_images
-from cleft.data.images.decode_pool import Children, Death, Limits, prepare_file, preparing
+from cleft.data.images.decode_pool import ChildPool, Failure, Limits, prepare_file, prepare_pool
 from cleft.errors import DataError, ResourceError
 from cleft.files import file_key, lock_file
 from cleft.types import Record
@@ -54,14 +54,14 @@ def test_a_bad_file_is_an_outcome_not_an_error(paths, tmp_path):
 
 
 def test_known_content_is_recognised_before_it_is_decoded(paths):
-    content = prepare_file(paths[1], CONFIG, frozenset()).source.content
+    content = prepare_file(paths[1], CONFIG, frozenset()).source.sha256
     outcome = prepare_file(paths[1], CONFIG, frozenset({content}))
     assert (outcome.reason, outcome.pixels) == ("", None)
 
 
 def test_a_process_that_cannot_begin_stops_everything(paths):
-    with pytest.raises(ResourceError, match=r"could not begin \(exit code 3\)"):
-        with preparing(Lethal(), frozenset(), 2) as prepare:
+    with pytest.raises(ResourceError, match=r"could not start \(exit code 3\)"):
+        with prepare_pool(Lethal(), frozenset(), 2) as prepare:
             list(prepare(paths))
 
 
@@ -80,7 +80,7 @@ def test_a_file_at_which_a_decoder_panics_costs_itself_alone(paths, tmp_path, jo
     """The decoder of RLE raises what is no `Exception`."""
     broken = write_radiograph(tmp_path / "broken", RLELossless, without_the_middle)
     whole = write_radiograph(tmp_path / "whole", RLELossless)
-    with preparing(CONFIG, frozenset(), jobs) as prepare:
+    with prepare_pool(CONFIG, frozenset(), jobs) as prepare:
         outcomes = list(prepare([whole, broken, paths[0], whole]))
     assert [outcome.reason for outcome in outcomes] == ["", "malformed", "", ""]
     assert np.array_equal(outcomes[0].pixels, outcomes[3].pixels)
@@ -89,7 +89,7 @@ def test_a_file_at_which_a_decoder_panics_costs_itself_alone(paths, tmp_path, jo
 
 def test_the_process_that_calls_decodes_nothing(paths, monkeypatch):
     monkeypatch.setattr("cleft.data.images.decode_pool.decode_gray", None)
-    with preparing(CONFIG, frozenset(), 0) as prepare:
+    with prepare_pool(CONFIG, frozenset(), 0) as prepare:
         assert [outcome.reason for outcome in prepare(paths)] == ["", "format", ""]
 
 
@@ -106,7 +106,7 @@ def test_cases_that_ended_the_process_have_a_reason(shared, tmp_path, paths, nam
 
 
 def run(items, jobs=1, limits=None):
-    with Children(do, jobs, limits) as children:
+    with ChildPool(do, jobs, limits) as children:
         return list(children.map(items))
 
 
@@ -123,38 +123,38 @@ def test_no_items_are_no_work():
 def test_c11_what_crashes_twice_is_given_up_and_the_rest_goes_on():
     one, segfault, left, two = run(["one", "segfault", "exit", "two"], jobs=2)
     assert (one, two) == ("one", "two")
-    assert segfault == Death("crashed", "the decoder died of it (SIGSEGV), tried twice")
-    assert left == Death("crashed", "the decoder died of it (exit code 7), tried twice")
+    assert segfault == Failure("crashed", "it crashes the decoder (SIGSEGV); tried twice")
+    assert left == Failure("crashed", "it crashes the decoder (exit code 7); tried twice")
 
 
 def test_c11_an_endless_loop_is_cut_at_the_deadline_and_sleep_is_no_loop():
     results = run(["loop", "sleep", "one"], limits=Limits(seconds=0.2))
-    assert results == [Death("timeout", "not decoded after 0.2 s of processor time, tried twice"), "sleep", "one"]
+    assert results == [Failure("timeout", "not decoded after 0.2 s of processor time; tried twice"), "sleep", "one"]
 
 
 def test_c11_memory_has_a_limit(capfd):
     refused, one = run(["allocate", "one"], limits=Limits(memory=2**27))
-    assert (refused, one) == (Death("memory", "memory ran out while decoding it"), "one")
+    assert (refused, one) == (Failure("memory", "memory ran out while decoding it"), "one")
     assert capfd.readouterr().err == ""
 
 
 def test_c11_what_uses_no_processor_time_is_ended_as_well():
     results = run(["sleep", "one"], limits=Limits(elapsed=0.1))
-    assert results == [Death("timeout", "not decoded in time, and without using the processor, tried twice"), "one"]
+    assert results == [Failure("timeout", "not decoded in time, without using the processor; tried twice"), "one"]
 
 
 def test_whatever_is_raised_costs_its_own_item(capfd):
     """A decoder written in Rust raises what is no `Exception`."""
     panic, error, said, one = run(["panic", "raise", "print", "one"])
-    assert panic == Death("crashed", "the decoder ended in Panic")
-    assert error == Death("crashed", "the decoder ended in TypeError")
+    assert panic == Failure("crashed", "the decoder raised Panic")
+    assert error == Failure("crashed", "the decoder raised TypeError")
     assert (said, one) == ("print", "one")
     assert capfd.readouterr() == ("", "")
 
 
 def test_what_cannot_begin_is_an_error(capfd):
-    with pytest.raises(ResourceError, match=r"could not begin \(exit code 1\)"):
-        with Children(Unreadable(), 1) as children:
+    with pytest.raises(ResourceError, match=r"could not start \(exit code 1\)"):
+        with ChildPool(Unreadable(), 1) as children:
             list(children.map(["one"]))
     assert "this cannot be read" in capfd.readouterr().err
 
@@ -209,7 +209,7 @@ def test_one_idle_process_is_kept_for_the_next_caller():
     assert len(pids) == 2
     assert sum(map(is_running, pids)) == 1
     assert run(["pid"])[0] in pids
-    first, busy = {}, Children(do, 1)
+    first, busy = {}, ChildPool(do, 1)
     with busy as children:
         first = next(children.map(["pid", "loop"]))
     assert not os.path.exists(f"/proc/{first}")  # It was busy, and is no zombie.
@@ -234,7 +234,7 @@ def test_a_kept_process_takes_on_the_limits_and_the_folder_of_its_caller(tmp_pat
 
 
 def test_no_items_start_no_process():
-    with Children(Unreadable(), 3) as children:
+    with ChildPool(Unreadable(), 3) as children:
         assert list(children.map([])) == []
 
 
@@ -266,7 +266,7 @@ def test_children_serve_daemonic_processes():
 def test_arrays_arrive_as_they_were_made(monkeypatch):
     """Through shared memory, whose halves batches use in turn, or beside it where they do not fit."""
     sizes = [0, 1, 3, 70_000, 2**24 + 1, 5, 2**23, 2**23, 2**23, *range(1000, 1300), 7]
-    with Children(array_of, 2) as children:
+    with ChildPool(array_of, 2) as children:
         results = list(children.map(sizes))
     for size, result in zip(sizes, results, strict=True):
         expected = array_of(size)
@@ -289,8 +289,8 @@ def test_a_program_needs_no_guard_and_leaves_nobody_behind(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(
         "from tests.tools.lethal import do\n"
-        "from cleft.data.images.decode_pool import Children\n"
-        "with Children(do, 2) as children:\n"
+        "from cleft.data.images.decode_pool import ChildPool\n"
+        "with ChildPool(do, 2) as children:\n"
         "    print(*children.map(['pid'] * 9))\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
@@ -335,10 +335,10 @@ def test_where_there_is_no_fork_children_are_spawned(as_on_windows):
         [
             "import os",
             "from tests.tools.lethal import do",
-            "from cleft.data.images.decode_pool import Children, Limits",
+            "from cleft.data.images.decode_pool import ChildPool, Limits",
             "assert not hasattr(os, 'fork')",
             "if __name__ == '__main__':",
-            "    with Children(do, 1, Limits(seconds=0.2)) as children:",
+            "    with ChildPool(do, 1, Limits(seconds=0.2)) as children:",
             "        for result in children.map(['one', 'segfault', 'panic', 'loop', 'two']):",
             "            print(result if type(result) is str else result.reason)",
         ]
@@ -350,12 +350,12 @@ def test_where_there_is_no_fork_children_are_spawned(as_on_windows):
 def test_a_program_that_spawned_children_would_begin_anew_is_told_how_to_begin(as_on_windows):
     done = as_on_windows(
         [
-            "from cleft.data.images.decode_pool import Children",
-            "with Children(str, 1) as children:",
+            "from cleft.data.images.decode_pool import ChildPool",
+            "with ChildPool(str, 1) as children:",
             "    list(children.map(['one']))",
         ]
     )
-    assert "could not begin" in done.stderr
+    assert "could not start" in done.stderr
     assert "if __name__ == '__main__':" in done.stderr
 
 
@@ -423,8 +423,8 @@ def test_files_are_locked_by_the_means_of_windows(tmp_path, monkeypatch):
 
 def test_children_of_a_killed_parent_end(tmp_path):
     program = (
-        "from tests.tools.lethal import do; from cleft.data.images.decode_pool import Children, Limits\n"
-        "with Children(do, 1, Limits(seconds=0.3)) as children:\n"
+        "from tests.tools.lethal import do; from cleft.data.images.decode_pool import ChildPool, Limits\n"
+        "with ChildPool(do, 1, Limits(seconds=0.3)) as children:\n"
         "    for pid in children.map(['pid', 'loop']): print(pid, flush=True)"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:

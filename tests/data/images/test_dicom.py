@@ -137,7 +137,7 @@ def test_d3_junk_in_a_jpeg_stream_is_a_contradiction():
     data = encapsulated_bytes([deep[deep.index(b"\xff\xd8\xff") :]], PIXELS, JPEGLosslessSV1, bits=12)
     beyond = (
         "malformed",
-        f"scan: malformed (BitsStored is 12, and values from 0 to {0x1000 | PIXELS.max()} take more bits; correct "
+        f"scan: malformed (BitsStored is 12, and values from 0 to {0x1000 | PIXELS.max()} need more bits; correct "
         "BitsStored and HighBit, or clear the bits above)",
     )
     assert refused(data) == beyond
@@ -157,7 +157,10 @@ def test_other_depths_than_radiographs_have_are_refused(depth):
 
 def test_floating_point_pixels_are_refused():
     data = dicom_bytes(None, Rows=48, Columns=64, FloatPixelData=PIXELS.astype(np.float32).tobytes())
-    assert refused(data) == ("format", "scan: format (its pixels are floating-point numbers; no radiograph's are)")
+    assert refused(data) == (
+        "format",
+        "scan: format (its pixels are floating-point numbers, which radiographs do not have)",
+    )
 
 
 @pytest.mark.parametrize(
@@ -166,12 +169,12 @@ def test_floating_point_pixels_are_refused():
 def test_d5_what_holds_no_picture_says_what_it_is(kind):
     assert refused(dicom_bytes(None, SOPClassUID=kind)) == (
         "no-image",
-        f"scan: no-image (holds no picture, but {kind.keyword})",
+        f"scan: no-image (contains no image, but {kind.keyword})",
     )
 
 
 def test_d5_a_kind_that_is_no_known_one_is_not_quoted():
-    assert refused(dicom_bytes(None, SOPClassUID="1.2.3.19991"))[1].endswith("but an object of unknown kind)")
+    assert refused(dicom_bytes(None, SOPClassUID="1.2.3.19991"))[1].endswith("but an object of unknown SOP class)")
 
 
 @pytest.mark.parametrize("syntax", [*NATIVE, *COMPRESSED, JPEGBaseline8Bit], ids=name_of)
@@ -211,7 +214,7 @@ def test_d8_a_stream_of_another_size_than_the_header_says_is_not_decoded(syntax,
     start = data.index(b"\xff\x4f\xff\x51" if syntax == JPEG2000Lossless else b"\xff\xd8\xff")
     bomb = encapsulated_bytes([data[start:]], np.zeros((4000, 4000), pixels.dtype), syntax)
     monkeypatch.setattr("cleft.data.images.dicom._run_decoder", None)
-    assert refused(bomb)[1] == ("scan: malformed ((48, 64) compressed pixels where the header says (4000, 4000))")
+    assert refused(bomb)[1] == ("scan: malformed ((48, 64) compressed pixels, but the header declares (4000, 4000))")
 
 
 def test_plain_pixels_for_more_pictures_than_the_header_says_are_a_contradiction():
@@ -228,7 +231,7 @@ FRAMES = np.stack([PIXELS, PIXELS[::-1], PIXELS[:, ::-1]])
 def test_d10_several_pictures_are_refused_by_default_and_named_with_the_setting():
     assert refused(dicom_bytes(FRAMES, frames=True)) == (
         "frames",
-        "scan: frames (holds 3 pictures; images.frame=middle or first takes one of them)",
+        "scan: frames (contains 3 frames; set images.frame=middle or first to use one)",
     )
 
 
@@ -278,7 +281,7 @@ def test_d6_a_missing_decoder_is_named_with_its_extra(monkeypatch):
 
 def test_d6_the_package_under_the_gpl_is_only_mentioned():
     data = encapsulated_bytes([b"\xff\xd8\xff"], PIXELS, JPEGExtended12Bit, bits=12)
-    assert "pylibjpeg-libjpeg, which is under the GPL" in refused(data)[1]
+    assert "install pylibjpeg-libjpeg (GPL)" in refused(data)[1]
 
 
 def test_moving_pictures_are_no_encoding_of_a_radiograph():

@@ -298,7 +298,7 @@ def test_a_missing_attribute_has_a_safe_default_or_is_named(keyword, syntax, emp
         with pytest.raises(DataError) as caught:
             decode_gray(dataset, "scan", notes=notes)
         assert caught.value.reason == "malformed"
-        assert str(caught.value).startswith(f"scan: malformed ({keyword} is missing, without which the pixels")
+        assert str(caught.value).startswith(f"scan: malformed ({keyword} is missing, and the pixels cannot")
     else:
         found = decode_gray(dataset, "scan", notes=notes)
         assert np.abs(found - linear(RAMP, 1500, 800)).max() <= 1

@@ -14,7 +14,7 @@ from tests.fakes.dicom import dicom_bytes, table_item
 
 from cleft.config import ImagesConfig
 from cleft.data.images.decode import decode_gray
-from cleft.data.images.dicom_display import percentiles, possible_values
+from cleft.data.images.dicom_display import stored_values, weighted_percentiles
 from cleft.data.images.preprocess import prepare_image
 from cleft.errors import DataError
 
@@ -130,13 +130,13 @@ def test_q6_a_negative_stored_as_monochrome1_is_the_same_picture(scene, place, s
 def test_percentiles_of_counts_equal_those_of_all_values(values, first, second):
     distinct, counts = np.unique(np.array(values) * 1.5, return_counts=True)
     order = np.random.default_rng(0).permutation(len(distinct))
-    found = percentiles(distinct[order], counts[order], (first, second))
+    found = weighted_percentiles(distinct[order], counts[order], (first, second))
     assert found == np.percentile(np.array(values) * 1.5, (first, second)).tolist()
 
 
 def test_every_pattern_means_its_low_bits_with_their_sign():
     for stored in (1, 5, 12, 16):
-        unsigned, signed = (possible_values(16, stored, signed=sign) for sign in (False, True))
+        unsigned, signed = (stored_values(16, stored, signed=sign) for sign in (False, True))
         assert (unsigned.min(), unsigned.max()) == (0, 2**stored - 1)
         assert (signed.min(), signed.max()) == (-(2 ** (stored - 1)), 2 ** (stored - 1) - 1)
         assert ((unsigned - signed) % 2**stored == 0).all()
@@ -311,7 +311,7 @@ def test_d15_padding_may_be_a_range_and_be_written_with_the_other_sign():
 
 @pytest.mark.parametrize("width", [1e6, 1e9])
 def test_a_window_that_is_so_wide_that_nothing_can_be_seen_is_refused(width):
-    with pytest.raises(DataError, match=r"WindowWidth 1e\+0[69]\) shows all its values, .* nearly the same gray"):
+    with pytest.raises(DataError, match=r"WindowWidth 1e\+0[69]\) maps all its stored values, .* nearly the same gray"):
         read(RAMP, WindowCenter="2000", WindowWidth=f"{width:.0f}")
     assert np.ptp(read(RAMP, WindowCenter="2000", WindowWidth="65536")) >= 4
 

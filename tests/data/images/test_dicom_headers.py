@@ -20,14 +20,14 @@ from pydicom.uid import (
 from tests.fakes.dicom import COMPRESSED, LEAKS, NATIVE, deflated_bomb, dicom_bytes, write_dicom
 from tests.tools.replacing import replace_keeping_size_and_time
 
-from cleft.data.images.dicom import decodable
+from cleft.data.images.dicom import syntax_support
 from cleft.data.images.dicom_headers import (
     Header,
-    check_syntaxes,
+    count_syntaxes,
     header_notes,
     read_header,
     read_headers,
-    syntax_census,
+    undecodable_syntaxes,
 )
 from cleft.data.images.source import ReadLimits
 from cleft.errors import DataError
@@ -249,7 +249,7 @@ def test_a_damaged_cache_is_read_anew(tmp_path, damage, caplog):
     fresh = read_headers([path], cache)
     cache.write_bytes(damage)
     assert read_headers([path], cache) == fresh
-    assert "read anew" in caplog.text
+    assert "reading the headers again" in caplog.text
     assert pq.read_table(cache).num_rows == 1
 
 
@@ -306,27 +306,27 @@ def bare(monkeypatch):
 def test_the_census_counts_images_alone_and_the_most_frequent_first():
     headers = [image(ExplicitVRLittleEndian)] * 2 + [image(JPEGLosslessSV1)] * 3
     others = [Header(reason="missing"), Header(transfer_syntax=str(ExplicitVRLittleEndian))]
-    census = syntax_census([*headers, *others])
+    census = count_syntaxes([*headers, *others])
     assert [(row.images, row.uid) for row in census] == [(3, str(JPEGLosslessSV1)), (2, str(ExplicitVRLittleEndian))]
     assert all(row.readable and not row.remedy for row in census)
-    assert check_syntaxes(headers) == []
+    assert undecodable_syntaxes(headers) == []
 
 
 def test_d6_a_missing_decoder_is_named_with_the_extra_that_brings_it(bare):
-    census = syntax_census([image(JPEGLosslessSV1), image(JPEGLSNearLossless)])
+    census = count_syntaxes([image(JPEGLosslessSV1), image(JPEGLSNearLossless)])
     assert [row.readable for row in census] == [False, True]
-    (sentence,) = check_syntaxes([image(JPEGLosslessSV1)] * 2)
+    (sentence,) = undecodable_syntaxes([image(JPEGLosslessSV1)] * 2)
     assert sentence.startswith("2 images are encoded as JPEG Lossless, Non-Hierarchical")
     assert sentence.endswith("cannot be decoded here; run: pip install 'cleft[dicom]'")
 
 
 def test_what_nothing_decodes_is_told_apart():
-    assert decodable(str(MPEG2MPML), deep=False)[1] == "store it again in another transfer syntax"
-    assert decodable("CANARY^NAME", deep=False)[0] == "an illegal transfer syntax"
+    assert syntax_support(str(MPEG2MPML), deep=False)[1] == "convert it to another transfer syntax"
+    assert syntax_support("CANARY^NAME", deep=False)[0] == "an illegal transfer syntax"
 
 
 def test_extended_jpeg_of_12_bits_needs_a_package_that_is_only_mentioned(monkeypatch):
-    assert decodable(str(JPEGExtended12Bit), deep=False)[1] == ""
-    assert decodable(str(JPEGExtended12Bit), deep=True)[1].startswith("pylibjpeg-libjpeg, which is under the GPL")
+    assert syntax_support(str(JPEGExtended12Bit), deep=False)[1] == ""
+    assert syntax_support(str(JPEGExtended12Bit), deep=True)[1].startswith("install pylibjpeg-libjpeg (GPL)")
     monkeypatch.setattr(JPEGExtended12BitDecoder, "_available", {"pylibjpeg": None})
-    assert decodable(str(JPEGExtended12Bit), deep=True)[1] == ""
+    assert syntax_support(str(JPEGExtended12Bit), deep=True)[1] == ""

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from cleft.config import ImagesConfig
 from cleft.data.images.cache import PreparedImages
-from cleft.data.images.decode_pool import preparing
-from cleft.data.images.dicom_headers import Header, check_syntaxes, header_notes, read_header, syntax_census
+from cleft.data.images.decode_pool import prepare_pool
+from cleft.data.images.dicom_headers import Header, count_syntaxes, header_notes, read_header, undecodable_syntaxes
 from cleft.data.images.preprocess import centre_crop
 from cleft.data.images.source import open_file
 from cleft.data.progress import progress_bar
@@ -95,7 +95,7 @@ def look_at_all(paths: Sequence[Path], *, progress: bool = True) -> Looks:
             advance()
     headers = [look.header for look in looks if look.header is not None]
     # Without DICOM files nothing of pydicom is imported.
-    encodings = [(row.name, row.images) for row in syntax_census(headers)] if headers else []
+    encodings = [(row.name, row.images) for row in count_syntaxes(headers)] if headers else []
     tallies = [
         _tally("format", (look.format for look in looks)),
         _tally("pixels", (f"{look.bits}-bit {look.kind}" for look in looks if look.kind)),
@@ -103,7 +103,7 @@ def look_at_all(paths: Sequence[Path], *, progress: bool = True) -> Looks:
         Tally(name="transfer syntax", counts=tuple(encodings)),
         _tally("frames", (f"{h.frames} frames" for h in headers if h.frames > 1)),
     ]
-    notes = [*check_syntaxes(headers), *header_notes(headers)] if headers else []
+    notes = [*undecodable_syntaxes(headers), *header_notes(headers)] if headers else []
     return Looks(tuple(tally for tally in tallies if tally.counts), notes)
 
 
@@ -172,13 +172,13 @@ def decode(
     contents: dict[str, str] = {}
     shown: list[Picture] = []
     with (
-        preparing(images, frozenset(), min(jobs, len(records))) as prepare,
+        prepare_pool(images, frozenset(), min(jobs, len(records))) as prepare,
         progress_bar("decode", len(records), enabled=progress) as advance,
     ):
         outcomes = prepare([record.image for record in records])
         for record, outcome in zip(records, outcomes, strict=True):
             if outcome.source is not None:
-                contents[record.id] = outcome.source.content
+                contents[record.id] = outcome.source.sha256
             if outcome.reason:
                 bad[record.id] = (outcome.reason, outcome.message)
             elif outcome.pixels is not None and len(shown) < pictures:
@@ -278,7 +278,9 @@ def contents_of(prepared: PreparedImages) -> dict[str, int]:
     known: dict[tuple[int, int], int] = {}
     by_check: dict[int, list[int]] = {}
     first: list[int] = []
-    for number, (place, check) in enumerate(zip(map(tuple, rows.places.tolist()), rows.checks.tolist(), strict=True)):
+    for number, (place, check) in enumerate(
+        zip(map(tuple, rows.positions.tolist()), rows.checksums.tolist(), strict=True)
+    ):
         if place not in known:
             alike = by_check.setdefault(check, [])
             same = next((other for other in alike if np.array_equal(rows[other], rows[number])), number)

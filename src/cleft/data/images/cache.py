@@ -28,9 +28,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cleft.config import DataConfig, ImagesConfig, Settings, declared_settings, flat_settings
-from cleft.data.images.cache_files import PART_ROWS, SCHEMA, PixelRows, Shelf, check_room, clear, lock, no_room
+from cleft.data.images.cache_files import (
+    PART_ROWS,
+    SCHEMA,
+    CacheIndex,
+    PixelRows,
+    check_free_space,
+    disk_error,
+    lock_folder,
+    remove_leftovers,
+)
 from cleft.data.images.decode import decoder_versions
-from cleft.data.images.decode_pool import PASSING, Outcome, preparing
+from cleft.data.images.decode_pool import TRANSIENT, DecodeResult, prepare_pool
 from cleft.data.images.dicom_headers import Header, read_headers
 from cleft.data.images.source import DEFAULT_LIMITS, read_bytes, read_source
 from cleft.data.progress import progress_bar
@@ -52,11 +61,11 @@ class Difference(NamedTuple):
 
     name: str
     """Dotted, as on the command line where it is a setting."""
-    made: Any
+    cached: Any
     wanted: Any
 
     def __str__(self) -> str:
-        return f"{self.name} {self.made}, wanted {self.wanted}"
+        return f"{self.name} {self.cached}, wanted {self.wanted}"
 
 
 def preparation(config: ImagesConfig) -> Preparation:
@@ -82,13 +91,13 @@ def preparation_digest(config: ImagesConfig) -> str:
     return hashlib.sha256(json.dumps(preparation(config), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def keep_settings(home: Path, config: ImagesConfig) -> None:
+def write_settings(home: Path, config: ImagesConfig) -> None:
     """Writes into a cache what it is made with, for people and for the caches beside it."""
     if not (home / _RECORD).is_file():
         write_whole(home / _RECORD, json.dumps(preparation(config), indent=2, sort_keys=True) + "\n")
 
 
-def nearest_differences(home: Path, config: ImagesConfig) -> list[Difference]:
+def closest_differences(home: Path, config: ImagesConfig) -> list[Difference]:
     """Compares what is wanted with the caches beside `home`; returns how the one most like it differs.
 
     Empty if there is none beside it. One whose record is gone or unreadable does not count.
@@ -231,7 +240,7 @@ class PreparedImages:
     """Record id to its number in `rows`."""
     rejected: Mapping[str, str]
     """Record id to the reason it has no pixels."""
-    sentences: Mapping[str, str] = field(default_factory=dict[str, str])
+    messages: Mapping[str, str] = field(default_factory=dict[str, str])
     """Record id to what is wrong with its file, which the sentence may name: for local eyes alone."""
     notes: Mapping[str, int] = field(default_factory=dict[str, int])
     """Key of `cleft.data.images.dicom_headers.ODDITIES` to the number of prepared images it holds for."""
@@ -297,7 +306,7 @@ def prepare_images(
         ResourceError: If the cache cannot be written, or decoding processes are killed.
     """
     home = folder / preparation_digest(config)
-    files, bad = _look_at(dict.fromkeys(record.image for record in records))
+    files, bad = _stat_files(dict.fromkeys(record.image for record in records))
     images = len(files) + len(bad)
 
     def judge() -> None:
@@ -309,8 +318,8 @@ def prepare_images(
             raise
 
     judge()
-    shelf = _shelf(home, config, retry=options.retry)
-    contents = shelf.known(files)
+    shelf = _open_index(home, config, retry=options.retry)
+    contents = shelf.known_files(files)
     rebuilt = 0
     with ExitStack() as writing:
         alone = None
@@ -319,20 +328,20 @@ def prepare_images(
                 alone = writing.enter_context(_open_for_writing(home, config))
             except ResourceError:
                 # A cache that may only be read still serves files whose content it holds under another identity.
-                contents |= _recognise(
+                contents |= _find_by_content(
                     shelf, [path for path in files if path not in contents], progress=options.progress
                 )
                 if len(contents) < len(files):
                     raise
         if alone is not None:
-            shelf = _shelf(home, config, retry=options.retry)
+            shelf = _open_index(home, config, retry=options.retry)
             rebuilt = len(shelf.damaged)
-            clear(home, shelf.damaged, alone=alone)
-            contents = shelf.known(files)
+            remove_leftovers(home, shelf.damaged, alone=alone)
+            contents = shelf.known_files(files)
             todo = list(dict.fromkeys(r.image for r in records if r.image in files and r.image not in contents))
-            _announce(home, config, len(todo), len(contents), options.jobs)
-            for outcomes in _fill(shelf, todo, config, options):
-                contents |= {outcome.path: outcome.source.content for outcome in outcomes if outcome.source}
+            _log_plan(home, config, len(todo), len(contents), options.jobs)
+            for outcomes in _decode_missing(shelf, todo, config, options):
+                contents |= {outcome.path: outcome.source.sha256 for outcome in outcomes if outcome.source}
                 bad |= {outcome.path: (outcome.reason, outcome.message) for outcome in outcomes if outcome.reason}
                 judge()
             if alone:
@@ -344,7 +353,7 @@ def prepare_images(
     judge()
     if options.rejects:
         write_rejects(options.rejects, _reasons(records, bad))
-    return _gather(records, shelf, contents, bad, config, rebuilt)
+    return _collect(records, shelf, contents, bad, config, rebuilt)
 
 
 def find_images(
@@ -365,14 +374,14 @@ def find_images(
             of them and the command to run; or if more than `data.max_bad` of the images are missing or refused.
     """
     home = cache_folder(data) / preparation_digest(images)
-    files, bad = _look_at(dict.fromkeys(record.image for record in records))
+    files, bad = _stat_files(dict.fromkeys(record.image for record in records))
     check_rejects(bad, len(files) + len(bad), data.max_bad)
-    shelf = Shelf(home, images.stored_size)
-    contents = shelf.known(files)
-    contents |= _recognise(shelf, [path for path in files if path not in contents], progress=progress)
+    shelf = CacheIndex(home, images.stored_size)
+    contents = shelf.known_files(files)
+    contents |= _find_by_content(shelf, [path for path in files if path not in contents], progress=progress)
     absent = [record.id for record in records if record.image in files and record.image not in contents]
     if absent:
-        differs = [] if shelf.parts else nearest_differences(home, images)
+        differs = [] if shelf.parts else closest_differences(home, images)
         made = f"; the nearest cache is of other settings: {', '.join(map(str, differs))}" if differs else ""
         raise DataError(
             f"{home}: {share(len(absent), len(records), 'image')} "
@@ -382,7 +391,7 @@ def find_images(
         )
     bad |= _refused(shelf, contents)
     check_rejects(bad, len(files) + len(bad), data.max_bad)
-    return _gather(records, shelf, contents, bad, images, 0)
+    return _collect(records, shelf, contents, bad, images, 0)
 
 
 def obtain_images(
@@ -421,14 +430,14 @@ def read_dataset_headers(config: DataConfig, files: Iterable[str]) -> dict[str, 
     return {str(path): header for path, header in headers.items()}
 
 
-def _shelf(home: Path, config: ImagesConfig, *, retry: bool) -> Shelf:
-    shelf = Shelf(home, config.stored_size)
+def _open_index(home: Path, config: ImagesConfig, *, retry: bool) -> CacheIndex:
+    shelf = CacheIndex(home, config.stored_size)
     if retry:
-        shelf.forget(PASSING)
+        shelf.drop_refusals(TRANSIENT)
     return shelf
 
 
-def _refused(shelf: Shelf, contents: Mapping[Path, str]) -> Rejects:
+def _refused(shelf: CacheIndex, contents: Mapping[Path, str]) -> Rejects:
     found = {path: shelf.refused[content] for path, content in contents.items() if content in shelf.refused}
     return {path: (reason, _renamed(path, reason, sentence)) for path, (reason, sentence) in found.items()}
 
@@ -443,7 +452,7 @@ def _reasons(records: Iterable[Record], bad: Rejects) -> dict[str, str]:
     return {record.id: bad[record.image][0] for record in records if record.image in bad}
 
 
-def _announce(home: Path, config: ImagesConfig, todo: int, known: int, jobs: int) -> None:
+def _log_plan(home: Path, config: ImagesConfig, todo: int, known: int, jobs: int) -> None:
     """Says why images are decoded that somebody may think were decoded before, and how it would go faster."""
     if known:
         log.info(
@@ -453,13 +462,13 @@ def _announce(home: Path, config: ImagesConfig, todo: int, known: int, jobs: int
             f"{todo:,}",
             verb(todo, "is", "are"),
         )
-    elif not list(home.glob("part-*.json")) and (differs := nearest_differences(home, config)):
+    elif not list(home.glob("part-*.json")) and (differs := closest_differences(home, config)):
         log.info("images are prepared beside this with %s: decoding again", "; ".join(map(str, differs)))
     if jobs == 0 and todo > PART_ROWS:
         log.info("one process decodes %s images; cleft data prepare takes all cores", f"{todo:,}")
 
 
-def _look_at(paths: Iterable[Path]) -> tuple[dict[Path, os.stat_result], Rejects]:
+def _stat_files(paths: Iterable[Path]) -> tuple[dict[Path, os.stat_result], Rejects]:
     """Tells files that may be read from those that are missing or no files, without opening one."""
     files: dict[Path, os.stat_result] = {}
     bad: Rejects = {}
@@ -478,15 +487,15 @@ def _look_at(paths: Iterable[Path]) -> tuple[dict[Path, os.stat_result], Rejects
     return files, bad
 
 
-def _recognise(shelf: Shelf, paths: Sequence[Path], *, progress: bool) -> dict[Path, str]:
+def _find_by_content(shelf: CacheIndex, paths: Sequence[Path], *, progress: bool) -> dict[Path, str]:
     """Return the content of each file whose outcome is in the cache under another identity, by reading it."""
-    if not paths or not (shelf.places or shelf.refused):
+    if not paths or not (shelf.positions or shelf.refused):
         return {}
     found: dict[Path, str] = {}
     with progress_bar("read files", len(paths), enabled=progress) as advance:
         for path in paths:
             with suppress(DataError):
-                content = read_source(path)[1].content
+                content = read_source(path)[1].sha256
                 if content in shelf:
                     found[path] = content
             advance()
@@ -509,29 +518,31 @@ def _open_for_writing(home: Path, config: ImagesConfig) -> Generator[bool]:
         try:
             for folder in (home.parent, home):  # parents would get the usual mode
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            alone = stack.enter_context(lock(home))
-            keep_settings(home, config)
+            alone = stack.enter_context(lock_folder(home))
+            write_settings(home, config)
         except OSError as error:
             existing = next(folder for folder in (home, *home.parents) if folder.is_dir())
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise no_room(existing, 0, error.strerror or str(error)) from error
+                raise disk_error(existing, 0, error.strerror or str(error)) from error
             raise ResourceError(
                 f"{home}: the cache cannot be written ({error.strerror or error}); set data.cache to another folder"
             ) from error
         yield alone
 
 
-def _fill(shelf: Shelf, todo: Sequence[Path], config: ImagesConfig, options: PrepareOptions) -> Iterator[list[Outcome]]:
+def _decode_missing(
+    shelf: CacheIndex, todo: Sequence[Path], config: ImagesConfig, options: PrepareOptions
+) -> Iterator[list[DecodeResult]]:
     """Prepares files part by part; yields what became of them, each part after it is safe on disk."""
     row_bytes = config.stored_size**2
-    check_room(shelf.folder, len(todo) * row_bytes)
+    check_free_space(shelf.folder, len(todo) * row_bytes)
     with (
-        preparing(config, shelf.all_contents(), min(options.jobs, len(todo))) as prepare,
+        prepare_pool(config, shelf.all_contents(), min(options.jobs, len(todo))) as prepare,
         progress_bar("prepare images", len(todo), enabled=options.progress) as advance,
     ):
         outcomes = prepare(todo)
 
-        def advancing() -> Iterator[Outcome]:
+        def advancing() -> Iterator[DecodeResult]:
             for outcome in islice(outcomes, options.part_rows):
                 yield outcome
                 advance()
@@ -540,22 +551,22 @@ def _fill(shelf: Shelf, todo: Sequence[Path], config: ImagesConfig, options: Pre
             yield shelf.store(advancing(), (len(todo) - start) * row_bytes)
 
 
-def _gather(
+def _collect(
     records: Sequence[Record],
-    shelf: Shelf,
+    shelf: CacheIndex,
     contents: Mapping[Path, str],
     bad: Rejects,
     config: ImagesConfig,
     rebuilt: int,
 ) -> PreparedImages:
     good = [record for record in records if record.image not in bad]
-    places = [shelf.places[contents[record.image]] for record in good]
+    places = [shelf.positions[contents[record.image]] for record in good]
     rows = PixelRows(
         files=tuple(part.pixels for part in shelf.parts),
         lengths=tuple(len(part.rows) for part in shelf.parts),
         side=config.stored_size,
-        places=np.array(places, dtype=np.int64).reshape(-1, 2),
-        checks=np.array([shelf.parts[part].rows[row][1] for part, row in places], dtype=np.uint32),
+        positions=np.array(places, dtype=np.int64).reshape(-1, 2),
+        checksums=np.array([shelf.parts[part].rows[row][1] for part, row in places], dtype=np.uint32),
     )
     named = sorted(f"{record.id}\0{contents[record.image]}" for record in good)
     return PreparedImages(
@@ -565,7 +576,7 @@ def _gather(
         numbers={record.id: number for number, record in enumerate(good)},
         rejected=_reasons(records, bad),
         notes=Counter(note for record in good for note in shelf.notes.get(contents[record.image], ())),
-        sentences={record.id: bad[record.image][1] for record in records if record.image in bad},
+        messages={record.id: bad[record.image][1] for record in records if record.image in bad},
         rebuilt=rebuilt,
     )
 

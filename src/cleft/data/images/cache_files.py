@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cleft.data.images.decode_pool import Outcome
+from cleft.data.images.decode_pool import DecodeResult
 from cleft.data.images.source import Source
 from cleft.errors import DataError, ResourceError
 from cleft.files import file_key, lock_file, open_lock, read_limited, write_whole
@@ -109,12 +109,12 @@ class PartWriter:
         handle, name = tempfile.mkstemp(".tmp", "part-", folder)
         self._file, self._path = os.fdopen(handle, "wb"), Path(name)
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: DecodeResult) -> None:
         """Notes a source, and writes its row if it brought one; a file nobody could read leaves no trace."""
         if outcome.source is None:
             return
         self._sources.append(outcome.source)
-        content = outcome.source.content
+        content = outcome.source.sha256
         if outcome.reason:
             # Without the path in front: it may name a patient, and a file may be moved.
             self._refused[content] = (outcome.reason, outcome.message.removeprefix(str(outcome.path)))
@@ -147,7 +147,7 @@ class PartWriter:
 
 
 @contextmanager
-def lock(folder: Path) -> Generator[bool]:
+def lock_folder(folder: Path) -> Generator[bool]:
     """Keeps other writers out of a folder; dies with its holder.
 
     Where the file system knows no locks, two writers do the same work twice, but never harm each other: what is given
@@ -166,7 +166,7 @@ def lock(folder: Path) -> Generator[bool]:
         yield alone
 
 
-def clear(folder: Path, damaged: list[Path], *, alone: bool) -> None:
+def remove_leftovers(folder: Path, damaged: list[Path], *, alone: bool) -> None:
     """Removes damaged parts, and whatever no index vouches for: what killed writers left, or others write just now.
 
     Args:
@@ -197,7 +197,7 @@ _MOST_IDENTITIES = 8
 """Identities of files kept per prepared image, beyond those in the parts that hold its pixels."""
 
 
-class Shelf:
+class CacheIndex:
     """The whole parts of a folder; what is not whole is a miss."""
 
     def __init__(self, folder: Path, side: int) -> None:
@@ -205,7 +205,7 @@ class Shelf:
         self.parts: list[Part] = []
         self.damaged: list[Path] = []
         """Index files whose part is not whole."""
-        self.places: dict[str, tuple[int, int]] = {}
+        self.positions: dict[str, tuple[int, int]] = {}
         """Content to its part and the row in it."""
         self.refused: dict[str, tuple[str, str]] = {}
         """Content to the reason and the sentence it was refused with, without the path."""
@@ -220,23 +220,23 @@ class Shelf:
                 self.add(part)
 
     def __contains__(self, content: str) -> bool:
-        return content in self.places or content in self.refused
+        return content in self.positions or content in self.refused
 
     def add(self, part: Part) -> None:
         """Takes in one more part."""
         for row, (content, _) in enumerate(part.rows):
-            self.places[content] = (len(self.parts), row)
+            self.positions[content] = (len(self.parts), row)
             self.refused.pop(content, None)  # Refused once, prepared since.
-        self.refused.update({content: why for content, why in part.refused.items() if content not in self.places})
+        self.refused.update({content: why for content, why in part.refused.items() if content not in self.positions})
         self.notes.update(part.notes)
         self.parts.append(part)
         self._contents.update(part.sources)
 
-    def forget(self, reasons: Collection[str]) -> None:
+    def drop_refusals(self, reasons: Collection[str]) -> None:
         """Takes back refusals for these reasons, so that their files are tried again."""
         self.refused = {content: why for content, why in self.refused.items() if why[0] not in reasons}
 
-    def store(self, outcomes: Iterable[Outcome], needed: int) -> list[Outcome]:
+    def store(self, outcomes: Iterable[DecodeResult], needed: int) -> list[DecodeResult]:
         """Writes outcomes as one part and takes it in; or leaves nothing behind.
 
         Args:
@@ -249,23 +249,23 @@ class Shelf:
         Raises:
             ResourceError: If the disk is full or the folder cannot be written.
         """
-        stored: list[Outcome] = []
+        stored: list[DecodeResult] = []
         try:
             writer = PartWriter(self.folder)
             try:
                 for outcome in outcomes:
                     bare = outcome._replace(pixels=None)
-                    twin = outcome.source is not None and outcome.source.content in self
+                    twin = outcome.source is not None and outcome.source.sha256 in self
                     writer.add(bare if twin else outcome)
                     stored.append(bare)
                 self.add(writer.finish())
             finally:
                 writer.discard()
         except OSError as error:
-            raise no_room(self.folder, needed, error.strerror or str(error)) from error
+            raise disk_error(self.folder, needed, error.strerror or str(error)) from error
         return stored
 
-    def known(self, files: Mapping[Path, os.stat_result]) -> dict[Path, str]:
+    def known_files(self, files: Mapping[Path, os.stat_result]) -> dict[Path, str]:
         """Returns the content of each file that is as it was when it was read, and whose outcome is here."""
         folders: dict[str, str] = {}
         contents = {path: self._contents.get(file_key(path, status, folders)) for path, status in files.items()}
@@ -287,20 +287,20 @@ class Shelf:
 
     def all_contents(self) -> frozenset[str]:
         """Returns every content whose outcome is here."""
-        return frozenset((*self.places, *self.refused))
+        return frozenset((*self.positions, *self.refused))
 
 
-def check_room(folder: Path, needed: int) -> None:
+def check_free_space(folder: Path, needed: int) -> None:
     """Refuses to start what cannot end.
 
     Raises:
         ResourceError: If fewer than `needed` bytes are free.
     """
     if shutil.disk_usage(folder).free < needed:
-        raise no_room(folder, needed, "the disk is too full")
+        raise disk_error(folder, needed, "the disk is too full")
 
 
-def no_room(folder: Path, needed: int, why: str) -> ResourceError:
+def disk_error(folder: Path, needed: int, why: str) -> ResourceError:
     """Returns the error for a cache that cannot be written."""
     free = shutil.disk_usage(folder).free
     return ResourceError(
@@ -320,14 +320,14 @@ class PixelRows:
     lengths: tuple[int, ...]
     """Rows of each file."""
     side: int
-    places: NDArray[np.int64]
+    positions: NDArray[np.int64]
     """File and row in it of each image, `[N, 2]`."""
-    checks: NDArray[np.uint32]
+    checksums: NDArray[np.uint32]
     """CRC-32 of each image, `[N]`."""
     _maps: dict[int, NDArray[np.uint8]] = field(default_factory=dict[int, NDArray[np.uint8]], repr=False)
 
     def __len__(self) -> int:
-        return len(self.checks)
+        return len(self.checksums)
 
     def __getitem__(self, number: int) -> NDArray[np.uint8]:
         """Returns an image, read-only.
@@ -335,11 +335,11 @@ class PixelRows:
         Raises:
             DataError: With reason `cache`, if its bytes are not those that were written.
         """
-        file, row = self.places[number].tolist()
+        file, row = self.positions[number].tolist()
         if file not in self._maps:
             self._maps[file] = open_pixels(self.files[file], self.lengths[file], self.side)
         pixels = self._maps[file][row]
-        if zlib.crc32(pixels.data) != self.checks[number]:
+        if zlib.crc32(pixels.data) != self.checksums[number]:
             raise DataError(
                 f"{self.files[file]}: row {row} is not as it was written; start again, which makes it anew, "
                 "and have the disk checked",

@@ -1,7 +1,7 @@
-"""From bytes to gray pixels, by content: the one place where foreign bytes meet a decoder.
+"""Decoding of image files to gray pixels; the format is detected from the content.
 
-Whatever is wrong ends as `DataError` with a reason to count by; nothing is clipped, halved or guessed in silence.
-Only NumPy and Pillow are imported, so that decoding can live in a small child process.
+Every problem ends as `DataError` with a reason code; nothing is clipped, truncated or guessed silently. pydicom is
+imported only for DICOM files.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from PIL import Image, features
 
 from cleft.config import ImagesConfig
 from cleft.data.images.integrity import check_jpeg_scans, check_jpeg_structure, check_png_chunks, check_png_pixels
-from cleft.data.images.preprocess import Gray, flatten_colours
+from cleft.data.images.preprocess import Gray, to_luminance
 from cleft.data.images.source import DEFAULT_LIMITS, ReadLimits, check_size, may_be_dicom, read_bytes, refusal
 from cleft.errors import DataError
 
@@ -33,25 +33,25 @@ def decode_gray(
     images: ImagesConfig = DEFAULT_IMAGES,
     notes: list[str] | None = None,
 ) -> Gray:
-    """Decodes one picture, upright, at its own size and depth.
+    """Decode one image, upright, at its original size and bit depth.
 
     Args:
-        data: Bytes of a whole file.
-        name: What to call it in messages.
-        limits: What is refused by its header.
-        images: How a DICOM file's values become gray; nothing else of it matters here.
+        data: Bytes of the complete file.
+        name: Name of the file in messages.
+        limits: Limits on the size that the header declares.
+        images: How DICOM values are converted to gray; other fields are not used.
         notes: Receives keys of `cleft.data.images.dicom_headers.ODDITIES`: what was inferred or ignored.
 
     Raises:
-        DataError: With reason `empty`, `format` (not a picture this reader knows), `too-large`, `geometry` (too
-            small or too narrow), `truncated`, `malformed`, `colour` or `constant` (a single gray value); of DICOM files
-            also `no-image`, `frames` or `codec`.
+        DataError: With reason `empty`, `format` (not a supported image), `too-large`, `geometry` (too small or too
+            narrow), `truncated`, `malformed`, `colour` or `constant` (a single gray value); for DICOM files also
+            `no-image`, `frames` or `codec`.
     """
     if not data:
         raise refusal("empty", name, "the file has no bytes; copy it again")
     decode = next((decode for belongs, decode in DECODERS if belongs(data)), None)
     if decode is None:
-        raise refusal("format", name, "is no JPEG, PNG or DICOM file; its content decides, not its name")
+        raise refusal("format", name, "its content is not JPEG, PNG or DICOM (the file name does not matter)")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -63,16 +63,16 @@ def decode_gray(
         raise refusal("too-large", name, f"declares more pixels than the limit of {limits.pixels}") from error
     except MemoryError as error:
         raise refusal("too-large", name, "memory ran out while decoding it") from error
-    except BaseException as error:  # A decoder written in Rust raises what is no `Exception` when it panics.
+    except BaseException as error:  # A panic of a Rust decoder is not an `Exception`.
         cut = "truncated" in str(error).lower()
         raise refusal("truncated" if cut else "malformed", name, f"{error}; copy the file again") from error
     if pixels.min() == pixels.max():
-        raise refusal("constant", name, f"every pixel is {pixels.flat[0]}")
+        raise refusal("constant", name, f"every pixel has the value {pixels.flat[0]}")
     return pixels
 
 
 def decoder_versions() -> dict[str, str]:
-    """Return what decides besides the file which pixels it has, or whether it is refused; part of every cache key."""
+    """Return versions of everything that decides the pixels of a file, or its rejection; part of every cache key."""
     turbo = features.version("libjpeg_turbo")
     versions = {"pillow": Image.__version__, "jpeg": str(features.version("jpg")), "libjpeg_turbo": str(turbo)}
     versions["checks"] = _CHECKS
@@ -89,7 +89,7 @@ def _decode_with_pillow(
 ) -> NDArray[Any]:
     png = data.startswith(_PNG)
     (check_png_chunks if png else check_jpeg_structure)(data, name)
-    # Pillow registers some forty formats; these two are all it may try.
+    # Pillow supports some forty formats; only these two may be tried.
     with Image.open(BytesIO(data), formats=["JPEG", "PNG"]) as image:
         _check_header(image, data, name, limits)
         (check_png_pixels if png else check_jpeg_scans)(data, name)
@@ -102,11 +102,13 @@ def _decode_with_pillow(
 def _check_header(image: Image.Image, data: bytes, name: Path | str, limits: ReadLimits) -> None:
     check_size(image.height, image.width, name, limits)
     if getattr(image, "n_frames", 1) != 1:
-        raise refusal("format", name, "holds several pictures; store each in a file of its own")
+        raise refusal("format", name, "contains several images; store each in a separate file")
     if image.mode == "CMYK":
-        raise refusal("colour", name, "in printer's colours (CMYK); store it as gray")
+        raise refusal("colour", name, "its colours are CMYK; convert it to grayscale")
     if image.format == "PNG" and data[_PNG_DEPTH] == 16 and not image.mode.startswith("I"):
-        raise refusal("format", name, "16 bits per channel in colour would lose half of them; store it as 16-bit gray")
+        raise refusal(
+            "format", name, "colour with 16 bits per channel would be reduced to 8; convert it to 16-bit grayscale"
+        )
 
 
 def _gray(image: Image.Image, name: Path | str) -> NDArray[Any]:
@@ -118,25 +120,25 @@ def _gray(image: Image.Image, name: Path | str) -> NDArray[Any]:
     if image.mode in ("L", "1") and "transparency" not in image.info:
         return np.asarray(image.convert("L"))
     colours = np.asarray(image.convert("RGBA"))
-    luminance = flatten_colours(np.ascontiguousarray(colours[..., :3]), name).astype(np.uint16)
-    return (luminance * colours[..., 3] // 255).astype(np.uint8)  # What is transparent lies over black.
+    luminance = to_luminance(np.ascontiguousarray(colours[..., :3]), name).astype(np.uint16)
+    return (luminance * colours[..., 3] // 255).astype(np.uint8)  # Composed on black.
 
 
 def _decode_dicom(
     data: bytes, name: Path | str, limits: ReadLimits, images: ImagesConfig, notes: list[str]
 ) -> NDArray[Any]:
-    from cleft.data.images.dicom import decode_dicom  # Half a second, which only those who have such files pay.
+    from cleft.data.images.dicom import decode_dicom  # Importing pydicom takes half a second.
 
     return decode_dicom(data, name, limits, images, notes)
 
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_DEPTH = 24
-"""Where a PNG's header says its bits per channel."""
+"""Offset of the bit depth in a PNG file."""
 _CHECKS = "1"
-"""Rises when damaged files are refused that were accepted before: caches may hold their pixels."""
+"""Increase when damaged files are rejected that were accepted before: caches may hold their pixels."""
 _DICOM_PACKAGES = ("pydicom", "python-gdcm", "pylibjpeg-openjpeg", "pylibjpeg-libjpeg", "pylibjpeg-rle", "pyjpegls")
-"""pydicom, and what it hands compressed pixels to."""
+"""pydicom and the packages that decode compressed pixels for it."""
 _ORIENTATION = 0x0112
 _UPRIGHT: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
     1: lambda a: a,
@@ -148,7 +150,7 @@ _UPRIGHT: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
     7: lambda a: a[::-1, ::-1].T,
     8: lambda a: np.rot90(a),
 }
-"""EXIF orientation to what undoes it."""
+"""EXIF orientation to the transformation that undoes it."""
 
 Decode: TypeAlias = Callable[[bytes, Path | str, ReadLimits, ImagesConfig, list[str]], NDArray[Any]]
 
@@ -158,21 +160,20 @@ DECODERS: tuple[tuple[Callable[[bytes], bool], Decode], ...] = (
     (lambda data: data.startswith(b"\xff\xd8\xff"), _decode_with_pillow),
     (may_be_dicom, _decode_dicom),
 )
-"""How a format is told by its bytes, and who decodes it; the first that recognises the bytes does."""
+"""Test for a format, and its decoder; the first match is used."""
 
 
 def read_gray(source: Path | bytes, limits: ReadLimits = DEFAULT_LIMITS, images: ImagesConfig = DEFAULT_IMAGES) -> Gray:
-    """Reads a gray radiograph, upright, at its own size and depth.
+    """Read and decode a gray radiograph, upright, at its original size and bit depth.
 
     Args:
-        source: A regular file, or the bytes of one. The ending of its name is not looked at.
-        limits: What is refused before work.
-        images: How a DICOM file's values become gray; nothing else of it matters here.
+        source: A regular file, or its bytes. The file extension is ignored.
+        limits: Limits on the file and on the size that its header declares.
+        images: How DICOM values are converted to gray; other fields are not used.
 
     Returns:
-        Pixels as stored, `[H, W]`: uint8, or uint16 where the file has more than 8 bits; of a DICOM file always uint8,
-        as it is meant to be seen. Colour files that only
-        repeat one gray value lose the repetition; transparency is laid over black.
+        Pixels, `[H, W]`: uint8, or uint16 if the file has more than 8 bits. DICOM images are always uint8, as intended
+        for display. Colour channels that repeat one gray value are reduced to it; transparency is composed on black.
 
     Raises:
         DataError: With the reasons of `read_bytes` and `decode_gray`.

@@ -1,7 +1,8 @@
-"""Attributes of a DICOM header, read one by one: an illegal value of one never stops the others from being read.
+"""DICOM data sets: parsing, values of attributes, pixel layout, and the grayscale transformations of a header.
 
-pydicom converts all values of an attribute at once and raises if one is illegal, so numbers are parsed here. Messages
-name attributes by keyword and never quote an illegal value: it may be any text.
+Attributes are read one by one, because pydicom converts all values of an attribute at once and raises an exception if
+one is illegal. Messages name attributes by keyword and never quote an illegal value, which may be any text. Nothing
+here decodes a pixel. Importing this module imports pydicom.
 """
 
 from __future__ import annotations
@@ -37,25 +38,25 @@ from cleft.data.images.source import ReadLimits, refusal
 from cleft.grammar import count
 
 
-class AttributeFault(ValueError):
-    """An attribute without which the pixels have no certain meaning is missing or illegal; the text names it."""
+class DicomAttributeError(ValueError):
+    """An attribute that the pixels depend on is missing or illegal; the message names it."""
 
 
-class Layout(NamedTuple):
-    """How the pixels are stored, with defaults in place of what may safely be missing."""
+class PixelLayout(NamedTuple):
+    """How pixels are stored, with defaults for attributes that may safely be missing."""
 
     rows: int
     columns: int
     samples: int
     frames: int
-    allocated: int
-    stored: int
-    high: int
-    """Place of a value's most significant bit, from 0."""
+    bits_allocated: int
+    bits_stored: int
+    high_bit: int
+    """Position of the most significant bit of a value, from 0."""
     signed: bool
     photometric: str
-    overlays: int
-    """Bits of a pixel that hold overlays, as a mask."""
+    overlay_mask: int
+    """Mask of the bits of a pixel that hold overlays."""
     signed_unknown: bool = False
     """Whether `PixelRepresentation` is missing: values are read as unsigned, and none may have its sign bit set."""
     notes: tuple[str, ...] = ()
@@ -74,68 +75,68 @@ LAYOUT_TAGS = (
     "HighBit",
     "PixelRepresentation",
 )
-"""What `read_layout` reads, but for overlays."""
+"""Attributes that `read_layout` reads, except overlays."""
 _OVERLAY_GROUPS = range(0x6000_0000, 0x6020_0000, 0x0002_0000)
 _OVERLAY_DEPTH, _OVERLAY_PLACE = 0x0100, 0x0102
 OVERLAY_TAGS = tuple(group | element for group in _OVERLAY_GROUPS for element in (_OVERLAY_DEPTH, _OVERLAY_PLACE))
 
 
-def read_layout(dataset: Dataset) -> Layout:
-    """Read how the pixels are stored, and put the defaults of missing attributes into the data set.
+def read_layout(dataset: Dataset) -> PixelLayout:
+    """Read how pixels are stored, and set the defaults of missing attributes in the data set.
 
     Raises:
-        AttributeFault: If an attribute is illegal, or missing without a safe default.
+        DicomAttributeError: If an attribute is illegal, or missing without a safe default.
     """
     notes: list[str] = []
     rows, columns, allocated = (_required(dataset, keyword) for keyword in ("Rows", "Columns", "BitsAllocated"))
-    if not is_stated(dataset, "PhotometricInterpretation"):
-        raise AttributeFault(_missing("PhotometricInterpretation"))
-    photometric = text(dataset, "PhotometricInterpretation").upper()
-    samples = whole(dataset, "SamplesPerPixel")
+    if not has_value(dataset, "PhotometricInterpretation"):
+        raise DicomAttributeError(_missing("PhotometricInterpretation"))
+    photometric = text_value(dataset, "PhotometricInterpretation").upper()
+    samples = int_value(dataset, "SamplesPerPixel")
     if samples is None:
         samples = 1 if photometric.startswith(("MONOCHROME", "PALETTE")) else 3
         notes.append("samples")
-    if samples > 1 and whole(dataset, "PlanarConfiguration") is None:
+    if samples > 1 and int_value(dataset, "PlanarConfiguration") is None:
         dataset.PlanarConfiguration = 0
         notes.append("planar")
-    frames = whole(dataset, "NumberOfFrames")
+    frames = int_value(dataset, "NumberOfFrames")
     if frames is not None and frames < 0:
-        raise AttributeFault("NumberOfFrames is negative")
+        raise DicomAttributeError("NumberOfFrames is negative")
     if frames == 0:
         notes.append("frames")
-    representation = whole(dataset, "PixelRepresentation")
+    representation = int_value(dataset, "PixelRepresentation")
     if representation not in (0, 1, None):
-        raise AttributeFault("PixelRepresentation is neither 0 nor 1")
-    stored, high = whole(dataset, "BitsStored"), whole(dataset, "HighBit")
+        raise DicomAttributeError("PixelRepresentation is neither 0 nor 1")
+    stored, high = int_value(dataset, "BitsStored"), int_value(dataset, "HighBit")
     if stored is None:
         if representation == 1 and high is None:
-            raise AttributeFault(_missing("BitsStored"))
+            raise DicomAttributeError(_missing("BitsStored"))
         stored = allocated if high is None else high + 1
         notes.append("bits")
     if not 1 <= stored <= allocated:
-        raise AttributeFault(f"BitsStored is {stored} where BitsAllocated is {allocated}")
+        raise DicomAttributeError(f"BitsStored is {stored}, but BitsAllocated is {allocated}")
     high = stored - 1 if high is None else high
     if not stored - 1 <= high < allocated:
-        raise AttributeFault(f"HighBit is {high} where BitsStored is {stored} and BitsAllocated {allocated}")
+        raise DicomAttributeError(f"HighBit is {high}, but BitsStored is {stored} and BitsAllocated {allocated}")
     if high != stored - 1:
         notes.append("left-aligned")
     if representation is None:
         notes.append("representation")
-    layout = Layout(
+    layout = PixelLayout(
         rows=rows,
         columns=columns,
         samples=samples,
         frames=max(1, frames or 0),
-        allocated=allocated,
-        stored=stored,
-        high=high,
+        bits_allocated=allocated,
+        bits_stored=stored,
+        high_bit=high,
         signed=representation == 1,
         photometric=photometric,
-        overlays=_overlay_bits(dataset, allocated) if stored < allocated else 0,
+        overlay_mask=_overlay_bits(dataset, allocated) if stored < allocated else 0,
         signed_unknown=representation is None,
         notes=tuple(notes),
     )
-    # pydicom and its plug-ins read the same attributes, and raise where one is missing or 0.
+    # pydicom and its decoders read the same attributes, and raise if one is missing or 0.
     for keyword, value, default in (
         ("SamplesPerPixel", samples, "samples" in notes),
         ("NumberOfFrames", layout.frames, frames == 0),
@@ -144,13 +145,13 @@ def read_layout(dataset: Dataset) -> Layout:
         ("PhotometricInterpretation", photometric, True),
     ):
         if default:
-            dataset.pop(_tag(keyword), None)  # Setting a value converts what is there.
+            dataset.pop(_tag(keyword), None)  # Assigning a value converts the old one.
             setattr(dataset, keyword, value)
     return layout
 
 
-def is_stated(dataset: Dataset, keyword: str | int) -> bool:
-    """Return whether an attribute is there and not empty, legal or not."""
+def has_value(dataset: Dataset, keyword: str | int) -> bool:
+    """Return whether an attribute is present and not empty, legal or not."""
     element = _element(dataset, keyword)
     if element is None:
         return False
@@ -162,8 +163,8 @@ def is_stated(dataset: Dataset, keyword: str | int) -> bool:
     return value is not None and value not in ("", b"")
 
 
-def text(dataset: Dataset, keyword: str) -> str:
-    """Return a value as text, empty where it is absent or illegal; several values are separated by backslashes."""
+def text_value(dataset: Dataset, keyword: str) -> str:
+    """Return a value as text, empty if it is absent or illegal; several values are separated by backslashes."""
     element = _element(dataset, keyword)
     if element is None:
         return ""
@@ -183,8 +184,8 @@ def text(dataset: Dataset, keyword: str) -> str:
     return ("\\".join(str(item) for item in value) if several else str(value)).strip(" \0")
 
 
-def numbers(dataset: Dataset, keyword: str | int) -> list[float]:
-    """Return all values of an attribute, NaN in place of each that is no number; empty where it is absent or empty."""
+def number_values(dataset: Dataset, keyword: str | int) -> list[float]:
+    """Return all values of an attribute, NaN for each that is not a number; empty if it is absent or empty."""
     element = _element(dataset, keyword)
     if element is None:
         return []
@@ -211,48 +212,48 @@ def numbers(dataset: Dataset, keyword: str | int) -> list[float]:
     return [_number(item) for item in value] if several else [math.nan]
 
 
-def number(dataset: Dataset, keyword: str) -> float | None:
-    """Return the only value of an attribute; None where it is absent or empty.
+def number_value(dataset: Dataset, keyword: str) -> float | None:
+    """Return the single value of an attribute; None if it is absent or empty.
 
     Raises:
-        AttributeFault: If it is no finite number, or there are several.
+        DicomAttributeError: If it is not a finite number, or has several values.
     """
-    found = numbers(dataset, keyword)
+    found = number_values(dataset, keyword)
     if not found:
         return None
     if len(found) != 1 or not math.isfinite(found[0]):
-        raise AttributeFault(f"{keyword} is not one finite number")
+        raise DicomAttributeError(f"{keyword} is not one finite number")
     return found[0]
 
 
-def whole(dataset: Dataset, keyword: str) -> int | None:
-    """Return the only value of an attribute as a whole number; None where it is absent or empty.
+def int_value(dataset: Dataset, keyword: str) -> int | None:
+    """Return the single value of an attribute as an integer; None if it is absent or empty.
 
     Raises:
-        AttributeFault: If it is none, or there are several.
+        DicomAttributeError: If it is not an integer, or has several values.
     """
-    found = number(dataset, keyword)
+    found = number_value(dataset, keyword)
     if found is None:
         return None
     if found != int(found):
-        raise AttributeFault(f"{keyword} is not a whole number")
+        raise DicomAttributeError(f"{keyword} is not an integer")
     return int(found)
 
 
-def items(dataset: Dataset, keyword: str) -> list[Dataset]:
-    """Return the items of a sequence; none where it is absent or empty.
+def sequence_items(dataset: Dataset, keyword: str) -> list[Dataset]:
+    """Return the items of a sequence; none if it is absent or empty.
 
     Raises:
-        AttributeFault: If it cannot be read.
+        DicomAttributeError: If it cannot be read.
     """
-    if not is_stated(dataset, keyword):
+    if not has_value(dataset, keyword):
         return []
     try:
         found = list(dataset[keyword].value)
     except Exception as error:
-        raise AttributeFault(f"{keyword} cannot be read") from error
+        raise DicomAttributeError(f"{keyword} cannot be read") from error
     if not all(isinstance(item, Dataset) for item in found):
-        raise AttributeFault(f"{keyword} is no sequence")
+        raise DicomAttributeError(f"{keyword} is not a sequence")
     return found
 
 
@@ -261,13 +262,13 @@ _ASCII = {"AS", "CS", "DS", "IS"}
 _TEXTS = {*_ASCII, "LO", "SH", "ST", "LT", "UT", "UC"}
 _ILLEGIBLE = SimpleNamespace(value=math.nan)
 _WORDS = {"US": "H", "SS": "h"}
-"""Types of two bytes to their code in `struct`."""
+"""VR of two-byte integers to their code in `struct`."""
 
 
 def _element(dataset: Dataset, keyword: str | int) -> Any:
-    """Return an attribute, not yet converted where pydicom has not done so; None where it is absent.
+    """Return an attribute, unconverted if pydicom has not converted it; None if it is absent.
 
-    An element of a type that pydicom does not know, and without a value, is one whose value is NaN.
+    An element of a VR that pydicom does not know, and without a value, is returned with the value NaN.
     """
     try:
         return dataset.get_item(_tag(keyword))
@@ -281,7 +282,7 @@ def _tag(keyword: str | int) -> BaseTag:
 
 
 def _vr(element: RawDataElement, keyword: str | int) -> str:
-    """Type of a value by the file, or else by the standard."""
+    """VR of a value by the file, or else by the standard."""
     return _standard_vr(keyword) if element.VR in (None, "UN") else str(element.VR)
 
 
@@ -303,26 +304,26 @@ def _number(value: Any) -> float:
 
 
 def _required(dataset: Dataset, keyword: str) -> int:
-    found = whole(dataset, keyword)
+    found = int_value(dataset, keyword)
     if found is None:
-        raise AttributeFault(_missing(keyword))
+        raise DicomAttributeError(_missing(keyword))
     if found < 1:
-        raise AttributeFault(f"{keyword} is {found}")
+        raise DicomAttributeError(f"{keyword} is {found}")
     return found
 
 
 def _missing(keyword: str) -> str:
-    return f"{keyword} is missing, without which the pixels have no certain meaning; export the image again with it"
+    return f"{keyword} is missing, and the pixels cannot be interpreted without it; export the image again with it"
 
 
 def _overlay_bits(dataset: Dataset, allocated: int) -> int:
     """Return the bits of a pixel that hold overlays, as in old files; other overlays have one bit allocated."""
     bits = 0
     for group in _OVERLAY_GROUPS:
-        places = numbers(dataset, group | _OVERLAY_PLACE)
+        places = number_values(dataset, group | _OVERLAY_PLACE)
         if (
             len(places) == 1
-            and numbers(dataset, group | _OVERLAY_DEPTH) == [allocated]
+            and number_values(dataset, group | _OVERLAY_DEPTH) == [allocated]
             and places[0] in range(allocated)
         ):
             bits |= 1 << int(places[0])
@@ -330,7 +331,7 @@ def _overlay_bits(dataset: Dataset, allocated: int) -> int:
 
 
 class Window(NamedTuple):
-    """A window of interest that is legal for its function (PS3.3, C.11.2.1.2)."""
+    """A VOI window that is legal for its function (PS3.3, C.11.2.1.2)."""
 
     center: float
     width: float
@@ -339,25 +340,25 @@ class Window(NamedTuple):
 
 
 class Grayscale(NamedTuple):
-    """What the header declares for a frame."""
+    """Grayscale transformations that the header declares for a frame."""
 
     slope: float
     intercept: float
-    modality: Dataset | None
-    """Item of a modality look-up table, in place of slope and intercept."""
-    tables: tuple[Dataset, ...]
-    """Items of VOI look-up tables; they count before windows."""
+    modality_lut: Dataset | None
+    """Item of a modality LUT, used in place of slope and intercept."""
+    voi_luts: tuple[Dataset, ...]
+    """Items of VOI LUTs, used before windows."""
     windows: tuple[Window | None, ...]
-    """Windows in the order declared, None in place of one that is illegal."""
-    padding: tuple[int, int] | None
-    """Lowest and highest padding value, as written: perhaps with the other sign than the pixels."""
+    """VOI windows in the order declared, None for each that is illegal."""
+    padding_range: tuple[int, int] | None
+    """Lowest and highest pixel padding value, as written: perhaps with the other sign than the pixels."""
     inverted: bool
     """Whether low values are white."""
     notes: tuple[str, ...]
     """Keys of `cleft.data.images.dicom_headers.ODDITIES`."""
 
     def window(self, index: int) -> Window | None:
-        """Return the requested window if it is legal, or else the first legal one; None if none is."""
+        """Return the window with an index if it is legal, or else the first legal one; None if there is none."""
         wanted = self.windows[index] if index < len(self.windows) else None
         return wanted or next((window for window in self.windows if window is not None), None)
 
@@ -376,59 +377,63 @@ GRAYSCALE_TAGS = (
     "PixelPaddingRangeLimit",
     "PresentationLUTShape",
 )
-"""What `read_grayscale` reads, beside the photometric interpretation."""
+"""Attributes that `read_grayscale` reads, in addition to the photometric interpretation."""
 
 
 def read_grayscale(dataset: Dataset, frame: int, frames: int) -> Grayscale:
-    """Read what a header declares for a frame.
+    """Read the transformations that a header declares for a frame.
+
+    Enhanced objects declare them in functional groups, shared or per frame; others at the top level. The level closest
+    to the frame is used. Real world value mappings are not for display and are ignored.
 
     Args:
-        dataset: With a photometric interpretation of gray.
-        frame: Place of the frame, from 0.
-        frames: How many frames there are.
+        dataset: Data set with a photometric interpretation of gray.
+        frame: Index of the frame, from 0.
+        frames: Number of frames.
 
     Raises:
-        AttributeFault: If a sequence cannot be read, slope or intercept is illegal, or the frame's item is uncertain.
+        DicomAttributeError: If a sequence cannot be read, slope or intercept is illegal, or the item of the frame is
+            ambiguous.
     """
     notes: list[str] = []
-    groups = _groups(dataset, frame, frames)
-    slope, intercept, modality = _modality([*_macros(groups, _VALUES), dataset], notes)
-    tables, windows = _interest([*_macros(groups, _INTEREST), dataset], notes)
-    # The shape is the last step declared (PS3.4, N.2.5); the photometric interpretation only implies one.
-    implied = text(dataset, "PhotometricInterpretation").upper() == "MONOCHROME1"
-    inverted = {"IDENTITY": False, "INVERSE": True}.get(text(dataset, "PresentationLUTShape").upper(), implied)
+    groups = _functional_groups(dataset, frame, frames)
+    slope, intercept, modality = _modality([*_macros(groups, _PIXEL_VALUES), dataset], notes)
+    tables, windows = _voi([*_macros(groups, _VOI), dataset], notes)
+    # The presentation LUT shape is the last step (PS3.4, N.2.5); the photometric interpretation only implies one.
+    implied = text_value(dataset, "PhotometricInterpretation").upper() == "MONOCHROME1"
+    inverted = {"IDENTITY": False, "INVERSE": True}.get(text_value(dataset, "PresentationLUTShape").upper(), implied)
     if inverted != implied:
         notes.append("shape")
     padding = _padding(dataset, notes)
     return Grayscale(slope, intercept, modality, tables, windows, padding, inverted, tuple(notes))
 
 
-_VALUES, _INTEREST = "PixelValueTransformationSequence", "FrameVOILUTSequence"
-"""Functional group macros that decide the display."""
+_PIXEL_VALUES, _VOI = "PixelValueTransformationSequence", "FrameVOILUTSequence"
+"""Functional group macros that determine the display."""
 _NARROWEST = {"LINEAR": 1.0, "LINEAR_EXACT": math.ulp(0), "SIGMOID": math.ulp(0)}
 
 
-def _groups(dataset: Dataset, frame: int, frames: int) -> list[Dataset]:
-    """Functional groups that hold for a frame, its own before the shared ones."""
-    shared = items(dataset, "SharedFunctionalGroupsSequence")[:1]
-    each = items(dataset, "PerFrameFunctionalGroupsSequence")
+def _functional_groups(dataset: Dataset, frame: int, frames: int) -> list[Dataset]:
+    """Functional groups that apply to a frame, its own before the shared ones."""
+    shared = sequence_items(dataset, "SharedFunctionalGroupsSequence")[:1]
+    each = sequence_items(dataset, "PerFrameFunctionalGroupsSequence")
     if not each:
         return shared
     if len(each) != frames and not _are_equal([_declared(item) for item in each]):
-        raise AttributeFault(
-            f"PerFrameFunctionalGroupsSequence has {count(len(each), 'item')} for {count(frames, 'frame')}, and they "
+        raise DicomAttributeError(
+            f"PerFrameFunctionalGroupsSequence has {count(len(each), 'item')} for {count(frames, 'frame')}, and these "
             "declare different windows or rescaling"
         )
     return [each[min(frame, len(each) - 1)], *shared]
 
 
 def _macros(groups: Sequence[Dataset], name: str) -> list[Dataset]:
-    return [macro for group in groups for macro in items(group, name)[:1]]
+    return [macro for group in groups for macro in sequence_items(group, name)[:1]]
 
 
 def _declared(group: Dataset) -> list[list[Dataset]]:
-    """What an item of the functional groups declares that decides the display, to compare items by."""
-    return [items(group, name) for name in (_VALUES, _INTEREST)]
+    """The part of a functional group item that determines the display, for comparing items."""
+    return [sequence_items(group, name) for name in (_PIXEL_VALUES, _VOI)]
 
 
 def _are_equal(declared: Sequence[list[list[Dataset]]]) -> bool:
@@ -439,28 +444,28 @@ def _are_equal(declared: Sequence[list[list[Dataset]]]) -> bool:
 
 
 def _modality(levels: Sequence[Dataset], notes: list[str]) -> tuple[float, float, Dataset | None]:
-    """Slope, intercept and table of the first level that states any of them; half a rescale has its default."""
+    """Slope, intercept and LUT of the first level that declares any; half a rescale is completed by its default."""
     for level in levels:
-        if tables := items(level, "ModalityLUTSequence"):
+        if tables := sequence_items(level, "ModalityLUTSequence"):
             return 1.0, 0.0, tables[0]
-        slope, intercept = number(level, "RescaleSlope"), number(level, "RescaleIntercept")
+        slope, intercept = number_value(level, "RescaleSlope"), number_value(level, "RescaleIntercept")
         if slope is None and intercept is None:
             continue
         if slope is None or intercept is None:
             notes.append("rescale")
         if slope == 0:
-            raise AttributeFault("RescaleSlope is 0, which makes every value the same")
+            raise DicomAttributeError("RescaleSlope is 0, which makes every value the same")
         return 1.0 if slope is None else slope, 0.0 if intercept is None else intercept, None
     return 1.0, 0.0, None
 
 
-def _interest(levels: Sequence[Dataset], notes: list[str]) -> tuple[tuple[Dataset, ...], tuple[Window | None, ...]]:
-    """Tables and windows of the first level that states a legal one."""
+def _voi(levels: Sequence[Dataset], notes: list[str]) -> tuple[tuple[Dataset, ...], tuple[Window | None, ...]]:
+    """VOI LUTs and windows of the first level that declares a legal one."""
     illegal = False
     found: tuple[tuple[Dataset, ...], tuple[Window | None, ...]] = (), ()
     for level in levels:
-        stated = items(level, "VOILUTSequence")
-        tables = tuple(item for item in stated if is_stated(item, "LUTDescriptor") and is_stated(item, "LUTData"))
+        stated = sequence_items(level, "VOILUTSequence")
+        tables = tuple(item for item in stated if has_value(item, "LUTDescriptor") and has_value(item, "LUTData"))
         windows = _windows(level)
         illegal |= len(tables) < len(stated) or None in windows
         if tables or any(windows):
@@ -472,21 +477,21 @@ def _interest(levels: Sequence[Dataset], notes: list[str]) -> tuple[tuple[Datase
 
 
 def _windows(level: Dataset) -> tuple[Window | None, ...]:
-    centers, widths = numbers(level, "WindowCenter"), numbers(level, "WindowWidth")
-    function = text(level, "VOILUTFunction").upper() or "LINEAR"
+    centers, widths = number_values(level, "WindowCenter"), number_values(level, "WindowWidth")
+    function = text_value(level, "VOILUTFunction").upper() or "LINEAR"
     narrowest = _NARROWEST.get(function, math.inf)
     pairs = zip(centers, widths, strict=False)
     legal = [
         Window(center, width, function) if math.isfinite(center) and narrowest <= width < math.inf else None
         for center, width in pairs
     ]
-    # One that lacks its center or its width is illegal too.
+    # A window without centre or width is illegal too.
     return (*legal, *[None] * (max(len(centers), len(widths)) - len(legal)))
 
 
 def _padding(dataset: Dataset, notes: list[str]) -> tuple[int, int] | None:
-    """Ends of the range of padding values (PS3.3, C.7.5.1.1.2)."""
-    ends = [numbers(dataset, keyword) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
+    """Ends of the range of pixel padding values (PS3.3, C.7.5.1.1.2)."""
+    ends = [number_values(dataset, keyword) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
     whole = [[int(end) for end in found if math.isfinite(end) and end == int(end)] for found in ends]
     if any(len(found) > 1 or len(found) != len(kept) for found, kept in zip(ends, whole, strict=True)):
         notes.append("padding")
@@ -498,30 +503,32 @@ _START = 132
 """A preamble of 128 bytes, and `DICM`."""
 
 
-class Parsed(NamedTuple):
-    """A data set with the attributes asked for."""
+class ParsedFile(NamedTuple):
+    """A data set with the requested attributes."""
 
     dataset: Dataset
     syntax: UID
-    """How its pixels are encoded. Never deflated: what was is inflated already."""
+    """Transfer syntax of the pixel data. Never deflated, because the data set is already inflated."""
     has_syntax: bool
-    """Whether the file has DICOM's mark and says its syntax; if not, both were concluded from its first bytes."""
-    kind: str
-    """What kind of object it is, by its keyword, e.g. `BasicTextSRStorage`; empty if it says none that is known."""
+    """Whether the file has a preamble and a transfer syntax; if not, both were inferred from its first bytes."""
+    sop_class: str
+    """Keyword of the SOP class, e.g. `BasicTextSRStorage`; empty if it is missing or unknown."""
 
 
-def parse_dicom(file: BinaryIO, name: Path | str, tags: Sequence[int], limits: ReadLimits, *, pixels: bool) -> Parsed:
-    """Reads chosen attributes of a file; call it within `quiet`.
+def parse_dicom(
+    file: BinaryIO, name: Path | str, tags: Sequence[int], limits: ReadLimits, *, pixels: bool
+) -> ParsedFile:
+    """Read selected attributes of a file; call it inside `silence_pydicom`.
 
     Args:
         file: At its beginning.
-        name: What to call it in messages.
+        name: Name of the file in messages.
         tags: The attributes.
-        limits: How large a deflated data set may become: two bytes for each allowed pixel.
-        pixels: Whether to read on from the pixel data; otherwise reading stops before them.
+        limits: Limit on the size of an inflated data set: two bytes per allowed pixel.
+        pixels: Whether to read pixel data too; otherwise reading stops before it.
 
     Raises:
-        DataError: With reason `format` (no DICOM file), `too-large` or `truncated`. Broken files end in whatever
+        DataError: With reason `format` (no DICOM file), `too-large` or `truncated`. Broken files raise whatever
             pydicom raises.
     """
     marked = file.read(_START)[128:] == b"DICM"
@@ -530,21 +537,21 @@ def parse_dicom(file: BinaryIO, name: Path | str, tags: Sequence[int], limits: R
     syntax: UID | None = meta.get("TransferSyntaxUID") or None
     if syntax == DeflatedExplicitVRLittleEndian:
         dataset = _read_deflated(file, name, tags, limits, pixels=pixels)
-        return Parsed(dataset, ExplicitVRLittleEndian, has_syntax=marked, kind=_kind(dataset, meta))
+        return ParsedFile(dataset, ExplicitVRLittleEndian, has_syntax=marked, sop_class=_kind(dataset, meta))
     file.seek(0)
     dataset = dcmread(file, stop_before_pixels=not pixels, force=not marked, specific_tags=list(tags))
     if not marked and not (dataset.get("Rows") and dataset.get("Columns") and (not pixels or "PixelData" in dataset)):
-        raise refusal("format", name, "has no DICOM mark, and read without it there is no picture in it")
+        raise refusal("format", name, "it has no DICOM preamble, and no image when read without one")
     has_syntax = marked and syntax is not None
     if syntax is None:
         implicit, little = dataset.original_encoding
         syntax = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-    return Parsed(dataset, syntax, has_syntax=has_syntax, kind=_kind(dataset, meta))
+    return ParsedFile(dataset, syntax, has_syntax=has_syntax, sop_class=_kind(dataset, meta))
 
 
 @contextmanager
-def quiet() -> Generator[None]:
-    """Silences pydicom and its plug-ins: their warnings quote what stands in a header, such as names."""
+def silence_pydicom() -> Generator[None]:
+    """Suppress warnings of pydicom and its decoders, which quote values of the header such as names."""
     loggers = [logging.getLogger(name) for name in ("pydicom", "pylibjpeg", "openjpeg", "_openjpeg", "rle")]
     before = [logger.level for logger in loggers]
     try:
@@ -573,13 +580,13 @@ def _is_pixels(tag: int, vr: str | None, length: int) -> bool:
 def _read_deflated(
     file: BinaryIO, name: Path | str, tags: Sequence[int], limits: ReadLimits, *, pixels: bool
 ) -> Dataset:
-    """Inflates no more than the limit: a few kilobytes may hold gigabytes."""
+    """Inflate and parse a data set, up to the limit: a few kilobytes may hold gigabytes."""
     inflate, limit = zlib.decompressobj(-zlib.MAX_WBITS), 2 * limits.pixels
     data = inflate.decompress(file.read(), limit)
     if not inflate.eof:
         if len(data) >= limit:
-            raise refusal("too-large", name, f"its deflated data set grows beyond {limit} bytes")
-        raise refusal("truncated", name, "its deflated data set has no end; copy the file again")
+            raise refusal("too-large", name, f"its data set has more than {limit} bytes when inflated")
+        raise refusal("truncated", name, "its deflated data set is incomplete; copy the file again")
     dataset = read_dataset(
         BytesIO(data),
         is_implicit_VR=False,

@@ -1,7 +1,7 @@
-"""Checks that the compressed data of a JPEG or PNG image is undamaged, by every means its format offers.
+"""Integrity checks of the compressed data of JPEG, PNG, JPEG 2000 and RLE images, by every means their formats offer.
 
-Pillow and OpenCV return a picture for most damaged files: libjpeg counts damage as warnings, which they drop, and
-neither verifies all checksums of a PNG. The checks here only accept or refuse; they change no pixel.
+Pillow and OpenCV return an image for most damaged files: libjpeg counts damage as warnings, which they drop, and
+neither verifies all checksums of a PNG. The checks here only accept or reject; they change no pixel.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from cleft.grammar import count, verb
 
 
 def check_jpeg_structure(data: bytes, name: Path | str) -> None:
-    """Refuse JPEG data whose segments are incomplete, illegal or inconsistent with each other.
+    """Reject JPEG data whose segments are incomplete, illegal or inconsistent with each other.
 
     Checked are the lengths and contents of all segments up to the end of the image, the number and order of restart
-    markers, and that the scans together contain every coefficient of every component. Bytes behind the end of the
-    image are legal. No entropy-coded data is decoded.
+    markers, and that the scans together contain every coefficient of every component. Bytes after the end of the image
+    are legal. No entropy-coded data is decoded.
 
     Raises:
         DataError: With reason `truncated` if the data ends before the image does or a scan is missing, else
@@ -40,11 +40,11 @@ def check_jpeg_structure(data: bytes, name: Path | str) -> None:
 
 
 def check_jpeg_scans(data: bytes, name: Path | str) -> None:
-    """Refuse 8-bit JPEG data whose entropy-coded scans are damaged; call it after `check_jpeg_structure`.
+    """Reject 8-bit JPEG data whose entropy-coded scans are damaged; call it after `check_jpeg_structure`.
 
     Decodes at an eighth of the size, which reads every code, and treats the warnings of libjpeg-turbo as errors.
     Not checked are lossless data, data of more than 8 bits, and rare chroma subsampling that libjpeg-turbo's own
-    interface does not know; such files keep the check of their structure.
+    interface does not support; for such files only the structure is checked.
 
     Raises:
         DataError: With reason `malformed`.
@@ -61,10 +61,10 @@ def check_jpeg_scans(data: bytes, name: Path | str) -> None:
 
 
 def check_png_chunks(data: bytes, name: Path | str) -> None:
-    """Refuse a PNG file if a chunk is incomplete, misplaced or differs from its CRC-32.
+    """Reject a PNG file if a chunk is incomplete, misplaced or differs from its CRC-32.
 
-    That includes chunks that decide no pixel: a file with a wrong checksum is not the file that was written. Bytes
-    behind the last chunk are accepted.
+    This includes chunks that do not affect pixels: with a wrong checksum, the file is not the one that was written.
+    Bytes after the last chunk are accepted.
 
     Raises:
         DataError: With reason `truncated` or `malformed`.
@@ -95,77 +95,79 @@ def check_png_chunks(data: bytes, name: Path | str) -> None:
 
 
 def check_png_pixels(data: bytes, name: Path | str) -> None:
-    """Refuse a PNG file whose compressed pixels differ from their Adler-32 or from the declared size.
+    """Reject a PNG file whose compressed pixels differ from their Adler-32 or from the declared size.
 
-    Call it after `check_png_chunks` and a check of the declared size. Bytes behind the compressed pixels are accepted.
+    Call it after `check_png_chunks` and a check of the declared size. Bytes after the compressed pixels are accepted.
 
     Raises:
         DataError: With reason `truncated` or `malformed`.
     """
     chunks = list(_png_chunks(data, name))
-    wanted = _png_raw_size(chunks[0][1], name)
+    expected = _png_raw_size(chunks[0][1], name)
     inflate, size = zlib.decompressobj(), 0
     try:
         for body in (body for kind, body, _ in chunks if kind == b"IDAT"):
             pending: bytes = bytes(body)
-            while pending and not inflate.eof and size <= wanted:
+            while pending and not inflate.eof and size <= expected:
                 size += len(inflate.decompress(pending, _BLOCK))
                 pending = inflate.unconsumed_tail
     except zlib.error as error:
         raise refusal("malformed", name, f"its compressed pixels are damaged: {error}; copy the file again") from None
-    if size > wanted:
-        raise refusal("malformed", name, f"it holds more than the {wanted} bytes of pixels its header declares")
-    if size < wanted or not inflate.eof:
+    if size > expected:
+        raise refusal("malformed", name, f"it holds more than the {expected} bytes of pixels its header declares")
+    if size < expected or not inflate.eof:
         raise refusal(
             "truncated",
             name,
-            f"{size} of {wanted} bytes of pixels {verb(size, 'is', 'are')} present; copy the file again",
+            f"{size} of {expected} bytes of pixels {verb(size, 'is', 'are')} present; copy the file again",
         )
 
 
 def check_jpeg2000_structure(stream: bytes, name: Path | str) -> None:
-    """Refuse a JPEG 2000 code stream, bare or within a JP2 file, whose tile parts are incomplete or contain a marker.
+    """Reject a JPEG 2000 code stream, bare or in a JP2 file, whose tile-parts are incomplete or contain a marker.
 
-    No two bytes of encoded data exceed FF8F (ITU-T T.800, annex B.10.1 and C.2.1), unlike most damage of some length.
-    Code blocks have no checksum: damage that keeps that rule cannot be recognised.
+    No two bytes of encoded data exceed FF8F (ITU-T T.800, annex B.10.1 and C.2.1), which most longer damage violates.
+    Code blocks have no checksum, so other damage cannot be detected.
 
     Raises:
         DataError: With reason `truncated` or `malformed`.
     """
-    place = stream.find(b"\xff\x4f\xff\x51") + 2
-    if place < 2:
-        raise refusal("malformed", name, "its JPEG 2000 data has no beginning; copy the file again")
+    position = stream.find(b"\xff\x4f\xff\x51") + 2
+    if position < 2:
+        raise refusal("malformed", name, "its JPEG 2000 data has no start marker; copy the file again")
     tiles = 0
-    while (marker := stream[place : place + 2]) != b"\xff\xd9":
-        if len(stream) < place + 12:
-            raise refusal("truncated", name, f"its {len(stream)} bytes of JPEG 2000 data have no end; copy it again")
-        length = int.from_bytes(stream[place + 2 : place + 4])
+    while (marker := stream[position : position + 2]) != b"\xff\xd9":
+        if len(stream) < position + 12:
+            raise refusal(
+                "truncated", name, f"its {len(stream)} bytes of JPEG 2000 data have no end marker; copy it again"
+            )
+        length = int.from_bytes(stream[position + 2 : position + 4])
         if marker[0] != 0xFF or marker[1] not in _JPEG2000_SEGMENTS or length < 2:
-            raise refusal("malformed", name, f"its JPEG 2000 data is damaged at byte {place}; copy the file again")
+            raise refusal("malformed", name, f"its JPEG 2000 data is damaged at byte {position}; copy the file again")
         if marker != _SOT:
-            place += 2 + length
+            position += 2 + length
             continue
         tiles += 1
-        size = int.from_bytes(stream[place + 6 : place + 10])
-        end = place + size if size else stream.rfind(b"\xff\xd9")
+        size = int.from_bytes(stream[position + 6 : position + 10])
+        end = position + size if size else stream.rfind(b"\xff\xd9")
         if end > len(stream) or end < 0:
             raise refusal("truncated", name, f"tile part {tiles} of its JPEG 2000 data is incomplete; copy it again")
-        start = stream.find(_SOD, place, end) + 2
+        start = stream.find(_SOD, position, end) + 2
         if start < 2 or _JPEG2000_MARKER.search(stream, start, end):
             raise refusal("malformed", name, f"tile part {tiles} of its JPEG 2000 data is damaged; copy it again")
-        place = end
+        position = end
     if not tiles:
         raise refusal("truncated", name, "its JPEG 2000 data has no tile; copy the file again")
 
 
 def check_rle_segments(stream: bytes, segments: int, size: int, name: Path | str) -> None:
-    """Refuse a frame of RLE Lossless data whose segments do not have the length that its pixels need.
+    """Reject a frame of RLE Lossless data if the lengths of its segments do not match its pixels.
 
     Args:
         stream: Header and segments of one frame.
         segments: Number of segments: samples times bytes per sample.
-        size: Bytes that each segment holds when decoded: rows times columns.
-        name: What to call the file in messages.
+        size: Bytes of each decoded segment: rows times columns.
+        name: Name of the file in messages.
 
     Raises:
         DataError: With reason `truncated` or `malformed`.
@@ -174,55 +176,55 @@ def check_rle_segments(stream: bytes, segments: int, size: int, name: Path | str
         DICOM PS3.5, annex G.
     """
     if len(stream) < 64:
-        found = f"its {count(len(stream), 'byte')} of RLE data {verb(len(stream), 'ends', 'end')}"
-        raise refusal("truncated", name, f"{found} inside the header; copy it again")
+        size_text = f"its {count(len(stream), 'byte')} of RLE data {verb(len(stream), 'ends', 'end')}"
+        raise refusal("truncated", name, f"{size_text} inside the header; copy it again")
     stated, *offsets = struct.unpack_from("<16I", stream)
     bounds = [*offsets[:segments], len(stream)]
     if stated != segments or bounds[0] != 64 or any(a >= b for a, b in pairwise(bounds)):
-        raise refusal("malformed", name, f"the header of its RLE data lists no {segments} segments; copy it again")
-    for number, (place, end) in enumerate(pairwise(bounds), 1):
-        found = 0
-        while place < end and found < size:
-            head = stream[place]
+        raise refusal("malformed", name, f"the header of its RLE data does not list {segments} segments; copy it again")
+    for number, (position, end) in enumerate(pairwise(bounds), 1):
+        length = 0
+        while position < end and length < size:
+            head = stream[position]
             if head < 128:
-                found += head + 1
-                place += head + 2
+                length += head + 1
+                position += head + 2
             elif head > 128:
-                found += 257 - head
-                place += 2
+                length += 257 - head
+                position += 2
             else:
-                place += 1
-        if place > end or found < size:
+                position += 1
+        if position > end or length < size:
             raise refusal("truncated", name, f"segment {number} of its RLE data is incomplete; copy the file again")
-        # Padding, in zeros or the header that means nothing.
-        if found > size or (end - place > 1 and stream[place:end].strip(b"\x00\x80")):
+        # Padding: zeros or no-op headers.
+        if length > size or (end - position > 1 and stream[position:end].strip(b"\x00\x80")):
             raise refusal(
                 "malformed", name, f"segment {number} of its RLE data is longer than its pixels; copy it again"
             )
 
 
 def _png_chunks(data: bytes, name: Path | str) -> Iterator[tuple[bytes, memoryview, int]]:
-    """Yield kind, content and CRC of each chunk up to `IEND`."""
-    view, place = memoryview(data), 8
+    """Yield type, content and CRC of each chunk up to `IEND`."""
+    view, position = memoryview(data), 8
     while True:
-        if place + 12 > len(data):
+        if position + 12 > len(data):
             raise refusal("truncated", name, f"its {len(data)} bytes end before its IEND chunk; copy the file again")
-        length, kind = struct.unpack_from(">I4s", data, place)
+        length, kind = struct.unpack_from(">I4s", data, position)
         if not kind.isalpha():
-            raise refusal("malformed", name, f"there is no chunk at byte {place}; copy the file again")
+            raise refusal("malformed", name, f"there is no chunk at byte {position}; copy the file again")
         if length > _MAX_CHUNK:
             raise refusal("malformed", name, f"its {kind.decode('ascii')} chunk has an illegal length")
-        end = place + 12 + length
+        end = position + 12 + length
         if end > len(data):
             raise refusal("truncated", name, f"its {len(data)} bytes end before its IEND chunk; copy the file again")
-        yield kind, view[place + 8 : end - 4], int.from_bytes(data[end - 4 : end])
+        yield kind, view[position + 8 : end - 4], int.from_bytes(data[end - 4 : end])
         if kind == b"IEND":
             return
-        place = end
+        position = end
 
 
 def _png_raw_size(header: memoryview, name: Path | str) -> int:
-    """Return the number of bytes that the pixels have before compression, with one filter byte per line."""
+    """Return the number of bytes of the pixels before compression, with one filter byte per line."""
     width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", header)
     if colour not in _PNG_CHANNELS or depth not in (1, 2, 4, 8, 16):
         raise refusal("malformed", name, f"its header declares colour type {colour} with {depth} bits per channel")
@@ -237,9 +239,9 @@ class _Component:
     sampling: tuple[int, int]
     """Horizontally, vertically."""
     table: int
-    """Of quantisation."""
+    """Index of the quantisation table."""
     precision: list[int | None] = field(default_factory=lambda: [None] * 64)
-    """For each coefficient the lowest bit that the scans so far contain, 0 for all."""
+    """For each coefficient the lowest bit in the scans so far, 0 for all."""
 
 
 class _JpegWalk:
@@ -247,7 +249,7 @@ class _JpegWalk:
 
     def __init__(self, data: bytes, name: Path | str) -> None:
         self._data, self._name = data, name
-        self._place = 2
+        self._position = 2
         self._kind = -1
         """Second byte of the frame header's marker; -1 before it."""
         self._size = (0, 0)
@@ -289,24 +291,24 @@ class _JpegWalk:
         raise refusal("malformed", self._name, f"its JPEG data is damaged: {sentence}; copy the file again")
 
     def _next_marker(self) -> int:
-        found = _MARKER.match(self._data, self._place)
-        if found is None:
-            if len(self._data) - self._place < 2:
+        match = _MARKER.match(self._data, self._position)
+        if match is None:
+            if len(self._data) - self._position < 2:
                 self._truncated(f"its {len(self._data)} bytes hold no EOI marker")
-            self._malformed(f"there is no marker at byte {self._place}")
-        self._place = found.end()
-        return self._data[self._place - 1]
+            self._malformed(f"there is no marker at byte {self._position}")
+        self._position = match.end()
+        return self._data[self._position - 1]
 
     def _content(self, marker: int) -> bytes:
         if marker in _BARE:
             return b""
-        length = int.from_bytes(self._data[self._place : self._place + 2])
-        end = self._place + length
-        if end > len(self._data) or len(self._data) < self._place + 2:
+        length = int.from_bytes(self._data[self._position : self._position + 2])
+        end = self._position + length
+        if end > len(self._data) or len(self._data) < self._position + 2:
             self._truncated(f"its {len(self._data)} bytes end inside segment FF{marker:02X}")
         if length < 2:
             self._malformed(f"segment FF{marker:02X} has an illegal length")
-        content, self._place = self._data[self._place + 2 : end], end
+        content, self._position = self._data[self._position + 2 : end], end
         return content
 
     def _frame(self, marker: int, content: bytes) -> None:
@@ -341,7 +343,7 @@ class _JpegWalk:
             length = 17 + sum(counts)
             symbols = content[17:length]
             codes = sum(count << (16 - bits) for bits, count in enumerate(counts, 1))
-            # All ones is no code, so that fewer than 2^16 of the longest fit.
+            # The code of all ones is not allowed, so fewer than 2^16 of the longest codes fit.
             if len(content) < length or content[0] >> 4 > 1 or content[0] & 15 > 3 or codes >= 2**16:
                 self._malformed("its DHT segment is illegal")
             if len(set(symbols)) != len(symbols):
@@ -367,7 +369,7 @@ class _JpegWalk:
         self._skip_entropy_coded(self._units(chosen))
 
     def _check_tables(self, component: _Component, tables: int, first: int, high: int) -> None:
-        """Check that the tables a scan uses were defined before it."""
+        """Check that the tables a scan uses are defined before it."""
         needed: set[tuple[int, int]] = set()
         if self._kind in _HUFFMAN:
             if self._kind in _LOSSLESS or (first == 0 and not high):
@@ -380,11 +382,11 @@ class _JpegWalk:
             self._malformed("a scan uses a quantisation table that is not defined")
 
     def _cover(self, component: _Component, first: int, last: int, high: int, low: int) -> None:
-        """Note the coefficients a scan contains."""
+        """Record the coefficients that a scan contains."""
         if self._kind in _LOSSLESS:
             first, last, high, low = 0, 0, 0, 0
         elif self._kind not in _PROGRESSIVES:
-            # Sequential encoders need not fill in what only progressive scans use.
+            # Sequential encoders need not set the fields that only progressive scans use.
             first, last, high, low = 0, 63, 0, 0
         before: int | None = high if high else None
         if last > 63 or first > last or (high and low != high - 1):
@@ -394,7 +396,7 @@ class _JpegWalk:
         component.precision[first : last + 1] = [low] * (last + 1 - first)
 
     def _units(self, chosen: list[_Component]) -> int:
-        """Return the number of MCUs of a scan, or 0 where the header leaves it open (DNL)."""
+        """Return the number of MCUs of a scan, or 0 if the header leaves it undefined (DNL)."""
         lines, columns = self._size
         block = 1 if self._kind in _LOSSLESS else 8
         across, down = (max(c.sampling[axis] for c in self._components.values()) for axis in (0, 1))
@@ -404,49 +406,49 @@ class _JpegWalk:
         return ceil(ceil(columns * own_across / across) / block) * ceil(ceil(lines * own_down / down) / block)
 
     def _skip_entropy_coded(self, units: int) -> None:
-        """Move to the marker behind a scan; check the restart markers within."""
-        restarts, end = 0, self._place
-        for found in _MARKER.finditer(self._data, self._place):
-            marker = found[0][-1]
+        """Skip to the marker after a scan; check the restart markers inside."""
+        restarts, end = 0, self._position
+        for match in _MARKER.finditer(self._data, self._position):
+            marker = match[0][-1]
             if not _RST0 <= marker < _RST0 + 8:
-                self._place = found.start()
+                self._position = match.start()
                 break
             if not self._restart or marker != _RST0 + restarts % 8:
                 self._malformed("a restart marker is out of order")
-            restarts, end = restarts + 1, found.end()
+            restarts, end = restarts + 1, match.end()
         else:
             self._truncated(f"its {len(self._data)} bytes end inside a scan")
-        wanted = ceil(units / self._restart) - 1 if self._restart else 0
-        if restarts == wanted + 1 and end == self._place:
-            return  # Some encoders end a scan with one.
-        if units and restarts != wanted:
-            self._malformed(f"a scan has {restarts} of {wanted} restart markers")
+        expected = ceil(units / self._restart) - 1 if self._restart else 0
+        if restarts == expected + 1 and end == self._position:
+            return  # Some encoders write one after the last MCU.
+        if units and restarts != expected:
+            self._malformed(f"a scan has {restarts} of {expected} restart markers")
 
 
 def _without_applications(data: bytes) -> tuple[int, int, bytes]:
-    """Return the second byte of the frame header's marker, bits per sample, and the data without what decides neither.
+    """Return the second byte of the frame header's marker, bits per sample, and the data without application segments.
 
-    Application segments and comments change no code of a scan, and libjpeg warns of legal ones, such as a JFIF version.
+    Application segments and comments do not affect scans, and libjpeg warns of legal ones, such as a JFIF version.
     """
-    kind, bits, kept, place = -1, 0, [data[:2]], 2
-    while (found := _MARKER.match(data, place)) is not None and found.end() + 3 <= len(data):
-        marker = found[0][-1]
+    kind, bits, kept, position = -1, 0, [data[:2]], 2
+    while (match := _MARKER.match(data, position)) is not None and match.end() + 3 <= len(data):
+        marker = match[0][-1]
         if marker == _SOS:
             break
-        end = found.end() + (0 if marker in _BARE else int.from_bytes(data[found.end() : found.end() + 2]))
+        end = match.end() + (0 if marker in _BARE else int.from_bytes(data[match.end() : match.end() + 2]))
         if marker in _FRAMES:
-            kind, bits = marker, data[found.end() + 2]
+            kind, bits = marker, data[match.end() + 2]
         if marker not in _APPLICATIONS:
-            kept.append(data[place:end])
-        place = end
-    return kind, bits, b"".join([*kept, data[place:]])
+            kept.append(data[position:end])
+        position = end
+    return kind, bits, b"".join([*kept, data[position:]])
 
 
 _BLOCK = 2**20
-"""Bytes to inflate at once: a few kilobytes of file may hold gigabytes."""
+"""Bytes to inflate at once: a few kilobytes of a file may hold gigabytes."""
 _MAX_CHUNK = 2**31 - 1
 _PNG_PALETTE = 3
-"""Colour type of pixels that are places in a palette."""
+"""Colour type of indexed pixels."""
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 """First column, first line, and their steps in each pass of an interlaced PNG."""
@@ -456,7 +458,7 @@ _MARKER = re.compile(rb"\xff+[^\xff\x00]")
 _SOT, _SOD = b"\xff\x90", b"\xff\x93"
 _JPEG2000_SEGMENTS = {*range(0x50, 0x60), 0x60, 0x61, 0x63, 0x64, 0x90}
 _JPEG2000_MARKER = re.compile(rb"\xff[\x90\x93-\xff]")
-"""What encoded data cannot contain. SOP (FF91) and EPH (FF92) may occur between packets."""
+"""Byte pairs that encoded data cannot contain. SOP (FF91) and EPH (FF92) may occur between packets."""
 _RST0, _EOI, _SOS, _DQT, _DHT, _DRI = 0xD0, 0xD9, 0xDA, 0xDB, 0xC4, 0xDD
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _LOSSY = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}

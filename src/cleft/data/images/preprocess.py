@@ -1,4 +1,8 @@
-"""From files to gray pixels, and from gray pixels to a square of the stored size."""
+"""Image preprocessing: gray pixels to a square of the stored size, and to augmented views for training.
+
+`to_8_bits` and `prepare_image` run once per image, before the cache; `augment` and `centre_crop` run each time an image
+is read. Shapes: `H`, `W` source size, `S` stored side, `size` side of the view.
+"""
 
 from __future__ import annotations
 
@@ -16,24 +20,24 @@ from cleft.data.images.source import refusal
 from cleft.data.sampling import Stream, philox_generator
 
 Gray: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
-"""Pixels as a file stores them, `[H, W]`: uint16 where it has more than 8 bits."""
+"""Gray pixels as a file stores them, `[H, W]`: uint16 if it has more than 8 bits."""
 
 
 def prepare_image(pixels: Gray, config: ImagesConfig) -> NDArray[np.uint8]:
-    """Brings gray pixels to 8 bits and to a square, by `images.intensity` and `images.recipe`.
+    """Convert gray pixels to an 8-bit square, by `images.intensity` and `images.recipe`.
 
     Args:
         pixels: `[H, W]`, not all equal.
-        config: Its recipe, intensity and stored size; nothing else of it matters here.
+        config: Only recipe, intensity and stored size are used.
 
     Returns:
-        `[S, S]` uint8, `S` being `images.stored_size`.
+        `[S, S]` uint8 with `S` = `images.stored_size`.
 
     Raises:
-        DataError: With reason `constant`, if between the two percentiles there is but one value.
+        DataError: With reason `constant`, if both percentiles are equal.
 
     Source:
-        Recipe `released` repeats `resize_img`, `OtsuCut` and `Resize` of the released code bit for bit. Recipe
+        Recipe `released` reproduces `resize_img`, `OtsuCut` and `Resize` of the released code bit for bit. Recipe
         `pad` stops after the first of them, because the other two undo it (docs/decisions/0020).
     """
     small = to_8_bits(pixels, config.intensity)
@@ -45,7 +49,7 @@ def prepare_image(pixels: Gray, config: ImagesConfig) -> NDArray[np.uint8]:
 
 
 def to_8_bits(pixels: Gray, intensity: Literal["full-range", "min-max", "percentile"]) -> NDArray[np.uint8]:
-    """Maps more than 8 bits linearly onto 0 to 255, rounded; 8 bits stay as they are.
+    """Map more than 8 bits linearly to 0–255, rounded; return 8-bit pixels unchanged.
 
     Example:
         >>> to_8_bits(np.array([[1000, 2000, 3000]], dtype=np.uint16), "min-max").tolist()
@@ -61,19 +65,19 @@ def to_8_bits(pixels: Gray, intensity: Literal["full-range", "min-max", "percent
         low, high = np.percentile(pixels, (0.5, 99.5)).tolist()
     if low == high:
         raise refusal("constant", "the image", f"99 % of its pixels are {low:g}; set images.intensity=min-max")
-    return stretch(np.arange(65536), low, high)[pixels]
+    return rescale_to_uint8(np.arange(65536), low, high)[pixels]
 
 
-def stretch(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
-    """Maps values linearly so that `low` becomes 0 and `high` 255, rounded; what lies beyond becomes 0 or 255."""
+def rescale_to_uint8(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
+    """Map values linearly so that `low` becomes 0 and `high` 255, rounded and clipped."""
     return np.rint(np.clip((values - low) * (255 / (high - low)), 0, 255)).astype(np.uint8)
 
 
 def _resize(pixels: NDArray[np.uint8], side: int, *, exact: bool) -> NDArray[np.uint8]:
-    """Brings the long side to `side`; `exact` repeats the authors' arithmetic, which truncates the other."""
+    """Scale the longer side to `side`; `exact` reproduces the authors' arithmetic, which truncates the shorter one."""
     height, width = pixels.shape
     long = max(height, width)
-    # In this order: a square may come out one pixel short of square, as theirs does.
+    # In this order of operations a square may become one pixel narrower, as in the released code.
     other = min(height, width) * (side / long)
     short = max(1, int(other) if exact else round(other))
     size = (short, side) if height >= width else (side, short)
@@ -83,7 +87,7 @@ def _resize(pixels: NDArray[np.uint8], side: int, *, exact: bool) -> NDArray[np.
 
 
 def _pad(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """Centres an image on a black square; an odd pixel goes to the right or bottom."""
+    """Centre an image on a black square; an odd pixel goes to the right or bottom."""
     height, width = pixels.shape
     square = np.zeros((side, side), np.uint8)
     top, left = (side - height) // 2, (side - width) // 2
@@ -92,7 +96,7 @@ def _pad(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
 
 
 def _otsu_crop(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Cuts to the box around everything above Otsu's threshold."""
+    """Crop to the bounding box of all pixels above Otsu's threshold."""
     mask = np.asarray(cv2.threshold(pixels, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)[1])
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
@@ -100,20 +104,20 @@ def _otsu_crop(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
 
 
-def flatten_colours(colours: NDArray[Any], name: Path | str) -> NDArray[np.uint8]:
-    """Reduces `[H, W, 3]` uint8 that only repeat one gray value to their luminance, `[H, W]`.
+def to_luminance(colours: NDArray[Any], name: Path | str) -> NDArray[np.uint8]:
+    """Reduce `[H, W, 3]` uint8 whose channels repeat one gray value to luminance, `[H, W]`.
 
     Raises:
-        DataError: With reason `colour`, if a pixel's channels differ by more than JPEG's rounding may move them.
+        DataError: With reason `colour`, if the channels of a pixel differ by more than rounding in JPEG explains.
     """
     spread = int((colours.max(axis=2) - colours.min(axis=2)).max())
     if spread > _COLOUR_TOLERANCE:
-        raise refusal("colour", name, f"its channels differ by up to {spread} of 255; store it as gray")
+        raise refusal("colour", name, f"its colour channels differ by up to {spread} of 255; convert it to grayscale")
     return np.asarray(Image.fromarray(colours).convert("L"))
 
 
 _COLOUR_TOLERANCE = 8
-"""JPEG's colour conversion may move the channels of a gray image apart by a few levels."""
+"""JPEG's colour conversion may change the channels of a gray image by a few levels."""
 
 
 _LEVELS = np.arange(256, dtype=np.float32)
@@ -123,13 +127,14 @@ _BLUR_WINDOW = 7
 def augment(
     pixels: NDArray[np.uint8], config: AugmentConfig, size: int, *, seed: tuple[int, int, int]
 ) -> NDArray[np.uint8]:
-    """Returns a random view of an image: a pure function of its arguments.
+    """Return a random view of an image, a pure function of its arguments.
 
-    Every view takes the same draws in the same order, also those its coin flips leave unused. So turning one
-    step off changes no other step.
+    Crop, brightness and contrast, blur, one affine warp, flip: the authors' recipe and order. The warp fills with
+    black and never uses pixels outside the crop. Every view consumes the same random numbers in the same order,
+    whether a step is applied or not, so turning one step off does not change the others.
 
     Args:
-        pixels: Prepared image, `[S, S]` uint8. Never written to.
+        pixels: Prepared image, `[S, S]` uint8; not modified.
         config: Probabilities and ranges.
         size: Side of the view, at most `S`.
         seed: Seed of the run, epoch, and row of the sample.
@@ -138,8 +143,8 @@ def augment(
         A new array, `[size, size]` uint8.
 
     Source:
-        `Moco2Transform` of the released code. Ours interpolates the warp linearly, theirs takes the nearest
-        pixel (docs/decisions/0020).
+        `Moco2Transform` of the released code. We interpolate the warp linearly, the released code takes the nearest
+        pixel (docs/decisions/0022).
     """
     run_seed, epoch, sample = seed
     draws = philox_generator(run_seed, Stream.AUGMENT, epoch, sample).random(13).tolist()
@@ -161,7 +166,7 @@ def augment(
 
 
 def centre_crop(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Returns the middle of an image, `[size, size]`, as a view of it.
+    """Return the centre of an image, `[size, size]`, as a NumPy view.
 
     Example:
         >>> centre_crop(np.arange(16, dtype=np.uint8).reshape(4, 4), 2).tolist()
@@ -174,9 +179,9 @@ def centre_crop(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 def jitter(
     pixels: NDArray[np.uint8], brightness: float, contrast: float, *, contrast_first: bool = False
 ) -> NDArray[np.uint8]:
-    """Scales intensities towards black by `brightness` and towards their rounded mean by `contrast`.
+    """Scale intensities towards black by `brightness` and towards their rounded mean by `contrast`.
 
-    Values are cut off at 0 and 255 and rounded down after each of the two steps, as Pillow does.
+    Values are clipped to 0–255 and rounded down after each of the two steps, as in Pillow.
     """
     for is_contrast in (contrast_first, not contrast_first):
         centre = int(cv2.mean(pixels)[0] + 0.5) if is_contrast else 0
@@ -187,13 +192,13 @@ def jitter(
 
 
 def blur(pixels: NDArray[np.uint8], sigma: float) -> NDArray[np.uint8]:
-    """Gaussian blur in a window of 7 x 7 pixels, mirrored at the edge, rounded to the nearest level."""
+    """Apply a Gaussian blur with a 7 x 7 kernel, reflecting at the border, rounded to the nearest level."""
     kernel = cv2.getGaussianKernel(_BLUR_WINDOW, sigma)
     return _uint8(cv2.sepFilter2D(pixels, -1, kernel, kernel))
 
 
 def warp(pixels: NDArray[np.uint8], *, degrees: float, scale: float, shift: tuple[int, int]) -> NDArray[np.uint8]:
-    """Turns and scales an image about its centre, then moves it by `shift` (right, down) pixels; fills with black."""
+    """Rotate and scale an image about its centre, then shift it by `shift` (right, down) pixels; fill with black."""
     height, width = pixels.shape
     x, y = (width - 1) / 2, (height - 1) / 2
     cos, sin = scale * math.cos(math.radians(degrees)), scale * math.sin(math.radians(degrees))
@@ -213,7 +218,7 @@ def _crop(pixels: NDArray[np.uint8], size: int, down: float, right: float) -> ND
 
 
 def _uint8(pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    # OpenCV's types do not know that uint8 in is uint8 out; nothing is copied.
+    # OpenCV's type stubs do not say that uint8 in gives uint8 out; nothing is copied.
     return np.asarray(pixels, dtype=np.uint8)
 
 

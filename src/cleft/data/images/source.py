@@ -1,4 +1,4 @@
-"""Opening of image files: limits, identity and refusals."""
+"""Image files as sources: safe opening, size limits, identity, and the error that rejects a file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cleft.files import file_key
 
 @dataclass(frozen=True, kw_only=True)
 class ReadLimits:
-    """Judged before any pixel is decoded."""
+    """Limits that are checked before any pixel is decoded."""
 
     file_bytes: int = 256 * 2**20
     pixels: int = 64_000_000
@@ -32,42 +32,42 @@ DEFAULT_LIMITS = ReadLimits()
 
 
 def check_size(height: int, width: int, name: Path | str, limits: ReadLimits) -> None:
-    """Refuses a picture by the size that its header declares.
+    """Reject an image by the size that its header declares.
 
     Raises:
         DataError: With reason `too-large` or `geometry`.
     """
     short, long = sorted((height, width))
     if width * height > limits.pixels:
-        raise refusal("too-large", name, f"{height} x {width} pixels; the limit is {limits.pixels} together")
+        raise refusal("too-large", name, f"{height} x {width} pixels; the limit is {limits.pixels} pixels in total")
     if short < limits.side or long > limits.aspect * short:
-        allowed = f"sides of {limits.side} or more and at most {limits.aspect:g} : 1"
-        raise refusal("geometry", name, f"{height} x {width} pixels; {allowed} are read")
+        allowed = f"both sides must be at least {limits.side} and their ratio at most {limits.aspect:g}"
+        raise refusal("geometry", name, f"{height} x {width} pixels; {allowed}")
 
 
 def may_be_dicom(data: bytes) -> bool:
-    """Whether bytes begin as a data set does, with group 2 or 8: some exports leave DICOM's mark out."""
+    """Whether the bytes begin like a DICOM data set (group 0002 or 0008); some exports omit preamble and prefix."""
     return data[:2] in (b"\x02\0", b"\x08\0") or data[:4] in (b"\0\x08\0\x05", b"\0\x08\0\x08", b"\0\x08\0\x16")
 
 
-def refusal(reason: str, name: Path | str, sentence: str) -> DataError:
-    """Return the error that refuses one file, for the reason code and with the sentence given."""
-    return DataError(f"{name}: {reason} ({sentence})", reason=reason)
+def refusal(reason: str, name: Path | str, message: str) -> DataError:
+    """Return the error that rejects a file, with a reason code for counting and a message."""
+    return DataError(f"{name}: {reason} ({message})", reason=reason)
 
 
 @contextmanager
 def open_file(path: Path, limits: ReadLimits = DEFAULT_LIMITS) -> Generator[tuple[BinaryIO, os.stat_result]]:
-    """Opens a regular file for reading; gives it with its size and time from when it was opened.
+    """Open a regular file for reading; yield it with its status (size, time) at the time of opening.
 
     Raises:
-        DataError: With reason `missing`, `not-a-file`, `unreadable` or `too-large`; the third also where reading
-            fails later.
+        DataError: With reason `missing`, `not-a-file`, `unreadable` or `too-large`; `unreadable` also if reading fails
+            later.
     """
     try:
-        # Without O_NONBLOCK, opening a pipe that nobody writes to would wait for ever.
+        # Without O_NONBLOCK, opening a pipe without a writer blocks forever.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise refusal("missing", path, "there is no such file; copy it again, or take out its row") from error
+        raise refusal("missing", path, "there is no such file; copy it again, or remove its row") from error
     except OSError as error:
         raise refusal("unreadable", path, f"{error.strerror}; check its permissions") from error
     try:
@@ -86,7 +86,7 @@ def open_file(path: Path, limits: ReadLimits = DEFAULT_LIMITS) -> Generator[tupl
 
 
 def read_bytes(path: Path, limits: ReadLimits = DEFAULT_LIMITS) -> tuple[bytes, os.stat_result]:
-    """Returns a regular file's bytes, and its size and time from when it was opened.
+    """Return the bytes of a regular file and its status (size, time) at the time of opening.
 
     Raises:
         DataError: With reason `missing`, `not-a-file`, `unreadable` or `too-large`.
@@ -96,16 +96,16 @@ def read_bytes(path: Path, limits: ReadLimits = DEFAULT_LIMITS) -> tuple[bytes, 
 
 
 class Source(NamedTuple):
-    """A file as it was when it was read."""
+    """Identity and content of a file at the time it was read."""
 
     key: str
-    """Identity of the file, by `cleft.files.file_key`."""
-    content: str
-    """SHA-256 of its bytes."""
+    """Identity of the file, from `cleft.files.file_key`."""
+    sha256: str
+    """SHA-256 of its bytes, in hexadecimal."""
 
 
 def read_source(path: Path) -> tuple[bytes, Source]:
-    """Read a file; return its bytes, and its identity and digest.
+    """Read a file; return its bytes with its identity and digest.
 
     Raises:
         DataError: With the reasons of `read_bytes`.
