@@ -117,7 +117,7 @@ def test_heads_are_trained_on_less_data_over_seeds_tested_and_shown(walk, heads,
     )
     assert f"next: cleft report {heads[0]} {heads[1]}" in said
     assert main(["evaluate", str(heads[0]), "--split", "all", "--drop-overlap"]) == 0
-    assert "linear-probe-chexpert-all-edema-usual-50-percent-seed-0-present-absent" in capsys.readouterr().out
+    assert "linear-probe-chexpert-all-edema-standard-50-percent-seed-0-present-absent" in capsys.readouterr().out
     assert main(["report", *map(str, heads), "--out", str(tmp_path / "page.html")]) == 0
     assert "linear-probe" in (tmp_path / "page.html").read_text().lower()
 

@@ -106,7 +106,7 @@ def test_lists_may_be_written_in_three_ways(tmp_path):
         ("train.devices", "auto", "auto"),
         ("optim.betas", "0.9,1e-1", (0.9, 0.1)),
         ("optim.betas", "[0.9, 0.95]", (0.9, 0.95)),
-        ("text.layers", "1,2,-1", (1, 2, -1)),
+        ("text.pooled_layers", "1,2,-1", (1, 2, -1)),
         ("text.lora_targets", "q_proj, v_proj", ("q_proj", "v_proj")),
         ("data.caption_templates", '"{}, a film",{}', ("{}, a film", "{}")),
         ("data.table", "null", None),
@@ -138,7 +138,7 @@ def test_every_kind_of_value_is_read_as_its_type(key, typed, value):
         ("optim.clip_norm", "inf"),
         ("text.train_embeddings", "1"),
         ("optim.betas", "0.9"),
-        ("text.layers", "1.5"),
+        ("text.pooled_layers", "1.5"),
         ("image.scratch", "vit"),
         ("image.scratch", "{model_type: vit"),
         ("train.devices", "many"),
@@ -203,7 +203,7 @@ def test_a_wrong_file_is_refused_with_its_place(tmp_path, text, sentence):
         (["--images.mean", "0.5"], "images.mean"),
         (["--text.prefix_length", "10"], "does nothing here: text.adapt is 'lora'"),
         (["--text.adapt", "full", "--text.rank", "4"], "does nothing here"),
-        (["--loss.hidden_width", "8"], "does nothing here: loss.projection is 'linear'"),
+        (["--loss.hidden_dim", "8"], "does nothing here: loss.projection is 'linear'"),
         (["--text.model", "gpt2"], "give exactly one"),
         (["--text", "4"], "is a group"),
         (["--method", "image-only", "--optim.lr", "0.1"], r"--optim.lr does nothing here: method is 'image-only'"),
@@ -230,8 +230,8 @@ def test_a_part_of_a_group_leaves_the_defaults_of_that_group(tmp_path):
 
 
 def test_a_setting_that_two_others_can_use_is_taken_where_one_does():
-    words = ["--loss.hidden_width", "8", "--loss.text_projection", "mlp-gelu"]
-    assert load_settings("tiny", words).loss.hidden_width == 8
+    words = ["--loss.hidden_dim", "8", "--loss.text_projection", "mlp-gelu"]
+    assert load_settings("tiny", words).loss.hidden_dim == 8
 
 
 def test_an_unknown_preset_is_refused_with_the_nearest():
@@ -263,8 +263,8 @@ def test_every_setting_has_a_docstring_in_the_help():
 
 
 def test_a_share_above_one_is_refused():
-    with pytest.raises(ConfigError, match=r"data\.max_bad=2"):
-        DataConfig(max_bad=2)
+    with pytest.raises(ConfigError, match=r"data\.max_invalid=2"):
+        DataConfig(max_invalid=2)
 
 
 def test_a_run_that_is_called_like_a_preset_keeps_its_own_settings(tmp_path, monkeypatch):
@@ -286,7 +286,9 @@ def test_a_run_names_no_folder_and_is_read_back_equal(tmp_path, monkeypatch):
         "/models/jane/lm",
         "--text.scratch=null",
     ]
-    settings = load_settings("tiny", [*words, "--wording", "../jane/words.yaml", "--data.exclude", "lists/out.csv"])
+    settings = load_settings(
+        "tiny", [*words, "--wording", "../jane/words.yaml", "--data.exclude_patients", "lists/out.csv"]
+    )
     assert str(settings.data.cache) == f"{tmp_path}/cache"
     text = dump_settings(settings)
     assert "jane" not in text
@@ -298,7 +300,7 @@ def test_a_run_names_no_folder_and_is_read_back_equal(tmp_path, monkeypatch):
 
 def test_a_tilde_is_the_home_folder_in_files_and_on_the_command_line(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    names = ("root", "split_file", "test_list", "exclude", "cache")
+    names = ("root", "split_file", "test_list", "exclude_patients", "cache")
     file = write(tmp_path, "extends: tiny\ndata:\n" + "".join(f"  {name}: ~/{name}\n" for name in names))
     typed = load_settings("tiny", [f"--data.{name}=~/{name}" for name in names])
     for name in names:

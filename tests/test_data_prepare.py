@@ -124,7 +124,7 @@ def test_it_ends_with_a_table_of_what_failed_and_a_list_of_ids(drawings, tmp_pat
         (root / f"{number}.png").write_bytes(b"GIF89a")
     (root / "7.png").unlink()
     words = _words(root, tmp_path / "cache")
-    assert main([*words, "--data.max_bad=0.5"]) == 0
+    assert main([*words, "--data.max_invalid=0.5"]) == 0
     out = capsys.readouterr().out
     assert "114 images are prepared, 5 cannot be used" in out
     assert re.search(r"\n  format +5\n    .*/0\.png: format \(.*\n    .*/1\.png: .*\n    .*/2\.png: .*\n    …\n", out)
@@ -132,7 +132,7 @@ def test_it_ends_with_a_table_of_what_failed_and_a_list_of_ids(drawings, tmp_pat
     listed = "id,reason\n" + "".join(f"{number}.png,format\n" for number in range(5))
     assert (tmp_path / "cache" / "rejects-manifest.csv").read_text() == listed
     assert main([*words, "--rejects", str(tmp_path / "mine.csv")]) == 3
-    assert "raise data.max_bad" in capsys.readouterr().err
+    assert "raise data.max_invalid" in capsys.readouterr().err
     assert (tmp_path / "mine.csv").read_text() == listed
 
 

@@ -204,7 +204,7 @@ DATASETS = {
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_notes_of_a_reader_agree_where_one_image_is_affected(tmp_path, dataset):
     settings = DATASETS[dataset](tmp_path / "data")
-    config = DataConfig(dataset=dataset, root=tmp_path / "data", cache=tmp_path / "cache", max_bad=0.9, **settings)
+    config = DataConfig(dataset=dataset, root=tmp_path / "data", cache=tmp_path / "cache", max_invalid=0.9, **settings)
     notes = read_dataset(config).notes
     assert [note for note in notes if re.search(r"\b1 \w+", note)]
     assert not disagreeing(notes)

@@ -12,6 +12,7 @@ from tests.fakes.untrained import write_untrained_runs
 from tests.tools.tiny_runs import write_drawings
 
 from cleft import cli
+from cleft.cli import options
 from cleft.errors import ConfigError, ResourceError
 from cleft.files import RECORD, Output, draft_folder
 
@@ -24,7 +25,7 @@ def paths_of(parser, verb=()):
         if isinstance(action, argparse._SubParsersAction):
             for name, inner in action.choices.items():
                 yield from paths_of(inner, (*verb, name))
-        elif action.type in (cli._path, Path):
+        elif action.type in (options.read_path, Path):
             yield " ".join(verb), (action.option_strings or [action.dest])[0], action.type
 
 
@@ -80,7 +81,7 @@ def typed(stock, tmp_path, capsys):
 
 
 def test_every_path_of_every_command_is_known_to_these_tests():
-    found = list(paths_of(cli._parser()))
+    found = list(paths_of(cli.build_parser()))
     assert {(verb, option) for verb, option, _ in found} == READ | set(FILES) | set(FOLDERS)
     assert not [each for each in found if each[2] is Path], "use _path, which knows ~"
 
@@ -141,7 +142,7 @@ def test_not_even_overwrite_replaces_what_the_command_reads(option, typed, stock
     exclude = tmp_path / "exclude.csv"
     exclude.write_text("patient\np001\n")
     for out in (table, exclude):
-        code, said = typed([*FILES[option], "--data.exclude", str(exclude), "--overwrite"], out)
+        code, said = typed([*FILES[option], "--data.exclude_patients", str(exclude), "--overwrite"], out)
         assert code == 2
         assert "is among the files that this command reads" in said
     assert table.read_bytes() == before
@@ -168,7 +169,7 @@ def test_an_output_that_has_a_second_name_leaves_the_other_as_it_is(tmp_path):
 
 
 def _options(verb):
-    return {name for each, name in every_option(cli._parser()) if each == verb}
+    return {name for each, name in every_option(cli.build_parser()) if each == verb}
 
 
 def every_option(parser, verb=()):

@@ -250,7 +250,11 @@ def walk_of_reports(tmp_path_factory):
         *(word for word in COMMON if not word.startswith("--classes")),
         *("--classes=[Edema, Pleural Effusion]", f"--data.root={data}", f"--data.cache={out / 'cache'}"),
     ]
-    reads = {"mrm": ["--data.texts=whole", "--data.report=whole"], "gloria": ["--data.texts=sentences"], "clip": []}
+    reads = {
+        "mrm": ["--data.texts=whole", "--data.report_sections=whole"],
+        "gloria": ["--data.texts=sentences"],
+        "clip": [],
+    }
     verbs = [
         ["pretrain", f"baseline-{method}", "--run", str(out / method), *settings, *towers_of(method), *more]
         for method, more in reads.items()

@@ -38,7 +38,7 @@ def test_the_examples_run_one_after_the_other(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["data", "phantoms", "phantoms", "--patients", "60"]) == 0
     steps = '"--optim.steps", "2", "--optim.warmup_steps", "0", "--context.optim.steps", "2", "--data.cache", "cache", '
-    small = steps + '"--context.optim.warmup_steps", "0", "--classify.protocol", "usual"'
+    small = steps + '"--context.optim.warmup_steps", "0", "--classify.protocol", "standard"'
     code = "\n".join(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
     assert code.count('"demo", [') == 1
     names = {}

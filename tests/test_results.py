@@ -93,6 +93,7 @@ def test_nan_is_never_written():
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Renamed:
     template: str = dataclasses.field(metadata={"formerly": "opening"})
+    protocol: str = dataclasses.field(default="", metadata={"old_values": {"usual": "standard"}})
     share: float = dataclasses.field(default=1.0, metadata={"formerly": ("part", "fraction")})
 
 
@@ -100,7 +101,12 @@ class Renamed:
 def test_a_field_is_read_under_its_former_names_and_written_under_its_own(name):
     read = from_json(json.dumps({"schema": 1, "opening": "an image", name: 0.5}), Renamed, where="x.json")
     assert read == Renamed(template="an image", share=0.5)
-    assert json.loads(to_json(read)) == {"schema": 1, "template": "an image", "share": 0.5}
+    assert json.loads(to_json(read)) == {"schema": 1, "template": "an image", "protocol": "", "share": 0.5}
+
+
+def test_a_renamed_value_is_read_by_its_former_name():
+    text = json.dumps({"schema": 1, "template": "a", "protocol": "usual"})
+    assert from_json(text, Renamed, where="x.json").protocol == "standard"
 
 
 def test_the_same_field_under_two_names_is_refused():

@@ -70,7 +70,7 @@ CASES = {
     "5x200": ["--data.split=5x200-strict"],
     "5x200 by image": ["--data.split=5x200-images", "--data.val_fraction=0.1"],
     "5x200 list": ["--data.split=5x200-paper", "--data.test_list=LIST"],
-    "excluded": ["--data.exclude=PEOPLE"],
+    "excluded": ["--data.exclude_patients=PEOPLE"],
 }
 
 
@@ -99,7 +99,7 @@ def test_other_datasets_are_split_the_same_by_every_command(dataset, tmp_path, m
         root = tmp_path / "embed"
         assert main(["data", "phantoms", str(root), "--kind", "mammogram", "--patients", "12", "--size", "64"]) == 0
     monkeypatch.chdir(tmp_path)
-    check_all(dataset, root, ["--data.max_bad=0.2"], capsys)
+    check_all(dataset, root, ["--data.max_invalid=0.2"], capsys)
 
 
 def check_all(dataset, root, more, capsys):
@@ -152,7 +152,7 @@ def test_drawn_images_are_not_compared_with_published_counts(dataset, phantoms, 
     if dataset == "embed":
         root = tmp_path / "embed"
         assert main(["data", "phantoms", str(root), "--kind", "mammogram", "--patients", "4", "--size", "64"]) == 0
-    main(["data", "check", dataset, str(root), "--decode", "0", "--data.max_bad", "0.5"])
+    main(["data", "check", dataset, str(root), "--decode", "0", "--data.max_invalid", "0.5"])
     out = capsys.readouterr().out
     assert "(drawn phantoms)" in out
     assert "published" not in out

@@ -175,7 +175,9 @@ def test_a_caption_with_an_invisible_character_is_refused_with_its_line(tmp_path
         read_dataset(settings.data)
 
 
-@pytest.mark.parametrize("option", ["--data.opening=a chest\u202e x ray of", "--data.opening=" + "x " * 600_000])
+@pytest.mark.parametrize(
+    "option", ["--data.prompt_prefix=a chest\u202e x ray of", "--data.prompt_prefix=" + "x " * 600_000]
+)
 def test_an_opening_that_cannot_be_read_is_refused(tmp_path, option):
     write_drawings(tmp_path / "data", patients=24)
     with pytest.raises(DataError, match=r"the caption or report of .* (holds U\+202E|has 1,200,0)"):

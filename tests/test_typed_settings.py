@@ -21,34 +21,34 @@ VALUES = {
     "dataset": "nih",
     "root": "elsewhere",
     "table": "other.csv",
-    "labels": "chexbert",
+    "label_source": "chexbert",
     "views": "PA",
-    "opening": "a radiograph with",
+    "prompt_prefix": "a radiograph with",
     "uncertain": "ones",
     "split": "patients",
     "split_file": "missing.json",
     "test_list": "list.csv",
     "val_fraction": "0.15",
     "test_fraction": "0.35",
-    "negatives": "true",
+    "mention_absent": "true",
     "empty_caption": "drop",
     "caption": "natural",
-    "report": "findings",
-    "no_report": "drop",
+    "report_sections": "findings",
+    "missing_report": "drop",
     "reports": "reports",
     "texts": "findings",
     "caption_templates": "a film of {}",
-    "bank": "bank.csv",
-    "reword": "true",
-    "reduce": "first",
-    "mapping": "mapping.json",
-    "people": "nih",
-    "exclude": "list.csv",
-    "max_bad": "0.5",
+    "sentence_bank": "bank.csv",
+    "augment_texts": "true",
+    "breast_label": "first",
+    "patient_mapping": "mapping.json",
+    "patient_dataset": "nih",
+    "exclude_patients": "list.csv",
+    "max_invalid": "0.5",
     "workers": "3",
     "timeout": "7",
     "cache": "cache",
-    "prepare": "ahead",
+    "prepare": "required",
 }
 """A value that is not the default, for every setting of the data."""
 
@@ -84,7 +84,12 @@ def run(tmp_path):
     """A run whose data settings all belong to its own dataset."""
     folder = tmp_path / "run"
     folder.mkdir()
-    own = ["--data.split=5x200-strict", "--data.exclude=own.csv", "--data.views=AP", "--data.people=nih"]
+    own = [
+        "--data.split=5x200-strict",
+        "--data.exclude_patients=own.csv",
+        "--data.views=AP",
+        "--data.patient_dataset=nih",
+    ]
     (folder / "config.yaml").write_text(dump_settings(load_settings("tiny", [f"--data.root={tmp_path}", *own])))
     return folder
 
@@ -135,7 +140,7 @@ def test_a_typed_setting_of_the_data_is_used_or_refused(command, run, rsna, monk
             assert found == 2
             assert f"data.{name}" in capsys.readouterr().err
     assert len(used) >= 20
-    assert {"exclude", "split_file", "max_bad", "people"} <= set(used)
+    assert {"exclude_patients", "split_file", "max_invalid", "patient_dataset"} <= set(used)
 
 
 @pytest.mark.parametrize("other", [False, True])
@@ -153,16 +158,16 @@ def test_a_setting_typed_behind_evaluate_is_used_or_refused(other, run, rsna):
             used.append(name)
         assert named, name
     assert len(used) >= 20
-    assert {"exclude", "split_file", "max_bad", "people"} <= set(used)
+    assert {"exclude_patients", "split_file", "max_invalid", "patient_dataset"} <= set(used)
 
 
 @pytest.mark.parametrize(
     ("typed", "what"),
     [
-        (["--data.exclude", "absent.csv"], "no list of patients at absent.csv"),
+        (["--data.exclude_patients", "absent.csv"], "no list of patients at absent.csv"),
         (["--data.split_file", "missing.json"], "no split file at missing.json"),
         (["--data.test_list", "absent.csv", "--data.split", "patients"], "no list of images at absent.csv"),
-        (["--data.mapping", "absent.json"], "absent.json"),
+        (["--data.patient_mapping", "absent.json"], "absent.json"),
     ],
 )
 def test_a_head_on_another_dataset_reads_the_files_that_were_typed(typed, what, run, rsna, capsys):
@@ -173,11 +178,11 @@ def test_a_head_on_another_dataset_reads_the_files_that_were_typed(typed, what, 
 def test_settings_of_the_run_that_other_data_do_not_use_are_named_in_one_line(run, rsna, monkeypatch, capsys):
     capture = COMMANDS["classify"][1]
     found = settings_of(["classify", str(run), "--data", f"rsna:{rsna}"], capture, monkeypatch)
-    assert (found.split, found.exclude, found.views, found.people) == (None, None, None, None)
+    assert (found.split, found.exclude_patients, found.views, found.patient_dataset) == (None, None, None, None)
     [line] = [line for line in capsys.readouterr().err.splitlines() if "not used" in line]
     assert line == (
-        "of the run's settings, data.split=5x200-strict, data.exclude=own.csv, data.people=nih, data.views=AP are not "
-        "used for these data (rsna, split rsna-balanced)"
+        "of the run's settings, data.split=5x200-strict, data.exclude_patients=own.csv, data.patient_dataset=nih, "
+        "data.views=AP are not used for these data (rsna, split rsna-balanced)"
     )
     settings_of(["classify", str(run), "--data", f"chexpert:{rsna}"], capture, monkeypatch)
     assert "not used" not in capsys.readouterr().err
@@ -191,9 +196,9 @@ def test_two_ways_to_name_the_images_are_refused(name, value, run, rsna, capsys)
 
 def test_settings_set_in_python_are_kept_for_other_data(run, rsna):
     own = load_settings(run)
-    mine = dataclasses.replace(own, data=dataclasses.replace(own.data, exclude=Path("mine.csv")))
+    mine = dataclasses.replace(own, data=dataclasses.replace(own.data, exclude_patients=Path("mine.csv")))
     kept = data_config(mine, f"rsna:{rsna}", inherited=own.data)
-    assert (kept.exclude, kept.split) == (Path("mine.csv"), None)
+    assert (kept.exclude_patients, kept.split) == (Path("mine.csv"), None)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +223,7 @@ def test_a_head_refuses_settings_of_prompts(run, capsys):
 
 def test_a_study_names_typed_settings_that_some_rows_or_data_do_not_use(tmp_path, rsna, caplog):
     caplog.set_level(logging.INFO, "cleft")
-    words = ("--data.views=PA", "--data.split=patients", "--text.rank=4", "--data.max_bad=0.5")
+    words = ("--data.views=PA", "--data.split=patients", "--text.rank=4", "--data.max_invalid=0.5")
     given = Given(data={"chexpert": tmp_path, "rsna": rsna}, words=words, seeds=1, runs=tmp_path / "runs")
     plan = paper_plan("table1", "paper")
     rows = tuple(row for row in plan.rows if row.key in ("cleft-lora", "random-vit"))
@@ -230,9 +235,9 @@ def test_a_study_names_typed_settings_that_some_rows_or_data_do_not_use(tmp_path
     assert "--data.views is used for chexpert, not for rsna (split rsna-balanced)" in lines
     assert "--data.split is used for chexpert, not for rsna (split rsna-balanced)" in lines
     assert not any("max_bad" in line for line in lines)
-    own = tuple(dataclasses.replace(row, words=("--data.max_bad=0.1",)) for row in rows)
+    own = tuple(dataclasses.replace(row, words=("--data.max_invalid=0.1",)) for row in rows)
     fixed = dataclasses.replace(plan, rows=own, columns=plan.columns[-1:])
-    with pytest.raises(ConfigError, match=r"--data\.max_bad is used by no row of this study"):
+    with pytest.raises(ConfigError, match=r"--data\.max_invalid is used by no row of this study"):
         Reproduction(plans=[(fixed, tmp_path)], given=given)
 
 

@@ -287,8 +287,8 @@ class Evaluation:
     seed: int = 0
     """Of the draws that intervals rest on."""
     notes: tuple[str, ...] = ()
-    protocol: str = ""
-    """By which a head was trained: `usual` or `paper`; empty where none was, and the four below say nothing."""
+    protocol: str = field(default="", metadata={"old_values": {"usual": "standard"}})
+    """By which a head was trained: `standard` or `paper`; empty where none was, and the four below say nothing."""
     fraction: float = 1.0
     """Share of the training patients it learned from."""
     training_seed: int = 0
@@ -475,6 +475,8 @@ def _noun(tree: Any, kind: type, where: str) -> Any:
     if not needed <= set(tree) <= set(fields):
         missing, unknown = sorted(needed - set(tree)), sorted(set(tree) - set(fields))
         raise DataError(f"{where}: missing fields {missing}, unknown fields {unknown}", reason="schema")
+    for name in [name for name in tree if "old_values" in fields[name].metadata]:
+        tree[name] = fields[name].metadata["old_values"].get(tree[name], tree[name])
     hints = _hints(kind)
     return kind(**{name: _value(value, hints[name], f"{where}: {name}") for name, value in tree.items()})
 

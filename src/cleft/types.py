@@ -42,8 +42,8 @@ class Record:
     caption: str | None = None
     """The sentence that belongs to the image; `data.captions` writes it from the labels where the table has none."""
     report: str | None = None
-    """What the radiologist wrote about the study: the sections that `data.report` chooses, with punctuation and case,
-    every run of white space one blank. Never empty; None where there is none. Methods read it by `data.reports`."""
+    """Radiology report of the study: the sections that `data.report_sections` selects, with punctuation and case, each
+    run of white space replaced by a blank. Never empty; None where there is none."""
     uncertain: tuple[str, ...] = ()
     """Findings the table was unsure about (-1), whatever `data.uncertain` then made of them."""
 

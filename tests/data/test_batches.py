@@ -114,9 +114,9 @@ def test_a_training_batch_holds_the_views_of_its_rows(data):
     assert batch.rows.dtype == torch.int64
 
 
-@pytest.mark.parametrize(("workers", "distinct"), [(1, "nothing"), (2, "captions")])
+@pytest.mark.parametrize(("workers", "distinct"), [(1, "none"), (2, "captions")])
 def test_workers_change_no_batch(data, workers, distinct):
-    alone = replace(SETTINGS, train=replace(SETTINGS.train, distinct=distinct))
+    alone = replace(SETTINGS, train=replace(SETTINGS.train, unique_in_batch=distinct))
     several = replace(alone, data=DataConfig(workers=workers))
     same(train_loader(*data, FINDINGS, alone), train_loader(*data, FINDINGS, several))
     loader = eval_loader(*data, FINDINGS, several, batch_size=4)
@@ -129,9 +129,9 @@ def test_resuming_gives_the_batches_that_were_left(data):
     same(whole[3:], train_loader(*data, FINDINGS, SETTINGS, Schedule(first_step=3)))
 
 
-@pytest.mark.parametrize("distinct", ["nothing", "patients"])
+@pytest.mark.parametrize("distinct", ["none", "patients"])
 def test_ranks_together_see_the_global_batch(data, distinct):
-    settings = replace(SETTINGS, train=replace(SETTINGS.train, distinct=distinct))
+    settings = replace(SETTINGS, train=replace(SETTINGS.train, unique_in_batch=distinct))
     whole = list(train_loader(*data, FINDINGS, settings))
     halves = [list(train_loader(*data, FINDINGS, settings, Schedule(rank=rank, world_size=2))) for rank in range(2)]
     for one, left, right in zip(whole, *halves, strict=True):
@@ -141,7 +141,7 @@ def test_ranks_together_see_the_global_batch(data, distinct):
 def test_a_batch_repeats_no_patient_if_told_so(data):
     records, prepared = data
     twins = [replace(record, patient=str(number // 2)) for number, record in enumerate(records)]
-    settings = replace(SETTINGS, train=replace(SETTINGS.train, distinct="patients"))
+    settings = replace(SETTINGS, train=replace(SETTINGS.train, unique_in_batch="patients"))
     whole = list(train_loader(twins, prepared, FINDINGS, settings))
     assert [len(set((batch.rows // 2).tolist())) for batch in whole] == [4] * 7
     assert len({row for batch in whole[:2] for row in batch.rows.tolist()}) == 8
@@ -203,7 +203,7 @@ def test_what_travels_to_a_worker_is_small(data):
 
 def test_texts_stand_in_place_of_captions_and_resume_where_they_were(data):
     records, prepared = data
-    config = DataConfig(texts="bank", reword=True)
+    config = DataConfig(texts="bank", augment_texts=True)
     texts = Texts(records, FINDINGS, config, SETTINGS.seed)
     whole = list(train_loader(records, prepared, FINDINGS, SETTINGS, texts=texts))
     assert whole[0].text_labels.shape == (4, 2)

@@ -24,7 +24,7 @@ def test_a_dataset_comes_with_labels_decided_and_captions_written(tmp_path):
 
 
 def test_the_policy_reaches_the_caption(tmp_path):
-    reading = read_dataset(DataConfig(root=write_fake_chexpert(tmp_path), uncertain="ones", negatives=True))
+    reading = read_dataset(DataConfig(root=write_fake_chexpert(tmp_path), uncertain="ones", mention_absent=True))
     assert reading.records[1].caption == f"{OPENING} lung opacity edema but this image has no cardiomegaly"
 
 
@@ -59,7 +59,7 @@ def test_reading_needs_no_torch():
 def test_other_data_are_read_as_the_runs_but_a_table_and_another_dataset_in_their_own_way(tmp_path):
     data = DataConfig(
         root=tmp_path,
-        labels="chexbert",
+        label_source="chexbert",
         split="5x200-paper",
         views=("PA",),
         test_list=Path("list.csv"),
@@ -67,7 +67,7 @@ def test_other_data_are_read_as_the_runs_but_a_table_and_another_dataset_in_thei
     )
     mine = Settings(data=data)
     folder = data_config(mine, f"chexpert:{tmp_path / 'other'}")
-    assert (folder.root, folder.table, folder.labels, folder.split) == (
+    assert (folder.root, folder.table, folder.label_source, folder.split) == (
         tmp_path / "other",
         None,
         "chexbert",
@@ -76,13 +76,13 @@ def test_other_data_are_read_as_the_runs_but_a_table_and_another_dataset_in_thei
     assert (folder.test_list, folder.split_file, folder.views) == (Path("list.csv"), Path("split.json"), ("PA",))
     root = write_test_set(tmp_path)
     table = data_config(mine, f"chexpert:{root / 'test_labels.csv'}")
-    assert (table.root, table.table, table.labels, table.split) == (root, "test_labels.csv", "table", None)
+    assert (table.root, table.table, table.label_source, table.split) == (root, "test_labels.csv", "table", None)
     assert (table.test_list, table.split_file, table.views) == (None, None, ("PA",))
     assert [record.view for record in read_dataset(table).records] == ["frontal"]
     with pytest.raises(ConfigError, match=r"no data are named, and the run has none of its own.*give --data <dataset>"):
         data_config(Settings(), None)
     foreign = data_config(mine, f"manifest:{tmp_path}")
-    assert (foreign.labels, foreign.split, foreign.test_list, foreign.split_file, foreign.views) == (
+    assert (foreign.label_source, foreign.split, foreign.test_list, foreign.split_file, foreign.views) == (
         ("table", None, None, None, None)
     )
 

@@ -65,7 +65,7 @@ def own(tmp_path):
 
 
 def check(root, effort=ALL, dataset="manifest", **settings):
-    settings = {"max_bad": 0.9, "val_fraction": 0, "test_fraction": 0, **settings}
+    settings = {"max_invalid": 0.9, "val_fraction": 0, "test_fraction": 0, **settings}
     return check_dataset(DataConfig(dataset=dataset, root=root, **settings), IMAGES, effort).census
 
 
@@ -113,10 +113,10 @@ def test_what_file_managers_and_broken_downloads_leave_is_ignored_and_counted(ow
 def test_a_row_without_a_file_is_left_out_and_counted_and_too_many_stop(own):
     root = own({"images/a.png": None, "images/b.png": None, "images/c.png": None})
     (root / "images/b.png").unlink()
-    (left,) = check(root, max_bad=0.5).left_out
+    (left,) = check(root, max_invalid=0.5).left_out
     assert (left.reason, left.count, left.examples) == ("missing", 1, ("images/b.png",))
-    assert "1 of 3 images is not on disk" in check(root, max_bad=0.01).faults[0]
-    with pytest.raises(DataError, match=r"data\.max_bad allows 1\.0%"):
+    assert "1 of 3 images is not on disk" in check(root, max_invalid=0.01).faults[0]
+    with pytest.raises(DataError, match=r"data\.max_invalid allows 1\.0%"):
         records(root)
 
 
@@ -189,7 +189,7 @@ def test_an_image_that_cannot_be_used_is_found_before_training_and_left_out_with
     assert left.examples[0].startswith(f"images/bad.png: {reason} (")
     pixels, rejected = prepared(root)
     assert (sorted(pixels), rejected) == (["images/better.png", "images/good.png"], {"images/bad.png": reason})
-    assert "1 of 3 images that were decoded cannot be used" in check(root, max_bad=0.01).faults[0]
+    assert "1 of 3 images that were decoded cannot be used" in check(root, max_invalid=0.01).faults[0]
 
 
 def test_content_decides_the_decoder_not_the_name(own):
@@ -524,10 +524,10 @@ def test_empty_and_one_word_reports_are_counted_and_left_out_where_that_is_wante
     lines = ["a.png,No effusion.", "b.png,", "c.png,Normal.", "d.png,___ XXXX", "e.png,Clear lungs."]
     root = own({f"{name}.png": None for name in "abcde"}, lines, header="image,report")
     assert len(records(root)) == 5
-    left = {left.reason: left.count for left in check(root, no_report="drop").left_out}
+    left = {left.reason: left.count for left in check(root, missing_report="drop").left_out}
     assert left == {"no-report": 1, "no-text": 2}
     root = own({}, ["a.png,1,", "b.png,0, "], header="image,Edema,report")
-    (fault,) = check(root, no_report="drop").faults
+    (fault,) = check(root, missing_report="drop").faults
     assert "none of 2 images of manifest has a report that can be read" in fault
 
 
@@ -562,7 +562,7 @@ def test_every_planted_kind_is_told_exactly_once_with_an_example_and_the_remedy(
     (root / "images/gone.png").unlink()
     (root / "images/extra.png").write_bytes(stored())
     (root / "images/.DS_Store").write_bytes(b"x")
-    lines = check_dataset(DataConfig(dataset="manifest", root=root, max_bad=0.005), IMAGES, ALL).lines
+    lines = check_dataset(DataConfig(dataset="manifest", root=root, max_invalid=0.005), IMAGES, ALL).lines
     for kind, example, remedy in (
         ("2 cells where the header has 4", "line 122", "fix the commas"),
         ("column 'Edema' holds 'yes'", "line 123", "allowed are 1, 0, -1 and empty"),

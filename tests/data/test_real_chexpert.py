@@ -229,7 +229,7 @@ def test_captions_repeat_as_counted(decided):
     ]
     lengths = [len(caption.split()) for caption in counts]
     assert (min(lengths), max(lengths)) == (10, 23)
-    denied = add_captions(decided, replace(CONFIG, negatives=True)).records
+    denied = add_captions(decided, replace(CONFIG, mention_absent=True)).records
     assert max(len(record.caption.split()) for record in denied) == 29
 
 

@@ -25,7 +25,7 @@ def tables():
 
 @pytest.fixture(scope="module")
 def config(tables):
-    return replace(CONFIG, root=tables, mapping=tables / "rsna_nih_match.csv.gz")
+    return replace(CONFIG, root=tables, patient_mapping=tables / "rsna_nih_match.csv.gz")
 
 
 @pytest.fixture(scope="module")

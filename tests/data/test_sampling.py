@@ -79,7 +79,7 @@ def test_chance_decides_who_meets_whom_and_what_is_left_out():
 
 def test_rows_are_numbered_by_patient_or_caption():
     records = [record(0, "a", "x"), record(1, "b", "y"), record(2, "a", "y")]
-    assert group_rows(records, "nothing") is None
+    assert group_rows(records, "none") is None
     assert group_rows(records, "patients").tolist() == [0, 1, 0]
     assert group_rows(records, "captions").tolist() == [0, 1, 1]
 
@@ -87,11 +87,11 @@ def test_rows_are_numbered_by_patient_or_caption():
 def test_what_cannot_be_avoided_is_said():
     records = [record(number, "ab"[number % 2], f"caption {number}") for number in range(12)]
     assert repeat_note(records, "patients", 4) == (
-        "train.distinct=patients: both patients have more images than an epoch has batches (3; the commonest has 6), "
-        "so about 6 images an epoch meet another of theirs in their batch; they are spread as evenly as can be"
+        "train.unique_in_batch=patients: both patients have more images than an epoch has batches (3; the commonest "
+        "has 6), so about 6 images an epoch meet another of theirs in their batch; they are spread as evenly as can be"
     )
     assert repeat_note(records, "captions", 4) == ""
-    assert repeat_note(records, "nothing", 4) == ""
+    assert repeat_note(records, "none", 4) == ""
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ def test_a_head_becomes_a_result_file_that_says_how_it_was_trained(probe):
         "test",
         "multi-class",
     )
-    assert (found.protocol, found.fraction, found.training_seed) == ("usual", 0.9, 3)
+    assert (found.protocol, found.fraction, found.training_seed) == ("standard", 0.9, 3)
     assert (found.training_images, found.training_patients) == (19, 19)
     assert (found.prompts, found.class_prompts, found.classes) == ("none", (), CLASSES)
     assert found.checkpoint == weights_digest(probe)

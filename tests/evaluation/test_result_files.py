@@ -71,8 +71,8 @@ def test_another_question_has_another_file(change):
     "change", [{"protocol": "paper"}, {"fraction": 0.01}, {"fraction": 0.001}, {"training_seed": 2}]
 )
 def test_another_way_to_train_a_head_has_another_file(change):
-    head = dataclasses.replace(EVALUATION, task="linear-probe", prompts="none", class_prompts=(), protocol="usual")
-    assert result_name(head).startswith("linear-probe-chexpert-test-5-classes-usual-100-percent-seed-0-")
+    head = dataclasses.replace(EVALUATION, task="linear-probe", prompts="none", class_prompts=(), protocol="standard")
+    assert result_name(head).startswith("linear-probe-chexpert-test-5-classes-standard-100-percent-seed-0-")
     assert result_name(dataclasses.replace(head, **change)) != result_name(head)
 
 

@@ -127,7 +127,7 @@ def test_a_split_file_is_followed_and_named(place):
 
 
 def test_what_a_run_learned_from_names_its_tables_and_its_leaks(place):
-    mine = settings(place, split="5x200-paper", test_list=place / "list.txt", labels="chexbert")
+    mine = settings(place, split="5x200-paper", test_list=place / "list.txt", label_source="chexbert")
     rows = [chexpert_row(f"patient{p:05}/study{s}/view1_frontal.jpg") for p in range(12) for s in (1, 2)]
     labels = {row["Path"].partition("train/")[2]: {"Edema": "1.0"} for row in rows}
     write_labels_of(place / "data" / "CheXpert-v1.0-small", "train_cheXbert.csv", rows, labels)
@@ -140,12 +140,12 @@ def test_what_a_run_learned_from_names_its_tables_and_its_leaks(place):
 
 def test_images_prepared_ahead_are_taken_and_others_are_refused(place):
     with pytest.raises(DataError, match=r"data\.prepare=ahead decodes none here; run cleft data prepare"):
-        select(place, part="val", prepare="ahead")
+        select(place, part="val", prepare="required")
     with pytest.raises(DataError, match=r"data\.prepare=ahead decodes none here; run cleft data prepare"):
-        read_material(settings(place, prepare="ahead"), progress=False)
+        read_material(settings(place, prepare="required"), progress=False)
     read_material(settings(place), progress=False)
-    assert len(read_material(settings(place, prepare="ahead"), progress=False).train) > 0
-    assert len(select(place, part="val", prepare="ahead").records) > 0
+    assert len(read_material(settings(place, prepare="required"), progress=False).train) > 0
+    assert len(select(place, part="val", prepare="required").records) > 0
 
 
 def test_a_run_of_another_user_is_evaluated_on_the_split_it_was_trained_on_and_on_nothing_unknown(place, monkeypatch):

@@ -246,7 +246,7 @@ def write_cell(folder: Path, row: str, column: StudyLine, index: int, *, seeds=3
         classes = FIVE if dataset == "chexpert" else TWO
         level = 0.3 + 0.02 * index + 0.012 * seed + (0.08 if task != "zero-shot" else 0) + 0.25 * (dataset == "rsna")
         learned = {"fraction": float(share[0])} if share else {}
-        head = {"protocol": "usual", "training_seed": seed, "prompts": "", **learned} if task != "zero-shot" else {}
+        head = {"protocol": "standard", "training_seed": seed, "prompts": "", **learned} if task != "zero-shot" else {}
         made = evaluation(
             level,
             classes=classes,

@@ -56,7 +56,7 @@ def test_a_tree_changes_no_feature_and_no_gradient_on_a_gpu(family, adapt, dtype
 @pytest.mark.parametrize("adapt", ["lora", "ia3", "prefix", "full"])
 def test_a_captured_pass_equals_an_eager_one(adapt, dtype):
     built = tower(adapt=adapt).cuda()
-    computed = tower(adapt=adapt, graphs=False).cuda()
+    computed = tower(adapt=adapt, cuda_graphs=False).cuda()
     for _ in range(3):
         played, expected = read(built, "tree", dtype), read(computed, "tree", dtype)
         assert error(played[0], expected[0]) < TOLERANCE[dtype]

@@ -96,7 +96,7 @@ def test_a_learned_context_is_saved(tmp_path):
     assert json.loads((tmp_path / "model.json").read_text())["context_length"] == 5
 
 
-HEADS, FAULT = {"projection": "mlp-norm", "hidden_width": 20}, "projections do not have loss"
+HEADS, FAULT = {"projection": "mlp-norm", "hidden_dim": 20}, "projections do not have loss"
 
 
 @pytest.mark.parametrize("loss", [{"projection": "mlp"}, HEADS, {"projection": "to-text", "embed_dim": 24}], ids=str)
@@ -106,7 +106,7 @@ def test_every_projection_is_saved(tmp_path, loss):
     assert_same(load_model(tmp_path), model)
 
 
-@pytest.mark.parametrize(("name", "width"), [("hidden_width", 10**9), ("embed_dim", 10**9)])
+@pytest.mark.parametrize(("name", "width"), [("hidden_dim", 10**9), ("embed_dim", 10**9)])
 def test_heads_of_another_width_are_refused_before_they_are_made(tmp_path, name, width):
     settings = fake_settings(text="bert", adapt="full")
     saved(tmp_path, dataclasses.replace(settings, loss=dataclasses.replace(settings.loss, **HEADS)))

@@ -87,7 +87,7 @@ def test_projections_without_statistics(projection, shapes):
 
 
 def test_texts_may_be_projected_otherwise_than_images():
-    settings = with_loss(projection="linear-no-bias", text_projection="mlp-gelu", hidden_width=20)
+    settings = with_loss(projection="linear-no-bias", text_projection="mlp-gelu", hidden_dim=20)
     model = build_model(settings, CAPTIONS).eval()
     assert [name for name, _ in model.image_projection.named_parameters()] == ["weight"]
     first, last = (model.text_projection.get_parameter(f"{layer}.weight") for layer in (0, 2))
@@ -99,7 +99,7 @@ def test_texts_may_be_projected_otherwise_than_images():
 
 
 def test_a_projection_with_norms_has_the_names_of_mgcas_heads_and_leaves_zero_mean():
-    model = build_model(with_loss(projection="mlp-norm", hidden_width=20), CAPTIONS)
+    model = build_model(with_loss(projection="mlp-norm", hidden_dim=20), CAPTIONS)
     shapes = {name: tuple(weight.shape) for name, weight in model.text_projection.state_dict().items()}
     assert {name: shapes[name] for name in shapes if "tracked" not in name} == {
         "0.weight": (20, 24),

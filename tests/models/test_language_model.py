@@ -152,9 +152,9 @@ def test_shapes_are_found_on_the_meta_device_too(family):
 
 
 def test_layers_of_different_widths_are_not_averaged():
-    with pytest.raises(ConfigError, match=r"text.layers=\[1, -1\]: layers of a 'opt' model differ in width"):
-        tower("opt-350m", adapt="frozen", layers=(1, -1))
-    assert tower("opt-350m", adapt="frozen", layers=(1,)).width == 32
+    with pytest.raises(ConfigError, match=r"text.pooled_layers=\[1, -1\]: layers of a 'opt' model differ in width"):
+        tower("opt-350m", adapt="frozen", pooled_layers=(1, -1))
+    assert tower("opt-350m", adapt="frozen", pooled_layers=(1,)).width == 32
 
 
 @pytest.mark.parametrize("family", ["opt-350m", "electra"])

@@ -342,7 +342,7 @@ def test_positions_tell_the_column_first_and_then_the_row():
 
 
 def test_slipped_frequencies_end_at_about_a_tenth():
-    rates = [torch.asin(sine_positions(768, (1, 2), kind)[1, :192])[-1].item() for kind in ("standard", "slipped")]
+    rates = [torch.asin(sine_positions(768, (1, 2), kind)[1, :192])[-1].item() for kind in ("standard", "released")]
     assert rates == pytest.approx([1e-4, 0.1], rel=0.05)
 
 

@@ -444,7 +444,7 @@ def states_of(built, text):
 
 
 def test_layers_are_averaged_before_pooling():
-    built = tower("bert", adapt="full", layers=[0, 1, -1])
+    built = tower("bert", adapt="full", pooled_layers=[0, 1, -1])
     expected = states_of(built, CAPTIONS[1])[[0, 1, 2]].mean(dim=(0, 1))
     torch.testing.assert_close(built.encode([CAPTIONS[1]])[0], expected)
 
@@ -509,10 +509,10 @@ def test_only_the_lower_blocks_are_kept():
 
 
 def test_layers_the_model_does_not_have_are_refused():
-    with pytest.raises(ConfigError, match=r"text\.layers names \[5\], but the model has 2 layers"):
-        tower("bert", layers=[-1, 5])
-    with pytest.raises(ConfigError, match=r"text\.layers=\[\] names no layer"):
-        TextTowerConfig(layers=())
+    with pytest.raises(ConfigError, match=r"text\.pooled_layers names \[5\], but the model has 2 layers"):
+        tower("bert", pooled_layers=[-1, 5])
+    with pytest.raises(ConfigError, match=r"text\.pooled_layers=\[\] names no layer"):
+        TextTowerConfig(pooled_layers=())
 
 
 def test_the_lower_blocks_stand_still_with_the_embeddings_under_them():
@@ -531,4 +531,4 @@ def test_poolings_of_masked_models_are_refused_by_causal_ones(pooling):
 
 
 def test_layers_are_averaged_in_a_tree_too():
-    compare_ways(tower("gpt2", adapt="lora", layers=(1, -1)), TEXTS, "tree")
+    compare_ways(tower("gpt2", adapt="lora", pooled_layers=(1, -1)), TEXTS, "tree")

@@ -13,7 +13,7 @@ from cleft.report.run_page import render
 from cleft.report.runs import read_runs
 from cleft.results import to_json
 
-HEAD = {"task": "linear-probe", "protocol": "usual", "prompts": "", "training_seed": 2, "fraction": 0.1}
+HEAD = {"task": "linear-probe", "protocol": "standard", "prompts": "", "training_seed": 2, "fraction": 0.1}
 
 
 def page(tmp_path, *evaluations, **options):

@@ -187,7 +187,7 @@ def test_given_models_stand_beside_trained_rows_and_against_every_seed(home, wor
         "columns: [manifest/zero-shot, manifest/linear-probe, manifest/fine-tune/0.5]\nagainst: lora\n"
         f"rows:\n  lora: {{preset: tiny}}\nmodels:\n  MGCA (published): {home / 'models/mgca'}\n",
     )
-    heads = ["--classify.protocol=usual", "--classify.steps=4", "--classify.val_every=2", "--scale=tiny"]
+    heads = ["--classify.protocol=standard", "--classify.steps=4", "--classify.val_every=2", "--scale=tiny"]
     given = [f"--model={home / 'models/mrm'}", f"--model=our run={home / 'run'}"]
     assert main(["reproduce", grid, *words, *heads, *given]) == 0
     study = read(tmp_path / "study")

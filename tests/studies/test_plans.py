@@ -102,9 +102,9 @@ def test_the_whole_paper_shares_what_it_can(tmp_path):
 
 
 def test_a_typed_protocol_has_the_last_word(tmp_path):
-    given = Given(data={"chexpert": tmp_path}, words=("--classify.protocol=usual",), seeds=1, runs=tmp_path)
+    given = Given(data={"chexpert": tmp_path}, words=("--classify.protocol=standard",), seeds=1, runs=tmp_path)
     work = lay_out([paper_plan("tableS1", "paper")], given)
-    assert work.steps["cleft-lora/seed-0/fine-tune-chexpert-1"].settings.classify.protocol == "usual"
+    assert work.steps["cleft-lora/seed-0/fine-tune-chexpert-1"].settings.classify.protocol == "standard"
 
 
 def test_what_a_row_cannot_answer_or_has_no_data_for_is_told(tmp_path):
@@ -136,7 +136,7 @@ def test_a_share_of_the_patients_is_part_of_a_heading():
 
 def test_patients_of_another_test_stay_out_where_both_show_the_same_people(shared, tmp_path):
     data = {name: shared / f"data/{name}-mini" for name in ("chexpert", "rsna")}
-    words = ("--data.people=nih", f"--data.cache={tmp_path / 'cache'}")
+    words = ("--data.patient_dataset=nih", f"--data.cache={tmp_path / 'cache'}")
     plans = [paper_plan(name, "tiny") for name in ("table1", "table3")]
     work = lay_out(plans, Given(data=data, words=words, seeds=1, runs=tmp_path / "runs"))
     [apart] = [step for step in work.steps.values() if step.kind == "apart"]
@@ -144,7 +144,7 @@ def test_patients_of_another_test_stay_out_where_both_show_the_same_people(share
     assert len(read_table(table)[0].columns["patient"].texts()) == 46
     assert oct(table.stat().st_mode & 0o777) == "0o600"
     one = work.steps["cleft-lora/seed-0/stage-one"]
-    assert one.settings.data.exclude == table
+    assert one.settings.data.exclude_patients == table
     assert apart.name in one.needs
 
 

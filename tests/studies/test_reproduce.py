@@ -307,7 +307,7 @@ def test_heads_are_trained_on_the_tower_that_their_row_shares(drawings, tmp_path
         "  random: {preset: tiny, method: image-only}\n  lora: {preset: tiny}\n"
     )
     words = [f"--data=manifest={drawings}", f"--data.cache={drawings.parent / 'cache'}", *QUICK, "--seeds=1"]
-    heads = ["--classify.protocol=usual", "--classify.steps=4", "--classify.val_every=2", "--scale=tiny"]
+    heads = ["--classify.protocol=standard", "--classify.steps=4", "--classify.val_every=2", "--scale=tiny"]
     line = ["reproduce", str(grid), f"--out={tmp_path / 'study'}", *words, *heads]
     assert main(line) == 0
     assert {cell.state for cell in read(tmp_path / "study").cells} == {"done"}
@@ -337,7 +337,7 @@ def test_a_study_that_was_moved_is_told_and_gone_on_with(words, tmp_path, capsys
         "columns: [manifest/zero-shot, manifest/linear-probe]\nrows:\n  lora: {preset: tiny}\n"
         "  longer: {stage_one: lora, context: {length: 14}}\n"
     )
-    assert main([*line, "--classify.protocol=usual"]) == 0
+    assert main([*line, "--classify.protocol=standard"]) == 0
     assert {cell.state for cell in read(tmp_path / "elsewhere/study").cells} == {"done"}
     assert not (tmp_path / "study").exists()
 

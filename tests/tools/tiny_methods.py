@@ -45,12 +45,12 @@ TOWERS = {
     "convirt": (RESNET, ["--text.frozen_layers=2"]),
     "medclip": (SWIN, []),
     "gloria": (RESNET, ["--image.resize=75", "--loss.embed_dim=16"]),
-    "mgca": (VIT, ["--text.depth=2", "--loss.hidden_width=24", "--mgca.prototypes=7"]),
+    "mgca": (VIT, ["--text.depth=2", "--loss.hidden_dim=24", "--mgca.prototypes=7"]),
     "mrm": (
         VIT,
         ["--images.stored_size=128", "--images.size=112", "--image.resize=56", "--text.scratch=" + json.dumps(BERT)],
     ),
-    "clip": (VIT, ["--text.depth=2", "--loss.hidden_width=24"]),
+    "clip": (VIT, ["--text.depth=2", "--loss.hidden_dim=24"]),
 }
 """Method to its image tower and other settings that make it smaller."""
 COMMON = [

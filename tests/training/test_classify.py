@@ -67,7 +67,7 @@ def test_a_probes_folder_holds_its_head_and_points_to_its_tower(probe, source):
     model, tower = load_image_classifier(probe), load_image_classifier(source)
     assert all(torch.equal(model.state_dict()[name], value) for name, value in tower.state_dict().items())
     summary = summary_of(probe)
-    assert (summary["stage"], summary["mode"], summary["protocol"]) == ("classify", "linear-probe", "usual")
+    assert (summary["stage"], summary["mode"], summary["protocol"]) == ("classify", "linear-probe", "standard")
     assert summary["images"] == {"train": 22, "val": 12} == summary["patients"]
     assert summary["strength"] == float(min(summary["tried"], key=lambda name: summary["tried"][name]))
     config = load_settings(probe)
@@ -152,7 +152,7 @@ def test_fine_tuning_moves_the_tower_keeps_the_best_and_leaves_its_source(source
 
 
 def test_the_best_may_be_that_of_the_highest_auc(source, tmp_path):
-    run = learn(source, tmp_path / "run", *TUNE, "--classify.choose=auc", "--classify.lr=0.01")
+    run = learn(source, tmp_path / "run", *TUNE, "--classify.select_by=auc", "--classify.lr=0.01")
     areas = [float(row["classify/val/auc"]) for row in log_of(run) if row["classify/val/auc"]]
     assert summary_of(run)["best_loss"] == 1 - max(areas)
     assert summary_of(run)["told"].startswith("one minus validation AUC 0.")
@@ -292,7 +292,7 @@ def test_a_source_without_a_finished_model_is_refused(source, tmp_path):
             (),
             r"no validation image has a right answer, so there is nothing to choose the penalty by .*--protocol paper",
         ),
-        (TUNE, r"nothing to choose the best weights by .*--classify\.choose last"),
+        (TUNE, r"nothing to choose the best weights by .*--classify\.select_by last"),
     ],
 )
 def test_without_validation_there_is_nothing_to_choose_by(source, tmp_path, words, sentence):
@@ -312,8 +312,8 @@ def test_a_validation_of_one_class_has_no_auc_to_choose_by(source, tmp_path):
         tmp_path / "table",
         lambda row: one_class({**row, "split": split[int(row["image"].removesuffix(".png"))]}),
     )
-    with pytest.raises(DataError, match=r"no AUC to choose the penalty by .*--classify\.choose loss"):
-        learn(source, tmp_path / "run", words, "--data.split=given", "--classify.choose=auc")
+    with pytest.raises(DataError, match=r"no AUC to choose the penalty by .*--classify\.select_by loss"):
+        learn(source, tmp_path / "run", words, "--data.split=given", "--classify.select_by=auc")
 
 
 def nothing_shown(row):

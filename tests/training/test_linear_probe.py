@@ -158,7 +158,7 @@ def test_the_paper_is_followed_to_the_number(mode):
     config = follow_protocol(ClassifyConfig(mode=mode, protocol="paper"))
     optim = optim_of(config)
     assert (config.batch_size, optim.name, optim.lr, optim.weight_decay, optim.steps) == (36, "adamw", 5e-4, 1e-3, 8000)
-    assert (optim.warmup_steps, config.choose) == (800, "last")
+    assert (optim.warmup_steps, config.select_by) == (800, "last")
     assert config.augment is (mode == "fine-tune")
 
 
@@ -166,15 +166,21 @@ def test_only_the_usual_probe_is_exact():
     modes = [
         ClassifyConfig(mode=mode, protocol=name)
         for mode in ("linear-probe", "fine-tune")
-        for name in ("usual", "paper")
+        for name in ("standard", "paper")
     ]
     assert [is_exact(config) for config in modes] == [True, False, False, False]
-    assert follow_protocol(modes[0]) == ClassifyConfig(choose="loss")
+    assert follow_protocol(modes[0]) == ClassifyConfig(select_by="loss")
 
 
 def test_what_was_given_stays():
-    config = follow_protocol(ClassifyConfig(mode="fine-tune", steps=50, lr=0.1, augment=False, choose="auc"))
-    assert (config.steps, config.warmup_steps, config.lr, config.augment, config.choose) == (50, 5, 0.1, False, "auc")
+    config = follow_protocol(ClassifyConfig(mode="fine-tune", steps=50, lr=0.1, augment=False, select_by="auc"))
+    assert (config.steps, config.warmup_steps, config.lr, config.augment, config.select_by) == (
+        50,
+        5,
+        0.1,
+        False,
+        "auc",
+    )
     assert follow_protocol(config) == config
 
 
@@ -189,7 +195,7 @@ def test_steps_of_a_preset_do_not_stand_in_the_way_of_a_solved_probe():
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"steps": 9}, r"classify\.steps=9 does nothing with classify\.mode=linear-probe, classify\.protocol=usual"),
+        ({"steps": 9}, r"classify\.steps=9 does nothing with classify\.mode=linear-probe, classify\.protocol=standard"),
         ({"augment": True}, r"classify\.augment=True does nothing"),
         ({"choose": "last"}, "there are no steps"),
         ({"protocol": "paper", "layer_decay": 0.5}, r"classify\.layer_decay=0\.5 does nothing"),

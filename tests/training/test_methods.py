@@ -174,7 +174,7 @@ def test_mgca_is_the_sum_of_its_three_losses(root):
 
 
 def test_mgcas_prototypes_stand_still_for_as_long_as_the_settings_say(root):
-    learner = learner_of("mgca", root, "--mgca.still_steps=1")
+    learner = learner_of("mgca", root, "--mgca.frozen_steps=1")
     learner.loss(batch_of(CAPTIONS, 56)).backward()
     assert learner.model.prototypes.grad.eq(0).all()
 
@@ -182,7 +182,7 @@ def test_mgcas_prototypes_stand_still_for_as_long_as_the_settings_say(root):
 def test_mgcas_words_can_weigh_what_the_next_one_should(root):
     aligned, shifted = (
         learner_of("mgca", root, "--text.base_dropout=0", f"--mgca.word_weights={way}").loss(batch_of(CAPTIONS, 56))
-        for way in ("aligned", "shifted")
+        for way in ("aligned", "released")
     )
     assert aligned.item() != shifted.item()
 

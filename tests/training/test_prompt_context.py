@@ -113,7 +113,7 @@ def test_settings_of_the_towers_cannot_change_any_more(source, settings, tmp_pat
 
 def test_a_wording_without_a_phrase_for_each_class_is_refused(source, settings, tmp_path):
     with pytest.raises(ConfigError, match="a learned context needs a phrase for each class"):
-        learn_context(source, replace(settings, wording="gloria"), tmp_path / "run")
+        learn_context(source, replace(settings, class_names="gloria"), tmp_path / "run")
 
 
 def record(**labels):
@@ -141,7 +141,7 @@ def test_a_class_without_an_image_is_named():
     with pytest.raises(DataError, match="no training image shows Pneumonia and no other of the classes") as raised:
         check_classes(choose_targets(RECORDS, classes, "drop"), classes, "drop")
     assert raised.value.reason == "empty-class"
-    assert "set context.several_positives=soft" in str(raised.value)
+    assert "set context.multi_label=soft" in str(raised.value)
     with pytest.raises(DataError, match="no training image shows Pneumonia") as raised:
         check_classes(choose_targets(RECORDS, classes, "soft"), classes, "soft")
     assert "several_positives" not in str(raised.value)

@@ -65,7 +65,7 @@ def test_a10_each_stage_minds_its_own_settings():
 def test_files_that_only_one_of_the_settings_names_are_changes():
     harmless = {key for key in flat_settings(Settings()) if key.startswith("data.") and setting_effect(key) == ()}
     named = harmless - {f"data.{name}" for name in ("root", "max_bad", "workers", "timeout", "cache", "prepare")}
-    assert "data.exclude" in named
+    assert "data.exclude_patients" in named
     owners = {"mapping": "rsna", "reports": "mimic"}
     for name in (key.removeprefix("data.") for key in named):
         dataset = owners.get(name, "chexpert")

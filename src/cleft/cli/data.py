@@ -15,7 +15,14 @@ if TYPE_CHECKING:
     from cleft.config import DataConfig, Settings
 
 _SPLIT = ("data.dataset", "data.table", "data.views", "data.split", "data.split_file", "data.test_list")
-_READING = (*_SPLIT, "data.val_fraction", "data.test_fraction", "data.exclude", "data.uncertain", "data.max_bad")
+_READING = (
+    *_SPLIT,
+    "data.val_fraction",
+    "data.test_fraction",
+    "data.exclude_patients",
+    "data.uncertain",
+    "data.max_invalid",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,8 +139,8 @@ def _data_settings(action: str, request: SourceOptions, words: list[str]) -> tup
 
 def input_paths(source: str, config: DataConfig) -> tuple[Path, ...]:
     """Returns every file and folder that is read: the preset or run, and those that settings of the data name."""
-    lists = (config.split_file, config.test_list, config.mapping, config.exclude)
-    held = (Path(source), config.root, config.reports, config.bank, *lists)
+    lists = (config.split_file, config.test_list, config.patient_mapping, config.exclude_patients)
+    held = (Path(source), config.root, config.reports, config.sentence_bank, *lists)
     return tuple(path for path in held if path is not None)
 
 
@@ -167,7 +174,7 @@ def split_command(request: SplitRequest, words: list[str]) -> None:
     print("\n".join(split_lines(splits, reading, config, salts)))
     if request.out is None:
         return
-    hashed = request.hashed or DATASETS[config.dataset].terms is not None
+    hashed = request.hashed or DATASETS[config.dataset].license_terms is not None
     path = write_split_file(request.out, make_split_file(splits, reading, config, salts=salts, hashed=hashed))
     what = "digests of ids" if hashed else "ids"
     print(f"\n{path}: {what}, no images and no labels; use it with the same images by --data.split_file {path}")
@@ -185,7 +192,7 @@ class PrepareRequest(OutputOptions, SourceOptions):
 
 @command(
     "data prepare",
-    settings=("data.dataset", "data.table", "data.max_bad", "data.cache", "images.recipe", "images.stored_size"),
+    settings=("data.dataset", "data.table", "data.max_invalid", "data.cache", "images.recipe", "images.stored_size"),
 )
 def prepare_command(request: PrepareRequest, words: list[str]) -> None:
     """Decode and preprocess all images once, before training."""
@@ -213,7 +220,7 @@ def prepare_command(request: PrepareRequest, words: list[str]) -> None:
         settings.images,
         cache,
         PrepareOptions(
-            jobs=request.jobs or min(usable_cores(), 64), max_bad=settings.data.max_bad, rejects=rejects, retry=True
+            jobs=request.jobs or min(usable_cores(), 64), max_bad=settings.data.max_invalid, rejects=rejects, retry=True
         ),
     )
     refused = {record: (reason, prepared.messages[record]) for record, reason in prepared.rejected.items()}

@@ -43,7 +43,7 @@ class EvaluateRequest:
     """Evaluate N images of each class only."""
     per_patient: int | None = option(None, metavar="N")
     """With --per-class: at most N images of a patient in a class (default: 4)."""
-    wording: str | None = None
+    class_names: str | None = None
     """Class names in prompts: default, released, gloria, or a YAML file; by default those of the run."""
     similarity: Literal["global", "local", "both", "released"] | None = None
     """Image and prompt embeddings (global). For GLoRIA also: prompt words and image regions (local), the mean of both,
@@ -120,12 +120,12 @@ def _compare(request: EvaluateRequest, other: Path, words: list[str]) -> None:
 
 _HEADS = ("linear-probe", "fine-tune")
 _ZERO_SHOT = ("similarity", "standardise")
-_NOT_OF_HEADS = ("direction", "classes", "prompts", "wording", *_ZERO_SHOT)
+_NOT_OF_HEADS = ("direction", "classes", "prompts", "class_names", *_ZERO_SHOT)
 _UNUSED = {
     "zero-shot": ("direction",),
     "linear-probe": _NOT_OF_HEADS,
     "fine-tune": _NOT_OF_HEADS,
-    "retrieval": ("scoring", "blank", "prompts", "wording", *_ZERO_SHOT),
+    "retrieval": ("scoring", "blank", "prompts", "class_names", *_ZERO_SHOT),
     "prompts": ("direction", "prompts", *_ZERO_SHOT),
 }
 """Options that a task does not use."""
@@ -143,7 +143,7 @@ def _evaluate_run(request: EvaluateRequest, run: Path, words: list[str]) -> Path
         value = getattr(request, unused[0])
         given = "" if value is True else f" {value}"
         what = "a classifier, whose classes are fixed and which uses no prompts" if task in _HEADS else f"--task {task}"
-        raise ConfigError(f"--{unused[0]}{given} does nothing with {what}; leave it out")
+        raise ConfigError(f"--{unused[0].replace('_', '-')}{given} does nothing with {what}; leave it out")
     arguments: dict[str, Any] = {
         name: getattr(request, name)
         for name in ("data", "split", "scoring", "blank", "per_class", "per_patient", "allow_overlap", "drop_overlap")
@@ -161,7 +161,7 @@ def _evaluate_run(request: EvaluateRequest, run: Path, words: list[str]) -> Path
             run,
             classes=request.classes,
             prompts=request.prompts or "auto",
-            wording=request.wording,
+            wording=request.class_names,
             similarity=request.similarity or "global",
             standardise=request.standardise,
             **arguments,
@@ -172,7 +172,7 @@ def _evaluate_run(request: EvaluateRequest, run: Path, words: list[str]) -> Path
     if task == "prompts":
         from cleft.evaluation.prompt_sensitivity import evaluate_prompts
 
-        return evaluate_prompts(run, question, wording=request.wording)
+        return evaluate_prompts(run, question, wording=request.class_names)
     from cleft.evaluation.retrieval import evaluate_retrieval, parse_directions
 
     return evaluate_retrieval(run, question, directions=parse_directions(request.direction))
@@ -227,7 +227,7 @@ class ReproduceRequest(OutputOptions):
     "reproduce",
     loads_torch=True,
     settings=(
-        *("data.people", "data.split", "classify.protocol", "optim.steps", "train.batch_size"),
+        *("data.patient_dataset", "data.split", "classify.protocol", "optim.steps", "train.batch_size"),
         *("data.workers", "data.cache", "train.accelerator", "train.precision"),
     ),
 )

@@ -72,7 +72,7 @@ class LearnContextRequest:
     "learn-context",
     loads_torch=True,
     settings=(
-        *("data.root", "classes", "wording", "context.length", "context.init", "context.batch_size"),
+        *("data.root", "classes", "class_names", "context.length", "context.init", "context.batch_size"),
         *("context.optim.lr", "context.optim.steps", "seed", *_MACHINE),
     ),
 )
@@ -97,8 +97,8 @@ class ClassifyRequest:
     mode: str | None = setting_option("classify.mode")
     """Freeze the image encoder (linear-probe) or train it too (fine-tune); by default linear-probe."""
     protocol: str | None = setting_option("classify.protocol")
-    """`usual`: probe fitted by L-BFGS, fine-tuning with layer-wise learning-rate decay. `paper`: hyperparameters of the
-    paper. By default usual."""
+    """`standard`: probe fitted by L-BFGS, fine-tuning with layer-wise learning-rate decay. `paper`: hyperparameters of
+    the paper. By default standard."""
     data: str | None = option(None, metavar="DATASET:FOLDER")
     """Dataset and folder, such as rsna:/data/rsna; by default the data of the run."""
     classes: str | None = None
@@ -123,7 +123,14 @@ class ClassifyRequest:
     "classify",
     loads_torch=True,
     settings=(
-        *("data.split", "data.split_file", "data.exclude", "classify.choose", "classify.steps", "classify.lr"),
+        *(
+            "data.split",
+            "data.split_file",
+            "data.exclude_patients",
+            "classify.select_by",
+            "classify.steps",
+            "classify.lr",
+        ),
         *("classify.augment", "image.pooling", "seed", *_MACHINE),
     ),
 )
@@ -168,7 +175,7 @@ def _run_name(request: ClassifyRequest, config: ClassifyConfig) -> str:
     parts = [
         request.run.name,
         config.mode,
-        config.protocol if config.protocol != "usual" else "",
+        config.protocol if config.protocol != "standard" else "",
         request.data.partition(":")[0] if request.data else "",
         f"{100 * config.fraction:g}-percent" if config.fraction < 1 else "",
     ]

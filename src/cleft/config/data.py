@@ -30,14 +30,14 @@ class DataConfig:
     """Folder of the unpacked download, or of your own table and images."""
     table: str | None = None
     """Label table inside `root`; by default the dataset's own (`train.csv`, `manifest.csv`)."""
-    labels: Literal["table", "chexbert", "visualchexbert", "negbio"] = "table"
+    label_source: Literal["table", "chexbert", "visualchexbert", "negbio"] = setting("table", formerly="data.labels")
     """Source of the labels. CheXpert: the table itself, or `train_cheXbert.csv` or `train_visualCheXbert.csv`, matched
     by path (images, views, sex and age always come from the table). MIMIC-CXR: the CheXpert labeller (`table`) or
     NegBio (`negbio`)."""
     views: tuple[str, ...] | None = None
     """Views to keep; by default AP and PA for CheXpert, NIH, MIMIC-CXR and IU X-ray, and all views for other datasets.
     Images of unknown view are kept."""
-    opening: str | None = None
+    prompt_prefix: str | None = setting(None, formerly="data.opening")
     """First words of every caption and class prompt, before the findings; by default those of the dataset, for your own
     table "this is a chest x ray of a patient with"."""
     uncertain: Literal["zeros", "ones", "mixed", "ignore"] = "zeros"
@@ -71,7 +71,7 @@ class DataConfig:
         prepares=False,
     )
     """Share of the images in the test set, for the split `patients`."""
-    negatives: bool = False
+    mention_absent: bool = setting(False, formerly="data.negatives")
     """Mention in captions also findings that are labelled absent."""
     empty_caption: Literal["keep", "drop", "no-finding"] = "keep"
     """Caption of an image without any positive finding: only the first words (`keep`), "no finding" (`no-finding`), or
@@ -81,10 +81,12 @@ class DataConfig:
     )
     """Content of the captions of EMBED. `simple`: density and BI-RADS. `sided`: also side and view. `natural`,
     `structured`: a short report, in sentences or under headings; they need `text.max_tokens: 144`."""
-    report: Literal["impression", "findings", "both", "as-written", "whole"] = "both"
+    report_sections: Literal["impression", "findings", "both", "as-written", "whole"] = setting(
+        "both", formerly="data.report"
+    )
     """Sections of a report to read. `both`: impression, then findings. `as-written`: these two in the order of the
     report. `whole`: all sections. A report without these sections is represented by its last paragraph."""
-    no_report: Literal["keep", "drop"] = "keep"
+    missing_report: Literal["keep", "drop"] = setting("keep", formerly="data.no_report")
     """Images with no report, or one of fewer than two words: keep them or leave them out. Methods that train on reports
     always leave them out."""
     reports: Path | None = setting(None, changes=())  # texts are compared by digest
@@ -100,26 +102,32 @@ class DataConfig:
     tables."""
     caption_templates: tuple[str, ...] = setting((), changes=("pretrain",), used_with={"data.texts": ("captions",)})
     """Caption templates with {} in place of the findings, such as "a radiograph that shows {}"; one is drawn for each
-    image and epoch. Class prompts keep the wording of `opening`, so include it as one of the templates. Captions that
-    do not begin with `opening` are not changed. By default only that of `opening`."""
-    bank: Path | None = setting(None, changes=(), used_with={"data.texts": ("bank",)})  # compared by digest
+    image and epoch. Class prompts use `prompt_prefix`, so include it as one of the templates. Captions that
+    do not begin with `prompt_prefix` are not changed. By default only `prompt_prefix`."""
+    sentence_bank: Path | None = setting(
+        None, changes=(), used_with={"data.texts": ("bank",)}, formerly="data.bank"
+    )  # compared by digest
     """Sentence bank for `texts: bank`: a table of sentences with one column for each finding; by default short
     sentences that name one finding each."""
-    reword: bool = setting(False, changes=("pretrain",))
+    augment_texts: bool = setting(False, changes=("pretrain",), formerly="data.reword")
     """Encode each text a second time with words changed (text augmentation), for the loss of MedCLIP."""
-    reduce: Literal["severity", "first", "highest"] = setting("severity", used_with={"data.dataset": ("embed",)})
+    breast_label: Literal["severity", "first", "highest"] = setting(
+        "severity", used_with={"data.dataset": ("embed",)}, formerly="data.reduce"
+    )
     """Which of several findings gives the label of a breast in EMBED. `severity`: the most severe (in a screening exam
     BI-RADS 0 ranks above 3). `first`: the first of the table. `highest`: the highest score, with 0 above 1 and 2."""
-    mapping: Path | None = setting(None, changes=())  # patients are compared by digest
+    patient_mapping: Path | None = setting(None, changes=(), formerly="data.mapping")  # patients are compared by digest
     """Table of the NIH patient of each RSNA image: RSNA's `pneumonia-challenge-dataset-mappings_2018.json`, or a table
     with the columns `patientId` and `nih_patient`. A file of that name in `root` is used without this setting."""
-    people: str | None = setting(None, prepares=False)
+    patient_dataset: str | None = setting(None, prepares=False, formerly="data.people")
     """Dataset whose patient ids these are, if several datasets share patients: `nih` for images of ChestX-ray14 in
     another layout. Overlap between train and test patients is detected only among datasets with the same value."""
-    exclude: Path | None = setting(None, changes=())  # patients are compared by digest
+    exclude_patients: Path | None = setting(
+        None, changes=(), formerly="data.exclude"
+    )  # patients are compared by digest
     """Patients to leave out of all splits, for example the test patients of another dataset: a table with a column
     `patient`, `patient_id`, `Patient ID` or `nih_patient`."""
-    max_bad: float = setting(0.01, changes=())
+    max_invalid: float = setting(0.01, changes=(), formerly="data.max_bad")
     """Largest share of images that may be missing or unreadable; above it the run stops."""
     workers: int = setting(0, changes=(), prepares=False)
     """Processes that load batches and decode images; 0 loads in the main process. Does not change results."""
@@ -127,14 +135,16 @@ class DataConfig:
     """Seconds to wait for a batch before the run stops, for example when a network disk hangs."""
     cache: Path | None = setting(None, changes=())
     """Folder of preprocessed images; by default `~/.cache/cleft`."""
-    prepare: Literal["as-needed", "ahead"] = setting("as-needed", changes=(), prepares=False)
-    """Images that are not preprocessed yet: decode them before training or evaluation (`as-needed`), or stop and print
-    the `cleft data prepare` command to run first (`ahead`)."""
+    prepare: Literal["auto", "required"] = setting(
+        "auto", changes=(), prepares=False, old_values={"as-needed": "auto", "ahead": "required"}
+    )
+    """Images that are not preprocessed yet: decode them before training or evaluation (`auto`), or stop and print
+    the `cleft data prepare` command to run first (`required`)."""
 
     def __post_init__(self) -> None:
         check_range("data.val_fraction", self.val_fraction, 0, 0.9)
         check_range("data.test_fraction", self.test_fraction, 0, 0.9)
-        check_range("data.max_bad", self.max_bad, 0, 1)
+        check_range("data.max_invalid", self.max_invalid, 0, 1)
         for template in self.caption_templates:
             if template.count("{}") != 1:
                 raise ConfigError(
@@ -142,12 +152,15 @@ class DataConfig:
                 )
         check_range("data.timeout", self.timeout, 1, 10**6)
         check_range("data.workers", self.workers, 0, 256)
-        if self.mapping is not None and self.dataset != "rsna":
-            raise ConfigError(f"data.mapping={self.mapping} is for data.dataset=rsna, not {self.dataset}; leave it out")
-        owner = "mimic" if self.labels == "negbio" else "chexpert"
-        if self.labels != "table" and self.dataset != owner:
+        if self.patient_mapping is not None and self.dataset != "rsna":
             raise ConfigError(
-                f"data.labels={self.labels} is for data.dataset={owner}, not {self.dataset}; leave it out"
+                f"data.patient_mapping={self.patient_mapping} is for data.dataset=rsna, not {self.dataset}; leave it "
+                f"out"
+            )
+        owner = "mimic" if self.label_source == "negbio" else "chexpert"
+        if self.label_source != "table" and self.dataset != owner:
+            raise ConfigError(
+                f"data.label_source={self.label_source} is for data.dataset={owner}, not {self.dataset}; leave it out"
             )
         if self.reports is not None and self.dataset not in ("mimic", "iu-xray"):
             raise ConfigError(

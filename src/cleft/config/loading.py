@@ -198,8 +198,8 @@ def _name_rule(path: Path, tree: dict[str, Tree]) -> None:
     if path.name != "config.yaml" or not isinstance(text, dict) or "max_tokens" not in text or "normalisation" in text:
         return
     data = data if isinstance(data, dict) else {}
-    opening = data.get("opening")
-    as_written = isinstance(opening, str) and normalise(opening, "words-1") != opening
+    prefix = data.get("prompt_prefix")
+    as_written = isinstance(prefix, str) and normalise(prefix, "words-1") != prefix
     texts = "whole" if as_written or data.get("texts") in ("bank", "medclip") else str(data.get("texts", "captions"))
     tree["text"] = {**text, "normalisation": rule_for(texts, version=1)}
 

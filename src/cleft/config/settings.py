@@ -37,7 +37,7 @@ class ImageTowerConfig:
     decoder_blocks: int = 0
     """Transformer blocks between the patch tokens and their mean, which is then the image feature in place of
     `pooling`; 2 in the authors' CLIP, inherited from the masked autoencoder it is based on."""
-    decoder_positions: Literal["standard", "slipped"] = "standard"
+    decoder_positions: Literal["standard", "released"] = setting("standard", old_values={"slipped": "released"})
     """Frequencies of the position embedding in these blocks: as in masked autoencoders, or with a quarter of the
     exponents, a bug of the authors' code."""
     resize: int | None = setting(None, changes=("pretrain", "classify"))
@@ -100,7 +100,7 @@ class TextTowerConfig:
     positions: Literal["counted", "zero"] = "counted"
     """`zero`: every token has position 0, so that a masked model ignores word order, a bug of the authors' CLIP and
     MGCA."""
-    layers: tuple[int, ...] = (-1,)
+    pooled_layers: tuple[int, ...] = setting((-1,), formerly="text.layers")
     """Layers whose hidden states are averaged before pooling: 0 is the embedding, -1 the last layer. MedCLIP uses 1, 2
     and -1, GLoRIA the last four."""
     pooling: Literal["auto", "end-token", "mean", "mean-padded", "max", "cls", "pooler"] = "auto"
@@ -120,7 +120,7 @@ class TextTowerConfig:
     packing: Literal["auto", "tree", "distinct", "padded"] = setting("auto", changes="rounding")
     """How a batch of texts is computed: common prefixes once (`tree`, causal models), equal texts once (`distinct`), or
     every text with padding (`padded`). Changes speed, not results. `auto`: the fastest exact one."""
-    graphs: bool = setting(True, changes="rounding")
+    cuda_graphs: bool = setting(True, changes="rounding", formerly="text.graphs")
     """Replay the prefix tree from CUDA graphs, captured once for every 32 more nodes; it is otherwise limited by kernel
     launches. Does not change results; set it to false if capture fails."""
     gradient_checkpointing: bool = setting(False, changes="rounding")
@@ -140,8 +140,8 @@ class TextTowerConfig:
         if self.depth is not None:
             check_range("text.depth", self.depth, 1, 1024)
         check_range("text.frozen_layers", self.frozen_layers, 0, 1024)
-        if not self.layers:
-            raise ConfigError("text.layers=[] names no layer; give at least one, such as -1 for the last")
+        if not self.pooled_layers:
+            raise ConfigError("text.pooled_layers=[] names no layer; give at least one, such as -1 for the last")
         if self.pooling == "mean-padded" and self.packing == "padded":
             raise ConfigError(
                 "text.pooling=mean-padded includes the padding up to the longest text of a batch, and "
@@ -170,8 +170,10 @@ class LossConfig:
     text_projection: Literal["same", "linear", "linear-no-bias", "mlp", "mlp-norm", "mlp-gelu"] = "same"
     """Projection head of texts if it differs from `projection`: BiomedCLIP has `linear-no-bias` for images and
     `mlp-gelu` for texts."""
-    hidden_width: int | None = setting(
-        None, used_with=dict.fromkeys(("loss.projection", "loss.text_projection"), ("mlp", "mlp-norm", "mlp-gelu"))
+    hidden_dim: int | None = setting(
+        None,
+        used_with=dict.fromkeys(("loss.projection", "loss.text_projection"), ("mlp", "mlp-norm", "mlp-gelu")),
+        formerly="loss.hidden_width",
     )
     """Hidden width of two-layer projection heads; by default that of the encoder. 2048 in MGCA."""
     temperature: float = 0.07
@@ -185,8 +187,8 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         check_range("loss.embed_dim", self.embed_dim, 1, 10**9)
-        if self.hidden_width is not None:
-            check_range("loss.hidden_width", self.hidden_width, 1, 10**9)
+        if self.hidden_dim is not None:
+            check_range("loss.hidden_dim", self.hidden_dim, 1, 10**9)
         if self.projection == "to-text" and self.text_projection != "same":
             raise ConfigError(
                 f"loss.projection=to-text keeps texts in the feature space of their encoder, but "
@@ -233,17 +235,17 @@ class MgcaConfig:
     released class are 1, 0.7 and 0.5."""
     prototypes: int = 500
     """Number of prototypes."""
-    still_steps: int = 0
+    frozen_steps: int = setting(0, formerly="mgca.still_steps")
     """Steps for which the prototypes are frozen; an epoch in the released code."""
     padding: Literal["masked", "released"] = "masked"
     """`released`: padding up to `text.max_tokens` is projected, enters the batch-norm statistics, and serves as
     negatives of words."""
-    word_weights: Literal["aligned", "shifted"] = "aligned"
-    """`shifted`: each word has the weight of the next one, a bug of the released code."""
+    word_weights: Literal["aligned", "released"] = setting("aligned", old_values={"shifted": "released"})
+    """`released`: each word has the weight of the next one, a bug of the released code."""
 
     def __post_init__(self) -> None:
         check_range("mgca.prototypes", self.prototypes, 1, 10**6)
-        check_range("mgca.still_steps", self.still_steps, 0, 10**9)
+        check_range("mgca.frozen_steps", self.frozen_steps, 0, 10**9)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,25 +254,25 @@ class MrmConfig:
 
     mask_ratio: float = 0.75
     """Share of the patches that are masked."""
-    word_ratio: float = 0.5
+    text_mask_ratio: float = setting(0.5, formerly="mrm.word_ratio")
     """Probability that a word is masked."""
     decoder_blocks: int = 4
     """Transformer blocks of the image decoder."""
-    decoder_width: int | None = None
+    decoder_dim: int | None = setting(None, formerly="mrm.decoder_width")
     """Width of the image decoder, a multiple of 4; by default that of the image encoder."""
-    decoder_positions: Literal["standard", "slipped"] = "standard"
+    decoder_positions: Literal["standard", "released"] = setting("standard", old_values={"slipped": "released"})
     """As `image.decoder_positions`."""
-    score: Literal["masked", "all"] = "masked"
+    text_loss: Literal["masked", "all"] = setting("masked", formerly="mrm.score")
     """Tokens of a report in the loss: the masked ones, as in the paper, or every position up to `text.max_tokens`
     including padding, as in the released code."""
-    standardise: bool = True
+    normalise_patches: bool = setting(True, formerly="mrm.standardise")
     """Standardise each target patch to mean 0 and standard deviation 1."""
     weights: tuple[float, float] = (1.0, 1.0)
     """Weights of the image loss and the text loss."""
 
     def __post_init__(self) -> None:
         check_range("mrm.mask_ratio", self.mask_ratio, 0.01, 0.99)
-        check_range("mrm.word_ratio", self.word_ratio, 0.01, 1)
+        check_range("mrm.text_mask_ratio", self.text_mask_ratio, 0.01, 1)
         check_range("mrm.decoder_blocks", self.decoder_blocks, 1, 64)
 
 
@@ -315,7 +317,9 @@ class TrainConfig:
 
     batch_size: int = 72
     """Image-caption pairs of a step, over all devices."""
-    distinct: Literal["nothing", "patients", "captions"] = "nothing"
+    unique_in_batch: Literal["none", "patients", "captions"] = setting(
+        "none", formerly="train.distinct", old_values={"nothing": "none"}
+    )
     """Avoid two images of a patient, or two with the same caption, in a batch where possible. Every image still occurs
     once in an epoch."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = setting("32-true", changes="rounding")
@@ -363,12 +367,12 @@ class ContextConfig:
 
     length: int = 30
     """Learned vectors before the class name, shared by all classes. Figure 3 of the paper varies it."""
-    init: Literal["opening", "random"] = "opening"
-    """Initialisation. `opening`: token embeddings of `data.opening`, preceded by random vectors. `random`: random
+    init: Literal["prompt", "random"] = setting("prompt", old_values={"opening": "prompt"})
+    """Initialisation. `prompt`: token embeddings of `data.prompt_prefix`, preceded by random vectors. `random`: random
     vectors."""
     batch_size: int = 36
     """Images of a step."""
-    several_positives: Literal["drop", "soft"] = "drop"
+    multi_label: Literal["drop", "soft"] = setting("drop", formerly="context.several_positives")
     """Images with more than one of the classes: leave them out, or use equal soft targets."""
     optim: OptimConfig = group(
         lambda: OptimConfig(name="sgd", lr=1e-3, weight_decay=0.0, steps=4_000, warmup_steps=1_000)
@@ -390,8 +394,8 @@ class ClassifyConfig:
 
     mode: Literal["linear-probe", "fine-tune"] = "linear-probe"
     """Train a linear classifier on the frozen image encoder (`linear-probe`), or both (`fine-tune`)."""
-    protocol: Literal["usual", "paper"] = "usual"
-    """`usual`: a linear probe is fitted by L-BFGS with its regularisation selected on the validation images;
+    protocol: Literal["standard", "paper"] = setting("standard", old_values={"usual": "standard"})
+    """`standard`: a linear probe is fitted by L-BFGS with its regularisation selected on the validation images;
     fine-tuning uses layer-wise learning-rate decay and keeps the best weights. `paper`: 8,000 steps with batches of 36,
     learning rate 5e-4 and weight decay 1e-3; keeps the last weights."""
     fraction: float = 1.0
@@ -401,7 +405,7 @@ class ClassifyConfig:
     for each finding, trained on every image whose label is known."""
     blank: Literal["unknown", "absent"] = "unknown"
     """Value of missing labels for `present-absent`."""
-    choose: Literal["loss", "auc", "last"] | None = None
+    select_by: Literal["loss", "auc", "last"] | None = setting(None, formerly="classify.choose")
     """Weights or regularisation to keep: those with the lowest validation cross-entropy (`loss`), the highest
     validation AUC (`auc`), or the last weights. By default `loss`, and `last` in the paper's protocol."""
     batch_size: int | None = None
@@ -475,7 +479,7 @@ class Settings:
     """Random seed of initial weights, order of images and augmentation."""
     classes: tuple[str, ...] = setting(("chexpert-5",), changes=("context", "classify"))
     """Classes of stage two and zero-shot classification: name of a set, or findings."""
-    wording: str = setting("default", changes=("context",))
+    class_names: str = setting("default", changes=("context",), formerly="wording")
     """Class names in prompts: `default`; `released`, those of the authors' code, with "pneumothorax" for RSNA's
     pneumonia; `gloria`, five prompts for each of CheXpert's five classes, of which the most similar counts (not for
     stage two); or a YAML file of class: name."""
@@ -545,7 +549,7 @@ def text_rule(settings: Settings) -> RuleName:
     if settings.text.normalisation != "auto":
         return settings.text.normalisation
     texts = settings.data.texts
-    return rule_for("captions" if texts == "bank" and settings.data.bank is None else texts)
+    return rule_for("captions" if texts == "bank" and settings.data.sentence_bank is None else texts)
 
 
 def _check_source(encoder: str, model: str | None, scratch: Mapping[str, Any] | None) -> None:

@@ -221,7 +221,7 @@ def train_loader(
         first_step=schedule.first_step,
         rank=schedule.rank,
         world_size=schedule.world_size,
-        groups=group_rows(records, settings.train.distinct),
+        groups=group_rows(records, settings.train.unique_in_batch),
     )
     views = Views(records, prepared, findings, settings.images, settings.seed if augmented else None, texts)
     return Batches(

@@ -169,15 +169,15 @@ def finish_reading(reading: Reading, config: DataConfig) -> Reading:
         DataError: If no record is left, or the list of excluded patients cannot be read.
     """
     settled = exclude_patients(reading, config)
-    if config.no_report == "drop":
+    if config.missing_report == "drop":
         settled = keep_reported(settled, "whole")
     decided = replace(settled, records=apply_uncertain(settled.records, config.uncertain))
     return add_captions(decided, config, prompt_template(config))
 
 
-_OF_TABLE = ("split", "split_file", "test_list", "labels", "exclude")
+_OF_TABLE = ("split", "split_file", "test_list", "label_source", "exclude_patients")
 """Settings that belong to one table: inherited from a run, they are not used for another table."""
-_OF_DATASET = ("mapping", "people", "views", "opening", "reports", "no_report")
+_OF_DATASET = ("patient_mapping", "patient_dataset", "views", "prompt_prefix", "reports", "missing_report")
 """Settings that belong to one dataset."""
 
 
@@ -233,7 +233,7 @@ def settings_for(run: Path, data: str | None, words: Sequence[str]) -> Settings:
     Args:
         run: Run folder.
         data: As for `data_config`; None keeps the run's own data.
-        words: Such as `--data.exclude list.csv`.
+        words: Such as `--data.exclude_patients list.csv`.
 
     Raises:
         ConfigError: As `data_config` and `merge_overrides`, and if `data` and a word both name the images.
@@ -276,8 +276,8 @@ def _as_typed(value: Any) -> str:
 
 
 def prompt_template(config: DataConfig) -> str:
-    """Returns what captions and class prompts begin with: `data.opening`, or the dataset's own."""
-    return config.opening or DATASETS[config.dataset].template
+    """Returns what captions and class prompts begin with: `data.prompt_prefix`, or the dataset's own."""
+    return config.prompt_prefix or DATASETS[config.dataset].template
 
 
 def license_terms(config: DataConfig) -> str | None:

@@ -51,7 +51,7 @@ def philox_generator(seed: int, stream: Stream, major: int, minor: int = 0) -> n
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
-Distinct: TypeAlias = Literal["nothing", "patients", "captions"]
+Distinct: TypeAlias = Literal["none", "patients", "captions"]
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -97,7 +97,7 @@ def distinct_order(groups: NDArray[np.int64], batch_size: int, seed: int, epoch:
 
 def group_rows(records: Sequence[Record], distinct: Distinct) -> NDArray[np.int64] | None:
     """Numbers what a batch shall not repeat, `[N]`; None where that is nothing."""
-    if distinct == "nothing":
+    if distinct == "none":
         return None
     known: dict[str | None, int] = {}
     names = (record.patient if distinct == "patients" else record.caption for record in records)
@@ -115,7 +115,7 @@ def repeat_note(records: Sequence[Record], distinct: Distinct, batch_size: int) 
     several = share(len(more), len(sizes), distinct.removesuffix("s"))
     meeting = int((more - batches).sum())
     return (
-        f"train.distinct={distinct}: {several} {verb(len(more), 'has', 'have')} more images than an epoch has "
+        f"train.unique_in_batch={distinct}: {several} {verb(len(more), 'has', 'have')} more images than an epoch has "
         f"batches ({batches:,}; the commonest has {more.max():,}), so about {count(meeting, 'image')} an epoch "
         + agree(
             meeting, "[meets|meet] another of theirs in [its|their] batch; [it is|they are] spread as evenly as can be"

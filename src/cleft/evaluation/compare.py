@@ -173,7 +173,7 @@ def _read_alike(results: Sequence[Path]) -> list[_Answered]:
         if not np.array_equal(found[0].scored.truth, each.scored.truth, equal_nan=True):
             raise DataError(
                 f"{_named(results[0])} and {_named(result)} were measured on the same images with other labels; "
-                f"evaluate both with the same data.labels, data.uncertain and --blank",
+                f"evaluate both with the same data.label_source, data.uncertain and --blank",
                 reason="other-labels",
             )
     return found

@@ -393,7 +393,7 @@ class Question:
         """
         settings = self.run_settings(run)
         check_joint_space(run)
-        words = find_class_names(wording or settings.wording, self.config(settings).dataset)
+        words = find_class_names(wording or settings.class_names, self.config(settings).dataset)
         if phrases is not None:
             require_phrases(words, phrases)
         images = self.images(run, settings, progress=progress)

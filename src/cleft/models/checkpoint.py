@@ -196,7 +196,7 @@ def check_claimed_settings(tree: Mapping[str, Any], shapes: Mapping[str, tuple[i
                 )
 
 
-_WIDTHS: Final = ("rank", "prefix_length", "decoder_blocks", "decoder_width", "prototypes", "depth", "frozen_layers")
+_WIDTHS: Final = ("rank", "prefix_length", "decoder_blocks", "decoder_dim", "prototypes", "depth", "frozen_layers")
 
 
 def wrap_load_errors(
@@ -453,7 +453,7 @@ def _rule_before(folder: Path, description: Mapping[str, Any]) -> RuleName:
 def _refuse_size(folder: Path, shapes: Mapping[str, tuple[int, ...]], settings: Settings) -> None:
     """Refuses widths that the weights do not have before anything of that width is made."""
     ends = [name for name in shapes if "_projection." in name and len(shapes[name]) == 2]
-    hidden = settings.loss.hidden_width
+    hidden = settings.loss.hidden_dim
     for tower in ("image", "text"):
         layers = [shapes[name] for name in sorted(ends) if name.startswith(f"{tower}_projection.")]
         if layers and layers[-1][0] != settings.loss.embed_dim:
@@ -461,7 +461,7 @@ def _refuse_size(folder: Path, shapes: Mapping[str, tuple[int, ...]], settings: 
                 f"{folder}: its projections do not have loss.embed_dim={settings.loss.embed_dim}; copy it again"
             )
         if len(layers) == 2 and hidden not in (None, layers[0][0]):
-            raise CheckpointError(f"{folder}: its projections do not have loss.hidden_width={hidden}; copy it again")
+            raise CheckpointError(f"{folder}: its projections do not have loss.hidden_dim={hidden}; copy it again")
 
 
 def _method_of(folder: Path, description: Mapping[str, Any]) -> Method:

@@ -192,6 +192,8 @@ class _Replay(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]  the decorator hides its names
         """Plays the pass back, once."""
         if ctx.waiting is None:
-            raise RuntimeError("a recorded pass gives its gradients once; read the texts again, or text.graphs=false")
+            raise RuntimeError(
+                "a recorded pass gives its gradients once; read the texts again, or text.cuda_graphs=false"
+            )
         ctx.waiting = None
         return (None, None, *ctx.recording.replay_backward(grad_outputs[0]))

@@ -154,7 +154,7 @@ def build_projection(width: int, config: LossConfig, *, text: bool = False) -> n
     kind = config.text_projection if text and config.text_projection != "same" else config.projection
     if kind == "to-text" and text:
         return _stay(width, config)
-    hidden = width if config.hidden_width is None else config.hidden_width
+    hidden = width if config.hidden_dim is None else config.hidden_dim
     if kind == "mlp":
         return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, config.embed_dim))
     if kind == "mlp-gelu":
@@ -220,6 +220,6 @@ def initial_context(text_tower: TextTower, opening: str, config: ContextConfig, 
     spread = float(written.std()) * 3**0.5
     generator = torch.Generator().manual_seed(seed)
     random = (torch.rand(config.length, written.shape[1], generator=generator) * 2 - 1) * spread
-    if config.init == "opening":
+    if config.init == "prompt":
         random[config.length - len(written) :] = written
     return random

@@ -107,7 +107,7 @@ class LanguageModel(nn.Module):
         """Width `D` of a state.
 
         Raises:
-            ConfigError: If `text.layers` averages layers of different widths.
+            ConfigError: If `text.pooled_layers` averages layers of different widths.
         """
         if self._width is None:
             hidden = cast("int", self.config.hidden_size)
@@ -188,7 +188,7 @@ class LanguageModel(nn.Module):
                 return self.encode(token, torch.ones_like(token, dtype=torch.bool), places).states.shape[-1]
             except RuntimeError as error:
                 raise ConfigError(
-                    f"text.layers={list(self.layers)}: layers of a {self.config.model_type!r} model differ in "
+                    f"text.pooled_layers={list(self.layers)}: layers of a {self.config.model_type!r} model differ in "
                     f"width; choose some of one width, such as -1 ({error})"
                 ) from error
 
@@ -298,7 +298,9 @@ def build_language_model(config: TextTowerConfig, *, vocabulary: int, pad: int, 
             f"text.positions=zero is for masked models that take positions, not for {description.model_type!r}; leave "
             f"it out"
         )
-    return LanguageModel(model, causal=causal, uses_positions=config.positions == "counted", layers=config.layers)
+    return LanguageModel(
+        model, causal=causal, uses_positions=config.positions == "counted", layers=config.pooled_layers
+    )
 
 
 def read_text_config(config: TextTowerConfig, *, vocabulary: int = 0, pad: int = 0, eos: int | None = None) -> Any:
@@ -334,9 +336,9 @@ def truncate_blocks(description: PreTrainedConfig, config: TextTowerConfig) -> N
     """Leaves of a configuration only as many blocks as `text.depth` says.
 
     Raises:
-        ConfigError: If the model has fewer, or fewer layers than `text.layers` names.
+        ConfigError: If the model has fewer, or fewer layers than `text.pooled_layers` names.
     """
-    if config.depth is None and config.layers == (-1,) and not config.frozen_layers:
+    if config.depth is None and config.pooled_layers == (-1,) and not config.frozen_layers:
         return
     shape: Any = description.get_text_config()
     blocks = int(shape.num_hidden_layers)
@@ -346,10 +348,10 @@ def truncate_blocks(description: PreTrainedConfig, config: TextTowerConfig) -> N
                 f"text.depth={config.depth}: the model has {count(blocks, 'block')}; set it to {blocks} or fewer"
             )
         shape.num_hidden_layers = blocks = config.depth
-    beyond = [layer for layer in config.layers if not -blocks - 1 <= layer <= blocks]
+    beyond = [layer for layer in config.pooled_layers if not -blocks - 1 <= layer <= blocks]
     if beyond:
         raise ConfigError(
-            f"text.layers names {beyond}, but the model has {count(blocks, 'layer')} behind its embedding (0)"
+            f"text.pooled_layers names {beyond}, but the model has {count(blocks, 'layer')} behind its embedding (0)"
         )
     if config.frozen_layers > blocks:
         raise ConfigError(

@@ -20,8 +20,8 @@ from transformers.pytorch_utils import Conv1D
 
 from cleft.errors import ConfigError
 
-Frequencies = Literal["standard", "slipped"]
-"""`slipped`: the exponents of the authors' code of MRM and CLIP, a quarter of what was meant."""
+Frequencies = Literal["standard", "released"]
+"""`released`: the exponents of the authors' code of MRM and CLIP, a quarter of what was meant."""
 
 _HEAD = 128
 """Width of an attention head: 6 heads of 768."""
@@ -81,7 +81,7 @@ def sine_positions(width: int, grid: tuple[int, int], frequencies: Frequencies =
     Args:
         width: A multiple of 4.
         grid: Rows and columns.
-        frequencies: From 1 down to about 1e-4, or to 0.1 where they are `slipped`.
+        frequencies: From 1 down to about 1e-4, or to 0.1 where they are `released`.
 
     Raises:
         ValueError: If the width is no multiple of 4.
@@ -92,7 +92,7 @@ def sine_positions(width: int, grid: tuple[int, int], frequencies: Frequencies =
     if width % 4:
         raise ValueError(f"a decoder of width {width} has no sine positions; take a multiple of 4")
     step = torch.arange(width // 4, dtype=torch.float64) / (width // 4)
-    rates = 10_000.0 ** -(step / 4 if frequencies == "slipped" else step)
+    rates = 10_000.0 ** -(step / 4 if frequencies == "released" else step)
     row, column = torch.meshgrid(*(torch.arange(side, dtype=torch.float64) for side in grid), indexing="ij")
     angles = [place.flatten()[:, None] * rates for place in (column, row)]  # [M, K/4]
     return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1).float()

@@ -434,7 +434,7 @@ class TextTower(nn.Module):
 
     def _uses_graph(self, nodes: int) -> bool:
         """Whether the pass through a tree is played back from a recording."""
-        wanted = self.config.graphs and not self.config.gradient_checkpointing
+        wanted = self.config.cuda_graphs and not self.config.gradient_checkpointing
         return wanted and self._device.type == "cuda" and torch.is_grad_enabled() and nodes <= MAX_GRAPH_NODES
 
     def _takes_tree(self) -> bool:

@@ -42,7 +42,7 @@ from cleft.training.run_folder import check_source, is_run
 _KEYS = ("title", "columns", "against", "rows", "models")
 _ROW_KEYS = ("preset", "label", "stage_one", "stage_two")
 """What a row says beside its settings. `stage_two: false` asks with handwritten prompts."""
-_OF_STAGE_TWO = ("context", "classes", "wording")
+_OF_STAGE_TWO = ("context", "classes", "class_names")
 """Settings in which rows may differ that share a stage one."""
 
 

@@ -128,7 +128,7 @@ def check_question(step: Step) -> None:
         DataError: If the table cannot be read.
     """
     assert step.subject is not None
-    settings = replace(step.settings, data=replace(step.settings.data, exclude=None))
+    settings = replace(step.settings, data=replace(step.settings.data, exclude_patients=None))
     reading = read_dataset(data_config(settings, step.data))
     named = SUBJECTS[step.subject].classes
     choose_classes(None if named is None else [named], settings, reading.dataset, reading.findings)

@@ -208,7 +208,7 @@ def settle(step: Step) -> None:
 
 def _in_place_of(begun_with: Settings, wanted: Settings) -> Settings:
     """Settings of a run with the places of today; a study's own language model is known by its name."""
-    data = replace(begun_with.data, root=wanted.data.root, exclude=wanted.data.exclude)
+    data = replace(begun_with.data, root=wanted.data.root, exclude_patients=wanted.data.exclude_patients)
     old, new = begun_with.text.model, wanted.text.model
     moved = old is not None and new is not None and _is_own(old) and Path(old).name == Path(new).name
     text = replace(begun_with.text, model=new) if moved else begun_with.text
@@ -287,7 +287,7 @@ def answers(evaluation: Evaluation, step: Step) -> bool:
         return False
     if evaluation.similarity != "global" or evaluation.standardised:
         return False
-    if step.kind == "zero-shot" and evaluation.wording != Path(step.settings.wording).stem:
+    if step.kind == "zero-shot" and evaluation.wording != Path(step.settings.class_names).stem:
         return False
     if evaluation.task != ("zero-shot" if step.kind == "zero-shot" else step.settings.classify.mode):
         return False

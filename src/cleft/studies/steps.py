@@ -90,7 +90,7 @@ class Given:
     data: Mapping[str, Path]
     """Dataset to its folder."""
     words: tuple[str, ...] = ()
-    """Settings for every row, such as `--data.people=nih`."""
+    """Settings for every row, such as `--data.patient_dataset=nih`."""
     seeds: int = 3
     runs: Path = Path("runs")
     """Folder of all runs."""
@@ -180,7 +180,7 @@ def _as_given(own: Settings, study: Settings) -> Settings:
     train = {name: getattr(study.train, name) for name in ("precision", "accelerator", "devices", "nodes", "strategy")}
     return replace(
         own,
-        data=replace(_unread(study.data), opening=own.data.opening, caption=DataConfig().caption),
+        data=replace(_unread(study.data), prompt_prefix=own.data.prompt_prefix, caption=DataConfig().caption),
         classes=study.classes,
         train=replace(own.train, **train),
         classify=study.classify,
@@ -284,7 +284,7 @@ class _Builder:
         if self._balanced and not any(word.startswith("--classify.protocol=") for word in self._given.words):
             config = replace(config, protocol="paper")
         if is_exact(config):  # what a preset says of steps holds for fine-tuning alone
-            kept = {name: getattr(config, name) for name in ("mode", "fraction", "scoring", "blank", "choose")}
+            kept = {name: getattr(config, name) for name in ("mode", "fraction", "scoring", "blank", "select_by")}
             return ClassifyConfig(**kept)
         return config
 
@@ -310,14 +310,18 @@ class _Builder:
         """Patients of the other data sets' tests stay out, where both may show the same people."""
         data = plain.data
         others = [name for name in self._given.data if name != data.dataset]
-        if data.exclude is not None or (data.people is None and data.dataset not in _SHARED) or not others:
+        if (
+            data.exclude_patients is not None
+            or (data.patient_dataset is None and data.dataset not in _SHARED)
+            or not others
+        ):
             return plain
         only_data = Settings(data=_unread(data))
         name = f"apart-{data.dataset}-{_digest(only_data)}.csv"
         table = self._given.runs.resolve() / name
         folders = tuple(f"{other}:{self._given.data[other]}" for other in others)
         self._before.append(replace(self._step(name, "apart", table, only_data), others=folders))
-        return replace(plain, data=replace(data, exclude=table))
+        return replace(plain, data=replace(data, exclude_patients=table))
 
     def _step(
         self,
@@ -362,7 +366,7 @@ _SHARED = ("nih", "rsna")
 def _unread(data: DataConfig) -> DataConfig:
     """The same images and patients, whatever is read with them."""
     usual = DataConfig()
-    return replace(data, opening=usual.opening, texts=usual.texts, reword=usual.reword)
+    return replace(data, prompt_prefix=usual.prompt_prefix, texts=usual.texts, augment_texts=usual.augment_texts)
 
 
 def _digest(settings: Settings) -> str:

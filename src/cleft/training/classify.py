@@ -198,7 +198,7 @@ class Classification(Learner):
     ) -> None:
         super().__init__(optim_of(config))
         self.model = model
-        self._choose = config.choose
+        self._choose = config.select_by
         self._val = val
         self._rates = rates
         self._measured: dict[str, float] = {}
@@ -270,12 +270,12 @@ def _check_source(source: Path, settings: Settings, folder: Path) -> None:
 
 def _check_choice(val: Examples, config: ClassifyConfig, classes: int) -> None:
     """Refuses a validation split by which nothing can be chosen."""
-    if config.choose == "last":
+    if config.select_by == "last":
         return
     what, other = (
         ("penalty", "--protocol paper, which keeps the last weights")
         if is_exact(config)
-        else ("best weights", "--classify.choose last")
+        else ("best weights", "--classify.select_by last")
     )
     if not val.records:
         raise DataError(
@@ -283,10 +283,10 @@ def _check_choice(val: Examples, config: ClassifyConfig, classes: int) -> None:
             f"the data a validation part (data.val_fraction), or take {other}",
             reason="no-validation",
         )
-    if config.choose == "auc" and mean_auc(torch.zeros(len(val.records), classes), val.targets) is None:
+    if config.select_by == "auc" and mean_auc(torch.zeros(len(val.records), classes), val.targets) is None:
         raise DataError(
             f"no class is both shown and not shown in validation, so there is no AUC to choose the {what} by "
-            f"({val.told}); take --classify.choose loss, or another split",
+            f"({val.told}); take --classify.select_by loss, or another split",
             reason="no-validation",
         )
 
@@ -385,7 +385,7 @@ class _Reader:
 def _solve(model: ImageClassifier, reader: _Reader, lesson: Lesson, config: ClassifyConfig) -> dict[str, Any]:
     """Puts the solution into the head."""
     assert model.head is not None
-    assert config.choose is not None
+    assert config.select_by is not None
     features, val_features = reader.features(lesson.every.records)[lesson.rows], reader.features(lesson.val.records)
     found = solve_probe(
         features,
@@ -393,12 +393,12 @@ def _solve(model: ImageClassifier, reader: _Reader, lesson: Lesson, config: Clas
         val_features,
         lesson.val.targets,
         classes=model.head.out_features,
-        choose=config.choose,
+        choose=config.select_by,
     )
     with torch.no_grad():
         model.head.weight.copy_(found.weight)
         model.head.bias.copy_(found.bias)
-    measure = "AUC" if config.choose == "auc" else "loss"
+    measure = "AUC" if config.select_by == "auc" else "loss"
     told = f"penalty {found.strength:g}, validation {measure} {found.value:.4f}"
     log.info("the probe is solved: %s", told)
     return {"told": told, "strength": found.strength, "tried": {f"{k:g}": value for k, value in found.tried.items()}}
@@ -407,7 +407,7 @@ def _solve(model: ImageClassifier, reader: _Reader, lesson: Lesson, config: Clas
 def _from_features(head: nn.Linear, reader: _Reader, lesson: Lesson, settings: Settings) -> _Way:
     """The head alone trains, on what the tower said once."""
     features, val_features = reader.features(lesson.every.records)[lesson.rows], None
-    if settings.classify.choose != "last":
+    if settings.classify.select_by != "last":
         val_features = reader.features(lesson.val.records)
 
     def batches(first_step: int, rank: int, world_size: int) -> Iterator[Labelled]:
@@ -434,7 +434,7 @@ class _Unit(nn.Module):
 def _from_images(model: ImageClassifier, material: Material, lesson: Lesson, settings: Settings) -> _Way:
     """The tower reads every batch anew: because it moves, or because its views are random."""
     # Classes are what is told apart here, not captions.
-    plain = replace(settings, train=replace(settings.train, distinct="nothing"))
+    plain = replace(settings, train=replace(settings.train, unique_in_batch="none"))
     taken, held_out = lesson.taken, lesson.val
 
     def batches(first_step: int, rank: int, world_size: int) -> Iterator[Labelled]:
@@ -480,13 +480,13 @@ def _train(way: _Way, model: ImageClassifier, settings: Settings, run: Run, stop
     learner = Classification(
         way.model,
         config,
-        None if config.choose == "last" else way.val,
+        None if config.select_by == "last" else way.val,
         layer_rates(model, config.layer_decay or 1) if decays else None,
     )
     outcome = train(learner, way.batches, run, _plan(settings, way.accelerator), stop)
     measured = outcome.best_loss is not None
     value = "" if outcome.best_loss is None else f"{outcome.best_loss:.4f}"
-    what = f"one minus validation AUC {value}" if config.choose == "auc" else f"validation loss {value}"
+    what = f"one minus validation AUC {value}" if config.select_by == "auc" else f"validation loss {value}"
     return {
         "steps": config.steps,
         "best_step": outcome.best_step,

@@ -189,15 +189,15 @@ def _finite(features: Tensor) -> NDArray[np.float64]:
 
 
 _PAPER: Mapping[str, Any] = MappingProxyType(
-    {"choose": "last", "batch_size": 36, "steps": 8_000, "lr": 5e-4, "weight_decay": 1e-3}
+    {"select_by": "last", "batch_size": 36, "steps": 8_000, "lr": 5e-4, "weight_decay": 1e-3}
 )
 _DEFAULTS: Mapping[tuple[str, str], Mapping[str, Any]] = MappingProxyType(
     {
-        ("linear-probe", "usual"): {"choose": "loss"},
+        ("linear-probe", "standard"): {"select_by": "loss"},
         ("linear-probe", "paper"): {**_PAPER, "augment": False},
         ("fine-tune", "paper"): {**_PAPER, "augment": True, "layer_decay": 1.0},
-        ("fine-tune", "usual"): {
-            "choose": "loss",
+        ("fine-tune", "standard"): {
+            "select_by": "loss",
             "batch_size": 36,
             "steps": 2_000,
             "lr": 2e-4,
@@ -213,7 +213,7 @@ _OF_STEPS = ("batch_size", "steps", "warmup_steps", "lr", "weight_decay", "layer
 
 def is_exact(config: ClassifyConfig) -> bool:
     """Whether the head is solved for, and not trained in steps."""
-    return config.mode == "linear-probe" and config.protocol == "usual"
+    return config.mode == "linear-probe" and config.protocol == "standard"
 
 
 def reads_once(config: ClassifyConfig) -> bool:
@@ -248,8 +248,8 @@ def follow_protocol(config: ClassifyConfig) -> ClassifyConfig:
     for name in _idle(config):
         if given[name] is not None:
             raise ConfigError(f"classify.{name}={given[name]} does nothing with {where}; leave it out")
-    if is_exact(config) and config.choose == "last":
-        raise ConfigError(f"classify.choose=last does nothing with {where}: there are no steps; leave it out")
+    if is_exact(config) and config.select_by == "last":
+        raise ConfigError(f"classify.select_by=last does nothing with {where}: there are no steps; leave it out")
     if is_exact(config) and config.logits == "unit":
         raise ConfigError(
             f"classify.logits=unit does nothing with {where}: a solved probe is a logistic regression; take "

@@ -114,7 +114,7 @@ def _foresee(settings: Settings, material: Material) -> None:
     """Says now, and not after hours of training, that stage two has no such classes or no words for them."""
     try:
         classes = resolve_classes(settings.classes, material.findings)
-        check_class_names(find_class_names(settings.wording, settings.data.dataset), classes)
+        check_class_names(find_class_names(settings.class_names, settings.data.dataset), classes)
     except ConfigError as error:
         if is_first():
             log.warning("for stage two and evaluation, stage one does not need it: %s", error)
@@ -286,7 +286,7 @@ def _train(
         _refuse_cut(model, settings)
     model.train()
     _describe(model, material, captions)
-    if told := repeat_note(material.train, settings.train.distinct, settings.train.batch_size):
+    if told := repeat_note(material.train, settings.train.unique_in_batch, settings.train.batch_size):
         log.info("%s", told)
     val = None
     if material.val:

@@ -97,7 +97,7 @@ def check_classes(targets: Targets, classes: Sequence[str], several: str) -> Non
         raise ConfigError(f"classes={list(classes)}: telling apart takes at least two")
     empty = [name for name, share in zip(classes, targets.shares.sum(dim=0).tolist(), strict=True) if share == 0]
     if empty:
-        other = "" if several == "soft" else ", set context.several_positives=soft"
+        other = "" if several == "soft" else ", set context.multi_label=soft"
         raise DataError(
             f"no training image shows {' or '.join(empty)} and no other of the classes {', '.join(classes)}; "
             f"take {verb(len(empty), 'it', 'them')} out of classes{other}, or add images",
@@ -222,11 +222,11 @@ class ContextLearning(Learner):
 def _train(source: Path, settings: Settings, material: Material, run: Run, stop: StopFlag, *, progress: bool) -> None:
     config = settings.context
     classes = resolve_classes(settings.classes, material.findings)
-    wording = find_class_names(settings.wording, settings.data.dataset)
+    wording = find_class_names(settings.class_names, settings.data.dataset)
     require_phrases(wording, "a learned context")
     check_class_names(wording, classes)
-    chosen = choose_targets(material.train, classes, config.several_positives)
-    check_classes(chosen, classes, config.several_positives)
+    chosen = choose_targets(material.train, classes, config.multi_label)
+    check_classes(chosen, classes, config.multi_label)
     sampler = _Sampler(len(chosen.records), config, settings.seed)
     model = load_model(source, float32=True).eval()
     spec = (settings.images.size, settings.images.size), settings.images.mean, settings.images.std
@@ -242,7 +242,7 @@ def _train(source: Path, settings: Settings, material: Material, run: Run, stop:
 
     drawn = sampler.drawn()
     train_set = encode(Targets([chosen.records[row] for row in drawn], chosen.shares[drawn]))
-    val_targets = choose_targets(material.val, classes, config.several_positives)
+    val_targets = choose_targets(material.val, classes, config.multi_label)
     val_set = encode(val_targets) if val_targets.records else None
     if val_set is None:
         log.warning("no validation image shows exactly one of the classes: the last context is kept, not the best")

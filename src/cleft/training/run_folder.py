@@ -64,7 +64,7 @@ def changes(old: Settings, new: Settings, stage: Stage) -> tuple[list[Change], l
 
 
 def file_changes(old: Settings, new: Settings) -> list[Change]:
-    """Return the files that choose or describe images, such as `data.exclude`, that only one of the settings names.
+    """Return the files that select or describe images, such as `data.exclude_patients`, that only one of both names.
 
     A file that both name may have moved; whether it says the same is known by reading it.
     """
@@ -76,7 +76,7 @@ def file_changes(old: Settings, new: Settings) -> list[Change]:
     ]
 
 
-_FILES = ("split_file", "test_list", "reports", "bank", "mapping", "exclude")
+_FILES = ("split_file", "test_list", "reports", "sentence_bank", "patient_mapping", "exclude_patients")
 
 
 _VERBS = {"context": ("stage two", "cleft learn-context"), "classify": ("classification", "cleft classify")}

@@ -62,7 +62,7 @@ def test_a_healthy_table_gets_its_census(tmp_path):
 
 def test_what_was_left_out_is_counted_by_reason(tmp_path):
     result = check(
-        write_fake_chexpert(tmp_path, missing=["patient00005/study1/view1_frontal.jpg"]), "chexpert", max_bad=0.5
+        write_fake_chexpert(tmp_path, missing=["patient00005/study1/view1_frontal.jpg"]), "chexpert", max_invalid=0.5
     )
     assert result.faults == 0
     assert [line.partition(", such as ")[0] for line in result.lines if line.startswith("left out,")] == [

@@ -391,7 +391,7 @@ def test_c13_too_many_bad_images_stop_with_a_table_by_reason(records, prepare):
     assert "4 of 7 images cannot be used" in message
     assert "format             3" in message
     assert "missing            1" in message
-    assert "raise data.max_bad" in message
+    assert "raise data.max_invalid" in message
     assert caught.value.reason == "format"
 
 
@@ -503,7 +503,7 @@ def test_c11_an_image_that_crashes_the_decoder_is_rejected_once_and_for_all_but_
     assert right(prepare(records), records)
 
 
-AHEAD = DataConfig(prepare="ahead")
+AHEAD = DataConfig(prepare="required")
 
 
 def test_ahead_takes_what_is_prepared_and_writes_nothing(records, prepare, tmp_path, decoded):
@@ -511,7 +511,7 @@ def test_ahead_takes_what_is_prepared_and_writes_nothing(records, prepare, tmp_p
     made = prepare(records, max_bad=0.2)
     before = {path: path.stat().st_mtime_ns for path in made.folder.rglob("*")}
     decoded.clear()
-    images = obtain_images(records, replace(AHEAD, cache=tmp_path / "cache", max_bad=0.2), CONFIG)
+    images = obtain_images(records, replace(AHEAD, cache=tmp_path / "cache", max_invalid=0.2), CONFIG)
     assert (images.digest, images.rejected) == (made.digest, made.rejected)
     assert right(images, images.usable(records))
     assert decoded == []
@@ -570,7 +570,7 @@ def pad_files(records, size=4096, time_ns=10**18):
         os.utime(record.image, ns=(time_ns, time_ns))
 
 
-@pytest.mark.parametrize("prepare_mode", ["auto", "ahead"])
+@pytest.mark.parametrize("prepare_mode", ["auto", "required"])
 def test_two_projects_with_the_same_relative_root_share_no_pixels(tmp_path, monkeypatch, prepare_mode):
     cache = tmp_path / "cache"
     for project, seed in (("one", 1), ("two", 2)):
@@ -581,9 +581,9 @@ def test_two_projects_with_the_same_relative_root_share_no_pixels(tmp_path, monk
         config = DataConfig(dataset="manifest", root=Path("data"), cache=cache)
         monkeypatch.chdir(tmp_path / project)
         records = read_dataset(config).records
-        if prepare_mode == "ahead" and project == "two":
+        if prepare_mode == "required" and project == "two":
             with pytest.raises(DataError, match="all 12 images are not prepared"):
-                obtain_images(records, replace(config, prepare="ahead"), CONFIG)
+                obtain_images(records, replace(config, prepare="required"), CONFIG)
         images = prepare_images(records, CONFIG, cache)
         assert len(images) == 12
         assert right(images, records)

@@ -71,7 +71,7 @@ def said_of(record):
 
 @pytest.mark.parametrize("rule", ["severity", "first", "highest"])
 def test_the_join_equals_the_long_way(root, rule):
-    found = scan(root, reduce=rule)
+    found = scan(root, breast_label=rule)
     assert found.faults == []
     assert {record.id: said_of(record) for record in found.reading.records} == long_way(root, rule)
 

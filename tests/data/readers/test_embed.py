@@ -185,7 +185,7 @@ def test_missing_images_stop_the_reader_beyond_the_limit(tmp_path):
     root = write_fake_embed(tmp_path, missing=["left"])
     with pytest.raises(DataError, match="1 of 2 images is not on disk"):
         read(root)
-    assert list(scores(read(root, max_bad=0.5))) == ["right"]
+    assert list(scores(read(root, max_invalid=0.5))) == ["right"]
 
 
 def test_only_2d_images_are_kept_and_others_counted(tmp_path):
@@ -290,9 +290,9 @@ def test_a_clinical_table_without_descriptions_is_read(tmp_path):
 )
 def test_one_of_several_findings_speaks_by_the_rule(tmp_path, letters, desc, rule, score):
     findings = [finding_row(letter, "L", desc=desc) for letter in letters]
-    reading = read(write_fake_embed(tmp_path, [file_row("left")], findings), reduce=rule)
+    reading = read(write_fake_embed(tmp_path, [file_row("left")], findings), breast_label=rule)
     assert scores(reading) == {"left": f"BI-RADS {score}"}
-    assert f"1 image has several findings of its breast; data.reduce={rule} chose one" in reading.notes
+    assert f"1 image has several findings of its breast; data.breast_label={rule} chose one" in reading.notes
 
 
 def test_no_assessment_leaves_the_density(tmp_path):
@@ -405,8 +405,8 @@ def test_a_caption_that_would_surely_lose_its_score_is_refused(style, tokens):
 
 
 def test_settings_of_mammograms_are_refused_for_other_datasets():
-    with pytest.raises(ConfigError, match=r"--data\.reduce does nothing here: data\.dataset is 'chexpert'"):
-        load_settings("tiny", ["--data.reduce=first"])
+    with pytest.raises(ConfigError, match=r"--data\.breast_label does nothing here: data\.dataset is 'chexpert'"):
+        load_settings("tiny", ["--data.breast_label=first"])
 
 
 @pytest.mark.slow

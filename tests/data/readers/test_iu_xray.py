@@ -52,8 +52,13 @@ def test_sections_are_chosen_and_empty_ones_passed_over(tmp_path):
         "Streaky opacity at the base.",
         None,
     ]
-    assert [r.report for r in read_iu_xray(config(root, report="impression")).checked().records][2:] == [None, None]
-    assert (read_iu_xray(config(root, report="whole")).checked().records[3].report or "") == "None. Positive TB test"
+    assert [r.report for r in read_iu_xray(config(root, report_sections="impression")).checked().records][2:] == [
+        None,
+        None,
+    ]
+    assert (
+        read_iu_xray(config(root, report_sections="whole")).checked().records[3].report or ""
+    ) == "None. Positive TB test"
 
 
 def test_findings_come_from_index_terms(tmp_path):
@@ -215,7 +220,7 @@ def test_one_table_without_the_other_is_refused(tmp_path):
 
 def test_missing_images_are_counted_and_none_at_all_names_the_places(tmp_path):
     root = write_fake_openi(tmp_path / "a", missing=FRONTAL[:1])
-    assert read_iu_xray(config(root, max_bad=0.5)).checked().rejected["missing"] == FRONTAL[:1]
+    assert read_iu_xray(config(root, max_invalid=0.5)).checked().rejected["missing"] == FRONTAL[:1]
     with pytest.raises(DataError, match=r"ecgen-radiology: 1 of 7 images is not on disk"):
         read_iu_xray(config(root)).checked()
     every = [name for report in REPORTS for name in image_ids(report)]

@@ -187,7 +187,7 @@ def test_what_is_wrong_is_said_with_its_remedy(tmp_path, header, line, message):
 def test_a_report_is_one_column_or_its_sections(tmp_path, header, line, reports):
     root = write_fake_manifest(tmp_path, [f"images/a.png,{line}"], header=header)
     choices = ("both", "as-written", "impression", "whole")
-    assert [read(root, report=choice).records[0].report for choice in choices] == reports
+    assert [read(root, report_sections=choice).records[0].report for choice in choices] == reports
 
 
 def test_reports_are_counted_and_need_neither_caption_nor_finding(tmp_path):
@@ -207,7 +207,7 @@ def test_a_missing_image_is_counted_or_stops(tmp_path):
     root = write_fake_manifest(tmp_path)
     (root / "images/b.png").unlink()
     assert [fault.reason for fault in faults(root)] == ["missing"]
-    assert read(root, max_bad=0.3).rejected == {"missing": ["images/b.png"]}
+    assert read(root, max_invalid=0.3).rejected == {"missing": ["images/b.png"]}
 
 
 def test_e12_an_image_spelled_otherwise_on_disk_is_found_under_the_tables_name(tmp_path):

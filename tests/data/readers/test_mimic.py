@@ -55,8 +55,8 @@ def test_reports_are_read_whatever_their_headings(tmp_path):
         None,
         "Tube in place as before.",
     ]
-    assert "cough" in read_mimic(config(tmp_path, report="whole")).checked().records[0].report
-    assert read_mimic(config(tmp_path, report="impression")).checked().records[0].report == "No acute process."
+    assert "cough" in read_mimic(config(tmp_path, report_sections="whole")).checked().records[0].report
+    assert read_mimic(config(tmp_path, report_sections="impression")).checked().records[0].report == "No acute process."
 
 
 def test_what_is_missing_is_counted(tmp_path):
@@ -66,8 +66,8 @@ def test_what_is_missing_is_counted(tmp_path):
     assert "reports from 5 text files" in notes
     assert "1 of 6 studies has no report" in notes
     assert "7 of 9 images have a report, 5 of them distinct" in notes
-    impression = read_mimic(config(tmp_path, report="findings")).checked().notes
-    assert "1 report does not have the sections that data.report chooses" in impression
+    impression = read_mimic(config(tmp_path, report_sections="findings")).checked().notes
+    assert "1 report does not have the sections that data.report_sections chooses" in impression
 
 
 def test_views_come_from_the_code_where_the_position_is_empty_and_unknown_ones_stay(tmp_path):
@@ -84,12 +84,12 @@ def test_its_own_split_is_the_official_one(tmp_path):
 
 def test_labels_of_negbio_are_one_setting_away(tmp_path):
     root = write_fake_mimic(tmp_path)
-    reading = read_mimic(config(root, labels="negbio")).checked()
+    reading = read_mimic(config(root, label_source="negbio")).checked()
     assert reading.records[1].labels["Edema"] == 0
-    assert label_source(reading, config(root, labels="negbio")) == "mimic-cxr-2.0.0-negbio.csv.gz"
+    assert label_source(reading, config(root, label_source="negbio")) == "mimic-cxr-2.0.0-negbio.csv.gz"
     assert label_source(read_mimic(config(root)).checked(), config(root)) == "mimic-cxr-2.0.0-chexpert.csv.gz"
-    with pytest.raises(ConfigError, match=r"data\.labels=negbio is for data\.dataset=mimic, not nih"):
-        DataConfig(dataset="nih", labels="negbio")
+    with pytest.raises(ConfigError, match=r"data\.label_source=negbio is for data\.dataset=mimic, not nih"):
+        DataConfig(dataset="nih", label_source="negbio")
 
 
 def test_the_table_of_sections_is_read_as_well(tmp_path):
@@ -141,14 +141,14 @@ def test_an_image_without_labels_says_its_report_and_others_their_labels(tmp_pat
 def test_images_without_a_report_are_kept_or_left_out(tmp_path):
     root = write_fake_mimic(tmp_path)
     assert len(read_dataset(config(root)).records) == 7
-    dropped = read_dataset(config(root, no_report="drop"))
+    dropped = read_dataset(config(root, missing_report="drop"))
     assert len(dropped.records) == 5
     assert dropped.rejected["no-report"] == [FRONTAL[4], FRONTAL[5]]
 
 
 def test_one_word_reports_are_left_out_with_the_missing_ones(tmp_path):
     studies = [Study("10000101", "1", ("PA",), {}, final("IMPRESSION:  Normal.")), STUDIES[5]]
-    dropped = read_dataset(config(write_fake_mimic(tmp_path, studies), no_report="drop"))
+    dropped = read_dataset(config(write_fake_mimic(tmp_path, studies), missing_report="drop"))
     assert dropped.rejected["no-text"] == [image_id(studies[0], 0)]
 
 
@@ -159,7 +159,7 @@ def test_without_any_report_that_is_told_and_dropping_them_refused(tmp_path):
         for note in read_mimic(config(root)).checked().notes
     )
     with pytest.raises(DataError, match="none of 7 images of mimic has a report that can be read"):
-        read_dataset(config(root, no_report="drop"))
+        read_dataset(config(root, missing_report="drop"))
     (root / "mimic-cxr-reports.zip").write_bytes(b"PK\x03\x04")
     assert any(
         note.startswith("mimic-cxr-reports.zip is not unpacked") for note in read_mimic(config(root)).checked().notes
@@ -268,7 +268,7 @@ def test_a_file_too_large_for_a_report_and_a_place_without_any_are_refused(tmp_p
 
 def test_missing_images_are_counted_and_none_at_all_names_the_places(tmp_path):
     root = write_fake_mimic(tmp_path / "a", missing=FRONTAL[:1])
-    assert read_mimic(config(root, max_bad=0.5)).checked().rejected["missing"] == FRONTAL[:1]
+    assert read_mimic(config(root, max_invalid=0.5)).checked().rejected["missing"] == FRONTAL[:1]
     with pytest.raises(DataError, match="1 of 7 images is not on disk"):
         read_mimic(config(root)).checked()
     every = [image_id(study, number) for study in STUDIES for number in range(2)]

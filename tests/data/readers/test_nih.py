@@ -97,7 +97,7 @@ def test_another_header_is_refused(tmp_path):
 
 def test_missing_images_are_counted_and_too_many_stop_it(tmp_path):
     root = write_fake_nih(tmp_path, missing=[IMAGES[1]])
-    assert read_nih(config(root, max_bad=0.5)).checked().rejected == {"missing": [IMAGES[1]]}
+    assert read_nih(config(root, max_invalid=0.5)).checked().rejected == {"missing": [IMAGES[1]]}
     with pytest.raises(DataError, match="1 of 5 images is not on disk"):
         read_nih(config(root)).checked()
 

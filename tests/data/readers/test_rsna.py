@@ -103,7 +103,7 @@ def test_rows_that_say_the_same_twice_are_counted_once(tmp_path):
 
 def test_a_missing_image_is_counted_and_too_many_stop_it(tmp_path):
     root = write_fake_rsna(tmp_path, missing=[3])
-    reading = read_rsna(config(root, max_bad=0.5)).checked()
+    reading = read_rsna(config(root, max_invalid=0.5)).checked()
     assert reading.rejected == {"missing": [name_of(3)]}
     with pytest.raises(DataError, match=r"1 of 4 images is not on disk .*; complete the download"):
         read_rsna(config(root)).checked()
@@ -161,7 +161,7 @@ def test_without_a_mapping_every_image_is_its_own_patient_and_a_caution_says_so(
 def test_a_mapping_says_who_the_patients_are(tmp_path, write):
     root = write_fake_rsna(tmp_path / "rsna")
     path = write(tmp_path / ("map.json" if write is write_official else "map.csv"), PEOPLE)
-    reading = read_rsna(config(root, mapping=path)).checked()
+    reading = read_rsna(config(root, patient_mapping=path)).checked()
     assert [record.patient for record in reading.records] == ["13", "13", "7", "20001"]
     assert (reading.people, reading.cautions) == ("nih", ())
     assert f"{path.name} names 3 patients of NIH for 4 images" in reading.notes
@@ -171,7 +171,7 @@ def test_a_mapping_says_who_the_patients_are(tmp_path, write):
 def test_doubtful_matches_are_counted(tmp_path):
     root = write_fake_rsna(tmp_path)
     path = write_matches(tmp_path / "matches.csv", {n: (p, 7.5 if n == 4 else 0.9) for n, p in PEOPLE.items()})
-    reading = read_rsna(config(root, mapping=path)).checked()
+    reading = read_rsna(config(root, patient_mapping=path)).checked()
     assert [record.patient for record in reading.records] == ["13", "13", "7", "20001"]
     assert "1 of these matches is doubtful (pixel_mse above 5)" in reading.notes
 
@@ -187,17 +187,17 @@ def test_a_mapping_that_lies_in_the_root_is_found_and_the_owners_comes_first(tmp
 def test_an_image_that_the_mapping_lacks_is_left_out_and_too_many_stop_it(tmp_path):
     root = write_fake_rsna(tmp_path)
     path = write_people(tmp_path / "map.csv", {n: p for n, p in PEOPLE.items() if n != 2})
-    reading = read_rsna(config(root, mapping=path, max_bad=0.25)).checked()
+    reading = read_rsna(config(root, patient_mapping=path, max_invalid=0.25)).checked()
     assert reading.rejected == {"no-patient": [name_of(2)]}
     with pytest.raises(DataError, match=r"1 of 4 images is not in map\.csv \(25\.0%.*; give the mapping of these"):
-        read_rsna(config(root, mapping=path)).checked()
+        read_rsna(config(root, patient_mapping=path)).checked()
 
 
 def test_a_mapping_of_other_images_is_refused(tmp_path):
     root = write_fake_rsna(tmp_path)
     path = write_people(tmp_path / "map.csv", {n + 100: p for n, p in PEOPLE.items()})
     with pytest.raises(DataError, match=r"all 4 images are not in map\.csv"):
-        read_rsna(config(root, mapping=path)).checked()
+        read_rsna(config(root, patient_mapping=path)).checked()
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_a_table_that_is_no_mapping_is_refused(tmp_path, text, message):
     path = tmp_path / "map.csv"
     path.write_text(text)
     with pytest.raises(DataError, match=message):
-        read_rsna(config(root, mapping=path)).checked()
+        read_rsna(config(root, patient_mapping=path)).checked()
 
 
 @pytest.mark.parametrize(
@@ -231,14 +231,14 @@ def test_a_file_that_is_not_rsnas_mapping_is_refused(tmp_path, text, message):
     path = tmp_path / "map.json"
     path.write_text(text)
     with pytest.raises(DataError, match=message):
-        read_rsna(config(root, mapping=path)).checked()
-    with pytest.raises(DataError, match=r"set data\.mapping"):
-        read_rsna(config(root, mapping=tmp_path / "absent.json")).checked()
+        read_rsna(config(root, patient_mapping=path)).checked()
+    with pytest.raises(DataError, match=r"set data\.patient_mapping"):
+        read_rsna(config(root, patient_mapping=tmp_path / "absent.json")).checked()
 
 
 def test_a_mapping_is_for_rsna_alone(tmp_path):
     with pytest.raises(ConfigError, match=r"is for data\.dataset=rsna"):
-        DataConfig(mapping=tmp_path)
+        DataConfig(patient_mapping=tmp_path)
 
 
 def test_every_fault_is_collected_before_any_is_told(tmp_path):

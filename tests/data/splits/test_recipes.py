@@ -253,7 +253,7 @@ def test_images_of_a_list_that_are_not_there_are_counted_with_their_reasons_and_
         DataError, match=r"2 of 22 images of the test list cannot be used \(missing 1, view-LL 1\), such as"
     ):
         split_records(whole, config)
-    splits = split_records(whole, replace(config, max_bad=0.1))
+    splits = split_records(whole, replace(config, max_invalid=0.1))
     assert len(splits.test) == 20
     assert splits.notes[0] == "2 of 22 images of the test list cannot be used (missing 1, view-LL 1)"
 

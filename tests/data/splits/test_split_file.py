@@ -289,7 +289,7 @@ def split_of(**changes):
 
 def test_a_split_is_told_with_its_salts_sources_sizes_and_shares_side_by_side():
     salts = {"test": "cleft-test-v1", "val": "cleft-val-v1"}
-    assert split_lines(split_of(), READING, DataConfig(labels="chexbert"), salts) == [
+    assert split_lines(split_of(), READING, DataConfig(label_source="chexbert"), salts) == [
         "split patients (digest d1); salts: test cleft-test-v1, val cleft-val-v1",
         "labels: train_cheXbert.csv",
         f"SHA-256 of train.csv: {'ab' * 32}",
@@ -320,7 +320,7 @@ def test_notes_and_leaks_stand_above_the_table():
 
 def test_labels_are_those_of_the_table_unless_another_is_named():
     assert label_source(READING, DataConfig()) == "train.csv"
-    assert label_source(READING, DataConfig(labels="visualchexbert")) == "train_visualCheXbert.csv"
+    assert label_source(READING, DataConfig(label_source="visualchexbert")) == "train_visualCheXbert.csv"
 
 
 def image(name, patient, study=None):

@@ -133,7 +133,7 @@ def test_other_readers_take_a_number_with_a_point_or_name_it(tmp_path):
 def test_a_list_of_excluded_patients_may_spell_them_otherwise(tmp_path, listed, column):
     root = table(tmp_path / "data", ["12", "13", "13"])
     (tmp_path / "out.csv").write_text(f"{column}\n{listed}\n", encoding="utf-8")
-    reading = read_dataset(DataConfig(dataset="manifest", root=root, exclude=tmp_path / "out.csv"))
+    reading = read_dataset(DataConfig(dataset="manifest", root=root, exclude_patients=tmp_path / "out.csv"))
     assert [record.patient for record in reading.records] == ["13", "13"]
     note = reading.notes[-1]
     assert "the only patient in out.csv is here" in note
@@ -177,7 +177,7 @@ def test_a_name_that_is_no_number_stays_as_it_is():
 
 
 def test_a_setting_says_whose_patients_these_are_and_leaves_their_ids_alone():
-    settled = exclude_patients(reading("patient00013"), DataConfig(people="nih"))
+    settled = exclude_patients(reading("patient00013"), DataConfig(patient_dataset="nih"))
     assert settled.people == "nih"
     assert settled.records[0].patient == "patient00013"
     assert exclude_patients(reading("a", people="nih"), DataConfig()).people == "nih"
@@ -187,7 +187,7 @@ def test_a_setting_says_whose_patients_these_are_and_leaves_their_ids_alone():
 def test_excluded_patients_are_left_out_counted_and_told(tmp_path, column):
     path = listed(tmp_path, f"patientId,{column}\nuuid-1,13\nuuid-2,13\nuuid-3,99\n")
     before = reading("patient00013", "patient00014", "patient00013")
-    settled = exclude_patients(before, DataConfig(people="nih", exclude=path))
+    settled = exclude_patients(before, DataConfig(patient_dataset="nih", exclude_patients=path))
     assert [record.patient for record in settled.records] == ["patient00014"]
     assert settled.rejected == {"excluded": ["0", "2"]}
     assert settled.notes == ("1 of 2 patients in out.csv is here; 2 images excluded from all splits",)
@@ -196,10 +196,10 @@ def test_excluded_patients_are_left_out_counted_and_told(tmp_path, column):
 
 def test_a_list_in_which_nobody_is_here_is_doubted(tmp_path):
     path = listed(tmp_path, "patient\n13\n")
-    settled = exclude_patients(reading("patient00013"), DataConfig(exclude=path))
+    settled = exclude_patients(reading("patient00013"), DataConfig(exclude_patients=path))
     assert len(settled.records) == 1
     assert settled.rejected == {}
-    assert settled.notes[0].endswith("check that its ids are those of this dataset and data.people is right")
+    assert settled.notes[0].endswith("check that its ids are those of this dataset and data.patient_dataset is right")
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_a_list_that_does_not_say_whom_it_names_is_refused(tmp_path, text, messa
 
 
 def test_a_list_of_everybody_is_refused(tmp_path):
-    config = dataclasses.replace(DataConfig(), exclude=listed(tmp_path, "patient\na\n"))
+    config = dataclasses.replace(DataConfig(), exclude_patients=listed(tmp_path, "patient\na\n"))
     with pytest.raises(DataError, match="no patient is left"):
         exclude_patients(reading("a", "a"), config)
 

@@ -62,7 +62,7 @@ def test_a_draw_is_a_function_of_seed_epoch_and_row():
 
 def test_validation_reads_every_epoch_as_the_first():
     records = [record(number, 1, 1, caption="x") for number in range(30)]
-    still, moving = (texts_of(records, still=way, texts="findings", reword=True) for way in (True, False))
+    still, moving = (texts_of(records, still=way, texts="findings", augment_texts=True) for way in (True, False))
     first = [moving.read(0, row).text for row in range(30)]
     assert [still.read(7, row).text for row in range(30)] == first != [moving.read(7, row).text for row in range(30)]
     assert still.read(0, 0).reworded is None
@@ -101,7 +101,9 @@ def test_a_bank_of_ones_own_is_read_from_its_table(tmp_path):
     (tmp_path / "bank.csv").write_text(
         "sentence,Edema,Pleural Effusion,No Finding\nwet lungs,1,0,0\nwet and wide,1,1,0\nall clear,0,0,1\n"
     )
-    texts = texts_of([record(0, effusion=1), record(1)], texts="bank", bank=tmp_path / "bank.csv", reword=True)
+    texts = texts_of(
+        [record(0, effusion=1), record(1)], texts="bank", sentence_bank=tmp_path / "bank.csv", augment_texts=True
+    )
     read = texts.read(0, 0)
     assert (read.text, read.labels.tolist()) == ("wet and wide", [1, 1])
     assert texts.read(0, 1).text == "all clear"
@@ -140,7 +142,7 @@ def test_a_vocabulary_is_not_learned_from_words_of_few_patients(tmp_path):
 def test_a_sentence_of_a_bank_counts_as_a_patient(tmp_path):
     lines = [f"wet lungs {'by Ada ' * (number < 4)}{number},1,0,0" for number in range(6)]
     (tmp_path / "bank.csv").write_text("\n".join(["sentence,Edema,Pleural Effusion,No Finding", *lines, "clear,0,0,1"]))
-    learnable = texts_of([record(0, 1)], texts="bank", bank=tmp_path / "bank.csv").learnable()
+    learnable = texts_of([record(0, 1)], texts="bank", sentence_bank=tmp_path / "bank.csv").learnable()
     assert learnable.parts == ["wet lungs "]
 
 

@@ -132,7 +132,7 @@ def test_mrm_paints_every_patch_and_asks_for_hidden_words_alone(root):
 def test_token_embeddings_may_be_narrower_than_states(root, method, family):
     settings = method_settings(method, root)
     text = replace(
-        settings.text, scratch=FAMILIES[family], layers=(-1,), depth=None, positions="counted", max_tokens=64
+        settings.text, scratch=FAMILIES[family], pooled_layers=(-1,), depth=None, positions="counted", max_tokens=64
     )
     loss = replace(settings.loss, embed_dim=32) if method == "gloria" else settings.loss
     model = build_model(replace(settings, text=text, loss=loss), TEXTS).eval()
@@ -142,7 +142,7 @@ def test_token_embeddings_may_be_narrower_than_states(root, method, family):
 
 
 def test_mrms_release_asks_for_every_position(root):
-    model = model_of("mrm", root, "--mrm.score=all", "--text.max_tokens=20").eval()
+    model = model_of("mrm", root, "--mrm.text_loss=all", "--text.max_tokens=20").eval()
     assert model.encode_pairs(images_of(112), TEXTS).ids.shape == (1, 3 * 20)
 
 

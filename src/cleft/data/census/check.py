@@ -68,7 +68,7 @@ def summarise(scan: ReaderResult, config: DataConfig, images: ImagesConfig, effo
     fewest = 1 if synthetic else MIN_PATIENTS
     files = _inspect(reading.records, images, effort, synthetic=synthetic)
     unlisted = find_unlisted(scan.images)
-    if is_surely_more(len(files.sample.undecodable), files.decoded, len(reading.records), config.max_bad):
+    if is_surely_more(len(files.sample.undecodable), files.decoded, len(reading.records), config.max_invalid):
         faults.append(_too_many(files, config))
     twins, leaking = _compare(reading.records, splits, files.sample)
     terms = license_terms(config)
@@ -130,11 +130,11 @@ def _inspect(records: Sequence[Record], images: ImagesConfig, effort: CheckOptio
 
 def _too_many(files: _Files, config: DataConfig) -> str:
     bad = files.sample.undecodable
-    part = f"{len(bad) / files.decoded:.1%}, data.max_bad allows {config.max_bad:.1%}"
+    part = f"{len(bad) / files.decoded:.1%}, data.max_invalid allows {config.max_invalid:.1%}"
     images = share(len(bad), files.decoded, "image that was decoded", "images that were decoded")
     return (
         f"{images} cannot be used ({part}), for the reasons listed; "
-        "fix these files, take out their rows, or raise data.max_bad"
+        "fix these files, take out their rows, or raise data.max_invalid"
     )
 
 

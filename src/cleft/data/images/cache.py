@@ -178,9 +178,11 @@ def check_rejects(bad: Mapping[Path, tuple[str, str]], images: int, max_bad: flo
     """
     if len(bad) <= max_bad * images:
         return
-    lines = [f"at least {len(bad)} of {count(images, 'image')} cannot be used; data.max_bad={max_bad:g} is the limit"]
+    lines = [
+        f"at least {len(bad)} of {count(images, 'image')} cannot be used; data.max_invalid={max_bad:g} is the limit"
+    ]
     lines += reject_lines(bad.values())
-    lines.append("fix these files, take out their rows, or raise data.max_bad")
+    lines.append("fix these files, take out their rows, or raise data.max_invalid")
     raise DataError("\n".join(lines), reason=_ranked(bad.values())[0][0])
 
 
@@ -371,11 +373,11 @@ def find_images(
 
     Raises:
         DataError: With reason `unprepared`, if the cache lacks an image or was made with other settings, naming each
-            of them and the command to run; or if more than `data.max_bad` of the images are missing or refused.
+            of them and the command to run; or if more than `data.max_invalid` of the images are missing or refused.
     """
     home = cache_folder(data) / preparation_digest(images)
     files, bad = _stat_files(dict.fromkeys(record.image for record in records))
-    check_rejects(bad, len(files) + len(bad), data.max_bad)
+    check_rejects(bad, len(files) + len(bad), data.max_invalid)
     shelf = CacheIndex(home, images.stored_size)
     contents = shelf.known_files(files)
     contents |= _find_by_content(shelf, [path for path in files if path not in contents], progress=progress)
@@ -390,7 +392,7 @@ def find_images(
             reason="unprepared",
         )
     bad |= _refused(shelf, contents)
-    check_rejects(bad, len(files) + len(bad), data.max_bad)
+    check_rejects(bad, len(files) + len(bad), data.max_invalid)
     return _collect(records, shelf, contents, bad, images, 0)
 
 
@@ -404,7 +406,7 @@ def obtain_images(
     """
     if data.prepare == "ahead":
         return find_images(records, data, images, progress=progress)
-    options = PrepareOptions(jobs=data.workers, max_bad=data.max_bad, progress=progress)
+    options = PrepareOptions(jobs=data.workers, max_bad=data.max_invalid, progress=progress)
     return prepare_images(records, images, cache_folder(data), options)
 
 

@@ -44,7 +44,7 @@ from cleft.errors import DataError
 from cleft.grammar import count, verb
 
 LABEL_TABLES = {"chexbert": "train_cheXbert.csv", "visualchexbert": "train_visualCheXbert.csv"}
-"""File name of the label table, by the value of `data.labels`."""
+"""File name of the label table, by the value of `data.label_source`."""
 
 _BINARY = "visualchexbert"
 """Source whose labels are 0 and 1 only."""
@@ -91,7 +91,9 @@ def read_chexpert(config: DataConfig, *, check_files: bool = True) -> ReaderResu
     path = find_table(root, table_folders(root), config.table or "train.csv")
     table, faults = read_table(path)
     if "Path" not in table.columns:
-        raise_faults(path, missing_columns(table.columns, ["Path", *(FINDINGS if config.labels == "table" else ())]))
+        raise_faults(
+            path, missing_columns(table.columns, ["Path", *(FINDINGS if config.label_source == "table" else ())])
+        )
     paths, wrong_paths = read_paths(table)
     labels, wrong_labels = _read_labels(config, root, table, paths.ids)
     labelled = labels.labelled[paths.valid]
@@ -165,7 +167,9 @@ def read_other_labels(path: Path, source: str, ids: Sequence[str], findings: Seq
     labelled = row_of >= 0
     if not labelled.any():
         what = "none of its images is in the image list"
-        raise_faults(path, [Fault("labels", what, "choose the table of the same images, or set data.labels=table")])
+        raise_faults(
+            path, [Fault("labels", what, "choose the table of the same images, or set data.label_source=table")]
+        )
     matched = np.where(labelled[:, None], codes[row_of], BLANK).astype(np.int8)
     notes = _match_notes(path.name, source, ids, rows, codes)
     return Labels(tuple(findings), matched, labelled, table.source, notes)
@@ -299,18 +303,18 @@ def read_paths(table: Table) -> tuple[Paths, list[Fault]]:
 
 
 def _read_labels(config: DataConfig, root: Path, table: Table, ids: Sequence[str]) -> tuple[Labels, list[Fault]]:
-    """Labels of the image list, or of the table of `data.labels`."""
-    if config.labels == "table":
+    """Labels of the image list, or of the table of `data.label_source`."""
+    if config.label_source == "table":
         findings = tuple(name for name in FINDINGS if name in table.columns)
         codes, wrong = read_codes(table, findings)
         lacking = missing_columns(table.columns, FINDINGS)
         return Labels(findings, codes, np.ones(len(table), dtype=bool), {}, []), [*lacking, *wrong]
     try:
-        path = find_table(root, table_folders(root), LABEL_TABLES[config.labels])
+        path = find_table(root, table_folders(root), LABEL_TABLES[config.label_source])
     except DataError as error:
-        message = f"{error}; or set data.labels=table to use the labels of the image list"
+        message = f"{error}; or set data.label_source=table to use the labels of the image list"
         raise DataError(message, reason="table") from error
-    return read_other_labels(path, config.labels, ids, FINDINGS), []
+    return read_other_labels(path, config.label_source, ids, FINDINGS), []
 
 
 def _read_views(column: Column | None, sides: list[str]) -> list[str | None]:

@@ -73,14 +73,14 @@ def read_embed(config: DataConfig, *, check_files: bool = True) -> ReaderResult:
     Raises:
         ConfigError: If `data.root` is not set.
         DataError: If a table or the images are not there, a column is missing, ids have lost digits, or more than
-            `data.max_bad` of the images are missing.
+            `data.max_invalid` of the images are missing.
     """
     root = require_root(config)
     path, clinical_path = find_tables(root, config.table)
     metadata = read_columns(path, METADATA, METADATA_MORE)
     clinical = read_columns(clinical_path, CLINICAL, CLINICAL_MORE)
     files, keys = read_files(metadata), match_keys(metadata, clinical)
-    exams = read_exams(metadata, clinical, keys, config.reduce)
+    exams = read_exams(metadata, clinical, keys, config.breast_label)
     images = choose_images(files, keys, exams)
     folder = locate_images(home_of(root, path)) if check_files else str(home_of(root, path) / "images")
     rows = _rows(metadata, files, keys, exams, images, folder, config.caption)
@@ -92,7 +92,7 @@ def read_embed(config: DataConfig, *, check_files: bool = True) -> ReaderResult:
         valid=np.arange(len(images.kept), dtype=np.int64),
         views=config.views,
         notes=[
-            *census(metadata, clinical, files, keys, exams, images, config.reduce, drawn=is_synthetic(root)),
+            *census(metadata, clinical, files, keys, exams, images, config.breast_label, drawn=is_synthetic(root)),
             *metadata.notes,
             *clinical.notes,
             *keys.notes,
@@ -152,7 +152,7 @@ def _rules(images: Images, exams: Exams, rule: Rule) -> Iterator[str]:
     several = int(images.several.sum())
     if several:
         has, their = verb(several, "has", "have"), verb(several, "its", "their")
-        yield f"{count(several, 'image')} {has} several findings of {their} breast; data.reduce={rule} chose one"
+        yield f"{count(several, 'image')} {has} several findings of {their} breast; data.breast_label={rule} chose one"
 
 
 def _views(files: Files, images: Images) -> Iterator[str]:

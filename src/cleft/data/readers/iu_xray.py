@@ -109,7 +109,7 @@ def read_iu_xray(config: DataConfig, *, check_files: bool = True) -> ReaderResul
 
     Raises:
         ConfigError: If `data.root` is not set, or `data.table` is.
-        DataError: If reports or images are not there or not what they should be, or more than `data.max_bad` of the
+        DataError: If reports or images are not there or not what they should be, or more than `data.max_invalid` of the
             images are missing.
     """
     root = require_root(config)
@@ -120,7 +120,7 @@ def read_iu_xray(config: DataConfig, *, check_files: bool = True) -> ReaderResul
     order = list(images.reports)
     codes, told = code_terms([images.reports[number].terms for number in order])
     place = {number: row for row, number in enumerate(order)}
-    texts = [choose_sections(images.reports[number].sections, config.report) for number in order]
+    texts = [choose_sections(images.reports[number].sections, config.report_sections) for number in order]
     files = _locate(root, folders, images.names) if check_files else {}
     with_view = {name for name, view in zip(images.names, images.views, strict=True) if view}
     dicom = [path for name, path in sorted(files.items()) if path.endswith(".dcm") and name not in with_view]

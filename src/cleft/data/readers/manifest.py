@@ -90,7 +90,7 @@ def read_manifest(config: DataConfig, *, check_files: bool = True) -> ReaderResu
     Raises:
         ConfigError: If `data.root` is not set.
         DataError: If the table is not there, a path leaves the root, a cell is not what it should be, or more
-            than `data.max_bad` of the images are missing.
+            than `data.max_invalid` of the images are missing.
     """
     root = require_root(config)
     path = find_table(root, [root], config.table or TABLE)
@@ -129,7 +129,7 @@ def read_manifest(config: DataConfig, *, check_files: bool = True) -> ReaderResu
         lateralities=[_SIDES.get((side or "").casefold()) for side in read_texts(named.get("laterality"), len(table))],
         scanners=read_texts(named.get("scanner"), len(table)),
         splits=splits,
-        reports=_read_reports(named, len(table), config.report),
+        reports=_read_reports(named, len(table), config.report_sections),
     )
     parsed = ParsedTable(
         dataset="manifest",

@@ -80,7 +80,7 @@ VIEWS = ("AP", "PA")
 TABLE = "mimic-cxr-2.0.0-metadata.csv.gz"
 RECORDS = "cxr-record-list"
 LABELS = {"table": "chexpert", "negbio": "negbio"}
-"""Value of `data.labels` to the end of the table's name."""
+"""Value of `data.label_source` to the end of the table's name."""
 
 TERMS = (
     "PhysioNet's agreement for credentialed data allows no passing on of MIMIC-CXR, and its owners ask that models "
@@ -107,7 +107,7 @@ def read_mimic(config: DataConfig, *, check_files: bool = True) -> ReaderResult:
 
     Raises:
         ConfigError: If `data.root` is not set, or `data.reports` is not there.
-        DataError: If a table, the images or the reports are not what they should be, or more than `data.max_bad` of
+        DataError: If a table, the images or the reports are not what they should be, or more than `data.max_invalid` of
             the images are missing.
     """
     root = require_root(config)
@@ -117,10 +117,10 @@ def read_mimic(config: DataConfig, *, check_files: bool = True) -> ReaderResult:
     table, faults = read_table(path)
     images = read_images(table)
     parts = read_parts(find_named(homes, "split"), images.names)
-    labels = read_labels(find_named(homes, LABELS.get(config.labels, config.labels)), images)
+    labels = read_labels(find_named(homes, LABELS.get(config.label_source, config.label_source)), images)
     usable = np.flatnonzero(images.sound)
     studies = {images.studies[row]: images.subjects[row] for row in usable.tolist()}
-    reports = read_reports(config.reports, homes, studies, config.report)
+    reports = read_reports(config.reports, homes, studies, config.report_sections)
     files = _locate(homes, images, usable, check_files=check_files)
     present = are_files(files) if check_files else None
     headers: dict[str, Header] = {}
@@ -528,5 +528,5 @@ def _report_notes(reports: Reports, studies: Mapping[str, str]) -> list[str]:
         notes.append(f"{lacking} {verb(absent, 'has', 'have')} no report")
     if without:
         do = verb(without, "does", "do")
-        notes.append(f"{count(without, 'report')} {do} not have the sections that data.report chooses")
+        notes.append(f"{count(without, 'report')} {do} not have the sections that data.report_sections chooses")
     return notes

@@ -57,7 +57,7 @@ _NIH_IMAGE = re.compile(r"([0-9]{8})_[0-9]{3}\.png")
 _EXAMPLES = 3
 _ALONE = (
     "no mapping to NIH's patients: `patientId` names an image, so every image counts as a patient of its own, and "
-    "images of one person may stand on both sides of a split (leakage: unknown); set data.mapping"
+    "images of one person may stand on both sides of a split (leakage: unknown); set data.patient_mapping"
 )
 BOX = ("x", "y", "width", "height")
 CLASSES = {"Normal": 1, "No Lung Opacity / Not Normal": 0, "Lung Opacity": 0}
@@ -92,8 +92,8 @@ def read_rsna(config: DataConfig, *, check_files: bool = True) -> ReaderResult:
 
     Raises:
         ConfigError: If `data.root` is not set.
-        DataError: If a table or the images are not there, rows of an image disagree, or more than `data.max_bad` of the
-            images are missing or not in the mapping.
+        DataError: If a table or the images are not there, rows of an image disagree, or more than `data.max_invalid` of
+            the images are missing or not in the mapping.
     """
     root = require_root(config)
     folders = folders_below(root)
@@ -106,7 +106,7 @@ def read_rsna(config: DataConfig, *, check_files: bool = True) -> ReaderResult:
     homes = list(dict.fromkeys([path.parent, *folders]))
     detailed = find_file(homes, DETAILS)
     details = Details() if detailed is None else read_details(detailed, labels)
-    patients = assign_patients(find_mapping(config.mapping, homes), labels.names, config.max_bad)
+    patients = assign_patients(find_mapping(config.patient_mapping, homes), labels.names, config.max_invalid)
     folder = _locate(homes, labels.names) if check_files else str(path.parent / IMAGES)
     files = [f"{folder}/{name}.dcm" for name in labels.names]
     present = are_files(files) if check_files else None
@@ -166,7 +166,9 @@ def find_mapping(given: Path | None, folders: Sequence[Path]) -> PatientMap | No
         DataError: If the file is not there, not of a known form, or contradicts itself.
     """
     if given is not None and not given.is_file():
-        raise DataError(f"no mapping at {given}; set data.mapping to the file, or leave it out", reason="mapping")
+        raise DataError(
+            f"no mapping at {given}; set data.patient_mapping to the file, or leave it out", reason="mapping"
+        )
     lying = (folder / name for name in NAMES for folder in folders if (folder / name).is_file())
     path = given or next(lying, None)
     if path is None:
@@ -213,7 +215,7 @@ def assign_patients(found: PatientMap | None, images: list[str], max_bad: float)
         notes.append(f"{doubtful:,} of these matches {are} doubtful (pixel_mse above {DOUBTFUL:g})")
     faults: list[Fault] = []
     if len(strangers) > max_bad * len(images):
-        part = f"{len(strangers) / len(images):.1%}, data.max_bad allows {max_bad:.1%}"
+        part = f"{len(strangers) / len(images):.1%}, data.max_invalid allows {max_bad:.1%}"
         images_are = f"{share(len(strangers), len(images), 'image')} {verb(len(strangers), 'is', 'are')}"
         what = f"{images_are} not in {found.path.name} ({part}), such as "
         faults.append(Fault("no-patient", what + ", ".join(strangers[:3]), "give the mapping of these images, or none"))

@@ -296,7 +296,7 @@ def _listed(reading: Reading, config: DataConfig) -> tuple[set[str], list[str]]:
     """The images of a list that can be used, and a sentence about the others.
 
     Raises:
-        DataError: If they are more than `data.max_bad` allows.
+        DataError: If they are more than `data.max_invalid` allows.
     """
     test = reading.listed & {record.id for record in reading.records}
     gone = reading.listed - test
@@ -306,9 +306,11 @@ def _listed(reading: Reading, config: DataConfig) -> tuple[set[str], list[str]]:
     listed = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items() if count)
     images = share(len(gone), len(reading.listed), "image")
     sentence = f"{images} of the test list cannot be used ({listed or 'faulty rows'})"
-    if len(gone) > config.max_bad * len(reading.listed):
-        what = f"{sentence}, such as {', '.join(sorted(gone)[:3])}; data.max_bad allows {config.max_bad:.1%}"
-        raise DataError(f"{what}; complete the download, or raise data.max_bad to test on the rest", reason="test-list")
+    if len(gone) > config.max_invalid * len(reading.listed):
+        what = f"{sentence}, such as {', '.join(sorted(gone)[:3])}; data.max_invalid allows {config.max_invalid:.1%}"
+        raise DataError(
+            f"{what}; complete the download, or raise data.max_invalid to test on the rest", reason="test-list"
+        )
     return set(test), [sentence]
 
 

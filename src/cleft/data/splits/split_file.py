@@ -158,7 +158,7 @@ def make_split_file(
         shared_patients=splits.shared_patients,
         salts=dict(salts),
         settings={
-            "labels": config.labels,
+            "labels": config.label_source,
             "views": None if config.views is None else list(config.views),
             "uncertain": config.uncertain,
             "empty_caption": config.empty_caption,
@@ -471,7 +471,7 @@ def split_lines(splits: Splits, reading: Reading, config: DataConfig, salts: Map
 
 def label_source(reading: Reading, config: DataConfig) -> str:
     """Returns the name of the table that the labels were read from."""
-    return LABEL_TABLES.get(config.labels) or next(iter(reading.sources), reading.dataset)
+    return LABEL_TABLES.get(config.label_source) or next(iter(reading.sources), reading.dataset)
 
 
 def _table(splits: Splits, reading: Reading) -> Iterator[str]:

@@ -221,7 +221,7 @@ def canonical_patient(people: str, patient: str) -> str:
     """Returns the canonical id of a patient.
 
     Args:
-        people: Population of the patients, as `data.people`. Spellings are known for `nih` only.
+        people: Population of the patients, as `data.patient_dataset`. Spellings are known for `nih` only.
         patient: Id in a table.
 
     Example:
@@ -235,7 +235,7 @@ def canonical_patient(people: str, patient: str) -> str:
 
 
 def exclude_patients(reading: Reading, config: DataConfig) -> Reading:
-    """Applies `data.people` and `data.exclude`.
+    """Applies `data.patient_dataset` and `data.exclude_patients`.
 
     Args:
         reading: Result of a reader.
@@ -247,22 +247,25 @@ def exclude_patients(reading: Reading, config: DataConfig) -> Reading:
     Raises:
         DataError: If the list of patients cannot be read, or no patient is left.
     """
-    people = config.people or reading.people
+    people = config.patient_dataset or reading.people
     reading = replace(reading, people=people)
-    if config.exclude is None:
+    if config.exclude_patients is None:
         return reading
-    listed = read_patient_list(config.exclude, people or reading.dataset)
+    listed = read_patient_list(config.exclude_patients, people or reading.dataset)
     names = {patient: canonical_patient(people, patient) for patient in {record.patient for record in reading.records}}
     excluded = {patient for patient, name in names.items() if id_key(name) in listed.people}
     kept = [record for record in reading.records if record.patient not in excluded]
     if not kept:
-        raise DataError(f"every patient is in {config.exclude}; no patient is left to train on", reason="excluded")
+        raise DataError(
+            f"every patient is in {config.exclude_patients}; no patient is left to train on", reason="excluded"
+        )
     dropped = [record.id for record in reading.records if record.patient in excluded]
     patients = share(len(excluded), len(listed.people), "patient")
     are = verb(len(excluded), "is", "are")
-    note = f"{patients} in {config.exclude.name} {are} here; {count(len(dropped), 'image')} excluded from all splits"
+    note = f"{patients} in {config.exclude_patients.name} {are} here; "
+    note += f"{count(len(dropped), 'image')} excluded from all splits"
     if not excluded:
-        note += "; check that its ids are those of this dataset and data.people is right"
+        note += "; check that its ids are those of this dataset and data.patient_dataset is right"
     respelled = sorted(patient for patient in excluded if names[patient] not in listed.spellings)
     if respelled:
         are = verb(len(respelled), "is", "are")
@@ -271,7 +274,7 @@ def exclude_patients(reading: Reading, config: DataConfig) -> Reading:
         reading,
         records=kept,
         rejected={**reading.rejected, "excluded": dropped} if dropped else reading.rejected,
-        sources={**reading.sources, f"{config.exclude.name} (excluded)": listed.sha256},
+        sources={**reading.sources, f"{config.exclude_patients.name} (excluded)": listed.sha256},
         notes=(*reading.notes, note),
     )
 
@@ -291,14 +294,14 @@ def read_patient_list(path: Path, people: str) -> PatientList:
 
     Args:
         path: A CSV table with one column named as in `PATIENT_COLUMNS` or with another usual name.
-        people: Population of the patients, as `data.people`.
+        people: Population of the patients, as `data.patient_dataset`.
 
     Raises:
         DataError: If there is no such table, not exactly one such column, or a row without an id.
     """
     if not path.is_file():
         raise DataError(
-            f"no list of patients at {path}; set data.exclude to an existing file, or omit it", reason="table"
+            f"no list of patients at {path}; set data.exclude_patients to an existing file, or omit it", reason="table"
         )
     table, faults = read_table(path)
     names = list(table.columns)

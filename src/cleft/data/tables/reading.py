@@ -175,7 +175,7 @@ def build_result(parsed: ParsedTable, config: DataConfig, *, check_files: bool) 
         present = (
             are_files([rows.images[row] for row in kept.tolist()]) if parsed.present is None else parsed.present[kept]
         )
-        kept, missing, missing_faults = drop_missing(rows, kept, present, config.max_bad)
+        kept, missing, missing_faults = drop_missing(rows, kept, present, config.max_invalid)
         if missing:
             rejected["missing"] = missing
         missing_faults = [_with_hint(fault, rows, missing, config) for fault in missing_faults]

@@ -262,9 +262,9 @@ def drop_missing(
         faults.append(
             Fault(
                 "missing",
-                f"{missing_images} ({len(missing) / len(kept):.1%}, data.max_bad allows {max_bad:.1%}), such as "
+                f"{missing_images} ({len(missing) / len(kept):.1%}, data.max_invalid allows {max_bad:.1%}), such as "
                 f"{', '.join(missing[:_EXAMPLES])}",
-                "complete the download, correct the paths, or raise data.max_bad",
+                "complete the download, correct the paths, or raise data.max_invalid",
                 rows.lines[dropped].tolist(),
             )
         )

@@ -148,7 +148,7 @@ def add_captions(reading: Reading, config: DataConfig, opening: str = CHEST_TEMP
                 written[key] = write_caption(
                     record.labels,
                     opening=opening,
-                    negatives=config.negatives,
+                    negatives=config.mention_absent,
                     uncertain=record.uncertain,
                     no_finding=config.empty_caption == "no-finding",
                 )

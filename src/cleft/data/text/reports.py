@@ -237,7 +237,7 @@ def read_as_gloria(report: str) -> tuple[str, ...]:
 def read_as_mgca(report: str) -> tuple[str, ...]:
     """Cuts and cleans a report as GLoRIA does, without its cap, and joins the sentences to one text.
 
-    MGCA reads the impression with the findings behind it (`data.report: both`).
+    MGCA reads the impression with the findings behind it (`data.report_sections: both`).
 
     Example:
         >>> read_as_mgca("No effusion. Heart is large. Stable."), read_as_mgca("No effusion.")

@@ -111,7 +111,7 @@ class Read(NamedTuple):
     labels: NDArray[np.float32] | None
     """What the text says of each finding, `[C]`; None where that is what is known of the image."""
     reworded: str | None
-    """The same in other words, where `data.reword` asks for it."""
+    """The same in other words, where `data.augment_texts` asks for it."""
 
 
 class Texts:
@@ -133,7 +133,7 @@ class Texts:
     ) -> None:
         self._seed = seed
         self._still = fixed
-        self._reword = config.reword and not fixed
+        self._reword = config.augment_texts and not fixed
         self._bank = _bank(findings, config) if config.texts == "bank" else None
         self._pool: tuple[int, SentenceBank] | None = None
         self._findings = tuple(findings)
@@ -224,12 +224,12 @@ def _wordings(caption: str, config: DataConfig) -> tuple[str, ...]:
 
 
 def _bank(findings: Sequence[str], config: DataConfig) -> SentenceBank:
-    if config.bank is None:
+    if config.sentence_bank is None:
         return bank_of_findings(findings)
     columns = list(findings)
     if NO_FINDING not in map(clean_text, columns):
         columns.append("No Finding")
-    return read_bank(config.bank, columns)
+    return read_bank(config.sentence_bank, columns)
 
 
 def _choices(records: Sequence[Record], config: DataConfig) -> list[tuple[str, ...]]:

@@ -391,7 +391,7 @@ def _biomedclip_settings(weights: Weights, size: int, facts: SideFiles) -> Setti
         loss=LossConfig(
             projection="linear-no-bias",
             text_projection="mlp-gelu",
-            hidden_width=width_of(weights, "text_projection.0.weight"),
+            hidden_dim=width_of(weights, "text_projection.0.weight"),
             embed_dim=width_of(weights, "image_projection.weight"),
             temperature=math.exp(-scale_of(weights)),
         ),

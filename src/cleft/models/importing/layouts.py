@@ -178,7 +178,7 @@ def norm_head_options(weights: Weights, temperature: float = 0.07) -> dict[str, 
     """Returns the settings of the joint space behind MGCA's heads."""
     return {
         "projection": "mlp-norm",
-        "hidden_width": width_of(weights, "image_projection.0.weight"),
+        "hidden_dim": width_of(weights, "image_projection.0.weight"),
         "embed_dim": width_of(weights, "image_projection.3.weight"),
         "temperature": temperature,
     }
@@ -207,7 +207,7 @@ def towers_of_mgca(method: Literal["mgca", "convirt"], weights: Weights, size: i
 
 
 def _mgca_settings(weights: Weights, size: int, _facts: SideFiles) -> Settings:
-    mgca = MgcaConfig(prototypes=width_of(weights, "prototypes"), padding="released", word_weights="shifted")
+    mgca = MgcaConfig(prototypes=width_of(weights, "prototypes"), padding="released", word_weights="released")
     return replace(towers_of_mgca("mgca", weights, size), mgca=mgca)
 
 
@@ -245,7 +245,7 @@ def _gloria_settings(weights: Weights, size: int, _facts: SideFiles) -> Settings
         method="gloria",
         images=cropped_images(size),
         image=ImageTowerConfig(model=None, scratch=resnet_config(weights), pooling="mean", resize=size * 299 // 224),
-        text=replace(bert_tower(weights, most_tokens=97), layers=(-1, -2, -3, -4), pooling="mean"),
+        text=replace(bert_tower(weights, most_tokens=97), pooled_layers=(-1, -2, -3, -4), pooling="mean"),
         loss=LossConfig(
             projection="to-text",
             embed_dim=width_of(weights, "image_projection.weight"),
@@ -288,7 +288,7 @@ def _medclip_settings(weights: Weights, size: int, _facts: SideFiles) -> Setting
             scratch=swin_config(weights, size) if swin else resnet_config(weights),
             pooling="pooler",
         ),
-        text=replace(bert_tower(weights, most_tokens=77), layers=(1, 2, -1), pooling="mean-padded"),
+        text=replace(bert_tower(weights, most_tokens=77), pooled_layers=(1, 2, -1), pooling="mean-padded"),
         loss=LossConfig(
             projection="linear" if "text_projection.bias" in weights else "linear-no-bias",
             embed_dim=width_of(weights, "image_projection.weight"),
@@ -487,7 +487,7 @@ def _authors_clip_settings(weights: Weights, size: int, _facts: SideFiles) -> Se
             scratch=vit_config(weights),
             pooling="cls",
             decoder_blocks=blocks_of(weights, re.escape(_DECODER) + r"blocks\.(\d+)\."),
-            decoder_positions="slipped",
+            decoder_positions="released",
         ),
         text=replace(bert_tower(weights, most_tokens=64), pooling="cls", positions="zero"),
         loss=LossConfig(**norm_head_options(weights, math.exp(-scale_of(weights)))),

@@ -107,7 +107,7 @@ def mgca_loss(model: Mgca, features: MgcaFeatures, pairs: PairInfo, settings: Se
         features.token_attention[:, None, None],
         features.slot_of_token - 1,
         features.words.shape[1],
-        shifted=config.word_weights == "shifted",
+        shifted=config.word_weights == "released",
     )
     tokens = token_loss(
         features.words,
@@ -118,7 +118,7 @@ def mgca_loss(model: Mgca, features: MgcaFeatures, pairs: PairInfo, settings: Se
         mask_padding=config.padding == "masked",
     )
     prototypes = model.prototypes
-    if pairs.step < config.still_steps:
+    if pairs.step < config.frozen_steps:
         prototypes = (
             prototypes.detach() + 0 * prototypes
         )  # zero gradients, not none, which would be reported as a fault

@@ -74,7 +74,7 @@ class Mrm(nn.Module):
         self.text_tower = text_tower
         self.config = config
         self.patch_size = image_tower.spec.size[0] // grid[0]
-        width = image_tower.region_width if config.decoder_width is None else config.decoder_width
+        width = image_tower.region_width if config.decoder_dim is None else config.decoder_dim
         self.painter = PatchDecoder(
             image_tower.region_width, width, grid, config.decoder_blocks, config.decoder_positions
         )
@@ -126,11 +126,11 @@ class Mrm(nn.Module):
         """Returns logits of the scored tokens, and the tokens."""
         tokens = self.text_tower.encode_masked(
             texts,
-            share=self.config.word_ratio,
+            share=self.config.text_mask_ratio,
             condition=self.report_condition(image),
-            pad_to_max=self.config.score == "all",
+            pad_to_max=self.config.text_loss == "all",
         )
-        scored = torch.ones_like(tokens.hidden) if self.config.score == "all" else tokens.hidden
+        scored = torch.ones_like(tokens.hidden) if self.config.text_loss == "all" else tokens.hidden
         states = self.report_norm(F.gelu(self.report_dense(tokens.states[scored])))
         logits = states @ self._token_embedding.T.to(states.dtype) + self.report_bias
         return logits[None], tokens.ids[scored][None]
@@ -142,7 +142,7 @@ def mrm_loss(model: Mrm, features: MrmFeatures, _pairs: PairInfo, settings: Sett
     target = target_patches(features.pixel_values, patch_size=model.patch_size)
     of_image, of_report = config.weights
     image = image_reconstruction(
-        features.predicted_patches, target, features.patch_mask, standardise=config.standardise
+        features.predicted_patches, target, features.patch_mask, standardise=config.normalise_patches
     )
     scored = torch.ones_like(features.ids, dtype=torch.bool)
     return of_image * image + of_report * report_reconstruction(features.logits, features.ids, scored)
