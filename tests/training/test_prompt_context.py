@@ -144,7 +144,7 @@ def test_a_class_without_an_image_is_named():
     assert "set context.multi_label=soft" in str(raised.value)
     with pytest.raises(DataError, match="no training image shows Pneumonia") as raised:
         check_classes(choose_targets(RECORDS, classes, "soft"), classes, "soft")
-    assert "several_positives" not in str(raised.value)
+    assert "multi_label" not in str(raised.value)
     with pytest.raises(ConfigError, match="at least two"):
         check_classes(choose_targets(RECORDS, ["Edema"], "drop"), ["Edema"], "drop")
 

@@ -404,7 +404,7 @@ def obtain_images(
     Raises:
         DataError, ResourceError: As `prepare_images` and `find_images`.
     """
-    if data.prepare == "ahead":
+    if data.prepare == "required":
         return find_images(records, data, images, progress=progress)
     options = PrepareOptions(jobs=data.workers, max_bad=data.max_invalid, progress=progress)
     return prepare_images(records, images, cache_folder(data), options)
