@@ -98,7 +98,7 @@ def test_measured_cells_link_to_their_results(two_stages):
 
 def test_report_shows_stages_baselines_and_paper(two_stages):
     text = page(two_stages).text
-    for words in ("58.0 %", "64.0 %", "Majority class", "AP-view rule", "66.7 %", "reported in the paper"):
+    for words in ("58.0 %", "64.0 %", "Majority class", "AP-view rule", "66.7 %", "Reported in the paper"):
         assert words in text
     assert "Stage two: 30 context vectors, 400 steps, encoders frozen." in text
     assert "Not a medical device" in text

@@ -156,7 +156,6 @@ def headline_table(group: Sequence[Entry]) -> Table:
         Row(
             kind="baseline",
             label=name,
-            sublabel="baseline without a model",
             cells=[result_cell(group[0], f"{rule}/{metric}", notes, chart) for metric in HEADLINE_METRICS],
         )
         for rule, name in CLASSIFICATION_BASELINES.items()
@@ -165,7 +164,6 @@ def headline_table(group: Sequence[Entry]) -> Table:
         Row(
             kind="paper",
             label=row.model,
-            sublabel="reported in the paper",
             href="#paper",
             cells=[
                 Cell(
