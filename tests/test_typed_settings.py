@@ -15,7 +15,7 @@ from cleft.errors import ConfigError
 from cleft.evaluation.task import Question
 from cleft.studies.plans import paper_plan
 from cleft.studies.reproduce import Reproduction
-from cleft.studies.steps import Given
+from cleft.studies.steps import StudyOptions
 
 VALUES = {
     "dataset": "nih",
@@ -221,24 +221,24 @@ def test_a_head_refuses_settings_of_prompts(run, capsys):
     assert "--context.length does nothing with cleft classify" in capsys.readouterr().err
 
 
-def test_a_study_names_typed_settings_that_some_rows_or_data_do_not_use(tmp_path, rsna, caplog):
+def test_unused_overrides_of_a_study_are_reported(tmp_path, rsna, caplog):
     caplog.set_level(logging.INFO, "cleft")
     words = ("--data.views=PA", "--data.split=patients", "--text.rank=4", "--data.max_invalid=0.5")
-    given = Given(data={"chexpert": tmp_path, "rsna": rsna}, words=words, seeds=1, runs=tmp_path / "runs")
+    given = StudyOptions(data={"chexpert": tmp_path, "rsna": rsna}, overrides=words, seeds=1, runs=tmp_path / "runs")
     plan = paper_plan("table1", "paper")
     rows = tuple(row for row in plan.rows if row.key in ("cleft-lora", "random-vit"))
     study = Reproduction(
-        plans=[(dataclasses.replace(plan, rows=rows, columns=plan.columns[-1:]), tmp_path)], given=given
+        plans=[(dataclasses.replace(plan, rows=rows, columns=plan.columns[-1:]), tmp_path)], options=given
     )
-    lines = study.lines()
-    assert "--text.rank is not used by rows that set it themselves or read no texts: random-vit" in lines
-    assert "--data.views is used for chexpert, not for rsna (split rsna-balanced)" in lines
-    assert "--data.split is used for chexpert, not for rsna (split rsna-balanced)" in lines
-    assert not any("max_bad" in line for line in lines)
-    own = tuple(dataclasses.replace(row, words=("--data.max_invalid=0.1",)) for row in rows)
+    lines = study.describe()
+    assert "--text.rank has no effect on rows that set it themselves or have no text encoder: random-vit" in lines
+    assert "--data.views applies to chexpert, not to rsna (split rsna-balanced)" in lines
+    assert "--data.split applies to chexpert, not to rsna (split rsna-balanced)" in lines
+    assert not any("max_invalid" in line for line in lines)
+    own = tuple(dataclasses.replace(row, overrides=("--data.max_invalid=0.1",)) for row in rows)
     fixed = dataclasses.replace(plan, rows=own, columns=plan.columns[-1:])
-    with pytest.raises(ConfigError, match=r"--data\.max_invalid is used by no row of this study"):
-        Reproduction(plans=[(fixed, tmp_path)], given=given)
+    with pytest.raises(ConfigError, match=r"--data\.max_invalid has no effect"):
+        Reproduction(plans=[(fixed, tmp_path)], options=given)
 
 
 def test_every_setting_is_compared_by_its_key():

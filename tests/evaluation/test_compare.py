@@ -14,7 +14,7 @@ from cleft.evaluation.metrics import accuracy, auc, intervals, value_of
 from cleft.evaluation.result_files import anonymise, predictions_path, write_predictions
 from cleft.evaluation.scoring import Bootstrap, Predictions
 from cleft.results import Comparison, from_json, to_json
-from cleft.studies.reproduce import compare_done
+from cleft.studies.reproduce import compare_results
 
 CLASSES = ("Edema", "Pneumonia")
 IMAGES = 80
@@ -177,9 +177,9 @@ def test_a_result_replaced_with_its_size_and_time_kept_is_read_anew(tmp_path):
 
 def test_a_study_compares_a_replaced_result_anew(tmp_path):
     good, worse = write(tmp_path, "good", answers(8, noise=1)), write(tmp_path, "worse", answers(24, noise=2))
-    before = {each.metric: each for each in compare_done((good,), (worse,), 200)}
+    before = {each.metric: each for each in compare_results((good,), (worse,), 200)}
     assert before["accuracy"].second == 56 / 80
     better = write(tmp_path, "other", answers(16, noise=3))
     replace_keeping_size_and_time(predictions_path(worse), predictions_path(better).read_bytes())
-    after = {each.metric: each for each in compare_done((good,), (worse,), 200)}
+    after = {each.metric: each for each in compare_results((good,), (worse,), 200)}
     assert after["accuracy"].second == 64 / 80

@@ -10,7 +10,7 @@ from transformers import AutoModel
 from cleft.config import TextTowerConfig
 from cleft.errors import ConfigError
 from cleft.models.text_tower import build_text_tower
-from cleft.studies.caption_lm import draw_windows, learn_language_model
+from cleft.studies.caption_lm import draw_windows, train_caption_lm
 
 SHAPE = TextTowerConfig(
     model=None,
@@ -22,44 +22,44 @@ CAPTIONS = ["a chest with edema", "a chest with fracture", "a chest with edema"]
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory):
-    return learn_language_model(CAPTIONS, SHAPE, tmp_path_factory.mktemp("study") / "base-lm", steps=150)
+    return train_caption_lm(CAPTIONS, SHAPE, tmp_path_factory.mktemp("study") / "base-lm", steps=150)
 
 
-def test_it_is_read_as_a_published_model_is(learned):
+def test_caption_lm_loads_like_a_published_model(learned):
     tower = build_text_tower(TextTowerConfig(model=str(learned), adapt="frozen", max_tokens=32), CAPTIONS)
     weights = AutoModel.from_pretrained(learned).state_dict()
     assert torch.equal(tower.lm.model.state_dict()["wpe.weight"], weights["wpe.weight"])
     assert not any(weight.requires_grad for name, weight in tower.named_parameters() if not name.endswith(".rows"))
 
 
-def test_it_has_learned_the_captions_and_draws_no_bars(learned, tmp_path, capfd):
-    first = learn_language_model(CAPTIONS, SHAPE, tmp_path / "first", steps=1)
+def test_caption_lm_fits_the_captions_without_progress_bars(learned, tmp_path, capfd):
+    first = train_caption_lm(CAPTIONS, SHAPE, tmp_path / "first", steps=1)
     build_text_tower(TextTowerConfig(model=str(first), adapt="frozen", max_tokens=32), CAPTIONS)
     assert "it/s" not in capfd.readouterr().err
     losses = [json.loads((folder / "learned.json").read_text())["loss"] for folder in (first, learned)]
     assert losses[1] < 0.7 * losses[0]
 
 
-def test_it_is_learned_once_and_the_same_again(learned, tmp_path):
+def test_caption_lm_is_trained_once_and_reproducibly(learned, tmp_path):
     before = (learned / "model.safetensors").stat().st_mtime_ns
-    assert learn_language_model(CAPTIONS[::-1], SHAPE, learned, steps=150) == learned
+    assert train_caption_lm(CAPTIONS[::-1], SHAPE, learned, steps=150) == learned
     assert (learned / "model.safetensors").stat().st_mtime_ns == before
-    again = learn_language_model(CAPTIONS, SHAPE, tmp_path / "again", steps=150)
+    again = train_caption_lm(CAPTIONS, SHAPE, tmp_path / "again", steps=150)
     assert (again / "model.safetensors").read_bytes() == (learned / "model.safetensors").read_bytes()
 
 
-def test_what_a_kill_left_behind_is_written_anew(learned, tmp_path):
+def test_unfinished_folder_is_rewritten(learned, tmp_path):
     half = tmp_path / "half"
     shutil.copytree(learned, tmp_path / ".half.draft")
     (tmp_path / ".half.draft" / ".cleft-draft").touch()
     half.mkdir()
-    assert (learn_language_model(CAPTIONS, SHAPE, half, steps=1) / "learned.json").is_file()
+    assert (train_caption_lm(CAPTIONS, SHAPE, half, steps=1) / "learned.json").is_file()
     assert not (tmp_path / ".half.draft").exists()
 
 
-def test_other_captions_want_another_folder(learned):
-    with pytest.raises(ConfigError, match="learned from other captions"):
-        learn_language_model(CAPTIONS[:2], SHAPE, learned, steps=150)
+def test_other_captions_are_refused(learned):
+    with pytest.raises(ConfigError, match="trained on other captions"):
+        train_caption_lm(CAPTIONS[:2], SHAPE, learned, steps=150)
 
 
 BERT = {
@@ -72,9 +72,9 @@ BERT = {
 }
 
 
-def test_a_masked_model_learns_to_restore_hidden_tokens(tmp_path):
+def test_masked_model_is_trained_on_masked_tokens(tmp_path):
     shape = TextTowerConfig(model=None, scratch=BERT, max_tokens=32)
-    folders = [learn_language_model(CAPTIONS, shape, tmp_path / f"{steps}", steps=steps) for steps in (1, 200)]
+    folders = [train_caption_lm(CAPTIONS, shape, tmp_path / f"{steps}", steps=steps) for steps in (1, 200)]
     losses = [json.loads((folder / "learned.json").read_text())["loss"] for folder in folders]
     assert losses[1] < 0.7 * losses[0]
     config = TextTowerConfig(model=str(folders[1]), adapt="full", pooling="cls", max_tokens=32)
@@ -83,20 +83,20 @@ def test_a_masked_model_learns_to_restore_hidden_tokens(tmp_path):
     assert torch.equal(weights["encoder.layer.0.output.dense.weight"], kept["encoder.layer.0.output.dense.weight"])
 
 
-def test_a_model_without_a_shape_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"one that text\.scratch describes"):
-        learn_language_model(CAPTIONS, TextTowerConfig(model="gpt2"), tmp_path / "base-lm", steps=1)
+def test_missing_configuration_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"needs text\.scratch"):
+        train_caption_lm(CAPTIONS, TextTowerConfig(model="gpt2"), tmp_path / "base-lm", steps=1)
 
 
-def test_its_tokenizer_learns_of_what_it_may_and_it_reads_the_rest(tmp_path):
+def test_tokenizer_is_trained_on_given_texts_only(tmp_path):
     captions = ["a chest of Quartermaine", *CAPTIONS]
-    folder = learn_language_model(captions, SHAPE, tmp_path / "base-lm", learnable=CAPTIONS, steps=1)
+    folder = train_caption_lm(captions, SHAPE, tmp_path / "base-lm", tokenizer_texts=CAPTIONS, steps=1)
     vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
     assert "\u0120chest" in vocabulary
     assert not [token for token in vocabulary if "uart" in token]
 
 
-def test_captions_stand_behind_each_other_until_every_position_is_filled():
+def test_windows_are_filled_with_concatenated_captions():
     captions = [[5, 6, 7, 0], [8, 0]]
     windows = draw_windows(captions, 3, 11, torch.Generator().manual_seed(0))
     assert windows.shape == (3, 11)

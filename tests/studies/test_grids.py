@@ -14,9 +14,9 @@ from cleft.evaluation.compare import compare_seeds
 from cleft.evaluation.result_files import read_evaluation
 from cleft.models.checkpoint import weights_digest
 from cleft.models.importing.importing import import_checkpoint
-from cleft.studies.grids import adopt, read_model
+from cleft.studies.grids import import_model, read_imported_model
 from cleft.studies.plans import paper_plan
-from cleft.studies.steps import Given, lay_out, row_settings
+from cleft.studies.steps import StudyOptions, plan_steps, row_settings
 from cleft.training.pretrain import pretrain
 
 GRID = "columns: [manifest/zero-shot]\nmodels:\n  MGCA (published): {}\n"
@@ -47,7 +47,7 @@ def write_grid(folder, text):
     return str(folder / "grid.yaml")
 
 
-def test_an_imported_model_is_asked_once_whatever_the_seeds(home, words, tmp_path, capsys):
+def test_imported_model_is_evaluated_once_for_all_seeds(home, words, tmp_path, capsys):
     line = ["reproduce", write_grid(tmp_path, GRID.format(home / "models/mgca")), *words, "--scale=tiny"]
     before = sorted((home / "models").rglob("*"))
     assert main([*line, "--plan"]) == 0
@@ -56,7 +56,7 @@ def test_an_imported_model_is_asked_once_whatever_the_seeds(home, words, tmp_pat
     assert main(line) == 0
     study = read(tmp_path / "study")
     [row], [cell] = study.rows, study.cells
-    assert (row.label, row.heading) == ("MGCA (published)", "your models: as they were given")
+    assert (row.label, row.heading) == ("MGCA (published)", "imported models")
     assert row.origin.startswith("mgca: imported from mgca.ckpt (SHA-256 ")
     assert row.origin.endswith(", a checkpoint of MGCA")
     assert (row.facts["trainable"], row.facts["seconds"]) == (0, 0)
@@ -77,12 +77,12 @@ def test_an_imported_model_is_asked_once_whatever_the_seeds(home, words, tmp_pat
     assert (tmp_path / "study/study.html").read_text() == page
 
 
-def test_other_weights_in_the_folder_are_another_row_of_runs(home, tmp_path):
-    first = read_model(home / "models/mgca")
+def test_other_weights_have_their_own_runs(home, tmp_path):
+    first = read_imported_model(home / "models/mgca")
     state = mgca_state()
     path = write_lightning(tmp_path / "vit_base.ckpt", {name: 2 * tensor for name, tensor in state.items()})
     import_checkpoint(path, tmp_path / "mgca", size=SIZE, tokenizer=home / "tokenizer")
-    assert read_model(tmp_path / "mgca").weights != first.weights
+    assert read_imported_model(tmp_path / "mgca").weights != first.weights
     names = [set(_steps(tmp_path, folder)) for folder in (home / "models/mgca", tmp_path / "mgca")]
     assert not names[0] & names[1]
     assert names[0] == set(_steps(tmp_path, home / "models/mgca"))
@@ -92,15 +92,17 @@ def _steps(tmp_path, folder):
     from cleft.studies.grids import read_grid
 
     grid = write_grid(tmp_path, GRID.format(folder))
-    return lay_out([read_grid(tmp_path / "grid.yaml")], Given(data={"manifest": tmp_path})).steps if grid else {}
+    return (
+        plan_steps([read_grid(tmp_path / "grid.yaml")], StudyOptions(data={"manifest": tmp_path})).steps if grid else {}
+    )
 
 
-def test_a_given_model_reads_the_studys_images_and_keeps_its_own_towers(home):
+def test_imported_model_uses_study_data_and_its_own_encoders(home):
     from cleft.studies.grids import add_models
 
     plan = add_models(paper_plan("table1", "tiny"), [("ours", home / "models/mgca")])
-    ours, own = row_settings(plan.rows[-1], Given(data={})), read_model(home / "models/mgca").settings
-    lora = row_settings(next(row for row in plan.rows if row.key == "cleft-lora"), Given(data={}))
+    ours, own = row_settings(plan.rows[-1], StudyOptions(data={})), read_imported_model(home / "models/mgca").settings
+    lora = row_settings(next(row for row in plan.rows if row.key == "cleft-lora"), StudyOptions(data={}))
     assert (ours.data, ours.classes, ours.classify) == (lora.data, lora.classes, lora.classify)
     assert (ours.method, ours.images, ours.image, ours.text, ours.loss) == (
         own.method,
@@ -111,13 +113,13 @@ def test_a_given_model_reads_the_studys_images_and_keeps_its_own_towers(home):
     )
 
 
-def test_a_model_that_changed_since_it_was_planned_is_refused(home, tmp_path):
+def test_model_that_changed_since_planning_is_refused(home, tmp_path):
     shutil.copytree(home / "models/mgca", tmp_path / "mgca")
     steps = _steps(tmp_path, tmp_path / "mgca")
-    step = next(step for step in steps.values() if step.kind == "adopt")
+    step = next(step for step in steps.values() if step.kind == "import")
     edit_description(tmp_path / "mgca", lambda tree: tree["settings"]["text"].update(max_tokens=7))
-    with pytest.raises(CheckpointError, match="holds other weights than a moment ago; run the same command again"):
-        adopt(step)
+    with pytest.raises(CheckpointError, match="changed while they were read; run the same command again"):
+        import_model(step)
 
 
 @pytest.mark.parametrize(
@@ -128,17 +130,19 @@ def test_a_model_that_changed_since_it_was_planned_is_refused(home, tmp_path):
         ("theirs={home}/mgca.ckpt", 4, "it is a file; files of the authors' release are read by `cleft import"),
         ("={home}/models/mgca", 2, "is not a label and a folder; write --model '<label>=<folder>'"),
         ("theirs=", 2, "--model 'theirs=' is not a label and a folder"),
-        ("()={home}/models/mgca", 2, "--model '()' for {home}/models/mgca: give the row a label with a letter"),
-        ("rank 4={home}/models/mgca", 2, "--model 'rank 4': grid has a row 'Rank 4' (lora); give {home}/models/mgca a"),
-        ("LoRA={home}/models/mgca", 2, "--model 'LoRA': grid has a row 'Rank 4' (lora)"),
-        ("theirs={home}/study", 2, "{home}/study is the folder of a study; give one of the models in it, such as"),
-        ("theirs={home}/head", 2, "{home}/head is a head on the tower of another run; give the run of that tower"),
+        ("()={home}/models/mgca", 2, "--model '()' for {home}/models/mgca: the label needs a letter"),
+        (
+            "rank 4={home}/models/mgca",
+            2,
+            "--model 'rank 4': grid already has a row 'Rank 4' (lora); give {home}/models/mgca another",
+        ),
+        ("LoRA={home}/models/mgca", 2, "--model 'LoRA': grid already has a row 'Rank 4' (lora)"),
+        ("theirs={home}/study", 2, "{home}/study is a study; give one of its models, such as"),
+        ("theirs={home}/head", 2, "{home}/head is a classifier on the image encoder of another run; give that run"),
         ("theirs={home}/begun", 4, "{home}/begun: stage one is not finished; run the same cleft pretrain again"),
     ],
 )
-def test_a_model_that_cannot_be_a_row_is_refused_before_anything_is_run(
-    home, words, tmp_path, capsys, model, code, sentence
-):
+def test_invalid_model_is_refused_before_anything_runs(home, words, tmp_path, capsys, model, code, sentence):
     (home / "study").mkdir(exist_ok=True)
     (home / "study/study.json").write_text("{}")
     for name, change in (("head", {"head": {"classes": ["Edema"], "scoring": "multi-class"}}), ("begun", {})):
@@ -154,12 +158,12 @@ def test_a_model_that_cannot_be_a_row_is_refused_before_anything_is_run(
 @pytest.mark.parametrize(
     ("models", "sentence"),
     [
-        (["a={}/mgca", "a={}/mrm"], "--model 'a': it stands twice, for"),
-        (["My a={}/mgca", "my-a={}/mrm"], "--model 'my-a': it is read as 'My a'"),
-        (["{}/mgca", "mgca={}/mrm"], "--model 'mgca': it stands twice"),
+        (["a={}/mgca", "a={}/mrm"], "--model 'a': it is also the label of"),
+        (["My a={}/mgca", "my-a={}/mrm"], "--model 'my-a': it is the same as 'My a'"),
+        (["{}/mgca", "mgca={}/mrm"], "--model 'mgca': it is also the label of"),
     ],
 )
-def test_a_label_stands_once(home, words, tmp_path, capsys, models, sentence):
+def test_duplicate_labels_are_refused(home, words, tmp_path, capsys, models, sentence):
     grid = write_grid(tmp_path, "columns: [manifest/zero-shot]\nrows:\n  lora: {preset: tiny}\n")
     given = [f"--model={model.format(home / 'models')}" for model in models]
     assert main(["reproduce", grid, *words, *given, "--plan"]) == 2
@@ -170,18 +174,22 @@ def test_a_label_stands_once(home, words, tmp_path, capsys, models, sentence):
     ("text", "code", "sentence"),
     [
         ("models:\n  theirs: nowhere\n", 4, "grid.yaml, line 3: models: 'theirs': nowhere is not a model"),
-        ("models:\n  theirs: [a, b]\n", 2, "line 3: models: 'theirs': name its folder, such as theirs: models/theirs"),
-        ("models: nowhere\n", 2, "a grid needs rows, each a preset and its settings, or models"),
+        (
+            "models:\n  theirs: [a, b]\n",
+            2,
+            "line 3: models: 'theirs': give its folder, such as theirs: models/published",
+        ),
+        ("models: nowhere\n", 2, "a grid needs rows (a preset and settings each) or models"),
     ],
 )
-def test_wrong_models_of_a_grid_are_refused_with_their_line(words, tmp_path, capsys, text, code, sentence):
+def test_invalid_models_of_a_grid_are_refused_with_their_line(words, tmp_path, capsys, text, code, sentence):
     grid = write_grid(tmp_path, f"columns: [manifest/zero-shot]\n{text}")
     assert main(["reproduce", grid, *words, "--plan"]) == code
     assert sentence in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_given_models_stand_beside_trained_rows_and_against_every_seed(home, words, tmp_path):
+def test_imported_models_are_compared_with_every_seed(home, words, tmp_path):
     grid = write_grid(
         tmp_path,
         "columns: [manifest/zero-shot, manifest/linear-probe, manifest/fine-tune/0.5]\nagainst: lora\n"

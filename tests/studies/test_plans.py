@@ -7,22 +7,22 @@ from cleft.config import load_settings
 from cleft.data.tables.csv import read_table
 from cleft.errors import ConfigError
 from cleft.studies.plans import PLANS, column, paper_plan
-from cleft.studies.run_step import do
-from cleft.studies.steps import Given, lay_out, row_settings
+from cleft.studies.run_step import run_step
+from cleft.studies.steps import StudyOptions, plan_steps, row_settings
 
 NAMES = sorted(PLANS)
 
 
 @pytest.mark.parametrize("scale", ["paper", "tiny"])
 @pytest.mark.parametrize("name", NAMES)
-def test_every_row_has_settings(name, scale):
+def test_every_row_has_valid_settings(name, scale):
     plan = paper_plan(name, scale)
     assert len({row.key for row in plan.rows}) == len(plan.rows)
     for row in plan.rows:
-        row_settings(row, Given(data={}))
+        row_settings(row, StudyOptions(data={}))
 
 
-def test_table_1_has_eleven_rows_and_six_questions():
+def test_table_1_has_eleven_rows_and_six_columns():
     plan = paper_plan("table1", "paper")
     assert [row.label for row in plan.rows] == [
         "Random-ViT",
@@ -44,16 +44,16 @@ def test_table_1_has_eleven_rows_and_six_questions():
     assert plan.columns[1].metrics == ("accuracy", "auc")
 
 
-def test_the_tiny_table_1_has_every_method_twice_under_two_headings():
+def test_tiny_table_1_has_every_method_matched_and_as_published():
     rows = {row.key: row for row in paper_plan("table1", "tiny").rows}
-    ours = row_settings(rows["cleft-lora"], Given(data={}))
+    ours = row_settings(rows["cleft-lora"], StudyOptions(data={}))
     methods = ("clip", "convirt", "gloria", "mgca", "mrm", "medclip")
-    matched = {name: row_settings(rows[f"matched-{name}"], Given(data={})) for name in methods}
+    matched = {name: row_settings(rows[f"matched-{name}"], StudyOptions(data={})) for name in methods}
     published = {row.preset: row for row in rows.values() if row.heading.startswith("as published")}
     assert list(published) == [f"tiny-baseline-{name}" for name in methods]
     assert len([row for row in rows.values() if row.heading.startswith("matched")]) + len(published) == len(rows) == 17
     for name, settings in matched.items():
-        own = row_settings(published[f"tiny-baseline-{name}"], Given(data={}))
+        own = row_settings(published[f"tiny-baseline-{name}"], StudyOptions(data={}))
         assert settings.method == own.method == name
         assert (settings.images, settings.optim, settings.train) == (ours.images, ours.optim, ours.train)
         assert settings.image == (own.image if name == "mrm" else ours.image)
@@ -67,16 +67,18 @@ def test_the_tiny_table_1_has_every_method_twice_under_two_headings():
             assert (each.classify, each.classes, each.images.size) == (ours.classify, ours.classes, ours.images.size)
 
 
-def test_what_is_typed_for_all_rows_holds_for_matched_ones(tmp_path):
+def test_overrides_apply_to_matched_rows(tmp_path):
     row = next(row for row in paper_plan("table1", "tiny").rows if row.key == "matched-clip")
-    settings = row_settings(row, Given(data={}, words=("--optim.steps=200", "--image.pooling=cls"), runs=tmp_path))
+    settings = row_settings(
+        row, StudyOptions(data={}, overrides=("--optim.steps=200", "--image.pooling=cls"), runs=tmp_path)
+    )
     assert (settings.optim.steps, settings.image.pooling) == (200, "cls")
 
 
-def test_rows_with_a_masked_model_begin_from_one_that_knows_what_they_read(tmp_path):
+def test_masked_rows_share_a_caption_lm(tmp_path):
     data = {"chexpert": write_fake_chexpert(tmp_path / "data"), "rsna": tmp_path}
-    work = lay_out([paper_plan("table1", "tiny")], Given(data=data, runs=tmp_path / "runs", seeds=1))
-    models = [name for name, step in work.steps.items() if step.kind == "language-model"]
+    work = plan_steps([paper_plan("table1", "tiny")], StudyOptions(data=data, runs=tmp_path / "runs", seeds=1))
+    models = [name for name, step in work.steps.items() if step.kind == "caption-lm"]
     assert len(models) == 2  # a causal one for CLEFT, a masked one for everybody else
     begun = {name: step.settings.text.model for name, step in work.steps.items() if step.kind == "pretrain"}
     masked = {model for name, model in begun.items() if "cleft" not in name and "mrm" not in name and model}
@@ -84,10 +86,10 @@ def test_rows_with_a_masked_model_begin_from_one_that_knows_what_they_read(tmp_p
     assert begun["mrm-vit/seed-0/stage-one"] is begun["matched-mrm/seed-0/stage-one"] is None
 
 
-def test_the_whole_paper_shares_what_it_can(tmp_path):
+def test_studies_of_the_paper_share_steps(tmp_path):
     data = {name: tmp_path for name in ("chexpert", "rsna", "embed")}
     plans = [paper_plan(name, "paper") for name in PLANS]
-    work = lay_out(plans, Given(data=data, seeds=1, runs=tmp_path / "runs"))
+    work = plan_steps(plans, StudyOptions(data=data, seeds=1, runs=tmp_path / "runs"))
     ours = [name for name, step in work.steps.items() if step.kind == "pretrain" and "cleft" in name]
     assert sorted(ours) == [
         f"{row}/seed-0/stage-one" for row in ("cleft-ia3", "cleft-lora", "cleft-prefix", "embed-cleft-lora")
@@ -101,46 +103,50 @@ def test_the_whole_paper_shares_what_it_can(tmp_path):
     assert (head.protocol, head.mode, head.fraction) == ("paper", "fine-tune", 0.1)
 
 
-def test_a_typed_protocol_has_the_last_word(tmp_path):
-    given = Given(data={"chexpert": tmp_path}, words=("--classify.protocol=standard",), seeds=1, runs=tmp_path)
-    work = lay_out([paper_plan("tableS1", "paper")], given)
+def test_protocol_override_is_used(tmp_path):
+    given = StudyOptions(
+        data={"chexpert": tmp_path}, overrides=("--classify.protocol=standard",), seeds=1, runs=tmp_path
+    )
+    work = plan_steps([paper_plan("tableS1", "paper")], given)
     assert work.steps["cleft-lora/seed-0/fine-tune-chexpert-1"].settings.classify.protocol == "standard"
 
 
-def test_what_a_row_cannot_answer_or_has_no_data_for_is_told(tmp_path):
-    work = lay_out([paper_plan("table1", "paper")], Given(data={}))
-    assert work.lacking["table1", "mrm-vit", "chexpert/zero-shot"] == ("impossible", "it reads no sentences")
-    work = lay_out([paper_plan("table1", "paper")], Given(data={"rsna": tmp_path}, runs=tmp_path))
+def test_unavailable_cells_have_reasons(tmp_path):
+    work = plan_steps([paper_plan("table1", "paper")], StudyOptions(data={}))
+    assert work.unavailable["table1", "mrm-vit", "chexpert/zero-shot"] == ("impossible", "no text encoder")
+    work = plan_steps([paper_plan("table1", "paper")], StudyOptions(data={"rsna": tmp_path}, runs=tmp_path))
     assert ("table1", "random-vit", "rsna/fine-tune") in work.cells  # nothing is learned before
-    assert work.lacking["table1", "mrm-vit", "rsna/fine-tune"][0] == "missing"
-    state, reason = work.lacking["table1", "cleft-lora", "rsna/zero-shot"]
-    assert (state, reason) == ("missing", "the data set chexpert was not given: --data chexpert=<folder>")
+    assert work.unavailable["table1", "mrm-vit", "rsna/fine-tune"][0] == "missing"
+    state, reason = work.unavailable["table1", "cleft-lora", "rsna/zero-shot"]
+    assert (state, reason) == ("missing", "no data for chexpert: give --data chexpert=<folder>")
 
 
-def test_weights_that_cannot_be_had_are_told(tmp_path):
+def test_unavailable_weights_are_reported(tmp_path):
     lacking = {"stanford-crfm/BioMedLM": "it is not here"}
-    work = lay_out([paper_plan("table3", "paper")], Given(data={"chexpert": tmp_path, "rsna": tmp_path}), lacking)
-    assert work.lacking["table3", "full-lm", "rsna/zero-shot"] == ("missing", "it is not here")
+    work = plan_steps(
+        [paper_plan("table3", "paper")], StudyOptions(data={"chexpert": tmp_path, "rsna": tmp_path}), lacking
+    )
+    assert work.unavailable["table3", "full-lm", "rsna/zero-shot"] == ("missing", "it is not here")
 
 
-def test_two_rows_never_share_a_run_of_different_settings(tmp_path):
+def test_rows_with_other_settings_do_not_share_a_run(tmp_path):
     plans = [paper_plan("table1", "paper"), paper_plan("table1", "tiny")]
-    with pytest.raises(ConfigError, match="is a run of another row with other settings; rename the row"):
-        lay_out(plans, Given(data={"chexpert": tmp_path, "rsna": tmp_path}, runs=tmp_path))
+    with pytest.raises(ConfigError, match="is also a run of another row with other settings; rename the row"):
+        plan_steps(plans, StudyOptions(data={"chexpert": tmp_path, "rsna": tmp_path}, runs=tmp_path))
 
 
-def test_a_share_of_the_patients_is_part_of_a_heading():
+def test_column_label_has_the_share_of_patients():
     assert column("chexpert/linear-probe/0.01").label == "CheXpert-5x200, linear probe, 1 %"
     assert column("chexpert/linear-probe").fraction == 1
 
 
-def test_patients_of_another_test_stay_out_where_both_show_the_same_people(shared, tmp_path):
+def test_test_patients_of_other_datasets_are_excluded(shared, tmp_path):
     data = {name: shared / f"data/{name}-mini" for name in ("chexpert", "rsna")}
     words = ("--data.patient_dataset=nih", f"--data.cache={tmp_path / 'cache'}")
     plans = [paper_plan(name, "tiny") for name in ("table1", "table3")]
-    work = lay_out(plans, Given(data=data, words=words, seeds=1, runs=tmp_path / "runs"))
-    [apart] = [step for step in work.steps.values() if step.kind == "apart"]
-    table = do(apart)
+    work = plan_steps(plans, StudyOptions(data=data, overrides=words, seeds=1, runs=tmp_path / "runs"))
+    [apart] = [step for step in work.steps.values() if step.kind == "exclusion-list"]
+    table = run_step(apart)
     assert len(read_table(table)[0].columns["patient"].texts()) == 46
     assert oct(table.stat().st_mode & 0o777) == "0o600"
     one = work.steps["cleft-lora/seed-0/stage-one"]
@@ -148,19 +154,19 @@ def test_patients_of_another_test_stay_out_where_both_show_the_same_people(share
     assert apart.name in one.needs
 
 
-def test_nobody_is_kept_apart_where_nothing_says_whose_patients_they_are(tmp_path):
+def test_no_patients_are_excluded_between_unrelated_datasets(tmp_path):
     data = {"chexpert": write_fake_chexpert(tmp_path / "data"), "rsna": tmp_path}
-    work = lay_out([paper_plan("table3", "tiny")], Given(data=data, runs=tmp_path / "runs"))
-    assert not [step for step in work.steps.values() if step.kind == "apart"]
+    work = plan_steps([paper_plan("table3", "tiny")], StudyOptions(data=data, runs=tmp_path / "runs"))
+    assert not [step for step in work.steps.values() if step.kind == "exclusion-list"]
 
 
-def test_a_new_setting_gives_no_other_name_to_what_rows_share(tmp_path):
+def test_new_settings_leave_step_names_unchanged(tmp_path):
     data = {"chexpert": write_fake_chexpert(tmp_path / "data")}
     names = [
-        next(step.name for step in lay_out([paper_plan("table3", "tiny")], given).steps.values() if step.needs == ())
+        next(step.name for step in plan_steps([paper_plan("table3", "tiny")], given).steps.values() if step.needs == ())
         for given in (
-            Given(data=data, runs=tmp_path),
-            Given(data=data, runs=tmp_path, words=("--data.test_fraction=0.3",)),
+            StudyOptions(data=data, runs=tmp_path),
+            StudyOptions(data=data, runs=tmp_path, overrides=("--data.test_fraction=0.3",)),
         )
     ]
     assert names[0] == "base-lm-chexpert-568c7d"  # it may change with the preset alone, for studies go on by it

@@ -14,12 +14,12 @@ from tests.tools.tiny_runs import CLASSES, write_drawings
 from cleft.cli import main
 from cleft.evaluation.compare import compare_seeds
 from cleft.results import Study, from_json
-from cleft.studies.reproduce import Request
+from cleft.studies.reproduce import StudyRequest
 
 GRID = """\
 title: Ranks
 columns: [manifest/zero-shot]
-against: lora
+reference: lora
 rows:
   lora: {preset: tiny, label: LoRA}
   plain: {stage_one: lora, stage_two: false}
@@ -72,7 +72,7 @@ def finished(drawings, tmp_path_factory):
     return home / "study", line
 
 
-def test_a_grid_becomes_a_study_whose_cells_name_their_results(finished):
+def test_grid_becomes_a_study_with_results(finished):
     study = read(finished[0])
     assert (study.name, study.title, study.scale) == ("ranks", "Ranks", "paper")
     assert [row.label for row in study.rows] == ["LoRA", "plain", "ia3"]
@@ -93,7 +93,7 @@ def test_a_grid_becomes_a_study_whose_cells_name_their_results(finished):
     assert "length" not in facts["plain"]
 
 
-def test_rows_are_held_against_the_reference_seed_by_seed(finished):
+def test_rows_are_compared_with_the_reference_by_seed(finished):
     study = read(finished[0])
     cells = {cell.row: cell for cell in study.cells}
     assert study.reference == "lora"
@@ -104,13 +104,13 @@ def test_rows_are_held_against_the_reference_seed_by_seed(finished):
         assert [each.metric for each in cells[row].differences] == ["accuracy", "auc"]
 
 
-def test_rows_share_the_stage_one_they_have_in_common(finished):
+def test_rows_share_stage_one(finished):
     runs = finished[0] / "runs"
     assert sorted(path.name for path in runs.iterdir() if path.is_dir()) == ["ia3", "lora"]
     assert sorted(path.name for path in (runs / "lora" / "seed-1").iterdir()) == ["context", "stage-one"]
 
 
-def test_the_same_command_again_runs_nothing(finished, capsys):
+def test_repeated_command_runs_nothing(finished, capsys):
     folder, line = finished
     before = {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*") if path.is_file()}
     assert main(line) == 0
@@ -118,16 +118,16 @@ def test_the_same_command_again_runs_nothing(finished, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*") if path.is_file()}
 
 
-def test_another_seed_costs_what_the_first_ones_did(finished, capsys):
+def test_time_of_another_seed_is_estimated(finished, capsys):
     folder, line = finished
     assert main([*line, "--seeds=3", "--plan"]) == 0
     said = capsys.readouterr().out
     assert "2 of 3 done; 3 steps, about" in said
-    assert "not known" not in said
+    assert "unknown" not in said
     assert len(read(folder).cells[0].results) == 2
 
 
-def test_an_answer_of_other_weights_is_asked_again(finished, capsys):
+def test_result_of_other_weights_is_evaluated_again(finished, capsys):
     _, line = finished
     folder = finished[0]
     summary = folder / "runs/ia3/seed-0/context/summary.json"
@@ -135,12 +135,12 @@ def test_an_answer_of_other_weights_is_asked_again(finished, capsys):
     summary.write_text(json.dumps({**json.loads(kept), "weights": "0" * 16}))
     try:
         assert main([*line, "--plan"]) == 0
-        assert "to do: 1 x ask" in capsys.readouterr().out
+        assert "to do: 1 x evaluate" in capsys.readouterr().out
     finally:
         summary.write_text(kept)
 
 
-def test_results_of_two_splits_are_refused_with_their_hashes(finished, capsys):
+def test_results_of_two_splits_are_refused(finished, capsys):
     folder, line = finished
     [result] = (folder / "runs/ia3/seed-0/context/results").glob("*.json")
     kept = result.read_text()
@@ -157,38 +157,38 @@ def test_results_of_two_splits_are_refused_with_their_hashes(finished, capsys):
     assert "ia3/seed-0/context" in said
 
 
-def test_a_folder_of_other_settings_is_refused(finished, capsys):
+def test_folder_with_other_settings_is_refused(finished, capsys):
     _, line = finished
     assert main([*line, "--optim.lr=0.5", "--plan"]) == 2
-    assert "begun with other settings: optim.lr 0.001 → 0.5" in capsys.readouterr().err
+    assert "started with other settings: optim.lr 0.001 → 0.5" in capsys.readouterr().err
 
 
-def test_a_plan_writes_nothing_and_knows_no_cost_yet(grid, words, tmp_path, capsys):
+def test_plan_writes_nothing(grid, words, tmp_path, capsys):
     assert main(["reproduce", grid, f"--out={tmp_path / 'study'}", "--plan", *words]) == 0
     said = capsys.readouterr().out
-    assert "  lora  manifest/zero-shot         0 of 2 done; 6 steps, cost not known" in said
-    assert "to do: 4 x stage one, 4 x stage two, 6 x ask; cost not known" in said
+    assert "  lora  manifest/zero-shot         0 of 2 done; 6 steps, time unknown" in said
+    assert "to do: 4 x stage one, 4 x stage two, 6 x evaluate; time unknown" in said
     assert not (tmp_path / "study").exists()
 
 
-def test_only_what_was_asked_for_is_run(grid, words, tmp_path, capsys):
+def test_only_selected_cells_are_run(grid, words, tmp_path, capsys):
     line = ["reproduce", grid, f"--out={tmp_path / 'study'}", "--seeds=1", "--only", "pla*", *words[:-1]]
     assert main(line) == 0
     assert states(tmp_path / "study") == {"lora": "planned", "plain": "done", "ia3": "planned"}
     said = capsys.readouterr().out.splitlines()
     assert said[0].endswith("; 1 seed")
     assert said[1].startswith("  plain manifest/zero-shot ")
-    assert said[2] == "  left out by --only: 2 cells"
+    assert said[2] == "  not selected by --only: 2 cells"
     assert not (tmp_path / "study/runs/lora/seed-0/context").exists()
 
 
-def test_a_pattern_of_cells_stands_whole_in_the_command_of_the_page():
-    request = Request(name="table1", data=("rsna=/secret/rsna",), only="*/rsna/*", out=Path("/secret/out"))
+def test_cell_pattern_is_kept_in_the_command():
+    request = StudyRequest(name="table1", data=("rsna=/secret/rsna",), only="*/rsna/*", out=Path("/secret/out"))
     typed = "cleft reproduce table1 --data=rsna=rsna --out=out --scale=paper --seeds=3 '--only=*/rsna/*'"
     assert request.command() == typed
 
 
-def test_a_failed_cell_is_named_and_the_rest_goes_on(words, tmp_path, capsys):
+def test_failed_cell_does_not_stop_the_others(words, tmp_path, capsys):
     grid = tmp_path / "one-bad.yaml"
     grid.write_text(
         "columns: [manifest/zero-shot]\nrows:\n"
@@ -203,7 +203,7 @@ def test_a_failed_cell_is_named_and_the_rest_goes_on(words, tmp_path, capsys):
     assert "do not fill one batch of 500" in bad.reason
 
 
-def test_a_cell_whose_loss_is_not_finite_has_a_code_of_its_own(words, tmp_path, capsys):
+def test_non_finite_loss_has_its_own_exit_code(words, tmp_path, capsys):
     grid = tmp_path / "too-fast.yaml"
     grid.write_text("columns: [manifest/zero-shot]\nrows:\n  fast: {preset: tiny, optim: {lr: 1.0e+30}}\n")
     assert main(["reproduce", str(grid), f"--out={tmp_path / 'study'}", "--seeds=1", *words[:-1]]) == 5
@@ -220,23 +220,26 @@ def test_a_cell_whose_loss_is_not_finite_has_a_code_of_its_own(words, tmp_path, 
         ("columns: [manifest/zero-shot]\nrows:\n  a: {preset: tiny, text: {rnk: 3}}\n", "did you mean text.rank"),
         (
             "columns: [manifest/zeroshot]\nrows:\n  a: {preset: tiny}\n",
-            "'zeroshot' is no task; did you mean 'zero-shot'",
+            "unknown task 'zeroshot'; did you mean 'zero-shot'",
         ),
-        ("columns: [manifst/zero-shot]\nrows:\n  a: {preset: tiny}\n", "nothing to ask about; did you mean 'manifest'"),
+        (
+            "columns: [manifst/zero-shot]\nrows:\n  a: {preset: tiny}\n",
+            "unknown benchmark 'manifst'; did you mean 'manifest'",
+        ),
         (
             "columns: [manifest/zero-shot, manifest/zero-shot]\nrows:\n  a: {preset: tiny}\n",
-            "line 1: column 'manifest/zero-shot' stands twice; leave one of them out",
+            "line 1: column 'manifest/zero-shot' is listed twice; remove one of them",
         ),
-        ("columns: [manifest/fine-tune/2]\nrows:\n  a: {preset: tiny}\n", "above 0 and not above 1"),
-        ("columns: [manifest/zero-shot/0.1]\nrows:\n  a: {preset: tiny}\n", "nothing is learned from"),
+        ("columns: [manifest/fine-tune/2]\nrows:\n  a: {preset: tiny}\n", "must be in (0, 1]"),
+        ("columns: [manifest/zero-shot/0.1]\nrows:\n  a: {preset: tiny}\n", "has no effect"),
         (
             "colums: [manifest/zero-shot]\nrows:\n  a: {preset: tiny}\n",
-            "a grid has no 'colums'; did you mean 'columns'",
+            "unknown key 'colums'; did you mean 'columns'",
         ),
         ("rows:\n  a: {preset: tiny}\n", "a grid needs rows"),
-        ("columns: [manifest/zero-shot]\nrows:\n  a: tiny\n", "write its preset and what differs"),
-        ("columns: [manifest/zero-shot]\nrows:\n  a: {text: {rank: 3}}\n", "give a preset, or the row"),
-        ("columns: [manifest/zero-shot]\nrows:\n  a/b: {preset: tiny}\n", "names a folder too"),
+        ("columns: [manifest/zero-shot]\nrows:\n  a: tiny\n", "give its preset and settings"),
+        ("columns: [manifest/zero-shot]\nrows:\n  a: {text: {rank: 3}}\n", "give either a preset, or the row"),
+        ("columns: [manifest/zero-shot]\nrows:\n  a/b: {preset: tiny}\n", "is also a folder name"),
         ("columns: [manifest/zero-shot]\nrows:\n  a: {preset: tiny, stage_two: maybe}\n", "must be true or false"),
         (
             "columns: [manifest/zero-shot]\nrows:\n  a: {preset: tiny}\n  b: {stage_one: c}\n",
@@ -244,19 +247,23 @@ def test_a_cell_whose_loss_is_not_finite_has_a_code_of_its_own(words, tmp_path, 
         ),
         (
             "columns: [manifest/zero-shot]\nrows:\n  a: {preset: tiny}\n  b: {stage_one: a, text: {rank: 3}}\n",
-            "cannot differ in that",
+            "cannot differ from row 'a', whose stage one it uses",
         ),
         (
             "columns: [manifest/zero-shot]\nrows:\n  a: {preset: tiny}\n  b: {stage_one: a}\n  c: {stage_one: b}\n",
-            "name that one",
+            "name that row",
         ),
         (
-            "columns: [manifest/zero-shot]\nagainst: rank_4\nrows:\n  rank-4: {preset: tiny}\n",
-            "line 2: against: there is no row 'rank_4'; did you mean 'rank-4'",
+            "columns: [manifest/zero-shot]\nreference: rank_4\nrows:\n  rank-4: {preset: tiny}\n",
+            "line 2: reference: no row 'rank_4'; did you mean 'rank-4'",
+        ),
+        (
+            "columns: [manifest/zero-shot]\nagainst: a\nrows:\n  a: {preset: tiny}\n",
+            "line 2: unknown key 'against'; it is now called 'reference'",
         ),
     ],
 )
-def test_a_wrong_grid_is_refused_with_its_place(tmp_path, capsys, text, sentence):
+def test_invalid_grid_is_refused_with_its_line(tmp_path, capsys, text, sentence):
     path = tmp_path / "grid.yaml"
     path.write_text(text)
     assert main(["reproduce", str(path), "--plan"]) == 2
@@ -266,33 +273,33 @@ def test_a_wrong_grid_is_refused_with_its_place(tmp_path, capsys, text, sentence
 @pytest.mark.parametrize(
     ("more", "code", "sentence"),
     [
-        (["--data=chexprt=/tmp"], 2, "'chexprt=/tmp' is not a data set and its folder; did you mean 'chexpert'"),
-        (["--data=chexpert"], 2, "'chexpert' is not a data set and its folder; write chexpert=<folder>"),
-        (["--data=chexpert=/nowhere/at/all"], 2, "there is no folder /nowhere/at/all"),
-        (["--only=nobody"], 2, "--only 'nobody' fits no row and no cell such as random-vit/chexpert/zero-shot"),
+        (["--data=chexprt=/tmp"], 2, "'chexprt=/tmp' is not a dataset and its folder; did you mean 'chexpert'"),
+        (["--data=chexpert"], 2, "'chexpert' is not a dataset and its folder; write chexpert=<folder>"),
+        (["--data=chexpert=/nowhere/at/all"], 2, "folder /nowhere/at/all does not exist"),
+        (["--only=nobody"], 2, "--only 'nobody' matches no row or cell (such as random-vit/chexpert/zero-shot)"),
         (["--seeds=0"], 2, "--seeds 0: give 1 or more"),
         (["--jobs=0"], 2, "--jobs 0: give 1 or more"),
         (["--seed=3"], 2, "--seed"),
-        (["--data.root=/tmp"], 2, "--data.root is decided by the study"),
+        (["--data.root=/tmp"], 2, "--data.root is set by the study"),
         (["--optim.stepps=3"], 2, "row matched-clip: the command line: unknown setting --optim.stepps"),
     ],
 )
-def test_a_wrong_word_is_refused(capsys, more, code, sentence):
+def test_invalid_option_is_refused(capsys, more, code, sentence):
     assert main(["reproduce", "table1", "--scale=tiny", "--plan", *more]) == code
     assert sentence in capsys.readouterr().err
 
 
-def test_an_unknown_study_is_refused_with_the_nearest(capsys):
+def test_unknown_study_is_refused_with_the_nearest(capsys):
     assert main(["reproduce", "tabel1"]) == 2
-    assert "no study 'tabel1'; did you mean 'table1'" in capsys.readouterr().err
+    assert "unknown study 'tabel1'; did you mean 'table1'" in capsys.readouterr().err
 
 
-def test_a_dataset_named_twice_is_refused(tmp_path, capsys):
+def test_dataset_given_twice_is_refused(tmp_path, capsys):
     assert main(["reproduce", "table1", "--plan", f"--data=rsna={tmp_path}", f"--data=rsna={tmp_path}"]) == 2
-    assert "names rsna twice" in capsys.readouterr().err
+    assert "--data rsna is given twice" in capsys.readouterr().err
 
 
-def test_data_that_lack_a_class_are_refused_before_anything_is_trained(grid, words, tmp_path, capsys):
+def test_missing_class_is_refused_before_training(grid, words, tmp_path, capsys):
     line = ["reproduce", grid, f"--out={tmp_path / 'study'}", *words, "--classes=[Edema, Pneumothorax]"]
     assert main(line) == 2
     assert "'Pneumothorax', which the table has no column for" in capsys.readouterr().err
@@ -300,7 +307,7 @@ def test_data_that_lack_a_class_are_refused_before_anything_is_trained(grid, wor
 
 
 @pytest.mark.slow
-def test_heads_are_trained_on_the_tower_that_their_row_shares(drawings, tmp_path, capsys):
+def test_classifiers_share_the_encoder_of_their_row(drawings, tmp_path, capsys):
     grid = tmp_path / "heads.yaml"
     grid.write_text(
         "columns: [manifest/linear-probe, manifest/fine-tune/0.5]\nrows:\n"
@@ -321,7 +328,7 @@ def test_heads_are_trained_on_the_tower_that_their_row_shares(drawings, tmp_path
 
 
 @pytest.mark.slow
-def test_a_study_that_was_moved_is_told_and_gone_on_with(words, tmp_path, capsys):
+def test_moved_study_is_reported_and_resumed(words, tmp_path, capsys):
     grid = tmp_path / "grid.yaml"
     grid.write_text("columns: [manifest/zero-shot]\nrows:\n  lora: {preset: tiny}\n")
     line = ["reproduce", str(grid), *words, "--scale=tiny", "--seeds=1"]
@@ -343,7 +350,7 @@ def test_a_study_that_was_moved_is_told_and_gone_on_with(words, tmp_path, capsys
 
 
 @pytest.mark.slow
-def test_two_processes_reach_what_one_does(finished, grid, words, tmp_path):
+def test_two_processes_give_the_result_of_one(finished, grid, words, tmp_path):
     assert main(["reproduce", grid, f"--out={tmp_path / 'study'}", "--jobs=2", *words]) == 0
     for place in ("lora/seed-0/context", "ia3/seed-1/context"):
         mine, theirs = (root / "runs" / place / "model.safetensors" for root in (tmp_path / "study", finished[0]))
@@ -353,7 +360,7 @@ def test_two_processes_reach_what_one_does(finished, grid, words, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_a_study_that_was_killed_goes_on_and_repeats_no_finished_cell(grid, words, tmp_path, number, code, jobs):
+def test_killed_study_resumes_without_repeating_cells(grid, words, tmp_path, number, code, jobs):
     folder = tmp_path / "study"
     line = [sys.executable, "-m", "cleft", "reproduce", grid, f"--out={folder}", f"--jobs={jobs}", *words]
     process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

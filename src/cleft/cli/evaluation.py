@@ -233,20 +233,20 @@ class ReproduceRequest(OutputOptions):
 )
 def reproduce_command(request: ReproduceRequest, words: list[str]) -> int:
     """Reproduce a table or figure of the paper, or run a grid of your own."""
-    from cleft.studies.reproduce import Request, reproduce
+    from cleft.studies.reproduce import StudyRequest, reproduce
 
-    study = Request(
+    study = StudyRequest(
         name=request.study,
         data=request.data,
         models=request.model,
-        words=tuple(words),
+        overrides=tuple(words),
         scale=request.scale,
         seeds=request.seeds,
         out=request.out,
         only=request.only,
         jobs=request.jobs,
     )
-    ending = reproduce(study, plan_only=request.plan, say=print, overwrite=request.overwrite)
+    ending = reproduce(study, plan_only=request.plan, echo=print, overwrite=request.overwrite)
     for failure in ending.failures:
         print(f"failed: {failure}", file=sys.stderr)
-    return ending.code
+    return ending.exit_code

@@ -1,9 +1,11 @@
-"""A grid of one's own: a YAML file of rows, each a preset and what differs from it, and of columns, the questions.
+"""Studies defined in a YAML file (a grid), and existing models as additional rows.
+
+A row is a preset with overrides, a column an evaluation:
 
 ```yaml
 title: How many ranks
 columns: [chexpert/zero-shot, chexpert/linear-probe/0.1]
-against: rank-16
+reference: rank-16
 rows:
   rank-4: {preset: small, text: {adapt: lora, rank: 4}}
   rank-16: {preset: small, label: rank 16, text: {adapt: lora, rank: 16}}
@@ -13,7 +15,9 @@ models:
   MGCA (published): models/mgca
 ```
 
-`models` are folders of models that are there already, each a row under its label; with them a grid needs no rows.
+`models` are folders of existing models, imported checkpoints or runs, each a row with its label; a grid with models
+needs no rows. Only classifiers are trained for such a row. The model is linked into the folder of the study, with its
+results; its own folder is only read.
 """
 
 from __future__ import annotations
@@ -34,36 +38,39 @@ from cleft.models.checkpoint import has_joint_space, is_image_only, locate_base,
 from cleft.models.image_classifier import read_head_info
 from cleft.models.model_folder import find_files, peek_description, read_folder, write_folder
 from cleft.strict_json import write_json
-from cleft.studies.plans import TINY, Model, Plan, Row, Scale, column
+from cleft.studies.plans import TINY_PRESET, Model, Plan, Row, Scale, column
 from cleft.studies.steps import Step
 from cleft.training.provenance import carried_facts, read_summary
 from cleft.training.run_folder import check_source, is_run
 
-_KEYS = ("title", "columns", "against", "rows", "models")
+_GRID_KEYS = ("title", "columns", "reference", "rows", "models")
+_FORMER_KEYS = {"against": "reference"}
 _ROW_KEYS = ("preset", "label", "stage_one", "stage_two")
-"""What a row says beside its settings. `stage_two: false` asks with handwritten prompts."""
-_OF_STAGE_TWO = ("context", "classes", "class_names")
-"""Settings in which rows may differ that share a stage one."""
+"""Keys of a row besides its settings. `stage_two: false` evaluates with handwritten prompts."""
+_STAGE_TWO_SETTINGS = ("context", "classes", "class_names")
+"""Settings in which rows with the same stage one may differ."""
 
 
 def read_grid(path: Path, *, scale: Scale = "paper") -> Plan:
-    """Reads a grid.
+    """Read a grid.
 
     Args:
-        path: The file; folders in it are relative to where the command is typed.
-        scale: Whether balanced sets and the paper's protocol are asked for.
+        path: YAML file; folders in it are relative to the working directory.
+        scale: `paper` uses balanced test sets and the paper's protocol.
 
     Raises:
-        ConfigError: If the file is not as above, a preset or setting is unknown (with the nearest name and the row), or
-            a column is no question.
-        CheckpointError: If the folder of a model holds none, or a damaged or unfinished one.
+        ConfigError: If the file is not as above, a preset or setting is unknown (names the row and the nearest name),
+            or a column is not an evaluation.
+        CheckpointError: If the folder of a model has none, or a damaged or unfinished one.
     """
     file = read_yaml(path)
     for key in file.tree:
-        if key not in _KEYS:
+        if key not in _GRID_KEYS:
+            current = _FORMER_KEYS.get(key)
+            hint = f"; it is now called {current!r}" if current else nearest(key, _GRID_KEYS)
             raise ConfigError(
-                f"{path}, line {file.lines[key]}: a grid has no {key!r}{nearest(key, _KEYS)}; it holds "
-                f"{', '.join(_KEYS)}"
+                f"{path}, line {file.lines[key]}: unknown key {key!r}{hint}; the keys of a grid are "
+                f"{', '.join(_GRID_KEYS)}"
             )
     rows, columns, models = file.tree.get("rows", {}), file.tree.get("columns"), file.tree.get("models", {})
     if (
@@ -74,148 +81,149 @@ def read_grid(path: Path, *, scale: Scale = "paper") -> Plan:
         or not columns
     ):
         raise ConfigError(
-            f"{path}: a grid needs rows, each a preset and its settings, or models, each a label and its folder, and a "
-            f"list of columns such as [chexpert/zero-shot]"
+            f"{path}: a grid needs rows (a preset and settings each) or models (a label and a folder each), and a list "
+            f"of columns such as [chexpert/zero-shot]"
         )
-    made: dict[str, Row] = {}
+    parsed: dict[str, Row] = {}
     for key, tree in rows.items():
         try:
-            made[key] = _row(key, tree, made)
+            parsed[key] = _row(key, tree, parsed)
         except ConfigError as error:
             raise ConfigError(f"{path}, line {file.lines[f'rows.{key}']}: row {key}: {error}") from error
     try:
-        questions = tuple(column(str(text)) for text in columns)
+        parsed_columns = tuple(column(str(text)) for text in columns)
     except ConfigError as error:
         raise ConfigError(f"{path}, line {file.lines['columns']}: {error}") from error
-    twice = next((each.key for number, each in enumerate(questions) if each in questions[:number]), None)
+    twice = next((each.key for number, each in enumerate(parsed_columns) if each in parsed_columns[:number]), None)
     if twice is not None:
-        raise ConfigError(f"{path}, line {file.lines['columns']}: column {twice!r} stands twice; leave one of them out")
-    title, reference = file.tree.get("title"), str(file.tree.get("against", ""))
+        raise ConfigError(f"{path}, line {file.lines['columns']}: column {twice!r} is listed twice; remove one of them")
+    title, reference = file.tree.get("title"), str(file.tree.get("reference", ""))
     reference = model_key(reference) if reference in models else reference
     plan = Plan(
         name=path.stem,
         title=title if isinstance(title, str) else path.stem,
-        rows=tuple(made.values()),
-        columns=questions,
+        rows=tuple(parsed.values()),
+        columns=parsed_columns,
         scale=scale,
         reference=reference,
     )
     for label, folder in models.items():
         what = f"{path}, line {file.lines[f'models.{label}']}: models:"
         if not isinstance(folder, str):
-            raise ConfigError(f"{what} {label!r}: name its folder, such as {label}: models/theirs")
+            raise ConfigError(f"{what} {label!r}: give its folder, such as {label}: models/published")
         plan = add_models(plan, [(label, Path(folder).expanduser())], what=what)
-    known = [row.key for row in plan.rows]
-    if reference not in ("", *known):
+    keys = [row.key for row in plan.rows]
+    if reference not in ("", *keys):
         raise ConfigError(
-            f"{path}, line {file.lines['against']}: against: there is no row {reference!r}{nearest(reference, known)}"
+            f"{path}, line {file.lines['reference']}: reference: no row {reference!r}{nearest(reference, keys)}"
         )
     return plan
 
 
-def _row(key: str, tree: Tree, known: Mapping[str, Row]) -> Row:
+def _row(key: str, tree: Tree, rows: Mapping[str, Row]) -> Row:
     if not re.fullmatch(r"[\w.-]+", key) or key.startswith("."):
-        raise ConfigError(f"{key!r} names a folder too; use letters, digits, dots and dashes")
+        raise ConfigError(f"{key!r} is also a folder name; use letters, digits, dots and dashes")
     if not isinstance(tree, dict):
-        raise ConfigError("write its preset and what differs, such as {preset: small, text: {rank: 4}}")
-    base = _base(tree, known)
-    words = (*base.words, *_words({name: value for name, value in tree.items() if name not in _ROW_KEYS}))
-    label, context = tree.get("label"), tree.get("stage_two", "true")
-    if context not in ("true", "false"):
-        raise ConfigError(f"stage_two={context!r} must be true or false")
-    settings = load_settings(base.preset, words)
+        raise ConfigError("give its preset and settings, such as {preset: small, text: {rank: 4}}")
+    base = _base(tree, rows)
+    overrides = (*base.overrides, *_overrides({name: value for name, value in tree.items() if name not in _ROW_KEYS}))
+    label, stage_two = tree.get("label"), tree.get("stage_two", "true")
+    if stage_two not in ("true", "false"):
+        raise ConfigError(f"stage_two={stage_two!r} must be true or false")
+    settings = load_settings(base.preset, overrides)
     return replace(
         base,
         key=key,
         label=label if isinstance(label, str) else key,
-        words=words,
-        context=context == "true",
-        speaks=settings.method not in ("image-only", "mrm"),
-        trains=settings.method != "image-only",
+        overrides=overrides,
+        learns_context=stage_two == "true",
+        zero_shot=settings.method not in ("image-only", "mrm"),
+        pretrains=settings.method != "image-only",
     )
 
 
-def _base(tree: Mapping[str, Tree], known: Mapping[str, Row]) -> Row:
-    """A row of a preset, or one that goes on from another row's stage one."""
+def _base(tree: Mapping[str, Tree], rows: Mapping[str, Row]) -> Row:
+    """Return a row of a preset, or one that uses the stage one of another row."""
     preset, other = tree.get("preset"), tree.get("stage_one")
     if isinstance(other, str) and preset is None:
-        if other not in known:
-            raise ConfigError(f"stage_one: there is no row {other!r} above{nearest(other, list(known))}")
-        strange = [name for name in tree if name not in (*_ROW_KEYS, *_OF_STAGE_TWO)]
-        if strange:
+        if other not in rows:
+            raise ConfigError(f"stage_one: there is no row {other!r} above{nearest(other, list(rows))}")
+        fixed = [name for name in tree if name not in (*_ROW_KEYS, *_STAGE_TWO_SETTINGS)]
+        if fixed:
             raise ConfigError(
-                f"{strange[0]}: goes on from the stage one of {other!r} and cannot differ in that; "
-                f"give it a preset of its own"
+                f"{fixed[0]}: cannot differ from row {other!r}, whose stage one it uses; give a preset instead of "
+                f"stage_one"
             )
-        base = known[other]
-        if base.stage_one is not None:
-            raise ConfigError(f"stage_one: row {other!r} goes on from {base.stage_one!r} itself; name that one")
-        return replace(base, stage_one=other, stage_one_words=base.words)
+        base = rows[other]
+        if base.stage_one_of is not None:
+            raise ConfigError(
+                f"stage_one: row {other!r} itself uses the stage one of {base.stage_one_of!r}; name that row"
+            )
+        return replace(base, stage_one_of=other, stage_one_overrides=base.overrides)
     if not isinstance(preset, str) or other is not None:
-        raise ConfigError("give a preset, or the row whose stage one it goes on from as stage_one; one of them")
+        raise ConfigError("give either a preset, or the row whose stage one it uses as stage_one")
     return Row(key="", label="", preset=preset)
 
 
-def _words(tree: Mapping[str, Tree], prefix: str = "") -> list[str]:
-    """A tree of settings as it would be typed."""
-    words: list[str] = []
+def _overrides(tree: Mapping[str, Tree], prefix: str = "") -> list[str]:
+    """Return a tree of settings as command-line overrides."""
+    overrides: list[str] = []
     for name, value in tree.items():
         if isinstance(value, dict):
-            words += _words(value, f"{prefix}{name}.")
+            overrides += _overrides(value, f"{prefix}{name}.")
         elif isinstance(value, list):
-            words.append(f"--{prefix}{name}=[{', '.join(map(str, value))}]")
+            overrides.append(f"--{prefix}{name}=[{', '.join(map(str, value))}]")
         else:
-            words.append(f"--{prefix}{name}={'null' if value is None else value}")
-    return words
+            overrides.append(f"--{prefix}{name}={'null' if value is None else value}")
+    return overrides
 
 
-HEADING = "your models: as they were given"
-_NO_SENTENCES = "it reads no sentences"
+MODELS_HEADING = "imported models"
+_NO_TEXT_ENCODER = "no text encoder"
 
 
 def add_models(plan: Plan, models: Iterable[tuple[str, Path]], *, what: str = "--model") -> Plan:
-    """A plan with further rows: models that are there already.
+    """Add existing models to a study as rows.
 
-    Of the row that the others are held against, or else of the first, they take which data are read and how they are
-    split, which classes are told apart and how heads are trained.
+    Data, split, classes and classifier settings are those of the reference row, or else of the first.
 
     Args:
-        plan: Of a table, a figure or a grid.
-        models: Label and folder of each.
-        what: Where they were named, for messages.
+        plan: Study of the paper, or grid.
+        models: Label and folder of each model.
+        what: Where they were given, for messages.
 
     Raises:
-        ConfigError: If a label is empty or taken, or a folder is that of a study or of a head.
-        CheckpointError: If a folder is no model, is damaged, or is a run that is not finished.
+        ConfigError: If a label is empty or taken, or a folder is that of a study or of a classifier.
+        CheckpointError: If a folder is not a model, is damaged, or is an unfinished run.
     """
     rows = list(plan.rows)
-    like = next((row for row in rows if row.key == plan.reference), rows[0] if rows else _usual(plan))
+    template = next((row for row in rows if row.key == plan.reference), rows[0] if rows else _default_row(plan))
     for label, folder in models:
         key = model_key(label)
         if not key:
-            raise ConfigError(f"{what} {label!r} for {folder}: give the row a label with a letter or a digit in it")
+            raise ConfigError(f"{what} {label!r} for {folder}: the label needs a letter or a digit")
         taken = next((row for row in rows if key == row.key or label.casefold() == row.label.casefold()), None)
         if taken is not None:
             raise ConfigError(
-                f"{what} {label!r}: {_whose(taken, label, plan)}; give {folder} a label of its own, as <label>=<folder>"
+                f"{what} {label!r}: {_conflict(taken, label, plan)}; give {folder} another label, as <label>=<folder>"
             )
         try:
-            model = read_model(folder)
+            model = read_imported_model(folder)
         except CleftError as error:
             raise type(error)(f"{what} {label!r}: {error}") from error
         rows.append(
             replace(
-                like,
+                template,
                 key=key,
                 label=label,
-                heading=HEADING,
-                home=f"{key}-{model.weights[:8]}",
-                stage_one=None,
-                stage_one_words=(),
-                context=False,  # zero-shot takes a learned context where the model has one
-                speaks=not model.mute,
-                trains=False,
-                like=None,
+                heading=MODELS_HEADING,
+                folder=f"{key}-{model.weights[:8]}",
+                stage_one_of=None,
+                stage_one_overrides=(),
+                learns_context=False,  # zero-shot uses the learned context of the model, if any
+                zero_shot=not model.no_zero_shot,
+                pretrains=False,
+                match_preset=None,
                 model=model,
             )
         )
@@ -223,7 +231,7 @@ def add_models(plan: Plan, models: Iterable[tuple[str, Path]], *, what: str = "-
 
 
 def model_key(label: str) -> str:
-    """A label as a row's key, which names a folder too.
+    """Return the row key of a label, which is also a folder name.
 
     Example:
         >>> model_key("MGCA (published)")
@@ -232,37 +240,37 @@ def model_key(label: str) -> str:
     return re.sub(r"[^\w.]+", "-", label.casefold()).strip("-._")
 
 
-def labelled_folders(words: Sequence[str]) -> list[tuple[str, Path]]:
-    """`label=folder` as typed; a folder alone is labelled by its name.
+def parse_models(texts: Sequence[str]) -> list[tuple[str, Path]]:
+    """Parse `label=folder`; the label of a folder alone is its name.
 
     Raises:
         ConfigError: If a label or a folder is empty.
     """
-    found: list[tuple[str, Path]] = []
-    for word in words:
-        label, equals, folder = word.partition("=")
-        if not equals or Path(word).expanduser().is_dir():
-            label, folder = Path(word).expanduser().resolve().name, word
+    models: list[tuple[str, Path]] = []
+    for text in texts:
+        label, equals, folder = text.partition("=")
+        if not equals or Path(text).expanduser().is_dir():
+            label, folder = Path(text).expanduser().resolve().name, text
         if not label.strip() or not folder:
-            raise ConfigError(f"--model {word!r} is not a label and a folder; write --model '<label>=<folder>'")
-        found.append((label.strip(), Path(folder).expanduser()))
-    return found
+            raise ConfigError(f"--model {text!r} is not a label and a folder; write --model '<label>=<folder>'")
+        models.append((label.strip(), Path(folder).expanduser()))
+    return models
 
 
-def read_model(folder: Path) -> Model:
-    """What a model folder holds, its files checked.
+def read_imported_model(folder: Path) -> Model:
+    """Read a model folder and check its files.
 
     Raises:
-        ConfigError: If it is the folder of a study or of a head.
-        CheckpointError: If it is no model, is damaged, or is a run that is not finished.
+        ConfigError: If it is the folder of a study or of a classifier.
+        CheckpointError: If it is not a model, is damaged, or is an unfinished run.
     """
     if (folder / "study.json").is_file():
         raise ConfigError(
-            f"{folder} is the folder of a study; give one of the models in it, such as "
+            f"{folder} is a study; give one of its models, such as "
             f"{folder / 'runs' / 'cleft-lora' / 'seed-0' / 'context'}"
         )
     if read_head_info(folder) is not None:
-        raise ConfigError(f"{folder} is a head on the tower of another run; give the run of that tower")
+        raise ConfigError(f"{folder} is a classifier on the image encoder of another run; give that run")
     if (folder / "config.yaml").is_file():
         settings = load_run_settings(folder)
         check_source(folder, settings, folder / "row", what="a row")
@@ -278,40 +286,40 @@ def read_model(folder: Path) -> Model:
         weights=weights,
         settings=settings,
         origin=_origin(folder, description, settings.seed),
-        mute=_mute(description),
-        base=None if base is None else locate_base(folder, str(base["name"])),
+        no_zero_shot=_no_zero_shot(description),
+        base_model=None if base is None else locate_base(folder, str(base["name"])),
     )
 
 
-def adopt(step: Step) -> Path:
-    """Brings a model into a study's folder, with the study's settings for data, classes and heads.
+def import_model(step: Step) -> Path:
+    """Link a model into the folder of a study, with the study's settings for data, classes and classifiers.
 
-    Its files are linked, or copied where the disk is another.
+    Files are copied if they cannot be linked.
 
     Raises:
-        CheckpointError: If the folder is damaged, or holds other weights than when the study was planned.
-        ConfigError: If its place in the study holds a folder of the user's.
+        CheckpointError: If the folder is damaged, or its weights changed since the study was planned.
+        ConfigError: If its place in the study is taken by another folder.
         ResourceError: If the disk is full or cannot be written.
     """
     assert step.model is not None
     source, folder, weights = step.model.folder, step.folder, step.model.weights
     if (folder / "config.yaml").is_file() and not is_run(folder):
-        raise ConfigError(f"{folder} is in the way of a model of the study; move it away, or choose another --out")
+        raise ConfigError(f"{folder} exists and is not a model of the study; move it away, or choose another --out")
     summary = read_summary(folder)
     if summary is None or weights_digest(folder) != weights:
         description, home = read_folder(source), find_files(source)
         names = list(cast("dict[str, Any]", description["files"]))
-        write_folder(folder, description, lambda stage: _bring(home, stage, names))
+        write_folder(folder, description, lambda stage: _link_files(home, stage, names))
         if weights_digest(folder) != weights:
-            raise CheckpointError(f"{source} holds other weights than a moment ago; run the same command again")
+            raise CheckpointError(f"the weights in {source} changed while they were read; run the same command again")
     write_whole(folder / "config.yaml", dump_settings(step.settings), mode=None)
-    if (facts := carried_facts(source)) is not None:  # whom it was trained on
+    if (facts := carried_facts(source)) is not None:  # its training patients
         write_json(folder / "split.json", facts)
     write_json(folder / "summary.json", {**(read_summary(source) or {}), "weights": weights})
     return folder
 
 
-def _bring(source: Path, stage: Path, names: Iterable[str]) -> None:
+def _link_files(source: Path, stage: Path, names: Iterable[str]) -> None:
     for name in names:
         (stage / name).parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -320,34 +328,34 @@ def _bring(source: Path, stage: Path, names: Iterable[str]) -> None:
             shutil.copyfile(source / name, stage / name)
 
 
-def _usual(plan: Plan) -> Row:
-    """What a grid without rows takes data and heads from."""
-    return Row(key="", label="", preset=TINY if plan.scale == "tiny" else "cleft-paper")
+def _default_row(plan: Plan) -> Row:
+    """Return the row that sets data and classifiers of a grid without rows."""
+    return Row(key="", label="", preset=TINY_PRESET if plan.scale == "tiny" else "cleft-paper")
 
 
-def _whose(row: Row, label: str, plan: Plan) -> str:
+def _conflict(row: Row, label: str, plan: Plan) -> str:
     if row.model is None:
-        return f"{plan.name} has a row {row.label!r} ({row.key})"
-    return f"it stands twice, for {row.model.folder} too" if row.label == label else f"it is read as {row.label!r}"
+        return f"{plan.name} already has a row {row.label!r} ({row.key})"
+    return f"it is also the label of {row.model.folder}" if row.label == label else f"it is the same as {row.label!r}"
 
 
-def _mute(description: dict[str, Any]) -> str:
+def _no_zero_shot(description: dict[str, Any]) -> str:
     if is_image_only(description) or not has_joint_space(description):
-        return _NO_SENTENCES
+        return _NO_TEXT_ENCODER
     if description.get("token_ids"):
-        return "it reads token ids and no sentences; import it again with --tokenizer <folder>"
+        return "its tokenizer is unknown; import it again with --tokenizer <folder>"
     return ""
 
 
 def _origin(folder: Path, description: dict[str, Any], seed: int) -> str:
-    """Where a model comes from: no path, for pages travel."""
+    """Describe the origin of a model, without paths because pages are shared."""
     parts = folder.resolve().parts
-    name = " ".join(parts[-3:]) if parts[-2:-1] and parts[-2].startswith("seed-") else parts[-1]  # of a study's run
+    name = " ".join(parts[-3:]) if parts[-2:-1] and parts[-2].startswith("seed-") else parts[-1]  # a run of a study
     extra = cast("dict[str, Any]", description.get("extra") or {})
     imported: Any = extra.get("imported")
     if isinstance(imported, dict):
         facts = cast("dict[str, Any]", imported)
-        whose = f"a checkpoint of {facts.get('method', 'the authors')}"
+        source = f"a checkpoint of {facts.get('method', 'the authors')}"
         sha = str(facts.get("sha256", ""))[:12]
-        return f"{name}: imported from {facts.get('file')} (SHA-256 {sha}…), {whose}"
+        return f"{name}: imported from {facts.get('file')} (SHA-256 {sha}…), {source}"
     return f"{name}: a run of the method {description.get('method', 'cleft')}, seed {seed}"

@@ -1,4 +1,8 @@
-"""From the name of a table to its page: plans, says what is missing and what it costs, runs what is left."""
+"""Reproduce a study: plan its steps, run the remaining ones, and write its page and tables.
+
+A study is a folder with `study.json`, which is rewritten after every evaluation, the page, and the runs. If the process
+is stopped, the same command resumes it.
+"""
 
 from __future__ import annotations
 
@@ -25,142 +29,144 @@ from cleft.grammar import count, share, verb
 from cleft.report.study_page import check_study_outputs, write_study_page
 from cleft.report.study_table import STUDY_FILE, check_study_file
 from cleft.results import Difference, Study, StudyCell, StudyLine, to_json
-from cleft.studies.grids import add_models, labelled_folders, read_grid
+from cleft.studies.grids import add_models, parse_models, read_grid
 from cleft.studies.plans import PLANS, Plan, Row, Scale, paper_plan
-from cleft.studies.run_step import Do, check_question, do, run_steps
+from cleft.studies.run_step import RunStep, check_evaluation_data, run_step, run_steps
 from cleft.studies.status import (
-    Times,
-    check_settings,
-    counted,
-    find_answer,
-    glance,
+    StepTimes,
+    check_run_settings,
+    count_kinds,
+    describe_cost,
+    find_result,
+    find_unavailable_weights,
     is_done,
-    lacking_weights,
+    read_evaluation_header,
     row_facts,
-    settle,
-    told_cost,
+    update_paths,
 )
-from cleft.studies.steps import KINDS, Given, Step, Work, lay_out, row_settings, words_of_row
+from cleft.studies.steps import KIND_NAMES, Step, StepPlan, StudyOptions, overrides_of_row, plan_steps, row_settings
 from cleft.training.provenance import command_line
 
 log = logging.getLogger(__name__)
 
 Cell = tuple[str, str, str]
-"""Plan, row and column."""
+"""Names of study, row and column."""
 
 
-class Ending(NamedTuple):
-    """What a study ended in."""
+class StudyOutcome(NamedTuple):
+    """Outcome of running studies."""
 
     studies: list[Path]
-    """Folders, each with its `study.json`."""
+    """Study folders."""
     failures: list[str]
-    """One sentence for each step that failed by itself."""
-    code: int
-    """Exit code: 0; 5 where a number was not finite; 1 where anything else failed."""
+    """Messages of the steps that failed, without those that depend on them."""
+    exit_code: int
+    """Exit code: 0, 5 if a value was not finite, 1 for other failures."""
 
 
 @dataclass(kw_only=True)
 class Reproduction:
-    """Some plans, what is there of them, and what is left.
+    """Studies with their finished and remaining steps.
 
     Args:
-        plans: Each with the folder of its `study.json`.
-        given: Data, settings, seeds, folder of the runs.
-        only: Pattern of rows, or of rows and columns as `row/column`; None for all.
-        command: What was typed, without folders.
-        lacking_weights: Model that cannot be had, to why.
+        plans: Studies with their folders.
+        options: Data, overrides, seeds, folder of the runs.
+        only: Pattern of rows, or of cells as `row/column`; None for all.
+        command: Command line, without folders.
+        unavailable_weights: Published models that are not available, with reasons.
 
     Raises:
-        ConfigError: If a preset or setting is unknown, a pattern fits nothing, or a folder holds other runs.
-        DataError: If data cannot be asked what a column asks, or a column would mix two splits.
+        ConfigError: If a preset or setting is unknown, a pattern matches nothing, or a folder has other runs.
+        DataError: If data do not fit a column, or a column would mix two splits.
     """
 
     plans: Sequence[tuple[Plan, Path]]
-    given: Given
+    options: StudyOptions
     only: str | None = None
     command: str = ""
-    lacking_weights: Mapping[str, str] = field(default_factory=dict[str, str])
+    unavailable_weights: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __post_init__(self) -> None:
-        self.work: Work = lay_out([plan for plan, _ in self.plans], self.given, self.lacking_weights)
+        self.work: StepPlan = plan_steps([plan for plan, _ in self.plans], self.options, self.unavailable_weights)
         rows = [row for plan, _ in self.plans for row in plan.rows]
-        self._unused = unused_words(rows, self.given, self.work.steps.values())
+        self._unused = unused_overrides(rows, self.options, self.work.steps.values())
         for step in self.work.steps.values():
-            check_settings(step)
-        self.times = Times(self.given.runs)
-        self._answers = {name: find_answer(step) for name, step in self._questions().items()}
+            check_run_settings(step)
+        self.times = StepTimes(self.options.runs)
+        self._results = {name: find_result(step) for name, step in self._evaluations().items()}
         self._failures: dict[str, str] = {}
         self._facts: dict[str, dict[str, float]] = {}
-        """By all that a row is: tables share most of their rows."""
-        self.left = self._left()
-        for step in self._distinct_questions():
-            check_question(step)
-        self._check_headings()
+        """By row: studies share most of their rows."""
+        self.remaining = self._remaining()
+        for step in self._distinct_evaluations():
+            check_evaluation_data(step)
+        self._check_columns()
 
-    def lines(self) -> list[str]:
-        """The plan in words: each cell, what is missing, what is left and what that costs."""
+    def describe(self) -> list[str]:
+        """Describe the plan in lines: each cell, missing data, remaining steps and their time."""
         report: list[str] = []
         for plan, _ in self.plans:
-            report.append(f"{plan.title} ({plan.scale}); {count(self.given.seeds, 'seed')}")
+            report.append(f"{plan.title} ({plan.scale}); {count(self.options.seeds, 'seed')}")
             cells = [(plan.name, row.key, column.key) for row in plan.rows for column in plan.columns]
             wanted = [cell for cell in cells if self._is_wanted(cell)]
-            there = [cell for cell in wanted if cell in self.work.cells]
-            width = max((len(row) for _, row, _ in there), default=0)
-            report += [self._cell_line(cell, width) for cell in there]
+            available = [cell for cell in wanted if cell in self.work.cells]
+            width = max((len(row) for _, row, _ in available), default=0)
+            report += [self._cell_line(cell, width) for cell in available]
             reasons: dict[str, list[str]] = {}
             for cell in wanted:
                 if cell not in self.work.cells:
-                    reasons.setdefault(": ".join(self.work.lacking[cell]), []).append(cell[1])
+                    reasons.setdefault(": ".join(self.work.unavailable[cell]), []).append(cell[1])
             report += [
                 f"  {reason}: {count(len(rows), 'cell')} ({', '.join(dict.fromkeys(rows))})"
                 for reason, rows in reasons.items()
             ]
             if len(wanted) < len(cells):
-                report.append(f"  left out by --only: {count(len(cells) - len(wanted), 'cell')}")
+                report.append(f"  not selected by --only: {count(len(cells) - len(wanted), 'cell')}")
         report += self._unused
-        left = list(self.left.values())
-        report.append(f"to do: {counted(left, KINDS) or 'nothing'}; {told_cost(left, self.times)}")
+        remaining = list(self.remaining.values())
+        report.append(
+            f"to do: {count_kinds(remaining, KIND_NAMES) or 'nothing'}; {describe_cost(remaining, self.times)}"
+        )
         return report
 
-    def run(self, *, jobs: int = 1, work: Do = do) -> Ending:
-        """Runs what is left, and writes every study after each answer.
+    def run(self, *, jobs: int = 1, step_runner: RunStep = run_step) -> StudyOutcome:
+        """Run the remaining steps, and write every study after each evaluation.
 
         Raises:
-            DataError: If results of two splits would stand under one heading.
+            DataError: If a column would mix results of two splits.
             Interrupted, Terminated, KeyboardInterrupt: If a signal arrived; the same command resumes.
         """
-        self.write()
-        if not self.left:
-            return Ending([folder for _, folder in self.plans], [], 0)
+        self.write_study()
+        if not self.remaining:
+            return StudyOutcome([folder for _, folder in self.plans], [], 0)
         for step in self.work.steps.values():
-            settle(step)
+            update_paths(step)
         codes: list[int] = []
-        own: list[str] = []
-        fresh = {name for name, step in self.left.items() if not (step.folder / "config.yaml").is_file()}
-        for outcome in run_steps(list(self.left.values()), work, jobs=jobs):
+        failures: list[str] = []
+        fresh = {name for name, step in self.remaining.items() if not (step.folder / "config.yaml").is_file()}
+        for outcome in run_steps(list(self.remaining.values()), step_runner, jobs=jobs):
             name = outcome.step.name
             if outcome.failure is not None:
                 self._failures[name] = outcome.failure
-                if outcome.failure not in own:
-                    own.append(outcome.failure)
+                if outcome.failure not in failures:
+                    failures.append(outcome.failure)
                     log.error("failed: %s", outcome.failure)
                 codes.append(outcome.code)
             else:
-                if name in fresh or name in self._answers:
+                if name in fresh or name in self._results:
                     self.times.add(outcome.step, outcome.seconds)
-                if name in self._answers:
-                    self._answers[name] = outcome.path
-            if outcome.failure is not None or name in self._answers:
-                self._check_headings()
-                self.write()
-        self._facts.clear()  # of what was learned, more is known now: the tokens whose rows move, a new language model
-        self.write()
+                if name in self._results:
+                    self._results[name] = outcome.path
+            if outcome.failure is not None or name in self._results:
+                self._check_columns()
+                self.write_study()
+        self._facts.clear()  # parameter counts need the tokens and language models of the finished runs
+        self.write_study()
         code = 0 if not codes else NumericsError.exit_code if NumericsError.exit_code in codes else 1
-        return Ending([folder for _, folder in self.plans], own, code)
+        return StudyOutcome([folder for _, folder in self.plans], failures, code)
 
-    def write(self) -> None:
-        """Writes `study.json` of every plan, whole.
+    def write_study(self) -> None:
+        """Write `study.json` of every study atomically.
 
         Raises:
             ResourceError: If the disk is full or cannot be written.
@@ -176,7 +182,7 @@ class Reproduction:
                 ) from error
 
     def study(self, plan: Plan, folder: Path) -> Study:
-        """A plan and what became of its cells."""
+        """Return the study with the state of its cells."""
         return Study(
             name=plan.name,
             title=plan.title,
@@ -203,83 +209,87 @@ class Reproduction:
     def _cell(self, plan: Plan, cell: Cell, folder: Path) -> StudyCell:
         _, row, column = cell
         if cell not in self.work.cells:
-            state, reason = self.work.lacking[cell]
+            state, reason = self.work.unavailable[cell]
             return StudyCell(row=row, column=column, state=state, reason=reason)
         names = self.work.cells[cell]
-        found = self._found(cell)
-        files = tuple(_relative(path, folder) for path in found)
+        paths = self._result_files(cell)
+        files = tuple(_relative(path, folder) for path in paths)
         failures = [self._failures[name] for name in names if name in self._failures]
         if failures:
             return StudyCell(row=row, column=column, state="failed", results=files, reason=failures[0])
-        if len(found) == len(names):
-            held = self._held(plan, cell, (plan.name, plan.reference, column))
-            return StudyCell(row=row, column=column, state="done", results=files, differences=held)
+        if len(paths) == len(names):
+            differences = self._differences(plan, cell, (plan.name, plan.reference, column))
+            return StudyCell(row=row, column=column, state="done", results=files, differences=differences)
         reason = (
-            f"{share(len(found), len(names), 'seed')} {verb(len(found), 'is', 'are')} done" if found else "not run yet"
+            f"{share(len(paths), len(names), 'seed')} {verb(len(paths), 'is', 'are')} done" if paths else "not run yet"
         )
         return StudyCell(row=row, column=column, state="planned", results=files, reason=reason)
 
-    def _held(self, plan: Plan, cell: Cell, reference: Cell) -> tuple[Difference, ...]:
-        """A cell that is done against that of the reference; what was asked once stands against every seed."""
-        found, others = self._found(cell), self._found(reference)
-        if cell == reference or not others or len(others) < len(self.work.cells[reference]):
+    def _differences(self, plan: Plan, cell: Cell, reference: Cell) -> tuple[Difference, ...]:
+        """Compare a finished cell with the reference; a single result is compared with every seed."""
+        results, references = self._result_files(cell), self._result_files(reference)
+        if cell == reference or not references or len(references) < len(self.work.cells[reference]):
             return ()
-        seeds = max(len(found), len(others))
-        mine, theirs = (files * (seeds // len(files)) for files in (found, others))
-        numbers = (len(plan.rows) - 1) * sum(len(each.metrics) for each in plan.columns)
-        return compare_done(tuple(mine), tuple(theirs), resamples_for(numbers))
+        seeds = max(len(results), len(references))
+        results, references = (files * (seeds // len(files)) for files in (results, references))
+        tests = (len(plan.rows) - 1) * sum(len(each.metrics) for each in plan.columns)
+        return compare_results(tuple(results), tuple(references), resamples_for(tests))
 
-    def _found(self, cell: Cell) -> list[Path]:
-        """Result files of a cell, of the seeds that are done."""
-        return [path for path in map(self._answers.get, self.work.cells.get(cell, ())) if path is not None]
+    def _result_files(self, cell: Cell) -> list[Path]:
+        """Return the result files of a cell, for the finished seeds."""
+        return [path for path in map(self._results.get, self.work.cells.get(cell, ())) if path is not None]
 
     def _row_facts(self, plan: Plan, key: str) -> dict[str, float]:
         row = next(row for row in plan.rows if row.key == key)
         if str(row) not in self._facts:
-            self._facts[str(row)] = row_facts(row, self.given, self.work)
+            self._facts[str(row)] = row_facts(row, self.options, self.work)
         facts = dict(self._facts[str(row)])
         names = {name for cell, names in self.work.cells.items() if cell[:2] == (plan.name, key) for name in names}
-        seconds = [self.times.of(name) for name in self._before(names) if self.work.steps[name].kind in _TRAINING]
+        seconds = [self.times.of(name) for name in self._with_needs(names) if self.work.steps[name].kind in _TRAINING]
         if seconds and all(second is not None for second in seconds):
-            facts["seconds"] = round(sum(second or 0.0 for second in seconds) / self.given.seeds, 1)
+            facts["seconds"] = round(sum(second or 0.0 for second in seconds) / self.options.seeds, 1)
         return facts
 
     def _cell_line(self, cell: Cell, width: int) -> str:
         place = f"  {cell[1]:{width}} {cell[2]:26}"
         names = self.work.cells[cell]
-        done = sum(self._answers[name] is not None for name in names)
-        steps = [step for name, step in self.left.items() if name in self._before(names)]
+        done = sum(self._results[name] is not None for name in names)
+        steps = [step for name, step in self.remaining.items() if name in self._with_needs(names)]
         if done == len(names):
             return f"{place} done"
-        return f"{place} {done} of {len(names)} done; {count(len(steps), 'step')}, {told_cost(steps, self.times)}"
+        return f"{place} {done} of {len(names)} done; {count(len(steps), 'step')}, {describe_cost(steps, self.times)}"
 
-    def _questions(self) -> dict[str, Step]:
+    def _evaluations(self) -> dict[str, Step]:
         names = {name for names in self.work.cells.values() for name in names}
         return {name: step for name, step in self.work.steps.items() if name in names}
 
-    def _distinct_questions(self) -> list[Step]:
-        """One step for each subject that is still to be asked about, and each set of classes."""
-        left = [step for name, step in self.left.items() if name in self._answers]
-        return list({(step.subject, step.settings.data.dataset, step.settings.classes): step for step in left}.values())
+    def _distinct_evaluations(self) -> list[Step]:
+        """Return one remaining evaluation for each benchmark and set of classes."""
+        evaluations = [step for name, step in self.remaining.items() if name in self._results]
+        return list(
+            {(step.benchmark, step.settings.data.dataset, step.settings.classes): step for step in evaluations}.values()
+        )
 
-    def _left(self) -> dict[str, Step]:
-        """What must be run for the cells that were asked for, in order; steps behind what is done are not."""
+    def _remaining(self) -> dict[str, Step]:
+        """Return the steps to run for the selected cells, in order, without those that only finished steps need."""
         wanted = [
             name
             for cell, names in self.work.cells.items()
             if self._is_wanted(cell)
             for name in names
-            if self._answers[name] is None
+            if self._results[name] is None
         ]
-        if self.only is not None and not any(self._is_wanted(cell) for cell in [*self.work.cells, *self.work.lacking]):
+        if self.only is not None and not any(
+            self._is_wanted(cell) for cell in [*self.work.cells, *self.work.unavailable]
+        ):
             rows = ", ".join(dict.fromkeys(row.key for plan, _ in self.plans for row in plan.rows))
             raise ConfigError(
-                f"--only {self.only!r} fits no row and no cell such as {self._example()}; rows are {rows}"
+                f"--only {self.only!r} matches no row or cell (such as {self._example()}); rows are {rows}"
             )
         needed: set[str] = set()
         while wanted:
             name = wanted.pop()
-            if name not in needed and (name in self._answers or not is_done(self.work.steps[name])):
+            if name not in needed and (name in self._results or not is_done(self.work.steps[name])):
                 needed.add(name)
                 wanted += self.work.steps[name].needs
         return {name: step for name, step in self.work.steps.items() if name in needed}
@@ -292,58 +302,58 @@ class Reproduction:
         plan = self.plans[0][0]
         return f"{plan.rows[0].key}/{plan.columns[0].key}" if plan.columns else plan.rows[0].key
 
-    def _before(self, names: Iterable[str]) -> set[str]:
-        """Some steps and all that they need."""
-        found: set[str] = set()
+    def _with_needs(self, names: Iterable[str]) -> set[str]:
+        """Return some steps and everything they need."""
+        steps: set[str] = set()
         waiting = list(names)
         while waiting:
             name = waiting.pop()
-            if name not in found:
-                found.add(name)
+            if name not in steps:
+                steps.add(name)
                 waiting += self.work.steps[name].needs
-        return found
+        return steps
 
-    def _check_headings(self) -> None:
-        """Results of two splits, or of other images, must not stand under one heading."""
+    def _check_columns(self) -> None:
+        """Check that all results of a column have the same split and images."""
         for plan, _ in self.plans:
             for column in plan.columns:
-                found = [path for row in plan.rows for path in self._found((plan.name, row.key, column.key))]
-                _check_one_split(column.label, found)
+                paths = [path for row in plan.rows for path in self._result_files((plan.name, row.key, column.key))]
+                _check_one_split(column.label, paths)
 
 
 _TRAINING = ("pretrain", "context")
 
 
-def _check_one_split(heading: str, paths: Sequence[Path]) -> None:
+def _check_one_split(column: str, paths: Sequence[Path]) -> None:
     seen: dict[tuple[str, str], Path] = {}
     for path in paths:
-        asked = glance(path)
-        seen.setdefault((asked.split_digest, asked.ids_digest), path)
+        evaluation = read_evaluation_header(path)
+        seen.setdefault((evaluation.split_digest, evaluation.ids_digest), path)
     if len(seen) > 1:
-        told = " and ".join(
+        described = " and ".join(
             f"{split} (images {ids}; {'/'.join(path.parts[-5:-2])})" for (split, ids), path in list(seen.items())[:2]
         )
         raise DataError(
-            f"under the heading {heading!r} results of two splits would stand: {told}; give the data the study was "
-            f"begun with, or choose another folder with --out",
+            f"column {column!r} would mix results of two splits: {described}; use the data the study was started with, "
+            f"or choose another folder with --out",
             reason="mixed-splits",
         )
 
 
-def compare_done(results: tuple[Path, ...], reference: tuple[Path, ...], resamples: int) -> tuple[Difference, ...]:
-    """Compare results, once for each state of their files; empty where they lack single scores or do not compare."""
+def compare_results(results: tuple[Path, ...], reference: tuple[Path, ...], resamples: int) -> tuple[Difference, ...]:
+    """Compare results, once per state of their files; empty if they have no scores per image or cannot be compared."""
     files = [file for path in (*results, *reference) for file in (path, predictions_path(path)) if file.is_file()]
-    return _hold_against(results, reference, resamples, tuple(map(file_key, files)))
+    return _compare_results(results, reference, resamples, tuple(map(file_key, files)))
 
 
 @functools.cache
-def _hold_against(
+def _compare_results(
     results: tuple[Path, ...], reference: tuple[Path, ...], resamples: int, states: tuple[str, ...]
 ) -> tuple[Difference, ...]:
     try:
         return compare_seeds(results, reference, draws=Bootstrap(resamples=resamples))
     except DataError as error:
-        log.warning("no difference between rows: %s", error)
+        log.warning("rows not compared: %s", error)
         return ()
 
 
@@ -351,43 +361,43 @@ def _relative(path: Path, folder: Path) -> str:
     return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
 
 
-def unused_words(rows: Sequence[Row], given: Given, steps: Iterable[Step]) -> list[str]:
-    """Returns one line for each typed setting that some rows or some data do not use.
+def unused_overrides(rows: Sequence[Row], options: StudyOptions, steps: Iterable[Step]) -> list[str]:
+    """Return one line for each override that some rows or datasets do not use.
 
     Args:
-        rows: Of all plans.
-        given: What was typed.
-        steps: Of all cells.
+        rows: Rows of all studies.
+        options: Options with the overrides.
+        steps: Steps of all cells.
 
     Raises:
-        ConfigError: If no row uses a setting, and it is not one of texts that no row reads.
+        ConfigError: If no row uses a setting because each sets it itself.
     """
-    typed = sorted(overridden_keys(given.words))
-    if not typed:
+    keys = sorted(overridden_keys(options.overrides))
+    if not keys:
         return []
     lines: list[str] = []
-    without = {key: [row.key for row in rows if not _uses(row, given, key)] for key in typed}
+    without = {key: [row.key for row in rows if not _uses(row, options, key)] for key in keys}
     for key, names in without.items():
-        of_texts = not any(key in overridden_keys(words_of_row(row, given)) for row in rows)
-        if len(names) == len(rows) and not of_texts:
-            raise ConfigError(f"--{key} is used by no row of this study: each sets it itself; leave it out")
+        text_setting = not any(key in overridden_keys(overrides_of_row(row, options)) for row in rows)
+        if len(names) == len(rows) and not text_setting:
+            raise ConfigError(f"--{key} has no effect: every row of this study sets it itself; remove it")
         if names:
             rows_of = ", ".join(dict.fromkeys(names))
-            lines.append(f"--{key} is not used by rows that set it themselves or read no texts: {rows_of}")
-    return [*lines, *_on_other_data([key for key in typed if key.startswith("data.")], steps)]
+            lines.append(f"--{key} has no effect on rows that set it themselves or have no text encoder: {rows_of}")
+    return [*lines, *_unused_on_other_data([key for key in keys if key.startswith("data.")], steps)]
 
 
-def _uses(row: Row, given: Given, key: str) -> bool:
-    """Whether a row's settings have the value that was typed."""
-    words = words_of_row(row, given)
-    if key not in overridden_keys(words):
+def _uses(row: Row, options: StudyOptions, key: str) -> bool:
+    """Whether the settings of a row have the overriding value."""
+    overrides = overrides_of_row(row, options)
+    if key not in overridden_keys(overrides):
         return False
-    return flat_settings(row_settings(row, given))[key] == flat_settings(load_settings(row.preset, words))[key]
+    return flat_settings(row_settings(row, options))[key] == flat_settings(load_settings(row.preset, overrides))[key]
 
 
-def _on_other_data(keys: Sequence[str], steps: Iterable[Step]) -> list[str]:
-    """Lines about settings of the data that rows are trained on, where another dataset is read."""
-    found: dict[str, None] = {}
+def _unused_on_other_data(keys: Sequence[str], steps: Iterable[Step]) -> list[str]:
+    """Return lines on data settings that apply to the training dataset but not to another one."""
+    lines: dict[str, None] = {}
     for step in steps:
         if step.data is None:
             continue
@@ -395,24 +405,22 @@ def _on_other_data(keys: Sequence[str], steps: Iterable[Step]) -> list[str]:
         for key in keys:
             name = key.removeprefix("data.")
             if getattr(own, name) != getattr(other, name):
-                found[f"--{key} is used for {own.dataset}, not for {other.dataset} (split {split_recipe(other)})"] = (
-                    None
-                )
-    return list(found)
+                lines[f"--{key} applies to {own.dataset}, not to {other.dataset} (split {split_recipe(other)})"] = None
+    return list(lines)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """What was typed."""
+class StudyRequest:
+    """Options of `cleft reproduce`."""
 
     name: str
-    """Of a study, `all`, or a grid's file."""
+    """Name of a study, `all`, or a grid file."""
     data: tuple[str, ...] = ()
     """`dataset=folder`."""
     models: tuple[str, ...] = ()
-    """`label=folder`: rows that are there already."""
-    words: tuple[str, ...] = ()
-    """Settings for every row."""
+    """`label=folder`: existing models as rows."""
+    overrides: tuple[str, ...] = ()
+    """Overrides for every row."""
     scale: Scale = "paper"
     seeds: int = 3
     out: Path | None = None
@@ -420,38 +428,38 @@ class Request:
     jobs: int = 1
 
     def command(self) -> str:
-        """The same in one line, without folders."""
+        """Return the command line, without folders."""
         options = {"--out": self.out, "--scale": self.scale, "--seeds": self.seeds}
-        words = [f"{name}={value}" for name, value in options.items() if value is not None]
-        only = [] if self.only is None else [f"--only={self.only}"]  # its slashes are those of cells
-        given = [f"--data={word}" for word in self.data] + [f"--model={word}" for word in self.models]
-        typed = command_line(["cleft", "reproduce", self.name, *given, *words, *self.words])
-        return " ".join([typed, *map(shlex.quote, only)])
+        settings = [f"{name}={value}" for name, value in options.items() if value is not None]
+        only = [] if self.only is None else [f"--only={self.only}"]  # its slashes are not folders
+        sources = [f"--data={each}" for each in self.data] + [f"--model={each}" for each in self.models]
+        command = command_line(["cleft", "reproduce", self.name, *sources, *settings, *self.overrides])
+        return " ".join([command, *map(shlex.quote, only)])
 
 
 def reproduce(
-    request: Request,
+    request: StudyRequest,
     *,
     plan_only: bool = False,
-    say: Callable[[str], None] = print,
-    work: Do = do,
+    echo: Callable[[str], None] = print,
+    step_runner: RunStep = run_step,
     overwrite: bool = False,
-) -> Ending:
-    """Plans a study, says what is missing and what it costs, runs what is left, and writes its page and tables.
+) -> StudyOutcome:
+    """Plan a study, print the plan, run the remaining steps, and write its page and tables.
 
     Args:
-        request: What was typed.
-        plan_only: Whether to stop before anything is run or written.
-        say: Where the plan goes.
-        work: Runs one step.
-        overwrite: Whether page and tables replace files that are not earlier outputs.
+        request: Study and options.
+        plan_only: Print the plan without running or writing anything.
+        echo: Receives the lines of the plan.
+        step_runner: Runs one step.
+        overwrite: Replace a page and tables that are not earlier outputs.
 
     Raises:
-        ConfigError: If the study, a data set, a preset or a setting is unknown, a folder holds other runs, or a model's
-            label is empty or taken.
-        CheckpointError: If a model that was given is none, is damaged or not finished.
-        DataError: If data cannot be asked what a column asks, or results of two splits would stand under one heading.
-        Interrupted, Terminated, KeyboardInterrupt: If a signal arrived; the same command resumes.
+        ConfigError: If a study, dataset, preset or setting is unknown, a folder has other runs, or the label of a model
+            is empty or taken.
+        CheckpointError: If an imported model is not a model, is damaged or unfinished.
+        DataError: If data do not fit a column, or a column would mix results of two splits.
+        Interrupted, Terminated, KeyboardInterrupt: On a signal; the same command resumes.
     """
     for name, number in (("--seeds", request.seeds), ("--jobs", request.jobs)):
         if number < 1:
@@ -461,28 +469,33 @@ def reproduce(
         for plan, folder in plans:
             check_study_file(folder)
             check_study_outputs(folder, plan.name, overwrite=overwrite)
-    models = labelled_folders(request.models)
+    models = parse_models(request.models)
     plans = [(add_models(plan, models), folder) for plan, folder in plans]
-    given = Given(data=_data(request.data), words=_joined(request.words), seeds=request.seeds, runs=out / "runs")
+    options = StudyOptions(
+        data=_parse_data(request.data),
+        overrides=_join_overrides(request.overrides),
+        seeds=request.seeds,
+        runs=out / "runs",
+    )
     reproduction = Reproduction(
         plans=plans,
-        given=given,
+        options=options,
         only=request.only,
         command=request.command(),
-        lacking_weights=lacking_weights([plan for plan, _ in plans], given),
+        unavailable_weights=find_unavailable_weights([plan for plan, _ in plans], options),
     )
-    for line in reproduction.lines():
-        say(line)
+    for line in reproduction.describe():
+        echo(line)
     if plan_only:
-        return Ending([], [], 0)
-    ending = reproduction.run(jobs=request.jobs, work=work)
-    for folder in ending.studies:
-        say(f"{write_study_page(folder, overwrite=overwrite)}: open it in a browser")
-    return ending
+        return StudyOutcome([], [], 0)
+    outcome = reproduction.run(jobs=request.jobs, step_runner=step_runner)
+    for folder in outcome.studies:
+        echo(f"{write_study_page(folder, overwrite=overwrite)}: open it in a browser")
+    return outcome
 
 
-def _plans(request: Request) -> tuple[list[tuple[Plan, Path]], Path]:
-    """Plans, each with its folder, and the folder of all."""
+def _plans(request: StudyRequest) -> tuple[list[tuple[Plan, Path]], Path]:
+    """Return the studies with their folders, and the common folder."""
     path = Path(request.name)
     if path.suffix in (".yaml", ".yml"):
         grid = read_grid(path, scale=request.scale)
@@ -494,34 +507,34 @@ def _plans(request: Request) -> tuple[list[tuple[Plan, Path]], Path]:
     return [(paper_plan(request.name, request.scale), out)], out
 
 
-def _data(words: Sequence[str]) -> dict[str, Path]:
-    """`dataset=folder` as typed.
+def _parse_data(texts: Sequence[str]) -> dict[str, Path]:
+    """Parse `dataset=folder`.
 
     Raises:
-        ConfigError: If a data set is unknown, named twice, or its folder is not there.
+        ConfigError: If a dataset is unknown, given twice, or its folder is missing.
     """
-    found: dict[str, Path] = {}
-    for word in words:
-        name, _, folder = word.partition("=")
+    folders: dict[str, Path] = {}
+    for text in texts:
+        name, _, folder = text.partition("=")
         if name not in DATASETS or not folder:
             near = "" if name in DATASETS else nearest(name, list(DATASETS))
             raise ConfigError(
-                f"--data {word!r} is not a data set and its folder{near}; write "
-                f"{' or '.join(f'{known}=<folder>' for known in DATASETS)}"
+                f"--data {text!r} is not a dataset and its folder{near}; write "
+                f"{' or '.join(f'{each}=<folder>' for each in DATASETS)}"
             )
-        if name in found:
-            raise ConfigError(f"--data names {name} twice; give one folder")
+        if name in folders:
+            raise ConfigError(f"--data {name} is given twice; give one folder")
         if not Path(folder).expanduser().exists():
-            raise ConfigError(f"--data {word}: there is no folder {folder}")
-        found[name] = Path(folder).expanduser()
-    return found
+            raise ConfigError(f"--data {text}: folder {folder} does not exist")
+        folders[name] = Path(folder).expanduser()
+    return folders
 
 
-def _joined(words: Sequence[str]) -> tuple[str, ...]:
-    """`--name value` as `--name=value`, one word each.
+def _join_overrides(words: Sequence[str]) -> tuple[str, ...]:
+    """Join `--name value` to `--name=value`.
 
     Raises:
-        ConfigError: If a word is no setting, or one that the study decides itself.
+        ConfigError: If the study sets one of them itself.
     """
     joined: list[str] = []
     waiting = list(words)
@@ -530,13 +543,13 @@ def _joined(words: Sequence[str]) -> tuple[str, ...]:
         if word.startswith("--") and "=" not in word and waiting:
             word = f"{word}={waiting.pop(0)}"
         name = word.partition("=")[0]
-        if name in _DECIDED:
-            raise ConfigError(f"{name} is decided by the study; {_DECIDED[name]}")
+        if name in _SET_BY_STUDY:
+            raise ConfigError(f"{name} is set by the study; {_SET_BY_STUDY[name]}")
         joined.append(word)
     return tuple(joined)
 
 
-_DECIDED = {
-    "--seed": "say how many with --seeds",
+_SET_BY_STUDY = {
+    "--seed": "give the number of seeds with --seeds",
     "--data.root": "give folders as --data chexpert=<folder>",
 }
