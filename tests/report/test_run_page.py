@@ -64,9 +64,9 @@ def test_results_with_different_class_phrases_share_a_table(tmp_path):
     other = evaluation(0.6, classes=("No Pneumonia", "Pneumonia"), wording="released", floors=usual.floors)
     text = page([write_run(tmp_path / "run", usual, other)]).text
     assert text.count("Zero-shot: No Pneumonia vs. Pneumonia") >= 1
-    assert "run handwritten prompts, class phrases “released”" in text
-    assert "Class phrases default" in text
-    assert "Class phrases released" in text
+    assert "run handwritten prompts, class names “released”" in text
+    assert "Class names default" in text
+    assert "Class names released" in text
 
 
 def test_report_is_self_contained(two_stages, tmp_path):

@@ -100,7 +100,7 @@ def describe_setup(evaluation: Evaluation) -> str:
         return f"{task}, {evaluation.protocol} protocol{share}, seed {evaluation.training_seed}"
     parts = [PROMPT_NAMES.get(evaluation.prompts, evaluation.prompts)]
     if evaluation.wording != "default":
-        parts.append(f"class phrases “{evaluation.wording}”")
+        parts.append(f"class names “{evaluation.wording}”")
     if evaluation.similarity != "global":
         parts.append(SIMILARITY_NAMES.get(evaluation.similarity, evaluation.similarity))
     if evaluation.standardised:
