@@ -12,7 +12,7 @@ from cleft.config import Settings, join_list, merge_overrides, split_list
 from cleft.data.text.prompts import resolve_classes
 from cleft.errors import ConfigError
 from cleft.evaluation.result_files import read_evaluation
-from cleft.evaluation.task import class_names
+from cleft.evaluation.task import parse_classes
 from cleft.training.pretrain import pretrain
 
 NAMES = ("Effusion, left", "Edema", 'so-called "haze", mild', "Crohn's disease")
@@ -33,7 +33,7 @@ NAMES = ("Effusion, left", "Edema", 'so-called "haze", mild', "Crohn's disease")
 def test_commas_separate_and_quotes_hold_together(text, values):
     assert split_list(text) == values
     assert merge_overrides(Settings(), [f"--classes=[{text}]"]).classes == tuple(values)
-    assert class_names(text) == tuple(values)
+    assert parse_classes(text) == tuple(values)
 
 
 @given(

@@ -12,8 +12,8 @@ from cleft.data import read_dataset
 from cleft.data.images.dicom_headers import ODDITIES, oddity_notes
 from cleft.data.splits.split_file import Leakage
 from cleft.errors import DataError
+from cleft.evaluation import Bootstrap
 from cleft.evaluation.predictions import multi_class_results, present_absent_results
-from cleft.evaluation.scoring import Bootstrap
 from cleft.grammar import agree, count, share, verb
 from cleft.types import LabelledImages
 
@@ -69,7 +69,7 @@ def test_what_was_scored_is_a_sentence_for_one_image_and_for_many(labels, note):
 def test_blank_labels_are_a_sentence_whether_none_one_or_all_are():
     logits = np.ones((2, 1), np.float32)
     said = [
-        present_absent_results(logits, logits, images(labels), ("Edema",), FEW, blank="absent")
+        present_absent_results(np.tile(logits, 2), images(labels), ("Edema",), FEW, blank="absent")
         .notes[0]
         .partition("; ")[2]
         for labels in ([[1, 0], [0, 0]], [[1, 0], [-1, 0]], [[-1, 0], [-1, 0]])

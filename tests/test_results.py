@@ -21,7 +21,7 @@ EVALUATION = Evaluation(
     classes=("Edema", "Pneumonia"),
     class_prompts=("edema", "pneumonia"),
     results=(Result(metric="accuracy", value=0.5, interval=(0.4, 0.6), images=40, patients=30),),
-    floors=(Result(metric="ap-view/accuracy", value=None, reason="no view"),),
+    baselines=(Result(metric="ap-view/accuracy", value=None, reason="no view"),),
     confusion=((1, 2), (3, 4)),
     roc={"Edema": ((0.0, 0.0), (1.0, 1.0))},
     examples=({"image": "", "truth": "Edema", "answers": (("Edema", 0.9),)},),

@@ -12,7 +12,8 @@ from cleft.cli import main
 from cleft.config import DataConfig, Settings, dump_settings, flat_settings, load_settings
 from cleft.data import data_config
 from cleft.errors import ConfigError
-from cleft.evaluation.task import Question
+from cleft.evaluation import EvaluationOptions
+from cleft.evaluation.task import evaluation_data, evaluation_settings
 from cleft.studies.plans import paper_plan
 from cleft.studies.reproduce import Reproduction
 from cleft.studies.steps import StudyOptions
@@ -148,9 +149,9 @@ def test_a_setting_typed_behind_evaluate_is_used_or_refused(other, run, rsna):
     data = f"rsna:{rsna}" if other else None
     used = []
     for name, value in VALUES.items():
-        question = Question(data=data, overrides=(f"--data.{name}", value))
+        options = EvaluationOptions(data=data, overrides=(f"--data.{name}", value))
         try:
-            found = question.config(question.run_settings(run))
+            found = evaluation_data(evaluation_settings(run, options), options)
         except ConfigError as refused:
             named = f"data.{name}" in str(refused)
         else:

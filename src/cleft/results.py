@@ -17,18 +17,16 @@ from cleft.strict_json import parse_json
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """One cell of one table, and how sure it is."""
+    """One metric with its interval."""
 
     metric: str
-    """`accuracy`, `auc`, `auprc`, `sensitivity@0.90` (at that specificity), …; with the class behind a slash where it
-    speaks of one class: `auc/Edema`."""
+    """`accuracy`, `auc`, `auprc`, `sensitivity@0.90` (at that specificity), …; of one class: `auc/Edema`."""
     value: float | None
-    """In [0, 1], but for the ranks of retrieval, which count from 1. Only a printed table speaks percent. None where it
-    could not be measured."""
+    """In [0, 1], except the ranks of retrieval, which count from 1. None if it could not be measured."""
     interval: tuple[float, float] | None = None
     """95 % bootstrap interval over patients."""
     images: int = 0
-    """Images the number rests on."""
+    """Images that the metric was computed on."""
     patients: int = 0
     reason: str | None = None
     """Why `value` or `interval` is None, or what they leave out: `mean over 4 of 5 classes: no image shows Edema`."""
@@ -36,306 +34,304 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReliabilityBin:
-    """Answers of about the same confidence, and how often they were right: one point of a reliability curve."""
+    """One point of a reliability curve: predictions of similar probability, and how often they were correct."""
 
     predicted: float
-    """Mean probability that was given, in [0, 1]."""
+    """Mean predicted probability, in [0, 1]."""
     observed: float
-    """Share that came true, in [0, 1]. Above `predicted` the model is too modest, below it too sure."""
+    """Observed frequency, in [0, 1]. Above `predicted` the model is under-confident, below it over-confident."""
     images: int
-    """Answers in the bin: images, or pairs of image and finding for `present-absent`."""
+    """Predictions in the bin: images, or pairs of image and finding for `present-absent`."""
     patients: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Calibration:
-    """Whether probabilities mean what they say.
+    """Agreement of predicted probabilities with observed frequencies.
 
-    `multi-class`: the probability of the answer that was given, against whether it is right. `present-absent`: the
-    probability of presence, against whether the finding is there, over all pairs of image and finding that are known.
+    `multi-class`: probability of the predicted class, and whether it is correct. `present-absent`: probability of
+    presence, and whether the finding is present, over all labelled pairs of image and finding.
     """
 
     bins: tuple[ReliabilityBin, ...]
-    """Up to ten bins of equally many answers, from the least to the most confident; equal probabilities share a bin."""
+    """Up to ten bins of equally many predictions by rising probability; equal probabilities share a bin."""
     ece: Result
-    """`ece`, the expected calibration error: mean |predicted - observed| over these bins, weighed by their answers; 0
-    is best. Its floor is not 0 for few images."""
+    """Expected calibration error: mean |predicted - observed| over the bins, weighted by their predictions; 0 is best.
+    Few images bias it upwards, and resampling patients biases it further: it may lie below its own interval."""
     temperature: float | None = None
-    """What logits are divided by so that validation images are least surprising; above 1 the model was too sure. None
-    where it was not fitted: see `reason`."""
-    fitted_on: int = 0
-    """Validation images it was fitted on."""
+    """Temperature that minimises the validation negative log-likelihood; above 1 the model was over-confident. None if
+    it was not fitted: see `reason`."""
+    validation_images: int = field(default=0, metadata={"formerly": "fitted_on"})
+    """Number of images it was fitted on."""
     bins_after: tuple[ReliabilityBin, ...] = ()
-    """As `bins`, of the same test images after the temperature; empty where there is none."""
+    """The bins of the same test images after temperature scaling; empty without a temperature."""
     ece_after: Result | None = None
-    """`ece-after-temperature`; None where there is no temperature."""
+    """`ece-after-temperature`; None without a temperature."""
     reason: str | None = None
-    """Why there is no temperature: `the data have no validation part`."""
+    """Why there is no temperature: `the data have no validation split`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Subgroup:
-    """The numbers of the images of one group of patients."""
+    """Results on the images of one group of patients."""
 
     name: str
-    """`F`, `40-60`, `AP`, …, as the table spells it."""
+    """`F`, `40-60`, `AP`, …, as in the table."""
     images: int
     patients: int
     results: tuple[Result, ...]
-    """`accuracy` and `auc` on these images alone, as they stand in the evaluation for all images."""
+    """`accuracy` and `auc` on these images."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Subgroups:
-    """Numbers by sex, age, view or scanner, and how far they lie apart."""
+    """Results by sex, age, view or scanner, and the gap between groups."""
 
     by: str
     """`sex`, `age`, `view` or `scanner`."""
     groups: tuple[Subgroup, ...]
-    """Two or more, the largest first; ages in their order. None of fewer than five patients, phantoms apart."""
+    """Two or more, the largest first; ages in order. At least five patients each, unless the images are synthetic."""
     gaps: tuple[Result, ...]
-    """`accuracy` and `auc` of the best group minus that of the worst, among the groups of at least twenty patients; the
-    interval is that of the difference of these two groups. `reason` names them: `best F, worst M`. Where there are not
-    two such groups, `value` is None and `reason` says so."""
+    """`accuracy` and `auc` of the best group minus those of the worst, among groups of at least twenty patients, with
+    the interval of this difference. `reason` names them: `best F, worst M`. With fewer than two such groups `value` is
+    None and `reason` says so."""
     left_out: int = 0
-    """Images in groups that are too small to be told."""
+    """Images in groups of too few patients."""
     unknown: int = 0
-    """Images of which the table does not say it."""
+    """Images without this attribute."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Exhibit:
-    """An image or a sentence, as it is shown."""
+class RetrievalItem:
+    """An image or a caption of a retrieval example."""
 
     image: str = ""
-    """PNG as base64; empty for a sentence."""
+    """PNG as base64; empty for a caption."""
     text: str = ""
-    """The sentence; of an image its findings that are present. A sentence of a real dataset that fewer than five
-    patients share is empty."""
-    right: bool = True
-    """Whether it is a right answer to the query; true for the query itself."""
+    """The caption, or the findings present in an image. Empty for a caption that fewer than five patients of a real
+    dataset share."""
+    relevant: bool = field(default=True, metadata={"formerly": "right"})
+    """Whether it matches the query; True for the query itself."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RetrievalExample:
-    """One query and what was found first. No id."""
+    """A query and its first results, without ids."""
 
-    query: Exhibit
-    answers: tuple[Exhibit, ...]
-    """The nearest first."""
+    query: RetrievalItem
+    retrieved: tuple[RetrievalItem, ...] = field(metadata={"formerly": "answers"})
+    """The most similar first."""
     rank: int
-    """Place of the first right answer, from 1."""
+    """Rank of the first match, from 1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Retrieval:
-    """One direction of searching, beside the numbers in the evaluation's `results`.
+    """One retrieval direction.
 
-    These are called `<direction>/recall@1`, `@5` and `@10` (share of queries with a right answer among the first k),
-    `<direction>/precision@1`, `@5` and `@10` (mean share of the first k that are relevant), `<direction>/mean-rank` and
-    `<direction>/median-rank` (place of the first right answer, counted from 1: lower is better, and not in [0, 1]).
-    What guessing reaches stands in `floors` as `chance/<direction>/recall@1`, ….
+    Its metrics are in `Evaluation.results`: `<direction>/recall@1`, `@5`, `@10` (share of queries with a match among
+    the first k), `<direction>/precision@1`, `@5`, `@10` (mean share of the first k that are relevant),
+    `<direction>/mean-rank` and `<direction>/median-rank` (rank of the first match, from 1: lower is better). Chance
+    level is in `Evaluation.baselines`: `chance/<direction>/recall@1`, ….
     """
 
     direction: str
     """`image-to-text`, `text-to-image` or `image-to-image`."""
     queries: int
-    """Queries that have a right answer; the numbers rest on these."""
-    unanswerable: int
-    """Queries that have none and were not asked."""
+    """Queries with a match; the metrics are computed on these."""
+    without_match: int = field(metadata={"formerly": "unanswerable"})
+    """Queries without a match, which are not evaluated."""
     candidates: int
-    """What is searched: images, or distinct sentences."""
-    right: float
-    """Mean number of right answers of a query."""
+    """Number of images, or of distinct captions, that are searched."""
+    relevant_per_query: float = field(metadata={"formerly": "right"})
+    """Mean number of matches per query."""
     examples: tuple[RetrievalExample, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Template:
-    """One way to word a class prompt, and what it reaches."""
+class PromptTemplate:
+    """Zero-shot results with one prompt template."""
 
-    opening: str
-    """What stands in front of the class name."""
-    usual: bool
-    """Whether this is the opening that captions and class prompts have."""
+    template: str = field(metadata={"formerly": "opening"})
+    """Words in front of the class name."""
+    default: bool = field(metadata={"formerly": "usual"})
+    """Whether it is the template of captions and class prompts."""
     results: tuple[Result, ...]
-    """`accuracy` and `auc`, as zero-shot classification measures them."""
+    """`accuracy` and `auc`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Spread:
-    """How far a number depends on the wording."""
+class TemplateSpread:
+    """Variation of a metric over prompt templates."""
 
     metric: str
     """`accuracy` or `auc`."""
     lowest: float
     highest: float
     mean: float
-    deviation: float
-    """Standard deviation over the templates, with n - 1."""
+    std: float = field(metadata={"formerly": "deviation"})
+    """Sample standard deviation (n - 1)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Denial:
-    """Whether a model hears the word "no": a finding's prompt beside the prompt of its absence."""
+class NegationTest:
+    """Whether the model uses the word "no": the prompt for a finding against the prompt for its absence."""
 
     finding: str
-    present: str
-    """The sentence that names it."""
-    absent: str
-    """The sentence that denies it."""
+    present_prompt: str = field(metadata={"formerly": "present"})
+    absent_prompt: str = field(metadata={"formerly": "absent"})
     cosine: float
-    """Of the two sentences' embeddings; 1 if the model does not tell them apart."""
-    said_present: float
-    """Share of the images that lie nearer to `present` than to `absent`."""
-    shown: float | None
-    """Share of the images that show it, among those of which it is known; None where it is known of none."""
+    """Cosine of the two prompt embeddings; 1 if the model ignores the negation."""
+    predicted_present: float = field(metadata={"formerly": "said_present"})
+    """Share of images more similar to the prompt for presence."""
+    prevalence: float | None = field(metadata={"formerly": "shown"})
+    """Share of labelled images that show the finding; None if no image is labelled."""
     results: tuple[Result, ...]
-    """`auc/present` ranks images by the first sentence alone, `auc/absent` by the second alone, turned round, and
-    `auc/pair` by their difference, as present-absent scoring does."""
+    """`auc/present`: ranked by the prompt for presence; `auc/absent`: by the prompt for absence, reversed; `auc/pair`:
+    by their difference, as in present-absent scoring."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ContextVector:
-    """One learned context vector, and which words it lies near to."""
+    """One vector of a learned prompt context, and the vocabulary tokens nearest to it."""
 
-    place: int
-    """From 1, in the order in which they are read."""
+    position: int = field(metadata={"formerly": "place"})
+    """From 1."""
     norm: float
-    moved: float | None
-    """Distance from where it started, or None where that is not known."""
-    nearest: tuple[tuple[str, float], ...]
-    """Tokens of the vocabulary and their cosines, the nearest first."""
+    displacement: float | None = field(metadata={"formerly": "moved"})
+    """Distance from its initial value, or None if that is unknown."""
+    nearest_tokens: tuple[tuple[str, float], ...] = field(metadata={"formerly": "nearest"})
+    """Tokens and their cosines, the nearest first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PromptAudit:
-    """What a model's answers owe to the wording of its prompts."""
+class PromptSensitivity:
+    """Sensitivity of zero-shot results to the prompt template and to negation."""
 
-    templates: tuple[Template, ...]
-    spread: tuple[Spread, ...]
-    denials: tuple[Denial, ...]
+    templates: tuple[PromptTemplate, ...]
+    spread: tuple[TemplateSpread, ...]
+    negation: tuple[NegationTest, ...] = field(metadata={"formerly": "denials"})
     context: tuple[ContextVector, ...] = ()
-    """Empty where the run has learned no context."""
+    """Empty if the run has no learned context."""
     token_norm: float | None = None
-    """Mean norm of the language model's token embeddings, to hold the context's norms against."""
+    """Mean norm of the token embeddings of the language model, for comparison with the context vectors."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SpaceMap:
-    """Images and class prompts of one question in the plane in which the images differ most.
+class EmbeddingMap:
+    """2-D PCA projection of image embeddings and class prompts; distances are approximate.
 
-    Images and prompts lie in two places of the joint space, far from each other; each kind is drawn around its own
-    middle, and `gap` says how far apart these are.
+    Images and prompts are centred separately, since the gap between the two kinds exceeds the differences within each.
     """
 
     images: tuple[tuple[int, float, float], ...]
-    """Of each image the index of its class, across, and up."""
+    """Class index, first and second component of each image."""
     prompts: tuple[tuple[float, float], ...]
-    """Of each class prompt, in the order of the classes."""
-    shares: tuple[float, float]
-    """How much of the images' variance each direction shows, in [0, 1]."""
-    gap: float
-    """Distance between the middle of the images and the middle of the prompts; vectors have unit length."""
-    left_out: int = 0
-    """Images that are not drawn, so that the picture stays readable."""
+    """Components of each class prompt, in the order of the classes."""
+    explained_variance: tuple[float, float] = field(metadata={"formerly": "shares"})
+    """Share of the images' variance along each component, in [0, 1]."""
+    modality_gap: float = field(metadata={"formerly": "gap"})
+    """Distance between the mean image and the mean prompt embedding (unit-length vectors)."""
+    omitted: int = field(default=0, metadata={"formerly": "left_out"})
+    """Images not drawn, to keep the figure readable."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """The answers to one question put to one model on one set of images: one file in `results/`."""
+    """Results of one task for one model on one set of images: a file in `results/` of a run."""
 
     task: str
-    """`zero-shot`, `linear-probe`, `fine-tune`, `retrieval`, `prompts`, …"""
+    """`zero-shot`, `linear-probe`, `fine-tune`, `retrieval` or `prompts`."""
     dataset: str
     split: str
-    """`train`, `val`, `test`, or `all` where the data were not split."""
+    """`train`, `val`, `test`, or `all` if the data were not split."""
     split_recipe: str
     split_digest: str
     ids_digest: str
-    """SHA-256 over the sorted ids that were scored, first 16 hex digits."""
+    """SHA-256 of the sorted ids of the evaluated images, first 16 hex digits."""
     checkpoint: str
-    """SHA-256 of the weights that were scored, first 16 hex digits."""
+    """SHA-256 of the weights, first 16 hex digits."""
     scoring: str
     """`multi-class` or `present-absent`; `nearest` for retrieval."""
     prompts: str
-    """`context` (learned in stage two) or `handwritten`; `captions` for retrieval, and `none` where no text is read."""
+    """`context` (learned in stage two) or `handwritten`; `captions` for retrieval, `none` without text."""
     classes: tuple[str, ...]
     class_prompts: tuple[str, ...]
     results: tuple[Result, ...]
-    floors: tuple[Result, ...]
-    """What rules without a model reach on the same images: `majority-class/accuracy`, `ap-view/auc/Edema`, …"""
+    baselines: tuple[Result, ...] = field(metadata={"formerly": "floors"})
+    """Results of rules without a model on the same images: `majority-class/accuracy`, `ap-view/auc/Edema`, …"""
     confusion: tuple[tuple[int, ...], ...] | None = None
-    """Images of each class (row) answered as each class (column)."""
+    """Number of images by true class (row) and predicted class (column)."""
     roc: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict[str, Sequence[tuple[float, float]]])
-    """Class to points (false positive rate, true positive rate)."""
+    """Points (false positive rate, true positive rate) by class."""
     examples: Sequence[Mapping[str, Any]] = ()
-    """A few images with their answers: `image` (PNG as base64), `truth`, `answers` (class, probability)."""
+    """A few images with predictions: `image` (PNG as base64), `truth`, `answers` (class, probability)."""
     synthetic: bool = False
-    """Whether the images are phantoms, which may be shown to anybody."""
+    """Whether the images are synthetic, so that anybody may see them."""
+    per_class: int | None = None
+    """Number of images selected of each class; None if all images of the split were evaluated."""
     wording: str = "default"
-    """Which words stood for the classes: `default`, `released`, or the name of a file of phrases."""
+    """Class names in prompts: `default`, `released`, or the name of a YAML file."""
     similarity: str = "global"
-    """Of zero-shot classification: whole images with whole prompts, or `local`, `both`, `released`: words with regions
-    as well."""
+    """Zero-shot: `global` (image and prompt embeddings), or `local`, `both`, `released`: with words and regions."""
     standardised: bool = False
-    """Whether each class was brought to mean 0 and deviation 1 over the images: no answer stands by itself then."""
+    """Whether the scores of each class were standardised over the images, so that predictions depend on each other."""
     overlap_left_out: int = 0
-    """Images that were not scored because the run had seen their patient."""
+    """Images left out because the model was trained on their patients."""
     command: str = ""
-    """What was typed, without folders."""
+    """Command of this evaluation, without folders."""
     seed: int = 0
-    """Of the draws that intervals rest on."""
+    """Seed of the bootstrap."""
     notes: tuple[str, ...] = ()
     protocol: str = field(default="", metadata={"old_values": {"usual": "standard"}})
-    """By which a head was trained: `standard` or `paper`; empty where none was, and the four below say nothing."""
-    fraction: float = 1.0
-    """Share of the training patients it learned from."""
+    """Training protocol of a classifier: `standard` or `paper`; empty otherwise, as the next four fields."""
+    training_fraction: float = field(default=1.0, metadata={"formerly": "fraction"})
+    """Share of the training patients."""
     training_seed: int = 0
-    """Decides which patients those are, the order of images and the first weights of the head."""
+    """Seed of the choice of patients, the order of images and the initial weights of the classifier."""
     training_images: int = 0
     training_patients: int = 0
     calibration: Calibration | None = None
-    """None for retrieval, and in results of an earlier version."""
+    """None for retrieval, and in results of earlier versions."""
     subgroups: tuple[Subgroups, ...] = ()
-    """By sex, age, view and scanner, each where the table knows two groups or more."""
+    """By sex, age, view and scanner, each if the table has two groups or more."""
     retrieval: tuple[Retrieval, ...] = ()
-    """What was searched, direction by direction, where the task is `retrieval`."""
-    audit: PromptAudit | None = None
-    """Where the task is `prompts`."""
-    space: SpaceMap | None = None
-    """Of zero-shot classification, where an image has one class, a class one prompt, and wholes are compared."""
+    """The directions of a retrieval evaluation."""
+    prompt_sensitivity: PromptSensitivity | None = field(default=None, metadata={"formerly": "audit"})
+    """Of the task `prompts`."""
+    embedding_map: EmbeddingMap | None = field(default=None, metadata={"formerly": "space"})
+    """Of multi-class zero-shot classification with one prompt per class and `global` similarity."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
-    """One number of two models on the same images."""
+    """Difference of one metric between two models on the same images."""
 
     metric: str
     """`accuracy`, `auc`, `auc/Edema`, …"""
     first: float | None
     second: float | None
     difference: float | None
-    """First minus second; None where one of them is not defined."""
+    """First minus second; None if one of them is undefined."""
     interval: tuple[float, float] | None
-    """95 % bootstrap interval of the difference: each resample of patients is given to both models."""
+    """95 % paired bootstrap interval over patients."""
     p_value: float | None
-    """Two-sided: how often resamples would lie on the other side of no difference. None where there is no interval."""
+    """Two-sided, from the same resamples. None without an interval."""
     images: int
     patients: int
     reason: str | None = None
-    """Why something is None, or what it leaves out."""
+    """Why a value is None, or what it leaves out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """Two results on the same images, held against each other: one file in `comparisons/` of the first run."""
+    """Comparison of two results on the same images: a file in `comparisons/` of the first run."""
 
     first: str
     """Name of the first run's folder."""
     second: str
     first_result: str
-    """Name of the first result's file, without a folder."""
+    """File name of the first result, without a folder."""
     second_result: str
     first_task: str
     """`zero-shot`, …"""
@@ -346,15 +342,15 @@ class Comparison:
     dataset: str
     split: str
     ids_digest: str
-    """Of the images that both answered."""
+    """Digest of the images both were evaluated on."""
     scoring: str
     classes: tuple[str, ...]
     differences: tuple[Difference, ...]
-    """`accuracy`, `auc`, then each class's."""
+    """`accuracy` and `auc`, then by class."""
     synthetic: bool = False
-    """Whether the images are phantoms."""
+    """Whether the images are synthetic."""
     command: str = ""
-    """What was typed, without folders."""
+    """Command of this comparison, without folders."""
     seed: int = 0
     resamples: int = 0
     notes: tuple[str, ...] = ()

@@ -13,9 +13,9 @@ from tests.tools.tiny_runs import CLASSES, copy_drawings, tiny_settings, write_d
 
 from cleft.config import load_settings
 from cleft.errors import CheckpointError, ConfigError, DataError
+from cleft.evaluation import Bootstrap, ClassifierOptions
 from cleft.evaluation.classifier import evaluate_classifier, seed_spread, train_classifiers
 from cleft.evaluation.result_files import read_evaluation
-from cleft.evaluation.scoring import Bootstrap
 from cleft.models.checkpoint import weights_digest
 from cleft.models.image_classifier import ImageClassifier, load_image_classifier
 from cleft.training.classify import classify
@@ -47,12 +47,14 @@ def learn(source, folder, *words):
 
 
 def ask(run, **options):
-    path = evaluate_classifier(run, draws=FEW, progress=False, **options)
+    path = evaluate_classifier(run, ClassifierOptions(bootstrap=FEW, **options), progress=False)
     return path, read_evaluation(path)
 
 
-def seeds_of(source, folder, *words, **options):
-    paths = train_classifiers(source, load_settings(source, words), folder, draws=FEW, progress=False, **options)
+def seeds_of(source, folder, *words, seeds=None, data=None, **options):
+    evaluation = ClassifierOptions(bootstrap=FEW, **options)
+    settings = load_settings(source, words)
+    paths = train_classifiers(source, settings, folder, evaluation, seeds=seeds, data=data, progress=False)
     return paths, [read_evaluation(path) for path in paths]
 
 
@@ -65,17 +67,17 @@ def test_a_head_becomes_a_result_file_that_says_how_it_was_trained(probe):
         "test",
         "multi-class",
     )
-    assert (found.protocol, found.fraction, found.training_seed) == ("standard", 0.9, 3)
+    assert (found.protocol, found.training_fraction, found.training_seed) == ("standard", 0.9, 3)
     assert (found.training_images, found.training_patients) == (19, 19)
     assert (found.prompts, found.class_prompts, found.classes) == ("none", (), CLASSES)
     assert found.checkpoint == weights_digest(probe)
     results = {result.metric: result for result in found.results}
     assert 0 <= results["auc"].value <= 1
     assert results["accuracy"].images == sum(map(sum, found.confusion))
-    assert "majority-class/accuracy" in {floor.metric for floor in found.floors}
-    assert found.command == "cleft evaluate probe --task linear-probe --split test"
+    assert "majority-class/accuracy" in {baseline.metric for baseline in found.baselines}
+    assert found.command == "cleft evaluate probe --task linear-probe"
     assert found.notes[-1].startswith(
-        "A linear probe, usual protocol, trained on 19 images of 19 patients of manifest, 90 % of those of training; "
+        "Linear probe, standard protocol, trained on 19 images of 19 patients of manifest, 90 % of the training patients; "
         "seed 3; penalty "
     )
     assert len(found.examples) == min(10, results["accuracy"].images)
@@ -126,18 +128,20 @@ def test_findings_are_asked_one_by_one_with_blanks_as_in_training(source, tmp_pa
     assert found.scoring == "present-absent"
     assert any("count as absent" in note for note in found.notes)
     assert {"auc/Edema", "accuracy/Edema"} <= {result.metric for result in found.results}
-    assert found.command.endswith("--task linear-probe --split test --blank absent")
+    assert found.command.endswith("--task linear-probe")
     _, other = ask(run, blank="unknown")
     assert any("and not scored" in note for note in other.notes)
 
 
 def test_a_question_the_head_was_not_trained_for_is_refused(probe, tmp_path):
-    with pytest.raises(ConfigError, match=r"--scoring present-absent: the head of .* was trained for multi-class"):
+    with pytest.raises(ConfigError, match=r"--scoring present-absent: .* was trained for multi-class"):
         ask(probe, scoring="present-absent")
-    with pytest.raises(ConfigError, match=r"--task fine-tune: .* was made with --mode linear-probe"):
-        ask(probe, task="fine-tune")
+    with pytest.raises(ConfigError, match=r"--task fine-tune: .* was trained with --mode linear-probe"):
+        ask(probe, mode="fine-tune")
     root = write_fake_rsna(tmp_path / "rsna", [rsna_row(number, str(number % 2)) for number in range(1, 9)])
-    with pytest.raises(ConfigError, match=r"tells apart Edema, Fracture, .* but rsna has no column Edema or Fracture"):
+    with pytest.raises(
+        ConfigError, match=r"has the classes Edema, Fracture, .* but rsna has no column Edema or Fracture"
+    ):
         ask(probe, data=f"rsna:{root}", split="all")
 
 
@@ -148,20 +152,16 @@ def stranger(row):
 def test_other_images_of_the_same_classes_are_asked_about(source, probe, tmp_path):
     root = copy_drawings(load_settings(source).data.root, tmp_path / "more", stranger)
     _, found = ask(probe, data=f"manifest:{root}", split="all")
-    assert found.command == "cleft evaluate probe --task linear-probe --split all --data 'manifest:<folder>'"
+    assert found.command == "cleft evaluate probe --task linear-probe --data 'manifest:<folder>' --split all"
     assert found.overlap_left_out == 0
 
 
 def test_a_run_without_a_finished_head_has_no_answers(source, probe, tmp_path):
-    with pytest.raises(
-        CheckpointError, match=r"random has no head that tells classes apart; cleft classify .* trains one"
-    ):
+    with pytest.raises(CheckpointError, match=r"random has no classifier; cleft classify .* trains one"):
         ask(source)
     begun = shutil.copytree(probe, tmp_path / "begun")
     (begun / "model.json").unlink()
-    with pytest.raises(
-        CheckpointError, match="begun: classification is not finished; run the same cleft classify again"
-    ):
+    with pytest.raises(CheckpointError, match="begun: training is not finished; run the same cleft classify again"):
         ask(begun)
     with pytest.raises(ConfigError, match="is not a run folder"):
         ask(tmp_path)
@@ -197,14 +197,14 @@ def test_one_seed_is_one_run_and_none_is_an_error(source, tmp_path):
     assert (path.parents[1], found.training_seed) == (tmp_path / "one", 0)
     [path], [found] = seeds_of(source, tmp_path / "own", *PAPER, "--seed=5")
     assert (path.parents[1], found.training_seed) == (tmp_path / "own", 5)
-    with pytest.raises(ConfigError, match="--seeds 0: at least one head is trained"):
+    with pytest.raises(ConfigError, match="--seeds 0: at least one classifier is trained"):
         seeds_of(source, tmp_path / "none", seeds=0)
 
 
 def test_a_closed_form_probe_of_all_images_is_fitted_once_whatever_the_seeds(source, tmp_path, caplog):
     [path], _ = seeds_of(source, tmp_path / "runs", seeds=3)
     assert path.parents[1] == tmp_path / "runs"
-    assert "does not depend on the seed; one head is fitted" in caplog.text
+    assert "does not depend on the seed; one is fitted" in caplog.text
     paths, found = seeds_of(source, tmp_path / "half", "--classify.fraction=0.5", seeds=2)
     assert len(paths) == 2
     assert found[0].checkpoint != found[1].checkpoint
@@ -237,6 +237,6 @@ def test_labels_that_are_reversed_in_testing_are_warned_of(source, tmp_path, cap
     root = copy_drawings(load_settings(source).data.root, tmp_path / "turned", turned)
     run = learn(source, tmp_path / "run", "--classify.scoring=present-absent")
     _, found = ask(run, data=f"manifest:{root}", split="all")
-    [note] = [note for note in found.notes if "far below 0.5" in note]
-    assert "Look whether labels or prompts are reversed." in note
+    [note] = [note for note in found.notes if "far below chance" in note]
+    assert "Check whether labels or prompts are reversed." in note
     assert note in caplog.text

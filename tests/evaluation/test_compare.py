@@ -9,10 +9,11 @@ from tests.fakes.fake_runs import evaluation
 from tests.tools.replacing import replace_keeping_size_and_time
 
 from cleft.errors import DataError
+from cleft.evaluation import Bootstrap
 from cleft.evaluation.compare import compare, compare_seeds, comparison_lines, write_comparison
 from cleft.evaluation.metrics import accuracy, auc, intervals, value_of
 from cleft.evaluation.result_files import anonymise, predictions_path, write_predictions
-from cleft.evaluation.scoring import Bootstrap, Predictions
+from cleft.evaluation.scoring import Predictions
 from cleft.results import Comparison, from_json, to_json
 from cleft.studies.reproduce import compare_results
 
@@ -49,7 +50,7 @@ def by_metric(comparison):
 
 def test_the_difference_is_that_of_the_two_numbers(tmp_path):
     one, other = answers(8, noise=1), answers(24, noise=2)
-    found = compare(write(tmp_path, "good", one), write(tmp_path, "worse", other), draws=FEW)
+    found = compare(write(tmp_path, "good", one), write(tmp_path, "worse", other), bootstrap=FEW)
     hits = by_metric(found)["accuracy"]
     assert (hits.first, hits.second) == (72 / 80, 56 / 80)
     assert hits.difference == pytest.approx(16 / 80)
@@ -64,15 +65,15 @@ def test_the_difference_is_that_of_the_two_numbers(tmp_path):
 
 def test_a_model_against_itself_differs_in_nothing(tmp_path):
     path = write(tmp_path, "one", answers(20))
-    for each in compare(path, path, draws=FEW).differences:
+    for each in compare(path, path, bootstrap=FEW).differences:
         assert (each.difference, each.interval, each.p_value) == (0.0, (0.0, 0.0), 1.0)
 
 
 def test_a_clear_difference_has_a_small_p_value_and_a_small_one_has_not(tmp_path):
     good, worse = write(tmp_path, "good", answers(4)), write(tmp_path, "worse", answers(40))
     near = write(tmp_path, "nearly", answers(5))
-    assert by_metric(compare(good, worse, draws=FEW))["accuracy"].p_value == pytest.approx(2 / 201)
-    small = by_metric(compare(good, near, draws=FEW))["accuracy"]
+    assert by_metric(compare(good, worse, bootstrap=FEW))["accuracy"].p_value == pytest.approx(2 / 201)
+    small = by_metric(compare(good, near, bootstrap=FEW))["accuracy"]
     assert small.p_value > 0.05
     assert small.interval[0] <= 0 <= small.interval[1]
 
@@ -80,26 +81,26 @@ def test_a_clear_difference_has_a_small_p_value_and_a_small_one_has_not(tmp_path
 def test_over_seeds_the_difference_is_the_mean_and_patients_are_drawn_once_for_all(tmp_path):
     good = [write(tmp_path, f"good-{seed}", answers(4 + 4 * seed, noise=seed)) for seed in range(3)]
     worse = [write(tmp_path, f"worse-{seed}", answers(12 + 6 * seed, noise=seed)) for seed in range(3)]
-    hits, area = compare_seeds(good, worse, draws=FEW)
+    hits, area = compare_seeds(good, worse, bootstrap=FEW)
     assert (hits.metric, area.metric) == ("accuracy", "auc")
     assert (hits.first, hits.second) == pytest.approx((72 / 80, 62 / 80))
     assert hits.difference == pytest.approx(10 / 80)
     assert hits.interval[0] < 10 / 80 < hits.interval[1]
-    [alone, _] = compare_seeds(good[:1], worse[:1], draws=FEW)
-    assert alone == by_metric(compare(good[0], worse[0], draws=FEW))["accuracy"]
-    [thrice, _] = compare_seeds(good[:1] * 3, worse[:1] * 3, draws=FEW)
+    [alone, _] = compare_seeds(good[:1], worse[:1], bootstrap=FEW)
+    assert alone == by_metric(compare(good[0], worse[0], bootstrap=FEW))["accuracy"]
+    [thrice, _] = compare_seeds(good[:1] * 3, worse[:1] * 3, bootstrap=FEW)
     assert thrice.interval == pytest.approx(alone.interval)
 
 
 def test_seeds_of_other_images_are_refused(tmp_path):
     good, other = write(tmp_path, "good", answers(4)), write(tmp_path, "other", answers(4), ids_digest="f" * 16)
     with pytest.raises(DataError, match="another split"):
-        compare_seeds([good, other], [good, other], draws=FEW)
+        compare_seeds([good, other], [good, other], bootstrap=FEW)
 
 
 def test_turned_round_the_sign_changes_and_nothing_else(tmp_path):
     good, worse = write(tmp_path, "good", answers(4)), write(tmp_path, "worse", answers(12))
-    one, other = (by_metric(compare(*pair, draws=FEW))["accuracy"] for pair in ((good, worse), (worse, good)))
+    one, other = (by_metric(compare(*pair, bootstrap=FEW))["accuracy"] for pair in ((good, worse), (worse, good)))
     assert one.difference == -other.difference
     assert one.p_value == other.p_value
     assert one.interval == pytest.approx((-other.interval[1], -other.interval[0]))
@@ -107,7 +108,7 @@ def test_turned_round_the_sign_changes_and_nothing_else(tmp_path):
 
 def test_pairs_of_resamples_are_narrower_than_two_intervals_apart(tmp_path):
     # Both models fail on the same patients, so that what differs is three images.
-    found = compare(write(tmp_path, "one", answers(40)), write(tmp_path, "two", answers(43)), draws=FEW)
+    found = compare(write(tmp_path, "one", answers(40)), write(tmp_path, "two", answers(43)), bootstrap=FEW)
     low, high = by_metric(found)["accuracy"].interval
     patients = [f"patient {i // 2}" for i in range(IMAGES)]
     [(bounds, _)] = intervals([accuracy(np.arange(IMAGES) >= 40)], patients)
@@ -119,7 +120,7 @@ def test_findings_are_compared_where_they_are_known(tmp_path):
     scores = np.where(np.nan_to_num(labels) == 1, 1.0, -1.0)
     options = {"truth": labels, "scoring": "present-absent"}
     found = by_metric(
-        compare(write(tmp_path, "one", scores, **options), write(tmp_path, "two", -scores, **options), draws=FEW)
+        compare(write(tmp_path, "one", scores, **options), write(tmp_path, "two", -scores, **options), bootstrap=FEW)
     )
     assert (found["accuracy/Edema"].images, found["accuracy/Pneumonia"].images) == (80, 60)
     assert found["accuracy"].difference == pytest.approx(1.0)
@@ -142,23 +143,25 @@ def test_other_labels_or_another_question_are_refused(tmp_path):
     with pytest.raises(DataError, match="on the same images with other labels"):
         compare(one, write(tmp_path, "two", answers(1), truth=1 - TRUTH))
     asked = write(tmp_path, "three", answers(1), scoring="present-absent")
-    with pytest.raises(DataError, match="different questions: scoring multi-class there, present-absent here"):
+    with pytest.raises(
+        DataError, match=r"one/zero-shot\.json has scoring multi-class, three/zero-shot\.json has present-absent"
+    ):
         compare(one, asked)
     found = json.loads(one.read_text())
     asked.write_text(to_json(replace(from_json(json.dumps(found), type(evaluation()), where=""), classes=("A", "B"))))
-    with pytest.raises(DataError, match="classes Edema, Pneumonia there, A, B here"):
+    with pytest.raises(DataError, match=r"has classes Edema, Pneumonia, three/zero-shot\.json has A, B"):
         compare(one, asked)
 
 
 def test_a_result_without_answers_is_refused(tmp_path):
     one, other = write(tmp_path, "one", answers(1)), write(tmp_path, "other", answers(2))
     predictions_path(other).unlink()
-    with pytest.raises(DataError, match=r"zero-shot\.json has no answers image by image"):
+    with pytest.raises(DataError, match=r"zero-shot\.json has no predictions next to it"):
         compare(one, other)
 
 
 def test_a_comparison_is_a_file_of_the_first_run(tmp_path):
-    found = compare(write(tmp_path, "one", answers(1)), write(tmp_path, "two", answers(9)), draws=FEW)
+    found = compare(write(tmp_path, "one", answers(1)), write(tmp_path, "two", answers(9)), bootstrap=FEW)
     path = write_comparison(found, tmp_path / "one")
     assert path == write_comparison(found, tmp_path / "one")
     assert path.parent == tmp_path / "one" / "comparisons"
@@ -169,10 +172,10 @@ def test_a_comparison_is_a_file_of_the_first_run(tmp_path):
 
 def test_a_result_replaced_with_its_size_and_time_kept_is_read_anew(tmp_path):
     good, worse = write(tmp_path, "good", answers(8, noise=1)), write(tmp_path, "worse", answers(24, noise=2))
-    assert by_metric(compare(good, worse, draws=FEW))["accuracy"].second == 56 / 80
+    assert by_metric(compare(good, worse, bootstrap=FEW))["accuracy"].second == 56 / 80
     better = write(tmp_path, "other", answers(16, noise=3))
     replace_keeping_size_and_time(predictions_path(worse), predictions_path(better).read_bytes())
-    assert by_metric(compare(good, worse, draws=FEW))["accuracy"].second == 64 / 80
+    assert by_metric(compare(good, worse, bootstrap=FEW))["accuracy"].second == 64 / 80
 
 
 def test_a_study_compares_a_replaced_result_anew(tmp_path):

@@ -191,7 +191,7 @@ def test_a_few_resamples_without_a_class_are_set_aside_and_said():
     bounds, reason = intervals([auc(range(100), positive)], [str(i) for i in range(100)], resamples=1_000)[0]
     assert bounds is not None
     assert reason is not None
-    assert reason.endswith("were set aside")
+    assert reason.endswith("were left out")
 
 
 def test_equal_seeds_give_equal_intervals_and_other_seeds_others():

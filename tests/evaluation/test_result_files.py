@@ -36,7 +36,7 @@ EVALUATION = Evaluation(
     classes=("Atelectasis", "Edema", "Cardiomegaly", "Pleural Effusion", "Consolidation"),
     class_prompts=("a", "e", "ca", "p", "co"),
     results=(Result(metric="accuracy", value=0.5),),
-    floors=(),
+    baselines=(),
 )
 
 
@@ -68,7 +68,7 @@ def test_another_question_has_another_file(change):
 
 
 @pytest.mark.parametrize(
-    "change", [{"protocol": "paper"}, {"fraction": 0.01}, {"fraction": 0.001}, {"training_seed": 2}]
+    "change", [{"protocol": "paper"}, {"training_fraction": 0.01}, {"training_fraction": 0.001}, {"training_seed": 2}]
 )
 def test_another_way_to_train_a_head_has_another_file(change):
     head = dataclasses.replace(EVALUATION, task="linear-probe", prompts="none", class_prompts=(), protocol="standard")
@@ -151,17 +151,17 @@ def test_labels_that_are_not_known_stay_so(tmp_path):
     write_predictions(
         anonymise(Predictions(SCORED.scores, labels, SCORED.patients), IDS), tmp_path / "r.json", evaluation()
     )
-    back = read_predictions(tmp_path / "r.json", evaluation()).scored()
+    back = read_predictions(tmp_path / "r.json", evaluation()).predictions()
     assert not back.multi_class
     assert np.isnan(back.truth).sum() == 3
 
 
 def test_answers_that_are_missing_damaged_or_of_other_weights_are_refused(tmp_path):
     path = tmp_path / "r.json"
-    with pytest.raises(DataError, match=r"r.json has no answers image by image beside it \(r.safetensors\)"):
+    with pytest.raises(DataError, match=r"r.json has no predictions next to it \(r.safetensors\)"):
         read_predictions(path, evaluation())
     write_predictions(anonymise(SCORED, IDS), path, evaluation(0.6))
-    with pytest.raises(DataError, match=r"holds the answers of another evaluation than r\.json"):
+    with pytest.raises(DataError, match=r"holds the predictions of another evaluation than r\.json"):
         read_predictions(path, evaluation(0.7))
     predictions_path(path).write_bytes(b"nothing of the kind")
     with pytest.raises(DataError, match=r"cannot be read .*; evaluate that run again"):

@@ -10,13 +10,11 @@ from tests.fakes.untrained import write_untrained_runs
 
 from cleft.cli import main
 from cleft.errors import CheckpointError, ConfigError, DataError
+from cleft.evaluation import DIRECTIONS, Bootstrap, RetrievalOptions
 from cleft.evaluation.result_files import read_evaluation, summary_lines
-from cleft.evaluation.retrieval import DIRECTIONS, evaluate_retrieval, parse_directions
-from cleft.evaluation.scoring import Bootstrap
-from cleft.evaluation.task import Question
+from cleft.evaluation.retrieval import evaluate_retrieval, parse_directions
 
 FEW = Bootstrap(resamples=50)
-USUAL = Question()
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +22,8 @@ def home(tmp_path_factory):
     return write_untrained_runs(tmp_path_factory.mktemp("retrieval"))
 
 
-def ask(run, question=USUAL, **options):
-    path = evaluate_retrieval(run, question, draws=FEW, progress=False, **options)
+def ask(run, **options):
+    path = evaluate_retrieval(run, RetrievalOptions(bootstrap=FEW, **options), progress=False)
     return path, read_evaluation(path)
 
 
@@ -36,11 +34,11 @@ def test_every_direction_has_its_numbers_beside_chance(home):
     assert [each.direction for each in found.retrieval] == list(DIRECTIONS)
     texts, images, alike = found.retrieval
     # Seven captions: five classes, none of them, and two together; 70 images of 35 patients.
-    assert (texts.queries, texts.candidates, texts.right) == (70, 7, 1.0)
-    assert (images.queries, images.candidates, images.right) == (7, 70, 10.0)
+    assert (texts.queries, texts.candidates, texts.relevant_per_query) == (70, 7, 1.0)
+    assert (images.queries, images.candidates, images.relevant_per_query) == (7, 70, 10.0)
     assert alike.candidates == 70
     results = {result.metric: result for result in found.results}
-    floors = {floor.metric: floor for floor in found.floors}
+    floors = {floor.metric: floor for floor in found.baselines}
     assert set(floors) == {f"chance/{metric}" for metric in results}
     assert floors["chance/image-to-text/recall@1"].value == pytest.approx(1 / 7)
     assert floors["chance/image-to-text/mean-rank"].value == pytest.approx(4)
@@ -49,7 +47,7 @@ def test_every_direction_has_its_numbers_beside_chance(home):
     assert results["text-to-image/recall@1"].images == 70
     low, high = results["image-to-text/mean-rank"].interval
     assert low <= results["image-to-text/mean-rank"].value <= high
-    assert found.command == "cleft evaluate plain --task retrieval --split test"
+    assert found.command == "cleft evaluate plain --task retrieval"
 
 
 def test_the_right_sentence_of_an_image_is_its_own_and_the_rank_agrees(home):
@@ -57,14 +55,14 @@ def test_the_right_sentence_of_an_image_is_its_own_and_the_rank_agrees(home):
     texts, images, alike = found.retrieval
     for example in texts.examples:
         assert example.query.image
-        assert [answer.right for answer in example.answers].count(True) == (example.rank <= 5)
+        assert [answer.relevant for answer in example.retrieved].count(True) == (example.rank <= 5)
         if example.rank <= 5:
-            assert example.answers[example.rank - 1].right
+            assert example.retrieved[example.rank - 1].relevant
     for example in images.examples:
         assert example.query.text.startswith("this is a chest x ray")
-        assert all(answer.image for answer in example.answers)
+        assert all(answer.image for answer in example.retrieved)
     for example in alike.examples:
-        assert all(answer.right == (answer.text == example.query.text) for answer in example.answers)
+        assert all(answer.relevant == (answer.text == example.query.text) for answer in example.retrieved)
     assert len(texts.examples) == 3
 
 
@@ -85,55 +83,52 @@ def test_a_sentence_of_few_patients_is_not_shown(home, tmp_path):
         for i in range(1, 31)
     ]
     data = write_fake_chexpert(tmp_path / "rare", rows)
-    question = Question(data=f"chexpert:{data}", split="all", allow_overlap=True)
-    _, found = ask(home / "plain", question, examples=30)
-    shown = {answer.text for example in found.retrieval[0].examples for answer in example.answers}
+    _, found = ask(home / "plain", data=f"chexpert:{data}", split="all", allow_overlap=True, examples=30)
+    shown = {answer.text for example in found.retrieval[0].examples for answer in example.retrieved}
     assert shown == {"", "this is a chest x ray of a patient with edema"}
 
 
 def test_directions_can_be_chosen(home):
-    _, found = ask(home / "plain", directions=parse_directions("image-to-image"))
+    _, found = ask(home / "plain", directions="image-to-image")
     assert [each.direction for each in found.retrieval] == ["image-to-image"]
     assert found.prompts == "none"
-    assert found.command.endswith("--direction image-to-image")
+    assert found.command.endswith("--directions image-to-image")
     assert parse_directions("text-to-image, image-to-text") == DIRECTIONS[:2]
-    with pytest.raises(ConfigError, match="--direction 'text-to-text' is none of image-to-text"):
+    with pytest.raises(ConfigError, match="--directions text-to-text: choose from image-to-text"):
         parse_directions("text-to-text")
 
 
 def test_images_alike_are_of_other_patients(home):
     _, found = ask(home / "plain", directions=("image-to-image",))
     # Each patient has two images with the same findings; the other one is no answer.
-    floors = {floor.metric: floor.value for floor in found.floors}
+    floors = {floor.metric: floor.value for floor in found.baselines}
     assert floors["chance/image-to-image/mean-rank"] > 1
-    assert found.retrieval[0].right < 20
+    assert found.retrieval[0].relevant_per_query < 20
 
 
 def test_images_that_all_differ_cannot_be_searched_by_images(home, tmp_path):
     names = ["Edema", "Fracture", "Consolidation", "Atelectasis"]
     rows = [chexpert_row(f"patient{i:05d}/study1/view1_frontal.jpg", {name: "1.0"}) for i, name in enumerate(names, 1)]
     data = write_fake_chexpert(tmp_path / "apart", rows)
-    question = Question(data=f"chexpert:{data}", split="all", allow_overlap=True)
+    other = {"data": f"chexpert:{data}", "split": "all", "allow_overlap": True}
     with pytest.raises(DataError, match="no two images of different patients show the same findings"):
-        ask(home / "plain", question, directions=("image-to-image",))
-    _, found = ask(home / "plain", question)
+        ask(home / "plain", **other, directions="image-to-image")
+    _, found = ask(home / "plain", **other)
     assert [each.direction for each in found.retrieval] == ["image-to-text", "text-to-image"]
-    assert any("image-to-image: no two images of different patients" in note for note in found.notes)
+    assert any("image-to-image: not evaluated, as no two images" in note for note in found.notes)
 
 
 def test_what_is_said_names_every_direction_and_its_chance(home):
     _, found = ask(home / "plain")
     lines = summary_lines(found)
-    assert any(re.match(r"text-to-image/recall@5 0\.\d+ .*; floor 0\.\d+ \(chance\)$", line) for line in lines)
+    assert any(re.match(r"text-to-image/recall@5 0\.\d+ .*; baseline 0\.\d+ \(chance\)$", line) for line in lines)
 
 
 def test_a_run_that_reads_no_texts_is_offered_images_alone(home, tmp_path):
     run = tmp_path / "tower"
     words = [f"--data.root={home / 'data'}", f"--data.cache={home / 'cache'}", "--data.test_fraction=0.5"]
     assert main(["pretrain", "tiny", "--run", str(run), "--method=image-only", *words]) == 0
-    with pytest.raises(
-        CheckpointError, match=r"no sentence into the space .* search images with images alone: --direction"
-    ):
+    with pytest.raises(CheckpointError, match="without text embeddings; retrieve images by images only: --directions"):
         ask(run)
     _, found = ask(run, directions=("image-to-image",))
     assert found.retrieval[0].queries > 0
@@ -145,7 +140,7 @@ def test_a_run_that_reads_no_texts_is_offered_images_alone(home, tmp_path):
         (["--task", "retrieval", "--scoring", "present-absent"], "--scoring present-absent does nothing with"),
         (["--task", "retrieval", "--classes", "Edema"], "--classes Edema does nothing with --task retrieval"),
         (["--task", "retrieval", "--against", "x"], "--against compares classifications; leave out --task retrieval"),
-        (["--direction", "image-to-text"], "--direction image-to-text does nothing with --task zero-shot"),
+        (["--directions", "image-to-text"], "--directions image-to-text does nothing with --task zero-shot"),
         (["--task", "prompts", "--prompts", "context"], "--prompts context does nothing with --task prompts"),
     ],
 )

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cleft.errors import NumericsError
+from cleft.evaluation import Bootstrap
 from cleft.evaluation.predictions import class_baselines
 from cleft.evaluation.scoring import (
-    Bootstrap,
     Predictions,
     classification_measures,
     estimate,
@@ -82,9 +82,9 @@ def test_a_finding_rests_on_the_images_where_it_is_known():
     edema = results["accuracy/Edema"]
     assert (edema.value, edema.images, edema.patients) == (pytest.approx(2 / 3), 3, 2)
     assert results["auc/Edema"].value == 0.75
-    assert results["auc/Pneumonia"].reason == "no image says whether Pneumonia is there"
+    assert results["auc/Pneumonia"].reason == "no image is labelled for Pneumonia"
     assert results["accuracy"].value == pytest.approx(2 / 3)
-    assert results["accuracy"].reason.startswith("mean over 1 of 2 classes: no image says whether Pneumonia is there")
+    assert results["accuracy"].reason.startswith("mean over 1 of 2 classes: no image is labelled for Pneumonia")
 
 
 def test_intervals_hold_their_values():
@@ -180,7 +180,7 @@ def test_a_group_of_four_patients_is_left_out_unless_they_are_phantoms():
     [views] = subgroup_results(answers(np.ones(24, bool)), records, TWO_CLASSES, FEW)
     assert list(named(views)) == ["AP", "PA"]
     assert views.left_out == 4
-    [drawn] = subgroup_results(answers(np.ones(24, bool)), records, TWO_CLASSES, FEW, fewest=1)
+    [drawn] = subgroup_results(answers(np.ones(24, bool)), records, TWO_CLASSES, FEW, min_patients=1)
     assert list(named(drawn)) == ["AP", "PA", "LL"]
 
 
@@ -212,7 +212,7 @@ def test_the_auc_of_a_group_without_a_class_is_not_held_against_one_with_all():
     accuracy, area = sexes.gaps
     assert accuracy.value is not None
     assert area.value is None
-    assert area.reason == "fewer than two groups show every class, and deny it too"
+    assert area.reason == "fewer than two groups have positives and negatives of every class"
 
 
 def test_findings_are_measured_where_they_are_known():

@@ -17,8 +17,9 @@ from cleft.data.batches import load_image
 from cleft.data.splits.recipes import split_records
 from cleft.data.splits.split_file import make_split_file, write_split_file
 from cleft.errors import ConfigError, DataError
+from cleft.evaluation import EvaluationOptions, ZeroShotOptions
 from cleft.evaluation.result_files import reversal_notes
-from cleft.evaluation.task import PerClass, Question, class_names, select_images
+from cleft.evaluation.task import command_of, parse_classes, select_images
 from cleft.models.checkpoint import load_model
 from cleft.results import Result
 from cleft.training.dataset import read_material
@@ -31,8 +32,8 @@ def area(value, low, high, metric="auc/Edema"):
 
 def test_an_auc_far_below_a_half_is_warned_of_with_its_interval():
     [note] = reversal_notes([area(0.2, 0.1, 0.3), area(0.7, 0.6, 0.8, "auc/Fracture"), area(0.3, 0.2, 0.4, "auc")])
-    assert note.startswith("Beware: auc/Edema 0.200 [0.100-0.300], auc 0.300 [0.200-0.400] lie far below 0.5")
-    assert "Look whether labels or prompts are reversed." in note
+    assert note.startswith("Beware: auc/Edema 0.200 [0.100-0.300], auc 0.300 [0.200-0.400] are far below chance (0.5)")
+    assert "Check whether labels or prompts are reversed." in note
     assert "Fracture" not in note
 
 
@@ -52,26 +53,35 @@ def test_what_may_be_chance_or_is_no_auc_is_not_warned_of(harmless):
 
 
 def test_a_command_names_what_is_not_usual_and_no_folder():
-    question = Question(data="rsna:/home/somebody/rsna", classes=("Edema", "Pleural Effusion"), drop_overlap=True)
-    assert question.command(Path("runs/one"), "zero-shot", {"--prompts": "auto", "--wording": None}) == (
-        "cleft evaluate one --task zero-shot --split test --scoring multi-class --data 'rsna:<folder>' "
-        "--classes 'Edema,Pleural Effusion' --prompts auto --drop-overlap"
+    options = ZeroShotOptions(
+        data="rsna:/home/somebody/rsna",
+        classes=("Edema", "Pleural Effusion"),
+        drop_overlap=True,
+        class_names="/home/somebody/mine.yaml",
+        overrides=("--data.table", "/home/somebody/table.csv"),
+    )
+    assert command_of(Path("runs/one"), "zero-shot", options) == (
+        "cleft evaluate one --task zero-shot --data 'rsna:<folder>' --drop-overlap --classes 'Edema,Pleural Effusion' "
+        "--class-names mine.yaml --data.table table.csv"
     )
 
 
 def test_classes_may_stand_in_one_string():
-    assert class_names("Edema, Pleural Effusion,") == class_names(["Edema", "Pleural Effusion"])
-    assert class_names(None) is None
+    assert parse_classes("Edema, Pleural Effusion,") == parse_classes(["Edema", "Pleural Effusion"])
+    assert parse_classes(None) is None
 
 
-def test_what_is_drawn_of_each_class_is_a_number_above_zero():
-    assert Question(per_class=5).balance() == PerClass(5)
-    assert Question(per_class=5, per_patient=1).balance() == PerClass(5, 1)
-    assert Question().balance() is None
-    with pytest.raises(ConfigError, match="--per-class 0: give 1 or more"):
-        Question(per_class=0).balance()
-    with pytest.raises(ConfigError, match="--per-patient 2 does nothing without --per-class"):
-        Question(per_patient=2).balance()
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"per_class": 0}, "--per-class 0: give 1 or more"),
+        ({"per_class": 1, "per_patient": 0}, "--per-patient 0: give 1 or more"),
+        ({"per_patient": 2}, "--per-patient 2 has no effect without --per-class"),
+    ],
+)
+def test_numbers_of_images_below_one_or_without_effect_are_refused(place, options, message):
+    with pytest.raises(ConfigError, match=message):
+        select_images(place / "run", settings(place), EvaluationOptions(**options), progress=False)
 
 
 LISTED = [f"train/patient{p:05}/study1/view1_frontal.jpg" for p in range(3)]
@@ -94,8 +104,8 @@ def settings(place, **data):
 
 
 def select(place, part="test", **data):
-    mine = settings(place, **data)
-    return select_images(place / "run", mine.data, mine, part, progress=False)
+    options = EvaluationOptions(split=part)
+    return select_images(place / "run", settings(place, **data), options, progress=False)
 
 
 def test_a_leak_stands_in_the_notes_of_a_result_in_numbers(place):
@@ -157,10 +167,11 @@ def test_a_run_of_another_user_is_evaluated_on_the_split_it_was_trained_on_and_o
     assert [record.id for record in select(place, split="patients").records] == [record.id for record in mine.records]
     with pytest.raises(DataError, match="patients were trained on or used to choose the weights"):
         select(place, part="val", split="patients")
-    with pytest.raises(DataError, match=r"written by another user .*--allow-overlap scores these all the same"):
+    with pytest.raises(DataError, match=r"written by another user .*--allow-overlap evaluates anyway"):
         select(place, part="all", split="patients")
     moved = settings(place, split="patients")
-    notes = select_images(place / "run", moved.data, moved, "all", allow_overlap=True, progress=False).notes
+    options = EvaluationOptions(split="all", allow_overlap=True)
+    notes = select_images(place / "run", moved, options, progress=False).notes
     assert "The run does not say which patients it was trained on; these may be among them." in notes
 
 

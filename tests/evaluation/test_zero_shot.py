@@ -13,10 +13,11 @@ from tests.fakes.untrained import CLASSES, untrained_rows, write_untrained_runs
 from cleft.config import load_settings
 from cleft.data.text.prompts import absent_prompt, class_prompt
 from cleft.errors import CheckpointError, ConfigError, DataError
+from cleft.evaluation import Bootstrap, ZeroShotOptions
 from cleft.evaluation.compare import compare
 from cleft.evaluation.result_files import read_evaluation, read_predictions
-from cleft.evaluation.scoring import Bootstrap, classification_measures, estimate
-from cleft.evaluation.zero_shot import embedding_map, evaluate_zero_shot
+from cleft.evaluation.scoring import classification_measures, estimate
+from cleft.evaluation.zero_shot import evaluate_zero_shot, map_embeddings
 from cleft.models.checkpoint import save_model
 from cleft.models.methods import build_model
 from cleft.training.dataset import read_material
@@ -32,7 +33,7 @@ def home(tmp_path_factory):
 
 
 def ask(run, **options):
-    path = evaluate_zero_shot(run, draws=FEW, progress=False, **options)
+    path = evaluate_zero_shot(run, ZeroShotOptions(bootstrap=FEW, **options), progress=False)
     return path, read_evaluation(path)
 
 
@@ -47,10 +48,10 @@ def test_a_run_becomes_a_result_file(home):
     assert results["accuracy"].images == sum(map(sum, found.confusion))
     ranked = ("auc", "auprc", "sensitivity@0.90", "sensitivity@0.95")
     assert set(results) == {"accuracy", *ranked, *(f"{each}/{name}" for each in ranked for name in CLASSES)}
-    assert {floor.metric.split("/")[0] for floor in found.floors} == {"majority-class", "ap-view"}
+    assert {baseline.metric.split("/")[0] for baseline in found.baselines} == {"majority-class", "ap-view"}
     assert set(found.roc) == set(CLASSES)
     assert not found.synthetic
-    assert found.command.startswith("cleft evaluate run --task zero-shot --split test")
+    assert found.command == "cleft evaluate run --task zero-shot"
 
 
 def test_asked_again_it_answers_the_same_from_what_it_stored(home):
@@ -76,7 +77,7 @@ def test_another_wording_asks_the_same_images_with_other_words_beside_the_first(
     path, usual = ask(home / "plain")
     words = tmp_path / "mine.yaml"
     words.write_text("Edema: fluid in the lungs\nchexpert/Atelectasis: a collapsed lung\nnih/Atelectasis: nothing\n")
-    other_path, other = ask(home / "plain", wording=str(words))
+    other_path, other = ask(home / "plain", class_names=str(words))
     assert (usual.wording, other.wording) == ("default", "mine")
     assert path.is_file()
     assert other_path != path
@@ -86,8 +87,8 @@ def test_another_wording_asks_the_same_images_with_other_words_beside_the_first(
     ]
     assert other.class_prompts[2:] == usual.class_prompts[2:]
     assert other.ids_digest == usual.ids_digest
-    assert other.command.endswith("--wording mine.yaml")
-    _, behind = ask(home / "run", wording=str(words))
+    assert other.command.endswith("--class-names mine.yaml")
+    _, behind = ask(home / "run", class_names=str(words))
     assert behind.class_prompts[1] == "[learned context] fluid in the lungs"
 
 
@@ -121,7 +122,7 @@ def test_where_a_finding_is_never_denied_the_cell_is_empty_until_blanks_count(ho
 def test_present_absent_behind_a_context_says_what_it_never_saw(home):
     _, found = ask(home / "run", scoring="present-absent", classes="Edema", blank="absent")
     assert found.class_prompts == ("[learned context] edema", "[learned context] no edema")
-    assert any("never saw a denied one" in note for note in found.notes)
+    assert any("never with their negation" in note for note in found.notes)
 
 
 def test_h7_patients_that_were_trained_on_stop_it_unless_allowed(home):
@@ -224,13 +225,13 @@ def test_drawn_images_are_called_so(home, tmp_path):
         ({"classes": "Fracture,Lung Lesion", "prompts": "handwritten"}, None, None),
         ({"data": "xray:/x"}, ConfigError, "chexpert:<folder> or .*manifest:<folder>"),
         ({"data": "chexpert:/nowhere/at/all"}, DataError, "nowhere"),
-        ({"wording": "relaesed"}, ConfigError, "nearest to 'relaesed' is 'released'"),
+        ({"class_names": "relaesed"}, ConfigError, "nearest to 'relaesed' is 'released'"),
     ],
 )
 def test_what_cannot_be_asked_is_a_sentence(home, options, error, message):
     if error is None:
         _, found = ask(home / "plain", **options)
-        assert "No image shows Lung Lesion; it could be answered all the same." in found.notes
+        assert "No image shows Lung Lesion, but it can be predicted." in found.notes
         return
     with pytest.raises(error, match=message):
         ask(home / "run", **options)
@@ -248,7 +249,7 @@ def test_as_many_images_of_each_class_are_drawn_and_their_patients_counted(home)
     assert note.startswith(
         "Drawn: 3 images of each class, at most 1 of a patient in a class; patients: Atelectasis of 3"
     )
-    assert found.command.endswith("--per-class 3 --per-patient 1 --prompts auto")
+    assert found.command.endswith("--per-class 3 --per-patient 1")
     _, other = ask(home / "run", per_class=2)
     assert other.ids_digest != found.ids_digest
 
@@ -260,7 +261,7 @@ def test_a_class_with_too_few_images_is_named(home):
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
-    [({"per_patient": 2}, "does nothing without --per-class"), ({"per_class": 0}, "--per-class 0: give 1 or more")],
+    [({"per_patient": 2}, "has no effect without --per-class"), ({"per_class": 0}, "--per-class 0: give 1 or more")],
 )
 def test_a_draw_that_makes_no_sense_is_refused(home, options, sentence):
     with pytest.raises(ConfigError, match=sentence):
@@ -271,14 +272,14 @@ def test_a_context_that_never_saw_a_class_is_noted(home, tmp_path):
     run = shutil.copytree(home / "run", tmp_path / "run")
     (run / "summary.json").write_text(json.dumps({"stage": "context", "classes": ["Edema", "Atelectasis"]}))
     _, found = ask(run, classes="Edema,Cardiomegaly")
-    assert "The context was learned for Edema, Atelectasis; it never saw Cardiomegaly." in found.notes
+    assert "The context was learned for Edema, Atelectasis, but not for Cardiomegaly." in found.notes
     _, other = ask(run, classes="Edema,Cardiomegaly", prompts="handwritten")
     assert not any("The context" in note for note in other.notes)
 
 
 def test_the_answers_image_by_image_give_the_numbers_again(home):
     path, found = ask(home / "plain")
-    kept = read_predictions(path, found).scored()
+    kept = read_predictions(path, found).predictions()
     again = {
         result.metric: result for result in estimate(classification_measures(kept, found.classes), kept.patients, FEW)
     }
@@ -290,7 +291,7 @@ def test_the_answers_image_by_image_give_the_numbers_again(home):
 
 def test_two_runs_are_compared_on_the_same_images(home):
     (one, found), (other, _) = ask(home / "plain"), ask(home / "run")
-    comparison = compare(one, other, draws=FEW)
+    comparison = compare(one, other, bootstrap=FEW)
     assert (comparison.first, comparison.second, comparison.ids_digest) == ("plain", "run", found.ids_digest)
     assert comparison.differences[0].first == found.results[0].value
     with pytest.raises(DataError, match="results of another split"):
@@ -304,17 +305,17 @@ def test_calibration_is_measured_and_says_why_there_is_no_temperature(home):
     assert found.calibration.reason.startswith("no temperature: ")  # there are hardly any validation images
     _, every = ask(home / "plain", split="train", allow_overlap=True)
     assert every.calibration.reason == (
-        "no temperature: it is fitted for test images alone, and those of train were scored"
+        "no temperature: it is fitted for test images only, and those of train were evaluated"
     )
     _, every = ask(home / "plain", split="all", drop_overlap=True)
-    assert every.calibration.reason == "no temperature: all images were scored, and none is left to fit it on"
+    assert every.calibration.reason == "no temperature: all images were evaluated, and none is left to fit it on"
 
 
 def test_validation_images_are_asked_for_a_temperature(home, monkeypatch):
     monkeypatch.setattr("cleft.evaluation.calibration.MIN_VALIDATION_IMAGES", 1)
     _, found = ask(home / "plain", scoring="present-absent", classes="Edema,Fracture", blank="absent")
     # Random weights may be no better than guessing; that too is learned from the validation images alone.
-    assert found.calibration.temperature or "by guessing" in found.calibration.reason
+    assert found.calibration.temperature or "by chance" in found.calibration.reason
 
 
 def test_groups_of_patients_have_their_numbers(home):
@@ -334,7 +335,7 @@ def test_a_run_whose_data_were_moved_is_evaluated_where_they_are_now(home, tmp_p
     (run / "config.yaml").write_text(re.sub(r"root: .*", "root: /gone/data", text, count=1))
     with pytest.raises(DataError, match=r"/gone/data is not a folder; give --data\.root"):
         ask(run)
-    _, moved = ask(run, overrides=["--data.root", str(home / "data")])
+    _, moved = ask(run, overrides=("--data.root", str(home / "data")))
     assert moved.split_digest == ask(home / "plain")[1].split_digest
     assert moved.command.endswith("--data.root data")
     assert main(["evaluate", str(run), "--data.root", str(home / "data")]) == 0
@@ -361,39 +362,39 @@ def test_a_damaged_environment_stops_nothing_that_was_learned(home, tmp_path):
 
 def test_the_axes_are_the_two_directions_in_which_images_differ_most():
     images = torch.tensor([[0.0, 3, 0.1, 5], [0, -3, 0.1, 5], [1, 0, 0.1, 5], [-1, 0, 0.1, 5]])
-    found = embedding_map(images, torch.tensor([[0.0, 2, 0, 0], [0, -2, 0, 0]]), [0, 1, 0, 1])
+    found = map_embeddings(images, torch.tensor([[0.0, 2, 0, 0], [0, -2, 0, 0]]), [0, 1, 0, 1])
     assert found.images == ((0, 3.0, 0.0), (1, -3.0, 0.0), (0, 0.0, 1.0), (1, 0.0, -1.0))
     assert found.prompts == ((2.0, 0.0), (-2.0, 0.0))
-    assert found.shares == (0.9, 0.1)  # 18 and 2 of 20 squared units
+    assert found.explained_variance == (0.9, 0.1)  # 18 and 2 of 20 squared units
 
 
 def test_the_gap_between_images_and_prompts_is_told_and_taken_out():
     images = torch.tensor([[1.0, 4], [-1, 4]])
-    found = embedding_map(images, torch.tensor([[1.0, 0], [-1, 0]]), [0, 1])
-    assert found.gap == 4
+    found = map_embeddings(images, torch.tensor([[1.0, 0], [-1, 0]]), [0, 1])
+    assert found.modality_gap == 4
     assert [(x, y) for _, x, y in found.images] == list(found.prompts) == [(1, 0), (-1, 0)]
 
 
 def test_the_map_does_not_hang_on_the_sign_of_a_direction():
     images = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
-    forth, back = embedding_map(images, images[:2], [0] * 20), embedding_map(images.flip(0), images[:2], [0] * 20)
+    forth, back = map_embeddings(images, images[:2], [0] * 20), map_embeddings(images.flip(0), images[:2], [0] * 20)
     for mine, theirs in zip(sorted(forth.images), sorted(back.images), strict=True):
         assert mine == pytest.approx(theirs, abs=2e-4)
 
 
 def test_too_many_images_are_thinned_out_by_class():
     images = torch.randn(1000, 4, generator=torch.Generator().manual_seed(0))
-    found = embedding_map(images, images[:2], [0] * 900 + [1] * 100, most=50)
+    found = map_embeddings(images, images[:2], [0] * 900 + [1] * 100, most=50)
     classes = [index for index, _, _ in found.images]
-    assert (classes.count(0), classes.count(1), found.left_out) == (45, 5, 950)
+    assert (classes.count(0), classes.count(1), found.omitted) == (45, 5, 950)
 
 
 def test_a_single_image_lies_in_the_middle():
-    found = embedding_map(torch.tensor([[0.6, 0.8, 0]]), torch.tensor([[1.0, 0, 0]]), [0])
+    found = map_embeddings(torch.tensor([[0.6, 0.8, 0]]), torch.tensor([[1.0, 0, 0]]), [0])
     assert found.images == ((0, 0.0, 0.0),)
-    assert found.shares == (0, 0)
+    assert found.explained_variance == (0, 0)
 
 
 def test_images_that_are_all_equal_have_no_direction():
-    found = embedding_map(torch.tensor([[0.6, 0.8]] * 3), torch.tensor([[1.0, 0], [0, 1]]), [0, 1, 1])
+    found = map_embeddings(torch.tensor([[0.6, 0.8]] * 3), torch.tensor([[1.0, 0], [0, 1]]), [0, 1, 1])
     assert {(x, y) for _, x, y in found.images} == {(0.0, 0.0)}

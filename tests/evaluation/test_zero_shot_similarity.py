@@ -14,10 +14,12 @@ from cleft.config import load_settings
 from cleft.data.batches import eval_loader
 from cleft.data.text.prompts import class_prompt, draw_prompts
 from cleft.errors import ConfigError
+from cleft.evaluation import Bootstrap, PromptSensitivityOptions, ZeroShotOptions
+from cleft.evaluation.predictions import rows_with_one_class
 from cleft.evaluation.prompt_sensitivity import evaluate_prompts
 from cleft.evaluation.result_files import anonymise, read_evaluation, read_predictions
-from cleft.evaluation.scoring import Bootstrap, Predictions
-from cleft.evaluation.task import Question
+from cleft.evaluation.scoring import Predictions
+from cleft.evaluation.task import prepare
 from cleft.evaluation.zero_shot import best_prompt_logits, evaluate_zero_shot, standardise_logits
 from cleft.models.checkpoint import load_model, save_model
 from cleft.report.run_page import write_report
@@ -37,22 +39,21 @@ def home(tmp_path_factory):
 
 
 def ask(run, **options):
-    path = evaluate_zero_shot(run, draws=FEW, examples=0, progress=False, **options)
+    path = evaluate_zero_shot(run, ZeroShotOptions(bootstrap=FEW, examples=0, **options), progress=False)
     return path, read_evaluation(path)
 
 
 def by_hand(run, prompts, *, local_alone=False, letters=False):
     """Logits of ten images, prompt by prompt and word by word, in the order in which answers are kept."""
-    question = Question(per_class=2)
-    posed = question.pose(run, progress=False)
-    model, selected = posed.model, posed.images
-    rows = question.rows(posed.embed(selected, progress=False), posed.classes)
+    task = prepare(run, ZeroShotOptions(per_class=2), progress=False)
+    model, selected = task.model, task.images
+    rows = rows_with_one_class(task.embed(selected, progress=False), task.classes)
     records = [selected.records[row] for row in rows]
     logits = np.zeros((len(rows), len(prompts)))
     with torch.no_grad():
         read = [(words_by_hand(model, prompt), model.encode_text([prompt])[0]) for prompt in prompts]
         for place, record in enumerate(records):
-            [batch] = eval_loader([record], selected.prepared, selected.findings, posed.settings, batch_size=1)
+            [batch] = eval_loader([record], selected.prepared, selected.findings, task.settings, batch_size=1)
             regions, image = model.encode_regions(batch.images)[0], model.encode_image(batch.images)[0]
             for column, (words, text) in enumerate(read):
                 count = len(prompts[column].split())
@@ -109,24 +110,24 @@ def test_answers_are_those_of_a_plain_loop(home, similarity):
 
 
 def test_of_several_sentences_of_a_class_the_nearest_counts(home):
-    path, found = ask(home / "gloria", similarity="both", wording="gloria", per_class=2)
+    path, found = ask(home / "gloria", similarity="both", class_names="gloria", per_class=2)
     drawn = [sentence for name in CLASSES for sentence in draw_prompts()[name]]
     best = by_hand(home / "gloria", drawn).reshape(10, 5, 5).max(axis=2)
     np.testing.assert_allclose(answers(path, found), best, atol=2e-4)
     assert found.class_prompts == tuple(drawn)
-    assert found.space is None
-    assert "25 sentences for 5 classes; the nearest of a class counts." in found.notes
+    assert found.embedding_map is None
+    assert "25 prompts for 5 classes; the most similar one of a class counts." in found.notes
     assert found.wording == "gloria"
 
 
 def test_every_model_may_be_asked_in_glorias_sentences_and_standardised(home):
     folder = home / "cleft"
     _, usual = ask(folder / "plain")
-    _, found = ask(folder / "plain", wording="gloria", standardise=True)
+    _, found = ask(folder / "plain", class_names="gloria", standardise=True)
     assert (found.similarity, found.standardised, usual.standardised) == ("global", True, False)
     assert found.ids_digest == usual.ids_digest
     with pytest.raises(ConfigError, match="a learned context needs a phrase for each class"):
-        ask(folder / "run", wording="gloria")
+        ask(folder / "run", class_names="gloria")
 
 
 def test_an_answer_stands_by_itself_unless_standardised(home):
@@ -146,35 +147,37 @@ def test_an_answer_stands_by_itself_unless_standardised(home):
 
 def test_what_was_asked_stands_in_the_command_the_file_and_the_page(home, tmp_path):
     path, found = ask(home / "gloria", similarity="both", standardise=True)
-    assert found.command.endswith("--prompts auto --similarity both --standardise")
+    assert found.command.endswith("--task zero-shot --similarity both --standardise")
     assert "-both-standardised-" in path.name
     page = write_report([home / "gloria"], tmp_path / "page.html").read_text()
     assert "handwritten prompts, wholes, and words with regions, standardised over the images" in page
     assert "<dt>Similarity</dt><dd>both, standardised</dd>" in page
-    assert "Wholes, and words with regions, as GLoRIA asks" in page
+    assert "Similarity: mean of image with prompt, and of the prompt&#39;s best word" in page
 
 
 def test_the_command_line_asks_so_and_finds_what_it_compared(home, capsys):
-    words = ["evaluate", str(home / "gloria"), "--similarity", "released", "--wording", "gloria"]
+    words = ["evaluate", str(home / "gloria"), "--similarity", "released", "--class-names", "gloria"]
     assert main(words) == 0
     stored = [file for file in (home / "gloria" / "embeddings").rglob("similarities.safetensors")]
     before = {file: file.stat().st_mtime_ns for file in stored}
     assert main(words) == 0
     assert before == {file: file.stat().st_mtime_ns for file in (home / "gloria").rglob("similarities.safetensors")}
     assert main([*words, "--task", "retrieval"]) == 2
-    assert "--wording gloria does nothing with --task retrieval" in capsys.readouterr().err
+    assert "--similarity released does nothing with --task retrieval" in capsys.readouterr().err
     assert main(["evaluate", str(home / "gloria"), "--task", "prompts", "--standardise"]) == 2
     assert "--standardise does nothing with --task prompts" in capsys.readouterr().err
 
 
 def test_what_was_not_learned_is_refused(home):
     folder = home / "cleft"
-    with pytest.raises(ConfigError, match=r"--similarity local holds words against regions .* is of method=cleft"):
+    with pytest.raises(
+        ConfigError, match=r"--similarity local compares words with image regions .* is of method=cleft"
+    ):
         ask(folder / "plain", similarity="local")
     with pytest.raises(ConfigError, match=r"--scoring present-absent needs a phrase for each class"):
-        ask(home / "gloria", wording="gloria", scoring="present-absent")
+        ask(home / "gloria", class_names="gloria", scoring="present-absent")
     with pytest.raises(ConfigError, match=r"--task prompts needs a phrase for each class"):
-        evaluate_prompts(home / "gloria", Question(), wording="gloria", progress=False)
+        evaluate_prompts(home / "gloria", PromptSensitivityOptions(class_names="gloria"), progress=False)
 
 
 def test_a_learned_context_has_no_words(home, tmp_path):
@@ -182,7 +185,7 @@ def test_a_learned_context_has_no_words(home, tmp_path):
     model = load_model(run)
     model.set_context(torch.zeros(2, 16))
     save_model(model, load_settings(run), run)
-    with pytest.raises(ConfigError, match="a learned context has none; take --prompts handwritten"):
+    with pytest.raises(ConfigError, match="a learned context has no words; take --prompts handwritten"):
         ask(run, similarity="both")
     _, found = ask(run, similarity="both", prompts="handwritten", scoring="present-absent", classes="Edema")
     assert found.similarity == "both"

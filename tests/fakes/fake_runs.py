@@ -69,7 +69,7 @@ def evaluation(quality=0.6, *, classes=FIVE, prompts="handwritten", synthetic=Tr
             result("auc", sum(areas) / count, width=0.02),
             *(result(f"auc/{name}", area) for name, area in zip(classes, areas, strict=True)),
         ),
-        floors=(
+        baselines=(
             result("majority-class/accuracy", chance),
             result("majority-class/auc", 0.5, width=0),
             result("ap-view/accuracy", chance + 0.06),

@@ -9,20 +9,20 @@ from tests.fakes.fake_runs import FIVE, evaluation, png, result
 from cleft.results import (
     Calibration,
     ContextVector,
-    Denial,
-    Exhibit,
-    PromptAudit,
+    EmbeddingMap,
+    NegationTest,
+    PromptSensitivity,
+    PromptTemplate,
     ReliabilityBin,
     Retrieval,
     RetrievalExample,
-    SpaceMap,
-    Spread,
+    RetrievalItem,
     Study,
     StudyCell,
     StudyLine,
     Subgroup,
     Subgroups,
-    Template,
+    TemplateSpread,
     to_json,
 )
 
@@ -54,7 +54,7 @@ def calibration(quality=0.6) -> Calibration:
         ),
         ece=result("ece", 0.094, width=0.02),
         temperature=1.83,
-        fitted_on=400,
+        validation_images=400,
         bins_after=tuple(
             ReliabilityBin(predicted=p * 0.85, observed=p * 0.84, images=100, patients=90) for p in points
         ),
@@ -86,20 +86,20 @@ def subgroups(quality=0.6) -> tuple[Subgroups, ...]:
     )
 
 
-def space(classes=FIVE, images=200) -> SpaceMap:
+def space(classes=FIVE, images=200) -> EmbeddingMap:
     """Clouds around their class's prompt."""
     draw = random.Random(0)
     prompts = [(0.5 * (index % 3) - 0.5, 0.45 * (index // 3) - 0.2) for index in range(len(classes))]
-    return SpaceMap(
+    return EmbeddingMap(
         images=tuple(
             (place % len(classes), draw.gauss(x * 0.6, 0.22), draw.gauss(y * 0.6, 0.18))
             for place in range(images)
             for x, y in [prompts[place % len(classes)]]
         ),
         prompts=tuple(prompts),
-        shares=(0.31, 0.12),
-        gap=0.84,
-        left_out=800,
+        explained_variance=(0.31, 0.12),
+        modality_gap=0.84,
+        omitted=800,
     )
 
 
@@ -112,15 +112,18 @@ def retrieval(quality=0.3, **changes):
         numbers += [result(f"{direction}/precision@{k}", quality * 0.8) for k in (1, 5, 10)]
         numbers += [result(f"{direction}/mean-rank", 14.25, width=1.0), result(f"{direction}/median-rank", 8, width=1)]
     floors = tuple(result(f"chance/{each.metric}", 60.0 if "rank" in each.metric else 0.08) for each in numbers)
-    picture, words = Exhibit(image=png(3), text="Edema"), Exhibit(text="a chest x ray of a patient with edema")
-    wrong = dataclasses.replace(words, text="a chest x ray of a patient with fracture", right=False)
+    picture, words = (
+        RetrievalItem(image=png(3), text="Edema"),
+        RetrievalItem(text="a chest x ray of a patient with edema"),
+    )
+    wrong = dataclasses.replace(words, text="a chest x ray of a patient with fracture", relevant=False)
     return evaluation(
         quality,
         task="retrieval",
         scoring="nearest",
         prompts="captions",
         results=tuple(numbers),
-        floors=floors,
+        baselines=floors,
         confusion=None,
         roc={},
         examples=(),
@@ -128,18 +131,20 @@ def retrieval(quality=0.3, **changes):
             Retrieval(
                 direction=direction,
                 queries=940,
-                unanswerable=60,
+                without_match=60,
                 candidates=312,
-                right=4.2,
+                relevant_per_query=4.2,
                 examples=(
-                    RetrievalExample(query=picture, answers=(wrong, words, words, wrong, words), rank=2),
-                    RetrievalExample(query=picture, answers=(words, words, wrong, words, wrong), rank=1),
+                    RetrievalExample(query=picture, retrieved=(wrong, words, words, wrong, words), rank=2),
+                    RetrievalExample(query=picture, retrieved=(words, words, wrong, words, wrong), rank=1),
                 )
                 if direction == "image-to-text"
                 else (
                     RetrievalExample(
                         query=words if direction == "text-to-image" else picture,
-                        answers=tuple(Exhibit(image=png(i), text="Edema", right=i % 2 == 0) for i in range(5)),
+                        retrieved=tuple(
+                            RetrievalItem(image=png(i), text="Edema", relevant=i % 2 == 0) for i in range(5)
+                        ),
                         rank=1,
                     ),
                 ),
@@ -159,37 +164,39 @@ def audit(quality=0.6, **changes):
         confusion=None,
         roc={},
         examples=(),
-        audit=PromptAudit(
+        prompt_sensitivity=PromptSensitivity(
             templates=tuple(
-                Template(
-                    opening=opening,
-                    usual=place == 0,
+                PromptTemplate(
+                    template=opening,
+                    default=place == 0,
                     results=(result("accuracy", quality - 0.03 * place), result("auc", quality + 0.2 - 0.02 * place)),
                 )
                 for place, opening in enumerate(openings)
             ),
             spread=(
-                Spread(metric="accuracy", lowest=quality - 0.12, highest=quality, mean=quality - 0.06, deviation=0.047),
-                Spread(metric="auc", lowest=0.72, highest=0.8, mean=0.76, deviation=0.031),
+                TemplateSpread(
+                    metric="accuracy", lowest=quality - 0.12, highest=quality, mean=quality - 0.06, std=0.047
+                ),
+                TemplateSpread(metric="auc", lowest=0.72, highest=0.8, mean=0.76, std=0.031),
             ),
-            denials=tuple(
-                Denial(
+            negation=tuple(
+                NegationTest(
                     finding=name,
-                    present=f"a chest x ray with {name.lower()}",
-                    absent=f"a chest x ray without {name.lower()}",
+                    present_prompt=f"a chest x ray with {name.lower()}",
+                    absent_prompt=f"a chest x ray without {name.lower()}",
                     cosine=0.94,
-                    said_present=0.82,
-                    shown=0.2,
+                    predicted_present=0.82,
+                    prevalence=0.2,
                     results=(result("auc/present", 0.8), result("auc/absent", 0.31), result("auc/pair", 0.66)),
                 )
                 for name in FIVE[:2]
             ),
             context=tuple(
                 ContextVector(
-                    place=place,
+                    position=place,
                     norm=1.1 + 0.2 * (place % 5),
-                    moved=0.3 + 0.05 * (place % 7),
-                    nearest=(("patient", 0.41), ("with", 0.33), ("x", 0.2)),
+                    displacement=0.3 + 0.05 * (place % 7),
+                    nearest_tokens=(("patient", 0.41), ("with", 0.33), ("x", 0.2)),
                 )
                 for place in range(1, 31)
             ),
@@ -245,7 +252,7 @@ def write_cell(folder: Path, row: str, column: StudyLine, index: int, *, seeds=3
     for seed in range(seeds):
         classes = FIVE if dataset == "chexpert" else TWO
         level = 0.3 + 0.02 * index + 0.012 * seed + (0.08 if task != "zero-shot" else 0) + 0.25 * (dataset == "rsna")
-        learned = {"fraction": float(share[0])} if share else {}
+        learned = {"training_fraction": float(share[0])} if share else {}
         head = {"protocol": "standard", "training_seed": seed, "prompts": "", **learned} if task != "zero-shot" else {}
         made = evaluation(
             level,
@@ -255,7 +262,7 @@ def write_cell(folder: Path, row: str, column: StudyLine, index: int, *, seeds=3
             split_digest="7ad98f6f27bf6200" if dataset == "chexpert" else "00aa98f6f27bf620",
             calibration=calibration(level),
             subgroups=subgroups(level),
-            space=space(classes) if task == "zero-shot" else None,
+            embedding_map=space(classes) if task == "zero-shot" else None,
             **{**head, **changes},
         )
         made = dataclasses.replace(made, examples=made.examples[:6])

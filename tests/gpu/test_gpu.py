@@ -10,6 +10,7 @@ from tests.fakes.texts import CAPTIONS, error, moving, tower
 from tests.tools.tiny_runs import log_of, tiny_settings, write_drawings
 
 from cleft.errors import Interrupted
+from cleft.evaluation import ZeroShotOptions
 from cleft.evaluation.result_files import read_evaluation
 from cleft.evaluation.zero_shot import evaluate_zero_shot
 from cleft.models.checkpoint import load_model, weights_digest
@@ -110,7 +111,7 @@ def test_both_stages_train_on_a_gpu_and_predict_as_on_the_cpu(root, tmp_path, pr
         "--context.optim.warmup_steps=1",
     )
     context = learn_context(run, settings, tmp_path / "context")
-    on_card = read_evaluation(evaluate_zero_shot(context, examples=0))
+    on_card = read_evaluation(evaluate_zero_shot(context, ZeroShotOptions(examples=0)))
     model, moved = load_model(context), load_model(context).cuda()
     images = torch.randint(0, 256, (4, 1, *model.image_spec.size), dtype=torch.uint8)
     assert error(moved.encode_image(images.cuda()).cpu(), model.encode_image(images)) < 1e-3

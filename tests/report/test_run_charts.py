@@ -22,7 +22,7 @@ from cleft.report.run_charts import (
 )
 from cleft.report.runs import read_runs
 from cleft.report.tables import group_results
-from cleft.results import Comparison, Difference, ReliabilityBin, SpaceMap
+from cleft.results import Comparison, Difference, EmbeddingMap, ReliabilityBin
 
 
 def charts(folder, table):
@@ -71,7 +71,9 @@ def test_bins_of_few_patients_are_drawn_for_synthetic_images_only():
 
 
 def test_embedding_map_has_equal_axes():
-    found = SpaceMap(images=((0, 1.0, 0.0), (1, 0.0, 1.0)), prompts=((-1.0, 0), (0, -1.0)), shares=(1, 0), gap=0)
+    found = EmbeddingMap(
+        images=((0, 1.0, 0.0), (1, 0.0, 1.0)), prompts=((-1.0, 0), (0, -1.0)), explained_variance=(1, 0), modality_gap=0
+    )
     figure = space_chart("t", found, ("A", "B"))
     reach = 174 / 1.06
     assert f'class="dot" cx="{180 + reach:.1f}" cy="180.0"' in figure  # the image of class A, to the right
@@ -92,8 +94,8 @@ def test_names_avoid_each_other_and_the_frame():
 
 
 def test_norms_chart_draws_norms_distances_and_token_norm():
-    told = audit().audit
-    vector = dataclasses.replace(told.context[0], place=1, norm=1.0, moved=0.5)
+    told = audit().prompt_sensitivity
+    vector = dataclasses.replace(told.context[0], position=1, norm=1.0, displacement=0.5)
     figure = norms_chart("t", [vector], 2.0)
     assert re.search(r'd="M291\.0 192\.0V107\.0"', figure)
     assert 'cx="291.0" cy="149.5" r="3" fill="#fff"' in figure
@@ -101,13 +103,13 @@ def test_norms_chart_draws_norms_distances_and_token_norm():
 
 
 def test_vector_without_initial_value_has_no_circle():
-    told = dataclasses.replace(audit().audit.context[0], moved=None)
+    told = dataclasses.replace(audit().prompt_sensitivity.context[0], displacement=None)
     assert 'class="dot"' not in norms_chart("t", [told], None)
 
 
 @pytest.mark.parametrize("length", [1, 12, 13, 30, 77, 500])
 def test_norms_chart_has_at_most_thirteen_ticks(length):
-    told = [dataclasses.replace(audit().audit.context[0], place=place + 1) for place in range(length)]
+    told = [dataclasses.replace(audit().prompt_sensitivity.context[0], position=place + 1) for place in range(length)]
     assert 1 <= norms_chart("t", told, None).count('class="tick"') <= 13
 
 
@@ -116,7 +118,7 @@ def test_every_figure_is_well_formed_and_says_what_it_is():
     figures = (
         reliability_chart(title, calibration(), 3, synthetic=True),
         space_chart(title, space((title,) * 5), (title,) * 5),
-        norms_chart(title, audit().audit.context, 1.0),
+        norms_chart(title, audit().prompt_sensitivity.context, 1.0),
     )
     for figure in figures:
         root = ElementTree.fromstring(figure)

@@ -61,7 +61,7 @@ def page(folders, **options):
 
 def test_results_with_different_class_phrases_share_a_table(tmp_path):
     usual = evaluation(0.7, classes=("No Pneumonia", "Pneumonia"))
-    other = evaluation(0.6, classes=("No Pneumonia", "Pneumonia"), wording="released", floors=usual.floors)
+    other = evaluation(0.6, classes=("No Pneumonia", "Pneumonia"), wording="released", baselines=usual.baselines)
     text = page([write_run(tmp_path / "run", usual, other)]).text
     assert text.count("Zero-shot: No Pneumonia vs. Pneumonia") >= 1
     assert "run handwritten prompts, class names “released”" in text
@@ -173,7 +173,7 @@ def test_h12_other_images_have_their_own_table_and_a_warning(tmp_path):
 def test_h12_other_labels_have_their_own_table(tmp_path):
     floors = (result("majority-class/accuracy", 0.31), result("majority-class/auc", 0.5))
     one = write_run(tmp_path / "one", evaluation(0.58))
-    other = write_run(tmp_path / "other", evaluation(0.64, floors=floors))
+    other = write_run(tmp_path / "other", evaluation(0.64, baselines=floors))
     assert "task-2" in page([one, other]).ids
 
 

@@ -13,7 +13,7 @@ from cleft.report.run_page import render
 from cleft.report.runs import read_runs
 from cleft.results import to_json
 
-HEAD = {"task": "linear-probe", "protocol": "standard", "prompts": "", "training_seed": 2, "fraction": 0.1}
+HEAD = {"task": "linear-probe", "protocol": "standard", "prompts": "", "training_seed": 2, "training_fraction": 0.1}
 
 
 def page(tmp_path, *evaluations, **options):
@@ -40,7 +40,7 @@ def test_linear_probe_has_no_paper_zero_shot_result(tmp_path):
 
 def test_seeds_of_a_probe_are_averaged_and_fractions_are_not(tmp_path):
     seeds = [evaluation(0.5 + seed / 10, **{**HEAD, "training_seed": seed}) for seed in range(3)]
-    seen = page(tmp_path, *seeds, evaluation(0.9, **{**HEAD, "fraction": 1.0}))
+    seen = page(tmp_path, *seeds, evaluation(0.9, **{**HEAD, "training_fraction": 1.0}))
     assert "Mean of 3 seeds" in seen.text
     assert "seeds 0, 1, 2" in seen.text
 
@@ -48,8 +48,8 @@ def test_seeds_of_a_probe_are_averaged_and_fractions_are_not(tmp_path):
 def test_other_metrics_and_calibration_are_shown(tmp_path):
     base = evaluation(0.6)
     more = (result("auprc", 0.41), result("sensitivity@0.90", 0.3), result("auprc/Edema", 0.2))
-    floors = (*base.floors, result("majority-class/auprc", 0.2))
-    made = evaluation(0.6, results=(*base.results, *more), floors=floors, calibration=calibration())
+    floors = (*base.baselines, result("majority-class/auprc", 0.2))
+    made = evaluation(0.6, results=(*base.results, *more), baselines=floors, calibration=calibration())
     text = page(tmp_path, made).text
     head = "Model AUPRC Sensitivity at specificity 0.90 ECE ECE after temperature scaling"
     assert head in text
@@ -65,7 +65,7 @@ def test_missing_temperature_has_a_reason(tmp_path):
 
 
 def test_every_chart_has_a_text_alternative(tmp_path):
-    made = evaluation(0.6, calibration=calibration(), subgroups=subgroups(), space=space())
+    made = evaluation(0.6, calibration=calibration(), subgroups=subgroups(), embedding_map=space())
     seen = page(tmp_path, made, retrieval(), audit())
     said = figures(seen)
     for words in ("Reliability diagram of run", "Embedding map of run", "Norms of the learned context of run"):
@@ -76,7 +76,9 @@ def test_every_chart_has_a_text_alternative(tmp_path):
 
 def test_embedding_map_needs_matching_classes(tmp_path):
     wrong = dataclasses.replace(space(), prompts=space().prompts[:4])
-    assert not [each for each in figures(page(tmp_path, evaluation(0.6, space=wrong))) if "Embedding map" in each]
+    assert not [
+        each for each in figures(page(tmp_path, evaluation(0.6, embedding_map=wrong))) if "Embedding map" in each
+    ]
 
 
 def test_retrieval_is_shown_with_chance_and_examples(tmp_path):
@@ -160,7 +162,7 @@ def test_results_of_few_patients_are_not_in_page_or_json(tmp_path):
         confusion=((2, 1), (40, 60)),
         classes=("Edema", "Pneumonia"),
         roc={},
-        space=dataclasses.replace(space(("Edema", "Pneumonia")), images=((0, 0.123459, 0.1), (1, 0.2, 0.3))),
+        embedding_map=dataclasses.replace(space(("Edema", "Pneumonia")), images=((0, 0.123459, 0.1), (1, 0.2, 0.3))),
     )
     html = render(read_runs([write_run(tmp_path / "run", made)]))
     assert "0.12345" not in html
@@ -168,7 +170,7 @@ def test_results_of_few_patients_are_not_in_page_or_json(tmp_path):
     assert kept["calibration"]["ece"]["reason"] == "fewer than 5 patients"
     assert len(kept["calibration"]["bins"]) == 9
     assert [group["name"] for group in kept["subgroups"][0]["groups"]] == ["F"]
-    assert kept["space"] is None
+    assert kept["embedding_map"] is None
     assert "Not shown, because fewer than 5 images have this label: Edema" in Page(html).text
 
 
@@ -179,19 +181,19 @@ def hostile(folder, word):
     made = dataclasses.replace(
         made, subgroups=(dataclasses.replace(made.subgroups[0], groups=(named, made.subgroups[0].groups[1])),)
     )
-    told = audit().audit
+    told = audit().prompt_sensitivity
     told = dataclasses.replace(
         told,
-        templates=(dataclasses.replace(told.templates[0], opening=word),),
-        denials=(dataclasses.replace(told.denials[0], finding=word, present=word, absent=word),),
-        context=(dataclasses.replace(told.context[0], nearest=((word, 0.4),)),),
+        templates=(dataclasses.replace(told.templates[0], template=word),),
+        negation=(dataclasses.replace(told.negation[0], finding=word, present_prompt=word, absent_prompt=word),),
+        context=(dataclasses.replace(told.context[0], nearest_tokens=((word, 0.4),)),),
     )
     found = retrieval().retrieval[0]
     example = dataclasses.replace(
         found.examples[0], query=dataclasses.replace(found.examples[0].query, text=word, image=png(1))
     )
     searched = dataclasses.replace(retrieval(), retrieval=(dataclasses.replace(found, examples=(example,)),))
-    run = write_run(folder, made, searched, dataclasses.replace(audit(), audit=told))
+    run = write_run(folder, made, searched, dataclasses.replace(audit(), prompt_sensitivity=told))
     (run / "comparisons").mkdir()
     against = comparison(first=word, second=word, dataset=word, command=word, notes=(word,), first_task=word)
     (run / "comparisons" / "a.json").write_text(to_json(against))
@@ -206,7 +208,7 @@ def test_markup_in_all_results_is_escaped(tmp_path, word):
 
 
 def test_links_resolve_and_ids_are_unique(tmp_path):
-    made = evaluation(0.6, calibration=calibration(), subgroups=subgroups(), space=space())
+    made = evaluation(0.6, calibration=calibration(), subgroups=subgroups(), embedding_map=space())
     seen = page(tmp_path, made, evaluation(0.7, **HEAD), retrieval(), audit())
     assert len(seen.ids) == len(set(seen.ids))
     assert {anchor[1:] for anchor in seen.anchors} <= set(seen.ids)

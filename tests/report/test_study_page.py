@@ -458,7 +458,9 @@ def test_csv_is_redacted(tmp_path):
     few = evaluation(
         results=(result("accuracy", 0.123456, patients=4),), synthetic=False, command="cleft evaluate /home/me/secret"
     )
-    fine = evaluation(results=(result("accuracy", 0.5),), command="cleft evaluate /home/me/secret", floors=few.floors)
+    fine = evaluation(
+        results=(result("accuracy", 0.5),), command="cleft evaluate /home/me/secret", baselines=few.baselines
+    )
     text = study_csv(read_study(small_study(tmp_path, {CELL: [few], ("clip-vit", CELL[1]): [fine]})))
     assert "0.123456" not in text
     assert "secret" not in text
@@ -466,7 +468,9 @@ def test_csv_is_redacted(tmp_path):
 
 
 def test_latex_has_measured_values_bold_and_paper_values_italic(tmp_path):
-    seeds = [evaluation(checkpoint=str(value), results=(result("accuracy", value),), floors=()) for value in (0.5, 0.7)]
+    seeds = [
+        evaluation(checkpoint=str(value), results=(result("accuracy", value),), baselines=()) for value in (0.5, 0.7)
+    ]
     text = study_latex(read_study(small_study(tmp_path, {CELL: seeds})))
     assert r"CLEFT-LoRA & \textbf{60.0}{\tiny\,$\pm$14.1} & -- \\" in text
     assert r"\quad\textit{paper} & \textit{66.74} & \textit{64.93} \\" in text

@@ -12,9 +12,9 @@ from torch.nn import functional
 
 from cleft.config import ClassifyConfig, load_settings
 from cleft.errors import ConfigError
+from cleft.evaluation import Bootstrap, ClassifierOptions
 from cleft.evaluation.classifier import evaluate_classifier
 from cleft.evaluation.result_files import read_evaluation
-from cleft.evaluation.scoring import Bootstrap
 from cleft.models.checkpoint import load_model
 from cleft.models.image_classifier import load_image_classifier
 from cleft.training.classify import classify
@@ -67,7 +67,8 @@ def test_a_probe_may_read_the_mean_of_all_tokens_where_its_tower_was_trained_by_
 
 def test_it_is_asked_as_it_was_trained_and_the_result_says_so(source, tmp_path):
     run = learn(source, tmp_path / "mean", "--image.pooling=mean")
-    found = read_evaluation(evaluate_classifier(run, split="val", allow_overlap=True, draws=Bootstrap(resamples=20)))
+    options = ClassifierOptions(split="val", allow_overlap=True, bootstrap=Bootstrap(resamples=20))
+    found = read_evaluation(evaluate_classifier(run, options))
     assert any("image.pooling=mean in place of cls" in note for note in found.notes)
     assert found.results[0].value is not None
     kept = [json.loads(file.read_text())["key"]["pooling"] for file in (source / "embeddings").rglob("manifest.json")]

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from cleft.cli.data import input_paths
 from cleft.cli.options import OutputOptions, argument, command, option
 from cleft.errors import ConfigError
+from cleft.evaluation import TASKS, ClassifierOptions
+
+
+def _task_options() -> list[type]:
+    return list(dict.fromkeys(TASKS.values()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,36 +29,8 @@ class EvaluateRequest:
     """`zero-shot`: classification by class prompts. `linear-probe`, `fine-tune`: the classifier of a run of cleft
     classify. `retrieval`: image-text and image-image retrieval. `prompts`: prompt sensitivity and the tokens nearest to
     a learned context. By default the classifier of the run if it has one, otherwise zero-shot."""
-    direction: str | None = None
-    """For retrieval: image-to-text, text-to-image, image-to-image, or several separated by commas; by default all."""
-    data: str | None = option(None, metavar="DATASET:FOLDER")
-    """Dataset and folder or table, such as chexpert:/data/CheXpert; by default the data of the run. Settings of the
-    data can be given too, such as --data.root <folder> for images that were moved."""
-    split: Literal["train", "val", "test", "all"] = "test"
-    """Images to evaluate."""
-    classes: str | None = None
-    """Name of a class set, or findings separated by commas; by default those of the run."""
-    scoring: Literal["multi-class", "present-absent"] | None = None
-    """One of several classes, or presence of each finding; by default multi-class, or that of the classifier."""
-    blank: Literal["unknown", "absent"] | None = None
-    """Value of missing labels; by default unknown, or that of the classifier."""
-    prompts: Literal["auto", "context", "handwritten"] | None = None
-    """Learned context or handwritten prompts; auto: the context if there is one (default)."""
-    per_class: int | None = option(None, metavar="N")
-    """Evaluate N images of each class only."""
-    per_patient: int | None = option(None, metavar="N")
-    """With --per-class: at most N images of a patient in a class (default: 4)."""
-    class_names: str | None = None
-    """Class names in prompts: default, released, gloria, or a YAML file; by default those of the run."""
-    similarity: Literal["global", "local", "both", "released"] | None = None
-    """Image and prompt embeddings (global). For GLoRIA also: prompt words and image regions (local), the mean of both,
-    or both with the word weights of its release, standardised (released)."""
-    standardise: bool = False
-    """Standardise the scores of each class over the images; predictions then depend on each other."""
-    allow_overlap: bool = False
-    """Also score patients the run was trained on, and report it."""
-    drop_overlap: bool = False
-    """Score only patients the run was not trained on."""
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any], metadata={"tasks": _task_options})
+    """Options of the task, as far as they were given."""
     embeddings: Path | None = option(None, metavar="CSV")
     """Also write image embeddings and the paths of the images to this table (the run folder stores no such paths)."""
     against: Path | None = option(None, metavar="RUN")
@@ -84,24 +61,20 @@ def _embeddings_writer(request: EvaluateRequest, words: list[str]) -> Callable[[
     """Returns a function that writes the table of embeddings, after checking that it can be written."""
     if request.embeddings is None:
         return None
-    from cleft.evaluation.task import Question, class_names, write_embeddings
+    from cleft.evaluation.task import evaluation_data, evaluation_settings, write_embeddings
     from cleft.files import Output
-    from cleft.models.image_classifier import read_head_info
 
     Output(request.embeddings, "--embeddings", overwrite=None).check()  # before the run is read
-    if request.task in _HEADS or read_head_info(request.run) is not None:
+    task = _task_of(request, request.run)
+    if TASKS[task] is ClassifierOptions:
         raise ConfigError(
             f"--embeddings: {request.run} is a classifier, which has no embeddings; name the run of its image encoder"
         )
-    selection: dict[str, Any] = {
-        name: getattr(request, name)
-        for name in ("data", "split", "per_class", "per_patient", "allow_overlap", "drop_overlap")
-    }
-    question = Question(classes=class_names(request.classes), overrides=tuple(words), **selection)
-    config = question.config(question.run_settings(request.run))
+    options = _options_of(task, request, words)
+    config = evaluation_data(evaluation_settings(request.run, options), options)
     inputs = input_paths(str(request.run / "config.yaml"), config)
     out = Output(request.embeddings, "--embeddings", overwrite=None, inputs=inputs, mode=0o600).check()
-    return lambda: write_embeddings(request.run, question, out)
+    return lambda: write_embeddings(request.run, options, out)
 
 
 def _compare(request: EvaluateRequest, other: Path, words: list[str]) -> None:
@@ -118,64 +91,52 @@ def _compare(request: EvaluateRequest, other: Path, words: list[str]) -> None:
     print(f"{write_comparison(comparison, run)}; next: cleft report {shlex.quote(str(run))}")
 
 
-_HEADS = ("linear-probe", "fine-tune")
-_ZERO_SHOT = ("similarity", "standardise")
-_NOT_OF_HEADS = ("direction", "classes", "prompts", "class_names", *_ZERO_SHOT)
-_UNUSED = {
-    "zero-shot": ("direction",),
-    "linear-probe": _NOT_OF_HEADS,
-    "fine-tune": _NOT_OF_HEADS,
-    "retrieval": ("scoring", "blank", "prompts", "class_names", *_ZERO_SHOT),
-    "prompts": ("direction", "prompts", *_ZERO_SHOT),
-}
-"""Options that a task does not use."""
+def _task_of(request: EvaluateRequest, run: Path) -> str:
+    from cleft.models.image_classifier import read_head_info
+
+    return request.task or ("linear-probe" if read_head_info(run) is not None else "zero-shot")
+
+
+def _options_of(task: str, request: EvaluateRequest, words: list[str]) -> Any:
+    """Returns the options of a task.
+
+    Raises:
+        ConfigError: If an option was given that the task does not have.
+    """
+    kind = TASKS[task]
+    used = {entry.name for entry in fields(kind)}
+    unused = [name for name in request.options if name not in used]
+    if task == "retrieval" and "classes" in request.options and "per_class" not in request.options:
+        unused.append("classes")
+    if unused:
+        value = request.options[unused[0]]
+        given = f"{unused[0].replace('_', '-')}{'' if value is True else f' {value}'}"
+        fixed = "a classifier, whose classes are fixed and which uses no prompts"
+        what = fixed if kind is ClassifierOptions else f"--task {task}"
+        raise ConfigError(f"--{given} does nothing with {what}; leave it out")
+    mode: dict[str, Any] = {"mode": request.task} if kind is ClassifierOptions else {}
+    return kind(**request.options, **mode, overrides=tuple(words))
 
 
 def _evaluate_run(request: EvaluateRequest, run: Path, words: list[str]) -> Path:
     """Evaluates a run and returns its result file."""
-    from cleft.models.image_classifier import read_head_info
-
-    task = request.task or ("linear-probe" if read_head_info(run) is not None else "zero-shot")
-    unused = [name for name in _UNUSED[task] if getattr(request, name) not in (None, False)]
-    if task == "retrieval" and request.classes and not request.per_class:
-        unused.append("classes")
-    if unused:
-        value = getattr(request, unused[0])
-        given = "" if value is True else f" {value}"
-        what = "a classifier, whose classes are fixed and which uses no prompts" if task in _HEADS else f"--task {task}"
-        raise ConfigError(f"--{unused[0].replace('_', '-')}{given} does nothing with {what}; leave it out")
-    arguments: dict[str, Any] = {
-        name: getattr(request, name)
-        for name in ("data", "split", "scoring", "blank", "per_class", "per_patient", "allow_overlap", "drop_overlap")
-        if getattr(request, name) is not None
-    }
-    arguments["overrides"] = tuple(words)
-    if task in _HEADS:
-        from cleft.evaluation.classifier import evaluate_classifier
-
-        return evaluate_classifier(run, task=request.task, **arguments)
+    task = _task_of(request, run)
+    options = _options_of(task, request, words)
     if task == "zero-shot":
         from cleft.evaluation.zero_shot import evaluate_zero_shot
 
-        return evaluate_zero_shot(
-            run,
-            classes=request.classes,
-            prompts=request.prompts or "auto",
-            wording=request.class_names,
-            similarity=request.similarity or "global",
-            standardise=request.standardise,
-            **arguments,
-        )
-    from cleft.evaluation.task import Question, class_names
+        return evaluate_zero_shot(run, options)
+    if task == "retrieval":
+        from cleft.evaluation.retrieval import evaluate_retrieval
 
-    question = Question(classes=class_names(request.classes), **arguments)
+        return evaluate_retrieval(run, options)
     if task == "prompts":
         from cleft.evaluation.prompt_sensitivity import evaluate_prompts
 
-        return evaluate_prompts(run, question, wording=request.class_names)
-    from cleft.evaluation.retrieval import evaluate_retrieval, parse_directions
+        return evaluate_prompts(run, options)
+    from cleft.evaluation.classifier import evaluate_classifier
 
-    return evaluate_retrieval(run, question, directions=parse_directions(request.direction))
+    return evaluate_classifier(run, options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +188,7 @@ class ReproduceRequest(OutputOptions):
     "reproduce",
     loads_torch=True,
     settings=(
-        *("data.patient_dataset", "data.split", "classify.protocol", "optim.steps", "train.batch_size"),
+        *("data.people", "data.split", "classify.protocol", "optim.steps", "train.batch_size"),
         *("data.workers", "data.cache", "train.accelerator", "train.precision"),
     ),
 )

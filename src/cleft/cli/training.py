@@ -138,9 +138,10 @@ def classify_command(request: ClassifyRequest, words: list[str]) -> None:
     """Train a classifier on labels, as a linear probe or by fine-tuning, and test it."""
     from cleft.config import overridden_keys, setting_effect
     from cleft.data import settings_for
+    from cleft.evaluation import ClassifierOptions
     from cleft.evaluation.classifier import seed_spread, train_classifiers
     from cleft.evaluation.result_files import read_evaluation, summary_lines
-    from cleft.evaluation.task import class_names
+    from cleft.evaluation.task import parse_classes
     from cleft.training.linear_probe import without_idle
 
     given = {name: getattr(request, name) for name in ("mode", "protocol", "scoring", "blank", "fraction")}
@@ -157,10 +158,9 @@ def classify_command(request: ClassifyRequest, words: list[str]) -> None:
         request.run,
         settings,
         folder,
+        ClassifierOptions(allow_overlap=request.allow_overlap, drop_overlap=request.drop_overlap),
         seeds=request.seeds,
-        classes=class_names(request.classes),
-        allow_overlap=request.allow_overlap,
-        drop_overlap=request.drop_overlap,
+        classes=parse_classes(request.classes),
     )
     evaluations = [read_evaluation(path) for path in paths]
     for path, evaluation in zip(paths, evaluations, strict=True):

@@ -1,10 +1,10 @@
-"""Whether probabilities mean what they say: of the answers given with 80 %, are 80 % right?
+"""Calibration: expected calibration error, reliability curve and temperature scaling.
 
-What is a probability here is the softmax over the classes of a multi-class question, whose highest one is the
-confidence of the answer; of a present-absent question it is each finding's own. A single number, the temperature, is
-fitted on validation images and divides the logits: it changes no answer and no ranking, only how sure they sound.
+In multi-class evaluation the probability is the softmax of the predicted class; in present-absent evaluation it is the
+probability of each finding. The temperature is one number, fitted on validation images, that divides the logits: it
+changes no prediction and no ranking, only probabilities.
 
-Shapes: `N` images, `C` classes or findings, `M` probabilities that can come true, `K` bins.
+Shapes: `N` images, `C` classes or findings, `M` probabilities, `K` bins.
 """
 
 from __future__ import annotations
@@ -16,161 +16,162 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, logsumexp, softmax
 
+from cleft.evaluation import Bootstrap
 from cleft.evaluation.metrics import Floats, Statistic
-from cleft.evaluation.scoring import USUAL_DRAWS, Bootstrap, Measure, Predictions, estimate
+from cleft.evaluation.scoring import Measure, Predictions, estimate
 from cleft.grammar import count
 from cleft.results import Calibration, ReliabilityBin, Result
 
 BINS = 10
-"""Points of a reliability curve; fewer where a bin would hold fewer than ten probabilities."""
+"""Bins of a reliability curve; fewer if a bin would hold fewer than ten probabilities."""
 MIN_VALIDATION_IMAGES = 20
-"""Validation images below which no temperature is fitted."""
+"""With fewer validation images no temperature is fitted."""
 TEMPERATURE_BOUNDS = (0.01, 100.0)
-"""Between which temperatures one is looked for."""
 
 
-class _Claims(NamedTuple):
-    """Probabilities, and whether what they speak of is so."""
+class _Probabilities(NamedTuple):
+    """Predicted probabilities and outcomes."""
 
     predicted: Floats
     """`[M]`."""
-    true: Floats
+    outcome: Floats
     """1 or 0, `[M]`."""
     image: NDArray[np.intp]
-    """Which image each is about, `[M]`."""
+    """Image of each probability, `[M]`."""
     bin: NDArray[np.intp]
-    """Which bin each falls in, `[M]`."""
+    """Bin of each probability, `[M]`."""
 
 
 def calibrate(
-    scored: Predictions, validation: Predictions | None, *, reason: str | None = None, draws: Bootstrap = USUAL_DRAWS
+    predictions: Predictions, validation: Predictions | str, bootstrap: Bootstrap = Bootstrap()
 ) -> Calibration:
-    """Measures how far probabilities lie from what comes true, before and after a temperature.
+    """Measures calibration before and after temperature scaling.
 
     Args:
-        scored: Answers to the test images.
-        validation: Answers to the validation images of the same data, or None.
-        reason: Why there are none.
-        draws: How intervals are drawn.
+        predictions: Predictions on the test images.
+        validation: Predictions on validation images of the same data, or the reason why there are none.
+        bootstrap: How intervals are estimated.
 
     Source:
         Guo et al. 2017, "On Calibration of Modern Neural Networks", equations 3 and 9; but the bins hold equally many
-        answers in place of being equally wide (docs/decisions/0105).
+        predictions instead of having equal width (docs/decisions/0105).
     """
-    before = _claims(scored, 1.0)
-    temperature, doubt = (None, reason) if validation is None else fit_temperature(validation)
-    after = None if temperature is None else _claims(scored, temperature)
+    before = _probabilities(predictions, 1.0)
+    temperature = validation if isinstance(validation, str) else fit_temperature(validation)
+    if isinstance(temperature, str):
+        return Calibration(
+            bins=_curve(before, predictions), ece=_ece("ece", before, predictions, bootstrap), reason=temperature
+        )
+    after = _probabilities(predictions, temperature)
     return Calibration(
-        bins=_curve(before, scored),
-        ece=_measure("ece", before, scored, draws),
+        bins=_curve(before, predictions),
+        ece=_ece("ece", before, predictions, bootstrap),
         temperature=temperature,
-        fitted_on=len(validation.truth) if validation is not None and temperature is not None else 0,
-        bins_after=() if after is None else _curve(after, scored),
-        ece_after=None if after is None else _measure("ece-after-temperature", after, scored, draws),
-        reason=doubt,
+        validation_images=0 if isinstance(validation, str) else len(validation.truth),
+        bins_after=_curve(after, predictions),
+        ece_after=_ece("ece-after-temperature", after, predictions, bootstrap),
     )
 
 
-def fit_temperature(scored: Predictions) -> tuple[float | None, str | None]:
-    """Finds what logits must be divided by so that the truth is least surprising.
+def fit_temperature(predictions: Predictions) -> float | str:
+    """Returns the temperature that minimises the negative log-likelihood, or why there is none.
 
     Args:
-        scored: Answers to validation images.
-
-    Returns:
-        The temperature; or None, and why there is none.
+        predictions: Predictions on validation images.
     """
-    if len(scored.truth) < MIN_VALIDATION_IMAGES:
-        return None, f"no temperature: {count(len(scored.truth), 'validation image')}, needs {MIN_VALIDATION_IMAGES}"
-    if _all_right(scored):  # the smaller the better, without an end
-        return None, "no temperature: every validation image is answered rightly, so that no certainty is too great"
+    images = len(predictions.truth)
+    if images < MIN_VALIDATION_IMAGES:
+        return f"no temperature: {count(images, 'validation image')}, needs {MIN_VALIDATION_IMAGES}"
+    if _all_correct(predictions):  # the likelihood rises without limit as the temperature falls
+        return "no temperature: every validation image is classified correctly, so that none minimises the loss"
     lowest, highest = np.log(TEMPERATURE_BOUNDS)
     found = minimize_scalar(
-        lambda log: negative_log_likelihood(scored, float(np.exp(log))), bounds=(lowest, highest), method="bounded"
+        lambda log: negative_log_likelihood(predictions, float(np.exp(log))), bounds=(lowest, highest), method="bounded"
     )
-    place = float(found.x)
-    if highest - place < 0.01:
-        return None, "no temperature: validation images are answered no better than by guessing"
-    return float(np.exp(place)), None
+    if highest - float(found.x) < 0.01:
+        return "no temperature: validation images are classified no better than by chance"
+    return float(np.exp(float(found.x)))
 
 
-def negative_log_likelihood(scored: Predictions, temperature: float) -> float:
-    """Mean negative log-likelihood of the truth, in nats, when logits are divided by a temperature."""
-    scores = scored.scores / temperature
-    if scored.multi_class:
-        truth = scored.truth.astype(np.intp)
+def negative_log_likelihood(predictions: Predictions, temperature: float) -> float:
+    """Mean negative log-likelihood in nats, with logits divided by a temperature."""
+    scores = predictions.scores / temperature
+    if predictions.multi_class:
+        truth = predictions.truth.astype(np.intp)
         return float((np.asarray(logsumexp(scores, axis=1)) - scores[np.arange(len(truth)), truth]).mean())
-    known = ~np.isnan(scored.truth)
-    return float(np.logaddexp(0, np.where(scored.truth[known] == 1, -scores[known], scores[known])).mean())
+    known = ~np.isnan(predictions.truth)
+    return float(np.logaddexp(0, np.where(predictions.truth[known] == 1, -scores[known], scores[known])).mean())
 
 
-def _all_right(scored: Predictions) -> bool:
-    if scored.multi_class:
-        return bool((scored.scores.argmax(axis=1) == scored.truth).all())
-    known = ~np.isnan(scored.truth)
-    return bool(((scored.scores[known] > 0) == (scored.truth[known] == 1)).all())
+def _all_correct(predictions: Predictions) -> bool:
+    if predictions.multi_class:
+        return bool((predictions.scores.argmax(axis=1) == predictions.truth).all())
+    known = ~np.isnan(predictions.truth)
+    return bool(((predictions.scores[known] > 0) == (predictions.truth[known] == 1)).all())
 
 
-def calibration_error(predicted: Floats, true: Floats, image: NDArray[np.intp], bins: NDArray[np.intp]) -> Statistic:
-    """Mean distance of what was predicted from what came true, bin by bin, weighed by the claims of each bin.
+def calibration_error(predicted: Floats, outcome: Floats, image: NDArray[np.intp], bins: NDArray[np.intp]) -> Statistic:
+    """Expected calibration error: mean |predicted - observed| over bins, weighted by their number of probabilities.
 
     Args:
         predicted: Probabilities, `[M]`.
-        true: Whether what they speak of is so, 1 or 0, `[M]`.
-        image: Which image each is about, `[M]`.
-        bins: Which bin each falls in, `[M]`.
+        outcome: 1 or 0, `[M]`.
+        image: Image of each probability, `[M]`.
+        bins: Bin of each probability, `[M]`.
     """
-    images, kinds = int(image.max(initial=-1)) + 1, int(bins.max(initial=-1)) + 1
-    surplus, claims = np.zeros((images, kinds)), np.zeros((images, kinds))
-    np.add.at(surplus, (image, bins), predicted - true)
-    np.add.at(claims, (image, bins), 1.0)
+    images, number = int(image.max(initial=-1)) + 1, int(bins.max(initial=-1)) + 1
+    surplus, sizes = np.zeros((images, number)), np.zeros((images, number))
+    np.add.at(surplus, (image, bins), predicted - outcome)
+    np.add.at(sizes, (image, bins), 1.0)
 
     def statistic(counts: Floats) -> Floats:
-        asked = counts[:, :images]
-        whole = (asked @ claims).sum(axis=1)
-        apart = np.abs(asked @ surplus).sum(axis=1)
-        return np.divide(apart, whole, out=np.full(apart.shape, np.nan), where=whole > 0)
+        weights = counts[:, :images]
+        total = (weights @ sizes).sum(axis=1)
+        error = np.abs(weights @ surplus).sum(axis=1)
+        return np.divide(error, total, out=np.full(error.shape, np.nan), where=total > 0)
 
     return statistic
 
 
-def _claims(scored: Predictions, temperature: float) -> _Claims:
-    scores = scored.scores / temperature
-    if scored.multi_class:
+def _probabilities(predictions: Predictions, temperature: float) -> _Probabilities:
+    scores = predictions.scores / temperature
+    if predictions.multi_class:
         predicted = softmax(scores, axis=1).max(axis=1)
-        true, image = (scores.argmax(axis=1) == scored.truth).astype(np.float64), np.arange(len(predicted))
+        outcome, image = (scores.argmax(axis=1) == predictions.truth).astype(np.float64), np.arange(len(predicted))
     else:
-        image, column = np.nonzero(~np.isnan(scored.truth))
-        predicted, true = expit(scores[image, column]), scored.truth[image, column]
-    return _Claims(predicted, true, image, _bins(predicted))
+        image, column = np.nonzero(~np.isnan(predictions.truth))
+        predicted, outcome = expit(scores[image, column]), predictions.truth[image, column]
+    return _Probabilities(predicted, outcome, image, _quantile_bins(predicted))
 
 
-def _bins(predicted: Floats) -> NDArray[np.intp]:
-    """Bins of equally many; equal probabilities share one, so that the order of images decides nothing."""
-    count = min(BINS, max(1, len(predicted) // BINS))
-    edges = np.quantile(predicted, np.arange(1, count) / count) if len(predicted) else np.zeros(0)
+def _quantile_bins(predicted: Floats) -> NDArray[np.intp]:
+    """Bins of equal size; equal probabilities share one, so that the order of images has no effect."""
+    number = min(BINS, max(1, len(predicted) // BINS))
+    edges = np.quantile(predicted, np.arange(1, number) / number) if len(predicted) else np.zeros(0)
     places = np.searchsorted(edges, predicted, side="right")
     return np.unique(places, return_inverse=True)[1]
 
 
-def _curve(claims: _Claims, scored: Predictions) -> tuple[ReliabilityBin, ...]:
+def _curve(probabilities: _Probabilities, predictions: Predictions) -> tuple[ReliabilityBin, ...]:
     points: list[ReliabilityBin] = []
-    for number in range(int(claims.bin.max(initial=-1)) + 1):
-        inside = claims.bin == number
+    for number in range(int(probabilities.bin.max(initial=-1)) + 1):
+        inside = probabilities.bin == number
         points.append(
             ReliabilityBin(
-                predicted=float(claims.predicted[inside].mean()),
-                observed=float(claims.true[inside].mean()),
+                predicted=float(probabilities.predicted[inside].mean()),
+                observed=float(probabilities.outcome[inside].mean()),
                 images=int(inside.sum()),
-                patients=len({scored.patients[image] for image in claims.image[inside]}),
+                patients=len({predictions.patients[image] for image in probabilities.image[inside]}),
             )
         )
     return tuple(points)
 
 
-def _measure(metric: str, claims: _Claims, scored: Predictions, draws: Bootstrap) -> Result:
-    rows = np.zeros(len(scored.truth), dtype=bool)
-    rows[claims.image] = True
-    place = np.cumsum(rows) - 1  # among the images that are asked about
-    statistic = calibration_error(claims.predicted, claims.true, place[claims.image], claims.bin)
-    return estimate([Measure(metric, statistic, rows)], scored.patients, draws)[0]
+def _ece(metric: str, probabilities: _Probabilities, predictions: Predictions, bootstrap: Bootstrap) -> Result:
+    rows = np.zeros(len(predictions.truth), dtype=bool)
+    rows[probabilities.image] = True
+    place = np.cumsum(rows) - 1  # row among the scored images
+    statistic = calibration_error(
+        probabilities.predicted, probabilities.outcome, place[probabilities.image], probabilities.bin
+    )
+    return estimate([Measure(metric, statistic, rows)], predictions.patients, bootstrap)[0]

@@ -1,7 +1,7 @@
-"""Two models on the same images: is one better, or does it only look so on these patients?
+"""Paired comparison of two models on the same images.
 
-Each resample of patients is given to both models. What makes a patient hard or easy for both falls out of the
-difference, so that its interval is narrower than two intervals side by side would let one think.
+Each bootstrap resample of patients is applied to both models. What makes a patient difficult for both cancels in the
+difference, so that its interval is narrower than two separate intervals suggest.
 """
 
 from __future__ import annotations
@@ -16,94 +16,88 @@ import numpy as np
 
 from cleft.correction import holm, resamples_for
 from cleft.errors import DataError, ResourceError
+from cleft.evaluation import Bootstrap
 from cleft.evaluation.metrics import mean_of, paired_intervals, value_of
 from cleft.evaluation.result_files import predictions_path, read_evaluation, read_predictions
-from cleft.evaluation.scoring import (
-    USUAL_DRAWS,
-    Bootstrap,
-    Measure,
-    Predictions,
-    classification_measures,
-    difference,
-    group_by_images,
-)
+from cleft.evaluation.scoring import Measure, Predictions, classification_measures, difference, group_by_images
 from cleft.files import file_key, write_whole
 from cleft.grammar import count
 from cleft.results import Comparison, Difference, Evaluation, to_json
 
 
-def compare(first: Path, second: Path, *, draws: Bootstrap | None = None, command: str = "") -> Comparison:
-    """Holds two results on the same images against each other.
+def compare(first: Path, second: Path, *, bootstrap: Bootstrap | None = None, command: str = "") -> Comparison:
+    """Compares two results on the same images.
 
     Args:
-        first: Result file of a run, `<run>/results/<name>.json`, with its answers beside it.
+        first: Result file of a run, `<run>/results/<name>.json`, with its predictions next to it.
         second: Another.
-        draws: How intervals are drawn; by default with as many resamples as the number of differences needs.
-        command: What was typed, without folders.
+        bootstrap: How intervals are estimated; by default with as many resamples as the number of differences needs.
+        command: Command of the comparison, without folders.
 
     Returns:
-        The differences in accuracy and AUC, first minus second, all classes together and one by one.
+        The differences in accuracy and AUC, first minus second, over all classes and by class.
 
     Raises:
-        DataError: If a file is missing or damaged, or the two were measured on other images, labels or classes.
+        DataError: If a file is missing or damaged, or images, labels or classes differ.
     """
-    mine, theirs = _read_alike([first, second])
-    one, other = mine.evaluation, theirs.evaluation
-    pairs = list(zip(_measures(mine), _measures(theirs), strict=True))
-    draws = Bootstrap(resamples=resamples_for(len(pairs))) if draws is None else draws
+    one, other = _read_comparable([first, second])
+    pairs = list(zip(_measures(one), _measures(other), strict=True))
+    bootstrap = Bootstrap(resamples=resamples_for(len(pairs))) if bootstrap is None else bootstrap
+    both = (one.evaluation, other.evaluation)
     return Comparison(
-        first=_run(first),
-        second=_run(second),
+        first=_run_name(first),
+        second=_run_name(second),
         first_result=first.name,
         second_result=second.name,
-        first_task=one.task,
-        second_task=other.task,
-        first_checkpoint=one.checkpoint,
-        second_checkpoint=other.checkpoint,
-        dataset=one.dataset,
-        split=one.split,
-        ids_digest=one.ids_digest,
-        scoring=one.scoring,
-        classes=one.classes,
-        differences=_differences(pairs, mine.scored.patients, draws),
-        synthetic=one.synthetic and other.synthetic,
+        first_task=one.evaluation.task,
+        second_task=other.evaluation.task,
+        first_checkpoint=one.evaluation.checkpoint,
+        second_checkpoint=other.evaluation.checkpoint,
+        dataset=one.evaluation.dataset,
+        split=one.evaluation.split,
+        ids_digest=one.evaluation.ids_digest,
+        scoring=one.evaluation.scoring,
+        classes=one.evaluation.classes,
+        differences=_differences(pairs, one.predictions.patients, bootstrap),
+        synthetic=all(each.synthetic for each in both),
         command=command,
-        seed=draws.seed,
-        resamples=draws.resamples,
-        notes=tuple(dict.fromkeys(note for each in (one, other) for note in each.notes if note.startswith("Beware"))),
+        seed=bootstrap.seed,
+        resamples=bootstrap.resamples,
+        notes=tuple(dict.fromkeys(note for each in both for note in each.notes if note.startswith("Beware"))),
     )
 
 
 def compare_seeds(
-    firsts: Sequence[Path], seconds: Sequence[Path], *, draws: Bootstrap = USUAL_DRAWS
+    firsts: Sequence[Path], seconds: Sequence[Path], *, bootstrap: Bootstrap = Bootstrap()
 ) -> tuple[Difference, ...]:
-    """Holds two models against each other that were trained with the same seeds, seed by seed.
+    """Compares two models that were trained with the same seeds, seed by seed.
 
-    A resample of patients is given to every seed of both. What is told is the mean over seeds of the differences; the
-    interval is one over patients, for these trained weights.
+    A resample of patients is applied to every seed of both models. The result is the mean difference over seeds; its
+    interval is over patients, for these trained weights.
 
     Args:
         firsts: Result files of a model, one per seed.
-        seconds: Of another, as many, in the order of the same seeds.
-        draws: How intervals are drawn.
+        seconds: Result files of another, in the order of the same seeds.
+        bootstrap: How intervals are estimated.
 
     Returns:
         The differences in accuracy and AUC, first minus second.
 
     Raises:
-        DataError: If a file is missing or damaged, or any two were measured on other images, labels or classes.
-        ValueError: If there are not as many of both.
+        DataError: If a file is missing or damaged, or images, labels or classes differ.
+        ValueError: If the numbers of files differ.
     """
     if len(firsts) != len(seconds):
         raise ValueError(f"{len(firsts)} and {len(seconds)} result files; give one of each model for every seed")
-    answered = _read_alike([*firsts, *seconds])
+    stored = _read_comparable([*firsts, *seconds])
     seeds = len(firsts)
-    pairs = zip(_over_seeds(answered[:seeds]), _over_seeds(answered[seeds:]), strict=True)
-    return _differences([pair for pair in pairs if "/" not in pair[0].metric], answered[0].scored.patients, draws)
+    pairs = zip(_seed_means(stored[:seeds]), _seed_means(stored[seeds:]), strict=True)
+    main = [pair for pair in pairs if "/" not in pair[0].metric]
+    return _differences(main, stored[0].predictions.patients, bootstrap)
 
 
 def write_comparison(comparison: Comparison, run: Path) -> Path:
-    """Writes a comparison into the `comparisons` of a run, in place of an earlier one of the same two results.
+    """Writes a comparison into the `comparisons` folder of a run, replacing an earlier one of the same two results.
 
     Raises:
         ResourceError: If it cannot be written.
@@ -120,7 +114,7 @@ def write_comparison(comparison: Comparison, run: Path) -> Path:
 
 
 def comparison_lines(comparison: Comparison) -> list[str]:
-    """The differences in a few lines; p-values also corrected for all differences that were tested, classes included.
+    """Returns the main differences as lines of text, with p-values corrected for all differences, those of classes too.
 
     Example:
         >>> comparison_lines(Comparison(
@@ -132,76 +126,76 @@ def comparison_lines(comparison: Comparison) -> list[str]:
     """
     corrected = holm([each.p_value for each in comparison.differences])
     lines = [
-        _line(each, comparison, p, corrected.family)
-        for each, p in zip(comparison.differences, corrected.p_values, strict=True)
+        _difference_line(each, comparison, p_value, corrected.family)
+        for each, p_value in zip(comparison.differences, corrected.p_values, strict=True)
         if "/" not in each.metric
     ]
     if corrected.family > 1:
-        lines.append(f"corrected: by Holm for the {corrected.family} differences that were tested")
+        lines.append(f"corrected: Holm's correction for {corrected.family} tested differences")
     return lines
 
 
-def _line(found: Difference, comparison: Comparison, corrected: float | None, family: int) -> str:
+def _difference_line(change: Difference, comparison: Comparison, corrected: float | None, family: int) -> str:
     values = [
         f"{name} {'not measured' if value is None else f'{value:.3f}'}"
-        for name, value in ((comparison.first, found.first), (comparison.second, found.second))
+        for name, value in ((comparison.first, change.first), (comparison.second, change.second))
     ]
-    told = "not measured" if found.difference is None else f"{found.difference:+.3f}"
-    bounds = "" if found.interval is None else f" [{found.interval[0]:+.3f} {found.interval[1]:+.3f}]"
-    sure = "" if found.p_value is None else f", p {found.p_value:.3f}"
+    value = "not measured" if change.difference is None else f"{change.difference:+.3f}"
+    bounds = "" if change.interval is None else f" [{change.interval[0]:+.3f} {change.interval[1]:+.3f}]"
+    p_value = "" if change.p_value is None else f", p {change.p_value:.3f}"
     if corrected is not None and family > 1:
-        sure += f", corrected {corrected:.3f}"
-    reason = f" ({found.reason})" if found.reason else ""
-    rests = f"{count(found.images, 'image')} of {count(found.patients, 'patient')}"
-    return f"{found.metric} {', '.join(values)}: difference {told}{bounds}{sure}{reason}, {rests}"
+        p_value += f", corrected {corrected:.3f}"
+    reason = f" ({change.reason})" if change.reason else ""
+    images = f"{count(change.images, 'image')} of {count(change.patients, 'patient')}"
+    return f"{change.metric} {', '.join(values)}: difference {value}{bounds}{p_value}{reason}, {images}"
 
 
-class _Answered(NamedTuple):
-    """A result and what was answered image by image."""
+class _Stored(NamedTuple):
+    """A result and its predictions."""
 
     evaluation: Evaluation
-    scored: Predictions
+    predictions: Predictions
 
 
-def _read_alike(results: Sequence[Path]) -> list[_Answered]:
-    """Reads results of the same question about the same images with the same labels; anything else is refused."""
-    evaluations = [_evaluation(result, _written(result)) for result in results]
+def _read_comparable(results: Sequence[Path]) -> list[_Stored]:
+    """Reads results that have images, labels, scoring and classes in common; raises if they have not."""
+    evaluations = [_read_result(result, _content_key(result)) for result in results]
     for result, evaluation in zip(results, evaluations, strict=True):
-        _refuse_strangers(results[0], evaluations[0], result, evaluation)
-    found = [_answered(result, _written(result), _written(predictions_path(result))) for result in results]
-    for result, each in zip(results, found, strict=True):
-        if not np.array_equal(found[0].scored.truth, each.scored.truth, equal_nan=True):
+        _check_comparable(results[0], evaluations[0], result, evaluation)
+    stored = [_read_stored(result, _content_key(result), _content_key(predictions_path(result))) for result in results]
+    for result, each in zip(results, stored, strict=True):
+        if not np.array_equal(stored[0].predictions.truth, each.predictions.truth, equal_nan=True):
             raise DataError(
-                f"{_named(results[0])} and {_named(result)} were measured on the same images with other labels; "
-                f"evaluate both with the same data.label_source, data.uncertain and --blank",
+                f"{_full_name(results[0])} and {_full_name(result)} were measured on the same images with other "
+                f"labels; evaluate both with the same data.label_source, data.uncertain and --blank",
                 reason="other-labels",
             )
-    return found
+    return stored
 
 
 @functools.lru_cache(maxsize=64)
-def _evaluation(result: Path, written: str) -> Evaluation:
-    """A reference is held against every row of a table, and opened once as long as it is not written anew."""
+def _read_result(result: Path, key: str) -> Evaluation:
+    """Reads a result once per content: the reference of a study is compared with every row."""
     return read_evaluation(result)
 
 
 @functools.lru_cache(maxsize=64)
-def _answered(result: Path, written: str, kept: str) -> _Answered:
-    evaluation = _evaluation(result, written)
-    return _Answered(evaluation, read_predictions(result, evaluation).scored())
+def _read_stored(result: Path, key: str, predictions_key: str) -> _Stored:
+    evaluation = _read_result(result, key)
+    return _Stored(evaluation, read_predictions(result, evaluation).predictions())
 
 
-def _written(path: Path) -> str:
-    """Identity of a file in its present state; empty where there is none."""
+def _content_key(path: Path) -> str:
+    """Identity of a file's content; empty without a file."""
     return file_key(path) if path.is_file() else ""
 
 
-def _measures(answered: _Answered) -> list[Measure]:
-    return classification_measures(answered.scored, answered.evaluation.classes, rankings=("auc",))
+def _measures(stored: _Stored) -> list[Measure]:
+    return classification_measures(stored.predictions, stored.evaluation.classes, rankings=("auc",))
 
 
-def _over_seeds(seeds: Sequence[_Answered]) -> list[Measure]:
-    """The mean of each number over seeds that rest on the same images."""
+def _seed_means(seeds: Sequence[_Stored]) -> list[Measure]:
+    """Mean of each metric over seeds on the same images."""
     means: list[Measure] = []
     for same in zip(*map(_measures, seeds), strict=True):
         statistics = [each.statistic for each in same if each.statistic is not None]
@@ -210,61 +204,61 @@ def _over_seeds(seeds: Sequence[_Answered]) -> list[Measure]:
 
 
 def _differences(
-    pairs: Sequence[tuple[Measure, Measure]], patients: Sequence[str], draws: Bootstrap
+    pairs: Sequence[tuple[Measure, Measure]], patients: Sequence[str], bootstrap: Bootstrap
 ) -> tuple[Difference, ...]:
-    apart = [difference(one.metric, one, other) for one, other in pairs]
-    found: dict[int, Difference] = {}
-    for places in group_by_images(apart):
-        rows = apart[places[0]].rows
-        whose = [patient for patient, asked in zip(patients, rows, strict=True) if asked]
-        defined = {place: each for place in places if (each := apart[place].statistic) is not None}
-        drawn = paired_intervals(list(defined.values()), whose, resamples=draws.resamples, seed=draws.seed)
+    measures = [difference(one.metric, one, other) for one, other in pairs]
+    differences: dict[int, Difference] = {}
+    for places in group_by_images(measures):
+        rows = measures[places[0]].rows
+        owners = [patient for patient, scored in zip(patients, rows, strict=True) if scored]
+        defined = {place: each for place in places if (each := measures[place].statistic) is not None}
+        drawn = paired_intervals(list(defined.values()), owners, resamples=bootstrap.resamples, seed=bootstrap.seed)
         tested = dict(zip(defined, drawn, strict=True))
         for place in places:
-            values = [_value(measure) for measure in pairs[place]]
+            first, second = (_value(measure) for measure in pairs[place])
             interval, p_value = tested.get(place, (None, None))
-            reasons = [apart[place].reason, interval.reason if interval else None]
-            found[place] = Difference(
-                metric=apart[place].metric,
-                first=values[0],
-                second=values[1],
-                difference=None if values[0] is None or values[1] is None else values[0] - values[1],
+            reasons = [measures[place].reason, interval.reason if interval else None]
+            differences[place] = Difference(
+                metric=measures[place].metric,
+                first=first,
+                second=second,
+                difference=None if first is None or second is None else first - second,
                 interval=interval.bounds if interval else None,
                 p_value=p_value,
-                images=len(whose),
-                patients=len(set(whose)),
+                images=len(owners),
+                patients=len(set(owners)),
                 reason="; ".join(reason for reason in reasons if reason) or None,
             )
-    return tuple(found[place] for place in range(len(pairs)))
+    return tuple(differences[place] for place in range(len(pairs)))
 
 
 def _value(measure: Measure) -> float | None:
     return None if measure.statistic is None else value_of(measure.statistic, int(measure.rows.sum()))
 
 
-def _refuse_strangers(first: Path, one: Evaluation, second: Path, other: Evaluation) -> None:
+def _check_comparable(first: Path, one: Evaluation, second: Path, other: Evaluation) -> None:
     if one.ids_digest != other.ids_digest:
         raise DataError(
-            f"results of another split: {_named(first)} was measured on the images {one.ids_digest}, {_named(second)} "
-            f"on {other.ids_digest}; evaluate both with the same --data, --split and split file",
+            f"results of another split: {_full_name(first)} was measured on the images {one.ids_digest}, "
+            f"{_full_name(second)} on {other.ids_digest}; evaluate both with the same --data, --split and split file",
             reason="other-images",
         )
-    for what, mine, theirs in (
+    for option, mine, theirs in (
         ("scoring", one.scoring, other.scoring),
         ("classes", ", ".join(one.classes), ", ".join(other.classes)),
     ):
         if mine != theirs:
             raise DataError(
-                f"{_named(first)} and {_named(second)} answer different questions: {what} {mine} there, {theirs} here; "
-                f"evaluate both with the same --{what}",
+                f"{_full_name(first)} has {option} {mine}, {_full_name(second)} has {theirs}; evaluate both with the "
+                f"same --{option}",
                 reason="other-question",
             )
 
 
-def _named(result: Path) -> str:
-    return f"{_run(result)}/{result.name}"
+def _full_name(result: Path) -> str:
+    return f"{_run_name(result)}/{result.name}"
 
 
-def _run(result: Path) -> str:
-    """Name of the run's folder that a result lies in."""
+def _run_name(result: Path) -> str:
+    """Name of the run folder of a result file."""
     return result.resolve().parent.parent.name

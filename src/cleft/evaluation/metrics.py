@@ -1,9 +1,8 @@
-"""Numbers that say how well scores fit labels, and how sure that is; no model in sight.
+"""Classification metrics and patient bootstrap.
 
-A number is a *statistic*: a function of how often each image counts. Counting every image once gives
-the value; counting each as often as a resample of patients drew it gives one draw of the bootstrap. So
-value and interval come from the same lines. A statistic answers NaN where it is not defined, and what
-leaves this file says None and why.
+A metric is a *statistic*: a function of the weights of the images. Weights of one give its value; the counts of a
+bootstrap resample of patients give one draw. Value and interval therefore come from the same code. A statistic is NaN
+where the metric is undefined; public functions return None with a reason.
 
 Shapes: `N` images, `C` classes, `R` resamples, `P` patients.
 """
@@ -22,50 +21,50 @@ from cleft.grammar import count, share, verb
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 Statistic = Callable[[Floats], Floats]
-"""From how often each image counts, `[R, N]`, to one value per row, `[R]`; NaN where it is not defined."""
+"""From image counts in each resample, `[R, N]`, to one value per resample, `[R]`; NaN if undefined."""
 Tally = Callable[[Floats], tuple[Floats, Floats]]
-"""From how often each image counts, `[R, N]`, to positives and negatives of each distinct score, rising, `[R, K]`."""
-Answer = TypeVar("Answer")
+"""From image counts, `[R, N]`, to counts of positives and negatives at each distinct score in order, `[R, K]`."""
+Value = TypeVar("Value")
 
 SPECIFICITIES = (0.90, 0.95)
-"""At which sensitivity is measured: one false alarm in ten, or in twenty, of those who have nothing."""
+"""Specificities at which sensitivity is measured."""
 
 MIN_BOOTSTRAP_PATIENTS = 20
-"""Below this a bootstrap interval is too narrow to be believed (reliability H9)."""
+"""With fewer patients a bootstrap interval is too narrow (reliability H9)."""
 MAX_UNDEFINED = 0.01
-"""Share of resamples that may lack a class before the interval is withheld."""
-_CELLS = 1_000_000  # numbers of one block of resamples: 8 MB, of which every class keeps two more
+"""Share of resamples without a class above which no interval is given."""
+_CELLS = 1_000_000  # counts of one block of resamples: 8 MB, and twice as much per class
 
 
 class Interval(NamedTuple):
-    """A 95 % bootstrap interval, or why there is none."""
+    """95 % bootstrap interval, or the reason why there is none."""
 
     bounds: tuple[float, float] | None
     reason: str | None = None
 
 
 def accuracy(hits: ArrayLike) -> Statistic:
-    """Share of images answered rightly.
+    """Share of correct predictions.
 
     Args:
-        hits: Whether each image was answered rightly, `[N]`.
+        hits: Whether each prediction is correct, `[N]`.
     """
-    right = np.asarray(hits, dtype=np.float64)
+    correct = np.asarray(hits, dtype=np.float64)
 
     def statistic(counts: Floats) -> Floats:
-        return _ratio(counts @ right, counts.sum(axis=1))
+        return _ratio(counts @ correct, counts.sum(axis=1))
 
     return statistic
 
 
 def auc(scores: ArrayLike, positive: ArrayLike) -> Statistic:
-    """Area under the ROC curve: how often a positive outscores a negative, ties counting half.
+    """Area under the ROC curve: probability that a positive scores higher than a negative, ties counting half.
 
-    It is 0.5 when all scores are equal, and not defined without both a positive and a negative.
+    It is 0.5 if all scores are equal, and undefined without both a positive and a negative.
 
     Args:
-        scores: Higher where the class is thought present, `[N]`.
-        positive: Whether it is, `[N]` bool.
+        scores: Scores of the class, `[N]`.
+        positive: Whether each image shows the class, `[N]` bool.
 
     Raises:
         NumericsError: If a score is not finite.
@@ -84,13 +83,13 @@ def _auc(tally: Tally) -> Statistic:
 
 
 def average_precision(scores: ArrayLike, positive: ArrayLike) -> Statistic:
-    """Area under the precision-recall curve as steps: the mean, over the positives, of the precision at their score.
+    """Average precision: area under the precision-recall curve as a step function.
 
-    It is the share of positives when all scores are equal, and not defined without a positive.
+    It is the share of positives if all scores are equal, and undefined without a positive.
 
     Args:
-        scores: Higher where the class is thought present, `[N]`.
-        positive: Whether it is, `[N]` bool.
+        scores: Scores of the class, `[N]`.
+        positive: Whether each image shows the class, `[N]` bool.
 
     Raises:
         NumericsError: If a score is not finite.
@@ -101,23 +100,23 @@ def average_precision(scores: ArrayLike, positive: ArrayLike) -> Statistic:
 def _average_precision(tally: Tally) -> Statistic:
     def statistic(counts: Floats) -> Floats:
         present, absent = tally(counts)
-        found = _from_above(present)
-        precision = np.nan_to_num(_ratio(found, found + _from_above(absent)))
+        detected = _from_above(present)
+        precision = np.nan_to_num(_ratio(detected, detected + _from_above(absent)))
         return _ratio((present * precision).sum(axis=1), present.sum(axis=1))
 
     return statistic
 
 
 def sensitivity_at(scores: ArrayLike, positive: ArrayLike, specificity: float) -> Statistic:
-    """Largest share of positives found by a threshold that leaves at least `specificity` of the negatives alone.
+    """Largest sensitivity of a threshold whose specificity is at least `specificity`.
 
-    The threshold is one of the scores, with nothing drawn between two of them, and each resample chooses its own.
-    It is 0 when all scores are equal, and not defined without both a positive and a negative.
+    Thresholds are the scores themselves, without interpolation, and each resample chooses its own. It is 0 if all
+    scores are equal, and undefined without both a positive and a negative.
 
     Args:
-        scores: Higher where the class is thought present, `[N]`.
-        positive: Whether it is, `[N]` bool.
-        specificity: Share of the negatives, in (0, 1).
+        scores: Scores of the class, `[N]`.
+        positive: Whether each image shows the class, `[N]` bool.
+        specificity: Required specificity, in (0, 1).
 
     Raises:
         NumericsError: If a score is not finite.
@@ -129,22 +128,22 @@ def _sensitivity_at(tally: Tally, specificity: float) -> Statistic:
     def statistic(counts: Floats) -> Floats:
         present, absent = tally(counts)
         negatives = absent.sum(axis=1)
-        # A tenth of 30 negatives is 3, and 3.0000000000000004 in floating point: half an image is no image.
+        # A tenth of 30 negatives is 3.0000000000000004 in floating point; counts are whole numbers.
         allowed = _from_above(absent) <= ((1 - specificity) * negatives + 1e-6)[:, None]
-        found = np.max(_from_above(present), axis=1, where=allowed, initial=0.0)
-        return np.where(negatives > 0, _ratio(found, present.sum(axis=1)), np.nan)
+        detected = np.max(_from_above(present), axis=1, where=allowed, initial=0.0)
+        return np.where(negatives > 0, _ratio(detected, present.sum(axis=1)), np.nan)
 
     return statistic
 
 
 def ranking_statistics(scores: ArrayLike, positive: ArrayLike) -> dict[str, Statistic]:
-    """All that is measured of a ranking: `auc`, `auprc`, `sensitivity@0.90` and `sensitivity@0.95`.
+    """All ranking metrics: `auc`, `auprc`, `sensitivity@0.90` and `sensitivity@0.95`.
 
-    They are those above, but count each resample once for all of them.
+    As the functions above, but counting each resample once for all metrics.
 
     Args:
-        scores: Higher where the class is thought present, `[N]`.
-        positive: Whether it is, `[N]` bool.
+        scores: Scores of the class, `[N]`.
+        positive: Whether each image shows the class, `[N]` bool.
 
     Raises:
         NumericsError: If a score is not finite.
@@ -157,20 +156,20 @@ def ranking_statistics(scores: ArrayLike, positive: ArrayLike) -> dict[str, Stat
     }
 
 
-def cache_last(function: Callable[[Floats], Answer]) -> Callable[[Floats], Answer]:
-    """Keeps the last answer: several statistics are asked about the same resamples one after the other."""
-    last: list[tuple[Floats, Answer]] = []
+def cache_last(function: Callable[[Floats], Value]) -> Callable[[Floats], Value]:
+    """Caches the last result: several statistics are computed on the same resamples one after the other."""
+    last: list[tuple[Floats, Value]] = []
 
-    def answered(counts: Floats) -> Answer:
+    def cached(counts: Floats) -> Value:
         if not last or last[0][0] is not counts:
             last[:] = [(counts, function(counts))]
         return last[0][1]
 
-    return answered
+    return cached
 
 
 def mean_of(statistics: Sequence[Statistic]) -> Statistic:
-    """Plain mean of several statistics; not defined where one of them is not."""
+    """Unweighted mean of several statistics; undefined if one of them is."""
 
     def statistic(counts: Floats) -> Floats:
         return np.mean([each(counts) for each in statistics], axis=0)
@@ -179,7 +178,7 @@ def mean_of(statistics: Sequence[Statistic]) -> Statistic:
 
 
 def value_of(statistic: Statistic, images: int) -> float | None:
-    """The statistic with every image counted once; None where it is not defined."""
+    """Value of the statistic with every image counted once; None if undefined."""
     if images == 0:
         return None
     value = float(statistic(np.ones((1, images)))[0])
@@ -189,65 +188,65 @@ def value_of(statistic: Statistic, images: int) -> float | None:
 def intervals(
     statistics: Sequence[Statistic], patients: Sequence[str], *, resamples: int = 1_000, seed: int = 0
 ) -> list[Interval]:
-    """95 % percentile intervals of several statistics, from the same resamples of patients.
+    """95 % percentile intervals of several statistics, from the same bootstrap resamples of patients.
 
-    Two images of one patient are not two observations, so whole patients are drawn, with replacement.
+    Images of one patient are not independent, so patients are drawn with replacement, with all their images.
 
     Args:
-        statistics: What is measured.
+        statistics: Statistics.
         patients: Patient of each image, `[N]`.
-        resamples: How many times to draw.
-        seed: Equal seeds draw equal patients.
+        resamples: Number of resamples.
+        seed: Seed; equal seeds draw equal patients.
 
     Returns:
-        One interval per statistic. Its bounds are None, with a reason, for fewer than 20 patients and where
-        more than 1 % of the resamples lack a class; fewer than that are set aside and counted in the reason.
+        One interval per statistic. Its bounds are None, with a reason, for fewer than 20 patients and if more than 1 %
+        of the resamples lack a class; if fewer do, they are left out and counted in the reason.
     """
-    drawn = _drawn(statistics, patients, resamples, seed)
+    drawn = _bootstrap(statistics, patients, resamples, seed)
     return [_bounds(each) if isinstance(each, np.ndarray) else each for each in drawn]
 
 
 class PairedInterval(NamedTuple):
-    """The interval of a difference, and how sure it is that there is one."""
+    """Interval and p-value of a difference."""
 
     interval: Interval
     p_value: float | None
-    """Two-sided; None where there is no interval."""
+    """Two-sided; None without an interval."""
 
 
 def paired_intervals(
     statistics: Sequence[Statistic], patients: Sequence[str], *, resamples: int = 1_000, seed: int = 0
 ) -> list[PairedInterval]:
-    """Intervals as `intervals` draws them, of statistics that are differences, and the p-value of none.
+    """Intervals of differences, as `intervals`, with p-values of no difference.
 
-    The p-value is twice the share of resamples on the rarer side of 0, those at 0 counting for both sides and one
-    more being added to each, so that it is never 0: below 0.05 about where the 95 % interval excludes 0.
+    The p-value is twice the share of resamples on the rarer side of 0. Resamples at 0 count for both sides, and one is
+    added to each, so that it is never 0. It is below 0.05 about when the 95 % interval excludes 0.
 
     Args:
         statistics: Differences.
         patients: Patient of each image, `[N]`.
-        resamples: How many times to draw.
-        seed: Equal seeds draw equal patients.
+        resamples: Number of resamples.
+        seed: Seed; equal seeds draw equal patients.
     """
-    found: list[PairedInterval] = []
-    for each in _drawn(statistics, patients, resamples, seed):
+    paired: list[PairedInterval] = []
+    for each in _bootstrap(statistics, patients, resamples, seed):
         interval = _bounds(each) if isinstance(each, np.ndarray) else each
         if interval.bounds is None or isinstance(each, Interval):
-            found.append(PairedInterval(interval, None))
+            paired.append(PairedInterval(interval, None))
             continue
         defined = each[~np.isnan(each)]
         rarer = min(int((defined <= 0).sum()), int((defined >= 0).sum()))
-        found.append(PairedInterval(interval, min(1.0, 2 * (rarer + 1) / (len(defined) + 1))))
-    return found
+        paired.append(PairedInterval(interval, min(1.0, 2 * (rarer + 1) / (len(defined) + 1))))
+    return paired
 
 
-def _drawn(
+def _bootstrap(
     statistics: Sequence[Statistic], patients: Sequence[str], resamples: int, seed: int
 ) -> list[Floats] | list[Interval]:
-    """Each statistic on each resample, `[R]`; or why there is no interval."""
+    """Each statistic on each resample, `[R]`, or the reason why there is no interval."""
     names, patient_of = np.unique(np.asarray(patients, dtype=object).astype(str), return_inverse=True)
     if len(names) < MIN_BOOTSTRAP_PATIENTS:
-        reason = f"no interval: {_count(len(names), 'patient')}, needs {MIN_BOOTSTRAP_PATIENTS}"
+        reason = f"no interval: {count(len(names), 'patient')}, needs {MIN_BOOTSTRAP_PATIENTS}"
         return [Interval(None, reason) for _ in statistics]
     if not statistics:
         return []
@@ -259,7 +258,7 @@ def _drawn(
 
 
 def _resampled(patient_of: NDArray[np.intp], patients: int, resamples: int, seed: int) -> Iterator[Floats]:
-    """How often each image counts in each resample, in blocks `[r, N]` that fit in memory."""
+    """Counts of each image in each resample, in blocks `[r, N]` that fit in memory."""
     generator = np.random.default_rng(seed)
     block = max(1, _CELLS // len(patient_of))
     for start in range(0, resamples, block):
@@ -277,26 +276,26 @@ def _bounds(drawn: Floats) -> Interval:
             None, f"no interval: {share(lacking, len(drawn), 'resample')} {verb(lacking, 'lacks', 'lack')} a class"
         )
     low, high = np.percentile(defined, [2.5, 97.5])
-    return Interval((float(low), float(high)), _set_aside(lacking, len(drawn)))
+    return Interval((float(low), float(high)), _left_out(lacking, len(drawn)))
 
 
-def _set_aside(lacking: int, resamples: int) -> str | None:
+def _left_out(lacking: int, resamples: int) -> str | None:
     if not lacking:
         return None
     parts = verb(lacking, "lacks", "lack"), verb(lacking, "was", "were")
-    return f"{share(lacking, resamples, 'resample')} {parts[0]} a class and {parts[1]} set aside"
+    return f"{share(lacking, resamples, 'resample')} {parts[0]} a class and {parts[1]} left out"
 
 
 def roc_points(scores: ArrayLike, positive: ArrayLike, *, most: int = 100) -> list[tuple[float, float]]:
-    """Corners of the ROC curve, from (0, 0) to (1, 1), thinned to at most `most` points.
+    """Vertices of the ROC curve, from (0, 0) to (1, 1), thinned to at most `most` points.
 
     Args:
-        scores: Higher where the class is thought present, `[N]`.
-        positive: Whether it is, `[N]` bool.
-        most: Points to keep; both ends always stay.
+        scores: Scores of the class, `[N]`.
+        positive: Whether each image shows the class, `[N]` bool.
+        most: Maximum number of points; both ends are kept.
 
     Returns:
-        Pairs (false positive rate, true positive rate), never falling; empty without both a positive and a negative.
+        Pairs (false positive rate, true positive rate), in rising order; empty without both a positive and a negative.
 
     Raises:
         NumericsError: If a score is not finite.
@@ -314,27 +313,24 @@ def roc_points(scores: ArrayLike, positive: ArrayLike, *, most: int = 100) -> li
     return [(float(x), float(y)) for x, y in kept]
 
 
-def confusion(truth: ArrayLike, answers: ArrayLike, classes: int) -> tuple[tuple[int, ...], ...]:
-    """Counts images of each class (row) by the class they were answered as (column).
+def confusion(truth: ArrayLike, predicted: ArrayLike, classes: int) -> tuple[tuple[int, ...], ...]:
+    """Confusion matrix: number of images by true class (row) and predicted class (column), `[C, C]`.
 
     Args:
         truth: Class of each image, `[N]` int.
-        answers: Class each image was answered as, `[N]` int.
-        classes: How many classes there are.
-
-    Returns:
-        A square table of counts, `[C, C]`.
+        predicted: Predicted class of each image, `[N]` int.
+        classes: Number of classes.
     """
-    cells = np.asarray(truth, dtype=np.intp) * classes + np.asarray(answers, dtype=np.intp)
+    cells = np.asarray(truth, dtype=np.intp) * classes + np.asarray(predicted, dtype=np.intp)
     table = np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
     return tuple(tuple(int(count) for count in row) for row in table)
 
 
 def finite(scores: ArrayLike) -> Floats:
-    """The scores as float64 numbers.
+    """Returns scores as float64.
 
     Raises:
-        NumericsError: If one of them is NaN or infinite: a ranking of such scores means nothing.
+        NumericsError: If one of them is NaN or infinite.
     """
     values = np.asarray(scores, dtype=np.float64)
     bad = int((~np.isfinite(values)).sum())
@@ -346,7 +342,7 @@ def finite(scores: ArrayLike) -> Floats:
 
 
 def _ranking(scores: Floats) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """The order of rising scores, and where each distinct score starts in it."""
+    """Order of rising scores, and the start of each distinct score in it."""
     order = np.argsort(scores, kind="stable")
     risen = scores[order]
     starts = np.flatnonzero(np.r_[True, risen[1:] != risen[:-1]]) if risen.size else np.zeros(0, dtype=np.intp)
@@ -356,31 +352,28 @@ def _ranking(scores: Floats) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
 def _tally(scores: ArrayLike, positive: ArrayLike) -> Tally:
     order, starts = _ranking(finite(scores))
     hit = np.asarray(positive, dtype=bool)[order]
-    sick, well = np.where(hit, 1.0, 0.0), np.where(hit, 0.0, 1.0)
+    positives, negatives = np.where(hit, 1.0, 0.0), np.where(hit, 0.0, 1.0)
 
     def tally(counts: Floats) -> tuple[Floats, Floats]:
-        risen = counts[:, order]
-        return np.add.reduceat(risen * sick, starts, axis=1), np.add.reduceat(risen * well, starts, axis=1)
+        rising = counts[:, order]
+        present = np.add.reduceat(rising * positives, starts, axis=1)
+        return present, np.add.reduceat(rising * negatives, starts, axis=1)
 
     return tally
 
 
 def _from_above(tallies: Floats) -> Floats:
-    """How many have each score or a higher one."""
+    """Number of images with each score or a higher one."""
     return np.cumsum(tallies[:, ::-1], axis=1)[:, ::-1]
 
 
 def _corners(rates: Floats) -> Flags:
-    """Marks both ends and the points where the curve turns."""
+    """Whether each point is an end of the curve or a vertex."""
     steps = np.diff(rates, axis=0)
     turns = steps[:-1, 0] * steps[1:, 1] != steps[:-1, 1] * steps[1:, 0]
     return np.r_[True, turns, True]
 
 
-def _ratio(part: Floats, whole: Floats) -> Floats:
-    """Part by whole; NaN where the whole is nothing."""
-    return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
-
-
-def _count(number: int, noun: str) -> str:
-    return count(number, noun)
+def _ratio(numerator: Floats, denominator: Floats) -> Floats:
+    """Quotient; NaN if the denominator is 0."""
+    return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0)

@@ -1,13 +1,14 @@
-"""How well a search finds what is right, when several answers are right; and what guessing would find.
+"""Search by cosine similarity, and retrieval metrics with several matches per query.
 
-A query and a candidate each carry two marks. Equal *keys* are right answers: recall and ranks ask for the first of
-these. Sets of *findings* that share one are relevant: precision counts these. Candidates of the query's own *owner*
-(its patient) are never answers. Where a wrong candidate lies exactly as near as a right one, the wrong one comes first.
+Each query and candidate has a key and a set of findings. Candidates with the query's key *match*: recall and ranks
+refer to the first match. Candidates that share a finding with the query are *relevant*: precision counts these. Items
+of the query's own owner (its patient) are not candidates. Of equally similar candidates, those that do not match come
+first, so that ties never improve a metric.
 
-Similarities are computed block by block and forgotten, so that 200,000 images need no table of 200,000 by 200,000.
+Similarities are computed block by block and discarded: 200,000 images need no matrix of 200,000 by 200,000.
 
 Shapes: `Q` queries, `M` candidates, `E` joint dimension, `S` distinct sets of findings, `N` images, `R` resamples, `K`
-most answers that are looked at.
+largest cutoff.
 """
 
 from __future__ import annotations
@@ -23,82 +24,80 @@ from torch import Tensor
 from cleft.evaluation.metrics import Floats, Statistic
 
 CUTOFFS = (1, 5, 10)
-"""How many answers are looked at."""
+"""Values of k in recall@k and precision@k."""
 _CELLS = 16_000_000  # similarities of one block: 64 MB
 
 
 class Items(NamedTuple):
-    """Embeddings, and what makes one the answer to another."""
+    """Embeddings, with what decides whether they match."""
 
     embeds: Tensor
     """Unit-length rows, `[Q or M, E]`."""
     key: NDArray[np.int64]
-    """Equal keys are right answers to each other."""
+    """Items with equal keys match."""
     findings: NDArray[np.int64]
-    """Number of each one's set of findings."""
+    """Number of each item's set of findings."""
     owner: NDArray[np.int64]
-    """Patient of each, or numbers that occur nowhere else: candidates of the query's own owner are left out."""
+    """Patient, or a unique number; candidates of the query's owner are excluded."""
 
 
 class SearchResult(NamedTuple):
-    """What a search found, query by query."""
+    """Search results, query by query."""
 
     first_match: NDArray[np.int64]
-    """Place of the first right answer, from 1; 0 where there is no right answer, `[Q]`."""
+    """Rank of the first match, from 1; 0 without a match, `[Q]`."""
     top: NDArray[np.int64]
-    """The nearest candidates, the nearest first, `[Q, K]`; -1 behind the last one."""
+    """Most similar candidates in order, `[Q, K]`; -1 after the last one."""
     relevant: NDArray[np.bool_]
-    """Whether each of `top` shares a finding with the query, `[Q, K]`."""
+    """Whether each of `top` is relevant, `[Q, K]`."""
     candidates: NDArray[np.int64]
-    """How many candidates were searched, `[Q]`."""
+    """Number of candidates, `[Q]`."""
     matches: NDArray[np.int64]
-    """How many of them are right, `[Q]`."""
+    """Number of them that match, `[Q]`."""
     relevant_total: NDArray[np.int64]
-    """How many of them share a finding, `[Q]`."""
+    """Number of them that are relevant, `[Q]`."""
 
 
-def search(queries: Items, candidates: Items, shared: NDArray[np.bool_]) -> SearchResult:
-    """Looks for the nearest candidates of each query.
+def search(queries: Items, candidates: Items, share_finding: NDArray[np.bool_]) -> SearchResult:
+    """Ranks the candidates of each query.
 
     Args:
-        queries: What is asked, `Q`.
-        candidates: What is searched, `M`.
-        shared: Whether two sets of findings share one, `[S, S]`; two empty sets do.
+        queries: Queries, `Q`.
+        candidates: Candidates, `M`.
+        share_finding: Whether two sets of findings share one, `[S, S]`.
     """
     device = queries.embeds.device
     block = max(1, _CELLS // max(1, len(candidates.key)))
     depth = min(CUTOFFS[-1], len(candidates.key))
-    key, findings, owner = _on(device, candidates, slice(None))
-    alike = torch.from_numpy(shared).to(device)
-    parts: list[list[Tensor]] = []
+    key, findings, owner = _to_tensors(device, candidates, slice(None))
+    share = torch.from_numpy(share_finding).to(device)
+    blocks: list[list[Tensor]] = []
     for start in range(0, len(queries.key), block):
         rows = slice(start, start + block)
-        asked_key, asked_findings, asked_owner = _on(device, queries, rows)
-        near = queries.embeds[rows].float() @ candidates.embeds.float().T  # [block, M]
-        own = asked_owner[:, None] == owner
-        near.masked_fill_(own, -torch.inf)
-        right = (asked_key[:, None] == key) & ~own
-        related = alike[asked_findings][:, findings] & ~own
-        best = near.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
-        before = ((near >= best) & ~right & ~own).sum(dim=1)
-        top = _nearest(near, right.int() + related.int(), depth)
-        nothing = own.gather(1, top)
-        parts.append(
+        query_key, query_findings, query_owner = _to_tensors(device, queries, rows)
+        similarity = queries.embeds[rows].float() @ candidates.embeds.float().T  # [block, M]
+        excluded = query_owner[:, None] == owner
+        similarity.masked_fill_(excluded, -torch.inf)
+        matches = (query_key[:, None] == key) & ~excluded
+        relevant = share[query_findings][:, findings] & ~excluded
+        best = similarity.masked_fill(~matches, -torch.inf).amax(dim=1, keepdim=True)
+        before = ((similarity >= best) & ~matches & ~excluded).sum(dim=1)
+        top = _most_similar(similarity, matches.int() + relevant.int(), depth)
+        blocks.append(
             [
-                torch.where(right.any(dim=1), before + 1, 0),
-                top.masked_fill(nothing, -1),
-                related.gather(1, top),
-                (~own).sum(dim=1),
-                right.sum(dim=1),
-                related.sum(dim=1),
+                torch.where(matches.any(dim=1), before + 1, 0),
+                top.masked_fill(excluded.gather(1, top), -1),
+                relevant.gather(1, top),
+                (~excluded).sum(dim=1),
+                matches.sum(dim=1),
+                relevant.sum(dim=1),
             ]
         )
-    joined = [torch.cat(each).cpu().numpy() for each in zip(*parts, strict=True)]
-    return SearchResult(*joined)
+    return SearchResult(*(torch.cat(each).cpu().numpy() for each in zip(*blocks, strict=True)))
 
 
 def sets_share_finding(sets: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Whether two sets of findings share one, `[S, S]`; two sets of nothing do.
+    """Whether two sets of findings share one, `[S, S]`; two empty sets do.
 
     Args:
         sets: Findings of each set, `[S, C]`.
@@ -109,7 +108,7 @@ def sets_share_finding(sets: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def select_queries(found: SearchResult, queries: NDArray[np.intp]) -> SearchResult:
-    """What was found for some of the queries."""
+    """Search results of some of the queries."""
     return SearchResult(
         found.first_match[queries],
         found.top[queries],
@@ -121,44 +120,44 @@ def select_queries(found: SearchResult, queries: NDArray[np.intp]) -> SearchResu
 
 
 def recall(found: SearchResult, k: int, query_of: NDArray[np.int64] | None = None) -> Statistic:
-    """Share of queries with a right answer among the first `k`.
+    """Share of queries with a match among the first `k`.
 
     Args:
-        found: Of queries that all have one.
-        k: How many answers are looked at.
-        query_of: Query that each image stands behind, `[N]`; a query counts by the share of its images that are drawn.
+        found: Results of queries that all have a match.
+        k: Cutoff.
+        query_of: Query that each image belongs to, `[N]`; a query is weighted by the share of its images in a resample.
             By default image i is query i.
     """
     return _mean((found.first_match <= k).astype(np.float64), query_of)
 
 
 def precision(found: SearchResult, k: int, query_of: NDArray[np.int64] | None = None) -> Statistic:
-    """Mean share of the first `k` answers that share a finding with the query; as `recall`."""
+    """Mean share of relevant candidates among the first `k`; as `recall`."""
     return _mean(found.relevant[:, :k].mean(axis=1), query_of)
 
 
 def mean_rank(found: SearchResult, query_of: NDArray[np.int64] | None = None) -> Statistic:
-    """Mean place of the first right answer; as `recall`."""
+    """Mean rank of the first match; as `recall`."""
     return _mean(found.first_match.astype(np.float64), query_of)
 
 
 def median_rank(found: SearchResult, query_of: NDArray[np.int64] | None = None) -> Statistic:
-    """The smallest place at which at least half of the queries have found a right answer; as `recall`."""
+    """Smallest rank within which at least half of the queries have a match; as `recall`."""
     order = np.argsort(found.first_match, kind="stable")
     ranks = found.first_match[order].astype(np.float64)
 
     def statistic(counts: Floats) -> Floats:
-        weighed = _weighed(counts, query_of)[:, order]
-        reached = np.cumsum(weighed, axis=1)
-        whole = reached[:, -1:]
-        first = np.argmax(reached >= whole / 2 - 1e-9, axis=1)
-        return np.where(whole[:, 0] > 0, ranks[first], np.nan)
+        weights = _query_weights(counts, query_of)[:, order]
+        reached = np.cumsum(weights, axis=1)
+        total = reached[:, -1:]
+        first = np.argmax(reached >= total / 2 - 1e-9, axis=1)
+        return np.where(total[:, 0] > 0, ranks[first], np.nan)
 
     return statistic
 
 
 def chance(found: SearchResult) -> dict[str, float]:
-    """What an order drawn at random finds on average, computed and not drawn.
+    """Expected metrics of a random order, in closed form.
 
     Returns:
         `recall@k`, `precision@k`, `mean-rank` and `median-rank`.
@@ -169,67 +168,66 @@ def chance(found: SearchResult) -> dict[str, float]:
         >>> round(found["recall@1"], 6), found["precision@5"], found["mean-rank"], found["median-rank"]
         (0.25, 0.5, 2.5, 2.0)
     """
-    candidates, right = found.candidates.astype(np.float64), found.matches.astype(np.float64)
-    pairs, times = np.unique(np.stack([candidates, right], axis=1), axis=0, return_counts=True)
+    candidates, matches = found.candidates.astype(np.float64), found.matches.astype(np.float64)
+    pairs, times = np.unique(np.stack([candidates, matches], axis=1), axis=0, return_counts=True)
 
-    def reached(k: int) -> float:
-        """Mean probability that one of the right answers is among the first k."""
-        return float((times * (1 - _missed(pairs[:, 0], pairs[:, 1], k))).sum() / times.sum())
+    def recall_at(k: int) -> float:
+        return float((times * (1 - _miss_probability(pairs[:, 0], pairs[:, 1], k))).sum() / times.sum())
 
     low, high = 1, int(candidates.max(initial=1))
-    while low < high:  # the smallest place that half of the queries reach
+    while low < high:  # smallest rank within which half of the queries have a match
         middle = (low + high) // 2
-        low, high = (low, middle) if reached(middle) >= 0.5 - 1e-9 else (middle + 1, high)
+        low, high = (low, middle) if recall_at(middle) >= 0.5 - 1e-9 else (middle + 1, high)
     return {
-        **{f"recall@{k}": reached(k) for k in CUTOFFS},
+        **{f"recall@{k}": recall_at(k) for k in CUTOFFS},
         **{f"precision@{k}": float((found.relevant_total / found.candidates).mean()) for k in CUTOFFS},
-        "mean-rank": float(((candidates + 1) / (right + 1)).mean()),
+        "mean-rank": float(((candidates + 1) / (matches + 1)).mean()),
         "median-rank": float(low),
     }
 
 
-def _on(device: torch.device, marked: Items, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+def _to_tensors(device: torch.device, items: Items, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
     """Key, findings and owner of some rows."""
     return (
-        torch.from_numpy(marked.key[rows]).to(device),
-        torch.from_numpy(marked.findings[rows]).to(device),
-        torch.from_numpy(marked.owner[rows]).to(device),
+        torch.from_numpy(items.key[rows]).to(device),
+        torch.from_numpy(items.findings[rows]).to(device),
+        torch.from_numpy(items.owner[rows]).to(device),
     )
 
 
-def _nearest(near: Tensor, merit: Tensor, depth: int) -> Tensor:
-    """The nearest `depth` of each row; of equally near ones those of less merit come first."""
-    values, places = near.topk(min(near.shape[1], depth + 1), dim=1)
+def _most_similar(similarity: Tensor, relevance: Tensor, depth: int) -> Tensor:
+    """Indices of the `depth` most similar candidates of each row; equally similar ones by rising relevance."""
+    values, places = similarity.topk(min(similarity.shape[1], depth + 1), dim=1)
     tied = ((values[:, 1:] == values[:, :-1]) & torch.isfinite(values[:, 1:])).any(dim=1)
     places = places[:, :depth].clone()
     if bool(tied.any()):
-        by_merit = merit[tied].argsort(dim=1, stable=True)
-        by_both = near[tied].gather(1, by_merit).argsort(dim=1, descending=True, stable=True)
-        places[tied] = by_merit.gather(1, by_both)[:, :depth]
+        by_relevance = relevance[tied].argsort(dim=1, stable=True)
+        by_both = similarity[tied].gather(1, by_relevance).argsort(dim=1, descending=True, stable=True)
+        places[tied] = by_relevance.gather(1, by_both)[:, :depth]
     return places
 
 
-def _missed(candidates: Floats, right: Floats, k: int) -> Floats:
-    """Probability that none of the right answers is among `k` drawn without putting back."""
-    wrong = candidates - right
-    possible = wrong >= k
-    kept = np.where(possible, wrong, k)
-    whole = np.maximum(candidates, k)
-    logarithm = gammaln(kept + 1) - gammaln(kept - k + 1) - gammaln(whole + 1) + gammaln(whole - k + 1)
+def _miss_probability(candidates: Floats, matches: Floats, k: int) -> Floats:
+    """Probability that none of the matches is among `k` candidates drawn without replacement."""
+    others = candidates - matches
+    possible = others >= k
+    kept = np.where(possible, others, k)
+    total = np.maximum(candidates, k)
+    logarithm = gammaln(kept + 1) - gammaln(kept - k + 1) - gammaln(total + 1) + gammaln(total - k + 1)
     return np.where(possible, np.exp(logarithm), 0.0)
 
 
 def _mean(values: Floats, query_of: NDArray[np.int64] | None) -> Statistic:
     def statistic(counts: Floats) -> Floats:
-        weighed = _weighed(counts, query_of)
-        whole = weighed.sum(axis=1)
-        return np.divide(weighed @ values, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
+        weights = _query_weights(counts, query_of)
+        total = weights.sum(axis=1)
+        return np.divide(weights @ values, total, out=np.full(total.shape, np.nan), where=total > 0)
 
     return statistic
 
 
-def _weighed(counts: Floats, query_of: NDArray[np.int64] | None) -> Floats:
-    """How much each query counts, `[R, Q]`."""
+def _query_weights(counts: Floats, query_of: NDArray[np.int64] | None) -> Floats:
+    """Weight of each query in each resample, `[R, Q]`."""
     if query_of is None:
         return counts
     order = np.argsort(query_of, kind="stable")

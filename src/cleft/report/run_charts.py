@@ -43,9 +43,9 @@ from cleft.results import (
     Comparison,
     ContextVector,
     Difference,
+    EmbeddingMap,
     ReliabilityBin,
     Result,
-    SpaceMap,
     Subgroups,
 )
 
@@ -159,7 +159,7 @@ def _path(places: Sequence[tuple[float, float]], colour: str, dash: str) -> Mark
     return Markup('<path class="line" d="M{}" stroke="{}" stroke-dasharray="{}"/>').format(path, colour, dash)
 
 
-def space_chart(title: str, space: SpaceMap, classes: Sequence[str], hidden: Sequence[str] = ()) -> Markup:
+def space_chart(title: str, space: EmbeddingMap, classes: Sequence[str], hidden: Sequence[str] = ()) -> Markup:
     """Draw a 2-D projection of the embeddings: images as small markers of their class, class prompts circled and named.
 
     Args:
@@ -234,23 +234,25 @@ def norms_chart(title: str, context: Sequence[ContextVector], token_norm: float 
         context: At least one vector, in order of position.
         token_norm: Mean norm of the language model's token embeddings.
     """
-    seen = [vector.norm for vector in context] + [vector.moved for vector in context if vector.moved is not None]
+    seen = [vector.norm for vector in context] + [
+        vector.displacement for vector in context if vector.displacement is not None
+    ]
     heights = ticks(0, max([*seen, token_norm or 0.0]), most=5)
     axes = Axes(46, 22, 490, 170, (0.0, len(context) + 1.0), (heights[0], heights[-1]))
-    places = [vector.place for vector in context]
+    places = [vector.position for vector in context]
     step = next(step for step in (1, 2, 5, 10, 20, 50, 100, len(places)) if len(places) <= 12 * step)
     shown = [place for place in places if place == 1 or place % step == 0]
     parts = [gridlines(axes, shown, heights)]
     for vector in context:
-        (x, y), (_, base) = axes.to_svg(vector.place, vector.norm), axes.to_svg(vector.place, heights[0])
+        (x, y), (_, base) = axes.to_svg(vector.position, vector.norm), axes.to_svg(vector.position, heights[0])
         parts.append(
             Markup(
                 '<g role="presentation"><path class="stem" d="M{x:.1f} {base:.1f}V{y:.1f}" stroke="{colour}"/>'
                 '<circle cx="{x:.1f}" cy="{y:.1f}" r="3.2" fill="{colour}"/><title>{title}</title></g>'
-            ).format(x=x, y=y, base=base, colour=COLOURS[0], title=f"vector {vector.place}: norm {vector.norm:.3g}")
+            ).format(x=x, y=y, base=base, colour=COLOURS[0], title=f"vector {vector.position}: norm {vector.norm:.3g}")
         )
-        if vector.moved is not None:
-            _, moved = axes.to_svg(vector.place, vector.moved)
+        if vector.displacement is not None:
+            _, moved = axes.to_svg(vector.position, vector.displacement)
             parts.append(
                 Markup('<circle class="dot" cx="{:.1f}" cy="{:.1f}" r="3" fill="#fff" stroke="{}"/>').format(
                     x, moved, COLOURS[1]

@@ -115,7 +115,7 @@ def _printable(evaluation: Evaluation) -> dict[str, Any]:
         command=redact("command", evaluation.command),
         confusion=None if few else evaluation.confusion,
         roc={name: points for name, points in evaluation.roc.items() if name not in few},
-        space=None if few else evaluation.space,
+        embedding_map=None if few else evaluation.embedding_map,
     )
     tree = dataclasses.asdict(kept)
     del tree["examples"]

@@ -38,7 +38,7 @@ from cleft.report.tables import (
     retrieval_examples,
     retrieval_tables,
 )
-from cleft.results import ContextVector, Evaluation, PromptAudit, Result
+from cleft.results import ContextVector, Evaluation, PromptSensitivity, Result
 
 ADAPTER_NAMES = {
     "lora": "LoRA (rank {rank})",
@@ -192,7 +192,7 @@ class Section(NamedTuple):
     embedding_maps: Sequence[Panel]
     subgroups: Sequence[tuple[str, Table]]
     """Attribute that defines the groups, and their results."""
-    prompt_sensitivity: Sequence[PromptSensitivity]
+    prompt_sensitivity: Sequence[PromptSection]
     retrieval_examples: Sequence[RetrievalExamples]
     confusion_matrices: Sequence[ConfusionMatrix]
     examples: Sequence[Example]
@@ -268,7 +268,7 @@ def _reliabilities(group: Sequence[Entry]) -> list[Panel]:
         if fit.temperature is None:
             fitted = f"No temperature scaling: {fit.reason or 'not fitted'}."
         else:
-            fitted = f"Temperature {fit.temperature:.2f}, fitted on {count(fit.fitted_on, 'validation image')}."
+            fitted = f"Temperature {fit.temperature:.2f}, fitted on {count(fit.validation_images, 'validation image')}."
         after = "" if fit.ece_after is None else f", after temperature scaling {_value(fit.ece_after)}"
         panels.append(Panel(entry.label, figure, f"ECE {_value(fit.ece)}{after}. {fitted}"))
     return panels
@@ -281,18 +281,18 @@ def _value(result: Result) -> str:
 def _maps(group: Sequence[Entry]) -> list[Panel]:
     panels: list[Panel] = []
     for entry in group:
-        space, classes = entry.evaluation.space, entry.evaluation.classes
+        space, classes = entry.evaluation.embedding_map, entry.evaluation.classes
         if space is None or len(space.prompts) != len(classes):
             continue
         few = sorted(suppressed_classes(entry.evaluation))
         figure = space_chart(f"Embedding map of {entry.label}", space, classes, hidden=few)
-        across, up = (format_percent(share) for share in space.shares)
+        across, up = (format_percent(share) for share in space.explained_variance)
         left = (
-            f" {count(space.left_out, 'more image')} {verb(space.left_out, 'is', 'are')} not drawn."
-            if space.left_out
+            f" {count(space.omitted, 'more image')} {verb(space.omitted, 'is', 'are')} not drawn."
+            if space.omitted
             else ""
         )
-        gap = f"Modality gap {space.gap:.2f} (distance of the mean embeddings), removed here."
+        gap = f"Modality gap {space.modality_gap:.2f} (distance of the mean embeddings), removed here."
         hidden = (
             f" Not shown, because fewer than {MIN_PATIENTS} images have this label: {', '.join(few)}." if few else ""
         )
@@ -386,7 +386,7 @@ def _answers(raw: Any) -> list[tuple[str, float]]:
     return [pair for place, pair in enumerate(pairs) if place == 0 or pair[1] >= 0.005]
 
 
-class PromptSensitivity(NamedTuple):
+class PromptSection(NamedTuple):
     """Prompt sensitivity of one model."""
 
     title: str
@@ -398,36 +398,40 @@ class PromptSensitivity(NamedTuple):
     context: Sequence[ContextVector]
 
 
-def prompt_sensitivities(group: Sequence[Entry]) -> list[PromptSensitivity]:
+def prompt_sensitivities(group: Sequence[Entry]) -> list[PromptSection]:
     """Return the prompt sensitivity of each model that was evaluated for it."""
-    return [_prompt_sensitivity(entry, entry.evaluation.audit) for entry in group if entry.evaluation.audit is not None]
+    return [
+        _prompt_sensitivity(entry, entry.evaluation.prompt_sensitivity)
+        for entry in group
+        if entry.evaluation.prompt_sensitivity is not None
+    ]
 
 
-def _prompt_sensitivity(entry: Entry, audit: PromptAudit) -> PromptSensitivity:
+def _prompt_sensitivity(entry: Entry, audit: PromptSensitivity) -> PromptSection:
     norms = norms_chart(f"Norms of the learned context of {entry.run.name}", audit.context, audit.token_norm)
-    return PromptSensitivity(
+    return PromptSection(
         title=entry.run.name,
         templates=_templates(entry, audit),
         spread=[
             f"{HEADLINE_METRICS.get(each.metric, each.metric)} over {len(audit.templates)} prompt templates: "
             f"{format_value(each.metric, each.lowest)} to {format_value(each.metric, each.highest)}, mean "
-            f"{format_value(each.metric, each.mean)}, standard deviation {format_value(each.metric, each.deviation)}."
+            f"{format_value(each.metric, each.mean)}, standard deviation {format_value(each.metric, each.std)}."
             for each in audit.spread
         ],
-        negations=_negations(entry, audit) if audit.denials else None,
+        negations=_negations(entry, audit) if audit.negation else None,
         norms=norms if audit.context else None,
         context=audit.context,
     )
 
 
-def _templates(entry: Entry, audit: PromptAudit) -> Table:
+def _templates(entry: Entry, audit: PromptSensitivity) -> Table:
     notes = Footnotes()
     spans = {metric: _span(audit, metric) for metric in HEADLINE_METRICS}
     rows = [
         Row(
-            kind="mean" if template.usual else "model",
-            label=f"{template.opening} …",
-            sublabel="default template" if template.usual else "",
+            kind="mean" if template.default else "model",
+            label=f"{template.template} …",
+            sublabel="default template" if template.default else "",
             cells=[_cell(entry, template.results, metric, notes, spans[metric]) for metric in HEADLINE_METRICS],
         )
         for template in audit.templates
@@ -436,7 +440,7 @@ def _templates(entry: Entry, audit: PromptAudit) -> Table:
     return Table(columns=list(HEADLINE_METRICS.values()), axis_ends=ends, rows=rows, footnotes=notes.items())
 
 
-def _span(audit: PromptAudit, metric: str) -> tuple[float, float]:
+def _span(audit: PromptSensitivity, metric: str) -> tuple[float, float]:
     seen = [
         end
         for template in audit.templates
@@ -447,21 +451,21 @@ def _span(audit: PromptAudit, metric: str) -> tuple[float, float]:
     return enclosing_tenths(seen or [0.5])
 
 
-def _negations(entry: Entry, audit: PromptAudit) -> Table:
+def _negations(entry: Entry, audit: PromptSensitivity) -> Table:
     notes = Footnotes()
     rows = [
         Row(
             kind="model",
             label=denial.finding,
-            sublabel=f"“{denial.present}” vs. “{denial.absent}”",
+            sublabel=f"“{denial.present_prompt}” vs. “{denial.absent_prompt}”",
             cells=[
                 Cell(text=f"{denial.cosine:.3f}"),
-                Cell(text=format_value("accuracy", denial.said_present)),
-                Cell(text="–" if denial.shown is None else format_value("accuracy", denial.shown)),
+                Cell(text=format_value("accuracy", denial.predicted_present)),
+                Cell(text="–" if denial.prevalence is None else format_value("accuracy", denial.prevalence)),
                 *(_cell(entry, denial.results, f"auc/{side}", notes) for side in ("present", "absent", "pair")),
             ],
         )
-        for denial in audit.denials
+        for denial in audit.negation
     ]
     columns = ["Cosine similarity", "Predicted present", "Labelled present", "AUC, present", "AUC, absent", "AUC, both"]
     return Table(columns=columns, rows=rows, footnotes=notes.items())

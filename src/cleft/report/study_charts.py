@@ -459,7 +459,7 @@ def _fraction_figures(grid: StudyResults) -> list[Figure]:
     """Draw each metric against the share of training patients, for tasks with at least two shares."""
     series: dict[tuple[str, str], dict[str, list[tuple[float, StudyLine]]]] = {}
     for column in grid.study.columns:
-        shares = {seed.evaluation.fraction for seed in grid.seeds(column) if seed.evaluation.protocol}
+        shares = {seed.evaluation.training_fraction for seed in grid.seeds(column) if seed.evaluation.protocol}
         if len(shares) == 1:
             seed = next(seed for seed in grid.seeds(column) if seed.evaluation.protocol)
             place = series.setdefault((seed.evaluation.dataset, seed.evaluation.task), {})

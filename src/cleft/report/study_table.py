@@ -183,7 +183,7 @@ class StudyResults:
         """Return a baseline on the images of a column; None if no result has it."""
         name = f"{rule}/{metric}"
         for seed in self.seeds(column):
-            result = next((floor for floor in seed.evaluation.floors if floor.metric == name), None)
+            result = next((floor for floor in seed.evaluation.baselines if floor.metric == name), None)
             if result is not None:
                 value, reason = (
                     (None, TOO_FEW) if is_suppressed(result, seed.evaluation) else (result.value, result.reason)

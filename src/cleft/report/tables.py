@@ -95,7 +95,11 @@ class Entry(NamedTuple):
 def describe_setup(evaluation: Evaluation) -> str:
     """Describe the prompts and similarity of a zero-shot evaluation, or how a classifier was trained."""
     if evaluation.protocol:
-        share = "" if evaluation.fraction == 1 else f", {100 * evaluation.fraction:g}{PERCENT} of the training patients"
+        share = (
+            ""
+            if evaluation.training_fraction == 1
+            else f", {100 * evaluation.training_fraction:g}{PERCENT} of the training patients"
+        )
         task = TASK_NAMES.get(evaluation.task, evaluation.task)
         return f"{task}, {evaluation.protocol} protocol{share}, seed {evaluation.training_seed}"
     parts = [PROMPT_NAMES.get(evaluation.prompts, evaluation.prompts)]
@@ -125,7 +129,7 @@ def _comparison_key(evaluation: Evaluation) -> Any:
     task = "classification" if evaluation.task in CLASSIFICATION_TASKS else evaluation.task
     same = (task, evaluation.scoring, evaluation.dataset, evaluation.split, evaluation.ids_digest)
     floors = tuple(
-        (floor.metric, floor.images, floor.value) for floor in evaluation.floors if "/auc/" not in floor.metric
+        (floor.metric, floor.images, floor.value) for floor in evaluation.baselines if "/auc/" not in floor.metric
     )
     return (*same, frozenset(evaluation.classes), floors)
 
@@ -226,7 +230,7 @@ def more_metrics_table(group: Sequence[Entry]) -> Table | None:
     rows += [
         Row(kind="baseline", label=name, cells=[*cells, *[Cell(text="–")] * (2 * calibrated)])
         for rule, name in CLASSIFICATION_BASELINES.items()
-        if any(_value(group[0].evaluation.floors, f"{rule}/{metric}") is not None for metric in metrics)
+        if any(_value(group[0].evaluation.baselines, f"{rule}/{metric}") is not None for metric in metrics)
         for cells in [[result_cell(group[0], f"{rule}/{metric}", notes) for metric in metrics]]
     ]
     names = [*metrics, *["ece", "ece-after-temperature"] * calibrated]
@@ -252,7 +256,7 @@ def all_results_table(stored: StoredResult) -> Table:
             href=f"{stored.anchor}-{place}{index}",
             cells=_plain_cells(result, stored.evaluation, notes),
         )
-        for place, results in (("m", stored.evaluation.results), ("f", stored.evaluation.floors))
+        for place, results in (("m", stored.evaluation.results), ("f", stored.evaluation.baselines))
         for index, result in enumerate(results)
     ]
     return Table(columns=["Value", "95 % CI", "Images", "Patients"], rows=rows, footnotes=notes.items())
@@ -265,7 +269,7 @@ def seed_groups(group: Sequence[Entry]) -> list[list[Entry]]:
         recipe = {key: str(value) for key, value in entry.run.config.items() if key not in _NOT_RECIPE}
         zero_shot = (entry.evaluation.task, entry.evaluation.prompts, entry.evaluation.wording)
         similarity = (entry.evaluation.similarity, entry.evaluation.standardised)
-        classifier = (entry.evaluation.protocol, entry.evaluation.fraction)
+        classifier = (entry.evaluation.protocol, entry.evaluation.training_fraction)
         key = (*zero_shot, *similarity, *classifier, entry.run.stage, tuple(sorted(recipe.items())))
         found.setdefault(key, []).append(entry)
     return [members for members in found.values() if len({_seed(entry) for entry in members}) == len(members) > 1]
@@ -286,7 +290,7 @@ class DrawChart(Protocol):
 
 def result_cell(entry: Entry, metric: str, notes: Footnotes, chart: DrawChart | None = None) -> Cell:
     """Return the cell of a metric, looked up in the results and baselines of an evaluation."""
-    for place, results in (("m", entry.evaluation.results), ("f", entry.evaluation.floors)):
+    for place, results in (("m", entry.evaluation.results), ("f", entry.evaluation.baselines)):
         for index, result in enumerate(results):
             if result.metric == metric:
                 return _cell(result, entry, entry.stored.link(f"{place}{index}"), notes, chart)
@@ -365,7 +369,7 @@ def _span(group: Sequence[Entry], metric: str) -> tuple[float, float]:
     """Return the axis limits of a column, in tenths."""
     seen = [0.5] if metric == "auc" else [_chance(group[0].evaluation)]
     for entry in group:
-        for result in (*entry.evaluation.results, *entry.evaluation.floors):
+        for result in (*entry.evaluation.results, *entry.evaluation.baselines):
             if result.metric.endswith(metric) and "/auc/" not in result.metric and result.value is not None:
                 seen += [result.value, *(result.interval or ())]
     seen += [row.accuracy for row in _published(group) if metric == "accuracy"]
@@ -456,11 +460,11 @@ def _retrieval_table(members: Sequence[Entry], direction: str) -> RetrievalTable
     chance = [result_cell(members[0], f"chance/{direction}/{metric}", notes) for metric in metrics]
     rows.append(Row(kind="baseline", label=BASELINES["chance"], cells=chance))
     retrieval = _retrievals(members[0], direction)[0]
-    skipped = retrieval.unanswerable
+    skipped = retrieval.without_match
     remark = f"; {skipped:,} without a relevant item {verb(skipped, 'was', 'were')} not scored" if skipped else ""
     caption = (
         f"{count(retrieval.queries, 'query', 'queries')}{remark}. {count(retrieval.candidates, 'candidate')}, "
-        f"{retrieval.right:.1f} relevant per query on average."
+        f"{retrieval.relevant_per_query:.1f} relevant per query on average."
     )
     table = Table(columns=[metric_name(metric) for metric in metrics], rows=rows, footnotes=notes.items())
     return RetrievalTable(DIRECTION_NAMES[direction], caption, table)
@@ -486,4 +490,4 @@ def retrieval_examples(group: Sequence[Entry]) -> list[RetrievalExamples]:
 
 
 def _is_valid(example: RetrievalExample) -> bool:
-    return all(not each.image or PNG.fullmatch(each.image) for each in (example.query, *example.answers))
+    return all(not each.image or PNG.fullmatch(each.image) for each in (example.query, *example.retrieved))

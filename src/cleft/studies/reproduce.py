@@ -21,9 +21,9 @@ from cleft.config.loading import nearest
 from cleft.correction import resamples_for
 from cleft.data import DATASETS, data_config, split_recipe
 from cleft.errors import ConfigError, DataError, NumericsError, ResourceError
+from cleft.evaluation import Bootstrap
 from cleft.evaluation.compare import compare_seeds
 from cleft.evaluation.result_files import predictions_path
-from cleft.evaluation.scoring import Bootstrap
 from cleft.files import file_key, write_whole
 from cleft.grammar import count, share, verb
 from cleft.report.study_page import check_study_outputs, write_study_page
@@ -351,7 +351,7 @@ def _compare_results(
     results: tuple[Path, ...], reference: tuple[Path, ...], resamples: int, states: tuple[str, ...]
 ) -> tuple[Difference, ...]:
     try:
-        return compare_seeds(results, reference, draws=Bootstrap(resamples=resamples))
+        return compare_seeds(results, reference, bootstrap=Bootstrap(resamples=resamples))
     except DataError as error:
         log.warning("rows not compared: %s", error)
         return ()

@@ -22,6 +22,7 @@ from cleft.data.splits.recipes import split_records
 from cleft.data.text.prompts import choose_classes
 from cleft.data.text.texts import Texts
 from cleft.errors import CleftError, Interrupted, Terminated
+from cleft.evaluation import ClassifierOptions, ZeroShotOptions
 from cleft.evaluation.classifier import evaluate_classifier
 from cleft.evaluation.zero_shot import evaluate_zero_shot
 from cleft.files import write_whole
@@ -63,19 +64,13 @@ def run_step(step: Step) -> Path:
     assert step.benchmark is not None
     benchmark = BENCHMARKS[step.benchmark]
     per_class = benchmark.per_class if step.balanced else None
-    overlap = (
-        step.model is not None
-    )  # rows trained here exclude test patients; results of imported models note the overlap
+    # Rows trained here exclude test patients; results of imported models note the overlap.
+    overlap = step.model is not None
     if step.kind == "evaluate-classifier":
-        return evaluate_classifier(step.folder, per_class=per_class, allow_overlap=overlap, progress=False)
-    return evaluate_zero_shot(
-        step.folder,
-        data=step.data,
-        classes=benchmark.classes,
-        per_class=per_class,
-        allow_overlap=overlap,
-        progress=False,
-    )
+        scored = ClassifierOptions(per_class=per_class, allow_overlap=overlap)
+        return evaluate_classifier(step.folder, scored, progress=False)
+    options = ZeroShotOptions(data=step.data, classes=benchmark.classes, per_class=per_class, allow_overlap=overlap)
+    return evaluate_zero_shot(step.folder, options, progress=False)
 
 
 def _train_caption_lm(step: Step) -> Path:

@@ -262,15 +262,15 @@ def _read_header(path: Path, key: str) -> Evaluation:
     return replace(
         read_evaluation(path),
         results=(),
-        floors=(),
+        baselines=(),
         confusion=None,
         roc={},
         examples=(),
         calibration=None,
         subgroups=(),
         retrieval=(),
-        audit=None,
-        space=None,
+        prompt_sensitivity=None,
+        embedding_map=None,
     )
 
 
@@ -286,7 +286,7 @@ def is_result_of(evaluation: Evaluation, step: Step) -> bool:
         return False
     if evaluation.task != ("zero-shot" if step.kind == "zero-shot" else step.settings.classify.mode):
         return False
-    if ("--per-class" in evaluation.command) != (step.balanced and benchmark.per_class is not None):
+    if (evaluation.per_class is not None) != (step.balanced and benchmark.per_class is not None):
         return False
     return _plain(evaluation.classes) in [_plain(names) for names in _expected_classes(step, benchmark.classes)]
 
