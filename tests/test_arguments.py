@@ -107,6 +107,9 @@ def test_public_functions_take_str_and_path(name, kind, tmp_path):
         "classify": (gone, Settings(), kind(tmp_path / "new")),
         "evaluate_zero_shot": (gone,),
         "evaluate_classifier": (gone,),
+        "evaluate_retrieval": (gone,),
+        "compare": (gone, gone),
+        "read_evaluation": (gone,),
         "write_report": ([gone], kind(tmp_path / "page.html")),
     }[name]
     with pytest.raises(CleftError):

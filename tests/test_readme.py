@@ -17,7 +17,7 @@ from cleft.config import Settings, load_settings, merge_overrides, preset_summar
 from cleft.data import read_dataset
 from cleft.data.splits.recipes import split_records
 from cleft.data.splits.subsets import order_key
-from cleft.evaluation.result_files import SALT, read_evaluation, read_predictions
+from cleft.evaluation.result_files import ORDER_SALT, read_evaluation, read_predictions
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -59,7 +59,7 @@ def test_the_python_example_gives_the_scores_of_the_command_line(tmp_path, monke
     ]
     [code] = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    for record, expected in zip(sorted(shown, key=lambda each: order_key(SALT, each.id)), scores, strict=True):
+    for record, expected in zip(sorted(shown, key=lambda each: order_key(ORDER_SALT, each.id)), scores, strict=True):
         shutil.copy(record.image, tmp_path / "chest.png")
         names = {}
         exec(code, names)

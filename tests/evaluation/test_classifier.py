@@ -77,8 +77,8 @@ def test_a_head_becomes_a_result_file_that_says_how_it_was_trained(probe):
     assert "majority-class/accuracy" in {baseline.metric for baseline in found.baselines}
     assert found.command == "cleft evaluate probe --task linear-probe"
     assert found.notes[-1].startswith(
-        "Linear probe, standard protocol, trained on 19 images of 19 patients of manifest, 90 % of the training patients; "
-        "seed 3; penalty "
+        "Linear probe, standard protocol, trained on 19 images of 19 patients of manifest, 90 % of the training "
+        "patients; seed 3; penalty "
     )
     assert len(found.examples) == min(10, results["accuracy"].images)
 

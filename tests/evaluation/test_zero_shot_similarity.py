@@ -150,8 +150,8 @@ def test_what_was_asked_stands_in_the_command_the_file_and_the_page(home, tmp_pa
     assert found.command.endswith("--task zero-shot --similarity both --standardise")
     assert "-both-standardised-" in path.name
     page = write_report([home / "gloria"], tmp_path / "page.html").read_text()
-    assert "handwritten prompts, wholes, and words with regions, standardised over the images" in page
-    assert "<dt>Similarity</dt><dd>both, standardised</dd>" in page
+    assert "handwritten prompts, global and local similarity, standardised over the images" in page
+    assert "<dt>Similarity</dt><dd>both, standardised over the images</dd>" in page
     assert "Similarity: mean of image with prompt, and of the prompt&#39;s best word" in page
 
 

@@ -52,8 +52,22 @@ EXAMPLES: dict[str, str] = {
     "evaluate_zero_shot": """
         result = cleft.evaluate_zero_shot(context_run, progress=False)  # runs/first-context/results/….json
         """,
-    "evaluate_classify": """
-        probe_result = cleft.evaluate_classify(probe, progress=False)
+    "ZeroShotOptions": """
+        options = cleft.ZeroShotOptions(prompts="handwritten", bootstrap=cleft.Bootstrap(resamples=2_000))
+        handwritten = cleft.evaluate_zero_shot(context_run, options, progress=False)
+        """,
+    "evaluate_retrieval": """
+        retrieval = cleft.evaluate_retrieval(
+            run, cleft.RetrievalOptions(directions="image-to-text"), progress=False
+        )
+        """,
+    "read_evaluation": """
+        for metric in cleft.read_evaluation(result).results:
+            print(metric.metric, metric.value, metric.interval)
+        """,
+    "compare": """
+        for difference in cleft.compare(result, handwritten).differences:
+            print(difference.metric, difference.difference, difference.p_value)
         """,
     "evaluate_classifier": """
         probe_result = cleft.evaluate_classifier(probe, progress=False)
@@ -89,7 +103,10 @@ EXAMPLES: dict[str, str] = {
 GROUPS = {
     "Settings": ("load_settings", "Settings"),
     "Train": ("pretrain", "learn_context", "classify"),
-    "Evaluate": ("evaluate_zero_shot", "evaluate_classify", "evaluate_classifier", "write_report"),
+    "Evaluate": (
+        *("evaluate_zero_shot", "ZeroShotOptions", "evaluate_classifier", "ClassifierOptions"),
+        *("evaluate_retrieval", "RetrievalOptions", "Bootstrap", "read_evaluation", "compare", "write_report"),
+    ),
     "Use a model": ("load", "load_image"),
 }
 """Heading to names, in order; names of `cleft.__all__` that are not listed come last."""
@@ -193,10 +210,16 @@ def field_docs(thing: Any) -> dict[str, tuple[str, str]]:
         ]
         for node, after in itertools.pairwise(body):
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(after, ast.Expr):
-                default = ast.unparse(node.value) if node.value else "required"
+                default = ast.unparse(default_of(node.value)) if node.value else "required"
                 text = " ".join(str(ast.literal_eval(after.value)).split())
                 found[node.target.id] = (default.replace("|", "\\|"), text.replace("|", "\\|"))
     return found
+
+
+def default_of(value: ast.expr) -> ast.expr:
+    """Returns the default of a field, without the `field` call around it."""
+    inside = {each.arg: each.value for each in value.keywords} if isinstance(value, ast.Call) else {}
+    return inside.get("default", value)
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ these classes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
@@ -28,7 +28,7 @@ class Bootstrap(NamedTuple):
     seed: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class EvaluationOptions:
     """Images to evaluate on, and how intervals are estimated: the options that all tasks share."""
 
@@ -50,8 +50,14 @@ class EvaluationOptions:
     bootstrap: Bootstrap = field(default=Bootstrap(), metadata={"option": False})
     """Number of bootstrap resamples, and their seed."""
 
+    def __repr__(self) -> str:
+        """Returns the call that makes these options, without those that have their defaults."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        given = [f"{each.name}={values[each.name]!r}" for each in fields(self) if values[each.name] != each.default]
+        return f"{type(self).__name__}({', '.join(given)})"
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class PromptOptions(EvaluationOptions):
     """Options of the tasks in which text prompts represent the classes."""
 
@@ -66,7 +72,7 @@ class PromptOptions(EvaluationOptions):
     """Class names in prompts: default, released, gloria, or a YAML file; by default those of the run."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ZeroShotOptions(PromptOptions):
     """Options of zero-shot classification."""
 
@@ -81,12 +87,12 @@ class ZeroShotOptions(PromptOptions):
     """Example images to store with the result for the report; 0 stores none."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class PromptSensitivityOptions(PromptOptions):
     """Options of the prompt sensitivity analysis."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ClassifierOptions(EvaluationOptions):
     """Options of the evaluation of a trained classifier."""
 
@@ -100,7 +106,7 @@ class ClassifierOptions(EvaluationOptions):
     """Example images to store with the result for the report; 0 stores none."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class RetrievalOptions(EvaluationOptions):
     """Options of retrieval between images and captions."""
 

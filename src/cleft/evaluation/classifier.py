@@ -70,9 +70,6 @@ def evaluate_classifier(
         DataError: If no image can be evaluated, or the classifier was trained on their patients.
         CheckpointError: If the run has no classifier, is not finished or is damaged, or its image tower is missing.
         NumericsError: If a feature or a score is not finite.
-
-    Example:
-        evaluate_classifier("runs/probe", ClassifierOptions(data="chexpert:/data/CheXpert", split="all"))
     """
     run = as_path(run, "run")
     trained = load_run_settings(run).classify

@@ -20,12 +20,14 @@ from cleft.evaluation import Bootstrap
 from cleft.evaluation.metrics import mean_of, paired_intervals, value_of
 from cleft.evaluation.result_files import predictions_path, read_evaluation, read_predictions
 from cleft.evaluation.scoring import Measure, Predictions, classification_measures, difference, group_by_images
-from cleft.files import file_key, write_whole
+from cleft.files import as_path, file_key, write_whole
 from cleft.grammar import count
 from cleft.results import Comparison, Difference, Evaluation, to_json
 
 
-def compare(first: Path, second: Path, *, bootstrap: Bootstrap | None = None, command: str = "") -> Comparison:
+def compare(
+    first: Path | str, second: Path | str, *, bootstrap: Bootstrap | None = None, command: str = ""
+) -> Comparison:
     """Compares two results on the same images.
 
     Args:
@@ -40,6 +42,7 @@ def compare(first: Path, second: Path, *, bootstrap: Bootstrap | None = None, co
     Raises:
         DataError: If a file is missing or damaged, or images, labels or classes differ.
     """
+    first, second = as_path(first, "first"), as_path(second, "second")
     one, other = _read_comparable([first, second])
     pairs = list(zip(_measures(one), _measures(other), strict=True))
     bootstrap = Bootstrap(resamples=resamples_for(len(pairs))) if bootstrap is None else bootstrap

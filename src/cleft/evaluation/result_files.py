@@ -29,7 +29,7 @@ from cleft.errors import DataError, ResourceError
 from cleft.evaluation import Bootstrap, EvaluationOptions
 from cleft.evaluation.calibration import calibrate
 from cleft.evaluation.scoring import Predictions, subgroup_results
-from cleft.files import read_limited, write_whole
+from cleft.files import as_path, read_limited, write_whole
 from cleft.grammar import count
 from cleft.privacy import MIN_PATIENTS
 from cleft.results import Calibration, Evaluation, PromptSensitivity, Result, Subgroups, from_json, to_json
@@ -191,13 +191,13 @@ def write_evaluation(evaluation: Evaluation, folder: Path, stored: StoredPredict
     return path
 
 
-def read_evaluation(path: Path) -> Evaluation:
+def read_evaluation(path: Path | str) -> Evaluation:
     """Reads a result file.
 
     Raises:
         DataError: If the file is missing or is not an evaluation of this version.
     """
-    remedy = "evaluate the run again"
+    path, remedy = as_path(path, "path"), "evaluate the run again"
     evaluation = from_json(read_limited(path, remedy=remedy), Evaluation, where=path.name, remedy=remedy)
     # Files written before `per_class` was a field have the number in their command only.
     drawn = re.search(r"--per-class (\d+)", evaluation.command) if evaluation.per_class is None else None

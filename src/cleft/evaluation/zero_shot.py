@@ -80,15 +80,10 @@ def evaluate_zero_shot(run: Path | str, options: ZeroShotOptions = ZeroShotOptio
         The result file.
 
     Raises:
-        ConfigError: If the run, the data, a class or the class names are unknown, or the run has no prompt context or
-        no
-            word-level similarity.
+        ConfigError: If the run, the data, a class or the class names are unknown, or the run lacks a prompt context.
         DataError: If no image can be evaluated, a class has too few, or the model was trained on their patients.
         CheckpointError: If the weights are damaged or do not fit the settings of the run.
         NumericsError: If an embedding or a score is not finite.
-
-    Example:
-        evaluate_zero_shot("runs/first", ZeroShotOptions(classes="Edema,Pneumonia", per_class=200))
     """
     run = as_path(run, "run")
     check_similarity(run, options.similarity)
