@@ -13,7 +13,7 @@ from captions import draw_batch, independent_findings, read_label_sets
 from cleft.models.methods import build_model
 from cleft.models.prefix_tree import PrefixTree
 from cleft.models.text_tower import build_text_tower
-from cleft.training.pretrain import Pretraining
+from cleft.training.pretrain import PretrainModule
 from sizes import SIZES
 from text_tower import TextPass, stir
 from timing import interleave
@@ -102,7 +102,7 @@ def test_g5_at_the_true_size_the_tree_does_a_twentieth_of_the_work(reader, paper
 def test_g8_a_training_state_at_the_true_size_holds_what_trains_and_fits_1_1_gb():
     settings = SIZES["paper"]
     with torch.device("meta"):
-        learner = Pretraining(build_model(settings, CAPTIONS.texts), settings, CAPTIONS.texts)
+        learner = PretrainModule(build_model(settings, CAPTIONS.texts), settings, CAPTIONS.texts)
     checkpoint = {"state_dict": learner.state_dict()}
     learner.on_save_checkpoint(checkpoint)
     kept = checkpoint["state_dict"]

@@ -22,7 +22,7 @@ from cleft.evaluation.result_files import reversal_notes
 from cleft.evaluation.task import command_of, parse_classes, select_images
 from cleft.models.checkpoint import load_model
 from cleft.results import Result
-from cleft.training.dataset import read_material
+from cleft.training.dataset import read_training_data
 from cleft.training.pretrain import pretrain
 
 
@@ -141,7 +141,7 @@ def test_what_a_run_learned_from_names_its_tables_and_its_leaks(place):
     rows = [chexpert_row(f"patient{p:05}/study{s}/view1_frontal.jpg") for p in range(12) for s in (1, 2)]
     labels = {row["Path"].partition("train/")[2]: {"Edema": "1.0"} for row in rows}
     write_labels_of(place / "data" / "CheXpert-v1.0-small", "train_cheXbert.csv", rows, labels)
-    facts = read_material(mine, progress=False).facts()
+    facts = read_training_data(mine, progress=False).facts()
     assert list(facts["sources"]) == ["train.csv", "train_cheXbert.csv", "list.txt (test list)"]
     shared = {leak["into"]: leak["images"] for leak in facts["leaks"] if leak["part"] == "test"}
     assert sum(shared.values()) == 3
@@ -152,14 +152,14 @@ def test_images_prepared_ahead_are_taken_and_others_are_refused(place):
     with pytest.raises(DataError, match=r"data\.prepare=ahead decodes none here; run cleft data prepare"):
         select(place, part="val", prepare="required")
     with pytest.raises(DataError, match=r"data\.prepare=ahead decodes none here; run cleft data prepare"):
-        read_material(settings(place, prepare="required"), progress=False)
-    read_material(settings(place), progress=False)
-    assert len(read_material(settings(place, prepare="required"), progress=False).train) > 0
+        read_training_data(settings(place, prepare="required"), progress=False)
+    read_training_data(settings(place), progress=False)
+    assert len(read_training_data(settings(place, prepare="required"), progress=False).train) > 0
     assert len(select(place, part="val", prepare="required").records) > 0
 
 
 def test_a_run_of_another_user_is_evaluated_on_the_split_it_was_trained_on_and_on_nothing_unknown(place, monkeypatch):
-    facts = read_material(settings(place, split="patients"), progress=False).facts()
+    facts = read_training_data(settings(place, split="patients"), progress=False).facts()
     (place / "run" / "split.json").write_text(json.dumps(facts))
     (place / "run" / "model.json").write_text("{}")
     mine = select(place, split="patients")

@@ -20,7 +20,7 @@ from cleft.evaluation.scoring import classification_measures, estimate
 from cleft.evaluation.zero_shot import evaluate_zero_shot, map_embeddings
 from cleft.models.checkpoint import save_model
 from cleft.models.methods import build_model
-from cleft.training.dataset import read_material
+from cleft.training.dataset import read_training_data
 from cleft.training.run_folder import open_run
 
 FEW = Bootstrap(resamples=50)
@@ -180,7 +180,7 @@ def test_other_weights_are_scored_anew(home, tmp_path):
     run = shutil.copytree(home / "plain", tmp_path / "moved")
     _, before = ask(run)
     settings = load_settings(run)
-    captions = [record.caption for record in read_material(settings, progress=False).train]
+    captions = [record.caption for record in read_training_data(settings, progress=False).train]
     save_model(build_model(settings, captions, seed=9), settings, run)
     _, after = ask(run)
     assert after.checkpoint != before.checkpoint

@@ -8,7 +8,7 @@ from tests.fakes.chexpert import chexpert_row, write_fake_chexpert
 from cleft.config import Settings, load_settings
 from cleft.models.checkpoint import save_model
 from cleft.models.methods import build_model
-from cleft.training.dataset import read_material
+from cleft.training.dataset import read_training_data
 from cleft.training.run_folder import open_run
 
 CLASSES = ("Atelectasis", "Edema", "Cardiomegaly", "Pleural Effusion", "Consolidation")
@@ -41,11 +41,11 @@ def write_untrained_runs(folder: Path) -> Path:
 
 def write_untrained_run(folder: Path, settings: Settings, *, context: int = 0) -> Path:
     """Writes a run of the towers that settings describe, as they are before training; returns its folder."""
-    material = read_material(settings, progress=False)
+    material = read_training_data(settings, progress=False)
     model = build_model(settings, [record.caption or "" for record in material.train])
     if context:
         model.set_context(torch.randn(context, model.text_tower.width))
     with open_run(folder, settings, "pretrain") as run:
-        run.keep_split(material.facts())
+        run.record_split(material.facts())
         save_model(model, settings, folder)
     return folder

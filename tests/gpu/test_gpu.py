@@ -14,7 +14,7 @@ from cleft.evaluation import ZeroShotOptions
 from cleft.evaluation.result_files import read_evaluation
 from cleft.evaluation.zero_shot import evaluate_zero_shot
 from cleft.models.checkpoint import load_model, weights_digest
-from cleft.training.callbacks import Keeper
+from cleft.training.callbacks import StepEnd
 from cleft.training.pretrain import pretrain
 from cleft.training.prompt_context import learn_context
 
@@ -124,14 +124,14 @@ def test_both_stages_train_on_a_gpu_and_predict_as_on_the_cpu(root, tmp_path, pr
 def test_a_run_on_a_gpu_resumes_where_it_was_stopped(root, tmp_path, monkeypatch):
     settings = tiny_settings(root, *SHORT, *CARD)
     whole = pretrain(settings, tmp_path / "whole")
-    write = Keeper._write_row
+    write = StepEnd._write_row
 
     def press(self, trainer, step):
         write(self, trainer, step)
         if step == 6:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(Keeper, "_write_row", press)
+    monkeypatch.setattr(StepEnd, "_write_row", press)
     with pytest.raises(Interrupted):
         pretrain(settings, tmp_path / "stopped")
     monkeypatch.undo()

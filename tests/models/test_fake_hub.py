@@ -19,7 +19,7 @@ from transformers import BertConfig, BertModel
 from cleft.config import Settings
 from cleft.errors import ConfigError
 from cleft.models.hub import read_config, resolved_commit
-from cleft.training.provenance import keep_commits, keep_environment
+from cleft.training.provenance import record_commits, write_environment
 
 SHAPE = {
     "hidden_size": 64,
@@ -150,18 +150,18 @@ def test_n4_the_commit_of_a_hub_name_is_recorded_and_a_floating_name_warns(tmp_p
     settings = replace(Settings(), text=replace(Settings().text, model="some/bert"))
     cached(tmp_path / "hub", "some/bert", COMMIT)
     path = tmp_path / "environment.json"
-    keep_environment(path, "pretrain")
-    keep_commits(path, settings)
+    write_environment(path, "pretrain")
+    record_commits(path, settings)
     recorded = json.loads(path.read_text())["models"]["text.model"]
     assert recorded == {"name": "some/bert", "commit": COMMIT}
     assert caplog.text.count("some/bert may change on its hub") == 1
     caplog.clear()
-    keep_environment(path, "pretrain")
-    keep_commits(path, settings)
+    write_environment(path, "pretrain")
+    record_commits(path, settings)
     assert not caplog.records
     cached(tmp_path / "hub", "some/bert", "f" * 40)
-    keep_environment(path, "pretrain")
-    keep_commits(path, settings)
+    write_environment(path, "pretrain")
+    record_commits(path, settings)
     assert f"no longer bit-equal, because text.model some/bert is another version: commit {COMMIT}" in caplog.text
 
 

@@ -12,17 +12,17 @@ from torch import nn
 
 from cleft.cli import main
 from cleft.config import OptimConfig, Settings, TrainConfig, load_settings
-from cleft.training.callbacks import Intervals, Keeper, StopFlag
-from cleft.training.lightning_module import Learner
+from cleft.training.callbacks import Intervals, StepEnd, StopFlag
+from cleft.training.lightning_module import TrainingModule
 from cleft.training.pretrain import pretrain
 from cleft.training.run_folder import open_run
-from cleft.training.trainer import Plan, train
+from cleft.training.trainer import TrainingPlan, train
 
 STEPS = 12
 OPTIM = OptimConfig(lr=0.05, steps=STEPS, warmup_steps=3, weight_decay=0.1)
 
 
-class TinyLearner(Learner):
+class TinyLearner(TrainingModule):
     """A linear layer with dropout and batch norm, after a frozen one."""
 
     def __init__(self, dies_at=None, nan_at=None):
@@ -49,7 +49,7 @@ class TinyLearner(Learner):
     def after_update(self):
         self._maybe_die("update")
 
-    def observe(self):
+    def step_metrics(self):
         return {"mean": self.model[1].running_mean.mean().item()}
 
     def validation_loss(self, poll):
@@ -90,7 +90,7 @@ def batches(workers=0):
 
 def plan(patience=None, devices=1, timeout=30, **intervals):
     every = {"steps": STEPS, "val_every": 4, "save_every": 3, "log_every": 2} | intervals
-    return Plan(
+    return TrainingPlan(
         intervals=Intervals(**every),
         seed=0,
         clip_norm=1.0,
@@ -116,7 +116,7 @@ def one_step(folder):
     words = [f"--data.root={folder / 'data'}", f"--data.cache={folder / 'cache'}", "--train.accelerator=cpu"]
     seldom = [f"--train.{name}_every=100" for name in ("val", "save", "log")]
     settings = load_settings("tiny", [*words, *seldom, "--optim.steps=4", "--optim.warmup_steps=1", "--data.workers=0"])
-    end, runs = Keeper.on_train_batch_end, itertools.count()
+    end, runs = StepEnd.on_train_batch_end, itertools.count()
 
     def step():
         profiler = sys.getprofile()
@@ -127,7 +127,7 @@ def one_step(folder):
             sys.setprofile(profiler if trainer.global_step == 2 else None)
 
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(Keeper, "on_train_batch_end", end_of_step)
+            patched.setattr(StepEnd, "on_train_batch_end", end_of_step)
             pretrain(settings, folder / f"run-{next(runs)}", progress=False)
 
     return step

@@ -18,10 +18,10 @@ from cleft.errors import CheckpointError, ConfigError, DataError, Terminated
 from cleft.models.image_classifier import ImageClassifier, load_image_classifier, read_head_info
 from cleft.training import classify as stage
 from cleft.training.callbacks import StopFlag
-from cleft.training.classify import Classification, Labelled, choose_lesson, classify, layer_rates
-from cleft.training.dataset import read_material
-from cleft.training.lightning_module import Learner
-from cleft.training.linear_probe import follow_protocol
+from cleft.training.classify import ClassifierModule, LabelledBatch, classify, layer_lr_multipliers, select_split
+from cleft.training.dataset import read_training_data
+from cleft.training.lightning_module import TrainingModule
+from cleft.training.linear_probe import apply_protocol
 from cleft.training.pretrain import pretrain
 from cleft.training.provenance import seen_patients
 
@@ -72,7 +72,7 @@ def test_a_probes_folder_holds_its_head_and_points_to_its_tower(probe, source):
     assert summary["strength"] == float(min(summary["tried"], key=lambda name: summary["tried"][name]))
     config = load_settings(probe)
     assert config.classes == CLASSES
-    assert config.classify == follow_protocol(load_settings(source).classify)
+    assert config.classify == apply_protocol(load_settings(source).classify)
 
 
 def test_the_drawings_can_be_told_apart_from_what_a_tower_says(probe):
@@ -100,14 +100,14 @@ def test_images_are_read_once_for_all_fractions_seeds_and_protocols(source, prob
 
 
 def test_fractions_lie_inside_each_other_and_seeds_take_others(source):
-    material = read_material(load_settings(source), progress=False)
+    material = read_training_data(load_settings(source), progress=False)
 
     def taken(fraction, seed=0):
         settings = load_settings(source, [f"--classify.fraction={fraction}", f"--seed={seed}"])
-        lesson = choose_lesson(material, settings)
-        assert [lesson.every.records[row] for row in lesson.rows] == lesson.taken.records
+        lesson = select_split(material, settings)
+        assert [lesson.available.records[row] for row in lesson.rows] == lesson.train.records
         assert lesson.val.patients() == 12
-        return {record.id for record in lesson.taken.records}
+        return {record.id for record in lesson.train.records}
 
     assert taken(0.2) < taken(0.5) < taken(1)
     assert len(taken(0.5, seed=1)) == len(taken(0.5)) == 11
@@ -116,7 +116,7 @@ def test_fractions_lie_inside_each_other_and_seeds_take_others(source):
 
 def test_the_papers_probe_on_kept_features_is_that_on_images(source, tmp_path, monkeypatch):
     kept = learn(source, tmp_path / "kept", *PAPER)
-    monkeypatch.setattr(stage, "reads_once", lambda config: False)
+    monkeypatch.setattr(stage, "uses_fixed_features", lambda config: False)
     anew = learn(source, tmp_path / "anew", *PAPER)
     for name, weight in load_file(kept / "model.safetensors").items():
         torch.testing.assert_close(load_file(anew / "model.safetensors")[name], weight, atol=1e-6, rtol=1e-5)
@@ -159,25 +159,25 @@ def test_the_best_may_be_that_of_the_highest_auc(source, tmp_path):
 
 
 def test_each_block_below_the_head_learns_at_a_share_of_the_rate_above(source):
-    rates = layer_rates(load_image_classifier(source), 0.5)
+    rates = layer_lr_multipliers(load_image_classifier(source), 0.5)
     of_stage = {
         place: {share for name, share in rates.items() if place in name}
         for place in ("embedder", "stages.0", "stages.1")
     }
     assert of_stage == {"embedder": {0.125}, "stages.0": {0.25}, "stages.1": {0.5}}
-    config = follow_protocol(replace(load_settings(source).classify, mode="fine-tune", steps=10))
-    learner = Classification(load_image_classifier(source, train=True), config, rates=rates)
+    config = apply_protocol(replace(load_settings(source).classify, mode="fine-tune", steps=10))
+    learner = ClassifierModule(load_image_classifier(source, train=True), config, rates=rates)
     learner.trainer = type("", (), {"precision_plugin": None})()
     groups = learner.configure_optimizers()["optimizer"].param_groups
     assert {round(group["initial_lr"] / config.lr, 6) for group in groups} == {0.125, 0.25, 0.5}
 
 
 def test_the_loss_of_equal_logits_is_log_classes_or_log_two():
-    config = follow_protocol(replace(load_settings("tiny").classify, protocol="paper"))
-    learner = Classification(nn.Identity(), config)
-    assert learner.loss(Labelled(torch.zeros(2, 3), torch.tensor([0, 2]))).item() == pytest.approx(1.0986123)
+    config = apply_protocol(replace(load_settings("tiny").classify, protocol="paper"))
+    learner = ClassifierModule(nn.Identity(), config)
+    assert learner.loss(LabelledBatch(torch.zeros(2, 3), torch.tensor([0, 2]))).item() == pytest.approx(1.0986123)
     known = torch.tensor([[1.0, 0.0, torch.nan]])
-    assert learner.loss(Labelled(torch.zeros(1, 3), known)).item() == pytest.approx(0.6931472)
+    assert learner.loss(LabelledBatch(torch.zeros(1, 3), known)).item() == pytest.approx(0.6931472)
 
 
 @pytest.mark.parametrize("words", [PAPER, TUNE], ids=["paper", "fine-tune"])
@@ -189,7 +189,7 @@ def test_a1_killed_and_resumed_ends_in_the_same_bits(source, tmp_path, monkeypat
             if self.trainer.global_step == 7:
                 die()
 
-        monkeypatch.setattr(Learner, "after_update", dying)
+        monkeypatch.setattr(TrainingModule, "after_update", dying)
         learn(source, tmp_path / "run", *words)
 
     whole = learn(source, tmp_path / "whole", *words)
@@ -290,9 +290,9 @@ def test_a_source_without_a_finished_model_is_refused(source, tmp_path):
     [
         (
             (),
-            r"no validation image has a right answer, so there is nothing to choose the penalty by .*--protocol paper",
+            r"no validation image has a label to select the penalty by .*--protocol paper",
         ),
-        (TUNE, r"nothing to choose the best weights by .*--classify\.select_by last"),
+        (TUNE, r"no validation image has a label to select the best weights by .*--classify\.select_by last"),
     ],
 )
 def test_without_validation_there_is_nothing_to_choose_by(source, tmp_path, words, sentence):
@@ -372,7 +372,7 @@ def test_fine_tuning_takes_bf16_where_the_device_computes_in_it(source, monkeypa
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: card)
     words = (*TUNE, f"--classify.precision={precision}", "--train.accelerator=auto")
     settings = load_settings(source, words)
-    settings = replace(settings, classify=follow_protocol(settings.classify))
+    settings = replace(settings, classify=apply_protocol(settings.classify))
     assert stage._plan(settings, "auto").train.precision == found
     assert stage._plan(settings, "cpu").train.precision == "32-true"
     still = replace(settings, classify=replace(settings.classify, mode="linear-probe"))

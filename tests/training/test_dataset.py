@@ -5,7 +5,7 @@ import torch
 
 from cleft.config import ClassifyConfig
 from cleft.errors import ConfigError, DataError
-from cleft.training.dataset import check_examples, choose_examples
+from cleft.training.dataset import check_examples, select_examples
 from cleft.types import Record
 
 CLASSES = ("Edema", "Fracture")
@@ -28,31 +28,31 @@ RECORDS = [
 
 
 def test_an_all_zero_row_is_no_example_of_the_first_class():
-    chosen = choose_examples(RECORDS, CLASSES, ONE)
+    chosen = select_examples(RECORDS, CLASSES, ONE)
     assert [record.id for record in chosen.records] == ["r0", "r3"]
     assert chosen.targets.tolist() == [0, 1]
-    assert chosen.told == "2 of 6 images (3 show none of the classes, 1 several)"
+    assert chosen.description == "2 of 6 images (3 show none of the classes, 1 several)"
     assert chosen.patients() == 2
 
 
 def test_findings_take_every_image_of_which_something_is_known():
-    chosen = choose_examples(RECORDS, CLASSES, EACH)
+    chosen = select_examples(RECORDS, CLASSES, EACH)
     assert [record.id for record in chosen.records] == ["r0", "r1", "r2", "r3"]
     assert chosen.targets[:3].tolist() == [[1, 0], [1, 1], [0, 0]]
     assert chosen.targets[3].isnan().tolist() == [True, False]
-    assert chosen.told == "4 of 6 images (of 2 nothing is known)"
+    assert chosen.description == "4 of 6 images (of 2 nothing is known)"
 
 
 def test_blank_and_uncertain_labels_may_count_as_absent():
-    chosen = choose_examples(RECORDS, CLASSES, ClassifyConfig(scoring="present-absent", blank="absent"))
+    chosen = select_examples(RECORDS, CLASSES, ClassifyConfig(scoring="present-absent", blank="absent"))
     assert len(chosen.records) == 6
     assert not chosen.targets.isnan().any()
     assert chosen.targets[4].tolist() == [0, 0]
 
 
 def test_no_image_is_no_example():
-    assert choose_examples([], CLASSES, ONE).targets.shape == (0,)
-    assert choose_examples([], CLASSES, EACH).targets.shape == (0, 2)
+    assert select_examples([], CLASSES, ONE).targets.shape == (0,)
+    assert select_examples([], CLASSES, EACH).targets.shape == (0, 2)
 
 
 @pytest.mark.parametrize("records", [RECORDS[:1], RECORDS[:3], []])
@@ -60,24 +60,24 @@ def test_a_class_without_an_image_is_named(records):
     with pytest.raises(
         DataError, match=r"no training image shows (Edema or )?Fracture and no other of the classes"
     ) as e:
-        check_examples(choose_examples(records, CLASSES, ONE), CLASSES, ONE)
+        check_examples(select_examples(records, CLASSES, ONE), CLASSES, ONE)
     assert e.value.reason == "empty-class"
 
 
 def test_a_single_class_is_no_question():
     with pytest.raises(ConfigError, match=r"at least two; or ask for one finding at a time"):
-        check_examples(choose_examples(RECORDS, ["Edema"], ONE), ["Edema"], ONE)
+        check_examples(select_examples(RECORDS, ["Edema"], ONE), ["Edema"], ONE)
 
 
 def test_a_finding_that_is_never_denied_is_named_with_what_to_do():
-    chosen = choose_examples(RECORDS[1:2] + RECORDS[3:4], CLASSES, EACH)
+    chosen = select_examples(RECORDS[1:2] + RECORDS[3:4], CLASSES, EACH)
     with pytest.raises(DataError, match=r"known to lack Edema or Fracture; .*--blank absent"):
         check_examples(chosen, CLASSES, EACH)
     with pytest.raises(DataError, match=r"known to show Edema or Fracture; .*--blank absent"):
-        check_examples(choose_examples(RECORDS[2:3], CLASSES, EACH), CLASSES, EACH)
-    check_examples(choose_examples(RECORDS, CLASSES, EACH), CLASSES, EACH)
+        check_examples(select_examples(RECORDS[2:3], CLASSES, EACH), CLASSES, EACH)
+    check_examples(select_examples(RECORDS, CLASSES, EACH), CLASSES, EACH)
 
 
 def test_targets_are_of_the_types_that_losses_want():
-    assert choose_examples(RECORDS, CLASSES, ONE).targets.dtype == torch.int64
-    assert choose_examples(RECORDS, CLASSES, EACH).targets.dtype == torch.float32
+    assert select_examples(RECORDS, CLASSES, ONE).targets.dtype == torch.int64
+    assert select_examples(RECORDS, CLASSES, EACH).targets.dtype == torch.float32

@@ -12,7 +12,7 @@ from torch import nn
 
 from cleft.config import TrainConfig
 from cleft.errors import ConfigError
-from cleft.training.distributed import check_hardware, first_rank_first, synchronise_norms
+from cleft.training.distributed import check_hardware, convert_sync_batchnorm, first_rank_first
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_batch_norm_over_ranks_with_uneven_rows_equals_one_process(tmp_path):
     def as_rank():
         dist.init_process_group("gloo")
         rows, model = parts[dist.get_rank()], Normed()
-        synchronise_norms(model)
+        convert_sync_batchnorm(model)
         for _ in range(2):
             (model(images[rows]) * wanted[rows]).sum().backward()
         for name, weight in model.named_parameters():
@@ -82,7 +82,7 @@ def test_batch_norm_over_ranks_with_uneven_rows_equals_one_process(tmp_path):
 def test_synchronised_norms_keep_names_and_weights():
     model = Normed()
     before = {name: tensor.data_ptr() for name, tensor in model.state_dict(keep_vars=True).items()}
-    synchronise_norms(model)
+    convert_sync_batchnorm(model)
     assert {name: tensor.data_ptr() for name, tensor in model.state_dict(keep_vars=True).items()} == before
     assert not any(type(part) in (nn.BatchNorm1d, nn.BatchNorm2d) for part in model.modules())
 

@@ -26,7 +26,6 @@ from cleft.data.batches import eval_loader, train_loader
 from cleft.data.images.cache import prepare_images
 from cleft.errors import CheckpointError, DataError, ResourceError
 from cleft.training import callbacks, training_state
-from cleft.training.callbacks import Keeper
 from cleft.training.loggers import CsvLog
 from cleft.training.pretrain import pretrain
 from cleft.training.training_state import SCHEMA, StateStore
@@ -314,7 +313,7 @@ def rewrite(store, change):
 
 def test_b8_a_state_of_the_first_schema_resumes_to_the_same_bits(tmp_path):
     def first_schema(tree):
-        del tree["cleft"], tree["callbacks"][Keeper.__qualname__]["since_best"]
+        del tree["cleft"], tree["callbacks"]["Keeper"]["since_best"]
 
     whole, _ = run_tiny(tmp_path / "whole")
     assert forked(lambda: run_tiny(tmp_path / "run", learner=TinyLearner(dies_at=("forward", 7)))) == -9

@@ -8,7 +8,7 @@ from torch import nn
 
 from cleft.config import OptimConfig
 from cleft.errors import ConfigError
-from cleft.training.lightning_module import build_optimizer, build_schedule, parameter_groups, rate_factor
+from cleft.training.lightning_module import build_optimizer, build_schedule, lr_factor, parameter_groups
 
 
 class Model(nn.Module):
@@ -96,10 +96,10 @@ def test_the_rate_rises_to_the_peak_and_falls_along_half_a_cosine():
 
 
 def test_without_warm_up_the_first_step_has_the_peak():
-    assert rate_factor(0, OptimConfig(steps=5, warmup_steps=0)) == 1.0
+    assert lr_factor(0, OptimConfig(steps=5, warmup_steps=0)) == 1.0
 
 
 def test_the_rate_ends_where_it_is_told_to():
     config = OptimConfig(lr=1e-4, min_lr=1e-5, steps=8, warmup_steps=2)
-    assert rate_factor(config.steps, config) == pytest.approx(0.1)
-    assert rate_factor(5, config) == pytest.approx(0.55)
+    assert lr_factor(config.steps, config) == pytest.approx(0.1)
+    assert lr_factor(5, config) == pytest.approx(0.55)

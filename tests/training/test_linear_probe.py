@@ -12,14 +12,14 @@ from cleft.config import ClassifyConfig
 from cleft.errors import ConfigError, NumericsError
 from cleft.training import linear_probe as module
 from cleft.training.linear_probe import (
-    STRENGTHS,
+    PENALTIES,
+    apply_protocol,
     cross_entropy,
-    follow_protocol,
-    is_exact,
+    drop_unused,
+    fit_probe,
     mean_auc,
-    optim_of,
-    solve_probe,
-    without_idle,
+    optimizer_settings,
+    uses_solver,
 )
 
 NAN = math.nan
@@ -94,19 +94,19 @@ def reference(features, targets, strength, classes):
 @pytest.mark.parametrize("classes", [2, 3])
 def test_the_head_is_the_minimum_that_a_general_method_finds(classes, monkeypatch):
     features, targets = problem(classes=classes)
-    monkeypatch.setattr(module, "STRENGTHS", (0.01,))
-    probe = solve_probe(features, targets, *problem(classes=classes, seed=1), classes=classes, choose="loss")
+    monkeypatch.setattr(module, "PENALTIES", (0.01,))
+    probe = fit_probe(features, targets, *problem(classes=classes, seed=1), classes=classes, choose="loss")
     logits = features.double() @ probe.weight.double().T + probe.bias.double()
     expected = reference(features, targets, 0.01, classes)
     torch.testing.assert_close(logits.softmax(1), expected.softmax(1), atol=2e-4, rtol=0)
 
 
 def test_findings_are_solved_one_by_one_where_they_are_known(monkeypatch):
-    monkeypatch.setattr(module, "STRENGTHS", (0.1,))
+    monkeypatch.setattr(module, "PENALTIES", (0.1,))
     features, targets = problem(classes=2)
     unknown = torch.where(torch.arange(120) < 20, torch.nan, targets.float())
     both = torch.stack([targets.float(), unknown], dim=1)
-    probe = solve_probe(features, both, features, both, classes=2, choose="loss")
+    probe = fit_probe(features, both, features, both, classes=2, choose="loss")
     logits = features.double() @ probe.weight.double().T + probe.bias.double()
     alone = reference(features, targets, 0.1, 2)
     torch.testing.assert_close(logits[:, 0].sigmoid(), alone.softmax(1)[:, 1], atol=2e-4, rtol=0)
@@ -117,17 +117,17 @@ def test_findings_are_solved_one_by_one_where_they_are_known(monkeypatch):
 def test_the_strength_that_is_kept_is_the_best_on_validation(choose):
     features, targets = problem(images=30)
     val_features, val_targets = problem(images=200, seed=1)
-    probe = solve_probe(features, targets, val_features, val_targets, classes=3, choose=choose)
-    assert set(probe.tried) == set(STRENGTHS)
-    assert probe.value == probe.tried[probe.strength] == (max if choose == "auc" else min)(probe.tried.values())
+    probe = fit_probe(features, targets, val_features, val_targets, classes=3, choose=choose)
+    assert set(probe.scores) == set(PENALTIES)
+    assert probe.score == probe.scores[probe.penalty] == (max if choose == "auc" else min)(probe.scores.values())
     logits = val_features @ probe.weight.T + probe.bias
     measured = mean_auc(logits, val_targets) if choose == "auc" else cross_entropy(logits, val_targets).item()
-    assert measured == pytest.approx(probe.value, abs=1e-4)
-    assert min(STRENGTHS) < probe.strength  # thirty images want some
+    assert measured == pytest.approx(probe.score, abs=1e-4)
+    assert min(PENALTIES) < probe.penalty  # thirty images want some
 
 
 def test_the_same_features_give_the_same_bits():
-    first, second = (solve_probe(*problem(), *problem(seed=1), classes=3, choose="loss") for _ in range(2))
+    first, second = (fit_probe(*problem(), *problem(seed=1), classes=3, choose="loss") for _ in range(2))
     assert torch.equal(first.weight, second.weight)
     assert torch.equal(first.bias, second.bias)
 
@@ -135,7 +135,7 @@ def test_the_same_features_give_the_same_bits():
 def test_a_feature_that_never_changes_is_harmless():
     features, targets = problem()
     features[:, 2] = 4.0
-    probe = solve_probe(features, targets, features, targets, classes=3, choose="loss")
+    probe = fit_probe(features, targets, features, targets, classes=3, choose="loss")
     assert probe.weight[:, 2].abs().max() == 0
     assert torch.isfinite(probe.bias).all()
 
@@ -144,19 +144,19 @@ def test_features_that_are_not_finite_are_refused():
     features, targets = problem()
     features[3, 1] = torch.inf
     with pytest.raises(NumericsError, match="a feature is not finite"):
-        solve_probe(features, targets, features, targets, classes=3, choose="loss")
+        fit_probe(features, targets, features, targets, classes=3, choose="loss")
 
 
 def test_a_probe_that_is_not_solved_says_so(monkeypatch):
     monkeypatch.setattr(module, "_STEPS", 1)
     with pytest.raises(NumericsError, match=r"the probe of strength 10 is not solved after 1 step;"):
-        solve_probe(*problem(), *problem(seed=1), classes=3, choose="loss")
+        fit_probe(*problem(), *problem(seed=1), classes=3, choose="loss")
 
 
 @pytest.mark.parametrize("mode", ["linear-probe", "fine-tune"])
 def test_the_paper_is_followed_to_the_number(mode):
-    config = follow_protocol(ClassifyConfig(mode=mode, protocol="paper"))
-    optim = optim_of(config)
+    config = apply_protocol(ClassifyConfig(mode=mode, protocol="paper"))
+    optim = optimizer_settings(config)
     assert (config.batch_size, optim.name, optim.lr, optim.weight_decay, optim.steps) == (36, "adamw", 5e-4, 1e-3, 8000)
     assert (optim.warmup_steps, config.select_by) == (800, "last")
     assert config.augment is (mode == "fine-tune")
@@ -168,12 +168,12 @@ def test_only_the_usual_probe_is_exact():
         for mode in ("linear-probe", "fine-tune")
         for name in ("standard", "paper")
     ]
-    assert [is_exact(config) for config in modes] == [True, False, False, False]
-    assert follow_protocol(modes[0]) == ClassifyConfig(select_by="loss")
+    assert [uses_solver(config) for config in modes] == [True, False, False, False]
+    assert apply_protocol(modes[0]) == ClassifyConfig(select_by="loss")
 
 
 def test_what_was_given_stays():
-    config = follow_protocol(ClassifyConfig(mode="fine-tune", steps=50, lr=0.1, augment=False, select_by="auc"))
+    config = apply_protocol(ClassifyConfig(mode="fine-tune", steps=50, lr=0.1, augment=False, select_by="auc"))
     assert (config.steps, config.warmup_steps, config.lr, config.augment, config.select_by) == (
         50,
         5,
@@ -181,15 +181,15 @@ def test_what_was_given_stays():
         False,
         "auc",
     )
-    assert follow_protocol(config) == config
+    assert apply_protocol(config) == config
 
 
 def test_steps_of_a_preset_do_not_stand_in_the_way_of_a_solved_probe():
     of_a_preset = ClassifyConfig(steps=200, warmup_steps=20, layer_decay=0.5, val_every=20)
-    assert without_idle(of_a_preset) == ClassifyConfig(val_every=20)
-    assert without_idle(of_a_preset, {"layer_decay"}) == ClassifyConfig(layer_decay=0.5, val_every=20)
+    assert drop_unused(of_a_preset) == ClassifyConfig(val_every=20)
+    assert drop_unused(of_a_preset, {"layer_decay"}) == ClassifyConfig(layer_decay=0.5, val_every=20)
     in_steps = ClassifyConfig(protocol="paper", steps=200, warmup_steps=20, val_every=20)
-    assert without_idle(ClassifyConfig(**{**vars(in_steps), "layer_decay": 0.5})) == in_steps
+    assert drop_unused(ClassifyConfig(**{**vars(in_steps), "layer_decay": 0.5})) == in_steps
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_steps_of_a_preset_do_not_stand_in_the_way_of_a_solved_probe():
 )
 def test_a_setting_that_does_nothing_is_refused(given, sentence):
     with pytest.raises(ConfigError, match=sentence):
-        follow_protocol(ClassifyConfig(**given))
+        apply_protocol(ClassifyConfig(**given))
 
 
 @pytest.mark.parametrize(

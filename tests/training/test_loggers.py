@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.tools.forks import die, forked
 
 from cleft.training.callbacks import ProgressBar
-from cleft.training.loggers import BoardLog, CsvLog
+from cleft.training.loggers import CsvLog, TensorBoardLog
 
 
 def test_numbers_are_read_back_to_the_same_bits(tmp_path):
@@ -73,7 +73,7 @@ def read(folder):
 
 
 def log(folder, steps, first_step=0):
-    board = BoardLog(folder, first_step)
+    board = TensorBoardLog(folder, first_step)
     for step in steps:
         board.log_metrics({"train/loss": step / 2, "lr": 0.5}, step)
     board.save()
@@ -110,5 +110,5 @@ def test_o2_no_file_tells_the_name_of_the_machine(tmp_path, monkeypatch):
 
 
 def test_nothing_is_written_before_something_is_logged(tmp_path):
-    BoardLog(tmp_path / "board").save()
+    TensorBoardLog(tmp_path / "board").save()
     assert not (tmp_path / "board").exists()

@@ -25,8 +25,8 @@ from cleft.models.methods.mgca import (
     prototype_loss,
     token_loss,
 )
-from cleft.training.lightning_module import moving_weights
-from cleft.training.pretrain import Pretraining, pretrain
+from cleft.training.lightning_module import trainable_parameters
+from cleft.training.pretrain import PretrainModule, pretrain
 from cleft.training.prompt_context import learn_context
 from cleft.types import Batch
 
@@ -61,7 +61,7 @@ def batch_of(captions, size):
 
 def learner_of(method, root, *more):
     settings = method_settings(method, root, *more)
-    return Pretraining(build_model(settings, CAPTIONS).train(), settings, CAPTIONS)
+    return PretrainModule(build_model(settings, CAPTIONS).train(), settings, CAPTIONS)
 
 
 def test_every_method_has_a_model_a_loss_and_a_preset():
@@ -74,7 +74,7 @@ def test_every_method_has_a_model_a_loss_and_a_preset():
 def test_a_gradient_reaches_every_weight_that_moves(method, root):
     learner = learner_of(method, root)
     learner.loss(batch_of(CAPTIONS, learner.model.image_spec.size[0])).backward()
-    moving = moving_weights(learner.model)
+    moving = trainable_parameters(learner.model)
     assert sorted(name for name, weight in moving.items() if weight.grad is None) == []
     zero = [name for name, weight in moving.items() if not weight.grad.abs().sum() > 0]
     assert [name for name in zero if not name.endswith("bias")] == []
@@ -92,7 +92,7 @@ def test_a_run_ends_in_a_model_and_its_log_in_numbers(method, runs):
 @pytest.mark.parametrize("method", TOWERS)
 def test_a_run_that_was_killed_ends_in_the_same_bits(method, runs, root, tmp_path, monkeypatch):
     settings = method_settings(method, root)
-    after_update = Pretraining.after_update
+    after_update = PretrainModule.after_update
 
     def killed():
         def dying(self):
@@ -100,7 +100,7 @@ def test_a_run_that_was_killed_ends_in_the_same_bits(method, runs, root, tmp_pat
             if self.trainer.global_step == 5:
                 die()
 
-        monkeypatch.setattr(Pretraining, "after_update", dying)
+        monkeypatch.setattr(PretrainModule, "after_update", dying)
         pretrain(settings, tmp_path / "run")
 
     assert forked(killed) == -9
@@ -143,7 +143,7 @@ def test_gloria_compares_equal_texts_once_and_changes_nothing(root):
     read, facts = read_and_facts(learner, batch_of(CAPTIONS, 56))
     every = global_loss(read.image_embeds, read.text_embeds) + local_loss(read.regions, read.words, read.word_mask)
     torch.testing.assert_close(METHODS["gloria"].loss(learner.model, read, facts, learner._settings), every)
-    weights = list(moving_weights(learner.model).values())
+    weights = list(trainable_parameters(learner.model).values())
     expected = torch.autograd.grad(every, weights, retain_graph=True, allow_unused=True)
     found = torch.autograd.grad(learner.loss(batch_of(CAPTIONS, 56)), weights, allow_unused=True)
     for one, other in zip(found, expected, strict=True):

@@ -17,7 +17,7 @@ from cleft.models.checkpoint import load_model, weights_digest
 from cleft.models.methods import build_model
 from cleft.models.methods.losses import LOSSES
 from cleft.training import pretrain as stage
-from cleft.training.pretrain import Pretraining, Validation, pretrain
+from cleft.training.pretrain import PretrainModule, Validation, pretrain
 from cleft.training.provenance import seen_patients
 from cleft.training.training_state import StateStore
 from cleft.types import Batch
@@ -74,7 +74,7 @@ def test_a5_a_finished_run_does_nothing_and_says_so(run, root, caplog):
 @pytest.mark.parametrize(("workers", "dies_at"), [(0, 5), (2, 3)])
 def test_a1_the_real_model_killed_and_resumed_ends_in_the_same_bits(run, root, tmp_path, monkeypatch, workers, dies_at):
     settings = tiny_settings(root, *SHORT, f"--data.workers={workers}")
-    after_update = Pretraining.after_update
+    after_update = PretrainModule.after_update
 
     def killed():
         def dying(self):
@@ -82,7 +82,7 @@ def test_a1_the_real_model_killed_and_resumed_ends_in_the_same_bits(run, root, t
             if self.trainer.global_step == dies_at:
                 die()
 
-        monkeypatch.setattr(Pretraining, "after_update", dying)
+        monkeypatch.setattr(PretrainModule, "after_update", dying)
         pretrain(settings, tmp_path / "run")
 
     assert forked(killed) == -9
@@ -149,7 +149,7 @@ def test_validation_counts_each_image_once_and_reads_each_caption_once(root):
     captions = ["a b", "c", "a b", "d", "c"]
     settings = tiny_settings(root)
     batches = [batch_of(captions[:3]), batch_of(captions[3:], seed=1)]
-    learner = Pretraining(
+    learner = PretrainModule(
         build_model(settings, captions), settings, captions, Validation(captions, lambda rank, size: batches)
     )
     learner._trainer = Alone()
@@ -166,21 +166,21 @@ def test_validation_counts_each_image_once_and_reads_each_caption_once(root):
 
 def test_g3_a_temperature_that_runs_away_is_held_and_counted(root):
     settings = tiny_settings(root)
-    learner = Pretraining(build_model(settings, ["a"]), settings, ["a"])
+    learner = PretrainModule(build_model(settings, ["a"]), settings, ["a"])
     for value, held in ((9.0, math.log(100)), (-1.0, 0.0), (2.0, 2.0)):
         learner.model.logit_scale.data.fill_(value)
         learner.after_update()
         assert learner.model.logit_scale.item() == pytest.approx(held)
-    assert learner.observe()["clamped_steps"] == 2
+    assert learner.step_metrics()["clamped_steps"] == 2
 
 
 def test_g6_equal_captions_are_finite_and_warned_of_once(root, caplog):
     settings = tiny_settings(root)
-    learner = Pretraining(build_model(settings, ["a b", "c"]), settings, ["a b", "c"])
+    learner = PretrainModule(build_model(settings, ["a b", "c"]), settings, ["a b", "c"])
     learner._trainer = Alone()
     assert math.isfinite(learner.loss(batch_of(["a b"] * 4)).item())
-    assert learner.observe()["repeated_captions"] == 0.75
-    learner.observe()
+    assert learner.step_metrics()["repeated_captions"] == 0.75
+    learner.step_metrics()
     assert caplog.text.count("every caption of a batch is the same") == 1
 
 

@@ -18,9 +18,15 @@ from cleft.models.checkpoint import load_model, save_model
 from cleft.models.dual_encoder import initial_context
 from cleft.training import prompt_context as stage
 from cleft.training.callbacks import StopFlag
-from cleft.training.lightning_module import Learner
+from cleft.training.lightning_module import TrainingModule
 from cleft.training.pretrain import pretrain
-from cleft.training.prompt_context import ContextLearning, Encoded, check_classes, choose_targets, learn_context
+from cleft.training.prompt_context import (
+    EncodedImages,
+    PromptContextModule,
+    check_classes,
+    learn_context,
+    select_targets,
+)
 from cleft.training.provenance import seen_patients
 from cleft.types import Record
 
@@ -75,7 +81,7 @@ def test_a1_stage_two_killed_and_resumed_ends_in_the_same_bits(run, source, sett
             if self.trainer.global_step == dies_at:
                 die()
 
-        monkeypatch.setattr(Learner, "after_update", dying)
+        monkeypatch.setattr(TrainingModule, "after_update", dying)
         learn_context(source, settings, tmp_path / "run")
 
     assert forked(killed) == -9
@@ -125,36 +131,36 @@ RECORDS = [record(Edema=1, Fracture=0), record(Edema=1, Fracture=1), record(Edem
 
 def test_images_with_exactly_one_class_are_taken_and_the_others_counted(caplog):
     caplog.set_level(logging.INFO)
-    chosen = choose_targets(RECORDS, ["Edema", "Fracture"], "drop")
+    chosen = select_targets(RECORDS, ["Edema", "Fracture"], "drop")
     assert chosen.records == [RECORDS[0], RECORDS[3]]
-    assert chosen.shares.tolist() == [[1, 0], [0, 1]]
+    assert chosen.class_shares.tolist() == [[1, 0], [0, 1]]
     assert "of 4 images 2 show exactly one of the 2 classes, 1 several (left out), 1 none (left out)" in caplog.text
 
 
 def test_images_with_several_classes_share_their_target_if_asked_for():
-    chosen = choose_targets(RECORDS, ["Edema", "Fracture"], "soft")
-    assert chosen.shares.tolist() == [[1, 0], [0.5, 0.5], [0, 1]]
+    chosen = select_targets(RECORDS, ["Edema", "Fracture"], "soft")
+    assert chosen.class_shares.tolist() == [[1, 0], [0.5, 0.5], [0, 1]]
 
 
 def test_a_class_without_an_image_is_named():
     classes = ["Edema", "Fracture", "Pneumonia"]
     with pytest.raises(DataError, match="no training image shows Pneumonia and no other of the classes") as raised:
-        check_classes(choose_targets(RECORDS, classes, "drop"), classes, "drop")
+        check_classes(select_targets(RECORDS, classes, "drop"), classes, "drop")
     assert raised.value.reason == "empty-class"
     assert "set context.multi_label=soft" in str(raised.value)
     with pytest.raises(DataError, match="no training image shows Pneumonia") as raised:
-        check_classes(choose_targets(RECORDS, classes, "soft"), classes, "soft")
-    assert "multi_label" not in str(raised.value)
+        check_classes(select_targets(RECORDS, classes, "soft"), classes, "soft")
+    assert "multi_label" not in str(raised.score)
     with pytest.raises(ConfigError, match="at least two"):
-        check_classes(choose_targets(RECORDS, ["Edema"], "drop"), ["Edema"], "drop")
+        check_classes(select_targets(RECORDS, ["Edema"], "drop"), ["Edema"], "drop")
 
 
 def test_the_loss_of_equal_class_embeddings_is_log_classes(source, settings):
     model = load_model(source)
     model.set_context(torch.zeros(4, model.text_tower.width))
-    learner = ContextLearning(model, ["edema", "fracture"], settings.context)
+    learner = PromptContextModule(model, ["edema", "fracture"], settings.context)
     learner.model.encode_class_names = lambda names: torch.ones(len(names), 16) / 4
-    batch = Encoded(torch.eye(3, 16), torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]]))
+    batch = EncodedImages(torch.eye(3, 16), torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]]))
     assert learner.loss(batch).item() == pytest.approx(math.log(2))
 
 
@@ -162,9 +168,9 @@ def test_the_loss_is_cross_entropy_of_similarities_over_the_temperature(source, 
     # Two orthogonal classes and an image equal to the first: logits (s, 0), loss ln(1 + e^-s) with s = 1 / temperature.
     model = load_model(source)
     model.set_context(torch.zeros(4, model.text_tower.width))
-    learner = ContextLearning(model, ["edema", "fracture"], settings.context)
+    learner = PromptContextModule(model, ["edema", "fracture"], settings.context)
     learner.model.encode_class_names = lambda names: torch.eye(2, 16)
-    batch = Encoded(torch.eye(1, 16), torch.tensor([[1.0, 0.0]]))
+    batch = EncodedImages(torch.eye(1, 16), torch.tensor([[1.0, 0.0]]))
     for scale in (1.0, 3.0):
         with torch.no_grad():
             model.logit_scale.fill_(math.log(scale))

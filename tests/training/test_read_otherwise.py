@@ -18,7 +18,7 @@ from cleft.evaluation.result_files import read_evaluation
 from cleft.models.checkpoint import load_model
 from cleft.models.image_classifier import load_image_classifier
 from cleft.training.classify import classify
-from cleft.training.linear_probe import follow_protocol
+from cleft.training.linear_probe import apply_protocol
 from cleft.training.prompt_context import learn_context
 
 UNIT = ("--classify.protocol=paper", "--classify.steps=30", "--classify.logits=unit", "--classify.lr=0.05")
@@ -107,7 +107,7 @@ def test_logits_of_unit_length_are_trained_and_answered(source, tmp_path):
 
 def test_on_kept_features_and_on_images_logits_of_unit_length_train_alike(source, tmp_path, monkeypatch):
     kept = load_image_classifier(learn(source, tmp_path / "kept", *UNIT)).head
-    monkeypatch.setattr("cleft.training.classify.reads_once", lambda config: False)
+    monkeypatch.setattr("cleft.training.classify.uses_fixed_features", lambda config: False)
     anew = load_image_classifier(learn(source, tmp_path / "anew", *UNIT)).head
     torch.testing.assert_close(anew.weight, kept.weight, atol=1e-5, rtol=1e-4)
 
@@ -121,8 +121,8 @@ def test_the_loss_of_unit_logits_has_a_floor(classes, least):
 
 def test_what_does_nothing_or_contradicts_is_refused(source, root, tmp_path):
     with pytest.raises(ConfigError, match=r"classify\.logits=unit does nothing with .*take classify\.protocol=paper"):
-        follow_protocol(ClassifyConfig(logits="unit"))
-    with pytest.raises(ConfigError, match=r"classify\.logits=unit ties the logits of an image to each other"):
+        apply_protocol(ClassifyConfig(logits="unit"))
+    with pytest.raises(ConfigError, match=r"classify\.logits=unit normalises the logits of an image together"):
         ClassifyConfig(logits="unit", scoring="present-absent")
     with pytest.raises(ConfigError, match=r"stage two cannot change image\.pooling 'cls' → 'mean'"):
         learn_context(source, load_settings(source, ["--image.pooling=mean"]), tmp_path / "context", progress=False)

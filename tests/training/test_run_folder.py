@@ -18,8 +18,8 @@ from cleft.cli import main
 from cleft.config import DataConfig, Settings, flat_settings, load_settings, setting_effect
 from cleft.errors import ConfigError, DataError, ResourceError
 from cleft.evaluation.zero_shot import evaluate_zero_shot
-from cleft.training.provenance import carried_facts, seen_patients, split_facts
-from cleft.training.run_folder import changes, file_changes, is_run, open_run, plan_purges
+from cleft.training.provenance import inherited_split, seen_patients, split_record
+from cleft.training.run_folder import changes, file_changes, find_purges, is_run, open_run
 from cleft.training.training_state import StateStore
 
 
@@ -78,7 +78,7 @@ def test_files_that_only_one_of_the_settings_names_are_changes():
 
 
 SETTINGS = Settings()
-FACTS = split_facts(
+FACTS = split_record(
     people="manifest", recipe="patients", digest="d1", counts={"train": 3}, patients=["p17", "p18", "p17"]
 )
 
@@ -179,17 +179,17 @@ def test_a10_other_settings_are_refused_and_harmless_ones_pass(tmp_path, caplog)
 
 def test_a10_other_data_are_refused(tmp_path):
     with open_run(tmp_path, SETTINGS, "pretrain") as run:
-        run.keep_split(FACTS)
-        run.keep_split(FACTS)
+        run.record_split(FACTS)
+        run.record_split(FACTS)
         with pytest.raises(ConfigError, match="begun with other data: digest 'd1' → 'd2'"):
-            run.keep_split({**FACTS, "digest": "d2"})
+            run.record_split({**FACTS, "digest": "d2"})
 
 
 def test_the_same_data_out_of_a_table_that_was_packed_are_the_same(tmp_path):
     with open_run(tmp_path, SETTINGS, "pretrain") as run:
-        run.keep_split({**FACTS, "sources": {"train.csv": "a"}})
-        run.keep_split({**FACTS, "sources": {"train.csv.gz": "b"}})
-        run.keep_split(FACTS)
+        run.record_split({**FACTS, "sources": {"train.csv": "a"}})
+        run.record_split({**FACTS, "sources": {"train.csv.gz": "b"}})
+        run.record_split(FACTS)
 
 
 def test_a10_other_versions_pass_with_a_note(tmp_path, caplog):
@@ -234,13 +234,13 @@ def test_b3_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path, monkeyp
 
 def keep(folder, facts=FACTS):
     with open_run(folder, SETTINGS, "pretrain") as run:
-        run.keep_split(facts)
+        run.record_split(facts)
     return folder
 
 
 def facts_of(*patients, digest="d1", **more):
     """As FACTS, keyed with the secret of whoever calls."""
-    return split_facts(
+    return split_record(
         people="manifest", recipe="patients", digest=digest, counts={"train": 3}, patients=patients, **more
     )
 
@@ -281,7 +281,7 @@ def test_a_split_of_an_earlier_version_is_read_and_keyed_when_it_is_carried_on(t
     old.mkdir()
     (old / "split.json").write_text(json.dumps(unkeyed(FACTS)))
     assert seen_patients(old, "manifest", ["p17", "p19"]) == {"p17"}
-    later = keep(tmp_path / "later", facts_of("p30", digest="d2", before=carried_facts(old)))
+    later = keep(tmp_path / "later", facts_of("p30", digest="d2", before=inherited_split(old)))
     assert not set(unkeyed(FACTS)["patients"]) & set(
         json.loads((later / "split.json").read_text())["before"]["patients"]
     )
@@ -316,7 +316,7 @@ def test_a_run_that_starts_from_another_knows_the_patients_of_both(tmp_path):
     later = {"people": "manifest", "recipe": "patients", "digest": "d2", "counts": {}, "patients": ["p30"]}
     for name, before in (("known", FACTS), ("unknown", None)):
         with open_run(tmp_path / name, SETTINGS, "context") as run:
-            run.keep_split(split_facts(**later, before=before))
+            run.record_split(split_record(**later, before=before))
     assert seen_patients(tmp_path / "known", "manifest", ["p17", "p30", "p99"]) == {"p17", "p30"}
     with pytest.raises(DataError, match="does not say"):
         seen_patients(tmp_path / "unknown", "manifest", ["p30"])
@@ -324,9 +324,9 @@ def test_a_run_that_starts_from_another_knows_the_patients_of_both(tmp_path):
 
 def test_a_run_that_learned_nothing_takes_new_settings(tmp_path):
     with open_run(tmp_path, SETTINGS, "context") as run:
-        run.keep_split(FACTS)
+        run.record_split(FACTS)
     with open_run(tmp_path, replace(SETTINGS, classes=("Edema", "Fracture")), "context") as run:
-        run.keep_split({**FACTS, "digest": "d2"})
+        run.record_split({**FACTS, "digest": "d2"})
         assert load_settings(tmp_path).classes == ("Edema", "Fracture")
 
 
@@ -335,7 +335,7 @@ def test_a_refused_command_leaves_no_folder(tmp_path):
 
     def refused():
         with open_run(folder, SETTINGS, "pretrain") as run:
-            run.keep_split(FACTS)
+            run.record_split(FACTS)
             (folder / "states").mkdir()
             raise DataError("there is no table")
 
@@ -432,7 +432,7 @@ def test_o7_nothing_is_removed_without_yes_and_everything_is_told(home, capsys):
     assert "would remove" in said
     assert "states: 1 file" in said
     assert "left: model, settings and logs" in said
-    assert said.splitlines()[-1] == "nothing was removed yet; the same command with --yes removes these files"
+    assert said.splitlines()[-1] == "nothing was removed yet; repeat the command with --yes to remove these files"
 
 
 def test_o7_purge_removes_patient_data_and_leaves_model_results_and_settings(home, capsys):
@@ -488,11 +488,11 @@ def test_o7_a_folder_of_the_user_and_a_link_are_refused(home):
     (home / "empty").mkdir()
     for name in ("project", "link", "absent", "empty"):
         with pytest.raises(ConfigError, match="give a run folder or a cache folder"):
-            plan_purges([home / name])
+            find_purges([home / name])
 
 
 def test_o7_runs_are_found_in_a_folder_of_runs_and_a_run_in_use_is_left(home, capsys):
-    assert {purge.place.name for purge in plan_purges([home])} == {"plain", "run"}
+    assert {purge.place.name for purge in find_purges([home])} == {"plain", "run"}
     with open_run(home / "plain", load_settings(home / "plain"), "pretrain"):
         child = os.fork()
         if child == 0:

@@ -9,7 +9,7 @@ from tests.tools.ranks import end_of, start_ranks
 from tests.tools.tiny_methods import method_settings
 from tests.tools.tiny_runs import log_of, tiny_settings, write_drawings
 
-from cleft.training.pretrain import Pretraining, pretrain
+from cleft.training.pretrain import PretrainModule, pretrain
 
 pytestmark = pytest.mark.slow
 
@@ -78,9 +78,9 @@ def assert_equal_statistics(folder):
 
 
 def assert_two_equal_one(alone, tmp_path, monkeypatch, ranks=2):
-    monkeypatch.setattr(Pretraining, "on_before_optimizer_step", gradients(tmp_path / "one.pt"))
+    monkeypatch.setattr(PretrainModule, "on_before_optimizer_step", gradients(tmp_path / "one.pt"))
     pretrain(alone, tmp_path / "one")
-    monkeypatch.setattr(Pretraining, "on_before_optimizer_step", gradients(tmp_path / "two.pt"))
+    monkeypatch.setattr(PretrainModule, "on_before_optimizer_step", gradients(tmp_path / "two.pt"))
     assert end_of(start_ranks(ranks, lambda: pretrain(alone, tmp_path / "two"))) == [0] * ranks
     one, two = torch.load(tmp_path / "one.pt"), torch.load(tmp_path / "two.pt")
     assert one.keys() == two.keys()

@@ -125,9 +125,9 @@ class PurgeRequest:
 @command("purge")
 def purge_command(request: PurgeRequest, words: list[str]) -> None:
     """Remove patient data that cleft wrote: caches, embeddings, training states."""
-    from cleft.training.run_folder import plan_purges
+    from cleft.training.run_folder import find_purges
 
-    purges = plan_purges(request.places)
+    purges = find_purges(request.places)
     for purge in purges:
         size, files = purge.size(), count(len(purge.files), "file")
         if request.yes:

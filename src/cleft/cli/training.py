@@ -142,7 +142,7 @@ def classify_command(request: ClassifyRequest, words: list[str]) -> None:
     from cleft.evaluation.classifier import seed_spread, train_classifiers
     from cleft.evaluation.result_files import read_evaluation, summary_lines
     from cleft.evaluation.task import parse_classes
-    from cleft.training.linear_probe import without_idle
+    from cleft.training.linear_probe import drop_unused
 
     given = {name: getattr(request, name) for name in ("mode", "protocol", "scoring", "blank", "fraction")}
     own = [f"--classify.{name}={value}" for name, value in given.items() if value is not None]
@@ -152,7 +152,7 @@ def classify_command(request: ClassifyRequest, words: list[str]) -> None:
         if setting_effect(key) == ("context",):
             raise ConfigError(f"--{key} does nothing with cleft classify, which uses no prompts; leave it out")
     named = {key.removeprefix("classify.") for key in typed}
-    settings = replace(settings, classify=without_idle(settings.classify, named))
+    settings = replace(settings, classify=drop_unused(settings.classify, named))
     folder = request.out or request.run.with_name(_run_name(request, settings.classify))
     paths = train_classifiers(
         request.run,

@@ -44,9 +44,9 @@ from cleft.models.image_classifier import (
     read_head_info,
 )
 from cleft.results import Evaluation
-from cleft.training.dataset import learned_data
-from cleft.training.features import EMBEDDINGS, device_of, encode_features, features_key, label_images
-from cleft.training.linear_probe import is_exact
+from cleft.training.dataset import training_data_config
+from cleft.training.features import EMBEDDINGS, encode_features, features_key, inference_device, label_images
+from cleft.training.linear_probe import uses_solver
 from cleft.training.provenance import read_summary, stage_of
 
 log = logging.getLogger(__name__)
@@ -156,7 +156,7 @@ def train_classifiers(
 
     if seeds is not None and seeds < 1:
         raise ConfigError(f"--seeds {seeds}: at least one classifier is trained; give 1 or more")
-    if seeds is not None and seeds > 1 and is_exact(settings.classify) and settings.classify.fraction == 1:
+    if seeds is not None and seeds > 1 and uses_solver(settings.classify) and settings.classify.fraction == 1:
         log.warning(
             "--seeds %d: a linear probe fitted in closed form on all training images does not depend on the seed; one "
             "is fitted. With --fraction below 1 each seed draws other patients",
@@ -166,7 +166,7 @@ def train_classifiers(
     folders = {settings.seed: folder} if seeds is None else {seed: folder / f"seed-{seed}" for seed in range(seeds)}
     if seeds == 1:
         folders = {0: folder}
-    settings = replace(settings, data=learned_data(source, settings, data))
+    settings = replace(settings, data=training_data_config(source, settings, data))
     overlap = ClassifierOptions(allow_overlap=options.allow_overlap, drop_overlap=options.drop_overlap)
     select_images(source, settings, overlap, progress=progress)
     results: list[Path] = []
@@ -234,7 +234,7 @@ def _logits(run: Path, model: ImageClassifier, images: Selection, settings: Sett
     assert model.head_info is not None
     place = find_tower_folder(run)
     features = encode_features(
-        model.to(device_of(settings)),
+        model.to(inference_device(settings)),
         eval_loader(images.records, images.prepared, images.findings, settings, batch_size=BATCH_SIZE),
         images.records,
         folder=place / EMBEDDINGS,

@@ -59,7 +59,7 @@ from cleft.models.image_classifier import load_image_classifier
 from cleft.models.model_folder import peek_description
 from cleft.privacy import MIN_PATIENTS
 from cleft.results import Result, Retrieval, RetrievalExample, RetrievalItem
-from cleft.training.features import device_of, encode_features, label_images
+from cleft.training.features import encode_features, inference_device, label_images
 from cleft.types import Record
 
 EXAMPLE_SALT = "cleft-retrieval-examples-v1"
@@ -189,7 +189,7 @@ def _encode_corpus(
     sets, set_of = np.unique(np.concatenate([present, of_captions]), axis=0, return_inverse=True)
     set_of = set_of.reshape(-1).astype(np.int64)
     model, embeds = _image_embeds(run, images, settings, weights, progress=progress)
-    device = device_of(settings)
+    device = inference_device(settings)
     texts = None
     if with_texts:
         assert model is not None
@@ -205,10 +205,10 @@ def _image_embeds(
 ) -> tuple[DualEncoder | None, Tensor]:
     """Model and unit-length embeddings `[N, E]`; image features if the model has no text embeddings."""
     if has_joint_space(peek_description(run)):
-        model = load_model(run).to(device_of(settings)).eval()
+        model = load_model(run).to(inference_device(settings)).eval()
         check_image_spec(run, model, settings)
         return model, embed_images(run, model, images, settings, weights, progress=progress).image_embeds
-    tower = load_image_classifier(run).to(device_of(settings)).eval()
+    tower = load_image_classifier(run).to(inference_device(settings)).eval()
     check_image_spec(run, tower, settings)
     features = encode_features(
         tower,

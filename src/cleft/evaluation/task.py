@@ -44,7 +44,7 @@ from cleft.grammar import count, share, verb
 from cleft.models.checkpoint import check_joint_space, load_model, weights_digest
 from cleft.models.dual_encoder import DualEncoder
 from cleft.models.model_folder import DESCRIPTION
-from cleft.training.features import EncodingModel, compare_images, device_of, encode_images
+from cleft.training.features import EncodingModel, compare_images, encode_images, inference_device
 from cleft.training.provenance import command_line, people_of, seen_patients
 from cleft.types import Embeddings, ImageModel, Reading, Record
 
@@ -403,7 +403,7 @@ def prepare(
     images = select_images(run, settings, options, classes=options.classes, progress=progress)
     classes = choose_classes(parse_classes(options.classes), settings, images.dataset, images.findings)
     check_class_names(words, classes)
-    model = load_model(run).to(device_of(settings)).eval()
+    model = load_model(run).to(inference_device(settings)).eval()
     check_image_spec(run, model, settings)
     return PreparedTask(run, settings, images, classes, words, model, weights_digest(run))
 
@@ -474,7 +474,7 @@ def write_embeddings(run: Path, options: EvaluationOptions, out: Output, *, prog
     check_joint_space(run)
     settings = evaluation_settings(run, options)
     images = select_images(run, settings, options, classes=getattr(options, "classes", None), progress=progress)
-    model = load_model(run).to(device_of(settings)).eval()
+    model = load_model(run).to(inference_device(settings)).eval()
     embeddings = embed_images(run, model, images, settings, weights_digest(run), progress=progress)
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")

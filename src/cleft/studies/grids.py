@@ -40,7 +40,7 @@ from cleft.models.model_folder import find_files, peek_description, read_folder,
 from cleft.strict_json import write_json
 from cleft.studies.plans import TINY_PRESET, Model, Plan, Row, Scale, column
 from cleft.studies.steps import Step
-from cleft.training.provenance import carried_facts, read_summary
+from cleft.training.provenance import inherited_split, read_summary
 from cleft.training.run_folder import check_source, is_run
 
 _GRID_KEYS = ("title", "columns", "reference", "rows", "models")
@@ -313,7 +313,7 @@ def import_model(step: Step) -> Path:
         if weights_digest(folder) != weights:
             raise CheckpointError(f"the weights in {source} changed while they were read; run the same command again")
     write_whole(folder / "config.yaml", dump_settings(step.settings), mode=None)
-    if (facts := carried_facts(source)) is not None:  # its training patients
+    if (facts := inherited_split(source)) is not None:  # its training patients
         write_json(folder / "split.json", facts)
     write_json(folder / "summary.json", {**(read_summary(source) or {}), "weights": weights})
     return folder

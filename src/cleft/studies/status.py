@@ -24,7 +24,7 @@ from cleft.results import Evaluation
 from cleft.strict_json import find_json, write_json
 from cleft.studies.plans import BENCHMARKS, Plan, Row
 from cleft.studies.steps import CAPTION_LM, Step, StepPlan, StudyOptions, row_settings
-from cleft.training.linear_probe import follow_protocol
+from cleft.training.linear_probe import apply_protocol
 from cleft.training.provenance import read_summary
 from cleft.training.run_folder import changes
 
@@ -228,7 +228,7 @@ def _expected_settings(step: Step, classes: tuple[str, ...]) -> Settings:
     """Return the settings that the run of a step stores; a classifier adds data, protocol and findings."""
     if step.kind != "classify":
         return step.settings
-    data, head = data_config(step.settings, step.data), follow_protocol(step.settings.classify)
+    data, head = data_config(step.settings, step.data), apply_protocol(step.settings.classify)
     return replace(step.settings, data=data, classify=head, classes=classes)
 
 

@@ -35,7 +35,7 @@ from cleft.config import (
 )
 from cleft.errors import ConfigError
 from cleft.studies.plans import BENCHMARKS, Column, Model, Plan, Row
-from cleft.training.linear_probe import is_exact
+from cleft.training.linear_probe import uses_solver
 
 Kind = Literal[
     "exclusion-list", "caption-lm", "import", "pretrain", "context", "classify", "zero-shot", "evaluate-classifier"
@@ -239,7 +239,7 @@ class _RowSteps:
         """Whether another seed can change the result; for imported models, only classifiers with random draws can."""
         if self._row.model is None:
             return True
-        return column.task != "zero-shot" and not (is_exact(self._classify_config(column)) and column.fraction == 1)
+        return column.task != "zero-shot" and not (uses_solver(self._classify_config(column)) and column.fraction == 1)
 
     def add_evaluation(self, column: Column) -> str:
         """Add the steps of an evaluation and return the name of the last."""
@@ -284,7 +284,7 @@ class _RowSteps:
         config = replace(self._first.classify, mode=column.task, fraction=column.fraction)  # pyright: ignore[reportArgumentType]  never zero-shot
         if self._balanced and not any(each.startswith("--classify.protocol=") for each in self._options.overrides):
             config = replace(config, protocol="paper")
-        if is_exact(config):  # step settings of a preset apply to fine-tuning only
+        if uses_solver(config):  # step settings of a preset apply to fine-tuning only
             kept = {name: getattr(config, name) for name in ("mode", "fraction", "scoring", "blank", "select_by")}
             return ClassifyConfig(**kept)
         return config

@@ -31,7 +31,7 @@ from torch.optim import Optimizer
 
 from cleft.errors import CleftError, ConfigError, Interrupted, NumericsError, ResourceError, Terminated
 from cleft.grammar import agree, count, share, verb
-from cleft.training.lightning_module import Learner, moving_weights
+from cleft.training.lightning_module import TrainingModule, trainable_parameters
 from cleft.training.loggers import CsvLog
 from cleft.training.training_state import StateStore
 
@@ -118,7 +118,7 @@ def seed_generators(seed: int, device: torch.device) -> None:
 
 
 @contextmanager
-def kept_generators(device: torch.device) -> Generator[None]:
+def preserved_rng(device: torch.device) -> Generator[None]:
     """Leaves the CPU's generator and a device's afterwards as they were."""
     with torch.random.fork_rng(devices=[]) if device.type == "cpu" else torch.random.fork_rng([device]):
         yield
@@ -139,7 +139,7 @@ class StepSeeds(Callback):
         seed_generators(seed, trainer.strategy.root_device)
 
 
-class Watch(Callback):
+class StepMonitor(Callback):
     """Stops in front of an update that would spoil the weights, and where a part that should learn does not.
 
     All ranks see the same loss and the same gradients, so all stop at the same step.
@@ -162,11 +162,11 @@ class Watch(Callback):
         """Looks at loss and gradients between the backward pass and the update; waits for the device once."""
         if not self._moving:
             check_gradients(pl_module)
-            self._moving = list(moving_weights(pl_module).values())
+            self._moving = list(trainable_parameters(pl_module).values())
         self.learning_rate = float(optimizer.param_groups[0]["lr"])
         gradients = [weight.grad for weight in self._moving if weight.grad is not None]
         self.gradient_norm = torch.nn.utils.get_total_norm(gradients)
-        assert isinstance(pl_module, Learner)
+        assert isinstance(pl_module, TrainingModule)
         loss = pl_module.last_loss
         values = torch.stack([loss.float(), self.gradient_norm.to(loss.device).float()]).tolist()
         if math.isfinite(values[0]) and math.isfinite(values[1]):
@@ -175,6 +175,11 @@ class Watch(Callback):
             self.skipped += 1  # too large for half precision; the scaler skips the update and lowers its scale
             return
         raise NumericsError(self._sentence(trainer.global_step, values, pl_module))
+
+    @property
+    def state_key(self) -> str:
+        """Name of this callback in training states; earlier versions wrote it."""
+        return "Watch"
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know."""
@@ -191,12 +196,12 @@ class Watch(Callback):
         temperature = f", temperature {math.exp(-scale[0].item()):.4g}" if scale else ""
         return (
             f"step {step}: {what} {value}; the update was not made. Learning rate {self.learning_rate:.4g}"
-            f"{temperature}; last good state: {last_good(self._store)}. Lower optim.lr, "
+            f"{temperature}; last good state: {describe_last_state(self._store)}. Lower optim.lr, "
             f"set optim.clip_norm, or use a wider train.precision"
         )
 
 
-def last_good(store: StateStore) -> str:
+def describe_last_state(store: StateStore) -> str:
     """Describes the newest whole training state."""
     last = store.latest(repair=False)
     return f"step {last.step} in {last.path.parent}" if last else "none: no state was saved yet"
@@ -211,7 +216,7 @@ def check_gradients(module: L.LightningModule) -> None:
     Raises:
         ConfigError: Names the parts.
     """
-    moving = moving_weights(module)
+    moving = trainable_parameters(module)
     reached: dict[str, bool] = {}
     for name, weight in moving.items():
         part = _part(name)
@@ -318,7 +323,7 @@ class Intervals:
         return step % every == 0 or step == self.steps
 
 
-class Keeper(Callback):
+class StepEnd(Callback):
     """Logs, validates, saves and stops at the end of a step.
 
     Args:
@@ -337,7 +342,7 @@ class Keeper(Callback):
         intervals: Intervals,
         *,
         stop: StopFlag,
-        watch: Watch,
+        watch: StepMonitor,
         bar: ProgressBar,
         prefix: str = "",
         patience: int | None = None,
@@ -358,8 +363,13 @@ class Keeper(Callback):
         self._row: dict[str, float] = {}  # quantities of the step whose line is not written yet
         self._failures = 0  # saves in a row that left nothing behind
         self._clock = (0.0, 0)  # time and step of the last line
-        self._saving = _Saving()
+        self._saving = _SaveTimer()
         self._dropped = 0  # lines of the log that could not be written
+
+    @property
+    def state_key(self) -> str:
+        """Name of this callback in training states; earlier versions wrote it."""
+        return "Keeper"
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know."""
@@ -391,7 +401,7 @@ class Keeper(Callback):
         self._store.resumed(step, self.best_step)
         if self._intervals.is_due(step, self._intervals.val_every) and self._validated < step:
             self._finish_step(trainer, pl_module, step)
-        trainer.should_stop = self._is_enough()  # stopped early, and killed before the model was written
+        trainer.should_stop = self._patience_is_exhausted()  # stopped early, and killed before the model was written
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Reports how much of the log is missing."""
@@ -408,7 +418,7 @@ class Keeper(Callback):
         learner.after_update()
         validates = self._intervals.is_due(step, self._intervals.val_every)
         if validates or self._intervals.is_due(step, self._intervals.log_every):
-            self._row = self._measure(learner, step)
+            self._row = self._step_row(learner, step)
         self._finish_step(trainer, pl_module, step)
 
     def _finish_step(self, trainer: L.Trainer, module: L.LightningModule, step: int) -> None:
@@ -417,7 +427,7 @@ class Keeper(Callback):
         if self._intervals.is_due(step, self._intervals.val_every):
             improved = self._validate(trainer, _learner(module), step)
         self._write_row(trainer, step)
-        stopping, enough = self._stop.agree(trainer), self._is_enough()
+        stopping, enough = self._stop.agree(trainer), self._patience_is_exhausted()
         if improved or stopping or enough or self._intervals.is_due(step, self._intervals.save_every):
             saved = self._save(trainer, step, last=stopping or enough or step == self._intervals.steps)
             if not saved:  # weights that are not on disk cannot be the best
@@ -435,10 +445,10 @@ class Keeper(Callback):
         elif stopping and step < self._intervals.steps:
             raise self._stop.error(f"at step {step} of {self._intervals.steps}; the same command goes on from there")
 
-    def _is_enough(self) -> bool:
+    def _patience_is_exhausted(self) -> bool:
         return bool(self._patience) and self.since_best >= (self._patience or 0)
 
-    def _measure(self, learner: Learner, step: int) -> dict[str, float]:
+    def _step_row(self, learner: TrainingModule, step: int) -> dict[str, float]:
         now, (then, before) = time.monotonic(), self._clock
         self._clock = (now, step)
         row = {
@@ -446,7 +456,7 @@ class Keeper(Callback):
             "lr": self._watch.learning_rate,
             "gradient_norm": float(self._watch.gradient_norm),
             "seconds_per_step": (now - then) / max(1, step - before),
-            **learner.observe(),
+            **learner.step_metrics(),
         }
         if self._saving.last is not None:
             row["save_seconds"] = self._saving.last
@@ -455,7 +465,7 @@ class Keeper(Callback):
             log.info("step %d: %s so far %s too large for half precision", step, steps, were)
         return row
 
-    def _validate(self, trainer: L.Trainer, learner: Learner, step: int) -> bool:
+    def _validate(self, trainer: L.Trainer, learner: TrainingModule, step: int) -> bool:
         """Measures the validation loss; says whether it is the best so far."""
 
         def poll() -> None:
@@ -475,13 +485,13 @@ class Keeper(Callback):
             return False
         if not math.isfinite(loss):
             raise NumericsError(f"step {step}: the validation loss is {loss}; lower optim.lr")
-        self._row |= learner.validated(loss)
+        self._row |= learner.validation_metrics(loss)
         improved = loss < self.best_loss
         self.since_best = 0 if improved else self.since_best + 1
         if improved:
             self.best_step, self.best_loss = step, loss
         best = " (best)" * improved
-        log.info("step %d of %d: validation %s%s", step, self._intervals.steps, learner.told(loss), best)
+        log.info("step %d of %d: validation %s%s", step, self._intervals.steps, learner.describe_loss(loss), best)
         return improved
 
     def _write_row(self, trainer: L.Trainer, step: int) -> None:
@@ -529,7 +539,7 @@ class Keeper(Callback):
                 )
 
 
-class _Saving:
+class _SaveTimer:
     """How long training states take, beside everything else."""
 
     def __init__(self) -> None:
@@ -568,6 +578,6 @@ _LONG_SAVE = 1.0
 _LARGE_SHARE = 0.1
 
 
-def _learner(module: L.LightningModule) -> Learner:
-    assert isinstance(module, Learner)
+def _learner(module: L.LightningModule) -> TrainingModule:
+    assert isinstance(module, TrainingModule)
     return module

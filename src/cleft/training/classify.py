@@ -39,27 +39,34 @@ from cleft.models.image_classifier import (
 )
 from cleft.models.layers import layer_depths
 from cleft.training.callbacks import Intervals, StopFlag
-from cleft.training.dataset import Examples, Material, check_examples, choose_examples, learned_data, read_material
-from cleft.training.distributed import check_hardware, one_device
-from cleft.training.features import EMBEDDINGS, device_of, encode_features, features_key
-from cleft.training.lightning_module import Learner
-from cleft.training.linear_probe import (
-    cross_entropy,
-    follow_protocol,
-    is_exact,
-    mean_auc,
-    optim_of,
-    reads_once,
-    solve_probe,
+from cleft.training.dataset import (
+    LabelledExamples,
+    TrainingData,
+    check_examples,
+    read_training_data,
+    select_examples,
+    training_data_config,
 )
-from cleft.training.provenance import carried_facts, stage_of
+from cleft.training.distributed import check_hardware, one_device
+from cleft.training.features import EMBEDDINGS, encode_features, features_key, inference_device
+from cleft.training.lightning_module import TrainingModule
+from cleft.training.linear_probe import (
+    apply_protocol,
+    cross_entropy,
+    fit_probe,
+    mean_auc,
+    optimizer_settings,
+    uses_fixed_features,
+    uses_solver,
+)
+from cleft.training.provenance import inherited_split, stage_of
 from cleft.training.run_folder import Run, check_source, open_run
-from cleft.training.trainer import Batches, Plan, train
+from cleft.training.trainer import BatchSource, TrainingPlan, train
 from cleft.types import Batch, Record
 
 log = logging.getLogger(__name__)
 
-_AT_ONCE = 64
+_EVAL_BATCH_SIZE = 64
 _FREE = ("images.augment.", "image.pooling", "image.resize")
 """Settings of the tower that a head may have otherwise than stage one had."""
 
@@ -102,7 +109,9 @@ def classify(
     """
     source, folder = as_path(source, "source"), as_path(folder, "folder")
     _check_source(source, settings, folder)
-    settings = replace(settings, data=learned_data(source, settings, data), classify=follow_protocol(settings.classify))
+    settings = replace(
+        settings, data=training_data_config(source, settings, data), classify=apply_protocol(settings.classify)
+    )
     check_hardware(
         replace(one_device(settings.train), precision=_precision(settings.classify, settings.train.accelerator))
     )
@@ -112,33 +121,33 @@ def classify(
     with open_run(folder, settings, "classify") as run, StopFlag() as stop:
         if run.is_finished():
             return folder
-        material = read_material(settings, reading=reading, progress=progress)
-        lesson = choose_lesson(material, settings)
-        used = replace(material, train=lesson.taken.records, val=lesson.val.records)
-        run.keep_split(
+        material = read_training_data(settings, reading=reading, progress=progress)
+        lesson = select_split(material, settings)
+        used = replace(material, train=lesson.train.records, val=lesson.val.records)
+        run.record_split(
             used.facts(
-                before=carried_facts(source),
+                before=inherited_split(source),
                 model=weights_digest(source),
-                targets=_digest(lesson.taken.targets, lesson.val.targets),
+                targets=_digest(lesson.train.targets, lesson.val.targets),
             )
         )
         stop.check("while reading the data; nothing was learned yet")
-        _learn(source, settings, material, lesson, run, stop, progress=progress)
+        _train_head(source, settings, material, lesson, run, stop, progress=progress)
     return folder
 
 
-class Lesson(NamedTuple):
+class ClassifierSplit(NamedTuple):
     """What a head learns from, and what it is chosen by."""
 
-    every: Examples
+    available: LabelledExamples
     """All images that could be learned from; a tower that stands still reads these once, whatever the fraction."""
     rows: list[int]
     """Those of them that are taken."""
-    taken: Examples
-    val: Examples
+    train: LabelledExamples
+    val: LabelledExamples
 
 
-def choose_lesson(material: Material, settings: Settings) -> Lesson:
+def select_split(material: TrainingData, settings: Settings) -> ClassifierSplit:
     """Takes the images with a right answer, and of those of training the share that is asked for.
 
     Args:
@@ -151,23 +160,23 @@ def choose_lesson(material: Material, settings: Settings) -> Lesson:
             choose by.
     """
     config, classes = settings.classify, settings.classes
-    every = choose_examples(material.train, classes, config)
+    every = select_examples(material.train, classes, config)
     check_examples(every, classes, config)
     kept = take_fraction(every.records, config.fraction, classes, seed=settings.seed)
-    taken = choose_examples(kept, classes, config)
+    taken = select_examples(kept, classes, config)
     check_examples(taken, classes, config)
-    val = choose_examples(material.val, classes, config)
+    val = select_examples(material.val, classes, config)
     place = {record.id: row for row, record in enumerate(every.records)}
-    log.info("training: %s, %s", every.told, count(every.patients(), "patient"))
+    log.info("training: %s, %s", every.description, count(every.patients(), "patient"))
     if len(kept) < len(every.records):
         images, patients = count(len(kept), "image"), count(taken.patients(), "patient")
         log.info("%s of them: %s of %s", f"{config.fraction:.4g}", images, patients)
-    log.info("validation: %s", val.told)
-    _check_choice(val, config, len(classes))
-    return Lesson(every, [place[record.id] for record in kept], taken, val)
+    log.info("validation: %s", val.description)
+    _check_validation(val, config, len(classes))
+    return ClassifierSplit(every, [place[record.id] for record in kept], taken, val)
 
 
-class Labelled(NamedTuple):
+class LabelledBatch(NamedTuple):
     """A batch with its right answers."""
 
     inputs: Tensor
@@ -176,7 +185,7 @@ class Labelled(NamedTuple):
     """As in `Examples`."""
 
 
-class Classification(Learner):
+class ClassifierModule(TrainingModule):
     """Moves a head, and what is below it as far as it may move, towards the right answers.
 
     Args:
@@ -193,21 +202,21 @@ class Classification(Learner):
         self,
         model: nn.Module,
         config: ClassifyConfig,
-        val: Callable[[], Iterable[Labelled]] | None = None,
+        val: Callable[[], Iterable[LabelledBatch]] | None = None,
         rates: dict[str, float] | None = None,
     ) -> None:
-        super().__init__(optim_of(config))
+        super().__init__(optimizer_settings(config))
         self.model = model
         self._choose = config.select_by
         self._val = val
         self._rates = rates
         self._measured: dict[str, float] = {}
 
-    def loss(self, batch: Labelled) -> Tensor:
+    def loss(self, batch: LabelledBatch) -> Tensor:
         """Mean cross-entropy in nats; log(C), or log(2) finding by finding, where all logits are equal."""
         return cross_entropy(self.model(batch.inputs).float(), batch.targets)
 
-    def rates(self) -> dict[str, float] | None:
+    def lr_multipliers(self) -> dict[str, float] | None:
         """Lower blocks learn more slowly, where that was asked for."""
         return None if self._rates is None else {f"model.{name}": share for name, share in self._rates.items()}
 
@@ -232,28 +241,28 @@ class Classification(Learner):
         self._measured = {"val/loss": loss} | ({} if area is None else {"val/auc": area})
         return loss if self._choose != "auc" or area is None else 1 - area
 
-    def validated(self, loss: float) -> dict[str, float]:
+    def validation_metrics(self, loss: float) -> dict[str, float]:
         """Both, whichever decides."""
         return self._measured
 
     @property
-    def chosen_by(self) -> str:
+    def selection_metric(self) -> str:
         """The cross-entropy, or one minus the AUC where that decides."""
         return "value of one minus the validation AUC" if self._choose == "auc" else "validation loss"
 
-    def told(self, loss: float) -> str:
+    def describe_loss(self, loss: float) -> str:
         """Both, in words."""
         area = f", AUC {self._measured['val/auc']:.4f}" if "val/auc" in self._measured else ""
         return f"loss {self._measured['val/loss']:.4f}{area}"
 
 
 @dataclass(frozen=True)
-class _Way:
+class _TrainingInputs:
     """How inputs get from images to a model that trains."""
 
     model: nn.Module
-    batches: Batches
-    val: Callable[[], Iterable[Labelled]]
+    batches: BatchSource
+    val: Callable[[], Iterable[LabelledBatch]]
     accelerator: Literal["auto", "cpu", "gpu"]
 
 
@@ -268,31 +277,38 @@ def _check_source(source: Path, settings: Settings, folder: Path) -> None:
     check_source(source, settings, folder, what="classification", free=_FREE)
 
 
-def _check_choice(val: Examples, config: ClassifyConfig, classes: int) -> None:
+def _check_validation(val: LabelledExamples, config: ClassifyConfig, classes: int) -> None:
     """Refuses a validation split by which nothing can be chosen."""
     if config.select_by == "last":
         return
     what, other = (
         ("penalty", "--protocol paper, which keeps the last weights")
-        if is_exact(config)
+        if uses_solver(config)
         else ("best weights", "--classify.select_by last")
     )
     if not val.records:
         raise DataError(
-            f"no validation image has a right answer, so there is nothing to choose the {what} by ({val.told}); give "
-            f"the data a validation part (data.val_fraction), or take {other}",
+            f"no validation image has a label to select the {what} by ({val.description}); set data.val_fraction, "
+            f"or use {other}",
             reason="no-validation",
         )
     if config.select_by == "auc" and mean_auc(torch.zeros(len(val.records), classes), val.targets) is None:
         raise DataError(
             f"no class is both shown and not shown in validation, so there is no AUC to choose the {what} by "
-            f"({val.told}); take --classify.select_by loss, or another split",
+            f"({val.description}); take --classify.select_by loss, or another split",
             reason="no-validation",
         )
 
 
-def _learn(
-    source: Path, settings: Settings, material: Material, lesson: Lesson, run: Run, stop: StopFlag, *, progress: bool
+def _train_head(
+    source: Path,
+    settings: Settings,
+    material: TrainingData,
+    lesson: ClassifierSplit,
+    run: Run,
+    stop: StopFlag,
+    *,
+    progress: bool,
 ) -> None:
     config = settings.classify
     model = load_image_classifier(source, train=config.mode == "fine-tune", reading=settings.image)
@@ -302,22 +318,24 @@ def _learn(
             f"{source} wants images of {model.image_spec}; set images.size, images.mean and images.std so"
         )
     if config.mode == "linear-probe":
-        _hold_still(model)
+        _freeze(model)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(settings.seed)
         head = nn.Linear(model.image_tower.width, len(settings.classes))
     facts = HeadInfo(classes=settings.classes, scoring=config.scoring, logits=config.logits)
     model = ImageClassifier(model.image_tower, head, facts)
     learned: dict[str, Any]
-    if is_exact(config):
-        learned = _solve(model, _Reader(source, model, settings, material, stop, progress), lesson, config)
+    if uses_solver(config):
+        learned = _fit_head(model, _FeatureReader(source, model, settings, material, stop, progress), lesson, config)
     else:
-        if reads_once(config):
-            way = _from_features(head, _Reader(source, model, settings, material, stop, progress), lesson, settings)
+        if uses_fixed_features(config):
+            way = _from_features(
+                head, _FeatureReader(source, model, settings, material, stop, progress), lesson, settings
+            )
         else:
             way = _from_images(model, material, lesson, settings)
         learned = _train(way, model, settings, run, stop)
-    learned["told"] = ", ".join([learned["told"], *_told_otherwise(read_tower_settings(source), settings)])
+    learned["told"] = ", ".join([learned["told"], *_describe_differences(read_tower_settings(source), settings)])
     tower = source if config.mode == "linear-probe" else None
     save_image_classifier(model, settings, run.folder, tower=tower, extra=run.terms())
     run.finish(
@@ -329,14 +347,14 @@ def _learn(
             "scoring": config.scoring,
             "fraction": config.fraction,
             "seed": settings.seed,
-            "images": {"train": len(lesson.taken.records), "val": len(lesson.val.records)},
-            "patients": {"train": lesson.taken.patients(), "val": lesson.val.patients()},
+            "images": {"train": len(lesson.train.records), "val": len(lesson.val.records)},
+            "patients": {"train": lesson.train.patients(), "val": lesson.val.patients()},
             "weights": weights_digest(run.folder),
         }
     )
 
 
-def _told_otherwise(made: ImageTowerConfig, settings: Settings) -> list[str]:
+def _describe_differences(made: ImageTowerConfig, settings: Settings) -> list[str]:
     """What the head does otherwise than its tower was made for."""
     told = [
         f"image.{name}={getattr(settings.image, name)} in place of {getattr(made, name)}"
@@ -346,29 +364,29 @@ def _told_otherwise(made: ImageTowerConfig, settings: Settings) -> list[str]:
     return [*told, "logits of unit length"] if settings.classify.logits == "unit" else told
 
 
-def _hold_still(model: ImageClassifier) -> None:
+def _freeze(model: ImageClassifier) -> None:
     """No weight moves and no dropout is drawn, also where the head on top is trained on random views."""
     model.requires_grad_(False)
     model.image_tower.trainable = False
 
 
 @dataclass(frozen=True)
-class _Reader:
+class _FeatureReader:
     """Reads images with a tower that stands still, or takes what an earlier pass left."""
 
     source: Path
     model: ImageClassifier
     settings: Settings
-    material: Material
+    material: TrainingData
     stop: StopFlag
     progress: bool
 
     def features(self, records: Sequence[Record]) -> Tensor:
         """`[N, D]`, cropped at the centre."""
         prepared = self.material.prepared
-        loader = eval_loader(records, prepared, self.material.findings, self.settings, batch_size=_AT_ONCE)
+        loader = eval_loader(records, prepared, self.material.findings, self.settings, batch_size=_EVAL_BATCH_SIZE)
         return encode_features(
-            self.model.to(device_of(self.settings)),
+            self.model.to(inference_device(self.settings)),
             self._watched(loader),
             records,
             folder=self.source / EMBEDDINGS,
@@ -382,14 +400,16 @@ class _Reader:
             yield batch
 
 
-def _solve(model: ImageClassifier, reader: _Reader, lesson: Lesson, config: ClassifyConfig) -> dict[str, Any]:
+def _fit_head(
+    model: ImageClassifier, reader: _FeatureReader, lesson: ClassifierSplit, config: ClassifyConfig
+) -> dict[str, Any]:
     """Puts the solution into the head."""
     assert model.head is not None
     assert config.select_by is not None
-    features, val_features = reader.features(lesson.every.records)[lesson.rows], reader.features(lesson.val.records)
-    found = solve_probe(
+    features, val_features = reader.features(lesson.available.records)[lesson.rows], reader.features(lesson.val.records)
+    found = fit_probe(
         features,
-        lesson.taken.targets,
+        lesson.train.targets,
         val_features,
         lesson.val.targets,
         classes=model.head.out_features,
@@ -399,31 +419,33 @@ def _solve(model: ImageClassifier, reader: _Reader, lesson: Lesson, config: Clas
         model.head.weight.copy_(found.weight)
         model.head.bias.copy_(found.bias)
     measure = "AUC" if config.select_by == "auc" else "loss"
-    told = f"penalty {found.strength:g}, validation {measure} {found.value:.4f}"
+    told = f"penalty {found.penalty:g}, validation {measure} {found.score:.4f}"
     log.info("the probe is solved: %s", told)
-    return {"told": told, "strength": found.strength, "tried": {f"{k:g}": value for k, value in found.tried.items()}}
+    return {"told": told, "strength": found.penalty, "tried": {f"{k:g}": value for k, value in found.scores.items()}}
 
 
-def _from_features(head: nn.Linear, reader: _Reader, lesson: Lesson, settings: Settings) -> _Way:
+def _from_features(
+    head: nn.Linear, reader: _FeatureReader, lesson: ClassifierSplit, settings: Settings
+) -> _TrainingInputs:
     """The head alone trains, on what the tower said once."""
-    features, val_features = reader.features(lesson.every.records)[lesson.rows], None
+    features, val_features = reader.features(lesson.available.records)[lesson.rows], None
     if settings.classify.select_by != "last":
         val_features = reader.features(lesson.val.records)
 
-    def batches(first_step: int, rank: int, world_size: int) -> Iterator[Labelled]:
+    def batches(first_step: int, rank: int, world_size: int) -> Iterator[LabelledBatch]:
         for places in _sampler(len(features), settings, first_step):
             rows = [row for _, row in places]
-            yield Labelled(features[rows], lesson.taken.targets[rows])
+            yield LabelledBatch(features[rows], lesson.train.targets[rows])
 
-    def val() -> Iterator[Labelled]:
+    def val() -> Iterator[LabelledBatch]:
         assert val_features is not None
-        yield Labelled(val_features, lesson.val.targets)
+        yield LabelledBatch(val_features, lesson.val.targets)
 
-    model = nn.Sequential(head, _Unit()) if settings.classify.logits == "unit" else head
-    return _Way(model, batches, val, "cpu")  # a step is too small for a card
+    model = nn.Sequential(head, _L2Normalise()) if settings.classify.logits == "unit" else head
+    return _TrainingInputs(model, batches, val, "cpu")  # a step is too small for a card
 
 
-class _Unit(nn.Module):
+class _L2Normalise(nn.Module):
     """Brings the logits of each image to unit length, as `ImageClassifier.logits_of` does."""
 
     def forward(self, logits: Tensor) -> Tensor:
@@ -431,13 +453,15 @@ class _Unit(nn.Module):
         return l2_normalise(logits)
 
 
-def _from_images(model: ImageClassifier, material: Material, lesson: Lesson, settings: Settings) -> _Way:
+def _from_images(
+    model: ImageClassifier, material: TrainingData, lesson: ClassifierSplit, settings: Settings
+) -> _TrainingInputs:
     """The tower reads every batch anew: because it moves, or because its views are random."""
     # Classes are what is told apart here, not captions.
     plain = replace(settings, train=replace(settings.train, unique_in_batch="none"))
-    taken, held_out = lesson.taken, lesson.val
+    taken, held_out = lesson.train, lesson.val
 
-    def batches(first_step: int, rank: int, world_size: int) -> Iterator[Labelled]:
+    def batches(first_step: int, rank: int, world_size: int) -> Iterator[LabelledBatch]:
         loader = train_loader(
             taken.records,
             material.prepared,
@@ -450,13 +474,13 @@ def _from_images(model: ImageClassifier, material: Material, lesson: Lesson, set
             ),
             augmented=bool(settings.classify.augment),
         )
-        return (Labelled(batch.images, taken.targets[batch.rows]) for batch in loader)
+        return (LabelledBatch(batch.images, taken.targets[batch.rows]) for batch in loader)
 
-    def val() -> Iterator[Labelled]:
-        loader = eval_loader(held_out.records, material.prepared, material.findings, plain, batch_size=_AT_ONCE)
-        return (Labelled(batch.images, held_out.targets[batch.rows]) for batch in loader)
+    def val() -> Iterator[LabelledBatch]:
+        loader = eval_loader(held_out.records, material.prepared, material.findings, plain, batch_size=_EVAL_BATCH_SIZE)
+        return (LabelledBatch(batch.images, held_out.targets[batch.rows]) for batch in loader)
 
-    return _Way(model, batches, val, settings.train.accelerator)
+    return _TrainingInputs(model, batches, val, settings.train.accelerator)
 
 
 def _batch_size(images: int, config: ClassifyConfig) -> int:
@@ -471,17 +495,19 @@ def _sampler(images: int, settings: Settings, first_step: int) -> StepSampler:
     return StepSampler(images, size, steps=config.steps, seed=settings.seed, first_step=first_step)
 
 
-def _train(way: _Way, model: ImageClassifier, settings: Settings, run: Run, stop: StopFlag) -> dict[str, Any]:
+def _train(
+    way: _TrainingInputs, model: ImageClassifier, settings: Settings, run: Run, stop: StopFlag
+) -> dict[str, Any]:
     """Trains what `way` says may train; the best weights are in `model` then."""
     config = settings.classify
     assert config.steps is not None
     decays = config.mode == "fine-tune" and config.layer_decay not in (None, 1)
     model.train()
-    learner = Classification(
+    learner = ClassifierModule(
         way.model,
         config,
         None if config.select_by == "last" else way.val,
-        layer_rates(model, config.layer_decay or 1) if decays else None,
+        layer_lr_multipliers(model, config.layer_decay or 1) if decays else None,
     )
     outcome = train(learner, way.batches, run, _plan(settings, way.accelerator), stop)
     measured = outcome.best_loss is not None
@@ -495,7 +521,7 @@ def _train(way: _Way, model: ImageClassifier, settings: Settings, run: Run, stop
     }
 
 
-def layer_rates(model: ImageClassifier, decay: float) -> dict[str, float]:
+def layer_lr_multipliers(model: ImageClassifier, decay: float) -> dict[str, float]:
     """Share of the learning rate of each weight of the tower: `decay` to the power of its blocks' distance to the head.
 
     Source:
@@ -505,7 +531,7 @@ def layer_rates(model: ImageClassifier, decay: float) -> dict[str, float]:
     return {f"image_tower.model.{name}": decay ** (top - height) for name, height in heights.items()}
 
 
-def _plan(settings: Settings, accelerator: Literal["auto", "cpu", "gpu"]) -> Plan:
+def _plan(settings: Settings, accelerator: Literal["auto", "cpu", "gpu"]) -> TrainingPlan:
     config = settings.classify
     assert config.steps is not None
     intervals = Intervals(
@@ -515,7 +541,7 @@ def _plan(settings: Settings, accelerator: Literal["auto", "cpu", "gpu"]) -> Pla
         log_every=settings.train.log_every,
     )
     alone = replace(one_device(settings.train), accelerator=accelerator, precision=_precision(config, accelerator))
-    return Plan(
+    return TrainingPlan(
         intervals=intervals,
         seed=settings.seed,
         clip_norm=None,

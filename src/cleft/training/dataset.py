@@ -23,14 +23,14 @@ from cleft.data.text.reports import keep_reported
 from cleft.data.text.texts import report_format
 from cleft.errors import ConfigError, DataError
 from cleft.grammar import count, share, verb
-from cleft.training.provenance import split_facts, texts_digest
+from cleft.training.provenance import split_record, texts_digest
 from cleft.types import Reading, Record
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Material:
+class TrainingData:
     """Records to learn from and to choose by; none of the test split has been looked at."""
 
     people: str
@@ -52,7 +52,7 @@ class Material:
     def facts(self, **more: Any) -> dict[str, Any]:
         """What `split.json` of a run holds."""
         records = [*self.train, *self.val]
-        return split_facts(
+        return split_record(
             people=self.people,
             recipe=self.recipe,
             digest=self.digest,
@@ -67,7 +67,7 @@ class Material:
         )
 
 
-def keep_readable(material: Material, config: DataConfig) -> Material:
+def drop_images_without_text(material: TrainingData, config: DataConfig) -> TrainingData:
     """Leaves out images whose report gives `data.texts` nothing to read, and says how many.
 
     Raises:
@@ -88,7 +88,7 @@ def keep_readable(material: Material, config: DataConfig) -> Material:
     return replace(material, train=parts["train"], val=parts["val"])
 
 
-def read_material(settings: Settings, *, reading: Reading | None = None, progress: bool = True) -> Material:
+def read_training_data(settings: Settings, *, reading: Reading | None = None, progress: bool = True) -> TrainingData:
     """Reads the table, splits it, and prepares the images of training and validation.
 
     Args:
@@ -124,7 +124,7 @@ def read_material(settings: Settings, *, reading: Reading | None = None, progres
         rejected = len(prepared.rejected)
         are = verb(rejected, "is", "are")
         log.warning("%s cannot be read and %s left out (%s)", count(rejected, "image"), are, listed)
-    return Material(
+    return TrainingData(
         people=reading.people or reading.dataset,
         train=prepared.usable(splits.train),
         val=prepared.usable(splits.val),
@@ -138,13 +138,13 @@ def read_material(settings: Settings, *, reading: Reading | None = None, progres
     )
 
 
-class Examples(NamedTuple):
+class LabelledExamples(NamedTuple):
     """Images with a right answer."""
 
     records: list[Record]
     targets: Tensor
     """Class of each image, `[N]` int64; or, finding by finding, 1 there, 0 not there, NaN not known, `[N, C]` float."""
-    told: str
+    description: str
     """How many images that left in and out, in a sentence."""
 
     def patients(self) -> int:
@@ -152,7 +152,7 @@ class Examples(NamedTuple):
         return len({record.patient for record in self.records})
 
 
-def choose_examples(records: Sequence[Record], classes: Sequence[str], config: ClassifyConfig) -> Examples:
+def select_examples(records: Sequence[Record], classes: Sequence[str], config: ClassifyConfig) -> LabelledExamples:
     """Takes the images of a split that have a right answer.
 
     Multi-class, these show exactly one of the classes: one that shows none would otherwise count as the first class,
@@ -183,10 +183,10 @@ def choose_examples(records: Sequence[Record], classes: Sequence[str], config: C
         targets = labels[kept]
         left_out = f"of {int((~kept).sum()):,} nothing is known"
     chosen = [record for record, keep in zip(records, kept.tolist(), strict=True) if keep]
-    return Examples(chosen, targets, f"{share(len(chosen), len(records), 'image')} ({left_out})")
+    return LabelledExamples(chosen, targets, f"{share(len(chosen), len(records), 'image')} ({left_out})")
 
 
-def check_examples(examples: Examples, classes: Sequence[str], config: ClassifyConfig) -> None:
+def check_examples(examples: LabelledExamples, classes: Sequence[str], config: ClassifyConfig) -> None:
     """Refuses classes that nothing can be learned about.
 
     Raises:
@@ -214,10 +214,10 @@ def check_examples(examples: Examples, classes: Sequence[str], config: ClassifyC
         ]
         what, hint = "; ".join(told), "leave it out of --classes, or count blank labels as absent with --blank absent"
     if empty:
-        raise DataError(f"{what}; {hint}, or add images ({examples.told})", reason="empty-class")
+        raise DataError(f"{what}; {hint}, or add images ({examples.description})", reason="empty-class")
 
 
-def learned_data(source: Path, settings: Settings, data: str | None) -> DataConfig:
+def training_data_config(source: Path, settings: Settings, data: str | None) -> DataConfig:
     """Returns the data that a head is trained on; reports which settings of `source` are not used for other data.
 
     Args:

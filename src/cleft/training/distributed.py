@@ -51,7 +51,7 @@ _LOST = re.compile(
 """Words of the messages with which a collective operation fails."""
 
 
-def settle_devices(train: TrainConfig) -> TrainConfig:
+def resolve_devices(train: TrainConfig) -> TrainConfig:
     """Returns the settings with the numbers of devices and machines, `auto` replaced.
 
     Raises:
@@ -95,7 +95,7 @@ def one_device(train: TrainConfig) -> TrainConfig:
     return replace(train, devices=1, nodes=1, strategy="auto")
 
 
-def uses_card(train: TrainConfig) -> bool:
+def uses_gpu(train: TrainConfig) -> bool:
     """Returns whether these settings train on a card here."""
     return train.accelerator != "cpu" and torch.cuda.is_available()
 
@@ -235,7 +235,7 @@ def _wait_for(store: TCPStore, key: str, place: str) -> None:
         ) from error
 
 
-class Launched(ClusterEnvironment):
+class LauncherEnvironment(ClusterEnvironment):
     """The processes of a launcher, as Lightning expects them described."""
 
     def __init__(self, launch: Launch) -> None:
@@ -292,10 +292,10 @@ def cluster_environment(train: TrainConfig) -> ClusterEnvironment:
         train: With numbers of devices and machines. A stage of one process does not look at the launcher.
     """
     launch = find_launch()
-    return Launched(launch) if launch is not None and _world_size(train) > 1 else LightningEnvironment()
+    return LauncherEnvironment(launch) if launch is not None and _world_size(train) > 1 else LightningEnvironment()
 
 
-class Replicas(DDPStrategy):
+class ReportingDDP(DDPStrategy):
     """Lightning's data parallelism, which reports the end of a process that it started itself.
 
     Lightning kills all processes without a message when one of them ends.
@@ -326,7 +326,7 @@ def _watch_children(children: list[Popen[Any]], done: threading.Event) -> None:
         failed = [(rank, child) for rank, child in enumerate(children, start=1) if child.poll()]
         if failed and not done.wait(6):  # usually the main thread notices by itself, and reports more
             rank, child = failed[0]
-            print(f"error: {_ended(rank, child.pid, child.returncode)}; {_RESUME}", file=sys.stderr, flush=True)
+            print(f"error: {_describe_end(rank, child.pid, child.returncode)}; {_RESUME}", file=sys.stderr, flush=True)
             for _, other in enumerate(children):
                 other.kill()
             os._exit(ResourceError.exit_code)
@@ -335,7 +335,7 @@ def _watch_children(children: list[Popen[Any]], done: threading.Event) -> None:
 _RESUME = "the last training state is untouched, and the same command resumes from it"
 
 
-class Peers(Callback):
+class RankProcesses(Callback):
     """Records the processes of all ranks, so that a lost one can be named."""
 
     def __init__(self) -> None:
@@ -371,14 +371,14 @@ class Peers(Callback):
             if host == socket.gethostname() and process != os.getpid()
         ]
         for _ in range(20):
-            gone = [(rank, process, _exit_status(process)) for rank, process in here if _is_gone(process)]
+            gone = [(rank, process, _exit_status(process)) for rank, process in here if _has_ended(process)]
             if gone:
-                return [_ended(*each) for each in gone]
+                return [_describe_end(*each) for each in gone]
             time.sleep(0.1)
         return []
 
 
-def _is_gone(process: int) -> bool:
+def _has_ended(process: int) -> bool:
     if os.name == "nt":  # os.kill would end the process there, whatever the signal
         return False
     try:
@@ -404,7 +404,7 @@ def _stat(process: int) -> list[str]:
         return []
 
 
-def _ended(rank: int, process: int, status: int | None) -> str:
+def _describe_end(rank: int, process: int, status: int | None) -> str:
     who = f"rank {rank} (process {process})"
     if status is None:
         return f"{who} ended; its own message, or that of the launcher, says why"
@@ -424,7 +424,7 @@ def _world_size(train: TrainConfig) -> int:
     return train.devices * train.nodes
 
 
-def synchronise_norms(module: nn.Module) -> None:
+def convert_sync_batchnorm(module: nn.Module) -> None:
     """Replaces every batch norm inside `module` by one whose statistics are those of the batches of all ranks.
 
     For the CPU; on cards Lightning puts torch's own `SyncBatchNorm` in place, which refuses tensors of a CPU.
@@ -434,11 +434,11 @@ def synchronise_norms(module: nn.Module) -> None:
     """
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, nn.modules.batchnorm._BatchNorm) and not isinstance(child, SharedBatchNorm):  # pyright: ignore[reportPrivateUsage]
-                setattr(parent, name, SharedBatchNorm(child))
+            if isinstance(child, nn.modules.batchnorm._BatchNorm) and not isinstance(child, CpuSyncBatchNorm):  # pyright: ignore[reportPrivateUsage]
+                setattr(parent, name, CpuSyncBatchNorm(child))
 
 
-class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage, reportUntypedBaseClass]
+class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage, reportUntypedBaseClass]
     """Batch norm over the batches of all ranks together; each may hold another number of rows.
 
     Args:

@@ -89,7 +89,7 @@ def encode_images(
         NumericsError: If an embedding is not finite.
         ResourceError: If the store cannot be written.
     """
-    embeds = _once(model, model.encode_image, loader, records, _EMBEDS, folder, key or {}, progress=progress)
+    embeds = _cached(model, model.encode_image, loader, records, _EMBEDS, folder, key or {}, progress=progress)
     return Embeddings(embeds, *label_images(records, findings))
 
 
@@ -115,7 +115,7 @@ def encode_features(
         ResourceError: If the store cannot be written.
     """
     which = {**(key or {}), "output": "features"}
-    return _once(model, model.encode_image_features, loader, records, _FEATURES, folder, which, progress=progress)
+    return _cached(model, model.encode_image_features, loader, records, _FEATURES, folder, which, progress=progress)
 
 
 def compare_images(
@@ -142,7 +142,7 @@ def compare_images(
         ResourceError: If the store cannot be written.
     """
     which = {**(key or {}), "output": "similarities"}
-    return _once(model, compare, loader, records, _SIMILARITIES, folder, which, progress=progress)
+    return _cached(model, compare, loader, records, _SIMILARITIES, folder, which, progress=progress)
 
 
 def label_images(records: Sequence[Record], findings: Sequence[str]) -> LabelledImages:
@@ -161,7 +161,7 @@ def label_images(records: Sequence[Record], findings: Sequence[str]) -> Labelled
     )
 
 
-def _once(
+def _cached(
     model: _Module,
     read: Callable[[Tensor], Tensor],
     loader: Iterable[Batch],
@@ -175,11 +175,11 @@ def _once(
     """What `read` makes of all images, from the store where it is there."""
     full_key = {**key, "records": _digest("\n".join(record.id for record in records))}
     place = None if folder is None else folder / _digest(json.dumps(full_key, sort_keys=True))
-    rows = None if place is None else _stored(place, name, full_key, len(records))
+    rows = None if place is None else _read_cache(place, name, full_key, len(records))
     if rows is None:
         rows = _encode(model, read, loader, len(records), progress=progress)
         if place is not None:
-            _store(place, name, full_key, rows)
+            _write_cache(place, name, full_key, rows)
     return rows
 
 
@@ -226,7 +226,7 @@ def _finite(embeds: Tensor) -> Tensor:
     return embeds
 
 
-def _stored(place: Path, name: str, key: Mapping[str, str], images: int) -> Tensor | None:
+def _read_cache(place: Path, name: str, key: Mapping[str, str], images: int) -> Tensor | None:
     """What an equal pass left, or None where it is missing, incomplete, damaged or of something else."""
     try:
         manifest = read_json(place / _MANIFEST)
@@ -239,7 +239,7 @@ def _stored(place: Path, name: str, key: Mapping[str, str], images: int) -> Tens
     return embeds if len(embeds) == images else None
 
 
-def _store(place: Path, name: str, key: Mapping[str, str], embeds: Tensor) -> None:
+def _write_cache(place: Path, name: str, key: Mapping[str, str], embeds: Tensor) -> None:
     """Writes the rows, then the manifest that makes them valid: killed in between, they are not used."""
     data = save({name: np.ascontiguousarray(embeds.numpy())})
     try:
@@ -260,7 +260,7 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def device_of(settings: Settings) -> torch.device:
+def inference_device(settings: Settings) -> torch.device:
     """Where images are read outside of training: a card, where there is one and `train.accelerator` allows it."""
     wanted = settings.train.accelerator != "cpu" and torch.cuda.is_available()
     return torch.device("cuda" if wanted else "cpu")

@@ -20,7 +20,7 @@ from cleft.errors import CheckpointError, ConfigError
 _FUSED_ON = {"cpu", "cuda", "xpu", "mps"}
 
 
-def moving_weights(module: nn.Module) -> dict[str, Tensor]:
+def trainable_parameters(module: nn.Module) -> dict[str, Tensor]:
     """Returns the weights that training may change, by name."""
     return {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
 
@@ -45,7 +45,7 @@ def parameter_groups(
     Raises:
         ConfigError: If no weight may move.
     """
-    moving = moving_weights(module)
+    moving = trainable_parameters(module)
     if not moving:
         raise ConfigError("nothing trains: every weight is frozen; set image.train=true or text.adapt=lora")
     groups: list[dict[str, Any]] = []
@@ -86,7 +86,7 @@ def build_optimizer(
     return AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)
 
 
-def rate_factor(step: int, config: OptimConfig) -> float:
+def lr_factor(step: int, config: OptimConfig) -> float:
     """Share of the peak learning rate that step `step` uses, counted from 0.
 
     Rises in equal parts over the warm-up, so that the last of its steps has the peak; then falls along half a cosine
@@ -106,10 +106,10 @@ def rate_factor(step: int, config: OptimConfig) -> float:
 
 def build_schedule(optimizer: Optimizer, config: OptimConfig) -> LambdaLR:
     """Builds the schedule of `rate_factor`; call its `step` after each step of the optimiser."""
-    return LambdaLR(optimizer, lambda step: rate_factor(step, config))
+    return LambdaLR(optimizer, lambda step: lr_factor(step, config))
 
 
-class Learner(L.LightningModule):
+class TrainingModule(L.LightningModule):
     """One stage of learning: a loss per batch, numbers to log, a loss over the validation split.
 
     Its training states hold what may move and nothing else: never the frozen language model.
@@ -137,11 +137,11 @@ class Learner(L.LightningModule):
             poll: To be called at every batch; raises when a signal has arrived.
         """
 
-    def observe(self) -> dict[str, float]:
+    def step_metrics(self) -> dict[str, float]:
         """Returns further numbers of the last step, for the log."""
         return {}
 
-    def validated(self, loss: float) -> dict[str, float]:
+    def validation_metrics(self, loss: float) -> dict[str, float]:
         """Returns the numbers of the last validation, for the log.
 
         Args:
@@ -150,15 +150,15 @@ class Learner(L.LightningModule):
         return {"val/loss": loss}
 
     @property
-    def chosen_by(self) -> str:
+    def selection_metric(self) -> str:
         """What `validation_loss` measures, for messages."""
         return "validation loss"
 
-    def told(self, loss: float) -> str:
+    def describe_loss(self, loss: float) -> str:
         """Returns in words what the best weights are chosen by, e.g. `loss 0.4321`."""
         return f"loss {loss:.4f}"
 
-    def rates(self) -> Mapping[str, float] | None:
+    def lr_multipliers(self) -> Mapping[str, float] | None:
         """Returns the share of the learning rate of each weight; None gives all the whole."""
         return None
 
@@ -175,7 +175,7 @@ class Learner(L.LightningModule):
         """The optimiser and schedule of the settings, one step of it per batch."""
         # A gradient scaler cannot clip behind an optimiser that undoes its scaling by itself.
         fused = False if getattr(self.trainer.precision_plugin, "scaler", None) is not None else None
-        optimizer = build_optimizer(self, self._optim, rates=self.rates(), fused=fused)
+        optimizer = build_optimizer(self, self._optim, rates=self.lr_multipliers(), fused=fused)
         schedule = build_schedule(optimizer, self._optim)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -188,10 +188,10 @@ class Learner(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a state that does not hold exactly what may move."""
-        check_names(self, checkpoint["state_dict"])
+        check_state_names(self, checkpoint["state_dict"])
 
 
-def check_names(module: torch.nn.Module, state: dict[str, Tensor]) -> None:
+def check_state_names(module: torch.nn.Module, state: dict[str, Tensor]) -> None:
     """Compares the names of a training state with the weights that may move and the buffers.
 
     Raises:

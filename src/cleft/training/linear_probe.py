@@ -59,7 +59,7 @@ def mean_auc(logits: Tensor, targets: Tensor) -> float | None:
         present = F.one_hot(targets, logits.shape[1]).to(logits.dtype)
         # The log-odds of a class against all others rank images as its probability does, without rounding to 1.
         scores = torch.stack(
-            [logits[:, c] - _others(logits, c).logsumexp(dim=1) for c in range(logits.shape[1])], dim=1
+            [logits[:, c] - _other_columns(logits, c).logsumexp(dim=1) for c in range(logits.shape[1])], dim=1
         )
     else:
         present, scores = targets, logits
@@ -72,11 +72,11 @@ def mean_auc(logits: Tensor, targets: Tensor) -> float | None:
     return sum(areas) / len(areas) if areas else None
 
 
-def _others(logits: Tensor, column: int) -> Tensor:
+def _other_columns(logits: Tensor, column: int) -> Tensor:
     return torch.cat([logits[:, :column], logits[:, column + 1 :]], dim=1)
 
 
-STRENGTHS = tuple(float(f"{10 ** (half / 2):.3g}") for half in range(-10, 3))
+PENALTIES = tuple(float(f"{10 ** (half / 2):.3g}") for half in range(-10, 3))
 """Weights of the penalty that are tried, 1e-5 to 10 in half decades: half the squared norm of the weights times this is
 added to the mean cross-entropy of an image, so that it means the same for few images and for many."""
 _STEPS, _TOLERANCE = 10_000, 1e-7
@@ -89,15 +89,15 @@ class Probe(NamedTuple):
     """`[C, D]` float32, for features as they are: the scaling is multiplied in."""
     bias: Tensor
     """`[C]` float32."""
-    strength: float
+    penalty: float
     """The penalty that was chosen."""
-    value: float
+    score: float
     """Its cross-entropy or AUC on validation."""
-    tried: dict[float, float]
+    scores: dict[float, float]
     """What each strength reached on validation; the higher strength wins a tie."""
 
 
-def solve_probe(
+def fit_probe(
     features: Tensor, targets: Tensor, val_features: Tensor, val_targets: Tensor, *, classes: int, choose: str
 ) -> Probe:
     """Solves the head for every strength of the grid and keeps the best on validation.
@@ -126,8 +126,8 @@ def solve_probe(
     heads: dict[float, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
     tried: dict[float, float] = {}
     models: list[Any] = [_model() for _ in range(1 if targets.ndim == 1 else classes)]
-    for strength in sorted(STRENGTHS, reverse=True):  # from stiff to loose, each begun where the one before ended
-        heads[strength] = _solve(models, scaled, targets.numpy(), strength, classes)
+    for strength in sorted(PENALTIES, reverse=True):  # from stiff to loose, each begun where the one before ended
+        heads[strength] = _fit_all(models, scaled, targets.numpy(), strength, classes)
         logits = torch.from_numpy(val_scaled @ heads[strength][0].T + heads[strength][1])
         tried[strength] = _measure(logits, val_targets, choose)
     best = (max if choose == "auc" else min)(tried, key=lambda strength: tried[strength])
@@ -136,9 +136,9 @@ def solve_probe(
     return Probe(
         weight=torch.from_numpy(weight).float(),
         bias=torch.from_numpy(bias - weight @ shift).float(),
-        strength=best,
-        value=tried[best],
-        tried=tried,
+        penalty=best,
+        score=tried[best],
+        scores=tried,
     )
 
 
@@ -146,7 +146,7 @@ def _model() -> LogisticRegression:
     return LogisticRegression(tol=_TOLERANCE, max_iter=_STEPS, warm_start=True)
 
 
-def _solve(
+def _fit_all(
     models: list[Any], features: NDArray[np.float64], targets: NDArray[Any], strength: float, classes: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Weights `[C, D]` and biases `[C]` on scaled features."""
@@ -208,15 +208,15 @@ _DEFAULTS: Mapping[tuple[str, str], Mapping[str, Any]] = MappingProxyType(
     }
 )
 """Mode and protocol to what a setting becomes that was left null; what is not named here does nothing there."""
-_OF_STEPS = ("batch_size", "steps", "warmup_steps", "lr", "weight_decay", "layer_decay", "augment")
+_STEP_SETTINGS = ("batch_size", "steps", "warmup_steps", "lr", "weight_decay", "layer_decay", "augment")
 
 
-def is_exact(config: ClassifyConfig) -> bool:
+def uses_solver(config: ClassifyConfig) -> bool:
     """Whether the head is solved for, and not trained in steps."""
     return config.mode == "linear-probe" and config.protocol == "standard"
 
 
-def reads_once(config: ClassifyConfig) -> bool:
+def uses_fixed_features(config: ClassifyConfig) -> bool:
     """Whether a tower that stands still sees the same pixels at every step, so that it need read each image once.
 
     Give it what `follow_protocol` returned.
@@ -224,17 +224,17 @@ def reads_once(config: ClassifyConfig) -> bool:
     return config.mode == "linear-probe" and not config.augment
 
 
-def without_idle(config: ClassifyConfig, typed: Collection[str] = ()) -> ClassifyConfig:
+def drop_unused(config: ClassifyConfig, typed: Collection[str] = ()) -> ClassifyConfig:
     """Returns settings without those of a preset that do nothing with this mode and protocol, such as steps of a solve.
 
     Args:
         config: As read from a preset or a run.
         typed: Names of settings that somebody typed: these stay, so that `follow_protocol` refuses them.
     """
-    return dataclasses.replace(config, **{name: None for name in _idle(config) if name not in typed})
+    return dataclasses.replace(config, **{name: None for name in _unused(config) if name not in typed})
 
 
-def follow_protocol(config: ClassifyConfig) -> ClassifyConfig:
+def apply_protocol(config: ClassifyConfig) -> ClassifyConfig:
     """Fills in what mode and protocol say wherever a setting was left null.
 
     Raises:
@@ -245,12 +245,12 @@ def follow_protocol(config: ClassifyConfig) -> ClassifyConfig:
     given = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     steps = given["steps"] or defaults.get("steps")
     known = {**defaults, "warmup_steps": steps // 10} if steps else defaults
-    for name in _idle(config):
+    for name in _unused(config):
         if given[name] is not None:
             raise ConfigError(f"classify.{name}={given[name]} does nothing with {where}; leave it out")
-    if is_exact(config) and config.select_by == "last":
+    if uses_solver(config) and config.select_by == "last":
         raise ConfigError(f"classify.select_by=last does nothing with {where}: there are no steps; leave it out")
-    if is_exact(config) and config.logits == "unit":
+    if uses_solver(config) and config.logits == "unit":
         raise ConfigError(
             f"classify.logits=unit does nothing with {where}: a solved probe is a logistic regression; take "
             f"classify.protocol=paper"
@@ -264,14 +264,14 @@ def follow_protocol(config: ClassifyConfig) -> ClassifyConfig:
     return filled
 
 
-def _idle(config: ClassifyConfig) -> list[str]:
+def _unused(config: ClassifyConfig) -> list[str]:
     """Settings of steps that do nothing with this mode and protocol."""
     read = _DEFAULTS[config.mode, config.protocol]
     warms_up = "steps" in read
-    return [name for name in _OF_STEPS if name not in read and not (name == "warmup_steps" and warms_up)]
+    return [name for name in _STEP_SETTINGS if name not in read and not (name == "warmup_steps" and warms_up)]
 
 
-def optim_of(config: ClassifyConfig) -> OptimConfig:
+def optimizer_settings(config: ClassifyConfig) -> OptimConfig:
     """Returns optimiser and schedule of a head that is trained in steps; give it what `follow_protocol` returned."""
     assert config.lr is not None
     assert config.weight_decay is not None

@@ -42,7 +42,7 @@ class _FileLogger(Logger):
         """Does nothing: the run folder holds the settings."""
 
 
-class BoardLog(_FileLogger):
+class TensorBoardLog(_FileLogger):
     """Writes one file per process that logs; TensorBoard reads all files of a folder as one run.
 
     Args:
@@ -184,7 +184,7 @@ def build_loggers(folder: Path, columns: Sequence[str], first_step: int) -> list
         columns: Quantities that will be logged.
         first_step: Steps that are done; what was logged of later ones is dropped.
     """
-    return [CsvLog(folder / "log.csv", columns, first_step), BoardLog(folder / "tensorboard", first_step)]
+    return [CsvLog(folder / "log.csv", columns, first_step), TensorBoardLog(folder / "tensorboard", first_step)]
 
 
 def _is_done(row: Mapping[str, str | None], first_step: int) -> bool:

@@ -33,13 +33,13 @@ from cleft.models.image_classifier import build_image_classifier, save_image_cla
 from cleft.models.methods import METHODS, MethodModel, build_model
 from cleft.models.methods.losses import PairInfo
 from cleft.privacy import MIN_PATIENTS
-from cleft.training.callbacks import Intervals, StopFlag, kept_generators, seed_generators, step_seed
-from cleft.training.dataset import Material, keep_readable, read_material
-from cleft.training.distributed import first_rank_first, gather_rows, settle_devices
-from cleft.training.lightning_module import Learner, moving_weights
-from cleft.training.provenance import keep_commits, split_facts, texts_digest
+from cleft.training.callbacks import Intervals, StopFlag, preserved_rng, seed_generators, step_seed
+from cleft.training.dataset import TrainingData, drop_images_without_text, read_training_data
+from cleft.training.distributed import first_rank_first, gather_rows, resolve_devices
+from cleft.training.lightning_module import TrainingModule, trainable_parameters
+from cleft.training.provenance import record_commits, split_record, texts_digest
 from cleft.training.run_folder import Run, open_run
-from cleft.training.trainer import Plan, train
+from cleft.training.trainer import TrainingPlan, train
 from cleft.types import Batch
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def pretrain(settings: Settings, folder: Path | str, *, progress: bool = True) -
     """
     folder = as_path(folder, "folder")
     settings = _with_rule(settings, folder)
-    train = settle_devices(settings.train)
+    train = resolve_devices(settings.train)
     with (
         first_rank_first(train.timeout) as ready,
         open_run(folder, settings, "pretrain") as run,
@@ -86,12 +86,12 @@ def pretrain(settings: Settings, folder: Path | str, *, progress: bool = True) -
             return folder
         if settings.method == "image-only":
             if is_first():
-                _keep_untrained(settings, run)
+                _save_untrained(settings, run)
             return folder
-        material = keep_readable(read_material(settings, progress=progress), settings.data)
-        _foresee(settings, material)
+        material = drop_images_without_text(read_training_data(settings, progress=progress), settings.data)
+        _warn_about_classes(settings, material)
         texts = Texts(material.train, material.findings, settings.data, settings.seed)
-        run.keep_split(material.facts(**_text_facts(texts, settings)))
+        run.record_split(material.facts(**_text_facts(texts, settings)))
         stop.check("while reading the data; nothing was learned yet")
         _train(settings, material, texts, run, stop, train, ready)
     return folder
@@ -110,7 +110,7 @@ def _text_facts(texts: Texts, settings: Settings) -> dict[str, str]:
     return {} if settings.data.texts == "captions" else {"texts": texts_digest(texts.all_texts())}
 
 
-def _foresee(settings: Settings, material: Material) -> None:
+def _warn_about_classes(settings: Settings, material: TrainingData) -> None:
     """Says now, and not after hours of training, that stage two has no such classes or no words for them."""
     try:
         classes = resolve_classes(settings.classes, material.findings)
@@ -120,11 +120,13 @@ def _foresee(settings: Settings, material: Material) -> None:
             log.warning("for stage two and evaluation, stage one does not need it: %s", error)
 
 
-def _keep_untrained(settings: Settings, run: Run) -> None:
+def _save_untrained(settings: Settings, run: Run) -> None:
     """A run of a tower that nothing was learned with, so that later verbs find it as they find every other."""
     log.info("%s: nothing is trained; the image tower is kept as it is", run.folder)
-    nobody = split_facts(people="", recipe="nothing was trained", digest="", counts={"train": 0, "val": 0}, patients=[])
-    run.keep_split(nobody)
+    nobody = split_record(
+        people="", recipe="nothing was trained", digest="", counts={"train": 0, "val": 0}, patients=[]
+    )
+    run.record_split(nobody)
     save_image_classifier(build_image_classifier(settings), settings, run.folder)
     run.finish({"steps": 0, "best_step": 0, "best_loss": None, "weights": weights_digest(run.folder)})
 
@@ -138,7 +140,7 @@ class Validation(NamedTuple):
     """From (rank, world size) to that rank's share of its batches."""
 
 
-class Pretraining(Learner):
+class PretrainModule(TrainingModule):
     """Lets a model read images with their captions, and moves it by the loss of its method.
 
     Args:
@@ -166,7 +168,7 @@ class Pretraining(Learner):
     def loss(self, batch: Batch) -> Tensor:
         """Loss of the pairs of all ranks together; each rank reads its share."""
         read = self._method.read(self.model, batch)
-        facts = self._facts(batch, _numbers(self._caption_ids, batch.captions, self.device))
+        facts = self._facts(batch, _row_numbers(self._caption_ids, batch.captions, self.device))
         if self._method.compares_pairs and dist.is_available() and dist.is_initialized():
             read, facts = gather_rows(read), gather_rows(facts)
         return self._method.loss(self.model, read, facts, self._settings)
@@ -175,7 +177,7 @@ class Pretraining(Learner):
         text_labels = batch.labels if batch.text_labels is None else batch.text_labels
         return PairInfo(caption_ids, batch.labels, text_labels, step=self.global_step)
 
-    def observe(self) -> dict[str, float]:
+    def step_metrics(self) -> dict[str, float]:
         """Temperature, and what the language model read."""
         stats = self.model.text_tower.stats
         if self._method.compares_pairs and stats.distinct == 1 and not self._warned:
@@ -213,7 +215,7 @@ class Pretraining(Learner):
             return None
         self.model.eval()
         try:
-            with self.trainer.precision_plugin.val_step_context(), kept_generators(self.device):
+            with self.trainer.precision_plugin.val_step_context(), preserved_rng(self.device):
                 batches = self._val.batches(self.trainer.global_rank, self.trainer.world_size)
                 total, count = self._add_up(batches, poll)
         finally:
@@ -232,7 +234,7 @@ class Pretraining(Learner):
             place = number * self.trainer.world_size + self.trainer.global_rank
             seed_generators(step_seed(self._settings.seed, "validation", place, 0), self.device)
             on_device: Batch = self.trainer.strategy.batch_to_device(batch)
-            rows = _numbers(self._val_rows, batch.captions, self.device)
+            rows = _row_numbers(self._val_rows, batch.captions, self.device)
             if text_embeds is None:
                 read = self._method.read(self.model, on_device)
             else:
@@ -253,7 +255,7 @@ class Pretraining(Learner):
 
 def _train(
     settings: Settings,
-    material: Material,
+    material: TrainingData,
     texts: Texts,
     run: Run,
     stop: StopFlag,
@@ -278,12 +280,12 @@ def _train(
         )
     captions = texts.all_texts()
     log.info("building the model: image tower %s, text tower %s", _named(settings.image), _named(settings.text))
-    model = build_model(settings, captions, learnable=_learnable(texts, settings))
+    model = build_model(settings, captions, learnable=_tokenizer_texts(texts, settings))
     if is_first():
-        keep_commits(run.folder / "environment.json", settings)
+        record_commits(run.folder / "environment.json", settings)
     model.text_tower.cache_texts(sorted(set(captions)))
     if DATASETS[settings.data.dataset].whole_captions and settings.data.texts == "captions":
-        _refuse_cut(model, settings)
+        _check_caption_length(model, settings)
     model.train()
     _describe(model, material, captions)
     if told := repeat_note(material.train, settings.train.unique_in_batch, settings.train.batch_size):
@@ -293,7 +295,7 @@ def _train(
         still = Texts(material.val, material.findings, settings.data, settings.seed, fixed=True)
         read = [still.read(0, row).text for row in range(len(material.val))]
         val = Validation(read, _val_batches(material, still, settings))
-    learner = Pretraining(model, settings, captions, val)
+    learner = PretrainModule(model, settings, captions, val)
 
     def batches(first_step: int, rank: int, world_size: int) -> Iterable[Batch]:
         return train_loader(
@@ -324,7 +326,7 @@ def _train(
         )
 
 
-def _learnable(texts: Texts, settings: Settings) -> list[str] | None:
+def _tokenizer_texts(texts: Texts, settings: Settings) -> list[str] | None:
     """Texts to learn a tokenizer from, or None; the model folder holds it, so they must identify no patient."""
     if settings.text.scratch is None:
         return None
@@ -340,7 +342,7 @@ def _learnable(texts: Texts, settings: Settings) -> list[str] | None:
     return learnable.parts
 
 
-def _refuse_cut(model: MethodModel, settings: Settings) -> None:
+def _check_caption_length(model: MethodModel, settings: Settings) -> None:
     """Raises a ConfigError if a caption is longer than the text tower reads."""
     tokens = model.text_tower.tokenizer
     if tokens.truncated:
@@ -356,12 +358,12 @@ def _named(tower: ImageTowerConfig | TextTowerConfig) -> str:
     return tower.model or f"{(tower.scratch or {}).get('model_type')} from scratch"
 
 
-def _plan(settings: Settings, train_config: TrainConfig) -> Plan:
+def _plan(settings: Settings, train_config: TrainConfig) -> TrainingPlan:
     every = settings.train
     intervals = Intervals(
         steps=settings.optim.steps, val_every=every.val_every, save_every=every.save_every, log_every=every.log_every
     )
-    return Plan(
+    return TrainingPlan(
         intervals=intervals,
         seed=settings.seed,
         clip_norm=settings.optim.clip_norm,
@@ -373,7 +375,7 @@ def _plan(settings: Settings, train_config: TrainConfig) -> Plan:
     )
 
 
-def _val_batches(material: Material, texts: Texts, settings: Settings) -> Callable[[int, int], Iterable[Batch]]:
+def _val_batches(material: TrainingData, texts: Texts, settings: Settings) -> Callable[[int, int], Iterable[Batch]]:
     """Every `world_size`-th batch of the split for each rank, so that batches are the same for any number of ranks."""
     size, every = settings.train.batch_size, range(len(material.val))
     parts = [every[start : start + size] for start in every[::size]]
@@ -388,8 +390,8 @@ def _val_batches(material: Material, texts: Texts, settings: Settings) -> Callab
     return of_rank
 
 
-def _describe(model: MethodModel, material: Material, captions: Sequence[str]) -> None:
-    moving = sum(weight.numel() for weight in moving_weights(model).values())
+def _describe(model: MethodModel, material: TrainingData, captions: Sequence[str]) -> None:
+    moving = sum(weight.numel() for weight in trainable_parameters(model).values())
     total = sum(weight.numel() for weight in model.parameters())
     log.info("%s", describe_trainable(model.text_tower.lm, model.text_tower.config))
     log.info("%s of %s weights move", f"{moving:,}", f"{total:,}")
@@ -408,5 +410,5 @@ def _scale_of(model: MethodModel) -> Tensor | None:
     return model.logit_scale if isinstance(model, DualEncoder) else None
 
 
-def _numbers(rows: Mapping[str, int], captions: Sequence[str], device: torch.device) -> Tensor:
+def _row_numbers(rows: Mapping[str, int], captions: Sequence[str], device: torch.device) -> Tensor:
     return torch.tensor([rows[caption] for caption in captions], device=device)

@@ -29,37 +29,37 @@ from cleft.grammar import count, verb
 from cleft.models.checkpoint import check_joint_space, load_model, save_model, weights_digest
 from cleft.models.dual_encoder import DualEncoder, initial_context
 from cleft.training.callbacks import Intervals, StopFlag
-from cleft.training.dataset import Material, read_material
+from cleft.training.dataset import TrainingData, read_training_data
 from cleft.training.distributed import check_hardware, one_device
-from cleft.training.features import device_of
-from cleft.training.lightning_module import Learner
-from cleft.training.provenance import carried_facts
+from cleft.training.features import inference_device
+from cleft.training.lightning_module import TrainingModule
+from cleft.training.provenance import inherited_split
 from cleft.training.run_folder import Run, check_source, open_run
-from cleft.training.trainer import Plan, train
+from cleft.training.trainer import TrainingPlan, train
 from cleft.types import Record
 
-_AT_ONCE = 64
-_HALVES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+_BATCH_SIZE = 64
+_AUTOCAST_DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 class Targets(NamedTuple):
     """Images of a split that stage two learns from."""
 
     records: list[Record]
-    shares: Tensor
+    class_shares: Tensor
     """Share of each class in an image's target, `[N, C]`, rows sum to one."""
 
 
-class Encoded(NamedTuple):
+class EncodedImages(NamedTuple):
     """Images after the tower has read them."""
 
     image_embeds: Tensor
     """`[N, E]`."""
-    shares: Tensor
+    class_shares: Tensor
     """`[N, C]`."""
 
 
-def choose_targets(records: Sequence[Record], classes: Sequence[str], several: str) -> Targets:
+def select_targets(records: Sequence[Record], classes: Sequence[str], several: str) -> Targets:
     """Takes the images that show exactly one of the classes; those with several only if asked for.
 
     Args:
@@ -95,7 +95,7 @@ def check_classes(targets: Targets, classes: Sequence[str], several: str) -> Non
     """
     if len(classes) < 2:
         raise ConfigError(f"classes={list(classes)}: telling apart takes at least two")
-    empty = [name for name, share in zip(classes, targets.shares.sum(dim=0).tolist(), strict=True) if share == 0]
+    empty = [name for name, share in zip(classes, targets.class_shares.sum(dim=0).tolist(), strict=True) if share == 0]
     if empty:
         other = "" if several == "soft" else ", set context.multi_label=soft"
         raise DataError(
@@ -107,8 +107,8 @@ def check_classes(targets: Targets, classes: Sequence[str], several: str) -> Non
 
 @torch.no_grad()
 def encode_targets(
-    model: DualEncoder, targets: Targets, material: Material, settings: Settings, stop: StopFlag, *, progress: bool
-) -> Encoded:
+    model: DualEncoder, targets: Targets, material: TrainingData, settings: Settings, stop: StopFlag, *, progress: bool
+) -> EncodedImages:
     """Reads images once with the frozen tower, cropped at the centre, on whatever device the model lies.
 
     Args:
@@ -123,8 +123,8 @@ def encode_targets(
         Interrupted, Terminated: If a signal arrived.
     """
     device = model.logit_scale.device
-    half = _HALVES.get(settings.train.precision)
-    loader = eval_loader(targets.records, material.prepared, material.findings, settings, batch_size=_AT_ONCE)
+    half = _AUTOCAST_DTYPES.get(settings.train.precision)
+    loader = eval_loader(targets.records, material.prepared, material.findings, settings, batch_size=_BATCH_SIZE)
     parts: list[Tensor] = []
     with (
         torch.autocast(device.type, half, enabled=half is not None),
@@ -134,7 +134,7 @@ def encode_targets(
             stop.check("while encoding images; nothing was learned yet")
             parts.append(model.encode_image(batch.images.to(device)).cpu())
             advance()
-    return Encoded(torch.cat(parts), targets.shares)
+    return EncodedImages(torch.cat(parts), targets.class_shares)
 
 
 log = logging.getLogger(__name__)
@@ -172,14 +172,14 @@ def learn_context(
     with open_run(folder, settings, "context") as run, StopFlag() as stop:
         if run.is_finished():
             return folder
-        material = read_material(settings, progress=progress)
-        run.keep_split(material.facts(before=carried_facts(source), model=weights_digest(source)))
+        material = read_training_data(settings, progress=progress)
+        run.record_split(material.facts(before=inherited_split(source), model=weights_digest(source)))
         stop.check("while reading the data; nothing was learned yet")
         _train(source, settings, material, run, stop, progress=progress)
     return folder
 
 
-class ContextLearning(Learner):
+class PromptContextModule(TrainingModule):
     """Moves the context until each image lies nearest to its class name behind it.
 
     Args:
@@ -194,20 +194,20 @@ class ContextLearning(Learner):
     """
 
     def __init__(
-        self, model: DualEncoder, names: Sequence[str], config: ContextConfig, val: Encoded | None = None
+        self, model: DualEncoder, names: Sequence[str], config: ContextConfig, val: EncodedImages | None = None
     ) -> None:
         super().__init__(config.optim)
         self.model = model
         self._names = list(names)
         self._val = val
 
-    def loss(self, batch: Encoded) -> Tensor:
+    def loss(self, batch: EncodedImages) -> Tensor:
         """Mean cross-entropy of the classes, in nats; log(C) where all class embeddings are equal."""
         class_embeds = self.model.encode_class_names(self._names)  # [C, E]
         # Half precision makes equal logits of far classes.
         with torch.autocast(class_embeds.device.type, enabled=False):
             logits = self.model.logit_scale.exp().float() * batch.image_embeds @ class_embeds.float().T  # [B, C]
-            return F.cross_entropy(logits, batch.shares)
+            return F.cross_entropy(logits, batch.class_shares)
 
     @torch.no_grad()
     def validation_loss(self, poll: Callable[[], None]) -> float | None:
@@ -216,16 +216,18 @@ class ContextLearning(Learner):
         if self._val is None:
             return None
         with self.trainer.precision_plugin.val_step_context():
-            return self.loss(Encoded(*(part.to(self.device) for part in self._val))).item()
+            return self.loss(EncodedImages(*(part.to(self.device) for part in self._val))).item()
 
 
-def _train(source: Path, settings: Settings, material: Material, run: Run, stop: StopFlag, *, progress: bool) -> None:
+def _train(
+    source: Path, settings: Settings, material: TrainingData, run: Run, stop: StopFlag, *, progress: bool
+) -> None:
     config = settings.context
     classes = resolve_classes(settings.classes, material.findings)
     wording = find_class_names(settings.class_names, settings.data.dataset)
     require_phrases(wording, "a learned context")
     check_class_names(wording, classes)
-    chosen = choose_targets(material.train, classes, config.multi_label)
+    chosen = select_targets(material.train, classes, config.multi_label)
     check_classes(chosen, classes, config.multi_label)
     sampler = _Sampler(len(chosen.records), config, settings.seed)
     model = load_model(source, float32=True).eval()
@@ -235,27 +237,27 @@ def _train(source: Path, settings: Settings, material: Material, run: Run, stop:
             f"{source} wants images of {model.image_spec}; set images.size, images.mean and images.std so"
         )
     model.set_context(initial_context(model.text_tower, prompt_template(settings.data), config, settings.seed))
-    model.to(device_of(settings))
+    model.to(inference_device(settings))
 
-    def encode(targets: Targets) -> Encoded:
+    def encode(targets: Targets) -> EncodedImages:
         return encode_targets(model, targets, material, settings, stop, progress=progress)
 
     drawn = sampler.drawn()
-    train_set = encode(Targets([chosen.records[row] for row in drawn], chosen.shares[drawn]))
-    val_targets = choose_targets(material.val, classes, config.multi_label)
+    train_set = encode(Targets([chosen.records[row] for row in drawn], chosen.class_shares[drawn]))
+    val_targets = select_targets(material.val, classes, config.multi_label)
     val_set = encode(val_targets) if val_targets.records else None
     if val_set is None:
         log.warning("no validation image shows exactly one of the classes: the last context is kept, not the best")
     model.requires_grad_(False)
     assert model.context is not None
     model.context.requires_grad_(True)
-    learner = ContextLearning(model, [wording.phrase(name) for name in classes], config, val_set)
+    learner = PromptContextModule(model, [wording.phrase(name) for name in classes], config, val_set)
     place = {row: position for position, row in enumerate(drawn)}
 
-    def batches(first_step: int, rank: int, world_size: int) -> Iterator[Encoded]:
+    def batches(first_step: int, rank: int, world_size: int) -> Iterator[EncodedImages]:
         for rows in sampler.steps(first_step):
             positions = [place[row] for row in rows]
-            yield Encoded(train_set.image_embeds[positions], train_set.shares[positions])
+            yield EncodedImages(train_set.image_embeds[positions], train_set.class_shares[positions])
 
     outcome = train(learner, batches, run, _plan(settings), stop)
     save_model(model, settings, run.folder, extra=run.terms())
@@ -271,7 +273,7 @@ def _train(source: Path, settings: Settings, material: Material, run: Run, stop:
     )
 
 
-def _plan(settings: Settings) -> Plan:
+def _plan(settings: Settings) -> TrainingPlan:
     config = settings.context
     intervals = Intervals(
         steps=config.optim.steps,
@@ -281,7 +283,7 @@ def _plan(settings: Settings) -> Plan:
     )
     # The towers stand still and a step is small: one device does it.
     alone = one_device(settings.train)
-    return Plan(
+    return TrainingPlan(
         intervals=intervals,
         seed=settings.seed,
         clip_norm=config.optim.clip_norm,

@@ -42,7 +42,7 @@ def _read_environment(path: Path) -> dict[str, Any] | None:
     )
 
 
-def keep_environment(path: Path, stage: Stage, *, processes: int = 1) -> None:
+def write_environment(path: Path, stage: Stage, *, processes: int = 1) -> None:
     """Writes `environment.json`; where a run goes on elsewhere, says that its bits may change.
 
     Args:
@@ -53,7 +53,7 @@ def keep_environment(path: Path, stage: Stage, *, processes: int = 1) -> None:
     new = {"stage": stage, **_environment(), "processes": processes}
     old = _read_environment(path)
     if old is not None:
-        before, now = _deciding(old), _deciding(new)
+        before, now = _reproducibility_facts(old), _reproducibility_facts(new)
         differing = [f"{name} {before.get(name)} → {value}" for name, value in now.items() if before.get(name) != value]
         if differing:
             log.warning("%s: no longer bit-equal, because %s", path.parent, "; ".join(differing))
@@ -62,7 +62,7 @@ def keep_environment(path: Path, stage: Stage, *, processes: int = 1) -> None:
     write_json(path, new)
 
 
-def keep_commits(path: Path, settings: Settings) -> None:
+def record_commits(path: Path, settings: Settings) -> None:
     """Writes into `environment.json` which commit of a hub's models a run starts from.
 
     Args:
@@ -100,7 +100,7 @@ def keep_commits(path: Path, settings: Settings) -> None:
     write_json(path, {**environment, "models": new})
 
 
-def _deciding(environment: dict[str, Any]) -> dict[str, Any]:
+def _reproducibility_facts(environment: dict[str, Any]) -> dict[str, Any]:
     """What rounding may depend on."""
     versions = environment.get("versions")
     return {
@@ -147,7 +147,7 @@ def _without_folder(word: str) -> str:
     return shown_name(word) if os.sep in word else word
 
 
-def split_facts(
+def split_record(
     *, people: str, recipe: str, digest: str, counts: Mapping[str, int], patients: Iterable[str], **more: Any
 ) -> dict[str, Any]:
     """What `split.json` holds.
@@ -174,7 +174,7 @@ def split_facts(
     }
 
 
-def carried_facts(source: Path) -> dict[str, Any] | None:
+def inherited_split(source: Path) -> dict[str, Any] | None:
     """Returns the `split.json` of a run for one that starts from its weights, or None where it has none.
 
     Unkeyed digests, as runs of earlier versions hold them, are keyed on the way.

@@ -35,7 +35,7 @@ from cleft.files import RECORD, Output, lock_file, open_lock, write_whole
 from cleft.grammar import count
 from cleft.launch import count_processes, find_launch, is_first
 from cleft.strict_json import find_json, write_json
-from cleft.training.provenance import keep_environment, read_split, read_summary, stage_of
+from cleft.training.provenance import read_split, read_summary, stage_of, write_environment
 
 
 class Change(NamedTuple):
@@ -79,7 +79,7 @@ def file_changes(old: Settings, new: Settings) -> list[Change]:
 _FILES = ("split_file", "test_list", "reports", "sentence_bank", "patient_mapping", "exclude_patients")
 
 
-_VERBS = {"context": ("stage two", "cleft learn-context"), "classify": ("classification", "cleft classify")}
+_STAGE_COMMANDS = {"context": ("stage two", "cleft learn-context"), "classify": ("classification", "cleft classify")}
 
 
 def check_source(source: Path, settings: Settings, folder: Path, *, what: str, free: Sequence[str] = ()) -> None:
@@ -100,7 +100,7 @@ def check_source(source: Path, settings: Settings, folder: Path, *, what: str, f
         raise ConfigError(f"{folder} holds the model to start from; choose another run folder for {what}")
     if (source / "states").is_dir() and not (source / "summary.json").is_file():
         stage = stage_of(source)
-        name, verb = _VERBS.get(str(stage), ("stage one", "cleft pretrain"))
+        name, verb = _STAGE_COMMANDS.get(str(stage), ("stage one", "cleft pretrain"))
         raise CheckpointError(
             f"{source}: {name} is not finished; run the same {verb} again, it goes on where it was stopped"
         )
@@ -126,7 +126,7 @@ _BEFORE_SETTINGS = {"lock"}
 """What a new run folder may hold before it holds `config.yaml`."""
 
 
-_BESIDE = {"sources", "leaks", "terms"}
+_NOT_COMPARED = {"sources", "leaks", "terms"}
 """What `split.json` says besides what is learned from: the same images may come out of a table that was packed."""
 
 
@@ -169,7 +169,7 @@ class Run:
             facts = facts.get("before")
         return {"terms": list(dict.fromkeys(found))} if found else {}
 
-    def keep_split(self, facts: Mapping[str, Any]) -> None:
+    def record_split(self, facts: Mapping[str, Any]) -> None:
         """Writes down what the run learns from; when it goes on, checks that this is still the same.
 
         Args:
@@ -184,7 +184,7 @@ class Run:
                 write_json(path, facts)
             return
         old, new = _without_other_keys(old, json.loads(json.dumps(facts)))
-        differing = [key for key in {**old, **new} if old.get(key) != new.get(key) and key not in _BESIDE]
+        differing = [key for key in {**old, **new} if old.get(key) != new.get(key) and key not in _NOT_COMPARED]
         if differing:
             shown = "; ".join(f"{key} {_short(old.get(key))} → {_short(new.get(key))}" for key in differing)
             raise ConfigError(
@@ -219,24 +219,24 @@ def open_run(folder: Path, settings: Settings, stage: Stage) -> Generator[Run]:
         yield run
         return
     made = _made_folders(folder)
-    _check_place(folder)
+    _check_folder(folder)
     with _locked(folder / "lock"):
         is_new = not (folder / "config.yaml").is_file()
         try:
             _check_settings(folder, settings, stage)
             if run.summary() is None:
                 write_whole(folder / "config.yaml", dump_settings(settings), mode=None)
-                keep_environment(folder / "environment.json", stage, processes=_processes(settings, stage))
+                write_environment(folder / "environment.json", stage, processes=_processes(settings, stage))
             yield run
         except BaseException:
-            if is_new and not has_begun(folder):
+            if is_new and not has_started(folder):
                 _remove_refused(folder, made)
             raise
 
 
-def has_begun(folder: Path) -> bool:
+def has_started(folder: Path) -> bool:
     """Returns whether a run has made a step, or is finished; before that there is nothing in it to keep."""
-    return _has_learned(folder) or (folder / "logs").is_dir()
+    return _has_weights(folder) or (folder / "logs").is_dir()
 
 
 def _made_folders(folder: Path) -> list[Path]:
@@ -262,7 +262,7 @@ def _processes(settings: Settings, stage: Stage) -> int:
     return devices * nodes
 
 
-def _check_place(folder: Path) -> None:
+def _check_folder(folder: Path) -> None:
     """A new or known folder, in which a file can be written and renamed."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; choose another folder for the run")
@@ -316,7 +316,7 @@ def _check_settings(folder: Path, settings: Settings, stage: Stage) -> None:
     deciding, rounding = changes(before, settings, stage)
     if (folder / "summary.json").is_file():  # no data are read again, with which the digests would be compared
         deciding += file_changes(before, settings)
-    if deciding and not _has_learned(folder):
+    if deciding and not _has_weights(folder):
         log.info("%s: nothing was learned here yet, so it takes the new settings", folder)
         (folder / "split.json").unlink(missing_ok=True)
         return
@@ -340,13 +340,13 @@ def _check_rank(folder: Path, settings: Settings, stage: Stage) -> None:
             )
 
 
-def _has_learned(folder: Path) -> bool:
+def _has_weights(folder: Path) -> bool:
     """Whether a training state, or a model, would be lost if the run were begun anew."""
     whole = any((folder / name).exists() for name in ("summary.json", "model.json", "model.safetensors"))
     return whole or any((folder / "states").glob("*.ckpt"))
 
 
-def hold_run(folder: Path) -> AbstractContextManager[None]:
+def lock_run(folder: Path) -> AbstractContextManager[None]:
     """Hold a run folder against other processes, as `open_run` does.
 
     Raises:
@@ -433,7 +433,7 @@ class Purge(NamedTuple):
         folders = {folder for path in self.files for folder in path.parents if self.place in folder.parents}
         with ExitStack() as held:
             if self.kind == "run":
-                held.enter_context(hold_run(self.place))
+                held.enter_context(lock_run(self.place))
             else:
                 for home in sorted(folder for folder in folders if (folder / "lock").is_file()):
                     held.enter_context(lock_folder(home))
@@ -447,7 +447,7 @@ class Purge(NamedTuple):
                     folder.rmdir()
 
 
-def plan_purges(places: Sequence[Path]) -> list[Purge]:
+def find_purges(places: Sequence[Path]) -> list[Purge]:
     """Find what can be removed; removes nothing.
 
     Args:

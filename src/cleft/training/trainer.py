@@ -29,9 +29,23 @@ from cleft.config import TrainConfig
 from cleft.data.batches import explain_worker_error
 from cleft.errors import CheckpointError, CleftError, ResourceError
 from cleft.launch import is_first
-from cleft.training.callbacks import Intervals, Keeper, ProgressBar, StepSeeds, StopFlag, Watch, last_good
-from cleft.training.distributed import Peers, Replicas, cluster_environment, synchronise_norms, uses_card
-from cleft.training.lightning_module import Learner, check_names, moving_weights
+from cleft.training.callbacks import (
+    Intervals,
+    ProgressBar,
+    StepEnd,
+    StepMonitor,
+    StepSeeds,
+    StopFlag,
+    describe_last_state,
+)
+from cleft.training.distributed import (
+    RankProcesses,
+    ReportingDDP,
+    cluster_environment,
+    convert_sync_batchnorm,
+    uses_gpu,
+)
+from cleft.training.lightning_module import TrainingModule, check_state_names, trainable_parameters
 from cleft.training.loggers import build_loggers
 from cleft.training.run_folder import Run
 from cleft.training.training_state import StateStore, tensor_bytes
@@ -43,7 +57,7 @@ LOGGED = ("train/loss", "val/loss", "lr", "gradient_norm", "seconds_per_step", "
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class TrainingPlan:
     """How one training goes."""
 
     intervals: Intervals
@@ -62,7 +76,7 @@ class Plan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class TrainingOutcome:
     """What came of a training. The learner holds the best weights."""
 
     best_step: int
@@ -72,7 +86,7 @@ class Outcome:
     last_step: int
     """Last step that was made; before the planned end where training stopped early."""
 
-    def kept(self, steps: int, chosen_by: str) -> str:
+    def describe(self, steps: int, chosen_by: str) -> str:
         """Describes which weights are kept.
 
         Args:
@@ -92,11 +106,13 @@ class Outcome:
         )
 
 
-Batches = Callable[[int, int, int], Iterable[Any]]
+BatchSource = Callable[[int, int, int], Iterable[Any]]
 """From (first step, rank, world size) to this rank's share of the batches of all steps from there on."""
 
 
-def train(learner: Learner, batches: Batches, run: Run, plan: Plan, stop: StopFlag) -> Outcome:
+def train(
+    learner: TrainingModule, batches: BatchSource, run: Run, plan: TrainingPlan, stop: StopFlag
+) -> TrainingOutcome:
     """Trains from the newest training state of a run, or from the beginning, to the end.
 
     Args:
@@ -117,19 +133,19 @@ def train(learner: Learner, batches: Batches, run: Run, plan: Plan, stop: StopFl
     first_step = state.step if state else 0
     if first_step < plan.intervals.steps:
         # Weights, two moments of the optimiser, and the file's own bookkeeping.
-        store.check_room(3 * tensor_bytes(moving_weights(learner)) + 2**16)
+        store.check_room(3 * tensor_bytes(trainable_parameters(learner)) + 2**16)
         if state is not None:
             log.info("%s: going on from step %d of %d", run.folder, first_step, plan.intervals.steps)
         several = plan.train.devices != 1 or plan.train.nodes != 1
-        if several and not uses_card(plan.train):
-            synchronise_norms(learner)
-        peers = Peers()
-        with _surroundings(plan.train):
+        if several and not uses_gpu(plan.train):
+            convert_sync_batchnorm(learner)
+        peers = RankProcesses()
+        with _deterministic(plan.train):
             trainer = _build_trainer(run, store, plan, stop, first_step, peers)
             try:
                 trainer.fit(
                     learner,
-                    Steps(batches, plan.intervals.steps, first_step, trainer),
+                    StepBatches(batches, plan.intervals.steps, first_step, trainer),
                     ckpt_path=None if state is None else str(state.path),
                     weights_only=True,
                 )
@@ -138,21 +154,21 @@ def train(learner: Learner, batches: Batches, run: Run, plan: Plan, stop: StopFl
                 if explained is None:
                     raise
                 raise explained from error
-    outcome = _take_best(learner, store)
+    outcome = _load_best(learner, store)
     if is_first():
-        log.info("%s: %s", run.folder, outcome.kept(plan.intervals.steps, learner.chosen_by))
+        log.info("%s: %s", run.folder, outcome.describe(plan.intervals.steps, learner.selection_metric))
     return outcome
 
 
 def _explain(
-    error: MemoryError | RuntimeError, trainer: L.Trainer, plan: Plan, store: StateStore, peers: Peers
+    error: MemoryError | RuntimeError, trainer: L.Trainer, plan: TrainingPlan, store: StateStore, peers: RankProcesses
 ) -> CleftError | None:
     """Error that reports a failure of the machine to the user; None for any other error."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or _NO_MEMORY.search(str(error)):
         device = trainer.strategy.root_device
         return ResourceError(
             f"step {trainer.global_step}: {'memory' if device.type == 'cpu' else f'memory of {device}'} ran out with "
-            f"{plan.memory}; last good state: {last_good(store)}. Lower one of them, or set "
+            f"{plan.memory}; last good state: {describe_last_state(store)}. Lower one of them, or set "
             f"image.gradient_checkpointing=true"
         )
     return explain_worker_error(error) or peers.explain(error)
@@ -161,7 +177,7 @@ def _explain(
 _NO_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate memory|cannot allocate memory", re.IGNORECASE)
 
 
-class Steps:
+class StepBatches:
     """The batches that are left, counted as Lightning counts them: from the beginning of the training.
 
     Args:
@@ -171,7 +187,7 @@ class Steps:
         trainer: Knows rank and world size when iteration begins.
     """
 
-    def __init__(self, batches: Batches, steps: int, first_step: int, trainer: L.Trainer) -> None:
+    def __init__(self, batches: BatchSource, steps: int, first_step: int, trainer: L.Trainer) -> None:
         self._batches = batches
         self._steps = steps
         self._first_step = first_step
@@ -209,10 +225,12 @@ class _StateIO(CheckpointIO):
         raise NotImplementedError("the store removes its own states")
 
 
-def _build_trainer(run: Run, store: StateStore, plan: Plan, stop: StopFlag, first_step: int, peers: Peers) -> L.Trainer:
-    watch = Watch(store)
+def _build_trainer(
+    run: Run, store: StateStore, plan: TrainingPlan, stop: StopFlag, first_step: int, peers: RankProcesses
+) -> L.Trainer:
+    watch = StepMonitor(store)
     bar = ProgressBar(run.stage, plan.intervals.steps)
-    keeper = Keeper(store, plan.intervals, stop=stop, watch=watch, bar=bar, prefix=plan.prefix, patience=plan.patience)
+    keeper = StepEnd(store, plan.intervals, stop=stop, watch=watch, bar=bar, prefix=plan.prefix, patience=plan.patience)
     assert plan.train.nodes != "auto"
     return L.Trainer(
         accelerator=plan.train.accelerator,
@@ -227,7 +245,7 @@ def _build_trainer(run: Run, store: StateStore, plan: Plan, stop: StopFlag, firs
         logger=build_loggers(run.log_folder, [f"{plan.prefix}{name}" for name in (*LOGGED, *plan.columns)], first_step),
         # Not Lightning's own for SLURM: its handler would save from inside a signal.
         plugins=[_StateIO(store), cluster_environment(plan.train)],
-        sync_batchnorm=uses_card(plan.train),
+        sync_batchnorm=uses_gpu(plan.train),
         default_root_dir=run.folder,
         log_every_n_steps=1,  # the keeper logs
         limit_val_batches=0,  # the keeper validates, at a place from which a run can go on
@@ -244,16 +262,16 @@ def _strategy(config: TrainConfig) -> str | Strategy:
     several = config.devices != 1 or config.nodes != 1
     if config.strategy == "ddp" or (config.strategy == "auto" and several):
         # A mask token or a pooler that is never used must not stop the others; whole parts are watched (G10).
-        return Replicas(find_unused_parameters=True, timeout=timedelta(seconds=config.timeout))
+        return ReportingDDP(find_unused_parameters=True, timeout=timedelta(seconds=config.timeout))
     return config.strategy
 
 
-def _take_best(learner: Learner, store: StateStore) -> Outcome:
+def _load_best(learner: TrainingModule, store: StateStore) -> TrainingOutcome:
     """Gives the learner the weights of the best state the newest one knows of."""
     newest = store.latest(repair=False)
     assert newest is not None, "the last step saves"
     checkpoint = store.load(newest.path)
-    kept = checkpoint["callbacks"][Keeper.__qualname__]
+    kept = checkpoint["callbacks"]["Keeper"]
     best_step: int | None = kept["best_step"]
     if best_step is not None and best_step != newest.step:
         path = store.find(best_step)
@@ -263,9 +281,9 @@ def _take_best(learner: Learner, store: StateStore) -> Outcome:
                 f"copy it back, or remove the newer states to train from an older one"
             )
         checkpoint = store.load(path)
-    check_names(learner, checkpoint["state_dict"])
+    check_state_names(learner, checkpoint["state_dict"])
     learner.load_state_dict(checkpoint["state_dict"], strict=False)
-    return Outcome(
+    return TrainingOutcome(
         best_step=newest.step if best_step is None else best_step,
         best_loss=None if best_step is None else kept["best_loss"],
         last_step=newest.step,
@@ -273,7 +291,7 @@ def _take_best(learner: Learner, store: StateStore) -> Outcome:
 
 
 @contextmanager
-def _surroundings(config: TrainConfig) -> Generator[None]:
+def _deterministic(config: TrainConfig) -> Generator[None]:
     """Deterministic kernels, the caller's generator untouched, and Lightning speaking only when something is wrong."""
     enabled, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     fill: bool = getattr(kernels, "fill_uninitialized_memory")  # noqa: B009 the module replaces itself at import

@@ -27,7 +27,7 @@ from cleft.data.tables.patients import (
 )
 from cleft.errors import DataError
 from cleft.strict_json import write_json
-from cleft.training.provenance import seen_patients, split_facts
+from cleft.training.provenance import seen_patients, split_record
 from cleft.types import Reading, Record
 
 SAME = ["12", "012", "12.0", " 12", "12\u200b", "1.2e1", "\uff11\uff12", "+12", "12,0"]
@@ -141,7 +141,7 @@ def test_a_list_of_excluded_patients_may_spell_them_otherwise(tmp_path, listed, 
 
 
 def test_a_patient_who_was_trained_on_is_known_in_any_spelling(tmp_path):
-    facts = split_facts(people="x", recipe="patients", digest="d", counts={}, patients=["P-007", "12"], before=None)
+    facts = split_record(people="x", recipe="patients", digest="d", counts={}, patients=["P-007", "12"], before=None)
     write_json(tmp_path / "split.json", {name: value for name, value in facts.items() if name != "before"})
     patients = ["p-7", "P-007", "012", "12.0", "13"]
     assert seen_patients(tmp_path, "x", patients) == set(patients) - {"13"}
