@@ -287,7 +287,7 @@ def test_a_run_names_no_folder_and_is_read_back_equal(tmp_path, monkeypatch):
         "--text.scratch=null",
     ]
     settings = load_settings(
-        "tiny", [*words, "--wording", "../jane/words.yaml", "--data.exclude_patients", "lists/out.csv"]
+        "tiny", [*words, "--class_names", "../jane/words.yaml", "--data.exclude_patients", "lists/out.csv"]
     )
     assert str(settings.data.cache) == f"{tmp_path}/cache"
     text = dump_settings(settings)

@@ -174,7 +174,7 @@ def test_all_cores_decode_unless_told_otherwise(words, monkeypatch):
 
 def test_the_command_that_a_refusal_names_makes_what_was_missing(drawings, tmp_path, capsys):
     place = ["--data.dataset=manifest", f"--data.root={drawings}", f"--data.cache={tmp_path / 'cache'}"]
-    run = ["pretrain", "tiny", "--run", str(tmp_path / "run"), *place, "--data.prepare=ahead"]
+    run = ["pretrain", "tiny", "--run", str(tmp_path / "run"), *place, "--data.prepare=required"]
     assert main(["data", "prepare", "tiny", *place, "--images.stored_size=128", "--jobs=1"]) == 0
     assert main(run) == 3
     said = capsys.readouterr().err

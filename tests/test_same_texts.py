@@ -137,8 +137,8 @@ def test_the_model_folder_names_its_rule(run):
         ({"texts": "mgca"}, "release-1"),
         ({"texts": "whole"}, "nfc-1"),
         ({"texts": "medclip"}, "nfc-1"),
-        ({"opening": "This is an X-ray of"}, "nfc-1"),
-        ({"opening": "an ultrasound with"}, "words-1"),
+        ({"prompt_prefix": "This is an X-ray of"}, "nfc-1"),
+        ({"prompt_prefix": "an ultrasound with"}, "words-1"),
     ],
 )
 def test_settings_of_a_run_begun_before_rules_were_recorded_get_the_rule_of_its_training(run, tmp_path, changed, rule):

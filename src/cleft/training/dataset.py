@@ -99,7 +99,7 @@ def read_training_data(settings: Settings, *, reading: Reading | None = None, pr
     Raises:
         ConfigError: If `data.root` is not set.
         DataError: If the table is not what the reader expects, too many images cannot be read, or images are not
-            prepared and `data.prepare` is `ahead`.
+            prepared and `data.prepare` is `required`.
     """
     reading = read_dataset(settings.data) if reading is None else reading
     terms = license_terms(settings.data)

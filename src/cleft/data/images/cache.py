@@ -388,7 +388,7 @@ def find_images(
         raise DataError(
             f"{home}: {share(len(absent), len(records), 'image')} "
             f"{verb(len(absent), 'is not prepared as it is', 'are not prepared as they are')} now, the first is "
-            f"{absent[0]}, and data.prepare=ahead decodes none here{made}; run {prepare_command(data, images)}",
+            f"{absent[0]}, and data.prepare=required decodes none here{made}; run {prepare_command(data, images)}",
             reason="unprepared",
         )
     bad |= _refused(shelf, contents)
