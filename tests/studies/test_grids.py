@@ -192,7 +192,7 @@ def test_invalid_models_of_a_grid_are_refused_with_their_line(words, tmp_path, c
 def test_imported_models_are_compared_with_every_seed(home, words, tmp_path):
     grid = write_grid(
         tmp_path,
-        "columns: [manifest/zero-shot, manifest/linear-probe, manifest/fine-tune/0.5]\nagainst: lora\n"
+        "columns: [manifest/zero-shot, manifest/linear-probe, manifest/fine-tune/0.5]\nreference: lora\n"
         f"rows:\n  lora: {{preset: tiny}}\nmodels:\n  MGCA (published): {home / 'models/mgca'}\n",
     )
     heads = ["--classify.protocol=standard", "--classify.steps=4", "--classify.val_every=2", "--scale=tiny"]

@@ -171,3 +171,10 @@ def test_new_settings_leave_step_names_unchanged(tmp_path):
     ]
     assert names[0] == "base-lm-chexpert-568c7d"  # it may change with the preset alone, for studies go on by it
     assert names[0] != names[1]
+
+
+def test_renamed_settings_leave_step_names_unchanged(tmp_path):
+    plan = paper_plan("table1", "tiny")
+    options = StudyOptions(data={"chexpert": tmp_path}, overrides=("--data.patient_dataset=nih",), runs=tmp_path)
+    names = [name for name, step in plan_steps([plan], options).steps.items() if step.kind == "caption-lm"]
+    assert names[0] == "base-lm-chexpert-b0af40"  # as written when the setting was data.people

@@ -29,6 +29,7 @@ from cleft.config import (
     DataConfig,
     Settings,
     TextTowerConfig,
+    declared_settings,
     flat_settings,
     load_settings,
     setting_effect,
@@ -375,11 +376,13 @@ def _without_texts(data: DataConfig) -> DataConfig:
 def _digest(settings: Settings) -> str:
     """Return a digest (six hex digits) of the settings that affect results; folders do not.
 
-    Defaults are left out, so that new settings leave the digests of existing studies unchanged.
+    Defaults are left out and renamed settings keep their first name, so that the digests of existing studies do not
+    change.
     """
     defaults = flat_settings(Settings())
+    declared = declared_settings()
     relevant = {
-        key: value
+        (declared[key].formerly if key in declared else None) or key: value
         for key, value in flat_settings(settings).items()
         if setting_effect(key) != () and value != defaults.get(key)
     }
