@@ -39,7 +39,7 @@ def test_matching_evaluation_is_recognised():
         {"wording": "released"},
         {"similarity": "both"},
         {"standardised": True},
-        {"command": "cleft evaluate row --per-class 10"},
+        {"per_class": 10},
         {"classes": ("Edema", "Pneumonia")},
     ],
 )
