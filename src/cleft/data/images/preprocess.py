@@ -144,7 +144,7 @@ def augment(
 
     Source:
         `Moco2Transform` of the released code. We interpolate the warp linearly, the released code takes the nearest
-        pixel (docs/decisions/0022).
+        pixel (docs/decisions/0020).
     """
     run_seed, epoch, sample = seed
     draws = philox_generator(run_seed, Stream.AUGMENT, epoch, sample).random(13).tolist()
