@@ -1,4 +1,4 @@
-"""The right weights move, and only those."""
+"""Each adapter makes the right weights trainable, and only those."""
 
 import pytest
 import torch
@@ -144,7 +144,7 @@ def test_trained_rows_start_as_the_table_and_answer_in_its_type():
 
 def test_one_line_says_how_many_weights_move():
     said = describe_trainable(biomedlm(adapt="lora"), TextTowerConfig(adapt="lora"))
-    assert said == "text tower (lora): 2,621,440 of 2,596,869,120 weights move (0.101 %)"
+    assert said == "text tower (lora): 2,621,440 of 2,596,869,120 parameters trainable (0.101 %)"
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])

@@ -100,24 +100,35 @@ def test_typed_layers_take_the_place_of_the_default():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"adapt": "lora", "lora_targets": ("q_prj",)}, r"text.lora_targets names 'q_prj'.*did you mean 'q_proj'; it"),
+        (
+            {"adapt": "lora", "lora_targets": ("q_prj",)},
+            r"text.lora_targets: no .* ending in 'q_prj'; did you mean 'q_proj'; its",
+        ),
         (
             {"adapt": "lora", "lora_targets": ("embed_tokens",)},
-            "text.lora_targets names 'embed_tokens', which no linear",
+            "text.lora_targets: no linear layer of the model has a name ending in 'embed_tokens'",
         ),
-        ({"adapt": "ia3", "ia3_targets": ("k_proj", "down")}, "text.ia3_targets names 'down', which no linear layer"),
-        ({"adapt": "ia3", "ia3_feedforward": ("fc3",)}, "text.ia3_feedforward names 'fc3'"),
-        ({"adapt": "ia3", "ia3_feedforward": ("fc1",)}, "add what is missing to text.ia3_targets"),
+        (
+            {"adapt": "ia3", "ia3_targets": ("k_proj", "down")},
+            "text.ia3_targets: no linear layer of the model has a name ending in 'down'",
+        ),
+        (
+            {"adapt": "ia3", "ia3_feedforward": ("fc3",)},
+            "text.ia3_feedforward: no linear layer of the model has a name ending in 'fc3'",
+        ),
+        ({"adapt": "ia3", "ia3_feedforward": ("fc1",)}, "add the missing ones to text.ia3_targets"),
         ({"adapt": "lora", "lora_targets": ()}, "text.lora_targets names no layer"),
     ],
 )
-def test_layers_the_model_has_not_are_refused_with_those_it_has(options, sentence):
+def test_unknown_target_layers_are_refused_with_a_list_of_the_known(options, sentence):
     with pytest.raises(ConfigError, match=sentence):
         tower("biogpt", **options)
 
 
-def test_where_nothing_is_found_the_message_names_the_setting_and_the_layers():
-    with pytest.raises(ConfigError, match=r"default modules for a 'fnet' model; name .*--text.lora_targets.*dense"):
+def test_without_default_targets_the_message_names_setting_and_layers():
+    with pytest.raises(
+        ConfigError, match=r"no default modules are known for a 'fnet' model; name .*--text.lora_targets.*dense"
+    ):
         tower("fnet", adapt="lora")
     assert trained_layers(tower("fnet", adapt="lora", lora_targets=("intermediate.dense",))) == {"dense"}
 

@@ -1,4 +1,4 @@
-"""A prefix tree holds every distinct beginning once, and shows each node its ancestors."""
+"""A prefix tree holds every distinct prefix once; each node attends to its ancestors."""
 
 import csv
 import random
@@ -37,12 +37,12 @@ def test_a_tree_by_hand():
     assert packed.last.tolist() == [1, 2, 1]
 
 
-def test_a_blind_end_sees_its_text_but_not_itself():
+def test_a_self_masked_end_token_attends_to_its_text_only():
     packed = pack_texts([[A, END], [A, B, END]], mask_eos_self=True)
     assert ways_down(packed) == [[A], [A, B]]
 
 
-def test_a_blind_end_without_a_text_sees_itself_for_attention_needs_something():
+def test_a_self_masked_end_token_without_text_attends_to_itself():
     assert pack_texts([[END]], mask_eos_self=True).visible.tolist() == [[True]]
 
 
@@ -53,7 +53,7 @@ def test_a_text_without_tokens_is_refused():
 
 @given(texts_of_tokens)
 @settings(max_examples=100, deadline=None, derandomize=True)
-def test_nodes_are_the_set_of_beginnings_and_ways_down_are_the_texts(texts):
+def test_nodes_are_the_set_of_prefixes_and_paths_are_the_texts(texts):
     packed = pack_texts(texts)
     assert len(packed.input_ids) == len({tuple(text[:end]) for text in texts for end in range(1, len(text) + 1)})
     assert ways_down(packed) == texts
@@ -63,7 +63,7 @@ def test_nodes_are_the_set_of_beginnings_and_ways_down_are_the_texts(texts):
 
 @given(texts_of_tokens, texts_of_tokens)
 @settings(max_examples=50, deadline=None, derandomize=True)
-def test_a_tree_that_remembers_other_texts_gives_the_same_batch(before, texts):
+def test_cached_texts_do_not_change_a_batch(before, texts):
     tree = spelled_tree()
     tree.rows(spelled(before))
     packed = tree.subtree(spelled(texts))
@@ -73,7 +73,7 @@ def test_a_tree_that_remembers_other_texts_gives_the_same_batch(before, texts):
 
 @given(texts_of_tokens, st.integers(8, 20))
 @settings(max_examples=50, deadline=None, derandomize=True)
-def test_pieces_hold_every_text_once_and_stay_below_the_limit(texts, limit):
+def test_subtrees_contain_every_text_once_and_stay_below_the_limit(texts, limit):
     pieces = list(spelled_tree().subtrees(spelled(texts), limit))
     found = {int(place): way for places, packed in pieces for place, way in zip(places, ways_down(packed), strict=True)}
     assert found == dict(enumerate(texts))
@@ -81,7 +81,7 @@ def test_pieces_hold_every_text_once_and_stay_below_the_limit(texts, limit):
     assert all(len(packed.input_ids) <= limit for _, packed in pieces)
 
 
-def test_a_known_text_is_not_tokenised_again():
+def test_a_cached_text_is_not_tokenised_again():
     asked = []
     tree = PrefixTree(lambda new: [asked.append(text) or [len(text)] for text in new])
     tree.subtree(["edema", "edema", "no finding"])
@@ -89,7 +89,7 @@ def test_a_known_text_is_not_tokenised_again():
     assert asked == ["edema", "no finding"]
 
 
-def test_a_full_tree_starts_anew_and_stays_right():
+def test_a_full_tree_is_cleared_and_stays_correct():
     tree = spelled_tree(capacity=5)
     for start in range(20):
         texts = [[start, 7, END], [start, 8, END]]
@@ -97,8 +97,8 @@ def test_a_full_tree_starts_anew_and_stays_right():
     assert tree.nodes <= 10
 
 
-def test_pieces_of_a_batch_are_filled_to_the_limit_and_not_beyond():
-    # Four texts of three nodes without a shared beginning: two fit into six nodes, one into five.
+def test_subtrees_are_filled_up_to_the_limit():
+    # Four texts of three nodes without a shared prefix: two fit into six nodes, one into five.
     tree = spelled_tree()
     texts = spelled([[A, B, END], [B, A, END], [C, A, END], [END, A, C]])
     sizes = {limit: [len(piece.input_ids) for _, piece in tree.subtrees(texts, limit)] for limit in (2, 5, 6, 11, 12)}
@@ -112,14 +112,14 @@ def test_padded_tokens_and_lengths():
     assert lengths.tolist() == [3, 2]
 
 
-def test_roots_in_front_are_read_by_every_text():
+def test_every_text_attends_to_a_prepended_chain():
     packed = prepend_chain(pack_texts([[A, END], [B, END]], mask_eos_self=True), 2)
     assert packed.position_ids.tolist() == [0, 1, 2, 3, 2, 3]
     assert packed.visible[:2, :2].tolist() == [[True, False], [True, True]]
     assert packed.visible[packed.last].tolist() == [[1, 1, 1, 0, 0, 0], [1, 1, 0, 0, 1, 0]]
 
 
-def test_padding_nodes_see_only_themselves():
+def test_padding_nodes_attend_only_to_themselves():
     packed = pad_nodes(pack_texts([[A, B, END]]), 8, extra_keys=2)
     assert len(packed.input_ids) == 6
     assert packed.visible[3:].tolist() == torch.eye(6, dtype=torch.bool)[3:].tolist()
@@ -127,7 +127,7 @@ def test_padding_nodes_see_only_themselves():
     assert pad_nodes(packed, 6) is packed
 
 
-def test_all_real_captions_share_4238_beginnings(shared):
+def test_all_real_captions_share_4238_prefixes(shared):
     with (shared / "data/chexpert-label-sets/label_sets.csv").open() as file:
         rows = list(csv.DictReader(file))
     order = ["Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation"]

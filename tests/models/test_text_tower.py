@@ -1,4 +1,4 @@
-"""However a batch of texts is read, every text gets the features and gradients it would get alone."""
+"""Every packing gives each text the features and gradients of encoding it separately."""
 
 import functools
 import logging
@@ -10,7 +10,7 @@ from tests.fakes.texts import CAPTIONS, OPENING, SCRATCH, error, gradients, movi
 
 from cleft.config import TextTowerConfig
 from cleft.errors import CheckpointError, ConfigError, DataError
-from cleft.models import text_tower as text_file
+from cleft.models import text_tower as text_tower_module
 from cleft.models.language_model import build_language_model
 from cleft.models.prefix_tree import pad_nodes
 from cleft.models.text_tower import build_text_tower
@@ -44,18 +44,18 @@ def test_a_tree_changes_no_feature_and_no_gradient(family, adapt, texts):
 @pytest.mark.parametrize("adapt", ADAPTERS)
 @given(texts=sentences())
 @settings(max_examples=12, deadline=None, derandomize=True)
-def test_a_masked_model_reads_equal_texts_once_and_changes_nothing(adapt, texts):
+def test_a_masked_model_encodes_equal_texts_once_with_the_same_features(adapt, texts):
     compare_ways(cached("bert", adapt=adapt), texts, "distinct")
 
 
 @pytest.mark.parametrize("options", [{"pooling": "mean"}, {"end_token_attends_itself": True}], ids=str)
 @pytest.mark.parametrize("adapt", ["lora", "prefix"])
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_other_poolings_and_masks_are_exact_too(family, adapt, options):
+def test_the_tree_is_exact_with_every_pooling_and_mask(family, adapt, options):
     compare_ways(tower(family, adapt=adapt, **options), TEXTS, "tree")
 
 
-def test_a_model_with_additive_masks_is_exact_too():
+def test_the_tree_is_exact_with_additive_masks():
     built = tower("gpt2")
     built.lm.model.set_attn_implementation("eager")
     compare_ways(built, TEXTS, "tree")
@@ -63,7 +63,7 @@ def test_a_model_with_additive_masks_is_exact_too():
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "bert"])
 @pytest.mark.parametrize("adapt", ADAPTERS)
-def test_a_context_gives_the_same_features_and_gradients_in_both_ways(family, adapt):
+def test_a_context_gives_the_same_features_and_gradients_packed_and_padded(family, adapt):
     built = tower(family, adapt=adapt)
     context = torch.randn(7, 16, generator=torch.Generator().manual_seed(0), requires_grad=True)
     weights = [context, *moving(built)]
@@ -84,13 +84,13 @@ def test_a_context_costs_its_length_once():
     assert built.stats.nodes == 30 + sum(map(len, ids))
 
 
-def test_class_names_have_the_form_they_have_inside_a_sentence():
+def test_class_names_are_tokenised_as_inside_a_sentence():
     tokens = cached("gpt2").tokenizer
     assert tokens.encode_class_names(["edema"])[0] == [*tokens.encode_prompt("X edema")[1:], tokens.eos]
     assert tokens.hf_tokenizer.decode(tokens.encode_class_names(["edema"])[0][:-1]) == " edema"
 
 
-def test_a_text_does_not_depend_on_its_neighbours():
+def test_a_text_does_not_depend_on_the_rest_of_the_batch():
     built = cached("llama")
     alone = built.encode([CAPTIONS[1]])
     among = built.encode([*CAPTIONS, "edema " * 40, CAPTIONS[1]])[-1:]
@@ -116,7 +116,7 @@ def test_the_end_token_is_masked_as_in_the_authors_release(packing, attends_itse
     assert error(read(other, packing, CAPTIONS), torch.stack(expected)) > 1e-3
 
 
-def test_a_long_text_is_cut_in_front_of_its_end_token():
+def test_a_long_text_is_truncated_before_its_end_token():
     tokens = cached("gpt2").tokenizer
     fitting = " ".join(["edema"] * 3)
     for text in (fitting, "edema " * 40):
@@ -129,7 +129,7 @@ def test_a_long_text_is_cut_in_front_of_its_end_token():
     assert torch.equal(longer[0], longer[1])
 
 
-def test_many_cut_texts_are_warned_of_with_the_setting(caplog):
+def test_many_truncated_texts_give_a_warning_with_the_setting(caplog):
     tower("gpt2", max_tokens=6)
     assert "text.max_tokens=6" in caplog.text
 
@@ -144,7 +144,7 @@ def test_a_special_token_in_a_text_stays_plain_text(family):
 
 
 @pytest.mark.parametrize("silent", ["", "  ", "...", "\n-"])
-def test_texts_that_say_nothing_are_refused_by_position(silent):
+def test_texts_without_letters_are_refused_by_position(silent):
     with pytest.raises(DataError, match="positions 1, 3 "):
         cached("gpt2").encode(["edema", silent, "edema", silent])
     with pytest.raises(DataError, match="position 0 "):
@@ -156,7 +156,7 @@ def test_half_a_surrogate_pair_is_refused():
         cached("gpt2").encode(["edema \ud800"])
 
 
-def test_stats_count_what_was_read():
+def test_stats_count_encoded_tokens():
     built = cached("gpt2")
     built.encode([CAPTIONS[0], CAPTIONS[1], CAPTIONS[1]])
     ids = built.tokenizer.encode(CAPTIONS[:2])
@@ -193,7 +193,7 @@ def test_features_of_a_half_precision_causal_model_are_float32(pooling, packing)
 
 def test_only_a_tree_is_verified_when_it_is_built(monkeypatch):
     verified = []
-    monkeypatch.setattr(text_file.TextTower, "verify_packing", lambda self: verified.append(self.packing))
+    monkeypatch.setattr(text_tower_module.TextTower, "verify_packing", lambda self: verified.append(self.packing))
     tower("bert")
     tower("gpt2", packing="distinct")
     with torch.device("meta"):
@@ -205,8 +205,10 @@ def test_only_a_tree_is_verified_when_it_is_built(monkeypatch):
 
 def test_a_tree_that_was_not_verified_when_built_is_verified_before_its_first_use(monkeypatch):
     verified = []
-    verify = text_file.TextTower.verify_packing
-    monkeypatch.setattr(text_file.TextTower, "verify_packing", lambda self: verified.append(True) or verify(self))
+    verify = text_tower_module.TextTower.verify_packing
+    monkeypatch.setattr(
+        text_tower_module.TextTower, "verify_packing", lambda self: verified.append(True) or verify(self)
+    )
     built = build_text_tower(
         TextTowerConfig(model=None, scratch=SCRATCH["gpt2"], max_tokens=16, packing="tree"), CAPTIONS, verify=False
     ).eval()
@@ -216,11 +218,11 @@ def test_a_tree_that_was_not_verified_when_built_is_verified_before_its_first_us
     assert verified == [True]
 
 
-def test_a_tree_above_the_limit_is_read_in_pieces_without_a_difference(monkeypatch):
+def test_a_tree_above_the_limit_is_split_without_a_difference(monkeypatch):
     built = cached("gpt2")
     texts = [*CAPTIONS, "edema " * 9, *CAPTIONS[::-1]]
     whole = built.encode(texts)
-    monkeypatch.setattr(text_file, "MAX_NODES", 18)
+    monkeypatch.setattr(text_tower_module, "MAX_NODES", 18)
     pieces = built.encode(texts)
     assert built.stats.nodes > len({*texts})
     assert error(pieces, whole) < 1e-5
@@ -239,7 +241,7 @@ def test_padding_nodes_change_nothing(adapt):
 
 
 def test_a_masked_model_refuses_the_tree():
-    with pytest.raises(ConfigError, match="masked model: its tokens also see what stands behind"):
+    with pytest.raises(ConfigError, match="masked model: its tokens also attend to later tokens"):
         tower("bert", packing="tree")
     assert cached("bert").packing == "distinct"
 
@@ -255,29 +257,29 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("family", OTHERS)
-def test_a_model_that_cannot_be_a_tree_is_found_out_and_read_text_by_text(family, caplog):
+def test_a_model_that_cannot_encode_a_tree_falls_back_to_distinct_texts(family, caplog):
     scratch = {**OTHERS[family], "model_type": family}
     scratch.pop("max_position_embeddings", None)
     with pytest.raises(ConfigError, match=r"set text\.packing=distinct"):
         tower(family, scratch=scratch, packing="tree", adapt="frozen")
     built = tower(family, scratch=scratch, adapt="frozen")
     assert built.packing == "distinct"
-    assert "read by itself" in caplog.text
+    assert "encoded separately" in caplog.text
     assert error(built.encode(TEXTS), read(built, "padded", TEXTS)) < 1e-5
 
 
-def test_a_trial_finds_a_model_that_counts_positions_for_itself():
+def test_verification_detects_a_model_that_counts_positions_itself():
     built = cached("llama")
     original = built.lm.takes_positions
-    built.lm.takes_positions = False  # the model now counts along the sequence, as many do
+    built.lm.takes_positions = False  # the model now counts positions itself, as many do
     try:
-        assert "differs from itself" in text_file.compare_tree_with_padded(built)
+        assert "gives other features for a prefix tree" in text_tower_module.compare_tree_with_padded(built)
     finally:
         built.lm.takes_positions = original
-    assert text_file.compare_tree_with_padded(built) is None
+    assert text_tower_module.compare_tree_with_padded(built) is None
 
 
-def test_a_trial_leaves_every_mode_as_it_was():
+def test_verification_restores_training_modes():
     built = tower("gpt2").train()
     built.lm.model.h[0].eval()
     built.verify_packing()
@@ -295,14 +297,14 @@ CLIP = {
 }
 
 
-def test_the_text_half_of_clip_reads_equal_texts_once_and_vectors_in_the_place_of_tokens():
+def test_the_text_model_of_clip_encodes_equal_texts_once_and_takes_embeddings():
     built = tower("clip", scratch=CLIP, adapt="full", packing="distinct")
     compare_ways(built, TEXTS, "distinct")
     alone = built.encode(["edema"])
     ids = torch.tensor(built.tokenizer.encode(["edema"]))
     vectors = built.lm.embed(ids)
     assert error(built.encode_padded(vectors, torch.tensor([ids.shape[1]])), alone) < 1e-5
-    with pytest.raises(ConfigError, match="takes no more tokens at once than it has positions"):
+    with pytest.raises(ConfigError, match="takes no more tokens than it has positions"):
         tower("clip", scratch=CLIP, adapt="full", packing="tree")
     with pytest.raises(ConfigError, match="adapt=prefix: a 'clip_text_model' model takes no virtual tokens"):
         tower("clip", scratch=CLIP, adapt="prefix", packing="distinct")
@@ -315,18 +317,18 @@ def test_a_model_of_another_kind_is_refused(kind):
 
 
 def test_pooling_the_first_token_of_a_causal_model_is_refused():
-    with pytest.raises(ConfigError, match="has read nothing else"):
+    with pytest.raises(ConfigError, match="attends to no other token"):
         tower("gpt2", pooling="cls")
 
 
 def test_more_tokens_than_positions_are_refused():
-    with pytest.raises(ConfigError, match="90 tokens behind 20 virtual tokens exceed the 96 positions"):
+    with pytest.raises(ConfigError, match="90 tokens after 20 virtual tokens exceed the 96 positions"):
         tower("gpt2", adapt="prefix", max_tokens=90)
     with pytest.raises(ConfigError, match="exceed the 96 positions"):
         cached("gpt2").encode_after_context(["edema"], torch.zeros(96, 16))
 
 
-def test_the_language_models_own_dropout_is_off_unless_asked_for():
+def test_dropout_of_the_language_model_is_off_by_default():
     still = tower("gpt2").train()
     assert torch.equal(still.encode(CAPTIONS), still.encode(CAPTIONS))
     noisy = tower("gpt2", base_dropout=0.2).train()
@@ -335,7 +337,7 @@ def test_the_language_models_own_dropout_is_off_unless_asked_for():
 
 @pytest.mark.parametrize("adapt", ["lora", "ia3", "prefix", "frozen"])
 @pytest.mark.parametrize("family", CAUSAL)
-def test_frozen_weights_in_half_precision_are_read_as_a_tree(family, adapt, caplog):
+def test_frozen_weights_in_half_precision_are_encoded_as_a_tree(family, adapt, caplog):
     # Trained rows and adapters stay float32; taken for the model's type they would make its rounding look like a fault.
     half = tower(family, base_dtype="bfloat16", adapt=adapt)
     assert half.lm.dtype == torch.bfloat16
@@ -344,7 +346,7 @@ def test_frozen_weights_in_half_precision_are_read_as_a_tree(family, adapt, capl
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-def test_half_precision_loses_no_more_as_a_tree_than_padded():
+def test_half_precision_is_as_exact_with_a_tree_as_padded():
     exact, half = tower("gpt2"), tower("gpt2", base_dtype="bfloat16")
     half.load_state_dict(exact.state_dict())
     assert half.packing == "tree"
@@ -356,7 +358,7 @@ def test_half_precision_loses_no_more_as_a_tree_than_padded():
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "bert"])
-def test_a_saved_tower_from_scratch_comes_back(family, tmp_path):
+def test_a_saved_tower_from_scratch_is_restored(family, tmp_path):
     built = tower(family)
     built.tokenizer.save(tmp_path)
     again = build_text_tower(built.config, (), tokenizer=tmp_path, trained_tokens=built.trained_tokens)
@@ -365,14 +367,14 @@ def test_a_saved_tower_from_scratch_comes_back(family, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "bert"])
-def test_a_tower_from_a_folder_is_the_model_in_it(family, tmp_path):
+def test_a_tower_built_from_a_folder_has_its_weights(family, tmp_path):
     built = tower(family, adapt="full")
-    built.tokenizer.hf_tokenizer.padding_side = "left"  # as many files say
+    built.tokenizer.hf_tokenizer.padding_side = "left"  # as in many files
     built.tokenizer.save(tmp_path)
     built.lm.model.save_pretrained(tmp_path)
     loaded = tower(family, scratch=None, model=str(tmp_path), adapt="frozen", train_embeddings=False)
     with torch.no_grad():
-        loaded.load_state_dict(built.state_dict())  # the fake moves every weight
+        loaded.load_state_dict(built.state_dict())  # the fake changes every weight
     fresh = build_text_tower(TextTowerConfig(model=str(tmp_path), adapt="lora", max_tokens=16), CAPTIONS).eval()
     torch.testing.assert_close(fresh.encode(TEXTS), built.encode(TEXTS), atol=1e-5, rtol=1e-5)
     assert torch.equal(loaded.encode(TEXTS), built.encode(TEXTS))
@@ -382,7 +384,7 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path):
     built = tower("gpt2", adapt="full")
     built.lm.model.save_pretrained(tmp_path)
     train_tokenizer([" ".join(f"word{n} word{n}" for n in range(200))], causal=True).save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="copy both from the same place"):
+    with pytest.raises(CheckpointError, match="use the tokenizer of this model"):
         build_text_tower(TextTowerConfig(model=str(tmp_path)), CAPTIONS)
 
 
@@ -392,22 +394,22 @@ def test_a_causal_tokenizer_without_an_end_token_is_refused(tmp_path):
     built.lm.model.save_pretrained(tmp_path)
     built.tokenizer.hf_tokenizer.eos_token = None
     built.tokenizer.save(tmp_path)
-    with pytest.raises(CheckpointError, match="names no end-of-text token"):
+    with pytest.raises(CheckpointError, match="has no EOS token"):
         build_text_tower(TextTowerConfig(model=str(tmp_path)), CAPTIONS)
 
 
-def test_a_learned_tokenizer_depends_on_the_set_of_captions_alone():
+def test_a_trained_tokenizer_depends_only_on_the_set_of_captions():
     one = train_tokenizer(CAPTIONS, causal=True).backend_tokenizer.to_str()
     other = train_tokenizer([*CAPTIONS[::-1], *CAPTIONS], causal=True).backend_tokenizer.to_str()
     assert one == other
 
 
-def test_any_text_can_be_spelled_by_a_learned_tokenizer():
+def test_a_trained_tokenizer_encodes_any_text():
     tokens = TextTokenizer(train_tokenizer(CAPTIONS, causal=True), max_tokens=64, eos=0)
     assert tokens.hf_tokenizer.decode(tokens.encode(["œdème 肺炎 42"])[0][:-1]) == "œdème 肺炎 42"
 
 
-def test_a_token_is_spelled_as_it_reads_and_half_a_letter_as_the_vocabulary_writes_it():
+def test_a_token_is_decoded_as_text_and_a_partial_character_as_in_the_vocabulary():
     tokens = TextTokenizer(train_tokenizer(CAPTIONS, causal=True), max_tokens=64, eos=0)
     [word] = tokens.encode_prompt("x")
     assert tokens.decode_token(word) == "x"
@@ -415,8 +417,8 @@ def test_a_token_is_spelled_as_it_reads_and_half_a_letter_as_the_vocabulary_writ
     assert tokens.decode_token(half) == "Ã"
 
 
-def test_captions_are_needed_to_learn_a_tokenizer():
-    with pytest.raises(ConfigError, match="learns its tokenizer from captions"):
+def test_training_a_tokenizer_needs_captions():
+    with pytest.raises(ConfigError, match="trains its tokenizer on captions"):
         build_text_tower(TextTowerConfig(model=None, scratch=SCRATCH["gpt2"]), ())
 
 
@@ -426,11 +428,11 @@ def test_a_model_without_all_its_weights_is_refused(tmp_path):
     lm = build_language_model(config, vocabulary=300, pad=0, eos=0)
     lm.model.config.n_layer = large["n_layer"]
     lm.model.save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=r"holds no weights for \['h.1"):
+    with pytest.raises(CheckpointError, match=r"lacks weights \['h.1"):
         build_language_model(TextTowerConfig(model=str(tmp_path)), vocabulary=300, pad=0, eos=0)
 
 
-def test_the_opening_has_one_vector_per_token_and_no_gradient():
+def test_a_prompt_has_one_embedding_per_token_and_no_gradient():
     built = cached("gpt2")
     vectors = built.embed_prompt(f"{OPENING} ")
     assert vectors.shape == (len(built.tokenizer.encode_prompt(OPENING)), 16)
@@ -449,7 +451,7 @@ def test_layers_are_averaged_before_pooling():
     torch.testing.assert_close(built.encode([CAPTIONS[1]])[0], expected)
 
 
-def test_the_largest_value_of_each_dimension_leaves_padding_out():
+def test_max_pooling_ignores_padding():
     built = tower("bert", adapt="full", pooling="max")
     short, long = built.encode([CAPTIONS[5], CAPTIONS[4]])
     torch.testing.assert_close(short, states_of(built, CAPTIONS[5])[-1].amax(dim=0))
@@ -472,7 +474,7 @@ def test_a_mean_over_padding_depends_on_the_longest_text_of_the_batch():
         TextTowerConfig(pooling="mean-padded", packing="padded")
 
 
-def test_the_models_own_pooler_is_kept_where_it_is_asked_for():
+def test_the_pooler_is_kept_with_pooler_pooling():
     built = tower("bert", adapt="full", pooling="pooler")
     first = states_of(built, CAPTIONS[1])[-1][0]
     torch.testing.assert_close(built.encode([CAPTIONS[1]])[0], built.lm.model.pooler.dense(first).tanh())
@@ -502,7 +504,7 @@ def test_a_bag_of_words_is_for_masked_models():
         tower("gpt2", positions="zero")
 
 
-def test_only_the_lower_blocks_are_kept():
+def test_depth_keeps_the_lower_blocks():
     assert len(tower("bert", depth=1).lm.model.encoder.layer) == 1
     with pytest.raises(ConfigError, match=r"text\.depth=3: the model has 2 blocks"):
         tower("bert", depth=3)
@@ -515,7 +517,7 @@ def test_layers_the_model_does_not_have_are_refused():
         TextTowerConfig(pooled_layers=())
 
 
-def test_the_lower_blocks_stand_still_with_the_embeddings_under_them():
+def test_frozen_layers_freezes_lower_blocks_and_embeddings():
     built = tower("bert", adapt="full", frozen_layers=1)
     moving = {name.partition(".layer.")[2][:1] for name, weight in built.named_parameters() if weight.requires_grad}
     still = {name.partition(".layer.")[2][:1] for name, weight in built.named_parameters() if not weight.requires_grad}
@@ -530,5 +532,5 @@ def test_poolings_of_masked_models_are_refused_by_causal_ones(pooling):
         tower("gpt2", pooling=pooling)
 
 
-def test_layers_are_averaged_in_a_tree_too():
+def test_layers_are_averaged_in_a_tree():
     compare_ways(tower("gpt2", adapt="lora", pooled_layers=(1, -1)), TEXTS, "tree")

@@ -1,4 +1,4 @@
-"""Tokenizers without a Rust backend, and those that need a package."""
+"""Loading tokenizers: those without a Rust backend, and those that need a package."""
 
 import json
 import sys
@@ -19,7 +19,7 @@ TEXTS = ["chest x ray with edema", "chest x ray with pleural effusion"]
 
 
 def write_biogpt(folder: Path) -> Path:
-    """A BioGPT as it is published: with a vocabulary and merges, and no tokenizer.json."""
+    """BioGPT as published: with vocabulary and merges, without tokenizer.json."""
     letters = sorted({letter for text in TEXTS for letter in text if letter != " "} | {"X"})
     tokens = ["<s>", "<pad>", "</s>", "<unk>", *letters, *(f"{letter}</w>" for letter in letters), "ed", "ema</w>"]
     folder.mkdir()
@@ -33,7 +33,7 @@ def write_biogpt(folder: Path) -> Path:
 
 
 def moses() -> types.ModuleType:
-    """As much of sacremoses as BioGPT's tokenizer calls: words between spaces."""
+    """The part of sacremoses that BioGPT's tokenizer calls: splits at spaces."""
     module = types.ModuleType("sacremoses")
 
     class Moses:
@@ -50,7 +50,7 @@ def moses() -> types.ModuleType:
     return module
 
 
-def test_a_published_biogpt_names_the_package_its_tokenizer_needs(tmp_path, monkeypatch):
+def test_loading_biogpt_names_the_package_its_tokenizer_needs(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "sacremoses", None)
     folder = write_biogpt(tmp_path / "biogpt")
     with pytest.raises(CheckpointError, match=r"cannot be read without sacremoses; install with: pip install sacremo"):
@@ -58,7 +58,7 @@ def test_a_published_biogpt_names_the_package_its_tokenizer_needs(tmp_path, monk
     assert CheckpointError.exit_code == 4
 
 
-def test_with_the_package_a_slow_tokenizer_reads_texts_and_is_saved(tmp_path, monkeypatch):
+def test_a_slow_tokenizer_encodes_texts_and_is_saved(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "sacremoses", moses())
     folder = write_biogpt(tmp_path / "biogpt")
     tower = build_text_tower(TextTowerConfig(model=str(folder), max_tokens=40, adapt="prefix"), TEXTS).eval()
@@ -92,7 +92,7 @@ def _chained() -> Exception:
         (_chained(), "cutter"),
     ],
 )
-def test_a_tokenizer_names_the_package_it_needs(tmp_path, monkeypatch, error, package):
+def test_a_missing_package_of_a_tokenizer_is_named(tmp_path, monkeypatch, error, package):
     (tmp_path / "vocab.json").write_text("{}")
     monkeypatch.setattr("cleft.models.tokenizer.importlib.util.find_spec", lambda _module: None)
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", _raise(error))
@@ -100,7 +100,7 @@ def test_a_tokenizer_names_the_package_it_needs(tmp_path, monkeypatch, error, pa
         load_tokenizer(tmp_path)
 
 
-def test_a_damaged_tokenizer_is_no_missing_package(tmp_path, monkeypatch):
+def test_a_damaged_tokenizer_is_not_reported_as_a_missing_package(tmp_path, monkeypatch):
     (tmp_path / "vocab.json").write_text("{}")
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", _raise(RuntimeError("unexpected end of file")))
     with pytest.raises(CheckpointError, match=r"no tokenizer at .*unexpected end of file"):

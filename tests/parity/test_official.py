@@ -118,5 +118,5 @@ def test_a_sentence_needs_a_tokenizer(reference):
 
 
 def test_a_token_the_model_does_not_know_is_refused(reference):
-    with pytest.raises(CheckpointError, match="reads token ids alone"):
+    with pytest.raises(CheckpointError, match="takes only token ids"):
         reference.model.encode_text(["64"])

@@ -1,6 +1,9 @@
-"""Which weights of a language model may move: lora, ia3, prefix, full or frozen.
+"""Adapters: which weights of a language model are trainable with `text.adapt` (LoRA, IA3, prefix tuning, full, frozen).
 
-The only file that imports `peft`, and only when an adapter is built, for that import takes seconds.
+The only module that imports `peft`, and only when an adapter is built, because that import takes seconds.
+
+PEFT lists default target modules for some families only. For others the attention projections are found by the names
+that language models of `transformers` use (docs/decisions/0162).
 """
 
 from __future__ import annotations
@@ -26,15 +29,15 @@ if TYPE_CHECKING:
 
 
 class TrainableRows(nn.Module):
-    """A frozen token embedding under trained rows for some tokens.
+    """A frozen token embedding with trainable rows for some tokens.
 
-    Captions of a data set use a few hundred of some ten thousand tokens. Training the whole table would store and
-    update the rest for nothing, and weight decay would shrink it. The rows are float32 whatever the table is
+    Captions of a dataset use a few hundred of tens of thousands of tokens. Training the complete table would store
+    gradients and optimiser states for the rest, and weight decay would shrink it. The rows are always float32
     (docs/decisions/0031).
 
     Args:
-        table: The model's own embedding.
-        tokens: Which tokens may move, ascending.
+        table: The model's token embedding.
+        tokens: Tokens with trainable rows, ascending.
     """
 
     slot: Tensor
@@ -52,17 +55,17 @@ class TrainableRows(nn.Module):
         self.tokens = tuple(tokens)
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """Returns the vector of each token, one axis more than `input_ids`, in the table's type."""
+        """Returns the embedding of each token, one axis more than `input_ids`, in the table's dtype."""
         frozen = self.table(input_ids)
         slot = self.slot[input_ids]
-        # A lookup as embedding, not by index: its gradient is the same on every run of a GPU.
-        moving = nn.functional.embedding(slot.clamp(min=0), self.rows).to(frozen.dtype)
-        return torch.where((slot >= 0)[..., None], moving, frozen)
+        # An embedding lookup, not indexing: its gradient is deterministic on a GPU.
+        trainable = nn.functional.embedding(slot.clamp(min=0), self.rows).to(frozen.dtype)
+        return torch.where((slot >= 0)[..., None], trainable, frozen)
 
 
 _FUSED = ("c_attn", "query_key_value", "qkv_proj", "Wqkv", "in_proj", "qkv", "W_pack", "c_qkv", "att_proj")
 """Query, key and value in one layer."""
-_APART = (
+_SEPARATE = (
     ("q_proj", "k_proj", "v_proj"),
     ("query", "key", "value"),
     ("query_proj", "key_proj", "value_proj"),
@@ -75,7 +78,7 @@ _APART = (
     ("linear_q", "linear_k", "linear_v"),
     ("self.query", "self.key", "self.value"),
 )
-"""Query, key and value in three layers."""
+"""Query, key and value in separate layers."""
 _DOWN = (
     *("down_proj", "fc2", "mlp.c_proj", "dense_4h_to_h", "mlp.Wo", "lin2", "fc_out", "ffn_output", "output.dense"),
     *("w2", "wo", "mlp.dense_2", "mlp.proj", "ff_out", "linear2", "layer_2"),
@@ -84,23 +87,23 @@ _DOWN = (
 
 
 class Ia3Targets(NamedTuple):
-    """What IA3 changes."""
+    """Modules that IA3 scales."""
 
     modules: tuple[str, ...]
     feedforward: tuple[str, ...]
-    """Those of `modules` whose input is scaled in place of their output."""
+    """Subset of `modules` whose input is scaled, not their output."""
 
 
 def lora_targets(model: LanguageModel, config: TextTowerConfig, known: Mapping[str, Any]) -> tuple[str, ...]:
-    """Returns the ends of the names of the modules that get a LoRA update.
+    """Returns name suffixes of the modules that get a LoRA update.
 
     Args:
-        model: The language model, not adapted.
-        config: `lora_targets`; where that is None, the family's default or the query and value projections.
-        known: PEFT's defaults, by family.
+        model: The language model, without adapter.
+        config: `lora_targets`; if None, the family's default or the query and value projections.
+        known: PEFT's defaults by family.
 
     Raises:
-        ConfigError: If a name in `text.lora_targets` matches no module, or nothing is set and nothing is found.
+        ConfigError: If a name in `text.lora_targets` matches no module, or none is set and none is found.
     """
     names = adaptable_modules(model.model)
     if config.lora_targets is not None:
@@ -117,18 +120,18 @@ def lora_targets(model: LanguageModel, config: TextTowerConfig, known: Mapping[s
 def ia3_targets(
     model: LanguageModel, config: TextTowerConfig, known: Mapping[str, Any], known_feedforward: Mapping[str, Any]
 ) -> Ia3Targets:
-    """Returns the ends of the names of the modules that IA3 scales.
+    """Returns name suffixes of the modules that IA3 scales.
 
     Args:
-        model: The language model, not adapted.
-        config: `ia3_targets` and `ia3_feedforward`; where the first is None, the family's default, or the key and
-            value projections and the last layer of each feed-forward block.
-        known: PEFT's default targets, by family.
-        known_feedforward: Those of them that are feed-forward layers.
+        model: The language model, without adapter.
+        config: `ia3_targets` and `ia3_feedforward`; if the first is None, the family's default, or the key and value
+            projections and the last layer of each feed-forward block.
+        known: PEFT's default targets by family.
+        known_feedforward: Subset of them that are feed-forward layers.
 
     Raises:
-        ConfigError: If a name matches no module, a feed-forward module is not among the targets, or nothing is set and
-            nothing is found.
+        ConfigError: If a name matches no module, a feed-forward module is not among the targets, or none is set
+            or found.
     """
     names = adaptable_modules(model.model)
     down = _first_matching(_DOWN, names)
@@ -148,21 +151,21 @@ def ia3_targets(
     apart = sorted(set(_matched(feedforward, names)) - set(_matched(modules, names)))
     if apart:
         raise ConfigError(
-            f"text.ia3_feedforward names {', '.join(feedforward)}, but IA3 changes only {', '.join(modules)}; add what "
-            f"is missing to text.ia3_targets"
+            f"text.ia3_feedforward names {', '.join(feedforward)}, but IA3 changes only {', '.join(modules)}; add the "
+            f"missing ones to text.ia3_targets"
         )
     return Ia3Targets(modules, feedforward)
 
 
 def adaptable_modules(model: nn.Module) -> list[str]:
-    """Returns the full names of the linear layers in a model's blocks, in the model's order."""
+    """Returns the full names of the linear layers in a model's blocks, in model order."""
     blocks = main_block_list(model)
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
     return [name for name in linear if blocks is None or name.startswith(f"{blocks[0]}.")] or linear
 
 
 def _known(mapping: Mapping[str, Any], model: LanguageModel, names: Sequence[str]) -> tuple[str, ...]:
-    """PEFT's default for a family; empty if there is none, or if it matches nothing in this model."""
+    """Returns PEFT's default for the family; empty if there is none or it matches no module of this model."""
     default = mapping.get(model.config.model_type, ())
     if isinstance(default, str) or not all(_matched([name], names) for name in default):
         return ()
@@ -170,11 +173,11 @@ def _known(mapping: Mapping[str, Any], model: LanguageModel, names: Sequence[str
 
 
 def _attention(names: Sequence[str]) -> tuple[str, ...]:
-    """Query, key and value projections, or the one layer that holds all three; empty if there is neither."""
+    """Returns query, key and value projections, or the one fused layer; empty if there is neither."""
     for fused in _FUSED:
         if _matched([fused], names):
             return (fused,)
-    return next((apart for apart in _APART if all(_matched([name], names) for name in apart)), ())
+    return next((apart for apart in _SEPARATE if all(_matched([name], names) for name in apart)), ())
 
 
 def _first_matching(ends: Iterable[str], names: Sequence[str]) -> tuple[str, ...]:
@@ -182,13 +185,13 @@ def _first_matching(ends: Iterable[str], names: Sequence[str]) -> tuple[str, ...
 
 
 def _among(targets: Sequence[str], down: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
-    """Those of the targets that are the last layer of a feed-forward block."""
+    """Returns the targets that are the last layer of a feed-forward block."""
     last = set(_matched(down, names))
     return tuple(target for target in targets if (found := set(_matched([target], names))) and found <= last)
 
 
 def _matched(ends: Iterable[str], names: Sequence[str]) -> list[str]:
-    """Full names that are one of `ends` or end with a dot and one, as PEFT compares them."""
+    """Returns full names that equal a suffix or end with a dot and a suffix, as PEFT compares them."""
     ends = tuple(ends)
     return [name for name in names if any(name == end or name.endswith(f".{end}") for end in ends)]
 
@@ -200,7 +203,7 @@ def _refuse_unknown(setting: str, typed: Sequence[str], names: Sequence[str]) ->
             near = difflib.get_close_matches(name, short, n=1)
             hint = f"; did you mean {near[0]!r}" if near else ""
             raise ConfigError(
-                f"{setting} names {name!r}, which no linear layer of the model ends with{hint}; it has "
+                f"{setting}: no linear layer of the model has a name ending in {name!r}{hint}; its linear layers are "
                 f"{', '.join(short)}"
             )
 
@@ -208,19 +211,19 @@ def _refuse_unknown(setting: str, typed: Sequence[str], names: Sequence[str]) ->
 def _nothing_found(model: LanguageModel, setting: str, example: str, names: Sequence[str]) -> ConfigError:
     has = ", ".join(_short(names)) or "none"
     return ConfigError(
-        f"text.adapt={model_way(setting)}: there are no default modules for a {model.config.model_type!r} model; name "
-        f"its attention projections with {setting} (such as --{setting} {example}), or choose another text.adapt. Its "
-        f"linear layers are {has}"
+        f"text.adapt={_adapter_of(setting)}: no default modules are known for a {model.config.model_type!r} model; "
+        f"name its attention projections with {setting} (such as --{setting} {example}), or choose another text.adapt; "
+        f"its linear layers are {has}"
     )
 
 
-def model_way(setting: str) -> str:
-    """The value of `text.adapt` a setting belongs to."""
+def _adapter_of(setting: str) -> str:
+    """Returns the value of `text.adapt` that a setting belongs to."""
     return setting.removeprefix("text.").partition("_")[0]
 
 
 def _short(names: Sequence[str]) -> list[str]:
-    """Last parts of names, each once, in the model's order; two parts where the last is shared by different layers."""
+    """Returns the last parts of names, each once; two parts where different layers share the last."""
     parents: dict[str, dict[str, None]] = {}
     for name in names:
         *above, last = [part for part in name.split(".") if not part.isdigit()]
@@ -235,26 +238,26 @@ class _CachedShape(NamedTuple):
     values: tuple[int, int]
 
 
-_UNREAD = "contact_head."
-"""A head inside ESM that no feature depends on."""
+_UNUSED_HEAD = "contact_head."
+"""A head in ESM that does not affect the hidden states."""
 
 
 def adapt(model: LanguageModel, config: TextTowerConfig, tokens: Sequence[int] = ()) -> LanguageModel:
-    """Lets the right weights of a language model move.
+    """Freezes a language model and adds the adapter of `text.adapt`, in place.
 
     Args:
-        model: The model; it is changed in place.
+        model: The language model.
         config: `adapt` and its options, and `train_embeddings`.
-        tokens: Tokens that occur; their rows of the embedding move if `train_embeddings`. With `full` the table
-            moves as a whole.
+        tokens: Tokens of the captions; their embedding rows are trainable with `train_embeddings`. With `full` the
+            complete embedding is trainable.
 
     Returns:
-        The same model. New weights are float32 and come from torch's global generator.
+        The same model. New weights are float32, drawn from torch's global generator.
 
     Raises:
-        ConfigError: If no layers to adapt are set or found, or an option contradicts another.
+        ConfigError: If no target modules are set or found, or options contradict each other.
     """
-    fixed = [weight for name, weight in model.named_parameters() if not weight.requires_grad or _UNREAD in name]
+    fixed = [weight for name, weight in model.named_parameters() if not weight.requires_grad or _UNUSED_HEAD in name]
     model.requires_grad_(False)
     ADAPTERS[config.adapt](model, config)
     for weight in fixed:
@@ -263,17 +266,19 @@ def adapt(model: LanguageModel, config: TextTowerConfig, tokens: Sequence[int] =
         model.model.set_input_embeddings(TrainableRows(model.model.get_input_embeddings(), tokens))
     if config.gradient_checkpointing:
         if not model.model.supports_gradient_checkpointing:
-            raise ConfigError(f"text.gradient_checkpointing: a {model.config.model_type!r} has none; switch it off")
-        # The re-entrant form gives no gradient at all behind a frozen embedding.
+            kind = model.config.model_type
+            raise ConfigError(f"text.gradient_checkpointing: a {kind!r} does not support it; set it to false")
+        # With the re-entrant form no gradient flows through blocks after a frozen embedding.
         model.model.activation_checkpointing_enable({"use_reentrant": False})
     return model
 
 
 def describe_trainable(model: LanguageModel, config: TextTowerConfig) -> str:
-    """Returns a sentence about how many weights of an adapted language model move."""
-    moving = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    """Returns a line with the number of trainable parameters of an adapted language model."""
+    trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     total = sum(weight.numel() for weight in model.parameters())
-    return f"text tower ({config.adapt}): {moving:,} of {total:,} weights move ({100 * moving / total:.3g} %)"
+    share = 100 * trainable / total
+    return f"text tower ({config.adapt}): {trainable:,} of {total:,} parameters trainable ({share:.3g} %)"
 
 
 def _lora(model: LanguageModel, config: TextTowerConfig) -> None:
@@ -315,17 +320,17 @@ def _prefix(model: LanguageModel, config: TextTowerConfig) -> None:
         )
     kind = model.config.model_type
     if "past_key_values" not in inspect.signature(model.model.forward).parameters:
-        raise ConfigError(f"text.adapt=prefix: a {kind!r} model takes no virtual tokens; choose another way")
+        raise ConfigError(f"text.adapt=prefix: a {kind!r} model takes no virtual tokens; choose another adapter")
     shapes = _cached_shapes(model.model)
     if not shapes:
-        raise ConfigError(f"text.adapt=prefix: a {kind!r} model does not use virtual tokens; choose another way")
+        raise ConfigError(f"text.adapt=prefix: a {kind!r} model ignores virtual tokens; choose another adapter")
     if len(set(shapes)) > 1 or shapes[0].keys != shapes[0].values:
         raise ConfigError(
-            f"text.adapt=prefix: the keys and values of a {kind!r} model do not all have the same number of heads and "
-            f"width; choose another way"
+            f"text.adapt=prefix: keys and values of a {kind!r} model differ in number of heads or head width; choose "
+            f"another adapter"
         )
     heads, size = shapes[0].keys
-    # PEFT would derive the key-value heads from the configuration, which it misreads for multi-query attention.
+    # PEFT would derive the key-value heads from the configuration, which is wrong for multi-query attention.
     options = PrefixTuningConfig(
         num_virtual_tokens=config.prefix_length,
         num_layers=len(shapes),
@@ -337,12 +342,13 @@ def _prefix(model: LanguageModel, config: TextTowerConfig) -> None:
 
 
 def _cached_shapes(model: PreTrainedModel) -> list[_CachedShape]:
-    """Returns the shape of keys and values in each block's cache, as one token leaves them.
+    """Returns number of heads and head width of keys and values in the cache of each block, measured with one token.
 
-    Configurations do not say: a multi-query Falcon keeps one head, a grouped one repeats its heads first.
+    The configuration does not give them: Falcon with multi-query attention caches one head, with grouped queries it
+    repeats the heads first.
 
     Returns:
-        One shape a block; empty if the model ignores the cache it is given, or keeps anything else in it.
+        One shape per block; empty if the model ignores the cache or stores something else in it.
     """
     cache: Any = DynamicCache()
     with shapes_only(model):
@@ -388,18 +394,20 @@ ADAPTERS: dict[str, Callable[[LanguageModel, TextTowerConfig], None]] = {
 
 
 def _inject(model: LanguageModel, options: PeftConfig) -> PeftModel:
-    """Puts PEFT's layers into the model, in place; its wrapper is only needed to reach what it made."""
+    """Inserts PEFT's layers into the model, in place, and returns PEFT's wrapper."""
     from peft import get_peft_model
 
     try:
-        with warnings.catch_warnings():  # PEFT asks transformers by a name that is going away
+        with warnings.catch_warnings():  # PEFT uses a deprecated name of transformers
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
             return get_peft_model(model.model, options)
     except ValueError as error:
         kind = model.config.model_type
-        raise ConfigError(f"text.adapt cannot be applied to a {kind!r} model ({error}); choose another way") from error
+        raise ConfigError(
+            f"text.adapt does not work with a {kind!r} model ({error}); choose another adapter"
+        ) from error
 
 
 def _is_transposed(model: nn.Module) -> bool:
-    # GPT-2 keeps its weights as inputs x outputs, and PEFT wants to be told.
+    # GPT-2 stores weights as inputs x outputs, which PEFT must be told.
     return any(isinstance(module, Conv1D) for module in model.modules())

@@ -1,4 +1,4 @@
-"""A language model behind one call: tokens or vectors, what sees what, and positions in; states out.
+"""Uniform interface to Hugging Face language models: tokens or embeddings, mask and positions in; hidden states out.
 
 Shapes: `B` sequences, `L` tokens, `P` nodes of a packed tree, `D` width.
 """
@@ -24,15 +24,14 @@ from cleft.models.layers import make_hooks_picklable
 
 
 class Prefix(nn.Module):
-    """Learned keys and values for each block of a language model.
+    """Virtual tokens of prefix tuning: trainable keys and values for each block of a language model.
 
-    In a prefix tree they are ancestors of every node, so a whole batch shares one copy. PEFT would repeat them for
-    each text and rewrite a two-dimensional mask, which cannot say who sees whom in a tree; so we hand them to the
-    model ourselves.
+    In a prefix tree they are ancestors of every node, so a batch shares one copy. PEFT would repeat them for each text
+    and replace the mask by a two-dimensional one, which cannot describe a tree; so they are passed to the model here.
 
     Args:
-        encoder: Gives `[length, 2 * blocks * heads * size]` for the indices 0 to length - 1, keys before values
-            in each block.
+        encoder: Returns `[length, 2 * blocks * heads * size]` for the indices 0 to length - 1, keys before values in
+            each block.
         length: Number of virtual tokens.
         heads: Key-value heads of a block.
         size: Width of a head.
@@ -46,7 +45,7 @@ class Prefix(nn.Module):
         self.size = size
 
     def forward(self, batch: int, *, dtype: torch.dtype) -> DynamicCache:
-        """Returns the keys and values for a batch of sequences, as if the model had read them before."""
+        """Returns keys and values for a batch of sequences, as a cache of earlier tokens."""
         weight = next(self.encoder.parameters())
         states: Tensor = self.encoder(torch.arange(self.length, device=weight.device)).to(dtype)
         blocks = states.view(self.length, -1, 2, self.heads, self.size).permute(1, 2, 3, 0, 4)
@@ -54,28 +53,28 @@ class Prefix(nn.Module):
         return DynamicCache([(keys, values) for keys, values in blocks])
 
 
-_CAUSAL_HALVES = ("clip_text_model",)
-"""Halves of larger models that read as causal models do, though transformers has no language model of theirs."""
+_CAUSAL_PARTS = ("clip_text_model",)
+"""Causal parts of larger models for which transformers has no language model class."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class TokenStates(NamedTuple):
-    """What a language model made of its tokens."""
+    """Output of a language model."""
 
     states: Tensor
-    """`[B, L, D]`: after the last norm, or the mean of several layers."""
+    """Hidden states `[B, L, D]`: after the last norm, or the mean of several layers."""
     pooled: Tensor | None
-    """The model's own pooling, `[B, D]`."""
+    """Output of the model's pooler, `[B, D]`."""
 
 
 class LanguageModel(nn.Module):
-    """A Hugging Face language model without its head, and the virtual tokens of prefix tuning if it has any.
+    """A Hugging Face language model without its head, with the virtual tokens of prefix tuning if there are any.
 
     Args:
         model: The model.
-        causal: Whether a token sees only what stands before it.
-        ordered: Whether a masked model knows the order of its tokens; otherwise each has position 0.
-        layers: Whose states are averaged: 0 is the embedding, -1 the last.
+        causal: Whether a token attends only to earlier tokens.
+        uses_positions: Whether a masked model gets token positions; otherwise every token has position 0.
+        layers: Layers whose states are averaged: 0 is the embedding, -1 the last.
     """
 
     def __init__(
@@ -93,73 +92,73 @@ class LanguageModel(nn.Module):
         self.takes_embeddings = "inputs_embeds" in takes
 
     def __getstate__(self) -> dict[str, Any]:
-        """Returns what is pickled and copied."""
+        """Returns the state to pickle or copy."""
         make_hooks_picklable(self.model)
         return dict(self.__dict__)
 
     @property
     def config(self) -> Any:
-        """The model's own configuration; its fields differ from family to family."""
+        """The Hugging Face configuration; its fields differ between families."""
         return self.model.config
 
     @property
     def width(self) -> int:
-        """Width `D` of a state.
+        """Width `D` of a hidden state.
 
         Raises:
             ConfigError: If `text.pooled_layers` averages layers of different widths.
         """
         if self._width is None:
             hidden = cast("int", self.config.hidden_size)
-            # OPT-350M projects its states back to the width of its embedding; others do not, and no setting says so.
+            # OPT-350M projects its states back to the embedding width; the configuration does not tell.
             self._width = hidden if self.embedding_width == hidden else self._measured_width()
         return self._width
 
     @property
     def embedding_width(self) -> int:
-        """Width `E` of a token's vector, which may differ from that of a state."""
+        """Width `E` of a token embedding, which may differ from that of a hidden state."""
         return self.embed(torch.zeros(1, dtype=torch.int64, device=self.model.device)).shape[-1]
 
     @property
     def block_input_width(self) -> int:
-        """Width of what the model's `embeddings` hand to its blocks: that of a token's vector, or that of a state."""
+        """Width of the input of the first block: that of a token embedding, or that of a hidden state."""
         embeddings: Any = getattr(self.model, "embeddings", None)
         if embeddings is None or self.embedding_width == self.width:
             return self.width
-        seen: list[int] = []
-        with embeddings.register_forward_hook(lambda _m, _i, output: seen.append(output.shape[-1])):
+        widths: list[int] = []
+        with embeddings.register_forward_hook(lambda _m, _i, output: widths.append(output.shape[-1])):
             self._measured_width()
-        return seen[0]
+        return widths[0]
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of what the blocks take in. Not of the first weight: trained ones are float32 in any model."""
+        """Dtype of the input of the blocks; trainable weights are float32 in any model."""
         return self.embed(torch.zeros(0, dtype=torch.int64, device=self.model.device)).dtype
 
     @property
     def virtual_tokens(self) -> int:
-        """Number of virtual tokens in front of every text."""
+        """Number of virtual tokens before every text."""
         return 0 if self.prefix is None else self.prefix.length
 
     def embed(self, input_ids: Tensor) -> Tensor:
-        """Returns the vectors of tokens, as the model takes them in."""
+        """Returns token embeddings."""
         return self.model.get_input_embeddings()(input_ids)
 
     def forward(self, tokens: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
-        """Returns the states of sequences, `[B, L, D]`; see `read`."""
+        """Returns hidden states of sequences, `[B, L, D]`; see `encode`."""
         return self.encode(tokens, visible, positions).states
 
     def encode(self, tokens: Tensor, visible: Tensor, positions: Tensor) -> TokenStates:
-        """Reads sequences.
+        """Encodes sequences.
 
         Args:
-            tokens: Token ids `[B, L]`, or vectors in their place `[B, L, D]`.
-            visible: Which tokens may be attended to, `[B, L]` bool; or for a packed tree, which node (row)
-                may attend to which (column), `[1, P, P]` bool.
-            positions: Position of each token, `[B, L]` or `[1, L]`. Models that count for themselves ignore it.
+            tokens: Token ids `[B, L]`, or embeddings `[B, L, D]`.
+            visible: Attention mask: tokens that may be attended to, `[B, L]` bool; for a packed tree, which node (row)
+                attends to which (column), `[1, P, P]` bool.
+            positions: Position of each token, `[B, L]` or `[1, L]`. Models without position ids ignore it.
         """
-        vectors = tokens.is_floating_point()
-        inputs: dict[str, Any] = {"inputs_embeds" if vectors and self.takes_embeddings else "input_ids": tokens}
+        embedded = tokens.is_floating_point()
+        inputs: dict[str, Any] = {"inputs_embeds" if embedded and self.takes_embeddings else "input_ids": tokens}
         if self.prefix is not None:
             inputs["past_key_values"] = self.prefix(len(tokens), dtype=self.dtype)
             visible = functional.pad(visible, (self.prefix.length, 0), value=True)
@@ -171,8 +170,8 @@ class LanguageModel(nn.Module):
         if self.layers != (-1,):
             inputs["output_hidden_states"] = True
         inputs["attention_mask"] = self._mask(visible)
-        if vectors and not self.takes_embeddings:
-            output = self._read_vectors(tokens, inputs)
+        if embedded and not self.takes_embeddings:
+            output = self._encode_embeddings(tokens, inputs)
         else:
             output = self.model(**inputs)
         states = output.last_hidden_state
@@ -192,23 +191,23 @@ class LanguageModel(nn.Module):
                     f"width; choose some of one width, such as -1 ({error})"
                 ) from error
 
-    def _read_vectors(self, vectors: Tensor, inputs: dict[str, Any]) -> Any:
-        """Puts vectors where a model that takes nothing but tokens looks its tokens up, as CLIP's text tower does."""
-        inputs["input_ids"] = torch.zeros(vectors.shape[:2], dtype=torch.int64, device=vectors.device)
-        with self.model.get_input_embeddings().register_forward_hook(lambda _module, _inputs, _output: vectors):
+    def _encode_embeddings(self, embeds: Tensor, inputs: dict[str, Any]) -> Any:
+        """Passes embeddings to a model that takes only token ids, such as CLIP's text model."""
+        inputs["input_ids"] = torch.zeros(embeds.shape[:2], dtype=torch.int64, device=embeds.device)
+        with self.model.get_input_embeddings().register_forward_hook(lambda _module, _inputs, _output: embeds):
             return self.model(**inputs)
 
     def _mask(self, visible: Tensor) -> Tensor:
         if visible.ndim == 2:
             return visible.long()
-        # A mask of four axes is taken as it is. `sdpa` reads True as seen; every other way adds the mask to scores.
+        # A 4-D mask is used unchanged. `sdpa` takes True as visible; other implementations add the mask to scores.
         if self.config._attn_implementation == "sdpa":
             return visible[:, None]
         hidden = torch.zeros(visible.shape, dtype=self.dtype, device=visible.device)
         return hidden.masked_fill(~visible, torch.finfo(hidden.dtype).min)[:, None]
 
     def max_positions(self) -> int | None:
-        """Returns how many tokens the model has positions for, virtual ones included; None if any number."""
+        """Returns the number of positions of the model, virtual tokens included; None if unlimited."""
         limit = getattr(self.config, "max_position_embeddings", None)
         if not isinstance(limit, int) or limit < 1:
             return None
@@ -217,13 +216,13 @@ class LanguageModel(nn.Module):
             for name, module in self.model.named_modules()
             if name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
         ]
-        # RoBERTa's relatives count positions from behind the padding index.
+        # RoBERTa-like models count positions from the padding index + 1.
         return limit - padding[0] - 1 if padding and padding[0] is not None else limit
 
     def attention_window(self) -> int | None:
-        """Returns how far back the model looks in some block, in tokens, if not to the beginning.
+        """Returns the smallest attention window of a block in tokens; None if all blocks attend to all tokens.
 
-        A mask of our own replaces the model's, its window included.
+        A given mask replaces the model's, including its window.
         """
         kinds = getattr(self.config, "layer_types", None)
         slides = kinds is None or any(kind != "full_attention" for kind in kinds)
@@ -234,7 +233,7 @@ class LanguageModel(nn.Module):
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Generator[None]:
-    """Puts a model into evaluation mode, and each of its modules back into the mode it was in."""
+    """Puts a model into evaluation mode and restores the mode of every module afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.train(mode=False)
     try:
@@ -246,8 +245,8 @@ def eval_mode(model: nn.Module) -> Generator[None]:
 
 @contextmanager
 def shapes_only(model: nn.Module) -> Generator[None]:
-    """Calls of a model return shapes alone: in evaluation mode, without computing anything."""
-    from torch._subclasses.fake_tensor import FakeTensorMode  # takes a while, and few models need it
+    """Calls of the model return only shapes: fake tensors, evaluation mode, no gradient."""
+    from torch._subclasses.fake_tensor import FakeTensorMode  # slow import, needed by few models
 
     with eval_mode(model), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
         yield
@@ -256,17 +255,17 @@ def shapes_only(model: nn.Module) -> Generator[None]:
 def build_language_model(config: TextTowerConfig, *, vocabulary: int, pad: int, eos: int | None) -> LanguageModel:
     """Loads a language model, or builds it with random weights from torch's global generator.
 
-    Frozen weights are held in `text.base_dtype`; with `adapt: full` all weights move and are float32.
+    Frozen weights have `text.base_dtype`; with `adapt: full` all weights are trainable and float32.
 
     Args:
-        config: Which model.
-        vocabulary: Tokens of the tokenizer. A model from scratch gets a table of this size.
+        config: The model.
+        vocabulary: Size of the tokenizer's vocabulary. A model from scratch gets an embedding of this size.
         pad: Padding token of a model from scratch.
         eos: End-of-text token of a model from scratch.
 
     Raises:
-        ConfigError: If the model is neither causal nor masked, or cannot be had.
-        CheckpointError: If its files do not hold all weights, or know fewer tokens than the tokenizer.
+        ConfigError: If the model is neither causal nor masked, or cannot be loaded.
+        CheckpointError: If its files lack weights, or its vocabulary is smaller than the tokenizer's.
     """
     description = read_text_config(config, vocabulary=vocabulary, pad=pad, eos=eos)
     causal = is_causal(description)
@@ -283,20 +282,20 @@ def build_language_model(config: TextTowerConfig, *, vocabulary: int, pad: int, 
         raise ConfigError(f"text.pooling=pooler: a {description.model_type!r} model has no pooler; choose another")
     missing &= {name for name, _ in model.named_parameters()}
     if missing:
-        raise CheckpointError(f"text.model={config.model!r} holds no weights for {sorted(missing)[:5]}; copy it again")
+        raise CheckpointError(f"text.model={config.model!r} lacks weights {sorted(missing)[:5]}; copy it again")
     table = cast("nn.Embedding", model.get_input_embeddings())
     if pad == eos:
-        table.padding_idx = None  # it would take the gradient from the end token; the mask keeps padding out anyway
+        table.padding_idx = None  # it would block the gradient of the EOS token; the mask hides padding anyway
     rows = len(table.weight)
     if vocabulary > rows:
         raise CheckpointError(
             f"the tokenizer of text.model={config.model!r} has {vocabulary} tokens but the model only {rows}; "
-            f"copy both from the same place"
+            f"use the tokenizer of this model"
         )
     if config.positions == "zero" and (causal or "position_ids" not in inspect.signature(model.forward).parameters):
         raise ConfigError(
-            f"text.positions=zero is for masked models that take positions, not for {description.model_type!r}; leave "
-            f"it out"
+            f"text.positions=zero is for masked models that take position ids, not for {description.model_type!r}; "
+            f"leave it out"
         )
     return LanguageModel(
         model, causal=causal, uses_positions=config.positions == "counted", layers=config.pooled_layers
@@ -307,13 +306,13 @@ def read_text_config(config: TextTowerConfig, *, vocabulary: int = 0, pad: int =
     """Returns the model's configuration with the dropout of `text.base_dropout`.
 
     Args:
-        config: Which model.
-        vocabulary: Tokens of a model from scratch; 0 keeps what its description says.
+        config: The model.
+        vocabulary: Vocabulary size of a model from scratch; 0 keeps that of its description.
         pad: Padding token of a model from scratch.
         eos: End-of-text token of a model from scratch.
     """
     if config.scratch is not None:
-        # First without a size: token numbers of the family's own vocabulary would not fit ours.
+        # First without a size: the family's default token ids may exceed this vocabulary.
         options = {name: value for name, value in config.scratch.items() if name != "vocab_size"}
         description = config_from_dict(options, "text.scratch")
         if vocabulary:
@@ -333,10 +332,10 @@ def read_text_config(config: TextTowerConfig, *, vocabulary: int = 0, pad: int =
 
 
 def truncate_blocks(description: PreTrainedConfig, config: TextTowerConfig) -> None:
-    """Leaves of a configuration only as many blocks as `text.depth` says.
+    """Reduces a configuration to the first `text.depth` blocks, in place.
 
     Raises:
-        ConfigError: If the model has fewer, or fewer layers than `text.pooled_layers` names.
+        ConfigError: If the model has fewer blocks, or `text.pooled_layers` names a missing layer.
     """
     if config.depth is None and config.pooled_layers == (-1,) and not config.frozen_layers:
         return
@@ -351,7 +350,7 @@ def truncate_blocks(description: PreTrainedConfig, config: TextTowerConfig) -> N
     beyond = [layer for layer in config.pooled_layers if not -blocks - 1 <= layer <= blocks]
     if beyond:
         raise ConfigError(
-            f"text.pooled_layers names {beyond}, but the model has {count(blocks, 'layer')} behind its embedding (0)"
+            f"text.pooled_layers names {beyond}, but the model has {count(blocks, 'layer')} after its embedding (0)"
         )
     if config.frozen_layers > blocks:
         raise ConfigError(
@@ -360,7 +359,7 @@ def truncate_blocks(description: PreTrainedConfig, config: TextTowerConfig) -> N
 
 
 def is_causal(config: PreTrainedConfig) -> bool:
-    """Tells causal language models from masked ones.
+    """Whether a language model is causal; False for a masked one.
 
     Raises:
         ConfigError: If it is neither.
@@ -369,12 +368,12 @@ def is_causal(config: PreTrainedConfig) -> bool:
     if not config.is_encoder_decoder:
         if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
             return False
-        if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or kind in _CAUSAL_HALVES:
+        if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or kind in _CAUSAL_PARTS:
             return True
     raise ConfigError(f"a text tower needs a causal or masked language model; {kind!r} is neither, choose another")
 
 
 def drop_pooler(model: PreTrainedModel) -> None:
-    """Takes away a layer that BERT's relatives carry and nothing here reads; it would never get a gradient."""
+    """Removes the pooler of BERT-like models, which would never get a gradient."""
     if getattr(model, "pooler", None) is not None:
         model.pooler = None  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]

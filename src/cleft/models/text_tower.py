@@ -1,9 +1,8 @@
-"""Any Hugging Face language model as text tower: sentences in, one feature vector per sentence out.
+"""Text encoder from any Hugging Face language model: strings in, one feature vector per text out.
 
-Texts enter as strings; tokenising, packing and pooling are private matters of this file and those it uses. Causal
-models read a batch as one prefix tree (`packing.py`), masked models read every distinct text once; both give the
-values and gradients of reading every text alone. With dropout on, the texts through a node of the tree share one
-draw: each is as noisy as before, but their noise is no longer independent (docs/decisions/0035).
+Causal models encode a batch as one prefix tree (`prefix_tree.py`), masked models encode every distinct text once; both
+give the values and gradients of encoding every text separately. With dropout, texts that share a node of the tree share
+its dropout mask: the noise of each text is unchanged, but it is correlated between texts (docs/decisions/0035).
 
 Shapes: `T` texts, `R` distinct texts, `L` tokens, `P` nodes of a packed tree, `C` classes, `D` width.
 """
@@ -32,71 +31,72 @@ from cleft.models.prefix_tree import PackedTexts, PrefixTree, pack_texts, pad_no
 from cleft.models.tokenizer import TextTokenizer, eos_token_of, load_tokenizer, train_tokenizer
 from cleft.text_rules import RuleName, Texts, as_texts, class_name_rule, normalise, normalise_all, refuse_duplicates
 
-_LONGEST_TRIAL = 128
+_MAX_ARTIFICIAL_TOKENS = 128
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 def tree_obstacle(lm: LanguageModel, max_tokens: int) -> str | None:
-    """Says why a model cannot be read as a tree, as far as its configuration tells; None if nothing speaks against it.
+    """Returns why a model cannot encode a prefix tree, judged by its configuration; None if it may be possible.
 
-    What counts tokens in the order of the sequence may show only in large trees, and what carries a state along it
-    hardly shows in weights that are small at first; so neither is left to `find_fault`.
+    Models that count positions themselves may differ only in large trees, and recurrent models hardly differ while
+    their weights are small, so neither is left to `compare_tree_with_padded`.
     """
     kind = lm.config.model_type
     if not lm.causal:
-        return f"text.packing=tree is wrong for {kind!r}, a masked model: its tokens also see what stands behind them"
+        return f"text.packing=tree is wrong for {kind!r}, a masked model: its tokens also attend to later tokens"
     if not lm.takes_positions:
-        return f"a {kind!r} model takes no positions, so it cannot be read as a tree"
+        return f"a {kind!r} model takes no position ids, so it cannot encode a prefix tree"
     if kind == "clip_text_model":
-        return f"a {kind!r} model takes no more tokens at once than it has positions, so it cannot be read as a tree"
+        return f"a {kind!r} model takes no more tokens than it has positions, so it cannot encode a prefix tree"
     others = set(getattr(lm.config, "layer_types", None) or ()) - _ATTENTION
     if others or any(isinstance(module, nn.Conv1d) for module in lm.modules()):
-        return f"a {kind!r} model carries a state from token to token, so it cannot be read as a tree"
+        return f"a {kind!r} model is recurrent or convolutional, so it cannot encode a prefix tree"
     if getattr(lm.config, "window_size", None):
-        return f"a {kind!r} model attends to its neighbours in the sequence, so it cannot be read as a tree"
+        return f"a {kind!r} model attends to sequence neighbours, so it cannot encode a prefix tree"
     window = lm.attention_window()
     if window is not None and max_tokens + lm.virtual_tokens > window:
-        return f"a {kind!r} model looks back {count(window, 'token')}, fewer than text.max_tokens={max_tokens}"
+        tokens = count(window, "token")
+        return f"a {kind!r} model has an attention window of {tokens}, fewer than text.max_tokens={max_tokens}"
     return None
 
 
 @torch.no_grad()
 def compare_tree_with_padded(tower: TextTower) -> str | None:
-    """Reads four made-up texts as a tree and padded.
+    """Encodes four artificial texts as a tree and padded, and compares the features.
 
     Returns:
-        A sentence that says how they differ, or None if they are equal up to rounding.
+        The difference as a message, or None if they are equal up to rounding.
     """
     try:
         with eval_mode(tower):
             return _compare(tower)
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return f"a {tower.lm.config.model_type!r} model cannot be read as a tree ({first})"
+        return f"a {tower.lm.config.model_type!r} model cannot encode a prefix tree ({first})"
 
 
 def _compare(tower: TextTower) -> str | None:
-    texts = _random_texts(tower)
+    texts = _artificial_texts(tower)
     width = max(map(len, texts))
     ids = torch.tensor([[*text, *[tower.tokenizer.pad] * (width - len(text))] for text in texts])
-    apart = tower.encode_padded(ids, torch.tensor([len(text) for text in texts]))
-    together = tower.encode_packed(pack_texts(texts, mask_eos_self=tower.mask_eos_self))
-    error = float((together - apart).norm() / apart.norm())
-    if error <= _tolerance(apart, tower.lm.dtype):
+    padded = tower.encode_padded(ids, torch.tensor([len(text) for text in texts]))
+    tree = tower.encode_packed(pack_texts(texts, mask_eos_self=tower.mask_eos_self))
+    error = float((tree - padded).norm() / padded.norm())
+    if error <= _tolerance(padded, tower.lm.dtype):
         return None
     return (
-        f"a {tower.lm.config.model_type!r} model read as a tree differs from itself read text by text "
-        f"(by {error:.1e} of the length of its features)"
+        f"a {tower.lm.config.model_type!r} model gives other features for a prefix tree than for padded texts "
+        f"(relative difference {error:.1e})"
     )
 
 
-def _random_texts(tower: TextTower) -> list[list[int]]:
+def _artificial_texts(tower: TextTower) -> list[list[int]]:
     tokens = tower.tokenizer
     special = {*tokens.prefix_ids, *tokens.suffix_ids, tokens.pad}
     usable = [token for token in range(tokens.vocabulary) if token not in special]
     step = max(1, len(usable) // 7)
     a, b, c, *more = usable[::step][:7]
-    room = min(tower.config.max_tokens, _LONGEST_TRIAL) - len(tokens.prefix_ids) - len(tokens.suffix_ids)
+    room = min(tower.config.max_tokens, _MAX_ARTIFICIAL_TOKENS) - len(tokens.prefix_ids) - len(tokens.suffix_ids)
     bodies = [[a, b, c], [a, b], [c], [a, *more * room]]
     return [[*tokens.prefix_ids, *body[: max(1, room)], *tokens.suffix_ids] for body in bodies]
 
@@ -105,70 +105,70 @@ def _tolerance(features: Tensor, dtype: torch.dtype) -> float:
     lowered = dtype != torch.float32 or torch.is_autocast_enabled(features.device.type)
     if lowered:
         return 5e-2
-    # Graphics cards may multiply float32 with ten bits of mantissa.
+    # GPUs may multiply float32 with a 10-bit mantissa (TF32).
     return 2e-5 if features.device.type == "cpu" else 5e-3
 
 
 LOG = logging.getLogger(__name__)
 MAX_NODES = 4096
-"""Largest tree computed at once: its mask has this many rows and columns."""
-_MOST_KNOWN = 1_000_000
-"""Texts whose normal form is remembered."""
+"""Largest tree encoded at once; its mask has this many rows and columns."""
+_MAX_CACHED = 1_000_000
+"""Texts whose normalised form is cached."""
 
 
 class TextStats(NamedTuple):
-    """What the last call computed."""
+    """Counts of the last call."""
 
     texts: int
     distinct: int
     nodes: int
-    """Tokens the model read: nodes of the tree, or tokens of the padded texts."""
+    """Tokens the model encoded: nodes of the tree, or tokens of the padded texts."""
     padded_tokens: int
-    """Tokens it would have read had every text been padded to `max_tokens`, as the authors do."""
+    """Tokens with every text padded to `max_tokens`, as in the authors' code."""
 
 
 class WordFeatures(NamedTuple):
-    """Texts as local losses want them: slot 0 is the class token, words follow from 1, behind them stands the end."""
+    """Features of texts and of their words: slot 0 is the class token, words follow from 1, then the end token."""
 
     features: Tensor
-    """`[T, D]` float32, as `TextTower.encode` gives them."""
+    """`[T, D]` float32, as from `TextTower.encode`."""
     words: Tensor
-    """Sum of the states of a slot's tokens, `[T, W, D]`; zeros behind the end."""
+    """Sum of the hidden states of a slot's tokens, `[T, W, D]`; zeros after the end."""
     lengths: Tensor
-    """Words of each text, `[T]`: slots 1 to this are words, the next one is the end."""
+    """Number of words of each text, `[T]`: slots 1 to this are words, the next one is the end token."""
     slot_of_token: Tensor
     """`[T, L]`; 0 for padding too."""
     attention: Tensor
-    """What the class token looks at in the last block, `[T, L]`, without gradient; no columns where nobody asked."""
+    """Attention of the class token in the last block, `[T, L]`, without gradient; no columns if not requested."""
 
 
 class MaskedTokens(NamedTuple):
-    """Texts of which a part was hidden."""
+    """Hidden states of texts in which some words were masked."""
 
     states: Tensor
-    """What the model made of the rest, `[T, L, D]`."""
+    """Hidden states, `[T, L, D]`."""
     ids: Tensor
-    """The tokens before any was hidden, `[T, L]`."""
+    """Original token ids, `[T, L]`."""
     hidden: Tensor
-    """Which were, `[T, L]` bool."""
+    """Whether a token was masked, `[T, L]` bool."""
 
 
 class TextTower(nn.Module):
-    """A language model, its tokenizer, and how its states become one feature per text.
+    """Text encoder: a language model, its tokenizer, and the pooling of hidden states to one feature per text.
 
     Args:
-        lm: The language model, adapted.
+        lm: The language model, with its adapter.
         tokens: Its tokenizer.
-        config: How to pack and pool.
+        config: Packing and pooling.
 
     Attributes:
         width: Width `D` of a feature.
-        rule: How texts are normalised before they are tokenised.
-        packing: `tree`, `distinct` or `padded`; what `auto` stands for once resolved. May be set.
-        stats: What the last call computed.
+        rule: Normalisation of texts before tokenisation.
+        packing: `tree`, `distinct` or `padded`; `auto` is resolved when built. May be set.
+        stats: Counts of the last call.
 
     Raises:
-        ConfigError: If the model cannot do what is asked, such as a tree in a masked model.
+        ConfigError: If the model does not support a setting, such as a prefix tree with a masked model.
     """
 
     def __init__(self, lm: LanguageModel, tokens: TextTokenizer, config: TextTowerConfig) -> None:
@@ -188,45 +188,45 @@ class TextTower(nn.Module):
         self._verified: set[str] = set()
         self._graphs = CudaGraphs(lm)
         self._slots: dict[str, list[int]] = {}
-        self._refuse_length(config.max_tokens, "text.max_tokens")
+        self._check_length(config.max_tokens, "text.max_tokens")
 
     @property
     def trained_tokens(self) -> tuple[int, ...]:
-        """Tokens whose rows of the embedding move, ascending; empty if none or all do."""
+        """Tokens with trainable embedding rows, ascending; empty if none or all are trainable."""
         return getattr(self.lm.model.get_input_embeddings(), "tokens", ())
 
     def forward(self, texts: Texts) -> Tensor:
         """Returns the features of texts, `[T, D]` float32.
 
         Args:
-            texts: One, or `T` of them; they are normalised first.
+            texts: One text or `T` texts; they are normalised first.
 
         Raises:
-            DataError: If a text says nothing, or cannot be read.
-            ConfigError: If the model turns out not to fit the prefix tree.
+            DataError: If a text has no letter or digit, or is invalid.
+            ConfigError: If the model cannot encode a prefix tree.
         """
         texts = self.cache_texts(texts)
-        if self._takes_tree():
+        if self._uses_tree():
             return self._encode_tree(texts)
         rows = self._tree.rows(texts)
         distinct, place = np.unique(rows, return_inverse=True)
-        self._count(len(texts), len(distinct))
+        self._start_count(len(texts), len(distinct))
         if self.packing == "padded":
             return self.encode_padded(*self._padded(rows, self.config.max_tokens))
         features = self.encode_padded(*self._padded(distinct))
         return features[torch.from_numpy(place).to(features.device)]
 
     def normalise(self, texts: Texts) -> list[str]:
-        """Returns texts as they are tokenised; see `text.normalisation`.
+        """Returns the normalised texts; see `text.normalisation`.
 
         Raises:
-            DataError: If a text has no letter or digit, is too long, or holds an invisible character.
+            DataError: If a text has no letter or digit, is too long, or contains an invisible character.
         """
         given = as_texts(texts)
         new = [text for text in given if text not in self._normal]
         if new:
             normal = normalise_all(given, self.rule)
-            if len(self._normal) > _MOST_KNOWN:
+            if len(self._normal) > _MAX_CACHED:
                 self._normal.clear()
             self._normal.update(zip(given, normal, strict=True))
         return [self._normal[text] for text in given]
@@ -236,56 +236,58 @@ class TextTower(nn.Module):
         return self(texts)
 
     def encode_words(self, texts: Texts, *, attention: bool = False, pad_to_max: bool = False) -> WordFeatures:
-        """Reads texts word by word; each distinct text is read once. For masked models.
+        """Encodes texts and their words, each distinct text once. For masked models.
 
         Args:
-            texts: `T` of them.
-            attention: Whether to tell what the class token looks at.
-            pad_to_max: Whether there shall be as many slots as `max_tokens`, in place of those the longest text needs.
+            texts: `T` texts.
+            attention: Whether to return the attention of the class token.
+            pad_to_max: Whether to return `max_tokens` slots instead of those the longest text needs.
 
         Raises:
-            DataError: If a text says nothing.
+            DataError: If a text has no letter or digit.
         """
         texts = self.cache_texts(texts)
         distinct = list(dict.fromkeys(texts))
         number = {text: place for place, text in enumerate(distinct)}
-        self._count(len(texts), len(distinct))
+        self._start_count(len(texts), len(distinct))
         ids, lengths = (part.to(self._device) for part in self._padded(self._tree.rows(distinct)))
         slots = self._slots_of(distinct, ids.shape[1])
-        with capture_attention(self.lm.model, "text") if attention else nullcontext() as watched:
-            states, visible, pooled = self._read_states(ids, lengths)
-        looked = states.new_zeros(len(distinct), 0) if watched is None else watched.first_row(visible)
-        wide = self.config.max_tokens if pad_to_max else int(slots.max()) + 1
-        member = functional.one_hot(slots, wide).to(states.dtype) * visible[..., None].to(states.dtype)  # [R, L, W]
+        with capture_attention(self.lm.model, "text") if attention else nullcontext() as captured:
+            states, visible, pooled = self._hidden_states(ids, lengths)
+        weights = states.new_zeros(len(distinct), 0) if captured is None else captured.first_row(visible)
+        width = self.config.max_tokens if pad_to_max else int(slots.max()) + 1
+        member = functional.one_hot(slots, width).to(states.dtype) * visible[..., None].to(states.dtype)  # [R, L, W]
         place = torch.tensor([number[text] for text in texts], device=self._device)
         return WordFeatures(
             features=self._pool(states, visible, lengths, pooled)[place],
             words=(member.mT @ states).float()[place],
             lengths=(slots.amax(dim=1) - 1)[place],
             slot_of_token=slots[place],
-            attention=looked.float()[place],
+            attention=weights.float()[place],
         )
 
     def encode_masked(self, texts: Texts, condition: Tensor, *, share: float, pad_to_max: bool = False) -> MaskedTokens:
-        """Hides words of texts, drawn from torch's generator, and reads the rest. For masked models.
+        """Encodes texts with words masked at random (torch's generator). For masked models.
 
         Args:
-            texts: `T` of them.
-            condition: What each text is told of its image, added to the embedding of every token, `[T, D]`.
-            share: Probability with which a word is hidden, with all its pieces.
-            pad_to_max: Whether texts are padded to `max_tokens`, in place of the longest of them.
+            texts: `T` texts.
+            condition: Image condition of each text, added to the embedding of every token, `[T, D]`.
+            share: Probability that a word is masked, with all its pieces.
+            pad_to_max: Whether texts are padded to `max_tokens` instead of to the longest.
 
         Raises:
-            DataError: If a text says nothing.
-            ConfigError: If the tokenizer has no mask token, or the model no embeddings apart.
+            DataError: If a text has no letter or digit.
+            ConfigError: If the tokenizer has no mask token, or the model no separate embedding module.
         """
         texts = self.cache_texts(texts)
         mask: Any = self.tokenizer.hf_tokenizer.mask_token_id
         embeddings: Any = getattr(self.lm.model, "embeddings", None)
         if mask is None or embeddings is None:
-            lacking = "its tokenizer has no mask token" if mask is None else "it has no embeddings apart"
-            raise ConfigError(f"text.model: a {self.lm.config.model_type!r} model cannot say what is hidden, {lacking}")
-        self._count(len(texts), len(set(texts)))
+            lacking = "its tokenizer has no mask token" if mask is None else "it has no separate embedding module"
+            raise ConfigError(
+                f"text.model: a {self.lm.config.model_type!r} model cannot predict masked words: {lacking}"
+            )
+        self._start_count(len(texts), len(set(texts)))
         padded = self._padded(self._tree.rows(texts), self.config.max_tokens if pad_to_max else 0)
         ids, lengths = (part.to(self._device) for part in padded)
         slots = self._slots_of(texts, ids.shape[1])
@@ -293,47 +295,48 @@ class TextTower(nn.Module):
         drawn = torch.rand(len(ids), int(end.max()) + 1, device=self._device) < share
         hidden = drawn.gather(1, slots) & (slots > 0) & (slots < end)
         with embeddings.register_forward_hook(lambda _m, _i, output: output + condition[:, None].to(output.dtype)):
-            states, _, _ = self._read_states(ids.masked_fill(hidden, mask), lengths)
+            states, _, _ = self._hidden_states(ids.masked_fill(hidden, mask), lengths)
         return MaskedTokens(states, ids, hidden)
 
     def encode_after_context(self, names: Texts, context: Tensor) -> Tensor:
-        """Returns features `[C, D]` float32 of class names that continue a learned context.
+        """Returns features `[C, D]` float32 of class names after a learned context.
 
         Args:
-            names: One class name or several; they are normalised as the names in captions, and read in the form they
-                have inside a sentence.
-            context: Vectors in the place of token embeddings, `[L, D]`, shared by all names. In the tree they are
-                one chain in front of all names and cost `L` nodes for any number of classes.
+            names: One class name or several; normalised like the names in captions, and tokenised as inside a sentence.
+            context: Vectors in place of token embeddings, `[L, D]`, shared by all names. In the tree they are one chain
+                in front of all names and cost `L` nodes for any number of classes.
 
         Raises:
-            DataError: If a name says nothing, or two are equal.
-            ConfigError: If context and name together are longer than the model has positions for.
+            DataError: If a name has no letter or digit, or two are equal.
+            ConfigError: If context and name together exceed the positions of the model.
         """
         names = normalise_all(as_texts(names, "class name"), class_name_rule(self.rule))
-        ids = self._read_names(tuple(names))
-        front = self.lm.embed(self._tensor(self.tokenizer.prefix_ids))  # what the tokenizer opens every text with
+        ids = self._name_ids(tuple(names))
+        front = self.lm.embed(self._tensor(self.tokenizer.prefix_ids))  # special tokens at the start of every text
         roots = torch.cat([front, context.to(front.dtype)])
         longest = len(roots) + max(map(len, ids))
-        self._refuse_length(longest, "context and class name together")
-        self._count(len(ids), len(set(names)))
+        self._check_length(longest, "context and class name together")
+        self._start_count(len(ids), len(set(names)))
         window = self.lm.attention_window()
-        if self._takes_tree() and (window is None or longest + self.lm.virtual_tokens <= window):
+        if self._uses_tree() and (window is None or longest + self.lm.virtual_tokens <= window):
             packed = pack_texts(ids, mask_eos_self=self.mask_eos_self)
             return self.encode_packed(prepend_chain(packed, len(roots)), roots)
         lengths = torch.tensor([len(name) for name in ids])
         rows = [
             functional.pad(self._tensor(name), (0, longest), value=self.tokenizer.pad)[: lengths.max()] for name in ids
         ]
-        behind = self.lm.embed(torch.stack(rows))  # [C, L, D]
-        return self.encode_padded(torch.cat([roots.expand(len(ids), -1, -1), behind], dim=1), lengths + len(roots))
+        names_embedded = self.lm.embed(torch.stack(rows))  # [C, L, D]
+        return self.encode_padded(
+            torch.cat([roots.expand(len(ids), -1, -1), names_embedded], dim=1), lengths + len(roots)
+        )
 
     @torch.no_grad()
     def embed_prompt(self, text: str) -> Tensor:
-        """Returns the token embeddings of a sentence's beginning, `[n, D]` float32, without a gradient."""
+        """Returns the token embeddings of a prompt without special tokens, `[n, D]` float32, without gradient."""
         return self.lm.embed(self._tensor(self.tokenizer.encode_prompt(normalise(text, self.rule)))).float()
 
     def cache_texts(self, texts: Texts) -> list[str]:
-        """Normalises texts and tokenises those that are new; batches of known ones cost two look-ups a text.
+        """Normalises texts and tokenises new ones; cached texts cost two lookups each.
 
         Returns:
             The normalised texts.
@@ -347,21 +350,21 @@ class TextTower(nn.Module):
         return normal
 
     def verify_packing(self) -> None:
-        """Reads a few made-up texts as a tree and padded, without gradient, and compares.
+        """Encodes a few artificial texts as a tree and padded, without gradient, and compares the features.
 
-        Models differ in what they do with a mask and positions of our own: some count positions for themselves, some
-        bias attention by distance in the sequence, some have no attention at all. With `text.packing=auto` a model
-        that fails is read text by text from then on. Done once per kind of device before the first tree, because
-        kernels have been wrong with masks before.
+        Models treat a given mask and positions differently: some count positions themselves, some bias attention by
+        distance in the sequence, some have no attention. With `text.packing=auto` a model that fails uses distinct
+        texts from then on. Runs once per device type before the first tree, because attention kernels have had errors
+        with masks.
 
         Raises:
-            ConfigError: If they differ and `text.packing=tree` was asked for.
+            ConfigError: If they differ and `text.packing` is `tree`.
         """
         fault = compare_tree_with_padded(self)
         if fault is None:
             self._verified.add(self._device.type)
         elif self.config.packing == "auto":
-            LOG.warning("%s; every distinct text is read by itself", fault)
+            LOG.warning("%s; every distinct text is encoded separately", fault)
             self.packing = "distinct"
         else:
             raise ConfigError(f"{fault}; set text.packing=distinct")
@@ -371,19 +374,19 @@ class TextTower(nn.Module):
 
         Args:
             packed: The tree.
-            roots: Vectors of its first nodes, where they are not those of tokens.
+            roots: Embeddings of its first nodes, if they are not tokens.
         """
         nodes = len(packed.input_ids)
-        records = self._uses_graph(nodes)
-        if records:
+        use_graph = self._uses_graph(nodes)
+        if use_graph:
             packed = pad_nodes(packed, node_multiple(nodes), extra_keys=self.lm.virtual_tokens)
         packed = packed.to(self._device)
         tokens = packed.input_ids
         if roots is not None:
             tokens = torch.cat([roots, self.lm.embed(tokens[len(roots) :])])
-        read = self._graphs if records else self.lm
-        states = read(tokens[None], packed.visible[None], packed.position_ids[None])[0]  # [P, D]
-        self._read(nodes)
+        encode = self._graphs if use_graph else self.lm
+        states = encode(tokens[None], packed.visible[None], packed.position_ids[None])[0]  # [P, D]
+        self._count_nodes(nodes)
         if self.pooling == "mean":
             member = packed.visible[packed.last].to(states.dtype)  # [T, P]
             return (member @ states / member.sum(dim=1, keepdim=True)).float()
@@ -393,24 +396,24 @@ class TextTower(nn.Module):
         """Returns the features of padded texts, `[R, D]` float32.
 
         Args:
-            tokens: Token ids `[R, L]` or vectors `[R, L, D]`, padded on the right with anything.
-            lengths: Tokens of each text, `[R]`.
+            tokens: Token ids `[R, L]` or embeddings `[R, L, D]`, right-padded with any value.
+            lengths: Number of tokens of each text, `[R]`.
         """
         tokens, lengths = tokens.to(self._device), lengths.to(self._device)
-        states, visible, pooled = self._read_states(tokens, lengths)
+        states, visible, pooled = self._hidden_states(tokens, lengths)
         return self._pool(states, visible, lengths, pooled)
 
-    def _read_states(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """States `[R, L, D]` of padded texts, which tokens are seen `[R, L]`, and the model's own pooling `[R, D]`."""
+    def _hidden_states(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Returns hidden states `[R, L, D]`, attention mask `[R, L]` and pooler output `[R, D]` of padded texts."""
         place = torch.arange(tokens.shape[1], device=self._device)
-        seen = (lengths - 1).clamp(min=1) if self.mask_eos_self else lengths
-        visible = place < seen[:, None]  # [R, L]
+        attended = (lengths - 1).clamp(min=1) if self.mask_eos_self else lengths
+        visible = place < attended[:, None]  # [R, L]
         states, pooled = self.lm.encode(tokens, visible, place[None])
-        self._read(visible.numel())
+        self._count_nodes(visible.numel())
         return states, visible, pooled
 
     def _pool(self, states: Tensor, visible: Tensor, lengths: Tensor, pooled: Tensor | None) -> Tensor:
-        """Features `[R, D]` float32."""
+        """Pools hidden states to features `[R, D]` float32."""
         if self.pooling == "pooler":
             assert pooled is not None
             return pooled.float()
@@ -425,7 +428,7 @@ class TextTower(nn.Module):
         return states[torch.arange(len(states), device=self._device), last].float()
 
     def _encode_tree(self, texts: Sequence[str]) -> Tensor:
-        self._count(len(texts), len(set(texts)))
+        self._start_count(len(texts), len(set(texts)))
         pieces = [(place, self.encode_packed(packed)) for place, packed in self._tree.subtrees(texts, MAX_NODES)]
         if len(pieces) == 1:
             return pieces[0][1]
@@ -433,11 +436,11 @@ class TextTower(nn.Module):
         return torch.cat([features for _, features in pieces])[back.to(self._device)]
 
     def _uses_graph(self, nodes: int) -> bool:
-        """Whether the pass through a tree is played back from a recording."""
-        wanted = self.config.cuda_graphs and not self.config.gradient_checkpointing
-        return wanted and self._device.type == "cuda" and torch.is_grad_enabled() and nodes <= MAX_GRAPH_NODES
+        """Whether a tree is encoded with a CUDA graph."""
+        enabled = self.config.cuda_graphs and not self.config.gradient_checkpointing
+        return enabled and self._device.type == "cuda" and torch.is_grad_enabled() and nodes <= MAX_GRAPH_NODES
 
-    def _takes_tree(self) -> bool:
+    def _uses_tree(self) -> bool:
         if self.packing == "tree" and self._device.type not in (*self._verified, "meta"):
             self.verify_packing()
         return self.packing == "tree"
@@ -448,7 +451,7 @@ class TextTower(nn.Module):
         return torch.from_numpy(ids), torch.from_numpy(lengths)
 
     def _slots_of(self, texts: Sequence[str], width: int) -> Tensor:
-        """Slot of each token of padded texts, `[T, L]`."""
+        """Returns the word slot of each token of padded texts, `[T, L]`."""
         new = [text for text in texts if text not in self._slots]
         self._slots.update(zip(new, self.tokenizer.word_slots(new) if new else [], strict=True))
         rows = torch.zeros(len(texts), width, dtype=torch.int64)
@@ -456,18 +459,19 @@ class TextTower(nn.Module):
             row[: len(self._slots[text])] = torch.tensor(self._slots[text])
         return rows.to(self._device)
 
-    def _read_names(self, names: tuple[str, ...]) -> list[list[int]]:
+    def _name_ids(self, names: tuple[str, ...]) -> list[list[int]]:
         if names not in self._names:
             refuse_duplicates(names, "class names")
             self._names[names] = self.tokenizer.encode_class_names(names)
         return self._names[names]
 
-    def _refuse_length(self, length: int, what: str) -> None:
+    def _check_length(self, length: int, what: str) -> None:
         limit = self.lm.max_positions()
         if limit is not None and length + self.lm.virtual_tokens > limit:
-            virtual = f" behind {count(self.lm.virtual_tokens, 'virtual token')}" if self.lm.virtual_tokens else ""
+            virtual = f" after {count(self.lm.virtual_tokens, 'virtual token')}" if self.lm.virtual_tokens else ""
             raise ConfigError(
-                f"{what} of {count(length, 'token')}{virtual} exceed the {limit} positions of the model; shorten it"
+                f"{what} of {count(length, 'token')}{virtual} exceed the {limit} positions of the model; "
+                f"use fewer tokens"
             )
 
     @property
@@ -477,10 +481,10 @@ class TextTower(nn.Module):
     def _tensor(self, ids: Sequence[int]) -> Tensor:
         return torch.tensor(ids, dtype=torch.int64, device=self._device)
 
-    def _count(self, texts: int, distinct: int) -> None:
+    def _start_count(self, texts: int, distinct: int) -> None:
         self.stats = TextStats(texts, distinct, 0, texts * self.config.max_tokens)
 
-    def _read(self, nodes: int) -> None:
+    def _count_nodes(self, nodes: int) -> None:
         self.stats = self.stats._replace(nodes=self.stats.nodes + nodes)
 
 
@@ -496,35 +500,34 @@ def build_text_tower(
     """Builds a text tower. Random weights come from torch's global generator; callers fork it.
 
     Args:
-        config: Which model, adapted how.
-        captions: What will be read. Only tokens that occur in them get rows that move.
-        learnable: What a tower from scratch learns its tokenizer from; by default the captions.
-        tokenizer: Folder of a saved tokenizer to take in place of the model's own or of learning one.
-        trained_tokens: Tokens whose rows move, in place of those of `captions`; what a saved tower had.
-        verify: Whether to verify now that texts may be read as a tree; otherwise before the first tree, when the
-            weights have been read.
+        config: Model and adapter.
+        captions: Texts to encode. Only tokens that occur in them get trainable embedding rows.
+        learnable: Texts to train the tokenizer of a model from scratch on; by default the captions.
+        tokenizer: Folder of a saved tokenizer to use instead of the model's own or of training one.
+        trained_tokens: Tokens with trainable rows, instead of those of `captions`; as in a saved tower.
+        verify: Whether to verify the prefix tree now; otherwise before the first tree, when weights are loaded.
 
     Raises:
-        ConfigError: If the model cannot be had, is neither causal nor masked, or a setting contradicts another.
+        ConfigError: If the model cannot be loaded, is neither causal nor masked, or settings contradict each other.
         CheckpointError: If its files do not fit each other.
-        DataError: If a caption says nothing.
+        DataError: If a caption has no letter or digit.
     """
     rule: RuleName = "words-2" if config.normalisation == "auto" else config.normalisation
     description = read_text_config(config)
     causal = is_causal(description)
     if tokenizer is not None:
-        learned = load_tokenizer(tokenizer)
+        hf_tokenizer = load_tokenizer(tokenizer)
     elif config.model is not None:
-        learned = load_tokenizer(config.model)
+        hf_tokenizer = load_tokenizer(config.model)
     else:
         vocab_size = (config.scratch or {}).get("vocab_size", 4096)
-        taught = captions if learnable is None else learnable
-        if rule.startswith("lower"):  # words of a bank of sentences as written
-            taught = [normalise(text, rule) for text in taught]
-        learned = train_tokenizer(taught, causal=causal, vocab_size=vocab_size)
-    eos = eos_token_of(learned, description) if causal else None
-    tokens = TextTokenizer(learned, max_tokens=config.max_tokens, eos=eos)
-    lm = build_language_model(config, vocabulary=len(learned), pad=tokens.pad, eos=tokens.eos)
+        corpus = captions if learnable is None else learnable
+        if rule.startswith("lower"):  # a sentence bank keeps words as written
+            corpus = [normalise(text, rule) for text in corpus]
+        hf_tokenizer = train_tokenizer(corpus, causal=causal, vocab_size=vocab_size)
+    eos = eos_token_of(hf_tokenizer, description) if causal else None
+    tokens = TextTokenizer(hf_tokenizer, max_tokens=config.max_tokens, eos=eos)
+    lm = build_language_model(config, vocabulary=len(hf_tokenizer), pad=tokens.pad, eos=tokens.eos)
     normal = normalise_all(list(dict.fromkeys(captions)), rule)
     tower = TextTower(
         adapt(lm, config, tokens.used_tokens(normal) if trained_tokens is None else trained_tokens), tokens, config
@@ -538,16 +541,16 @@ def build_text_tower(
 
 
 def has_external_base(config: TextTowerConfig) -> bool:
-    """Whether the language model is taken by name and kept still, so that its weights need not be saved."""
+    """Whether the language model is loaded by name and frozen, so that its weights need not be saved."""
     return config.model is not None and not config.random_weights and config.adapt != "full"
 
 
 def external_base_weights(tower: TextTower) -> list[str]:
-    """Names of a tower's weights that stay where they came from; call it before anything else is frozen."""
+    """Returns names of the frozen weights of an external base model; call it before anything else is frozen."""
     if not has_external_base(tower.config):
         return []
-    moving = {name for name, weight in tower.named_parameters() if weight.requires_grad}
-    return [name for name in tower.state_dict() if name not in moving]
+    trainable = {name for name, weight in tower.named_parameters() if weight.requires_grad}
+    return [name for name in tower.state_dict() if name not in trainable]
 
 
 def _resolve_packing(lm: LanguageModel, config: TextTowerConfig) -> str:
@@ -559,18 +562,20 @@ def _resolve_packing(lm: LanguageModel, config: TextTowerConfig) -> str:
     if config.packing == "tree":
         raise ConfigError(f"{fault}; set text.packing=distinct")
     if lm.causal:
-        LOG.warning("%s; every distinct text is read by itself", fault)
+        LOG.warning("%s; every distinct text is encoded separately", fault)
     return "distinct"
 
 
 def _resolve_pooling(lm: LanguageModel, config: TextTowerConfig) -> str:
     if config.pooling == "cls" and lm.causal:
-        raise ConfigError("text.pooling=cls: the first token of a causal model has read nothing else; set end-token")
-    if config.pooling in _OF_MASKED and lm.causal:
+        raise ConfigError(
+            "text.pooling=cls: the first token of a causal model attends to no other token; set end-token"
+        )
+    if config.pooling in _MASKED_ONLY and lm.causal:
         raise ConfigError(f"text.pooling={config.pooling} is for masked models; set end-token or mean")
     if config.pooling == "auto":
         return "end-token" if lm.causal else "mean"
     return config.pooling
 
 
-_OF_MASKED = ("max", "mean-padded", "pooler")
+_MASKED_ONLY = ("max", "mean-padded", "pooler")

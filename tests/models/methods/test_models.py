@@ -193,7 +193,7 @@ def test_mrm_needs_a_model_of_patches(root, scratch):
 def test_a_vocabulary_without_a_mask_cannot_be_hidden(root):
     model = model_of("mrm", root)
     model.text_tower.tokenizer.hf_tokenizer.mask_token = None
-    with pytest.raises(ConfigError, match="cannot say what is hidden, its tokenizer has no mask token"):
+    with pytest.raises(ConfigError, match="cannot predict masked words: its tokenizer has no mask token"):
         model.encode_pairs(images_of(112), TEXTS)
 
 
