@@ -188,7 +188,7 @@ class ReproduceRequest(OutputOptions):
     "reproduce",
     loads_torch=True,
     settings=(
-        *("data.people", "data.split", "classify.protocol", "optim.steps", "train.batch_size"),
+        *("data.patient_dataset", "data.split", "classify.protocol", "optim.steps", "train.batch_size"),
         *("data.workers", "data.cache", "train.accelerator", "train.precision"),
     ),
 )
