@@ -25,10 +25,9 @@ ORDER = [
         "privacy",
         "config",
         "results",
-        "correction",
     ),
     *ROOMS,
-    *("doctor", "cli"),
+    "cli",
 ]
 INSIDE_DATA = ["tables", "text", "images", "readers", "phantoms", "splits", "census"]
 STRANGERS = [

@@ -244,7 +244,7 @@ def test_presets_and_doctor_answer(capsys):
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
     assert "cleft-paper" in out
-    assert "everything needed is here" in out
+    assert "all requirements are met" in out
 
 
 def test_weights_are_counted_without_a_download(capsys):

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cleft.correction import holm, resamples_for
 from cleft.errors import DataError, ResourceError
 from cleft.evaluation import Bootstrap
 from cleft.evaluation.metrics import mean_of, paired_intervals, value_of
@@ -22,7 +21,7 @@ from cleft.evaluation.result_files import predictions_path, read_evaluation, rea
 from cleft.evaluation.scoring import Measure, Predictions, classification_measures, difference, group_by_images
 from cleft.files import as_path, file_key, write_whole
 from cleft.grammar import count
-from cleft.results import Comparison, Difference, Evaluation, to_json
+from cleft.results import Comparison, Difference, Evaluation, holm, resamples_for, to_json
 
 
 def compare(

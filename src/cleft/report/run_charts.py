@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from cleft.correction import holm
 from cleft.grammar import count
 from cleft.privacy import MIN_PATIENTS
 from cleft.report.charts import (
@@ -47,6 +46,7 @@ from cleft.results import (
     ReliabilityBin,
     Result,
     Subgroups,
+    holm,
 )
 
 TOKENS = "tokens"

@@ -13,14 +13,13 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from urllib.parse import quote
 
-from cleft.correction import LEVEL, holm
 from cleft.errors import CleftError, ConfigError, DataError
 from cleft.files import read_limited
 from cleft.privacy import redact
 from cleft.report.html import TOO_FEW, Footnotes, format_parameters, is_suppressed
 from cleft.report.paper import quoted
 from cleft.report.tables import BASELINES
-from cleft.results import Difference, Evaluation, Result, Study, StudyCell, StudyLine, from_json
+from cleft.results import LEVEL, Difference, Evaluation, Result, Study, StudyCell, StudyLine, from_json, holm
 from cleft.strict_json import find_json
 
 SHORT_METRIC_NAMES = {

@@ -18,7 +18,6 @@ from typing import NamedTuple
 
 from cleft.config import flat_settings, load_settings, overridden_keys
 from cleft.config.loading import nearest
-from cleft.correction import resamples_for
 from cleft.data import DATASETS, data_config, split_recipe
 from cleft.errors import ConfigError, DataError, NumericsError, ResourceError
 from cleft.evaluation import Bootstrap
@@ -28,7 +27,7 @@ from cleft.files import file_key, write_whole
 from cleft.grammar import count, share, verb
 from cleft.report.study_page import check_study_outputs, write_study_page
 from cleft.report.study_table import STUDY_FILE, check_study_file
-from cleft.results import Difference, Study, StudyCell, StudyLine, to_json
+from cleft.results import Difference, Study, StudyCell, StudyLine, resamples_for, to_json
 from cleft.studies.grids import add_models, parse_models, read_grid
 from cleft.studies.plans import PLANS, Plan, Row, Scale, paper_plan
 from cleft.studies.run_step import RunStep, check_evaluation_data, run_step, run_steps
