@@ -270,7 +270,7 @@ class Evaluation:
     """Whether the images are synthetic, so that anybody may see them."""
     per_class: int | None = None
     """Number of images selected of each class; None if all images of the split were evaluated."""
-    wording: str = "default"
+    class_names: str = field(default="default", metadata={"formerly": "wording"})
     """Class names in prompts: `default`, `released`, or the name of a YAML file."""
     similarity: str = "global"
     """Zero-shot: `global` (image and prompt embeddings), or `local`, `both`, `released`: with words and regions."""

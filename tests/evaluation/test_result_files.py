@@ -60,7 +60,7 @@ def test_the_same_question_replaces_its_answer(tmp_path):
         {"classes": ("A", "B", "C", "D", "E")},
         {"ids_digest": "d" * 16},
         {"scoring": "present-absent"},
-        {"wording": "released"},
+        {"class_names": "released"},
     ],
 )
 def test_another_question_has_another_file(change):
@@ -77,14 +77,14 @@ def test_another_way_to_train_a_head_has_another_file(change):
 
 
 def test_two_files_of_phrases_with_one_name_are_two_questions():
-    mine = dataclasses.replace(EVALUATION, wording="mine")
+    mine = dataclasses.replace(EVALUATION, class_names="mine")
     assert result_name(mine) != result_name(dataclasses.replace(mine, class_prompts=("b", "e", "ca", "p", "co")))
 
 
 def test_a_result_from_before_wordings_were_told_is_read(tmp_path):
     path = write_evaluation(EVALUATION, tmp_path)
     tree = json.loads(path.read_text())
-    del tree["wording"], tree["overlap_left_out"]
+    del tree["class_names"], tree["overlap_left_out"]
     path.write_text(json.dumps(tree))
     assert read_evaluation(path) == EVALUATION
 

@@ -78,7 +78,7 @@ def test_another_wording_asks_the_same_images_with_other_words_beside_the_first(
     words = tmp_path / "mine.yaml"
     words.write_text("Edema: fluid in the lungs\nchexpert/Atelectasis: a collapsed lung\nnih/Atelectasis: nothing\n")
     other_path, other = ask(home / "plain", class_names=str(words))
-    assert (usual.wording, other.wording) == ("default", "mine")
+    assert (usual.class_names, other.class_names) == ("default", "mine")
     assert path.is_file()
     assert other_path != path
     assert [prompt.partition(" with ")[2] for prompt in other.class_prompts[:2]] == [
@@ -333,7 +333,7 @@ def test_a_run_whose_data_were_moved_is_evaluated_where_they_are_now(home, tmp_p
     (tmp_path / "elsewhere").mkdir()
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(re.sub(r"root: .*", "root: /gone/data", text, count=1))
-    with pytest.raises(DataError, match=r"/gone/data is not a folder; give --data\.root"):
+    with pytest.raises(DataError, match=r"/gone/data is not a folder; set --data\.root"):
         ask(run)
     _, moved = ask(run, overrides=("--data.root", str(home / "data")))
     assert moved.split_digest == ask(home / "plain")[1].split_digest

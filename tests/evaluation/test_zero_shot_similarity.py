@@ -117,7 +117,7 @@ def test_of_several_sentences_of_a_class_the_nearest_counts(home):
     assert found.class_prompts == tuple(drawn)
     assert found.embedding_map is None
     assert "25 prompts for 5 classes; the most similar one of a class counts." in found.notes
-    assert found.wording == "gloria"
+    assert found.class_names == "gloria"
 
 
 def test_every_model_may_be_asked_in_glorias_sentences_and_standardised(home):

@@ -61,7 +61,7 @@ def page(folders, **options):
 
 def test_results_with_different_class_phrases_share_a_table(tmp_path):
     usual = evaluation(0.7, classes=("No Pneumonia", "Pneumonia"))
-    other = evaluation(0.6, classes=("No Pneumonia", "Pneumonia"), wording="released", baselines=usual.baselines)
+    other = evaluation(0.6, classes=("No Pneumonia", "Pneumonia"), class_names="released", baselines=usual.baselines)
     text = page([write_run(tmp_path / "run", usual, other)]).text
     assert text.count("Zero-shot: No Pneumonia vs. Pneumonia") >= 1
     assert "run handwritten prompts, class names “released”" in text

@@ -36,7 +36,7 @@ def test_matching_evaluation_is_recognised():
         {"split": "val"},
         {"scoring": "present-absent"},
         {"task": "linear-probe"},
-        {"wording": "released"},
+        {"class_names": "released"},
         {"similarity": "both"},
         {"standardised": True},
         {"per_class": 10},

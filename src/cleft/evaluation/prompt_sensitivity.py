@@ -89,7 +89,7 @@ def evaluate_prompts(
         classes=task.classes,
         class_prompts=tuple(task.model.text_tower.normalise(prompts)),
         results=templates[0].results,
-        wording=words.name,
+        class_names=words.name,
         prompt_sensitivity=PromptSensitivity(
             templates=tuple(templates),
             spread=template_spread(templates),

@@ -153,8 +153,8 @@ def result_name(evaluation: Evaluation) -> str:
     if evaluation.scoring != "multi-class":
         parts.append(evaluation.scoring)
     hashed = [evaluation.ids_digest, *evaluation.classes]
-    if evaluation.wording != "default":
-        parts.append(evaluation.wording)
+    if evaluation.class_names != "default":
+        parts.append(evaluation.class_names)
         hashed += evaluation.class_prompts  # files of the same name may hold different class names
     if evaluation.similarity != "global":
         parts.append(evaluation.similarity)

@@ -103,8 +103,8 @@ def describe_setup(evaluation: Evaluation) -> str:
         task = TASK_NAMES.get(evaluation.task, evaluation.task)
         return f"{task}, {evaluation.protocol} protocol{share}, seed {evaluation.training_seed}"
     parts = [PROMPT_NAMES.get(evaluation.prompts, evaluation.prompts)]
-    if evaluation.wording != "default":
-        parts.append(f"class names “{evaluation.wording}”")
+    if evaluation.class_names != "default":
+        parts.append(f"class names “{evaluation.class_names}”")
     if evaluation.similarity != "global":
         parts.append(SIMILARITY_NAMES.get(evaluation.similarity, evaluation.similarity))
     if evaluation.standardised:
@@ -267,7 +267,7 @@ def seed_groups(group: Sequence[Entry]) -> list[list[Entry]]:
     found: dict[Any, list[Entry]] = {}
     for entry in group:
         recipe = {key: str(value) for key, value in entry.run.config.items() if key not in _NOT_RECIPE}
-        zero_shot = (entry.evaluation.task, entry.evaluation.prompts, entry.evaluation.wording)
+        zero_shot = (entry.evaluation.task, entry.evaluation.prompts, entry.evaluation.class_names)
         similarity = (entry.evaluation.similarity, entry.evaluation.standardised)
         classifier = (entry.evaluation.protocol, entry.evaluation.training_fraction)
         key = (*zero_shot, *similarity, *classifier, entry.run.stage, tuple(sorted(recipe.items())))

@@ -282,7 +282,7 @@ def is_result_of(evaluation: Evaluation, step: Step) -> bool:
         return False
     if evaluation.similarity != "global" or evaluation.standardised:
         return False
-    if step.kind == "zero-shot" and evaluation.wording != Path(step.settings.class_names).stem:
+    if step.kind == "zero-shot" and evaluation.class_names != Path(step.settings.class_names).stem:
         return False
     if evaluation.task != ("zero-shot" if step.kind == "zero-shot" else step.settings.classify.mode):
         return False
