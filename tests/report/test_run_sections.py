@@ -27,7 +27,7 @@ def figures(seen):
 def test_linear_probe_and_zero_shot_share_a_table(tmp_path):
     seen = page(tmp_path, evaluation(0.6), evaluation(0.7, **HEAD))
     assert "Zero-shot and linear probe: 5 classes" in seen.text
-    assert "run linear probe, usual protocol, 10 % of the training patients, seed 2" in seen.text
+    assert "run linear probe, standard protocol, 10 % of the training patients, seed 2" in seen.text
     assert "task-2" not in seen.ids
     assert "66.7" in seen.text  # the paper's zero-shot number, beside the row that asks its question
 
