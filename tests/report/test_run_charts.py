@@ -12,11 +12,11 @@ from cleft.report.run_charts import (
     comparison_table,
     corrected_comparisons,
     difference_limit,
+    embedding_chart,
     format_difference,
     norms_chart,
     place_names,
     reliability_chart,
-    space_chart,
     subgroup_table,
     training_charts,
 )
@@ -74,7 +74,7 @@ def test_embedding_map_has_equal_axes():
     found = EmbeddingMap(
         images=((0, 1.0, 0.0), (1, 0.0, 1.0)), prompts=((-1.0, 0), (0, -1.0)), explained_variance=(1, 0), modality_gap=0
     )
-    figure = space_chart("t", found, ("A", "B"))
+    figure = embedding_chart("t", found, ("A", "B"))
     reach = 174 / 1.06
     assert f'class="dot" cx="{180 + reach:.1f}" cy="180.0"' in figure  # the image of class A, to the right
     assert f'class="prompt" cx="{180 - reach:.1f}" cy="180.0"' in figure
@@ -82,8 +82,8 @@ def test_embedding_map_has_equal_axes():
 
 
 def test_embedding_map_omits_hidden_classes():
-    assert space_chart("t", space(), FIVE).count('class="dot"') == 200 + 5
-    assert space_chart("t", space(), FIVE, hidden=["Edema"]).count('class="dot"') == 160 + 5
+    assert embedding_chart("t", space(), FIVE).count('class="dot"') == 200 + 5
+    assert embedding_chart("t", space(), FIVE, hidden=["Edema"]).count('class="dot"') == 160 + 5
 
 
 def test_names_avoid_each_other_and_the_frame():
@@ -117,7 +117,7 @@ def test_every_figure_is_well_formed_and_says_what_it_is():
     title = '<b>"space" & more'
     figures = (
         reliability_chart(title, calibration(), 3, synthetic=True),
-        space_chart(title, space((title,) * 5), (title,) * 5),
+        embedding_chart(title, space((title,) * 5), (title,) * 5),
         norms_chart(title, audit().prompt_sensitivity.context, 1.0),
     )
     for figure in figures:

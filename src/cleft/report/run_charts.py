@@ -159,17 +159,19 @@ def _path(places: Sequence[tuple[float, float]], colour: str, dash: str) -> Mark
     return Markup('<path class="line" d="M{}" stroke="{}" stroke-dasharray="{}"/>').format(path, colour, dash)
 
 
-def space_chart(title: str, space: EmbeddingMap, classes: Sequence[str], hidden: Sequence[str] = ()) -> Markup:
+def embedding_chart(
+    title: str, embedding_map: EmbeddingMap, classes: Sequence[str], hidden: Sequence[str] = ()
+) -> Markup:
     """Draw a 2-D projection of the embeddings: images as small markers of their class, class prompts circled and named.
 
     Args:
         title: Text alternative for screen readers.
-        space: Coordinates of images and prompts.
+        embedding_map: Coordinates of images and prompts.
         classes: Class names, by index.
         hidden: Classes with too few images to be drawn.
     """
-    shown = [(index, x, y) for index, x, y in space.images if classes[index] not in hidden]
-    places = [(x, y) for _, x, y in shown] + list(space.prompts)
+    shown = [(index, x, y) for index, x, y in embedding_map.images if classes[index] not in hidden]
+    places = [(x, y) for _, x, y in shown] + list(embedding_map.prompts)
     size = max(*(abs(coordinate) for place in places for coordinate in place), 1e-6) * 1.06
     axes = Axes(6, 6, 348, 348, (-size, size), (-size, size))
     (middle_x, middle_y) = axes.to_svg(0, 0)
@@ -179,7 +181,7 @@ def space_chart(title: str, space: EmbeddingMap, classes: Sequence[str], hidden:
     ]
     dots = [series_marker(index, *axes.to_svg(x, y), size=2.4) for index, x, y in shown]
     parts.append(Markup('<g class="cloud">{}</g>').format(Markup("").join(dots)))
-    spots = [axes.to_svg(x, y) for x, y in space.prompts]
+    spots = [axes.to_svg(x, y) for x, y in embedding_map.prompts]
     for index, (x, y) in enumerate(spots):
         parts.append(Markup('<circle class="prompt" cx="{:.1f}" cy="{:.1f}" r="6.5"/>').format(x, y))
         parts.append(series_marker(index, x, y, 3.4))

@@ -22,7 +22,7 @@ from cleft.report.html import (
     format_value,
     is_suppressed,
 )
-from cleft.report.run_charts import norms_chart, reliability_chart, space_chart, subgroup_table
+from cleft.report.run_charts import embedding_chart, norms_chart, reliability_chart, subgroup_table
 from cleft.report.runs import Run
 from cleft.report.tables import (
     CLASSIFICATION_TASKS,
@@ -236,10 +236,12 @@ def build_section(
         retrieval=retrieval_tables(group),
         warnings=warnings,
         notes=list(dict.fromkeys(note for entry in group for note in entry.evaluation.notes)),
-        roc_panels=_panels(group),
-        reliability_panels=_reliabilities(group),
-        embedding_maps=_maps(group),
-        subgroups=[(by, table) for by in _groupings(group) if (table := subgroup_table(group, by)) is not None],
+        roc_panels=_roc_panels(group),
+        reliability_panels=_reliability_panels(group),
+        embedding_maps=_embedding_maps(group),
+        subgroups=[
+            (by, table) for by in _subgroup_attributes(group) if (table := subgroup_table(group, by)) is not None
+        ],
         prompt_sensitivity=prompt_sensitivities(group),
         retrieval_examples=searches if visible else [],
         confusion_matrices=[confusion for entry in group if (confusion := _confusion(entry)) is not None],
@@ -252,11 +254,11 @@ def _several(evaluation: Evaluation) -> bool:
     return len(evaluation.classes) > 2 or evaluation.scoring != "multi-class"
 
 
-def _groupings(group: Sequence[Entry]) -> list[str]:
+def _subgroup_attributes(group: Sequence[Entry]) -> list[str]:
     return list(dict.fromkeys(found.by for entry in group for found in entry.evaluation.subgroups))
 
 
-def _reliabilities(group: Sequence[Entry]) -> list[Panel]:
+def _reliability_panels(group: Sequence[Entry]) -> list[Panel]:
     panels: list[Panel] = []
     for entry in group:
         fit = entry.evaluation.calibration
@@ -278,21 +280,21 @@ def _value(result: Result) -> str:
     return "–" if result.value is None else f"{result.value:.3f}"
 
 
-def _maps(group: Sequence[Entry]) -> list[Panel]:
+def _embedding_maps(group: Sequence[Entry]) -> list[Panel]:
     panels: list[Panel] = []
     for entry in group:
-        space, classes = entry.evaluation.embedding_map, entry.evaluation.classes
-        if space is None or len(space.prompts) != len(classes):
+        embedding_map, classes = entry.evaluation.embedding_map, entry.evaluation.classes
+        if embedding_map is None or len(embedding_map.prompts) != len(classes):
             continue
         few = sorted(suppressed_classes(entry.evaluation))
-        figure = space_chart(f"Embedding map of {entry.label}", space, classes, hidden=few)
-        across, up = (format_percent(share) for share in space.explained_variance)
+        figure = embedding_chart(f"Embedding map of {entry.label}", embedding_map, classes, hidden=few)
+        across, up = (format_percent(share) for share in embedding_map.explained_variance)
         left = (
-            f" {count(space.omitted, 'more image')} {verb(space.omitted, 'is', 'are')} not drawn."
-            if space.omitted
+            f" {count(embedding_map.omitted, 'more image')} {verb(embedding_map.omitted, 'is', 'are')} not drawn."
+            if embedding_map.omitted
             else ""
         )
-        gap = f"Modality gap {space.modality_gap:.2f} (distance of the mean embeddings), removed here."
+        gap = f"Modality gap {embedding_map.modality_gap:.2f} (distance of the mean embeddings), removed here."
         hidden = (
             f" Not shown, because fewer than {MIN_PATIENTS} images have this label: {', '.join(few)}." if few else ""
         )
@@ -324,7 +326,7 @@ def _warnings(group: Sequence[Entry], groups: Sequence[Sequence[Entry]]) -> list
     return warnings
 
 
-def _panels(group: Sequence[Entry]) -> list[Panel]:
+def _roc_panels(group: Sequence[Entry]) -> list[Panel]:
     """Return one ROC chart per class that has a curve."""
     classes = dict.fromkeys(name for entry in group for name in entry.evaluation.roc)
     panels: list[Panel] = []
@@ -407,26 +409,28 @@ def prompt_sensitivities(group: Sequence[Entry]) -> list[PromptSection]:
     ]
 
 
-def _prompt_sensitivity(entry: Entry, audit: PromptSensitivity) -> PromptSection:
-    norms = norms_chart(f"Norms of the learned context of {entry.run.name}", audit.context, audit.token_norm)
+def _prompt_sensitivity(entry: Entry, sensitivity: PromptSensitivity) -> PromptSection:
+    norms = norms_chart(
+        f"Norms of the learned context of {entry.run.name}", sensitivity.context, sensitivity.token_norm
+    )
     return PromptSection(
         title=entry.run.name,
-        templates=_templates(entry, audit),
+        templates=_templates(entry, sensitivity),
         spread=[
-            f"{HEADLINE_METRICS.get(each.metric, each.metric)} over {len(audit.templates)} prompt templates: "
+            f"{HEADLINE_METRICS.get(each.metric, each.metric)} over {len(sensitivity.templates)} prompt templates: "
             f"{format_value(each.metric, each.lowest)} to {format_value(each.metric, each.highest)}, mean "
             f"{format_value(each.metric, each.mean)}, standard deviation {format_value(each.metric, each.std)}."
-            for each in audit.spread
+            for each in sensitivity.spread
         ],
-        negations=_negations(entry, audit) if audit.negation else None,
-        norms=norms if audit.context else None,
-        context=audit.context,
+        negations=_negations(entry, sensitivity) if sensitivity.negation else None,
+        norms=norms if sensitivity.context else None,
+        context=sensitivity.context,
     )
 
 
-def _templates(entry: Entry, audit: PromptSensitivity) -> Table:
+def _templates(entry: Entry, sensitivity: PromptSensitivity) -> Table:
     notes = Footnotes()
-    spans = {metric: _span(audit, metric) for metric in HEADLINE_METRICS}
+    spans = {metric: _span(sensitivity, metric) for metric in HEADLINE_METRICS}
     rows = [
         Row(
             kind="mean" if template.default else "model",
@@ -434,16 +438,16 @@ def _templates(entry: Entry, audit: PromptSensitivity) -> Table:
             sublabel="default template" if template.default else "",
             cells=[_cell(entry, template.results, metric, notes, spans[metric]) for metric in HEADLINE_METRICS],
         )
-        for template in audit.templates
+        for template in sensitivity.templates
     ]
     ends = [(format_axis_end(metric, low), format_axis_end(metric, high)) for metric, (low, high) in spans.items()]
     return Table(columns=list(HEADLINE_METRICS.values()), axis_ends=ends, rows=rows, footnotes=notes.items())
 
 
-def _span(audit: PromptSensitivity, metric: str) -> tuple[float, float]:
+def _span(sensitivity: PromptSensitivity, metric: str) -> tuple[float, float]:
     seen = [
         end
-        for template in audit.templates
+        for template in sensitivity.templates
         for result in template.results
         if result.metric == metric and result.value is not None
         for end in (result.value, *(result.interval or ()))
@@ -451,21 +455,21 @@ def _span(audit: PromptSensitivity, metric: str) -> tuple[float, float]:
     return enclosing_tenths(seen or [0.5])
 
 
-def _negations(entry: Entry, audit: PromptSensitivity) -> Table:
+def _negations(entry: Entry, sensitivity: PromptSensitivity) -> Table:
     notes = Footnotes()
     rows = [
         Row(
             kind="model",
-            label=denial.finding,
-            sublabel=f"“{denial.present_prompt}” vs. “{denial.absent_prompt}”",
+            label=test.finding,
+            sublabel=f"“{test.present_prompt}” vs. “{test.absent_prompt}”",
             cells=[
-                Cell(text=f"{denial.cosine:.3f}"),
-                Cell(text=format_value("accuracy", denial.predicted_present)),
-                Cell(text="–" if denial.prevalence is None else format_value("accuracy", denial.prevalence)),
-                *(_cell(entry, denial.results, f"auc/{side}", notes) for side in ("present", "absent", "pair")),
+                Cell(text=f"{test.cosine:.3f}"),
+                Cell(text=format_value("accuracy", test.predicted_present)),
+                Cell(text="–" if test.prevalence is None else format_value("accuracy", test.prevalence)),
+                *(_cell(entry, test.results, f"auc/{side}", notes) for side in ("present", "absent", "pair")),
             ],
         )
-        for denial in audit.negation
+        for test in sensitivity.negation
     ]
     columns = ["Cosine similarity", "Predicted present", "Labelled present", "AUC, present", "AUC, absent", "AUC, both"]
     return Table(columns=columns, rows=rows, footnotes=notes.items())

@@ -370,22 +370,22 @@ class Figure(NamedTuple):
     caption: str
 
 
-def study_figures(grid: StudyResults) -> list[Figure]:
+def study_figures(study_results: StudyResults) -> list[Figure]:
     """Return every chart for which the study has enough results."""
-    figures = [_parameters_figure(grid)]
-    figures += [figure for column in grid.study.columns for figure in [_length_figure(grid, column)]]
-    figures += _fraction_figures(grid)
+    figures = [_parameters_figure(study_results)]
+    figures += [figure for column in study_results.study.columns for figure in [_length_figure(study_results, column)]]
+    figures += _fraction_figures(study_results)
     return [figure for figure in figures if figure is not None]
 
 
-def _parameters_figure(grid: StudyResults) -> Figure | None:
+def _parameters_figure(study_results: StudyResults) -> Figure | None:
     """Draw accuracy against trainable parameters (the paper's Figure 1), for the first zero-shot column."""
-    for column in grid.study.columns:
+    for column in study_results.study.columns:
         if not column.key.endswith("zero-shot") or "accuracy" not in column.metrics:
             continue
         bubbles: list[Bubble] = []
-        for row in grid.study.rows:
-            number, trainable = grid.summary(row, column, "accuracy"), row.facts.get("trainable", 0.0)
+        for row in study_results.study.rows:
+            number, trainable = study_results.summary(row, column, "accuracy"), row.facts.get("trainable", 0.0)
             if number.value is not None and trainable >= 1:
                 reach = (
                     None
@@ -396,7 +396,9 @@ def _parameters_figure(grid: StudyResults) -> Figure | None:
                 bubbles.append(Bubble(row.label, trainable, frozen, 100 * number.value, reach, False, text))
         if not bubbles or (len(bubbles) > 1 and len({bubble.trainable for bubble in bubbles}) == 1):
             continue  # all rows have the same size, as for context lengths
-        for row in grid.study.rows if grid.study.scale == "paper" else ():  # small encoders are decades away
+        for row in (
+            study_results.study.rows if study_results.study.scale == "paper" else ()
+        ):  # small encoders are decades away
             paper = quoted("table1", row.key, column.key, "accuracy")
             if paper is not None and row.key in PARAMETERS:
                 trainable, frozen, text = PARAMETERS[row.key]
@@ -427,14 +429,16 @@ def _numbered(bubbles: Sequence[Bubble]) -> list[Bubble]:
     return [bubble._replace(number=place) for place, bubble in enumerate(bubbles, 1)]
 
 
-def _length_figure(grid: StudyResults, column: StudyLine) -> Figure | None:
+def _length_figure(study_results: StudyResults, column: StudyLine) -> Figure | None:
     """Draw a metric against the length of the learned context (the paper's Figure 3)."""
-    rows = sorted((row for row in grid.study.rows if "length" in row.facts), key=lambda row: row.facts["length"])
+    rows = sorted(
+        (row for row in study_results.study.rows if "length" in row.facts), key=lambda row: row.facts["length"]
+    )
     metric = next(iter(column.metrics), "")
     stops = [
         _point(row.facts["length"], metric, number)
         for row in rows
-        if (number := grid.summary(row, column, metric)).value is not None
+        if (number := study_results.summary(row, column, metric)).value is not None
     ]
     if len({stop.x for stop in stops}) < 2:
         return None  # all rows have the same length, as in Table 1
@@ -444,7 +448,7 @@ def _length_figure(grid: StudyResults, column: StudyLine) -> Figure | None:
         [Curve("mean over seeds", 0, stops)],
         unit=_unit(metric),
         axis="learned context vectors",
-        baselines=_baselines(grid, column, metric),
+        baselines=_baselines(study_results, column, metric),
     )
     return Figure(title, chart, [], _CAPTION)
 
@@ -455,18 +459,18 @@ _CAPTION = (
 )
 
 
-def _fraction_figures(grid: StudyResults) -> list[Figure]:
+def _fraction_figures(study_results: StudyResults) -> list[Figure]:
     """Draw each metric against the share of training patients, for tasks with at least two shares."""
     series: dict[tuple[str, str], dict[str, list[tuple[float, StudyLine]]]] = {}
-    for column in grid.study.columns:
-        shares = {seed.evaluation.training_fraction for seed in grid.seeds(column) if seed.evaluation.protocol}
+    for column in study_results.study.columns:
+        shares = {seed.evaluation.training_fraction for seed in study_results.seeds(column) if seed.evaluation.protocol}
         if len(shares) == 1:
-            seed = next(seed for seed in grid.seeds(column) if seed.evaluation.protocol)
+            seed = next(seed for seed in study_results.seeds(column) if seed.evaluation.protocol)
             place = series.setdefault((seed.evaluation.dataset, seed.evaluation.task), {})
             for metric in column.metrics:
                 place.setdefault(metric, []).append((next(iter(shares)), column))
     return [
-        _fraction_figure(grid, metric, sorted(columns, key=lambda pair: pair[0]))
+        _fraction_figure(study_results, metric, sorted(columns, key=lambda pair: pair[0]))
         for metrics in series.values()
         for metric, columns in metrics.items()
         if len({share for share, _ in columns}) > 1
@@ -483,13 +487,13 @@ def _without_share(label: str) -> str:
     return label.rpartition(", ")[0] or label
 
 
-def _fraction_figure(grid: StudyResults, metric: str, columns: Sequence[tuple[float, StudyLine]]) -> Figure:
+def _fraction_figure(study_results: StudyResults, metric: str, columns: Sequence[tuple[float, StudyLine]]) -> Figure:
     curves: list[Curve] = []
-    for series, row in enumerate(grid.study.rows):
+    for series, row in enumerate(study_results.study.rows):
         stops = [
             _point(share, metric, number)
             for share, column in columns
-            if (number := grid.summary(row, column, metric)).value is not None
+            if (number := study_results.summary(row, column, metric)).value is not None
         ]
         if stops:
             curves.append(Curve(row.label, series, stops))
@@ -499,7 +503,7 @@ def _fraction_figure(grid: StudyResults, metric: str, columns: Sequence[tuple[fl
         curves,
         unit=_unit(metric),
         axis="share of training patients (logarithmic)",
-        baselines=_baselines(grid, columns[0][1], metric),
+        baselines=_baselines(study_results, columns[0][1], metric),
         fractions=True,
     )
     return Figure(title, chart, [(series_key(curve.series), curve.name) for curve in curves], _CAPTION)
@@ -518,8 +522,8 @@ def _unit(metric: str) -> str:
     return f"{axis_label(metric)}, %" if is_percent(metric) else axis_label(metric)
 
 
-def _baselines(grid: StudyResults, column: StudyLine, metric: str) -> list[tuple[str, float]]:
+def _baselines(study_results: StudyResults, column: StudyLine, metric: str) -> list[tuple[str, float]]:
     scale = 100 if is_percent(metric) else 1
-    found = [(name, grid.baseline(rule, column, metric)) for rule, name in BASELINES.items()]
+    found = [(name, study_results.baseline(rule, column, metric)) for rule, name in BASELINES.items()]
     levels = [(name, scale * number.value) for name, number in found if number is not None and number.value is not None]
     return [(name, value) for place, (name, value) in enumerate(levels) if value not in [v for _, v in levels[:place]]]

@@ -84,11 +84,11 @@ def write_study_page(folder: Path, *, images: bool | None = None, overwrite: boo
         DataError: If there is no study, or its results were measured on different splits or images.
         ResourceError: If a file cannot be written.
     """
-    grid = read_study(folder)
-    page, table, latex = check_study_outputs(folder, grid.study.name, overwrite=overwrite)
-    table.write(study_csv(grid))
-    latex.write(study_latex(grid))
-    return page.write(render_study(grid, images=images))
+    study_results = read_study(folder)
+    page, table, latex = check_study_outputs(folder, study_results.study.name, overwrite=overwrite)
+    table.write(study_csv(study_results))
+    latex.write(study_latex(study_results))
+    return page.write(render_study(study_results, images=images))
 
 
 def find_runs_and_studies(folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:
@@ -172,20 +172,20 @@ def file_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "study"
 
 
-def render_study(grid: StudyResults, *, images: bool | None = None) -> str:
+def render_study(study_results: StudyResults, *, images: bool | None = None) -> str:
     """Return the page as HTML."""
-    study, notes = grid.study, Footnotes()
-    rows = table_rows(grid, notes)
+    study, notes = study_results.study, Footnotes()
+    rows = table_rows(study_results, notes)
     papers = [cell.paper for row in rows for cell in row.cells if cell.paper]
-    sections = [section for column in study.columns if (section := _section(grid, column, images)) is not None]
-    evaluations = [seed.evaluation for column in study.columns for seed in grid.seeds(column)]
+    sections = [section for column in study.columns if (section := _section(study_results, column, images)) is not None]
+    evaluations = [seed.evaluation for column in study.columns for seed in study_results.seeds(column)]
     return render_page(
         "study_page.html",
         study=study,
         title=study.title,
         command=redact("command", study.command),
-        counts=grid.counts(),
-        cells=len(grid.cells),
+        counts=study_results.counts(),
+        cells=len(study_results.cells),
         tiny=study.scale != "paper",
         synthetic=any(each.synthetic for each in evaluations),
         all_synthetic=all(each.synthetic for each in evaluations),
@@ -194,16 +194,16 @@ def render_study(grid: StudyResults, *, images: bool | None = None) -> str:
         borders=column_borders(study.columns),
         rows=rows,
         reference=next((row.label for row in study.rows if row.key == study.reference), ""),
-        differences=difference_table(grid),
-        family=corrected_p_values(grid)[1],
+        differences=difference_table(study_results),
+        family=corrected_p_values(study_results)[1],
         imported=any(row.origin for row in study.rows),
         papers=papers,
         marks=[each for each in MARKS.items() if any(each[0] in paper for paper in papers)],
         percent=any(is_percent(metric) for column in study.columns for metric in column.metrics),
         footnotes=notes.items(),
         facts=parameter_table(study),
-        figures=study_figures(grid),
-        seeds={column.key: seed_rows(grid, column) for column in study.columns},
+        figures=study_figures(study_results),
+        seeds={column.key: seed_rows(study_results, column) for column in study.columns},
         sections=sections,
         files=[f"{file_name(study.name)}.csv", f"{file_name(study.name)}.tex"],
         fewest=MIN_PATIENTS,
@@ -216,16 +216,16 @@ def render_study(grid: StudyResults, *, images: bool | None = None) -> str:
     )
 
 
-def _section(grid: StudyResults, column: StudyLine, images: bool | None) -> Section | None:
+def _section(study_results: StudyResults, column: StudyLine, images: bool | None) -> Section | None:
     """Return the section of a column: further results of the first seed of each row."""
     entries: list[Entry] = []
-    for series, row in enumerate(grid.study.rows):
-        cell = grid.cells.get((row.key, column.key))
+    for series, row in enumerate(study_results.study.rows):
+        cell = study_results.cells.get((row.key, column.key))
         if cell is not None and cell.seeds and len(entries) < _MAX_ROWS:
             entries.append(_entry(row, cell.seeds[0], series))
     if not entries:
         return None
-    place = grid.study.columns.index(column)
+    place = study_results.study.columns.index(column)
     section = build_section(f"column-{place + 1}", column.label, entries, images=images)
     return section._replace(headline=None)  # the study table has it, over all seeds
 
@@ -280,7 +280,7 @@ _TEX = {
 }
 
 
-def study_csv(grid: StudyResults) -> str:
+def study_csv(study_results: StudyResults) -> str:
     """Return the study as CSV: one line per row, column and metric, baselines last; fractions, not percent."""
     file = io.StringIO()
     table = csv.DictWriter(file, FIELDS, lineterminator="\n", restval="")
@@ -289,14 +289,14 @@ def study_csv(grid: StudyResults) -> str:
     def write(line: Mapping[str, str | int | float | None]) -> None:
         table.writerow({name: csv_text(value) if isinstance(value, str) else value for name, value in line.items()})
 
-    corrected, family = corrected_p_values(grid)
-    for row in grid.study.rows:
-        for column in grid.study.columns:
+    corrected, family = corrected_p_values(study_results)
+    for row in study_results.study.rows:
+        for column in study_results.study.columns:
             for metric in column.metrics:
-                cell = grid.cells.get((row.key, column.key))
-                paper = quoted(grid.study.name, row.key, column.key, metric)
+                cell = study_results.cells.get((row.key, column.key))
+                paper = quoted(study_results.study.name, row.key, column.key, metric)
                 state = "absent" if cell is None else cell.cell.state
-                line = _line(grid, row.key, column, metric, grid.summary(row, column, metric))
+                line = _line(study_results, row.key, column, metric, study_results.summary(row, column, metric))
                 write(
                     {
                         **line,
@@ -308,23 +308,23 @@ def study_csv(grid: StudyResults) -> str:
                     }
                 )
     for rule in BASELINES:
-        for column in grid.study.columns:
+        for column in study_results.study.columns:
             for metric in column.metrics:
-                number = grid.baseline(rule, column, metric)
+                number = study_results.baseline(rule, column, metric)
                 if number is not None:
-                    write({**_line(grid, rule, column, metric, number), "state": "baseline"})
+                    write({**_line(study_results, rule, column, metric, number), "state": "baseline"})
     return file.getvalue()
 
 
 def _line(
-    grid: StudyResults, row: str, column: StudyLine, metric: str, number: MetricSummary
+    study_results: StudyResults, row: str, column: StudyLine, metric: str, number: MetricSummary
 ) -> dict[str, str | int | float | None]:
     results = [result for _, result in number.results] if number.value is not None else []
     evaluations = [seed.evaluation for seed, _ in number.results]
     low, high = (number.interval_range if results else None) or (None, None)
     return {
-        "study": grid.study.name,
-        "scale": grid.study.scale,
+        "study": study_results.study.name,
+        "scale": study_results.study.scale,
         "row": row,
         "column": column.key,
         "metric": metric,
@@ -374,9 +374,9 @@ def _paper_fields(paper: Quoted | None) -> dict[str, str]:
     return {} if paper is None else {"paper": f"{paper.value:.4f}", "paper_note": _joined(paper.notes)}
 
 
-def study_latex(grid: StudyResults) -> str:
+def study_latex(study_results: StudyResults) -> str:
     r"""Return the study as a LaTeX table (booktabs): measured values in bold, the paper's below in italics."""
-    study = grid.study
+    study = study_results.study
     columns = [(column, metric) for column in study.columns for metric in column.metrics]
     heads = [
         " & ".join(["", *(f"\\multicolumn{{{head.span}}}{{c}}{{{tex(head.label)}}}" for head in line)]) + r" \\"
@@ -388,7 +388,7 @@ def study_latex(grid: StudyResults) -> str:
         r"% needs \usepackage{booktabs}",
         r"\begin{table*}",
         r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
-        f"\\caption{{{_caption(grid)}}}",
+        f"\\caption{{{_caption(study_results)}}}",
         f"\\label{{tab:{''.join(letter for letter in study.name if letter.isascii() and letter.isalnum())}}}",
         f"\\begin{{tabular}}{{l{'c' * len(columns)}}}",
         r"\toprule",
@@ -401,14 +401,15 @@ def study_latex(grid: StudyResults) -> str:
         if row.heading != above:
             lines.append(f"\\multicolumn{{{len(columns) + 1}}}{{l}}{{\\textit{{{tex(row.heading)}}}}} \\\\")
             above = row.heading
-        numbers = [_tex_number(metric, grid.summary(row, column, metric)) for column, metric in columns]
+        numbers = [_tex_number(metric, study_results.summary(row, column, metric)) for column, metric in columns]
         lines.append(" & ".join([tex(row.label), *numbers]) + r" \\")
         papers = [quoted(study.name, row.key, column.key, metric) for column, metric in columns]
         if any(papers):
             printed = [f"\\textit{{{paper.printed}}}{tex(paper.marks)}" if paper else "" for paper in papers]
             lines.append(" & ".join([r"\quad\textit{paper}", *printed]) + r" \\")
     baselines = [
-        (name, [grid.baseline(rule, column, metric) for column, metric in columns]) for rule, name in BASELINES.items()
+        (name, [study_results.baseline(rule, column, metric) for column, metric in columns])
+        for rule, name in BASELINES.items()
     ]
     baselines = [(name, numbers) for name, numbers in baselines if any(numbers)]
     lines += [r"\midrule"] * bool(baselines)
@@ -421,8 +422,8 @@ def study_latex(grid: StudyResults) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table*}", ""])
 
 
-def _caption(grid: StudyResults) -> str:
-    study = grid.study
+def _caption(study_results: StudyResults) -> str:
+    study = study_results.study
     used = "".join(each.marks for each in QUOTED.get(study.name, {}).values())
     marks = "".join(f"; {tex(mark)}: {tex(words)}" for mark, words in MARKS.items() if mark in used)
     unit = "In percent, " if any(is_percent(metric) for column in study.columns for metric in column.metrics) else ""

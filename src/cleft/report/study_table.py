@@ -397,16 +397,16 @@ class SeedRow(NamedTuple):
     anchor: str
 
 
-def table_rows(grid: StudyResults, notes: Footnotes) -> list[TableRow]:
+def table_rows(study_results: StudyResults, notes: Footnotes) -> list[TableRow]:
     """Return the rows of the study table: models, then baselines. Reasons become footnotes."""
-    columns = [(column, metric) for column in grid.study.columns for metric in column.metrics]
+    columns = [(column, metric) for column in study_results.study.columns for metric in column.metrics]
     lines: list[TableRow] = []
-    for index, row in enumerate(grid.study.rows):
-        letter = notes.letter(_provenance(grid, row))
-        cells = [_table_cell(grid, row, column, metric, notes) for column, metric in columns]
+    for index, row in enumerate(study_results.study.rows):
+        letter = notes.letter(_provenance(study_results, row))
+        cells = [_table_cell(study_results, row, column, metric, notes) for column, metric in columns]
         lines.append(TableRow("model", row.label, index, cells, _group(row), letter))
     for rule, name in BASELINES.items():
-        numbers = [grid.baseline(rule, column, metric) for column, metric in columns]
+        numbers = [study_results.baseline(rule, column, metric) for column, metric in columns]
         if any(numbers):
             cells = [
                 _baseline_cell(metric, number, notes) for (_, metric), number in zip(columns, numbers, strict=True)
@@ -415,16 +415,18 @@ def table_rows(grid: StudyResults, notes: Footnotes) -> list[TableRow]:
     return lines
 
 
-def _table_cell(grid: StudyResults, row: StudyLine, column: StudyLine, metric: str, notes: Footnotes) -> TableCell:
-    number = grid.summary(row, column, metric)
-    paper = quoted(grid.study.name, row.key, column.key, metric)
-    cell = grid.cells.get((row.key, column.key))
+def _table_cell(
+    study_results: StudyResults, row: StudyLine, column: StudyLine, metric: str, notes: Footnotes
+) -> TableCell:
+    number = study_results.summary(row, column, metric)
+    paper = quoted(study_results.study.name, row.key, column.key, metric)
+    cell = study_results.cells.get((row.key, column.key))
     state = "done" if number.value is not None else "absent" if cell is None else cell.cell.state
     href = ""
     if len(number.results) == 1:
         href = _link(number.results[0][0])
     elif number.results:
-        href = f"#{_anchor(grid, row, column, metric)}"
+        href = f"#{_anchor(study_results, row, column, metric)}"
     elif cell is not None and cell.seeds:
         href = _link(cell.seeds[0])
     return TableCell(
@@ -439,11 +441,11 @@ def _table_cell(grid: StudyResults, row: StudyLine, column: StudyLine, metric: s
     )
 
 
-def _provenance(grid: StudyResults, row: StudyLine) -> str:
+def _provenance(study_results: StudyResults, row: StudyLine) -> str:
     """Describe the origin of an imported model, and notes on test patients it may have been trained on."""
     columns_of: dict[str, list[str]] = {}
-    for column in grid.study.columns:
-        cell = grid.cells.get((row.key, column.key))
+    for column in study_results.study.columns:
+        cell = study_results.cells.get((row.key, column.key))
         for note in dict.fromkeys(
             note.rstrip(".")
             for seed in (cell.seeds if cell is not None and row.origin else ())
@@ -451,7 +453,7 @@ def _provenance(grid: StudyResults, row: StudyLine) -> str:
             if "were trained on" in note or "was trained on" in note
         ):
             columns_of.setdefault(note, []).append(column.label)
-    evaluated = sum(cell.row == row.key and bool(cell.results) for cell in grid.study.cells)
+    evaluated = sum(cell.row == row.key and bool(cell.results) for cell in study_results.study.cells)
     notes = [
         note if len(columns) == evaluated else f"{' and '.join(columns)}: {note}"
         for note, columns in columns_of.items()
@@ -496,21 +498,21 @@ def _link(seed: SeedResult) -> str:
     return quote(seed.file)
 
 
-def _anchor(grid: StudyResults, row: StudyLine, column: StudyLine, metric: str) -> str:
-    study = grid.study
+def _anchor(study_results: StudyResults, row: StudyLine, column: StudyLine, metric: str) -> str:
+    study = study_results.study
     return f"n-{study.rows.index(row)}-{study.columns.index(column)}-{column.metrics.index(metric)}"
 
 
-def corrected_p_values(grid: StudyResults) -> tuple[dict[tuple[str, str, str], float], int]:
+def corrected_p_values(study_results: StudyResults) -> tuple[dict[tuple[str, str, str], float], int]:
     """Correct the p-values of all differences in a study table as one family.
 
     Returns:
         Row, column and metric to Holm-corrected p-value; and the number of comparisons.
     """
-    shown = {column.key: column.metrics for column in grid.study.columns}
+    shown = {column.key: column.metrics for column in study_results.study.columns}
     tested = {
         (cell.row, cell.column, each.metric): each.p_value
-        for cell in grid.study.cells
+        for cell in study_results.study.cells
         for each in cell.differences
         if each.p_value is not None and each.metric in shown.get(cell.column, ())
     }
@@ -519,19 +521,19 @@ def corrected_p_values(grid: StudyResults) -> tuple[dict[tuple[str, str, str], f
     return {place: p for place, p in found if p is not None}, corrected.family
 
 
-def difference_table(grid: StudyResults) -> list[DifferenceRow]:
+def difference_table(study_results: StudyResults) -> list[DifferenceRow]:
     """Return the differences of every row from the reference row."""
-    corrected, _ = corrected_p_values(grid)
+    corrected, _ = corrected_p_values(study_results)
     rows: list[DifferenceRow] = []
-    for row in grid.study.rows:
-        cells = {cell.column: cell for cell in grid.study.cells if cell.row == row.key and cell.differences}
+    for row in study_results.study.rows:
+        cells = {cell.column: cell for cell in study_results.study.cells if cell.row == row.key and cell.differences}
         differences = [
             _difference_cell(
                 metric,
                 cells[column.key].differences if column.key in cells else (),
                 corrected.get((row.key, column.key, metric)),
             )
-            for column in grid.study.columns
+            for column in study_results.study.columns
             for metric in column.metrics
         ]
         if cells:
@@ -561,12 +563,12 @@ def _group(row: StudyLine) -> str:
     return row.heading[:1].upper() + row.heading[1:]
 
 
-def seed_rows(grid: StudyResults, column: StudyLine) -> list[SeedRow]:
+def seed_rows(study_results: StudyResults, column: StudyLine) -> list[SeedRow]:
     """Return the results of a column by row, metric and seed."""
     found: list[SeedRow] = []
-    for row in grid.study.rows:
+    for row in study_results.study.rows:
         for metric in column.metrics:
-            for place, (seed, result) in enumerate(grid.summary(row, column, metric).results):
+            for place, (seed, result) in enumerate(study_results.summary(row, column, metric).results):
                 interval = (
                     "–".join(format_table_value(metric, end) for end in result.interval)
                     if result.interval
@@ -583,7 +585,7 @@ def seed_rows(grid: StudyResults, column: StudyLine) -> list[SeedRow]:
                         patients=result.patients,
                         file=seed.file,
                         href=_link(seed),
-                        anchor=_anchor(grid, row, column, metric) if place == 0 else "",
+                        anchor=_anchor(study_results, row, column, metric) if place == 0 else "",
                     )
                 )
     return found
