@@ -76,7 +76,7 @@ def records(root, dataset="manifest", **settings):
 def prepared(root, **settings):
     """Pixels of every image that can be used, by id, and the reason of every other."""
     made = prepare_images(
-        records(root, **settings), IMAGES, root.parent / f"{root.name}-cache", PrepareOptions(max_bad=1.0)
+        records(root, **settings), IMAGES, root.parent / f"{root.name}-cache", PrepareOptions(max_invalid=1.0)
     )
     return {name: made.pixels(name) for name in made.numbers}, dict(made.rejected)
 

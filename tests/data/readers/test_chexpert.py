@@ -96,7 +96,7 @@ def test_an_unknown_sex_is_no_sex_and_is_counted(tmp_path):
     reading = read(write_fake_chexpert(tmp_path))
     assert [record.sex for record in reading.records] == ["Female", "Female", None, "Female", "Male", "Female"]
     assert [record.age for record in reading.records] == [60, 60, 0, 60, 90, 60]
-    assert "1 row with another sex than Male or Female counts as unknown" in reading.notes
+    assert "1 row with a sex other than Male or Female counts as unknown" in reading.notes
 
 
 def test_prefixes_are_dropped_and_told(tmp_path):
@@ -173,7 +173,7 @@ def test_no_root_is_a_setting_to_set():
 
 
 def test_a_root_that_is_no_folder_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"nowhere is not a folder; give --data\.root"):
+    with pytest.raises(DataError, match=r"nowhere is not a folder; set --data\.root"):
         read(tmp_path / "nowhere")
 
 

@@ -61,12 +61,12 @@ def test_detailed_classes_say_who_is_normal(tmp_path):
     write_csv(root / "stage_2_detailed_class_info.csv", details[:3])
     reading = read_rsna(config(root)).checked()
     assert "Normal" not in reading.records[3].labels
-    assert "does not name 1 image;" in " ".join(reading.notes)
+    assert "does not list 1 image;" in " ".join(reading.notes)
 
 
 @pytest.mark.parametrize(
     ("number", "name", "message"),
-    [(2, "Lung Opacity", "line 2: the class of an image contradicts"), (2, "normal", "line 2: 'class' is none of")],
+    [(2, "Lung Opacity", "line 2: the class of an image contradicts"), (2, "normal", "line 2: 'class' is not one of")],
 )
 def test_detailed_classes_that_contradict_the_table_are_refused(tmp_path, number, name, message):
     root = write_fake_rsna(tmp_path)
@@ -81,10 +81,10 @@ def test_detailed_classes_that_contradict_the_table_are_refused(tmp_path, number
         ([rsna_row(1, "1"), rsna_row(1)], "lines 2, 3: rows of the same image disagree on Target"),
         ([rsna_row(1, "yes"), rsna_row(2)], "line 2: column 'Target' holds 'yes'; allowed are 1 and 0"),
         ([rsna_row(1), rsna_row(2, "-1")], "line 3: 'Target' is neither 0 nor 1"),
-        ([rsna_row(1, "1", ("1", "2", "", "4"))], "line 2: a box is no four numbers"),
-        ([rsna_row(1, "1", ("1", "2", "wide", "4"))], "line 2: a box is no four numbers"),
+        ([rsna_row(1, "1", ("1", "2", "", "4"))], "line 2: a box is not four numbers"),
+        ([rsna_row(1, "1", ("1", "2", "wide", "4"))], "line 2: a box is not four numbers"),
         ([rsna_row(1, "0", BOX)], "line 2: a box where Target is 0"),
-        ([{**rsna_row(1), "patientId": "../1"}], "line 2: 'patientId' is no name of a file"),
+        ([{**rsna_row(1), "patientId": "../1"}], "line 2: 'patientId' is not a valid file name"),
     ],
 )
 def test_rows_that_cannot_be_right_are_refused_with_their_lines(tmp_path, rows, message):
@@ -121,7 +121,7 @@ def test_impossible_ages_are_unknown_and_counted(tmp_path):
     reading = read_rsna(config(write_fake_rsna(tmp_path, headers=headers))).checked()
     assert [record.age for record in reading.records] == [None, 45, 7, 45]
     assert (reading.records[3].sex, reading.records[3].view) == (None, None)
-    assert any(note.startswith("1 image has an age outside 0 to 120") for note in reading.notes)
+    assert any(note.startswith("1 image gives an age that is none") for note in reading.notes)
 
 
 def test_headers_are_read_once(tmp_path, monkeypatch):
@@ -189,7 +189,7 @@ def test_an_image_that_the_mapping_lacks_is_left_out_and_too_many_stop_it(tmp_pa
     path = write_people(tmp_path / "map.csv", {n: p for n, p in PEOPLE.items() if n != 2})
     reading = read_rsna(config(root, patient_mapping=path, max_invalid=0.25)).checked()
     assert reading.rejected == {"no-patient": [name_of(2)]}
-    with pytest.raises(DataError, match=r"1 of 4 images is not in map\.csv \(25\.0%.*; give the mapping of these"):
+    with pytest.raises(DataError, match=r"1 of 4 images is not in map\.csv \(25\.0%.*; set data.patient_mapping to a mapping of these"):
         read_rsna(config(root, patient_mapping=path)).checked()
 
 
@@ -204,9 +204,9 @@ def test_a_mapping_of_other_images_is_refused(tmp_path):
     ("text", "message"),
     [
         ("a,b\n1,2\n", r"map\.csv line 1: no columns 'patientId' and 'nih_patient'; found \['a', 'b'\]"),
-        ("patientId,nih_patient\nx,1\nx,2\n", "line 3: 1 image is given two patients, such as x"),
+        ("patientId,nih_patient\nx,1\nx,2\n", "line 3: 1 image has two patients, such as x"),
         ("patientId,nih_patient\nx,one\n", "line 2: column 'nih_patient' holds no number"),
-        ("patientId,nih_image\nx,13.png\n", "line 2: '13.png' is no file of ChestX-ray14"),
+        ("patientId,nih_image\nx,13.png\n", "line 2: '13.png' is not a file of ChestX-ray14"),
         ("patientId,nih_image,nih_patient\nx,00000013_000.png,14\n", "line 2: .* name two patients"),
     ],
 )
@@ -222,8 +222,8 @@ def test_a_table_that_is_no_mapping_is_refused(tmp_path, text, message):
     ("text", "message"),
     [
         ("{", "is not valid JSON"),
-        ('[{"id": 1}]', "is no list of records with subset_img_id and img_id"),
-        ('[{"subset_img_id": "x", "img_id": "y"}]', "'y' is no file of ChestX-ray14, such as record 0"),
+        ('[{"id": 1}]', "is not a list of records with subset_img_id and img_id"),
+        ('[{"subset_img_id": "x", "img_id": "y"}]', "'y' is not a file of ChestX-ray14, such as record 0"),
     ],
 )
 def test_a_file_that_is_not_rsnas_mapping_is_refused(tmp_path, text, message):
@@ -232,7 +232,7 @@ def test_a_file_that_is_not_rsnas_mapping_is_refused(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(DataError, match=message):
         read_rsna(config(root, patient_mapping=path)).checked()
-    with pytest.raises(DataError, match=r"set data\.patient_mapping"):
+    with pytest.raises(DataError, match=r"set data\.mapping"):
         read_rsna(config(root, patient_mapping=tmp_path / "absent.json")).checked()
 
 

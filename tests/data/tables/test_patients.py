@@ -213,7 +213,7 @@ def test_a_list_in_which_nobody_is_here_is_doubted(tmp_path):
 def test_a_list_that_does_not_say_whom_it_names_is_refused(tmp_path, text, message):
     with pytest.raises(DataError, match=message):
         read_patient_list(listed(tmp_path, text), "nih")
-    with pytest.raises(DataError, match=r"set data\.exclude"):
+    with pytest.raises(DataError, match=r"set data\.exclude_patients"):
         read_patient_list(tmp_path / "absent.csv", "nih")
 
 

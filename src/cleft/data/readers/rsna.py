@@ -1,8 +1,12 @@
-"""Reads the RSNA Pneumonia Detection Challenge of 2018, as Kaggle gives it out (stage 2).
+"""RSNA Pneumonia Detection Challenge of 2018, as distributed by Kaggle (stage 2).
 
-Expects `stage_2_train_labels.csv`, one row per box, and `stage_2_train_images/<patientId>.dcm`. An image is positive if
-any of its rows is. `patientId` names an image; who the patient is, says a mapping to NIH.
-Projection, sex and age stand in the DICOM headers, which are read once and kept.
+Expects `stage_2_train_labels.csv`, one row per bounding box, and `stage_2_train_images/<patientId>.dcm`. An image is
+positive if any of its rows is. View position, sex and age come from the DICOM headers, which are read once and cached.
+
+`patientId` names an image; a mapping to ChestX-ray14 identifies the patients. Accepted are RSNA's
+`pneumonia-challenge-dataset-mappings_2018.json` (records with `subset_img_id` and NIH's file name as `img_id`), a table
+of matches found by comparing pixels (`patientId`, `nih_image`, `nih_patient`, `pixel_mse`), and a table of `patientId`
+and `nih_patient`.
 
 Shapes: `R` rows of the table, `N` images.
 """
@@ -44,100 +48,97 @@ from cleft.files import read_limited
 from cleft.grammar import count, share, verb
 from cleft.strict_json import parse_json
 
-NAMES = (
-    "pneumonia-challenge-dataset-mappings_2018.json",
-    *(f"{name}.csv{end}" for name in ("nih_patients", "rsna_nih_match") for end in ("", ".gz")),
-)
-"""Files that are found by themselves, the owner's first."""
-
-DOUBTFUL = 5.0
-"""A match of pixels whose mean squared difference is above this may be another picture."""
-
-_NIH_IMAGE = re.compile(r"([0-9]{8})_[0-9]{3}\.png")
-_EXAMPLES = 3
-_ALONE = (
-    "no mapping to NIH's patients: `patientId` names an image, so every image counts as a patient of its own, and "
-    "images of one person may stand on both sides of a split (leakage: unknown); set data.patient_mapping"
-)
-BOX = ("x", "y", "width", "height")
-CLASSES = {"Normal": 1, "No Lung Opacity / Not Normal": 0, "Lung Opacity": 0}
-"""Detailed class to whether the image is normal."""
-
-_OPACITY = "Lung Opacity"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-NEGATIVE, POSITIVE, NORMAL = "No Pneumonia", "Pneumonia", "Normal"
-"""An image without boxes need not be normal, and 70 % are not; `Normal` is known where the detailed classes are."""
-
 TABLE = "stage_2_train_labels.csv"
 DETAILS = "stage_2_detailed_class_info.csv"
 IMAGES = "stage_2_train_images"
 UNLABELLED = "stage_2_test_images"
+MAPPINGS = (
+    "pneumonia-challenge-dataset-mappings_2018.json",
+    *(f"{name}.csv{end}" for name in ("nih_patients", "rsna_nih_match") for end in ("", ".gz")),
+)
+"""File names of mappings to NIH's patients that are found without `data.patient_mapping`, RSNA's own first."""
+
+NEGATIVE, POSITIVE, NORMAL = "No Pneumonia", "Pneumonia", "Normal"
+"""Findings. 70 % of the images without boxes are abnormal; `Normal` is known only from the detailed classes."""
+
+CLASSES = {"Normal": 1, "No Lung Opacity / Not Normal": 0, "Lung Opacity": 0}
+"""Whether an image is normal, by its detailed class."""
+
+BOX = ("x", "y", "width", "height")
+DOUBTFUL = 5.0
+"""Mean squared pixel difference above which a match found by comparing pixels may be wrong."""
+
+_OPACITY = "Lung Opacity"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_NIH_IMAGE = re.compile(r"([0-9]{8})_[0-9]{3}\.png")
 _PROBES = 8
 _PUBLISHED = "published: 26,684 images, 6,012 of them positive with 9,555 boxes"
+_NO_MAPPING = (
+    "no mapping to NIH's patients: `patientId` names an image, so every image counts as a separate patient, and images "
+    "of one patient may be in different splits (leakage: unknown); set data.patient_mapping"
+)
 
 
 def read_rsna(config: DataConfig, *, check_files: bool = True) -> ReaderResult:
-    """Reads RSNA.
+    """Reads the RSNA challenge.
 
     Args:
-        config: `root` is the folder of the download, or the one above it; `table` the label table, by default
-            `stage_2_train_labels.csv`; `mapping` says who the patients are; `views` are the projections to keep, by
+        config: `root` is the folder of the download, or its parent; `table` the label table, by default
+            `stage_2_train_labels.csv`; `mapping` the mapping to NIH's patients; `views` the view positions to keep, by
             default all.
-        check_files: Whether to look for every image on disk and to read its header. False reads tables alone, so that
-            projection, sex and age stay unknown.
+        check_files: Whether to check that every image exists and to read its header. False reads the tables only, and
+            view position, sex and age are unknown.
 
     Returns:
-        One record per image, in the order in which the table first names them. Its id is the `patientId`. `Pneumonia`
-        and `No Pneumonia` are both told, one of them 1; `Normal` where the detailed classes lie beside the table.
+        One record per image, in the order of the table. The id is the `patientId`. Exactly one of `Pneumonia` and
+        `No Pneumonia` is 1; `Normal` is known if the detailed classes are next to the table. Faulty rows are in
+        `faults`.
 
     Raises:
         ConfigError: If `data.root` is not set.
-        DataError: If a table or the images are not there, rows of an image disagree, or more than `data.max_invalid` of
-            the images are missing or not in the mapping.
+        DataError: If a table or the mapping is missing or cannot be read, or none of the images exists.
     """
     root = require_root(config)
     folders = folders_below(root)
     path = find_table(root, folders, config.table or TABLE)
     table, faults = read_table(path)
-    lacking = missing_columns(table.columns, ["patientId", *BOX, "Target"])
-    if lacking:
-        raise_faults(path, lacking)
+    raise_faults(path, missing_columns(table.columns, ["patientId", *BOX, "Target"]))
     labels, wrong = read_labels(table)
     homes = list(dict.fromkeys([path.parent, *folders]))
     detailed = find_file(homes, DETAILS)
     details = Details() if detailed is None else read_details(detailed, labels)
     patients = assign_patients(find_mapping(config.patient_mapping, homes), labels.names, config.max_invalid)
-    folder = _locate(homes, labels.names) if check_files else str(path.parent / IMAGES)
+    folder = _find_images(homes, labels.names) if check_files else str(path.parent / IMAGES)
     files = [f"{folder}/{name}.dcm" for name in labels.names]
     present = are_files(files) if check_files else None
     headers = {} if present is None else read_dataset_headers(config, compress(files, present.tolist()))
-    seen = [headers.get(file, Header()) for file in files]
-    told = [1 - labels.target, labels.target, *([] if details.normal is None else [details.normal])]
+    image_headers = [headers.get(file, Header()) for file in files]
+    codes = [1 - labels.target, labels.target, *([] if details.normal is None else [details.normal])]
     rows = Rows(
         ids=labels.names,
         images=files,
-        findings=(NEGATIVE, POSITIVE, NORMAL)[: len(told)],
-        codes=np.stack(told, axis=1).astype(np.int8),
+        findings=(NEGATIVE, POSITIVE, NORMAL)[: len(codes)],
+        codes=np.stack(codes, axis=1).astype(np.int8),
         patients=patients.names,
-        views=[header.view for header in seen],
-        sexes=[header.sex for header in seen],
-        ages=[header.age for header in seen],
+        views=[header.view for header in image_headers],
+        sexes=[header.sex for header in image_headers],
+        ages=[header.age for header in image_headers],
         lines=labels.lines,
-        scanners=[header.manufacturer for header in seen],
+        scanners=[header.manufacturer for header in image_headers],
     )
     parsed = ParsedTable(
         dataset="rsna",
         table=table,
         rows=rows,
-        valid=np.flatnonzero(labels.sound & patients.known),
+        valid=np.flatnonzero(labels.valid & patients.known),
         views=config.views,
         present=present,
         notes=[
-            _census(path.name, labels),
+            _size_note(path.name, labels),
             *details.notes,
             *patients.notes,
             *header_notes(headers.values()),
-            *_unlabelled(homes),
+            *_unlabelled_note(homes),
         ],
         faults=[*faults, *wrong, *patients.faults],
         rejected={**({"duplicate": labels.repeated} if labels.repeated else {}), **patients.rejected},
@@ -149,28 +150,26 @@ def read_rsna(config: DataConfig, *, check_files: bool = True) -> ReaderResult:
 
 
 class PatientMap(NamedTuple):
-    """A mapping that was read."""
+    """A mapping of images to NIH's patients."""
 
     path: Path
     sha256: str
     patients: Mapping[str, str]
-    """Image to the number of its patient, as text without leading zeros."""
+    """Number of the patient, as text without leading zeros, by image."""
     doubtful: frozenset[str]
-    """Images whose match is not sure."""
+    """Images whose match may be wrong."""
 
 
 def find_mapping(given: Path | None, folders: Sequence[Path]) -> PatientMap | None:
-    """Reads the mapping that was given, or the one that lies in one of the folders; None where there is none.
+    """Reads the given mapping, or else one that is in one of the folders; None if there is none.
 
     Raises:
-        DataError: If the file is not there, not of a known form, or contradicts itself.
+        DataError: If the file does not exist, has another form, or contradicts itself.
     """
     if given is not None and not given.is_file():
-        raise DataError(
-            f"no mapping at {given}; set data.patient_mapping to the file, or leave it out", reason="mapping"
-        )
-    lying = (folder / name for name in NAMES for folder in folders if (folder / name).is_file())
-    path = given or next(lying, None)
+        raise DataError(f"no mapping at {given}; set data.patient_mapping to an existing file, or omit it", reason="mapping")
+    found = (folder / name for name in MAPPINGS for folder in folders if (folder / name).is_file())
+    path = given or next(found, None)
     if path is None:
         return None
     return _read_json(path) if path.suffix == ".json" else _read_csv(path)
@@ -178,13 +177,14 @@ def find_mapping(given: Path | None, folders: Sequence[Path]) -> PatientMap | No
 
 @dataclass(frozen=True, kw_only=True)
 class Patients:
-    """Who the images show."""
+    """The patient of each image."""
 
     people: str
+    """Population, as `Reading.people`."""
     names: list[str]
-    """One per image, `[N]`."""
+    """Patient of each image, `[N]`."""
     known: NDArray[np.bool_]
-    """Images whose patient is known, or all where nobody's is, `[N]`."""
+    """Whether the mapping has the image, `[N]`; all True without a mapping."""
     notes: list[str]
     cautions: tuple[str, ...] = ()
     faults: Sequence[Fault] = ()
@@ -192,41 +192,43 @@ class Patients:
     sources: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
-def assign_patients(found: PatientMap | None, images: list[str], max_bad: float) -> Patients:
-    """Gives every image its patient.
+def assign_patients(mapping: PatientMap | None, images: list[str], max_bad: float) -> Patients:
+    """Returns the patient of every image.
 
     Args:
-        found: The mapping. Without one every image is its own patient, and a caution says so.
-        images: Names of the images, `[N]`.
-        max_bad: Share of them that may lack a patient. They are left out under `no-patient`; where they are more, that
-            is a fault.
+        mapping: Without a mapping every image counts as a separate patient, and a caution says so.
+        images: Ids of the images, `[N]`.
+        max_bad: Share of images that may be missing from the mapping. They are rejected as `no-patient`; more of them
+            are a fault.
     """
-    every = np.ones(len(images), dtype=bool)
-    if found is None:
-        return Patients(people="", names=images, known=every, notes=[_ALONE], cautions=(_ALONE,))
-    strangers = [image for image in images if image not in found.patients]
-    names = [found.patients.get(image, image) for image in images]
-    shown = len(images) - len(strangers)
-    people = len(set(names)) - len(strangers)
-    notes = [f"{found.path.name} names {count(people, 'patient')} of NIH for {count(shown, 'image')}"]
-    doubtful = len(found.doubtful.intersection(images))
+    if mapping is None:
+        everything = np.ones(len(images), dtype=bool)
+        return Patients(people="", names=images, known=everything, notes=[_NO_MAPPING], cautions=(_NO_MAPPING,))
+    unmapped = [image for image in images if image not in mapping.patients]
+    names = [mapping.patients.get(image, image) for image in images]
+    mapped = len(images) - len(unmapped)
+    patients = len(set(names)) - len(unmapped)
+    notes = [f"{mapping.path.name} names {count(patients, 'patient')} of NIH for {count(mapped, 'image')}"]
+    doubtful = len(mapping.doubtful.intersection(images))
     if doubtful:
         are = verb(doubtful, "is", "are")
         notes.append(f"{doubtful:,} of these matches {are} doubtful (pixel_mse above {DOUBTFUL:g})")
     faults: list[Fault] = []
-    if len(strangers) > max_bad * len(images):
-        part = f"{len(strangers) / len(images):.1%}, data.max_invalid allows {max_bad:.1%}"
-        images_are = f"{share(len(strangers), len(images), 'image')} {verb(len(strangers), 'is', 'are')}"
-        what = f"{images_are} not in {found.path.name} ({part}), such as "
-        faults.append(Fault("no-patient", what + ", ".join(strangers[:3]), "give the mapping of these images, or none"))
+    if len(unmapped) > max_bad * len(images):
+        part = f"{len(unmapped) / len(images):.1%}, data.max_invalid allows {max_bad:.1%}"
+        images_are = f"{share(len(unmapped), len(images), 'image')} {verb(len(unmapped), 'is', 'are')}"
+        what = f"{images_are} not in {mapping.path.name} ({part}), such as "
+        faults.append(
+            Fault("no-patient", what + ", ".join(unmapped[:3]), "set data.patient_mapping to a mapping of these images")
+        )
     return Patients(
         people="nih",
         names=names,
-        known=np.array([image in found.patients for image in images], dtype=bool),
+        known=np.array([image in mapping.patients for image in images], dtype=bool),
         notes=notes,
         faults=faults,
-        rejected={"no-patient": strangers} if strangers else {},
-        sources={f"{found.path.name} (patients)": found.sha256},
+        rejected={"no-patient": unmapped} if unmapped else {},
+        sources={f"{mapping.path.name} (patients)": mapping.sha256},
     )
 
 
@@ -241,12 +243,13 @@ def _read_json(path: Path) -> PatientMap:
     ]
     if not pairs or not any(image for image, _ in pairs):
         raise DataError(
-            f"{path} is no list of records with subset_img_id and img_id; is it RSNA's mapping file?", reason="mapping"
+            f"{path} is not a list of records with subset_img_id and img_id; is it RSNA's mapping file?",
+            reason="mapping",
         )
     images, names = [image for image, _ in pairs], [name for _, name in pairs]
-    patients, faults = _from_names(names, range(len(names)), "record")
-    raise_faults(path, [*faults, *_clashes(images, patients, [])])
-    return PatientMap(path, hashlib.sha256(raw).hexdigest(), _known(images, patients), frozenset())
+    patients, faults = _patients_of_names(names, range(len(names)), "record")
+    raise_faults(path, [*faults, *_conflicts(images, patients, [])])
+    return PatientMap(path, hashlib.sha256(raw).hexdigest(), _complete_pairs(images, patients), frozenset())
 
 
 def _read_csv(path: Path) -> PatientMap:
@@ -256,52 +259,56 @@ def _read_csv(path: Path) -> PatientMap:
     numbers, names = (read_texts(columns.get(name), len(table)) for name in ("nih_patient", "nih_image"))
     if "patientid" not in columns or not {"nih_patient", "nih_image"} & columns.keys():
         what = f"no columns 'patientId' and 'nih_patient'; found {list(table.columns)}"
-        raise_faults(path, [Fault("mapping", what, "give one of the forms in docs/datasets/rsna.md", (1,)), *faults])
+        raise_faults(path, [Fault("mapping", what, "use one of the forms in docs/datasets/rsna.md", (1,)), *faults])
     lines = table.lines.tolist()
     by_name, wrong = (
-        _from_names([name or "" for name in names], lines, "line") if "nih_image" in columns else (None, [])
+        _patients_of_names([name or "" for name in names], lines, "line") if "nih_image" in columns else (None, [])
     )
     patients = by_name or ["" for _ in lines]
     if "nih_patient" in columns:
         patients = [canonical_patient("nih", number or "") for number in numbers]
-        strange = [lines[i] for i, patient in enumerate(patients) if not patient.isdecimal()]
-        if strange:
-            wrong.append(Fault("mapping", "column 'nih_patient' holds no number of a patient", "correct it", strange))
+        wrong_lines = [lines[i] for i, patient in enumerate(patients) if not patient.isdecimal()]
+        if wrong_lines:
+            what = "column 'nih_patient' holds no number of a patient"
+            wrong.append(Fault("mapping", what, "correct it", wrong_lines))
         elif by_name is not None:
-            apart = [lines[i] for i, (one, other) in enumerate(zip(patients, by_name, strict=True)) if one != other]
-            if apart:
-                wrong.append(Fault("mapping", "'nih_patient' and 'nih_image' name two patients", "correct one", apart))
+            conflicting = [
+                lines[i] for i, (one, other) in enumerate(zip(patients, by_name, strict=True)) if one != other
+            ]
+            if conflicting:
+                what = "'nih_patient' and 'nih_image' name two patients"
+                wrong.append(Fault("mapping", what, "correct one of them", conflicting))
     errors = [_float(text) for text in read_texts(columns.get("pixel_mse"), len(table))]
     texts = [image or "" for image in images]
     doubtful = frozenset(image for image, error in zip(texts, errors, strict=True) if not error <= DOUBTFUL)
-    raise_faults(path, [*faults, *wrong, *_clashes(texts, patients, lines)])
-    return PatientMap(path, table.sha256, _known(texts, patients), doubtful)
+    raise_faults(path, [*faults, *wrong, *_conflicts(texts, patients, lines)])
+    return PatientMap(path, table.sha256, _complete_pairs(texts, patients), doubtful)
 
 
-def _from_names(names: Sequence[str], places: Sequence[int], what: str) -> tuple[list[str], list[Fault]]:
-    """Patients out of NIH's file names."""
-    found = [_NIH_IMAGE.fullmatch(name) for name in names]
-    strange = [places[i] for i, match in enumerate(found) if match is None]
-    patients = [canonical_patient("nih", match[1]) if match else "" for match in found]
-    if not strange:
+def _patients_of_names(names: Sequence[str], places: Sequence[int], what: str) -> tuple[list[str], list[Fault]]:
+    """Returns the patients of NIH's file names, and a fault of other names."""
+    matches = [_NIH_IMAGE.fullmatch(name) for name in names]
+    wrong = [places[i] for i, match in enumerate(matches) if match is None]
+    patients = [canonical_patient("nih", match[1]) if match else "" for match in matches]
+    if not wrong:
         return patients, []
-    example = names[[match is None for match in found].index(True)][:80]
-    where = f", such as {what} {strange[0]}" if what != "line" else ""
-    sentence = f"{example!r} is no file of ChestX-ray14{where}"
-    return patients, [Fault("mapping", sentence, "they are named 00000013_004.png", strange if what == "line" else ())]
+    example = names[[match is None for match in matches].index(True)][:80]
+    where = f", such as {what} {wrong[0]}" if what != "line" else ""
+    message = f"{example!r} is not a file of ChestX-ray14{where}"
+    return patients, [Fault("mapping", message, "they are named 00000013_004.png", wrong if what == "line" else ())]
 
 
-def _clashes(images: Sequence[str], patients: Sequence[str], lines: Sequence[int]) -> list[Fault]:
+def _conflicts(images: Sequence[str], patients: Sequence[str], lines: Sequence[int]) -> list[Fault]:
     first: dict[str, str] = {}
-    apart = [i for i, image in enumerate(images) if image and first.setdefault(image, patients[i]) != patients[i]]
-    if not apart:
+    conflicting = [i for i, image in enumerate(images) if image and first.setdefault(image, patients[i]) != patients[i]]
+    if not conflicting:
         return []
-    are = verb(len(apart), "is", "are")
-    what = f"{count(len(apart), 'image')} {are} given two patients, such as {images[apart[0]]}"
-    return [Fault("mapping", what, "keep the one that is right", [lines[i] for i in apart] if lines else ())]
+    are = verb(len(conflicting), "has", "have")
+    what = f"{count(len(conflicting), 'image')} {are} two patients, such as {images[conflicting[0]]}"
+    return [Fault("mapping", what, "keep the correct one", [lines[i] for i in conflicting] if lines else ())]
 
 
-def _known(images: Sequence[str], patients: Sequence[str]) -> dict[str, str]:
+def _complete_pairs(images: Sequence[str], patients: Sequence[str]) -> dict[str, str]:
     return {image: patient for image, patient in zip(images, patients, strict=True) if image and patient}
 
 
@@ -314,36 +321,37 @@ def _float(text: str | None) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Labels:
-    """The label table by image, in the order in which it first names each."""
+    """The label table by image, in the order in which images first occur."""
 
     names: list[str]
     target: NDArray[np.int8]
-    """1 or 0, `[N]`."""
+    """1 positive or 0 negative, `[N]`."""
     lines: NDArray[np.int64]
-    """Line of the first row of each, `[N]`."""
-    sound: NDArray[np.bool_]
-    """Whether nothing is wrong with any row of it, `[N]`."""
+    """Line of the first row of each image, `[N]`."""
+    valid: NDArray[np.bool_]
+    """Whether none of its rows has a fault, `[N]`."""
     boxes: int
+    """Number of boxes."""
     repeated: list[str]
-    """Lines of rows that say once more what an earlier one says."""
+    """Lines of rows that repeat an earlier one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Details:
-    """What the detailed classes add."""
+    """The detailed classes."""
 
     normal: NDArray[np.int8] | None = None
-    """1, 0 or `BLANK`, `[N]`; None where nobody says."""
+    """1, 0 or `BLANK`, `[N]`; None without detailed classes."""
     notes: Sequence[str] = ()
     sources: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 def read_labels(table: Table) -> tuple[Labels, list[Fault]]:
-    """Takes the rows of an image together: it is positive if any of them is.
+    """Combines the rows of each image, which is positive if any of them is.
 
     Returns:
-        The images, and faults: a name that is none, a Target other than 0 and 1, rows of an image that disagree, a box
-        that is no four numbers or stands where Target is 0.
+        The images, and faults: an invalid `patientId`, a Target other than 0 and 1, rows of an image that disagree, a
+        box that is not four numbers, or a box with Target 0.
     """
     names = table.columns["patientId"].texts()
     codes, wrong = read_codes(table, ["Target"])
@@ -352,40 +360,40 @@ def read_labels(table: Table) -> tuple[Labels, list[Fault]]:
     first: dict[str, int] = {}
     for row, name in enumerate(names):
         first.setdefault(name, row)
-    # Labels elsewhere may also be -1 or empty; here they may not.
+    # Other datasets may have -1 or empty cells; this one may not.
     faults = [fault._replace(remedy="allowed are 1 and 0") for fault in wrong]
-    bad = set[str]()
+    faulty = set[str]()
 
     def check(holds: Callable[[int], bool], reason: str, what: str, remedy: str) -> None:
         rows = [row for row in range(len(names)) if holds(row)]
-        bad.update(names[row] for row in rows)
+        faulty.update(names[row] for row in rows)
         if rows and not (reason == "label" and wrong):
             faults.append(Fault(reason, what, remedy, table.lines[rows].tolist()))
 
-    said = {name: set[int]() for name in first}
+    targets = {name: set[int]() for name in first}
     for name, value in zip(names, target, strict=True):
-        said[name].add(value)
-    misnamed = {name for name in first if _NAME.fullmatch(name) is None}
-    check(lambda row: names[row] in misnamed, "path", "'patientId' is no name of a file", "give the id of an image")
+        targets[name].add(value)
+    invalid = {name for name in first if _NAME.fullmatch(name) is None}
+    check(lambda row: names[row] in invalid, "path", "'patientId' is not a valid file name", "use the id of an image")
     check(lambda row: target[row] not in (0, 1), "label", "'Target' is neither 0 nor 1", "allowed are 1 and 0")
-    disagree = {name for name, values in said.items() if {0, 1} <= values}
+    disagree = {name for name, values in targets.items() if {0, 1} <= values}
     what = "rows of the same image disagree on Target"
-    check(lambda row: names[row] in disagree, "duplicate", what, "keep those that are right")
-    what, remedy = "a box is no four numbers", "fill in x, y, width and height, or leave all four empty"
+    check(lambda row: names[row] in disagree, "duplicate", what, "keep the correct rows")
+    what, remedy = "a box is not four numbers", "fill in x, y, width and height, or leave all four empty"
     check(lambda row: not (_is_box(boxes[row]) or _is_empty(boxes[row])), "box", what, remedy)
     what, remedy = "a box where Target is 0", "empty the box, or set Target to 1"
     check(lambda row: target[row] == 0 and _is_box(boxes[row]) and names[row] not in disagree, "box", what, remedy)
-    told: dict[object, int] = {}
+    first_row: dict[object, int] = {}
     for row, name in enumerate(names):
-        told.setdefault((name, target[row], boxes[row] if _is_box(boxes[row]) else None), row)
-    once = set(told.values())
+        first_row.setdefault((name, target[row], boxes[row] if _is_box(boxes[row]) else None), row)
+    distinct = set(first_row.values())
     labels = Labels(
         names=list(first),
-        target=np.array([max(said[name]) == 1 for name in first], dtype=np.int8),
+        target=np.array([max(targets[name]) == 1 for name in first], dtype=np.int8),
         lines=table.lines[list(first.values())],
-        sound=np.array([name not in bad for name in first], dtype=bool),
-        boxes=sum(_is_box(boxes[row]) for row in once),
-        repeated=[f"line {table.lines[row]}" for row in range(len(names)) if row not in once],
+        valid=np.array([name not in faulty for name in first], dtype=bool),
+        boxes=sum(_is_box(boxes[row]) for row in distinct),
+        repeated=[f"line {table.lines[row]}" for row in range(len(names)) if row not in distinct],
     )
     return labels, faults
 
@@ -400,29 +408,28 @@ def read_details(path: Path, labels: Labels) -> Details:
     raise_faults(path, [*faults, *missing_columns(table.columns, ["patientId", "class"])])
     names, classes = table.columns["patientId"].texts(), table.columns["class"].texts()
     target = dict(zip(labels.names, labels.target.tolist(), strict=True))
-    said: dict[str, str] = {}
-    strange: list[int] = []
-    apart: list[int] = []
+    class_of: dict[str, str] = {}
+    unknown: list[int] = []
+    conflicting: list[int] = []
     for row, (image, name) in enumerate(zip(names, classes, strict=True)):
         if name not in CLASSES:
-            strange.append(row)
-        elif said.setdefault(image, name) != name or (name == _OPACITY) != target.get(image, name == _OPACITY):
-            apart.append(row)
-    what = f"'class' is none of {', '.join(repr(name) for name in CLASSES)}"
-    wrong = [Fault("label", what, "correct it", table.lines[strange].tolist())] * bool(strange)
+            unknown.append(row)
+        elif class_of.setdefault(image, name) != name or (name == _OPACITY) != target.get(image, name == _OPACITY):
+            conflicting.append(row)
+    what = f"'class' is not one of {', '.join(repr(name) for name in CLASSES)}"
+    wrong = [Fault("label", what, "correct it", table.lines[unknown].tolist())] * bool(unknown)
     what = "the class of an image contradicts another row of it, or its Target in the label table"
-    wrong += [Fault("label", what, "keep what is right", table.lines[apart].tolist())] * bool(apart)
+    wrong += [Fault("label", what, "keep the correct one", table.lines[conflicting].tolist())] * bool(conflicting)
     raise_faults(path, wrong)
-    normal = np.array([CLASSES.get(said.get(name, ""), BLANK) for name in labels.names], dtype=np.int8)
-    silent = int((normal == BLANK).sum())
-    they = verb(silent, "it is", "they are")
-    unnamed = f"{path.name} does not name {count(silent, 'image')}; whether {they} normal is unknown"
-    notes = [unnamed] if silent else []
-    return Details(normal=normal, notes=notes, sources={path.name: table.sha256})
+    normal = np.array([CLASSES.get(class_of.get(name, ""), BLANK) for name in labels.names], dtype=np.int8)
+    absent = int((normal == BLANK).sum())
+    they = verb(absent, "it is", "they are")
+    note = f"{path.name} does not list {count(absent, 'image')}; whether {they} normal is unknown"
+    return Details(normal=normal, notes=[note] if absent else [], sources=table.source)
 
 
 def _numbers(table: Table, name: str) -> list[float | None]:
-    """Cells of a column as numbers: None where empty, NaN where no number."""
+    """Returns the cells of a column as numbers: None where empty, NaN where not a number."""
     column = table.columns[name]
     values = [_number(value.strip()) for value in column.values]
     return [values[i] for i in column.index.tolist()]
@@ -445,11 +452,11 @@ def _is_empty(box: Sequence[float | None]) -> bool:
     return all(side is None for side in box)
 
 
-def _locate(homes: Sequence[Path], names: Sequence[str]) -> str:
-    """Finds the folder of the images from a handful of them.
+def _find_images(homes: Sequence[Path], names: Sequence[str]) -> str:
+    """Returns the folder of the images; it is found by probing a few of them.
 
     Raises:
-        DataError: If none of the probed images is anywhere.
+        DataError: If none of the probed images exists.
     """
     probes = names[:: max(1, len(names) // _PROBES)]
     tried = [place for home in homes for place in (home / IMAGES, home / IMAGES / IMAGES)]
@@ -458,12 +465,12 @@ def _locate(homes: Sequence[Path], names: Sequence[str]) -> str:
             return str(folder)
     raise DataError(
         f"none of {count(len(probes), 'image')} probed is on disk; looked for {probes[0]}.dcm in "
-        f"{', '.join(str(folder) for folder in tried[:4])}; set data.root to the folder that holds {IMAGES}",
+        f"{', '.join(str(folder) for folder in tried[:4])}; set data.root to the folder that contains {IMAGES}",
         reason="missing",
     )
 
 
-def _census(name: str, labels: Labels) -> str:
+def _size_note(name: str, labels: Labels) -> str:
     positive = int(labels.target.sum())
     return (
         f"{name} holds {count(len(labels.names), 'image')}, {positive:,} positive with "
@@ -471,7 +478,7 @@ def _census(name: str, labels: Labels) -> str:
     )
 
 
-def _unlabelled(homes: Sequence[Path]) -> list[str]:
+def _unlabelled_note(homes: Sequence[Path]) -> list[str]:
     for home in homes:
         number = sum(1 for path in (home / UNLABELLED).glob("*.dcm") if not is_junk(path.name))
         if number:
