@@ -76,7 +76,7 @@ def records(root, dataset="manifest", **settings):
 def prepared(root, **settings):
     """Pixels of every image that can be used, by id, and the reason of every other."""
     made = prepare_images(
-        records(root, **settings), IMAGES, root.parent / f"{root.name}-cache", PrepareOptions(max_invalid=1.0)
+        records(root, **settings), IMAGES, root.parent / f"{root.name}-cache", PrepareOptions(max_bad=1.0)
     )
     return {name: made.pixels(name) for name in made.numbers}, dict(made.rejected)
 
@@ -449,7 +449,10 @@ def test_marks_line_ends_packing_quotes_and_index_columns_change_nothing(own, ta
         ("image,Edema\na.png\nb.png,0\n", "line 2: 1 cell where the header has 2"),
         ("image,Edema,Edema\na.png,1,0\n", "column 'Edema' occurs at positions [2, 3]; rename or remove"),
         ("image;Edema\na.png;1\n", "separates its cells by semicolons; save it with commas"),
-        ("imag,Edema\na.png,1\n", "no column 'image'; found ['imag', 'Edema']; name the images' paths, nearest to"),
+        (
+            "imag,Edema\na.png,1\n",
+            "no column 'image'; found ['imag', 'Edema']; name the column of the images' paths so, nearest to",
+        ),
         ('image,Edema\na.png,"1\nb.png,0\n', "a quote is not closed"),
     ],
 )
@@ -567,7 +570,7 @@ def test_every_planted_kind_is_told_exactly_once_with_an_example_and_the_remedy(
         ("2 cells where the header has 4", "line 122", "fix the commas"),
         ("column 'Edema' holds 'yes'", "line 123", "allowed are 1, 0, -1 and empty"),
         ("image '../out.png' leaves", "line 125", "write paths below data.root"),
-        ("no image is named", "line 126", "fill in the path"),
+        ("column 'image' is empty", "line 126", "fill in the path"),
         ("column 'patient' is empty", "line 127", "fill in a patient"),
         ("two rows of the same image disagree", "lines 5, 128", "keep the correct row"),
         ("is not on disk", "images/gone.png", "complete the download"),

@@ -35,7 +35,7 @@ def test_every_kind_of_fault_is_told_in_one_pass_with_line_and_remedy(tmp_path):
     assert faults[1].startswith("line 3: column 'Edema' holds 'yes'; allowed are 1, 0, -1 and empty")
     assert faults[2].startswith("line 8: column 'Fracture' holds '2'")
     assert faults[3].startswith("line 4: image '../c.png' leaves the folder of the table; write paths")
-    assert faults[4].startswith("line 6: no image is named; fill in")
+    assert faults[4].startswith("line 6: column 'image' is empty; fill in")
     assert faults[5].startswith("line 8: column 'patient' is empty; fill in")
     assert faults[6].startswith("lines 2, 7: two rows of the same image disagree")
     assert faults[7].startswith("line 9: 1 of 4 images is not on disk")

@@ -75,7 +75,7 @@ def test_normal_is_no_finding_only_where_it_stands_alone():
     assert codes[2, 4] == 1
     assert notes == [
         "1 report is not indexed; its findings are unknown",
-        "1 index term states none of the findings here (1 time)",
+        "1 index term matches no finding (1 time)",
     ]
 
 
@@ -90,7 +90,7 @@ def test_counts_stand_beside_the_published_ones(tmp_path):
 def test_without_projections_lateral_images_stay_and_that_is_said_beside_every_number(tmp_path):
     reading = read_iu_xray(config(write_fake_openi(tmp_path))).checked()
     assert len(reading.records) == 7
-    assert reading.cautions[0].startswith("no projections are known: lateral images are among the others")
+    assert reading.cautions[0].startswith("view positions are unknown: lateral images are not excluded")
 
 
 def test_headers_of_dicom_files_tell_the_projection(tmp_path):
@@ -116,9 +116,7 @@ def test_the_xml_files_may_lie_elsewhere_and_the_root_above(tmp_path):
     assert len(read_iu_xray(config(tmp_path / "a", reports=moved)).checked().records) == 7
     with pytest.raises(ConfigError, match=r"no folder .*absent; set data\.reports"):
         read_iu_xray(config(root, reports=tmp_path / "absent")).checked()
-    with pytest.raises(
-        DataError, match=r"neither ecgen-radiology/1\.xml and so on nor indiana_reports\.csv in .*openi"
-    ):
+    with pytest.raises(DataError, match=r"neither ecgen-radiology/1\.xml etc\. nor indiana_reports\.csv in .*openi"):
         read_iu_xray(config(root)).checked()
 
 
@@ -127,11 +125,11 @@ def test_the_xml_files_may_lie_elsewhere_and_the_root_above(tmp_path):
     [
         (as_xml(REPORTS[0])[:-40], "1 file is damaged XML, such as 1.xml; unpack NLMCXR_reports.tgz again"),
         ("", "1 file is empty, such as 1.xml"),
-        ("<html/>", "1 file is no report of Open-i"),
+        ("<html/>", "1 file is not a report of Open-i"),
         (as_xml(REPORTS[0], BOMB), "1 file declares XML entities, which no report needs"),
         (
             as_xml(REPORTS[0]).replace("CXR1_1_IM-0001-1001", "../../secret"),
-            "1 file names an image in a way that is no",
+            "1 file has an image name that is not a file name",
         ),
         (as_xml(REPORTS[0]).replace("<MeSH>", "<MeSH>" + " " * (1 << 20)), "1 file is larger than 1024 KiB"),
         (as_xml(REPORTS[0]).replace("1_IM-0001-1001", "2_IM-0002-1001"), "1 image is in two reports, such as 2_IM"),
@@ -172,7 +170,7 @@ def rows_of(path):
         (
             "projections",
             lambda rows: [*rows, ["1", "9_IM.dcm.png", "Oblique"]],
-            "something else than Frontal and Lateral",
+            "must be Frontal or Lateral",
         ),
         (
             "projections",
@@ -214,7 +212,7 @@ def test_equal_rows_are_merged_and_images_of_unknown_reports_counted(tmp_path):
 def test_one_table_without_the_other_is_refused(tmp_path):
     root = write_fake_kaggle(tmp_path)
     (root / "indiana_projections.csv").unlink()
-    with pytest.raises(DataError, match=r"no indiana_projections\.csv beside the other table"):
+    with pytest.raises(DataError, match=r"no indiana_projections\.csv next to the other table"):
         read_iu_xray(config(root)).checked()
 
 
@@ -231,7 +229,7 @@ def test_missing_images_are_counted_and_none_at_all_names_the_places(tmp_path):
 
 
 def test_a_table_cannot_be_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"data\.table=x\.csv is not for data\.dataset=iu-xray"):
+    with pytest.raises(ConfigError, match=r"data\.table=x\.csv does not apply to data\.dataset=iu-xray"):
         read_iu_xray(config(tmp_path, table="x.csv")).checked()
 
 

@@ -38,13 +38,13 @@ def test_side_and_scanner_are_read_where_the_table_has_them(tmp_path):
 def test_columns_without_another_meaning_are_findings(tmp_path):
     reading = read(write_fake_manifest(tmp_path))
     assert reading.findings == ("No Finding", "Edema")
-    assert "left out columns that begin with _: _remark" in reading.notes
+    assert "ignored columns that begin with _: _remark" in reading.notes
 
 
 def test_without_a_patient_column_each_image_is_a_patient_and_a_note_says_so(tmp_path):
     reading = read(write_fake_manifest(tmp_path, ["images/a.png,1", "images/b.png,0"], header="image,Edema"))
     assert [record.patient for record in reading.records] == ["images/a.png", "images/b.png"]
-    assert any("no column 'patient': every image counts as a patient of its own" in note for note in reading.notes)
+    assert any("no column 'patient': every image counts as a separate patient" in note for note in reading.notes)
     assert set(reading.cautions) < set(reading.notes)
     assert len(reading.cautions) == 1
 
@@ -60,7 +60,7 @@ def test_a_split_of_ones_own_is_read_under_its_usual_names(tmp_path):
     root = write_fake_manifest(tmp_path, lines, header="image,patient,Split,caption")
     reading = read(root)
     assert [record.split for record in reading.records] == ["train", "train", "val", "val", "test", None]
-    note_start = "column 'split' names train 2, val 2, test 1; data.split=given follows it; 1 row names none"
+    note_start = "column 'split' names train 2, val 2, test 1; data.split=given uses it; 1 row has none"
     assert any(note.startswith(note_start) for note in reading.notes)
     splits = split_records(reading, DataConfig(dataset="manifest", split="given"))
     assert [len(part) for part in splits[:3]] == [2, 2, 1]
@@ -136,7 +136,7 @@ def test_shuffling_the_table_changes_no_record(tmp_path):
     ("header", "line", "message"),
     [
         ("imge,Edema", "images/a.png,1", r"no column 'image'; found \['imge', 'Edema'\].*nearest to 'image' is 'imge'"),
-        ("image,Edema", ",1", r"line 2: no image is named"),
+        ("image,Edema", ",1", r"line 2: column 'image' is empty"),
         (
             "image,patient,Edema",
             "images/a.png,,1",
@@ -150,9 +150,9 @@ def test_shuffling_the_table_changes_no_record(tmp_path):
         (
             "image,path,Edema",
             "images/a.png,b,1",
-            r"columns \['image', 'path'\] all mean 'image'; call one of them 'image'",
+            r"columns \['image', 'path'\] all mean 'image'; name one of them 'image'",
         ),
-        ("image,patient", "images/a.png,p", r"neither a caption nor a report nor a finding"),
+        ("image,patient", "images/a.png,p", r"no caption, report or finding"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_remedy(tmp_path, header, line, message):

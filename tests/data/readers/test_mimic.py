@@ -171,7 +171,7 @@ def test_sections_of_another_release_are_refused_and_single_strangers_counted(tm
     strangers = [study._replace(study=f"9{study.study}") for study in STUDIES]
     write_sectioned(root / "mimic_cxr_sectioned.csv", strangers)
     with pytest.raises(
-        DataError, match=r"names 5 studies, none of which is among the 6 of the images; is it of another"
+        DataError, match=r"names 5 studies, none of which is among the 6 of the images; is it from another"
     ):
         read_mimic(config(root)).checked()
     write_sectioned(root / "mimic_cxr_sectioned.csv", [*strangers[:2], *STUDIES])
@@ -258,7 +258,7 @@ def test_a_file_too_large_for_a_report_and_a_place_without_any_are_refused(tmp_p
     with pytest.raises(DataError, match=r"1 report is larger than 64 KiB, such as s50000101\.txt"):
         read_mimic(config(root)).checked()
     (tmp_path / "nothing").mkdir()
-    with pytest.raises(DataError, match=r"no report of a study in .*nothing; it should hold p10/p10000032"):
+    with pytest.raises(DataError, match=r"no report of a study in .*nothing; it should contain p10/p10000032"):
         read_mimic(config(root, reports=tmp_path / "nothing")).checked()
     with pytest.raises(ConfigError, match=r"no reports at .*absent; set data\.reports"):
         read_mimic(config(root, reports=tmp_path / "absent")).checked()

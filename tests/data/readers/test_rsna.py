@@ -189,7 +189,9 @@ def test_an_image_that_the_mapping_lacks_is_left_out_and_too_many_stop_it(tmp_pa
     path = write_people(tmp_path / "map.csv", {n: p for n, p in PEOPLE.items() if n != 2})
     reading = read_rsna(config(root, patient_mapping=path, max_invalid=0.25)).checked()
     assert reading.rejected == {"no-patient": [name_of(2)]}
-    with pytest.raises(DataError, match=r"1 of 4 images is not in map\.csv \(25\.0%.*; set data.patient_mapping to a mapping of these"):
+    with pytest.raises(
+        DataError, match=r"1 of 4 images is not in map\.csv \(25\.0%.*; set data.patient_mapping to a mapping of these"
+    ):
         read_rsna(config(root, patient_mapping=path)).checked()
 
 

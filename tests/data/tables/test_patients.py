@@ -267,7 +267,7 @@ def test_a_patient_column_under_a_usual_name_keeps_the_grouping(name, tmp_path):
     assert found.reading.findings == ("Edema",)
     assert [record.patient for record in found.reading.records] == ["0", "1", "0"]
     assert found.reading.cautions == ()
-    notes = [note for note in found.reading.notes if "call it 'patient'" in note]
+    notes = [note for note in found.reading.notes if "name it 'patient'" in note]
     assert bool(notes) == (name.casefold() != "patient_id")
 
 
@@ -294,15 +294,15 @@ def test_view_age_sex_and_study_under_usual_names_are_read(name, tmp_path):
 )
 def test_a_column_that_may_name_patients_is_a_fault_and_no_finding(name, tmp_path):
     found = scan_columns(tmp_path, f"image,{name},Edema", "images/a.png,0,1", "images/b.png,1,0")
-    assert f"column {name!r} may say who the patient is" in found.faults[0].what
-    assert "call it 'patient'" in found.faults[0].remedy
+    assert f"column {name!r} may identify patients" in found.faults[0].what
+    assert "name it 'patient'" in found.faults[0].remedy
     assert found.reading.findings == ("Edema",)
 
 
 @pytest.mark.parametrize("name", ["index", "fold", "ID", "Year", "rows"])
 def test_a_column_that_is_no_finding_by_its_name_is_a_fault(name, tmp_path):
     found = scan_columns(tmp_path, f"image,patient,{name},Edema", "images/a.png,p,0,1")
-    assert f"call it '_{name}' to leave it out" in found.faults[0].remedy
+    assert f"name it '_{name}' to ignore it" in found.faults[0].remedy
     assert found.reading.findings == ("Edema",)
 
 
@@ -312,7 +312,7 @@ def test_of_several_usual_names_the_user_chooses(tmp_path):
     found = scan_columns(tmp_path / "b", "image,patient,mrn,filename,Edema", "images/a.png,p,0,1,1")
     assert found.faults == []
     assert found.reading.findings == ("Edema",)
-    assert any(note.endswith("as they are no findings: filename, mrn") for note in found.reading.notes)
+    assert any(note.endswith("that are not findings: filename, mrn") for note in found.reading.notes)
 
 
 def test_a_column_that_begins_with_an_underscore_stays_out(tmp_path):
@@ -366,7 +366,7 @@ def test_the_shared_tables_keep_their_patients(case, shared):
     assert found.faults == []
     assert found.reading.findings == ("Edema", "Pneumonia")
     assert len({record.patient for record in found.reading.records}) < len(found.reading.records)
-    assert any("call it 'patient'" in note for note in found.reading.notes)
+    assert any("name it 'patient'" in note for note in found.reading.notes)
 
 
 def test_the_shared_table_without_endings_is_told_of_the_files(shared):

@@ -1,4 +1,4 @@
-"""One report of Open-i as XML: its sections, its index terms, and the images it names. No entity is ever expanded."""
+"""Open-i's reports as XML: sections, index terms and image names. XML entities are refused, never expanded."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from cleft.data.text.reports import join_blanks
 from cleft.grammar import agree, count
 
 MAX_BYTES = 1 << 20
-"""Largest XML file. Those of Open-i have a few KiB."""
+"""Largest XML file; those of Open-i have a few KiB."""
 
 _FILE = re.compile(r"(?:CXR)?([0-9]{1,6})\.xml", re.IGNORECASE)
 _IMAGE = re.compile(r"(?:CXR[0-9]+_)?([0-9A-Za-z]+(?:[-_][0-9A-Za-z]+)*)", re.IGNORECASE)
 _SECTIONS = ("comparison", "indication", "findings", "impression")
-_SHOWN = 3
+_EXAMPLES = 3
 
 
 class Report(NamedTuple):
-    """What is known of one study."""
+    """One report, which is one study."""
 
     number: str
     sections: dict[str, str]
-    """Name in lower case to text, in the order as written; no text is empty."""
+    """Text by section name in lower case, in the order of the report; no text is empty."""
     terms: tuple[str, ...]
     """Index terms with their qualifiers: `Opacity/lung/base/left`, `normal`."""
     images: tuple[str, ...]
-    """As `image_name` spells them."""
+    """Names as `image_name` returns them."""
 
 
 class Reports(NamedTuple):
@@ -40,11 +40,11 @@ class Reports(NamedTuple):
     reports: list[Report]
     faults: list[Fault]
     sha256: str
-    """Over the digests of all files."""
+    """Digest of the digests of all files."""
 
 
 def image_name(text: str) -> str | None:
-    """Returns what the spellings of an image have in common, or None where it is no name of an image.
+    """Returns the canonical name of an image, or None if it is not an image name.
 
     Example:
         >>> [image_name(text) for text in ("CXR1_1_IM-0001-3001", "1_IM-0001-3001.dcm.png", "../x.png")]
@@ -56,13 +56,13 @@ def image_name(text: str) -> str | None:
 
 
 def report_files(folder: Path) -> list[Path]:
-    """Returns the XML files of reports in a folder, by their number."""
+    """Returns the XML files of reports in a folder, sorted by number."""
     found = [(path, _FILE.fullmatch(path.name)) for path in folder.iterdir()] if folder.is_dir() else []
     return [path for _, path in sorted((int(match[1]), path) for path, match in found if match)]
 
 
 def read_xml_reports(paths: Sequence[Path]) -> Reports:
-    """Reads every file; what cannot be read is told in one fault for each kind of damage."""
+    """Reads every file; those that cannot be read share one fault per kind of damage."""
     reports: list[Report] = []
     wrong: dict[str, list[str]] = {}
     digest = hashlib.sha256()
@@ -77,16 +77,16 @@ def read_xml_reports(paths: Sequence[Path]) -> Reports:
     faults = [
         Fault("reports", f"{count(len(names), 'file')} {agree(len(names), what)}, such as {examples}", _REMEDY)
         for what, names in wrong.items()
-        for examples in (", ".join(names[:_SHOWN]),)
+        for examples in (", ".join(names[:_EXAMPLES]),)
     ]
     return Reports(reports, faults, digest.hexdigest())
 
 
-_REMEDY = "unpack NLMCXR_reports.tgz again, or take these files out"
+_REMEDY = "unpack NLMCXR_reports.tgz again, or remove these files"
 
 
 class _Refused(Exception):
-    """Why a file is not read, for `agree`; never with its content, which may name patients."""
+    """Reason why a file is not read, for `agree`; without its content, which may identify patients."""
 
 
 def _parse(path: Path, raw: bytes) -> Report:
@@ -94,30 +94,30 @@ def _parse(path: Path, raw: bytes) -> Report:
         raise _Refused(f"[is|are] larger than {MAX_BYTES >> 10} KiB")
     if not raw.strip():
         raise _Refused("[is|are] empty")
-    outline = _Outline()
+    handlers = _Handlers()
     parser = expat.ParserCreate()
     parser.buffer_text = True
-    parser.StartElementHandler = outline.start
-    parser.EndElementHandler = outline.end
-    parser.CharacterDataHandler = outline.text
+    parser.StartElementHandler = handlers.start
+    parser.EndElementHandler = handlers.end
+    parser.CharacterDataHandler = handlers.text
     parser.EntityDeclHandler = _refuse_entity
     try:
         parser.Parse(raw, True)
     except expat.ExpatError as error:
         raise _Refused("[is|are] damaged XML") from error
-    if outline.root != "eCitation":
-        raise _Refused("[is no report|are no reports] of Open-i ([its|their] outermost element is not eCitation)")
+    if handlers.root != "eCitation":
+        raise _Refused("[is not a report|are not reports] of Open-i ([its|their] outermost element is not eCitation)")
     number = _FILE.fullmatch(path.name)
     assert number is not None
-    return Report(str(int(number[1])), outline.sections, tuple(outline.terms), tuple(outline.images))
+    return Report(str(int(number[1])), handlers.sections, tuple(handlers.terms), tuple(handlers.images))
 
 
 def _refuse_entity(*_: Any) -> None:
     raise _Refused("[declares|declare] XML entities, which no report needs and which could fill the memory")
 
 
-class _Outline:
-    """Collects what is wanted while the parser walks through a file."""
+class _Handlers:
+    """Handlers of the XML parser that collect sections, terms and image names."""
 
     def __init__(self) -> None:
         self.root = ""
@@ -132,7 +132,7 @@ class _Outline:
         if tag == "parentImage":
             name = image_name(attributes.get("id", ""))
             if name is None:
-                raise _Refused("[names|name] an image in a way that is no file name")
+                raise _Refused("[has|have] an image name that is not a file name")
             if name not in self.images:
                 self.images.append(name)
         elif tag in ("AbstractText", "major"):
@@ -145,9 +145,9 @@ class _Outline:
     def end(self, tag: str) -> None:
         if self._words is None or tag not in ("AbstractText", "major"):
             return
-        said = join_blanks("".join(self._words))
+        text = join_blanks("".join(self._words))
         self._words = None
-        if said and tag == "major":
-            self.terms.append(said)
-        elif said and self._label in _SECTIONS:
-            self.sections[self._label] = said
+        if text and tag == "major":
+            self.terms.append(text)
+        elif text and self._label in _SECTIONS:
+            self.sections[self._label] = text

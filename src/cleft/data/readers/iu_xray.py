@@ -1,8 +1,10 @@
-"""Reads IU X-ray: the chest radiographs of Indiana University with their reports, as Open-i or as Kaggle offers them.
+"""IU X-ray: the chest radiographs of Indiana University with their reports, from Open-i or Kaggle.
 
-Expects Open-i's `ecgen-radiology/1.xml` and PNG or DICOM files, or Kaggle's `indiana_reports.csv` and
-`indiana_projections.csv` and PNG files. An image has one name in all of them. Most reports have two images, a frontal
-and a lateral one; which is which, the table of projections says, or a DICOM header.
+Expects Open-i's `ecgen-radiology/1.xml` and PNG or DICOM files, or Kaggle's `indiana_reports.csv`,
+`indiana_projections.csv` and PNG files. Image names are the same in both. Most reports have two images, a frontal and a
+lateral one, as the table of projections or the DICOM header says.
+
+Findings come from the index terms of the reports, which are MeSH terms.
 
 Shapes: `N` images, `R` reports.
 """
@@ -39,8 +41,11 @@ from cleft.data.text.reports import choose_sections, report_notes
 from cleft.errors import ConfigError, DataError
 from cleft.grammar import agree, count, verb
 
+FOLDER = "ecgen-radiology"
+REPORTS, PROJECTIONS = "indiana_reports.csv", "indiana_projections.csv"
+VIEWS = ("AP", "PA")
 FINDINGS = (*CHEXPERT, "Emphysema", "Fibrosis", "Granuloma", "Hernia")
-"""CheXpert's fourteen, and four that reports of Open-i often have."""
+"""CheXpert's fourteen findings, and four that are frequent in Open-i's reports."""
 
 NORMAL = "normal"
 _FINDING_OF_TERM = {
@@ -76,22 +81,19 @@ _FINDING_OF_TERM = {
     "granulomatous disease": "Granuloma",
     "hernia, hiatal": "Hernia",
 }
-"""Term, alone or with its first qualifier, to the finding it states."""
+"""Finding of an index term, alone or with its first qualifier."""
 
-_SILENT = {"no indexing", "technical quality of image unsatisfactory"}
-REPORTS, PROJECTIONS = "indiana_reports.csv", "indiana_projections.csv"
+_UNINFORMATIVE = {"no indexing", "technical quality of image unsatisfactory"}
 _UID, _FILE, _VIEW, _TERMS = "uid", "filename", "projection", "MeSH"
 _SECTIONS = ("comparison", "indication", "findings", "impression")
 _VIEWS = {"frontal": "frontal", "lateral": "lateral"}
-VIEWS = ("AP", "PA")
-FOLDER = "ecgen-radiology"
-_ENDINGS = (".png", ".dcm", ".dicom", ".jpg", ".jpeg")
-_DEPTH = 4
-_SHOWN = 3
+_EXTENSIONS = (".png", ".dcm", ".dicom", ".jpg", ".jpeg")
+_MAX_DEPTH = 4
+_EXAMPLES = 3
 _PUBLISHED = "published: 3,955 reports, 7,470 images"
 _NO_VIEWS = (
-    f"no projections are known: lateral images are among the others; copy {PROJECTIONS} into the folder, or read the "
-    "DICOM files"
+    f"view positions are unknown: lateral images are not excluded; copy {PROJECTIONS} into the folder, or use "
+    "the DICOM files"
 )
 
 
@@ -99,29 +101,28 @@ def read_iu_xray(config: DataConfig, *, check_files: bool = True) -> ReaderResul
     """Reads IU X-ray.
 
     Args:
-        config: `root` is the folder of the download, or the one above it; `report` what is read of a report, `reports`
-            the folder of the XML files where they lie elsewhere; `views` are the projections to keep, by default
-            frontal ones.
-        check_files: Whether to look for every image on disk. False reads reports and tables alone.
+        config: `root` is the folder of the download, or its parent; `report` the sections to read, `reports` the folder
+            of the XML files if it is elsewhere; `views` the view positions to keep, by default frontal ones.
+        check_files: Whether to check that every image exists. False reads reports and tables only.
 
     Returns:
         One record per image. Findings come from the index terms; patient and study are the number of the report.
+        Faulty rows and files are in `faults`.
 
     Raises:
         ConfigError: If `data.root` is not set, or `data.table` is.
-        DataError: If reports or images are not there or not what they should be, or more than `data.max_invalid` of the
-            images are missing.
+        DataError: If there are no reports, they cannot be read, or none of the images exists.
     """
     root = require_root(config)
     if config.table is not None:
-        raise ConfigError(f"data.table={config.table} is not for data.dataset=iu-xray; leave it out")
+        raise ConfigError(f"data.table={config.table} does not apply to data.dataset=iu-xray; omit it")
     folders = list(_folders(root))
     images = _find_images(root, folders, config.reports)
     order = list(images.reports)
-    codes, told = code_terms([images.reports[number].terms for number in order])
-    place = {number: row for row, number in enumerate(order)}
+    codes, term_notes = code_terms([images.reports[number].terms for number in order])
+    row_of = {number: row for row, number in enumerate(order)}
     texts = [choose_sections(images.reports[number].sections, config.report_sections) for number in order]
-    files = _locate(root, folders, images.names) if check_files else {}
+    files = _locate_images(root, folders, images.names) if check_files else {}
     with_view = {name for name, view in zip(images.names, images.views, strict=True) if view}
     dicom = [path for name, path in sorted(files.items()) if path.endswith(".dcm") and name not in with_view]
     headers = read_dataset_headers(config, dicom) if dicom else {}
@@ -134,35 +135,35 @@ def read_iu_xray(config: DataConfig, *, check_files: bool = True) -> ReaderResul
         ids=images.names,
         images=[files.get(name, f"{root}/{name}.png") for name in images.names],
         findings=FINDINGS,
-        codes=np.concatenate([codes, blank])[[place.get(number, -1) for number in images.numbers]],
+        codes=np.concatenate([codes, blank])[[row_of.get(number, -1) for number in images.numbers]],
         patients=images.numbers,
         studies=list(images.numbers),
         views=views,
         lines=images.table.lines,
-        reports=[texts[place[number]] if number in place else None for number in images.numbers],
+        reports=[texts[row_of[number]] if number in row_of else None for number in images.numbers],
     )
     present = np.array([name in files for name in images.names], dtype=bool)
-    sound = [
+    valid = [
         row for row, (name, number) in enumerate(zip(images.names, images.numbers, strict=True)) if name and number
     ]
-    unseen = not any(views)
+    no_views = not any(views)
     parsed = ParsedTable(
         dataset="iu-xray",
         table=images.table,
         rows=rows,
-        valid=np.array(sound, dtype=np.int64),
+        valid=np.array(valid, dtype=np.int64),
         views=config.views or VIEWS,
         present=present,
         notes=[
             *images.notes,
-            *told,
+            *term_notes,
             *report_notes(rows.reports),
             *header_notes(headers.values()),
-            *([_NO_VIEWS] if unseen else []),
+            *([_NO_VIEWS] if no_views else []),
         ],
         faults=images.faults,
         sources={**images.table.source, **images.sources},
-        cautions=(_NO_VIEWS,) if unseen else (),
+        cautions=(_NO_VIEWS,) if no_views else (),
     )
     result = build_result(parsed, config, check_files=check_files)
     if images.table.columns:
@@ -183,47 +184,47 @@ def finding_of(term: str) -> str | None:
 
 
 def code_terms(terms: Sequence[Sequence[str]]) -> tuple[NDArray[np.int8], list[str]]:
-    """Returns the labels of each report, `[R, C]`, and what there is to say about them.
+    """Returns the labels of each report, `[R, C]`, and notes.
 
-    Indexers wrote down whatever a report states: what they did not name is absent. A report that nobody indexed has no
-    labels. `No Finding` is present where `normal` is the only term.
+    Indexers recorded every finding of a report, so findings without a term are absent. A report without index terms has
+    no labels. `No Finding` is present if `normal` is the only term.
     """
     codes = np.full((len(terms), len(FINDINGS)), BLANK, dtype=np.int8)
-    place = {name: column for column, name in enumerate(FINDINGS)}
+    column_of = {name: column for column, name in enumerate(FINDINGS)}
     other: Counter[str] = Counter()
-    silent = 0
-    for row, named in enumerate(terms):
-        told = [term for term in named if term.casefold() not in _SILENT]
-        if not told:
-            silent += 1
+    unindexed = 0
+    for row, report_terms in enumerate(terms):
+        informative = [term for term in report_terms if term.casefold() not in _UNINFORMATIVE]
+        if not informative:
+            unindexed += 1
             continue
         codes[row] = 0
-        for term in told:
+        for term in informative:
             finding = finding_of(term)
             if finding is not None:
-                codes[row, place[finding]] = 1
+                codes[row, column_of[finding]] = 1
             elif term.casefold() != NORMAL:
                 other[term.partition("/")[0].strip()] += 1
-        codes[row, place["No Finding"]] = int(all(term.casefold() == NORMAL for term in told))
+        codes[row, column_of["No Finding"]] = int(all(term.casefold() == NORMAL for term in informative))
     notes: list[str] = []
-    if silent:
-        unread = agree(silent, "[is|are] not indexed; [its|their] findings are unknown")
-        notes.append(f"{count(silent, 'report')} {unread}")
+    if unindexed:
+        text = agree(unindexed, "[is|are] not indexed; [its|their] findings are unknown")
+        notes.append(f"{count(unindexed, 'report')} {text}")
     if other:
-        state = verb(len(other), "states", "state")
+        state = verb(len(other), "matches", "match")
         times = count(other.total(), "time")
-        notes.append(f"{count(len(other), 'index term')} {state} none of the findings here ({times})")
+        notes.append(f"{count(len(other), 'index term')} {state} no finding ({times})")
     return codes, notes
 
 
 class Projections(NamedTuple):
-    """Which images there are, to which report each belongs, and its view; in the order of the table."""
+    """The table of images: name, report and view of each, in the order of the table."""
 
     table: Table
     names: list[str]
-    """As `image_name` spells them; empty where a row names none."""
+    """As `image_name` returns them; empty if a row names none."""
     numbers: list[str]
-    """`uid` without leading zeros; empty where there is none."""
+    """`uid` of the report without leading zeros; empty if there is none."""
     views: list[str | None]
     faults: list[Fault]
 
@@ -232,6 +233,7 @@ class TableReports(NamedTuple):
     """The reports of a table."""
 
     by_number: Mapping[str, Report]
+    """Report by `uid`."""
     faults: list[Fault]
     sources: Mapping[str, str]
 
@@ -240,18 +242,18 @@ def read_projections(path: Path) -> Projections:
     """Reads `indiana_projections.csv`.
 
     Raises:
-        DataError: If it lacks a column.
+        DataError: If a column is missing.
     """
     table, faults = read_table(path)
     raise_faults(path, missing_columns(table.columns, [_UID, _FILE, _VIEW]))
     names = [image_name(text) or "" for text in table.columns[_FILE].texts()]
     numbers = _numbers(table)
     texts = table.columns[_VIEW].texts()
-    strange = [row for row, text in enumerate(texts) if text and text.casefold() not in _VIEWS]
+    unknown_views = [row for row, text in enumerate(texts) if text and text.casefold() not in _VIEWS]
     for column, rows, what, remedy in (
         (_FILE, [row for row, name in enumerate(names) if not name], "names no image", "it is 1_IM-0001-4001.dcm.png"),
         (_UID, [row for row, number in enumerate(numbers) if not number], "holds no number", "fill it in"),
-        (_VIEW, strange, "holds something else than Frontal and Lateral", "fix it, or leave it empty"),
+        (_VIEW, unknown_views, "must be Frontal or Lateral", "fix it, or leave it empty"),
     ):
         if rows:
             faults.append(Fault("path", f"column {column!r} {what}", remedy, table.lines[rows].tolist()))
@@ -264,10 +266,10 @@ def read_table_reports(path: Path, wanted: Sequence[str]) -> TableReports:
 
     Args:
         path: The table.
-        wanted: Numbers of the reports that images belong to.
+        wanted: Numbers of the reports of the images.
 
     Raises:
-        DataError: If it lacks a column, or not one of its reports belongs to an image.
+        DataError: If a column is missing, or none of the reports belongs to an image.
     """
     table, faults = read_table(path)
     raise_faults(path, missing_columns(table.columns, [_UID, _TERMS, "findings", "impression"]))
@@ -276,19 +278,19 @@ def read_table_reports(path: Path, wanted: Sequence[str]) -> TableReports:
     terms = read_texts(table.columns[_TERMS], len(table))
     reports: dict[str, Report] = {}
     blank: list[int] = []
-    clashes: list[int] = []
+    conflicts: list[int] = []
     for row, number in enumerate(numbers):
         if not number:
             blank.append(row)
             continue
-        said = {name: texts[row] or "" for name, texts in sections.items() if texts[row]}
-        named = tuple(term.strip() for term in (terms[row] or "").split(";") if term.strip())
-        report = Report(number, said, named, ())
+        text_of = {name: texts[row] or "" for name, texts in sections.items() if texts[row]}
+        index_terms = tuple(term.strip() for term in (terms[row] or "").split(";") if term.strip())
+        report = Report(number, text_of, index_terms, ())
         if reports.setdefault(number, report) != report:
-            clashes.append(row)
+            conflicts.append(row)
     for reason, rows, what, remedy in (
         ("reports", blank, f"column {_UID!r} holds no number", "fill it in or remove the row"),
-        ("duplicate", clashes, "two reports of the same study differ", "keep the one that is right"),
+        ("duplicate", conflicts, "two reports of the same study differ", "keep the correct row"),
     ):
         if rows:
             faults.append(Fault(reason, what, remedy, table.lines[rows].tolist()))
@@ -296,10 +298,10 @@ def read_table_reports(path: Path, wanted: Sequence[str]) -> TableReports:
     if not reports.keys() & set(wanted):
         raise DataError(
             f"{path} holds {count(len(reports), 'report')}, none of which belongs to an image of {PROJECTIONS}; "
-            f"do both tables come from one download?",
+            "are both tables from the same download?",
             reason="reports",
         )
-    return TableReports(reports, faults, {path.name: table.sha256})
+    return TableReports(reports, faults, table.source)
 
 
 def _numbers(table: Table) -> list[str]:
@@ -308,12 +310,12 @@ def _numbers(table: Table) -> list[str]:
 
 
 class _Images(NamedTuple):
-    """Every image that a report or a table names."""
+    """The images named by reports or by a table."""
 
     table: Table
     names: list[str]
     numbers: list[str]
-    """Of the report each belongs to."""
+    """Number of the report of each image."""
     views: list[str | None]
     reports: Mapping[str, Report]
     faults: list[Fault]
@@ -322,7 +324,7 @@ class _Images(NamedTuple):
 
 
 def _folders(root: Path, depth: int = 2) -> Iterator[Path]:
-    """The root and what lies at most two levels below it, without the folders of single studies."""
+    """The root and folders up to two levels below it, without the folders of single studies."""
     yield root
     if depth:
         for path in sorted(path for path in root.iterdir() if path.is_dir() and not is_junk(path.name)):
@@ -331,9 +333,9 @@ def _folders(root: Path, depth: int = 2) -> Iterator[Path]:
 
 
 def _find_images(root: Path, folders: Sequence[Path], given: Path | None) -> _Images:
-    """Reads Open-i's XML where it is there, Kaggle's tables otherwise."""
+    """Reads Open-i's XML files if there are any, else Kaggle's tables."""
     if given is not None and not given.is_dir():
-        raise ConfigError(f"no folder {given}; set data.reports to the folder of the XML files, or leave it out")
+        raise ConfigError(f"no folder {given}; set data.reports to the folder of the XML files, or omit it")
     homes = [given] if given is not None else [folder / FOLDER for folder in folders] + [root]
     paths = next((found for home in homes if (found := report_files(home))), [])
     reports, listed = find_file(folders, REPORTS), find_file(folders, PROJECTIONS)
@@ -342,11 +344,10 @@ def _find_images(root: Path, folders: Sequence[Path], given: Path | None) -> _Im
         return _from_xml(paths, projections)
     if reports is not None and projections is not None:
         return _from_tables(reports, projections)
-    what = f"neither {FOLDER}/1.xml and so on nor {REPORTS}"
+    what = f"neither {FOLDER}/1.xml etc. nor {REPORTS}"
     if reports is not None or projections is not None:
-        what = f"no {PROJECTIONS if projections is None else REPORTS} beside the other table"
-    place = given or root
-    raise DataError(f"{what} in {place}; set data.root to the folder that holds them", reason="table")
+        what = f"no {PROJECTIONS if projections is None else REPORTS} next to the other table"
+    raise DataError(f"{what} in {given or root}; set data.root to the folder that contains them", reason="table")
 
 
 def _from_xml(paths: Sequence[Path], projections: Projections | None) -> _Images:
@@ -361,9 +362,9 @@ def _from_xml(paths: Sequence[Path], projections: Projections | None) -> _Images
     faults = list(read.faults)
     if twice:
         images = f"{count(len(twice), 'image')} {verb(len(twice), 'is', 'are')}"
-        what = f"{images} in two reports, such as {', '.join(twice[:_SHOWN])}"
-        faults.append(Fault("duplicate", what, "keep the report that is right"))
-        # Which report they belong to is not known.
+        what = f"{images} in two reports, such as {', '.join(twice[:_EXAMPLES])}"
+        faults.append(Fault("duplicate", what, "keep the correct report"))
+        # The report of these images is unknown.
         numbers = ["" if name in set(twice) else number for name, number in pairs]
     without = sum(not report.images for report in read.reports)
     notes = [
@@ -384,12 +385,12 @@ def _from_xml(paths: Sequence[Path], projections: Projections | None) -> _Images
 
 def _from_tables(path: Path, projections: Projections) -> _Images:
     read = read_table_reports(path, projections.numbers)
-    strangers = sum(bool(number) and number not in read.by_number for number in projections.numbers)
+    without_report = sum(bool(number) and number not in read.by_number for number in projections.numbers)
     counts = f"{count(len(read.by_number), 'report')} and {count(len(set(projections.names)), 'image')}"
     notes = [f"{path.name} and {projections.table.path.name} hold {counts} ({_PUBLISHED})"]
-    if strangers:
-        belong = verb(strangers, "belongs", "belong")
-        notes.append(f"{count(strangers, 'image')} {belong} to a report that is not in {path.name}")
+    if without_report:
+        belong = verb(without_report, "belongs", "belong")
+        notes.append(f"{count(without_report, 'image')} {belong} to a report that is not in {path.name}")
     faults = [*projections.faults, *read.faults]
     return _Images(
         projections.table,
@@ -403,29 +404,29 @@ def _from_tables(path: Path, projections: Projections) -> _Images:
     )
 
 
-def _locate(root: Path, folders: Sequence[Path], names: Sequence[str]) -> dict[str, str]:
-    """Finds the file of each image by its name, PNG before DICOM.
+def _locate_images(root: Path, folders: Sequence[Path], names: Sequence[str]) -> dict[str, str]:
+    """Returns the file of each image by name; PNG is preferred to DICOM.
 
     Raises:
-        DataError: If none of them is anywhere.
+        DataError: If none of them exists.
     """
     wanted = set(names)
     found: dict[str, tuple[int, str]] = {}
     for home, below, files in os.walk(root):
         below[:] = sorted(name for name in below if not is_junk(name))
-        if home[len(str(root)) :].count(os.sep) >= _DEPTH:
+        if home[len(str(root)) :].count(os.sep) >= _MAX_DEPTH:
             below.clear()
         for file in files:
-            ending = os.path.splitext(file)[1].lower()
-            name = image_name(file) if ending in _ENDINGS and not is_junk(file) else None
+            extension = os.path.splitext(file)[1].lower()
+            name = image_name(file) if extension in _EXTENSIONS and not is_junk(file) else None
             if name in wanted:
-                rank = (_ENDINGS.index(ending), f"{home}/{file}")
+                rank = (_EXTENSIONS.index(extension), f"{home}/{file}")
                 found[name] = min(found.get(name, rank), rank)
     if wanted and not found:
         looked = ", ".join(str(folder) for folder in folders[:4])
         raise DataError(
             f"none of {count(len(wanted), 'image')} is on disk; looked for {names[0]}.png and .dcm in {looked}; "
-            "set data.root to the folder that holds images and reports",
+            "set data.root to the folder that contains images and reports",
             reason="missing",
         )
     return {name: path for name, (_, path) in found.items()}

@@ -1,8 +1,8 @@
-"""Reads a user's own table: one row per image, anywhere below one folder.
+"""A user's own table: one row per image, the images anywhere below one folder.
 
-Expects a CSV with a column `image` and, as far as known, `patient`, `study`, `view`, `sex`, `age`, `laterality`,
-`scanner`, `caption`, and a `report` or its `findings` and `impression`.
-Every further column is a finding with 1, 0, -1 or nothing; a column whose name begins with `_` is left out.
+Expects a CSV with a column `image` and optionally `patient`, `study`, `view`, `sex`, `age`, `laterality`, `scanner`,
+`caption`, and a `report` or its `findings` and `impression`. Every other column is a finding with cells 1, 0, -1 or
+empty; columns whose name begins with `_` are ignored.
 
 Shapes: `N` rows.
 """
@@ -59,19 +59,19 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "impression": ("impression",),
     "split": ("split", "subset"),
 }
-"""What is not a finding: meaning to the names it may have; case does not matter. Where none of them is there, other
-usual names are understood (`tables.patients`)."""
+"""Names of the columns that are not findings, by meaning, case-insensitive. If a table has none of them, other usual
+names are accepted (`tables.patients.COLUMN_SYNONYMS`)."""
 
 _REPORTS = ("report", "findings", "impression")
-_TELL = "add a column 'caption' or 'report', or one per finding"
+_ADD_TEXT = "add a column 'caption' or 'report', or one per finding"
 _VIEWS = {"ap": "AP", "pa": "PA", "ll": "LL", "rl": "RL", "lat": "lateral", "lateral": "lateral"}
 _SIDES = {"l": "L", "left": "L", "r": "R", "right": "R"}
 _NO_PATIENT = (
-    "no column 'patient': every image counts as a patient of its own, and images of one person may stand on both "
-    "sides of a split"
+    "no column 'patient': every image counts as a separate patient, and images of one patient may be in different "
+    "splits"
 )
 _INSIDE = (
-    "write paths below data.root with /, such as images/p1.png, and set data.root to a folder that holds all images"
+    "write paths below data.root with /, such as images/p1.png, and set data.root to a folder that contains all images"
 )
 
 
@@ -79,44 +79,48 @@ def read_manifest(config: DataConfig, *, check_files: bool = True) -> ReaderResu
     """Reads a user's own table.
 
     Args:
-        config: `root` is the folder that holds the table and, at any depth, the images; `table` the table's
-            name, by default `manifest.csv`; `views` are the projections to keep, by default all.
+        config: `root` is the folder that contains the table and, at any depth, the images; `table` the table's name, by
+            default `manifest.csv`; `views` the view positions to keep, by default all.
         check_files: Whether to drop images without a file. False reads a table without its images.
 
     Returns:
-        One record per image in the table's order, with -1 still in its labels. Its id is the image's path
-        below the root. Without a patient column every image is its own patient, and a note says so.
+        One record per image in the table's order; uncertain labels are -1. The id is the image's path relative to the
+        root. Without a patient column every image counts as a separate patient, and a note says so. Faulty rows are
+        in `faults`.
 
     Raises:
         ConfigError: If `data.root` is not set.
-        DataError: If the table is not there, a path leaves the root, a cell is not what it should be, or more
-            than `data.max_invalid` of the images are missing.
+        DataError: If there is no table, it cannot be read, or it has no column of images.
     """
     root = require_root(config)
     path = find_table(root, [root], config.table or TABLE)
     table, faults = read_table(path)
-    named, left, twice = _name_columns(table)
+    named, ignored, column_faults = _name_columns(table)
     if "image" not in named:
-        close = suggestion("image", table.columns)
-        lacking = Fault("columns", f"no column 'image'; found {list(table.columns)}", f"name the images' paths{close}")
-        raise_faults(path, [*twice, lacking])
-    taken = {id(column) for column in named.values()}
+        similar = suggestion("image", table.columns)
+        missing = Fault(
+            "columns",
+            f"no column 'image'; found {list(table.columns)}",
+            f"name the column of the images' paths so{similar}",
+        )
+        raise_faults(path, [*column_faults, missing])
+    known = {id(column) for column in named.values()}
     findings = tuple(
         name
         for name, column in table.columns.items()
-        if id(column) not in taken and name not in left and not name.startswith("_")
+        if id(column) not in known and name not in ignored and not name.startswith("_")
     )
     codes, wrong_codes = read_codes(table, findings)
-    ids, usable, wrong_paths = _read_paths(table, named["image"])
+    ids, valid, wrong_paths = _read_paths(table, named["image"])
     present, outside = find_inside(root, ids)
-    spelled = _respell(root, ids, usable, present, outside)
-    patients, unnamed, id_notes = _read_patients(table, named.get("patient"), ids)
-    sexes, odd_sexes = read_sexes(named.get("sex"), len(table))
-    ages, odd_ages = read_ages(named.get("age"), len(table))
+    respelled = _find_respelled(root, ids, valid, present, outside)
+    patients, id_faults, id_notes = _read_patients(table, named.get("patient"), ids)
+    sexes, unknown_sexes = read_sexes(named.get("sex"), len(table))
+    ages, unknown_ages = read_ages(named.get("age"), len(table))
     splits, wrong_splits = read_splits(table, named.get("split"))
     rows = Rows(
         ids=ids,
-        images=[f"{root}/{spelled.get(name, name)}" for name in ids],
+        images=[f"{root}/{respelled.get(name, name)}" for name in ids],
         findings=findings,
         codes=codes,
         patients=patients,
@@ -135,26 +139,26 @@ def read_manifest(config: DataConfig, *, check_files: bool = True) -> ReaderResu
         dataset="manifest",
         table=table,
         rows=rows,
-        valid=usable[~outside[usable]],
+        valid=valid[~outside[valid]],
         views=config.views,
         present=present,
         notes=[
-            *_notes(table, named, left),
+            *_column_notes(table, named, ignored),
             *id_notes,
             *_split_note(splits),
             *report_notes(rows.reports),
-            *unknown_value_notes(odd_sexes, odd_ages),
-            *_spelling_note(table, ids, spelled),
+            *unknown_value_notes(unknown_sexes, unknown_ages),
+            *_spelling_note(table, ids, respelled),
         ],
         faults=[
             *faults,
-            *twice,
+            *column_faults,
             *wrong_codes,
             *wrong_paths,
             *_outside_faults(table, outside),
-            *unnamed,
+            *id_faults,
             *wrong_splits,
-            *_nothing_to_say(named, findings),
+            *_no_text_fault(named, findings),
         ],
         cautions=() if "patient" in named else (_NO_PATIENT,),
     )
@@ -162,48 +166,48 @@ def read_manifest(config: DataConfig, *, check_files: bool = True) -> ReaderResu
 
 
 def _name_columns(table: Table) -> tuple[dict[str, Column], list[str], list[Fault]]:
-    """Finds the columns that are not findings by any of their names.
+    """Finds the columns that are not findings by their names.
 
     Returns:
-        Meaning to column, columns that are left out because another one has their meaning or their name is surely none
-        of a finding, and faults.
+        Columns by meaning; columns to ignore, because another one has their meaning or they are certainly not findings;
+        and faults.
     """
     names = [name for name in table.columns if not name.startswith("_")]
     named: dict[str, Column] = {}
-    left: list[str] = []
+    ignored: list[str] = []
     faults: list[Fault] = []
-    for meaning, own in COLUMNS.items():
-        exact, usual = [name for name in names if name.casefold() in own], columns_for(meaning, names)
+    for meaning, accepted in COLUMNS.items():
+        exact, usual = [name for name in names if name.casefold() in accepted], columns_for(meaning, names)
         found = exact or usual
         if found:
             named[meaning] = table.columns[found[0]]
-            left += [name for name in usual if name != found[0]]
+            ignored += [name for name in usual if name != found[0]]
         if len(found) > 1:
-            remedy = f"call one of them {meaning!r}, and put _ in front of the others"
+            remedy = f"name one of them {meaning!r}, and put _ in front of the others"
             faults.append(Fault("columns", f"columns {found} all mean {meaning!r}", remedy, (1,)))
-    known = {*left, *(name for name in names if any(table.columns[name] is column for column in named.values()))}
+    known = {*ignored, *(name for name in names if any(table.columns[name] is column for column in named.values()))}
     for name in names:
         if name in known:
             continue
         if may_name_patients(name):
-            what = f"column {name!r} may say who the patient is"
-            remedy = f"call it 'patient' if it does, '_{name}' to leave it out, or otherwise if it is a finding"
+            what = f"column {name!r} may identify patients"
+            remedy = f"name it 'patient' if it does, '_{name}' to ignore it, or differently if it is a finding"
             faults.append(Fault("columns", what, remedy, (1,)))
-            left.append(name)
+            ignored.append(name)
         elif is_not_a_finding(name):
-            what = f"column {name!r} has no name of a finding"
-            remedy = f"call it '_{name}' to leave it out, or give it the name of its finding"
+            what = f"column {name!r} does not have the name of a finding"
+            remedy = f"name it '_{name}' to ignore it, or give it the name of its finding"
             faults.append(Fault("columns", what, remedy, (1,)))
-            left.append(name)
-    return named, left, faults
+            ignored.append(name)
+    return named, ignored, faults
 
 
 def _read_paths(table: Table, column: Column) -> tuple[list[str], NDArray[np.int64], list[Fault]]:
-    """Returns ids, the rows that have one, and faults; rows whose path must not be looked at have an empty id."""
+    """Returns ids, the rows with a valid path, and faults; other rows have an empty id."""
     texts = column.texts()
-    leaving = [leaves_root(text) for text in texts]
-    ids = ["" if leaves else normalise_path(text) for text, leaves in zip(texts, leaving, strict=True)]
-    out = [row for row, leaves in enumerate(leaving) if leaves]
+    leaves = [leaves_root(text) for text in texts]
+    ids = ["" if outside else normalise_path(text) for text, outside in zip(texts, leaves, strict=True)]
+    out = [row for row, outside in enumerate(leaves) if outside]
     blank = [row for row, text in enumerate(texts) if not text]
     faults: list[Fault] = []
     if out:
@@ -211,34 +215,34 @@ def _read_paths(table: Table, column: Column) -> tuple[list[str], NDArray[np.int
         faults.append(Fault("outside-root", what, _INSIDE, table.lines[out].tolist()))
     if blank:
         faults.append(
-            Fault("path", "no image is named", "fill in the path or remove the row", table.lines[blank].tolist())
+            Fault("path", "column 'image' is empty", "fill in the path or remove the row", table.lines[blank].tolist())
         )
     return ids, np.array([row for row, name in enumerate(ids) if name], dtype=np.int64), faults
 
 
-def _respell(
-    root: Path, ids: Sequence[str], usable: NDArray[np.int64], present: NDArray[np.bool_], outside: NDArray[np.bool_]
+def _find_respelled(
+    root: Path, ids: Sequence[str], valid: NDArray[np.int64], present: NDArray[np.bool_], outside: NDArray[np.bool_]
 ) -> dict[str, str]:
-    """Looks for missing images under another spelling; what is found counts as present."""
-    missing: list[int] = [row for row in usable.tolist() if not present[row] and not outside[row]]
+    """Finds missing images under another spelling and marks them as present."""
+    missing: list[int] = [row for row in valid.tolist() if not present[row] and not outside[row]]
     if not missing:
         return {}
     taken = {ids[row] for row in np.flatnonzero(present).tolist()}
-    spelled = find_respelled(root, list(dict.fromkeys(ids[row] for row in missing)), taken)
+    respelled = find_respelled(root, list(dict.fromkeys(ids[row] for row in missing)), taken)
     for row in missing:
-        present[row] = ids[row] in spelled
-    return spelled
+        present[row] = ids[row] in respelled
+    return respelled
 
 
-def _spelling_note(table: Table, ids: Sequence[str], spelled: Mapping[str, str]) -> list[str]:
-    lines = [int(line) for name, line in zip(ids, table.lines.tolist(), strict=True) if name in spelled]
+def _spelling_note(table: Table, ids: Sequence[str], respelled: Mapping[str, str]) -> list[str]:
+    lines = [int(line) for name, line in zip(ids, table.lines.tolist(), strict=True) if name in respelled]
     if not lines:
         return []
     return [
-        f"{count(len(spelled), 'image')} {verb(len(spelled), 'has', 'have')} another spelling on disk, in letter case "
-        f"or in how accents are composed ({format_lines(lines)}); "
+        f"{count(len(respelled), 'image')} {verb(len(respelled), 'has', 'have')} another spelling on disk, in letter "
+        f"case or Unicode composition ({format_lines(lines)}); "
         + agree(
-            len(spelled), "[it was|they were] found, but spell [it|them] as the disk does and the table works anywhere"
+            len(respelled), "[it is|they are] read, but spell [it|them] as on disk so that the table works everywhere"
         )
     ]
 
@@ -251,7 +255,7 @@ def _outside_faults(table: Table, outside: NDArray[np.bool_]) -> list[Fault]:
 
 
 def _read_patients(table: Table, column: Column | None, ids: list[str]) -> tuple[list[str], list[Fault], list[str]]:
-    """Returns the patient of each row, faults, and a note about ids that were written as numbers."""
+    """Returns the patient of each row, faults, and a note about ids written as numbers."""
     if column is None:
         return ids, [], []
     patients, rounded, shortened = read_patients(column)
@@ -271,21 +275,21 @@ def _read_patients(table: Table, column: Column | None, ids: list[str]) -> tuple
 
 
 def _read_reports(named: Mapping[str, Column], rows: int, choice: Choice) -> list[str | None] | None:
-    """What is chosen of each report: of its two columns, or of the sections in its one column.
+    """Returns the chosen sections of each report, from two columns or from the sections of one column.
 
-    A report without headings is read whole: nobody said where its findings end.
+    A report without headings is read completely.
     """
     if not named.keys() & set(_REPORTS):
         return None
-    known: dict[tuple[str | None, ...], str | None] = {}
+    chosen: dict[tuple[str | None, ...], str | None] = {}
     columns = zip(*(read_texts(named.get(name), rows) for name in _REPORTS), strict=True)
     reports: list[str | None] = []
     for report, findings, impression in columns:
         key = (report, findings, impression)
-        if key not in known:
+        if key not in chosen:
             parts = {FINDINGS: findings or "", IMPRESSION: impression or ""}
-            known[key] = choose_sections(parts, choice) if any(parts.values()) else _choose(report or "", choice)
-        reports.append(known[key])
+            chosen[key] = choose_sections(parts, choice) if any(parts.values()) else _choose(report or "", choice)
+        reports.append(chosen[key])
     return reports
 
 
@@ -296,43 +300,43 @@ def _choose(report: str, choice: Choice) -> str | None:
     return choose_sections(sections, choice)
 
 
-def _nothing_to_say(named: Mapping[str, Column], findings: tuple[str, ...]) -> list[Fault]:
+def _no_text_fault(named: Mapping[str, Column], findings: tuple[str, ...]) -> list[Fault]:
     if findings or named.keys() & {"caption", *_REPORTS}:
         return []
-    return [Fault("columns", "neither a caption nor a report nor a finding", _TELL)]
+    return [Fault("columns", "no caption, report or finding", _ADD_TEXT)]
 
 
 def _split_note(splits: Sequence[str | None] | None) -> list[str]:
     if splits is None:
         return []
     counts = Counter(splits)
-    told = ", ".join(f"{part} {counts[part]:,}" for part in ("train", "val", "test"))
+    sizes = ", ".join(f"{split} {counts[split]:,}" for split in ("train", "val", "test"))
     none = counts[None]
-    rest = f"; {count(none, 'row')} {verb(none, 'names', 'name')} none and would stay out" if none else ""
-    return [f"column 'split' names {told}; data.split=given follows it{rest}"]
+    rest = f"; {count(none, 'row')} {verb(none, 'has', 'have')} none and would be left out" if none else ""
+    return [f"column 'split' names {sizes}; data.split=given uses it{rest}"]
 
 
-def _notes(table: Table, named: Mapping[str, Column], left: Sequence[str]) -> list[str]:
-    ignored = [name for name in table.columns if name.startswith("_")]
+def _column_notes(table: Table, named: Mapping[str, Column], ignored: Sequence[str]) -> list[str]:
+    underscored = [name for name in table.columns if name.startswith("_")]
     notes = [f"{table.path.name} holds {count(len(table), 'row')}"]
     notes += [_NO_PATIENT] * ("patient" not in named)
     for meaning, column in named.items():
         name = next(name for name, other in table.columns.items() if other is column)
         if name.casefold() not in COLUMNS[meaning]:
-            notes.append(f"column {name!r} is read as {meaning!r}; call it {meaning!r} to be sure")
-    if left:
-        notes.append(f"columns that are not read, as they are no findings: {', '.join(left)}")
-    return notes + ([f"left out columns that begin with _: {', '.join(ignored)}"] if ignored else [])
+            notes.append(f"column {name!r} is read as {meaning!r}; name it {meaning!r} to be sure")
+    if ignored:
+        notes.append(f"ignored columns that are not findings: {', '.join(ignored)}")
+    return notes + ([f"ignored columns that begin with _: {', '.join(underscored)}"] if underscored else [])
 
 
 def write_template(folder: Path) -> Path:
     """Writes an example `manifest.csv` and a page that explains it.
 
     Returns:
-        The example table.
+        Path of the example table.
 
     Raises:
-        ConfigError: If the folder holds one that was filled in, or that cleft did not write.
+        ConfigError: If the folder has one that was edited, or that cleft did not write.
         ResourceError: If it cannot be written.
     """
     page, table = (

@@ -167,7 +167,9 @@ def find_mapping(given: Path | None, folders: Sequence[Path]) -> PatientMap | No
         DataError: If the file does not exist, has another form, or contradicts itself.
     """
     if given is not None and not given.is_file():
-        raise DataError(f"no mapping at {given}; set data.patient_mapping to an existing file, or omit it", reason="mapping")
+        raise DataError(
+            f"no mapping at {given}; set data.patient_mapping to an existing file, or omit it", reason="mapping"
+        )
     found = (folder / name for name in MAPPINGS for folder in folders if (folder / name).is_file())
     path = given or next(found, None)
     if path is None:
