@@ -136,7 +136,7 @@ def one_of_each_chexpert(root):
     chexpert.write_fake_chexpert(root, rows[1:], missing=["patient00009/study1/view1_frontal.jpg"])
     others = {row["Path"].partition("train/")[2]: {"Edema": "1.0"} for row in [*rows[:3], *rows[4:]]}
     chexpert.write_labels_of(root / chexpert.SMALL, "train_cheXbert.csv", [*rows[:3], *rows[4:]], others)
-    return {"labels": "chexbert"}
+    return {"label_source": "chexbert"}
 
 
 def one_of_each_embed(root):
@@ -187,7 +187,7 @@ def one_of_each_nih(root):
 def one_of_each_rsna(root):
     rsna.write_fake_rsna(root, rsna.odd_rows()[2:], headers={2: {"PatientAge": "151"}}, missing=[4])
     rsna.write_matches(root / "matches.csv", {2: (13, 7.5), 3: (7, 0.9)})
-    return {"mapping": root / "matches.csv"}
+    return {"patient_mapping": root / "matches.csv"}
 
 
 DATASETS = {

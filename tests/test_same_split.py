@@ -36,7 +36,9 @@ def printed(words, capsys):
 
 def test_the_commands_of_the_readme_use_one_split(phantoms, tmp_path, monkeypatch, capsys):
     block = (
-        README.read_text(encoding="utf-8").partition("a table of your own](")[2].partition("`cleft pretrain cleft")[0]
+        README.read_text(encoding="utf-8")
+        .partition("Without data, make synthetic")[2]
+        .partition("`cleft pretrain cleft")[0]
     )
     lines = re.findall(r"^    (cleft .*?)(?: +#.*)?$", block, re.MULTILINE)
     typed = [shlex.split(line.replace("<folder>", str(phantoms)))[1:] for line in lines]
@@ -154,6 +156,6 @@ def test_drawn_images_are_not_compared_with_published_counts(dataset, phantoms, 
         assert main(["data", "phantoms", str(root), "--kind", "mammogram", "--patients", "4", "--size", "64"]) == 0
     main(["data", "check", dataset, str(root), "--decode", "0", "--data.max_invalid", "0.5"])
     out = capsys.readouterr().out
-    assert "(drawn phantoms)" in out
+    assert "(synthetic images)" in out
     assert "published" not in out
     assert "paper:" not in out

@@ -87,7 +87,7 @@ def test_the_reduced_tables_say_the_same(root, tmp_path):
     for name in ("metadata_reduced", "clinical_reduced"):
         (tmp_path / "tables" / f"EMBED_OpenData_{name}.csv").symlink_to(root / "tables" / f"EMBED_OpenData_{name}.csv")
     full, reduced = (scan(folder, caption="natural").reading for folder in (root, tmp_path))
-    assert "EMBED_OpenData_clinical_reduced.csv calls RACE_DESC ETHNICITY_DESC" in reduced.notes
+    assert "EMBED_OpenData_clinical_reduced.csv names the column RACE_DESC ETHNICITY_DESC" in reduced.notes
     assert [(r.id, r.labels, r.caption, r.age) for r in full.records] == [
         (r.id, r.labels, r.caption, r.age) for r in reduced.records
     ]

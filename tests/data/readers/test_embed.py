@@ -104,7 +104,7 @@ def test_columns_may_be_spelled_otherwise_and_the_notes_say_so(tmp_path):
     findings = [{key.upper().replace("RACE_DESC", "ethnicity_desc"): value for key, value in finding_row().items()}]
     reading = read(write_fake_embed(tmp_path, findings=findings), caption="natural")
     assert "caucasian or white" in (reading.records[0].caption or "")
-    assert "EMBED_OpenData_clinical.csv calls RACE_DESC ethnicity_desc" in reading.notes
+    assert "EMBED_OpenData_clinical.csv names the column RACE_DESC ethnicity_desc" in reading.notes
 
 
 def test_ids_keep_all_their_digits(tmp_path):
@@ -132,7 +132,7 @@ def test_a_spoilt_id_of_the_clinical_table_is_placed_there(tmp_path):
 def test_an_id_with_a_harmless_point_means_the_same(tmp_path):
     reading = read(write_fake_embed(tmp_path, findings=[finding_row(patient="10000001.0")]))
     assert [record.patient for record in reading.records] == ["10000001"] * 2
-    assert "writes 1 id in empi_anon with .0 behind it" in note(reading, ".0")
+    assert "writes 1 id in empi_anon with a trailing .0" in note(reading, ".0")
 
 
 def test_an_empty_id_is_refused(tmp_path):
@@ -251,7 +251,7 @@ def test_a_row_of_an_unknown_side_makes_no_breast_negative(tmp_path):
     findings = [finding_row("A", "L"), finding_row("M", "Q")]
     reading = read(write_fake_embed(tmp_path, findings=findings))
     assert scores(reading) == {"left": "BI-RADS 0"}
-    assert "1 finding has a side other than L, R, B and blank; it counts for no breast" in reading.notes
+    assert "1 finding has a side other than L, R, B and blank; it is assigned to no breast" in reading.notes
 
 
 def test_the_metadata_table_describes_an_exam_where_the_clinical_one_is_silent(tmp_path):
@@ -292,7 +292,7 @@ def test_one_of_several_findings_speaks_by_the_rule(tmp_path, letters, desc, rul
     findings = [finding_row(letter, "L", desc=desc) for letter in letters]
     reading = read(write_fake_embed(tmp_path, [file_row("left")], findings), breast_label=rule)
     assert scores(reading) == {"left": f"BI-RADS {score}"}
-    assert f"1 image has several findings of its breast; data.breast_label={rule} chose one" in reading.notes
+    assert f"1 image has several findings of its breast; data.breast_label={rule} selected one" in reading.notes
 
 
 def test_no_assessment_leaves_the_density(tmp_path):
@@ -319,7 +319,7 @@ def test_the_commonest_density_of_an_exam_counts(tmp_path):
     findings = [finding_row("N", "L", "3"), finding_row("N", "R", "2.0"), finding_row("B", "R", "2")]
     reading = read(write_fake_embed(tmp_path, findings=findings))
     assert [present(record)[1] for record in reading.records] == ["Density B", "Density B"]
-    assert "1 exam has rows of several densities: the commonest counts" in reading.notes
+    assert "1 exam has rows with several densities: the most frequent counts" in reading.notes
 
 
 def test_every_image_of_a_man_is_left_out_and_counted(tmp_path):

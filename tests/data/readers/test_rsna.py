@@ -121,7 +121,7 @@ def test_impossible_ages_are_unknown_and_counted(tmp_path):
     reading = read_rsna(config(write_fake_rsna(tmp_path, headers=headers))).checked()
     assert [record.age for record in reading.records] == [None, 45, 7, 45]
     assert (reading.records[3].sex, reading.records[3].view) == (None, None)
-    assert any(note.startswith("1 image gives an age that is none") for note in reading.notes)
+    assert any(note.startswith("1 image has an age outside 0 to 120") for note in reading.notes)
 
 
 def test_headers_are_read_once(tmp_path, monkeypatch):
@@ -234,7 +234,7 @@ def test_a_file_that_is_not_rsnas_mapping_is_refused(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(DataError, match=message):
         read_rsna(config(root, patient_mapping=path)).checked()
-    with pytest.raises(DataError, match=r"set data\.mapping"):
+    with pytest.raises(DataError, match=r"set data\.patient_mapping"):
         read_rsna(config(root, patient_mapping=tmp_path / "absent.json")).checked()
 
 

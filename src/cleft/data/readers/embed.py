@@ -1,9 +1,9 @@
-"""Reads the EMBED open data release: mammograms with a table of files and a table of findings.
+"""EMBED open data release: mammograms with a table of files (metadata) and a table of findings (clinical).
 
-Expects a folder that holds `tables/` and `images/cohort_1/…`. Each 2D image is given the finding that speaks for its
+Expects a folder that contains `tables/` and `images/cohort_1/…`. Each 2D image gets the finding that represents its
 breast in its exam (`readers.embed_findings`), the density of its exam, and a caption (`readers.embed_captions`).
 
-Shapes: `M` rows of the metadata table, `N` images kept.
+Shapes: `M` files (rows of the metadata table), `N` images kept.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from cleft.data.readers.embed_findings import (
     METADATA_MORE,
     NONE,
     RIGHT,
+    ColumnTable,
     Exams,
     Flags,
     Integers,
     Keys,
-    Named,
     Rule,
     find_tables,
     home_of,
@@ -50,7 +50,7 @@ _SIDE_CODES = {"L": LEFT, "R": RIGHT}
 _YES = ("yes", "1", "1.0", "true")
 _NEGATIVE = 1
 TERMS = (
-    "EMBED's Research Use Agreement allows no passing on of any portion of it, and no public release of models, "
+    "EMBED's Research Use Agreement forbids passing any portion of it on, and the public release of models, "
     "weights or embeddings trained on it, without written permission of the Emory University School of Medicine"
 )
 _SIDES = ("L", "R")
@@ -60,20 +60,19 @@ def read_embed(config: DataConfig, *, check_files: bool = True) -> ReaderResult:
     """Reads EMBED.
 
     Args:
-        config: `root` is the folder that holds `tables` and `images`; `table` a metadata table inside it, by default
-            the full one, or else the reduced one; `views` are the projections to keep, by default all; `reduce` says
-            which of several findings speaks for a breast; `caption` which of four captions is written.
-        check_files: Whether to look for every image on disk. False reads the tables without their images.
+        config: `root` is the folder that contains `tables` and `images`; `table` a metadata table inside it, by default
+            the full one, or else the reduced one; `views` the view positions to keep, by default all; `breast_label`
+            the rule that selects one of several findings of a breast; `caption` the caption style.
+        check_files: Whether to check that every image exists. False reads the tables without their images.
 
     Returns:
-        One record per 2D image whose density or assessment is known, in the table's order. Its labels are the classes
-        of the groups that are known, one of each group 1. Its id is the path from `cohort_1` or `cohort_2` on, its
-        study the exam. A magnified or compressed view is called `CC spot`, and so on.
+        One record per 2D image with a density or an assessment, in the table's order. For each of the two that is
+        known, one class is 1 and the others 0. The id is the path from `cohort_1` or `cohort_2` on, the study is the
+        exam. Magnified or compressed views are named `CC spot` etc. Faulty rows are in `faults`.
 
     Raises:
         ConfigError: If `data.root` is not set.
-        DataError: If a table or the images are not there, a column is missing, ids have lost digits, or more than
-            `data.max_invalid` of the images are missing.
+        DataError: If a table or a column is missing, a table cannot be read, or there is no folder of images.
     """
     root = require_root(config)
     path, clinical_path = find_tables(root, config.table)
@@ -92,7 +91,9 @@ def read_embed(config: DataConfig, *, check_files: bool = True) -> ReaderResult:
         valid=np.arange(len(images.kept), dtype=np.int64),
         views=config.views,
         notes=[
-            *census(metadata, clinical, files, keys, exams, images, config.breast_label, drawn=is_synthetic(root)),
+            *_summary(
+                metadata, clinical, files, keys, exams, images, config.breast_label, synthetic=is_synthetic(root)
+            ),
             *metadata.notes,
             *clinical.notes,
             *keys.notes,
@@ -106,26 +107,26 @@ def read_embed(config: DataConfig, *, check_files: bool = True) -> ReaderResult:
     return build_result(parsed, config, check_files=check_files)
 
 
-def census(
-    metadata: Named,
-    clinical: Named,
+def _summary(
+    metadata: ColumnTable,
+    clinical: ColumnTable,
     files: Files,
     keys: Keys,
     exams: Exams,
     images: Images,
     rule: Rule,
     *,
-    drawn: bool,
+    synthetic: bool,
 ) -> Iterator[str]:
-    """Sentences for the user, with the published counts beside those of images that were not drawn."""
+    """Yields notes for the user: counts, next to the published ones, and effects of the rules."""
     published = "published: 480,323 files of 23,256 patients and 72,770 exams, and 81,776 findings"
-    paper = "" if drawn else " (paper: 364,515)"
+    paper = "" if synthetic else " (paper: 364,515)"
     first, second = metadata.table.path.name, clinical.table.path.name
     patients, visits = (len(np.unique(known[known >= 0])) for known in (keys.patient, keys.accession))
     yield (
         f"{first} holds {count(len(metadata.table), 'file')} of {count(patients, 'patient')} and "
         f"{count(visits, 'exam')}, {second} {count(len(clinical.table), 'finding')} "
-        f"({'drawn phantoms' if drawn else published})"
+        f"({'synthetic images' if synthetic else published})"
     )
     both = int(((images.birads != NONE) & (images.density > 0)).sum())
     unassessed, no_density = int((images.birads == NONE).sum()), int((images.density == 0).sum())
@@ -135,10 +136,10 @@ def census(
     )
     yield from _rules(images, exams, rule)
     yield from _views(files, images)
-    if keys.strayed:
-        names, has = verb(keys.strayed, "names", "name"), verb(keys.strayed, "it has", "they have")
-        files_name = f"{count(keys.strayed, 'file')} {names}"
-        yield f"{files_name} an exam that {second} gives to another patient; {has} no exam"
+    if keys.mismatched:
+        names, have = verb(keys.mismatched, "names", "name"), verb(keys.mismatched, "it has", "they have")
+        files_name = f"{count(keys.mismatched, 'file')} {names}"
+        yield f"{files_name} an exam that belongs to another patient in {second}; {have} no findings"
 
 
 def _rules(images: Images, exams: Exams, rule: Rule) -> Iterator[str]:
@@ -146,13 +147,14 @@ def _rules(images: Images, exams: Exams, rule: Rule) -> Iterator[str]:
     if implied:
         yield (
             f"implied-negative: {count(implied, 'image')} {verb(implied, 'has', 'have')} BI-RADS 1 because "
-            f"{verb(implied, 'its', 'their')} exam is bilateral and its findings name the other breast alone "
+            f"{verb(implied, 'its', 'their')} exam is bilateral and has findings of the other breast only "
             f"({count(int(exams.breasts.implied.sum()), 'breast')})"
         )
     several = int(images.several.sum())
     if several:
         has, their = verb(several, "has", "have"), verb(several, "its", "their")
-        yield f"{count(several, 'image')} {has} several findings of {their} breast; data.breast_label={rule} chose one"
+        images_have = f"{count(several, 'image')} {has} several findings of {their} breast"
+        yield f"{images_have}; data.breast_label={rule} selected one"
 
 
 def _views(files: Files, images: Images) -> Iterator[str]:
@@ -163,7 +165,7 @@ def _views(files: Files, images: Images) -> Iterator[str]:
     if magnified or special:
         views = ", ".join(f"{view} {number:,}" for view, number in special.most_common())
         yield (
-            f"kept though special: {count(magnified, 'compressed or magnified view')}"
+            f"special views kept: {count(magnified, 'compressed or magnified view')}"
             f"{f', and {views}' if views else ''}; data.views=CC,MLO keeps neither"
         )
     if implants:
@@ -173,25 +175,25 @@ def _views(files: Files, images: Images) -> Iterator[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
-    """Entry m of everything speaks of the same file."""
+    """The metadata table after conversion; entry m of every column belongs to file m."""
 
     ids: list[str]
-    """Path from `cohort_1` or `cohort_2` on; empty where the table names none."""
+    """Path from `cohort_1` or `cohort_2` on; empty if invalid."""
     kinds: list[str]
-    """`2d`, `cview`, … in lower case; empty where it is not known."""
+    """`2d`, `cview`, … in lower case; empty if unknown."""
     side: Integers
     """`LEFT`, `RIGHT`, or `NONE`, `[M]`."""
     views: list[str]
-    """As the table says; may be empty."""
+    """View position as in the table; may be empty."""
     magnified: Flags
-    """Spot compression or magnification, `[M]`; a blank is not one."""
+    """Whether it is a spot compression or magnification, `[M]`; False if unknown."""
     implant: Flags
-    """`[M]`."""
+    """Whether the breast has an implant, `[M]`; False if unknown."""
     faults: list[Fault]
 
 
-def read_files(metadata: Named) -> Files:
-    """Types the metadata table; rows whose path is none have a fault and an empty id."""
+def read_files(metadata: ColumnTable) -> Files:
+    """Converts the metadata table; rows with an invalid path have a fault and an empty id."""
     columns, rows = metadata.columns, len(metadata.table)
     ids, faults = _read_paths(metadata)
     side = columns["laterality"]
@@ -202,59 +204,59 @@ def read_files(metadata: Named) -> Files:
             side.index
         ],
         views=columns["view"].texts(),
-        magnified=_says_yes(columns.get("magnified"), rows),
-        implant=_says_yes(columns.get("implant"), rows),
+        magnified=_is_yes(columns.get("magnified"), rows),
+        implant=_is_yes(columns.get("implant"), rows),
         faults=faults,
     )
 
 
 def locate_images(home: Path) -> str:
-    """Returns the folder that holds the cohorts.
+    """Returns the folder that contains the cohorts.
 
     Args:
-        home: Folder that holds `tables`.
+        home: Folder that contains `tables`.
 
     Raises:
-        DataError: If there is none; names the places that were tried.
+        DataError: If there is none; names the folders that were tried.
     """
     tried = (home / "images", home)
     for folder in tried:
         if any(path.is_dir() for path in folder.glob("cohort_*")):
             return str(folder)
     raise DataError(
-        f"no folder cohort_1 or cohort_2 in {tried[0]} or {tried[1]}; set data.root to the folder that holds tables "
+        f"no folder cohort_1 or cohort_2 in {tried[0]} or {tried[1]}; set data.root to the folder that contains tables "
         "and images",
         reason="missing",
     )
 
 
-def _read_paths(metadata: Named) -> tuple[list[str], list[Fault]]:
-    """What stands in front of the first `cohort_` is a folder of the owner's machine and is dropped."""
-    column, lines = metadata.columns["path"], metadata.table.lines
+def _read_paths(metadata: ColumnTable) -> tuple[list[str], list[Fault]]:
+    """Returns ids and faults; the part of a path before `cohort_` is a folder of the owner's machine and is dropped."""
+    column = metadata.columns["path"]
     ids = [_from_cohort(text.strip().replace("\\", "/")) for text in column.values]
     wrong = [i for i, name in enumerate(ids) if not name]
     out = [i for i, name in enumerate(ids) if (".." in name or "\0" in name) and leaves_root(name)]
     faults: list[Fault] = []
     if wrong:
         what = f"anon_dicom_path holds {column.values[wrong[0]][:80]!r}"
-        remedy = "EMBED's end in cohort_1/… or cohort_2/…; for other images set data.dataset=manifest"
-        faults.append(Fault("path", what, remedy, lines[column.rows_of(wrong)].tolist()))
+        remedy = "paths must contain cohort_1/… or cohort_2/…; for other images set data.dataset=manifest"
+        faults.append(Fault("path", what, remedy, metadata.table.lines_of(column, wrong)))
     if out:
         what = f"anon_dicom_path {column.values[out[0]][:80]!r} leaves the folder of images"
-        faults.append(Fault("outside-root", what, "take out its ..", lines[column.rows_of(out)].tolist()))
+        faults.append(Fault("outside-root", what, "remove its ..", metadata.table.lines_of(column, out)))
     for i in out:
         ids[i] = ""
     return [ids[i] for i in column.index.tolist()], faults
 
 
 def _from_cohort(path: str) -> str:
-    """What a path holds from its first folder `cohort_…` on."""
+    """Returns a path from its first folder `cohort_…` on, or an empty string."""
     start = 0 if path.startswith("cohort_") else path.find("/cohort_") + 1
     tail = path[start:]
     return tail if tail.startswith("cohort_") and "/" in tail else ""
 
 
-def _says_yes(column: Column | None, rows: int) -> Flags:
+def _is_yes(column: Column | None, rows: int) -> Flags:
     if column is None:
         return np.zeros(rows, dtype=bool)
     return np.array([text.strip().casefold() in _YES for text in column.values], dtype=bool)[column.index]
@@ -262,36 +264,35 @@ def _says_yes(column: Column | None, rows: int) -> Flags:
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """Entry n of every array speaks of the same image."""
+    """The images that are kept; entry n of every array belongs to image n."""
 
     kept: Integers
-    """Its row in the metadata table, ascending, `[N]`."""
+    """Row in the metadata table, ascending, `[N]`."""
     birads: Integers
-    """0 to 6, or `NONE`, `[N]`."""
+    """BI-RADS score, 0 to 6, or `NONE`, `[N]`."""
     density: Integers
-    """1 to 4, or 0, `[N]`."""
+    """1 to 4, or 0 if unknown, `[N]`."""
     finding: Integers
-    """Row of the clinical table that speaks for its breast, or `NONE` where it is negative by implication, `[N]`."""
+    """Row of the clinical table that represents its breast; `NONE` if it is negative by implication, `[N]`."""
     several: Flags
-    """Whether other rows might have spoken, `[N]`."""
+    """Whether the breast has several findings, `[N]`."""
     rejected: dict[str, Sequence[str]]
-    """Reason to the ids that it took out."""
+    """Ids of the other images, by reason."""
 
 
 def choose_images(files: Files, keys: Keys, exams: Exams) -> Images:
-    """Keeps 2D images of which an assessment or a density is known.
+    """Keeps 2D images with an assessment or a density.
 
-    Left out are, under `type-<kind>`, synthetic and other images; under `no-side`, images of neither breast; under
-    `no-exam`, those whose exam is not in the clinical table; under `male`, every image of a man; under `other-breast`,
-    breasts that no finding of their exam speaks of, where the exam need not have been of both; under `no-label`,
-    those with neither assessment nor density. Rows without a path or an id are faults and counted there.
+    Reasons to reject an image: `type-<kind>`, such as a synthesised view; `no-side`, no laterality; `no-exam`, its exam
+    is not in the clinical table; `male`; `other-breast`, the exam has no finding of this breast and need not be
+    bilateral; `no-label`, neither assessment nor density. Rows without a path or an id are faults.
     """
     exam, side = np.maximum(keys.exam, 0), np.maximum(files.side, 0)
     finding = exams.breasts.row[exam, side]
     implied = exams.breasts.implied[exam, side]
     birads = np.where(finding >= 0, exams.findings.birads[finding], np.where(implied, _NEGATIVE, NONE))
     density = exams.density[exam]
-    sound = np.array([bool(name) for name in files.ids], dtype=bool) & (keys.patient >= 0) & (keys.accession >= 0)
+    valid = np.array([bool(name) for name in files.ids], dtype=bool) & (keys.patient >= 0) & (keys.accession >= 0)
     reasons: list[tuple[str, Flags]] = [
         *_kinds(files),
         ("no-side", files.side == NONE),
@@ -300,14 +301,14 @@ def choose_images(files: Files, keys: Keys, exams: Exams) -> Images:
         ("other-breast", (finding == NONE) & ~implied),
         ("no-label", (birads == NONE) & (density == 0)),
     ]
-    left = sound.copy()
+    remaining = valid.copy()
     rejected: dict[str, Sequence[str]] = {}
-    for reason, holds in reasons:
-        out = np.flatnonzero(left & holds)
+    for reason, applies in reasons:
+        out = np.flatnonzero(remaining & applies)
         if len(out):
             rejected[reason] = [files.ids[m] for m in out.tolist()]
-            left[out] = False
-    kept = np.flatnonzero(left)
+            remaining[out] = False
+    kept = np.flatnonzero(remaining)
     return Images(
         kept=kept,
         birads=birads[kept],
@@ -319,7 +320,7 @@ def choose_images(files: Files, keys: Keys, exams: Exams) -> Images:
 
 
 def _kinds(files: Files) -> list[tuple[str, Flags]]:
-    """Every kind of image but 2D."""
+    """Masks of the kinds of images other than 2D."""
     distinct, place = np.unique(np.array(files.kinds, dtype=object), return_inverse=True)
     return [
         (f"type-{kind or 'unknown'}", place == position)
@@ -329,14 +330,16 @@ def _kinds(files: Files) -> list[tuple[str, Flags]]:
 
 
 def _of_men(keys: Keys, exams: Exams) -> Flags:
-    """Which files are of a patient with an exam of a man, `[M]`."""
+    """Whether the patient of a file has an exam of a male breast, `[M]`."""
     rows = keys.finding_exam >= 0
     men = np.unique(keys.finding_patient[rows & exams.male[np.maximum(keys.finding_exam, 0)]])
     return np.isin(keys.patient, men) & (keys.patient >= 0)
 
 
-def _rows(metadata: Named, files: Files, keys: Keys, exams: Exams, images: Images, folder: str, style: Style) -> Rows:
-    """What is known of the images that are kept, entry by entry."""
+def _rows(
+    metadata: ColumnTable, files: Files, keys: Keys, exams: Exams, images: Images, folder: str, style: Style
+) -> Rows:
+    """Columns of the images that are kept."""
     kept, exam = images.kept, keys.exam[images.kept]
     chosen = kept.tolist()
     rows = len(metadata.table)
@@ -365,7 +368,7 @@ def _rows(metadata: Named, files: Files, keys: Keys, exams: Exams, images: Image
 
 
 def _codes(images: Images) -> NDArray[np.int8]:
-    """Within a group that is known one class is present and the others are absent, `[N, C]`."""
+    """Label codes, `[N, C]`: of a known assessment or density one class is present and the others absent."""
     codes = np.full((len(images.kept), len(FINDINGS)), BLANK, dtype=np.int8)
     for values, first, last in ((images.birads, 0, len(BIRADS)), (images.density - 1, len(BIRADS), len(FINDINGS))):
         known = np.flatnonzero(values >= 0)
@@ -375,11 +378,11 @@ def _codes(images: Images) -> NDArray[np.int8]:
 
 
 def _captions(
-    metadata: Named, files: Files, exams: Exams, images: Images, of_exam: Sequence[int], style: Style
+    metadata: ColumnTable, files: Files, exams: Exams, images: Images, of_exam: Sequence[int], style: Style
 ) -> list[str | None]:
-    """Each distinct set of facts is put into words once."""
-    report = style in ("natural", "structured")
-    procedures = read_texts(metadata.columns.get("description"), len(metadata.table)) if report else []
+    """Captions of the images; each distinct set of facts is formatted once."""
+    is_report = style in ("natural", "structured")
+    procedures = read_texts(metadata.columns.get("description"), len(metadata.table)) if is_report else []
     written: dict[Facts, str] = {}
     captions: list[str | None] = []
     known = zip(
@@ -394,7 +397,7 @@ def _captions(
         facts = Facts(birads=birads if birads != NONE else None, density=density)
         if style != "simple":
             facts = facts._replace(side=_SIDES[files.side[m]], view=files.views[m])
-        if report:
+        if is_report:
             age = exams.ages[e]
             facts = facts._replace(
                 procedure=procedures[m] or "",

@@ -1,7 +1,7 @@
-"""The sentence of a mammogram, in the four wordings of the authors' code, after cleaning.
+"""EMBED's codes and their names, and captions of mammograms in the four styles of the authors' code.
 
-What is not known is left out of the sentence, where their code writes "unknown" or, of an unknown ethnicity,
-"Non-Hispanic or Latino" (docs/decisions/0016).
+Unknown facts are omitted, where the authors' code writes "unknown" or, for an unknown ethnicity, "Non-Hispanic or
+Latino" (docs/decisions/0016).
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from typing import Literal, NamedTuple
 from cleft.data.text.captions import clean_text
 
 LETTERS: Mapping[str, int] = {"A": 0, "N": 1, "B": 2, "P": 3, "S": 4, "M": 5, "K": 6}
-"""Assessment letter to BI-RADS. The code book has `X` too: no assessment."""
+"""BI-RADS score by assessment letter. `X` means no assessment."""
 
 NO_ASSESSMENT = ("", "X")
 
 SCREENING, DIAGNOSTIC = "KMSAPBN", "KMSPABN"
-"""Letters by severity, the worst first. A screening exam asks for more images where it finds anything (A); in a
-diagnostic one, P to K are what those images showed. S, M and K are no answers of a screening exam; where one has them
-they come first."""
+"""Letters by severity, the worst first. A screening exam requests more images (A) if it finds anything; in a diagnostic
+exam P to K are the result of those images. S, M and K are not results of a screening exam, but come first if it has
+one."""
 
 MALE = 5
-"""Density code of a man's breast."""
+"""Density code of a male breast."""
 
 BIRADS: tuple[str, ...] = (
     "additional imaging required",
@@ -33,7 +33,7 @@ BIRADS: tuple[str, ...] = (
     "highly suggestive of malignancy",
     "known biopsy-proven malignancy",
 )
-"""In the order of the scores, 0 to 6; the authors' words."""
+"""Names of the scores 0 to 6, as the authors write them."""
 
 DENSITIES: tuple[str, ...] = (
     "almost entirely fat",
@@ -41,7 +41,7 @@ DENSITIES: tuple[str, ...] = (
     "heterogeneously dense",
     "extremely dense",
 )
-"""In the order of the codes, 1 to 4, which are A to D."""
+"""Names of the codes 1 to 4, which are A to D."""
 
 BIRADS_CLASSES = tuple(f"BI-RADS {score}" for score in range(len(BIRADS)))
 DENSITY_CLASSES = tuple(f"Density {letter}" for letter in "ABCD")
@@ -51,8 +51,8 @@ PHRASES: Mapping[str, str] = {
     **{name: f"birads score {score}: {BIRADS[score]}." for score, name in enumerate(BIRADS_CLASSES)},
     **{name: f"breast tissue density {d}: {DENSITIES[d - 1]}." for d, name in enumerate(DENSITY_CLASSES, start=1)},
 }
-"""What stands for a class behind the opening, with the punctuation of the authors' class prompts; their captions, and
-ours, have lost it to cleaning."""
+"""Phrases of the classes after the prompt prefix, with the punctuation of the authors' class prompts. In captions,
+theirs and ours, cleaning removes it."""
 
 SIDES: Mapping[str, str] = {"L": "left", "R": "right", "B": "bilateral"}
 
@@ -111,10 +111,10 @@ DISTRIBUTIONS: Mapping[str, str] = {
 Style = Literal["simple", "sided", "natural", "structured"]
 
 OPENING = "this is a breast 2d full field digital mammogram of a patient with"
-"""What class prompts begin with, and captions in the style `simple`."""
+"""First words of class prompts and of captions in the style `simple`."""
 
 NAMES_SIDE = ("sided", "natural", "structured")
-"""Styles that say which breast it is: a mirrored image would contradict them."""
+"""Styles that name the side, which a horizontally flipped image would contradict."""
 
 _BASE = "This is a breast 2D full-field digital mammogram of a patient"
 _DENSE = (3, 4)
@@ -137,11 +137,11 @@ _OVERALL = (
     "Highly suggestive of malignancy",
     "Known biopsy-proven malignancy",
 )
-"""By BI-RADS score; the grammar is the authors' too."""
+"""Phrases by BI-RADS score, with the authors' grammar."""
 
 
 class Facts(NamedTuple):
-    """What may be said of an image; empty, None or 0 where it is not known."""
+    """Facts about an image; empty, None or 0 if unknown."""
 
     birads: int | None = None
     """0 to 6."""
@@ -151,19 +151,19 @@ class Facts(NamedTuple):
     """L or R."""
     view: str = ""
     procedure: str = ""
-    """What kind of exam, as its description says."""
+    """Description of the exam."""
     age: int | None = None
     race: str = ""
     ethnicity: str = ""
     mass_shape: str = ""
-    """A code, as the three below."""
+    """A code, like the three below."""
     mass_density: str = ""
     calcification: str = ""
     distribution: str = ""
 
 
 def mammogram_caption(facts: Facts, style: Style) -> str:
-    """Writes the sentence of an image.
+    """Returns the caption of an image.
 
     Example:
         >>> mammogram_caption(Facts(birads=5), "simple").removeprefix(OPENING)
@@ -172,23 +172,23 @@ def mammogram_caption(facts: Facts, style: Style) -> str:
         'of a patient on side left with view cc with breast tissue density 1 almost entirely fat'
 
     Source:
-        The authors' code; the paper does not say which of the four made its numbers.
+        The authors' code; the paper does not say which of the four styles it used.
     """
     return clean_text(_STYLES[style](facts))
 
 
 def known_race(text: str) -> str:
-    """Returns what the table says of race or ethnicity, or nothing where it says that nobody knows.
+    """Returns race or ethnicity, or an empty string if the table says that it is unknown.
 
     Example:
         >>> known_race("African American  or Black"), known_race("Unknown, Unavailable or Unreported")
         ('African American or Black', '')
     """
     words = " ".join(text.split())
-    return "" if words.casefold().startswith(_UNTOLD) else words
+    return "" if words.casefold().startswith(_UNKNOWN) else words
 
 
-_UNTOLD = ("unknown", "unreported", "unavailable", "not recorded", "not reported", "patient declines", "declined")
+_UNKNOWN = ("unknown", "unreported", "unavailable", "not recorded", "not reported", "patient declines", "declined")
 
 
 def _simple(facts: Facts) -> str:
@@ -238,13 +238,13 @@ def _reason(procedure: str) -> str:
 
 
 def _patient(facts: Facts) -> str:
-    told = [facts.race, facts.ethnicity, f"{facts.age} years old" if facts.age is not None else ""]
-    told = [part for part in told if part]
-    if not told:
+    parts = [facts.race, facts.ethnicity, f"{facts.age} years old" if facts.age is not None else ""]
+    parts = [part for part in parts if part]
+    if not parts:
         return ""
-    if facts.age is not None and len(told) > 1:
-        told[-1] = f"and {told[-1]}"
-    return f"This patient is {', '.join(told)}."
+    if facts.age is not None and len(parts) > 1:
+        parts[-1] = f"and {parts[-1]}"
+    return f"This patient is {', '.join(parts)}."
 
 
 def _composition(facts: Facts) -> str:

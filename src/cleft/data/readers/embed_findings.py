@@ -1,8 +1,8 @@
-"""From findings to breasts: which row of EMBED's clinical table speaks for which breast of which exam.
+"""EMBED's two tables: where they are, their columns and ids, and the finding that represents each breast of an exam.
 
-The owner's rule: a finding belongs to an image of the same exam and patient if its side is the image's, both, or
-blank. Joining on the exam alone would give about half of the pairs the wrong breast. A breast of a bilateral exam that
-no row speaks of while rows name the other one is negative: findings rows exist only where there is a finding.
+The owner's rule: a finding belongs to an image of the same exam and patient if its side is the image's, both, or blank.
+Joining on the exam alone would assign about half of the pairs to the wrong breast. Rows exist only for findings, so in
+a bilateral exam with rows for one breast only, the other breast is negative.
 
 Shapes: `K` findings, `E` exams, `M` images. Breasts are numbered 0 left, 1 right.
 """
@@ -36,7 +36,7 @@ METADATA: Mapping[str, tuple[str, ...]] = {
     "laterality": ("ImageLateralityFinal",),
     "view": ("ViewPosition",),
 }
-"""Meaning to the names a required column may have; case does not matter."""
+"""Names of required columns, by meaning, case-insensitive."""
 
 METADATA_MORE: Mapping[str, tuple[str, ...]] = {
     "magnified": ("spot_mag",),
@@ -45,7 +45,7 @@ METADATA_MORE: Mapping[str, tuple[str, ...]] = {
     "implant": ("BreastImplantPresent",),
     "sex": ("PatientSex",),
 }
-"""Columns that a revision may lack."""
+"""Names of optional columns, which some revisions lack."""
 
 CLINICAL: Mapping[str, tuple[str, ...]] = {
     "patient": ("empi_anon",),
@@ -70,14 +70,32 @@ CLINICAL_MORE: Mapping[str, tuple[str, ...]] = {
 _FOLDER = "tables"
 _NAMES = ("EMBED_OpenData_{}.csv", "EMBED_OpenData_{}_reduced.csv")
 _FLOAT = re.compile(r"[0-9]*\.?[0-9]+[eE]\+?[0-9]+|[0-9]+\.[0-9]*")
-_SHOWN = 30
+_MAX_SHOWN = 30
+
+Integers = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+Rule = Literal["severity", "first", "highest"]
+
+LEFT, RIGHT, BOTH, UNKNOWN = 0, 1, 2, 3
+"""Sides of a finding; a blank side means both, any text other than L, R and B unknown."""
+
+NONE = -1
+_LAST = 9
+"""Rank of a row without an assessment, after all others."""
+
+_SIDES = {"L": LEFT, "R": RIGHT, "B": BOTH, "": BOTH}
+_KINDS = ("bilat", "screen", "diag")
+_AS_TEXT = "use the table as downloaded; if you must edit it, import the ids as text"
+_SIGNS = ("mass_shape", "mass_density", "calcification", "distribution")
+Value = TypeVar("Value")
 
 
-class Named(NamedTuple):
-    """A table whose columns are known by their meaning."""
+class ColumnTable(NamedTuple):
+    """A table with columns by meaning."""
 
     table: Table
     columns: Mapping[str, Column]
+    """Columns by meaning, such as `laterality`."""
     faults: list[Fault]
     notes: list[str]
 
@@ -86,12 +104,12 @@ def find_tables(root: Path, name: str | None) -> tuple[Path, Path]:
     """Finds the metadata and the clinical table.
 
     Args:
-        root: The folder that holds `tables`, or that one itself.
-        name: Of the metadata table inside the root, or None for the full one, or else the reduced one.
+        root: The folder that contains `tables`, or `tables` itself.
+        name: Name of the metadata table inside the root; None takes the full one, or else the reduced one.
 
     Raises:
         ConfigError: If the name leads out of the root.
-        DataError: If one of them is not there, or cannot be told from others.
+        DataError: If one of them does not exist or is ambiguous.
     """
     if name is not None and leaves_root(name):
         raise ConfigError(f"data.table={name!r} leads out of data.root; give a path inside {root}")
@@ -105,15 +123,17 @@ def find_tables(root: Path, name: str | None) -> tuple[Path, Path]:
 
 
 def home_of(root: Path, table: Path) -> Path:
-    """Returns the folder that holds `tables`, where `root` may be `tables` itself."""
+    """Returns the folder that contains `tables`; `root` may be `tables` itself."""
     return root.parent if table.parent == root and root.name == _FOLDER else root
 
 
-def read_columns(path: Path, required: Mapping[str, tuple[str, ...]], optional: Mapping[str, tuple[str, ...]]) -> Named:
-    """Reads those columns of a table that have a meaning, and says where one goes by another name than usual.
+def read_columns(
+    path: Path, required: Mapping[str, tuple[str, ...]], optional: Mapping[str, tuple[str, ...]]
+) -> ColumnTable:
+    """Reads the required and optional columns of a table, and notes unusual column names.
 
     Raises:
-        DataError: If nothing can be read, or a required column is missing; says what was found and what is nearest.
+        DataError: If the table cannot be read, or a required column is missing; suggests the nearest name.
     """
     every = {**required, **optional}
     wanted = {name.casefold() for names in every.values() for name in names}
@@ -126,40 +146,40 @@ def read_columns(path: Path, required: Mapping[str, tuple[str, ...]], optional: 
         if name is not None:
             columns[meaning] = table.columns[name]
             if name != names[0]:
-                notes.append(f"{path.name} calls {names[0]} {name}")
+                notes.append(f"{path.name} names the column {names[0]} {name}")
     missing = [names[0] for meaning, names in required.items() if meaning not in columns]
     if missing:
         guesses = "".join(suggestion(name, table.header) for name in missing)
-        more = ", …" if len(table.header) > _SHOWN else ""
-        what = f"no column {', '.join(map(repr, missing))}; found {', '.join(table.header[:_SHOWN])}{more}"
+        more = ", …" if len(table.header) > _MAX_SHOWN else ""
+        what = f"no column {', '.join(map(repr, missing))}; found {', '.join(table.header[:_MAX_SHOWN])}{more}"
         raise_faults(path, [Fault("columns", what, f"is this a table of EMBED? rename or add it{guesses}")])
-    return Named(table, columns, faults, notes)
+    return ColumnTable(table, columns, faults, notes)
 
 
-def whole_ids(column: Column) -> tuple[list[str], list[int], int]:
-    """Returns an id for each distinct text of a column, positions of the spoilt ones, and how many lost a `.0`.
+def clean_ids(column: Column) -> tuple[list[str], list[int], int]:
+    """Returns the id of each distinct text of a column, positions of damaged ids, and the number of ids with `.0`.
 
-    Ids are text: some of EMBED's 16 digits are more than a floating-point number holds. `123.0` is what a table
-    makes of 123 when it was saved with numbers and gaps; up to 2^53 nothing was lost by that, and the `.0` is dropped.
+    Ids are text: some of EMBED's 16 digits exceed the precision of a floating-point number. `.0` is dropped, as
+    `clean_id` does.
 
     Example:
         >>> from numpy import arange
-        >>> whole_ids(Column(["1234567890123456789", "12.0", "1.23e+15", "9007199254740993.0"], arange(4)))
+        >>> clean_ids(Column(["1234567890123456789", "12.0", "1.23e+15", "9007199254740993.0"], arange(4)))
         (['1234567890123456789', '12', '1.23e+15', '9007199254740993.0'], [2, 3], 1)
     """
     ids: list[str] = []
-    spoilt: list[int] = []
+    damaged: list[int] = []
     shortened = 0
     for position, value in enumerate(column.values):
         text = value.strip()
-        whole = clean_id(text)
-        if whole != text:
-            text = whole
+        cleaned = clean_id(text)
+        if cleaned != text:
+            text = cleaned
             shortened += 1
         elif not text.isdigit() and _FLOAT.fullmatch(text):
-            spoilt.append(position)
+            damaged.append(position)
         ids.append(text)
-    return ids, spoilt, shortened
+    return ids, damaged, shortened
 
 
 def _find(folders: list[Path], kind: str) -> Path:
@@ -181,9 +201,10 @@ def _find(folders: list[Path], kind: str) -> Path:
     if others:
         names = ", ".join(path.name for path in others)
         remedy = "set data.table to the one with the images" if kind == "metadata" else "keep one of them"
-        raise DataError(f"{_listed(folders)} holds several {kind} tables: {names}; {remedy}", reason="table")
+        raise DataError(f"{_listed(folders)} contains several {kind} tables: {names}; {remedy}", reason="table")
     raise DataError(
-        f"no {expected} in {_listed(folders)}; set data.root to the folder that holds tables and images", reason="table"
+        f"no {expected} in {_listed(folders)}; set data.root to the folder that contains tables and images",
+        reason="table",
     )
 
 
@@ -191,80 +212,67 @@ def _listed(folders: list[Path]) -> str:
     return " and ".join(str(folder) for folder in dict.fromkeys(folders))
 
 
-Integers = NDArray[np.int64]
-Flags = NDArray[np.bool_]
-Rule = Literal["severity", "first", "highest"]
-
-LEFT, RIGHT, BOTH, UNKNOWN = 0, 1, 2, 3
-"""Sides of a finding; a blank side is both, another text than L, R and B unknown."""
-
-NONE = -1
-
-_LAST = 9
-"""Rank of a row without an assessment: it speaks only if no other does."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """The clinical table after typing; entry k of every array speaks of the same row."""
+    """The clinical table after conversion; entry k of every array belongs to row k."""
 
     exam: Integers
-    """Number of its exam, `[K]`; `NONE` where its ids are no ids."""
+    """Number of the exam, `[K]`; `NONE` if its ids are invalid."""
     side: Integers
-    """`[K]`."""
+    """`LEFT`, `RIGHT`, `BOTH` or `UNKNOWN`, `[K]`."""
     birads: Integers
-    """0 to 6, or `NONE` where there is no assessment, `[K]`."""
+    """BI-RADS score, 0 to 6, or `NONE` without an assessment, `[K]`."""
     density: Integers
-    """1 to 5, or 0 where the cell is blank or no code, `[K]`."""
+    """1 to 5, or 0 if the cell is blank or not a code, `[K]`."""
 
 
 class Breasts(NamedTuple):
-    """What is known of each breast of each exam."""
+    """The breasts of each exam, left and right."""
 
     row: Integers
-    """Row of the clinical table that speaks for it, or `NONE`, `[E, 2]`."""
+    """Row of the clinical table that represents the breast, or `NONE`, `[E, 2]`."""
     rows: Integers
-    """How many there were, `[E, 2]`."""
+    """Number of its rows, `[E, 2]`."""
     implied: Flags
-    """Whether it is negative because only the other breast is named, `[E, 2]`."""
+    """Whether it is negative because only the other breast has findings, `[E, 2]`."""
 
 
 def match_exams(
     patients: Integers, exams: Integers, finding_patients: Integers, finding_exams: Integers
 ) -> tuple[Integers, Integers, int]:
-    """Numbers the exams that have findings, and finds each image's.
+    """Numbers the exams with findings and matches images to them.
 
-    An exam is a pair of ids: a patient's and the exam's.
+    An exam is identified by the ids of patient and exam.
 
     Args:
-        patients: Of the images, `[M]`, as numbers that mean the same in both tables; `NONE` where there is no id.
-        exams: Likewise.
-        finding_patients: Of the findings, `[K]`.
-        finding_exams: Likewise.
+        patients: Patients of the images, `[M]`, as numbers common to both tables; `NONE` without a valid id.
+        exams: Exams of the images, likewise.
+        finding_patients: Patients of the findings, `[K]`.
+        finding_exams: Exams of the findings, `[K]`.
 
     Returns:
-        The exam of each image, `[M]`; of each finding, `[K]`; `NONE` where there is none; and how many images have
-        an exam that the clinical table gives to another patient.
+        The exam number of each image, `[M]`, and of each finding, `[K]`, or `NONE`; and the number of images whose exam
+        belongs to another patient in the clinical table.
     """
     width = int(max(patients.max(initial=0), finding_patients.max(initial=0))) + 1
-    sound = (finding_patients >= 0) & (finding_exams >= 0)
-    known = np.unique(finding_exams[sound] * width + finding_patients[sound])
-    of_findings = _position(known, finding_exams * width + finding_patients, sound)
-    of_images = _position(known, exams * width + patients, (patients >= 0) & (exams >= 0))
-    elsewhere = (of_images == NONE) & (exams >= 0) & np.isin(exams, finding_exams[sound])
+    valid = (finding_patients >= 0) & (finding_exams >= 0)
+    known = np.unique(finding_exams[valid] * width + finding_patients[valid])
+    of_findings = _find_positions(known, finding_exams * width + finding_patients, valid)
+    of_images = _find_positions(known, exams * width + patients, (patients >= 0) & (exams >= 0))
+    elsewhere = (of_images == NONE) & (exams >= 0) & np.isin(exams, finding_exams[valid])
     return of_images, of_findings, int(elsewhere.sum())
 
 
-def reduce_breasts(findings: Findings, screening: Flags, bilateral: Flags, rule: Rule) -> Breasts:
-    """Chooses the row that speaks for each breast.
+def select_findings(findings: Findings, screening: Flags, bilateral: Flags, rule: Rule) -> Breasts:
+    """Selects the row that represents each breast.
 
     Args:
         findings: The clinical table.
         screening: Which exams are screening exams, `[E]`.
         bilateral: Which exams are of both breasts, `[E]`.
-        rule: Which of several rows it is. `severity`: the worst (`SCREENING`, `DIAGNOSTIC`). `first`: the first in
-            the table's order. `highest`: the highest BI-RADS, but 0 before 1 and 2 where there is nothing above 2.
-            In every case rows with an assessment come first.
+        rule: Which of several rows is selected. `severity`: the worst (`SCREENING`, `DIAGNOSTIC`). `first`: the first
+            in the table's order. `highest`: the highest BI-RADS, but 0 before 1 and 2 if there is nothing above 2.
+            Rows with an assessment always precede others.
 
     Source:
         `severity`: the owner's curation notebook. `first`: what the authors' code does. `highest`: what their later
@@ -272,9 +280,9 @@ def reduce_breasts(findings: Findings, screening: Flags, bilateral: Flags, rule:
     """
     count = len(screening)
     rows = np.arange(len(findings.exam), dtype=np.int64)
-    sound = findings.exam >= 0
-    of_left = rows[sound & np.isin(findings.side, (LEFT, BOTH))]
-    of_right = rows[sound & np.isin(findings.side, (RIGHT, BOTH))]
+    valid = findings.exam >= 0
+    of_left = rows[valid & np.isin(findings.side, (LEFT, BOTH))]
+    of_right = rows[valid & np.isin(findings.side, (RIGHT, BOTH))]
     row = np.concatenate([of_left, of_right])
     breast = np.concatenate([findings.exam[of_left] * 2 + LEFT, findings.exam[of_right] * 2 + RIGHT])
     rank = _ranks(findings.birads[row], breast, screening, rule)
@@ -290,9 +298,9 @@ def reduce_breasts(findings: Findings, screening: Flags, bilateral: Flags, rule:
 
 
 def exam_densities(findings: Findings, exams: int) -> tuple[Integers, int]:
-    """Returns the commonest density of each exam's rows, `[E]`, 0 where none has one; and how many exams have several.
+    """Returns the most frequent density of each exam, `[E]`, 0 if unknown; and the number of exams with several.
 
-    Of equally common ones the lowest.
+    The lowest of equally frequent ones is taken.
     """
     counts = np.zeros((exams, 6), dtype=np.int64)
     known = (findings.exam >= 0) & (findings.density > 0)
@@ -301,12 +309,12 @@ def exam_densities(findings: Findings, exams: int) -> tuple[Integers, int]:
 
 
 def first_of_exam(exam: Integers, filled: Flags, exams: int) -> Integers:
-    """Returns the first row of each exam in which something is filled in, or `NONE`, `[E]`.
+    """Returns the first row of each exam with a value, or `NONE`, `[E]`.
 
     Args:
-        exam: Of each row, `[K]`.
-        filled: Which rows have it, `[K]`.
-        exams: How many exams there are.
+        exam: Exam of each row, `[K]`.
+        filled: Whether each row has a value, `[K]`.
+        exams: Number of exams.
     """
     rows = np.flatnonzero(filled & (exam >= 0))
     named, first = np.unique(exam[rows], return_index=True)
@@ -315,42 +323,44 @@ def first_of_exam(exam: Integers, filled: Flags, exams: int) -> Integers:
     return found
 
 
-def any_of_exam(exam: Integers, holds: Flags, exams: int) -> Flags:
-    """Returns which exams have a row of which something holds, `[E]`."""
+def any_of_exam(exam: Integers, mask: Flags, exams: int) -> Flags:
+    """Returns whether any row of each exam is True in a mask, `[E]`."""
     found = np.zeros(exams, dtype=bool)
-    found[exam[holds & (exam >= 0)]] = True
+    found[exam[mask & (exam >= 0)]] = True
     return found
 
 
-def _position(known: Integers, pairs: Integers, sound: Flags) -> Integers:
+def _find_positions(known: Integers, pairs: Integers, valid: Flags) -> Integers:
     if not len(known):
         return np.full(len(pairs), NONE, dtype=np.int64)
-    place = np.minimum(np.searchsorted(known, pairs), len(known) - 1)
-    return np.where(sound & (known[place] == pairs), place, NONE)
+    position = np.minimum(np.searchsorted(known, pairs), len(known) - 1)
+    return np.where(valid & (known[position] == pairs), position, NONE)
 
 
 def _ranks(birads: Integers, breast: Integers, screening: Flags, rule: Rule) -> Integers:
-    """What each candidate row is sorted by: the lowest speaks."""
+    """Rank of each candidate row; the lowest is selected."""
     if rule == "first":
         rank = np.zeros_like(birads)
     elif rule == "severity":
-        rank = np.where(screening[breast // 2], _places(SCREENING)[birads], _places(DIAGNOSTIC)[birads])
+        rank = np.where(
+            screening[breast // 2], _order_positions(SCREENING)[birads], _order_positions(DIAGNOSTIC)[birads]
+        )
     else:
         highest = np.full(len(screening) * 2, NONE, dtype=np.int64)
         np.maximum.at(highest, breast, birads)
-        # 6 to 3 first; below them 0, which asks for more images, before 2 and 1.
+        # 6 to 3 first; below them 0, which requests more images, before 2 and 1.
         rank = np.where(highest[breast] > 2, 6 - birads, np.array([0, 2, 1, 3, 3, 3, 3])[birads])
     return np.where(birads == NONE, _LAST, rank)
 
 
-def _places(letters: str) -> Integers:
-    """Place of each BI-RADS score, 0 to 6, in an order of letters."""
-    place = {LETTERS[letter]: position for position, letter in enumerate(letters)}
-    return np.array([place[score] for score in range(len(place))], dtype=np.int64)
+def _order_positions(letters: str) -> Integers:
+    """Position of each BI-RADS score, 0 to 6, in an order of letters."""
+    position_of = {LETTERS[letter]: position for position, letter in enumerate(letters)}
+    return np.array([position_of[score] for score in range(len(position_of))], dtype=np.int64)
 
 
 def _implied(findings: Findings, bilateral: Flags) -> Flags:
-    """A row of an unknown side may speak of either breast, so it makes none negative."""
+    """Breasts that are negative by implication; a row of unknown side may be of either breast and implies nothing."""
     count = len(bilateral)
     left, right = (any_of_exam(findings.exam, findings.side == side, count) for side in (LEFT, RIGHT))
     both = any_of_exam(findings.exam, findings.side >= BOTH, count)
@@ -358,60 +368,54 @@ def _implied(findings: Findings, bilateral: Flags) -> Flags:
     return np.stack([alone & right & ~left, alone & left & ~right], axis=1)
 
 
-_SIDES = {"L": LEFT, "R": RIGHT, "B": BOTH, "": BOTH}
-_KINDS = ("bilat", "screen", "diag")
-_AS_TEXT = "take the table as it was downloaded; if you must edit it, open the ids as text"
-_SIGNS = ("mass_shape", "mass_density", "calcification", "distribution")
-Value = TypeVar("Value")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Keys:
-    """Who is who in both tables."""
+    """Patients and exams of both tables, matched by id."""
 
     patients: list[str]
-    """Ids, as text."""
+    """Patient ids."""
     exams: list[str]
+    """Exam ids."""
     patient: Integers
-    """Of each file, as a place in `patients` or `NONE`, `[M]`."""
+    """Position of each file's patient in `patients`, or `NONE`, `[M]`."""
     accession: Integers
-    """Of each file, as a place in `exams` or `NONE`, `[M]`."""
+    """Position of each file's exam in `exams`, or `NONE`, `[M]`."""
     exam: Integers
-    """Number of the exam, 0 to E - 1, of each file, `[M]`; `NONE` where the clinical table has no such exam."""
+    """Exam number of each file, 0 to E - 1, `[M]`; `NONE` if the clinical table has no such exam."""
     finding_patient: Integers
-    """Of each finding, `[K]`."""
+    """Position of each finding's patient in `patients`, or `NONE`, `[K]`."""
     finding_exam: Integers
-    """Of each finding, `[K]`."""
-    strayed: int
-    """Files whose exam the clinical table gives to another patient."""
+    """Exam number of each finding, or `NONE`, `[K]`."""
+    mismatched: int
+    """Number of files whose exam belongs to another patient in the clinical table."""
     notes: list[str]
     faults: list[Fault]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exams:
-    """What is known of each exam, `[E]`, and of its breasts, `[E, 2]`."""
+    """The exams, `[E]`, and their breasts, `[E, 2]`."""
 
     findings: Findings
     breasts: Breasts
     density: Integers
-    """1 to 5, or 0."""
+    """1 to 5, or 0 if unknown."""
     ages: list[float | None]
     sexes: list[str | None]
     races: list[str | None]
     ethnicities: list[str | None]
     signs: list[list[str]]
-    """Of each finding its codes of mass shape, mass density, calcification and distribution, `[4][K]`."""
+    """Codes of mass shape, mass density, calcification and distribution of each finding, `[4][K]`."""
     notes: list[str]
 
     @property
     def male(self) -> Flags:
-        """Which exams are of a man, by their density."""
+        """Whether each exam is of a male breast, by its density code."""
         return self.density == MALE
 
 
-def match_keys(metadata: Named, clinical: Named) -> Keys:
-    """Compares the ids of both tables as text."""
+def match_keys(metadata: ColumnTable, clinical: ColumnTable) -> Keys:
+    """Matches patients and exams of both tables by their ids as text."""
     notes: list[str] = []
     faults: list[Fault] = []
 
@@ -420,29 +424,28 @@ def match_keys(metadata: Named, clinical: Named) -> Keys:
         found: list[Integers] = []
         for own, named in ((True, metadata), (False, clinical)):
             column, path = named.columns[meaning], named.table.path
-            ids, spoilt, shortened = whole_ids(column)
+            ids, damaged, shortened = clean_ids(column)
             empty = [i for i, text in enumerate(ids) if not text]
             if shortened:
-                them = verb(shortened, "it", "them")
                 notes.append(
-                    f"{path.name} writes {count(shortened, 'id')} in {name} with .0 behind {them}; it was dropped"
+                    f"{path.name} writes {count(shortened, 'id')} in {name} with a trailing .0, which was dropped"
                 )
             wrong: list[Fault] = []
-            if spoilt:
-                what = f"{name} holds {column.values[spoilt[0]].strip()!r}: it was saved as a number and lost digits"
-                wrong.append(Fault("id", what, _AS_TEXT, named.table.lines_of(column, spoilt)))
+            if damaged:
+                what = f"{name} holds {column.values[damaged[0]].strip()!r}: it was saved as a number and lost digits"
+                wrong.append(Fault("id", what, _AS_TEXT, named.table.lines_of(column, damaged)))
             if empty:
                 lines = named.table.lines_of(column, empty)
-                wrong.append(Fault("id", f"{name} is empty", "take the table as it was downloaded", lines))
+                wrong.append(Fault("id", f"{name} is empty", "use the table as downloaded", lines))
             faults.extend(wrong if own else faults_of_table(path, wrong))
             codes = np.array([numbers.setdefault(text, len(numbers)) for text in ids], dtype=np.int64)
-            codes[[*spoilt, *empty]] = NONE
+            codes[[*damaged, *empty]] = NONE
             found.append(codes[column.index])
         return list(numbers), found[0], found[1]
 
     patients, patient, finding_patient = number("patient", "empi_anon")
     exams, accession, finding_accession = number("exam", "acc_anon")
-    exam, finding_exam, strayed = match_exams(patient, accession, finding_patient, finding_accession)
+    exam, finding_exam, mismatched = match_exams(patient, accession, finding_patient, finding_accession)
     return Keys(
         patients=patients,
         exams=exams,
@@ -451,16 +454,16 @@ def match_keys(metadata: Named, clinical: Named) -> Keys:
         exam=exam,
         finding_patient=finding_patient,
         finding_exam=finding_exam,
-        strayed=strayed,
+        mismatched=mismatched,
         notes=notes,
         faults=faults,
     )
 
 
-def read_exams(metadata: Named, clinical: Named, keys: Keys, rule: Rule) -> Exams:
-    """Types the clinical table and reduces it to one row per breast."""
+def read_exams(metadata: ColumnTable, clinical: ColumnTable, keys: Keys, rule: Rule) -> Exams:
+    """Converts the clinical table and selects one row per breast."""
     columns, rows = clinical.columns, len(clinical.table)
-    count = int(keys.finding_exam.max(initial=0)) + 1  # at least one, so that there is something to index
+    count = int(keys.finding_exam.max(initial=0)) + 1  # at least one, so that indexing works
     letters, sides, densities = (columns[name].texts() for name in ("assessment", "side", "density"))
     letters, sides = [text.upper() for text in letters], [text.upper() for text in sides]
     findings = Findings(
@@ -478,7 +481,7 @@ def read_exams(metadata: Named, clinical: Named, keys: Keys, rule: Rule) -> Exam
         for name in ("race", "ethnicity")
     )
     odd = {
-        "a side other than L, R, B and blank; [it counts|they count] for no breast": sum(
+        "a side other than L, R, B and blank; [it is|they are] assigned to no breast": sum(
             text not in _SIDES for text in sides
         ),
         "an assessment that is not in the code book": sum(
@@ -498,7 +501,7 @@ def read_exams(metadata: Named, clinical: Named, keys: Keys, rule: Rule) -> Exam
 
     return Exams(
         findings=findings,
-        breasts=reduce_breasts(findings, screening, bilateral, rule),
+        breasts=select_findings(findings, screening, bilateral, rule),
         density=density,
         ages=first(ages),
         sexes=first(sexes),
@@ -517,33 +520,33 @@ def _oddities(odd: Mapping[str, int], several: int) -> list[str]:
     ]
     if several:
         has = verb(several, "has", "have")
-        notes.append(f"{count(several, 'exam')} {has} rows of several densities: the commonest counts")
+        notes.append(f"{count(several, 'exam')} {has} rows with several densities: the most frequent counts")
     return notes
 
 
-def _kinds(metadata: Named, clinical: Named, keys: Keys, count: int) -> tuple[Flags, Flags]:
-    """Returns which exams are screening exams and which are of both breasts, `[E]` each.
+def _kinds(metadata: ColumnTable, clinical: ColumnTable, keys: Keys, count: int) -> tuple[Flags, Flags]:
+    """Returns whether each exam is a screening exam, and whether it is bilateral, `[E]` each.
 
-    The clinical table's description decides; where that is blank or missing, the metadata table's.
+    Uses the description in the clinical table, or else in the metadata table.
     """
-    told = np.zeros(count, dtype=bool)
+    described = np.zeros(count, dtype=bool)
     kinds = np.zeros((len(_KINDS), count), dtype=bool)
     for named, exam in ((clinical, keys.finding_exam), (metadata, keys.exam)):
         column = named.columns.get("description")
         if column is None:
             continue
         words = [text.strip().casefold() for text in column.values]
-        silent = ~told
+        undescribed = ~described
         for kind, part in zip(kinds, _KINDS, strict=True):
-            holds = np.array([part in text for text in words], dtype=bool)[column.index]
-            kind |= any_of_exam(exam, holds, count) & silent
-        told |= any_of_exam(exam, np.array([bool(text) for text in words], dtype=bool)[column.index], count)
+            matches = np.array([part in text for text in words], dtype=bool)[column.index]
+            kind |= any_of_exam(exam, matches, count) & undescribed
+        described |= any_of_exam(exam, np.array([bool(text) for text in words], dtype=bool)[column.index], count)
     bilateral, screening, diagnostic = kinds
     return screening & ~diagnostic, bilateral
 
 
 def _density(text: str) -> int:
-    """A code may be written 2 or 2.0."""
+    """Returns a density code, which may be written 2 or 2.0; 0 if invalid."""
     try:
         value = float(text)
     except ValueError:
