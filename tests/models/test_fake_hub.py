@@ -124,7 +124,7 @@ def test_n3_a_hub_that_breaks_off_leaves_no_half_model_and_the_next_try_gets_a_w
     broken = load_from(address, tmp_path / "home")
     assert broken.returncode == 1, broken.stderr
     assert "Error: text.model='some/bert'" in broken.stderr
-    assert "the same command tries again" in broken.stderr
+    assert "run the same command again" in broken.stderr
     snapshots = tmp_path / "home" / "hub" / "models--some--bert" / "snapshots"
     assert not list(snapshots.rglob("*.safetensors"))
     handler.breaks = 0

@@ -238,11 +238,11 @@ def test_an_adapter_does_not_bring_another_model(base, published_base):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("special_tokens_map.json", {"vocab_file": "/etc/passwd"}, "'vocab_file' is no special token"),
-        ("special_tokens_map.json", {"tokenizer_file": "../x.json"}, "'tokenizer_file' is no special token"),
+        ("special_tokens_map.json", {"vocab_file": "/etc/passwd"}, "'vocab_file' is not a special token"),
+        ("special_tokens_map.json", {"tokenizer_file": "../x.json"}, "'tokenizer_file' is not a special token"),
         ("tokenizer_config.json", {"init_inputs": ["/etc/passwd"]}, "init_inputs passes values to code"),
         ("tokenizer_config.json", {"fast_tokenizer_files": ["../tokenizer.4.0.json"]}, "not a file in the model's own"),
-        ("tokenizer_config.json", {"fast_tokenizer_files": [3]}, "is not the name of a file"),
+        ("tokenizer_config.json", {"fast_tokenizer_files": [3]}, "is not a file name"),
     ],
 )
 def test_a_tokenizer_does_not_read_files_elsewhere(base, name, content, message):

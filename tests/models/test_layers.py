@@ -347,7 +347,7 @@ def test_slipped_frequencies_end_at_about_a_tenth():
 
 
 def test_a_width_that_four_does_not_divide_is_refused():
-    with pytest.raises(ValueError, match="take a multiple of 4"):
+    with pytest.raises(ValueError, match="use a multiple of 4"):
         sine_positions(6, (2, 2))
 
 

@@ -1,4 +1,4 @@
-"""Two towers, two projections and one temperature: the model that is trained.
+"""Dual encoder: image tower, text tower, two projections into a joint space, and a temperature.
 
 Shapes: `B` images, `T` texts, `C` classes, `D` width of a tower, `E` joint dimension, `L` context vectors.
 """
@@ -22,34 +22,34 @@ from cleft.types import ImageSpec
 
 
 class PairEmbeddings(NamedTuple):
-    """Images and their texts after both towers, row by row."""
+    """Joint embeddings of images and their texts, row by row."""
 
     image_embeds: Tensor
-    """Unit length, `[B, E]`."""
+    """L2-normalised, `[B, E]`."""
     text_embeds: Tensor
-    """Unit length, `[B, E]`."""
+    """L2-normalised, `[B, E]`."""
 
 
 class DualEncoder(nn.Module):
-    """Images and sentences in one space, where what belongs together lies close.
+    """CLIP-like model: embeds images and texts in one space, where matching pairs have a high cosine.
 
     Args:
-        image_tower: Reads images.
-        text_tower: Reads sentences.
-        config: Width of the joint space, and where the temperature starts.
+        image_tower: Image encoder.
+        text_tower: Text encoder.
+        config: Dimension of the joint space, projections and initial temperature.
 
     Attributes:
         image_spec: How images must be prepared.
         logit_scale: Logarithm of the inverse temperature, a scalar parameter.
-        logit_bias: What the sigmoid loss adds to every logit, a scalar parameter; None with every other loss. It moves
-            all scores alike, so that no answer depends on it.
-        context: The learned prompt context `[L, E]`, as wide as a token's embedding; None until stage two.
-        base_weights: Names of the weights that stay where they came from when the model is saved: those of a language
-            model that was taken by name and does not move. Fixed when built, whatever is frozen later.
+        logit_bias: Bias of the sigmoid loss, a scalar parameter; None with other losses. It shifts all scores equally,
+            so predictions do not depend on it.
+        context: Learned prompt context `[L, E]`, as wide as a token embedding; None before stage two.
+        base_weights: Names of weights that are not saved with the model: those of a frozen language model that was
+            loaded by name. Fixed when built, whatever is frozen later.
 
     Source:
-        CLEFT, section 2.1: a linear projection each, unit length, learnable temperature. The projections have a bias,
-        as in the authors' release. CLIP, ConVIRT and MedCLIP are the same with other towers and projections.
+        CLEFT, section 2.1: one linear projection each, L2 normalisation, learnable temperature. The projections have a
+        bias, as in the authors' release. CLIP, ConVIRT and MedCLIP are the same with other towers and projections.
     """
 
     context: nn.Parameter | None
@@ -80,7 +80,7 @@ class DualEncoder(nn.Module):
         return (-self.logit_scale).exp()
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Returns unit-length embeddings `[B, E]` float32 of gray images `[B, 1, H, W]` uint8."""
+        """Returns L2-normalised embeddings `[B, E]` float32 of gray images `[B, 1, H, W]` uint8."""
         return l2_normalise(self.image_projection(self.image_tower.encode(images)))
 
     def encode_image_features(self, images: Tensor) -> Tensor:
@@ -88,36 +88,36 @@ class DualEncoder(nn.Module):
         return self.image_tower.encode(images).float()
 
     def encode_text(self, texts: Texts) -> Tensor:
-        """Returns unit-length embeddings `[T, E]` float32 of one text or several.
+        """Returns L2-normalised embeddings `[T, E]` float32 of one text or several.
 
-        Texts are normalised as they were in training (`text.normalisation`), so that case and punctuation count only
-        where the model was trained with them.
+        Texts are normalised as in training (`text.normalisation`), so case and punctuation matter only where the model
+        was trained with them.
 
         Raises:
-            DataError: If a text has no letter or digit, is too long, or holds an invisible character.
+            DataError: If a text has no letter or digit, is too long, or contains an invisible character.
         """
         return l2_normalise(self.text_projection(self.text_tower(texts)))
 
     def encode_pairs(self, images: Tensor, texts: Sequence[str]) -> PairEmbeddings:
-        """Reads images and the text of each: all that the losses of this model compare."""
+        """Encodes images and their texts: the features that the losses of this model compare."""
         return PairEmbeddings(self.encode_image(images), self.encode_text(texts))
 
     def encode_class_names(self, names: Texts) -> Tensor:
-        """Returns unit-length embeddings `[C, E]` float32 of one class name or several behind the learned context.
+        """Returns L2-normalised embeddings `[C, E]` float32 of one class name or several after the learned context.
 
         Raises:
-            DataError: If a name has no letter or digit, is too long, holds an invisible character, or occurs twice.
-            CheckpointError: If there is no context yet.
+            DataError: If a name has no letter or digit, is too long, contains an invisible character, or occurs twice.
+            CheckpointError: If there is no learned context.
         """
         if self.context is None:
             raise CheckpointError("this model has no learned context; run `cleft learn-context` on it first")
         return l2_normalise(self.text_projection(self.text_tower.encode_after_context(names, self.context)))
 
     def set_context(self, context: Tensor | None) -> None:
-        """Puts a prompt context `[L, E]` in place as a float32 parameter, or takes it away.
+        """Sets a prompt context `[L, E]` as a float32 parameter, or removes it.
 
         Raises:
-            ValueError: If its vectors have another width than the token embeddings.
+            ValueError: If its vectors do not have the width of the token embeddings.
         """
         if context is None:
             self.context = None
@@ -130,7 +130,7 @@ class DualEncoder(nn.Module):
 
     @torch.no_grad()
     def clamp_logit_scale_(self) -> None:
-        """Keeps the inverse temperature in [1, `max_logit_scale`]."""
+        """Clamps the inverse temperature to [1, `max_logit_scale`]."""
         self.logit_scale.clamp_(0.0, math.log(self.max_logit_scale))
 
     def constrain_parameters_(self) -> None:
@@ -139,21 +139,21 @@ class DualEncoder(nn.Module):
 
 
 def build_projection(width: int, config: LossConfig, *, text: bool = False) -> nn.Module:
-    """Builds what leads features `[N, D]` of a tower into the joint space, `[N, E]`, not yet of unit length.
+    """Builds a projection of tower features `[N, D]` into the joint space `[N, E]`, before L2 normalisation.
 
     Names and order of the weights of `mlp-norm` are those of MGCA's heads.
 
     Args:
-        width: Of the features, `D`.
-        config: The joint space.
-        text: Whether they are features of texts.
+        width: Width of the features, `D`.
+        config: Joint space.
+        text: Whether the features are of texts.
 
     Raises:
         ConfigError: If texts are to stay in the space of their tower and that has another width.
     """
     kind = config.text_projection if text and config.text_projection != "same" else config.projection
     if kind == "to-text" and text:
-        return _stay(width, config)
+        return _identity(width, config)
     hidden = width if config.hidden_dim is None else config.hidden_dim
     if kind == "mlp":
         return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, config.embed_dim))
@@ -172,10 +172,10 @@ def build_projection(width: int, config: LossConfig, *, text: bool = False) -> n
     return nn.Linear(width, config.embed_dim, bias=kind != "linear-no-bias")
 
 
-def _stay(width: int, config: LossConfig) -> nn.Module:
+def _identity(width: int, config: LossConfig) -> nn.Module:
     if config.embed_dim != width:
         raise ConfigError(
-            f"loss.projection=to-text leads images into the space of the text tower, which has {width} dimensions; "
+            f"loss.projection=to-text projects images into the space of the text tower, which has {width} dimensions; "
             f"set loss.embed_dim={width}, not {config.embed_dim}"
         )
     return nn.Identity()
@@ -191,30 +191,30 @@ def refuse_causal(text_tower: TextTower, method: str) -> None:
 
 
 def l2_normalise(embeds: Tensor) -> Tensor:
-    """Returns rows of unit length, float32."""
-    # Half precision makes equal logits of far pairs; lengths and similarities are computed in float32.
+    """Returns L2-normalised rows, float32."""
+    # In half precision distant pairs get equal logits; norms and similarities are computed in float32.
     return F.normalize(embeds.float(), dim=-1)
 
 
 def initial_context(text_tower: TextTower, opening: str, config: ContextConfig, seed: int) -> Tensor:
-    """Returns the context vectors that stage two starts from.
+    """Returns the initial context vectors of stage two: the embeddings of a handwritten prompt, or random vectors.
 
-    With `init: opening` the token embeddings of the opening come last, next to the class name, and further vectors
-    are random in front. Of an opening longer than the context the last tokens are kept. With `init: random` all
-    are random. Random vectors are uniform in ±√3 times the standard deviation of the opening's embeddings, and so
-    spread as far as those do.
+    With `init: prompt` the prompt's token embeddings come last, next to the class name, after random vectors if the
+    context is longer. Of a longer prompt the last tokens are kept. With `init: random` all vectors are random. Random
+    vectors are uniform in ±√3 times the standard deviation of the prompt's embeddings, and so have the same standard
+    deviation.
 
     Args:
-        text_tower: Whose token embeddings to start from.
-        opening: The sentence's beginning, such as `data.captions.OPENING`.
+        text_tower: Provides the token embeddings.
+        opening: The prompt before the class name, such as `data.captions.OPENING`.
         config: `length` L and `init`.
-        seed: Of the random vectors.
+        seed: Seed of the random vectors.
 
     Returns:
         `[L, D]` float32 on the CPU, without gradient.
 
     Source:
-        CLEFT, section 2.2, which names no range (docs/decisions/0034).
+        CLEFT, section 2.2, which gives no range (docs/decisions/0034).
     """
     written = text_tower.embed_prompt(opening).cpu()[-config.length :]
     spread = float(written.std()) * 3**0.5

@@ -1,7 +1,9 @@
-"""Hugging Face configurations and models, by hub name, by folder or from a description, and never with code.
+"""Load and build Hugging Face configurations and models: by hub name, from a folder or a description, never with code.
 
-Only configurations that ship with `transformers` are read: a folder that names code of its own is refused, and
-nothing in it can make the library import or download any.
+Only configurations that ship with `transformers` are accepted: a folder that names its own code is refused, and nothing
+in it can make the library import or download code. `transformers` follows names in some files (shards in an index, a
+base model in an adapter's configuration, vocabularies in a tokenizer's maps), so these files are checked first: strict
+JSON, and no name outside the model's own folder.
 """
 
 from __future__ import annotations
@@ -43,25 +45,25 @@ _TOKENIZER: Final = (
 _REMEDY: Final = "copy it again"
 
 Find = Callable[[str], Path | None]
-"""Returns where a file of a model is, or None where it has none of that name."""
+"""Returns the path of a model's file, or None if it has none of that name."""
 
 
 def read_config_file(model: str, *, local_files_only: bool = False) -> dict[str, Any] | None:
-    """Return the content of a model's `config.json`, or None where there is none.
+    """Returns the content of a model's `config.json`, or None if there is none.
 
     Args:
         model: Hub name or folder.
         local_files_only: Whether not to use the network.
 
     Raises:
-        CheckpointError: If it is not strict JSON with an object on top.
+        CheckpointError: If it is not strict JSON with an object at the top level.
     """
     path = _find(model, "config.json", local_files_only=local_files_only)
     return None if path is None else read_json(path, error=CheckpointError, remedy=_REMEDY)
 
 
 def check_weight_files(model: str) -> None:
-    """Check the files that say where a model's weights are.
+    """Checks the files that name a model's weights.
 
     Raises:
         CheckpointError: If the model is an adapter for another one, or an index is damaged or names a file elsewhere.
@@ -70,8 +72,8 @@ def check_weight_files(model: str) -> None:
     adapter = find(_ADAPTER)
     if adapter is not None:
         raise CheckpointError(
-            f"{adapter} describes an adapter for another model, which would be loaded too; merge the adapter into its "
-            f"model (merge_and_unload of peft) and give the folder of the merged model"
+            f"{adapter} describes an adapter for another model, which would be loaded as well; merge the adapter into "
+            f"its model (merge_and_unload of peft) and give the folder of the merged model"
         )
     for name in _INDEXES:
         path = find(name)
@@ -84,11 +86,11 @@ def check_weight_files(model: str) -> None:
             _check_names(names, f"{path}: weight_map")
             absent = next((name for name in names if Path(model).is_dir() and not (Path(model) / name).is_file()), None)
             if absent is not None:
-                raise CheckpointError(f"{path} names {absent}, which is missing beside it; {_REMEDY}")
+                raise CheckpointError(f"{path} names {absent}, which is missing in its folder; {_REMEDY}")
 
 
 def check_tokenizer_files(source: str | Path) -> None:
-    """Check the JSON files of a tokenizer in a folder or in the local cache.
+    """Checks the JSON files of a tokenizer in a folder or in the local cache.
 
     Raises:
         CheckpointError: If one is damaged or names a file elsewhere.
@@ -103,26 +105,25 @@ def check_tokenizer_files(source: str | Path) -> None:
         if name == "tokenizer_config.json":
             _check_names(cast("list[Any]", content.get("fast_tokenizer_files") or []), f"{path}: fast_tokenizer_files")
             if content.get("init_inputs"):
-                raise CheckpointError(f"{path}: init_inputs passes values to code, which is not done; remove it")
+                raise CheckpointError(f"{path}: init_inputs passes values to code, which is not allowed; remove it")
         if name == "special_tokens_map.json":
             _check_map(content, path)
 
 
 def _check_map(content: Mapping[str, Any], path: Path) -> None:
-    """A map of special tokens holds nothing else: transformers takes any other entry for an option, such as a path."""
+    """Refuses other entries in a map of special tokens: transformers takes them for options, such as a path."""
     odd = next((key for key in content if not key.endswith(("_token", "_tokens"))), None)
     if odd is not None:
-        raise CheckpointError(f"{path}: {ascii(odd)[:60]} is no special token; remove it")
+        raise CheckpointError(f"{path}: {ascii(odd)[:60]} is not a special token; remove it")
 
 
 def _check_names(names: Iterable[Any], where: str) -> None:
     for name in dict.fromkeys(str(name) if isinstance(name, str) else None for name in names):
         if name is None:
-            raise CheckpointError(f"{where} holds a value that is not the name of a file; {_REMEDY}")
+            raise CheckpointError(f"{where} contains a value that is not a file name; {_REMEDY}")
         if not name or "\\" in name or ":" in name or "\0" in name or name in (".", "..") or "/" in name:
             raise CheckpointError(
-                f"{where} names {ascii(name)[:80]}, which is not a file in the model's own folder; it is not opened, "
-                f"{_REMEDY}"
+                f"{where} names {ascii(name)[:80]}, which is not a file in the model's own folder; refused, {_REMEDY}"
             )
 
 
@@ -156,30 +157,30 @@ def _in_folder(folder: Path, name: str) -> Path | None:
 
 
 _CODE = ("auto_map", "custom_pipelines", "_attn_implementation", "attn_implementation", "_experts_implementation")
-"""Keys of a configuration that can name code on a hub."""
+"""Configuration keys that can name code on a hub."""
 _PLACES = ("_name_or_path", "name_or_path")
-"""Keys of a configuration that name the folder it was read from; the settings of a model say where it came from."""
+"""Configuration keys with the folder it was read from; the settings record the source instead."""
 _HUB_SECONDS = 5.0
 _NO_CONVERSION = "DISABLE_SAFETENSORS_CONVERSION"
-"""Environment variable that transformers looks at before each request for a conversion."""
+"""Environment variable that disables transformers' conversion requests."""
 
 
 def config_from_dict(description: Mapping[str, Any], where: str) -> PreTrainedConfig:
     """Builds a configuration from its `model_type` and options.
 
     Args:
-        description: As in `image.scratch`, or what `describe` returned.
-        where: Setting or file it stands in, for messages.
+        description: As in `image.scratch`, or from `config_to_dict`.
+        where: Setting or file it comes from, for messages.
 
     Raises:
-        ConfigError: If the type or an option is unknown to this version of transformers, or has a bad value.
+        ConfigError: If the type or an option is unknown to this version of transformers, or has an invalid value.
     """
     options = {name: value for name, value in description.items() if name not in ("model_type", *_CODE)}
     kind = description.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         near = difflib.get_close_matches(str(kind), list(CONFIG_MAPPING.keys()), n=1)
         hint = f"did you mean {near[0]!r}" if near else "see its documentation for the names"
-        raise ConfigError(f"{where}: transformers knows no model_type {kind!r}; {hint}")
+        raise ConfigError(f"{where}: transformers has no model_type {kind!r}; {hint}")
     try:
         known = set(AutoConfig.for_model(kind).to_dict()) | set(CONFIG_MAPPING[kind].attribute_map)
         _refuse_unknown(options, known, f"{where} ({kind})")
@@ -197,36 +198,37 @@ def config_to_dict(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def read_config(model: str, setting: str) -> PreTrainedConfig:
-    """Reads the configuration of a model on the hub, in its cache, or in a folder.
+    """Reads the configuration of a model from the hub, its cache, or a folder.
 
-    What the cache holds is taken without asking the network, and a network that does not answer is given up after
-    seconds, not after the library's minutes of retrying.
+    Cached files are used without network access; an unreachable network times out after seconds, not after the
+    library's minutes of retries.
 
     Raises:
-        ConfigError: If it cannot be had, or the model needs code of its own.
+        ConfigError: If it cannot be read, or the model needs its own code.
     """
     content = _find_config(model, setting)
     if content.get("auto_map") and str(content.get("model_type")) not in CONFIG_MAPPING:
         raise ConfigError(
-            f"{setting}={model!r} runs code of its own, which is never done; choose a model that transformers ships"
+            f"{setting}={model!r} needs its own code, which is never run; choose a model that ships with transformers"
         )
     kind = content.get("model_type")
     if kind is None:
-        raise ConfigError(f"{setting}={model!r}: its config.json names no model_type; is it a Hugging Face model?")
+        raise ConfigError(f"{setting}={model!r}: its config.json has no model_type; is it a Hugging Face model?")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
-        raise ConfigError(f"{setting}={model!r}: this transformers knows no model_type {kind!r}; upgrade it")
+        raise ConfigError(f"{setting}={model!r}: this version of transformers has no model_type {kind!r}; upgrade it")
     options = {name: value for name, value in content.items() if name not in ("model_type", *_CODE)}
     try:
         with quiet_transformers():
             return AutoConfig.for_model(kind, **options)
-    except Exception as error:  # each family checks its options in its own way, or not at all
+    except Exception as error:  # each model family validates its options differently
         raise ConfigError(
-            f"{setting}={model!r}: its config.json describes no {kind} ({_first_line(error)}); copy it again"
+            f"{setting}={model!r}: its config.json is not a valid {kind} configuration ({_first_line(error)}); copy it "
+            f"again"
         ) from error
 
 
 def resolved_commit(model: str) -> str | None:
-    """Returns the commit of a hub's model whose files the local cache holds; None for a folder."""
+    """Returns the commit of a hub model's files in the local cache; None for a folder."""
     if Path(model).is_dir():
         return None
     try:
@@ -248,13 +250,13 @@ def pretrained_model(
     """Loads a model's weights.
 
     Returns:
-        The model, and the names of its weights that the files do not hold: those are random. Callers refuse what
-        they need.
+        The model, and the names of weights missing in the files, which are random. Callers refuse missing ones they
+        need.
 
     Raises:
-        ConfigError: If the weights cannot be had.
+        ConfigError: If the weights cannot be found.
         CheckpointError: If they cannot be read or do not fit the configuration.
-        ResourceError: If their download broke off.
+        ResourceError: If their download was interrupted.
     """
     check_weight_files(model)
     try:
@@ -263,22 +265,22 @@ def pretrained_model(
     except OSError as error:
         if resolved_commit(model) and not _is_cached(model, _WEIGHT_FILES):
             raise ResourceError(
-                f"{setting}={model!r}: the download of its weights did not finish ({_first_line(error)}); the same "
-                f"command tries again"
+                f"{setting}={model!r}: the download of its weights was interrupted ({_first_line(error)}); run the "
+                f"same command again"
             ) from error
         raise _not_found(model, setting, error) from error
-    except Exception as error:  # whatever reader the files ask for, with its own exceptions
+    except Exception as error:  # each file format has its own reader and exceptions
         raise CheckpointError(f"{setting}={model!r}: {_why_unreadable(error)}") from error
     return cast("PreTrainedModel", loaded), {str(name) for name in info["missing_keys"]}
 
 
 @contextmanager
 def quiet_transformers() -> Generator[None]:
-    """Keeps transformers from printing and from using the network while it moves weights between memory and disk.
+    """Disables output and unneeded network access of transformers while it loads weights.
 
-    Off are its progress bars, its log, such as the report of missing and unexpected weights, which callers check
-    themselves, and its request to a web service to convert the weights of hub models that have no safetensors.
-    Downloads keep their bars.
+    Disabled are progress bars, its log (such as the report of missing and unexpected weights, which callers check
+    themselves), and its request to a web service to convert weights of hub models without safetensors. Downloads keep
+    their progress bars.
     """
     before = set_tqdm_hook(lambda make, given, named: make(*given, **{**named, "disable": True}))
     logger = logging.getLogger("transformers")
@@ -298,23 +300,23 @@ def quiet_transformers() -> Generator[None]:
 
 @contextmanager
 def skip_weight_init() -> Generator[None]:
-    """Leave the weights of models that are built uninitialised: for models whose weights are read next.
+    """Leaves weights of newly built models uninitialised: for models whose weights are loaded next.
 
-    Memory that was not written to is not resident, and no random number is drawn.
+    Memory that is never written is not resident, and no random numbers are drawn.
     """
     with no_init_weights():
         yield
 
 
 def check_weights_available(model: str, setting: str) -> None:
-    """Makes sure that a model can be had, in a folder, the cache or from a hub that answers; loads nothing.
+    """Checks that a model's weights are in a folder, the cache or on a reachable hub; loads nothing.
 
     Raises:
-        ConfigError: If it cannot.
+        ConfigError: If they are not.
     """
     if Path(model).is_dir():
         if not any(path for pattern in _WEIGHTS for path in Path(model).glob(pattern)):
-            raise ConfigError(f"{setting}={model!r} holds no weights, such as model.safetensors; copy it again")
+            raise ConfigError(f"{setting}={model!r} contains no weights, such as model.safetensors; copy it again")
         return
     _refuse_folder(model, setting)
     if not is_available(model, _WEIGHT_FILES):
@@ -322,12 +324,12 @@ def check_weights_available(model: str, setting: str) -> None:
 
 
 def is_available(model: str, names: Sequence[str]) -> bool:
-    """Whether the local cache holds one of some files of a hub name, or else a hub answers."""
+    """Whether the local cache has one of the files of a hub model, or the hub is reachable."""
     try:
         cached = _is_cached(model, names)
     except HFValidationError:
         return False
-    return cached or not (constants.HF_HUB_OFFLINE or not _hub_answers())
+    return cached or not (constants.HF_HUB_OFFLINE or not _hub_is_reachable())
 
 
 def _is_cached(model: str, names: Sequence[str]) -> bool:
@@ -344,7 +346,7 @@ _WEIGHT_FILES = (
 
 
 def meta_model(config: PreTrainedConfig) -> nn.Module:
-    """Builds a model that has shapes but no memory."""
+    """Builds a model on the meta device: shapes without memory."""
     with torch.device("meta"):
         return random_model(config)
 
@@ -357,7 +359,7 @@ def _find_config(model: str, setting: str) -> dict[str, Any]:
         cached = read_config_file(model, local_files_only=True)
         if cached:
             return cached
-        if constants.HF_HUB_OFFLINE or not _hub_answers():
+        if constants.HF_HUB_OFFLINE or not _hub_is_reachable():
             raise _not_found(model, setting, None)
     content = read_config_file(model)
     if not content:
@@ -367,11 +369,11 @@ def _find_config(model: str, setting: str) -> dict[str, Any]:
 
 def _refuse_folder(model: str, setting: str) -> None:
     if Path(model).is_absolute() or model.startswith("."):
-        raise ConfigError(f"{setting}={model!r} is no folder with a config.json; give a hub name or such a folder")
+        raise ConfigError(f"{setting}={model!r} is not a folder with a config.json; give a hub name or such a folder")
 
 
-def _hub_answers() -> bool:
-    """Whether anything answers under the hub's address, be it with an error or with a certificate we do not know."""
+def _hub_is_reachable() -> bool:
+    """Whether the hub's address responds, even with an HTTP error or an unknown certificate."""
     try:
         urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=_HUB_SECONDS).close()
     except HTTPError:
@@ -387,13 +389,13 @@ def _not_found(model: str, setting: str, error: Exception | None) -> ConfigError
     reason = f" ({str(error).splitlines()[0]})" if error else ""
     return ConfigError(
         f"{setting}={model!r} is neither a folder, nor in the local cache, nor can it be downloaded{reason}; "
-        f"give a folder that holds its config.json and weights: {setting}=<folder>"
+        f"give a folder with its config.json and weights: {setting}=<folder>"
     )
 
 
 def _why_unreadable(error: Exception) -> str:
-    if "Weights only load failed" in str(error):  # the library's own advice is to open it all the same
-        return "its weights are a pickled file that holds more than tensors and can run code; use safetensors"
+    if "Weights only load failed" in str(error):  # the library's message suggests loading it anyway
+        return "its weights are a pickle file with more than tensors, which can run code; use safetensors"
     return f"its weights cannot be read ({_first_line(error)}); copy them again"
 
 

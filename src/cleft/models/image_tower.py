@@ -1,10 +1,11 @@
-"""Any Hugging Face vision model as image tower: gray pixels in, one feature vector per image out.
+"""Image encoder from any Hugging Face vision model: gray pixels in, one feature vector per image out.
 
-An unfit size or pooling is refused while the tower is built. Weights that no feature depends on (a mask token, a last
-norm that is not used) are held still: an optimiser would let them decay, and distributed training would wait for
-their gradients for ever.
+What a pooling needs (a class token, a pooler, the weights behind its features) is determined by a forward pass of the
+model on the meta device, so unsuitable sizes and poolings are refused before weights are loaded. Weights that no
+feature depends on (a mask token, an unused final norm) are frozen: an optimiser would decay them, and distributed
+training would wait for their gradients forever.
 
-Shapes: `B` images, `C` channels, `D` width of the tower, `H` and `W` pixels.
+Shapes: `B` images, `C` channels, `L` tokens, `M` regions, `D` width of the tower, `H` and `W` pixels.
 """
 
 from __future__ import annotations
@@ -28,24 +29,24 @@ from cleft.models.layers import PatchDecoder, capture_attention, make_hooks_pick
 from cleft.types import ImageSpec
 
 _LAST_NORMS = ("layernorm", "post_layernorm", "norm")
-"""What the families call the norm behind their last block."""
+"""Names of the final norm in different model families."""
 
 
 class VisionStates(NamedTuple):
-    """What a vision model made of its images."""
+    """Hidden states of a vision model."""
 
     tokens: Tensor
-    """The model's last hidden state, `[B, L, D]`; grids are flattened row by row."""
+    """Last hidden state, `[B, L, D]`; grids are flattened row by row."""
     before_norm: Tensor
-    """The same before the last norm. Where the norm sees only a pooled state (CLIP, ConvNeXt) or there is none
-    (ResNet), `tokens` have met no norm and this is `tokens`."""
+    """The same before the final norm. Where the norm is applied only to a pooled state (CLIP, ConvNeXt) or missing
+    (ResNet), this equals `tokens`."""
     prefix_tokens: int
-    """Class and register tokens in front of the patches."""
+    """Number of class and register tokens before the patches."""
     pooled: Tensor | None
-    """The model's own pooling, `[B, D]`."""
+    """Pooler output, `[B, D]`."""
     regions: Tensor
-    """What local losses compare with words, `[B, M, D']`: the patches; of a model of grids (ResNet, ConvNeXt) the grid
-    of its last stage but one, which is finer and has a width of its own."""
+    """Local features `[B, M, D']`: the patches; for CNNs (ResNet, ConvNeXt) the grid of the second to last stage, which
+    is finer and has another width."""
 
 
 def _cls(states: VisionStates) -> Tensor:
@@ -67,24 +68,23 @@ POOLINGS: dict[str, Callable[[VisionStates], Tensor]] = {
     "cls": _cls,
     "pooler": _pooler,
 }
-"""Name in the settings to the function that makes features `[B, D]` of a model's states."""
+"""Pooling in the settings to the function from hidden states to features `[B, D]`."""
 
 
 def vision_states(
     model: nn.Module, config: PreTrainedConfig, pixel_values: Tensor, *, regions: bool = False
 ) -> VisionStates:
-    """Sends normalised images `[B, C, H, W]` through a vision model.
+    """Runs normalised images `[B, C, H, W]` through a vision model.
 
-    Positions are interpolated where the images differ in size from what the model was made for.
+    Positions are interpolated where the images differ in size from the pretraining size.
 
     Args:
         model: The vision model.
         config: Its configuration.
         pixel_values: The images.
-        regions: Whether a model of grids shall keep the grid of its last stage but one; otherwise `regions` are those
-            of the last.
+        regions: Whether `regions` of a CNN are the grid of the second to last stage; otherwise of the last.
     """
-    seen: list[Tensor] = []
+    norm_inputs: list[Tensor] = []
     norm = next((child for name, child in model.named_children() if name in _LAST_NORMS), None)
     options = _position_options(model)
     if regions:
@@ -92,7 +92,7 @@ def vision_states(
     if norm is None:
         output: Any = model(pixel_values=pixel_values, **options)
     else:
-        with norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):
+        with norm.register_forward_pre_hook(lambda _, inputs: norm_inputs.append(inputs[0])):
             output = model(pixel_values=pixel_values, **options)
     tokens = _flat(output.last_hidden_state)
     pooled: Any = getattr(output, "pooler_output", None)
@@ -100,7 +100,7 @@ def vision_states(
     grids: Any = output.hidden_states if regions and output.last_hidden_state.ndim == 4 else None
     return VisionStates(
         tokens=tokens,
-        before_norm=seen[0] if seen and seen[0].shape == tokens.shape else tokens,
+        before_norm=norm_inputs[0] if norm_inputs and norm_inputs[0].shape == tokens.shape else tokens,
         prefix_tokens=extra,
         pooled=None if pooled is None else pooled.flatten(1),
         regions=tokens[:, extra:] if grids is None else _flat(grids[-2]),
@@ -108,7 +108,7 @@ def vision_states(
 
 
 def _position_options(model: nn.Module) -> dict[str, bool]:
-    """Asks models with a fixed table of positions to stretch it; at the table's own size they leave it as it is."""
+    """Enables interpolation of a fixed position table; at the table's own size it has no effect."""
     takes = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
     return {"interpolate_pos_encoding": True} if takes else {}
 
@@ -157,10 +157,10 @@ def probe(config: PreTrainedConfig, pooling: str, spec: ImageSpec, *, regions: b
 
 @dataclass(frozen=True, slots=True)
 class _ProbeKey:
-    """What is asked of a model; equal configurations answer alike."""
+    """Cache key of a probe; equal configurations give equal results."""
 
     content: str
-    """All that the configuration says."""
+    """The configuration as JSON."""
     pooling: str
     spec: ImageSpec
     regions: bool
@@ -168,31 +168,31 @@ class _ProbeKey:
 
 
 @functools.lru_cache(maxsize=256)
-def _cached_probe(question: _ProbeKey) -> VisionProperties:
-    """Kept, because a model is asked before and after its weights are read, and a study loads the same ones again."""
-    config, pooling, spec, regions = question.config, question.pooling, question.spec, question.regions
+def _cached_probe(key: _ProbeKey) -> VisionProperties:
+    """Cached: a model is probed before and after its weights are loaded, and a study loads the same ones repeatedly."""
+    config, pooling, spec, regions = key.config, key.pooling, key.spec, key.regions
     kind = config.model_type
     _check_size(config, spec)
     if getattr(config, "mask_ratio", 0):
-        raise ConfigError(f"image: a {kind} hides a random part of each image; choose an encoder that sees all of it")
+        raise ConfigError(f"image: a {kind} masks a random part of each image; choose an encoder without masking")
     try:
         model = meta_model(config).eval()
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"image: transformers has no model for {kind!r} by itself ({error})") from error
+        raise ConfigError(f"image: transformers cannot build a {kind!r} model alone ({error})") from error
     weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     pixel_values = torch.empty(1, channels_of(config), *spec.size, device="meta")
     try:
         states = vision_states(model, config, pixel_values, regions=regions)
         features = POOLINGS[pooling](states)
     except ConfigError as error:
-        raise ConfigError(f"image.pooling={pooling}: a {kind} cannot give it, {error}; use mean") from error
+        raise ConfigError(f"image.pooling={pooling}: a {kind} does not support it, {error}; use mean") from error
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise ConfigError(
-            f"image: a {kind} does not turn images of {spec.size} into features ({error}); "
-            f"is it a vision model, and does it take this size?"
+            f"image: a {kind} gives no features for images of {spec.size} ({error}); "
+            f"is it a vision model, and does it support this size?"
         ) from error
-    asked = features.sum() + states.regions.sum() if regions else features.sum()
-    gradients: tuple[Any, ...] = torch.autograd.grad(asked, list(weights.values()), allow_unused=True)
+    output = features.sum() + states.regions.sum() if regions else features.sum()
+    gradients: tuple[Any, ...] = torch.autograd.grad(output, list(weights.values()), allow_unused=True)
     return VisionProperties(
         width=features.shape[1],
         needed=frozenset(name for name, gradient in zip(weights, gradients, strict=True) if gradient is not None),
@@ -215,7 +215,7 @@ def _check_size(config: PreTrainedConfig, spec: ImageSpec) -> None:
 
 
 def patch_of(config: PreTrainedConfig) -> tuple[int, int] | None:
-    """Returns height and width of a patch in pixels, or None for models without patches."""
+    """Returns height and width of a patch in pixels; None for models without patches."""
     patch: Any = getattr(config, "patch_size", None)
     if patch is None:
         return None
@@ -223,13 +223,13 @@ def patch_of(config: PreTrainedConfig) -> tuple[int, int] | None:
 
 
 def grid_of(config: PreTrainedConfig, size: tuple[int, int]) -> tuple[int, int] | None:
-    """Returns rows and columns of the patches of an image of some size, or None for models without patches."""
+    """Returns rows and columns of patches of an image of this size; None for models without patches."""
     patch = patch_of(config)
     return None if patch is None else (size[0] // patch[0], size[1] // patch[1])
 
 
 def channels_of(config: PreTrainedConfig) -> int:
-    """Returns how many channels the model's images have: 1 or 3."""
+    """Returns the number of input channels of the model: 1 or 3."""
     channels = int(getattr(config, "num_channels", 3))
     if channels not in (1, 3):
         raise ConfigError(f"image: {config.model_type} takes {channels} channels; gray images fit 1 or 3")
@@ -237,29 +237,29 @@ def channels_of(config: PreTrainedConfig) -> int:
 
 
 class ImageRegions(NamedTuple):
-    """Images as local losses want them."""
+    """Global and local features of images."""
 
     features: Tensor
-    """`[B, D]`, as `ImageTower.encode` gives them."""
+    """`[B, D]`, as from `ImageTower.encode`."""
     regions: Tensor
     """`[B, M, D']`."""
     attention: Tensor
-    """What each region weighs, `[B, M]`, without gradient, rows sum to one: the class token's attention in the last
-    block; equal where there is no class token."""
+    """Weight of each region, `[B, M]`, without gradient; rows sum to one. Attention of the class token in the last
+    block; uniform without a class token."""
 
 
 class ImageTower(nn.Module):
-    """A vision model, its pooling, and how it wants its images.
+    """Image encoder: a vision model, its pooling, and the required image format.
 
     Args:
         model: The vision model.
-        config: Which pooling, and whether the weights move.
+        config: Pooling, and whether the tower is trainable.
         spec: Size and normalisation of its images.
-        regions: Whether somebody reads its regions, so that the weights behind them must move too.
+        regions: Whether regions are used, so that the weights behind them are trainable too.
 
     Attributes:
         width: Width `D` of a feature.
-        region_width: Width of a region, where somebody reads them.
+        region_width: Width of a region.
         has_patch_tokens: Whether its regions are the patches of the image, one for one.
 
     Raises:
@@ -293,7 +293,7 @@ class ImageTower(nn.Module):
         self.train(self.training)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Returns what is pickled and copied."""
+        """Returns the state to pickle or copy."""
         make_hooks_picklable(self.model)
         return dict(self.__dict__)
 
@@ -309,32 +309,32 @@ class ImageTower(nn.Module):
         return self(self.resize(self.normalise(images)))
 
     def encode_regions(self, images: Tensor) -> ImageRegions:
-        """Reads gray images `[B, 1, H, W]` uint8 at the size in `spec`, region by region."""
+        """Returns global features, regions and attention of gray images `[B, 1, H, W]` uint8 at the size in `spec`."""
         pixel_values = self.resize(self.normalise(images))
         if self.prefix_tokens == 0:
             states = vision_states(self.model, self.model.config, pixel_values, regions=True)
             count = states.regions.shape[1]
             weights = torch.full((len(images), count), 1 / count, device=images.device)
         else:
-            with capture_attention(self.model, "image") as watched:
+            with capture_attention(self.model, "image") as capture:
                 states = vision_states(self.model, self.model.config, pixel_values, regions=True)
-            weights = watched.first_row()[:, self.prefix_tokens :]
+            weights = capture.first_row()[:, self.prefix_tokens :]
             weights = weights / weights.sum(dim=1, keepdim=True)
         return ImageRegions(self._pool(states), states.regions, weights)
 
     def encode_visible(self, pixel_values: Tensor, kept: Tensor) -> Tensor:
-        """Returns the last states of the patches that are kept, `[B, V, D]`; the model sees no other.
+        """Returns final hidden states of the visible patches, `[B, V, D]`; other patches are removed from the input.
 
         Args:
             pixel_values: Normalised images at the model's size, `[B, C, H, W]`.
-            kept: Which patches, `[B, V]` int64.
+            kept: Indices of the visible patches, `[B, V]` int64.
 
         Raises:
-            ConfigError: If the model does not embed patch by patch.
+            ConfigError: If the model has no patch embedding.
         """
         embeddings = getattr(self.model, "embeddings", None)
         if not isinstance(embeddings, nn.Module):
-            raise ConfigError(f"image: a {self.model.config.model_type} does not embed patch by patch; take a ViT")
+            raise ConfigError(f"image: a {self.model.config.model_type} has no patch embedding; use a ViT")
 
         def hide(_module: nn.Module, _inputs: object, tokens: Tensor) -> Tensor:
             patches = tokens[:, self.prefix_tokens :]
@@ -351,7 +351,7 @@ class ImageTower(nn.Module):
         return self.decoder(tokens[:, : states.prefix_tokens], tokens[:, states.prefix_tokens :]).mean(dim=1)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Scales gray images to [0, 1], repeats them for every channel, subtracts the mean and divides by the std.
+        """Scales gray images to [0, 1], repeats them per channel, subtracts the mean and divides by the std.
 
         Raises:
             ValueError: If the images are not `[B, 1, H, W]` uint8 of the size in `spec`.
@@ -364,7 +364,7 @@ class ImageTower(nn.Module):
         return (images.to(self.mean.dtype) / 255 - self.mean) / self.std
 
     def resize(self, pixel_values: Tensor) -> Tensor:
-        """Brings normalised images to the size at which the model reads them."""
+        """Resizes normalised images to the input size of the model."""
         side = self.config.resize
         if side is None or side == pixel_values.shape[-1]:
             return pixel_values
@@ -373,17 +373,17 @@ class ImageTower(nn.Module):
         return functional.interpolate(pixel_values, (side, side), mode="bicubic", antialias=True)
 
     def train(self, mode: bool = True) -> ImageTower:
-        """Sets training mode; a frozen tower stays in evaluation mode, its dropout off and its batch norms still."""
+        """Sets training mode; a frozen tower stays in evaluation mode (no dropout, fixed batch-norm statistics)."""
         return super().train(mode and self.trainable)
 
 
 def build_image_tower(config: ImageTowerConfig, images: ImagesConfig, *, regions: bool = False) -> ImageTower:
-    """Builds the tower the settings describe; random weights come from torch's global generator.
+    """Builds the tower described by the settings; random weights come from torch's global generator.
 
     Args:
-        config: Which model and pooling.
+        config: Model and pooling.
         images: Size and normalisation of its images.
-        regions: Whether somebody reads its regions.
+        regions: Whether regions are used.
 
     Raises:
         ConfigError: If the model cannot be found or built, or does not fit its images or pooling.
@@ -399,24 +399,24 @@ def build_image_tower(config: ImageTowerConfig, images: ImagesConfig, *, regions
     hf_config = vision_config(hf_config)
     if config.random_weights:
         return ImageTower(random_model(hf_config), config, spec, regions=regions)
-    probed = _probe(hf_config, config, spec, regions=regions)  # refuses what does not fit before gigabytes are read
+    probed = _probe(hf_config, config, spec, regions=regions)  # checks the settings before gigabytes are loaded
     model, missing = pretrained_model(source, hf_config, "image.model")
     _refuse_random(missing & probed.needed, source)
     return ImageTower(model, config, spec, regions=regions)
 
 
 def _probe(model: PreTrainedConfig, config: ImageTowerConfig, spec: ImageSpec, *, regions: bool) -> VisionProperties:
-    """What the model makes of images at the size at which it reads them."""
+    """Probes the model at the size at which it encodes images."""
     if config.resize is not None:
         spec = replace(spec, size=(config.resize, config.resize))
-    pooling = "mean" if config.decoder_blocks else config.pooling  # a decoder reads every token
+    pooling = "mean" if config.decoder_blocks else config.pooling  # a decoder uses every token
     return probe(model, pooling, spec, regions=regions)
 
 
 def vision_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Returns the configuration of what reads images in a model that may do more.
+    """Returns the vision part of a configuration that may have other parts.
 
-    CLIP and SigLIP hold both towers in one folder. A masked autoencoder that hides nothing is a ViT.
+    CLIP and SigLIP have both towers in one folder. A masked autoencoder without masking is a ViT.
     """
     config = getattr(config, "vision_config", config)
     if config.model_type != "vit_mae":
@@ -426,7 +426,7 @@ def vision_config(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def select_tokens(tokens: Tensor, rows: Tensor) -> Tensor:
-    """Returns the given tokens of each image, `[B, V, D]`, out of `[B, L, D]`."""
+    """Returns selected tokens of each image, `[B, V, D]`, from `[B, L, D]`."""
     return tokens.gather(1, rows[..., None].expand(-1, -1, tokens.shape[2]))
 
 
@@ -437,28 +437,30 @@ def _build_decoder(
     grid = grid_of(model.config, (side, side))
     if grid is None or probed.patches != probed.regions[0]:
         raise ConfigError(
-            f"image.decoder_blocks={config.decoder_blocks}: a {model.config.model_type} keeps no token of each patch; "
-            f"take a ViT, or set it to 0"
+            f"image.decoder_blocks={config.decoder_blocks}: a {model.config.model_type} has no token for each patch; "
+            f"use a ViT, or set it to 0"
         )
     decoder = PatchDecoder(probed.width, probed.width, grid, config.decoder_blocks, config.decoder_positions)
     return decoder.requires_grad_(config.train)
 
 
 def _per_channel(values: tuple[float, float, float], channels: int) -> Tensor:
-    """Returns `[C, 1, 1]`; a model of one channel gets the average."""
+    """Returns `[C, 1, 1]`; the average for a model with one channel."""
     tensor = torch.tensor(values) if channels == 3 else torch.tensor([sum(values) / 3])
     return tensor[:, None, None]
 
 
 def _checkpoint_gradients(model: PreTrainedModel) -> None:
     if not model.supports_gradient_checkpointing:
-        raise ConfigError(f"image.gradient_checkpointing: a {model.config.model_type} has none; switch it off")
+        raise ConfigError(
+            f"image.gradient_checkpointing: a {model.config.model_type} does not support it; set it to false"
+        )
     model.activation_checkpointing_enable()
 
 
 def _refuse_random(missing: set[str], source: str) -> None:
     if missing:
         raise CheckpointError(
-            f"image.model={source!r} holds no values for {len(missing)} of the weights its features depend on, first "
-            f"{sorted(missing)[:5]}; choose another image.pooling, or image.random_weights=true to start from nothing"
+            f"image.model={source!r} lacks {len(missing)} of the weights its features depend on, first "
+            f"{sorted(missing)[:5]}; choose another image.pooling, or image.random_weights=true for random weights"
         )

@@ -1,9 +1,6 @@
-"""Transformer blocks behind the patches of a vision model, as masked autoencoders have them.
+"""Layers and helpers for Hugging Face transformers: patch decoder, 16-bit layers, layer depth, attention, hooks.
 
-The authors' CLIP pools its feature from two such blocks, MRM paints hidden patches with four. Names and order of the
-weights are those of timm's blocks, with `qkv` called `self_attn.in_proj`.
-
-Shapes: `B` images, `M` patches, `D` width of the vision model, `K` width of the decoder.
+Shapes: `B` sequences or images, `L` tokens, `M` patches, `K` heads or decoder width, `W` head width, `D` model width.
 """
 
 from __future__ import annotations
@@ -21,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from cleft.errors import ConfigError
 
 Frequencies = Literal["standard", "released"]
-"""`released`: the exponents of the authors' code of MRM and CLIP, a quarter of what was meant."""
+"""`released`: the exponents of the authors' code of MRM and CLIP, a quarter of the intended ones."""
 
 _HEAD = 128
 """Width of an attention head: 6 heads of 768."""
@@ -29,13 +26,16 @@ _EPS = 1e-6
 
 
 class PatchDecoder(nn.Module):
-    """A layer into the decoder's width, fixed positions, blocks, and a last norm.
+    """Transformer blocks on the patches of a vision model, as in masked autoencoders.
+
+    Two in the authors' CLIP, four in MRM: linear layer to the decoder's width, fixed positions, blocks, final norm.
+    Names and order of the weights are those of timm's blocks, with `qkv` called `self_attn.in_proj`.
 
     Args:
-        given: Width of what is read, `D`.
-        width: Of the blocks, `K`.
-        grid: Rows and columns of the patches.
-        blocks: How many.
+        given: Input width, `D`.
+        width: Width of the blocks, `K`.
+        grid: Rows and columns of patches.
+        blocks: Number of blocks.
         frequencies: Of the positions.
     """
 
@@ -63,10 +63,10 @@ class PatchDecoder(nn.Module):
         self.norm = nn.LayerNorm(width, eps=_EPS)
 
     def forward(self, first: Tensor, patches: Tensor) -> Tensor:
-        """Returns what the blocks make of all patches, `[B, M, K]`.
+        """Returns the decoded patches, `[B, M, K]`.
 
         Args:
-            first: Embedded class token, `[B, 1, K]`, or none of them, `[B, 0, K]`. It is read and not returned.
+            first: Embedded class token, `[B, 1, K]`, or none, `[B, 0, K]`. Attended to, not returned.
             patches: Embedded patches, `[B, M, K]`.
         """
         tokens = torch.cat([first, patches + self.positions.to(patches.dtype)], dim=1)
@@ -76,21 +76,21 @@ class PatchDecoder(nn.Module):
 
 
 def sine_positions(width: int, grid: tuple[int, int], frequencies: Frequencies = "standard") -> Tensor:
-    """Returns fixed positions of patches, `[M, K]`: the first half tells the column, the second the row.
+    """Returns fixed sine-cosine positions of patches, `[M, K]`: the first half encodes the column, the second the row.
 
     Args:
         width: A multiple of 4.
         grid: Rows and columns.
-        frequencies: From 1 down to about 1e-4, or to 0.1 where they are `released`.
+        frequencies: From 1 down to about 1e-4, or to 0.1 with `released`.
 
     Raises:
-        ValueError: If the width is no multiple of 4.
+        ValueError: If the width is not a multiple of 4.
 
     Source:
         He et al. 2022 (masked autoencoders), released code.
     """
     if width % 4:
-        raise ValueError(f"a decoder of width {width} has no sine positions; take a multiple of 4")
+        raise ValueError(f"a decoder of width {width} has no sine positions; use a multiple of 4")
     step = torch.arange(width // 4, dtype=torch.float64) / (width // 4)
     rates = 10_000.0 ** -(step / 4 if frequencies == "released" else step)
     row, column = torch.meshgrid(*(torch.arange(side, dtype=torch.float64) for side in grid), indexing="ij")
@@ -99,7 +99,7 @@ def sine_positions(width: int, grid: tuple[int, int], frequencies: Frequencies =
 
 
 class HalfLinear(nn.Linear):
-    """A linear layer whose weight is stored in 16 bits."""
+    """A linear layer with a weight stored in 16 bits and cast to the input's dtype when used."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Returns `[..., out]` in the type of the input."""
@@ -107,7 +107,7 @@ class HalfLinear(nn.Linear):
 
 
 class HalfConv1D(Conv1D):
-    """GPT-2's linear layer, whose matrix is inputs x outputs, stored in 16 bits."""
+    """GPT-2's linear layer (matrix of inputs x outputs) with a weight stored in 16 bits."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns `[..., out]` in the type of the input."""
@@ -116,7 +116,7 @@ class HalfConv1D(Conv1D):
 
 
 class HalfEmbedding(nn.Embedding):
-    """A table stored in 16 bits; rows that are looked up are float32."""
+    """An embedding stored in 16 bits; looked-up rows are float32."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Returns the rows of indices, one axis more, float32."""
@@ -124,7 +124,7 @@ class HalfEmbedding(nn.Embedding):
 
 
 class HalfConv2d(nn.Conv2d):
-    """A convolution whose weight is stored in 16 bits."""
+    """A convolution with a weight stored in 16 bits."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Returns `[B, out, H, W]` in the type of the input."""
@@ -137,12 +137,16 @@ _LAYERS: Mapping[type[nn.Module], type[nn.Module]] = MappingProxyType(
 
 
 def compute_in_float32(model: nn.Module, halves: Collection[str], *, stored: bool = True) -> None:
-    """Makes a model whose weights were read in 16 bits compute as if they were float32.
+    """Makes a model with weights loaded in 16 bits compute as in float32.
+
+    The weight of a layer stays in 16 bits and is cast to float32 when used, so that the model needs the memory of its
+    file and gives the values of its float32 copy. All other parameters are cast at once: biases, norms, positions,
+    adapters, and patch embeddings, to whose dtype vision models cast their pixels.
 
     Args:
         model: Changed in place.
-        halves: Names of its weights and buffers of 16 bits to compute with as float32.
-        stored: Whether weights of layers stay 16 bits; otherwise all become float32, as training needs.
+        halves: Names of its 16-bit weights and buffers to compute with as float32.
+        stored: Whether weights of layers stay in 16 bits; otherwise all become float32, as training needs.
     """
     names = frozenset(halves)
     for place, module in model.named_modules():
@@ -167,15 +171,17 @@ def _widen(tensors: Mapping[str, Tensor]) -> None:
 
 
 def layer_depths(model: nn.Module) -> tuple[dict[str, int], int]:
-    """Counts, for each weight, the units between it and the pixels.
+    """Returns the depth of each weight: the number of blocks or stages between it and the input.
+
+    The outermost list of blocks defines them: the blocks of a ViT, the stages of a ResNet, Swin or ConvNeXt.
 
     Args:
-        model: A Hugging Face vision model.
+        model: A Hugging Face model.
 
     Returns:
-        Name to height: 0 for the embeddings and whatever else stands in front of the blocks, 1 for the first block or
-        stage, and so on; and the height of what stands behind the last one, which is also that of a head on top. A
-        model without a list of blocks is all of one height.
+        Name to depth: 0 for embeddings and anything before the blocks, 1 for the first block or stage, and so on; and
+        the depth of anything after the last one, which is also that of a head on top. A model without a list of blocks
+        has depth 0 throughout.
 
     Example:
         >>> blocks = nn.ModuleList([nn.Linear(2, 2, bias=False) for _ in range(3)])
@@ -187,18 +193,18 @@ def layer_depths(model: nn.Module) -> tuple[dict[str, int], int]:
     if blocks is None:
         return dict.fromkeys(names, 0), 0
     place, units = blocks
-    heights: dict[str, int] = {}
+    depths: dict[str, int] = {}
     reached = False
     for name in names:
         inside = name.startswith(f"{place}.")
         reached = reached or inside
         unit = int(name.removeprefix(f"{place}.").partition(".")[0]) + 1 if inside else units + 1
-        heights[name] = unit if reached else 0
-    return heights, units + 1
+        depths[name] = unit if reached else 0
+    return depths, units + 1
 
 
 def main_block_list(model: nn.Module) -> tuple[str, int] | None:
-    """Returns name and length of the list of blocks that holds most weights and is in no other list; None if none."""
+    """Returns name and length of the outermost list of blocks with most weights; None if there is none."""
     found: dict[str, tuple[int, int]] = {}
     for name, child in model.named_modules():
         inner = any(name.startswith(f"{outer}.") for outer in found)
@@ -211,26 +217,30 @@ def main_block_list(model: nn.Module) -> tuple[str, int] | None:
 
 
 _PAIRS = (("q_proj", "k_proj"), ("query", "key"))
-"""What the families call the layers that make queries and keys."""
+"""Names of query and key layers in different model families."""
 
 
 class AttentionCapture:
-    """The queries and keys that passed last."""
+    """Queries and keys of the last forward pass through an attention module.
+
+    Fast attention kernels return no weights, and the slow one keeps those of all blocks and tokens. Here queries and
+    keys of the last block are captured, and one row of weights is recomputed.
+    """
 
     def __init__(self, heads: int) -> None:
         self._heads = heads
         self._seen: dict[str, Tensor] = {}
 
     def keep(self, what: str, output: Tensor) -> None:
-        """Keeps queries or keys `[B, L, K * W]`."""
+        """Stores queries or keys `[B, L, K * W]`."""
         self._seen[what] = output.detach()
 
     @torch.no_grad()
     def first_row(self, visible: Tensor | None = None) -> Tensor:
-        """Returns the share of its attention that the first token gives to each, mean over the heads, `[B, L]` float32.
+        """Returns the attention of the first token to each token, mean over heads, `[B, L]` float32.
 
         Args:
-            visible: Which tokens may be attended to, `[B, L]` bool; by default all.
+            visible: Attention mask `[B, L]` bool; by default all tokens are visible.
         """
         query, key = (
             self._seen[what].float().unflatten(-1, (self._heads, -1)).transpose(1, 2) for what in ("query", "key")
@@ -243,14 +253,14 @@ class AttentionCapture:
 
 @contextmanager
 def capture_attention(model: nn.Module, what: str) -> Generator[AttentionCapture]:
-    """Watches the last block of a transformer.
+    """Captures queries and keys of the last block of a transformer.
 
     Args:
         model: Any Hugging Face transformer.
-        what: What it is, for messages: `image` or `text`.
+        what: Tower for messages: `image` or `text`.
 
     Raises:
-        ConfigError: If it has no attention of a known form.
+        ConfigError: If it has no attention module of a known form.
     """
     found: list[tuple[Any, nn.Module, nn.Module]] = [
         (module, getattr(module, query), getattr(module, key))
@@ -259,15 +269,17 @@ def capture_attention(model: nn.Module, what: str) -> Generator[AttentionCapture
         if isinstance(getattr(module, query, None), nn.Module) and isinstance(getattr(module, key, None), nn.Module)
     ]
     if not found:
-        raise ConfigError(f"{what}: a {type(model).__name__} has no attention to weigh its tokens by; choose another")
+        raise ConfigError(
+            f"{what}: a {type(model).__name__} has no attention module of a known form; choose another model"
+        )
     module, query, key = found[-1]
-    watched = AttentionCapture(_heads(module))
+    capture = AttentionCapture(_heads(module))
 
     def kept_as(what: str) -> Callable[..., None]:
-        return lambda _module, _inputs, output: watched.keep(what, output)
+        return lambda _module, _inputs, output: capture.keep(what, output)
 
     with query.register_forward_hook(kept_as("query")), key.register_forward_hook(kept_as("key")):
-        yield watched
+        yield capture
 
 
 def _heads(module: Any) -> int:
@@ -279,10 +291,10 @@ _INSTALLED = "_output_capturing_hooks_installed"
 
 
 def make_hooks_picklable(model: nn.Module) -> None:
-    """Replaces the hooks of transformers that are local functions, which pickle refuses.
+    """Replaces hooks of transformers that are local functions, which cannot be pickled.
 
-    Those that capture hidden states are removed: transformers installs them again when they are needed. Those that let
-    gradients reach checkpointed blocks get an equal function in their place.
+    Hooks that capture hidden states are removed; transformers installs them again when needed. Hooks that let gradients
+    reach checkpointed blocks are replaced by an equal function.
     """
     for module in model.modules():
         hooks = vars(module)["_forward_hooks"]
