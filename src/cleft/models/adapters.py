@@ -3,7 +3,7 @@
 The only module that imports `peft`, and only when an adapter is built, because that import takes seconds.
 
 PEFT lists default target modules for some families only. For others the attention projections are found by the names
-that language models of `transformers` use (docs/decisions/0162).
+that language models of `transformers` use (docs/decisions/0031).
 """
 
 from __future__ import annotations
