@@ -201,7 +201,7 @@ def test_imported_models_are_compared_with_every_seed(home, words, tmp_path):
     study = read(tmp_path / "study")
     assert [row.key for row in study.rows] == ["lora", "mgca-published", "mrm", "our-run"]
     cells = {(cell.row, cell.column.partition("/")[2]): cell for cell in study.cells}
-    assert cells["mrm", "zero-shot"].reason == "it reads no sentences"
+    assert cells["mrm", "zero-shot"].reason == "no text encoder"
     done = {key: len(cell.results) for key, cell in cells.items() if cell.state == "done"}
     assert len(done) == 11
     # Prompts and a solved probe of still features draw nothing; half of the patients and first weights are drawn.
