@@ -43,7 +43,7 @@ class Finding(NamedTuple):
     """One row of the label table."""
 
     name: str
-    picture: Markup
+    chart: Markup
     counts: tuple[str, ...]
     shares: tuple[str, ...]
     """Share of positive images in each split."""
@@ -105,14 +105,14 @@ _LABEL_NAMES = {"1": "present (1)", "0": "absent (0)", "-1": "uncertain (-1)", "
 
 def _chart(tally: Tally, of: str = "images") -> Chart:
     title = NAMES.get(tally.name, tally.name.capitalize())
-    known = [pair for pair in tally.counts if pair[0] != _UNKNOWN]
+    counts = [pair for pair in tally.counts if pair[0] != _UNKNOWN]
     unknown = sum(number for name, number in tally.counts if name == _UNKNOWN)
     if tally.ordered:
         caption = f"{unknown:,} {of} without this value." if unknown else ""
-        return Chart(title, histogram(f"{title} of {of}", known, "years" if tally.name == "age" else ""), caption)
-    shown = known[:_MOST_BARS]
-    rest = len(known) - len(shown)
-    more = f"{count(rest, 'more value')}, {sum(number for _, number in known[_MOST_BARS:]):,} {of}." if rest else ""
+        return Chart(title, histogram(f"{title} of {of}", counts, "years" if tally.name == "age" else ""), caption)
+    shown = counts[:_MOST_BARS]
+    rest = len(counts) - len(shown)
+    more = f"{count(rest, 'more value')}, {sum(number for _, number in counts[_MOST_BARS:]):,} {of}." if rest else ""
     lines = [*shown, *([(_UNKNOWN, unknown)] if unknown else [])]
     return Chart(title, bar_chart(f"{title} of {of}", lines), more)
 

@@ -105,14 +105,14 @@ cleft-lora      64.63
 
 def _parse(text: str, columns: Sequence[tuple[str, str]]) -> dict[tuple[str, str, str], Quoted]:
     """Parse a table into (row, column, metric) and value; `-` where the paper prints none."""
-    found: dict[tuple[str, str, str], Quoted] = {}
+    values: dict[tuple[str, str, str], Quoted] = {}
     for line in text.split("\n"):
         row, *words = line.split() or [""]
         for (column, metric), word in zip(columns, words, strict=bool(row)):
             digits = word.rstrip("*†")
             if word != "-":
-                found[row, column, metric] = Quoted(round(float(digits) / 100, 4), digits, word[len(digits) :])
-    return found
+                values[row, column, metric] = Quoted(round(float(digits) / 100, 4), digits, word[len(digits) :])
+    return values
 
 
 def _columns(datasets: Sequence[str], metrics: Sequence[tuple[str, Sequence[str]]]) -> list[tuple[str, str]]:

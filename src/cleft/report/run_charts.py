@@ -196,7 +196,7 @@ def place_names(spots: Sequence[tuple[float, float]], names: Sequence[str]) -> l
     Returns:
         Coordinates and text anchor of each name, in a chart of 360 by 360.
     """
-    taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in spots]
+    occupied = [(x - 7, y - 7, x + 7, y + 7) for x, y in spots]
     placed: list[tuple[float, float, str]] = []
     for (x, y), name in zip(spots, names, strict=True):
         width = 6.2 * len(name)
@@ -206,8 +206,8 @@ def place_names(spots: Sequence[tuple[float, float]], names: Sequence[str]) -> l
             (x, y - 10, "middle", (x - width / 2, y - 20, x + width / 2, y - 8)),
             (x, y + 18, "middle", (x - width / 2, y + 8, x + width / 2, y + 20)),
         ]
-        best = min(options, key=lambda option: sum(_covered(option[3], other) for other in [*taken, *_OUTSIDE]))
-        taken.append(best[3])
+        best = min(options, key=lambda option: sum(_covered(option[3], other) for other in [*occupied, *_OUTSIDE]))
+        occupied.append(best[3])
         placed.append(best[:3])
     return placed
 
@@ -275,18 +275,18 @@ def subgroup_table(group: Sequence[Entry], by: str) -> Table | None:
         group: Evaluations of the same images.
         by: Attribute that defines the groups; models without results by this attribute are left out.
     """
-    members = [(entry, found) for entry in group if (found := _subgroups_by(entry, by)) is not None]
+    members = [(entry, subgroups) for entry in group if (subgroups := _subgroups_by(entry, by)) is not None]
     if not members:
         return None
     notes = Footnotes()
     spans = {metric: _span(members, metric) for metric in HEADLINE_METRICS}
     rows: list[Row] = []
-    for entry, found in members:
+    for entry, subgroups in members:
         if len(members) > 1:
             rows.append(Row(kind="heading", label=entry.label, swatch=legend_line(entry.series)))
         overall = {result.metric: result for result in entry.evaluation.results}
         synthetic = entry.evaluation.synthetic
-        for each in found.groups:
+        for each in subgroups.groups:
             people = f"{count(each.images, 'image')} of {count(each.patients, 'patient')}"
             few = not synthetic and each.patients < MIN_PATIENTS
             rows.append(
@@ -307,13 +307,13 @@ def subgroup_table(group: Sequence[Entry], by: str) -> Table | None:
                     ],
                 )
             )
-        rows.append(_gap(found, notes))
+        rows.append(_gap(subgroups, notes))
     ends = [(format_axis_end(metric, low), format_axis_end(metric, high)) for metric, (low, high) in spans.items()]
     return Table(columns=list(HEADLINE_METRICS.values()), axis_ends=ends, rows=rows, footnotes=notes.items())
 
 
 def _subgroups_by(entry: Entry, by: str) -> Subgroups | None:
-    return next((found for found in entry.evaluation.subgroups if found.by == by), None)
+    return next((subgroups for subgroups in entry.evaluation.subgroups if subgroups.by == by), None)
 
 
 def _find_metric(results: Sequence[Result], metric: str) -> Result | None:
@@ -322,8 +322,8 @@ def _find_metric(results: Sequence[Result], metric: str) -> Result | None:
 
 def _span(members: Sequence[tuple[Entry, Subgroups]], metric: str) -> tuple[float, float]:
     seen: list[float] = []
-    for entry, found in members:
-        for results in (entry.evaluation.results, *(each.results for each in found.groups)):
+    for entry, subgroups in members:
+        for results in (entry.evaluation.results, *(each.results for each in subgroups.groups)):
             result = _find_metric(results, metric)
             if result is not None and result.value is not None:
                 seen += [result.value, *(result.interval or ())]
@@ -353,18 +353,18 @@ def _cell(
     )
 
 
-def _gap(found: Subgroups, notes: Footnotes) -> Row:
+def _gap(subgroups: Subgroups, notes: Footnotes) -> Row:
     cells: list[Cell] = []
     for metric in HEADLINE_METRICS:
-        gap = _find_metric(found.gaps, metric)
+        gap = _find_metric(subgroups.gaps, metric)
         if gap is None or gap.value is None:
             reason = (gap.reason if gap else None) or "no difference in the result file"
             cells.append(Cell(text="–", note=notes.letter(reason), title=reason))
             continue
         detail = ", ".join(filter(None, [_format_range(metric, gap.interval), gap.reason]))
         cells.append(Cell(text=format_difference(metric, gap.value), detail=detail))
-    left = [f"{count(found.left_out, 'image')} in smaller groups"] * bool(found.left_out)
-    left += [f"{count(found.unknown, 'image')} without this attribute"] * bool(found.unknown)
+    left = [f"{count(subgroups.left_out, 'image')} in smaller groups"] * bool(subgroups.left_out)
+    left += [f"{count(subgroups.unknown, 'image')} without this attribute"] * bool(subgroups.unknown)
     return Row(kind="mean", label="Best minus worst", sublabel="; ".join(left), cells=cells)
 
 

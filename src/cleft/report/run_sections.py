@@ -167,7 +167,7 @@ class Example(NamedTuple):
 
     image: str
     truth: str
-    answers: Sequence[tuple[Entry, bool, Sequence[tuple[str, float]]]]
+    predictions: Sequence[tuple[Entry, bool, Sequence[tuple[str, float]]]]
     """Model, whether its top prediction is correct, and the first predictions with their probabilities."""
 
 
@@ -255,7 +255,7 @@ def _several(evaluation: Evaluation) -> bool:
 
 
 def _subgroup_attributes(group: Sequence[Entry]) -> list[str]:
-    return list(dict.fromkeys(found.by for entry in group for found in entry.evaluation.subgroups))
+    return list(dict.fromkeys(each.by for entry in group for each in entry.evaluation.subgroups))
 
 
 def _reliability_panels(group: Sequence[Entry]) -> list[Panel]:
@@ -364,19 +364,21 @@ def _confusion(entry: Entry) -> ConfusionMatrix | None:
 
 def _examples(group: Sequence[Entry]) -> list[Example]:
     """Return each example image once, with the predictions of every entry."""
-    found: dict[str, Example] = {}
+    examples: dict[str, Example] = {}
     for entry in group:
         for example in entry.evaluation.examples:
             image, truth = str(example.get("image", "")), str(example.get("truth", ""))
-            answers = _answers(example.get("answers"))
-            if not PNG.fullmatch(image) or not answers:
+            predictions = _predictions(example.get("answers"))
+            if not PNG.fullmatch(image) or not predictions:
                 continue
-            earlier = found.setdefault(image, Example(image, truth, []))
-            found[image] = earlier._replace(answers=[*earlier.answers, (entry, answers[0][0] == truth, answers)])
-    return list(found.values())
+            earlier = examples.setdefault(image, Example(image, truth, []))
+            examples[image] = earlier._replace(
+                predictions=[*earlier.predictions, (entry, predictions[0][0] == truth, predictions)]
+            )
+    return list(examples.values())
 
 
-def _answers(raw: Any) -> list[tuple[str, float]]:
+def _predictions(raw: Any) -> list[tuple[str, float]]:
     """Return classes and probabilities, the likeliest first; empty if the file holds something else.
 
     All but the first are left out if they would be printed as 0 %.

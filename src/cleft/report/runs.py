@@ -163,10 +163,10 @@ def _environment(path: Path, problems: list[str]) -> dict[str, str]:
 
 
 def _results(folder: Path, anchor: str, problems: list[str]) -> list[StoredResult]:
-    found = _stored(folder, Evaluation, problems)
+    stored = _stored(folder, Evaluation, problems)
     return [
         StoredResult(file=name, anchor=f"{anchor}-result-{number}", evaluation=evaluation)
-        for number, (name, evaluation) in found
+        for number, (name, evaluation) in stored
     ]
 
 
@@ -176,13 +176,13 @@ def _comparisons(folder: Path, problems: list[str]) -> list[Comparison]:
 
 def _stored(folder: Path, kind: type[Noun], problems: list[str]) -> list[tuple[int, tuple[str, Noun]]]:
     """Return number, name and contents of each result file; a damaged one is added to the problems."""
-    found: list[tuple[int, tuple[str, Noun]]] = []
+    stored: list[tuple[int, tuple[str, Noun]]] = []
     for number, path in enumerate(sorted(folder.glob("*.json")), start=1):
         try:
-            found.append((number, (path.name, from_json(read_limited(path, where=path.name), kind, where=path.name))))
+            stored.append((number, (path.name, from_json(read_limited(path, where=path.name), kind, where=path.name))))
         except CleftError as error:
             problems.append(f"Result file skipped: {error}.")
-    return found
+    return stored
 
 
 def _curves(paths: Sequence[Path], problems: list[str]) -> dict[str, list[tuple[float, float]]]:

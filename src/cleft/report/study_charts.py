@@ -121,11 +121,11 @@ def text_key(bubbles: Sequence[Bubble]) -> list[tuple[Markup, str]]:
     """Return the colour legend: at most five numbers of trainable text parameters, ascending."""
     counts = sorted({bubble.text for bubble in bubbles})
     shown = counts if len(counts) <= 5 else [counts[round(place * (len(counts) - 1) / 4)] for place in range(5)]
-    picture = Markup(
+    swatch = Markup(
         '<svg class="key-number" viewBox="0 0 20 14" aria-hidden="true"><circle cx="10" cy="7" r="5" fill="{}"/></svg>'
     )
     return [
-        (picture.format(text_colour(count, bubbles)), f"{format_parameters(count)} trainable text parameters")
+        (swatch.format(text_colour(count, bubbles)), f"{format_parameters(count)} trainable text parameters")
         for count in shown
     ]
 
@@ -290,7 +290,7 @@ def _numbers(
 ) -> list[Markup]:
     """Place numbers close to their bubbles, where they overlap the fewest bubbles and numbers."""
     parts: list[Markup] = []
-    taken: list[tuple[float, float]] = []
+    occupied: list[tuple[float, float]] = []
     for bubble, ((x, y), size) in zip(bubbles, places, strict=True):
         if not bubble.number:
             continue
@@ -299,8 +299,8 @@ def _numbers(
             for reach in (7 + 2 * len(str(bubble.number)), 17, 27, 37)
             for turn in (0, 4, 1, 3, 7, 5, 2, 6)
         ]
-        spot = min(spots, key=lambda spot: _overlap(spot, taken, places, axes))  # the first of equals is the nearest
-        taken.append(spot)
+        spot = min(spots, key=lambda spot: _overlap(spot, occupied, places, axes))  # the first of equals is the nearest
+        occupied.append(spot)
         if math.dist(spot, (x, y)) > size + 12:
             share = size / math.dist(spot, (x, y))
             start = x + share * (spot[0] - x), y + share * (spot[1] - y)
@@ -311,14 +311,14 @@ def _numbers(
 
 def _overlap(
     spot: tuple[float, float],
-    taken: Sequence[tuple[float, float]],
+    occupied: Sequence[tuple[float, float]],
     places: Sequence[tuple[tuple[float, float], float]],
     axes: Axes,
 ) -> int:
     """Count what a number would overlap; numbers weigh more than bubbles."""
     x, y = spot
     outside = not (axes.left + 6 <= x <= axes.left + axes.width - 6 and axes.top + 6 <= y <= axes.top + axes.height - 6)
-    numbers = sum(abs(x - other) < 14 and abs(y - height) < 11 for other, height in taken)
+    numbers = sum(abs(x - other) < 14 and abs(y - height) < 11 for other, height in occupied)
     return 100 * outside + 4 * numbers + sum(math.dist(spot, place) < size + 6 for place, size in places)
 
 
@@ -524,6 +524,8 @@ def _unit(metric: str) -> str:
 
 def _baselines(study_results: StudyResults, column: StudyLine, metric: str) -> list[tuple[str, float]]:
     scale = 100 if is_percent(metric) else 1
-    found = [(name, study_results.baseline(rule, column, metric)) for rule, name in BASELINES.items()]
-    levels = [(name, scale * number.value) for name, number in found if number is not None and number.value is not None]
+    baselines = [(name, study_results.baseline(rule, column, metric)) for rule, name in BASELINES.items()]
+    levels = [
+        (name, scale * number.value) for name, number in baselines if number is not None and number.value is not None
+    ]
     return [(name, value) for place, (name, value) in enumerate(levels) if value not in [v for _, v in levels[:place]]]

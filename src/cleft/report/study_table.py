@@ -105,14 +105,14 @@ def _parts(label: str) -> tuple[str, str]:
 
 def column_borders(columns: Sequence[StudyLine]) -> list[str]:
     """Return the CSS class of each metric column: start of a dataset (`group`), of a task (`task`), or none."""
-    found: list[str] = []
+    borders: list[str] = []
     last = ""
     for column in columns:
         group = _parts(column.label)[0]
         for place, _ in enumerate(column.metrics):
-            found.append("" if place else "group" if group != last or not found else "task")
+            borders.append("" if place else "group" if group != last or not borders else "task")
         last = group
-    return found
+    return borders
 
 
 STUDY_FILE = "study.json"
@@ -182,7 +182,7 @@ class StudyResults:
         """Return a baseline on the images of a column; None if no result has it."""
         name = f"{rule}/{metric}"
         for seed in self.seeds(column):
-            result = next((floor for floor in seed.evaluation.baselines if floor.metric == name), None)
+            result = next((each for each in seed.evaluation.baselines if each.metric == name), None)
             if result is not None:
                 value, reason = (
                     (None, TOO_FEW) if is_suppressed(result, seed.evaluation) else (result.value, result.reason)
@@ -517,8 +517,8 @@ def corrected_p_values(study_results: StudyResults) -> tuple[dict[tuple[str, str
         if each.p_value is not None and each.metric in shown.get(cell.column, ())
     }
     corrected = holm(list(tested.values()))
-    found = zip(tested, corrected.p_values, strict=True)
-    return {place: p for place, p in found if p is not None}, corrected.family
+    pairs = zip(tested, corrected.p_values, strict=True)
+    return {place: p for place, p in pairs if p is not None}, corrected.family
 
 
 def difference_table(study_results: StudyResults) -> list[DifferenceRow]:
@@ -541,8 +541,8 @@ def difference_table(study_results: StudyResults) -> list[DifferenceRow]:
     return rows
 
 
-def _difference_cell(metric: str, found: Sequence[Difference], corrected: float | None) -> DifferenceCell:
-    each = next((each for each in found if each.metric == metric), None)
+def _difference_cell(metric: str, differences: Sequence[Difference], corrected: float | None) -> DifferenceCell:
+    each = next((each for each in differences if each.metric == metric), None)
     if each is None or each.difference is None:
         return DifferenceCell("–", "", "", significant=False)
     if each.interval is None:
@@ -565,7 +565,7 @@ def _group(row: StudyLine) -> str:
 
 def seed_rows(study_results: StudyResults, column: StudyLine) -> list[SeedRow]:
     """Return the results of a column by row, metric and seed."""
-    found: list[SeedRow] = []
+    rows: list[SeedRow] = []
     for row in study_results.study.rows:
         for metric in column.metrics:
             for place, (seed, result) in enumerate(study_results.summary(row, column, metric).results):
@@ -574,7 +574,7 @@ def seed_rows(study_results: StudyResults, column: StudyLine) -> list[SeedRow]:
                     if result.interval
                     else "no interval"
                 )
-                found.append(
+                rows.append(
                     SeedRow(
                         row=row.label,
                         metric=SHORT_METRIC_NAMES.get(metric, metric),
@@ -588,7 +588,7 @@ def seed_rows(study_results: StudyResults, column: StudyLine) -> list[SeedRow]:
                         anchor=_anchor(study_results, row, column, metric) if place == 0 else "",
                     )
                 )
-    return found
+    return rows
 
 
 def _seed(row: StudyLine, seed: SeedResult, place: int) -> str:

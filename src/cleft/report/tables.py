@@ -117,21 +117,21 @@ def group_results(runs: Sequence[Run]) -> list[list[Entry]]:
 
     Labels are taken as equal if the baselines are, which depend on nothing else.
     """
-    found: dict[Any, list[Entry]] = {}
+    groups: dict[Any, list[Entry]] = {}
     for run in runs:
         for stored in run.results:
-            members = found.setdefault(_comparison_key(stored.evaluation), [])
+            members = groups.setdefault(_comparison_key(stored.evaluation), [])
             members.append(Entry(run, stored, len(members)))
-    return list(found.values())
+    return list(groups.values())
 
 
 def _comparison_key(evaluation: Evaluation) -> Any:
     task = "classification" if evaluation.task in CLASSIFICATION_TASKS else evaluation.task
     same = (task, evaluation.scoring, evaluation.dataset, evaluation.split, evaluation.ids_digest)
-    floors = tuple(
-        (floor.metric, floor.images, floor.value) for floor in evaluation.baselines if "/auc/" not in floor.metric
+    baselines = tuple(
+        (each.metric, each.images, each.value) for each in evaluation.baselines if "/auc/" not in each.metric
     )
-    return (*same, frozenset(evaluation.classes), floors)
+    return (*same, frozenset(evaluation.classes), baselines)
 
 
 def headline_table(group: Sequence[Entry]) -> Table:
@@ -264,15 +264,15 @@ def all_results_table(stored: StoredResult) -> Table:
 
 def seed_groups(group: Sequence[Entry]) -> list[list[Entry]]:
     """Return the groups of two or more entries that differ in nothing but the seed."""
-    found: dict[Any, list[Entry]] = {}
+    groups: dict[Any, list[Entry]] = {}
     for entry in group:
         recipe = {key: str(value) for key, value in entry.run.config.items() if key not in _NOT_RECIPE}
         zero_shot = (entry.evaluation.task, entry.evaluation.prompts, entry.evaluation.class_names)
         similarity = (entry.evaluation.similarity, entry.evaluation.standardised)
         classifier = (entry.evaluation.protocol, entry.evaluation.training_fraction)
         key = (*zero_shot, *similarity, *classifier, entry.run.stage, tuple(sorted(recipe.items())))
-        found.setdefault(key, []).append(entry)
-    return [members for members in found.values() if len({_seed(entry) for entry in members}) == len(members) > 1]
+        groups.setdefault(key, []).append(entry)
+    return [members for members in groups.values() if len({_seed(entry) for entry in members}) == len(members) > 1]
 
 
 _NOT_RECIPE = ("seed", "data.root", "data.cache", "data.workers")
@@ -476,17 +476,17 @@ def _retrievals(entry: Entry, direction: str) -> list[Retrieval]:
 
 def retrieval_examples(group: Sequence[Entry]) -> list[RetrievalExamples]:
     """Return example queries with their first results; those with invalid images are left out."""
-    found: list[RetrievalExamples] = []
+    results: list[RetrievalExamples] = []
     for entry in group:
         for each in entry.evaluation.retrieval:
             examples = [example for example in each.examples if _is_valid(example)]
             if examples:
-                found.append(
+                results.append(
                     RetrievalExamples(
                         f"{entry.run.name}: {DIRECTION_NAMES.get(each.direction, each.direction)}", examples
                     )
                 )
-    return found
+    return results
 
 
 def _is_valid(example: RetrievalExample) -> bool:
