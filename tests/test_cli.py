@@ -234,7 +234,7 @@ def test_a_check_writes_a_page_and_json_for_its_owner(walk, tmp_path, capsys):
     assert main(["data", "check", "chexpert", str(walk / "phantoms"), *words]) == 0
     assert "12 of " in capsys.readouterr().out
     page, census = (tmp_path / "new/census.html").read_text(), json.loads((tmp_path / "new/census.json").read_text())
-    assert (census["decoded"], census["faults"], len(census["pictures"])) == (12, [], 12)
+    assert (census["decoded"], census["faults"], len(census["thumbnails"])) == (12, [], 12)
     assert page.count("<img ") == 12
     assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "new").glob("census.*")} == {0o600}
 

@@ -1,7 +1,7 @@
-"""The nouns that pass from room to room. Whoever knows these knows the system.
+"""Types that subpackages exchange: records, splits, batches, models, embeddings, and the summary of a dataset.
 
-Shapes: `B` images of a batch, `N` images of a dataset, `T` texts, `C` classes or findings, `D` width of an image
-tower, `E` joint dimension, `H` and `W` height and width in pixels.
+Shapes: `B` images of a batch, `N` images of a dataset, `T` texts, `C` classes or findings, `D` image feature
+dimension, `E` joint embedding dimension, `H` and `W` height and width in pixels.
 """
 
 from __future__ import annotations
@@ -17,119 +17,120 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """One image on disk and what is known about it. No pixel has been read yet."""
+    """Image on disk with its labels and metadata; pixels are not read."""
 
     id: str
-    """Unique within the dataset and the same on every machine, e.g. `train/patient00001/study1/view1_frontal.jpg`."""
+    """Unique within the dataset, the same on every machine: `train/patient00001/study1/view1_frontal.jpg`."""
     image: Path
+    """Image file."""
     labels: Mapping[str, float]
-    """Finding to 1 present, 0 absent, -1 uncertain. A finding nobody mentioned is missing."""
+    """Finding to 1 present, 0 absent or -1 uncertain; unlabelled findings are missing."""
     patient: str
-    """Never shared between two splits."""
+    """Patient id; all images of a patient are in one split."""
     study: str | None = None
-    """Images of one visit. Labels are often written per study."""
+    """Study id: images of one visit, which often share labels."""
     view: str | None = None
     """Projection: AP, PA, lateral; CC, MLO."""
     sex: str | None = None
     laterality: str | None = None
-    """L or R, where the image shows one side, as a mammogram does."""
+    """L or R for images of one side, such as mammograms."""
     age: float | None = None
     """In years."""
     scanner: str | None = None
-    """Manufacturer of the machine."""
+    """Manufacturer of the scanner."""
     split: str | None = None
-    """`train`, `val` or `test`, where the dataset's owner or the table says so."""
+    """`train`, `val` or `test` of an official split or the table."""
     caption: str | None = None
-    """The sentence that belongs to the image; `data.captions` writes it from the labels where the table has none."""
+    """Caption of the table, or one generated from the labels."""
     report: str | None = None
     """Radiology report of the study: the sections that `data.report_sections` selects, with punctuation and case, each
     run of white space replaced by a blank. Never empty; None where there is none."""
     uncertain: tuple[str, ...] = ()
-    """Findings the table was unsure about (-1), whatever `data.uncertain` then made of them."""
+    """Findings labelled uncertain (-1), before `data.uncertain` is applied."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reading:
-    """A table after a reader has seen it: the records, and what became of every other row."""
+    """Result of reading a dataset: the records, and the reasons for which other rows were rejected."""
 
     dataset: str
     records: list[Record]
     findings: tuple[str, ...]
-    """Every finding the table has a column for, in the table's order."""
+    """Findings with a column in the table, in its order."""
     rejected: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
-    """Reason code to the rows it took out, each told apart by line number or id. Local output only."""
+    """Reason code to the rejected rows, by line number or id. For local output only."""
     sources: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Name of each table read to the SHA-256 of its bytes."""
+    """Name of each table to the SHA-256 of its bytes."""
     notes: tuple[str, ...] = ()
-    """Sentences the user should read: counts beside the published ones, what could not be checked."""
-    listed: frozenset[str] = frozenset()
-    """Ids that `data.test_list` names, whether they can be used or not; empty where no list was given."""
-    people: str = ""
-    """Whose patients these are, where several datasets show the same people; empty means the dataset's own."""
+    """Messages for the user: counts compared with the published ones, checks that were not possible."""
+    listed_ids: frozenset[str] = frozenset()
+    """Ids in `data.test_list`, usable or not; empty without a list."""
+    patient_dataset: str = ""
+    """Dataset that the patient ids belong to, if several datasets share patients; empty for the dataset itself."""
     cautions: tuple[str, ...] = ()
-    """Those of the notes that belong beside every number measured on these images."""
+    """Those of the notes to show with every metric on these images."""
 
 
 class Splits(NamedTuple):
-    """Records apart for training, choosing and testing."""
+    """Train, validation and test records."""
 
     train: list[Record]
     val: list[Record]
     test: list[Record]
     recipe: str
-    """Name of the rule that made them, e.g. `patients` or `5x200-strict`."""
+    """Name of the split rule, such as `patients` or `5x200-strict`."""
     digest: str
-    """First 16 hex digits of a SHA-256 over every split's sorted ids; equal digests mean equal splits."""
+    """First 16 hex digits of the SHA-256 of the sorted ids of each split."""
     shared_patients: int
-    """Patients who stand in more than one split. 0 unless the recipe's name says otherwise."""
+    """Patients in more than one split; 0 except for `5x200-paper` and `5x200-images`."""
     notes: tuple[str, ...] = ()
-    """Sentences the user should read: what a list or a split file names and the images lack."""
+    """Messages for the user: entries of a list or split file without an image."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageSpec:
-    """How a tower wants its images: `data` obeys it, `towers` keeps it with the weights."""
+    """Image input of a model: size and normalisation; saved with its weights."""
 
     size: tuple[int, int]
     """Height and width in pixels."""
     mean: tuple[float, float, float]
-    """Subtracted from intensities in [0, 1], per channel."""
+    """Mean of intensities in [0, 1], per channel."""
     std: tuple[float, float, float]
-    """Divides what is left, per channel."""
+    """Standard deviation, per channel."""
 
 
 class Batch(NamedTuple):
-    """What one training step sees."""
+    """Batch of a training step."""
 
     images: Tensor
-    """Gray images at the tower's size, `[B, 1, H, W]` uint8. The tower scales, normalises and expands them."""
+    """Grayscale images, `[B, 1, H, W]` uint8; the model scales, normalises and expands them."""
     captions: list[str]
-    """One sentence per image."""
+    """Text of each image."""
     labels: Tensor
-    """One column per finding, `[B, C]` float: 1, 0, -1, or NaN where nobody mentioned it."""
+    """One column per finding, `[B, C]` float: 1, 0, -1, or NaN if unlabelled."""
     rows: Tensor
     """Row of each image in its split, `[B]` int64."""
     text_labels: Tensor | None = None
-    """What each text says, as `labels`, where it was not written of its image; None where `labels` say it."""
+    """Findings of each text, as `labels`, if the texts do not belong to the images; otherwise None."""
     reworded: list[str] | None = None
-    """The same texts with words changed, where a method wants them."""
+    """Augmented texts, for methods that use them."""
 
 
 class ImageModel(Protocol):
-    """What reads images: all that linear probes and fine-tuning need from a model."""
+    """Image encoder: what linear probes and fine-tuning need."""
 
     @property
     def image_spec(self) -> ImageSpec:
-        """How images must be prepared."""
+        """Input size and normalisation."""
         ...
 
     def encode_image_features(self, images: Tensor) -> Tensor:
-        """Returns features `[B, D]` of gray images `[B, 1, H, W]` uint8: what the image tower says, not projected."""
+        """Returns image features `[B, D]`, not projected, of grayscale images `[B, 1, H, W]` uint8."""
         ...
 
 
 class ImageTextModel(ImageModel, Protocol):
-    """What learning, evaluation and the demo need from a model that reads texts too."""
+    """Model with an image and a text encoder in a joint embedding space."""
 
     @property
     def logit_scale(self) -> Tensor:
@@ -137,154 +138,154 @@ class ImageTextModel(ImageModel, Protocol):
         ...
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Returns unit-length image embeddings `[B, E]` of gray images `[B, 1, H, W]` uint8."""
+        """Returns L2-normalised image embeddings `[B, E]` of grayscale images `[B, 1, H, W]` uint8."""
         ...
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Returns unit-length text embeddings `[T, E]`."""
+        """Returns L2-normalised text embeddings `[T, E]`."""
         ...
 
     def encode_class_names(self, names: Sequence[str]) -> Tensor:
-        """Returns unit-length embeddings `[C, E]` of class names behind the learned prompt context."""
+        """Returns L2-normalised embeddings `[C, E]` of class names preceded by the learned prompt context."""
         ...
 
 
 class LabelledImages(NamedTuple):
-    """What is known of the images of a question, besides what a model makes of them."""
+    """Labels and metadata of the images of an evaluation."""
 
     labels: Tensor
-    """One column per finding, `[N, C]` float: 1, 0, -1, or NaN where nobody mentioned it."""
+    """One column per finding, `[N, C]` float: 1, 0, -1, or NaN if unlabelled."""
     findings: tuple[str, ...]
-    """What the columns of `labels` stand for."""
+    """Findings of the columns of `labels`."""
     ids: list[str]
     """Record id of each image."""
     patients: list[str]
-    """Patient of each image; confidence intervals resample these, not images."""
+    """Patient of each image; the unit of the bootstrap."""
     views: list[str | None]
-    """Projection of each image, for the floors."""
+    """View of each image, for the baseline by view."""
 
 
 class Embeddings(NamedTuple):
-    """A dataset after the image tower has read it: all that evaluation needs."""
+    """Image embeddings of a dataset with labels and metadata."""
 
     image_embeds: Tensor
-    """Unit-length rows, `[N, E]`."""
+    """L2-normalised, `[N, E]`."""
     labels: Tensor
-    """One column per finding, `[N, C]` float: 1, 0, -1, or NaN where nobody mentioned it."""
+    """One column per finding, `[N, C]` float: 1, 0, -1, or NaN if unlabelled."""
     findings: tuple[str, ...]
-    """What the columns of `labels` stand for."""
+    """Findings of the columns of `labels`."""
     ids: list[str]
     """Record id of each image."""
     patients: list[str]
-    """Patient of each image; confidence intervals resample these, not images."""
+    """Patient of each image; the unit of the bootstrap."""
     views: list[str | None]
-    """Projection of each image, for the floors."""
+    """View of each image, for the baseline by view."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tally:
-    """How often each of several things was counted."""
+    """Frequency table."""
 
     name: str
-    """What was counted by: `view`, `age`, `transfer syntax`."""
+    """Counted attribute: `view`, `age`, `transfer syntax`."""
     counts: tuple[tuple[str, int], ...]
-    """Thing and count, in the order in which they are told."""
+    """Value and count, in the order of display."""
     ordered: bool = False
-    """Whether the things have an order of their own, as ages have; otherwise the most frequent comes first."""
+    """Whether the values are ordered, as ages are; otherwise the most frequent comes first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Leftover:
-    """Rows, images or files that are not used, for one reason."""
+class Excluded:
+    """Rows, images or files that are not used for a certain reason."""
 
     reason: str
     count: int
     examples: tuple[str, ...] = ()
-    """A few of them by id, line or path. For local eyes alone."""
+    """A few of them by id, line or path. For local output only."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Groups:
-    """How often each finding is present among groups of images."""
+    """Prevalence of each finding in groups of images."""
 
     name: str
-    """What the groups are told apart by: `view`, `sex`, `scanner`, `split`."""
+    """Grouping attribute: `view`, `sex`, `scanner`, `split`."""
     groups: tuple[str, ...]
     images: tuple[int, ...]
     patients: tuple[int, ...]
     shares: Mapping[str, tuple[float | None, ...]]
-    """Finding to its share of the images of each group; None where fewer than five patients stand behind it."""
+    """Finding to its prevalence in each group; None for fewer than five patients."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Captions:
-    """The sentences of a dataset, as training would see them."""
+    """Captions of a dataset, as used in training."""
 
     distinct: int
-    written: int
-    """Images whose sentence stands in the table; the others' are made from labels."""
+    from_table: int
+    """Images with a caption in the table; other captions are generated from labels."""
     longest: int
-    """In words."""
+    """Words of the longest caption."""
     common: tuple[tuple[str, int], ...]
-    """The most frequent ones and their images. A sentence that fewer than five patients share is never among them."""
+    """Most frequent captions with their number of images; only captions of at least five patients."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Picture:
-    """An image as a model would see it, made smaller."""
+class Thumbnail:
+    """Preprocessed image, downsized."""
 
     image: str
     """PNG as base64."""
     view: str
-    """Empty where nobody knows."""
+    """Empty if unknown."""
     labels: tuple[str, ...]
-    """Findings that are present."""
+    """Positive findings."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Census:
-    """What a check learned of a dataset. Names of files and cells of tables stand in it: for local eyes alone."""
+    """Summary of a dataset. It contains file names and cells of tables: for local output only."""
 
     dataset: str
     table: str
     """Name of the label table."""
     faults: tuple[str, ...]
-    """One sentence per kind of fault: where, what, and what to do. None means that training can begin."""
+    """One message per kind of fault: where, what, and how to fix it; without faults training can start."""
     notes: tuple[str, ...] = ()
     images: int = 0
-    """That can be used, as far as is known without decoding all."""
+    """Usable images, as far as known without decoding all."""
     patients: int = 0
     studies: int = 0
-    """0 where no image says to which visit it belongs."""
+    """0 if no image has a study id."""
     labels: Mapping[str, tuple[int, int, int, int]] = field(default_factory=dict[str, tuple[int, int, int, int]])
-    """Finding to images with 1, 0, -1 and nothing, as the table has them."""
+    """Finding to the number of images labelled 1, 0, -1, and unlabelled, as in the table."""
     tallies: tuple[Tally, ...] = ()
-    """Images by view, sex, age, …: each that the table knows."""
+    """Images by view, sex, age, …, as far as the table has them."""
     groups: tuple[Groups, ...] = ()
-    """By view, sex and scanner, where there are two groups or more."""
+    """By view, sex and scanner, if there are at least two groups."""
     captions: Captions | None = None
     splits: Groups | None = None
-    """None where the images cannot be split."""
+    """None if the images cannot be split."""
     split_recipe: str = ""
     split_digest: str = ""
     shared_patients: int = 0
-    """Patients who stand in more than one split."""
+    """Patients in more than one split."""
     sources: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Name of each table read to the SHA-256 of its bytes."""
-    left_out: tuple[Leftover, ...] = ()
+    """Name of each table to the SHA-256 of its bytes."""
+    excluded_rows: tuple[Excluded, ...] = ()
     """Rows that are not used."""
-    looked_at: int = 0
-    """Files whose beginning was read, for `looks`."""
-    looks: tuple[Tally, ...] = ()
+    files_inspected: int = 0
+    """Files whose header was read, for `file_tallies`."""
+    file_tallies: tuple[Tally, ...] = ()
     """Files by format, kind of pixels, bits, size, transfer syntax."""
     decoded: int = 0
-    """Images that were decoded to see whether they can be."""
-    undecodable: tuple[Leftover, ...] = ()
-    """Those of them that could not."""
-    unlisted: tuple[Leftover, ...] = ()
-    """Files beside the images that no row names, by the ending of their names."""
+    """Images that were decoded as a test."""
+    undecodable: tuple[Excluded, ...] = ()
+    """Images that could not be decoded."""
+    unlisted: tuple[Excluded, ...] = ()
+    """Files in the image folders that no row names, by file extension."""
     junk: int = 0
-    """Files that file managers and broken downloads leave; not counted among the others."""
-    pictures: tuple[Picture, ...] = ()
+    """Files left by file managers and broken downloads; not in `unlisted`."""
+    thumbnails: tuple[Thumbnail, ...] = ()
     synthetic: bool = False
-    """Whether the images are phantoms, which may be shown to anybody."""
+    """Whether the images are synthetic."""

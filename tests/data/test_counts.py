@@ -58,5 +58,5 @@ def test_a_sentence_that_few_patients_share_is_not_named():
     records = [record(i, f"p{i}", "with edema") for i in range(5)]
     records += [record(i, "one", "Mrs Canary, seen in May") for i in range(5, 15)]
     counted = count_captions(records, written=10)
-    assert (counted.distinct, counted.written, counted.longest) == (2, 10, 5)
+    assert (counted.distinct, counted.from_table, counted.longest) == (2, 10, 5)
     assert counted.common == (("with edema", 5),)

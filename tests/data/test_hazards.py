@@ -113,7 +113,7 @@ def test_what_file_managers_and_broken_downloads_leave_is_ignored_and_counted(ow
 def test_a_row_without_a_file_is_left_out_and_counted_and_too_many_stop(own):
     root = own({"images/a.png": None, "images/b.png": None, "images/c.png": None})
     (root / "images/b.png").unlink()
-    (left,) = check(root, max_invalid=0.5).left_out
+    (left,) = check(root, max_invalid=0.5).excluded_rows
     assert (left.reason, left.count, left.examples) == ("missing", 1, ("images/b.png",))
     assert "1 of 3 images is not on disk" in check(root, max_invalid=0.01).faults[0]
     with pytest.raises(DataError, match=r"data\.max_invalid allows 1\.0%"):
@@ -136,7 +136,7 @@ def test_case_and_accents_that_differ_on_disk_are_found_if_there_is_no_doubt(own
     assert any("2 images have another spelling on disk" in note for note in census.notes)
     (root / "images").mkdir()
     shutil.copy(root / "Images/A.PNG", root / "images/a.PNG")
-    assert [left.count for left in check(root).left_out] == [1]
+    assert [left.count for left in check(root).excluded_rows] == [1]
 
 
 @pytest.mark.parametrize("path", ["images\\a.png", "C:\\images\\a.png", "\\\\server\\a.png"])
@@ -207,7 +207,10 @@ def test_content_decides_the_decoder_not_the_name(own):
     assert np.array_equal(pixels["a.jpg"], pixels["c"])
     assert np.array_equal(pixels["a.jpg"], pixels["d.dcm"])
     assert np.abs(pixels["b.png"].astype(int) - pixels["c"]).max() <= 2
-    assert dict(next(tally for tally in check(root).looks if tally.name == "format").counts) == {"PNG": 3, "JPEG": 1}
+    assert dict(next(tally for tally in check(root).file_tallies if tally.name == "format").counts) == {
+        "PNG": 3,
+        "JPEG": 1,
+    }
 
 
 def test_exif_orientation_is_applied_once(own):
@@ -341,7 +344,7 @@ def test_a_dicom_file_that_is_no_radiograph_is_found_before_training(own, data, 
 
 def test_an_encoding_that_cannot_be_decoded_is_named_with_what_is_missing(own, monkeypatch):
     root = own({"a.dcm": dicom_bytes(deep(), bits=12), "b": dicom_bytes(deep(1), bits=12, syntax=JPEGLSLossless)})
-    names = {tally.name: dict(tally.counts) for tally in check(root).looks}
+    names = {tally.name: dict(tally.counts) for tally in check(root).file_tallies}
     assert names["transfer syntax"] == {"Explicit VR Little Endian": 1, "JPEG-LS Lossless Image Compression": 1}
     remedy = "run: pip install 'cleft[dicom]'"
     monkeypatch.setattr("cleft.data.images.dicom.decodable", lambda uid, deep: ("JPEG-LS", remedy * uid.endswith("80")))
@@ -376,7 +379,7 @@ def test_a_picture_that_was_sent_twice_under_other_ids_is_the_same_picture(own):
 
 def test_several_equal_rows_of_an_image_are_one_and_conflicting_ones_stop(own):
     files = {"a.png": None, "b.png": None}
-    (left,) = check(own(files, ["a.png,1", "b.png,0", "./a.png,1.0"])).left_out
+    (left,) = check(own(files, ["a.png,1", "b.png,0", "./a.png,1.0"])).excluded_rows
     assert (left.reason, left.count, left.examples) == ("duplicate", 1, ("line 4",))
     (fault,) = check(own(files, ["a.png,1", "b.png,0", "a.png,0"])).faults
     assert "lines 2, 4: two rows of the same image disagree" in fault
@@ -527,7 +530,7 @@ def test_empty_and_one_word_reports_are_counted_and_left_out_where_that_is_wante
     lines = ["a.png,No effusion.", "b.png,", "c.png,Normal.", "d.png,___ XXXX", "e.png,Clear lungs."]
     root = own({f"{name}.png": None for name in "abcde"}, lines, header="image,report")
     assert len(records(root)) == 5
-    left = {left.reason: left.count for left in check(root, missing_report="drop").left_out}
+    left = {left.reason: left.count for left in check(root, missing_report="drop").excluded_rows}
     assert left == {"no-report": 1, "no-text": 2}
     root = own({}, ["a.png,1,", "b.png,0, "], header="image,Edema,report")
     (fault,) = check(root, missing_report="drop").faults

@@ -27,7 +27,7 @@ def test_a_mixed_table_is_checked_and_prepared_as_one(tmp_path):
     config = DataConfig(dataset="manifest", root=root)
     census = check_dataset(config, IMAGES, CheckOptions(decode=None)).census
     assert (census.images, census.patients, census.faults, census.undecodable) == (28, 14, (), ())
-    looks = {tally.name: dict(tally.counts) for tally in census.looks}
+    looks = {tally.name: dict(tally.counts) for tally in census.file_tallies}
     assert looks["format"] == {"DICOM": 16, "PNG": 8, "JPEG": 4}
     assert looks["pixels"] == {
         "12-bit MONOCHROME2": 12,

@@ -77,5 +77,5 @@ def test_the_small_copy_is_read_with_its_headers_and_its_patients(shared, tmp_pa
     assert len(reading.records) == 238
     assert {record.view for record in reading.records} == {"AP", "PA"}
     assert None not in {record.age for record in reading.records} | {record.sex for record in reading.records}
-    assert reading.people == "nih"
+    assert reading.patient_dataset == "nih"
     assert all(record.patient.isdecimal() for record in reading.records)

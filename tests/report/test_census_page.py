@@ -13,7 +13,7 @@ from cleft.report.census_page import render_census, write_census
 from cleft.report.charts import bar_chart, dot_strip, histogram, stacked_bar
 from cleft.report.html import format_percent
 from cleft.results import from_json, to_json
-from cleft.types import Captions, Census, Groups, Leftover, Picture, Tally
+from cleft.types import Captions, Census, Excluded, Groups, Tally, Thumbnail
 
 DOT = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
 
@@ -39,20 +39,20 @@ def census(word="Edema", **changes):
         labels={word: (40, 30, 5, 10)},
         tallies=(Tally(name=word, counts=((word, 60), ("PA", 20), ("unknown", 5))), AGES),
         groups=(views,),
-        captions=Captions(distinct=2, written=1, longest=12, common=((word, 70),)),
+        captions=Captions(distinct=2, from_table=1, longest=12, common=((word, 70),)),
         splits=splits,
         split_recipe=word,
         split_digest="1789a3c86d12f3d6",
         shared_patients=0,
         sources={word: "ab" * 32},
-        left_out=(Leftover(reason=word, count=3, examples=(word, word)),),
-        looked_at=85,
-        looks=(Tally(name="format", counts=((word, 85),)),),
+        excluded_rows=(Excluded(reason=word, count=3, examples=(word, word)),),
+        files_inspected=85,
+        file_tallies=(Tally(name="format", counts=((word, 85),)),),
         decoded=50,
-        undecodable=(Leftover(reason=word, count=1, examples=(word,)),),
-        unlisted=(Leftover(reason=word, count=2, examples=(word,)),),
+        undecodable=(Excluded(reason=word, count=1, examples=(word,)),),
+        unlisted=(Excluded(reason=word, count=2, examples=(word,)),),
         junk=4,
-        pictures=(Picture(image=DOT, view=word, labels=(word,)),),
+        thumbnails=(Thumbnail(image=DOT, view=word, labels=(word,)),),
     )
     return dataclasses.replace(whole, **changes)
 
@@ -133,7 +133,7 @@ def test_h13_markup_in_a_census_is_escaped(word):
 
 
 def test_invalid_png_is_not_shown():
-    bad = Picture(image="x' onerror='alert(1)", view="", labels=())
+    bad = Thumbnail(image="x' onerror='alert(1)", view="", labels=())
     assert not [tag for tag, _, _ in page(pictures=(bad,)).elements if tag == "img"]
 
 

@@ -128,7 +128,7 @@ def count_captions(records: Sequence[Record], written: int, *, most: int = 5) ->
             common.append((text, number))
     return Captions(
         distinct=len(counts),
-        written=written,
+        from_table=written,
         longest=max((len(text.split()) for text in counts), default=0),
         common=tuple(common),
     )

@@ -167,7 +167,7 @@ def select_images(
     config = evaluation_data(settings, options)
     reading = read_dataset(config)
     records, recipe, digest, trained, notes = _split(reading, config, options.split)
-    people = reading.people or reading.dataset
+    people = reading.patient_dataset or reading.dataset
     left_out = 0
     overlap_notes: list[str] = []
     if options.drop_overlap:
@@ -266,7 +266,7 @@ def _unreadable_notes(prepared: PreparedImages, records: Sequence[Record], usabl
 
 def _cautions(run: Path, reading: Reading) -> list[str]:
     """Returns the dataset's cautions, and one if its patients cannot be matched with those of training."""
-    trained, people = people_of(run), reading.people or reading.dataset
+    trained, people = people_of(run), reading.patient_dataset or reading.dataset
     cautions = [f"{caution[0].upper()}{caution[1:]}." for caution in reading.cautions]
     if not trained or people in trained:
         return cautions

@@ -12,7 +12,7 @@ from cleft.files import Output
 from cleft.grammar import count
 from cleft.report.charts import LABEL_COLOURS, bar_chart, dot_strip, group_legend, histogram, legend_square, stacked_bar
 from cleft.report.html import PNG, format_percent, render_page
-from cleft.types import Census, Groups, Picture, Tally
+from cleft.types import Census, Groups, Tally, Thumbnail
 
 NAMES = {
     "view": "Views",
@@ -86,15 +86,15 @@ def render_census(census: Census) -> str:
         title=f"{census.dataset}: {census.table}" if census.table else census.dataset,
         census=census,
         charts=[_chart(tally) for tally in census.tallies],
-        file_properties=[_chart(tally, "files") for tally in census.looks],
+        file_properties=[_chart(tally, "files") for tally in census.file_tallies],
         findings=_findings(census),
         legend=[(legend_square(colour), _LABEL_NAMES[name]) for name, colour in LABEL_COLOURS],
         comparisons=[_compare(groups) for groups in census.groups if len(groups.groups) > 1],
         splits=_splits(census.splits),
-        pictures=[picture for picture in census.pictures if PNG.fullmatch(picture.image)],
+        pictures=[picture for picture in census.thumbnails if PNG.fullmatch(picture.image)],
         shown_labels=_shown_labels,
         shown_end=_shown_end,
-        names_files=bool(census.faults or census.left_out or census.undecodable or census.unlisted),
+        names_files=bool(census.faults or census.excluded_rows or census.undecodable or census.unlisted),
         undecodable=sum(left.count for left in census.undecodable),
         unlisted=sum(left.count for left in census.unlisted),
     )
@@ -162,5 +162,5 @@ def _shown_end(text: str) -> str:
     return text if len(text) <= _LONGEST else f"…{text[1 - _LONGEST :]}"
 
 
-def _shown_labels(picture: Picture) -> str:
+def _shown_labels(picture: Thumbnail) -> str:
     return ", ".join(picture.labels) or "no positive finding"

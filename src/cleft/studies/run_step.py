@@ -98,12 +98,12 @@ def _write_exclusion_list(step: Step) -> Path:
 
     The file contains patient ids and is readable by its owner only.
     """
-    people = read_dataset(step.settings.data).people or step.settings.data.dataset
+    people = read_dataset(step.settings.data).patient_dataset or step.settings.data.dataset
     found: dict[str, None] = {}
     for other in step.others:
         config = data_config(step.settings, other)
         reading = read_dataset(config)
-        if (reading.people or reading.dataset) == people:
+        if (reading.patient_dataset or reading.dataset) == people:
             found |= {record.patient: None for record in split_records(reading, config).test}
     if not found:
         log.info("%s: no patient of %s is in the test set of another dataset", step.folder.name, people)

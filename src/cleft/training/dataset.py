@@ -125,7 +125,7 @@ def read_training_data(settings: Settings, *, reading: Reading | None = None, pr
         are = verb(rejected, "is", "are")
         log.warning("%s cannot be read and %s left out (%s)", count(rejected, "image"), are, listed)
     return TrainingData(
-        people=reading.people or reading.dataset,
+        people=reading.patient_dataset or reading.dataset,
         train=prepared.usable(splits.train),
         val=prepared.usable(splits.val),
         findings=reading.findings,

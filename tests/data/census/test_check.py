@@ -8,7 +8,7 @@ from tests.fakes.rsna import write_fake_rsna
 from cleft.config import DataConfig
 from cleft.data.census.check import CheckOptions, census_lines, check_dataset
 from cleft.errors import ConfigError
-from cleft.types import Captions, Census, Groups, Leftover, Tally
+from cleft.types import Captions, Census, Excluded, Groups, Tally
 
 
 def check(root, dataset="manifest", **settings):
@@ -156,7 +156,7 @@ def test_long_lists_are_cut_with_their_count():
     told = lines(
         tallies=(Tally(name="view", counts=tuple((f"v{i}", 20 - i) for i in range(12))),),
         labels={f"finding {i}": (i, 0, 0, 0) for i in range(40)},
-        unlisted=tuple(Leftover(reason=f".e{i}", count=1) for i in range(12)),
+        unlisted=tuple(Excluded(reason=f".e{i}", count=1) for i in range(12)),
     )
     assert "images by view  v0 20, v1 19, v2 18, v3 17, v4 16, v5 15, v6 14, v7 13 and 4 more" in told
     assert "and 10 rarer findings" in told
@@ -168,8 +168,8 @@ def test_long_lists_are_cut_with_their_count():
 def test_long_names_and_captions_are_cut_where_they_are_alike():
     told = lines(
         labels={"x" * 50: (1, 2, 3, 4)},
-        captions=Captions(distinct=1, written=0, longest=40, common=(("same " * 30 + "end", 7),)),
-        left_out=(Leftover(reason="missing", count=1, examples=("folder/" * 60 + "a.png",)),),
+        captions=Captions(distinct=1, from_table=0, longest=40, common=(("same " * 30 + "end", 7),)),
+        left_out=(Excluded(reason="missing", count=1, examples=("folder/" * 60 + "a.png",)),),
     )
     assert any(line.startswith("x" * 33 + "… ") for line in told)
     assert any(line.startswith("        7  …") and line.endswith("same end") for line in told)
@@ -193,6 +193,6 @@ def test_columns_stand_below_one_another():
 
 def test_what_was_decoded_is_said_whether_good_or_bad():
     assert "7 images were decoded; all can be used" in lines(decoded=7)
-    told = lines(decoded=3, undecodable=(Leftover(reason="truncated", count=1, examples=("a.png: truncated",)),))
+    told = lines(decoded=3, undecodable=(Excluded(reason="truncated", count=1, examples=("a.png: truncated",)),))
     assert "3 of 7 images, drawn at random, were decoded; 1 cannot be used" in told
     assert "cannot be decoded, truncated: 1, such as a.png: truncated" in told

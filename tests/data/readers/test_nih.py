@@ -35,7 +35,7 @@ def test_rows_become_records_with_every_finding_present_or_absent(tmp_path):
     assert fourth.labels["Edema"] == 0
     assert (fourth.patient, fourth.study, fourth.view, fourth.sex, fourth.age) == ("13", "13/4", "PA", "Female", 0)
     assert reading.findings == (*FINDINGS, "No Finding")
-    assert reading.people == "nih"
+    assert reading.patient_dataset == "nih"
     assert reading.notes[:2] == (
         "Data_Entry_2017_v2020.csv holds 5 images of 3 patients (published: 112,120 images of 30,805 patients)",
         "edition of the labels: v2020",

@@ -151,7 +151,7 @@ def test_images_without_labels_are_told(tmp_path):
 def test_without_a_mapping_every_image_is_its_own_patient_and_a_caution_says_so(tmp_path):
     reading = read_rsna(config(write_fake_rsna(tmp_path))).checked()
     assert [record.patient for record in reading.records] == [record.id for record in reading.records]
-    assert reading.people == ""
+    assert reading.patient_dataset == ""
     assert len(reading.cautions) == 1
     assert "leakage: unknown" in reading.cautions[0]
     assert reading.cautions[0] in reading.notes
@@ -163,7 +163,7 @@ def test_a_mapping_says_who_the_patients_are(tmp_path, write):
     path = write(tmp_path / ("map.json" if write is write_official else "map.csv"), PEOPLE)
     reading = read_rsna(config(root, patient_mapping=path)).checked()
     assert [record.patient for record in reading.records] == ["13", "13", "7", "20001"]
-    assert (reading.people, reading.cautions) == ("nih", ())
+    assert (reading.patient_dataset, reading.cautions) == ("nih", ())
     assert f"{path.name} names 3 patients of NIH for 4 images" in reading.notes
     assert f"{path.name} (patients)" in reading.sources
 

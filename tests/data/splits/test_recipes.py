@@ -212,7 +212,7 @@ def test_every_recipe_names_its_salts_and_no_two_draws_share_one():
 
 
 def listed(records, names, **more):
-    return Reading(dataset="chexpert", records=list(records), findings=(), listed=frozenset(names), **more)
+    return Reading(dataset="chexpert", records=list(records), findings=(), listed_ids=frozenset(names), **more)
 
 
 LIST = Path("list.csv")

@@ -156,7 +156,7 @@ def test_the_shared_case_is_one_patient_in_both_spellings(shared, case):
 
 def reading(*patients, people=""):
     records = [Record(id=f"{i}", image=Path(f"{i}"), labels={}, patient=name) for i, name in enumerate(patients)]
-    return Reading(dataset="chexpert", records=records, findings=(), people=people)
+    return Reading(dataset="chexpert", records=records, findings=(), patient_dataset=people)
 
 
 def listed(folder, text):
@@ -178,9 +178,9 @@ def test_a_name_that_is_no_number_stays_as_it_is():
 
 def test_a_setting_says_whose_patients_these_are_and_leaves_their_ids_alone():
     settled = exclude_patients(reading("patient00013"), DataConfig(patient_dataset="nih"))
-    assert settled.people == "nih"
+    assert settled.patient_dataset == "nih"
     assert settled.records[0].patient == "patient00013"
-    assert exclude_patients(reading("a", people="nih"), DataConfig()).people == "nih"
+    assert exclude_patients(reading("a", people="nih"), DataConfig()).patient_dataset == "nih"
 
 
 @pytest.mark.parametrize("column", ["patient", "patient_id", "Patient ID", "nih_patient"])

@@ -136,5 +136,5 @@ def test_a_table_of_your_own_takes_a_list_of_its_ids(tmp_path):
     ids = [record.id for record in read_manifest(DataConfig(dataset="manifest", root=root)).checked().records]
     (tmp_path / "list.txt").write_text(f"{ids[0]}\nelsewhere/{ids[2]}\n")
     reading = read_manifest(DataConfig(dataset="manifest", root=root, test_list=tmp_path / "list.txt")).checked()
-    assert reading.listed == {ids[0], ids[2]}
+    assert reading.listed_ids == {ids[0], ids[2]}
     assert len(reading.records) == len(ids)

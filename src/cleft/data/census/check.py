@@ -29,7 +29,7 @@ from cleft.data.tables.reading import ReaderResult
 from cleft.errors import DataError
 from cleft.grammar import count, share, verb
 from cleft.privacy import MIN_PATIENTS
-from cleft.types import Captions, Census, Groups, Leftover, Reading, Record, Splits, Tally
+from cleft.types import Captions, Census, Excluded, Groups, Reading, Record, Splits, Tally
 
 _EXAMPLES = 3
 _PICTURES = 12
@@ -89,14 +89,14 @@ def summarise(scan: ReaderResult, config: DataConfig, images: ImagesConfig, effo
         split_digest=splits.digest if splits else "",
         shared_patients=splits.shared_patients if splits else 0,
         sources=reading.sources,
-        left_out=_leftovers(reading.rejected, {fault.reason for fault in scan.faults} & {"missing"}),
-        looked_at=files.looked_at,
-        looks=files.looks.tallies,
+        excluded_rows=_leftovers(reading.rejected, {fault.reason for fault in scan.faults} & {"missing"}),
+        files_inspected=files.looked_at,
+        file_tallies=files.looks.tallies,
         decoded=files.decoded,
         undecodable=_undecodable(files, reading.records),
         unlisted=unlisted.files,
         junk=unlisted.junk,
-        pictures=files.sample.pictures,
+        thumbnails=files.sample.pictures,
         synthetic=synthetic,
     )
 
@@ -191,23 +191,23 @@ def _captions(captioned: Reading, raw: Reading) -> Captions:
     return count_captions(captioned.records, sum(record.caption is not None for record in raw.records))
 
 
-def _leftovers(rejected: Mapping[str, Sequence[str]], told: Collection[str]) -> tuple[Leftover, ...]:
+def _leftovers(rejected: Mapping[str, Sequence[str]], told: Collection[str]) -> tuple[Excluded, ...]:
     """Rows by reason; what a fault tells already is not told again."""
     return tuple(
-        Leftover(reason=reason, count=len(rows), examples=tuple(rows[:_EXAMPLES]))
+        Excluded(reason=reason, count=len(rows), examples=tuple(rows[:_EXAMPLES]))
         for reason, rows in rejected.items()
         if reason not in told
     )
 
 
-def _undecodable(files: _Files, records: Sequence[Record]) -> tuple[Leftover, ...]:
+def _undecodable(files: _Files, records: Sequence[Record]) -> tuple[Excluded, ...]:
     """By reason, the commonest first; the examples say what is wrong, with an id in place of the path."""
     images = {record.id: str(record.image) for record in records if record.id in files.sample.undecodable}
     by_reason: dict[str, list[str]] = {}
     for name, (reason, sentence) in files.sample.undecodable.items():
         by_reason.setdefault(reason, []).append(sentence.replace(images[name], name))
     ranked = sorted(by_reason.items(), key=lambda item: (-len(item[1]), item[0]))
-    return tuple(Leftover(reason=reason, count=len(told), examples=tuple(told[:_EXAMPLES])) for reason, told in ranked)
+    return tuple(Excluded(reason=reason, count=len(told), examples=tuple(told[:_EXAMPLES])) for reason, told in ranked)
 
 
 _MOST_VALUES = 8
@@ -225,7 +225,7 @@ def census_lines(census: Census) -> list[str]:
     lines.append(f"{count(census.images, 'image')} of {count(census.patients, 'patient')} can be used")
     lines += _left_out_lines(census)
     lines += _with_gap(_tally_lines("images", census.tallies))
-    lines += _with_gap(_tally_lines(_files_heading(census), census.looks))
+    lines += _with_gap(_tally_lines(_files_heading(census), census.file_tallies))
     lines += _with_gap(_label_lines(census))
     lines += _with_gap(_caption_lines(census))
     lines += _with_gap(_split_lines(census))
@@ -250,7 +250,7 @@ def _left_out_lines(census: Census) -> Iterator[str]:
         bad = sum(left.count for left in census.undecodable)
         became = f"{bad:,} cannot be used" if bad else "all can be used"
         yield f"{drawn} {verb(census.decoded, 'was', 'were')} decoded; {became}"
-    for left in census.left_out:
+    for left in census.excluded_rows:
         yield f"left out, {left.reason}: {left.count:,}{_such_as(left)}"
     for left in census.undecodable:
         yield f"cannot be decoded, {left.reason}: {left.count:,}{_such_as(left)}"
@@ -260,7 +260,7 @@ def _left_out_lines(census: Census) -> Iterator[str]:
         yield f"files that are no data, such as .DS_Store, ._*, Thumbs.db, *.part: {census.junk:,}, ignored"
 
 
-def _such_as(left: Leftover) -> str:
+def _such_as(left: Excluded) -> str:
     return f", such as {_end(left.examples[0], _LONGEST)}" if left.examples else ""
 
 
@@ -270,7 +270,7 @@ def _end(text: str, most: int) -> str:
 
 
 def _files_heading(census: Census) -> str:
-    return "files" if census.looked_at == census.images else count(census.looked_at, "file")
+    return "files" if census.files_inspected == census.images else count(census.files_inspected, "file")
 
 
 def _tally_lines(what: str, tallies: Sequence[Tally]) -> Iterator[str]:
@@ -318,8 +318,8 @@ def _caption_lines(census: Census) -> Iterator[str]:
     captions = census.captions
     if captions is None:
         return
-    if 0 < captions.written < census.images:
-        yield f"captions in the table: {captions.written:,}; the others are made from labels"
+    if 0 < captions.from_table < census.images:
+        yield f"captions in the table: {captions.from_table:,}; the others are made from labels"
     yield f"distinct captions: {captions.distinct:,}, the longest of {count(captions.longest, 'word')}"
     for text, times in captions.common[:3]:
         yield f"{times:>9,}  {_end(text, 90)}"

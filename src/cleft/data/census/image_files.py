@@ -31,7 +31,7 @@ from cleft.data.progress import progress_bar
 from cleft.data.tables.paths import is_junk
 from cleft.errors import DataError
 from cleft.grammar import agree, count, verb
-from cleft.types import Leftover, Picture, Record, Tally
+from cleft.types import Excluded, Record, Tally, Thumbnail
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_KINDS = {0: "gray", 2: "RGB", 3: "palette", 4: "gray with transparency", 6: "RGB with transparency"}
@@ -147,7 +147,7 @@ class Sample(NamedTuple):
     """Record id to the reason and the sentence, which names the file."""
     contents: Mapping[str, str]
     """Record id to the SHA-256 of its file."""
-    pictures: tuple[Picture, ...]
+    pictures: tuple[Thumbnail, ...]
 
 
 def draw(records: Sequence[Record], count: int | None, seed: int) -> list[Record]:
@@ -170,7 +170,7 @@ def decode(
     """
     bad: dict[str, tuple[str, str]] = {}
     contents: dict[str, str] = {}
-    shown: list[Picture] = []
+    shown: list[Thumbnail] = []
     with (
         prepare_pool(images, frozenset(), min(jobs, len(records))) as prepare,
         progress_bar("decode", len(records), enabled=progress) as advance,
@@ -214,9 +214,9 @@ def is_surely_more(bad: int, drawn: int, of: int, share: float) -> bool:
     return 1 - fewer < _DOUBT
 
 
-def _picture(record: Record, pixels: NDArray[np.uint8], images: ImagesConfig) -> Picture:
+def _picture(record: Record, pixels: NDArray[np.uint8], images: ImagesConfig) -> Thumbnail:
     present = tuple(name for name, value in record.labels.items() if value == 1)
-    return Picture(image=_as_png(centre_crop(pixels, images.size)), view=record.view or "", labels=present)
+    return Thumbnail(image=_as_png(centre_crop(pixels, images.size)), view=record.view or "", labels=present)
 
 
 def _as_png(pixels: NDArray[np.uint8]) -> str:
@@ -335,7 +335,7 @@ _DOCUMENTS = re.compile(r"\.(?:csv|tsv|txt|md|pdf|html?|json|ya?ml|xlsx?|docx?|p
 class Unlisted(NamedTuple):
     """What lies among the images."""
 
-    files: tuple[Leftover, ...]
+    files: tuple[Excluded, ...]
     """By the ending of their names, the commonest first."""
     junk: int
 
@@ -369,7 +369,7 @@ def find_unlisted(images: Sequence[str]) -> Unlisted:
                 found[ending].append(short)
     ranked = sorted(counts, key=lambda ending: (-counts[ending], ending))
     return Unlisted(
-        tuple(Leftover(reason=ending, count=counts[ending], examples=tuple(found[ending])) for ending in ranked), junk
+        tuple(Excluded(reason=ending, count=counts[ending], examples=tuple(found[ending])) for ending in ranked), junk
     )
 
 

@@ -284,7 +284,7 @@ def _cut(reading: Reading, recipe: str, config: DataConfig) -> tuple[Assignment,
         return SPLITS[recipe](reading.records, config), []
     if recipe not in _FROM_LIST:
         raise ConfigError(f"data.split={recipe} takes no data.test_list; choose one of {', '.join(_FROM_LIST)}")
-    if not reading.listed:
+    if not reading.listed_ids:
         raise ConfigError(f"data.test_list is not read for data.dataset={reading.dataset}; leave it out")
     test, notes = _listed(reading, config)
     if recipe in RECIPES_5X200:
@@ -298,15 +298,15 @@ def _listed(reading: Reading, config: DataConfig) -> tuple[set[str], list[str]]:
     Raises:
         DataError: If they are more than `data.max_invalid` allows.
     """
-    test = reading.listed & {record.id for record in reading.records}
-    gone = reading.listed - test
+    test = reading.listed_ids & {record.id for record in reading.records}
+    gone = reading.listed_ids - test
     if not gone:
         return set(test), []
     reasons = {reason: len(gone.intersection(ids)) for reason, ids in reading.rejected.items()}
     listed = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items() if count)
-    images = share(len(gone), len(reading.listed), "image")
+    images = share(len(gone), len(reading.listed_ids), "image")
     sentence = f"{images} of the test list cannot be used ({listed or 'faulty rows'})"
-    if len(gone) > config.max_invalid * len(reading.listed):
+    if len(gone) > config.max_invalid * len(reading.listed_ids):
         what = f"{sentence}, such as {', '.join(sorted(gone)[:3])}; data.max_invalid allows {config.max_invalid:.1%}"
         raise DataError(
             f"{what}; complete the download, or raise data.max_invalid to test on the rest", reason="test-list"

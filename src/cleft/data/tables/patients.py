@@ -247,8 +247,8 @@ def exclude_patients(reading: Reading, config: DataConfig) -> Reading:
     Raises:
         DataError: If the list of patients cannot be read, or no patient is left.
     """
-    people = config.patient_dataset or reading.people
-    reading = replace(reading, people=people)
+    people = config.patient_dataset or reading.patient_dataset
+    reading = replace(reading, patient_dataset=people)
     if config.exclude_patients is None:
         return reading
     listed = read_patient_list(config.exclude_patients, people or reading.dataset)

@@ -195,8 +195,8 @@ def build_result(parsed: ParsedTable, config: DataConfig, *, check_files: bool) 
         rejected=rejected,
         sources=sources,
         notes=(*notes, *view_note(by_view, parsed.views)),
-        listed=frozenset(listed),
-        people=parsed.people,
+        listed_ids=frozenset(listed),
+        patient_dataset=parsed.people,
         cautions=parsed.cautions,
     )
     images_of_table = rows.images if parsed.images is None else parsed.images
