@@ -10,7 +10,7 @@ from tests.fakes import chexpert, embed, iu_xray, manifest, mimic, nih, rsna
 from cleft.config import DataConfig
 from cleft.data import read_dataset
 from cleft.data.images.dicom_headers import ODDITIES, oddity_notes
-from cleft.data.splits.split_file import Leakage
+from cleft.data.splits.subsets import Leakage
 from cleft.errors import DataError
 from cleft.evaluation import Bootstrap
 from cleft.evaluation.predictions import multi_class_results, present_absent_results

@@ -11,8 +11,7 @@ from cleft.config import DataConfig
 from cleft.data.datasets import apply_uncertain
 from cleft.data.readers.chexpert import FINDINGS, VIEWS, read_chexpert
 from cleft.data.splits.recipes import draw_5x200, pools_5x200, split_records
-from cleft.data.splits.split_file import Leakage, measure_leakage
-from cleft.data.splits.subsets import ids_digest, take_fraction
+from cleft.data.splits.subsets import Leakage, ids_digest, measure_leakage, take_fraction
 from cleft.data.text.captions import CHEST_TEMPLATE, add_captions
 
 CONFIG = DataConfig(table="chexpert_train.csv.gz")

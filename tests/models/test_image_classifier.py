@@ -16,9 +16,9 @@ from cleft.models.image_classifier import (
     ImageClassifier,
     build_image_classifier,
     load_image_classifier,
-    read_head_info,
     save_image_classifier,
 )
+from cleft.models.model_folder import read_head_info
 
 FACTS = HeadInfo(classes=("Edema", "Fracture", "No Finding"), scoring="multi-class")
 SETTINGS = fake_settings("vit")

@@ -15,7 +15,8 @@ from torch import nn
 
 from cleft.config import load_settings
 from cleft.errors import CheckpointError, ConfigError, DataError, Terminated
-from cleft.models.image_classifier import ImageClassifier, load_image_classifier, read_head_info
+from cleft.models.image_classifier import ImageClassifier, load_image_classifier
+from cleft.models.model_folder import read_head_info
 from cleft.training import classify as stage
 from cleft.training.callbacks import StopFlag
 from cleft.training.classify import ClassifierModule, LabelledBatch, classify, layer_lr_multipliers, select_split

@@ -92,7 +92,7 @@ def _compare(request: EvaluateRequest, other: Path, words: list[str]) -> None:
 
 
 def _task_of(request: EvaluateRequest, run: Path) -> str:
-    from cleft.models.image_classifier import read_head_info
+    from cleft.models.model_folder import read_head_info
 
     return request.task or ("linear-probe" if read_head_info(run) is not None else "zero-shot")
 

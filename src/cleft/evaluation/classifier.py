@@ -36,13 +36,8 @@ from cleft.evaluation.task import (
 from cleft.files import as_path
 from cleft.grammar import count
 from cleft.models.checkpoint import weights_digest
-from cleft.models.image_classifier import (
-    HeadInfo,
-    ImageClassifier,
-    find_tower_folder,
-    load_image_classifier,
-    read_head_info,
-)
+from cleft.models.image_classifier import HeadInfo, ImageClassifier, find_tower_folder, load_image_classifier
+from cleft.models.model_folder import read_head_info
 from cleft.results import Evaluation
 from cleft.training.dataset import training_data_config
 from cleft.training.features import EMBEDDINGS, encode_features, features_key, inference_device, label_images

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,7 +39,9 @@ from cleft.models.layers import compute_in_float32
 from cleft.models.model_folder import (
     DESCRIPTION,
     WEIGHTS,
+    HeadInfo,
     find_files,
+    head_info,
     peek_description,
     read_folder,
     require,
@@ -51,17 +53,6 @@ from cleft.types import ImageSpec
 
 _GROUPS = ("images", "image")
 """Settings that decide a feature."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadInfo:
-    """What the outputs of a head stand for."""
-
-    classes: tuple[str, ...]
-    scoring: str
-    """`multi-class`: logits of classes that exclude each other. `present-absent`: log-odds of each finding."""
-    logits: str = "plain"
-    """`unit`: those of an image are divided by their length."""
 
 
 class ImageClassifier(nn.Module):
@@ -191,7 +182,7 @@ def load_image_classifier(
     folder = Path(folder).expanduser()
     description, home = read_folder(folder), find_files(folder)
     require(description, ("made_by",), str(folder / DESCRIPTION))
-    facts = _read_facts(description)
+    facts = head_info(description)
     check_claimed_settings(description.get("settings", {}), read_header(home / WEIGHTS), str(folder / DESCRIPTION))
     with torch.random.fork_rng(devices=[]):
         if "tower" in description:
@@ -226,11 +217,6 @@ def override_reading(made: ImageTowerConfig, wanted: ImageTowerConfig) -> ImageT
             f"mean is the feature; leave it out"
         )
     return replace(made, pooling=wanted.pooling, resize=wanted.resize)
-
-
-def read_head_info(folder: Path) -> HeadInfo | None:
-    """Returns what the head of a model folder tells apart; None where it has none."""
-    return _read_facts(peek_description(folder))
 
 
 def find_tower_folder(folder: Path) -> Path:
@@ -271,12 +257,3 @@ def _find_tower(folder: Path, description: Mapping[str, Any], moved: Path | None
     if weights_digest(place) != description.get("tower_weights"):
         raise CheckpointError(f"{folder} was trained on another tower than the one in {place}; {remedy}")
     return place
-
-
-def _read_facts(description: Mapping[str, Any]) -> HeadInfo | None:
-    head = description.get("head")
-    if head is None:
-        return None
-    return HeadInfo(
-        classes=tuple(head["classes"]), scoring=str(head["scoring"]), logits=str(head.get("logits", "plain"))
-    )

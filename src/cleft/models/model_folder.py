@@ -16,6 +16,7 @@ import re
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -342,6 +343,32 @@ def peek_description(folder: Path) -> dict[str, Any]:
     """
     home = find_files(folder)
     return _read_description(home) if os.path.lexists(home / DESCRIPTION) else {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadInfo:
+    """Outputs of a classification head."""
+
+    classes: tuple[str, ...]
+    scoring: str
+    """`multi-class`: logits of classes that exclude each other. `present-absent`: log-odds of each finding."""
+    logits: str = "plain"
+    """`unit`: the logits of an image are divided by their norm."""
+
+
+def read_head_info(folder: Path) -> HeadInfo | None:
+    """Returns the classes of the head of a model folder; None without a head."""
+    return head_info(peek_description(folder))
+
+
+def head_info(description: Mapping[str, Any]) -> HeadInfo | None:
+    """Returns the classes of the head in a description; None without a head."""
+    head = description.get("head")
+    if head is None:
+        return None
+    return HeadInfo(
+        classes=tuple(head["classes"]), scoring=str(head["scoring"]), logits=str(head.get("logits", "plain"))
+    )
 
 
 def find_files(folder: Path) -> Path:

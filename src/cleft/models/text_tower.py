@@ -9,6 +9,7 @@ Shapes: `T` texts, `R` distinct texts, `L` tokens, `P` nodes of a packed tree, `
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -186,7 +187,6 @@ class TextTower(nn.Module):
         self._normal: dict[str, str] = {}
         self._names: dict[tuple[str, ...], list[list[int]]] = {}
         self._verified: set[str] = set()
-        self._graphs = CudaGraphs(lm)
         self._slots: dict[str, list[int]] = {}
         self._check_length(config.max_tokens, "text.max_tokens")
 
@@ -434,6 +434,11 @@ class TextTower(nn.Module):
             return pieces[0][1]
         back = torch.from_numpy(np.argsort(np.concatenate([place for place, _ in pieces])))
         return torch.cat([features for _, features in pieces])[back.to(self._device)]
+
+    @functools.cached_property
+    def _graphs(self) -> CudaGraphs:
+        """Captured passes of the language model; made on first use, since only GPUs have them."""
+        return CudaGraphs(self.lm)
 
     def _uses_graph(self, nodes: int) -> bool:
         """Whether a tree is encoded with a CUDA graph."""

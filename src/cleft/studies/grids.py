@@ -35,8 +35,7 @@ from cleft.config.loading import load_settings, nearest
 from cleft.errors import CheckpointError, CleftError, ConfigError
 from cleft.files import write_whole
 from cleft.models.checkpoint import has_joint_space, is_image_only, locate_base, read_settings, weights_digest
-from cleft.models.image_classifier import read_head_info
-from cleft.models.model_folder import find_files, peek_description, read_folder, write_folder
+from cleft.models.model_folder import find_files, peek_description, read_folder, read_head_info, write_folder
 from cleft.strict_json import write_json
 from cleft.studies.plans import TINY_PRESET, Model, Plan, Row, Scale, column
 from cleft.studies.steps import Step

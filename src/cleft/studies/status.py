@@ -17,7 +17,7 @@ from cleft.evaluation.result_files import read_evaluation
 from cleft.files import file_key, write_whole
 from cleft.grammar import count
 from cleft.models.hub import check_weights_available
-from cleft.models.image_classifier import read_head_info
+from cleft.models.model_folder import read_head_info
 from cleft.models.parameter_count import TEXT_PARTS, build_meta_model, count_parameters, trained_token_rows
 from cleft.privacy import is_hidden
 from cleft.results import Evaluation

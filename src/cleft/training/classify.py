@@ -33,11 +33,11 @@ from cleft.models.image_classifier import (
     HeadInfo,
     ImageClassifier,
     load_image_classifier,
-    read_head_info,
     read_tower_settings,
     save_image_classifier,
 )
 from cleft.models.layers import layer_depths
+from cleft.models.model_folder import read_head_info
 from cleft.training.callbacks import Intervals, StopFlag
 from cleft.training.dataset import (
     LabelledExamples,

@@ -18,7 +18,8 @@ from cleft.data.batches import label_table
 from cleft.data.images.cache import PreparedImages, obtain_images
 from cleft.data.images.dicom_headers import oddity_notes
 from cleft.data.splits.recipes import split_records
-from cleft.data.splits.split_file import Leakage, leakage_notes, measure_leakage
+from cleft.data.splits.split_file import leakage_notes
+from cleft.data.splits.subsets import Leakage, measure_leakage
 from cleft.data.text.reports import keep_reported
 from cleft.data.text.texts import report_format
 from cleft.errors import ConfigError, DataError

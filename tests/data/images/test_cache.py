@@ -202,9 +202,9 @@ def test_f2_the_key_holds_decoders_and_schema(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(cache, "SCHEMA", cache.SCHEMA + 1)
         assert preparation_digest(CONFIG) != before
-    for name in decode.decoder_versions():
+    for name in cache_files.decoder_versions():
         with monkeypatch.context() as patch:
-            patch.setattr(cache, "decoder_versions", lambda name=name: {**decode.decoder_versions(), name: "0"})
+            patch.setattr(cache, "decoder_versions", lambda name=name: {**cache_files.decoder_versions(), name: "0"})
             assert preparation_digest(CONFIG) != before
     monkeypatch.setattr("cv2.__version__", "0")
     assert preparation_digest(CONFIG) != before

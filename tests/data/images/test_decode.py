@@ -8,7 +8,8 @@ import pydicom
 import pytest
 from PIL import Image, ImageOps, PngImagePlugin
 
-from cleft.data.images.decode import DECODERS, decode_gray, decoder_versions
+from cleft.data.images.cache_files import decoder_versions
+from cleft.data.images.decode import DECODERS, decode_gray
 from cleft.data.images.source import ReadLimits
 from cleft.errors import DataError
 

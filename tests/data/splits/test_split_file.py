@@ -11,16 +11,14 @@ import pytest
 from cleft.config import DataConfig
 from cleft.data.splits.recipes import salts_of, split_records
 from cleft.data.splits.split_file import (
-    Leakage,
     label_source,
     leakage_notes,
     make_split_file,
-    measure_leakage,
     read_split_file,
     split_lines,
     write_split_file,
 )
-from cleft.data.splits.subsets import ids_digest
+from cleft.data.splits.subsets import Leakage, ids_digest, measure_leakage
 from cleft.errors import ConfigError, DataError
 from cleft.grammar import count, verb
 from cleft.types import Reading, Record, Splits

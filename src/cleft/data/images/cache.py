@@ -34,11 +34,11 @@ from cleft.data.images.cache_files import (
     CacheIndex,
     PixelRows,
     check_free_space,
+    decoder_versions,
     disk_error,
     lock_folder,
     remove_leftovers,
 )
-from cleft.data.images.decode import decoder_versions
 from cleft.data.images.decode_pool import TRANSIENT, DecodeResult, prepare_pool
 from cleft.data.images.dicom_headers import Header, read_headers
 from cleft.data.images.source import DEFAULT_LIMITS, read_bytes, read_source

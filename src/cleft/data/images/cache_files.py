@@ -8,6 +8,7 @@ Rows are found by the content of their source, never by its name. Shapes: `n` ro
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import logging
 import os
@@ -22,7 +23,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, features
 
+from cleft.data.images.decode import CHECKS, DICOM_PACKAGES
 from cleft.data.images.decode_pool import DecodeResult
 from cleft.data.images.source import Source
 from cleft.errors import DataError, ResourceError
@@ -349,3 +352,16 @@ class PixelRows:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_maps": {}}
+
+
+def decoder_versions() -> dict[str, str]:
+    """Return versions of everything that decides the pixels of a file, or its rejection; part of every cache key."""
+    turbo = features.version("libjpeg_turbo")
+    versions = {"pillow": Image.__version__, "jpeg": str(features.version("jpg")), "libjpeg_turbo": str(turbo)}
+    versions["checks"] = CHECKS
+    for package in ("simplejpeg", *DICOM_PACKAGES):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "absent"
+    return versions

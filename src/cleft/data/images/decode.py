@@ -6,7 +6,6 @@ imported only for DICOM files.
 
 from __future__ import annotations
 
-import importlib.metadata
 import warnings
 from collections.abc import Callable
 from io import BytesIO
@@ -15,7 +14,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, features
+from PIL import Image
 
 from cleft.config import ImagesConfig
 from cleft.data.images.integrity import check_jpeg_scans, check_jpeg_structure, check_png_chunks, check_png_pixels
@@ -71,19 +70,6 @@ def decode_gray(
     return pixels
 
 
-def decoder_versions() -> dict[str, str]:
-    """Return versions of everything that decides the pixels of a file, or its rejection; part of every cache key."""
-    turbo = features.version("libjpeg_turbo")
-    versions = {"pillow": Image.__version__, "jpeg": str(features.version("jpg")), "libjpeg_turbo": str(turbo)}
-    versions["checks"] = _CHECKS
-    for package in ("simplejpeg", *_DICOM_PACKAGES):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "absent"
-    return versions
-
-
 def _decode_with_pillow(
     data: bytes, name: Path | str, limits: ReadLimits, images: ImagesConfig, notes: list[str]
 ) -> NDArray[Any]:
@@ -135,9 +121,9 @@ def _decode_dicom(
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_DEPTH = 24
 """Offset of the bit depth in a PNG file."""
-_CHECKS = "1"
+CHECKS = "1"
 """Increase when damaged files are rejected that were accepted before: caches may hold their pixels."""
-_DICOM_PACKAGES = ("pydicom", "python-gdcm", "pylibjpeg-openjpeg", "pylibjpeg-libjpeg", "pylibjpeg-rle", "pyjpegls")
+DICOM_PACKAGES = ("pydicom", "python-gdcm", "pylibjpeg-openjpeg", "pylibjpeg-libjpeg", "pylibjpeg-rle", "pyjpegls")
 """pydicom and the packages that decode compressed pixels for it."""
 _ORIENTATION = 0x0112
 _UPRIGHT: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {

@@ -25,10 +25,10 @@ from cleft.config import DataConfig
 from cleft.data.counts import share_present
 from cleft.data.images.decode_pool import usable_cores
 from cleft.data.readers.chexpert import LABEL_TABLES
-from cleft.data.splits.subsets import ids_digest, order_key
+from cleft.data.splits.subsets import ids_digest, leakage_notes, order_key
 from cleft.errors import ConfigError, DataError
 from cleft.files import Output, write_whole
-from cleft.grammar import count, share, verb
+from cleft.grammar import count, verb
 from cleft.results import from_json, to_json
 from cleft.types import Reading, Record, Splits
 
@@ -387,70 +387,6 @@ def _text(path: Path) -> bytes:
         raise DataError(
             f"{path} cannot be read as a split file ({error}); copy it again", reason="split-file"
         ) from error
-
-
-_PAIRS = (("test", "train"), ("test", "val"), ("val", "train"))
-
-
-class Leakage(NamedTuple):
-    """Patients of one part who stand in another as well."""
-
-    part: str
-    """Whose numbers are too good: `test`, or `val`."""
-    into: str
-    """Where else its patients stand: `train`, or `val`, by which weights are chosen."""
-    patients: int
-    of_patients: int
-    """All patients of `part`."""
-    images: int
-    """Images in `into` of the shared patients."""
-    same_study: int
-    """Those of them that are from a study which `part` shows too."""
-
-    def sentence(self) -> str:
-        """Says it in numbers."""
-        people = (
-            f"{share(self.patients, self.of_patients, f'{self.part} patient')} "
-            f"{verb(self.patients, 'is', 'are')} also in {self.into}"
-        )
-        study = f", {self.same_study:,} of them from a study that {self.part} shows too" if self.same_study else ""
-        return f"{people}, with {count(self.images, 'other image')}{study}"
-
-
-def measure_leakage(splits: Splits) -> list[Leakage]:
-    """Compares test with training and validation, and validation with training; no entry where nobody is shared."""
-    parts = {"train": splits.train, "val": splits.val, "test": splits.test}
-    leaks = [_compare(part, parts[part], into, parts[into]) for part, into in _PAIRS]
-    return [leak for leak in leaks if leak.patients]
-
-
-def leakage_notes(splits: Splits, part: str | None = None) -> list[str]:
-    """Sentences about patients in two parts, for those who read numbers.
-
-    Args:
-        splits: Any.
-        part: The one that is asked about; by default all.
-    """
-    if not splits.shared_patients:
-        return []
-    leaks = [leak for leak in measure_leakage(splits) if part in (None, leak.part)]
-    return [
-        f"Beware: {leak.sentence()} (split {splits.recipe}); numbers on {leak.part} are too good." for leak in leaks
-    ]
-
-
-def _compare(part: str, held: Sequence[Record], into: str, other: Sequence[Record]) -> Leakage:
-    patients = {record.patient for record in held}
-    studies = {(record.patient, record.study) for record in held if record.study is not None}
-    theirs = [record for record in other if record.patient in patients]
-    return Leakage(
-        part=part,
-        into=into,
-        patients=len({record.patient for record in theirs}),
-        of_patients=len(patients),
-        images=len(theirs),
-        same_study=sum((record.patient, record.study) in studies for record in theirs),
-    )
 
 
 _CELL = 10

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from cleft.data.counts import single_class
 from cleft.errors import ConfigError, DataError
-from cleft.grammar import count
-from cleft.types import Record
+from cleft.grammar import count, share, verb
+from cleft.types import Record, Splits
 
 TEST_SALT = "cleft-test-v1"
 VAL_SALT = "cleft-val-v1"
@@ -213,3 +213,67 @@ def _draw(pool: Sequence[Record], count: int, per_patient: int, salt: str) -> li
             had[record.patient] += 1
             taken.append(record)
     return taken
+
+
+_PAIRS = (("test", "train"), ("test", "val"), ("val", "train"))
+
+
+class Leakage(NamedTuple):
+    """Patients of one split who are also in another."""
+
+    part: str
+    """Split whose results are too good: `test` or `val`."""
+    into: str
+    """Other split with these patients: `train`, or `val`, by which weights are chosen."""
+    patients: int
+    of_patients: int
+    """Number of patients of `part`."""
+    images: int
+    """Images in `into` of the shared patients."""
+    same_study: int
+    """Number of them from a study that is also in `part`."""
+
+    def sentence(self) -> str:
+        """Returns the leakage in words."""
+        people = (
+            f"{share(self.patients, self.of_patients, f'{self.part} patient')} "
+            f"{verb(self.patients, 'is', 'are')} also in {self.into}"
+        )
+        study = f", {self.same_study:,} of them from a study that {self.part} shows too" if self.same_study else ""
+        return f"{people}, with {count(self.images, 'other image')}{study}"
+
+
+def measure_leakage(splits: Splits) -> list[Leakage]:
+    """Returns the leakage from test to train and val, and from val to train; without entries of no patients."""
+    parts = {"train": splits.train, "val": splits.val, "test": splits.test}
+    leaks = [_compare(part, parts[part], into, parts[into]) for part, into in _PAIRS]
+    return [leak for leak in leaks if leak.patients]
+
+
+def leakage_notes(splits: Splits, part: str | None = None) -> list[str]:
+    """Returns a warning for each pair of splits that share patients.
+
+    Args:
+        splits: Splits.
+        part: Split whose results are read; by default all.
+    """
+    if not splits.shared_patients:
+        return []
+    leaks = [leak for leak in measure_leakage(splits) if part in (None, leak.part)]
+    return [
+        f"Beware: {leak.sentence()} (split {splits.recipe}); numbers on {leak.part} are too good." for leak in leaks
+    ]
+
+
+def _compare(part: str, held: Sequence[Record], into: str, other: Sequence[Record]) -> Leakage:
+    patients = {record.patient for record in held}
+    studies = {(record.patient, record.study) for record in held if record.study is not None}
+    theirs = [record for record in other if record.patient in patients]
+    return Leakage(
+        part=part,
+        into=into,
+        patients=len({record.patient for record in theirs}),
+        of_patients=len(patients),
+        images=len(theirs),
+        same_study=sum((record.patient, record.study) in studies for record in theirs),
+    )
