@@ -76,7 +76,7 @@ def whole(drawings, tmp_path_factory):
     ("number", "group", "code", "said"),
     [
         (signal.SIGINT, True, 130, "error: stopped by Ctrl-C\n"),
-        (signal.SIGTERM, False, 143, "error: stopped by SIGTERM; the same command begins again\n"),
+        (signal.SIGTERM, False, 143, "error: stopped by SIGTERM; repeat the command to start again\n"),
         # At every call of the system, and what becomes of the children: tests/data.
         pytest.param(signal.SIGKILL, False, -9, "", marks=pytest.mark.slow),
     ],
@@ -114,7 +114,7 @@ def test_f3_two_at_once_share_the_work_and_spoil_nothing(words, tmp_path, whole)
         said = [run.communicate() for run in (one, two)]
     assert [run.returncode for run in (one, two)] == [0, 0]
     assert parts(tmp_path / "cache") == whole
-    assert sum("another process prepares images" in err for _, err in said) == 1
+    assert sum("another process is preparing images" in err for _, err in said) == 1
     assert all(f"{IMAGES} images are prepared" in out for out, _ in said)
 
 
@@ -146,7 +146,7 @@ def test_it_counts_what_dicom_headers_left_to_conclude(tmp_path, capsys):
         assert main(_words(tmp_path, tmp_path / "cache")) == 0
         out = capsys.readouterr().out
         assert (
-            "3 images declare a rescale slope without an intercept, or the reverse; the missing one is read as" in out
+            "3 images declare a rescale slope without an intercept, or the reverse; the missing value is read as" in out
         )
 
 

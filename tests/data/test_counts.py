@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from cleft.data.counts import count_captions, count_labels, group_by, share_present, tally, tally_ages
+from cleft.data.counts import count_ages, count_captions, count_labels, count_values, group_records, prevalence_by_group
 from cleft.types import Record
 
 
@@ -24,12 +24,12 @@ def test_labels_are_counted_by_value_and_what_nobody_said_too():
 
 
 def test_a_tally_of_nothing_known_is_none():
-    assert tally("view", [None, None]) is None
-    assert tally_ages([None]) is None
+    assert count_values("view", [None, None]) is None
+    assert count_ages([None]) is None
 
 
 def test_ages_stand_in_decades_without_a_gap():
-    counted = tally_ages([9.9, 10, 35, None])
+    counted = count_ages([9.9, 10, 35, None])
     assert counted.counts == (("0–9", 1), ("10–19", 1), ("20–29", 0), ("30–39", 1), ("unknown", 1))
     assert counted.ordered
 
@@ -40,15 +40,15 @@ def test_o10_a_share_of_fewer_than_five_patients_is_not_told():
         "PA": [record(9, "same", Edema=1.0)] * 8,
         "LL": [],
     }
-    found = share_present("view", groups, ["Edema"])
+    found = prevalence_by_group("view", groups, ["Edema"])
     assert (found.images, found.patients) == ((5, 8, 0), (5, 1, 0))
     assert found.shares == {"Edema": (pytest.approx(0.4), None, None)}
-    assert share_present("view", groups, ["Edema"], fewest=1).shares["Edema"][1] == 1.0
+    assert prevalence_by_group("view", groups, ["Edema"], min_patients=1).shares["Edema"][1] == 1.0
 
 
 def test_the_largest_groups_come_first_and_the_unknown_are_none():
     records = [record(i, scanner=float(i)) for i in range(30)]
-    groups = group_by(records, lambda r: None if int(r.id) < 3 else str(int(r.id) % 10 + int(r.id) // 20))
+    groups = group_records(records, lambda r: None if int(r.id) < 3 else str(int(r.id) % 10 + int(r.id) // 20))
     assert len(groups) == 8
     assert [len(group) for group in groups.values()] == sorted((len(group) for group in groups.values()), reverse=True)
     assert not {"0", "1", "2"} & {r.id for group in groups.values() for r in group}

@@ -25,7 +25,7 @@ from tests.fakes.mimic import odd_studies, write_fake_mimic, write_sectioned
 from cleft.config import DataConfig, ImagesConfig
 from cleft.data import read_dataset
 from cleft.data.census.check import CheckOptions, check_dataset
-from cleft.data.census.image_files import check_duplicates, contents_of, shared_contents
+from cleft.data.census.image_files import check_duplicates, decode_sample, find_duplicates
 from cleft.data.images.cache import PrepareOptions, prepare_images
 from cleft.data.splits.recipes import split_records
 from cleft.errors import DataError
@@ -76,7 +76,7 @@ def records(root, dataset="manifest", **settings):
 def prepared(root, **settings):
     """Pixels of every image that can be used, by id, and the reason of every other."""
     made = prepare_images(
-        records(root, **settings), IMAGES, root.parent / f"{root.name}-cache", PrepareOptions(max_bad=1.0)
+        records(root, **settings), IMAGES, root.parent / f"{root.name}-cache", PrepareOptions(max_invalid=1.0)
     )
     return {name: made.pixels(name) for name in made.numbers}, dict(made.rejected)
 
@@ -189,7 +189,7 @@ def test_an_image_that_cannot_be_used_is_found_before_training_and_left_out_with
     assert left.examples[0].startswith(f"images/bad.png: {reason} (")
     pixels, rejected = prepared(root)
     assert (sorted(pixels), rejected) == (["images/better.png", "images/good.png"], {"images/bad.png": reason})
-    assert "1 of 3 images that were decoded cannot be used" in check(root, max_invalid=0.01).faults[0]
+    assert "1 of 3 decoded images cannot be used" in check(root, max_invalid=0.01).faults[0]
 
 
 def test_content_decides_the_decoder_not_the_name(own):
@@ -347,7 +347,9 @@ def test_an_encoding_that_cannot_be_decoded_is_named_with_what_is_missing(own, m
     names = {tally.name: dict(tally.counts) for tally in check(root).file_tallies}
     assert names["transfer syntax"] == {"Explicit VR Little Endian": 1, "JPEG-LS Lossless Image Compression": 1}
     remedy = "run: pip install 'cleft[dicom]'"
-    monkeypatch.setattr("cleft.data.images.dicom.decodable", lambda uid, deep: ("JPEG-LS", remedy * uid.endswith("80")))
+    monkeypatch.setattr(
+        "cleft.data.images.dicom.syntax_support", lambda uid, deep: ("JPEG-LS", remedy * uid.endswith("80"))
+    )
     assert f"1 image is encoded as JPEG-LS, which cannot be decoded here; {remedy}" in check(root).notes
 
 
@@ -365,13 +367,12 @@ def test_a_file_without_mark_or_syntax_is_read_and_counted(own, syntax):
     assert any(note.startswith("2 images have no transfer syntax") for note in check(root).notes)
 
 
-def test_a_picture_that_was_sent_twice_under_other_ids_is_the_same_picture(own):
+def test_an_image_sent_twice_with_other_ids_is_a_duplicate(own):
     root = own({f"{n}.dcm": dicom_bytes(deep(), bits=12, SOPInstanceUID=f"1.2.{n}") for n in range(2)})
-    made = prepare_images(records(root), IMAGES, root / "cache")
-    found = contents_of(made)
-    assert found["0.dcm"] == found["1.dcm"]
+    contents = decode_sample(records(root), IMAGES, progress=False).contents
+    assert contents["0.dcm"] == contents["1.dcm"]
     with pytest.raises(DataError, match="1 image of the test split is in another split too"):
-        check_duplicates(shared_contents({"train": records(root)[:1], "test": records(root)[1:]}, found))
+        check_duplicates(find_duplicates({"train": records(root)[:1], "test": records(root)[1:]}, contents))
 
 
 # What tables say
@@ -485,7 +486,7 @@ def test_padded_codes_other_columns_and_special_views_of_mammograms_are_read_and
     found = {record.id.rpartition("/")[2]: record for record in records(root, "embed")}
     assert [found[name].labels[code] for name, code in (("left.dcm", "BI-RADS 4"), ("spot.dcm", "Density C"))] == [1, 1]
     assert found["right.dcm"].labels["BI-RADS 1"] == 1, "the silent breast of a bilateral exam is negative"
-    notes = " ".join(check(root, CheckOptions(look=0), dataset="embed").notes)
+    notes = " ".join(check(root, CheckOptions(inspect=0), dataset="embed").notes)
     assert "implied-negative: 1 image has" in notes
     assert "1 compressed or magnified view, and ML 1" in notes
     assert "1 image shows an implant; it is kept" in notes
@@ -577,14 +578,14 @@ def test_every_planted_kind_is_told_exactly_once_with_an_example_and_the_remedy(
         ("column 'patient' is empty", "line 127", "fill in a patient"),
         ("two rows of the same image disagree", "lines 5, 128", "keep the correct row"),
         ("is not on disk", "images/gone.png", "complete the download"),
-        ("images that were decoded cannot be used", "4 of ", "fix these files"),
+        ("decoded images cannot be used", "4 of ", "fix these files"),
         ("cannot be decoded, truncated", "images/cut.png", "copy the file again"),
-        ("cannot be decoded, constant", "images/flat.png", "every pixel is 0"),
+        ("cannot be decoded, constant", "images/flat.png", "every pixel has the value 0"),
         ("cannot be decoded, format", "images/web.png", "content"),
-        ("cannot be decoded, colour", "images/colour.png", "store it as gray"),
+        ("cannot be decoded, colour", "images/colour.png", "convert it to grayscale"),
         ("left out, duplicate", "line 134", ""),
         ("files that no row names, .png", "extra.png", ""),
-        ("files that are no data", ".DS_Store", "ignored"),
+        ("system and temporary files", ".DS_Store", "ignored"),
     ):
         told = [line for line in lines if kind in line]
         assert len(told) == 1, kind

@@ -87,8 +87,8 @@ def test_rows_are_numbered_by_patient_or_caption():
 def test_what_cannot_be_avoided_is_said():
     records = [record(number, "ab"[number % 2], f"caption {number}") for number in range(12)]
     assert repeat_note(records, "patients", 4) == (
-        "train.unique_in_batch=patients: both patients have more images than an epoch has batches (3; the commonest "
-        "has 6), so about 6 images an epoch meet another of theirs in their batch; they are spread as evenly as can be"
+        "train.unique_in_batch=patients: both patients have more images than an epoch has batches (3; the most "
+        "frequent has 6), so about 6 images per epoch repeat one in their batch, spread as evenly as possible"
     )
     assert repeat_note(records, "captions", 4) == ""
     assert repeat_note(records, "none", 4) == ""

@@ -149,9 +149,9 @@ def test_what_a_run_learned_from_names_its_tables_and_its_leaks(place):
 
 
 def test_images_prepared_ahead_are_taken_and_others_are_refused(place):
-    with pytest.raises(DataError, match=r"data\.prepare=ahead decodes none here; run cleft data prepare"):
+    with pytest.raises(DataError, match=r"data\.prepare=required forbids decoding; run cleft data prepare"):
         select(place, part="val", prepare="required")
-    with pytest.raises(DataError, match=r"data\.prepare=ahead decodes none here; run cleft data prepare"):
+    with pytest.raises(DataError, match=r"data\.prepare=required forbids decoding; run cleft data prepare"):
         read_training_data(settings(place, prepare="required"), progress=False)
     read_training_data(settings(place), progress=False)
     assert len(read_training_data(settings(place, prepare="required"), progress=False).train) > 0

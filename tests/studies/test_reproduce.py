@@ -302,7 +302,7 @@ def test_dataset_given_twice_is_refused(tmp_path, capsys):
 def test_missing_class_is_refused_before_training(grid, words, tmp_path, capsys):
     line = ["reproduce", grid, f"--out={tmp_path / 'study'}", *words, "--classes=[Edema, Pneumothorax]"]
     assert main(line) == 2
-    assert "'Pneumothorax', which the table has no column for" in capsys.readouterr().err
+    assert "'Pneumothorax', which is not a column of the table" in capsys.readouterr().err
     assert not (tmp_path / "study").exists()
 
 

@@ -258,7 +258,7 @@ def test_other_data_bring_their_own_classes_where_they_lack_the_runs(source, tmp
     assert read_head_info(run).classes == ("No Pneumonia", "Pneumonia")
     assert load_settings(run).data.dataset == "rsna"
     assert {fact["people"] for fact in chain(run)} == {"rsna", "manifest"}
-    with pytest.raises(ConfigError, match="classes names 'Edema', which the table has no column for"):
+    with pytest.raises(ConfigError, match="classes names 'Edema', which is not a column of the table"):
         learn(source, tmp_path / "other", data=f"rsna:{root}", classes=["Edema", "Pneumonia"])
 
 
@@ -327,7 +327,7 @@ def nothing_shown(row):
         (nothing_shown, (), None, DataError, "no training image shows Edema or Fracture or Cardiomegaly"),
         (nothing_shown, ("--classify.scoring=present-absent",), None, DataError, "known to show Edema or Fracture"),
         (dict, (), ["Edema"], ConfigError, "telling apart takes at least two"),
-        (dict, (), ["Edema", "Gout"], ConfigError, "'Gout', which the table has no column for"),
+        (dict, (), ["Edema", "Gout"], ConfigError, "'Gout', which is not a column of the table"),
         (
             dict,
             ("--classify.fraction=0.05",),

@@ -268,10 +268,10 @@ def test_texts_of_reports_are_read_where_there_are_reports(method, root, tmp_pat
 @pytest.mark.parametrize(
     ("report", "sentence"),
     [
-        (None, r"none of 34 images of manifest has a report that can be read; put .* \(data\.texts: captions\)"),
-        ("", "none of 34 images of manifest has a report that can be read; put"),
-        ("Stable.", "can be read; 34 have one of too few words; put"),
-        ("... !!! ?", "can be read; 34 have one of too few words; put"),
+        (None, r"none of 34 images of manifest has a report that can be read; store .* \(data\.texts: captions\)"),
+        ("", "none of 34 images of manifest has a report that can be read; store"),
+        ("Stable.", "can be read; 34 have one that is too short; store"),
+        ("... !!! ?", "can be read; 34 have one that is too short; store"),
     ],
 )
 @pytest.mark.parametrize(("method", "texts"), [("gloria", "gloria"), ("mgca", "mgca"), ("mrm", "whole")])

@@ -221,5 +221,5 @@ def test_without_a_validation_split_the_last_weights_are_kept(root, tmp_path, ca
 
 def test_classes_that_stage_two_will_not_find_are_told_at_once(root, tmp_path, caplog):
     pretrain(tiny_settings(root, *SHORT, "--classes=[chexpert-5]"), tmp_path / "run")
-    assert "names 'Atelectasis' of the set 'chexpert-5', which the table has no column for" in caplog.text
+    assert "names 'Atelectasis' of the set 'chexpert-5', which is not a column of the table" in caplog.text
     assert "--classes" in caplog.text

@@ -87,7 +87,7 @@ def check_command(request: CheckRequest, words: list[str]) -> int:
         raise ConfigError(f"--images {request.images}: {why}")
     settings, origin = _data_settings("check", request, words)
     images = 0 if request.no_images or not request.page else request.images
-    effort = CheckOptions.from_command(decode=request.decode, pictures=images, seed=settings.seed, progress=True)
+    options = CheckOptions.from_command(decode=request.decode, thumbnails=images, seed=settings.seed, progress=True)
     page, machine = (
         out
         and Output(
@@ -97,7 +97,7 @@ def check_command(request: CheckRequest, words: list[str]) -> int:
     )
     if page and machine and page.path.absolute() == machine.path.absolute():
         raise ConfigError(f"--page and --json both name {page.path}; give two names")
-    check = check_dataset(settings.data, settings.images, effort)
+    check = check_dataset(settings.data, settings.images, options)
     print(origin)
     print("\n".join(check.lines))
     if machine:
@@ -220,7 +220,10 @@ def prepare_command(request: PrepareRequest, words: list[str]) -> None:
         settings.images,
         cache,
         PrepareOptions(
-            jobs=request.jobs or min(usable_cores(), 64), max_bad=settings.data.max_invalid, rejects=rejects, retry=True
+            jobs=request.jobs or min(usable_cores(), 64),
+            max_invalid=settings.data.max_invalid,
+            rejects=rejects,
+            retry=True,
         ),
     )
     refused = {record: (reason, prepared.messages[record]) for record, reason in prepared.rejected.items()}

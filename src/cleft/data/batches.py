@@ -451,7 +451,7 @@ _SECONDS_TO_END = 1.0
 
 
 def _with_texts(batch: Batch, texts: Texts, positions: Sequence[tuple[int, int]]) -> Batch:
-    read = [texts.read(epoch, row) for epoch, row in positions]
+    read = [texts.sample(epoch, row) for epoch, row in positions]
     said = [each.labels for each in read if each.labels is not None]
     reworded = [each.reworded for each in read if each.reworded is not None]
     return batch._replace(

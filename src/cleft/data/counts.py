@@ -1,6 +1,6 @@
-"""Counts records by what is known of them: labels, views, ages, captions, and how often findings are present where.
+"""Counts over records: labels, views, ages, captions, and the prevalence of findings in groups.
 
-Records with equal labels share one mapping, so whatever concerns labels is counted once per distinct mapping.
+Records with equal labels share one mapping, so labels are counted once per distinct mapping.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _DECADE = 10
 
 
 def count_labels(records: Sequence[Record], findings: Sequence[str]) -> dict[str, tuple[int, int, int, int]]:
-    """Returns for each finding how many images have 1, 0, -1 and nothing."""
+    """Return for each finding the number of images with label 1, 0, -1 and none."""
     mappings = {id(record.labels): record.labels for record in records}
     times = Counter(id(record.labels) for record in records)
     counts: dict[str, tuple[int, int, int, int]] = {}
@@ -29,10 +29,9 @@ def count_labels(records: Sequence[Record], findings: Sequence[str]) -> dict[str
 
 
 def single_class(labels: Mapping[str, float], classes: Sequence[str]) -> int | None:
-    """Returns the position of the one class that is present.
+    """Return the index of the only class that is present; None if none or several are.
 
-    None where none or several are present: such an image has no single right answer, and taking the largest
-    label would call it the first class.
+    An image with several present classes has no single true class; the largest label would select the first.
 
     Example:
         >>> single_class({"Edema": 1.0, "Fracture": 0.0}, ["Fracture", "Edema"])
@@ -44,11 +43,11 @@ def single_class(labels: Mapping[str, float], classes: Sequence[str]) -> int | N
     return present[0] if len(present) == 1 else None
 
 
-def tally(name: str, values: Iterable[str | None]) -> Tally | None:
-    """Counts values, the most frequent first and unknown ones last; None where none is known.
+def count_values(name: str, values: Iterable[str | None]) -> Tally | None:
+    """Count values, the most frequent first and unknown ones last; None if all are unknown.
 
     Example:
-        >>> tally("view", ["PA", None, "AP", "AP"]).counts
+        >>> count_values("view", ["PA", None, "AP", "AP"]).counts
         (('AP', 2), ('PA', 1), ('unknown', 1))
     """
     counts = Counter(values)
@@ -59,8 +58,8 @@ def tally(name: str, values: Iterable[str | None]) -> Tally | None:
     return Tally(name=name, counts=(*known, *([("unknown", unknown)] if unknown else [])))
 
 
-def tally_ages(ages: Iterable[float | None]) -> Tally | None:
-    """Counts ages by decade, empty decades between others included; None where none is known."""
+def count_ages(ages: Iterable[float | None]) -> Tally | None:
+    """Count ages by decade, including empty decades in between; None if all are unknown."""
     counts = Counter(None if age is None else int(age // _DECADE) for age in ages)
     unknown = counts.pop(None, 0)
     if not counts:
@@ -70,24 +69,24 @@ def tally_ages(ages: Iterable[float | None]) -> Tally | None:
     return Tally(name="age", counts=(*known, *([("unknown", unknown)] if unknown else [])), ordered=True)
 
 
-def share_present(
-    name: str, groups: Mapping[str, Sequence[Record]], findings: Sequence[str], *, fewest: int = MIN_PATIENTS
+def prevalence_by_group(
+    name: str, groups: Mapping[str, Sequence[Record]], findings: Sequence[str], *, min_patients: int = MIN_PATIENTS
 ) -> Groups:
-    """Returns how often each finding is present among the images of each group.
+    """Return the share of images of each group in which each finding is present.
 
     Args:
-        name: What the groups are told apart by.
-        groups: Name to records, uncertain labels decided.
-        findings: To count.
-        fewest: Patients that a group needs for its shares to be told.
+        name: What the groups differ in.
+        groups: Group name to records, with uncertain labels resolved.
+        findings: Findings to count.
+        min_patients: Groups with fewer patients get no shares, which would describe these people rather than the data.
     """
     patients = [len({record.patient for record in records}) for records in groups.values()]
     shares: dict[str, list[float | None]] = {finding: [] for finding in findings}
-    for records, people in zip(groups.values(), patients, strict=True):
+    for records, number in zip(groups.values(), patients, strict=True):
         present = count_labels(records, findings)
         for finding in findings:
-            told = records and people >= fewest
-            shares[finding].append(present[finding][0] / len(records) if told else None)
+            is_shown = records and number >= min_patients
+            shares[finding].append(present[finding][0] / len(records) if is_shown else None)
     return Groups(
         name=name,
         groups=tuple(groups),
@@ -97,8 +96,8 @@ def share_present(
     )
 
 
-def group_by(records: Iterable[Record], key: Callable[[Record], str | None]) -> dict[str, list[Record]]:
-    """Returns records by a property, the largest group first, at most eight; those without it belong to none."""
+def group_records(records: Iterable[Record], key: Callable[[Record], str | None]) -> dict[str, list[Record]]:
+    """Return records by a property, the largest group first, at most eight; records without it are left out."""
     groups: dict[str, list[Record]] = {}
     for record in records:
         value = key(record)
@@ -109,13 +108,13 @@ def group_by(records: Iterable[Record], key: Callable[[Record], str | None]) -> 
 
 
 def count_captions(records: Sequence[Record], written: int, *, most: int = 5) -> Captions:
-    """Counts the sentences of records that have one.
+    """Count captions.
 
     Args:
-        records: After `add_captions`.
-        written: How many of them stand in the table.
-        most: How many of the most frequent to name. One that fewer than five patients share is not named: it may
-            be a report.
+        records: Records after `add_captions`.
+        written: Number of captions from the table.
+        most: How many of the most frequent captions to return. A caption shared by fewer than five patients is not
+            returned: it may be a report.
     """
     counts = Counter(record.caption or "" for record in records)
     common: list[tuple[str, int]] = []

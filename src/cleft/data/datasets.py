@@ -35,7 +35,7 @@ from cleft.data.tables.patients import exclude_patients
 from cleft.data.tables.reading import ReaderResult
 from cleft.data.tables.rows import gc_paused
 from cleft.data.text.captions import CAPTION_ORDER, CHEST_TEMPLATE, add_captions
-from cleft.data.text.reports import keep_reported
+from cleft.data.text.reports import drop_unreported
 from cleft.errors import ConfigError
 from cleft.privacy import expand_user
 from cleft.types import Reading, Record
@@ -170,7 +170,7 @@ def finish_reading(reading: Reading, config: DataConfig) -> Reading:
     """
     settled = exclude_patients(reading, config)
     if config.missing_report == "drop":
-        settled = keep_reported(settled, "whole")
+        settled = drop_unreported(settled, "whole")
     decided = replace(settled, records=apply_uncertain(settled.records, config.uncertain))
     return add_captions(decided, config, prompt_template(config))
 

@@ -1,7 +1,8 @@
-"""Random numbers that are counted, not carried.
+"""Seeded sampling: random generators by position, and the order in which an epoch visits its rows.
 
-A draw is a pure function of the seed, the purpose and a position such as (epoch, sample). So nothing depends on
-which worker asks or in which order, and a resumed run needs no generator state: its step says it all.
+A generator is a pure function of the seed, the purpose and a position such as (epoch, sample). So no number depends on
+which worker draws it or in which order, and a resumed run needs no generator state. Shapes: `N` rows of a split, `B`
+rows of a batch, `K` complete batches of an epoch.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from cleft.types import Record
 
 
 class Stream(IntEnum):
-    """What the numbers are for. Streams of one seed never meet; the values are part of every result, so keep them."""
+    """Purposes of random numbers. Results depend on the values, so never change them."""
 
     ORDER = 1
     AUGMENT = 2
@@ -30,14 +31,14 @@ class Stream(IntEnum):
 
 
 def philox_generator(seed: int, stream: Stream, major: int, minor: int = 0) -> np.random.Generator:
-    """Returns the generator that belongs to a position, at its beginning.
+    """Return the generator of a position, at its beginning.
 
     Philox is a keyed function of a counter; the position is the upper half of the counter, so each position
-    has 2^128 numbers of its own.
+    has 2^128 numbers.
 
     Args:
         seed: Any integer; taken modulo 2^64.
-        stream: What the numbers are for.
+        stream: Purpose of the numbers.
         major: First coordinate of the position, such as the epoch.
         minor: Second coordinate, such as the sample.
 
@@ -55,36 +56,36 @@ Distinct: TypeAlias = Literal["none", "patients", "captions"]
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Returns the order in which an epoch visits its `n` rows, `[n]`."""
+    """Return a random order of `n` rows for an epoch, `[n]`."""
     return np.argsort(philox_generator(seed, Stream.ORDER, epoch).random(n), kind="stable")
 
 
 def distinct_order(groups: NDArray[np.int64], batch_size: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Returns an order whose batches repeat no group where that is possible, and as rarely as possible elsewhere.
+    """Return an order whose batches repeat groups as rarely as possible.
 
-    Rows are dealt like cards: groups in a random order, the rows of a group behind each other, one to each of the `K`
-    batches in turn, in an order of batches that is drawn anew for each round. So the rows of a group fall into
-    different batches until every batch has one. A group that goes on into the next round first gets the batches that
-    it did not get in this one.
+    The groups are put in a random order, the rows of each one after the other. They are dealt in rounds of one row to
+    each of the `K` batches, in a random order of batches per round. So the rows of a group are in different batches
+    until every batch has one. A group that continues in the next round gets first the batches that it did not get in
+    this one.
 
     Args:
-        groups: Which group each row belongs to, 0 and up, `[N]`.
+        groups: Group of each row, from 0, `[N]`.
         batch_size: `B`, at most `N`.
         seed: Seed of the run.
         epoch: Counted from 0.
 
     Returns:
-        Every row once, `[N]`. The last `N % B`, which fill no batch, are drawn evenly from all of them.
+        Every row once, `[N]`. The last `N % B`, which do not fill a batch, are a uniform sample of all rows.
     """
     n = len(groups)
     k = n // batch_size
     rng = philox_generator(seed, Stream.DISTINCT, epoch)
     shuffled = rng.permutation(n)
     rows, left = shuffled[: k * batch_size], shuffled[k * batch_size :]
-    places = rng.permutation(int(groups.max()) + 1)[groups[rows]]
-    rows = rows[np.argsort(places, kind="stable")].reshape(batch_size, k)
+    ranks = rng.permutation(int(groups.max()) + 1)[groups[rows]]
+    rows = rows[np.argsort(ranks, kind="stable")].reshape(batch_size, k)
     dealt = np.empty_like(rows)
-    open_group, ahead = -1, np.empty(0, np.int64)  # The group dealt last, and the batches that have one more of it.
+    open_group, ahead = -1, np.empty(0, np.int64)  # The last group, and the batches that have one row more of it.
     for number, row in enumerate(rows):
         owners, deal = groups[row], rng.permutation(k)
         if owners[0] == open_group:
@@ -96,7 +97,7 @@ def distinct_order(groups: NDArray[np.int64], batch_size: int, seed: int, epoch:
 
 
 def group_rows(records: Sequence[Record], distinct: Distinct) -> NDArray[np.int64] | None:
-    """Numbers what a batch shall not repeat, `[N]`; None where that is nothing."""
+    """Number what a batch should not repeat, `[N]`; None if nothing."""
     if distinct == "none":
         return None
     known: dict[str | None, int] = {}
@@ -105,7 +106,7 @@ def group_rows(records: Sequence[Record], distinct: Distinct) -> NDArray[np.int6
 
 
 def repeat_note(records: Sequence[Record], distinct: Distinct, batch_size: int) -> str:
-    """Returns a sentence about what no order can avoid; empty where batches repeat nothing."""
+    """Return a sentence about repetitions that no order can avoid; empty if there are none."""
     groups = group_rows(records, distinct)
     batches = len(records) // batch_size
     sizes = np.bincount(groups) if groups is not None else np.empty(0, np.int64)
@@ -113,23 +114,21 @@ def repeat_note(records: Sequence[Record], distinct: Distinct, batch_size: int) 
     if not len(more):
         return ""
     several = share(len(more), len(sizes), distinct.removesuffix("s"))
-    meeting = int((more - batches).sum())
+    repeated = int((more - batches).sum())
     return (
         f"train.unique_in_batch={distinct}: {several} {verb(len(more), 'has', 'have')} more images than an epoch has "
-        f"batches ({batches:,}; the commonest has {more.max():,}), so about {count(meeting, 'image')} an epoch "
-        + agree(
-            meeting, "[meets|meet] another of theirs in [its|their] batch; [it is|they are] spread as evenly as can be"
-        )
+        f"batches ({batches:,}; the most frequent has {more.max():,}), so about {count(repeated, 'image')} per epoch "
+        + agree(repeated, "[repeats|repeat] one in [its|their] batch, spread as evenly as possible")
     )
 
 
-def _spare(deal: NDArray[np.int64], ahead: NDArray[np.int64], wanted: int) -> NDArray[np.int64]:
-    """Moves batches that are not ahead to the first `wanted` places of a deal; all else keeps its order by chance."""
-    first = np.flatnonzero(~np.isin(deal, ahead))[:wanted]
+def _spare(deal: NDArray[np.int64], ahead: NDArray[np.int64], needed: int) -> NDArray[np.int64]:
+    """Move batches that are not ahead to the first `needed` positions of a deal; the others keep their random order."""
+    first = np.flatnonzero(~np.isin(deal, ahead))[:needed]
     return np.concatenate([deal[first], np.delete(deal, first)])
 
 
 def _run(groups: NDArray[np.int64]) -> int:
-    """How many of the first entries are the same."""
+    """Return how many of the first entries are equal."""
     other = groups != groups[0]
     return int(other.argmax()) if other.any() else len(groups)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
-from cleft.data.counts import group_by
+from cleft.data.counts import group_records
 from cleft.evaluation import Bootstrap
 from cleft.evaluation.metrics import (
     MIN_BOOTSTRAP_PATIENTS,
@@ -357,7 +357,7 @@ def subgroup_results(
     """
     subgroups: list[Subgroups] = []
     for attribute, key in SUBGROUPS.items():
-        named = group_by(records, key)
+        named = group_records(records, key)
         number_of = {name: number for number, name in enumerate(named)}
         group_of = np.array([number_of.get(key(record) or "", -1) for record in records])
         groups = [

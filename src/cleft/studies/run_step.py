@@ -84,7 +84,7 @@ def _train_caption_lm(step: Step) -> Path:
         [sentence for each in texts for sentence in each.all_texts()],
         text,
         step.folder,
-        tokenizer_texts=[part for each in texts for part in each.learnable().parts],
+        tokenizer_texts=[part for each in texts for part in each.tokenizer_corpus().parts],
         seed=seed,
     )
 

@@ -20,7 +20,7 @@ from cleft.data.images.dicom_headers import oddity_notes
 from cleft.data.splits.recipes import split_records
 from cleft.data.splits.split_file import leakage_notes
 from cleft.data.splits.subsets import Leakage, measure_leakage
-from cleft.data.text.reports import keep_reported
+from cleft.data.text.reports import drop_unreported
 from cleft.data.text.texts import report_format
 from cleft.errors import ConfigError, DataError
 from cleft.grammar import count, share, verb
@@ -81,7 +81,7 @@ def drop_images_without_text(material: TrainingData, config: DataConfig) -> Trai
     for part, records in parts.items():
         if records:
             reading = Reading(dataset=config.dataset, records=records, findings=material.findings)
-            kept = keep_reported(reading, way)
+            kept = drop_unreported(reading, way)
             told = ", ".join(f"{reason} {len(ids):,}" for reason, ids in kept.rejected.items())
             if told:
                 log.warning("%s: images without a report to read are left out (%s)", part, told)

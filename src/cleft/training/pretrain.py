@@ -293,7 +293,7 @@ def _train(
     val = None
     if material.val:
         still = Texts(material.val, material.findings, settings.data, settings.seed, fixed=True)
-        read = [still.read(0, row).text for row in range(len(material.val))]
+        read = [still.sample(0, row).text for row in range(len(material.val))]
         val = Validation(read, _val_batches(material, still, settings))
     learner = PretrainModule(model, settings, captions, val)
 
@@ -330,7 +330,7 @@ def _tokenizer_texts(texts: Texts, settings: Settings) -> list[str] | None:
     """Texts to learn a tokenizer from, or None; the model folder holds it, so they must identify no patient."""
     if settings.text.scratch is None:
         return None
-    learnable = texts.learnable()
+    learnable = texts.tokenizer_corpus()
     if learnable.left_out:
         log.info(
             "%s %s in the texts of fewer than %d patients: the tokenizer does not learn %s and spells %s",

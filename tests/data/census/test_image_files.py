@@ -2,7 +2,6 @@ import base64
 import io
 import random
 import shutil
-from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -13,18 +12,16 @@ from tests.fakes.dicom import LEAKS, dicom_bytes
 
 from cleft.config import ImagesConfig
 from cleft.data.census.image_files import (
-    Look,
+    FileInfo,
     check_duplicates,
-    contents_of,
-    decode,
-    draw,
+    decode_sample,
+    draw_sample,
+    exceeds_share,
+    find_duplicates,
     find_unlisted,
-    is_surely_more,
-    look_at,
-    look_at_all,
-    shared_contents,
+    inspect_file,
+    inspect_files,
 )
-from cleft.data.images.cache import prepare_images
 from cleft.data.images.decode import read_gray
 from cleft.data.images.preprocess import centre_crop, prepare_image
 from cleft.errors import DataError
@@ -43,40 +40,40 @@ def encoded(mode="L", kind="PNG", pixels=None, **options):
 @pytest.mark.parametrize(
     ("data", "look"),
     [
-        (encoded("L"), Look("PNG", "gray", 8, (40, 48))),
-        (encoded(pixels=RAMP), Look("PNG", "gray", 16, (40, 48))),
-        (encoded("P"), Look("PNG", "palette", 8, (40, 48))),
-        (encoded("RGBA"), Look("PNG", "RGB with transparency", 8, (40, 48))),
-        (encoded("L", "JPEG"), Look("JPEG", "gray", 8, (40, 48))),
-        (encoded("RGB", "JPEG", progressive=True, comment=b"x" * 60_000), Look("JPEG", "colour", 8, (40, 48))),
-        (encoded("L", "BMP"), Look("another")),
-        (b"", Look("empty")),
-        (b"\x89PNG\r\n\x1a\n", Look("PNG")),
-        (b"\xff\xd8\xff\xe0" + bytes(3), Look("JPEG")),
-        (b"\xff\xd8" + b"\xff" * 4000, Look("JPEG")),
-        (b"some words", Look("another")),
+        (encoded("L"), FileInfo("PNG", "gray", 8, (40, 48))),
+        (encoded(pixels=RAMP), FileInfo("PNG", "gray", 16, (40, 48))),
+        (encoded("P"), FileInfo("PNG", "palette", 8, (40, 48))),
+        (encoded("RGBA"), FileInfo("PNG", "RGB with transparency", 8, (40, 48))),
+        (encoded("L", "JPEG"), FileInfo("JPEG", "gray", 8, (40, 48))),
+        (encoded("RGB", "JPEG", progressive=True, comment=b"x" * 60_000), FileInfo("JPEG", "colour", 8, (40, 48))),
+        (encoded("L", "BMP"), FileInfo("other")),
+        (b"", FileInfo("empty")),
+        (b"\x89PNG\r\n\x1a\n", FileInfo("PNG")),
+        (b"\xff\xd8\xff\xe0" + bytes(3), FileInfo("JPEG")),
+        (b"\xff\xd8" + b"\xff" * 4000, FileInfo("JPEG")),
+        (b"some words", FileInfo("other")),
     ],
 )
 def test_a_file_says_what_it_is_whatever_it_is_called(tmp_path, data, look):
     (tmp_path / "a.dcm").write_bytes(data)
-    assert look_at(tmp_path / "a.dcm") == look
+    assert inspect_file(tmp_path / "a.dcm") == look
 
 
 def test_a_dicom_file_is_described_in_its_own_words(tmp_path):
     (tmp_path / "noending").write_bytes(dicom_bytes(RAMP, bits=12, photometric="MONOCHROME1"))
-    look = look_at(tmp_path / "noending")
+    look = inspect_file(tmp_path / "noending")
     assert look[:4] == ("DICOM", "MONOCHROME1", 12, (40, 48))
     assert not any(leak in repr(look) for leak in LEAKS)
 
 
 def test_o1_a_header_that_says_something_else_in_place_of_a_kind_is_not_quoted(tmp_path):
     (tmp_path / "a").write_bytes(dicom_bytes(RAMP, photometric="CANARY"))
-    assert look_at(tmp_path / "a").kind == "of no legal kind"
+    assert inspect_file(tmp_path / "a").kind == "of unknown type"
 
 
 def test_what_is_missing_says_so(tmp_path):
-    assert look_at(tmp_path / "none").format == "missing"
-    assert look_at(tmp_path).format == "not-a-file"
+    assert inspect_file(tmp_path / "none").format == "missing"
+    assert inspect_file(tmp_path).format == "not-a-file"
 
 
 def test_many_files_are_counted_and_what_they_need_is_said(tmp_path, monkeypatch):
@@ -90,9 +87,9 @@ def test_many_files_are_counted_and_what_they_need_is_said(tmp_path, monkeypatch
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     monkeypatch.setattr(
-        "cleft.data.images.dicom.decodable", lambda uid, deep: (uid[-2:], "run: pip install it" * ("80" in uid))
+        "cleft.data.images.dicom.syntax_support", lambda uid, deep: (uid[-2:], "run: pip install it" * ("80" in uid))
     )
-    looks = look_at_all([tmp_path / name for name in files])
+    looks = inspect_files([tmp_path / name for name in files])
     counted = {tally.name: dict(tally.counts) for tally in looks.tallies}
     assert counted["format"] == {"DICOM": 2, "DICOM without an image": 1, "JPEG": 1, "PNG": 1}
     assert counted["pixels"] == {"8-bit gray": 2, "16-bit MONOCHROME2": 2}
@@ -106,7 +103,7 @@ def test_rare_sizes_are_counted_together(tmp_path):
     for side in range(40, 50):
         paths.append(tmp_path / f"{side}.png")
         Image.fromarray(np.zeros((side, side), np.uint8)).save(paths[-1])
-    (size,) = [tally for tally in look_at_all(paths).tallies if tally.name == "size"]
+    (size,) = [tally for tally in inspect_files(paths).tallies if tally.name == "size"]
     assert len(size.counts) == 6
     assert size.counts[-1] == ("5 others", 5)
 
@@ -127,13 +124,13 @@ def records(tmp_path):
 
 def test_a_draw_depends_on_ids_and_seed_alone(records):
     shuffled = random.Random(3).sample(records, len(records))
-    assert draw(records, 3, 0) == draw(shuffled, 3, 0)
-    assert len({tuple(r.id for r in draw(records, 3, seed)) for seed in range(8)}) > 1
-    assert draw(records, None, 0)[:3] == draw(records, 3, 0)
+    assert draw_sample(records, 3, 0) == draw_sample(shuffled, 3, 0)
+    assert len({tuple(r.id for r in draw_sample(records, 3, seed)) for seed in range(8)}) > 1
+    assert draw_sample(records, None, 0)[:3] == draw_sample(records, 3, 0)
 
 
 def test_pictures_are_what_a_model_would_see(records):
-    (first, second) = decode(records, IMAGES, pictures=2).pictures
+    (first, second) = decode_sample(records, IMAGES, thumbnails=2).thumbnails
     seen = cv2.imdecode(np.frombuffer(base64.b64decode(second.image), np.uint8), cv2.IMREAD_UNCHANGED)
     assert np.array_equal(seen, centre_crop(prepare_image(read_gray(records[1].image), IMAGES), 48))
     assert (first.view, first.labels, second.labels) == ("AP", (), ("Edema",))
@@ -142,23 +139,23 @@ def test_pictures_are_what_a_model_would_see(records):
 def test_what_cannot_be_decoded_is_kept_with_its_reason_and_the_rest_goes_on(records):
     records[2].image.write_bytes(records[2].image.read_bytes()[:200])
     Image.fromarray(np.full((40, 40), 7, np.uint8)).save(records[4].image)
-    sample = decode(records, IMAGES, pictures=9)
+    sample = decode_sample(records, IMAGES, thumbnails=9)
     assert {name: reason for name, (reason, _) in sample.undecodable.items()} == {
         "2.png": "truncated",
         "4.png": "constant",
     }
     assert len(sample.contents) == 6
-    assert len(sample.pictures) == 4
+    assert len(sample.thumbnails) == 4
 
 
 def test_nothing_is_left_on_disk(records, tmp_path):
     before = sorted(tmp_path.rglob("*"))
-    decode(records, IMAGES, pictures=2)
+    decode_sample(records, IMAGES, thumbnails=2)
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_process_of_its_own_gives_the_same(records):
-    assert decode(records, IMAGES, pictures=2, jobs=1) == decode(records, IMAGES, pictures=2)
+    assert decode_sample(records, IMAGES, thumbnails=2, jobs=1) == decode_sample(records, IMAGES, thumbnails=2)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +173,7 @@ def test_a_process_of_its_own_gives_the_same(records):
     ],
 )
 def test_a_few_bad_ones_in_a_draw_prove_nothing(bad, drawn, of, share, surely):
-    assert is_surely_more(bad, drawn, of, share) is surely
+    assert exceeds_share(bad, drawn, of, share) is surely
 
 
 SMALL = ImagesConfig(size=32, stored_size=32)
@@ -197,30 +194,15 @@ def folder(tmp_path):
     return tmp_path
 
 
-def contents(records, folder):
-    return contents_of(prepare_images(records, SMALL, folder / "cache"))
+def contents(records):
+    return decode_sample(records, SMALL, progress=False).contents
 
 
-def test_copies_and_other_files_of_one_picture_are_the_same_picture(folder):
+def test_copies_and_reencoded_files_have_the_same_content(folder):
     assert (folder / "a.png").read_bytes() != (folder / "again.png").read_bytes()
-    records = [in_folder(folder, name) for name in ("a.png", "b.png", "copy.png", "again.png")]
-    found = contents(records, folder)
-    assert found["a.png"] == found["copy.png"] == found["again.png"]
-    assert found["b.png"] != found["a.png"]
-
-
-def test_equal_checksums_alone_are_not_the_same_picture(folder):
-    records = [in_folder(folder, name) for name in ("a.png", "b.png")]
-    prepared = prepare_images(records, SMALL, folder / "cache")
-    whole = prepared.rows
-
-    class Colliding:
-        places, checks = whole.positions, np.zeros_like(whole.checksums)
-
-        def __getitem__(self, number):
-            return whole[number]
-
-    assert len(set(contents_of(replace(prepared, rows=Colliding())).values())) == 2
+    content = contents([in_folder(folder, name) for name in ("a.png", "b.png", "copy.png", "again.png")])
+    assert content["a.png"] == content["copy.png"] == content["again.png"]
+    assert content["b.png"] != content["a.png"]
 
 
 def test_a_picture_in_two_splits_is_named_with_both(folder):
@@ -229,13 +211,13 @@ def test_a_picture_in_two_splits_is_named_with_both(folder):
         "val": [in_folder(folder, "again.png", "q", Edema=1)],
         "test": [in_folder(folder, "copy.png")],
     }
-    (twins,) = shared_contents(parts, contents([r for part in parts.values() for r in part], folder))
+    (twins,) = find_duplicates(parts, contents([r for part in parts.values() for r in part]))
     assert twins == (("a.png", "again.png", "copy.png"), ("train", "val", "test"), 2, False)
 
 
 def test_d16_a_test_picture_in_training_stops(folder):
     parts = {"train": [in_folder(folder, "a.png")], "test": [in_folder(folder, "copy.png", "q")]}
-    twins = shared_contents(parts, {"a.png": 1, "copy.png": 1})
+    twins = find_duplicates(parts, {"a.png": 1, "copy.png": 1})
     with pytest.raises(DataError, match="1 image of the test split is in another split too") as caught:
         check_duplicates(twins)
     assert caught.value.reason == "shared-images"
@@ -244,15 +226,15 @@ def test_d16_a_test_picture_in_training_stops(folder):
 
 def test_what_is_harmless_is_not_told_and_what_is_doubtful_is_counted(folder):
     same = [in_folder(folder, "a.png", Edema=1), in_folder(folder, "copy.png", Edema=1)]
-    assert check_duplicates(shared_contents({"train": same}, dict.fromkeys(["a.png", "copy.png"], 0))) == []
+    assert check_duplicates(find_duplicates({"train": same}, dict.fromkeys(["a.png", "copy.png"], 0))) == []
     parts = {"train": same[:1], "val": [in_folder(folder, "copy.png", "q", Edema=0)]}
-    told = check_duplicates(shared_contents(parts, dict.fromkeys(["a.png", "copy.png"], 0)))
+    told = check_duplicates(find_duplicates(parts, dict.fromkeys(["a.png", "copy.png"], 0)))
     assert [sentence.split()[0] for sentence in told] == ["1", "1", "1"]
     assert "in training and in validation" in told[0]
 
 
 def test_what_has_no_known_content_is_passed_over(folder):
-    assert shared_contents({"train": [in_folder(folder, "a.png"), in_folder(folder, "b.png")]}, {"a.png": 1}) == []
+    assert find_duplicates({"train": [in_folder(folder, "a.png"), in_folder(folder, "b.png")]}, {"a.png": 1}) == []
 
 
 def touch(root, *names):
@@ -276,7 +258,7 @@ def test_e9_files_that_no_row_names_are_counted_by_their_ending(tmp_path):
             ".png": (4, ("2.png", "3.png", "4.png")),
             ".jpg": (1, ("deep/a.JPG",)),
             ".tif": (1, ("b.tif",)),
-            "without ending": (1, ("deep/1.2.840.113",)),
+            "no extension": (1, ("deep/1.2.840.113",)),
         },
         0,
     )

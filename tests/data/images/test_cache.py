@@ -249,7 +249,7 @@ def test_f1_bytes_that_change_under_a_reader_are_refused(records, prepare):
     for file in images.folder.glob("*.u8"):
         with file.open("r+b") as bytes_:
             bytes_.write(b"\0" * file.stat().st_size)
-    with pytest.raises(DataError, match="is not as it was written") as caught:
+    with pytest.raises(DataError, match="differs from its checksum") as caught:
         images.pixels("0.png")
     assert caught.value.reason == "cache"
 
@@ -372,12 +372,12 @@ def test_the_cache_is_the_owners_alone(records, prepare):
 def test_rejected_images_are_named_with_their_reasons(records, prepare, decoded):
     records[1].image.unlink()
     records[3].image.write_bytes(records[3].image.read_bytes()[:-40])
-    images = prepare(records, max_bad=0.3)
+    images = prepare(records, max_invalid=0.3)
     assert images.rejected == {"1.png": "missing", "3.png": "truncated"}
     assert [record.id for record in images.usable(records)] == ["0.png", "2.png", "4.png", "5.png", "6.png"]
     assert "1.png" not in images
     decoded.clear()
-    assert prepare(records, max_bad=0.3).rejected == images.rejected
+    assert prepare(records, max_invalid=0.3).rejected == images.rejected
     assert decoded == []
 
 
@@ -386,7 +386,7 @@ def test_c13_too_many_bad_images_stop_with_a_table_by_reason(records, prepare):
         record.image.write_bytes(b"<html>")
     records[4].image.unlink()
     with pytest.raises(DataError) as caught:
-        prepare(records, max_bad=0.5)
+        prepare(records, max_invalid=0.5)
     message = str(caught.value)
     assert "4 of 7 images cannot be used" in message
     assert "format             3" in message
@@ -397,9 +397,9 @@ def test_c13_too_many_bad_images_stop_with_a_table_by_reason(records, prepare):
 
 def test_the_limit_is_the_last_share_that_passes(records, prepare):
     records[0].image.unlink()
-    assert len(prepare(records, max_bad=1 / 7)) == 6
+    assert len(prepare(records, max_invalid=1 / 7)) == 6
     with pytest.raises(DataError, match="1 of 7"):
-        prepare(records, max_bad=0.14)
+        prepare(records, max_invalid=0.14)
 
 
 def test_work_done_before_the_stop_is_kept(records, prepare, decoded):
@@ -408,7 +408,7 @@ def test_work_done_before_the_stop_is_kept(records, prepare, decoded):
     with pytest.raises(DataError):
         prepare(records)
     decoded.clear()
-    assert right(prepare(records, max_bad=1), records[:3])
+    assert right(prepare(records, max_invalid=1), records[:3])
     assert not {"0.png", "1.png", "2.png"} & set(decoded)
 
 
@@ -425,13 +425,13 @@ def test_what_is_refused_is_written_down_by_id_and_reason_alone(records, prepare
     records[3].image.write_bytes(b"GIF89a")
     file = tmp_path / "lists" / "rejects.csv"
     output = Output(file, "--rejects", mode=0o600)
-    images = prepare(records, max_bad=0.3, rejects=output)
+    images = prepare(records, max_invalid=0.3, rejects=output)
     assert file.read_text() == "id,reason\n1.png,missing\n3.png,format\n"
     assert file.stat().st_mode & 0o777 == 0o600
     assert images.messages["3.png"].startswith(f"{records[3].image}: format")
     records[0].image.write_bytes(b"GIF89a")
     with pytest.raises(DataError, match="cannot be used"):
-        prepare(records, max_bad=0.3, rejects=output)
+        prepare(records, max_invalid=0.3, rejects=output)
     assert file.read_text().count("\n") == 4
     prepare(records[4:], rejects=output)
     assert file.read_text() == "id,reason\n"
@@ -469,7 +469,7 @@ def test_decoding_again_says_which_setting_differs(records, prepare, caplog):
     caplog.clear()
     with caplog.at_level("INFO", "cleft"):
         prepare(records, config=replace(CONFIG, stored_size=40))
-    assert caplog.messages == ["images are prepared beside this with images.stored_size 32, wanted 40: decoding again"]
+    assert caplog.messages == ["images are decoded again: the existing cache has images.stored_size 32, wanted 40"]
 
 
 def test_going_on_says_how_much_is_there(records, prepare, caplog):
@@ -489,14 +489,14 @@ def test_c11_an_image_that_crashes_the_decoder_is_rejected_once_and_for_all_but_
     with monkeypatch.context() as patch:
         patch.setattr("cleft.data.images.decode_pool._prepare_file_in_child", prepare_or_die)
         patch.setattr("cleft.data.images.decode_pool.Limits.__new__.__defaults__", (0.2, 2**31, 600.0))
-        images = prepare(records, jobs=2, max_bad=0.5)
+        images = prepare(records, jobs=2, max_invalid=0.5)
     assert images.rejected == {"2.png": "crashed", "5.png": "timeout"}
     assert "segfault.png: crashed (it crashes the decoder (SIGSEGV); tried twice)" in images.messages["2.png"]
     assert right(images, images.usable(records))
     decoded.clear()
-    assert prepare(records, max_bad=0.5).rejected == images.rejected
+    assert prepare(records, max_invalid=0.5).rejected == images.rejected
     assert decoded == []
-    tried = prepare(records, max_bad=0.5, retry=True)
+    tried = prepare(records, max_invalid=0.5, retry=True)
     assert decoded == ["segfault.png", "loop.png"]
     assert not tried.rejected
     assert right(tried, records)
@@ -508,7 +508,7 @@ AHEAD = DataConfig(prepare="required")
 
 def test_ahead_takes_what_is_prepared_and_writes_nothing(records, prepare, tmp_path, decoded):
     records[5].image.write_bytes(b"GIF89a")
-    made = prepare(records, max_bad=0.2)
+    made = prepare(records, max_invalid=0.2)
     before = {path: path.stat().st_mtime_ns for path in made.folder.rglob("*")}
     decoded.clear()
     images = obtain_images(records, replace(AHEAD, cache=tmp_path / "cache", max_invalid=0.2), CONFIG)
@@ -542,7 +542,7 @@ def test_ahead_refuses_a_cache_that_lacks_an_image(records, prepare, tmp_path, l
     if lack == "damaged":
         sorted(folder.glob("*.u8"))[0].write_bytes(b"")
     with pytest.raises(
-        DataError, match=r"of 7 images (is|are) not prepared as (it is|they are) now, the first is \d\.png"
+        DataError, match=r"of 7 images (is|are) not prepared in the present state, the first is \d\.png"
     ) as got:
         find_images(records, replace(AHEAD, cache=tmp_path / "cache"), CONFIG)
     assert "other settings" not in str(got.value)
@@ -702,7 +702,7 @@ def test_a_cache_of_the_old_layout_is_rebuilt_with_one_line(records, prepare, mo
     caplog.clear()
     assert right(prepare(records), records)
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line == f"images are prepared beside this with schema 1, wanted {cache.SCHEMA}: decoding again"
+    assert line == f"images are decoded again: the existing cache has schema 1, wanted {cache.SCHEMA}"
 
 
 def test_notes_of_decoding_are_kept_and_counted(tmp_path, prepare, decoded):

@@ -97,7 +97,7 @@ def test_the_process_that_calls_decodes_nothing(paths, monkeypatch):
 def test_cases_that_ended_the_process_have_a_reason(shared, tmp_path, paths, name):
     case = shared / "cases/files" / name
     records = [Record(id=path.name, image=path, labels={}, patient="p") for path in (paths[0], case, paths[2])]
-    images = prepare_images(records, CONFIG, tmp_path / "cache", PrepareOptions(max_bad=0.5, progress=False))
+    images = prepare_images(records, CONFIG, tmp_path / "cache", PrepareOptions(max_invalid=0.5, progress=False))
     assert images.rejected == {name: "malformed"}
     with pytest.raises(DataError, match=name) as caught:
         load_image(case, CONFIG)

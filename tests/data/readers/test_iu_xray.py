@@ -84,7 +84,7 @@ def test_counts_stand_beside_the_published_ones(tmp_path):
     assert notes[0] == "ecgen-radiology holds 5 reports with 7 images (published: 3,955 reports, 7,470 images)"
     assert "1 report names no image" in notes
     assert "5 of 7 images have a report, 3 of them distinct" in notes
-    assert "1 distinct report has places taken out by de-identification" in notes
+    assert "1 distinct report has placeholders of de-identification" in notes
 
 
 def test_without_projections_lateral_images_stay_and_that_is_said_beside_every_number(tmp_path):

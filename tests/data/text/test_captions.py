@@ -59,7 +59,7 @@ def test_an_image_without_a_finding_is_left_out_by_policy_and_counted():
 
 
 def test_leaving_out_every_image_is_an_error():
-    with pytest.raises(DataError, match=r"none of 1 image has a finding"):
+    with pytest.raises(DataError, match=r"none of 1 image has a present finding"):
         captions([record("a", {})], empty_caption="drop")
 
 

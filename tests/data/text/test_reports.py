@@ -8,7 +8,7 @@ from cleft.data.text.reports import (
     change_words,
     choose_sections,
     draw_text,
-    keep_reported,
+    drop_unreported,
     read_as_gloria,
     read_as_medclip,
     read_as_mgca,
@@ -130,7 +130,7 @@ def test_reports_are_counted_without_a_word_of_them():
     assert report_notes(None) == []
     assert report_notes(["Seen ___ ago.", "Seen ___ ago.", "XXXX lungs.", None]) == [
         "3 of 4 images have a report, 2 of them distinct",
-        "2 distinct reports have places taken out by de-identification",
+        "2 distinct reports have placeholders of de-identification",
     ]
 
 
@@ -203,16 +203,16 @@ def test_the_drawn_sentence_depends_on_seed_epoch_and_sample_alone():
 
 
 def test_images_without_a_readable_report_are_left_out_and_counted():
-    kept = keep_reported(reading("No effusion.", None, "Normal.", "No effusion. Clear lungs."), "sentences")
+    kept = drop_unreported(reading("No effusion.", None, "Normal.", "No effusion. Clear lungs."), "sentences")
     assert [r.id for r in kept.records] == ["0", "3"]
     assert kept.rejected == {"no-report": ["1"], "no-text": ["2"]}
 
 
 def test_a_dataset_without_reports_is_refused():
-    with pytest.raises(DataError, match=r"none of 2 images of mimic has a report that can be read; put the reports"):
-        keep_reported(reading(None, None), "whole")
-    with pytest.raises(DataError, match=r"can be read; 2 have one of too few words; put"):
-        keep_reported(reading("Normal.", "Stable", None), "mgca")
+    with pytest.raises(DataError, match=r"none of 2 images of mimic has a report that can be read; store the reports"):
+        drop_unreported(reading(None, None), "whole")
+    with pytest.raises(DataError, match=r"can be read; 2 have one that is too short; store"):
+        drop_unreported(reading("Normal.", "Stable", None), "mgca")
 
 
 def test_changed_words_are_the_same_words_but_few():

@@ -6,10 +6,9 @@ import pytest
 from cleft.data.text.captions import write_caption
 from cleft.data.text.sentence_bank import (
     TEMPLATES,
-    bank_of_findings,
-    bank_of_records,
+    bank_from_findings,
     draw_sentence,
-    pool_of_epoch,
+    epoch_subset,
     read_bank,
 )
 from cleft.errors import DataError
@@ -36,7 +35,6 @@ def drawn(bank, labels, epochs=400):
 def test_a_table_of_sentences_says_what_each_states(bank):
     assert bank.texts == ("mild edema", "edema and effusion", "large effusion", "small effusion", "clear")
     assert bank.labels(1) == {"Edema": 1, "Pleural Effusion": 1, "No Finding": 0}
-    assert bank.places["small effusion"] == 3
     assert bank.normal.tolist() == [4]
 
 
@@ -60,24 +58,8 @@ def test_the_drawn_sentence_is_a_function_of_seed_epoch_and_sample(bank):
     assert first != [draw_sentence(bank, labels, 4, 1, sample) for sample in range(50)]
 
 
-def test_images_of_one_table_get_sentences_of_another():
-    texts = bank_of_records(
-        [
-            record({"Edema": 1.0}),
-            record({"Edema": 1.0}),
-            record({"No Finding": 1.0}),
-            record({"Pleural Effusion": 0.0}),
-        ],
-        FINDINGS,
-    )
-    assert len(texts.texts) == 3
-    place = draw_sentence(texts, {"Edema": 1, "Cardiomegaly": 1}, 0, 0, 0)
-    assert texts.texts[place].endswith("edema")
-    assert texts.labels(place) == {"Edema": 1, "Pleural Effusion": 0, "No Finding": 0}
-
-
 def test_templates_say_one_finding_each_in_several_ways():
-    bank = bank_of_findings(FINDINGS)
+    bank = bank_from_findings(FINDINGS)
     assert len(bank.texts) == len(TEMPLATES) * 3
     assert (bank.present.sum(axis=1) == 1).all()
     assert {text.removesuffix("pleural effusion") for text in drawn(bank, {"Pleural Effusion": 1})} == {
@@ -86,20 +68,18 @@ def test_templates_say_one_finding_each_in_several_ways():
 
 
 def test_a_pool_holds_few_sentences_of_each_finding_and_changes_with_the_epoch(bank):
-    pools = [pool_of_epoch(bank, 0, epoch, most=1) for epoch in range(30)]
+    pools = [epoch_subset(bank, 0, epoch, most=1) for epoch in range(30)]
     assert all("clear" in pool.texts and len(pool.texts) <= 4 for pool in pools)
     assert all(pool.present[:, :2].any(axis=0).all() for pool in pools)
     assert len({pool.texts for pool in pools}) > 1
-    assert pools[3].texts == pool_of_epoch(bank, 0, 3, most=1).texts
-    assert pool_of_epoch(bank, 0, 0).texts == bank.texts
+    assert pools[3].texts == epoch_subset(bank, 0, 3, most=1).texts
+    assert epoch_subset(bank, 0, 0).texts == bank.texts
 
 
 def test_a_bank_without_a_normal_sentence_is_refused(tmp_path):
     (tmp_path / "bank.csv").write_text("text,Edema\nmild edema,1\n")
-    with pytest.raises(DataError, match=r"bank\.csv: none of 1 sentence says that nothing was found"):
+    with pytest.raises(DataError, match=r"bank\.csv: none of 1 sentence states that there is no finding"):
         read_bank(tmp_path / "bank.csv", FINDINGS)
-    with pytest.raises(DataError, match="the captions: none of 1 sentence"):
-        bank_of_records([record({"Edema": 1.0})], FINDINGS)
 
 
 @pytest.mark.parametrize(
@@ -107,9 +87,9 @@ def test_a_bank_without_a_normal_sentence_is_refused(tmp_path):
     [
         (
             "words,Edema\nmild edema,1\n",
-            r"no column 'sentence', 'text', 'report', 'caption'; found \['words', 'Edema'\]",
+            r"no column 'sentence', 'text', 'report', 'caption'; the columns are \['words', 'Edema'\]",
         ),
-        ("sentence,Mass\na mass,1\n", "no column of any finding of the images"),
+        ("sentence,Mass\na mass,1\n", "no column named like a finding"),
         ("sentence,Edema\nmild edema,yes\n", "column 'Edema' holds 'yes'"),
     ],
 )

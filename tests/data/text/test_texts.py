@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cleft.config import DataConfig
-from cleft.data.text.texts import Texts, report_format, state_findings, words_of_many
+from cleft.data.text.texts import Texts, finding_sentences, report_format, shared_words
 from cleft.errors import ConfigError, DataError
 from cleft.models.tokenizer import train_tokenizer
 from cleft.types import Record
@@ -24,9 +24,9 @@ def texts_of(records, seed=0, *, still=False, **options):
 
 def test_captions_are_read_as_they_are_in_every_epoch():
     texts = texts_of([record(0, caption="an edema"), record(1, caption="a chest")])
-    assert [texts.read(epoch, 1).text for epoch in range(3)] == ["a chest"] * 3
+    assert [texts.sample(epoch, 1).text for epoch in range(3)] == ["a chest"] * 3
     assert texts.all_texts() == ["an edema", "a chest"]
-    assert texts.read(0, 0).labels is texts.read(0, 0).reworded is None
+    assert texts.sample(0, 0).labels is texts.sample(0, 0).reworded is None
 
 
 def test_a_caption_is_worded_anew_each_epoch_where_there_are_templates():
@@ -37,9 +37,9 @@ def test_a_caption_is_worded_anew_each_epoch_where_there_are_templates():
         [record(number, caption=caption) for number, caption in enumerate(captions)], caption_templates=templates
     )
     said = ["this is a chest x ray of a patient with edema", "the film shows edema", "edema can be seen"]
-    assert {texts.read(epoch, 0).text for epoch in range(30)} == set(said)
+    assert {texts.sample(epoch, 0).text for epoch in range(30)} == set(said)
     assert texts.all_texts() == [*said, *captions[1:]]
-    assert {texts.read(epoch, 1).text for epoch in range(30)} == {opening}
+    assert {texts.sample(epoch, 1).text for epoch in range(30)} == {opening}
 
 
 def test_a_template_without_a_place_for_findings_is_refused():
@@ -49,48 +49,50 @@ def test_a_template_without_a_place_for_findings_is_refused():
 
 def test_one_of_the_findings_is_stated_anew_each_epoch():
     texts = texts_of([record(0, 1, 1, caption="x"), record(1, caption="x")], texts="findings")
-    assert {texts.read(epoch, 0).text for epoch in range(20)} == {"there is edema", "there is pleural effusion"}
-    assert {texts.read(epoch, 1).text for epoch in range(20)} == {"there is no finding"}
-    assert state_findings({"Edema": -1, "Fracture": 1}) == ("there is fracture",)
+    assert {texts.sample(epoch, 0).text for epoch in range(20)} == {"there is edema", "there is pleural effusion"}
+    assert {texts.sample(epoch, 1).text for epoch in range(20)} == {"there is no finding"}
+    assert finding_sentences({"Edema": -1, "Fracture": 1}) == ("there is fracture",)
 
 
 def test_a_draw_is_a_function_of_seed_epoch_and_row():
     records = [record(number, 1, 1, caption="x") for number in range(30)]
-    drawn = [[texts_of(records, seed, texts="findings").read(3, row).text for row in range(30)] for seed in (0, 0, 1)]
+    drawn = [[texts_of(records, seed, texts="findings").sample(3, row).text for row in range(30)] for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_validation_reads_every_epoch_as_the_first():
     records = [record(number, 1, 1, caption="x") for number in range(30)]
     still, moving = (texts_of(records, still=way, texts="findings", augment_texts=True) for way in (True, False))
-    first = [moving.read(0, row).text for row in range(30)]
-    assert [still.read(7, row).text for row in range(30)] == first != [moving.read(7, row).text for row in range(30)]
-    assert still.read(0, 0).reworded is None
+    first = [moving.sample(0, row).text for row in range(30)]
+    assert (
+        [still.sample(7, row).text for row in range(30)] == first != [moving.sample(7, row).text for row in range(30)]
+    )
+    assert still.sample(0, 0).reworded is None
 
 
 def test_some_rows_are_read_as_among_all():
     records = [record(number, 1, 1, caption="x") for number in range(30)]
     texts = texts_of(records, texts="findings")
     part = texts.subset([7, 20, 3]).subset([2, 0])
-    assert [part.read(5, row).text for row in (0, 1)] == [texts.read(5, row).text for row in (3, 7)]
+    assert [part.sample(5, row).text for row in (0, 1)] == [texts.sample(5, row).text for row in (3, 7)]
 
 
 def test_sentences_of_a_report_are_drawn_and_a_whole_one_is_not():
     sentences = texts_of([record(0, report=REPORT)], texts="sentences")
-    assert {sentences.read(epoch, 0).text for epoch in range(30)} == set(sentences.all_texts())
+    assert {sentences.sample(epoch, 0).text for epoch in range(30)} == set(sentences.all_texts())
     assert len(sentences.all_texts()) == 3
     assert texts_of([record(0, report=REPORT)], texts="whole").all_texts() == [REPORT]
     assert (report_format(DataConfig(texts="mgca")), report_format(DataConfig(texts="findings"))) == ("mgca", None)
 
 
 def test_a_record_with_nothing_to_read_is_refused():
-    with pytest.raises(DataError, match=r"1 has nothing to read with data\.texts=sentences"):
+    with pytest.raises(DataError, match=r"1 has no text for data\.texts=sentences"):
         texts_of([record(0, report=REPORT), record(1, report="Stable.")], texts="sentences")
 
 
 def test_a_sentence_of_the_bank_shares_a_finding_and_says_which():
     texts = texts_of([record(0, 1, caption="x"), record(1, caption="x")], texts="bank")
-    edema, normal = ([texts.read(epoch, row) for epoch in range(10)] for row in (0, 1))
+    edema, normal = ([texts.sample(epoch, row) for epoch in range(10)] for row in (0, 1))
     assert all("edema" in read.text and read.labels.tolist() == [1, 0] for read in edema)
     assert all("no finding" in read.text and read.labels.tolist() == [0, 0] for read in normal)
     assert len({read.text for read in edema}) > 1
@@ -104,11 +106,11 @@ def test_a_bank_of_ones_own_is_read_from_its_table(tmp_path):
     texts = texts_of(
         [record(0, effusion=1), record(1)], texts="bank", sentence_bank=tmp_path / "bank.csv", augment_texts=True
     )
-    read = texts.read(0, 0)
+    read = texts.sample(0, 0)
     assert (read.text, read.labels.tolist()) == ("wet and wide", [1, 1])
-    assert texts.read(0, 1).text == "all clear"
+    assert texts.sample(0, 1).text == "all clear"
     assert read.labels.dtype == np.float32
-    assert {texts.read(epoch, 0).reworded for epoch in range(40)} > {"wet and wide"}
+    assert {texts.sample(epoch, 0).reworded for epoch in range(40)} > {"wet and wide"}
 
 
 CAPTIONS = (
@@ -122,8 +124,8 @@ def test_a_vocabulary_is_learned_from_all_captions_that_labels_make():
     records = [record(number, number % 2, caption=caption) for number, caption in enumerate(CAPTIONS)]
     for options in ({}, {"texts": "findings"}, {"texts": "bank"}, {"caption_templates": ("a chest that shows {}",)}):
         texts = texts_of(records, **options)
-        assert texts.learnable().parts == list(dict.fromkeys(texts.all_texts())), options
-        assert texts.learnable().left_out == 0
+        assert texts.tokenizer_corpus().parts == list(dict.fromkeys(texts.all_texts())), options
+        assert texts.tokenizer_corpus().left_out == 0
 
 
 def test_a_vocabulary_is_not_learned_from_words_of_few_patients(tmp_path):
@@ -132,17 +134,20 @@ def test_a_vocabulary_is_not_learned_from_words_of_few_patients(tmp_path):
         "whole": ["Clear lungs. Told ", ".", "Clear lungs. Told nobody."],
         "sentences": ["clear lungs", "told ", "told nobody"],
     }.items():
-        learnable = texts_of(records, texts=way).learnable()
+        learnable = texts_of(records, texts=way).tokenizer_corpus()
         assert (learnable.parts, learnable.left_out) == (parts, 1)
     (tmp_path / "PHANTOMS.json").write_text("{}")
     drawn = texts_of(records, texts="whole", root=tmp_path)
-    assert (drawn.learnable().parts, drawn.learnable().left_out) == (list(dict.fromkeys(drawn.all_texts())), 0)
+    assert (drawn.tokenizer_corpus().parts, drawn.tokenizer_corpus().left_out) == (
+        list(dict.fromkeys(drawn.all_texts())),
+        0,
+    )
 
 
 def test_a_sentence_of_a_bank_counts_as_a_patient(tmp_path):
     lines = [f"wet lungs {'by Ada ' * (number < 4)}{number},1,0,0" for number in range(6)]
     (tmp_path / "bank.csv").write_text("\n".join(["sentence,Edema,Pleural Effusion,No Finding", *lines, "clear,0,0,1"]))
-    learnable = texts_of([record(0, 1)], texts="bank", sentence_bank=tmp_path / "bank.csv").learnable()
+    learnable = texts_of([record(0, 1)], texts="bank", sentence_bank=tmp_path / "bank.csv").tokenizer_corpus()
     assert learnable.parts == ["wet lungs "]
 
 
@@ -153,30 +158,32 @@ def told(*texts, patients="abcde"):
 def test_a_word_needs_as_many_patients_and_not_as_many_texts():
     many = told("clear lungs", patients="abcde")
     few = told("Ada was seen", "Ada came back", "Ada left", "Ada rose", "Ada sat", patients="a")
-    found = words_of_many([*many, *few], [], fewest=5)
+    found = shared_words([*many, *few], [], min_patients=5)
     assert found.parts == ["clear lungs"]
     assert (found.words, found.left_out) == (10, 8)
-    assert words_of_many([*many, *few], [], fewest=1).parts == list(dict.fromkeys(text for _, text in [*many, *few]))
+    assert shared_words([*many, *few], [], min_patients=1).parts == list(
+        dict.fromkeys(text for _, text in [*many, *few])
+    )
 
 
 def test_patients_of_one_text_and_of_several_texts_count_alike():
     said = [("a", "one Ada"), ("b", "one Ada"), ("c", "Ada two")]
-    assert words_of_many(said, [], fewest=3).parts == [" Ada", "Ada "]
+    assert shared_words(said, [], min_patients=3).parts == [" Ada", "Ada "]
 
 
 def test_words_that_are_ours_stay_whoever_holds_them():
-    found = words_of_many([("a", "there is a hernia of Bo")], ["Hernia", "hernia", "there is"])
+    found = shared_words([("a", "there is a hernia of Bo")], ["Hernia", "hernia", "there is"])
     assert found.parts == ["there is ", " hernia "]
 
 
 def test_case_tells_a_name_from_a_word():
-    found = words_of_many([*told("the long lung"), ("f", "the Long report")], [])
+    found = shared_words([*told("the long lung"), ("f", "the Long report")], [])
     assert found.parts == ["the long lung", "the "]
 
 
 def test_where_nobody_shares_a_word_there_is_still_something_to_learn_from():
-    assert words_of_many([("a", "Ada"), ("b", "Bo")], ["this is"]).parts == ["this is"]
-    assert words_of_many([], ["this is"]).parts == ["this is"]
+    assert shared_words([("a", "Ada"), ("b", "Bo")], ["this is"]).parts == ["this is"]
+    assert shared_words([], ["this is"]).parts == ["this is"]
 
 
 @pytest.mark.parametrize(
@@ -188,7 +195,7 @@ def test_no_token_of_a_learned_vocabulary_spells_a_name_of_few(name, around, cau
     shared = told("seen by Dr. hand's", "1 of 2 (by)")
     said = [*shared, *((patient, around.format(name)) for patient in "abcd" for _ in range(9))]
     tokenizer, naive = (
-        train_tokenizer(texts, causal=causal) for texts in (words_of_many(said, []).parts, [text for _, text in said])
+        train_tokenizer(texts, causal=causal) for texts in (shared_words(said, []).parts, [text for _, text in said])
     )
     assert tokenizer.tokenize(" seen") == ["Ġseen"] or tokenizer.tokenize("seen") == ["seen"]
     assert max(map(len, naive.tokenize(name))) > 3

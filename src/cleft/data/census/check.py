@@ -1,4 +1,4 @@
-"""Says in one pass everything that is wrong with a dataset, and takes its census."""
+"""The dataset check: every fault of a dataset in one pass, and a summary of it without training."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import NamedTuple
 
 from cleft.config import DataConfig, ImagesConfig
 from cleft.data.census.image_files import (
-    Looks,
+    FileSummary,
     Sample,
     check_duplicates,
-    decode,
-    draw,
+    decode_sample,
+    draw_sample,
+    exceeds_share,
+    find_duplicates,
     find_unlisted,
-    is_surely_more,
-    look_at_all,
-    shared_contents,
+    inspect_files,
 )
-from cleft.data.counts import count_captions, count_labels, group_by, share_present, tally, tally_ages
+from cleft.data.counts import count_ages, count_captions, count_labels, count_values, group_records, prevalence_by_group
 from cleft.data.datasets import DATASETS, finish_reading, license_terms
 from cleft.data.images.decode_pool import usable_cores
 from cleft.data.splits.recipes import split_records
@@ -32,84 +32,130 @@ from cleft.privacy import MIN_PATIENTS
 from cleft.types import Captions, Census, Excluded, Groups, Reading, Record, Splits, Tally
 
 _EXAMPLES = 3
-_PICTURES = 12
+_THUMBNAILS = 12
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckOptions:
-    """How much is looked at. The rest is read from tables and names alone."""
+    """How much of a dataset is inspected, besides its tables."""
 
     decode: int | None = 0
-    """Images to decode; None for all."""
-    look: int | None = 2000
-    """Files whose first bytes are read; None for all, as whenever all are decoded."""
-    pictures: int | None = 0
-    """Images to show; None for twelve where they are phantoms, which may be shown to anybody."""
+    """Number of images to decode; None for all."""
+    inspect: int | None = 2000
+    """Number of files whose first bytes are read; None for all, as when all images are decoded."""
+    thumbnails: int | None = 0
+    """Number of images to show; None for twelve if the images are synthetic, which may be shown to anyone."""
     seed: int = 0
-    """Draws them."""
+    """Seed of the random sample."""
     jobs: int = 0
-    """Processes that decode, which an image may crash without harm; 0 decodes here."""
+    """Child processes that decode; 0 means one."""
     progress: bool = False
 
     @classmethod
-    def from_command(cls, *, decode: int | None, pictures: int | None, seed: int, progress: bool) -> CheckOptions:
-        """Decodes in other processes: one for a sample, as many as there are cores for all."""
-        jobs = usable_cores() if decode is None else 1 if decode or pictures != 0 else 0
-        return cls(decode=decode, pictures=pictures, seed=seed, jobs=jobs, progress=progress)
+    def from_command(cls, *, decode: int | None, thumbnails: int | None, seed: int, progress: bool) -> CheckOptions:
+        """Options of a command: one process decodes a sample, one per core decodes all images."""
+        jobs = usable_cores() if decode is None else 1 if decode or thumbnails != 0 else 0
+        return cls(decode=decode, thumbnails=thumbnails, seed=seed, jobs=jobs, progress=progress)
 
 
-def summarise(scan: ReaderResult, config: DataConfig, images: ImagesConfig, effort: CheckOptions) -> Census:
-    """Counts what a scan found, and looks at files and pixels as far as asked for."""
+class DatasetCheck(NamedTuple):
+    """Result of a dataset check."""
+
+    census: Census
+
+    @property
+    def lines(self) -> list[str]:
+        """Lines for a terminal."""
+        return census_lines(self.census)
+
+    @property
+    def faults(self) -> int:
+        """Number of kinds of fault; 0 means that training can begin."""
+        return len(self.census.faults)
+
+
+def check_dataset(
+    config: DataConfig, images: ImagesConfig | None = None, options: CheckOptions | None = None
+) -> DatasetCheck:
+    """Read as much of a dataset as possible and report all its faults with a summary.
+
+    Args:
+        config: Data settings, including the split.
+        images: Image settings, for images that are decoded.
+        options: How many files to inspect and decode; by default none is decoded.
+
+    Returns:
+        One line per kind of fault, with the table lines it occurs on and the remedy; then, for the rows without fault,
+        the number of images, patients, findings, views and sexes, what was left out and why, and the size of the
+        splits.
+
+    Raises:
+        ConfigError: If `data.root` is not set or `data.table` is outside of it.
+    """
+    reader, images = DATASETS[config.dataset].reader, images or ImagesConfig()
+    try:
+        return DatasetCheck(summarise(reader(config), config, images, options or CheckOptions()))
+    except DataError as error:
+        if error.reason != "missing":
+            return DatasetCheck(Census(dataset=config.dataset, table=config.table or "", faults=(str(error),)))
+        missing = str(error)
+    # No image was found: summarise the table alone.
+    census = summarise(reader(config, check_files=False), config, images, CheckOptions(inspect=0))
+    return DatasetCheck(replace(census, faults=(missing, *census.faults), unlisted=()))
+
+
+def summarise(scan: ReaderResult, config: DataConfig, images: ImagesConfig, options: CheckOptions) -> Census:
+    """Summarise what a reader returned, and inspect files and pixels as requested."""
     faults = [fault.message(Path(scan.path.name)) for fault in scan.faults]
-    reading, splits, told = _divide(scan.reading, config)
-    # Too few rows are left to split because the others are faulty: that is no fault of its own.
-    faults += told if not faults else []
+    reading, splits, split_faults = _split(scan.reading, config)
+    # If other rows are faulty, too few may remain for a split, which is not a separate fault.
+    faults += split_faults if not faults else []
     synthetic = is_synthetic(config.root)
-    fewest = 1 if synthetic else MIN_PATIENTS
-    files = _inspect(reading.records, images, effort, synthetic=synthetic)
+    min_patients = 1 if synthetic else MIN_PATIENTS
+    files = _inspect_files(reading.records, images, options, synthetic=synthetic)
     unlisted = find_unlisted(scan.images)
-    if is_surely_more(len(files.sample.undecodable), files.decoded, len(reading.records), config.max_invalid):
+    if exceeds_share(len(files.sample.undecodable), files.decoded, len(reading.records), config.max_invalid):
         faults.append(_too_many(files, config))
-    twins, leaking = _compare(reading.records, splits, files.sample)
+    duplicates, leaking = _check_duplicates(reading.records, splits, files.sample)
     terms = license_terms(config)
     return Census(
         dataset=reading.dataset,
         table=scan.path.name,
         faults=(*faults, *leaking),
-        notes=(*reading.notes, *files.looks.notes, *twins, *_notes(splits), *([terms] if terms else [])),
+        notes=(*reading.notes, *files.summary.notes, *duplicates, *_notes(splits), *([terms] if terms else [])),
         images=len(reading.records),
         patients=len({record.patient for record in reading.records}),
         studies=len({(r.patient, r.study) for r in reading.records if r.study is not None}),
         labels=count_labels(scan.reading.records, reading.findings),
         tallies=_tallies(reading.records),
-        groups=_groups(reading, fewest),
+        groups=_groups(reading, min_patients),
         captions=_captions(reading, scan.reading) if splits else None,
-        splits=_share_splits(splits, reading, fewest),
+        splits=_share_splits(splits, reading, min_patients),
         split_recipe=splits.recipe if splits else "",
         split_digest=splits.digest if splits else "",
         shared_patients=splits.shared_patients if splits else 0,
         sources=reading.sources,
         excluded_rows=_leftovers(reading.rejected, {fault.reason for fault in scan.faults} & {"missing"}),
-        files_inspected=files.looked_at,
-        file_tallies=files.looks.tallies,
+        files_inspected=files.inspected,
+        file_tallies=files.summary.tallies,
         decoded=files.decoded,
         undecodable=_undecodable(files, reading.records),
         unlisted=unlisted.files,
         junk=unlisted.junk,
-        thumbnails=files.sample.pictures,
+        thumbnails=files.sample.thumbnails,
         synthetic=synthetic,
     )
 
 
 class _Files(NamedTuple):
-    looked_at: int
-    looks: Looks
+    inspected: int
+    summary: FileSummary
     decoded: int
     sample: Sample
 
 
-def _divide(reading: Reading, config: DataConfig) -> tuple[Reading, Splits | None, list[str]]:
-    """Gives every image its caption and its split; where that cannot be done, the reading as it was and why."""
+def _split(reading: Reading, config: DataConfig) -> tuple[Reading, Splits | None, list[str]]:
+    """Add captions and split the records; if that fails, return the reading unchanged and the message."""
     try:
         captioned = finish_reading(reading, config)
         return captioned, split_records(captioned, config), []
@@ -117,38 +163,44 @@ def _divide(reading: Reading, config: DataConfig) -> tuple[Reading, Splits | Non
         return reading, None, [str(error)]
 
 
-def _inspect(records: Sequence[Record], images: ImagesConfig, effort: CheckOptions, *, synthetic: bool) -> _Files:
-    pictures = effort.pictures if effort.pictures is not None else _PICTURES if synthetic else 0
-    everything = effort.decode is None
-    drawn = draw(records, None if everything else max(effort.decode or 0, pictures, effort.look or 0), effort.seed)
-    seen = drawn if everything or effort.look is None else drawn[: effort.look]
-    asked = drawn if effort.decode is None else drawn[: max(effort.decode, pictures)]
-    sample = decode(asked, images, pictures=pictures, jobs=effort.jobs, progress=effort.progress)
-    looks = look_at_all([record.image for record in seen], progress=effort.progress)
-    return _Files(len(seen), looks, len(asked), sample)
+def _inspect_files(
+    records: Sequence[Record], images: ImagesConfig, options: CheckOptions, *, synthetic: bool
+) -> _Files:
+    thumbnails = options.thumbnails if options.thumbnails is not None else _THUMBNAILS if synthetic else 0
+    decode_all = options.decode is None
+    drawn = draw_sample(
+        records, None if decode_all else max(options.decode or 0, thumbnails, options.inspect or 0), options.seed
+    )
+    inspected = drawn if decode_all or options.inspect is None else drawn[: options.inspect]
+    decoded = drawn if options.decode is None else drawn[: max(options.decode, thumbnails)]
+    sample = decode_sample(decoded, images, thumbnails=thumbnails, jobs=options.jobs, progress=options.progress)
+    summary = inspect_files([record.image for record in inspected], progress=options.progress)
+    return _Files(len(inspected), summary, len(decoded), sample)
 
 
 def _too_many(files: _Files, config: DataConfig) -> str:
     bad = files.sample.undecodable
     part = f"{len(bad) / files.decoded:.1%}, data.max_invalid allows {config.max_invalid:.1%}"
-    images = share(len(bad), files.decoded, "image that was decoded", "images that were decoded")
+    images = share(len(bad), files.decoded, "decoded image", "decoded images")
     return (
         f"{images} cannot be used ({part}), for the reasons listed; "
-        "fix these files, take out their rows, or raise data.max_invalid"
+        "fix these files, remove their rows, or raise data.max_invalid"
     )
 
 
-def _compare(records: Sequence[Record], splits: Splits | None, sample: Sample) -> tuple[list[str], list[str]]:
-    """Notes and faults about pictures that stand under two names among those that were decoded."""
+def _check_duplicates(records: Sequence[Record], splits: Splits | None, sample: Sample) -> tuple[list[str], list[str]]:
+    """Notes and faults about duplicate images among those that were decoded."""
     parts = splits._asdict() if splits else {"train": list(records)}
-    twins = shared_contents({name: parts[name] for name in ("train", "val", "test") if name in parts}, sample.contents)
+    duplicates = find_duplicates(
+        {name: parts[name] for name in ("train", "val", "test") if name in parts}, sample.contents
+    )
     try:
-        notes = check_duplicates(twins)
+        notes = check_duplicates(duplicates)
     except DataError as error:
-        return [], [f"{error}, such as {' and '.join(twins[0].ids[:2])}"]
+        return [], [f"{error}, such as {' and '.join(duplicates[0].ids[:2])}"]
     if not notes:
         return [], []
-    return [*notes, f"these were found among {len(sample.contents):,} decoded files, such as {twins[0].ids[0]}"], []
+    return [*notes, f"found among {len(sample.contents):,} decoded files, such as {duplicates[0].ids[0]}"], []
 
 
 def _notes(splits: Splits | None) -> list[str]:
@@ -156,19 +208,19 @@ def _notes(splits: Splits | None) -> list[str]:
 
 
 def _tallies(records: Sequence[Record]) -> tuple[Tally, ...]:
-    found = (
-        tally("view", (record.view for record in records)),
-        tally("side", (record.laterality for record in records)),
-        tally("sex", (record.sex for record in records)),
-        tally_ages(record.age for record in records),
-        tally("scanner", (record.scanner for record in records)),
+    tallies = (
+        count_values("view", (record.view for record in records)),
+        count_values("side", (record.laterality for record in records)),
+        count_values("sex", (record.sex for record in records)),
+        count_ages(record.age for record in records),
+        count_values("scanner", (record.scanner for record in records)),
     )
-    return tuple(counted for counted in found if counted is not None)
+    return tuple(each for each in tallies if each is not None)
 
 
-def _groups(reading: Reading, fewest: int) -> tuple[Groups, ...]:
+def _groups(reading: Reading, min_patients: int) -> tuple[Groups, ...]:
     by = {
-        name: group_by(reading.records, key)
+        name: group_records(reading.records, key)
         for name, key in (
             ("view", lambda record: record.view),
             ("sex", lambda record: record.sex),
@@ -176,38 +228,43 @@ def _groups(reading: Reading, fewest: int) -> tuple[Groups, ...]:
         )
     }
     return tuple(
-        share_present(name, groups, reading.findings, fewest=fewest) for name, groups in by.items() if len(groups) > 1
+        prevalence_by_group(name, groups, reading.findings, min_patients=min_patients)
+        for name, groups in by.items()
+        if len(groups) > 1
     )
 
 
-def _share_splits(splits: Splits | None, reading: Reading, fewest: int) -> Groups | None:
+def _share_splits(splits: Splits | None, reading: Reading, min_patients: int) -> Groups | None:
     if splits is None:
         return None
     parts = {"train": splits.train, "val": splits.val, "test": splits.test}
-    return share_present("split", parts, reading.findings, fewest=fewest)
+    return prevalence_by_group("split", parts, reading.findings, min_patients=min_patients)
 
 
 def _captions(captioned: Reading, raw: Reading) -> Captions:
     return count_captions(captioned.records, sum(record.caption is not None for record in raw.records))
 
 
-def _leftovers(rejected: Mapping[str, Sequence[str]], told: Collection[str]) -> tuple[Excluded, ...]:
-    """Rows by reason; what a fault tells already is not told again."""
+def _leftovers(rejected: Mapping[str, Sequence[str]], reported: Collection[str]) -> tuple[Excluded, ...]:
+    """Rows that are not used, by reason; without reasons that a fault reports already."""
     return tuple(
         Excluded(reason=reason, count=len(rows), examples=tuple(rows[:_EXAMPLES]))
         for reason, rows in rejected.items()
-        if reason not in told
+        if reason not in reported
     )
 
 
 def _undecodable(files: _Files, records: Sequence[Record]) -> tuple[Excluded, ...]:
-    """By reason, the commonest first; the examples say what is wrong, with an id in place of the path."""
+    """Images that cannot be decoded, the most frequent reason first; messages name the id instead of the path."""
     images = {record.id: str(record.image) for record in records if record.id in files.sample.undecodable}
     by_reason: dict[str, list[str]] = {}
-    for name, (reason, sentence) in files.sample.undecodable.items():
-        by_reason.setdefault(reason, []).append(sentence.replace(images[name], name))
+    for name, (reason, message) in files.sample.undecodable.items():
+        by_reason.setdefault(reason, []).append(message.replace(images[name], name))
     ranked = sorted(by_reason.items(), key=lambda item: (-len(item[1]), item[0]))
-    return tuple(Excluded(reason=reason, count=len(told), examples=tuple(told[:_EXAMPLES])) for reason, told in ranked)
+    return tuple(
+        Excluded(reason=reason, count=len(messages), examples=tuple(messages[:_EXAMPLES]))
+        for reason, messages in ranked
+    )
 
 
 _MOST_VALUES = 8
@@ -217,7 +274,7 @@ _LONGEST = 200
 
 
 def census_lines(census: Census) -> list[str]:
-    """Returns the lines to be printed one below the other."""
+    """Return the summary as lines for a terminal: faults first, then notes and counts; long lists are cut."""
     lines = [f"fault: {fault}" for fault in census.faults]
     lines += census.notes
     if not census.images and census.faults and not census.sources:
@@ -234,22 +291,22 @@ def census_lines(census: Census) -> list[str]:
 
 
 def _with_gap(lines: Iterator[str]) -> list[str]:
-    """Some lines with an empty one in front; nothing if there are none."""
-    found = list(lines)
-    return ["", *found] if found else []
+    """Lines preceded by an empty one; nothing if there are none."""
+    listed = list(lines)
+    return ["", *listed] if listed else []
 
 
 def _left_out_lines(census: Census) -> Iterator[str]:
     if census.decoded:
-        whole = census.decoded == census.images
+        complete = census.decoded == census.images
         drawn = (
             count(census.decoded, "image")
-            if whole
+            if complete
             else f"{share(census.decoded, census.images, 'image')}, drawn at random,"
         )
         bad = sum(left.count for left in census.undecodable)
-        became = f"{bad:,} cannot be used" if bad else "all can be used"
-        yield f"{drawn} {verb(census.decoded, 'was', 'were')} decoded; {became}"
+        result = f"{bad:,} cannot be used" if bad else "all can be used"
+        yield f"{drawn} {verb(census.decoded, 'was', 'were')} decoded; {result}"
     for left in census.excluded_rows:
         yield f"left out, {left.reason}: {left.count:,}{_such_as(left)}"
     for left in census.undecodable:
@@ -257,7 +314,7 @@ def _left_out_lines(census: Census) -> Iterator[str]:
     for left in census.unlisted[:_MOST_VALUES]:
         yield f"files that no row names, {left.reason}: {left.count:,}{_such_as(left)}"
     if census.junk:
-        yield f"files that are no data, such as .DS_Store, ._*, Thumbs.db, *.part: {census.junk:,}, ignored"
+        yield f"system and temporary files, such as .DS_Store, ._*, Thumbs.db, *.part: {census.junk:,}, ignored"
 
 
 def _such_as(left: Excluded) -> str:
@@ -265,7 +322,7 @@ def _such_as(left: Excluded) -> str:
 
 
 def _end(text: str, most: int) -> str:
-    """The end of a long text: paths and captions that begin alike differ there."""
+    """The end of a long text: paths and captions with the same beginning differ there."""
     return text if len(text) <= most else f"…{text[1 - most :]}"
 
 
@@ -282,9 +339,9 @@ def _tally_lines(what: str, tallies: Sequence[Tally]) -> Iterator[str]:
 
 def _tally_values(each: Tally) -> str:
     shown = each.counts if each.ordered else each.counts[:_MOST_VALUES]
-    told = ", ".join(f"{name} {count:,}" for name, count in shown)
+    listed = ", ".join(f"{name} {count:,}" for name, count in shown)
     rest = len(each.counts) - len(shown)
-    return told + (f" and {rest:,} more" if rest else "")
+    return listed + (f" and {rest:,} more" if rest else "")
 
 
 def _label_lines(census: Census) -> Iterator[str]:
@@ -333,47 +390,3 @@ def _split_lines(census: Census) -> Iterator[str]:
     yield f"split {census.split_recipe}: {shared} (digest {census.split_digest})"
     for name, images, patients in zip(splits.groups, splits.images, splits.patients, strict=True):
         yield f"{name:>9} {images:>9,} {verb(images, 'image', 'images')} of {count(patients, 'patient')}"
-
-
-class Check(NamedTuple):
-    """What there is to say about a dataset."""
-
-    census: Census
-
-    @property
-    def lines(self) -> list[str]:
-        """To be printed one below the other."""
-        return census_lines(self.census)
-
-    @property
-    def faults(self) -> int:
-        """Kinds of fault. 0 means that training can begin."""
-        return len(self.census.faults)
-
-
-def check_dataset(config: DataConfig, images: ImagesConfig | None = None, effort: CheckOptions | None = None) -> Check:
-    """Reads a table as far as it can be read and reports on all of it.
-
-    Args:
-        config: What to read, and how it would be split.
-        images: How images would be prepared, where some are decoded.
-        effort: How many files to look at and to decode; by default none is decoded.
-
-    Returns:
-        First one line per kind of fault, with the lines it occurs on and the remedy; then, of the rows without
-        fault, how many images, patients, findings, views and sexes there are, what was left out and why, and
-        how large the splits would be.
-
-    Raises:
-        ConfigError: If `data.root` is not set or `data.table` leads out of it.
-    """
-    reader, images = DATASETS[config.dataset].reader, images or ImagesConfig()
-    try:
-        return Check(summarise(reader(config), config, images, effort or CheckOptions()))
-    except DataError as error:
-        if error.reason != "missing":
-            return Check(Census(dataset=config.dataset, table=config.table or "", faults=(str(error),)))
-        missing = str(error)
-    # No image is where it should be: the table is reported all the same.
-    census = summarise(reader(config, check_files=False), config, images, CheckOptions(look=0))
-    return Check(replace(census, faults=(missing, *census.faults), unlisted=()))

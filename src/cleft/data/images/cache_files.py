@@ -1,8 +1,8 @@
-"""Prepared images on disk: parts of many rows, each whole or absent.
+"""Files of the cache of prepared images: parts of many rows, each complete or absent, and an index over them.
 
-A part is `part-<digest>.u8`, the bare pixels, and `part-<digest>.json`, which says whose they are. The second is
-written last and named by the digest of its own bytes, so its presence is the promise that the first is whole.
-Rows are found by the content of their source, never by its name. Shapes: `n` rows of a part, `S` stored side.
+A part consists of `part-<digest>.u8`, the bare pixels, and `part-<digest>.json`, the index of its rows. The index is
+written last and named by the digest of its own bytes, so its presence guarantees that the pixels are complete. Rows are
+found by the content of their source file, never by its name. Shapes: `N` images, `n` rows of a part, `S` stored side.
 """
 
 from __future__ import annotations
@@ -33,42 +33,42 @@ from cleft.files import file_key, lock_file, open_lock, read_limited, write_whol
 from cleft.strict_json import parse_json
 
 SCHEMA = 3
-"""Version of this layout and of how files are decoded; part of the name of every cache."""
+"""Version of this layout and of decoding; part of the name of every cache."""
 PART_ROWS = 2048
-"""Images of a part: what a killed run loses at most."""
+"""Images of a part, which a killed run loses at most."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one index file promises."""
+    """Content of an index file."""
 
     pixels: Path
     rows: tuple[tuple[str, int], ...]
-    """Content and CRC-32 of each row of pixels."""
+    """Content (SHA-256) and CRC-32 of each row of pixels."""
     sources: tuple[Source, ...]
-    """Files as they were read; their pixels are in this part or in another."""
+    """Files as they were read; their pixels may be in another part."""
     refused: Mapping[str, tuple[str, str]]
-    """Content to the reason and the sentence it was refused with, without the path."""
+    """Content to reason and message of its rejection, without the path."""
     notes: Mapping[str, tuple[str, ...]]
-    """Content to keys of `cleft.data.images.dicom_headers.ODDITIES`, where there are any."""
+    """Content to keys of `cleft.data.images.dicom_headers.ODDITIES`, if there are any."""
 
     @property
     def index(self) -> Path:
-        """The index file."""
+        """Path of the index file."""
         return self.pixels.with_suffix(".json")
 
 
 def open_pixels(path: Path, rows: int, side: int) -> NDArray[np.uint8]:
-    """Maps a part's pixels, `[n, S, S]`, read-only."""
+    """Map the pixels of a part, `[n, S, S]`, read-only."""
     return np.asarray(np.memmap(path, np.uint8, "r", shape=(rows, side, side)))
 
 
 def read_part(index: Path, side: int) -> Part | None:
-    """Returns what an index promises, or None if it or one of its rows is not as it was written.
+    """Read an index; return None if it or one of its rows is not as it was written.
 
-    Nothing is believed that is a link, has another size, or differs from its digest.
+    Links, files of another size and rows with another checksum are rejected.
     """
     pixels = index.with_suffix(".u8")
     try:
@@ -78,22 +78,22 @@ def read_part(index: Path, side: int) -> Part | None:
         if index.stem != _name(data):
             return None
         part = _parse(pixels, parse_json(data, index.name))
-        return part if not part.rows or _is_whole(part, side) else None
+        return part if not part.rows or _is_complete(part, side) else None
     except (DataError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def _parse(pixels: Path, promise: Mapping[str, Any]) -> Part:
+def _parse(pixels: Path, index: Mapping[str, Any]) -> Part:
     return Part(
         pixels,
-        tuple((str(content), int(crc)) for content, crc in promise["rows"]),
-        tuple(Source(*source) for source in promise["sources"]),
-        {content: (str(reason), str(message)) for content, (reason, message) in promise["refused"].items()},
-        {content: tuple(map(str, keys)) for content, keys in promise["notes"].items()},
+        tuple((str(content), int(crc)) for content, crc in index["rows"]),
+        tuple(Source(*source) for source in index["sources"]),
+        {content: (str(reason), str(message)) for content, (reason, message) in index["refused"].items()},
+        {content: tuple(map(str, keys)) for content, keys in index["notes"].items()},
     )
 
 
-def _is_whole(part: Part, side: int) -> bool:
+def _is_complete(part: Part, side: int) -> bool:
     if part.pixels.stat().st_size != len(part.rows) * side * side:
         return False
     rows = open_pixels(part.pixels, len(part.rows), side)
@@ -101,7 +101,7 @@ def _is_whole(part: Part, side: int) -> bool:
 
 
 class PartWriter:
-    """Collects outcomes into one part; nothing counts before `finish`."""
+    """Collects results into one part, which becomes visible with `finish`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -112,30 +112,30 @@ class PartWriter:
         handle, name = tempfile.mkstemp(".tmp", "part-", folder)
         self._file, self._path = os.fdopen(handle, "wb"), Path(name)
 
-    def add(self, outcome: DecodeResult) -> None:
-        """Notes a source, and writes its row if it brought one; a file nobody could read leaves no trace."""
-        if outcome.source is None:
+    def add(self, result: DecodeResult) -> None:
+        """Add a source, and its row if it has pixels; a file that could not be read is skipped."""
+        if result.source is None:
             return
-        self._sources.append(outcome.source)
-        content = outcome.source.sha256
-        if outcome.reason:
-            # Without the path in front: it may name a patient, and a file may be moved.
-            self._refused[content] = (outcome.reason, outcome.message.removeprefix(str(outcome.path)))
-        elif outcome.pixels is not None and content not in self._rows:
-            self._rows[content] = zlib.crc32(outcome.pixels.data)
-            self._file.write(outcome.pixels.data)
-            if outcome.notes:
-                self._notes[content] = outcome.notes
+        self._sources.append(result.source)
+        content = result.source.sha256
+        if result.reason:
+            # Without the path: it may name a patient, and the file may move.
+            self._refused[content] = (result.reason, result.message.removeprefix(str(result.path)))
+        elif result.pixels is not None and content not in self._rows:
+            self._rows[content] = zlib.crc32(result.pixels.data)
+            self._file.write(result.pixels.data)
+            if result.notes:
+                self._notes[content] = result.notes
 
     def finish(self) -> Part:
-        """Makes the part visible: pixels first, then the index that vouches for them, each on disk before its name."""
-        promise = {
+        """Make the part visible: first the pixels, then the index, each synced to disk before it gets its name."""
+        entry = {
             "rows": list(self._rows.items()),
             "sources": self._sources,
             "refused": self._refused,
             "notes": self._notes,
         }
-        data = json.dumps(promise).encode()
+        data = json.dumps(entry).encode()
         index = self._folder / f"{_name(data)}.json"
         _sync(self._file)
         os.replace(self._path, index.with_suffix(".u8"))
@@ -143,7 +143,7 @@ class PartWriter:
         return _parse(index.with_suffix(".u8"), parse_json(data, index.name))
 
     def discard(self) -> None:
-        """Removes what is not finished."""
+        """Delete what is not finished."""
         with suppress(OSError):
             self._file.close()
         self._path.unlink(missing_ok=True)
@@ -151,39 +151,39 @@ class PartWriter:
 
 @contextmanager
 def lock_folder(folder: Path) -> Generator[bool]:
-    """Keeps other writers out of a folder; dies with its holder.
+    """Lock a folder against other writers until the context, or this process, ends.
 
-    Where the file system knows no locks, two writers do the same work twice, but never harm each other: what is given
-    says whether this one is alone.
+    On a file system without locks, two writers repeat work but never damage each other: the value yielded says whether
+    this one is alone.
     """
     alone = True
     with open_lock(folder / "lock") as file:
         try:
             lock_file(file)
         except BlockingIOError:
-            log.info("another process prepares images in %s; waiting for it", folder)
+            log.info("another process is preparing images in %s; waiting", folder)
             lock_file(file, wait=True)
         except OSError:
             alone = False
-            log.info("%s knows no file locks; if others prepare images now, work may be done twice", folder)
+            log.info("%s does not support file locks; if another process prepares images now, work is repeated", folder)
         yield alone
 
 
 def remove_leftovers(folder: Path, damaged: list[Path], *, alone: bool) -> None:
-    """Removes damaged parts, and whatever no index vouches for: what killed writers left, or others write just now.
+    """Delete damaged parts, and files without an index: what killed writers left, or other writers are writing.
 
     Args:
-        folder: Of the parts.
-        damaged: Index files of parts that are not whole.
-        alone: Whether nobody else can be writing; otherwise only what is damaged goes.
+        folder: Folder of the parts.
+        damaged: Index files of damaged parts.
+        alone: Whether no other process can be writing; otherwise only damaged parts are deleted.
     """
     for index in damaged:
         index.unlink(missing_ok=True)
     if not alone:
         return
-    vouched = {index.stem for index in folder.glob("part-*.json")}
+    indexed = {index.stem for index in folder.glob("part-*.json")}
     for path in [*folder.glob("part-*.tmp"), *folder.glob("part-*.u8")]:
-        if path.suffix == ".tmp" or path.stem not in vouched:
+        if path.suffix == ".tmp" or path.stem not in indexed:
             path.unlink(missing_ok=True)
 
 
@@ -197,23 +197,23 @@ def _sync(file: Any) -> None:
 
 
 _MOST_IDENTITIES = 8
-"""Identities of files kept per prepared image, beyond those in the parts that hold its pixels."""
+"""File identities kept per prepared image, besides those in the parts that hold its pixels."""
 
 
 class CacheIndex:
-    """The whole parts of a folder; what is not whole is a miss."""
+    """Index over the complete parts of a folder; damaged parts count as missing."""
 
     def __init__(self, folder: Path, side: int) -> None:
         self.folder = folder
         self.parts: list[Part] = []
         self.damaged: list[Path] = []
-        """Index files whose part is not whole."""
+        """Index files of damaged parts."""
         self.positions: dict[str, tuple[int, int]] = {}
         """Content to its part and the row in it."""
         self.refused: dict[str, tuple[str, str]] = {}
-        """Content to the reason and the sentence it was refused with, without the path."""
+        """Content to reason and message of its rejection, without the path."""
         self.notes: dict[str, tuple[str, ...]] = {}
-        """Content to keys of `cleft.data.images.dicom_headers.ODDITIES`, where there are any."""
+        """Content to keys of `cleft.data.images.dicom_headers.ODDITIES`, if there are any."""
         self._contents: dict[str, str] = {}
         for index in sorted(folder.glob("part-*.json")):
             part = read_part(index, side)
@@ -226,28 +226,28 @@ class CacheIndex:
         return content in self.positions or content in self.refused
 
     def add(self, part: Part) -> None:
-        """Takes in one more part."""
+        """Add a part."""
         for row, (content, _) in enumerate(part.rows):
             self.positions[content] = (len(self.parts), row)
-            self.refused.pop(content, None)  # Refused once, prepared since.
+            self.refused.pop(content, None)  # Rejected first, accepted later.
         self.refused.update({content: why for content, why in part.refused.items() if content not in self.positions})
         self.notes.update(part.notes)
         self.parts.append(part)
         self._contents.update(part.sources)
 
     def drop_refusals(self, reasons: Collection[str]) -> None:
-        """Takes back refusals for these reasons, so that their files are tried again."""
+        """Forget rejections with these reasons, so that their files are tried again."""
         self.refused = {content: why for content, why in self.refused.items() if why[0] not in reasons}
 
-    def store(self, outcomes: Iterable[DecodeResult], needed: int) -> list[DecodeResult]:
-        """Writes outcomes as one part and takes it in; or leaves nothing behind.
+    def store(self, results: Iterable[DecodeResult], needed: int) -> list[DecodeResult]:
+        """Write results as one part and add it; on an error nothing is left on disk.
 
         Args:
-            outcomes: What became of some files.
-            needed: Bytes of pixels that are still to be written, for the message.
+            results: Results of some files.
+            needed: Bytes of pixels still to be written, for the message.
 
         Returns:
-            The outcomes without their pixels.
+            The results without their pixels.
 
         Raises:
             ResourceError: If the disk is full or the folder cannot be written.
@@ -256,10 +256,10 @@ class CacheIndex:
         try:
             writer = PartWriter(self.folder)
             try:
-                for outcome in outcomes:
-                    bare = outcome._replace(pixels=None)
-                    twin = outcome.source is not None and outcome.source.sha256 in self
-                    writer.add(bare if twin else outcome)
+                for result in results:
+                    bare = result._replace(pixels=None)
+                    duplicate = result.source is not None and result.source.sha256 in self
+                    writer.add(bare if duplicate else result)
                     stored.append(bare)
                 self.add(writer.finish())
             finally:
@@ -269,13 +269,13 @@ class CacheIndex:
         return stored
 
     def known_files(self, files: Mapping[Path, os.stat_result]) -> dict[Path, str]:
-        """Returns the content of each file that is as it was when it was read, and whose outcome is here."""
+        """Return the content of each file that is unchanged since it was read, and whose result is in the cache."""
         folders: dict[str, str] = {}
         contents = {path: self._contents.get(file_key(path, status, folders)) for path, status in files.items()}
         return {path: content for path, content in contents.items() if content is not None and content in self}
 
     def prune(self) -> None:
-        """Remove the oldest parts that hold only identities of files whose pixels are in other parts.
+        """Delete the oldest parts that contain only file identities, whose pixels are in other parts.
 
         Every copy, move and remount of a dataset adds such parts; without them a file is read and hashed once more.
         """
@@ -289,12 +289,12 @@ class CacheIndex:
                 index.with_suffix(".u8").unlink(missing_ok=True)
 
     def all_contents(self) -> frozenset[str]:
-        """Returns every content whose outcome is here."""
+        """Return every content whose result is in the cache."""
         return frozenset((*self.positions, *self.refused))
 
 
 def check_free_space(folder: Path, needed: int) -> None:
-    """Refuses to start what cannot end.
+    """Raise an error if the disk is too full.
 
     Raises:
         ResourceError: If fewer than `needed` bytes are free.
@@ -304,7 +304,7 @@ def check_free_space(folder: Path, needed: int) -> None:
 
 
 def disk_error(folder: Path, needed: int, why: str) -> ResourceError:
-    """Returns the error for a cache that cannot be written."""
+    """Return the error for a cache that cannot be written."""
     free = shutil.disk_usage(folder).free
     return ResourceError(
         f"{folder}: {why}; the prepared images still to write take {needed:,} bytes, {free:,} are free; "
@@ -314,17 +314,17 @@ def disk_error(folder: Path, needed: int, why: str) -> ResourceError:
 
 @dataclass(eq=False)
 class PixelRows:
-    """Prepared images by number, `[S, S]` uint8 each.
+    """Prepared images by index, `[S, S]` uint8 each.
 
-    A copy sent to another process carries names and numbers alone; the pixels are mapped anew there.
+    A pickled copy contains names and numbers only; the pixels are mapped again in the other process.
     """
 
     files: tuple[Path, ...]
     lengths: tuple[int, ...]
-    """Rows of each file."""
+    """Number of rows of each file."""
     side: int
     positions: NDArray[np.int64]
-    """File and row in it of each image, `[N, 2]`."""
+    """File and row of each image, `[N, 2]`."""
     checksums: NDArray[np.uint32]
     """CRC-32 of each image, `[N]`."""
     _maps: dict[int, NDArray[np.uint8]] = field(default_factory=dict[int, NDArray[np.uint8]], repr=False)
@@ -333,7 +333,7 @@ class PixelRows:
         return len(self.checksums)
 
     def __getitem__(self, number: int) -> NDArray[np.uint8]:
-        """Returns an image, read-only.
+        """Return an image, read-only.
 
         Raises:
             DataError: With reason `cache`, if its bytes are not those that were written.
@@ -344,8 +344,8 @@ class PixelRows:
         pixels = self._maps[file][row]
         if zlib.crc32(pixels.data) != self.checksums[number]:
             raise DataError(
-                f"{self.files[file]}: row {row} is not as it was written; start again, which makes it anew, "
-                "and have the disk checked",
+                f"{self.files[file]}: row {row} differs from its checksum; run the command again to rebuild it, "
+                "and check the disk",
                 reason="cache",
             )
         return pixels

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from xml.parsers import expat
 
 from cleft.data.tables.faults import Fault
-from cleft.data.text.reports import join_blanks
+from cleft.data.text.reports import collapse_whitespace
 from cleft.grammar import agree, count
 
 MAX_BYTES = 1 << 20
@@ -145,7 +145,7 @@ class _Handlers:
     def end(self, tag: str) -> None:
         if self._words is None or tag not in ("AbstractText", "major"):
             return
-        text = join_blanks("".join(self._words))
+        text = collapse_whitespace("".join(self._words))
         self._words = None
         if text and tag == "major":
             self.terms.append(text)

@@ -33,9 +33,9 @@ from cleft.data.tables.rows import Rows, read_ages, read_codes, read_sexes, read
 from cleft.data.text.reports import (
     FINDINGS,
     IMPRESSION,
-    Choice,
+    SectionChoice,
     choose_sections,
-    join_blanks,
+    collapse_whitespace,
     report_notes,
     split_sections,
 )
@@ -274,7 +274,7 @@ def _read_patients(table: Table, column: Column | None, ids: list[str]) -> tuple
     return patients, faults, [f"{ids_are}; it was dropped"]
 
 
-def _read_reports(named: Mapping[str, Column], rows: int, choice: Choice) -> list[str | None] | None:
+def _read_reports(named: Mapping[str, Column], rows: int, choice: SectionChoice) -> list[str | None] | None:
     """Returns the chosen sections of each report, from two columns or from the sections of one column.
 
     A report without headings is read completely.
@@ -293,10 +293,10 @@ def _read_reports(named: Mapping[str, Column], rows: int, choice: Choice) -> lis
     return reports
 
 
-def _choose(report: str, choice: Choice) -> str | None:
+def _choose(report: str, choice: SectionChoice) -> str | None:
     sections = split_sections(report)
     if choice == "whole" or not sections.keys() & {FINDINGS, IMPRESSION}:
-        return join_blanks(report) or None
+        return collapse_whitespace(report) or None
     return choose_sections(sections, choice)
 
 

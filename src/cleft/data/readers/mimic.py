@@ -41,7 +41,7 @@ from cleft.data.text.reports import (
     COMPARISON,
     IMPRESSION,
     LAST_PARAGRAPH,
-    Choice,
+    SectionChoice,
     choose_sections,
     report_notes,
     split_sections,
@@ -173,7 +173,7 @@ class Reports(NamedTuple):
 
 
 def read_reports(
-    given: Path | None, folders: Sequence[Path], studies: Mapping[str, str], choice: Choice
+    given: Path | None, folders: Sequence[Path], studies: Mapping[str, str], choice: SectionChoice
 ) -> Reports | None:
     """Reads the report of every study.
 
@@ -229,7 +229,7 @@ def _report_path(folder: Path, study: str, subject: str) -> Path:
     return folder / f"p{subject[:2]}" / f"p{subject}" / f"s{study}.txt"
 
 
-def _read_files(folder: Path, studies: Mapping[str, str], choice: Choice) -> Reports:
+def _read_files(folder: Path, studies: Mapping[str, str], choice: SectionChoice) -> Reports:
     texts: dict[str, str | None] = {}
     digest = hashlib.sha256()
     large: list[str] = []
@@ -260,7 +260,7 @@ def _decode(raw: bytes) -> str:
     return raw.decode("utf-8", errors="replace").replace("\r\n", "\n")
 
 
-def _read_sectioned(path: Path, studies: Mapping[str, str], choice: Choice) -> Reports:
+def _read_sectioned(path: Path, studies: Mapping[str, str], choice: SectionChoice) -> Reports:
     table, faults = read_table(path)
     if "study" not in table.columns or not any(name in table.columns for name in _SECTIONS[:2]):
         lacking = missing_columns(table.columns, ["study", *_SECTIONS[:2]])

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cleft.config import DataConfig
-from cleft.data.counts import share_present
+from cleft.data.counts import prevalence_by_group
 from cleft.data.images.decode_pool import usable_cores
 from cleft.data.readers.chexpert import LABEL_TABLES
 from cleft.data.splits.subsets import ids_digest, leakage_notes, order_key
@@ -411,7 +411,9 @@ def label_source(reading: Reading, config: DataConfig) -> str:
 
 
 def _table(splits: Splits, reading: Reading) -> Iterator[str]:
-    groups = share_present("split", {"train": splits.train, "val": splits.val, "test": splits.test}, reading.findings)
+    groups = prevalence_by_group(
+        "split", {"train": splits.train, "val": splits.val, "test": splits.test}, reading.findings
+    )
     width = max(len(name) for name in ("finding", "patients", *reading.findings))
     left_out = len(reading.records) - sum(groups.images)
 

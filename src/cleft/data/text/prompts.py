@@ -1,4 +1,9 @@
-"""From the name of a class to the sentence that stands for it, and from names to the classes that are told apart."""
+"""Class prompts: names of classes, the phrases for them, prompt templates, and the choice of classes.
+
+Class names affect zero-shot results only, so each result records them. The prompts of `gloria` are complete sentences
+about severity, kind and location, a few drawn per class. Source of these: Huang et al. 2021 and the constants of the
+released code; the spelling is theirs.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +23,9 @@ from cleft.errors import ConfigError
 from cleft.text_rules import as_texts, normalise, text_fault
 
 DRAWN = 5
-"""Sentences of a class, as the release draws by default."""
+"""Sentences per class; the default of the released code."""
 _SEED = 6
-"""What the release seeds its package with."""
+"""Seed of the released code."""
 
 _ZONES = ("mid lung zone", "upper lung zone", "right lung zone", "left lung zone")
 _BASES = ("lung bases", "right lung base", "left lung base", "bilateral lung bases")
@@ -76,11 +81,11 @@ GRAMMAR: Mapping[str, tuple[tuple[str, ...], ...]] = MappingProxyType(
         ),
     }
 )
-"""Class to the parts of its sentences, in the order in which they are read and the release goes through them."""
+"""Class to the parts of its sentences, in the order in which they are read and the released code iterates over them."""
 
 
 def draw_prompts() -> dict[str, tuple[str, ...]]:
-    """Draws the sentences of each class as the release does, from the first draw of its seed on; the same ones always.
+    """Draw the sentences of each class with the seed of the released code; always the same ones.
 
     Example:
         >>> draw_prompts()["Edema"][0]
@@ -98,7 +103,7 @@ PHRASES: dict[str, str] = {
     **{name: clean_text(phrase) for dataset in DATASETS.values() for name, phrase in dataset.phrases.items()},
     "No Pneumonia": NO_FINDING,
 }
-"""What stands behind the opening for a class whose cleaned name does not say it, in the words that captions use."""
+"""Phrase after the prompt template for a class whose cleaned name is not used, in the words of captions."""
 
 CLASS_NAMES: dict[str, dict[str, str]] = {
     "default": {},
@@ -109,28 +114,29 @@ CLASS_NAMES: dict[str, dict[str, str]] = {
     },
     "gloria": {},
 }
-"""Class to phrase, by the name of the wording, on top of `PHRASES`; `dataset/class` holds for that dataset alone.
+"""Class to phrase, by the name of the set, in addition to `PHRASES`; `dataset/class` applies to that dataset only.
 
-`released` is what the authors' code compares with (docs/decisions/0014). `gloria` has whole sentences (`SENTENCES`)."""
+`released` are those of the authors' code (docs/decisions/0014). `gloria` has complete sentences (`SENTENCES`).
+"""
 
 SENTENCES: dict[str, dict[str, tuple[str, ...]]] = {"gloria": draw_prompts()}
-"""Class to sentences that stand for it by themselves, by the name of the wording."""
+"""Class to complete prompts, by the name of the set."""
 
 
 @dataclass(frozen=True)
 class ClassNames:
-    """The words that stand for classes."""
+    """The phrases or sentences for classes in prompts."""
 
     name: str
     """Key of `CLASS_NAMES`, or the name of a file without its folder."""
     phrases: Mapping[str, str]
-    """Class, as the table spells it, to its phrase."""
+    """Class, as spelled in the table, to its phrase."""
     sentences: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
-    """Class to whole sentences, of which the one nearest to an image counts. They stand without an opening, and a
-    wording that has some has no phrases."""
+    """Class to complete sentences, used without a template; the one most similar to an image counts. Names with
+    sentences have no phrases."""
 
     def phrase(self, name: str) -> str:
-        """Returns what stands for a class behind the opening, or behind a learned context."""
+        """Return the phrase of a class, for use after a prompt template or a learned context."""
         return self.phrases.get(name) or clean_text(name)
 
 
@@ -138,74 +144,76 @@ DEFAULT_NAMES = ClassNames("default", PHRASES)
 
 
 def find_class_names(name: str, dataset: str) -> ClassNames:
-    """Returns a wording as it holds for a dataset.
+    """Return the class names for a dataset.
 
     Args:
         name: Key of `CLASS_NAMES`, or a YAML file that maps classes to phrases.
-        dataset: Name of the dataset whose classes will be asked about.
+        dataset: Name of the evaluated dataset.
 
     Raises:
-        ConfigError: If there is no such wording or file, or the file holds anything else than phrases.
+        ConfigError: If there is no such key or file, or the file contains something other than phrases.
 
     Example:
         >>> [find_class_names("released", dataset).phrase("Pneumonia") for dataset in ("rsna", "nih")]
         ['pneumothorax', 'pneumonia']
     """
     if name in CLASS_NAMES:
-        return ClassNames(name, PHRASES | _of_dataset(CLASS_NAMES[name], dataset), SENTENCES.get(name, {}))
+        return ClassNames(name, PHRASES | _for_dataset(CLASS_NAMES[name], dataset), SENTENCES.get(name, {}))
     path = Path(name).expanduser()
     if path.suffix not in (".yaml", ".yml"):
         raise ConfigError(
-            f"wording={name!r} is neither {' nor '.join(CLASS_NAMES)} nor a YAML file of class: phrase"
+            f"class_names={name!r} is not {', '.join(CLASS_NAMES)} or a YAML file of class: phrase"
             f"{suggestion(name, CLASS_NAMES)}"
         )
-    return ClassNames(path.stem, PHRASES | _of_dataset(_read_phrases(path), dataset))
+    return ClassNames(path.stem, PHRASES | _for_dataset(_read_phrases(path), dataset))
 
 
-def check_class_names(wording: ClassNames, classes: Sequence[str]) -> None:
-    """Refuses a wording that says nothing about these classes, or the same about two of them.
+def check_class_names(names: ClassNames, classes: Sequence[str]) -> None:
+    """Raise an error if class names lack these classes, or have the same phrase for two of them.
 
     Raises:
-        ConfigError: If it does.
+        ConfigError: If they do.
     """
-    silent = [name for name in classes if wording.sentences and name not in wording.sentences]
-    if silent:
+    missing = [name for name in classes if names.sentences and name not in names.sentences]
+    if missing:
         raise ConfigError(
-            f"wording {wording.name!r} has sentences for {', '.join(wording.sentences)} and none for "
-            f"{', '.join(silent)}; ask about classes it has, or in another wording"
+            f"class_names={names.name!r} has sentences for {', '.join(names.sentences)} but not for "
+            f"{', '.join(missing)}; evaluate its classes, or set other class_names"
         )
-    if wording.name not in CLASS_NAMES and not any(name in wording.phrases for name in classes):
-        close = "".join(suggestion(name, wording.phrases) for name in classes)
-        raise ConfigError(f"wording {wording.name!r} has no phrase for {', '.join(classes)}{close}; spell them alike")
-    said: dict[str, str] = {}
+    if names.name not in CLASS_NAMES and not any(name in names.phrases for name in classes):
+        close = "".join(suggestion(name, names.phrases) for name in classes)
+        raise ConfigError(
+            f"class_names={names.name!r} has no phrase for {', '.join(classes)}{close}; spell them as in the table"
+        )
+    used: dict[str, str] = {}
     for name in classes:
-        other = said.setdefault(wording.phrase(name), name)
+        other = used.setdefault(names.phrase(name), name)
         if other != name:
             raise ConfigError(
-                f"wording {wording.name!r} says {wording.phrase(name)!r} for {other} and for {name}; "
-                f"no model can tell them apart: give them different phrases"
+                f"class_names={names.name!r} has the phrase {names.phrase(name)!r} for both {other} and {name}; give "
+                f"them different phrases"
             )
 
 
-def require_phrases(wording: ClassNames, what: str) -> None:
-    """Refuses a wording of whole sentences where a phrase is needed, to be put behind something or denied.
+def require_phrases(names: ClassNames, what: str) -> None:
+    """Raise an error if class names are complete sentences where phrases are needed.
 
     Args:
-        wording: Which.
-        what: What needs phrases, as a sentence begins with it.
+        names: The class names.
+        what: What needs phrases, as the beginning of the message.
 
     Raises:
-        ConfigError: If it has no phrases.
+        ConfigError: If they have no phrases.
     """
-    if wording.sentences:
+    if names.sentences:
         raise ConfigError(
-            f"{what} needs a phrase for each class, and wording {wording.name!r} has whole sentences; take another, "
+            f"{what} needs a phrase for each class, and class_names={names.name!r} has complete sentences; set others, "
             f"such as default"
         )
 
 
-def _of_dataset(phrases: Mapping[str, str], dataset: str) -> dict[str, str]:
-    """What holds for one dataset; what is said of it alone comes before what is said of all."""
+def _for_dataset(phrases: Mapping[str, str], dataset: str) -> dict[str, str]:
+    """Phrases for one dataset; those for this dataset only take precedence over general ones."""
     general = {name: phrase for name, phrase in phrases.items() if "/" not in name}
     own = {
         name.removeprefix(f"{dataset}/"): phrase for name, phrase in phrases.items() if name.startswith(f"{dataset}/")
@@ -244,70 +252,70 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "",
     ),
 }
-"""Other openings of a class prompt, by the usual one, for asking how far answers depend on it; the last is the bare
-name. Like captions they are lower case without punctuation."""
+"""Prompt template of a dataset to alternatives, for measuring prompt sensitivity; the last one is the bare name. Like
+captions they are lower case without punctuation."""
 
 
-def prompt_templates(opening: str) -> tuple[str, ...]:
-    """Returns the openings to compare: the one given, and others that mean the same.
+def prompt_templates(template: str) -> tuple[str, ...]:
+    """Return the prompt templates to compare: the given one, and others with the same meaning.
 
     Example:
         >>> prompt_templates("an ultrasound with")
         ('an ultrasound with', 'there is', 'findings are suggesting', '')
     """
-    return (opening, *TEMPLATES.get(opening, ("there is", "findings are suggesting", "")))
+    return (template, *TEMPLATES.get(template, ("there is", "findings are suggesting", "")))
 
 
-def class_prompt(name: str, opening: str = CHEST_TEMPLATE, wording: ClassNames = DEFAULT_NAMES) -> str:
-    """Returns the sentence for a class that is present.
+def class_prompt(name: str, template: str = CHEST_TEMPLATE, names: ClassNames = DEFAULT_NAMES) -> str:
+    """Return the prompt of a present class.
 
     Example:
         >>> class_prompt("Pleural Effusion")
         'this is a chest x ray of a patient with pleural effusion'
     """
-    return f"{opening} {wording.phrase(name)}".strip()
+    return f"{template} {names.phrase(name)}".strip()
 
 
-def class_prompts(name: str, opening: str = CHEST_TEMPLATE, wording: ClassNames = DEFAULT_NAMES) -> tuple[str, ...]:
-    """Returns the sentences for a class that is present: one, or those that the wording has for it."""
-    return wording.sentences.get(name) or (class_prompt(name, opening, wording),)
+def class_prompts(name: str, template: str = CHEST_TEMPLATE, names: ClassNames = DEFAULT_NAMES) -> tuple[str, ...]:
+    """Return the prompts of a present class: one, or the sentences of the class names."""
+    return names.sentences.get(name) or (class_prompt(name, template, names),)
 
 
-def absent_prompt(name: str, opening: str = CHEST_TEMPLATE, wording: ClassNames = DEFAULT_NAMES) -> str:
-    """Returns the sentence for a class that is absent, to be compared with `class_prompt`.
+def absent_prompt(name: str, template: str = CHEST_TEMPLATE, names: ClassNames = DEFAULT_NAMES) -> str:
+    """Return the prompt of an absent class, to be compared with `class_prompt`.
 
     Example:
         >>> absent_prompt("Pneumonia")
         'this is a chest x ray of a patient with no pneumonia'
     """
-    return f"{opening} {absent_name(name, wording)}".strip()
+    return f"{template} {absent_name(name, names)}".strip()
 
 
-def absent_name(name: str, wording: ClassNames = DEFAULT_NAMES) -> str:
-    """Returns what stands for an absent class behind the opening or a learned context.
+def absent_name(name: str, names: ClassNames = DEFAULT_NAMES) -> str:
+    """Return the phrase of an absent class, for use after a prompt template or a learned context.
 
     Example:
         >>> absent_name("Pleural Effusion"), absent_name("No Finding")
         ('no pleural effusion', 'finding')
     """
-    phrase = wording.phrase(name)
+    phrase = names.phrase(name)
     return phrase.removeprefix("no ") if phrase.startswith("no ") else f"no {phrase}"
 
 
 def resolve_classes(names: str | Sequence[str], findings: Iterable[str]) -> tuple[str, ...]:
-    """Turns names of sets and of findings into the classes that are told apart.
+    """Resolve names of class sets and findings to findings of a table.
 
     Args:
-        names: Keys of `CLASS_SETS` or findings, in any mixture; spelling does not matter. A `str` is one of them, or
-            several with commas between them.
-        findings: Findings the table has.
+        names: Keys of `CLASS_SETS` or findings, in any combination; case does not matter. A `str` is one of them, or
+            several separated by commas.
+        findings: Findings of the table.
 
     Returns:
-        Findings as the table spells them, in the order given.
+        Findings as spelled in the table, in the order given.
 
     Raises:
-        DataError: If a name is no `str`.
-        ConfigError: If a name is neither, a set names a finding the table lacks, or a class stands twice.
+        DataError: If a name is not a `str`.
+        ConfigError: If a name is neither, a set contains a finding that the table lacks, or a class is repeated.
 
     Example:
         >>> resolve_classes(["pneumonia-2", "edema"], ["Edema", "Pneumonia", "No Finding"])
@@ -334,13 +342,13 @@ def resolve_classes(names: str | Sequence[str], findings: Iterable[str]) -> tupl
                 close = suggestion(member, [*spelled.values(), *CLASS_SETS] if len(members) == 1 else spelled.values())
                 if within is not None:
                     raise ConfigError(
-                        f"classes names {origin}, which is a part of {within!r}: that name holds a comma; put it in "
+                        f"classes names {origin}, which is a part of {within!r}: that name contains a comma; put it in "
                         f"quotes: --classes {shlex.quote(join_list([within]))}"
                     )
                 raise ConfigError(
-                    f"classes names {origin}, which the table has no column for{close}; "
-                    f"it has {', '.join(spelled.values()) or 'no finding at all'}; sets are {', '.join(CLASS_SETS)}; "
-                    f"name others with --classes"
+                    f"classes names {origin}, which is not a column of the table{close}; "
+                    f"its findings are {', '.join(spelled.values()) or 'none'}; sets are {', '.join(CLASS_SETS)}; "
+                    f"choose others with --classes"
                 )
             classes.append(found)
     repeated = sorted({name for name in classes if classes.count(name) > 1})
@@ -350,17 +358,17 @@ def resolve_classes(names: str | Sequence[str], findings: Iterable[str]) -> tupl
 
 
 def _find(name: str, spelled: Mapping[str, str]) -> str | None:
-    """The finding of a table that a name means, `spelled` by letter case, and where none is by normalisation too."""
+    """Return the finding of a table that a name means, by letter case (`spelled`), or else after text normalisation."""
     if name.casefold() in spelled:
         return spelled[name.casefold()]
-    alike = [finding for finding in spelled.values() if normalise(finding, "words-2") == normalise(name, "words-2")]
-    return alike[0] if len(alike) == 1 and normalise(name, "words-2") else None
+    matches = [finding for finding in spelled.values() if normalise(finding, "words-2") == normalise(name, "words-2")]
+    return matches[0] if len(matches) == 1 and normalise(name, "words-2") else None
 
 
 def choose_classes(
     classes: str | Sequence[str] | None, settings: Settings, dataset: str, findings: Sequence[str]
 ) -> tuple[str, ...]:
-    """Returns what is told apart: what was asked for, else the run's own classes, else those usual for the dataset.
+    """Return the classes to evaluate: the requested ones, else those of the run, else those of the dataset.
 
     Raises:
         ConfigError: If a class is not a finding of the table.
@@ -370,7 +378,7 @@ def choose_classes(
     try:
         return resolve_classes(settings.classes, findings)
     except ConfigError:
-        usual = DATASETS[dataset].classes
-        if usual is None:
+        default = DATASETS[dataset].classes
+        if default is None:
             raise
-    return resolve_classes(usual, findings)
+    return resolve_classes(default, findings)

@@ -1,7 +1,9 @@
-"""From the free text of a radiology report to its sections, and from sections to the text that is read.
+"""Radiology reports: their sections, and the texts that a method reads from them.
 
-A section begins with a heading and a colon at the beginning of a line, `FINDINGS:` say. Hospitals spell and combine
-headings in many ways; what they mean is told by `_HEADINGS` and by what they contain, as MIMIC-CXR's owner does.
+A section begins with a heading and a colon at the beginning of a line, such as `FINDINGS:`. Hospitals spell and combine
+headings in many ways; `_HEADINGS` and the words in a heading determine the section, as in MIMIC-CXR's code. Some
+methods read a complete report, others one sentence drawn anew for each epoch; each splits and cleans reports in its own
+way. All functions are pure: a draw depends on (seed, epoch, sample) only.
 """
 
 from __future__ import annotations
@@ -14,12 +16,12 @@ from types import MappingProxyType
 from typing import Literal, TypeAlias
 
 from cleft.data.sampling import Stream, philox_generator
-from cleft.data.text.captions import clean_text, refuse_unreadable
+from cleft.data.text.captions import check_readable, clean_text
 from cleft.errors import DataError
 from cleft.grammar import count, share, verb
 from cleft.types import Reading
 
-Choice: TypeAlias = Literal["impression", "findings", "both", "as-written", "whole"]
+SectionChoice: TypeAlias = Literal["impression", "findings", "both", "as-written", "whole"]
 
 FINDINGS, IMPRESSION, LAST_PARAGRAPH, COMPARISON = "findings", "impression", "last_paragraph", "comparison"
 
@@ -46,13 +48,13 @@ _HEADINGS = {
     "recommendation": "recommendations",
     "recommendation(s)": "recommendations",
 }
-"""Heading to section, where the heading does not say it."""
+"""Heading to section, where the heading does not contain its name."""
 _MAIN = (IMPRESSION, FINDINGS, "history", COMPARISON, "addendum", "indication", "technique", "examination")
 _WHOLE_STUDY = re.compile(
     r"chest|portable|ribs|bone window|frontal upright|frontal semi-upright|frontal and|pa and lat|ap and lat"
     r"|lateral and (?:pa|ap)|two views|(?:frontal|pa|ap|one|lateral) view"
 )
-"""In a heading, these name the study; what follows are its findings."""
+"""Headings that name the study: their text is the findings."""
 _CAPITALS = r"[A-Z][A-Z ()/,-]+"
 _ANY_CASE = (
     r"(?i:findings?|impressions?|conclusions?|indications?|comparisons?|(?:clinical )?history|technique|examination)"
@@ -67,15 +69,15 @@ _LIKE = 0.8
 
 
 def split_sections(text: str) -> dict[str, str]:
-    r"""Cuts a report at its headings.
+    r"""Split a report at its headings.
 
-    Of several sections of one name the last with any text counts, as MIMIC-CXR's owner has it. Where there are neither
-    findings nor an impression, what follows the first empty line of the last section is its `last_paragraph`, and so is
-    a comparison that comes last, where some radiologists write everything; without any heading that is the whole text.
+    Of several sections with the same name the last one with text is used, as in MIMIC-CXR's code. If there are neither
+    findings nor an impression, the text after the first empty line of the last section is the `last_paragraph`, and so
+    is a comparison that comes last, where some radiologists write everything; without any heading it is the complete
+    text.
 
     Returns:
-        Name in lower case to text, in the order as written; no text is empty. What stands before the first heading is
-        left out.
+        Lower-case name to text, in the order of the report; no text is empty. Text before the first heading is dropped.
 
     Example:
         >>> split_sections("FINAL REPORT\n INDICATION:  Cough.\n\n FINDINGS AND IMPRESSION:\n Clear lungs.\n")
@@ -84,31 +86,30 @@ def split_sections(text: str) -> dict[str, str]:
         {'last_paragraph': 'Clear lungs.'}
     """
     text = _PREAMBLE.sub("", _PAGE_BREAK.sub("\n", text))
-    marks = list(_HEADING.finditer(text))
-    ends = [*(mark.start() for mark in marks[1:]), len(text)][: len(marks)]
-    raw = [(_name(mark[1]), text[mark.end() : end]) for mark, end in zip(marks, ends, strict=True)]
+    headings = list(_HEADING.finditer(text))
+    ends = [*(heading.start() for heading in headings[1:]), len(text)][: len(headings)]
+    raw = [(_name(heading[1]), text[heading.end() : end]) for heading, end in zip(headings, ends, strict=True)]
     if not any(name in (FINDINGS, IMPRESSION) and body.strip() for name, body in raw):
         raw = _with_last_paragraph(raw) if raw else [(LAST_PARAGRAPH, text)]
     sections: dict[str, str] = {}
     for name, body in raw:
-        said = join_blanks(body)
-        if said:
+        content = collapse_whitespace(body)
+        if content:
             sections.pop(name, None)
-            sections[name] = said
+            sections[name] = content
     return sections
 
 
-def choose_sections(sections: Mapping[str, str], choice: Choice) -> str | None:
-    """Puts together the text that is read of a report.
+def choose_sections(sections: Mapping[str, str], choice: SectionChoice) -> str | None:
+    """Join the sections that are used of a report.
 
     Args:
-        sections: Name to text, in the order as written; empty ones count as absent.
-        choice: `impression`; `findings`; `both`: impression, then findings; `as-written`: these two in their own order;
-            `whole`: every section. Where there are neither findings nor an impression, the last paragraph stands for
-            them.
+        sections: Name to text, in the order of the report; empty ones count as absent.
+        choice: `impression`; `findings`; `both`: impression, then findings; `as-written`: these two in their original
+            order; `whole`: every section. Without findings and impression the last paragraph is used instead.
 
     Returns:
-        The text with single blanks, or None where the report does not have what was chosen.
+        The text with single spaces, or None if the report does not have the chosen sections.
 
     Example:
         >>> sections = {"indication": "Cough.", "findings": "Clear lungs.", "impression": "Normal."}
@@ -117,17 +118,17 @@ def choose_sections(sections: Mapping[str, str], choice: Choice) -> str | None:
         >>> choose_sections({"findings": "Clear lungs."}, "impression") is None
         True
     """
-    said = {name: text for name, text in sections.items() if text and not text.isspace()}
+    texts = {name: text for name, text in sections.items() if text and not text.isspace()}
     if choice == "whole":
-        return join_blanks(" ".join(said.values())) or None
-    if FINDINGS not in said and IMPRESSION not in said:
-        return join_blanks(said.get(LAST_PARAGRAPH, "")) or None
-    parts = _PARTS[choice] if choice != "as-written" else [name for name in said if name in (FINDINGS, IMPRESSION)]
-    return join_blanks(" ".join(said[name] for name in parts if name in said)) or None
+        return collapse_whitespace(" ".join(texts.values())) or None
+    if FINDINGS not in texts and IMPRESSION not in texts:
+        return collapse_whitespace(texts.get(LAST_PARAGRAPH, "")) or None
+    parts = _PARTS[choice] if choice != "as-written" else [name for name in texts if name in (FINDINGS, IMPRESSION)]
+    return collapse_whitespace(" ".join(texts[name] for name in parts if name in texts)) or None
 
 
 def report_notes(reports: Sequence[str | None] | None) -> list[str]:
-    """Returns notes on how many rows have a report and how many are distinct; none without reports."""
+    """Return notes on how many rows have a report and how many reports are distinct; none without reports."""
     if reports is None:
         return []
     present = [report for report in reports if report]
@@ -136,18 +137,18 @@ def report_notes(reports: Sequence[str | None] | None) -> list[str]:
     notes = [f"{share(len(present), len(reports), 'image')} {verb(len(present), 'has', 'have')} a report{distinct}"]
     if masked:
         has = verb(masked, "has", "have")
-        notes.append(f"{count(masked, 'distinct report')} {has} places taken out by de-identification")
+        notes.append(f"{count(masked, 'distinct report')} {has} placeholders of de-identification")
     return notes
 
 
-def join_blanks(text: str) -> str:
-    """Makes every run of white space one blank."""
+def collapse_whitespace(text: str) -> str:
+    """Replace every run of white space by one space."""
     return _BLANKS.sub(" ", text).strip()
 
 
 def _name(heading: str) -> str:
-    """The section a heading means; an unknown heading names a section of its own."""
-    plain = join_blanks(heading).casefold()
+    """Section of a heading; an unknown heading names its own section."""
+    plain = collapse_whitespace(heading).casefold()
     if plain in _HEADINGS:
         return _HEADINGS[plain]
     for name in _MAIN:
@@ -167,10 +168,10 @@ def _with_last_paragraph(raw: list[tuple[str, str]]) -> list[tuple[str, str]]:
     return [*raw[:-1], (name, head), *((LAST_PARAGRAPH, text) for text in rest)]
 
 
-Way: TypeAlias = Literal["sentences", "whole", "gloria", "mgca", "medclip"]
+ReportFormat: TypeAlias = Literal["sentences", "whole", "gloria", "mgca", "medclip"]
 
 FEWEST_WORDS = 2
-"""Words of a sentence: one alone, such as a heading or `Stable`, says too little about an image."""
+"""Minimum number of words of a sentence: one alone, such as a heading or `Stable`, says too little about an image."""
 
 _END = re.compile(r"(?<=[.!?])\s+|(?:^|(?<=\s))[0-9]{1,2}[.)]\s+")
 _PLACEHOLDER = re.compile(r"_+|x{3,}", re.IGNORECASE)
@@ -184,11 +185,11 @@ _MEDCLIP_FEWEST = 5
 
 
 def read_sentences(report: str) -> tuple[str, ...]:
-    r"""Cuts a report into its sentences and cleans each as captions are cleaned.
+    r"""Split a report into sentences and clean each as captions are cleaned.
 
-    A sentence ends at a full stop, question or exclamation mark with white space behind it, so that a decimal stays
-    whole; the number of a list begins one. Sentences of fewer than two words are left out; what de-identification left
-    (`___`, `XXXX`) is no word.
+    A sentence ends at a full stop, question or exclamation mark followed by white space, so decimals stay intact; a
+    list number begins one. Sentences of fewer than two words are dropped; de-identification placeholders (`___`,
+    `XXXX`) are not words.
 
     Example:
         >>> read_sentences("1. Nodule of 3.5 cm in XXXX.\n2. No effusion. Stable. ___ XXXX.")
@@ -198,22 +199,23 @@ def read_sentences(report: str) -> tuple[str, ...]:
     return tuple(text for text in cleaned if count_words(text) >= FEWEST_WORDS)
 
 
-def read_whole(report: str) -> tuple[str, ...]:
-    r"""Keeps a report as it is, with case and punctuation; its tokenizer does the rest. MRM reads so.
+def read_full_report(report: str) -> tuple[str, ...]:
+    r"""Return a report as one text with case and punctuation, as MRM reads it.
 
     Example:
-        >>> read_whole("FINDINGS:\n Clear lungs."), read_whole("Normal.")
+        >>> read_full_report("FINDINGS:\n Clear lungs."), read_full_report("Normal.")
         (('FINDINGS: Clear lungs.',), ())
     """
-    text = join_blanks(report)
+    text = collapse_whitespace(report)
     return (text,) if count_words(text) >= FEWEST_WORDS else ()
 
 
 def read_as_gloria(report: str) -> tuple[str, ...]:
-    """Cuts a report at digits with a full stop behind them and at every full stop, as GLoRIA's released code does.
+    """Split a report at digits followed by a full stop and at every full stop, as GLoRIA's released code does.
 
-    Keeps runs of letters and digits, lower-cased, without what is not ASCII. Its cap on words is read from another
-    setting (5) and compared for equality, so what follows is cut off where sentences sum up to exactly five words.
+    Keeps runs of letters and digits, lower-cased, without characters other than ASCII. The released code reads its word
+    limit from another setting (5) and compares for equality, so text is dropped after sentences that sum to exactly
+    five words.
 
     Example:
         >>> read_as_gloria("No effusion. Nodule of 3.5 cm seen. Stable.")
@@ -222,7 +224,7 @@ def read_as_gloria(report: str) -> tuple[str, ...]:
         ('no effusion', 'no focal consolidation')
 
     Source:
-        GLoRIA's released code; `read_sentences` is without these losses.
+        GLoRIA's released code; `read_sentences` does not lose text.
     """
     sentences: list[str] = []
     total = 0
@@ -235,23 +237,23 @@ def read_as_gloria(report: str) -> tuple[str, ...]:
 
 
 def read_as_mgca(report: str) -> tuple[str, ...]:
-    """Cuts and cleans a report as GLoRIA does, without its cap, and joins the sentences to one text.
+    """Split and clean a report as GLoRIA does, without the word limit, and join the sentences.
 
-    MGCA reads the impression with the findings behind it (`data.report_sections: both`).
+    MGCA reads the impression followed by the findings (`data.report_sections: both`).
 
     Example:
         >>> read_as_mgca("No effusion. Heart is large. Stable."), read_as_mgca("No effusion.")
         (('no effusion heart is large',), ())
 
     Source:
-        MGCA's released code: a report of fewer than three words is left out.
+        MGCA's released code: a report of fewer than three words is dropped.
     """
     words = [word for sentence in _plain_sentences(report) for word in sentence]
     return (" ".join(words),) if len(words) >= _MGCA_FEWEST else ()
 
 
 def read_as_medclip(report: str) -> tuple[str, ...]:
-    """Cuts a report at a full stop with a blank behind it and at the numbers of a list; marks stay, as tokens.
+    """Split a report at full stops followed by a space and at list numbers; punctuation is kept as tokens.
 
     Example:
         >>> read_as_medclip("1. Nodule of 3.5 cm in the left lung. No effusion.")
@@ -260,29 +262,29 @@ def read_as_medclip(report: str) -> tuple[str, ...]:
     Source:
         MedCLIP's released code: sentences of at least five tokens.
     """
-    parts = (part for text in _DIGITS_DOT_OTHER.split(join_blanks(report)) for part in text.split(". "))
+    parts = (part for text in _DIGITS_DOT_OTHER.split(collapse_whitespace(report)) for part in text.split(". "))
     tokens = (_ascii(_WORDS_AND_MARKS.findall(part.lower())) for part in parts)
     return tuple(" ".join(words) for words in tokens if len(words) >= _MEDCLIP_FEWEST)
 
 
-READ_REPORT: Mapping[Way, Callable[[str], tuple[str, ...]]] = MappingProxyType(
+READ_REPORT: Mapping[ReportFormat, Callable[[str], tuple[str, ...]]] = MappingProxyType(
     {
         "sentences": read_sentences,
-        "whole": read_whole,
+        "whole": read_full_report,
         "gloria": read_as_gloria,
         "mgca": read_as_mgca,
         "medclip": read_as_medclip,
     }
 )
-"""Way of reading to the texts it makes of a report; none where the report says too little."""
+"""Value of `data.texts` to the function that reads a report; it returns no text if the report is too short."""
 
 
 def draw_text(texts: Sequence[str], seed: int, epoch: int, sample: int) -> str:
-    """Returns the one of some texts that an image is paired with in an epoch.
+    """Return the text that an image is paired with in an epoch.
 
     Args:
-        texts: Of one report, at least one.
-        seed: Of the run.
+        texts: Texts of one report, at least one.
+        seed: Seed of the run.
         epoch: Counted from 0.
         sample: Row of the image in its split.
     """
@@ -291,8 +293,8 @@ def draw_text(texts: Sequence[str], seed: int, epoch: int, sample: int) -> str:
     return texts[int(philox_generator(seed, Stream.SENTENCE, epoch, sample).integers(len(texts)))]
 
 
-def keep_reported(reading: Reading, way: Way) -> Reading:
-    """Leaves out images whose report gives a method nothing to read; they are counted under `no-report` and `no-text`.
+def drop_unreported(reading: Reading, form: ReportFormat) -> Reading:
+    """Drop images whose report gives a method no text; they are counted under `no-report` and `no-text`.
 
     Raises:
         DataError: If no image is left.
@@ -302,19 +304,19 @@ def keep_reported(reading: Reading, way: Way) -> Reading:
     kept = []
     for record in reading.records:
         if record.report not in known:
-            refuse_unreadable(record.report or "", record.id)
-            known[record.report] = bool(READ_REPORT[way](record.report or ""))
+            check_readable(record.report or "", record.id)
+            known[record.report] = bool(READ_REPORT[form](record.report or ""))
         if known[record.report]:
             kept.append(record)
         else:
             out["no-text" if record.report else "no-report"].append(record.id)
     if not kept:
         short = len(out["no-text"])
-        silent = f"; {short:,} {verb(short, 'has', 'have')} one of too few words" if short else ""
+        too_short = f"; {short:,} {verb(short, 'has', 'have')} one that is too short" if short else ""
         raise DataError(
             f"none of {count(len(reading.records), 'image')} of {reading.dataset} has a report that can be "
-            f"read{silent}; put the reports beside the images as docs/datasets/ says, or train on captions, which "
-            "labels make (data.texts: captions)",
+            f"read{too_short}; store the reports as described in docs/datasets/, or train on captions written from "
+            "labels (data.texts: captions)",
             reason="no-report",
         )
     counted_out = {reason: [*reading.rejected.get(reason, ()), *ids] for reason, ids in out.items() if ids}
@@ -330,22 +332,21 @@ def change_words(
     synonyms: Mapping[str, Sequence[str]] = MappingProxyType({}),
     share: float = 0.1,
 ) -> str:
-    """Changes a text a little: two words change places, or some are left out, or some give way to a synonym.
+    """Augment a text: swap words, drop words, or replace words by synonyms.
 
     Args:
-        text: Words between blanks.
-        seed: Of the run.
+        text: Words separated by spaces.
+        seed: Seed of the run.
         epoch: Counted from 0.
         sample: Row of the image or text.
-        synonyms: Word to others that mean the same. Without any, only the other two changes are drawn.
-        share: Probability with which a word is left out; share of the words, at least one, that change places or give
-            way.
+        synonyms: Word to its synonyms. Without any, only the other two changes are drawn.
+        share: Probability of dropping a word; share of the words, at least one, that are swapped or replaced.
 
     Returns:
-        The changed text, never empty; texts of one word stay as they are.
+        The changed text, never empty; texts of one word are returned unchanged.
 
     Source:
-        EDA (Wei and Zou, 2019), of whose changes MedCLIP draws one for each text.
+        EDA (Wei and Zou, 2019); MedCLIP draws one of its changes for each text.
     """
     words = text.split()
     if len(words) < FEWEST_WORDS:
@@ -369,7 +370,7 @@ def change_words(
 
 
 def count_words(text: str) -> int:
-    """Counts words, without what de-identification left in their place.
+    """Count words, without placeholders of de-identification.
 
     Example:
         >>> count_words("XXXX of ___ x ray, stable.")
@@ -379,8 +380,8 @@ def count_words(text: str) -> int:
 
 
 def _plain_sentences(report: str) -> Iterator[list[str]]:
-    """Words of each sentence as GLoRIA and MGCA cut and clean them; sentences of one word are left out."""
-    parts = (part for text in _DIGITS_DOT.split(join_blanks(report)) for part in text.split("."))
+    """Words of each sentence as GLoRIA and MGCA split and clean them; sentences of one word are dropped."""
+    parts = (part for text in _DIGITS_DOT.split(collapse_whitespace(report)) for part in text.split("."))
     for part in parts:
         words = _WORDS.findall(part.replace("\ufffd\ufffd", " ").lower())
         plain = _ascii(words)

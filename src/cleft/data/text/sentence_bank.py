@@ -1,13 +1,12 @@
-"""A bank of sentences whose findings are known, from which an image without a report gets one that fits its labels.
+"""Sentence bank: sentences with known findings, from which an image without a report gets one that matches its labels.
 
-MedCLIP trains so: images and texts need not belong together, nor come from one table, as long as both have labels.
-
+MedCLIP is trained this way: images and texts need not be paired or come from one table, as long as both have labels.
 Shapes: `S` sentences, `C` findings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +21,6 @@ from cleft.data.tables.rows import read_codes
 from cleft.data.text.captions import NO_FINDING, clean_text
 from cleft.errors import DataError
 from cleft.grammar import count
-from cleft.types import Record
 
 TEMPLATES = (
     "{}",
@@ -31,15 +29,15 @@ TEMPLATES = (
     "the radiograph shows {}",
     "the chest shows signs of {}",
 )
-"""What can be said of a finding that is present, where nobody wrote a sentence."""
+"""Sentences about a finding that is present, if there are no written ones."""
 
 COLUMNS = ("sentence", "text", "report", "caption")
-"""Names the column of sentences may have in a table; case does not matter."""
+"""Names of the text column of a table; case is ignored."""
 
 
 @dataclass(frozen=True)
 class SentenceBank:
-    """Sentences and which findings each of them states."""
+    """Sentences, and the findings that each one states."""
 
     texts: tuple[str, ...]
     findings: tuple[str, ...]
@@ -48,31 +46,26 @@ class SentenceBank:
 
     @cached_property
     def rows(self) -> tuple[NDArray[np.int64], ...]:
-        """Sentences that state each finding, `C` lists."""
+        """Sentences that state each finding, `C` arrays."""
         return tuple(np.flatnonzero(column) for column in self.present.T)
 
     @cached_property
     def normal(self) -> NDArray[np.int64]:
-        """Sentences that state that nothing was found, and nothing else."""
+        """Sentences that state "no finding" and nothing else."""
         normal = [clean_text(name) == NO_FINDING for name in self.findings]
         stated = self.present[:, normal].any(axis=1) & ~self.present[:, np.logical_not(normal)].any(axis=1)
         return np.flatnonzero(stated)
 
-    @cached_property
-    def places(self) -> Mapping[str, int]:
-        """Each text to its first place."""
-        return {text: place for place, text in reversed(list(enumerate(self.texts)))}
-
     def labels(self, place: int) -> dict[str, float]:
-        """Returns the findings of a sentence, 1 or 0."""
+        """Return the findings of a sentence, 1 or 0."""
         return dict(zip(self.findings, self.present[place].astype(float).tolist(), strict=True))
 
 
-def bank_of_findings(findings: Sequence[str], templates: Sequence[str] = TEMPLATES) -> SentenceBank:
-    """Says each finding in the words of each template; "no finding" is among the findings or is added.
+def bank_from_findings(findings: Sequence[str], templates: Sequence[str] = TEMPLATES) -> SentenceBank:
+    """Fill each template with each finding; "no finding" is added if missing.
 
     Example:
-        >>> bank = bank_of_findings(["Pleural Effusion"], ["there is {}"])
+        >>> bank = bank_from_findings(["Pleural Effusion"], ["there is {}"])
         >>> bank.texts, bank.labels(0)
         (('there is pleural effusion', 'there is no finding'), {'Pleural Effusion': 1.0, 'No Finding': 0.0})
     """
@@ -83,44 +76,23 @@ def bank_of_findings(findings: Sequence[str], templates: Sequence[str] = TEMPLAT
     return _bank(texts, names, np.repeat(np.eye(len(names), dtype=bool), len(templates), axis=0), "templates")
 
 
-def bank_of_records(records: Iterable[Record], findings: Sequence[str]) -> SentenceBank:
-    """Takes the captions of records, each with the findings of its image; the images' table may be another one.
-
-    Captions that were made from labels state these labels and nothing else. Equal captions of equal labels count once.
-
-    Args:
-        records: Captions written and uncertain labels decided.
-        findings: Columns of the bank, by name; those a record does not mention are absent.
-
-    Raises:
-        DataError: If no record has a caption, or none says "no finding".
-    """
-    known: dict[tuple[str, tuple[bool, ...]], None] = {}
-    for record in records:
-        if record.caption:
-            known.setdefault((record.caption, tuple(record.labels.get(name) == 1 for name in findings)))
-    texts = [text for text, _ in known]
-    present = np.array([stated for _, stated in known], dtype=bool).reshape(len(texts), len(findings))
-    return _bank(texts, findings, present, "the captions")
-
-
 def read_bank(path: Path, findings: Sequence[str]) -> SentenceBank:
-    """Reads a table of sentences with one column for each finding: 1 stated, all else not.
+    """Read a table of sentences with a column per finding: 1 if stated, any other value if not.
 
     Args:
-        path: A CSV table with a column `sentence`, `text`, `report` or `caption`.
-        findings: Those of the images; the table needs a column of one at least.
+        path: CSV table with a column `sentence`, `text`, `report` or `caption`.
+        findings: Findings of the images; the table needs a column of at least one.
 
     Raises:
-        DataError: If the table cannot be read, has no such columns, or no sentence that says "no finding".
+        DataError: If the table cannot be read, lacks these columns, or has no sentence that states "no finding".
     """
     table, faults = read_table(path)
     by_name = {name.casefold(): name for name in table.columns}
     text = next((by_name[name] for name in COLUMNS if name in by_name), None)
     named = [name for name in findings if name.casefold() in by_name]
     if text is None or not named:
-        lacking = f"column {', '.join(map(repr, COLUMNS))}" if text is None else "column of any finding of the images"
-        what, remedy = f"no {lacking}; found {list(table.columns)}", "name the sentences and their findings so"
+        lacking = f"column {', '.join(map(repr, COLUMNS))}" if text is None else "column named like a finding"
+        what, remedy = f"no {lacking}; the columns are {list(table.columns)}", "rename the columns"
         faults = [Fault("columns", what, remedy), *faults]
     raise_faults(path, faults)
     assert text is not None
@@ -137,10 +109,10 @@ def read_bank(path: Path, findings: Sequence[str]) -> SentenceBank:
     return _bank([texts[row] for row in kept], findings, present[kept], str(path))
 
 
-def pool_of_epoch(bank: SentenceBank, seed: int, epoch: int, *, most: int = 200) -> SentenceBank:
-    """Draws at most so many sentences of each finding, anew for every epoch.
+def epoch_subset(bank: SentenceBank, seed: int, epoch: int, *, most: int = 200) -> SentenceBank:
+    """Draw at most `most` sentences of each finding, anew for every epoch.
 
-    So common findings do not crowd out rare ones where an image shows both.
+    This way frequent findings do not displace rare ones in images that show both.
 
     Source:
         MedCLIP's released code, with 200.
@@ -154,20 +126,20 @@ def pool_of_epoch(bank: SentenceBank, seed: int, epoch: int, *, most: int = 200)
 
 
 def draw_sentence(bank: SentenceBank, labels: Mapping[str, float], seed: int, epoch: int, sample: int) -> int:
-    """Returns the place of a sentence that shares a finding with an image.
+    """Return the index of a sentence that shares a finding with an image.
 
-    Every sentence that states at least one of the image's present findings, "no finding" apart, is as likely as any
-    other. If there is none, or the image shows nothing, one of those that say "no finding" is drawn.
+    Every sentence that states at least one present finding of the image, "no finding" excluded, has the same
+    probability. If there is none, or the image has no finding, a sentence that states "no finding" is drawn.
 
     Args:
-        bank: Where sentences are drawn from.
-        labels: Of the image; 1 is present.
-        seed: Of the run.
+        bank: Sentences to draw from.
+        labels: Labels of the image; 1 is present.
+        seed: Seed of the run.
         epoch: Counted from 0.
         sample: Row of the image in its split.
 
     Source:
-        MedCLIP. Its released code gives an image without any finding the first letter of such a sentence.
+        MedCLIP. For an image without findings its released code returns the first letter of such a sentence.
     """
     rng = philox_generator(seed, Stream.SENTENCE, epoch, sample)
     shown = [
@@ -183,7 +155,7 @@ def draw_sentence(bank: SentenceBank, labels: Mapping[str, float], seed: int, ep
         which = int(np.searchsorted(ends, at, side="right"))
         rows = bank.rows[shown[which]]
         place = int(rows[at - int(ends[which]) + len(rows)])
-        # A sentence that shares k findings stands in k lists; taken once in k times it is as likely as the others.
+        # A sentence with k of the findings is in k lists; accepting it with probability 1/k makes all equally likely.
         if rng.random() * int(bank.present[place, shown].sum()) < 1:
             return place
 
@@ -192,7 +164,7 @@ def _bank(texts: Sequence[str], findings: Sequence[str], present: NDArray[np.boo
     bank = SentenceBank(tuple(texts), tuple(findings), present)
     if not len(bank.normal):
         raise DataError(
-            f"{origin}: none of {count(len(texts), 'sentence')} says that nothing was found, which images without "
+            f"{origin}: none of {count(len(texts), 'sentence')} states that there is no finding, which images without "
             "findings need; add one whose only finding is 'No Finding'",
             reason="sentences",
         )

@@ -1,9 +1,7 @@
-"""What a model reads with each image while it learns: a caption, something of the report, or a sentence that fits.
+"""The text that is paired with each image in training: a caption, a part of the report, or a sentence from the bank.
 
-This is the seam between records and methods: whatever a method wants to read, `data.texts` names, and each draw is a
-function of (seed, epoch, row), so that nothing depends on who asks or when.
-
-Shapes: `C` findings.
+`data.texts` selects the source. Each draw is a function of (seed, epoch, row), so nothing depends on the worker or the
+order. Shapes: `C` findings.
 """
 
 from __future__ import annotations
@@ -19,213 +17,147 @@ from numpy.typing import NDArray
 from cleft.config import DataConfig
 from cleft.data.datasets import prompt_template
 from cleft.data.tables.paths import is_synthetic
-from cleft.data.text.captions import NO_FINDING, clean_text, refuse_unreadable
-from cleft.data.text.reports import READ_REPORT, Way, change_words, draw_text
+from cleft.data.text.captions import NO_FINDING, check_readable, clean_text
+from cleft.data.text.reports import READ_REPORT, ReportFormat, change_words, draw_text
 from cleft.data.text.sentence_bank import (
     TEMPLATES,
     SentenceBank,
-    bank_of_findings,
+    bank_from_findings,
     draw_sentence,
-    pool_of_epoch,
+    epoch_subset,
     read_bank,
 )
 from cleft.errors import DataError
 from cleft.privacy import MIN_PATIENTS
 from cleft.types import Record
 
-_WORD = re.compile(r"[^\W\d_]+|\d+")
-"""A run of letters or of digits. No token spans two of them."""
+_FINDING_TEMPLATE = "there is {}"
+"""Two words before a finding: methods that compare words need more than one."""
 
 
-class Learnable(NamedTuple):
-    """Texts without the words of few."""
-
-    parts: list[str]
-    """What stands between such words, each part once."""
-    words: int
-    """Distinct words before."""
-    left_out: int
-    """Of these, how many stand in no part."""
-
-
-def words_of_many(told: Iterable[tuple[str, str]], own: Iterable[str], *, fewest: int = MIN_PATIENTS) -> Learnable:
-    """Cuts out of texts every word that the texts of too few patients hold.
-
-    Case counts: a name in capitals is told apart from a common word.
-
-    Args:
-        told: Patient and text, in any order and number.
-        own: Texts that are ours, such as openings and names of findings; their words stay.
-        fewest: Patients whose texts must hold a word.
-
-    Returns:
-        The parts; `own` where nothing is left of the texts.
-
-    Example:
-        >>> words_of_many([("a", "seen by Ada"), ("b", "seen by Bo")], ["edema"], fewest=2).parts
-        ['seen by ']
-    """
-    own, held = list(own), _distinct(told)
-    kept = {word for text in own for word in _WORD.findall(text)}
-    holders: dict[str, set[str]] = {}
-    met: set[str] = set()
-    for text, patients in held.items():
-        words = set(_WORD.findall(text))
-        met |= words
-        for word in words - kept:
-            known = holders.setdefault(word, set())
-            known |= patients
-            if len(known) >= fewest:
-                kept.add(word)
-                del holders[word]
-    parts = dict.fromkeys(part for text in held for part in _parts(text, holders))
-    return Learnable(list(parts) or own, len(met), len(holders))
-
-
-def _distinct(told: Iterable[tuple[str, str]]) -> dict[str, set[str]]:
-    held: dict[str, set[str]] = {}
-    for patient, text in told:
-        held.setdefault(text, set()).add(patient)
-    return held
-
-
-def _parts(text: str, left_out: dict[str, set[str]]) -> Sequence[str]:
-    """The text between words that are left out."""
-    parts: list[str] = []
-    start = 0
-    for match in _WORD.finditer(text):
-        if match[0] in left_out:
-            parts.append(text[start : match.start()])
-            start = match.end()
-    return [part for part in (*parts, text[start:]) if part.strip()]
-
-
-_STATES = "there is {}"
-"""Two words in front of a finding: methods that compare words need more than one."""
-
-
-class Read(NamedTuple):
-    """What is read with one image."""
+class SampledText(NamedTuple):
+    """The text paired with one image."""
 
     text: str
     labels: NDArray[np.float32] | None
-    """What the text says of each finding, `[C]`; None where that is what is known of the image."""
+    """Findings that the text states, `[C]`; None if they are the labels of the image."""
     reworded: str | None
-    """The same in other words, where `data.augment_texts` asks for it."""
+    """The text after word augmentation, if `data.augment_texts` is set."""
 
 
 class Texts:
     """The texts of a split, epoch by epoch.
 
     Args:
-        records: Of the split, each with a caption.
+        records: Records of the split, each with a caption.
         findings: Columns of the labels.
-        config: `texts`, `caption_templates`, `bank` and `reword`.
-        seed: Of the run.
-        still: Whether every epoch is read as the first one and nothing is reworded, as validation wants it.
+        config: `texts`, `caption_templates`, `bank` and `reword` are used.
+        seed: Seed of the run.
+        fixed: Whether every epoch uses the texts of the first one without augmentation, as for validation.
 
     Raises:
-        DataError: If a record has nothing to read, or the bank cannot be read.
+        DataError: If a record has no text, or the sentence bank cannot be read.
     """
 
     def __init__(
         self, records: Sequence[Record], findings: Sequence[str], config: DataConfig, seed: int, *, fixed: bool = False
     ) -> None:
         self._seed = seed
-        self._still = fixed
+        self._fixed = fixed
         self._reword = config.augment_texts and not fixed
         self._bank = _bank(findings, config) if config.texts == "bank" else None
         self._pool: tuple[int, SentenceBank] | None = None
         self._findings = tuple(findings)
         self._rows: Sequence[int] = range(len(records))
         self._patients = [record.patient for record in records]
-        self._drawn = is_synthetic(config.root)
+        self._synthetic = is_synthetic(config.root)
         self._own = _own_texts(findings, config)
         self._labels = [record.labels for record in records] if self._bank is not None else []
         self._choices = [] if self._bank is not None else _choices(records, config)
 
-    def read(self, epoch: int, row: int) -> Read:
-        """Returns what is read with an image of the split.
+    def sample(self, epoch: int, row: int) -> SampledText:
+        """Return the text of an image.
 
         Args:
             epoch: Counted from 0.
-            row: Of the image in its split.
+            row: Row of the image in its split.
         """
-        epoch, row = 0 if self._still else epoch, self._rows[row]
+        epoch, row = 0 if self._fixed else epoch, self._rows[row]
         if self._bank is None:
             text, labels = draw_text(self._choices[row], self._seed, epoch, row), None
         else:
             pool = self._pool_of(epoch)
-            place = draw_sentence(pool, self._labels[row], self._seed, epoch, row)
-            text, said = pool.texts[place], pool.labels(place)
-            labels = np.array([said.get(name, 0.0) for name in self._findings], np.float32)
-        return Read(text, labels, change_words(text, self._seed, epoch, row) if self._reword else None)
+            index = draw_sentence(pool, self._labels[row], self._seed, epoch, row)
+            text, stated = pool.texts[index], pool.labels(index)
+            labels = np.array([stated.get(name, 0.0) for name in self._findings], np.float32)
+        return SampledText(text, labels, change_words(text, self._seed, epoch, row) if self._reword else None)
 
     def subset(self, rows: Sequence[int]) -> Texts:
-        """Returns the texts of some rows, read as they are read among all of them."""
+        """Return the texts of some rows, drawn as they are among all rows."""
         part = copy(self)
         part._rows = [self._rows[row] for row in rows]
         return part
 
     def all_texts(self) -> list[str]:
-        """Returns every text that may be read, reworded ones apart; each once for each image it may stand with."""
+        """Return every text that may be drawn, unaugmented, once for each image it may be paired with."""
         if self._bank is not None:
             return list(self._bank.texts)
         return [text for choices in self._choices for text in choices]
 
-    def learnable(self) -> Learnable:
-        """Returns what of these texts a vocabulary may be learned from: words that several patients share, and ours.
+    def tokenizer_corpus(self) -> TokenizerCorpus:
+        """Return the parts of these texts that a tokenizer may be trained on: words of several patients, and ours.
 
-        Phantoms are nobody. Who stands behind a sentence of a bank is not known, so each counts as one patient.
+        Synthetic images have no patients. The source of a sentence of the bank is unknown, so each counts as one
+        patient.
         """
         if self._bank is not None:
-            told = [(str(place), text) for place, text in enumerate(self._bank.texts)]
+            pairs = [(str(index), text) for index, text in enumerate(self._bank.texts)]
         else:
             of_patients = zip(self._patients, self._choices, strict=True)
-            told = [(patient, text) for patient, choices in of_patients for text in choices]
-        return words_of_many(told, self._own, fewest=1 if self._drawn else MIN_PATIENTS)
+            pairs = [(patient, text) for patient, choices in of_patients for text in choices]
+        return shared_words(pairs, self._own, min_patients=1 if self._synthetic else MIN_PATIENTS)
 
     def _pool_of(self, epoch: int) -> SentenceBank:
         assert self._bank is not None
         if self._pool is None or self._pool[0] != epoch:
-            self._pool = epoch, pool_of_epoch(self._bank, self._seed, epoch)
+            self._pool = epoch, epoch_subset(self._bank, self._seed, epoch)
         return self._pool[1]
 
 
-def report_format(config: DataConfig) -> Way | None:
-    """Returns how reports are read, or None where they are not."""
-    return cast("Way", config.texts) if config.texts in READ_REPORT else None
+def report_format(config: DataConfig) -> ReportFormat | None:
+    """Return how reports are read, or None if they are not used."""
+    return cast("ReportFormat", config.texts) if config.texts in READ_REPORT else None
 
 
-def state_findings(labels: Mapping[str, float]) -> tuple[str, ...]:
-    """Returns one short sentence for each finding that is present, or the one that says there is none.
+def finding_sentences(labels: Mapping[str, float]) -> tuple[str, ...]:
+    """Return one short sentence per present finding, or one that there is none.
 
     Example:
-        >>> state_findings({"Edema": 1, "Fracture": 0, "Pleural Effusion": 1}), state_findings({"Edema": -1})
+        >>> finding_sentences({"Edema": 1, "Fracture": 0, "Pleural Effusion": 1}), finding_sentences({"Edema": -1})
         (('there is edema', 'there is pleural effusion'), ('there is no finding',))
     """
-    present = tuple(_STATES.format(clean_text(name)) for name, value in labels.items() if value == 1)
-    return present or (_STATES.format(NO_FINDING),)
+    present = tuple(_FINDING_TEMPLATE.format(clean_text(name)) for name, value in labels.items() if value == 1)
+    return present or (_FINDING_TEMPLATE.format(NO_FINDING),)
 
 
 def _own_texts(findings: Sequence[str], config: DataConfig) -> list[str]:
-    """What texts are put together from that nobody wrote of a patient."""
+    """Templates and names that texts are made from, which were not written about a patient."""
     names = [*findings, *map(clean_text, findings), NO_FINDING]
-    return [prompt_template(config), *names, _STATES, *TEMPLATES, *config.caption_templates]
+    return [prompt_template(config), *names, _FINDING_TEMPLATE, *TEMPLATES, *config.caption_templates]
 
 
-def _wordings(caption: str, config: DataConfig) -> tuple[str, ...]:
-    """A caption in each of `data.caption_templates`; as it is where it names no finding behind the opening."""
-    opening = prompt_template(config)
-    findings = caption.removeprefix(opening).strip()
-    if not config.caption_templates or not caption.startswith(opening) or not findings:
+def _caption_variants(caption: str, config: DataConfig) -> tuple[str, ...]:
+    """A caption in each of `data.caption_templates`; unchanged if it has no finding after the prompt template."""
+    beginning = prompt_template(config)
+    findings = caption.removeprefix(beginning).strip()
+    if not config.caption_templates or not caption.startswith(beginning) or not findings:
         return (caption,) if caption else ()
     return tuple(clean_text(template.replace("{}", findings)) for template in config.caption_templates)
 
 
 def _bank(findings: Sequence[str], config: DataConfig) -> SentenceBank:
     if config.sentence_bank is None:
-        return bank_of_findings(findings)
+        return bank_from_findings(findings)
     columns = list(findings)
     if NO_FINDING not in map(clean_text, columns):
         columns.append("No Finding")
@@ -233,24 +165,97 @@ def _bank(findings: Sequence[str], config: DataConfig) -> SentenceBank:
 
 
 def _choices(records: Sequence[Record], config: DataConfig) -> list[tuple[str, ...]]:
-    """The texts of each record, one of which is drawn; equal ones are held once."""
-    way = report_format(config)
+    """The texts of each record, one of which is drawn; equal ones share one object."""
+    form = report_format(config)
     known: dict[object, tuple[str, ...]] = {}
     choices: list[tuple[str, ...]] = []
     for record in records:
-        if way is not None:
-            key, make = record.report, lambda record: READ_REPORT[way](record.report or "")
+        if form is not None:
+            key, make = record.report, lambda record: READ_REPORT[form](record.report or "")
         elif config.texts == "findings":
-            key, make = tuple(record.labels.items()), lambda record: state_findings(record.labels)
+            key, make = tuple(record.labels.items()), lambda record: finding_sentences(record.labels)
         else:
-            key, make = record.caption, lambda record: _wordings(record.caption or "", config)
+            key, make = record.caption, lambda record: _caption_variants(record.caption or "", config)
         if key not in known:
-            refuse_unreadable((record.report if way is not None else record.caption) or "", record.id)
+            check_readable((record.report if form is not None else record.caption) or "", record.id)
             known[key] = make(record)
         if not known[key]:
             raise DataError(
-                f"{record.id} has nothing to read with data.texts={config.texts}; leave it out, or read captions",
+                f"{record.id} has no text for data.texts={config.texts}; leave it out, or set data.texts=captions",
                 reason="no-text",
             )
         choices.append(known[key])
     return choices
+
+
+_WORD = re.compile(r"[^\W\d_]+|\d+")
+"""A run of letters or of digits. No token spans two of them."""
+
+
+class TokenizerCorpus(NamedTuple):
+    """Texts without rare words.
+
+    A tokenizer lists its words in a file of the model folder, and a word from the texts of few patients may be a name,
+    date or number.
+    """
+
+    parts: list[str]
+    """Text between the removed words, each part once."""
+    words: int
+    """Number of distinct words before."""
+    left_out: int
+    """Number of these that are in no part."""
+
+
+def shared_words(
+    texts: Iterable[tuple[str, str]], own: Iterable[str], *, min_patients: int = MIN_PATIENTS
+) -> TokenizerCorpus:
+    """Remove every word that occurs in the texts of too few patients.
+
+    Case is distinguished: a name in capitals is not a common word.
+
+    Args:
+        texts: Pairs of patient and text, in any order and number.
+        own: Texts not about patients, such as templates and names of findings; their words are kept.
+        min_patients: Number of patients whose texts must contain a word.
+
+    Returns:
+        The remaining parts; `own` if nothing remains.
+
+    Example:
+        >>> shared_words([("a", "seen by Ada"), ("b", "seen by Bo")], ["edema"], min_patients=2).parts
+        ['seen by ']
+    """
+    own, held = list(own), _distinct(texts)
+    kept = {word for text in own for word in _WORD.findall(text)}
+    holders: dict[str, set[str]] = {}
+    all_words: set[str] = set()
+    for text, patients in held.items():
+        words = set(_WORD.findall(text))
+        all_words |= words
+        for word in words - kept:
+            known = holders.setdefault(word, set())
+            known |= patients
+            if len(known) >= min_patients:
+                kept.add(word)
+                del holders[word]
+    parts = dict.fromkeys(part for text in held for part in _parts(text, holders))
+    return TokenizerCorpus(list(parts) or own, len(all_words), len(holders))
+
+
+def _distinct(texts: Iterable[tuple[str, str]]) -> dict[str, set[str]]:
+    held: dict[str, set[str]] = {}
+    for patient, text in texts:
+        held.setdefault(text, set()).add(patient)
+    return held
+
+
+def _parts(text: str, left_out: dict[str, set[str]]) -> Sequence[str]:
+    """The text between removed words."""
+    parts: list[str] = []
+    start = 0
+    for match in _WORD.finditer(text):
+        if match[0] in left_out:
+            parts.append(text[start : match.start()])
+            start = match.end()
+    return [part for part in (*parts, text[start:]) if part.strip()]
