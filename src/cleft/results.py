@@ -358,106 +358,107 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudyLine:
-    """A row or a column of the table that a study fills."""
+    """Row or column of the table of a study."""
 
     key: str
-    """Its name in files and folders: `cleft-lora`, `chexpert/zero-shot`."""
+    """Name in files and folders: `cleft-lora`, `chexpert/zero-shot`."""
     label: str
-    """As the table prints it."""
+    """Label in the table."""
     heading: str = ""
-    """Of a row: what stands above it and those like it, where a table has such parts."""
+    """Of a row: heading of its section, if the table has sections."""
     metrics: tuple[str, ...] = ()
-    """Of a column: what is printed of each result, `accuracy` and `auc` say."""
+    """Of a column: metrics to print, such as `accuracy` and `auc`."""
     facts: Mapping[str, float] = field(default_factory=dict[str, float])
-    """Of a row, where they are known: `moving` and `frozen` weights, `seconds` of training, context `length`, …"""
+    """Of a row, as far as known: `moving` (trainable) and `frozen` parameters, `seconds` of training,
+    context `length`, …"""
     origin: str = ""
-    """Of a row that is a model somebody gave: where it comes from. Where it draws nothing it is asked once, whatever
-    the number of seeds."""
+    """Of a row that is an existing model: its source. Without random draws it is evaluated once, whatever the number of
+    seeds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudyCell:
-    """Where one number of a study comes from, or why there is none."""
+    """Cell of the table of a study: its result files, or why there are none."""
 
     row: str
     column: str
     state: str
-    """`done`; `planned`; `missing`: its data or weights were not given; `failed`; `impossible`: the method cannot be
-    asked this."""
+    """`done`; `planned`; `missing`: its data or weights were not given; `failed`; `impossible`: the method does
+    not support the task."""
     results: tuple[str, ...] = ()
-    """Result files, one per seed, relative to the study's folder."""
+    """Result files, one per seed, relative to the folder of the study."""
     reason: str | None = None
-    """Why it is not done."""
+    """Why it is not `done`."""
     differences: tuple[Difference, ...] = ()
-    """`accuracy` and `auc` minus those of the study's reference on the same images, means over seeds; empty where one
-    of the two is not done."""
+    """`accuracy` and `auc` minus those of the reference row on the same images, means over seeds; empty if one of the
+    two is not `done`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Study:
-    """A table or a figure of the paper as runs: what was planned, what is there, and what is missing."""
+    """Table or figure of the paper, or a grid, with the state of each cell."""
 
     name: str
     """`table1`, …"""
     title: str
     scale: str
-    """`paper`, or `tiny`: small towers and few images, whose numbers say nothing of the paper's."""
+    """`paper`, or `tiny`: small models and few images, whose numbers cannot be compared with those of the paper."""
     command: str
-    """What was typed, without folders."""
+    """Command line, without folders."""
     rows: tuple[StudyLine, ...]
     columns: tuple[StudyLine, ...]
     cells: tuple[StudyCell, ...]
     reference: str = ""
-    """Key of the row that the others are held against; empty where there is none."""
+    """Key of the row that the others are compared with; empty if there is none."""
     notes: tuple[str, ...] = ()
 
 
 SCHEMA = 1
-"""Rises when a noun changes its form; files of another schema are refused."""
+"""Version of the file format; files of another version are refused."""
 
-Noun = TypeVar("Noun")
+Stored = TypeVar("Stored")
 
 _hints = functools.cache(get_type_hints)
-"""The annotations of a noun: working them out took longer than all else in reading a result."""
+"""Resolved annotations of a dataclass, cached: resolving them takes longer than all else in reading a result."""
 
 
-def to_json(noun: Any, *, schema: int = SCHEMA) -> str:
-    """Writes a frozen dataclass as JSON text, its schema first.
+def to_json(value: Any, *, schema: int = SCHEMA) -> str:
+    """Returns a frozen dataclass as JSON text, its schema first.
 
     Args:
-        noun: What to write.
-        schema: Of the noun's own form, where that lives longer than the forms of results.
+        value: The dataclass.
+        schema: Version of its format, if that is not the version of results.
 
     Raises:
-        ValueError: If a number in it is NaN or infinite; what could not be measured is None.
+        ValueError: If it holds a number that is NaN or infinite; use None for what could not be measured.
     """
-    return json.dumps({"schema": schema, **dataclasses.asdict(noun)}, indent=1, ensure_ascii=False, allow_nan=False)
+    return json.dumps({"schema": schema, **dataclasses.asdict(value)}, indent=1, ensure_ascii=False, allow_nan=False)
 
 
 def from_json(
-    text: str | bytes, kind: type[Noun], *, where: str, schema: int = SCHEMA, remedy: str = "evaluate again"
-) -> Noun:
-    """Reads a noun back from `to_json`'s text.
+    text: str | bytes, kind: type[Stored], *, where: str, schema: int = SCHEMA, remedy: str = "evaluate again"
+) -> Stored:
+    """Reads a dataclass from the text that `to_json` returned.
 
     Args:
         text: JSON text.
-        kind: The dataclass it must hold.
+        kind: The dataclass.
         where: Name of the file, for messages.
-        schema: The one that is read.
-        remedy: What to do about another.
+        schema: Version to accept.
+        remedy: How to fix another version.
 
     Raises:
-        DataError: If the text is no JSON, of another schema, lacks a field, has one too many, or holds a value of
-            another type than the field's.
+        DataError: If the text is not strict JSON, has another schema, lacks a field, has an unknown one, or holds a
+            value of another type.
     """
     tree = parse_json(text, where, remedy=remedy)
     written = tree.pop("schema", None)
     if type(written) is not int or written != schema:
         raise DataError(f"{where} has schema {written!r}, this version reads {schema}; {remedy}", reason="schema")
-    return cast("Noun", _noun(tree, kind, where))
+    return cast("Stored", _dataclass(tree, kind, where))
 
 
-def _noun(tree: Any, kind: type, where: str) -> Any:
+def _dataclass(tree: Any, kind: type, where: str) -> Any:
     if not isinstance(tree, dict):
         raise _mismatch(where, tree, kind.__name__)
     fields = {field.name: field for field in dataclasses.fields(kind)}
@@ -479,7 +480,7 @@ def _noun(tree: Any, kind: type, where: str) -> Any:
 
 @functools.cache
 def _former_names(kind: Any) -> dict[str, str]:
-    """Maps each name that a field had in files of earlier versions (metadata `formerly`) to the field's name."""
+    """Returns former names of fields, in files of earlier versions (metadata `formerly`), to their present names."""
     former: dict[str, str] = {}
     for entry in dataclasses.fields(kind):
         names = entry.metadata.get("formerly", ())
@@ -488,12 +489,12 @@ def _former_names(kind: Any) -> dict[str, str]:
 
 
 def _value(value: Any, hint: Any, where: str) -> Any:
-    """The value as the annotation wants it: lists become tuples, whole numbers become floats, nothing else changes."""
+    """Converts a value to its annotated type: lists to tuples, whole numbers to floats, nothing else."""
     origin, arguments = get_origin(hint), get_args(hint)
     if hint is Any:
         return value
     if dataclasses.is_dataclass(hint):
-        return _noun(value, cast("type", hint), where)
+        return _dataclass(value, cast("type", hint), where)
     if origin in (types.UnionType, Union):
         options = [option for option in arguments if option is not types.NoneType]
         return None if value is None else _value(value, options[0], where)
@@ -517,15 +518,15 @@ def _items(value: Any, arguments: tuple[Any, ...], where: str) -> tuple[Any, ...
     if not repeated and len(items) != len(arguments):
         raise _mismatch(where, items, f"list of {len(arguments)}")
     hints = [arguments[0]] * len(items) if repeated else list(arguments)
-    if all(type(item) is hint and hint in _AS_THEY_ARE for item, hint in zip(items, hints, strict=True)) and all(
+    if all(type(item) is hint and hint in _PLAIN_TYPES for item, hint in zip(items, hints, strict=True)) and all(
         math.isfinite(item) for item in items if type(item) is float
     ):
         return tuple(items)  # most of a result file is points of curves
     return tuple(_value(item, hints[index], f"{where}[{index}]") for index, item in enumerate(items))
 
 
-_AS_THEY_ARE = (float, int, str)
-"""Plain types; a value of exactly one of them is what its annotation wants."""
+_PLAIN_TYPES = (float, int, str)
+"""Types whose values need no conversion."""
 
 
 def _has_no_default(field: dataclasses.Field[Any]) -> bool:
@@ -537,25 +538,25 @@ def _mismatch(where: str, value: Any, wanted: str) -> DataError:
 
 
 LEVEL = 0.05
-"""Significance level: a difference counts where its corrected p-value is at most this."""
+"""Significance level of corrected p-values."""
 
 
 class Corrected(NamedTuple):
-    """P-values of one family of comparisons."""
+    """Corrected p-values of a family of comparisons."""
 
     p_values: list[float | None]
-    """Holm-corrected, in the given order; None where there was none."""
+    """In the given order; None where there was none."""
     family: int
-    """How many comparisons were tested together."""
+    """Number of comparisons."""
 
 
 def holm(p_values: Sequence[float | None]) -> Corrected:
-    """Corrects p-values by Holm's step-down procedure, which bounds the chance of one false claim among all.
+    """Corrects p-values by Holm's step-down procedure, which controls the family-wise error rate.
 
-    The smallest of `m` is multiplied by `m`, the next by `m - 1` and so on; none becomes smaller than one before it.
+    The smallest of `m` is multiplied by `m`, the next by `m - 1` and so on; none is smaller than the one before it.
 
     Args:
-        p_values: Of all comparisons that are shown together; those that are None were not tested and do not count.
+        p_values: Of all comparisons that are shown together; None for those without a test, which do not count.
 
     Example:
         >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03, 0.005]).p_values]
@@ -574,10 +575,10 @@ def holm(p_values: Sequence[float | None]) -> Corrected:
 
 
 def resamples_for(family: int, fewest: int = 1_000) -> int:
-    """Returns how many bootstrap resamples a family of comparisons needs.
+    """Returns the number of bootstrap resamples that a family of comparisons needs.
 
-    The smallest p-value of `n` resamples is 2 / (n + 1); it must be able to stay below the level once it is multiplied
-    by the number of comparisons.
+    The smallest p-value of `n` resamples is 2 / (n + 1); multiplied by the number of comparisons it must be below the
+    significance level.
 
     Example:
         >>> resamples_for(12), resamples_for(168)

@@ -73,7 +73,7 @@ def test_census_page_is_self_contained(tmp_path):
 
 
 def test_census_page_links_resolve():
-    for seen in (page(), page(splits=None, captions=None, groups=(), pictures=(), labels={}, sources={}, tallies=())):
+    for seen in (page(), page(splits=None, captions=None, groups=(), thumbnails=(), labels={}, sources={}, tallies=())):
         assert len(seen.ids) == len(set(seen.ids))
         assert {anchor[1:] for anchor in seen.anchors} == set(seen.ids)
 
@@ -106,14 +106,14 @@ def test_census_page_is_readable_by_its_owner_only(tmp_path):
 
 def test_o8_census_page_warns_of_patient_images():
     assert "This page shows images of patients." in page().text
-    assert "images of patients" not in page(pictures=()).text
+    assert "images of patients" not in page(thumbnails=()).text
     drawn = page(synthetic=True).text
     assert "drawn by a program" in drawn
     assert "images of patients" not in drawn
 
 
 def test_census_page_warns_of_file_names():
-    bare = {"faults": (), "left_out": (), "undecodable": (), "unlisted": ()}
+    bare = {"faults": (), "excluded_rows": (), "undecodable": (), "unlisted": ()}
     assert "file names and cells of the table" in page().text
     assert "file names" not in page(**bare).text
     assert "No problems found: the dataset is ready for training." in page(**bare).text
@@ -134,7 +134,7 @@ def test_h13_markup_in_a_census_is_escaped(word):
 
 def test_invalid_png_is_not_shown():
     bad = Thumbnail(image="x' onerror='alert(1)", view="", labels=())
-    assert not [tag for tag, _, _ in page(pictures=(bad,)).elements if tag == "img"]
+    assert not [tag for tag, _, _ in page(thumbnails=(bad,)).elements if tag == "img"]
 
 
 def test_census_survives_json():

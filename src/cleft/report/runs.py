@@ -20,7 +20,7 @@ import yaml
 from cleft.errors import CleftError, DataError
 from cleft.files import read_limited
 from cleft.privacy import redact
-from cleft.results import Comparison, Evaluation, Noun, from_json
+from cleft.results import Comparison, Evaluation, Stored, from_json
 from cleft.strict_json import read_json
 
 _MOST_POINTS = 400
@@ -174,9 +174,9 @@ def _comparisons(folder: Path, problems: list[str]) -> list[Comparison]:
     return [comparison for _, (_, comparison) in _stored(folder, Comparison, problems)]
 
 
-def _stored(folder: Path, kind: type[Noun], problems: list[str]) -> list[tuple[int, tuple[str, Noun]]]:
+def _stored(folder: Path, kind: type[Stored], problems: list[str]) -> list[tuple[int, tuple[str, Stored]]]:
     """Return number, name and contents of each result file; a damaged one is added to the problems."""
-    stored: list[tuple[int, tuple[str, Noun]]] = []
+    stored: list[tuple[int, tuple[str, Stored]]] = []
     for number, path in enumerate(sorted(folder.glob("*.json")), start=1):
         try:
             stored.append((number, (path.name, from_json(read_limited(path, where=path.name), kind, where=path.name))))

@@ -169,7 +169,7 @@ def test_long_names_and_captions_are_cut_where_they_are_alike():
     told = lines(
         labels={"x" * 50: (1, 2, 3, 4)},
         captions=Captions(distinct=1, from_table=0, longest=40, common=(("same " * 30 + "end", 7),)),
-        left_out=(Excluded(reason="missing", count=1, examples=("folder/" * 60 + "a.png",)),),
+        excluded_rows=(Excluded(reason="missing", count=1, examples=("folder/" * 60 + "a.png",)),),
     )
     assert any(line.startswith("x" * 33 + "… ") for line in told)
     assert any(line.startswith("        7  …") and line.endswith("same end") for line in told)
