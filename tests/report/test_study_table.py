@@ -53,7 +53,7 @@ def test_missing_interval_leaves_no_interval_range(tmp_path):
     ("state", "reason", "told"),
     [
         ("planned", "not run yet", "not run yet"),
-        ("missing", "give --data rsna=…", "data or weights not given: give --data rsna=…"),
+        ("missing", "give --data rsna=…", "missing data or weights: give --data rsna=…"),
         ("failed", "the loss is not finite", "failed: the loss is not finite"),
         ("impossible", "it has no text tower", "not applicable: it has no text tower"),
         ("failed", None, "failed"),

@@ -34,9 +34,10 @@ from cleft.report.html import (
     format_axis_end,
     format_interval,
     format_value,
+    is_suppressed,
 )
 from cleft.report.runs import Run
-from cleft.report.tables import HEADLINE_METRICS, Entry, enclosing_tenths, metric_name
+from cleft.report.tables import HEADLINE_METRICS, Entry, enclosing_tenths, find_result, metric_name
 from cleft.results import (
     Calibration,
     Comparison,
@@ -284,7 +285,7 @@ def subgroup_table(group: Sequence[Entry], by: str) -> Table | None:
     for entry, subgroups in members:
         if len(members) > 1:
             rows.append(Row(kind="heading", label=entry.label, swatch=legend_line(entry.series)))
-        overall = {result.metric: result for result in entry.evaluation.results}
+        levels = {result.metric: result.value for result in entry.evaluation.results}
         synthetic = entry.evaluation.synthetic
         for each in subgroups.groups:
             people = f"{count(each.images, 'image')} of {count(each.patients, 'patient')}"
@@ -295,13 +296,13 @@ def subgroup_table(group: Sequence[Entry], by: str) -> Table | None:
                     label=each.name,
                     sublabel=TOO_FEW if few else people,
                     cells=[
-                        _cell(
-                            _find_metric(each.results, metric),
-                            spans[metric],
+                        interval_cell(
                             entry,
-                            overall.get(metric),
+                            find_result(each.results, metric),
                             notes,
-                            few=few,
+                            spans[metric],
+                            level=levels.get(metric),
+                            suppressed=few,
                         )
                         for metric in HEADLINE_METRICS
                     ],
@@ -316,47 +317,52 @@ def _subgroups_by(entry: Entry, by: str) -> Subgroups | None:
     return next((subgroups for subgroups in entry.evaluation.subgroups if subgroups.by == by), None)
 
 
-def _find_metric(results: Sequence[Result], metric: str) -> Result | None:
-    return next((result for result in results if result.metric == metric), None)
-
-
 def _span(members: Sequence[tuple[Entry, Subgroups]], metric: str) -> tuple[float, float]:
     seen: list[float] = []
     for entry, subgroups in members:
         for results in (entry.evaluation.results, *(each.results for each in subgroups.groups)):
-            result = _find_metric(results, metric)
+            result = find_result(results, metric)
             if result is not None and result.value is not None:
                 seen += [result.value, *(result.interval or ())]
     return enclosing_tenths(seen or [0.5])
 
 
-def _cell(
-    result: Result | None,
-    span: tuple[float, float],
+def interval_cell(
     entry: Entry,
-    overall: Result | None,
+    result: Result | None,
     notes: Footnotes,
+    span: tuple[float, float] | None = None,
     *,
-    few: bool,
+    level: float | None = None,
+    suppressed: bool = False,
 ) -> Cell:
-    if result is None or result.value is None or few:
-        reason = TOO_FEW if few else (result.reason if result else None) or "not measured"
+    """Return the cell of a result with its interval.
+
+    Args:
+        entry: Evaluation of the result.
+        result: The result; None and results without a value are a dash with a reason.
+        notes: Footnotes of the table.
+        span: Range of the axis on which the interval is drawn; None for no chart.
+        level: Position of the reference line.
+        suppressed: Whether the result rests on too few patients to be printed.
+    """
+    if result is None or result.value is None or suppressed or is_suppressed(result, entry.evaluation):
+        reason = TOO_FEW if suppressed else (result.reason if result else None) or "not measured"
         return Cell(text="–", note=notes.letter(reason), title=reason)
-    level = overall.value if overall is not None and overall.value is not None else -1.0
+    colour, reference = series_style(entry.series)[0], -1.0 if level is None else level
+    chart = whisker(result.value, result.interval, span, kind="model", colour=colour, level=reference) if span else ""
     return Cell(
         text=format_value(result.metric, result.value),
         detail=format_interval(result.metric, result.interval) if result.interval else "no interval",
         note=notes.letter(result.reason),
-        chart=whisker(
-            result.value, result.interval, span, kind="model", colour=series_style(entry.series)[0], level=level
-        ),
+        chart=chart,
     )
 
 
 def _gap(subgroups: Subgroups, notes: Footnotes) -> Row:
     cells: list[Cell] = []
     for metric in HEADLINE_METRICS:
-        gap = _find_metric(subgroups.gaps, metric)
+        gap = find_result(subgroups.gaps, metric)
         if gap is None or gap.value is None:
             reason = (gap.reason if gap else None) or "no difference in the result file"
             cells.append(Cell(text="–", note=notes.letter(reason), title=reason))

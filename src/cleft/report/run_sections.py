@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from cleft.grammar import count, verb
 from cleft.privacy import LEFT_OUT, MIN_PATIENTS, redact
-from cleft.report.charts import roc_chart, series_style, whisker
+from cleft.report.charts import roc_chart
 from cleft.report.html import (
     PNG,
     Cell,
@@ -17,12 +17,11 @@ from cleft.report.html import (
     Row,
     Table,
     format_axis_end,
-    format_interval,
     format_percent,
     format_value,
     is_suppressed,
 )
-from cleft.report.run_charts import embedding_chart, norms_chart, reliability_chart, subgroup_table
+from cleft.report.run_charts import embedding_chart, interval_cell, norms_chart, reliability_chart, subgroup_table
 from cleft.report.runs import Run
 from cleft.report.tables import (
     CLASSIFICATION_TASKS,
@@ -33,6 +32,7 @@ from cleft.report.tables import (
     RetrievalTable,
     class_table,
     enclosing_tenths,
+    find_result,
     headline_table,
     more_metrics_table,
     retrieval_examples,
@@ -438,7 +438,10 @@ def _templates(entry: Entry, sensitivity: PromptSensitivity) -> Table:
             kind="mean" if template.default else "model",
             label=f"{template.template} …",
             sublabel="default template" if template.default else "",
-            cells=[_cell(entry, template.results, metric, notes, spans[metric]) for metric in HEADLINE_METRICS],
+            cells=[
+                interval_cell(entry, find_result(template.results, metric), notes, spans[metric])
+                for metric in HEADLINE_METRICS
+            ],
         )
         for template in sensitivity.templates
     ]
@@ -468,31 +471,13 @@ def _negations(entry: Entry, sensitivity: PromptSensitivity) -> Table:
                 Cell(text=f"{test.cosine:.3f}"),
                 Cell(text=format_value("accuracy", test.predicted_present)),
                 Cell(text="–" if test.prevalence is None else format_value("accuracy", test.prevalence)),
-                *(_cell(entry, test.results, f"auc/{side}", notes) for side in ("present", "absent", "pair")),
+                *(
+                    interval_cell(entry, find_result(test.results, f"auc/{side}"), notes)
+                    for side in ("present", "absent", "pair")
+                ),
             ],
         )
         for test in sensitivity.negation
     ]
     columns = ["Cosine similarity", "Predicted present", "Labelled present", "AUC, present", "AUC, absent", "AUC, both"]
     return Table(columns=columns, rows=rows, footnotes=notes.items())
-
-
-def _cell(
-    entry: Entry,
-    results: Sequence[Result],
-    metric: str,
-    notes: Footnotes,
-    span: tuple[float, float] | None = None,
-) -> Cell:
-    result = next((each for each in results if each.metric == metric), None)
-    if result is None or result.value is None or is_suppressed(result, entry.evaluation):
-        reason = (result.reason if result else None) or "not measured"
-        return Cell(text="–", note=notes.letter(reason), title=reason)
-    colour = series_style(entry.series)[0]
-    chart = whisker(result.value, result.interval, span, kind="model", colour=colour, level=-1) if span else ""
-    return Cell(
-        text=format_value(metric, result.value),
-        detail=format_interval(metric, result.interval) if result.interval else "",
-        note=notes.letter(result.reason),
-        chart=chart,
-    )

@@ -18,7 +18,7 @@ from cleft.files import read_limited
 from cleft.privacy import redact
 from cleft.report.html import TOO_FEW, Footnotes, format_parameters, is_suppressed
 from cleft.report.paper import quoted
-from cleft.report.tables import BASELINES
+from cleft.report.tables import BASELINES, find_result
 from cleft.results import LEVEL, Difference, Evaluation, Result, Study, StudyCell, StudyLine, from_json, holm
 from cleft.strict_json import find_json
 
@@ -118,7 +118,7 @@ def column_borders(columns: Sequence[StudyLine]) -> list[str]:
 STUDY_FILE = "study.json"
 STATE_NAMES = {
     "planned": "not run yet",
-    "missing": "data or weights not given",
+    "missing": "missing data or weights",
     "failed": "failed",
     "impossible": "not applicable",
 }
@@ -182,7 +182,7 @@ class StudyResults:
         """Return a baseline on the images of a column; None if no result has it."""
         name = f"{rule}/{metric}"
         for seed in self.seeds(column):
-            result = next((each for each in seed.evaluation.baselines if each.metric == name), None)
+            result = find_result(seed.evaluation.baselines, name)
             if result is not None:
                 value, reason = (
                     (None, TOO_FEW) if is_suppressed(result, seed.evaluation) else (result.value, result.reason)
@@ -298,7 +298,7 @@ def _summarise(cell: CellResults, metric: str) -> MetricSummary:
         reasons.append(": ".join(dict.fromkeys(filter(None, (state, cell.cell.reason)))))
     kept: list[tuple[SeedResult, Result]] = []
     for seed in cell.seeds:
-        result = next((each for each in seed.evaluation.results if each.metric == metric), None)
+        result = find_result(seed.evaluation.results, metric)
         if result is None:
             reasons.append("not in the result file")
             continue

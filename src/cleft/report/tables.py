@@ -357,8 +357,14 @@ def _seed(entry: Entry) -> int:
     return seed if isinstance(seed, int) else 0
 
 
+def find_result(results: Sequence[Result], metric: str) -> Result | None:
+    """Return the result of a metric, or None."""
+    return next((result for result in results if result.metric == metric), None)
+
+
 def _value(results: Sequence[Result], metric: str) -> float | None:
-    return next((result.value for result in results if result.metric == metric), None)
+    result = find_result(results, metric)
+    return None if result is None else result.value
 
 
 def _chance(evaluation: Evaluation) -> float:

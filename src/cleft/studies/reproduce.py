@@ -26,7 +26,7 @@ from cleft.evaluation.result_files import predictions_path
 from cleft.files import file_key, write_whole
 from cleft.grammar import count, share, verb
 from cleft.report.study_page import check_study_outputs, write_study_page
-from cleft.report.study_table import STUDY_FILE, check_study_file
+from cleft.report.study_table import STATE_NAMES, STUDY_FILE, check_study_file
 from cleft.results import Difference, Study, StudyCell, StudyLine, resamples_for, to_json
 from cleft.studies.grids import add_models, parse_models, read_grid
 from cleft.studies.plans import PLANS, Plan, Row, Scale, paper_plan
@@ -86,10 +86,10 @@ class Reproduction:
     unavailable_weights: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __post_init__(self) -> None:
-        self.work: StepPlan = plan_steps([plan for plan, _ in self.plans], self.options, self.unavailable_weights)
+        self.step_plan: StepPlan = plan_steps([plan for plan, _ in self.plans], self.options, self.unavailable_weights)
         rows = [row for plan, _ in self.plans for row in plan.rows]
-        self._unused = unused_overrides(rows, self.options, self.work.steps.values())
-        for step in self.work.steps.values():
+        self._unused = unused_overrides(rows, self.options, self.step_plan.steps.values())
+        for step in self.step_plan.steps.values():
             check_run_settings(step)
         self.times = StepTimes(self.options.runs)
         self._results = {name: find_result(step) for name, step in self._evaluations().items()}
@@ -108,13 +108,14 @@ class Reproduction:
             report.append(f"{plan.title} ({plan.scale}); {count(self.options.seeds, 'seed')}")
             cells = [(plan.name, row.key, column.key) for row in plan.rows for column in plan.columns]
             wanted = [cell for cell in cells if self._is_wanted(cell)]
-            available = [cell for cell in wanted if cell in self.work.cells]
+            available = [cell for cell in wanted if cell in self.step_plan.cells]
             width = max((len(row) for _, row, _ in available), default=0)
             report += [self._cell_line(cell, width) for cell in available]
             reasons: dict[str, list[str]] = {}
             for cell in wanted:
-                if cell not in self.work.cells:
-                    reasons.setdefault(": ".join(self.work.unavailable[cell]), []).append(cell[1])
+                if cell not in self.step_plan.cells:
+                    state, reason = self.step_plan.unavailable[cell]
+                    reasons.setdefault(f"{STATE_NAMES[state]}: {reason}", []).append(cell[1])
             report += [
                 f"  {reason}: {count(len(rows), 'cell')} ({', '.join(dict.fromkeys(rows))})"
                 for reason, rows in reasons.items()
@@ -138,7 +139,7 @@ class Reproduction:
         self.write_study()
         if not self.remaining:
             return StudyOutcome([folder for _, folder in self.plans], [], 0)
-        for step in self.work.steps.values():
+        for step in self.step_plan.steps.values():
             update_paths(step)
         codes: list[int] = []
         failures: list[str] = []
@@ -207,10 +208,10 @@ class Reproduction:
 
     def _cell(self, plan: Plan, cell: Cell, folder: Path) -> StudyCell:
         _, row, column = cell
-        if cell not in self.work.cells:
-            state, reason = self.work.unavailable[cell]
+        if cell not in self.step_plan.cells:
+            state, reason = self.step_plan.unavailable[cell]
             return StudyCell(row=row, column=column, state=state, reason=reason)
-        names = self.work.cells[cell]
+        names = self.step_plan.cells[cell]
         paths = self._result_files(cell)
         files = tuple(_relative(path, folder) for path in paths)
         failures = [self._failures[name] for name in names if name in self._failures]
@@ -227,7 +228,7 @@ class Reproduction:
     def _differences(self, plan: Plan, cell: Cell, reference: Cell) -> tuple[Difference, ...]:
         """Compare a finished cell with the reference; a single result is compared with every seed."""
         results, references = self._result_files(cell), self._result_files(reference)
-        if cell == reference or not references or len(references) < len(self.work.cells[reference]):
+        if cell == reference or not references or len(references) < len(self.step_plan.cells[reference]):
             return ()
         seeds = max(len(results), len(references))
         results, references = (files * (seeds // len(files)) for files in (results, references))
@@ -236,22 +237,24 @@ class Reproduction:
 
     def _result_files(self, cell: Cell) -> list[Path]:
         """Return the result files of a cell, for the finished seeds."""
-        return [path for path in map(self._results.get, self.work.cells.get(cell, ())) if path is not None]
+        return [path for path in map(self._results.get, self.step_plan.cells.get(cell, ())) if path is not None]
 
     def _row_facts(self, plan: Plan, key: str) -> dict[str, float]:
         row = next(row for row in plan.rows if row.key == key)
         if str(row) not in self._facts:
-            self._facts[str(row)] = row_facts(row, self.options, self.work)
+            self._facts[str(row)] = row_facts(row, self.options, self.step_plan)
         facts = dict(self._facts[str(row)])
-        names = {name for cell, names in self.work.cells.items() if cell[:2] == (plan.name, key) for name in names}
-        seconds = [self.times.of(name) for name in self._with_needs(names) if self.work.steps[name].kind in _TRAINING]
+        names = {name for cell, names in self.step_plan.cells.items() if cell[:2] == (plan.name, key) for name in names}
+        seconds = [
+            self.times.of(name) for name in self._with_needs(names) if self.step_plan.steps[name].kind in _TRAINING
+        ]
         if seconds and all(second is not None for second in seconds):
             facts["seconds"] = round(sum(second or 0.0 for second in seconds) / self.options.seeds, 1)
         return facts
 
     def _cell_line(self, cell: Cell, width: int) -> str:
         place = f"  {cell[1]:{width}} {cell[2]:26}"
-        names = self.work.cells[cell]
+        names = self.step_plan.cells[cell]
         done = sum(self._results[name] is not None for name in names)
         steps = [step for name, step in self.remaining.items() if name in self._with_needs(names)]
         if done == len(names):
@@ -259,8 +262,8 @@ class Reproduction:
         return f"{place} {done} of {len(names)} done; {count(len(steps), 'step')}, {describe_cost(steps, self.times)}"
 
     def _evaluations(self) -> dict[str, Step]:
-        names = {name for names in self.work.cells.values() for name in names}
-        return {name: step for name, step in self.work.steps.items() if name in names}
+        names = {name for names in self.step_plan.cells.values() for name in names}
+        return {name: step for name, step in self.step_plan.steps.items() if name in names}
 
     def _distinct_evaluations(self) -> list[Step]:
         """Return one remaining evaluation for each benchmark and set of classes."""
@@ -273,13 +276,13 @@ class Reproduction:
         """Return the steps to run for the selected cells, in order, without those that only finished steps need."""
         wanted = [
             name
-            for cell, names in self.work.cells.items()
+            for cell, names in self.step_plan.cells.items()
             if self._is_wanted(cell)
             for name in names
             if self._results[name] is None
         ]
         if self.only is not None and not any(
-            self._is_wanted(cell) for cell in [*self.work.cells, *self.work.unavailable]
+            self._is_wanted(cell) for cell in [*self.step_plan.cells, *self.step_plan.unavailable]
         ):
             rows = ", ".join(dict.fromkeys(row.key for plan, _ in self.plans for row in plan.rows))
             raise ConfigError(
@@ -288,10 +291,10 @@ class Reproduction:
         needed: set[str] = set()
         while wanted:
             name = wanted.pop()
-            if name not in needed and (name in self._results or not is_done(self.work.steps[name])):
+            if name not in needed and (name in self._results or not is_done(self.step_plan.steps[name])):
                 needed.add(name)
-                wanted += self.work.steps[name].needs
-        return {name: step for name, step in self.work.steps.items() if name in needed}
+                wanted += self.step_plan.steps[name].needs
+        return {name: step for name, step in self.step_plan.steps.items() if name in needed}
 
     def _is_wanted(self, cell: Cell) -> bool:
         _, row, column = cell
@@ -309,7 +312,7 @@ class Reproduction:
             name = waiting.pop()
             if name not in steps:
                 steps.add(name)
-                waiting += self.work.steps[name].needs
+                waiting += self.step_plan.steps[name].needs
         return steps
 
     def _check_columns(self) -> None:
