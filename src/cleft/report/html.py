@@ -163,6 +163,55 @@ def format_parameters(count: float) -> str:
     for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if count >= size:
             scaled = count / size
-            whole = scaled == 10 ** round(math.log10(scaled))
-            return f"{scaled:.0f} {letter}" if whole else f"{scaled:#.3g}".rstrip(".") + f" {letter}"
+            power_of_ten = scaled == 10 ** round(math.log10(scaled))
+            return f"{scaled:.0f} {letter}" if power_of_ten else f"{scaled:#.3g}".rstrip(".") + f" {letter}"
     return f"{count:,.0f}"
+
+
+SHORT_METRIC_NAMES = {
+    "accuracy": "Acc.",
+    "auc": "AUC",
+    "auprc": "AUPRC",
+    "ece": "ECE",
+    "mean-rank": "mean rank",
+    "median-rank": "median rank",
+}
+"""Metric names in column headers."""
+_PERCENT = ("accuracy", "auc", "auprc", "sensitivity", "specificity", "recall", "precision", "f1")
+
+
+def axis_label(metric: str) -> str:
+    """Return the name of a metric on a chart axis."""
+    return "accuracy" if metric == "accuracy" else SHORT_METRIC_NAMES.get(metric, metric)
+
+
+def is_percent(metric: str) -> bool:
+    """Whether study tables print a metric in percent: all but ranks and errors.
+
+    Example:
+        >>> is_percent("image-to-text/recall@5"), is_percent("auc/Edema"), is_percent("image-to-text/mean-rank")
+        (True, True, False)
+    """
+    return any(part.partition("@")[0] in _PERCENT for part in metric.split("/"))
+
+
+def format_table_value(metric: str, value: float) -> str:
+    """Format a value for a study table, without unit.
+
+    Example:
+        >>> format_table_value("accuracy", 0.6674), format_table_value("mean-rank", 12.25)
+        ('66.7', '12.2')
+    """
+    if is_percent(metric):
+        return f"{100 * value:.1f}"
+    return f"{value:.1f}" if "rank" in metric else f"{value:.3f}"
+
+
+def format_table_difference(metric: str, value: float) -> str:
+    """Format a difference for a study table, with its sign.
+
+    Example:
+        >>> format_table_difference("accuracy", -0.0214), format_table_difference("mean-rank", 1.5)
+        ('−2.1', '+1.5')
+    """
+    return ("−" if value < 0 else "+") + format_table_value(metric, abs(value))

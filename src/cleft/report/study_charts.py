@@ -12,9 +12,9 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from cleft.report.charts import BLACK, GREY, Axes, series_key, series_marker, series_style, svg, ticks
-from cleft.report.html import format_parameters
+from cleft.report.html import axis_label, format_parameters, is_percent
 from cleft.report.paper import PARAMETERS, quoted
-from cleft.report.study_table import MetricSummary, StudyResults, axis_label, is_percent
+from cleft.report.study_table import MetricSummary, StudyResults
 from cleft.report.tables import BASELINES
 from cleft.results import StudyLine
 

@@ -15,13 +15,12 @@ from cleft.errors import ConfigError
 from cleft.files import Output, csv_text
 from cleft.privacy import MIN_PATIENTS, redact
 from cleft.report.charts import BLACK, COLOURS, GREY, legend_line, legend_marker
-from cleft.report.html import Footnotes, render_page
+from cleft.report.html import SHORT_METRIC_NAMES, Footnotes, format_table_value, is_percent, render_page
 from cleft.report.paper import MARKS, QUOTED, Quoted, quoted
 from cleft.report.run_sections import SCORING_NAMES, Section, build_section
 from cleft.report.runs import Run, StoredResult
 from cleft.report.study_charts import study_figures
 from cleft.report.study_table import (
-    SHORT_METRIC_NAMES,
     STUDY_FILE,
     CellResults,
     MetricSummary,
@@ -31,8 +30,6 @@ from cleft.report.study_table import (
     column_headers,
     corrected_p_values,
     difference_table,
-    format_table_value,
-    is_percent,
     parameter_table,
     read_study,
     seed_rows,

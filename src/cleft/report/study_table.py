@@ -16,22 +16,19 @@ from urllib.parse import quote
 from cleft.errors import CleftError, ConfigError, DataError
 from cleft.files import read_limited
 from cleft.privacy import redact
-from cleft.report.html import TOO_FEW, Footnotes, format_parameters, is_suppressed
+from cleft.report.html import (
+    SHORT_METRIC_NAMES,
+    TOO_FEW,
+    Footnotes,
+    format_parameters,
+    format_table_difference,
+    format_table_value,
+    is_suppressed,
+)
 from cleft.report.paper import quoted
 from cleft.report.tables import BASELINES, find_result
 from cleft.results import LEVEL, Difference, Evaluation, Result, Study, StudyCell, StudyLine, from_json, holm
 from cleft.strict_json import find_json
-
-SHORT_METRIC_NAMES = {
-    "accuracy": "Acc.",
-    "auc": "AUC",
-    "auprc": "AUPRC",
-    "ece": "ECE",
-    "mean-rank": "mean rank",
-    "median-rank": "median rank",
-}
-"""Metric names in column headers."""
-_PERCENT = ("accuracy", "auc", "auprc", "sensitivity", "specificity", "recall", "precision", "f1")
 
 
 class ColumnHeader(NamedTuple):
@@ -39,43 +36,6 @@ class ColumnHeader(NamedTuple):
 
     label: str
     span: int
-
-
-def axis_label(metric: str) -> str:
-    """Return the name of a metric on a chart axis."""
-    return "accuracy" if metric == "accuracy" else SHORT_METRIC_NAMES.get(metric, metric)
-
-
-def is_percent(metric: str) -> bool:
-    """Whether study tables print a metric in percent: all but ranks and errors.
-
-    Example:
-        >>> is_percent("image-to-text/recall@5"), is_percent("auc/Edema"), is_percent("image-to-text/mean-rank")
-        (True, True, False)
-    """
-    return any(part.partition("@")[0] in _PERCENT for part in metric.split("/"))
-
-
-def format_table_value(metric: str, value: float) -> str:
-    """Format a value for a study table, without unit.
-
-    Example:
-        >>> format_table_value("accuracy", 0.6674), format_table_value("mean-rank", 12.25)
-        ('66.7', '12.2')
-    """
-    if is_percent(metric):
-        return f"{100 * value:.1f}"
-    return f"{value:.1f}" if "rank" in metric else f"{value:.3f}"
-
-
-def format_table_difference(metric: str, value: float) -> str:
-    """Format a difference for a study table, with its sign.
-
-    Example:
-        >>> format_table_difference("accuracy", -0.0214), format_table_difference("mean-rank", 1.5)
-        ('−2.1', '+1.5')
-    """
-    return ("−" if value < 0 else "+") + format_table_value(metric, abs(value))
 
 
 def column_headers(columns: Sequence[StudyLine]) -> list[list[ColumnHeader]]:
