@@ -12,7 +12,7 @@ from cleft.data.datasets import apply_uncertain
 from cleft.data.readers.chexpert import FINDINGS, VIEWS, read_chexpert
 from cleft.data.splits.recipes import draw_5x200, pools_5x200, split_records
 from cleft.data.splits.subsets import Leakage, ids_digest, measure_leakage, take_fraction
-from cleft.data.text.captions import CHEST_TEMPLATE, add_captions
+from cleft.data.text.captions import CHEST_PREFIX, add_captions
 
 CONFIG = DataConfig(table="chexpert_train.csv.gz")
 
@@ -218,7 +218,7 @@ def test_captions_repeat_as_counted(decided):
     counts = Counter(record.caption for record in add_captions(decided, CONFIG).records)
     assert len(counts) == 1_466
     assert sum(count == 1 for count in counts.values()) == 399
-    assert [(caption.removeprefix(CHEST_TEMPLATE).strip(), count) for caption, count in counts.most_common(6)] == [
+    assert [(caption.removeprefix(CHEST_PREFIX).strip(), count) for caption, count in counts.most_common(6)] == [
         ("lung opacity pleural effusion support devices", 12_538),
         ("no finding", 9_550),
         ("lung opacity support devices", 8_987),

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tests.tools.forks import die, forked
 from tests.tools.tiny_runs import CLASSES, log_of, tiny_settings, write_drawings
 
-from cleft.data.text.captions import CHEST_TEMPLATE
+from cleft.data.text.captions import CHEST_PREFIX
 from cleft.errors import CheckpointError, ConfigError, DataError, Terminated
 from cleft.models.checkpoint import load_model, save_model
 from cleft.models.dual_encoder import initial_context
@@ -55,7 +55,7 @@ def test_the_new_run_holds_the_whole_model_with_its_context(run, source, setting
     before, after = load_file(source / "model.safetensors"), load_file(run / "model.safetensors")
     assert after.keys() - before.keys() == {"context"}
     assert all(torch.equal(after[name], before[name]) for name in before)
-    start = initial_context(load_model(source).text_tower, CHEST_TEMPLATE, settings.context, settings.seed)
+    start = initial_context(load_model(source).text_tower, CHEST_PREFIX, settings.context, settings.seed)
     model = load_model(run)
     assert model.context.shape == start.shape
     assert not torch.equal(model.context, start)

@@ -34,7 +34,7 @@ from cleft.data.tables.paths import is_synthetic
 from cleft.data.tables.patients import exclude_patients
 from cleft.data.tables.reading import ReaderResult
 from cleft.data.tables.rows import gc_paused
-from cleft.data.text.captions import CAPTION_ORDER, CHEST_TEMPLATE, add_captions
+from cleft.data.text.captions import CAPTION_ORDER, CHEST_PREFIX, add_captions
 from cleft.data.text.reports import drop_unreported
 from cleft.errors import ConfigError
 from cleft.privacy import expand_user
@@ -106,7 +106,7 @@ class Dataset:
 
     reader: Reader
     """Its reader."""
-    template: str = CHEST_TEMPLATE
+    prompt_prefix: str = CHEST_PREFIX
     """What its captions and class prompts begin with."""
     classes: tuple[str, ...] | None = None
     """Classes it is asked about when a run's own are none of its findings: names of sets or findings."""
@@ -122,7 +122,7 @@ DATASETS: dict[str, Dataset] = {
     "chexpert": Dataset(reader=read_chexpert, classes=("chexpert-5",)),
     "embed": Dataset(
         reader=read_embed,
-        template=MAMMOGRAM_OPENING,
+        prompt_prefix=MAMMOGRAM_OPENING,
         classes=("birads-7",),
         license_terms=EMBED_TERMS,
         phrases=MAMMOGRAM_PHRASES,
@@ -172,7 +172,7 @@ def finish_reading(reading: Reading, config: DataConfig) -> Reading:
     if config.missing_report == "drop":
         settled = drop_unreported(settled, "whole")
     decided = replace(settled, records=apply_uncertain(settled.records, config.uncertain))
-    return add_captions(decided, config, prompt_template(config))
+    return add_captions(decided, config, prompt_prefix(config))
 
 
 _OF_TABLE = ("split", "split_file", "test_list", "label_source", "exclude_patients")
@@ -275,9 +275,9 @@ def _as_typed(value: Any) -> str:
     return join_list(map(str, cast("Sequence[Any]", value))) if isinstance(value, tuple) else str(value)
 
 
-def prompt_template(config: DataConfig) -> str:
+def prompt_prefix(config: DataConfig) -> str:
     """Returns what captions and class prompts begin with: `data.prompt_prefix`, or the dataset's own."""
-    return config.prompt_prefix or DATASETS[config.dataset].template
+    return config.prompt_prefix or DATASETS[config.dataset].prompt_prefix
 
 
 def license_terms(config: DataConfig) -> str | None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cleft.config import Settings
-from cleft.data import prompt_template
+from cleft.data import prompt_prefix
 from cleft.data.text.prompts import absent_prompt, class_prompt, prompt_templates
 from cleft.evaluation import PromptSensitivityOptions
 from cleft.evaluation.metrics import auc
@@ -198,7 +198,7 @@ def _context(model: DualEncoder, settings: Settings) -> tuple[tuple[ContextVecto
     if model.context is None:
         return (), token_norm
     vectors = model.context.detach().float().cpu()
-    initial = initial_context(tower, prompt_template(settings.data), settings.context, settings.seed)
+    initial = initial_context(tower, prompt_prefix(settings.data), settings.context, settings.seed)
     displacements: list[float | None] = [None] * len(vectors)
     if initial.shape == vectors.shape:
         displacements = [*(vectors - initial).norm(dim=1).tolist()]

@@ -29,7 +29,7 @@ from cleft.config import (
     overridden_keys,
     split_list,
 )
-from cleft.data import data_config, prompt_template, read_dataset, report_not_inherited
+from cleft.data import data_config, prompt_prefix, read_dataset, report_not_inherited
 from cleft.data.batches import eval_loader
 from cleft.data.images.cache import PreparedImages, obtain_images
 from cleft.data.splits.recipes import split_records
@@ -191,7 +191,7 @@ def select_images(
         people=people,
         records=usable,
         findings=reading.findings,
-        template=prompt_template(config),
+        template=prompt_prefix(config),
         prepared=prepared,
         recipe=recipe,
         split_digest=digest,

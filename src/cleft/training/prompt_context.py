@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cleft.config import ContextConfig, Settings, load_settings
-from cleft.data import prompt_template
+from cleft.data import prompt_prefix
 from cleft.data.batches import StepSampler, eval_loader, label_table
 from cleft.data.progress import progress_bar
 from cleft.data.text.prompts import check_class_names, find_class_names, require_phrases, resolve_classes
@@ -236,7 +236,7 @@ def _train(
         raise ConfigError(
             f"{source} wants images of {model.image_spec}; set images.size, images.mean and images.std so"
         )
-    model.set_context(initial_context(model.text_tower, prompt_template(settings.data), config, settings.seed))
+    model.set_context(initial_context(model.text_tower, prompt_prefix(settings.data), config, settings.seed))
     model.to(inference_device(settings))
 
     def encode(targets: Targets) -> EncodedImages:

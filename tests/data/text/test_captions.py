@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from cleft.config import DataConfig
 from cleft.data.readers.chexpert import CAPTION_ORDER, FINDINGS
-from cleft.data.text.captions import CHEST_TEMPLATE, add_captions, clean_text, write_caption
+from cleft.data.text.captions import CHEST_PREFIX, add_captions, clean_text, write_caption
 from cleft.errors import DataError
 from cleft.types import Reading, Record
 
@@ -23,30 +23,28 @@ def captions(records, **settings):
 
 def test_findings_come_in_the_authors_order_whatever_the_order_of_the_columns():
     labels = dict.fromkeys(["No Finding", "Fracture", "Edema", "Cardiomegaly"], 1.0)
-    assert write_caption(labels) == f"{CHEST_TEMPLATE} cardiomegaly edema fracture no finding"
+    assert write_caption(labels) == f"{CHEST_PREFIX} cardiomegaly edema fracture no finding"
 
 
 def test_findings_of_other_tables_follow_in_their_order():
     assert (
         write_caption({"Nodule": 1, "Gas": 1, "No finding": 1, "edema": 1})
-        == f"{CHEST_TEMPLATE} edema nodule gas no finding"
+        == f"{CHEST_PREFIX} edema nodule gas no finding"
     )
 
 
 def test_denied_findings_are_named_where_asked_for_and_uncertain_ones_never():
     labels = {"Edema": 1.0, "Fracture": 0.0, "Pneumonia": 0.0, "Pneumothorax": -1.0, "No Finding": 0.0}
-    assert write_caption(labels) == f"{CHEST_TEMPLATE} edema"
+    assert write_caption(labels) == f"{CHEST_PREFIX} edema"
     said = write_caption(labels, negatives=True, uncertain=("Pneumonia",))
-    assert said == f"{CHEST_TEMPLATE} edema but this image has no fracture"
+    assert said == f"{CHEST_PREFIX} edema but this image has no fracture"
 
 
 def test_nothing_is_denied_without_a_denial():
-    assert write_caption({"Edema": 1.0}, negatives=True) == f"{CHEST_TEMPLATE} edema"
+    assert write_caption({"Edema": 1.0}, negatives=True) == f"{CHEST_PREFIX} edema"
 
 
-@pytest.mark.parametrize(
-    ("policy", "expected"), [("keep", CHEST_TEMPLATE), ("no-finding", f"{CHEST_TEMPLATE} no finding")]
-)
+@pytest.mark.parametrize(("policy", "expected"), [("keep", CHEST_PREFIX), ("no-finding", f"{CHEST_PREFIX} no finding")])
 def test_an_image_without_a_finding_is_kept_by_policy(policy, expected):
     (kept,) = captions([record("a", {"Edema": 0.0})], empty_caption=policy).records
     assert kept.caption == expected
@@ -67,7 +65,7 @@ def test_a_sentence_of_the_table_is_cleaned_and_kept():
     reading = captions(
         [record("a", {"Edema": 1.0}, "No. 2: LEFT-sided\nEffusion."), record("b", {"Edema": 1.0}, " . ")]
     )
-    assert [kept.caption for kept in reading.records] == ["no 2 left sided effusion", f"{CHEST_TEMPLATE} edema"]
+    assert [kept.caption for kept in reading.records] == ["no 2 left sided effusion", f"{CHEST_PREFIX} edema"]
 
 
 def test_a_report_is_the_caption_only_where_nothing_else_is_known():
@@ -76,13 +74,13 @@ def test_a_report_is_the_caption_only_where_nothing_else_is_known():
         replace(record("b", {"Edema": 0.0}), report="Clear lungs."),
         replace(record("c", {}, "mine"), report="Clear lungs."),
     ]
-    assert [kept.caption for kept in captions(reported).records] == ["clear lungs 3 5 cm", CHEST_TEMPLATE, "mine"]
+    assert [kept.caption for kept in captions(reported).records] == ["clear lungs 3 5 cm", CHEST_PREFIX, "mine"]
 
 
 @pytest.mark.parametrize(
     ("text", "cleaned"),
     [
-        ("This is a chest X ray of a patient with ", CHEST_TEMPLATE),
+        ("This is a chest X ray of a patient with ", CHEST_PREFIX),
         ("1. Edema. 2. No fracture.", "edema no fracture"),
         ("2. a\n3. b. 4. c 5.5 d", "a b c 5 5 d"),
         ("size 3.5 cm", "size 3 5 cm"),
@@ -102,6 +100,6 @@ LABELS = st.dictionaries(st.sampled_from(FINDINGS), st.sampled_from([1.0, 0.0, -
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(LABELS)
 def test_every_present_finding_is_named_once_and_no_other(labels):
-    rest = write_caption(labels).removeprefix(CHEST_TEMPLATE).strip()
+    rest = write_caption(labels).removeprefix(CHEST_PREFIX).strip()
     expected = [name.lower() for name in CAPTION_ORDER if labels.get(name) == 1]
     assert rest == " ".join(expected)

@@ -7,7 +7,7 @@ from cleft.data import DATASETS
 from cleft.data.readers.chexpert import CAPTION_ORDER, FINDINGS
 from cleft.data.readers.embed_captions import FINDINGS as MAMMOGRAM_FINDINGS
 from cleft.data.readers.embed_captions import Facts, mammogram_caption
-from cleft.data.text.captions import CHEST_TEMPLATE, write_caption
+from cleft.data.text.captions import CHEST_PREFIX, write_caption
 from cleft.data.text.prompts import (
     CLASS_NAMES,
     CLASS_SETS,
@@ -29,8 +29,8 @@ from cleft.errors import ConfigError
 
 
 def test_prompts_of_present_and_absent_classes_differ_by_one_word():
-    assert class_prompt("Pneumonia") == f"{CHEST_TEMPLATE} pneumonia"
-    assert absent_prompt("Pneumonia") == f"{CHEST_TEMPLATE} no pneumonia"
+    assert class_prompt("Pneumonia") == f"{CHEST_PREFIX} pneumonia"
+    assert absent_prompt("Pneumonia") == f"{CHEST_PREFIX} no pneumonia"
     assert absent_name("No Finding") == "finding"
 
 
@@ -92,7 +92,7 @@ def test_a_prompt_begins_as_the_captions_of_its_dataset_do():
     ],
 )
 def test_a_class_of_mammograms_is_said_as_captions_say_it(name, prompt):
-    opening = DATASETS["embed"].template
+    opening = DATASETS["embed"].prompt_prefix
     assert class_prompt(name, opening) == f"this is a breast 2d full field digital mammogram of a patient {prompt}"
     facts = Facts(birads=int(name[-1])) if name.startswith("BI-RADS") else Facts(density="ABCD".index(name[-1]) + 1)
     assert class_prompt(name, opening) == mammogram_caption(facts, "simple")

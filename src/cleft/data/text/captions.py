@@ -15,7 +15,7 @@ from cleft.grammar import count
 from cleft.text_rules import clean_words, text_fault
 from cleft.types import Reading, Record
 
-CHEST_TEMPLATE = "this is a chest x ray of a patient with"
+CHEST_PREFIX = "this is a chest x ray of a patient with"
 """Beginning of every caption and class prompt of a chest radiograph."""
 
 NO_FINDING = "no finding"
@@ -44,7 +44,7 @@ _ORDER = {name.casefold(): place for place, name in enumerate(CAPTION_ORDER)}
 def write_caption(
     labels: Mapping[str, float],
     *,
-    template: str = CHEST_TEMPLATE,
+    prefix: str = CHEST_PREFIX,
     negatives: bool = False,
     uncertain: Sequence[str] = (),
     no_finding: bool = False,
@@ -55,10 +55,10 @@ def write_caption(
 
     Args:
         labels: Finding to 1, 0 or -1.
-        template: Beginning of the caption.
+        prefix: Beginning of the caption.
         negatives: Whether findings that are absent (0) are named too.
         uncertain: Findings whose 0 replaced a -1: they are not named as absent.
-        no_finding: Whether the caption of an image without any present finding says so. By default it is the template
+        no_finding: Whether the caption of an image without any present finding says so. By default it is the prefix
             alone: that nothing was reported does not mean that nothing is there.
 
     Example:
@@ -73,7 +73,7 @@ def write_caption(
         The authors' code; the paper does not give the text.
     """
     ordered = sorted(labels, key=_order)
-    parts = [template, *(clean_text(name) for name in ordered if labels[name] == 1)]
+    parts = [prefix, *(clean_text(name) for name in ordered if labels[name] == 1)]
     if no_finding and len(parts) == 1:
         parts.append(NO_FINDING)
     absent = [name for name in ordered if labels[name] == 0 and name not in uncertain and not _is_no_finding(name)]
@@ -116,7 +116,7 @@ def _check_text(text: str, name: str) -> None:
         raise DataError(f"{name} {what}", reason=reason)
 
 
-def add_captions(reading: Reading, config: DataConfig, template: str = CHEST_TEMPLATE) -> Reading:
+def add_captions(reading: Reading, config: DataConfig, prefix: str = CHEST_PREFIX) -> Reading:
     """Add a caption to every record.
 
     A caption from the table is cleaned and kept. Otherwise it is written from the labels, or, without labels, the
@@ -147,7 +147,7 @@ def add_captions(reading: Reading, config: DataConfig, template: str = CHEST_TEM
             if key not in written:
                 written[key] = write_caption(
                     record.labels,
-                    template=template,
+                    prefix=prefix,
                     negatives=config.mention_absent,
                     uncertain=record.uncertain,
                     no_finding=config.empty_caption == "no-finding",

@@ -18,7 +18,7 @@ from types import MappingProxyType
 from cleft.config import Settings, join_list, read_yaml, split_list
 from cleft.data.datasets import CLASS_SETS, DATASETS
 from cleft.data.tables.faults import suggestion
-from cleft.data.text.captions import CHEST_TEMPLATE, NO_FINDING, clean_text
+from cleft.data.text.captions import CHEST_PREFIX, NO_FINDING, clean_text
 from cleft.errors import ConfigError
 from cleft.text_rules import as_texts, normalise, text_fault
 
@@ -103,7 +103,7 @@ PHRASES: dict[str, str] = {
     **{name: clean_text(phrase) for dataset in DATASETS.values() for name, phrase in dataset.phrases.items()},
     "No Pneumonia": NO_FINDING,
 }
-"""Phrase after the prompt template for a class whose cleaned name is not used, in the words of captions."""
+"""Phrase after the prompt prefix for a class whose cleaned name is not used, in the words of captions."""
 
 CLASS_NAMES: dict[str, dict[str, str]] = {
     "default": {},
@@ -132,11 +132,11 @@ class ClassNames:
     phrases: Mapping[str, str]
     """Class, as spelled in the table, to its phrase."""
     sentences: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
-    """Class to complete sentences, used without a template; the one most similar to an image counts. Names with
+    """Class to complete sentences, used without a prefix; the one most similar to an image counts. Names with
     sentences have no phrases."""
 
     def phrase(self, name: str) -> str:
-        """Return the phrase of a class, for use after a prompt template or a learned context."""
+        """Return the phrase of a class, for use after a prompt prefix or a learned context."""
         return self.phrases.get(name) or clean_text(name)
 
 
@@ -233,7 +233,7 @@ def _read_phrases(path: Path) -> dict[str, str]:
 
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
-    CHEST_TEMPLATE: (
+    CHEST_PREFIX: (
         "a chest x ray of a patient with",
         "chest radiograph with",
         "this frontal chest x ray shows",
@@ -242,7 +242,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "findings are suggesting",
         "",
     ),
-    DATASETS["embed"].template: (
+    DATASETS["embed"].prompt_prefix: (
         "a mammogram of a patient with",
         "mammography with",
         "this breast image shows",
@@ -252,47 +252,47 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "",
     ),
 }
-"""Prompt template of a dataset to alternatives, for measuring prompt sensitivity; the last one is the bare name. Like
+"""Prompt prefix of a dataset to alternatives, for measuring prompt sensitivity; the last one is the bare name. Like
 captions they are lower case without punctuation."""
 
 
-def prompt_templates(template: str) -> tuple[str, ...]:
+def prompt_templates(prefix: str) -> tuple[str, ...]:
     """Return the prompt templates to compare: the given one, and others with the same meaning.
 
     Example:
         >>> prompt_templates("an ultrasound with")
         ('an ultrasound with', 'there is', 'findings are suggesting', '')
     """
-    return (template, *TEMPLATES.get(template, ("there is", "findings are suggesting", "")))
+    return (prefix, *TEMPLATES.get(prefix, ("there is", "findings are suggesting", "")))
 
 
-def class_prompt(name: str, template: str = CHEST_TEMPLATE, names: ClassNames = DEFAULT_NAMES) -> str:
+def class_prompt(name: str, prefix: str = CHEST_PREFIX, names: ClassNames = DEFAULT_NAMES) -> str:
     """Return the prompt of a present class.
 
     Example:
         >>> class_prompt("Pleural Effusion")
         'this is a chest x ray of a patient with pleural effusion'
     """
-    return f"{template} {names.phrase(name)}".strip()
+    return f"{prefix} {names.phrase(name)}".strip()
 
 
-def class_prompts(name: str, template: str = CHEST_TEMPLATE, names: ClassNames = DEFAULT_NAMES) -> tuple[str, ...]:
+def class_prompts(name: str, prefix: str = CHEST_PREFIX, names: ClassNames = DEFAULT_NAMES) -> tuple[str, ...]:
     """Return the prompts of a present class: one, or the sentences of the class names."""
-    return names.sentences.get(name) or (class_prompt(name, template, names),)
+    return names.sentences.get(name) or (class_prompt(name, prefix, names),)
 
 
-def absent_prompt(name: str, template: str = CHEST_TEMPLATE, names: ClassNames = DEFAULT_NAMES) -> str:
+def absent_prompt(name: str, prefix: str = CHEST_PREFIX, names: ClassNames = DEFAULT_NAMES) -> str:
     """Return the prompt of an absent class, to be compared with `class_prompt`.
 
     Example:
         >>> absent_prompt("Pneumonia")
         'this is a chest x ray of a patient with no pneumonia'
     """
-    return f"{template} {absent_name(name, names)}".strip()
+    return f"{prefix} {absent_name(name, names)}".strip()
 
 
 def absent_name(name: str, names: ClassNames = DEFAULT_NAMES) -> str:
-    """Return the phrase of an absent class, for use after a prompt template or a learned context.
+    """Return the phrase of an absent class, for use after a prompt prefix or a learned context.
 
     Example:
         >>> absent_name("Pleural Effusion"), absent_name("No Finding")

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cleft.config import DataConfig
-from cleft.data.datasets import prompt_template
+from cleft.data.datasets import prompt_prefix
 from cleft.data.tables.paths import is_synthetic
 from cleft.data.text.captions import NO_FINDING, check_readable, clean_text
 from cleft.data.text.reports import READ_REPORT, ReportFormat, change_words, draw_text
@@ -51,7 +51,7 @@ class Texts:
     Args:
         records: Records of the split, each with a caption.
         findings: Columns of the labels.
-        config: `texts`, `caption_templates`, `bank` and `reword` are used.
+        config: `texts`, `caption_templates`, `sentence_bank` and `augment_texts` are used.
         seed: Seed of the run.
         fixed: Whether every epoch uses the texts of the first one without augmentation, as for validation.
 
@@ -143,12 +143,12 @@ def finding_sentences(labels: Mapping[str, float]) -> tuple[str, ...]:
 def _own_texts(findings: Sequence[str], config: DataConfig) -> list[str]:
     """Templates and names that texts are made from, which were not written about a patient."""
     names = [*findings, *map(clean_text, findings), NO_FINDING]
-    return [prompt_template(config), *names, _FINDING_TEMPLATE, *TEMPLATES, *config.caption_templates]
+    return [prompt_prefix(config), *names, _FINDING_TEMPLATE, *TEMPLATES, *config.caption_templates]
 
 
 def _caption_variants(caption: str, config: DataConfig) -> tuple[str, ...]:
-    """A caption in each of `data.caption_templates`; unchanged if it has no finding after the prompt template."""
-    beginning = prompt_template(config)
+    """A caption in each of `data.caption_templates`; unchanged if it has no finding after the prompt prefix."""
+    beginning = prompt_prefix(config)
     findings = caption.removeprefix(beginning).strip()
     if not config.caption_templates or not caption.startswith(beginning) or not findings:
         return (caption,) if caption else ()
