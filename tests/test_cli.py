@@ -176,6 +176,13 @@ def test_settings_may_stand_in_front_of_the_preset(tmp_path, capsys):
     assert "nowhere" in capsys.readouterr().err
 
 
+def test_a_setting_without_a_group_is_not_taken_for_the_preset(tmp_path, capsys):
+    root = ["--data.root", str(tmp_path / "nowhere"), "--run", str(tmp_path / "run")]
+    assert main(["pretrain", "--classes", "Edema,Fracture", "tiny", *root]) == 3
+    assert main(["pretrain", "--classes", "", "tiny", *root]) == 2
+    assert "--classes is empty" in capsys.readouterr().err
+
+
 def test_a_template_is_written_and_its_check_says_what_is_missing(tmp_path, capsys):
     assert main(["data", "template", str(tmp_path / "mine")]) == 0
     assert main(["data", "check", "manifest", str(tmp_path / "mine")]) == 3

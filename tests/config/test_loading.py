@@ -195,6 +195,8 @@ def test_a_wrong_file_is_refused_with_its_place(tmp_path, text, sentence):
         (["--text.rnk", "4"], r"unknown setting --text\.rnk; did you mean text\.rank\?"),
         (["--text.adapt", "lorra"], r"text\.adapt='lorra' must be lora, .* or frozen; did you mean 'lora'\?"),
         (["--text.rank"], "no value"),
+        (["--classes", ""], "--classes is empty; give a value"),
+        (["--data.views= "], r"--data\.views is empty"),
         (["text.rank=4"], "unexpected word"),
         (["--text.rank", "0"], r"text\.rank=0 must be between 1"),
         (["--optim.warmup_steps", "20"], "leaves no step to decay in"),

@@ -224,16 +224,20 @@ _READERS: dict[Any, Callable[[str], Any]] = {int: read_number, float: float, Pat
 
 
 def split_settings(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Separates dotted settings and their values, which argparse would take for positional arguments, from the rest."""
+    """Separates settings and their values, which argparse would take for positional arguments, from the rest."""
+    name = next((name for name in COMMANDS if name.split() == [*words[: name.count(" ") + 1]]), None)
+    options = {entry.name for entry, _, _ in request_fields(COMMANDS[name].request)} if name else set[str]()
     own: list[str] = []
     settings: list[str] = []
     waiting = list(words)
     while waiting:
         word = waiting.pop(0)
-        dotted = word.startswith("--") and "." in word.partition("=")[0]
-        place = settings if dotted else own
+        flag = word.partition("=")[0]
+        key = flag.removeprefix("--")
+        is_setting = key != flag and ("." in key or (key in declared_settings() and key not in options))
+        place = settings if is_setting else own
         place.append(word)
-        if dotted and "=" not in word and waiting:
+        if is_setting and "=" not in word and waiting:
             place.append(waiting.pop(0))
     return own, settings
 

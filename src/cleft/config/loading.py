@@ -229,6 +229,8 @@ def _words(words: str | Sequence[str]) -> dict[str, Tree]:
             if not waiting:
                 raise ConfigError(f"--{name} has no value behind it")
             value = waiting.pop(0)
+        if not value.strip():
+            raise ConfigError(f"--{name} is empty; give a value, or leave it out for that of the preset")
         place = tree
         *groups, leaf = name.split(".")
         for group in groups:
