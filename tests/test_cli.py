@@ -320,7 +320,7 @@ def test_an_imported_model_says_what_it_needs_to_be_evaluated(shared, walk, tmp_
         (["data", "split", "chexprt", "{tmp}"], 2, "did you mean 'chexpert'"),
         (["data", "split", "chexpert", "{home}/phantoms", "--hashed"], 2, "--out"),
         (["data", "split", "chexpert", "{home}/phantoms", "--out", "{file}"], 2, "exists and is left as it is"),
-        (["data", "split", "chexpert", "{home}/phantoms", "--data.split_file", "{file}"], 3, "is no split file"),
+        (["data", "split", "chexpert", "{home}/phantoms", "--data.split_file", "{file}"], 3, "is not a split file"),
         (["data", "split", "chexpert", "{home}/phantoms", "--data.test_list", "{file}"], 3, "page.html"),
         (["data", "split", "chexpert", "{home}/phantoms", "--out", "{file}/below"], 6, "page.html"),
         (["data", "prepare", "tiny", "--jobs", "0"], 2, "at least one process"),

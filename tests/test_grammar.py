@@ -83,7 +83,7 @@ def test_blank_labels_are_a_sentence_whether_none_one_or_all_are():
 
 def test_shared_patients_are_a_sentence():
     leak = Leakage(part="test", into="train", patients=1, of_patients=1, images=1, same_study=0)
-    assert leak.sentence() == "the only test patient is also in train, with 1 other image"
+    assert leak.message() == "the only test patient is also in train, with 1 other image"
 
 
 PLURAL = re.compile(

@@ -106,7 +106,7 @@ def test_patients_of_training_and_validation_stop_it_unless_allowed(probe):
     with pytest.raises(DataError, match=r"19 of 34 patients were trained on"):
         ask(probe, split="train")
     _, found = ask(probe, split="train", allow_overlap=True)
-    assert any("Beware: 19 of " in note and "too good" in note for note in found.notes)
+    assert any("Beware: 19 of " in note and "too optimistic" in note for note in found.notes)
     _, others = ask(probe, split="all", drop_overlap=True)
     assert others.overlap_left_out == 19 + 12
 

@@ -129,7 +129,7 @@ def test_h7_patients_that_were_trained_on_stop_it_unless_allowed(home):
     with pytest.raises(DataError, match="were trained on or used to choose the weights"):
         ask(home / "run", split="train")
     _, found = ask(home / "run", split="train", allow_overlap=True)
-    assert any(note.startswith("Beware: ") and "too good" in note for note in found.notes)
+    assert any(note.startswith("Beware: ") and "too optimistic" in note for note in found.notes)
 
 
 def test_h7_patients_that_were_trained_on_can_be_left_out_and_are_counted(home):
@@ -255,7 +255,9 @@ def test_as_many_images_of_each_class_are_drawn_and_their_patients_counted(home)
 
 
 def test_a_class_with_too_few_images_is_named(home):
-    with pytest.raises(DataError, match=r"99 images of each class, at most 4 of a patient, cannot be had: Atelectasis"):
+    with pytest.raises(
+        DataError, match=r"99 images of each class, at most 4 per patient, are not available: Atelectasis"
+    ):
         ask(home / "run", per_class=99)
 
 

@@ -81,7 +81,7 @@ def test_no_fraction_is_no_split():
 
 @pytest.mark.parametrize("patients", [1, 2])
 def test_too_few_patients_are_refused(patients):
-    with pytest.raises(DataError, match=r"leave none for .*; a split needs a patient of its own"):
+    with pytest.raises(DataError, match=r"leave none for .*; every split needs at least one patient"):
         split_records(reading(people([4] * patients)), DataConfig())
 
 
@@ -188,7 +188,7 @@ def test_given_splits_that_share_patients_are_counted():
 
 
 def test_given_splits_that_nobody_gave_are_refused():
-    with pytest.raises(DataError, match=r"nothing says which images are for training; .* set data\.split=patients"):
+    with pytest.raises(DataError, match=r"no image has a split; .* set data\.split=patients"):
         split_records(reading(told(none=9)), DataConfig(split="given"))
 
 
@@ -259,9 +259,11 @@ def test_images_of_a_list_that_are_not_there_are_counted_with_their_reasons_and_
 
 
 def test_a_recipe_that_takes_no_list_and_a_dataset_that_reads_none_are_refused():
-    with pytest.raises(ConfigError, match=r"data\.split=given takes no data\.test_list; choose one of patients, 5x200"):
+    with pytest.raises(
+        ConfigError, match=r"data\.split=given does not support data\.test_list; use one of patients, 5x200"
+    ):
         split_records(listed(told(train=9), {"train1"}), DataConfig(split="given", test_list=LIST))
-    with pytest.raises(ConfigError, match=r"data\.test_list is not read for data\.dataset=t"):
+    with pytest.raises(ConfigError, match=r"data\.test_list does not apply to data\.dataset=t"):
         split_records(reading(people([1] * 9)), DataConfig(split="patients", test_list=LIST))
 
 

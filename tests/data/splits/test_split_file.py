@@ -66,7 +66,7 @@ def test_a_split_comes_back_to_the_digest_whatever_the_order_of_the_table(tmp_pa
     assert back.digest == drawn.digest
     assert back.recipe == "patients"
     assert [{r.id for r in part} for part in back[:3]] == [{r.id for r in part} for part in drawn[:3]]
-    assert back.notes == (f"the split is that of {name}",)
+    assert back.notes == (f"the split is read from {name}",)
 
 
 def test_the_file_takes_the_place_of_the_rule_and_its_fractions(tmp_path):
@@ -133,7 +133,7 @@ def test_parameters_that_would_stop_the_machine_are_refused(tmp_path, bad):
 
 
 def test_ids_behind_many_digests_are_computed_once_and_a_damaged_cache_is_not_believed(tmp_path, monkeypatch):
-    monkeypatch.setattr("cleft.data.splits.split_file._WORTH_KEEPING", 10)
+    monkeypatch.setattr("cleft.data.splits.split_file._MIN_CACHED", 10)
     drawn = write(tmp_path / "split.json", hashed=True)
     config = DataConfig(split_file=tmp_path / "split.json", cache=tmp_path / "cache")
     assert split_records(reading(RECORDS), config).digest == drawn.digest
@@ -153,7 +153,7 @@ def test_equal_splits_are_equal_bytes_and_nothing_else_is_overwritten(tmp_path):
         before = (tmp_path / name).read_bytes()
         write(tmp_path / name, RECORDS[::-1])
         assert (tmp_path / name).read_bytes() == before
-    with pytest.raises(ConfigError, match=r"split\.json exists and is left as it is; give another name"):
+    with pytest.raises(ConfigError, match=r"split\.json exists and is not overwritten; use another name"):
         write(tmp_path / "split.json", RECORDS[:60])
 
 
@@ -165,9 +165,9 @@ def test_ids_without_an_image_and_images_without_an_id_are_counted(tmp_path):
     lost = len(RECORDS) - len(gone)
     assert back.notes[1:3] == (
         f"{count(lost, 'id')} of split.json {verb(lost, 'is', 'are')} not among the images",
-        "20 images are in no part of split.json and are left out (0 when it was drawn)",
+        "20 images are in no part of split.json and are left out (0 when it was written)",
     )
-    assert back.notes[3].startswith("the split is not the one that split.json was drawn as: its digest is ")
+    assert back.notes[3].startswith("the split differs from the one in split.json: its digest is ")
     assert len(back.train) == len(drawn.train) - lost
     assert back.digest == ids_digest(f"{n}|{r.id}" for n, p in zip(back._fields, back[:3], strict=False) for r in p)
 
@@ -176,7 +176,7 @@ def test_a_table_of_other_content_is_told(tmp_path):
     write(tmp_path / "split.json")
     other = replace(reading(RECORDS), sources={"train.csv": "cd" * 32})
     back = split_records(other, DataConfig(split_file=tmp_path / "split.json"))
-    assert back.notes[-1] == "split.json was drawn from a table of other content: train.csv"
+    assert back.notes[-1] == "split.json was made from tables with other content: train.csv"
 
 
 def test_a_file_written_by_hand_needs_dataset_recipe_and_ids_alone(tmp_path):
@@ -204,7 +204,7 @@ def test_a_recipe_that_says_so_may_share_patients(tmp_path):
 def test_an_id_in_two_parts_is_refused(tmp_path):
     tree = {"schema": 1, "format": "cleft-split", "dataset": "chexpert", "recipe": "ours"}
     (tmp_path / "mine.json").write_text(json.dumps({**tree, "train": ["p1-0", "p2-0"], "val": ["p1-0"]}))
-    with pytest.raises(DataError, match=r"mine\.json: 1 id is in it twice, such as p1-0; an image belongs to one part"):
+    with pytest.raises(DataError, match=r"mine\.json: 1 id is in it twice, such as p1-0; remove one of them"):
         follow(tmp_path / "mine.json")
 
 
@@ -214,7 +214,7 @@ def test_an_id_that_was_lost_or_changed_is_damage(tmp_path, hashed):
     train = json.loads((tmp_path / "split.json").read_text())["train"]
     for spoiled in (train[1:], [*train[1:], "x"]):
         edit(tmp_path / "split.json", train=spoiled)
-        with pytest.raises(DataError, match=r"split\.json is damaged: its ids are not those"):
+        with pytest.raises(DataError, match=r"split\.json is damaged: its ids differ"):
             follow(tmp_path / "split.json")
 
 
@@ -231,12 +231,12 @@ def test_an_image_moved_to_another_part_is_damage(tmp_path):
     [
         (
             {"schema": 2},
-            r"split\.json is no split file: .*has schema 2, this version reads 1; draw it with cleft data split",
+            r"split\.json is not a split file: .*has schema 2, this version reads 1; write it with cleft data split",
         ),
         ({"format": "other"}, r"its format is 'other', not 'cleft-split'"),
-        ({"dataset": "rsna"}, r"is a split of data\.dataset=rsna, not of chexpert; give that dataset"),
-        ({"train": "p1-0"}, r"is no split file: .*train holds str"),
-        ({"more": 1}, r"is no split file: .*unknown fields \['more'\]"),
+        ({"dataset": "rsna"}, r"is a split of data\.dataset=rsna, not of chexpert; use that dataset"),
+        ({"train": "p1-0"}, r"is not a split file: .*train holds str"),
+        ({"more": 1}, r"is not a split file: .*unknown fields \['more'\]"),
     ],
 )
 def test_another_version_format_or_dataset_is_refused(tmp_path, changes, sentence):
@@ -253,7 +253,7 @@ def test_a_file_that_was_cut_off_or_is_something_else_is_refused(tmp_path, spoil
     write(tmp_path / "split.json.gz")
     path = tmp_path / "cut.json"
     path.write_bytes(spoil((tmp_path / "split.json.gz").read_bytes()))
-    with pytest.raises(DataError, match=r"cut\.json (is no split file|cannot be read as a split file)"):
+    with pytest.raises(DataError, match=r"cut\.json (is not a split file|cannot be read as a split file)"):
         follow(path)
 
 
@@ -311,8 +311,8 @@ def test_notes_and_leaks_stand_above_the_table():
     assert lines[0] == "split patients (digest d1)"
     assert lines[4:6] == [
         "a note",
-        "Beware: all 6 test patients are also in train, with 6 other images, 6 of them from a study that test shows "
-        "too (split patients); numbers on test are too good.",
+        "Beware: all 6 test patients are also in train, with 6 other images, 6 of them from a study that is also in test "
+        "(split patients); metrics on test are too optimistic.",
     ]
 
 
@@ -347,9 +347,9 @@ def test_every_pair_of_parts_is_counted_by_patients_images_and_studies():
 
 def test_notes_say_it_in_numbers_for_the_part_that_is_asked_about():
     assert leakage_notes(LEAKY, "test") == [
-        "Beware: 1 of 3 test patients is also in train, with 2 other images, 1 of them from a study that test shows "
-        "too (split mine); numbers on test are too good.",
-        "Beware: 1 of 3 test patients is also in val, with 1 other image (split mine); numbers on test are too good.",
+        "Beware: 1 of 3 test patients is also in train, with 2 other images, 1 of them from a study that is also in test "
+        "(split mine); metrics on test are too optimistic.",
+        "Beware: 1 of 3 test patients is also in val, with 1 other image (split mine); metrics on test are too optimistic.",
     ]
     assert len(leakage_notes(LEAKY)) == 3
 

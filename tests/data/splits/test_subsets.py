@@ -86,7 +86,7 @@ def test_a_class_that_is_left_empty_is_named_with_its_size():
 
 @pytest.mark.parametrize("fraction", [0, -0.1, 1.01])
 def test_a_fraction_outside_its_range_is_refused(fraction):
-    with pytest.raises(ConfigError, match=r"must lie above 0 and not above 1"):
+    with pytest.raises(ConfigError, match=r"must be above 0 and at most 1"):
         take_fraction(people([1] * 9), fraction, CLASSES)
 
 
@@ -155,7 +155,9 @@ def test_the_remedy_is_what_the_rarest_class_has():
 
 def test_too_few_patients_are_refused_too():
     records = [of_class(i, f"p{i % 2}", "A") for i in range(30)]
-    with pytest.raises(DataError, match=r"at most 4 of a patient, cannot be had: A 8 \(of 30 images of 2 patients\)"):
+    with pytest.raises(
+        DataError, match=r"at most 4 per patient, are not available: A 8 \(of 30 images of 2 patients\)"
+    ):
         draw_per_class(records, ["A"], 10)
     assert len(draw_per_class(records, ["A"], 10, per_patient=5)) == 10
 

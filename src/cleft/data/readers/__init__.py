@@ -1,1 +1,1 @@
-"""From a download to records: one reader per dataset."""
+"""Readers, one module per dataset."""

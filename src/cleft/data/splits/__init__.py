@@ -1,1 +1,1 @@
-"""From records to training, validation and test, patients apart."""
+"""Training, validation and test splits."""

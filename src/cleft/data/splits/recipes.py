@@ -1,4 +1,9 @@
-"""Splits that are the same on every machine, patients never torn apart by accident: the recipes, and their promises."""
+"""Split recipes: training, validation and test sets that are the same on every machine.
+
+`patients` draws patients by hash. `5x200-*` draw CheXpert-5x200 as test set and differ in what happens to the other
+images of its patients. `rsna-balanced` has as many positive as negative images. `embed` cuts patients at 70, 10 and
+20 %. `given` uses the official split of a dataset, or the column of a table.
+"""
 
 from __future__ import annotations
 
@@ -30,19 +35,19 @@ _FRONTAL = {"AP", "PA", "frontal", None}
 
 
 def draw_5x200(records: Sequence[Record]) -> dict[str, list[str]]:
-    """Draws CheXpert-5x200: 200 images per class that show this finding and none other, surely.
+    """Draws CheXpert-5x200: 200 images per class with this finding and no other, present or uncertain.
 
     Args:
-        records: With `uncertain` filled in: an uncertain finding disqualifies an image whatever it counts as.
+        records: With `uncertain` filled in; an uncertain finding excludes an image whatever the label policy.
 
     Returns:
-        Class to the ids of its 200 images, in the order of their hash.
+        Ids of the 200 images of each class, in hash order.
 
     Raises:
         DataError: If a class has fewer than 200 such images.
 
     Source:
-        The selection rule of GLoRIA and MGCA, drawn by hash where they draw without or with a seed
+        The selection rule of GLoRIA and MGCA, which draw randomly; we draw in hash order
         (docs/decisions/0015).
     """
     pools = {name: [record.id for record in pool] for name, pool in pools_5x200(records).items()}
@@ -50,8 +55,7 @@ def draw_5x200(records: Sequence[Record]) -> dict[str, list[str]]:
     if short:
         counts = ", ".join(f"{name} {count}" for name, count in short.items())
         raise DataError(
-            f"5x200 needs {PER_CLASS} images per class that show this finding alone; found {counts}; "
-            "set data.split=patients",
+            f"5x200 needs {PER_CLASS} images per class with this finding only; found {counts}; set data.split=patients",
             reason="too-few",
         )
     return {
@@ -61,7 +65,7 @@ def draw_5x200(records: Sequence[Record]) -> dict[str, list[str]]:
 
 
 def pools_5x200(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Returns the frontal images of each class that show it alone, in the order of the records."""
+    """Returns the frontal images of each class without any other finding, in the order of the records."""
     pools: dict[str, list[Record]] = {name: [] for name in CLASSES_5X200}
     for record in records:
         name = _only_finding(record)
@@ -76,20 +80,20 @@ def ids_5x200(records: Sequence[Record]) -> set[str]:
 
 
 def strict_5x200(records: Sequence[Record], test: set[str], config: DataConfig) -> Assignment:
-    """The other images of test patients are left out altogether."""
+    """Leaves out the other images of test patients."""
     patients = {record.patient for record in records if record.id in test}
     pool = [record for record in records if record.patient not in patients]
     return Assignment(test, pool, take_patients(pool, image_count(config.val_fraction, len(pool)), CHEXPERT_VAL_SALT))
 
 
 def paper_5x200(records: Sequence[Record], test: set[str], config: DataConfig) -> Assignment:
-    """The other images of test patients stay in training."""
+    """Keeps the other images of test patients in the pool of training and validation."""
     pool = [record for record in records if record.id not in test]
     return Assignment(test, pool, take_patients(pool, image_count(config.val_fraction, len(pool)), CHEXPERT_VAL_SALT))
 
 
 def images_5x200(records: Sequence[Record], test: set[str], config: DataConfig) -> Assignment:
-    """As `paper`, and validation images are drawn without a look at their patient."""
+    """Like `paper_5x200`, but draws validation by image, not by patient."""
     pool = [record for record in records if record.id not in test]
     order = sorted((record.id for record in pool), key=lambda identifier: order_key(IMAGE_VAL_SALT, identifier))
     return Assignment(test, pool, set(order[: image_count(config.val_fraction, len(pool))]))
@@ -100,32 +104,32 @@ RECIPES_5X200: Mapping[str, Callable[[Sequence[Record], set[str], DataConfig], A
     "5x200-paper": paper_5x200,
     "5x200-images": images_5x200,
 }
-"""What becomes of the rest once the test images are known, by the value of `data.split`."""
+"""How the other images are split once the test images are known, by the value of `data.split`."""
 
 
 def size_notes(test: Sequence[Record]) -> list[str]:
-    """Says how a list differs from 200 images of each class; nothing where it does not."""
+    """Returns a note if a test list is not 200 images of each class."""
     counts = Counter(single_class(record.labels, CLASSES_5X200) for record in test)
     sizes = {name: counts[place] for place, name in enumerate(CLASSES_5X200)}
     if len(test) == len(sizes) * PER_CLASS and set(sizes.values()) == {PER_CLASS}:
         return []
-    told = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+    listed = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
     rest = f", several or none of them {counts[None]:,}" if counts[None] else ""
-    return [f"the list is not {PER_CLASS} images of each class: it has {len(test):,} ({told}{rest})"]
+    return [f"the list is not {PER_CLASS} images of each class: it has {len(test):,} ({listed}{rest})"]
 
 
 def _only_finding(record: Record) -> str | None:
-    """Returns the class an image of 5x200 belongs to. `No Finding` is not looked at, as in the authors' rule."""
+    """Returns the 5x200 class of an image, or None. `No Finding` is ignored, as in the authors' rule."""
     place = single_class(record.labels, _EXCLUSIVE)
     name = _EXCLUSIVE[place] if place is not None else None
-    unsure = any(finding in _EXCLUSIVE for finding in record.uncertain) or -1 in record.labels.values()
-    return name if name in CLASSES_5X200 and not unsure else None
+    uncertain = any(finding in _EXCLUSIVE for finding in record.uncertain) or -1 in record.labels.values()
+    return name if name in CLASSES_5X200 and not uncertain else None
 
 
 POSITIVE = "Pneumonia"
 TEST_POSITIVES = 1_769
 ALL_POSITIVES = 6_012
-"""The paper tests on 1,769 of the 6,012 positive images; smaller sets are cut at the same share."""
+"""The paper tests on 1,769 of the 6,012 positive images; smaller datasets use the same share."""
 
 PATIENT_SALT = "cleft-rsna-v1"
 NEGATIVE_SALT = "cleft-rsna-neg-v1"
@@ -137,15 +141,18 @@ _DIGITS = 8
 
 
 def rsna_balanced(records: Sequence[Record], config: DataConfig) -> Assignment:
-    """Cuts RSNA into a test set and a pool, both with as many images of Pneumonia as without.
+    """Splits RSNA into a test set and a pool, each with as many images with as without Pneumonia.
 
-    Patients are walked in the order of their hash and go to the test set as long as its positives do not pass their
-    share of 1,769 in 6,012; everybody else is trained on. Of each side's negatives, as many as there are positives are
-    drawn by the hash of the image. Where a small set has fewer negatives than positives, positives are drawn likewise.
-    Validation is drawn by patient from what is left for training, whatever its balance.
+    Patients are added to the test set in hash order as long as its positives do not exceed 1,769 of 6,012; the others
+    form the pool. Of the negatives of each, as many as positives are drawn by the hash of the image, or the reverse if
+    there are fewer negatives. Validation is drawn by patient from the pool and need not be balanced.
 
     Raises:
-        DataError: If no image shows Pneumonia or none is without it.
+        DataError: If no image has Pneumonia or none is without it.
+
+    Source:
+        The paper has 8,486 training and 3,538 test images, which is 2 x 6,012: all positives and as many negatives. Its
+        list of images was not published.
     """
     positive = {record.id for record in records if record.labels.get(POSITIVE) == 1}
     negative = {record.id for record in records if record.labels.get(POSITIVE) == 0}
@@ -155,8 +162,8 @@ def rsna_balanced(records: Sequence[Record], config: DataConfig) -> Assignment:
             f"{len(negative):,}; set data.split=patients",
             reason="too-few",
         )
-    tested = _test_patients(records, positive)
-    sides = [[record for record in records if (record.patient in tested) is side] for side in (True, False)]
+    test_patients = _test_patients(records, positive)
+    sides = [[record for record in records if (record.patient in test_patients) is side] for side in (True, False)]
     chosen = _balance(sides[0], positive, negative) | _balance(sides[1], positive, negative)
     test = {record.id for record in sides[0] if record.id in chosen}
     pool = [record for record in sides[1] if record.id in chosen]
@@ -164,14 +171,14 @@ def rsna_balanced(records: Sequence[Record], config: DataConfig) -> Assignment:
 
 
 def _test_patients(records: Sequence[Record], positive: set[str]) -> set[str]:
-    """Walks patients in their order; whoever would bring too many positives is passed over."""
+    """Takes patients in hash order; those with too many positives are skipped."""
     positives: dict[str, int] = {}
     for record in records:
         positives[record.patient] = positives.get(record.patient, 0) + (record.id in positive)
     target = image_count(TEST_POSITIVES / ALL_POSITIVES, len(positive))
     tested: set[str] = set()
     reached = 0
-    # NIH writes its patients with eight digits; the order is that of these names.
+    # The hash order is that of NIH's eight-digit names.
     for patient in sorted(positives, key=lambda patient: order_key(PATIENT_SALT, patient.zfill(_DIGITS))):
         if reached == target:
             break
@@ -182,7 +189,7 @@ def _test_patients(records: Sequence[Record], positive: set[str]) -> set[str]:
 
 
 def _balance(records: Sequence[Record], positive: set[str], negative: set[str]) -> set[str]:
-    """Draws as many images of either kind as the rarer kind has."""
+    """Draws as many positive as negative images, as many as the rarer of the two."""
     with_it = [record.id for record in records if record.id in positive]
     without = [record.id for record in records if record.id in negative]
     each = min(len(with_it), len(without))
@@ -201,10 +208,10 @@ _TRAIN, _VAL = 0.7, 0.8
 
 
 def embed_patients(records: Sequence[Record], config: DataConfig) -> Assignment:
-    """Cuts the patients, in the order of their hash, at 70 and 80 %, whatever number of images they have.
+    """Cuts the patients, in hash order, at 70 and 80 %, regardless of their numbers of images.
 
     Source:
-        CLEFT, section 3.1: 70/10/20 %. The authors draw patients without a seed, so their lists cannot be drawn again.
+        CLEFT, section 3.1: 70/10/20 %. The authors draw patients without a seed, so their split cannot be reproduced.
     """
     order = sorted({record.patient for record in records}, key=lambda patient: order_key(EMBED_SALT, patient))
     first, second = round(_TRAIN * len(order)), round(_VAL * len(order))
@@ -218,29 +225,29 @@ def embed_patients(records: Sequence[Record], config: DataConfig) -> Assignment:
 
 @gc_paused()
 def split_records(reading: Reading, config: DataConfig) -> Splits:
-    """Tells records apart for training, choosing and testing.
+    """Splits records into training, validation and test sets.
 
-    By `data.split_file` where one is given; otherwise by the rule `data.split` or the dataset's own, with the images of
-    `data.test_list` as its test set where there is a list.
+    Uses `data.split_file` if it is set; otherwise the recipe `data.split` or the dataset's default, with the images of
+    `data.test_list` as test set if it is set.
 
     Returns:
         The splits, each in the order of the reading.
 
     Raises:
-        ConfigError: If the rule takes no list.
-        DataError: If there are too few images or patients for a split, two splits share a patient against the rule, a
-            split file does not fit, or too many images of a list cannot be used.
+        ConfigError: If the recipe does not support a test list.
+        DataError: If there are too few images or patients, splits share a patient although the recipe forbids it, the
+            split file does not match, or too many images of the test list cannot be used.
     """
     if config.split_file is not None:
         parts, recipe, notes = apply_split_file(config.split_file, reading, cache_folder(config))
         may_share = recipe in SPLITS and recipe not in DISJOINT
     else:
         recipe = split_recipe(config)
-        cut, notes = _cut(reading, recipe, config)
+        assignment, notes = _assign(reading, recipe, config)
         parts = {
-            "train": [record for record in cut.pool if record.id not in cut.val],
-            "val": [record for record in cut.pool if record.id in cut.val],
-            "test": [record for record in reading.records if record.id in cut.test],
+            "train": [record for record in assignment.pool if record.id not in assignment.val],
+            "val": [record for record in assignment.pool if record.id in assignment.val],
+            "test": [record for record in reading.records if record.id in assignment.test],
         }
         _refuse_empty(parts, len(reading.records), recipe, config)
         may_share = recipe not in DISJOINT
@@ -257,61 +264,61 @@ def split_records(reading: Reading, config: DataConfig) -> Splits:
 
 
 def salts_of(recipe: str, config: DataConfig) -> dict[str, str]:
-    """Returns what a split was drawn with; nothing where a file says who stands where."""
+    """Returns the salts of a split; empty if the split comes from a file."""
     if config.split_file is not None:
         return {}
     return {what: salt for what, salt in SALTS[recipe].items() if what != "test" or config.test_list is None}
 
 
 def shared_patients(parts: Mapping[str, Sequence[Record]]) -> list[str]:
-    """Returns the patients who stand in more than one split, sorted."""
+    """Returns the patients in more than one split, sorted."""
     counts = Counter(patient for part in parts.values() for patient in {record.patient for record in part})
     return sorted(patient for patient, count in counts.items() if count > 1)
 
 
 def raise_shared_patients(shared: Sequence[str], recipe: str) -> None:
-    """Raises a DataError that counts the patients who stand in two splits and names three."""
+    """Raises a DataError with the number of patients in two splits and three examples."""
     raise DataError(
         f"{count(len(shared), 'patient')} {verb(len(shared), 'is', 'are')} in two splits of the recipe {recipe!r}, "
         f"such as {', '.join(shared[:3])}; "
-        "numbers measured on them would be too good",
+        "metrics would be too optimistic",
         reason="shared-patients",
     )
 
 
-def _cut(reading: Reading, recipe: str, config: DataConfig) -> tuple[Assignment, list[str]]:
+def _assign(reading: Reading, recipe: str, config: DataConfig) -> tuple[Assignment, list[str]]:
     if config.test_list is None:
         return SPLITS[recipe](reading.records, config), []
-    if recipe not in _FROM_LIST:
-        raise ConfigError(f"data.split={recipe} takes no data.test_list; choose one of {', '.join(_FROM_LIST)}")
+    if recipe not in _LIST_RECIPES:
+        raise ConfigError(f"data.split={recipe} does not support data.test_list; use one of {', '.join(_LIST_RECIPES)}")
     if not reading.listed_ids:
-        raise ConfigError(f"data.test_list is not read for data.dataset={reading.dataset}; leave it out")
-    test, notes = _listed(reading, config)
+        raise ConfigError(f"data.test_list does not apply to data.dataset={reading.dataset}; omit it")
+    test, notes = _usable_list(reading, config)
     if recipe in RECIPES_5X200:
         notes += size_notes([record for record in reading.records if record.id in test])
-    return _FROM_LIST[recipe](reading.records, test, config), notes
+    return _LIST_RECIPES[recipe](reading.records, test, config), notes
 
 
-def _listed(reading: Reading, config: DataConfig) -> tuple[set[str], list[str]]:
-    """The images of a list that can be used, and a sentence about the others.
+def _usable_list(reading: Reading, config: DataConfig) -> tuple[set[str], list[str]]:
+    """Returns the usable images of a test list, and a note about the others.
 
     Raises:
-        DataError: If they are more than `data.max_invalid` allows.
+        DataError: If more images than `data.max_invalid` allows cannot be used.
     """
     test = reading.listed_ids & {record.id for record in reading.records}
-    gone = reading.listed_ids - test
-    if not gone:
+    unusable = reading.listed_ids - test
+    if not unusable:
         return set(test), []
-    reasons = {reason: len(gone.intersection(ids)) for reason, ids in reading.rejected.items()}
+    reasons = {reason: len(unusable.intersection(ids)) for reason, ids in reading.rejected.items()}
     listed = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items() if count)
-    images = share(len(gone), len(reading.listed_ids), "image")
-    sentence = f"{images} of the test list cannot be used ({listed or 'faulty rows'})"
-    if len(gone) > config.max_invalid * len(reading.listed_ids):
-        what = f"{sentence}, such as {', '.join(sorted(gone)[:3])}; data.max_invalid allows {config.max_invalid:.1%}"
+    images = share(len(unusable), len(reading.listed_ids), "image")
+    note = f"{images} of the test list cannot be used ({listed or 'faulty rows'})"
+    if len(unusable) > config.max_invalid * len(reading.listed_ids):
+        what = f"{note}, such as {', '.join(sorted(unusable)[:3])}; data.max_invalid allows {config.max_invalid:.1%}"
         raise DataError(
             f"{what}; complete the download, or raise data.max_invalid to test on the rest", reason="test-list"
         )
-    return set(test), [sentence]
+    return set(test), [note]
 
 
 def _by_patient(records: Sequence[Record], config: DataConfig) -> Assignment:
@@ -320,17 +327,17 @@ def _by_patient(records: Sequence[Record], config: DataConfig) -> Assignment:
     return Assignment(test, pool, take_patients(pool, image_count(config.val_fraction, len(pool)), VAL_SALT))
 
 
-def _by_5x200(recipe: str) -> Callable[[Sequence[Record], DataConfig], Assignment]:
+def _recipe_5x200(recipe: str) -> Callable[[Sequence[Record], DataConfig], Assignment]:
     return lambda records, config: RECIPES_5X200[recipe](records, ids_5x200(records), config)
 
 
 def _given(records: Sequence[Record], config: DataConfig) -> Assignment:
-    """As the records say. Where none is for choosing, validation is drawn from training by patient."""
+    """Uses the split of the records. Without validation records, validation is drawn from training by patient."""
     parts = {name: [record for record in records if record.split == name] for name in ("train", "val", "test")}
     if not any(parts.values()):
         raise DataError(
-            "data.split=given, but nothing says which images are for training; give the dataset's official lists or a "
-            "column 'split', or set data.split=patients",
+            "data.split=given, but no image has a split; add the dataset's official lists or a column 'split', or set "
+            "data.split=patients",
             reason="too-few",
         )
     val = {record.id for record in parts["val"]}
@@ -338,19 +345,19 @@ def _given(records: Sequence[Record], config: DataConfig) -> Assignment:
     return Assignment({record.id for record in parts["test"]}, [*parts["train"], *parts["val"]], drawn)
 
 
-def _others(records: Sequence[Record], test: set[str], config: DataConfig) -> Assignment:
-    """Everybody whom the list does not show."""
+def _from_list(records: Sequence[Record], test: set[str], config: DataConfig) -> Assignment:
+    """Uses the patients without an image in the test list for training and validation."""
     patients = {record.patient for record in records if record.id in test}
     pool = [record for record in records if record.patient not in patients]
     return Assignment(test, pool, take_patients(pool, image_count(config.val_fraction, len(pool)), VAL_SALT))
 
 
-_FROM_LIST = {"patients": _others, **RECIPES_5X200}
-"""What becomes of the rest where a list says what is tested on."""
+_LIST_RECIPES = {"patients": _from_list, **RECIPES_5X200}
+"""How the other images are split if the test set is given by a list."""
 
 SPLITS: dict[str, Callable[[Sequence[Record], DataConfig], Assignment]] = {
     "patients": _by_patient,
-    **{recipe: _by_5x200(recipe) for recipe in RECIPES_5X200},
+    **{recipe: _recipe_5x200(recipe) for recipe in RECIPES_5X200},
     "rsna-balanced": rsna_balanced,
     "embed": embed_patients,
     "given": _given,
@@ -371,10 +378,10 @@ SALTS: Mapping[str, Mapping[str, str]] = {
     "embed": {"patients": EMBED_SALT},
     "given": {"val": VAL_SALT},
 }
-"""Recipe to what it draws and the salt of that order."""
+"""Salt of each draw, by recipe."""
 
 DISJOINT = ("patients", "5x200-strict", "rsna-balanced", "embed")
-"""Recipes that promise that no patient stands in two splits."""
+"""Recipes that guarantee that no patient is in two splits."""
 
 
 def _refuse_empty(parts: Mapping[str, Sequence[Record]], images: int, recipe: str, config: DataConfig) -> None:
@@ -388,6 +395,6 @@ def _refuse_empty(parts: Mapping[str, Sequence[Record]], images: int, recipe: st
         raise DataError(
             f"{count(images, 'image')} {verb(images, 'leaves', 'leave')} none for {' and '.join(empty)} under "
             f"data.split={recipe}, data.val_fraction={config.val_fraction}, data.test_fraction={config.test_fraction}; "
-            "a split needs a patient of its own: add patients or change these settings",
+            "every split needs at least one patient: add patients or change these settings",
             reason="too-few",
         )

@@ -1,9 +1,11 @@
-"""A split in a file that can be shared without the images: ids apart, how they were drawn, and from what.
+"""Split files, the summary of a split, and patients shared between its parts.
 
-Whoever has the same images gets the same split from it, to the digest, whatever their version of this code. Where an
-owner's terms do not let ids out, slow digests (scrypt) are written instead. They keep ids out of sight and make a
-search expensive. They cannot protect ids that can be enumerated: all possible ids can be tested one by
-one, at about a millisecond a guess: 4 hours of one core for seven digits. Share a file only where that is acceptable.
+A split file lists the ids of each part with recipe, salts and digests of the tables. It contains neither images nor
+labels and reproduces the split for anyone with the same images, whatever the version of this code.
+
+If the owner's terms forbid sharing ids, slow digests (scrypt) are written instead. They hide ids and make a search
+expensive, but do not protect ids that can be enumerated: testing one takes about a millisecond, all seven-digit numbers
+four hours of one core. Share a file only where that is acceptable.
 """
 
 from __future__ import annotations
@@ -36,48 +38,51 @@ log = logging.getLogger(__name__)
 
 FORMAT = "cleft-split"
 VERSION = 1
-"""Rises when the form changes; files of another version are refused."""
+"""Increases when the format changes; files of another version are refused."""
+
 ID_SALT = "cleft-split-id-v1"
 
 MAX_BYTES = 1 << 30
 PARTS = ("train", "val", "test")
 _DIGITS = 16
 _COST = (512, 8, 1)
-"""n, r and p of scrypt: 512 KiB and 1.3 ms an id, 85 s of one core for CheXpert's 65,240 patients; cores share it."""
-_MOST_MEMORY = 1 << 25
-"""Bytes that the parameters of a file may ask for: a file from elsewhere must not stop the machine."""
-_WORTH_KEEPING = 2_000
-"""Ids above which the ids behind digests are kept in the cache."""
+"""n, r and p of scrypt: 512 KiB and 1.3 ms per id, 85 s of one core for CheXpert's 65,240 patients; uses all cores."""
+
+_MAX_MEMORY = 1 << 25
+"""Bytes of memory that the parameters in a file may require; a file from elsewhere must not exhaust the machine."""
+
+_MIN_CACHED = 2_000
+"""Number of ids from which matched digests are cached."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class IdHash:
-    """How ids are turned into digests: scrypt of the id with this salt and these parameters, first 16 hex digits."""
+    """How ids are hashed: scrypt with this salt and these parameters, first 16 hex digits."""
 
     name: str = "scrypt"
     n: int = _COST[0]
     r: int = _COST[1]
     p: int = _COST[2]
     salt: str
-    """Of the file: derived from dataset and split, so that equal splits are equal files."""
+    """Derived from dataset and split, so that equal splits are equal files."""
 
     def check(self, path: Path) -> None:
-        """Refuse parameters that are not scrypt's, or that would take too long.
+        """Checks the parameters.
 
         Raises:
-            DataError: If there are such.
+            DataError: If they are not valid for scrypt, or require too much memory.
         """
         valid = self.name == "scrypt" and self.n > 1 and self.n & (self.n - 1) == 0 and self.r > 0 and 0 < self.p <= 16
-        if not valid or 128 * self.n * self.r > _MOST_MEMORY:
+        if not valid or 128 * self.n * self.r > _MAX_MEMORY:
             raise DataError(
-                f"{path}: its ids are hashed with {self.name} n={self.n} r={self.r} p={self.p}; known is scrypt with n "
-                f"a power of two, p up to 16 and at most {_MOST_MEMORY >> 20} MiB; have it written again with cleft "
-                f"data split",
+                f"{path}: its ids are hashed with {self.name} n={self.n} r={self.r} p={self.p}; supported is scrypt "
+                f"with n a power of two, p up to 16 and at most {_MAX_MEMORY >> 20} MiB; write the file again with "
+                f"cleft data split",
                 reason="split-file",
             )
 
     def digests(self, ids: Sequence[str]) -> list[str]:
-        """Return the digest of each id, on all cores."""
+        """Returns the digest of each id, using all cores."""
         salt = self.salt.encode()
 
         def digest(identifier: str) -> str:
@@ -87,7 +92,7 @@ class IdHash:
                 n=self.n,
                 r=self.r,
                 p=self.p,
-                maxmem=2 * _MOST_MEMORY,
+                maxmem=2 * _MAX_MEMORY,
                 dklen=_DIGITS // 2,
             ).hex()
 
@@ -97,31 +102,31 @@ class IdHash:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitFile:
-    """What a split file holds. The parts, the dataset and the recipe are needed; the rest says where it comes from."""
+    """Content of a split file. Dataset, recipe and `train` are required; the rest is provenance."""
 
     format: str = FORMAT
     dataset: str
     recipe: str
-    """Name of the rule that made the split. Your own may have any name; it must not share patients then."""
+    """Name of the recipe. Any other name is allowed too; patients must not be shared then."""
     digest: str = ""
-    """Of the split, as `Splits.digest`; empty in a file written by hand."""
+    """Digest of the split, as `Splits.digest`; empty in a file written by hand."""
     images: Mapping[str, int] = field(default_factory=dict[str, int])
-    """Part to its images; `left out` are those of the table that stand in no part."""
+    """Number of images by part; `left out` are images of the table in no part."""
     patients: Mapping[str, int] = field(default_factory=dict[str, int])
     shared_patients: int = 0
     salts: Mapping[str, str] = field(default_factory=dict[str, str])
-    """What was drawn to the salt of its order."""
+    """Salt of each draw."""
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """What else decided which image stands where."""
+    """Other settings that determine the split."""
     sources: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Name of each table read to the SHA-256 of its bytes."""
+    """SHA-256 of each table, by name."""
     hashed: bool = False
-    """Whether ids are written as digests."""
+    """Whether digests are written in place of ids."""
     id_hash: IdHash | None = None
-    """How; None in files of earlier versions: SHA-256 of `cleft-split-id-v1|dataset|id`, first 16 hex digits, which
-    anyone can invert by trying all ids."""
+    """How ids are hashed; None in files of earlier versions: SHA-256 of `cleft-split-id-v1|dataset|id`, first 16 hex
+    digits, which anyone can invert by trying all ids."""
     written: str = ""
-    """Digest of the ids as they are written, by which damage is noticed; empty in a file written by hand."""
+    """Digest of the ids as written, to detect damage; empty in a file written by hand."""
     train: tuple[str, ...]
     val: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
@@ -130,14 +135,14 @@ class SplitFile:
 def make_split_file(
     splits: Splits, reading: Reading, config: DataConfig, *, salts: Mapping[str, str], hashed: bool
 ) -> SplitFile:
-    """Makes a file of a split.
+    """Returns the split file of a split.
 
     Args:
-        splits: As `split_records` makes them.
-        reading: What was split.
-        config: How it was read and split.
-        salts: Of the recipe.
-        hashed: Whether ids are written as digests.
+        splits: Result of `split_records`.
+        reading: The reading that was split.
+        config: Settings of the reading and the split.
+        salts: Salts of the recipe.
+        hashed: Whether digests are written in place of ids.
 
     Raises:
         DataError: If two ids have the same digest.
@@ -177,10 +182,10 @@ def make_split_file(
 
 
 def check_split_output(path: Path) -> None:
-    """Refuse, before a split is drawn, a place where `write_split_file` could not write one.
+    """Checks, before a split is drawn, that `write_split_file` can write to a path.
 
     Raises:
-        ConfigError: If it is a folder, a link, or a file that holds no split.
+        ConfigError: If it is a folder, a link, or a file that is not a split file.
         ResourceError: If the folder cannot be written.
     """
     try:
@@ -193,14 +198,14 @@ def check_split_output(path: Path) -> None:
     try:
         read_split_file(path)
     except DataError as error:
-        raise ConfigError(f"{path} exists and is left as it is; give another name") from error
+        raise ConfigError(f"{path} exists and is not overwritten; use another name") from error
 
 
 def write_split_file(path: Path, split: SplitFile) -> Path:
-    """Writes a split as JSON, packed with gzip where the name ends in `.gz`; equal splits are equal bytes.
+    """Writes a split file as JSON, compressed with gzip if the name ends in `.gz`. Equal splits give equal bytes.
 
     Raises:
-        ConfigError: If another file is there, also one that this program wrote: runs may have been trained with it.
+        ConfigError: If a different file exists, even if cleft wrote it: runs may have used it.
         ResourceError: If it cannot be written.
     """
     data = to_json(split, schema=VERSION).encode()
@@ -209,23 +214,25 @@ def write_split_file(path: Path, split: SplitFile) -> Path:
     if path.exists():
         if path.is_file() and path.read_bytes() == data:
             return path
-        raise ConfigError(f"{path} exists and is left as it is; give another name")
+        raise ConfigError(f"{path} exists and is not overwritten; use another name")
     return Output(path, "--out", overwrite=None).write(data)
 
 
 def read_split_file(path: Path) -> SplitFile:
-    """Reads a split file, plain or packed with gzip.
+    """Reads a split file, plain or compressed with gzip.
 
     Raises:
-        DataError: If it is none, of another version, damaged, or an id stands in it twice.
+        DataError: If it is not a split file, has another version, is damaged, or contains an id twice.
     """
     text = _text(path)
     try:
-        split = from_json(text, SplitFile, where=path.name, schema=VERSION, remedy="draw it with cleft data split")
+        split = from_json(text, SplitFile, where=path.name, schema=VERSION, remedy="write it with cleft data split")
     except DataError as error:
-        raise DataError(f"{path} is no split file: {error}", reason="split-file") from error
+        raise DataError(f"{path} is not a split file: {error}", reason="split-file") from error
     if split.format != FORMAT:
-        raise DataError(f"{path} is no split file: its format is {split.format!r}, not {FORMAT!r}", reason="split-file")
+        raise DataError(
+            f"{path} is not a split file: its format is {split.format!r}, not {FORMAT!r}", reason="split-file"
+        )
     if split.id_hash is not None:
         split.id_hash.check(path)
     written = {name: list(getattr(split, name)) for name in PARTS}
@@ -233,54 +240,53 @@ def read_split_file(path: Path) -> SplitFile:
         split.digest and not split.hashed and split.digest != _digest(written)
     ):
         raise DataError(
-            f"{path} is damaged: its ids are not those it was written with; copy it again", reason="split-file"
+            f"{path} is damaged: its ids differ from those it was written with; copy it again", reason="split-file"
         )
     counts = Counter(key for keys in written.values() for key in keys)
     twice = sorted(key for key, count in counts.items() if count > 1)
     if twice:
         shown = ", ".join(twice[:3])
         ids = f"{count(len(twice), 'id')} {verb(len(twice), 'is', 'are')}"
-        sentence = f"{path}: {ids} in it twice, such as {shown}; an image belongs to one part"
-        raise DataError(sentence, reason="split-file")
+        raise DataError(f"{path}: {ids} in it twice, such as {shown}; remove one of them", reason="split-file")
     return split
 
 
 class AppliedSplit(NamedTuple):
-    """What a split file makes of the images at hand."""
+    """A split file applied to a reading."""
 
     parts: dict[str, list[Record]]
     """`train`, `val` and `test`, each in the order of the reading."""
     recipe: str
     notes: list[str]
-    """Ids without an image, images without an id, and whether the split is still the one that was drawn."""
+    """Ids without an image, images without an id, and whether the digest still matches."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Matched:
-    """Ids of a table that are in the parts of a file of digests, as the cache keeps them."""
+    """Ids matched to the digests of a split file, as stored in the cache."""
 
     train: tuple[str, ...]
     val: tuple[str, ...]
     test: tuple[str, ...]
     digest: str
-    """Of these ids, by which damage is noticed."""
+    """Digest of these ids, to detect damage."""
 
 
 def apply_split_file(path: Path, reading: Reading, cache: Path | None = None) -> AppliedSplit:
-    """Assign records to train, val and test as a split file says. Whether patients may be shared is left to the caller.
+    """Assigns records to train, val and test according to a split file. Shared patients are checked by the caller.
 
     Args:
         path: The split file.
         reading: The records.
-        cache: Folder in which the ids behind many digests are kept, so that they are computed once; None keeps none.
+        cache: Folder in which matched digests are cached, because they are slow to compute; None caches nothing.
 
     Raises:
-        DataError: If the file cannot be read, is of another dataset, or leaves nothing to train on.
+        DataError: If the file cannot be read, belongs to another dataset, or leaves no training images.
     """
     split = read_split_file(path)
     if split.dataset != reading.dataset:
         what = f"{path} is a split of data.dataset={split.dataset}, not of {reading.dataset}"
-        raise DataError(f"{what}; give that dataset, or another split file", reason="split-file")
+        raise DataError(f"{what}; use that dataset, or another split file", reason="split-file")
     part_of = _part_of(path, split, reading, cache)
     parts: dict[str, list[Record]] = {name: [] for name in PARTS}
     for record in reading.records:
@@ -303,18 +309,18 @@ def _notes(
     found = sum(len(part) for part in parts.values())
     digest = _digest({part: [record.id for record in records] for part, records in parts.items()})
     other = [table for table, sha in split.sources.items() if reading.sources.get(table, sha) != sha]
-    yield f"the split is that of {name}"
+    yield f"the split is read from {name}"
     if found < ids:
         yield f"{count(ids - found, 'id')} of {name} {verb(ids - found, 'is', 'are')} not among the images"
     if found < len(reading.records):
-        drawn = f" ({split.images['left out']:,} when it was drawn)" if "left out" in split.images else ""
-        loose = len(reading.records) - found
-        is_ = verb(loose, "is", "are")
-        yield f"{count(loose, 'image')} {is_} in no part of {name} and {is_} left out{drawn}"
+        before = f" ({split.images['left out']:,} when it was written)" if "left out" in split.images else ""
+        unassigned = len(reading.records) - found
+        is_ = verb(unassigned, "is", "are")
+        yield f"{count(unassigned, 'image')} {is_} in no part of {name} and {is_} left out{before}"
     if split.digest and digest != split.digest:
-        yield f"the split is not the one that {name} was drawn as: its digest is {digest}, there {split.digest}"
+        yield f"the split differs from the one in {name}: its digest is {digest}, in the file {split.digest}"
     if other:
-        yield f"{name} was drawn from a table of other content: {', '.join(other)}"
+        yield f"{name} was made from tables with other content: {', '.join(other)}"
 
 
 def _parts(splits: Splits) -> dict[str, list[Record]]:
@@ -322,21 +328,21 @@ def _parts(splits: Splits) -> dict[str, list[Record]]:
 
 
 def _part_of(path: Path, split: SplitFile, reading: Reading, cache: Path | None) -> dict[str, str]:
-    """Id of each record that the file lists to its part."""
+    """Returns the part of each record that is in the file, by id."""
     ids = [record.id for record in reading.records]
-    kept = None
-    if split.id_hash is not None and cache is not None and len(ids) >= _WORTH_KEEPING:
+    cached = None
+    if split.id_hash is not None and cache is not None and len(ids) >= _MIN_CACHED:
         named = hashlib.sha256(f"{split.id_hash}|{split.written}|{ids_digest(ids)}".encode()).hexdigest()
-        kept = cache / "splits" / f"{named[:32]}.json"
-        matched = _read_matched(kept)
+        cached = cache / "splits" / f"{named[:32]}.json"
+        matched = _read_matched(cached)
         if matched is not None:
             return {key: name for name in PARTS for key in getattr(matched, name)}
         log.info("%s: computing the digests of %s ids, once", path, f"{len(ids):,}")
     names = {key: name for name in PARTS for key in getattr(split, name)}
     keys = _keys(ids, reading.dataset, split.id_hash, split.hashed)
     part_of = {identifier: names[key] for identifier, key in keys.items() if key in names}
-    if kept is not None:
-        _keep_matched(kept, part_of)
+    if cached is not None:
+        _cache_matched(cached, part_of)
     return part_of
 
 
@@ -348,8 +354,8 @@ def _read_matched(path: Path) -> _Matched | None:
     return matched if matched.digest == _digest({name: getattr(matched, name) for name in PARTS}) else None
 
 
-def _keep_matched(path: Path, part_of: Mapping[str, str]) -> None:
-    """For its owner alone: these are ids. Where it cannot be written, the digests are computed again next time."""
+def _cache_matched(path: Path, part_of: Mapping[str, str]) -> None:
+    """Caches matched ids, readable by the owner only. If that fails, the digests are computed again next time."""
     parts = {name: tuple(sorted(key for key, part in part_of.items() if part == name)) for name in PARTS}
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -359,7 +365,7 @@ def _keep_matched(path: Path, part_of: Mapping[str, str]) -> None:
 
 
 def _keys(ids: Sequence[str], dataset: str, id_hash: IdHash | None, hashed: bool) -> dict[str, str]:
-    """Each id to what a file holds in its place."""
+    """Returns what a file contains for each id: the id or its digest."""
     if not hashed:
         return {identifier: identifier for identifier in ids}
     if id_hash is None:
@@ -368,20 +374,22 @@ def _keys(ids: Sequence[str], dataset: str, id_hash: IdHash | None, hashed: bool
 
 
 def _digest(parts: Mapping[str, Sequence[str]]) -> str:
-    """As `Splits.digest` is made."""
+    """Returns the digest of a split, as `Splits.digest`."""
     return ids_digest(f"{name}|{key}" for name, keys in parts.items() for key in keys)
 
 
 def _text(path: Path) -> bytes:
     if not path.is_file():
-        raise DataError(f"no split file at {path}; set data.split_file to one, or leave it out", reason="split-file")
+        raise DataError(
+            f"no split file at {path}; set data.split_file to an existing file, or omit it", reason="split-file"
+        )
     with path.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
     try:
         with gzip.open(path) if packed else path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
-            raise DataError(f"{path} is larger than {MAX_BYTES >> 30} GiB; it is no split file", reason="split-file")
+            raise DataError(f"{path} is larger than {MAX_BYTES >> 30} GiB; it is not a split file", reason="split-file")
         return data
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(
@@ -393,10 +401,9 @@ _CELL = 10
 
 
 def split_lines(splits: Splits, reading: Reading, config: DataConfig, salts: Mapping[str, str]) -> list[str]:
-    """Returns the lines to be printed one below the other.
+    """Returns a summary of a split as lines: recipe, salts, sources, sizes and the share of each finding by part.
 
-    Shares of findings stand side by side, so that a split that tore a class apart is seen; those of fewer than five
-    patients are not told.
+    Shares of fewer than five patients are not shown.
     """
     salted = ", ".join(f"{what} {salt}" for what, salt in salts.items())
     lines = [f"split {splits.recipe} (digest {splits.digest}){f'; salts: {salted}' if salted else ''}"]

@@ -1,7 +1,8 @@
-"""Less of the training data: 1 % inside 10 % inside 100 %, patients whole, classes in their shares.
+"""Subsets of images drawn in the order of a salted hash: whole patients, nested fractions, equal numbers per class.
 
-Every patient gets a place between 0 and 1, and a fraction takes the places below it. So the subsets are nested by
-construction, whatever the fractions, and the same on every machine.
+All draws use `order_key`, which depends neither on the order of rows nor on library versions. Each class and each
+purpose has its own salt, so that adding a class does not change the draws of the others. A new salt is a new subset:
+never change one, add one.
 """
 
 from __future__ import annotations
@@ -18,34 +19,29 @@ from cleft.types import Record, Splits
 
 TEST_SALT = "cleft-test-v1"
 VAL_SALT = "cleft-val-v1"
-"""A new salt is a new split: never change one, add one."""
-
 FRACTION_SALT = "cleft-fraction-v1"
-"""A new salt is another subset: never change it."""
-
 PER_CLASS_SALT = "cleft-per-class-v1"
-"""A new salt is another set: never change it, add one."""
 
 PER_PATIENT = 4
-"""Images of one patient in one class, at most, where nothing else is asked for: a breast or two in two views."""
+"""Default maximum of images of one patient per class: two breasts in two views."""
 
 
 class Assignment(NamedTuple):
-    """What a recipe decides. An image that stands in neither the test set nor the pool is left out."""
+    """Result of a split recipe. An image in neither the test set nor the pool is left out."""
 
     test: set[str]
     pool: list[Record]
-    """What remains for training and validation."""
+    """Records for training and validation."""
     val: set[str]
 
 
 def order_key(salt: str, identifier: str) -> str:
-    """Returns the place of an id in a salted random order: SHA-256 of `salt|identifier` in hex."""
+    """Returns the sort key of an id in a salted random order: SHA-256 of `salt|identifier` in hex."""
     return hashlib.sha256(f"{salt}|{identifier}".encode()).hexdigest()
 
 
 def ids_digest(ids: Iterable[str]) -> str:
-    """Returns the first 16 hex digits of SHA-256 over the sorted ids, one a line.
+    """Returns the first 16 hex digits of the SHA-256 of the sorted ids, one per line.
 
     Example:
         >>> ids_digest(["b", "a"]) == ids_digest(["a", "b"])
@@ -55,10 +51,10 @@ def ids_digest(ids: Iterable[str]) -> str:
 
 
 def take_patients(records: Sequence[Record], target: int, salt: str) -> set[str]:
-    """Takes whole patients in the order of their hash until they have `target` images.
+    """Takes all images of patients, in hash order, until there are `target` images.
 
-    A patient who would overshoot is passed over. Where that leaves nobody, the first of the patients with the
-    fewest images is taken, so that a split that was asked for is never empty.
+    A patient with too many images is skipped. If all are, the first of the patients with the fewest images is taken, so
+    that a requested split is never empty.
 
     Returns:
         Ids of the images taken.
@@ -79,53 +75,54 @@ def take_patients(records: Sequence[Record], target: int, salt: str) -> set[str]
 
 
 def image_count(fraction: float, images: int) -> int:
-    """Rounds to whole images, but never down to none of a share that was asked for."""
+    """Returns the number of images of a fraction, rounded, and at least 1 if the fraction is above 0."""
     return max(round(fraction * images), 1) if fraction > 0 else 0
 
 
 def take_fraction(records: Sequence[Record], fraction: float, classes: Sequence[str], *, seed: int = 0) -> list[Record]:
-    """Takes a share of the training images, stratified by class.
+    """Takes a fraction of the training images, by patient and stratified by class.
 
-    Give it the training part alone: what a model is chosen by and asked about stays whole.
+    Every patient has a position between 0 and 1 within a class, and a fraction takes the positions below it. Subsets
+    are therefore nested: 1 % is part of 10 %.
 
     Args:
-        records: Of training.
-        fraction: Share of the images, above 0 and up to 1. It is met to within a patient per class.
-        classes: Findings whose share is kept. A patient counts for the rarest of those he shows in any image.
-        seed: Another seed takes other patients.
+        records: Training records only; validation and test sets are not reduced.
+        fraction: Share of the images, above 0 and up to 1; met to within one patient per class.
+        classes: Findings to stratify by. A patient belongs to the rarest finding of any of the patient's images.
+        seed: Seed of the selection of patients.
 
     Returns:
-        The images taken, in the order given.
+        The selected records, in the given order.
 
     Raises:
         ConfigError: If the fraction is not above 0 and up to 1.
         DataError: If it leaves none of the images of a class.
 
     Source:
-        The walk through a hash order by which splits are drawn (docs/decisions/0015), once per class.
+        The hash order of the splits (docs/decisions/0015), once per class.
     """
     if not 0 < fraction <= 1:
-        raise ConfigError(f"fraction={fraction} must lie above 0 and not above 1")
+        raise ConfigError(f"fraction={fraction} must be above 0 and at most 1")
     counts = _count(records, classes)
-    places = _places(records, sorted(classes, key=lambda name: (counts[name], name)), f"{FRACTION_SALT}|{seed}")
-    taken = [record for record in records if places[record.patient] < fraction]
-    left = _count(taken, classes)
-    empty = [f"{name} ({count(counts[name], 'image')} in all)" for name in classes if not left[name]]
+    positions = _positions(records, sorted(classes, key=lambda name: (counts[name], name)), f"{FRACTION_SALT}|{seed}")
+    selected = [record for record in records if positions[record.patient] < fraction]
+    remaining = _count(selected, classes)
+    empty = [f"{name} ({count(counts[name], 'image')} in all)" for name in classes if not remaining[name]]
     if empty:
         raise DataError(
             f"{fraction:.4g} of {count(len(records), 'training image')} leaves none for {', '.join(empty)}; "
-            "take a larger fraction, or leave these classes out",
+            "take a larger fraction, or omit these classes",
             reason="too-few",
         )
-    return taken
+    return selected
 
 
 def _count(records: Sequence[Record], classes: Sequence[str]) -> Counter[str]:
     return Counter(name for record in records for name in classes if record.labels.get(name) == 1)
 
 
-def _places(records: Sequence[Record], rarest_first: Sequence[str], salt: str) -> dict[str, float]:
-    """The place of each patient among those of his class: the share of its images before the middle of his own."""
+def _positions(records: Sequence[Record], rarest_first: Sequence[str], salt: str) -> dict[str, float]:
+    """Position of each patient within a class: the share of images before the middle of the patient's own."""
     images = Counter(record.patient for record in records)
     rank: dict[str, int] = {}
     for record in records:
@@ -135,12 +132,12 @@ def _places(records: Sequence[Record], rarest_first: Sequence[str], salt: str) -
     for patient, number in images.items():
         total[rank[patient]] += number
     before: Counter[int] = Counter()
-    places: dict[str, float] = {}
+    positions: dict[str, float] = {}
     for patient in sorted(images, key=lambda patient: order_key(salt, patient)):
         stratum = rank[patient]
-        places[patient] = (before[stratum] + images[patient] / 2) / total[stratum]
+        positions[patient] = (before[stratum] + images[patient] / 2) / total[stratum]
         before[stratum] += images[patient]
-    return places
+    return positions
 
 
 def draw_per_class(
@@ -153,18 +150,17 @@ def draw_per_class(
     """Draws the same number of images of each class.
 
     Args:
-        records: What to draw from.
-        classes: Findings. An image belongs to the one of them that it shows; those that show none or several of them
-            are left out.
-        per_class: Images of each class.
-        per_patient: Most images of one patient in one class.
-        salt: Another salt draws other images.
+        records: Records to draw from.
+        classes: Findings. An image with exactly one of them belongs to that class; others are not drawn.
+        per_class: Number of images of each class.
+        per_patient: Maximum of images of one patient per class.
+        salt: Salt of the hash order.
 
     Returns:
-        The images, in the order given.
+        The drawn records, in the given order.
 
     Raises:
-        DataError: If a class has too few; says how many each could have, and from how many patients.
+        DataError: If a class has too few images; says how many are available, and of how many patients.
     """
     pools: dict[str, list[Record]] = {name: [] for name in classes}
     for record in records:
@@ -182,8 +178,8 @@ def draw_per_class(
         most = min(len(taken) for taken in short.values())
         fewer = f"set --per-class {most}, allow more with --per-patient" if most else "take other images"
         raise DataError(
-            f"{count(per_class, 'image')} of each class, at most {per_patient} of a patient, cannot be had: {found}; "
-            f"{fewer}, or name the other classes with --classes",
+            f"{count(per_class, 'image')} of each class, at most {per_patient} per patient, are not available: "
+            f"{found}; {fewer}, or name the other classes with --classes",
             reason="too-few",
         )
     taken = {record.id for part in drawn.values() for record in part}
@@ -191,7 +187,7 @@ def draw_per_class(
 
 
 def class_sizes(records: Sequence[Record], classes: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """Counts the images of each class and the patients they are of; images of none or several classes do not count."""
+    """Returns the number of images and patients of each class; images of none or several classes do not count."""
     images: Counter[str] = Counter()
     patients: dict[str, set[str]] = {name: set() for name in classes}
     for record in records:
@@ -203,7 +199,7 @@ def class_sizes(records: Sequence[Record], classes: Sequence[str]) -> dict[str, 
 
 
 def _draw(pool: Sequence[Record], count: int, per_patient: int, salt: str) -> list[Record]:
-    """Walks the images in their order and passes over patients who have had their share."""
+    """Takes images in hash order, at most `per_patient` of each patient."""
     taken: list[Record] = []
     had: Counter[str] = Counter()
     for record in sorted(pool, key=lambda record: order_key(salt, record.id)):
@@ -219,61 +215,62 @@ _PAIRS = (("test", "train"), ("test", "val"), ("val", "train"))
 
 
 class Leakage(NamedTuple):
-    """Patients of one split who are also in another."""
+    """Patients of one part of a split who are also in another."""
 
     part: str
-    """Split whose results are too good: `test` or `val`."""
+    """`test` or `val`, whose metrics are too optimistic."""
     into: str
-    """Other split with these patients: `train`, or `val`, by which weights are chosen."""
+    """`train` or `val`, which also has patients of `part`."""
     patients: int
     of_patients: int
     """Number of patients of `part`."""
     images: int
-    """Images in `into` of the shared patients."""
+    """Number of images of the shared patients in `into`."""
     same_study: int
-    """Number of them from a study that is also in `part`."""
+    """Number of these images that are from a study with an image in `part`."""
 
-    def sentence(self) -> str:
-        """Returns the leakage in words."""
+    def message(self) -> str:
+        """Returns the numbers as a sentence."""
         people = (
             f"{share(self.patients, self.of_patients, f'{self.part} patient')} "
             f"{verb(self.patients, 'is', 'are')} also in {self.into}"
         )
-        study = f", {self.same_study:,} of them from a study that {self.part} shows too" if self.same_study else ""
+        study = f", {self.same_study:,} of them from a study that is also in {self.part}" if self.same_study else ""
         return f"{people}, with {count(self.images, 'other image')}{study}"
 
 
 def measure_leakage(splits: Splits) -> list[Leakage]:
-    """Returns the leakage from test to train and val, and from val to train; without entries of no patients."""
+    """Returns the leakage between test and train, test and val, and val and train, where patients are shared."""
     parts = {"train": splits.train, "val": splits.val, "test": splits.test}
     leaks = [_compare(part, parts[part], into, parts[into]) for part, into in _PAIRS]
     return [leak for leak in leaks if leak.patients]
 
 
 def leakage_notes(splits: Splits, part: str | None = None) -> list[str]:
-    """Returns a warning for each pair of splits that share patients.
+    """Returns warnings about patients in two parts.
 
     Args:
-        splits: Splits.
-        part: Split whose results are read; by default all.
+        splits: The split.
+        part: Warn about this part only; by default about all.
     """
     if not splits.shared_patients:
         return []
     leaks = [leak for leak in measure_leakage(splits) if part in (None, leak.part)]
     return [
-        f"Beware: {leak.sentence()} (split {splits.recipe}); numbers on {leak.part} are too good." for leak in leaks
+        f"Beware: {leak.message()} (split {splits.recipe}); metrics on {leak.part} are too optimistic."
+        for leak in leaks
     ]
 
 
-def _compare(part: str, held: Sequence[Record], into: str, other: Sequence[Record]) -> Leakage:
-    patients = {record.patient for record in held}
-    studies = {(record.patient, record.study) for record in held if record.study is not None}
-    theirs = [record for record in other if record.patient in patients]
+def _compare(part: str, records: Sequence[Record], into: str, other: Sequence[Record]) -> Leakage:
+    patients = {record.patient for record in records}
+    studies = {(record.patient, record.study) for record in records if record.study is not None}
+    shared = [record for record in other if record.patient in patients]
     return Leakage(
         part=part,
         into=into,
-        patients=len({record.patient for record in theirs}),
+        patients=len({record.patient for record in shared}),
         of_patients=len(patients),
-        images=len(theirs),
-        same_study=sum((record.patient, record.study) in studies for record in theirs),
+        images=len(shared),
+        same_study=sum((record.patient, record.study) in studies for record in shared),
     )

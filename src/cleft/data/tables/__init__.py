@@ -1,1 +1,1 @@
-"""From the bytes of a table to typed rows, with everything that is wrong told at once."""
+"""CSV tables of datasets: from bytes to typed rows, with all faults collected."""

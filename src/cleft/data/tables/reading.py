@@ -71,7 +71,7 @@ class ParsedTable:
     """The table that names the images."""
     rows: Rows
     valid: NDArray[np.int64]
-    """Indices of rows without a fault of their own, ascending."""
+    """Indices of rows without a fault, ascending."""
     views: Sequence[str] | None = None
     """View positions to keep; None keeps all."""
     present: NDArray[np.bool_] | None = None
