@@ -230,7 +230,7 @@ def test_a_split_without_a_file_is_printed_alone(walk, tmp_path, monkeypatch, ca
 
 
 def test_where_an_owners_terms_bind_ids_leave_as_digests_alone(walk, tmp_path, monkeypatch):
-    bound = replace(DATASETS["chexpert"], terms="Nothing may be passed on.")
+    bound = replace(DATASETS["chexpert"], license_terms="Nothing may be passed on.")
     monkeypatch.setitem(DATASETS, "chexpert", bound)
     assert main(["data", "split", "chexpert", str(walk / "phantoms"), "--out", str(tmp_path / "split.json")]) == 0
     assert "patient0" not in (tmp_path / "split.json").read_text()
@@ -319,7 +319,7 @@ def test_an_imported_model_says_what_it_needs_to_be_evaluated(shared, walk, tmp_
         (["data", "prepare", "tiny", "--data.root", "{tmp}/gone"], 3, "gone"),
         (["data", "split", "chexprt", "{tmp}"], 2, "did you mean 'chexpert'"),
         (["data", "split", "chexpert", "{home}/phantoms", "--hashed"], 2, "--out"),
-        (["data", "split", "chexpert", "{home}/phantoms", "--out", "{file}"], 2, "exists and is left as it is"),
+        (["data", "split", "chexpert", "{home}/phantoms", "--out", "{file}"], 2, "exists and is not overwritten"),
         (["data", "split", "chexpert", "{home}/phantoms", "--data.split_file", "{file}"], 3, "is not a split file"),
         (["data", "split", "chexpert", "{home}/phantoms", "--data.test_list", "{file}"], 3, "page.html"),
         (["data", "split", "chexpert", "{home}/phantoms", "--out", "{file}/below"], 6, "page.html"),

@@ -311,8 +311,8 @@ def test_notes_and_leaks_stand_above_the_table():
     assert lines[0] == "split patients (digest d1)"
     assert lines[4:6] == [
         "a note",
-        "Beware: all 6 test patients are also in train, with 6 other images, 6 of them from a study that is also in test "
-        "(split patients); metrics on test are too optimistic.",
+        "Beware: all 6 test patients are also in train, with 6 other images, 6 of them from a study that is also in "
+        "test (split patients); metrics on test are too optimistic.",
     ]
 
 
@@ -347,9 +347,10 @@ def test_every_pair_of_parts_is_counted_by_patients_images_and_studies():
 
 def test_notes_say_it_in_numbers_for_the_part_that_is_asked_about():
     assert leakage_notes(LEAKY, "test") == [
-        "Beware: 1 of 3 test patients is also in train, with 2 other images, 1 of them from a study that is also in test "
-        "(split mine); metrics on test are too optimistic.",
-        "Beware: 1 of 3 test patients is also in val, with 1 other image (split mine); metrics on test are too optimistic.",
+        "Beware: 1 of 3 test patients is also in train, with 2 other images, 1 of them from a study that is also in "
+        "test (split mine); metrics on test are too optimistic.",
+        "Beware: 1 of 3 test patients is also in val, with 1 other image (split mine); metrics on test are "
+        "too optimistic.",
     ]
     assert len(leakage_notes(LEAKY)) == 3
 
