@@ -1,4 +1,4 @@
-"""Two stages of one run, invented."""
+"""Run folders with invented results."""
 
 from pathlib import Path
 

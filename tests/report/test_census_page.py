@@ -1,4 +1,4 @@
-"""The page of a census: whole by itself, and as wary with names and images as the report."""
+"""The page of a data check: self-contained, escaped, private."""
 
 import dataclasses
 import json

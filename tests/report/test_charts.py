@@ -1,4 +1,4 @@
-"""Figures by hand: where a value lies, and that nothing given can leave its element."""
+"""SVG charts: positions of values, escaped text."""
 
 import re
 from xml.etree import ElementTree

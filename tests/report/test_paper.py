@@ -1,4 +1,4 @@
-"""The paper's numbers as they were typed from its tables."""
+"""Results quoted from the paper."""
 
 import pytest
 

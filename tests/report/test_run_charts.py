@@ -1,4 +1,4 @@
-"""Which charts a log becomes."""
+"""Training curves, reliability diagrams, embedding maps, subgroups and comparisons."""
 
 import dataclasses
 import re

@@ -1,4 +1,4 @@
-"""Logs and settings as they come from a run folder."""
+"""Logs and settings read from run folders."""
 
 import pytest
 from tests.fakes.fake_runs import evaluation, write_run

@@ -1,4 +1,4 @@
-"""Figures of studies by hand: where values lie, and that nothing given leaves its element."""
+"""Charts of studies: positions of values, escaped text."""
 
 import re
 from xml.etree import ElementTree

@@ -1,4 +1,4 @@
-"""The page of a study as a reader and a browser meet it."""
+"""The page, CSV and LaTeX table of a study."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""What a study's cells hold: means, spreads, reasons, and what is refused."""
+"""Values of study cells: means, deviations, reasons, and refused studies."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Models that are there already as rows: an imported checkpoint or a run beside what is trained, and every refusal."""
+"""Existing models as rows: imported checkpoints and runs, and invalid ones."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""The paper's tables have the paper's shape, and every row has settings."""
+"""Studies of the paper: rows, columns and steps."""
 
 import pytest
 from tests.fakes.chexpert import write_fake_chexpert

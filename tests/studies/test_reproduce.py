@@ -1,4 +1,4 @@
-"""A study through the front door: planned, run, stopped, gone on with; and every way to be turned away."""
+"""`cleft reproduce`: plan, run, stop, resume, and invalid input."""
 
 import json
 import os

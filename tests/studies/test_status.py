@@ -1,4 +1,4 @@
-"""Which result files answer a study's question, and which runs are this study's, also where they were moved."""
+"""Result files and runs that belong to a study, also after it was moved."""
 
 from pathlib import Path
 

@@ -19,7 +19,7 @@ import yaml
 
 from cleft.errors import CleftError, DataError
 from cleft.files import read_limited
-from cleft.privacy import redact
+from cleft.privacy import LEFT_OUT, redact
 from cleft.results import Comparison, Evaluation, Stored, from_json
 from cleft.strict_json import read_json
 
@@ -241,3 +241,63 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _unique(name: str, taken: Sequence[str]) -> str:
     before = sum(other == name for other in taken)
     return f"{name} ({before + 1})" if before else name
+
+
+ADAPTER_NAMES = {
+    "lora": "LoRA (rank {rank})",
+    "ia3": "IA3",
+    "prefix": "prefix tuning ({prefix} virtual tokens)",
+    "full": "all weights trainable",
+    "frozen": "frozen",
+}
+FAMILY_NAMES = {
+    "vit": "ViT",
+    "dinov2": "DINOv2",
+    "dinov2_with_registers": "DINOv2 with registers",
+    "swin": "Swin transformer",
+    "resnet": "ResNet",
+    "gpt2": "GPT-2",
+    "llama": "Llama",
+    "qwen2": "Qwen2",
+    "bert": "BERT",
+}
+LOSS_NAMES = {
+    "info_nce": "InfoNCE",
+    "label_aware_nce": "label-aware InfoNCE (equal captions are positives)",
+    "soft_overlap_nce": "InfoNCE with soft targets from label overlap",
+    "sigmoid": "sigmoid loss",
+}
+
+
+def describe_run(run: Run) -> str:
+    """Describe encoders, loss and training steps of a run, and its second stage if there is one."""
+    config = run.config
+    adapter = ADAPTER_NAMES.get(str(config.get("text.adapt")), str(config.get("text.adapt", "unknown adapter")))
+    adapter = adapter.format(rank=config.get("text.rank", "?"), prefix=config.get("text.prefix_length", "?"))
+    frozen = ", frozen" if config.get("image.train") is False else ""
+    loss = str(config.get("loss.name", "unknown"))
+    description = (
+        f"Image encoder: {_encoder(config, 'image')}{frozen}. Text encoder: {_encoder(config, 'text')}, {adapter}. "
+        f"Loss: {LOSS_NAMES.get(loss, loss)}. Stage one: {_format_steps(config.get('optim.steps'))} steps of "
+        f"{_format_steps(config.get('train.batch_size'))} image-text pairs."
+    )
+    if run.stage == "context":
+        description += (
+            f" Stage two: {_format_steps(config.get('context.length'))} context vectors, "
+            f"{_format_steps(config.get('context.optim.steps'))} steps, encoders frozen."
+        )
+    return description
+
+
+def _encoder(config: Mapping[str, Any], modality: str) -> str:
+    model = config.get(f"{modality}.model")
+    if model is not None:
+        name = redact(f"{modality}.model", model)
+        name = "local model" if name == LEFT_OUT else name
+        return f"{name} (random weights)" if config.get(f"{modality}.random_weights") else name
+    kind = str(config.get(f"{modality}.scratch.model_type", "model"))
+    return f"{FAMILY_NAMES.get(kind, kind)} (from scratch)"
+
+
+def _format_steps(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else "an unknown number of"

@@ -17,7 +17,7 @@ from cleft.privacy import MIN_PATIENTS, redact
 from cleft.report.charts import BLACK, COLOURS, GREY, legend_line, legend_marker
 from cleft.report.html import SHORT_METRIC_NAMES, Footnotes, format_table_value, is_percent, render_page
 from cleft.report.paper import MARKS, QUOTED, Quoted, quoted
-from cleft.report.run_sections import SCORING_NAMES, Section, build_section
+from cleft.report.run_page import SCORING_NAMES, Section, build_section, write_report
 from cleft.report.runs import Run, StoredResult
 from cleft.report.study_charts import study_figures
 from cleft.report.study_table import (
@@ -149,8 +149,6 @@ def write_pages(
         DataError: If a folder is none of these, or a study is damaged or mixes splits.
         ResourceError: If a page cannot be written.
     """
-    from cleft.report.run_page import write_report
-
     runs, studies = find_runs_and_studies(folders)
     if studies and not runs and out is not None:
         raise ConfigError(

@@ -1,9 +1,15 @@
-"""Run the steps of a study, in this process or in several."""
+"""Run the steps of a study, in this process or in several, and train caption language models.
+
+Adapters need a pretrained language model: on random weights they cannot be compared. So at the tiny scale one model of
+the preset's configuration is trained on the training captions once per study, and every row starts from it: a causal
+model by next-token prediction, a masked one by masked-token prediction (docs/decisions/0111).
+"""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import logging
 import os
 import signal
@@ -15,25 +21,34 @@ from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from threading import Thread
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, DataCollatorForLanguageModeling
+
+from cleft.config import TextTowerConfig
 from cleft.data import data_config, read_dataset
 from cleft.data.splits.recipes import split_records
 from cleft.data.text.prompts import choose_classes
 from cleft.data.text.texts import Texts
-from cleft.errors import CleftError, Interrupted, Terminated
+from cleft.errors import CleftError, ConfigError, Interrupted, NumericsError, Terminated
 from cleft.evaluation import ClassifierOptions, ZeroShotOptions
 from cleft.evaluation.classifier import evaluate_classifier
 from cleft.evaluation.zero_shot import evaluate_zero_shot
-from cleft.files import write_whole
+from cleft.files import draft_folder, write_whole
+from cleft.models.hub import quiet_transformers
 from cleft.models.language_model import is_causal, read_text_config
-from cleft.studies.caption_lm import train_caption_lm
+from cleft.models.tokenizer import TextTokenizer, eos_token_of, train_tokenizer
+from cleft.strict_json import find_json, write_json
 from cleft.studies.grids import import_model
 from cleft.studies.plans import BENCHMARKS
 from cleft.studies.steps import Step
 from cleft.training.classify import classify
 from cleft.training.pretrain import pretrain
 from cleft.training.prompt_context import learn_context
+from cleft.training.provenance import texts_digest
 
 log = logging.getLogger(__name__)
 
@@ -256,3 +271,125 @@ def _exit_with_parent(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.2)
     os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
+
+
+CAPTION_LM_STEPS = 400
+_BATCH = 8
+"""Windows per step of a causal model."""
+_TEXTS = 48
+"""Texts per step of a masked model: about as many tokens."""
+_LR = 1e-3
+
+
+def train_caption_lm(
+    captions: Sequence[str],
+    config: TextTowerConfig,
+    folder: Path,
+    *,
+    tokenizer_texts: Sequence[str] | None = None,
+    seed: int = 0,
+    steps: int = CAPTION_LM_STEPS,
+) -> Path:
+    """Train a language model on captions, unless the folder has it already.
+
+    Args:
+        captions: Captions of the training split, with repetitions.
+        config: `scratch` is the model configuration.
+        folder: Output folder in Hugging Face layout: configuration, weights, tokenizer. Written atomically.
+        tokenizer_texts: Texts to train the tokenizer on; by default the captions.
+        seed: Seed of initial weights and order.
+        steps: AdamW steps of 8 windows, or of 48 captions for a masked model.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: If `scratch` is missing, or the folder was trained on other captions.
+        NumericsError: If the loss is not finite.
+    """
+    facts = {
+        "shape": dict(config.scratch or {}),
+        "captions": texts_digest(sorted(captions)),
+        "seed": seed,
+        "steps": steps,
+    }
+    stored = find_json(folder / "learned.json", remedy="remove the folder, so that it is trained again")
+    if stored is not None:
+        if {key: stored.get(key) for key in facts} != json.loads(json.dumps(facts)):
+            raise ConfigError(
+                f"{folder} was trained on other captions or with another configuration; choose another folder for the "
+                f"study"
+            )
+        return folder
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} has no caption language model; move it away, or give another --out")
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        model, tokens = _build(captions if tokenizer_texts is None else tokenizer_texts, config)
+        loss = _train(model, tokens, captions, seed, steps)
+    with draft_folder(folder) as draft:
+        with quiet_transformers():
+            cast("Any", model).base_model.save_pretrained(draft)
+        tokens.save(draft)
+        write_json(draft / "learned.json", {**facts, "loss": loss})
+    return folder
+
+
+def _build(tokenizer_texts: Sequence[str], config: TextTowerConfig) -> tuple[torch.nn.Module, TextTokenizer]:
+    if config.scratch is None:
+        raise ConfigError("a caption language model needs text.scratch: give its model configuration")
+    causal = is_causal(read_text_config(config))
+    tokenizer = train_tokenizer(tokenizer_texts, causal=causal, vocab_size=int(config.scratch.get("vocab_size", 4096)))
+    shape = read_text_config(config)
+    end = eos_token_of(tokenizer, shape) if causal else None
+    tokens = TextTokenizer(tokenizer, max_tokens=config.max_tokens, eos=end)
+    shape = read_text_config(config, vocabulary=len(tokenizer), pad=tokens.pad, eos=end)
+    return (AutoModelForCausalLM if causal else AutoModelForMaskedLM).from_config(shape), tokens
+
+
+def _train(model: torch.nn.Module, tokens: TextTokenizer, captions: Sequence[str], seed: int, steps: int) -> float:
+    """Train on next or masked tokens; returns the cross-entropy of the last step, in nats per token."""
+    encoded = tokens.encode(list(captions))
+    generator = torch.Generator().manual_seed(seed)
+    window = int(getattr(cast("Any", model).config, "max_position_embeddings", tokens.max_tokens))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=_LR, weight_decay=0.01)
+    masking = None if tokens.hf_tokenizer.mask_token is None else DataCollatorForLanguageModeling(tokens.hf_tokenizer)
+    last = float("nan")
+    model.train()
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = _LR * (1 - step / steps)
+        if masking is None:
+            ids = draw_windows(encoded, _BATCH, window, generator)
+            logits = model(input_ids=ids).logits[:, :-1]  # [windows, tokens - 1, vocabulary]
+            loss = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
+        else:
+            rows = torch.randint(len(encoded), (_TEXTS,), generator=generator).tolist()
+            loss = model(**masking([{"input_ids": encoded[row]} for row in rows])).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        last = loss.item()
+        if not torch.isfinite(loss):
+            raise NumericsError(f"step {step + 1} of the caption language model: the loss is {last}")
+        if (step + 1) % 100 == 0:
+            log.info("caption language model, step %d of %d: %.3f nats per token", step + 1, steps, last)
+    model.eval()
+    return last
+
+
+def draw_windows(captions: Sequence[Sequence[int]], batch: int, window: int, generator: torch.Generator) -> Tensor:
+    """Draw captions and concatenate them into a batch of full windows, `[batch, window]`.
+
+    Full windows train every position embedding: a prefix or a prompt context moves captions to positions that no
+    caption alone would reach.
+
+    Args:
+        captions: Token ids, with the end-of-text token.
+        batch: Number of windows.
+        window: Tokens per window.
+        generator: Draws the captions.
+    """
+    stream: list[int] = []
+    while len(stream) < batch * window:
+        stream += captions[int(torch.randint(len(captions), (1,), generator=generator))]
+    return torch.tensor(stream[: batch * window]).reshape(batch, window)

@@ -1,4 +1,4 @@
-"""A study's own language model: it learns captions, once, and is read like a published one."""
+"""Training of caption language models."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ from transformers import AutoModel
 from cleft.config import TextTowerConfig
 from cleft.errors import ConfigError
 from cleft.models.text_tower import build_text_tower
-from cleft.studies.caption_lm import draw_windows, train_caption_lm
+from cleft.studies.run_step import draw_windows, train_caption_lm
 
 SHAPE = TextTowerConfig(
     model=None,
