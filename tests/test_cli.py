@@ -341,6 +341,8 @@ def test_bad_input_gets_a_sentence_and_the_exit_code_of_its_kind(walk, tmp_path,
 def test_debug_prints_where_an_error_came_from(capsys):
     assert main(["--debug", "pretrain", "tinny"]) == 2
     assert "Traceback" in capsys.readouterr().err
+    assert main(["--debug", "evaluate", "nowhere", "--classes", "Edema"]) == 2
+    assert "nowhere" in capsys.readouterr().err
 
 
 def test_weights_that_were_cut_off_are_not_loaded(walk, tmp_path, capsys):

@@ -225,7 +225,8 @@ _READERS: dict[Any, Callable[[str], Any]] = {int: read_number, float: float, Pat
 
 def split_settings(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Separates settings and their values, which argparse would take for positional arguments, from the rest."""
-    name = next((name for name in COMMANDS if name.split() == [*words[: name.count(" ") + 1]]), None)
+    names = [word for word in words if not word.startswith("-")]  # `cleft --debug evaluate ...`
+    name = next((name for name in COMMANDS if name.split() == names[: name.count(" ") + 1]), None)
     options = {entry.name for entry, _, _ in request_fields(COMMANDS[name].request)} if name else set[str]()
     own: list[str] = []
     settings: list[str] = []
