@@ -94,7 +94,9 @@ def build_parser() -> argparse.ArgumentParser:
     for command in sorted(COMMANDS.values(), key=lambda each: _ORDER.index(each.run.__module__)):
         group = command.name.rpartition(" ")[0]
         if group not in groups:
-            below = commands.add_parser(group, help=GROUPS[group], description=f"{GROUPS[group]}.", allow_abbrev=False)
+            below = commands.add_parser(
+                group, help=GROUPS[group], description=f"{GROUPS[group].capitalize()}.", allow_abbrev=False
+            )
             groups[group] = below.add_subparsers(
                 title="commands", metavar="<command>", required=True, parser_class=CommandParser
             )

@@ -70,7 +70,7 @@ class CheckRequest(OutputOptions, SourceOptions):
     """Images to show on the page; by default twelve if they are synthetic, otherwise none."""
     no_images: bool = False
     """Show no images."""
-    json: Path | None = None
+    json: Path | None = option(None, metavar="JSON")
     """Also write everything as JSON."""
 
 

@@ -27,7 +27,7 @@ class ImportRequest:
     method: str | None = None
     """Method it belongs to, such as gloria; by default recognised by the names of its weights. Give it for OpenAI's
     layout: openai-clip, open-clip, chexzero or pubmedclip."""
-    out: Path = option(..., metavar="FOLDER")
+    out: Path = option(metavar="FOLDER")
     """Model folder to write."""
     tokenizer: Path | None = None
     """Folder or hub name of the tokenizer of the language model; for CLIP also its bpe_simple_vocab_16e6.txt.gz."""

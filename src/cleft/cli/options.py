@@ -70,11 +70,13 @@ def argument(default: Any = dataclasses.MISSING, *, metavar: str | None = None) 
     return field(default=default, metadata={"positional": True, "metavar": metavar})
 
 
-def option(default: Any, *, metavar: str | None = None, read: Callable[[str], Any] | None = None) -> Any:
+def option(
+    default: Any = dataclasses.MISSING, *, metavar: str | None = None, read: Callable[[str], Any] | None = None
+) -> Any:
     """Declares an option.
 
     Args:
-        default: Its default, which the help shows unless it is empty.
+        default: Its default, which the help shows unless it is empty; an option without one is required.
         metavar: Placeholder of its value in the help.
         read: Converts its text; by default by the type of the field.
     """
@@ -133,17 +135,20 @@ class _HelpAll(argparse.Action):
 def add_command(parent: Any, each: Command) -> None:
     """Adds the parser of a command to the subparsers of `cleft` or of a group of commands."""
     summary = each.summary
-    positional = "".join(
-        f" {name}" if entry.default is dataclasses.MISSING else f" [{name}]"
-        for entry, kind, _ in request_fields(each.request)
-        if entry.metadata.get("positional")
-        for name in [f"{entry.metadata.get('metavar') or entry.name}{' ...' * (typing.get_origin(kind) is tuple)}"]
-    )
+    required = ""
+    for entry, kind, _ in request_fields(each.request):
+        name = entry.metadata.get("metavar") or entry.name
+        several = " ..." if typing.get_origin(kind) is tuple else ""
+        if entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING:
+            flag = "" if entry.metadata.get("positional") else f"--{entry.name} "
+            required += f" {flag}{name}{several}"
+        elif entry.metadata.get("positional"):
+            required += f" [{name}{several}]"
     parser: CommandParser = parent.add_parser(
         each.name.rpartition(" ")[2],
         help=summary[0].lower() + summary[1:],
         description=f"{summary}.",
-        usage=f"cleft {each.name} [options]{positional}",
+        usage=f"cleft {each.name} [options]{required}",
         allow_abbrev=False,
     )
     parser.command = each
@@ -157,7 +162,7 @@ def add_command(parent: Any, each: Command) -> None:
 def request_fields(request: type) -> Iterator[tuple[dataclasses.Field[Any], Any, str]]:
     """Yields the fields of a request that are options, with type and help."""
     docs = {name: doc for kind in reversed(request.__mro__[:-1]) for name, doc in field_docs(kind).items()}
-    for entry in dataclasses.fields(request):
+    for entry in sorted(dataclasses.fields(request), key=lambda entry: entry.name == "overwrite"):
         if entry.metadata.get("tasks"):
             seen: set[str] = set()
             for kind in entry.metadata["tasks"]():
@@ -174,10 +179,11 @@ def _add_option(parser: argparse.ArgumentParser, entry: dataclasses.Field[Any], 
     options = [each for each in options_of(kind) if each is not types.NoneType]
     many = typing.get_origin(options[0]) is tuple
     default = None if entry.default is dataclasses.MISSING else entry.default
-    shown = f" (default: {default})" if default not in (None, False, (), "") else ""
+    shown = "" if default is None or isinstance(default, bool | tuple) else f" (default: {default})"
     words: dict[str, Any] = {"help": (doc.rstrip(".") + shown).replace("%", "%%")}
-    if meta.get("metavar"):
-        words["metavar"] = meta["metavar"]
+    metavar = meta.get("metavar") or _METAVARS.get(options[0])
+    if metavar and not (meta.get("positional") and not meta.get("metavar")):
+        words["metavar"] = metavar
     if options == [bool]:
         words["action"] = argparse.BooleanOptionalAction if default is None else "store_true"
         parser.add_argument(flag, default=argparse.SUPPRESS, **words)
@@ -220,6 +226,7 @@ def read_number(text: str) -> int:
     return int(text)
 
 
+_METAVARS: dict[Any, str] = {int: "N", Path: "PATH"}
 _READERS: dict[Any, Callable[[str], Any]] = {int: read_number, float: float, Path: read_path, str: str}
 
 

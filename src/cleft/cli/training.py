@@ -25,7 +25,7 @@ class PretrainRequest:
 
     preset: str = argument()
     """Name of a preset (cleft presets lists them), YAML file, or run folder whose settings to use."""
-    run: Path | None = None
+    run: Path | None = option(None, metavar="FOLDER")
     """Folder of the run; an existing run is resumed (default: runs/<preset>)."""
 
 
@@ -64,7 +64,7 @@ class LearnContextRequest:
 
     run: Path = argument()
     """Run folder of stage one."""
-    out: Path | None = None
+    out: Path | None = option(None, metavar="FOLDER")
     """Folder of the new run (default: <run>-context)."""
 
 
@@ -111,7 +111,7 @@ class ClassifyRequest:
     """Share of the training patients, such as 0.01; subsets of equal seeds are nested (default: 1)."""
     seeds: int | None = option(None, metavar="N")
     """Train N classifiers with seeds 0 to N-1; by default one."""
-    out: Path | None = None
+    out: Path | None = option(None, metavar="FOLDER")
     """Folder of the new run (default: <run>-<mode>, with options that differ from the defaults)."""
     allow_overlap: bool = False
     """Also test on patients the run was trained on, and report it."""
