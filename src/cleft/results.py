@@ -57,7 +57,7 @@ class Calibration:
     """Up to ten bins of equally many predictions by rising probability; equal probabilities share a bin."""
     ece: Result
     """Expected calibration error: mean |predicted - observed| over the bins, weighted by their predictions; 0 is best.
-    Few images bias it upwards, and resampling patients biases it further: it may lie below its own interval."""
+    Few images bias it upwards, and resampling patients biases it further: it may be below its own interval."""
     temperature: float | None = None
     """Temperature that minimises the validation negative log-likelihood; above 1 the model was over-confident. None if
     it was not fitted: see `reason`."""

@@ -1,4 +1,4 @@
-"""Calibration of answers laid out by hand."""
+"""Calibration of predictions made by hand."""
 
 import numpy as np
 import pytest
@@ -12,15 +12,15 @@ from cleft.evaluation.scoring import Predictions
 FEW = Bootstrap(resamples=50)
 
 
-def sure(probability, right, images):
-    """Answers between two classes, all equally sure, of which some are right."""
+def predictions(probability, correct, images):
+    """Predictions of two classes with equal probability, some of them correct."""
     scores = np.tile([logit(probability), 0.0], (images, 1))
-    truth = np.r_[np.zeros(right), np.ones(images - right)]
+    truth = np.r_[np.zeros(correct), np.ones(images - correct)]
     return Predictions(scores, truth, [f"p{i}" for i in range(images)])
 
 
-def test_answers_given_with_ninety_percent_of_which_sixty_are_right_are_off_by_thirty():
-    found = calibrate(sure(0.9, 24, 40), "the data have no validation split", FEW)
+def test_ece_is_the_gap_between_confidence_and_accuracy():
+    found = calibrate(predictions(0.9, 24, 40), "the data have no validation split", FEW)
     assert found.ece.value == pytest.approx(0.3)
     [point] = found.bins
     assert (point.predicted, point.observed) == (pytest.approx(0.9), pytest.approx(0.6))
@@ -29,37 +29,37 @@ def test_answers_given_with_ninety_percent_of_which_sixty_are_right_are_off_by_t
     assert (found.temperature, found.ece_after, found.reason) == (None, None, "the data have no validation split")
 
 
-def test_the_temperature_makes_the_confidence_the_share_of_right_answers():
-    temperature = fit_temperature(sure(0.9, 24, 40))
+def test_temperature_makes_the_confidence_equal_to_the_accuracy():
+    temperature = fit_temperature(predictions(0.9, 24, 40))
     assert temperature == pytest.approx(logit(0.9) / logit(0.6), rel=1e-3)
-    found = calibrate(sure(0.9, 24, 40), sure(0.9, 24, 40), bootstrap=FEW)
+    found = calibrate(predictions(0.9, 24, 40), predictions(0.9, 24, 40), bootstrap=FEW)
     assert found.ece_after.value == pytest.approx(0, abs=1e-3)
     assert found.validation_images == 40
     assert found.bins_after[0].predicted == pytest.approx(0.6, abs=1e-3)
 
 
-def test_a_temperature_changes_no_answer_and_the_best_one_surprises_least():
+def test_temperature_minimises_the_negative_log_likelihood():
     generator = np.random.default_rng(0)
     truth = generator.integers(4, size=200)
     scores = 3 * generator.normal(size=(200, 4))
     scores[np.arange(200), truth] += 2
-    scored = Predictions(scores, truth.astype(float), [str(i) for i in range(200)])
-    temperature = fit_temperature(scored)
-    assert negative_log_likelihood(scored, temperature) < min(
-        negative_log_likelihood(scored, each) for each in (0.9 * temperature, 1.1 * temperature)
+    given = Predictions(scores, truth.astype(float), [str(i) for i in range(200)])
+    temperature = fit_temperature(given)
+    assert negative_log_likelihood(given, temperature) < min(
+        negative_log_likelihood(given, each) for each in (0.9 * temperature, 1.1 * temperature)
     )
     reference = -np.log(np.exp(scores / 2)[np.arange(200), truth] / np.exp(scores / 2).sum(axis=1)).mean()
-    assert negative_log_likelihood(scored, 2.0) == pytest.approx(reference)
+    assert negative_log_likelihood(given, 2.0) == pytest.approx(reference)
 
 
-def test_present_absent_counts_every_known_pair():
+def test_present_absent_counts_every_labelled_pair():
     nan = np.nan
-    scored = Predictions(
+    given = Predictions(
         logit(np.array([[0.8, 0.5], [0.8, 0.5], [0.8, 0.5]])),
         np.array([[1.0, nan], [1.0, 0.0], [0.0, nan]]),
         ["a", "a", "b"],
     )
-    found = calibrate(scored, "no temperature", bootstrap=FEW)
+    found = calibrate(given, "no temperature", bootstrap=FEW)
     assert sum(point.images for point in found.bins) == 4
     # One bin, for there are few: predicted (3 x 0.8 + 0.5) / 4, and half of it came true.
     assert found.ece.value == pytest.approx((3 * 0.8 + 0.5) / 4 - 0.5)
@@ -75,21 +75,21 @@ def test_present_absent_fits_one_temperature_over_all_pairs():
     assert temperature == pytest.approx(logit(0.9) / logit(70 / 90), rel=1e-3)
 
 
-def test_bins_hold_equally_many_and_equal_probabilities_share_one():
+def test_bins_have_equal_size_and_equal_probabilities_share_one():
     generator = np.random.default_rng(1)
     scores = np.c_[generator.normal(size=200), np.zeros(200)]
     scores[:50] = [0.3, 0.0]
-    scored = Predictions(scores, generator.integers(2, size=200).astype(float), [str(i) for i in range(200)])
-    found = calibrate(scored, "no temperature", bootstrap=FEW)
-    turned = Predictions(scores[::-1], scored.truth[::-1], scored.patients[::-1])
-    for point, other in zip(found.bins, calibrate(turned, "no temperature", bootstrap=FEW).bins, strict=True):
+    given = Predictions(scores, generator.integers(2, size=200).astype(float), [str(i) for i in range(200)])
+    found = calibrate(given, "no temperature", bootstrap=FEW)
+    flipped = Predictions(scores[::-1], given.truth[::-1], given.patients[::-1])
+    for point, other in zip(found.bins, calibrate(flipped, "no temperature", bootstrap=FEW).bins, strict=True):
         assert (point.images, point.predicted) == (other.images, pytest.approx(other.predicted))
     assert len(found.bins) <= 10
     assert sum(point.images for point in found.bins) == 200
     assert [point.predicted for point in found.bins] == sorted(point.predicted for point in found.bins)
 
 
-def test_the_error_equals_the_long_way_for_any_counts():
+def test_calibration_error_equals_a_loop_over_bins_for_any_counts():
     generator = np.random.default_rng(2)
     predicted, true = generator.random(60), generator.integers(2, size=60).astype(float)
     image, bins = generator.integers(20, size=60), generator.integers(5, size=60)
@@ -103,12 +103,12 @@ def test_the_error_equals_the_long_way_for_any_counts():
 
 
 @pytest.mark.parametrize(
-    ("scored", "reason"),
+    ("given", "reason"),
     [
-        (sure(0.9, 5, 19), "no temperature: 19 validation images, needs 20"),
-        (sure(0.9, 20, 20), "every validation image is classified correctly"),
-        (sure(0.9, 10, 20), "no better than by chance"),
+        (predictions(0.9, 5, 19), "no temperature: 19 validation images, needs 20"),
+        (predictions(0.9, 20, 20), "every validation image is classified correctly"),
+        (predictions(0.9, 10, 20), "no better than by chance"),
     ],
 )
-def test_where_no_temperature_fits_it_says_why(scored, reason):
-    assert reason in fit_temperature(scored)
+def test_reason_without_a_temperature(given, reason):
+    assert reason in fit_temperature(given)

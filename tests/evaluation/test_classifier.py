@@ -1,4 +1,4 @@
-"""From a head to a result file, as zero-shot makes it, and over seeds to a mean and a spread."""
+"""From a trained classifier to a result file, and over seeds to mean and spread."""
 
 import csv
 import json
@@ -27,7 +27,7 @@ PAPER = ("--classify.protocol=paper", "--classify.steps=10")
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """A tower that nothing was learned with, so that no patient is known but those of the heads."""
+    """An untrained image tower, so that only the patients of the classifiers are known."""
     root = write_drawings(tmp_path_factory.mktemp("drawings") / "data")
     return pretrain(tiny_settings(root, "--method=image-only"), tmp_path_factory.mktemp("runs") / "random")
 
@@ -46,7 +46,7 @@ def learn(source, folder, *words):
     return classify(source, load_settings(source, words), folder, progress=False)
 
 
-def ask(run, **options):
+def evaluate(run, **options):
     path = evaluate_classifier(run, ClassifierOptions(bootstrap=FEW, **options), progress=False)
     return path, read_evaluation(path)
 
@@ -58,8 +58,8 @@ def seeds_of(source, folder, *words, seeds=None, data=None, **options):
     return paths, [read_evaluation(path) for path in paths]
 
 
-def test_a_head_becomes_a_result_file_that_says_how_it_was_trained(probe):
-    path, found = ask(probe)
+def test_result_of_a_classifier_describes_its_training(probe):
+    path, found = evaluate(probe)
     assert path.parent == probe / "results"
     assert (found.task, found.dataset, found.split, found.scoring) == (
         "linear-probe",
@@ -83,8 +83,8 @@ def test_a_head_becomes_a_result_file_that_says_how_it_was_trained(probe):
     assert len(found.examples) == min(10, results["accuracy"].images)
 
 
-def test_what_the_head_answers_is_what_its_model_says_of_each_image(tuned):
-    _, found = ask(tuned, split="all", allow_overlap=True)
+def test_predictions_equal_those_of_the_loaded_model(tuned):
+    _, found = evaluate(tuned, split="all", allow_overlap=True)
     settings = load_settings(tuned)
     model = load_image_classifier(tuned)
     with (settings.data.root / "manifest.csv").open() as file:
@@ -96,93 +96,93 @@ def test_what_the_head_answers_is_what_its_model_says_of_each_image(tuned):
         shown = [place for place, name in enumerate(CLASSES) if row[name] == "1"]
         if len(shown) == 1:
             with torch.no_grad():
-                answer = int(model(load_image(settings.data.root / row["image"], settings.images)).argmax())
-            table[shown[0], answer] += 1
+                predicted = int(model(load_image(settings.data.root / row["image"], settings.images)).argmax())
+            table[shown[0], predicted] += 1
     assert np.array(found.confusion).tolist() == table.tolist()
     assert found.task == "fine-tune"
 
 
-def test_patients_of_training_and_validation_stop_it_unless_allowed(probe):
+def test_patients_of_training_and_validation_are_refused_unless_allowed(probe):
     with pytest.raises(DataError, match=r"19 of 34 patients were trained on"):
-        ask(probe, split="train")
-    _, found = ask(probe, split="train", allow_overlap=True)
+        evaluate(probe, split="train")
+    _, found = evaluate(probe, split="train", allow_overlap=True)
     assert any("Beware: 19 of " in note and "too optimistic" in note for note in found.notes)
-    _, others = ask(probe, split="all", drop_overlap=True)
+    _, others = evaluate(probe, split="all", drop_overlap=True)
     assert others.overlap_left_out == 19 + 12
 
 
-def test_heads_of_one_tower_share_what_it_said_of_the_test_images(source, probe, monkeypatch):
-    ask(probe)
+def test_classifiers_of_one_image_tower_share_stored_features(source, probe, monkeypatch):
+    evaluate(probe)
     other = learn(source, source.with_name("other"), "--classify.fraction=0.8")
 
     def never(self, images):
         raise AssertionError("an image was read again")
 
     monkeypatch.setattr(ImageClassifier, "encode_image_features", never)
-    ask(other)
+    evaluate(other)
 
 
-def test_findings_are_asked_one_by_one_with_blanks_as_in_training(source, tmp_path):
+def test_present_absent_uses_blank_labels_as_in_training(source, tmp_path):
     run = learn(source, tmp_path / "run", "--classify.scoring=present-absent", "--classify.blank=absent")
-    _, found = ask(run)
+    _, found = evaluate(run)
     assert found.scoring == "present-absent"
     assert any("count as absent" in note for note in found.notes)
     assert {"auc/Edema", "accuracy/Edema"} <= {result.metric for result in found.results}
     assert found.command.endswith("--task linear-probe")
-    _, other = ask(run, blank="unknown")
+    _, other = evaluate(run, blank="unknown")
     assert any("and not scored" in note for note in other.notes)
 
 
-def test_a_question_the_head_was_not_trained_for_is_refused(probe, tmp_path):
+def test_other_scoring_mode_or_classes_than_in_training_are_refused(probe, tmp_path):
     with pytest.raises(ConfigError, match=r"--scoring present-absent: .* was trained for multi-class"):
-        ask(probe, scoring="present-absent")
+        evaluate(probe, scoring="present-absent")
     with pytest.raises(ConfigError, match=r"--task fine-tune: .* was trained with --mode linear-probe"):
-        ask(probe, mode="fine-tune")
+        evaluate(probe, mode="fine-tune")
     root = write_fake_rsna(tmp_path / "rsna", [rsna_row(number, str(number % 2)) for number in range(1, 9)])
     with pytest.raises(
         ConfigError, match=r"has the classes Edema, Fracture, .* but rsna has no column Edema or Fracture"
     ):
-        ask(probe, data=f"rsna:{root}", split="all")
+        evaluate(probe, data=f"rsna:{root}", split="all")
 
 
-def stranger(row):
+def other_patient(row):
     return {**row, "patient": row["patient"].replace("p", "q")}
 
 
-def test_other_images_of_the_same_classes_are_asked_about(source, probe, tmp_path):
-    root = copy_drawings(load_settings(source).data.root, tmp_path / "more", stranger)
-    _, found = ask(probe, data=f"manifest:{root}", split="all")
+def test_other_data_with_the_same_classes_are_evaluated(source, probe, tmp_path):
+    root = copy_drawings(load_settings(source).data.root, tmp_path / "more", other_patient)
+    _, found = evaluate(probe, data=f"manifest:{root}", split="all")
     assert found.command == "cleft evaluate probe --task linear-probe --data 'manifest:<folder>' --split all"
     assert found.overlap_left_out == 0
 
 
-def test_a_run_without_a_finished_head_has_no_answers(source, probe, tmp_path):
+def test_a_run_without_a_finished_classifier_is_refused(source, probe, tmp_path):
     with pytest.raises(CheckpointError, match=r"random has no classifier; cleft classify .* trains one"):
-        ask(source)
+        evaluate(source)
     begun = shutil.copytree(probe, tmp_path / "begun")
     (begun / "model.json").unlink()
     with pytest.raises(CheckpointError, match="begun: training is not finished; run the same cleft classify again"):
-        ask(begun)
+        evaluate(begun)
     with pytest.raises(ConfigError, match="is not a run folder"):
-        ask(tmp_path)
+        evaluate(tmp_path)
 
 
-def test_a_probe_whose_tower_has_gone_says_where_it_lay(source, tmp_path):
+def test_error_names_the_folder_of_a_missing_image_tower(source, tmp_path):
     tower = shutil.copytree(source, tmp_path / "tower")
     run = learn(tower, tmp_path / "run", *PAPER)
     shutil.rmtree(tower)
     with pytest.raises(CheckpointError, match="keeps a head alone; its tower was in"):
-        ask(run)
+        evaluate(run)
 
 
-def test_several_seeds_are_several_runs_with_a_mean_and_a_spread(source, tmp_path):
+def test_several_seeds_make_several_runs_with_mean_and_spread(source, tmp_path):
     paths, found = seeds_of(source, tmp_path / "runs", *PAPER, "--classify.fraction=0.5", seeds=2)
     assert [path.parents[1] for path in paths] == [tmp_path / "runs" / "seed-0", tmp_path / "runs" / "seed-1"]
     assert [each.training_seed for each in found] == [0, 1]
     assert paths[0].name != paths[1].name
     assert found[0].ids_digest == found[1].ids_digest
-    taken = [json.loads((path.parents[1] / "split.json").read_text())["patients"] for path in paths]
-    assert taken[0] != taken[1]
+    patients = [json.loads((path.parents[1] / "split.json").read_text())["patients"] for path in paths]
+    assert patients[0] != patients[1]
     first, second = ({result.metric: result.value for result in each.results} for each in found)
     mean = (first["accuracy"] + second["accuracy"]) / 2
     assert seed_spread(found)[0].startswith(
@@ -192,7 +192,7 @@ def test_several_seeds_are_several_runs_with_a_mean_and_a_spread(source, tmp_pat
     assert seed_spread(found[:1]) == []
 
 
-def test_one_seed_is_one_run_and_none_is_an_error(source, tmp_path):
+def test_one_seed_makes_one_run_and_zero_is_refused(source, tmp_path):
     [path], [found] = seeds_of(source, tmp_path / "one", *PAPER, seeds=1)
     assert (path.parents[1], found.training_seed) == (tmp_path / "one", 0)
     [path], [found] = seeds_of(source, tmp_path / "own", *PAPER, "--seed=5")
@@ -201,7 +201,7 @@ def test_one_seed_is_one_run_and_none_is_an_error(source, tmp_path):
         seeds_of(source, tmp_path / "none", seeds=0)
 
 
-def test_a_closed_form_probe_of_all_images_is_fitted_once_whatever_the_seeds(source, tmp_path, caplog):
+def test_a_closed_form_probe_on_all_images_is_fitted_once(source, tmp_path, caplog):
     [path], _ = seeds_of(source, tmp_path / "runs", seeds=3)
     assert path.parents[1] == tmp_path / "runs"
     assert "does not depend on the seed; one is fitted" in caplog.text
@@ -217,7 +217,7 @@ def test_equal_weights_have_no_spread(source, tmp_path):
     assert "standard deviation" in seed_spread(found)[0]
 
 
-def test_test_patients_that_the_source_knows_are_refused_before_anything_is_trained(source, tmp_path):
+def test_overlap_with_the_source_run_is_refused_before_training(source, tmp_path):
     knows = pretrain(
         tiny_settings(load_settings(source).data.root, "--optim.steps=3"), tmp_path / "knows", progress=False
     )
@@ -230,13 +230,13 @@ def test_test_patients_that_the_source_knows_are_refused_before_anything_is_trai
     assert found.overlap_left_out > 0
 
 
-def test_labels_that_are_reversed_in_testing_are_warned_of(source, tmp_path, caplog):
+def test_reversed_labels_are_warned_of(source, tmp_path, caplog):
     def turned(row):
-        return {**stranger(row), **{name: "1" if row[name] == "0" else "0" for name in CLASSES}}
+        return {**other_patient(row), **{name: "1" if row[name] == "0" else "0" for name in CLASSES}}
 
     root = copy_drawings(load_settings(source).data.root, tmp_path / "turned", turned)
     run = learn(source, tmp_path / "run", "--classify.scoring=present-absent")
-    _, found = ask(run, data=f"manifest:{root}", split="all")
+    _, found = evaluate(run, data=f"manifest:{root}", split="all")
     [note] = [note for note in found.notes if "far below chance" in note]
     assert "Check whether labels or prompts are reversed." in note
     assert note in caplog.text

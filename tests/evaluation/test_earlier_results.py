@@ -49,7 +49,7 @@ def test_renamed_fields_keep_their_values(results):
     assert [each.without_match for each in retrieval] == [each["unanswerable"] for each in old]
     assert [each.relevant_per_query for each in retrieval] == [each["right"] for each in old]
     assert [item.relevant for item in retrieval[0].examples[0].retrieved] == [
-        answer["right"] for answer in old[0]["examples"][0]["answers"]
+        item["right"] for item in old[0]["examples"][0]["answers"]
     ]
     key = "zero-shot", "multi-class", "handwritten"
     zero_shot, old = read_evaluation(results[key]), stored[key]

@@ -1,4 +1,4 @@
-"""Metrics against numbers made by hand, and against a reference library on whatever hypothesis thinks of."""
+"""Metrics against values computed by hand, and against scikit-learn on random cases of hypothesis."""
 
 import time
 
@@ -34,7 +34,7 @@ def auc_value(scores, positive):
     return value_of(auc(scores, positive), len(scores))
 
 
-def test_auc_counts_pairs_and_half_of_a_tie():
+def test_auc_counts_ties_as_half():
     # Positives 3 and 1 against negatives 2 and 1: won, won, lost, tied.
     assert auc_value([3, 1, 2, 1], [True, True, False, False]) == pytest.approx(2.5 / 4)
 
@@ -54,11 +54,11 @@ def test_h2_a_score_that_is_not_finite_is_refused(bad):
         auc([0.5, bad], [True, False])
 
 
-def test_accuracy_of_three_hits_in_four():
+def test_accuracy_of_three_correct_in_four():
     assert value_of(accuracy([1, 1, 1, 0]), 4) == 0.75
 
 
-def test_nothing_measured_is_none():
+def test_value_without_images_is_none():
     assert value_of(accuracy([]), 0) is None
 
 
@@ -85,7 +85,7 @@ def test_q12_order_of_images_changes_nothing(images, random):
 
 @push
 @given(st.lists(st.tuples(st.integers(-20, 20), st.booleans()), min_size=1, max_size=60))
-def test_q12_a_rising_map_of_the_scores_changes_nothing(images):
+def test_q12_a_monotonic_map_of_the_scores_changes_nothing(images):
     scores, positive = zip(*images, strict=True)
     assert auc_value(np.exp(np.array(scores) / 2.0), positive) == auc_value(scores, positive)
 
@@ -113,22 +113,22 @@ def test_a_thinned_curve_keeps_both_ends():
     assert points[-1] == (1.0, 1.0)
 
 
-def test_curve_of_a_perfect_ranking_has_one_corner():
+def test_curve_of_a_perfect_ranking_has_one_vertex():
     assert roc_points([4, 3, 2, 1], [True, True, False, False]) == [(0, 0), (0, 1), (1, 1)]
 
 
 @push
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=50))
 def test_q12_confusion_equals_the_reference(pairs):
-    truth, answers = zip(*pairs, strict=True)
-    assert np.array_equal(confusion(truth, answers, 4), confusion_matrix(truth, answers, labels=range(4)))
+    truth, predicted = zip(*pairs, strict=True)
+    assert np.array_equal(confusion(truth, predicted, 4), confusion_matrix(truth, predicted, labels=range(4)))
 
 
-def test_rows_of_the_confusion_are_the_truth():
+def test_rows_of_the_confusion_matrix_are_true_classes():
     assert confusion([0, 0, 1], [1, 1, 1], 2) == ((0, 2), (0, 1))
 
 
-def test_interval_draws_patients_not_images():
+def test_interval_resamples_patients_not_images():
     # One patient with 100 hits among 20 patients with one miss each: drawn or not, never half.
     patients = ["a"] * 100 + [f"b{i}" for i in range(20)]
     hits = [1] * 100 + [0] * 20
@@ -163,12 +163,12 @@ def test_statistics_of_the_same_resamples_share_one_computation():
     assert [each is one for each in computed] == [True, False, True]
 
 
-def test_a_difference_of_nothing_has_p_one():
+def test_a_zero_difference_has_p_value_one():
     [found] = paired_intervals([lambda counts: np.zeros(len(counts))], [str(i) for i in range(30)], resamples=50)
     assert found == (Interval((0.0, 0.0), None), 1.0)
 
 
-def test_an_interval_of_equal_hits_has_no_width():
+def test_interval_of_only_correct_predictions_has_no_width():
     assert intervals([accuracy([1] * 20)], [str(i) for i in range(20)])[0].bounds == (1.0, 1.0)
 
 
@@ -186,7 +186,7 @@ def test_h9_resamples_without_a_class_are_counted():
     assert reason.endswith("of 200 resamples lack a class")
 
 
-def test_a_few_resamples_without_a_class_are_set_aside_and_said():
+def test_few_resamples_without_a_class_are_left_out_and_counted():
     positive = [True] * 5 + [False] * 95  # all five missing in about 0.6 % of the resamples
     bounds, reason = intervals([auc(range(100), positive)], [str(i) for i in range(100)], resamples=1_000)[0]
     assert bounds is not None
@@ -201,7 +201,7 @@ def test_equal_seeds_give_equal_intervals_and_other_seeds_others():
     assert first == again != other
 
 
-def test_interval_is_as_wide_as_theory_says():
+def test_interval_width_is_that_of_the_binomial():
     generator = np.random.default_rng(0)
     hits = generator.random(400) < 0.5
     (low, high), _ = intervals([accuracy(hits)], [str(i) for i in range(400)], resamples=2_000)[0]
@@ -211,12 +211,12 @@ def test_interval_is_as_wide_as_theory_says():
 def test_blocks_of_resamples_do_not_change_the_interval(monkeypatch):
     generator = np.random.default_rng(0)
     statistic, patients = accuracy(generator.random(50) < 0.5), [str(i) for i in range(50)]
-    whole = intervals([statistic], patients, resamples=100)
+    at_once = intervals([statistic], patients, resamples=100)
     monkeypatch.setattr("cleft.evaluation.metrics._CELLS", 50 * 7)
-    assert intervals([statistic], patients, resamples=100) == whole
+    assert intervals([statistic], patients, resamples=100) == at_once
 
 
-def test_a_thousand_resamples_of_a_thousand_images_and_five_classes_take_seconds():
+def test_intervals_of_a_thousand_images_and_five_classes_take_seconds():
     generator = np.random.default_rng(0)
     scores, truth = generator.random((1_000, 5)), generator.integers(5, size=1_000)
     statistics = [auc(scores[:, c], truth == c) for c in range(5)]
@@ -238,7 +238,7 @@ def test_average_precision_without_a_positive_is_none():
     assert value_of(average_precision([1, 2], [False, False]), 2) is None
 
 
-def test_sensitivity_is_taken_at_a_threshold_that_the_scores_have():
+def test_sensitivity_uses_a_threshold_among_the_scores():
     # Of ten negatives one may be above the threshold: two of three positives are above the second highest one.
     negatives, positives = list(range(10)), [9.5, 8.5, 0.5]
     scores, shown = [*negatives, *positives], [False] * 10 + [True] * 3
@@ -246,7 +246,7 @@ def test_sensitivity_is_taken_at_a_threshold_that_the_scores_have():
     assert value_of(sensitivity_at(scores, shown, 0.95), 13) == pytest.approx(1 / 3)
 
 
-def test_sensitivity_of_equal_scores_is_nothing():
+def test_sensitivity_of_equal_scores_is_zero():
     assert value_of(sensitivity_at([7, 7, 7], [True, False, False], 0.9), 3) == 0
 
 
@@ -284,7 +284,7 @@ def test_an_image_counted_twice_is_two_images(images):
         assert found == pytest.approx(np.nan if expected is None else expected, nan_ok=True)
 
 
-def test_statistics_that_share_a_count_answer_as_those_that_do_not():
+def test_ranking_statistics_equal_the_separate_functions():
     generator = np.random.default_rng(2)
     scores, positive = generator.random(40), generator.random(40) < 0.4
     apart = [auc(scores, positive), average_precision(scores, positive)]

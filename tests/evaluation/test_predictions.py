@@ -1,4 +1,4 @@
-"""Questions to embeddings laid out by hand in two dimensions."""
+"""Predictions and baselines on logits and labels made by hand."""
 
 import math
 
@@ -60,48 +60,48 @@ def test_h2_an_embedding_of_nan_is_refused():
         class_logits(torch.tensor([[NAN, 0.0]]), torch.ones(2, 2), torch.tensor(0.0))
 
 
-def test_g12_only_images_with_exactly_one_of_the_classes_are_asked_about():
-    answers = multi_class_results(LOGITS, embeddings(LABELS), ("Edema", "Pneumonia"))
-    assert answers.rows == [0, 1, 4]
-    assert answers.truths == ["Edema", "Pneumonia", "Edema"]
-    assert values(answers.results)["accuracy"] == pytest.approx(2 / 3)
-    assert answers.confusion == ((1, 1), (0, 1))
-    assert answers.notes == [
+def test_g12_only_images_with_exactly_one_class_are_scored():
+    classified = multi_class_results(LOGITS, embeddings(LABELS), ("Edema", "Pneumonia"))
+    assert classified.rows == [0, 1, 4]
+    assert classified.truths == ["Edema", "Pneumonia", "Edema"]
+    assert values(classified.results)["accuracy"] == pytest.approx(2 / 3)
+    assert classified.confusion == ((1, 1), (0, 1))
+    assert classified.notes == [
         "Scored: 3 images with exactly one of the classes (1 of 5 images shows none of them, 1 several)."
     ]
 
 
-def test_very_sure_answers_still_rank():
+def test_saturated_probabilities_still_rank():
     # In float64 both softmax probabilities round to 1 and would tie.
     logits = np.array([[80.0, 0.0], [90.0, 0.0]])
-    answers = multi_class_results(logits, embeddings([[NAN, 0, 1.0], [NAN, 1.0, 0]]), ("Edema", "Pneumonia"))
-    assert values(answers.results)["auc/Edema"] == 1.0
+    classified = multi_class_results(logits, embeddings([[NAN, 0, 1.0], [NAN, 1.0, 0]]), ("Edema", "Pneumonia"))
+    assert values(classified.results)["auc/Edema"] == 1.0
 
 
-def test_the_curve_of_a_class_against_none_is_drawn_once():
+def test_two_classes_with_a_negative_one_have_one_roc_curve():
     labels = [[1.0, NAN, NAN], [NAN, NAN, 1.0]]
-    answers = multi_class_results(np.eye(2), embeddings(labels), ("No Finding", "Pneumonia"))
-    assert list(answers.roc) == ["Pneumonia"]
+    classified = multi_class_results(np.eye(2), embeddings(labels), ("No Finding", "Pneumonia"))
+    assert list(classified.roc) == ["Pneumonia"]
 
 
-def test_h3_a_class_without_images_is_named_and_can_be_answered():
-    answers = multi_class_results(
+def test_h3_a_class_without_images_is_noted_and_can_be_predicted():
+    classified = multi_class_results(
         np.array([[0.0, 9.0], [1.0, 0.0]]), embeddings([[NAN, 1.0, NAN]] * 2), ("Edema", "Pneumonia")
     )
-    found = values(answers.results)
+    found = values(classified.results)
     assert found.pop("accuracy") == 0.5
     assert {"auc", "auc/Edema", "auc/Pneumonia", "auprc/Edema", "sensitivity@0.90/Pneumonia"} < set(found)
     assert set(found.values()) == {None}
-    assert "No image shows Pneumonia, but it can be predicted." in answers.notes
-    assert answers.confusion == ((1, 1), (0, 0))
+    assert "No image shows Pneumonia, but it can be predicted." in classified.notes
+    assert classified.confusion == ((1, 1), (0, 0))
 
 
-def test_h10_no_image_with_exactly_one_class_is_a_sentence():
+def test_h10_no_image_with_exactly_one_class_is_an_error():
     with pytest.raises(DataError, match="no image shows exactly one of Edema, Pneumonia"):
         multi_class_results(LOGITS[:1], embeddings([[1.0, 1.0, 1.0]]), ("Edema", "Pneumonia"))
 
 
-def test_one_class_cannot_be_told_apart():
+def test_multi_class_scoring_of_one_class_is_refused():
     with pytest.raises(ConfigError, match="needs two"):
         multi_class_results(LOGITS[:, :1], embeddings(LABELS), ("Edema",))
 
@@ -111,27 +111,27 @@ def test_a_class_the_table_lacks_is_refused():
         multi_class_results(LOGITS, embeddings(LABELS), ("Edema", "Fracture"))
 
 
-def test_present_absent_compares_each_finding_with_its_denial():
+def test_present_absent_compares_the_prompts_for_presence_and_absence():
     labels = [[NAN, 1.0, NAN], [NAN, 0.0, NAN], [NAN, 0.0, 1.0], [NAN, -1.0, NAN]]
     logits = np.array([[2.0, 1.0], [0.0, 1.0], [3.0, 1.0], [0.0, 1.0]])
-    answers = present_absent_results(logits, embeddings(labels), ("Edema",))
-    found = values(answers.results)
+    classified = present_absent_results(logits, embeddings(labels), ("Edema",))
+    found = values(classified.results)
     assert found["accuracy/Edema"] == pytest.approx(2 / 3)
     assert found["auc/Edema"] == 0.5
-    assert answers.probabilities[0, 0] == pytest.approx(1 / (1 + math.exp(-1)))
-    assert "1 of 4 labels is blank or uncertain and not scored" in answers.notes[0]
+    assert classified.probabilities[0, 0] == pytest.approx(1 / (1 + math.exp(-1)))
+    assert "1 of 4 labels is blank or uncertain and not scored" in classified.notes[0]
 
 
-def test_blank_counts_as_absent_only_where_asked_for():
+def test_blank_labels_count_as_absent_only_if_requested():
     labels = [[NAN, 1.0, NAN], [NAN, NAN, NAN], [NAN, NAN, NAN]]
-    asked = (np.array([[1.0, 0], [0.0, 0], [2.0, 0]]), embeddings(labels), ("Edema",))
-    assert values(present_absent_results(*asked).results)["auc/Edema"] is None
-    answers = present_absent_results(*asked, blank="absent")
-    assert values(answers.results)["auc/Edema"] == 0.5
-    assert "count as absent" in answers.notes[0]
+    arguments = (np.array([[1.0, 0], [0.0, 0], [2.0, 0]]), embeddings(labels), ("Edema",))
+    assert values(present_absent_results(*arguments).results)["auc/Edema"] is None
+    classified = present_absent_results(*arguments, blank="absent")
+    assert values(classified.results)["auc/Edema"] == 0.5
+    assert "count as absent" in classified.notes[0]
 
 
-def test_nothing_known_is_a_sentence():
+def test_no_labelled_image_is_an_error():
     with pytest.raises(DataError, match="no image is labelled for Edema"):
         present_absent_results(np.ones((1, 2)), embeddings([[NAN, NAN, NAN]]), ("Edema",))
 
@@ -139,48 +139,48 @@ def test_nothing_known_is_a_sentence():
 PATIENTS = [str(i) for i in range(10)]
 
 
-def test_the_majority_answers_the_most_frequent_class():
+def test_majority_baseline_predicts_the_most_frequent_class():
     assert majority_scores([1, 1, 0], 3)[0] == pytest.approx([1 / 3, 2 / 3, 0])
 
 
-def test_the_majority_of_six_in_ten_scores_six_tenths_and_ranks_nothing():
-    floors = values(class_baselines(np.array([0] * 6 + [1] * 4), ["AP"] * 10, ("Edema", "Pneumonia"), PATIENTS))
-    assert floors["majority-class/accuracy"] == 0.6
-    assert floors["majority-class/auc"] == 0.5
+def test_majority_baseline_has_the_accuracy_of_its_class_and_auc_one_half():
+    baselines = values(class_baselines(np.array([0] * 6 + [1] * 4), ["AP"] * 10, ("Edema", "Pneumonia"), PATIENTS))
+    assert baselines["majority-class/accuracy"] == 0.6
+    assert baselines["majority-class/auc"] == 0.5
 
 
-def test_ap_means_the_finding_where_the_other_class_is_none():
+def test_view_rule_predicts_the_finding_for_ap():
     truth = np.array([0, 0, 0, 0, 1, 1, 1, 1, 1, 1])  # pneumonia, then no finding
     views = ["AP", "AP", "AP", "PA", "AP", "PA", "PA", "PA", "PA", "PA"]
-    floors = values(class_baselines(truth, views, ("Pneumonia", "No Finding"), PATIENTS))
-    assert floors["ap-view/accuracy"] == 0.8
-    assert floors["ap-view/auc"] == pytest.approx((3 / 4 + 5 / 6) / 2)
+    baselines = values(class_baselines(truth, views, ("Pneumonia", "No Finding"), PATIENTS))
+    assert baselines["ap-view/accuracy"] == 0.8
+    assert baselines["ap-view/auc"] == pytest.approx((3 / 4 + 5 / 6) / 2)
 
 
-def test_where_ap_is_rarer_among_the_sick_the_rule_is_turned_round_and_says_so():
+def test_view_rule_is_reversed_and_noted_if_ap_is_rarer_with_the_finding():
     truth = np.array([0] * 5 + [1] * 5)  # pneumonia, then no finding
     views = ["PA", "PA", "PA", "PA", "AP", "AP", "AP", "AP", "PA", "PA"]
-    floors = class_baselines(truth, views, ("Pneumonia", "No Finding"), PATIENTS)
-    assert values(floors)["ap-view/accuracy"] == 0.7
-    assert values(floors)["ap-view/auc/Pneumonia"] == 0.7
-    reasons = {floor.reason.split(";")[0] for floor in floors if floor.metric.startswith("ap-view")}
+    baselines = class_baselines(truth, views, ("Pneumonia", "No Finding"), PATIENTS)
+    assert values(baselines)["ap-view/accuracy"] == 0.7
+    assert values(baselines)["ap-view/auc/Pneumonia"] == 0.7
+    reasons = {baseline.reason.split(";")[0] for baseline in baselines if baseline.metric.startswith("ap-view")}
     assert reasons == {"reversed: AP is rarer among images that show Pneumonia"}
 
 
-def test_each_finding_turns_its_own_rule():
+def test_view_rule_is_reversed_per_finding():
     labels = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
-    floors = finding_baselines(labels, ["AP", "AP", "PA", "PA"], ("Edema", "Nodule"), PATIENTS[:4])
-    found = {floor.metric: floor for floor in floors}
+    baselines = finding_baselines(labels, ["AP", "AP", "PA", "PA"], ("Edema", "Nodule"), PATIENTS[:4])
+    found = {baseline.metric: baseline for baseline in baselines}
     assert found["ap-view/auc/Edema"].value == found["ap-view/auc/Nodule"].value == 1.0
     assert not found["ap-view/auc/Edema"].reason.startswith("reversed")
     assert found["ap-view/auc/Nodule"].reason.startswith("reversed")
 
 
-def test_images_whose_finding_is_not_known_turn_no_rule():
+def test_unlabelled_images_do_not_reverse_the_view_rule():
     # Among the known, AP is more common with edema; the unknown ones are all AP.
     labels = np.array([[1.0], [1.0], [0.0], [0.0]] + [[np.nan]] * 4)
     views = ["AP", "PA", "PA", "PA"] + ["AP"] * 4
-    found = {floor.metric: floor for floor in finding_baselines(labels, views, ("Edema",), PATIENTS[:8])}
+    found = {baseline.metric: baseline for baseline in finding_baselines(labels, views, ("Edema",), PATIENTS[:8])}
     assert found["ap-view/auc/Edema"].value == 0.75
     assert not found["ap-view/auc/Edema"].reason.startswith("reversed")
 
@@ -193,7 +193,7 @@ def test_the_order_of_the_two_classes_does_not_matter():
     assert one == other
 
 
-def test_of_many_classes_each_view_answers_its_most_frequent_one():
+def test_view_rule_of_many_classes_predicts_the_most_frequent_one_per_view():
     truth = [0, 0, 1, 2, 2]
     scores, _ = view_rule(truth, ["AP", "AP", "AP", "PA", "PA"], ("Edema", "Atelectasis", "Cardiomegaly"))
     assert scores[0] == pytest.approx([2 / 3, 1 / 3, 0])
@@ -203,29 +203,29 @@ def test_of_many_classes_each_view_answers_its_most_frequent_one():
 @pytest.mark.parametrize(
     ("views", "reason"), [([None] * 10, "the table has no views"), (["PA"] * 10, "every image is PA")]
 )
-def test_views_that_tell_nothing_apart_leave_a_dash_with_its_reason(views, reason):
+def test_view_rule_without_distinct_views_has_a_reason(views, reason):
     classes = class_baselines(np.array([0, 1] * 5), views, ("Edema", "Pneumonia"), PATIENTS)
     findings = finding_baselines(np.array([[0.0], [1.0]] * 5), views, ("Edema",), PATIENTS)
-    for floors in (classes, findings):
-        by_view = [floor for floor in floors if floor.metric.startswith("ap-view/")]
-        assert [(floor.value, floor.reason) for floor in by_view] == [(None, reason)] * 5
+    for baselines in (classes, findings):
+        by_view = [baseline for baseline in baselines if baseline.metric.startswith("ap-view/")]
+        assert [(baseline.value, baseline.reason) for baseline in by_view] == [(None, reason)] * 5
 
 
-def test_floors_of_a_finding_by_hand():
+def test_baselines_of_a_finding_by_hand():
     labels = np.array([[1.0], [1.0], [0.0], [0.0], [0.0], [np.nan]])
     views = ["AP", "PA", "AP", "PA", "PA", "AP"]
-    floors = values(finding_baselines(labels, views, ("Edema",), PATIENTS[:6]))
-    assert floors["majority-class/accuracy/Edema"] == 0.6
-    assert floors["ap-view/accuracy/Edema"] == 0.6
-    assert floors["ap-view/auc/Edema"] == pytest.approx((1 / 2 + 2 / 3) / 2)
+    baselines = values(finding_baselines(labels, views, ("Edema",), PATIENTS[:6]))
+    assert baselines["majority-class/accuracy/Edema"] == 0.6
+    assert baselines["ap-view/accuracy/Edema"] == 0.6
+    assert baselines["ap-view/auc/Edema"] == pytest.approx((1 / 2 + 2 / 3) / 2)
 
 
-def test_neither_of_two_findings_is_the_absence():
+def test_two_findings_or_two_negative_classes_have_no_positive_class():
     assert positive_class(["Edema", "Pneumonia"]) is None
     assert positive_class(["Normal", "No Finding"]) is None
 
 
-def test_the_ap_rule_on_the_real_rsna_table_is_seventy_percent(shared):
+def test_view_rule_on_the_real_rsna_table_is_seventy_percent(shared):
     # 77.6 % of the 6,012 positives and 36.3 % of the negatives are AP; balanced, the rule scores (77.6 + 63.7) / 2.
     import csv
     import gzip
@@ -237,11 +237,11 @@ def test_the_ap_rule_on_the_real_rsna_table_is_seventy_percent(shared):
     with gzip.open(shared / "data" / "tables" / "rsna_stage_2_train_labels.csv.gz", "rt", newline="") as file:
         target = {row["patientId"]: int(row["Target"]) for row in csv.DictReader(file)}
     views = {row[id_column]: row[view_column] for row in rows}
-    sick = [name for name, value in target.items() if value == 1]
-    well = [name for name, value in target.items() if value == 0][: len(sick)]
-    names = [*sick, *well]
+    positive = [name for name, value in target.items() if value == 1]
+    negative = [name for name, value in target.items() if value == 0][: len(positive)]
+    names = [*positive, *negative]
     scores, _ = view_rule(
-        [0] * len(sick) + [1] * len(well), [views[name] for name in names], ("Pneumonia", "No Finding")
+        [0] * len(positive) + [1] * len(negative), [views[name] for name in names], ("Pneumonia", "No Finding")
     )
-    right = (scores.argmax(axis=1) == np.array([0] * len(sick) + [1] * len(well))).mean()
+    right = (scores.argmax(axis=1) == np.array([0] * len(positive) + [1] * len(negative))).mean()
     assert right == pytest.approx(0.70, abs=0.015)

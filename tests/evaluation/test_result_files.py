@@ -1,4 +1,4 @@
-"""One evaluation, one file: whole, private while it must be, replaced when asked again."""
+"""Result files and stored predictions: complete, private with images of patients, replaced by the same evaluation."""
 
 import dataclasses
 import json
@@ -40,13 +40,13 @@ EVALUATION = Evaluation(
 )
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_a_written_evaluation_is_read_back(tmp_path):
     path = write_evaluation(EVALUATION, tmp_path / "results")
     assert read_evaluation(path) == EVALUATION
     assert path.name.startswith("zero-shot-chexpert-test-5-classes-handwritten-")
 
 
-def test_the_same_question_replaces_its_answer(tmp_path):
+def test_the_same_evaluation_replaces_its_file(tmp_path):
     write_evaluation(EVALUATION, tmp_path)
     path = write_evaluation(dataclasses.replace(EVALUATION, results=()), tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
@@ -63,25 +63,25 @@ def test_the_same_question_replaces_its_answer(tmp_path):
         {"class_names": "released"},
     ],
 )
-def test_another_question_has_another_file(change):
+def test_another_evaluation_has_another_file(change):
     assert result_name(dataclasses.replace(EVALUATION, **change)) != result_name(EVALUATION)
 
 
 @pytest.mark.parametrize(
     "change", [{"protocol": "paper"}, {"training_fraction": 0.01}, {"training_fraction": 0.001}, {"training_seed": 2}]
 )
-def test_another_way_to_train_a_head_has_another_file(change):
+def test_another_training_of_a_classifier_has_another_file(change):
     head = dataclasses.replace(EVALUATION, task="linear-probe", prompts="none", class_prompts=(), protocol="standard")
     assert result_name(head).startswith("linear-probe-chexpert-test-5-classes-standard-100-percent-seed-0-")
     assert result_name(dataclasses.replace(head, **change)) != result_name(head)
 
 
-def test_two_files_of_phrases_with_one_name_are_two_questions():
-    mine = dataclasses.replace(EVALUATION, class_names="mine")
-    assert result_name(mine) != result_name(dataclasses.replace(mine, class_prompts=("b", "e", "ca", "p", "co")))
+def test_files_of_class_names_with_one_name_have_two_results():
+    other = dataclasses.replace(EVALUATION, class_names="other")
+    assert result_name(other) != result_name(dataclasses.replace(other, class_prompts=("b", "e", "ca", "p", "co")))
 
 
-def test_a_result_from_before_wordings_were_told_is_read(tmp_path):
+def test_a_result_without_later_fields_is_read(tmp_path):
     path = write_evaluation(EVALUATION, tmp_path)
     tree = json.loads(path.read_text())
     del tree["class_names"], tree["overlap_left_out"]
@@ -103,41 +103,41 @@ def test_h6_a_failed_write_leaves_the_earlier_file_and_no_other(tmp_path, monkey
 
 
 @pytest.mark.parametrize(("synthetic", "mode"), [(True, 0o644), (False, 0o600)])
-def test_images_of_patients_are_for_their_owner_alone(tmp_path, synthetic, mode):
+def test_results_with_images_of_patients_are_readable_by_the_owner_only(tmp_path, synthetic, mode):
     with_image = dataclasses.replace(EVALUATION, synthetic=synthetic, examples=({"image": ""},))
     assert stat.S_IMODE(write_evaluation(with_image, tmp_path).stat().st_mode) == mode
 
 
-def test_a_missing_file_is_a_sentence(tmp_path):
+def test_a_missing_file_is_an_error(tmp_path):
     with pytest.raises(DataError, match="evaluate the run again"):
         read_evaluation(tmp_path / "none.json")
 
 
 IDS = ["train/a.jpg", "train/b.jpg", "train/c.jpg", "train/d.jpg"]
-SCORED = Predictions(np.arange(8.0).reshape(4, 2), np.array([0.0, 1.0, 0.0, 1.0]), ["ann", "bob", "ann", "eve"])
+PREDICTIONS = Predictions(np.arange(8.0).reshape(4, 2), np.array([0.0, 1.0, 0.0, 1.0]), ["ann", "bob", "ann", "eve"])
 
 
-def test_the_order_of_the_images_given_does_not_matter():
-    turned = Predictions(SCORED.scores[::-1], SCORED.truth[::-1], SCORED.patients[::-1])
-    for one, other in zip(anonymise(SCORED, IDS), anonymise(turned, IDS[::-1]), strict=True):
+def test_stored_predictions_do_not_depend_on_the_order_of_images():
+    flipped = Predictions(PREDICTIONS.scores[::-1], PREDICTIONS.truth[::-1], PREDICTIONS.patients[::-1])
+    for one, other in zip(anonymise(PREDICTIONS, IDS), anonymise(flipped, IDS[::-1]), strict=True):
         assert np.array_equal(one, other)
 
 
-def test_patients_are_numbered_as_they_come_up_and_stay_together():
-    kept = anonymise(SCORED, IDS)
-    assert kept.patients[0] == 0
-    assert sorted(set(kept.patients.tolist())) == [0, 1, 2]
-    rows = {tuple(row): number for row, number in zip(kept.scores.tolist(), kept.patients.tolist(), strict=True)}
+def test_patients_are_numbered_by_first_appearance():
+    stored = anonymise(PREDICTIONS, IDS)
+    assert stored.patients[0] == 0
+    assert sorted(set(stored.patients.tolist())) == [0, 1, 2]
+    rows = {tuple(row): number for row, number in zip(stored.scores.tolist(), stored.patients.tolist(), strict=True)}
     assert rows[0.0, 1.0] == rows[4.0, 5.0]  # both ann's
     assert len(set(rows.values())) == 3
 
 
-def test_what_was_kept_is_read_back_and_names_nobody(tmp_path):
+def test_stored_predictions_are_read_back_and_hold_no_names(tmp_path):
     path = tmp_path / "zero-shot.json"
     found = evaluation(synthetic=False)
-    write_predictions(anonymise(SCORED, IDS), path, found)
+    write_predictions(anonymise(PREDICTIONS, IDS), path, found)
     back = read_predictions(path, found)
-    for one, other in zip(back, anonymise(SCORED, IDS), strict=True):
+    for one, other in zip(back, anonymise(PREDICTIONS, IDS), strict=True):
         assert np.array_equal(one, other)
     assert back.scores.dtype == np.float32
     data = predictions_path(path).read_bytes()
@@ -146,21 +146,21 @@ def test_what_was_kept_is_read_back_and_names_nobody(tmp_path):
     assert stat.S_IMODE(predictions_path(path).stat().st_mode) == 0o600
 
 
-def test_labels_that_are_not_known_stay_so(tmp_path):
+def test_unknown_labels_are_stored_as_nan(tmp_path):
     labels = np.array([[1.0, np.nan], [0.0, 1.0], [np.nan, np.nan], [0.0, 0.0]])
     write_predictions(
-        anonymise(Predictions(SCORED.scores, labels, SCORED.patients), IDS), tmp_path / "r.json", evaluation()
+        anonymise(Predictions(PREDICTIONS.scores, labels, PREDICTIONS.patients), IDS), tmp_path / "r.json", evaluation()
     )
     back = read_predictions(tmp_path / "r.json", evaluation()).predictions()
     assert not back.multi_class
     assert np.isnan(back.truth).sum() == 3
 
 
-def test_answers_that_are_missing_damaged_or_of_other_weights_are_refused(tmp_path):
+def test_predictions_that_are_missing_damaged_or_of_other_weights_are_refused(tmp_path):
     path = tmp_path / "r.json"
     with pytest.raises(DataError, match=r"r.json has no predictions next to it \(r.safetensors\)"):
         read_predictions(path, evaluation())
-    write_predictions(anonymise(SCORED, IDS), path, evaluation(0.6))
+    write_predictions(anonymise(PREDICTIONS, IDS), path, evaluation(0.6))
     with pytest.raises(DataError, match=r"holds the predictions of another evaluation than r\.json"):
         read_predictions(path, evaluation(0.7))
     predictions_path(path).write_bytes(b"nothing of the kind")

@@ -1,4 +1,4 @@
-"""From a run folder to what a search finds in it, with tiny towers of random weights."""
+"""Retrieval with small untrained models."""
 
 import json
 import re
@@ -22,26 +22,26 @@ def home(tmp_path_factory):
     return write_untrained_runs(tmp_path_factory.mktemp("retrieval"))
 
 
-def ask(run, **options):
+def evaluate(run, **options):
     path = evaluate_retrieval(run, RetrievalOptions(bootstrap=FEW, **options), progress=False)
     return path, read_evaluation(path)
 
 
-def test_every_direction_has_its_numbers_beside_chance(home):
-    path, found = ask(home / "plain")
+def test_every_direction_has_results_and_chance_level(home):
+    path, found = evaluate(home / "plain")
     assert (found.task, found.scoring, found.prompts, found.classes) == ("retrieval", "nearest", "captions", ())
     assert path.name.startswith("retrieval-chexpert-test-captions-")
     assert [each.direction for each in found.retrieval] == list(DIRECTIONS)
-    texts, images, alike = found.retrieval
+    texts, images, similar = found.retrieval
     # Seven captions: five classes, none of them, and two together; 70 images of 35 patients.
     assert (texts.queries, texts.candidates, texts.relevant_per_query) == (70, 7, 1.0)
     assert (images.queries, images.candidates, images.relevant_per_query) == (7, 70, 10.0)
-    assert alike.candidates == 70
+    assert similar.candidates == 70
     results = {result.metric: result for result in found.results}
-    floors = {floor.metric: floor for floor in found.baselines}
-    assert set(floors) == {f"chance/{metric}" for metric in results}
-    assert floors["chance/image-to-text/recall@1"].value == pytest.approx(1 / 7)
-    assert floors["chance/image-to-text/mean-rank"].value == pytest.approx(4)
+    baselines = {baseline.metric: baseline for baseline in found.baselines}
+    assert set(baselines) == {f"chance/{metric}" for metric in results}
+    assert baselines["chance/image-to-text/recall@1"].value == pytest.approx(1 / 7)
+    assert baselines["chance/image-to-text/mean-rank"].value == pytest.approx(4)
     assert results["image-to-text/recall@10"].reason == "there are only 7 candidates"
     assert 1 <= results["text-to-image/median-rank"].value <= 70
     assert results["text-to-image/recall@1"].images == 70
@@ -50,46 +50,46 @@ def test_every_direction_has_its_numbers_beside_chance(home):
     assert found.command == "cleft evaluate plain --task retrieval"
 
 
-def test_the_right_sentence_of_an_image_is_its_own_and_the_rank_agrees(home):
-    _, found = ask(home / "plain", examples=3)
-    texts, images, alike = found.retrieval
+def test_examples_agree_with_the_rank_of_the_first_match(home):
+    _, found = evaluate(home / "plain", examples=3)
+    texts, images, similar = found.retrieval
     for example in texts.examples:
         assert example.query.image
-        assert [answer.relevant for answer in example.retrieved].count(True) == (example.rank <= 5)
+        assert [item.relevant for item in example.retrieved].count(True) == (example.rank <= 5)
         if example.rank <= 5:
             assert example.retrieved[example.rank - 1].relevant
     for example in images.examples:
         assert example.query.text.startswith("this is a chest x ray")
-        assert all(answer.image for answer in example.retrieved)
-    for example in alike.examples:
-        assert all(answer.relevant == (answer.text == example.query.text) for answer in example.retrieved)
+        assert all(item.image for item in example.retrieved)
+    for example in similar.examples:
+        assert all(item.relevant == (item.text == example.query.text) for item in example.retrieved)
     assert len(texts.examples) == 3
 
 
-def test_examples_of_patients_are_private_and_name_nobody(home):
-    path, _ = ask(home / "plain")
+def test_examples_of_patients_are_private_and_hold_no_ids(home):
+    path, _ = evaluate(home / "plain")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     tree = json.loads(path.read_text())
     text = re.sub(r'"image": "[^"]*"', "", json.dumps(tree))
     assert not re.search(r"patient0|study\d|view1", text)
     assert str(home) not in text
-    _, none = ask(home / "plain", examples=0)
+    _, none = evaluate(home / "plain", examples=0)
     assert [each.examples for each in none.retrieval] == [(), (), ()]
 
 
-def test_a_sentence_of_few_patients_is_not_shown(home, tmp_path):
+def test_a_caption_of_few_patients_is_not_shown(home, tmp_path):
     rows = [
         chexpert_row(f"patient{i:05d}/study1/view1_frontal.jpg", {"Edema": "1.0"} if i > 3 else {"Fracture": "1.0"})
         for i in range(1, 31)
     ]
     data = write_fake_chexpert(tmp_path / "rare", rows)
-    _, found = ask(home / "plain", data=f"chexpert:{data}", split="all", allow_overlap=True, examples=30)
-    shown = {answer.text for example in found.retrieval[0].examples for answer in example.retrieved}
+    _, found = evaluate(home / "plain", data=f"chexpert:{data}", split="all", allow_overlap=True, examples=30)
+    shown = {item.text for example in found.retrieval[0].examples for item in example.retrieved}
     assert shown == {"", "this is a chest x ray of a patient with edema"}
 
 
 def test_directions_can_be_chosen(home):
-    _, found = ask(home / "plain", directions="image-to-image")
+    _, found = evaluate(home / "plain", directions="image-to-image")
     assert [each.direction for each in found.retrieval] == ["image-to-image"]
     assert found.prompts == "none"
     assert found.command.endswith("--directions image-to-image")
@@ -98,39 +98,39 @@ def test_directions_can_be_chosen(home):
         parse_directions("text-to-text")
 
 
-def test_images_alike_are_of_other_patients(home):
-    _, found = ask(home / "plain", directions=("image-to-image",))
-    # Each patient has two images with the same findings; the other one is no answer.
-    floors = {floor.metric: floor.value for floor in found.baselines}
-    assert floors["chance/image-to-image/mean-rank"] > 1
+def test_image_retrieval_excludes_the_own_patient(home):
+    _, found = evaluate(home / "plain", directions=("image-to-image",))
+    # Each patient has two images with the same findings; the other one is not a candidate.
+    baselines = {baseline.metric: baseline.value for baseline in found.baselines}
+    assert baselines["chance/image-to-image/mean-rank"] > 1
     assert found.retrieval[0].relevant_per_query < 20
 
 
-def test_images_that_all_differ_cannot_be_searched_by_images(home, tmp_path):
+def test_image_retrieval_without_any_match_is_left_out(home, tmp_path):
     names = ["Edema", "Fracture", "Consolidation", "Atelectasis"]
     rows = [chexpert_row(f"patient{i:05d}/study1/view1_frontal.jpg", {name: "1.0"}) for i, name in enumerate(names, 1)]
     data = write_fake_chexpert(tmp_path / "apart", rows)
     other = {"data": f"chexpert:{data}", "split": "all", "allow_overlap": True}
     with pytest.raises(DataError, match="no two images of different patients show the same findings"):
-        ask(home / "plain", **other, directions="image-to-image")
-    _, found = ask(home / "plain", **other)
+        evaluate(home / "plain", **other, directions="image-to-image")
+    _, found = evaluate(home / "plain", **other)
     assert [each.direction for each in found.retrieval] == ["image-to-text", "text-to-image"]
     assert any("image-to-image: not evaluated, as no two images" in note for note in found.notes)
 
 
-def test_what_is_said_names_every_direction_and_its_chance(home):
-    _, found = ask(home / "plain")
+def test_summary_names_every_direction_with_chance_level(home):
+    _, found = evaluate(home / "plain")
     lines = summary_lines(found)
     assert any(re.match(r"text-to-image/recall@5 0\.\d+ .*; baseline 0\.\d+ \(chance\)$", line) for line in lines)
 
 
-def test_a_run_that_reads_no_texts_is_offered_images_alone(home, tmp_path):
+def test_a_run_without_text_tower_retrieves_images_only(home, tmp_path):
     run = tmp_path / "tower"
     words = [f"--data.root={home / 'data'}", f"--data.cache={home / 'cache'}", "--data.test_fraction=0.5"]
     assert main(["pretrain", "tiny", "--run", str(run), "--method=image-only", *words]) == 0
     with pytest.raises(CheckpointError, match="without text embeddings; retrieve images by images only: --directions"):
-        ask(run)
-    _, found = ask(run, directions=("image-to-image",))
+        evaluate(run)
+    _, found = evaluate(run, directions=("image-to-image",))
     assert found.retrieval[0].queries > 0
 
 
@@ -144,6 +144,6 @@ def test_a_run_that_reads_no_texts_is_offered_images_alone(home, tmp_path):
         (["--task", "prompts", "--prompts", "context"], "--prompts context does nothing with --task prompts"),
     ],
 )
-def test_options_that_do_nothing_are_refused(home, capsys, words, sentence):
+def test_options_without_effect_are_refused(home, capsys, words, sentence):
     assert main(["evaluate", str(home / "plain"), *words]) == 2
     assert sentence in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Searches laid out by hand, and the short way against the long one."""
+"""Search and retrieval metrics by hand, and against loops."""
 
 import itertools
 
@@ -41,7 +41,7 @@ QUERY = marked([[1.0, 0.0]], [7], [0], [-100])
 NOTHING = np.eye(9, dtype=bool)
 
 
-def test_the_rank_is_that_of_the_first_of_several_right_answers():
+def test_rank_is_that_of_the_first_of_several_matches():
     found = search(QUERY, marked(on_line(0.9, 0.8, 0.7, 0.6), [1, 7, 7, 2], [1, 0, 0, 2]), NOTHING)
     assert found.first_match.tolist() == [2]
     assert (found.matches.tolist(), found.candidates.tolist()) == ([2], [4])
@@ -52,7 +52,7 @@ def test_the_rank_is_that_of_the_first_of_several_right_answers():
     assert value_of(precision(found, 1), 1) == 0
 
 
-def test_the_first_five_of_which_two_share_a_finding_have_a_precision_of_two_fifths():
+def test_precision_counts_candidates_that_share_a_finding():
     found = search(
         QUERY, marked(on_line(0.9, 0.8, 0.7, 0.6, 0.5, 0.4), [7, 1, 1, 1, 1, 1], [0, 1, 0, 2, 3, 0]), NOTHING
     )
@@ -60,13 +60,13 @@ def test_the_first_five_of_which_two_share_a_finding_have_a_precision_of_two_fif
     assert found.relevant_total.tolist() == [3]
 
 
-def test_of_equally_near_ones_the_wrong_ones_come_first():
+def test_ties_rank_candidates_without_match_first():
     found = search(QUERY, marked(on_line(0.5, 0.5, 0.5, 0.5), [7, 1, 7, 2], [0, 1, 0, 2]), NOTHING)
     assert found.first_match.tolist() == [3]
     assert sorted(found.top[0, :2].tolist()) == [1, 3]
 
 
-def test_images_of_the_same_patient_are_never_answers():
+def test_images_of_the_same_patient_are_no_candidates():
     images = marked(on_line(1.0, 0.99, 0.5), [3, 3, 3], owner=[0, 0, 1])
     found = search(images, images, np.ones((4, 4), dtype=bool))
     assert found.candidates.tolist() == [1, 1, 2]
@@ -75,7 +75,7 @@ def test_images_of_the_same_patient_are_never_answers():
     assert found.relevant[0].tolist() == [True, False, False]
 
 
-def test_a_query_without_a_right_answer_has_no_rank():
+def test_a_query_without_match_has_no_rank():
     found = search(QUERY, marked(on_line(0.9, 0.8), [1, 2], [1, 2]), NOTHING)
     assert (found.first_match.tolist(), found.matches.tolist()) == ([0], [0])
 
@@ -85,18 +85,18 @@ def test_sets_share_a_finding_or_are_both_empty():
     assert sets_share_finding(sets).astype(int).tolist() == [[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 1]]
 
 
-def test_blocks_change_nothing(monkeypatch):
+def test_block_size_changes_nothing(monkeypatch):
     generator = np.random.default_rng(0)
     embeds = F.normalize(torch.randn(57, 4, generator=torch.Generator().manual_seed(0)), dim=1).numpy()
     images = marked(embeds, generator.integers(5, size=57), owner=generator.integers(20, size=57))
     shared = sets_share_finding(generator.random((5, 3)) < 0.5)
-    whole = search(images, images, shared)
+    at_once = search(images, images, shared)
     monkeypatch.setattr(retrieval_metrics, "_CELLS", 57 * 4)
-    for one, other in zip(whole, search(images, images, shared), strict=True):
+    for one, other in zip(at_once, search(images, images, shared), strict=True):
         assert np.array_equal(one, other)
 
 
-def test_a_search_equals_the_long_way():
+def test_search_equals_a_loop():
     generator = np.random.default_rng(1)
     embeds = F.normalize(torch.randn(40, 3, generator=torch.Generator().manual_seed(1)), dim=1)
     key, owner = generator.integers(6, size=40), generator.integers(15, size=40)
@@ -112,7 +112,7 @@ def test_a_search_equals_the_long_way():
         assert found.relevant_total[query] == sum(shared[key[query], key[place]] for place in others)
 
 
-def test_the_median_is_the_place_that_half_of_the_queries_reach():
+def test_median_rank_is_reached_by_half_of_the_queries():
     ranks = np.array([1, 2, 7, 30])
     found = SearchResult(ranks, np.zeros((4, 1)), np.zeros((4, 1), bool), ranks, ranks, ranks)
     assert value_of(median_rank(found), 4) == 2
@@ -120,7 +120,7 @@ def test_the_median_is_the_place_that_half_of_the_queries_reach():
     assert median_rank(found)(np.array([[1.0, 1.0, 3.0, 1.0]]))[0] == 7
 
 
-def test_a_sentence_counts_by_the_share_of_its_images_that_are_drawn():
+def test_a_caption_is_weighted_by_the_share_of_its_images_in_a_resample():
     found = SearchResult(
         *[np.array([1, 20])] + [np.zeros((2, 1))] + [np.zeros((2, 1), bool)] + [np.array([30, 30])] * 3
     )
@@ -131,7 +131,7 @@ def test_a_sentence_counts_by_the_share_of_its_images_that_are_drawn():
 
 
 @pytest.mark.parametrize(("candidates", "right"), [(6, 1), (6, 3), (5, 5)])
-def test_chance_is_the_mean_over_all_orders(candidates, right):
+def test_chance_level_is_the_mean_over_all_orders(candidates, right):
     found = SearchResult(*(np.array([value]) for value in (1, 0, 0, candidates, right, 2)))
     firsts = [
         min(order.index(each) for each in range(right)) + 1 for order in itertools.permutations(range(candidates))
@@ -145,7 +145,7 @@ def test_chance_is_the_mean_over_all_orders(candidates, right):
     assert expected["precision@10"] == pytest.approx(2 / candidates)
 
 
-def test_random_embeddings_find_about_what_chance_says():
+def test_random_embeddings_reach_about_chance_level():
     generator = np.random.default_rng(3)
     embeds = F.normalize(torch.randn(1_500, 64, generator=torch.Generator().manual_seed(3)), dim=1).numpy()
     images = marked(embeds, generator.integers(30, size=1_500), owner=generator.integers(700, size=1_500))

@@ -1,4 +1,4 @@
-"""From scores and labels to named results, by hand."""
+"""Results of scores and labels, and of subgroups, by hand."""
 
 import dataclasses
 from pathlib import Path
@@ -37,7 +37,7 @@ def test_h1_a_class_that_does_not_occur_is_none_and_named():
     assert results["auc/Pneumonia"].reason == "no image shows Pneumonia"
 
 
-def test_the_mean_says_over_how_many_classes():
+def test_mean_names_the_number_of_classes():
     mean = by_metric(score_classes(SCORES, TRUTH, CLASSES, PATIENTS))["auc"]
     assert mean.value == pytest.approx((0.5 + 0.75) / 2)  # Edema: 1 beats neither, ties both; 3 beats both
     assert mean.reason.startswith("mean over 2 of 3 classes: no image shows Pneumonia")
@@ -75,7 +75,7 @@ def test_h3_the_order_of_classes_changes_no_number(order, seed):
         )
 
 
-def test_a_finding_rests_on_the_images_where_it_is_known():
+def test_a_finding_is_scored_on_images_labelled_for_it():
     scores = np.array([[1.0, -1], [-1, 1], [1, 1], [1, 1]])
     labels = np.array([[1.0, np.nan], [0, np.nan], [0, np.nan], [np.nan, np.nan]])
     results = by_metric(score_findings(scores, labels, ("Edema", "Pneumonia"), ["a", "b", "b", "c"]))
@@ -87,7 +87,7 @@ def test_a_finding_rests_on_the_images_where_it_is_known():
     assert results["accuracy"].reason.startswith("mean over 1 of 2 classes: no image is labelled for Pneumonia")
 
 
-def test_intervals_hold_their_values():
+def test_intervals_contain_their_values():
     generator = np.random.default_rng(0)
     truth = generator.integers(3, size=300)
     scores = generator.random((300, 3)) + np.eye(3)[truth] / 2
@@ -96,7 +96,7 @@ def test_intervals_hold_their_values():
         assert (result.images, result.patients) == (300, 150)
 
 
-def test_the_mean_of_findings_has_an_interval_over_their_union():
+def test_mean_of_findings_has_an_interval_over_all_their_images():
     generator = np.random.default_rng(0)
     labels = generator.integers(2, size=(100, 2)).astype(float)
     labels[:50, 0] = np.nan
@@ -106,14 +106,14 @@ def test_the_mean_of_findings_has_an_interval_over_their_union():
     assert mean["auc/a"].images == 50
 
 
-def test_the_floor_of_auprc_is_the_share_of_each_class():
+def test_baseline_of_auprc_is_the_prevalence():
     truth = np.array([0, 0, 1, 2])
-    floors = by_metric(class_baselines(truth, ["AP"] * 4, CLASSES, PATIENTS))
-    assert [floors[f"majority-class/auprc/{name}"].value for name in CLASSES] == [0.5, 0.25, 0.25]
-    assert floors["majority-class/auprc"].value == pytest.approx(1 / 3)
+    baselines = by_metric(class_baselines(truth, ["AP"] * 4, CLASSES, PATIENTS))
+    assert [baselines[f"majority-class/auprc/{name}"].value for name in CLASSES] == [0.5, 0.25, 0.25]
+    assert baselines["majority-class/auprc"].value == pytest.approx(1 / 3)
 
 
-def test_every_ranking_is_measured_class_by_class_and_in_the_mean():
+def test_every_ranking_metric_has_classes_and_mean():
     results = by_metric(score_classes(SCORES, TRUTH, CLASSES, PATIENTS))
     assert list(results)[:6] == ["accuracy", "auc", *(f"auc/{name}" for name in CLASSES), "auprc"]
     # Atelectasis: positives 3 and 2 among 0 and 4; from above a negative, then both.
@@ -122,7 +122,7 @@ def test_every_ranking_is_measured_class_by_class_and_in_the_mean():
     assert results["sensitivity@0.90/Edema"].value == 0.5
 
 
-def test_findings_known_of_the_same_images_are_measured_as_if_each_were_alone():
+def test_findings_on_the_same_images_equal_separate_scoring():
     generator = np.random.default_rng(4)
     scores, labels = generator.normal(size=(40, 2)), (generator.random((40, 2)) < 0.5).astype(float)
     labels[:5, 1] = np.nan
@@ -142,24 +142,24 @@ def record(number, **known):
     return Record(id=f"r{number}", image=Path(f"r{number}.png"), labels={}, patient=f"p{number}", **known)
 
 
-def answers(right):
-    """Answers between two classes in turn; the odds say how sure."""
-    truth = np.arange(len(right)) % 2
-    given = np.where(right, truth, 1 - truth)
-    scores = np.zeros((len(right), 2))
-    scores[np.arange(len(right)), given] = 1 + np.arange(len(right)) / 100
-    return Predictions(scores, truth.astype(float), [f"p{i}" for i in range(len(right))])
+def predictions(correct):
+    """Predictions of two classes in turn, some of them correct."""
+    truth = np.arange(len(correct)) % 2
+    given = np.where(correct, truth, 1 - truth)
+    scores = np.zeros((len(correct), 2))
+    scores[np.arange(len(correct)), given] = 1 + np.arange(len(correct)) / 100
+    return Predictions(scores, truth.astype(float), [f"p{i}" for i in range(len(correct))])
 
 
 def named(groups):
     return {group.name: group for group in groups.groups}
 
 
-def test_each_sex_has_its_numbers_and_the_gap_its_names():
-    # 30 women, 24 answered rightly; 30 men, 15 answered rightly; one of whom nobody knows.
-    right = np.array(([1] * 4 + [0]) * 6 + [1, 1, 0, 0] * 7 + [1, 0] + [1], dtype=bool)
+def test_results_by_sex_and_their_gap():
+    # 30 women, 24 correct; 30 men, 15 correct; one without sex.
+    correct = np.array(([1] * 4 + [0]) * 6 + [1, 1, 0, 0] * 7 + [1, 0] + [1], dtype=bool)
     records = [record(i, sex="F" if i < 30 else "M" if i < 60 else None) for i in range(61)]
-    [sexes] = subgroup_results(answers(right), records, TWO_CLASSES, FEW)
+    [sexes] = subgroup_results(predictions(correct), records, TWO_CLASSES, FEW)
     assert (sexes.by, sexes.unknown, sexes.left_out) == ("sex", 1, 0)
     women, men = named(sexes)["F"], named(sexes)["M"]
     assert (women.images, women.patients, men.images) == (30, 30, 30)
@@ -175,36 +175,39 @@ def test_each_sex_has_its_numbers_and_the_gap_its_names():
     assert gap.images == 60
 
 
-def test_a_group_of_four_patients_is_left_out_unless_they_are_phantoms():
+def test_a_group_of_four_patients_is_left_out_unless_images_are_synthetic():
     records = [record(i, view="AP" if i < 10 else "PA" if i < 20 else "LL") for i in range(24)]
-    [views] = subgroup_results(answers(np.ones(24, bool)), records, TWO_CLASSES, FEW)
+    [views] = subgroup_results(predictions(np.ones(24, bool)), records, TWO_CLASSES, FEW)
     assert list(named(views)) == ["AP", "PA"]
     assert views.left_out == 4
-    [drawn] = subgroup_results(answers(np.ones(24, bool)), records, TWO_CLASSES, FEW, min_patients=1)
-    assert list(named(drawn)) == ["AP", "PA", "LL"]
+    [synthetic] = subgroup_results(predictions(np.ones(24, bool)), records, TWO_CLASSES, FEW, min_patients=1)
+    assert list(named(synthetic)) == ["AP", "PA", "LL"]
 
 
-def test_one_group_is_no_comparison():
-    assert subgroup_results(answers(np.ones(10, bool)), [record(i, sex="F") for i in range(10)], TWO_CLASSES, FEW) == ()
+def test_a_single_group_is_left_out():
+    assert (
+        subgroup_results(predictions(np.ones(10, bool)), [record(i, sex="F") for i in range(10)], TWO_CLASSES, FEW)
+        == ()
+    )
 
 
-def test_ages_come_in_their_order():
+def test_age_bands_are_in_order():
     ages = [85.0] * 12 + [40.0] * 6 + [59.9] * 5 + [12.0] * 7
     [bands] = subgroup_results(
-        answers(np.ones(30, bool)), [record(i, age=age) for i, age in enumerate(ages)], TWO_CLASSES, FEW
+        predictions(np.ones(30, bool)), [record(i, age=age) for i, age in enumerate(ages)], TWO_CLASSES, FEW
     )
     assert [(group.name, group.images) for group in bands.groups] == [("<40", 7), ("40-60", 11), ("80+", 12)]
 
 
-def test_groups_of_fewer_than_twenty_patients_are_told_but_not_held_against_each_other():
+def test_groups_of_fewer_than_twenty_patients_have_no_gap():
     records = [record(i, scanner="A" if i < 25 else "B") for i in range(40)]
-    [scanners] = subgroup_results(answers(np.arange(40) % 3 > 0), records, TWO_CLASSES, FEW)
+    [scanners] = subgroup_results(predictions(np.arange(40) % 3 > 0), records, TWO_CLASSES, FEW)
     assert len(scanners.groups) == 2
     assert [gap.value for gap in scanners.gaps] == [None, None]
     assert scanners.gaps[0].reason == "fewer than two groups have 20 patients"
 
 
-def test_the_auc_of_a_group_without_a_class_is_not_held_against_one_with_all():
+def test_a_group_without_a_class_is_left_out_of_the_gap_in_auc():
     truth = np.r_[np.zeros(25), np.arange(25) % 2]
     scored = Predictions(np.random.default_rng(0).normal(size=(50, 2)), truth, [f"p{i}" for i in range(50)])
     records = [record(i, sex="F" if i < 25 else "M") for i in range(50)]
@@ -215,7 +218,7 @@ def test_the_auc_of_a_group_without_a_class_is_not_held_against_one_with_all():
     assert area.reason == "fewer than two groups have positives and negatives of every class"
 
 
-def test_findings_are_measured_where_they_are_known():
+def test_subgroups_of_findings_use_labelled_images():
     labels = np.array([[1.0], [0.0], [np.nan]] * 10 + [[0.0], [1.0]] * 5)
     scored = Predictions(np.tile([[1.0], [-1.0], [1.0]], (14, 1))[:40], labels, [f"p{i}" for i in range(40)])
     records = [record(i, sex="F" if i < 30 else "M") for i in range(40)]
@@ -225,7 +228,7 @@ def test_findings_are_measured_where_they_are_known():
     assert (women.images, women.results[0].images) == (30, 20)
 
 
-def test_the_numbers_of_a_group_are_those_of_its_images_alone():
+def test_results_of_a_group_equal_those_of_its_images():
     generator = np.random.default_rng(3)
     patients = [f"p{i}" for i in range(60)]
     scored = Predictions(generator.normal(size=(60, 3)), generator.integers(3, size=60).astype(float), patients)

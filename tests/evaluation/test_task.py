@@ -1,4 +1,4 @@
-"""What all questions have in common: their options, their command, and a warning where answers are the wrong way."""
+"""Image selection, overlap with training, commands, and tables of embeddings."""
 
 import csv
 import json
@@ -30,7 +30,7 @@ def area(value, low, high, metric="auc/Edema"):
     return Result(metric=metric, value=value, interval=(low, high))
 
 
-def test_an_auc_far_below_a_half_is_warned_of_with_its_interval():
+def test_an_auc_far_below_chance_is_warned_of_with_its_interval():
     [note] = reversal_notes([area(0.2, 0.1, 0.3), area(0.7, 0.6, 0.8, "auc/Fracture"), area(0.3, 0.2, 0.4, "auc")])
     assert note.startswith("Beware: auc/Edema 0.200 [0.100-0.300], auc 0.300 [0.200-0.400] are far below chance (0.5)")
     assert "Check whether labels or prompts are reversed." in note
@@ -48,11 +48,11 @@ def test_an_auc_far_below_a_half_is_warned_of_with_its_interval():
         Result(metric="auc", value=0.1),
     ],
 )
-def test_what_may_be_chance_or_is_no_auc_is_not_warned_of(harmless):
+def test_values_near_chance_and_other_metrics_are_not_warned_of(harmless):
     assert reversal_notes([harmless]) == []
 
 
-def test_a_command_names_what_is_not_usual_and_no_folder():
+def test_command_names_options_that_differ_from_defaults_and_no_folder():
     options = ZeroShotOptions(
         data="rsna:/home/somebody/rsna",
         classes=("Edema", "Pleural Effusion"),
@@ -66,7 +66,7 @@ def test_a_command_names_what_is_not_usual_and_no_folder():
     )
 
 
-def test_classes_may_stand_in_one_string():
+def test_classes_may_be_one_string():
     assert parse_classes("Edema, Pleural Effusion,") == parse_classes(["Edema", "Pleural Effusion"])
     assert parse_classes(None) is None
 
@@ -89,7 +89,7 @@ LISTED = [f"train/patient{p:05}/study1/view1_frontal.jpg" for p in range(3)]
 
 @pytest.fixture
 def place(tmp_path):
-    """Twelve patients with two studies each, a list of three of their images, and a run that has seen nobody."""
+    """Twelve patients with two studies each, a list of three of their images, and a run without training patients."""
     images = [f"patient{p:05}/study{s}/view1_frontal.jpg" for p in range(12) for s in (1, 2)]
     write_fake_chexpert(tmp_path / "data", [chexpert_row(image, {"Edema": "1.0"}) for image in images])
     (tmp_path / "list.txt").write_text("\n".join(LISTED) + "\n")
@@ -108,24 +108,24 @@ def select(place, part="test", **data):
     return select_images(place / "run", settings(place, **data), options, progress=False)
 
 
-def test_a_leak_stands_in_the_notes_of_a_result_in_numbers(place):
+def test_leakage_between_splits_is_noted_with_numbers(place):
     chosen = select(place, split="5x200-paper", test_list=place / "list.txt")
     assert [record.id for record in chosen.records] == LISTED
     assert any(note.startswith("Beware: ") and "all 3 test patients are also in" in note for note in chosen.notes)
     assert any(note.startswith("The list is not 200 images of each class: it has 3 (") for note in chosen.notes)
 
 
-def test_a_split_without_a_leak_says_nothing_of_one(place):
+def test_a_split_without_leakage_has_no_warning(place):
     chosen = select(place, split="5x200-strict", test_list=place / "list.txt")
     assert not any("Beware" in note for note in chosen.notes)
 
 
-def test_only_the_part_that_is_asked_about_is_warned_of(place):
+def test_leakage_of_other_splits_is_not_noted(place):
     notes = select(place, part="train", split="5x200-paper", test_list=place / "list.txt").notes
     assert not any("Beware" in note for note in notes)
 
 
-def test_a_split_file_is_followed_and_named(place):
+def test_a_split_file_is_used_and_named(place):
     mine = settings(place)
     reading = read_dataset(mine.data)
     drawn = split_records(reading, mine.data)
@@ -136,7 +136,7 @@ def test_a_split_file_is_followed_and_named(place):
     assert chosen.notes == ["The split is that of split.json."]
 
 
-def test_what_a_run_learned_from_names_its_tables_and_its_leaks(place):
+def test_training_data_facts_name_tables_and_leakage(place):
     mine = settings(place, split="5x200-paper", test_list=place / "list.txt", label_source="chexbert")
     rows = [chexpert_row(f"patient{p:05}/study{s}/view1_frontal.jpg") for p in range(12) for s in (1, 2)]
     labels = {row["Path"].partition("train/")[2]: {"Edema": "1.0"} for row in rows}
@@ -148,7 +148,7 @@ def test_what_a_run_learned_from_names_its_tables_and_its_leaks(place):
     assert json.loads(json.dumps(facts)) == facts
 
 
-def test_images_prepared_ahead_are_taken_and_others_are_refused(place):
+def test_only_prepared_images_are_used_if_preparation_is_required(place):
     with pytest.raises(DataError, match=r"data\.prepare=required forbids decoding; run cleft data prepare"):
         select(place, part="val", prepare="required")
     with pytest.raises(DataError, match=r"data\.prepare=required forbids decoding; run cleft data prepare"):
@@ -158,7 +158,7 @@ def test_images_prepared_ahead_are_taken_and_others_are_refused(place):
     assert len(select(place, part="val", prepare="required").records) > 0
 
 
-def test_a_run_of_another_user_is_evaluated_on_the_split_it_was_trained_on_and_on_nothing_unknown(place, monkeypatch):
+def test_a_run_of_another_user_is_evaluated_on_its_own_test_split_only(place, monkeypatch):
     facts = read_training_data(settings(place, split="patients"), progress=False).facts()
     (place / "run" / "split.json").write_text(json.dumps(facts))
     (place / "run" / "model.json").write_text("{}")
@@ -181,7 +181,7 @@ def run(tmp_path_factory):
     return pretrain(tiny_settings(root, "--optim.steps=4"), tmp_path_factory.mktemp("runs") / "one", progress=False)
 
 
-def test_each_row_is_the_image_that_it_names(run, tmp_path, capsys):
+def test_embeddings_table_names_the_image_of_each_row(run, tmp_path, capsys):
     out = tmp_path / "deep" / "embeddings.csv"
     assert main(["evaluate", str(run), "--split", "all", "--allow-overlap", "--embeddings", str(out)]) == 0
     assert str(out) in capsys.readouterr().out
@@ -199,7 +199,7 @@ def test_each_row_is_the_image_that_it_names(run, tmp_path, capsys):
     np.testing.assert_allclose(np.array(rows[7][1:], dtype=np.float64), own, atol=1e-5)
 
 
-def test_what_cannot_be_written_is_refused_before_anything_is_asked(run, tmp_path, capsys):
+def test_an_embeddings_table_that_cannot_be_written_is_refused_first(run, tmp_path, capsys):
     mine = tmp_path / "mine.csv"
     mine.write_text("image\n")
     for words, message in (

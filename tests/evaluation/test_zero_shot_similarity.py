@@ -1,4 +1,4 @@
-"""Words and regions asked of an untrained GLoRIA: equal to a plain loop, image by image, and told in the result."""
+"""Word-level similarity of an untrained GLoRIA: equal to a plain loop, and named in the result."""
 
 import shutil
 
@@ -38,13 +38,13 @@ def home(tmp_path_factory):
     return folder
 
 
-def ask(run, **options):
+def evaluate(run, **options):
     path = evaluate_zero_shot(run, ZeroShotOptions(bootstrap=FEW, examples=0, **options), progress=False)
     return path, read_evaluation(path)
 
 
 def by_hand(run, prompts, *, local_alone=False, letters=False):
-    """Logits of ten images, prompt by prompt and word by word, in the order in which answers are kept."""
+    """Logits of ten images, prompt by prompt and word by word, in the order of stored predictions."""
     task = prepare(run, ZeroShotOptions(per_class=2), progress=False)
     model, selected = task.model, task.images
     rows = rows_with_one_class(task.embed(selected, progress=False), task.classes)
@@ -93,60 +93,60 @@ def cosines_by_hand(regions, words):
     )
 
 
-def answers(path, found):
+def stored_scores(path, found):
     return read_predictions(path, found).scores
 
 
 @pytest.mark.parametrize("similarity", ["local", "both", "released"])
-def test_answers_are_those_of_a_plain_loop(home, similarity):
-    path, found = ask(home / "gloria", similarity=similarity, per_class=2)
+def test_similarities_equal_a_plain_loop(home, similarity):
+    path, found = evaluate(home / "gloria", similarity=similarity, per_class=2)
     released = similarity == "released"
     assert found.class_prompts == tuple(class_prompt(name, "there is") for name in CLASSES)
     expected = by_hand(home / "gloria", found.class_prompts, local_alone=similarity == "local", letters=released)
     if released:
         expected = (expected - expected.mean(axis=0)) / expected.std(axis=0)
-    np.testing.assert_allclose(answers(path, found), expected, atol=5e-3 if released else 2e-4)
+    np.testing.assert_allclose(stored_scores(path, found), expected, atol=5e-3 if released else 2e-4)
     assert (found.similarity, found.standardised) == (similarity, released)
 
 
-def test_of_several_sentences_of_a_class_the_nearest_counts(home):
-    path, found = ask(home / "gloria", similarity="both", class_names="gloria", per_class=2)
+def test_the_most_similar_prompt_of_a_class_counts(home):
+    path, found = evaluate(home / "gloria", similarity="both", class_names="gloria", per_class=2)
     drawn = [sentence for name in CLASSES for sentence in draw_prompts()[name]]
     best = by_hand(home / "gloria", drawn).reshape(10, 5, 5).max(axis=2)
-    np.testing.assert_allclose(answers(path, found), best, atol=2e-4)
+    np.testing.assert_allclose(stored_scores(path, found), best, atol=2e-4)
     assert found.class_prompts == tuple(drawn)
     assert found.embedding_map is None
     assert "25 prompts for 5 classes; the most similar one of a class counts." in found.notes
     assert found.class_names == "gloria"
 
 
-def test_every_model_may_be_asked_in_glorias_sentences_and_standardised(home):
+def test_every_method_can_use_glorias_prompts_and_standardised_scores(home):
     folder = home / "cleft"
-    _, usual = ask(folder / "plain")
-    _, found = ask(folder / "plain", class_names="gloria", standardise=True)
+    _, usual = evaluate(folder / "plain")
+    _, found = evaluate(folder / "plain", class_names="gloria", standardise=True)
     assert (found.similarity, found.standardised, usual.standardised) == ("global", True, False)
     assert found.ids_digest == usual.ids_digest
     with pytest.raises(ConfigError, match="a learned context needs a phrase for each class"):
-        ask(folder / "run", class_names="gloria")
+        evaluate(folder / "run", class_names="gloria")
 
 
-def test_an_answer_stands_by_itself_unless_standardised(home):
-    whole = {}
+def test_predictions_depend_on_other_images_only_if_standardised(home):
+    same = {}
     for options in ({"similarity": "both"}, {"similarity": "both", "standardise": True}):
         (few_path, few), (all_path, every) = (
-            ask(home / "gloria", per_class=2, **options),
-            ask(home / "gloria", **options),
+            evaluate(home / "gloria", per_class=2, **options),
+            evaluate(home / "gloria", **options),
         )
-        rows = {tuple(np.round(row, 3)) for row in answers(all_path, every)}
-        apart = [tuple(np.round(row, 3)) in rows for row in answers(few_path, few)]
-        whole[every.standardised] = apart
+        rows = {tuple(np.round(row, 3)) for row in stored_scores(all_path, every)}
+        apart = [tuple(np.round(row, 3)) in rows for row in stored_scores(few_path, few)]
+        same[every.standardised] = apart
         assert any("depends on the other images" in note for note in every.notes) is every.standardised
-    assert all(whole[False])
-    assert not any(whole[True])
+    assert all(same[False])
+    assert not any(same[True])
 
 
-def test_what_was_asked_stands_in_the_command_the_file_and_the_page(home, tmp_path):
-    path, found = ask(home / "gloria", similarity="both", standardise=True)
+def test_similarity_is_in_the_command_the_file_name_and_the_page(home, tmp_path):
+    path, found = evaluate(home / "gloria", similarity="both", standardise=True)
     assert found.command.endswith("--task zero-shot --similarity both --standardise")
     assert "-both-standardised-" in path.name
     page = write_report([home / "gloria"], tmp_path / "page.html").read_text()
@@ -155,7 +155,7 @@ def test_what_was_asked_stands_in_the_command_the_file_and_the_page(home, tmp_pa
     assert "Similarity: mean of image with prompt, and of the prompt&#39;s best word" in page
 
 
-def test_the_command_line_asks_so_and_finds_what_it_compared(home, capsys):
+def test_command_line_reuses_stored_similarities(home, capsys):
     words = ["evaluate", str(home / "gloria"), "--similarity", "released", "--class-names", "gloria"]
     assert main(words) == 0
     stored = [file for file in (home / "gloria" / "embeddings").rglob("similarities.safetensors")]
@@ -168,35 +168,35 @@ def test_the_command_line_asks_so_and_finds_what_it_compared(home, capsys):
     assert "--standardise does nothing with --task prompts" in capsys.readouterr().err
 
 
-def test_what_was_not_learned_is_refused(home):
+def test_similarities_and_prompts_the_method_lacks_are_refused(home):
     folder = home / "cleft"
     with pytest.raises(
         ConfigError, match=r"--similarity local compares words with image regions .* is of method=cleft"
     ):
-        ask(folder / "plain", similarity="local")
+        evaluate(folder / "plain", similarity="local")
     with pytest.raises(ConfigError, match=r"--scoring present-absent needs a phrase for each class"):
-        ask(home / "gloria", class_names="gloria", scoring="present-absent")
+        evaluate(home / "gloria", class_names="gloria", scoring="present-absent")
     with pytest.raises(ConfigError, match=r"--task prompts needs a phrase for each class"):
         evaluate_prompts(home / "gloria", PromptSensitivityOptions(class_names="gloria"), progress=False)
 
 
-def test_a_learned_context_has_no_words(home, tmp_path):
+def test_word_similarity_needs_handwritten_prompts(home, tmp_path):
     run = shutil.copytree(home / "gloria", tmp_path / "context")
     model = load_model(run)
     model.set_context(torch.zeros(2, 16))
     save_model(model, load_settings(run), run)
     with pytest.raises(ConfigError, match="a learned context has no words; take --prompts handwritten"):
-        ask(run, similarity="both")
-    _, found = ask(run, similarity="both", prompts="handwritten", scoring="present-absent", classes="Edema")
+        evaluate(run, similarity="both")
+    _, found = evaluate(run, similarity="both", prompts="handwritten", scoring="present-absent", classes="Edema")
     assert found.similarity == "both"
 
 
-def test_the_best_prompt_of_a_class_by_hand():
+def test_best_prompt_logits_by_hand():
     logits = np.array([[1.0, 5.0, 2.0], [4.0, 3.0, 0.0]])
     assert best_prompt_logits(logits, np.array([0, 1, 0])).tolist() == [[2, 5], [4, 3]]
 
 
-def test_standardised_over_the_images_that_are_asked_by_hand():
+def test_standardised_logits_by_hand():
     logits = np.array([[1.0, 9.0], [3.0, 9.0], [7.0, 9.0]])
     assert standardise_logits(logits, [0, 1]).tolist() == [[-1, 0], [1, 0], [5, 0]]
     assert standardise_logits(logits, [0]) is logits

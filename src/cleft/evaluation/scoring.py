@@ -280,14 +280,14 @@ def _why_unlabelled(known: Flags, name: str) -> str | None:
 
 
 def _with_note(measure: Measure, note: str | None) -> Measure:
-    """The metric with a remark in front of its own, if it has a value."""
+    """Puts a remark in front of the reason of a metric, if it has a value."""
     if measure.statistic is None or note is None:
         return measure
     return measure._replace(reason=f"{note}; {measure.reason}" if measure.reason else note)
 
 
 def _mean(metric: str, measures: Sequence[Measure]) -> Measure:
-    """Mean over the metrics that are defined; the reason says over how many of how many."""
+    """Mean over the metrics that are defined; the reason has their number."""
     defined = [measure for measure in measures if measure.statistic is not None]
     rows = np.logical_or.reduce([measure.rows for measure in defined or measures])
     missing = "; ".join(measure.reason for measure in measures if measure.reason)

@@ -71,7 +71,7 @@ def evaluation_settings(run: Path, options: EvaluationOptions) -> Settings:
                 f"dataset give --data <dataset>:<folder>"
             )
         if options.data is not None and key in ("data.root", "data.table"):
-            raise ConfigError(f"--data {options.data} and --{key} both say which images are read; give one of them")
+            raise ConfigError(f"--data {options.data} and --{key} both set the images to read; give one of them")
     if options.data is None:
         return merge_overrides(settings, options.overrides)
     report_not_inherited(settings.data, evaluation_data(settings, options))
@@ -150,8 +150,8 @@ def select_images(
     """Reads the table, selects the images to evaluate on, and prepares them.
 
     Args:
-        run: Run folder; tells which patients the model was trained on.
-        settings: Settings of the run; tell how images are prepared.
+        run: Run folder, with the patients of training.
+        settings: Settings of the run, with those of image preparation.
         options: Data, split, images per class, and what to do with patients the model was trained on.
         classes: Classes, as for `choose_classes`; read only with `options.per_class`.
         progress: Whether to show a progress bar.

@@ -187,12 +187,12 @@ def encode_class_prompts(
         DataError: If two classes have the same prompt after normalisation, or a prompt cannot be read.
     """
     model, classes, words = task.model, task.classes, task.words
-    opening = task.images.template if template is None else template
+    template = task.images.template if template is None else template
     names = [words.phrase(name) for name in classes]
-    written = [class_prompts(name, opening, words) for name in classes]
+    written = [class_prompts(name, template, words) for name in classes]
     if scoring == "present-absent":
         names += [absent_name(name, words) for name in classes]
-        written += [(absent_prompt(name, opening, words),) for name in classes]
+        written += [(absent_prompt(name, template, words),) for name in classes]
     written = [tuple(model.text_tower.normalise(group)) for group in written]
     for start in range(0, len(written), len(classes)):  # prompts for presence, then for absence
         first = [group[0] for group in written[start : start + len(classes)]]
