@@ -134,7 +134,7 @@ def test_a_command_without_a_preset_says_which_settings_it_uses(phantoms, capsys
 
 
 @pytest.mark.parametrize("action", ["check", "split", "prepare"])
-def test_a_folder_or_dataset_that_is_named_twice_is_refused(action, phantoms, capsys):
+def test_a_folder_or_dataset_given_twice_is_refused(action, phantoms, capsys):
     assert main(["data", action, "small", str(phantoms), "--data.root", str(phantoms)]) == 2
     assert "both name the folder" in capsys.readouterr().err
     assert main(["data", action, "chexpert", str(phantoms), "--data.dataset", "nih"]) == 2
@@ -149,7 +149,7 @@ def test_a_dataset_that_is_also_a_preset_is_the_preset_without_a_folder(tmp_path
 
 
 @pytest.mark.parametrize("dataset", ["chexpert", "embed"])
-def test_drawn_images_are_not_compared_with_published_counts(dataset, phantoms, tmp_path, capsys):
+def test_synthetic_images_are_not_compared_with_published_counts(dataset, phantoms, tmp_path, capsys):
     root = phantoms
     if dataset == "embed":
         root = tmp_path / "embed"

@@ -41,7 +41,7 @@ def ids(reading):
     return [record.id for record in reading.records]
 
 
-def test_a_download_that_was_not_unpacked_is_no_table(tmp_path):
+def test_a_download_that_was_not_unpacked_is_refused(tmp_path):
     (tmp_path / "CheXpert-v1.0-small.zip").write_bytes(b"PK")
     with pytest.raises(
         DataError, match=r"no train\.csv in .*; if it is packed in CheXpert-v1\.0-small\.zip, unpack that"
@@ -49,7 +49,7 @@ def test_a_download_that_was_not_unpacked_is_no_table(tmp_path):
         read_chexpert(DataConfig(root=tmp_path)).checked()
 
 
-def test_one_record_holds_all_that_is_known_of_an_image(tmp_path):
+def test_a_record_has_every_field_of_the_table(tmp_path):
     record = read(write_fake_chexpert(tmp_path)).records[1]
     assert record.id == "train/patient00002/study1/view1_frontal.jpg"
     assert record.image == tmp_path / SMALL / record.id
@@ -59,7 +59,7 @@ def test_one_record_holds_all_that_is_known_of_an_image(tmp_path):
 
 
 @pytest.mark.parametrize("inner", ["", SMALL])
-def test_the_root_may_be_the_release_or_the_folder_above_it(tmp_path, inner):
+def test_the_root_may_be_the_release_or_its_parent(tmp_path, inner):
     reading = read(write_fake_chexpert(tmp_path) / inner)
     assert ids(reading) == KEPT
     assert all(record.image.is_file() for record in reading.records)
@@ -78,7 +78,7 @@ def test_the_container_of_the_full_release_is_found(tmp_path):
     assert ids(read(tmp_path)) == KEPT
 
 
-def test_laterals_and_odd_frontals_are_left_out_and_counted(tmp_path):
+def test_lateral_and_unusual_frontal_views_are_left_out_and_counted(tmp_path):
     reading = read(write_fake_chexpert(tmp_path))
     assert reading.rejected == {
         "view-lateral": ["train/patient00001/study1/view2_lateral.jpg"],
@@ -87,25 +87,25 @@ def test_laterals_and_odd_frontals_are_left_out_and_counted(tmp_path):
     assert any("1 lateral, 1 LL" in note for note in reading.notes)
 
 
-def test_other_projections_can_be_asked_for(tmp_path):
+def test_other_view_positions_can_be_selected(tmp_path):
     reading = read(write_fake_chexpert(tmp_path), views=("lateral", "ll"))
     assert [record.view for record in reading.records] == ["lateral", "LL"]
 
 
-def test_an_unknown_sex_is_no_sex_and_is_counted(tmp_path):
+def test_unknown_sexes_are_counted_as_missing(tmp_path):
     reading = read(write_fake_chexpert(tmp_path))
     assert [record.sex for record in reading.records] == ["Female", "Female", None, "Female", "Male", "Female"]
     assert [record.age for record in reading.records] == [60, 60, 0, 60, 90, 60]
     assert "1 row with a sex other than Male or Female counts as unknown" in reading.notes
 
 
-def test_prefixes_are_dropped_and_told(tmp_path):
+def test_mixed_path_prefixes_are_dropped_and_noted(tmp_path):
     assert any(
         "CheXpert-v1.0-small/ (7), CheXpert-v1.0/ (1)" in note for note in read(write_fake_chexpert(tmp_path)).notes
     )
 
 
-def test_counts_stand_beside_the_published_ones(tmp_path):
+def test_notes_compare_counts_with_the_published_ones(tmp_path):
     note = read(write_fake_chexpert(tmp_path)).notes[0]
     assert note.startswith(
         "train.csv holds 8 images of 5 patients (published for train: 223,414 images of 64,540 patients"
@@ -167,12 +167,12 @@ def test_a_table_in_two_releases_is_ambiguous(tmp_path):
         read(tmp_path)
 
 
-def test_no_root_is_a_setting_to_set():
+def test_a_missing_root_setting_is_an_error():
     with pytest.raises(ConfigError, match=r"set --data\.root to the folder"):
         read(None)
 
 
-def test_a_root_that_is_no_folder_is_named(tmp_path):
+def test_a_root_that_is_not_a_folder_is_an_error(tmp_path):
     with pytest.raises(DataError, match=r"nowhere is not a folder; set --data\.root"):
         read(tmp_path / "nowhere")
 
@@ -183,7 +183,7 @@ def test_a_table_outside_the_root_is_refused(tmp_path, table):
         read(tmp_path, table=table)
 
 
-def test_no_image_anywhere_fails_at_once_and_names_the_places(tmp_path):
+def test_without_any_image_the_error_names_the_paths_tried(tmp_path):
     rows = odd_rows()
     lost = [row["Path"].partition("train/")[2] for row in rows]
     with pytest.raises(
@@ -200,7 +200,7 @@ def test_a_missing_image_is_counted_within_what_is_allowed(tmp_path):
     assert reading.rejected["missing"] == [KEPT[0]]
 
 
-def test_too_many_missing_images_stop(tmp_path):
+def test_too_many_missing_images_are_an_error(tmp_path):
     root = write_fake_chexpert(tmp_path, missing=[FIRST])
     with pytest.raises(
         DataError, match=r"line 2: 1 of 6 images is not on disk \(16\.7%, data\.max_invalid allows 1\.0%\)"
@@ -269,7 +269,7 @@ def test_shuffling_the_table_changes_no_record(tmp_path):
     assert known(plain) == known(shuffled)
 
 
-def test_a_scan_collects_every_kind_of_fault(tmp_path):
+def test_a_reader_collects_every_kind_of_fault(tmp_path):
     rows = odd_rows()
     rows[0]["Edema"] = "2"
     rows[2]["Path"] = "x.png"
@@ -295,7 +295,7 @@ def test_real_radiographs_are_found(shared):
 @pytest.mark.parametrize(
     "text", ["train/patient00001/../../a/view1_frontal.jpg", "train/patient00001/study1/view1.jpg"]
 )
-def test_a_path_of_another_form_is_never_looked_for(tmp_path, text):
+def test_a_path_of_another_form_is_a_fault(tmp_path, text):
     root = write_fake_chexpert(tmp_path)
     rows = odd_rows()
     rows[0]["Path"] = text
@@ -320,7 +320,7 @@ def wanted(kept):
     }
 
 
-def test_labels_go_to_the_image_they_name_and_not_to_the_row_they_stand_in(tmp_path):
+def test_labels_are_matched_by_path_not_by_row(tmp_path):
     root = write_fake_chexpert(tmp_path)
     table = write_labels_of(root / SMALL, "train_cheXbert.csv", odd_rows(), OTHERS)
     plain = read(root)
@@ -337,7 +337,7 @@ def test_labels_go_to_the_image_they_name_and_not_to_the_row_they_stand_in(tmp_p
 
 
 @pytest.mark.parametrize("place", ["CheXpert-v1.0 batch 1 (validate & csv)", ""])
-def test_the_full_release_has_them_in_its_first_batch_or_beside_the_batches(tmp_path, place):
+def test_label_tables_are_found_in_the_first_batch_or_next_to_the_batches(tmp_path, place):
     root = write_full_chexpert(tmp_path)
     write_labels_of(root / place, "train_visualCheXbert.csv", odd_rows(), OTHERS, rest="0.0")
     reading = read(root, label_source="visualchexbert")
@@ -386,7 +386,7 @@ def test_rows_of_one_image_must_agree(tmp_path):
         read(root, label_source="chexbert")
 
 
-def test_what_is_wrong_with_the_labels_is_told_with_their_table_and_line(tmp_path):
+def test_faults_of_a_label_table_name_the_table_and_line(tmp_path):
     root = write_fake_chexpert(tmp_path)
     rows = odd_rows()
     rows[3]["Edema"] = "maybe"
@@ -395,7 +395,7 @@ def test_what_is_wrong_with_the_labels_is_told_with_their_table_and_line(tmp_pat
         read(root, label_source="chexbert")
 
 
-def test_the_image_list_needs_no_findings_of_its_own_then(tmp_path):
+def test_the_image_list_needs_no_findings_if_another_table_has_them(tmp_path):
     root = write_fake_chexpert(tmp_path)
     rows = odd_rows()
     write_labels_of(root / SMALL, "train_cheXbert.csv", rows, OTHERS)
@@ -404,7 +404,7 @@ def test_the_image_list_needs_no_findings_of_its_own_then(tmp_path):
     assert labels_of(reading) == wanted(reading)
 
 
-def test_binary_labels_that_are_not_binary_are_told(tmp_path):
+def test_other_values_in_binary_labels_are_counted(tmp_path):
     root = write_fake_chexpert(tmp_path)
     write_labels_of(root / SMALL, "train_visualCheXbert.csv", odd_rows(), OTHERS, rest="0.0")
     assert any(
@@ -415,11 +415,11 @@ def test_binary_labels_that_are_not_binary_are_told(tmp_path):
     assert not any("have -1" in note for note in read(root, label_source="visualchexbert").notes)
 
 
-def test_a_table_of_labels_that_is_not_there_is_named(tmp_path):
+def test_a_missing_label_table_is_named(tmp_path):
     with pytest.raises(DataError, match=r"no train_cheXbert\.csv in .*; or set data\.label_source=table"):
         read(write_fake_chexpert(tmp_path), label_source="chexbert")
 
 
-def test_labels_of_chexpert_are_for_chexpert():
+def test_label_sources_of_chexpert_are_refused_for_other_datasets():
     with pytest.raises(ConfigError, match=r"data\.label_source=chexbert is for data\.dataset=chexpert, not manifest"):
         DataConfig(dataset="manifest", label_source="chexbert")

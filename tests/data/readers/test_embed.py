@@ -34,7 +34,7 @@ def note(reading, part):
     return found
 
 
-def test_one_record_holds_all_that_is_known_of_an_image(tmp_path):
+def test_a_record_has_every_field_of_the_table(tmp_path):
     record = read(write_fake_embed(tmp_path)).records[0]
     assert record.id == "cohort_1/10000001/1.2.3/1.2.4/left.dcm"
     assert record.image == tmp_path / "images" / record.id
@@ -52,7 +52,7 @@ def test_one_record_holds_all_that_is_known_of_an_image(tmp_path):
 
 
 @pytest.mark.parametrize("inner", ["", "tables"])
-def test_the_root_may_be_the_folder_of_tables_or_the_one_above_it(tmp_path, inner):
+def test_the_root_may_be_the_folder_of_tables_or_its_parent(tmp_path, inner):
     assert len(read(write_fake_embed(tmp_path) / inner).records) == 2
 
 
@@ -100,7 +100,7 @@ def test_a_missing_column_is_named_with_the_nearest(tmp_path):
         read(write_fake_embed(tmp_path, files))
 
 
-def test_columns_may_be_spelled_otherwise_and_the_notes_say_so(tmp_path):
+def test_columns_may_have_other_spellings_which_are_noted(tmp_path):
     findings = [{key.upper().replace("RACE_DESC", "ethnicity_desc"): value for key, value in finding_row().items()}]
     reading = read(write_fake_embed(tmp_path, findings=findings), caption="natural")
     assert "caucasian or white" in (reading.records[0].caption or "")
@@ -123,13 +123,13 @@ def test_an_id_that_lost_digits_is_refused(tmp_path, spoilt):
         read(write_fake_embed(tmp_path, files))
 
 
-def test_a_spoilt_id_of_the_clinical_table_is_placed_there(tmp_path):
+def test_a_damaged_id_names_the_clinical_table_and_line(tmp_path):
     findings = [finding_row(), finding_row(exam="1e16")]
     with pytest.raises(DataError, match=r"EMBED_OpenData_clinical\.csv line 3: acc_anon holds"):
         read(write_fake_embed(tmp_path, findings=findings))
 
 
-def test_an_id_with_a_harmless_point_means_the_same(tmp_path):
+def test_a_trailing_point_zero_of_an_id_is_dropped(tmp_path):
     reading = read(write_fake_embed(tmp_path, findings=[finding_row(patient="10000001.0")]))
     assert [record.patient for record in reading.records] == ["10000001"] * 2
     assert "writes 1 id in empi_anon with a trailing .0" in note(reading, ".0")
@@ -141,7 +141,7 @@ def test_an_empty_id_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("prefix", ["", "./images/", "/mnt/NAS2/mammo/anon_dicom/", "D:\\mammo\\anon_dicom\\"])
-def test_what_stands_before_the_cohort_is_dropped(tmp_path, prefix):
+def test_the_path_before_the_cohort_is_dropped(tmp_path, prefix):
     write_fake_embed(tmp_path)
     write_csv(tmp_path / "tables" / "EMBED_OpenData_metadata.csv", both_breasts(prefix=prefix))
     assert read(tmp_path).records[0].id == "cohort_1/10000001/1.2.3/1.2.4/left.dcm"
@@ -163,25 +163,25 @@ def test_the_first_cohort_of_a_path_counts(tmp_path):
         ("cohort_1/../../left.dcm", "leaves the folder"),
     ],
 )
-def test_a_path_that_leads_nowhere_is_refused(tmp_path, path, sentence):
+def test_a_path_without_a_cohort_is_refused(tmp_path, path, sentence):
     with pytest.raises(DataError, match=sentence):
         read(write_fake_embed(tmp_path, [file_row("left", anon_dicom_path=path), file_row("right")]))
 
 
-def test_cohorts_may_lie_beside_the_tables(tmp_path):
+def test_cohorts_may_be_next_to_the_tables(tmp_path):
     write_fake_embed(tmp_path)
     (tmp_path / "images" / "cohort_1").rename(tmp_path / "cohort_1")
     assert all(record.image.is_file() for record in read(tmp_path).records)
 
 
-def test_a_root_without_images_is_refused_with_the_places_tried(tmp_path):
+def test_a_root_without_images_names_the_folders_tried(tmp_path):
     write_fake_embed(tmp_path)
     (tmp_path / "images").rename(tmp_path / "elsewhere")
     with pytest.raises(DataError, match=r"no folder cohort_1 or cohort_2 in .*images or "):
         read(tmp_path)
 
 
-def test_missing_images_stop_the_reader_beyond_the_limit(tmp_path):
+def test_missing_images_above_the_limit_are_an_error(tmp_path):
     root = write_fake_embed(tmp_path, missing=["left"])
     with pytest.raises(DataError, match="1 of 2 images is not on disk"):
         read(root)
@@ -194,7 +194,7 @@ def test_only_2d_images_are_kept_and_others_counted(tmp_path):
     assert {reason: len(ids) for reason, ids in reading.rejected.items()} == {"type-cview": 2, "type-unknown": 1}
 
 
-def test_a_file_without_a_row_is_known_from_one_that_was_left_out(tmp_path):
+def test_a_file_without_a_row_differs_from_one_that_was_left_out(tmp_path):
     root = write_fake_embed(tmp_path, [file_row("a"), file_row("b", kind="cview"), file_row("c", exam="7")])
     scan = read_embed(DataConfig(dataset="embed", root=root))
     assert len(scan.reading.records) == 1
@@ -218,13 +218,13 @@ def test_an_exam_belongs_to_one_patient(tmp_path):
     assert note(reading, "another patient").startswith("1 file names an exam")
 
 
-def test_a_finding_speaks_for_its_own_breast(tmp_path):
+def test_a_finding_represents_the_breast_of_its_side(tmp_path):
     findings = [finding_row("A", "L"), finding_row("N", "R")]
     assert scores(read(write_fake_embed(tmp_path, findings=findings))) == {"left": "BI-RADS 0", "right": "BI-RADS 1"}
 
 
 @pytest.mark.parametrize("side", ["", "B", "b"])
-def test_a_finding_of_both_or_no_side_speaks_for_both_breasts(tmp_path, side):
+def test_a_finding_of_both_sides_or_none_represents_both_breasts(tmp_path, side):
     reading = read(write_fake_embed(tmp_path, findings=[finding_row("B", side)]))
     assert scores(reading) == {"left": "BI-RADS 2", "right": "BI-RADS 2"}
 
@@ -242,7 +242,7 @@ def test_the_unmentioned_breast_of_a_unilateral_exam_is_left_out(tmp_path):
     assert {reason: len(ids) for reason, ids in reading.rejected.items()} == {"other-breast": 1}
 
 
-def test_a_row_of_no_side_leaves_nothing_to_imply(tmp_path):
+def test_a_row_without_a_side_implies_no_negative_breast(tmp_path):
     findings = [finding_row("A", "L"), finding_row("B", "")]
     assert scores(read(write_fake_embed(tmp_path, findings=findings))) == {"left": "BI-RADS 0", "right": "BI-RADS 2"}
 
@@ -254,7 +254,7 @@ def test_a_row_of_an_unknown_side_makes_no_breast_negative(tmp_path):
     assert "1 finding has a side other than L, R, B and blank; it is assigned to no breast" in reading.notes
 
 
-def test_the_metadata_table_describes_an_exam_where_the_clinical_one_is_silent(tmp_path):
+def test_the_metadata_table_describes_exams_without_a_clinical_description(tmp_path):
     reading = read(write_fake_embed(tmp_path, findings=[finding_row("A", "L", desc="")]))
     assert scores(reading)["right"] == "BI-RADS 1"
     told = [finding_row("A", "L", desc="MG Diagnostic Left")]
@@ -288,34 +288,34 @@ def test_a_clinical_table_without_descriptions_is_read(tmp_path):
         ("NX", SCREENING, "highest", 1),
     ],
 )
-def test_one_of_several_findings_speaks_by_the_rule(tmp_path, letters, desc, rule, score):
+def test_the_rule_selects_one_of_several_findings(tmp_path, letters, desc, rule, score):
     findings = [finding_row(letter, "L", desc=desc) for letter in letters]
     reading = read(write_fake_embed(tmp_path, [file_row("left")], findings), breast_label=rule)
     assert scores(reading) == {"left": f"BI-RADS {score}"}
     assert f"1 image has several findings of its breast; data.breast_label={rule} selected one" in reading.notes
 
 
-def test_no_assessment_leaves_the_density(tmp_path):
+def test_without_an_assessment_the_density_is_kept(tmp_path):
     for letter in ("X", ""):
         record = read(write_fake_embed(tmp_path, findings=[finding_row(letter, density="4")])).records[0]
         assert record.labels == {name: float(name == "Density D") for name in DENSITY_CLASSES}
         assert (record.caption or "").endswith("of a patient with breast tissue density 4 extremely dense")
 
 
-def test_no_density_leaves_the_assessment(tmp_path):
+def test_without_a_density_the_assessment_is_kept(tmp_path):
     record = read(write_fake_embed(tmp_path, findings=[finding_row("S", density="")])).records[0]
     assert record.labels == {name: float(name == "BI-RADS 4") for name in BIRADS_CLASSES}
     assert (record.caption or "").endswith("of a patient with birads score 4 suspicious abnormality")
 
 
-def test_neither_is_left_out_and_counted(tmp_path):
+def test_images_with_neither_are_left_out_and_counted(tmp_path):
     findings = [finding_row("X", "L", ""), finding_row("N", "R", "")]
     assert {k: len(v) for k, v in read(write_fake_embed(tmp_path, findings=findings)).rejected.items()} == {
         "no-label": 1
     }
 
 
-def test_the_commonest_density_of_an_exam_counts(tmp_path):
+def test_the_most_frequent_density_of_an_exam_is_used(tmp_path):
     findings = [finding_row("N", "L", "3"), finding_row("N", "R", "2.0"), finding_row("B", "R", "2")]
     reading = read(write_fake_embed(tmp_path, findings=findings))
     assert [present(record)[1] for record in reading.records] == ["Density B", "Density B"]
@@ -334,7 +334,7 @@ def test_every_image_of_a_man_is_left_out_and_counted(tmp_path):
     assert {reason: len(ids) for reason, ids in reading.rejected.items()} == {"male": 2}
 
 
-def test_codes_outside_the_book_are_unknown_and_counted(tmp_path):
+def test_unknown_codes_are_counted_as_missing(tmp_path):
     reading = read(write_fake_embed(tmp_path, findings=[finding_row("Z", density="9"), finding_row("n", density="1")]))
     assert present(reading.records[0]) == ["BI-RADS 1", "Density A"]
     assert "1 finding has an assessment that is not in the code book" in reading.notes
@@ -362,28 +362,28 @@ def test_implants_are_kept_and_counted(tmp_path):
     assert "1 image shows an implant; it is kept" in reading.notes
 
 
-def test_a_file_that_stands_twice_is_read_once(tmp_path):
+def test_a_repeated_file_is_read_once(tmp_path):
     reading = read(write_fake_embed(tmp_path, [file_row("a"), file_row("a")]))
     assert (list(scores(reading)), {k: len(v) for k, v in reading.rejected.items()}) == (["a"], {"duplicate": 1})
 
 
-def test_a_file_that_shows_two_breasts_is_refused(tmp_path):
+def test_a_file_with_two_sides_is_refused(tmp_path):
     with pytest.raises(DataError, match="two rows of the same image disagree"):
         read(write_fake_embed(tmp_path, [file_row("a"), file_row("a", side="R")]))
 
 
-def test_nothing_left_is_a_fault_that_says_why(tmp_path):
+def test_no_remaining_image_is_a_fault_with_the_reasons(tmp_path):
     with pytest.raises(DataError, match=r"no row is left \(type-cview \(1\), no-exam \(1\)\)"):
         read(write_fake_embed(tmp_path, [file_row("a", kind="cview"), file_row("b", exam="7")]))
 
 
-def test_a_clinical_table_all_of_whose_ids_are_spoilt_is_a_fault(tmp_path):
+def test_a_clinical_table_with_only_damaged_ids_is_a_fault(tmp_path):
     with pytest.raises(DataError, match="lost digits"):
         read(write_fake_embed(tmp_path, findings=[finding_row(exam="1e15")]))
 
 
 @pytest.mark.parametrize("style", ["sided", "natural", "structured"])
-def test_a_mirrored_breast_must_not_be_called_left(style):
+def test_captions_with_sides_forbid_horizontal_flips(style):
     with pytest.raises(
         ConfigError, match=f"turns left breasts into right ones, but captions with data.caption={style}"
     ):
@@ -395,7 +395,7 @@ def test_a_mirrored_breast_must_not_be_called_left(style):
 
 
 @pytest.mark.parametrize(("style", "tokens"), [("natural", 58), ("structured", 70)])
-def test_a_caption_that_would_surely_lose_its_score_is_refused(style, tokens):
+def test_captions_too_long_for_the_text_encoder_are_refused(style, tokens):
     words = ["--data.dataset=embed", f"--data.caption={style}", f"--text.max_tokens={tokens}"]
     with pytest.raises(
         ConfigError,
@@ -410,7 +410,7 @@ def test_settings_of_mammograms_are_refused_for_other_datasets():
 
 
 @pytest.mark.slow
-def test_the_tables_of_the_whole_release_are_read_in_seconds(tmp_path):
+def test_the_tables_of_the_complete_release_are_read_in_seconds(tmp_path):
     files, findings = [], []
     for patient in range(20_000):
         for exam in range(3):

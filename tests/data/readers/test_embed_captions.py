@@ -66,7 +66,7 @@ def test_captions_are_as_long_as_those_of_the_authors(style, fewest, most):
 
 
 @pytest.mark.parametrize("style", ["simple", "sided", "natural", "structured"])
-def test_what_is_not_known_is_not_said(style):
+def test_unknown_facts_are_omitted(style):
     caption = mammogram_caption(Facts(birads=1), style)
     assert "negative" in caption
     for word in ("unknown", "none", "density", "hispanic", "years", "side", "view", "left", "procedure", "the mass"):

@@ -30,7 +30,7 @@ def present(record):
     return [name for name, value in record.labels.items() if value == 1]
 
 
-def test_both_ways_in_which_it_is_offered_are_the_same_images_and_reports(tmp_path):
+def test_open_i_and_kaggle_give_the_same_images_and_reports(tmp_path):
     openi, kaggle = write_fake_openi(tmp_path / "openi"), write_fake_kaggle(tmp_path / "kaggle")
     write_projections(openi / "indiana_projections.csv", REPORTS)
     one, other = (read_iu_xray(config(root)).checked().records for root in (openi, kaggle))
@@ -43,7 +43,7 @@ def test_both_ways_in_which_it_is_offered_are_the_same_images_and_reports(tmp_pa
     }
 
 
-def test_sections_are_chosen_and_empty_ones_passed_over(tmp_path):
+def test_sections_are_selected_and_empty_ones_skipped(tmp_path):
     root = write_fake_kaggle(tmp_path)
     records = read_iu_xray(config(root)).checked().records
     assert [record.report for record in records] == [
@@ -69,7 +69,7 @@ def test_findings_come_from_index_terms(tmp_path):
     assert records[-1].labels == {}
 
 
-def test_normal_is_no_finding_only_where_it_stands_alone():
+def test_normal_alone_is_no_finding():
     codes, notes = code_terms([["normal"], ["normal", "Spine/degenerative"], ["normal", "Nodule/lung"], []])
     assert codes[:, 0].tolist() == [1, 0, 0, 2]
     assert codes[2, 4] == 1
@@ -79,7 +79,7 @@ def test_normal_is_no_finding_only_where_it_stands_alone():
     ]
 
 
-def test_counts_stand_beside_the_published_ones(tmp_path):
+def test_notes_compare_counts_with_the_published_ones(tmp_path):
     notes = read_iu_xray(config(write_fake_openi(tmp_path))).checked().notes
     assert notes[0] == "ecgen-radiology holds 5 reports with 7 images (published: 3,955 reports, 7,470 images)"
     assert "1 report names no image" in notes
@@ -87,20 +87,20 @@ def test_counts_stand_beside_the_published_ones(tmp_path):
     assert "1 distinct report has placeholders of de-identification" in notes
 
 
-def test_without_projections_lateral_images_stay_and_that_is_said_beside_every_number(tmp_path):
+def test_without_view_positions_a_caution_says_that_laterals_are_included(tmp_path):
     reading = read_iu_xray(config(write_fake_openi(tmp_path))).checked()
     assert len(reading.records) == 7
     assert reading.cautions[0].startswith("view positions are unknown: lateral images are not excluded")
 
 
-def test_headers_of_dicom_files_tell_the_projection(tmp_path):
+def test_dicom_headers_give_the_view_position(tmp_path):
     reading = read_iu_xray(config(write_fake_openi(tmp_path, images="dcm"), cache=tmp_path / "cache")).checked()
     assert [(record.id, record.view) for record in reading.records] == [(name, "PA") for name in FRONTAL]
     assert reading.cautions == ()
     assert reading.records[0].image.suffix == ".dcm"
 
 
-def test_a_report_is_a_patient_and_both_views_stay_on_one_side(tmp_path):
+def test_a_report_is_a_patient_and_both_views_are_in_one_split(tmp_path):
     reports = [Report(n, ["normal"], f"Clear lungs {n}.", "Normal chest.") for n in range(1, 30)]
     root = write_fake_kaggle(tmp_path, reports)
     both = config(root, views=("frontal", "lateral"))
@@ -110,7 +110,7 @@ def test_a_report_is_a_patient_and_both_views_stay_on_one_side(tmp_path):
     assert all(len(part) % 2 == 0 for part in splits[:3])
 
 
-def test_the_xml_files_may_lie_elsewhere_and_the_root_above(tmp_path):
+def test_the_xml_files_may_be_elsewhere_and_the_root_above(tmp_path):
     root = write_fake_openi(tmp_path / "a" / "openi")
     moved = (root / "ecgen-radiology").rename(tmp_path / "texts")
     assert len(read_iu_xray(config(tmp_path / "a", reports=moved)).checked().records) == 7
@@ -135,7 +135,7 @@ def test_the_xml_files_may_lie_elsewhere_and_the_root_above(tmp_path):
         (as_xml(REPORTS[0]).replace("1_IM-0001-1001", "2_IM-0002-1001"), "1 image is in two reports, such as 2_IM"),
     ],
 )
-def test_damaged_xml_is_told_by_file_and_never_by_its_content(tmp_path, content, message):
+def test_faults_of_damaged_xml_name_files_but_not_content(tmp_path, content, message):
     root = write_fake_openi(tmp_path)
     (root / "ecgen-radiology" / "1.xml").write_text(content)
     with pytest.raises(DataError, match=message) as error:
@@ -188,7 +188,7 @@ def rows_of(path):
         ("reports", lambda rows: [row[:-1] for row in rows], "no column 'impression'"),
     ],
 )
-def test_tables_that_cannot_be_right_are_refused(tmp_path, table, change, message):
+def test_faulty_tables_are_refused(tmp_path, table, change, message):
     root = write_fake_kaggle(tmp_path)
     path = root / f"indiana_{table}.csv"
     write_csv(path, change(rows_of(path)))
@@ -216,7 +216,7 @@ def test_one_table_without_the_other_is_refused(tmp_path):
         read_iu_xray(config(root)).checked()
 
 
-def test_missing_images_are_counted_and_none_at_all_names_the_places(tmp_path):
+def test_missing_images_are_counted_and_without_any_the_paths_are_named(tmp_path):
     root = write_fake_openi(tmp_path / "a", missing=FRONTAL[:1])
     assert read_iu_xray(config(root, max_invalid=0.5)).checked().rejected["missing"] == FRONTAL[:1]
     with pytest.raises(DataError, match=r"ecgen-radiology: 1 of 7 images is not on disk"):
@@ -228,7 +228,7 @@ def test_missing_images_are_counted_and_none_at_all_names_the_places(tmp_path):
     assert len(read_iu_xray(config(root), check_files=False).checked().records) == 7
 
 
-def test_a_table_cannot_be_named(tmp_path):
+def test_the_table_setting_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"data\.table=x\.csv does not apply to data\.dataset=iu-xray"):
         read_iu_xray(config(tmp_path, table="x.csv")).checked()
 

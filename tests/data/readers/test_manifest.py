@@ -18,7 +18,7 @@ def faults(root, **settings):
     return read_manifest(DataConfig(dataset="manifest", root=root, **settings)).faults
 
 
-def test_one_record_holds_all_that_the_row_says(tmp_path):
+def test_a_record_has_every_field_of_the_row(tmp_path):
     reading = read(write_fake_manifest(tmp_path))
     record = reading.records[1]
     assert (record.id, record.image) == ("images/a2.png", tmp_path / "images/a2.png")
@@ -28,14 +28,14 @@ def test_one_record_holds_all_that_the_row_says(tmp_path):
     assert [other.labels for other in reading.records] == [{"No Finding": 1}, {"Edema": 1}, {"Edema": -1}, {"Edema": 0}]
 
 
-def test_side_and_scanner_are_read_where_the_table_has_them(tmp_path):
+def test_laterality_and_scanner_are_optional_columns(tmp_path):
     lines = ["images/a.png,left,ACME,x", "images/b.png,R,,x", "images/c.png,both,ACME,x"]
     root = write_fake_manifest(tmp_path, lines, header="image,Side,Scanner,caption")
     assert [(r.laterality, r.scanner) for r in read(root).records] == [("L", "ACME"), ("R", None), (None, "ACME")]
     assert read(root).findings == ()
 
 
-def test_columns_without_another_meaning_are_findings(tmp_path):
+def test_other_columns_are_findings(tmp_path):
     reading = read(write_fake_manifest(tmp_path))
     assert reading.findings == ("No Finding", "Edema")
     assert "ignored columns that begin with _: _remark" in reading.notes
@@ -49,12 +49,12 @@ def test_without_a_patient_column_each_image_is_a_patient_and_a_note_says_so(tmp
     assert len(reading.cautions) == 1
 
 
-def test_other_names_and_cases_of_columns_are_understood(tmp_path):
+def test_other_names_and_letter_cases_of_columns_are_accepted(tmp_path):
     root = write_fake_manifest(tmp_path, ["images/a.png,p,x"], header="Path,Patient_ID,Text")
     assert [(r.id, r.patient, r.caption) for r in read(root).records] == [("images/a.png", "p", "x")]
 
 
-def test_a_split_of_ones_own_is_read_under_its_usual_names(tmp_path):
+def test_a_split_column_is_read_under_its_usual_names(tmp_path):
     cells = ["Train", "training", "valid", "dev", "TEST", ""]
     lines = [f"images/{i}.png,{i},{cell},x" for i, cell in enumerate(cells)]
     root = write_fake_manifest(tmp_path, lines, header="image,patient,Split,caption")
@@ -66,12 +66,12 @@ def test_a_split_of_ones_own_is_read_under_its_usual_names(tmp_path):
     assert [len(part) for part in splits[:3]] == [2, 2, 1]
 
 
-def test_a_part_that_nobody_knows_is_refused_with_its_line(tmp_path):
+def test_an_unknown_split_name_is_refused_with_its_line(tmp_path):
     root = write_fake_manifest(tmp_path, ["images/a.png,train,x", "images/b.png,fold 3,x"], header="image,split,text")
     assert [(f.what, f.lines) for f in faults(root)] == [("column 'split' holds 'fold 3'", [3])]
 
 
-def test_views_are_kept_as_asked_and_unknown_ones_stay(tmp_path):
+def test_selected_and_unknown_views_are_kept(tmp_path):
     lines = ["images/a.png,ap,x", "images/b.png,LATERAL,x", "images/c.png,,x"]
     root = write_fake_manifest(tmp_path, lines, header="image,view,caption")
     assert [record.view for record in read(root).records] == ["AP", "lateral", None]
@@ -80,7 +80,7 @@ def test_views_are_kept_as_asked_and_unknown_ones_stay(tmp_path):
     assert reading.rejected == {"view-lateral": ["images/b.png"]}
 
 
-def test_a_table_whose_views_are_all_unwanted_is_refused(tmp_path):
+def test_a_table_without_a_selected_view_is_refused(tmp_path):
     root = write_fake_manifest(tmp_path, ["images/a.png,MLO,x"], header="image,view,caption")
     with pytest.raises(DataError, match=r"no row is left after leaving out view-MLO \(1\); data\.views keeps AP, PA"):
         read(root, views=("AP", "PA"))
@@ -108,7 +108,7 @@ def test_a_link_that_leaves_the_root_is_refused_with_its_line(tmp_path):
     assert caught.value.reason == "outside-root"
 
 
-def test_spellings_of_one_path_are_one_image(tmp_path):
+def test_equivalent_paths_are_one_image(tmp_path):
     lines = ["images/a.png,1", "./images//a.png,1"]
     reading = read(write_fake_manifest(tmp_path, lines, header="image,Edema"))
     assert [record.id for record in reading.records] == ["images/a.png"]
@@ -155,7 +155,7 @@ def test_shuffling_the_table_changes_no_record(tmp_path):
         ("image,patient", "images/a.png,p", r"no caption, report or finding"),
     ],
 )
-def test_what_is_wrong_is_said_with_its_remedy(tmp_path, header, line, message):
+def test_faults_come_with_a_remedy(tmp_path, header, line, message):
     with pytest.raises(DataError, match=message):
         read(write_fake_manifest(tmp_path, [line], header=header))
 
@@ -203,14 +203,14 @@ def test_equal_images_with_other_reports_are_refused(tmp_path):
     assert [fault.reason for fault in faults(root)] == ["duplicate"]
 
 
-def test_a_missing_image_is_counted_or_stops(tmp_path):
+def test_a_missing_image_is_counted_or_an_error(tmp_path):
     root = write_fake_manifest(tmp_path)
     (root / "images/b.png").unlink()
     assert [fault.reason for fault in faults(root)] == ["missing"]
     assert read(root, max_invalid=0.3).rejected == {"missing": ["images/b.png"]}
 
 
-def test_e12_an_image_spelled_otherwise_on_disk_is_found_under_the_tables_name(tmp_path):
+def test_e12_an_image_with_another_spelling_on_disk_is_found(tmp_path):
     root = write_fake_manifest(tmp_path, ["images/a.png,1", "images/B.PNG,0"], header="image,Edema")
     (root / "images/a.png").rename(root / "images/A.png")
     (root / "images").rename(root / "Images")
@@ -222,7 +222,7 @@ def test_e12_an_image_spelled_otherwise_on_disk_is_found_under_the_tables_name(t
     assert any("2 images have another spelling on disk" in note and "(lines 2, 3)" in note for note in reading.notes)
 
 
-def test_no_root_is_a_setting_to_set():
+def test_a_missing_root_setting_is_an_error():
     with pytest.raises(ConfigError, match=r"set --data\.root"):
         read(None)
 

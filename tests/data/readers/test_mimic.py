@@ -32,7 +32,7 @@ def config(root, **changes):
     return DataConfig(dataset="mimic", root=root, **changes)
 
 
-def test_images_get_the_labels_and_the_report_of_their_study(tmp_path):
+def test_images_have_the_labels_and_the_report_of_their_study(tmp_path):
     reading = read_mimic(config(write_fake_mimic(tmp_path))).checked()
     assert [record.id for record in reading.records] == FRONTAL
     second = reading.records[1]
@@ -59,7 +59,7 @@ def test_reports_are_read_whatever_their_headings(tmp_path):
     assert read_mimic(config(tmp_path, report_sections="impression")).checked().records[0].report == "No acute process."
 
 
-def test_what_is_missing_is_counted(tmp_path):
+def test_missing_labels_and_reports_are_counted(tmp_path):
     notes = read_mimic(config(write_fake_mimic(tmp_path))).checked().notes
     assert "mimic-cxr-2.0.0-chexpert.csv.gz labels 5 studies (published: 227,827)" in notes
     assert "1 study has no labels there; its findings are unknown" in notes
@@ -70,19 +70,19 @@ def test_what_is_missing_is_counted(tmp_path):
     assert "1 report does not have the sections that data.report_sections chooses" in impression
 
 
-def test_views_come_from_the_code_where_the_position_is_empty_and_unknown_ones_stay(tmp_path):
+def test_views_come_from_the_position_or_the_code_and_unknown_ones_are_kept(tmp_path):
     records = read_mimic(config(write_fake_mimic(tmp_path), views=("PA", "AP", "lateral"))).checked().records
     assert [record.view for record in records] == ["PA", "lateral", "AP", None, "lateral", "PA", "AP", "PA", "AP"]
 
 
-def test_its_own_split_is_the_official_one(tmp_path):
+def test_the_default_split_is_the_official_one(tmp_path):
     reading = read_dataset(config(write_fake_mimic(tmp_path)))
     assert "official split: train 3, val 2, test 4" in reading.notes
     splits = split_records(reading, config(tmp_path))
     assert (splits.recipe, [len(part) for part in splits[:3]], splits.shared_patients) == ("given", [2, 1, 4], 0)
 
 
-def test_labels_of_negbio_are_one_setting_away(tmp_path):
+def test_labels_of_negbio_can_be_selected(tmp_path):
     root = write_fake_mimic(tmp_path)
     reading = read_mimic(config(root, label_source="negbio")).checked()
     assert reading.records[1].labels["Edema"] == 0
@@ -92,7 +92,7 @@ def test_labels_of_negbio_are_one_setting_away(tmp_path):
         DataConfig(dataset="nih", label_source="negbio")
 
 
-def test_the_table_of_sections_is_read_as_well(tmp_path):
+def test_the_table_of_sections_gives_the_same_reports(tmp_path):
     root = write_fake_mimic(tmp_path, reports="sectioned")
     reading = read_mimic(config(root)).checked()
     assert reading.records[0].report == "No change since before. Findings of 101."
@@ -104,7 +104,7 @@ def test_the_table_of_sections_is_read_as_well(tmp_path):
     assert read_mimic(config(root, reports=elsewhere / "sections.csv")).checked().records == reading.records
 
 
-def test_reports_may_lie_in_a_folder_of_their_own(tmp_path):
+def test_reports_may_be_in_another_folder(tmp_path):
     root = write_fake_mimic(tmp_path / "jpg", reports="")
     for study in STUDIES[:2]:
         path = tmp_path / "texts" / "mimic-cxr-reports" / "files" / text_path(study)
@@ -115,7 +115,7 @@ def test_reports_may_lie_in_a_folder_of_their_own(tmp_path):
     assert [record.report is not None for record in found] == [True, True, *[False] * 5]
 
 
-def test_the_release_in_dicom_is_read_with_or_without_the_other_ones_tables(tmp_path):
+def test_the_dicom_release_is_read_with_or_without_the_jpg_tables(tmp_path):
     both = read_mimic(config(write_fake_mimic(tmp_path / "a", images="dcm"))).checked()
     assert {record.image.suffix for record in both.records} == {".dcm"}
     assert [record.id for record in both.records] == FRONTAL
@@ -127,12 +127,12 @@ def test_the_release_in_dicom_is_read_with_or_without_the_other_ones_tables(tmp_
     assert any(note.startswith("no mimic-cxr-2.0.0-split.csv") for note in reading.notes)
 
 
-def test_the_root_may_be_the_folder_above_and_tables_unpacked(tmp_path):
+def test_the_root_may_be_the_parent_and_tables_uncompressed(tmp_path):
     write_fake_mimic(tmp_path / "2.0.0", packed=False)
     assert len(read_mimic(config(tmp_path)).checked().records) == 7
 
 
-def test_an_image_without_labels_says_its_report_and_others_their_labels(tmp_path):
+def test_captions_come_from_labels_or_else_from_the_report(tmp_path):
     captions = [record.caption for record in read_dataset(config(write_fake_mimic(tmp_path))).records]
     assert captions[1] == "this is a chest x ray of a patient with cardiomegaly"
     assert captions[3] == "follow up in ___ small nodule"
@@ -152,7 +152,7 @@ def test_one_word_reports_are_left_out_with_the_missing_ones(tmp_path):
     assert dropped.rejected["no-text"] == [image_id(studies[0], 0)]
 
 
-def test_without_any_report_that_is_told_and_dropping_them_refused(tmp_path):
+def test_missing_reports_are_noted_and_dropping_all_images_is_refused(tmp_path):
     root = write_fake_mimic(tmp_path, reports="")
     assert any(
         note.startswith("no reports: neither mimic_cxr_sectioned.csv")
@@ -166,7 +166,7 @@ def test_without_any_report_that_is_told_and_dropping_them_refused(tmp_path):
     )
 
 
-def test_sections_of_another_release_are_refused_and_single_strangers_counted(tmp_path):
+def test_sections_of_another_release_are_refused_and_single_mismatches_counted(tmp_path):
     root = write_fake_mimic(tmp_path, reports="")
     strangers = [study._replace(study=f"9{study.study}") for study in STUDIES]
     write_sectioned(root / "mimic_cxr_sectioned.csv", strangers)
@@ -235,7 +235,7 @@ def rewrite(path, change):
         ("mimic-cxr-2.0.0-metadata.csv.gz", lambda rows: [row[1:] for row in rows], "no column 'dicom_id'"),
     ],
 )
-def test_tables_that_cannot_be_right_are_refused_by_name(tmp_path, table, change, message):
+def test_faulty_tables_are_refused_by_name(tmp_path, table, change, message):
     root = write_fake_mimic(tmp_path, reports="sectioned")
     rewrite(root / table, change)
     with pytest.raises(DataError, match=message) as error:
@@ -243,7 +243,7 @@ def test_tables_that_cannot_be_right_are_refused_by_name(tmp_path, table, change
     assert table.removesuffix(".gz") in str(error.value)
 
 
-def test_images_outside_the_official_split_are_told(tmp_path):
+def test_images_outside_the_official_split_are_counted(tmp_path):
     root = write_fake_mimic(tmp_path)
     rewrite(root / "mimic-cxr-2.0.0-split.csv.gz", lambda rows: rows[:-2])
     assert any(
@@ -252,7 +252,7 @@ def test_images_outside_the_official_split_are_told(tmp_path):
     )
 
 
-def test_a_file_too_large_for_a_report_and_a_place_without_any_are_refused(tmp_path):
+def test_an_oversized_report_and_a_folder_without_reports_are_refused(tmp_path):
     root = write_fake_mimic(tmp_path)
     (root / "files" / text_path(STUDIES[0])).write_text("word " * 20_000)
     with pytest.raises(DataError, match=r"1 report is larger than 64 KiB, such as s50000101\.txt"):
@@ -266,7 +266,7 @@ def test_a_file_too_large_for_a_report_and_a_place_without_any_are_refused(tmp_p
         DataConfig(dataset="rsna", reports="x")
 
 
-def test_missing_images_are_counted_and_none_at_all_names_the_places(tmp_path):
+def test_missing_images_are_counted_and_without_any_the_paths_are_named(tmp_path):
     root = write_fake_mimic(tmp_path / "a", missing=FRONTAL[:1])
     assert read_mimic(config(root, max_invalid=0.5)).checked().rejected["missing"] == FRONTAL[:1]
     with pytest.raises(DataError, match="1 of 7 images is not on disk"):
@@ -278,7 +278,7 @@ def test_missing_images_are_counted_and_none_at_all_names_the_places(tmp_path):
     assert len(read_mimic(config(root), check_files=False).checked().records) == 7
 
 
-def test_without_a_list_of_images_the_tables_it_may_be_are_named(tmp_path):
+def test_without_a_list_of_images_the_expected_tables_are_named(tmp_path):
     root = write_fake_mimic(tmp_path, tables=["split"])
     with pytest.raises(
         DataError, match=r"no mimic-cxr-2\.0\.0-metadata\.csv\.gz in .*there are mimic-cxr-2\.0\.0-split"

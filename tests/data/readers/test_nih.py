@@ -42,7 +42,7 @@ def test_rows_become_records_with_every_finding_present_or_absent(tmp_path):
     )
 
 
-def test_images_may_lie_in_twelve_folders(tmp_path):
+def test_images_may_be_in_twelve_folders(tmp_path):
     whole = read_nih(config(write_fake_nih(tmp_path / "a"))).checked()
     apart = read_nih(config(write_fake_nih(tmp_path / "b", batches=True))).checked()
     assert {record.image.parent.parent.name for record in apart.records} == {f"images_00{n}" for n in range(1, 6)}
@@ -50,7 +50,7 @@ def test_images_may_lie_in_twelve_folders(tmp_path):
         assert (read_gray(one.image) == read_gray(other.image)).all()
 
 
-def test_the_root_may_be_the_folder_above(tmp_path):
+def test_the_root_may_be_the_parent(tmp_path):
     write_fake_nih(tmp_path / "CXR8", batches=True)
     assert len(read_nih(config(tmp_path)).checked().records) == 5
 
@@ -77,7 +77,7 @@ def test_the_first_edition_is_read_and_named(tmp_path):
         ([nih_row(1, 0).replace(",2682,2749", ',"2682,2749"')], "line 2: 10 cells where the header has 11"),
     ],
 )
-def test_rows_that_cannot_be_right_are_refused_with_their_lines(tmp_path, rows, message):
+def test_faulty_rows_are_refused_with_their_lines(tmp_path, rows, message):
     root = write_fake_nih(tmp_path, [*rows, nih_row(9, 0)])
     with pytest.raises(DataError, match=message):
         read_nih(config(root)).checked()
@@ -95,21 +95,21 @@ def test_another_header_is_refused(tmp_path):
         read_nih(config(root)).checked()
 
 
-def test_missing_images_are_counted_and_too_many_stop_it(tmp_path):
+def test_missing_images_are_counted_and_too_many_are_an_error(tmp_path):
     root = write_fake_nih(tmp_path, missing=[IMAGES[1]])
     assert read_nih(config(root, max_invalid=0.5)).checked().rejected == {"missing": [IMAGES[1]]}
     with pytest.raises(DataError, match="1 of 5 images is not on disk"):
         read_nih(config(root)).checked()
 
 
-def test_no_image_at_all_names_the_places(tmp_path):
+def test_without_any_image_the_error_names_the_folders(tmp_path):
     root = write_fake_nih(tmp_path, missing=IMAGES)
     with pytest.raises(DataError, match=r"none of 5 images is on disk; looked in .*/images"):
         read_nih(config(root)).checked()
     assert len(read_nih(config(root), check_files=False).checked().records) == 5
 
 
-def test_its_own_split_is_that_of_the_official_lists(tmp_path):
+def test_the_default_split_follows_the_official_lists(tmp_path):
     root = write_fake_nih(tmp_path, lists=([*IMAGES[:2], IMAGES[2]], IMAGES[3:]))
     reading = read_dataset(config(root))
     assert "official lists: train 3 images (published: 86,524), test 2 images (published: 25,596)" in reading.notes
@@ -119,7 +119,7 @@ def test_its_own_split_is_that_of_the_official_lists(tmp_path):
     assert [[record.id for record in part] for part in splits[:3]] == [IMAGES[:2], [IMAGES[2]], IMAGES[3:]]
 
 
-def test_without_lists_the_choice_is_told(tmp_path):
+def test_without_lists_the_note_names_the_alternative(tmp_path):
     root = write_fake_nih(tmp_path)
     reading = read_nih(config(root)).checked()
     assert any(note.startswith("no train_val_list.txt and no test_list.txt") for note in reading.notes)
@@ -136,7 +136,7 @@ def test_one_list_without_the_other_is_refused(tmp_path):
         read_nih(config(root)).checked()
 
 
-def test_images_outside_the_lists_and_in_both_are_told(tmp_path):
+def test_images_outside_the_lists_or_in_both_are_noted(tmp_path):
     root = write_fake_nih(tmp_path, lists=([*IMAGES[:2], "00009999_000.png"], IMAGES[3:]))
     notes = read_nih(config(root)).checked().notes
     assert "1 image of the official lists is not in the table" in notes
@@ -146,7 +146,7 @@ def test_images_outside_the_lists_and_in_both_are_told(tmp_path):
         read_nih(config(root)).checked()
 
 
-def test_every_fault_is_collected_before_any_is_told(tmp_path):
+def test_all_faults_are_collected(tmp_path):
     rows = [nih_row(1, 0, "Pneumona"), nih_row(2, 0).replace(",2,58", ",3,58"), nih_row(4, 0, "Mass")]
     scan = read_nih(config(write_fake_nih(tmp_path, rows)))
     assert [fault.reason for fault in scan.faults] == ["patient", "label"]

@@ -25,7 +25,7 @@ def config(root, **changes):
     return DataConfig(dataset="rsna", root=root, cache=root / "cache", **changes)
 
 
-def test_an_image_with_two_boxes_is_read_once_and_its_header_tells_the_rest(tmp_path):
+def test_an_image_with_two_boxes_is_one_record_with_fields_of_its_header(tmp_path):
     reading = read_rsna(config(write_fake_rsna(tmp_path))).checked()
     assert [record.id for record in reading.records] == [name_of(number) for number in (1, 2, 3, 4)]
     assert [record.labels["Pneumonia"] for record in reading.records] == [1, 0, 1, 0]
@@ -39,7 +39,7 @@ def test_an_image_with_two_boxes_is_read_once_and_its_header_tells_the_rest(tmp_
 
 @pytest.mark.parametrize("inner", ["", "RSNA Pneumonia"])
 @pytest.mark.parametrize("end", ["", ".gz"])
-def test_the_folder_may_be_the_download_or_the_one_above_it(tmp_path, inner, end):
+def test_the_root_may_be_the_download_or_its_parent(tmp_path, inner, end):
     import gzip
 
     write_fake_rsna(tmp_path, inner=inner)
@@ -50,7 +50,7 @@ def test_the_folder_may_be_the_download_or_the_one_above_it(tmp_path, inner, end
     assert len(read_rsna(config(tmp_path)).checked().records) == 4
 
 
-def test_detailed_classes_say_who_is_normal(tmp_path):
+def test_detailed_classes_give_the_finding_normal(tmp_path):
     root = write_fake_rsna(tmp_path)
     classes = {1: "Lung Opacity", 2: "Normal", 3: "Lung Opacity", 4: "No Lung Opacity / Not Normal"}
     details = [{"patientId": name_of(n), "class": name} for n, name in [*classes.items(), (1, "Lung Opacity")]]
@@ -87,13 +87,13 @@ def test_detailed_classes_that_contradict_the_table_are_refused(tmp_path, number
         ([{**rsna_row(1), "patientId": "../1"}], "line 2: 'patientId' is not a valid file name"),
     ],
 )
-def test_rows_that_cannot_be_right_are_refused_with_their_lines(tmp_path, rows, message):
+def test_faulty_rows_are_refused_with_their_lines(tmp_path, rows, message):
     root = write_fake_rsna(tmp_path, [*rows, rsna_row(9)])
     with pytest.raises(DataError, match=message):
         read_rsna(config(root)).checked()
 
 
-def test_rows_that_say_the_same_twice_are_counted_once(tmp_path):
+def test_repeated_rows_are_counted_once(tmp_path):
     root = write_fake_rsna(tmp_path, [*odd_rows(), rsna_row(1, "1"), rsna_row(2)])
     reading = read_rsna(config(root)).checked()
     assert len(reading.records) == 4
@@ -101,7 +101,7 @@ def test_rows_that_say_the_same_twice_are_counted_once(tmp_path):
     assert "3 boxes" in reading.notes[0]
 
 
-def test_a_missing_image_is_counted_and_too_many_stop_it(tmp_path):
+def test_a_missing_image_is_counted_and_too_many_are_an_error(tmp_path):
     root = write_fake_rsna(tmp_path, missing=[3])
     reading = read_rsna(config(root, max_invalid=0.5)).checked()
     assert reading.rejected == {"missing": [name_of(3)]}
@@ -109,7 +109,7 @@ def test_a_missing_image_is_counted_and_too_many_stop_it(tmp_path):
         read_rsna(config(root)).checked()
 
 
-def test_no_image_at_all_names_the_places(tmp_path):
+def test_without_any_image_the_error_names_the_folders(tmp_path):
     root = write_fake_rsna(tmp_path, missing=[1, 2, 3, 4])
     with pytest.raises(DataError, match=r"none of 4 images probed is on disk; .*stage_2_train_images"):
         read_rsna(config(root)).checked()
@@ -137,7 +137,7 @@ def test_headers_are_read_once(tmp_path, monkeypatch):
     assert not any(leak.encode() in kept for leak in LEAKS)
 
 
-def test_images_without_labels_are_told(tmp_path):
+def test_unlabelled_images_are_counted(tmp_path):
     root = write_fake_rsna(tmp_path)
     folder = root / "stage_2_test_images"
     folder.mkdir()
@@ -148,7 +148,7 @@ def test_images_without_labels_are_told(tmp_path):
     )
 
 
-def test_without_a_mapping_every_image_is_its_own_patient_and_a_caution_says_so(tmp_path):
+def test_without_a_mapping_every_image_is_a_patient_and_a_caution_says_so(tmp_path):
     reading = read_rsna(config(write_fake_rsna(tmp_path))).checked()
     assert [record.patient for record in reading.records] == [record.id for record in reading.records]
     assert reading.patient_dataset == ""
@@ -158,7 +158,7 @@ def test_without_a_mapping_every_image_is_its_own_patient_and_a_caution_says_so(
 
 
 @pytest.mark.parametrize("write", [write_people, write_official], ids=["table", "official"])
-def test_a_mapping_says_who_the_patients_are(tmp_path, write):
+def test_a_mapping_gives_the_patients(tmp_path, write):
     root = write_fake_rsna(tmp_path / "rsna")
     path = write(tmp_path / ("map.json" if write is write_official else "map.csv"), PEOPLE)
     reading = read_rsna(config(root, patient_mapping=path)).checked()
@@ -176,7 +176,7 @@ def test_doubtful_matches_are_counted(tmp_path):
     assert "1 of these matches is doubtful (pixel_mse above 5)" in reading.notes
 
 
-def test_a_mapping_that_lies_in_the_root_is_found_and_the_owners_comes_first(tmp_path):
+def test_a_mapping_in_the_root_is_found_and_the_official_one_preferred(tmp_path):
     root = write_fake_rsna(tmp_path, inner="RSNA Pneumonia")
     write_people(root / "RSNA Pneumonia" / "nih_patients.csv", dict.fromkeys(PEOPLE, 1))
     assert {record.patient for record in read_rsna(config(root)).checked().records} == {"1"}
@@ -184,7 +184,7 @@ def test_a_mapping_that_lies_in_the_root_is_found_and_the_owners_comes_first(tmp
     assert {record.patient for record in read_rsna(config(root)).checked().records} == {"2"}
 
 
-def test_an_image_that_the_mapping_lacks_is_left_out_and_too_many_stop_it(tmp_path):
+def test_images_missing_from_the_mapping_are_left_out_and_too_many_are_an_error(tmp_path):
     root = write_fake_rsna(tmp_path)
     path = write_people(tmp_path / "map.csv", {n: p for n, p in PEOPLE.items() if n != 2})
     reading = read_rsna(config(root, patient_mapping=path, max_invalid=0.25)).checked()
@@ -212,7 +212,7 @@ def test_a_mapping_of_other_images_is_refused(tmp_path):
         ("patientId,nih_image,nih_patient\nx,00000013_000.png,14\n", "line 2: .* name two patients"),
     ],
 )
-def test_a_table_that_is_no_mapping_is_refused(tmp_path, text, message):
+def test_a_table_that_is_not_a_mapping_is_refused(tmp_path, text, message):
     root = write_fake_rsna(tmp_path / "rsna")
     path = tmp_path / "map.csv"
     path.write_text(text)
@@ -238,19 +238,19 @@ def test_a_file_that_is_not_rsnas_mapping_is_refused(tmp_path, text, message):
         read_rsna(config(root, patient_mapping=tmp_path / "absent.json")).checked()
 
 
-def test_a_mapping_is_for_rsna_alone(tmp_path):
+def test_a_mapping_is_refused_for_other_datasets(tmp_path):
     with pytest.raises(ConfigError, match=r"is for data\.dataset=rsna"):
         DataConfig(patient_mapping=tmp_path)
 
 
-def test_every_fault_is_collected_before_any_is_told(tmp_path):
+def test_all_faults_are_collected(tmp_path):
     root = write_fake_rsna(tmp_path, [rsna_row(1, "1"), rsna_row(1), rsna_row(2, "yes"), rsna_row(3), rsna_row(4)])
     scan = read_rsna(config(root))
     assert {fault.reason for fault in scan.faults} == {"duplicate", "label"}
     assert [record.id for record in scan.reading.records] == [name_of(3), name_of(4)]
 
 
-def test_its_own_split_is_balanced_and_its_captions_do_not_call_it_normal(tmp_path):
+def test_the_default_split_is_balanced_and_negatives_are_not_captioned_normal(tmp_path):
     rows = [rsna_row(n, "1" if n % 4 == 0 else "0") for n in range(1, 81)]
     root = write_fake_rsna(tmp_path, rows, size=8)
     reading = read_dataset(config(root))

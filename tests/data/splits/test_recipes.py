@@ -57,24 +57,24 @@ def test_the_order_is_that_of_a_salted_hash():
     assert ids_digest(["b", "a"]) == hashlib.sha256(b"a\nb").hexdigest()[:16]
 
 
-def test_fractions_are_of_images_and_patients_stay_whole():
+def test_fractions_are_of_images_and_patients_are_not_split():
     splits = split_records(reading(people([2] * 100)), DataConfig(test_fraction=0.2, val_fraction=0.05))
     assert (len(splits.train), len(splits.val), len(splits.test)) == (152, 8, 40)
     assert splits.shared_patients == 0
     assert splits.recipe == "patients"
 
 
-def test_a_patient_who_would_overshoot_is_passed_over():
+def test_a_patient_with_too_many_images_is_skipped():
     records = people([5, 5, 1, 5, 1])
     assert take_patients(records, 2, "salt") == {"p2-0", "p4-0"}
 
 
-def test_a_split_that_was_asked_for_gets_the_smallest_patient_at_least():
+def test_a_requested_split_has_at_least_the_smallest_patient():
     assert take_patients(people([5, 3, 4]), 1, "salt") == {"p1-0", "p1-1", "p1-2"}
     assert take_patients(people([5, 3, 4]), 0, "salt") == set()
 
 
-def test_no_fraction_is_no_split():
+def test_a_fraction_of_zero_gives_no_split():
     splits = split_records(reading(people([1] * 9)), DataConfig(test_fraction=0, val_fraction=0))
     assert (len(splits.train), len(splits.val), len(splits.test)) == (9, 0, 0)
 
@@ -92,7 +92,7 @@ def test_three_patients_are_enough():
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.lists(st.integers(1, 6), min_size=4, max_size=40), st.integers(0, 9))
-def test_splits_part_the_images_and_do_not_depend_on_their_order(sizes, seed):
+def test_splits_partition_the_images_and_do_not_depend_on_their_order(sizes, seed):
     records = people(sizes)
     plain = split_records(reading(records), DataConfig())
     random.Random(seed).shuffle(records)
@@ -104,7 +104,7 @@ def test_splits_part_the_images_and_do_not_depend_on_their_order(sizes, seed):
     assert shared_patients({str(i): part for i, part in enumerate(plain[:3])}) == []
 
 
-def test_the_digest_tells_which_split_an_image_is_in():
+def test_the_digest_depends_on_the_split_of_every_image():
     config = DataConfig()
     one = split_records(reading(people([1] * 20)), config)
     other = split_records(reading(people([1] * 20)), replace(config, val_fraction=0.2))
@@ -112,7 +112,7 @@ def test_the_digest_tells_which_split_an_image_is_in():
     assert one.digest != other.digest
 
 
-def test_5x200_takes_images_that_show_one_finding_alone():
+def test_5x200_takes_images_with_one_finding_only():
     records = exclusive(201)
     sure = {name: set(members) for name, members in draw_5x200(records).items()}
     assert all(len(members) == 200 for members in sure.values())
@@ -127,7 +127,7 @@ def test_5x200_takes_images_that_show_one_finding_alone():
     assert {name: set(members) for name, members in draw_5x200([*records, *spoilers]).items()} == sure
 
 
-def test_no_finding_is_not_looked_at_as_in_the_rule_of_the_field():
+def test_5x200_ignores_the_label_no_finding():
     records = [replace(r, labels={**r.labels, "No Finding": 1.0}) for r in exclusive(200)]
     assert len(draw_5x200(records)["Edema"]) == 200
 
@@ -137,7 +137,7 @@ def test_too_small_a_pool_is_refused_with_its_size():
         draw_5x200(exclusive(199))
 
 
-def test_strict_leaves_the_other_images_of_test_patients_out():
+def test_5x200_strict_leaves_out_other_images_of_test_patients():
     records = exclusive(300)
     strict = split_records(reading(records), DataConfig(split="5x200-strict"))
     assert strict.shared_patients == 0
@@ -145,7 +145,7 @@ def test_strict_leaves_the_other_images_of_test_patients_out():
     assert len(strict.train) + len(strict.val) + len(strict.test) < len(records)
 
 
-def test_paper_removes_images_alone_and_says_how_many_patients_it_shares():
+def test_5x200_paper_removes_images_only_and_counts_shared_patients():
     records = exclusive(300)
     paper = split_records(reading(records), DataConfig(split="5x200-paper"))
     assert len(paper.train) + len(paper.val) == 500
@@ -163,14 +163,14 @@ def told(**sizes):
     ]
 
 
-def test_given_splits_are_followed_and_images_without_one_stay_out():
+def test_given_splits_are_used_and_images_without_one_left_out():
     splits = split_records(reading(told(train=20, val=4, test=6, none=5)), DataConfig(split="given"))
     assert [{record.split for record in part} for part in splits[:3]] == [{"train"}, {"val"}, {"test"}]
     assert [len(part) for part in splits[:3]] == [20, 4, 6]
     assert splits.recipe == "given"
 
 
-def test_where_none_is_given_for_choosing_validation_is_drawn_from_training_by_patient():
+def test_without_given_validation_it_is_drawn_from_training_by_patient():
     records = [*told(train=18, test=6), *(record(f"twin{i}", "train0", split="train") for i in range(2))]
     splits = split_records(reading(records), DataConfig(split="given", val_fraction=0.1))
     assert [len(part) for part in splits[:3]] == [18, 2, 6]
@@ -178,7 +178,7 @@ def test_where_none_is_given_for_choosing_validation_is_drawn_from_training_by_p
     assert not shared_patients({"train": splits.train, "val": splits.val})
 
 
-def test_a_table_may_give_no_test_set():
+def test_given_splits_need_no_test_set():
     assert [len(part) for part in split_records(reading(told(train=20)), DataConfig(split="given"))[:3]] == [19, 1, 0]
 
 
@@ -187,12 +187,12 @@ def test_given_splits_that_share_patients_are_counted():
     assert split_records(reading(records), DataConfig(split="given", val_fraction=0)).shared_patients == 1
 
 
-def test_given_splits_that_nobody_gave_are_refused():
+def test_given_splits_without_any_split_are_refused():
     with pytest.raises(DataError, match=r"no image has a split; .* set data\.split=patients"):
         split_records(reading(told(none=9)), DataConfig(split="given"))
 
 
-def test_nothing_chosen_is_the_way_of_the_dataset():
+def test_the_default_recipe_is_that_of_the_dataset():
     records = told(train=20, test=6)
     assert split_records(reading(records), DataConfig()).recipe == "patients"
     assert split_records(reading(records), DataConfig(dataset="nih")).recipe == "given"
@@ -203,7 +203,7 @@ def test_every_recipe_of_the_settings_exists():
     assert {DataConfig(split=name).split for name in SPLITS} == set(SPLITS)
 
 
-def test_every_recipe_names_its_salts_and_no_two_draws_share_one():
+def test_every_recipe_names_its_salts_and_draws_share_none():
     assert set(SALTS) == set(SPLITS)
     assert salts_of("5x200-strict", DataConfig()) == {"test": "cleft-5x200-v1", "val": "cleft-chexpert-val-v1"}
     assert salts_of("5x200-strict", DataConfig(test_list=Path("list"))) == {"val": "cleft-chexpert-val-v1"}
@@ -219,7 +219,7 @@ LIST = Path("list.csv")
 
 
 @pytest.mark.parametrize("recipe", ["patients", "5x200-strict", "5x200-paper", "5x200-images"])
-def test_a_list_is_the_test_set_whatever_its_images_show(recipe):
+def test_a_list_is_the_test_set_whatever_its_labels(recipe):
     records = people([2] * 60)
     splits = split_records(listed(records, {"p3-0", "p4-1", "p4-0"}), DataConfig(split=recipe, test_list=LIST))
     assert [record.id for record in splits.test] == ["p3-0", "p4-0", "p4-1"]
@@ -229,7 +229,7 @@ def test_a_list_is_the_test_set_whatever_its_images_show(recipe):
     assert len(splits.val) == 6
 
 
-def test_a_list_of_another_size_is_taken_with_a_note_that_counts_its_classes():
+def test_a_list_of_another_size_is_used_with_a_note():
     records = exclusive(300)
     names = [image for members in draw_5x200(records).values() for image in members]
     config = DataConfig(split="5x200-strict", test_list=LIST)
@@ -245,7 +245,7 @@ def test_a_list_of_another_size_is_taken_with_a_note_that_counts_its_classes():
     )
 
 
-def test_images_of_a_list_that_are_not_there_are_counted_with_their_reasons_and_refused_beyond_what_is_allowed():
+def test_unusable_images_of_a_list_are_counted_and_too_many_are_an_error():
     names = [f"p{i}-0" for i in range(20)] + ["gone", "odd"]
     whole = listed(people([2] * 60), names, rejected={"missing": ["gone", "other"], "view-LL": ["odd"]})
     config = DataConfig(split="5x200-paper", test_list=LIST)
@@ -258,7 +258,7 @@ def test_images_of_a_list_that_are_not_there_are_counted_with_their_reasons_and_
     assert splits.notes[0] == "2 of 22 images of the test list cannot be used (missing 1, view-LL 1)"
 
 
-def test_a_recipe_that_takes_no_list_and_a_dataset_that_reads_none_are_refused():
+def test_recipes_and_datasets_without_test_lists_are_refused():
     with pytest.raises(
         ConfigError, match=r"data\.split=given does not support data\.test_list; use one of patients, 5x200"
     ):
@@ -273,7 +273,7 @@ def test_a_patient_in_two_splits_is_refused_with_a_count_and_three_examples():
         raise_shared_patients(shared, "mine")
 
 
-def test_a_recipe_that_breaks_its_promise_is_stopped(monkeypatch):
+def test_a_recipe_that_shares_patients_against_its_guarantee_is_an_error(monkeypatch):
     monkeypatch.setitem(SPLITS, "patients", SPLITS["5x200-images"])
     with pytest.raises(DataError, match=r"patients? (is|are) in two splits"):
         split_records(reading(exclusive(300)), DataConfig())
@@ -299,19 +299,19 @@ def test_patients_are_cut_at_seventy_and_eighty_percent():
     assert (splits.recipe, splits.shared_patients) == ("embed", 0)
 
 
-def test_the_first_patients_in_the_order_of_their_hash_are_trained_on():
+def test_the_first_patients_in_hash_order_are_training_patients():
     splits = split_records(exams(), DataConfig(dataset="embed"))
     order = sorted(patients(exams().records), key=lambda patient: order_key("cleft-embed-v1", patient))
     assert (patients(splits.train), patients(splits.test)) == (set(order[:70]), set(order[80:]))
 
 
-def test_the_cut_depends_on_patients_alone_and_is_this_one():
+def test_the_embed_split_depends_on_patients_only():
     splits = split_records(exams(), DataConfig(dataset="embed"))
     assert ids_digest(patients(splits.test)) == "b64c09bcab8b7210"  # pragma: allowlist secret
     assert patients(split_records(exams(images=1), DataConfig(dataset="embed")).test) == patients(splits.test)
 
 
-def test_another_recipe_can_be_asked_for():
+def test_another_recipe_can_be_selected():
     assert split_records(exams(), DataConfig(dataset="embed", split="patients")).recipe == "patients"
 
 
@@ -341,7 +341,7 @@ def positives(records):
     return sum(record.labels["Pneumonia"] == 1 for record in records)
 
 
-def test_both_sides_hold_all_positives_and_as_many_negatives():
+def test_both_sets_have_all_positives_and_as_many_negatives():
     splits = split(population())
     assert positives(splits.test) == round(60 * 1769 / 6012) == 18
     assert positives(splits.train) == 60 - 18
@@ -349,7 +349,7 @@ def test_both_sides_hold_all_positives_and_as_many_negatives():
     assert splits.shared_patients == 0
 
 
-def test_validation_is_held_out_of_training_by_patient():
+def test_balanced_validation_is_drawn_from_training_by_patient():
     plain, held = split(population()), split(population(), DataConfig(split="rsna-balanced", val_fraction=0.25))
     assert held.test == plain.test
     assert {r.id for r in held.train} | {r.id for r in held.val} == {r.id for r in plain.train}
@@ -357,20 +357,20 @@ def test_validation_is_held_out_of_training_by_patient():
     assert held.shared_patients == 0
 
 
-def test_where_negatives_are_few_positives_are_drawn_likewise():
+def test_with_few_negatives_positives_are_drawn():
     splits = split(population(sick=3, well=1))
     assert positives(splits.test) * 2 == len(splits.test) > 0
     assert positives(splits.train) * 2 == len(splits.train) > 0
 
 
-def test_a_patient_with_too_many_positives_for_the_test_set_is_passed_over():
+def test_a_patient_with_too_many_positives_for_the_test_set_is_skipped():
     crowd = [image(f"crowd{i}", "crowd", True) for i in range(40)]
     splits = split([*population(), *crowd])
     assert "crowd" not in {record.patient for record in splits.test}
     assert positives(splits.test) == round(100 * 1769 / 6012)
 
 
-def test_numbers_are_ordered_as_nih_writes_them():
+def test_patients_are_ordered_by_their_eight_digit_names():
     short = split(population())
     long = split([image(r.id, r.patient.zfill(8), r.labels["Pneumonia"] == 1) for r in population()])
     assert short.digest == long.digest
@@ -382,6 +382,6 @@ def test_images_without_such_labels_are_refused():
         split(records)
 
 
-def test_what_is_drawn_is_the_same_for_ever():
+def test_the_balanced_split_is_stable():
     splits = split(population(sick=2, well=3), DataConfig(split="rsna-balanced", val_fraction=0.2))
     assert splits.digest == "e5d0a3018559c1e4"  # pragma: allowlist secret

@@ -60,7 +60,7 @@ def edit(path, **changes):
 
 @pytest.mark.parametrize("hashed", [False, True])
 @pytest.mark.parametrize("name", ["split.json", "split.json.gz"])
-def test_a_split_comes_back_to_the_digest_whatever_the_order_of_the_table(tmp_path, name, hashed):
+def test_a_split_file_reproduces_the_digest_whatever_the_order_of_the_table(tmp_path, name, hashed):
     drawn = write(tmp_path / name, hashed=hashed)
     back = follow(tmp_path / name, RECORDS[::-1])
     assert back.digest == drawn.digest
@@ -69,13 +69,13 @@ def test_a_split_comes_back_to_the_digest_whatever_the_order_of_the_table(tmp_pa
     assert back.notes == (f"the split is read from {name}",)
 
 
-def test_the_file_takes_the_place_of_the_rule_and_its_fractions(tmp_path):
+def test_a_split_file_overrides_recipe_and_fractions(tmp_path):
     drawn = write(tmp_path / "split.json")
     other = DataConfig(split_file=tmp_path / "split.json", split="5x200-strict", val_fraction=0.4, test_fraction=0)
     assert split_records(reading(RECORDS), other).digest == drawn.digest
 
 
-def test_a_file_says_how_it_was_drawn_from_what_and_how_much(tmp_path):
+def test_a_split_file_records_recipe_sources_and_sizes(tmp_path):
     drawn = write(tmp_path / "split.json", config=DataConfig(views=("AP",)))
     tree = json.loads((tmp_path / "split.json").read_text())
     assert list(tree)[:4] == ["schema", "format", "dataset", "recipe"]
@@ -88,7 +88,7 @@ def test_a_file_says_how_it_was_drawn_from_what_and_how_much(tmp_path):
     assert tree["sources"] == {"train.csv": "ab" * 32}
 
 
-def test_digests_tell_no_id(tmp_path):
+def test_hashed_files_contain_no_id(tmp_path):
     write(tmp_path / "split.json", hashed=True)
     text = (tmp_path / "split.json").read_text()
     assert not any(f'"{r.id}"' in text for r in RECORDS)
@@ -108,7 +108,7 @@ def test_the_digest_of_an_id_is_the_scrypt_that_the_file_describes(tmp_path):
     assert how["n"] * how["r"] * 128 >= 1 << 19  # memory of a guess
 
 
-def test_a_file_of_an_earlier_version_with_sha256_is_still_followed(tmp_path):
+def test_a_file_of_an_earlier_version_with_sha256_is_still_read(tmp_path):
     drawn = write(tmp_path / "split.json")
     tree = json.loads((tmp_path / "split.json").read_text())
     old = {
@@ -124,7 +124,7 @@ def test_a_file_of_an_earlier_version_with_sha256_is_still_followed(tmp_path):
 
 
 @pytest.mark.parametrize("bad", [{"n": 1 << 30}, {"n": 3}, {"r": 1 << 20}, {"p": 10**6}, {"name": "md5"}, {"n": -2}])
-def test_parameters_that_would_stop_the_machine_are_refused(tmp_path, bad):
+def test_scrypt_parameters_that_need_too_much_memory_are_refused(tmp_path, bad):
     write(tmp_path / "split.json", hashed=True)
     tree = json.loads((tmp_path / "split.json").read_text())
     edit(tmp_path / "split.json", id_hash={**tree["id_hash"], **bad})
@@ -132,7 +132,7 @@ def test_parameters_that_would_stop_the_machine_are_refused(tmp_path, bad):
         follow(tmp_path / "split.json")
 
 
-def test_ids_behind_many_digests_are_computed_once_and_a_damaged_cache_is_not_believed(tmp_path, monkeypatch):
+def test_matched_digests_are_cached_and_a_damaged_cache_is_ignored(tmp_path, monkeypatch):
     monkeypatch.setattr("cleft.data.splits.split_file._MIN_CACHED", 10)
     drawn = write(tmp_path / "split.json", hashed=True)
     config = DataConfig(split_file=tmp_path / "split.json", cache=tmp_path / "cache")
@@ -172,14 +172,14 @@ def test_ids_without_an_image_and_images_without_an_id_are_counted(tmp_path):
     assert back.digest == ids_digest(f"{n}|{r.id}" for n, p in zip(back._fields, back[:3], strict=False) for r in p)
 
 
-def test_a_table_of_other_content_is_told(tmp_path):
+def test_a_changed_table_is_noted(tmp_path):
     write(tmp_path / "split.json")
     other = replace(reading(RECORDS), sources={"train.csv": "cd" * 32})
     back = split_records(other, DataConfig(split_file=tmp_path / "split.json"))
     assert back.notes[-1] == "split.json was made from tables with other content: train.csv"
 
 
-def test_a_file_written_by_hand_needs_dataset_recipe_and_ids_alone(tmp_path):
+def test_a_file_written_by_hand_needs_dataset_recipe_and_ids_only(tmp_path):
     tree = {"schema": 1, "format": "cleft-split", "dataset": "chexpert", "recipe": "ours"}
     (tmp_path / "mine.json").write_text(json.dumps({**tree, "train": ["p1-0", "p1-1"], "test": ["p2-0"]}))
     back = follow(tmp_path / "mine.json")
@@ -195,7 +195,7 @@ def test_patients_in_two_parts_are_refused(tmp_path, recipe):
         follow(tmp_path / "mine.json")
 
 
-def test_a_recipe_that_says_so_may_share_patients(tmp_path):
+def test_recipes_that_allow_it_may_share_patients(tmp_path):
     tree = {"schema": 1, "format": "cleft-split", "dataset": "chexpert", "recipe": "5x200-paper"}
     (tmp_path / "mine.json").write_text(json.dumps({**tree, "train": ["p1-0", "p2-0"], "test": ["p1-1"]}))
     assert follow(tmp_path / "mine.json").shared_patients == 1
@@ -249,7 +249,7 @@ def test_another_version_format_or_dataset_is_refused(tmp_path, changes, sentenc
 @pytest.mark.parametrize(
     "spoil", [lambda data: data[:-9], lambda data: b"", lambda data: b"\xff" + data, gzip.compress]
 )
-def test_a_file_that_was_cut_off_or_is_something_else_is_refused(tmp_path, spoil):
+def test_truncated_and_other_files_are_refused(tmp_path, spoil):
     write(tmp_path / "split.json.gz")
     path = tmp_path / "cut.json"
     path.write_bytes(spoil((tmp_path / "split.json.gz").read_bytes()))
@@ -257,7 +257,7 @@ def test_a_file_that_was_cut_off_or_is_something_else_is_refused(tmp_path, spoil
         follow(path)
 
 
-def test_a_file_that_is_not_there_or_names_none_of_the_images_is_refused(tmp_path):
+def test_missing_and_unrelated_split_files_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"no split file at .*gone\.json; set data\.split_file"):
         follow(tmp_path / "gone.json")
     write(tmp_path / "split.json")
@@ -285,7 +285,7 @@ def split_of(**changes):
     return Splits(**{**whole, **changes})
 
 
-def test_a_split_is_told_with_its_salts_sources_sizes_and_shares_side_by_side():
+def test_the_summary_has_salts_sources_sizes_and_shares_by_part():
     salts = {"test": "cleft-test-v1", "val": "cleft-val-v1"}
     assert split_lines(split_of(), READING, DataConfig(label_source="chexbert"), salts) == [
         "split patients (digest d1); salts: test cleft-test-v1, val cleft-val-v1",
@@ -301,7 +301,7 @@ def test_a_split_is_told_with_its_salts_sources_sizes_and_shares_side_by_side():
     ]
 
 
-def test_notes_and_leaks_stand_above_the_table():
+def test_notes_and_leakage_precede_the_table():
     lines = split_lines(
         split_of(test=TRAIN[:6], notes=("a note",), shared_patients=6),
         READING,
@@ -316,7 +316,7 @@ def test_notes_and_leaks_stand_above_the_table():
     ]
 
 
-def test_labels_are_those_of_the_table_unless_another_is_named():
+def test_the_label_source_is_the_table_unless_another_is_set():
     assert label_source(READING, DataConfig()) == "train.csv"
     assert label_source(READING, DataConfig(label_source="visualchexbert")) == "train_visualCheXbert.csv"
 
@@ -345,7 +345,7 @@ def test_every_pair_of_parts_is_counted_by_patients_images_and_studies():
     ]
 
 
-def test_notes_say_it_in_numbers_for_the_part_that_is_asked_about():
+def test_leakage_notes_are_limited_to_one_part():
     assert leakage_notes(LEAKY, "test") == [
         "Beware: 1 of 3 test patients is also in train, with 2 other images, 1 of them from a study that is also in "
         "test (split mine); metrics on test are too optimistic.",
@@ -360,12 +360,12 @@ def test_studies_of_different_patients_are_different_whatever_their_name():
     assert [leak.same_study for leak in measure_leakage(crossed)] == [0]
 
 
-def test_a_study_nobody_named_is_no_study():
+def test_records_without_a_study_share_none():
     nameless = parts([image("a", "p")], [], [image("b", "p")], 1)
     assert [(leak.images, leak.same_study) for leak in measure_leakage(nameless)] == [(1, 0)]
 
 
-def test_nothing_shared_is_nothing_to_say():
+def test_without_shared_patients_there_are_no_notes():
     apart = parts([image("a", "p")], [image("b", "q")], [image("c", "r")], 0)
     assert measure_leakage(apart) == []
     assert leakage_notes(apart) == []

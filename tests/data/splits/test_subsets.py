@@ -36,7 +36,7 @@ def ids(records):
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.lists(st.integers(1, 6), min_size=60, max_size=120), st.integers(0, 9))
-def test_smaller_fractions_lie_inside_larger_ones_and_patients_stay_whole(sizes, seed):
+def test_fractions_are_nested_and_patients_are_not_split(sizes, seed):
     records = people(sizes)
     nested = [take_fraction(records, fraction, CLASSES, seed=seed) for fraction in (0.2, 0.3, 0.35, 0.9, 1.0)]
     assert all(ids(small) <= ids(large) for small, large in pairwise(nested))
@@ -62,7 +62,7 @@ def test_every_class_gives_its_share_to_within_a_patient():
         assert (len(taken), shown["Fracture"], shown["Edema"]) == (100, 2, 50)
 
 
-def test_a_patient_counts_for_the_rarest_class_he_shows_in_any_image():
+def test_a_patient_belongs_to_the_rarest_class_of_any_image():
     both = [record("a", "p", "Edema"), record("b", "p", "Fracture"), *people([1] * 40, lambda _: ("Edema",))]
     # One patient shows a fracture: his place is the middle of his class, whatever the other class has.
     assert {"a", "b"} <= ids(take_fraction(both, 0.51, CLASSES))
@@ -70,7 +70,7 @@ def test_a_patient_counts_for_the_rarest_class_he_shows_in_any_image():
         take_fraction(both, 0.5, CLASSES)
 
 
-def test_another_seed_takes_other_patients():
+def test_another_seed_selects_other_patients():
     records = people([1] * 200)
     assert len({frozenset(ids(take_fraction(records, 0.1, CLASSES, seed=seed))) for seed in range(4)}) == 4
 
@@ -115,24 +115,24 @@ def test_every_class_has_as_many_images_in_the_order_given():
     assert [int(of_class.id[:-4]) for of_class in drawn] == sorted(int(of_class.id[:-4]) for of_class in drawn)
 
 
-def test_no_patient_has_more_than_his_share_of_a_class():
+def test_no_patient_exceeds_the_maximum_per_class():
     records = [of_class(i, "busy", "A") for i in range(30)] + [of_class(100 + i, f"p{i}", "A") for i in range(10)]
     drawn = draw_per_class(records, ["A"], 12, per_patient=2)
     assert Counter(of_class.patient for of_class in drawn)["busy"] == 2
 
 
-def test_the_draw_does_not_depend_on_row_order_and_is_this_one():
+def test_the_draw_does_not_depend_on_row_order():
     drawn = {of_class.id for of_class in draw_per_class(many(), ["A", "B"], 10)}
     assert {of_class.id for of_class in draw_per_class(many()[::-1], ["B", "A"], 10)} == drawn
     assert ids_digest(drawn) == "7872e1ed57da2f00"  # pragma: allowlist secret
 
 
-def test_another_class_changes_none_of_the_others():
+def test_another_class_does_not_change_the_draw_of_the_others():
     alone = {of_class.id for of_class in draw_per_class(many(), ["A"], 10)}
     assert alone < {of_class.id for of_class in draw_per_class(many(), ["A", "B"], 10)}
 
 
-def test_a_smaller_set_lies_within_a_larger_one():
+def test_smaller_draws_are_part_of_larger_ones():
     smaller, larger = ({of_class.id for of_class in draw_per_class(many(), ["A", "B"], n)} for n in (5, 10))
     assert smaller < larger
 
@@ -147,7 +147,7 @@ def test_too_few_images_are_refused_with_counts_and_a_remedy():
         draw_per_class(many(), ["A", "B"], 25)
 
 
-def test_the_remedy_is_what_the_rarest_class_has():
+def test_the_remedy_names_the_size_of_the_rarest_class():
     records = [*many(), *(of_class(200 + i, f"r{i}", "C") for i in range(3))]
     with pytest.raises(DataError, match=r"B 20 .*C 3 .*; set --per-class 3, allow more"):
         draw_per_class(records, ["B", "C"], 25)

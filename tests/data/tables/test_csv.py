@@ -36,7 +36,7 @@ def texts(path):
     return {name: column.texts() for name, column in table.columns.items()}
 
 
-def test_ids_and_words_for_nothing_stay_the_text_they_are(tmp_path):
+def test_ids_and_words_like_na_are_kept_as_text(tmp_path):
     path = write(tmp_path, "id,word\n000123,NA\n1e5,None\n12345678901234567890,null\n")
     assert texts(path) == {"id": ["000123", "1e5", "12345678901234567890"], "word": ["NA", "None", "null"]}
 
@@ -55,7 +55,7 @@ def test_ids_and_words_for_nothing_stay_the_text_they_are(tmp_path):
         gzip.compress(b"a,b\n1,2\n3,4\n", mtime=0),
     ],
 )
-def test_harmless_differences_of_form_are_read_equally(tmp_path, data):
+def test_equivalent_csv_files_are_read_equally(tmp_path, data):
     assert texts(write(tmp_path, data)) == {"a": ["1", "3"], "b": ["2", "4"]}
 
 
@@ -66,7 +66,7 @@ def test_quoted_cells_may_hold_commas_quotes_and_line_ends(tmp_path):
     assert table.lines.tolist() == [2, 4]
 
 
-def test_lines_count_blank_ones_and_leave_out_bad_rows(tmp_path):
+def test_line_numbers_count_blank_lines_and_skip_bad_rows(tmp_path):
     table, faults = read_table(write(tmp_path, "a,b\n\n1,2\n3\n\n4,5\n6,7,8\n9,10\n"))
     assert table.lines.tolist() == [3, 6, 8]
     assert [(fault.what, list(fault.lines)) for fault in faults] == [
@@ -75,7 +75,7 @@ def test_lines_count_blank_ones_and_leave_out_bad_rows(tmp_path):
     ]
 
 
-def test_a_comma_too_many_on_every_row_is_refused_with_its_line(tmp_path):
+def test_an_extra_comma_on_every_row_is_refused_with_its_line(tmp_path):
     with pytest.raises(DataError, match=r"lines 2, 3: 3 cells where the header has 2; fix the commas"):
         valid_table(write(tmp_path, "a,b\n1,2,\n3,4,\n"), ["a"])
 
@@ -116,7 +116,7 @@ def test_an_index_column_without_a_name_is_left_out(tmp_path):
         (b"a,b\n1,2\n3," + b"x" * 70_000 + b"\n", "line 3: column 'b' holds a cell of more than 64 KiB"),
     ],
 )
-def test_what_is_no_table_is_refused_with_its_place(tmp_path, data, message):
+def test_files_that_are_not_tables_are_refused_with_the_line(tmp_path, data, message):
     with pytest.raises(DataError, match=message):
         valid_table(write(tmp_path, data), [])
 
@@ -126,7 +126,7 @@ def test_a_missing_file_is_refused(tmp_path):
         valid_table(tmp_path / "nowhere.csv", [])
 
 
-def test_inflating_stops_at_the_limit(tmp_path, monkeypatch):
+def test_decompression_stops_at_the_limit(tmp_path, monkeypatch):
     path = write(tmp_path, gzip.compress(b"a,b\n" + b"1,2\n" * 1000, mtime=0))
     monkeypatch.setattr(tables, "MAX_BYTES", 1000)
     with pytest.raises(DataError, match="inflates to more than"):
@@ -144,7 +144,7 @@ def test_twenty_lines_are_named_and_the_rest_counted():
     assert "21" not in sentence
 
 
-def test_the_first_fault_is_told_and_the_others_counted(tmp_path):
+def test_the_error_has_the_first_fault_and_counts_the_others(tmp_path):
     with pytest.raises(DataError, match=r"\(2 more kinds of fault: see `cleft data check`\)"):
         valid_table(write(tmp_path, "a,b,b\n1,2\n1,2,3\n1,2,3,4\n"), [])
 
@@ -160,7 +160,7 @@ CELL = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(CELL, CELL), min_size=1, max_size=6), st.booleans(), st.sampled_from(["\n", "\r\n"]))
-def test_what_was_written_is_what_is_read(tmp_path_factory, rows, mark, end):
+def test_cells_survive_a_round_trip(tmp_path_factory, rows, mark, end):
     quoted = [",".join('"' + cell.replace('"', '""') + '"' for cell in row) for row in [("a", "b"), *rows]]
     path = tmp_path_factory.mktemp("q") / "t.csv"
     path.write_bytes((b"\xef\xbb\xbf" if mark else b"") + (end.join(quoted) + end).encode())
@@ -196,14 +196,14 @@ def test_a_million_rows_take_seconds(tmp_path):
     assert time.perf_counter() - start < 10
 
 
-def test_columns_nobody_asked_for_are_neither_kept_nor_at_fault(tmp_path):
+def test_columns_that_are_not_selected_are_neither_kept_nor_faults(tmp_path):
     path = write(tmp_path, "id,more,more,name\n1,x,y,a\n2,z,w,b\n")
     table, faults = read_table(path, wanted=lambda name: name in ("id", "name"))
     assert {name: column.texts() for name, column in table.columns.items()} == {"id": ["1", "2"], "name": ["a", "b"]}
     assert (table.header, faults) == (("id", "more", "more", "name"), [])
 
 
-def test_a_table_none_of_whose_columns_is_wanted_still_counts_its_rows(tmp_path):
+def test_a_table_without_selected_columns_still_counts_its_rows(tmp_path):
     table, _ = read_table(write(tmp_path, "a,b\n1,2\n3,4\n"), wanted=lambda name: False)
     assert (len(table), table.columns) == (2, {})
 
@@ -267,7 +267,7 @@ def test_an_archive_with_a_password_is_refused(tmp_path):
         valid_table(write_bytes(tmp_path, bytes(data)), [])
 
 
-def test_inflating_a_zip_stops_at_the_limit(tmp_path, monkeypatch):
+def test_decompression_of_a_zip_stops_at_the_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "MAX_BYTES", 10_000)
     with pytest.raises(DataError, match="inflates to more than"):
         valid_table(write_bytes(tmp_path, zipped({"a.csv": "id\n" + "1\n" * 10_000})), [])

@@ -12,21 +12,21 @@ from cleft.data.tables.paths import are_files, find_inside, find_respelled, leav
         "a\0.png", "http://host/a.png", "s3://bucket/a.png", "file:///a.png", "~/a.png",
     ],
 )  # fmt: skip
-def test_paths_that_leave_the_root_are_known_by_their_text(path):
+def test_paths_that_leave_the_root_are_detected_by_text(path):
     assert leaves_root(path)
 
 
 @pytest.mark.parametrize("path", ["a.png", "a/b.png", "..a/b..png", "a b/ü.png", "./a.png", "ab:c.png"])
-def test_paths_inside_are_let_through(path):
+def test_paths_inside_the_root_are_accepted(path):
     assert not leaves_root(path)
 
 
-def test_an_image_has_one_spelling():
+def test_paths_are_normalised():
     assert {normalise_path(path) for path in ("a/b.png", "./a/b.png", "a//b.png", "a/./b.png")} == {"a/b.png"}
 
 
 @pytest.mark.parametrize("count", [3, 30])
-def test_files_are_told_from_folders_and_from_nothing(tmp_path, count):
+def test_files_differ_from_folders_and_missing_paths(tmp_path, count):
     """Few files are asked for one by one, many are listed; both ways agree."""
     paths = [tmp_path / f"{i}.png" for i in range(count)]
     for path in paths[1:]:
@@ -100,18 +100,18 @@ def root(tmp_path):
         ("images/OTHER.png", "images/other.png"),
     ],
 )
-def test_case_and_accents_do_not_hide_a_file(root, written, on_disk):
+def test_files_are_found_despite_letter_case_and_accents(root, written, on_disk):
     assert find_respelled(root, [written], []) == {written: on_disk}
 
 
-def test_a_file_with_two_claims_or_a_claim_with_two_files_is_left_alone(root):
+def test_ambiguous_spellings_are_not_matched(root):
     assert find_respelled(root, ["images/p2.PNG", "Images/P2.png"], []) == {}
     (root / "images/P2.png").touch()
     assert find_respelled(root, ["IMAGES/p2.PNG"], []) == {}
     assert find_respelled(root, ["IMAGES/p2.PNG"], ["images/P2.png"]) == {"IMAGES/p2.PNG": "Images/p2.png"}
 
 
-def test_what_is_not_there_and_what_is_a_folder_are_not_found(root):
+def test_missing_files_and_folders_are_not_found(root):
     assert find_respelled(root, ["Images/none.png", "none/p1.png", "bilder", "Images/P1.PNG/x.png"], []) == {}
 
 

@@ -44,7 +44,7 @@ def scan(root):
     return read_manifest(DataConfig(dataset="manifest", root=root))
 
 
-def test_spellings_of_an_id_have_one_key_and_other_ids_another():
+def test_spellings_of_an_id_share_a_key():
     assert {id_key(text) for text in SAME} == {"12"}
     assert len({id_key(text) for text in ELSE}) == len(ELSE)
     assert "12" not in {id_key(text) for text in ELSE}
@@ -69,7 +69,7 @@ def test_spellings_of_an_id_have_one_key_and_other_ids_another():
         ("3.14.15", "3.14.15", False),
     ],
 )
-def test_what_a_column_of_numbers_does_to_ids(text, whole, rounded):
+def test_ids_from_a_column_of_numbers_are_restored(text, whole, rounded):
     assert (clean_id(text), is_rounded(text)) == (whole, rounded)
 
 
@@ -85,7 +85,7 @@ def test_an_id_in_two_spellings_is_a_fault_that_names_them_and_their_lines(tmp_p
 
 
 @pytest.mark.parametrize("other", ["12.0", " 12", '"12 "', "12."])
-def test_an_id_that_was_a_number_with_a_point_is_one_patient(tmp_path, other):
+def test_ids_with_and_without_point_zero_are_one_patient(tmp_path, other):
     found = scan(table(tmp_path, ["12", other, "13.0"]))
     assert found.faults == []
     assert [record.patient for record in found.reading.records] == ["12", "12", "13"]
@@ -98,14 +98,14 @@ def test_ids_that_lost_digits_are_a_fault(tmp_path):
     assert list(fault.lines) == [2, 3]
 
 
-def test_letter_case_is_a_fault_and_images_that_are_their_own_patient_are_none(tmp_path):
+def test_letter_case_of_patients_is_a_fault_but_not_of_image_paths(tmp_path):
     found = scan(table(tmp_path / "a", ["p1", "P1"]))
     assert "'P1' and 'p1'" in found.faults[0].what
     root = write_fake_manifest(tmp_path / "b", ["images/A1.png,1", "images/a01.png,0"], header="image,Edema")
     assert scan(root).faults == []
 
 
-def test_many_doubled_ids_are_counted():
+def test_many_ids_in_two_spellings_are_counted():
     patients = [f"{number}" for number in range(9)] + [f"0{number}" for number in range(9)]
     [fault] = spelling_faults(patients, range(18), range(2, 20))
     assert fault.what.endswith("and 6 more")
@@ -113,7 +113,7 @@ def test_many_doubled_ids_are_counted():
     assert spelling_faults(patients, range(9), range(2, 11)) == []
 
 
-def test_other_readers_take_a_number_with_a_point_or_name_it(tmp_path):
+def test_other_readers_accept_point_zero_or_report_it(tmp_path):
     rows = [nih_row(1, 0), nih_row(2, 0)]
     rows[1] = rows[1].replace(",2,58", ",2.0,58")
     nih = read_dataset(DataConfig(dataset="nih", root=write_fake_nih(tmp_path / "nih", rows)))
@@ -130,7 +130,7 @@ def test_other_readers_take_a_number_with_a_point_or_name_it(tmp_path):
 
 @pytest.mark.parametrize("listed", ["12", "12.0", "012", "12\u200b"])
 @pytest.mark.parametrize("column", ["patient", "subject_id", "MRN", "Patient ID"])
-def test_a_list_of_excluded_patients_may_spell_them_otherwise(tmp_path, listed, column):
+def test_a_list_of_excluded_patients_may_use_another_spelling(tmp_path, listed, column):
     root = table(tmp_path / "data", ["12", "13", "13"])
     (tmp_path / "out.csv").write_text(f"{column}\n{listed}\n", encoding="utf-8")
     reading = read_dataset(DataConfig(dataset="manifest", root=root, exclude_patients=tmp_path / "out.csv"))
@@ -140,7 +140,7 @@ def test_a_list_of_excluded_patients_may_spell_them_otherwise(tmp_path, listed, 
     assert ("spelled differently" in note) == (clean_id(listed) != "12")
 
 
-def test_a_patient_who_was_trained_on_is_known_in_any_spelling(tmp_path):
+def test_overlap_with_training_patients_is_found_in_any_spelling(tmp_path):
     facts = split_record(people="x", recipe="patients", digest="d", counts={}, patients=["P-007", "12"], before=None)
     write_json(tmp_path / "split.json", {name: value for name, value in facts.items() if name != "before"})
     patients = ["p-7", "P-007", "012", "12.0", "13"]
@@ -166,17 +166,17 @@ def listed(folder, text):
 
 
 @pytest.mark.parametrize("spelled", ["13", "00000013", "patient00013", "Patient13"])
-def test_a_patient_of_nih_has_one_name_however_it_is_spelled(spelled):
+def test_a_patient_of_nih_has_one_canonical_id(spelled):
     assert canonical_patient("nih", spelled) == "13"
     assert canonical_patient("chexpert", spelled) == spelled
 
 
-def test_a_name_that_is_no_number_stays_as_it_is():
+def test_other_ids_are_unchanged():
     assert canonical_patient("nih", "0004cfab-14fd-4e49-80ba-63a80b6bddd6") == "0004cfab-14fd-4e49-80ba-63a80b6bddd6"
     assert canonical_patient("nih", "000") == "0"
 
 
-def test_a_setting_says_whose_patients_these_are_and_leaves_their_ids_alone():
+def test_a_setting_changes_the_population_but_not_the_ids():
     settled = exclude_patients(reading("patient00013"), DataConfig(patient_dataset="nih"))
     assert settled.patient_dataset == "nih"
     assert settled.records[0].patient == "patient00013"
@@ -184,7 +184,7 @@ def test_a_setting_says_whose_patients_these_are_and_leaves_their_ids_alone():
 
 
 @pytest.mark.parametrize("column", ["patient", "patient_id", "Patient ID", "nih_patient"])
-def test_excluded_patients_are_left_out_counted_and_told(tmp_path, column):
+def test_excluded_patients_are_left_out_and_counted(tmp_path, column):
     path = listed(tmp_path, f"patientId,{column}\nuuid-1,13\nuuid-2,13\nuuid-3,99\n")
     before = reading("patient00013", "patient00014", "patient00013")
     settled = exclude_patients(before, DataConfig(patient_dataset="nih", exclude_patients=path))
@@ -194,7 +194,7 @@ def test_excluded_patients_are_left_out_counted_and_told(tmp_path, column):
     assert settled.sources == {"out.csv (excluded)": read_table(path)[0].sha256}
 
 
-def test_a_list_in_which_nobody_is_here_is_doubted(tmp_path):
+def test_a_list_without_any_patient_of_the_dataset_is_questioned(tmp_path):
     path = listed(tmp_path, "patient\n13\n")
     settled = exclude_patients(reading("patient00013"), DataConfig(exclude_patients=path))
     assert len(settled.records) == 1
@@ -210,14 +210,14 @@ def test_a_list_in_which_nobody_is_here_is_doubted(tmp_path):
         ("patient,x\n13,1\n,2\n", r"out\.csv line 3: column 'patient' is empty"),
     ],
 )
-def test_a_list_that_does_not_say_whom_it_names_is_refused(tmp_path, text, message):
+def test_a_list_without_one_patient_column_is_refused(tmp_path, text, message):
     with pytest.raises(DataError, match=message):
         read_patient_list(listed(tmp_path, text), "nih")
     with pytest.raises(DataError, match=r"set data\.exclude_patients"):
         read_patient_list(tmp_path / "absent.csv", "nih")
 
 
-def test_a_list_of_everybody_is_refused(tmp_path):
+def test_excluding_every_patient_is_refused(tmp_path):
     config = dataclasses.replace(DataConfig(), exclude_patients=listed(tmp_path, "patient\na\n"))
     with pytest.raises(DataError, match="no patient is left"):
         exclude_patients(reading("a", "a"), config)
@@ -261,7 +261,7 @@ def scan_columns(folder, header, *lines):
 
 
 @pytest.mark.parametrize("name", PATIENTS)
-def test_a_patient_column_under_a_usual_name_keeps_the_grouping(name, tmp_path):
+def test_a_patient_column_under_a_usual_name_groups_images(name, tmp_path):
     found = scan_columns(tmp_path, f"image,{name},Edema", "images/a.png,0,1", "images/b.png,1,0", "images/c.png,0,0")
     assert found.faults == []
     assert found.reading.findings == ("Edema",)
@@ -292,7 +292,7 @@ def test_view_age_sex_and_study_under_usual_names_are_read(name, tmp_path):
     "name",
     ["case_id", "Case", "PatientName", "patient_ref", "study_subject", "record_id", "client_id", "clientID", "Hosp nr"],
 )
-def test_a_column_that_may_name_patients_is_a_fault_and_no_finding(name, tmp_path):
+def test_a_column_that_may_identify_patients_is_a_fault(name, tmp_path):
     found = scan_columns(tmp_path, f"image,{name},Edema", "images/a.png,0,1", "images/b.png,1,0")
     assert f"column {name!r} may identify patients" in found.faults[0].what
     assert "name it 'patient'" in found.faults[0].remedy
@@ -300,13 +300,13 @@ def test_a_column_that_may_name_patients_is_a_fault_and_no_finding(name, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["index", "fold", "ID", "Year", "rows"])
-def test_a_column_that_is_no_finding_by_its_name_is_a_fault(name, tmp_path):
+def test_a_column_that_is_not_a_finding_by_its_name_is_a_fault(name, tmp_path):
     found = scan_columns(tmp_path, f"image,patient,{name},Edema", "images/a.png,p,0,1")
     assert f"name it '_{name}' to ignore it" in found.faults[0].remedy
     assert found.reading.findings == ("Edema",)
 
 
-def test_of_several_usual_names_the_user_chooses(tmp_path):
+def test_several_columns_with_one_meaning_are_a_fault(tmp_path):
     found = scan_columns(tmp_path / "a", "image,subject_id,mrn,Edema", "images/a.png,1,0,1")
     assert "['subject_id', 'mrn'] all mean 'patient'" in found.faults[0].what
     found = scan_columns(tmp_path / "b", "image,patient,mrn,filename,Edema", "images/a.png,p,0,1,1")
@@ -315,7 +315,7 @@ def test_of_several_usual_names_the_user_chooses(tmp_path):
     assert any(note.endswith("that are not findings: filename, mrn") for note in found.reading.notes)
 
 
-def test_a_column_that_begins_with_an_underscore_stays_out(tmp_path):
+def test_columns_that_begin_with_an_underscore_are_ignored(tmp_path):
     found = scan_columns(tmp_path, "image,patient,_subject_id,Edema", "images/a.png,p,0,1")
     assert found.faults == []
     assert found.reading.findings == ("Edema",)
@@ -341,7 +341,7 @@ def test_no_usual_name_has_two_meanings():
         (["a/images/00.png", "b/pictures/00.png"], "x/images/00.png", "a/images/00.png"),
     ],
 )
-def test_a_missing_image_is_hinted_at_where_it_is(files, named, near, tmp_path):
+def test_a_missing_image_gets_a_hint_at_a_similar_file(files, named, near, tmp_path):
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
@@ -351,7 +351,7 @@ def test_a_missing_image_is_hinted_at_where_it_is(files, named, near, tmp_path):
 
 
 @pytest.mark.parametrize("files", [[], ["a/00.png", "b/00.png"], ["images/01.png"]])
-def test_nothing_is_hinted_at_where_it_is_not_sure(files, tmp_path):
+def test_ambiguous_similar_files_give_no_hint(files, tmp_path):
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
@@ -369,6 +369,6 @@ def test_the_shared_tables_keep_their_patients(case, shared):
     assert any("name it 'patient'" in note for note in found.reading.notes)
 
 
-def test_the_shared_table_without_endings_is_told_of_the_files(shared):
+def test_paths_without_extension_get_a_hint_at_the_files(shared):
     [fault] = read_manifest(DataConfig(dataset="manifest", root=shared / "cases" / "t06b")).faults
     assert fault.remedy.startswith("images/00 does not exist, but images/00.png does; likewise for 30 of 30")

@@ -44,7 +44,7 @@ def test_a_plain_list_is_read_with_any_prefix_and_with_or_without_a_header(tmp_p
     assert [name for name in reading.sources if "test list" in name] == ["list.txt (test list)"]
 
 
-def test_a_list_in_the_form_of_the_table_with_index_and_reports_brings_its_labels(tmp_path):
+def test_a_list_in_the_form_of_the_table_replaces_labels(tmp_path):
     rows = [
         {"": "0", **chexpert_row(FIRST, {"Edema": "1.0", "Fracture": "-1.0"}), "Reports": '"Edema,\nno more."'},
         {"": "1", **chexpert_row(FIFTH, {"Atelectasis": "1.0", "Edema": "0.0"}, view="PA"), "Reports": ""},
@@ -57,7 +57,7 @@ def test_a_list_in_the_form_of_the_table_with_index_and_reports_brings_its_label
     assert labels_of(reading, PA) == {"Lung Opacity": 1.0, "Edema": -1.0, "Cardiomegaly": 0.0}
 
 
-def test_a_column_of_classes_decides_among_them_and_leaves_other_findings_alone(tmp_path):
+def test_a_column_of_classes_sets_these_findings_only(tmp_path):
     reading = read(tmp_path, f"path,class\ntrain/{PA},pleural_effusion\ntrain/{FIFTH},Cardiomegaly\n")
     assert labels_of(reading, PA) == {
         "Lung Opacity": 1.0,
@@ -73,13 +73,13 @@ def test_a_column_of_classes_decides_among_them_and_leaves_other_findings_alone(
     }
 
 
-def test_a_plain_list_leaves_the_labels_of_the_table(tmp_path):
+def test_a_plain_list_keeps_the_labels_of_the_table(tmp_path):
     plain = read_chexpert(DataConfig(root=write_fake_chexpert(tmp_path / "data"))).checked()
     reading = read(tmp_path, f"train/{FIRST}\ntrain/{PA}\n")
     assert reading.records == plain.records
 
 
-def test_images_of_the_list_stay_whatever_their_projection_and_are_counted(tmp_path):
+def test_images_of_the_list_are_kept_whatever_their_view_and_counted(tmp_path):
     reading = read(tmp_path, f"Path\ntrain/{FIRST}\ntrain/{LATERAL}\ntrain/{LL}\n")
     kept = [record.id.removeprefix("train/") for record in reading.records]
     assert kept[:4] == [FIRST, LATERAL, PA, LL]
@@ -87,12 +87,12 @@ def test_images_of_the_list_stay_whatever_their_projection_and_are_counted(tmp_p
     assert "2 images of the test list are kept although data.views excludes them: 1 lateral, 1 LL" in reading.notes
 
 
-def test_other_images_of_that_projection_stay_out(tmp_path):
+def test_other_images_of_that_view_are_left_out(tmp_path):
     reading = read(tmp_path, f"Path\ntrain/{LL}\n")
     assert reading.rejected == {"view-lateral": [f"train/{LATERAL}"]}
 
 
-def test_entries_named_twice_count_once_and_must_agree(tmp_path):
+def test_repeated_entries_are_ignored_but_must_agree(tmp_path):
     reading = read(tmp_path, f"Path,class\ntrain/{FIRST},Edema\nCheXpert-v1.0/train/{FIRST},Edema\n")
     assert listed(reading) == {FIRST}
     assert "1 entry of list.csv repeats an earlier one and is ignored" in reading.notes
@@ -100,7 +100,7 @@ def test_entries_named_twice_count_once_and_must_agree(tmp_path):
         read(tmp_path, f"Path,class\ntrain/{FIRST},Edema\ntrain/{FIRST},Fracture\n")
 
 
-def test_entries_the_table_lacks_are_refused_with_count_lines_and_examples(tmp_path):
+def test_entries_missing_from_the_table_are_refused_with_lines_and_examples(tmp_path):
     absent = "train/patient09999/study1/view1_frontal.jpg"
     with pytest.raises(
         DataError, match=rf"list\.csv lines 3, 5: 2 of 4 entries are not in train\.csv, such as '{absent}'"
@@ -121,17 +121,17 @@ def test_entries_the_table_lacks_are_refused_with_count_lines_and_examples(tmp_p
         ("", "is empty"),
     ],
 )
-def test_a_list_that_says_nothing_clear_is_refused(tmp_path, text, sentence):
+def test_an_ambiguous_list_is_refused(tmp_path, text, sentence):
     with pytest.raises(DataError, match=sentence):
         read(tmp_path, text)
 
 
-def test_a_list_that_is_not_there_is_named(tmp_path):
+def test_a_missing_list_is_named(tmp_path):
     with pytest.raises(DataError, match=r"no list of images at .*gone\.csv; set data\.test_list"):
         read_chexpert(DataConfig(root=write_fake_chexpert(tmp_path), test_list=tmp_path / "gone.csv")).checked()
 
 
-def test_a_table_of_your_own_takes_a_list_of_its_ids(tmp_path):
+def test_a_list_of_ids_works_with_your_own_table(tmp_path):
     root = write_fake_manifest(tmp_path / "mine")
     ids = [record.id for record in read_manifest(DataConfig(dataset="manifest", root=root)).checked().records]
     (tmp_path / "list.txt").write_text(f"{ids[0]}\nelsewhere/{ids[2]}\n")

@@ -16,7 +16,7 @@ def table(tmp_path):
     return read_table(path)[0]
 
 
-def test_codes_are_read_by_value_and_blank_is_a_code_of_its_own(table):
+def test_codes_are_read_by_value_and_blank_is_a_separate_code(table):
     codes, faults = read_codes(table, ["Edema"])
     assert codes[:, 0].tolist() == [1, 1, 0, -1, BLANK, -1]
     assert codes.dtype == np.int8
@@ -24,7 +24,7 @@ def test_codes_are_read_by_value_and_blank_is_a_code_of_its_own(table):
 
 
 @pytest.mark.parametrize("text", ["yes", "2", "inf", "nan", "NA", "1e0", "0.5", "--1", "TRUE"])
-def test_anything_else_is_no_code(tmp_path, text):
+def test_other_cells_are_faults(tmp_path, text):
     path = tmp_path / "t.csv"
     path.write_text(f"Edema,x\n1,\n{text},\n,\n{text},\n")
     codes, (fault,) = read_codes(read_table(path)[0], ["Edema"])
@@ -51,17 +51,17 @@ def test_impossible_ages_are_unknown_and_counted(table):
     assert read_ages(table.columns["age"], 6) == ([61, 0, None, None, None, None], 3)
 
 
-def test_texts_keep_words_that_look_like_nothing(table):
+def test_texts_keep_words_like_na(table):
     assert read_texts(table.columns["text"], 6) == ["a", None, "b", "a", "NA", "a"]
 
 
-def test_a_column_that_is_not_there_is_unknown_everywhere():
+def test_a_missing_column_is_unknown_in_every_row():
     assert read_texts(None, 2) == [None, None]
     assert read_sexes(None, 2) == ([None, None], 0)
     assert read_ages(None, 2) == ([None, None], 0)
 
 
-def test_it_is_off_inside_and_as_before_afterwards_even_after_an_error():
+def test_garbage_collection_is_off_inside_and_restored_after_an_error():
     seen = []
 
     @gc_paused()
@@ -76,7 +76,7 @@ def test_it_is_off_inside_and_as_before_afterwards_even_after_an_error():
     assert gc.isenabled()
 
 
-def test_who_paused_it_before_keeps_it_paused():
+def test_garbage_collection_that_was_off_stays_off():
     with gc_paused():
         with gc_paused():
             assert not gc.isenabled()
@@ -84,7 +84,7 @@ def test_who_paused_it_before_keeps_it_paused():
     assert gc.isenabled()
 
 
-def test_a_function_runs_under_it_every_time():
+def test_a_decorated_function_pauses_garbage_collection_every_time():
     states = gc_paused()(gc.isenabled)
     assert [states(), states()] == [False, False]
     assert gc.isenabled()
