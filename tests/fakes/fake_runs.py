@@ -28,7 +28,7 @@ context: {{length: 30, optim: {{steps: 400}}}}
 
 
 def png(seed: int) -> str:
-    """A gray ramp as base64."""
+    """Return a grey ramp as base64 PNG."""
     image = Image.new("L", (64, 64))
     image.putdata([(x * (seed + 2) + y * 3) % 256 for y in range(64) for x in range(64)])
     file = io.BytesIO()
@@ -42,7 +42,7 @@ def result(metric, value, *, images=1000, width=0.03, **more):
 
 
 def evaluation(quality=0.6, *, classes=FIVE, prompts="handwritten", synthetic=True, **changes) -> Evaluation:
-    """Numbers that fit each other roughly; `quality` shifts them all."""
+    """Return roughly consistent results; `quality` shifts all of them."""
     count = len(classes)
     generator = random.Random(round(quality * 1000))
     areas = [min(0.99, quality + 0.2 + generator.uniform(-0.08, 0.08)) for _ in classes]
@@ -90,7 +90,7 @@ def evaluation(quality=0.6, *, classes=FIVE, prompts="handwritten", synthetic=Tr
 
 
 def write_run(folder: Path, *evaluations: Evaluation, seed=0, stage="pretrain", log=True) -> Path:
-    """A run folder as the page reads it."""
+    """Write a run folder with results."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(CONFIG.format(seed=seed))
     (folder / "environment.json").write_text(

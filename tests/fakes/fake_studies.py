@@ -45,7 +45,7 @@ TRAINABLE = {"cleft-prefix": 1.21e6, "cleft-ia3": 1.16e6, "cleft-lora": 1.34e6, 
 
 
 def calibration(quality=0.6) -> Calibration:
-    """Too sure before the temperature, about right after it."""
+    """Return a calibration that is over-confident before temperature scaling."""
     points = [0.2 + 0.08 * place for place in range(10)]
     return Calibration(
         bins=tuple(
@@ -63,7 +63,7 @@ def calibration(quality=0.6) -> Calibration:
 
 
 def subgroups(quality=0.6) -> tuple[Subgroups, ...]:
-    """By sex and by age, one group small."""
+    """Return subgroups by sex and age, one of them small."""
 
     def group(name, images, shift, width):
         numbers = (result("accuracy", quality + shift, width=width), result("auc", quality + 0.2 + shift, width=width))
@@ -87,7 +87,7 @@ def subgroups(quality=0.6) -> tuple[Subgroups, ...]:
 
 
 def space(classes=FIVE, images=200) -> EmbeddingMap:
-    """Clouds around their class's prompt."""
+    """Return clusters of images around the prompt of their class."""
     draw = random.Random(0)
     prompts = [(0.5 * (index % 3) - 0.5, 0.45 * (index // 3) - 0.2) for index in range(len(classes))]
     return EmbeddingMap(
@@ -104,7 +104,7 @@ def space(classes=FIVE, images=200) -> EmbeddingMap:
 
 
 def retrieval(quality=0.3, **changes):
-    """One search in each direction."""
+    """Return retrieval results in each direction."""
     directions = ("image-to-text", "text-to-image", "image-to-image")
     numbers = []
     for direction in directions:
@@ -156,7 +156,7 @@ def retrieval(quality=0.3, **changes):
 
 
 def audit(quality=0.6, **changes):
-    """Five wordings, two denials, a context of thirty vectors."""
+    """Return results of five prompt templates, two negations and thirty context vectors."""
     openings = ("this is a chest x ray of a patient with", "a radiograph showing", "findings:", "there is", "image of")
     return evaluation(
         quality,
@@ -209,7 +209,7 @@ def audit(quality=0.6, **changes):
 def write_study(
     folder: Path, *, name="table1", scale="tiny", rows=ROWS, seeds=3, done=("random-vit", "cleft-"), **changes
 ) -> Path:
-    """Table 1 as a tiny study: CLEFT's rows and the first baseline are measured, the others are not."""
+    """Write Table 1 at the tiny scale, with results of CLEFT's rows and of the first baseline only."""
     columns = tuple(
         StudyLine(key=f"{key}/{task}", label=f"{label}, {task.replace('-', ' ')}", metrics=metrics)
         for key, label in (("chexpert", "CheXpert-5×200"), ("rsna", "RSNA"))
@@ -246,7 +246,7 @@ def write_study(
 
 
 def write_cell(folder: Path, row: str, column: StudyLine, index: int, *, seeds=3, **changes) -> tuple[str, ...]:
-    """One result file per seed, with everything a page can show."""
+    """Write one result file per seed, with everything a page can show."""
     dataset, task, *share = column.key.split("/")
     files = []
     for seed in range(seeds):
@@ -274,7 +274,7 @@ def write_cell(folder: Path, row: str, column: StudyLine, index: int, *, seeds=3
 
 
 def small_study(folder: Path, results, *, state="done", reason=None, cells=None, **changes) -> Path:
-    """Two rows, two headings, and the evaluations given for a cell: one file per seed."""
+    """Write a study of two rows and two columns with the given evaluations: one file per seed."""
     made = []
     for (row, column), evaluations in results.items():
         files = []

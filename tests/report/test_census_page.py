@@ -6,7 +6,7 @@ import re
 import stat
 
 import pytest
-from tests.report.test_run_page import NASTY, Page
+from tests.report.test_run_page import HOSTILE_TEXTS, Page
 
 from cleft.errors import ResourceError
 from cleft.report.census_page import render_census, write_census
@@ -19,7 +19,7 @@ DOT = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kc
 
 
 def census(word="Edema", **changes):
-    """A census with something in every field, carrying a word wherever a file can bring one."""
+    """Return a census with every field set, and a text in every field that is read from a file."""
     splits = Groups(
         name="split",
         groups=("train", "val", "test"),
@@ -28,7 +28,7 @@ def census(word="Edema", **changes):
         shares={word: (0.5, None, 0.25)},
     )
     views = Groups(name="view", groups=(word, "PA"), images=(60, 25), patients=(40, 19), shares={word: (0.5, 0.125)})
-    whole = Census(
+    full = Census(
         dataset=word,
         table=word,
         faults=(word,),
@@ -54,7 +54,7 @@ def census(word="Edema", **changes):
         junk=4,
         thumbnails=(Thumbnail(image=DOT, view=word, labels=(word,)),),
     )
-    return dataclasses.replace(whole, **changes)
+    return dataclasses.replace(full, **changes)
 
 
 AGES = Tally(name="age", counts=(("40–49", 30), ("50–59", 0), ("60–69", 50), ("unknown", 5)), ordered=True)
@@ -125,11 +125,11 @@ def test_empty_census_shows_its_problem():
     assert "No image was decoded" in Page(html).text
 
 
-@pytest.mark.parametrize("word", NASTY)
+@pytest.mark.parametrize("word", HOSTILE_TEXTS)
 def test_h13_markup_in_a_census_is_escaped(word):
-    plain, nasty = page(), Page(render_census(census(word)))
-    assert nasty.shape == plain.shape
-    assert re.sub(r"\s+", " ", word).strip() in nasty.text
+    plain, escaped = page(), Page(render_census(census(word)))
+    assert escaped.shape == plain.shape
+    assert re.sub(r"\s+", " ", word).strip() in escaped.text
 
 
 def test_invalid_png_is_not_shown():

@@ -53,21 +53,21 @@ def bins(*pairs, patients=50):
 
 
 def test_reliability_bins_are_drawn_at_predicted_and_observed():
-    told = dataclasses.replace(calibration(), bins=bins((0.5, 0.25)), bins_after=())
-    assert 'cx="110.0" cy="128.0"' in reliability_chart("t", told, 0, synthetic=True)
+    changed = dataclasses.replace(calibration(), bins=bins((0.5, 0.25)), bins_after=())
+    assert 'cx="110.0" cy="128.0"' in reliability_chart("t", changed, 0, synthetic=True)
 
 
 def test_bins_after_temperature_scaling_are_hollow_and_dashed():
-    told = dataclasses.replace(calibration(), bins=(), bins_after=bins((0.5, 0.5)))
-    figure = reliability_chart("t", told, 0, synthetic=True)
+    changed = dataclasses.replace(calibration(), bins=(), bins_after=bins((0.5, 0.5)))
+    figure = reliability_chart("t", changed, 0, synthetic=True)
     assert 'cx="110.0" cy="88.0" r="2.8" fill="#fff"' in figure
     assert 'stroke-dasharray="2 3"' in figure
 
 
 def test_bins_of_few_patients_are_drawn_for_synthetic_images_only():
-    told = dataclasses.replace(calibration(), bins=bins((0.5, 0.25), patients=4), bins_after=())
-    assert 'class="dot"' not in reliability_chart("t", told, 0, synthetic=False)
-    assert 'class="dot"' in reliability_chart("t", told, 0, synthetic=True)
+    changed = dataclasses.replace(calibration(), bins=bins((0.5, 0.25), patients=4), bins_after=())
+    assert 'class="dot"' not in reliability_chart("t", changed, 0, synthetic=False)
+    assert 'class="dot"' in reliability_chart("t", changed, 0, synthetic=True)
 
 
 def test_embedding_map_has_equal_axes():
@@ -94,8 +94,8 @@ def test_names_avoid_each_other_and_the_frame():
 
 
 def test_norms_chart_draws_norms_distances_and_token_norm():
-    told = audit().prompt_sensitivity
-    vector = dataclasses.replace(told.context[0], position=1, norm=1.0, displacement=0.5)
+    changed = audit().prompt_sensitivity
+    vector = dataclasses.replace(changed.context[0], position=1, norm=1.0, displacement=0.5)
     figure = norms_chart("t", [vector], 2.0)
     assert re.search(r'd="M291\.0 192\.0V107\.0"', figure)
     assert 'cx="291.0" cy="149.5" r="3" fill="#fff"' in figure
@@ -103,14 +103,16 @@ def test_norms_chart_draws_norms_distances_and_token_norm():
 
 
 def test_vector_without_initial_value_has_no_circle():
-    told = dataclasses.replace(audit().prompt_sensitivity.context[0], displacement=None)
-    assert 'class="dot"' not in norms_chart("t", [told], None)
+    changed = dataclasses.replace(audit().prompt_sensitivity.context[0], displacement=None)
+    assert 'class="dot"' not in norms_chart("t", [changed], None)
 
 
 @pytest.mark.parametrize("length", [1, 12, 13, 30, 77, 500])
 def test_norms_chart_has_at_most_thirteen_ticks(length):
-    told = [dataclasses.replace(audit().prompt_sensitivity.context[0], position=place + 1) for place in range(length)]
-    assert 1 <= norms_chart("t", told, None).count('class="tick"') <= 13
+    changed = [
+        dataclasses.replace(audit().prompt_sensitivity.context[0], position=place + 1) for place in range(length)
+    ]
+    assert 1 <= norms_chart("t", changed, None).count('class="tick"') <= 13
 
 
 def test_every_figure_is_well_formed_and_says_what_it_is():

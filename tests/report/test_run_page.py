@@ -282,11 +282,18 @@ def test_report_embeds_results_as_json(two_stages):
 
 
 PLAIN = "plain words"
-NASTY = ["</script><script>alert(1)</script>", "<!--", '" onmouseover="x', "' & < > `", "\u2028\u2029", "{{ 7 * 7 }}"]
+HOSTILE_TEXTS = [
+    "</script><script>alert(1)</script>",
+    "<!--",
+    '" onmouseover="x',
+    "' & < > `",
+    "\u2028\u2029",
+    "{{ 7 * 7 }}",
+]
 
 
 def hostile(folder, word):
-    """A run that carries a word in every place a file can bring it."""
+    """Write a run with a text in every field that is read from a file."""
     classes = (word, *FIVE[1:])
     base = evaluation(classes=classes)
     run = write_run(
@@ -312,13 +319,13 @@ def plain(tmp_path_factory):
     return page([hostile(tmp_path_factory.mktemp("plain") / "a", PLAIN)])
 
 
-@pytest.mark.parametrize("word", NASTY)
+@pytest.mark.parametrize("word", HOSTILE_TEXTS)
 def test_h13_markup_in_names_is_escaped(plain, tmp_path, word):
-    nasty = page([hostile(tmp_path / "b", word)])
-    assert nasty.shape == plain.shape
-    assert "</" not in nasty.data
-    assert json.loads(nasty.data)["b"][0]["classes"][0] == word
-    assert re.sub(r"\s+", " ", word).strip() in nasty.text
+    escaped = page([hostile(tmp_path / "b", word)])
+    assert escaped.shape == plain.shape
+    assert "</" not in escaped.data
+    assert json.loads(escaped.data)["b"][0]["classes"][0] == word
+    assert re.sub(r"\s+", " ", word).strip() in escaped.text
 
 
 @settings(max_examples=15, derandomize=True, deadline=None)
@@ -354,10 +361,10 @@ def test_folder_given_twice_is_read_once(tmp_path):
 )
 def test_paper_results_on_mammograms_need_the_balanced_sets(names, rows, printed):
     confusion = tuple(tuple(rows if i == j else 0 for j in range(len(names))) for i in range(len(names)))
-    asked = evaluation(dataset="embed", classes=tuple(names), confusion=confusion, synthetic=False)
-    rows_of_paper = published(asked)
+    mammograms = evaluation(dataset="embed", classes=tuple(names), confusion=confusion, synthetic=False)
+    rows_of_paper = published(mammograms)
     assert [f"{100 * row.accuracy:.1f} %" for row in rows_of_paper[:1]] == ([printed] if printed else [])
-    assert published(dataclasses.replace(asked, synthetic=True)) == ()
+    assert published(dataclasses.replace(mammograms, synthetic=True)) == ()
 
 
 HEAD = {"task": "linear-probe", "protocol": "standard", "prompts": "", "training_seed": 2, "training_fraction": 0.1}
@@ -404,19 +411,19 @@ def test_other_metrics_and_calibration_are_shown(tmp_path):
 
 
 def test_missing_temperature_has_a_reason(tmp_path):
-    told = dataclasses.replace(
+    changed = dataclasses.replace(
         calibration(), temperature=None, bins_after=(), ece_after=None, reason="the data have no validation part"
     )
-    seen = page_of(tmp_path, evaluation(0.6, calibration=told))
+    seen = page_of(tmp_path, evaluation(0.6, calibration=changed))
     assert "No temperature scaling: the data have no validation part." in seen.text
 
 
 def test_every_chart_has_a_text_alternative(tmp_path):
     made = evaluation(0.6, calibration=calibration(), subgroups=subgroups(), embedding_map=space())
     seen = page_of(tmp_path, made, retrieval(), audit())
-    said = figures(seen)
+    labels = figures(seen)
     for words in ("Reliability diagram of run", "Embedding map of run", "Norms of the learned context of run"):
-        assert any(each.startswith(words) for each in said)
+        assert any(each.startswith(words) for each in labels)
     for words in ("By sex", "By age", "80 and over", "Modality gap 0.84", "800 more images"):
         assert words in seen.text
 
@@ -493,11 +500,11 @@ def test_comparison_is_shown_on_the_page_of_its_first_run(tmp_path):
 
 
 def test_results_of_few_patients_are_not_in_page_or_json(tmp_path):
-    told = calibration()
+    changed = calibration()
     few = dataclasses.replace(
-        told,
+        changed,
         ece=result("ece", 0.123456, patients=4),
-        bins=(dataclasses.replace(told.bins[0], predicted=0.123457, patients=4), *told.bins[1:]),
+        bins=(dataclasses.replace(changed.bins[0], predicted=0.123457, patients=4), *changed.bins[1:]),
     )
     found = subgroups()[0]
     group = dataclasses.replace(found.groups[0], patients=3, results=(result("accuracy", 0.123458),))
@@ -522,36 +529,36 @@ def test_results_of_few_patients_are_not_in_page_or_json(tmp_path):
 
 
 def hostile_results(folder, word):
-    """A run that carries a word in every place the newer nouns can bring it."""
+    """Write a run with a text in every field of the other results."""
     made = evaluation(0.6, subgroups=(dataclasses.replace(subgroups()[0], by=word),))
     named = dataclasses.replace(made.subgroups[0].groups[0], name=word)
     made = dataclasses.replace(
         made, subgroups=(dataclasses.replace(made.subgroups[0], groups=(named, made.subgroups[0].groups[1])),)
     )
-    told = audit().prompt_sensitivity
-    told = dataclasses.replace(
-        told,
-        templates=(dataclasses.replace(told.templates[0], template=word),),
-        negation=(dataclasses.replace(told.negation[0], finding=word, present_prompt=word, absent_prompt=word),),
-        context=(dataclasses.replace(told.context[0], nearest_tokens=((word, 0.4),)),),
+    changed = audit().prompt_sensitivity
+    changed = dataclasses.replace(
+        changed,
+        templates=(dataclasses.replace(changed.templates[0], template=word),),
+        negation=(dataclasses.replace(changed.negation[0], finding=word, present_prompt=word, absent_prompt=word),),
+        context=(dataclasses.replace(changed.context[0], nearest_tokens=((word, 0.4),)),),
     )
     found = retrieval().retrieval[0]
     example = dataclasses.replace(
         found.examples[0], query=dataclasses.replace(found.examples[0].query, text=word, image=png(1))
     )
     searched = dataclasses.replace(retrieval(), retrieval=(dataclasses.replace(found, examples=(example,)),))
-    run = write_run(folder, made, searched, dataclasses.replace(audit(), prompt_sensitivity=told))
+    run = write_run(folder, made, searched, dataclasses.replace(audit(), prompt_sensitivity=changed))
     (run / "comparisons").mkdir()
     against = comparison(first=word, second=word, dataset=word, command=word, notes=(word,), first_task=word)
     (run / "comparisons" / "a.json").write_text(to_json(against))
     return run
 
 
-@pytest.mark.parametrize("word", NASTY)
+@pytest.mark.parametrize("word", HOSTILE_TEXTS)
 def test_markup_in_all_results_is_escaped(tmp_path, word):
     plain = Page(render(read_runs([hostile_results(tmp_path / "a", "plain words")])))
-    nasty = Page(render(read_runs([hostile_results(tmp_path / "b", word)])))
-    assert nasty.shape == plain.shape
+    escaped = Page(render(read_runs([hostile_results(tmp_path / "b", word)])))
+    assert escaped.shape == plain.shape
 
 
 def test_links_resolve_and_ids_are_unique(tmp_path):

@@ -72,7 +72,7 @@ def test_stage_is_read_from_the_environment(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("written", "told"),
+    ("written", "expected"),
     [
         ('{"recipe": "patients", "digest": "5916e6647916b84a", "counts": {}}', "patients, 5916e6647916b84a"),
         ('{"recipe": "patients"}', ""),
@@ -81,9 +81,9 @@ def test_stage_is_read_from_the_environment(tmp_path):
         (None, ""),
     ],
 )
-def test_split_is_read_from_the_run_folder(tmp_path, written, told):
+def test_split_is_read_from_the_run_folder(tmp_path, written, expected):
     run = write_run(tmp_path / "run")
     if written is not None:
         (run / "split.json").write_text(written)
-    assert read(run).split == told
-    assert (f"<dd>{told}</dd>" in render(read_runs([run]))) == bool(told)
+    assert read(run).split == expected
+    assert (f"<dd>{expected}</dd>" in render(read_runs([run]))) == bool(expected)

@@ -156,7 +156,8 @@ def test_every_figure_is_well_formed_and_says_what_it_is():
 
 
 @pytest.mark.parametrize(
-    ("count", "said"), [(1e6, "1 M"), (1e3, "1 k"), (2_621_440, "2.62 M"), (150_990_000, "151 M"), (2.7e9, "2.70 B")]
+    ("count", "expected"),
+    [(1e6, "1 M"), (1e3, "1 k"), (2_621_440, "2.62 M"), (150_990_000, "151 M"), (2.7e9, "2.70 B")],
 )
-def test_parameters_have_three_digits(count, said):
-    assert format_parameters(count) == said
+def test_parameters_have_three_digits(count, expected):
+    assert format_parameters(count) == expected

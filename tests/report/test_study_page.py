@@ -11,7 +11,7 @@ from urllib.parse import unquote
 import pytest
 from tests.fakes.fake_runs import evaluation, png, result, write_run
 from tests.fakes.fake_studies import ROWS, retrieval, small_study, write_cell, write_study
-from tests.report.test_run_page import NASTY, Page
+from tests.report.test_run_page import HOSTILE_TEXTS, Page
 
 from cleft.errors import ConfigError, DataError
 from cleft.files import RECORD, csv_text
@@ -173,8 +173,8 @@ def test_paper_bubbles_are_drawn_at_paper_scale(tmp_path):
 
 def test_fractions_are_drawn_as_curves(tmp_path):
     columns = tuple(
-        StudyLine(key=f"rsna/linear-probe/{share}", label=f"RSNA, linear probe, {said}", metrics=("accuracy", "auc"))
-        for share, said in ((0.01, "1 %"), (0.1, "10 %"), (1, "100 %"))
+        StudyLine(key=f"rsna/linear-probe/{share}", label=f"RSNA, linear probe, {text}", metrics=("accuracy", "auc"))
+        for share, text in ((0.01, "1 %"), (0.1, "10 %"), (1, "100 %"))
     )
     row = StudyLine(key="cleft-lora", label="CLEFT-LoRA")
     made = [
@@ -226,13 +226,13 @@ def test_imported_model_has_a_footnote_on_origin_and_overlap(tmp_path):
     answers = {CELL: [evaluation(0.6)], ("theirs", CELL[1]): [evaluation(0.5, notes=NOTES)]}
     html = write_page(small_study(tmp_path, answers, rows=rows)).read_text()
     [letter] = re.findall(r'<th scope="row">Theirs<sup><a href="#why-(\w)">\1</a></sup></th>', html)
-    told = f"{letter} theirs: imported from <theirs>.ckpt. The run does not say which patients it"
-    assert told in Page(html).text
+    footnote = f"{letter} theirs: imported from <theirs>.ckpt. The run does not say which patients it"
+    assert footnote in Page(html).text
     assert "<theirs>" not in html
     assert "dark" not in re.search(r'<ol class="footnotes">.*?</ol>', html, re.DOTALL).group()
 
 
-def held(metric, first, second, interval, p_value):
+def difference(metric, first, second, interval, p_value):
     return Difference(
         metric=metric,
         first=first,
@@ -246,7 +246,7 @@ def held(metric, first, second, interval, p_value):
 
 
 def test_differences_have_interval_and_p_value(tmp_path):
-    change = held("accuracy", 0.55, 0.60, (-0.081, -0.019), 0.004)
+    change = difference("accuracy", 0.55, 0.60, (-0.081, -0.019), 0.004)
     cell = StudyCell(row="clip-vit", column=CELL[1], state="done", differences=(change,))
     folder = small_study(tmp_path, {}, cells=(cell,), reference="cleft-lora")
     text = Page(write_page(folder).read_text()).text
@@ -264,8 +264,8 @@ def test_only_corrected_significant_differences_are_bold(tmp_path):
             column=CELL[1],
             state="done",
             differences=(
-                held("accuracy", 0.65, 0.60, (0.01, 0.09), p_values[row]),
-                held("auprc", 0.6, 0.5, None, None),
+                difference("accuracy", 0.65, 0.60, (0.01, 0.09), p_values[row]),
+                difference("auprc", 0.6, 0.5, None, None),
             ),
         )
         for row in rows
@@ -312,19 +312,19 @@ def test_patient_images_are_shown_only_on_request(tmp_path):
     assert "Synthetic images." not in render_study(read_study(folder))
 
 
-@pytest.mark.parametrize("word", NASTY)
+@pytest.mark.parametrize("word", HOSTILE_TEXTS)
 def test_markup_in_names_is_escaped(tmp_path, word):
-    def study(folder, said):
-        line = StudyLine(key="cleft-lora", label=said, facts={said: 1.0, "trainable": 2e6})
-        column = StudyLine(key=CELL[1], label=said, metrics=("accuracy", said))
-        made = evaluation(0.6, task="zero-shot", dataset=said, notes=(said,), results=(result("accuracy", 0.6),))
-        changes = {"name": "n", "title": said, "command": said, "notes": (said,)}
-        return small_study(folder, {CELL: [made]}, rows=(line,), columns=(column,), reason=said, **changes)
+    def study(folder, text):
+        line = StudyLine(key="cleft-lora", label=text, facts={text: 1.0, "trainable": 2e6})
+        column = StudyLine(key=CELL[1], label=text, metrics=("accuracy", text))
+        made = evaluation(0.6, task="zero-shot", dataset=text, notes=(text,), results=(result("accuracy", 0.6),))
+        changes = {"name": "n", "title": text, "command": text, "notes": (text,)}
+        return small_study(folder, {CELL: [made]}, rows=(line,), columns=(column,), reason=text, **changes)
 
-    plain, nasty = (
-        Page(render_study(read_study(study(tmp_path / name, said)))) for name, said in (("a", "x"), ("b", word))
+    plain, escaped = (
+        Page(render_study(read_study(study(tmp_path / name, text)))) for name, text in (("a", "x"), ("b", word))
     )
-    assert nasty.shape == plain.shape
+    assert escaped.shape == plain.shape
 
 
 def test_folders_are_sorted_into_runs_and_studies(tmp_path):
@@ -495,9 +495,9 @@ def test_csv_has_differences_from_the_reference(tmp_path):
     found = {
         (line["row"], line["metric"]): line for line in lines(small_study(tmp_path, {}, cells=(cell,), columns=columns))
     }
-    told = ("difference", "difference_low", "difference_high", "p_value")
-    assert [found["clip-vit", "auc"][name] for name in told] == ["0.1", "-0.01", "0.21", "0.08"]
-    assert [found["clip-vit", "accuracy"][name] for name in told] == [""] * 4
+    fields = ("difference", "difference_low", "difference_high", "p_value")
+    assert [found["clip-vit", "auc"][name] for name in fields] == ["0.1", "-0.01", "0.21", "0.08"]
+    assert [found["clip-vit", "accuracy"][name] for name in fields] == [""] * 4
 
 
 def test_row_headings_are_in_csv_and_latex(tmp_path):
@@ -530,12 +530,12 @@ def test_latex_escapes_text(tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
-@pytest.mark.parametrize("nasty", [False, True])
-def test_latex_table_compiles(tmp_path, nasty):
+@pytest.mark.parametrize("hostile", [False, True])
+def test_latex_table_compiles(tmp_path, hostile):
     folder = write_study(tmp_path, seeds=1)
-    if nasty:
+    if hostile:
         folder = small_study(
-            tmp_path / "nasty",
+            tmp_path / "hostile",
             {},
             title=f"{HOSTILE}\n\\end{{table}}",
             cells=(),

@@ -50,7 +50,7 @@ def test_missing_interval_leaves_no_interval_range(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("state", "reason", "told"),
+    ("state", "reason", "expected"),
     [
         ("planned", "not run yet", "not run yet"),
         ("missing", "give --data rsna=…", "missing data or weights: give --data rsna=…"),
@@ -59,10 +59,10 @@ def test_missing_interval_leaves_no_interval_range(tmp_path):
         ("failed", None, "failed"),
     ],
 )
-def test_missing_value_has_the_reason_of_its_state(tmp_path, state, reason, told):
+def test_missing_value_has_the_reason_of_its_state(tmp_path, state, reason, expected):
     cell = StudyCell(row=CELL[0], column=CELL[1], state=state, reason=reason)
     found = numbers(small_study(tmp_path, {}, cells=(cell,)))
-    assert (found.value, found.reason) == (None, told)
+    assert (found.value, found.reason) == (None, expected)
 
 
 def test_finished_seeds_are_averaged_while_others_run(tmp_path):

@@ -24,7 +24,7 @@ GRID = "columns: [manifest/zero-shot]\nmodels:\n  MGCA (published): {}\n"
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """Drawings, an imported model with a text tower and one without, and a run."""
+    """Synthetic images, imported models with and without text encoder, and a run."""
     home = tmp_path_factory.mktemp("home")
     tokenizer = write_tokenizer(home / "tokenizer")
     write_drawings(home / "data")
@@ -37,7 +37,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture
 def words(home, tmp_path):
-    """What is typed behind the name of a study."""
+    """Options of `cleft reproduce`."""
     data = [f"--data=manifest={home / 'data'}", f"--data.cache={home / 'cache'}"]
     return [*data, *QUICK, f"--out={tmp_path / 'study'}", "--seeds=2"]
 

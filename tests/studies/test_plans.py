@@ -58,7 +58,7 @@ def test_tiny_table_1_has_every_method_matched_and_as_published():
         assert (settings.images, settings.optim, settings.train) == (ours.images, ours.optim, ours.train)
         assert settings.image == (own.image if name == "mrm" else ours.image)
         assert (settings.text, settings.loss, settings.data) == (own.text, own.loss, own.data)
-        for each in (settings, own):  # the same images are learned from and asked about
+        for each in (settings, own):  # the same training and test images
             assert (each.data.split, each.data.val_fraction, each.data.test_fraction) == (
                 ours.data.split,
                 ours.data.val_fraction,

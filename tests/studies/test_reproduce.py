@@ -50,7 +50,7 @@ def drawings(tmp_path_factory):
 
 @pytest.fixture
 def words(drawings, tmp_path):
-    """What is typed behind the name of a study."""
+    """Options of `cleft reproduce`."""
     return [f"--data=manifest={drawings}", f"--data.cache={drawings.parent / 'cache'}", *QUICK, "--seeds=2"]
 
 
@@ -63,7 +63,7 @@ def grid(tmp_path):
 
 @pytest.fixture(scope="module")
 def finished(drawings, tmp_path_factory):
-    """A grid that was run once, and its words."""
+    """A finished study of a grid, and its command."""
     home = tmp_path_factory.mktemp("finished")
     (home / "ranks.yaml").write_text(GRID)
     words = [f"--data=manifest={drawings}", f"--data.cache={drawings.parent / 'cache'}", *QUICK, "--seeds=2"]
@@ -121,9 +121,9 @@ def test_repeated_command_runs_nothing(finished, capsys):
 def test_time_of_another_seed_is_estimated(finished, capsys):
     folder, line = finished
     assert main([*line, "--seeds=3", "--plan"]) == 0
-    said = capsys.readouterr().out
-    assert "2 of 3 done; 3 steps, about" in said
-    assert "unknown" not in said
+    output = capsys.readouterr().out
+    assert "2 of 3 done; 3 steps, about" in output
+    assert "unknown" not in output
     assert len(read(folder).cells[0].results) == 2
 
 
@@ -150,11 +150,11 @@ def test_results_of_two_splits_are_refused(finished, capsys):
         assert main(line) == 3
     finally:
         result.write_text(kept)
-    said = capsys.readouterr().err
-    assert "results of two splits" in said
-    assert "feedfeedfeedfeed" in said
-    assert tree["split_digest"] in said
-    assert "ia3/seed-0/context" in said
+    output = capsys.readouterr().err
+    assert "results of two splits" in output
+    assert "feedfeedfeedfeed" in output
+    assert tree["split_digest"] in output
+    assert "ia3/seed-0/context" in output
 
 
 def test_folder_with_other_settings_is_refused(finished, capsys):
@@ -165,9 +165,9 @@ def test_folder_with_other_settings_is_refused(finished, capsys):
 
 def test_plan_writes_nothing(grid, words, tmp_path, capsys):
     assert main(["reproduce", grid, f"--out={tmp_path / 'study'}", "--plan", *words]) == 0
-    said = capsys.readouterr().out
-    assert "  lora  manifest/zero-shot         0 of 2 done; 6 steps, time unknown" in said
-    assert "to do: 4 x stage one, 4 x stage two, 6 x evaluate; time unknown" in said
+    output = capsys.readouterr().out
+    assert "  lora  manifest/zero-shot         0 of 2 done; 6 steps, time unknown" in output
+    assert "to do: 4 x stage one, 4 x stage two, 6 x evaluate; time unknown" in output
     assert not (tmp_path / "study").exists()
 
 
@@ -175,10 +175,10 @@ def test_only_selected_cells_are_run(grid, words, tmp_path, capsys):
     line = ["reproduce", grid, f"--out={tmp_path / 'study'}", "--seeds=1", "--only", "pla*", *words[:-1]]
     assert main(line) == 0
     assert states(tmp_path / "study") == {"lora": "planned", "plain": "done", "ia3": "planned"}
-    said = capsys.readouterr().out.splitlines()
-    assert said[0].endswith("; 1 seed")
-    assert said[1].startswith("  plain manifest/zero-shot ")
-    assert said[2] == "  not selected by --only: 2 cells"
+    output = capsys.readouterr().out.splitlines()
+    assert output[0].endswith("; 1 seed")
+    assert output[1].startswith("  plain manifest/zero-shot ")
+    assert output[2] == "  not selected by --only: 2 cells"
     assert not (tmp_path / "study/runs/lora/seed-0/context").exists()
 
 
@@ -195,9 +195,9 @@ def test_failed_cell_does_not_stop_the_others(words, tmp_path, capsys):
         "  bad: {preset: tiny, train: {batch_size: 500}}\n  good: {preset: tiny}\n"
     )
     assert main(["reproduce", str(grid), f"--out={tmp_path / 'study'}", "--seeds=1", *words[:-1]]) == 1
-    said = capsys.readouterr().err
-    assert "failed: bad/seed-0/stage-one: " in said
-    assert "do not fill one batch of 500" in said
+    output = capsys.readouterr().err
+    assert "failed: bad/seed-0/stage-one: " in output
+    assert "do not fill one batch of 500" in output
     assert states(tmp_path / "study") == {"bad": "failed", "good": "done"}
     [bad] = [cell for cell in read(tmp_path / "study").cells if cell.row == "bad"]
     assert "do not fill one batch of 500" in bad.reason
@@ -369,9 +369,9 @@ def test_killed_study_resumes_without_repeating_cells(grid, words, tmp_path, num
     ):
         time.sleep(0.02)
     process.send_signal(number)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == code, said
-    assert "Traceback" not in said
+    _, output = process.communicate(timeout=120)
+    assert process.returncode == code, output
+    assert "Traceback" not in output
     done = {folder / file for cell in read(folder).cells for file in cell.results}
     assert done
     assert main(["report", str(folder)]) == 0  # of what is there

@@ -49,7 +49,7 @@ def test_other_evaluation_is_not_a_match(other):
 
 @pytest.fixture
 def moved(tmp_path):
-    """Steps of a study in the folder `new` whose runs were begun in `old`, with their models of language."""
+    """Steps of a study in the folder `new` whose runs were started in `old`, with their caption language models."""
     steps = {}
     for place in ("old", "new"):
         given = StudyOptions(data={"chexpert": tmp_path / place}, seeds=1, runs=tmp_path / place / "runs")
