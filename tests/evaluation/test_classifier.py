@@ -171,7 +171,7 @@ def test_error_names_the_folder_of_a_missing_image_tower(source, tmp_path):
     tower = shutil.copytree(source, tmp_path / "tower")
     run = learn(tower, tmp_path / "run", *PAPER)
     shutil.rmtree(tower)
-    with pytest.raises(CheckpointError, match="keeps a head alone; its tower was in"):
+    with pytest.raises(CheckpointError, match="has only a head; its tower was in"):
         evaluate(run)
 
 

@@ -177,7 +177,7 @@ def test_another_base_under_the_same_name_is_refused(tmp_path):
     base = write_language_model(tmp_path / "base")
     saved(tmp_path / "model", fake_settings(base=base))
     write_language_model(base, seed=1)
-    with pytest.raises(CheckpointError, match=r"the weights in .* are others"):
+    with pytest.raises(CheckpointError, match=r"but .* has other weights"):
         load_model(tmp_path / "model")
 
 
@@ -196,7 +196,7 @@ def test_a_base_that_moved_together_with_its_models_is_found(tmp_path):
     (tmp_path / "study").rename(tmp_path / "moved")
     assert_same(load_model(tmp_path / "moved/row/seed-0/stage-one"), model)
     write_language_model(tmp_path / "moved/base", seed=1)
-    with pytest.raises(CheckpointError, match=r"the weights in '.*moved/base' are others"):
+    with pytest.raises(CheckpointError, match=r"but '.*moved/base' has other weights"):
         load_model(tmp_path / "moved/row/seed-0/stage-one")
 
 
@@ -263,7 +263,7 @@ def test_a_full_disk_leaves_the_old_model(folder, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("cleft.models.state_dict.save_file", full)
-    with pytest.raises(ResourceError, match=r"could not be written .* make room"):
+    with pytest.raises(ResourceError, match=r"could not be written .* free disk space"):
         save_model(fake_model(fake_settings("vit")), fake_settings("vit"), folder)
     assert weights_digest(folder) == before
     assert not (folder / ".saving").exists()
@@ -285,9 +285,9 @@ def test_weights_that_are_not_finite_are_not_saved(folder):
         (lambda t: t.update(extra=torch.ones(1)), "1 unexpected: extra"),
         (
             lambda t: t.update({"text_projection.weight": torch.ones(1)}),
-            "1 of another shape or type: text_projection.weight",
+            "1 with another shape or dtype: text_projection.weight",
         ),
-        (lambda t: t.update({"logit_scale": torch.tensor(1.0).double()}), "1 of another shape or type: logit_scale"),
+        (lambda t: t.update({"logit_scale": torch.tensor(1.0).double()}), "1 with another shape or dtype: logit_scale"),
         (lambda t: [t.pop(name) for name in sorted(t)[:7]], "7 missing: .*, .*, .*, .*, .*, …"),
         (lambda t: t["text_projection.bias"].fill_(torch.inf), "1 with NaN or infinity: text_projection.bias"),
         (lambda t: t.update({"module.logit_scale": t.pop("logit_scale")}), r"1 missing: .*1 unexpected: module.logit"),
@@ -304,7 +304,7 @@ def test_a_flipped_bit_is_found(folder):
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"model.safetensors is not what was saved: its digest differs"):
+    with pytest.raises(CheckpointError, match=r"model.safetensors was altered: its digest differs"):
         load_model(folder)
 
 
@@ -334,17 +334,17 @@ FACTS = {"bytes": 0, "sha256": "0" * 64}
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda t: t.update(schema=3), "has schema 3, this version of cleft reads 2; upgrade cleft"),
+        (lambda t: t.update(schema=3), "has schema 3, this version of cleft supports 2; upgrade cleft"),
         (lambda t: t.update(schema=2), "does not end with its digest"),
         (lambda t: t.pop("schema"), "has schema None"),
         (lambda t: t.pop("files"), "does not list model.safetensors among its files"),
-        (lambda t: t["files"].update({"../x": FACTS}), "lists the file '../x'.* not a plain name; it is not opened"),
+        (lambda t: t["files"].update({"../x": FACTS}), "lists the file '../x'.* not a plain name; refused"),
         (lambda t: t["files"].update({"towers/text/y": FACTS}), "towers/text/y is missing"),
-        (lambda t: t["settings"].pop("loss"), "does not say how to rebuild the model"),
+        (lambda t: t["settings"].pop("loss"), "needed to rebuild the model"),
         (lambda t: t["settings"]["text"].update(rnk=1), "unknown setting text.rnk; did you mean text.rank"),
         (lambda t: t["settings"]["text"].update(rank="x"), "text.rank='x' is not a number"),
         (lambda t: t["settings"]["loss"].update(embed_dim=10**9), "do not have loss.embed_dim=1000000000"),
-        (lambda t: t.update(method="clop"), "names the method 'clop', which this version of cleft does not know"),
+        (lambda t: t.update(method="clop"), "names the method 'clop', which this version of cleft does not have"),
     ],
 )
 def test_an_edited_description_is_refused(folder, change, sentence):
@@ -375,10 +375,10 @@ def test_a_file_slipped_in_beside_the_tokenizer_is_refused(folder):
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda path: None, "there is no such folder"),
-        (lambda path: path.mkdir(), "it holds no model.json"),
-        (lambda path: (path.mkdir(), (path / "a.ckpt").touch()), "reads those of the authors' release"),
-        (lambda path: path.touch(), "it is a file; files of the authors' release are read by `cleft import"),
+        (lambda path: None, "it does not exist"),
+        (lambda path: path.mkdir(), "it has no model.json"),
+        (lambda path: (path.mkdir(), (path / "a.ckpt").touch()), "import the authors' checkpoints"),
+        (lambda path: path.touch(), "it is a file; import the authors' checkpoints with `cleft import"),
     ],
 )
 def test_what_is_no_model_is_told_apart(tmp_path, make, sentence):
@@ -414,7 +414,7 @@ def test_a_language_model_replaced_with_its_size_and_time_kept_is_another(tmp_pa
     saved = describe_base(TextTowerConfig(model=str(tmp_path)))
     check_base(tmp_path / "run", saved, str(tmp_path))
     replace_keeping_size_and_time(weights, b"weights of another.", how)
-    with pytest.raises(CheckpointError, match="are others"):
+    with pytest.raises(CheckpointError, match="has other weights"):
         check_base(tmp_path / "run", saved, str(tmp_path))
 
 

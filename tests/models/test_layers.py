@@ -84,7 +84,7 @@ def test_other_forms_of_the_same_values_take_the_expected_form():
 def test_values_that_would_change_keep_their_form_and_do_not_fit():
     expected = {"count": torch.tensor(0), "weight": torch.ones(2)}
     given = {"count": torch.tensor(7.5), "weight": torch.ones(2, dtype=torch.int64)}
-    assert describe_mismatch(match_forms(given, expected), expected) == "2 of another shape or type: count, weight"
+    assert describe_mismatch(match_forms(given, expected), expected) == "2 with another shape or dtype: count, weight"
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

@@ -234,7 +234,7 @@ def test_a_save_replaces_and_removes_nothing_that_cleft_did_not_write(place):
 @pytest.mark.parametrize("content", ["{}", '{"name": "my web app"}', "{"])
 def test_a_save_does_not_replace_the_model_json_of_another_program(tmp_path, content):
     (tmp_path / "model.json").write_text(content)
-    with pytest.raises(ConfigError, match=r"model\.json that cannot be read as a model's"):
+    with pytest.raises(ConfigError, match=r"model\.json that is not of a model"):
         check_place(tmp_path)
     assert (tmp_path / "model.json").read_text() == content
 

@@ -75,12 +75,12 @@ def test_an_outline_has_the_weights_of_the_model_it_outlines():
 
 def test_a_model_nobody_knows_is_a_sentence():
     settings = Settings(image=ImageTowerConfig(model="./nowhere"), text=TextTowerConfig())
-    with pytest.raises(ConfigError, match=r"no folder with a config\.json"):
+    with pytest.raises(ConfigError, match=r"not a folder with a config\.json"):
         build_meta_model(settings)
 
 
 def test_more_tokens_than_the_vocabulary_are_refused():
-    with pytest.raises(ConfigError, match="must lie between 0 and the 28,896"):
+    with pytest.raises(ConfigError, match="must be between 0 and the vocabulary size 28,896"):
         build_meta_model(load_settings("cleft-paper", []), tokens=30_000)
 
 

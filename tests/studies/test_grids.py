@@ -125,9 +125,9 @@ def test_model_that_changed_since_planning_is_refused(home, tmp_path):
 @pytest.mark.parametrize(
     ("model", "code", "sentence"),
     [
-        ("theirs={home}/nowhere", 4, "--model 'theirs': {home}/nowhere is not a model: there is no such folder"),
-        ("theirs={home}/data", 4, "--model 'theirs': {home}/data is not a model: it holds no model.json"),
-        ("theirs={home}/mgca.ckpt", 4, "it is a file; files of the authors' release are read by `cleft import"),
+        ("theirs={home}/nowhere", 4, "--model 'theirs': {home}/nowhere is not a model folder: it does not exist"),
+        ("theirs={home}/data", 4, "--model 'theirs': {home}/data is not a model folder: it has no model.json"),
+        ("theirs={home}/mgca.ckpt", 4, "it is a file; import the authors' checkpoints with `cleft import"),
         ("={home}/models/mgca", 2, "is not a label and a folder; write --model '<label>=<folder>'"),
         ("theirs=", 2, "--model 'theirs=' is not a label and a folder"),
         ("()={home}/models/mgca", 2, "--model '()' for {home}/models/mgca: the label needs a letter"),

@@ -1,12 +1,12 @@
-"""A model is a folder: its weights as safetensors, JSON that says how to rebuild it, and tokenizer files.
+"""Saving and loading models: a folder with weights as safetensors, a JSON description and tokenizer files.
 
-    model.safetensors             the weights that are this model's own
-    model.json                    settings, digests of every file, what else is known
-    towers/image/config.json      the vision model's shape
-    towers/text/config.json, …    the language model's shape, and its tokenizer
+    model.safetensors             weights of this model model.json                    settings, digests of every file,
+    further facts towers/image/config.json      shape of the vision model towers/text/config.json, …    shape of the
+    language model, and its tokenizer
 
-Own are all weights but those of a language model that was taken by name and kept still: these stay where they came
-from, and only their name and digest are written (docs/decisions/0040). Nothing in a folder can run code.
+Weights of a frozen language model that was loaded by name are not saved; only its name and digest are
+(docs/decisions/0040). Nothing in a folder can run code. A description may claim a model of terabytes, so its size is
+compared with the weights before memory is allocated.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ from cleft.text_rules import RuleName
 
 
 def describe_base(config: TextTowerConfig) -> dict[str, str | None] | None:
-    """Returns name and digest of the base for `model.json`; None where the model's folder holds every weight."""
+    """Returns name and digest of the base model for `model.json`; None if the model folder has all weights."""
     if not has_external_base(config):
         return None
     assert config.model is not None
@@ -66,14 +66,14 @@ def describe_base(config: TextTowerConfig) -> dict[str, str | None] | None:
 
 
 def locate_base(folder: Path, base: str | None) -> str | None:
-    """Where a base lies that was named by its place, also where it was moved together with the model.
+    """Returns the path of a base model, also if it was moved together with the model.
 
-    A study keeps one beside its runs. Where its place holds nothing any more, a folder of its name is looked for beside
-    the model's folder and beside those above it; `check_base` tells whether it is the same.
+    A study keeps base models next to its runs. If the stored path does not exist, a folder of the same name is searched
+    next to the model folder and next to its parents; `check_base` verifies it.
 
     Args:
-        folder: The model's.
-        base: As its settings name it.
+        folder: The model folder.
+        base: Path or hub name in its settings.
     """
     base = None if base is None else find_path(base)
     if base is None or not (Path(base).is_absolute() or is_hidden(base)) or Path(base).exists():
@@ -83,15 +83,15 @@ def locate_base(folder: Path, base: str | None) -> str | None:
 
 
 def check_base(folder: Path, saved: Mapping[str, Any] | None, base: str | None) -> None:
-    """Checks that a base is the one a model was trained on.
+    """Checks that a base model is the one a model was trained on.
 
     Args:
-        folder: The model's, for messages.
-        saved: What `describe_base` returned when the model was saved.
-        base: Where the base is taken from now.
+        folder: The model folder, for messages.
+        saved: Result of `describe_base` when the model was saved.
+        base: Current path of the base model.
 
     Raises:
-        CheckpointError: If it has gone or holds other weights.
+        CheckpointError: If it is missing or has other weights.
     """
     if saved is None:
         return
@@ -100,19 +100,19 @@ def check_base(folder: Path, saved: Mapping[str, Any] | None, base: str | None) 
     digest = _base_digest(Path(base))
     if saved["sha256"] is not None and digest is None:
         raise CheckpointError(
-            f"{folder} keeps only what was trained; its language model was {name!r}, and no folder with its weights is "
-            f"found; put a folder {Path(name).name!r} with them beside {folder.name}, or in Python: "
+            f"{folder} has only the trained weights; its language model {name!r} was not found; put a folder "
+            f"{Path(name).name!r} with its weights next to {folder.name}, or in Python: "
             f"load_model(folder, text_model=<folder>)"
         )
     if saved["sha256"] is not None and digest != saved["sha256"]:
         raise CheckpointError(
-            f"{folder} was trained on the language model {name!r}, and the weights in {base!r} are others; "
+            f"{folder} was trained on the language model {name!r}, but {base!r} has other weights; "
             f"give the same files: load_model(folder, text_model=<folder>)"
         )
 
 
 def _base_digest(folder: Path) -> str | None:
-    """Digest of the weights files of a folder; None where there are none, as for a hub name."""
+    """Returns a digest of the weights files of a folder; None if there are none, as for a hub name."""
     files = sorted(path for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern))
     if not files:
         return None
@@ -122,19 +122,19 @@ def _base_digest(folder: Path) -> str | None:
 
 @functools.lru_cache(maxsize=64)
 def _file_digest(path: Path, key: str) -> str:
-    """Digest of a weights file in the state that `key` names; gigabytes are read once per process."""
+    """Returns the digest of a weights file in the state of `key`; each file is read once per process."""
     return digest_of(path)
 
 
 _COUNTS: Final = re.compile(
     r"(num|n)_(\w+_)?(layers?|blocks?|stages?|experts?)|(\w+_)?layers|depths?|num_hidden_groups|inner_group_num"
 )
-"""Options that say how many modules there are; each module has a weight."""
+"""Options that are numbers of modules; each module has a weight."""
 _SIZES: Final = re.compile(r"\bn_(head|layer|embd)|heads$|hidden_layers|hidden_size|embed_dim|(?<!type_)vocab_size")
-"""Options that are at least one; `type_vocab_size` is 0 where there are no types of tokens, as in DeBERTa."""
+"""Options that are at least 1; `type_vocab_size` is 0 without token types, as in DeBERTa."""
 _LABELS: Final = 10**6
 _SPARE: Final = 10**7
-"""Numbers that a tower may have beyond twice those of the file: buffers, and poolers that are dropped."""
+"""Values that a tower may have beyond twice those of the file: buffers, and removed poolers."""
 
 _Folder = TypeVar("_Folder")
 _Arguments = ParamSpec("_Arguments")
@@ -144,7 +144,7 @@ _Model = TypeVar("_Model")
 def check_claimed_size(
     home: Path, place: Path, part: Callable[[PreTrainedConfig], PreTrainedConfig] = lambda config: config
 ) -> None:
-    """Refuse a tower that claims to be much larger than the weights beside it.
+    """Refuses a tower whose configuration claims to be much larger than the weights next to it.
 
     Args:
         home: Folder of the weights.
@@ -152,7 +152,7 @@ def check_claimed_size(
         part: Returns the part of a configuration that is built.
 
     Raises:
-        CheckpointError: If it is.
+        CheckpointError: If it does.
     """
     shapes = read_header(home / WEIGHTS)
     where = home / place / "config.json"
@@ -163,7 +163,9 @@ def check_claimed_size(
             raise CheckpointError(f"{where}: {name}={value} is too small; copy the model again")
         limit = _LABELS if name == "num_labels" else most if _COUNTS.fullmatch(name) else None
         if limit is not None and value > limit:
-            raise CheckpointError(f"{where}: {name}={value} is more than {WEIGHTS} has weights; copy the model again")
+            raise CheckpointError(
+                f"{where}: {name}={value} exceeds the number of weights in {WEIGHTS}; copy the model again"
+            )
     try:
         claimed = part(read_config(str(home.resolve() / place), "the tower"))
         _check_switches(claimed, described, where)
@@ -171,17 +173,19 @@ def check_claimed_size(
         size = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
     except CheckpointError:
         raise
-    except Exception as error:  # each family fails in its own way where shapes do not fit each other
-        raise CheckpointError(f"{where} describes no model ({first_line(error)}); copy the model again") from error
+    except Exception as error:  # each model family raises other exceptions for inconsistent shapes
+        raise CheckpointError(
+            f"{where} is not a valid model configuration ({first_line(error)}); copy the model again"
+        ) from error
     held = sum(_product(shape) for shape in shapes.values())
     if size > 2 * held + _SPARE:
         raise CheckpointError(
-            f"{where} describes a tower of {size:,} numbers, and {WEIGHTS} holds {held:,}; copy the model again"
+            f"{where} describes a tower of {size:,} parameters, but {WEIGHTS} has {held:,}; copy the model again"
         )
 
 
 def check_claimed_settings(tree: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
-    """Refuse settings of adapters, decoders and heads that are larger than anything among the weights.
+    """Refuses settings of adapters, decoders and heads that are larger than any weight.
 
     Raises:
         CheckpointError: If there is one; names it.
@@ -192,7 +196,7 @@ def check_claimed_settings(tree: Mapping[str, Any], shapes: Mapping[str, tuple[i
             value = cast("dict[str, Any]", settings).get(name) if isinstance(settings, dict) else None
             if isinstance(value, int | float) and value > most:
                 raise CheckpointError(
-                    f"{where}: {group}.{name}={value} does not fit weights of at most {most}; copy the model again"
+                    f"{where}: {group}.{name}={value} is larger than any weight ({most}); copy the model again"
                 )
 
 
@@ -202,7 +206,7 @@ _WIDTHS: Final = ("rank", "prefix_length", "decoder_blocks", "decoder_dim", "pro
 def wrap_load_errors(
     load: Callable[Concatenate[_Folder, _Arguments], _Model],
 ) -> Callable[Concatenate[_Folder, _Arguments], _Model]:
-    """Make whatever a library raises while a folder is loaded a `CheckpointError` that names the folder."""
+    """Converts any exception of a library during loading to a `CheckpointError` that names the folder."""
 
     @functools.wraps(load)
     def wrapped(folder: _Folder, *arguments: _Arguments.args, **options: _Arguments.kwargs) -> _Model:
@@ -211,24 +215,23 @@ def wrap_load_errors(
         except (CleftError, MemoryError):
             raise
         except BaseException as error:
-            # A panic in a Rust library, such as that of tokenizers, is no Exception.
+            # A panic in a Rust library, such as tokenizers, is not an Exception.
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
             raise CheckpointError(
-                f"{folder} holds files that do not form a model ({type(error).__name__}: {first_line(error)}); copy "
-                f"the model again"
+                f"{folder} is not a loadable model ({type(error).__name__}: {first_line(error)}); copy the model again"
             ) from error
 
     return wrapped
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its type where it has none."""
+    """Returns the first line of an error's message, or its type if it has none."""
     return next(iter(str(error).splitlines()), type(error).__name__)[:200]
 
 
 def _check_switches(claimed: PreTrainedConfig, described: Mapping[str, Any], where: Path) -> None:
-    """Refuse another value than true or false where the family's default is one of them."""
+    """Refuses values other than true or false where the family's default is a boolean."""
     for name, default in type(claimed)().to_dict().items():
         value = described.get(name, default)
         if isinstance(default, bool) and not isinstance(value, bool | None):
@@ -236,7 +239,7 @@ def _check_switches(claimed: PreTrainedConfig, described: Mapping[str, Any], whe
 
 
 def _numbers(tree: Mapping[str, Any]) -> Iterator[tuple[str, int | float]]:
-    """Every number of a configuration with its name; of a list that holds numbers, the sum."""
+    """Yields every number of a configuration with its name; the sum for a list of numbers."""
     for name, value in tree.items():
         if isinstance(value, dict):
             yield from _numbers(cast("dict[str, Any]", value))
@@ -258,23 +261,23 @@ def _product(shape: tuple[int, ...]) -> int:
 IMAGE = Path("towers/image")
 _TEXT = Path("towers/text")
 _GROUPS = ("images", "image", "text", "loss")
-"""Settings that decide an embedding, whatever the method; some methods have a group of their own."""
-_MADE_BY_COMPILING = "_orig_mod."
+"""Groups of settings that decide an embedding with every method; some methods have a further group."""
+_COMPILED_PREFIX = "_orig_mod."
 
 
 def save_model(model: MethodModel, settings: Settings, folder: Path, *, extra: Mapping[str, Any] | None = None) -> None:
-    """Writes a model folder, whole or not at all; other files in it stay.
+    """Saves a model folder, completely or not at all; other files in it are kept.
 
     Args:
         model: The model.
-        settings: What it was built from.
-        folder: Where to; a model that is there already is replaced.
-        extra: Further facts for people to read in `model.json`, as JSON values.
+        settings: Settings it was built from.
+        folder: Target; a model that is already there is replaced.
+        extra: Further facts for `model.json`, as JSON values.
 
     Raises:
-        NumericsError: If a weight is NaN or infinite; what is on disk stays.
-        ResourceError: If the disk is full or cannot be written; what is on disk stays.
-        CheckpointError: If the files of a named language model have gone.
+        NumericsError: If a weight is NaN or infinite; the disk is unchanged.
+        ResourceError: If the disk is full or not writable; the disk is unchanged.
+        CheckpointError: If the files of a named language model are missing.
     """
     tensors = to_saveable(saved_weights(model), folder)
     tree = plain_settings(settings)
@@ -298,24 +301,24 @@ def save_model(model: MethodModel, settings: Settings, folder: Path, *, extra: M
             write_config(tower.config, stage / place)
         text_tower.tokenizer.save(stage / _TEXT)
         write_weights(tensors, stage / WEIGHTS)
-        # safetensors makes files that nobody else can read; weights are as readable as what stands beside them.
+        # safetensors creates files readable only by their owner; weights get the permissions of the other files.
         shutil.copymode(stage / IMAGE / "config.json", stage / WEIGHTS)
 
     write_folder(folder, description, write)
 
 
 def load_model(folder: Path | str, *, text_model: Path | str | None = None, float32: bool = False) -> DualEncoder:
-    """Rebuilds a model from its folder, on the CPU and in evaluation mode.
+    """Loads a model that embeds images and texts from its folder, on the CPU in evaluation mode.
 
     Args:
-        folder: What `save_model` wrote, such as a finished run.
-        text_model: Where the language model lies now, if it was taken from a folder that has moved.
-        float32: Whether weights that the folder holds in 16 bits become float32, as training needs. Otherwise they stay
-            16 bits in memory. The model computes in float32 and gives the same values in both cases.
+        folder: A folder written by `save_model`, such as a finished run.
+        text_model: Current folder of the language model, if it was loaded from a folder that has moved.
+        float32: Whether 16-bit weights become float32, as training needs. Otherwise they stay in 16 bits in memory. The
+            model computes in float32 and gives the same values in both cases.
 
     Raises:
-        CheckpointError: If the folder is no model, is damaged, was made by a newer version, does not fit, reads no
-            texts, or names a language model whose weights are others than it was trained with.
+        CheckpointError: If the folder is not a model, is damaged, was made by a newer version, does not fit, has no
+            text tower, or its language model has other weights than in training.
         ConfigError: If that language model cannot be found.
     """
     folder = as_path(folder, "folder")
@@ -327,7 +330,7 @@ def load_model(folder: Path | str, *, text_model: Path | str | None = None, floa
 
 @wrap_load_errors
 def load_method_model(folder: Path, *, text_model: Path | str | None = None, float32: bool = False) -> MethodModel:
-    """Rebuilds a model of any method that learned from texts, MRM's with its decoders too; else as `load_model`."""
+    """Loads a model of any method that trains on texts, including MRM's decoders; otherwise as `load_model`."""
     description, home = read_folder(folder), find_files(folder)
     method = _method_of(folder, description)
     settings = read_settings(folder, description, (*_GROUPS, *method.settings_groups))
@@ -356,45 +359,45 @@ def load_method_model(folder: Path, *, text_model: Path | str | None = None, flo
 
 
 def check_joint_space(folder: Path) -> None:
-    """Refuses a model folder without a text tower, before anything large is read.
+    """Refuses a model folder without joint space of images and texts, before anything large is read.
 
     Raises:
-        CheckpointError: If there is none; `cleft classify` asks such a model.
+        CheckpointError: If there is none; `cleft classify` can use such a model.
     """
     description = peek_description(folder)
     if is_image_only(description):
         raise CheckpointError(
-            f"{folder} holds an image tower without a text tower: it reads no sentences, so there is no zero-shot "
-            f"classification and no prompt context; cleft classify trains a linear probe on it, or all of it"
+            f"{folder} has an image tower but no text tower, so there is no zero-shot classification and no prompt "
+            f"context; cleft classify trains a linear probe on it or fine-tunes it"
         )
     method = METHODS.get(str(description.get("method", "cleft")))
     if method is not None and not method.joint_space:
         raise CheckpointError(
-            f"{folder} was trained by {method.title}, which restores what is hidden of images and reports and brings "
-            f"them into no common space, so there is no zero-shot classification and no prompt context; cleft classify "
-            f"trains a linear probe on its image tower, or all of it"
+            f"{folder} was trained by {method.title}, which has no joint space of images and texts, so there is no "
+            f"zero-shot classification and no prompt context; cleft classify trains a linear probe on its image tower "
+            f"or fine-tunes it"
         )
 
 
 def has_joint_space(description: Mapping[str, Any]) -> bool:
-    """Whether a `model.json` describes a model that brings images and texts into one space."""
+    """Whether a `model.json` describes a model that embeds images and texts in one space."""
     method = METHODS.get(str(description.get("method", "cleft")))
     return method is not None and method.joint_space
 
 
 def is_image_only(description: Mapping[str, Any]) -> bool:
-    """Whether a `model.json` describes a model that reads images alone."""
+    """Whether a `model.json` describes a model without text tower."""
     return description.get("method") == "image-only"
 
 
 def weights_digest(folder: Path | str) -> str:
-    """Returns a digest of everything that decides an embedding or an answer: weights, base, tokenizer and settings.
+    """Returns a digest of everything that decides an embedding or a prediction: weights, base, tokenizer, settings.
 
     Returns:
         The first 16 hex digits of a SHA-256.
 
     Raises:
-        CheckpointError: If the folder is no model or is damaged.
+        CheckpointError: If the folder is not a model or is damaged.
     """
     description = read_folder(Path(folder).expanduser())
     deciding = {name: description.get(name) for name in ("files", "settings", "base", "trained_tokens", "token_ids")}
@@ -403,13 +406,13 @@ def weights_digest(folder: Path | str) -> str:
 
 
 def saved_weights(model: MethodModel) -> dict[str, Tensor]:
-    """Returns the weights and running statistics that a model folder holds, by name."""
-    state = {name.replace(_MADE_BY_COMPILING, ""): tensor for name, tensor in model.state_dict().items()}
+    """Returns the weights and buffers that are saved in a model folder, by name."""
+    state = {name.replace(_COMPILED_PREFIX, ""): tensor for name, tensor in model.state_dict().items()}
     return {name: tensor for name, tensor in state.items() if name not in model.base_weights}
 
 
 def rebuild_image_tower(home: Path, settings: Settings, *, regions: bool = False) -> ImageTower:
-    """Builds the image tower a folder describes, its weights still random; callers fork torch's generator."""
+    """Builds the image tower described in a folder with random weights; callers fork torch's generator."""
     check_claimed_size(home, IMAGE, vision_config)
     here = dataclasses.replace(settings.image, model=str(home.resolve() / IMAGE), scratch=None, random_weights=True)
     tower = build_image_tower(here, settings.images, regions=regions)
@@ -437,7 +440,7 @@ def _rebuild_text(home: Path, config: TextTowerConfig, base: str | None, descrip
 
 
 def _rule_before(folder: Path, description: Mapping[str, Any]) -> RuleName:
-    """The text rule of a folder that was written before rules were recorded: its release's, or that of its training."""
+    """Returns the text normalisation of an old folder that does not record it: that of its release or training."""
     extra: Any = description.get("extra")
     origin: Any = cast("dict[str, Any]", extra).get("imported") if isinstance(extra, dict) else None
     if isinstance(origin, dict):
@@ -446,12 +449,12 @@ def _rule_before(folder: Path, description: Mapping[str, Any]) -> RuleName:
     try:
         rule = load_run_settings(folder).text.normalisation
     except ConfigError:
-        return "words-1"  # a model folder without settings: captions are its usual texts
+        return "words-1"  # a model folder without settings: it was trained on captions
     return "words-1" if rule == "auto" else rule
 
 
 def _refuse_size(folder: Path, shapes: Mapping[str, tuple[int, ...]], settings: Settings) -> None:
-    """Refuses widths that the weights do not have before anything of that width is made."""
+    """Refuses dimensions that the weights do not have before anything of that size is built."""
     ends = [name for name in shapes if "_projection." in name and len(shapes[name]) == 2]
     hidden = settings.loss.hidden_dim
     for tower in ("image", "text"):
@@ -468,17 +471,17 @@ def _method_of(folder: Path, description: Mapping[str, Any]) -> Method:
     name = description.get("method", "cleft")
     if name not in METHODS:
         raise CheckpointError(
-            f"{folder / DESCRIPTION} names the method {name!r}, which this version of cleft does not know; upgrade "
+            f"{folder / DESCRIPTION} names the method {name!r}, which this version of cleft does not have; upgrade "
             f"cleft"
         )
     return METHODS[name]
 
 
 def read_settings(folder: Path, description: Mapping[str, Any], groups: Sequence[str]) -> Settings:
-    """Builds the settings a `model.json` holds; groups that it has not are defaults.
+    """Builds the settings in a `model.json`; groups that it lacks are defaults.
 
     Raises:
-        CheckpointError: If one of `groups` is missing, or holds what this version does not know.
+        CheckpointError: If one of `groups` is missing or has settings that this version does not know.
     """
     where = str(folder / DESCRIPTION)
     require(description, ("settings",), where)
@@ -488,16 +491,16 @@ def read_settings(folder: Path, description: Mapping[str, Any], groups: Sequence
     try:
         return build_settings({"method": method, **{group: tree[group] for group in groups}}, where=where)
     except ConfigError as error:
-        raise CheckpointError(f"{error}; was the file edited, or made by another version of cleft?") from error
+        raise CheckpointError(f"{error}; was the file edited, or written by another version of cleft?") from error
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of what a folder's form depends on."""
+    """Returns the versions of the libraries that decide the format of a folder."""
     return {name: version(name) for name in ("cleft", "torch", "transformers", "peft")}
 
 
 def write_config(config: PreTrainedConfig, folder: Path) -> None:
-    """Writes the shape of a tower into a new folder."""
+    """Writes the configuration of a tower into a new folder."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config_to_dict(config), indent=1))
 

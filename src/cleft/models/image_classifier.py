@@ -1,7 +1,7 @@
-"""A model that reads images and no texts: an image tower, and on top of it perhaps a linear head that names classes.
+"""Image-only models: an image tower, with or without a linear classification head.
 
-A folder holds the tower, the head, or both. A linear probe leaves its tower where it lies: its folder holds the head,
-and names the folder and the digest of the tower it was trained on.
+A folder has the tower, the head, or both. A linear probe does not copy its tower: its folder has the head and the path
+and digest of the folder of the tower it was trained on.
 
 Shapes: `B` images, `C` classes, `D` width of the tower.
 """
@@ -52,19 +52,19 @@ from cleft.privacy import find_path, hidden_name, is_hidden, path_from
 from cleft.types import ImageSpec
 
 _GROUPS = ("images", "image")
-"""Settings that decide a feature."""
+"""Groups of settings that decide a feature."""
 
 
 class ImageClassifier(nn.Module):
-    """An image tower, with or without a head.
+    """An image tower, with or without a linear head.
 
     Args:
-        image_tower: Reads images.
-        head: From features to logits `[B, C]`; None where nothing was learned to be told apart.
-        facts: What the head's outputs stand for.
+        image_tower: Image encoder.
+        head: From features to logits `[B, C]`; None without a trained classifier.
+        head_info: Meaning of the head's outputs.
 
     Raises:
-        ValueError: If there is a head without its facts, or it does not fit them or the tower.
+        ValueError: If there is a head without `head_info`, or it does not fit it or the tower.
     """
 
     def __init__(
@@ -99,14 +99,14 @@ class ImageClassifier(nn.Module):
         """
         if self.head is None:
             raise CheckpointError("this model has no head; cleft classify trains one")
-        # Half precision makes equal logits of unlike images.
+        # In half precision different images may get equal logits.
         with torch.autocast(features.device.type, enabled=False):
             logits = self.head(features.float())
             return l2_normalise(logits) if self.head_info is not None and self.head_info.logits == "unit" else logits
 
 
 def build_image_classifier(settings: Settings) -> ImageClassifier:
-    """Builds the image tower the settings describe; `settings.seed` decides all random weights.
+    """Builds the image tower described by the settings; `settings.seed` decides all random weights.
 
     Raises:
         ConfigError: If it cannot be found or built.
@@ -125,19 +125,19 @@ def save_image_classifier(
     tower: Path | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes a model folder, whole or not at all; other files in it stay.
+    """Saves a model folder, completely or not at all; other files in it are kept.
 
     Args:
         model: The model.
-        settings: What its tower was built from.
-        folder: Where to.
-        tower: The folder whose tower it has, unchanged; then only the head is written.
-        extra: Further facts for people to read in `model.json`, as JSON values.
+        settings: Settings its tower was built from.
+        folder: Target.
+        tower: Folder of its unchanged tower; then only the head is saved.
+        extra: Further facts for `model.json`, as JSON values.
 
     Raises:
-        NumericsError: If a weight is NaN or infinite; what is on disk stays.
-        ResourceError: If the disk is full or cannot be written; what is on disk stays.
-        CheckpointError: If `tower` is no model.
+        NumericsError: If a weight is NaN or infinite; the disk is unchanged.
+        ResourceError: If the disk is full or not writable; the disk is unchanged.
+        CheckpointError: If `tower` is not a model.
     """
     tensors = to_saveable(_weights(model, ("head.",) if tower else ("",)), folder)
     tree = plain_settings(settings)
@@ -166,18 +166,18 @@ def save_image_classifier(
 def load_image_classifier(
     folder: Path | str, *, tower: Path | None = None, train: bool = False, reading: ImageTowerConfig | None = None
 ) -> ImageClassifier:
-    """Rebuilds the part of a model that reads images, on the CPU and in evaluation mode.
+    """Loads the image part of a model, on the CPU in evaluation mode.
 
     Args:
         folder: Any model folder: of an image tower, of a probe, or of both towers, whose text tower is not read.
-        tower: Where the tower of a probe lies now, if it has moved.
-        train: Whether the tower is trainable, whatever it was made with; then all weights are float32.
-        reading: Whose `pooling` and `resize` the tower shall have, in place of what it was made with.
+        tower: Current folder of the tower of a probe, if it has moved.
+        train: Whether the tower is trainable, whatever its settings; then all weights are float32.
+        reading: Settings whose `pooling` and `resize` replace those of the tower.
 
     Raises:
-        ConfigError: If the tower cannot be read so.
-        CheckpointError: If the folder is no model, is damaged, or does not fit; or the tower of a probe has gone or is
-            another one.
+        ConfigError: If the tower does not support this pooling or size.
+        CheckpointError: If the folder is not a model, is damaged, or does not fit; or the tower of a probe is missing
+            or another one.
     """
     folder = Path(folder).expanduser()
     description, home = read_folder(folder), find_files(folder)
@@ -186,7 +186,7 @@ def load_image_classifier(
     check_claimed_settings(description.get("settings", {}), read_header(home / WEIGHTS), str(folder / DESCRIPTION))
     with torch.random.fork_rng(devices=[]):
         if "tower" in description:
-            reading = read_settings(folder, description, _GROUPS).image  # as its head has learned to
+            reading = read_settings(folder, description, _GROUPS).image  # as its head was trained
             place = _find_tower(folder, description, tower)
             base = load_image_classifier(place, train=train, reading=reading).image_tower
         else:
@@ -201,29 +201,29 @@ def load_image_classifier(
 
 
 def read_tower_settings(folder: Path) -> ImageTowerConfig:
-    """Returns how the image tower of a model folder was made."""
+    """Returns the image settings of a model folder."""
     return read_settings(folder, peek_description(folder), _GROUPS).image
 
 
 def override_reading(made: ImageTowerConfig, wanted: ImageTowerConfig) -> ImageTowerConfig:
-    """Returns the settings of a tower with the pooling and the size of its images that are wanted.
+    """Returns the settings of a tower with another pooling and input size.
 
     Raises:
-        ConfigError: If it has blocks behind its patches, whose mean is its feature whatever the pooling.
+        ConfigError: If it has decoder blocks, whose mean is its feature with any pooling.
     """
     if made.decoder_blocks and made.pooling != wanted.pooling:
         raise ConfigError(
-            f"image.pooling={wanted.pooling} does nothing behind image.decoder_blocks={made.decoder_blocks}, whose "
+            f"image.pooling={wanted.pooling} has no effect with image.decoder_blocks={made.decoder_blocks}, whose "
             f"mean is the feature; leave it out"
         )
     return replace(made, pooling=wanted.pooling, resize=wanted.resize)
 
 
 def find_tower_folder(folder: Path) -> Path:
-    """Returns the folder that holds the tower of a model: that of a probe lies elsewhere.
+    """Returns the folder with the tower of a model; for a probe it is another folder.
 
     Raises:
-        CheckpointError: If the tower of a probe has gone or is another one.
+        CheckpointError: If the tower of a probe is missing or another one.
     """
     description = peek_description(folder)
     return _find_tower(folder, description, None) if "tower" in description else folder
@@ -234,7 +234,7 @@ def _fill(model: ImageClassifier, home: Path, description: Mapping[str, Any]) ->
     read_header(path)
     expected = _weights(model, ("head.",) if "tower" in description else ("",))
     with safe_open(path, "pt", backend="pread") as file:
-        # The text tower, the projections and the temperature of a model that has them stay on disk.
+        # Text tower, projections and temperature are not read.
         names = [name for name in file.keys() if is_image_only(description) or name.startswith("image_tower.")]
         given = {name: file.get_tensor(name) for name in names}
     return load_weights(model, given, expected, path, cast("Mapping[str, str]", description["made_by"]))
@@ -246,14 +246,14 @@ def _weights(model: ImageClassifier, beginnings: Sequence[str]) -> dict[str, Ten
 
 
 def _find_tower(folder: Path, description: Mapping[str, Any], moved: Path | None) -> Path:
-    """The folder of a probe's tower, with the weights the probe was trained on."""
+    """Returns the folder of a probe's tower, if it has the weights the probe was trained on."""
     way = find_path(str(description["tower"]))
-    way = f"../{hidden_name(way)}" if is_hidden(way) else way  # of another user: perhaps beside
+    way = f"../{hidden_name(way)}" if is_hidden(way) else way  # of another user: perhaps a sibling folder
     place = Path(os.path.normpath(folder.resolve() / way)) if moved is None else moved
-    remedy = "copy it back, or say where it is now: load_image_classifier(folder, tower=<folder>)"
+    remedy = "copy it back, or give its folder: load_image_classifier(folder, tower=<folder>)"
     found = peek_description(place)
     if not found or "tower" in found:
-        raise CheckpointError(f"{folder} keeps a head alone; its tower was in {place}, where there is none; {remedy}")
+        raise CheckpointError(f"{folder} has only a head; its tower was in {place}, where there is none; {remedy}")
     if weights_digest(place) != description.get("tower_weights"):
         raise CheckpointError(f"{folder} was trained on another tower than the one in {place}; {remedy}")
     return place

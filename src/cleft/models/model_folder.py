@@ -1,9 +1,12 @@
-"""Model folders on disk: a folder holds one complete save, and reading it changes nothing.
+"""Model folders on disk: atomic save, verified load, and `model.json`.
 
 A save is first written and synced inside the folder, under `.saving`. Renaming its `model.json` there completes it:
-before, the folder holds the earlier model, after it the new one. Its files are then linked to their places, and the
-stage is removed. Until that is done the stage holds every file, so a reader of an interrupted save reads the stage;
-only the next save finishes it.
+before, the folder holds the previous model; after it, the new one. Its files are then linked to their final paths and
+the staging folder is removed. Until then the staging folder has every file, so after an interrupted save the model is
+loaded from there; only the next save completes the move. Loading never writes.
+
+The last entry of `model.json` is its digest. It covers every byte of the file, with its own 64 digits as zeros, so that
+any changed byte is detected; files of schema 1 have none.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from cleft.files import read_limited, sync_folder
 from cleft.strict_json import kind_of, parse_json
 
 SCHEMA: Final = 2
-"""Rises when a model folder changes its form; newer ones are refused."""
+"""Version of the folder format; newer ones are refused."""
 DESCRIPTION: Final = "model.json"
 WEIGHTS: Final = "model.safetensors"
 LARGEST: Final = 16 * 2**20
@@ -34,15 +37,15 @@ _BLANK: Final = "0" * 64
 _DIGEST: Final = re.compile(rb'"digest": "([0-9a-f]{64})"\n\}\Z')
 _PART: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", re.ASCII)
 _DEVICES: Final = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.ASCII | re.IGNORECASE)
-"""Names that Windows takes for devices, whatever their suffix."""
+"""Names that Windows reserves for devices, with any suffix."""
 _LARGEST_COUNT: Final = 2**53
 
 
 def seal(description: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the text of a `model.json`: the description, its files and the digest of the text itself.
+    """Returns the text of a `model.json`: the description, its files and the digest of the text itself.
 
     Args:
-        description: What is known about the model; entries of the names added here are replaced.
+        description: Facts about the model; entries with the names added here are replaced.
         files: Size and digest of every other file of the folder, by name.
 
     Raises:
@@ -56,22 +59,22 @@ def seal(description: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]])
 
 
 def parse_description(data: bytes, where: str) -> dict[str, Any]:
-    """Parse a `model.json`.
+    """Parses a `model.json`.
 
     Args:
         data: Content of the file.
         where: Its path, for messages.
 
     Raises:
-        CheckpointError: If it is not strict JSON, of a newer schema, altered, or a field has another type than it is
-            written with, or lists a file that no model folder has.
+        CheckpointError: If it is not strict JSON, has a newer schema, was altered, a field has the wrong type, or it
+            lists a file that no model folder has.
     """
     tree = parse_json(data, where, error=CheckpointError, remedy=_COPY)
     schema = tree.get("schema")
     if type(schema) is not int or schema < 1:
-        raise CheckpointError(f"{where} has schema {_shown(schema)}, so it is no model of cleft; {_COPY}")
+        raise CheckpointError(f"{where} has schema {_shown(schema)}, so it is not a model of cleft; {_COPY}")
     if schema > SCHEMA:
-        raise CheckpointError(f"{where} has schema {schema}, this version of cleft reads {SCHEMA}; upgrade cleft")
+        raise CheckpointError(f"{where} has schema {schema}, this version of cleft supports {SCHEMA}; upgrade cleft")
     if schema > 1 or "digest" in tree:
         _check_digest(data, where)
     for name, check in _FIELDS.items():
@@ -86,21 +89,21 @@ def parse_description(data: bytes, where: str) -> dict[str, Any]:
 
 
 def require(description: Mapping[str, Any], names: Sequence[str], where: str) -> None:
-    """Refuse a description that lacks fields.
+    """Checks that a description has all of these fields.
 
     Raises:
-        CheckpointError: If it does; names the first.
+        CheckpointError: If one is missing; names the first.
     """
     missing = [name for name in names if name not in description]
     if missing:
-        raise CheckpointError(f"{where} does not say how to rebuild the model: {missing[0]} is missing; {_COPY}")
+        raise CheckpointError(f"{where} lacks {missing[0]}, which is needed to rebuild the model; {_COPY}")
 
 
 def name_fault(name: str) -> str | None:
-    """Return why no model folder can have a file of this name, or None.
+    """Returns why a file name is not allowed in a model folder, or None if it is allowed.
 
-    Allowed are the weights and files below `towers/image` and `towers/text`, by relative names that mean the same on
-    every system.
+    Allowed are the weights and files below `towers/image` and `towers/text`, with relative names that mean the same on
+    every operating system.
 
     Example:
         >>> name_fault("towers/text/tokenizer.json")
@@ -114,7 +117,7 @@ def name_fault(name: str) -> str | None:
         if not _PART.fullmatch(part) or part.endswith(".") or _DEVICES.fullmatch(part):
             return f"its part {_shown(part)} is not a plain name"
     if not (3 <= len(parts) <= 4 and parts[0] == "towers" and parts[1] in ("image", "text")):
-        return f"a model folder has {WEIGHTS} and files in towers/image and towers/text alone"
+        return f"a model folder has only {WEIGHTS} and files in towers/image and towers/text"
     return None
 
 
@@ -122,7 +125,7 @@ def _check_names(names: Sequence[str], where: str) -> None:
     for name in names:
         fault = name_fault(name)
         if fault is not None:
-            raise CheckpointError(f"{where} lists the file {_shown(name)}: {fault}; it is not opened, {_COPY}")
+            raise CheckpointError(f"{where} lists the file {_shown(name)}: {fault}; refused, {_COPY}")
     folded = [name.casefold() for name in names]
     if len(set(folded)) < len(folded):
         twice = next(name for name in names if folded.count(name.casefold()) > 1)
@@ -132,33 +135,33 @@ def _check_names(names: Sequence[str], where: str) -> None:
 def _check_digest(data: bytes, where: str) -> None:
     found = _DIGEST.search(data)
     if found is None:
-        raise CheckpointError(f"{where} does not end with its digest, so it was edited; {_COPY}")
+        raise CheckpointError(f"{where} does not end with its digest; it was edited; {_COPY}")
     blank = data[: found.start(1)] + _BLANK.encode() + data[found.end(1) :]
     if hashlib.sha256(blank).hexdigest() != found[1].decode():
-        raise CheckpointError(f"{where} is not what was saved: its digest differs; {_COPY}")
+        raise CheckpointError(f"{where} was altered: its digest differs; {_COPY}")
 
 
 _COPY: Final = "copy the model again"
 _Check = Callable[[Any], str | None]
-"""Returns what a value must be, or None where it is that."""
+"""Returns what a value must be, or None if it is valid."""
 
 
 def _text(value: Any) -> str | None:
-    return None if isinstance(value, str) else "a text"
+    return None if isinstance(value, str) else "a string"
 
 
 def _count(value: Any) -> str | None:
-    return None if type(value) is int and 0 <= value < _LARGEST_COUNT else "a whole number from 0"
+    return None if type(value) is int and 0 <= value < _LARGEST_COUNT else "a non-negative integer"
 
 
 def _texts(value: Any) -> str | None:
     good = isinstance(value, list) and value and all(isinstance(item, str) for item in cast("list[Any]", value))
-    return None if good else "a list of texts"
+    return None if good else "a list of strings"
 
 
 def _counts(value: Any) -> str | None:
     good = isinstance(value, list) and all(_count(item) is None for item in cast("list[Any]", value))
-    return None if good else "a list of whole numbers from 0"
+    return None if good else "a list of non-negative integers"
 
 
 def _one_of(*words: str) -> _Check:
@@ -181,7 +184,7 @@ def _or_null(check: _Check) -> _Check:
 
 
 def _mapping(check: _Check | None = None) -> _Check:
-    """An object, every value of one kind."""
+    """Checks an object whose values are all of one kind."""
 
     def checked(value: Any) -> str | None:
         if not isinstance(value, dict):
@@ -193,7 +196,7 @@ def _mapping(check: _Check | None = None) -> _Check:
 
 
 def _record(*, optional: Sequence[str] = (), **checks: _Check) -> _Check:
-    """An object with exactly these entries."""
+    """Checks an object with exactly these entries."""
 
     def checked(value: Any) -> str | None:
         if not isinstance(value, dict):
@@ -230,7 +233,7 @@ _FIELDS: Final[dict[str, _Check]] = {
     "tower_weights": _hex(16),
     "files": _mapping(_record(bytes=_count, sha256=_hex(64))),
 }
-"""Every field of a `model.json` with its form; others are kept and have no effect."""
+"""Check of every field of a `model.json`; other fields are kept and ignored."""
 
 
 def _shown(value: Any) -> str:
@@ -239,23 +242,23 @@ def _shown(value: Any) -> str:
 
 
 STAGE = ".saving"
-"""Holds a save until its files are in their places."""
+"""Staging folder of a save."""
 _TOWERS = "towers"
 _OWN = (STAGE, DESCRIPTION, WEIGHTS, _TOWERS, f"{_TOWERS}/image", f"{_TOWERS}/text")
-"""What a save writes to, as far as it is known before it is made."""
+"""Paths a save writes to, as far as they are known in advance."""
 
 
 def write_folder(folder: Path, description: Mapping[str, Any], write: Callable[[Path], None]) -> None:
-    """Write a model folder, in place of a model that is there already; other files in it stay.
+    """Writes a model folder and replaces a model that is already there; other files in it are kept.
 
     Args:
-        folder: Made where it is missing.
+        folder: Created if missing.
         description: Content of `model.json`; schema, the digest of every file and its own are added.
-        write: Puts all other files into an empty folder.
+        write: Writes all other files into an empty folder.
 
     Raises:
-        ConfigError: If the folder holds files in these places that are not of a model written by cleft, or links.
-        ResourceError: If the disk is full or cannot be written; what was there before is still complete.
+        ConfigError: If the folder has files at these paths that were not written by cleft, or links.
+        ResourceError: If the disk is full or not writable; the previous model is still complete.
     """
     stage = folder / STAGE
     check_place(folder)
@@ -267,7 +270,7 @@ def write_folder(folder: Path, description: Mapping[str, Any], write: Callable[[
         files = {path.relative_to(stage).as_posix(): _facts(path) for path in paths}
         odd = [name for name in files if name_fault(name) is not None]
         if odd:
-            raise ConfigError(f"{folder}: the model's tokenizer has a file {odd[0]!r}, a name that cannot be read back")
+            raise ConfigError(f"{folder}: the model's tokenizer has a file {odd[0]!r}, a name that is not allowed")
         draft = stage / f"{DESCRIPTION}.part"
         draft.write_text(seal(description, files), encoding="utf-8")
         for path in (*paths, draft):
@@ -279,29 +282,29 @@ def write_folder(folder: Path, description: Mapping[str, Any], write: Callable[[
         if not (stage / DESCRIPTION).exists():
             shutil.rmtree(stage, ignore_errors=True)
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        remedy = "make room and save again" if full else "check its permissions"
+        remedy = "free disk space and save again" if full else "check its permissions"
         raise ResourceError(
             f"{folder}: the model could not be written ({error.strerror or error}); {remedy}"
         ) from error
 
 
 def check_place(folder: Path) -> None:
-    """Refuse a folder in which a save would replace files that cleft did not write, or follow a link.
+    """Refuses a folder in which a save would replace files that cleft did not write, or follow a link.
 
     Raises:
-        ConfigError: If it is one.
+        ConfigError: If it would.
     """
     for name in _OWN:
         if (folder / name).is_symlink():
             raise ConfigError(
-                f"{folder / name} is a symbolic link, so a save would write elsewhere; remove it, or choose another "
+                f"{folder / name} is a symbolic link, so a save would write elsewhere; remove it or choose another "
                 f"folder for the model"
             )
     try:
         known = {name for home in (folder, folder / STAGE) for name in _listed(home)}
     except CheckpointError as error:
         raise ConfigError(
-            f"{folder} holds a {DESCRIPTION} that cannot be read as a model's ({error}); choose another folder for the "
+            f"{folder} has a {DESCRIPTION} that is not of a model ({error}); choose another folder for the "
             f"model, or move {STAGE}, {DESCRIPTION}, {WEIGHTS} and {_TOWERS} away"
         ) from error
     foreign = [name for name in (WEIGHTS,) if os.path.lexists(folder / name) and name not in known]
@@ -314,17 +317,18 @@ def check_place(folder: Path) -> None:
 
 
 def read_folder(folder: Path) -> dict[str, Any]:
-    """Check every file of a model folder against its digest; nothing is written, moved or removed.
+    """Checks every file of a model folder against its digest; nothing is written, moved or removed.
 
     Returns:
         Its `model.json`.
 
     Raises:
-        CheckpointError: If it is no model folder, of a newer schema, or a file is missing, cut, altered or added.
+        CheckpointError: If it is not a model folder, has a newer schema, or a file is missing, truncated, altered or
+            unexpected.
     """
     home = find_files(folder)
     if not os.path.lexists(home / DESCRIPTION):
-        raise CheckpointError(f"{folder} is not a model: {_missing(folder)}")
+        raise CheckpointError(f"{folder} is not a model folder: {_missing(folder)}")
     description = _read_description(home)
     files = cast("dict[str, Any]", description["files"])
     for name, facts in files.items():
@@ -336,7 +340,7 @@ def read_folder(folder: Path) -> dict[str, Any]:
 
 
 def peek_description(folder: Path) -> dict[str, Any]:
-    """Return the content of `model.json`, no other file checked; empty where there is no model folder.
+    """Returns the content of `model.json` without checking other files; empty if there is no model folder.
 
     Raises:
         CheckpointError: If there is one and it cannot be read.
@@ -347,17 +351,17 @@ def peek_description(folder: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadInfo:
-    """Outputs of a classification head."""
+    """Meaning of the outputs of a head."""
 
     classes: tuple[str, ...]
     scoring: str
-    """`multi-class`: logits of classes that exclude each other. `present-absent`: log-odds of each finding."""
+    """`multi-class`: logits of exclusive classes. `present-absent`: log-odds of each finding."""
     logits: str = "plain"
     """`unit`: the logits of an image are divided by their norm."""
 
 
 def read_head_info(folder: Path) -> HeadInfo | None:
-    """Returns the classes of the head of a model folder; None without a head."""
+    """Returns the meaning of a model folder's head; None without a head."""
     return head_info(peek_description(folder))
 
 
@@ -372,22 +376,22 @@ def head_info(description: Mapping[str, Any]) -> HeadInfo | None:
 
 
 def find_files(folder: Path) -> Path:
-    """Return where the files of a model folder are: in it, or in its stage if the last save was interrupted.
+    """Returns the folder with the files of a model: the folder itself, or its staging folder after an interrupted save.
 
     Raises:
-        CheckpointError: If the stage is a link.
+        CheckpointError: If the staging folder is a link.
     """
     return folder if _entry(folder, f"{STAGE}/{DESCRIPTION}") is None else folder / STAGE
 
 
 def digest_of(path: Path) -> str:
-    """Return the SHA-256 of a file, 64 hexadecimal digits."""
+    """Returns the SHA-256 of a file, 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _finish_interrupted(folder: Path) -> None:
-    """Finish a complete save that was interrupted, and remove an incomplete or damaged one."""
+    """Completes an interrupted save that is complete, and removes an incomplete or damaged one."""
     stage = folder / STAGE
     if not os.path.lexists(stage):
         return
@@ -398,19 +402,19 @@ def _finish_interrupted(folder: Path) -> None:
                 _check_file(stage, name, facts)
             _finish(folder, files)
         except CheckpointError:
-            pass  # it is replaced by the save that follows
+            pass  # the following save replaces it
     shutil.rmtree(stage, ignore_errors=True)
 
 
 def _finish(folder: Path, files: Iterable[str]) -> None:
-    """Put the files of a complete stage into their places, the stage itself unchanged until the last step."""
+    """Links the files of a complete staging folder to their paths; the staging folder is removed last."""
     stage, listed = folder / STAGE, set(files)
     earlier = _listed(folder)
     places = {folder}
     for name in sorted(listed):
         _link(stage / name, folder / name)
         places.add((folder / name).parent)
-    for name in sorted(earlier - listed):  # such as a tokenizer file of the model that was here before
+    for name in sorted(earlier - listed):  # such as a tokenizer file of the previous model
         (folder / name).unlink(missing_ok=True)
     for place in places:
         sync_folder(place)
@@ -420,7 +424,7 @@ def _finish(folder: Path, files: Iterable[str]) -> None:
 
 
 def _link(source: Path, target: Path) -> None:
-    """Give a file a second name, in place of what has that name now; a copy where the file system has no links."""
+    """Hard-links a file to a new name, replacing that name; copies where the file system has no links."""
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{target.name}.part")
     draft.unlink(missing_ok=True)
@@ -431,11 +435,11 @@ def _link(source: Path, target: Path) -> None:
         shutil.copymode(source, draft)
         _sync(draft)
     os.replace(draft, target)
-    draft.unlink(missing_ok=True)  # renaming one name of a file to another name of the same file does nothing
+    draft.unlink(missing_ok=True)  # os.replace does nothing if both names are the same file
 
 
 def _listed(home: Path) -> set[str]:
-    """Names of the files that a folder's `model.json` lists; none where there is no such file."""
+    """Returns the files listed in a folder's `model.json`; none if there is no such file."""
     found = _entry(home, DESCRIPTION)
     return set() if found is None else set(cast("dict[str, Any]", _read_description(home)["files"]))
 
@@ -463,11 +467,11 @@ def _check_file(home: Path, name: str, facts: Mapping[str, Any]) -> None:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}); copy it again") from error
     if digest != facts["sha256"]:
-        raise CheckpointError(f"{path} is not what was saved: its digest differs; copy it again")
+        raise CheckpointError(f"{path} was altered: its digest differs; copy it again")
 
 
 def _entry(home: Path, name: str) -> os.stat_result | None:
-    """Return what has a name in a folder, or None; a link in any component below the folder is refused.
+    """Returns the status of a path in a folder, or None; a link in any component below the folder is refused.
 
     Raises:
         CheckpointError: If there is a link, or a folder cannot be searched.
@@ -483,13 +487,13 @@ def _entry(home: Path, name: str) -> os.stat_result | None:
             raise CheckpointError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
         if stat.S_ISLNK(found.st_mode):
             raise CheckpointError(
-                f"{path} is a symbolic link, and a model folder has none; copy the model again, files in place of links"
+                f"{path} is a symbolic link, which a model folder may not contain; copy the model again without links"
             )
     return found
 
 
 def _unlisted(home: Path, listed: Iterable[str]) -> list[str]:
-    """Names below the towers that no list has; those of the system, such as `.DS_Store`, do not count."""
+    """Returns files below `towers` that are not listed; system files such as `.DS_Store` are ignored."""
     _entry(home, _TOWERS)
     known, found = set(listed), list[str]()
     for parent, folders, files in os.walk(home / _TOWERS):
@@ -504,12 +508,12 @@ def _facts(path: Path) -> dict[str, Any]:
 
 def _missing(folder: Path) -> str:
     if folder.is_file():
-        return "it is a file; files of the authors' release are read by `cleft import <file.ckpt> --out <folder>`"
+        return "it is a file; import the authors' checkpoints with `cleft import <file.ckpt> --out <folder>`"
     if not folder.is_dir():
-        return "there is no such folder"
+        return "it does not exist"
     if any(folder.glob("*.ckpt")):
-        return "it holds .ckpt files; `cleft import <file.ckpt> --out <folder>` reads those of the authors' release"
-    return "it holds no model.json; a finished run has one, beside model.safetensors"
+        return "it has .ckpt files; import the authors' checkpoints with `cleft import <file.ckpt> --out <folder>`"
+    return "it has no model.json; a finished run has one, next to model.safetensors"
 
 
 def _sync(path: Path) -> None:

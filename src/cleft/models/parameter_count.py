@@ -1,4 +1,8 @@
-"""How many weights each part of a model has, and how many of them move."""
+"""Parameter counts of a model by part, trainable and frozen, without downloads or memory.
+
+`KNOWN_CONFIGS` has the shapes of well-known models, as in their published `config.json`, so that they can be counted
+offline; everything else is the default of the model family.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +30,7 @@ from cleft.types import ImageSpec
 
 
 class ParameterCount(NamedTuple):
-    """Weights of one part of a model."""
+    """Number of parameters of one part of a model."""
 
     trainable: int
     frozen: int
@@ -44,16 +48,16 @@ PARTS: dict[str, Callable[[str], bool]] = {
     "context": lambda name: name == "context",
     "head": lambda name: name.startswith("head."),
 }
-"""Part of a model to whether a weight of some name belongs to it; the first that says yes counts."""
+"""Part of a model to a test of parameter names; the first match counts."""
 TEXT_PARTS = ("embedding rows", "adapters", "language model")
 """Parts of the text tower."""
 _ADAPTERS = (".lora_", ".ia3_", ".prefix.")
 
 
 def count_parameters(model: nn.Module) -> dict[str, ParameterCount]:
-    """Counts a model's weights, part by part; parts it does not have are left out.
+    """Counts a model's parameters by part; parts it does not have are left out.
 
-    Works on meta tensors too. Running statistics of batch norms are no weights.
+    Works on the meta device too. Batch-norm statistics are not parameters.
     """
     counts: dict[str, ParameterCount] = {}
     for name, weight in model.named_parameters():
@@ -116,12 +120,12 @@ KNOWN_CONFIGS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 """Hub name to a description as in `image.scratch`."""
 
 
-_LEARNED_VOCABULARY = 4096
-"""Largest table of a tokenizer learned from captions; it is smaller where they hold fewer words."""
+_TRAINED_VOCABULARY = 4096
+"""Largest vocabulary of a tokenizer trained on captions; smaller with few words."""
 
 
 def parameters_per_token_row(settings: Settings) -> int:
-    """Returns how many parameters the trained row of one token has; 0 where no rows are trained apart."""
+    """Returns the number of parameters in the trainable embedding row of one token; 0 without trainable rows."""
     text = settings.text
     if settings.method == "image-only" or text.adapt == "full" or not text.train_embeddings:
         return 0
@@ -130,7 +134,7 @@ def parameters_per_token_row(settings: Settings) -> int:
 
 
 def trained_token_rows(folder: Path) -> int | None:
-    """Returns how many rows of the embedding a finished run has trained; None where the folder holds no model."""
+    """Returns the number of trained embedding rows of a finished run; None if the folder has no model."""
     try:
         found = peek_description(folder)
     except CheckpointError:
@@ -139,14 +143,14 @@ def trained_token_rows(folder: Path) -> int | None:
 
 
 def build_meta_model(settings: Settings, *, tokens: int = 0) -> MethodModel | ImageClassifier:
-    """Builds the towers a run would train, on torch's meta device.
+    """Builds the model a run would train on the meta device.
 
     Args:
-        settings: Which towers, how adapted.
-        tokens: Distinct tokens of the captions, whose rows of the embedding move; a run counts them from its data.
+        settings: Towers and adapters.
+        tokens: Distinct tokens of the captions with trainable embedding rows; a run counts them in its data.
 
     Raises:
-        ConfigError: If a tower's shape is neither described, nor known here, nor to be had from the hub.
+        ConfigError: If a tower's shape is neither described, nor known here, nor available from the hub.
     """
     spec = ImageSpec(
         size=(settings.images.size, settings.images.size), mean=settings.images.mean, std=settings.images.std
@@ -160,13 +164,13 @@ def build_meta_model(settings: Settings, *, tokens: int = 0) -> MethodModel | Im
     truncate_blocks(language, settings.text)
     vocabulary = int(language.get_text_config().vocab_size)
     if settings.text.model is None:
-        vocabulary = min(vocabulary, _LEARNED_VOCABULARY)
+        vocabulary = min(vocabulary, _TRAINED_VOCABULARY)
         language.vocab_size = vocabulary
-        # Token numbers of the family's own vocabulary may lie beyond the smaller table.
+        # The family's default token ids may exceed the smaller vocabulary.
         for name in [name for name in language.to_dict() if name.endswith("_token_id")]:
             setattr(language, name, None)
     if not 0 <= tokens <= vocabulary:
-        raise ConfigError(f"tokens={tokens} must lie between 0 and the {vocabulary:,} of the vocabulary")
+        raise ConfigError(f"tokens={tokens} must be between 0 and the vocabulary size {vocabulary:,}")
     with torch.device("meta"):
         vision = random_model(vision_config(vision))
         image_tower = ImageTower(vision, settings.image, spec, regions=method.uses_regions)

@@ -1,4 +1,4 @@
-"""Sets of named weights: to disk and back, what is wrong with them, and what two of them differ in."""
+"""State dicts: reading, writing, checking and loading named weights."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from cleft.models.hub import quiet_transformers
 from cleft.strict_json import parse_json
 
 HALVES = (torch.float16, torch.bfloat16)
-"""Types of 16 bits that weights are stored in where they are computed with in float32."""
+"""16-bit dtypes of stored weights that are computed in float32."""
 _WRAPPERS = frozenset(("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"))
-"""Parts that wrappers of torch and Lightning add to names: DDP, torch.compile, FSDP, checkpointing, Fabric."""
+"""Name parts added by wrappers of torch and Lightning: DDP, torch.compile, FSDP, checkpointing, Fabric."""
 
 
 def strip_wrappers(weights: Mapping[str, Tensor], where: Path) -> dict[str, Tensor]:
     """Returns weights under their names without wrappers: `module.visual._orig_mod.proj` becomes `visual.proj`.
 
     Args:
-        weights: Wrapped anywhere, in any order and any number of times, all or some.
+        weights: With wrapper names anywhere, in any order and number, on all or some weights.
         where: Their file, for messages.
 
     Raises:
-        CheckpointError: If two names become the same.
+        CheckpointError: If two names become equal.
     """
     plain: dict[str, Tensor] = {}
     origin: dict[str, str] = {}
@@ -42,18 +42,18 @@ def strip_wrappers(weights: Mapping[str, Tensor], where: Path) -> dict[str, Tens
         bare = ".".join([*(part for part in parts if part not in _WRAPPERS), last])
         if bare in plain:
             raise CheckpointError(
-                f"{where} holds {origin[bare]!r} and {name!r}, which are one weight without the names that wrappers "
-                f"such as torch.compile add; save it again from one model"
+                f"{where} holds {origin[bare]!r} and {name!r}, which are the same weight without the names added by "
+                f"wrappers such as torch.compile; save it again from one model"
             )
         plain[bare], origin[bare] = tensor, name
     return plain
 
 
 def match_forms(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns weights with the shape and type that are expected, where only the form differs and no value does.
+    """Returns weights with the expected shape and dtype where only the form differs and no value changes.
 
-    One number may be a scalar or a vector of one, counts may be of any type, and floats of 64 bits become 32. Weights
-    of 16 bits stay as they are.
+    A single number may be a scalar or a vector of one, counts may have any dtype, and 64-bit floats become 32-bit.
+    16-bit weights are unchanged.
     """
     return {
         name: _conformed(tensor, expected[name]) if name in expected else tensor for name, tensor in weights.items()
@@ -72,16 +72,16 @@ def _conformed(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def to_saveable(weights: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
-    """Returns weights as they go to disk.
+    """Returns weights as they are written to disk: detached, on the CPU, contiguous, without shared memory.
 
     Raises:
-        NumericsError: If one is NaN or infinite; `folder` is named as where the model did not go.
+        NumericsError: If one is NaN or infinite; `folder` is named as where the model was not saved.
     """
     tensors: dict[str, Tensor] = {}
     places: set[int] = set()
     for name, tensor in weights.items():
         tensor = tensor.detach().cpu().contiguous()
-        # Two names of one memory, which safetensors refuses, become two weights.
+        # Weights that share memory, which safetensors refuses, become two weights.
         tensors[name] = tensor.clone() if tensor.data_ptr() in places else tensor
         places.add(tensor.data_ptr())
     broken = non_finite_names(tensors)
@@ -97,22 +97,22 @@ def write_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Writes weights as safetensors.
 
     Raises:
-        OSError: If they cannot be written, with the system's number.
+        OSError: If they cannot be written, with the system's error number.
     """
     try:
         save_file(dict(tensors), path)
     except SafetensorError as error:
-        # The system's number of what stopped a write stands in the library's sentence alone.
+        # The system's error number is only in the library's message.
         found = re.search(r"os error (\d+)", str(error))
         raise OSError(int(found[1]) if found else errno.EIO, str(error)) from error
 
 
 def read_header(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return names and shapes of a weights file, without reading a weight.
+    """Returns names and shapes of a weights file, without reading a weight.
 
     Raises:
-        CheckpointError: If it is not a complete safetensors file, names a weight twice, or has one of another type than
-            models are made of.
+        CheckpointError: If it is not a complete safetensors file, names a weight twice, or has one of an unsupported
+            dtype.
     """
     _check_header(path)
     try:
@@ -122,14 +122,14 @@ def read_header(path: Path) -> dict[str, tuple[int, ...]]:
             kinds = {name: str(part.get_dtype()) for name, part in slices.items()}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is a truncated or corrupt safetensors file ({error}); copy it again") from error
-    odd = [f"{name} ({kind})" for name, kind in kinds.items() if kind not in _KINDS]
-    if odd:
-        raise CheckpointError(f"{path}: {format_names('of a type that is not read', odd)}; {_CONVERT}")
+    unsupported = [f"{name} ({kind})" for name, kind in kinds.items() if kind not in _KINDS]
+    if unsupported:
+        raise CheckpointError(f"{path}: {format_names('of an unsupported dtype', unsupported)}; {_CONVERT}")
     return shapes
 
 
 def _check_header(path: Path) -> None:
-    """Parse the header strictly: the library takes the last of two weights of the same name."""
+    """Parses the header strictly: the library takes the last of two weights with the same name."""
     try:
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
@@ -154,19 +154,19 @@ _CONVERT = "convert them to float32, bfloat16 or float16 and save again"
 
 
 def check_plain(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse tensors that are not plain numbers in memory: sparse, quantised, nested, meta, complex, 8-bit floats.
+    """Refuses tensors that are not plain numbers in memory: sparse, quantised, nested, meta, complex, 8-bit floats.
 
     Raises:
-        CheckpointError: If there are any; names the first, each with what it is.
+        CheckpointError: If there are any; names the first, each with its kind.
     """
-    odd = [f"{name} ({what})" for name, tensor in tensors.items() if (what := _oddity(tensor))]
-    if odd:
+    unsupported = [f"{name} ({what})" for name, tensor in tensors.items() if (what := _kind_of_tensor(tensor))]
+    if unsupported:
         raise CheckpointError(
-            f"{path}: {format_names('that [is no plain tensor|are not plain tensors] of numbers', odd)}; {_CONVERT}"
+            f"{path}: {format_names('not plain [tensor|tensors] of numbers', unsupported)}; {_CONVERT}"
         )
 
 
-def _oddity(tensor: Tensor) -> str:
+def _kind_of_tensor(tensor: Tensor) -> str:
     if tensor.is_nested:
         return "nested"
     if tensor.is_meta:
@@ -181,17 +181,17 @@ def _oddity(tensor: Tensor) -> str:
 def load_weights(
     module: nn.Module, given: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path, made: Mapping[str, str]
 ) -> list[str]:
-    """Puts a file's weights into a module; every name, shape and type must agree, up to a file's 16 bits for 32.
+    """Loads a file's weights into a module; names, shapes and dtypes must agree, except 16 bits in the file for 32.
 
     Args:
-        module: Takes them, in their type and without a copy.
-        given: What the file holds.
-        expected: What the module wants from it.
+        module: Gets the weights in their dtype, without a copy.
+        given: Weights in the file.
+        expected: Weights the module needs from it.
         path: The file, for messages.
-        made: Versions the file was written with.
+        made: Library versions the file was written with.
 
     Returns:
-        Names of the weights that are 16 bits where the module was made with 32.
+        Names of the weights that have 16 bits where the module was built with 32.
 
     Raises:
         CheckpointError: If they do not agree, or one is NaN or infinite.
@@ -199,7 +199,7 @@ def load_weights(
     faults = describe_mismatch(given, expected)
     if faults:
         raise CheckpointError(
-            f"{path} does not fit the model that {path.parent / 'model.json'} describes: {faults} (saved with "
+            f"{path} does not fit the model described in {path.parent / 'model.json'}: {faults} (saved with "
             f"transformers {made.get('transformers')}, this is {version('transformers')}); copy the folder again"
         )
     broken = non_finite_names(given)
@@ -209,10 +209,10 @@ def load_weights(
 
 
 def assign_weights(module: nn.Module, given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-    """Puts weights into a module as they are, without a copy.
+    """Assigns weights to a module without a copy.
 
     Returns:
-        Names of those that are 16 bits where the module was made with 32.
+        Names of those that have 16 bits where the module was built with 32.
     """
     halves = [name for name, tensor in given.items() if tensor.dtype in HALVES and tensor.dtype != expected[name].dtype]
     module.load_state_dict(dict(given), strict=False, assign=True)
@@ -220,39 +220,39 @@ def assign_weights(module: nn.Module, given: Mapping[str, Tensor], expected: Map
 
 
 def describe_mismatch(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    """Says in what a file's weights differ from a model's: names, shapes, types. Empty where they agree.
+    """Describes how a file's weights differ from a model's in names, shapes and dtypes; empty if they agree.
 
-    Shapes must be equal, not only broadcast to each other. Types too, but 16 bits fit where 32 are expected.
+    Shapes must be equal, not only broadcastable. Dtypes too, but 16 bits fit where 32 are expected.
     """
     both = sorted(given.keys() & expected.keys())
     differing = [name for name in both if not _fits(given[name], expected[name])]
     faults = [
         format_names("missing", sorted(expected.keys() - given.keys())),
         format_names("unexpected", sorted(given.keys() - expected.keys())),
-        format_names("of another shape or type", differing),
+        format_names("with another shape or dtype", differing),
     ]
     return "; ".join(filter(None, faults))
 
 
 def non_finite_names(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Names of the weights that hold NaN or infinity."""
+    """Returns the names of weights with NaN or infinity."""
     return [name for name, tensor in tensors.items() if tensor.is_floating_point() and not _is_finite(tensor)]
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    # The extremes take no memory, where a comparison of every value takes as much as the weights; NaN is passed on.
+    # Minimum and maximum need no memory, a comparison of every value as much as the weights; NaN propagates.
     return tensor.numel() == 0 or all(bool(extreme.isfinite()) for extreme in tensor.aminmax())
 
 
 def format_names(what: str, names: Sequence[str]) -> str:
-    """Count, kind and the first five names; empty where there are none.
+    """Returns count, kind and the first five names; empty if there are none.
 
     Args:
         what: The kind, for `agree`.
-        names: All of them.
+        names: All names.
 
     Example:
-        >>> listed("missing", ["a", "b", "c", "d", "e", "f"])
+        >>> format_names("missing", ["a", "b", "c", "d", "e", "f"])
         '6 missing: a, b, c, d, e, …'
     """
     if not names:
@@ -266,38 +266,37 @@ def _fits(tensor: Tensor, like: Tensor) -> bool:
 
 
 def to_current_names(model: Any, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns a vision model's weights, given as in its published files, under the names it has in memory.
+    """Returns a vision model's weights, named as in published files, under the names of this version of transformers.
 
     Args:
-        model: A vision model of the same shape, of which weights stand still that no feature depends on. Of these,
-            those that are not given become zeros.
+        model: A vision model of the same shape whose unused weights are frozen. Of these, missing ones become zeros.
         weights: The weights.
 
     Raises:
-        CheckpointError: If some are missing, have no place or another shape.
+        CheckpointError: If some are missing, unknown or have another shape.
     """
-    idle = {name: weight for name, weight in cast("nn.Module", model).named_parameters() if not weight.requires_grad}
-    # Asked for a pooler that stands still and is not in the file, transformers would report aloud that it made one up.
-    pooler = {name: torch.zeros_like(weight) for name, weight in idle.items() if name.startswith("pooler.")}
+    frozen = {name: weight for name, weight in cast("nn.Module", model).named_parameters() if not weight.requires_grad}
+    # For a frozen pooler that is not in the file, transformers would log that it was initialised at random.
+    pooler = {name: torch.zeros_like(weight) for name, weight in frozen.items() if name.startswith("pooler.")}
     if any(name.startswith("pooler.") for name in weights):
         pooler = {}
-    # Each weight is replaced by its number, expanded without memory: only its name and shape may change.
+    # Each weight is replaced by its index, expanded without memory: only its name and shape may change.
     names = list(weights)
-    marks = {name: torch.tensor(float(number)).expand(weights[name].shape) for number, name in enumerate(names)}
+    indices = {name: torch.tensor(float(number)).expand(weights[name].shape) for number, name in enumerate(names)}
     loaded: Any
     with quiet_transformers():
         loaded, info = type(model).from_pretrained(
             None,
             config=model.config,
-            state_dict=marks,
+            state_dict=indices,
             dtype=torch.float32,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are refused below, by name
+            ignore_mismatched_sizes=True,  # refused below, by name
             **({"add_pooling_layer": False} if pooler else {}),
         )
     missing = set(map(str, info["missing_keys"]))
     for what, found in (
-        ("missing", missing - idle.keys()),
+        ("missing", missing - frozen.keys()),
         ("unexpected", info["unexpected_keys"]),
         ("mismatched", {key[0] for key in info["mismatched_keys"]}),
     ):
@@ -305,13 +304,13 @@ def to_current_names(model: Any, weights: Mapping[str, Tensor]) -> dict[str, Ten
         if listing:
             raise CheckpointError(format_names(f"{what} [weight|weights] of the image tower", listing))
     current = dict(pooler)
-    for name, mark in cast("dict[str, Tensor]", loaded.state_dict()).items():
+    for name, index in cast("dict[str, Tensor]", loaded.state_dict()).items():
         if name in missing:
-            current[name] = torch.zeros_like(mark)
-        elif mark.numel() > 1 and any(mark.stride()):
+            current[name] = torch.zeros_like(index)
+        elif index.numel() > 1 and any(index.stride()):
             raise CheckpointError(
-                f"this version of transformers joins weights to {name}; use the one cleft was made with"
+                f"this version of transformers merges weights into {name}; use the version cleft was tested with"
             )
         else:
-            current[name] = weights[names[int(mark.flatten()[0])]]
+            current[name] = weights[names[int(index.flatten()[0])]]
     return current

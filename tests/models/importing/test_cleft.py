@@ -107,7 +107,7 @@ def test_a_named_language_model_takes_the_place_of_one_inside(tmp_path):
         ),
         (
             lambda s: s.update({"text_encoder_q.global_embed.bias": torch.ones(9)}),
-            "1 of another shape or type: text_proj",
+            "1 with another shape or dtype: text_proj",
         ),
         (
             lambda s: s.update({"img_encoder_q.model.pos_embed": torch.ones(1, 8, 32)}),
@@ -116,10 +116,10 @@ def test_a_named_language_model_takes_the_place_of_one_inside(tmp_path):
         (lambda s: s.update({"img_encoder_q.model.blocks.999999999.ls1.gamma": torch.ones(1)}), "not numbered 0, 1"),
         (lambda s: s.update({"img_encoder_q.model.blocks.0.attn.qkv.bias": torch.ones(2)}), "1 weight has no place"),
         (lambda s: s.update(logit_scale=torch.tensor(torch.nan)), "1 with NaN or infinity: logit_scale"),
-        (lambda s: s.update(logit_scale=3.0), "1 entry of its state_dict is no tensor with a name"),
+        (lambda s: s.update(logit_scale=3.0), "1 entry of its state_dict is not a named tensor"),
         (
             lambda s: s.update({3: torch.ones(1)}),
-            r"no tensor with a name, first \['3'\]; give a file of weights alone",
+            r"not a named tensor, first \['3'\]; give a file of only weights",
         ),
         (lambda s: s.pop("img_encoder_q.global_embed.bias"), "the bias of a linear projection"),
     ],
@@ -201,7 +201,7 @@ def test_a_bomb_is_refused_unopened(tmp_path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data/0", bytes(50_000_000))
     assert path.stat().st_size < 100_000
-    with pytest.raises(CheckpointError, match="compressed entries, which torch never writes; it is not opened"):
+    with pytest.raises(CheckpointError, match="compressed entries, which torch never writes; refused"):
         check_container(path)
 
 
@@ -226,7 +226,7 @@ def test_one_number_that_claims_to_be_a_billion_is_refused(tmp_path):
     ("content", "sentence"),
     [
         (b"", "not a checkpoint of torch 1.6 .* copy it again if it was cut off"),
-        (b"\x80\x02}q\x00.", "without a container, which are not opened"),
+        (b"\x80\x02}q\x00.", "without a container, which are refused"),
     ],
 )
 def test_what_is_no_container_is_refused(tmp_path, content, sentence):
@@ -280,7 +280,8 @@ def test_a_run_does_not_lose_its_weights_to_an_import(tmp_path):
 def test_a_file_without_weights_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "x.ckpt")
     with pytest.raises(
-        CheckpointError, match=r"not a dictionary of weights; give a|has no state_dict with weights; |is no tensor "
+        CheckpointError,
+        match=r"not a dictionary of weights; give a|has no state_dict with weights; |is not a named tensor",
     ):
         import_authors(tmp_path / "x.ckpt", tmp_path / "ours")
 

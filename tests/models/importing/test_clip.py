@@ -168,7 +168,7 @@ def test_weights_alone_do_not_tell_how_clip_reads(folder, tmp_path):
     with pytest.raises(CheckpointError, match="is a truncated or corrupt safetensors file"):
         import_checkpoint(folder, tmp_path / "ours")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"holds none of model.safetensors, .*; give the file"):
+    with pytest.raises(CheckpointError, match=r"has none of model.safetensors, .*; give its weights file"):
         import_checkpoint(folder, tmp_path / "ours")
 
 
@@ -178,7 +178,7 @@ def test_weights_alone_do_not_tell_how_clip_reads(folder, tmp_path):
         (lambda s: s.update({"text_model.head.weight": torch.ones(1)}), "1 weight has no place: text_model.head.wei"),
         (lambda s: s.pop("text_projection.weight"), "1 missing: text_projection.weight"),
         (lambda s: s.pop("vision_model.pre_layrnorm.bias"), "1 missing weight of the image tower: pre_layrnorm.bias"),
-        (lambda s: s.update({"text_model.final_layer_norm.bias": torch.ones(9)}), "1 of another shape or type"),
+        (lambda s: s.update({"text_model.final_layer_norm.bias": torch.ones(9)}), "1 with another shape or dtype"),
         (lambda s: s.update({"logit_scale": torch.ones(2)}), "should hold logit_scale, one number"),
     ],
 )
@@ -366,8 +366,8 @@ def wide(state):
             lambda s: without(s, "visual.conv1.weight"),
             "should hold image_tower.model.embeddings.patch_embedding.weight",
         ),
-        (lambda s: {**s, "ln_final.bias": torch.ones(9)}, "1 of another shape or type: text_tower"),
-        (lambda s: {**s, "visual.proj": torch.ones(9)}, "2 of another shape or type: image_projection.weight, te"),
+        (lambda s: {**s, "ln_final.bias": torch.ones(9)}, "1 with another shape or dtype: text_tower"),
+        (lambda s: {**s, "visual.proj": torch.ones(9)}, "2 with another shape or dtype: image_projection.weight, te"),
         (lambda s: {**s, "visual.positional_embedding": torch.ones(12, 128)}, "its 11 image positions are not a squa"),
         (
             lambda s: {**s, "transformer.resblocks.0.attn.in_proj_bias": torch.ones(7)},
@@ -472,7 +472,10 @@ def test_biomedclip_needs_what_stands_beside_it(tmp_path):
         (lambda s: s.update({"text.proj.1.weight": torch.ones(1)}), "1 weight has no place: text.proj.1.weight"),
         (lambda s: s.pop("visual.trunk.norm.bias"), "1 missing weight of the image tower"),
         (lambda s: s.pop("text.transformer.encoder.layer.1.output.dense.bias"), "1 missing: text_tower.lm.model"),
-        (lambda s: s.update({"text.proj.2.weight": torch.ones(9, 20)}), "1 of another shape or type: text_projection"),
+        (
+            lambda s: s.update({"text.proj.2.weight": torch.ones(9, 20)}),
+            "1 with another shape or dtype: text_projection",
+        ),
     ],
 )
 def test_weights_of_biomedclip_that_do_not_find_their_place_are_listed(tmp_path, change, sentence):

@@ -1,10 +1,14 @@
-"""Foreign `.ckpt` and `.pth` files as tensors and plain values, without running anything in them.
+"""Loading checkpoints of other programs as tensors and plain values, without running code.
 
-Three gates, in this order. The container: a zip whose entries are stored, not deflated, and are together no larger
-than the file, so that a megabyte cannot unpack to gigabytes. The content: only tensors and plain values, through
-torch's weights-only reader. Where a caller asks for it, classes of other libraries are passed over: what a file would
-make of them becomes an empty object, and no code of theirs is looked for. The tensors: together no larger than the
-file, so that a view that repeats one number a billion times is never copied.
+Three checks, in this order. The container: a zip whose entries are stored, not deflated, and together no larger than
+the file, so that a megabyte cannot unpack to gigabytes. The content: only tensors and plain values, through torch's
+weights-only unpickler; where a caller allows it, objects of other libraries become empty placeholders and none of their
+code is imported. The tensors: together no larger than the file, so that a view that repeats one number a billion times
+is never copied.
+
+TorchScript archives are zips with code, `data.pkl` (the modules) and the tensor storages. Everything except the code is
+copied, which leaves a file as written by `torch.save`. A module becomes an empty object with its attributes; every
+other name is refused.
 """
 
 from __future__ import annotations
@@ -30,25 +34,25 @@ from cleft.errors import CheckpointError
 from cleft.grammar import count, verb
 from cleft.models.state_dict import check_plain, format_names, non_finite_names, read_header, strip_wrappers
 
-_SHRINKS = 4
-"""How many times smaller than its bytes a packed checkpoint may be; random weights hardly shrink."""
+_MAX_COMPRESSION = 4
+"""Maximum compression ratio of a zipped checkpoint; weights hardly compress."""
 _ENTRIES = 200_000
-"""More entries than any checkpoint of tensors has."""
+"""More entries than any checkpoint has."""
 
 
 class Unread:
-    """Stands where a checkpoint names a class or function of another library; it holds nothing and does nothing."""
+    """Placeholder for a class or function of another library that a checkpoint names; it stores and does nothing."""
 
     def __new__(cls, *_arguments: object) -> Unread:
-        """Takes whatever the file would have passed."""
+        """Accepts any arguments in the file."""
         return super().__new__(cls)
 
     def __setstate__(self, state: object) -> None:
-        """Keeps nothing."""
+        """Stores nothing."""
 
 
 class _UnreadDict(Unread):
-    """Stands for a kind of dictionary of another library: the reader puts entries into nothing but dictionaries."""
+    """Placeholder for a dictionary class of another library: the unpickler sets items only on dictionaries."""
 
     def __new__(cls, *_arguments: object) -> Any:
         return OrderedDict[Any, Any]()
@@ -58,36 +62,36 @@ _DICTS = ("AttributeDict", "defaultdict")
 
 
 def load_foreign(path: Path, *, foreign: bool = False) -> Mapping[str, Any]:
-    """Reads a checkpoint somebody else wrote with `torch.save`.
+    """Loads a checkpoint of another program written with `torch.save`.
 
     Args:
         path: The file.
-        foreign: Whether it may name classes of other libraries, such as OmegaConf's, in whose place there is then an
-            `Unread`. By default it is refused for them.
+        foreign: Whether it may name classes of other libraries, such as OmegaConf's, which become `Unread`. By default
+            it is refused for them.
 
     Returns:
         Its dictionary: tensors on the CPU, numbers, strings, lists and dictionaries of these.
 
     Raises:
-        CheckpointError: If it is missing, no such file, larger inside than outside, or holds anything else.
+        CheckpointError: If it is missing, not such a file, larger inside than outside, or contains anything else.
     """
     check_container(path)
     _check_bytes(path)
     content = load_plain(path, path, (lambda: _unread(path)) if foreign else list)
     if not isinstance(content, dict):
         raise CheckpointError(
-            f"{path} holds a {type(content).__name__}, not a dictionary of weights; give a file of weights by name"
+            f"{path} contains a {type(content).__name__}, not a dictionary of weights; give a file of named weights"
         )
     return cast("dict[str, Any]", content)
 
 
 def load_plain(file: Path, path: Path, stand_ins: Callable[[], list[Any]]) -> Any:
-    """Reads tensors and plain values of a container that was checked.
+    """Loads tensors and plain values of a container that was checked.
 
     Args:
         file: The container.
-        path: What a user calls it, for messages.
-        stand_ins: Gives what is taken for names of other libraries, each with the name.
+        path: The user's path, for messages.
+        stand_ins: Returns placeholders for names of other libraries, each with the name.
 
     Raises:
         CheckpointError: If it is damaged, or names anything else.
@@ -97,37 +101,37 @@ def load_plain(file: Path, path: Path, stand_ins: Callable[[], list[Any]]) -> An
             return torch.load(file, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
-    except Exception as error:  # a damaged file fails in as many ways as the format has instructions
+    except Exception as error:  # a damaged file raises many kinds of exceptions
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if named:  # the library's own advice is to open it all the same
+        if named:  # the library's message suggests loading it anyway
             raise CheckpointError(
-                f"{path} names {named[1]}, not only tensors and plain values, and is not opened, since such files "
-                f"can run code; ask its makers for a file of weights alone"
+                f"{path} names {named[1]}, not only tensors and plain values, refused because such files "
+                f"can run code; ask the authors for a file of only weights"
             ) from error
         raise CheckpointError(f"{path} cannot be read ({_first_line(error)}); copy it again") from error
 
 
 def _unread(path: Path) -> list[Any]:
-    """Stand-ins for all that the weights-only reader would not open; blocked modules it refuses all the same."""
+    """Returns placeholders for names that the weights-only unpickler refuses; blocked modules stay refused."""
     names = get_unsafe_globals_in_checkpoint(str(path))
     return [(_UnreadDict if name.endswith(_DICTS) else Unread, name) for name in names]
 
 
 @contextmanager
 def unzipped(path: Path) -> Generator[Path]:
-    """Gives the checkpoint in a zip that holds one, as MedCLIP's are published; a bare checkpoint as it is.
+    """Provides the checkpoint in a zip that contains one, as published by MedCLIP; a bare checkpoint unchanged.
 
     Raises:
-        CheckpointError: If it holds several, or claims to be much larger unpacked, which weights never are.
+        CheckpointError: If it contains several, or claims to be much larger unpacked, which weights never are.
     """
     entry = _packed_entry(path)
     if entry is None:
         yield path
         return
-    if entry.file_size > _SHRINKS * entry.compress_size:
+    if entry.file_size > _MAX_COMPRESSION * entry.compress_size:
         raise CheckpointError(
             f"{path} claims that {entry.filename} has {entry.file_size:,} bytes, packed into {entry.compress_size:,}; "
-            f"weights do not shrink so far, and it is not opened"
+            f"weights do not compress that much; refused"
         )
     with tempfile.TemporaryDirectory() as folder:
         inner = Path(folder) / Path(entry.filename).name
@@ -140,18 +144,18 @@ def unzipped(path: Path) -> Generator[Path]:
 
 
 def _packed_entry(path: Path) -> zipfile.ZipInfo | None:
-    """The checkpoint in a zip that is none itself."""
+    """Returns the checkpoint in a zip that is not itself a checkpoint."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return None  # what reads it says what is wrong
+        return None  # the reader reports the error
     packed = [entry for entry in entries if entry.filename.endswith((".bin", ".pth", ".ckpt", ".pt"))]
     if any(entry.filename.endswith("/data.pkl") for entry in entries) or not packed:
         return None
     if len(packed) > 1:
         names = ", ".join(entry.filename for entry in packed[:3])
-        raise CheckpointError(f"{path} holds {len(packed)} checkpoints: {names}; unpack it and give one of them")
+        raise CheckpointError(f"{path} has {len(packed)} checkpoints: {names}; unzip it and give one of them")
     return packed[0]
 
 
@@ -162,54 +166,48 @@ def check_container(path: Path) -> None:
         CheckpointError: If it is not.
     """
     if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}; give its file, or the folder that holds it")
+        raise CheckpointError(f"no checkpoint at {path}; give its file, or the folder that contains it")
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise CheckpointError(
             f"{path} is not a checkpoint of torch 1.6 or later ({_first_line(error)}): copy it again if it was cut "
-            f"off; older ones are pickles without a container, which are not opened"
+            f"off; older ones are pickles without a container, which are refused"
         ) from error
     if holds_code(entries):
-        raise CheckpointError(
-            f"{path} is a TorchScript archive, whose weights come with code, and is not opened; give a file of weights "
-            f"alone"
-        )
+        raise CheckpointError(f"{path} is a TorchScript archive, which contains code; give a file of only weights")
     check_stored(entries, path)
     if not any(entry.filename.endswith("data.pkl") for entry in entries):
         names = ", ".join(entry.filename for entry in entries[:3]) or "nothing"
-        raise CheckpointError(
-            f"{path} is a zip that holds no checkpoint of torch, but {names}; give the file of weights"
-        )
+        raise CheckpointError(f"{path} is a zip without a torch checkpoint, it contains {names}; give the weights file")
 
 
 def holds_code(entries: Sequence[zipfile.ZipInfo]) -> bool:
-    """Whether a zip is an archive of TorchScript."""
+    """Whether a zip is a TorchScript archive."""
     return any(entry.filename.endswith("/constants.pkl") for entry in entries)
 
 
 def check_stored(entries: Sequence[zipfile.ZipInfo], path: Path) -> None:
-    """Checks that entries of a zip are not compressed, have names of their own, and are no larger than the file.
+    """Checks that zip entries are not compressed, have distinct names, and are no larger than the file.
 
     Raises:
-        CheckpointError: If they are.
+        CheckpointError: If they are not.
     """
     if any(entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size for entry in entries):
-        raise CheckpointError(f"{path} has compressed entries, which torch never writes; it is not opened")
+        raise CheckpointError(f"{path} has compressed entries, which torch never writes; refused")
     names = [entry.filename for entry in entries]
     if len(set(names)) < len(names):
-        raise CheckpointError(f"{path} has two entries of one name, which torch never writes; it is not opened")
+        raise CheckpointError(f"{path} has two entries with the same name, which torch never writes; refused")
     inside, outside = sum(entry.file_size for entry in entries), path.stat().st_size
     if inside > outside or len(entries) > _ENTRIES:
         raise CheckpointError(
-            f"{path} claims {inside:,} bytes in {count(len(entries), 'entry', 'entries')} and has {outside:,}; "
-            f"it is not opened"
+            f"{path} claims {inside:,} bytes in {count(len(entries), 'entry', 'entries')} and has {outside:,}; refused"
         )
 
 
 def _check_bytes(path: Path) -> None:
-    """Compares every entry with its checksum; torch's own reader does not, and would take altered weights for true."""
+    """Compares every entry with its checksum; torch's reader does not, and would accept altered weights."""
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
@@ -220,10 +218,10 @@ def _check_bytes(path: Path) -> None:
 
 
 def tensors_of(content: Mapping[str, Any], path: Path, place: str = "state_dict") -> dict[str, Tensor]:
-    """Returns a checkpoint's weights by name, which lie under `place`.
+    """Returns the weights of a checkpoint by name, stored under `place`.
 
     Raises:
-        CheckpointError: If it has none, or it holds anything but finite tensors no larger than the file.
+        CheckpointError: If there are none, or they are anything but finite tensors no larger than the file.
     """
     state = content.get(place)
     if not isinstance(state, dict) or not state:
@@ -234,15 +232,15 @@ def tensors_of(content: Mapping[str, Any], path: Path, place: str = "state_dict"
     if odd:
         raise CheckpointError(
             f"{path}: {count(len(odd), 'entry', 'entries')} of its {place} "
-            f"{verb(len(odd), 'is no tensor', 'are no tensors')} with a name, first {odd[:5]}; give a file of "
-            f"weights alone"
+            f"{verb(len(odd), 'is not a named tensor', 'are not named tensors')}, first {odd[:5]}; give a file of "
+            f"only weights"
         )
     tensors = cast("dict[str, Tensor]", named)
     check_plain(tensors, path)
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    # Two names may share one tensor (prefix tuning stores the token embedding twice), but not more.
+    # Two names may share a tensor (prefix tuning stores the token embedding twice), but not more.
     if size > 2 * path.stat().st_size:
-        raise CheckpointError(f"{path}: its tensors claim {size:,} bytes, more than the file has; it is not opened")
+        raise CheckpointError(f"{path}: its tensors claim {size:,} bytes, more than the file has; refused")
     bad = non_finite_names(tensors)
     if bad:
         raise CheckpointError(f"{path}: {format_names('with NaN or infinity', bad)}; use an earlier one")
@@ -256,18 +254,18 @@ def _first_line(error: Exception) -> str:
 
 
 _MOST_ATTRIBUTES = 50_000
-"""More than any model has; modules that lie in each other many times over would be endless."""
+"""More than any model has; modules nested in each other would be endless."""
 _LIST = "torch.jit._pickle."
 _KEPT = re.compile(r"[^/]+/(data\.pkl|version|byteorder|data/[^/]+)")
 
 
 def is_jit_archive(path: Path) -> bool:
-    """Whether a file is an archive of `torch.jit.save`."""
+    """Whether a file was written by `torch.jit.save`."""
     try:
         with zipfile.ZipFile(path) as archive:
             return holds_code(archive.infolist())
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return False  # what reads it says what is wrong
+        return False  # the reader reports the error
 
 
 def read_jit_archive(path: Path) -> dict[str, Tensor]:
@@ -285,7 +283,7 @@ def read_jit_archive(path: Path) -> dict[str, Tensor]:
 
 
 class _Module:
-    """Holds what an archive says of a module."""
+    """Attributes of a module in an archive."""
 
     __slots__ = ("attributes",)
     attributes: object
@@ -295,13 +293,13 @@ class _Module:
 
 
 def _keep(value: object, *_type: object) -> object:
-    """Stands for what marks the type of a list or dictionary."""
+    """Placeholder for type annotations of lists and dictionaries."""
     return value
 
 
 @contextmanager
 def _without_code(path: Path) -> Generator[Path]:
-    """Gives a copy of an archive's modules and numbers, whose entries are compared with their checksums."""
+    """Provides a copy of an archive's modules and tensors, entries compared with their checksums."""
     with tempfile.TemporaryDirectory() as folder:
         bare = Path(folder) / path.name
         try:
@@ -317,32 +315,32 @@ def _without_code(path: Path) -> Generator[Path]:
 
 
 def _stand_ins(bare: Path, path: Path) -> list[Any]:
-    """What the names in an archive become."""
+    """Returns placeholders for the names in an archive."""
     names = get_unsafe_globals_in_checkpoint(str(bare))
     foreign = sorted(name for name in names if not name.startswith(("__torch__.", _LIST)))
     if foreign:
         raise CheckpointError(
-            f"{path} names {foreign[0]}, not only modules and tensors, and is not opened, since such files can run "
-            f"code; ask its makers for a file of weights alone"
+            f"{path} names {foreign[0]}, not only modules and tensors; refused because such files can run "
+            f"code; ask the authors for a file of only weights"
         )
     return [(_keep if name.startswith(_LIST) else _Module, name) for name in names]
 
 
 def _tensors(content: object) -> Iterator[tuple[str, Tensor]]:
-    """Tensors by name, module by module."""
+    """Yields tensors by name, module by module."""
     waiting: list[tuple[str, object]] = [("", content)]
     met = 0
     while waiting:
         prefix, module = waiting.pop()
         if not isinstance(module, _Module):
-            raise CheckpointError(f"it holds a {type(module).__name__} that is no module of a model; copy it again")
+            raise CheckpointError(f"it contains a {type(module).__name__}, not a module; copy it again")
         attributes = getattr(module, "attributes", None)
         if not isinstance(attributes, dict):
-            raise CheckpointError("it holds a module of which nothing is said; copy it again")
+            raise CheckpointError("it contains a module without attributes; copy it again")
         for name, value in cast("Mapping[str, object]", attributes).items():
             met += 1
             if met > _MOST_ATTRIBUTES:
-                raise CheckpointError(f"its modules have more than {_MOST_ATTRIBUTES:,} attributes; it is not opened")
+                raise CheckpointError(f"its modules have more than {_MOST_ATTRIBUTES:,} attributes; refused")
             if isinstance(value, Tensor):
                 yield f"{prefix}{name}", value.detach()
             elif isinstance(value, _Module):
@@ -356,11 +354,11 @@ _WEIGHTS = (
     "pytorch_model.bin",
     "open_clip_pytorch_model.bin",
 )
-"""What transformers and open_clip call them; where a folder holds two of them, the first is read."""
+"""File names of transformers and open_clip; of several in a folder the first is read."""
 
 
 def find_weights(path: Path) -> Path:
-    """Returns the file of weights in a folder; a file as it is.
+    """Returns the weights file in a folder; a file unchanged.
 
     Raises:
         CheckpointError: If a folder has none.
@@ -369,24 +367,24 @@ def find_weights(path: Path) -> Path:
         return path
     found = next((path / name for name in _WEIGHTS if (path / name).is_file()), None)
     if found is None:
-        raise CheckpointError(f"{path} holds none of {', '.join(_WEIGHTS)}; give the file of its weights itself")
+        raise CheckpointError(f"{path} has none of {', '.join(_WEIGHTS)}; give its weights file")
     return found
 
 
 class ForeignCheckpoint(NamedTuple):
-    """Weights from a file that another program wrote."""
+    """Weights from a file written by another program."""
 
     weights: Mapping[str, Tensor]
-    """By name, without the names that wrappers add, each in its own type."""
+    """By name, without names added by wrappers, in their own dtype."""
     facts: Mapping[str, Any]
-    """Plain values among its hyper-parameters."""
+    """Plain hyper-parameters."""
 
 
 def read_weights(path: Path) -> ForeignCheckpoint:
-    """Reads a file of weights, packed or not, as data alone.
+    """Reads a weights file, zipped or not, without running code.
 
     Raises:
-        CheckpointError: If it is damaged, may run code, holds anything but finite tensors, or one weight twice.
+        CheckpointError: If it is damaged, may run code, contains anything but finite tensors, or one weight twice.
     """
     if path.suffix == ".safetensors":
         read_header(path)
@@ -404,7 +402,7 @@ def read_weights(path: Path) -> ForeignCheckpoint:
     with unzipped(path) as inner:
         try:
             content = load_foreign(inner, foreign=True)
-        except CheckpointError as error:  # of a zip: not by the name it has for a moment
+        except CheckpointError as error:  # name the zip, not the temporary file
             raise CheckpointError(
                 str(error).replace(str(inner), f"{path}{f' ({inner.name})' * (inner != path)}")
             ) from error
@@ -414,7 +412,7 @@ def read_weights(path: Path) -> ForeignCheckpoint:
 
 
 def plain_facts(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the hyper-parameters of a checkpoint that are plain values; anything else in there is not looked at."""
+    """Returns the hyper-parameters of a checkpoint that are plain values; everything else is ignored."""
     given: Any = content.get("hyper_parameters")
     if not isinstance(given, dict):
         return {}
@@ -423,5 +421,5 @@ def plain_facts(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _unmasked(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Leaves out CLIP's masks of the future, buffers that hold minus infinity."""
+    """Removes CLIP's causal masks, buffers with minus infinity."""
     return {name: value for name, value in state.items() if not str(name).endswith("attn_mask")}
