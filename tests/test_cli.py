@@ -447,8 +447,8 @@ def test_an_imported_folder_is_asked_what_it_can_and_says_what_it_cannot(walk, t
     assert main(["import", str(tmp_path / "MRM.pth"), "--out", str(tower), "--tokenizer", str(tokenizer)]) == 0
     assert "LOAD REPORT" not in "".join(capfd.readouterr())
     for words, code, sentence in [
-        (["evaluate", str(both)], 2, "no data are named, and the run has none of its own"),
-        (["classify", str(tower)], 2, "no data are named, and the run has none of its own"),
+        (["evaluate", str(both)], 2, "no data given, and the run has none"),
+        (["classify", str(tower)], 2, "no data given, and the run has none"),
         (["evaluate", str(tower)], 4, "holds an image tower without a text tower"),
         (["evaluate", str(tower), "--task", "retrieval"], 4, "retrieve images by images only"),
         (["learn-context", str(tower)], 4, "holds an image tower without a text tower"),

@@ -182,8 +182,8 @@ def test_settings_of_the_run_that_other_data_do_not_use_are_named_in_one_line(ru
     assert (found.split, found.exclude_patients, found.views, found.patient_dataset) == (None, None, None, None)
     [line] = [line for line in capsys.readouterr().err.splitlines() if "not used" in line]
     assert line == (
-        "of the run's settings, data.split=5x200-strict, data.exclude_patients=own.csv, data.patient_dataset=nih, "
-        "data.views=AP are not used for these data (rsna, split rsna-balanced)"
+        "settings of the run that are not used for these data (rsna, split rsna-balanced): data.split=5x200-strict, "
+        "data.exclude_patients=own.csv, data.patient_dataset=nih, data.views=AP"
     )
     settings_of(["classify", str(run), "--data", f"chexpert:{rsna}"], capture, monkeypatch)
     assert "not used" not in capsys.readouterr().err

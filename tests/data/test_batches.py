@@ -90,14 +90,14 @@ def test_g5_an_epoch_leaves_its_last_incomplete_batch_out_and_counts_it():
 def test_g9_too_few_images_are_refused_with_both_counts():
     with pytest.raises(ConfigError, match="3 training images do not fill one batch of 4"):
         StepSampler(3, 4, steps=1, seed=0)
-    with pytest.raises(ConfigError, match="a batch of 4 cannot be filled, one training image alone is left; add"):
+    with pytest.raises(ConfigError, match="a batch of 4 cannot be filled: there is only one training image; add"):
         StepSampler(1, 4, steps=1, seed=0)
-    with pytest.raises(ConfigError, match="cannot be filled, no training image is left"):
+    with pytest.raises(ConfigError, match="cannot be filled: there are no training images"):
         StepSampler(0, 4, steps=1, seed=0)
 
 
 def test_m2_a_batch_that_cannot_be_shared_evenly_is_refused():
-    with pytest.raises(ConfigError, match="batch of 10 cannot be shared evenly by 4 devices; nearest is 8"):
+    with pytest.raises(ConfigError, match="batch of 10 cannot be divided evenly by 4 devices; the nearest size is 8"):
         StepSampler(100, 10, steps=1, seed=0, world_size=4)
 
 

@@ -79,7 +79,7 @@ def test_other_data_are_read_as_the_runs_but_a_table_and_another_dataset_in_thei
     assert (table.root, table.table, table.label_source, table.split) == (root, "test_labels.csv", "table", None)
     assert (table.test_list, table.split_file, table.views) == (None, None, ("PA",))
     assert [record.view for record in read_dataset(table).records] == ["frontal"]
-    with pytest.raises(ConfigError, match=r"no data are named, and the run has none of its own.*give --data <dataset>"):
+    with pytest.raises(ConfigError, match=r"no data given, and the run has none.*set --data <dataset>"):
         data_config(Settings(), None)
     foreign = data_config(mine, f"manifest:{tmp_path}")
     assert (foreign.label_source, foreign.split, foreign.test_list, foreign.split_file, foreign.views) == (

@@ -1,4 +1,4 @@
-"""From files to batches."""
+"""Datasets, images and texts: from files to batches."""
 
 from cleft.data.datasets import (
     DATASETS,

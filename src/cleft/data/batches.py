@@ -1,8 +1,8 @@
-"""From records to batches, in an order that is a function of the seed and the step.
+"""Batches for training and evaluation, in an order that is a function of the seed and the step.
 
-A training sampler hands out (epoch, row) pairs; a view is drawn from them and from nothing else. So workers,
-their number and their speed change no batch, and resuming at a step skips to it without reading what came before.
-Shapes: `N` images of a split, `B` images of a batch, `C` findings, `S` side of a view.
+The training sampler yields (epoch, row) pairs, and a view depends on its pair only. So the number and speed of workers
+change no batch, and resuming at a step needs no earlier data. Shapes: `N` images of a split, `B` images of a batch, `C`
+findings, `S` side of a view.
 """
 
 from __future__ import annotations
@@ -39,24 +39,24 @@ from cleft.types import Batch, Record
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):
-    """Yields one list of (epoch, row) per step: this rank's share of a global batch.
+    """Yields a list of (epoch, row) per step: the share of this rank of a global batch.
 
-    Every epoch visits each row at most once in an order of its own and leaves its last incomplete batch out;
-    `dropped` says how many rows that is. A batch never spans two epochs. The global batch is what is drawn, and then
-    shared out, so that it does not depend on the number of ranks.
+    Every epoch visits each row at most once in a new order and drops its last incomplete batch; `dropped` is the number
+    of these rows. A batch never spans two epochs. The global batch is drawn first and then divided, so it does not
+    depend on the number of ranks.
 
     Args:
         n: Rows of the split.
-        batch_size: Rows of a step, over all ranks together.
-        steps: Steps of the whole run.
+        batch_size: Rows of a step over all ranks.
+        steps: Steps of the complete run.
         seed: Seed of the run.
-        first_step: Steps that were done already. Skipping them costs nothing.
-        rank: Which share of each batch.
+        first_step: Steps that were done before; skipping them costs nothing.
+        rank: Share of each batch, from 0.
         world_size: Number of shares, all of one size.
-        groups: Group of each row, `[n]`, if a batch shall hold as few rows of one group as possible.
+        groups: Group of each row, `[n]`, if a batch should contain as few rows of one group as possible.
 
     Raises:
-        ConfigError: If there are fewer rows than one batch takes, or a batch cannot be shared out evenly.
+        ConfigError: If there are fewer rows than a batch needs, or a batch cannot be divided evenly.
     """
 
     def __init__(
@@ -72,10 +72,8 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         groups: NDArray[np.int64] | None = None,
     ) -> None:
         if n < batch_size and n < 2:
-            left = "one training image alone" if n else "no training image"
-            raise ConfigError(
-                f"a batch of {batch_size} cannot be filled, {left} is left; add images, or leave fewer of them out"
-            )
+            left = "there is only one training image" if n else "there are no training images"
+            raise ConfigError(f"a batch of {batch_size} cannot be filled: {left}; add images, or exclude fewer")
         if n < batch_size:
             raise ConfigError(
                 f"{n} training images do not fill one batch of {batch_size}; "
@@ -83,8 +81,8 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
             )
         if batch_size % world_size:
             raise ConfigError(
-                f"a batch of {batch_size} cannot be shared evenly by {world_size} devices; "
-                f"nearest is {max(1, batch_size // world_size) * world_size}"
+                f"a batch of {batch_size} cannot be divided evenly by {world_size} devices; "
+                f"the nearest size is {max(1, batch_size // world_size) * world_size}"
             )
         self.n = n
         self.batch_size = batch_size
@@ -93,7 +91,7 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         self.first_step = first_step
         self.share = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
         self.dropped = n % batch_size
-        """Rows that each epoch leaves out, different ones each time."""
+        """Rows that each epoch drops, different ones each time."""
         self._groups = groups
 
     def __len__(self) -> int:
@@ -101,12 +99,12 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         per_epoch = self.n // self.batch_size
-        known, order = -1, np.empty(0, np.int64)
+        current, order = -1, np.empty(0, np.int64)
         for step in range(self.first_step, self.steps):
-            epoch, place = divmod(step, per_epoch)
-            if epoch != known:
-                known, order = epoch, self._order(epoch)
-            rows = order[place * self.batch_size : (place + 1) * self.batch_size][self.share]
+            epoch, index = divmod(step, per_epoch)
+            if epoch != current:
+                current, order = epoch, self._order(epoch)
+            rows = order[index * self.batch_size : (index + 1) * self.batch_size][self.share]
             yield [(epoch, row) for row in rows.tolist()]
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
@@ -116,9 +114,9 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
 
 
 class Views(Dataset[Batch]):
-    """Whole batches of augmented views, or of centre crops where no seed is given.
+    """Complete batches of augmented views, or of centre crops if there is no seed.
 
-    Holds arrays and distinct strings, no records, so that it travels to a worker in a moment.
+    Contains arrays and distinct strings, no records, so that it is sent to a worker quickly.
     """
 
     def __init__(
@@ -142,11 +140,11 @@ class Views(Dataset[Batch]):
         return len(self._numbers)
 
     def __getitem__(self, position: tuple[int, int]) -> Batch:
-        """Returns a batch of one."""
+        """Return a batch of one."""
         return self.__getitems__([position])
 
     def __getitems__(self, positions: Sequence[tuple[int, int]]) -> Batch:
-        """Returns the batch of these (epoch, row) pairs; a loader calls it once per batch."""
+        """Return the batch of these (epoch, row) pairs; a loader calls it once per batch."""
         rows = [row for _, row in positions]
         images = np.stack([self._view(epoch, row) for epoch, row in positions])
         batch = Batch(
@@ -161,7 +159,7 @@ class Views(Dataset[Batch]):
         try:
             pixels = self._pixels[int(self._numbers[row])]
         except DataError as error:
-            # No substitute and no shorter batch: either would be a different run that looks like this one.
+            # No substitute and no shorter batch: both would silently change the run.
             raise DataError(f"image {row} of the split: {error}", reason=error.reason) from error
         if self._seed is None:
             return centre_crop(pixels, self._config.size)
@@ -197,7 +195,7 @@ def train_loader(
     augmented: bool = True,
     texts: Texts | None = None,
 ) -> Batches:
-    """Returns all remaining batches of a run, one per step; epochs follow each other inside.
+    """Return all remaining batches of a run, one per step.
 
     Args:
         records: Training split, each with a caption; without those that `prepared` rejected.
@@ -206,10 +204,10 @@ def train_loader(
         settings: Seed, images and workers.
         schedule: Batch size, steps and share of this rank.
         augmented: Whether views are random; otherwise images are cropped at the centre, as for evaluation.
-        texts: What is read with each image, in place of its caption.
+        texts: Texts paired with the images, instead of captions.
 
     Raises:
-        ConfigError: If there are fewer images than one batch takes, or a batch cannot be shared out evenly.
+        ConfigError: If there are fewer images than a batch needs, or a batch cannot be divided evenly.
         DataError: If a record has no caption or no pixels.
     """
     size = schedule.batch_size or settings.train.batch_size
@@ -243,7 +241,7 @@ def eval_loader(
     batch_size: int,
     texts: Texts | None = None,
 ) -> Batches:
-    """Returns every image once, in the records' order, cropped at the centre; the last batch may be smaller.
+    """Return every image once, in the order of the records, cropped at the centre; the last batch may be smaller.
 
     Args:
         records: The images, each with a caption.
@@ -251,7 +249,7 @@ def eval_loader(
         findings: Columns of the labels.
         settings: Images and workers.
         batch_size: Images of a batch.
-        texts: What is read with each image, in place of its caption.
+        texts: Texts paired with the images, instead of captions.
 
     Raises:
         DataError: If a record has no caption or no pixels.
@@ -265,7 +263,7 @@ def eval_loader(
 
 
 def label_table(records: Sequence[Record], findings: Sequence[str]) -> NDArray[np.float32]:
-    """Returns labels as a table, `[N, C]`: 1, 0, -1, or NaN where nobody mentioned the finding."""
+    """Return labels as an array, `[N, C]`: 1, 0, -1, or NaN if the finding is not mentioned."""
     table = [[record.labels.get(finding, np.nan) for finding in findings] for record in records]
     return np.array(table, dtype=np.float32).reshape(len(records), len(findings))
 
@@ -275,7 +273,7 @@ def _numbers(records: Sequence[Record], prepared: PreparedImages) -> NDArray[np.
     if absent:
         raise DataError(
             f"{share(len(absent), len(records), 'record')} {verb(len(absent), 'has', 'have')} no prepared "
-            f"pixels, the first is {absent[0]}; prepare these records, and leave out those that were rejected"
+            f"pixels, the first is {absent[0]}; prepare these records, and drop those that were rejected"
         )
     return np.array([prepared.numbers[record.id] for record in records], dtype=np.int64)
 
@@ -285,21 +283,21 @@ def _captions(records: Sequence[Record]) -> list[str]:
     captions: list[str] = []
     for record in records:
         if record.caption is None:
-            raise DataError(f"{record.id} has no caption; write captions before making batches")
+            raise DataError(f"{record.id} has no caption; call add_captions first")
         captions.append(known.setdefault(record.caption, record.caption))
     return captions
 
 
 class Batches:
-    """Batches of a loader, whose errors say which images were being read.
+    """Batches of a loader; its errors name the images that were being read.
 
     Args:
-        views: Makes a batch of positions.
+        views: Makes a batch from positions.
         batches: Positions of each batch, (epoch, row).
         names: Id of each row.
-        settings: Workers, how long to wait for them, and the size of an image.
+        settings: Number and timeout of workers, and the size of an image.
         rows: Images of the largest batch.
-        persistent: Whether workers stay for the next pass.
+        persistent: Whether workers are kept for the next pass.
     """
 
     def __init__(
@@ -313,7 +311,7 @@ class Batches:
             views,
             batch_sampler=self._handed_out,
             num_workers=config.workers,
-            collate_fn=_as_it_is,
+            collate_fn=_unchanged,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_one_thread if config.workers else None,
             persistent_workers=persistent and config.workers > 0,
@@ -336,19 +334,19 @@ class Batches:
         except (RuntimeError, CleftError, EOFError, OSError) as error:
             explained = explain_worker_error(error) or _explain_lost_batch(error, batches)
             if isinstance(batches, _MultiProcessingDataLoaderIter):
-                batches._shutdown_workers()  # pyright: ignore  left to the garbage collector they would hold it up
+                batches._shutdown_workers()  # pyright: ignore  otherwise they delay garbage collection
             if explained is None:
                 raise
             raise explained from error
         self._handed_out.waiting.clear()
 
     def in_flight(self) -> list[str]:
-        """Ids of the images that workers were given and have not returned."""
+        """Ids of the images that were sent to workers and not returned."""
         return [self._names[row] for batch in self._handed_out.waiting for _, row in batch]
 
 
 class _InFlight:
-    """Positions of batches, which are remembered until their batch is there."""
+    """Iterates over the positions of batches and keeps those whose batch has not arrived."""
 
     def __init__(self, batches: Any) -> None:
         self._batches = batches
@@ -364,18 +362,18 @@ class _InFlight:
 
 
 _loaders: WeakSet[Batches] = WeakSet()
-"""Every loader: torch reports the end of a worker wherever the main thread is at that moment."""
+"""Every loader: torch reports the end of a worker in any code of the main thread."""
 
 
 def _check_shared_memory(size: int, workers: int) -> None:
-    """Refuses workers for whose batches there is no shared memory: torch would wait for them until `data.timeout`.
+    """Raise an error if there is too little shared memory for the workers: torch would wait until `data.timeout`.
 
     Args:
         size: Bytes of the images of a batch.
-        workers: That make batches, two each ahead.
+        workers: Number of workers, which prefetch two batches each.
 
     Raises:
-        ResourceError: Names what is needed and what there is.
+        ResourceError: If there is too little.
     """
     if not _SHARED_MEMORY.is_dir():
         return
@@ -392,7 +390,7 @@ _SHARED_MEMORY = Path("/dev/shm")
 
 
 def explain_worker_error(error: BaseException) -> CleftError | None:
-    """Returns what an error of torch's loader means, or None if it is about something else."""
+    """Return an error of torch's loader as one with a clear message, or None if it has another cause."""
     text = str(error)
     if "DataLoader" not in text:
         return None
@@ -400,7 +398,7 @@ def explain_worker_error(error: BaseException) -> CleftError | None:
     if waited:
         return DataError(
             f"no image came from a loader worker for {float(waited[1]):g} s (data.timeout); being read: "
-            f"{_in_flight()}. Check their disk, or raise data.timeout",
+            f"{_in_flight()}. Check the disk, or raise data.timeout",
             reason="timeout",
         )
     ended = re.search(r"killed by signal: ([^.]+)|exited unexpectedly", text)
@@ -411,10 +409,10 @@ def explain_worker_error(error: BaseException) -> CleftError | None:
 
 
 def _explain_lost_batch(error: BaseException, batches: Any) -> CleftError | None:
-    """Returns what it means that the connection to a worker broke while its batch was received, or None.
+    """Return the error behind a connection that broke while a batch was received, or None.
 
-    torch fetches the memory of a batch from the worker that made it; a worker that ends at that moment shows as an
-    error of the connection, before torch reports the worker.
+    torch fetches the memory of a batch from its worker; the end of a worker at that moment appears as an error of the
+    connection, before torch reports the worker.
     """
     if not isinstance(error, EOFError | OSError) or not isinstance(batches, _MultiProcessingDataLoaderIter):
         return None
@@ -422,7 +420,7 @@ def _explain_lost_batch(error: BaseException, batches: Any) -> CleftError | None
     try:
         for worker in workers:
             worker.join(_SECONDS_TO_END)
-    except RuntimeError as reported:  # torch's handler of ended workers runs wherever the main thread is
+    except RuntimeError as reported:  # torch reports ended workers in any code of the main thread
         return explain_worker_error(reported)
     for code in (worker.exitcode for worker in workers):
         if code:
@@ -447,43 +445,43 @@ def _in_flight() -> str:
 
 _NAMED = 8
 _SECONDS_TO_END = 1.0
-"""A worker whose connection broke has ended, or is about to."""
+"""A worker whose connection broke has ended or is about to."""
 
 
 def _with_texts(batch: Batch, texts: Texts, positions: Sequence[tuple[int, int]]) -> Batch:
-    read = [texts.sample(epoch, row) for epoch, row in positions]
-    said = [each.labels for each in read if each.labels is not None]
-    reworded = [each.reworded for each in read if each.reworded is not None]
+    samples = [texts.sample(epoch, row) for epoch, row in positions]
+    labels = [each.labels for each in samples if each.labels is not None]
+    reworded = [each.reworded for each in samples if each.reworded is not None]
     return batch._replace(
-        captions=[each.text for each in read],
-        text_labels=torch.from_numpy(np.stack(said)) if said else None,
+        captions=[each.text for each in samples],
+        text_labels=torch.from_numpy(np.stack(labels)) if labels else None,
         reworded=reworded or None,
     )
 
 
-def _as_it_is(batch: Any) -> Batch:
-    return batch  # Views makes whole batches.
+def _unchanged(batch: Any) -> Batch:
+    return batch  # `Views` returns complete batches.
 
 
 def _one_thread(worker: int) -> None:
-    # Workers are the parallelism; threads of OpenCV below them would only contend.
+    # Workers are parallel already; threads of OpenCV would only compete.
     cv2.setNumThreads(0)
 
 
 def load_image(path: str | Path, config: ImagesConfig) -> Tensor:
-    """Reads one image the way evaluation reads each: decoded, prepared, its centre cut out.
+    """Read one image as in evaluation: decoded, prepared, cropped at the centre.
 
-    A child process decodes it, which a damaged file may end without harm; it is kept for the next call.
+    A child process decodes it, so that a damaged file cannot crash this process; it is kept for the next call.
 
     Args:
-        path: A PNG, JPEG or DICOM file; its content decides, not its name.
-        config: The `images` settings of the run whose model will see it.
+        path: A PNG, JPEG or DICOM file; the format is detected from its content.
+        config: The `images` settings of the run whose model is used.
 
     Returns:
         A batch of one gray image, `[1, 1, H, W]` uint8, for `encode_image`.
 
     Raises:
-        DataError: If the file is not a readable image; `reason` says why, also where it ended the decoder.
+        DataError: If the file is not a readable image, or crashes the decoder; see `reason`.
         ResourceError: If the child process cannot start.
     """
     import torch

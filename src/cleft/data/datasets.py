@@ -1,4 +1,4 @@
-"""The datasets that can be read: one entry each, and everything the other rooms need to know about it."""
+"""Registry of datasets, and their settings for a run, another folder or another table."""
 
 from __future__ import annotations
 
@@ -40,82 +40,32 @@ from cleft.errors import ConfigError
 from cleft.privacy import expand_user
 from cleft.types import Reading, Record
 
-Policy = Literal["zeros", "ones", "mixed", "ignore"]
-
-UNCERTAIN = -1.0
-_PRESENT_IF_MIXED = {"atelectasis", "edema", "pleural effusion"}
-
-
-def apply_uncertain(records: Sequence[Record], policy: Policy) -> list[Record]:
-    """Decides what -1 counts as; `Record.uncertain` remembers where it stood.
-
-    Args:
-        records: As a reader returns them.
-        policy: `zeros`: absent. `ones`: present. `mixed`: present for atelectasis, edema and pleural effusion,
-            absent for every other finding. `ignore`: as if nobody had mentioned it.
-
-    Returns:
-        New records in the same order, none of whose labels is -1.
-
-    Source:
-        CLEFT counts a finding as positive only where the label is 1, which is `zeros`; `mixed` is what GLoRIA
-        and MGCA do for the five competition findings (docs/decisions/0011).
-    """
-    # Records with equal labels share one mapping, so each distinct mapping is decided once.
-    decided: dict[int, tuple[Mapping[str, float], tuple[str, ...]]] = {}
-    results: list[Record] = []
-    for record in records:
-        key = id(record.labels)
-        if key not in decided:
-            decided[key] = _decide(record.labels, policy)
-        labels, uncertain = decided[key]
-        results.append(replace(record, labels=labels, uncertain=uncertain) if uncertain else record)
-    return results
-
-
-def _decide(labels: Mapping[str, float], policy: Policy) -> tuple[Mapping[str, float], tuple[str, ...]]:
-    uncertain = tuple(name for name, value in labels.items() if value == UNCERTAIN)
-    if not uncertain:
-        return labels, ()
-    if policy == "ignore":
-        return {name: value for name, value in labels.items() if value != UNCERTAIN}, uncertain
-    decided = {name: _count_as(name, policy) if value == UNCERTAIN else value for name, value in labels.items()}
-    return decided, uncertain
-
-
-def _count_as(finding: str, policy: Policy) -> float:
-    if policy == "mixed":
-        return float(finding.casefold() in _PRESENT_IF_MIXED)
-    return float(policy == "ones")
-
-
 log = logging.getLogger(__name__)
 
 
 class Reader(Protocol):
-    """Reads what can be read of a folder and collects what is wrong with the rest."""
+    """Reads a folder as far as possible and collects faults of the rest."""
 
     def __call__(self, config: DataConfig, *, check_files: bool = True) -> ReaderResult:
-        """Reads; without `check_files` tables alone."""
+        """Read the dataset; without `check_files` only its tables."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """How a dataset is read, and what holds for it unless a setting says otherwise."""
+    """A dataset: its reader, and defaults for settings that are not set."""
 
     reader: Reader
-    """Its reader."""
     prompt_prefix: str = CHEST_PREFIX
-    """What its captions and class prompts begin with."""
+    """Beginning of its captions and class prompts."""
     classes: tuple[str, ...] | None = None
-    """Classes it is asked about when a run's own are none of its findings: names of sets or findings."""
+    """Classes to evaluate if those of the run are not findings of the dataset: names of class sets or findings."""
     license_terms: str | None = None
-    """What its owner allows, in a sentence, where that reaches beyond the images: to weights trained on them."""
+    """Terms of use in one sentence, if they extend to weights trained on the images."""
     phrases: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Class to its phrase in prompts, where that is not its name; with the punctuation of the authors' prompts."""
+    """Class to its phrase in prompts, if that is not its name; with the punctuation of the authors' prompts."""
     whole_captions: bool = False
-    """Whether a caption must not be cut, because what it is about stands at its end."""
+    """Whether captions must not be truncated, because the findings are at the end."""
 
 
 DATASETS: dict[str, Dataset] = {
@@ -134,7 +84,7 @@ DATASETS: dict[str, Dataset] = {
     "rsna": Dataset(reader=read_rsna, classes=("rsna-2",)),
     "manifest": Dataset(reader=read_manifest),
 }
-"""By the value of `data.dataset`."""
+"""By value of `data.dataset`."""
 
 CLASS_SETS: dict[str, tuple[str, ...]] = {
     "chexpert-5": ("Atelectasis", "Edema", "Cardiomegaly", "Pleural Effusion", "Consolidation"),
@@ -145,78 +95,126 @@ CLASS_SETS: dict[str, tuple[str, ...]] = {
     "birads-7": BIRADS_CLASSES,
     "density-4": DENSITY_CLASSES,
 }
-"""Classes by the name of their set, in the order of the authors' code."""
+"""Classes by name of the set, in the order of the authors' code."""
 
 
 def read_dataset(config: DataConfig) -> Reading:
-    """Reads a dataset, decides what its uncertain labels count as, and gives every image its caption.
+    """Read a dataset, resolve uncertain labels, and add a caption to every image.
 
     Raises:
         ConfigError: If `data.root` is not set.
-        DataError: If the table or its images are not what the reader expects.
+        DataError: If the table or its images are not as the reader expects.
     """
     return finish_reading(DATASETS[config.dataset].reader(config).checked(), config)
 
 
 @gc_paused()
 def finish_reading(reading: Reading, config: DataConfig) -> Reading:
-    """What every dataset goes through after its reader.
+    """Apply the steps common to all datasets after reading.
 
-    Patients are excluded, images without a report left out where that is wanted, uncertain labels decided and captions
-    written.
+    Excluded patients are removed, images without a report too if set, uncertain labels resolved and captions added.
 
     Raises:
         DataError: If no record is left, or the list of excluded patients cannot be read.
     """
-    settled = exclude_patients(reading, config)
+    reading = exclude_patients(reading, config)
     if config.missing_report == "drop":
-        settled = drop_unreported(settled, "whole")
-    decided = replace(settled, records=apply_uncertain(settled.records, config.uncertain))
-    return add_captions(decided, config, prompt_prefix(config))
+        reading = drop_unreported(reading, "whole")
+    resolved = replace(reading, records=apply_uncertain(reading.records, config.uncertain))
+    return add_captions(resolved, config, prompt_prefix(config))
+
+
+Policy = Literal["zeros", "ones", "mixed", "ignore"]
+
+UNCERTAIN = -1.0
+_PRESENT_IF_MIXED = {"atelectasis", "edema", "pleural effusion"}
+
+
+def apply_uncertain(records: Sequence[Record], policy: Policy) -> list[Record]:
+    """Resolve labels -1 by a policy; `Record.uncertain` keeps which labels were uncertain.
+
+    Args:
+        records: Records as a reader returns them.
+        policy: `zeros`: absent. `ones`: present. `mixed`: present for atelectasis, edema and pleural effusion,
+            absent for every other finding. `ignore`: unmentioned.
+
+    Returns:
+        New records in the same order, without any label -1.
+
+    Source:
+        CLEFT counts a finding as positive only if the label is 1, which is `zeros`; `mixed` is what GLoRIA
+        and MGCA do for the five competition findings (docs/decisions/0011).
+    """
+    # Records with equal labels share one mapping, so each distinct mapping is resolved once.
+    resolved: dict[int, tuple[Mapping[str, float], tuple[str, ...]]] = {}
+    results: list[Record] = []
+    for record in records:
+        key = id(record.labels)
+        if key not in resolved:
+            resolved[key] = _resolve(record.labels, policy)
+        labels, uncertain = resolved[key]
+        results.append(replace(record, labels=labels, uncertain=uncertain) if uncertain else record)
+    return results
+
+
+def _resolve(labels: Mapping[str, float], policy: Policy) -> tuple[Mapping[str, float], tuple[str, ...]]:
+    uncertain = tuple(name for name, value in labels.items() if value == UNCERTAIN)
+    if not uncertain:
+        return labels, ()
+    if policy == "ignore":
+        return {name: value for name, value in labels.items() if value != UNCERTAIN}, uncertain
+    resolved = {name: _count_as(name, policy) if value == UNCERTAIN else value for name, value in labels.items()}
+    return resolved, uncertain
+
+
+def _count_as(finding: str, policy: Policy) -> float:
+    if policy == "mixed":
+        return float(finding.casefold() in _PRESENT_IF_MIXED)
+    return float(policy == "ones")
 
 
 _OF_TABLE = ("split", "split_file", "test_list", "label_source", "exclude_patients")
-"""Settings that belong to one table: inherited from a run, they are not used for another table."""
+"""Settings that belong to one table; not inherited for another table."""
 _OF_DATASET = ("patient_mapping", "patient_dataset", "views", "prompt_prefix", "reports", "missing_report")
-"""Settings that belong to one dataset."""
+"""Settings that belong to one dataset; not inherited for another dataset."""
 
 
 def data_config(settings: Settings, data: str | None, *, inherited: DataConfig | None = None) -> DataConfig:
-    """Returns where to read: the run's own data, or `dataset:folder` or `dataset:table` in their place.
+    """Return the data settings for the run's data, or for another `dataset:folder` or `dataset:table`.
 
-    Another folder is read and split as the run's was. A table, such as CheXpert's `test_labels.csv`, has labels of its
-    own and is split in the dataset's own way; so is a dataset of another kind.
+    Another folder of the same dataset is read and split as in the run. A table, such as CheXpert's `test_labels.csv`,
+    has its own labels and the default split of the dataset; so has another dataset.
 
     Args:
-        settings: Of the run, with what was set for these data.
+        settings: Settings of the run, with those set for these data.
         data: `dataset:folder`, `dataset:table`, or None.
-        inherited: Data settings of the run alone. A setting that differs from them was set explicitly and is kept,
-            whatever the data. By default every setting counts as inherited.
+        inherited: Data settings of the run. A setting that differs from them was set explicitly and is kept for any
+            data. By default every setting counts as inherited.
 
     Raises:
-        ConfigError: If `data` names no known dataset and folder, or there is none and the run has none either, or a
-            setting that is kept does not apply to the dataset.
+        ConfigError: If `data` is not a known dataset with a folder, or is missing and the run has no data, or a setting
+            that is kept does not apply to the dataset.
     """
     if data is None:
         if settings.data.root is None:
             raise ConfigError(
-                "no data are named, and the run has none of its own, as an imported model; give --data "
-                "<dataset>:<folder>, such as chexpert:/data/CheXpert"
+                "no data given, and the run has none (it is an imported model); set --data <dataset>:<folder>, such as "
+                "chexpert:/data/CheXpert"
             )
         return settings.data
     dataset, _, folder = data.partition(":")
     if dataset not in DATASETS or not folder:
         known = " or ".join(f"{name}:<folder>" for name in DATASETS)
         raise ConfigError(f"data={data!r} is not a dataset and its folder; write {known}")
-    own, usual = settings.data, DataConfig()
-    place = Path(expand_user(folder))
-    table = place.is_file()
+    own, default = settings.data, DataConfig()
+    path = Path(expand_user(folder))
+    table = path.is_file()
     names = (*(_OF_TABLE if table or dataset != own.dataset else ()), *(_OF_DATASET if dataset != own.dataset else ()))
     changed: dict[str, Any] = {
         "dataset": dataset,
-        "root": place.parent if table else place,
-        "table": place.name if table else None,
-        **{name: getattr(usual, name) for name in names},
+        "root": path.parent if table else path,
+        "table": path.name if table else None,
+        **{name: getattr(default, name) for name in names},
     }
     if inherited is not None:
         explicit = {name: getattr(own, name) for name in ("table", *names)}
@@ -225,18 +223,18 @@ def data_config(settings: Settings, data: str | None, *, inherited: DataConfig |
 
 
 def settings_for(run: Path, data: str | None, words: Sequence[str]) -> Settings:
-    """Builds the settings of a run for other data, with command-line words on top.
+    """Return the settings of a run for other data, with command-line overrides.
 
-    The words are applied last: what was typed is used or refused. Settings that the run had before and that are not
-    used for these data are reported.
+    Overrides are applied last: each is used or rejected. Settings of the run that are not used for these data are
+    logged.
 
     Args:
         run: Run folder.
-        data: As for `data_config`; None keeps the run's own data.
-        words: Such as `--data.exclude_patients list.csv`.
+        data: As for `data_config`; None for the data of the run.
+        words: Overrides such as `--data.exclude_patients list.csv`.
 
     Raises:
-        ConfigError: As `data_config` and `merge_overrides`, and if `data` and a word both name the images.
+        ConfigError: As `data_config` and `merge_overrides`, and if `data` and an override both name the images.
     """
     settings = load_run_settings(run)
     if data is None:
@@ -245,29 +243,28 @@ def settings_for(run: Path, data: str | None, words: Sequence[str]) -> Settings:
     config = data_config(settings, data)
     for name in ("dataset", "root", *(("table",) if config.table is not None else ())):
         if f"data.{name}" in typed:
-            raise ConfigError(f"--data {data} and --data.{name} both say which images are read; give one of them")
+            raise ConfigError(f"--data {data} and --data.{name} both set the images to read; give one of them")
     merged = merge_overrides(replace(settings, data=config), words)
     report_not_inherited(settings.data, merged.data)
     return merged
 
 
 def report_not_inherited(before: DataConfig, after: DataConfig) -> None:
-    """Logs one line that names the settings of a run which are not used for other data, if there are any."""
-    usual = DataConfig()
+    """Log the settings of a run that are not used for other data, if there are any."""
+    default = DataConfig()
     names = [
         name
         for name in (*_OF_TABLE, *_OF_DATASET)
-        if getattr(before, name) != getattr(usual, name) and getattr(after, name) != getattr(before, name)
+        if getattr(before, name) != getattr(default, name) and getattr(after, name) != getattr(before, name)
     ]
     if not names:
         return
     values = ", ".join(f"data.{name}={_as_typed(getattr(before, name))}" for name in names)
     log.info(
-        "of the run's settings, %s %s not used for these data (%s, split %s)",
-        values,
-        "is" if len(names) == 1 else "are",
+        "settings of the run that are not used for these data (%s, split %s): %s",
         after.dataset,
         after.split_file or split_recipe(after),
+        values,
     )
 
 
@@ -276,15 +273,15 @@ def _as_typed(value: Any) -> str:
 
 
 def prompt_prefix(config: DataConfig) -> str:
-    """Returns what captions and class prompts begin with: `data.prompt_prefix`, or the dataset's own."""
+    """Return the beginning of captions and class prompts: `data.prompt_prefix`, or the default of the dataset."""
     return config.prompt_prefix or DATASETS[config.dataset].prompt_prefix
 
 
 def license_terms(config: DataConfig) -> str | None:
-    """Returns what the owner of the images allows, where that reaches weights; nobody owns phantoms."""
+    """Return the terms of use if they extend to weights; None for synthetic images."""
     return None if is_synthetic(config.root) else DATASETS[config.dataset].license_terms
 
 
 def split_recipe(config: DataConfig) -> str:
-    """Returns how records are split: `data.split`, or the dataset's own way."""
+    """Return the split recipe: `data.split`, or the default of the dataset."""
     return config.split or usual_split(config.dataset)

@@ -1,4 +1,4 @@
-"""A bar with rate and time left, on the error stream, and only where somebody looks."""
+"""Progress bar with rate and remaining time on the error stream, if it is a terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.text import Text
 
 @contextmanager
 def progress_bar(what: str, total: int, *, enabled: bool) -> Generator[Callable[[], None]]:
-    """Gives a function to call once per item; it does nothing if disabled or the error stream is no terminal."""
+    """Yield a function to call once per item; it does nothing if disabled or the error stream is not a terminal."""
     if not (enabled and sys.stderr.isatty()):
         yield lambda: None
         return
@@ -27,5 +27,5 @@ class _Rate(ProgressColumn):
     """Items per second."""
 
     def render(self, task: Task) -> Text:
-        """Shows the present rate, or nothing before there is one."""
+        """Show the current rate, or nothing before there is one."""
         return Text(f"{task.speed:,.0f}/s" if task.speed else "")

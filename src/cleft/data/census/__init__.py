@@ -1,1 +1,1 @@
-"""From a folder to everything that can be known of it without training."""
+"""The dataset check: faults and a summary of a dataset, without training."""

@@ -1,1 +1,1 @@
-"""From image files to prepared squares, decoded once, and to views of them."""
+"""Images: opening, decoding, preprocessing and caching."""
