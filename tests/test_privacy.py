@@ -120,7 +120,7 @@ def test_o2_a_run_that_was_moved_finds_its_data_and_a_copy_of_another_user_says_
     cache = ["--data.cache", str(tmp_path / "cache")]
     assert typed(tmp_path, 1, "evaluate", str(run)) == 2
     said = next((tmp_path / "streams").glob("1-*")).read_text()
-    assert "data.root names 'data' in a folder of another user or machine; give --data.root" in said
+    assert "data.root names 'data' in a folder of another user or machine; set --data.root" in said
     assert typed(tmp_path, 2, "evaluate", str(run), "--data.root", data, *cache) == 0
     result = next((run / "results").glob("*.json")).read_text()
     assert "home-of-janedoe" not in result
@@ -174,7 +174,7 @@ def test_o1_what_is_wrong_with_a_file_is_said_without_its_header(tmp_path):
     table.write_text(table.read_text().replace("remark", "_remark").replace("born", "_born"))
     assert typed(tmp_path, 2, "data", "prepare", "tiny", *root) == 3
     told = (tmp_path / "streams" / "0-data-check.txt").read_text()
-    assert "column 'remark' holds text that is no label" in told
+    assert "column 'remark' holds text that is not a label" in told
     assert "cannot be decoded, " in told
     named = [word for word in NOWHERE if word != FILE]  # files may be named to those who must fix them
     assert leaks(tmp_path / "streams", named) == leaks(tmp_path / "cache", named) == []

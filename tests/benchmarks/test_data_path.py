@@ -55,7 +55,7 @@ def test_limits_scale_with_a_slow_core_but_not_with_a_fast_one():
     assert "more than 0.3" in exceeded_limits([costs(SMALL, **slow, yardstick=1e-3)], busy=False)[0]
 
 
-@pytest.mark.slow
+@pytest.mark.benchmark
 def test_g6_the_data_path_keeps_its_limits(tmp_path):
     threads = cv2.getNumThreads(), torch.get_num_threads()
     cv2.setNumThreads(0)

@@ -60,7 +60,7 @@ def test_the_tree_holds_a_third_of_the_memory_of_any_padding(reader):
     assert held[CHECKPOINTED] < held[PADDED] / 2
 
 
-@pytest.mark.slow
+@pytest.mark.benchmark
 def test_g4_a_step_costs_a_quarter_more_than_the_image_tower_alone_at_most():
     # The image tower is the one of which the text tower is as many times the work as in the paper's pair; beside the
     # paper's image tower a text tower of this size would be nothing.

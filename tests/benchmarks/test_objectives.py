@@ -28,7 +28,7 @@ def test_the_table_says_how_it_was_made(capsys):
     assert said.count("| batched (again) |") == 2
 
 
-@pytest.mark.slow
+@pytest.mark.benchmark
 def test_at_batch_48_the_batched_terms_outrun_the_loops():
     """On one thread, by its own clock: 4.2 to 6 times and 80 times were measured."""
     threads = torch.get_num_threads()

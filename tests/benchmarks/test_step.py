@@ -25,7 +25,7 @@ def rows(printed, head):
     return {line[0]: dict(zip(names, line, strict=True)) for line in cells}
 
 
-@pytest.mark.slow
+@pytest.mark.benchmark
 def test_from_captions_to_tables(capsys):
     threads = torch.get_num_threads()
     main(["--size", "tiny", "--batches", "24", "256", "--step-batches", "24", "--rounds", "1", "--limit", "1"])

@@ -216,6 +216,7 @@ def test_blocks_of_resamples_do_not_change_the_interval(monkeypatch):
     assert intervals([statistic], patients, resamples=100) == at_once
 
 
+@pytest.mark.benchmark
 def test_intervals_of_a_thousand_images_and_five_classes_take_seconds():
     generator = np.random.default_rng(0)
     scores, truth = generator.random((1_000, 5)), generator.integers(5, size=1_000)

@@ -196,8 +196,11 @@ def main() -> None:
         print("over 500 lines:", *(f"{name}: {n}" for name, n in lines().items() if n > 500), sep="\n  ")
     if options.paths:
         with tempfile.TemporaryDirectory() as folder:
-            found = on_the_way_of_an_evaluation(Path(folder))
-            print(f"files of a warm `cleft evaluate`: {len(found)}", *found, sep="\n  ")
+            files = on_the_way_of_an_evaluation(Path(folder))
+            print(f"files of an evaluation of cached images: {len(files)}", *files, sep="\n  ")
+        with tempfile.TemporaryDirectory() as folder:
+            files = on_the_way_of_a_training_step(Path(folder))
+            print(f"files of a training step: {len(files)}", *files, sep="\n  ")
 
 
 if __name__ == "__main__":

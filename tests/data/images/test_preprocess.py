@@ -1,5 +1,4 @@
 import os
-import time
 from dataclasses import replace
 from io import BytesIO
 
@@ -57,13 +56,11 @@ def test_bytes_are_read_like_a_file(tmp_path, noise):
 def test_c2_only_regular_files_are_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "empty").touch()
-    begun = time.monotonic()
     assert reason(tmp_path / "absent.png") == "missing"
     assert reason(tmp_path / "empty" / "below.png") == "missing"
     assert reason(tmp_path) == "not-a-file"
     assert reason(tmp_path / "pipe") == "not-a-file"
     assert reason(tmp_path / "empty") == "empty"
-    assert time.monotonic() - begun < 2
 
 
 def test_c2_a_file_nobody_may_read_is_unreadable(tmp_path, monkeypatch):

@@ -409,7 +409,7 @@ def test_settings_of_mammograms_are_refused_for_other_datasets():
         load_settings("tiny", ["--data.breast_label=first"])
 
 
-@pytest.mark.slow
+@pytest.mark.benchmark
 def test_the_tables_of_the_complete_release_are_read_in_seconds(tmp_path):
     files, findings = [], []
     for patient in range(20_000):

@@ -182,7 +182,7 @@ def test_any_bytes_are_read_or_refused_as_data(tmp_path_factory, data):
     assert (np.diff(table.lines) > 0).all()
 
 
-@pytest.mark.slow
+@pytest.mark.benchmark
 def test_a_million_rows_take_seconds(tmp_path):
     line = (
         "CheXpert-v1.0-small/train/patient{:07d}/study1/view1_frontal.jpg,Male,60,Frontal,AP,,,-1.0,1.0,,,0.0,,,,,,,\n"
