@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import typing
 from pathlib import Path
 
@@ -49,8 +50,11 @@ def test_every_preset_loads_and_survives_being_written_and_read(preset, tmp_path
 
 
 @pytest.mark.parametrize("preset", preset_names())
-def test_every_preset_says_what_it_is(preset):
-    assert (PRESETS / f"{preset}.yaml").read_text().startswith("# ")
+def test_every_preset_opens_with_what_it_is_a_command_its_cost_and_what_to_expect(preset):
+    head = [line for line in (PRESETS / f"{preset}.yaml").read_text().splitlines() if line.startswith("#")]
+    assert head[0].startswith("# ")
+    assert any(re.match(rf"#   cleft (pretrain {preset}|reproduce table\d --scale tiny) ", line) for line in head)
+    assert {"Cost", "Expected"} <= {line[2:].partition(":")[0] for line in head}
 
 
 def test_the_paper_preset_holds_the_numbers_of_the_paper():
