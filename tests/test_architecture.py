@@ -130,3 +130,9 @@ def test_importing_the_package_brings_nothing_heavy():
 
 def test_every_public_name_can_be_imported():
     assert all(getattr(cleft, name) is not None for name in cleft.__all__)
+
+
+def test_contributing_draws_the_order():
+    text = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    [drawing] = re.findall(r"```text\n(.*?)```", text, re.DOTALL)
+    assert drawing.split() == ORDER[::-1], "CONTRIBUTING.md, Structure: draw the order of ORDER, last one first"
