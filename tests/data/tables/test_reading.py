@@ -23,7 +23,7 @@ def read(tmp_path, text, name="list.csv", **settings):
 
 
 def listed(reading):
-    return {name.removeprefix("train/") for name in reading.listed}
+    return {name.removeprefix("train/") for name in reading.listed_ids}
 
 
 def labels_of(reading, image):

@@ -132,7 +132,7 @@ def read_nih(config: DataConfig, *, check_files: bool = True) -> ReaderResult:
         ],
         faults=[*faults, *wrong_names, *wrong_labels, *official.faults],
         sources={**table.source, **official.sources},
-        people="nih",
+        patient_dataset="nih",
     )
     return build_result(parsed, config, check_files=check_files)
 
@@ -239,8 +239,8 @@ def _read_names(table: Table) -> tuple[list[str], list[str], NDArray[np.bool_], 
     ids = table.columns[_IMAGE].texts()
     matches = [_NAME.fullmatch(name) for name in ids]
     numbers = [clean_id(value) for value in table.columns[_PATIENT].values]
-    people = [canonical_patient("nih", number) if number.isdecimal() else "" for number in numbers]
-    patients = [people[i] for i in table.columns[_PATIENT].index.tolist()]
+    canonical = [canonical_patient("nih", number) if number.isdecimal() else "" for number in numbers]
+    patients = [canonical[i] for i in table.columns[_PATIENT].index.tolist()]
     unnamed = [row for row, match in enumerate(matches) if match is None]
     without_patient = [row for row, patient in enumerate(patients) if not patient]
     conflicting = [
@@ -305,9 +305,9 @@ def _years(text: str) -> str:
 
 def _size_notes(table: Table, ids: Sequence[str], patients: Sequence[str]) -> list[str]:
     """Number of images and patients, next to the published numbers, and the edition of the labels."""
-    people = {patient for patient in patients if patient}
+    distinct = {patient for patient in patients if patient}
     name = table.path.name
-    notes = [f"{name} holds {count(len(set(ids)), 'image')} of {count(len(people), 'patient')} ({_PUBLISHED})"]
+    notes = [f"{name} holds {count(len(set(ids)), 'image')} of {count(len(distinct), 'patient')} ({_PUBLISHED})"]
     units = _have_units(table.columns[_AGES].values)
     edition = "2017 (ages with a unit)" if units else "v2020" if "v2020" in name else "unknown"
     return [*notes, f"edition of the labels: {edition}"]

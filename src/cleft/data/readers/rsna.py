@@ -143,7 +143,7 @@ def read_rsna(config: DataConfig, *, check_files: bool = True) -> ReaderResult:
         faults=[*faults, *wrong, *patients.faults],
         rejected={**({"duplicate": labels.repeated} if labels.repeated else {}), **patients.rejected},
         sources={**table.source, **details.sources, **patients.sources},
-        people=patients.people,
+        patient_dataset=patients.dataset,
         cautions=patients.cautions,
     )
     return build_result(parsed, config, check_files=check_files)
@@ -181,8 +181,8 @@ def find_mapping(given: Path | None, folders: Sequence[Path]) -> PatientMap | No
 class Patients:
     """The patient of each image."""
 
-    people: str
-    """Population, as `Reading.people`."""
+    dataset: str
+    """Dataset that the patient ids belong to, as `Reading.patient_dataset`."""
     names: list[str]
     """Patient of each image, `[N]`."""
     known: NDArray[np.bool_]
@@ -205,7 +205,7 @@ def assign_patients(mapping: PatientMap | None, images: list[str], max_bad: floa
     """
     if mapping is None:
         everything = np.ones(len(images), dtype=bool)
-        return Patients(people="", names=images, known=everything, notes=[_NO_MAPPING], cautions=(_NO_MAPPING,))
+        return Patients(dataset="", names=images, known=everything, notes=[_NO_MAPPING], cautions=(_NO_MAPPING,))
     unmapped = [image for image in images if image not in mapping.patients]
     names = [mapping.patients.get(image, image) for image in images]
     mapped = len(images) - len(unmapped)
@@ -224,7 +224,7 @@ def assign_patients(mapping: PatientMap | None, images: list[str], max_bad: floa
             Fault("no-patient", what + ", ".join(unmapped[:3]), "set data.patient_mapping to a mapping of these images")
         )
     return Patients(
-        people="nih",
+        dataset="nih",
         names=names,
         known=np.array([image in mapping.patients for image in images], dtype=bool),
         notes=notes,

@@ -217,11 +217,11 @@ def is_not_a_finding(name: str) -> bool:
     return plain_name(name) in _NOT_FINDINGS
 
 
-def canonical_patient(people: str, patient: str) -> str:
+def canonical_patient(dataset: str, patient: str) -> str:
     """Returns the canonical id of a patient.
 
     Args:
-        people: Population of the patients, as `data.patient_dataset`. Spellings are known for `nih` only.
+        dataset: Dataset that the patient ids belong to, as `data.patient_dataset`. Spellings are known for `nih` only.
         patient: Id in a table.
 
     Example:
@@ -230,7 +230,7 @@ def canonical_patient(people: str, patient: str) -> str:
         >>> canonical_patient("chexpert", "patient00013")
         'patient00013'
     """
-    found = _NIH_PATIENT.fullmatch(clean_id(patient)) if people == "nih" else None
+    found = _NIH_PATIENT.fullmatch(clean_id(patient)) if dataset == "nih" else None
     return found[1] if found else patient
 
 
@@ -239,7 +239,7 @@ def exclude_patients(reading: Reading, config: DataConfig) -> Reading:
 
     Args:
         reading: Result of a reader.
-        config: `people` overrides the population of the patients; `exclude` is a list of patients to drop.
+        config: `patient_dataset` overrides that of the reading; `exclude_patients` is a list of patients to drop.
 
     Returns:
         A new reading. Images of excluded patients are in `rejected` under `excluded`; a note counts the patients.
@@ -247,20 +247,20 @@ def exclude_patients(reading: Reading, config: DataConfig) -> Reading:
     Raises:
         DataError: If the list of patients cannot be read, or no patient is left.
     """
-    people = config.patient_dataset or reading.patient_dataset
-    reading = replace(reading, patient_dataset=people)
+    dataset = config.patient_dataset or reading.patient_dataset
+    reading = replace(reading, patient_dataset=dataset)
     if config.exclude_patients is None:
         return reading
-    listed = read_patient_list(config.exclude_patients, people or reading.dataset)
-    names = {patient: canonical_patient(people, patient) for patient in {record.patient for record in reading.records}}
-    excluded = {patient for patient, name in names.items() if id_key(name) in listed.people}
+    listed = read_patient_list(config.exclude_patients, dataset or reading.dataset)
+    names = {patient: canonical_patient(dataset, patient) for patient in {record.patient for record in reading.records}}
+    excluded = {patient for patient, name in names.items() if id_key(name) in listed.keys}
     kept = [record for record in reading.records if record.patient not in excluded]
     if not kept:
         raise DataError(
             f"every patient is in {config.exclude_patients}; no patient is left to train on", reason="excluded"
         )
     dropped = [record.id for record in reading.records if record.patient in excluded]
-    patients = share(len(excluded), len(listed.people), "patient")
+    patients = share(len(excluded), len(listed.keys), "patient")
     are = verb(len(excluded), "is", "are")
     note = f"{patients} in {config.exclude_patients.name} {are} here; "
     note += f"{count(len(dropped), 'image')} excluded from all splits"
@@ -282,19 +282,19 @@ def exclude_patients(reading: Reading, config: DataConfig) -> Reading:
 class PatientList(NamedTuple):
     """Patients to exclude."""
 
-    people: frozenset[str]
+    keys: frozenset[str]
     """`id_key` of each canonical id."""
     spellings: frozenset[str]
     """Canonical id of each, as spelled in the list."""
     sha256: str
 
 
-def read_patient_list(path: Path, people: str) -> PatientList:
+def read_patient_list(path: Path, dataset: str) -> PatientList:
     """Reads a table with a column of patients.
 
     Args:
         path: A CSV table with one column named as in `PATIENT_COLUMNS` or with another usual name.
-        people: Population of the patients, as `data.patient_dataset`.
+        dataset: Dataset that the patient ids belong to, as `data.patient_dataset`.
 
     Raises:
         DataError: If there is no such table, not exactly one such column, or a row without an id.
@@ -306,7 +306,7 @@ def read_patient_list(path: Path, people: str) -> PatientList:
     table, faults = read_table(path)
     names = list(table.columns)
     # With NIH's patients, a column `patientId` comes from RSNA, where it names images.
-    usual = [name for name in columns_for("patient", names) if people != "nih" or name.casefold() != "patientid"]
+    usual = [name for name in columns_for("patient", names) if dataset != "nih" or name.casefold() != "patientid"]
     found = [name for name in names if name.casefold() in PATIENT_COLUMNS] or usual
     if len(found) != 1:
         what = (
@@ -320,5 +320,5 @@ def read_patient_list(path: Path, people: str) -> PatientList:
         at = table.lines[blank].tolist()
         faults = [*faults, Fault("patient", f"column {found[0]!r} is empty", "fill it in or remove the row", at)]
     raise_faults(path, faults)
-    names = frozenset(canonical_patient(people, clean_id(text)) for text in texts)
+    names = frozenset(canonical_patient(dataset, clean_id(text)) for text in texts)
     return PatientList(frozenset(map(id_key, names)), names, table.sha256)

@@ -85,8 +85,8 @@ class ParsedTable:
     """SHA-256 of every table read, by name, the one with the labels first; None: `table` alone."""
     images: Sequence[str] | None = None
     """Paths of all images of the table, where `rows` has only some of them."""
-    people: str = ""
-    """Population whose patient ids these are, as `Reading.people`."""
+    patient_dataset: str = ""
+    """Dataset that the patient ids belong to, as `Reading.patient_dataset`."""
     cautions: tuple[str, ...] = ()
     """As `Reading.cautions`."""
 
@@ -196,7 +196,7 @@ def build_result(parsed: ParsedTable, config: DataConfig, *, check_files: bool) 
         sources=sources,
         notes=(*notes, *view_note(by_view, parsed.views)),
         listed_ids=frozenset(listed),
-        patient_dataset=parsed.people,
+        patient_dataset=parsed.patient_dataset,
         cautions=parsed.cautions,
     )
     images_of_table = rows.images if parsed.images is None else parsed.images
