@@ -28,15 +28,15 @@ from cleft.models.methods.losses import PairInfo, both_directions, cosines, to_f
 from cleft.models.text_tower import TextTower, WordFeatures
 
 SHARPNESS = 4.0
-"""Factor of a word's attention before its softmax over regions (`temp1`)."""
+"""Factor of a word's share before its softmax over regions (`temp1`)."""
 WORD_SCALE = 5.0
-"""Factor of a word's cosine before words are summed or the best is taken (`temp2`)."""
+"""Factor of a word's cosine before the sum or maximum over words (`temp2`)."""
 PAIR_SCALE = 10.0
-"""Factor of a similarity of image and text before the cross-entropy (`temp3`)."""
+"""Factor of the image-text similarity before the cross-entropy (`temp3`)."""
 EPSILON = 1e-8
-"""Least length of a vector by which is divided."""
+"""Lower bound of norms used as divisors."""
 HELD = 2**27
-"""Values of attention held at once, about 2 GB with what goes with them; beyond, they are computed a second time."""
+"""Attention values stored at once, about 2 GB with gradients; above it, they are recomputed in the backward pass."""
 
 
 class GloriaFeatures(NamedTuple):
@@ -155,36 +155,36 @@ def _both_directions_sum(logits: Tensor, text_of: Tensor | None) -> Tensor:
 
 
 def local_similarity(regions: Tensor, words: Tensor, word_mask: Tensor) -> Tensor:
-    """How well the words of each text agree with each image, as zero-shot classification asks it.
+    """Returns the similarity of texts and images by their best word, as used for zero-shot classification.
 
     Args:
-        regions: As in `gloria_loss`, `[B, M, D]`.
-        words: As in `gloria_loss`, `[T, W, D]`.
-        word_mask: Which slots count, `[T, W]` bool. A slot of zeros has cosine 0, and its share of every region.
+        regions: As in `local_loss`, `[B, M, E]`.
+        words: As in `local_loss`, `[T, W, E]`.
+        word_mask: Slots that count, `[T, W]` bool. A slot of zeros has cosine 0 but takes its share of every region.
 
     Returns:
-        Five times the cosine of the word that agrees best with what it attends to, `[B, T]`; no image depends on
-        another.
+        Five times the cosine of the word that matches its attended regions best, `[B, T]`; images are independent of
+        each other.
 
     Source:
-        The released code, whose best word takes the place of the sum over words in training.
+        The released code, which uses the best word here and the log-sum-exp over words in training.
     """
     word_cosine, text_of_word = word_cosines(regions, words, word_mask)
-    # From the least cosine there is, not from zero: all words of a text may disagree with their regions.
+    # Start from the lowest cosine, not from zero: all cosines of a text may be negative.
     best = torch.full_like(word_cosine[:1], -1).expand(len(words), -1)
     best = best.scatter_reduce(0, text_of_word[:, None].expand_as(word_cosine), word_cosine, "amax")
     return WORD_SCALE * best.T
 
 
 def word_cosines(regions: Tensor, words: Tensor, word_mask: Tensor, *, held: int = HELD) -> tuple[Tensor, Tensor]:
-    """Cosine of each word with what it attends to in each image.
+    """Returns the cosine of each word with its attended context in each image.
 
     Args:
-        regions: Local features of each image, `[B, M, D]`.
-        words: Word features of each text, `[T, W, D]`.
-        word_mask: Which slots are words, `[T, W]` bool.
-        held: Most values of attention, `N * B * M`, that are held for the way back at once. Beyond it texts come in
-            groups whose attention is computed a second time on the way back.
+        regions: Local features of each image, `[B, M, E]`.
+        words: Word features of each text, `[T, W, E]`.
+        word_mask: Slots that are words, `[T, W]` bool.
+        held: Maximum number of attention values, `N * B * M`, stored for the backward pass. Above it texts are
+            processed in groups whose attention is recomputed in the backward pass.
 
     Returns:
         Cosines in [-1, 1], `[N, B]`, words in the order of `words[word_mask]`, and the text of each, `[N]`.
@@ -193,9 +193,9 @@ def word_cosines(regions: Tensor, words: Tensor, word_mask: Tensor, *, held: int
         ValueError: If shapes do not fit or a text has no word.
 
     Source:
-        The released code: each region first shares itself among the words of the text, without a temperature; four
-        times that share then goes through a softmax over regions. The paper has the second softmax alone, of the
-        products of words and regions.
+        The released code: first a softmax over the words of the text for each region, without a temperature; then four
+        times that share goes through a softmax over regions. The paper has only the second softmax, of the dot products
+        of words and regions.
     """
     _check(regions, words, word_mask)
     text_of_word = word_mask.nonzero()[:, 0]
@@ -217,13 +217,13 @@ def word_cosines(regions: Tensor, words: Tensor, word_mask: Tensor, *, held: int
             )
             means.append(mean)
             squares.append(square)
-        # Clamped before the root, whose slope at zero has no end.
+        # Clamped before the square root, whose gradient at zero is infinite.
         length = torch.cat(squares).clamp_min(EPSILON**2).sqrt()
         return torch.cat(means) / (length * words.norm(dim=-1).clamp_min(EPSILON)[:, None]), text_of_word
 
 
 def _groups(counts: list[int], most: int) -> Iterator[int]:
-    """Words of consecutive whole texts, at most so many together but for a text that is longer by itself."""
+    """Yields numbers of words of consecutive complete texts, at most `most` together unless one text is longer."""
     size = 0
     for count in counts:
         if size and size + count > most:
@@ -238,10 +238,10 @@ def _attend(words: Tensor, regions: Tensor, products: Tensor, text_of_word: Tens
 
 
 class _Attend(torch.autograd.Function):
-    """Product of each word with its context, and the context's squared length, both `[N, B]`.
+    """Dot product of each word with its context, and the context's squared norm, both `[N, B]`.
 
-    By hand because a pass over the attention costs nearly what a product does, and autograd makes thirty. The gradient
-    that `products`, those of the regions with each other, would have is part of that of the regions.
+    Hand-written gradient, because a pass over the attention is memory-bound and autograd needs thirty. The gradient of
+    `products`, the Gram matrices of the regions, is included in that of the regions.
     """
 
     @staticmethod
@@ -253,7 +253,7 @@ class _Attend(torch.autograd.Function):
         shares = _softmax_within(scores, text_of_word)
         attention = (SHARPNESS * shares).view(count, images, spots).softmax(dim=-1)
         scores = scores.view(count, images, spots)
-        context = torch.bmm(attention.transpose(0, 1), products)  # [B, N, M]: the context's products with regions
+        context = torch.bmm(attention.transpose(0, 1), products)  # [B, N, M]: dot products of contexts and regions
         mean = torch.einsum("nbm,nbm->nb", attention, scores)
         square = torch.einsum("nbm,bnm->nb", attention, context)
         ctx.save_for_backward(words, regions, text_of_word, scores, shares, attention, context, mean, square)
@@ -267,10 +267,10 @@ class _Attend(torch.autograd.Function):
         words, regions, text_of_word, scores, shares, attention, context, mean, square = ctx.saved_tensors
         with torch.autocast(words.device.type, enabled=False):
             by_mean, by_square = grad_mean[:, :, None], grad_square[:, :, None]
-            # Of the attention, then of what its softmax over regions was given.
+            # Gradient of the attention, then of the input of its softmax over regions.
             grad = (by_mean * scores).addcmul_(2 * by_square, context.transpose(0, 1))
             grad.sub_((grad_mean * mean + 2 * grad_square * square)[:, :, None]).mul_(attention).mul_(SHARPNESS)
-            # Of the softmax over words.
+            # Gradient of the softmax over words.
             grad = grad.flatten(1).mul_(shares)
             total = grad.new_zeros(int(text_of_word[-1]) + 1, grad.shape[1]).index_add_(0, text_of_word, grad)
             grad.sub_(total.index_select(0, text_of_word).mul_(shares))
@@ -284,7 +284,7 @@ class _Attend(torch.autograd.Function):
 
 
 def _softmax_within(scores: Tensor, text_of_word: Tensor) -> Tensor:
-    """Softmax down the words of each text, `[N, B * M]`."""
+    """Softmax over the words of each text, `[N, B * M]`."""
     texts = int(text_of_word[-1]) + 1
     row = text_of_word[:, None].expand_as(scores)
     top = scores.new_full((texts, scores.shape[1]), -torch.inf).scatter_reduce(0, row, scores, "amax")
@@ -304,7 +304,7 @@ def _check(regions: Tensor, words: Tensor, word_mask: Tensor) -> None:
             f"word_mask {tuple(word_mask.shape)} must have one value per slot of words {tuple(words.shape)}"
         )
     if not regions.numel() or not words.numel():
-        raise ValueError("a loss needs at least one image with a region and one text; there is none")
+        raise ValueError("a loss needs at least one image with a region and one text")
     empty = ~word_mask.any(dim=1)
     if empty.any():
-        raise ValueError(f"text {int(empty.nonzero()[0])} has no word that is not padding; leave its pair out")
+        raise ValueError(f"text {int(empty.nonzero()[0])} has no word; leave its pair out")

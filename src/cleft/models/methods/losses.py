@@ -1,11 +1,11 @@
-"""Contrastive losses: what pulls an image to its caption and away from the others of its batch.
+"""Losses on global embeddings, shared by the methods.
 
-Three of them look at the same similarities in both directions and differ only in what the other rows of the batch are
-to a pair: negatives all; negatives unless they carry the same caption; or partial matches where findings overlap. The
-fourth asks of every image and caption by themselves whether they belong together. They are called alike, so that
-whoever trains names one and is done.
+InfoNCE variants use the same similarities in both directions and differ in the other rows of the batch: negatives;
+negatives unless they have the same caption; or partial matches where findings overlap. The sigmoid loss classifies each
+image-text pair independently. All losses of `LOSSES` have the same signature. To add a loss: write it here, add it to
+`LOSSES`, and add its name to `LossConfig.name`.
 
-Shapes: `B` pairs, `E` joint dimension, `C` findings.
+Shapes: `B` pairs, `T` texts, `E` joint dimension, `C` findings.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from torch.nn import functional as F
 
 
 def to_float32(values: Tensor) -> Tensor:
-    """Returns half precision as float32 and leaves the rest: similarities are compared in float32."""
+    """Returns half precision as float32, other dtypes unchanged: similarities are compared in float32."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def cosines(image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
-    """Cosine of every image with every text, `[B, T]`, images in rows; a zero vector has the cosine 0.
+    """Returns the cosine of every image with every text, `[B, T]`, images in rows; 0 for a zero vector.
 
     Args:
-        image_embeds: Of any length, `[B, E]`.
-        text_embeds: Of any length, `[T, E]`.
+        image_embeds: Image embeddings of any norm, `[B, E]`.
+        text_embeds: Text embeddings of any norm, `[T, E]`.
 
     Raises:
-        ValueError: If the two are not of one width, or one of them is empty.
+        ValueError: If widths differ, or one of them is empty.
     """
     if image_embeds.dim() != 2 or text_embeds.dim() != 2 or image_embeds.shape[1] != text_embeds.shape[1]:
         raise ValueError(
@@ -40,20 +40,20 @@ def cosines(image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
             f"must be rows of the same width"
         )
     if not image_embeds.numel() or not text_embeds.numel():
-        raise ValueError("a loss needs at least one image and one text; there is none")
+        raise ValueError("a loss needs at least one image and one text")
     with torch.autocast(image_embeds.device.type, enabled=False):
         return F.normalize(to_float32(image_embeds), dim=-1) @ F.normalize(to_float32(text_embeds), dim=-1).T
 
 
 def both_directions(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of each row and of each column against the diagonal.
+    """Returns the cross-entropy of rows and of columns against the diagonal.
 
     Args:
         logits: Images in rows, texts in columns, `[B, B]`; row i belongs to column i.
 
     Returns:
-        Mean over images of finding their text, and mean over texts of finding their image, in nats. Both are log(B)
-        when all logits are equal and 0 for a single pair, which has nothing to be told apart from.
+        Mean image-to-text and mean text-to-image loss, in nats. Both are log(B) when all logits are equal and 0 for a
+        single pair.
 
     Raises:
         ValueError: If there are not as many texts as images.
@@ -78,7 +78,7 @@ class PairInfo(NamedTuple):
 
 
 class Loss(Protocol):
-    """How every loss of `LOSSES` is called; each takes what it needs and leaves the rest."""
+    """Signature of the losses in `LOSSES`; each uses the arguments it needs."""
 
     def __call__(
         self,
@@ -105,12 +105,12 @@ def info_nce(
 ) -> Tensor:
     """Symmetric InfoNCE loss over the pairs of a batch.
 
-    Row i of both inputs belongs together; every other row is a negative, also when it carries the same caption.
-    `label_aware_nce` lifts that last assumption.
+    Row i of both inputs belongs together; every other row is a negative, also with the same caption;
+    see `label_aware_nce`.
 
     Args:
-        image_embeds: Unit-length image embeddings, `[B, E]`.
-        text_embeds: Unit-length text embeddings, `[B, E]`.
+        image_embeds: L2-normalised image embeddings, `[B, E]`.
+        text_embeds: L2-normalised text embeddings, `[B, E]`.
         logit_scale: Inverse temperature 1/τ, a positive scalar.
         caption_ids: Not used.
         labels: Not used.
@@ -140,23 +140,23 @@ def label_aware_nce(
 ) -> Tensor:
     """InfoNCE in which rows with the same caption are positives and never negatives.
 
-    Captions written from labels repeat: of 72 of CheXpert about 44 are distinct. Each positive is compared with the
-    negatives alone, so that images of one caption do not compete for it; a pair's value is the mean over its positives.
+    Captions written from labels repeat: of 72 of CheXpert about 44 are distinct. Each positive is compared only with
+    the negatives, so that images with the same caption do not compete; a pair's loss is the mean over its positives.
 
-    Sharing the target among equal captions instead would change nothing: their embeddings are equal, so value and
-    gradients are those of `info_nce` (docs/decisions/0050).
+    Sharing the target among equal captions would change nothing: their embeddings are equal, so value and gradients are
+    those of `info_nce` (docs/decisions/0050).
 
     Args:
-        image_embeds: Unit-length image embeddings, `[B, E]`.
-        text_embeds: Unit-length text embeddings, `[B, E]`.
+        image_embeds: L2-normalised image embeddings, `[B, E]`.
+        text_embeds: L2-normalised text embeddings, `[B, E]`.
         logit_scale: Inverse temperature 1/τ, a positive scalar.
         caption_ids: The same number for the same caption, `[B]`.
         labels: Not used.
         logit_bias: Not used.
 
     Returns:
-        Mean loss per pair, in nats, never negative: `info_nce` when all captions differ, 0 when all are equal,
-        because then there is nothing to tell apart.
+        Mean loss per pair, in nats, never negative: `info_nce` when all captions differ, 0 when all are equal, because
+        there are no negatives.
 
     Raises:
         ValueError: If the inputs do not have one row per pair.
@@ -182,12 +182,12 @@ def soft_overlap_nce(
 ) -> Tensor:
     """InfoNCE whose targets grow with the overlap of two images' positive findings.
 
-    The weight of a pair is the Jaccard index of the two sets of findings labelled 1: shared over present in either.
-    An image without a positive finding matches itself alone; that nothing was reported is no finding to share.
+    The weight of a pair is the Jaccard index of the two sets of findings labelled 1. An image without a positive
+    finding matches only itself.
 
     Args:
-        image_embeds: Unit-length image embeddings, `[B, E]`.
-        text_embeds: Unit-length text embeddings, `[B, E]`.
+        image_embeds: L2-normalised image embeddings, `[B, E]`.
+        text_embeds: L2-normalised text embeddings, `[B, E]`.
         logit_scale: Inverse temperature 1/τ, a positive scalar.
         labels: One column per finding, `[B, C]`: 1 counts as present; 0, -1 and NaN do not.
         caption_ids: Not used.
@@ -212,21 +212,21 @@ def sigmoid(
     labels: Tensor | None = None,
     logit_bias: Tensor | None = None,
 ) -> Tensor:
-    """Of every image and every caption of a batch: do they belong together? Each pair is a question of its own.
+    """Sigmoid loss: every image-text combination of a batch is classified as matching or not, independently.
 
-    No row is compared with another, so there is no softmax over the batch; the bias takes up that of B answers one is
-    yes. Other rows with the same caption are negatives, as in `info_nce`.
+    There is no softmax over the batch; the bias compensates that only one of B combinations matches. Other rows with
+    the same caption are negatives, as in `info_nce`.
 
     Args:
-        image_embeds: Unit-length image embeddings, `[B, E]`.
-        text_embeds: Unit-length text embeddings, `[B, E]`.
+        image_embeds: L2-normalised image embeddings, `[B, E]`.
+        text_embeds: L2-normalised text embeddings, `[B, E]`.
         logit_scale: Inverse temperature, a positive scalar.
         caption_ids: Not used.
         labels: Not used.
         logit_bias: Added to every logit, a scalar; None for 0.
 
     Returns:
-        Sum over the captions, mean over the images, of the loss of one question, in nats; never negative.
+        Sum over texts, mean over images, of the binary cross-entropy, in nats; never negative.
 
     Raises:
         ValueError: If the two inputs differ in shape.
@@ -242,7 +242,7 @@ def sigmoid(
 
 
 def overlap(labels: Tensor) -> Tensor:
-    """Jaccard index of the positive findings of every two rows.
+    """Returns the Jaccard index of the positive findings of every two rows.
 
     Args:
         labels: `[B, C]`: 1 counts as present; 0, -1 and NaN do not.
@@ -283,7 +283,7 @@ def _contrast(image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor, ma
 
 
 def _similarities(image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor) -> Tensor:
-    """Logits `[B, B]`, images in rows, in float32: half precision makes equal logits of far pairs."""
+    """Logits `[B, B]`, images in rows, in float32: in half precision distant pairs get equal logits."""
     if image_embeds.shape != text_embeds.shape:
         raise ValueError(
             f"image_embeds {tuple(image_embeds.shape)} and text_embeds {tuple(text_embeds.shape)} "
@@ -307,15 +307,15 @@ def _check_rows(name: str, value: Tensor, image_embeds: Tensor) -> None:
 def convirt_loss(
     image_embeds: Tensor, text_embeds: Tensor, *, temperature: float | Tensor = 0.1, image_to_text: float = 0.75
 ) -> Tensor:
-    """Weighted InfoNCE over the pairs of a batch.
+    """ConVIRT: InfoNCE with different weights of the two directions.
 
-    Row i of both inputs belongs together; every other row is a negative, also when it carries the same caption.
+    Row i of both inputs belongs together; every other row is a negative, also with the same caption.
 
     Args:
-        image_embeds: Image embeddings of any length, `[B, E]`.
-        text_embeds: Text embeddings of any length, `[B, E]`.
-        temperature: Divides the cosines, positive.
-        image_to_text: Share of the direction from image to text, in [0, 1]; the other direction has the rest.
+        image_embeds: Image embeddings of any norm, `[B, E]`.
+        text_embeds: Text embeddings of any norm, `[B, E]`.
+        temperature: Divisor of the cosines, positive.
+        image_to_text: Weight of the image-to-text direction, in [0, 1]; the other direction has the rest.
 
     Returns:
         Mean loss per pair, in nats: log(B) when all embeddings are equal, 0 for a single pair.

@@ -64,17 +64,17 @@ def semantic_matching(
     """Cross-entropy in both directions against targets that grow with the findings in common.
 
     Args:
-        image_embeds: Image embeddings of any length, `[B, E]`.
-        text_embeds: Text embeddings of any length, `[T, E]`.
+        image_embeds: Image embeddings of any norm, `[B, E]`.
+        text_embeds: Text embeddings of any norm, `[T, E]`.
         logit_scale: Inverse temperature, a positive scalar; `DualEncoder.clamp_logit_scale_` keeps it in [1, 100], as
             the released code does before each use.
-        image_labels: Findings of each image, `[B, C]`: 1 present, -1 denied, 0 or NaN not told.
+        image_labels: Findings of each image, `[B, C]`: 1 present, -1 absent, 0 or NaN not mentioned.
         text_labels: Findings of each text, likewise, `[T, C]`.
         similarity: As in `label_similarity`.
 
     Returns:
-        Mean of both directions, in nats; log(B) for as many texts as images when all embeddings are equal. Never below
-        the entropy of its targets, so it does not fall to 0; 0 for a single image and text.
+        Mean of both directions, in nats; log(B) for as many texts as images when all embeddings are equal. At least
+        the entropy of its targets, so it does not reach 0; 0 for a single image and text.
 
     Raises:
         ValueError: If shapes do not fit.
@@ -98,13 +98,13 @@ def semantic_matching(
 def label_similarity(
     image_labels: Tensor, text_labels: Tensor, *, similarity: Literal["dot", "cosine"] = "dot"
 ) -> Tensor:
-    """What each image has in common with each text.
+    """Returns the label similarity of each image with each text.
 
     Args:
         image_labels: As in `semantic_matching`, `[B, C]`.
         text_labels: As in `semantic_matching`, `[T, C]`.
-        similarity: `dot` counts the findings in common, so that three of them outweigh one by e²; `cosine` divides by
-            the lengths, and is 0 where nothing is told.
+        similarity: `dot` counts common findings, so that three of them outweigh one by e²; `cosine` divides by the
+            norms, and is 0 where no finding is mentioned.
 
     Returns:
         `[B, T]`; its softmax is the target.
@@ -118,7 +118,7 @@ def label_similarity(
     """
     if image_labels.shape[-1] != text_labels.shape[-1]:
         raise ValueError(
-            f"image_labels {tuple(image_labels.shape)} and text_labels {tuple(text_labels.shape)} must name the same "
+            f"image_labels {tuple(image_labels.shape)} and text_labels {tuple(text_labels.shape)} must have the same "
             f"findings"
         )
     ours, theirs = (to_float32(labels).nan_to_num(0.0) for labels in (image_labels, text_labels))

@@ -23,7 +23,7 @@ from cleft.models.methods.losses import PairInfo, both_directions, cosines, to_f
 from cleft.models.text_tower import TextTower
 
 CLIPPED = (0.1, 0.9)
-"""Quantiles between which a weight of attention must lie."""
+"""Quantiles to which attention weights are clipped."""
 
 
 class MgcaFeatures(NamedTuple):
@@ -130,12 +130,12 @@ def mgca_loss(model: Mgca, features: MgcaFeatures, pairs: PairInfo, settings: Se
 
 
 def instance_loss(image_embeds: Tensor, text_embeds: Tensor, *, temperature: float | Tensor = 0.07) -> Tensor:
-    """InfoNCE whose two directions are added: 2 log(B) when all embeddings are equal, 0 for a single pair.
+    """InfoNCE, sum of both directions: 2 log(B) when all embeddings are equal, 0 for a single pair.
 
     Args:
-        image_embeds: Image embeddings of any length, `[B, E]`.
-        text_embeds: Text embeddings of any length, `[B, E]`.
-        temperature: Divides the cosines, positive.
+        image_embeds: Image embeddings of any norm, `[B, E]`.
+        text_embeds: Text embeddings of any norm, `[B, E]`.
+        temperature: Divisor of the cosines, positive.
     """
     loss_i2t, loss_t2i = both_directions(cosines(image_embeds, text_embeds) / temperature)
     return loss_i2t + loss_t2i
@@ -151,30 +151,29 @@ def token_loss(
     temperature: float = 0.1,
     mask_padding: bool = False,
 ) -> Tensor:
-    """What a word finds in the image must tell it from the other words of its text, and so for patches.
+    """Token-wise contrast within each pair: a word and its attended patches against the other words, and vice versa.
 
-    A pair is compared with itself alone; the other pairs of the batch are no negatives.
+    Other pairs of the batch are not negatives.
 
     Args:
-        words: Word features of any length, `[B, W, E]`.
-        patches: Patch features of any length, `[B, P, E]`.
-        word_mask: Which slots are words, `[B, W]` bool. The released code counts [SEP] in and [CLS] out.
-        word_weights: What each word counts, `[B, W]`; see `attention_of_words`. No gradient flows through it, and
-            padding counts nothing.
-        patch_weights: What each patch counts, `[B, P]`; see `attention_of_patches`. No gradient flows through it.
-        temperature: Divides all cosines, positive.
-        mask_padding: Whether padding is left out of the slots that a word must be told from. The released code tells
-            words from padding too; patches never attend to it.
+        words: Word features of any norm, `[B, W, E]`.
+        patches: Patch features of any norm, `[B, P, E]`.
+        word_mask: Slots that are words, `[B, W]` bool. The released code includes [SEP] and excludes [CLS].
+        word_weights: Weight of each word, `[B, W]`; see `attention_of_words`. Without gradient; padding has weight 0.
+        patch_weights: Weight of each patch, `[B, P]`; see `attention_of_patches`. Without gradient.
+        temperature: Divisor of all cosines, positive.
+        mask_padding: Whether padding is removed from the negatives of a word. The released code keeps it; patches never
+            attend to it.
 
     Returns:
-        Loss of words and of patches, added, mean over pairs, in nats.
+        Sum of the losses of words and of patches, mean over pairs, in nats.
 
     Raises:
         ValueError: If shapes do not fit or a text has no word.
 
     Source:
-        Wang et al., token-wise alignment, and the released code for ViT, where a patch's mean of words keeps its
-        length and a word's mean of patches does not.
+        Wang et al., token-wise alignment, and the released code for ViT, where a patch's mean of words is not
+        normalised and a word's mean of patches is.
     """
     _check(words, patches, word_mask, word_weights, patch_weights)
     with torch.autocast(words.device.type, enabled=False):
@@ -182,19 +181,19 @@ def token_loss(
         counted = to_float32(word_weights.detach()) * word_mask
         sharp = words / temperature
         logits = sharp @ patches.mT  # [B, W, P]
-        found = F.normalize(logits.softmax(dim=-1) @ patches, dim=-1)  # [B, W, E]
-        of_words = sharp @ found.mT  # [B, W, W]
+        context = F.normalize(logits.softmax(dim=-1) @ patches, dim=-1)  # [B, W, E]
+        of_words = sharp @ context.mT  # [B, W, W]
         if mask_padding:
-            # The smallest float, not -inf: a row of padding would be NaN, and its gradient too.
+            # The smallest float, not -inf: rows of padding and their gradients would be NaN.
             apart = word_mask[:, :, None] & word_mask[:, None, :]
             of_words = of_words.masked_fill(~apart, torch.finfo(of_words.dtype).min)
-        heard = logits.masked_fill(~word_mask[:, :, None], -torch.inf).softmax(dim=1)
-        of_patches = logits.mT @ heard  # [B, P, P]: the mean of words is linear, so its cosines are means of cosines
+        attended = logits.masked_fill(~word_mask[:, :, None], -torch.inf).softmax(dim=1)
+        of_patches = logits.mT @ attended  # [B, P, P]: cosines with a mean of words are means of cosines
         return _weighted(of_words, counted) + _weighted(of_patches, to_float32(patch_weights.detach()))
 
 
 def _weighted(logits: Tensor, weights: Tensor) -> Tensor:
-    """Mean over pairs of the weighted cross-entropies of rows and columns with the diagonal, halved."""
+    """Mean over pairs of weighted cross-entropies of rows and columns with the diagonal, halved."""
     own = logits.diagonal(dim1=1, dim2=2)
     apart = (logits.logsumexp(dim=2) - own) + (logits.logsumexp(dim=1) - own)
     return (weights * apart).sum() / (2 * len(logits))
@@ -209,25 +208,25 @@ def prototype_loss(
     temperature: float = 0.2,
     iterations: int = 3,
 ) -> Tensor:
-    """Each half of a pair must name the prototypes that the other half was assigned to.
+    """Prototype loss: each embedding of a pair must predict the prototype assignment of the other.
 
     Args:
-        image_embeds: Image embeddings of any length, `[B, E]`.
-        text_embeds: Text embeddings of any length, `[B, E]`.
-        prototypes: Rows of unit length, `[K, E]`; see `normalise_rows_`.
-        epsilon: Divides the similarities that are assigned; the smaller, the harder the assignment.
-        temperature: Divides the similarities that must name them.
-        iterations: Of Sinkhorn's algorithm.
+        image_embeds: Image embeddings of any norm, `[B, E]`.
+        text_embeds: Text embeddings of any norm, `[B, E]`.
+        prototypes: L2-normalised rows, `[K, E]`; see `normalise_rows_`.
+        epsilon: Divisor of the similarities that are assigned; the smaller, the harder the assignment.
+        temperature: Divisor of the similarities that predict the assignment.
+        iterations: Iterations of Sinkhorn's algorithm.
 
     Returns:
-        Mean loss per pair, in nats. A single pair is assigned to all prototypes alike.
+        Mean loss per pair, in nats. A single pair is assigned to all prototypes equally.
 
     Raises:
         ValueError: If shapes do not fit.
 
     Source:
-        Wang et al., disease-level alignment, whose formula lacks the minus sign (the authors confirm it). Each process
-        assigns its own pairs, as in the released code, whose way to join them is never taken.
+        Wang et al., disease-level alignment, whose formula lacks the minus sign (confirmed by the authors). Each
+        process assigns its own pairs, as in the released code, whose synchronisation is never executed.
     """
     if image_embeds.shape != text_embeds.shape or image_embeds.shape[-1] != prototypes.shape[-1]:
         raise ValueError(
@@ -246,20 +245,20 @@ def prototype_loss(
 
 @torch.no_grad()
 def sinkhorn(logits: Tensor, iterations: int = 3) -> Tensor:
-    """Assigns rows to prototypes so that every prototype is given about the same.
+    """Assigns rows to prototypes with equal total weight for every prototype.
 
     Args:
-        logits: Similarities over their temperature, `[B, K]`.
-        iterations: How often prototypes and rows are scaled in turns.
+        logits: Similarities divided by their temperature, `[B, K]`.
+        iterations: Number of alternating normalisations of prototypes and rows.
 
     Returns:
-        Shares `[B, K]` without gradient; each row sums to one, and each column nearly to B / K.
+        Assignment `[B, K]` without gradient; each row sums to one, and each column nearly to B / K.
 
     Example:
         >>> sinkhorn(torch.tensor([[5.0, 0.0], [5.0, 0.0]])).tolist()
         [[0.5, 0.5], [0.5, 0.5]]
     """
-    # By logarithms: the exponential of 1 / 0.05 leaves nothing of half precision, and little of float32.
+    # In log space: exp(1 / 0.05) overflows half precision and loses float32 precision.
     shares = to_float32(logits)
     for _ in range(iterations):
         shares = shares.log_softmax(dim=0).log_softmax(dim=1)
@@ -268,60 +267,60 @@ def sinkhorn(logits: Tensor, iterations: int = 3) -> Tensor:
 
 @torch.no_grad()
 def normalise_rows_(prototypes: Tensor) -> None:
-    """Brings prototypes `[K, E]` to unit length in place, as is done before every step; rows of zeros stay."""
+    """L2-normalises prototypes `[K, E]` in place; rows of zeros are unchanged."""
     prototypes.copy_(F.normalize(to_float32(prototypes), dim=-1))
 
 
 @torch.no_grad()
 def attention_of_words(attention: Tensor, word_of_token: Tensor, slots: int, *, shifted: bool = False) -> Tensor:
-    """What the last block's [CLS] looks at, word by word.
+    """Returns the attention of [CLS] in the last block, summed per word.
 
     Args:
-        attention: Of the last block, before dropout, `[B, H, L, L]`; token 0 is [CLS].
-        word_of_token: Slot of the word each token is a piece of, -1 for [CLS] and padding, `[B, L]`.
+        attention: Attention of the last block, before dropout, `[B, H, L, L]`; token 0 is [CLS].
+        word_of_token: Word slot of each token, -1 for [CLS] and padding, `[B, L]`.
         slots: Number of word slots.
-        shifted: Whether each token is given the attention of the one after it, as by the released code, which cuts
-            [CLS] off the attention but not off the tokens.
+        shifted: Whether each token gets the attention of the next token, as in the released code, which removes [CLS]
+            from the attention but not from the tokens.
 
     Returns:
-        `[B, slots]`: mean over heads, sum over pieces, clipped between the 10th and 90th percentile of what is not
-        zero, scaled to sum to one. A text without words has zeros.
+        `[B, slots]`: mean over heads, sum over word pieces, clipped between the 10th and 90th percentile of the
+        non-zero values, scaled to sum to one. Zeros for a text without words.
 
     Raises:
-        ValueError: If a token's word lies beyond the slots.
+        ValueError: If a token's word is beyond the slots.
 
     Source:
-        Wang et al., token-wise alignment; percentiles and shift are the released code's.
+        Wang et al., token-wise alignment; percentiles and shift are from the released code.
     """
     if int(word_of_token.max()) >= slots:
-        raise ValueError(f"word_of_token names slot {int(word_of_token.max())}; there are {slots} slots, from 0")
-    looked = to_float32(attention)[:, :, 0].mean(dim=1)  # [B, L]
+        raise ValueError(f"word_of_token contains slot {int(word_of_token.max())}; there are {slots} slots, from 0")
+    weights = to_float32(attention)[:, :, 0].mean(dim=1)  # [B, L]
     if shifted:
-        looked = F.pad(looked[:, 1:], (0, 1))
-    summed = looked.new_zeros(len(looked), slots + 1).scatter_add(1, word_of_token + 1, looked)[:, 1:]
+        weights = F.pad(weights[:, 1:], (0, 1))
+    summed = weights.new_zeros(len(weights), slots + 1).scatter_add(1, word_of_token + 1, weights)[:, 1:]
     return _clipped(summed, summed > 0)
 
 
 @torch.no_grad()
 def attention_of_patches(attention: Tensor, *, first: int = 1) -> Tensor:
-    """What the last block's [CLS] looks at, patch by patch.
+    """Returns the attention of [CLS] in the last block to each patch.
 
     Args:
-        attention: Of the last block, before dropout, `[B, H, L, L]`; token 0 is [CLS].
+        attention: Attention of the last block, before dropout, `[B, H, L, L]`; token 0 is [CLS].
         first: Token of the first patch.
 
     Returns:
         `[B, L - first]`: mean over heads, clipped between the 10th and 90th percentile, scaled to sum to one.
 
     Source:
-        As `attention_of_words`. The released code's ResNet weighs all its regions alike.
+        As `attention_of_words`. The released code weights all regions of a ResNet equally.
     """
-    looked = to_float32(attention)[:, :, 0, first:].mean(dim=1)
-    return _clipped(looked, torch.ones_like(looked, dtype=torch.bool))
+    weights = to_float32(attention)[:, :, 0, first:].mean(dim=1)
+    return _clipped(weights, torch.ones_like(weights, dtype=torch.bool))
 
 
 def _clipped(weights: Tensor, counted: Tensor) -> Tensor:
-    """Clips what is counted of each row to its middle, scales rows to sum to one, and makes the rest zero."""
+    """Clips counted values of each row to their quantiles, scales rows to sum to one, and sets the rest to zero."""
     low, high = weights.where(counted, torch.nan).nanquantile(weights.new_tensor(CLIPPED), dim=1, keepdim=True)
     clipped = weights.clamp(low, high).where(counted, 0)
     return clipped / clipped.sum(dim=1, keepdim=True).clamp_min(torch.finfo(clipped.dtype).tiny)
@@ -344,7 +343,7 @@ def _check(words: Tensor, patches: Tensor, word_mask: Tensor, word_weights: Tens
             f"{tuple(patches.shape)}"
         )
     if not words.numel() or not patches.numel():
-        raise ValueError("a loss needs at least one pair with a word and a patch; there is none")
+        raise ValueError("a loss needs at least one pair with a word and a patch")
     empty = ~word_mask.any(dim=1)
     if empty.any():
-        raise ValueError(f"text {int(empty.nonzero()[0])} has no word that is not padding; leave its pair out")
+        raise ValueError(f"text {int(empty.nonzero()[0])} has no word; leave its pair out")

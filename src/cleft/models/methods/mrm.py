@@ -149,21 +149,21 @@ def mrm_loss(model: Mrm, features: MrmFeatures, _pairs: PairInfo, settings: Sett
 
 
 def target_patches(images: Tensor, *, patch_size: int = 32) -> Tensor:
-    """Cuts images into the patches that are to be painted.
+    """Splits images into the patches to be reconstructed.
 
     Args:
-        images: `[B, 3, S, S]`, or of one channel that stands for all three; 448 pixels where 224 are seen.
-        patch_size: Pixels along an edge, twice those of a patch that is seen.
+        images: `[B, 3, S, S]`, or one channel for all three; 448 pixels where the model gets 224.
+        patch_size: Side in pixels, twice that of an input patch.
 
     Returns:
-        `[B, P, patch_size * patch_size * 3]`: patches row by row, in each pixels row by row, the channels of a pixel
-        together. This is the order in which published decoders paint.
+        `[B, P, patch_size * patch_size * 3]`: patches row by row, in each pixels row by row, channels of a pixel
+        together, the order of published decoders.
 
     Raises:
-        ValueError: If an image is no square of whole patches, or has neither one channel nor three.
+        ValueError: If an image is not a square of complete patches, or has neither one channel nor three.
 
     Source:
-        The released code, and He et al., Masked Autoencoders, before it.
+        The released code, and He et al., Masked Autoencoders.
     """
     count, channels, height, width = images.shape
     if height != width or height % patch_size or channels not in (1, 3):
@@ -176,24 +176,24 @@ def target_patches(images: Tensor, *, patch_size: int = 32) -> Tensor:
 
 
 def image_reconstruction(pred: Tensor, target: Tensor, masked: Tensor, *, standardise: bool = True) -> Tensor:
-    """Mean squared error of the patches that were hidden.
+    """Mean squared error of the hidden patches.
 
     Args:
-        pred: What was painted, `[B, P, V]`.
-        target: What is there, `[B, P, V]`; see `target_patches`.
-        masked: Which patches were hidden, `[B, P]` bool.
-        standardise: Whether each patch of the target is brought to mean 0 and deviation 1 before; one of a single grey
-            becomes zeros.
+        pred: Predicted patches, `[B, P, V]`.
+        target: True patches, `[B, P, V]`; see `target_patches`.
+        masked: Whether a patch was hidden, `[B, P]` bool.
+        standardise: Whether each target patch is first standardised to mean 0 and deviation 1; a constant one becomes
+            zeros.
 
     Returns:
-        Mean over the hidden patches of the whole batch; 0 if none was. Where targets are standardised, by the unbiased
-        variance, zeros get (V - 1) / V: what a decoder that has learned nothing starts from.
+        Mean over the hidden patches of the batch; 0 if there are none. With standardised targets (unbiased variance),
+        zeros get (V - 1) / V: the starting value of an untrained decoder.
 
     Raises:
         ValueError: If shapes differ.
 
     Source:
-        The released code with `--norm_pix_loss`, as its script has it.
+        The released code with `--norm_pix_loss`, as in its script.
     """
     if pred.shape != target.shape or masked.shape != pred.shape[:2]:
         raise ValueError(
@@ -215,15 +215,14 @@ def report_reconstruction(
     """Cross-entropy of the tokens of a report.
 
     Args:
-        logits: Of each entry of the vocabulary, `[B, L, K]`.
-        ids: The tokens before any was hidden, `[B, L]`.
-        masked: Which tokens were hidden, `[B, L]` bool.
-        where: `masked` asks for the hidden tokens, as the paper has it; `all` for every position, padding too, as the
-            released code does.
+        logits: Over the vocabulary, `[B, L, K]`.
+        ids: Original tokens, `[B, L]`.
+        masked: Whether a token was hidden, `[B, L]` bool.
+        where: `masked` scores the hidden tokens, as in the paper; `all` scores every position, including padding, as in
+            the released code.
 
     Returns:
-        Mean over the tokens asked for, of the whole batch, in nats: log(K) when all logits are equal, 0 if no token was
-        hidden.
+        Mean over the scored tokens of the batch, in nats: log(K) when all logits are equal, 0 if no token was hidden.
 
     Raises:
         ValueError: If shapes differ.
@@ -244,5 +243,5 @@ def report_reconstruction(
 
 
 def _mean_where(values: Tensor, counted: Tensor) -> Tensor:
-    """Mean of what is counted; the rest may hold anything. 0 if nothing is."""
+    """Mean of the counted values; the others may be anything. 0 if none is counted."""
     return values.where(counted, 0).sum() / counted.sum().clamp_min(1)
