@@ -133,7 +133,7 @@ def test_a_split_file_is_used_and_named(place):
     chosen = select(place, split="5x200-strict", split_file=place / "split.json")
     assert chosen.split_digest == drawn.digest
     assert chosen.recipe == "patients"
-    assert chosen.notes == ["The split is that of split.json."]
+    assert chosen.notes == ["The split is read from split.json."]
 
 
 def test_training_data_facts_name_tables_and_leakage(place):

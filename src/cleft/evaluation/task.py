@@ -1,7 +1,7 @@
 """What every evaluation starts from: settings, images, class names, model and embeddings.
 
-Results on patients that a model was trained on are too good. A run stores its patients as keyed digests, so that they
-are recognised in any table without being named.
+Results on patients that a model was trained on are too optimistic. A run stores its patients as keyed digests, so that
+they are recognised in any table without being named.
 
 Shapes: `N` images, `E` joint dimension.
 """
@@ -71,7 +71,7 @@ def evaluation_settings(run: Path, options: EvaluationOptions) -> Settings:
                 f"dataset give --data <dataset>:<folder>"
             )
         if options.data is not None and key in ("data.root", "data.table"):
-            raise ConfigError(f"--data {options.data} and --{key} both set the images to read; give one of them")
+            raise ConfigError(f"--data {options.data} and --{key} both say which images are read; give one of them")
     if options.data is None:
         return merge_overrides(settings, options.overrides)
     report_not_inherited(settings.data, evaluation_data(settings, options))
@@ -304,11 +304,11 @@ def _overlap_notes(
     overlap = _trained_on(len(seen), len(patients))
     if not allowed:
         raise DataError(
-            f"{overlap}: results on them are too good; take another split, --drop-overlap to leave them out, or "
+            f"{overlap}: results on them are too optimistic; take another split, --drop-overlap to leave them out, or "
             f"--allow-overlap to evaluate anyway and say so",
             reason="overlap",
         )
-    return [f"Beware: {overlap}. These results are too good."]
+    return [f"Beware: {overlap}. These results are too optimistic."]
 
 
 def _drop_overlap(
