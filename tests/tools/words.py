@@ -19,7 +19,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[2]
 
 AVOID: dict[str, tuple[str, str]] = {
-    "told": (r"told|tells?|telling", "reported, described, shown"),
+    "told": (r"told|tells?(?! ?\\(\\))|telling", "reported, described, shown"),
     "asked": (r"ask(?:s|ed|ing)?", "requested, evaluated, set"),
     "answer": (r"answer(?:s|ed|ing)?", "prediction, result, reply, value"),
     "stands": (r"(?:stands?|stood|standing)(?! for\b)(?!ard)(?!-)", "is, appears"),
@@ -30,7 +30,7 @@ AVOID: dict[str, tuple[str, str]] = {
     "speaks for": (r"(?:speaks?|spoke|speaking)(?: for)?", "represents"),
     "goes on": (r"(?:go|goes|going|gone|went) on(?! to\b)", "resume, continue"),
     "house": (r"houses?", "package"),
-    "room": (r"rooms?", "package, space"),
+    "room": (r"(?<!make )rooms?", "package, space"),
     "shelf": (r"shelf|shelves", "cache file"),
     "twin": (r"twins?", "duplicate"),
     "wording": (r"wordings?", "class names, prompt template"),
@@ -42,7 +42,7 @@ AVOID: dict[str, tuple[str, str]] = {
         "frozen, trainable",
     ),
     "floor": (r"(?<![.\w])floors?(?! ?\()(?! division)", "baseline without a model"),
-    "of its own": (r"of (?:its|their|our|his|your) own", "separate, its"),
+    "of its own": (r"of (?:its|their|our|his) own", "separate, its"),
     "learn from": (r"to (?:learn from|choose by|be asked about)|learned from by", "train, validation, test"),
     "gives away": (r"(?:give|gives|given|gave) away", "leak, overlap"),
     "alike": (r"alike", "in the same way"),
@@ -106,7 +106,8 @@ def files(root: Path = ROOT, tests: bool = False) -> list[Path]:
 
 
 def spaced(text: str) -> str:
-    """Returns a line with the words of identifiers apart: `snake_case` and `CamelCase`."""
+    """Returns a line without former names of settings, and with `snake_case` and `CamelCase` split into words."""
+    text = re.sub(r"""formerly["']?[:=] ?"[^"]*"|old_values=\{[^}]*\}""", "", text)
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", text.replace("_", " "))
 
 
