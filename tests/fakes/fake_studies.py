@@ -111,8 +111,8 @@ def retrieval(quality=0.3, **changes):
         numbers += [result(f"{direction}/recall@{k}", min(1.0, quality + k / 20)) for k in (1, 5, 10)]
         numbers += [result(f"{direction}/precision@{k}", quality * 0.8) for k in (1, 5, 10)]
         numbers += [result(f"{direction}/mean-rank", 14.25, width=1.0), result(f"{direction}/median-rank", 8, width=1)]
-    floors = tuple(result(f"chance/{each.metric}", 60.0 if "rank" in each.metric else 0.08) for each in numbers)
-    picture, words = (
+    baselines = tuple(result(f"chance/{each.metric}", 60.0 if "rank" in each.metric else 0.08) for each in numbers)
+    image, words = (
         RetrievalItem(image=png(3), text="Edema"),
         RetrievalItem(text="a chest x ray of a patient with edema"),
     )
@@ -123,7 +123,7 @@ def retrieval(quality=0.3, **changes):
         scoring="nearest",
         prompts="captions",
         results=tuple(numbers),
-        baselines=floors,
+        baselines=baselines,
         confusion=None,
         roc={},
         examples=(),
@@ -135,13 +135,13 @@ def retrieval(quality=0.3, **changes):
                 candidates=312,
                 relevant_per_query=4.2,
                 examples=(
-                    RetrievalExample(query=picture, retrieved=(wrong, words, words, wrong, words), rank=2),
-                    RetrievalExample(query=picture, retrieved=(words, words, wrong, words, wrong), rank=1),
+                    RetrievalExample(query=image, retrieved=(wrong, words, words, wrong, words), rank=2),
+                    RetrievalExample(query=image, retrieved=(words, words, wrong, words, wrong), rank=1),
                 )
                 if direction == "image-to-text"
                 else (
                     RetrievalExample(
-                        query=words if direction == "text-to-image" else picture,
+                        query=words if direction == "text-to-image" else image,
                         retrieved=tuple(
                             RetrievalItem(image=png(i), text="Edema", relevant=i % 2 == 0) for i in range(5)
                         ),

@@ -34,9 +34,9 @@ def test_number_of_ticks_is_bounded(low, width, most):
 
 
 def test_whisker_maps_the_range_linearly():
-    picture = whisker(0.5, (0.25, 0.75), (0.0, 1.0), kind="model", colour="#000000", level=0.5)
-    assert 'cx="70.0"' in picture
-    assert 'd="M37.5 6H102.5"' in picture
+    chart = whisker(0.5, (0.25, 0.75), (0.0, 1.0), kind="model", colour="#000000", level=0.5)
+    assert 'cx="70.0"' in chart
+    assert 'd="M37.5 6H102.5"' in chart
 
 
 def test_every_figure_is_well_formed_and_says_what_it_is():

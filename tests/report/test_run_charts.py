@@ -147,7 +147,7 @@ def test_subgroup_table_has_all_groups_and_the_gap(tmp_path):
 def test_subgroup_charts_mark_the_overall_value(tmp_path):
     table = subgroup_table(group_of(tmp_path, evaluation(0.6, subgroups=subgroups(0.6))), "sex")
     assert table.axis_ends[0] == ("50\u202f%", "70\u202f%")
-    assert 'class="level" d="M70.0 1V11"' in table.rows[0].cells[0].chart  # 60 % lies in the middle
+    assert 'class="level" d="M70.0 1V11"' in table.rows[0].cells[0].chart  # 60 % is in the middle
 
 
 def test_subgroups_of_several_models_share_one_axis(tmp_path):

@@ -93,7 +93,7 @@ def test_report_links_resolve(two_stages):
 def test_measured_cells_link_to_their_results(two_stages):
     html = render(read_runs(two_stages))
     cells = re.findall(r'<a class="source" href="#(run-\d+-result-\d+-[mf]\d+)">([^<]+)</a>', html)
-    assert len(cells) == 2 * 2 + 2 * 2 + 5 * 3  # headline, floors, AUC by class
+    assert len(cells) == 2 * 2 + 2 * 2 + 5 * 3  # headline, baselines, AUC by class
     for anchor, text in cells:
         line = re.search(rf'<tr class="\w+" id="{anchor}">(.*?)</tr>', html, re.DOTALL)
         assert text in line.group(1)
@@ -174,9 +174,9 @@ def test_h12_other_images_have_their_own_table_and_a_warning(tmp_path):
 
 
 def test_h12_other_labels_have_their_own_table(tmp_path):
-    floors = (result("majority-class/accuracy", 0.31), result("majority-class/auc", 0.5))
+    baselines = (result("majority-class/accuracy", 0.31), result("majority-class/auc", 0.5))
     one = write_run(tmp_path / "one", evaluation(0.58))
-    other = write_run(tmp_path / "other", evaluation(0.64, baselines=floors))
+    other = write_run(tmp_path / "other", evaluation(0.64, baselines=baselines))
     assert "task-2" in page([one, other]).ids
 
 
@@ -252,7 +252,7 @@ def test_o10_small_classes_are_left_out_of_the_confusion_matrix(tmp_path):
 
 
 TOKEN = "hf_" + string.ascii_lowercase[:22]
-"""Of the shape of an access token, and nobody's."""
+"""An invented access token."""
 
 
 @pytest.mark.parametrize("secret", ["/home/somebody/secret", "somebodys-laptop", TOKEN])
@@ -383,7 +383,7 @@ def test_linear_probe_and_zero_shot_share_a_table(tmp_path):
     assert "Zero-shot and linear probe: 5 classes" in seen.text
     assert "run linear probe, standard protocol, 10 % of the training patients, seed 2" in seen.text
     assert "task-2" not in seen.ids
-    assert "66.7" in seen.text  # the paper's zero-shot number, beside the row that asks its question
+    assert "66.7" in seen.text  # the paper's zero-shot number, next to the row of the same task
 
 
 def test_linear_probe_has_no_paper_zero_shot_result(tmp_path):
@@ -402,8 +402,8 @@ def test_seeds_of_a_probe_are_averaged_and_fractions_are_not(tmp_path):
 def test_other_metrics_and_calibration_are_shown(tmp_path):
     base = evaluation(0.6)
     more = (result("auprc", 0.41), result("sensitivity@0.90", 0.3), result("auprc/Edema", 0.2))
-    floors = (*base.baselines, result("majority-class/auprc", 0.2))
-    made = evaluation(0.6, results=(*base.results, *more), baselines=floors, calibration=calibration())
+    baselines = (*base.baselines, result("majority-class/auprc", 0.2))
+    made = evaluation(0.6, results=(*base.results, *more), baselines=baselines, calibration=calibration())
     text = page_of(tmp_path, made).text
     head = "Model AUPRC Sensitivity at specificity 0.90 ECE ECE after temperature scaling"
     assert head in text
@@ -438,7 +438,7 @@ def test_embedding_map_needs_matching_classes(tmp_path):
 def test_retrieval_is_shown_with_chance_and_examples(tmp_path):
     seen = page_of(tmp_path, retrieval())
     text = seen.text
-    assert "Image to text" in text
+    assert "Image-to-text retrieval" in text
     assert (
         "940 queries; 60 without a relevant item were not scored. 312 candidates, 4.2 relevant per query on average."
         in text

@@ -140,7 +140,7 @@ def test_cells_are_counted_by_state(html):
 def test_charts_appear_where_there_are_results(html):
     figures = re.findall(r'<svg class="figure" viewBox="[^"]+" role="img" aria-label="([^"]+)"', html)
     assert figures[0] == "CheXpert-5×200, zero shot: accuracy against trainable parameters"
-    assert "CLEFT-LoRA (paper)" not in html  # its towers lie decades to the right of these
+    assert "CLEFT-LoRA (paper)" not in html  # its encoders are orders of magnitude larger
     for start in ("ROC curves for Edema", "Reliability diagram of CLEFT-LoRA", "Embedding map of CLEFT-LoRA"):
         assert any(figure.startswith(start) for figure in figures)
     assert not any("context length" in figure for figure in figures)
@@ -150,8 +150,8 @@ def test_many_bubbles_are_numbered_with_a_legend(tmp_path):
     rows = tuple(
         StudyLine(key=f"row-{n}", label=f"Row {n}", facts={"trainable": 1e6 + n, "frozen": 0.0}) for n in range(1, 9)
     )
-    answers = {(row.key, CELL[1]): [evaluation(0.5)] for row in rows}
-    html = write_page(small_study(tmp_path, answers, rows=rows)).read_text()
+    results = {(row.key, CELL[1]): [evaluation(0.5)] for row in rows}
+    html = write_page(small_study(tmp_path, results, rows=rows)).read_text()
     figure = html[html.index('<h2 id="figures"') :]
     key, chart = (
         re.search(rf"<{mark}.*?</{mark[:3]}", figure, re.DOTALL).group()
@@ -159,8 +159,8 @@ def test_many_bubbles_are_numbered_with_a_legend(tmp_path):
     )
     assert re.findall(r">(\d)</text></svg>Row (\d)<", key) == [(str(n), str(n)) for n in range(1, 9)]
     assert sorted(re.findall(r'class="number"[^>]*>(\d)<', chart)) == [str(n) for n in range(1, 9)]
-    del answers[rows[-1].key, CELL[1]]
-    few = write_page(small_study(tmp_path, answers, rows=rows[:7])).read_text()
+    del results[rows[-1].key, CELL[1]]
+    few = write_page(small_study(tmp_path, results, rows=rows[:7])).read_text()
     assert 'class="number"' not in few
     assert few.count('class="name"') >= 7
 
@@ -223,8 +223,8 @@ def test_imported_model_has_a_footnote_on_origin_and_overlap(tmp_path):
         StudyLine(key="cleft-lora", label="CLEFT-LoRA"),
         StudyLine(key="theirs", label="Theirs", heading="your models", origin="theirs: imported from <theirs>.ckpt"),
     )
-    answers = {CELL: [evaluation(0.6)], ("theirs", CELL[1]): [evaluation(0.5, notes=NOTES)]}
-    html = write_page(small_study(tmp_path, answers, rows=rows)).read_text()
+    results = {CELL: [evaluation(0.6)], ("theirs", CELL[1]): [evaluation(0.5, notes=NOTES)]}
+    html = write_page(small_study(tmp_path, results, rows=rows)).read_text()
     [letter] = re.findall(r'<th scope="row">Theirs<sup><a href="#why-(\w)">\1</a></sup></th>', html)
     footnote = f"{letter} theirs: imported from <theirs>.ckpt. The run does not say which patients it"
     assert footnote in Page(html).text

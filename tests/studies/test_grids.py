@@ -62,9 +62,9 @@ def test_imported_model_is_evaluated_once_for_all_seeds(home, words, tmp_path, c
     assert (row.facts["trainable"], row.facts["seconds"]) == (0, 0)
     assert row.facts["frozen"] > 0
     [file] = cell.results
-    answer = read_evaluation(tmp_path / "study" / file)
-    assert answer.checkpoint == weights_digest(home / "models/mgca")
-    assert "The run does not say which patients it was trained on; these may be among them." in answer.notes
+    evaluation = read_evaluation(tmp_path / "study" / file)
+    assert evaluation.checkpoint == weights_digest(home / "models/mgca")
+    assert "The run does not say which patients it was trained on; these may be among them." in evaluation.notes
     assert before == sorted((home / "models").rglob("*"))  # the folder it came from is only read
     capsys.readouterr()
     assert main(line) == 0

@@ -169,7 +169,7 @@ def test_new_settings_leave_step_names_unchanged(tmp_path):
             StudyOptions(data=data, runs=tmp_path, overrides=("--data.test_fraction=0.3",)),
         )
     ]
-    assert names[0] == "base-lm-chexpert-568c7d"  # it may change with the preset alone, for studies go on by it
+    assert names[0] == "base-lm-chexpert-568c7d"  # only the preset may change it: studies are resumed by this name
     assert names[0] != names[1]
 
 

@@ -276,7 +276,7 @@ def test_invalid_grid_is_refused_with_its_line(tmp_path, capsys, text, sentence)
         (["--data=chexprt=/tmp"], 2, "'chexprt=/tmp' is not a dataset and its folder; did you mean 'chexpert'"),
         (["--data=chexpert"], 2, "'chexpert' is not a dataset and its folder; write chexpert=<folder>"),
         (["--data=chexpert=/nowhere/at/all"], 2, "folder /nowhere/at/all does not exist"),
-        (["--only=nobody"], 2, "--only 'nobody' matches no row or cell (such as random-vit/chexpert/zero-shot)"),
+        (["--only=missing"], 2, "--only 'missing' matches no row or cell (such as random-vit/chexpert/zero-shot)"),
         (["--seeds=0"], 2, "--seeds 0: give 1 or more"),
         (["--jobs=0"], 2, "--jobs 0: give 1 or more"),
         (["--seed=3"], 2, "--seed"),

@@ -91,7 +91,7 @@ def render_census(census: Census) -> str:
         legend=[(legend_square(colour), _LABEL_NAMES[name]) for name, colour in LABEL_COLOURS],
         comparisons=[_compare(groups) for groups in census.groups if len(groups.groups) > 1],
         splits=_splits(census.splits),
-        pictures=[picture for picture in census.thumbnails if PNG.fullmatch(picture.image)],
+        thumbnails=[thumbnail for thumbnail in census.thumbnails if PNG.fullmatch(thumbnail.image)],
         shown_labels=_shown_labels,
         shown_end=_shown_end,
         names_files=bool(census.faults or census.excluded_rows or census.undecodable or census.unlisted),
@@ -162,5 +162,5 @@ def _shown_end(text: str) -> str:
     return text if len(text) <= _LONGEST else f"…{text[1 - _LONGEST :]}"
 
 
-def _shown_labels(picture: Thumbnail) -> str:
-    return ", ".join(picture.labels) or "no positive finding"
+def _shown_labels(thumbnail: Thumbnail) -> str:
+    return ", ".join(thumbnail.labels) or "no positive finding"

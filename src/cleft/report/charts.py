@@ -245,7 +245,7 @@ _LINE_LETTERS = 54
 
 
 def bar_chart(title: str, counts: Sequence[tuple[str, int]]) -> Markup:
-    """Draw horizontal bars with counts and percentages; a long name has a line of its own above its bar.
+    """Draw horizontal bars with counts and percentages; a long name has a separate line above its bar.
 
     Args:
         title: Text alternative for screen readers.

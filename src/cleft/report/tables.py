@@ -35,9 +35,9 @@ CLASSIFICATION_BASELINES = {"majority-class": "Majority class", "ap-view": "AP-v
 """Baselines without a model, for classification."""
 BASELINES = {**CLASSIFICATION_BASELINES, "chance": "Chance level"}
 DIRECTION_NAMES = {
-    "image-to-text": "Image to text",
-    "text-to-image": "Text to image",
-    "image-to-image": "Image to image",
+    "image-to-text": "Image-to-text",
+    "text-to-image": "Text-to-image",
+    "image-to-image": "Image-to-image",
 }
 HEADLINE_METRICS = {"accuracy": "Accuracy", "auc": "AUC"}
 METRIC_NAMES = {
@@ -405,7 +405,7 @@ def metric_name(metric: str) -> str:
         >>> metric_name("ap-view/auc/Edema"), metric_name("accuracy"), metric_name("sensitivity@0.90")
         ('AP-view rule: AUC, Edema', 'Accuracy', 'Sensitivity at specificity 0.90')
         >>> metric_name("chance/image-to-text/recall@5")
-        'Chance level: Image to text: Recall@5'
+        'Chance level: Image-to-text: Recall@5'
     """
     rule, _, rest = metric.partition("/")
     if rule in BASELINES and rest:

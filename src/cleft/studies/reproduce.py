@@ -177,7 +177,7 @@ class Reproduction:
                 write_whole(folder / STUDY_FILE, to_json(self.study(plan, folder)).encode(), mode=0o644)
             except OSError as error:
                 raise ResourceError(
-                    f"cannot write {folder / STUDY_FILE} ({error.strerror}); make room on the disk, or choose "
+                    f"cannot write {folder / STUDY_FILE} ({error.strerror}); free some disk space, or choose "
                     f"another folder with --out"
                 ) from error
 

@@ -255,7 +255,7 @@ def _result(future: Future[Outcome], step: Step) -> Outcome:
 
 
 def _start_worker(parent: int) -> None:
-    """Set up a worker process: logging, no Ctrl-C of its own (the parent signals it), exit with the parent."""
+    """Set up a worker process: logging, Ctrl-C only through the parent, exit with the parent."""
     if hasattr(os, "setpgrp"):  # Windows has none.
         os.setpgrp()  # a terminal sends Ctrl-C to the whole group, and a second signal would stop training at once
     logger = logging.getLogger("cleft")
