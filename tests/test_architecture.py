@@ -1,4 +1,4 @@
-"""The drawing of the rooms is a test, so it cannot go stale."""
+"""The order of dependencies, as drawn in CONTRIBUTING.md, and what no module may use."""
 
 import ast
 import functools
@@ -8,10 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.tools import structure
+
 import cleft
 
 ROOT = Path(cleft.__file__).parent
-ROOMS = ["data", "models", "training", "evaluation", "report", "studies"]
+PACKAGES = ["data", "models", "training", "evaluation", "report", "studies"]
 ORDER = [
     *(
         "version",
@@ -26,11 +28,11 @@ ORDER = [
         "config",
         "results",
     ),
-    *ROOMS,
+    *PACKAGES,
     "cli",
 ]
 INSIDE_DATA = ["tables", "text", "images", "readers", "phantoms", "splits", "census"]
-STRANGERS = [
+INDEPENDENT = [
     ("models", "data"),
     ("data", "models"),
     ("report", "data"),
@@ -46,71 +48,62 @@ BANNED = re.compile(
 
 
 @functools.cache
-def modules():
-    return [
-        (path, path.relative_to(ROOT).parts[0].removesuffix(".py"), ast.parse(path.read_text()))
-        for path in sorted(ROOT.rglob("*.py"))
-    ]
-
-
-def imports():
-    found = {(room, name.split(".")[1]) for _, room, name in imported()}
-    return {(a, b) for a, b in found if a != b}
-
-
-@functools.cache
-def everything_imported():
+def imported_names():
+    """Module of the package and the dotted name that it imports, for every import statement."""
     found = []
-    for path, room, tree in modules():
+    for module, tree in structure.trees().items():
         for node in ast.walk(tree):
-            names = []
             if isinstance(node, ast.ImportFrom):
                 assert node.level == 0, "imports are absolute"
-                names = [node.module or ""]
+                found.append((module, node.module or ""))
             elif isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            found += [(path, room, name) for name in names]
+                found += [(module, alias.name) for alias in node.names]
     return found
 
 
-def imported():
-    return [(path, room, name) for path, room, name in everything_imported() if name.startswith("cleft.")]
-
-
-def test_every_module_is_in_a_room_that_the_drawing_knows():
-    assert {room for _, room, _ in modules()} - {"__init__", "__main__"} == set(ORDER)
-
-
-def test_no_room_imports_one_to_its_right():
-    upward = {(a, b) for a, b in imports() if a in ORDER and ORDER.index(b) > ORDER.index(a)}
-    assert not upward, f"imports against the flow: {sorted(upward)}"
-
-
-def test_inside_data_imports_point_one_way_too():
-    found = {
-        (path.relative_to(ROOT).parts[1], name.split(".")[2])
-        for path, room, name in imported()
-        if room == "data" and name.startswith("cleft.data.")
+def dependencies(depth):
+    """Pairs of different packages, named by the given number of parts, of which the first imports the second."""
+    pairs = {
+        (".".join(module.split(".")[1 : 1 + depth]), ".".join(other.split(".")[1 : 1 + depth]))
+        for module, others in structure.imports().items()
+        for other in others
     }
-    folders = {(a, b) for a, b in found if a in INSIDE_DATA and b in INSIDE_DATA}
-    assert {path.name for path in (ROOT / "data").iterdir() if (path / "__init__.py").is_file()} == set(INSIDE_DATA)
-    assert not {(a, b) for a, b in folders if INSIDE_DATA.index(b) > INSIDE_DATA.index(a)}
+    return {(a, b) for a, b in pairs if a != b and a and b}
 
 
-def test_strangers_do_not_meet():
-    assert not imports() & set(STRANGERS)
+def upward(pairs, order):
+    return {(a, b) for a, b in pairs if a in order and b in order and order.index(b) > order.index(a)}
 
 
-def test_only_adapters_imports_peft_and_only_learning_imports_lightning():
-    top = {(path, room, name.split(".")[0]) for path, room, name in everything_imported()}
-    assert {path.name for path, _, name in top if name == "peft"} == {"adapters.py"}
-    assert {room for _, room, name in top if name == "lightning"} == {"training"}
+def test_the_order_names_every_package_and_top_level_module():
+    names = {module.split(".")[1] for module in structure.trees() if "." in module}
+    assert names - {"__main__"} == set(ORDER)
+
+
+def test_no_package_imports_a_later_one():
+    assert upward(dependencies(1), ORDER) == set()
+
+
+def test_no_subpackage_of_data_imports_a_later_one():
+    subpackages = {path.parent.name for path in (ROOT / "data").glob("*/__init__.py")}
+    assert subpackages == set(INSIDE_DATA)
+    assert upward(dependencies(2), [f"data.{name}" for name in INSIDE_DATA]) == set()
+
+
+def test_packages_that_exchange_types_only_do_not_import_each_other():
+    assert not dependencies(1) & set(INDEPENDENT)
+
+
+def test_only_adapters_imports_peft_and_only_training_imports_lightning():
+    users = {(module, name.split(".")[0]) for module, name in imported_names()}
+    assert {module for module, name in users if name == "peft"} == {"cleft.models.adapters"}
+    assert {module.split(".")[1] for module, name in users if name == "lightning"} == {"training"}
 
 
 def test_nothing_that_runs_code_from_data_is_used():
     hits = [
         f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
-        for path, _, _ in modules()
+        for path in structure.paths().values()
         for number, line in enumerate(path.read_text().splitlines(), start=1)
         if BANNED.search(line.partition("#")[0]) and '"' not in line.partition("import")[0]
     ]
