@@ -19,7 +19,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[2]
 
 AVOID: dict[str, tuple[str, str]] = {
-    "told": (r"told|tells?(?! ?\\(\\))|telling", "reported, described, shown"),
+    "told": (r"told|tells?(?! ?\(\))|telling", "reported, described, shown"),
     "asked": (r"ask(?:s|ed|ing)?", "requested, evaluated, set"),
     "answer": (r"answer(?:s|ed|ing)?", "prediction, result, reply, value"),
     "stands": (r"(?:stands?|stood|standing)(?! for\b)(?!ard)(?!-)", "is, appears"),
