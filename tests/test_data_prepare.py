@@ -81,7 +81,7 @@ def whole(drawings, tmp_path_factory):
         pytest.param(signal.SIGKILL, False, -9, "", marks=pytest.mark.slow),
     ],
 )
-def test_a3_a4_stopped_anywhere_it_goes_on_and_ends_in_the_same_bytes(
+def test_a3_a4_stopped_anywhere_it_resumes_and_ends_in_the_same_bytes(
     words, tmp_path, whole, monkeypatch, capsys, number, group, code, said
 ):
     cache = tmp_path / "cache"
@@ -109,7 +109,7 @@ def test_a3_a4_stopped_anywhere_it_goes_on_and_ends_in_the_same_bytes(
     assert not list(cache.rglob("*.tmp"))
 
 
-def test_f3_two_at_once_share_the_work_and_spoil_nothing(words, tmp_path, whole):
+def test_f3_two_at_once_share_the_work_and_damage_nothing(words, tmp_path, whole):
     with start(words) as one, start(words) as two:
         said = [run.communicate() for run in (one, two)]
     assert [run.returncode for run in (one, two)] == [0, 0]

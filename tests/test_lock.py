@@ -43,7 +43,7 @@ def test_p1_setup_checks_hashes_and_builds_nothing_from_source():
 
 
 @pytest.mark.parametrize(("name", "floor"), FLOORS.items())
-def test_p2_versions_are_above_their_security_floors(name, floor, constraints):
+def test_p2_versions_are_above_their_security_minimums(name, floor, constraints):
     assert Version(constraints[name]) >= Version(floor)
     project = (ROOT / "pyproject.toml").read_text()
     [line] = re.findall(rf'^    "({name}[<>=].*)",$', project, re.MULTILINE)

@@ -97,7 +97,7 @@ def leaks(folder, words):
     return found
 
 
-def test_o1_no_canary_stands_in_any_output(walk):
+def test_o1_no_canary_is_in_any_output(walk):
     assert len([path for path in walk.rglob("*") if path.is_file()]) > 30
     assert leaks(walk, NOWHERE) == []
 

@@ -34,7 +34,7 @@ def test_ages_stand_in_decades_without_a_gap():
     assert counted.ordered
 
 
-def test_o10_a_share_of_fewer_than_five_patients_is_not_told():
+def test_o10_a_share_of_fewer_than_five_patients_is_not_reported():
     groups = {
         "AP": [record(i, Edema=float(i < 2)) for i in range(5)],
         "PA": [record(9, "same", Edema=1.0)] * 8,

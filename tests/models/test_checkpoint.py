@@ -316,7 +316,7 @@ def test_a_cut_file_is_found(folder):
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 64, (10**12).to_bytes(8, "little") + b"{}", b"\2\0\0\0\0\0\0\0{}x"])
-def test_a_lying_header_names_the_file(folder, content):
+def test_a_false_header_names_the_file(folder, content):
     path = folder / "model.safetensors"
     path.write_bytes(content)
     facts = {"bytes": len(content), "sha256": digest_of(path)}
@@ -381,7 +381,7 @@ def test_a_file_slipped_in_beside_the_tokenizer_is_refused(folder):
         (lambda path: path.touch(), "it is a file; import the authors' checkpoints with `cleft import"),
     ],
 )
-def test_what_is_no_model_is_told_apart(tmp_path, make, sentence):
+def test_folders_that_are_no_model_have_their_own_messages(tmp_path, make, sentence):
     make(tmp_path / "x")
     with pytest.raises(CheckpointError, match=sentence):
         load_model(tmp_path / "x")

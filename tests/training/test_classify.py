@@ -353,7 +353,7 @@ def test_one_image_teaches_nothing(source, tmp_path):
         learn(source, tmp_path / "run", changed_table(source, tmp_path / "table", split), "--data.split=given")
 
 
-def test_a3_asked_to_stop_while_images_are_read(source, tmp_path, monkeypatch):
+def test_a3_stopped_while_images_are_read(source, tmp_path, monkeypatch):
     class Asked(StopFlag):
         def check(self, doing):
             self.number = 15 if "encoding" in doing else None

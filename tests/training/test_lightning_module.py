@@ -52,7 +52,7 @@ def test_one_kernel_updates_all_weights_unless_refused(name, fused, expected):
     assert [group["fused"] for group in optimizer.param_groups] == [expected] * 2
 
 
-def test_g10_a_model_without_moving_weights_is_refused():
+def test_g10_a_model_without_trainable_weights_is_refused():
     with pytest.raises(ConfigError, match="nothing trains"):
         build_optimizer(nn.Linear(2, 2).requires_grad_(False), OptimConfig())
 

@@ -102,7 +102,7 @@ def test_what_was_saved_survives_a_kill(tmp_path):
     assert read(tmp_path)["train/loss"] == [(10, 5.0)]
 
 
-def test_o2_no_file_tells_the_name_of_the_machine(tmp_path, monkeypatch):
+def test_o2_no_file_contains_the_name_of_the_machine(tmp_path, monkeypatch):
     monkeypatch.setattr(socket, "gethostname", lambda: pytest.fail("nobody needs the host's name"))
     log(tmp_path, (10,)).finalize("success")
     (path,) = tmp_path.iterdir()

@@ -185,7 +185,7 @@ def test_only_the_context_moves_and_states_stay_small(run):
     ]
 
 
-def test_a3_asked_to_stop_while_images_are_encoded(source, settings, tmp_path, monkeypatch):
+def test_a3_stopped_while_images_are_encoded(source, settings, tmp_path, monkeypatch):
     class Asked(StopFlag):
         def check(self, doing):
             self.number = 15 if "encoding" in doing else None

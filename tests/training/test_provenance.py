@@ -72,7 +72,7 @@ def test_o6_a_switch_that_the_user_has_set_stays():
 
 
 @pytest.mark.slow
-def test_o6_no_command_asks_the_network(tmp_path):
+def test_o6_no_command_contacts_the_network(tmp_path):
     (tmp_path / "spy").mkdir()
     (tmp_path / "spy" / "sitecustomize.py").write_text(SPY)
     requests = tmp_path / "requests.txt"

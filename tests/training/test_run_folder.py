@@ -424,7 +424,7 @@ def test_o7_caches_embeddings_and_states_are_for_their_owner_alone(home):
         assert stat.S_IMODE(place.stat().st_mode) == 0o700
 
 
-def test_o7_nothing_is_removed_without_yes_and_everything_is_told(home, capsys):
+def test_o7_nothing_is_removed_without_yes_and_everything_is_listed(home, capsys):
     before = tree(home)
     assert main(["purge", str(home / "plain"), str(home / "cache")]) == 0
     said = capsys.readouterr().out

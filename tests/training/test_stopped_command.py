@@ -39,7 +39,7 @@ def whole(root, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
-def test_a3_a4_the_command_stops_with_its_code_and_goes_on_exactly(tmp_path, root, whole, number, code):
+def test_a3_a4_the_command_stops_with_its_code_and_resumes_exactly(tmp_path, root, whole, number, code):
     words = command(root, tmp_path / "run")
     process = start_and_wait_for_line(words, tmp_path / "run", 20)
     process.send_signal(number)

@@ -110,7 +110,7 @@ class Signalled(TinyLearner):
         ("validation", 8, signal.SIGTERM, Terminated),
     ],
 )
-def test_a3_a4_asked_to_stop_it_saves_the_step_and_says_so(tmp_path, uninterrupted, place, step, number, error):
+def test_a3_a4_a_stop_signal_saves_the_step_and_is_reported(tmp_path, uninterrupted, place, step, number, error):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with pytest.raises(error, match=r"at step \d+ of 12") as raised:
         run_tiny(tmp_path / "run", learner=Signalled(place, step, number), stop=StopFlag())
@@ -271,7 +271,7 @@ def test_a_run_that_stopped_early_and_was_killed_before_its_end_makes_no_further
     assert outcome == expected
 
 
-def test_a11_a_copied_run_goes_on_from_its_newest_step_whatever_the_clock_says(tmp_path, uninterrupted):
+def test_a11_a_copied_run_resumes_from_its_newest_step_whatever_the_clock(tmp_path, uninterrupted):
     assert forked(lambda: run_tiny(tmp_path / "run", learner=TinyLearner(dies_at=("forward", 7)))) == -9
     shutil.copytree(tmp_path / "run", tmp_path / "elsewhere" / "copy")
     for place, state in enumerate(sorted((tmp_path / "elsewhere" / "copy" / "states").glob("*.ckpt"), reverse=True)):

@@ -120,7 +120,7 @@ def test_b1_a_full_disk_leaves_the_old_state_and_says_what_is_missing(tmp_path):
     assert not list(tmp_path.glob(".*.tmp"))
 
 
-def test_b2_too_little_room_is_refused_before_the_first_step(tmp_path, monkeypatch):
+def test_b2_too_little_disk_space_is_refused_before_the_first_step(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(training_state.shutil, "disk_usage", lambda folder: usage._replace(free=3 * 2**20))
     StateStore(tmp_path).check_room(2**19)

@@ -215,7 +215,7 @@ def test_a_picture_in_two_splits_is_named_with_both(folder):
     assert twins == (("a.png", "again.png", "copy.png"), ("train", "val", "test"), 2, False)
 
 
-def test_d16_a_test_picture_in_training_stops(folder):
+def test_d16_a_test_image_in_training_stops(folder):
     parts = {"train": [in_folder(folder, "a.png")], "test": [in_folder(folder, "copy.png", "q")]}
     twins = find_duplicates(parts, {"a.png": 1, "copy.png": 1})
     with pytest.raises(DataError, match="1 image of the test split is in another split too") as caught:

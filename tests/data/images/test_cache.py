@@ -267,7 +267,7 @@ def test_f5_planted_links_and_foreign_indices_are_not_believed(tmp_path, records
     assert right(images, records)
 
 
-def test_f4_killed_at_any_call_it_goes_on_and_ends_in_the_same_bytes(tmp_path, records, prepare):
+def test_f4_killed_at_any_call_it_resumes_and_ends_in_the_same_bytes(tmp_path, records, prepare):
     whole = contents(prepare(records).folder)
 
     @contextmanager
@@ -336,7 +336,7 @@ def test_f6_a_complete_cache_is_only_read(records, prepare, monkeypatch):
         prepare(records, config=replace(CONFIG, stored_size=40))
 
 
-def test_f6_too_little_room_is_refused_before_work(records, prepare, monkeypatch, decoded):
+def test_f6_too_little_disk_space_is_refused_before_work(records, prepare, monkeypatch, decoded):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=7_000))
     with pytest.raises(ResourceError, match=r"7,168 bytes, 7,000 are free"):
         prepare(records)

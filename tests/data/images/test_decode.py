@@ -113,7 +113,7 @@ def test_c7_a_gray_radiograph_stored_as_colour_jpeg_is_read():
     assert np.abs(gray.astype(int) - colour).max() <= 2
 
 
-def test_c7_transparency_lies_over_black():
+def test_c7_transparency_is_composited_over_black():
     image = Image.fromarray(RAMP).convert("RGBA")
     image.putalpha(Image.fromarray(np.where(RAMP > 100, 255, 0).astype(np.uint8)))
     assert np.array_equal(decode_gray(encode(image), "x"), np.where(RAMP > 100, RAMP, 0))
@@ -168,7 +168,7 @@ def test_few_bits_per_pixel_use_the_whole_range(mode):
     assert np.array_equal(decode_gray(encode(coarse, mode=mode, bits=2), "x"), coarse)
 
 
-def test_c8_moving_pictures_are_refused():
+def test_c8_animated_images_are_refused():
     frames = [Image.fromarray(RAMP), Image.fromarray(RAMP[::-1].copy())]
     assert reason(encode(frames[0], save_all=True, append_images=frames[1:])) == "format"
 
@@ -179,7 +179,7 @@ def test_c9_a_bomb_in_a_text_chunk_is_malformed():
     assert reason(encode(RAMP, pnginfo=info)) == "malformed"
 
 
-def test_c10_odd_shapes_and_single_values_are_told_apart():
+def test_c10_odd_shapes_and_constant_images_have_their_own_reasons():
     assert reason(encode(RAMP[:31])) == "geometry"
     assert reason(encode(np.tile(RAMP[:32], (1, 11)))) == "geometry"
     assert reason(encode(np.full_like(RAMP, 7))) == "constant"

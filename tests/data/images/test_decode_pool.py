@@ -120,7 +120,7 @@ def test_no_items_are_no_work():
     assert run([]) == []
 
 
-def test_c11_what_crashes_twice_is_given_up_and_the_rest_goes_on():
+def test_c11_what_crashes_twice_is_given_up_and_the_rest_continues():
     one, segfault, left, two = run(["one", "segfault", "exit", "two"], jobs=2)
     assert (one, two) == ("one", "two")
     assert segfault == Failure("crashed", "it crashes the decoder (SIGSEGV); tried twice")

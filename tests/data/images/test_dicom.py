@@ -102,7 +102,7 @@ def test_d13_a_file_without_mark_or_syntax_is_read_all_the_same(syntax, argument
     assert np.array_equal(read(dicom_bytes(PIXELS, syntax=syntax, **WINDOW, **arguments)), SHOWN)
 
 
-def test_d13_what_has_neither_mark_nor_picture_is_no_dicom_file():
+def test_d13_a_file_without_preamble_and_pixels_is_no_dicom_file():
     report = dicom_bytes(None, preamble=False, SOPClassUID=BasicTextSRStorage)
     assert reason(report) == "format"
     assert reason(dicom_bytes(PIXELS, preamble=False, Rows=None)) == "format"
@@ -166,7 +166,7 @@ def test_floating_point_pixels_are_refused():
 @pytest.mark.parametrize(
     "kind", [BasicTextSRStorage, GrayscaleSoftcopyPresentationStateStorage, MediaStorageDirectoryStorage], ids=name_of
 )
-def test_d5_what_holds_no_picture_says_what_it_is(kind):
+def test_d5_a_file_without_an_image_is_refused_by_its_kind(kind):
     assert refused(dicom_bytes(None, SOPClassUID=kind)) == (
         "no-image",
         f"scan: no-image (contains no image, but {kind.keyword})",
@@ -228,7 +228,7 @@ def test_d7_a_deflated_bomb_is_refused_before_it_grows():
 FRAMES = np.stack([PIXELS, PIXELS[::-1], PIXELS[:, ::-1]])
 
 
-def test_d10_several_pictures_are_refused_by_default_and_named_with_the_setting():
+def test_d10_several_frames_are_refused_by_default_with_the_setting():
     assert refused(dicom_bytes(FRAMES, frames=True)) == (
         "frames",
         "scan: frames (contains 3 frames; set images.frame=middle or first to use one)",
@@ -236,7 +236,7 @@ def test_d10_several_pictures_are_refused_by_default_and_named_with_the_setting(
 
 
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless, JPEGLosslessSV1], ids=name_of)
-def test_d10_one_of_several_pictures_is_read_when_asked_for(syntax):
+def test_d10_one_of_several_frames_is_read_when_selected(syntax):
     data = dicom_bytes(FRAMES, frames=True, syntax=syntax, **WINDOW)
     assert np.array_equal(read(data, frame="first"), SHOWN)
     assert np.array_equal(read(data, frame="middle"), SHOWN[::-1])

@@ -154,7 +154,7 @@ def test_d4_windows_are_those_of_the_standard_worked_by_hand():
     assert read(RAMP, bits=12, WindowCenter=100, WindowWidth=1).ravel()[98:102].tolist() == [0, 0, 255, 255]
 
 
-def test_d4_the_first_window_is_taken_or_the_one_asked_for():
+def test_d4_the_first_window_is_used_or_the_selected_one():
     tags = {"bits": 12, "WindowCenter": [100, 2048, 3000], "WindowWidth": [5, 4096, 9]}
     alone = [read(RAMP, bits=12, WindowCenter=c, WindowWidth=w) for c, w in ((100, 5), (2048, 4096), (3000, 9))]
     for index, expected in ((0, alone[0]), (1, alone[1]), (2, alone[2]), (3, alone[0])):
@@ -330,7 +330,7 @@ def test_c10_a_single_value_is_constant_under_every_policy(images, value):
     assert caught.value.reason == "constant"
 
 
-def test_c4_one_scene_prepares_alike_from_png_and_every_kind_of_dicom():
+def test_c4_one_scene_gives_equal_pixels_from_png_and_every_kind_of_dicom():
     scene = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (96, 64), dtype=np.uint8), (0, 0), 3)
     scene[0, :2] = 0, 255
     buffer = BytesIO()

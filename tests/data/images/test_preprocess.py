@@ -63,7 +63,7 @@ def test_c2_only_regular_files_are_opened(tmp_path):
     assert reason(tmp_path / "empty") == "empty"
 
 
-def test_c2_a_file_nobody_may_read_is_unreadable(tmp_path, monkeypatch):
+def test_c2_a_file_without_read_permission_is_unreadable(tmp_path, monkeypatch):
     def refuse(*_):
         raise PermissionError(13, "Permission denied")
 
