@@ -51,7 +51,9 @@ def test_a_quote_that_is_not_closed_is_refused(text):
 
 def test_a_part_of_a_name_that_holds_a_comma_is_told_of_the_quotes():
     assert resolve_classes('"Effusion, left",edema', NAMES) == NAMES[:2]
-    with pytest.raises(ConfigError, match="that name holds a comma; put it in quotes: --classes '\"Effusion, left\"'"):
+    with pytest.raises(
+        ConfigError, match="that name contains a comma; put it in quotes: --classes '\"Effusion, left\"'"
+    ):
         resolve_classes("Effusion, left,Edema", NAMES)
 
 

@@ -299,7 +299,7 @@ def test_a_draft_of_a_killed_process_is_removed_and_a_folder_of_the_user_in_its_
     mine = tmp_path / ".drawn.draft"
     mine.mkdir()
     (mine / "thesis.txt").write_text("mine")
-    with pytest.raises(ConfigError, match="is not one of cleft; move it away"), draft_folder(tmp_path / "drawn"):
+    with pytest.raises(ConfigError, match="is not a draft of cleft; move it away"), draft_folder(tmp_path / "drawn"):
         pass
     assert (mine / "thesis.txt").read_text() == "mine"
     (mine / "thesis.txt").unlink()

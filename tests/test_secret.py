@@ -84,7 +84,7 @@ def test_without_a_place_for_a_secret_digests_are_keyed_with_one_of_the_process(
     _passing_secret.cache_clear()
     with caplog.at_level(logging.WARNING, logger="cleft"):
         assert protect("a") == protect("a")
-    assert "set CLEFT_USER_DIR to a folder that stays" in caplog.text
+    assert "set CLEFT_USER_DIR to a permanent folder" in caplog.text
     first = protect("a")
     _passing_secret.cache_clear()
     assert protect("a") != first

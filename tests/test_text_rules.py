@@ -228,11 +228,11 @@ def test_a_str_is_one_text(text):
 @pytest.mark.parametrize(
     ("texts", "sentence"),
     [
-        (b"edema", "bytes is no text; decode it first"),
-        (None, "None is no text; give a str"),
-        (3, "int is no text"),
-        ({"edema": 1}, "dict is no text"),
-        ({"edema"}, "set is no text"),
+        (b"edema", "bytes is not a text; decode it first"),
+        (None, "None is not a text; give a str"),
+        (3, "int is not a text"),
+        ({"edema": 1}, "dict is not a text"),
+        ({"edema"}, "set is not a text"),
         ([], "no text was given"),
         (["edema", None], "the text at position 1 is None"),
         (["edema", b"mass"], "the text at position 1 is bytes"),
@@ -240,7 +240,7 @@ def test_a_str_is_one_text(text):
         ([["edema"]], "the text at position 0 is list"),
         (np.array([["edema"]]), "the text at position 0 is list"),
         (np.array([1.5]), "the text at position 0 is 1.5"),
-        (Path("edema"), "is no text"),
+        (Path("edema"), "is not a text"),
     ],
 )
 def test_what_is_no_text_is_refused_with_a_sentence(texts, sentence):
@@ -257,7 +257,7 @@ def test_paths_are_str_or_path():
 
 @pytest.mark.parametrize("path", [b"a", None, 3, "", ["a"]])
 def test_what_is_no_path_is_refused_with_a_sentence(path):
-    with pytest.raises(ConfigError, match=r"run=.* is no path; give a str or a pathlib\.Path"):
+    with pytest.raises(ConfigError, match=r"run=.* is not a path; give a str or a pathlib\.Path"):
         as_path(path, "run")
 
 

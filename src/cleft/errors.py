@@ -1,17 +1,17 @@
-"""What can go wrong because of what we were given, and the exit code of each kind.
+"""Errors of user input and environment, one class with its exit code per kind.
 
-A message says what is wrong with the value in hand, where, and what to do. It starts in lower case,
-quotes what was given and ends without a full stop. The command line prints it after `error: `.
+A message says what is wrong with which value, where, and how to fix it. It starts in lower case, quotes the value and
+ends without a full stop. The command line prints it after `error: `.
 """
 
 
 class CleftError(Exception):
-    """Base of all errors raised on purpose."""
+    """Base class of all errors with a message for the user."""
 
     exit_code: int = 1
-    """What the command line exits with; one code per kind, so that scripts can tell them apart."""
+    """Exit code of the command line, one per kind of error."""
     rank: int | None = None
-    """Rank of the process that raised it; None for the first process, and before the processes are connected."""
+    """Rank of the process that raised the error; None for the first one, and before the processes are connected."""
 
 
 class ConfigError(CleftError, ValueError):
@@ -21,11 +21,11 @@ class ConfigError(CleftError, ValueError):
 
 
 class DataError(CleftError):
-    """A table, image or folder is missing, unreadable, or does not say what the reader expects.
+    """A table, image or folder is missing, unreadable, or has unexpected content.
 
     Args:
-        message: The sentence for the user.
-        reason: A short code for counting, such as `missing`, `truncated` or `outside-root`.
+        message: Message for the user.
+        reason: Short code for counting, such as `missing`, `truncated` or `outside-root`.
     """
 
     exit_code = 3
@@ -36,7 +36,7 @@ class DataError(CleftError):
 
 
 class CheckpointError(CleftError):
-    """Weights or a training state do not fit, are damaged, or are not trusted."""
+    """Weights or a training state do not match the model, are damaged, or are not trusted."""
 
     exit_code = 4
 
@@ -48,30 +48,30 @@ class NumericsError(CleftError, ArithmeticError):
 
 
 class ResourceError(CleftError):
-    """Disk, memory, file handles or a worker process ran out."""
+    """Disk, memory or file handles are exhausted, or a worker process was killed."""
 
     exit_code = 6
 
 
 class Interrupted(CleftError):
-    """Ctrl-C was pressed (SIGINT); what was under way is saved."""
+    """Interrupted by Ctrl-C (SIGINT); progress is saved."""
 
     exit_code = 130
 
 
 class Terminated(CleftError):
-    """The process was asked to end (SIGTERM); what was under way is saved."""
+    """Terminated by SIGTERM; progress is saved."""
 
     exit_code = 143
 
 
 class OtherRankFailed(CleftError):
-    """Another process of the same training failed and has reported why; there is nothing to add.
+    """Another process of the same training failed and reported its error.
 
     Args:
         exit_code: Of that process.
     """
 
     def __init__(self, exit_code: int) -> None:
-        super().__init__("another process of this training failed; its message says why")
+        super().__init__("another process of this training failed and reported its error")
         self.exit_code = exit_code

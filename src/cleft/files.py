@@ -21,11 +21,11 @@ from typing import IO, Any, Final, cast
 from cleft.errors import CleftError, ConfigError, DataError, ResourceError
 
 LARGEST: Final = 64 * 2**20
-"""Bytes of the largest JSON file that is read unless the caller sets another limit."""
+"""Default limit of `read_limited` in bytes."""
 
 
 Failure = Callable[[str], CleftError]
-"""Makes the error to raise from a message: an error class, or one with further arguments bound."""
+"""Makes an error from a message: an error class, or one with further arguments bound."""
 
 
 bad_json: Failure = partial(DataError, reason="json")
@@ -33,15 +33,15 @@ bad_json: Failure = partial(DataError, reason="json")
 
 
 def write_whole(path: Path, data: bytes | str, *, mode: int | None = 0o600) -> None:
-    """Write a file in one step: a reader finds the old file or the new one, also after a crash or a power cut.
+    """Write a file atomically: readers see the old or the new file, also after a crash or a power cut.
 
     Args:
         path: The file; its folder must exist. A symbolic link is replaced, not followed.
         data: Content; text is encoded as UTF-8.
-        mode: Permissions; None for those that the umask gives.
+        mode: Permissions; None for those of the umask.
 
     Raises:
-        OSError: If it cannot be written; an earlier file then stays as it was.
+        OSError: If it cannot be written; an earlier file is then unchanged.
     """
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else 0o600)
@@ -60,7 +60,7 @@ def write_whole(path: Path, data: bytes | str, *, mode: int | None = 0o600) -> N
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` survive a power cut; Windows has no such call and needs none."""
+    """Synchronise a folder to disk, so that renames in it survive a power cut; not needed on Windows."""
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -71,7 +71,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def open_lock(path: Path) -> IO[str]:
-    """Open a lock file to read and append, made where it is missing; a symbolic link is not followed.
+    """Open a lock file to read and append, created if missing; a symbolic link is not followed.
 
     Raises:
         OSError: If it is a link, or cannot be opened.
@@ -81,12 +81,12 @@ def open_lock(path: Path) -> IO[str]:
 
 
 def lock_file(file: IO[Any], *, wait: bool = False, by_process: bool = False) -> None:
-    """Lock an open file against other processes until it is closed; the system ends the lock with its holder.
+    """Lock an open file against other processes until it is closed or the process ends.
 
     Args:
         file: Opened for writing.
         wait: Whether to wait while another process holds it.
-        by_process: Whether the lock belongs to this process alone; otherwise forks of it hold it as well.
+        by_process: Whether only this process holds the lock; otherwise its forks hold it too.
 
     Raises:
         BlockingIOError: If another process holds it, and `wait` is false.
@@ -100,12 +100,12 @@ def lock_file(file: IO[Any], *, wait: bool = False, by_process: bool = False) ->
     lock = fcntl.lockf if by_process else fcntl.flock
     try:
         lock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except PermissionError as error:  # So some systems report a lock that another process holds.
+    except PermissionError as error:  # some systems report the lock of another process in this way
         raise BlockingIOError(error.errno, error.strerror) from error
 
 
 def _lock_on_windows(file: IO[Any], *, wait: bool) -> None:
-    """Lock one byte far behind the end, because Windows keeps others from reading what is locked."""
+    """Lock one byte far beyond the end, because Windows prevents others from reading locked bytes."""
     try:
         windows: Any = importlib.import_module("msvcrt")
     except ImportError:
@@ -135,7 +135,7 @@ def read_limited(
     remedy: str = "copy it again",
     limit: int = LARGEST,
 ) -> bytes:
-    """Read a regular file whole; never waits for a pipe, never reads more than `limit` bytes.
+    """Read a regular file; never waits for a pipe, never reads more than `limit` bytes.
 
     Args:
         path: The file.
@@ -145,7 +145,7 @@ def read_limited(
         limit: Bytes of the largest file that is read.
 
     Raises:
-        CleftError: From `error`, if it is missing, no regular file, larger than `limit`, or unreadable.
+        CleftError: From `error`, if it is missing, not a regular file, larger than `limit`, or unreadable.
     """
     name = where or path
     try:
@@ -168,26 +168,26 @@ def read_limited(
 
 
 RECORD: Final = ".cleft-written"
-"""Hidden file beside outputs with the SHA-256 of each as it was written, a line each as `sha256sum` prints them."""
+"""Hidden file next to outputs with the SHA-256 of each, in the format of `sha256sum`."""
 
 
 _DRAFT: Final = ".cleft-draft"
-"""File that marks a folder as an unfinished draft of this program."""
+"""File that marks a folder as an unfinished draft of cleft."""
 
 
 @dataclass(frozen=True)
 class Output:
-    """A file to write where a user says; `check` it before any work is done.
+    """Output file named by the user; call `check` before any work is done.
 
-    It replaces a file only if this program wrote that file and it was not changed since, as `RECORD` beside it says.
-    Two processes that write into one folder at once may lose a line of the record; that file is then not replaced.
+    It replaces a file only if cleft wrote that file and it has not changed since, according to `RECORD` next to it. Two
+    processes that write into one folder at once may lose a line of the record; that file is then not replaced.
 
     Args:
-        path: The file; missing folders are made when it is written.
-        option: What chooses it on the command line, for messages.
-        overwrite: Whether it may replace other files too; None where the command has no option `--overwrite`.
-        inputs: Files and folders that the same command reads; never replaced, nor is anything inside them that this
-            program did not write.
+        path: The file; missing folders are created when it is written.
+        option: Command-line option that names it, for messages.
+        overwrite: Whether it may replace other files too; None if the command has no option `--overwrite`.
+        inputs: Files and folders that the command reads; neither they nor files in them that cleft did not write are
+            replaced.
         mode: Permissions.
     """
 
@@ -198,10 +198,10 @@ class Output:
     mode: int = 0o644
 
     def check(self) -> Output:
-        """Return itself if it can be written and replaces nothing but an earlier output of this program.
+        """Return itself if it can be written and replaces only an earlier output of cleft.
 
         Raises:
-            ConfigError: If the path is a folder, a link or a device, or holds a file that this program did not write.
+            ConfigError: If the path is a folder, a link or a device, or a file that cleft did not write.
             ResourceError: If the folder cannot be written.
         """
         path, named = self.path, f"{self.option} {self.path}"
@@ -232,7 +232,7 @@ class Output:
         return self._check_folder()
 
     def write(self, data: bytes | str) -> Path:
-        """Write the file in one step and record it; checks again, because time has passed.
+        """Write the file atomically and record it, after another check.
 
         Raises:
             ConfigError, ResourceError: As `check`, or if the disk is full.
@@ -243,17 +243,17 @@ class Output:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             known = _read_record(folder)
-            _write_record(folder, known | {name: {digest, *known.get(name, ())}})  # a crash leaves both known
+            _write_record(folder, known | {name: {digest, *known.get(name, ())}})  # after a crash both are known
             write_whole(self.path, data, mode=self.mode)
             _write_record(folder, _read_record(folder) | {name: {digest}})
         except OSError as fault:
             full = fault.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            fix = "make room on the disk" if full else "choose another place"
+            fix = "free space on the disk" if full else "choose another place"
             raise ResourceError(f"{self.option} {self.path} cannot be written ({fault.strerror}); {fix}") from fault
         return self.path
 
     def is_ours(self) -> bool:
-        """Return whether the file is as this program wrote it."""
+        """Return whether cleft wrote the file and it has not changed since."""
         known = _read_record(self.path.parent).get(self.path.name)
         if not known:
             return False
@@ -273,7 +273,7 @@ class Output:
 
 
 def _is_within(path: Path, place: Path) -> bool:
-    """Whether a file is `place`, by whatever name or link, or is in that folder."""
+    """Whether a file is `place`, under any name or link, or is in that folder."""
     try:
         if place.is_dir():
             return path.resolve().is_relative_to(place.resolve())
@@ -283,7 +283,7 @@ def _is_within(path: Path, place: Path) -> bool:
 
 
 def _read_record(folder: Path) -> dict[str, set[str]]:
-    """Name of each output in a folder to the digests it may have; lines of any other form are ignored."""
+    """Return the digests that each output of a folder may have, by name; other lines are ignored."""
     try:
         data = read_limited(folder / RECORD)
     except DataError:
@@ -311,9 +311,9 @@ def _write_record(folder: Path, known: Mapping[str, Iterable[str]]) -> None:
 
 
 def csv_text(text: str) -> str:
-    """Return a text cell of a table that a spreadsheet does not run as a formula: a quote in front where it would.
+    """Return a text cell with a quote before it if a spreadsheet would evaluate it as a formula.
 
-    Numbers, and lists of numbers, stay as they are.
+    Numbers, and lists of numbers, are unchanged.
 
     Example:
         >>> csv_text("=1+1"), csv_text("-0.5"), csv_text("plain")
@@ -323,7 +323,7 @@ def csv_text(text: str) -> str:
 
 
 _FORMULA: Final = "=+-@\t\r\n\uff1d\uff0b\uff0d\uff20"
-"""First characters of formulas, also in full width."""
+"""First characters of formulas, including full-width forms."""
 
 
 _NUMBERS: Final = re.compile(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?((; |\.\.)[-+]?[0-9.]+(e[-+]?[0-9]+)?)*", re.IGNORECASE)
@@ -331,21 +331,21 @@ _NUMBERS: Final = re.compile(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?((; |\.\.)[-+]?[0-9.]+
 
 @contextmanager
 def draft_folder(folder: Path) -> Generator[Path]:
-    """Yield an empty folder beside `folder` that takes its name when the block ends without an error.
+    """Yield an empty folder next to `folder` that is renamed to it when the block ends without an error.
 
-    A draft that a killed process left is removed; a folder of that name from another source is not.
+    A draft left by a killed process is removed; another folder of that name is not.
 
     Args:
         folder: Absent or empty.
 
     Raises:
-        ConfigError: If `folder` holds something, or the draft's place is taken.
+        ConfigError: If `folder` is not empty, or the name of the draft is taken.
     """
     folder = folder.resolve()
     draft = folder.with_name(f".{folder.name}.draft")
     if os.path.lexists(draft):
         if draft.is_symlink() or not draft.is_dir() or not ((draft / _DRAFT).is_file() or not any(draft.iterdir())):
-            raise ConfigError(f"{draft} is needed for a draft and is not one of cleft; move it away")
+            raise ConfigError(f"{draft} is needed for a draft, but is not a draft of cleft; move it away")
         shutil.rmtree(draft)
     draft.mkdir(parents=True)
     try:
@@ -356,22 +356,22 @@ def draft_folder(folder: Path) -> Generator[Path]:
         draft.rename(folder)
         (folder / _DRAFT).unlink()
     except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)  # frees the space on a full disk
+        shutil.rmtree(draft, ignore_errors=True)  # frees space on a full disk
         raise
 
 
 def as_path(path: Any, name: str) -> Path:
-    """Returns a path that was given as `str` or `Path`, `~` resolved.
+    """Returns a `str` or `Path` as a path, with `~` resolved.
 
     Args:
-        path: What was given.
-        name: Of the argument, for messages.
+        path: The value of the argument.
+        name: Name of the argument, for messages.
 
     Raises:
         ConfigError: If it is neither, or empty.
     """
     if not isinstance(path, str | os.PathLike) or isinstance(path, bytes) or not str(cast("Any", path)):
-        raise ConfigError(f"{name}={path!r} is no path; give a str or a pathlib.Path")
+        raise ConfigError(f"{name}={path!r} is not a path; give a str or a pathlib.Path")
     return Path(cast("str | os.PathLike[str]", path)).expanduser()
 
 
@@ -383,10 +383,10 @@ def as_paths(paths: Any, name: str) -> list[Path]:
     """
     several = [paths] if isinstance(paths, str | bytes | os.PathLike) or paths is None else paths
     if not isinstance(several, Iterable) or isinstance(several, Mapping):
-        raise ConfigError(f"{name}={paths!r} is no path and holds none; give a str, a pathlib.Path, or a list of them")
+        raise ConfigError(f"{name}={paths!r} contains no path; give a str, a pathlib.Path, or a list of them")
     found = [as_path(path, name) for path in cast("Iterable[Any]", several)]
     if not found:
-        raise ConfigError(f"{name} names no path; give at least one")
+        raise ConfigError(f"{name} is empty; give at least one path")
     return found
 
 
@@ -400,11 +400,11 @@ def file_key(path: Path | str, status: os.stat_result | None = None, folders: di
 
     Args:
         path: The file.
-        status: Its status, from the descriptor it was read through where it was read; by default that of the path.
-        folders: Memo of resolved folders, to share between calls for many files of few folders.
+        status: Status from the descriptor through which it was read; by default that of the path.
+        folders: Cache of resolved folders, to share between calls for many files in few folders.
 
     Raises:
-        OSError: If `status` is not given and the file has none.
+        OSError: If `status` is not given and the file does not exist.
     """
     found = os.stat(path) if status is None else status
     facts = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
@@ -414,7 +414,7 @@ def file_key(path: Path | str, status: os.stat_result | None = None, folders: di
 
 
 def _real_path(path: str, folders: dict[str, str]) -> str:
-    """Resolve as `os.path.realpath`, looking at each folder once: 200,000 images are in far fewer folders."""
+    """Resolve as `os.path.realpath`, but each folder once: 200,000 images are in far fewer folders."""
     head, tail = os.path.split(path)
     if not tail or not head or tail in (os.curdir, os.pardir) or os.path.islink(path):
         return os.path.realpath(path)

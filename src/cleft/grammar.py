@@ -1,4 +1,4 @@
-"""Agreement of nouns and verbs with numbers in generated sentences."""
+"""Singular and plural in generated sentences."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ def count(number: int, noun: str, plural: str | None = None) -> str:
     """Returns a number with its noun.
 
     Args:
-        number: How many.
-        noun: In the singular, with an adjective or without.
-        plural: Where it is not made with an s.
+        number: Count.
+        noun: Noun in the singular, with or without an adjective.
+        plural: Plural that does not end in an additional s.
 
     Example:
         >>> count(1, "image"), count(0, "image"), count(1_200, "query", "queries")
@@ -21,7 +21,7 @@ def count(number: int, noun: str, plural: str | None = None) -> str:
 
 
 def share(number: int, total: int, noun: str, plural: str | None = None) -> str:
-    """Returns a part of a total with its noun; the verb behind it agrees with the part.
+    """Returns a part of a total with its noun; the verb that follows agrees with the part.
 
     Example:
         >>> share(1, 5, "image"), share(5, 5, "image"), share(2, 2, "label"), share(1, 1, "patient")
@@ -48,8 +48,8 @@ def agree(number: int, sentence: str) -> str:
     """Returns a sentence in which every pair `[singular|plural]` is replaced by the form that agrees with a number.
 
     Args:
-        number: How many.
-        sentence: Written in the source, without text from outside, which may contain brackets.
+        number: Count.
+        sentence: Constant text; user input could contain brackets.
 
     Example:
         >>> agree(1, "[lacks|lack] a window; [it is|they are] shown by [its|their] values")

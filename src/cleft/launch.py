@@ -1,6 +1,6 @@
-"""Processes that a launcher such as torchrun, srun or mpirun started, read from the environment variables it sets.
+"""Launchers: processes started by torchrun, srun or mpirun, read from the environment variables that these set.
 
-Only the standard library is used, so that the command line can decide which process works before anything is loaded.
+Only the standard library is used, so that this is known before PyTorch is loaded.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from cleft.grammar import count
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """The processes that were started together, and which of them this one is."""
+    """Processes that were started together, and the rank of this one."""
 
     launcher: str
-    """Name for messages, e.g. `torchrun`."""
+    """Name for messages, such as `torchrun`."""
     world_size: int
-    """Processes on all machines together."""
+    """Number of processes on all machines."""
     rank: int
-    """Of this process, from 0 to `world_size` - 1."""
+    """Rank of this process, from 0 to `world_size` - 1."""
     local_rank: int
-    """Of this process on its machine."""
+    """Rank of this process on its machine."""
     local_size: int
-    """Processes on this machine."""
+    """Number of processes on this machine."""
 
     @property
     def nodes(self) -> int:
-        """Machines.
+        """Number of machines.
 
         Raises:
             ConfigError: If they do not run the same number of processes each.
@@ -46,13 +46,13 @@ class Launch:
 
 
 def find_launch(variables: Mapping[str, str] = os.environ) -> Launch | None:
-    """Returns what a launcher started, or None if this process was started alone.
+    """Returns the processes that a launcher started, or None if this process was started without one.
 
-    Known are torchrun (and whatever else sets `RANK` and `WORLD_SIZE`, such as Kubeflow), SLURM's srun, LSF's jsrun,
-    and mpirun of Open MPI, MPICH and Intel MPI. torchrun counts first, because it may itself be started by srun.
+    Supported are torchrun (and others that set `RANK` and `WORLD_SIZE`, such as Kubeflow), srun of SLURM, jsrun of LSF,
+    and mpirun of Open MPI, MPICH and Intel MPI. torchrun has precedence, because srun may start it.
 
     Raises:
-        ConfigError: If a variable does not hold what its launcher writes.
+        ConfigError: If a variable does not have the value that its launcher sets.
 
     Example:
         >>> find_launch({"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}).nodes
@@ -72,7 +72,7 @@ def find_launch(variables: Mapping[str, str] = os.environ) -> Launch | None:
 
 
 def is_first(variables: Mapping[str, str] = os.environ) -> bool:
-    """Returns whether this process is the first, or the only one, of those that work together."""
+    """Returns whether this process is the first, or the only one, of the processes of a command."""
     launch = find_launch(variables)
     if launch is not None:
         return launch.rank == 0
@@ -80,7 +80,7 @@ def is_first(variables: Mapping[str, str] = os.environ) -> bool:
 
 
 def count_processes(devices: int | Literal["auto"], nodes: int | Literal["auto"]) -> tuple[int, int]:
-    """Returns processes per machine and machines; `auto` is what the launcher started, or one.
+    """Returns the numbers of processes per machine and of machines; `auto` is what the launcher started, or one.
 
     Args:
         devices: `train.devices`.
@@ -94,13 +94,13 @@ def count_processes(devices: int | Literal["auto"], nodes: int | Literal["auto"]
         if nodes != "auto" and nodes > 1:
             raise ConfigError(
                 f"train.nodes={nodes}: start the command on every machine by a launcher, such as "
-                f"torchrun --nnodes {nodes} --nproc-per-node <cards> -m cleft pretrain ..., or srun"
+                f"torchrun --nnodes {nodes} --nproc-per-node <GPUs> -m cleft pretrain ..., or srun"
             )
         tasks = os.environ.get("SLURM_NTASKS", "1")
         if devices == "auto" and tasks != "1" and _is_batch_script(os.environ):
             raise ConfigError(
-                f"SLURM reserved {tasks} tasks, but the command was not started by srun and is alone; put srun in "
-                f"front of it, reserve one task, or set train.devices"
+                f"SLURM reserved {tasks} tasks, but the command was not started by srun and runs in one process; put "
+                f"srun before it, reserve one task, or set train.devices"
             )
         return (1 if devices == "auto" else devices), 1
     for name, typed, started, where in (
@@ -125,7 +125,7 @@ _MPI = {
     ),
     "mpirun": ("PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
 }
-"""Launcher to its variables: processes, rank, rank on the machine, processes on the machine."""
+"""Launcher to its variables: world size, rank, local rank, local size."""
 
 
 LAUNCHER_VARIABLES = (
@@ -142,7 +142,7 @@ LAUNCHER_VARIABLES = (
     "SLURM_PROCID",
     *(name for names in _MPI.values() for name in names),
 )
-"""What makes a process one of several."""
+"""Variables that make a process one of several."""
 
 
 def _torchrun(variables: Mapping[str, str]) -> Launch:
@@ -173,7 +173,7 @@ def _slurm(variables: Mapping[str, str]) -> Launch | None:
 
 
 def _is_batch_script(variables: Mapping[str, str]) -> bool:
-    """Whether a SLURM batch script runs the command itself: one process, whatever was reserved."""
+    """Returns whether a SLURM batch script runs the command itself: one process, whatever was reserved."""
     by_srun = "SLURM_STEP_ID" in variables or "SLURM_STEP_NUM_TASKS" in variables
     return "SLURM_TASK_PID" in variables and not by_srun
 

@@ -1,14 +1,14 @@
-"""Local secret of a user, keyed digests made with it, and local paths kept out of files that are shared.
+"""Privacy: the local secret of a user, digests keyed with it, and paths kept out of files that may be shared.
 
-A user's folder (`CLEFT_USER_DIR`, else `$XDG_DATA_HOME/cleft`, else `~/.local/share/cleft`) holds
+The folder of a user (`CLEFT_USER_DIR`, else `$XDG_DATA_HOME/cleft`, else `~/.local/share/cleft`) holds
 
 ```
 secret          32 random bytes in hex, mode 0600
-paths/<token>   a path that a shared file names by its token alone, mode 0600
+paths/<token>   a path that shared files name by its token only, mode 0600
 ```
 
-Neither is ever copied into a run. A digest of an id without a secret can be inverted by trying all ids: seven digits
-take seconds. With the secret that is impossible for everyone but this user.
+Neither is copied into a run. A digest of an id without a secret can be inverted by trying all ids, which takes seconds
+for seven digits. With the secret only this user can do so.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from cleft.errors import ConfigError, ResourceError
 log = logging.getLogger(__name__)
 
 USER_DIR = "CLEFT_USER_DIR"
-"""Environment variable that names the user's folder."""
+"""Environment variable of the user folder."""
 MIN_PATIENTS = 5
 """Numbers that rest on fewer patients are not shown, unless the images are synthetic."""
 LEFT_OUT = "left out: private to this machine"
@@ -45,10 +45,10 @@ _DIGITS = 16
 
 
 def user_folder() -> Path:
-    """Return the folder for a user's secret and paths; it may not exist yet.
+    """Return the folder of the secret and paths of the user; it may not exist yet.
 
     Raises:
-        ResourceError: If no environment variable and no home folder says where it is.
+        ResourceError: If neither an environment variable nor a home folder is set.
     """
     named = os.environ.get(USER_DIR)
     if named:
@@ -59,7 +59,7 @@ def user_folder() -> Path:
     try:
         return Path.home() / ".local" / "share" / "cleft"
     except RuntimeError as error:
-        raise ResourceError(f"there is no home folder; set {USER_DIR} to a folder of yours") from error
+        raise ResourceError(f"there is no home folder; set {USER_DIR} to a folder of your own") from error
 
 
 def expand_user(path: str) -> str:
@@ -82,16 +82,16 @@ def protect(digest: str) -> str:
 
 
 def key_id() -> str:
-    """Return the name of the user's secret: equal for digests that were made with the same one; reveals nothing."""
+    """Return an identifier of the secret of the user, which does not reveal it."""
     return _hmac(_secret(), "key")
 
 
 def hide_path(path: str) -> str:
-    """Return a path as a file that is shared may hold it.
+    """Return a path in a form for files that may be shared.
 
-    A relative path below the working directory stays as it is. One that may name a user, a machine or a folder outside
-    (absolute, or with `..` or `~`, or with the name of user or machine in it) becomes `local:<token>/<last part>`, and
-    the user's folder keeps what the token means.
+    A relative path below the working directory is unchanged. A path that may name a user, a machine or a folder outside
+    (absolute, with `..` or `~`, or with the name of user or machine) becomes `local:<token>/<last part>`; the user
+    folder stores the path of the token.
     """
     if not _reveals(path):
         return path
@@ -101,14 +101,14 @@ def hide_path(path: str) -> str:
         if not (folder / token).exists():
             _create(folder / token, path.encode(errors="surrogateescape"))
     except (OSError, ResourceError) as error:
-        _warn_once(f"{path}: cannot be kept for later commands ({error}); type it again with them")
+        _warn_once(f"{path}: cannot be stored for later commands ({error}); give it again with them")
     return f"local:{token}/{shown_name(path)}"
 
 
 def path_from(folder: Path, place: Path) -> str:
-    """Return where a place is, as a file in `folder` may name it when both may be shared or moved together.
+    """Return a path in a form for a file in `folder` that is shared or moved together with it.
 
-    Relative where that reveals nothing; as `hide_path` returns it where the way leads over the root or names the user.
+    Relative if that reveals nothing; as from `hide_path` if the relative path passes the root or names the user.
     """
     folder, place = folder.resolve(), place.resolve()
     try:
@@ -121,13 +121,13 @@ def path_from(folder: Path, place: Path) -> str:
 
 
 def shown_name(path: str) -> str:
-    """Return the last part of a path, or `folder` where that names the user or the machine."""
+    """Return the last part of a path, or `folder` if that names the user or the machine."""
     name = Path(path).name
     return name if name and not _reveals(name) else "folder"
 
 
 def find_path(text: str) -> str:
-    """Return the path behind what `hide_path` returned; text without a token, or with an unknown one, is unchanged."""
+    """Return the path that `hide_path` replaced; text without a token, or with an unknown one, is unchanged."""
     found = _PLACEHOLDER.fullmatch(text)
     if found is None:
         return text
@@ -139,18 +139,18 @@ def find_path(text: str) -> str:
 
 
 def is_hidden(path: Path | str | None) -> bool:
-    """Whether a path names a place of another user or machine, which `find_path` does not know."""
+    """Return whether a path is a token of another user or machine, which `find_path` cannot resolve."""
     return path is not None and _PLACEHOLDER.fullmatch(str(path)) is not None
 
 
 def hidden_name(path: Path | str) -> str:
-    """Return the last part of a path that `hide_path` returned."""
+    """Return the last part of a path returned by `hide_path`."""
     found = _PLACEHOLDER.fullmatch(str(path))
     return found[2] if found else Path(path).name
 
 
 def names_here() -> tuple[str, ...]:
-    """Names of the user, the machine and the home folder: what a file that is shared must not hold."""
+    """Return the names of the user, the machine and the home folder, which shared files must not contain."""
     found = [socket.gethostname(), socket.gethostname().partition(".")[0]]
     try:
         found += [getpass.getuser(), Path.home().name]
@@ -188,14 +188,14 @@ def _hmac(secret: bytes, text: str) -> str:
 
 
 def _secret() -> bytes:
-    """The user's secret, made on first use; one for this process alone where it cannot be kept."""
+    """Return the secret of the user, created on first use; one for this process if it cannot be stored."""
     try:
         path = user_folder() / "secret"
         return _read_secret(path) or _new_secret(path)
     except (OSError, ResourceError) as error:
         _warn_once(
-            f"no secret can be kept ({error}): later commands will not recognise the patients of this run by their "
-            f"digests; set {USER_DIR} to a folder that stays"
+            f"no secret can be stored ({error}): later commands will not recognise the patients of this run by their "
+            f"digests; set {USER_DIR} to a permanent folder"
         )
         return _passing_secret()
 
@@ -208,7 +208,7 @@ def _read_secret(path: Path) -> bytes | None:
     return _checked_secret(path, status.st_ino, status.st_ctime_ns)
 
 
-@functools.lru_cache(maxsize=8)  # a run keys tens of thousands of patients
+@functools.lru_cache(maxsize=8)  # called for tens of thousands of patients
 def _checked_secret(path: Path, inode: int, changed: int) -> bytes:
     data = path.read_bytes()
     if not _SECRET.fullmatch(data):
@@ -224,9 +224,9 @@ def _checked_secret(path: Path, inode: int, changed: int) -> bytes:
 def _new_secret(path: Path) -> bytes:
     _made(path.parent)
     _create(path, secrets.token_hex(32).encode() + b"\n")
-    made = _read_secret(path)  # that of whichever process came first
+    made = _read_secret(path)  # that of the first process
     if made is None:
-        raise ResourceError(f"{path} disappears as it is written")
+        raise ResourceError(f"{path} was removed while it was written")
     return made
 
 
@@ -236,7 +236,7 @@ def _made(folder: Path) -> Path:
 
 
 def _create(path: Path, data: bytes) -> None:
-    """Create a file whole and for its owner alone, unless another process was first; that one's is kept."""
+    """Create a complete file for its owner only, unless another process has created it."""
     handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
     try:
         with os.fdopen(handle, "wb") as file:
@@ -244,7 +244,7 @@ def _create(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         try:
-            os.link(draft, path)  # in one step, and never over a file that is there
+            os.link(draft, path)  # atomic, and never replaces a file
         except FileExistsError:
             pass
         except OSError:  # a file system without hard links

@@ -1,4 +1,4 @@
-"""Strict JSON: files from outside are untrusted, and are read only if every value has exactly one meaning."""
+"""Strict JSON: input files are untrusted, and are read only if every value has exactly one meaning."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any, Final, cast
 from cleft.files import LARGEST, Failure, bad_json, read_limited, write_whole
 
 DEEPEST: Final = 64
-"""Lists and objects inside each other; files written by this program or by transformers need about ten."""
+"""Maximum nesting; files written by cleft or transformers need about ten levels."""
 
 
 _LARGEST_NUMBER: Final = 2**1023
-"""Whole numbers beyond it have no value as a float."""
+"""Larger whole numbers cannot be converted to float."""
 
 
 _DIGITS: Final = 4300
@@ -66,20 +66,20 @@ def find_json(
 def parse_json(
     data: bytes | str, where: str, *, top: type | None = dict, error: Failure = bad_json, remedy: str = "copy it again"
 ) -> Any:
-    """Parse JSON strictly: anything that two readers could understand differently is refused.
+    """Parse JSON strictly: whatever two parsers could read differently is refused.
 
-    Refused are: text that is not UTF-8, NaN and Infinity (also as a number too large for a float), an object with the
-    same key twice, half a surrogate pair, more than `DEEPEST` levels, and another type on top than `top`.
+    Refused are text that is not UTF-8, NaN and Infinity (also as a number too large for a float), repeated keys,
+    unpaired surrogates, more than `DEEPEST` levels, and a top-level type other than `top`.
 
     Args:
-        data: JSON text; a byte order mark in front is allowed.
+        data: JSON text; a leading byte order mark is allowed.
         where: Name of the file, for messages.
         top: `dict` or `list`; None allows any value.
         error: Makes the error.
         remedy: How to fix it, the last part of the message.
 
     Raises:
-        CleftError: From `error`, with the file, the place in it and the remedy.
+        CleftError: From `error`, with file, place and remedy.
 
     Example:
         >>> parse_json('{"a": {"b": [1, NaN]}}', "x.json")
@@ -115,10 +115,10 @@ def check_types(
     error: Failure = bad_json,
     remedy: str = "copy it again",
 ) -> None:
-    """Refuse entries of another type than they are written with; those that are missing or null pass.
+    """Refuse entries of an unexpected type; missing and null entries are accepted.
 
     Args:
-        tree: What a file holds.
+        tree: Content of a file.
         types: Type of each entry: `dict`, `str`, `float` for any number, or `list` for a list of texts.
         where: Name of the file, for messages.
         error: Makes the error.
@@ -164,7 +164,7 @@ def kind_of(value: Any) -> str:
 
 
 class _Repeated:
-    """Represents an object in which a key occurs twice, until its place in the file is known."""
+    """Object with a repeated key, until its place in the file is known."""
 
     def __init__(self, key: str) -> None:
         self.key = key
@@ -179,7 +179,7 @@ def _object(pairs: list[tuple[str, Any]]) -> Any:
 
 
 def _fault(tree: Any) -> str | None:
-    """Find the first value that is not allowed; without recursion, so that depth costs no stack."""
+    """Find the first value that is not allowed; iterative, because of the nesting."""
     fault = _fault_of(tree)
     if fault is not None:
         return f"the file {fault}"
@@ -228,13 +228,13 @@ def _is_unicode(text: str) -> bool:
 
 
 def _path(place: tuple[str | int, ...]) -> str:
-    """Write a place in a file as in `settings.images.mean[0]`."""
+    """Return a place in a file in the form `settings.images.mean[0]`."""
     words = [f"[{key}]" if isinstance(key, int) else f".{_shown(key)}" for key in place]
     return "".join(words).removeprefix(".")
 
 
 def _shown(key: str) -> str:
-    """Return a key as a message may show it: short, and quoted where it is not a plain name."""
+    """Return a key for a message: short, and quoted if it is not a plain name."""
     plain = re.fullmatch(r"[\w/-]{1,60}", key, re.ASCII)
     return key if plain else ascii(key if len(key) <= 60 else f"{key[:60]}…")
 

@@ -1,9 +1,8 @@
-"""Text normalisation: the rule that a model's texts go through before its tokenizer, and what is refused.
+"""Text normalisation: the rules that are applied before the tokenizer, and texts that are refused.
 
-A model is trained on texts in one spelling and gives other embeddings for another one, so the rule belongs to the
-model: `model.json` names it (`text.normalisation`), and every text goes through it, whether it comes from a table, the
-command line or Python (docs/decisions/0172). Every rule is idempotent. A rule is never changed; a better one gets a new
-version.
+Embeddings depend on spelling and punctuation, so the rule belongs to the model: `model.json` names it
+(`text.normalisation`), and it is applied to every text, from tables, the command line or Python (docs/decisions/0172).
+Every rule is idempotent. A rule is never changed; an improved rule is a new version.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any, Literal, TypeAlias, cast
 from cleft.errors import DataError
 
 RuleName: TypeAlias = Literal["words-2", "release-2", "lower-2", "nfc-2", "words-1", "release-1", "lower-1", "nfc-1"]
-"""Kind and version of a rule. Version 1 is that of models trained before rules were recorded."""
+"""Kind and version of a rule. Version 1 is for models trained before rules were recorded."""
 
 
 MOST_CHARACTERS = 50_000
@@ -35,33 +34,33 @@ _LETTERS_AND_DIGITS = re.compile(r"[^\W_]+")
 
 _FORBIDDEN = re.compile(
     "["
-    "\x00-\x08\x0e-\x1f\x7f-\x9f"  # controls, but for tab and line breaks
+    "\x00-\x08\x0e-\x1f\x7f-\x9f"  # control characters except tab and line breaks
     "\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
     "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"  # invisible
     "\ud800-\udfff"  # surrogates
-    "\ufdd0-\ufdef\ufffe\uffff"  # no characters
+    "\ufdd0-\ufdef\ufffe\uffff"  # noncharacters
     "]"
 )
-"""Characters that a reader cannot see and a tokenizer can."""
+"""Invisible characters that change the tokens of a text."""
 
 
 def clean_words(text: str) -> str:
-    r"""Lower-cases, and keeps words and numbers without punctuation and without the numbers of a list.
+    r"""Returns lower-case words and numbers, without punctuation and list numbers.
 
     Example:
         >>> clean_words("1. Right-sided effusion, 3.5 cm;\n2. No pneumothorax.")
         'right sided effusion 3 5 cm no pneumothorax'
 
     Source:
-        The authors' cleaning, but for two losses: it drops letters outside ASCII, and the whole part of a
-        decimal number as if it were the number of a list (docs/decisions/0172).
+        The authors' cleaning, without two errors: it drops letters outside ASCII, and the integer part of a
+        decimal number like the number of a list (docs/decisions/0172).
     """
     text = _LIST_NUMBER.sub(" ", unicodedata.normalize("NFC", text))
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
 def _words(text: str) -> str:
-    """`clean_words` with underscores as blanks, and with the vowel signs and accents that combine with a letter."""
+    """`clean_words` with underscores as blanks, and with combining vowel signs and accents kept."""
     text = unicodedata.normalize("NFC", _LIST_NUMBER.sub(" ", unicodedata.normalize("NFC", text)).lower())
     if text.isascii():
         return " ".join(_LETTERS_AND_DIGITS.findall(text))
@@ -70,14 +69,14 @@ def _words(text: str) -> str:
 
 
 def _release(text: str) -> str:
-    """The cleaning of the releases of CLEFT, GLoRIA and MGCA; a sentence of one word is kept, as class names are."""
+    """Cleaning of the releases of CLEFT, GLoRIA and MGCA, except that texts of one word are kept for class names."""
     text = _NUMBER_AND_STOP.sub(" ", unicodedata.normalize("NFC", text)).lower()
     words = (word.encode("ascii", "ignore").decode() for word in re.findall(r"\w+", text))
     return " ".join(word for word in words if word)
 
 
 def _composed(text: str) -> str:
-    """Characters in their composed form, every run of white space one blank."""
+    """Unicode NFC, with runs of white space replaced by a blank."""
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
@@ -102,21 +101,21 @@ _RULES: Mapping[str, Callable[[str], str]] = MappingProxyType(
 _OF_TEXTS: Mapping[str, str] = MappingProxyType(
     {"whole": "nfc", "gloria": "release", "mgca": "release", "medclip": "lower", "bank": "lower"}
 )
-"""`data.texts` to the kind of rule that leaves such texts as they are; all others are `words`."""
+"""`data.texts` to the kind of rule that leaves such texts unchanged; `words` otherwise."""
 
 
 def rule_for(texts: str, *, version: int = 2) -> RuleName:
-    """Returns the rule of a model that is trained on texts of a kind.
+    """Returns the rule of a model trained on texts of a kind.
 
     Args:
         texts: As `data.texts`.
-        version: 2, or 1 for a model that was trained before rules were recorded.
+        version: 2, or 1 for a model trained before rules were recorded.
     """
     return cast("RuleName", f"{_OF_TEXTS.get(texts, 'words')}-{version}")
 
 
 def normalise(text: str, rule: RuleName) -> str:
-    r"""Returns a text as a model with this rule reads it; doing it twice changes nothing.
+    r"""Returns a normalised text; idempotent.
 
     Example:
         >>> normalise("This is a chest X-ray of a patient with Pleural_Effusion.", "words-2")
@@ -128,18 +127,18 @@ def normalise(text: str, rule: RuleName) -> str:
 
 
 def class_name_rule(rule: RuleName) -> RuleName:
-    """Returns the rule for class names behind a learned context, whatever the rule for sentences.
+    """Returns the rule for class names after a learned context, for a rule for sentences.
 
-    Contexts are always learned in front of names in small letters.
+    Contexts are always trained with lower-case class names.
     """
     return "words-1" if rule.endswith("-1") else "words-2"
 
 
 def normalise_all(texts: Sequence[str], rule: RuleName) -> list[str]:
-    """Checks texts and returns them as a model with this rule reads them.
+    """Returns checked and normalised texts.
 
     Raises:
-        DataError: If a text holds no letter and no digit, is too long, or holds an invisible character.
+        DataError: If a text has no letter and no digit, is too long, or contains an invisible character.
     """
     check_texts(texts)
     normal = [normalise(text, rule) for text in texts]
@@ -155,10 +154,10 @@ def normalise_all(texts: Sequence[str], rule: RuleName) -> list[str]:
 
 
 def check_texts(texts: Sequence[str]) -> None:
-    """Refuses texts that are too long, or hold an invisible character, naming positions and not content.
+    """Refuses texts that are too long or contain an invisible character; messages give positions, not content.
 
     Raises:
-        DataError: If one does.
+        DataError: If there is one.
     """
     for place, text in enumerate(texts):
         fault = text_fault(text)
@@ -168,7 +167,7 @@ def check_texts(texts: Sequence[str]) -> None:
 
 
 def text_fault(text: str) -> tuple[str, str] | None:
-    r"""Returns the reason code and the predicate of a sentence about what is wrong with a text, or None.
+    r"""Returns the reason code and the message for an invalid text, or None for a valid one.
 
     Example:
         >>> text_fault("pneumo\u200bthorax")
@@ -187,11 +186,11 @@ def text_fault(text: str) -> tuple[str, str] | None:
 
 
 def refuse_duplicates(texts: Sequence[str], what: str) -> None:
-    """Refuses equal texts among those that must differ, naming their positions.
+    """Refuses equal texts among those that must differ; the message gives their positions.
 
     Args:
-        texts: As the model reads them.
-        what: What they are, such as `class names`.
+        texts: Normalised texts.
+        what: Their kind for messages, such as `class names`.
 
     Raises:
         DataError: If two are equal.
@@ -201,7 +200,7 @@ def refuse_duplicates(texts: Sequence[str], what: str) -> None:
         if first.setdefault(text, place) != place:
             raise DataError(
                 f"the {what} at positions {first[text]} and {place} are equal after normalisation; leave one out or "
-                f"reword it",
+                f"change it",
                 reason="duplicate-text",
             )
 
@@ -218,7 +217,7 @@ def _them(places: Sequence[int]) -> str:
 
 
 Texts: TypeAlias = str | Iterable[str]
-"""One text, or several in order: a list, a tuple, a generator, an array of strings, a column of a data frame."""
+"""One text, or several in order: a list, tuple, generator, array of strings, or column of a data frame."""
 
 
 def as_texts(texts: Texts, what: str = "text") -> list[str]:
@@ -226,10 +225,10 @@ def as_texts(texts: Texts, what: str = "text") -> list[str]:
 
     Args:
         texts: One or several.
-        what: What one of them is called in messages.
+        what: Name of a text in messages.
 
     Raises:
-        DataError: If there is none, they have no order, or one is no `str`.
+        DataError: If there is none, they have no order, or one is not a `str`.
     """
     values: Any = texts
     if hasattr(values, "tolist") and not isinstance(values, str):  # arrays and columns of data frames
@@ -239,13 +238,13 @@ def as_texts(texts: Texts, what: str = "text") -> list[str]:
     if isinstance(values, bytes | Mapping | Set) or not isinstance(values, Iterable):
         given = "None" if values is None else type(values).__name__
         why = "; decode it first" if isinstance(values, bytes) else "; give a str, or a list of them"
-        raise DataError(f"{given} is no {what}{why}", reason="not-text")
+        raise DataError(f"{given} is not a {what}{why}", reason="not-text")
     found = list(cast("Iterable[Any]", values))
     for place, value in enumerate(found):
         if not isinstance(value, str):
             given = repr(value) if value is None or isinstance(value, float) else type(value).__name__
             raise DataError(
-                f"the {what} at position {place} is {given}, not a str; leave it out or write one", reason="not-text"
+                f"the {what} at position {place} is {given}, not a str; leave it out or replace it", reason="not-text"
             )
     if not found:
         raise DataError(f"no {what} was given; give at least one", reason="empty-text")
