@@ -13,7 +13,7 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
 
-from cleft.data.phantoms.chest import Body, Shot, draw_frontal
+from cleft.data.phantoms.chest import ChestAnatomy, ChestExposure, draw_frontal
 
 FULL_SIZE = (2320, 2828)
 """Height and width of a common detector, in pixels."""
@@ -61,7 +61,7 @@ def _draw(
     folder.mkdir(parents=True)
     for number in range(count):
         rng = np.random.default_rng(number)
-        drawn = draw_frontal(SMALL_SIZE, Body(), Shot(noise=0), {"Edema": rng.random()}, rng)
+        drawn = draw_frontal(SMALL_SIZE, ChestAnatomy(), ChestExposure(noise=0), {"Edema": rng.random()}, rng)
         smooth = cv2.resize(drawn, size[::-1], interpolation=cv2.INTER_CUBIC).astype(np.float32) * 16
         noise = rng.standard_normal(size, dtype=np.float32) * 20
         write(np.clip(smooth + noise, 0, 4095).astype(np.uint16), folder / str(number))

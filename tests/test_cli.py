@@ -200,7 +200,7 @@ def test_mammograms_are_drawn_with_their_tables(tmp_path, capsys):
     assert "cleft data check embed" in capsys.readouterr().out
     assert (tmp_path / "drawn" / "tables" / "EMBED_OpenData_metadata.csv").is_file()
     assert main(["data", "phantoms", str(tmp_path / "drawn"), "--patients", "1"]) == 3
-    assert "holds other phantoms" in capsys.readouterr().err
+    assert "holds other synthetic images" in capsys.readouterr().err
 
 
 def test_a_split_is_printed_written_and_followed_by_every_verb(walk, tmp_path, capsys):
@@ -315,7 +315,7 @@ def test_an_imported_model_says_what_it_needs_to_be_evaluated(shared, walk, tmp_
         (["data", "check", "chexpert", "{home}/phantoms", "--page", "{home}"], 2, "is a folder; name a file"),
         (["data", "check", "chexpert", "{home}/phantoms", "--json", "{home}"], 2, "is a folder; name a file"),
         (["data", "phantoms", "{one}"], 3, "is not empty"),
-        (["data", "phantoms", "{tmp}/drawn", "--kind", "mammogram", "--size", "8"], 3, "make no dataset"),
+        (["data", "phantoms", "{tmp}/drawn", "--kind", "mammogram", "--size", "8"], 3, "set at least 1 patient"),
         (["data", "prepare", "tiny", "--data.root", "{tmp}/gone"], 3, "gone"),
         (["data", "split", "chexprt", "{tmp}"], 2, "did you mean 'chexpert'"),
         (["data", "split", "chexpert", "{home}/phantoms", "--hashed"], 2, "--out"),

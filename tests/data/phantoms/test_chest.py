@@ -8,13 +8,15 @@ import pytest
 
 from cleft.config import DataConfig
 from cleft.data import read_dataset
-from cleft.data.phantoms.chest import DRAWERS, Body, Shot, draw_frontal, write_phantoms
+from cleft.data.phantoms.chest import DRAWERS, ChestAnatomy, ChestExposure, draw_frontal, write_phantoms
 from cleft.data.tables.paths import PHANTOMS_FILE
 from cleft.errors import DataError
 
 
 def draw(severity, seed=0, view="PA"):
-    return draw_frontal((160, 195), Body(), Shot(view=view), severity, np.random.default_rng(seed)).astype(float)
+    return draw_frontal(
+        (160, 195), ChestAnatomy(), ChestExposure(view=view), severity, np.random.default_rng(seed)
+    ).astype(float)
 
 
 def digest(folder):
@@ -58,7 +60,7 @@ def test_a_folder_with_the_same_phantoms_is_left_alone_and_any_other_is_refused(
     before = (root / PHANTOMS_FILE).stat().st_mtime_ns
     assert write_phantoms(root, patients=1, size=32) == root
     assert (root / PHANTOMS_FILE).stat().st_mtime_ns == before
-    with pytest.raises(DataError, match="holds other phantoms"):
+    with pytest.raises(DataError, match="holds other synthetic images"):
         write_phantoms(root, patients=2, size=32)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
@@ -75,7 +77,7 @@ def test_a_draft_left_by_a_kill_is_drawn_anew(tmp_path):
 
 
 def test_no_patients_make_no_dataset(tmp_path):
-    with pytest.raises(DataError, match="make no dataset"):
+    with pytest.raises(DataError, match="set at least 1 patient"):
         write_phantoms(tmp_path / "phantoms", patients=0)
 
 

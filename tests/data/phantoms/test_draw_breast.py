@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cleft.data.phantoms.draw_breast import SIGNS, Breast, Exposure, Sign, draw_mammogram
+from cleft.data.phantoms.draw_breast import LESIONS, Breast, Exposure, Lesion, draw_mammogram
 
 SIZE = (128, 107)
 
@@ -30,7 +30,7 @@ def test_the_denser_the_breast_the_brighter_and_no_two_densities_overlap_much(vi
 
 
 def test_a_right_breast_is_a_left_one_in_the_mirror():
-    left, right = draw(signs=[Sign(kind="round")]), draw(signs=[Sign(kind="round")], side="R")
+    left, right = draw(signs=[Lesion(kind="round")]), draw(signs=[Lesion(kind="round")], side="R")
     assert np.allclose(left.image[16:], right.image[16:, ::-1])
     assert [(top, SIZE[1] - r, bottom, SIZE[1] - le) for top, le, bottom, r in right.boxes] == left.boxes
 
@@ -67,7 +67,7 @@ def test_a_man_has_hardly_any_tissue():
 
 
 def test_a_spot_view_is_enlarged_around_its_sign():
-    plain, spot = draw(signs=[Sign(kind="round")]), draw(signs=[Sign(kind="round")], spot=True)
+    plain, spot = draw(signs=[Lesion(kind="round")]), draw(signs=[Lesion(kind="round")], spot=True)
 
     def area(box):
         return (box[2] - box[0]) * (box[3] - box[1])
@@ -105,16 +105,16 @@ def crop(image, box):
 
 
 @pytest.mark.parametrize("density", [1, 4])
-@pytest.mark.parametrize("kind", SIGNS)
+@pytest.mark.parametrize("kind", LESIONS)
 def test_every_sign_is_seen_inside_its_box_in_thin_and_in_dense_tissue(kind, density):
     for view in ("CC", "MLO"):
-        added, [box] = change(Sign(kind=kind), density=density, view=view)
+        added, [box] = change(Lesion(kind=kind), density=density, view=view)
         assert crop(np.abs(added), box).max() > 0.15
         assert crop(np.abs(added), box).mean() > 4 * np.abs(added).mean()
 
 
 def test_an_asymmetry_is_plain_in_one_view_and_hardly_seen_in_the_other():
-    sign = Sign(kind="asymmetry", faint_in="MLO")
+    sign = Lesion(kind="asymmetry", faint_in="MLO")
     plain, boxes = change(sign, view="CC")
     hidden, none = change(sign, view="MLO")
     assert boxes
@@ -123,7 +123,7 @@ def test_an_asymmetry_is_plain_in_one_view_and_hardly_seen_in_the_other():
 
 
 def test_a_sign_keeps_its_depth_in_both_views_and_moves_only_up_or_down():
-    sign = Sign(kind="round", deep=0.5, across=-0.8, high=0.6)
+    sign = Lesion(kind="round", deep=0.5, across=-0.8, high=0.6)
     [over], [side] = draw_signs([sign], view="CC").boxes, draw_signs([sign], view="MLO").boxes
     assert abs(over[1] - side[1]) < 12
     assert side[0] > over[0] + 30
@@ -131,13 +131,13 @@ def test_a_sign_keeps_its_depth_in_both_views_and_moves_only_up_or_down():
 
 def test_calcifications_and_clips_are_the_brightest_things():
     for kind in ("popcorn", "rim", "clipped"):
-        drawn = draw_signs([Sign(kind=kind)], density=4)
+        drawn = draw_signs([Lesion(kind=kind)], density=4)
         assert crop(drawn.image, drawn.boxes[0]).max() > 0.93
-    assert draw_signs([Sign(kind="round")], density=1).image[20:].max() < 0.85
+    assert draw_signs([Lesion(kind="round")], density=1).image[20:].max() < 0.85
 
 
 def test_a_cluster_has_many_grains():
-    added, [box] = change(Sign(kind="cluster"), density=1)
+    added, [box] = change(Lesion(kind="cluster"), density=1)
     bright = (crop(added, box) > 0.25).astype(np.int8)
     starts = (np.diff(bright, axis=1) == 1).sum()
     assert starts > 15
@@ -145,7 +145,7 @@ def test_a_cluster_has_many_grains():
 
 def test_a_spiculated_mass_reaches_far_beyond_its_body():
     def spread(kind):
-        added, [box] = change(Sign(kind=kind, size=0.5), density=1)
+        added, [box] = change(Lesion(kind=kind, size=0.5), density=1)
         rows, columns = np.nonzero(added > 0.06)
         return np.hypot(rows - (box[0] + box[2]) / 2, columns - (box[1] + box[3]) / 2).max()
 
@@ -155,6 +155,6 @@ def test_a_spiculated_mass_reaches_far_beyond_its_body():
 
 def test_a_sign_at_the_skin_is_moved_inside():
     for across in (-1.0, 1.0):
-        added, [box] = change(Sign(kind="irregular", deep=1.0, across=across))
+        added, [box] = change(Lesion(kind="irregular", deep=1.0, across=across))
         assert crop(added, box).max() > 0.2
         assert crop(draw_signs([]).image, box)[4:-4, 4:-4].min() > 0.03

@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from cleft.data.phantoms.drawing import Sheet
+from cleft.data.phantoms.drawing import Drawing
 
 
 def sheet():
-    return Sheet((60, 50), np.random.default_rng(0), origin=(0, 0), step=(60, 60))
+    return Drawing((60, 50), np.random.default_rng(0), origin=(0, 0), step=(60, 60))
 
 
 def test_what_is_drawn_on_a_part_appears_on_the_whole_where_it_belongs():

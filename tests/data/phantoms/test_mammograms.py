@@ -210,7 +210,7 @@ def test_the_reader_of_embed_labels_each_image_with_what_is_drawn_in_it(root):
     for patient in (invent_patient(0, number, Shares()) for number in range(1, PATIENTS + 1)):
         for exam in patient.exams:
             for side in "LR":
-                signs = [found.sign for found in exam.findings if found.sign and found.side in (side, "B", "")]
+                signs = [found.lesion for found in exam.findings if found.lesion and found.side in (side, "B", "")]
                 drawn[str(exam.acc), side] = max((MEANT[sign.kind] for sign in signs), key=GRAVITY.index, default=1)
     records = [
         record
@@ -246,7 +246,7 @@ def test_a_folder_with_the_same_mammograms_is_left_alone_and_any_other_is_refuse
     before = (root / PHANTOMS_FILE).stat().st_mtime_ns
     assert write_mammograms(root, patients=1, size=SIZE) == root
     assert (root / PHANTOMS_FILE).stat().st_mtime_ns == before
-    with pytest.raises(DataError, match="holds other phantoms"):
+    with pytest.raises(DataError, match="holds other synthetic images"):
         write_mammograms(root, patients=1, size=SIZE, shares=Shares(density=(1, 0, 0, 0)))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
@@ -265,7 +265,7 @@ def test_drawing_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
 
 
 def test_no_patients_make_no_dataset(tmp_path):
-    with pytest.raises(DataError, match="make no dataset"):
+    with pytest.raises(DataError, match="set at least 1 patient"):
         write_mammograms(tmp_path / "drawn", patients=0)
 
 

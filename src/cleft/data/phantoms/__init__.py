@@ -1,4 +1,4 @@
-"""From a seed to drawn images in the layout of a real download."""
+"""Synthetic images and tables in the layout of real datasets, drawn from a seed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from cleft.strict_json import read_json, write_json
 
 
 def write_once(folder: Path, mark: Mapping[str, object], draw: Callable[[Path], None]) -> Path:
-    """Draws into a folder beside the wanted one, which takes its name when everything stands.
+    """Write a folder atomically: into a draft, which is renamed when complete.
 
-    A folder that already holds the same phantoms is left as it is.
+    A folder that already holds the same synthetic data is left unchanged.
 
     Args:
         folder: A new or an empty folder.
-        mark: All that the pixels depend on; kept in the folder.
-        draw: Gets the folder to draw into.
+        mark: Everything that the data depend on; stored in the folder.
+        draw: Writes the data into the draft folder.
 
     Returns:
         The folder.
@@ -28,13 +28,15 @@ def write_once(folder: Path, mark: Mapping[str, object], draw: Callable[[Path], 
         DataError: If the folder holds something else.
     """
     if folder.exists() and not folder.is_dir():
-        raise DataError(f"{folder} is a file; choose a folder for the phantoms")
+        raise DataError(f"{folder} is a file; choose a folder for the synthetic images")
     if (folder / PHANTOMS_FILE).is_file():
         if read_json(folder / PHANTOMS_FILE, remedy="choose another folder") == mark:
             return folder
-        raise DataError(f"{folder} holds other phantoms ({PHANTOMS_FILE} differs); choose another folder or remove it")
+        raise DataError(
+            f"{folder} holds other synthetic images ({PHANTOMS_FILE} differs); choose another folder or remove it"
+        )
     if folder.exists() and any(folder.iterdir()):
-        raise DataError(f"{folder} is not empty; choose another folder for the phantoms")
+        raise DataError(f"{folder} is not empty; choose another folder for the synthetic images")
     with draft_folder(folder) as draft:
         draw(draft)
         write_json(draft / PHANTOMS_FILE, mark)

@@ -1,7 +1,11 @@
-"""Writes phantoms: drawn chest images with labels, in the exact layout of CheXpert-v1.0-small.
+"""Synthetic chest radiographs with labels, in the layout of CheXpert-v1.0-small, for the demo, the tutorial and tests.
 
-The demo, the tutorial and the tests stand on them. No pixel comes from a patient, every finding named in the table can
-be seen (`anatomy.py`), and the same seed writes the same bytes.
+No pixel comes from a patient, every finding in the table is visible, and the same seed writes the same bytes. Nothing
+is a simulation of physics: a drawing is a map of brightness in [0, 1] in which lungs are dark, bone and fluid bright,
+with its own pose, exposure and noise; each finding changes it as described in radiology textbooks.
+
+Coordinates: x from -1 (the patient's right, on the image's left) to 1, y from 0 (top) to 1, for any size.
+Shapes: `H`, `W` height and width in pixels.
 """
 
 from __future__ import annotations
@@ -16,32 +20,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cleft.data.phantoms import write_once
-from cleft.data.phantoms.drawing import Map, Sheet, curve, soft
+from cleft.data.phantoms.drawing import Drawing, Map, curve, soft
 from cleft.data.progress import progress_bar
 from cleft.data.readers.chexpert import FINDINGS
 from cleft.data.sampling import Stream, philox_generator
 from cleft.errors import DataError, ResourceError
-from cleft.grammar import count, verb
+from cleft.grammar import count
 
 RIGHT, LEFT = -1.0, 1.0
 """The patient's sides; the right one is drawn on the image's left."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Body:
-    """What stays the same in all images of a patient."""
+class ChestAnatomy:
+    """Properties common to all images of a patient."""
 
     width: float = 0.9
     """Half width of the chest."""
     lung_top: float = 0.13
     heart: float = 0.27
-    """Half width of the heart; about 0.3 of the chest's is normal."""
+    """Half width of the heart; about 0.3 of the half width of the chest is normal."""
     ribs: int = 9
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shot:
-    """What differs from one image of a patient to the next."""
+class ChestExposure:
+    """Properties of one image."""
 
     view: str = "PA"
     degrees: float = 0.0
@@ -50,52 +54,58 @@ class Shot:
     gamma: float = 1.0
     noise: float = 0.02
     breath: float = 0.0
-    """Shifts the diaphragm: positive is deeper inspiration."""
+    """Shift of the diaphragm: positive is deeper inspiration."""
 
 
-class Canvas(Sheet):
-    """A chest in progress, with what findings need to find their place.
+class ChestDrawing(Drawing):
+    """A chest in progress, with the positions that findings need.
 
     Args:
         size: Height and width in pixels.
         body: The patient.
         shot: The exposure.
-        rng: Gives every accident of the drawing.
+        rng: Source of all randomness of the drawing.
     """
 
-    def __init__(self, size: tuple[int, int], body: Body, shot: Shot, rng: np.random.Generator) -> None:
+    def __init__(
+        self, size: tuple[int, int], body: ChestAnatomy, shot: ChestExposure, rng: np.random.Generator
+    ) -> None:
         height, width = size
         super().__init__(size, rng, origin=((width - 1) / 2, 0), step=(height / 2, height - 1))
         self.body = body
         self.shot = shot
-        self.floor = {side: 0.80 + shot.breath + (0.03 if side == LEFT else 0.0) for side in (RIGHT, LEFT)}
+        self.diaphragm = {side: 0.80 + shot.breath + (0.03 if side == LEFT else 0.0) for side in (RIGHT, LEFT)}
         self.lungs = {side: self.lung(side) for side in (RIGHT, LEFT)}
 
     def lung(self, side: float) -> Map:
-        """Soft mask of one lung: a tall dome over a curved floor."""
+        """Soft mask of one lung: a tall dome over a curved diaphragm."""
         across = (self.x * side - 0.42 * self.body.width) / (0.40 * self.body.width)  # -1 at the middle, 1 at the side
         top = self.body.lung_top + 0.10 * np.clip(across + 0.1, -1, 1.2) ** 2 * (1 + 0.8 * (across > 0))
-        floor = self.floor[side] - 0.10 * np.sqrt(np.clip(1 - (across * 0.75 + 0.25) ** 2, 0, 1)) + 0.09
+        base = self.diaphragm[side] - 0.10 * np.sqrt(np.clip(1 - (across * 0.75 + 0.25) ** 2, 0, 1)) + 0.09
         narrow = 0.22 * np.clip(0.42 - self.y, 0, 1) ** 1.2
         inside = (1 - np.abs(across) - narrow) * 0.35
-        return soft(np.minimum(np.minimum(self.y - top, floor - self.y), inside), 0.012)
+        return soft(np.minimum(np.minimum(self.y - top, base - self.y), inside), 0.012)
 
     def across(self, side: float) -> Map:
-        """How far out in a lung: 0 at the middle line, 1 at the chest wall."""
+        """Lateral position in a lung: 0 at the midline, 1 at the chest wall."""
         return np.clip(self.x * side / (0.82 * self.body.width), 0, 1.2)
 
 
 def draw_frontal(
-    size: tuple[int, int], body: Body, shot: Shot, severity: Mapping[str, float], rng: np.random.Generator
+    size: tuple[int, int],
+    body: ChestAnatomy,
+    shot: ChestExposure,
+    severity: Mapping[str, float],
+    rng: np.random.Generator,
 ) -> NDArray[np.uint8]:
-    """Draws a frontal chest image.
+    """Draw a frontal chest image.
 
     Args:
         size: Height and width in pixels.
         body: The patient.
         shot: View, pose and exposure.
-        severity: Finding, named as in CheXpert, to how marked it is, 0 to 1. What is not named is not drawn.
-        rng: Decides sides, places and noise.
+        severity: CheXpert finding to its severity, 0 to 1; others are not drawn.
+        rng: Source of sides, positions and noise.
 
     Returns:
         The image, `[H, W]` uint8.
@@ -104,7 +114,7 @@ def draw_frontal(
         body,
         heart=body.heart * (1 + 0.55 * severity.get("Cardiomegaly", 0)) * (1.12 if shot.view == "AP" else 1.0),
     )
-    canvas = Canvas(size, grown, shot, rng)
+    canvas = ChestDrawing(size, grown, shot, rng)
     if "Atelectasis" in severity:
         _lose_volume(canvas)
     _draw_thorax(canvas, widened=severity.get("Enlarged Cardiomediastinum", 0))
@@ -114,9 +124,11 @@ def draw_frontal(
     return _expose(canvas)
 
 
-def draw_lateral(size: tuple[int, int], body: Body, shot: Shot, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Draws a plain lateral chest image, `[H, W]` uint8; findings are drawn in frontal images alone."""
-    canvas = Canvas(size, body, shot, rng)
+def draw_lateral(
+    size: tuple[int, int], body: ChestAnatomy, shot: ChestExposure, rng: np.random.Generator
+) -> NDArray[np.uint8]:
+    """Draw a lateral chest image without findings, `[H, W]` uint8."""
+    canvas = ChestDrawing(size, body, shot, rng)
     trunk = canvas.blob(0.0, 0.55, 0.72, 0.62, 0.2)
     canvas.brighten(trunk, 0.62)
     lung = canvas.blob(-0.08, 0.42, 0.48, 0.34, 0.25) * soft(0.78 - 0.25 * canvas.x - canvas.y, 0.015)
@@ -128,7 +140,7 @@ def draw_lateral(size: tuple[int, int], body: Body, shot: Shot, rng: np.random.G
     return _expose(canvas)
 
 
-def _draw_thorax(canvas: Canvas, *, widened: float) -> None:
+def _draw_thorax(canvas: ChestDrawing, *, widened: float) -> None:
     body, rng, ap = canvas.body, canvas.rng, canvas.shot.view == "AP"
     shoulders = 0.16 * np.clip(0.30 - canvas.y, 0, 1) ** 1.4 * 4
     trunk = soft(1.12 * body.width + 0.10 * canvas.y - shoulders * 0.6 - np.abs(canvas.x), 0.03)
@@ -148,7 +160,7 @@ def _draw_thorax(canvas: Canvas, *, widened: float) -> None:
     canvas.brighten(mediastinum, 0.60)
     canvas.brighten(canvas.blob(0.115 + 0.10 * widened, 0.30, 0.085 * (1 + 0.5 * widened), 0.055, 0.25), 0.40)  # aorta
     canvas.stroke(np.array([[0.0, 0.02], [0.005, 0.16], [0.0, 0.33]]), 0.022, -0.20)  # trachea
-    heart = canvas.blob(0.10 + 0.34 * (body.heart - 0.2), canvas.floor[LEFT] - 0.155, body.heart, 0.165, 0.16)
+    heart = canvas.blob(0.10 + 0.34 * (body.heart - 0.2), canvas.diaphragm[LEFT] - 0.155, body.heart, 0.165, 0.16)
     canvas.brighten(heart, 0.60)
     for level in range(14):  # spine behind everything
         canvas.brighten(canvas.blob(0.0, 0.06 + 0.068 * level, 0.065, 0.026, 0.5), 0.05)
@@ -159,7 +171,7 @@ def _draw_thorax(canvas: Canvas, *, widened: float) -> None:
             canvas.brighten(canvas.blob(side * 0.78 * body.width, 0.30, 0.10, 0.17, 0.4) * trunk, 0.16)
 
 
-def _draw_ribs(canvas: Canvas) -> None:
+def _draw_ribs(canvas: ChestDrawing) -> None:
     rng, width = canvas.rng, canvas.body.width
     for side in (RIGHT, LEFT):
         for rib in range(canvas.body.ribs):
@@ -172,8 +184,8 @@ def _draw_ribs(canvas: Canvas) -> None:
             canvas.stroke(curve(front + np.array([0, wobble])) * [side, 1], 0.015, 0.055)
 
 
-def _draw_vessels(canvas: Canvas, strength: float = 1.0) -> None:
-    """Branches that leave the hilum and grow thin towards the wall."""
+def _draw_vessels(canvas: ChestDrawing, strength: float = 1.0) -> None:
+    """Vessels that branch from the hilum and taper towards the chest wall."""
     rng = canvas.rng
     for side in (RIGHT, LEFT):
         hilum = np.array([0.15 * side, 0.44 + (0.0 if side == LEFT else 0.02)])
@@ -184,7 +196,7 @@ def _draw_vessels(canvas: Canvas, strength: float = 1.0) -> None:
 
 
 def _branch(
-    canvas: Canvas,
+    canvas: ChestDrawing,
     start: NDArray[np.float64],
     angle: float,
     side: float,
@@ -203,23 +215,23 @@ def _branch(
             _branch(canvas, end, turned, side, length=0.62 * length, thickness=0.62 * thickness, strength=strength)
 
 
-def _side(canvas: Canvas) -> float:
+def _side(canvas: ChestDrawing) -> float:
     return RIGHT if canvas.rng.random() < 0.5 else LEFT
 
 
-def _effusion(canvas: Canvas, severity: float) -> None:
-    """Fluid fills the base; its upper edge climbs towards the wall (meniscus) and the angle is gone."""
+def _effusion(canvas: ChestDrawing, severity: float) -> None:
+    """Fluid at the base with a meniscus; the costophrenic angle is blunted."""
     sides = (RIGHT, LEFT) if canvas.rng.random() < 0.3 else (_side(canvas),)
     for side in sides:
         height = 0.07 + 0.26 * severity * canvas.rng.uniform(0.8, 1.1)
         out = canvas.across(side)
-        level = canvas.floor[side] + 0.05 - height * (0.30 + 0.70 * np.clip(out, 0, 1) ** 2.6)
+        level = canvas.diaphragm[side] + 0.05 - height * (0.30 + 0.70 * np.clip(out, 0, 1) ** 2.6)
         chest = soft(canvas.x * side - 0.03, 0.012) * soft(0.81 * canvas.body.width - canvas.x * side, 0.012)
         canvas.brighten(soft(canvas.y - level, 0.010) * chest * soft(1.02 - canvas.y, 0.02), 0.62)
 
 
-def _consolidation(canvas: Canvas, severity: float) -> None:
-    """A lobe is white, sharp at the fissure, with dark air-filled bronchi inside."""
+def _consolidation(canvas: ChestDrawing, severity: float) -> None:
+    """A white lobe with a sharp fissure and air bronchograms."""
     side, rng = _side(canvas), canvas.rng
     upper = rng.random() < 0.5
     fissure = 0.47 + rng.uniform(-0.03, 0.03)
@@ -235,7 +247,7 @@ def _consolidation(canvas: Canvas, severity: float) -> None:
         )
 
 
-def _pneumonia(canvas: Canvas, severity: float) -> None:
+def _pneumonia(canvas: ChestDrawing, severity: float) -> None:
     """Fluffy patches, mostly on one side."""
     side, rng = _side(canvas), canvas.rng
     for _ in range(2 + round(3 * severity)):
@@ -245,15 +257,15 @@ def _pneumonia(canvas: Canvas, severity: float) -> None:
         canvas.brighten(fluffy * canvas.lungs[side], 0.30 + 0.22 * severity)
 
 
-def _opacity(canvas: Canvas, severity: float) -> None:
-    """One hazy field through which vessels can still be seen."""
+def _opacity(canvas: ChestDrawing, severity: float) -> None:
+    """One hazy area in which vessels remain visible."""
     side, rng = _side(canvas), canvas.rng
     haze = canvas.blob(side * rng.uniform(0.32, 0.48), rng.uniform(0.30, 0.68), 0.30, 0.20, 1.4)
     canvas.brighten(haze * canvas.lungs[side], 0.26 + 0.20 * severity)
 
 
-def _edema(canvas: Canvas, severity: float) -> None:
-    """Both lungs: bat-wing haze around the hila, thick vessels, short lines at the walls."""
+def _edema(canvas: ChestDrawing, severity: float) -> None:
+    """Both lungs: perihilar haze, thick vessels, Kerley lines."""
     rng = canvas.rng
     _draw_vessels(canvas, strength=0.7 + 0.9 * severity)
     for side in (RIGHT, LEFT):
@@ -269,28 +281,28 @@ def _edema(canvas: Canvas, severity: float) -> None:
             )
 
 
-def _lose_volume(canvas: Canvas) -> None:
-    """The diaphragm stands high on the side that has lost air."""
+def _lose_volume(canvas: ChestDrawing) -> None:
+    """Raise the diaphragm of the side with volume loss."""
     side = _side(canvas)
-    canvas.floor[side] -= 0.09
+    canvas.diaphragm[side] -= 0.09
     canvas.lungs[side] = canvas.lung(side)
 
 
-def _atelectasis(canvas: Canvas, severity: float) -> None:
+def _atelectasis(canvas: ChestDrawing, severity: float) -> None:
     """Plate-like lines above the raised diaphragm."""
-    side = min(canvas.floor, key=lambda which: canvas.floor[which])
+    side = min(canvas.diaphragm, key=lambda which: canvas.diaphragm[which])
     rng = canvas.rng
     for line in range(2 + round(2 * severity)):
-        y = canvas.floor[side] - 0.05 - 0.038 * line + rng.normal(0, 0.006)
+        y = canvas.diaphragm[side] - 0.05 - 0.038 * line + rng.normal(0, 0.006)
         start, end = 0.20 + 0.05 * rng.random(), 0.58 + 0.16 * rng.random()
         plate = np.array([[start, y + 0.012], [(start + end) / 2, y - 0.008], [end, y - 0.002]]) * [side, 1]
         canvas.stroke(curve(plate), 0.005 + 0.004 * severity, 0.34 + 0.12 * severity, within=canvas.lungs[side])
-    base = canvas.lungs[side] * soft(canvas.y - canvas.floor[side] + 0.13, 0.03)
+    base = canvas.lungs[side] * soft(canvas.y - canvas.diaphragm[side] + 0.13, 0.03)
     canvas.brighten(base, 0.12 + 0.12 * severity)
 
 
-def _pneumothorax(canvas: Canvas, severity: float) -> None:
-    """Black and empty outside a fine white line, the edge of the collapsed lung."""
+def _pneumothorax(canvas: ChestDrawing, severity: float) -> None:
+    """Dark without markings outside a thin white line, the edge of the collapsed lung."""
     side = _side(canvas)
     gap = 0.05 + 0.15 * severity
     lung = (canvas.lungs[side] > 0.5).astype(np.uint8)
@@ -305,7 +317,7 @@ def _pneumothorax(canvas: Canvas, severity: float) -> None:
     canvas.brighten(edge, 0.42)
 
 
-def _lesion(canvas: Canvas, severity: float) -> None:
+def _lesion(canvas: ChestDrawing, severity: float) -> None:
     """One or two round nodules."""
     rng = canvas.rng
     for _ in range(1 + (rng.random() < 0.3)):
@@ -314,8 +326,8 @@ def _lesion(canvas: Canvas, severity: float) -> None:
         canvas.brighten(nodule, 0.50)
 
 
-def _pleural_other(canvas: Canvas, severity: float) -> None:
-    """A thick rind along the wall with chalk in it."""
+def _pleural_other(canvas: ChestDrawing, severity: float) -> None:
+    """Pleural thickening along the chest wall with calcification."""
     side = _side(canvas)
     lung = (canvas.lungs[side] > 0.5).astype(np.uint8)
     depth: Map = cv2.distanceTransform(lung, cv2.DIST_L2, 5).astype(np.float32) / canvas.size[0] * 2
@@ -325,8 +337,8 @@ def _pleural_other(canvas: Canvas, severity: float) -> None:
     canvas.brighten(rind * soft(canvas.clouds(0.02) - 1.0, 0.2), 0.55)
 
 
-def _fracture(canvas: Canvas, severity: float) -> None:
-    """A rib is broken: a dark gap, the ends apart."""
+def _fracture(canvas: ChestDrawing, severity: float) -> None:
+    """A rib fracture: a dark gap with displaced ends."""
     side, rng = _side(canvas), canvas.rng
     x, y = side * 0.62 * canvas.body.width, rng.uniform(0.32, 0.60)
     shift = 0.018 + 0.016 * severity
@@ -336,8 +348,8 @@ def _fracture(canvas: Canvas, severity: float) -> None:
     canvas.stroke(np.array([[x, y - 0.035], [x + 0.008, y + 0.035]]), 0.008, -0.55)
 
 
-def _devices(canvas: Canvas, severity: float) -> None:
-    """A pacemaker with its lead, or a tube and a central line with electrodes."""
+def _devices(canvas: ChestDrawing, severity: float) -> None:
+    """A pacemaker with a lead, or a tube and a central line with electrodes."""
     rng = canvas.rng
     if rng.random() < 0.5:
         x, y = 0.56 * canvas.body.width, 0.215
@@ -353,7 +365,7 @@ def _devices(canvas: Canvas, severity: float) -> None:
         canvas.stroke(curve(np.array([[x, y], [x * 1.1, y + 0.16], [x * 1.25, 1.0]])), 0.005, 0.45)
 
 
-DRAWERS: Mapping[str, Callable[[Canvas, float], None]] = {
+DRAWERS: Mapping[str, Callable[[ChestDrawing, float], None]] = {
     "Lung Opacity": _opacity,
     "Lung Lesion": _lesion,
     "Edema": _edema,
@@ -366,12 +378,11 @@ DRAWERS: Mapping[str, Callable[[Canvas, float], None]] = {
     "Fracture": _fracture,
     "Support Devices": _devices,
 }
-"""What draws each finding, in the order in which they are laid over each other. The two of heart and mediastinum change
-the anatomy itself."""
+"""Function that draws each finding, in the order of drawing. The two of heart and mediastinum change the anatomy."""
 
 
-def _expose(canvas: Canvas) -> NDArray[np.uint8]:
-    """Pose, exposure, grain, side marker: from density to the pixels of a film."""
+def _expose(canvas: ChestDrawing) -> NDArray[np.uint8]:
+    """Apply pose, exposure, noise and the side marker."""
     height, width = canvas.size
     shot, rng = canvas.shot, canvas.rng
     canvas.image += 0.012 * canvas.clouds(0.02) * (canvas.image > 0.1)
@@ -389,7 +400,7 @@ def _expose(canvas: Canvas) -> NDArray[np.uint8]:
 
 
 VERSION = 1
-"""Of the drawings: another version means other pixels for the same seed."""
+"""Increase when the same seed gives other pixels."""
 
 RELEASE = "CheXpert-v1.0-small"
 
@@ -400,47 +411,47 @@ _COLUMNS = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *FINDINGS)
 
 @dataclass(frozen=True)
 class _Study:
-    """One visit: what is there, and how marked."""
+    """Labels and severities of one study."""
 
     labels: dict[str, float]
     severity: dict[str, float]
 
 
 def write_phantoms(folder: Path, *, patients: int, seed: int = 0, size: int = 320, progress: bool = True) -> Path:
-    """Draws a dataset of phantoms.
+    """Draw a synthetic dataset.
 
     About half of the studies show exactly one of the five findings of CheXpert-5x200, a sixth shows none, the rest
-    several; a few labels are uncertain or denied, as in the real table. A folder that already holds the same phantoms
-    is left as it is.
+    several; a few labels are uncertain or absent, as in the real table. A folder that already holds the same images
+    is left unchanged.
 
     Args:
-        folder: Where to write; becomes the `data.root`.
-        patients: How many patients; a patient has one to three studies, a study one image or two.
-        seed: Same seed, same bytes.
+        folder: Folder to write; used as `data.root`.
+        patients: Number of patients; a patient has one to three studies, a study one or two images.
+        seed: The same seed writes the same bytes.
         size: Height of an image in pixels; the width is 1.22 times that.
-        progress: Whether to show a bar where somebody looks.
+        progress: Whether to show a progress bar.
 
     Returns:
         The folder.
 
     Raises:
-        DataError: If the folder holds something else, or the numbers make no dataset.
+        DataError: If the folder holds something else, or the numbers are too small.
         ResourceError: If an image cannot be written.
     """
     if patients < 1 or size < 32:
         raise DataError(
-            f"{count(patients, 'patient')} of {count(size, 'pixel')} {verb(patients, 'makes', 'make')} no dataset; "
-            "ask for 1 or more, of 32 or more"
+            f"cannot draw {count(patients, 'patient')} with images of {count(size, 'pixel')}; set at least 1 patient "
+            "and 32 pixels"
         )
     mark = {"version": VERSION, "seed": seed, "patients": patients, "size": size}
     return write_once(folder, mark, lambda draft: _draw_all(draft / RELEASE, patients, seed, size, progress=progress))
 
 
 def _draw_all(release: Path, patients: int, seed: int, size: int, *, progress: bool) -> None:
-    """Draws every patient, then writes their table."""
+    """Draw every patient, then write the table."""
     release.mkdir()
     rows: list[list[str]] = []
-    with progress_bar("drawing phantoms", patients, enabled=progress) as advance:
+    with progress_bar("draw synthetic images", patients, enabled=progress) as advance:
         for patient in range(1, patients + 1):
             rows.extend(_write_patient(release, patient, seed, size))
             advance()
@@ -452,7 +463,7 @@ def _draw_all(release: Path, patients: int, seed: int, size: int, *, progress: b
 
 def _write_patient(release: Path, patient: int, seed: int, size: int) -> Iterator[list[str]]:
     rng = philox_generator(seed, Stream.PHANTOM, patient)
-    body = Body(
+    body = ChestAnatomy(
         width=rng.uniform(0.82, 0.98),
         lung_top=rng.uniform(0.10, 0.16),
         heart=rng.uniform(0.23, 0.28),
@@ -471,8 +482,8 @@ def _write_patient(release: Path, patient: int, seed: int, size: int) -> Iterato
             yield _save(release, f"{home}/view2_lateral.jpg", lateral, [sex, str(age), "Lateral", ""], study)
 
 
-def _shot(view: str, rng: np.random.Generator) -> Shot:
-    return Shot(
+def _shot(view: str, rng: np.random.Generator) -> ChestExposure:
+    return ChestExposure(
         view=view,
         degrees=rng.normal(0, 2.5 if view == "AP" else 1.2),
         scale=rng.uniform(0.93, 1.05),
@@ -484,7 +495,7 @@ def _shot(view: str, rng: np.random.Generator) -> Shot:
 
 
 def _draw_study(rng: np.random.Generator) -> _Study:
-    """Labels as the real table has them, and how marked each finding is."""
+    """Labels with the frequencies of the real table, and the severity of each finding."""
     kind = rng.choice(["alone", "none", "several"], p=[0.52, 0.18, 0.30])
     if kind == "none":
         labels = {"No Finding": 1.0}
@@ -503,7 +514,7 @@ def _draw_study(rng: np.random.Generator) -> _Study:
 
 
 def _hedge(labels: dict[str, float], severity: dict[str, float], rng: np.random.Generator) -> None:
-    """Some findings are denied, some are too faint for the reader to be sure."""
+    """Mark some findings as absent and some as uncertain, the latter faint or not drawn."""
     absent = [finding for finding in FINDINGS if finding not in labels and finding != "No Finding"]
     for finding in absent:
         draw = rng.random()
@@ -516,6 +527,6 @@ def _hedge(labels: dict[str, float], severity: dict[str, float], rng: np.random.
 
 def _save(release: Path, name: str, pixels: np.ndarray, facts: list[str], study: _Study) -> list[str]:
     if not cv2.imwrite(str(release / name), pixels, [cv2.IMWRITE_JPEG_QUALITY, 90]):
-        raise ResourceError(f"{release / name} could not be written; make room on the disk")
+        raise ResourceError(f"{release / name} could not be written; free disk space")
     cells = [f"{study.labels[finding]:.1f}" if finding in study.labels else "" for finding in FINDINGS]
     return [f"{RELEASE}/{name}", *facts, *cells]

@@ -1,13 +1,11 @@
-"""Draws mammograms: the pencil of the phantom writer for the breast.
+"""Drawing of synthetic mammograms: anatomy, lesions, and exposure.
 
-Nothing here is a simulation of physics. A drawing is a map of brightness in [0, 1] in which air is black, fat dark gray
-and glandular tissue bright, seen from above (CC) or along the pectoral muscle (MLO), with pose, exposure and noise of
-its own. How much tissue there is follows the density, what else can be seen follows the signs (`lesions.py`).
+Nothing is a simulation of physics. A drawing is a map of brightness in [0, 1] in which air is black, fat dark gray and
+glandular tissue bright, in craniocaudal (CC) or mediolateral oblique (MLO) view, with its own pose, exposure and noise.
+The amount of tissue follows the density; lesions follow the findings.
 
-Coordinates: x from 0 (the chest wall, at the left edge) rightwards, y from 0 (top) down, both in heights of the image.
-A right breast is drawn like a left one and mirrored at the end, so that it stands against the right edge.
-
-Shapes: `H`, `W` height and width in pixels.
+Coordinates: x from 0 (the chest wall, at the left edge) to the right, y from 0 (top) down, both in heights of the
+image. A right breast is drawn like a left one and mirrored at the end. Shapes: `H`, `W` height and width in pixels.
 """
 
 from __future__ import annotations
@@ -20,82 +18,117 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cleft.data.phantoms.drawing import Map, Sheet, curve, soft
+from cleft.data.phantoms.drawing import Drawing, Map, curve, soft
+
+OBLIQUE = ("MLO", "ML", "LM")
+"""Lateral views, which show the pectoral muscle."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sign:
-    """One thing to be seen in a breast, at a place that both views share."""
+class Breast:
+    """Properties common to all images of a breast."""
+
+    depth: float = 0.56
+    """From chest wall to nipple, in heights of the image."""
+    half: float = 0.40
+    """Half of the width at the chest wall."""
+    density: int = 2
+    """1 almost entirely fat, 2 scattered, 3 heterogeneously dense, 4 extremely dense."""
+    pattern: int = 0
+    """Seed of its tissue, which is the same in every exam."""
+    implant: bool = False
+    male: bool = False
+
+
+@dataclass(kw_only=True)
+class BreastDrawing:
+    """A breast in progress, with the positions that lesions need."""
+
+    sheet: Drawing
+    depth: Map
+    """Distance of each point to the skin, `[H, W]`; 0 outside."""
+    inside: Map
+    nipple: tuple[float, float]
+    reach: float
+    """From chest wall to nipple."""
+    half: float
+    """Half of the width at the chest wall."""
+    oblique: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesion:
+    """A lesion at a position that all views share."""
 
     kind: str
-    """A name in `SIGNS`."""
+    """A key of `LESIONS`."""
     deep: float = 0.5
     """0 at the chest wall, 1 at the nipple."""
     across: float = 0.0
-    """-1 to 1: where it lies from one side to the other, seen from above (CC)."""
+    """-1 to 1: position from side to side in CC view."""
     high: float = 0.0
-    """-1 to 1: how far down it lies, seen from the side (MLO)."""
+    """-1 to 1: position from top to bottom in MLO view."""
     size: float = 0.5
-    """0 the smallest of its kind, 1 the largest."""
+    """0 for the smallest of its kind, 1 for the largest."""
     seed: int = 0
-    """Of its own shape, so that it looks alike in both views."""
+    """Seed of its shape, which is the same in all views."""
     faint_in: str = ""
-    """View in which it can hardly be seen, if any."""
+    """View in which it is hardly visible, if any."""
 
 
-def draw_sign(film: Film, sign: Sign, view: str) -> tuple[int, int, int, int] | None:
-    """Draws a sign and returns its box (top, left, bottom, right in pixels), or None where it is hardly to be seen."""
-    small, large = _RADII[sign.kind]
-    radius = small + sign.size * (large - small)
-    x, y = _place(film, sign, radius)
-    faint = view == sign.faint_in
-    spot = Spot(
-        film.sheet.part(x, y, 4 * radius), x, y, radius, 0.35 if faint else 1.0, np.random.default_rng(sign.seed)
+def draw_lesion(drawing: BreastDrawing, lesion: Lesion, view: str) -> tuple[int, int, int, int] | None:
+    """Draw a lesion; return its box (top, left, bottom, right in pixels), or None if it is hardly visible."""
+    small, large = _RADII[lesion.kind]
+    radius = small + lesion.size * (large - small)
+    x, y = _place(drawing, lesion, radius)
+    faint = view == lesion.faint_in
+    spot = LesionArea(
+        drawing.sheet.part(x, y, 4 * radius), x, y, radius, 0.35 if faint else 1.0, np.random.default_rng(lesion.seed)
     )
-    SIGNS[sign.kind](spot)
+    LESIONS[lesion.kind](spot)
     if faint:
         return None
-    height, width = film.sheet.size
+    height, width = drawing.sheet.size
     top, bottom = (int(np.clip((y + way * 1.4 * radius) * height, 0, height)) for way in (-1, 1))
     left, right = (int(np.clip((x + way * 1.4 * radius) * height, 0, width)) for way in (-1, 1))
     return top, left, bottom, right
 
 
-def _place(film: Film, sign: Sign, radius: float) -> tuple[float, float]:
-    """Where a sign lies; nearer to the middle if it would touch the skin."""
-    middle = np.array([0.45 * film.reach, film.nipple[1]])
-    side = sign.high + 0.12 if film.oblique else sign.across
-    wish = np.array([(0.18 + 0.60 * sign.deep) * film.reach, film.nipple[1] + 0.55 * side * film.half])
-    height, width = film.sheet.size
+def _place(drawing: BreastDrawing, lesion: Lesion, radius: float) -> tuple[float, float]:
+    """Position of a lesion, moved towards the middle if it touches the skin."""
+    middle = np.array([0.45 * drawing.reach, drawing.nipple[1]])
+    side = lesion.high + 0.12 if drawing.oblique else lesion.across
+    wish = np.array([(0.18 + 0.60 * lesion.deep) * drawing.reach, drawing.nipple[1] + 0.55 * side * drawing.half])
+    height, width = drawing.sheet.size
     x, y = wish
     for step in range(1, 9):
         row, column = int(np.clip(y * height, 0, height - 1)), int(np.clip(x * height, 0, width - 1))
-        if film.depth[row, column] > radius + 0.02:
+        if drawing.depth[row, column] > radius + 0.02:
             break
         x, y = wish + (middle - wish) * step / 8
     return float(x), float(y)
 
 
 @dataclass(frozen=True)
-class Spot:
-    """Where to draw, how large, how clear; and the sign's own chance."""
+class LesionArea:
+    """Where a lesion is drawn, and how large and visible it is."""
 
-    sheet: Sheet
-    """The part of the image around it."""
+    sheet: Drawing
+    """The surrounding part of the image."""
     x: float
     y: float
     radius: float
     clear: float
-    """1 plain to see, less where it is hidden."""
+    """1 fully visible, less if it is hidden."""
     rng: np.random.Generator = field(compare=False)
 
     def blob(self, x: float, y: float, wide: float, high: float, edge: float) -> Map:
-        """Soft ellipse; centre and half axes in radii from the sign's own centre."""
+        """Soft ellipse; centre and half axes in radii, relative to the centre of the lesion."""
         size = self.radius
         return self.sheet.blob(self.x + x * size, self.y + y * size, wide * size, high * size, edge)
 
     def shape(self, rough: float, turns: int, edge: float) -> Map:
-        """A soft round shape with a rim that wanders in and out by the share `rough`, about `turns` times."""
+        """A soft round shape whose outline varies by the share `rough`, about `turns` times."""
         dx, dy = self.sheet.x - self.x, self.sheet.y - self.y
         lobes = 1 + rough * np.clip(self.rng.standard_normal(turns), -1.5, 1.5)
         ring = np.tile(lobes, 3)
@@ -105,22 +138,22 @@ class Spot:
         return soft((rim - np.hypot(dx, dy)).astype(np.float32), edge * self.radius)
 
     def cover(self, where: Map, goal: float | Map, share: float = 1.0) -> None:
-        """Brings the brightness of a place up to a goal; what is brighter stays."""
+        """Raise the brightness of an area to a goal; brighter pixels are unchanged."""
         image = self.sheet.image
         image += share * self.clear * where * np.clip(goal - image, 0, 1)
 
     def texture(self, scale: float) -> Map:
-        """Clouds of the sign's own."""
+        """Random texture from the generator of the lesion."""
         return self.sheet.clouds(scale, self.rng)
 
 
 def _smooth(ring: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Takes the corners off a ring of values."""
+    """Smooth a ring of values."""
     return 0.25 * np.roll(ring, 1) + 0.5 * ring + 0.25 * np.roll(ring, -1)
 
 
-def _round(spot: Spot) -> None:
-    """A small smooth mass with a fine dark halo."""
+def _round(spot: LesionArea) -> None:
+    """A small circumscribed mass with a thin dark halo."""
     wide, high = spot.rng.uniform(1.0, 1.2), spot.rng.uniform(0.85, 1.0)
     mass = spot.blob(0, 0, wide, high, 0.20)
     halo = spot.blob(0, 0, 1.28 * wide, 1.28 * high, 0.25) - mass
@@ -128,8 +161,8 @@ def _round(spot: Spot) -> None:
     spot.cover(mass, 0.58 + 0.28 * spot.sheet.image + 0.02 * spot.texture(0.02))
 
 
-def _irregular(spot: Spot) -> None:
-    """A mass grown together from lobes, with an uneven and blurred rim."""
+def _irregular(spot: LesionArea) -> None:
+    """An irregular mass of several lobes with an indistinct margin."""
     spot.cover(spot.shape(0.05, 5, 0.5), 0.46, 0.6)
     mass = spot.blob(0, 0, 0.60, 0.55, 0.9)
     for _ in range(9):
@@ -138,8 +171,8 @@ def _irregular(spot: Spot) -> None:
     spot.cover(np.clip(1.15 * mass, 0, 1) * (1 - 0.08 * np.abs(spot.texture(0.02))), 0.84)
 
 
-def _spiculated(spot: Spot) -> None:
-    """A large white mass with a crown of spicules that pull the tissue in."""
+def _spiculated(spot: LesionArea) -> None:
+    """A large spiculated mass."""
     lines: list[tuple[NDArray[np.float64], float, float]] = []
     centre = np.array([spot.x, spot.y])
     for number in range(30):
@@ -155,8 +188,8 @@ def _spiculated(spot: Spot) -> None:
     spot.cover(spot.shape(0.22, 15, 0.12), 0.95)
 
 
-def _clipped(spot: Spot) -> None:
-    """A mass with the metal clip that a biopsy left in it."""
+def _clipped(spot: LesionArea) -> None:
+    """A mass with a biopsy clip."""
     _irregular(spot)
     turn = spot.rng.uniform(0, np.pi)
     along, aside = np.array([np.cos(turn), np.sin(turn)]), np.array([-np.sin(turn), np.cos(turn)])
@@ -167,8 +200,8 @@ def _clipped(spot: Spot) -> None:
     spot.sheet.stroke(ribbon, 0.009, 1.0)
 
 
-def _cluster(spot: Spot) -> None:
-    """Many small grains of different shape and brightness, close together."""
+def _cluster(spot: LesionArea) -> None:
+    """Clustered microcalcifications of different shape and brightness."""
     spot.cover(spot.blob(0, 0, 1.2, 1.0, 1.4), 0.50, 0.45)
     lines: list[tuple[NDArray[np.float64], float, float]] = []
     for _ in range(38):
@@ -180,37 +213,37 @@ def _cluster(spot: Spot) -> None:
     spot.sheet.strokes(lines)
 
 
-def _popcorn(spot: Spot) -> None:
-    """Coarse white lumps of an old fibroadenoma."""
+def _popcorn(spot: LesionArea) -> None:
+    """Coarse popcorn-like calcifications of a fibroadenoma."""
     for _ in range(9):
         x, y = spot.rng.normal(0, 0.42, 2)
         size = spot.rng.uniform(0.26, 0.52)
         spot.cover(spot.blob(x, y, size, 0.85 * size, 0.25), 1.0)
 
 
-def _rim(spot: Spot) -> None:
-    """An egg shell: a white ring around something dark."""
+def _rim(spot: LesionArea) -> None:
+    """A rim calcification."""
     away = np.hypot(spot.sheet.x - spot.x, (spot.sheet.y - spot.y) * spot.rng.uniform(1.0, 1.25))
     spot.sheet.darken(soft(spot.radius - away, 0.003), 0.30 * spot.clear)
     uneven = 1 + 0.35 * np.sin(2 * np.arctan2(spot.sheet.y - spot.y, spot.sheet.x - spot.x) + spot.rng.uniform(0, 6))
     spot.cover(soft(0.13 * spot.radius * uneven - np.abs(away - spot.radius), 0.0015), 1.0)
 
 
-def _node(spot: Spot) -> None:
-    """A bean with a dark notch of fat: a lymph node."""
+def _node(spot: LesionArea) -> None:
+    """A lymph node with a fatty hilum."""
     bean = spot.blob(0, 0, 0.78, 1.15, 0.16)
     spot.sheet.darken(np.clip(spot.blob(0, 0, 1.05, 1.45, 0.3) - bean, 0, 1), 0.30 * spot.clear)
     spot.cover(bean, 0.78)
     spot.sheet.darken(spot.blob(-0.42, 0, 0.45, 0.55, 0.4) * bean, 0.72 * spot.clear)
 
 
-def _asymmetry(spot: Spot) -> None:
-    """More tissue than elsewhere, without a border of its own."""
+def _asymmetry(spot: LesionArea) -> None:
+    """An asymmetry: more tissue than elsewhere, without a margin."""
     patch = spot.shape(0.12, 6, 0.26)
     spot.cover(patch * np.clip(0.88 + 0.14 * spot.texture(0.03), 0, 1), 0.76)
 
 
-SIGNS: Mapping[str, Callable[[Spot], None]] = {
+LESIONS: Mapping[str, Callable[[LesionArea], None]] = {
     "popcorn": _popcorn,
     "rim": _rim,
     "node": _node,
@@ -221,7 +254,7 @@ SIGNS: Mapping[str, Callable[[Spot], None]] = {
     "clipped": _clipped,
     "asymmetry": _asymmetry,
 }
-"""What draws each sign."""
+"""Function that draws each kind of lesion."""
 
 _RADII: Mapping[str, tuple[float, float]] = {
     "popcorn": (0.026, 0.036),
@@ -237,38 +270,40 @@ _RADII: Mapping[str, tuple[float, float]] = {
 """Smallest and largest radius of each kind."""
 
 
-def draw_fat(film: Film) -> None:
-    """Gray that grows with the thickness under the paddle."""
-    sheet = film.sheet
-    sheet.image[:] = film.inside * (0.07 + 0.15 * (1 - np.exp(-film.depth / 0.06)))
+def draw_fat(drawing: BreastDrawing) -> None:
+    """Gray that increases with the thickness of the breast."""
+    sheet = drawing.sheet
+    sheet.image[:] = drawing.inside * (0.07 + 0.15 * (1 - np.exp(-drawing.depth / 0.06)))
 
 
 _BIAS = {1: -2.05, 2: -1.05, 3: -0.05, 4: 1.35, 5: -2.6}
 _WHITE = {1: 0.24, 2: 0.33, 3: 0.42, 4: 0.54, 5: 0.20}
-"""By density: how much of the breast is tissue, and how bright it is. 5 is a man's."""
+"""By density: amount of tissue, and its brightness. 5 is a male breast."""
 
 
-def draw_tissue(film: Film, breast: Breast, rng: np.random.Generator) -> None:
-    """Glandular tissue: a cone behind the nipple, filled as the density says, streaked towards the nipple.
+def draw_tissue(drawing: BreastDrawing, breast: Breast, rng: np.random.Generator) -> None:
+    """Glandular tissue: a cone behind the nipple, filled according to the density, with streaks towards the nipple.
 
-    Drawn at half the size: it has no fine edges.
+    Drawn at half the size, because it has no fine edges.
     """
-    sheet = film.sheet
+    sheet = drawing.sheet
     size = (sheet.size[0] // 2, sheet.size[1] // 2)
-    x, y, depth = (_resized(plane, size) for plane in (sheet.x, sheet.y, film.depth))
-    away = np.hypot(x - film.nipple[0], y - film.nipple[1])
-    streaks = _streaks(away, np.arctan2(y - film.nipple[1], film.nipple[0] - x), rng) * np.clip(away / 0.18, 0.15, 1)
+    x, y, depth = (_resized(plane, size) for plane in (sheet.x, sheet.y, drawing.depth))
+    away = np.hypot(x - drawing.nipple[0], y - drawing.nipple[1])
+    streaks = _streaks(away, np.arctan2(y - drawing.nipple[1], drawing.nipple[0] - x), rng) * np.clip(
+        away / 0.18, 0.15, 1
+    )
     lumps = _lumps(size, rng)
-    middle = (0.46 * film.reach, film.nipple[1] - (0.06 if film.oblique else 0.0))
-    wide = film.half * (0.42 if breast.male else 0.80)
-    out = np.hypot((x - middle[0]) / (0.62 * film.reach), (y - middle[1]) / wide)
+    middle = (0.46 * drawing.reach, drawing.nipple[1] - (0.06 if drawing.oblique else 0.0))
+    wide = drawing.half * (0.42 if breast.male else 0.80)
+    out = np.hypot((x - middle[0]) / (0.62 * drawing.reach), (y - middle[1]) / wide)
     place = 1.05 - 2.4 * np.clip(out - 0.30, 0, 2) ** 1.5
     kind = 5 if breast.male else breast.density
     filled = soft(0.95 * lumps + 0.60 * streaks + place + _BIAS[kind], 0.42)
     amount = filled * soft(depth - 0.032, 0.008) * (0.82 + 0.14 * lumps + 0.10 * streaks)
     fat = 1 + 0.09 * lumps + 0.06 * streaks
     sheet.image *= _resized(fat, sheet.size)
-    sheet.brighten(np.clip(_resized(amount, sheet.size), 0, 1.3) * film.inside, _WHITE[kind])
+    sheet.brighten(np.clip(_resized(amount, sheet.size), 0, 1.3) * drawing.inside, _WHITE[kind])
 
 
 def _resized(plane: Map, size: tuple[int, int]) -> Map:
@@ -276,7 +311,7 @@ def _resized(plane: Map, size: tuple[int, int]) -> Map:
 
 
 def _streaks(away: Map, angle: Map, rng: np.random.Generator) -> Map:
-    """Noise that is fine around the nipple and coarse along its rays: ducts."""
+    """Noise that is fine around the nipple and coarse along its rays, like ducts."""
     total = np.zeros(away.shape, np.float32)
     for rays, rings, strength in ((30, 8, 1.0), (75, 20, 0.6)):
         coarse = rng.standard_normal((rings, rays), dtype=np.float32)
@@ -288,7 +323,7 @@ def _streaks(away: Map, angle: Map, rng: np.random.Generator) -> Map:
 
 
 def _lumps(size: tuple[int, int], rng: np.random.Generator) -> Map:
-    """Clouds of many grains, the coarse ones strongest, as in real tissue; the same at any size."""
+    """Noise of several scales, the coarse ones strongest, as in real tissue; independent of the size."""
     total = np.zeros(size, np.float32)
     for cells, strength in ((5, 1.0), (10, 0.8), (20, 0.55), (40, 0.34), (80, 0.22)):
         coarse = rng.standard_normal((cells, cells), dtype=np.float32)
@@ -296,41 +331,45 @@ def _lumps(size: tuple[int, int], rng: np.random.Generator) -> Map:
     return (total - total.mean()) / (total.std() + 1e-6)
 
 
-def draw_strands(film: Film, rng: np.random.Generator) -> None:
-    """Ligaments that arch through the fat, and a few vessels."""
+def draw_strands(drawing: BreastDrawing, rng: np.random.Generator) -> None:
+    """Cooper's ligaments and a few vessels."""
     lines: list[tuple[NDArray[np.float64], float, float]] = []
     for _ in range(46):
-        start = np.array([rng.uniform(0.02, 0.95) * film.reach, film.nipple[1] + rng.uniform(-0.95, 0.95) * film.half])
-        angle = np.arctan2(film.nipple[1] - start[1], film.nipple[0] - start[0]) + rng.normal(0, 0.5)
+        start = np.array(
+            [rng.uniform(0.02, 0.95) * drawing.reach, drawing.nipple[1] + rng.uniform(-0.95, 0.95) * drawing.half]
+        )
+        angle = np.arctan2(drawing.nipple[1] - start[1], drawing.nipple[0] - start[0]) + rng.normal(0, 0.5)
         length, bend = rng.uniform(0.04, 0.13), rng.normal(0, 0.014)
         along = np.array([np.cos(angle), np.sin(angle)])
         points = np.stack([start, start + 0.5 * length * along + bend * along[::-1], start + length * along])
         lines.append((curve(points), 0.0025, rng.uniform(0.04, 0.12)))
     for _ in range(3):
-        start = film.nipple[1] + rng.uniform(-0.75, 0.75) * film.half
+        start = drawing.nipple[1] + rng.uniform(-0.75, 0.75) * drawing.half
         run = np.linspace(0, 1, 9)
-        turns = np.cumsum(rng.normal(0, 0.011, 9)) + 0.3 * run * (film.nipple[1] - start)
-        points = curve(np.stack([0.82 * film.reach * run, start + turns], axis=1))
+        turns = np.cumsum(rng.normal(0, 0.011, 9)) + 0.3 * run * (drawing.nipple[1] - start)
+        points = curve(np.stack([0.82 * drawing.reach * run, start + turns], axis=1))
         lines += [(points, 0.0055, 0.09), (points[50:], 0.0035, 0.07)]
-    film.sheet.strokes(lines, within=soft(film.depth - 0.014, 0.005), blur=0.0016)
+    drawing.sheet.strokes(lines, within=soft(drawing.depth - 0.014, 0.005), blur=0.0016)
 
 
-def draw_skin(film: Film) -> None:
-    """A fine bright line, thicker around the nipple."""
-    near = np.exp(-((film.sheet.x - film.nipple[0]) ** 2 + (film.sheet.y - film.nipple[1]) ** 2) / 0.004)
-    line = np.exp(-(((film.depth - 0.006) / (0.0045 + 0.006 * near)) ** 2)).astype(np.float32) * film.inside
-    film.sheet.brighten(line, 0.16)
-    film.sheet.brighten(film.sheet.blob(film.nipple[0] - 0.004, film.nipple[1], 0.020, 0.020, 0.9) * film.inside, 0.22)
+def draw_skin(drawing: BreastDrawing) -> None:
+    """A thin bright line, thicker around the nipple."""
+    near = np.exp(-((drawing.sheet.x - drawing.nipple[0]) ** 2 + (drawing.sheet.y - drawing.nipple[1]) ** 2) / 0.004)
+    line = np.exp(-(((drawing.depth - 0.006) / (0.0045 + 0.006 * near)) ** 2)).astype(np.float32) * drawing.inside
+    drawing.sheet.brighten(line, 0.16)
+    drawing.sheet.brighten(
+        drawing.sheet.blob(drawing.nipple[0] - 0.004, drawing.nipple[1], 0.020, 0.020, 0.9) * drawing.inside, 0.22
+    )
 
 
-def draw_muscle(film: Film, breast: Breast, view: str) -> None:
-    """The pectoral muscle: a bright wedge in the upper corner, with fibres along its edge."""
-    sheet = film.sheet
-    top, low = (0.54 * film.reach, 0.62) if view == "MLO" else (0.20 * film.reach, 0.46)
+def draw_muscle(drawing: BreastDrawing, breast: Breast, view: str) -> None:
+    """The pectoral muscle: a bright triangle in the upper corner with fibres along its edge."""
+    sheet = drawing.sheet
+    top, low = (0.54 * drawing.reach, 0.62) if view == "MLO" else (0.20 * drawing.reach, 0.46)
     if breast.male:
         top, low = 1.05 * top, 0.75
     across = 1 - sheet.x / top - sheet.y / low + 0.13 * np.sin(np.clip(sheet.y / low, 0, 1) * np.pi)
-    wedge = soft(across, 0.022) * film.inside
+    wedge = soft(across, 0.022) * drawing.inside
     fibres = cv2.remap(
         sheet.rng.standard_normal((60, 6), dtype=np.float32),
         (sheet.y / low * 4 + 0.5).astype(np.float32),
@@ -342,106 +381,72 @@ def draw_muscle(film: Film, breast: Breast, view: str) -> None:
     sheet.image += wedge * np.clip(goal - 0.75 * sheet.image, 0, 1) * 0.8
 
 
-def draw_implant(film: Film, breast: Breast) -> None:
-    """A smooth bright sack before the chest wall."""
-    y = film.nipple[1] + (0.03 if film.oblique else 0.0)
-    sack = film.sheet.blob(0.04, y, 0.62 * film.reach, 0.66 * film.half, 0.08)
-    film.sheet.image += sack * (0.80 - film.sheet.image)
-    film.sheet.brighten(np.clip(film.sheet.blob(0.04, y, 0.64 * film.reach, 0.68 * film.half, 0.06) - sack, 0, 1), 0.5)
-
-
-OBLIQUE = ("MLO", "ML", "LM")
-"""Views from the side, which show the pectoral muscle."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Breast:
-    """What stays the same in all images of one breast."""
-
-    depth: float = 0.56
-    """From chest wall to nipple, in heights of the image."""
-    half: float = 0.40
-    """Half of its width at the chest wall."""
-    density: int = 2
-    """1 almost entirely fat, 2 scattered, 3 heterogeneously dense, 4 extremely dense."""
-    pattern: int = 0
-    """Seed of its tissue, so that it looks alike in every exam."""
-    implant: bool = False
-    male: bool = False
-
-
-@dataclass(kw_only=True)
-class Film:
-    """A breast in progress, with what signs need to find their place."""
-
-    sheet: Sheet
-    depth: Map
-    """Distance of each point to the skin, `[H, W]`; 0 outside."""
-    inside: Map
-    nipple: tuple[float, float]
-    reach: float
-    """From chest wall to nipple."""
-    half: float
-    """Half of the width at the chest wall."""
-    oblique: bool
+def draw_implant(drawing: BreastDrawing, breast: Breast) -> None:
+    """A smooth bright implant in front of the chest wall."""
+    y = drawing.nipple[1] + (0.03 if drawing.oblique else 0.0)
+    sack = drawing.sheet.blob(0.04, y, 0.62 * drawing.reach, 0.66 * drawing.half, 0.08)
+    drawing.sheet.image += sack * (0.80 - drawing.sheet.image)
+    drawing.sheet.brighten(
+        np.clip(drawing.sheet.blob(0.04, y, 0.64 * drawing.reach, 0.68 * drawing.half, 0.06) - sack, 0, 1), 0.5
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exposure:
-    """What differs from one image of a breast to the next."""
+    """Properties of one image."""
 
     view: str = "CC"
     side: str = "L"
     synthetic: bool = False
-    """Whether it is made from a tomosynthesis (C-view): smoother, with harder edges."""
+    """Whether it is a synthetic 2D image from tomosynthesis (C-View): smoother, with harder edges."""
     spot: bool = False
-    """Whether it is a magnified view of a sign."""
+    """Whether it is a magnification view of a lesion."""
     squeeze: float = 1.0
-    """How far the paddle spreads the breast."""
+    """How far compression spreads the breast."""
     shift: float = 0.0
-    """How far up or down the breast lies."""
+    """Vertical position of the breast."""
     gamma: float = 1.0
     noise: float = 0.012
 
 
 class Mammogram(NamedTuple):
-    """An image and where its signs are."""
+    """An image and the boxes of its lesions."""
 
     image: Map
     """Brightness, `[H, W]`, float32 in [0, 1]; 0 is air."""
     boxes: list[tuple[int, int, int, int]]
-    """One per sign that can be seen: top, left, bottom, right in pixels of this image."""
+    """One per visible lesion: top, left, bottom, right in pixels."""
 
 
 def draw_mammogram(
-    size: tuple[int, int], breast: Breast, exposure: Exposure, signs: Sequence[Sign], rng: np.random.Generator
+    size: tuple[int, int], breast: Breast, exposure: Exposure, lesions: Sequence[Lesion], rng: np.random.Generator
 ) -> Mammogram:
-    """Draws one image of one breast.
+    """Draw an image of a breast.
 
     Args:
         size: Height and width in pixels.
         breast: Shape and tissue.
         exposure: View, side, pose.
-        signs: What is to be seen in the tissue; the same in both views, each at its place.
-        rng: Decides everything that chance decides in one exposure.
+        lesions: Lesions of the breast.
+        rng: Source of the randomness of this exposure.
     """
-    film = _lay_out(size, breast, exposure, rng)
-    draw_fat(film)
+    drawing = _lay_out(size, breast, exposure, rng)
+    draw_fat(drawing)
     tissue = np.random.default_rng([breast.pattern, exposure.view in OBLIQUE])
-    draw_tissue(film, breast, tissue)
-    draw_strands(film, tissue)
+    draw_tissue(drawing, breast, tissue)
+    draw_strands(drawing, tissue)
     if breast.implant:
-        draw_implant(film, breast)
-    draw_skin(film)
+        draw_implant(drawing, breast)
+    draw_skin(drawing)
     if exposure.view in OBLIQUE:
-        draw_muscle(film, breast, exposure.view)
-    boxes = [box for sign in signs if (box := draw_sign(film, sign, exposure.view)) is not None]
-    return _expose(film, exposure, boxes)
+        draw_muscle(drawing, breast, exposure.view)
+    boxes = [box for lesion in lesions if (box := draw_lesion(drawing, lesion, exposure.view)) is not None]
+    return _expose(drawing, exposure, boxes)
 
 
-def _lay_out(size: tuple[int, int], breast: Breast, exposure: Exposure, rng: np.random.Generator) -> Film:
+def _lay_out(size: tuple[int, int], breast: Breast, exposure: Exposure, rng: np.random.Generator) -> BreastDrawing:
     """Outline, nipple, and the depth of each point below the skin."""
-    sheet = Sheet(size, rng, origin=(0, 0), step=(size[0], size[0]))
+    sheet = Drawing(size, rng, origin=(0, 0), step=(size[0], size[0]))
     reach = min(breast.depth * exposure.squeeze, 0.88 * size[1] / size[0])
     oblique = exposure.view in OBLIQUE
     middle = (0.585 if oblique else 0.5) + exposure.shift
@@ -452,7 +457,7 @@ def _lay_out(size: tuple[int, int], breast: Breast, exposure: Exposure, rng: np.
     framed = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_REPLICATE)
     framed = cv2.copyMakeBorder(framed, 0, 0, size[0] // 2, 0, cv2.BORDER_REPLICATE)
     depth = cv2.distanceTransform(framed, cv2.DIST_L2, 5)[1:-1, size[0] // 2 + 1 : -1].astype(np.float32) / size[0]
-    return Film(
+    return BreastDrawing(
         sheet=sheet,
         depth=depth,
         inside=soft(depth - 0.003, 0.0012) * (depth > 0),
@@ -464,13 +469,13 @@ def _lay_out(size: tuple[int, int], breast: Breast, exposure: Exposure, rng: np.
 
 
 def _round_edge(rows: NDArray[np.float64], reach: float, middle: float, half: float) -> NDArray[np.float64]:
-    """From above: a dome on the chest wall."""
+    """Outline in CC view: a dome on the chest wall."""
     out = np.abs(rows - middle) / half
     return np.where(out < 1, reach * np.clip(1 - out**2.3, 0, None) ** 0.62, -1)
 
 
 def _oblique_edge(rows: NDArray[np.float64], reach: float, middle: float, breast: Breast) -> NDArray[np.float64]:
-    """From the side: from the armpit out to the nipple, back to the fold below and on to the belly."""
+    """Outline in MLO view: from the axilla to the nipple, back to the inframammary fold and to the abdomen."""
     half = breast.half
     points = np.array(
         [
@@ -489,9 +494,9 @@ def _oblique_edge(rows: NDArray[np.float64], reach: float, middle: float, breast
     return np.interp(rows, smooth[:, 0], smooth[:, 1])
 
 
-def _expose(film: Film, exposure: Exposure, boxes: list[tuple[int, int, int, int]]) -> Mammogram:
-    """Magnification, sharpness, grain, side: from tissue to film."""
-    image, (height, width) = film.sheet.image * film.inside, film.sheet.size
+def _expose(drawing: BreastDrawing, exposure: Exposure, boxes: list[tuple[int, int, int, int]]) -> Mammogram:
+    """Apply magnification, sharpness, noise and side."""
+    image, (height, width) = drawing.sheet.image * drawing.inside, drawing.sheet.size
     if exposure.spot and boxes:
         image, boxes = _magnify(image, boxes)
     inside = image > 0.04
@@ -499,7 +504,7 @@ def _expose(film: Film, exposure: Exposure, boxes: list[tuple[int, int, int, int
     if exposure.synthetic:
         soft_image += 0.9 * (soft_image - cv2.GaussianBlur(soft_image, (0, 0), height / 90).astype(np.float32)) * inside
     bright = np.clip(soft_image, 0, 1) ** exposure.gamma
-    grain = film.sheet.rng.standard_normal((height, width)).astype(np.float32)
+    grain = drawing.sheet.rng.standard_normal((height, width)).astype(np.float32)
     bright += grain * exposure.noise * (0.4 if exposure.synthetic else 1.0) * np.sqrt(bright) * inside
     if exposure.side == "R":
         bright = np.ascontiguousarray(bright[:, ::-1])
@@ -511,7 +516,7 @@ def _expose(film: Film, exposure: Exposure, boxes: list[tuple[int, int, int, int
 def _magnify(
     image: Map, boxes: list[tuple[int, int, int, int]], zoom: float = 1.8
 ) -> tuple[Map, list[tuple[int, int, int, int]]]:
-    """Enlarges around the first box."""
+    """Enlarge around the first box."""
     height, width = image.shape
     top, left, bottom, right = boxes[0]
     row = np.clip((top + bottom) / 2, height / 2 / zoom, height - height / 2 / zoom)
@@ -528,7 +533,7 @@ def _magnify(
 
 
 def _letter(bright: Map, exposure: Exposure) -> None:
-    """Side and view in the free corner, as burnt in by the machine."""
+    """Burn in side and view in the free corner."""
     height, width = bright.shape
     text = f"{exposure.side} {exposure.view}" if exposure.view else exposure.side
     scale = height / 900

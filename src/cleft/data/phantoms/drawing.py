@@ -1,4 +1,4 @@
-"""A sheet to draw radiographs on: soft shapes, clouds and strokes in a map of brightness.
+"""Drawing of synthetic radiographs: soft shapes, random texture and strokes in a map of brightness.
 
 Shapes: `H`, `W` height and width in pixels.
 """
@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 Map = NDArray[np.floating[Any]]
 
 
-class Sheet:
+class Drawing:
     """A drawing in progress: brightness `[H, W]`, about 0 to 1, with coordinates x to the right and y down.
 
     Args:
         size: Height and width in pixels.
-        rng: Gives every accident of the drawing.
-        origin: Where x = 0 and y = 0 lie, in pixels.
-        step: How many pixels one unit of x and one of y are.
+        rng: Source of all randomness of the drawing.
+        origin: Pixel position of x = 0 and y = 0.
+        step: Pixels per unit of x and y.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Sheet:
         height, width = size
         self.size = size
         self.height = size[0]
-        """Of the whole image, also in a part of it: what sizes are shares of."""
+        """Height of the complete image, also in a part of it; sizes are shares of it."""
         self.rng = rng
         self.origin = origin
         self.step = step
@@ -47,7 +47,7 @@ class Sheet:
         return soft(1 - distance, edge / 4)
 
     def clouds(self, scale: float, rng: np.random.Generator | None = None) -> Map:
-        """Smooth random texture with mean 0 and deviation 1; `scale` is its grain as a share of the height."""
+        """Smooth random texture with mean 0 and standard deviation 1; `scale` is its grain as a share of the height."""
         step = max(2, int(scale * self.height))
         coarse = (
             (rng or self.rng).standard_normal((self.size[0] // step + 3, self.size[1] // step + 3)).astype(np.float32)
@@ -56,17 +56,17 @@ class Sheet:
         return (fine - fine.mean()) / (fine.std() + 1e-6)
 
     def brighten(self, where: Map, amount: float) -> None:
-        """Adds density, less where there is much already, as films do."""
+        """Add density, less where it is high already, as film does."""
         self.image += amount * where * (1 - self.image)
 
     def darken(self, where: Map, amount: float) -> None:
-        """Takes density away."""
+        """Remove density."""
         self.image -= amount * where * self.image
 
     def stroke(
         self, points: NDArray[np.float64], thickness: float, amount: float, *, within: Map | None = None
     ) -> None:
-        """Draws a bright line through points (x, y); a negative amount draws it dark. Thickness as share of height."""
+        """Draw a bright line through points (x, y), dark for a negative amount; thickness as a share of the height."""
         where = self._ink([(points, thickness, 1.0)]) * (1.0 if within is None else within)
         if amount > 0:
             self.brighten(where, amount)
@@ -76,20 +76,20 @@ class Sheet:
     def strokes(
         self, lines: Iterable[tuple[NDArray[np.float64], float, float]], *, within: Map | None = None, blur: float = 0.0
     ) -> None:
-        """Draws many bright lines at once, each of points, thickness and amount; where they cross, the last one stays.
+        """Draw many bright lines, each with points, thickness and amount; at a crossing the last one is kept.
 
         Args:
             lines: As for `stroke`.
-            within: Where they may be seen.
-            blur: Deviation of what softens them, as a share of the height.
+            within: Mask of the lines.
+            blur: Standard deviation of a blur, as a share of the height.
         """
         where = self._ink(lines)
         if blur > 0:
             where = cv2.GaussianBlur(where, (0, 0), blur * self.height).astype(np.float32)
         self.brighten(where * (1.0 if within is None else within), 1.0)
 
-    def part(self, x: float, y: float, reach: float) -> Sheet:
-        """The square around a point, as a sheet that draws into this one; quick for what is small."""
+    def part(self, x: float, y: float, reach: float) -> Drawing:
+        """The square around a point as a drawing that shares its pixels; faster for small shapes."""
         (height, width), (column, row) = (
             self.size,
             (x * self.step[0] + self.origin[0], y * self.step[1] + self.origin[1]),
@@ -105,7 +105,7 @@ class Sheet:
         return piece
 
     def _ink(self, lines: Iterable[tuple[NDArray[np.float64], float, float]]) -> Map:
-        """A map of lines, each as strong as its amount, 0 to 1."""
+        """A map of lines, each with its amount, 0 to 1."""
         ink = np.zeros(self.size, np.uint8)
         for points, thickness, amount in lines:
             line = ((points * self.step + self.origin) * 16).round().astype(np.int32)[:, None]
@@ -115,12 +115,12 @@ class Sheet:
 
 
 def soft(distance: Map, edge: float) -> Map:
-    """1 where a signed distance is well above zero, 0 well below, smooth between."""
+    """1 where a signed distance is well above zero, 0 well below, smooth in between."""
     return (1 / (1 + np.exp(-np.clip(distance / edge, -30, 30)))).astype(np.float32)
 
 
 def curve(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A smooth line through a few points: Catmull-Rom, ten steps a piece."""
+    """A smooth curve through points: Catmull-Rom, ten steps per segment."""
     padded = np.concatenate([points[:1], points, points[-1:]])
     t = np.linspace(0, 1, 10)[:, None]
     pieces = [

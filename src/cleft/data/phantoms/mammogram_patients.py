@@ -1,8 +1,7 @@
-"""What a mammogram phantom is made of: patients, their exams, findings and pictures.
+"""Invented patients of the synthetic mammograms: breasts, exams, findings and images.
 
-What is drawn and what the tables say come from the same findings. Whatever makes the real tables hard to read happens
-to these patients too (`ODDITIES`): patient number n, as long as there are oddities left, shows the n-th; later patients
-show one now and then.
+Images and tables are made from the same findings. The peculiarities of the real tables occur here too (`ODDITIES`):
+the n-th patient shows the n-th one, later patients show one occasionally.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from cleft.data.phantoms.draw_breast import Breast, Sign
+from cleft.data.phantoms.draw_breast import Breast, Lesion
 from cleft.data.sampling import Stream, philox_generator
 
 LETTERS = "ANBPSMK"
@@ -40,49 +39,49 @@ ODDITIES = {
     "two_names": "the two tables disagree on what kind of exam it was, or one is silent",
     "mixed_numbers": "densities are written 2.0 here and 2 there",
 }
-"""What the first patients show, one each, in this order."""
+"""Peculiarities of the real tables; the first patients show one each, in this order."""
 
 Side = Literal["L", "R"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shares:
-    """How often things occur; scaled to sum to 1."""
+    """Frequencies, scaled to sum to 1."""
 
     birads: tuple[float, ...] = (0.16, 0.22, 0.19, 0.12, 0.12, 0.10, 0.09)
-    """Of the leading breast of an exam, BI-RADS 0 to 6. Its other breast is negative or benign."""
+    """Of BI-RADS 0 to 6 of the leading breast of an exam. The other breast is negative or benign."""
     density: tuple[float, ...] = (0.20, 0.32, 0.32, 0.16)
-    """Of patients, density 1 to 4."""
+    """Of density 1 to 4 of a patient."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One row of the clinical table."""
+    """A row of the clinical table."""
 
     side: str
     """L, R, B or blank."""
     letter: str
-    """Of the assessment; X or blank where there is none."""
+    """Letter of the assessment; X or blank if there is none."""
     shape: str = ""
     margin: str = ""
     dens: str = ""
     calc: str = ""
     distri: str = ""
     path: str = ""
-    """Severity of what a biopsy found, 0 to 6."""
-    sign: Sign | None = None
+    """Severity of the biopsy result, 0 to 6."""
+    lesion: Lesion | None = None
     """How it is drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
-    """One row of the metadata table and one file."""
+class ImageSpec:
+    """A row of the metadata table and its file."""
 
     side: Side
     view: str
-    """As drawn."""
+    """View that is drawn."""
     named: str
-    """As the table names it; may be blank."""
+    """View in the table; may be blank."""
     kind: Literal["2D", "cview"] = "2D"
     spot: bool = False
     spot_mag: str = ""
@@ -90,24 +89,24 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class Exam:
-    """One visit."""
+    """An exam of a patient."""
 
     acc: int
     taken: date
     signed: date
     desc: str
-    """What the clinical table calls it."""
+    """Description in the clinical table."""
     study: str
-    """What the images call it."""
+    """Description in the metadata table."""
     density: str
-    """As written: `2.0`, `2` or nothing."""
+    """As written in the table: `2.0`, `2` or blank."""
     findings: tuple[Finding, ...]
-    pictures: tuple[Picture, ...]
+    images: tuple[ImageSpec, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Patient:
-    """Somebody who does not exist."""
+    """An invented patient."""
 
     number: int
     empi: int
@@ -123,7 +122,7 @@ class Patient:
 def invent_findings(
     lead: int, side: Side, oddity: str, rng: np.random.Generator, *, screening: bool, alone: bool
 ) -> list[Finding]:
-    """Rows of an exam whose leading breast is of BI-RADS `lead`."""
+    """Return the rows of an exam whose leading breast is of BI-RADS `lead`."""
     rows = invent_rows(lead, side, rng)
     if oddity == "worse_second":
         rows = [*invent_rows(3, side, rng), *rows]
@@ -150,12 +149,12 @@ def invent_findings(
 
 
 def invent_rows(birads: int, side: str, rng: np.random.Generator) -> list[Finding]:
-    """Rows of one breast that say BI-RADS 0 to 6, and how they are drawn."""
+    """Return the rows of one breast for BI-RADS 0 to 6, with the lesion to draw."""
     letter = LETTERS[birads]
     kind = str(rng.choice(_KINDS[birads])) if birads != 1 else ""
     shape, margin, dens, calc, distri = (str(rng.choice(list(codes))) if codes else "" for codes in _CODES[kind])
     path = {4: "24", 5: "001", 6: "01"}.get(birads, "")
-    sign = Sign(
+    lesion = Lesion(
         kind=kind,
         deep=rng.random(),
         across=rng.uniform(-1, 1),
@@ -173,7 +172,7 @@ def invent_rows(birads: int, side: str, rng: np.random.Generator) -> list[Findin
         calc=calc,
         distri=distri,
         path=str(rng.choice(list(path))) if path and (birads == 6 or rng.random() < 0.7) else "",
-        sign=sign if kind else None,
+        lesion=lesion if kind else None,
     )
     if birads == 5 and rng.random() < 0.5:
         return [found, Finding(side=side, letter=letter, shape="A")]
@@ -201,26 +200,26 @@ _CODES: dict[str, tuple[str, str, str, str, str]] = {
     "spiculated": ("X", "S", "+", "", ""),
     "clipped": ("X", "I", "+", "", ""),
 }
-"""Of each drawn sign: shape, margin, density, calcification, distribution; one code of each is drawn."""
+"""For each kind of lesion the possible codes of shape, margin, density, calcification and distribution."""
 
 
-def take_pictures(
+def invent_images(
     side: Side, oddity: str, rng: np.random.Generator, *, alone: bool, tomo: bool, screening: bool
-) -> list[Picture]:
-    """Both views of each breast, and what else was taken."""
+) -> list[ImageSpec]:
+    """Return both views of each breast, and additional images."""
     sides: tuple[Side, ...] = (side,) if alone else ("L", "R")
     blank = "0.0" if rng.random() < 0.2 else ""
-    taken = [Picture(side=one, view=view, named=view, spot_mag=blank) for one in sides for view in ("CC", "MLO")]
+    taken = [ImageSpec(side=one, view=view, named=view, spot_mag=blank) for one in sides for view in ("CC", "MLO")]
     if tomo:
-        taken += [replace(picture, kind="cview") for picture in taken]
+        taken += [replace(spec, kind="cview") for spec in taken]
     if oddity == "special_views" or (not screening and not oddity and rng.random() < 0.3):
-        taken += [Picture(side=side, view="ML", named="ML"), Picture(side=side, view="XCCL", named="XCCL")]
+        taken += [ImageSpec(side=side, view="ML", named="ML"), ImageSpec(side=side, view="XCCL", named="XCCL")]
     if oddity == "special_views":
-        taken.append(Picture(side=side, view="ML", named=""))
+        taken.append(ImageSpec(side=side, view="ML", named=""))
     if oddity == "spot" or (not screening and not oddity and rng.random() < 0.25):
-        taken += [Picture(side=side, view=view, named=view, spot=True, spot_mag="1.0") for view in ("CC", "ML")]
+        taken += [ImageSpec(side=side, view=view, named=view, spot=True, spot_mag="1.0") for view in ("CC", "ML")]
     if oddity == "spot":
-        taken += [Picture(side=side, view="LM", named="LM", spot_mag="0.0")]
+        taken += [ImageSpec(side=side, view="LM", named="LM", spot_mag="0.0")]
     return taken
 
 
@@ -238,11 +237,11 @@ _RATES = {
     "two_names": 0.02,
     "mixed_numbers": 0.02,
 }
-"""How often a later patient shows one of those that do not occur by themselves."""
+"""Frequency of oddities among later patients."""
 
 
 def invent_patient(seed: int, number: int, shares: Shares) -> Patient:
-    """Returns patient `number` (from 1) of a seed; no other patient has a say in it."""
+    """Return patient `number` (from 1) of a seed, independent of other patients."""
     rng = philox_generator(seed, Stream.PHANTOM, number, 1)
     oddity = _pick_oddity(number, rng)
     male = oddity == "male"
@@ -263,7 +262,7 @@ def invent_patient(seed: int, number: int, shares: Shares) -> Patient:
 def _invent_exams(
     seed: int, number: int, density: int, oddity: str, shares: Shares, rng: np.random.Generator
 ) -> Iterator[Exam]:
-    """One to three visits; the first one shows the oddity."""
+    """One to three exams; the first one shows the oddity."""
     count = 2 if oddity == "great_ids" else int(rng.choice([1, 2, 3], p=[0.55, 0.30, 0.15]))
     taken = date(2013, 1, 1) + timedelta(days=int(rng.integers(0, 1_200)))
     for visit in range(count):
@@ -291,7 +290,7 @@ def _pick_oddity(number: int, rng: np.random.Generator) -> str:
 
 
 def _invent_breasts(density: int, rng: np.random.Generator, *, implant: bool, male: bool) -> dict[Side, Breast]:
-    """Two breasts that are nearly alike."""
+    """Two similar breasts."""
     depth = rng.uniform(0.26, 0.36) if male else rng.uniform(0.44, 0.66)
     half = rng.uniform(0.30, 0.36) if male else rng.uniform(0.33, 0.43)
 
@@ -309,7 +308,7 @@ def _invent_breasts(density: int, rng: np.random.Generator, *, implant: bool, ma
 
 
 def _invent_exam(acc: int, taken: date, density: int, oddity: str, shares: Shares, rng: np.random.Generator) -> Exam:
-    """One visit that shows the oddity, or none."""
+    """One exam, with the oddity if there is one."""
     lead = _LEADS.get(oddity, int(rng.choice(7, p=_scaled(shares.birads))))
     side: Side = "L" if rng.random() < 0.5 else "R"
     screening = oddity not in _DIAGNOSTIC and (lead < 3 or (lead == 3 and rng.random() < 0.4))
@@ -331,7 +330,7 @@ def _invent_exam(acc: int, taken: date, density: int, oddity: str, shares: Share
         study=study,
         density="" if oddity == "blank_density" else str(density) if oddity == "mixed_numbers" else f"{density}.0",
         findings=tuple(findings),
-        pictures=tuple(take_pictures(side, oddity, rng, alone=alone, tomo=tomo, screening=screening)),
+        images=tuple(invent_images(side, oddity, rng, alone=alone, tomo=tomo, screening=screening)),
     )
 
 

@@ -1,7 +1,7 @@
-"""Writes phantoms of the breast: drawn mammograms with their tables, in the exact layout of the EMBED open data.
+"""Synthetic mammograms with their tables, in the layout of the EMBED open data.
 
-The tables hold, on purpose, whatever makes the real ones hard to read (`mammogram_cases.ODDITIES`); the images show
-what the tables say (`breast.py`, `lesions.py`); the same seed writes the same bytes.
+The tables have the peculiarities of the real ones (`mammogram_patients.ODDITIES`), the images show the findings of
+the tables (`draw_breast.py`), and the same seed writes the same bytes.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ import numpy as np
 from cleft.data.phantoms import write_once
 from cleft.data.phantoms.draw_breast import Exposure, Mammogram, draw_mammogram
 from cleft.data.phantoms.drawing import Map
-from cleft.data.phantoms.mammogram_patients import Exam, Patient, Picture, Shares, invent_patient
+from cleft.data.phantoms.mammogram_patients import Exam, ImageSpec, Patient, Shares, invent_patient
 from cleft.data.progress import progress_bar
 from cleft.data.sampling import Stream, philox_generator
 from cleft.errors import DataError, ResourceError
-from cleft.grammar import count, verb
+from cleft.grammar import count
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset, FileMetaDataset
 
 
 FOREIGN = ("/mnt/archive/mammo/anon_dicom", "/data/2/mammo/anon_dicom")
-"""Where the owner's machines kept the images of the two cohorts; the tables still say so."""
+"""Paths of the two cohorts on the owner's machines, as in the real tables."""
 
 Row = dict[str, str]
 
@@ -66,7 +66,7 @@ _DUMPED = (
     "RescaleIntercept",
     "RescaleType",
 )
-"""Header attributes that the metadata table repeats as text."""
+"""Header attributes that are also columns of the metadata table."""
 
 _PATHS = tuple(f"path{number}" for number in range(1, 11))
 
@@ -74,20 +74,20 @@ _PATHS = tuple(f"path{number}" for number in range(1, 11))
 def metadata_row(
     patient: Patient,
     exam: Exam,
-    picture: Picture,
+    spec: ImageSpec,
     path: str,
     boxes: Sequence[tuple[int, int, int, int]],
     header: Mapping[str, object],
 ) -> Row:
-    """What the full metadata table says of one file.
+    """Return the row of the full metadata table for one file.
 
     Args:
-        patient: Whose image.
-        exam: Of which visit.
-        picture: Which view.
-        path: Of the file, from `cohort_1` or `cohort_2` on.
-        boxes: Marked by a reader: top, left, bottom, right; after turning right breasts the way of left ones.
-        header: Attributes of the file.
+        patient: The patient.
+        exam: The exam.
+        spec: The image.
+        path: Path of the file from `cohort_1` or `cohort_2` on.
+        boxes: Regions of interest: top, left, bottom, right; right breasts mirrored to the left orientation.
+        header: Header attributes of the file.
     """
     return {
         "empi_anon": str(patient.empi),
@@ -97,10 +97,10 @@ def metadata_row(
         "study_date_anon": f"{exam.taken}",
         "StudyDescription": exam.study,
         "SeriesDescription": str(header["SeriesDescription"]),
-        "FinalImageType": picture.kind,
-        "ImageLateralityFinal": picture.side,
-        "ViewPosition": picture.named,
-        "spot_mag": picture.spot_mag,
+        "FinalImageType": spec.kind,
+        "ImageLateralityFinal": spec.side,
+        "ViewPosition": spec.named,
+        "spot_mag": spec.spot_mag,
         "num_roi": str(len(boxes)),
         "ROI_coords": "(" + "".join(f"{box}," for box in boxes) + ")",
         "match_level": "[" + ", ".join("1" for _ in boxes) + "]" if boxes else "",
@@ -116,7 +116,7 @@ def _dumped(value: object) -> str:
 
 
 def clinical_rows(patient: Patient, exam: Exam) -> Iterator[Row]:
-    """What the full clinical table says of one exam: a row per finding."""
+    """Yield the rows of the full clinical table for one exam, one per finding."""
     marked = [finding for finding in exam.findings if finding.letter not in ("N", "X", "")]
     totals = {side: sum(finding.side in (side, "B") for finding in marked) for side in "LR"}
     for number, finding in enumerate(exam.findings, start=1):
@@ -158,7 +158,7 @@ _PATHOLOGY = {"0": "ID", "1": "DC", "2": "LC", "4": "FA"}
 
 
 def write_tables(folder: Path, metadata: Sequence[Row], clinical: Sequence[Row]) -> None:
-    """Writes all five; the two reduced ones lack columns, spell some differently and are ordered differently."""
+    """Write all five tables; the two reduced ones lack columns, spell some differently and have another order."""
     folder.mkdir()
     _write(folder / "EMBED_OpenData_metadata.csv", metadata)
     _write(folder / "EMBED_OpenData_clinical.csv", clinical)
@@ -183,7 +183,7 @@ def write_tables(folder: Path, metadata: Sequence[Row], clinical: Sequence[Row])
 
 
 def _write(path: Path, rows: Iterable[Row]) -> None:
-    """Writes rows that have the same columns."""
+    """Write rows with equal columns."""
     rows = list(rows)
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
@@ -196,7 +196,7 @@ def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
 
 
 def _indexed(rows: Iterable[Row]) -> Iterator[Row]:
-    """With the unnamed column of numbers that a table has when it was saved with its index."""
+    """Add the unnamed index column of a table that was saved with its index."""
     return ({"": str(number), **row} for number, row in enumerate(rows))
 
 
@@ -219,12 +219,12 @@ _CLINICAL_REDUCED = {
     "RACE_DESC": "ETHNICITY_DESC",
     **_same("ETHNIC_GROUP_DESC"),
 }
-"""Columns of the reduced tables, and what they call them."""
+"""Columns of the reduced tables, and their names there."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Machine:
-    """How a machine stores its images."""
+class Scanner:
+    """How a scanner stores its images."""
 
     maker: str
     model: str
@@ -232,21 +232,21 @@ class Machine:
     bits: int = 12
     function: str = ""
     windows: tuple[tuple[float, float], ...] = ()
-    """Centre and width of each, as shares of the range of values after rescaling."""
+    """Centre and width of each window, as shares of the range of values after rescaling."""
     rescale: tuple[int, int] | None = None
-    """Slope and intercept, if the file has them."""
+    """Rescale slope and intercept, if the file has them."""
     implicit: bool = False
 
 
-MACHINES = (
-    Machine(maker="HOLOGIC, Inc.", model="Selenia Dimensions", windows=((0.5, 1.0),)),
-    Machine(
+SCANNERS = (
+    Scanner(maker="HOLOGIC, Inc.", model="Selenia Dimensions", windows=((0.5, 1.0),)),
+    Scanner(
         maker="HOLOGIC, Inc.",
         model="Lorad Selenia",
         photometric="MONOCHROME1",
         windows=((0.5, 1.0), (0.45, 0.9), (0.55, 1.1)),
     ),
-    Machine(
+    Scanner(
         maker="GE MEDICAL SYSTEMS",
         model="Senographe Essential",
         bits=14,
@@ -254,7 +254,7 @@ MACHINES = (
         windows=((0.45, 0.8), (0.5, 1.0)),
         rescale=(1, 0),
     ),
-    Machine(
+    Scanner(
         maker="FUJIFILM Corporation",
         model="AMULET",
         photometric="MONOCHROME1",
@@ -264,21 +264,26 @@ MACHINES = (
         implicit=True,
     ),
 )
-"""Each way of storing pixels that the release may hold and the plain installation reads."""
+"""Every way of storing pixels that the real data may use and the default installation can read."""
 
 
-def facts(
-    patient: Patient, exam: Exam, picture: Picture, machine: Machine, size: tuple[int, int], uids: tuple[str, str, str]
+def header_attributes(
+    patient: Patient,
+    exam: Exam,
+    spec: ImageSpec,
+    scanner: Scanner,
+    size: tuple[int, int],
+    uids: tuple[str, str, str],
 ) -> dict[str, object]:
-    """Header attributes of one image, by keyword; the metadata table repeats most of them."""
-    top = (1 << machine.bits) - 1
-    slope, intercept = machine.rescale or (1, 0)
+    """Return the header attributes of one image by keyword; most are also columns of the metadata table."""
+    top = (1 << scanner.bits) - 1
+    slope, intercept = scanner.rescale or (1, 0)
     low, span = intercept, slope * top
-    centres = [round(low + centre * span) for centre, _ in machine.windows]
-    widths = [round(width * span) for _, width in machine.windows]
-    down = "F" if picture.view in ("MLO", "ML", "LM") else ""
-    towards = "A" if picture.side == "L" else "P"
-    across = "R" if picture.side == "L" else "L"
+    centres = [round(low + centre * span) for centre, _ in scanner.windows]
+    widths = [round(width * span) for _, width in scanner.windows]
+    down = "F" if spec.view in ("MLO", "ML", "LM") else ""
+    towards = "A" if spec.side == "L" else "P"
+    across = "R" if spec.side == "L" else "L"
     born, taken = f"{patient.born:%Y%m%d}", f"{exam.taken:%Y%m%d}"
     mass = 41 + patient.number * 7 % 40
     header: dict[str, object] = {
@@ -286,7 +291,7 @@ def facts(
         "SOPInstanceUID": uids[2],
         "StudyInstanceUID": uids[0],
         "SeriesInstanceUID": uids[1],
-        "ImageType": ["DERIVED", "PRIMARY"] + (["TOMO", "GENERATED_2D"] if picture.kind == "cview" else []),
+        "ImageType": ["DERIVED", "PRIMARY"] + (["TOMO", "GENERATED_2D"] if spec.kind == "cview" else []),
         "Modality": "MG",
         "PresentationIntentType": "FOR PRESENTATION",
         "StudyDate": taken,
@@ -294,9 +299,9 @@ def facts(
         "StudyTime": f"{8 + patient.number % 9:02d}{patient.number * 13 % 60:02d}00",
         "AccessionNumber": str(exam.acc),
         "StudyDescription": exam.study,
-        "SeriesDescription": series_description(picture),
-        "Manufacturer": machine.maker,
-        "ManufacturerModelName": machine.model,
+        "SeriesDescription": series_description(spec),
+        "Manufacturer": scanner.maker,
+        "ManufacturerModelName": scanner.model,
         "InstitutionName": "Phantom Hospital",
         "PatientName": f"Phantom^Patient{patient.number:05d}",
         "PatientID": str(patient.empi),
@@ -304,10 +309,10 @@ def facts(
         "PatientSex": "M" if patient.male else "F",
         "PatientAge": f"{(exam.taken - patient.born).days // 365:03d}Y",
         "BodyPartExamined": "BREAST",
-        "ViewPosition": picture.view,
-        "ImageLaterality": picture.side,
+        "ViewPosition": spec.view,
+        "ImageLaterality": spec.side,
         "PatientOrientation": [towards, f"{down}{across}"],
-        "BreastImplantPresent": "YES" if patient.breasts[picture.side].implant else "NO",
+        "BreastImplantPresent": "YES" if patient.breasts[spec.side].implant else "NO",
         "PartialView": "NO",
         "KVP": 27 + patient.number % 5,
         "ExposureTime": 900 + patient.number * 37 % 700,
@@ -316,66 +321,66 @@ def facts(
         "ImagerPixelSpacing": [round(240 / size[0], 4)] * 2,
         "BurnedInAnnotation": "NO",
         "SamplesPerPixel": 1,
-        "PhotometricInterpretation": machine.photometric,
+        "PhotometricInterpretation": scanner.photometric,
         "Rows": size[0],
         "Columns": size[1],
         "BitsAllocated": 16,
-        "BitsStored": machine.bits,
-        "HighBit": machine.bits - 1,
+        "BitsStored": scanner.bits,
+        "HighBit": scanner.bits - 1,
         "PixelRepresentation": 0,
         "WindowCenter": centres if len(centres) > 1 else centres[0],
         "WindowWidth": widths if len(widths) > 1 else widths[0],
     }
-    if machine.function:
-        header["VOILUTFunction"] = machine.function
-    if machine.rescale:
+    if scanner.function:
+        header["VOILUTFunction"] = scanner.function
+    if scanner.rescale:
         header |= {"RescaleSlope": slope, "RescaleIntercept": intercept, "RescaleType": "US"}
     return header
 
 
-def series_description(picture: Picture) -> str:
-    """What a machine calls such a series."""
-    extra = " C-View" if picture.kind == "cview" else " Spot Mag" if picture.spot else ""
-    return f"{picture.side} {picture.view}{extra}"
+def series_description(spec: ImageSpec) -> str:
+    """Return the series description of an image."""
+    extra = " C-View" if spec.kind == "cview" else " Spot Mag" if spec.spot else ""
+    return f"{spec.side} {spec.view}{extra}"
 
 
-def write_image(path: Path, image: Map, machine: Machine, header: dict[str, object]) -> None:
-    """Writes one file.
+def write_image(path: Path, image: Map, scanner: Scanner, header: dict[str, object]) -> None:
+    """Write one DICOM file.
 
     Args:
-        path: Where; its folder exists.
+        path: The file; its folder exists.
         image: Brightness, `[H, W]`, 0 to 1.
-        machine: How to store it.
-        header: From `facts`.
+        scanner: How to store it.
+        header: From `header_attributes`.
 
     Raises:
         ResourceError: If the file cannot be written.
     """
-    top = (1 << machine.bits) - 1
+    top = (1 << scanner.bits) - 1
     stored = np.rint(np.clip(image, 0, 1) * top).astype("<u2")
-    if machine.photometric == "MONOCHROME1":
+    if scanner.photometric == "MONOCHROME1":
         stored = (top - stored).astype("<u2")
-    dataset = _dataset(machine, header)
+    dataset = _dataset(scanner, header)
     dataset.PixelData = stored.tobytes()
     dataset["PixelData"].VR = "OW"
     try:
         dataset.save_as(path, enforce_file_format=True)
     except OSError as error:
-        raise ResourceError(f"{path} could not be written ({error.strerror}); make room on the disk") from error
+        raise ResourceError(f"{path} could not be written ({error.strerror}); free disk space") from error
 
 
-def _dataset(machine: Machine, header: dict[str, object]) -> Dataset:
+def _dataset(scanner: Scanner, header: dict[str, object]) -> Dataset:
     from pydicom.dataset import Dataset
 
     dataset = Dataset()
-    dataset.file_meta = _meta(machine, header)
+    dataset.file_meta = _meta(scanner, header)
     for name, value in header.items():
         setattr(dataset, name, value)
     return dataset
 
 
-def _meta(machine: Machine, header: dict[str, object]) -> FileMetaDataset:
-    """The part before the header, with nothing in it that depends on who writes it."""
+def _meta(scanner: Scanner, header: dict[str, object]) -> FileMetaDataset:
+    """File meta information, independent of the writing software."""
     from pydicom.dataset import FileMetaDataset
     from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
@@ -383,44 +388,50 @@ def _meta(machine: Machine, header: dict[str, object]) -> FileMetaDataset:
     meta.FileMetaInformationVersion = b"\x00\x01"
     meta.MediaStorageSOPClassUID = UID(str(header["SOPClassUID"]))
     meta.MediaStorageSOPInstanceUID = UID(str(header["SOPInstanceUID"]))
-    meta.TransferSyntaxUID = ImplicitVRLittleEndian if machine.implicit else ExplicitVRLittleEndian
+    meta.TransferSyntaxUID = ImplicitVRLittleEndian if scanner.implicit else ExplicitVRLittleEndian
     meta.ImplementationClassUID = UID("2.25.180317201955834418741364108271265413577")
     meta.ImplementationVersionName = "PHANTOM"
     return meta
 
 
 VERSION = 1
-"""Of the drawings and tables: another version means other bytes for the same seed."""
+"""Increase when the same seed gives other bytes."""
 
-USUAL = Shares()
+DEFAULT_SHARES = Shares()
 
 
 def write_mammograms(
-    folder: Path, *, patients: int, seed: int = 0, size: int = 384, shares: Shares = USUAL, progress: bool = True
+    folder: Path,
+    *,
+    patients: int,
+    seed: int = 0,
+    size: int = 384,
+    shares: Shares = DEFAULT_SHARES,
+    progress: bool = True,
 ) -> Path:
-    """Draws a download of the EMBED open data.
+    """Draw a synthetic EMBED dataset.
 
-    A folder that already holds the same phantoms is left as it is. A patient does not depend on how many there are.
+    A folder that already holds the same images is left unchanged. A patient does not depend on the number of patients.
 
     Args:
-        folder: Where to write; becomes the `data.root`.
-        patients: How many; a patient has about seven images, and the first ones show one oddity each.
-        seed: Same seed, same bytes.
+        folder: Folder to write; used as `data.root`.
+        patients: Number of patients; a patient has about seven images, and the first ones show one oddity each.
+        seed: The same seed writes the same bytes.
         size: Height of an image in pixels; the width is 5/6 of that. At 384 a file has 250 kB.
-        shares: How often each assessment and density occurs.
-        progress: Whether to show a bar where somebody looks.
+        shares: Frequency of each assessment and density.
+        progress: Whether to show a progress bar.
 
     Returns:
         The folder.
 
     Raises:
-        DataError: If the folder holds something else, or the numbers make no dataset.
+        DataError: If the folder holds something else, or the numbers are too small.
         ResourceError: If an image cannot be written.
     """
     if patients < 1 or size < 64:
         raise DataError(
-            f"{count(patients, 'patient')} of {count(size, 'pixel')} {verb(patients, 'makes', 'make')} no dataset; "
-            "ask for 1 or more, of 64 or more"
+            f"cannot draw {count(patients, 'patient')} with images of {count(size, 'pixel')}; set at least 1 patient "
+            "and 64 pixels"
         )
     mark = {
         "kind": "mammogram",
@@ -435,7 +446,7 @@ def write_mammograms(
     def draw(draft: Path) -> None:
         metadata: list[Row] = []
         clinical: list[Row] = []
-        with progress_bar("drawing mammograms", patients, enabled=progress) as advance:
+        with progress_bar("draw synthetic mammograms", patients, enabled=progress) as advance:
             for number in range(1, patients + 1):
                 patient = invent_patient(seed, number, shares)
                 metadata.extend(_draw_patient(draft / "images", patient, seed, (size, round(size * 5 / 6))))
@@ -447,57 +458,57 @@ def write_mammograms(
 
 
 def _draw_patient(images: Path, patient: Patient, seed: int, size: tuple[int, int]) -> list[Row]:
-    """Draws every image of a patient and returns their rows."""
+    """Draw every image of a patient; return their rows."""
     rows: list[Row] = []
     rng = philox_generator(seed, Stream.PHANTOM, patient.number, 2)
     for visit, exam in enumerate(patient.exams):
-        lot = int(rng.choice(len(MACHINES), p=[0.55, 0.20, 0.15, 0.10]))
-        machine = MACHINES[patient.number % len(MACHINES) if patient.number <= 2 * len(MACHINES) else lot]
-        for index, picture in enumerate(exam.pictures):
+        lot = int(rng.choice(len(SCANNERS), p=[0.55, 0.20, 0.15, 0.10]))
+        scanner = SCANNERS[patient.number % len(SCANNERS) if patient.number <= 2 * len(SCANNERS) else lot]
+        for index, spec in enumerate(exam.images):
             uids = _uid(seed, exam.acc), _uid(seed, exam.acc, index), _uid(seed, exam.acc, index, 1)
             path = f"cohort_{patient.cohort}/{patient.empi}/{uids[0]}/{uids[1]}/{uids[2]}.dcm"
             drawn = _draw_picture(
                 patient,
                 exam,
-                picture,
+                spec,
                 size,
                 philox_generator(seed, Stream.PHANTOM, patient.number, 16 + 64 * visit + index),
             )
-            header = facts(patient, exam, picture, machine, size, uids)
+            header = header_attributes(patient, exam, spec, scanner, size, uids)
             (images / path).parent.mkdir(parents=True)
-            write_image(images / path, drawn.image, machine, header)
-            rows.append(metadata_row(patient, exam, picture, path, _marked(drawn, picture, size, exam), header))
+            write_image(images / path, drawn.image, scanner, header)
+            rows.append(metadata_row(patient, exam, spec, path, _marked(drawn, spec, size, exam), header))
     return rows
 
 
 def _draw_picture(
-    patient: Patient, exam: Exam, picture: Picture, size: tuple[int, int], rng: np.random.Generator
+    patient: Patient, exam: Exam, spec: ImageSpec, size: tuple[int, int], rng: np.random.Generator
 ) -> Mammogram:
-    signs = [found.sign for found in exam.findings if found.sign is not None and found.side in (picture.side, "B", "")]
+    lesions = [row.lesion for row in exam.findings if row.lesion is not None and row.side in (spec.side, "B", "")]
     exposure = Exposure(
-        view=picture.view,
-        side=picture.side,
-        synthetic=picture.kind == "cview",
-        spot=picture.spot,
+        view=spec.view,
+        side=spec.side,
+        synthetic=spec.kind == "cview",
+        spot=spec.spot,
         squeeze=rng.uniform(0.96, 1.04),
         shift=rng.normal(0, 0.012),
         gamma=rng.uniform(0.92, 1.08),
         noise=rng.uniform(0.008, 0.016),
     )
-    return draw_mammogram(size, patient.breasts[picture.side], exposure, signs, rng)
+    return draw_mammogram(size, patient.breasts[spec.side], exposure, lesions, rng)
 
 
-def _marked(drawn: Mammogram, picture: Picture, size: tuple[int, int], exam: Exam) -> list[tuple[int, int, int, int]]:
-    """The boxes a reader drew: in every fourth exam, and as if all breasts looked the same way."""
-    if exam.acc % 4 or picture.spot:
+def _marked(drawn: Mammogram, spec: ImageSpec, size: tuple[int, int], exam: Exam) -> list[tuple[int, int, int, int]]:
+    """Regions of interest of every fourth exam, with right breasts mirrored as in the real table."""
+    if exam.acc % 4 or spec.spot:
         return []
-    if picture.side == "L":
+    if spec.side == "L":
         return drawn.boxes
     return [(top, size[1] - right, bottom, size[1] - left) for top, left, bottom, right in drawn.boxes]
 
 
 def _uid(seed: int, *parts: int) -> str:
-    """A unique identifier below 2.25, the root for numbers that nobody hands out."""
+    """Return a UID below 2.25, the root for UIDs without registration."""
     text = "|".join(str(part) for part in (seed, *parts))
     return f"2.25.{int.from_bytes(hashlib.sha256(text.encode()).digest()[:15])}"
 
@@ -585,4 +596,4 @@ CODES: Mapping[tuple[str, str], Mapping[str, str]] = {
     },
     ("side", "Side of the finding"): {"L": "Left", "R": "Right", "B": "Both"},
 }
-"""The code book: column and what it is, then meanings by code. Wording of our own."""
+"""The code book: column and description to meanings by code; worded by us."""
