@@ -118,7 +118,7 @@ def test_unavailable_cells_have_reasons(tmp_path):
     assert ("table1", "random-vit", "rsna/fine-tune") in work.cells  # nothing is learned before
     assert work.unavailable["table1", "mrm-vit", "rsna/fine-tune"][0] == "missing"
     state, reason = work.unavailable["table1", "cleft-lora", "rsna/zero-shot"]
-    assert (state, reason) == ("missing", "no data for chexpert: give --data chexpert=<folder>")
+    assert (state, reason) == ("missing", "no data for chexpert; give --data chexpert=<folder>")
 
 
 def test_unavailable_weights_are_reported(tmp_path):

@@ -124,10 +124,10 @@ class Reproduction:
                 report.append(f"  not selected by --only: {count(len(cells) - len(wanted), 'cell')}")
         report += self._unused
         remaining = list(self.remaining.values())
-        report.append(
-            f"to do: {count_kinds(remaining, KIND_NAMES) or 'nothing'}; {describe_cost(remaining, self.times)}"
+        to_do = (
+            f"{count_kinds(remaining, KIND_NAMES)}; {describe_cost(remaining, self.times)}" if remaining else "nothing"
         )
-        return report
+        return [*report, f"to do: {to_do}"]
 
     def run(self, *, jobs: int = 1, step_runner: RunStep = run_step) -> StudyOutcome:
         """Run the remaining steps, and write every study after each evaluation.

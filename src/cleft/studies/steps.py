@@ -208,7 +208,7 @@ def _unavailable_reason(
     trained_on = [builder.settings.data.dataset] if row.pretrains else []
     for dataset in [*trained_on, BENCHMARKS[column.benchmark].dataset]:
         if dataset not in options.data:
-            return "missing", f"no data for {dataset}: give --data {dataset}=<folder>"
+            return "missing", f"no data for {dataset}; give --data {dataset}=<folder>"
     models = (builder.settings.image.model, builder.settings.text.model if row.pretrains else None)
     if row.model is not None:
         models = (row.model.base_model if column.task == "zero-shot" else None,)
