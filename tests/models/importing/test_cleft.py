@@ -75,7 +75,7 @@ def without_language_model(state):
 
 
 def test_without_its_language_model_one_must_be_named(tmp_path):
-    with pytest.raises(CheckpointError, match=r"theirs.ckpt: it does not hold its language model; name it"):
+    with pytest.raises(CheckpointError, match=r"theirs.ckpt: it lacks its language model; give it"):
         imported(tmp_path, state=without_language_model(official_state()))
 
 
@@ -99,7 +99,7 @@ def test_a_named_language_model_takes_the_place_of_one_inside(tmp_path):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda s: s.update(queue=torch.ones(1)), "1 weight has no place in towers of this kind: queue"),
+        (lambda s: s.update(queue=torch.ones(1)), "1 weight has no target in these towers: queue"),
         (lambda s: s.pop("img_encoder_q.model.blocks.1.ls2.gamma"), "1 missing weight of the image tower"),
         (
             lambda s: s.pop("text_encoder_q.model.base_model.model.transformer.h.1.ln_2.bias"),
@@ -114,7 +114,7 @@ def test_a_named_language_model_takes_the_place_of_one_inside(tmp_path):
             "7 image positions are not a square",
         ),
         (lambda s: s.update({"img_encoder_q.model.blocks.999999999.ls1.gamma": torch.ones(1)}), "not numbered 0, 1"),
-        (lambda s: s.update({"img_encoder_q.model.blocks.0.attn.qkv.bias": torch.ones(2)}), "1 weight has no place"),
+        (lambda s: s.update({"img_encoder_q.model.blocks.0.attn.qkv.bias": torch.ones(2)}), "1 weight has no target"),
         (lambda s: s.update(logit_scale=torch.tensor(torch.nan)), "1 with NaN or infinity: logit_scale"),
         (lambda s: s.update(logit_scale=3.0), "1 entry of its state_dict is not a named tensor"),
         (
@@ -136,12 +136,12 @@ def test_weights_that_do_not_find_their_place_are_listed(tmp_path, change, sente
 def test_two_different_token_embeddings_are_refused(tmp_path):
     state = official_state("prefix")
     state["text_encoder_q.model.word_embeddings.weight"] = torch.zeros(48, 32)
-    with pytest.raises(CheckpointError, match=r"no place in towers of this kind: text_encoder_q.model.word_embeddings"):
+    with pytest.raises(CheckpointError, match=r"no target in these towers: text_encoder_q.model.word_embeddings"):
         imported(tmp_path, state=state)
 
 
 def test_a_checkpoint_of_something_else_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="it is no checkpoint of the authors' release"):
+    with pytest.raises(CheckpointError, match="it is not a checkpoint of the authors' release"):
         imported(tmp_path, state={"fc.weight": torch.ones(1)})
 
 
@@ -158,7 +158,7 @@ def test_a_size_between_patches_is_refused(tmp_path):
 def test_heads_are_known_for_published_widths_and_asked_for_otherwise(tmp_path):
     assert imported(tmp_path, image_heads=4).image_tower.model.config.num_attention_heads == 4
     assert imported(tmp_path).image_tower.model.config.num_attention_heads == 2
-    with pytest.raises(CheckpointError, match="heads share its width 400 is not written in it; give image_heads"):
+    with pytest.raises(CheckpointError, match="heads is unknown for width 400; give image_heads"):
         imported(tmp_path, state=official_state(vision_width=400))
 
 
@@ -241,7 +241,9 @@ def test_the_temperature_of_the_file_is_that_of_the_settings(tmp_path):
 
 
 def test_a_language_model_beside_that_of_the_file_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="--text-model gpt2: the checkpoint holds its language model; leave it out"):
+    with pytest.raises(
+        ConfigError, match="--text-model gpt2: the checkpoint contains its language model; leave it out"
+    ):
         import_authors(write_official(tmp_path / "theirs.ckpt"), tmp_path / "ours", text_model="gpt2")
 
 
@@ -271,7 +273,7 @@ def test_one_altered_bit_of_a_weight_is_refused(tmp_path):
 def test_a_run_does_not_lose_its_weights_to_an_import(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "model.json").write_text('{"extra": {}}')
-    with pytest.raises(ConfigError, match="is not empty and holds no imported model"):
+    with pytest.raises(ConfigError, match="is not empty and not an imported model"):
         import_authors(write_official(tmp_path / "theirs.ckpt"), tmp_path / "run")
     assert (tmp_path / "run" / "model.json").read_text() == '{"extra": {}}'
 
@@ -351,7 +353,7 @@ def test_a_context_of_another_width_or_another_embedding_is_refused(tmp_path):
     wide = {**state, "text_encoder_q.model.prompt_encoder.default.embedding.weight": torch.ones(6, 33)}
     with pytest.raises(CheckpointError, match=r"learned context has the shape \(6, 33\), and .* are 32 wide"):
         imported(tmp_path, state=wide)
-    with pytest.raises(CheckpointError, match=r"no place in towers of this kind: text_encoder_q.model.word_embeddings"):
+    with pytest.raises(CheckpointError, match=r"no target in these towers: text_encoder_q.model.word_embeddings"):
         imported(tmp_path, state={**state, "text_encoder_q.model.word_embeddings.weight": torch.zeros(48, 32)})
 
 

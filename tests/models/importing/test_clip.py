@@ -118,15 +118,13 @@ def test_older_weights_files_and_their_buffers_are_read_too(folder, tmp_path):
 
 def test_size_and_tokenizer_may_be_others_than_the_folders(folder, tmp_path):
     write_openai_clip(folder, tokenizer=False)
-    with pytest.raises(ConfigError, match=r"OpenAI's CLIP holds no tokenizer; .* such as openai/clip-vit-base-patch16"):
+    with pytest.raises(ConfigError, match=r"OpenAI's CLIP has no tokenizer; .* such as openai/clip-vit-base-patch16"):
         import_checkpoint(folder, tmp_path / "ours")
     write_openai_clip(tmp_path / "whole")
     path = folder / "model.safetensors"
     ours = load_model(import_checkpoint(path, tmp_path / "ours", size=28, tokenizer=tmp_path / "whole"))
     assert ours.image_spec.size == (56, 56)
-    with pytest.raises(
-        CheckpointError, match="bert' names no end-of-text token, as that of OpenAI's CLIP does; give the"
-    ):
+    with pytest.raises(CheckpointError, match="bert' has no EOS token, unlike that of OpenAI's CLIP; give the"):
         import_checkpoint(folder, tmp_path / "ours", tokenizer=write_tokenizer(tmp_path / "bert"))
 
 
@@ -137,11 +135,11 @@ def edit(path, **changes):
 @pytest.mark.parametrize(
     ("name", "changes", "sentence"),
     [
-        ("config.json", {"model_type": "chinese_clip"}, "says it is a 'chinese_clip' model, whose towers are not"),
-        ("config.json", {"vision_config": 3}, "says vision_config: '3', which should be names and values"),
-        ("config.json", {"vision_config": {"image_size": "x"}}, "says image_size: 'x', which should be a whole number"),
-        ("preprocessor_config.json", {"image_mean": [1, 2]}, r"says image_mean: \[1, 2\], which should be three num"),
-        ("preprocessor_config.json", {"image_std": "abc"}, "says image_std: 'abc', which should be three num"),
+        ("config.json", {"model_type": "chinese_clip"}, "is of a 'chinese_clip' model, not of CLIP"),
+        ("config.json", {"vision_config": 3}, "has vision_config: '3', which must be an object"),
+        ("config.json", {"vision_config": {"image_size": "x"}}, "has image_size: 'x', which must be an integer"),
+        ("preprocessor_config.json", {"image_mean": [1, 2]}, r"has image_mean: \[1, 2\], which must be three num"),
+        ("preprocessor_config.json", {"image_std": "abc"}, "has image_std: 'abc', which must be three num"),
     ],
 )
 def test_what_is_said_beside_the_weights_is_checked(folder, tmp_path, name, changes, sentence):
@@ -160,9 +158,7 @@ def test_weights_alone_do_not_tell_how_clip_reads(folder, tmp_path):
     with pytest.raises(CheckpointError, match=r"config.json is not valid JSON"):
         import_checkpoint(folder, tmp_path / "ours")
     (folder / "config.json").unlink()
-    with pytest.raises(
-        CheckpointError, match=r"should lie beside config.json, .* OpenAI's CLIP reads .*; download the"
-    ):
+    with pytest.raises(CheckpointError, match=r"must be next to config.json, .* OpenAI's CLIP; download the complete"):
         import_checkpoint(folder, tmp_path / "ours")
     (folder / "model.safetensors").write_bytes(b"no")
     with pytest.raises(CheckpointError, match="is a truncated or corrupt safetensors file"):
@@ -175,11 +171,11 @@ def test_weights_alone_do_not_tell_how_clip_reads(folder, tmp_path):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda s: s.update({"text_model.head.weight": torch.ones(1)}), "1 weight has no place: text_model.head.wei"),
+        (lambda s: s.update({"text_model.head.weight": torch.ones(1)}), "1 weight has no target: text_model.head.wei"),
         (lambda s: s.pop("text_projection.weight"), "1 missing: text_projection.weight"),
         (lambda s: s.pop("vision_model.pre_layrnorm.bias"), "1 missing weight of the image tower: pre_layrnorm.bias"),
         (lambda s: s.update({"text_model.final_layer_norm.bias": torch.ones(9)}), "1 with another shape or dtype"),
-        (lambda s: s.update({"logit_scale": torch.ones(2)}), "should hold logit_scale, one number"),
+        (lambda s: s.update({"logit_scale": torch.ones(2)}), "needs logit_scale, a single number"),
     ],
 )
 def test_weights_of_clip_that_do_not_find_their_place_are_listed(folder, tmp_path, change, sentence):
@@ -193,7 +189,7 @@ def test_weights_of_clip_that_do_not_find_their_place_are_listed(folder, tmp_pat
 
 def test_openais_clip_is_not_the_authors(folder, tmp_path):
     write_openai_clip(folder)
-    with pytest.raises(CheckpointError, match="is a checkpoint of OpenAI's CLIP, not of clip: it holds vision_model"):
+    with pytest.raises(CheckpointError, match="is a checkpoint of OpenAI's CLIP, not of clip: it has vision_model"):
         import_checkpoint(folder, tmp_path / "ours", method="clip")
 
 
@@ -313,32 +309,32 @@ def test_an_activation_is_never_guessed(tmp_path, merges):
     torch.save(native_clip_state(), tmp_path / "clip.pt")
     with pytest.raises(
         CheckpointError,
-        match=r"clip.pt should lie beside open_clip_config.json, which says how open_clip reads images and texts; "
-        r"download the whole folder, or name the method: --method openai-clip, chexzero or .* or --method open-clip",
+        match=r"clip.pt must be next to open_clip_config.json, which defines the preprocessing of open_clip; "
+        r"download the complete folder, or name the method: --method openai-clip, chexzero or .* or --method open-clip",
     ):
         import_checkpoint(tmp_path / "clip.pt", tmp_path / "ours", tokenizer=merges)
     folder = write_open_clip(tmp_path / "theirs")
-    with pytest.raises(CheckpointError, match="its activation is gelu, where this method has quick_gelu; leave --meth"):
+    with pytest.raises(CheckpointError, match="has the activation gelu, but this method quick_gelu; leave --meth"):
         import_checkpoint(folder, tmp_path / "ours", method="chexzero", tokenizer=merges)
 
 
 def test_a_tokenizer_is_asked_for(tmp_path):
     path = write_jit_archive(tmp_path / "ViT-B-32.pt", native_clip_state())
-    with pytest.raises(ConfigError, match=r"holds no tokenizer; .* or CLIP's bpe_simple_vocab_16e6.txt.gz"):
+    with pytest.raises(ConfigError, match=r"has no tokenizer; .* or CLIP's bpe_simple_vocab_16e6.txt.gz"):
         import_checkpoint(path, tmp_path / "ours")
 
 
 @pytest.mark.parametrize(
     ("part", "name", "value", "sentence"),
     [
-        ("vision_cfg", "no_ln_pre", True, "says no_ln_pre: True, and only open_clip's usual ViT"),
-        ("vision_cfg", "pool_type", "avg", "says pool_type: 'avg', and only"),
-        ("text_cfg", "no_causal_mask", True, "says no_causal_mask: True, and only"),
-        ("text_cfg", "hf_model_name", "roberta-base", "says hf_model_name: 'roberta-base', and only"),
-        ("text_cfg", "hf_tokenizer_name", "xlm", "says hf_tokenizer_name: 'xlm', and only"),
-        ("text_cfg", "width", 512, "says width: 512, and its weights are 192 wide; is it of another model"),
-        ("text_cfg", "heads", 7, "says that 7 heads share a width of 192, which they cannot"),
-        ("vision_cfg", "head_width", "x", "says head_width: 'x', which should be a whole number"),
+        ("vision_cfg", "no_ln_pre", True, "has no_ln_pre: True, but only open_clip's usual ViT"),
+        ("vision_cfg", "pool_type", "avg", "has pool_type: 'avg', but only"),
+        ("text_cfg", "no_causal_mask", True, "has no_causal_mask: True, but only"),
+        ("text_cfg", "hf_model_name", "roberta-base", "has hf_model_name: 'roberta-base', but only"),
+        ("text_cfg", "hf_tokenizer_name", "xlm", "has hf_tokenizer_name: 'xlm', but only"),
+        ("text_cfg", "width", 512, "has width: 512, but its weights are 192 wide; is it of another model"),
+        ("text_cfg", "heads", 7, "has 7 heads, which do not divide the width 192"),
+        ("vision_cfg", "head_width", "x", "has head_width: 'x', which must be an integer"),
     ],
 )
 def test_other_ways_of_open_clip_are_refused(tmp_path, merges, part, name, value, sentence):
@@ -358,23 +354,23 @@ def wide(state):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda s: {**s, "logit_bias": torch.ones(1)}, "1 weight has no place: logit_bias"),
-        (lambda s: {**s, "visual.attn_pool.probe": torch.ones(1)}, "1 weight has no place: visual.attn_pool.probe"),
+        (lambda s: {**s, "logit_bias": torch.ones(1)}, "1 weight has no target: logit_bias"),
+        (lambda s: {**s, "visual.attn_pool.probe": torch.ones(1)}, "1 weight has no target: visual.attn_pool.probe"),
         (lambda s: without(s, "text_projection"), "1 missing: text_projection.weight"),
         (lambda s: without(s, "visual.ln_pre.bias"), "1 missing weight of the image tower: pre_layrnorm.bias"),
         (
             lambda s: without(s, "visual.conv1.weight"),
-            "should hold image_tower.model.embeddings.patch_embedding.weight",
+            "needs image_tower.model.embeddings.patch_embedding.weight",
         ),
         (lambda s: {**s, "ln_final.bias": torch.ones(9)}, "1 with another shape or dtype: text_tower"),
         (lambda s: {**s, "visual.proj": torch.ones(9)}, "2 with another shape or dtype: image_projection.weight, te"),
         (lambda s: {**s, "visual.positional_embedding": torch.ones(12, 128)}, "its 11 image positions are not a squa"),
         (
             lambda s: {**s, "transformer.resblocks.0.attn.in_proj_bias": torch.ones(7)},
-            "1 weight has no place: transf",
+            "1 weight has no target: transf",
         ),
-        (lambda s: without(s, "logit_scale"), "should hold logit_scale, one number"),
-        (wide, "how many heads share its width 120 is not written in it; put its open_clip_config.json beside it"),
+        (lambda s: without(s, "logit_scale"), "needs logit_scale, a single number"),
+        (wide, "number of attention heads is unknown for width 120; put its open_clip_config.json next to it"),
     ],
 )
 def test_weights_that_do_not_find_their_place_are_listed(tmp_path, merges, change, sentence):
@@ -390,7 +386,9 @@ def without(state, name):
 def test_a_clip_with_a_resnet_is_named(tmp_path):
     state = {"visual.attnpool.q_proj.weight": torch.ones(2), "visual.layer1.0.conv1.weight": torch.ones(2)}
     torch.save(state, tmp_path / "RN50.pt")
-    with pytest.raises(CheckpointError, match=r"RN50.pt is a CLIP with a ResNet \(RN50 .* give one with a ViT"):
+    with pytest.raises(
+        CheckpointError, match=r"RN50.pt is a CLIP with a ResNet \(such as RN50: .* give one with a ViT"
+    ):
         import_checkpoint(tmp_path / "RN50.pt", tmp_path / "ours", method="openai-clip")
     with pytest.raises(CheckpointError, match="is a CLIP with a ResNet"):
         import_checkpoint(write_jit_archive(tmp_path / "RN101.pt", state), tmp_path / "ours")
@@ -399,10 +397,10 @@ def test_a_clip_with_a_resnet_is_named(tmp_path):
 def test_a_clip_given_as_another_is_named(tmp_path):
     archive = write_jit_archive(tmp_path / "ViT-B-32.pt", native_clip_state())
     for method in ("chexzero", "open-clip", "mgca"):
-        with pytest.raises(CheckpointError, match=f"checkpoint of OpenAI's CLIP, not of {method}: it holds input_reso"):
+        with pytest.raises(CheckpointError, match=f"checkpoint of OpenAI's CLIP, not of {method}: it has input_reso"):
             import_checkpoint(archive, tmp_path / "ours", method=method)
     torch.save(native_clip_state(), tmp_path / "clip.pt")
-    with pytest.raises(CheckpointError, match=r"is a checkpoint of open_clip, not of gloria: it holds visual.class_em"):
+    with pytest.raises(CheckpointError, match=r"is a checkpoint of open_clip, not of gloria: it has visual.class_em"):
         import_checkpoint(tmp_path / "clip.pt", tmp_path / "ours", method="gloria")
     write_openai_clip(tmp_path / "folder")
     with pytest.raises(CheckpointError, match="is a checkpoint of OpenAI's CLIP, not of chexzero: it holds vision_mod"):
@@ -439,11 +437,11 @@ def test_biomedclips_safetensors_are_read_too(tmp_path):
 @pytest.mark.parametrize(
     ("tower", "name", "value", "sentence"),
     [
-        ("vision_cfg", "timm_pool", "avg", r"says timm_pool: 'avg', and only '' or 'token' is read"),
-        ("vision_cfg", "timm_proj", "mlp", r"says timm_proj: 'mlp', and only 'linear' is read"),
-        ("text_cfg", "hf_pooler_type", "mean_pooler", r"says hf_pooler_type: 'mean_pooler', and only 'cls_last"),
-        ("text_cfg", "hf_proj_type", None, r"says hf_proj_type: None, and only 'mlp' is read"),
-        ("text_cfg", "context_length", "long", r"says context_length: 'long', which should be a whole number"),
+        ("vision_cfg", "timm_pool", "avg", r"has timm_pool: 'avg', but only '' or 'token' is supported"),
+        ("vision_cfg", "timm_proj", "mlp", r"has timm_proj: 'mlp', but only 'linear' is supported"),
+        ("text_cfg", "hf_pooler_type", "mean_pooler", r"has hf_pooler_type: 'mean_pooler', but only 'cls_last"),
+        ("text_cfg", "hf_proj_type", None, r"has hf_proj_type: None, but only 'mlp' is supported"),
+        ("text_cfg", "context_length", "long", r"has context_length: 'long', which must be an integer"),
     ],
 )
 def test_other_ways_of_biomedclip_are_refused(tmp_path, tower, name, value, sentence):
@@ -459,17 +457,17 @@ def test_biomedclip_needs_what_stands_beside_it(tmp_path):
     folder = write_biomedclip(tmp_path / "theirs")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
-    with pytest.raises(ConfigError, match=r"BiomedCLIP holds no tokenizer; .* such as microsoft/BiomedNLP-BiomedBERT"):
+    with pytest.raises(ConfigError, match=r"BiomedCLIP has no tokenizer; .* such as microsoft/BiomedNLP-BiomedBERT"):
         import_checkpoint(folder, tmp_path / "ours")
     (folder / "open_clip_config.json").unlink()
-    with pytest.raises(CheckpointError, match=r"should lie beside open_clip_config.json, .* BiomedCLIP reads"):
+    with pytest.raises(CheckpointError, match=r"must be next to open_clip_config.json, .* BiomedCLIP;"):
         import_checkpoint(folder / "open_clip_pytorch_model.bin", tmp_path / "ours")
 
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda s: s.update({"text.proj.1.weight": torch.ones(1)}), "1 weight has no place: text.proj.1.weight"),
+        (lambda s: s.update({"text.proj.1.weight": torch.ones(1)}), "1 weight has no target: text.proj.1.weight"),
         (lambda s: s.pop("visual.trunk.norm.bias"), "1 missing weight of the image tower"),
         (lambda s: s.pop("text.transformer.encoder.layer.1.output.dense.bias"), "1 missing: text_tower.lm.model"),
         (
@@ -545,9 +543,9 @@ def test_it_is_the_same_when_saved_and_loaded(merges, tmp_path):
 def test_the_vocabulary_of_the_text_tower_says_how_many_merges_count(merges):
     fewer = load_merges(merges, WHOLE - 8)
     assert fewer("ede", add_special_tokens=False)["input_ids"] == [513 - 1, 256 + ord("e") - 33]
-    with pytest.raises(CheckpointError, match=r"has 13 merges and the text tower 528 tokens, of which 14 should be"):
+    with pytest.raises(CheckpointError, match=r"has 13 merges but the text tower has 528 tokens, 14 of them merges"):
         load_merges(merges, 528)
-    with pytest.raises(CheckpointError, match="has 13 merges and the text tower 100 tokens"):
+    with pytest.raises(CheckpointError, match="has 13 merges but the text tower has 100 tokens"):
         load_merges(merges, 100)
 
 
@@ -558,5 +556,5 @@ def test_the_vocabulary_of_the_text_tower_says_how_many_merges_count(merges):
 )
 def test_what_is_no_packed_file_of_merges_is_refused(tmp_path, content):
     (tmp_path / "merges.gz").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"is no file of merges packed by gzip .*; give CLIP's bpe_simple_vocab"):
+    with pytest.raises(CheckpointError, match=r"is not a gzip file of merges .*; give CLIP's bpe_simple_vocab"):
         load_merges(tmp_path / "merges.gz", WHOLE)

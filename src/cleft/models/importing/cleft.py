@@ -1,8 +1,15 @@
-"""The authors' released checkpoints as model folders.
+"""Import of the checkpoints released by CLEFT's authors.
 
-A checkpoint is opened as data alone (`container.py`), taken apart by name (`official_keys.py`), and put into towers
-whose sizes follow from its shapes (`official_sizes.py`). Every weight must find its place: what is left over is
-refused, not skipped.
+Their image tower is DINOv2 from the hub with a fused query, key and value. Their text tower is a GPT-2 wrapped by peft
+0.6.2, with names that depend on the adapter. Two projections, `local_embed`, are trained and never used. The file of
+the second stage wraps the adapted model again for prompt tuning: another `base_model.` before every name of the
+language model, the learned context as `prompt_encoder.default.embedding.weight`, and a copy of the token embedding.
+
+Shapes do not give the number of heads or the EOS token. Both are known for published models and must be given for
+others, except test models below any published width: 16-wide heads and EOS token 0, as in the reference files of the
+authors' format (docs/decisions/0140). Every weight must have a target; anything left over is refused.
+
+Source: released code, `backbones/encoder_cleft.py`, and checkpoints of its three kinds.
 """
 
 from __future__ import annotations
@@ -54,10 +61,10 @@ _PROJECTIONS = {
 _VISION = [(re.compile(pattern), target) for pattern, target in HUB_VISION.items()]
 _WRAPPERS = re.compile(r"^(base_model\.model\.transformer|base_model\.transformer|transformer)\.")
 _TUNED = "base_model."
-"""What prompt tuning adds to the names of the model that it wraps."""
+"""Prefix that prompt tuning adds to names of the wrapped model."""
 _PREFIX = "prompt_encoder.default.embedding.weight"
-_COPY = "word_embeddings.weight"
-"""Prefix tuning keeps the token embedding under a second name."""
+_EMBEDDING_COPY = "word_embeddings.weight"
+"""Copy of the token embedding in prefix tuning."""
 _LANGUAGE = re.compile(
     r"(wte|wpe)\.weight|ln_f\.(weight|bias)"
     r"|h\.\d+\.(ln_1|ln_2|attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.(weight|bias)"
@@ -68,7 +75,7 @@ _ADAPTER = re.compile(
 
 
 class AuthorsWeights(NamedTuple):
-    """A checkpoint of the authors, taken apart and renamed."""
+    """A checkpoint of the authors, sorted and renamed."""
 
     vision: dict[str, Tensor]
     """Image tower, as in files of `Dinov2WithRegistersModel`."""
@@ -79,12 +86,12 @@ class AuthorsWeights(NamedTuple):
     rest: dict[str, Tensor]
     """Projections and temperature, as in `DualEncoder`."""
     left_over: list[str]
-    """Names nobody knows."""
+    """Names without a target."""
     context: Tensor | None = None
     """Learned prompt context of the second stage, `[L, E]`."""
 
     def own_text(self) -> dict[str, Tensor]:
-        """Language model and adapter under a text tower's names, where PEFT sets what it wraps one level down."""
+        """Returns language model and adapter under a text tower's names; PEFT moves what it wraps one level down."""
         wrapped = {match["module"] for name in self.adapter if (match := _ADAPTER.fullmatch(name))}
         named: dict[str, Tensor] = {}
         for name, tensor in self.language.items():
@@ -96,7 +103,7 @@ class AuthorsWeights(NamedTuple):
 
 
 def sort_weights(state: Mapping[str, Tensor]) -> AuthorsWeights:
-    """Sorts and renames the weights of an authors' checkpoint, of either stage."""
+    """Sorts and renames the weights of an authors' checkpoint of either stage."""
     parts = AuthorsWeights({}, {}, {}, {}, [])
     texts = {name.removeprefix(_TEXT): tensor for name, tensor in state.items() if name.startswith(_TEXT)}
     context = _pop_context(texts, parts.left_over)
@@ -109,9 +116,9 @@ def sort_weights(state: Mapping[str, Tensor]) -> AuthorsWeights:
             _add_vision(parts, name, tensor)
         elif not _UNUSED.match(name) and not name.startswith(_TEXT):
             parts.left_over.append(name)
-    copy = parts.adapter.pop(_COPY, None)
+    copy = parts.adapter.pop(_EMBEDDING_COPY, None)
     if copy is not None and not _is_embedding(copy, parts.language):
-        parts.left_over.append(_TEXT + _COPY)
+        parts.left_over.append(_TEXT + _EMBEDDING_COPY)
     return parts._replace(context=context)
 
 
@@ -120,9 +127,9 @@ def _is_embedding(copy: Tensor, language: Mapping[str, Tensor]) -> bool:
 
 
 def _pop_context(texts: dict[str, Tensor], left_over: list[str]) -> Tensor | None:
-    """Takes the layer of prompt tuning off the names of a text tower, if it has one, and returns its context.
+    """Removes the names added by prompt tuning from a text tower, if there are any, and returns its context.
 
-    Prefix tuning has weights of the same names; its vectors are as wide as all keys and values of all blocks.
+    Prefix tuning has weights of the same names, but its vectors are as wide as all keys and values of all blocks.
     """
     table = next((tensor for name, tensor in texts.items() if name.endswith("wte.weight")), None)
     wide = [name for name in texts if name.startswith(f"{_TUNED}{_TUNED}") or name == f"{_TUNED}{_PREFIX}"]
@@ -130,9 +137,9 @@ def _pop_context(texts: dict[str, Tensor], left_over: list[str]) -> Tensor | Non
     if context is None or not (wide or (table is not None and context.shape[1:] == table.shape[1:])):
         return None
     del texts[_PREFIX]
-    copy = texts.pop(_COPY, None)
+    copy = texts.pop(_EMBEDDING_COPY, None)
     if copy is not None and (table is None or not copy.equal(table)):
-        left_over.append(_TEXT + _COPY)
+        left_over.append(_TEXT + _EMBEDDING_COPY)
     for name in list(texts):
         bare = name.removeprefix(_TUNED) if name.startswith(_TUNED) else name
         texts[bare] = texts.pop(name)
@@ -156,7 +163,7 @@ def _add_text(parts: AuthorsWeights, name: str, tensor: Tensor) -> None:
     inner = _WRAPPERS.sub("", name, count=1).replace(".base_layer", "")
     if _LANGUAGE.fullmatch(inner):
         parts.language[inner] = tensor
-    elif _ADAPTER.fullmatch(inner) or inner in (_PREFIX, _COPY):
+    elif _ADAPTER.fullmatch(inner) or inner in (_PREFIX, _EMBEDDING_COPY):
         parts.adapter[inner] = tensor
     else:
         parts.left_over.append(_TEXT + name)
@@ -164,21 +171,19 @@ def _add_text(parts: AuthorsWeights, name: str, tensor: Tensor) -> None:
 
 _LANGUAGE_HEADS = {768: 12, 1024: 16, 1280: 20, 1600: 25, 2560: 20}
 _BIOMEDLM = (28896, 2560)
-"""Tokens and width of BioMedLM, which scales attention by the block's number and ends texts with its last token."""
+"""Vocabulary and width of BioMedLM, which scales attention by the block index; its EOS token is the last."""
 
 
 def language_config(weights: AuthorsWeights, heads: int | None = None, end: int | None = None) -> dict[str, Any]:
-    """Returns the description of the GPT-2 in a checkpoint, as `text.scratch` wants it.
+    """Returns the configuration of the GPT-2 in a checkpoint as for `text.scratch`.
 
     Raises:
-        CheckpointError: If its shapes contradict each other, or heads or the end token must be given.
+        CheckpointError: If its shapes contradict each other, or heads or the EOS token must be given.
     """
     tokens, width = shape_of(weights.language, "wte.weight", 2)
     biomedlm = (tokens, width) == _BIOMEDLM
     if end is None and not biomedlm and width >= min(_LANGUAGE_HEADS):
-        raise CheckpointError(
-            f"which of the {tokens} tokens ends a text is not written in it; give the tokenizer of its language model"
-        )
+        raise CheckpointError(f"its EOS token is unknown ({tokens} tokens); give the tokenizer of its language model")
     last = end if end is not None else tokens - 1 if biomedlm else 0
     return {
         "model_type": "gpt2",
@@ -196,7 +201,7 @@ def language_config(weights: AuthorsWeights, heads: int | None = None, end: int 
 
 
 def adapter_options(weights: AuthorsWeights) -> dict[str, Any]:
-    """Returns the settings of the text tower that the names and shapes of an adapter's weights tell."""
+    """Returns the text settings that follow from names and shapes of the adapter's weights."""
     for name, tensor in weights.adapter.items():
         if "lora_A" in name:
             return {"adapt": "lora", "rank": len(tensor)}
@@ -225,25 +230,26 @@ def import_authors(
     size: int = 224,
     read: ForeignCheckpoint | None = None,
 ) -> Path:
-    """Makes a model folder of a checkpoint of the authors' release; LoRA, IA3, prefix or none, of either stage.
+    """Converts a checkpoint of the authors' release to a model folder; LoRA, IA3, prefix or none, of either stage.
 
     Args:
         path: The `.ckpt` file.
         out: The model folder to write.
-        tokenizer: Folder or hub name of the language model's tokenizer, which the checkpoint does not hold. Without
-            it the model reads texts as token ids, such as `"17 4 23"`.
-        text_model: Hub name or folder of the language model, where the checkpoint does not hold it.
+        tokenizer: Folder or hub name of the language model's tokenizer, which the checkpoint lacks. Without it the
+            model takes token ids as texts, such as `"17 4 23"`.
+        text_model: Hub name or folder of the language model, if the checkpoint lacks it.
         image_heads: Attention heads of the image tower; known for published widths.
         text_heads: Attention heads of the language model; known for published widths.
-        size: Side in pixels of the images the model is to read.
-        read: What is in the file, where it has been read already.
+        size: Side of the images in pixels.
+        read: Content of the file, if already loaded.
 
     Returns:
         `out`.
 
     Raises:
-        CheckpointError: If the file is damaged, may run code, is no such checkpoint, or holds weights with no place.
-        ConfigError: If `out` holds anything but an earlier import, `size` does not fit the patches, or `text_model`
+        CheckpointError: If the file is damaged, may run code, is not such a checkpoint, or has weights without a
+            target.
+        ConfigError: If `out` contains anything but an earlier import, `size` does not fit the patches, or `text_model`
             cannot be found.
         ResourceError: If the folder cannot be written.
     """
@@ -252,7 +258,7 @@ def import_authors(
     foreign = read_weights(path) if read is None else read
     facts = foreign.facts
     try:
-        weights = _sorted(foreign.weights)
+        weights = _sort_and_check(foreign.weights)
         settings = _settings(weights, facts, size, image_heads, text_heads, tokenizer, text_model)
         model = _build(weights, settings, tokenizer)
         _set_context(model, weights.context)
@@ -261,14 +267,14 @@ def import_authors(
         raise error if str(path) in str(error) else CheckpointError(f"{path}: {error}") from error
     origin = {"file": path.name, "sha256": digest_of(path), **{name: facts[name] for name in _FACTS if name in facts}}
     if tokenizer is None and text_model is None:
-        origin["texts"] = "token ids; import again with `--tokenizer <folder>` to read sentences"
+        origin["texts"] = "token ids; import again with `--tokenizer <folder>` to use text"
     save_model(model, settings, out, extra={"imported": origin})
     write_whole(out / "config.yaml", dump_settings(settings), mode=None)  # so that it can be evaluated like a run
     return out
 
 
 def check_out(out: Path) -> None:
-    """Makes sure that a folder is new, empty or an earlier import: a trained run must not lose its weights.
+    """Checks that a folder is new, empty or an earlier import, so that a trained run cannot lose its weights.
 
     Raises:
         ConfigError: If it is not, or a save would follow a link in it or replace a file that cleft did not write.
@@ -281,21 +287,21 @@ def check_out(out: Path) -> None:
         except CheckpointError:
             earlier = False
         if not earlier:
-            raise ConfigError(f"{out} is not empty and holds no imported model; choose another folder with --out")
+            raise ConfigError(f"{out} is not empty and not an imported model; choose another folder with --out")
     check_place(out)
 
 
-def _sorted(state: Mapping[str, Tensor]) -> AuthorsWeights:
+def _sort_and_check(state: Mapping[str, Tensor]) -> AuthorsWeights:
     weights = sort_weights(state)
     if not weights.vision or not weights.rest:
         raise CheckpointError(
-            f"it is no checkpoint of the authors' release, whose weights are called img_encoder_q.model.… and "
+            f"it is not a checkpoint of the authors' release, whose weights are named img_encoder_q.model.… and "
             f"text_encoder_q.model.…; found {', '.join(sorted(state)[:3])}"
         )
     if weights.left_over:
         raise CheckpointError(
-            f"{format_names('[weight has|weights have] no place in towers of this kind', sorted(weights.left_over))}; "
-            f"only a DINOv2 and a GPT-2 with LoRA, IA3, prefix or nothing, each with a linear projection, are read"
+            f"{format_names('[weight has|weights have] no target in these towers', sorted(weights.left_over))}; "
+            f"only a DINOv2 and a GPT-2 with LoRA, IA3, prefix or no adapter and linear projections are supported"
         )
     return weights
 
@@ -310,17 +316,17 @@ def _settings(
     text_model: str | None,
 ) -> Settings:
     if facts.get("agg_tokens"):
-        raise CheckpointError("it was trained with agg_tokens, which pools words; only the end-of-text state is read")
-    # The released code reads the normalised class token unless `pool_feat` asks for the paper's mean.
+        raise CheckpointError("it was trained with agg_tokens, which pools words; only the EOS state is supported")
+    # The released code uses the normalised class token unless `pool_feat` selects the paper's mean.
     pooling = "mean-before-norm" if facts.get("pool_feat", True) else "cls"
     source: dict[str, Any] = {"model": text_model}
     if weights.language and text_model is not None:
-        raise ConfigError(f"--text-model {text_model}: the checkpoint holds its language model; leave it out")
+        raise ConfigError(f"--text-model {text_model}: the checkpoint contains its language model; leave it out")
     if weights.language:
         end = None if tokenizer is None else cast("int | None", load_tokenizer(tokenizer).eos_token_id)
         source = {"model": None, "scratch": language_config(weights, text_heads, end)}
     elif text_model is None:
-        raise CheckpointError("it does not hold its language model; name it: `--text-model <folder or hub name>`")
+        raise CheckpointError("it lacks its language model; give it with `--text-model <folder or hub name>`")
     return Settings(
         images=ImagesConfig(size=size, stored_size=max(size, ImagesConfig.stored_size)),
         image=ImageTowerConfig(model=None, scratch=dinov2_config(weights.vision, image_heads), pooling=pooling),
@@ -333,7 +339,7 @@ def _settings(
 def _width(weights: AuthorsWeights) -> int:
     bias = weights.rest.get("image_projection.bias")
     if bias is None or bias.ndim != 1:
-        raise CheckpointError("it should hold img_encoder_q.global_embed.bias, the bias of a linear projection")
+        raise CheckpointError("it needs img_encoder_q.global_embed.bias, the bias of a linear projection")
     return len(bias)
 
 
@@ -385,5 +391,5 @@ def _fill(model: DualEncoder, weights: AuthorsWeights) -> None:
     given = match_forms(named, expected)
     faults = describe_mismatch(given, expected)
     if faults:
-        raise CheckpointError(f"its weights do not fit the towers their shapes tell of: {faults}")
+        raise CheckpointError(f"its weights do not fit the towers inferred from their shapes: {faults}")
     assign_weights(model, given, expected)

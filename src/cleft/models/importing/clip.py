@@ -1,8 +1,9 @@
-"""OpenAI's CLIP as transformers publishes it: a folder with a `CLIPModel`, its tokenizer and how it reads images.
+"""Layouts of CLIP checkpoints: transformers' folders, OpenAI's archives, open_clip, fine-tuned models, BiomedCLIP.
 
-Images are brought to 224 pixels bicubically, as CLIP's processor brings them, but whole, padded to a square, where it
-crops. A text is the state of its end token, which sees itself. What shapes do not tell, heads, activation and pixels,
-stands in `config.json` and `preprocessor_config.json`.
+Transformers' CLIP: a folder with a `CLIPModel`, its tokenizer and preprocessing. Images are resized to 224 pixels
+bicubically like CLIP's processor does, but complete and padded to a square, where it crops. A text is the state of its
+EOS token, which attends to itself. Heads, activation and normalisation come from `config.json` and
+`preprocessor_config.json`.
 
 Source: Radford et al. 2021; `CLIPModel` of transformers.
 """
@@ -68,7 +69,7 @@ _SHAPE = (
 def _hub_clip_settings(weights: Weights, size: int, facts: SideFiles) -> Settings:
     family = facts[_HUB_CONFIG].get("model_type")
     if family != "clip":
-        raise CheckpointError(f"{_HUB_CONFIG} says it is a {family!r} model, whose towers are not CLIP's")
+        raise CheckpointError(f"{_HUB_CONFIG} is of a {family!r} model, not of CLIP")
     return clip_settings(
         weights,
         whole_images(size, facts.get(_PIXELS, {}), "image_mean", "image_std"),
@@ -85,9 +86,9 @@ def clip_settings(
 
     Args:
         weights: Under their names here.
-        images: How images are prepared.
-        size: Pixels at which the image tower reads.
-        vision: The description of a `CLIPVisionModel`, without its type.
+        images: Image preparation.
+        size: Input size of the image tower in pixels.
+        vision: Configuration of a `CLIPVisionModel`, without its type.
         text: Of a `CLIPTextModel`, without its type, vocabulary and positions.
     """
     longest = width_of(weights, f"{TEXT}embeddings.position_embedding.weight")
@@ -120,7 +121,7 @@ def clip_settings(
 
 
 def _hub_shape(facts: SideFiles, tower: str, *more: str) -> dict[str, Any]:
-    """The description of a tower, as `scratch` wants it. Older files say it twice, and then the second counts."""
+    """Returns the configuration of a tower as for `scratch`. Older files have it twice; the second one counts."""
     said = {**part_of(facts[_HUB_CONFIG], f"{tower}_config"), **part_of(facts[_HUB_CONFIG], f"{tower}_config_dict")}
     return {name: said[name] for name in (*_SHAPE, *more) if name in said}
 
@@ -168,10 +169,16 @@ OPENAI_CLIP = Layout(
 )
 
 
+# CLIP with the weight names of its own code: OpenAI's archives, open_clip and models fine-tuned from them. Shapes
+# give every size but the heads, which are 64 wide in OpenAI's code and in open_clip's models up to width 1024. They
+# give neither activation nor normalisation: OpenAI's archives and models fine-tuned from them use `quick_gelu`;
+# open_clip's own models use `gelu` or the activation in their configuration. Without an archive or a configuration
+# the method must be given. Source: openai/CLIP, `clip/model.py`; open_clip, `model.py`; CheXzero, `train.py`;
+# PubMedCLIP, `lib/`.
 _CONFIG = "open_clip_config.json"
 _HEAD_WIDTH, _WIDEST = 64, 1024
 _TEXT_HEADS = 8
-"""Of open_clip's text tower, where its configuration tells the width alone."""
+"""Default heads of open_clip's text tower, where its configuration has only the width."""
 _PROJECTIONS = ("image_projection.weight", "text_projection.weight")
 
 _BLOCKS: Mapping[str, Target] = {
@@ -196,11 +203,11 @@ _TEXT: Mapping[str, Target] = {
     r"ln_final\.(weight|bias)": r"final_layer_norm.\1",
 }
 _SIZES: Mapping[str, Target] = {r"input_resolution|context_length|vocab_size": None}
-"""Numbers that OpenAI's archives hold among the weights; the shapes say the same."""
+"""Numbers among the weights of OpenAI's archives; the shapes give the same."""
 
 
 class _Preprocessing(NamedTuple):
-    """What weights do not tell."""
+    """Activation and normalisation, which weights do not give."""
 
     activation: str
     mean: tuple[float, float, float] = CLIP_MEAN
@@ -208,13 +215,13 @@ class _Preprocessing(NamedTuple):
 
 
 def _named(way: _Preprocessing) -> Callable[[Weights, int, SideFiles], Settings]:
-    """Settings of a method that says how it reads; a configuration beside it must not say otherwise."""
+    """Returns settings for a named method; a configuration next to the weights must agree."""
 
     def settings(weights: Weights, size: int, facts: SideFiles) -> Settings:
         if _CONFIG in facts and _activation(facts) != way.activation:
             raise CheckpointError(
-                f"{_CONFIG} says that its activation is {_activation(facts)}, where this method has {way.activation}; "
-                f"leave --method out, or take the file out of its folder"
+                f"{_CONFIG} has the activation {_activation(facts)}, but this method {way.activation}; "
+                f"leave --method out, or remove the file from its folder"
             )
         images = whole_images(size, {"mean": way.mean, "std": way.std}, "mean", "std")
         return _clip(weights, images, size, way.activation, _heads(weights, IMAGE), _heads(weights, TEXT))
@@ -228,11 +235,11 @@ def _open_clip(weights: Weights, size: int, facts: SideFiles) -> Settings:
     model = part_of(facts[_CONFIG], "model_cfg")
     vision, text = part_of(model, "vision_cfg"), part_of(model, "text_cfg")
     for part, read in ((model, _MODEL), (vision, _READ), (text, _READ)):
-        _refuse_other_ways(part, read)
+        _check_options(part, read)
     for part, tower in ((vision, IMAGE), (text, TEXT)):
         if number_in(part, "width", _width(weights, tower)) != _width(weights, tower):
             raise CheckpointError(
-                f"{_CONFIG} says width: {part['width']}, and its weights are {_width(weights, tower)} wide; is it of "
+                f"{_CONFIG} has width: {part['width']}, but its weights are {_width(weights, tower)} wide; is it of "
                 f"another model?"
             )
     images = whole_images(size, part_of(facts[_CONFIG], "preprocess_cfg"), "mean", "std")
@@ -248,16 +255,16 @@ _READ = (
     *("attn_pooler_queries", "attn_pooler_heads", "timm_pool", "timm_proj", "hf_proj_type", "hf_pooler_type"),
     *("hf_model_pretrained", "timm_model_pretrained"),
 )
-"""What shapes say as well, what counts in training alone, and what counts beside options that are refused."""
-_USUAL = {"pos_embed_type": ("learnable",), "pool_type": ("tok", "argmax"), "proj_type": ("linear",)}
+"""Options given by shapes, used only in training, or used only with refused options."""
+_DEFAULTS = {"pos_embed_type": ("learnable",), "pool_type": ("tok", "argmax"), "proj_type": ("linear",)}
 
 
-def _refuse_other_ways(said: Mapping[str, Any], read: tuple[str, ...]) -> None:
-    """Refuses options of open_clip that read otherwise than its usual ViT and text tower; most are off by default."""
+def _check_options(said: Mapping[str, Any], read: tuple[str, ...]) -> None:
+    """Refuses options of open_clip other than its usual ViT and text tower; most are off by default."""
     for name, value in said.items():
-        if name not in read and value and value not in _USUAL.get(name, ()):
+        if name not in read and value and value not in _DEFAULTS.get(name, ()):
             raise CheckpointError(
-                f"{_CONFIG} says {name}: {value!r:.40}, and only open_clip's usual ViT and text tower are read"
+                f"{_CONFIG} has {name}: {value!r:.40}, but only open_clip's usual ViT and text tower are supported"
             )
 
 
@@ -286,7 +293,7 @@ def _clip(
 def _tower(weights: Weights, tower: str, activation: str, heads: int) -> dict[str, Any]:
     width = _width(weights, tower)
     if heads < 1 or width % heads:
-        raise CheckpointError(f"{_CONFIG} says that {heads} heads share a width of {width}, which they cannot")
+        raise CheckpointError(f"{_CONFIG} has {heads} heads, which do not divide the width {width}")
     return {
         "hidden_size": width,
         "intermediate_size": shape_of(weights, f"{tower}encoder.layers.0.mlp.fc1.weight", 2)[0],
@@ -305,7 +312,7 @@ def _heads(weights: Weights, tower: str) -> int:
     width = _width(weights, tower)
     if width % _HEAD_WIDTH or width > _WIDEST:
         raise CheckpointError(
-            f"how many heads share its width {width} is not written in it; put its {_CONFIG} beside it and give "
+            f"its number of attention heads is unknown for width {width}; put its {_CONFIG} next to it and give "
             f"--method open-clip"
         )
     return width // _HEAD_WIDTH
@@ -317,8 +324,8 @@ def _side(weights: Weights, _facts: SideFiles) -> int:
     return side_of(positions, "a ViT") * patch
 
 
-def _turned(weights: Weights, _size: int) -> Weights:
-    """The projections are matrices that stand to the right of a state; here they are layers."""
+def _transpose_projections(weights: Weights, _size: int) -> Weights:
+    """Transposes the projections, which are applied to the right of a state in CLIP's code."""
     turned = {name: weights[name].mT for name in _PROJECTIONS if name in weights and weights[name].ndim == 2}
     return {**weights, **turned}
 
@@ -338,11 +345,11 @@ OPENAI_ARCHIVE = Layout(
         Section("", "", {"logit_scale": "logit_scale", **_SIZES}),
     ),
     settings=_named(_Preprocessing("quick_gelu")),
-    complete_weights=_turned,
+    complete_weights=_transpose_projections,
     default_size=_side,
     tokenizer="openai/clip-vit-base-patch16, or CLIP's bpe_simple_vocab_16e6.txt.gz",
 )
-"""`ViT-B-32.pt` and its like; also their weights alone, with the three numbers still among them."""
+"""Files such as `ViT-B-32.pt`; also their state dicts with the three numbers."""
 _FINE_TUNED = OPENAI_ARCHIVE._replace(
     key_prefixes=("visual.class_embedding", "token_embedding."),
     only_if_named=True,
@@ -352,7 +359,7 @@ _FINE_TUNED = OPENAI_ARCHIVE._replace(
 )
 _CHEXZERO_MEAN = (101.48761 / 255, 101.48761 / 255, 101.48761 / 255)
 _CHEXZERO_STD = (83.43944 / 255, 83.43944 / 255, 83.43944 / 255)
-"""Of MIMIC-CXR, by CheXzero's code."""
+"""Of MIMIC-CXR, from CheXzero's code."""
 OPEN_CLIP = _FINE_TUNED._replace(method="open-clip", title="open_clip", only_if_named=False, settings=_open_clip)
 OPEN_CLIP_CUSTOM = OPEN_CLIP._replace(
     key_prefixes=("visual.class_embedding", "text.token_embedding."),
@@ -374,7 +381,13 @@ NATIVE_CLIP = (
     OPEN_CLIP,
     OPEN_CLIP_CUSTOM,
 )
-"""Those that are named before those that are recognised."""
+"""Named methods before recognised ones."""
+
+
+# BiomedCLIP as published by Microsoft: a folder of open_clip with weights, `open_clip_config.json` and a tokenizer.
+# timm's ViT and PubMedBERT, both pooled by their class token, a linear layer without bias for images and two with a
+# GELU for texts. The pooling is only in `open_clip_config.json`; other values are refused. Source: Zhang et al. 2025
+# (NEJM AI); open_clip, `TimmModel` and `HFTextEncoder`.
 
 
 def _biomedclip_settings(weights: Weights, size: int, facts: SideFiles) -> Settings:
@@ -403,10 +416,12 @@ def _biomedclip_tower(facts: SideFiles, name: str) -> dict[str, Any]:
 
 
 def _check(said: Mapping[str, Any], name: str, silent: str, read: tuple[str, ...]) -> None:
-    """Refuses what open_clip would do otherwise; where the file is silent it does `silent`."""
+    """Refuses other options of open_clip; `silent` is its default."""
     value = said.get(name, silent)
     if value not in read:
-        raise CheckpointError(f"{_CONFIG} says {name}: {value!r:.40}, and only {' or '.join(map(repr, read))} is read")
+        raise CheckpointError(
+            f"{_CONFIG} has {name}: {value!r:.40}, but only {' or '.join(map(repr, read))} is supported"
+        )
 
 
 BIOMEDCLIP = Layout(
@@ -427,36 +442,40 @@ BIOMEDCLIP = Layout(
 )
 
 
+# CLIP's tokenizer from `bpe_simple_vocab_16e6.txt.gz`, its only file at OpenAI and open_clip. The file has a version
+# line, then merges by frequency. The vocabulary follows: 256 bytes, 256 bytes that end a word, one token per merge,
+# and two special tokens. Lower case and white space are as in transformers' CLIP; OpenAI's text repair (ftfy, HTML)
+# is left out, as there. Source: openai/CLIP, `simple_tokenizer.py`.
 _MARKS = ("<|startoftext|>", "<|endoftext|>")
 _LARGEST = 16 * 2**20
 
 
 def load_merges(path: Path, vocabulary: int) -> PreTrainedTokenizerFast:
-    """Makes CLIP's tokenizer of a file of merges.
+    """Builds CLIP's tokenizer from a merges file.
 
     Args:
-        path: The file, packed by gzip.
-        vocabulary: Tokens of the text tower; so many merges of the file count.
+        path: The gzip-compressed file.
+        vocabulary: Vocabulary size of the text tower, which decides the number of merges.
 
     Raises:
-        CheckpointError: If it is no such file, or has too few merges.
+        CheckpointError: If it is not such a file, or has too few merges.
     """
     try:
         with gzip.open(path) as file:
             lines = file.read(_LARGEST).decode("utf-8").split("\n")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise CheckpointError(
-            f"{path} is no file of merges packed by gzip ({error}); give CLIP's bpe_simple_vocab_16e6.txt.gz or the "
+            f"{path} is not a gzip file of merges ({error}); give CLIP's bpe_simple_vocab_16e6.txt.gz or the "
             f"folder of a tokenizer"
         ) from error
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())  # by code point, which is the order of the release
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())  # by code point, as in the release
     wanted = vocabulary - 2 * len(letters) - len(_MARKS)
     merges = [(first, second) for line in lines[1:] for first, _, second in [line.partition(" ")] if second]
     if not 0 <= wanted <= len(merges):
         raise CheckpointError(
-            f"{path} has {count(len(merges), 'merge')} and the text tower {vocabulary} tokens, of which {wanted} "
-            f"should be merges; give the file it was trained with"
+            f"{path} has {count(len(merges), 'merge')} but the text tower has {vocabulary} tokens, {wanted} of them "
+            f"merges; give the file it was trained with"
         )
-    counted: Any = merges[:wanted]  # as pairs, which the library takes and does not declare
+    counted: Any = merges[:wanted]  # pairs, which the library accepts but does not declare
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), *map("".join, counted), *_MARKS]
     return CLIPTokenizer(vocab={token: number for number, token in enumerate(tokens)}, merges=counted)

@@ -1,8 +1,8 @@
-"""Published checkpoints of the paper's other systems as model folders.
+"""Import of published checkpoints as model folders.
 
-A file is opened as data alone (`container.py`), recognised by the names of its weights, renamed (`keys.py`), and put
-into towers whose sizes follow from its shapes (`sizes.py`). Every weight must find its place or stand on the list of
-what is dropped on purpose; what is left over is refused.
+A file is loaded without running code (`safe_load.py`), recognised by the names of its weights, renamed (`key_maps.py`)
+and loaded into towers whose sizes follow from its shapes. `layouts.py`, `clip.py` and `cleft.py` describe the known
+checkpoints. Every weight must have a target or be listed as dropped; anything left over is refused.
 """
 
 from __future__ import annotations
@@ -73,15 +73,15 @@ LAYOUTS: tuple[Layout, ...] = (
     MRM,
     MRM_ENCODER,
 )
-"""Every form that is known, besides the authors' own."""
-_UNREAD = {
-    "visual.attnpool.": "a CLIP with a ResNet (RN50 and its relatives: three convolutions as stem, attention as "
-    "pooling), which no tower here can be; give one with a ViT, such as ViT-B-16"
+"""Every known layout besides the authors' own."""
+_UNSUPPORTED = {
+    "visual.attnpool.": "a CLIP with a ResNet (such as RN50: three convolutions as stem, attention as pooling), "
+    "which is not supported; give one with a ViT, such as ViT-B-16"
 }
-"""First letters of names to what a checkpoint with them is."""
+"""Name prefix to the kind of an unsupported checkpoint."""
 _LARGEST_JSON = 2**20
 _OWN = ("img_encoder_q.model.blocks.0.ls1.gamma", "text_encoder_q.")
-"""What the authors' own checkpoints hold; `official.py` reads them."""
+"""Name prefixes of the authors' own checkpoints; see `cleft.py`."""
 
 
 def import_checkpoint(
@@ -93,24 +93,24 @@ def import_checkpoint(
     text_model: str | None = None,
     size: int | None = None,
 ) -> Path:
-    """Makes a model folder of a checkpoint that somebody published: the authors', or another system's.
+    """Converts a published checkpoint to a model folder: the CLEFT authors', or another system's.
 
     Args:
-        path: The file, or the folder of one.
+        path: The file, or its folder.
         out: The model folder to write.
-        method: Whose it is thought to be, such as `gloria`; by default it is recognised.
-        tokenizer: Folder or hub name of the tokenizer its language model was trained with, for CLIP also its file of
-            merges. Image towers alone need none, folders may hold it, and the authors' own checkpoints can do without.
-        text_model: Hub name or folder of the language model, where an authors' checkpoint does not hold it.
-        size: Side in pixels at which the image tower is to read; by default 224, or what a folder says.
+        method: Method of the checkpoint, such as `gloria`; recognised by default.
+        tokenizer: Folder or hub name of the tokenizer its language model was trained with; for CLIP also its merges
+            file. Image-only models need none, folders may contain it, and the authors' checkpoints work without.
+        text_model: Hub name or folder of the language model, if an authors' checkpoint lacks it.
+        size: Input size of the image tower in pixels; by default 224, or from files of the folder.
 
     Returns:
         `out`.
 
     Raises:
-        CheckpointError: If the file is damaged, may run code, is none of these checkpoints or of another method, or
-            holds weights with no place.
-        ConfigError: If `out` holds anything but an earlier import, there is no tokenizer, or no such method.
+        CheckpointError: If the file is damaged, may run code, is unknown or of another method, or has weights without a
+            target.
+        ConfigError: If `out` contains anything but an earlier import, there is no tokenizer, or no such method.
         ResourceError: If the folder cannot be written.
     """
     path, out = Path(path), Path(out)
@@ -123,7 +123,7 @@ def import_checkpoint(
         return import_authors(path, out, tokenizer=tokenizer, text_model=text_model, size=size or 224, read=read)
     if text_model is not None:
         raise ConfigError(
-            f"--text-model {text_model} is for the authors' own checkpoints, and this is one of {layout.title}; leave "
+            f"--text-model {text_model} is for the authors' own checkpoints, but this is one of {layout.title}; leave "
             f"it out"
         )
     facts = read_facts(path, layout, named=method is not None)
@@ -143,12 +143,12 @@ def import_checkpoint(
 
 
 def read_facts(weights: Path, layout: Layout, *, named: bool) -> SideFiles:
-    """Reads the JSON files that a layout has beside its weights; all but the first may be missing.
+    """Reads the JSON files next to a layout's weights; all but the first may be missing.
 
     Args:
-        weights: The file.
-        layout: What it is.
-        named: Whether its method was named, which may say as much as the first of these files.
+        weights: The weights file.
+        layout: Its layout.
+        named: Whether the method was named, which may replace the first of these files.
 
     Raises:
         CheckpointError: If the first is missing, or one cannot be read.
@@ -156,14 +156,14 @@ def read_facts(weights: Path, layout: Layout, *, named: bool) -> SideFiles:
     places = {name: weights.parent / name for name in layout.side_files}
     if places and not places[layout.side_files[0]].is_file() and not (named and layout.missing_file_hint):
         raise CheckpointError(
-            f"{weights} should lie beside {layout.side_files[0]}, which says how {layout.title} reads images and "
-            f"texts; download the whole folder{layout.missing_file_hint and f', or {layout.missing_file_hint}'}"
+            f"{weights} must be next to {layout.side_files[0]}, which defines the preprocessing of {layout.title}; "
+            f"download the complete folder{layout.missing_file_hint and f', or {layout.missing_file_hint}'}"
         )
     return {name: _read_json(place) for name, place in places.items() if place.is_file()}
 
 
 def tokenizer_beside(weights: Path, layout: Layout) -> Path | None:
-    """Returns the folder of the weights where it is known to hold their tokenizer too."""
+    """Returns the folder of the weights if it also has their tokenizer."""
     has = layout.side_files and any((weights.parent / name).is_file() for name in TOKENIZER_FILES)
     return weights.parent if has else None
 
@@ -173,7 +173,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def describe_reading(settings: Settings) -> str:
-    """Returns how an imported model reads: options given beside its weights, or taken from its authors' code."""
+    """Returns how an imported model preprocesses its inputs: from files next to its weights, or its authors' code."""
     images, image = settings.images, settings.image
     size = f"{images.size} pixels{f', brought to {image.resize}' if image.resize else ''}"
     parts = [f"images of {size} (mean {_numbers(images.mean)}, deviation {_numbers(images.std)})"]
@@ -197,15 +197,14 @@ def _known(method: str) -> str:
     known = list(dict.fromkeys(["cleft", *(layout.method for layout in LAYOUTS)]))
     if method.casefold() not in known:
         raise ConfigError(
-            f"--method {method!r} is nobody's whose files are read{nearest(method.casefold(), known)}; known are "
-            f"{', '.join(known)}"
+            f"--method {method!r} is unknown{nearest(method.casefold(), known)}; known are {', '.join(known)}"
         )
     return method.casefold()
 
 
 def _recognise(state: Mapping[str, Tensor], method: str | None, path: Path) -> Layout | None:
-    """The layout of a file; None for the authors' own."""
-    unread = next((what for mark, what in _UNREAD.items() if _holds(state, (mark,))), None)
+    """Returns the layout of a file; None for the authors' own."""
+    unread = next((what for mark, what in _UNSUPPORTED.items() if _holds(state, (mark,))), None)
     if unread is not None:
         raise CheckpointError(f"{path} is {unread}")
     found = next(
@@ -214,17 +213,17 @@ def _recognise(state: Mapping[str, Tensor], method: str | None, path: Path) -> L
     )
     own = found is None and _holds(state, _OWN)
     if method == "cleft" and found is None:
-        return None  # the importer says what is wrong with it
+        return None  # its importer reports the error
     if found is None and not own:
         known = ", ".join(dict.fromkeys(layout.title for layout in LAYOUTS))
         raise CheckpointError(
-            f"{path} is none of the checkpoints that are known: the authors', {known}; its weights are called "
+            f"{path} is not a known checkpoint (the authors', {known}); its weights are named "
             f"{', '.join(sorted(state)[:3])}"
         )
     name, title = ("cleft", "the authors' CLEFT") if found is None else (found.method, found.title)
     if method not in (None, name):
         raise CheckpointError(
-            f"{path} is a checkpoint of {title}, not of {method}: it holds {_first(state, found)}; leave --method "
+            f"{path} is a checkpoint of {title}, not of {method}: it has {_first(state, found)}; leave --method "
             f"out, or give the other file"
         )
     return found
@@ -244,7 +243,7 @@ def _take_apart(
 ) -> tuple[Weights, Settings]:
     weights, left_over = rename(state, layout.sections)
     if left_over:
-        raise CheckpointError(format_names("[weight has|weights have] no place", sorted(left_over)))
+        raise CheckpointError(format_names("[weight has|weights have] no target", sorted(left_over)))
     size = layout.default_size(weights, facts) if size is None else size
     weights = layout.complete_weights(weights, size)
     settings = layout.settings(weights, size, facts)
@@ -263,7 +262,7 @@ def _build(settings: Settings, layout: Layout, tokenizer: Path | str | None) -> 
 def _build_text(settings: Settings, layout: Layout, tokenizer: Path | str | None) -> TextTower:
     if tokenizer is None:
         raise ConfigError(
-            f"this checkpoint of {layout.title} holds no tokenizer; name the one its language model was trained with: "
+            f"this checkpoint of {layout.title} has no tokenizer; name the one its language model was trained with: "
             f"--tokenizer <folder or hub name>, such as {layout.tokenizer}"
         )
     config = settings.text
@@ -273,11 +272,11 @@ def _build_text(settings: Settings, layout: Layout, tokenizer: Path | str | None
     learned = load_merges(Path(tokenizer), vocabulary) if merges else load_tokenizer(tokenizer)
     causal = is_causal(config_from_dict({"model_type": shape["model_type"]}, "text.scratch"))
     if causal and learned.eos_token_id is None:
-        raise CheckpointError(_strange(tokenizer, "names no end-of-text token", layout))
-    end = eos_token_of(learned, PreTrainedConfig()) if causal else None  # by the tokenizer alone
+        raise CheckpointError(_wrong_tokenizer(tokenizer, "has no EOS token", layout))
+    end = eos_token_of(learned, PreTrainedConfig()) if causal else None  # from the tokenizer only
     tokens = TextTokenizer(learned, max_tokens=config.max_tokens, eos=end)
     if not tokens.prefix_ids:
-        raise CheckpointError(_strange(tokenizer, "puts no token in front of a text", layout))
+        raise CheckpointError(_wrong_tokenizer(tokenizer, "adds no token before a text", layout))
     if tokens.vocabulary > vocabulary:
         raise CheckpointError(
             f"the tokenizer {str(tokenizer)!r} has {tokens.vocabulary} tokens and the language model {vocabulary}; "
@@ -294,9 +293,9 @@ def _build_text(settings: Settings, layout: Layout, tokenizer: Path | str | None
     return TextTower(adapt(lm, config), tokens, config)
 
 
-def _strange(tokenizer: Path | str, what: str, layout: Layout) -> str:
+def _wrong_tokenizer(tokenizer: Path | str, what: str, layout: Layout) -> str:
     return (
-        f"the tokenizer {str(tokenizer)!r} {what}, as that of {layout.title} does; give the one it was trained with, "
+        f"the tokenizer {str(tokenizer)!r} {what}, unlike that of {layout.title}; give the one it was trained with, "
         f"such as {layout.tokenizer}"
     )
 
@@ -309,9 +308,9 @@ def _fill(model: MethodModel | ImageClassifier, weights: Weights) -> None:
         **{f"{IMAGE}{name}": tensor for name, tensor in to_current_names(model.image_tower.model, vision).items()},
     }
     if "logit_scale" in expected and not model.get_parameter("logit_scale").requires_grad:
-        given.setdefault("logit_scale", expected["logit_scale"])  # fixed, so that no file holds it
+        given.setdefault("logit_scale", expected["logit_scale"])  # fixed, so no file contains it
     given = match_forms(given, expected)
     faults = describe_mismatch(given, expected)
     if faults:
-        raise CheckpointError(f"its weights do not fit the towers their shapes tell of: {faults}")
+        raise CheckpointError(f"its weights do not fit the towers inferred from their shapes: {faults}")
     assign_weights(model, given, expected)

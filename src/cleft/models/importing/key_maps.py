@@ -1,4 +1,8 @@
-"""From names in published checkpoints to names here: a few families of towers, each under any prefix."""
+"""Weight names of published checkpoints, mapped to the names in this library, and model sizes from weight shapes.
+
+The number of attention heads cannot be read from shapes. It is known for published widths, and 16-wide heads are
+assumed for test models below any published width.
+"""
 
 from __future__ import annotations
 
@@ -16,22 +20,22 @@ from cleft.grammar import count
 IMAGE = "image_tower.model."
 TEXT = "text_tower.lm.model."
 Target: TypeAlias = "str | Callable[[re.Match[str]], str] | None"
-"""What a name becomes: a template, in which `{}` stands for query, key and value that lie in one (`{0[0]}` for q, k and
-v); or None where a weight is dropped on purpose."""
+"""New name: a template, in which `{}` stands for query, key and value of a fused weight (`{0[0]}` for q, k and v); or
+None for a weight that is dropped."""
 
 
 class Section(NamedTuple):
-    """Names that begin alike."""
+    """A group of weight names with a common prefix."""
 
     prefix: str
     place: str
-    """What takes the place of the prefix."""
+    """Replacement of the prefix."""
     names: Mapping[str, Target]
-    """Pattern of the rest of a name to what it becomes."""
+    """Pattern of the rest of a name to its target."""
 
 
 def rename(state: Mapping[str, Tensor], sections: Sequence[Section]) -> tuple[dict[str, Tensor], list[str]]:
-    """Returns the weights under their names here, without those that are dropped, and the names nobody knows."""
+    """Returns the weights under their names here, without dropped ones, and the names without a target."""
     named: dict[str, Tensor] = {}
     left_over: list[str] = []
     for name, tensor in state.items():
@@ -74,7 +78,7 @@ VIT: Mapping[str, Target] = {
     r"blocks\.(\d+)\.mlp\.fc2\.(weight|bias)": r"encoder.layer.\1.output.dense.\2",
     r"norm\.(weight|bias)": r"layernorm.\1",
 }
-"""timm's ViT, which DeiT, MAE, MGCA, MRM and the authors' CLIP have -> files of `ViTModel`."""
+"""timm's ViT (DeiT, MAE, MGCA, MRM, the authors' CLIP) -> files of `ViTModel`."""
 
 BERT: Mapping[str, Target] = {
     r"embeddings\.((word|position|token_type)_embeddings\.weight|LayerNorm\.(weight|bias))": r"\g<0>",
@@ -84,13 +88,13 @@ BERT: Mapping[str, Target] = {
 }
 """`BertModel` without its pooler."""
 NO_POOLER: Mapping[str, Target] = {r"pooler\.dense\.(weight|bias)": None}
-"""What follows the class token's state; methods that do not read it drop it."""
+"""Pooler of the class token; dropped by methods that do not use it."""
 POOLER: Mapping[str, Target] = {r"pooler\.dense\.(weight|bias)": r"\g<0>"}
 VENDORED_BERT: Mapping[str, Target] = {**BERT, **NO_POOLER, r"encoder\.layer\.\d+\.crossattention\..*": None}
-"""BLIP's copy of BERT, in MGCA and the authors' CLIP: its cross-attention is never called."""
+"""BLIP's copy of BERT, in MGCA and the authors' CLIP: its cross-attention is not used."""
 
 SWIN: Mapping[str, Target] = {
-    r".*\.attention\.self\.relative_position_index": None,  # a buffer, which follows from the window
+    r".*\.attention\.self\.relative_position_index": None,  # a buffer, computed from the window size
     r"(embeddings|encoder|layernorm)\..*": r"\g<0>",
 }
 """`SwinModel` as transformers 4 called its weights; version 5 knows these names."""
@@ -103,7 +107,7 @@ def _stem(match: re.Match[str]) -> str:
 
 
 def _block(first: int) -> Callable[[re.Match[str]], str]:
-    """Names in a block of a stage, where the first stage has the number `first`."""
+    """Returns the renaming of blocks, where the first stage has number `first`."""
 
     def name(match: re.Match[str]) -> str:
         stage, layer, kind, number, part = match.groups()
@@ -137,7 +141,7 @@ NUMBERED_RESNET: Mapping[str, Target] = {
 
 
 def norm_head(prefix: str, place: str) -> Section:
-    """MGCA's head: a layer, a batch norm, a ReLU, a layer, a batch norm without weights."""
+    """Returns the section of MGCA's head: linear, batch norm, ReLU, linear, batch norm without weights."""
     return Section(prefix, place, {rf"head\.(\d+)\.({_NORM})": r"\1.\2"})
 
 
@@ -151,19 +155,19 @@ HUB_VISION = {
     r"blocks\.(\d+)\.ls([12])\.gamma": r"encoder.layer.\1.layer_scale\2.lambda1",
     r"norm\.(weight|bias)": r"layernorm.\1",
 }
-"""Hub name of a DINOv2's weight -> name in files of `Dinov2WithRegistersModel`, which transformers turns into its own;
-`{}` stands for query, key and value, which the hub has in one."""
+"""Hub name of a DINOv2's weight -> name in files of `Dinov2WithRegistersModel`, which transformers renames;
+`{}` stands for query, key and value, which are fused on the hub."""
 
 
 _DINOV2_HEADS = {384: 6, 768: 12, 1024: 16}
 _VIT_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16}
 _TINY_HEAD = 16
-_MOST_BLOCKS = 1000
+_MAX_BLOCKS = 1000
 _BERT_HEADS = {384: 6, 768: 12, 1024: 16}
 
 
 def vit_config(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Returns the description of a ViT, as `image.scratch` wants it."""
+    """Returns the configuration of a ViT as for `image.scratch`."""
     patches = shape_of(weights, f"{IMAGE}embeddings.patch_embeddings.projection.weight", 4)
     positions = shape_of(weights, f"{IMAGE}embeddings.position_embeddings", 3)[1] - 1
     side = side_of(positions, "a ViT")
@@ -181,7 +185,7 @@ def vit_config(weights: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def resnet_config(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Returns the description of a ResNet of torchvision's kind, as `image.scratch` wants it."""
+    """Returns the configuration of a torchvision ResNet as for `image.scratch`."""
     stem = shape_of(weights, f"{IMAGE}embedder.embedder.convolution.weight", 4)
     stages = blocks_of(weights, re.escape(IMAGE) + r"encoder\.stages\.(\d+)\.")
     first = [f"{IMAGE}encoder.stages.{stage}.layers." for stage in range(stages)]
@@ -197,7 +201,7 @@ def resnet_config(weights: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def swin_config(weights: Mapping[str, Tensor], size: int) -> dict[str, Any]:
-    """Returns the description of a Swin for images of some size, as `image.scratch` wants it."""
+    """Returns the configuration of a Swin for images of this size as for `image.scratch`."""
     patches = shape_of(weights, f"{IMAGE}embeddings.patch_embeddings.projection.weight", 4)
     stages = blocks_of(weights, re.escape(IMAGE) + r"encoder\.layers\.(\d+)\.")
     first = [f"{IMAGE}encoder.layers.{stage}.blocks." for stage in range(stages)]
@@ -217,7 +221,7 @@ def swin_config(weights: Mapping[str, Tensor], size: int) -> dict[str, Any]:
 
 
 def bert_config(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Returns the description of a BERT, as `text.scratch` wants it."""
+    """Returns the configuration of a BERT as for `text.scratch`."""
     tokens, width = shape_of(weights, f"{TEXT}embeddings.word_embeddings.weight", 2)
     return {
         "model_type": "bert",
@@ -232,11 +236,11 @@ def bert_config(weights: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def bert_tower(weights: Mapping[str, Tensor], *, most_tokens: int | None = None) -> TextTowerConfig:
-    """Returns a BERT that was trained whole, as every baseline's is; how a text is read off it is the method's.
+    """Returns settings of a fully trainable BERT, as in every baseline; pooling depends on the method.
 
     Args:
         weights: Of the model.
-        most_tokens: Longest text the method reads, where the BERT could read longer ones.
+        most_tokens: Maximum number of tokens in the method, where the BERT supports more.
     """
     shape = bert_config(weights)
     positions = int(shape["max_position_embeddings"])
@@ -245,10 +249,10 @@ def bert_tower(weights: Mapping[str, Tensor], *, most_tokens: int | None = None)
 
 
 def dinov2_config(vision: Mapping[str, Tensor], heads: int | None = None, *, registers: bool = True) -> dict[str, Any]:
-    """Returns the description of the DINOv2 in a checkpoint, as `image.scratch` wants it.
+    """Returns the configuration of a DINOv2 as for `image.scratch`.
 
     Args:
-        vision: Its weights, as in files of transformers.
+        vision: Its weights, named as in files of transformers.
         heads: Attention heads; known for published widths.
         registers: Whether it has register tokens.
 
@@ -273,24 +277,24 @@ def dinov2_config(vision: Mapping[str, Tensor], heads: int | None = None, *, reg
 
 
 def heads_of(width: int, known: Mapping[int, int], keyword: str) -> int:
-    """Returns how many attention heads share a width.
+    """Returns the number of attention heads for a width.
 
     Raises:
-        CheckpointError: If it is no published width and no test model's.
+        CheckpointError: If it is neither a published width nor that of a test model.
     """
     if width in known:
         return known[width]
     if width < min(known) and width % _TINY_HEAD == 0:
         return width // _TINY_HEAD
-    raise CheckpointError(f"how many heads share its width {width} is not written in it; give {keyword}")
+    raise CheckpointError(f"its number of attention heads is unknown for width {width}; give {keyword}")
 
 
 def side_of(positions: int, what: str) -> int:
-    """Returns how many patches stand in a row of an image, by the positions of all of them.
+    """Returns the number of patches per row of an image from the number of positions.
 
     Args:
         positions: Without class token.
-        what: The model it should be, for the message.
+        what: Expected model, for the message.
 
     Raises:
         CheckpointError: If they are not a square.
@@ -302,13 +306,13 @@ def side_of(positions: int, what: str) -> int:
 
 
 def blocks_of(weights: Mapping[str, Tensor], pattern: str) -> int:
-    """Returns how many blocks there are, by the numbers that a pattern finds at the beginning of names.
+    """Returns the number of blocks from the block numbers at the start of weight names.
 
     Raises:
         CheckpointError: If they are not numbered 0, 1, ….
     """
     numbers = {int(match[1]) for name in weights if (match := re.match(pattern, name))}
-    if not numbers or max(numbers) >= _MOST_BLOCKS or len(numbers) != max(numbers) + 1:
+    if not numbers or max(numbers) >= _MAX_BLOCKS or len(numbers) != max(numbers) + 1:
         raise CheckpointError(f"its blocks are not numbered 0, 1, …: found {sorted(numbers)[:5]}")
     return len(numbers)
 
@@ -317,9 +321,9 @@ def shape_of(weights: Mapping[str, Tensor], name: str, axes: int) -> tuple[int, 
     """Returns the shape of a weight.
 
     Raises:
-        CheckpointError: If there is none, or it has another number of axes.
+        CheckpointError: If it is missing or has another number of axes.
     """
     if name not in weights or weights[name].ndim != axes or 0 in weights[name].shape:
         found = tuple(weights[name].shape) if name in weights else "nothing"
-        raise CheckpointError(f"it should hold {name} with {count(axes, 'axis', 'axes')}; found {found}")
+        raise CheckpointError(f"it needs {name} with {count(axes, 'axis', 'axes')}; found {found}")
     return tuple(weights[name].shape)

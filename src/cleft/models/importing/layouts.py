@@ -1,4 +1,4 @@
-"""What is known of a published checkpoint: how it is recognised, what its weights are, how it was trained."""
+"""Layouts of published checkpoints, one section per system: recognition, weight names, training settings."""
 
 from __future__ import annotations
 
@@ -38,57 +38,57 @@ from cleft.models.importing.key_maps import (
 from cleft.text_rules import RuleName
 
 Weights: TypeAlias = dict[str, Tensor]
-"""Name here to weight; those of an image tower are called as in files of its family."""
+"""Name in this library to weight; image towers use the names of published files of their family."""
 SideFiles: TypeAlias = Mapping[str, Mapping[str, Any]]
-"""Name of a JSON file beside the weights to what it says."""
+"""Name of a JSON file next to the weights to its content."""
 
 
 class Layout(NamedTuple):
     """One published form of a method's weights."""
 
     method: str
-    """As `--method` names it."""
+    """Value of `--method`."""
     title: str
     key_prefixes: tuple[str, ...]
-    """Beginnings of names that a file of this kind has, all of them; the first file kind that fits is taken."""
+    """Name prefixes that a file of this layout must have; the first matching layout is used."""
     sections: tuple[Section, ...]
-    """Where every weight goes, and which are dropped on purpose."""
+    """Target of every weight, and weights that are dropped."""
     settings: Callable[[Weights, int, SideFiles], Settings]
-    """From weights, image size and what stands beside them to the settings the weights were trained with."""
+    """From weights, image size and JSON files to the settings the weights were trained with."""
     complete_weights: Callable[[Weights, int], Weights] = lambda weights, _size: weights
-    """Adds what a model here has and the file has not, or has otherwise, for an image tower that reads at some size."""
+    """Adds or converts weights that this library needs, for an image size."""
     only_if_named: bool = False
-    """Whether its names could be anybody's, so that it is taken only where the method is named."""
+    """Whether its names are ambiguous, so that it is used only if the method is given."""
     side_files: tuple[str, ...] = ()
-    """JSON files that are published beside the weights; the first must be there, and a tokenizer may."""
+    """JSON files published with the weights; the first is required. A tokenizer may be there too."""
     missing_file_hint: str = ""
-    """What else to do where the first is missing, if naming the method says as much."""
+    """Alternative if the first is missing, where giving the method is sufficient."""
     default_size: Callable[[Weights, SideFiles], int] = lambda _weights, _facts: 224
-    """Pixels at which its image tower reads by default."""
+    """Default input size of its image tower in pixels."""
     tokenizer: str = "emilyalsentzer/Bio_ClinicalBERT"
-    """Where the tokenizer it was trained with is published."""
+    """Hub name of the tokenizer it was trained with."""
     text_rule: RuleName = "nfc-2"
-    """How its release normalises texts before its tokenizer."""
+    """Text normalisation in its release."""
 
 
 MIMIC_MEAN = (0.58628, 0.58628, 0.58628)
 MIMIC_STD = (0.2795, 0.2795, 0.2795)
-"""Of the pixels MedCLIP and its ConVIRT were trained on."""
+"""Pixel statistics of MedCLIP and its ConVIRT."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-"""Of the pixels CLIP was trained on."""
+"""Pixel statistics of CLIP."""
 
 
 def width_of(weights: Mapping[str, Tensor], name: str) -> int:
-    """Returns the first axis of a weight.
+    """Returns the length of the first axis of a weight.
 
     Raises:
-        CheckpointError: If there is none.
+        CheckpointError: If it is missing.
     """
     if name not in weights or weights[name].ndim == 0:
-        raise CheckpointError(f"it should hold what is called {name} here; there is none")
+        raise CheckpointError(f"it lacks the weight of {name}")
     return len(weights[name])
 
 
@@ -96,42 +96,42 @@ def scale_of(weights: Weights) -> float:
     """Returns the logarithm of the inverse temperature in a file.
 
     Raises:
-        CheckpointError: If there is none, or it is no number.
+        CheckpointError: If it is missing or not a single number.
     """
     scale = weights.get("logit_scale")
     if scale is None or scale.numel() != 1:
-        raise CheckpointError("it should hold logit_scale, one number")
+        raise CheckpointError("it needs logit_scale, a single number")
     return float(scale)
 
 
 def part_of(facts: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Returns a part of a JSON file; nothing where there is none.
+    """Returns an object in a JSON file; empty if it is missing.
 
     Raises:
-        CheckpointError: If it is not made of names and values.
+        CheckpointError: If it is not an object.
     """
     part = facts.get(name) or {}
     if not isinstance(part, dict):
-        raise CheckpointError(f"what is beside it says {name}: {str(part)[:40]!r}, which should be names and values")
+        raise CheckpointError(f"its configuration has {name}: {str(part)[:40]!r}, which must be an object")
     return cast("dict[str, Any]", part)
 
 
 def cropped_images(size: int) -> ImagesConfig:
-    """Returns images that are cut to `size` pixels out of larger ones, CLEFT's mean and deviation."""
+    """Returns settings for images cropped to `size` pixels, with CLEFT's mean and standard deviation."""
     return ImagesConfig(size=size, stored_size=max(size, ImagesConfig.stored_size))
 
 
 def whole_images(size: int, said: Mapping[str, Any], mean: str, std: str) -> ImagesConfig:
-    """Returns images for a tower that brings them to `size` bicubically, none of them cropped.
+    """Returns settings for images resized to `size` bicubically by the tower, without cropping.
 
     Args:
-        size: Pixels at which the tower reads; images are prepared at twice as many.
-        said: What a JSON file says of their pixels; CLIP's where it is silent.
-        mean: What it calls the mean.
-        std: What it calls the standard deviation.
+        size: Input size of the tower; images are prepared at twice the size.
+        said: JSON file with the normalisation; CLIP's by default.
+        mean: Key of the mean.
+        std: Key of the standard deviation.
 
     Raises:
-        CheckpointError: If it does not say three numbers of each.
+        CheckpointError: If one of them is not three numbers.
     """
     middle, spread = _channels(said, mean, CLIP_MEAN), _channels(said, std, CLIP_STD)
     return ImagesConfig(size=2 * size, stored_size=2 * size, mean=middle, std=spread)
@@ -142,29 +142,29 @@ def _channels(said: Mapping[str, Any], name: str, silent: tuple[float, float, fl
     if not isinstance(values, list | tuple) or not all(isinstance(value, int | float) for value in values):
         values = ()
     if len(values) != 3:
-        raise CheckpointError(f"what is beside it says {name}: {said[name]!r:.40}, which should be three numbers")
+        raise CheckpointError(f"its configuration has {name}: {said[name]!r:.40}, which must be three numbers")
     return cast("tuple[float, float, float]", tuple(values))
 
 
 def side_in(said: Mapping[str, Any]) -> int:
-    """Returns the pixels at which an image tower reads, by what a JSON file says; 224 where it is silent."""
+    """Returns the input size of an image tower in a JSON file; 224 by default."""
     return number_in(said, "image_size", 224)
 
 
 def number_in(said: Mapping[str, Any], name: str, silent: int) -> int:
-    """Returns a whole number in a JSON file, or `silent` where there is none.
+    """Returns an integer in a JSON file, or `silent` if it is missing.
 
     Raises:
-        CheckpointError: If it says something else.
+        CheckpointError: If it is not an integer.
     """
     number = said.get(name, silent)
     if not isinstance(number, int):
-        raise CheckpointError(f"what is beside it says {name}: {number!r:.40}, which should be a whole number")
+        raise CheckpointError(f"its configuration has {name}: {number!r:.40}, which must be an integer")
     return number
 
 
 def without_types(weights: Weights, _size: int) -> Weights:
-    """Adds a row of zeros for token types, which the BERT of MGCA and the authors' CLIP does not have."""
+    """Adds a zero embedding of token types, which the BERT of MGCA and the authors' CLIP lacks."""
     table = f"{TEXT}embeddings.word_embeddings.weight"
     if table not in weights or weights[table].ndim != 2:
         return weights
@@ -175,7 +175,7 @@ def without_types(weights: Weights, _size: int) -> Weights:
 
 
 def norm_head_options(weights: Weights, temperature: float = 0.07) -> dict[str, Any]:
-    """Returns the settings of the joint space behind MGCA's heads."""
+    """Returns settings of the joint space with MGCA's heads."""
     return {
         "projection": "mlp-norm",
         "hidden_dim": width_of(weights, "image_projection.0.weight"),
@@ -185,12 +185,17 @@ def norm_head_options(weights: Weights, temperature: float = 0.07) -> dict[str, 
 
 
 def is_vit(weights: Weights) -> bool:
-    """Whether the image tower is a ViT; else it is a ResNet."""
+    """Whether the image tower is a ViT; otherwise it is a ResNet."""
     return f"{IMAGE}embeddings.cls_token" in weights
 
 
+# MGCA: `vit_base.ckpt` and `resnet_50.ckpt`, written by Lightning 1.5. Its BERT has six blocks, no token types, and
+# position 0 for every token, a bug of the released code that the weights depend on. Two layers for attention between
+# words and regions are in the file and unused. Source: released code, `mgca_module.py` and `backbones/`.
+
+
 def towers_of_mgca(method: Literal["mgca", "convirt"], weights: Weights, size: int) -> Settings:
-    """Towers and heads as MGCA's repository builds them, for its own method and for the baselines beside it."""
+    """Returns settings of towers and heads as in MGCA's repository, for MGCA and its baselines."""
     vit = is_vit(weights)
     return Settings(
         method=method,
@@ -216,7 +221,7 @@ def _complete_mgca(weights: Weights, size: int) -> Weights:
 
 
 def _squeeze_pointwise(name: str, tensor: Tensor) -> Tensor:
-    """Local heads are convolutions of one tap: layers with an axis too many."""
+    """Returns the weight of a local head, a convolution with kernel size 1, as a linear layer."""
     local = name.startswith(("region_projection.", "word_projection."))
     return tensor[..., 0] if local and tensor.ndim == 3 and tensor.shape[2] == 1 else tensor
 
@@ -240,6 +245,11 @@ MGCA = Layout(
 )
 
 
+# GLoRIA: `chexpert_resnet50.ckpt` and `chexpert_resnet18.ckpt`, written by Lightning 1.1. Images of 224 pixels are
+# resized to 299. Texts stay in BERT's space: words are sums of the last four layers, a text is the mean of its words.
+# BERT's pooler and the OmegaConf settings in the file are ignored. Source: released code, `gloria/models/`.
+
+
 def _gloria_settings(weights: Weights, size: int, _facts: SideFiles) -> Settings:
     return Settings(
         method="gloria",
@@ -256,7 +266,7 @@ def _gloria_settings(weights: Weights, size: int, _facts: SideFiles) -> Settings
 
 
 def _complete_gloria(weights: Weights, _size: int) -> Weights:
-    local = weights.get("region_projection.weight")  # a convolution of one tap
+    local = weights.get("region_projection.weight")  # a convolution with kernel size 1
     if local is None or local.ndim != 4 or local.shape[2:] != (1, 1):
         return weights
     return {**weights, "region_projection.weight": local[..., 0, 0]}
@@ -276,6 +286,11 @@ GLORIA = Layout(
     complete_weights=_complete_gloria,
     text_rule="release-2",
 )
+
+
+# MedCLIP: `pytorch_model.bin`, alone or in the published zip. A text is the mean of all positions of layers 1, 2 and
+# 12, including padding, so it depends on the other texts of its batch, as in training. BERT's pooler is ignored. A
+# text head with a bias, as in earlier versions, is supported. Source: released code, `medclip/modeling_medclip.py`.
 
 
 def _medclip_settings(weights: Weights, size: int, _facts: SideFiles) -> Settings:
@@ -323,6 +338,13 @@ MEDCLIP = Layout(
     settings=_medclip_settings,
     complete_weights=_complete_medclip,
 )
+
+
+# ConVIRT has no official weights; three reimplementations are supported. MedCLIP's repository: a torchvision
+# ResNet-50 whose `fc` is the head, BERT with its pooler, one linear layer each with a bias. edreisMD's: a ResNet as a
+# list of layers, the mean of BERT's tokens, two layers each; its texts were projected without gradient, so BERT and
+# the text head are untrained. MGCA's repository: MGCA's towers and heads, without local losses. Source: MedCLIP's
+# repository, commit d2f3345; edreisMD/ConVIRT-pytorch; HKU-MedAI/MGCA, `models/convirt`.
 
 
 def _convirt_of_medclip_settings(weights: Weights, size: int, _facts: SideFiles) -> Settings:
@@ -394,7 +416,7 @@ CONVIRT_MGCA = Layout(
         norm_head("img_encoder.global_embed.", "image_projection."),
         Section("text_encoder.model.", TEXT, VENDORED_BERT),
         norm_head("text_encoder.global_embed.", "text_projection."),
-        Section("", "", {r"(img|text)_encoder\.local_embed\..*": None}),  # built with the towers, never called
+        Section("", "", {r"(img|text)_encoder\.local_embed\..*": None}),  # unused
     ),
     settings=_convirt_of_mgca_settings,
     complete_weights=without_types,
@@ -402,6 +424,11 @@ CONVIRT_MGCA = Layout(
 )
 
 
+# MRM's `MRM.pth` and DINOv2 from its hub, image tower only. MRM's feature is the mean of the patches of 448-pixel
+# images resized to 224; its decoders are dropped, and so is its vocabulary, which is in another file. Files with and
+# without decoders are supported, those without only with `--method mrm`. DINOv2's positions in files without
+# registers are interpolated as on its hub. Source: released code of MRM and of CLEFT, which uses DINOv2 as its
+# ImageNet ViT.
 _MRM_MEAN = (0.4978, 0.4978, 0.4978)
 _MRM_STD = (0.2449, 0.2449, 0.2449)
 
@@ -442,10 +469,10 @@ MRM_ENCODER = MRM._replace(
 
 
 def _interpolate_positions(weights: Weights, size: int) -> Weights:
-    """Stretches positions to the patches of an image as the hub does for files without registers.
+    """Interpolates positions to the patches of an image as the hub does for files without registers.
 
-    The hub stretches by (patches + 0.1) / positions, so that every place is a little off; transformers does not. Files
-    with registers are stretched alike by both.
+    The hub scales by (patches + 0.1) / positions, so every position is slightly shifted; transformers does not. For
+    files with registers both interpolate equally.
     """
     table, filters = (weights.get(f"{IMAGE}embeddings.{name}") for name in _PLACED)
     if table is None or filters is None or table.ndim != 3 or filters.ndim != 4:
@@ -475,6 +502,10 @@ DINOV2_PLAIN = DINOV2._replace(
 )
 
 
+# The authors' CLIP, written by their code with Lightning. Images are pooled from two blocks of a masked autoencoder's
+# decoder after the ViT, with positions of the released code; its BERT has six blocks, no token types, and position 0
+# for every token. The reconstruction decoder, mask token and local heads are unused. Source: released code of CLEFT,
+# `backbones/` and `CLIP`.
 _DECODER = "image_tower.decoder."
 
 
