@@ -1,4 +1,4 @@
-"""One split: README's commands print, share, train on, evaluate and show one digest."""
+"""All commands with the same settings use the same split, by its digest."""
 
 import json
 import re
@@ -26,7 +26,7 @@ def phantoms(tmp_path_factory):
 
 
 def printed(words, capsys):
-    """The one split digest that a command prints."""
+    """Runs a command and returns the only split digest it prints."""
     capsys.readouterr()
     assert main([str(word) for word in words]) == 0
     out = capsys.readouterr()
@@ -77,7 +77,7 @@ CASES = {
 
 
 def some(cases, quick):
-    """Cases of which only the quick one is run by default."""
+    """Cases, all but the quick one marked as slow."""
     return [case if case == quick else pytest.param(case, marks=pytest.mark.slow) for case in cases]
 
 
@@ -105,7 +105,7 @@ def test_other_datasets_are_split_the_same_by_every_command(dataset, tmp_path, m
 
 
 def check_all(dataset, root, more, capsys):
-    """Checks, splits, trains and evaluates with the same words, and then names the run in place of the preset."""
+    """Runs check, split and training with the same options, and then with the run in place of the preset."""
     words = [f"--data.dataset={dataset}", f"--data.root={root}", "--data.cache=cache", *more]
     train = ["pretrain", "tiny", *words, *SHORTER, "--classes=[No Finding, Edema]", "--run=run"]
     digests = [

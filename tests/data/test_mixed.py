@@ -1,4 +1,4 @@
-"""An own table of DICOM, PNG and JPEG side by side is one dataset, whatever its files are called."""
+"""A table with DICOM, PNG and JPEG images is one dataset, whatever the file names."""
 
 import numpy as np
 import pytest

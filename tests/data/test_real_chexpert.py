@@ -1,4 +1,4 @@
-"""Golden numbers of the real CheXpert table: census, captions and splits, independent of this code's version."""
+"""Reference numbers of the real CheXpert table: counts, captions and splits."""
 
 import statistics
 import time
@@ -32,7 +32,7 @@ def shared_tables():
 
 @pytest.fixture(scope="module")
 def timed(shared_tables):
-    """All rows, whatever their projection, and the seconds of one core it took to read them."""
+    """All rows, whatever their view position, and the CPU seconds to read them."""
     start = time.process_time()
     reading = read_chexpert(replace(CONFIG, root=shared_tables, views=ALL_VIEWS), check_files=False).checked()
     return reading, time.process_time() - start
@@ -45,7 +45,7 @@ def whole(timed):
 
 @pytest.fixture(scope="module")
 def table(whole):
-    """What is left by default: see `test_laterals_and_odd_frontals_are_what_is_left_out`."""
+    """Rows kept by default: see `test_laterals_and_odd_frontals_are_what_is_left_out`."""
     return replace(whole, records=[record for record in whole.records if record.view in VIEWS])
 
 
@@ -56,7 +56,7 @@ def decided(table):
 
 @pytest.fixture(scope="module")
 def drawn(decided):
-    """Splits by recipe, each drawn once, and the slowest draw in seconds of one core."""
+    """Splits by recipe, and the CPU seconds of the slowest draw."""
     splits, slowest = {}, 0.0
     for recipe in ("5x200-strict", "5x200-paper", "5x200-images"):
         start = time.process_time()
@@ -66,7 +66,7 @@ def drawn(decided):
 
 
 def counted(records):
-    """Finding to images with 1, -1, 0 and nothing. Records with equal labels share one mapping, looked at once."""
+    """Numbers of images with 1, -1, 0 and blank, by finding. Records with equal labels share one mapping."""
     times = Counter(id(record.labels) for record in records)
     mappings = {id(record.labels): record.labels for record in records}
     counts = {finding: Counter() for finding in FINDINGS}
@@ -88,7 +88,7 @@ def pools(decided):
 
 @pytest.fixture(scope="module")
 def alone(whole):
-    """Images of any projection with 1 for the finding, and neither 1 nor -1 for another but `No Finding`."""
+    """Images of any view with 1 for the finding, and neither 1 nor -1 for others except `No Finding`."""
     images = {finding: [] for finding in FIVE}
     for record in whole.records:
         not_absent = [name for name, code in record.labels.items() if code != 0 and name != "No Finding"]
@@ -97,8 +97,8 @@ def alone(whole):
     return images
 
 
+@pytest.mark.benchmark
 def test_all_rows_are_read_and_split_in_seconds(timed, drawn):
-    """Seconds of work are bounded, whoever else works on the machine."""
     assert timed[1] < 60
     assert drawn[1] < 20
 
@@ -279,7 +279,7 @@ def test_a_validation_set_drawn_by_image_shares_most_of_its_patients(drawn):
 
 
 def test_leaks_are_those_counted(drawn):
-    """Patients, of how many, their images in the other part, and how many of these are from the same study."""
+    """Shared patients, all patients, images in the other part, and images of the same study."""
     assert measure_leakage(drawn[0]["5x200-strict"]) == []
     assert measure_leakage(drawn[0]["5x200-paper"]) == [
         Leakage("test", "train", 671, 966, 4_612, 36),

@@ -1,4 +1,4 @@
-"""Golden numbers of RSNA's real tables, and its real headers: independent of this code's version."""
+"""Reference numbers of RSNA's real tables and headers."""
 
 from dataclasses import replace
 

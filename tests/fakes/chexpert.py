@@ -1,6 +1,6 @@
 """Writes the real folder structure of CheXpert-v1.0 with invented patients and gray squares for images.
 
-Built to show what a reader must cope with: release prefixes that differ from the folder on disk and within a
+It has the oddities of the real data: release prefixes that differ from the folder on disk and within a
 table, laterals, frontals marked LL, an unknown sex, and present, absent, uncertain and blank labels side by side.
 """
 

@@ -1,8 +1,8 @@
-"""Writes the folder structure of EMBED with invented patients; the image files hold nothing.
+"""Writes the folder structure of EMBED with invented patients; the image files are empty.
 
-Built to show what a reader must cope with: ids of 16 digits and more, findings of one breast, both and no side, exams
-whose other breast nobody mentions, several findings of one breast, a man, synthetic images, magnified views, foreign
-folders in front of the paths.
+It has the oddities of the real data: ids of 16 digits and more, findings of one side, both and none, exams with findings
+of one breast only, several findings of one breast, a male patient, synthesised views, magnified views, other folders
+before the cohort in paths.
 """
 
 from collections.abc import Mapping, Sequence
@@ -78,7 +78,7 @@ def finding_row(
 
 
 def both_breasts(**more: str) -> list[Row]:
-    """A file of each breast, called `left` and `right`."""
+    """One file per breast, named `left` and `right`."""
     return [file_row("left", side="L", **more), file_row("right", side="R", **more)]
 
 

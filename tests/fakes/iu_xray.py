@@ -1,7 +1,7 @@
-"""Writes IU X-ray as Open-i offers it (XML with PNG or DICOM) or as Kaggle does (two tables with PNG), all invented.
+"""Writes IU X-ray like Open-i (XML with PNG or DICOM) or Kaggle (two tables with PNG), with invented content.
 
-Built to show what a reader must cope with: two views of a report, a report without images, without text, with an empty
-section, places that de-identification took out, and index terms with qualifiers.
+It has the oddities of the real data: two views of a report, a report without images, without text, with an empty
+section, text removed by de-identification, and index terms with qualifiers.
 """
 
 import csv
@@ -40,12 +40,12 @@ def odd_reports() -> list[Report]:
 
 
 def image_ids(report: Report) -> list[str]:
-    """The common part of the names of its images."""
+    """Common part of its image names."""
     return [f"{report.number}_IM-{report.number:04d}-{view + 1}001" for view in range(len(report.views))]
 
 
 def as_xml(report: Report, head: str = '<?xml version="1.0" encoding="utf-8"?>') -> str:
-    """A report as Open-i writes it."""
+    """A report as XML in the form of Open-i."""
     sections = {
         "COMPARISON": "None.",
         "INDICATION": report.indication,

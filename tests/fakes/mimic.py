@@ -1,8 +1,8 @@
 """Writes the folder structure of MIMIC-CXR-JPG, or of MIMIC-CXR with DICOM files, with invented patients and reports.
 
-Built to show what a reader must cope with: labels and reports by study and views by image, empty and lateral views,
+It has the oddities of the real data: labels and reports by study and views by image, empty and lateral views,
 uncertain labels, a study without labels and one without a report, combined, misspelt and missing headings, a page break
-in a report, places that de-identification took out.
+in a report, text removed by de-identification.
 """
 
 import csv
@@ -29,15 +29,15 @@ class Study(NamedTuple):
     subject: str
     study: str
     views: Sequence[str]
-    """`ViewPosition` of each image; `/meaning` behind it gives the view's code."""
+    """`ViewPosition` of each image; `/meaning` after it gives the meaning of the view code."""
     labels: dict[str, str] | None
-    """Finding to code; None where the label table has no such study."""
+    """Code by finding; None if the label table does not have the study."""
     report: str | None
     part: str = "train"
 
 
 def final(*sections: str) -> str:
-    """A report as it is written: every line begins with a blank."""
+    """The text of a report; as in MIMIC-CXR, every line begins with a space."""
     return "                                 FINAL REPORT\n " + "\n \n ".join(sections) + "\n"
 
 
@@ -85,12 +85,12 @@ def odd_studies() -> list[Study]:
 
 
 def image_id(study: Study, number: int) -> str:
-    """A `dicom_id`: five groups of eight."""
+    """A `dicom_id`: five groups of eight characters."""
     return "-".join([study.study, *(f"{number:08x}",) * 4])
 
 
 def text_path(study: Study) -> str:
-    """Where its report lies below `files`."""
+    """Path of the report below `files`."""
     return f"p{study.subject[:2]}/p{study.subject}/s{study.study}.txt"
 
 

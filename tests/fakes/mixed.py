@@ -1,4 +1,4 @@
-"""Writes an own table whose images are DICOM, PNG and JPEG side by side, with and without endings.
+"""Writes a user's table with DICOM, PNG and JPEG images, with and without extensions.
 
 Every text that may not leak is a canary: in DICOM headers (`tests.fakes.dicom.CANARIES`), in columns that begin with
 `_`, in the ids of patients, in the names of files, and in reports.
@@ -14,7 +14,7 @@ from tests.fakes.dicom import dicom_bytes
 
 PATIENT, FILE, REMARK, BIRTH = "SISKINPATIENT", "FINCHFILE", "LINNET Remark", "1877-08-09"
 NAMED = "HOOPOENAME"
-"""Somebody whom a report names."""
+"""Name of a person in a report."""
 LEAKS = (PATIENT, FILE, REMARK, BIRTH, NAMED, NAMED.lower())
 """Canaries of the table; those of the headers are `tests.fakes.dicom.LEAKS`."""
 FINDINGS = ("Edema", "Pleural Effusion")
@@ -22,7 +22,7 @@ KINDS = ("png", "jpeg", "png 16 bit", "dicom", "dicom, bright is low", "dicom, p
 
 
 def scene(number: int, shape=(72, 64)):
-    """Gray levels 0 to 255: a slope with noise, and bright stripes for the findings an image shows."""
+    """Gray levels 0 to 255: a gradient with noise, and a bright stripe for each finding."""
     rows, columns = np.mgrid[0 : shape[0], 0 : shape[1]]
     pixels = rows * 90 // shape[0] + columns * 40 // shape[1]
     pixels = pixels + np.random.default_rng(number).integers(0, 30, shape)
@@ -33,7 +33,7 @@ def scene(number: int, shape=(72, 64)):
 
 
 def labels_of(number: int) -> tuple[int, int]:
-    """Edema or effusion, in turn."""
+    """Edema and effusion, alternating."""
     return (1, 0) if number % 2 else (0, 1)
 
 

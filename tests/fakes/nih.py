@@ -1,6 +1,6 @@
 """Writes the folder structure of ChestX-ray14 with invented patients.
 
-Built to show what a reader must cope with: a header that its own commas tear apart, several labels in a cell, images in
+It has the oddities of the real data: a header with commas inside brackets, several labels in a cell, images in
 twelve folders, the official lists, an image in RGBA.
 """
 

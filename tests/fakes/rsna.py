@@ -1,7 +1,7 @@
 """Writes the folder structure of RSNA's challenge with invented patients.
 
-Built to show what a reader must cope with: several boxes of an image, headers in which ages lack their unit or are
-impossible, an image that is not on disk, and names that say nothing about patients.
+It has the oddities of the real data: several boxes of an image, headers in which ages lack their unit or are
+impossible, an image that is not on disk, and names without relation to patients.
 """
 
 import json
@@ -20,7 +20,7 @@ Row = dict[str, str]
 
 
 def name_of(number: int) -> str:
-    """The `patientId` of the image of that number, as the challenge forms them."""
+    """The `patientId` of an image by number, in the form of the challenge."""
     return f"{number:08x}-0000-4000-8000-{number:012x}"
 
 
@@ -70,12 +70,12 @@ def write_fake_rsna(
 
 
 def write_people(path: Path, people: Mapping[int, int]) -> Path:
-    """Writes `nih_patients.csv`: number of an image to number of its patient."""
+    """Writes `nih_patients.csv`: number of the patient by number of the image."""
     return write_csv(path, [{"patientId": name_of(n), "nih_patient": str(p)} for n, p in people.items()])
 
 
 def write_matches(path: Path, people: Mapping[int, tuple[int, float]]) -> Path:
-    """Writes `rsna_nih_match.csv`: number of an image to number of its patient and the error of the match."""
+    """Writes `rsna_nih_match.csv`: number of the patient and error of the match by number of the image."""
     rows = [
         {
             "patientId": name_of(number),

@@ -1,4 +1,4 @@
-"""Labels of other programs, matched by path: whatever the order, the prefix and the number of their rows."""
+"""Reader of CheXpert: layouts of the releases, and labels of other tables matched by path."""
 
 import hashlib
 import random
@@ -306,7 +306,7 @@ def test_a_path_of_another_form_is_a_fault(tmp_path, text):
 
 IMAGES = [row["Path"].partition("train/")[2] for row in odd_rows()]
 OTHERS = {image: {FINDINGS[number]: "1.0", "Fracture": "-1.0"} for number, image in enumerate(IMAGES)}
-"""One finding of its own for each image, so that a row in the wrong place cannot hide."""
+"""Each image has a different finding, so that a wrongly matched row is detected."""
 
 
 def labels_of(reading):

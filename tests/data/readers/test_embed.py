@@ -22,7 +22,7 @@ def present(record):
 
 
 def scores(reading):
-    """Which class of BI-RADS each image shows, by the name of its file."""
+    """BI-RADS class of each image, by file name."""
     return {
         record.image.stem: next((name for name in present(record) if name in BIRADS_CLASSES), None)
         for record in reading.records
@@ -424,5 +424,5 @@ def test_the_tables_of_the_complete_release_are_read_in_seconds(tmp_path):
     write_csv(tmp_path / "tables" / "EMBED_OpenData_clinical.csv", findings)
     started = time.perf_counter()
     reading = read_embed(DataConfig(dataset="embed", root=tmp_path, caption="natural"), check_files=False).reading
-    assert time.perf_counter() - started < 40  # 8 seconds where nothing else runs
+    assert time.perf_counter() - started < 40  # 8 seconds on an idle machine
     assert len(reading.records) == 240_000

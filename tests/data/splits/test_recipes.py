@@ -31,7 +31,7 @@ def record(name, patient, labels=None, *, view="AP", uncertain=(), split=None):
 
 
 def people(sizes):
-    """Patients p0, p1, … with that many images each."""
+    """Patients p0, p1, … with the given numbers of images."""
     return [record(f"p{p}-{i}", f"p{p}") for p, size in enumerate(sizes) for i in range(size)]
 
 
@@ -40,7 +40,7 @@ def reading(records):
 
 
 def exclusive(count):
-    """As many images per class that show it alone, two to a patient."""
+    """The given number of images per class with this finding only, two per patient."""
     return [
         record(f"{name}{i}", f"{name}{i // 2}", {name: 1.0, "Fracture": 0.0})
         for name in CLASSES_5X200
@@ -155,7 +155,7 @@ def test_5x200_paper_removes_images_only_and_counts_shared_patients():
 
 
 def told(**sizes):
-    """Images of a patient each, as many for each part as said; `none` names no part."""
+    """Images of one patient each, with the given number per split; `none` has no split."""
     return [
         record(f"{part}{i}", f"{part}{i}", split=None if part == "none" else part)
         for part, size in sizes.items()
@@ -324,7 +324,7 @@ def image(name, patient, sick):
 
 
 def population(patients=60, sick=1, well=3):
-    """Patients with that many images of either kind."""
+    """Patients with the given numbers of positive and negative images."""
     return [
         image(f"{kind}{p}-{i}", str(p), kind == "sick")
         for p in range(patients)

@@ -1,4 +1,4 @@
-"""Split files: the same split on another machine, with ids or their digests, and every way to be turned down."""
+"""Split files: reproduction on another machine, with ids or digests, and files that are refused."""
 
 import gzip
 import hashlib
@@ -105,7 +105,7 @@ def test_the_digest_of_an_id_is_the_scrypt_that_the_file_describes(tmp_path):
     }
     assert expected == {*tree["train"], *tree["val"], *tree["test"]}
     assert how["name"] == "scrypt"
-    assert how["n"] * how["r"] * 128 >= 1 << 19  # memory of a guess
+    assert how["n"] * how["r"] * 128 >= 1 << 19  # memory per guess
 
 
 def test_a_file_of_an_earlier_version_with_sha256_is_still_read(tmp_path):
@@ -140,7 +140,7 @@ def test_matched_digests_are_cached_and_a_damaged_cache_is_ignored(tmp_path, mon
     (kept,) = (tmp_path / "cache" / "splits").iterdir()
     assert kept.stat().st_mode & 0o077 == 0
     with monkeypatch.context() as patched:
-        patched.setattr("cleft.data.splits.split_file.IdHash.digests", None)  # called it would fail
+        patched.setattr("cleft.data.splits.split_file.IdHash.digests", None)  # fails if called
         assert split_records(reading(RECORDS[::-1]), config).digest == drawn.digest
     kept.write_text(kept.read_text().replace(RECORDS[0].id, "p999-0"))
     assert split_records(reading(RECORDS), config).digest == drawn.digest

@@ -1,4 +1,4 @@
-"""Fractions of the training data: nested, whole patients, classes in their shares, the same everywhere."""
+"""Subsets: nested fractions by patient and class, and equal numbers per class."""
 
 import random
 from collections import Counter
@@ -26,7 +26,7 @@ def record(name, patient, *present):
 
 
 def people(sizes, each=lambda patient: CLASSES[patient % 2 :][:1]):
-    """Patients p0, p1, … with that many images each."""
+    """Patients p0, p1, … with the given numbers of images."""
     return [record(f"p{p}-{i}", f"p{p}", *each(p)) for p, size in enumerate(sizes) for i in range(size)]
 
 
@@ -64,7 +64,7 @@ def test_every_class_gives_its_share_to_within_a_patient():
 
 def test_a_patient_belongs_to_the_rarest_class_of_any_image():
     both = [record("a", "p", "Edema"), record("b", "p", "Fracture"), *people([1] * 40, lambda _: ("Edema",))]
-    # One patient shows a fracture: his place is the middle of his class, whatever the other class has.
+    # The only patient with a fracture is at the middle of that class, whatever the other class.
     assert {"a", "b"} <= ids(take_fraction(both, 0.51, CLASSES))
     with pytest.raises(DataError, match=r"leaves none for Fracture \(1 image in all\)"):
         take_fraction(both, 0.5, CLASSES)

@@ -1,4 +1,4 @@
-"""A table may be packed; whatever is packed with it, or in another way, is refused with a sentence."""
+"""CSV tables, plain, compressed or alone in a zip archive; other files are refused."""
 
 import gzip
 import hashlib
@@ -139,9 +139,11 @@ def test_the_digest_is_that_of_the_file(tmp_path):
 
 
 def test_twenty_lines_are_named_and_the_rest_counted():
-    sentence = Fault("label", "bad", "fix it", range(1, 26)).message(Path("t.csv"))  # a test's folder has numbers too
-    assert "19, 20 and 5 more: bad; fix it" in sentence
-    assert "21" not in sentence
+    message = Fault("label", "bad", "fix it", range(1, 26)).message(
+        Path("t.csv")
+    )  # the folder of a test has numbers too
+    assert "19, 20 and 5 more: bad; fix it" in message
+    assert "21" not in message
 
 
 def test_the_error_has_the_first_fault_and_counts_the_others(tmp_path):

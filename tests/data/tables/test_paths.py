@@ -27,7 +27,7 @@ def test_paths_are_normalised():
 
 @pytest.mark.parametrize("count", [3, 30])
 def test_files_differ_from_folders_and_missing_paths(tmp_path, count):
-    """Few files are asked for one by one, many are listed; both ways agree."""
+    """A few files are looked up one by one, many are listed; both give the same result."""
     paths = [tmp_path / f"{i}.png" for i in range(count)]
     for path in paths[1:]:
         path.touch()

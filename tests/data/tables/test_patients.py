@@ -1,4 +1,4 @@
-"""One id in several spellings: one person, or a fault that names the spellings and their lines."""
+"""Ids in several spellings, lists of excluded patients, and usual column names."""
 
 import dataclasses
 from pathlib import Path

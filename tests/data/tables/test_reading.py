@@ -1,4 +1,4 @@
-"""Lists of test images in every form they come in, and every way in which they do not fit the table."""
+"""Test lists in every supported form, and lists that do not match the table."""
 
 import pytest
 from tests.fakes.chexpert import chexpert_row, write_csv, write_fake_chexpert
