@@ -1,8 +1,8 @@
 """Writes the folder structure of EMBED with invented patients; the image files are empty.
 
-It has the oddities of the real data: ids of 16 digits and more, findings of one side, both and none, exams with findings
-of one breast only, several findings of one breast, a male patient, synthesised views, magnified views, other folders
-before the cohort in paths.
+It has the oddities of the real data: ids of 16 digits and more, findings of one side, both and none, exams with
+findings of one breast only, several findings of one breast, a male patient, synthesised views, magnified views, and
+other folders before the cohort in paths.
 """
 
 from collections.abc import Mapping, Sequence

@@ -20,8 +20,7 @@ from cleft.config import (
 from cleft.data.readers.chexpert import read_chexpert
 from cleft.data.readers.embed import TERMS as EMBED_TERMS
 from cleft.data.readers.embed import read_embed
-from cleft.data.readers.embed_captions import BIRADS_CLASSES, DENSITY_CLASSES
-from cleft.data.readers.embed_captions import OPENING as MAMMOGRAM_OPENING
+from cleft.data.readers.embed_captions import BIRADS_CLASSES, DENSITY_CLASSES, MAMMOGRAM_PREFIX
 from cleft.data.readers.embed_captions import PHRASES as MAMMOGRAM_PHRASES
 from cleft.data.readers.iu_xray import read_iu_xray
 from cleft.data.readers.manifest import read_manifest
@@ -72,7 +71,7 @@ DATASETS: dict[str, Dataset] = {
     "chexpert": Dataset(reader=read_chexpert, classes=("chexpert-5",)),
     "embed": Dataset(
         reader=read_embed,
-        prompt_prefix=MAMMOGRAM_OPENING,
+        prompt_prefix=MAMMOGRAM_PREFIX,
         classes=("birads-7",),
         license_terms=EMBED_TERMS,
         phrases=MAMMOGRAM_PHRASES,

@@ -3,7 +3,7 @@ from tests.fakes.embed import DIAGNOSTIC, file_row, finding_row, write_fake_embe
 
 from cleft.config import DataConfig
 from cleft.data.readers.embed import read_embed
-from cleft.data.readers.embed_captions import OPENING, Facts, mammogram_caption
+from cleft.data.readers.embed_captions import MAMMOGRAM_PREFIX, Facts, mammogram_caption
 
 KNOWN = Facts(
     birads=4,
@@ -23,7 +23,7 @@ KNOWN = Facts(
 
 def test_the_simple_caption_begins_as_class_prompts_do():
     assert mammogram_caption(KNOWN, "simple") == (
-        f"{OPENING} breast tissue density 3 heterogeneously dense with birads score 4 suspicious abnormality"
+        f"{MAMMOGRAM_PREFIX} breast tissue density 3 heterogeneously dense with birads score 4 suspicious abnormality"
     )
 
 

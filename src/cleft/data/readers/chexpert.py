@@ -213,9 +213,9 @@ def _match_notes(
 
 def table_folders(root: Path) -> list[Path]:
     """Returns the folders that may contain a label table, given the folder of a release or its parent."""
-    homes = [root, *sorted(root.glob(_CONTAINER))]
-    inner = [folder for home in homes for folder in [*(home / name for name in _RELEASES), *_batches(home)]]
-    return [folder for folder in [*homes, *inner] if folder.is_dir()]
+    bases = [root, *sorted(root.glob(_CONTAINER))]
+    inner = [folder for home in bases for folder in [*(home / name for name in _RELEASES), *_batches(home)]]
+    return [folder for folder in [*bases, *inner] if folder.is_dir()]
 
 
 def locate_images(root: Path, table: Path, ids: Sequence[str]) -> list[str]:

@@ -110,7 +110,7 @@ DISTRIBUTIONS: Mapping[str, str] = {
 
 Style = Literal["simple", "sided", "natural", "structured"]
 
-OPENING = "this is a breast 2d full field digital mammogram of a patient with"
+MAMMOGRAM_PREFIX = "this is a breast 2d full field digital mammogram of a patient with"
 """First words of class prompts and of captions in the style `simple`."""
 
 NAMES_SIDE = ("sided", "natural", "structured")
@@ -166,7 +166,7 @@ def mammogram_caption(facts: Facts, style: Style) -> str:
     """Returns the caption of an image.
 
     Example:
-        >>> mammogram_caption(Facts(birads=5), "simple").removeprefix(OPENING)
+        >>> mammogram_caption(Facts(birads=5), "simple").removeprefix(MAMMOGRAM_PREFIX)
         ' birads score 5 highly suggestive of malignancy'
         >>> mammogram_caption(Facts(density=1, side="L", view="CC"), "sided")[49:]
         'of a patient on side left with view cc with breast tissue density 1 almost entirely fat'

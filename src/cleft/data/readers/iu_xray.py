@@ -336,8 +336,8 @@ def _find_images(root: Path, folders: Sequence[Path], given: Path | None) -> _Im
     """Reads Open-i's XML files if there are any, else Kaggle's tables."""
     if given is not None and not given.is_dir():
         raise ConfigError(f"no folder {given}; set data.reports to the folder of the XML files, or omit it")
-    homes = [given] if given is not None else [folder / FOLDER for folder in folders] + [root]
-    paths = next((found for home in homes if (found := report_files(home))), [])
+    candidates = [given] if given is not None else [folder / FOLDER for folder in folders] + [root]
+    paths = next((found for home in candidates if (found := report_files(home))), [])
     reports, listed = find_file(folders, REPORTS), find_file(folders, PROJECTIONS)
     projections = None if listed is None else read_projections(listed)
     if paths:

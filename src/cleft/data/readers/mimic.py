@@ -114,15 +114,15 @@ def read_mimic(config: DataConfig, *, check_files: bool = True) -> ReaderResult:
     root = require_root(config)
     folders = folders_below(root)
     path = _find_image_list(root, folders, config.table)
-    homes = list(dict.fromkeys([path.parent, *folders]))
+    search_folders = list(dict.fromkeys([path.parent, *folders]))
     table, faults = read_table(path)
     images = read_images(table)
-    official = read_official_split(find_named(homes, "split"), images.names)
-    labels = read_labels(find_named(homes, LABELS.get(config.label_source, config.label_source)), images)
+    official = read_official_split(find_named(search_folders, "split"), images.names)
+    labels = read_labels(find_named(search_folders, LABELS.get(config.label_source, config.label_source)), images)
     valid = np.flatnonzero(images.valid)
     studies = {images.studies[row]: images.subjects[row] for row in valid.tolist()}
-    reports = read_reports(config.reports, homes, studies, config.report_sections)
-    files = _image_paths(homes, images, valid, check_files=check_files)
+    reports = read_reports(config.reports, search_folders, studies, config.report_sections)
+    files = _image_paths(search_folders, images, valid, check_files=check_files)
     present = are_files(files) if check_files else None
     headers: dict[str, Header] = {}
     if present is not None and not any(images.views):
@@ -152,7 +152,7 @@ def read_mimic(config: DataConfig, *, check_files: bool = True) -> ReaderResult:
             _size_note(table, images),
             *official.notes,
             *labels.notes,
-            *([no_reports_note(homes)] if reports is None else _report_notes(reports, studies)),
+            *([no_reports_note(search_folders)] if reports is None else _report_notes(reports, studies)),
             *report_notes(rows.reports),
             *header_notes(headers.values()),
         ],
@@ -483,7 +483,9 @@ def _find_image_list(root: Path, folders: Sequence[Path], name: str | None) -> P
     return find_named(folders, "metadata") or find_named(folders, RECORDS) or find_table(root, folders, TABLE)
 
 
-def _image_paths(homes: Sequence[Path], images: Images, valid: NDArray[np.int64], *, check_files: bool) -> list[str]:
+def _image_paths(
+    search_folders: Sequence[Path], images: Images, valid: NDArray[np.int64], *, check_files: bool
+) -> list[str]:
     """Returns the path of each image; folder and extension are found by probing a few of them.
 
     Raises:
@@ -495,7 +497,7 @@ def _image_paths(homes: Sequence[Path], images: Images, valid: NDArray[np.int64]
             images.names, images.subjects, images.studies, images.valid.tolist(), strict=True
         )
     ]
-    tried = [folder / name for folder in homes for name in ("files", ".")]
+    tried = [folder / name for folder in search_folders for name in ("files", ".")]
     probes = valid[:: max(1, len(valid) // _PROBES)].tolist()
     for folder in tried if check_files else ():
         for extension in _EXTENSIONS:

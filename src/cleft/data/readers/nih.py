@@ -207,21 +207,21 @@ def locate_images(folders: Sequence[Path], ids: Sequence[str]) -> tuple[list[str
         DataError: If none of them exists.
     """
     folder_of: dict[str, str] = {}
-    homes = list(dict.fromkeys(_image_folders(folders)))
-    for home in homes:
+    candidates = list(dict.fromkeys(_image_folders(folders)))
+    for home in candidates:
         with os.scandir(home) as entries:
             for entry in entries:
                 if entry.name.endswith(".png") and entry.is_file():
                     folder_of.setdefault(entry.name, home)
     present = np.array([name in folder_of for name in ids], dtype=bool)
     if ids and not present.any():
-        tried = ", ".join(homes[:4]) or ", ".join(str(folder / "images") for folder in folders[:2])
+        tried = ", ".join(candidates[:4]) or ", ".join(str(folder / "images") for folder in folders[:2])
         raise DataError(
             f"none of {count(len(ids), 'image')} is on disk; looked in {tried}; set data.root to the folder with "
             "images/ or images_001/ to images_012/",
             reason="missing",
         )
-    otherwise = homes[0] if homes else str(folders[0] / "images")
+    otherwise = candidates[0] if candidates else str(folders[0] / "images")
     return [f"{folder_of.get(name, otherwise)}/{name}" for name in ids], present
 
 

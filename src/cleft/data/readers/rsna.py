@@ -104,11 +104,11 @@ def read_rsna(config: DataConfig, *, check_files: bool = True) -> ReaderResult:
     table, faults = read_table(path)
     raise_faults(path, missing_columns(table.columns, ["patientId", *BOX, "Target"]))
     labels, wrong = read_labels(table)
-    homes = list(dict.fromkeys([path.parent, *folders]))
-    detailed = find_file(homes, DETAILS)
+    searched = list(dict.fromkeys([path.parent, *folders]))
+    detailed = find_file(searched, DETAILS)
     details = Details() if detailed is None else read_details(detailed, labels)
-    patients = assign_patients(find_mapping(config.patient_mapping, homes), labels.names, config.max_invalid)
-    folder = _find_images(homes, labels.names) if check_files else str(path.parent / IMAGES)
+    patients = assign_patients(find_mapping(config.patient_mapping, searched), labels.names, config.max_invalid)
+    folder = _find_images(searched, labels.names) if check_files else str(path.parent / IMAGES)
     files = [f"{folder}/{name}.dcm" for name in labels.names]
     present = are_files(files) if check_files else None
     headers = {} if present is None else read_dataset_headers(config, compress(files, present.tolist()))
@@ -138,7 +138,7 @@ def read_rsna(config: DataConfig, *, check_files: bool = True) -> ReaderResult:
             *details.notes,
             *patients.notes,
             *header_notes(headers.values()),
-            *_unlabelled_note(homes),
+            *_unlabelled_note(searched),
         ],
         faults=[*faults, *wrong, *patients.faults],
         rejected={**({"duplicate": labels.repeated} if labels.repeated else {}), **patients.rejected},
@@ -454,14 +454,14 @@ def _is_empty(box: Sequence[float | None]) -> bool:
     return all(side is None for side in box)
 
 
-def _find_images(homes: Sequence[Path], names: Sequence[str]) -> str:
+def _find_images(searched: Sequence[Path], names: Sequence[str]) -> str:
     """Returns the folder of the images; it is found by probing a few of them.
 
     Raises:
         DataError: If none of the probed images exists.
     """
     probes = names[:: max(1, len(names) // _PROBES)]
-    tried = [place for home in homes for place in (home / IMAGES, home / IMAGES / IMAGES)]
+    tried = [path for folder in searched for path in (folder / IMAGES, folder / IMAGES / IMAGES)]
     for folder in tried:
         if any((folder / f"{name}.dcm").is_file() for name in probes):
             return str(folder)
@@ -480,9 +480,9 @@ def _size_note(name: str, labels: Labels) -> str:
     )
 
 
-def _unlabelled_note(homes: Sequence[Path]) -> list[str]:
-    for home in homes:
-        number = sum(1 for path in (home / UNLABELLED).glob("*.dcm") if not is_junk(path.name))
+def _unlabelled_note(searched: Sequence[Path]) -> list[str]:
+    for folder in searched:
+        number = sum(1 for path in (folder / UNLABELLED).glob("*.dcm") if not is_junk(path.name))
         if number:
             are = verb(number, "is", "are")
             return [f"{count(number, 'image')} in {UNLABELLED} {are} without labels and {are} not read"]

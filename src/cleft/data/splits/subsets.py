@@ -53,25 +53,25 @@ def ids_digest(ids: Iterable[str]) -> str:
 def take_patients(records: Sequence[Record], target: int, salt: str) -> set[str]:
     """Takes all images of patients, in hash order, until there are `target` images.
 
-    A patient with too many images is skipped. If all are, the first of the patients with the fewest images is taken, so
-    that a requested split is never empty.
+    A patient with too many images is skipped. If all are, the first of the patients with the fewest images is selected,
+    so that a requested split is never empty.
 
     Returns:
-        Ids of the images taken.
+        Ids of the images selected.
     """
     images: dict[str, list[str]] = {}
     for record in records:
         images.setdefault(record.patient, []).append(record.id)
     order = sorted(images, key=lambda patient: order_key(salt, patient))
-    taken: list[str] = []
+    selected: list[str] = []
     for patient in order:
-        if len(taken) == target:
+        if len(selected) == target:
             break
-        if len(taken) + len(images[patient]) <= target:
-            taken += images[patient]
-    if target and not taken and len(order) > 1:
-        taken = images[min(order, key=lambda patient: len(images[patient]))]
-    return set(taken)
+        if len(selected) + len(images[patient]) <= target:
+            selected += images[patient]
+    if target and not selected and len(order) > 1:
+        selected = images[min(order, key=lambda patient: len(images[patient]))]
+    return set(selected)
 
 
 def image_count(fraction: float, images: int) -> int:
@@ -168,22 +168,22 @@ def draw_per_class(
         if place is not None:
             pools[classes[place]].append(record)
     drawn = {name: _draw(pool, per_class, per_patient, f"{salt}|{name}") for name, pool in pools.items()}
-    short = {name: taken for name, taken in drawn.items() if len(taken) < per_class}
+    short = {name: selected for name, selected in drawn.items() if len(selected) < per_class}
     if short:
         found = ", ".join(
-            f"{name} {len(taken):,} (of {count(len(pools[name]), 'image')} of "
+            f"{name} {len(selected):,} (of {count(len(pools[name]), 'image')} of "
             f"{count(len({record.patient for record in pools[name]}), 'patient')})"
-            for name, taken in short.items()
+            for name, selected in short.items()
         )
-        most = min(len(taken) for taken in short.values())
+        most = min(len(selected) for selected in short.values())
         fewer = f"set --per-class {most}, allow more with --per-patient" if most else "take other images"
         raise DataError(
             f"{count(per_class, 'image')} of each class, at most {per_patient} per patient, are not available: "
             f"{found}; {fewer}, or name the other classes with --classes",
             reason="too-few",
         )
-    taken = {record.id for part in drawn.values() for record in part}
-    return [record for record in records if record.id in taken]
+    selected = {record.id for part in drawn.values() for record in part}
+    return [record for record in records if record.id in selected]
 
 
 def class_sizes(records: Sequence[Record], classes: Sequence[str]) -> dict[str, tuple[int, int]]:
@@ -200,15 +200,15 @@ def class_sizes(records: Sequence[Record], classes: Sequence[str]) -> dict[str, 
 
 def _draw(pool: Sequence[Record], count: int, per_patient: int, salt: str) -> list[Record]:
     """Takes images in hash order, at most `per_patient` of each patient."""
-    taken: list[Record] = []
+    selected: list[Record] = []
     had: Counter[str] = Counter()
     for record in sorted(pool, key=lambda record: order_key(salt, record.id)):
-        if len(taken) == count:
+        if len(selected) == count:
             break
         if had[record.patient] < per_patient:
             had[record.patient] += 1
-            taken.append(record)
-    return taken
+            selected.append(record)
+    return selected
 
 
 _PAIRS = (("test", "train"), ("test", "val"), ("val", "train"))
