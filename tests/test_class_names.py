@@ -30,7 +30,7 @@ NAMES = ("Effusion, left", "Edema", 'so-called "haze", mild', "Crohn's disease")
         ("", []),
     ],
 )
-def test_commas_separate_and_quotes_hold_together(text, values):
+def test_commas_separate_and_quotes_group(text, values):
     assert split_list(text) == values
     assert merge_overrides(Settings(), [f"--classes=[{text}]"]).classes == tuple(values)
     assert parse_classes(text) == tuple(values)
@@ -49,7 +49,7 @@ def test_a_quote_that_is_not_closed_is_refused(text):
         split_list(text)
 
 
-def test_a_part_of_a_name_that_holds_a_comma_is_told_of_the_quotes():
+def test_part_of_a_name_with_comma_suggests_quotes():
     assert resolve_classes('"Effusion, left",edema', NAMES) == NAMES[:2]
     with pytest.raises(
         ConfigError, match="that name contains a comma; put it in quotes: --classes '\"Effusion, left\"'"
@@ -57,7 +57,7 @@ def test_a_part_of_a_name_that_holds_a_comma_is_told_of_the_quotes():
         resolve_classes("Effusion, left,Edema", NAMES)
 
 
-def test_a_table_with_such_a_finding_is_trained_on_and_asked_about(tmp_path, capsys):
+def test_finding_with_comma_is_trained_and_evaluated(tmp_path, capsys):
     root = write_drawings(tmp_path / "drawings", patients=40)
     table = root / "manifest.csv"
     table.write_text(table.read_text().replace("Edema", '"Effusion, left"', 1))

@@ -47,7 +47,7 @@ def walk(tmp_path_factory):
     return home
 
 
-def test_the_walk_ends_in_one_page_that_asks_nothing_of_the_network(walk):
+def test_report_is_one_page_without_external_resources(walk):
     page = (walk / "page.html").read_text()
     assert "zero-shot" in page
     assert "not a medical device" in page.lower()
@@ -55,13 +55,13 @@ def test_the_walk_ends_in_one_page_that_asks_nothing_of_the_network(walk):
     assert not re.search(r'<(link|script|img|iframe)[^>]+(href|src)="(?!data:)', page)
 
 
-def test_a_folder_of_runs_is_one_page_about_them_all(walk, capsys):
+def test_folder_of_runs_gives_one_page(walk, capsys):
     assert main(["report", str(walk), "--out", str(walk / "all.html")]) == 0
     assert "one and two" in (walk / "all.html").read_text()
     assert "open it in a browser" in capsys.readouterr().out
 
 
-def test_a_result_of_real_verbs_becomes_a_study(walk, tmp_path, capsys):
+def test_result_file_becomes_a_cell_of_a_study(walk, tmp_path, capsys):
     run = walk / "two" / "results"
     (tmp_path / "runs").mkdir()
     for path in run.glob("*.json"):
@@ -77,13 +77,13 @@ def test_a_result_of_real_verbs_becomes_a_study(walk, tmp_path, capsys):
     assert "Embedding map of CLEFT-LoRA" in page
 
 
-def test_stage_one_and_two_leave_folders_that_hold_a_model(walk):
+def test_both_stages_write_a_model_folder(walk):
     for run in ("one", "two"):
         names = {path.name for path in (walk / run).iterdir()}
         assert {"config.yaml", "environment.json", "model.json", "model.safetensors", "results"} <= names
 
 
-def test_two_runs_are_held_against_each_other(walk, capsys):
+def test_two_runs_are_compared(walk, capsys):
     assert main(["evaluate", str(walk / "one"), "--against", str(walk / "two")]) == 0
     out = capsys.readouterr().out
     assert re.search(r"accuracy one \d\.\d+, two \d\.\d+: difference [+-]\d\.\d+", out)
@@ -106,7 +106,7 @@ def heads(walk):
     return [walk / "one-linear-probe-50-percent" / f"seed-{seed}" for seed in (0, 1)]
 
 
-def test_heads_are_trained_on_less_data_over_seeds_tested_and_shown(walk, heads, tmp_path, capsys):
+def test_classifiers_are_trained_on_a_fraction_with_several_seeds(walk, heads, tmp_path, capsys):
     before = (heads[0] / "model.safetensors").stat().st_mtime_ns
     assert main(["classify", str(walk / "one"), *HEADS]) == 0  # finished, and only asked again
     assert (heads[0] / "model.safetensors").stat().st_mtime_ns == before
@@ -122,7 +122,7 @@ def test_heads_are_trained_on_less_data_over_seeds_tested_and_shown(walk, heads,
     assert "linear-probe" in (tmp_path / "page.html").read_text().lower()
 
 
-def test_a_whole_tower_is_fine_tuned_and_asked_like_every_run(walk, capsys):
+def test_fine_tuned_model_is_evaluated_like_any_run(walk, capsys):
     words = ["--mode", "fine-tune", "--classify.steps", "2", "--classes", "Edema,Cardiomegaly"]
     assert main(["classify", str(walk / "one"), *words, "--out", str(walk / "tuned")]) == 0
     said = capsys.readouterr().out
@@ -147,13 +147,13 @@ def test_a_whole_tower_is_fine_tuned_and_asked_like_every_run(walk, capsys):
         (["classify", "phantoms"], 2, "phantoms"),
     ],
 )
-def test_a_head_that_cannot_be_is_turned_away(walk, tmp_path, monkeypatch, capsys, words, code, sentence):
+def test_invalid_classifier_options_are_refused(walk, tmp_path, monkeypatch, capsys, words, code, sentence):
     monkeypatch.chdir(tmp_path)
     assert main([words[0], str(walk / words[1]), *words[2:]]) == code
     assert sentence in capsys.readouterr().err
 
 
-def test_a_head_reads_no_prompts(heads, capsys):
+def test_classifier_refuses_prompt_options(heads, capsys):
     assert main(["evaluate", str(heads[0]), "--prompts", "handwritten"]) == 2
     assert "--prompts handwritten does nothing with a classifier, whose classes are fixed" in capsys.readouterr().err
 
@@ -171,7 +171,7 @@ def test_a_run_folder_of_other_settings_is_refused(walk, capsys):
     assert "optim.lr" in capsys.readouterr().err
 
 
-def test_settings_may_stand_in_front_of_the_preset(tmp_path, capsys):
+def test_settings_may_precede_the_preset(tmp_path, capsys):
     assert main(["pretrain", "--data.root", str(tmp_path / "nowhere"), "tiny", "--run", str(tmp_path / "run")]) == 3
     assert "nowhere" in capsys.readouterr().err
 
@@ -183,18 +183,18 @@ def test_a_setting_without_a_group_is_not_taken_for_the_preset(tmp_path, capsys)
     assert "--classes is empty" in capsys.readouterr().err
 
 
-def test_a_template_is_written_and_its_check_says_what_is_missing(tmp_path, capsys):
+def test_template_is_written_and_its_check_reports_missing_images(tmp_path, capsys):
     assert main(["data", "template", str(tmp_path / "mine")]) == 0
     assert main(["data", "check", "manifest", str(tmp_path / "mine")]) == 3
     assert "all 4 images are not on disk" in capsys.readouterr().out
 
 
-def test_a_healthy_folder_passes_its_check(walk, capsys):
+def test_valid_dataset_passes_the_check(walk, capsys):
     assert main(["data", "check", "chexpert", str(walk / "phantoms")]) == 0
     assert "Pleural Effusion" in capsys.readouterr().out
 
 
-def test_mammograms_are_drawn_with_their_tables(tmp_path, capsys):
+def test_synthetic_mammograms_have_tables(tmp_path, capsys):
     words = ["--kind", "mammogram", "--patients", "1", "--size", "64"]
     assert main(["data", "phantoms", str(tmp_path / "drawn"), *words]) == 0
     assert "cleft data check embed" in capsys.readouterr().out
@@ -203,7 +203,7 @@ def test_mammograms_are_drawn_with_their_tables(tmp_path, capsys):
     assert "holds other synthetic images" in capsys.readouterr().err
 
 
-def test_a_split_is_printed_written_and_followed_by_every_verb(walk, tmp_path, capsys):
+def test_split_file_is_used_by_every_command(walk, tmp_path, capsys):
     home, out = str(walk / "phantoms"), tmp_path / "shared" / "split.json"
     assert main(["data", "split", "chexpert", home, "--data.val_fraction", "0.3", "--out", str(out), "--hashed"]) == 0
     said = capsys.readouterr().out
@@ -222,21 +222,21 @@ def test_a_split_is_printed_written_and_followed_by_every_verb(walk, tmp_path, c
     assert all(json.loads((tmp_path / run / "split.json").read_text())["digest"] == digest for run in ("one", "two"))
 
 
-def test_a_split_without_a_file_is_printed_alone(walk, tmp_path, monkeypatch, capsys):
+def test_split_without_out_is_only_printed(walk, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["data", "split", "chexpert", str(walk / "phantoms")]) == 0
     assert "salts" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
 
-def test_where_an_owners_terms_bind_ids_leave_as_digests_alone(walk, tmp_path, monkeypatch):
+def test_split_of_restricted_data_contains_digests_only(walk, tmp_path, monkeypatch):
     bound = replace(DATASETS["chexpert"], license_terms="Nothing may be passed on.")
     monkeypatch.setitem(DATASETS, "chexpert", bound)
     assert main(["data", "split", "chexpert", str(walk / "phantoms"), "--out", str(tmp_path / "split.json")]) == 0
     assert "patient0" not in (tmp_path / "split.json").read_text()
 
 
-def test_a_check_writes_a_page_and_json_for_its_owner(walk, tmp_path, capsys):
+def test_check_writes_private_page_and_json(walk, tmp_path, capsys):
     words = ["--page", str(tmp_path / "new/census.html"), "--json", str(tmp_path / "new/census.json"), "--decode", "3"]
     assert main(["data", "check", "chexpert", str(walk / "phantoms"), *words]) == 0
     assert "12 of " in capsys.readouterr().out
@@ -246,7 +246,7 @@ def test_a_check_writes_a_page_and_json_for_its_owner(walk, tmp_path, capsys):
     assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "new").glob("census.*")} == {0o600}
 
 
-def test_presets_and_doctor_answer(capsys):
+def test_presets_and_doctor_print_their_lists(capsys):
     assert main(["presets"]) == 0
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
@@ -254,7 +254,7 @@ def test_presets_and_doctor_answer(capsys):
     assert "all requirements are met" in out
 
 
-def test_weights_are_counted_without_a_download(capsys):
+def test_parameters_are_counted_without_download(capsys):
     assert main(["sizes", "tiny", "cleft-paper"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.split() == ["cleft-paper", "adapters", "2,621,440", "0"] for line in lines)
@@ -262,7 +262,7 @@ def test_weights_are_counted_without_a_download(capsys):
     assert "not counted in 'all'" in lines[-1]
 
 
-def test_trained_rows_of_the_embedding_are_counted(walk, capsys):
+def test_trained_token_embeddings_are_counted(walk, capsys):
     run = walk / "one"
     rows = len(json.loads((run / "model.json").read_text())["trained_tokens"])
     assert main(["sizes", str(run)]) == 0
@@ -281,7 +281,7 @@ def test_the_authors_checkpoint_is_imported(shared, tmp_path):
     assert (tmp_path / "model" / "model.safetensors").is_file()
 
 
-def test_an_imported_model_says_what_it_needs_to_be_evaluated(shared, walk, tmp_path, capsys):
+def test_evaluating_an_imported_model_names_missing_options(shared, walk, tmp_path, capsys):
     source = shared / "fixtures" / "official" / "official-lora.ckpt"
     main(["import", str(source), "--out", str(tmp_path / "model")])
     data = ["--data", f"chexpert:{walk / 'phantoms'}"]
@@ -329,7 +329,7 @@ def test_an_imported_model_says_what_it_needs_to_be_evaluated(shared, walk, tmp_
         (["data", "template", "{file}/below"], 6, "page.html is not a folder"),
     ],
 )
-def test_bad_input_gets_a_sentence_and_the_exit_code_of_its_kind(walk, tmp_path, capsys, words, code, sentence):
+def test_invalid_input_gives_message_and_exit_code(walk, tmp_path, capsys, words, code, sentence):
     typed = [word.format(tmp=tmp_path, home=walk, one=walk / "one", file=walk / "page.html") for word in words]
     assert main(typed) == code
     said = capsys.readouterr().err
@@ -338,14 +338,14 @@ def test_bad_input_gets_a_sentence_and_the_exit_code_of_its_kind(walk, tmp_path,
     assert "Traceback" not in said
 
 
-def test_debug_prints_where_an_error_came_from(capsys):
+def test_debug_prints_the_traceback(capsys):
     assert main(["--debug", "pretrain", "tinny"]) == 2
     assert "Traceback" in capsys.readouterr().err
     assert main(["--debug", "evaluate", "nowhere", "--classes", "Edema"]) == 2
     assert "nowhere" in capsys.readouterr().err
 
 
-def test_weights_that_were_cut_off_are_not_loaded(walk, tmp_path, capsys):
+def test_truncated_weights_are_refused(walk, tmp_path, capsys):
     run = shutil.copytree(walk / "one", tmp_path / "run")
     with (run / "model.safetensors").open("r+b") as file:
         file.truncate(1000)
@@ -365,7 +365,7 @@ def test_weights_that_were_cut_off_are_not_loaded(walk, tmp_path, capsys):
         ("summary.json", {"best_loss": "x"}, "pretrain", 3),
     ],
 )
-def test_notes_of_a_run_that_were_edited_are_no_riddle(walk, tmp_path, capsys, file, content, verb, code):
+def test_edited_files_of_a_run_are_named(walk, tmp_path, capsys, file, content, verb, code):
     run = shutil.copytree(walk / "one", tmp_path / "run")
     (run / file).write_text(json.dumps(content))
     words = {"evaluate": [str(run)], "pretrain": [str(run / "config.yaml"), "--run", str(run)]}
@@ -373,14 +373,14 @@ def test_notes_of_a_run_that_were_edited_are_no_riddle(walk, tmp_path, capsys, f
     assert code == 0 or file in capsys.readouterr().err
 
 
-def test_a_description_that_contradicts_the_settings_is_refused(walk, tmp_path, capsys):
+def test_model_json_that_contradicts_config_yaml_is_refused(walk, tmp_path, capsys):
     run = shutil.copytree(walk / "one", tmp_path / "run")
     edit_description(run, lambda tree: tree["settings"]["images"].update(size=33))
     assert main(["evaluate", str(run)]) == 4
     assert "model.json and config.yaml differ" in capsys.readouterr().err
 
 
-def test_drawing_asked_to_stop_leaves_no_draft(tmp_path):
+def test_sigterm_during_data_phantoms_leaves_no_draft(tmp_path):
     words = [sys.executable, "-m", "cleft", "data", "phantoms", str(tmp_path / "drawn"), "--patients", "5000"]
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as drawing:
         while not list(tmp_path.glob(".drawn.draft/*/train/*")):
@@ -419,7 +419,7 @@ def test_help_is_short(command, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("command", WITH_SETTINGS)
-def test_the_long_help_lists_every_setting_and_the_short_one_says_what_each_means(command, capsys):
+def test_long_help_lists_every_setting_and_short_help_explains_some(command, capsys):
     with pytest.raises(SystemExit) as ended:
         main([*command.split(), "--help-all"])
     assert ended.value.code == 0
@@ -432,14 +432,14 @@ def test_the_long_help_lists_every_setting_and_the_short_one_says_what_each_mean
     assert all(len(meaning) > 3 for _, meaning in listed)
 
 
-def test_openais_archive_becomes_a_folder_with_clips_file_of_merges(tmp_path, capsys):
+def test_openai_archive_is_imported_with_its_bpe_file(tmp_path, capsys):
     path = write_jit_archive(tmp_path / "ViT-B-32.pt", native_clip_state())
     words = ["import", str(path), "--out", str(tmp_path / "ours")]
     assert main([*words, "--tokenizer", str(write_merges(tmp_path / "bpe_simple_vocab_16e6.txt.gz"))]) == 0
     assert "ours is a model; next: cleft evaluate" in capsys.readouterr().out
 
 
-def test_an_imported_folder_is_asked_what_it_can_and_says_what_it_cannot(walk, tmp_path, capfd):
+def test_imported_models_refuse_unsupported_tasks(walk, tmp_path, capfd):
     tokenizer = write_tokenizer(tmp_path / "tokenizer")
     both, tower = tmp_path / "gloria", tmp_path / "mrm"
     write_gloria(tmp_path / "theirs.ckpt")
@@ -485,7 +485,7 @@ def test_an_imported_folder_is_asked_what_it_can_and_says_what_it_cannot(walk, t
         ),
     ],
 )
-def test_a6_a7_a_failure_of_the_machine_in_any_command_is_a_sentence(monkeypatch, capsys, error, code, says):
+def test_a6_a7_out_of_memory_in_any_command_is_a_message(monkeypatch, capsys, error, code, says):
     def failing():
         raise error
 
@@ -494,7 +494,7 @@ def test_a6_a7_a_failure_of_the_machine_in_any_command_is_a_sentence(monkeypatch
     assert says in capsys.readouterr().err
 
 
-def test_an_error_of_our_own_is_not_hidden(monkeypatch):
+def test_internal_errors_are_not_hidden(monkeypatch):
     def failing():
         raise RuntimeError("shapes do not fit")
 
@@ -503,7 +503,7 @@ def test_an_error_of_our_own_is_not_hidden(monkeypatch):
         main(["presets"])
 
 
-def test_a_command_says_at_once_that_it_is_loading(capsys):
+def test_commands_report_loading_at_once(capsys):
     assert main(["pretrain", "tinny"]) == 2
     first, second = capsys.readouterr().err.splitlines()
     assert first == "loading PyTorch and the other libraries ..."

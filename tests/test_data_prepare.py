@@ -109,7 +109,7 @@ def test_a3_a4_stopped_anywhere_it_resumes_and_ends_in_the_same_bytes(
     assert not list(cache.rglob("*.tmp"))
 
 
-def test_f3_two_at_once_share_the_work_and_damage_nothing(words, tmp_path, whole):
+def test_f3_concurrent_prepares_share_the_work(words, tmp_path, whole):
     with start(words) as one, start(words) as two:
         said = [run.communicate() for run in (one, two)]
     assert [run.returncode for run in (one, two)] == [0, 0]
@@ -118,7 +118,7 @@ def test_f3_two_at_once_share_the_work_and_damage_nothing(words, tmp_path, whole
     assert all(f"{IMAGES} images are prepared" in out for out, _ in said)
 
 
-def test_it_ends_with_a_table_of_what_failed_and_a_list_of_ids(drawings, tmp_path, capsys):
+def test_rejected_images_are_listed(drawings, tmp_path, capsys):
     root = shutil.copytree(drawings, tmp_path / "data")
     for number in range(5):
         (root / f"{number}.png").write_bytes(b"GIF89a")
@@ -136,7 +136,7 @@ def test_it_ends_with_a_table_of_what_failed_and_a_list_of_ids(drawings, tmp_pat
     assert (tmp_path / "mine.csv").read_text() == listed
 
 
-def test_it_counts_what_dicom_headers_left_to_conclude(tmp_path, capsys):
+def test_assumptions_about_dicom_headers_are_counted(tmp_path, capsys):
     scene = np.random.default_rng(0).integers(0, 4096, (40, 36), dtype=np.uint16)
     for number in range(3):
         write_dicom(tmp_path / f"{number}.dcm", scene + number, bits=13, RescaleSlope="2")
@@ -150,12 +150,12 @@ def test_it_counts_what_dicom_headers_left_to_conclude(tmp_path, capsys):
         )
 
 
-def test_the_folder_of_a_list_is_made(words, tmp_path):
+def test_folder_of_the_reject_list_is_created(words, tmp_path):
     assert main([*words, "--rejects", str(tmp_path / "absent" / "rejects.csv")]) == 0
     assert (tmp_path / "absent" / "rejects.csv").read_text() == "id,reason\n"
 
 
-def test_all_cores_decode_unless_told_otherwise(words, monkeypatch):
+def test_all_cores_decode_by_default(words, monkeypatch):
     asked = []
 
     def spy(records, images, folder, options):
@@ -172,7 +172,7 @@ def test_all_cores_decode_unless_told_otherwise(words, monkeypatch):
     assert asked == [2, 24, 64]
 
 
-def test_the_command_that_a_refusal_names_makes_what_was_missing(drawings, tmp_path, capsys):
+def test_command_in_the_message_prepares_missing_images(drawings, tmp_path, capsys):
     place = ["--data.dataset=manifest", f"--data.root={drawings}", f"--data.cache={tmp_path / 'cache'}"]
     run = ["pretrain", "tiny", "--run", str(tmp_path / "run"), *place, "--data.prepare=required"]
     assert main(["data", "prepare", "tiny", *place, "--images.stored_size=128", "--jobs=1"]) == 0

@@ -20,7 +20,7 @@ def asked(folder, capsys, *words):
 
 
 @pytest.mark.slow
-def test_drawn_mammograms_are_learned_and_asked_about(tmp_path, capsys):
+def test_demo_on_synthetic_mammograms(tmp_path, capsys):
     data, run = tmp_path / "mammograms", tmp_path / "run"
     assert main(["data", "phantoms", str(data), "--kind", "mammogram", "--patients", "100", "--size", "128"]) == 0
     assert main(["data", "check", "embed", str(data)]) == 0

@@ -14,13 +14,13 @@ def file(tmp_path):
     return path
 
 
-def test_a_key_is_stable_and_reveals_no_path(file):
+def test_file_key_is_stable_and_hides_the_path(file):
     assert file_key(file) == file_key(str(file)) == file_key(file, file.stat(), {})
     assert len(file_key(file)) == 32
     assert "CANARY" not in file_key(file)
 
 
-def test_every_fact_of_a_file_changes_its_key(file):
+def test_every_file_attribute_changes_the_key(file):
     status = file.stat()
     seen = {file_key(file, status)}
     for name in ("st_dev", "st_ino", "st_size", "st_mtime_ns", "st_ctime_ns"):
@@ -32,7 +32,7 @@ def test_every_fact_of_a_file_changes_its_key(file):
 
 
 @pytest.mark.parametrize("memo", [None, {}], ids=["alone", "memo"])
-def test_one_file_has_one_key_however_its_path_is_written(file, monkeypatch, memo):
+def test_spelling_of_a_path_does_not_change_the_key(file, monkeypatch, memo):
     (file.parent.parent / "link").symlink_to("folder")
     (file.parent / "link.png").symlink_to(file)
     monkeypatch.chdir(file.parent)
@@ -47,7 +47,7 @@ def test_one_file_has_one_key_however_its_path_is_written(file, monkeypatch, mem
     assert {file_key(way, folders=memo) for way in [*ways, "link.png"]} == {file_key(file)}
 
 
-def test_a_relative_path_is_another_file_in_another_folder(file, tmp_path, monkeypatch):
+def test_relative_path_has_another_key_in_another_folder(file, tmp_path, monkeypatch):
     other = tmp_path / "other" / file.name
     other.parent.mkdir()
     os.link(file, other)

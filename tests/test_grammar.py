@@ -61,12 +61,12 @@ def images(labels):
         ),
     ],
 )
-def test_what_was_scored_is_a_sentence_for_one_image_and_for_many(labels, note):
+def test_scored_images_agree_in_number(labels, note):
     logits = np.ones((len(labels), 2), np.float32)
     assert multi_class_results(logits, images(labels), ("Edema", "Mass"), FEW).notes[0] == note
 
 
-def test_blank_labels_are_a_sentence_whether_none_one_or_all_are():
+def test_blank_labels_agree_in_number():
     logits = np.ones((2, 1), np.float32)
     said = [
         present_absent_results(np.tile(logits, 2), images(labels), ("Edema",), FEW, blank="absent")
@@ -81,7 +81,7 @@ def test_blank_labels_are_a_sentence_whether_none_one_or_all_are():
     ]
 
 
-def test_shared_patients_are_a_sentence():
+def test_shared_patients_agree_in_number():
     leak = Leakage(part="test", into="train", patients=1, of_patients=1, images=1, same_study=0)
     assert leak.message() == "the only test patient is also in train, with 1 other image"
 

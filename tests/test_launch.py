@@ -83,7 +83,7 @@ def test_a_launcher_is_recognised(variables, launcher, expected):
         {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"},
     ],
 )
-def test_a_process_alone_has_no_launcher(variables):
+def test_single_process_has_no_launcher(variables):
     assert find_launch(variables) is None
     assert is_first(variables)
 
@@ -100,7 +100,7 @@ def test_a_process_that_lightning_started_is_not_the_first():
         ({"LOCAL_RANK": "2"}, "on this machine 2 of 2"),
     ],
 )
-def test_variables_that_contradict_each_other_are_refused(change, says):
+def test_contradictory_variables_are_refused(change, says):
     with pytest.raises(ConfigError, match=says):
         find_launch(TORCHRUN | change)
 

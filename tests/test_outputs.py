@@ -80,7 +80,7 @@ def typed(stock, tmp_path, capsys):
     return run
 
 
-def test_every_path_of_every_command_is_known_to_these_tests():
+def test_every_path_option_is_covered():
     found = list(paths_of(cli.build_parser()))
     assert {(verb, option) for verb, option, _ in found} == READ | set(FILES) | set(FOLDERS)
     assert not [each for each in found if each[2] is Path], "use _path, which knows ~"
@@ -117,7 +117,7 @@ def test_an_earlier_output_is_replaced_unless_it_was_changed(option, typed, tmp_
 
 
 @pytest.mark.parametrize("option", FILES)
-def test_folders_links_devices_and_places_that_cannot_be_written_are_refused(option, typed, tmp_path):
+def test_unwritable_outputs_are_refused(option, typed, tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "mine.csv").write_text(MINE)
     (tmp_path / "link").symlink_to(tmp_path / "mine.csv")
@@ -135,7 +135,7 @@ def test_folders_links_devices_and_places_that_cannot_be_written_are_refused(opt
 
 
 @pytest.mark.parametrize("option", [("data check", "--page"), ("data check", "--json"), ("data prepare", "--rejects")])
-def test_not_even_overwrite_replaces_what_the_command_reads(option, typed, stock, tmp_path):
+def test_overwrite_does_not_replace_inputs(option, typed, stock, tmp_path):
     table = stock / "drawings" / "manifest.csv"
     before = table.read_bytes()
     (tmp_path / "twin.csv").hardlink_to(table)
@@ -149,7 +149,7 @@ def test_not_even_overwrite_replaces_what_the_command_reads(option, typed, stock
     assert exclude.read_text() == "patient\np001\n"
 
 
-def test_not_even_overwrite_replaces_the_settings_that_the_command_reads(typed, stock, tmp_path):
+def test_overwrite_does_not_replace_settings_files(typed, stock, tmp_path):
     mine = tmp_path / "mine.yaml"
     mine.write_text(f"extends: tiny\ndata:\n  dataset: manifest\n  root: {stock / 'drawings'}\n")
     before = mine.read_text()
@@ -161,7 +161,7 @@ def test_not_even_overwrite_replaces_the_settings_that_the_command_reads(typed, 
     assert mine.read_text() == before
 
 
-def test_an_output_that_has_a_second_name_leaves_the_other_as_it_is(tmp_path):
+def test_hard_link_of_an_output_is_unchanged(tmp_path):
     (tmp_path / "mine.csv").write_text(MINE)
     (tmp_path / "out.csv").hardlink_to(tmp_path / "mine.csv")
     Output(tmp_path / "out.csv", "--out", overwrite=True).write("new")
@@ -203,7 +203,7 @@ def test_a_folder_of_the_user_keeps_every_byte(option, typed, tmp_path):
 
 
 @pytest.mark.parametrize("option", FOLDERS)
-def test_a_folder_with_settings_of_the_user_alone_keeps_them(option, typed, tmp_path):
+def test_folder_with_user_settings_is_unchanged(option, typed, tmp_path):
     """Some commands write beside other files; none of them into these."""
     out = tmp_path / "project"
     out.mkdir()
@@ -215,7 +215,7 @@ def test_a_folder_with_settings_of_the_user_alone_keeps_them(option, typed, tmp_
     )
 
 
-def test_the_record_is_one_that_sha256sum_reads(tmp_path):
+def test_record_has_the_format_of_sha256sum(tmp_path):
     for name, data in {"b.html": b"1", "a b.json": b"2", "new\nline\\": b"3"}.items():
         Output(tmp_path / name, "--out").write(data)
     lines = (tmp_path / RECORD).read_text().splitlines()
@@ -234,14 +234,14 @@ def test_a_file_that_only_has_the_name_of_an_output_is_not_replaced(tmp_path):
 
 
 @pytest.mark.parametrize("record", [b"\xff\xfe", b"0" * 64 + b"  page.html\n", b"", b"x\n" * 9])
-def test_a_damaged_record_lets_nothing_be_replaced(tmp_path, record):
+def test_damaged_record_prevents_replacement(tmp_path, record):
     Output(tmp_path / "page.html", "--out").write("page")
     (tmp_path / RECORD).write_bytes(record)
     with pytest.raises(ConfigError, match="was not written by cleft"):
         Output(tmp_path / "page.html", "--out").check()
 
 
-def test_after_a_crash_between_file_and_record_the_output_is_still_known(tmp_path, monkeypatch):
+def test_output_is_recognised_after_a_crash(tmp_path, monkeypatch):
     Output(tmp_path / "page.html", "--out").write("old")
     from cleft import files
 
@@ -274,12 +274,12 @@ def test_a_folder_without_permission_is_refused_at_once(tmp_path):
         Output(tmp_path / "closed" / "deep" / "page.html", "--out").check()
 
 
-def test_an_output_has_the_mode_it_should_have(tmp_path):
+def test_outputs_have_the_requested_permissions(tmp_path):
     Output(tmp_path / "page.html", "--page", mode=0o600).write("page")
     assert stat.S_IMODE((tmp_path / "page.html").stat().st_mode) == 0o600
 
 
-def test_a_split_packed_twice_is_equal_bytes_and_another_split_is_refused(typed, tmp_path):
+def test_compressed_split_is_reproducible_and_not_replaced(typed, tmp_path):
     words = FILES["data split", "--out"]
     out = tmp_path / "split.json.gz"
     assert typed(words, out)[0] == 0

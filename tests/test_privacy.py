@@ -102,7 +102,7 @@ def test_o1_no_canary_is_in_any_output(walk):
     assert leaks(walk, NOWHERE) == []
 
 
-def test_o2_no_folder_user_or_machine_stands_in_what_may_be_shared(walk):
+def test_o2_shared_files_contain_no_folder_user_or_machine(walk):
     shared = ("one", "two", "report.html", ".cleft-written")
     found = [leak for leak in leaks(walk, ("home-of-janedoe", str(walk), HOST)) if leak.split("/")[0] in shared]
     assert found == []
@@ -110,9 +110,7 @@ def test_o2_no_folder_user_or_machine_stands_in_what_may_be_shared(walk):
     assert any("home-of-janedoe" in leak for leak in leaks(walk, ("home-of-janedoe",)))  # what is for the owner alone
 
 
-def test_o2_a_run_that_was_moved_finds_its_data_and_a_copy_of_another_user_says_what_to_give(
-    walk, tmp_path, monkeypatch
-):
+def test_o2_moved_run_finds_its_data_and_copied_run_asks_for_it(walk, tmp_path, monkeypatch):
     (tmp_path / "streams").mkdir()
     run, data = shutil.copytree(walk / "two", tmp_path / "moved"), str(walk.parent / "data")
     assert typed(tmp_path, 0, "evaluate", str(run)) == 0
@@ -133,7 +131,7 @@ def test_o2_a_run_that_was_moved_finds_its_data_and_a_copy_of_another_user_says_
     assert not list(Path.cwd().glob("local:*"))
 
 
-def test_a_canary_that_leaks_would_be_found(walk, tmp_path):
+def test_leaking_canary_is_detected(walk, tmp_path):
     (tmp_path / f"{FILE}.txt").write_bytes(b"\0\1LINNET Remark\2")
     assert leaks(tmp_path, NOWHERE)
     census = (walk / "census.json").read_text()
@@ -141,7 +139,7 @@ def test_a_canary_that_leaks_would_be_found(walk, tmp_path):
     assert "56" in census
 
 
-def test_o1_what_is_wrong_with_a_file_is_said_without_its_header(tmp_path):
+def test_o1_messages_do_not_quote_file_headers(tmp_path):
     data = write_mixed(tmp_path / "data")
     (tmp_path / "streams").mkdir()
     deep = scene(0).astype("uint16")
@@ -182,14 +180,14 @@ def test_o1_what_is_wrong_with_a_file_is_said_without_its_header(tmp_path):
         assert not [word for word in named if word in (tmp_path / page).read_text()]
 
 
-def test_a_patient_column_is_read_and_yet_nowhere(walk):
+def test_patient_column_is_in_no_output(walk):
     printed = (walk / "streams" / "0-data-check.txt").read_text()
     assert "56 images of 28 patients can be used" in printed
     assert PATIENT not in printed
     assert "all 56 images have a report, 56 of them distinct" in printed
 
 
-def test_no_word_of_a_report_is_told_whether_it_can_be_read_or_not(tmp_path):
+def test_messages_do_not_quote_reports(tmp_path):
     said = f"Seen by {NAMED}."
     studies = [study._replace(report=final(f"FINDINGS:  {said}")) for study in odd_studies()]
     reports = [report._replace(findings=said) for report in odd_reports()]
@@ -272,12 +270,12 @@ def walk_of_reports(tmp_path_factory):
     return out
 
 
-def test_no_name_date_or_number_of_a_report_stands_in_any_output(walk_of_reports):
+def test_outputs_contain_no_names_dates_or_numbers_of_reports(walk_of_reports):
     assert len([path for path in walk_of_reports.rglob("*") if path.is_file()]) > 40
     assert leaks(walk_of_reports, (*NOWHERE, *TOLD)) == []
 
 
-def test_words_of_many_patients_are_learned_and_the_rest_is_counted(walk_of_reports):
+def test_vocabulary_has_words_of_many_patients_only(walk_of_reports):
     for method, word in {"mrm": "Lammergeier", "gloria": "lammergeier", "clip": "lammergeier"}.items():
         tokenizer = json.loads((walk_of_reports / method / "towers" / "text" / "tokenizer.json").read_text())
         assert f"\u0120{word}" in tokenizer["model"]["vocab"]

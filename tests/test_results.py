@@ -36,13 +36,13 @@ def read(tree):
     return from_json(json.dumps(tree), Evaluation, where="zero-shot.json")
 
 
-def test_an_evaluation_comes_back_as_it_was():
+def test_evaluation_round_trips():
     back = from_json(to_json(EVALUATION), Evaluation, where="zero-shot.json")
     assert dataclasses.replace(back, examples=()) == dataclasses.replace(EVALUATION, examples=())
     assert back.examples[0]["truth"] == "Edema"
 
 
-def test_a_whole_number_is_read_as_a_fraction():
+def test_whole_number_is_read_as_float():
     assert read(tree(results=[{"metric": "accuracy", "value": 1}])).results[0].value == 1.0
 
 
@@ -67,12 +67,12 @@ def test_another_schema_is_refused(schema):
         ({"roc": {"Edema": [[0, 0, 0]]}}, "Edema"),
     ],
 )
-def test_a_value_of_another_type_is_refused_and_placed(changes, place):
+def test_value_of_another_type_is_refused_with_its_place(changes, place):
     with pytest.raises(DataError, match=place):
         read(tree(**changes))
 
 
-def test_a_missing_field_and_an_unknown_one_are_named():
+def test_missing_and_unknown_fields_are_named():
     damaged = tree(coluor="red")
     del damaged["checkpoint"]
     with pytest.raises(DataError, match=r"missing fields \['checkpoint'\], unknown fields \['coluor'\]"):
@@ -80,7 +80,7 @@ def test_a_missing_field_and_an_unknown_one_are_named():
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "nul", '{"schema": 1, "seed": NaN}', "[" * 100_000])
-def test_text_that_is_no_such_object_is_refused(text):
+def test_other_json_is_refused(text):
     with pytest.raises(DataError, match=r"zero-shot.json"):
         from_json(text, Evaluation, where="zero-shot.json")
 
@@ -114,14 +114,14 @@ def test_the_same_field_under_two_names_is_refused():
         from_json(json.dumps({"schema": 1, "opening": "a", "template": "b"}), Renamed, where="x.json")
 
 
-def test_an_example_worked_out_by_hand():
+def test_holm_on_an_example_by_hand():
     # sorted: 0.005 x 4, 0.01 x 3, 0.03 x 2, 0.04 x 1, and none below one before it
     found = holm([0.01, 0.04, 0.03, 0.005])
     assert found.p_values == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert found.family == 4
 
 
-def test_what_was_not_tested_does_not_count():
+def test_holm_ignores_missing_p_values():
     found = holm([None, 0.02, None, 0.03])
     assert found.p_values == [None, pytest.approx(0.04), None, pytest.approx(0.04)]
     assert found.family == 2
@@ -129,19 +129,19 @@ def test_what_was_not_tested_does_not_count():
     assert holm([None]) == ([None], 0)
 
 
-def test_no_p_value_exceeds_one_and_equal_ones_stay_equal():
+def test_holm_bounds_p_values_and_keeps_ties():
     assert holm([0.6, 0.6, 0.9]).p_values == [1.0, 1.0, 1.0]
     assert holm([0.01, 0.01, 0.01]).p_values == pytest.approx([0.03, 0.03, 0.03])
 
 
-def test_the_smallest_of_twelve_is_multiplied_by_twelve():
+def test_holm_multiplies_the_smallest_by_the_family_size():
     found = holm([0.028, 0.949, 0.398, 0.338, 0.767, 0.388, 0.306, 0.234, 0.653, 0.501, 0.194, 0.296])
     assert found.p_values[0] == pytest.approx(0.336)
     assert min(p for p in found.p_values if p is not None) > 0.05
 
 
 @pytest.mark.parametrize("family", [1, 12, 25, 26, 168, 1000])
-def test_enough_resamples_are_drawn_that_a_difference_can_survive(family):
+def test_resamples_allow_significance_after_correction(family):
     resamples = resamples_for(family)
     assert 2 / (resamples + 1) * family <= 0.05
     assert resamples >= 1000

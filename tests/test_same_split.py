@@ -121,7 +121,7 @@ def check_all(dataset, root, more, capsys):
     assert len(set(digests)) == 1, digests
 
 
-def test_a_command_without_a_preset_says_which_settings_it_uses(phantoms, capsys):
+def test_command_without_preset_reports_its_settings(phantoms, capsys):
     plain = printed(["data", "split", "chexpert", phantoms], capsys)
     assert main(["data", "split", "chexpert", str(phantoms)]) == 0
     first = capsys.readouterr().out.splitlines()[0]

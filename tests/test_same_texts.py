@@ -84,7 +84,7 @@ def aucs(model, pictures, texts):
 
 
 @pytest.mark.parametrize("names", [TABLE, *PEOPLE.values()], ids=["table", *PEOPLE])
-def test_class_names_behind_the_context_give_the_auc_of_the_command_line(run, model, pictures, names):
+def test_class_names_after_context_give_the_auc_of_the_command_line(run, model, pictures, names):
     with torch.no_grad():
         embeds = model.encode_class_names(names)
     assert torch.equal(embeds, model.encode_class_names(TABLE))
@@ -113,7 +113,7 @@ def test_a_str_is_one_text_or_one_class_name(model):
 
 
 @pytest.mark.parametrize("texts", [b"edema", None, [None], {"edema"}, [], ["edema\u202e"], ["e" * 1_000_000], ["..."]])
-def test_what_is_no_text_is_refused_wherever_it_enters(model, texts):
+def test_invalid_texts_are_refused_everywhere(model, texts):
     for public in (model.encode_text, model.encode_class_names, model.text_tower):
         with pytest.raises(DataError):
             public(texts)
@@ -141,7 +141,7 @@ def test_the_model_folder_names_its_rule(run):
         ({"prompt_prefix": "an ultrasound with"}, "words-1"),
     ],
 )
-def test_settings_of_a_run_begun_before_rules_were_recorded_get_the_rule_of_its_training(run, tmp_path, changed, rule):
+def test_old_runs_get_the_rule_of_their_training(run, tmp_path, changed, rule):
     tree = yaml.safe_load((run / "config.yaml").read_text())
     del tree["text"]["normalisation"]
     tree["data"] |= changed
@@ -178,7 +178,7 @@ def test_a_caption_with_an_invisible_character_is_refused_with_its_line(tmp_path
 @pytest.mark.parametrize(
     "option", ["--data.prompt_prefix=a chest\u202e x ray of", "--data.prompt_prefix=" + "x " * 600_000]
 )
-def test_an_opening_that_cannot_be_read_is_refused(tmp_path, option):
+def test_invalid_prompt_prefix_is_refused(tmp_path, option):
     write_drawings(tmp_path / "data", patients=24)
     with pytest.raises(DataError, match=r"the caption or report of .* (holds U\+202E|has 1,200,0)"):
         cleft.pretrain(tiny_settings(tmp_path / "data", option), tmp_path / "run", progress=False)
@@ -216,7 +216,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_model_of_any_kind_is_pickled_and_copied_fresh_used_and_trained(tmp_path, kind):
+def test_models_can_be_pickled_and_copied(tmp_path, kind):
     captions = ["no finding", "pleural effusion", "this is a chest x ray of a patient with edema"]
     settings = method_settings(kind, tmp_path) if kind in TOWERS else tiny_settings(tmp_path)
     if kind == "images alone":
@@ -258,12 +258,12 @@ def test_a_loaded_model_with_its_context_is_pickled_and_copied(model):
         ({}, "words-1"),
     ],
 )
-def test_a_model_folder_of_before_reads_as_its_release_or_its_training(tmp_path, extra, rule):
+def test_old_model_folders_get_the_rule_of_their_training(tmp_path, extra, rule):
     assert _rule_before(tmp_path, {"extra": extra}) == rule
 
 
 @pytest.mark.slow
-def test_real_radiographs_are_told_apart_alike_in_python_and_on_the_command_line(shared, tmp_path):
+def test_real_radiographs_score_equally_in_python_and_on_the_command_line(shared, tmp_path):
     root = shared / "data" / "chexpert-mini" / "CheXpert-v1.0-small"
     overrides = [f"--data.root={root}", f"--data.cache={tmp_path / 'cache'}", "--optim.steps=100"]
     settings = cleft.load_settings("small", [*overrides, "--context.optim.steps=200"])

@@ -32,7 +32,7 @@ def user(tmp_path, monkeypatch):
     return tmp_path / "user" / "cleft"
 
 
-def test_the_folder_is_that_of_the_variable_then_of_xdg_then_of_the_home(tmp_path, monkeypatch):
+def test_user_folder_precedence(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_DATA_HOME", "/xdg")
     monkeypatch.setenv("CLEFT_USER_DIR", "~/mine")
@@ -43,7 +43,7 @@ def test_the_folder_is_that_of_the_variable_then_of_xdg_then_of_the_home(tmp_pat
     assert user_folder() == tmp_path / ".local" / "share" / "cleft"
 
 
-def test_the_secret_is_made_once_for_its_owner_alone(user):
+def test_secret_is_created_once_with_private_permissions(user):
     first = protect("a"), key_id()
     assert (protect("a"), key_id()) == first
     assert stat.S_IMODE((user / "secret").stat().st_mode) == 0o600
@@ -54,7 +54,7 @@ def test_the_secret_is_made_once_for_its_owner_alone(user):
     assert key_id() != first[1]
 
 
-def test_processes_that_start_at_once_agree_on_one_secret(user):
+def test_concurrent_processes_share_one_secret(user):
     code = "from cleft.privacy import key_id; print(key_id())"
     children = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(6)]
     assert len({child.communicate()[0] for child in children}) == 1
@@ -70,7 +70,7 @@ def test_a_damaged_secret_is_reported_and_never_replaced(user, content):
     assert (user / "secret").read_bytes() == content
 
 
-def test_a_secret_that_others_may_read_is_warned_of(user, caplog):
+def test_readable_secret_gives_a_warning(user, caplog):
     protect("a")
     (user / "secret").chmod(0o644)
     with caplog.at_level(logging.WARNING, logger="cleft"):
@@ -78,7 +78,7 @@ def test_a_secret_that_others_may_read_is_warned_of(user, caplog):
     assert f"chmod 600 {user / 'secret'}" in caplog.text
 
 
-def test_without_a_place_for_a_secret_digests_are_keyed_with_one_of_the_process(user, caplog):
+def test_secret_of_the_process_is_used_without_a_user_folder(user, caplog):
     user.parent.mkdir(parents=True)
     user.write_text("a file")
     _passing_secret.cache_clear()
@@ -101,7 +101,7 @@ def test_without_a_home_folder_the_variable_is_named(monkeypatch, caplog):
 
 
 @pytest.mark.parametrize("path", ["/data/jane/CheXpert", "../CheXpert", "~/CheXpert", "/", "sub/../../x", "/a/b c é"])
-def test_a_path_that_reveals_is_hidden_and_found_again(user, path):
+def test_private_path_is_hidden_and_resolved(user, path):
     hidden = hide_path(path)
     assert hidden.startswith("local:")
     assert "jane" not in hidden
@@ -110,7 +110,7 @@ def test_a_path_that_reveals_is_hidden_and_found_again(user, path):
     assert hide_path(path) == hidden
 
 
-def test_a_plain_relative_path_stays_as_it_is(user):
+def test_plain_relative_path_is_unchanged(user):
     assert [hide_path(path) for path in ("phantoms", "data/images")] == ["phantoms", "data/images"]
     assert not is_hidden("phantoms")
 
@@ -121,14 +121,14 @@ def test_a_relative_path_with_the_name_of_user_or_machine_is_hidden(user, monkey
     assert hide_path("wkst77/CheXpert").endswith("/CheXpert")
 
 
-def test_a_path_of_another_user_is_not_found(user, monkeypatch, tmp_path):
+def test_path_of_another_user_is_not_resolved(user, monkeypatch, tmp_path):
     hidden = hide_path("/data/CheXpert")
     monkeypatch.setenv("CLEFT_USER_DIR", str(tmp_path / "other"))
     assert find_path(hidden) == hidden
     assert find_path("local:../../etc/passwd/x") == "local:../../etc/passwd/x"
 
 
-def test_a_home_folder_stands_behind_a_tilde_and_an_unknown_user_is_reported(monkeypatch, tmp_path):
+def test_tilde_is_expanded_and_unknown_user_reported(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert expand_user("~/a") == f"{tmp_path}{os.sep}a"
     assert expand_user("a/~b") == "a/~b"
@@ -136,7 +136,7 @@ def test_a_home_folder_stands_behind_a_tilde_and_an_unknown_user_is_reported(mon
         expand_user("~nosuchuser/a")
 
 
-def test_the_way_to_another_run_is_relative_unless_it_reveals_something(user, monkeypatch, tmp_path):
+def test_path_to_another_run_is_relative_unless_private(user, monkeypatch, tmp_path):
     (tmp_path / "runs").mkdir()
     assert path_from(tmp_path / "runs" / "probe", tmp_path / "runs" / "one") == "../one"
     far = path_from(Path("/scratch/probe"), Path("/data/jane/one"))

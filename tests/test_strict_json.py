@@ -39,7 +39,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_is_not_strict_json_is_refused_with_its_place(tmp_path, case):
+def test_invalid_json_is_refused_with_its_place(tmp_path, case):
     content, message = REFUSED[case]
     path = tmp_path / "a.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -64,13 +64,13 @@ def test_strict_json_is_read(tmp_path, text, tree):
     assert tree is None or read_json(tmp_path / "a.json") == tree
 
 
-def test_a_list_on_top_is_read_where_it_is_wanted():
+def test_top_level_list_is_read_on_request():
     assert parse_json("[1]", "a.json", top=list) == [1]
     with pytest.raises(DataError, match="a list expected, found an object"):
         parse_json("{}", "a.json", top=list)
 
 
-def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path):
+def test_special_files_are_refused_without_waiting(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     for name, message in (("pipe", "not a regular file"), ("folder", "is a folder"), ("none", "is missing")):
@@ -90,14 +90,14 @@ def test_a_large_file_is_refused(tmp_path):
     assert caught.value.reason == "size"
 
 
-def test_only_a_missing_file_is_none(tmp_path):
+def test_find_json_returns_none_only_for_a_missing_file(tmp_path):
     assert find_json(tmp_path / "a.json") is None
     (tmp_path / "a.json").symlink_to("nowhere")
     with pytest.raises(DataError, match="is missing"):
         find_json(tmp_path / "a.json")
 
 
-def test_a_file_is_replaced_with_the_permissions_that_were_wanted(tmp_path):
+def test_replaced_file_has_the_requested_permissions(tmp_path):
     for mode, found in ((0o600, 0o600), (0o644, 0o644), (None, 0o666 & ~umask())):
         write_whole(tmp_path / "a", "é", mode=mode)
         assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == found

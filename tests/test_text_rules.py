@@ -70,30 +70,30 @@ def test_normalising_twice_changes_nothing(rule, text):
 
 
 @pytest.mark.parametrize("text", SPELLINGS)
-def test_the_spelling_of_tables_and_of_people_is_one(text):
+def test_table_and_human_spelling_normalise_equally(text):
     assert normalise(text, "words-2") == "pleural effusion"
 
 
 @pytest.mark.parametrize("text", ODD)
-def test_captions_are_left_as_they_are(text):
+def test_captions_are_unchanged_by_their_rule(text):
     caption = clean_text(text)
     assert normalise(caption, "words-1") == caption
     if "_" not in caption and caption == unicodedata.normalize("NFC", caption):
         assert normalise(caption, "words-2") == caption
 
 
-def test_models_of_before_keep_underscores():
+def test_version_1_keeps_underscores():
     assert normalise("Pleural_Thickening", "words-1") == "pleural_thickening"
     assert normalise("Pleural_Thickening", "words-2") == "pleural thickening"
     assert class_name_rule("nfc-1") == "words-1"
     assert class_name_rule("release-2") == "words-2"
 
 
-def test_marks_that_combine_stay_with_their_letter():
+def test_combining_marks_stay_with_their_letter():
     assert normalise("\u0939\u0943\u0926\u092f \u0915\u093e \u0906\u0915\u093e\u0930", "words-2").count(" ") == 2
 
 
-def test_the_releases_cleaning_is_that_of_their_reports():
+def test_release_rule_equals_the_report_cleaning():
     report = "Nodule of 3.5 cm in the left lung. \u00c9panchement seen. Heart is large."
     assert (normalise(report, "release-2"),) == read_as_mgca(report)
 
@@ -102,7 +102,7 @@ def test_the_releases_cleaning_is_that_of_their_reports():
     ("texts", "rule"),
     [("captions", "words-2"), ("sentences", "words-2"), ("whole", "nfc-2"), ("mgca", "release-2"), ("bank", "lower-2")],
 )
-def test_a_rule_leaves_the_texts_of_its_training_as_they_are(texts, rule):
+def test_rule_leaves_its_training_texts_unchanged(texts, rule):
     assert rule_for(texts) == rule
     assert rule_for(texts, version=1) == rule.replace("2", "1")
 
@@ -131,7 +131,7 @@ def test_a_rule_leaves_the_texts_of_its_training_as_they_are(texts, rule):
         ("\uffff", "U+FFFF"),
     ],
 )
-def test_what_nobody_can_see_is_refused_with_code_point_and_position(letter, code):
+def test_invisible_characters_are_refused_with_code_point_and_position(letter, code):
     with pytest.raises(DataError, match=f"position 1 holds .*{code.replace('+', '[+]')}.* at character 6; ") as refused:
         normalise_all(["edema", f"pneumo{letter}thorax"], "words-2")
     assert refused.value.reason in ("forbidden-character", "encoding")
@@ -152,7 +152,7 @@ def test_every_invisible_or_directional_character_of_unicode_is_refused():
     assert passed - visible == {0x9, 0xA, 0xB, 0xC, 0xD}
 
 
-def test_letters_of_every_script_pass():
+def test_letters_of_every_script_are_accepted():
     assert (
         text_fault(
             "\u80ba\u708e \u0627\u0644\u0635\u062f\u0631 \u0939\u0943\u0926\u092f \u00e9 \u00bd \u2264 5 \u00b5m"
@@ -161,19 +161,19 @@ def test_letters_of_every_script_pass():
     )
 
 
-def test_a_megabyte_is_refused_before_it_is_tokenised():
+def test_very_long_text_is_refused_before_tokenisation():
     with pytest.raises(DataError, match=r"position 0 has 1,000,000 characters and may have 50,000; shorten it"):
         normalise_all(["a" * 1_000_000], "words-2")
     assert normalise_all(["a" * MOST_CHARACTERS], "nfc-2")
 
 
 @pytest.mark.parametrize("silent", ["", " ", "\u00a0", "...", "\u2014", "1.", "___"])
-def test_what_says_nothing_is_refused_also_after_normalisation(silent):
+def test_empty_text_is_refused_also_after_normalisation(silent):
     with pytest.raises(DataError, match="positions 1, 3 hold no letter and no digit"):
         normalise_all(["edema", silent, "edema", silent], "words-2")
 
 
-def test_a_rule_that_takes_everything_says_so():
+def test_text_emptied_by_the_rule_names_the_rule():
     with pytest.raises(
         DataError, match=r"position 0 holds no letter .* after normalisation by text\.normalisation=rel"
     ):
@@ -187,7 +187,7 @@ def test_equal_class_names_are_refused_by_position():
 
 
 @given(st.text(max_size=40), st.sampled_from(RULES))
-def test_any_text_is_normalised_once_and_for_all(text, rule):
+def test_normalisation_is_idempotent_on_any_text(text, rule):
     once = normalise(text, rule)
     assert normalise(once, rule) == once
     assert normalise(unicodedata.normalize("NFD", text), rule) == once
@@ -243,7 +243,7 @@ def test_a_str_is_one_text(text):
         (Path("edema"), "is not a text"),
     ],
 )
-def test_what_is_no_text_is_refused_with_a_sentence(texts, sentence):
+def test_non_texts_are_refused(texts, sentence):
     with pytest.raises(DataError, match=sentence):
         as_texts(texts)
 
@@ -256,13 +256,13 @@ def test_paths_are_str_or_path():
 
 
 @pytest.mark.parametrize("path", [b"a", None, 3, "", ["a"]])
-def test_what_is_no_path_is_refused_with_a_sentence(path):
+def test_non_paths_are_refused(path):
     with pytest.raises(ConfigError, match=r"run=.* is not a path; give a str or a pathlib\.Path"):
         as_path(path, "run")
 
 
 @pytest.mark.parametrize("paths", [[], None, b"a", {"a": 1}, 3, [None]])
-def test_what_holds_no_path_is_refused_with_a_sentence(paths):
+def test_empty_lists_of_paths_are_refused(paths):
     with pytest.raises(ConfigError, match=r"give"):
         as_paths(paths, "runs")
 
@@ -302,7 +302,7 @@ def test_settings_may_follow_in_one_line():
     assert load_settings("tiny", "--text.rank 4 --seed=3") == load_settings("tiny", ["--text.rank", "4", "--seed=3"])
 
 
-def test_classes_in_one_str_are_no_letters():
+def test_classes_in_one_str_are_split_at_commas():
     findings = ["Edema", "Mass, large", "No Finding"]
     assert resolve_classes("edema,No Finding", findings) == ("Edema", "No Finding")
     assert resolve_classes("Mass, large", findings) == ("Mass, large",)

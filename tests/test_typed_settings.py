@@ -117,7 +117,7 @@ def plain(value):
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def test_every_setting_of_the_data_has_a_value_here():
+def test_every_data_setting_is_covered():
     assert list(VALUES) == [field.name for field in dataclasses.fields(DataConfig)]
     assert all(plain(getattr(DataConfig(), name)) != value for name, value in VALUES.items())
 
@@ -145,7 +145,7 @@ def test_a_typed_setting_of_the_data_is_used_or_refused(command, run, rsna, monk
 
 
 @pytest.mark.parametrize("other", [False, True])
-def test_a_setting_typed_behind_evaluate_is_used_or_refused(other, run, rsna):
+def test_data_setting_of_evaluate_is_used_or_refused(other, run, rsna):
     data = f"rsna:{rsna}" if other else None
     used = []
     for name, value in VALUES.items():
@@ -171,7 +171,7 @@ def test_a_setting_typed_behind_evaluate_is_used_or_refused(other, run, rsna):
         (["--data.patient_mapping", "absent.json"], "absent.json"),
     ],
 )
-def test_a_head_on_another_dataset_reads_the_files_that_were_typed(typed, what, run, rsna, capsys):
+def test_classifier_on_another_dataset_reads_typed_files(typed, what, run, rsna, capsys):
     assert main(["classify", str(run), "--data", f"rsna:{rsna}", *typed]) == 3
     assert what in capsys.readouterr().err
 
@@ -212,12 +212,12 @@ def test_settings_set_in_python_are_kept_for_other_data(run, rsna):
         (["--data.dataset=embed", "--data.val_fraction=0.3"], "data.split is 'embed'"),
     ],
 )
-def test_a_setting_that_another_one_overrules_is_refused(words, why, capsys):
+def test_overruled_setting_is_refused(words, why, capsys):
     assert main(["pretrain", "tiny", *words]) == 2
     assert re.search(f"does nothing here: {why}", capsys.readouterr().err)
 
 
-def test_a_head_refuses_settings_of_prompts(run, capsys):
+def test_classifier_refuses_context_settings(run, capsys):
     assert main(["classify", str(run), "--context.length", "4"]) == 2
     assert "--context.length does nothing with cleft classify" in capsys.readouterr().err
 

@@ -44,20 +44,20 @@ KEYS = sorted(every_key())
 
 
 @pytest.mark.parametrize("preset", preset_names())
-def test_every_preset_loads_and_survives_being_written_and_read(preset, tmp_path):
+def test_every_preset_loads_and_round_trips(preset, tmp_path):
     loaded = load_settings(preset)
     assert load_settings(write(tmp_path, dump_settings(loaded))) == loaded
 
 
 @pytest.mark.parametrize("preset", preset_names())
-def test_every_preset_opens_with_what_it_is_a_command_its_cost_and_what_to_expect(preset):
+def test_every_preset_states_its_purpose_command_cost_and_result(preset):
     head = [line for line in (PRESETS / f"{preset}.yaml").read_text().splitlines() if line.startswith("#")]
     assert head[0].startswith("# ")
     assert any(re.match(rf"#   cleft (pretrain {preset}|reproduce table\d --scale tiny) ", line) for line in head)
     assert {"Cost", "Expected"} <= {line[2:].partition(":")[0] for line in head}
 
 
-def test_the_paper_preset_holds_the_numbers_of_the_paper():
+def test_cleft_paper_has_the_hyperparameters_of_the_paper():
     paper = load_settings("cleft-paper")
     assert (paper.optim.lr, paper.optim.weight_decay, paper.optim.steps, paper.optim.warmup_steps) == (
         4e-5,
@@ -69,25 +69,25 @@ def test_the_paper_preset_holds_the_numbers_of_the_paper():
     assert (paper.context.length, paper.context.batch_size, paper.context.optim.steps) == (30, 36, 4_000)
 
 
-def test_the_last_word_wins(tmp_path):
+def test_overrides_take_precedence_over_presets(tmp_path):
     mine = write(tmp_path, "extends: cleft-paper\ntext: {rank: 16}\n")
     loaded = load_settings(mine, ["--text.alpha", "64", "--data.root=/data/chest x-rays"])
     assert (loaded.text.rank, loaded.text.alpha, loaded.text.dropout) == (16, 64, 0.1)
     assert str(loaded.data.root) == "/data/chest x-rays"
 
 
-def test_a_tower_from_scratch_of_another_type_replaces_the_old_one_whole(tmp_path):
+def test_scratch_of_another_model_type_replaces_the_mapping(tmp_path):
     mine = write(tmp_path, "extends: tiny\ntext: {scratch: {model_type: llama, hidden_size: 16}}\n")
     assert load_settings(mine).text.scratch == {"model_type": "llama", "hidden_size": 16}
 
 
-def test_one_option_of_a_tower_from_scratch_leaves_the_others(tmp_path):
+def test_one_option_of_scratch_keeps_the_others(tmp_path):
     loaded = load_settings("tiny", ["--text.scratch.n_layer", "3"])
     assert loaded.text.scratch is not None
     assert (loaded.text.scratch["n_layer"], loaded.text.scratch["n_embd"]) == (3, 16)
 
 
-def test_lists_may_be_written_in_three_ways(tmp_path):
+def test_lists_have_three_spellings(tmp_path):
     expected = ("Edema", "No Finding")
     assert load_settings("tiny", ["--classes", "Edema,No Finding"]).classes == expected
     assert load_settings("tiny", ["--classes", "[Edema, No Finding]"]).classes == expected
@@ -153,20 +153,20 @@ def test_a_value_of_another_type_is_refused(key, typed):
         load_settings("tiny", [f"--{key}={typed}"])
 
 
-def test_a_list_that_may_be_absent_is_written_like_any_other():
+def test_optional_lists_have_the_same_spellings():
     for words in ("CC,MLO", "[CC, MLO]", "CC, MLO"):
         assert load_settings("tiny", ["--data.views", words]).data.views == ("CC", "MLO")
     assert load_settings("tiny", ["--data.views", "AP"]).data.views == ("AP",)
     assert load_settings("tiny", ["--data.views", "null"]).data.views is None
 
 
-def test_words_that_yaml_would_twist_stay_words(tmp_path):
+def test_yaml_scalars_are_not_reinterpreted(tmp_path):
     assert load_settings(write(tmp_path, "extends: tiny\ndata: {table: no}\n")).data.table == "no"
     assert load_settings(write(tmp_path, "extends: tiny\noptim: {lr: 4e-5}\n")).optim.lr == 4e-5
 
 
 @pytest.mark.parametrize("value", ["010", "12:30", "0x1f", "many"])
-def test_a_number_that_reads_two_ways_is_refused(value):
+def test_ambiguous_numbers_are_refused(value):
     with pytest.raises(ConfigError, match=r"--text\.rank='.*' is not a number"):
         load_settings("tiny", ["--text.rank", value])
 
@@ -188,7 +188,7 @@ def test_a_number_that_reads_two_ways_is_refused(value):
         ("extends: [tiny]\n", "name one preset"),
     ],
 )
-def test_a_wrong_file_is_refused_with_its_place(tmp_path, text, sentence):
+def test_invalid_files_are_refused_with_line(tmp_path, text, sentence):
     with pytest.raises(ConfigError, match=sentence):
         load_settings(write(tmp_path, text))
 
@@ -219,7 +219,7 @@ def test_a_wrong_file_is_refused_with_its_place(tmp_path, text, sentence):
         (["--optim.clip_norm", "much"], "clip_norm='much' must be a number or null"),
     ],
 )
-def test_a_wrong_word_is_refused_with_what_would_be_right(words, sentence):
+def test_invalid_overrides_are_refused_with_a_suggestion(words, sentence):
     with pytest.raises(ConfigError, match=sentence):
         load_settings("tiny", words)
 
@@ -230,17 +230,17 @@ def test_a_setting_of_another_method_is_refused(words):
         load_settings("tiny", words)
 
 
-def test_a_part_of_a_group_leaves_the_defaults_of_that_group(tmp_path):
+def test_partial_group_keeps_its_defaults(tmp_path):
     optim = load_settings(write(tmp_path, "context: {optim: {lr: 0.5}}\n")).context.optim
     assert optim == dataclasses.replace(Settings().context.optim, lr=0.5)
 
 
-def test_a_setting_that_two_others_can_use_is_taken_where_one_does():
+def test_setting_used_by_one_of_two_others_is_accepted():
     words = ["--loss.hidden_dim", "8", "--loss.text_projection", "mlp-gelu"]
     assert load_settings("tiny", words).loss.hidden_dim == 8
 
 
-def test_an_unknown_preset_is_refused_with_the_nearest():
+def test_unknown_preset_is_refused_with_a_suggestion():
     with pytest.raises(ConfigError, match="did you mean 'cleft-paper'"):
         load_settings("cleft-papr")
 
@@ -258,22 +258,22 @@ def test_any_misspelled_setting_is_refused(key, where, letter):
         load_settings("tiny", [f"--{misspelled}", "1"])
 
 
-def test_overrides_go_on_top_of_settings_that_were_saved():
+def test_overrides_apply_to_saved_settings():
     merged = merge_overrides(load_settings("tiny"), ["--data.root", "/data", "--context.optim.steps", "7"])
     assert (str(merged.data.root), merged.context.optim.steps, merged.text.rank) == ("/data", 7, 2)
 
 
-def test_every_setting_has_a_docstring_in_the_help():
+def test_help_lists_every_setting():
     text = settings_help()
     assert all(f"--{key} " in text for key in KEYS)
 
 
-def test_a_share_above_one_is_refused():
+def test_fraction_above_one_is_refused():
     with pytest.raises(ConfigError, match=r"data\.max_invalid=2"):
         DataConfig(max_invalid=2)
 
 
-def test_a_run_that_is_called_like_a_preset_keeps_its_own_settings(tmp_path, monkeypatch):
+def test_run_named_like_a_preset_keeps_its_settings(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("small").mkdir()
     Path("small/config.yaml").write_text(dump_settings(load_settings("tiny", ["--seed", "7"])))
@@ -282,7 +282,7 @@ def test_a_run_that_is_called_like_a_preset_keeps_its_own_settings(tmp_path, mon
         load_run_settings(Path("demo"))
 
 
-def test_a_run_names_no_folder_and_is_read_back_equal(tmp_path, monkeypatch):
+def test_settings_of_a_run_hide_folders_and_round_trip(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     words = [
         "--data.root",
@@ -304,7 +304,7 @@ def test_a_run_names_no_folder_and_is_read_back_equal(tmp_path, monkeypatch):
     assert build_settings(json.loads(json.dumps(plain_settings(settings))), where="x") == settings
 
 
-def test_a_tilde_is_the_home_folder_in_files_and_on_the_command_line(tmp_path, monkeypatch):
+def test_tilde_is_expanded_in_files_and_on_the_command_line(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     names = ("root", "split_file", "test_list", "exclude_patients", "cache")
     file = write(tmp_path, "extends: tiny\ndata:\n" + "".join(f"  {name}: ~/{name}\n" for name in names))
@@ -315,7 +315,7 @@ def test_a_tilde_is_the_home_folder_in_files_and_on_the_command_line(tmp_path, m
         load_settings("tiny", ["--data.root", "~nosuchuser/data"])
 
 
-def test_a_run_s_settings_that_were_cut_off_are_refused_wherever_the_cut_is(tmp_path):
+def test_truncated_settings_of_a_run_are_refused(tmp_path):
     path = tmp_path / "config.yaml"
     lines = dump_settings(load_settings("tiny")).splitlines(keepends=True)
     for last in (*range(2, len(lines), 9), len(lines) - 1):

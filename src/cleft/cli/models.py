@@ -208,16 +208,16 @@ def _python() -> list[Finding]:
 
 
 def _packages() -> list[Finding]:
-    return [_package(name, floor) for name, floor in MINIMUM_VERSIONS.items()]
+    return [_package(name, oldest) for name, oldest in MINIMUM_VERSIONS.items()]
 
 
-def _package(name: str, floor: str) -> Finding:
+def _package(name: str, oldest: str) -> Finding:
     try:
         version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return "wrong", f"{name} is not installed; run: pip install '{name}>={floor}'"
-    if _numbers(version) < _numbers(floor):
-        return "wrong", f"{name} {version} is older than {floor}; run: pip install -U '{name}>={floor}'"
+        return "wrong", f"{name} is not installed; run: pip install '{name}>={oldest}'"
+    if _numbers(version) < _numbers(oldest):
+        return "wrong", f"{name} {version} is older than {oldest}; run: pip install -U '{name}>={oldest}'"
     return "ok", f"{name} {version}"
 
 

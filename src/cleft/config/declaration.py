@@ -1,4 +1,4 @@
-"""Declaration of a setting: everything about it stands at its dataclass field and is derived from there.
+"""Declaration of settings: one dataclass field declares all of a setting.
 
 The annotation is the type, the docstring below the field is the help text, and `setting` adds what Python cannot
 express: the effect of a change on a run that is resumed, and when the setting has no effect.

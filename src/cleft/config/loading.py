@@ -1,8 +1,8 @@
-"""Loading of settings: defaults, then a preset, then what is typed; the last value counts.
+"""Loading of settings: defaults, then a preset, then the command line; the last value counts.
 
-YAML is read as plain text: no types guessed, no code run. YAML 1.1 reads `4e-5` as text, `no` as false, `010` as eight
-and `12:30` as 750, and accepts repeated keys; so scalars stay the text that was written, and are converted to the
-declared type of their setting.
+YAML is read as plain text, without guessing types or running code. YAML 1.1 reads `4e-5` as text, `no` as false, `010`
+as eight and `12:30` as 750, and accepts repeated keys; so scalars stay text until they are converted to the declared
+type of their setting.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def _build_typed(tree: Mapping[str, Tree], typed: Mapping[str, Tree], where: str
 
 
 def plain_settings(settings: Settings) -> dict[str, Any]:
-    """Returns settings as a tree of values that JSON and YAML can hold, as a file that may be shared holds them.
+    """Returns settings as a tree of JSON and YAML values, for files that may be shared.
 
     Paths that name a user, a machine or a folder elsewhere are hidden; see `cleft.privacy.hide_path`.
     """
@@ -138,13 +138,13 @@ def dump_settings(settings: Settings) -> str:
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """Returns `; did you mean 'x'?` for the nearest known name, or nothing where none is near."""
+    """Returns `; did you mean 'x'?` for the most similar known name, or an empty text if none is similar."""
     found = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"; did you mean {found[0]!r}?" if found else ""
 
 
 def _find(source: str | Path) -> Path:
-    """The file behind a preset's name or a path."""
+    """Returns the file of a preset, or of a path."""
     shipped = PRESETS / f"{source}.yaml"
     if re.fullmatch(r"[\w.-]+", str(source)) and shipped.is_file():
         return shipped
@@ -162,9 +162,9 @@ def _find(source: str | Path) -> Path:
 
 
 def _layers(path: Path, seen: tuple[Path, ...]) -> dict[str, Tree]:
-    """A file's tree on top of what it extends."""
+    """Returns the tree of a file on top of the preset that it extends."""
     if path in seen:
-        raise ConfigError(f"{path}: extends itself, by way of {' and '.join(step.name for step in seen)}")
+        raise ConfigError(f"{path}: extends itself through {' and '.join(step.name for step in seen)}")
     file = read_yaml(path)
     is_of_run = _is_of_run(path)
     tree = cast("dict[str, Tree]", _here(file.tree))
@@ -193,7 +193,7 @@ def _is_of_run(path: Path) -> bool:
 
 
 def _name_rule(path: Path, tree: dict[str, Tree]) -> None:
-    """Adds the text rule to the settings of a run that was begun before rules were recorded."""
+    """Adds the text rule to the settings of a run that was started before rules were recorded."""
     text, data = tree.get("text"), tree.get("data")
     if path.name != "config.yaml" or not isinstance(text, dict) or "max_tokens" not in text or "normalisation" in text:
         return
@@ -205,7 +205,7 @@ def _name_rule(path: Path, tree: dict[str, Tree]) -> None:
 
 
 def _merge(below: Mapping[str, Tree], above: Mapping[str, Tree]) -> dict[str, Tree]:
-    """Mappings grow together, everything else is replaced; so is a `scratch` tower of another type."""
+    """Merges mappings and replaces everything else, including a `scratch` model of another type."""
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
@@ -217,7 +217,7 @@ def _merge(below: Mapping[str, Tree], above: Mapping[str, Tree]) -> dict[str, Tr
 
 
 def _words(words: str | Sequence[str]) -> dict[str, Tree]:
-    """`--a.b value --c=value` as a tree."""
+    """Returns `--a.b value --c=value` as a tree."""
     tree: dict[str, Tree] = {}
     waiting = shlex.split(words) if isinstance(words, str) else list(words)
     while waiting:
@@ -227,7 +227,7 @@ def _words(words: str | Sequence[str]) -> dict[str, Tree]:
         name, equals, value = word[2:].partition("=")
         if not equals:
             if not waiting:
-                raise ConfigError(f"--{name} has no value behind it")
+                raise ConfigError(f"--{name} has no value")
             value = waiting.pop(0)
         if not value.strip():
             raise ConfigError(f"--{name} is empty; give a value, or leave it out for that of the preset")
@@ -236,14 +236,14 @@ def _words(words: str | Sequence[str]) -> dict[str, Tree]:
         for group in groups:
             deeper = place.setdefault(group, {})
             if not isinstance(deeper, dict):
-                raise ConfigError(f"--{name}: --{group} was given a value of its own before")
+                raise ConfigError(f"--{name}: --{group} has a value already")
             place = deeper
         place[leaf] = _read_word(value)
     return tree
 
 
 def _read_word(value: str) -> Tree:
-    """`null` is nothing and `[a, b]` a list, as in a preset."""
+    """Reads a typed value as in a preset: `null`, a list `[a, b]`, or text."""
     if value == "null":
         return None
     value = expand_user(value)
@@ -276,7 +276,7 @@ def _check_keys(tree: Mapping[str, Tree], lines: Mapping[str, int], *, where: st
 
 
 def _explain_unknown(key: str, siblings: list[str], dashes: str) -> str:
-    """Names the new name of a renamed setting, or the nearest one: with the same last word, in the group, anywhere."""
+    """Suggests the new name of a renamed setting, or a similar one: same last part, same group, anywhere."""
     every = list(declared_settings())
     renamed = [each.key for each in declared_settings().values() if each.formerly == key]
     if renamed:
@@ -399,7 +399,7 @@ def _paired(values: Sequence[Any], kinds: tuple[Any, ...]) -> Iterable[tuple[Any
 
 
 def _scalars(value: Tree) -> Any:
-    """Types what stands in a free mapping, such as the options of a tower built from scratch."""
+    """Converts the scalars of a free mapping, such as the options of a model trained from scratch."""
     if isinstance(value, dict):
         return {name: _scalars(item) for name, item in value.items()}
     if isinstance(value, list):
@@ -434,7 +434,7 @@ def _check_effect(typed: Mapping[str, Any], settings: Settings) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Dataclasses, tuples and paths as what YAML can hold."""
+    """Returns dataclasses, tuples and paths as YAML values."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -445,7 +445,7 @@ def _plain(value: Any) -> Any:
 
 
 def _hidden(tree: Any, value: Any) -> Any:
-    """A tree that `_plain` made of a value, without paths that reveal anything.
+    """Returns the tree that `_plain` made of a value, with private paths hidden.
 
     Texts may be paths too, such as the folder of a language model or a file of class names.
     """
@@ -457,7 +457,7 @@ def _hidden(tree: Any, value: Any) -> Any:
 
 
 def _here(value: Any) -> Any:
-    """A tree from a file with hidden paths as they are on this machine, where they are known, and `~` expanded."""
+    """Returns a tree from a file with hidden paths resolved, as far as known on this machine, and `~` expanded."""
     if isinstance(value, dict):
         return {name: _here(item) for name, item in cast("dict[str, Any]", value).items()}
     if isinstance(value, list):
@@ -466,7 +466,7 @@ def _here(value: Any) -> Any:
 
 
 def _dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A tree of groups as one mapping with dotted keys."""
+    """Returns a tree of groups as one mapping with dotted keys."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, dict) and f"{prefix}{name}" not in declared_settings():
@@ -480,7 +480,7 @@ _ITEM = re.compile(r"""\s*(?:"((?:[^"]|"")*)"|'((?:[^']|'')*)'|([^,]*))\s*(,|$)"
 
 
 def split_list(text: str) -> list[str]:
-    """Returns the values of a word, without spaces around them; empty ones are left out.
+    """Returns the values of a comma-separated list, stripped; empty ones are left out.
 
     Raises:
         ConfigError: If a quote is not closed or something follows it.
@@ -508,7 +508,7 @@ def split_list(text: str) -> list[str]:
 
 
 def join_list(values: Iterable[str]) -> str:
-    """Returns values as one word that `split_list` reads again.
+    """Returns values as a comma-separated list that `split_list` reads.
 
     Example:
         >>> join_list(["Effusion, left", "Edema"])
@@ -521,19 +521,19 @@ def join_list(values: Iterable[str]) -> str:
 
 _PLAIN_TAGS = ("tag:yaml.org,2002:", "!")
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""The one in C, where PyYAML was built with it, is ten times as fast."""
+"""The C loader, where available, is ten times as fast."""
 
 
 @dataclass(frozen=True)
 class YamlFile:
-    """A file's tree and the line of each dotted key."""
+    """Tree of a file, and the line of each dotted key."""
 
     tree: dict[str, Tree]
     lines: dict[str, int]
 
 
 def read_yaml(path: Path) -> YamlFile:
-    """Reads a mapping from a YAML file without running or guessing anything.
+    """Reads a mapping from a YAML file, without running code or guessing types.
 
     Raises:
         ConfigError: If the file is absent or empty, is not UTF-8 or not YAML, repeats a key, or uses aliases or tags.
