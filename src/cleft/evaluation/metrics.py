@@ -9,7 +9,8 @@ Shapes: `N` images, `C` classes, `R` resamples, `P` patients.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -24,10 +25,9 @@ Statistic = Callable[[Floats], Floats]
 """From image counts in each resample, `[R, N]`, to one value per resample, `[R]`; NaN if undefined."""
 Tally = Callable[[Floats], tuple[Floats, Floats]]
 """From image counts, `[R, N]`, to counts of positives and negatives at each distinct score in order, `[R, K]`."""
+RankingMetric = Callable[[Floats, Floats], Floats]
+"""From counts of positives and negatives at each distinct score in order, `[R, K]` each, to one value per resample."""
 Value = TypeVar("Value")
-
-SPECIFICITIES = (0.90, 0.95)
-"""Specificities at which sensitivity is measured."""
 
 MIN_BOOTSTRAP_PATIENTS = 20
 """With fewer patients a bootstrap interval is too narrow (reliability H9)."""
@@ -57,89 +57,56 @@ def accuracy(hits: ArrayLike) -> Statistic:
     return statistic
 
 
-def auc(scores: ArrayLike, positive: ArrayLike) -> Statistic:
+def _auc(present: Floats, absent: Floats) -> Floats:
     """Area under the ROC curve: probability that a positive scores higher than a negative, ties counting half.
 
     It is 0.5 if all scores are equal, and undefined without both a positive and a negative.
-
-    Args:
-        scores: Scores of the class, `[N]`.
-        positive: Whether each image shows the class, `[N]` bool.
-
-    Raises:
-        NumericsError: If a score is not finite.
     """
-    return _auc(_tally(scores, positive))
+    below = np.cumsum(absent, axis=1) - absent
+    wins = (present * (below + absent / 2)).sum(axis=1)
+    return _ratio(wins, present.sum(axis=1) * absent.sum(axis=1))
 
 
-def _auc(tally: Tally) -> Statistic:
-    def statistic(counts: Floats) -> Floats:
-        present, absent = tally(counts)
-        below = np.cumsum(absent, axis=1) - absent
-        wins = (present * (below + absent / 2)).sum(axis=1)
-        return _ratio(wins, present.sum(axis=1) * absent.sum(axis=1))
-
-    return statistic
-
-
-def average_precision(scores: ArrayLike, positive: ArrayLike) -> Statistic:
-    """Average precision: area under the precision-recall curve as a step function.
+def _average_precision(present: Floats, absent: Floats) -> Floats:
+    """Area under the precision-recall curve as a step function.
 
     It is the share of positives if all scores are equal, and undefined without a positive.
-
-    Args:
-        scores: Scores of the class, `[N]`.
-        positive: Whether each image shows the class, `[N]` bool.
-
-    Raises:
-        NumericsError: If a score is not finite.
     """
-    return _average_precision(_tally(scores, positive))
+    detected = _from_above(present)
+    precision = np.nan_to_num(_ratio(detected, detected + _from_above(absent)))
+    return _ratio((present * precision).sum(axis=1), present.sum(axis=1))
 
 
-def _average_precision(tally: Tally) -> Statistic:
-    def statistic(counts: Floats) -> Floats:
-        present, absent = tally(counts)
-        detected = _from_above(present)
-        precision = np.nan_to_num(_ratio(detected, detected + _from_above(absent)))
-        return _ratio((present * precision).sum(axis=1), present.sum(axis=1))
-
-    return statistic
-
-
-def sensitivity_at(scores: ArrayLike, positive: ArrayLike, specificity: float) -> Statistic:
-    """Largest sensitivity of a threshold whose specificity is at least `specificity`.
+def _sensitivity_at(specificity: float) -> RankingMetric:
+    """Largest sensitivity of a threshold whose specificity is at least `specificity`, in (0, 1).
 
     Thresholds are the scores themselves, without interpolation, and each resample chooses its own. It is 0 if all
     scores are equal, and undefined without both a positive and a negative.
-
-    Args:
-        scores: Scores of the class, `[N]`.
-        positive: Whether each image shows the class, `[N]` bool.
-        specificity: Required specificity, in (0, 1).
-
-    Raises:
-        NumericsError: If a score is not finite.
     """
-    return _sensitivity_at(_tally(scores, positive), specificity)
 
-
-def _sensitivity_at(tally: Tally, specificity: float) -> Statistic:
-    def statistic(counts: Floats) -> Floats:
-        present, absent = tally(counts)
+    def metric(present: Floats, absent: Floats) -> Floats:
         negatives = absent.sum(axis=1)
         # A tenth of 30 negatives is 3.0000000000000004 in floating point; counts are whole numbers.
         allowed = _from_above(absent) <= ((1 - specificity) * negatives + 1e-6)[:, None]
         detected = np.max(_from_above(present), axis=1, where=allowed, initial=0.0)
         return np.where(negatives > 0, _ratio(detected, present.sum(axis=1)), np.nan)
 
-    return statistic
+    return metric
+
+
+RANKING_METRICS: Mapping[str, RankingMetric] = MappingProxyType(
+    {
+        "auc": _auc,
+        "auprc": _average_precision,
+        "sensitivity@0.90": _sensitivity_at(0.90),
+        "sensitivity@0.95": _sensitivity_at(0.95),
+    }
+)
+"""Metrics of the ranking of images by the scores of a class, in the order of the results."""
 
 
 def ranking_statistics(scores: ArrayLike, positive: ArrayLike) -> dict[str, Statistic]:
-    """All ranking metrics: `auc`, `auprc`, `sensitivity@0.90` and `sensitivity@0.95`.
-
-    As the functions above, but counting each resample once for all metrics.
+    """Statistics of all `RANKING_METRICS`, which count each resample once for all of them.
 
     Args:
         scores: Scores of the class, `[N]`.
@@ -149,11 +116,16 @@ def ranking_statistics(scores: ArrayLike, positive: ArrayLike) -> dict[str, Stat
         NumericsError: If a score is not finite.
     """
     tally = cache_last(_tally(scores, positive))
-    return {
-        "auc": _auc(tally),
-        "auprc": _average_precision(tally),
-        **{f"sensitivity@{each:.2f}": _sensitivity_at(tally, each) for each in SPECIFICITIES},
-    }
+
+    def statistic_of(metric: RankingMetric) -> Statistic:
+        return lambda counts: metric(*tally(counts))
+
+    return {name: statistic_of(metric) for name, metric in RANKING_METRICS.items()}
+
+
+def auc(scores: ArrayLike, positive: ArrayLike) -> Statistic:
+    """Area under the ROC curve; as `ranking_statistics`."""
+    return ranking_statistics(scores, positive)["auc"]
 
 
 def cache_last(function: Callable[[Floats], Value]) -> Callable[[Floats], Value]:

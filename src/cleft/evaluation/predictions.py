@@ -25,8 +25,8 @@ from torch import Tensor
 
 from cleft.errors import ConfigError, DataError
 from cleft.evaluation import Blank, Bootstrap, Scoring
-from cleft.evaluation.metrics import Flags, Floats, confusion, finite, roc_points
-from cleft.evaluation.scoring import RANKINGS, Predictions, log_odds, score_classes, score_findings
+from cleft.evaluation.metrics import RANKING_METRICS, Flags, Floats, confusion, finite, roc_points
+from cleft.evaluation.scoring import Predictions, log_odds, score_classes, score_findings
 from cleft.grammar import count, share, verb
 from cleft.results import Result
 from cleft.types import Embeddings, LabelledImages
@@ -317,7 +317,7 @@ def _unmeasured(rule: str, reason: str | None, images: int, patients: Sequence[s
     number = len(set(patients))
     return tuple(
         Result(metric=f"{rule}{metric}", value=None, images=images, patients=number, reason=reason)
-        for metric in ("accuracy", *RANKINGS)
+        for metric in ("accuracy", *RANKING_METRICS)
     )
 
 

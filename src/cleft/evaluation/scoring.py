@@ -8,7 +8,7 @@ Shapes: `N` images, `C` classes or findings.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from cleft.data.counts import group_records
 from cleft.evaluation import Bootstrap
 from cleft.evaluation.metrics import (
     MIN_BOOTSTRAP_PATIENTS,
-    SPECIFICITIES,
+    RANKING_METRICS,
     Flags,
     Floats,
     Interval,
@@ -36,8 +36,6 @@ from cleft.privacy import MIN_PATIENTS
 from cleft.results import Result, Subgroup, Subgroups
 from cleft.types import Record
 
-RANKINGS = ("auc", "auprc", *(f"sensitivity@{each:.2f}" for each in SPECIFICITIES))
-"""Metrics of the ranking by a class's scores, in the order of the results."""
 HEADLINE_METRICS = ("accuracy", "auc")
 AGE_BANDS = ((0, "<40"), (40, "40-60"), (60, "60-80"), (80, "80+"))
 """First year and name of each age band."""
@@ -95,7 +93,8 @@ def score_classes(
         note: Remark on every metric.
 
     Returns:
-        `accuracy`, then `auc` (mean over the classes that occur) and `auc/<class>`, and so for all of `RANKINGS`.
+        `accuracy`, then `auc` (mean over the classes that occur) and `auc/<class>`, and so for all of
+        `RANKING_METRICS`.
 
     Raises:
         NumericsError: If a score is not finite.
@@ -127,7 +126,7 @@ def score_findings(
 
     Returns:
         `accuracy` (mean over the findings for which it is defined) and `accuracy/<finding>`, and so for all of
-        `RANKINGS`.
+        `RANKING_METRICS`.
 
     Raises:
         NumericsError: If a score is not finite.
@@ -140,7 +139,7 @@ def classification_measures(
     classes: Sequence[str],
     *,
     rows: Flags | None = None,
-    rankings: Sequence[str] = RANKINGS,
+    rankings: Collection[str] = RANKING_METRICS,
 ) -> list[Measure]:
     """The metrics of `score_classes` or `score_findings`, before they are estimated.
 
@@ -148,7 +147,7 @@ def classification_measures(
         predictions: Predictions on `N` images.
         classes: Names of the classes or findings, `[C]`.
         rows: Images to score, `[N]` bool; by default all.
-        rankings: Which of `RANKINGS`.
+        rankings: Which of `RANKING_METRICS`.
     """
     if predictions.multi_class:
         truth, predicted = predictions.truth.astype(np.intp), predictions.scores.argmax(axis=1)
@@ -224,7 +223,7 @@ def _class_measures(
     predicted: NDArray[np.intp] | None = None,
     *,
     rows: Flags | None = None,
-    rankings: Sequence[str] = RANKINGS,
+    rankings: Collection[str] = RANKING_METRICS,
 ) -> list[Measure]:
     scored = np.ones(len(truth), dtype=bool) if rows is None else rows
     highest = scores.argmax(axis=1) if predicted is None else predicted
@@ -242,7 +241,7 @@ def _finding_measures(
     findings: Sequence[str],
     notes: Mapping[str, str | None] = MappingProxyType({}),
     *,
-    rankings: Sequence[str] = RANKINGS,
+    rankings: Collection[str] = RANKING_METRICS,
 ) -> list[Measure]:
     by_finding: list[dict[str, Measure]] = []
     for column, name in enumerate(findings):
