@@ -1,7 +1,7 @@
 """Files of the cache of prepared images: parts of many rows, each complete or absent, and an index over them.
 
 A part consists of `part-<digest>.u8`, the bare pixels, and `part-<digest>.json`, the index of its rows. The index is
-written last and named by the digest of its own bytes, so its presence guarantees that the pixels are complete. Rows are
+written last and named by the digest of its bytes, so its presence guarantees that the pixels are complete. Rows are
 found by the content of their source file, never by its name. Shapes: `N` images, `n` rows of a part, `S` stored side.
 """
 

@@ -93,7 +93,7 @@ def _check_header(image: Image.Image, data: bytes, name: Path | str, limits: Rea
         raise refusal("colour", name, "its colours are CMYK; convert it to grayscale")
     if image.format == "PNG" and data[_PNG_DEPTH] == 16 and not image.mode.startswith("I"):
         raise refusal(
-            "format", name, "colour with 16 bits per channel would be reduced to 8; convert it to 16-bit grayscale"
+            "format", name, "colour with 16 bits per channel is not supported; convert it to 16-bit grayscale"
         )
 
 

@@ -492,10 +492,10 @@ def _windows(level: Dataset) -> tuple[Window | None, ...]:
 def _padding(dataset: Dataset, notes: list[str]) -> tuple[int, int] | None:
     """Ends of the range of pixel padding values (PS3.3, C.7.5.1.1.2)."""
     ends = [number_values(dataset, keyword) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
-    whole = [[int(end) for end in found if math.isfinite(end) and end == int(end)] for found in ends]
-    if any(len(found) > 1 or len(found) != len(kept) for found, kept in zip(ends, whole, strict=True)):
+    integers = [[int(end) for end in found if math.isfinite(end) and end == int(end)] for found in ends]
+    if any(len(found) > 1 or len(found) != len(kept) for found, kept in zip(ends, integers, strict=True)):
         notes.append("padding")
-    first, limit = (found[0] if len(found) == 1 else None for found in whole)
+    first, limit = (found[0] if len(found) == 1 else None for found in integers)
     return None if first is None else (first, first if limit is None else limit)
 
 

@@ -355,9 +355,9 @@ def _padding_mask(ends: tuple[int, int] | None, values: NDArray[np.int32], layou
     """Which bit patterns are padding (PS3.3, C.7.5.1.1.2), `[P]`."""
     if ends is None:
         return np.zeros(len(values), dtype=bool)
-    whole = stored_values(layout.bits_allocated, layout.bits_allocated, signed=layout.signed)
+    full_range = stored_values(layout.bits_allocated, layout.bits_allocated, signed=layout.signed)
     # A padding value may be outside the values that `BitsStored` allows.
-    return _is_padding(values, ends, signed=layout.signed) | _is_padding(whole, ends, signed=layout.signed)
+    return _is_padding(values, ends, signed=layout.signed) | _is_padding(full_range, ends, signed=layout.signed)
 
 
 def _is_padding(values: NDArray[Any], ends: tuple[int, int], *, signed: bool) -> NDArray[np.bool_]:

@@ -348,11 +348,11 @@ def count_syntaxes(headers: Iterable[Header]) -> list[SyntaxCount]:
     from cleft.data.images.dicom import syntax_support  # Importing pydicom takes half a second.
 
     counts = Counter((h.transfer_syntax, h.bits_stored > 8) for h in headers if not h.reason and h.is_image)
-    census: dict[tuple[str, str, str], int] = {}
+    by_syntax: dict[tuple[str, str, str], int] = {}
     for (uid, deep), number in counts.items():
         name, remedy = syntax_support(uid, deep=deep)
-        census[uid, name, remedy] = census.get((uid, name, remedy), 0) + number
-    rows = [SyntaxCount(uid, name, number, not remedy, remedy) for (uid, name, remedy), number in census.items()]
+        by_syntax[uid, name, remedy] = by_syntax.get((uid, name, remedy), 0) + number
+    rows = [SyntaxCount(uid, name, number, not remedy, remedy) for (uid, name, remedy), number in by_syntax.items()]
     return sorted(rows, key=lambda row: (-row.images, row.uid))
 
 

@@ -167,7 +167,7 @@ def _draw_thorax(canvas: ChestDrawing, *, widened: float) -> None:
     for side in (RIGHT, LEFT):  # collar bones
         bend = np.array([[0.06, 0.165], [0.25, 0.135], [0.50, 0.145 - 0.03 * rng.random()], [0.80, 0.085]])
         canvas.stroke(curve(bend * [side * body.width, 1]), 0.022, 0.22)
-        if ap:  # shoulder blades lie over the lungs when the patient does not turn them out
+        if ap:  # the scapulae project over the lungs in AP views
             canvas.brighten(canvas.blob(side * 0.78 * body.width, 0.30, 0.10, 0.17, 0.4) * trunk, 0.16)
 
 

@@ -20,8 +20,8 @@ LETTERS = "ANBPSMK"
 """Assessment letter of BI-RADS 0 to 6."""
 
 ODDITIES = {
-    "blank_side": "one row without a side speaks for both breasts",
-    "both_sides": "one row with side B speaks for both breasts",
+    "blank_side": "one row without a side describes both breasts",
+    "both_sides": "one row with side B describes both breasts",
     "implied_negative": "a bilateral exam has rows of one breast alone; the other one is negative",
     "worse_second": "a breast has a row P and after it a row M",
     "several_rows": "a breast has several rows that agree, and one that is milder",
@@ -30,9 +30,9 @@ ODDITIES = {
     "blank_density": "the density is blank",
     "male": "a man: density 5",
     "great_ids": "two exams of a patient have ids above 2^53 that are equal when read as floating-point numbers",
-    "synthetic": "beside each 2D image stands a cview",
+    "synthetic": "each 2D image has a cview",
     "spot": "magnified views with spot_mag 1; others have 0 or nothing",
-    "special_views": "ML and XCCL beside CC and MLO, and an image without a view",
+    "special_views": "ML and XCCL in addition to CC and MLO, and an image without a view",
     "unilateral": "an exam of one breast",
     "implant": "implants",
     "two_dates": "the two tables have different dates for an exam",

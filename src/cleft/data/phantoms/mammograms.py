@@ -467,7 +467,7 @@ def _draw_patient(images: Path, patient: Patient, seed: int, size: tuple[int, in
         for index, spec in enumerate(exam.images):
             uids = _uid(seed, exam.acc), _uid(seed, exam.acc, index), _uid(seed, exam.acc, index, 1)
             path = f"cohort_{patient.cohort}/{patient.empi}/{uids[0]}/{uids[1]}/{uids[2]}.dcm"
-            drawn = _draw_picture(
+            drawn = _draw_image(
                 patient,
                 exam,
                 spec,
@@ -481,7 +481,7 @@ def _draw_patient(images: Path, patient: Patient, seed: int, size: tuple[int, in
     return rows
 
 
-def _draw_picture(
+def _draw_image(
     patient: Patient, exam: Exam, spec: ImageSpec, size: tuple[int, int], rng: np.random.Generator
 ) -> Mammogram:
     lesions = [row.lesion for row in exam.findings if row.lesion is not None and row.side in (spec.side, "B", "")]
