@@ -192,7 +192,7 @@ def test_settings_of_the_run_that_other_data_do_not_use_are_named_in_one_line(ru
 @pytest.mark.parametrize(("name", "value"), [("root", "elsewhere"), ("dataset", "nih")])
 def test_two_ways_to_name_the_images_are_refused(name, value, run, rsna, capsys):
     assert main(["classify", str(run), "--data", f"rsna:{rsna}", f"--data.{name}", value]) == 2
-    assert f"--data.{name} both say which images are read" in capsys.readouterr().err
+    assert f"--data.{name} both set the images to read" in capsys.readouterr().err
 
 
 def test_settings_set_in_python_are_kept_for_other_data(run, rsna):

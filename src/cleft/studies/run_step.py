@@ -113,17 +113,17 @@ def _write_exclusion_list(step: Step) -> Path:
 
     The file contains patient ids and is readable by its owner only.
     """
-    people = read_dataset(step.settings.data).patient_dataset or step.settings.data.dataset
-    found: dict[str, None] = {}
+    population = read_dataset(step.settings.data).patient_dataset or step.settings.data.dataset
+    excluded: dict[str, None] = {}
     for other in step.others:
         config = data_config(step.settings, other)
         reading = read_dataset(config)
-        if (reading.patient_dataset or reading.dataset) == people:
-            found |= {record.patient: None for record in split_records(reading, config).test}
-    if not found:
-        log.info("%s: no patient of %s is in the test set of another dataset", step.folder.name, people)
+        if (reading.patient_dataset or reading.dataset) == population:
+            excluded |= {record.patient: None for record in split_records(reading, config).test}
+    if not excluded:
+        log.info("%s: no patient of %s is in the test set of another dataset", step.folder.name, population)
     table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows([["patient"], *([patient] for patient in sorted(found))])
+    csv.writer(table, lineterminator="\n").writerows([["patient"], *([patient] for patient in sorted(excluded))])
     step.folder.parent.mkdir(parents=True, exist_ok=True)
     write_whole(step.folder, table.getvalue().encode())
     return step.folder
