@@ -81,7 +81,7 @@ def test_order_is_the_same_on_every_machine_and_changes_with_epoch_and_seed():
     assert first != [row for _, row in next(iter(StepSampler(8, 8, steps=1, seed=1)))]
 
 
-def test_g5_an_epoch_leaves_its_last_incomplete_batch_out_and_counts_it():
+def test_g5_an_epoch_drops_its_last_incomplete_batch_and_counts_it():
     sampler = StepSampler(10, 4, steps=4, seed=0)
     assert sampler.dropped == 2
     assert [[epoch for epoch, _ in batch] for batch in sampler] == [[0] * 4, [0] * 4, [1] * 4, [1] * 4]
@@ -96,7 +96,7 @@ def test_g9_too_few_images_are_refused_with_both_counts():
         StepSampler(0, 4, steps=1, seed=0)
 
 
-def test_m2_a_batch_that_cannot_be_shared_evenly_is_refused():
+def test_m2_a_batch_that_cannot_be_divided_evenly_is_refused():
     with pytest.raises(ConfigError, match="batch of 10 cannot be divided evenly by 4 devices; the nearest size is 8"):
         StepSampler(100, 10, steps=1, seed=0, world_size=4)
 
@@ -124,13 +124,13 @@ def test_workers_change_no_batch(data, workers, distinct):
         same(eval_loader(*data, FINDINGS, SETTINGS, batch_size=4), loader)
 
 
-def test_resuming_gives_the_batches_that_were_left(data):
+def test_resuming_gives_the_remaining_batches(data):
     whole = list(train_loader(*data, FINDINGS, SETTINGS))
     same(whole[3:], train_loader(*data, FINDINGS, SETTINGS, Schedule(first_step=3)))
 
 
 @pytest.mark.parametrize("distinct", ["none", "patients"])
-def test_ranks_together_see_the_global_batch(data, distinct):
+def test_the_batches_of_all_ranks_form_the_global_batch(data, distinct):
     settings = replace(SETTINGS, train=replace(SETTINGS.train, unique_in_batch=distinct))
     whole = list(train_loader(*data, FINDINGS, settings))
     halves = [list(train_loader(*data, FINDINGS, settings, Schedule(rank=rank, world_size=2))) for rank in range(2)]
@@ -138,7 +138,7 @@ def test_ranks_together_see_the_global_batch(data, distinct):
         assert torch.equal(one.images, torch.cat([left.images, right.images]))
 
 
-def test_a_batch_repeats_no_patient_if_told_so(data):
+def test_a_batch_repeats_no_patient_if_set(data):
     records, prepared = data
     twins = [replace(record, patient=str(number // 2)) for number, record in enumerate(records)]
     settings = replace(SETTINGS, train=replace(SETTINGS.train, unique_in_batch="patients"))
@@ -150,12 +150,12 @@ def test_a_batch_repeats_no_patient_if_told_so(data):
     assert {len(set((batch.rows // 2).tolist())) for batch in plain} > {4}
 
 
-def test_stage_two_may_ask_for_other_batches(data):
+def test_a_schedule_overrides_batch_size_and_steps(data):
     batches = list(train_loader(*data, FINDINGS, SETTINGS, Schedule(batch_size=5, steps=3)))
     assert [len(batch.captions) for batch in batches] == [5, 5, 5]
 
 
-def test_g5_evaluation_sees_every_image_once_in_order_from_its_centre(data):
+def test_g5_evaluation_reads_every_image_once_in_order_cropped_at_the_centre(data):
     records, prepared = data
     batches = list(eval_loader(records, prepared, FINDINGS, SETTINGS, batch_size=4))
     assert [batch.rows.tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
@@ -168,7 +168,7 @@ def test_g4_a_last_batch_of_one_keeps_its_shape(data):
     assert last.labels.shape == (1, 2)
 
 
-def test_a_finding_nobody_mentioned_is_not_a_number(data):
+def test_an_unmentioned_finding_is_nan(data):
     records, _ = data
     table = label_table(records[:2], FINDINGS)
     np.testing.assert_array_equal(table, [[np.nan, np.nan], [1, np.nan]])
@@ -195,13 +195,13 @@ def test_c14_a_row_damaged_during_training_stops_it(data, workers):
             pass
 
 
-def test_what_travels_to_a_worker_is_small(data):
+def test_data_sent_to_a_worker_are_small(data):
     records, prepared = data
     many = Views(records * 100, prepared, FINDINGS, SETTINGS.images, 0)
     assert len(pickle.dumps(many)) < 30_000
 
 
-def test_texts_stand_in_place_of_captions_and_resume_where_they_were(data):
+def test_texts_replace_captions_and_resume(data):
     records, prepared = data
     config = DataConfig(texts="bank", augment_texts=True)
     texts = Texts(records, FINDINGS, config, SETTINGS.seed)
@@ -241,7 +241,7 @@ def test_a_dicom_file_is_shown_by_the_settings_of_the_run(tmp_path):
     assert torch.equal(released[0, 0], torch.from_numpy(np.rint(pixels * (255 / pixels.max())).astype(np.uint8)))
 
 
-def test_what_is_no_image_is_refused(tmp_path):
+def test_a_file_that_is_not_an_image_is_refused(tmp_path):
     path = tmp_path / "thesis.png"
     path.write_text("chapter one")
     with pytest.raises(DataError, match=r"thesis\.png"):

@@ -12,7 +12,7 @@ def record(number, patient=None, caption="", **labels):
     )
 
 
-def test_labels_are_counted_by_value_and_what_nobody_said_too():
+def test_labels_are_counted_by_value_and_if_unmentioned():
     shared = {"Edema": 1.0, "Fracture": -1.0}
     records = [Record(id=str(i), image=Path("x"), labels=shared, patient="p") for i in range(3)]
     records += [record(3, Edema=0.0), record(4)]
@@ -23,12 +23,12 @@ def test_labels_are_counted_by_value_and_what_nobody_said_too():
     }
 
 
-def test_a_tally_of_nothing_known_is_none():
+def test_counts_of_unknown_values_only_are_none():
     assert count_values("view", [None, None]) is None
     assert count_ages([None]) is None
 
 
-def test_ages_stand_in_decades_without_a_gap():
+def test_ages_are_counted_in_consecutive_decades():
     counted = count_ages([9.9, 10, 35, None])
     assert counted.counts == (("0–9", 1), ("10–19", 1), ("20–29", 0), ("30–39", 1), ("unknown", 1))
     assert counted.ordered
@@ -46,7 +46,7 @@ def test_o10_a_share_of_fewer_than_five_patients_is_not_reported():
     assert prevalence_by_group("view", groups, ["Edema"], min_patients=1).shares["Edema"][1] == 1.0
 
 
-def test_the_largest_groups_come_first_and_the_unknown_are_none():
+def test_the_largest_groups_are_first_and_unknown_values_form_no_group():
     records = [record(i, scanner=float(i)) for i in range(30)]
     groups = group_records(records, lambda r: None if int(r.id) < 3 else str(int(r.id) % 10 + int(r.id) // 20))
     assert len(groups) == 8
@@ -54,7 +54,7 @@ def test_the_largest_groups_come_first_and_the_unknown_are_none():
     assert not {"0", "1", "2"} & {r.id for group in groups.values() for r in group}
 
 
-def test_a_sentence_that_few_patients_share_is_not_named():
+def test_a_caption_of_few_patients_is_not_shown():
     records = [record(i, f"p{i}", "with edema") for i in range(5)]
     records += [record(i, "one", "Mrs Canary, seen in May") for i in range(5, 15)]
     counted = count_captions(records, written=10)

@@ -16,7 +16,7 @@ from cleft.types import Record
 OPENING = "this is a chest x ray of a patient with"
 
 
-def test_a_dataset_comes_with_labels_decided_and_captions_written(tmp_path):
+def test_a_dataset_has_resolved_labels_and_captions(tmp_path):
     record = read_dataset(DataConfig(root=write_fake_chexpert(tmp_path))).records[1]
     assert record.labels == {"Cardiomegaly": 0.0, "Lung Opacity": 1.0, "Edema": 0.0}
     assert record.uncertain == ("Edema",)
@@ -28,7 +28,7 @@ def test_the_policy_reaches_the_caption(tmp_path):
     assert reading.records[1].caption == f"{OPENING} lung opacity edema but this image has no cardiomegaly"
 
 
-def test_an_own_table_keeps_its_sentences(tmp_path):
+def test_a_users_table_keeps_its_captions(tmp_path):
     reading = read_dataset(DataConfig(dataset="manifest", root=write_fake_manifest(tmp_path)))
     assert [record.caption for record in reading.records] == [
         f"{OPENING} no finding",
@@ -39,7 +39,7 @@ def test_an_own_table_keeps_its_sentences(tmp_path):
 
 
 @pytest.mark.parametrize("dataset", sorted(DATASETS))
-def test_every_reader_asks_for_a_root(dataset):
+def test_every_reader_needs_a_root(dataset):
     with pytest.raises(ConfigError, match=r"set --data\.root"):
         read_dataset(DataConfig(dataset=dataset))
 
@@ -56,7 +56,7 @@ def test_reading_needs_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_other_data_are_read_as_the_runs_but_a_table_and_another_dataset_in_their_own_way(tmp_path):
+def test_settings_of_a_run_are_inherited_for_another_folder_but_not_another_table_or_dataset(tmp_path):
     data = DataConfig(
         root=tmp_path,
         label_source="chexbert",
@@ -103,13 +103,13 @@ def record(labels):
         ("ignore", {"Edema": 1, "Pneumonia": 0}),
     ],
 )
-def test_each_policy_decides_uncertain_labels_and_no_others(policy, expected):
+def test_each_policy_resolves_uncertain_labels_only(policy, expected):
     (decided,) = apply_uncertain([record(LABELS)], policy)
     assert decided.labels == expected
     assert decided.uncertain == ("Atelectasis", "Cardiomegaly", "Fracture")
 
 
-def test_a_record_without_uncertain_labels_is_handed_on():
+def test_a_record_without_uncertain_labels_is_unchanged():
     sure = record({"Edema": 1.0})
     assert apply_uncertain([sure], "ones")[0] is sure
 
@@ -120,7 +120,7 @@ def test_the_labels_of_the_table_are_not_touched():
     assert unsure.labels == {"Edema": -1.0}
 
 
-def test_deciding_twice_changes_nothing():
+def test_resolving_twice_changes_nothing():
     once = apply_uncertain([record(LABELS)], "mixed")
     assert apply_uncertain(once, "ones") == once
 
@@ -129,5 +129,5 @@ def test_deciding_twice_changes_nothing():
     ("labels", "expected"),
     [({"B": 1.0}, 1), ({}, None), ({"A": 0.0, "B": 0.0}, None), ({"A": 1.0, "B": 1.0}, None), ({"A": -1.0}, None)],
 )
-def test_only_a_single_present_class_is_an_answer(labels, expected):
+def test_only_a_single_present_class_is_returned(labels, expected):
     assert single_class(labels, ["A", "B"]) == expected

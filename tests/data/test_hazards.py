@@ -86,7 +86,7 @@ def prepared(root, **settings):
 
 @pytest.mark.parametrize("write", [write_fake_chexpert, write_full_chexpert])
 @pytest.mark.parametrize("level", ["the release", "the folder above"])
-def test_a_wrong_release_prefix_or_another_folder_level_is_set_right(tmp_path, write, level):
+def test_a_wrong_release_prefix_or_folder_level_is_corrected(tmp_path, write, level):
     root = write(tmp_path)
     inner = [path for path in sorted(root.iterdir()) if path.is_dir()]
     root = inner[0] if level == "the release" and write is write_fake_chexpert else root
@@ -94,7 +94,7 @@ def test_a_wrong_release_prefix_or_another_folder_level_is_set_right(tmp_path, w
     assert check(root, dataset="chexpert").faults == ()
 
 
-def test_a_layout_that_fits_nowhere_stops_with_the_places_that_were_tried(tmp_path):
+def test_an_unknown_layout_stops_with_the_paths_that_were_tried(tmp_path):
     root = write_fake_chexpert(tmp_path)
     shutil.rmtree(root / "CheXpert-v1.0-small/train")
     (fault,) = check(root, dataset="chexpert").faults
@@ -102,7 +102,7 @@ def test_a_layout_that_fits_nowhere_stops_with_the_places_that_were_tried(tmp_pa
     assert "train/patient00001" in fault
 
 
-def test_what_file_managers_and_broken_downloads_leave_is_ignored_and_counted(own):
+def test_system_and_temporary_files_are_ignored_and_counted(own):
     root = own({"images/a.png": None, "images/b.png": None})
     for name in (".DS_Store", "._a.png", "Thumbs.db", "c.png.part", "train.zip.part"):
         (root / "images" / name).write_bytes(b"\0\5\x16\7")
@@ -129,7 +129,7 @@ def test_a_file_without_a_row_is_reported_and_nothing_else(own):
     assert (census.images, census.faults) == (2, ())
 
 
-def test_case_and_accents_that_differ_on_disk_are_found_if_there_is_no_doubt(own):
+def test_case_and_accents_that_differ_on_disk_are_matched_if_unambiguous(own):
     root = own({"Images/A.PNG": None, "Images/e\u0301.png": None}, ["images/a.png,1", "images/\u00e9.png,0"])
     census = check(root)
     assert (census.images, census.faults, census.undecodable) == (2, (), ())
@@ -140,7 +140,7 @@ def test_case_and_accents_that_differ_on_disk_are_found_if_there_is_no_doubt(own
 
 
 @pytest.mark.parametrize("path", ["images\\a.png", "C:\\images\\a.png", "\\\\server\\a.png"])
-def test_windows_paths_of_an_own_table_are_refused_with_a_sentence(own, path):
+def test_windows_paths_of_a_users_table_are_refused_with_a_message(own, path):
     (fault,) = check(own({"images/a.png": None}, [f"{path},1", "images/a.png,1"])).faults
     assert "line 2" in fault
     assert "write paths below data.root with /" in fault
@@ -250,7 +250,7 @@ def deep(seed=0):
     return pixels
 
 
-def test_monochrome1_is_the_same_scene_turned_once(own):
+def test_monochrome1_is_inverted_once(own):
     files = {
         "plain": dicom_bytes(deep(), bits=12),
         "one": dicom_bytes(4095 - deep(), bits=12, photometric="MONOCHROME1"),
@@ -262,7 +262,7 @@ def test_monochrome1_is_the_same_scene_turned_once(own):
     assert np.array_equal(pixels["plain"], pixels["said twice"])
 
 
-def test_a_window_is_obeyed_the_first_of_several_and_none_that_is_illegal(own):
+def test_the_first_legal_window_is_used(own):
     window = {"WindowCenter": 1000, "WindowWidth": 500}
     several = {"WindowCenter": [1000, 3000], "WindowWidth": [500, 10]}
     files = {
@@ -291,7 +291,7 @@ def test_signed_values_slope_and_intercept_keep_their_order(own):
     assert np.abs(pixels["plain"].astype(int) - pixels["rescaled"]).max() <= 1
 
 
-def test_overlays_in_high_bits_and_a_padding_value_do_not_count(own):
+def test_overlays_in_high_bits_and_padding_are_ignored(own):
     padded = deep() // 2
     padded[:, :20] = 4095
     bare = padded.copy()
@@ -307,7 +307,7 @@ def test_overlays_in_high_bits_and_a_padding_value_do_not_count(own):
     assert np.array_equal(pixels["padded"], pixels["bare"])
 
 
-def test_the_policy_of_intensities_is_part_of_what_is_prepared(own, tmp_path):
+def test_the_dicom_policy_is_part_of_the_preparation(own, tmp_path):
     root = own({"a": dicom_bytes(deep(), bits=12, WindowCenter=1000, WindowWidth=500)})
     made = {}
     for policy in ("voi", "percentile", "released"):
@@ -318,7 +318,7 @@ def test_the_policy_of_intensities_is_part_of_what_is_prepared(own, tmp_path):
     assert len({one.pixels("a").tobytes() for one in made.values()}) == 3
 
 
-def test_one_of_several_frames_is_read_where_that_is_asked_for(own, tmp_path):
+def test_one_of_several_frames_is_read_if_set(own, tmp_path):
     three = np.stack([deep(), deep(1), deep(2)])
     root = own({"three": dicom_bytes(three, bits=12, frames=True), "middle": dicom_bytes(three[1], bits=12)})
     made = prepare_images(records(root), replace(IMAGES, frame="middle"), tmp_path / "cache")
@@ -354,7 +354,7 @@ def test_an_encoding_that_cannot_be_decoded_is_named_with_what_is_missing(own, m
 
 
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
-def test_a_file_without_mark_or_syntax_is_read_and_counted(own, syntax):
+def test_a_file_without_preamble_or_transfer_syntax_is_read_and_counted(own, syntax):
     files = {
         "plain": dicom_bytes(deep(), bits=12),
         "unmarked": dicom_bytes(deep(), bits=12, syntax=syntax, preamble=False),
@@ -400,14 +400,14 @@ def test_one_image_under_two_names_is_flagged_and_stops_across_test(own):
     assert test in fault
 
 
-def test_ids_are_text_whatever_they_look_like(own):
+def test_ids_are_read_as_text(own):
     ids = ["0001", "2", "1e5", "00300", "a1e5", "12345678901234567", "12345678901234568", "NA", "None", "1.5"]
     lines = [f"{number}.png,{patient},1" for number, patient in enumerate(ids)]
     root = own({f"{number}.png": None for number in range(len(ids))}, lines, "image,patient,Edema")
     assert [record.patient for record in records(root)] == ids
 
 
-def test_codes_are_read_by_value_however_they_are_written(own):
+def test_codes_are_read_by_value_in_any_notation(own):
     cells = ["1", "1.0", '"1"', " 1 ", "-1.0", "0.0", ""]
     root = own({f"{n}.png": None for n in range(7)}, [f"{n}.png,{cell}" for n, cell in enumerate(cells)])
     assert check(root).labels["Edema"] == (4, 1, 1, 1)
@@ -438,7 +438,7 @@ def zipped(text):
     ],
     ids=["plain", "mark", "crlf", "gzip", "zip", "zip of marks and crlf", "index column", "header of another form"],
 )
-def test_marks_line_ends_packing_quotes_and_index_columns_change_nothing(own, table):
+def test_bom_line_ends_compression_quotes_and_index_columns_change_nothing(own, table):
     found = records(own({"a.png": None, "b.png": None}, table))
     assert [(record.id, record.caption, record.labels["Edema"]) for record in found] == [
         ("a.png", "left and right", 1),
@@ -460,7 +460,7 @@ def test_marks_line_ends_packing_quotes_and_index_columns_change_nothing(own, ta
         ('image,Edema\na.png,"1\nb.png,0\n', "a quote is not closed"),
     ],
 )
-def test_a_header_or_row_out_of_balance_is_told_with_its_place(own, table, told):
+def test_a_header_or_row_of_another_length_is_reported_with_its_line(own, table, told):
     assert told in check(own({"a.png": None, "b.png": None}, table.encode())).faults[0]
 
 
@@ -478,7 +478,7 @@ def test_unexpected_codes_keep_their_row_and_count_as_unknown(own):
     assert "2 rows with an age outside 0 to 120" in notes
 
 
-def test_padded_codes_other_columns_and_special_views_of_mammograms_are_read_and_told(tmp_path):
+def test_padded_codes_other_columns_and_special_views_of_mammograms_are_read_and_noted(tmp_path):
     files = [*both_breasts(), file_row("spot", view="ML", spot_mag="1.0", BreastImplantPresent="YES")]
     finding = {f"{key} ".strip().upper(): value for key, value in finding_row(" S ", " L ", " 3.0 ").items()}
     finding["ETHNICITY_DESC"] = finding.pop("RACE_DESC")
@@ -492,7 +492,7 @@ def test_padded_codes_other_columns_and_special_views_of_mammograms_are_read_and
     assert "1 image shows an implant; it is kept" in notes
 
 
-def test_the_version_of_a_table_is_kept_as_its_digest(own):
+def test_the_digest_of_a_table_is_recorded(own):
     digests = [check(own({"a.png": None}, [f"a.png,{code}"])).sources["manifest.csv"] for code in (1, 1, 0)]
     assert digests[0] == digests[1] != digests[2]
 
@@ -514,7 +514,7 @@ def openi(root, change=lambda text: text):
         (lambda text: text.replace("2_IM-0002-1001", "1_IM-0001-1001"), "1 image is in two reports"),
     ],
 )
-def test_reports_in_damaged_or_hostile_xml_are_told_by_file(tmp_path, change, told):
+def test_damaged_or_hostile_xml_reports_are_reported_by_file(tmp_path, change, told):
     assert openi(tmp_path / "sound") == ()
     (fault,) = openi(tmp_path / "torn", change)
     assert told in fault
@@ -527,7 +527,7 @@ def test_reports_of_another_release_match_nothing_and_stop(tmp_path):
     assert "names 1 study, none of which is among the 6 of the images" in fault
 
 
-def test_empty_and_one_word_reports_are_counted_and_left_out_where_that_is_wanted(own):
+def test_empty_and_one_word_reports_are_counted_and_dropped_if_set(own):
     lines = ["a.png,No effusion.", "b.png,", "c.png,Normal.", "d.png,___ XXXX", "e.png,Clear lungs."]
     root = own({f"{name}.png": None for name in "abcde"}, lines, header="image,report")
     assert len(records(root)) == 5
@@ -538,7 +538,7 @@ def test_empty_and_one_word_reports_are_counted_and_left_out_where_that_is_wante
     assert "none of 2 images of manifest has a report that can be read" in fault
 
 
-def test_every_planted_kind_is_told_exactly_once_with_an_example_and_the_remedy(tmp_path):
+def test_every_planted_fault_is_reported_once_with_an_example_and_the_remedy(tmp_path):
     """A dozen kinds in one table: what `cleft data check` is for."""
     good = [f"images/g{number}.png,g{number},{number % 2}," for number in range(120)]
     planted = [

@@ -18,15 +18,15 @@ def walk(monkeypatch, stream, *, enabled):
     return stream.getvalue()
 
 
-def test_a_terminal_sees_what_is_done_how_far_and_how_fast(monkeypatch):
+def test_a_terminal_shows_progress_and_rate(monkeypatch):
     shown = walk(monkeypatch, Terminal(), enabled=True)
     assert "prepare images" in shown
     assert "3/3" in shown
 
 
-def test_a_log_file_sees_nothing(monkeypatch):
+def test_a_log_file_gets_no_progress_bar(monkeypatch):
     assert walk(monkeypatch, io.StringIO(), enabled=True) == ""
 
 
-def test_a_terminal_sees_nothing_where_the_bar_is_off(monkeypatch):
+def test_a_disabled_bar_shows_nothing(monkeypatch):
     assert walk(monkeypatch, Terminal(), enabled=False) == ""

@@ -75,7 +75,7 @@ def test_every_file_is_an_image_or_has_a_reason(caplog):
     assert caplog.text == ""
 
 
-def test_every_pattern_stands_for_a_file():
+def test_every_pattern_matches_a_file():
     names = [path.relative_to(FOLDER).as_posix().removesuffix(".dcm") for path in FILES]
     assert all(any(re.fullmatch(pattern, name) for name in names) for _, pattern in EXPECTED)
 
@@ -87,7 +87,7 @@ def header_or_reason(path):
         return error.reason
 
 
-def test_headers_know_what_decoding_will_find():
+def test_headers_agree_with_decoding():
     for path in FILES:
         header, found = header_or_reason(path), outcome(path)
         if isinstance(header, str):
@@ -99,6 +99,6 @@ def test_headers_know_what_decoding_will_find():
 
 
 @pytest.mark.parametrize("name", ["RLE", "bigendian", "expb", "implicit", "jp2klossless", "jpeg_ls_lossless", "padded"])
-def test_one_picture_in_eight_encodings_is_one_picture(name):
+def test_one_image_in_eight_encodings_gives_the_same_pixels(name):
     plain, other = (FOLDER / "test_files" / f"MR_small{end}.dcm" for end in ("", f"_{name}"))
     assert np.array_equal(*(decode_gray(path.read_bytes(), path) for path in (plain, other)))

@@ -45,7 +45,7 @@ def whole(timed):
 
 @pytest.fixture(scope="module")
 def table(whole):
-    """Rows kept by default: see `test_laterals_and_odd_frontals_are_what_is_left_out`."""
+    """Rows kept by default: see `test_laterals_and_unusual_frontals_are_left_out`."""
     return replace(whole, records=[record for record in whole.records if record.view in VIEWS])
 
 
@@ -121,7 +121,7 @@ def test_the_table_has_the_published_counts(whole, table):
 
 
 @pytest.mark.slow
-def test_laterals_and_odd_frontals_are_what_is_left_out(table, shared_tables):
+def test_laterals_and_unusual_frontals_are_left_out(table, shared_tables):
     reading = read_chexpert(replace(CONFIG, root=shared_tables), check_files=False).checked()
     assert reading.records == table.records
     assert {reason: len(rows) for reason, rows in reading.rejected.items()} == {
@@ -154,7 +154,7 @@ def test_studies_and_patients_have_as_many_images_as_published(whole, table):
     assert Counter(per_patient)[1] == 32_794
 
 
-def test_labels_are_those_of_the_study_and_no_finding_stands_beside_devices_alone(whole):
+def test_labels_are_those_of_the_study_and_no_finding_occurs_with_devices_only(whole):
     labels = {}
     assert all(labels.setdefault(record.study, record.labels) == record.labels for record in whole.records)
     present = Counter(frozenset(name for name, code in record.labels.items() if code == 1) for record in whole.records)
@@ -183,7 +183,7 @@ def test_labels_are_those_of_the_study_and_no_finding_stands_beside_devices_alon
         ("Support Devices", (116_001, 1_079, 6_137, 100_197), (107_167, 915, 5_340, 77_588)),
     ],
 )
-def test_every_finding_is_present_uncertain_denied_and_unmentioned_as_often_as_counted(counts, finding, every, frontal):
+def test_label_values_of_every_finding_have_the_published_counts(counts, finding, every, frontal):
     assert counts[0][finding] == every
     assert counts[1][finding] == frontal
 
@@ -233,7 +233,7 @@ def test_captions_repeat_as_counted(decided):
 
 
 @pytest.mark.parametrize("policy", ["zeros", "ones", "ignore"])
-def test_5x200_is_drawn_the_same_under_every_policy(table, policy):
+def test_5x200_is_the_same_under_every_policy(table, policy):
     drawn = draw_5x200(apply_uncertain(table.records, policy))
     assert {name: ids_digest(ids) for name, ids in drawn.items()} == {
         "Atelectasis": "56dfdc4473b683b4",
@@ -278,7 +278,7 @@ def test_a_validation_set_drawn_by_image_shares_most_of_its_patients(drawn):
     assert sum(record.patient in known for record in splits.val) / 9_500 == pytest.approx(0.81, abs=0.01)
 
 
-def test_leaks_are_those_counted(drawn):
+def test_leakage_has_the_expected_counts(drawn):
     """Shared patients, all patients, images in the other part, and images of the same study."""
     assert measure_leakage(drawn[0]["5x200-strict"]) == []
     assert measure_leakage(drawn[0]["5x200-paper"]) == [

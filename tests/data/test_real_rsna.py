@@ -58,7 +58,7 @@ def test_the_balanced_split_has_its_golden_digests(reading, config):
     assert len(held.val) == round(0.05 * 8_486)
 
 
-def test_the_rule_that_looks_at_the_projection_alone_is_right_for_seven_of_ten(reading, config, tables):
+def test_the_view_rule_is_right_for_seven_of_ten(reading, config, tables):
     header = read_table(tables / "rsna_headers.csv.gz")[0].columns
     views = dict(zip(header["PatientID"].texts(), header["ViewPosition"].texts(), strict=True))
     test = split_records(reading, config).test

@@ -21,12 +21,12 @@ def test_draws_are_the_same_on_every_machine_and_version():
     ]
 
 
-def test_positions_streams_and_seeds_do_not_meet():
+def test_positions_streams_and_seeds_are_independent():
     at = [(0, Stream.ORDER, 0, 0), (1, Stream.ORDER, 0, 0), (0, Stream.AUGMENT, 0, 0), (0, Stream.ORDER, 1, 0)]
     assert len({philox_generator(*where).random() for where in [*at, (0, Stream.ORDER, 0, 1)]}) == 5
 
 
-def test_a_negative_seed_is_a_seed_like_others():
+def test_a_negative_seed_is_valid():
     assert philox_generator(-1, Stream.ORDER, 0).random() == philox_generator(2**64 - 1, Stream.ORDER, 0).random()
 
 
@@ -41,7 +41,7 @@ def record(number, patient="p", caption="c"):
 
 @settings(max_examples=100, derandomize=True, deadline=None)
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=60), st.data())
-def test_a_group_is_spread_as_evenly_as_can_be_and_every_row_comes_once(owners, data):
+def test_groups_are_spread_evenly_and_every_row_occurs_once(owners, data):
     groups = np.array(owners, dtype=np.int64)
     size = data.draw(st.integers(1, len(groups)))
     order = distinct_order(groups, size, seed=data.draw(st.integers(0, 9)), epoch=data.draw(st.integers(0, 9)))
@@ -62,7 +62,7 @@ def test_an_order_is_a_function_of_seed_and_epoch():
     assert distinct_order(np.arange(8) // 2, 4, seed=0, epoch=0).tolist() == [7, 4, 2, 1, 6, 0, 3, 5]
 
 
-def test_chance_decides_who_meets_whom_and_what_is_left_out():
+def test_combinations_and_dropped_rows_are_random():
     groups = np.repeat(np.arange(10), 2)
     met, left = np.zeros((20, 20)), np.zeros(20)
     for epoch in range(1_000):
@@ -84,7 +84,7 @@ def test_rows_are_numbered_by_patient_or_caption():
     assert group_rows(records, "captions").tolist() == [0, 1, 1]
 
 
-def test_what_cannot_be_avoided_is_said():
+def test_unavoidable_repetitions_are_reported():
     records = [record(number, "ab"[number % 2], f"caption {number}") for number in range(12)]
     assert repeat_note(records, "patients", 4) == (
         "train.unique_in_batch=patients: both patients have more images than an epoch has batches (3; the most "
@@ -103,7 +103,7 @@ def patients(shared):
     return [path.split("/")[2] for path in kept["Path"].to_pylist()]
 
 
-def test_no_batch_of_the_real_chexpert_repeats_a_patient_and_an_epoch_is_ordered_in_a_moment(patients):
+def test_no_batch_of_the_real_chexpert_repeats_a_patient(patients):
     records = [record(number, patient) for number, patient in enumerate(patients)]
     groups = group_rows(records, "patients")
     assert len(groups) == 191_010

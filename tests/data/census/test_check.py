@@ -15,7 +15,7 @@ def check(root, dataset="manifest", **settings):
     return check_dataset(DataConfig(dataset=dataset, root=root, **settings))
 
 
-def test_every_kind_of_fault_is_told_in_one_pass_with_line_and_remedy(tmp_path):
+def test_every_kind_of_fault_is_reported_in_one_pass_with_line_and_remedy(tmp_path):
     lines = [
         "images/a.png,p,1,",
         "images/b.png,p,yes,1",
@@ -41,7 +41,7 @@ def test_every_kind_of_fault_is_told_in_one_pass_with_line_and_remedy(tmp_path):
     assert faults[7].startswith("line 9: 1 of 4 images is not on disk")
 
 
-def test_a_healthy_table_gets_its_census(tmp_path):
+def test_a_table_without_faults_is_summarised(tmp_path):
     result = check(write_fake_manifest(tmp_path))
     assert result.faults == 0
     assert not any(line.startswith("fault") for line in result.lines)
@@ -75,7 +75,7 @@ def test_what_was_left_out_is_counted_by_reason(tmp_path):
     )
 
 
-def test_a_fault_does_not_hide_the_census_of_the_rest(tmp_path):
+def test_a_fault_does_not_hide_the_summary_of_the_rest(tmp_path):
     rows = odd_rows()
     rows[0]["Edema"] = "yes"
     result = check(write_fake_chexpert(tmp_path, rows), "chexpert")
@@ -92,7 +92,7 @@ def test_a_fault_does_not_hide_the_census_of_the_rest(tmp_path):
         ("embed", write_fake_embed, "/cohort_1/", "/cohortt1/"),
     ],
 )
-def test_where_no_image_is_anywhere_the_table_is_told_of_all_the_same(tmp_path, dataset, write, whole, broken):
+def test_without_any_image_the_table_is_summarised(tmp_path, dataset, write, whole, broken):
     write(tmp_path)
     for image in [path for path in tmp_path.rglob("*") if path.suffix in (".jpg", ".png", ".dcm")]:
         image.unlink()
@@ -113,7 +113,7 @@ def test_where_no_image_is_anywhere_the_table_is_told_of_all_the_same(tmp_path, 
 
 
 @pytest.mark.parametrize("content", [None, "", "image;Edema\na;1\n"])
-def test_what_cannot_be_read_at_all_is_one_fault(tmp_path, content):
+def test_an_unreadable_table_is_one_fault(tmp_path, content):
     if content is not None:
         (tmp_path / "manifest.csv").write_text(content)
     result = check(tmp_path)
@@ -126,12 +126,12 @@ def test_a_split_that_cannot_be_made_is_a_fault(tmp_path):
     assert "5x200 needs 200 images per class" in result.lines[0]
 
 
-def test_no_root_is_a_setting_to_set():
+def test_a_missing_root_names_the_setting():
     with pytest.raises(ConfigError, match=r"set --data\.root"):
         check(None)
 
 
-def test_real_radiographs_are_healthy(shared):
+def test_real_radiographs_have_no_faults(shared):
     result = check(shared / "data/chexpert-mini", "chexpert")
     assert result.faults == 0
     assert "726 images of 503 patients can be used" in result.lines
@@ -148,7 +148,7 @@ def test_faults_come_first_and_notes_behind_them():
     assert told[:4] == ["fault: a b", "fault: c d", "e f", "7 images of 5 patients can be used"]
 
 
-def test_of_what_could_not_be_read_nothing_but_the_fault_is_told():
+def test_an_unreadable_dataset_has_its_fault_only():
     assert lines(faults=("no table",), images=0) == ["fault: no table"]
 
 
@@ -165,7 +165,7 @@ def test_long_lists_are_cut_with_their_count():
     assert len(told) < 60
 
 
-def test_long_names_and_captions_are_cut_where_they_are_alike():
+def test_long_names_and_captions_keep_the_part_that_differs():
     told = lines(
         labels={"x" * 50: (1, 2, 3, 4)},
         captions=Captions(distinct=1, from_table=0, longest=40, common=(("same " * 30 + "end", 7),)),
@@ -176,7 +176,7 @@ def test_long_names_and_captions_are_cut_where_they_are_alike():
     assert max(map(len, told)) < 240
 
 
-def test_columns_stand_below_one_another():
+def test_columns_are_aligned():
     splits = Groups(
         name="split",
         groups=("train", "val", "test"),
@@ -191,7 +191,7 @@ def test_columns_stand_below_one_another():
     assert "split patients: 0 patients are in two splits (digest ab)" in printed
 
 
-def test_what_was_decoded_is_said_whether_good_or_bad():
+def test_the_number_of_decoded_images_is_reported():
     assert "7 images were decoded; all can be used" in lines(decoded=7)
     told = lines(decoded=3, undecodable=(Excluded(reason="truncated", count=1, examples=("a.png: truncated",)),))
     assert "3 of 7 images, drawn at random, were decoded; 1 cannot be used" in told

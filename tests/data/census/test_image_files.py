@@ -54,29 +54,29 @@ def encoded(mode="L", kind="PNG", pixels=None, **options):
         (b"some words", FileInfo("other")),
     ],
 )
-def test_a_file_says_what_it_is_whatever_it_is_called(tmp_path, data, look):
+def test_format_and_size_are_read_from_the_content(tmp_path, data, look):
     (tmp_path / "a.dcm").write_bytes(data)
     assert inspect_file(tmp_path / "a.dcm") == look
 
 
-def test_a_dicom_file_is_described_in_its_own_words(tmp_path):
+def test_a_dicom_file_is_described_by_its_photometric_interpretation(tmp_path):
     (tmp_path / "noending").write_bytes(dicom_bytes(RAMP, bits=12, photometric="MONOCHROME1"))
     look = inspect_file(tmp_path / "noending")
     assert look[:4] == ("DICOM", "MONOCHROME1", 12, (40, 48))
     assert not any(leak in repr(look) for leak in LEAKS)
 
 
-def test_o1_a_header_that_says_something_else_in_place_of_a_kind_is_not_quoted(tmp_path):
+def test_o1_an_invalid_photometric_interpretation_is_not_quoted(tmp_path):
     (tmp_path / "a").write_bytes(dicom_bytes(RAMP, photometric="CANARY"))
     assert inspect_file(tmp_path / "a").kind == "of unknown type"
 
 
-def test_what_is_missing_says_so(tmp_path):
+def test_a_missing_file_is_reported_as_missing(tmp_path):
     assert inspect_file(tmp_path / "none").format == "missing"
     assert inspect_file(tmp_path).format == "not-a-file"
 
 
-def test_many_files_are_counted_and_what_they_need_is_said(tmp_path, monkeypatch):
+def test_files_are_counted_with_notes_on_missing_decoders(tmp_path, monkeypatch):
     files = {
         "a.png": encoded("L"),
         "b.jpg": encoded("L", "JPEG"),
@@ -122,21 +122,21 @@ def records(tmp_path):
     ]
 
 
-def test_a_draw_depends_on_ids_and_seed_alone(records):
+def test_a_sample_depends_on_ids_and_seed_only(records):
     shuffled = random.Random(3).sample(records, len(records))
     assert draw_sample(records, 3, 0) == draw_sample(shuffled, 3, 0)
     assert len({tuple(r.id for r in draw_sample(records, 3, seed)) for seed in range(8)}) > 1
     assert draw_sample(records, None, 0)[:3] == draw_sample(records, 3, 0)
 
 
-def test_pictures_are_what_a_model_would_see(records):
+def test_thumbnails_show_the_model_input(records):
     (first, second) = decode_sample(records, IMAGES, thumbnails=2).thumbnails
     seen = cv2.imdecode(np.frombuffer(base64.b64decode(second.image), np.uint8), cv2.IMREAD_UNCHANGED)
     assert np.array_equal(seen, centre_crop(prepare_image(read_gray(records[1].image), IMAGES), 48))
     assert (first.view, first.labels, second.labels) == ("AP", (), ("Edema",))
 
 
-def test_what_cannot_be_decoded_is_kept_with_its_reason_and_the_rest_goes_on(records):
+def test_undecodable_images_have_a_reason_and_the_rest_is_decoded(records):
     records[2].image.write_bytes(records[2].image.read_bytes()[:200])
     Image.fromarray(np.full((40, 40), 7, np.uint8)).save(records[4].image)
     sample = decode_sample(records, IMAGES, thumbnails=9)
@@ -154,7 +154,7 @@ def test_nothing_is_left_on_disk(records, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_process_of_its_own_gives_the_same(records):
+def test_more_processes_give_the_same_sample(records):
     assert decode_sample(records, IMAGES, thumbnails=2, jobs=1) == decode_sample(records, IMAGES, thumbnails=2)
 
 
@@ -172,7 +172,7 @@ def test_a_process_of_its_own_gives_the_same(records):
         (50, 50, 1000, 1.0, False),
     ],
 )
-def test_a_few_bad_ones_in_a_draw_prove_nothing(bad, drawn, of, share, surely):
+def test_a_few_bad_images_in_a_sample_are_not_significant(bad, drawn, of, share, surely):
     assert exceeds_share(bad, drawn, of, share) is surely
 
 
@@ -205,7 +205,7 @@ def test_copies_and_reencoded_files_have_the_same_content(folder):
     assert content["b.png"] != content["a.png"]
 
 
-def test_a_picture_in_two_splits_is_named_with_both(folder):
+def test_a_duplicate_in_several_splits_is_reported_with_them(folder):
     parts = {
         "train": [in_folder(folder, "a.png"), in_folder(folder, "b.png")],
         "val": [in_folder(folder, "again.png", "q", Edema=1)],
@@ -224,7 +224,7 @@ def test_d16_a_test_image_in_training_stops(folder):
     assert ".png" not in str(caught.value)
 
 
-def test_what_is_harmless_is_not_told_and_what_is_doubtful_is_counted(folder):
+def test_harmless_duplicates_are_ignored_and_doubtful_ones_counted(folder):
     same = [in_folder(folder, "a.png", Edema=1), in_folder(folder, "copy.png", Edema=1)]
     assert check_duplicates(find_duplicates({"train": same}, dict.fromkeys(["a.png", "copy.png"], 0))) == []
     parts = {"train": same[:1], "val": [in_folder(folder, "copy.png", "q", Edema=0)]}
@@ -233,7 +233,7 @@ def test_what_is_harmless_is_not_told_and_what_is_doubtful_is_counted(folder):
     assert "in training and in validation" in told[0]
 
 
-def test_what_has_no_known_content_is_passed_over(folder):
+def test_records_without_content_are_skipped(folder):
     assert find_duplicates({"train": [in_folder(folder, "a.png"), in_folder(folder, "b.png")]}, {"a.png": 1}) == []
 
 
@@ -249,7 +249,7 @@ def found(root, *names):
     return {left.reason: (left.count, left.examples) for left in unlisted.files}, unlisted.junk
 
 
-def test_e9_files_that_no_row_names_are_counted_by_their_ending(tmp_path):
+def test_e9_files_without_a_row_are_counted_by_extension(tmp_path):
     touch(
         tmp_path, *(f"images/{i}.png" for i in range(6)), "images/deep/a.JPG", "images/deep/1.2.840.113", "images/b.tif"
     )
@@ -267,12 +267,12 @@ def test_e9_files_that_no_row_names_are_counted_by_their_ending(tmp_path):
 @pytest.mark.parametrize(
     "name", [".DS_Store", "._p1.png", "Thumbs.db", "p9.png.part", "__MACOSX/p1.png", "deep/desktop.ini", "a.crdownload"]
 )
-def test_what_file_managers_and_broken_downloads_leave_is_junk(tmp_path, name):
+def test_system_and_temporary_files_are_junk(tmp_path, name):
     touch(tmp_path, "images/p1.png", f"images/{name}")
     assert found(tmp_path, "images/p1.png") == ({}, 1)
 
 
-def test_only_what_lies_below_the_folder_of_all_images_counts(tmp_path):
+def test_only_files_below_the_folder_of_all_images_count(tmp_path):
     touch(tmp_path, "a/b/1.png", "a/c/2.png", "a/3.png", "other/4.png", "5.png")
     assert found(tmp_path, "a/b/1.png", "a/c/2.png") == ({".png": (1, ("3.png",))}, 0)
 

@@ -161,7 +161,7 @@ def test_f2_a_moved_root_finds_its_pixels_again(tmp_path, records, prepare, deco
     assert contents(images.folder) == files
 
 
-def test_c12_a_changed_file_is_made_anew_and_a_touched_one_is_not(records, prepare, decoded):
+def test_c12_a_changed_file_is_decoded_again_and_a_touched_one_is_not(records, prepare, decoded):
     prepare(records)
     decoded.clear()
     Image.fromarray(np.arange(1600, dtype=np.uint16).reshape(40, 40).astype(np.uint8)).save(records[2].image)
@@ -180,7 +180,7 @@ def test_the_same_content_twice_is_stored_once(tmp_path, records, prepare):
 
 
 @pytest.mark.parametrize("field", [field.name for field in fields(ImagesConfig)])
-def test_f2_the_key_holds_every_setting_that_decides_a_pixel_and_no_other(field):
+def test_f2_the_key_depends_on_exactly_the_settings_that_decide_a_pixel(field):
     other = {
         "recipe": "released",
         "intensity": "percentile",
@@ -197,7 +197,7 @@ def test_f2_the_key_holds_every_setting_that_decides_a_pixel_and_no_other(field)
     assert changed == (field in {"recipe", "intensity", "dicom", "window", "frame", "stored_size"})
 
 
-def test_f2_the_key_holds_decoders_and_schema(monkeypatch):
+def test_f2_the_key_depends_on_decoders_and_schema(monkeypatch):
     before = preparation_digest(CONFIG)
     with monkeypatch.context() as patch:
         patch.setattr(cache, "SCHEMA", cache.SCHEMA + 1)
@@ -224,7 +224,7 @@ def test_several_processes_write_the_same_cache(records, prepare, tmp_path):
 
 @pytest.mark.parametrize("suffix", [".u8", ".json"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "longer", "gone"])
-def test_f1_a_damaged_part_is_a_miss_and_is_made_anew(records, prepare, decoded, suffix, damage):
+def test_f1_a_damaged_part_is_rebuilt(records, prepare, decoded, suffix, damage):
     images = prepare(records)
     whole = contents(images.folder)
     decoded.clear()
@@ -254,7 +254,7 @@ def test_f1_bytes_that_change_under_a_reader_are_refused(records, prepare):
     assert caught.value.reason == "cache"
 
 
-def test_f5_planted_links_and_foreign_indices_are_not_believed(tmp_path, records, prepare):
+def test_f5_planted_links_and_foreign_indices_are_ignored(tmp_path, records, prepare):
     folder = prepare(records).folder
     victim = sorted(folder.glob("*.u8"))[0]
     victim.rename(tmp_path / "outside.u8")
@@ -292,7 +292,7 @@ def test_f4_killed_at_any_call_it_resumes_and_ends_in_the_same_bytes(tmp_path, r
     assert call == 3 + 3 * 6
 
 
-def test_f4_finished_parts_are_not_done_twice_after_a_kill(tmp_path, records, prepare, decoded):
+def test_f4_finished_parts_are_not_repeated_after_a_kill(tmp_path, records, prepare, decoded):
     def fill():
         with dies_at_call(7, ("fsync", "replace")):  # In the second of three parts.
             prepare(records)
@@ -344,7 +344,7 @@ def test_f6_too_little_disk_space_is_refused_before_work(records, prepare, monke
 
 
 @pytest.mark.parametrize("call", range(4))
-def test_f6_a_disk_that_fills_up_leaves_nothing_half(records, prepare, monkeypatch, call, tmp_path):
+def test_f6_a_full_disk_leaves_no_partial_file(records, prepare, monkeypatch, call, tmp_path):
     calls = iter(range(100))
     fsync = os.fsync
 
@@ -363,7 +363,7 @@ def test_f6_a_disk_that_fills_up_leaves_nothing_half(records, prepare, monkeypat
     assert not list((tmp_path / "cache").rglob("*.tmp"))
 
 
-def test_the_cache_is_the_owners_alone(records, prepare):
+def test_the_cache_is_readable_by_its_owner_only(records, prepare):
     folder = prepare(records).folder
     assert folder.stat().st_mode & 0o777 == 0o700
     assert all(path.stat().st_mode & 0o77 == 0 for path in folder.glob("part-*"))
@@ -395,7 +395,7 @@ def test_c13_too_many_bad_images_stop_with_a_table_by_reason(records, prepare):
     assert caught.value.reason == "format"
 
 
-def test_the_limit_is_the_last_share_that_passes(records, prepare):
+def test_a_share_equal_to_the_limit_passes(records, prepare):
     records[0].image.unlink()
     assert len(prepare(records, max_invalid=1 / 7)) == 6
     with pytest.raises(DataError, match="1 of 7"):
@@ -412,7 +412,7 @@ def test_work_done_before_the_stop_is_kept(records, prepare, decoded):
     assert not {"0.png", "1.png", "2.png"} & set(decoded)
 
 
-def test_a_reader_travels_without_its_pixels(records, prepare):
+def test_pixel_rows_are_pickled_without_pixels(records, prepare):
     images = prepare(records)
     images.pixels("3.png")
     data = pickle.dumps(images.rows)
@@ -420,7 +420,7 @@ def test_a_reader_travels_without_its_pixels(records, prepare):
     assert np.array_equal(pickle.loads(data)[3], images.pixels("3.png"))  # noqa: S301 our own bytes
 
 
-def test_what_is_refused_is_written_down_by_id_and_reason_alone(records, prepare, tmp_path):
+def test_rejected_images_are_written_with_id_and_reason_only(records, prepare, tmp_path):
     records[1].image.unlink()
     records[3].image.write_bytes(b"GIF89a")
     file = tmp_path / "lists" / "rejects.csv"
@@ -437,9 +437,7 @@ def test_what_is_refused_is_written_down_by_id_and_reason_alone(records, prepare
     assert file.read_text() == "id,reason\n"
 
 
-def test_f3_a_second_writer_where_nothing_locks_leaves_the_first_one_its_drafts(
-    records, prepare, tmp_path, monkeypatch
-):
+def test_f3_without_locks_a_second_writer_keeps_the_drafts_of_the_first(records, prepare, tmp_path, monkeypatch):
     def no_locks(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -456,14 +454,14 @@ def test_f3_a_second_writer_where_nothing_locks_leaves_the_first_one_its_drafts(
     assert not any(path.exists() for path in others)
 
 
-def test_the_cache_says_what_it_is_made_with(records, prepare):
+def test_the_cache_contains_its_settings(records, prepare):
     made = json.loads((prepare(records).folder / "settings.json").read_text())
     assert made["stored_size"] == 32
     assert made["recipe"] == "pad"
     assert made["decoders"]["opencv"]
 
 
-def test_decoding_again_says_which_setting_differs(records, prepare, caplog):
+def test_decoding_again_logs_the_setting_that_differs(records, prepare, caplog):
     prepare(records)
     prepare(records, config=replace(CONFIG, recipe="released", stored_size=48))
     caplog.clear()
@@ -472,16 +470,14 @@ def test_decoding_again_says_which_setting_differs(records, prepare, caplog):
     assert caplog.messages == ["images are decoded again: the existing cache has images.stored_size 32, wanted 40"]
 
 
-def test_going_on_says_how_much_is_there(records, prepare, caplog):
+def test_resuming_logs_how_much_is_done(records, prepare, caplog):
     prepare(records[:3])
     with caplog.at_level("INFO", "cleft"):
         prepare(records)
     assert caplog.messages == ["3 images are prepared already; 4 are new, changed or moved"]
 
 
-def test_c11_an_image_that_crashes_the_decoder_is_rejected_once_and_for_all_but_may_be_tried_again(
-    records, prepare, monkeypatch, decoded
-):
+def test_c11_an_image_that_crashes_the_decoder_is_rejected_until_it_is_retried(records, prepare, monkeypatch, decoded):
     for number, deed in ((2, "segfault"), (5, "loop")):
         records[number] = replace(
             records[number], image=records[number].image.rename(f"{records[0].image.parent}/{deed}.png")
@@ -506,7 +502,7 @@ def test_c11_an_image_that_crashes_the_decoder_is_rejected_once_and_for_all_but_
 AHEAD = DataConfig(prepare="required")
 
 
-def test_ahead_takes_what_is_prepared_and_writes_nothing(records, prepare, tmp_path, decoded):
+def test_required_uses_prepared_images_and_writes_nothing(records, prepare, tmp_path, decoded):
     records[5].image.write_bytes(b"GIF89a")
     made = prepare(records, max_invalid=0.2)
     before = {path: path.stat().st_mtime_ns for path in made.folder.rglob("*")}
@@ -518,7 +514,7 @@ def test_ahead_takes_what_is_prepared_and_writes_nothing(records, prepare, tmp_p
     assert {path: path.stat().st_mtime_ns for path in made.folder.rglob("*")} == before
 
 
-def test_ahead_refuses_another_preparation_naming_every_setting_and_the_command(records, prepare, tmp_path, decoded):
+def test_required_refuses_another_preparation_with_its_differences_and_the_command(records, prepare, tmp_path, decoded):
     prepare(records)
     decoded.clear()
     data = replace(AHEAD, cache=tmp_path / "cache", root=tmp_path / "images")
@@ -535,7 +531,7 @@ def test_ahead_refuses_another_preparation_naming_every_setting_and_the_command(
 
 
 @pytest.mark.parametrize("lack", ["new", "changed", "damaged"])
-def test_ahead_refuses_a_cache_that_lacks_an_image(records, prepare, tmp_path, lack):
+def test_required_refuses_a_cache_that_lacks_an_image(records, prepare, tmp_path, lack):
     folder = prepare(records[:-1] if lack == "new" else records).folder
     if lack == "changed":
         records[6].image.write_bytes(records[6].image.read_bytes() + b" ")
@@ -553,11 +549,11 @@ def test_as_needed_decodes_with_the_workers_of_the_run(records, tmp_path):
     assert right(images, records)
 
 
-def test_no_images_are_no_work(prepare):
+def test_no_images_need_no_work(prepare):
     assert len(prepare([])) == 0
 
 
-def test_the_cache_lies_where_settings_say(tmp_path):
+def test_the_cache_is_in_the_folder_of_the_settings(tmp_path):
     assert cache_folder(DataConfig(cache=tmp_path)) == tmp_path
     assert cache_folder(DataConfig()) == Path.home() / ".cache" / "cleft"
 
@@ -590,7 +586,7 @@ def test_two_projects_with_the_same_relative_root_share_no_pixels(tmp_path, monk
 
 
 @pytest.mark.parametrize("how", ["in place", "renamed over"])
-def test_a_file_replaced_with_its_size_and_time_kept_is_decoded_anew(tmp_path, prepare, decoded, how):
+def test_a_file_replaced_with_equal_size_and_time_is_decoded_again(tmp_path, prepare, decoded, how):
     records, others = write_images(tmp_path / "a", 12, seed=1), write_images(tmp_path / "b", 12, seed=2)
     pad_files([*records, *others])
     assert right(prepare(records), records)
@@ -679,7 +675,7 @@ def test_a_cache_that_may_only_be_read_serves_moved_files_and_refuses_new_ones(
         prepare([*moved, replace(new[1], id="new")])
 
 
-def test_identities_of_old_places_do_not_pile_up(tmp_path, records, prepare, monkeypatch):
+def test_old_file_identities_are_pruned(tmp_path, records, prepare, monkeypatch):
     monkeypatch.setattr("cleft.data.images.cache_files._MOST_IDENTITIES", 2)
     prepare(records)
     sizes = []
@@ -694,7 +690,7 @@ def test_identities_of_old_places_do_not_pile_up(tmp_path, records, prepare, mon
     assert all(path.with_suffix(".u8").is_file() for path in images.folder.glob("part-*.json"))
 
 
-def test_a_cache_of_the_old_layout_is_rebuilt_with_one_line(records, prepare, monkeypatch, caplog):
+def test_a_cache_of_an_old_layout_is_rebuilt_with_one_log_line(records, prepare, monkeypatch, caplog):
     caplog.set_level("INFO")
     with monkeypatch.context() as patch:
         patch.setattr(cache, "SCHEMA", 1)

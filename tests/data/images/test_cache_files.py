@@ -74,7 +74,7 @@ def test_two_workers_hold_the_pixels_once_between_them(rows, tmp_path):
     assert all(late - early < 2 * MEGABYTE for early, late in zip(before, after, strict=True))  # and nobody a copy.
 
 
-def test_an_image_of_a_million_is_read_without_the_others(tmp_path):
+def test_one_of_a_million_images_is_read_without_the_others(tmp_path):
     many = 10**6
     with (tmp_path / "part.u8").open("wb") as file:
         file.truncate(many * SIDE * SIDE)  # A hole of 65 GB.

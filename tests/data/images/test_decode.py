@@ -67,7 +67,7 @@ def test_c1_a_file_cut_anywhere_is_truncated(kind, progressive):
     assert {reason(data[:cut]) for cut in cuts} == {"truncated"}
 
 
-def test_notes_behind_the_end_mark_do_no_harm():
+def test_bytes_after_the_end_of_an_image_are_accepted():
     assert np.array_equal(decode_gray(encode(RAMP) + b"made by a scanner", "x"), RAMP)
 
 
@@ -163,7 +163,7 @@ def test_c8_other_formats_are_refused_by_content(data):
 
 
 @pytest.mark.parametrize("mode", ["1", "L"])
-def test_few_bits_per_pixel_use_the_whole_range(mode):
+def test_few_bits_per_pixel_use_the_full_range(mode):
     coarse = (RAMP // 64) * 85 if mode == "L" else np.where(RAMP > 100, 255, 0).astype(np.uint8)
     assert np.array_equal(decode_gray(encode(coarse, mode=mode, bits=2), "x"), coarse)
 

@@ -46,20 +46,20 @@ def paths(tmp_path):
     return [tmp_path / f"{number}.png" for number in range(3)]
 
 
-def test_a_bad_file_is_an_outcome_not_an_error(paths, tmp_path):
+def test_a_bad_file_gives_a_result_with_a_reason(paths, tmp_path):
     outcome = prepare_file(paths[1], CONFIG, frozenset())
     assert (outcome.reason, outcome.pixels) == ("format", None)
     assert outcome.source.key == file_key(paths[1])
     assert prepare_file(tmp_path / "absent", CONFIG, frozenset()).source is None
 
 
-def test_known_content_is_recognised_before_it_is_decoded(paths):
+def test_content_to_be_skipped_is_not_decoded(paths):
     content = prepare_file(paths[1], CONFIG, frozenset()).source.sha256
     outcome = prepare_file(paths[1], CONFIG, frozenset({content}))
     assert (outcome.reason, outcome.pixels) == ("", None)
 
 
-def test_a_process_that_cannot_begin_stops_everything(paths):
+def test_a_process_that_cannot_start_is_an_error(paths):
     with pytest.raises(ResourceError, match=r"could not start \(exit code 3\)"):
         with prepare_pool(Lethal(), frozenset(), 2) as prepare:
             list(prepare(paths))
@@ -76,7 +76,7 @@ def without_the_middle(data):
 
 
 @pytest.mark.parametrize("jobs", [0, 2])
-def test_a_file_at_which_a_decoder_panics_costs_itself_alone(paths, tmp_path, jobs):
+def test_a_file_that_makes_a_decoder_panic_costs_only_itself(paths, tmp_path, jobs):
     """The decoder of RLE raises what is no `Exception`."""
     broken = write_radiograph(tmp_path / "broken", RLELossless, without_the_middle)
     whole = write_radiograph(tmp_path / "whole", RLELossless)
@@ -87,7 +87,7 @@ def test_a_file_at_which_a_decoder_panics_costs_itself_alone(paths, tmp_path, jo
     assert all(outcome.pixels is not None for outcome in outcomes if not outcome.reason)
 
 
-def test_the_process_that_calls_decodes_nothing(paths, monkeypatch):
+def test_the_calling_process_decodes_nothing(paths, monkeypatch):
     monkeypatch.setattr("cleft.data.images.decode_pool.decode_gray", None)
     with prepare_pool(CONFIG, frozenset(), 0) as prepare:
         assert [outcome.reason for outcome in prepare(paths)] == ["", "format", ""]
@@ -110,24 +110,24 @@ def run(items, jobs=1, limits=None):
         return list(children.map(items))
 
 
-def test_results_come_in_order_whoever_is_slow():
+def test_results_are_in_order_even_if_one_is_slow():
     items = [f"item {number}" for number in range(60)]
     items[0] = "sleep"
     assert run(items, jobs=2) == items
 
 
-def test_no_items_are_no_work():
+def test_no_items_give_no_results():
     assert run([]) == []
 
 
-def test_c11_what_crashes_twice_is_given_up_and_the_rest_continues():
+def test_c11_an_item_that_crashes_twice_fails_and_the_rest_continues():
     one, segfault, left, two = run(["one", "segfault", "exit", "two"], jobs=2)
     assert (one, two) == ("one", "two")
     assert segfault == Failure("crashed", "it crashes the decoder (SIGSEGV); tried twice")
     assert left == Failure("crashed", "it crashes the decoder (exit code 7); tried twice")
 
 
-def test_c11_an_endless_loop_is_cut_at_the_deadline_and_sleep_is_no_loop():
+def test_c11_an_endless_loop_times_out_and_sleep_does_not():
     results = run(["loop", "sleep", "one"], limits=Limits(seconds=0.2))
     assert results == [Failure("timeout", "not decoded after 0.2 s of processor time; tried twice"), "sleep", "one"]
 
@@ -138,12 +138,12 @@ def test_c11_memory_has_a_limit(capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_c11_what_uses_no_processor_time_is_ended_as_well():
+def test_c11_an_item_that_uses_no_processor_time_times_out_too():
     results = run(["sleep", "one"], limits=Limits(elapsed=0.1))
     assert results == [Failure("timeout", "not decoded in time, without using the processor; tried twice"), "one"]
 
 
-def test_whatever_is_raised_costs_its_own_item(capfd):
+def test_an_exception_costs_only_its_item(capfd):
     """A decoder written in Rust raises what is no `Exception`."""
     panic, error, said, one = run(["panic", "raise", "print", "one"])
     assert panic == Failure("crashed", "the decoder raised Panic")
@@ -152,14 +152,14 @@ def test_whatever_is_raised_costs_its_own_item(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_what_cannot_begin_is_an_error(capfd):
+def test_work_that_cannot_be_unpickled_is_an_error(capfd):
     with pytest.raises(ResourceError, match=r"could not start \(exit code 1\)"):
         with ChildPool(Unreadable(), 1) as children:
             list(children.map(["one"]))
     assert "this cannot be read" in capfd.readouterr().err
 
 
-def test_a_system_that_starts_no_process_is_an_error_that_says_so(monkeypatch):
+def test_a_system_that_cannot_start_a_process_is_an_error(monkeypatch):
     def refuse(*_, **__):
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
@@ -178,12 +178,12 @@ def _fail():
     raise ValueError("this cannot be read")
 
 
-def test_what_crashes_once_gets_a_second_try(tmp_path):
+def test_an_item_that_crashes_once_is_retried(tmp_path):
     items = ["one", f"segfault:{tmp_path / 'done'}", "two"]
     assert run(items, jobs=2) == items
 
 
-def test_a_process_killed_from_outside_is_replaced_and_no_item_blamed(tmp_path):
+def test_a_process_killed_from_outside_is_replaced_without_a_failure(tmp_path):
     items = ["one", f"SIGKILL:{tmp_path / 'done'}", "two"]
     assert run(items) == items
     with pytest.raises(ResourceError, match=r"killed twice in a row .*fewer jobs"):
@@ -192,7 +192,7 @@ def test_a_process_killed_from_outside_is_replaced_and_no_item_blamed(tmp_path):
         run(["SIGKILL", "one"], jobs=2)
 
 
-def test_an_item_that_a_lone_process_is_killed_at_twice_is_given_up():
+def test_an_item_at_which_a_single_process_is_killed_twice_fails():
     killed, two = run(["SIGKILL", "two"])
     assert (killed.reason, two) == ("memory", "two")
 
@@ -216,7 +216,7 @@ def test_one_idle_process_is_kept_for_the_next_caller():
     assert run(["one"]) == ["one"]
 
 
-def test_a_kept_process_that_was_killed_is_replaced_unseen():
+def test_an_idle_process_that_was_killed_is_replaced():
     (pid,) = run(["pid"])
     os.kill(pid, signal.SIGKILL)
     (other,) = run(["pid"])
@@ -224,7 +224,7 @@ def test_a_kept_process_that_was_killed_is_replaced_unseen():
     assert not os.path.exists(f"/proc/{pid}")
 
 
-def test_a_kept_process_takes_on_the_limits_and_the_folder_of_its_caller(tmp_path, monkeypatch):
+def test_an_idle_process_gets_the_limits_and_folder_of_its_next_caller(tmp_path, monkeypatch):
     (pid,) = run(["pid"])
     (refused,) = run(["loop"], limits=Limits(seconds=0.1))
     assert refused.reason == "timeout"
@@ -238,11 +238,11 @@ def test_no_items_start_no_process():
         assert list(children.map([])) == []
 
 
-def test_a_process_does_without_torch():
+def test_a_child_does_not_import_torch():
     assert run(["torch"]) == [False]
 
 
-def test_children_serve_threads():
+def test_children_work_for_threads():
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(lambda number: run([number, "panic", number])[::2], range(8)))
     assert results == [[number, number] for number in range(8)]
@@ -252,7 +252,7 @@ def _in_a_worker(queue):
     queue.put(run(["one", "segfault", "two"]))
 
 
-def test_children_serve_daemonic_processes():
+def test_children_work_for_daemonic_processes():
     """As the workers of a data loader are, to which multiprocessing allows none."""
     fork = multiprocessing.get_context("fork")
     queue = fork.Queue()
@@ -263,7 +263,7 @@ def test_children_serve_daemonic_processes():
     assert (one, segfault.reason, two) == ("one", "crashed", "two")
 
 
-def test_arrays_arrive_as_they_were_made(monkeypatch):
+def test_arrays_are_received_unchanged(monkeypatch):
     """Through shared memory, whose halves batches use in turn, or beside it where they do not fit."""
     sizes = [0, 1, 3, 70_000, 2**24 + 1, 5, 2**23, 2**23, 2**23, *range(1000, 1300), 7]
     with ChildPool(array_of, 2) as children:
@@ -275,7 +275,7 @@ def test_arrays_arrive_as_they_were_made(monkeypatch):
         result[0][...] = 0  # It belongs to who received it.
 
 
-def test_a_fork_leaves_the_kept_process_to_its_owner():
+def test_a_fork_does_not_use_the_idle_process_of_its_parent():
     (pid,) = run(["pid"])
 
     def work():
@@ -285,7 +285,7 @@ def test_a_fork_leaves_the_kept_process_to_its_owner():
     assert run(["pid"]) == [pid]
 
 
-def test_a_program_needs_no_guard_and_leaves_nobody_behind(tmp_path):
+def test_a_program_needs_no_main_guard_and_leaves_no_process_behind(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(
         "from tests.tools.lethal import do\n"
@@ -347,7 +347,7 @@ def test_where_there_is_no_fork_children_are_spawned(as_on_windows):
     assert done.stderr == ""
 
 
-def test_a_program_that_spawned_children_would_begin_anew_is_told_how_to_begin(as_on_windows):
+def test_a_program_without_a_main_guard_is_an_error_where_children_are_spawned(as_on_windows):
     done = as_on_windows(
         [
             "from cleft.data.images.decode_pool import ChildPool",
@@ -359,7 +359,7 @@ def test_a_program_that_spawned_children_would_begin_anew_is_told_how_to_begin(a
     assert "if __name__ == '__main__':" in done.stderr
 
 
-def test_images_are_prepared_on_such_a_system(as_on_windows, tmp_path):
+def test_images_are_prepared_where_children_are_spawned(as_on_windows, tmp_path):
     done = as_on_windows(
         [
             "from pathlib import Path",
@@ -404,7 +404,7 @@ class FakeMsvcrt:
         self.free = False
 
 
-def test_files_are_locked_by_the_means_of_windows(tmp_path, monkeypatch):
+def test_files_are_locked_on_windows(tmp_path, monkeypatch):
     fake = FakeMsvcrt()
     monkeypatch.setitem(sys.modules, "fcntl", None)
     monkeypatch.setitem(sys.modules, "msvcrt", fake)

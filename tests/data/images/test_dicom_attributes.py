@@ -87,7 +87,7 @@ def test_a_window_in_the_shared_groups_is_applied(syntax):
     assert close(read(syntax=syntax, **groups(window(1500, 800))), linear(RAMP, 1500, 800))
 
 
-def test_a_function_belongs_to_the_window_beside_it():
+def test_a_voi_function_applies_to_the_window_of_its_level():
     exact = np.rint(np.clip((RAMP - 1500.0) / 800 + 0.5, 0, 1) * 255)
     sigmoid = np.rint(255 / (1 + np.exp(-4 * (RAMP - 1500.0) / 800)))
     assert close(read(**groups(window(1500, 800, VOILUTFunction="LINEAR_EXACT"))), exact)
@@ -95,7 +95,7 @@ def test_a_function_belongs_to_the_window_beside_it():
     assert close(read(VOILUTFunction="SIGMOID", **groups(window(1500, 800))), linear(RAMP, 1500, 800))
 
 
-def test_a_table_in_the_groups_is_applied_before_the_window_beside_it():
+def test_a_lut_in_the_groups_takes_precedence_over_the_window():
     macro = {"FrameVOILUTSequence": [{"VOILUTSequence": [table_item(RAMP.ravel()[::-1], depth=12)], "WindowCenter": 9}]}
     assert np.array_equal(read(**groups(macro))[0], by_range(4095 - RAMP.astype(int)))
 
@@ -124,7 +124,7 @@ def test_each_frame_has_its_own_window_and_rescaling(syntax, choice, frame):
     assert close(found, linear(FRAMES[frame] * (frame + 1.0) + 7, 500 * (frame + 1), 600))
 
 
-def test_frames_without_a_group_of_their_own_have_the_shared_one_and_then_that_of_the_file():
+def test_frames_without_a_group_use_the_shared_one_then_the_top_level():
     each = [{}, window(500, 600), {"FrameVOILUTSequence": []}]
     shared = groups(window(2000, 900), each)
     alone = groups(None, each)
@@ -149,7 +149,7 @@ def test_frames_without_a_group_of_their_own_have_the_shared_one_and_then_that_o
     ],
     ids=range(6),
 )
-def test_groups_that_declare_nothing_leave_the_range_of_values(tags):
+def test_groups_that_declare_nothing_give_the_range_of_values(tags):
     assert close(read(**tags), by_range(RAMP))
     assert close(read(WindowCenter=1500, WindowWidth=800, **tags), linear(RAMP, 1500, 800))
 
@@ -171,7 +171,7 @@ def test_real_world_values_are_not_for_display():
     assert close(read(**mapping, **groups(mapping)), by_range(RAMP))
 
 
-def test_a_sequence_that_is_none_is_named():
+def test_an_invalid_sequence_is_named():
     data = dicom_bytes(RAMP, **groups(window(1500, 800)))
     length, pixels = data.index(b"\x00\x52\x29\x92SQ") + 8, data.index(b"\xe0\x7f\x10\0")
     with pytest.raises(DataError, match=r"malformed \(SharedFunctionalGroupsSequence cannot be read\)"):
@@ -194,7 +194,7 @@ ILLEGAL = [b"2047,5", b"n/a", b"NaN", b"inf", b"1e999", b"0x10", b"1_000", b"1\\
 
 @pytest.mark.parametrize("wrong", ILLEGAL)
 @pytest.mark.parametrize("keyword", ["WindowCenter", "WindowWidth"])
-def test_a_window_that_is_no_number_is_passed_over_and_noted(keyword, wrong):
+def test_a_window_that_is_not_a_number_is_skipped_and_noted(keyword, wrong):
     for tags in (
         {"bits": 12, "WindowCenter": b"100", "WindowWidth": b"200", keyword: wrong.replace(b"1\\", b"n\\")},
         groups(window(b"100", b"200", **{keyword: wrong.replace(b"1\\", b"n\\")})),
@@ -260,7 +260,7 @@ def test_a_number_that_decides_the_pixels_and_is_illegal_is_refused_by_name(keyw
 
 @pytest.mark.parametrize("keyword", ["PixelPaddingValue", "PixelPaddingRangeLimit"])
 @pytest.mark.parametrize("wrong", [b"\x01\x02\x03\x04", b"\x01\x02\x03\x04\x05\x06"])
-def test_padding_that_is_no_number_is_read_as_none_and_noted(keyword, wrong):
+def test_padding_that_is_not_a_number_is_ignored_and_noted(keyword, wrong):
     tags = {"PixelPaddingValue": 9} if keyword == "PixelPaddingRangeLimit" else {}
     found, notes = read(bits=12, **tags, **{keyword: wrong})
     rest = RAMP != 9 if tags else RAMP >= 0
@@ -358,7 +358,7 @@ def test_values_beyond_the_bits_stored_are_refused_and_never_wrapped(syntax, ima
         assert (why, f"BitsStored is {bits}" in sentence) == ("malformed", True)
 
 
-def test_an_overlay_excuses_only_its_own_bits():
+def test_an_overlay_permits_only_its_bits():
     with_overlay = RAMP | (RAMP % 2 << 13)
     assert close(read(with_overlay, bits=12, overlays=[13]), by_range(RAMP))
     assert "BitsStored" in refused(with_overlay, bits=12, overlays=[14])[1]
@@ -372,7 +372,7 @@ def test_signed_values_may_be_extended_by_their_sign_or_by_zeros():
     assert close(read(zeros, bits=12), by_range(signed))
 
 
-def test_a_padding_value_may_lie_beyond_the_bits_stored():
+def test_a_padding_value_may_exceed_the_bits_stored():
     padded = RAMP.copy()
     padded[:, :20] = 63536
     found, notes = read(padded, bits=12, PixelPaddingValue=63536)
@@ -445,7 +445,7 @@ def test_a_table_that_shows_nothing_is_named():
     assert (why, "VOILUTSequence" in sentence) == ("constant", True)
 
 
-def test_a_picture_of_one_value_is_not_blamed_on_its_window():
+def test_a_constant_image_is_not_blamed_on_its_window():
     flat = np.full((40, 40), 7, np.uint16)
     assert "Window" not in refused(flat, bits=12, WindowCenter=5, WindowWidth=100)[1]
 
@@ -460,7 +460,7 @@ def test_a_picture_of_one_value_is_not_blamed_on_its_window():
     ],
     ids=["descriptor", "short", "flat"],
 )
-def test_a_table_that_is_none_is_named(sequence, item, attribute):
+def test_an_invalid_lut_is_named(sequence, item, attribute):
     why, sentence = refused(bits=12, **{sequence: [item]})
     assert (why, f"{attribute} in {sequence}" in sentence) == ("malformed", True)
 
@@ -488,7 +488,7 @@ TABLES = [[], [0], [99], [2**32 - 1], [4, 2], [0, 0]]
 @pytest.mark.parametrize(
     "syntax", [JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, RLELossless], ids=lambda u: u.keyword
 )
-def test_one_frame_needs_no_offset_table_and_may_lie_in_several_fragments(syntax, table):
+def test_one_frame_may_have_several_fragments_without_offset_table(syntax, table):
     (stream,) = streams(RAMP, syntax, bits=12)
     half = len(stream) // 4 * 2
     for fragments in ([stream], [stream[:half], stream[half:]]):
@@ -508,7 +508,7 @@ def test_frames_of_one_fragment_each_need_no_offset_table(syntax, table):
 
 
 @pytest.mark.parametrize("table", ["none", "wrong", "true", "extended"])
-def test_frames_of_several_fragments_are_told_apart_by_a_true_table_or_by_their_beginnings(table):
+def test_fragments_are_assigned_to_frames_by_a_valid_offset_table_or_their_first_bytes(table):
     parts = streams(FRAMES, JPEG2000Lossless, bits=12, frames=True)
     halves, offsets, place = [], [], 0
     for part in parts:
@@ -547,7 +547,7 @@ def test_fragments_that_cannot_be_assigned_to_frames_are_named():
     ],
     ids=range(10),
 )
-def test_a_header_knows_what_decoding_will_note(tags, tmp_path):
+def test_a_header_has_the_notes_of_decoding(tags, tmp_path):
     pixels = FRAMES if tags.get("NumberOfFrames") else RAMP
     frames = bool(tags.get("NumberOfFrames"))
     _, notes = read(pixels, bits=12, frames=frames, images={"frame": "first"}, **tags)
@@ -585,7 +585,7 @@ NOTED = {"e090": ["window"], "e09b0": ["window"], "e09b2": ["window"]}
 """Cases that are shown by the range of their values, which is not what `expected.npy` holds."""
 
 
-def test_every_case_is_shown_as_expected_or_named(shared):
+def test_every_case_is_displayed_as_expected_or_named(shared):
     folders = sorted(path.parent for path in (shared / "cases").glob("[de]*/a.dcm"))
     for folder in folders:
         notes = []

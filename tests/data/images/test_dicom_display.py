@@ -58,7 +58,7 @@ def scenes(draw):
     st.integers(-3000, 3000),
     st.floats(1, 5000).map(lambda width: round(width, 3)),
 )
-def test_a_window_equals_the_long_way(scene, function, centre, width):
+def test_a_window_equals_a_direct_computation(scene, function, centre, width):
     bits, signed, values, stored, tags, photometric = scene
     tags = tags | {"WindowCenter": centre, "WindowWidth": width, "VOILUTFunction": function}
     data = dicom_bytes(stored, bits=bits, photometric=photometric, **tags)
@@ -82,7 +82,7 @@ def test_a_window_equals_the_long_way(scene, function, centre, width):
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(scenes(), st.sampled_from(["voi", "percentile"]), st.sampled_from(["min-max", "percentile", "full-range"]))
-def test_scaling_without_a_window_equals_the_long_way(scene, dicom, intensity):
+def test_scaling_without_a_window_equals_a_direct_computation(scene, dicom, intensity):
     bits, signed, values, stored, tags, photometric = scene
     data = dicom_bytes(stored, bits=bits, photometric=photometric, **tags)
     meant = apply_modality_lut(values, dcmread(BytesIO(data)))
@@ -112,7 +112,7 @@ def test_released_equals_the_authors_arithmetic_to_the_bit(scene):
 
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(scenes(), st.floats(0.1, 0.9), st.floats(0.05, 1))
-def test_q6_a_negative_stored_as_monochrome1_is_the_same_picture(scene, place, share):
+def test_q6_an_inverted_image_stored_as_monochrome1_is_the_same_image(scene, place, share):
     bits, signed, values, _, _, _ = scene
     bottom = -(2 ** (bits - 1)) if signed else 0
     top = bottom + 2**bits - 1
@@ -134,7 +134,7 @@ def test_percentiles_of_counts_equal_those_of_all_values(values, first, second):
     assert found == np.percentile(np.array(values) * 1.5, (first, second)).tolist()
 
 
-def test_every_pattern_means_its_low_bits_with_their_sign():
+def test_a_bit_pattern_is_read_as_its_low_bits_with_sign():
     for stored in (1, 5, 12, 16):
         unsigned, signed = (stored_values(16, stored, signed=sign) for sign in (False, True))
         assert (unsigned.min(), unsigned.max()) == (0, 2**stored - 1)
@@ -173,30 +173,30 @@ def test_d4_the_first_window_is_used_or_the_selected_one():
     ],
     ids=str,
 )
-def test_d4_an_illegal_window_is_passed_over(wrong):
+def test_d4_an_illegal_window_is_skipped(wrong):
     assert np.array_equal(read(RAMP, bits=12, **wrong), scaled(RAMP, 0, 4095))
 
 
-def test_d4_a_legal_window_is_found_behind_an_illegal_one():
+def test_d4_a_legal_window_after_an_illegal_one_is_used():
     found = read(RAMP, bits=12, WindowCenter=[7, 2048], WindowWidth=[0, 4096])
     assert np.array_equal(found, scaled(RAMP, 0, 4095))
 
 
-def test_a_window_does_not_move_with_what_else_is_in_the_picture():
+def test_a_window_does_not_depend_on_other_pixels():
     tags = {"bits": 12, "WindowCenter": 1000, "WindowWidth": 800}
     marked = RAMP.copy()
     marked[0] = 4095
     assert np.array_equal(read(RAMP, **tags)[1:], read(marked, **tags)[1:])
 
 
-def test_a_table_is_looked_up_and_its_ends_hold_beyond_it():
+def test_a_lut_clamps_values_beyond_its_ends():
     curve = np.sqrt(np.arange(1000) / 999) * 3000 + 500
     found = read(RAMP, bits=12, VOILUTSequence=[table_item(curve, first=1000, depth=12)])
     entries = curve.astype(np.uint16)[np.clip(RAMP.astype(int) - 1000, 0, 999)]
     assert np.array_equal(found, scaled(entries, 500, 3500))
 
 
-def test_a_table_goes_before_a_window_and_the_second_may_be_asked_for():
+def test_a_lut_takes_precedence_and_the_second_can_be_selected():
     tables = [table_item(np.arange(4096), depth=12), table_item(np.arange(4096)[::-1], depth=12)]
     tags = {"bits": 12, "VOILUTSequence": tables, "WindowCenter": 5, "WindowWidth": 9}
     assert np.array_equal(read(RAMP, **tags), scaled(RAMP, 0, 4095))
@@ -246,7 +246,7 @@ def test_a_table_that_is_too_short_or_flat_is_malformed(item):
     assert caught.value.reason == "malformed"
 
 
-def test_a_table_without_entries_is_passed_over():
+def test_a_lut_without_entries_is_skipped():
     assert np.array_equal(read(RAMP, bits=12, VOILUTSequence=[{"LUTExplanation": "none"}]), scaled(RAMP, 0, 4095))
 
 
@@ -258,7 +258,7 @@ def test_d2_negative_values_are_dark_not_bright():
 
 
 @pytest.mark.parametrize("slope", ["0", "1e400"])
-def test_d2_a_slope_that_means_nothing_is_malformed(slope):
+def test_d2_a_meaningless_slope_is_malformed(slope):
     with pytest.raises(DataError) as caught:
         read(RAMP, bits=12, RescaleSlope=slope, RescaleIntercept="0", WindowCenter=5, WindowWidth=9)
     assert caught.value.reason == "malformed"
@@ -274,7 +274,7 @@ def test_q7_slope_and_intercept_with_a_matching_window_show_the_same():
     assert np.abs(255 - plain - moved).max() <= 1
 
 
-def test_eight_bits_without_a_window_stay_as_they_are():
+def test_eight_bits_without_a_window_are_unchanged():
     pixels = (RAMP // 32 + 40).astype(np.uint8)
     for intensity in ("min-max", "percentile", "full-range"):
         assert np.array_equal(read(pixels, images={"intensity": intensity}), pixels)
@@ -283,7 +283,7 @@ def test_eight_bits_without_a_window_stay_as_they_are():
     assert np.array_equal(read(pixels.astype(np.uint16) | 0x5500, bits=8, overlays=range(8, 16)), pixels)
 
 
-def test_d15_padding_is_black_and_moves_no_scale():
+def test_d15_padding_is_black_and_does_not_affect_scaling():
     padded = RAMP // 4 + 1000
     padded[:, :20] = 4095
     tags = {"bits": 12, "PixelPaddingValue": 4095}
@@ -310,13 +310,13 @@ def test_d15_padding_may_be_a_range_and_be_written_with_the_other_sign():
 
 
 @pytest.mark.parametrize("width", [1e6, 1e9])
-def test_a_window_that_is_so_wide_that_nothing_can_be_seen_is_refused(width):
+def test_a_window_too_wide_to_show_anything_is_refused(width):
     with pytest.raises(DataError, match=r"WindowWidth 1e\+0[69]\) maps all its stored values, .* nearly the same gray"):
         read(RAMP, WindowCenter="2000", WindowWidth=f"{width:.0f}")
     assert np.ptp(read(RAMP, WindowCenter="2000", WindowWidth="65536")) >= 4
 
 
-def test_nothing_but_padding_is_constant():
+def test_an_image_of_padding_only_is_constant():
     with pytest.raises(DataError) as caught:
         read(np.full((40, 40), 7, np.uint16), PixelPaddingValue=7)
     assert caught.value.reason == "constant"

@@ -61,7 +61,7 @@ def reason(path, **limits):
     return caught.value.reason
 
 
-def test_a_header_says_what_a_reader_needs(tmp_path):
+def test_a_header_has_the_attributes_that_readers_need(tmp_path):
     assert header(tmp_path, bits=12, photometric="MONOCHROME1", syntax=RLELossless, **MAMMOGRAM) == Header(
         is_image=True,
         sop_class="DigitalMammographyXRayImageStorageForPresentation",
@@ -84,7 +84,7 @@ def test_a_header_says_what_a_reader_needs(tmp_path):
 
 
 @pytest.mark.parametrize("syntax", [*NATIVE, *COMPRESSED], ids=lambda uid: uid.keyword)
-def test_every_syntax_gives_the_same_facts(tmp_path, syntax):
+def test_every_transfer_syntax_gives_the_same_header(tmp_path, syntax):
     plain = header(tmp_path, bits=12, **MAMMOGRAM)
     found = header(tmp_path, bits=12, syntax=syntax, **MAMMOGRAM)
     inflated = str(syntax) if syntax != DeflatedExplicitVRLittleEndian else plain.transfer_syntax
@@ -107,7 +107,7 @@ def test_an_impossible_age_is_unknown_and_noted(tmp_path, text):
     assert (found.age, found.oddities) == (None, ("age",))
 
 
-def test_what_a_header_does_not_say_is_unknown(tmp_path):
+def test_missing_attributes_are_unknown(tmp_path):
     found = header(tmp_path, PatientSex="O", PatientAge="", ViewPosition="", ImageLaterality="")
     assert (found.sex, found.age, found.view, found.laterality) == (None, None, None, None)
     assert (found.manufacturer, found.implant, found.burned_in, found.oddities) == (None, None, None, ())
@@ -118,14 +118,14 @@ def test_an_older_tag_for_the_side_is_read_too(tmp_path):
 
 
 @pytest.mark.parametrize("syntax", NATIVE[:3], ids=lambda uid: uid.keyword)
-def test_d13_a_file_without_mark_or_syntax_is_read_and_noted(tmp_path, syntax):
+def test_d13_a_file_without_preamble_or_transfer_syntax_is_read_and_noted(tmp_path, syntax):
     for arguments in ({"preamble": False}, {"has_syntax": False}):
         found = header(tmp_path, syntax=syntax, **arguments)
         assert (found.rows, found.columns, found.oddities) == (48, 64, ("untold",))
         assert found.transfer_syntax == str(syntax)
 
 
-def test_raw_images_implants_burned_in_text_and_oblong_pixels_are_seen(tmp_path):
+def test_raw_images_implants_burned_in_text_and_anisotropic_pixels_are_noted(tmp_path):
     found = header(
         tmp_path,
         PresentationIntentType="FOR PROCESSING",
@@ -156,7 +156,7 @@ def test_d5_a_report_is_no_image(tmp_path):
     assert (found.is_image, found.sop_class, found.reason) == (False, "BasicTextSRStorage", "")
 
 
-def test_what_is_no_dicom_file_has_a_reason(tmp_path):
+def test_a_file_that_is_not_dicom_has_a_reason(tmp_path):
     (tmp_path / "empty").touch()
     (tmp_path / "text").write_text("Patient CANARY was well. " * 40)
     (tmp_path / "short").write_bytes(b"\x08\0")
@@ -189,7 +189,7 @@ def test_d7_a_deflated_bomb_is_refused_before_it_grows(tmp_path):
     assert reason(path, pixels=2**23) == "too-large"
 
 
-def test_nothing_is_said_or_logged_about_an_odd_header(tmp_path, caplog, capfd):
+def test_pydicom_warnings_about_a_header_are_silenced(tmp_path, caplog, capfd):
     path = write_dicom(tmp_path / "a.dcm", PIXELS, PatientBirthDate="CANARY-1", Modality="CANARY mode that is long")
     assert read_header(path).modality is None
     assert (caplog.text, capfd.readouterr()) == ("", ("", ""))
@@ -216,7 +216,7 @@ def test_headers_are_read_once(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("how", ["in place", "renamed over"])
-def test_the_header_of_a_file_replaced_with_its_size_and_time_kept_is_read_anew(tmp_path, how):
+def test_a_file_replaced_with_equal_size_and_time_has_its_header_read_again(tmp_path, how):
     path, cache = write_dicom(tmp_path / "a.dcm", PIXELS, PatientAge="040Y"), tmp_path / "headers.parquet"
     assert read_headers([path], cache)[path].age == 40
     replace_keeping_size_and_time(path, dicom_bytes(PIXELS, PatientAge="050Y"), how)
@@ -243,7 +243,7 @@ def test_the_cache_holds_no_path_and_no_text_of_a_patient(tmp_path):
 
 
 @pytest.mark.parametrize("damage", [b"", b"PAR1", b"not a table" * 100])
-def test_a_damaged_cache_is_read_anew(tmp_path, damage, caplog):
+def test_headers_are_read_again_if_the_cache_is_damaged(tmp_path, damage, caplog):
     path = write_dicom(tmp_path / "a.dcm", PIXELS)
     cache = tmp_path / "headers.parquet"
     fresh = read_headers([path], cache)
@@ -253,7 +253,7 @@ def test_a_damaged_cache_is_read_anew(tmp_path, damage, caplog):
     assert pq.read_table(cache).num_rows == 1
 
 
-def test_a_killed_run_keeps_what_it_read(tmp_path, monkeypatch):
+def test_a_killed_run_keeps_the_headers_it_read(tmp_path, monkeypatch):
     monkeypatch.setattr("cleft.data.images.dicom_headers._SAVE_EVERY", 2)
     paths = [write_dicom(tmp_path / f"{i}.dcm", PIXELS) for i in range(3)]
     monkeypatch.setattr("cleft.data.images.dicom_headers.read_header", iter_then_stop := _Stops(3))
@@ -303,7 +303,7 @@ def bare(monkeypatch):
     monkeypatch.setattr(JPEGLosslessSV1Decoder, "_available", {})
 
 
-def test_the_census_counts_images_alone_and_the_most_frequent_first():
+def test_transfer_syntaxes_are_counted_by_frequency_for_images_only():
     headers = [image(ExplicitVRLittleEndian)] * 2 + [image(JPEGLosslessSV1)] * 3
     others = [Header(reason="missing"), Header(transfer_syntax=str(ExplicitVRLittleEndian))]
     census = count_syntaxes([*headers, *others])
@@ -320,12 +320,12 @@ def test_d6_a_missing_decoder_is_named_with_the_extra_that_brings_it(bare):
     assert sentence.endswith("cannot be decoded here; run: pip install 'cleft[dicom]'")
 
 
-def test_what_nothing_decodes_is_told_apart():
+def test_a_syntax_without_any_decoder_has_its_remedy():
     assert syntax_support(str(MPEG2MPML), deep=False)[1] == "convert it to another transfer syntax"
     assert syntax_support("CANARY^NAME", deep=False)[0] == "an illegal transfer syntax"
 
 
-def test_extended_jpeg_of_12_bits_needs_a_package_that_is_only_mentioned(monkeypatch):
+def test_extended_jpeg_of_12_bits_names_the_package_it_needs(monkeypatch):
     assert syntax_support(str(JPEGExtended12Bit), deep=False)[1] == ""
     assert syntax_support(str(JPEGExtended12Bit), deep=True)[1].startswith("install pylibjpeg-libjpeg (GPL)")
     monkeypatch.setattr(JPEGExtended12BitDecoder, "_available", {"pylibjpeg": None})

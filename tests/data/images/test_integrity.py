@@ -171,7 +171,7 @@ def edits():
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}], ids=["baseline", "progressive"])
 @pytest.mark.parametrize(("name", "edit"), list(edits()), ids=lambda value: value if isinstance(value, str) else "")
-def test_a_jpeg_whose_segments_are_damaged_is_refused_or_shows_the_same_picture(name, edit, options):
+def test_a_jpeg_with_damaged_segments_is_refused_or_decoded_unchanged(name, edit, options):
     data = jpeg(**options)
     right = decode_gray(data, "x")
     # What follows the header of a scan is a code more or less, which may leave as many as are needed.
@@ -204,7 +204,7 @@ def test_illegal_tables_and_headers_are_refused(change):
     assert reason(with_table(change)) == "malformed"
 
 
-def test_a_scan_that_is_missing_is_refused_although_a_picture_could_be_shown():
+def test_a_missing_scan_is_refused():
     data = jpeg(progressive=True)
     starts = [place for place in range(len(data)) if data[place : place + 2] == b"\xff\xda"]
     assert len(starts) > 3
@@ -252,7 +252,7 @@ def test_fill_bytes_before_a_marker_are_legal():
     assert reason(data[:second] + b"\xff\xff\xff" + data[second:]) == ""
 
 
-def test_what_libjpeg_warns_of_without_damage_is_legal():
+def test_legal_data_that_libjpeg_warns_about_is_accepted():
     data = bytearray(jpeg())
     data[segments(bytes(data))[0][1] + 9] = 7  # The version of JFIF.
     assert reason(bytes(data)) == ""
@@ -319,7 +319,7 @@ def test_png_chunks_are_checked_one_by_one():
     assert reason(made_png()[:-12]) == "truncated"
 
 
-def test_a_palette_must_stand_before_the_pixels_that_use_it():
+def test_a_palette_must_precede_its_pixels():
     """Pillow shows places in a palette as if they were gray where the palette is missing."""
     data = png(mode="P")
     start = data.index(b"PLTE") - 4
@@ -330,7 +330,7 @@ def test_a_palette_must_stand_before_the_pixels_that_use_it():
     assert reason(data[:start] + data[end:-12] + data[start:end] + data[-12:]) == "malformed"
 
 
-def test_what_png_allows_is_accepted():
+def test_legal_png_variants_are_accepted():
     extra = [chunk(b"tEXt", b"a\0b"), chunk(b"prVt", bytes(9)), chunk(b"gAMA", struct.pack(">I", 45455))]
     assert reason(made_png(extra=extra, tail=chunk(b"tIME", bytes(7)), split=7) + bytes(100_000)) == ""
     assert reason(made_png(packed=zlib.compress(b"".join(b"\0" + bytes(range(64)) for _ in range(48))) + b"zz")) == ""

@@ -36,14 +36,14 @@ def reason(path, **limits):
     return caught.value.reason
 
 
-def test_content_decides_not_the_ending(tmp_path, noise):
+def test_the_format_is_detected_by_content_not_extension(tmp_path, noise):
     pixels = noise(40, 50)
     path = save(tmp_path / "a.png", pixels).rename(tmp_path / "a.jpg")
     assert np.array_equal(read_gray(path), pixels)
 
 
 @pytest.mark.parametrize("name", ["scan", "scan.dicom", "scan.png", "scan.jpg", "scan.DCM"])
-def test_a_dicom_file_is_told_by_its_content_too(tmp_path, noise, name):
+def test_a_dicom_file_is_detected_by_content_too(tmp_path, noise, name):
     pixels = noise(40, 50)
     assert np.array_equal(read_gray(write_dicom(tmp_path / name, pixels)), pixels)
 
@@ -71,7 +71,7 @@ def test_c2_a_file_without_read_permission_is_unreadable(tmp_path, monkeypatch):
     assert reason(tmp_path / "a.png") == "unreadable"
 
 
-def test_no_handle_stays_open(tmp_path):
+def test_no_file_handle_stays_open(tmp_path):
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
         reason(tmp_path)
@@ -85,19 +85,19 @@ def test_c5_a_file_over_the_limit_is_not_read(tmp_path):
     assert reason(tmp_path / "huge.png") == "too-large"
 
 
-def test_bytes_come_with_the_size_and_time_they_had(tmp_path, noise):
+def test_bytes_are_returned_with_their_size_and_time(tmp_path, noise):
     path = save(tmp_path / "a.png", noise(40, 50))
     data, status = read_bytes(path)
     assert (len(data), status.st_mtime_ns) == (status.st_size, path.stat().st_mtime_ns)
 
 
-def test_eight_bits_stay_as_they_are_whatever_the_intensity(noise):
+def test_eight_bits_are_unchanged_for_every_intensity(noise):
     pixels = noise(40, 50) // 2
     for intensity in ("full-range", "min-max", "percentile"):
         assert np.array_equal(to_8_bits(pixels, intensity), pixels)
 
 
-def test_c3_twelve_bits_use_the_whole_range_by_default():
+def test_c3_twelve_bits_use_the_full_range_by_default():
     ramp = np.arange(4096, dtype=np.uint16).reshape(64, 64)
     assert np.array_equal(to_8_bits(ramp, "min-max").ravel(), np.rint(np.arange(4096) * 255 / 4095))
 
@@ -132,7 +132,7 @@ def test_pad_halves_by_averaging():
     assert np.array_equal(prepare_image(pixels, PAD), np.full((256, 256), 100))
 
 
-def test_released_stretches_what_pad_keeps():
+def test_released_changes_the_aspect_that_pad_keeps():
     strip = np.full((390, 320), 10, np.uint8)
     strip[10:-10, 10:-10] = 200
     assert (prepare_image(strip, PAD) > 100).any(axis=0).sum() < 205
@@ -167,7 +167,7 @@ def test_released_equals_the_chain_on_three_channels_to_the_bit(shape, noise):
     assert all(np.array_equal(prepare_image(pixels, RELEASED), colour[..., channel]) for channel in range(3))
 
 
-def test_released_leaves_out_no_real_radiograph(shared):
+def test_released_rejects_no_real_radiograph(shared):
     paths = sorted((shared / "data/chexpert-mini").rglob("*.jpg"))[::40]
     for path in paths:
         theirs = chain_on_colour(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE))[..., 0]
@@ -191,7 +191,7 @@ def pixels():
     return np.random.default_rng(0).integers(1, 256, (256, 256), dtype=np.uint8)
 
 
-def test_a_view_depends_on_seed_epoch_and_sample_alone(pixels):
+def test_a_view_depends_on_seed_epoch_and_sample_only(pixels):
     config = AugmentConfig(horizontal_flip=0.5)
     seen = {at: augment(pixels, config, 224, seed=at).tobytes() for at in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]}
     assert len(set(seen.values())) == 4
@@ -210,7 +210,7 @@ def test_every_crop_position_is_reached():
     assert {int(augment(ramp, STILL, 8, seed=(0, 0, i))[0, 0]) for i in range(200)} == {0, 1, 2, 3, 4}
 
 
-def test_turning_one_step_off_leaves_the_others_as_they_were(pixels):
+def test_turning_one_step_off_does_not_change_the_others(pixels):
     config = AugmentConfig(jitter=1, blur=1)
     moved = augment(np.full_like(pixels, 200), config, 224, seed=(0, 0, 1)) > 0
     still = augment(np.full_like(pixels, 200), replace(config, jitter=0, blur=0), 224, seed=(0, 0, 1)) > 0
@@ -218,7 +218,7 @@ def test_turning_one_step_off_leaves_the_others_as_they_were(pixels):
     assert not moved.all()
 
 
-def test_nothing_from_outside_the_crop_enters_the_view(pixels):
+def test_no_pixel_outside_the_crop_enters_the_view(pixels):
     config = AugmentConfig(jitter=1, blur=1, scale=(0.8, 0.8))
     crop = augment(pixels, STILL, 224, seed=(0, 0, 3))
     top, left = next(

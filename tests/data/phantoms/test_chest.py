@@ -55,7 +55,7 @@ def test_the_table_has_the_labels_of_the_real_one(tmp_path):
         assert sum(row[finding] == "1.0" for row in alone) >= 3
 
 
-def test_a_folder_with_the_same_phantoms_is_left_alone_and_any_other_is_refused(tmp_path):
+def test_a_folder_with_the_same_images_is_kept_and_any_other_is_refused(tmp_path):
     root = write_phantoms(tmp_path / "phantoms", patients=1, size=32)
     before = (root / PHANTOMS_FILE).stat().st_mtime_ns
     assert write_phantoms(root, patients=1, size=32) == root
@@ -68,7 +68,7 @@ def test_a_folder_with_the_same_phantoms_is_left_alone_and_any_other_is_refused(
         write_phantoms(tmp_path / "full", patients=1)
 
 
-def test_a_draft_left_by_a_kill_is_drawn_anew(tmp_path):
+def test_a_draft_left_by_a_killed_run_is_replaced(tmp_path):
     (tmp_path / ".phantoms.draft" / "old").mkdir(parents=True)
     (tmp_path / ".phantoms.draft" / ".cleft-draft").touch()
     root = write_phantoms(tmp_path / "phantoms", patients=1, size=32)
@@ -76,7 +76,7 @@ def test_a_draft_left_by_a_kill_is_drawn_anew(tmp_path):
     assert (root / PHANTOMS_FILE).is_file()
 
 
-def test_no_patients_make_no_dataset(tmp_path):
+def test_a_dataset_needs_patients_and_pixels(tmp_path):
     with pytest.raises(DataError, match="set at least 1 patient"):
         write_phantoms(tmp_path / "phantoms", patients=0)
 
@@ -97,7 +97,7 @@ def test_a_pneumothorax_is_darker_than_the_lung_it_displaces():
 
 
 @pytest.mark.parametrize("finding", [*DRAWERS, "Cardiomegaly", "Enlarged Cardiomediastinum"])
-def test_every_finding_changes_the_picture(finding):
+def test_every_finding_changes_the_image(finding):
     plain = cv2.GaussianBlur(draw({}), (0, 0), 2)
     changed = cv2.GaussianBlur(draw({finding: 1.0}), (0, 0), 2)
     assert np.abs(plain - changed).max() > 12

@@ -48,7 +48,7 @@ def test_only_oblique_views_show_the_muscle():
     assert draw(view="CC").image[corner].mean() < 0.1
 
 
-def test_a_breast_looks_alike_in_another_exam_and_unlike_another_breast():
+def test_a_breast_is_similar_across_exams_and_differs_from_others():
     breast = Breast(density=3, pattern=5)
     first = draw(breast=breast, seed=1).image
     again = draw(breast=breast, seed=2).image
@@ -66,7 +66,7 @@ def test_a_man_has_hardly_any_tissue():
     assert brightness(draw(breast=Breast(male=True)).image) < brightness(draw(1).image)
 
 
-def test_a_spot_view_is_enlarged_around_its_sign():
+def test_a_spot_view_is_enlarged_around_its_lesion():
     plain, spot = draw(signs=[Lesion(kind="round")]), draw(signs=[Lesion(kind="round")], spot=True)
 
     def area(box):
@@ -106,7 +106,7 @@ def crop(image, box):
 
 @pytest.mark.parametrize("density", [1, 4])
 @pytest.mark.parametrize("kind", LESIONS)
-def test_every_sign_is_seen_inside_its_box_in_thin_and_in_dense_tissue(kind, density):
+def test_every_lesion_is_visible_in_its_box_at_any_density(kind, density):
     for view in ("CC", "MLO"):
         added, [box] = change(Lesion(kind=kind), density=density, view=view)
         assert crop(np.abs(added), box).max() > 0.15
@@ -122,7 +122,7 @@ def test_an_asymmetry_is_plain_in_one_view_and_hardly_seen_in_the_other():
     assert 0 < np.abs(hidden).sum() < 0.6 * np.abs(plain).sum()
 
 
-def test_a_sign_keeps_its_depth_in_both_views_and_moves_only_up_or_down():
+def test_a_lesion_keeps_its_depth_in_both_views():
     sign = Lesion(kind="round", deep=0.5, across=-0.8, high=0.6)
     [over], [side] = draw_signs([sign], view="CC").boxes, draw_signs([sign], view="MLO").boxes
     assert abs(over[1] - side[1]) < 12
@@ -153,7 +153,7 @@ def test_a_spiculated_mass_reaches_far_beyond_its_body():
     assert spread("spiculated") > 2.5 * spread("round")
 
 
-def test_a_sign_at_the_skin_is_moved_inside():
+def test_a_lesion_at_the_skin_is_moved_inside():
     for across in (-1.0, 1.0):
         added, [box] = change(Lesion(kind="irregular", deep=1.0, across=across))
         assert crop(added, box).max() > 0.2

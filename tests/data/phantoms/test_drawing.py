@@ -9,7 +9,7 @@ def sheet():
     return Drawing((60, 50), np.random.default_rng(0), origin=(0, 0), step=(60, 60))
 
 
-def test_what_is_drawn_on_a_part_appears_on_the_whole_where_it_belongs():
+def test_drawing_on_a_part_changes_the_complete_image():
     whole, parted = sheet(), sheet()
     for target in (whole, parted.part(0.4, 0.5, 0.3)):
         target.brighten(target.blob(0.4, 0.5, 0.05, 0.04, 0.1), 0.8)
@@ -23,7 +23,7 @@ def test_a_part_at_the_border_is_cut_there():
     assert piece.size == piece.image.shape == (12, 13)
 
 
-def test_many_strokes_at_once_are_as_strong_as_each_alone():
+def test_many_strokes_at_once_equal_single_strokes():
     lines = [(np.array([[0.1, 0.2], [0.7, 0.2]]), 0.02, 0.3), (np.array([[0.1, 0.6], [0.7, 0.6]]), 0.02, 0.6)]
     together, apart = sheet(), sheet()
     together.strokes(lines)

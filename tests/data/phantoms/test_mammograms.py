@@ -96,18 +96,18 @@ SEEN = {
 """How each oddity is recognised in the rows of one exam."""
 
 
-def test_every_oddity_has_a_test_of_its_own():
+def test_every_oddity_has_a_test():
     assert {*SEEN, "great_ids"} == set(ODDITIES)
 
 
 @pytest.mark.parametrize("oddity", SEEN)
-def test_each_oddity_occurs_where_it_is_said_to(oddity, exams, metadata):
+def test_each_oddity_occurs_for_its_patient(oddity, exams, metadata):
     number = list(ODDITIES).index(oddity) + 1
     patient = invent_patient(0, number, Shares())
     assert SEEN[oddity](*exams[str(patient.exams[0].acc)])
 
 
-def test_two_exams_of_a_patient_have_ids_that_no_float_tells_apart(clinical):
+def test_two_exams_have_ids_that_are_equal_as_floats(clinical):
     ids = defaultdict(set)
     for row in clinical:
         ids[row["empi_anon"], float(row["acc_anon"])].add(row["acc_anon"])
@@ -116,7 +116,7 @@ def test_two_exams_of_a_patient_have_ids_that_no_float_tells_apart(clinical):
     assert all(len(acc) == 16 and int(acc) > 2**53 for accs in twins for acc in accs)
 
 
-def test_ids_are_written_as_whole_numbers_and_belong_to_one_patient(metadata):
+def test_ids_are_integers_and_belong_to_one_patient(metadata):
     owners = defaultdict(set)
     for row in metadata:
         assert len(row["empi_anon"]) == 8
@@ -143,7 +143,7 @@ def test_paths_keep_a_foreign_mount_and_cohorts_share_no_patient(metadata):
     assert not cohorts[0] & cohorts[1]
 
 
-def test_the_reduced_tables_say_the_same_in_other_words_and_order(root, metadata, clinical):
+def test_the_reduced_tables_have_the_same_content_with_other_names_and_order(root, metadata, clinical):
     images = table(root, "EMBED_OpenData_metadata_reduced")
     rows = table(root, "EMBED_OpenData_clinical_reduced")
     assert next(iter(images[0])) == next(iter(rows[0])) == ""
@@ -157,7 +157,7 @@ def test_the_reduced_tables_say_the_same_in_other_words_and_order(root, metadata
     assert "total_L_find" in clinical[0]
 
 
-def test_the_code_book_begins_with_a_mark_and_pads_its_meanings(root, clinical):
+def test_the_code_book_has_a_bom_and_padded_meanings(root, clinical):
     assert (
         (root / "tables" / "AWS_Open_Data_Clinical_Legend.csv").read_bytes().startswith(b"\xef\xbb\xbfHeader in export")
     )
@@ -168,7 +168,7 @@ def test_the_code_book_begins_with_a_mark_and_pads_its_meanings(root, clinical):
     assert {(column, row[column]) for row in clinical for column in columns if row[column]} <= known
 
 
-def test_windows_and_depths_of_all_machines_occur(root, metadata):
+def test_windows_and_bit_depths_of_all_scanners_occur(root, metadata):
     headers = [dcmread(on_disk(root, row)) for row in metadata]
     assert {"MONOCHROME1", "MONOCHROME2"} == {header.PhotometricInterpretation for header in headers}
     assert {10, 12, 14} == {header.BitsStored for header in headers}
@@ -190,7 +190,7 @@ def test_headers_and_table_agree(root, metadata):
         assert (header.Rows, header.Columns) == (SIZE, round(SIZE * 5 / 6))
 
 
-def test_a_breast_stands_against_the_edge_of_its_side(root, metadata):
+def test_a_breast_touches_the_image_edge_of_its_side(root, metadata):
     for row in [row for row in metadata if row["ViewPosition"] == "CC" and row["spot_mag"] != "1.0"][:12]:
         header = dcmread(on_disk(root, row))
         pixels = header.pixel_array.astype(float)
@@ -241,7 +241,7 @@ def test_a_patient_does_not_change_with_the_number_of_patients(tmp_path):
     assert all(many[name] == data for name, data in images.items())
 
 
-def test_a_folder_with_the_same_mammograms_is_left_alone_and_any_other_is_refused(tmp_path):
+def test_a_folder_with_the_same_mammograms_is_kept_and_any_other_is_refused(tmp_path):
     root = write_mammograms(tmp_path / "drawn", patients=1, size=SIZE)
     before = (root / PHANTOMS_FILE).stat().st_mtime_ns
     assert write_mammograms(root, patients=1, size=SIZE) == root
@@ -254,7 +254,7 @@ def test_a_folder_with_the_same_mammograms_is_left_alone_and_any_other_is_refuse
         write_mammograms(tmp_path / "full", patients=1)
 
 
-def test_drawing_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
+def test_failed_drawing_leaves_no_folder(tmp_path, monkeypatch):
     def fail(*words, **more):
         raise KeyboardInterrupt
 
@@ -264,7 +264,7 @@ def test_drawing_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_no_patients_make_no_dataset(tmp_path):
+def test_a_dataset_needs_patients_and_pixels(tmp_path):
     with pytest.raises(DataError, match="set at least 1 patient"):
         write_mammograms(tmp_path / "drawn", patients=0)
 
@@ -282,7 +282,7 @@ def test_300_patients_have_every_class_in_training_and_in_test():
         assert max(letters["K"], letters["M"]) < letters["B"] < letters["N"]
 
 
-def test_shares_are_what_was_asked_for():
+def test_shares_are_as_requested():
     patients = [
         invent_patient(0, number, Shares(birads=(0, 0, 0, 0, 0, 1, 0), density=(0, 0, 0, 1)))
         for number in range(40, 60)

@@ -70,7 +70,7 @@ def said_of(record):
 
 
 @pytest.mark.parametrize("rule", ["severity", "first", "highest"])
-def test_the_join_equals_the_long_way(root, rule):
+def test_reading_equals_a_direct_join_of_the_tables(root, rule):
     found = scan(root, breast_label=rule)
     assert found.faults == []
     assert {record.id: said_of(record) for record in found.reading.records} == long_way(root, rule)
@@ -94,7 +94,7 @@ def test_the_reduced_tables_say_the_same(root, tmp_path):
     assert {record.scanner for record in reduced.records} == {None}
 
 
-def test_everything_odd_is_counted(root):
+def test_every_oddity_is_counted(root):
     reading = scan(root).reading
     assert {"type-cview", "male"} <= set(reading.rejected)
     notes = "\n".join(reading.notes)

@@ -21,7 +21,7 @@ def captions(records, **settings):
     return add_captions(reading, DataConfig(**settings))
 
 
-def test_findings_come_in_the_authors_order_whatever_the_order_of_the_columns():
+def test_findings_are_in_the_authors_order():
     labels = dict.fromkeys(["No Finding", "Fracture", "Edema", "Cardiomegaly"], 1.0)
     assert write_caption(labels) == f"{CHEST_PREFIX} cardiomegaly edema fracture no finding"
 
@@ -33,14 +33,14 @@ def test_findings_of_other_tables_follow_in_their_order():
     )
 
 
-def test_denied_findings_are_named_where_asked_for_and_uncertain_ones_never():
+def test_absent_findings_are_named_if_set_and_uncertain_ones_never():
     labels = {"Edema": 1.0, "Fracture": 0.0, "Pneumonia": 0.0, "Pneumothorax": -1.0, "No Finding": 0.0}
     assert write_caption(labels) == f"{CHEST_PREFIX} edema"
     said = write_caption(labels, negatives=True, uncertain=("Pneumonia",))
     assert said == f"{CHEST_PREFIX} edema but this image has no fracture"
 
 
-def test_nothing_is_denied_without_a_denial():
+def test_without_absent_findings_none_are_named():
     assert write_caption({"Edema": 1.0}, negatives=True) == f"{CHEST_PREFIX} edema"
 
 
@@ -68,7 +68,7 @@ def test_a_sentence_of_the_table_is_cleaned_and_kept():
     assert [kept.caption for kept in reading.records] == ["no 2 left sided effusion", f"{CHEST_PREFIX} edema"]
 
 
-def test_a_report_is_the_caption_only_where_nothing_else_is_known():
+def test_a_report_is_the_caption_only_without_labels_and_caption():
     reported = [
         replace(record("a", {}), report="Clear lungs, 3.5 cm."),
         replace(record("b", {"Edema": 0.0}), report="Clear lungs."),
@@ -90,7 +90,7 @@ def test_a_report_is_the_caption_only_where_nothing_else_is_known():
         ("", ""),
     ],
 )
-def test_cleaning_keeps_words_alone(text, cleaned):
+def test_cleaning_keeps_words_only(text, cleaned):
     assert clean_text(text) == cleaned
 
 

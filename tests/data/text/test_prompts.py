@@ -34,7 +34,7 @@ def test_prompts_of_present_and_absent_classes_differ_by_one_word():
     assert absent_name("No Finding") == "finding"
 
 
-def test_a_class_prompt_is_the_caption_of_that_finding_alone():
+def test_a_class_prompt_is_the_caption_of_that_finding_only():
     assert all(class_prompt(name) == write_caption({name: 1.0}) for name in FINDINGS)
 
 
@@ -72,7 +72,7 @@ def test_classes_that_do_not_exist_are_refused(names, message):
         resolve_classes(names, ["Edema", "Pneumonia"])
 
 
-def test_every_finding_can_be_named_alone():
+def test_every_finding_can_be_selected_on_its_own():
     findings = CLASS_SETS["chexpert-14"]
     assert all(resolve_classes([finding], findings) == (finding,) for finding in findings)
 
@@ -91,7 +91,7 @@ def test_a_prompt_begins_as_the_captions_of_its_dataset_do():
         ("Density D", "with breast tissue density 4 extremely dense"),
     ],
 )
-def test_a_class_of_mammograms_is_said_as_captions_say_it(name, prompt):
+def test_class_prompts_of_mammograms_use_the_phrases_of_captions(name, prompt):
     opening = DATASETS["embed"].prompt_prefix
     assert class_prompt(name, opening) == f"this is a breast 2d full field digital mammogram of a patient {prompt}"
     facts = Facts(birads=int(name[-1])) if name.startswith("BI-RADS") else Facts(density="ABCD".index(name[-1]) + 1)
@@ -111,7 +111,7 @@ def test_a_class_is_found_in_any_spelling(typed):
     assert resolve_classes([typed], ["Edema", "Pleural_Effusion"]) == ("Pleural_Effusion",)
 
 
-def test_a_spelling_that_fits_two_findings_names_neither():
+def test_an_ambiguous_spelling_is_refused():
     findings = ["Pleural_Effusion", "Pleural Effusion"]
     assert resolve_classes(["pleural effusion"], findings) == ("Pleural Effusion",)
     with pytest.raises(ConfigError, match="is not a column of the table"):
@@ -123,13 +123,13 @@ def test_a_class_with_an_invisible_character_is_refused_with_its_code_point():
         resolve_classes(["ede\u200bma"], ["Edema"])
 
 
-def test_the_default_says_no_finding_as_captions_do():
+def test_the_default_phrase_for_no_finding_is_that_of_captions():
     assert DEFAULT_NAMES.phrase("No Pneumonia") == "no finding"
     assert DEFAULT_NAMES.phrase("Pneumonia") == "pneumonia"
     assert find_class_names("default", "rsna") == DEFAULT_NAMES
 
 
-def test_the_released_words_for_rsna_are_the_authors_and_for_nobody_else():
+def test_the_released_class_names_for_rsna_apply_to_rsna_only():
     rsna, chexpert = find_class_names("released", "rsna"), find_class_names("released", "chexpert")
     assert [rsna.phrase(name) for name in CLASS_SETS["rsna-2"]] == ["no findings", "pneumothorax"]
     assert [chexpert.phrase(name) for name in FINDINGS] == [DEFAULT_NAMES.phrase(name) for name in FINDINGS]
@@ -140,14 +140,14 @@ def test_the_released_prompts_of_mammograms_keep_their_punctuation():
     assert DEFAULT_NAMES.phrase("BI-RADS 1") == "birads score 1 negative"
 
 
-def test_prompts_follow_the_wording():
+def test_prompts_use_the_class_names():
     rsna = find_class_names("released", "rsna")
     assert class_prompt("Pneumonia", "it shows", rsna) == "it shows pneumothorax"
     assert absent_prompt("Pneumonia", "it shows", rsna) == "it shows no pneumothorax"
     assert absent_prompt("No Pneumonia", "it shows") == "it shows finding"
 
 
-def test_a_file_has_the_last_word_and_may_speak_of_one_dataset_alone(tmp_path):
+def test_a_file_of_class_names_may_be_limited_to_a_dataset(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("Edema: no  # text, as in every YAML file here\nrsna/Edema: wet   lungs\n")
     assert (find_class_names(str(path), "rsna").name, find_class_names(str(path), "nih").name) == ("mine", "mine")
@@ -164,21 +164,21 @@ def test_a_file_has_the_last_word_and_may_speak_of_one_dataset_alone(tmp_path):
         ("- a\n", "mine.yaml"),
     ],
 )
-def test_a_file_that_holds_no_phrases_is_refused(tmp_path, text, message):
+def test_a_file_without_phrases_is_refused(tmp_path, text, message):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
         find_class_names(str(path), "rsna")
 
 
-def test_an_unknown_wording_is_refused_with_the_nearest():
+def test_unknown_class_names_are_refused_with_a_suggestion():
     with pytest.raises(ConfigError, match=r"'relased' is not default, released, gloria or a YAML file.*'released'"):
         find_class_names("relased", "rsna")
     with pytest.raises(ConfigError, match=r"absent\.yaml"):
         find_class_names("/nowhere/absent.yaml", "rsna")
 
 
-def test_words_that_tell_nothing_apart_are_refused(tmp_path):
+def test_equal_phrases_for_two_classes_are_refused(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("Pneumonia: pneumothorax\n")
     wording = find_class_names(str(path), "chexpert")
@@ -189,7 +189,7 @@ def test_words_that_tell_nothing_apart_are_refused(tmp_path):
         check_class_names(wording, ["Pnuemonia"])
 
 
-def test_glorias_sentences_stand_for_a_class_without_an_opening():
+def test_glorias_sentences_are_used_without_a_prefix():
     wording = find_class_names("gloria", "chexpert")
     check_class_names(wording, CLASS_SETS["chexpert-5"])
     assert class_prompts("Edema", "it shows", wording)[:2] == (
@@ -199,7 +199,7 @@ def test_glorias_sentences_stand_for_a_class_without_an_opening():
     assert class_prompts("Edema", "it shows") == ("it shows edema",)
 
 
-def test_glorias_sentences_speak_of_five_classes_alone_and_are_no_phrases():
+def test_glorias_sentences_exist_for_five_classes_and_are_not_phrases():
     wording = find_class_names("gloria", "rsna")
     with pytest.raises(
         ConfigError, match=r"has sentences for Atelectasis, .* but not for No Pneumonia, Pneumonia; evaluate"
@@ -214,12 +214,12 @@ def test_glorias_sentences_speak_of_five_classes_alone_and_are_no_phrases():
 
 @pytest.mark.parametrize("wording", sorted(CLASS_NAMES.keys() - {"gloria"}))
 @pytest.mark.parametrize("classes", CLASS_SETS)
-def test_every_set_of_classes_has_words_that_differ(wording, classes):
+def test_every_class_set_has_distinct_phrases(wording, classes):
     dataset = "rsna" if classes == "rsna-2" else "chexpert"
     check_class_names(find_class_names(wording, dataset), CLASS_SETS[classes])
 
 
-def test_each_class_has_as_many_sentences_as_the_release():
+def test_each_class_has_as_many_sentences_as_in_the_released_code():
     sentences = {name: [" ".join(parts) for parts in product(*grammar)] for name, grammar in GRAMMAR.items()}
     assert {name: (len(each), len(set(each))) for name, each in sentences.items()} == {
         "Atelectasis": (210, 210),
@@ -233,7 +233,7 @@ def test_each_class_has_as_many_sentences_as_the_release():
     assert max(len(sentence) for each in sentences.values() for sentence in each) == 106
 
 
-def test_the_same_five_of_each_are_drawn_always_and_cleaned():
+def test_the_same_five_cleaned_sentences_are_drawn_every_time():
     drawn = draw_prompts()
     assert drawn == draw_prompts()
     assert drawn["Edema"] == (

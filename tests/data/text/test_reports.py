@@ -63,17 +63,17 @@ def test_sections_begin_with_a_heading_at_the_beginning_of_a_line():
         ("NOTIFICATION", "notification"),
     ],
 )
-def test_headings_mean_a_section_however_they_are_spelled(heading, section):
+def test_spelling_variants_of_a_heading_give_the_same_section(heading, section):
     text = f" FINDINGS:  Clear.\n IMPRESSION:  Normal.\n {heading}:  Said here."
     assert split_sections(text)[section] == "Said here."
 
 
-def test_of_several_sections_of_a_name_the_last_with_any_text_counts():
+def test_of_sections_with_one_name_the_last_with_text_is_used():
     text = " FINDINGS:\n First.\n\n FINDINGS:\n Second.\n\n FINDINGS:\n\n IMPRESSION: Normal."
     assert split_sections(text) == {"findings": "Second.", "impression": "Normal."}
 
 
-def test_headings_may_stand_in_one_line_and_a_colon_alone_is_none():
+def test_headings_may_share_a_line_and_a_colon_alone_is_not_a_heading():
     text = "HISTORY: Cough. FINDINGS: Clear lungs: no effusion. IMPRESSION: Normal."
     assert split_sections(text) == {
         "history": "Cough.",
@@ -82,7 +82,7 @@ def test_headings_may_stand_in_one_line_and_a_colon_alone_is_none():
     }
 
 
-def test_a_page_break_within_a_report_is_no_part_of_it():
+def test_page_breaks_are_removed_from_a_report():
     text = " FINDINGS: Small (Over)\n\n   FINAL REPORT\n PATIENT PAGE: 2\n (Cont)\n effusion."
     assert split_sections(text) == {"findings": "Small effusion."}
 
@@ -97,7 +97,7 @@ def test_a_page_break_within_a_report_is_no_part_of_it():
         ("", None),
     ],
 )
-def test_without_findings_and_impression_the_last_paragraph_counts(text, last):
+def test_without_findings_and_impression_the_last_paragraph_is_used(text, last):
     sections = split_sections(text)
     assert sections.get("last_paragraph") == last
     assert {choose_sections(sections, choice) for choice in ("impression", "findings", "both", "as-written")} == {last}
@@ -116,17 +116,17 @@ def test_without_findings_and_impression_the_last_paragraph_counts(text, last):
         ),
     ],
 )
-def test_a_choice_says_which_sections_are_read_in_which_order(choice, text):
+def test_a_choice_selects_sections_and_their_order(choice, text):
     assert choose_sections(split_sections(REPORT), choice) == text
 
 
-def test_a_section_that_is_not_there_is_no_text():
+def test_a_missing_section_has_no_text():
     assert choose_sections({"findings": "Clear."}, "impression") is None
     assert choose_sections({"findings": "Clear.", "impression": " "}, "both") == "Clear."
     assert choose_sections({}, "whole") is None
 
 
-def test_reports_are_counted_without_a_word_of_them():
+def test_report_notes_quote_no_report():
     assert report_notes(None) == []
     assert report_notes(["Seen ___ ago.", "Seen ___ ago.", "XXXX lungs.", None]) == [
         "3 of 4 images have a report, 2 of them distinct",
@@ -145,11 +145,11 @@ def reading(*reports):
     return Reading(dataset="mimic", records=[record(f"{i}", text) for i, text in enumerate(reports)], findings=())
 
 
-def test_the_sound_way_keeps_decimals_and_letters_of_every_script():
+def test_sentences_keep_decimals_and_letters_of_every_script():
     assert read_sentences(SENTENCES) == ("small left effusion 3 5 cm", "no pneumothorax", "épanchement à gauche")
 
 
-def test_gloria_cuts_decimals_and_drops_what_is_not_ascii():
+def test_gloria_splits_decimals_and_drops_other_characters_than_ascii():
     assert read_as_gloria(SENTENCES.replace("Small left", "Left")) == (
         "left effusion",
         "5 cm",
@@ -158,18 +158,18 @@ def test_gloria_cuts_decimals_and_drops_what_is_not_ascii():
     )
 
 
-def test_glorias_cap_cuts_only_where_sentences_sum_up_to_exactly_five_words():
+def test_glorias_limit_applies_only_at_exactly_five_words():
     assert read_as_gloria("a b c. d e. f g.") == ("a b c", "d e")
     assert read_as_gloria(SENTENCES) == ("small left effusion", "5 cm")
     assert read_as_gloria("a b c. d e f. g h.") == ("a b c", "d e f", "g h")
 
 
-def test_mgca_joins_all_sentences_and_leaves_out_reports_of_fewer_than_three_words():
+def test_mgca_joins_sentences_and_drops_reports_of_fewer_than_three_words():
     assert read_as_mgca(SENTENCES) == ("small left effusion 5 cm no pneumothorax panchement gauche",)
     assert read_as_mgca("No effusion. Stable.") == ()
 
 
-def test_medclip_keeps_marks_as_tokens_and_sentences_of_five_of_them():
+def test_medclip_keeps_punctuation_and_sentences_of_five_tokens():
     assert read_as_medclip(SENTENCES) == ("small left effusion , 3 . 5 cm",)
     assert read_as_medclip("No pneumothorax is seen. Heart is at the upper limit.") == (
         "heart is at the upper limit .",
@@ -178,11 +178,11 @@ def test_medclip_keeps_marks_as_tokens_and_sentences_of_five_of_them():
 
 @pytest.mark.parametrize("way", READ_REPORT)
 @pytest.mark.parametrize("report", ["", " ", "Normal.", "___", "1.", "\n\n"])
-def test_a_report_that_says_too_little_has_no_text_in_any_way(way, report):
+def test_a_short_report_has_no_text_in_any_format(way, report):
     assert READ_REPORT[way](report) == ()
 
 
-def test_what_de_identification_left_is_no_word():
+def test_placeholders_of_de_identification_are_not_words():
     assert READ_REPORT["sentences"]("XXXX XXXX. ___ ___. XXXX effusion. No XXXX effusion.") == ("no xxxx effusion",)
     assert READ_REPORT["whole"]("XXXX ___.") == ()
 
@@ -193,7 +193,7 @@ def test_sections_may_break_lines_anywhere(way):
     assert READ_REPORT[way](text.replace(" ", "\n ")) == READ_REPORT[way](text) != ()
 
 
-def test_the_drawn_sentence_depends_on_seed_epoch_and_sample_alone():
+def test_the_drawn_sentence_depends_on_seed_epoch_and_sample_only():
     texts = ("one", "two", "three")
     drawn = [draw_text(texts, 0, epoch, 7) for epoch in range(300)]
     assert drawn == [draw_text(texts, 0, epoch, 7) for epoch in range(300)]
@@ -215,7 +215,7 @@ def test_a_dataset_without_reports_is_refused():
         drop_unreported(reading("Normal.", "Stable", None), "mgca")
 
 
-def test_changed_words_are_the_same_words_but_few():
+def test_word_augmentation_changes_few_words():
     text = "there is a small effusion on the left side of the chest"
     changed = [change_words(text, 0, epoch, 3) for epoch in range(60)]
     assert changed == [change_words(text, 0, epoch, 3) for epoch in range(60)]
@@ -236,6 +236,6 @@ def test_a_synonym_is_drawn_only_where_a_list_is_given():
     assert not any("tiny" in change_words(text, 0, epoch, 0) for epoch in range(80))
 
 
-def test_one_word_stays_and_deletion_leaves_at_least_one():
+def test_augmentation_keeps_at_least_one_word():
     assert change_words("effusion", 0, 0, 0) == "effusion"
     assert all(change_words("small effusion", 0, epoch, 0, share=1.0) for epoch in range(40))

@@ -32,13 +32,13 @@ def drawn(bank, labels, epochs=400):
     return Counter(bank.texts[draw_sentence(bank, labels, 0, epoch, 5)] for epoch in range(epochs))
 
 
-def test_a_table_of_sentences_says_what_each_states(bank):
+def test_a_table_gives_the_findings_of_each_sentence(bank):
     assert bank.texts == ("mild edema", "edema and effusion", "large effusion", "small effusion", "clear")
     assert bank.labels(1) == {"Edema": 1, "Pleural Effusion": 1, "No Finding": 0}
     assert bank.normal.tolist() == [4]
 
 
-def test_a_drawn_sentence_shares_a_finding_and_all_that_do_are_as_likely(bank):
+def test_a_drawn_sentence_shares_a_finding_with_equal_probability(bank):
     both = drawn(bank, {"Edema": 1, "Pleural Effusion": 1})
     assert set(both) == {"mild edema", "edema and effusion", "large effusion", "small effusion"}
     assert all(70 < times < 130 for times in both.values())
@@ -46,7 +46,7 @@ def test_a_drawn_sentence_shares_a_finding_and_all_that_do_are_as_likely(bank):
 
 
 @pytest.mark.parametrize("labels", [{}, {"No Finding": 1}, {"Edema": 0}, {"Edema": -1}, {"Fracture": 1}])
-def test_an_image_that_shows_nothing_the_bank_knows_gets_a_whole_normal_sentence(bank, labels):
+def test_an_image_without_findings_of_the_bank_gets_a_normal_sentence(bank, labels):
     assert set(drawn(bank, labels, 20)) == {"clear"}
 
 
@@ -58,7 +58,7 @@ def test_the_drawn_sentence_is_a_function_of_seed_epoch_and_sample(bank):
     assert first != [draw_sentence(bank, labels, 4, 1, sample) for sample in range(50)]
 
 
-def test_templates_say_one_finding_each_in_several_ways():
+def test_templates_state_one_finding_each():
     bank = bank_from_findings(FINDINGS)
     assert len(bank.texts) == len(TEMPLATES) * 3
     assert (bank.present.sum(axis=1) == 1).all()
@@ -67,7 +67,7 @@ def test_templates_say_one_finding_each_in_several_ways():
     }
 
 
-def test_a_pool_holds_few_sentences_of_each_finding_and_changes_with_the_epoch(bank):
+def test_an_epoch_uses_a_limited_new_subset_per_finding(bank):
     pools = [epoch_subset(bank, 0, epoch, most=1) for epoch in range(30)]
     assert all("clear" in pool.texts and len(pool.texts) <= 4 for pool in pools)
     assert all(pool.present[:, :2].any(axis=0).all() for pool in pools)
@@ -93,7 +93,7 @@ def test_a_bank_without_a_normal_sentence_is_refused(tmp_path):
         ("sentence,Edema\nmild edema,yes\n", "column 'Edema' holds 'yes'"),
     ],
 )
-def test_a_table_that_is_no_bank_is_refused(tmp_path, text, message):
+def test_a_table_without_sentences_or_findings_is_refused(tmp_path, text, message):
     (tmp_path / "bank.csv").write_text(text)
     with pytest.raises(DataError, match=message):
         read_bank(tmp_path / "bank.csv", FINDINGS)

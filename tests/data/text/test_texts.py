@@ -22,14 +22,14 @@ def texts_of(records, seed=0, *, still=False, **options):
     return Texts(records, FINDINGS, DataConfig(**options), seed, fixed=still)
 
 
-def test_captions_are_read_as_they_are_in_every_epoch():
+def test_captions_are_the_same_in_every_epoch():
     texts = texts_of([record(0, caption="an edema"), record(1, caption="a chest")])
     assert [texts.sample(epoch, 1).text for epoch in range(3)] == ["a chest"] * 3
     assert texts.all_texts() == ["an edema", "a chest"]
     assert texts.sample(0, 0).labels is texts.sample(0, 0).reworded is None
 
 
-def test_a_caption_is_worded_anew_each_epoch_where_there_are_templates():
+def test_a_caption_template_is_drawn_for_each_epoch():
     opening = "this is a chest x ray of a patient with"
     templates = ("this is a chest x ray of a patient with {}", "The film shows {}.", "{} can be seen")
     captions = [f"{opening} edema", opening, "a sentence of the table"]
@@ -47,7 +47,7 @@ def test_a_template_without_a_place_for_findings_is_refused():
         DataConfig(caption_templates=("{} here", "an edema"))
 
 
-def test_one_of_the_findings_is_stated_anew_each_epoch():
+def test_a_finding_sentence_is_drawn_for_each_epoch():
     texts = texts_of([record(0, 1, 1, caption="x"), record(1, caption="x")], texts="findings")
     assert {texts.sample(epoch, 0).text for epoch in range(20)} == {"there is edema", "there is pleural effusion"}
     assert {texts.sample(epoch, 1).text for epoch in range(20)} == {"there is no finding"}
@@ -60,7 +60,7 @@ def test_a_draw_is_a_function_of_seed_epoch_and_row():
     assert drawn[0] == drawn[1] != drawn[2]
 
 
-def test_validation_reads_every_epoch_as_the_first():
+def test_validation_uses_the_texts_of_the_first_epoch():
     records = [record(number, 1, 1, caption="x") for number in range(30)]
     still, moving = (texts_of(records, still=way, texts="findings", augment_texts=True) for way in (True, False))
     first = [moving.sample(0, row).text for row in range(30)]
@@ -70,14 +70,14 @@ def test_validation_reads_every_epoch_as_the_first():
     assert still.sample(0, 0).reworded is None
 
 
-def test_some_rows_are_read_as_among_all():
+def test_a_subset_has_the_texts_of_its_rows():
     records = [record(number, 1, 1, caption="x") for number in range(30)]
     texts = texts_of(records, texts="findings")
     part = texts.subset([7, 20, 3]).subset([2, 0])
     assert [part.sample(5, row).text for row in (0, 1)] == [texts.sample(5, row).text for row in (3, 7)]
 
 
-def test_sentences_of_a_report_are_drawn_and_a_whole_one_is_not():
+def test_sentences_of_a_report_are_drawn_and_a_full_report_is_not():
     sentences = texts_of([record(0, report=REPORT)], texts="sentences")
     assert {sentences.sample(epoch, 0).text for epoch in range(30)} == set(sentences.all_texts())
     assert len(sentences.all_texts()) == 3
@@ -85,12 +85,12 @@ def test_sentences_of_a_report_are_drawn_and_a_whole_one_is_not():
     assert (report_format(DataConfig(texts="mgca")), report_format(DataConfig(texts="findings"))) == ("mgca", None)
 
 
-def test_a_record_with_nothing_to_read_is_refused():
+def test_a_record_without_text_is_refused():
     with pytest.raises(DataError, match=r"1 has no text for data\.texts=sentences"):
         texts_of([record(0, report=REPORT), record(1, report="Stable.")], texts="sentences")
 
 
-def test_a_sentence_of_the_bank_shares_a_finding_and_says_which():
+def test_a_sentence_of_the_bank_shares_a_finding_and_has_labels():
     texts = texts_of([record(0, 1, caption="x"), record(1, caption="x")], texts="bank")
     edema, normal = ([texts.sample(epoch, row) for epoch in range(10)] for row in (0, 1))
     assert all("edema" in read.text and read.labels.tolist() == [1, 0] for read in edema)
@@ -99,7 +99,7 @@ def test_a_sentence_of_the_bank_shares_a_finding_and_says_which():
     assert {read.text for read in edema} <= set(texts.all_texts())
 
 
-def test_a_bank_of_ones_own_is_read_from_its_table(tmp_path):
+def test_a_users_bank_is_read_from_its_table(tmp_path):
     (tmp_path / "bank.csv").write_text(
         "sentence,Edema,Pleural Effusion,No Finding\nwet lungs,1,0,0\nwet and wide,1,1,0\nall clear,0,0,1\n"
     )
@@ -120,7 +120,7 @@ CAPTIONS = (
 )
 
 
-def test_a_vocabulary_is_learned_from_all_captions_that_labels_make():
+def test_a_tokenizer_is_trained_on_all_captions_from_labels():
     records = [record(number, number % 2, caption=caption) for number, caption in enumerate(CAPTIONS)]
     for options in ({}, {"texts": "findings"}, {"texts": "bank"}, {"caption_templates": ("a chest that shows {}",)}):
         texts = texts_of(records, **options)
@@ -128,7 +128,7 @@ def test_a_vocabulary_is_learned_from_all_captions_that_labels_make():
         assert texts.tokenizer_corpus().left_out == 0
 
 
-def test_a_vocabulary_is_not_learned_from_words_of_few_patients(tmp_path):
+def test_a_tokenizer_is_not_trained_on_words_of_few_patients(tmp_path):
     records = [record(number, report=f"Clear lungs. Told {'Ada' if number < 4 else 'nobody'}.") for number in range(9)]
     for way, parts in {
         "whole": ["Clear lungs. Told ", ".", "Clear lungs. Told nobody."],
@@ -166,22 +166,22 @@ def test_a_word_needs_as_many_patients_and_not_as_many_texts():
     )
 
 
-def test_patients_of_one_text_and_of_several_texts_count_alike():
+def test_a_patient_counts_once_for_one_or_several_texts():
     said = [("a", "one Ada"), ("b", "one Ada"), ("c", "Ada two")]
     assert shared_words(said, [], min_patients=3).parts == [" Ada", "Ada "]
 
 
-def test_words_that_are_ours_stay_whoever_holds_them():
+def test_words_of_templates_are_always_kept():
     found = shared_words([("a", "there is a hernia of Bo")], ["Hernia", "hernia", "there is"])
     assert found.parts == ["there is ", " hernia "]
 
 
-def test_case_tells_a_name_from_a_word():
+def test_case_distinguishes_a_name_from_a_word():
     found = shared_words([*told("the long lung"), ("f", "the Long report")], [])
     assert found.parts == ["the long lung", "the "]
 
 
-def test_where_nobody_shares_a_word_there_is_still_something_to_learn_from():
+def test_without_shared_words_the_templates_remain():
     assert shared_words([("a", "Ada"), ("b", "Bo")], ["this is"]).parts == ["this is"]
     assert shared_words([], ["this is"]).parts == ["this is"]
 
@@ -191,7 +191,7 @@ def test_where_nobody_shares_a_word_there_is_still_something_to_learn_from():
 )
 @pytest.mark.parametrize("around", ["seen by {}", "by Dr.{}'s hand", "{}", "({})", "by_{}_", "by\n{}\n", "1{}1"])
 @pytest.mark.parametrize("causal", [True, False])
-def test_no_token_of_a_learned_vocabulary_spells_a_name_of_few(name, around, causal):
+def test_no_token_of_a_trained_tokenizer_is_a_rare_name(name, around, causal):
     shared = told("seen by Dr. hand's", "1 of 2 (by)")
     said = [*shared, *((patient, around.format(name)) for patient in "abcd" for _ in range(9))]
     tokenizer, naive = (
