@@ -12,8 +12,7 @@ from tests.fakes.iu_xray import (
 
 from cleft.config import DataConfig
 from cleft.data import read_dataset
-from cleft.data.readers.iu_xml import image_name, read_xml_reports, report_files
-from cleft.data.readers.iu_xray import code_terms, read_iu_xray
+from cleft.data.readers.iu_xray import code_terms, image_name, read_iu_xray, read_xml_reports, report_files
 from cleft.data.splits.recipes import split_records
 from cleft.errors import ConfigError, DataError
 

@@ -76,7 +76,8 @@ def read_chexpert(config: DataConfig, *, check_files: bool = True) -> ReaderResu
 
     Args:
         config: `root` is the folder that contains the table, or its parent; `table` the table's name, by default
-            `train.csv`; `labels` the source of the labels; `views` the view positions to keep, by default AP and PA.
+            `train.csv`; `label_source` the source of the labels; `views` the view positions to keep, by default AP and
+            PA.
         check_files: Whether to check that every image exists. False reads a table without its images.
 
     Returns:

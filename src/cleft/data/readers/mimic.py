@@ -98,9 +98,9 @@ def read_mimic(config: DataConfig, *, check_files: bool = True) -> ReaderResult:
 
     Args:
         config: `root` is the folder that contains the tables and `files`, or its parent; `table` the list of images, by
-            default the metadata of MIMIC-CXR-JPG or else the record list of MIMIC-CXR; `labels` the source of the
-            labels; `report` the sections to read, `reports` the folder or table of the reports; `views` the view
-            positions to keep, by default AP and PA.
+            default the metadata of MIMIC-CXR-JPG or else the record list of MIMIC-CXR; `label_source` the source of the
+            labels; `report_sections` the sections to read, `reports` the folder or table of the reports; `views` the
+            view positions to keep, by default AP and PA.
         check_files: Whether to check that every image exists. False reads tables and reports only.
 
     Returns:

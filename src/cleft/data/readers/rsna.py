@@ -84,8 +84,8 @@ def read_rsna(config: DataConfig, *, check_files: bool = True) -> ReaderResult:
 
     Args:
         config: `root` is the folder of the download, or its parent; `table` the label table, by default
-            `stage_2_train_labels.csv`; `mapping` the mapping to NIH's patients; `views` the view positions to keep, by
-            default all.
+            `stage_2_train_labels.csv`; `patient_mapping` the mapping to NIH's patients; `views` the view positions to
+            keep, by default all.
         check_files: Whether to check that every image exists and to read its header. False reads the tables only, and
             view position, sex and age are unknown.
 
