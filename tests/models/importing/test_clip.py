@@ -403,7 +403,7 @@ def test_a_clip_given_as_another_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"is a checkpoint of open_clip, not of gloria: it has visual.class_em"):
         import_checkpoint(tmp_path / "clip.pt", tmp_path / "ours", method="gloria")
     write_openai_clip(tmp_path / "folder")
-    with pytest.raises(CheckpointError, match="is a checkpoint of OpenAI's CLIP, not of chexzero: it holds vision_mod"):
+    with pytest.raises(CheckpointError, match="is a checkpoint of OpenAI's CLIP, not of chexzero: it has vision_mod"):
         import_checkpoint(tmp_path / "folder", tmp_path / "ours", method="chexzero")
     torch.save(biomedclip_state(), tmp_path / "biomed.bin")
     with pytest.raises(CheckpointError, match=r"is a checkpoint of BiomedCLIP, not of open-clip: it holds visual.tru"):
