@@ -40,17 +40,17 @@ def backward(built) -> None:
         ("frozen", 0),
     ],
 )
-def test_moving_weights_at_the_true_size(way, expected):
+def test_trainable_weights_at_full_size(way, expected):
     lm = biomedlm(adapt=way)
     assert count(lm) == expected
     assert count(biomedlm(adapt=way, train_embeddings=True)) == expected + 300 * 2560
 
 
-def test_lora_at_the_true_size_has_the_number_of_the_paper():
+def test_lora_at_full_size_has_the_parameter_count_of_the_paper():
     assert count(biomedlm(adapt="lora")) == 2_621_440
 
 
-def test_a_node_costs_10_gflop_forward_and_backward_at_the_true_size():
+def test_a_node_costs_10_gflop_forward_and_backward_at_full_size():
     # Forward 2 and backward 2 per frozen weight of a block (12 * 2560^2 in 32 blocks): a frozen matrix needs the
     # gradient of its input but not its own. Attention and LoRA are the small rest; look-ups count nothing.
     nodes = 168
@@ -63,7 +63,7 @@ def test_a_node_costs_10_gflop_forward_and_backward_at_the_true_size():
     assert 4 * 12 * 2560**2 * 32 / 10.1e9 == pytest.approx(1, rel=0.02)
 
 
-def test_every_lora_matrix_learns_and_no_frozen_weight_does():
+def test_every_lora_matrix_is_updated_and_no_frozen_weight():
     torch.manual_seed(0)
     built = tower("gpt2", packing="tree").train()
     backward(built)
@@ -94,7 +94,7 @@ def test_the_lora_update_is_alpha_over_rank_times_b_a(family, rank, alpha):
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "bert"])
 @pytest.mark.parametrize("way", sorted(ADAPTERS))
-def test_every_weight_that_moves_gets_a_gradient(family, way):
+def test_every_trainable_weight_gets_a_gradient(family, way):
     built = tower(family, adapt=way, train_embeddings=True)
     backward(built)
     assert [name for name, weight in built.named_parameters() if weight.requires_grad and weight.grad is None] == []
@@ -102,7 +102,7 @@ def test_every_weight_that_moves_gets_a_gradient(family, way):
 
 
 @pytest.mark.parametrize("way", ["lora", "ia3", "prefix", "frozen"])
-def test_only_rows_of_tokens_that_occur_move(way):
+def test_only_rows_of_occurring_tokens_are_trainable(way):
     built = tower("gpt2", adapt=way)
     rows = built.lm.model.wte
     assert isinstance(rows, TrainableRows)
@@ -115,21 +115,21 @@ def test_only_rows_of_tokens_that_occur_move(way):
     assert (rows.rows.grad.abs().max(dim=1).values > 0).all()
 
 
-def test_with_full_the_table_itself_moves():
+def test_full_makes_the_complete_embedding_trainable():
     built = tower("gpt2", adapt="full", base_dtype="bfloat16")
     assert built.trained_tokens == ()
     assert all(weight.requires_grad and weight.dtype == torch.float32 for weight in built.parameters())
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_the_end_token_learns_though_it_pads(family):
+def test_the_end_token_is_trained_although_it_is_the_padding(family):
     built = tower(family, adapt="full")
     assert built.tokenizer.pad == built.tokenizer.eos
     built.encode(CAPTIONS)[:, 0].sum().backward()
     assert built.lm.model.get_input_embeddings().weight.grad[built.tokenizer.eos].abs().max() > 0
 
 
-def test_trained_rows_start_as_the_table_and_answer_in_its_type():
+def test_trainable_rows_start_as_the_table_and_return_its_dtype():
     table = torch.nn.Embedding(6, 4, dtype=torch.bfloat16)
     rows = TrainableRows(table, [1, 4])
     ids = torch.arange(6)
@@ -142,7 +142,7 @@ def test_trained_rows_start_as_the_table_and_answer_in_its_type():
     assert rows.rows.grad.tolist() == [[1.0] * 4, [0.0] * 4]
 
 
-def test_one_line_says_how_many_weights_move():
+def test_one_line_reports_trainable_parameters():
     said = describe_trainable(biomedlm(adapt="lora"), TextTowerConfig(adapt="lora"))
     assert said == "text tower (lora): 2,621,440 of 2,596,869,120 parameters trainable (0.101 %)"
 
@@ -165,7 +165,7 @@ def test_gradient_checkpointing_drops_virtual_tokens_and_is_refused():
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_virtual_tokens_mean_what_they_mean_in_peft(family):
+def test_virtual_tokens_equal_those_of_peft(family):
     built = tower(family, adapt="prefix", prefix_length=3, end_token_attends_itself=True)
     ours = built.encode(CAPTIONS[1:2])
     options = PrefixTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=3)
@@ -176,7 +176,7 @@ def test_virtual_tokens_mean_what_they_mean_in_peft(family):
     torch.testing.assert_close(ours, states[:, -1], atol=1e-5, rtol=1e-5)
 
 
-def test_virtual_tokens_are_read_by_every_text():
+def test_every_text_attends_to_virtual_tokens():
     built = tower("gpt2", adapt="prefix", prefix_length=3)
     before = built.encode(CAPTIONS)
     with torch.no_grad():

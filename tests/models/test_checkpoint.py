@@ -77,7 +77,7 @@ def test_running_statistics_are_saved(tmp_path):
     assert_same(load_model(tmp_path), model.eval())
 
 
-def test_a_frozen_image_tower_comes_back_frozen(tmp_path):
+def test_a_frozen_image_tower_is_loaded_frozen(tmp_path):
     settings = fake_settings()
     object.__setattr__(settings.image, "train", False)
     model = saved(tmp_path, settings)
@@ -115,21 +115,21 @@ def test_heads_of_another_width_are_refused_before_they_are_made(tmp_path, name,
         load_model(tmp_path)
 
 
-def test_folders_of_schema_one_are_read_with_an_equal_digest(folder):
+def test_folders_of_schema_one_are_loaded_with_an_equal_digest(folder):
     model, digest = load_model(folder), weights_digest(folder)
     edit(folder, lambda tree: None)
     assert_same(load_model(folder), model)
     assert weights_digest(folder) == digest
 
 
-def test_folders_from_before_there_were_methods_are_clefts(tmp_path):
+def test_folders_without_a_method_are_of_cleft(tmp_path):
     model = saved(tmp_path)
     edit(tmp_path, lambda tree: tree.pop("method"))
     assert_same(load_model(tmp_path), model)
 
 
 @pytest.mark.parametrize("adapt", ["lora", "ia3", "prefix", "frozen"])
-def test_of_a_named_language_model_only_what_moves_is_saved(tmp_path, adapt):
+def test_only_trainable_weights_of_a_named_language_model_are_saved(tmp_path, adapt):
     base = write_language_model(tmp_path / "base")
     settings = fake_settings(base=base, adapt=adapt)
     model = saved(tmp_path / "model", settings)
@@ -143,14 +143,14 @@ def test_of_a_named_language_model_only_what_moves_is_saved(tmp_path, adapt):
     assert_same(load_model(tmp_path / "model"), model)
 
 
-def test_a_named_language_model_that_moves_is_saved_whole(tmp_path):
+def test_a_trainable_named_language_model_is_saved_completely(tmp_path):
     base = write_language_model(tmp_path / "base")
     model = saved(tmp_path / "model", fake_settings(base=base, adapt="full"))
     shutil.rmtree(base)
     assert_same(load_model(tmp_path / "model"), model)
 
 
-def test_what_is_frozen_later_is_saved_all_the_same(tmp_path):
+def test_weights_frozen_later_are_still_saved(tmp_path):
     base = write_language_model(tmp_path / "base")
     settings = fake_settings(base=base)
     model = fake_model(settings).requires_grad_(False)
@@ -166,7 +166,7 @@ def test_a_loaded_model_can_be_saved_again(tmp_path):
     assert weights_digest(tmp_path / "one") == weights_digest(tmp_path / "two")
 
 
-def test_random_weights_of_a_named_model_are_saved_whole(tmp_path):
+def test_random_weights_of_a_named_model_are_saved_completely(tmp_path):
     base = write_language_model(tmp_path / "base")
     model = saved(tmp_path / "model", fake_settings(base=base, random_weights=True))
     shutil.rmtree(base)
@@ -181,7 +181,7 @@ def test_another_base_under_the_same_name_is_refused(tmp_path):
         load_model(tmp_path / "model")
 
 
-def test_a_base_that_moved_can_be_named(tmp_path):
+def test_a_moved_base_can_be_given(tmp_path):
     base = write_language_model(tmp_path / "base")
     model = saved(tmp_path / "model", fake_settings(base=base))
     base.rename(tmp_path / "elsewhere")
@@ -190,7 +190,7 @@ def test_a_base_that_moved_can_be_named(tmp_path):
     assert_same(load_model(tmp_path / "model", text_model=str(tmp_path / "elsewhere")), model)
 
 
-def test_a_base_that_moved_together_with_its_models_is_found(tmp_path):
+def test_a_base_moved_together_with_its_models_is_found(tmp_path):
     base = write_language_model(tmp_path / "study/base")
     model = saved(tmp_path / "study/row/seed-0/stage-one", fake_settings(base=base))
     (tmp_path / "study").rename(tmp_path / "moved")
@@ -200,7 +200,7 @@ def test_a_base_that_moved_together_with_its_models_is_found(tmp_path):
         load_model(tmp_path / "moved/row/seed-0/stage-one")
 
 
-def test_the_digest_tells_weights_and_settings_apart(tmp_path):
+def test_the_digest_depends_on_weights_and_settings(tmp_path):
     model = saved(tmp_path / "one")
     save_model(model, fake_settings(), tmp_path / "same", extra={"run": "other"})
     save_model(model, fake_settings(max_tokens=15), tmp_path / "settings")
@@ -213,7 +213,7 @@ def test_the_digest_tells_weights_and_settings_apart(tmp_path):
     assert len(digests["one"]) == 16
 
 
-def test_other_files_of_a_run_folder_stay(tmp_path):
+def test_other_files_of_a_run_folder_are_kept(tmp_path):
     (tmp_path / "config.yaml").write_text("seed: 0")
     saved(tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["config.yaml", "model.json", "model.safetensors", "towers"]
@@ -299,7 +299,7 @@ def test_weights_that_do_not_fit_are_listed(folder, change, sentence):
         load_model(folder)
 
 
-def test_a_flipped_bit_is_found(folder):
+def test_a_flipped_bit_is_detected(folder):
     path = folder / "model.safetensors"
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
@@ -308,7 +308,7 @@ def test_a_flipped_bit_is_found(folder):
         load_model(folder)
 
 
-def test_a_cut_file_is_found(folder):
+def test_a_truncated_file_is_detected(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match=r"model.safetensors has [\d,]+ bytes, not the \d+ that were saved"):
@@ -316,7 +316,7 @@ def test_a_cut_file_is_found(folder):
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 64, (10**12).to_bytes(8, "little") + b"{}", b"\2\0\0\0\0\0\0\0{}x"])
-def test_a_false_header_names_the_file(folder, content):
+def test_an_invalid_header_names_the_file(folder, content):
     path = folder / "model.safetensors"
     path.write_bytes(content)
     facts = {"bytes": len(content), "sha256": digest_of(path)}
@@ -354,7 +354,7 @@ def test_an_edited_description_is_refused(folder, change, sentence):
 
 
 @pytest.mark.parametrize("text", ["{", "[" * 100_000, '"model"', "[]"])
-def test_a_description_that_is_none_is_refused(folder, text):
+def test_an_invalid_description_is_refused(folder, text):
     (folder / "model.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"model.json(: more than 64|: an object expected| is not valid JSON)"):
         load_model(folder)
@@ -366,7 +366,7 @@ def test_a_missing_weights_file_is_named(folder):
         load_model(folder)
 
 
-def test_a_file_slipped_in_beside_the_tokenizer_is_refused(folder):
+def test_an_unlisted_file_next_to_the_tokenizer_is_refused(folder):
     (folder / "towers/text/tokenization.py").write_text("raise SystemExit")
     with pytest.raises(CheckpointError, match=r"tokenization.py'\] were not saved with the model"):
         load_model(folder)
@@ -389,18 +389,18 @@ def test_folders_that_are_no_model_have_their_own_messages(tmp_path, make, sente
         weights_digest(tmp_path / "x")
 
 
-def test_loading_draws_no_random_number_of_the_caller(folder):
+def test_loading_does_not_change_the_callers_random_state(folder):
     before = torch.get_rng_state()
     load_model(folder)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_further_facts_are_kept_for_people(tmp_path):
+def test_extra_facts_are_saved(tmp_path):
     saved(tmp_path, extra={"best_step": 400})
     assert json.loads((tmp_path / "model.json").read_text())["extra"] == {"best_step": 400}
 
 
-def test_no_folder_of_the_data_is_written_down(tmp_path):
+def test_no_data_folder_is_saved(tmp_path):
     settings = fake_settings()
     object.__setattr__(settings.data, "root", tmp_path / "patients")
     saved(tmp_path / "model", settings)
@@ -434,7 +434,7 @@ def rewrite(folder, name, **changes):
 
 @pytest.mark.parametrize("value", [10**5, 10**9, -3, 0, "x", None, [], 1.5, True, {}])
 @pytest.mark.parametrize("name", ["hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads"])
-def test_shapes_of_the_image_tower_that_fit_nothing_are_a_message(vit_folder, name, value):
+def test_invalid_sizes_of_the_image_tower_are_reported(vit_folder, name, value):
     rewrite(vit_folder, "towers/image/config.json", **{name: value})
     for load in (load_model, load_image_classifier):
         with pytest.raises(CheckpointError, match=r"model"):
@@ -443,7 +443,7 @@ def test_shapes_of_the_image_tower_that_fit_nothing_are_a_message(vit_folder, na
 
 @pytest.mark.parametrize("value", [10**5, 10**9, -3, 0, "x", None, [], 1.5, {}])
 @pytest.mark.parametrize("name", ["n_embd", "n_layer", "n_head", "vocab_size"])
-def test_shapes_of_the_text_tower_that_fit_nothing_are_a_message(folder, name, value):
+def test_invalid_sizes_of_the_text_tower_are_reported(folder, name, value):
     rewrite(folder, "towers/text/config.json", **{name: value})
     with pytest.raises(CheckpointError, match=r"model"):
         load_model(folder)
@@ -459,13 +459,13 @@ def test_settings_larger_than_the_weights_are_named(folder, name):
 @pytest.mark.parametrize(
     "change", [{"model": None}, {"model": {"type": "BPE", "vocab": {}, "merges": [[3]]}}, {"added_tokens": 3}]
 )
-def test_a_tokenizer_that_is_none_is_a_message(folder, change):
+def test_an_invalid_tokenizer_is_reported(folder, change):
     rewrite(folder, "towers/text/tokenizer.json", **change)
     with pytest.raises(CheckpointError):
         load_model(folder)
 
 
-def test_a_panic_of_a_library_is_a_message(folder, monkeypatch):
+def test_a_panic_of_a_library_is_reported(folder, monkeypatch):
     class PanicException(BaseException):
         pass
 

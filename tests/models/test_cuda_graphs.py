@@ -55,7 +55,7 @@ def gradients(states, leaves):
 
 
 @pytest.mark.parametrize("adapt", ["lora", "ia3", "prefix", "full"])
-def test_a_rereplayed_pass_has_the_values_and_gradients_of_an_eager_one(captured, adapt):
+def test_a_replayed_pass_has_the_values_and_gradients_of_an_eager_one(captured, adapt):
     built = tower(adapt=adapt)
     graphs = CudaGraphs(built.lm)
     for step in range(3):

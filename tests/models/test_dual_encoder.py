@@ -44,7 +44,7 @@ def model():
     return build_model(SETTINGS, CAPTIONS).eval()
 
 
-def test_both_towers_meet_in_one_space_of_unit_vectors(model):
+def test_both_towers_give_l2_normalised_joint_embeddings(model):
     images = torch.arange(2 * 32 * 32).remainder(256).to(torch.uint8).view(2, 1, 32, 32)
     image_embeds, text_embeds = model.encode_image(images), model.encode_text(CAPTIONS)
     assert image_embeds.shape == text_embeds.shape == (2, 12)
@@ -52,7 +52,7 @@ def test_both_towers_meet_in_one_space_of_unit_vectors(model):
     torch.testing.assert_close(text_embeds.norm(dim=1), torch.ones(2))
 
 
-def test_features_are_what_is_projected(model):
+def test_features_are_the_input_of_the_projection(model):
     images = torch.arange(2 * 32 * 32).remainder(256).to(torch.uint8).view(2, 1, 32, 32)
     features = model.encode_image_features(images)
     assert features.shape == (2, 16)
@@ -61,7 +61,7 @@ def test_features_are_what_is_projected(model):
     )
 
 
-def test_projections_take_the_widths_of_the_towers(model):
+def test_projections_have_the_widths_of_the_towers(model):
     assert (model.image_projection.in_features, model.text_projection.in_features) == (16, 24)
     assert model.image_projection.bias is not None
 
@@ -86,7 +86,7 @@ def test_projections_without_statistics(projection, shapes):
     torch.testing.assert_close(model.encode_text(CAPTIONS), l2_normalise(model.text_projection(features)))
 
 
-def test_texts_may_be_projected_otherwise_than_images():
+def test_texts_may_have_another_projection_than_images():
     settings = with_loss(projection="linear-no-bias", text_projection="mlp-gelu", hidden_dim=20)
     model = build_model(settings, CAPTIONS).eval()
     assert [name for name, _ in model.image_projection.named_parameters()] == ["weight"]
@@ -113,7 +113,7 @@ def test_a_projection_with_norms_has_the_names_of_mgcas_heads_and_leaves_zero_me
     torch.testing.assert_close(projected.mean(dim=0), torch.zeros(12), atol=1e-5, rtol=0)
 
 
-def test_images_can_be_led_into_the_space_of_the_texts():
+def test_images_can_be_projected_into_the_text_space():
     model = build_model(with_loss(projection="to-text", embed_dim=24), CAPTIONS).eval()
     assert tuple(model.image_projection.weight.shape) == (24, 16)
     torch.testing.assert_close(model.encode_text(CAPTIONS), l2_normalise(model.text_tower(CAPTIONS)))
@@ -121,19 +121,19 @@ def test_images_can_be_led_into_the_space_of_the_texts():
         build_model(with_loss(projection="to-text"), CAPTIONS)
 
 
-def test_a_temperature_can_be_held_still():
+def test_a_temperature_can_be_fixed():
     model = build_model(with_loss(temperature=0.1, train_temperature=False), CAPTIONS)
     assert not model.logit_scale.requires_grad
     assert model.logit_scale.exp().item() == pytest.approx(10)
 
 
-def test_the_temperature_starts_where_the_settings_say_and_learns(model):
+def test_the_temperature_starts_at_its_setting_and_is_trainable(model):
     assert model.logit_scale.item() == pytest.approx(math.log(10))
     assert model.logit_scale.requires_grad
 
 
 @pytest.mark.parametrize(("start", "kept"), [(5.0, math.log(20)), (-1.0, 0.0), (2.0, 2.0)])
-def test_the_inverse_temperature_is_kept_in_its_range(model, start, kept):
+def test_the_inverse_temperature_is_clamped(model, start, kept):
     model.logit_scale.data.fill_(start)
     model.clamp_logit_scale_()
     assert model.logit_scale.item() == pytest.approx(kept)
@@ -146,7 +146,7 @@ def test_embeddings_stay_float32_in_a_half_precision_tower(model):
         assert model.encode_image(images).dtype == torch.float32
 
 
-def test_equal_seeds_build_equal_models_and_leave_the_world_alone():
+def test_equal_seeds_build_equal_models_without_changing_the_global_generator():
     before = torch.get_rng_state()
     first, same, other = (build_model(SETTINGS, CAPTIONS, seed) for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), before)
@@ -154,7 +154,7 @@ def test_equal_seeds_build_equal_models_and_leave_the_world_alone():
     assert not torch.equal(first.image_projection.weight, other.image_projection.weight)
 
 
-def test_class_names_behind_the_opening_equal_the_sentence_they_make(model):
+def test_class_names_after_the_prompt_equal_the_complete_sentence(model):
     opening = "a chest x ray of a patient with"
     model.set_context(model.text_tower.embed_prompt(opening))
     behind = model.encode_class_names(["edema", "fracture"])
@@ -166,7 +166,7 @@ def test_without_a_context_class_names_are_refused(model):
         model.encode_class_names(["edema"])
 
 
-def test_a_context_is_a_parameter_of_its_own_and_can_be_taken_away(model):
+def test_a_context_is_a_copied_parameter_and_can_be_removed(model):
     start = torch.ones(3, 24)
     model.set_context(start)
     model.context.data.zero_()
@@ -181,7 +181,7 @@ def test_a_context_of_another_width_is_refused(model):
         model.set_context(torch.ones(3, 16))
 
 
-def test_the_bias_of_the_sigmoid_loss_is_kept_with_the_model_and_changes_no_answer(tmp_path):
+def test_the_bias_of_the_sigmoid_loss_is_saved_and_changes_no_prediction(tmp_path):
     plain = fake_settings()
     settings = replace(plain, loss=replace(plain.loss, name="sigmoid", bias=-3.0))
     model = fake_model(settings)
@@ -197,7 +197,7 @@ def test_the_bias_of_the_sigmoid_loss_is_kept_with_the_model_and_changes_no_answ
 fixed_tower = functools.cache(tower)
 
 
-def test_the_opening_comes_last_and_random_vectors_in_front():
+def test_the_prompt_comes_last_after_random_vectors():
     written = fixed_tower().embed_prompt(OPENING)
     context = initial_context(fixed_tower(), OPENING, ContextConfig(length=len(written) + 5), seed=0)
     assert context.shape == (len(written) + 5, 16)
@@ -206,18 +206,18 @@ def test_the_opening_comes_last_and_random_vectors_in_front():
     assert context[:5].std() > written.std() / 2
 
 
-def test_of_a_longer_opening_the_last_tokens_stay():
+def test_the_last_tokens_of_a_longer_prompt_are_kept():
     written = fixed_tower().embed_prompt(OPENING)
     context = initial_context(fixed_tower(), OPENING, ContextConfig(length=3), seed=0)
     assert torch.equal(context, written[-3:])
 
 
-def test_a_random_start_holds_no_token_of_the_opening():
+def test_a_random_context_contains_no_token_of_the_prompt():
     context = initial_context(fixed_tower(), OPENING, ContextConfig(length=12, init="random"), seed=0)
     assert torch.cdist(context, fixed_tower().embed_prompt(OPENING)).min() > 0.1
 
 
-def test_the_seed_alone_decides():
+def test_the_seed_decides_the_random_context():
     config = ContextConfig(length=30)
     torch.manual_seed(1)
     first = initial_context(fixed_tower(), OPENING, config, seed=3)
@@ -226,7 +226,7 @@ def test_the_seed_alone_decides():
     assert not torch.equal(first, initial_context(fixed_tower(), OPENING, config, seed=4))
 
 
-def test_an_opening_as_context_reads_as_the_whole_sentence():
+def test_a_prompt_as_context_equals_the_complete_sentence():
     context = fixed_tower().embed_prompt(OPENING)
     behind = fixed_tower().encode_after_context(["edema", "pleural effusion"], context)
     whole = fixed_tower().encode([f"{OPENING} edema", f"{OPENING} pleural effusion"])

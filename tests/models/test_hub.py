@@ -45,7 +45,7 @@ def records():
     logger.removeHandler(handler)
 
 
-def test_loading_reports_nothing_and_logging_is_as_before(published, records, capfd):
+def test_loading_prints_nothing_and_restores_logging(published, records, capfd):
     level = logging.getLogger("transformers").level
     config = read_config(str(published), "text.model")
     model, missing = pretrained_model(str(published), config, "text.model")
@@ -59,7 +59,7 @@ def test_loading_reports_nothing_and_logging_is_as_before(published, records, ca
     assert model.config.hidden_size == 16
 
 
-def test_configurations_with_tokens_beyond_the_vocabulary_are_read_in_silence(tmp_path, records):
+def test_configurations_with_tokens_beyond_the_vocabulary_give_no_warning(tmp_path, records):
     BertConfig(**SHAPE).save_pretrained(tmp_path)
     content = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**content, "eos_token_id": 50_256}))
@@ -100,7 +100,7 @@ def test_weights_in_bin_files_start_no_conversion(published, monkeypatch, before
     assert started == ["Thread-auto_conversion"]  # by itself transformers does
 
 
-def test_what_is_switched_off_is_on_again_after_an_error():
+def test_settings_are_restored_after_an_error():
     level = logging.getLogger("transformers").level
     with pytest.raises(ValueError, match="stop"), quiet_transformers():
         raise ValueError("stop")
@@ -135,7 +135,7 @@ def load(folder):
 
 @pytest.mark.parametrize("text", NO_OBJECTS, ids=lambda text: text[:12])
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"])
-def test_a_file_that_is_no_strict_object_is_a_message(base, name, text):
+def test_invalid_json_is_reported(base, name, text):
     (base / name).write_text(text)
     with pytest.raises(CheckpointError, match=name):
         load(base) if name == "config.json" else load_tokenizer(base)
@@ -143,7 +143,7 @@ def test_a_file_that_is_no_strict_object_is_a_message(base, name, text):
         fake_model(fake_settings(base=base))
 
 
-def test_an_index_that_is_no_strict_object_is_a_message(base):
+def test_an_invalid_index_is_reported(base):
     for text in NO_OBJECTS:
         (base / "model.safetensors.index.json").write_text(text)
         with pytest.raises(CheckpointError, match=r"index\.json"):
@@ -167,7 +167,7 @@ def test_an_index_that_is_no_strict_object_is_a_message(base):
         ("layer_norm_epsilon", "1e-5"),
     ],
 )
-def test_a_value_of_another_type_is_a_message(base, key, value):
+def test_a_value_of_the_wrong_type_is_reported(base, key, value):
     content = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps({**content, key: value}))
     with pytest.raises((CheckpointError, ConfigError), match=re.escape(str(base))):
@@ -216,7 +216,7 @@ def test_shards_elsewhere_are_refused(sharded, name):
 @pytest.mark.parametrize(
     "index", [{}, {"weight_map": []}, {"metadata": {}, "weight_map": {"a": 1}}, {"weight_map": {"a": "b"}}]
 )
-def test_an_index_of_another_form_is_a_message(sharded, index):
+def test_an_index_without_weight_map_is_reported(sharded, index):
     (sharded / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match=r"index\.json"):
         load(sharded)
@@ -229,7 +229,7 @@ def test_a_missing_shard_is_named(sharded):
         load(sharded)
 
 
-def test_an_adapter_does_not_bring_another_model(base, published_base):
+def test_an_adapter_does_not_load_another_model(base, published_base):
     (base / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(published_base)}))
     with pytest.raises(CheckpointError, match="an adapter for another model"):
         load(base)

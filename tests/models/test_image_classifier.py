@@ -42,7 +42,7 @@ def same_features(one, other):
     return torch.equal(one.encode_image_features(images), other.encode_image_features(images))
 
 
-def test_a_tower_alone_comes_back_as_it_was(tower):
+def test_a_tower_without_head_is_restored(tower):
     model = load_image_classifier(tower)
     assert same_features(model, build_image_classifier(SETTINGS).eval())
     assert (model.head, model.head_info, read_head_info(tower)) == (None, None, None)
@@ -56,7 +56,7 @@ def test_the_seed_decides_random_weights(tower):
     assert not same_features(build_image_classifier(replace(SETTINGS, seed=1)).eval(), load_image_classifier(tower))
 
 
-def test_a_tower_with_a_head_answers_as_before(tower, tmp_path):
+def test_a_tower_with_a_head_gives_the_same_logits(tower, tmp_path):
     model = with_head(tower).eval()
     save_image_classifier(model, SETTINGS, tmp_path / "whole")
     loaded = load_image_classifier(tmp_path / "whole")
@@ -65,7 +65,7 @@ def test_a_tower_with_a_head_answers_as_before(tower, tmp_path):
     assert torch.equal(loaded.logits_of(loaded.encode_image_features(fake_images(2))), model.logits_of(features))
 
 
-def test_a_head_alone_finds_its_tower_also_when_both_have_moved(tower, tmp_path):
+def test_a_head_finds_its_tower_after_both_moved(tower, tmp_path):
     model = with_head(tower).eval()
     save_image_classifier(model, SETTINGS, tmp_path / "probe", tower=tower)
     assert load_file(tmp_path / "probe" / "model.safetensors").keys() == {"head.weight", "head.bias"}
@@ -80,14 +80,14 @@ def test_a_head_alone_finds_its_tower_also_when_both_have_moved(tower, tmp_path)
     assert torch.equal(load_image_classifier(tmp_path / "elsewhere" / "probe").head.weight, model.head.weight)
 
 
-def test_a_head_is_not_put_on_another_tower(tower, tmp_path):
+def test_a_head_is_refused_with_another_tower(tower, tmp_path):
     save_image_classifier(with_head(tower), SETTINGS, tmp_path / "probe", tower=tower)
     save_image_classifier(build_image_classifier(replace(SETTINGS, seed=1)), SETTINGS, tower)
     with pytest.raises(CheckpointError, match="was trained on another tower"):
         load_image_classifier(tmp_path / "probe")
 
 
-def test_the_digest_knows_the_head_and_its_tower(tower, tmp_path):
+def test_the_digest_depends_on_the_head_and_its_tower(tower, tmp_path):
     model = with_head(tower)
     save_image_classifier(model, SETTINGS, tmp_path / "one", tower=tower)
     save_image_classifier(model, SETTINGS, tmp_path / "two", tower=tower)
@@ -98,14 +98,14 @@ def test_the_digest_knows_the_head_and_its_tower(tower, tmp_path):
 
 
 @pytest.mark.parametrize("image", ["dinov2", "resnet"])
-def test_the_tower_of_two_is_read_without_the_other(tmp_path, image):
+def test_the_image_tower_of_a_dual_encoder_is_loaded_alone(tmp_path, image):
     settings = fake_settings(image)
     model = fake_model(settings)
     save_model(model, settings, tmp_path)
     assert same_features(load_image_classifier(tmp_path), model)
 
 
-def test_a_frozen_tower_moves_where_it_is_asked_to(tmp_path):
+def test_a_frozen_tower_can_be_made_trainable(tmp_path):
     settings = fake_settings("vit")
     settings = replace(settings, image=replace(settings.image, train=False))
     save_image_classifier(build_image_classifier(settings), settings, tmp_path)
@@ -121,7 +121,7 @@ def test_a_model_without_texts_is_refused_where_texts_are_read(tower):
 
 
 @pytest.mark.parametrize("head", [{"classes": 3, "scoring": "x"}, {"scoring": "x"}, "Edema"])
-def test_a_head_that_does_not_say_what_it_tells_apart_is_refused(tower, head):
+def test_a_head_without_classes_is_refused(tower, head):
     edit_description(tower, lambda tree: tree.update(head=head))
     with pytest.raises(CheckpointError, match="head must be null or an object"):
         load_image_classifier(tower)
@@ -134,6 +134,6 @@ def test_weights_without_the_head_that_is_described_are_refused(tower):
         load_image_classifier(tower)
 
 
-def test_a_head_that_does_not_fit_is_our_own_mistake(tower):
+def test_a_head_that_does_not_fit_is_a_value_error(tower):
     with pytest.raises(ValueError, match="does not fit a tower of width 32"):
         ImageClassifier(load_image_classifier(tower).image_tower, nn.Linear(7, 3), FACTS)

@@ -92,7 +92,7 @@ def test_the_papers_feature_is_the_mean_of_all_tokens_before_the_last_norm(image
         ("pooler", lambda after: after[:, 0]),
     ],
 )
-def test_the_other_poolings_stand_behind_the_last_norm(images, pooling, expected):
+def test_other_poolings_are_after_the_last_norm(images, pooling, expected):
     tower = build(DINOV2, pooling=pooling)
     torch.testing.assert_close(tower.encode(images), expected(by_hand(tower, images)[1]))
 
@@ -105,7 +105,7 @@ def test_every_mean_of_a_resnet_is_the_mean_over_its_grid(images, pooling):
     torch.testing.assert_close(tower.encode(images), grid.mean(dim=(2, 3)))
 
 
-def test_the_states_of_clip_have_met_no_norm_behind_the_last_block(images):
+def test_the_states_of_clip_are_before_the_final_norm(images):
     clip = {**VIT, "model_type": "clip_vision_model"}
     tower = build(clip, size=64, pooling="mean-before-norm")
     images = torch.nn.functional.pad(images, (4, 4, 4, 4))
@@ -119,7 +119,7 @@ def test_a_pooling_the_model_does_not_have_is_refused_while_building(scratch, po
         build(scratch, pooling=pooling)
 
 
-def test_positions_are_stretched_to_the_size_of_the_images():
+def test_positions_are_interpolated_to_the_image_size():
     features = {
         size: build(VIT, size=size).encode(torch.zeros(1, 1, size, size, dtype=torch.uint8)) for size in (32, 64)
     }
@@ -155,7 +155,7 @@ def test_images_of_another_size_or_type_are_refused(wrong):
         build(DINOV2).encode(wrong)
 
 
-def test_weights_no_feature_depends_on_are_held_still(images):
+def test_unused_weights_are_frozen(images):
     tower = build(DINOV2)
     still = [name for name, weight in tower.model.named_parameters() if not weight.requires_grad]
     assert still == ["embeddings.mask_token", "layernorm.weight", "layernorm.bias"]
@@ -172,7 +172,7 @@ def test_a_frozen_tower_keeps_its_weights_and_its_batch_norms(images):
     assert all(torch.equal(before[name], value) for name, value in tower.state_dict().items())
 
 
-def test_a_moving_tower_updates_its_batch_norms(images):
+def test_a_trainable_tower_updates_its_batch_norms(images):
     tower = build(RESNET).train()
     tower.encode(images)
     norms = [module for module in tower.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -244,7 +244,7 @@ def test_an_absent_model_names_the_folder_option():
         ({**VIT, "model_type": "vit_mae"}, "masks a random part of each image"),
     ],
 )
-def test_a_description_that_makes_no_tower_is_refused(scratch, sentence):
+def test_an_invalid_tower_description_is_refused(scratch, sentence):
     with pytest.raises(ConfigError, match=sentence):
         build(scratch, size=64)
 
@@ -300,7 +300,7 @@ def test_a_hub_that_does_not_respond_is_given_up_within_seconds(monkeypatch):
     assert time.monotonic() - before < 5  # the library alone retries for 23 seconds
 
 
-def test_two_decoder_blocks_stand_between_the_patches_and_their_mean(images):
+def test_decoder_blocks_are_applied_before_the_mean(images):
     tower, images = build(VIT, size=48, decoder_blocks=2, pooling="cls"), images[..., :48, :48]
     states = tower.model(tower.normalise(images), interpolate_pos_encoding=True).last_hidden_state
     tokens = tower.decoder.embed(states)
@@ -311,12 +311,12 @@ def test_two_decoder_blocks_stand_between_the_patches_and_their_mean(images):
 
 
 @pytest.mark.parametrize("scratch", [RESNET, SWIN])
-def test_a_model_that_keeps_no_patches_has_no_decoder(scratch):
+def test_a_model_without_patch_tokens_has_no_decoder(scratch):
     with pytest.raises(ConfigError, match=r"image.decoder_blocks=2: a \w+ has no token for each patch"):
         build(scratch, decoder_blocks=2, pooling="mean")
 
 
-def test_images_are_enlarged_inside_the_tower(images):
+def test_images_are_upsampled_in_the_tower(images):
     tower = build(RESNET, resize=80, pooling="mean")
     assert tower.spec.size == (56, 56)
     large = torch.nn.functional.interpolate(
@@ -336,7 +336,7 @@ def test_the_regions_of_a_resnet_are_the_grid_of_its_last_stage_but_one(images):
     assert read.attention.eq(1 / 196).all()
 
 
-def test_the_regions_of_a_transformer_are_its_patches_weighed_by_the_class_token(images):
+def test_the_regions_of_a_vit_are_patches_weighted_by_class_attention(images):
     tower = build(DINOV2, pooling="cls", regions=True)
     before, after = by_hand(tower, images)
     read = tower.encode_regions(images)
@@ -346,7 +346,7 @@ def test_the_regions_of_a_transformer_are_its_patches_weighed_by_the_class_token
     assert tower.region_width == tower.width == before.shape[2]
 
 
-def test_weights_that_only_regions_need_move_where_somebody_reads_regions():
+def test_weights_behind_regions_are_trainable_if_regions_are_used():
     still = [
         [
             name
@@ -361,7 +361,7 @@ def test_weights_that_only_regions_need_move_where_somebody_reads_regions():
     ]
 
 
-def test_a_masked_autoencoder_that_hides_nothing_is_a_vit(tmp_path, images):
+def test_a_masked_autoencoder_without_masking_is_a_vit(tmp_path, images):
     shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
     torch.manual_seed(1)
     made = ViTMAEForPreTraining(ViTMAEConfig(**shape, image_size=56, patch_size=14, decoder_hidden_size=16))
@@ -373,7 +373,7 @@ def test_a_masked_autoencoder_that_hides_nothing_is_a_vit(tmp_path, images):
     torch.testing.assert_close(tower.encode(images), whole(tower.normalise(images)).last_hidden_state[:, 0])
 
 
-def test_images_can_be_read_smaller_than_they_are(images):
+def test_images_can_be_downsampled_in_the_tower(images):
     tower = build(RESNET, resize=28, pooling="mean")
     small = torch.nn.functional.interpolate(tower.normalise(images), (28, 28), mode="bicubic", antialias=True)
     torch.testing.assert_close(tower.encode(images), tower(small))

@@ -89,7 +89,7 @@ def test_modernbert_ia3_scales_the_feed_forward_output_and_not_that_of_attention
     assert not any(".attn.Wo." in name for name in names)
 
 
-def test_typed_layers_take_the_place_of_the_default():
+def test_given_layers_replace_the_default():
     assert trained_layers(tower("biogpt", adapt="lora", lora_targets=("out_proj", "fc1"))) == {"out_proj", "fc1"}
     built = tower("biogpt", adapt="ia3", ia3_targets=("v_proj", "fc1"), ia3_feedforward=("fc1",))
     shapes = {name.split(".ia3_l")[0].rpartition(".")[2]: tuple(w.shape) for name, w in built.named_parameters()}
@@ -153,7 +153,7 @@ def test_embedding_hidden_and_output_width_may_differ(family, width):
 
 
 @pytest.mark.parametrize("family", ["gpt2", "opt-350m", "electra", "falcon-old"])
-def test_shapes_are_found_on_the_meta_device_too(family):
+def test_shapes_are_measured_on_the_meta_device(family):
     config = TextTowerConfig(model=None, scratch=FAMILIES[family], adapt="prefix", prefix_length=3)
     built = adapt(build_language_model(config, vocabulary=300, pad=1, eos=2), config)
     with torch.device("meta"):
@@ -212,7 +212,7 @@ def test_weights_that_a_family_fixes_stay_fixed_when_all_others_are_trained():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_a_folder_with_the_head_of_a_language_model_is_read_as_transformers_reads_it(tmp_path, family):
+def test_a_folder_with_a_language_modelling_head_loads_as_in_transformers(tmp_path, family):
     causal = family in CAUSAL_FAMILIES
     tokenizer = train_tokenizer(CAPTIONS, causal=causal)
     tokenizer.save_pretrained(tmp_path)

@@ -56,7 +56,7 @@ FILE = Path("theirs.pt")
         ("module", "module"),
     ],
 )
-def test_names_that_wrappers_add_are_taken_off(wrapped, plain):
+def test_names_added_by_wrappers_are_removed(wrapped, plain):
     assert list(strip_wrappers({wrapped: torch.ones(1)}, FILE)) == [plain]
 
 
@@ -66,7 +66,7 @@ def test_two_names_of_one_weight_are_refused():
         strip_wrappers(weights, FILE)
 
 
-def test_other_forms_of_the_same_values_take_the_expected_form():
+def test_equal_values_in_another_form_are_converted():
     expected = {"scale": torch.tensor(0.0), "count": torch.tensor(0), "weight": torch.ones(2), "half": torch.ones(2)}
     given = {
         "scale": torch.tensor([2.5], dtype=torch.float64),
@@ -81,7 +81,7 @@ def test_other_forms_of_the_same_values_take_the_expected_form():
     assert (found["half"].dtype, found["other"].dtype) == (torch.bfloat16, torch.float64)
 
 
-def test_values_that_would_change_keep_their_form_and_do_not_fit():
+def test_values_that_would_change_are_not_converted():
     expected = {"count": torch.tensor(0), "weight": torch.ones(2)}
     given = {"count": torch.tensor(7.5), "weight": torch.ones(2, dtype=torch.int64)}
     assert describe_mismatch(match_forms(given, expected), expected) == "2 with another shape or dtype: count, weight"
@@ -95,7 +95,7 @@ def test_every_value_must_be_finite(dtype, bad):
     assert non_finite_names({"good": good, "broken": broken, "none": torch.ones(0, dtype=dtype)}) == ["broken"]
 
 
-def test_two_names_of_one_memory_are_saved_as_two_weights(tmp_path):
+def test_weights_that_share_memory_are_saved_twice(tmp_path):
     table = torch.ones(3)
     saved = to_saveable({"first": table, "second": table}, tmp_path)
     assert saved["first"].data_ptr() != saved["second"].data_ptr()
@@ -172,7 +172,7 @@ def test_a_folder_of_16_bits_is_read_as_such_and_widened_for_training(tmp_path, 
     assert any(weight.dtype == torch.bfloat16 for weight in load_image_classifier(tmp_path).parameters())
 
 
-def test_weights_are_put_into_a_model_without_a_copy():
+def test_weights_are_assigned_without_a_copy():
     model = Mixed()
     expected = dict(model.state_dict())
     given = {name: tensor.half() for name, tensor in expected.items()}
@@ -256,7 +256,7 @@ def slow_row(output):
         ),
     ],
 )
-def test_it_is_the_attention_of_the_class_token_in_the_last_block(model):
+def test_captured_attention_is_that_of_the_class_token_in_the_last_block(model):
     torch.manual_seed(0)
     vision = model().eval()
     with capture_attention(vision, "image") as watched:
@@ -264,7 +264,7 @@ def test_it_is_the_attention_of_the_class_token_in_the_last_block(model):
     torch.testing.assert_close(watched.first_row(), slow_row(output))
 
 
-def test_padding_of_a_text_gets_none():
+def test_padding_gets_no_attention():
     torch.manual_seed(0)
     bert = BertModel(BertConfig(**SMALL, vocab_size=20, attn_implementation="eager")).eval()
     visible = torch.tensor([[True] * 5, [True, True, True, False, False]])
@@ -304,7 +304,7 @@ BLOCKS = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_weight_of_every_family_has_a_height_between_pixels_and_head(family):
+def test_every_weight_of_every_family_has_a_depth(family):
     kind = IMAGE[family]["model_type"] if family in IMAGE else family
     model = meta_model(AutoConfig.for_model(kind, **FAMILIES[family]))
     heights, top = layer_depths(model)
@@ -317,7 +317,7 @@ def test_every_weight_of_every_family_has_a_height_between_pixels_and_head(famil
     assert all(heights[name] == top for name in heights if name.startswith(("layernorm.", "post_layernorm.")))
 
 
-def test_a_model_without_blocks_is_of_one_height():
+def test_a_model_without_blocks_has_one_depth():
     assert layer_depths(nn.Linear(2, 2)) == ({"weight": 0, "bias": 0}, 0)
 
 
@@ -331,7 +331,7 @@ def test_lists_inside_a_block_are_part_of_it():
     assert heights["stages.1.weight"] == 2
 
 
-def test_positions_tell_the_column_first_and_then_the_row():
+def test_positions_encode_column_then_row():
     table = sine_positions(8, (2, 3))
     assert table.shape == (6, 8)
     slow = 10_000**-0.5
@@ -341,17 +341,17 @@ def test_positions_tell_the_column_first_and_then_the_row():
     torch.testing.assert_close(table[1 * 3 + 2], torch.tensor(expected))
 
 
-def test_slipped_frequencies_end_at_about_a_tenth():
+def test_released_frequencies_end_at_about_a_tenth():
     rates = [torch.asin(sine_positions(768, (1, 2), kind)[1, :192])[-1].item() for kind in ("standard", "released")]
     assert rates == pytest.approx([1e-4, 0.1], rel=0.05)
 
 
-def test_a_width_that_four_does_not_divide_is_refused():
+def test_a_width_not_divisible_by_four_is_refused():
     with pytest.raises(ValueError, match="use a multiple of 4"):
         sine_positions(6, (2, 2))
 
 
-def test_a_block_is_attention_and_two_layers_each_behind_a_norm():
+def test_a_decoder_block_is_a_pre_norm_transformer_block():
     torch.manual_seed(0)
     decoder = PatchDecoder(12, 256, (1, 3), 1)
     first, patches = torch.randn(2, 1, 256), torch.randn(2, 3, 256)

@@ -177,7 +177,7 @@ ATTACKS = [
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
-def test_reading_a_hostile_folder_is_refused_and_changes_nothing(place, attack):
+def test_a_hostile_folder_is_refused_and_unchanged(place, attack):
     attack(place / "model")
     before = snapshot(place)
     for read in (load_model, weights_digest, read_folder):
@@ -187,7 +187,7 @@ def test_reading_a_hostile_folder_is_refused_and_changes_nothing(place, attack):
 
 
 @pytest.mark.parametrize("attack", ATTACKS[:6], ids=lambda attack: attack.__name__)
-def test_evaluate_refuses_a_hostile_folder_and_changes_nothing(place, capsys, attack):
+def test_evaluate_refuses_a_hostile_folder_and_leaves_it_unchanged(place, capsys, attack):
     attack(place / "model")
     (place / "model/config.yaml").write_text("seed: 0\n")
     before = snapshot(place)
@@ -239,7 +239,7 @@ def test_a_save_does_not_replace_the_model_json_of_another_program(tmp_path, con
     assert (tmp_path / "model.json").read_text() == content
 
 
-def test_a_complete_save_that_was_interrupted_is_read_where_it_is(saved, tmp_path, monkeypatch):
+def test_an_interrupted_complete_save_is_loaded_from_its_staging_folder(saved, tmp_path, monkeypatch):
     shutil.copytree(saved, tmp_path / "model")
     other = fake_settings("vit")
     with monkeypatch.context() as patched:
@@ -258,7 +258,7 @@ def stop(*_):
     raise KeyboardInterrupt
 
 
-def test_an_interrupted_save_of_an_earlier_version_says_what_to_do(place):
+def test_an_interrupted_save_of_an_earlier_version_is_reported_with_a_fix(place):
     shutil.copytree(place / "model", place / "model/.saving")
     (place / "model/.saving/model.safetensors").unlink()  # moved into its place already
     with pytest.raises(CheckpointError, match="its last save was interrupted; save it again"):
@@ -278,7 +278,7 @@ OUTSIDE = [
 
 
 @pytest.mark.parametrize("name", OUTSIDE, ids=ascii)
-def test_names_that_no_model_folder_can_have(place, name):
+def test_invalid_file_names(place, name):
     assert name_fault(name)
     edit_description(place / "model", lambda tree: tree["files"].update({name: FACTS}))
     with pytest.raises(CheckpointError, match="lists the file"):
@@ -290,11 +290,11 @@ def test_names_that_no_model_folder_can_have(place, name):
     "model.safetensors towers/image/config.json towers/text/vocab.txt towers/text/spiece.model "
     "towers/text/additional_chat_templates/rag.jinja towers/text/special_tokens_map.json".split(),
 )
-def test_names_that_a_model_folder_has(name):
+def test_valid_file_names(name):
     assert name_fault(name) is None
 
 
-def test_two_names_that_are_one_on_some_disks_are_refused(place):
+def test_names_that_differ_only_in_case_are_refused(place):
     facts = peek_description(place / "model")["files"]["towers/text/tokenizer.json"]
     edit_description(place / "model", lambda tree: tree["files"].update({"towers/text/Tokenizer.json": facts}))
     with pytest.raises(CheckpointError, match="twice, in different letter case"):
@@ -315,7 +315,7 @@ def test_every_one_byte_change_of_the_description_is_refused(saved):
             parse_description(changed, "model.json")
 
 
-def test_a_description_that_says_it_is_of_the_old_form_is_checked_all_the_same(place):
+def test_a_description_that_claims_the_old_schema_is_still_checked(place):
     path = place / "model/model.json"
     path.write_text(path.read_text().replace('"schema": 2', '"schema": 1'))
     with pytest.raises(CheckpointError, match="its digest differs"):
@@ -344,7 +344,7 @@ FIELDS = {
 
 @pytest.mark.parametrize("sealed", [True, False])
 @pytest.mark.parametrize("field", FIELDS)
-def test_a_field_of_another_type_is_a_message_that_names_it(place, field, sealed):
+def test_a_field_of_the_wrong_type_is_named(place, field, sealed):
     content = (place / "model/model.json").read_text()
     for value in VALUES:
         if any(value == good and type(value) is type(good) for good in FIELDS[field]):
@@ -363,7 +363,7 @@ def test_a_field_of_another_type_is_a_message_that_names_it(place, field, sealed
 
 
 @pytest.mark.parametrize("facts", [None, [], {}, "x", {"bytes": 1}, {"bytes": "1", "sha256": "0" * 64}, 3])
-def test_facts_of_a_file_of_another_type_are_a_message(place, facts):
+def test_file_facts_of_the_wrong_type_are_reported(place, facts):
     edit_description(place / "model", lambda tree: tree["files"].update({"model.safetensors": facts}))
     with pytest.raises(CheckpointError, match=r"files must be an object in which 'model.safetensors' is an object"):
         load_model(place / "model")

@@ -57,12 +57,12 @@ def test_the_papers_shares_follow_from_the_shapes():
     assert 100 * (1 - ours / clip) == pytest.approx(39.8, abs=0.1)  # "39 % fewer"
 
 
-def test_rows_of_the_embedding_that_move_are_those_of_the_tokens_given():
+def test_trainable_embedding_rows_are_those_of_the_given_tokens():
     settings = load_settings("cleft-paper", [])
     assert moving(settings, tokens=300) - moving(settings) == 300 * 2560
 
 
-def test_an_outline_has_the_weights_of_the_model_it_outlines():
+def test_a_meta_model_has_the_weights_of_the_real_model():
     settings = fake_settings()
     built = build_model(settings, ["this is a chest x ray", "with edema"])
     tower = built.text_tower
@@ -73,7 +73,7 @@ def test_an_outline_has_the_weights_of_the_model_it_outlines():
     }
 
 
-def test_a_model_nobody_knows_is_a_sentence():
+def test_an_unknown_model_is_reported():
     settings = Settings(image=ImageTowerConfig(model="./nowhere"), text=TextTowerConfig())
     with pytest.raises(ConfigError, match=r"not a folder with a config\.json"):
         build_meta_model(settings)
@@ -133,11 +133,11 @@ def test_the_papers_towers_have_the_papers_weights(paper):
     assert "embedding rows" not in counts
 
 
-def test_the_papers_moving_weights_are_90_91_million(paper):
+def test_the_papers_trainable_parameters_are_90_91_million(paper):
     assert round(sum(part.trainable for part in count_parameters(paper).values()) / 1e6, 2) == 90.91
 
 
-def test_the_language_model_is_as_large_as_its_makers_say_and_still(paper):
+def test_the_language_model_has_its_published_size_and_is_frozen(paper):
     count = count_parameters(paper)["language model"]
     assert count.trainable == 0
     assert round(count.frozen / 1e9, 1) == 2.6  # 2.7 B with the head that shares the token embedding
@@ -155,6 +155,6 @@ def test_every_weight_is_counted_once(adapt):
     assert (counts["language model"].trainable > 0) == (adapt == "full")
 
 
-def test_rows_that_move_are_told_from_the_table_under_them():
+def test_trainable_rows_are_counted_apart_from_their_table():
     model = fake_model(fake_settings())
     assert count_parameters(model)["embedding rows"].trainable == 24 * len(model.text_tower.trained_tokens)
