@@ -27,7 +27,7 @@ def imported(tmp_path, kind="lora", *, state=None, hyper=None, **options):
 
 
 @pytest.mark.parametrize("kind", ["lora", "ia3", "prefix", "none"])
-def test_every_kind_becomes_a_model(tmp_path, kind):
+def test_every_kind_of_checkpoint_is_imported(tmp_path, kind):
     model = imported(tmp_path, kind)
     embeds = model.encode_image(torch.zeros(1, 1, 56, 56, dtype=torch.uint8))
     assert embeds.shape == model.encode_text(["3 5 9"]).shape == (1, 8)
@@ -36,7 +36,7 @@ def test_every_kind_becomes_a_model(tmp_path, kind):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["lora", "ia3", "prefix"])
-def test_weights_of_16_bits_stay_so_and_give_what_they_give_in_float32(tmp_path, kind, dtype):
+def test_16_bit_weights_are_kept_and_give_float32_values(tmp_path, kind, dtype):
     state = {name: tensor.to(dtype) for name, tensor in official_state(kind).items()}
     stored = imported(tmp_path, state=state)
     weights = load_file(tmp_path / "ours/model.safetensors")
@@ -52,11 +52,11 @@ def test_weights_of_16_bits_stay_so_and_give_what_they_give_in_float32(tmp_path,
             assert torch.equal(stored.encode_text(["3 5 9", "3 5"]), widened.encode_text(["3 5 9", "3 5"]))
 
 
-def test_without_pool_feat_the_released_code_reads_the_class_token(tmp_path):
+def test_without_pool_feat_the_class_token_is_used(tmp_path):
     assert imported(tmp_path, hyper={"pool_feat": False}).image_tower.config.pooling == "cls"
 
 
-def test_with_a_tokenizer_sentences_are_read(tmp_path):
+def test_a_tokenizer_makes_sentences_usable(tmp_path):
     folder = write_language_model(tmp_path / "lm")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = imported(tmp_path, state=official_state(tokens=len(tokenizer)), tokenizer=folder)
@@ -74,12 +74,12 @@ def without_language_model(state):
     return {name: tensor for name, tensor in state.items() if "transformer" not in name or "lora" in name}
 
 
-def test_without_its_language_model_one_must_be_named(tmp_path):
+def test_a_missing_language_model_must_be_given(tmp_path):
     with pytest.raises(CheckpointError, match=r"theirs.ckpt: it lacks its language model; give it"):
         imported(tmp_path, state=without_language_model(official_state()))
 
 
-def test_a_named_language_model_takes_the_place_of_one_inside(tmp_path):
+def test_a_given_language_model_replaces_a_missing_one(tmp_path):
     folder, state = write_language_model(tmp_path / "lm"), official_state()
     inside = sort_weights(state).language
     options = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128}
@@ -124,7 +124,7 @@ def test_a_named_language_model_takes_the_place_of_one_inside(tmp_path):
         (lambda s: s.pop("img_encoder_q.global_embed.bias"), "the bias of a linear projection"),
     ],
 )
-def test_weights_that_do_not_find_their_place_are_listed(tmp_path, change, sentence):
+def test_weights_without_a_target_are_listed(tmp_path, change, sentence):
     state = official_state()
     change(state)
     with pytest.raises(CheckpointError, match=sentence) as caught:
@@ -145,7 +145,7 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
         imported(tmp_path, state={"fc.weight": torch.ones(1)})
 
 
-def test_words_pooled_by_summing_are_refused(tmp_path):
+def test_summed_word_pooling_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="agg_tokens"):
         imported(tmp_path, hyper={"agg_tokens": True})
 
@@ -155,14 +155,14 @@ def test_a_size_between_patches_is_refused(tmp_path):
         import_authors(write_official(tmp_path / "theirs.ckpt"), tmp_path / "ours", size=220)
 
 
-def test_heads_are_known_for_published_widths_and_asked_for_otherwise(tmp_path):
+def test_heads_are_known_for_published_widths_and_required_otherwise(tmp_path):
     assert imported(tmp_path, image_heads=4).image_tower.model.config.num_attention_heads == 4
     assert imported(tmp_path).image_tower.model.config.num_attention_heads == 2
     with pytest.raises(CheckpointError, match="heads is unknown for width 400; give image_heads"):
         imported(tmp_path, state=official_state(vision_width=400))
 
 
-def test_biomedlm_scales_attention_by_block_and_ends_texts_with_its_last_token():
+def test_biomedlm_scales_attention_by_block_and_has_its_last_token_as_eos():
     shapes = {"wte.weight": (28896, 2560), "wpe.weight": (1024, 2560), "h.0.mlp.c_fc.weight": (2560, 10240)}
     weights = sort_weights({})
     weights.language.update({name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
@@ -181,7 +181,7 @@ class Payload:
         return (os.mkdir, (str(self.target),))
 
 
-def test_a_payload_is_never_run(tmp_path):
+def test_a_pickle_payload_is_never_run(tmp_path):
     path = tmp_path / "evil.ckpt"
     torch.save({"state_dict": official_state(), "callbacks": Payload(tmp_path / "was-here")}, path)
     with pytest.raises(CheckpointError, match=r"evil.ckpt names \w+.mkdir, .* such files can run code") as caught:
@@ -190,13 +190,13 @@ def test_a_payload_is_never_run(tmp_path):
     assert not (tmp_path / "was-here").exists()
 
 
-def test_names_of_code_in_the_settings_are_not_looked_at(tmp_path):
+def test_code_names_in_hyper_parameters_are_ignored(tmp_path):
     names = {"_target_": "os.mkdir", "_instantiator": "os.mkdir", "auto_map": {"AutoModel": "x.Y"}}
     imported(tmp_path, hyper=names)
     assert "os.mkdir" not in (tmp_path / "ours/model.json").read_text()
 
 
-def test_a_bomb_is_refused_unopened(tmp_path):
+def test_a_zip_bomb_is_refused(tmp_path):
     path = tmp_path / "bomb.ckpt"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data/0", bytes(50_000_000))
@@ -215,7 +215,7 @@ def test_entries_that_claim_more_than_the_file_has_are_refused(tmp_path):
         check_container(path)
 
 
-def test_one_number_that_claims_to_be_a_billion_is_refused(tmp_path):
+def test_an_expanded_tensor_is_refused(tmp_path):
     path = tmp_path / "wide.ckpt"
     torch.save({"state_dict": {"a": torch.ones(1).expand(10**9)}}, path)
     with pytest.raises(CheckpointError, match="claim 4,000,000,000 bytes"):
@@ -229,7 +229,7 @@ def test_one_number_that_claims_to_be_a_billion_is_refused(tmp_path):
         (b"\x80\x02}q\x00.", "without a container, which are refused"),
     ],
 )
-def test_what_is_no_container_is_refused(tmp_path, content, sentence):
+def test_files_that_are_not_checkpoints_are_refused(tmp_path, content, sentence):
     (tmp_path / "x.ckpt").write_bytes(content)
     with pytest.raises(CheckpointError, match=sentence):
         import_authors(tmp_path / "x.ckpt", tmp_path / "ours")
@@ -240,7 +240,7 @@ def test_the_temperature_of_the_file_is_that_of_the_settings(tmp_path):
     assert load_run_settings(out).loss.temperature == pytest.approx(math.exp(-2.6))
 
 
-def test_a_language_model_beside_that_of_the_file_is_refused(tmp_path):
+def test_a_second_language_model_is_refused(tmp_path):
     with pytest.raises(
         ConfigError, match="--text-model gpt2: the checkpoint contains its language model; leave it out"
     ):
@@ -270,7 +270,7 @@ def test_one_altered_bit_of_a_weight_is_refused(tmp_path):
         import_authors(path, tmp_path / "ours")
 
 
-def test_a_run_does_not_lose_its_weights_to_an_import(tmp_path):
+def test_an_import_does_not_overwrite_a_run(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "model.json").write_text('{"extra": {}}')
     with pytest.raises(ConfigError, match="is not empty and not an imported model"):
@@ -312,7 +312,7 @@ def tuned_by_peft() -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_learned_context_means_what_it_means_in_peft(tmp_path):
+def test_a_learned_context_equals_that_of_peft(tmp_path):
     tuned, text = tuned_by_peft()
     rest = {name: tensor for name, tensor in official_state().items() if not name.startswith("text_encoder_q.model.")}
     model = imported(tmp_path, state={**rest, **text})
@@ -328,7 +328,7 @@ def test_a_learned_context_means_what_it_means_in_peft(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["lora", "ia3", "prefix", "none"])
-def test_the_file_of_the_second_stage_holds_the_first_and_a_context(tmp_path, kind):
+def test_a_second_stage_file_has_the_model_and_a_context(tmp_path, kind):
     first = imported(tmp_path, kind)
     path = write_official(tmp_path / "second.ckpt", prompt_tuned(official_state(kind)), prompt_ft=True, ctx_length=6)
     out = import_authors(path, tmp_path / "second", size=56)
@@ -342,7 +342,7 @@ def test_the_file_of_the_second_stage_holds_the_first_and_a_context(tmp_path, ki
     assert second.text_tower.config.adapt == ("frozen" if kind == "none" else kind)
 
 
-def test_the_command_says_that_a_context_came_with_the_model(tmp_path, capsys):
+def test_the_command_reports_a_learned_context(tmp_path, capsys):
     path = write_official(tmp_path / "second.ckpt", prompt_tuned(official_state()))
     assert main(["import", str(path), "--out", str(tmp_path / "ours"), "--size", "56"]) == 0
     assert "ours: has a learned context of 6 vectors, which cleft evaluate uses" in capsys.readouterr().out

@@ -85,7 +85,7 @@ def test_a_text_longer_than_the_positions_ends_in_its_end_token(folder, tmp_path
     same(ours.encode_text([long]), functional.normalize(features))
 
 
-def test_a_learned_context_stands_in_front_of_class_names(folder, tmp_path):
+def test_a_learned_context_precedes_class_names(folder, tmp_path):
     write_openai_clip(folder)
     ours = load_model(import_checkpoint(folder, tmp_path / "ours"))
     tower = ours.text_tower
@@ -102,7 +102,7 @@ def test_a_learned_context_stands_in_front_of_class_names(folder, tmp_path):
     assert context.grad.abs().sum() > 0
 
 
-def test_older_weights_files_and_their_buffers_are_read_too(folder, tmp_path):
+def test_older_weights_files_with_buffers_are_imported(folder, tmp_path):
     theirs = write_openai_clip(folder, pixels=False)
     state = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
@@ -116,7 +116,7 @@ def test_older_weights_files_and_their_buffers_are_read_too(folder, tmp_path):
     assert math.isfinite(ours.encode_image(images()).sum().item())
 
 
-def test_size_and_tokenizer_may_be_others_than_the_folders(folder, tmp_path):
+def test_size_and_tokenizer_may_differ_from_the_folder(folder, tmp_path):
     write_openai_clip(folder, tokenizer=False)
     with pytest.raises(ConfigError, match=r"OpenAI's CLIP has no tokenizer; .* such as openai/clip-vit-base-patch16"):
         import_checkpoint(folder, tmp_path / "ours")
@@ -142,14 +142,14 @@ def edit(path, **changes):
         ("preprocessor_config.json", {"image_std": "abc"}, "has image_std: 'abc', which must be three num"),
     ],
 )
-def test_what_is_said_beside_the_weights_is_checked(folder, tmp_path, name, changes, sentence):
+def test_configurations_next_to_the_weights_are_checked(folder, tmp_path, name, changes, sentence):
     write_openai_clip(folder)
     edit(folder / name, **changes)
     with pytest.raises(CheckpointError, match=sentence):
         import_checkpoint(folder, tmp_path / "ours")
 
 
-def test_weights_alone_do_not_tell_how_clip_reads(folder, tmp_path):
+def test_clip_weights_need_their_configuration(folder, tmp_path):
     write_openai_clip(folder)
     (folder / "config.json").write_text("[]")
     with pytest.raises(CheckpointError, match=r"config.json: an object expected, found a list"):
@@ -178,7 +178,7 @@ def test_weights_alone_do_not_tell_how_clip_reads(folder, tmp_path):
         (lambda s: s.update({"logit_scale": torch.ones(2)}), "needs logit_scale, a single number"),
     ],
 )
-def test_weights_of_clip_that_do_not_find_their_place_are_listed(folder, tmp_path, change, sentence):
+def test_clip_weights_without_a_target_are_listed(folder, tmp_path, change, sentence):
     write_openai_clip(folder)
     state = load_file(folder / "model.safetensors")
     change(state)
@@ -187,7 +187,7 @@ def test_weights_of_clip_that_do_not_find_their_place_are_listed(folder, tmp_pat
         import_checkpoint(folder, tmp_path / "ours")
 
 
-def test_openais_clip_is_not_the_authors(folder, tmp_path):
+def test_openais_clip_is_not_the_authors_clip(folder, tmp_path):
     write_openai_clip(folder)
     with pytest.raises(CheckpointError, match="is a checkpoint of OpenAI's CLIP, not of clip: it has vision_model"):
         import_checkpoint(folder, tmp_path / "ours", method="clip")
@@ -221,7 +221,7 @@ def merges(tmp_path):
     return write_merges(tmp_path / "bpe_simple_vocab_16e6.txt.gz")
 
 
-def test_openais_archive_gives_what_its_halves_give(tmp_path, merges):
+def test_openais_archive_gives_the_embeddings_of_its_weights(tmp_path, merges):
     state = native_clip_state()
     path = write_jit_archive(tmp_path / "ViT-B-32.pt", state)
     ours = import_checkpoint(path, tmp_path / "ours", tokenizer=merges)
@@ -234,7 +234,7 @@ def test_openais_archive_gives_what_its_halves_give(tmp_path, merges):
 @pytest.mark.parametrize(
     ("method", "statistics"), [("openai-clip", CLIP), ("chexzero", CHEXZERO), ("pubmedclip", IMAGENET)]
 )
-def test_what_was_fine_tuned_from_openais_weights_is_named(tmp_path, merges, method, statistics):
+def test_models_fine_tuned_from_openais_weights_need_a_method(tmp_path, merges, method, statistics):
     state = native_clip_state()
     torch.save(state, tmp_path / "best_64_0.0001_original_17000_0.863.pt")
     path = tmp_path / "best_64_0.0001_original_17000_0.863.pt"
@@ -243,14 +243,14 @@ def test_what_was_fine_tuned_from_openais_weights_is_named(tmp_path, merges, met
     )
 
 
-def test_half_precision_of_pubmedclips_training_is_read(tmp_path, merges):
+def test_half_precision_checkpoints_of_pubmedclip_are_imported(tmp_path, merges):
     state = {name: tensor.half() for name, tensor in native_clip_state().items()}
     torch.save({"best_epoch": 3, "state_dict": state, "best_loss": 0.5}, tmp_path / "best_model.pth")
     ours = import_checkpoint(tmp_path / "best_model.pth", tmp_path / "ours", method="pubmedclip", tokenizer=merges)
     embeds_alike(ours, {name: tensor.float() for name, tensor in state.items()}, pixels(*IMAGENET))
 
 
-def test_a_checkpoint_of_open_clips_training_is_read_without_the_prefix_of_many_devices(tmp_path, merges):
+def test_training_checkpoints_of_open_clip_are_imported(tmp_path, merges):
     state = native_clip_state()
     masked = {**state, "attn_mask": torch.full((24, 24), -torch.inf).triu(1)}
     content = {"epoch": 3, "name": "mine", "state_dict": {f"module.{name}": masked[name] for name in masked}}
@@ -261,14 +261,14 @@ def test_a_checkpoint_of_open_clips_training_is_read_without_the_prefix_of_many_
 
 @pytest.mark.parametrize("at", ["", "text."])
 @pytest.mark.parametrize("quick", [True, False])
-def test_a_configuration_of_open_clip_decides(tmp_path, merges, at, quick):
+def test_a_configuration_of_open_clip_is_used(tmp_path, merges, at, quick):
     folder = write_open_clip(tmp_path / "theirs", text=at, **({"quick_gelu": True} if quick else {}))
     ours = import_checkpoint(folder, tmp_path / "ours", tokenizer=merges)
     statistics = ([0.48, 0.46, 0.41], [0.27, 0.26, 0.28])
     embeds_alike(ours, native_clip_state(at), pixels(*statistics), quick=quick, heads=(4, 6), at=at)
 
 
-def test_a_configuration_may_tell_the_activation_and_the_pixels_alone(tmp_path, merges):
+def test_a_configuration_may_have_only_activation_and_normalisation(tmp_path, merges):
     folder = write_open_clip(tmp_path / "theirs")
     said = {"model_cfg": {"quick_gelu": True}, "preprocess_cfg": {"mean": [0.4] * 3, "std": [0.3] * 3}}
     (folder / "open_clip_config.json").write_text(json.dumps(said))
@@ -276,7 +276,7 @@ def test_a_configuration_may_tell_the_activation_and_the_pixels_alone(tmp_path, 
     embeds_alike(ours, native_clip_state(), pixels([0.4] * 3, [0.3] * 3))
 
 
-def test_safetensors_of_open_clip_and_a_tokenizer_beside_them_are_read(tmp_path, merges):
+def test_safetensors_of_open_clip_with_a_tokenizer_are_imported(tmp_path, merges):
     state = native_clip_state()
     folder = write_open_clip(tmp_path / "theirs")
     (folder / "open_clip_pytorch_model.bin").unlink()
@@ -292,20 +292,20 @@ def test_safetensors_of_open_clip_and_a_tokenizer_beside_them_are_read(tmp_path,
     )
 
 
-def test_the_three_numbers_of_the_archive_may_lie_among_the_weights(tmp_path, merges):
+def test_numbers_of_the_archive_among_the_weights_are_ignored(tmp_path, merges):
     state = native_clip_state()
     torch.save({**state, **jit_numbers()}, tmp_path / "clip.pt")
     embeds_alike(import_checkpoint(tmp_path / "clip.pt", tmp_path / "ours", tokenizer=merges), state, pixels(*CLIP))
 
 
-def test_padding_and_what_else_follows_an_end_does_not_change_a_text():
+def test_tokens_after_the_end_do_not_change_a_text():
     state = native_clip_state()
     last = len(state["token_embedding.weight"]) - 1
     features = by_hand.clip_text([last - 1, 5, last], state, quick=True, heads=3)
     same(by_hand.clip_text([last - 1, 5, last, last, last, 7], state, quick=True, heads=3), features)
 
 
-def test_an_activation_is_never_guessed(tmp_path, merges):
+def test_an_unknown_activation_is_refused(tmp_path, merges):
     torch.save(native_clip_state(), tmp_path / "clip.pt")
     with pytest.raises(
         CheckpointError,
@@ -318,7 +318,7 @@ def test_an_activation_is_never_guessed(tmp_path, merges):
         import_checkpoint(folder, tmp_path / "ours", method="chexzero", tokenizer=merges)
 
 
-def test_a_tokenizer_is_asked_for(tmp_path):
+def test_a_missing_tokenizer_is_reported(tmp_path):
     path = write_jit_archive(tmp_path / "ViT-B-32.pt", native_clip_state())
     with pytest.raises(ConfigError, match=r"has no tokenizer; .* or CLIP's bpe_simple_vocab_16e6.txt.gz"):
         import_checkpoint(path, tmp_path / "ours")
@@ -337,7 +337,7 @@ def test_a_tokenizer_is_asked_for(tmp_path):
         ("vision_cfg", "head_width", "x", "has head_width: 'x', which must be an integer"),
     ],
 )
-def test_other_ways_of_open_clip_are_refused(tmp_path, merges, part, name, value, sentence):
+def test_unsupported_options_of_open_clip_are_refused(tmp_path, merges, part, name, value, sentence):
     folder = write_open_clip(tmp_path / "theirs")
     config = json.loads((folder / "open_clip_config.json").read_text())
     config["model_cfg"][part][name] = value
@@ -373,7 +373,7 @@ def wide(state):
         (wide, "number of attention heads is unknown for width 120; put its open_clip_config.json next to it"),
     ],
 )
-def test_weights_that_do_not_find_their_place_are_listed(tmp_path, merges, change, sentence):
+def test_weights_without_a_target_are_listed(tmp_path, merges, change, sentence):
     torch.save(change(native_clip_state()), tmp_path / "clip.pt")
     with pytest.raises(CheckpointError, match=rf"read as a checkpoint of OpenAI's CLIP: .*{sentence}"):
         import_checkpoint(tmp_path / "clip.pt", tmp_path / "ours", method="openai-clip", tokenizer=merges)
@@ -410,7 +410,7 @@ def test_a_clip_given_as_another_is_named(tmp_path):
         import_checkpoint(tmp_path / "biomed.bin", tmp_path / "ours", method="open-clip")
 
 
-def test_biomedclip_is_a_vit_and_a_bert_read_by_their_first_tokens(tmp_path):
+def test_biomedclip_is_a_vit_and_a_bert_with_class_tokens(tmp_path):
     w = biomedclip_state()
     model = load_model(import_checkpoint(write_biomedclip(tmp_path / "theirs"), tmp_path / "ours"))
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in ([0.48, 0.46, 0.41], [0.27, 0.26, 0.28]))
@@ -426,7 +426,7 @@ def test_biomedclip_is_a_vit_and_a_bert_read_by_their_first_tokens(tmp_path):
     assert model.text_tower.config.max_tokens == 40
 
 
-def test_biomedclips_safetensors_are_read_too(tmp_path):
+def test_safetensors_of_biomedclip_are_imported(tmp_path):
     folder = write_biomedclip(tmp_path / "theirs")
     (folder / "open_clip_pytorch_model.bin").unlink()
     save_file(biomedclip_state(), folder / "open_clip_model.safetensors")
@@ -444,7 +444,7 @@ def test_biomedclips_safetensors_are_read_too(tmp_path):
         ("text_cfg", "context_length", "long", r"has context_length: 'long', which must be an integer"),
     ],
 )
-def test_other_ways_of_biomedclip_are_refused(tmp_path, tower, name, value, sentence):
+def test_unsupported_options_of_biomedclip_are_refused(tmp_path, tower, name, value, sentence):
     folder = write_biomedclip(tmp_path / "theirs")
     config = json.loads((folder / "open_clip_config.json").read_text())
     config["model_cfg"][tower][name] = value
@@ -453,7 +453,7 @@ def test_other_ways_of_biomedclip_are_refused(tmp_path, tower, name, value, sent
         import_checkpoint(folder, tmp_path / "ours")
 
 
-def test_biomedclip_needs_what_stands_beside_it(tmp_path):
+def test_biomedclip_needs_its_configuration(tmp_path):
     folder = write_biomedclip(tmp_path / "theirs")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
@@ -476,7 +476,7 @@ def test_biomedclip_needs_what_stands_beside_it(tmp_path):
         ),
     ],
 )
-def test_weights_of_biomedclip_that_do_not_find_their_place_are_listed(tmp_path, change, sentence):
+def test_biomedclip_weights_without_a_target_are_listed(tmp_path, change, sentence):
     state = biomedclip_state()
     change(state)
     folder = write_biomedclip(tmp_path / "theirs", state)
@@ -520,27 +520,27 @@ def bpe_by_hand(text):
     return ids
 
 
-def test_texts_are_spelled_as_by_hand(merges):
+def test_texts_are_tokenised_as_by_hand(merges):
     tokenizer = load_merges(merges, WHOLE)
     assert tokenizer(SPELLINGS, add_special_tokens=False)["input_ids"] == [bpe_by_hand(text) for text in SPELLINGS]
     assert bpe_by_hand("chest") == [512 + MERGES.index("che s"), 256 + ord("t") - 33]
 
 
-def test_a_text_is_framed_by_the_two_last_tokens(merges):
+def test_a_text_is_enclosed_in_the_two_last_tokens(merges):
     tokenizer = load_merges(merges, WHOLE)
     assert len(tokenizer) == WHOLE
     assert tokenizer("a")["input_ids"] == [WHOLE - 2, 256 + ord("a") - 33, WHOLE - 1]
     assert tokenizer.eos_token_id == WHOLE - 1
 
 
-def test_it_is_the_same_when_saved_and_loaded(merges, tmp_path):
+def test_the_tokenizer_is_unchanged_when_saved_and_loaded(merges, tmp_path):
     load_merges(merges, WHOLE).save_pretrained(tmp_path / "saved")
     again = load_tokenizer(tmp_path / "saved")
     assert again(SPELLINGS)["input_ids"] == load_merges(merges, WHOLE)(SPELLINGS)["input_ids"]
     assert len(again) == WHOLE
 
 
-def test_the_vocabulary_of_the_text_tower_says_how_many_merges_count(merges):
+def test_the_vocabulary_size_decides_the_number_of_merges(merges):
     fewer = load_merges(merges, WHOLE - 8)
     assert fewer("ede", add_special_tokens=False)["input_ids"] == [513 - 1, 256 + ord("e") - 33]
     with pytest.raises(CheckpointError, match=r"has 13 merges but the text tower has 528 tokens, 14 of them merges"):
@@ -554,7 +554,7 @@ def test_the_vocabulary_of_the_text_tower_says_how_many_merges_count(merges):
     [b"#version: 0.2\ne d\n", gzip.compress(b"\xff\xfe"), gzip.compress(b"e d\n" * 99)[:20]],
     ids=["plain", "no text", "cut off"],
 )
-def test_what_is_no_packed_file_of_merges_is_refused(tmp_path, content):
+def test_invalid_merges_files_are_refused(tmp_path, content):
     (tmp_path / "merges.gz").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"is not a gzip file of merges .*; give CLIP's bpe_simple_vocab"):
         load_merges(tmp_path / "merges.gz", WHOLE)

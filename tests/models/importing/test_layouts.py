@@ -64,7 +64,7 @@ def same(ours, theirs):
     torch.testing.assert_close(ours.detach(), theirs, atol=1e-5, rtol=1e-5)
 
 
-def test_mgca_is_a_vit_and_a_bert_without_order_behind_their_heads(tmp_path):
+def test_mgca_is_a_vit_and_a_bert_without_positions(tmp_path):
     model, w = load_model(mgca(tmp_path)), mgca_state()
     tokens = by_hand.vit_tokens(pixels(), w, "img_encoder_q.model.")
     same(model.encode_image_features(images()), tokens[:, 0])
@@ -76,7 +76,7 @@ def test_mgca_is_a_vit_and_a_bert_without_order_behind_their_heads(tmp_path):
     same(model.encode_text(TEXTS), functional.normalize(text_embeds))
 
 
-def test_mgcas_regions_words_and_prototypes_are_its_own(tmp_path):
+def test_mgcas_regions_words_and_prototypes_are_imported(tmp_path):
     model, w = load_model(mgca(tmp_path)), mgca_state()
     parts = model.encode_pairs(images(), TEXTS[:2])
     patches = by_hand.vit_tokens(pixels(), w, "img_encoder_q.model.")[:, 1:]
@@ -88,7 +88,7 @@ def test_mgcas_regions_words_and_prototypes_are_its_own(tmp_path):
     same(model.prototypes, w["prototype_layer.weight"])
 
 
-def test_gloria_is_a_resnet_read_larger_and_words_of_four_layers(tmp_path):
+def test_gloria_is_a_resnet_on_upsampled_images_and_words_of_four_layers(tmp_path):
     model, w = load_model(brought(tmp_path, write_gloria(tmp_path / "chexpert_resnet50.ckpt"))), gloria_state()
     large = functional.interpolate(pixels(), (74, 74), mode="bilinear", align_corners=True)  # as 224 to 299
     maps = by_hand.resnet_maps(large, w, "gloria.img_encoder.model.")
@@ -107,7 +107,7 @@ def test_gloria_is_a_resnet_read_larger_and_words_of_four_layers(tmp_path):
     same(parts.words[1, 0], words[1][0])
 
 
-def test_glorias_smaller_resnet_is_read_alike(tmp_path):
+def test_glorias_smaller_resnet_is_imported(tmp_path):
     w = gloria_state(deep=False)
     model = load_model(brought(tmp_path, write_gloria(tmp_path / "chexpert_resnet18.ckpt", w)))
     large = functional.interpolate(pixels(), (74, 74), mode="bilinear", align_corners=True)
@@ -118,7 +118,7 @@ def test_glorias_smaller_resnet_is_read_alike(tmp_path):
     same(model.encode_pairs(images(), TEXTS[:2]).regions, local.flatten(2).mT)
 
 
-def test_mgcas_resnet_reads_images_larger_and_weighs_its_regions_alike(tmp_path):
+def test_mgcas_resnet_upsamples_images_and_weights_regions_equally(tmp_path):
     w = mgca_state("resnet")
     model = load_model(mgca(tmp_path, w))
     large = functional.interpolate(pixels(), (74, 74), mode="bilinear", align_corners=True)  # as 224 to 299
@@ -134,7 +134,7 @@ def medclip(tmp_path, state):
     return load_model(brought(tmp_path, write_zip(tmp_path / "medclip-vit-pretrained.zip", state)))
 
 
-def test_medclip_is_a_swin_and_three_layers_with_padding_counted_in(tmp_path):
+def test_medclip_is_a_swin_and_three_layers_including_padding(tmp_path):
     w = medclip_state()
     model = medclip(tmp_path, w)
     features = by_hand.swin_tokens(pixels(0.58628, 0.2795), w, "vision_model.model.").mean(dim=1)
@@ -164,7 +164,7 @@ def test_medclip_with_a_resnet_and_a_biased_head_of_texts(tmp_path):
     same(model.text_projection.bias, torch.ones(8))
 
 
-def test_the_authors_clip_reads_patches_behind_two_more_blocks(tmp_path):
+def test_the_authors_clip_pools_patches_after_two_decoder_blocks(tmp_path):
     w = clip_state()
     model = load_model(brought(tmp_path, write_lightning(tmp_path / "last.ckpt", w)))
     at = "img_encoder_q.model."
@@ -182,7 +182,7 @@ def test_the_authors_clip_reads_patches_behind_two_more_blocks(tmp_path):
     same(model.logit_scale, w["logit_scale"])
 
 
-def test_convirt_of_medclips_repository_reads_texts_by_their_pooler(tmp_path):
+def test_convirt_of_medclips_repository_uses_the_pooler(tmp_path):
     w = convirt_state()
     path = tmp_path / "pytorch_model.bin"
     torch.save(w, path)
@@ -195,7 +195,7 @@ def test_convirt_of_medclips_repository_reads_texts_by_their_pooler(tmp_path):
     same(model.encode_text(TEXTS), functional.normalize(by_hand.linear(pooled, w, "text_projection_head")))
 
 
-def test_convirt_of_edreismd_is_a_list_of_layers_and_a_mean_of_tokens(tmp_path):
+def test_convirt_of_edreismd_uses_the_mean_of_tokens(tmp_path):
     w = convirt_edreismd_state()
     path = tmp_path / "model.pth"
     torch.save(w, path)
@@ -250,7 +250,7 @@ def test_mrm_is_the_mean_of_the_patches_of_an_image_at_half_its_size(tmp_path, w
         load_model(tmp_path / "ours")
 
 
-def test_a_vit_without_decoders_is_mrms_only_where_somebody_says_so(tmp_path):
+def test_a_vit_without_decoders_is_imported_as_mrm_only_if_named(tmp_path):
     torch.save({"model": mrm_state(whole=False)}, tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match="is not a known checkpoint"):
         import_checkpoint(tmp_path / "x.pth", tmp_path / "ours", size=SIZE)
@@ -267,7 +267,7 @@ def test_dinov2_of_the_hub_is_the_mean_of_all_tokens_before_the_norm(tmp_path):
 
 
 @pytest.mark.parametrize("size", [70, 42])
-def test_dinov2_without_registers_stretches_its_positions_as_the_hub_does(tmp_path, size):
+def test_dinov2_without_registers_interpolates_positions_as_on_the_hub(tmp_path, size):
     w = dinov2_state(registers=False)
     torch.save(w, tmp_path / "dinov2_vitb14_pretrain.pth")
     folder = import_checkpoint(tmp_path / "dinov2_vitb14_pretrain.pth", tmp_path / "ours", size=size)
@@ -284,13 +284,13 @@ def test_dinov2_without_registers_stretches_its_positions_as_the_hub_does(tmp_pa
     )
 
 
-def test_a_vit_is_brought_without_a_word_about_its_pooler(tmp_path, caplog, capfd):
+def test_importing_a_vit_logs_nothing_about_its_pooler(tmp_path, caplog, capfd):
     import_checkpoint(write_mrm(tmp_path), tmp_path / "ours", size=SIZE)
     told = caplog.text + capfd.readouterr().err
     assert told == ""  # and without a bar of transformers
 
 
-def test_a_zip_of_several_checkpoints_or_of_a_bomb_is_refused(tmp_path):
+def test_a_zip_with_several_checkpoints_or_a_bomb_is_refused(tmp_path):
     path = write_zip(tmp_path / "two.zip", {"a": torch.randn(100)})
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("other.bin", b"x")
@@ -302,21 +302,21 @@ def test_a_zip_of_several_checkpoints_or_of_a_bomb_is_refused(tmp_path):
         import_checkpoint(write_zip(tmp_path / "bomb.zip", {"a": torch.zeros(10**6)}), tmp_path / "ours")
 
 
-def test_temperature_must_be_one_number(tmp_path):
+def test_the_temperature_must_be_a_single_number(tmp_path):
     w = medclip_state()
     del w["logit_scale"]
     with pytest.raises(CheckpointError, match="it needs logit_scale, a single number"):
         medclip(tmp_path, w)
 
 
-def test_foreign_settings_are_passed_over_and_no_file_without_leave(tmp_path):
+def test_objects_of_other_libraries_are_ignored_only_if_allowed(tmp_path):
     path = write_gloria(tmp_path / "theirs.ckpt")
     with pytest.raises(CheckpointError, match=r"names omegaconf_of_old.\w+, not only tensors"):
         load_foreign(path)
     assert isinstance(load_foreign(path, foreign=True)["hyper_parameters"], Unread)
 
 
-def test_a_zip_without_a_checkpoint_of_torch_is_named_as_it_was_given(tmp_path):
+def test_a_zip_without_a_torch_checkpoint_is_refused_under_its_own_name(tmp_path):
     path = tmp_path / "theirs.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "x")
@@ -330,14 +330,14 @@ def test_a_zip_without_a_checkpoint_of_torch_is_named_as_it_was_given(tmp_path):
         import_checkpoint(path, tmp_path / "ours")
 
 
-def test_a_method_is_known_in_any_case_and_a_slip_of_the_pen_is_told(tmp_path):
+def test_method_names_ignore_case_and_typos_get_a_suggestion(tmp_path):
     path = write_mrm(tmp_path)
     assert import_checkpoint(path, tmp_path / "ours", size=SIZE, method="MRM").is_dir()
     with pytest.raises(ConfigError, match=r"--method 'mcga' is unknown; did you mean 'mgca'\?; known"):
         import_checkpoint(path, tmp_path / "theirs", method="mcga")
 
 
-def test_how_a_model_reads_is_told_in_one_line(tmp_path):
+def test_preprocessing_is_described_in_one_line(tmp_path):
     of_mrm = import_checkpoint(write_mrm(tmp_path), tmp_path / "ours", size=SIZE)
     assert describe_reading(load_run_settings(of_mrm)) == (
         "reads images of 112 pixels, brought to 56 (mean 0.498, deviation 0.245)"
@@ -350,26 +350,26 @@ def test_how_a_model_reads_is_told_in_one_line(tmp_path):
     assert said.endswith("activation quick_gelu")
 
 
-def test_a_file_of_one_method_given_as_another_is_named_for_what_it_is(tmp_path):
+def test_a_file_given_as_another_method_is_recognised(tmp_path):
     with pytest.raises(CheckpointError, match=r"is a checkpoint of MGCA, not of gloria: it has prototype_layer.weight"):
         mgca(tmp_path, method="gloria")
     with pytest.raises(CheckpointError, match="is a checkpoint of the authors' CLEFT, not of mgca"):
         brought(tmp_path, write_official(tmp_path / "theirs.ckpt"), method="mgca")
 
 
-def test_a_file_of_nobody_is_refused_with_its_names(tmp_path):
+def test_an_unknown_file_is_refused_with_its_weight_names(tmp_path):
     path = write_lightning(tmp_path / "x.ckpt", {"fc.weight": torch.ones(1)})
     with pytest.raises(CheckpointError, match=r"is not a known checkpoint .*MGCA.* are named fc.weight"):
         brought(tmp_path, path)
 
 
-def test_the_authors_own_checkpoints_are_brought_as_before(tmp_path):
+def test_the_authors_own_checkpoints_are_imported(tmp_path):
     path = write_official(tmp_path / "theirs.ckpt")
     model = load_model(import_checkpoint(path, tmp_path / "ours", size=SIZE))
     assert model.encode_text(["1 2"]).shape == (1, 8)
 
 
-def test_without_a_tokenizer_a_bert_reads_nothing(tmp_path):
+def test_a_bert_needs_a_tokenizer(tmp_path):
     path = write_lightning(tmp_path / "vit_base.ckpt", mgca_state())
     with pytest.raises(ConfigError, match=r"this checkpoint of MGCA has no tokenizer; name the one .*: --tokenizer"):
         import_checkpoint(path, tmp_path / "ours", size=SIZE)
@@ -396,7 +396,7 @@ def test_without_a_tokenizer_a_bert_reads_nothing(tmp_path):
         (lambda s: s.update({"img_encoder_q.model.blocks.0.attn.qkv.bias": torch.ones(2)}), "1 weight has no target"),
     ],
 )
-def test_weights_that_do_not_find_their_place_are_listed(tmp_path, change, sentence):
+def test_weights_without_a_target_are_listed(tmp_path, change, sentence):
     state = mgca_state()
     change(state)
     with pytest.raises(CheckpointError, match=rf"vit_base.ckpt, read as a checkpoint of MGCA: .*{sentence}"):
@@ -404,7 +404,7 @@ def test_weights_that_do_not_find_their_place_are_listed(tmp_path, change, sente
     assert not (tmp_path / "ours").exists()
 
 
-def test_a_tokenizer_that_is_none_or_another_kind_is_refused_at_once(tmp_path):
+def test_an_invalid_tokenizer_is_refused(tmp_path):
     path = write_lightning(tmp_path / "theirs.ckpt", mgca_state())
     causal = train_tokenizer(TEXTS, causal=True)
     causal.save_pretrained(tmp_path / "causal")
@@ -421,7 +421,7 @@ def test_a_tokenizer_that_is_none_or_another_kind_is_refused_at_once(tmp_path):
     assert not (tmp_path / "ours").exists()
 
 
-def test_a_smaller_tokenizer_is_warned_of(tmp_path, caplog):
+def test_a_smaller_tokenizer_gives_a_warning(tmp_path, caplog):
     smaller = train_tokenizer(TEXTS[1:2], causal=False)
     smaller.save_pretrained(tmp_path / "small")
     path = write_lightning(tmp_path / "theirs.ckpt", mgca_state())
@@ -452,7 +452,7 @@ def test_a_larger_tokenizer_is_refused(tmp_path):
         (official_state, None),
     ],
 )
-def test_every_method_is_read_without_the_names_that_wrappers_add(tmp_path, state, method):
+def test_wrapper_names_are_removed_for_every_method(tmp_path, state, method):
     plain = state()
     wrapped = {f"module._orig_mod.{name.replace('.', '._orig_mod.', 1)}": tensor for name, tensor in plain.items()}
     folders = []

@@ -53,7 +53,7 @@ def test_tensors_of_nested_modules_are_those_that_were_saved(tmp_path, traced):
         torch.testing.assert_close(tensors[name], tensor, atol=0, rtol=0)
 
 
-def test_the_wide_half_of_a_checkpoint_is_no_archive_of_code(tmp_path):
+def test_a_script_archive_given_as_a_checkpoint_is_refused(tmp_path):
     torch.save({"a": torch.ones(1)}, tmp_path / "plain.pt")
     assert not is_jit_archive(tmp_path / "plain.pt")
     (tmp_path / "text.pt").write_text("no")
@@ -74,7 +74,7 @@ def rewrite(path, *, content=None, packed=False, leave_out="\0", limit=None):
     return path
 
 
-def test_an_archive_that_an_older_torch_wrote_from_a_graphics_card_is_read(tmp_path):
+def test_an_archive_written_on_a_gpu_by_an_older_torch_is_read(tmp_path):
     path = write(tmp_path / "model.pt", Block())
     whole = read_jit_archive(path)
     with zipfile.ZipFile(path) as archive:
@@ -97,7 +97,7 @@ class Runs:
         return os.mkdir, (str(self.path),)
 
 
-def test_a_pickle_that_would_run_something_does_not(tmp_path):
+def test_a_pickle_cannot_run_code(tmp_path):
     path = write(tmp_path / "model.pt", Block())
     content = pickle.dumps(Runs(tmp_path / "was-here"), protocol=2)
     rewrite(path, content=content)
@@ -123,7 +123,7 @@ MODULE = b"c__torch__\nM\n)\x81"
         b"ccollections\nOrderedDict.fromkeys\n)R.",
     ],
 )
-def test_names_of_anything_else_are_refused(tmp_path, content):
+def test_other_names_are_refused(tmp_path, content):
     path = rewrite(write(tmp_path / "model.pt", Block()), content=b"\x80\x02" + content)
     with pytest.raises(CheckpointError, match=r"names [\w.]+, not only modules and tensors; refused"):
         read_jit_archive(path)
@@ -143,13 +143,13 @@ def test_names_of_anything_else_are_refused(tmp_path, content):
         (b"ctorch._utils\n_rebuild_tensor_v2\n}X\x01\x00\x00\x00aNsb.", "cannot be read"),
     ],
 )
-def test_what_is_no_model_or_damaged_is_refused(tmp_path, content, sentence):
+def test_invalid_or_damaged_archives_are_refused(tmp_path, content, sentence):
     path = rewrite(write(tmp_path / "model.pt", Block()), content=b"\x80\x02" + content)
     with pytest.raises(CheckpointError, match=rf"model.pt.*{sentence}"):
         read_jit_archive(path)
 
 
-def test_entries_that_torch_would_not_write_are_not_opened(tmp_path):
+def test_entries_that_torch_would_not_write_are_refused(tmp_path):
     path = rewrite(write(tmp_path / "model.pt", Block()), packed=True)
     with pytest.raises(CheckpointError, match=r"model.pt has compressed entries, which torch never writes; refused"):
         read_jit_archive(path)
@@ -162,7 +162,7 @@ def test_entries_that_torch_would_not_write_are_not_opened(tmp_path):
         read_jit_archive(path)
 
 
-def test_damage_is_found(tmp_path):
+def test_damage_is_detected(tmp_path):
     path = rewrite(write(tmp_path / "model.pt", Block()), leave_out="data/3")
     with pytest.raises(CheckpointError, match=r"cannot be read \(.*file data/3: file not found.*; copy it again"):
         read_jit_archive(path)

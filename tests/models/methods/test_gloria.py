@@ -65,7 +65,7 @@ def local_in_a_loop(regions, words, mask):
     )
 
 
-def test_one_word_looks_at_all_regions_alike_by_hand():
+def test_one_word_attends_to_all_regions_equally_by_hand():
     # Alone in its text, a word gets all of every region: the context is the mean of the regions.
     regions = torch.tensor([[[2.0, 0.0], [0.0, 2.0]]])
     cosine, text_of_word = word_cosines(regions, torch.tensor([[[3.0, 0.0]]]), torch.tensor([[True]]))
@@ -105,7 +105,7 @@ def test_value_and_gradient_of_the_local_loss_are_those_of_the_loop():
     )
 
 
-def test_value_and_gradient_of_the_whole_are_those_of_the_loop():
+def test_value_and_gradient_of_the_sum_are_those_of_the_loop():
     image, text, regions, words, mask = batch()
     short = both_losses(image, text, regions, words, mask)
     long = local_in_a_loop(regions, words, mask) + both_directions_in_a_loop(
@@ -116,13 +116,13 @@ def test_value_and_gradient_of_the_whole_are_those_of_the_loop():
     torch.testing.assert_close(torch.autograd.grad(short, inputs), torch.autograd.grad(long, inputs))
 
 
-def test_the_gradient_by_hand_is_that_of_small_steps():
+def test_the_hand_written_gradient_equals_finite_differences():
     _, _, regions, words, mask = batch(images=2, counts=(2, 1), spots=3, width=3)
     assert torch.autograd.gradcheck(lambda r, w: word_cosines(r, w, mask)[0], (regions, words))
 
 
 @pytest.mark.parametrize("held", [1, 30, 100])
-def test_texts_that_come_in_groups_change_nothing(held):
+def test_processing_texts_in_groups_changes_nothing(held):
     _, _, regions, words, mask = batch()
     whole, parts = local_loss(regions, words, mask), local_loss(regions, words, mask, held=held)
     torch.testing.assert_close(parts, whole)
@@ -131,7 +131,7 @@ def test_texts_that_come_in_groups_change_nothing(held):
     )
 
 
-def test_texts_that_several_images_share_may_be_given_once():
+def test_shared_texts_may_be_given_once():
     image, text, regions, words, mask = batch(images=5)
     text_of = torch.tensor([2, 0, 2, 1, 3])
     once = both_losses(image, text, regions, words, mask, text_of=text_of)
@@ -141,7 +141,7 @@ def test_texts_that_several_images_share_may_be_given_once():
     torch.testing.assert_close(torch.autograd.grad(once, inputs), torch.autograd.grad(repeated, inputs))
 
 
-def test_equal_captions_alone_leave_nothing_to_tell_apart():
+def test_only_equal_captions_give_the_maximum_loss():
     image, text, regions, words, mask = batch(images=3, counts=(4,))
     loss = both_losses(
         image[:1].expand(3, -1), text, regions[:1].expand(3, -1, -1), words, mask, text_of=torch.zeros(3).long()
@@ -156,7 +156,7 @@ def test_order_of_pairs_words_and_regions_does_not_matter():
     torch.testing.assert_close(moved, both_losses(image, text, regions, words, mask))
 
 
-def test_what_lies_in_padding_does_not_matter():
+def test_padding_values_do_not_matter():
     _, _, regions, words, mask = batch()
     spoiled = torch.where(mask[..., None], words, torch.nan)
     torch.testing.assert_close(local_loss(regions, spoiled, mask), local_loss(regions, words, mask))
@@ -164,20 +164,20 @@ def test_what_lies_in_padding_does_not_matter():
     torch.testing.assert_close(local_loss(regions, *wider), local_loss(regions, words, mask))
 
 
-def test_the_length_of_whole_vectors_does_not_matter_but_that_of_local_ones_does():
+def test_the_norm_of_global_vectors_does_not_matter_but_that_of_local_ones_does():
     image, text, regions, words, mask = batch()
     torch.testing.assert_close(global_loss(7 * image, text / 3), global_loss(image, text))
     assert (local_loss(3 * regions, words, mask) - local_loss(regions, words, mask)).abs() > 0.01
 
 
-def test_one_sentence_of_one_word_each_is_learned_from():
+def test_sentences_of_one_word_give_gradients():
     image, text, regions, words, mask = batch(counts=(1, 1, 1, 1))
     loss = both_losses(image, text, regions, words, mask)
     torch.testing.assert_close(local_loss(regions, words, mask), local_in_a_loop(regions, words, mask))
     assert all(gradient.any() for gradient in torch.autograd.grad(loss, (image, text, regions, words)))
 
 
-def test_a_single_pair_has_nothing_to_be_told_apart_from():
+def test_a_single_pair_has_no_loss():
     image, text, regions, words, mask = batch(images=1, counts=(3,))
     loss = both_losses(image, text, regions, words, mask)
     assert loss.item() == 0
@@ -222,7 +222,7 @@ def test_no_image_depends_on_another():
     torch.testing.assert_close(together, apart)
 
 
-def test_slots_of_zeros_that_are_counted_floor_the_score_at_zero():
+def test_counted_slots_of_zeros_bound_the_score_at_zero():
     _, _, regions, _, _ = batch(images=1, counts=(1,))
     against = -regions.mean(dim=1, keepdim=True)  # a single word, and it disagrees with the image
     mask = torch.tensor([[True, True]])
@@ -230,7 +230,7 @@ def test_slots_of_zeros_that_are_counted_floor_the_score_at_zero():
     assert local_similarity(regions, torch.cat([against, 0 * against], dim=1), mask).item() == pytest.approx(0)
 
 
-def test_what_does_not_fit_is_refused():
+def test_inconsistent_shapes_are_refused():
     _, _, regions, words, mask = batch()
     with pytest.raises(ValueError, match="text 1 has no word"):
         local_loss(regions, words, mask & torch.tensor([True, False, True, True])[:, None])

@@ -57,7 +57,7 @@ def test_a_row_with_the_same_caption_is_no_negative():
     assert loss.item() == pytest.approx((i2t + t2i) / 2)
 
 
-def test_sharing_targets_among_equal_captions_would_be_info_nce():
+def test_sharing_targets_among_equal_captions_equals_info_nce():
     generator = torch.Generator().manual_seed(0)
     image = F.normalize(torch.randn(4, 3, generator=generator), dim=-1).requires_grad_()
     text = F.normalize(torch.randn(2, 3, generator=generator), dim=-1)[[0, 0, 0, 1]]
@@ -71,7 +71,7 @@ def test_sharing_targets_among_equal_captions_would_be_info_nce():
     assert aware.item() < plain.item() - 0.1
 
 
-def test_overlap_of_findings_grows_the_target():
+def test_overlap_of_findings_increases_the_target():
     labels = torch.tensor([[1, 1, 0], [1, 1, 0], [1, 0, 0], [-1, 0, 0], [float("nan"), 0, 0]])
     assert overlap(labels)[0].tolist() == [1, 1, 0.5, 0, 0]
     assert overlap(labels)[3:].tolist() == [[0, 0, 0, 1, 0], [0, 0, 0, 0, 1]]
@@ -79,7 +79,7 @@ def test_overlap_of_findings_grows_the_target():
 
 @given(batches())
 @settings(max_examples=30, deadline=None)
-def test_without_anything_in_common_all_losses_are_info_nce(batch):
+def test_without_overlap_all_losses_equal_info_nce(batch):
     image, text, _, _ = batch
     plain = info_nce(image, text, SCALE)
     own = torch.arange(len(image))
@@ -103,7 +103,7 @@ def test_the_order_of_pairs_and_a_common_rotation_do_not_matter(name, batch, see
 @pytest.mark.parametrize("name", LOSSES)
 @given(batch=batches())
 @settings(max_examples=30, deadline=None)
-def test_the_towers_are_treated_alike_and_no_loss_is_negative(name, batch):
+def test_losses_are_symmetric_in_the_towers_and_never_negative(name, batch):
     image, text, ids, labels = batch
     loss = value(name, image, text, ids, labels)
     torch.testing.assert_close(value(name, text, image, ids, labels), loss)
@@ -212,7 +212,7 @@ def test_two_orthogonal_pairs_by_hand():
     assert loss.item() == pytest.approx(math.log(1 + math.exp(-2)))
 
 
-def test_the_direction_from_image_to_text_weighs_three_times_the_other_by_hand():
+def test_image_to_text_has_three_times_the_weight_by_hand():
     image, text = torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.eye(2)
     # Each image finds the first text: e and 1 are the weights of its answers. The texts cannot tell the images apart.
     forth = (math.log(1 + 1 / math.e) + math.log(1 + math.e)) / 2
@@ -228,19 +228,19 @@ def test_value_and_gradient_are_those_of_the_loop(share):
     torch.testing.assert_close(torch.autograd.grad(short, (image, text)), torch.autograd.grad(long, (image, text)))
 
 
-def test_with_equal_shares_it_is_info_nce_of_unit_vectors():
+def test_equal_weights_give_info_nce_of_normalised_vectors():
     image, text = (F.normalize(part, dim=-1).float() for part in pairs())
     plain = info_nce(image, text, torch.tensor(10.0))
     torch.testing.assert_close(convirt_loss(image, text, image_to_text=0.5), plain)
 
 
-def test_order_and_length_do_not_matter():
+def test_order_and_norm_do_not_matter():
     image, text = pairs()
     order = torch.tensor([3, 0, 4, 1, 2])
     torch.testing.assert_close(convirt_loss(image[order], 9 * text[order]), convirt_loss(image, text))
 
 
-def test_a_hot_temperature_forgets_the_cosines_and_a_cold_one_the_pairs_that_are_found():
+def test_a_high_temperature_flattens_and_a_low_one_saturates_the_loss():
     image, text = pairs()
     assert convirt_loss(image, text, temperature=1e9).item() == pytest.approx(math.log(5))
     assert convirt_loss(image, image, temperature=1e-3).item() == pytest.approx(0, abs=1e-9)
@@ -253,7 +253,7 @@ def test_equal_captions_keep_the_loss_above_their_entropy():
     assert torch.isfinite(torch.autograd.grad(loss, image)[0]).all()
 
 
-def test_a_single_pair_has_nothing_to_be_told_apart_from():
+def test_a_single_pair_has_no_loss():
     image, text = pairs(size=1)
     loss = convirt_loss(image, text)
     assert loss.item() == 0

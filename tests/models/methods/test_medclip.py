@@ -44,7 +44,7 @@ def test_one_finding_in_common_by_hand():
     )
 
 
-def test_findings_in_common_are_counted_or_divided_by_how_many_there_are():
+def test_common_findings_are_counted_or_normalised():
     one, three = torch.tensor([[1.0, 0, 0]]), torch.tensor([[1.0, 1, 1]])
     assert label_similarity(three, torch.cat([one, three])).tolist() == [[1, 3]]
     torch.testing.assert_close(
@@ -52,7 +52,7 @@ def test_findings_in_common_are_counted_or_divided_by_how_many_there_are():
     )
 
 
-def test_a_denied_finding_stands_against_a_present_one_and_an_untold_one_says_nothing():
+def test_an_absent_finding_opposes_a_present_one_and_an_unmentioned_one_counts_nothing():
     labels = torch.tensor([[1.0], [-1.0], [0.0], [math.nan]])
     for similarity in ("dot", "cosine"):
         assert label_similarity(labels, labels, similarity=similarity).tolist() == [
@@ -74,7 +74,7 @@ def test_value_and_gradient_are_those_of_the_loop(texts):
     torch.testing.assert_close(torch.autograd.grad(short, inputs), torch.autograd.grad(long, inputs))
 
 
-def test_cosine_targets_are_those_of_labels_of_unit_length():
+def test_cosine_targets_use_normalised_labels():
     image, text, _, image_labels, text_labels = batch()
     unit = [F.normalize(labels, dim=-1) for labels in (image_labels, text_labels)]
     torch.testing.assert_close(
@@ -83,7 +83,7 @@ def test_cosine_targets_are_those_of_labels_of_unit_length():
     )
 
 
-def test_order_of_images_and_texts_does_not_matter_for_they_are_no_pairs():
+def test_order_of_images_and_texts_does_not_matter():
     image, text, _, image_labels, text_labels = batch()
     one, other = torch.tensor([2, 0, 3, 1]), torch.tensor([3, 1, 0, 2])
     torch.testing.assert_close(
@@ -92,7 +92,7 @@ def test_order_of_images_and_texts_does_not_matter_for_they_are_no_pairs():
     )
 
 
-def test_without_anything_told_all_texts_are_wanted_alike():
+def test_without_findings_all_texts_have_equal_targets():
     image, text, _, labels, _ = batch()
     loss = semantic_matching(image, text, 0 * SCALE, 0 * labels, 0 * labels)
     assert loss.item() == pytest.approx(math.log(4))
@@ -106,7 +106,7 @@ def test_equal_captions_share_their_target():
     assert loss.item() >= math.log(4) / 2
 
 
-def test_a_single_image_and_text_have_nothing_to_be_told_apart_from():
+def test_a_single_image_and_text_have_no_loss():
     image, text, _, image_labels, text_labels = batch(images=1, texts=1)
     assert semantic_matching(image, text, SCALE, image_labels, text_labels).item() == 0
 
@@ -120,7 +120,7 @@ def test_half_precision_is_compared_in_float32():
     assert inside.item() == outside.item()
 
 
-def test_what_does_not_fit_is_refused():
+def test_inconsistent_shapes_are_refused():
     image, text, _, image_labels, text_labels = batch()
     with pytest.raises(ValueError, match="one row per image and text; there are 4 and 3"):
         semantic_matching(image, text[:3], SCALE, image_labels, text_labels)

@@ -100,7 +100,7 @@ def test_instances_of_two_orthogonal_pairs_by_hand():
     assert instance_loss(torch.ones(4, 2), torch.ones(4, 2)).item() == pytest.approx(2 * math.log(4))
 
 
-def test_tokens_that_cannot_be_told_apart_by_hand():
+def test_equal_tokens_by_hand():
     alike = torch.ones(2, 3, 2), torch.ones(2, 4, 2)
     mask = torch.ones(2, 3, dtype=torch.bool)
     loss = token_loss(*alike, mask, torch.full((2, 3), 1 / 3), torch.full((2, 4), 1 / 4))
@@ -158,21 +158,21 @@ def test_other_pairs_are_no_negatives_of_a_token():
     torch.testing.assert_close(token_loss(*batch), sum(alone) / 3)
 
 
-def test_padding_matters_as_released_and_does_not_where_masked():
+def test_padding_matters_unless_masked():
     words, *rest = tokens()
     moved = torch.where(rest[1][..., None], words, -words)
     torch.testing.assert_close(token_loss(moved, *rest, mask_padding=True), token_loss(words, *rest, mask_padding=True))
     assert (token_loss(moved, *rest) - token_loss(words, *rest)).abs() > 0.001
 
 
-def test_padding_counts_nothing_whatever_it_weighs():
+def test_padding_has_no_weight():
     words, patches, mask, word_weights, patch_weights = tokens()
     heavy = word_weights + (~mask).double()
     torch.testing.assert_close(token_loss(words, patches, mask, heavy, patch_weights), token_loss(*tokens()))
 
 
 @pytest.mark.parametrize("mask_padding", [False, True])
-def test_what_is_masked_has_finite_gradients(mask_padding):
+def test_masked_values_have_finite_gradients(mask_padding):
     words, *rest = tokens(dtype=torch.float32)
     padded = words.detach().where(rest[1][..., None], 0).requires_grad_()
     gradient = torch.autograd.grad(token_loss(padded, *rest, mask_padding=mask_padding), padded)[0]
@@ -181,20 +181,20 @@ def test_what_is_masked_has_finite_gradients(mask_padding):
     assert not (mask_padding and gradient[~rest[1]].any())
 
 
-def test_a_hot_temperature_forgets_the_cosines():
+def test_a_high_temperature_flattens_the_loss():
     words, patches, mask, word_weights, patch_weights = tokens()
     loss = token_loss(words, patches, mask, word_weights, patch_weights, temperature=1e9)
     expected = (word_weights.sum() * math.log(5) + patch_weights.sum() * math.log(4)) / 3
     torch.testing.assert_close(loss, expected)
 
 
-def test_a_cold_temperature_is_finite():
+def test_a_low_temperature_is_finite():
     batch = tokens(dtype=torch.float32)
     loss = token_loss(*batch, temperature=1e-4)
     assert all(torch.isfinite(gradient).all() for gradient in torch.autograd.grad(loss, batch[:2]))
 
 
-def test_sentences_of_one_word_are_told_from_padding_alone():
+def test_sentences_of_one_word_are_compared_only_with_padding():
     words, patches, mask, _, patch_weights = tokens()
     mask = torch.zeros_like(mask).index_fill(1, torch.tensor([0]), True)
     weights = mask.double()
@@ -207,7 +207,7 @@ def test_sentences_of_one_word_are_told_from_padding_alone():
     )
 
 
-def test_a_single_pair_still_tells_its_tokens_apart_and_is_assigned_to_all_prototypes_alike():
+def test_a_single_pair_has_a_token_loss_and_uniform_prototypes():
     batch = tokens(pairs=1)
     torch.testing.assert_close(token_loss(*batch), tokens_in_a_loop(*batch))
     image, text, prototypes = pairs_of(count=1)
@@ -215,7 +215,7 @@ def test_a_single_pair_still_tells_its_tokens_apart_and_is_assigned_to_all_proto
     torch.testing.assert_close(sinkhorn(image @ prototypes.T), torch.full((1, 5), 0.2, dtype=torch.float64))
 
 
-def test_equal_captions_are_assigned_alike():
+def test_equal_captions_have_equal_assignments():
     image, text, prototypes = pairs_of()
     shares = sinkhorn(text[[0, 0, 1, 2]] @ prototypes.T / 0.05)
     assert torch.equal(shares[0], shares[1])
@@ -239,7 +239,7 @@ def test_sinkhorn_is_finite_where_exponentials_are_not_and_lets_no_gradient_thro
     torch.testing.assert_close(shares.sum(dim=1), torch.ones(4))
 
 
-def test_prototypes_are_brought_to_unit_length_in_place():
+def test_prototypes_are_normalised_in_place():
     prototypes = torch.nn.Parameter(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
     normalise_rows_(prototypes)
     assert prototypes.tolist() == [[pytest.approx(0.6), pytest.approx(0.8)], [0, 0]]
@@ -311,7 +311,7 @@ def test_shifted_weights_are_those_of_the_released_loop():
     torch.testing.assert_close(attention_of_words(attention, word_of_token, 8, shifted=True), torch.stack(expected))
 
 
-def test_heads_are_averaged_and_nothing_flows_back():
+def test_heads_are_averaged_without_gradient():
     attention = torch.rand(1, 2, 4, 4, dtype=torch.float64, requires_grad=True)
     word_of_token = torch.tensor([[-1, 0, 1, 2]])
     both = attention_of_words(attention, word_of_token, 3)
@@ -320,7 +320,7 @@ def test_heads_are_averaged_and_nothing_flows_back():
     assert not attention_of_patches(attention).requires_grad
 
 
-def test_a_text_without_words_weighs_nothing():
+def test_a_text_without_words_has_no_weight():
     attention = attended([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]])
     weights = attention_of_words(attention, torch.tensor([[-1, 0, -1], [-1, -1, -1]]), 2)
     assert weights.tolist() == [[1, 0], [0, 0]]
@@ -334,7 +334,7 @@ def test_patch_weights_by_hand():
     torch.testing.assert_close(registers, weights)
 
 
-def test_what_does_not_fit_is_refused():
+def test_inconsistent_shapes_are_refused():
     words, patches, mask, word_weights, patch_weights = tokens()
     empty = mask & torch.tensor([True, False, True])[:, None]
     with pytest.raises(ValueError, match="text 1 has no word"):

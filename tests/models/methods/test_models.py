@@ -49,7 +49,7 @@ def words_by_hand(model, text, layers):
     return torch.stack(slots)
 
 
-def test_gloria_reads_regions_and_sums_of_pieces_and_layers(root):
+def test_gloria_encodes_regions_and_sums_of_pieces_and_layers(root):
     model = model_of("gloria", root).eval()
     assert model.text_tower.encode_words(TEXTS).words.shape[1] == max(len(text.split()) for text in TEXTS) + 2
     read = model.encode_pairs(images_of(), TEXTS)
@@ -87,7 +87,7 @@ def test_mgcas_release_projects_padding_too(root):
     torch.testing.assert_close(read.words[~read.word_mask], constant.expand(int((~read.word_mask).sum()), -1))
 
 
-def test_mgcas_prototypes_come_back_to_unit_length(root):
+def test_mgcas_prototypes_are_normalised_after_a_step(root):
     model = model_of("mgca", root)
     torch.testing.assert_close(model.prototypes.norm(dim=1), torch.ones(7))
     model.prototypes.data.mul_(3)
@@ -114,7 +114,7 @@ def test_mrm_encodes_only_the_patches_it_does_not_hide(root):
     )
 
 
-def test_mrm_paints_every_patch_and_asks_for_hidden_words_alone(root):
+def test_mrm_predicts_every_patch_and_only_hidden_words(root):
     model = model_of("mrm", root).eval()
     torch.manual_seed(3)
     read = model.encode_pairs(images_of(112), TEXTS)
@@ -141,12 +141,12 @@ def test_token_embeddings_may_be_narrower_than_states(root, method, family):
     assert torch.cat([part.flatten() for part in read if part is not None]).isfinite().all()
 
 
-def test_mrms_release_asks_for_every_position(root):
+def test_mrms_release_scores_every_position(root):
     model = model_of("mrm", root, "--mrm.text_loss=all", "--text.max_tokens=20").eval()
     assert model.encode_pairs(images_of(112), TEXTS).ids.shape == (1, 3 * 20)
 
 
-def test_words_are_hidden_with_all_their_pieces_and_what_is_said_of_the_image_is_heard(root):
+def test_words_are_masked_with_all_their_pieces_and_the_image_condition_is_used(root):
     tower = model_of("mrm", root).eval().text_tower
     text = "unheardof edema"  # of many pieces, since no caption has the first word
     torch.manual_seed(0)
@@ -190,7 +190,7 @@ def test_mrm_needs_a_model_of_patches(root, scratch):
         model_of("mrm", root, f"--image.scratch={json.dumps(scratch)}", "--image.pooling=mean")
 
 
-def test_a_vocabulary_without_a_mask_cannot_be_hidden(root):
+def test_a_vocabulary_without_a_mask_token_is_refused(root):
     model = model_of("mrm", root)
     model.text_tower.tokenizer.hf_tokenizer.mask_token = None
     with pytest.raises(ConfigError, match="cannot predict masked words: its tokenizer has no mask token"):

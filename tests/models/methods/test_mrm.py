@@ -28,11 +28,11 @@ def test_patches_come_row_by_row_with_the_channels_of_a_pixel_together():
     assert patches[0, :, 0].tolist() == [0, 2, 8, 10]
 
 
-def test_a_seen_patch_of_16_pixels_at_224_is_a_target_of_32_at_448():
+def test_an_input_patch_of_16_pixels_at_224_is_a_target_of_32_at_448():
     assert target_patches(torch.zeros(2, 3, 448, 448)).shape == (2, 196, 3072)
 
 
-def test_one_channel_stands_for_three():
+def test_one_channel_is_repeated_three_times():
     grey = torch.randn(2, 1, 8, 8)
     assert torch.equal(target_patches(grey, patch_size=4), target_patches(grey.repeat(1, 3, 1, 1), patch_size=4))
 
@@ -46,7 +46,7 @@ def test_the_error_of_one_hidden_patch_by_hand():
     assert image_reconstruction(pred, target, masked, standardise=False).item() == pytest.approx((1 + 9) / 2)
 
 
-def test_zeros_are_wrong_by_nearly_one():
+def test_the_error_of_zeros_is_nearly_one():
     _, target, masked = painted()
     assert image_reconstruction(0 * target, target, masked).item() == pytest.approx(11 / 12, rel=1e-4)
 
@@ -87,7 +87,7 @@ def test_value_and_gradient_of_the_report_are_those_of_the_loop(where):
     torch.testing.assert_close(torch.autograd.grad(short, logits), torch.autograd.grad(long, logits))
 
 
-def test_words_that_were_seen_dilute_the_released_loss_by_hand():
+def test_visible_words_dilute_the_released_loss_by_hand():
     # One hidden token at chance, three seen ones that are certain.
     logits = torch.tensor([[[0.0, 0.0], [0.0, 99.0], [99.0, 0.0], [99.0, 0.0]]])
     ids, masked = torch.tensor([[1, 1, 0, 0]]), torch.tensor([[True, False, False, False]])
@@ -95,7 +95,7 @@ def test_words_that_were_seen_dilute_the_released_loss_by_hand():
     assert report_reconstruction(logits, ids, masked, where="all").item() == pytest.approx(math.log(2) / 4)
 
 
-def test_what_was_seen_does_not_matter():
+def test_visible_patches_and_words_do_not_matter():
     pred, target, masked = painted()
     spoiled = pred.where(masked[..., None], torch.nan)
     torch.testing.assert_close(
@@ -113,7 +113,7 @@ def test_order_of_pairs_and_patches_does_not_matter():
     torch.testing.assert_close(image_reconstruction(*moved), image_reconstruction(pred, target, masked))
 
 
-def test_where_nothing_was_hidden_there_is_nothing_to_learn():
+def test_without_masking_there_is_no_loss():
     pred, target, masked = painted()
     loss = image_reconstruction(pred, target, torch.zeros_like(masked))
     assert loss.item() == 0
@@ -135,7 +135,7 @@ def test_half_precision_is_compared_in_float32():
     assert inside[1].item() == report_reconstruction(logits.float(), ids, hidden).item()
 
 
-def test_what_does_not_fit_is_refused():
+def test_inconsistent_shapes_are_refused():
     with pytest.raises(ValueError, match="a multiple of 32"):
         target_patches(torch.zeros(1, 3, 40, 40))
     with pytest.raises(ValueError, match="1 or 3"):
