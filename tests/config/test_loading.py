@@ -15,7 +15,9 @@ from cleft.config import (
     DataConfig,
     Settings,
     build_settings,
+    declared_settings,
     dump_settings,
+    flat_settings,
     load_run_settings,
     load_settings,
     merge_overrides,
@@ -243,6 +245,33 @@ def test_setting_used_by_one_of_two_others_is_accepted():
 def test_unknown_preset_is_refused_with_a_suggestion():
     with pytest.raises(ConfigError, match="did you mean 'cleft-paper'"):
         load_settings("cleft-papr")
+
+
+RENAMED = [each for each in declared_settings().values() if each.formerly is not None or each.old_values]
+
+
+def tree_of(key, value):
+    """Returns nested groups with one setting, as YAML."""
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    return json.dumps(value)
+
+
+@pytest.mark.parametrize("declared", RENAMED, ids=lambda declared: declared.key)
+def test_former_names_are_read_in_old_runs_and_refused_elsewhere(declared, tmp_path):
+    former = declared.formerly or declared.key
+    for old, new in (declared.old_values or {"x": None}).items():
+        text = tree_of(former, plain_value(declared.default) if new is None else old)
+        loaded = load_settings(write(tmp_path, text, "config.yaml"))
+        assert flat_settings(loaded)[declared.key] == (declared.default if new is None else new)
+        with pytest.raises(ConfigError, match="is now called"):
+            load_settings(write(tmp_path, text))
+        with pytest.raises(ConfigError, match="is now called"):
+            load_settings("tiny", [f"--{former}", old])
+
+
+def plain_value(value):
+    return list(value) if isinstance(value, tuple) else value
 
 
 @settings(max_examples=60, derandomize=True, deadline=None)
