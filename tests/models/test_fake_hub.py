@@ -162,7 +162,7 @@ def test_n4_the_commit_of_a_hub_name_is_recorded_and_a_floating_name_warns(tmp_p
     cached(tmp_path / "hub", "some/bert", "f" * 40)
     write_environment(path, "pretrain")
     record_commits(path, settings)
-    assert f"no longer bit-equal, because text.model some/bert is another version: commit {COMMIT}" in caplog.text
+    assert f"no longer bitwise reproducible: text.model some/bert has changed, commit {COMMIT}" in caplog.text
 
 
 def test_n4_a_folder_is_at_no_commit(tmp_path):

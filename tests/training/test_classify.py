@@ -156,7 +156,7 @@ def test_the_best_may_be_that_of_the_highest_auc(source, tmp_path):
     run = learn(source, tmp_path / "run", *TUNE, "--classify.select_by=auc", "--classify.lr=0.01")
     areas = [float(row["classify/val/auc"]) for row in log_of(run) if row["classify/val/auc"]]
     assert summary_of(run)["best_loss"] == 1 - max(areas)
-    assert summary_of(run)["told"].startswith("one minus validation AUC 0.")
+    assert summary_of(run)["description"].startswith("one minus validation AUC 0.")
 
 
 def test_each_block_below_the_head_learns_at_a_share_of_the_rate_above(source):
@@ -222,10 +222,10 @@ def test_labels_and_towers_that_changed_under_a_run_are_refused(source, tmp_path
     other = changed_table(
         source, tmp_path / "other", lambda row: {**row, "Edema": row["Fracture"], "Fracture": row["Edema"]}
     )
-    with pytest.raises(ConfigError, match=r"was begun with other data: .*targets "):
+    with pytest.raises(ConfigError, match=r"training data changed: .*targets "):
         learn(source, tmp_path / "run", *PAPER, other)
     again = pretrain(replace(load_settings(source), seed=1), tmp_path / "again", progress=False)
-    with pytest.raises(ConfigError, match=r"was begun with other data: .*model "):
+    with pytest.raises(ConfigError, match=r"training data changed: .*model "):
         learn(again, tmp_path / "run", *PAPER, "--seed=0")
 
 
@@ -360,7 +360,7 @@ def test_a3_stopped_while_images_are_read(source, tmp_path, monkeypatch):
             super().check(doing)
 
     monkeypatch.setattr(stage, "StopFlag", Asked)
-    with pytest.raises(Terminated, match="while encoding images; nothing was learned yet"):
+    with pytest.raises(Terminated, match="while encoding images; nothing was trained yet"):
         learn(source, tmp_path / "run", classes=["Edema", "Fracture"])
 
 

@@ -30,7 +30,7 @@ def test_an_interrupted_run_resumes_to_the_weights_of_the_uninterrupted_one(runs
     run = runs / "interrupted"
     places = [f"--data.root={runs / 'data'}", f"--data.cache={runs / 'cache'}", f"--run={run}"]
     assert main(["pretrain", str(run / "config.yaml"), *places]) == 0
-    assert "from step 4 of 6" in capsys.readouterr().err
+    assert "resuming from step 4 of 6" in capsys.readouterr().err
     resumed, complete = (load_file(folder / "model.safetensors") for folder in (run, runs / "finished"))
     assert resumed.keys() == complete.keys()
     for name, weight in resumed.items():

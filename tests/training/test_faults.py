@@ -55,7 +55,7 @@ class Greedy(TinyLearner):
 )
 def test_a6_running_out_of_memory_names_what_to_lower_and_saves_nothing_half(tmp_path, error):
     with pytest.raises(
-        ResourceError, match=r"step 7: memory ran out with train\.batch_size=6, images\.size=4; last good"
+        ResourceError, match=r"step 7: memory ran out with train\.batch_size=6, images\.size=4; last training state"
     ):
         run_tiny(tmp_path / "run", learner=Greedy(error))
     assert StateStore(tmp_path / "run" / "states").latest().step == 6
@@ -280,7 +280,7 @@ def test_b6_a_passing_error_of_the_disk_is_tried_again(tmp_path, monkeypatch, ca
     store.save(state(3), 3)
     assert store.failure is None
     assert pauses == [0.5, 2.0]
-    assert caplog.text.count("trying again in") == 2
+    assert caplog.text.count("retrying in") == 2
     assert store.latest().step == 3
     assert not list(tmp_path.glob(".*"))
 
@@ -338,7 +338,7 @@ def test_b11_the_time_of_a_save_is_logged_and_slow_saves_are_hinted_at_once(tmp_
     monkeypatch.setattr(callbacks.time, "monotonic", lambda: float(next(clock)))
     run_tiny(tmp_path / "run", save_every=1)
     assert caplog.text.count("raise train.save_every") == 1
-    assert "takes 1.5 s to save" in caplog.text
+    assert "saving a training state takes 1.5 s" in caplog.text
     lines = (tmp_path / "run" / "logs" / "log.csv").read_text().splitlines()
     place = lines[0].split(",").index("save_seconds")
     assert [line.split(",")[place] for line in lines[1:]] == ["1.5"] * 6

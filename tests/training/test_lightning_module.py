@@ -35,13 +35,13 @@ def test_the_largest_share_of_the_rate_comes_first():
     model = Model()
     rates = {"linear.weight": 0.25, "linear.bias": 0.25, "norm.weight": 0.5}
     groups = parameter_groups(model, 0.2, rates)
-    assert [(group["share"], group["weight_decay"]) for group in groups] == [
+    assert [(group["multiplier"], group["weight_decay"]) for group in groups] == [
         (1.0, 0.0),
         (0.5, 0.0),
         (0.25, 0.2),
         (0.25, 0.0),
     ]
-    optimizer = build_optimizer(model, OptimConfig(lr=0.1), rates=rates)
+    optimizer = build_optimizer(model, OptimConfig(lr=0.1), multipliers=rates)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.1, 0.05, 0.025, 0.025])
 
 
@@ -53,7 +53,7 @@ def test_one_kernel_updates_all_weights_unless_refused(name, fused, expected):
 
 
 def test_g10_a_model_without_trainable_weights_is_refused():
-    with pytest.raises(ConfigError, match="nothing trains"):
+    with pytest.raises(ConfigError, match="nothing can be trained"):
         build_optimizer(nn.Linear(2, 2).requires_grad_(False), OptimConfig())
 
 

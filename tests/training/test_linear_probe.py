@@ -197,7 +197,7 @@ def test_steps_of_a_preset_do_not_stand_in_the_way_of_a_solved_probe():
     [
         ({"steps": 9}, r"classify\.steps=9 does nothing with classify\.mode=linear-probe, classify\.protocol=standard"),
         ({"augment": True}, r"classify\.augment=True does nothing"),
-        ({"choose": "last"}, "there are no steps"),
+        ({"select_by": "last"}, "there are no steps"),
         ({"protocol": "paper", "layer_decay": 0.5}, r"classify\.layer_decay=0\.5 does nothing"),
         ({"protocol": "paper", "steps": 5, "warmup_steps": 5}, "leaves no step to decay in"),
     ],

@@ -149,7 +149,7 @@ def test_m7_a_run_of_two_ranks_resumes_on_one_and_on_two_again_with_a_note(tmp_p
     assert train(folder, 2, lambda: OnRank(1, 4, die))[0] != [0, 0]
     codes, printed, _ = train(folder, 1, lambda: OnRank(0, 8, die))
     assert codes == [-9]
-    assert "no longer bit-equal, because processes 2 → 1" in printed
+    assert "no longer bitwise reproducible: processes 2 → 1" in printed
     codes, printed, _ = train(folder, 2)
     assert codes == [0, 0]
     assert "processes 1 → 2" in printed

@@ -194,7 +194,7 @@ def test_g10_a_model_in_which_nothing_moves_is_refused(root, tmp_path, monkeypat
         return build_model(settings, captions, learnable=learnable).requires_grad_(False)
 
     monkeypatch.setattr(stage, "build_model", frozen)
-    with pytest.raises(ConfigError, match="nothing trains"):
+    with pytest.raises(ConfigError, match="nothing can be trained"):
         pretrain(tiny_settings(root), tmp_path / "run")
 
 
@@ -208,7 +208,7 @@ def test_a10_a_run_begun_with_other_images_is_not_gone_on_with(root, tmp_path):
 
     assert forked(killed) == -9
     fewer = write_drawings(tmp_path / "fewer", patients=50)
-    with pytest.raises(ConfigError, match="begun with other data: digest"):
+    with pytest.raises(ConfigError, match="training data changed: digest"):
         pretrain(replace(settings, data=replace(settings.data, root=fewer)), tmp_path / "run")
 
 

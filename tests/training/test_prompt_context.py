@@ -192,7 +192,7 @@ def test_a3_stopped_while_images_are_encoded(source, settings, tmp_path, monkeyp
             super().check(doing)
 
     monkeypatch.setattr(stage, "StopFlag", Asked)
-    with pytest.raises(Terminated, match="while encoding images; nothing was learned yet"):
+    with pytest.raises(Terminated, match="while encoding images; nothing was trained yet"):
         learn_context(source, settings, tmp_path / "run")
 
 

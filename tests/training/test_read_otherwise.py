@@ -40,7 +40,7 @@ def learn(source, folder, *words):
 
 
 def told(run):
-    return json.loads((run / "summary.json").read_text())["told"]
+    return json.loads((run / "summary.json").read_text())["description"]
 
 
 def images_of(side=56):

@@ -64,9 +64,9 @@ def test_a10_each_stage_minds_its_own_settings():
 
 def test_files_that_only_one_of_the_settings_names_are_changes():
     harmless = {key for key in flat_settings(Settings()) if key.startswith("data.") and setting_effect(key) == ()}
-    named = harmless - {f"data.{name}" for name in ("root", "max_bad", "workers", "timeout", "cache", "prepare")}
+    named = harmless - {f"data.{name}" for name in ("root", "max_invalid", "workers", "timeout", "cache", "prepare")}
     assert "data.exclude_patients" in named
-    owners = {"mapping": "rsna", "reports": "mimic"}
+    owners = {"patient_mapping": "rsna", "reports": "mimic"}
     for name in (key.removeprefix("data.") for key in named):
         dataset = owners.get(name, "chexpert")
         plain, given, moved = (
@@ -108,12 +108,12 @@ def test_a_run_of_an_earlier_version_is_known_by_any_of_its_files_and_settings_o
 
 
 def test_a_list_named_after_the_end_of_a_run_is_refused_and_not_dropped(tmp_path):
-    for name in ("exclude", "test_list", "split_file"):
+    for name in ("exclude_patients", "test_list", "split_file"):
         with open_run(tmp_path / name, SETTINGS, "pretrain") as run:
             run.finish({})
         named = replace(SETTINGS, data=replace(SETTINGS.data, **{name: tmp_path / "list.csv"}))
         with (
-            pytest.raises(ConfigError, match=rf"begun with other settings: data\.{name} None → .*list\.csv"),
+            pytest.raises(ConfigError, match=rf"settings changed: data\.{name} None → .*list\.csv"),
             open_run(tmp_path / name, named, "pretrain"),
         ):
             pass
@@ -174,14 +174,14 @@ def test_a10_other_settings_are_refused_and_harmless_ones_pass(tmp_path, caplog)
         assert not caplog.records
     rounding = replace(harmless, train=replace(SETTINGS.train, precision="bf16-mixed"))
     with open_run(tmp_path, rounding, "pretrain"):
-        assert "no longer bit-equal, because train.precision" in caplog.text
+        assert "no longer bitwise reproducible: train.precision" in caplog.text
 
 
 def test_a10_other_data_are_refused(tmp_path):
     with open_run(tmp_path, SETTINGS, "pretrain") as run:
         run.record_split(FACTS)
         run.record_split(FACTS)
-        with pytest.raises(ConfigError, match="begun with other data: digest 'd1' → 'd2'"):
+        with pytest.raises(ConfigError, match="training data changed: digest 'd1' → 'd2'"):
             run.record_split({**FACTS, "digest": "d2"})
 
 
@@ -198,7 +198,7 @@ def test_a10_other_versions_pass_with_a_note(tmp_path, caplog):
     path = tmp_path / "environment.json"
     path.write_text(path.read_text().replace('"threads": 1', '"threads": 5'))
     with open_run(tmp_path, SETTINGS, "pretrain"):
-        assert "no longer bit-equal, because threads 5 → 1" in caplog.text
+        assert "no longer bitwise reproducible: threads 5 → 1" in caplog.text
 
 
 def test_a_folder_of_something_else_is_never_written_into(tmp_path):
@@ -293,7 +293,7 @@ def test_a_run_of_an_earlier_version_is_resumed(tmp_path):
     path = tmp_path / "split.json"
     path.write_text(json.dumps({**unkeyed(FACTS), "before": unkeyed(FACTS)}))
     keep(tmp_path, facts_of("p17", "p18", before=FACTS))
-    with pytest.raises(ConfigError, match="was begun with other data: digest 'd1'"):
+    with pytest.raises(ConfigError, match="training data changed: digest 'd1'"):
         keep(tmp_path, facts_of("p17", "p18", digest="d9", before=FACTS))
 
 
@@ -303,7 +303,7 @@ def test_a_run_of_another_user_is_resumed_and_its_patients_are_unknown_unless_th
     run = keep(tmp_path / "run")
     monkeypatch.setenv("CLEFT_USER_DIR", str(tmp_path / "other"))
     keep(run, facts_of("p17", "p18"))
-    with pytest.raises(ConfigError, match="other data: captions"):
+    with pytest.raises(ConfigError, match="data changed: captions"):
         keep(run, facts_of("p17", "p18", captions="c"))
     with pytest.raises(DataError, match="written by another user or on another machine") as refused:
         seen_patients(run, "manifest", ["p17", "p19"], splits={"d7": {"p17"}})
@@ -453,7 +453,7 @@ def test_o7_states_of_a_run_that_is_not_finished_stay_because_they_are_its_weigh
     states = tree(home / "run" / "states")
     assert main(["purge", str(home / "run"), "--yes"]) == 0
     assert tree(home / "run" / "states") == states
-    assert "left: states: the run is not finished, and they are its only weights" in capsys.readouterr().out
+    assert "left: states: the run is not finished, and these are its only weights" in capsys.readouterr().out
 
 
 def test_o7_what_cleft_did_not_write_stays_and_is_named(home, capsys, tmp_path_factory):

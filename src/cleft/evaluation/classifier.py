@@ -103,7 +103,10 @@ def evaluate_classifier(
     evaluation = replace(
         evaluation,
         scoring=scoring,
-        notes=(*evaluation.notes, _training_note(settings, trained_on, patients, str(summary.get("told")))),
+        notes=(
+            *evaluation.notes,
+            _training_note(settings, trained_on, patients, str(summary.get("description", summary.get("told")))),
+        ),
         protocol=settings.classify.protocol,
         training_fraction=settings.classify.fraction,
         training_seed=settings.seed,

@@ -1,7 +1,7 @@
-"""The end of each step, always in this order: log, validate, save, stop.
+"""Lightning callbacks: seed each step, check values and gradients, show progress, then log, validate, save and stop.
 
-Everything of a step is complete before its state is written, and every state is written at this one place. So a
-resumed run begins exactly where a step ends, and there is nothing in between to restore.
+`StepEnd` does the last four in this order. All training states are written there, after everything else of the step, so
+a resumed run starts exactly at the end of a step.
 """
 
 from __future__ import annotations
@@ -35,15 +35,17 @@ from cleft.training.lightning_module import TrainingModule, trainable_parameters
 from cleft.training.loggers import CsvLog
 from cleft.training.training_state import StateStore
 
+log = logging.getLogger(__name__)
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 
 
 class StopFlag:
-    """Remembers that SIGINT, SIGTERM or SIGHUP (the terminal was closed) arrived.
+    """Records that SIGINT, SIGTERM or SIGHUP (the terminal was closed) arrived.
 
-    As a context manager, it gives the handlers back at the end. The handler does nothing but remember; no file is
-    written and no rank is called from inside a signal. A second signal ends the process at once: training states are
-    whole at any moment.
+    As a context manager, it restores the previous handlers on exit. The handler only sets `number`: no file is written
+    and no collective operation runs inside a signal handler. A second signal ends the process at once, which is safe
+    because training states are complete at any moment.
     """
 
     def __init__(self) -> None:
@@ -63,31 +65,35 @@ class StopFlag:
                 signal.signal(number, handler)
 
     def install(self) -> None:
-        """Takes over these signals; again, where a library has put itself in front. Other threads cannot: no effect."""
+        """Installs the handlers, again if a library has replaced them. Does nothing outside the main thread."""
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
                 signal.signal(number, self._remember)
 
-    def error(self, doing: str) -> CleftError:
-        """The error that says what was stopped, with the exit code a scheduler expects (never 0)."""
-        if self.number is not None and self.number != signal.SIGINT:
-            return Terminated(f"stopped by {signal.Signals(self.number).name} {doing}")
-        return Interrupted(f"stopped by Ctrl-C {doing}")
+    def error(self, when: str) -> CleftError:
+        """Returns the error to raise, with the exit code a scheduler expects (never 0).
 
-    def check(self, doing: str) -> None:
-        """Raises that error if a signal has arrived."""
+        Args:
+            when: Where the work stopped, e.g. `at step 3 of 10`.
+        """
+        if self.number is not None and self.number != signal.SIGINT:
+            return Terminated(f"stopped by {signal.Signals(self.number).name} {when}")
+        return Interrupted(f"stopped by Ctrl-C {when}")
+
+    def check(self, when: str) -> None:
+        """Raises `error(when)` if a signal has arrived."""
         if self.number is not None:
-            raise self.error(doing)
+            raise self.error(when)
 
     def agree(self, trainer: L.Trainer) -> bool:
-        """Returns whether a signal has arrived at any rank, the same on all, so that they stop at the same step."""
+        """Returns whether a signal has arrived at any rank; all ranks get the same value and stop at the same step."""
         if trainer.world_size == 1:
             return self.number is not None
-        share = torch.tensor(self.number or 0, device=trainer.strategy.root_device)
-        dist.all_reduce(share, op=dist.ReduceOp.MAX)
-        agreed = int(share)
-        if agreed:
-            self.number = agreed  # otherwise a signal of this very moment, of which the others do not know yet, stays
+        number = torch.tensor(self.number or 0, device=trainer.strategy.root_device)
+        dist.all_reduce(number, op=dist.ReduceOp.MAX)
+        agreed = int(number)
+        if agreed:  # else keep `self.number`: a signal may have arrived after the reduction
+            self.number = agreed
         return bool(agreed)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
@@ -100,7 +106,7 @@ _ADAPTERS = ("lora_", "ia3_", "prompt_encoder", "trainable_tokens")
 
 
 def step_seed(seed: int, stage: str, step: int, rank: int) -> int:
-    """Where the generator of a device begins at a step: a function of these four and of nothing that came before.
+    """Returns the seed of a rank's random generators at a step, a function of the four arguments alone.
 
     Example:
         >>> step_seed(0, "pretrain", 7, 0) == step_seed(0, "pretrain", 7, 1)
@@ -110,8 +116,8 @@ def step_seed(seed: int, stage: str, step: int, rank: int) -> int:
 
 
 def seed_generators(seed: int, device: torch.device) -> None:
-    """Seeds the CPU's generator and a device's."""
-    # Not torch.manual_seed: for every kind of device that is absent it stores a stack trace per call.
+    """Seeds the random generators of the CPU and of a device."""
+    # Not torch.manual_seed: it stores a stack trace per call for every kind of device that is absent.
     torch.default_generator.manual_seed(seed)
     if device.type != "cpu":
         torch.get_device_module(device).manual_seed(seed)
@@ -119,13 +125,13 @@ def seed_generators(seed: int, device: torch.device) -> None:
 
 @contextmanager
 def preserved_rng(device: torch.device) -> Generator[None]:
-    """Leaves the CPU's generator and a device's afterwards as they were."""
+    """Restores the random generators of the CPU and of a device on exit."""
     with torch.random.fork_rng(devices=[]) if device.type == "cpu" else torch.random.fork_rng([device]):
         yield
 
 
 class StepSeeds(Callback):
-    """Seeds dropout and whatever else draws on the device at the start of each step, so that no state is kept."""
+    """Seeds the random generators at the start of each step, so that training states need no generator state."""
 
     def __init__(self, seed: int, stage: str) -> None:
         self._seed = seed
@@ -140,31 +146,31 @@ class StepSeeds(Callback):
 
 
 class StepMonitor(Callback):
-    """Stops in front of an update that would spoil the weights, and where a part that should learn does not.
+    """Stops before an update with a non-finite loss or gradient; checks once that every trainable part gets gradients.
 
-    All ranks see the same loss and the same gradients, so all stop at the same step.
+    All ranks see the same loss and gradients, so all stop at the same step.
 
     Args:
-        store: Names the last good state.
+        store: Its newest state is named in the error.
     """
 
     def __init__(self, store: StateStore) -> None:
         self._store = store
-        self._moving: list[Tensor] = []  # of the model that trains; looked up once, because a step may be short
+        self._parameters: list[Tensor] = []  # trainable ones, looked up once: a step may take under a millisecond
         self.learning_rate = math.nan
         """Of the last step."""
         self.gradient_norm = torch.tensor(math.nan)
         """Of the last step, before clipping."""
         self.skipped = 0
-        """Steps that the gradient scaler of `16-mixed` left out."""
+        """Steps that the gradient scaler of `16-mixed` skipped."""
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
-        """Looks at loss and gradients between the backward pass and the update; waits for the device once."""
-        if not self._moving:
+        """Checks loss and gradients between the backward pass and the update; synchronises with the device once."""
+        if not self._parameters:
             check_gradients(pl_module)
-            self._moving = list(trainable_parameters(pl_module).values())
+            self._parameters = list(trainable_parameters(pl_module).values())
         self.learning_rate = float(optimizer.param_groups[0]["lr"])
-        gradients = [weight.grad for weight in self._moving if weight.grad is not None]
+        gradients = [weight.grad for weight in self._parameters if weight.grad is not None]
         self.gradient_norm = torch.nn.utils.get_total_norm(gradients)
         assert isinstance(pl_module, TrainingModule)
         loss = pl_module.last_loss
@@ -172,9 +178,9 @@ class StepMonitor(Callback):
         if math.isfinite(values[0]) and math.isfinite(values[1]):
             return
         if math.isfinite(values[0]) and getattr(trainer.precision_plugin, "scaler", None) is not None:
-            self.skipped += 1  # too large for half precision; the scaler skips the update and lowers its scale
+            self.skipped += 1  # overflow in half precision: the scaler skips the update and lowers its scale
             return
-        raise NumericsError(self._sentence(trainer.global_step, values, pl_module))
+        raise NumericsError(self._message(trainer.global_step, values, pl_module))
 
     @property
     def state_key(self) -> str:
@@ -182,55 +188,55 @@ class StepMonitor(Callback):
         return "Watch"
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run must know."""
+        """Returns what training states keep of this callback."""
         return {"skipped": self.skipped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes it back."""
+        """Restores it."""
         self.skipped = state_dict["skipped"]
 
-    def _sentence(self, step: int, values: list[float], module: L.LightningModule) -> str:
-        what = "the loss is" if not math.isfinite(values[0]) else "the norm of the gradients is"
+    def _message(self, step: int, values: list[float], module: L.LightningModule) -> str:
+        what = "the loss is" if not math.isfinite(values[0]) else "the gradient norm is"
         value = values[0] if not math.isfinite(values[0]) else values[1]
         scale = [weight for name, weight in module.named_parameters() if name.endswith("logit_scale")]
         temperature = f", temperature {math.exp(-scale[0].item()):.4g}" if scale else ""
         return (
             f"step {step}: {what} {value}; the update was not made. Learning rate {self.learning_rate:.4g}"
-            f"{temperature}; last good state: {describe_last_state(self._store)}. Lower optim.lr, "
+            f"{temperature}; last training state: {describe_last_state(self._store)}. Lower optim.lr, "
             f"set optim.clip_norm, or use a wider train.precision"
         )
 
 
 def describe_last_state(store: StateStore) -> str:
-    """Describes the newest whole training state."""
+    """Describes the newest intact training state, for messages."""
     last = store.latest(repair=False)
-    return f"step {last.step} in {last.path.parent}" if last else "none: no state was saved yet"
+    return f"step {last.step} in {last.path.parent}" if last else "none saved yet"
 
 
 def check_gradients(module: L.LightningModule) -> None:
-    """Refuses to go on when a whole part that should learn got no gradient in the first backward pass.
+    """Checks after the first backward pass that every trainable part of the model got a gradient.
 
-    Parts are the towers, their adapters, the projections and the temperature. Single weights without a gradient are
-    common (a mask token, a pooler that is not used) and are only counted.
+    Parts are the encoders, their adapters, the projections and the temperature. Single parameters without a gradient
+    are common (a mask token, an unused pooler) and are only counted.
 
     Raises:
-        ConfigError: Names the parts.
+        ConfigError: If a part got no gradient; names all such parts.
     """
-    moving = trainable_parameters(module)
+    parameters = trainable_parameters(module)
     reached: dict[str, bool] = {}
-    for name, weight in moving.items():
+    for name, weight in parameters.items():
         part = _part(name)
         reached[part] = reached.get(part, False) or weight.grad is not None
-    silent = sorted(part for part, any_gradient in reached.items() if not any_gradient)
-    if silent:
+    without = sorted(part for part, any_gradient in reached.items() if not any_gradient)
+    if without:
         raise ConfigError(
-            f"nothing reaches {', '.join(silent)}: these weights should train but got no gradient; "
-            f"switch gradient_checkpointing off or freeze them"
+            f"no gradient reaches {', '.join(without)}, which should be trained; switch gradient_checkpointing off, or "
+            f"freeze these parts"
         )
-    idle = sum(weight.grad is None for weight in moving.values())
-    if idle:
-        weights = share(idle, len(moving), "moving weight")
-        log.info("%s %s", weights, agree(idle, "[takes|take] no part and [stays as it is|stay as they are]"))
+    unused = sum(weight.grad is None for weight in parameters.values())
+    if unused:
+        subject = share(unused, len(parameters), "trainable parameter")
+        log.info("%s %s", subject, agree(unused, "[gets|get] no gradient and [stays|stay] unchanged"))
 
 
 def _part(name: str) -> str:
@@ -240,16 +246,13 @@ def _part(name: str) -> str:
     return part if adapter is None else f"{part} ({adapter.rstrip('_')})"
 
 
-log = logging.getLogger(__name__)
-
-
 class ProgressBar(Callback):
-    """Steps, rate, time left and the last loss on the terminal; silent where nobody watches.
+    """Progress bar on the terminal: steps, rate, time left, last loss. Shows nothing if stderr is no terminal.
 
     Args:
-        title: Word in front of the bar.
-        steps: Steps of the whole run.
-        console: Where to draw; by default the terminal's error channel.
+        title: Label of the bar.
+        steps: Total steps of the run.
+        console: Where to draw; by default stderr.
     """
 
     def __init__(self, title: str, steps: int, console: Console | None = None) -> None:
@@ -259,7 +262,7 @@ class ProgressBar(Callback):
         self._bar: Progress | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draws the bar where the run goes on."""
+        """Shows the bar at the step the run starts from."""
         if not (trainer.is_global_zero and self._console.is_terminal):
             return
         columns = (
@@ -277,21 +280,21 @@ class ProgressBar(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Moves it on; reading the loss waits for the device, so only where it was logged anyway."""
+        """Advances the bar, without the loss: reading it would synchronise with the device."""
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=trainer.global_step)
 
     def show_loss(self, text: str) -> None:
-        """Shows the last loss behind the bar."""
+        """Shows the last logged loss after the bar."""
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], loss=text)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leaves the finished bar standing."""
+        """Leaves the finished bar on the terminal."""
         self._stop()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Gives the terminal back before the error is printed."""
+        """Releases the terminal before the error is printed."""
         self._stop()
 
     def _stop(self) -> None:
@@ -301,17 +304,17 @@ class ProgressBar(Callback):
 
 
 class _Rate(ProgressColumn):
-    """Steps per second, or seconds per step where that reads better."""
+    """Steps per second, or seconds per step if below one step per second."""
 
     def render(self, task: Task) -> Text:
         if not task.speed:
             return Text("")
-        return Text(f"{task.speed:.1f}/s" if task.speed >= 1 else f"{1 / task.speed:.1f} s each")
+        return Text(f"{task.speed:.1f}/s" if task.speed >= 1 else f"{1 / task.speed:.1f} s/step")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Intervals:
-    """How many steps there are, and how often what happens."""
+    """Number of steps, and intervals of validating, saving and logging in steps."""
 
     steps: int
     val_every: int
@@ -319,7 +322,7 @@ class Intervals:
     log_every: int
 
     def is_due(self, step: int, every: int) -> bool:
-        """Whether something that happens every so often happens at the end of this step; always at the last."""
+        """Returns whether an action with interval `every` is due at the end of a step; always at the last step."""
         return step % every == 0 or step == self.steps
 
 
@@ -327,12 +330,12 @@ class StepEnd(Callback):
     """Logs, validates, saves and stops at the end of a step.
 
     Args:
-        store: Where states go.
-        intervals: How often.
-        stop: Tells that a signal arrived.
-        watch: Knows rate and gradients of the step.
+        store: Where training states are saved.
+        intervals: Number of steps and intervals.
+        stop: Set by a signal.
+        monitor: Learning rate and gradient norm of the step.
         bar: Shows the last loss.
-        prefix: In front of every logged name, e.g. `context/`.
+        prefix: Prefix of every logged name, e.g. `context/`.
         patience: Validations in a row without a lower loss after which training stops early; None or 0: never.
     """
 
@@ -342,7 +345,7 @@ class StepEnd(Callback):
         intervals: Intervals,
         *,
         stop: StopFlag,
-        watch: StepMonitor,
+        monitor: StepMonitor,
         bar: ProgressBar,
         prefix: str = "",
         patience: int | None = None,
@@ -350,7 +353,7 @@ class StepEnd(Callback):
         self._store = store
         self._intervals = intervals
         self._stop = stop
-        self._watch = watch
+        self._monitor = monitor
         self._bar = bar
         self._prefix = prefix
         self._patience = patience
@@ -359,12 +362,12 @@ class StepEnd(Callback):
         self.best_loss = math.inf
         self.since_best = 0
         """Validations in a row without a lower loss."""
-        self._validated = 0  # last step whose validation is complete
-        self._row: dict[str, float] = {}  # quantities of the step whose line is not written yet
-        self._failures = 0  # saves in a row that left nothing behind
-        self._clock = (0.0, 0)  # time and step of the last line
+        self._validated = 0  # last step with a complete validation
+        self._row: dict[str, float] = {}  # log line of the step, not written yet
+        self._failures = 0  # failed saves in a row
+        self._clock = (0.0, 0)  # time and step of the last log line
         self._saving = _SaveTimer()
-        self._dropped = 0  # lines of the log that could not be written
+        self._dropped = 0  # log lines that could not be written
 
     @property
     def state_key(self) -> str:
@@ -372,7 +375,7 @@ class StepEnd(Callback):
         return "Keeper"
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run must know."""
+        """Returns what training states keep of this callback."""
         return {
             "best_step": self.best_step,
             "best_loss": self.best_loss,
@@ -382,13 +385,13 @@ class StepEnd(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes it back."""
+        """Restores it."""
         self.best_step, self.best_loss = state_dict["best_step"], state_dict["best_loss"]
         self.since_best = state_dict["since_best"]
         self._validated, self._row = state_dict["validated"], state_dict["row"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Takes the signals over from Lightning, and finishes a step that was stopped inside its validation."""
+        """Installs the signal handlers after Lightning; finishes a step that was stopped during its validation."""
         self._stop.install()
         self._clock = (time.monotonic(), trainer.global_step)
         self._saving.begin()
@@ -396,15 +399,18 @@ class StepEnd(Callback):
         if step == 0:
             return
         if self.best_step is not None and self._store.find(self.best_step) is None:
-            log.warning("the best state so far (step %d) is damaged; the best is chosen anew", self.best_step)
+            log.warning(
+                "the best training state (step %d) is damaged; the best is selected among later steps",
+                self.best_step,
+            )
             self.best_step, self.best_loss, self.since_best = None, math.inf, 0
         self._store.resumed(step, self.best_step)
         if self._intervals.is_due(step, self._intervals.val_every) and self._validated < step:
             self._finish_step(trainer, pl_module, step)
-        trainer.should_stop = self._patience_is_exhausted()  # stopped early, and killed before the model was written
+        trainer.should_stop = self._patience_is_exhausted()  # if the run was killed after it stopped early
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Reports how much of the log is missing."""
+        """Reports how many log lines are missing."""
         if self._dropped:
             lines = count(self._dropped, "line")
             log.warning("%s of the log could not be written and %s missing", lines, verb(self._dropped, "is", "are"))
@@ -412,7 +418,7 @@ class StepEnd(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Does everything that belongs to the step that was just made."""
+        """Logs, validates, saves and stops, as due."""
         step = trainer.global_step
         learner = _learner(pl_module)
         learner.after_update()
@@ -427,15 +433,15 @@ class StepEnd(Callback):
         if self._intervals.is_due(step, self._intervals.val_every):
             improved = self._validate(trainer, _learner(module), step)
         self._write_row(trainer, step)
-        stopping, enough = self._stop.agree(trainer), self._patience_is_exhausted()
-        if improved or stopping or enough or self._intervals.is_due(step, self._intervals.save_every):
-            saved = self._save(trainer, step, last=stopping or enough or step == self._intervals.steps)
-            if not saved:  # weights that are not on disk cannot be the best
+        stopping, exhausted = self._stop.agree(trainer), self._patience_is_exhausted()
+        if improved or stopping or exhausted or self._intervals.is_due(step, self._intervals.save_every):
+            saved = self._save(trainer, step, last=stopping or exhausted or step == self._intervals.steps)
+            if not saved:  # weights that are not on disk cannot be loaded as the best
                 self.best_step, self.best_loss, self.since_best = best
-        if enough and step < self._intervals.steps:
+        if exhausted and step < self._intervals.steps:
             log.info(
-                "step %d of %d: training stops early, the validation loss was lowest at step %s and not lower in the "
-                "%s since (train.patience)",
+                "step %d of %d: training stops early; the validation loss was lowest at step %s and not lower in "
+                "the %s since (train.patience)",
                 step,
                 self._intervals.steps,
                 self.best_step,
@@ -443,7 +449,7 @@ class StepEnd(Callback):
             )
             trainer.should_stop = True
         elif stopping and step < self._intervals.steps:
-            raise self._stop.error(f"at step {step} of {self._intervals.steps}; the same command goes on from there")
+            raise self._stop.error(f"at step {step} of {self._intervals.steps}; the same command resumes from there")
 
     def _patience_is_exhausted(self) -> bool:
         return bool(self._patience) and self.since_best >= (self._patience or 0)
@@ -453,23 +459,23 @@ class StepEnd(Callback):
         self._clock = (now, step)
         row = {
             "train/loss": learner.last_loss.item(),
-            "lr": self._watch.learning_rate,
-            "gradient_norm": float(self._watch.gradient_norm),
+            "lr": self._monitor.learning_rate,
+            "gradient_norm": float(self._monitor.gradient_norm),
             "seconds_per_step": (now - then) / max(1, step - before),
             **learner.step_metrics(),
         }
         if self._saving.last is not None:
             row["save_seconds"] = self._saving.last
-        if self._watch.skipped:
-            steps, were = count(self._watch.skipped, "step"), verb(self._watch.skipped, "was", "were")
-            log.info("step %d: %s so far %s too large for half precision", step, steps, were)
+        if self._monitor.skipped:
+            steps, were = count(self._monitor.skipped, "step"), verb(self._monitor.skipped, "was", "were")
+            log.info("step %d: %s so far %s skipped, with gradients too large for half precision", step, steps, were)
         return row
 
     def _validate(self, trainer: L.Trainer, learner: TrainingModule, step: int) -> bool:
-        """Measures the validation loss; says whether it is the best so far."""
+        """Computes the validation loss; returns whether it is the lowest so far."""
 
         def poll() -> None:
-            # Ranks may have different numbers of batches, so several of them stop after validation, together.
+            # Ranks may have different numbers of batches, so several ranks stop together, after validation.
             if trainer.world_size == 1:
                 self._stop.check(f"at step {step} of {self._intervals.steps}, during validation")
 
@@ -504,7 +510,11 @@ class StepEnd(Callback):
         self._row = {}
 
     def _save(self, trainer: L.Trainer, step: int, *, last: bool) -> bool:
-        """Writes a state; says whether it is on disk. A second failure in a row, or any at the end, ends the run."""
+        """Saves a training state; returns whether that succeeded.
+
+        Raises:
+            ResourceError: At the second failure in a row, or if `last`.
+        """
         for logger in trainer.loggers:
             if isinstance(logger, CsvLog):
                 with self._log_may_fail():
@@ -525,22 +535,22 @@ class StepEnd(Callback):
 
     @contextmanager
     def _log_may_fail(self) -> Generator[None]:
-        """Lets training continue without a line of the log where its disk is full or gone."""
+        """Continues without a log line that cannot be written; warns about the first."""
         try:
             yield
         except OSError as error:
             self._dropped += 1
             if self._dropped == 1:
                 log.warning(
-                    "the log cannot be written (%s: %s); training continues, and at its end it reports how many lines "
-                    "are missing",
+                    "the log cannot be written (%s: %s); training continues and reports at its end how many lines are "
+                    "missing",
                     error.filename or "its folder",
                     error.strerror or error,
                 )
 
 
 class _SaveTimer:
-    """How long training states take, beside everything else."""
+    """Time that saving takes, and its share of the total."""
 
     def __init__(self) -> None:
         self.last: float | None = None
@@ -562,13 +572,13 @@ class _SaveTimer:
         self._end = end
 
     def hint(self) -> None:
-        """Reports once that saving takes more than a tenth of the time, where a save is long enough to matter."""
+        """Warns once if saving takes more than a tenth of the time and more than a second."""
         if self._hinted or self.last is None or self.last < _LONG_SAVE or self._share <= _LARGE_SHARE:
             return
         self._hinted = True
         log.warning(
-            "a training state takes %.1f s to save, %.0f %% of the time between two of them; raise train.save_every, "
-            "or put the run on a faster disk",
+            "saving a training state takes %.1f s, %.0f %% of the training time; raise train.save_every, or put the "
+            "run on a faster disk",
             self.last,
             100 * self._share,
         )

@@ -131,7 +131,7 @@ def classify(
                 targets=_digest(lesson.train.targets, lesson.val.targets),
             )
         )
-        stop.check("while reading the data; nothing was learned yet")
+        stop.check("while reading the data; nothing was trained yet")
         _train_head(source, settings, material, lesson, run, stop, progress=progress)
     return folder
 
@@ -335,7 +335,9 @@ def _train_head(
         else:
             way = _from_images(model, material, lesson, settings)
         learned = _train(way, model, settings, run, stop)
-    learned["told"] = ", ".join([learned["told"], *_describe_differences(read_tower_settings(source), settings)])
+    learned["description"] = ", ".join(
+        [learned["description"], *_describe_differences(read_tower_settings(source), settings)]
+    )
     tower = source if config.mode == "linear-probe" else None
     save_image_classifier(model, settings, run.folder, tower=tower, extra=run.terms())
     run.finish(
@@ -396,7 +398,7 @@ class _FeatureReader:
 
     def _watched(self, loader: Iterable[Batch]) -> Iterator[Batch]:
         for batch in loader:
-            self.stop.check("while encoding images; nothing was learned yet")
+            self.stop.check("while encoding images; nothing was trained yet")
             yield batch
 
 
@@ -421,7 +423,11 @@ def _fit_head(
     measure = "AUC" if config.select_by == "auc" else "loss"
     told = f"penalty {found.penalty:g}, validation {measure} {found.score:.4f}"
     log.info("the probe is solved: %s", told)
-    return {"told": told, "strength": found.penalty, "tried": {f"{k:g}": value for k, value in found.scores.items()}}
+    return {
+        "description": told,
+        "strength": found.penalty,
+        "tried": {f"{k:g}": value for k, value in found.scores.items()},
+    }
 
 
 def _from_features(
@@ -517,7 +523,7 @@ def _train(
         "steps": config.steps,
         "best_step": outcome.best_step,
         "best_loss": outcome.best_loss,
-        "told": f"{what if measured else 'the last weights'} at step {outcome.best_step} of {config.steps}",
+        "description": f"{what if measured else 'the last weights'} at step {outcome.best_step} of {config.steps}",
     }
 
 

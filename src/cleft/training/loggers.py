@@ -1,6 +1,6 @@
-"""What a run says while it learns: a table on disk, TensorBoard's files, a bar on the terminal. Nothing is sent.
+"""Loggers of a run: a CSV table and TensorBoard event files, both local.
 
-A resumed run cuts its table back to the step it goes on from, so that no step stands in it twice.
+A resumed run removes the rows of later steps from its table, so that no step occurs twice.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from cleft.files import write_whole
 
-# Generated code, whose names no type checker knows.
+# Generated code without types.
 _Event: Any = event_pb2.__dict__["Event"]
 _SessionLog: Any = event_pb2.__dict__["SessionLog"]
 _Summary: Any = summary_pb2.__dict__["Summary"]
 
 
 class _FileLogger(Logger):
-    """A logger of one file or folder, for which Lightning needs no name, version or settings."""
+    """A logger without the name, version and hyperparameters that Lightning expects."""
 
     @property
     def name(self) -> str:
@@ -43,11 +43,14 @@ class _FileLogger(Logger):
 
 
 class TensorBoardLog(_FileLogger):
-    """Writes one file per process that logs; TensorBoard reads all files of a folder as one run.
+    """TensorBoard event files, one per process that trained; TensorBoard shows all files of a folder as one run.
+
+    Written with the record writer of TensorBoard. Its `SummaryWriter` puts the name of the machine into file names, and
+    run folders may be shared; it also writes in a thread, so a killed process loses rows.
 
     Args:
-        folder: Made when the first quantity is logged.
-        first_step: What older files hold of later steps is not shown: the run goes on from there.
+        folder: Created when the first metrics are logged.
+        first_step: Step the run is resumed from; TensorBoard hides what older files hold of later steps.
     """
 
     def __init__(self, folder: Path, first_step: int = 0) -> None:
@@ -58,19 +61,19 @@ class TensorBoardLog(_FileLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Adds one record with every quantity."""
+        """Adds one record with all metrics."""
         values = [_Summary.Value(tag=name, simple_value=float(value)) for name, value in metrics.items()]
         self._write(_Event(wall_time=time.time(), step=step or 0, summary=_Summary(value=values)))
 
     @rank_zero_only
     def save(self) -> None:
-        """Makes every record so far survive a power cut."""
+        """Flushes all records to disk."""
         if self._file is not None:
             os.fsync(self._file.fileno())
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Closes the file; whatever is logged later begins a new one."""
+        """Closes the file; later metrics start a new one."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -79,7 +82,7 @@ class TensorBoardLog(_FileLogger):
         if self._file is None:
             self._file = _new_file(self._folder)
             self._add(_Event(wall_time=time.time(), file_version="brain.Event:2"))
-            # Records of this step and later ones, in whatever file, were made by a process that was stopped.
+            # Hides records of this and later steps in older files, whose process was stopped.
             self._add(
                 _Event(
                     wall_time=time.time(),
@@ -97,13 +100,13 @@ class TensorBoardLog(_FileLogger):
         except OSError:
             with contextlib.suppress(OSError):
                 self._file.close()
-            self._file = None  # what follows half a record cannot be read: begin a new file, which replaces no step
+            self._file = None  # nothing after half a record can be read: start a new file, which hides no step
             self._first_step = max(self._first_step, event.step)
             raise
 
 
 def _new_file(folder: Path) -> BinaryIO:
-    """A file that TensorBoard knows by its name, and sorts behind the older ones."""
+    """Opens a new file whose name TensorBoard recognises and sorts after the older ones."""
     folder.mkdir(parents=True, exist_ok=True)
     number = 0
     while True:
@@ -114,14 +117,14 @@ def _new_file(folder: Path) -> BinaryIO:
 
 
 class CsvLog(_FileLogger):
-    """One line per logged step, one column per quantity; what was not measured is empty.
+    """CSV table with a row per logged step and a column per metric; missing values are empty.
 
-    Numbers are written so that reading them back gives the same bits.
+    Numbers are written with all digits.
 
     Args:
         path: The table.
-        columns: Names of the quantities, in order.
-        first_step: Lines of later steps are cut off: the run goes on from there.
+        columns: Names of the metrics, in order.
+        first_step: Step the run is resumed from; rows of later steps are removed.
     """
 
     def __init__(self, path: Path, columns: Sequence[str], first_step: int = 0) -> None:
@@ -133,17 +136,19 @@ class CsvLog(_FileLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Adds one line, or none where that fails.
+        """Adds one row, or nothing if that fails.
 
         Raises:
             OSError: If the file cannot be written.
-            ValueError: If a quantity has no column.
+            ValueError: If a metric has no column.
         """
         self._prepare()
         line = io.StringIO()
         csv.DictWriter(line, self._columns, lineterminator="\n").writerow({"step": step, **metrics})
         rest = line.getvalue().encode()
-        with self._path.open("ab", buffering=0) as file:  # a buffer would be written after all when it is closed
+        with self._path.open(
+            "ab", buffering=0
+        ) as file:  # a buffer would be written when the file is closed, after the error
             before = os.fstat(file.fileno()).st_size
             try:
                 while rest:
@@ -154,13 +159,13 @@ class CsvLog(_FileLogger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Makes every line so far survive a power cut."""
+        """Flushes all rows to disk."""
         self._prepare()
         with self._path.open("a", encoding="utf-8") as file:
             os.fsync(file.fileno())
 
     def _prepare(self) -> None:
-        """Writes the head, and behind it the lines of the steps that are done."""
+        """Writes the header and the rows of earlier steps, once."""
         if self._ready:
             return
         rows: list[dict[str, str]] = []
@@ -177,17 +182,17 @@ class CsvLog(_FileLogger):
 
 
 def build_loggers(folder: Path, columns: Sequence[str], first_step: int) -> list[Logger]:
-    """Builds the table and TensorBoard's writer, both in `folder`.
+    """Builds the CSV and TensorBoard loggers.
 
     Args:
         folder: `logs` of the run.
-        columns: Quantities that will be logged.
-        first_step: Steps that are done; what was logged of later ones is dropped.
+        columns: Names of the metrics.
+        first_step: Steps that are done; rows of later steps are removed.
     """
     return [CsvLog(folder / "log.csv", columns, first_step), TensorBoardLog(folder / "tensorboard", first_step)]
 
 
 def _is_done(row: Mapping[str, str | None], first_step: int) -> bool:
     step = row.get("step") or ""
-    # A line without its last column was cut by a kill.
+    # A row without its last column was truncated when the process was killed.
     return step.isdigit() and int(step) <= first_step and None not in row.values()

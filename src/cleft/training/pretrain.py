@@ -92,7 +92,7 @@ def pretrain(settings: Settings, folder: Path | str, *, progress: bool = True) -
         _warn_about_classes(settings, material)
         texts = Texts(material.train, material.findings, settings.data, settings.seed)
         run.record_split(material.facts(**_text_facts(texts, settings)))
-        stop.check("while reading the data; nothing was learned yet")
+        stop.check("while reading the data; nothing was trained yet")
         _train(settings, material, texts, run, stop, train, ready)
     return folder
 

@@ -131,7 +131,7 @@ def encode_targets(
         progress_bar("encode images", len(loader), enabled=progress) as advance,
     ):
         for batch in loader:
-            stop.check("while encoding images; nothing was learned yet")
+            stop.check("while encoding images; nothing was trained yet")
             parts.append(model.encode_image(batch.images.to(device)).cpu())
             advance()
     return EncodedImages(torch.cat(parts), targets.class_shares)
@@ -174,7 +174,7 @@ def learn_context(
             return folder
         material = read_training_data(settings, progress=progress)
         run.record_split(material.facts(before=inherited_split(source), model=weights_digest(source)))
-        stop.check("while reading the data; nothing was learned yet")
+        stop.check("while reading the data; nothing was trained yet")
         _train(source, settings, material, run, stop, progress=progress)
     return folder
 

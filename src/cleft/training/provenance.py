@@ -1,4 +1,7 @@
-"""Where a run takes place: versions, machine, threads, and what was typed, without folders."""
+"""What a run records about its environment, data and result: `environment.json`, `split.json`, `summary.json`.
+
+Patients are recorded as digests keyed with a secret that is not in the run; commands without folders.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ _PACKAGES = ("cleft", "torch", "lightning", "transformers", "tokenizers", "peft"
 
 
 def stage_of(folder: Path) -> str | None:
-    """Return the stage that ran in a folder, or None where no `environment.json` names it.
+    """Returns the stage of a run folder, or None if no `environment.json` names it.
 
     Raises:
         DataError: If that file is damaged.
@@ -43,12 +46,12 @@ def _read_environment(path: Path) -> dict[str, Any] | None:
 
 
 def write_environment(path: Path, stage: Stage, *, processes: int = 1) -> None:
-    """Writes `environment.json`; where a run goes on elsewhere, says that its bits may change.
+    """Writes `environment.json`; warns if a run is resumed in an environment that may change rounding.
 
     Args:
         path: The file.
-        stage: Which stage runs in the folder.
-        processes: That train together.
+        stage: Stage of the run.
+        processes: Number of processes that train together.
     """
     new = {"stage": stage, **_environment(), "processes": processes}
     old = _read_environment(path)
@@ -56,18 +59,18 @@ def write_environment(path: Path, stage: Stage, *, processes: int = 1) -> None:
         before, now = _reproducibility_facts(old), _reproducibility_facts(new)
         differing = [f"{name} {before.get(name)} → {value}" for name, value in now.items() if before.get(name) != value]
         if differing:
-            log.warning("%s: no longer bit-equal, because %s", path.parent, "; ".join(differing))
+            log.warning("%s: no longer bitwise reproducible: %s", path.parent, "; ".join(differing))
         if isinstance(old.get("models"), dict):
             new["models"] = old["models"]
     write_json(path, new)
 
 
 def record_commits(path: Path, settings: Settings) -> None:
-    """Writes into `environment.json` which commit of a hub's models a run starts from.
+    """Records in `environment.json` the commits of the hub models that a run starts from.
 
     Args:
         path: The file.
-        settings: Names the models of the towers.
+        settings: Settings of the run, which name the models.
     """
     names = {"image.model": settings.image.model, "text.model": settings.text.model}
     commits = {key: resolved_commit(name) for key, name in names.items() if name}
@@ -81,7 +84,7 @@ def record_commits(path: Path, settings: Settings) -> None:
         before = old.get(key, model)
         if before != model:
             log.warning(
-                "%s: no longer bit-equal, because %s %s is another version: commit %s → %s",
+                "%s: no longer bitwise reproducible: %s %s has changed, commit %s → %s",
                 path.parent,
                 key,
                 model["name"],
@@ -90,7 +93,7 @@ def record_commits(path: Path, settings: Settings) -> None:
             )
         elif key not in old:
             log.warning(
-                "%s=%s may change on its hub; this run starts from commit %s (environment.json). To keep that version, "
+                "%s=%s may change on the hub; this run starts from commit %s (environment.json). To keep this version, "
                 "copy its folder and set %s=<folder>",
                 key,
                 model["name"],
@@ -101,7 +104,7 @@ def record_commits(path: Path, settings: Settings) -> None:
 
 
 def _reproducibility_facts(environment: dict[str, Any]) -> dict[str, Any]:
-    """What rounding may depend on."""
+    """Returns the entries of an environment that rounding may depend on."""
     versions = environment.get("versions")
     return {
         **(cast("dict[str, Any]", versions) if isinstance(versions, dict) else {}),
@@ -128,7 +131,7 @@ def _environment() -> dict[str, Any]:
 
 
 def command_line(words: list[str]) -> str:
-    """What was typed, with every path cut to its last part.
+    """Returns a command line with every path shortened to its last part.
 
     Example:
         >>> command_line(["/opt/bin/cleft", "pretrain", "tiny", "--data.root=/data/secret/chexpert", "--run", "a/b"])
@@ -150,17 +153,17 @@ def _without_folder(word: str) -> str:
 def split_record(
     *, people: str, recipe: str, digest: str, counts: Mapping[str, int], patients: Iterable[str], **more: Any
 ) -> dict[str, Any]:
-    """What `split.json` holds.
+    """Returns the content of `split.json`.
 
     Args:
-        people: Whose patients these are: a dataset's name, or that of the people several datasets show.
-        recipe: Name of the rule that made the splits.
-        digest: Of the splits.
-        counts: Images of each split.
-        patients: Of training and validation. Only digests keyed with the user's secret are kept: this user can test
-            whether a known patient was among them, and others cannot identify the patients.
-        more: Whatever else must not change while the run goes on. `before` is the `split.json` of the run whose
-            weights this one starts from, or None where that does not say what it was trained on.
+        people: Dataset whose patients these are, or the name of a patient population that several datasets share.
+        recipe: Name of the split recipe.
+        digest: Digest of the splits.
+        counts: Number of images of each split.
+        patients: Training and validation patients. Only digests keyed with the user's secret are kept: this user can
+            test whether a given patient was among them, and others cannot identify the patients.
+        more: Other entries that must not change when the run is resumed. `before` is the `split.json` of the run whose
+            weights this run starts from, or None if that run does not have one.
     """
     keys = sorted(protect(key) for key in {_patient_keys(digest, people, patient)[0] for patient in patients})
     return {
@@ -175,9 +178,9 @@ def split_record(
 
 
 def inherited_split(source: Path) -> dict[str, Any] | None:
-    """Returns the `split.json` of a run for one that starts from its weights, or None where it has none.
+    """Returns the `split.json` of a run for a run that starts from its weights, or None if it has none.
 
-    Unkeyed digests, as runs of earlier versions hold them, are keyed on the way.
+    Digests without a key, as in runs of early versions, are keyed.
     """
     facts = read_split(source)
     inner: Any = facts
@@ -189,27 +192,27 @@ def inherited_split(source: Path) -> dict[str, Any] | None:
 
 
 def read_split(folder: Path) -> dict[str, Any] | None:
-    """Return a run's `split.json`, or None where it has none.
+    """Returns the `split.json` of a run, or None if it has none.
 
     Raises:
-        DataError: If it, or that of an earlier stage in it, is not as it was written.
+        DataError: If it, or that of an earlier stage inside it, is damaged.
     """
     path = folder / "split.json"
     facts = find_json(path)
     inner = facts
     while inner is not None:
         if not (isinstance(inner.get("patients"), list) and "digest" in inner):
-            raise DataError(f"{path} is not as it was written; copy the run again", reason="json")
+            raise DataError(f"{path} is damaged; copy the run again", reason="json")
         check_types(inner, _SPLIT, str(path), remedy="copy the run again")
         inner = inner.get("before")
     return facts
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
-    """Return a run's `summary.json`, or None while the run is not finished.
+    """Returns the `summary.json` of a run, or None if the run is not finished.
 
     Raises:
-        DataError: If it is not as it was written.
+        DataError: If it is damaged.
     """
     path = folder / "summary.json"
     summary = find_json(path)
@@ -238,7 +241,8 @@ _SUMMARY = {
     "best_step": float,
     "best_loss": float,
     "weights": str,
-    "told": str,
+    "told": str,  # name of `description` in early versions
+    "description": str,
     "classes": list,
     "images": dict,
     "patients": dict,
@@ -249,18 +253,18 @@ _SUMMARY = {
 def seen_patients(
     folder: Path, people: str, patients: Iterable[str], *, splits: Mapping[str, Collection[str]] | None = None
 ) -> set[str]:
-    """Returns those of `patients` whose images a run trained on or chose its weights by.
+    """Returns those of `patients` who were in the training or validation data of a run or of its earlier stages.
 
     Args:
         folder: Run folder.
-        people: Whose patients these are; ids of different people never meet.
-        patients: Who may be scored.
-        splits: Digest of a split of the data at hand to its patients of training and validation. They decide where a
-            run was trained on the same split and its patients are digests keyed with the secret of another user.
+        people: Dataset or population of the patients; equal ids of different ones are different patients.
+        patients: Patients to look up.
+        splits: Digest of a split of the current data to its training and validation patients. Used if a run was trained
+            on the same split and its patients are keyed with the secret of another user.
 
     Raises:
-        DataError: If the folder does not say what it learned from, or only to another user (`unknown-training`), or is
-            not as it was written.
+        DataError: If the training patients are not recorded, or only readable by another user (`unknown-training`), or
+            a file is damaged.
     """
     candidates, seen, splits = set(patients), set[str](), splits or {}
     facts: Any = read_split(folder)
@@ -289,7 +293,7 @@ def seen_patients(
 
 
 def people_of(folder: Path) -> set[str]:
-    """Returns whose patients a run knows: of every stage that led to it, as far as that is written down."""
+    """Returns the datasets or populations of the patients of a run and its earlier stages, as far as recorded."""
     found: set[str] = set()
     facts: Any = read_split(folder)
     while isinstance(facts, dict):
@@ -299,7 +303,7 @@ def people_of(folder: Path) -> set[str]:
 
 
 def texts_digest(texts: Iterable[str]) -> str:
-    """First 16 hex digits of a SHA-256 over texts in their order."""
+    """Returns the first 16 hex digits of the SHA-256 of texts, in order."""
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
 
 

@@ -1,14 +1,16 @@
-"""A run is a folder you could mail: its settings, its surroundings, what it learned from, its log and its weights.
+"""Run folders: opened, locked, compared with the settings of a resumed run, purged of patient data.
+
+A run folder can be shared. It holds settings, environment, digests of the data, log and weights.
 
 ```
 <run>/
 ├── config.yaml         resolved, complete, loadable as a preset
 ├── environment.json    versions, device, threads, command without folders
 ├── split.json          recipe, digests, counts; patients only as digests keyed with a secret that is not in the run
-├── logs/               log.csv and TensorBoard's files
-├── states/             training states, to go on from
+├── logs/               log.csv and TensorBoard event files
+├── states/             training states, from which the run is resumed
 ├── model.safetensors, model.json, tokenizer files
-└── summary.json        written last: with it, the run is finished
+└── summary.json        written last: the run is finished
 ```
 """
 
@@ -37,9 +39,11 @@ from cleft.launch import count_processes, find_launch, is_first
 from cleft.strict_json import find_json, write_json
 from cleft.training.provenance import read_split, read_summary, stage_of, write_environment
 
+log = logging.getLogger(__name__)
+
 
 class Change(NamedTuple):
-    """A setting that differs from what a run was begun with."""
+    """A setting that differs from that of a run."""
 
     key: str
     old: Any
@@ -50,10 +54,12 @@ class Change(NamedTuple):
 
 
 def changes(old: Settings, new: Settings, stage: Stage) -> tuple[list[Change], list[Change]]:
-    """Compares the settings of a run with those to resume it with; `text.normalisation=auto` is the run's own rule.
+    """Compares the settings of a run with those to resume it with.
+
+    `text.normalisation=auto` counts as the rule of the run.
 
     Returns:
-        Changes that would make it another run, and changes that only round differently.
+        Changes that give another result, and changes that only change rounding.
     """
     before, after = (flat_settings(settings) | {"data.split": split_recipe(settings.data)} for settings in (old, new))
     if after["text.normalisation"] == "auto":
@@ -64,9 +70,9 @@ def changes(old: Settings, new: Settings, stage: Stage) -> tuple[list[Change], l
 
 
 def file_changes(old: Settings, new: Settings) -> list[Change]:
-    """Return the files that select or describe images, such as `data.exclude_patients`, that only one of both names.
+    """Returns the settings that name a file, such as `data.exclude_patients`, in only one of `old` and `new`.
 
-    A file that both name may have moved; whether it says the same is known by reading it.
+    A file named in both may have been moved; digests of its content are compared when it is read.
     """
     before, after = vars(old.data), vars(new.data)
     return [
@@ -83,51 +89,46 @@ _STAGE_COMMANDS = {"context": ("stage two", "cleft learn-context"), "classify": 
 
 
 def check_source(source: Path, settings: Settings, folder: Path, *, what: str, free: Sequence[str] = ()) -> None:
-    """Refuses a source that cannot be started from, and settings that would have made it another one.
+    """Checks that a stage can start from a run, and does not change settings of its encoders.
 
     Args:
-        source: Run folder, or another model folder.
-        settings: Of the stage that starts from it.
-        folder: Run folder of that stage.
-        what: Name of that stage.
-        free: Beginnings of settings of the towers that it may change.
+        source: Run folder or other model folder to start from.
+        settings: Settings of the new stage.
+        folder: Run folder of the new stage.
+        what: Name of the new stage, for messages.
+        free: Prefixes of encoder settings that the new stage may change.
 
     Raises:
-        ConfigError: If `folder` is the source itself, or a setting of the towers was changed.
-        CheckpointError: If the source is a run that is not finished.
+        ConfigError: If `folder` is the source itself, or an encoder setting differs.
+        CheckpointError: If the source is an unfinished run.
     """
     if folder.resolve() == source.resolve():
         raise ConfigError(f"{folder} holds the model to start from; choose another run folder for {what}")
     if (source / "states").is_dir() and not (source / "summary.json").is_file():
         stage = stage_of(source)
         name, verb = _STAGE_COMMANDS.get(str(stage), ("stage one", "cleft pretrain"))
-        raise CheckpointError(
-            f"{source}: {name} is not finished; run the same {verb} again, it goes on where it was stopped"
-        )
+        raise CheckpointError(f"{source}: {name} is not finished; repeat the {verb} command to resume it")
     if not (source / "config.yaml").is_file():
         return
     changed, _ = changes(load_settings(source), settings, "pretrain")
-    idle = [
+    changed_encoder = [
         change
         for change in changed
         if "context" not in setting_effect(change.key) or change.key.startswith("images.")
         if not change.key.startswith(tuple(free))
     ]
-    if idle:
+    if changed_encoder:
         raise ConfigError(
-            f"{what} cannot change {'; '.join(map(str, idle))}: {source} was trained with it; "
-            f"leave it out, or train stage one with it"
+            f"{what} cannot change {'; '.join(map(str, changed_encoder))}: {source} was trained with the old "
+            f"value; leave it out, or train stage one with the new one"
         )
 
 
-log = logging.getLogger(__name__)
-
 _BEFORE_SETTINGS = {"lock"}
-"""What a new run folder may hold before it holds `config.yaml`."""
-
+"""Files that a new run folder may hold before `config.yaml`."""
 
 _NOT_COMPARED = {"sources", "leaks", "terms"}
-"""What `split.json` says besides what is learned from: the same images may come out of a table that was packed."""
+"""Entries of `split.json` that may change on resume: the same images may come from a table that was compressed."""
 
 
 @dataclass(frozen=True)
@@ -143,25 +144,29 @@ class Run:
         return self.folder / "logs"
 
     def summary(self) -> dict[str, Any] | None:
-        """What the finished run says of itself, or None while it is not finished."""
+        """Returns `summary.json`, or None if the run is not finished."""
         return read_summary(self.folder)
 
     def is_finished(self) -> bool:
-        """Whether nothing is left to do; says so."""
+        """Returns whether the run is finished; if so, logs its result."""
         summary = self.summary()
         if summary is None:
             return False
         best, step = summary.get("best_loss"), summary.get("best_step")
-        loss = f"{best:.4f}" if isinstance(best, float) else "none measured"
-        log.info("%s is finished: %s", self.folder, summary.get("told") or f"validation loss {loss} at step {step}")
+        loss = f"{best:.4f}" if isinstance(best, float) else "not available"
+        log.info(
+            "%s is finished: %s",
+            self.folder,
+            summary.get("description", summary.get("told")) or f"validation loss {loss} at step {step}",
+        )
         return True
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Marks the run as finished; everything else must be on disk already."""
+        """Writes `summary.json`, which marks the run as finished; everything else must be on disk already."""
         write_json(self.folder / "summary.json", {"stage": self.stage, **summary, **self.terms()})
 
     def terms(self) -> dict[str, list[str]]:
-        """What owners of data allow with these weights, under `terms`: of every stage that led here; else nothing."""
+        """Returns the terms of use of the training data of this and all earlier stages under `terms`, if any."""
         found: list[str] = []
         facts: Any = read_split(self.folder)
         while isinstance(facts, dict):
@@ -170,13 +175,13 @@ class Run:
         return {"terms": list(dict.fromkeys(found))} if found else {}
 
     def record_split(self, facts: Mapping[str, Any]) -> None:
-        """Writes down what the run learns from; when it goes on, checks that this is still the same.
+        """Writes `split.json`; when the run is resumed, checks that the training data are the same.
 
         Args:
-            facts: From `split_facts`, and whatever else decides the result and lies outside the settings.
+            facts: From `split_record`, with everything outside the settings that decides the result.
 
         Raises:
-            ConfigError: If the run was begun with other data; lists what differs.
+            ConfigError: If the training data changed; lists the differences.
         """
         path, old = self.folder / "split.json", read_split(self.folder)
         if old is None:
@@ -188,23 +193,23 @@ class Run:
         if differing:
             shown = "; ".join(f"{key} {_short(old.get(key))} → {_short(new.get(key))}" for key in differing)
             raise ConfigError(
-                f"{self.folder} was begun with other data: {shown}; "
-                f"give the data it was begun with, or choose another run folder"
+                f"{self.folder}: cannot resume, the training data changed: {shown}; use the data of the run, or "
+                f"choose another run folder"
             )
 
 
 @contextmanager
 def open_run(folder: Path, settings: Settings, stage: Stage) -> Generator[Run]:
-    """Opens a run folder, a new one or one to go on with, and holds it against other processes.
+    """Creates or resumes a run folder and locks it against other processes.
 
     Args:
-        folder: Made if it does not exist.
-        settings: Resolved settings; the folder keeps them.
-        stage: Which stage runs in it.
+        folder: The run folder.
+        settings: Resolved settings, saved in the folder.
+        stage: Stage of the run.
 
     Raises:
-        ConfigError: If another process holds the folder, it belongs to another run or stage, or it was begun with
-            other settings that decide the result.
+        ConfigError: If another process uses the folder, it belongs to another run or stage, or settings that decide the
+            result have changed.
         ResourceError: If the folder cannot be written.
     """
     run = Run(folder, stage)
@@ -218,7 +223,7 @@ def open_run(folder: Path, settings: Settings, stage: Stage) -> Generator[Run]:
         _check_rank(folder, settings, stage)
         yield run
         return
-    made = _made_folders(folder)
+    created = _missing_folders(folder)
     _check_folder(folder)
     with _locked(folder / "lock"):
         is_new = not (folder / "config.yaml").is_file()
@@ -230,28 +235,28 @@ def open_run(folder: Path, settings: Settings, stage: Stage) -> Generator[Run]:
             yield run
         except BaseException:
             if is_new and not has_started(folder):
-                _remove_refused(folder, made)
+                _remove_refused(folder, created)
             raise
 
 
 def has_started(folder: Path) -> bool:
-    """Returns whether a run has made a step, or is finished; before that there is nothing in it to keep."""
+    """Returns whether a run has made a step or is finished, so that there is something to lose."""
     return _has_weights(folder) or (folder / "logs").is_dir()
 
 
-def _made_folders(folder: Path) -> list[Path]:
-    """Those of `folder` and its parents that do not exist yet, the innermost first."""
+def _missing_folders(folder: Path) -> list[Path]:
+    """Returns those of `folder` and its parents that do not exist, innermost first."""
     return [place for place in (folder, *folder.parents) if not place.exists()]
 
 
-def _remove_refused(folder: Path, made: list[Path]) -> None:
-    """Removes what this command wrote before it was refused, and the folders it made."""
+def _remove_refused(folder: Path, created: list[Path]) -> None:
+    """Removes the files and folders that a refused command created."""
     for name in ("config.yaml", "environment.json", "split.json"):
         (folder / name).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # files of the user, or of another process by now
+    with contextlib.suppress(OSError):  # another process may have written files by now
         (folder / "states").rmdir() if (folder / "states").is_dir() else None
         (folder / "lock").unlink(missing_ok=True)
-        for place in made:
+        for place in created:
             place.rmdir()
 
 
@@ -263,7 +268,7 @@ def _processes(settings: Settings, stage: Stage) -> int:
 
 
 def _check_folder(folder: Path) -> None:
-    """A new or known folder, in which a file can be written and renamed."""
+    """Checks that a folder is new or a run, and that files can be written and renamed in it."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; choose another folder for the run")
     try:
@@ -272,7 +277,7 @@ def _check_folder(folder: Path) -> None:
         (folder / ".probe").unlink()
     except OSError as error:
         raise ResourceError(f"{folder}: cannot be written ({error.strerror}); choose another run folder") from error
-    # A killed process leaves drafts such as .config.yaml.1a2b3c4d (`write_whole`).
+    # A killed process leaves temporary files such as .config.yaml.1a2b3c4d (`write_whole`).
     names = (path.name for path in folder.iterdir() if not path.name.startswith((".config.yaml.", ".probe")))
     foreign = sorted(name for name in names if name not in _BEFORE_SETTINGS)
     if foreign and not is_run(folder):
@@ -282,10 +287,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether this program wrote the settings in a folder: a run, or a model that was imported or brought into a study.
-
-    A `config.yaml` alone may be a user's own settings.
-    """
+    """Returns whether a folder is a run or an imported model, not only a `config.yaml` of the user."""
     try:
         with (folder / "config.yaml").open("rb") as file:
             if file.readline(200).decode(errors="replace").rstrip() == SETTINGS_MARK:
@@ -314,55 +316,57 @@ def _check_settings(folder: Path, settings: Settings, stage: Stage) -> None:
         raise ConfigError(f"{folder} is a run of stage {old_stage!r}, not {stage!r}; choose another run folder")
     before = load_settings(folder / "config.yaml")
     deciding, rounding = changes(before, settings, stage)
-    if (folder / "summary.json").is_file():  # no data are read again, with which the digests would be compared
+    if (folder / "summary.json").is_file():  # its data are not read again, so digests are not compared
         deciding += file_changes(before, settings)
     if deciding and not _has_weights(folder):
-        log.info("%s: nothing was learned here yet, so it takes the new settings", folder)
+        log.info("%s: nothing was trained yet, so the new settings are used", folder)
         (folder / "split.json").unlink(missing_ok=True)
         return
     if deciding:
         raise ConfigError(
-            f"{folder} was begun with other settings: {'; '.join(map(str, deciding))}; "
-            f"put the old values back to go on, or choose another run folder"
+            f"{folder}: cannot resume, settings changed: {'; '.join(map(str, deciding))}; restore the old values, or "
+            f"choose another run folder"
         )
     if rounding:
-        log.warning("%s: no longer bit-equal, because %s", folder, "; ".join(map(str, rounding)))
+        log.warning("%s: no longer bitwise reproducible: %s", folder, "; ".join(map(str, rounding)))
 
 
 def _check_rank(folder: Path, settings: Settings, stage: Stage) -> None:
-    """Refuses a rank that was given other settings than the first one, which has written them."""
+    """Checks that a rank has the settings that the first rank has written."""
     if (folder / "config.yaml").is_file():
         deciding, _ = changes(load_settings(folder / "config.yaml"), settings, stage)
         if deciding:
             raise ConfigError(
-                f"this process has other settings than the first one: {'; '.join(map(str, deciding))}; give "
-                f"all the same command"
+                f"this process has other settings than the first rank: {'; '.join(map(str, deciding))}; start all "
+                f"processes with the same command"
             )
 
 
 def _has_weights(folder: Path) -> bool:
-    """Whether a training state, or a model, would be lost if the run were begun anew."""
-    whole = any((folder / name).exists() for name in ("summary.json", "model.json", "model.safetensors"))
-    return whole or any((folder / "states").glob("*.ckpt"))
+    """Returns whether the folder holds training states or a model."""
+    finished = any((folder / name).exists() for name in ("summary.json", "model.json", "model.safetensors"))
+    return finished or any((folder / "states").glob("*.ckpt"))
 
 
 def lock_run(folder: Path) -> AbstractContextManager[None]:
-    """Hold a run folder against other processes, as `open_run` does.
+    """Locks a run folder against other processes, as `open_run` does.
 
     Raises:
-        ConfigError: If another process holds it.
+        ConfigError: If another process uses it.
     """
     return _locked(folder / "lock")
 
 
 @contextmanager
 def _locked(path: Path) -> Generator[None]:
-    """Holds `path` for this process; the system gives it back however the process ends."""
+    """Locks `path` for this process; the operating system releases it however the process ends."""
     if path.is_symlink():
-        raise ConfigError(f"{path} is a symbolic link, which a lock never is; remove it, or choose another run folder")
+        raise ConfigError(
+            f"{path} is a symbolic link, not a lock file of cleft; remove it, or choose another run folder"
+        )
     with open_lock(path) as file:
         try:
-            # By process: forked loader workers would hold it for seconds after their parent was killed.
+            # Per process: forked loader workers would keep it for seconds after their parent was killed.
             lock_file(file, by_process=True)
         except BlockingIOError:
             file.seek(0)
@@ -380,9 +384,9 @@ def _locked(path: Path) -> Generator[None]:
 
 
 def _without_other_keys(old: dict[str, Any], new: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Two `split.json` without the patients' digests that were made with different secrets: these cannot be compared.
+    """Removes the patient digests of two `split.json` that were keyed with different secrets and cannot be compared.
 
-    The digest of the split, the captions and the pixels still say whether the data are the same.
+    The digests of split, captions and pixels still show whether the data are the same.
     """
     if old.get("key") != new.get("key"):
         old, new = ({key: facts[key] for key in facts if key not in ("key", "patients")} for facts in (old, new))
@@ -407,24 +411,28 @@ _MATCHED = re.compile(r"[0-9a-f]{32}\.json")
 
 
 class Purge(NamedTuple):
-    """What can be removed of a run or a cache, and what is left there."""
+    """Files of a run or cache with patient data that can be removed, and what is kept.
+
+    Only files with the place, name and format in which this program writes them; links are not followed. Weights are
+    kept, and so are the training states of an unfinished run, its only weights.
+    """
 
     place: Path
     kind: Literal["run", "cache"]
     files: tuple[Path, ...]
     left: tuple[str, ...]
-    """A line each: what stays, and why."""
+    """A line for each kind of file that is kept, with the reason."""
 
     def size(self) -> int:
-        """Return the bytes of all files."""
+        """Returns the bytes of all files."""
         return sum(path.lstat().st_size for path in self.files)
 
     def folders(self) -> dict[str, int]:
-        """Return the folders inside the place and how many of the files each holds."""
+        """Returns the number of files in each subfolder."""
         return dict(Counter(path.parent.relative_to(self.place).as_posix() for path in self.files))
 
     def remove(self) -> None:
-        """Remove the files, and folders that are empty then; waits for processes that prepare images in a cache.
+        """Removes the files and empty folders; waits for processes that prepare images in a cache.
 
         Raises:
             ConfigError: If another process uses the run.
@@ -448,19 +456,19 @@ class Purge(NamedTuple):
 
 
 def find_purges(places: Sequence[Path]) -> list[Purge]:
-    """Find what can be removed; removes nothing.
+    """Lists what can be removed, without removing it.
 
     Args:
-        places: Run folders, cache folders, or folders that hold runs at any depth.
+        places: Run folders, cache folders, or folders that contain runs at any depth.
 
     Raises:
-        ConfigError: If a place is neither.
+        ConfigError: If a folder contains neither a run nor a cache.
     """
     found: dict[Path, Purge] = {}
     for place in places:
         here = list(_purges(place))
         if not here:
-            raise ConfigError(f"{place} holds no run and no cache of cleft; give a run folder or a cache folder")
+            raise ConfigError(f"{place} contains no run and no cache of cleft; give a run folder or a cache folder")
         found |= {purge.place.resolve(): purge for purge in here}
     return list(found.values())
 
@@ -489,9 +497,9 @@ def _of_run(run: Path) -> Purge:
     if (run / "summary.json").is_file() and (run / "model.json").is_file():
         files += states
     elif states:
-        left.append("states: the run is not finished, and they are its only weights; finish it first")
+        left.append("states: the run is not finished, and these are its only weights; finish it first")
     if any((run / "results").glob("*.json")):
-        left.append("results: numbers without ids, answers image by image, and example images where there are some")
+        left.append("results: metrics, predictions per image without ids, and example images if there are any")
     return Purge(run, "run", tuple(files), (*left, *_foreign_files(run, ("embeddings", "states"), {*files, *states})))
 
 
@@ -525,7 +533,7 @@ def _files(place: Path, pattern: re.Pattern[str]) -> list[Path]:
 
 
 def _foreign_files(place: Path, folders: Iterable[str], known: set[Path]) -> list[str]:
-    """Lines about files among those to remove that this program did not write."""
+    """Returns a line for each file in `folders` that this program did not write."""
     others = [
         path
         for name in folders

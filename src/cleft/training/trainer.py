@@ -1,8 +1,8 @@
-"""Training by Lightning, from settings: exact when it is resumed, quiet when nobody watches, sent nowhere.
+"""The training loop, run by Lightning: bitwise resume, saved states, explained failures.
 
-One training is one epoch of `steps` batches. Lightning restores weights, optimiser, schedule and its counters; order
-and augmentation of samples are functions of the step; dropout is seeded at the start of each step. So resuming needs
-one state and one integer (docs/decisions/0052).
+A training is one epoch of `steps` batches. Lightning restores weights, optimiser, schedule and counters; the order and
+augmentation of samples are functions of the step; random generators are seeded at each step. So resuming needs one
+training state and its step (docs/decisions/0052).
 """
 
 from __future__ import annotations
@@ -58,93 +58,93 @@ LOGGED = ("train/loss", "val/loss", "lr", "gradient_norm", "seconds_per_step", "
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
-    """How one training goes."""
+    """Steps, intervals, devices and logged quantities of a training."""
 
     intervals: Intervals
     seed: int
     clip_norm: float | None
     train: TrainConfig
-    """Devices and precision; numbers of devices and machines, no `auto`."""
+    """Devices and precision; `devices` and `nodes` are numbers, not `auto`."""
     memory: str
-    """Settings that decide how much memory a step needs, with their values."""
+    """Settings that decide how much memory a step needs, with their values, for messages."""
     patience: int | None = None
     """Validations in a row without a lower validation loss after which training stops early."""
     columns: Sequence[str] = ()
-    """Quantities the stage logs besides `LOGGED`."""
+    """Quantities that the stage logs in addition to `LOGGED`."""
     prefix: str = ""
-    """In front of every logged name."""
+    """Prefix of every logged name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOutcome:
-    """What came of a training. The learner holds the best weights."""
+    """Result of a training, after which the module holds the best weights."""
 
     best_step: int
-    """Step whose weights had the lowest validation loss; the last where nothing was validated."""
+    """Step with the lowest validation loss; the last step if there was no validation."""
     best_loss: float | None
-    """That loss."""
+    """Lowest validation loss; None if there was no validation."""
     last_step: int
-    """Last step that was made; before the planned end where training stopped early."""
+    """Last step; below the planned number if training stopped early."""
 
-    def describe(self, steps: int, chosen_by: str) -> str:
+    def describe(self, steps: int, metric: str) -> str:
         """Describes which weights are kept.
 
         Args:
-            steps: Planned.
-            chosen_by: What `best_loss` is.
+            steps: Planned steps.
+            metric: Name of what `best_loss` measures.
 
         Example:
-            >>> Outcome(best_step=75, best_loss=1.5, last_step=400).kept(400, "validation loss")
+            >>> TrainingOutcome(best_step=75, best_loss=1.5, last_step=400).describe(400, "validation loss")
             'kept the weights of step 75 of 400, which have the lowest validation loss (1.5000)'
         """
         early = f" (stopped early at step {self.last_step})" if self.last_step < steps else ""
         if self.best_loss is None:
-            return f"kept the weights of the last step, {self.best_step} of {steps}{early}; nothing was validated"
+            return f"kept the weights of the last step, {self.best_step} of {steps}{early}; there was no validation"
         return (
-            f"kept the weights of step {self.best_step} of {steps}{early}, which have the lowest {chosen_by} "
+            f"kept the weights of step {self.best_step} of {steps}{early}, which have the lowest {metric} "
             f"({self.best_loss:.4f})"
         )
 
 
 BatchSource = Callable[[int, int, int], Iterable[Any]]
-"""From (first step, rank, world size) to this rank's share of the batches of all steps from there on."""
+"""Maps (first step, rank, world size) to the rank's shares of the batches from that step on."""
 
 
 def train(
-    learner: TrainingModule, batches: BatchSource, run: Run, plan: TrainingPlan, stop: StopFlag
+    module: TrainingModule, batches: BatchSource, run: Run, plan: TrainingPlan, stop: StopFlag
 ) -> TrainingOutcome:
-    """Trains from the newest training state of a run, or from the beginning, to the end.
+    """Trains from the newest training state of a run, or from step 0, to the end.
 
     Args:
-        learner: Freshly built, with the same weights each time; leaves with the best ones.
-        batches: What to learn from; asked once the ranks know each other.
-        run: Where states and log lie.
+        module: New, with the same initial weights at each call; holds the best weights afterwards.
+        batches: Training batches; called once the ranks are connected.
+        run: Run folder of the states and the log.
         plan: Steps, intervals, devices.
-        stop: Tells that a signal arrived.
+        stop: Set by a signal.
 
     Raises:
-        Interrupted, Terminated: If a signal arrived; the state is saved.
+        Interrupted, Terminated: If a signal arrived; a training state is saved.
         NumericsError: If a loss or gradient is not finite; the update was not made.
-        ResourceError: If states cannot be written.
-        CheckpointError: If no training state is whole, or it does not fit.
+        ResourceError: If training states cannot be written, or memory ran out.
+        CheckpointError: If all training states are damaged, or do not fit the model.
     """
     store = StateStore(run.folder / "states")
     state = store.latest(repair=is_first())
     first_step = state.step if state else 0
     if first_step < plan.intervals.steps:
-        # Weights, two moments of the optimiser, and the file's own bookkeeping.
-        store.check_room(3 * tensor_bytes(trainable_parameters(learner)) + 2**16)
+        # Weights, two optimiser moments, and the overhead of the file.
+        store.check_room(3 * tensor_bytes(trainable_parameters(module)) + 2**16)
         if state is not None:
-            log.info("%s: going on from step %d of %d", run.folder, first_step, plan.intervals.steps)
+            log.info("%s: resuming from step %d of %d", run.folder, first_step, plan.intervals.steps)
         several = plan.train.devices != 1 or plan.train.nodes != 1
         if several and not uses_gpu(plan.train):
-            convert_sync_batchnorm(learner)
+            convert_sync_batchnorm(module)
         peers = RankProcesses()
         with _deterministic(plan.train):
             trainer = _build_trainer(run, store, plan, stop, first_step, peers)
             try:
                 trainer.fit(
-                    learner,
+                    module,
                     StepBatches(batches, plan.intervals.steps, first_step, trainer),
                     ckpt_path=None if state is None else str(state.path),
                     weights_only=True,
@@ -154,21 +154,21 @@ def train(
                 if explained is None:
                     raise
                 raise explained from error
-    outcome = _load_best(learner, store)
+    outcome = _load_best(module, store)
     if is_first():
-        log.info("%s: %s", run.folder, outcome.describe(plan.intervals.steps, learner.selection_metric))
+        log.info("%s: %s", run.folder, outcome.describe(plan.intervals.steps, module.selection_metric))
     return outcome
 
 
 def _explain(
     error: MemoryError | RuntimeError, trainer: L.Trainer, plan: TrainingPlan, store: StateStore, peers: RankProcesses
 ) -> CleftError | None:
-    """Error that reports a failure of the machine to the user; None for any other error."""
+    """Returns the error that explains a failure of memory, a worker or a rank; None for any other error."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or _NO_MEMORY.search(str(error)):
         device = trainer.strategy.root_device
         return ResourceError(
             f"step {trainer.global_step}: {'memory' if device.type == 'cpu' else f'memory of {device}'} ran out with "
-            f"{plan.memory}; last good state: {describe_last_state(store)}. Lower one of them, or set "
+            f"{plan.memory}; last training state: {describe_last_state(store)}. Lower one of them, or set "
             f"image.gradient_checkpointing=true"
         )
     return explain_worker_error(error) or peers.explain(error)
@@ -178,13 +178,13 @@ _NO_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate memory|
 
 
 class StepBatches:
-    """The batches that are left, counted as Lightning counts them: from the beginning of the training.
+    """Iterable over the remaining batches, with the length of the complete training, as Lightning counts.
 
     Args:
-        batches: What to learn from.
-        steps: Of the whole training.
+        batches: Training batches.
+        steps: Steps of the complete training.
         first_step: Steps that are done.
-        trainer: Knows rank and world size when iteration begins.
+        trainer: Its rank and world size are read when iteration starts.
     """
 
     def __init__(self, batches: BatchSource, steps: int, first_step: int, trainer: L.Trainer) -> None:
@@ -200,15 +200,15 @@ class StepBatches:
         return iter(self._batches(self._first_step, self._trainer.global_rank, self._trainer.world_size))
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the position is the step. Having the method tells Lightning that these batches can resume."""
+        """Returns nothing: the position is the step. Lightning resumes only iterables that have this method."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing to take back."""
+        """Does nothing."""
 
 
 class _StateIO(CheckpointIO):
-    """Lets Lightning save and load through a `StateStore`; the name of a path to save to is the step."""
+    """Saves and loads through a `StateStore`; the name of a path to save to is the step."""
 
     def __init__(self, store: StateStore) -> None:
         self._store = store
@@ -222,15 +222,17 @@ class _StateIO(CheckpointIO):
         return self._store.load(path)
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        raise NotImplementedError("the store removes its own states")
+        raise NotImplementedError("`StateStore.save` removes old states")
 
 
 def _build_trainer(
     run: Run, store: StateStore, plan: TrainingPlan, stop: StopFlag, first_step: int, peers: RankProcesses
 ) -> L.Trainer:
-    watch = StepMonitor(store)
+    monitor = StepMonitor(store)
     bar = ProgressBar(run.stage, plan.intervals.steps)
-    keeper = StepEnd(store, plan.intervals, stop=stop, watch=watch, bar=bar, prefix=plan.prefix, patience=plan.patience)
+    step_end = StepEnd(
+        store, plan.intervals, stop=stop, monitor=monitor, bar=bar, prefix=plan.prefix, patience=plan.patience
+    )
     assert plan.train.nodes != "auto"
     return L.Trainer(
         accelerator=plan.train.accelerator,
@@ -240,15 +242,15 @@ def _build_trainer(
         precision=plan.train.precision,
         max_epochs=1,
         gradient_clip_val=plan.clip_norm,
-        # The keeper is last: it saves the results of the others.
-        callbacks=[peers, StepSeeds(plan.seed, run.stage), watch, bar, keeper],
+        # `StepEnd` comes last: it saves the state of the others.
+        callbacks=[peers, StepSeeds(plan.seed, run.stage), monitor, bar, step_end],
         logger=build_loggers(run.log_folder, [f"{plan.prefix}{name}" for name in (*LOGGED, *plan.columns)], first_step),
-        # Not Lightning's own for SLURM: its handler would save from inside a signal.
+        # Not Lightning's SLURM environment: its handler would save from inside a signal.
         plugins=[_StateIO(store), cluster_environment(plan.train)],
         sync_batchnorm=uses_gpu(plan.train),
         default_root_dir=run.folder,
-        log_every_n_steps=1,  # the keeper logs
-        limit_val_batches=0,  # the keeper validates, at a place from which a run can go on
+        log_every_n_steps=1,  # `StepEnd` logs
+        limit_val_batches=0,  # `StepEnd` validates, where a run can be resumed
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         enable_checkpointing=False,
@@ -258,18 +260,18 @@ def _build_trainer(
 
 
 def _strategy(config: TrainConfig) -> str | Strategy:
-    """Lightning's strategy; several devices hold the whole model each, unless it is shared out."""
+    """Returns Lightning's strategy: DDP for several devices, unless `train.strategy` says otherwise."""
     several = config.devices != 1 or config.nodes != 1
     if config.strategy == "ddp" or (config.strategy == "auto" and several):
-        # A mask token or a pooler that is never used must not stop the others; whole parts are watched (G10).
+        # Unused parameters, such as a mask token or a pooler, are no error; `check_gradients` checks complete parts.
         return ReportingDDP(find_unused_parameters=True, timeout=timedelta(seconds=config.timeout))
     return config.strategy
 
 
-def _load_best(learner: TrainingModule, store: StateStore) -> TrainingOutcome:
-    """Gives the learner the weights of the best state the newest one knows of."""
+def _load_best(module: TrainingModule, store: StateStore) -> TrainingOutcome:
+    """Loads the best weights that the newest training state names into the module."""
     newest = store.latest(repair=False)
-    assert newest is not None, "the last step saves"
+    assert newest is not None, "the last step saves a state"
     checkpoint = store.load(newest.path)
     kept = checkpoint["callbacks"]["Keeper"]
     best_step: int | None = kept["best_step"]
@@ -277,12 +279,12 @@ def _load_best(learner: TrainingModule, store: StateStore) -> TrainingOutcome:
         path = store.find(best_step)
         if path is None:
             raise CheckpointError(
-                f"{store.folder}: the state of step {best_step}, the best one, is missing or damaged; "
-                f"copy it back, or remove the newer states to train from an older one"
+                f"{store.folder}: the training state of step {best_step}, the best, is missing or damaged; "
+                f"copy it back, or remove the newer states to resume from an older one"
             )
         checkpoint = store.load(path)
-    check_state_names(learner, checkpoint["state_dict"])
-    learner.load_state_dict(checkpoint["state_dict"], strict=False)
+    check_state_names(module, checkpoint["state_dict"])
+    module.load_state_dict(checkpoint["state_dict"], strict=False)
     return TrainingOutcome(
         best_step=newest.step if best_step is None else best_step,
         best_loss=None if best_step is None else kept["best_loss"],
@@ -292,18 +294,18 @@ def _load_best(learner: TrainingModule, store: StateStore) -> TrainingOutcome:
 
 @contextmanager
 def _deterministic(config: TrainConfig) -> Generator[None]:
-    """Deterministic kernels, the caller's generator untouched, and Lightning speaking only when something is wrong."""
+    """Uses deterministic kernels, preserves the caller's random generator and silences expected warnings."""
     enabled, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     fill: bool = getattr(kernels, "fill_uninitialized_memory")  # noqa: B009 the module replaces itself at import
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may add in another order
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # otherwise cuBLAS may sum in another order
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        # Kernels without a deterministic form are used all the same; exact resuming is promised on the CPU.
+        # Kernels without a deterministic form are used too: bitwise resume is promised on the CPU only.
         warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation.*")
-        # Lightning 2.6 asks torch a question in a form that torch 2.13 has renamed.
+        # Lightning 2.6 uses a name that torch 2.13 deprecates.
         warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
-        # A frozen tower in evaluation mode is meant.
+        # A frozen encoder is in evaluation mode on purpose.
         warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode.*", category=PossibleUserWarning)
         if config.accelerator == "cpu":
             warnings.filterwarnings("ignore", message=".*available but not used.*", category=PossibleUserWarning)

@@ -1,7 +1,7 @@
-"""Training states on disk: at every instant at least one whole one, whatever is killed, full or damaged.
+"""Training states on disk. At least one is intact at any time, whatever is killed, full or damaged.
 
-A state is one file, `step-00000400.<digest>.ckpt`. It is written beside its final place, synced, read back against
-its digest and only then renamed; older ones go after that. The digest in the name makes file and check one rename.
+A state is one file, `step-00000400.<digest>.ckpt`. It is written under a temporary name, synced, read back and compared
+with its digest, and only then renamed; older states are removed after that.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"step-(\d{8,})\.([0-9a-f]{16})\.ckpt")
 SCHEMA = 2
-"""Rises when a state changes its form. 1: without the validations since the best one."""
+"""Version of the format. Version 1 lacks `since_best`, the number of validations since the best."""
 _PASSING = {errno.EIO, errno.ESTALE}
-"""Errors of disks and network file systems that may not recur at the next try."""
+"""Errors of disks and network file systems that may be temporary."""
 _PAUSES = (0.5, 2.0)
 """Seconds between tries to write."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class State(NamedTuple):
-    """A training state that was found whole."""
+    """An intact training state."""
 
     step: int
     """Optimiser steps done."""
@@ -46,24 +46,22 @@ class State(NamedTuple):
 
 
 class StateStore:
-    """The training states of one run.
-
-    Keeps the last two and, for each of them, the state with the best validation loss it knows of.
+    """The training states of a run: the last two, and for each of them the best state it names.
 
     Args:
-        folder: Where the states lie; made when the first one is saved.
+        folder: Folder of the states; created at the first save.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.best_step: int | None = None
-        """Step whose state must stay, because its weights are the best so far. Set it before saving."""
+        """Step with the best weights so far, whose state is not removed. Set it before saving."""
         self.failure: str | None = None
-        """Why the last save left nothing behind; None if it succeeded."""
-        self._previous: tuple[int, int | None] | None = None  # the state before, and the best it knows of
+        """Why the last save failed; None if it succeeded."""
+        self._previous: tuple[int, int | None] | None = None  # the previous state, and the best it names
 
     def save(self, checkpoint: dict[str, Any], step: int) -> None:
-        """Writes a state. A full or failing disk is noted in `failure`, not raised: other ranks wait for this one.
+        """Saves a state. A full or failing disk sets `failure` and does not raise: other ranks wait for this one.
 
         Args:
             checkpoint: Tensors, numbers and texts in dictionaries and lists.
@@ -77,12 +75,12 @@ class StateStore:
         except OSError as error:
             self.failure = self._explain(error, checkpoint)
         except (RuntimeError, ValueError, TypeError, MemoryError) as error:
-            if "DataLoader worker" in str(error):  # torch reports the end of a worker wherever the main thread is
+            if "DataLoader worker" in str(error):  # torch raises it wherever the main thread is
                 raise
             self.failure = f"{self.folder}: the training state of step {step} cannot be written: {error!r}"
 
     def load(self, path: str | Path) -> dict[str, Any]:
-        """Reads a state into CPU memory, as data alone: no object in it can run code.
+        """Loads a state into CPU memory, as data only: no object in it can run code.
 
         Raises:
             CheckpointError: If it is damaged.
@@ -90,20 +88,17 @@ class StateStore:
         file = Path(path)
         reason = _fault(file)
         if reason is not None:
-            raise CheckpointError(f"{file}: {reason}; remove it to go on from the state before")
+            raise CheckpointError(f"{file}: {reason}; remove it to resume from the state before")
         return _current(torch.load(file, map_location="cpu", weights_only=True), file)
 
     def latest(self, *, repair: bool = True) -> State | None:
-        """Finds the newest whole state, by number.
+        """Returns the newest intact state, or None if there are no states.
 
         Args:
-            repair: Whether to clear leftovers of a killed save and to rename damaged states to `.bad`.
-
-        Returns:
-            The state, or None if none was ever saved.
+            repair: Whether to remove temporary files of a killed save and to rename damaged states to `.bad`.
 
         Raises:
-            CheckpointError: If there are states and all are damaged; training never starts over by itself.
+            CheckpointError: If all states are damaged: training never starts over by itself.
         """
         if repair:
             self._sweep()
@@ -112,35 +107,35 @@ class StateStore:
             reason = _fault(path)
             if reason is None:
                 if faults:
-                    log.warning("%s; going on from step %d", "; ".join(faults), step)
+                    log.warning("%s; resuming from step %d", "; ".join(faults), step)
                 return State(step, path)
             faults.append(f"{path.name} is damaged ({reason})")
             if repair:
                 path.rename(path.with_suffix(".bad"))
         if faults:
             raise CheckpointError(
-                f"{self.folder}: no training state is whole: {'; '.join(faults)}; "
+                f"{self.folder}: all training states are damaged: {'; '.join(faults)}; "
                 f"copy one back, or remove the folder to train from the beginning"
             )
         return None
 
     def find(self, step: int) -> Path | None:
-        """The whole state of a step, or None."""
+        """Returns the file of the intact state of a step, or None."""
         return next((path for number, path in self._files() if number == step and _fault(path) is None), None)
 
     def resumed(self, step: int, best_step: int | None) -> None:
-        """Tells the store which state training went on from, so that it stays until two newer ones are there."""
+        """Sets the state that training was resumed from, which is kept until there are two newer ones."""
         self._previous = (step, best_step)
         self.best_step = best_step
 
     def check_room(self, needed: int) -> None:
-        """Refuses early where the disk cannot hold three states: two that stay and one being written.
+        """Checks that the disk can hold three states: two that are kept and one being written.
 
         Args:
             needed: Bytes of one state.
 
         Raises:
-            ResourceError: If the volume of the run folder has less room than that.
+            ResourceError: If the disk of the run folder has less free space.
         """
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         present = sum(path.stat().st_size for _, path in self._files())
@@ -148,18 +143,18 @@ class StateStore:
         if free + present < 3.2 * needed:
             raise ResourceError(
                 f"{self.folder}: training states need {_size(3.2 * needed)}, {_size(free)} are free; "
-                f"make room or choose another run folder"
+                f"free some space, or choose another run folder"
             )
 
     def _write_patiently(self, checkpoint: dict[str, Any], stem: str) -> None:
-        """Writes, and again after a pause where the error may pass."""
+        """Writes a state; retries after temporary errors."""
         for pause in (*_PAUSES, None):
             try:
                 return self._write(checkpoint, stem)
             except OSError as error:
                 if pause is None or error.errno not in _PASSING:
                     raise
-                log.warning("%s: %s; trying again in %g s", self.folder, error.strerror or error, pause)
+                log.warning("%s: %s; retrying in %g s", self.folder, error.strerror or error, pause)
                 time.sleep(pause)
 
     def _write(self, checkpoint: dict[str, Any], stem: str) -> None:
@@ -173,7 +168,7 @@ class StateStore:
                 os.fsync(file.fileno())
             digest = hashing.digest.hexdigest()
             if _digest(draft) != digest:
-                raise OSError(errno.EIO, "the disk gave back other bytes than were written", str(draft))
+                raise OSError(errno.EIO, "the disk returned other bytes than were written", str(draft))
             os.replace(draft, self.folder / f"{stem}.{digest[:16]}.ckpt")
             sync_folder(self.folder)
         except BaseException:
@@ -194,7 +189,7 @@ class StateStore:
         for path in leftovers:
             path.unlink(missing_ok=True)
         if leftovers:
-            states = count(len(leftovers), "half-written training state")
+            states = count(len(leftovers), "incomplete training state")
             log.info("%s: removed %s of a killed run", self.folder, states)
 
     def _files(self) -> list[tuple[int, Path]]:
@@ -208,17 +203,17 @@ class StateStore:
         reason = "the disk is full" if error.errno in _FULL else f"cannot be written ({error.strerror or error})"
         return (
             f"{self.folder}: {reason}: a training state needs {_size(needed)}, {_size(free)} are free; "
-            f"the states before it are untouched"
+            f"earlier states are unchanged"
         )
 
 
 def _for_owner(path: str, flags: int) -> int:
-    """Opens a new file that only its owner may read."""
+    """Opens a file that only its owner may read."""
     return os.open(path, flags, 0o600)
 
 
 def tensor_bytes(tree: Any) -> int:
-    """Bytes of all tensors in nested dictionaries, lists and tuples."""
+    """Returns the bytes of all tensors in nested dictionaries, lists and tuples."""
     if isinstance(tree, Tensor):
         return tree.numel() * tree.element_size()
     if isinstance(tree, Mapping):
@@ -229,7 +224,7 @@ def tensor_bytes(tree: Any) -> int:
 
 
 def _current(checkpoint: dict[str, Any], file: Path) -> dict[str, Any]:
-    """A state in today's form.
+    """Converts a loaded state to the current format.
 
     Raises:
         CheckpointError: If a newer version wrote it.
@@ -246,7 +241,7 @@ def _current(checkpoint: dict[str, Any], file: Path) -> dict[str, Any]:
 
 
 class _Hashing:
-    """A file that is only written, and knows the digest of what went in and the error that stopped it."""
+    """A file for writing that computes the digest of its content and keeps the error that stopped it."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.digest = hashlib.sha256()
@@ -270,14 +265,14 @@ def _dump(checkpoint: dict[str, Any], file: _Hashing) -> None:
     try:
         torch.save(checkpoint, file)  # pyright: ignore[reportArgumentType]
     except RuntimeError:
-        # The archive writer hides what stopped it behind an error of its own.
+        # The archive writer replaces the error of the file by its own.
         if file.error is None:
             raise
         raise file.error from None
 
 
 def _fault(path: Path) -> str | None:
-    """Why a state cannot be used, or None."""
+    """Returns why a state cannot be used, or None."""
     match = _NAME.fullmatch(path.name)
     if match is None:
         return "its name is not step-<number>.<digest>.ckpt"
