@@ -167,7 +167,7 @@ def test_each_block_below_the_head_learns_at_a_share_of_the_rate_above(source):
     }
     assert of_stage == {"embedder": {0.125}, "stages.0": {0.25}, "stages.1": {0.5}}
     config = apply_protocol(replace(load_settings(source).classify, mode="fine-tune", steps=10))
-    learner = ClassifierModule(load_image_classifier(source, train=True), config, rates=rates)
+    learner = ClassifierModule(load_image_classifier(source, train=True), config, lr_multipliers=rates)
     learner.trainer = type("", (), {"precision_plugin": None})()
     groups = learner.configure_optimizers()["optimizer"].param_groups
     assert {round(group["initial_lr"] / config.lr, 6) for group in groups} == {0.125, 0.25, 0.5}

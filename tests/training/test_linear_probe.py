@@ -95,7 +95,7 @@ def reference(features, targets, strength, classes):
 def test_the_head_is_the_minimum_that_a_general_method_finds(classes, monkeypatch):
     features, targets = problem(classes=classes)
     monkeypatch.setattr(module, "PENALTIES", (0.01,))
-    probe = fit_probe(features, targets, *problem(classes=classes, seed=1), classes=classes, choose="loss")
+    probe = fit_probe(features, targets, *problem(classes=classes, seed=1), classes=classes, select_by="loss")
     logits = features.double() @ probe.weight.double().T + probe.bias.double()
     expected = reference(features, targets, 0.01, classes)
     torch.testing.assert_close(logits.softmax(1), expected.softmax(1), atol=2e-4, rtol=0)
@@ -106,7 +106,7 @@ def test_findings_are_solved_one_by_one_where_they_are_known(monkeypatch):
     features, targets = problem(classes=2)
     unknown = torch.where(torch.arange(120) < 20, torch.nan, targets.float())
     both = torch.stack([targets.float(), unknown], dim=1)
-    probe = fit_probe(features, both, features, both, classes=2, choose="loss")
+    probe = fit_probe(features, both, features, both, classes=2, select_by="loss")
     logits = features.double() @ probe.weight.double().T + probe.bias.double()
     alone = reference(features, targets, 0.1, 2)
     torch.testing.assert_close(logits[:, 0].sigmoid(), alone.softmax(1)[:, 1], atol=2e-4, rtol=0)
@@ -117,7 +117,7 @@ def test_findings_are_solved_one_by_one_where_they_are_known(monkeypatch):
 def test_the_strength_that_is_kept_is_the_best_on_validation(choose):
     features, targets = problem(images=30)
     val_features, val_targets = problem(images=200, seed=1)
-    probe = fit_probe(features, targets, val_features, val_targets, classes=3, choose=choose)
+    probe = fit_probe(features, targets, val_features, val_targets, classes=3, select_by=choose)
     assert set(probe.scores) == set(PENALTIES)
     assert probe.score == probe.scores[probe.penalty] == (max if choose == "auc" else min)(probe.scores.values())
     logits = val_features @ probe.weight.T + probe.bias
@@ -127,7 +127,7 @@ def test_the_strength_that_is_kept_is_the_best_on_validation(choose):
 
 
 def test_the_same_features_give_the_same_bits():
-    first, second = (fit_probe(*problem(), *problem(seed=1), classes=3, choose="loss") for _ in range(2))
+    first, second = (fit_probe(*problem(), *problem(seed=1), classes=3, select_by="loss") for _ in range(2))
     assert torch.equal(first.weight, second.weight)
     assert torch.equal(first.bias, second.bias)
 
@@ -135,7 +135,7 @@ def test_the_same_features_give_the_same_bits():
 def test_a_feature_that_never_changes_is_harmless():
     features, targets = problem()
     features[:, 2] = 4.0
-    probe = fit_probe(features, targets, features, targets, classes=3, choose="loss")
+    probe = fit_probe(features, targets, features, targets, classes=3, select_by="loss")
     assert probe.weight[:, 2].abs().max() == 0
     assert torch.isfinite(probe.bias).all()
 
@@ -144,13 +144,13 @@ def test_features_that_are_not_finite_are_refused():
     features, targets = problem()
     features[3, 1] = torch.inf
     with pytest.raises(NumericsError, match="a feature is not finite"):
-        fit_probe(features, targets, features, targets, classes=3, choose="loss")
+        fit_probe(features, targets, features, targets, classes=3, select_by="loss")
 
 
 def test_a_probe_that_is_not_solved_says_so(monkeypatch):
     monkeypatch.setattr(module, "_STEPS", 1)
     with pytest.raises(NumericsError, match=r"the probe of strength 10 is not solved after 1 step;"):
-        fit_probe(*problem(), *problem(seed=1), classes=3, choose="loss")
+        fit_probe(*problem(), *problem(seed=1), classes=3, select_by="loss")
 
 
 @pytest.mark.parametrize("mode", ["linear-probe", "fine-tune"])

@@ -1,10 +1,10 @@
-"""Classification by labels: a linear head on an image tower that stands still, or that moves with it.
+"""Train a classifier on labels: a linear head on a frozen image encoder (linear probe), or with it (fine-tuning).
 
-A tower that stands still and sees no random views reads each image once, whatever the protocol. What it says lies in
-the folder of the tower, so that other fractions, seeds and protocols find it there. A solved probe has no steps and so
-nothing to resume; everything else goes on from its states as stage one does.
+A frozen encoder without augmentation encodes each image once; its features are cached in the folder of its
+run, for other fractions, seeds and protocols. A probe fitted by the solver has no steps and nothing to resume; other
+runs resume from training states as stage one does.
 
-Shapes: `B` images of a batch, `N` images, `C` classes, `D` width of the tower.
+Shapes: `B` images of a batch, `N` images, `C` classes, `D` features of the encoder.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ log = logging.getLogger(__name__)
 
 _EVAL_BATCH_SIZE = 64
 _FREE = ("images.augment.", "image.pooling", "image.resize")
-"""Settings of the tower that a head may have otherwise than stage one had."""
+"""Prefixes of encoder settings that may differ from those of stage one."""
 
 
 def classify(
@@ -80,29 +80,28 @@ def classify(
     classes: str | Sequence[str] | None = None,
     progress: bool = True,
 ) -> Path:
-    """Trains a head that tells classes apart, or goes on with a run that was interrupted.
+    """Trains a classifier, or resumes an interrupted run.
 
     Args:
-        source: Run folder whose image tower it stands on: of stage one or two, or of a tower nothing was learned with.
-        settings: `classify` says how, `seed` which patients, which order and which first weights. What decides the
-            tower must be as it was in `source`; random views (`images.augment`), and how images are read
-            (`image.pooling`, `image.resize`), may be others.
-        folder: The new run folder. If it holds a finished run of the same settings, nothing is done.
-        data: `dataset:folder` to train on in place of the settings' data, e.g. `rsna:/data/rsna`. Data settings of
-            `source` that belong to its own dataset are then not used; those that `settings` has otherwise are.
-        classes: Names of sets, or findings, as a sequence or with commas between them; by default those of the
-            settings, or those usual for the dataset where it lacks them.
-        progress: Whether to show bars.
+        source: Run folder of the image encoder: of stage one or two, or untrained.
+        settings: `classify` describes the training; `seed` draws patients, order and initial weights. Settings of the
+            encoder must be those of `source`, except `images.augment`, `image.pooling` and `image.resize`.
+        folder: The new run folder. If it holds a finished run with the same settings, nothing is done.
+        data: `dataset:folder` to train on other data, e.g. `rsna:/data/rsna`. Data settings of `source` that belong to
+            its own dataset are not used then; those that `settings` changes are.
+        classes: Names of class sets, or findings, as a sequence or separated by commas; by default those of the
+            settings, or the usual ones of the dataset if it lacks them.
+        progress: Whether to show progress bars.
 
     Returns:
-        The new run folder: settings, log, states, and the model: the whole of it, or of a linear probe the head alone,
-        which points to its tower.
+        The new run folder: settings, log, training states and the model. A linear probe saves its head only, with a
+        reference to the encoder.
 
     Raises:
-        ConfigError: If settings contradict each other or the source's, a class is unknown, or the folder belongs to
-            another run.
-        DataError: If a class has no image to learn from, or there is nothing to choose by.
-        CheckpointError: If the source holds no finished model, or a head itself, or its weights are damaged.
+        ConfigError: If settings contradict each other or those of the source, a class is unknown, or the folder belongs
+            to another run.
+        DataError: If a class has no training image, or there is no validation data to select by.
+        CheckpointError: If the source is unfinished, damaged, or a classifier itself.
         Interrupted, Terminated: If a signal arrived; the same call resumes.
         NumericsError: If a loss, gradient or feature is not finite.
         ResourceError: If a disk is full.
@@ -116,56 +115,54 @@ def classify(
         replace(one_device(settings.train), precision=_precision(settings.classify, settings.train.accelerator))
     )
     reading = read_dataset(settings.data)
-    told_apart = choose_classes(classes, settings, reading.dataset, reading.findings)
-    settings = replace(settings, classes=told_apart)
+    settings = replace(settings, classes=choose_classes(classes, settings, reading.dataset, reading.findings))
     with open_run(folder, settings, "classify") as run, StopFlag() as stop:
         if run.is_finished():
             return folder
-        material = read_training_data(settings, reading=reading, progress=progress)
-        lesson = select_split(material, settings)
-        used = replace(material, train=lesson.train.records, val=lesson.val.records)
+        training_data = read_training_data(settings, reading=reading, progress=progress)
+        split = select_split(training_data, settings)
+        used = replace(training_data, train=split.train.records, val=split.val.records)
         run.record_split(
             used.facts(
                 before=inherited_split(source),
                 model=weights_digest(source),
-                targets=_digest(lesson.train.targets, lesson.val.targets),
+                targets=_digest(split.train.targets, split.val.targets),
             )
         )
         stop.check("while reading the data; nothing was trained yet")
-        _train_head(source, settings, material, lesson, run, stop, progress=progress)
+        _train_head(source, settings, training_data, split, run, stop, progress=progress)
     return folder
 
 
 class ClassifierSplit(NamedTuple):
-    """What a head learns from, and what it is chosen by."""
+    """Training and validation examples of a classifier."""
 
     available: LabelledExamples
-    """All images that could be learned from; a tower that stands still reads these once, whatever the fraction."""
+    """All training examples; a frozen encoder encodes all of them once, for any fraction."""
     rows: list[int]
-    """Those of them that are taken."""
+    """Rows of `available` that are used, by `classify.fraction`."""
     train: LabelledExamples
     val: LabelledExamples
 
 
-def select_split(material: TrainingData, settings: Settings) -> ClassifierSplit:
-    """Takes the images with a right answer, and of those of training the share that is asked for.
+def select_split(data: TrainingData, settings: Settings) -> ClassifierSplit:
+    """Selects labelled training and validation images, and a fraction of the training patients.
 
     Args:
-        material: Training and validation.
-        settings: Classes, fraction, seed; `classify` as `follow_protocol` returned it.
+        data: Training and validation data.
+        settings: Classes, fraction, seed; `classify` as returned by `apply_protocol`.
 
     Raises:
-        ConfigError: If there are fewer than two classes to tell apart.
-        DataError: If a class has no image in training or in the share that is taken of it, or validation has nothing to
-            choose by.
+        ConfigError: If there are fewer than two classes.
+        DataError: If a class has no training image, or none in the fraction, or validation has nothing to select by.
     """
     config, classes = settings.classify, settings.classes
-    every = select_examples(material.train, classes, config)
+    every = select_examples(data.train, classes, config)
     check_examples(every, classes, config)
     kept = take_fraction(every.records, config.fraction, classes, seed=settings.seed)
     taken = select_examples(kept, classes, config)
     check_examples(taken, classes, config)
-    val = select_examples(material.val, classes, config)
+    val = select_examples(data.val, classes, config)
     place = {record.id: row for row, record in enumerate(every.records)}
     log.info("training: %s, %s", every.description, count(every.patients(), "patient"))
     if len(kept) < len(every.records):
@@ -177,22 +174,22 @@ def select_split(material: TrainingData, settings: Settings) -> ClassifierSplit:
 
 
 class LabelledBatch(NamedTuple):
-    """A batch with its right answers."""
+    """A batch of inputs with labels."""
 
     inputs: Tensor
     """Images `[B, 1, H, W]` uint8, or features `[B, D]`."""
     targets: Tensor
-    """As in `Examples`."""
+    """As in `LabelledExamples`."""
 
 
 class ClassifierModule(TrainingModule):
-    """Moves a head, and what is below it as far as it may move, towards the right answers.
+    """Trains a classifier with cross-entropy.
 
     Args:
-        model: From the inputs of a batch to logits `[B, C]`.
-        config: As `follow_protocol` returned it.
-        val: The validation split in batches; None where nothing is chosen by it.
-        rates: Share of the learning rate of each weight of `model`; by default all have the whole.
+        model: Maps the inputs of a batch to logits `[B, C]`.
+        config: As returned by `apply_protocol`.
+        val: Returns the validation batches; None if weights are not selected by validation.
+        lr_multipliers: Learning-rate multiplier of parameters of `model` by name; by default 1.
 
     Source:
         CLEFT, section 3.3: "cross-entropy loss", for linear probes and full fine-tuning alike.
@@ -203,26 +200,28 @@ class ClassifierModule(TrainingModule):
         model: nn.Module,
         config: ClassifyConfig,
         val: Callable[[], Iterable[LabelledBatch]] | None = None,
-        rates: dict[str, float] | None = None,
+        lr_multipliers: dict[str, float] | None = None,
     ) -> None:
         super().__init__(optimizer_settings(config))
         self.model = model
-        self._choose = config.select_by
+        self._select_by = config.select_by
         self._val = val
-        self._rates = rates
+        self._lr_multipliers = lr_multipliers
         self._measured: dict[str, float] = {}
 
     def loss(self, batch: LabelledBatch) -> Tensor:
-        """Mean cross-entropy in nats; log(C), or log(2) finding by finding, where all logits are equal."""
+        """Returns the mean cross-entropy in nats; log(C), or log(2) per finding, if all logits are equal."""
         return cross_entropy(self.model(batch.inputs).float(), batch.targets)
 
     def lr_multipliers(self) -> dict[str, float] | None:
-        """Lower blocks learn more slowly, where that was asked for."""
-        return None if self._rates is None else {f"model.{name}": share for name, share in self._rates.items()}
+        """Returns the multipliers of `layer_lr_multipliers`, if there are any."""
+        if self._lr_multipliers is None:
+            return None
+        return {f"model.{name}": multiplier for name, multiplier in self._lr_multipliers.items()}
 
     @torch.no_grad()
     def validation_loss(self, poll: Callable[[], None]) -> float | None:
-        """Cross-entropy over the validation split, or one minus its AUC where that decides."""
+        """Returns the validation cross-entropy, or one minus the AUC with `select_by=auc`."""
         if self._val is None:
             return None
         self.model.eval()
@@ -239,26 +238,26 @@ class ClassifierModule(TrainingModule):
         loss = cross_entropy(torch.cat(logits), torch.cat(targets)).item()
         area = mean_auc(torch.cat(logits), torch.cat(targets))
         self._measured = {"val/loss": loss} | ({} if area is None else {"val/auc": area})
-        return loss if self._choose != "auc" or area is None else 1 - area
+        return loss if self._select_by != "auc" or area is None else 1 - area
 
     def validation_metrics(self, loss: float) -> dict[str, float]:
-        """Both, whichever decides."""
+        """Returns cross-entropy and AUC."""
         return self._measured
 
     @property
     def selection_metric(self) -> str:
-        """The cross-entropy, or one minus the AUC where that decides."""
-        return "value of one minus the validation AUC" if self._choose == "auc" else "validation loss"
+        """Name of the cross-entropy, or of one minus the AUC with `select_by=auc`."""
+        return "one minus validation AUC" if self._select_by == "auc" else "validation loss"
 
     def describe_loss(self, loss: float) -> str:
-        """Both, in words."""
+        """Describes cross-entropy and AUC."""
         area = f", AUC {self._measured['val/auc']:.4f}" if "val/auc" in self._measured else ""
         return f"loss {self._measured['val/loss']:.4f}{area}"
 
 
 @dataclass(frozen=True)
 class _TrainingInputs:
-    """How inputs get from images to a model that trains."""
+    """A model to train, and its batches."""
 
     model: nn.Module
     batches: BatchSource
@@ -267,18 +266,18 @@ class _TrainingInputs:
 
 
 def _check_source(source: Path, settings: Settings, folder: Path) -> None:
-    """A finished image tower without a head, which the settings leave alone."""
+    """Checks that the source is a finished encoder without a classifier, and that its settings are unchanged."""
     stage = stage_of(source)
     if stage == "classify" or read_head_info(source) is not None:
         raise CheckpointError(
-            f"{source} is a head on the tower of another run; give the run of that tower, which cleft pretrain or "
-            f"cleft learn-context wrote"
+            f"{source} is a classifier itself; give the run of its encoder, written by cleft pretrain or "
+            f"cleft learn-context"
         )
     check_source(source, settings, folder, what="classification", free=_FREE)
 
 
 def _check_validation(val: LabelledExamples, config: ClassifyConfig, classes: int) -> None:
-    """Refuses a validation split by which nothing can be chosen."""
+    """Checks that the validation split has labels to select by."""
     if config.select_by == "last":
         return
     what, other = (
@@ -294,8 +293,8 @@ def _check_validation(val: LabelledExamples, config: ClassifyConfig, classes: in
         )
     if config.select_by == "auc" and mean_auc(torch.zeros(len(val.records), classes), val.targets) is None:
         raise DataError(
-            f"no class is both shown and not shown in validation, so there is no AUC to choose the {what} by "
-            f"({val.description}); take --classify.select_by loss, or another split",
+            f"no class has positive and negative validation images, so there is no AUC to select the {what} by "
+            f"({val.description}); set --classify.select_by loss, or use another split",
             reason="no-validation",
         )
 
@@ -303,8 +302,8 @@ def _check_validation(val: LabelledExamples, config: ClassifyConfig, classes: in
 def _train_head(
     source: Path,
     settings: Settings,
-    material: TrainingData,
-    lesson: ClassifierSplit,
+    data: TrainingData,
+    split: ClassifierSplit,
     run: Run,
     stop: StopFlag,
     *,
@@ -315,7 +314,7 @@ def _train_head(
     spec = (settings.images.size, settings.images.size), settings.images.mean, settings.images.std
     if spec != (model.image_spec.size, model.image_spec.mean, model.image_spec.std):
         raise ConfigError(
-            f"{source} wants images of {model.image_spec}; set images.size, images.mean and images.std so"
+            f"{source} expects images of {model.image_spec}; set images.size, images.mean and images.std to these"
         )
     if config.mode == "linear-probe":
         _freeze(model)
@@ -326,15 +325,15 @@ def _train_head(
     model = ImageClassifier(model.image_tower, head, facts)
     learned: dict[str, Any]
     if uses_solver(config):
-        learned = _fit_head(model, _FeatureReader(source, model, settings, material, stop, progress), lesson, config)
+        learned = _fit_head(model, _FeatureReader(source, model, settings, data, stop, progress), split, config)
     else:
         if uses_fixed_features(config):
-            way = _from_features(
-                head, _FeatureReader(source, model, settings, material, stop, progress), lesson, settings
+            inputs = _from_features(
+                head, _FeatureReader(source, model, settings, data, stop, progress), split, settings
             )
         else:
-            way = _from_images(model, material, lesson, settings)
-        learned = _train(way, model, settings, run, stop)
+            inputs = _from_images(model, data, split, settings)
+        learned = _train(inputs, model, settings, run, stop)
     learned["description"] = ", ".join(
         [learned["description"], *_describe_differences(read_tower_settings(source), settings)]
     )
@@ -349,44 +348,44 @@ def _train_head(
             "scoring": config.scoring,
             "fraction": config.fraction,
             "seed": settings.seed,
-            "images": {"train": len(lesson.train.records), "val": len(lesson.val.records)},
-            "patients": {"train": lesson.train.patients(), "val": lesson.val.patients()},
+            "images": {"train": len(split.train.records), "val": len(split.val.records)},
+            "patients": {"train": split.train.patients(), "val": split.val.patients()},
             "weights": weights_digest(run.folder),
         }
     )
 
 
-def _describe_differences(made: ImageTowerConfig, settings: Settings) -> list[str]:
-    """What the head does otherwise than its tower was made for."""
-    told = [
-        f"image.{name}={getattr(settings.image, name)} in place of {getattr(made, name)}"
+def _describe_differences(trained: ImageTowerConfig, settings: Settings) -> list[str]:
+    """Describes how the classifier uses the encoder in another inputs than it was trained."""
+    differences = [
+        f"image.{name}={getattr(settings.image, name)} instead of {getattr(trained, name)}"
         for name in ("pooling", "resize")
-        if getattr(settings.image, name) != getattr(made, name)
+        if getattr(settings.image, name) != getattr(trained, name)
     ]
-    return [*told, "logits of unit length"] if settings.classify.logits == "unit" else told
+    return [*differences, "L2-normalised logits"] if settings.classify.logits == "unit" else differences
 
 
 def _freeze(model: ImageClassifier) -> None:
-    """No weight moves and no dropout is drawn, also where the head on top is trained on random views."""
+    """Freezes all weights and keeps the encoder in evaluation mode while the head is trained."""
     model.requires_grad_(False)
     model.image_tower.trainable = False
 
 
 @dataclass(frozen=True)
 class _FeatureReader:
-    """Reads images with a tower that stands still, or takes what an earlier pass left."""
+    """Computes features with a frozen encoder, or reads them from its cache."""
 
     source: Path
     model: ImageClassifier
     settings: Settings
-    material: TrainingData
+    data: TrainingData
     stop: StopFlag
     progress: bool
 
     def features(self, records: Sequence[Record]) -> Tensor:
-        """`[N, D]`, cropped at the centre."""
-        prepared = self.material.prepared
-        loader = eval_loader(records, prepared, self.material.findings, self.settings, batch_size=_EVAL_BATCH_SIZE)
+        """Returns features of centre-cropped images, `[N, D]`."""
+        prepared = self.data.prepared
+        loader = eval_loader(records, prepared, self.data.findings, self.settings, batch_size=_EVAL_BATCH_SIZE)
         return encode_features(
             self.model.to(inference_device(self.settings)),
             self._watched(loader),
@@ -403,75 +402,75 @@ class _FeatureReader:
 
 
 def _fit_head(
-    model: ImageClassifier, reader: _FeatureReader, lesson: ClassifierSplit, config: ClassifyConfig
+    model: ImageClassifier, reader: _FeatureReader, split: ClassifierSplit, config: ClassifyConfig
 ) -> dict[str, Any]:
-    """Puts the solution into the head."""
+    """Fits the head by the solver; returns entries of `summary.json`."""
     assert model.head is not None
     assert config.select_by is not None
-    features, val_features = reader.features(lesson.available.records)[lesson.rows], reader.features(lesson.val.records)
+    features, val_features = reader.features(split.available.records)[split.rows], reader.features(split.val.records)
     found = fit_probe(
         features,
-        lesson.train.targets,
+        split.train.targets,
         val_features,
-        lesson.val.targets,
+        split.val.targets,
         classes=model.head.out_features,
-        choose=config.select_by,
+        select_by=config.select_by,
     )
     with torch.no_grad():
         model.head.weight.copy_(found.weight)
         model.head.bias.copy_(found.bias)
     measure = "AUC" if config.select_by == "auc" else "loss"
-    told = f"penalty {found.penalty:g}, validation {measure} {found.score:.4f}"
-    log.info("the probe is solved: %s", told)
+    description = f"penalty {found.penalty:g}, validation {measure} {found.score:.4f}"
+    log.info("linear probe fitted: %s", description)
     return {
-        "description": told,
+        "description": description,
         "strength": found.penalty,
         "tried": {f"{k:g}": value for k, value in found.scores.items()},
     }
 
 
 def _from_features(
-    head: nn.Linear, reader: _FeatureReader, lesson: ClassifierSplit, settings: Settings
+    head: nn.Linear, reader: _FeatureReader, split: ClassifierSplit, settings: Settings
 ) -> _TrainingInputs:
-    """The head alone trains, on what the tower said once."""
-    features, val_features = reader.features(lesson.available.records)[lesson.rows], None
+    """Returns the inputs for training the head on features that are computed once."""
+    features, val_features = reader.features(split.available.records)[split.rows], None
     if settings.classify.select_by != "last":
-        val_features = reader.features(lesson.val.records)
+        val_features = reader.features(split.val.records)
 
     def batches(first_step: int, rank: int, world_size: int) -> Iterator[LabelledBatch]:
         for places in _sampler(len(features), settings, first_step):
             rows = [row for _, row in places]
-            yield LabelledBatch(features[rows], lesson.train.targets[rows])
+            yield LabelledBatch(features[rows], split.train.targets[rows])
 
     def val() -> Iterator[LabelledBatch]:
         assert val_features is not None
-        yield LabelledBatch(val_features, lesson.val.targets)
+        yield LabelledBatch(val_features, split.val.targets)
 
     model = nn.Sequential(head, _L2Normalise()) if settings.classify.logits == "unit" else head
-    return _TrainingInputs(model, batches, val, "cpu")  # a step is too small for a card
+    return _TrainingInputs(model, batches, val, "cpu")  # a step is too small for a GPU
 
 
 class _L2Normalise(nn.Module):
-    """Brings the logits of each image to unit length, as `ImageClassifier.logits_of` does."""
+    """L2-normalises the logits of each image, as `ImageClassifier.logits_of` does."""
 
     def forward(self, logits: Tensor) -> Tensor:
-        """From `[B, C]` to the same."""
+        """Maps `[B, C]` to `[B, C]`."""
         return l2_normalise(logits)
 
 
 def _from_images(
-    model: ImageClassifier, material: TrainingData, lesson: ClassifierSplit, settings: Settings
+    model: ImageClassifier, data: TrainingData, split: ClassifierSplit, settings: Settings
 ) -> _TrainingInputs:
-    """The tower reads every batch anew: because it moves, or because its views are random."""
-    # Classes are what is told apart here, not captions.
+    """Returns the inputs for encoding every batch: the encoder is trained, or images are augmented."""
+    # Captions are not used, so they need not be unique in a batch.
     plain = replace(settings, train=replace(settings.train, unique_in_batch="none"))
-    taken, held_out = lesson.train, lesson.val
+    taken, held_out = split.train, split.val
 
     def batches(first_step: int, rank: int, world_size: int) -> Iterator[LabelledBatch]:
         loader = train_loader(
             taken.records,
-            material.prepared,
-            material.findings,
+            data.prepared,
+            data.findings,
             plain,
             Schedule(
                 batch_size=_batch_size(len(taken.records), settings.classify),
@@ -483,7 +482,7 @@ def _from_images(
         return (LabelledBatch(batch.images, taken.targets[batch.rows]) for batch in loader)
 
     def val() -> Iterator[LabelledBatch]:
-        loader = eval_loader(held_out.records, material.prepared, material.findings, plain, batch_size=_EVAL_BATCH_SIZE)
+        loader = eval_loader(held_out.records, data.prepared, data.findings, plain, batch_size=_EVAL_BATCH_SIZE)
         return (LabelledBatch(batch.images, held_out.targets[batch.rows]) for batch in loader)
 
     return _TrainingInputs(model, batches, val, settings.train.accelerator)
@@ -502,20 +501,20 @@ def _sampler(images: int, settings: Settings, first_step: int) -> StepSampler:
 
 
 def _train(
-    way: _TrainingInputs, model: ImageClassifier, settings: Settings, run: Run, stop: StopFlag
+    inputs: _TrainingInputs, model: ImageClassifier, settings: Settings, run: Run, stop: StopFlag
 ) -> dict[str, Any]:
-    """Trains what `way` says may train; the best weights are in `model` then."""
+    """Trains in steps; `model` holds the best weights afterwards. Returns entries of `summary.json`."""
     config = settings.classify
     assert config.steps is not None
     decays = config.mode == "fine-tune" and config.layer_decay not in (None, 1)
     model.train()
     learner = ClassifierModule(
-        way.model,
+        inputs.model,
         config,
-        None if config.select_by == "last" else way.val,
+        None if config.select_by == "last" else inputs.val,
         layer_lr_multipliers(model, config.layer_decay or 1) if decays else None,
     )
-    outcome = train(learner, way.batches, run, _plan(settings, way.accelerator), stop)
+    outcome = train(learner, inputs.batches, run, _plan(settings, inputs.accelerator), stop)
     measured = outcome.best_loss is not None
     value = "" if outcome.best_loss is None else f"{outcome.best_loss:.4f}"
     what = f"one minus validation AUC {value}" if config.select_by == "auc" else f"validation loss {value}"
@@ -528,13 +527,13 @@ def _train(
 
 
 def layer_lr_multipliers(model: ImageClassifier, decay: float) -> dict[str, float]:
-    """Share of the learning rate of each weight of the tower: `decay` to the power of its blocks' distance to the head.
+    """Returns learning-rate multipliers of the encoder: `decay` to the power of the distance of a block to the head.
 
     Source:
-        ULMFiT's discriminative fine-tuning (Howard and Ruder 2018), by blocks as BEiT and MAE do it.
+        Discriminative fine-tuning of ULMFiT (Howard and Ruder 2018), by blocks as in BEiT and MAE.
     """
-    heights, top = layer_depths(model.image_tower.model)
-    return {f"image_tower.model.{name}": decay ** (top - height) for name, height in heights.items()}
+    depths, top = layer_depths(model.image_tower.model)
+    return {f"image_tower.model.{name}": decay ** (top - depth) for name, depth in depths.items()}
 
 
 def _plan(settings: Settings, accelerator: Literal["auto", "cpu", "gpu"]) -> TrainingPlan:
@@ -546,12 +545,12 @@ def _plan(settings: Settings, accelerator: Literal["auto", "cpu", "gpu"]) -> Tra
         save_every=settings.train.save_every,
         log_every=settings.train.log_every,
     )
-    alone = replace(one_device(settings.train), accelerator=accelerator, precision=_precision(config, accelerator))
+    train = replace(one_device(settings.train), accelerator=accelerator, precision=_precision(config, accelerator))
     return TrainingPlan(
         intervals=intervals,
         seed=settings.seed,
         clip_norm=None,
-        train=alone,
+        train=train,
         memory=f"classify.batch_size={config.batch_size}, images.size={settings.images.size}",
         columns=["val/auc"],
         prefix="classify/",
@@ -563,10 +562,10 @@ def _precision(config: ClassifyConfig, accelerator: str) -> Literal["32-true", "
         return "32-true"
     if config.precision != "auto":
         return config.precision
-    card = accelerator != "cpu" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return "bf16-mixed" if card else "32-true"
+    gpu = accelerator != "cpu" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return "bf16-mixed" if gpu else "32-true"
 
 
 def _digest(*targets: Tensor) -> str:
-    """First 16 hex digits of a SHA-256 over right answers."""
+    """Returns the first 16 hex digits of the SHA-256 of labels."""
     return hashlib.sha256(b"|".join(part.contiguous().numpy().tobytes() for part in targets)).hexdigest()[:16]

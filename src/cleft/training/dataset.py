@@ -1,4 +1,7 @@
-"""What a stage learns from: the records of a dataset, apart, with their pixels prepared."""
+"""Training and validation data of a stage: records, prepared images, labelled examples of a classifier.
+
+Shapes: `N` images, `C` classes.
+"""
 
 from __future__ import annotations
 
@@ -32,26 +35,26 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
-    """Records to learn from and to choose by; none of the test split has been looked at."""
+    """Training and validation records with their prepared images; nothing of the test split."""
 
     people: str
-    """Whose patients these are."""
+    """Dataset of the patients, or the name of a population that several datasets share."""
     train: list[Record]
     val: list[Record]
     findings: tuple[str, ...]
     prepared: PreparedImages
     recipe: str
     digest: str
-    """Of the splits, as they were drawn; images that cannot be read are left out afterwards."""
+    """Digest of the splits before unreadable images are left out."""
     sources: Mapping[str, str]
-    """Name of each table read to the SHA-256 of its bytes."""
+    """Name of each table to the SHA-256 of its bytes."""
     leaks: Sequence[Leakage]
-    """Patients who stand in two parts."""
+    """Patients in more than one split."""
     terms: str | None = None
-    """What the owner of the images allows, where that reaches weights."""
+    """Terms of use of the images, if they apply to trained weights."""
 
     def facts(self, **more: Any) -> dict[str, Any]:
-        """What `split.json` of a run holds."""
+        """Returns the content of `split.json`."""
         records = [*self.train, *self.val]
         return split_record(
             people=self.people,
@@ -68,33 +71,33 @@ class TrainingData:
         )
 
 
-def drop_images_without_text(material: TrainingData, config: DataConfig) -> TrainingData:
-    """Leaves out images whose report gives `data.texts` nothing to read, and says how many.
+def drop_images_without_text(data: TrainingData, config: DataConfig) -> TrainingData:
+    """Leaves out images whose report has no text for `data.texts`; logs how many.
 
     Raises:
         DataError: If no training image is left.
     """
-    way = report_format(config)
-    if way is None:
-        return material
-    parts = {"train": material.train, "val": material.val}
+    format = report_format(config)
+    if format is None:
+        return data
+    parts = {"train": data.train, "val": data.val}
     for part, records in parts.items():
         if records:
-            reading = Reading(dataset=config.dataset, records=records, findings=material.findings)
-            kept = drop_unreported(reading, way)
-            told = ", ".join(f"{reason} {len(ids):,}" for reason, ids in kept.rejected.items())
-            if told:
-                log.warning("%s: images without a report to read are left out (%s)", part, told)
+            reading = Reading(dataset=config.dataset, records=records, findings=data.findings)
+            kept = drop_unreported(reading, format)
+            reasons = ", ".join(f"{reason} {len(ids):,}" for reason, ids in kept.rejected.items())
+            if reasons:
+                log.warning("%s: images without report text are left out (%s)", part, reasons)
             parts[part] = kept.records
-    return replace(material, train=parts["train"], val=parts["val"])
+    return replace(data, train=parts["train"], val=parts["val"])
 
 
 def read_training_data(settings: Settings, *, reading: Reading | None = None, progress: bool = True) -> TrainingData:
-    """Reads the table, splits it, and prepares the images of training and validation.
+    """Reads and splits the table, and prepares the training and validation images.
 
     Args:
-        settings: Which data, which split, which pixels.
-        reading: Of these data, where they were read already.
+        settings: Data, split and image settings.
+        reading: The data, if they were read already.
         progress: Whether to show a bar while images are decoded.
 
     Raises:
@@ -140,33 +143,32 @@ def read_training_data(settings: Settings, *, reading: Reading | None = None, pr
 
 
 class LabelledExamples(NamedTuple):
-    """Images with a right answer."""
+    """Images with labels that a classifier can be trained or validated on."""
 
     records: list[Record]
     targets: Tensor
-    """Class of each image, `[N]` int64; or, finding by finding, 1 there, 0 not there, NaN not known, `[N, C]` float."""
+    """Multi-class: class of each image, `[N]` int64. Per finding: 1 present, 0 absent, NaN unknown, `[N, C]` float."""
     description: str
-    """How many images that left in and out, in a sentence."""
+    """How many images are used and left out, for messages."""
 
     def patients(self) -> int:
-        """How many people these images show."""
+        """Returns the number of patients."""
         return len({record.patient for record in self.records})
 
 
 def select_examples(records: Sequence[Record], classes: Sequence[str], config: ClassifyConfig) -> LabelledExamples:
-    """Takes the images of a split that have a right answer.
+    """Selects the labelled images of a split.
 
-    Multi-class, these show exactly one of the classes: one that shows none would otherwise count as the first class,
-    and one that shows several has more than one right answer. Finding by finding, something must be known.
+    Multi-class: images that show exactly one of the classes. Per finding: images with at least one known label.
 
     Args:
         records: Images of a split.
-        classes: What is told apart.
-        config: How it is asked, and what blank labels count as.
+        classes: Classes or findings.
+        config: Scoring, and what blank labels count as.
 
     Source:
-        The authors' code takes the largest of a row of labels, which makes the first class of every image that shows
-        none (docs/decisions/0101).
+        The authors' code takes the argmax of a row of labels, which assigns images without any of the classes to the
+        first one (docs/decisions/0101).
     """
     labels = torch.from_numpy(label_table(records, classes))  # [N, C]
     if config.scoring == "multi-class":
@@ -182,48 +184,53 @@ def select_examples(records: Sequence[Record], classes: Sequence[str], config: C
             labels = labels.nan_to_num(0.0)
         kept = ~labels.isnan().all(dim=1)
         targets = labels[kept]
-        left_out = f"of {int((~kept).sum()):,} nothing is known"
+        left_out = f"{int((~kept).sum()):,} without a known label"
     chosen = [record for record, keep in zip(records, kept.tolist(), strict=True) if keep]
     return LabelledExamples(chosen, targets, f"{share(len(chosen), len(records), 'image')} ({left_out})")
 
 
 def check_examples(examples: LabelledExamples, classes: Sequence[str], config: ClassifyConfig) -> None:
-    """Refuses classes that nothing can be learned about.
+    """Checks that every class has training images, and every finding has positive and negative ones.
 
     Raises:
-        ConfigError: If there is nothing to tell apart.
-        DataError: If a class has no training image, or a finding is never there or never absent; names them.
+        ConfigError: If there are fewer than two classes to discriminate.
+        DataError: If classes or findings lack examples; names them.
     """
     if config.scoring == "multi-class":
         if len(classes) < 2:
             raise ConfigError(
-                f"classes={list(classes)}: telling apart takes at least two; or ask for one finding at a time with "
-                f"--scoring present-absent"
+                f"classes={list(classes)}: multi-class scoring needs two classes or more; or score each alone "
+                f"with --scoring present-absent"
             )
         counts = torch.bincount(examples.targets, minlength=len(classes)).tolist()
         empty = [name for name, images in zip(classes, counts, strict=True) if not images]
-        what = f"no training image shows {' or '.join(empty)} and no other of the classes {', '.join(classes)}"
+        what = f"no training image shows {' or '.join(empty)} alone of the classes {', '.join(classes)}"
         hint = "leave it out of --classes"
     else:
-        silent = {
+        missing = {
             what: [name for column, name in enumerate(classes) if not (examples.targets[:, column] == value).any()]
             for value, what in ((1, "shows"), (0, "lacks"))
         }
-        empty = [name for names in silent.values() for name in names]
-        told = [
-            f"no training image is known to {verb[:-1]} {' or '.join(names)}" for verb, names in silent.items() if names
+        empty = [name for names in missing.values() for name in names]
+        sentences = [
+            f"no training image is labelled to {verb[:-1]} {' or '.join(names)}"
+            for verb, names in missing.items()
+            if names
         ]
-        what, hint = "; ".join(told), "leave it out of --classes, or count blank labels as absent with --blank absent"
+        what, hint = (
+            "; ".join(sentences),
+            "leave it out of --classes, or count blank labels as absent with --blank absent",
+        )
     if empty:
         raise DataError(f"{what}; {hint}, or add images ({examples.description})", reason="empty-class")
 
 
 def training_data_config(source: Path, settings: Settings, data: str | None) -> DataConfig:
-    """Returns the data that a head is trained on; reports which settings of `source` are not used for other data.
+    """Returns the data settings of a classifier; logs which settings of `source` are not used for other data.
 
     Args:
-        source: Run folder whose image tower it is trained on.
-        settings: Of the head. Data settings that differ from those of `source` are kept whatever the data.
+        source: Run folder of the image encoder.
+        settings: Settings of the classifier; data settings that differ from those of `source` are kept for any data.
         data: As for `classify`.
     """
     if data is None:

@@ -1,10 +1,10 @@
-"""A dataset through the image tower, once; zero-shot, probing and retrieval then ask what it left on disk.
+"""Encode a dataset once with the image encoder, and cache the result on disk.
 
-Zero-shot and retrieval ask embeddings, which are projected and of unit length; probes ask features, which are neither.
-What regions and words of GLoRIA have to say of prompts is no vector of an image, and is kept as similarities.
+Zero-shot classification and retrieval use embeddings (projected, L2-normalised), linear probes use features (neither).
+GLoRIA's local similarities compare image regions with prompts, so the similarities themselves are cached.
 
-What lies on disk is used only when it is complete and was made by the same weights from the same pixels of
-the same images in the same order. Anything else is encoded again: a stale store is a wrong number that looks right.
+A cache is used only if it is complete and belongs to the same weights, pixels, images and order; otherwise images are
+encoded again.
 
 Shapes: `B` images of a batch, `N` images, `T` prompts, `C` findings, `D` width of the image tower, `E` joint dimension.
 """
@@ -37,7 +37,7 @@ _EMBEDS, _FEATURES, _SIMILARITIES = "image_embeds", "image_features", "similarit
 
 
 class _Module(Protocol):
-    """What is known of a model that is a module of torch."""
+    """Part of `torch.nn.Module` that encoding needs."""
 
     training: bool
 
@@ -46,16 +46,16 @@ class _Module(Protocol):
         ...
 
     def parameters(self) -> Iterator[Tensor]:
-        """All weights."""
+        """Returns all parameters."""
         ...
 
 
 class FeatureModel(ImageModel, _Module, Protocol):
-    """A model of images that can be told to stop drawing dropout."""
+    """An image model that is a `torch.nn.Module`."""
 
 
 class EncodingModel(ImageTextModel, _Module, Protocol):
-    """A model of images and texts that can be told to stop drawing dropout."""
+    """An image-text model that is a `torch.nn.Module`."""
 
 
 def encode_images(
@@ -68,26 +68,26 @@ def encode_images(
     key: Mapping[str, str] | None = None,
     progress: bool = True,
 ) -> Embeddings:
-    """Encodes every image of `records` once, or takes what an equal pass left in `folder`.
+    """Computes the embedding of every image, or reads them from the cache.
 
-    Dropout is off, no gradient is kept, and no row depends on its batch mates.
+    Runs in evaluation mode without gradients; no embedding depends on other images of its batch.
 
     Args:
-        model: What encodes, on whatever device it lies.
-        loader: Batches that show each record once, in any order; `Batch.rows` says which is which.
+        model: The model, on any device.
+        loader: Batches with each record exactly once, in any order; `Batch.rows` holds the row of each.
         records: The images, `N`.
         findings: Columns of the labels, `C`.
-        folder: Where embeddings are kept, e.g. `<run>/embeddings`; None keeps nothing.
-        key: What decides the embeddings besides the ids and their order: weights digest, pixels digest.
+        folder: Cache folder, e.g. `<run>/embeddings`; None: no cache.
+        key: What decides the embeddings besides the image ids and their order: digests of weights and pixels.
         progress: Whether to show a bar.
 
     Returns:
         Embeddings and labels in the order of `records`.
 
     Raises:
-        DataError: If the loader leaves a record out or shows one twice.
+        DataError: If the loader leaves a record out or repeats one.
         NumericsError: If an embedding is not finite.
-        ResourceError: If the store cannot be written.
+        ResourceError: If the cache cannot be written.
     """
     embeds = _cached(model, model.encode_image, loader, records, _EMBEDS, folder, key or {}, progress=progress)
     return Embeddings(embeds, *label_images(records, findings))
@@ -102,17 +102,12 @@ def encode_features(
     key: Mapping[str, str] | None = None,
     progress: bool = True,
 ) -> Tensor:
-    """Reads every image of `records` once with the image tower, or takes what an equal pass left in `folder`.
+    """Computes the features of every image before any projection, or reads them from the cache.
 
-    As `encode_images`, but what is returned is what the tower says before any projection.
+    Args, errors: As for `encode_images`.
 
     Returns:
         Features `[N, D]` float32, in the order of `records`.
-
-    Raises:
-        DataError: If the loader leaves a record out or shows one twice.
-        NumericsError: If a feature is not finite.
-        ResourceError: If the store cannot be written.
     """
     which = {**(key or {}), "output": "features"}
     return _cached(model, model.encode_image_features, loader, records, _FEATURES, folder, which, progress=progress)
@@ -128,25 +123,20 @@ def compare_images(
     key: Mapping[str, str] | None = None,
     progress: bool = True,
 ) -> Tensor:
-    """Compares every image of `records` once with the same prompts, or takes what an equal pass left in `folder`.
+    """Computes the similarities of every image with the same prompts, or reads them from the cache.
 
-    As `encode_images`, but for `compare`: from gray images `[B, 1, H, W]` uint8 to similarities `[B, T]`, each row by
-    itself. `key` must name the prompts and the comparison too.
+    Args, errors: As for `encode_images`, and `compare`: maps images `[B, 1, H, W]` uint8 to similarities `[B, T]`, each
+    image on its own. `key` must include prompts and similarity.
 
     Returns:
         Similarities `[N, T]` float32, in the order of `records`.
-
-    Raises:
-        DataError: If the loader leaves a record out or shows one twice.
-        NumericsError: If a similarity is not finite.
-        ResourceError: If the store cannot be written.
     """
     which = {**(key or {}), "output": "similarities"}
     return _cached(model, compare, loader, records, _SIMILARITIES, folder, which, progress=progress)
 
 
 def label_images(records: Sequence[Record], findings: Sequence[str]) -> LabelledImages:
-    """Returns what is known of images besides what a model makes of them.
+    """Returns labels, ids, patients and views of images.
 
     Args:
         records: The images, `N`.
@@ -172,7 +162,7 @@ def _cached(
     *,
     progress: bool,
 ) -> Tensor:
-    """What `read` makes of all images, from the store where it is there."""
+    """Returns the rows that `read` computes for all images, from the cache if possible."""
     full_key = {**key, "records": _digest("\n".join(record.id for record in records))}
     place = None if folder is None else folder / _digest(json.dumps(full_key, sort_keys=True))
     rows = None if place is None else _read_cache(place, name, full_key, len(records))
@@ -186,7 +176,7 @@ def _cached(
 def _encode(
     model: _Module, read: Callable[[Tensor], Tensor], loader: Iterable[Batch], images: int, *, progress: bool
 ) -> Tensor:
-    """One row for each image, `[N, D]` or `[N, E]` float32, on the CPU."""
+    """Computes a row for each image, `[N, ...]` float32 on the CPU."""
     device = next(iter(model.parameters())).device
     seen = torch.zeros(images, dtype=torch.int64)
     embeds: Tensor | None = None
@@ -198,7 +188,7 @@ def _encode(
                 rows = batch.rows.to("cpu")
                 if rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) < images:
                     raise DataError(
-                        f"the loader shows row {int(rows.max())} of {count(images, 'record')}", reason="rows"
+                        f"the loader returned row {int(rows.max())} of {count(images, 'record')}", reason="rows"
                     )
                 encoded = read(batch.images.to(device)).float().cpu()
                 embeds = torch.zeros(images, encoded.shape[1]) if embeds is None else embeds
@@ -210,8 +200,8 @@ def _encode(
         model.train(was_training)
     if embeds is None or not bool((seen == 1).all()):
         raise DataError(
-            f"of {count(images, 'image')} the loader left out {int((seen == 0).sum())} and showed "
-            f"{int((seen > 1).sum())} more than once; every image is scored once",
+            f"of {count(images, 'image')} the loader left out {int((seen == 0).sum())} and repeated "
+            f"{int((seen > 1).sum())}; every image must occur once",
             reason="rows",
         )
     return _finite(embeds)
@@ -227,7 +217,7 @@ def _finite(embeds: Tensor) -> Tensor:
 
 
 def _read_cache(place: Path, name: str, key: Mapping[str, str], images: int) -> Tensor | None:
-    """What an equal pass left, or None where it is missing, incomplete, damaged or of something else."""
+    """Returns cached rows, or None if they are missing, incomplete, damaged or belong to another key."""
     try:
         manifest = read_json(place / _MANIFEST)
         data = (place / f"{name}.safetensors").read_bytes()
@@ -240,16 +230,16 @@ def _read_cache(place: Path, name: str, key: Mapping[str, str], images: int) -> 
 
 
 def _write_cache(place: Path, name: str, key: Mapping[str, str], embeds: Tensor) -> None:
-    """Writes the rows, then the manifest that makes them valid: killed in between, they are not used."""
+    """Writes the rows, then the manifest that makes them valid: if killed in between, they are not used."""
     data = save({name: np.ascontiguousarray(embeds.numpy())})
     try:
-        for folder in (place.parent, place):  # parents would get the usual mode
+        for folder in (place.parent, place):  # `parents=True` would create the parent with the default mode
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         (place / _MANIFEST).unlink(missing_ok=True)
         write_whole(place / f"{name}.safetensors", data)
         write_whole(place / _MANIFEST, json.dumps(_manifest(key, len(embeds), data), indent=1).encode())
     except OSError as error:
-        raise ResourceError(f"cannot keep {len(data)} bytes of embeddings in {place} ({error.strerror})") from error
+        raise ResourceError(f"cannot write {len(data)} bytes of embeddings to {place} ({error.strerror})") from error
 
 
 def _manifest(key: Mapping[str, str], images: int, data: bytes) -> dict[str, object]:
@@ -261,16 +251,16 @@ def _digest(text: str) -> str:
 
 
 def inference_device(settings: Settings) -> torch.device:
-    """Where images are read outside of training: a card, where there is one and `train.accelerator` allows it."""
+    """Returns the device for inference: a GPU if there is one and `train.accelerator` allows it."""
     wanted = settings.train.accelerator != "cpu" and torch.cuda.is_available()
     return torch.device("cuda" if wanted else "cpu")
 
 
 EMBEDDINGS = "embeddings"
-"""Folder of a run in which what its tower says of images is kept."""
+"""Folder of a run that caches embeddings and features."""
 
 
 def features_key(weights: str, pixels: str, settings: Settings) -> dict[str, str]:
-    """What decides features, besides which images they are of."""
+    """Returns what decides features, apart from the images: digests of weights and pixels, and reading settings."""
     read = {"pooling": settings.image.pooling, "resize": str(settings.image.resize)}
     return {"weights": weights, "pixels": pixels, "size": str(settings.images.size), **read}

@@ -1,6 +1,6 @@
-"""A linear probe solved exactly: logistic regression on features on disk, its regularisation chosen by validation.
+"""Linear probes: logistic regression fitted by L-BFGS, metrics of classifiers, defaults of the protocols.
 
-Nothing in it is drawn: the same features give the same head.
+The fit is deterministic: the same features give the same probe.
 
 Shapes: `N` images, `C` classes, `D` width of the features.
 """
@@ -29,15 +29,11 @@ from cleft.grammar import count
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy in nats; log(C) or log(2) where all logits are equal.
+    """Returns the mean cross-entropy in nats, a scalar; log(C) or log(2) if all logits are equal.
 
     Args:
         logits: One column per class, `[N, C]`.
-        targets: Class of each image, `[N]` int64; or one column per finding, `[N, C]`: 1, 0, or NaN where it is not
-            known, which does not count.
-
-    Returns:
-        A scalar: the mean over images, or over what is known of each image and finding.
+        targets: Class of each image, `[N]` int64; or findings, `[N, C]`: 1, 0, or NaN if unknown, which is ignored.
     """
     if targets.ndim == 1:
         return F.cross_entropy(logits, targets)
@@ -46,18 +42,18 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def mean_auc(logits: Tensor, targets: Tensor) -> float | None:
-    """Mean over the classes of how often an image that shows one outscores an image that does not.
+    """Returns the mean AUC over classes (one versus rest) or findings.
 
     Args:
         logits: One column per class, `[N, C]`.
         targets: As for `cross_entropy`.
 
     Returns:
-        A fraction in [0, 1]; None where no class is both shown and not shown.
+        A fraction in [0, 1]; None if no class has both positive and negative images.
     """
     if targets.ndim == 1:
         present = F.one_hot(targets, logits.shape[1]).to(logits.dtype)
-        # The log-odds of a class against all others rank images as its probability does, without rounding to 1.
+        # The log-odds of a class rank images as its probability does, but do not round to 1.
         scores = torch.stack(
             [logits[:, c] - _other_columns(logits, c).logsumexp(dim=1) for c in range(logits.shape[1])], dim=1
         )
@@ -77,105 +73,104 @@ def _other_columns(logits: Tensor, column: int) -> Tensor:
 
 
 PENALTIES = tuple(float(f"{10 ** (half / 2):.3g}") for half in range(-10, 3))
-"""Weights of the penalty that are tried, 1e-5 to 10 in half decades: half the squared norm of the weights times this is
-added to the mean cross-entropy of an image, so that it means the same for few images and for many."""
-_STEPS, _TOLERANCE = 10_000, 1e-7
+"""Grid of L2 penalties, 1e-5 to 10 in half decades. The objective is the mean cross-entropy plus the penalty times half
+the squared norm of the weights, so its meaning does not depend on the number of images."""
+_MAX_ITERATIONS, _TOLERANCE = 10_000, 1e-7
 
 
 class Probe(NamedTuple):
-    """A linear head, and how it came about."""
+    """A fitted linear probe."""
 
     weight: Tensor
-    """`[C, D]` float32, for features as they are: the scaling is multiplied in."""
+    """`[C, D]` float32, for unscaled features."""
     bias: Tensor
     """`[C]` float32."""
     penalty: float
-    """The penalty that was chosen."""
+    """Selected penalty."""
     score: float
-    """Its cross-entropy or AUC on validation."""
+    """Its validation cross-entropy or AUC."""
     scores: dict[float, float]
-    """What each strength reached on validation; the higher strength wins a tie."""
+    """Validation cross-entropy or AUC of each penalty; the larger penalty wins a tie."""
 
 
 def fit_probe(
-    features: Tensor, targets: Tensor, val_features: Tensor, val_targets: Tensor, *, classes: int, choose: str
+    features: Tensor, targets: Tensor, val_features: Tensor, val_targets: Tensor, *, classes: int, select_by: str
 ) -> Probe:
-    """Solves the head for every strength of the grid and keeps the best on validation.
+    """Fits a logistic regression for every penalty of the grid and returns the best on validation.
 
-    Features are scaled to mean 0 and deviation 1 over the training images. Several classes are one problem, with the
-    softmax over them; findings are one problem each, over the images where the finding is known, with one strength for
-    all of them.
+    Features are standardised over the training images. Classes are fitted together, with a softmax; findings one by
+    one, on the images where the finding is known, with a common penalty.
 
     Args:
-        features: Of the training images, `[N, D]`.
+        features: Features of the training images, `[N, D]`.
         targets: Their classes `[N]` int64, or findings `[N, C]` with 1, 0 and NaN.
-        val_features: Of the validation images.
+        val_features: Features of the validation images.
         val_targets: As `targets`.
-        classes: How many there are, `C`.
-        choose: `loss` or `auc`.
+        classes: Number of classes, `C`.
+        select_by: `loss` or `auc`.
 
     Raises:
-        NumericsError: If a feature is not finite, or the solution is not reached.
+        NumericsError: If a feature is not finite, or the solver does not converge.
 
     Source:
-        The linear probe of CLIP (Radford et al. 2021, appendix A.3): lbfgs, and a sweep of the penalty on validation.
+        Linear probe of CLIP (Radford et al. 2021, appendix A.3): L-BFGS, and a sweep of the penalty on validation.
     """
     scaler = StandardScaler().fit(_finite(features))
     scaled, val_scaled = (np.asarray(scaler.transform(_finite(each)), np.float64) for each in (features, val_features))
     shift, scale = np.asarray(scaler.mean_), np.asarray(scaler.scale_)
     heads: dict[float, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
-    tried: dict[float, float] = {}
+    scores: dict[float, float] = {}
     models: list[Any] = [_model() for _ in range(1 if targets.ndim == 1 else classes)]
-    for strength in sorted(PENALTIES, reverse=True):  # from stiff to loose, each begun where the one before ended
-        heads[strength] = _fit_all(models, scaled, targets.numpy(), strength, classes)
-        logits = torch.from_numpy(val_scaled @ heads[strength][0].T + heads[strength][1])
-        tried[strength] = _measure(logits, val_targets, choose)
-    best = (max if choose == "auc" else min)(tried, key=lambda strength: tried[strength])
+    for penalty in sorted(PENALTIES, reverse=True):  # strongest first; each fit starts from the previous one
+        heads[penalty] = _fit_all(models, scaled, targets.numpy(), penalty, classes)
+        logits = torch.from_numpy(val_scaled @ heads[penalty][0].T + heads[penalty][1])
+        scores[penalty] = _measure(logits, val_targets, select_by)
+    best = (max if select_by == "auc" else min)(scores, key=lambda penalty: scores[penalty])
     weight, bias = heads[best]
     weight = weight / scale
     return Probe(
         weight=torch.from_numpy(weight).float(),
         bias=torch.from_numpy(bias - weight @ shift).float(),
         penalty=best,
-        score=tried[best],
-        scores=tried,
+        score=scores[best],
+        scores=scores,
     )
 
 
 def _model() -> LogisticRegression:
-    return LogisticRegression(tol=_TOLERANCE, max_iter=_STEPS, warm_start=True)
+    return LogisticRegression(tol=_TOLERANCE, max_iter=_MAX_ITERATIONS, warm_start=True)
 
 
 def _fit_all(
-    models: list[Any], features: NDArray[np.float64], targets: NDArray[Any], strength: float, classes: int
+    models: list[Any], features: NDArray[np.float64], targets: NDArray[Any], penalty: float, classes: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Weights `[C, D]` and biases `[C]` on scaled features."""
+    """Returns weights `[C, D]` and biases `[C]` for standardised features."""
     if targets.ndim == 1:
-        model = _fit(models[0], features, targets, strength)
+        model = _fit(models[0], features, targets, penalty)
         weight, bias = np.asarray(model.coef_), np.asarray(model.intercept_)
-        # Of two classes the library keeps the log-odds of the second.
+        # With two classes, scikit-learn returns the log-odds of the second.
         return (weight, bias) if classes > 2 else (np.concatenate([-weight, weight]) / 2, np.r_[-bias, bias] / 2)
     for column, model in enumerate(models):
         known = ~np.isnan(targets[:, column])
-        _fit(model, features[known], targets[known, column], strength)
+        _fit(model, features[known], targets[known, column], penalty)
     return np.concatenate([model.coef_ for model in models]), np.concatenate([model.intercept_ for model in models])
 
 
-def _fit(model: Any, features: NDArray[np.float64], targets: NDArray[Any], strength: float) -> Any:
-    model.set_params(C=1 / (strength * len(features)))
+def _fit(model: Any, features: NDArray[np.float64], targets: NDArray[Any], penalty: float) -> Any:
+    model.set_params(C=1 / (penalty * len(features)))
     with warnings.catch_warnings():
         warnings.simplefilter("error", ConvergenceWarning)
         try:
             return model.fit(features, targets)
         except ConvergenceWarning as error:
             raise NumericsError(
-                f"the probe of strength {strength:g} is not solved after {count(_STEPS, 'step')}; look at the "
-                f"features, or use classify.protocol=paper"
+                f"the linear probe with penalty {penalty:g} did not converge in {count(_MAX_ITERATIONS, 'iteration')}; "
+                f"check the features, or use classify.protocol=paper"
             ) from error
 
 
-def _measure(logits: Tensor, targets: Tensor, choose: str) -> float:
-    if choose == "auc":
+def _measure(logits: Tensor, targets: Tensor, select_by: str) -> float:
+    if select_by == "auc":
         area = mean_auc(logits, targets)
         return 0.5 if area is None else area
     return cross_entropy(logits, targets.to(torch.int64 if targets.ndim == 1 else logits.dtype)).item()
@@ -207,38 +202,44 @@ _DEFAULTS: Mapping[tuple[str, str], Mapping[str, Any]] = MappingProxyType(
         },
     }
 )
-"""Mode and protocol to what a setting becomes that was left null; what is not named here does nothing there."""
+"""Mode and protocol to the defaults of settings that are null; settings not named there have no effect.
+
+Source:
+    The paper gives cross-entropy, batches of 36, a learning rate of 5e-4, 8,000 steps and a weight decay of 1e-3, for
+    linear probes and fine-tuning alike; for everything else see docs/decisions/0101.
+"""
 _STEP_SETTINGS = ("batch_size", "steps", "warmup_steps", "lr", "weight_decay", "layer_decay", "augment")
 
 
 def uses_solver(config: ClassifyConfig) -> bool:
-    """Whether the head is solved for, and not trained in steps."""
+    """Returns whether the classifier is fitted by a solver (L-BFGS) instead of being trained in steps."""
     return config.mode == "linear-probe" and config.protocol == "standard"
 
 
 def uses_fixed_features(config: ClassifyConfig) -> bool:
-    """Whether a tower that stands still sees the same pixels at every step, so that it need read each image once.
+    """Returns whether the image features are the same at every step: frozen encoder, no augmentation.
 
-    Give it what `follow_protocol` returned.
+    Args:
+        config: As returned by `apply_protocol`.
     """
     return config.mode == "linear-probe" and not config.augment
 
 
 def drop_unused(config: ClassifyConfig, typed: Collection[str] = ()) -> ClassifyConfig:
-    """Returns settings without those of a preset that do nothing with this mode and protocol, such as steps of a solve.
+    """Resets settings of a preset that have no effect with this mode and protocol, such as `steps` with a solver.
 
     Args:
         config: As read from a preset or a run.
-        typed: Names of settings that somebody typed: these stay, so that `follow_protocol` refuses them.
+        typed: Names of settings that the user typed: these are kept, so that `apply_protocol` refuses them.
     """
     return dataclasses.replace(config, **{name: None for name in _unused(config) if name not in typed})
 
 
 def apply_protocol(config: ClassifyConfig) -> ClassifyConfig:
-    """Fills in what mode and protocol say wherever a setting was left null.
+    """Replaces settings that are null by the defaults of mode and protocol.
 
     Raises:
-        ConfigError: If a setting was given that does nothing there, or contradicts another.
+        ConfigError: If a setting has no effect there, or contradicts another.
     """
     where = f"classify.mode={config.mode}, classify.protocol={config.protocol}"
     defaults = _DEFAULTS[config.mode, config.protocol]
@@ -252,27 +253,31 @@ def apply_protocol(config: ClassifyConfig) -> ClassifyConfig:
         raise ConfigError(f"classify.select_by=last does nothing with {where}: there are no steps; leave it out")
     if uses_solver(config) and config.logits == "unit":
         raise ConfigError(
-            f"classify.logits=unit does nothing with {where}: a solved probe is a logistic regression; take "
+            f"classify.logits=unit does nothing with {where}: the solver fits a logistic regression; set "
             f"classify.protocol=paper"
         )
     filled = dataclasses.replace(config, **{name: value for name, value in known.items() if given[name] is None})
     if filled.steps is not None and filled.warmup_steps is not None and filled.warmup_steps >= filled.steps:
         raise ConfigError(
-            f"classify.warmup_steps={filled.warmup_steps} leaves no step to decay in: classify.steps={filled.steps}; "
+            f"classify.warmup_steps={filled.warmup_steps} leaves no step for the decay: classify.steps={filled.steps}; "
             f"lower the first or raise the second"
         )
     return filled
 
 
 def _unused(config: ClassifyConfig) -> list[str]:
-    """Settings of steps that do nothing with this mode and protocol."""
+    """Returns the step settings that have no effect with this mode and protocol."""
     read = _DEFAULTS[config.mode, config.protocol]
     warms_up = "steps" in read
     return [name for name in _STEP_SETTINGS if name not in read and not (name == "warmup_steps" and warms_up)]
 
 
 def optimizer_settings(config: ClassifyConfig) -> OptimConfig:
-    """Returns optimiser and schedule of a head that is trained in steps; give it what `follow_protocol` returned."""
+    """Returns optimiser and schedule settings of a classifier that is trained in steps.
+
+    Args:
+        config: As returned by `apply_protocol`.
+    """
     assert config.lr is not None
     assert config.weight_decay is not None
     assert config.steps is not None
