@@ -142,7 +142,7 @@ def test_fine_tuned_model_is_evaluated_like_any_run(walk, capsys):
             2,
             "classify.steps=5 does nothing with classify.mode=linear-probe",
         ),
-        (["classify", "one", "--classes", "Edema", "--out", "x"], 2, "telling apart takes at least two"),
+        (["classify", "one", "--classes", "Edema", "--out", "x"], 2, "multi-class scoring needs two classes or more"),
         (["classify", "one", "--seeds", "0"], 2, "--seeds 0: at least one classifier is trained"),
         (["classify", "phantoms"], 2, "phantoms"),
     ],

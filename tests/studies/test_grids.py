@@ -139,7 +139,7 @@ def test_model_that_changed_since_planning_is_refused(home, tmp_path):
         ("LoRA={home}/models/mgca", 2, "--model 'LoRA': grid already has a row 'Rank 4' (lora)"),
         ("theirs={home}/study", 2, "{home}/study is a study; give one of its models, such as"),
         ("theirs={home}/head", 2, "{home}/head is a classifier on the image encoder of another run; give that run"),
-        ("theirs={home}/begun", 4, "{home}/begun: stage one is not finished; run the same cleft pretrain again"),
+        ("theirs={home}/begun", 4, "{home}/begun: stage one is not finished; repeat the cleft pretrain command"),
     ],
 )
 def test_invalid_model_is_refused_before_anything_runs(home, words, tmp_path, capsys, model, code, sentence):

@@ -245,7 +245,7 @@ def test_findings_are_learned_one_by_one_and_blank_ones_as_asked(source, tmp_pat
     run = learn(source, tmp_path / "run", *words, blanks)
     assert read_head_info(run).scoring == "present-absent"
     assert summary_of(run)["images"] == {"train": 34, "val": 14}
-    with pytest.raises(DataError, match=r"known to lack Edema; .*--blank absent"):
+    with pytest.raises(DataError, match=r"labelled to lack Edema; .*--blank absent"):
         learn(source, tmp_path / "unknown", words[0], blanks)
     stepwise = learn(source, tmp_path / "steps", *words, *PAPER)
     assert load_file(stepwise / "model.safetensors")["head.weight"].shape == (3, 16)
@@ -271,14 +271,14 @@ def chain(run):
 
 def test_a_head_is_no_tower_to_start_from(source, probe, tuned, tmp_path):
     for head in (probe, tuned):
-        with pytest.raises(CheckpointError, match="is a head on the tower of another run; give the run of that tower"):
+        with pytest.raises(CheckpointError, match="is a classifier itself; give the run of its encoder"):
             learn(head, tmp_path / "run")
 
 
 def test_a_source_without_a_finished_model_is_refused(source, tmp_path):
     cut = shutil.copytree(source, tmp_path / "cut")
     (cut / "summary.json").unlink()
-    with pytest.raises(CheckpointError, match="cut: stage one is not finished; run the same cleft pretrain again"):
+    with pytest.raises(CheckpointError, match="cut: stage one is not finished; repeat the cleft pretrain command"):
         learn(cut, tmp_path / "run")
     shutil.rmtree(cut / "states")
     (cut / "model.json").unlink()
@@ -313,7 +313,7 @@ def test_a_validation_of_one_class_has_no_auc_to_choose_by(source, tmp_path):
         tmp_path / "table",
         lambda row: one_class({**row, "split": split[int(row["image"].removesuffix(".png"))]}),
     )
-    with pytest.raises(DataError, match=r"no AUC to choose the penalty by .*--classify\.select_by loss"):
+    with pytest.raises(DataError, match=r"no AUC to select the penalty by .*--classify\.select_by loss"):
         learn(source, tmp_path / "run", words, "--data.split=given", "--classify.select_by=auc")
 
 
@@ -325,8 +325,8 @@ def nothing_shown(row):
     ("change", "words", "classes", "error", "sentence"),
     [
         (nothing_shown, (), None, DataError, "no training image shows Edema or Fracture or Cardiomegaly"),
-        (nothing_shown, ("--classify.scoring=present-absent",), None, DataError, "known to show Edema or Fracture"),
-        (dict, (), ["Edema"], ConfigError, "telling apart takes at least two"),
+        (nothing_shown, ("--classify.scoring=present-absent",), None, DataError, "labelled to show Edema or Fracture"),
+        (dict, (), ["Edema"], ConfigError, "multi-class scoring needs two classes or more"),
         (dict, (), ["Edema", "Gout"], ConfigError, "'Gout', which is not a column of the table"),
         (
             dict,

@@ -109,6 +109,16 @@ def test_a7_a_killed_loader_worker_ends_training_with_the_images_it_was_reading(
     assert forked(work) == 0
 
 
+def test_a7_a_killed_worker_is_noticed_at_once_in_a_process_that_has_trained_before(images, tmp_path):
+    def work():
+        run_tiny(tmp_path, workers=1)  # Lightning resets all signal handlers at the end
+        assert signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL
+        with pytest.raises(ResourceError, match="a loader worker"):  # `forked` ends it long before `timeout`
+            read_all(images, lambda: os.kill(os.getpid(), signal.SIGKILL), timeout=3600)
+
+    assert forked(work) == 0
+
+
 @pytest.mark.parametrize("broken", [EOFError(), ConnectionResetError(), FileNotFoundError(2, "No such file")])
 def test_a7_a_worker_killed_while_its_batch_is_received_is_named_too(images, broken, monkeypatch):
     def work():

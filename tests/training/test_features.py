@@ -81,7 +81,7 @@ def test_labels_stand_beside_their_images():
 
 @pytest.mark.parametrize(("order", "left", "twice"), [([0, 1, 2, 3, 4, 5], 1, 0), ([0, 1, 2, 3, 4, 5, 6, 6], 0, 1)])
 def test_h4_an_image_left_out_or_shown_twice_is_refused(order, left, twice):
-    with pytest.raises(DataError, match=f"left out {left} and showed {twice} more than once"):
+    with pytest.raises(DataError, match=f"left out {left} and repeated {twice}"):
         encode_images(Model(), batches(3, order=order), records(), FINDINGS)
 
 

@@ -148,8 +148,8 @@ def test_features_that_are_not_finite_are_refused():
 
 
 def test_a_probe_that_is_not_solved_says_so(monkeypatch):
-    monkeypatch.setattr(module, "_STEPS", 1)
-    with pytest.raises(NumericsError, match=r"the probe of strength 10 is not solved after 1 step;"):
+    monkeypatch.setattr(module, "_MAX_ITERATIONS", 1)
+    with pytest.raises(NumericsError, match=r"penalty 10 did not converge in 1 iteration;"):
         fit_probe(*problem(), *problem(seed=1), classes=3, select_by="loss")
 
 
@@ -199,7 +199,7 @@ def test_steps_of_a_preset_do_not_stand_in_the_way_of_a_solved_probe():
         ({"augment": True}, r"classify\.augment=True does nothing"),
         ({"select_by": "last"}, "there are no steps"),
         ({"protocol": "paper", "layer_decay": 0.5}, r"classify\.layer_decay=0\.5 does nothing"),
-        ({"protocol": "paper", "steps": 5, "warmup_steps": 5}, "leaves no step to decay in"),
+        ({"protocol": "paper", "steps": 5, "warmup_steps": 5}, "leaves no step for the decay"),
     ],
 )
 def test_a_setting_that_does_nothing_is_refused(given, sentence):

@@ -134,7 +134,7 @@ def test_m6_ranks_with_other_settings_are_named(tmp_path):
                 with open_run(tmp_path / "run", settings, "pretrain"):
                     return ready()
             with (
-                pytest.raises(ConfigError, match="other settings than the first one: seed 0 → 1"),
+                pytest.raises(ConfigError, match="other settings than the first rank: seed 0 → 1"),
                 open_run(tmp_path / "run", settings, "pretrain"),
             ):
                 pass

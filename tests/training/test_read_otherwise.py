@@ -60,7 +60,7 @@ def test_a_probe_may_read_the_mean_of_all_tokens_where_its_tower_was_trained_by_
     assert tokens.shape[1] == 17
     torch.testing.assert_close(load_image_classifier(usual).encode_image_features(images_of()), tokens[:, 0])
     torch.testing.assert_close(load_image_classifier(other).encode_image_features(images_of()), tokens.mean(dim=1))
-    assert told(other).endswith(", image.pooling=mean in place of cls")
+    assert told(other).endswith(", image.pooling=mean instead of cls")
     assert "image." not in told(usual)
     assert load_image_classifier(source).image_tower.config.pooling == "cls"
 
@@ -69,7 +69,7 @@ def test_it_is_asked_as_it_was_trained_and_the_result_says_so(source, tmp_path):
     run = learn(source, tmp_path / "mean", "--image.pooling=mean")
     options = ClassifierOptions(split="val", allow_overlap=True, bootstrap=Bootstrap(resamples=20))
     found = read_evaluation(evaluate_classifier(run, options))
-    assert any("image.pooling=mean in place of cls" in note for note in found.notes)
+    assert any("image.pooling=mean instead of cls" in note for note in found.notes)
     assert found.results[0].value is not None
     kept = [json.loads(file.read_text())["key"]["pooling"] for file in (source / "embeddings").rglob("manifest.json")]
     assert "mean" in kept
@@ -92,7 +92,7 @@ def test_a_probe_reads_glorias_images_as_large_as_gloria_did_or_as_small_as_they
     for run, seen in ((large, larger), (small, pixels)):
         expected = tower.model(pixel_values=seen).last_hidden_state.mean(dim=(2, 3))
         torch.testing.assert_close(load_image_classifier(run).encode_image_features(images_of()), expected)
-    assert told(small).endswith(", image.resize=None in place of 75")
+    assert told(small).endswith(", image.resize=None instead of 75")
 
 
 def test_logits_of_unit_length_are_trained_and_answered(source, tmp_path):
@@ -102,7 +102,7 @@ def test_logits_of_unit_length_are_trained_and_answered(source, tmp_path):
     torch.testing.assert_close(model.logits_of(features), functional.normalize(model.head(features), dim=1))
     assert not torch.allclose(model.head.weight, other.head.weight)
     assert not torch.allclose(other.logits_of(features).norm(dim=1), torch.ones(5))
-    assert told(run).endswith(", logits of unit length")
+    assert told(run).endswith(", L2-normalised logits")
 
 
 def test_on_kept_features_and_on_images_logits_of_unit_length_train_alike(source, tmp_path, monkeypatch):
@@ -120,7 +120,7 @@ def test_the_loss_of_unit_logits_has_a_floor(classes, least):
 
 
 def test_what_does_nothing_or_contradicts_is_refused(source, root, tmp_path):
-    with pytest.raises(ConfigError, match=r"classify\.logits=unit does nothing with .*take classify\.protocol=paper"):
+    with pytest.raises(ConfigError, match=r"classify\.logits=unit does nothing with .*set classify\.protocol=paper"):
         apply_protocol(ClassifyConfig(logits="unit"))
     with pytest.raises(ConfigError, match=r"classify\.logits=unit normalises the logits of an image together"):
         ClassifyConfig(logits="unit", scoring="present-absent")

@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data._utils import signal_handling
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter  # pyright: ignore[reportPrivateUsage]
 
 from cleft.config import ImagesConfig, Settings
@@ -326,6 +327,7 @@ class Batches:
         self._handed_out.waiting.clear()
         if self.loader.num_workers:
             _check_shared_memory(self._bytes, self.loader.num_workers)
+            _let_torch_notice_ended_workers()
         batches = iter(self.loader)
         try:
             for batch in batches:
@@ -363,6 +365,15 @@ class _InFlight:
 
 _loaders: WeakSet[Batches] = WeakSet()
 """Every loader: torch reports the end of a worker in any code of the main thread."""
+
+
+def _let_torch_notice_ended_workers() -> None:
+    """Lets torch install its SIGCHLD handler again if it was removed, as Lightning does at the end of `fit`.
+
+    Without it, the end of a worker is only noticed after `data.timeout`.
+    """
+    if hasattr(signal, "SIGCHLD") and not callable(signal.getsignal(signal.SIGCHLD)):
+        signal_handling._SIGCHLD_handler_set = False  # pyright: ignore[reportPrivateUsage]
 
 
 def _check_shared_memory(size: int, workers: int) -> None:
