@@ -194,13 +194,13 @@ class Patients:
     sources: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
-def assign_patients(mapping: PatientMap | None, images: list[str], max_bad: float) -> Patients:
+def assign_patients(mapping: PatientMap | None, images: list[str], max_invalid: float) -> Patients:
     """Returns the patient of every image.
 
     Args:
         mapping: Without a mapping every image counts as a separate patient, and a caution says so.
         images: Ids of the images, `[N]`.
-        max_bad: Share of images that may be missing from the mapping. They are rejected as `no-patient`; more of them
+        max_invalid: Share of images that may be missing from the mapping. They are rejected as `no-patient`; more of them
             are a fault.
     """
     if mapping is None:
@@ -216,8 +216,8 @@ def assign_patients(mapping: PatientMap | None, images: list[str], max_bad: floa
         are = verb(doubtful, "is", "are")
         notes.append(f"{doubtful:,} of these matches {are} doubtful (pixel_mse above {DOUBTFUL:g})")
     faults: list[Fault] = []
-    if len(unmapped) > max_bad * len(images):
-        part = f"{len(unmapped) / len(images):.1%}, data.max_invalid allows {max_bad:.1%}"
+    if len(unmapped) > max_invalid * len(images):
+        part = f"{len(unmapped) / len(images):.1%}, data.max_invalid allows {max_invalid:.1%}"
         images_are = f"{share(len(unmapped), len(images), 'image')} {verb(len(unmapped), 'is', 'are')}"
         what = f"{images_are} not in {mapping.path.name} ({part}), such as "
         faults.append(

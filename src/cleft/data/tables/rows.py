@@ -241,15 +241,15 @@ def keep_views(
 
 
 def drop_missing(
-    rows: Rows, kept: NDArray[np.int64], present: NDArray[np.bool_], max_bad: float
+    rows: Rows, kept: NDArray[np.int64], present: NDArray[np.bool_], max_invalid: float
 ) -> tuple[NDArray[np.int64], list[str], list[Fault]]:
-    """Drops rows without a file; a fault if their share exceeds `max_bad`.
+    """Drops rows without a file; a fault if their share exceeds `max_invalid`.
 
     Args:
         rows: All rows.
         kept: Indices of the rows to check, `[K]`.
         present: Whether the file of each exists, `[K]`.
-        max_bad: Largest share that may be missing.
+        max_invalid: Largest share that may be missing.
 
     Returns:
         The remaining rows, the ids of the dropped ones, and the fault.
@@ -257,12 +257,12 @@ def drop_missing(
     dropped = kept[~present].tolist()
     missing = [rows.ids[row] for row in dropped]
     faults: list[Fault] = []
-    if len(missing) > max_bad * len(kept):
+    if len(missing) > max_invalid * len(kept):
         missing_images = f"{share(len(missing), len(kept), 'image')} {verb(len(missing), 'is', 'are')} not on disk"
         faults.append(
             Fault(
                 "missing",
-                f"{missing_images} ({len(missing) / len(kept):.1%}, data.max_invalid allows {max_bad:.1%}), such as "
+                f"{missing_images} ({len(missing) / len(kept):.1%}, data.max_invalid allows {max_invalid:.1%}), such as "
                 f"{', '.join(missing[:_EXAMPLES])}",
                 "complete the download, correct the paths, or raise data.max_invalid",
                 rows.lines[dropped].tolist(),
