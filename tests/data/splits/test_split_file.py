@@ -12,13 +12,12 @@ from cleft.config import DataConfig
 from cleft.data.splits.recipes import salts_of, split_records
 from cleft.data.splits.split_file import (
     label_source,
-    leakage_notes,
     make_split_file,
     read_split_file,
     split_lines,
     write_split_file,
 )
-from cleft.data.splits.subsets import Leakage, ids_digest, measure_leakage
+from cleft.data.splits.subsets import ids_digest
 from cleft.errors import ConfigError, DataError
 from cleft.grammar import count, verb
 from cleft.types import Reading, Record, Splits
@@ -319,53 +318,3 @@ def test_notes_and_leakage_precede_the_table():
 def test_the_label_source_is_the_table_unless_another_is_set():
     assert label_source(READING, DataConfig()) == "train.csv"
     assert label_source(READING, DataConfig(label_source="visualchexbert")) == "train_visualCheXbert.csv"
-
-
-def image(name, patient, study=None):
-    return Record(id=name, image=Path(name), labels={}, patient=patient, study=study)
-
-
-def parts(train, val, test, shared):
-    return Splits(train, val, test, recipe="mine", digest="", shared_patients=shared)
-
-
-LEAKY = parts(
-    [image("a", "p", "p/1"), image("b", "p", "p/2"), image("c", "q", "q/1"), image("d", "r", "r/1")],
-    [image("e", "r", "r/1"), image("f", "s", "s/1")],
-    [image("g", "p", "p/1"), image("h", "s", "s/2"), image("i", "t", "t/1"), image("j", "p", "p/3")],
-    3,
-)
-
-
-def test_every_pair_of_parts_is_counted_by_patients_images_and_studies():
-    assert measure_leakage(LEAKY) == [
-        Leakage("test", "train", patients=1, of_patients=3, images=2, same_study=1),
-        Leakage("test", "val", patients=1, of_patients=3, images=1, same_study=0),
-        Leakage("val", "train", patients=1, of_patients=2, images=1, same_study=1),
-    ]
-
-
-def test_leakage_notes_are_limited_to_one_part():
-    assert leakage_notes(LEAKY, "test") == [
-        "Beware: 1 of 3 test patients is also in train, with 2 other images, 1 of them from a study that is also in "
-        "test (split mine); metrics on test are too optimistic.",
-        "Beware: 1 of 3 test patients is also in val, with 1 other image (split mine); metrics on test are "
-        "too optimistic.",
-    ]
-    assert len(leakage_notes(LEAKY)) == 3
-
-
-def test_studies_of_different_patients_are_different_whatever_their_name():
-    crossed = parts([image("a", "p", "1"), image("b", "q", "2")], [], [image("c", "p", "2")], 1)
-    assert [leak.same_study for leak in measure_leakage(crossed)] == [0]
-
-
-def test_records_without_a_study_share_none():
-    nameless = parts([image("a", "p")], [], [image("b", "p")], 1)
-    assert [(leak.images, leak.same_study) for leak in measure_leakage(nameless)] == [(1, 0)]
-
-
-def test_without_shared_patients_there_are_no_notes():
-    apart = parts([image("a", "p")], [image("b", "q")], [image("c", "r")], 0)
-    assert measure_leakage(apart) == []
-    assert leakage_notes(apart) == []

@@ -9,9 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cleft.data.splits.subsets import class_sizes, draw_per_class, ids_digest, take_fraction
+from cleft.data.splits.subsets import (
+    Leakage,
+    class_sizes,
+    draw_per_class,
+    ids_digest,
+    leakage_notes,
+    measure_leakage,
+    take_fraction,
+)
 from cleft.errors import ConfigError, DataError
-from cleft.types import Record
+from cleft.types import Record, Splits
 
 CLASSES = ("Edema", "Fracture")
 
@@ -170,3 +178,53 @@ def test_a_class_without_an_image_is_named():
 def test_patients_are_counted_by_class():
     records = [of_class(1, "p", "A"), of_class(2, "p", "A"), of_class(3, "q", "B"), of_class(4, "q", None)]
     assert class_sizes(records, ["A", "B"]) == {"A": (2, 1), "B": (1, 1)}
+
+
+def image(name, patient, study=None):
+    return Record(id=name, image=Path(name), labels={}, patient=patient, study=study)
+
+
+def parts(train, val, test, shared):
+    return Splits(train, val, test, recipe="mine", digest="", shared_patients=shared)
+
+
+LEAKY = parts(
+    [image("a", "p", "p/1"), image("b", "p", "p/2"), image("c", "q", "q/1"), image("d", "r", "r/1")],
+    [image("e", "r", "r/1"), image("f", "s", "s/1")],
+    [image("g", "p", "p/1"), image("h", "s", "s/2"), image("i", "t", "t/1"), image("j", "p", "p/3")],
+    3,
+)
+
+
+def test_every_pair_of_parts_is_counted_by_patients_images_and_studies():
+    assert measure_leakage(LEAKY) == [
+        Leakage("test", "train", patients=1, of_patients=3, images=2, same_study=1),
+        Leakage("test", "val", patients=1, of_patients=3, images=1, same_study=0),
+        Leakage("val", "train", patients=1, of_patients=2, images=1, same_study=1),
+    ]
+
+
+def test_leakage_notes_are_limited_to_one_part():
+    assert leakage_notes(LEAKY, "test") == [
+        "Beware: 1 of 3 test patients is also in train, with 2 other images, 1 of them from a study that is also in "
+        "test (split mine); metrics on test are too optimistic.",
+        "Beware: 1 of 3 test patients is also in val, with 1 other image (split mine); metrics on test are "
+        "too optimistic.",
+    ]
+    assert len(leakage_notes(LEAKY)) == 3
+
+
+def test_studies_of_different_patients_are_different_whatever_their_name():
+    crossed = parts([image("a", "p", "1"), image("b", "q", "2")], [], [image("c", "p", "2")], 1)
+    assert [leak.same_study for leak in measure_leakage(crossed)] == [0]
+
+
+def test_records_without_a_study_share_none():
+    nameless = parts([image("a", "p")], [], [image("b", "p")], 1)
+    assert [(leak.images, leak.same_study) for leak in measure_leakage(nameless)] == [(1, 0)]
+
+
+def test_without_shared_patients_there_are_no_notes():
+    apart = parts([image("a", "p")], [image("b", "q")], [image("c", "r")], 0)
+    assert measure_leakage(apart) == []
+    assert leakage_notes(apart) == []

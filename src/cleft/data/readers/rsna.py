@@ -200,8 +200,8 @@ def assign_patients(mapping: PatientMap | None, images: list[str], max_invalid: 
     Args:
         mapping: Without a mapping every image counts as a separate patient, and a caution says so.
         images: Ids of the images, `[N]`.
-        max_invalid: Share of images that may be missing from the mapping. They are rejected as `no-patient`; more of them
-            are a fault.
+        max_invalid: Share of images that may be missing from the mapping. They are rejected as `no-patient`; more of
+            them are a fault.
     """
     if mapping is None:
         everything = np.ones(len(images), dtype=bool)

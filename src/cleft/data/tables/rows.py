@@ -262,8 +262,8 @@ def drop_missing(
         faults.append(
             Fault(
                 "missing",
-                f"{missing_images} ({len(missing) / len(kept):.1%}, data.max_invalid allows {max_invalid:.1%}), such as "
-                f"{', '.join(missing[:_EXAMPLES])}",
+                f"{missing_images} ({len(missing) / len(kept):.1%}, data.max_invalid allows {max_invalid:.1%}), "
+                f"such as {', '.join(missing[:_EXAMPLES])}",
                 "complete the download, correct the paths, or raise data.max_invalid",
                 rows.lines[dropped].tolist(),
             )
