@@ -59,15 +59,15 @@ def test_a_captured_pass_equals_an_eager_one(adapt, dtype):
     built = tower(adapt=adapt).cuda()
     computed = tower(adapt=adapt, cuda_graphs=False).cuda()
     for _ in range(3):
-        played, expected = read(built, "tree", dtype), read(computed, "tree", dtype)
-        assert error(played[0], expected[0]) < TOLERANCE[dtype]
-        assert error(played[1], expected[1]) < TOLERANCE[dtype]
+        replayed, expected = read(built, "tree", dtype), read(computed, "tree", dtype)
+        assert error(replayed[0], expected[0]) < TOLERANCE[dtype]
+        assert error(replayed[1], expected[1]) < TOLERANCE[dtype]
         with torch.no_grad():
             for mine, other in zip(moving(built), moving(computed), strict=True):
                 mine.mul_(0.99)
                 other.mul_(0.99)
-    assert len(built._graphs._kept) == 1
-    assert not computed._graphs._kept
+    assert len(built._graphs._captured) == 1
+    assert not computed._graphs._captured
 
 
 def test_a_captured_pass_draws_new_dropout_from_the_seed():
@@ -80,7 +80,7 @@ def test_a_captured_pass_draws_new_dropout_from_the_seed():
     first = drawn(1)
     assert error(drawn(1), first) < 1e-5
     assert error(drawn(2), first) > 1e-3
-    assert len(built._graphs._kept) == 1
+    assert len(built._graphs._captured) == 1
 
 
 def test_the_gpu_encodes_texts_as_the_cpu_does():
@@ -92,10 +92,10 @@ def test_the_gpu_encodes_texts_as_the_cpu_does():
 def test_a_model_with_captured_passes_is_pickled_and_copied():
     built = tower().cuda().train()
     built.encode(CAPTIONS).sum().backward()
-    assert built._graphs._kept
+    assert built._graphs._captured
     features = built.eval().encode(CAPTIONS)
     for copied in (copy.deepcopy(built), pickle.loads(pickle.dumps(built))):  # noqa: S301 our own
-        assert not copied._graphs._kept
+        assert not copied._graphs._captured
         assert error(copied.encode(CAPTIONS), features) < 1e-5
 
 

@@ -409,5 +409,5 @@ def _inject(model: LanguageModel, options: PeftConfig) -> PeftModel:
 
 
 def _is_transposed(model: nn.Module) -> bool:
-    # GPT-2 stores weights as inputs x outputs, which PEFT must be told.
+    # GPT-2 stores weights as inputs x outputs, which PEFT must know.
     return any(isinstance(module, Conv1D) for module in model.modules())

@@ -78,8 +78,8 @@ def locate_base(folder: Path, base: str | None) -> str | None:
     base = None if base is None else find_path(base)
     if base is None or not (Path(base).is_absolute() or is_hidden(base)) or Path(base).exists():
         return base
-    beside = (parent / hidden_name(base) for parent in folder.resolve().parents)
-    return next((str(place) for place in beside if (place / "config.json").is_file()), base)
+    siblings = (parent / hidden_name(base) for parent in folder.resolve().parents)
+    return next((str(place) for place in siblings if (place / "config.json").is_file()), base)
 
 
 def check_base(folder: Path, saved: Mapping[str, Any] | None, base: str | None) -> None:

@@ -1,6 +1,6 @@
 """Image encoder from any Hugging Face vision model: gray pixels in, one feature vector per image out.
 
-What a pooling needs (a class token, a pooler, the weights behind its features) is determined by a forward pass of the
+What a pooling needs (a class token, a pooler, the weights of its features) is determined by a forward pass of the
 model on the meta device, so unsuitable sizes and poolings are refused before weights are loaded. Weights that no
 feature depends on (a mask token, an unused final norm) are frozen: an optimiser would decay them, and distributed
 training would wait for their gradients forever.
@@ -96,14 +96,14 @@ def vision_states(
             output = model(pixel_values=pixel_values, **options)
     tokens = _flat(output.last_hidden_state)
     pooled: Any = getattr(output, "pooler_output", None)
-    extra = _extra_tokens(output.last_hidden_state, config, pixel_values)
+    prefix_tokens = _count_prefix_tokens(output.last_hidden_state, config, pixel_values)
     grids: Any = output.hidden_states if regions and output.last_hidden_state.ndim == 4 else None
     return VisionStates(
         tokens=tokens,
         before_norm=norm_inputs[0] if norm_inputs and norm_inputs[0].shape == tokens.shape else tokens,
-        prefix_tokens=extra,
+        prefix_tokens=prefix_tokens,
         pooled=None if pooled is None else pooled.flatten(1),
-        regions=tokens[:, extra:] if grids is None else _flat(grids[-2]),
+        regions=tokens[:, prefix_tokens:] if grids is None else _flat(grids[-2]),
     )
 
 
@@ -117,40 +117,40 @@ def _flat(hidden: Tensor) -> Tensor:
     return hidden.flatten(2).transpose(1, 2) if hidden.ndim == 4 else hidden  # [B, D, h, w] -> [B, L, D]
 
 
-def _extra_tokens(hidden: Tensor, config: PreTrainedConfig, pixel_values: Tensor) -> int:
+def _count_prefix_tokens(hidden: Tensor, config: PreTrainedConfig, pixel_values: Tensor) -> int:
     patch = patch_of(config)
     if hidden.ndim == 4 or patch is None:
         return 0
     patches = (pixel_values.shape[-2] // patch[0]) * (pixel_values.shape[-1] // patch[1])
-    return max(0, hidden.shape[1] - patches)  # towers that merge patches (Swin) end with fewer
+    return max(0, hidden.shape[1] - patches)  # models that merge patches (Swin) have fewer tokens
 
 
 class VisionProperties(NamedTuple):
-    """What a vision model makes of images, found without memory."""
+    """Properties of a vision model, determined on the meta device."""
 
     width: int
-    """Of the features, `D`."""
+    """Width of the features, `D`."""
     needed: frozenset[str]
-    """Names of the weights that the features, and the regions where they are asked for, depend on."""
+    """Names of the weights that the features, and the regions if needed, depend on."""
     prefix_tokens: int
-    """Class and register tokens."""
+    """Number of class and register tokens."""
     regions: tuple[int, int]
-    """How many, and their width."""
+    """Number and width of the regions."""
     patches: int
-    """Patches of an image; 0 for models without."""
+    """Number of patches of an image; 0 for models without patches."""
 
 
 def probe(config: PreTrainedConfig, pooling: str, spec: ImageSpec, *, regions: bool = False) -> VisionProperties:
-    """Finds out about a model of the given configuration.
+    """Determines properties of the model of a configuration.
 
     Args:
         config: Of the model.
         pooling: Key of `POOLINGS`.
-        spec: Images as the model reads them.
-        regions: Whether regions are needed beside the features.
+        spec: Images as the model gets them.
+        regions: Whether regions are needed besides the features.
 
     Raises:
-        ConfigError: If the model takes no images of this size, or lacks what the pooling needs.
+        ConfigError: If the model does not support images of this size, or lacks what the pooling needs.
     """
     return _cached_probe(_ProbeKey(config.to_json_string(use_diff=False), pooling, spec, regions, config))
 
@@ -255,7 +255,7 @@ class ImageTower(nn.Module):
         model: The vision model.
         config: Pooling, and whether the tower is trainable.
         spec: Size and normalisation of its images.
-        regions: Whether regions are used, so that the weights behind them are trainable too.
+        regions: Whether regions are used, so that their weights are trainable too.
 
     Attributes:
         width: Width `D` of a feature.

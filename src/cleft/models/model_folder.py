@@ -32,7 +32,7 @@ SCHEMA: Final = 2
 DESCRIPTION: Final = "model.json"
 WEIGHTS: Final = "model.safetensors"
 LARGEST: Final = 16 * 2**20
-"""Bytes of the largest `model.json` that is read."""
+"""Maximum size of a `model.json` in bytes."""
 _BLANK: Final = "0" * 64
 _DIGEST: Final = re.compile(rb'"digest": "([0-9a-f]{64})"\n\}\Z')
 _PART: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", re.ASCII)

@@ -61,11 +61,13 @@ def count_parameters(model: nn.Module) -> dict[str, ParameterCount]:
     """
     counts: dict[str, ParameterCount] = {}
     for name, weight in model.named_parameters():
-        part = next(part for part, holds in PARTS.items() if holds(name))
-        moving, frozen = counts.get(part, ParameterCount(0, 0))
+        part = next(part for part, matches in PARTS.items() if matches(name))
+        trainable, frozen = counts.get(part, ParameterCount(0, 0))
         size = weight.numel()
         counts[part] = (
-            ParameterCount(moving + size, frozen) if weight.requires_grad else ParameterCount(moving, frozen + size)
+            ParameterCount(trainable + size, frozen)
+            if weight.requires_grad
+            else ParameterCount(trainable, frozen + size)
         )
     return {part: counts[part] for part in PARTS if part in counts}
 

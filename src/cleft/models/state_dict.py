@@ -42,7 +42,7 @@ def strip_wrappers(weights: Mapping[str, Tensor], where: Path) -> dict[str, Tens
         bare = ".".join([*(part for part in parts if part not in _WRAPPERS), last])
         if bare in plain:
             raise CheckpointError(
-                f"{where} holds {origin[bare]!r} and {name!r}, which are the same weight without the names added by "
+                f"{where} has {origin[bare]!r} and {name!r}, which are the same weight without the names added by "
                 f"wrappers such as torch.compile; save it again from one model"
             )
         plain[bare], origin[bare] = tensor, name
@@ -144,7 +144,7 @@ def _check_header(path: Path) -> None:
 
 
 _LARGEST_HEADER = 100 * 2**20
-"""Bytes of the largest header that safetensors reads."""
+"""Maximum size of a safetensors header in bytes."""
 _KINDS = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 _TYPES = (
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16),

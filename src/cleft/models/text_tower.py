@@ -97,9 +97,9 @@ def _artificial_texts(tower: TextTower) -> list[list[int]]:
     usable = [token for token in range(tokens.vocabulary) if token not in special]
     step = max(1, len(usable) // 7)
     a, b, c, *more = usable[::step][:7]
-    room = min(tower.config.max_tokens, _MAX_ARTIFICIAL_TOKENS) - len(tokens.prefix_ids) - len(tokens.suffix_ids)
-    bodies = [[a, b, c], [a, b], [c], [a, *more * room]]
-    return [[*tokens.prefix_ids, *body[: max(1, room)], *tokens.suffix_ids] for body in bodies]
+    available = min(tower.config.max_tokens, _MAX_ARTIFICIAL_TOKENS) - len(tokens.prefix_ids) - len(tokens.suffix_ids)
+    bodies = [[a, b, c], [a, b], [c], [a, *more * available]]
+    return [[*tokens.prefix_ids, *body[: max(1, available)], *tokens.suffix_ids] for body in bodies]
 
 
 def _tolerance(features: Tensor, dtype: torch.dtype) -> float:

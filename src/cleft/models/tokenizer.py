@@ -72,12 +72,12 @@ class TextTokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns token ids of texts, truncated to `max_tokens`, with special tokens."""
-        room = self.max_tokens - len(self.prefix_ids) - len(self.suffix_ids)
+        available = self.max_tokens - len(self.prefix_ids) - len(self.suffix_ids)
         plain = self._plain(texts)
         self.seen += len(plain)
-        self.truncated += sum(len(ids) > room for ids in plain)
-        self.longest_text = max([self.longest_text, *(len(ids) + self.max_tokens - room for ids in plain)])
-        return [[*self.prefix_ids, *ids[:room], *self.suffix_ids] for ids in plain]
+        self.truncated += sum(len(ids) > available for ids in plain)
+        self.longest_text = max([self.longest_text, *(len(ids) + self.max_tokens - available for ids in plain)])
+        return [[*self.prefix_ids, *ids[:available], *self.suffix_ids] for ids in plain]
 
     def word_slots(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns the word slot of each token, special tokens included.
@@ -113,8 +113,8 @@ class TextTokenizer:
         head, *plain = self._plain(["X", *(f"X {name.strip()}" for name in names)])
         if any(ids[: len(head)] != head for ids in plain):
             raise CheckpointError("the tokenizer joins words, so class names cannot follow a context; use another")
-        room = self.max_tokens - len(self.prefix_ids) - len(self.suffix_ids)
-        return [[*ids[len(head) :][:room], *self.suffix_ids] for ids in plain]
+        available = self.max_tokens - len(self.prefix_ids) - len(self.suffix_ids)
+        return [[*ids[len(head) :][:available], *self.suffix_ids] for ids in plain]
 
     def encode_prompt(self, text: str) -> list[int]:
         """Returns token ids of a prompt without special tokens."""

@@ -406,7 +406,7 @@ def test_a_clip_given_as_another_is_named(tmp_path):
     with pytest.raises(CheckpointError, match="is a checkpoint of OpenAI's CLIP, not of chexzero: it has vision_mod"):
         import_checkpoint(tmp_path / "folder", tmp_path / "ours", method="chexzero")
     torch.save(biomedclip_state(), tmp_path / "biomed.bin")
-    with pytest.raises(CheckpointError, match=r"is a checkpoint of BiomedCLIP, not of open-clip: it holds visual.tru"):
+    with pytest.raises(CheckpointError, match=r"is a checkpoint of BiomedCLIP, not of open-clip: it has visual.tru"):
         import_checkpoint(tmp_path / "biomed.bin", tmp_path / "ours", method="open-clip")
 
 

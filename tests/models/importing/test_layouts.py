@@ -468,5 +468,5 @@ def test_wrapper_names_are_removed_for_every_method(tmp_path, state, method):
 def test_one_weight_under_two_names_is_refused(tmp_path):
     state = mgca_state()
     name = "img_encoder_q.model.cls_token"
-    with pytest.raises(CheckpointError, match=rf"holds .*{name}.* and '_orig_mod.{name}', which are the same weight"):
+    with pytest.raises(CheckpointError, match=rf"has .*{name}.* and '_orig_mod.{name}', which are the same weight"):
         mgca(tmp_path, {**state, f"_orig_mod.{name}": state[name]})

@@ -80,7 +80,7 @@ class AuthorsWeights(NamedTuple):
     vision: dict[str, Tensor]
     """Image tower, as in files of `Dinov2WithRegistersModel`."""
     language: dict[str, Tensor]
-    """The language model without its adapter, as in `GPT2Model`; empty if the checkpoint holds none."""
+    """The language model without its adapter, as in `GPT2Model`; empty if the checkpoint has none."""
     adapter: dict[str, Tensor]
     """LoRA, IA3 or prefix, as in a text tower's language model."""
     rest: dict[str, Tensor]
@@ -216,7 +216,7 @@ _FACTS = (
     *("peft", "img_encoder", "llm_type", "emb_dim", "batch_size", "learning_rate", "weight_decay", "max_steps"),
     *("prompt_ft", "ctx_length", "ctx_init"),
 )
-"""Hyper-parameters that are kept for people to read; the rest may name folders and machines."""
+"""Hyper-parameters that are saved as information; others may contain folders and machine names."""
 
 
 def import_authors(

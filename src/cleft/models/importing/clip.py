@@ -51,7 +51,7 @@ from cleft.models.importing.layouts import (
     part_of,
     scale_of,
     side_in,
-    whole_images,
+    uncropped_images,
     width_of,
 )
 
@@ -72,7 +72,7 @@ def _hub_clip_settings(weights: Weights, size: int, facts: SideFiles) -> Setting
         raise CheckpointError(f"{_HUB_CONFIG} is of a {family!r} model, not of CLIP")
     return clip_settings(
         weights,
-        whole_images(size, facts.get(_PIXELS, {}), "image_mean", "image_std"),
+        uncropped_images(size, facts.get(_PIXELS, {}), "image_mean", "image_std"),
         size=size,
         vision=_hub_shape(facts, "vision", "num_channels", "image_size", "patch_size"),
         text=_hub_shape(facts, "text"),
@@ -223,7 +223,7 @@ def _named(way: _Preprocessing) -> Callable[[Weights, int, SideFiles], Settings]
                 f"{_CONFIG} has the activation {_activation(facts)}, but this method {way.activation}; "
                 f"leave --method out, or remove the file from its folder"
             )
-        images = whole_images(size, {"mean": way.mean, "std": way.std}, "mean", "std")
+        images = uncropped_images(size, {"mean": way.mean, "std": way.std}, "mean", "std")
         return _clip(weights, images, size, way.activation, _heads(weights, IMAGE), _heads(weights, TEXT))
 
     return settings
@@ -242,7 +242,7 @@ def _open_clip(weights: Weights, size: int, facts: SideFiles) -> Settings:
                 f"{_CONFIG} has width: {part['width']}, but its weights are {_width(weights, tower)} wide; is it of "
                 f"another model?"
             )
-    images = whole_images(size, part_of(facts[_CONFIG], "preprocess_cfg"), "mean", "std")
+    images = uncropped_images(size, part_of(facts[_CONFIG], "preprocess_cfg"), "mean", "std")
     image_heads = _width(weights, IMAGE) // max(number_in(vision, "head_width", _HEAD_WIDTH), 1)
     text_heads = number_in(text, "heads", _TEXT_HEADS) if text.keys() & {"heads", "width"} else _heads(weights, TEXT)
     return _clip(weights, images, size, _activation(facts), image_heads, text_heads)
@@ -398,7 +398,7 @@ def _biomedclip_settings(weights: Weights, size: int, facts: SideFiles) -> Setti
     _check(text, "hf_proj_type", "linear", ("mlp",))
     return Settings(
         method="clip",
-        images=whole_images(size, part_of(facts[_CONFIG], "preprocess_cfg"), "mean", "std"),
+        images=uncropped_images(size, part_of(facts[_CONFIG], "preprocess_cfg"), "mean", "std"),
         image=ImageTowerConfig(model=None, scratch=vit_config(weights), pooling="cls", resize=size),
         text=replace(bert_tower(weights, most_tokens=number_in(text, "context_length", 77)), pooling="cls"),
         loss=LossConfig(

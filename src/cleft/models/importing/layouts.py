@@ -121,7 +121,7 @@ def cropped_images(size: int) -> ImagesConfig:
     return ImagesConfig(size=size, stored_size=max(size, ImagesConfig.stored_size))
 
 
-def whole_images(size: int, said: Mapping[str, Any], mean: str, std: str) -> ImagesConfig:
+def uncropped_images(size: int, said: Mapping[str, Any], mean: str, std: str) -> ImagesConfig:
     """Returns settings for images resized to `size` bicubically by the tower, without cropping.
 
     Args:
@@ -151,13 +151,13 @@ def side_in(said: Mapping[str, Any]) -> int:
     return number_in(said, "image_size", 224)
 
 
-def number_in(said: Mapping[str, Any], name: str, silent: int) -> int:
-    """Returns an integer in a JSON file, or `silent` if it is missing.
+def number_in(said: Mapping[str, Any], name: str, default: int) -> int:
+    """Returns an integer in a JSON file, or `default` if it is missing.
 
     Raises:
         CheckpointError: If it is not an integer.
     """
-    number = said.get(name, silent)
+    number = said.get(name, default)
     if not isinstance(number, int):
         raise CheckpointError(f"its configuration has {name}: {number!r:.40}, which must be an integer")
     return number
