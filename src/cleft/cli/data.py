@@ -270,4 +270,4 @@ def phantoms_command(request: PhantomsRequest, words: list[str]) -> None:
     following = (
         f"cleft pretrain demo --data.root {folder}" if request.kind == "chest" else f"cleft data check embed {folder}"
     )
-    print(f"{root}: synthetic images are written; next: {following}")
+    print(f"{root}: wrote synthetic images; next: {following}")

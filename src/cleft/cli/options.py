@@ -279,8 +279,10 @@ def short_settings_help(keys: Sequence[str]) -> str:
     """Returns one to three lines for each of some settings: its name, the first clause of its meaning, its choices."""
     lines: list[str] = []
     for key in keys:
-        clause, choices = re.split(r"[.;:](?: |$)", setting_doc(key))[0], choices_of(declared_settings()[key].kind)
-        summary = f"{clause}: {', '.join(choices)}" if choices and not clause.startswith("`") else clause
+        clause, kind = re.split(r"[.;:](?: |$)", setting_doc(key))[0], declared_settings()[key].kind
+        choices = choices_of(kind)
+        values = describe_kind(kind) if int in options_of(kind) else ", ".join(choices)
+        summary = f"{clause}: {values}" if choices else clause
         lines += textwrap.wrap(f"--{key:21} {summary}", 100, initial_indent="  ", subsequent_indent=" " * 26)
     return "\n".join(lines)
 

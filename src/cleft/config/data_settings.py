@@ -205,8 +205,9 @@ class ImagesConfig:
     """Preprocessing of images."""
 
     recipe: Literal["pad", "released"] = "pad"
-    """`pad`: resize the long side to `stored_size` and pad with black, aspect ratio kept. `released`: then also crop by
-    Otsu's threshold and stretch to a square, as the authors' code does, which undoes the padding and distorts."""
+    """Resizing of images. `pad`: resize the long side to `stored_size` and pad with black, aspect ratio kept.
+    `released`: then also crop by Otsu's threshold and stretch to a square, as the authors' code does, which undoes the
+    padding and distorts."""
     intensity: Literal["full-range", "min-max", "percentile"] = "min-max"
     """How more than 8 bits are scaled to 8: by the bit depth of the file, its extremes, or its 0.5 and 99.5
     percentiles. Does not apply to a DICOM file that declares a window or lookup table."""

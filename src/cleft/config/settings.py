@@ -98,8 +98,8 @@ class TextTowerConfig:
     frozen_layers: int = setting(0, used_with={"text.adapt": ("full",)})
     """Number of transformer blocks to freeze, from the first, together with the embeddings: 6 in the ConVIRT paper."""
     positions: Literal["counted", "zero"] = "counted"
-    """`zero`: every token has position 0, so that a masked model ignores word order, a bug of the authors' CLIP and
-    MGCA."""
+    """Positions of tokens. `zero`: every token has position 0, so that a masked model ignores word order, a bug of the
+    authors' CLIP and MGCA."""
     pooled_layers: tuple[int, ...] = setting((-1,), formerly="text.layers")
     """Layers whose hidden states are averaged before pooling: 0 is the embedding, -1 the last layer. MedCLIP uses 1, 2
     and -1, GLoRIA the last four."""
@@ -238,10 +238,10 @@ class MgcaConfig:
     frozen_steps: int = setting(0, formerly="mgca.still_steps")
     """Steps for which the prototypes are frozen; an epoch in the released code."""
     padding: Literal["masked", "released"] = "masked"
-    """`released`: padding up to `text.max_tokens` is projected, enters the batch-norm statistics, and serves as
-    negatives of words."""
+    """Padding tokens. `released`: padding up to `text.max_tokens` is projected, enters the batch-norm statistics, and
+    serves as negatives of words."""
     word_weights: Literal["aligned", "released"] = setting("aligned", old_values={"shifted": "released"})
-    """`released`: each word has the weight of the next one, a bug of the released code."""
+    """Weights of words. `released`: each word has the weight of the next one, a bug of the released code."""
 
     def __post_init__(self) -> None:
         check_range("mgca.prototypes", self.prototypes, 1, 10**6)
@@ -325,7 +325,7 @@ class TrainConfig:
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = setting("32-true", changes="rounding")
     """Floating-point precision; trained weights are kept in float32 in every case."""
     accelerator: Literal["auto", "cpu", "gpu"] = setting("auto", changes="rounding")
-    """`auto`: a GPU if there is one."""
+    """Device; `auto` is a GPU if there is one."""
     devices: int | Literal["auto"] = setting(
         "auto", changes=()
     )  # environment.json has the processes, which are compared
@@ -395,14 +395,14 @@ class ClassifyConfig:
     mode: Literal["linear-probe", "fine-tune"] = "linear-probe"
     """Train a linear classifier on the frozen image encoder (`linear-probe`), or both (`fine-tune`)."""
     protocol: Literal["standard", "paper"] = setting("standard", old_values={"usual": "standard"})
-    """`standard`: a linear probe is fitted by L-BFGS with its regularisation selected on the validation images;
-    fine-tuning uses layer-wise learning-rate decay and keeps the best weights. `paper`: 8,000 steps with batches of 36,
-    learning rate 5e-4 and weight decay 1e-3; keeps the last weights."""
+    """Training protocol. `standard`: a linear probe is fitted by L-BFGS with its regularisation selected on the
+    validation images; fine-tuning uses layer-wise learning-rate decay and keeps the best weights. `paper`: 8,000 steps
+    with batches of 36, learning rate 5e-4 and weight decay 1e-3; keeps the last weights."""
     fraction: float = 1.0
     """Share of the training patients to train on. Validation and test images stay the same."""
     scoring: Literal["multi-class", "present-absent"] = "multi-class"
-    """`multi-class`: one of the classes, trained on images with exactly one of them. `present-absent`: a binary label
-    for each finding, trained on every image whose label is known."""
+    """Kind of classification. `multi-class`: one of the classes, trained on images with exactly one of them.
+    `present-absent`: a binary label for each finding, trained on every image whose label is known."""
     blank: Literal["unknown", "absent"] = "unknown"
     """Value of missing labels for `present-absent`."""
     select_by: Literal["loss", "auc", "last"] | None = setting(None, formerly="classify.choose")
@@ -425,8 +425,8 @@ class ClassifyConfig:
     """Use the image augmentation of stage one; by default only in fine-tuning. A probe without it encodes each image
     once."""
     logits: Literal["plain", "unit"] = "plain"
-    """`unit`: divide the logits of an image by their norm, as in the authors' CLIP; with five classes the cross-entropy
-    is then at least 0.836. Not for probes fitted by L-BFGS."""
+    """Logits in the loss. `unit`: divide the logits of an image by their norm, as in the authors' CLIP; with five
+    classes the cross-entropy is then at least 0.836. Not for probes fitted by L-BFGS."""
     val_every: int = 100
     """Steps between two validations."""
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = setting("auto", changes="rounding")
