@@ -450,9 +450,9 @@ def test_imported_models_refuse_unsupported_tasks(walk, tmp_path, capfd):
     for words, code, sentence in [
         (["evaluate", str(both)], 2, "no data given, and the run has none"),
         (["classify", str(tower)], 2, "no data given, and the run has none"),
-        (["evaluate", str(tower)], 4, "holds an image tower without a text tower"),
+        (["evaluate", str(tower)], 4, "has an image tower but no text tower"),
         (["evaluate", str(tower), "--task", "retrieval"], 4, "retrieve images by images only"),
-        (["learn-context", str(tower)], 4, "holds an image tower without a text tower"),
+        (["learn-context", str(tower)], 4, "has an image tower but no text tower"),
         (["evaluate", str(both), "--task", "linear-probe"], 4, "has no classifier"),
         (
             ["import", str(tmp_path / "MRM.pth"), "--method", "gloria", "--out", str(tmp_path / "x")],
