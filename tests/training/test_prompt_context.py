@@ -151,7 +151,7 @@ def test_a_class_without_an_image_is_named():
     with pytest.raises(DataError, match="no training image shows Pneumonia") as raised:
         check_classes(select_targets(RECORDS, classes, "soft"), classes, "soft")
     assert "multi_label" not in str(raised.value)
-    with pytest.raises(ConfigError, match="at least two"):
+    with pytest.raises(ConfigError, match="stage two needs two classes or more"):
         check_classes(select_targets(RECORDS, ["Edema"], "drop"), ["Edema"], "drop")
 
 

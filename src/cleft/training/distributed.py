@@ -1,4 +1,4 @@
-"""Training on several processes: devices, preparation by the first, shared batch norm, reports of lost ones."""
+"""Training on several processes: devices, preparation by the first rank, gather, batch norm, lost processes."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ from cleft.launch import LAUNCHER_VARIABLES, Launch, count_processes, find_launc
 log = logging.getLogger(__name__)
 
 _PORT = 29500
-"""Where neither the launcher nor the user names one."""
+"""Default port."""
 _MEET_SECONDS = 300
 _LAST_WORD_SECONDS = 30
 _SOON = 10
 _LOST = re.compile(
     r"gloo|nccl|process group|connection (closed|reset|refused)|broken pipe|timed? ?out|socket|store", re.IGNORECASE
 )
-"""Words of the messages with which a collective operation fails."""
+"""Words in the messages of failed collective operations."""
 
 
 def resolve_devices(train: TrainConfig) -> TrainConfig:
@@ -64,13 +64,13 @@ def resolve_devices(train: TrainConfig) -> TrainConfig:
 
 
 def check_hardware(train: TrainConfig) -> None:
-    """Refuses accelerator, precision and strategy where this machine does not have them.
+    """Checks that this machine supports accelerator, precision and strategy.
 
     Args:
-        train: As `settle_devices` returned it, or of a stage that uses one device.
+        train: As returned by `resolve_devices` or `one_device`.
 
     Raises:
-        ConfigError: Names the setting and its legal values.
+        ConfigError: Names the setting and the valid values.
     """
     cards = torch.cuda.device_count()
     has_card = cards > 0 or torch.backends.mps.is_available()
@@ -91,29 +91,29 @@ def check_hardware(train: TrainConfig) -> None:
 
 
 def one_device(train: TrainConfig) -> TrainConfig:
-    """Returns the settings for a stage that uses one device, whatever stage one used."""
+    """Returns the settings of a stage that always uses one device."""
     return replace(train, devices=1, nodes=1, strategy="auto")
 
 
 def uses_gpu(train: TrainConfig) -> bool:
-    """Returns whether these settings train on a card here."""
+    """Returns whether these settings train on a GPU on this machine."""
     return train.accelerator != "cpu" and torch.cuda.is_available()
 
 
 @contextmanager
 def first_rank_first(timeout: float) -> Generator[Callable[[], None]]:
-    """Lets the first of the processes that a launcher started prepare alone; the others begin when it is ready.
+    """Runs preparation on the first rank of a launcher alone; the others start when it is ready.
 
-    So a folder is made, and an image decoded, once, and what is wrong for all is reported once.
+    So folders are created, images decoded and errors reported once.
 
     Args:
         timeout: Seconds to wait for a connection.
 
     Yields:
-        To be called when the others may begin. They begin too when the body ends.
+        Function to call when the others may start; they also start when the body ends.
 
     Raises:
-        OtherRankFailed: On the others, if the body raised on the first; it has reported why.
+        OtherRankFailed: On the other ranks, if the body raised on the first, which reports the error.
         ResourceError: If the processes cannot connect.
     """
     launch = find_launch()
@@ -153,10 +153,10 @@ def first_rank_first(timeout: float) -> Generator[Callable[[], None]]:
 
 
 def _gather_readers(store: TCPStore, key: str, launch: Launch, place: str, seconds: float) -> None:
-    """Waits until the others have read the store.
+    """Waits until the other ranks have read the store.
 
     Raises:
-        ResourceError: If one of them does not come.
+        ResourceError: If one of them does not connect.
     """
     if not _wait_for_readers(store, key, launch.world_size - 1, min(seconds, _SOON)):
         missing = launch.world_size - 1 - store.add(key, 0)
@@ -172,7 +172,7 @@ def _gather_readers(store: TCPStore, key: str, launch: Launch, place: str, secon
 
 
 def _wait_for_readers(store: TCPStore, key: str, count: int, seconds: float) -> bool:
-    """Returns whether `count` other processes have read the store; waits for them."""
+    """Waits for `count` other processes to read the store; returns whether they did."""
     deadline = time.monotonic() + seconds
     with contextlib.suppress(RuntimeError):
         while store.add(key, 0) < count:
@@ -183,7 +183,7 @@ def _wait_for_readers(store: TCPStore, key: str, count: int, seconds: float) -> 
 
 
 def _main_address(launch: Launch) -> tuple[str, int]:
-    """Host and port of the first process."""
+    """Returns host and port of the first rank."""
     typed = os.environ.get("MASTER_PORT", "")
     if typed and not typed.isdigit():
         raise ConfigError(f"environment variable MASTER_PORT={typed!r} is not a number; set a free port, or unset it")
@@ -226,7 +226,7 @@ def _connect(launch: Launch, address: str, port: int, seconds: float) -> TCPStor
 
 def _wait_for(store: TCPStore, key: str, place: str) -> None:
     try:
-        # Not store.wait: a signal would be seen only after its time.
+        # Not store.wait: it handles signals only after its timeout.
         while not store.check([key]):
             time.sleep(0.1)
     except RuntimeError as error:
@@ -236,7 +236,7 @@ def _wait_for(store: TCPStore, key: str, place: str) -> None:
 
 
 class LauncherEnvironment(ClusterEnvironment):
-    """The processes of a launcher, as Lightning expects them described."""
+    """Lightning environment of processes that a launcher started."""
 
     def __init__(self, launch: Launch) -> None:
         super().__init__()
@@ -286,7 +286,7 @@ class LauncherEnvironment(ClusterEnvironment):
 
 
 def cluster_environment(train: TrainConfig) -> ClusterEnvironment:
-    """Returns how Lightning gets its processes: those of the launcher, or its own.
+    """Returns the Lightning environment: that of the launcher, or Lightning's own.
 
     Args:
         train: With numbers of devices and machines. A stage of one process does not look at the launcher.
@@ -296,10 +296,7 @@ def cluster_environment(train: TrainConfig) -> ClusterEnvironment:
 
 
 class ReportingDDP(DDPStrategy):
-    """Lightning's data parallelism, which reports the end of a process that it started itself.
-
-    Lightning kills all processes without a message when one of them ends.
-    """
+    """DDP strategy that reports when a process that Lightning started ends; Lightning kills all without a message."""
 
     def _configure_launcher(self) -> None:
         assert self.cluster_environment is not None
@@ -321,7 +318,7 @@ class _ReportingLauncher(_SubprocessScriptLauncher):
 
 
 def _watch_children(children: list[Popen[Any]], done: threading.Event) -> None:
-    """Ends this process where a child ended badly and the main thread hangs in a collective operation."""
+    """Ends this process if a child failed and the main thread hangs in a collective operation."""
     while not done.wait(1):
         failed = [(rank, child) for rank, child in enumerate(children, start=1) if child.poll()]
         if failed and not done.wait(6):  # usually the main thread notices by itself, and reports more
@@ -332,7 +329,7 @@ def _watch_children(children: list[Popen[Any]], done: threading.Event) -> None:
             os._exit(ResourceError.exit_code)
 
 
-_RESUME = "the last training state is untouched, and the same command resumes from it"
+_RESUME = "the last training state is intact, and the same command resumes from it"
 
 
 class RankProcesses(Callback):
@@ -349,7 +346,7 @@ class RankProcesses(Callback):
             self._known = known
 
     def explain(self, error: RuntimeError) -> CleftError | None:
-        """Returns what a failed collective operation means, or None if that is not what the error is about."""
+        """Returns the error that explains a failed collective operation, or None for other errors."""
         text = str(error)
         if isinstance(error, dist.DistStoreError | dist.DistNetworkError) or (not self._known and _LOST.search(text)):
             place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
@@ -364,7 +361,7 @@ class RankProcesses(Callback):
         return ResourceError(f"{what}; {_RESUME}")
 
     def _lost(self) -> list[str]:
-        """Sentences about processes of this machine that are gone; waits a moment for one that is just ending."""
+        """Describes processes of this machine that have ended; waits up to two seconds for one that is ending."""
         here = [
             (rank, process)
             for rank, (host, process) in enumerate(self._known)
@@ -391,13 +388,13 @@ def _has_ended(process: int) -> bool:
 
 
 def _exit_status(process: int) -> int | None:
-    """As `Popen.returncode`, while the launcher has not collected it; else None."""
+    """Returns the exit status as `Popen.returncode` while the process is a zombie, else None."""
     fields = _stat(process)
     return os.waitstatus_to_exitcode(int(fields[-1])) if fields[:1] == ["Z"] else None
 
 
 def _stat(process: int) -> list[str]:
-    """Fields of /proc/<process>/stat behind its name, from the state on; nothing where there is no such file."""
+    """Returns the fields of /proc/<process>/stat from the state on; none if there is no such file."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -425,12 +422,10 @@ def _world_size(train: TrainConfig) -> int:
 
 
 def convert_sync_batchnorm(module: nn.Module) -> None:
-    """Replaces every batch norm inside `module` by one whose statistics are those of the batches of all ranks.
-
-    For the CPU; on cards Lightning puts torch's own `SyncBatchNorm` in place, which refuses tensors of a CPU.
+    """Replaces every batch norm in `module` by `CpuSyncBatchNorm`. On GPUs, Lightning uses torch's `SyncBatchNorm`.
 
     Args:
-        module: Changed in place. Names, weights and buffers stay the same objects.
+        module: Changed in place; names, weights and buffers are kept.
     """
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
@@ -439,10 +434,10 @@ def convert_sync_batchnorm(module: nn.Module) -> None:
 
 
 class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage, reportUntypedBaseClass]
-    """Batch norm over the batches of all ranks together; each may hold another number of rows.
+    """Batch norm with the statistics of all ranks, on the CPU; ranks may have different numbers of rows.
 
     Args:
-        norm: Whose weights and buffers are taken over.
+        norm: Batch norm whose weights and buffers are used.
     """
 
     def __init__(self, norm: nn.modules.batchnorm._BatchNorm) -> None:  # pyright: ignore[reportPrivateUsage]
@@ -453,7 +448,7 @@ class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):  # pyright: ignore[repo
         self.training = norm.training
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalises `[b, C, ...]` with the mean and the variance of every rank's values of a channel."""
+        """Normalises `[b, C, ...]` with the mean and variance of each channel over all ranks."""
         if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
             return super().forward(input)
         with torch.autocast(input.device.type, enabled=False):
@@ -462,7 +457,7 @@ class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):  # pyright: ignore[repo
             count = values.new_full((1,), values.shape[1])
             dist.all_reduce(count)
             mean = _sum_over_ranks(values.sum(1)) / count  # [C]
-            # Around the mean: the difference of two large numbers would lose digits.
+            # Squares around the mean: the difference of two large sums would lose precision.
             variance = _sum_over_ranks((values - mean[:, None]).square().sum(1)) / count
             self._remember(mean.detach(), variance.detach(), count)
             shape = (1, -1, *(1 for _ in input.shape[2:]))
@@ -473,7 +468,7 @@ class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):  # pyright: ignore[repo
         return normed.to(input.dtype)
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Nothing: the replaced norm's own check is not needed twice."""
+        """Does nothing: any number of dimensions is allowed."""
 
     @torch.no_grad()
     def _remember(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:

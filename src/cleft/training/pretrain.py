@@ -1,4 +1,4 @@
-"""Stage one: training of a model on images and their texts, by whichever method.
+"""Stage one: train a model on images and their texts, with any method.
 
 Shapes: `B` pairs of a batch over all devices, `T` distinct captions, `E` joint dimension, `C` findings.
 """
@@ -45,22 +45,22 @@ from cleft.types import Batch
 log = logging.getLogger(__name__)
 
 COLUMNS = ("temperature", "clamped_steps", "nodes", "padded_tokens", "repeated_captions")
-"""Quantities stage one logs beside those every stage does.
+"""Metrics that stage one logs in addition to those of every stage.
 
-`nodes` is what the language model read in the last step, `padded_tokens` what it would have read had every caption been
-padded to `text.max_tokens`; `repeated_captions` the share of pairs whose caption stands in the batch before.
+`nodes`: tokens that the language model processed in the last step; `padded_tokens`: what it would process with captions
+padded to `text.max_tokens`; `repeated_captions`: fraction of pairs whose caption occurs earlier in the batch.
 """
 
 _CAPTIONS_AT_ONCE = 512
 
 
 def pretrain(settings: Settings, folder: Path | str, *, progress: bool = True) -> Path:
-    """Trains a model from settings, or goes on with a run that was interrupted.
+    """Trains a model from settings, or resumes an interrupted run.
 
     Args:
-        settings: Everything that decides the run. Where `method` is `image-only`, no data are read and nothing is
-            trained: the run holds the image tower as it is.
-        folder: The run folder. If it holds a finished run of the same settings, nothing is done.
+        settings: All settings of the run. With `method=image-only`, no data are read and nothing is trained: the run
+            holds the untrained image encoder.
+        folder: The run folder. If it holds a finished run with the same settings, nothing is done.
         progress: Whether to show a bar while images are prepared.
 
     Returns:
@@ -68,7 +68,7 @@ def pretrain(settings: Settings, folder: Path | str, *, progress: bool = True) -
 
     Raises:
         ConfigError: If settings contradict each other, or the folder belongs to another run.
-        DataError: If the data are not what the reader expects.
+        DataError: If the data are not in the expected format.
         Interrupted, Terminated: If a signal arrived; the same call resumes.
         NumericsError: If a loss or gradient is not finite.
         ResourceError: If a disk is full.
@@ -98,7 +98,7 @@ def pretrain(settings: Settings, folder: Path | str, *, progress: bool = True) -
 
 
 def _with_rule(settings: Settings, folder: Path) -> Settings:
-    """Settings with the text rule the run was begun with, where a rule is not named."""
+    """Returns the settings with the text rule of the run, if `text.normalisation` is `auto`."""
     if settings.text.normalisation != "auto" or not (folder / "config.yaml").is_file():
         return settings
     rule = load_settings(folder / "config.yaml").text.normalisation
@@ -106,12 +106,12 @@ def _with_rule(settings: Settings, folder: Path) -> Settings:
 
 
 def _text_facts(texts: Texts, settings: Settings) -> dict[str, str]:
-    """What must not change besides the captions, where something else is read."""
+    """Returns the digest of the training texts, if they are not the captions."""
     return {} if settings.data.texts == "captions" else {"texts": texts_digest(texts.all_texts())}
 
 
 def _warn_about_classes(settings: Settings, material: TrainingData) -> None:
-    """Says now, and not after hours of training, that stage two has no such classes or no words for them."""
+    """Warns before training if stage two or evaluation will have no classes, or no names for them."""
     try:
         classes = resolve_classes(settings.classes, material.findings)
         check_class_names(find_class_names(settings.class_names, settings.data.dataset), classes)
@@ -121,7 +121,7 @@ def _warn_about_classes(settings: Settings, material: TrainingData) -> None:
 
 
 def _save_untrained(settings: Settings, run: Run) -> None:
-    """A run of a tower that nothing was learned with, so that later verbs find it as they find every other."""
+    """Writes the run of an untrained image encoder, which later commands use as any other run."""
     log.info("%s: nothing is trained; the image tower is kept as it is", run.folder)
     nobody = split_record(
         people="", recipe="nothing was trained", digest="", counts={"train": 0, "val": 0}, patients=[]
@@ -132,22 +132,22 @@ def _save_untrained(settings: Settings, run: Run) -> None:
 
 
 class Validation(NamedTuple):
-    """The split by which weights are chosen."""
+    """Validation data, by which the best weights are selected."""
 
     captions: Sequence[str]
-    """What is read with each of its images."""
+    """Text of each image."""
     batches: Callable[[int, int], Iterable[Batch]]
-    """From (rank, world size) to that rank's share of its batches."""
+    """Maps (rank, world size) to the batches of the rank."""
 
 
 class PretrainModule(TrainingModule):
-    """Lets a model read images with their captions, and moves it by the loss of its method.
+    """Trains a model on images and captions with the loss of its method.
 
     Args:
-        model: Of any method.
+        model: Model of any method.
         settings: Method, loss and optimiser.
-        captions: All texts that are read in training, the same on all ranks.
-        val: The validation split; None where there is none.
+        captions: All training texts, the same on all ranks.
+        val: Validation data; None if there are none.
     """
 
     clamped: Tensor
@@ -166,7 +166,7 @@ class PretrainModule(TrainingModule):
         self._warned = False
 
     def loss(self, batch: Batch) -> Tensor:
-        """Loss of the pairs of all ranks together; each rank reads its share."""
+        """Returns the loss over the pairs of all ranks; each rank encodes its own."""
         read = self._method.read(self.model, batch)
         facts = self._facts(batch, _row_numbers(self._caption_ids, batch.captions, self.device))
         if self._method.compares_pairs and dist.is_available() and dist.is_initialized():
@@ -178,13 +178,13 @@ class PretrainModule(TrainingModule):
         return PairInfo(caption_ids, batch.labels, text_labels, step=self.global_step)
 
     def step_metrics(self) -> dict[str, float]:
-        """Temperature, and what the language model read."""
+        """Returns the temperature and what the language model processed."""
         stats = self.model.text_tower.stats
         if self._method.compares_pairs and stats.distinct == 1 and not self._warned:
             self._warned = True
             log.warning(
-                "every caption of a batch is the same: this step has nothing to tell apart; raise train.batch_size, "
-                "or see with cleft data check how many distinct captions there are"
+                "every caption of a batch is the same, so this step has no contrast; raise train.batch_size, or "
+                "count the distinct captions with cleft data check"
             )
         scale = _scale_of(self.model)
         return {
@@ -197,7 +197,7 @@ class PretrainModule(TrainingModule):
 
     @torch.no_grad()
     def after_update(self) -> None:
-        """Keeps the inverse temperature in its range, and counts how often that was needed."""
+        """Clamps the inverse temperature to its range, and counts the steps that needed it."""
         scale = _scale_of(self.model)
         before = None if scale is None else scale.clone()
         self.model.constrain_parameters_()
@@ -206,10 +206,10 @@ class PretrainModule(TrainingModule):
 
     @torch.no_grad()
     def validation_loss(self, poll: Callable[[], None]) -> float | None:
-        """Mean loss per pair over the validation split, each image once, each distinct caption encoded once.
+        """Returns the mean loss per pair of the validation split; each distinct caption is encoded once.
 
-        Its batches have the size of training's, because the loss depends on how many there are to tell apart; the last
-        one may be smaller and counts by its images.
+        Batches have the size of training batches, because a contrastive loss depends on it; the last one may be smaller
+        and is weighted by its images.
         """
         if self._val is None:
             return None
@@ -225,12 +225,12 @@ class PretrainModule(TrainingModule):
         return (sums[0] / sums[1]).item()
 
     def _add_up(self, batches: Iterable[Batch], poll: Callable[[], None]) -> tuple[Tensor, Tensor]:
-        """Sum of the losses of this rank's pairs, and their number."""
+        """Returns the sum of the losses of the pairs of this rank, and their number."""
         text_embeds = self._read_val_texts() if self._method.global_texts_only else None
         total, count = torch.zeros(2, dtype=torch.float64, device=self.device)
         for number, batch in enumerate(batches):
             poll()
-            # What a method hides of an image must be the same at every look, on any number of ranks.
+            # Masks of an image must be the same at every validation, on any number of ranks.
             place = number * self.trainer.world_size + self.trainer.global_rank
             seed_generators(step_seed(self._settings.seed, "validation", place, 0), self.device)
             on_device: Batch = self.trainer.strategy.batch_to_device(batch)
@@ -246,7 +246,7 @@ class PretrainModule(TrainingModule):
         return total, count
 
     def _read_val_texts(self) -> Tensor:
-        """Embeddings of the distinct captions of the validation split, `[T, E]`."""
+        """Returns the embeddings of the distinct validation captions, `[T, E]`."""
         assert isinstance(self.model, DualEncoder)
         distinct = list(self._val_rows)
         parts = [distinct[start : start + _CAPTIONS_AT_ONCE] for start in range(0, len(distinct), _CAPTIONS_AT_ONCE)]
@@ -267,11 +267,11 @@ def _train(
     Args:
         settings: Of the run.
         material: Records and their pixels.
-        texts: What is read with each image.
+        texts: Texts of the images.
         run: The open run folder.
         stop: Set by a signal.
         train_config: With numbers of devices and machines.
-        ready: To be called when the other ranks may begin.
+        ready: To be called when the other ranks may start.
     """
     if settings.train.patience and not material.val:
         raise ConfigError(
@@ -309,7 +309,9 @@ def _train(
 
     assert train_config.devices != "auto"
     assert train_config.nodes != "auto"
-    batches(0, 0, train_config.devices * train_config.nodes)  # refuses a batch that cannot be filled or shared
+    batches(
+        0, 0, train_config.devices * train_config.nodes
+    )  # checks that batches can be filled, and divided among ranks
     ready()
     outcome = train(learner, batches, run, _plan(settings, train_config), stop)
     if is_first():
@@ -327,7 +329,7 @@ def _train(
 
 
 def _tokenizer_texts(texts: Texts, settings: Settings) -> list[str] | None:
-    """Texts to learn a tokenizer from, or None; the model folder holds it, so they must identify no patient."""
+    """Returns texts to train a tokenizer on, without words that may identify a patient, or None if it is given."""
     if settings.text.scratch is None:
         return None
     learnable = texts.tokenizer_corpus()
@@ -343,7 +345,7 @@ def _tokenizer_texts(texts: Texts, settings: Settings) -> list[str] | None:
 
 
 def _check_caption_length(model: MethodModel, settings: Settings) -> None:
-    """Raises a ConfigError if a caption is longer than the text tower reads."""
+    """Raises a ConfigError if a caption is longer than `text.max_tokens`."""
     tokens = model.text_tower.tokenizer
     if tokens.truncated:
         raise ConfigError(
@@ -354,7 +356,7 @@ def _check_caption_length(model: MethodModel, settings: Settings) -> None:
 
 
 def _named(tower: ImageTowerConfig | TextTowerConfig) -> str:
-    """Name or kind of a tower."""
+    """Returns the name or kind of an encoder."""
     return tower.model or f"{(tower.scratch or {}).get('model_type')} from scratch"
 
 
@@ -376,7 +378,7 @@ def _plan(settings: Settings, train_config: TrainConfig) -> TrainingPlan:
 
 
 def _val_batches(material: TrainingData, texts: Texts, settings: Settings) -> Callable[[int, int], Iterable[Batch]]:
-    """Every `world_size`-th batch of the split for each rank, so that batches are the same for any number of ranks."""
+    """Returns batches per rank: every `world_size`-th batch, so that batches do not depend on the number of ranks."""
     size, every = settings.train.batch_size, range(len(material.val))
     parts = [every[start : start + size] for start in every[::size]]
 
@@ -394,7 +396,7 @@ def _describe(model: MethodModel, material: TrainingData, captions: Sequence[str
     moving = sum(weight.numel() for weight in trainable_parameters(model).values())
     total = sum(weight.numel() for weight in model.parameters())
     log.info("%s", describe_trainable(model.text_tower.lm, model.text_tower.config))
-    log.info("%s of %s weights move", f"{moving:,}", f"{total:,}")
+    log.info("%s of %s parameters are trainable", f"{moving:,}", f"{total:,}")
     log.info(
         "%s with %s, %s for validation",
         count(len(material.train), "training image"),
@@ -406,7 +408,7 @@ def _describe(model: MethodModel, material: TrainingData, captions: Sequence[str
 
 
 def _scale_of(model: MethodModel) -> Tensor | None:
-    """Logarithm of the inverse temperature, where images and texts meet."""
+    """Returns the log of the inverse temperature; None for methods without one."""
     return model.logit_scale if isinstance(model, DualEncoder) else None
 
 

@@ -43,15 +43,15 @@ _AUTOCAST_DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 class Targets(NamedTuple):
-    """Images of a split that stage two learns from."""
+    """Labelled images of a split for stage two."""
 
     records: list[Record]
     class_shares: Tensor
-    """Share of each class in an image's target, `[N, C]`, rows sum to one."""
+    """Target class probabilities, `[N, C]`; rows sum to one."""
 
 
 class EncodedImages(NamedTuple):
-    """Images after the tower has read them."""
+    """Image embeddings with their targets."""
 
     image_embeds: Tensor
     """`[N, E]`."""
@@ -60,11 +60,11 @@ class EncodedImages(NamedTuple):
 
 
 def select_targets(records: Sequence[Record], classes: Sequence[str], several: str) -> Targets:
-    """Takes the images that show exactly one of the classes; those with several only if asked for.
+    """Selects the images that show exactly one of the classes, and with `several="soft"` those that show several.
 
     Args:
         records: Images of a split.
-        classes: Findings that are told apart.
+        classes: Findings to discriminate.
         several: `drop` leaves images with several of the classes out; `soft` keeps them, their target shared equally.
             Images with none of them have no right answer and are always left out.
     """
@@ -87,14 +87,14 @@ def select_targets(records: Sequence[Record], classes: Sequence[str], several: s
 
 
 def check_classes(targets: Targets, classes: Sequence[str], several: str) -> None:
-    """Refuses classes that nothing can be learned about.
+    """Checks that there are two classes or more, each with training images.
 
     Raises:
         ConfigError: If there is only one class.
         DataError: If a class has no training image; names it.
     """
     if len(classes) < 2:
-        raise ConfigError(f"classes={list(classes)}: telling apart takes at least two")
+        raise ConfigError(f"classes={list(classes)}: stage two needs two classes or more")
     empty = [name for name, share in zip(classes, targets.class_shares.sum(dim=0).tolist(), strict=True) if share == 0]
     if empty:
         other = "" if several == "soft" else ", set context.multi_label=soft"
@@ -109,7 +109,7 @@ def check_classes(targets: Targets, classes: Sequence[str], several: str) -> Non
 def encode_targets(
     model: DualEncoder, targets: Targets, material: TrainingData, settings: Settings, stop: StopFlag, *, progress: bool
 ) -> EncodedImages:
-    """Reads images once with the frozen tower, cropped at the centre, on whatever device the model lies.
+    """Computes the embeddings of centre-cropped images with the frozen image encoder, on the device of the model.
 
     Args:
         model: In evaluation mode.
@@ -180,13 +180,13 @@ def learn_context(
 
 
 class PromptContextModule(TrainingModule):
-    """Moves the context until each image lies nearest to its class name behind it.
+    """Trains the context by cross-entropy between image embeddings and class prompts.
 
     Args:
-        model: With a context in place; everything else must be frozen.
-        names: Class names, as they stand in a sentence.
+        model: With a context; all other parameters must be frozen.
+        names: Class names as used in prompts.
         config: Optimiser and schedule.
-        val: The validation split; None where there is none.
+        val: Validation data; None if there are none.
 
     Source:
         CLEFT, section 2.2: "zero-shot classification cross-entropy" over the classes of a task. Which images take part
@@ -202,16 +202,16 @@ class PromptContextModule(TrainingModule):
         self._val = val
 
     def loss(self, batch: EncodedImages) -> Tensor:
-        """Mean cross-entropy of the classes, in nats; log(C) where all class embeddings are equal."""
+        """Returns the mean cross-entropy in nats; log(C) if all class embeddings are equal."""
         class_embeds = self.model.encode_class_names(self._names)  # [C, E]
-        # Half precision makes equal logits of far classes.
+        # In half precision, logits of different classes may round to the same value.
         with torch.autocast(class_embeds.device.type, enabled=False):
             logits = self.model.logit_scale.exp().float() * batch.image_embeds @ class_embeds.float().T  # [B, C]
             return F.cross_entropy(logits, batch.class_shares)
 
     @torch.no_grad()
     def validation_loss(self, poll: Callable[[], None]) -> float | None:
-        """Cross-entropy over the whole validation split; the class names are read once."""
+        """Returns the cross-entropy of the validation split."""
         poll()
         if self._val is None:
             return None
@@ -281,13 +281,13 @@ def _plan(settings: Settings) -> TrainingPlan:
         save_every=settings.train.save_every,
         log_every=settings.train.log_every,
     )
-    # The towers stand still and a step is small: one device does it.
-    alone = one_device(settings.train)
+    # The encoders are frozen and a step is small: one device is enough.
+    train = one_device(settings.train)
     return TrainingPlan(
         intervals=intervals,
         seed=settings.seed,
         clip_norm=config.optim.clip_norm,
-        train=alone,
+        train=train,
         memory=f"context.batch_size={config.batch_size}, context.length={config.length}",
         prefix="context/",
     )
@@ -295,7 +295,7 @@ def _plan(settings: Settings) -> TrainingPlan:
 
 @dataclass(frozen=True)
 class _Sampler:
-    """Which of `n` images each step sees."""
+    """Draws the images of each step from `n`."""
 
     n: int
     config: ContextConfig
@@ -308,5 +308,5 @@ class _Sampler:
         return ([row for _, row in batch] for batch in sampler)
 
     def drawn(self) -> list[int]:
-        """Images that some step sees, ascending; the others need not be encoded."""
+        """Returns the rows of images that are used in any step, ascending."""
         return sorted({row for rows in self.steps(0) for row in rows})
