@@ -110,7 +110,7 @@ class LanguageModel(nn.Module):
         """
         if self._width is None:
             hidden = cast("int", self.config.hidden_size)
-            # OPT-350M projects its states back to the embedding width; the configuration does not tell.
+            # OPT-350M projects its states back to the embedding width; the configuration has no field for it.
             self._width = hidden if self.embedding_width == hidden else self._measured_width()
         return self._width
 

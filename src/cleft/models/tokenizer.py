@@ -188,7 +188,7 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     try:
         with quiet_transformers():
             tokenizer: Any = AutoTokenizer.from_pretrained(place if place.is_dir() else source, trust_remote_code=False)
-    except Exception as error:  # each family raises exceptions of its own libraries
+    except Exception as error:  # each family raises exceptions of other libraries
         missing = _missing_packages(error)
         if missing:
             raise CheckpointError(

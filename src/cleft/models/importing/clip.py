@@ -169,7 +169,7 @@ OPENAI_CLIP = Layout(
 )
 
 
-# CLIP with the weight names of its own code: OpenAI's archives, open_clip and models fine-tuned from them. Shapes
+# CLIP with the weight names of the original code: OpenAI's archives, open_clip and models fine-tuned from them. Shapes
 # give every size but the heads, which are 64 wide in OpenAI's code and in open_clip's models up to width 1024. They
 # give neither activation nor normalisation: OpenAI's archives and models fine-tuned from them use `quick_gelu`;
 # open_clip's own models use `gelu` or the activation in their configuration. Without an archive or a configuration

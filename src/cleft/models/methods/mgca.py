@@ -1,4 +1,4 @@
-"""MGCA: model and loss. Contrast of pairs, of words with the patches of their own image, and of both with prototypes.
+"""MGCA: model and loss. Contrast of pairs, of words with the patches of the paired image, and of both with prototypes.
 
 Settings: `cleft.config.MgcaConfig`.
 
