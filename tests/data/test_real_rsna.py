@@ -39,7 +39,7 @@ def test_the_table_has_the_published_counts(reading):
     assert sum(record.labels["No Pneumonia"] == 1 for record in reading.records) == 20_672
     assert "with 9,555 boxes (published" in reading.notes[0]
     assert len({record.patient for record in reading.records}) == 11_439
-    assert reading.people == "nih"
+    assert reading.patient_dataset == "nih"
     assert "99 of these matches are doubtful (pixel_mse above 5)" in reading.notes
     assert reading.rejected == {}
 
