@@ -13,7 +13,7 @@ from cleft.models.adapters import ADAPTERS, TrainableRows, adapt, describe_train
 from cleft.models.language_model import LanguageModel
 
 BIOMEDLM = {"n_layer": 32, "n_embd": 2560, "n_head": 20, "n_positions": 1024, "vocab_size": 28896}
-"""Configuration of stanford-crfm/BioMedLM; without weights it takes no memory."""
+"""Configuration of stanford-crfm/BioMedLM."""
 
 
 def biomedlm(**settings) -> LanguageModel:

@@ -35,12 +35,12 @@ def folder(tmp_path):
 
 
 def edit(folder, change):
-    """Changes `model.json` in the form of schema 1, where nothing but the fields themselves can be checked."""
+    """Changes `model.json` in the form of schema 1, in which only the fields are checked."""
     edit_description(folder, change, sealed=False)
 
 
 def replace_weights(folder, change):
-    """Puts other weights into a folder, with a digest that fits them."""
+    """Replaces the weights of a folder, with a matching digest."""
     path = folder / "model.safetensors"
     tensors = load_file(path)
     change(tensors)
@@ -425,7 +425,7 @@ def vit_folder(tmp_path):
 
 
 def rewrite(folder, name, **changes):
-    """Changes a file of a tower, and the digests with it."""
+    """Changes a file of a tower, with matching digests."""
     path = folder / name
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     facts = {"bytes": path.stat().st_size, "sha256": digest_of(path)}

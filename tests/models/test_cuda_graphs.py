@@ -1,4 +1,4 @@
-"""Rereplayed passes equal eager passes, whatever happens between forward and backward.
+"""Replayed passes equal eager passes, whatever happens between forward and backward.
 
 Capturing needs a GPU (tests/gpu); here a captured pass computes eagerly at each replay.
 """
@@ -15,7 +15,7 @@ from cleft.models import cuda_graphs
 from cleft.models.cuda_graphs import CudaGraphs, Pass, node_multiple
 
 
-class Rereplayed:
+class Replayed:
     """Behaves like a captured pass: copies inputs into its own buffers."""
 
     replays = 0
@@ -24,7 +24,7 @@ class Rereplayed:
         self.made, self.weights = made, made.weights
 
     def replay_forward(self, inputs):
-        Rereplayed.replays += 1
+        Replayed.replays += 1
         for own, new in zip(self.made.inputs, inputs, strict=True):
             own.detach().copy_(new.detach())
         with torch.enable_grad():
@@ -37,11 +37,11 @@ class Rereplayed:
 
 @pytest.fixture
 def captured(monkeypatch):
-    """Counts the passes that were rereplayed, not run eagerly."""
-    monkeypatch.setattr(cuda_graphs, "_CapturedPass", Rereplayed)
+    """Counts the passes that were replayed, not run eagerly."""
+    monkeypatch.setattr(cuda_graphs, "_CapturedPass", Replayed)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
-    Rereplayed.replays = 0
-    return Rereplayed
+    Replayed.replays = 0
+    return Replayed
 
 
 def inputs(built):

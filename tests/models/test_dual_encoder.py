@@ -1,4 +1,4 @@
-"""The learned context starts at the opening, its last token next to the class name."""
+"""Dual encoder: embeddings, projections, temperature, and the initial prompt context."""
 
 import functools
 import math

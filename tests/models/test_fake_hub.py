@@ -1,4 +1,4 @@
-"""A hub on this machine that breaks off, and models whose name may mean other files tomorrow."""
+"""A local hub that interrupts downloads, and hub models whose files change."""
 
 import hashlib
 import json
@@ -32,13 +32,13 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Serves the files of one model; while `breaks` is positive, weights stop half way."""
+    """Serves the files of one model; while `breaks` is positive, downloads of weights stop half way."""
 
     folder: Path
     breaks = 0
 
     def log_message(self, *args):
-        """Nothing."""
+        """Logs nothing."""
 
     def do_HEAD(self):
         self.answer(head=True)

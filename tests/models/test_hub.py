@@ -1,4 +1,4 @@
-"""Loading weights with transformers prints nothing, starts no thread and asks no web service."""
+"""Loading from hub or folder: no output, no conversion requests, no code, no files elsewhere."""
 
 import json
 import logging
@@ -28,14 +28,14 @@ SHAPE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "i
 
 @pytest.fixture
 def published(tmp_path) -> Path:
-    """A BERT with its head for masked tokens and without a pooler: one has no place here, the other is missing."""
+    """A BERT with a masked-token head, which is unused, and without pooler, which is missing."""
     BertForMaskedLM(BertConfig(**SHAPE)).save_pretrained(tmp_path / "bert")
     return tmp_path / "bert"
 
 
 @pytest.fixture
 def records():
-    """What transformers logs."""
+    """Log messages of transformers."""
     found: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: found.append(record.getMessage())
@@ -86,7 +86,7 @@ def test_weights_in_bin_files_start_no_conversion(published, monkeypatch, before
             started.append(str(options["name"]))
 
         def start(self) -> None:
-            """Would ask the web service."""
+            """Stands for a request to the web service."""
 
     monkeypatch.setattr(modeling_utils, "Thread", Recorded)
     monkeypatch.delenv("DISABLE_SAFETENSORS_CONVERSION", raising=False)

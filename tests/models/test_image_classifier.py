@@ -1,4 +1,4 @@
-"""A tower alone, a tower with a head, and a head whose tower lies elsewhere: each comes back from disk as it was."""
+"""Saving and loading a tower, a tower with a head, and a head whose tower is in another folder."""
 
 import shutil
 from dataclasses import replace
@@ -26,7 +26,7 @@ SETTINGS = fake_settings("vit")
 
 @pytest.fixture
 def tower(tmp_path):
-    """A folder that holds a tower and nothing else."""
+    """A folder with only a tower."""
     save_image_classifier(build_image_classifier(SETTINGS), SETTINGS, tmp_path / "tower")
     return tmp_path / "tower"
 

@@ -56,7 +56,7 @@ def build(scratch, *, size=56, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), region
 
 
 def save(scratch, folder):
-    """A model folder as its makers would publish it."""
+    """A model folder as published."""
     options = {name: value for name, value in scratch.items() if name != "model_type"}
     torch.manual_seed(1)
     AutoModel.from_config(AutoConfig.for_model(scratch["model_type"], **options)).save_pretrained(folder)
@@ -69,7 +69,7 @@ def images():
 
 
 def by_hand(tower, images):
-    """The blocks of DINOv2 one after the other: all tokens in front of the last norm, and behind it."""
+    """Applies the blocks of DINOv2 in turn; returns all tokens before and after the final norm."""
     states = tower.model.embeddings(tower.normalise(images))
     for block in tower.model.encoder.layer:
         states = block(states)
@@ -264,7 +264,7 @@ def test_code_named_in_a_folder_is_never_run(tmp_path):
 
 
 class Payload:
-    """Would make a folder when opened by a reader that runs what it reads."""
+    """Creates a folder if it is unpickled by a reader that runs code."""
 
     def __init__(self, target):
         self.target = target

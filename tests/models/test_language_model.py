@@ -35,7 +35,7 @@ WITHOUT_PREFIX = {
 
 
 def tower(family: str, **settings) -> TextTower:
-    """A tower in evaluation mode whose trainable weights are moved away from where they start."""
+    """A tower in evaluation mode with changed trainable weights."""
     torch.manual_seed(0)
     options = {"rank": 2, "dropout": 0.0, "max_tokens": 16, "prefix_length": 3, **settings}
     built = build_text_tower(TextTowerConfig(model=None, scratch=FAMILIES[family], **options), CAPTIONS)
@@ -54,7 +54,7 @@ def trained_layers(built: TextTower) -> set[str]:
 
 
 def check_exact(built: TextTower) -> None:
-    """However texts are read, features and gradients are equal, and every trainable weight gets a gradient."""
+    """Checks that all packings give equal features and gradients, and every trainable weight a gradient."""
     weights = [weight for weight in built.parameters() if weight.requires_grad]
     features, padded = built.encode(CAPTIONS), read(built, "padded", CAPTIONS)
     assert features.shape == (len(CAPTIONS), built.width)

@@ -1,4 +1,4 @@
-"""Names that wrappers add, forms that differ and values that do not, 16 bits in a model that computes in float32."""
+"""Layers: 16-bit weights, captured attention, layer depths, patch decoder; weights without copies."""
 
 import copy
 import math
@@ -220,7 +220,7 @@ print(peak() - before)
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_memory_grows_by_the_size_of_the_file(tmp_path, monkeypatch, dtype):
-    """Peak resident memory of a process, pages of files included; what the same code takes for a tiny model is not."""
+    """Peak resident memory of a process including file pages, minus that of the same code with a tiny model."""
     write_official(tmp_path / "small.ckpt")
     monkeypatch.setattr(official, "WIDTH", 752)
     monkeypatch.setattr(official, "BLOCKS", 8)
@@ -243,7 +243,7 @@ SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "i
 
 
 def slow_row(output):
-    """The first token's attention in the last block, by the kernel that keeps all of it."""
+    """Attention of the first token in the last block, from the eager kernel."""
     return output.attentions[-1].mean(dim=1)[:, 0]
 
 

@@ -1,4 +1,4 @@
-"""Reading a model folder changes nothing, inside or outside, whatever the folder holds; a save follows no link."""
+"""Loading never writes inside or outside a model folder, even a hostile one; saving follows no link."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def place(saved, tmp_path):
-    """A user's documents, and beside them a model folder."""
+    """A user's documents next to a model folder."""
     home = tmp_path / "home"
     (home / "documents/notes").mkdir(parents=True)
     (home / "documents/thesis.txt").write_text("three years")
@@ -46,7 +46,7 @@ def place(saved, tmp_path):
 
 
 def stage(model, files, **content):
-    """An interrupted save as a stranger may have written it."""
+    """An interrupted save written by an attacker."""
     (model / ".saving").mkdir()
     for name, text in content.items():
         (model / ".saving" / name).write_text(text)

@@ -111,7 +111,7 @@ SPEC = ImageSpec(size=(224, 224), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 @pytest.fixture(scope="module")
 def paper():
-    """DINOv2 ViT-B/14 with registers and BioMedLM with LoRA at their true sizes, without memory."""
+    """DINOv2 ViT-B/14 with registers and BioMedLM with LoRA at full size, on the meta device."""
     vision = Dinov2WithRegistersConfig(hidden_size=768, patch_size=14, image_size=518, num_register_tokens=4)
     language = GPT2Config(n_layer=32, n_embd=2560, n_head=20, vocab_size=28896, bos_token_id=0, eos_token_id=0)
     text = TextTowerConfig(adapt="lora", rank=8, train_embeddings=False)

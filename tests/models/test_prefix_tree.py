@@ -37,12 +37,12 @@ def test_a_tree_by_hand():
     assert packed.last.tolist() == [1, 2, 1]
 
 
-def test_a_self_masked_end_token_attends_to_its_text_only():
+def test_a_self_mtokenised_end_token_attends_to_its_text_only():
     packed = pack_texts([[A, END], [A, B, END]], mask_eos_self=True)
     assert ways_down(packed) == [[A], [A, B]]
 
 
-def test_a_self_masked_end_token_without_text_attends_to_itself():
+def test_a_self_mtokenised_end_token_without_text_attends_to_itself():
     assert pack_texts([[END]], mask_eos_self=True).visible.tolist() == [[True]]
 
 
@@ -82,11 +82,11 @@ def test_subtrees_contain_every_text_once_and_stay_below_the_limit(texts, limit)
 
 
 def test_a_cached_text_is_not_tokenised_again():
-    asked = []
-    tree = PrefixTree(lambda new: [asked.append(text) or [len(text)] for text in new])
+    tokenised = []
+    tree = PrefixTree(lambda new: [tokenised.append(text) or [len(text)] for text in new])
     tree.subtree(["edema", "edema", "no finding"])
     tree.subtree(["no finding", "edema"])
-    assert asked == ["edema", "no finding"]
+    assert tokenised == ["edema", "no finding"]
 
 
 def test_a_full_tree_is_cleared_and_stays_correct():

@@ -1,4 +1,4 @@
-"""Tensors that are not plain numbers, and false headers, give a message that names the tensor."""
+"""Unsupported tensors and invalid headers give a message that names the tensor."""
 
 import json
 import struct

@@ -172,7 +172,7 @@ def test_biomedlm_scales_attention_by_block_and_has_its_last_token_as_eos():
 
 
 class Payload:
-    """Would make a file when opened by a reader that runs what it reads."""
+    """Creates a file if it is unpickled by a reader that runs code."""
 
     def __init__(self, target):
         self.target = target
@@ -297,7 +297,7 @@ def test_the_command_imports(tmp_path):
 
 
 def tuned_by_peft() -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
-    """PEFT's prompt tuning around its LoRA, as the authors' second stage wraps their model, and its weights by name."""
+    """PEFT's prompt tuning around its LoRA, as in the authors' second stage, and its weights by name."""
     options = {"vocab_size": 48, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128, "eos_token_id": 0}
     with torch.random.fork_rng():
         torch.manual_seed(5)

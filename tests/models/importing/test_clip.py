@@ -1,4 +1,4 @@
-"""Folders of transformers' CLIP give the embeddings that transformers gives."""
+"""Imported CLIP checkpoints give the embeddings of their original implementation."""
 
 import gzip
 import json
@@ -37,7 +37,7 @@ from cleft.models.tokenizer import load_tokenizer
 
 
 def images():
-    """At twice the size at which CLIP reads."""
+    """Images of twice the input size of CLIP."""
     shape = (2, 1, 2 * SIZE, 2 * SIZE)
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
@@ -204,7 +204,7 @@ def pixels(mean, std):
 
 
 def embeds_alike(folder, weights, pixels, *, quick=True, heads=(2, 3), at=""):
-    """Whether a model folder embeds images and texts as the weights do, computed step by step."""
+    """Checks the embeddings of a model folder against the weights, computed step by step."""
     model = load_model(folder)
     same(
         model.encode_image(images()),
@@ -496,7 +496,7 @@ SPELLINGS = [
 
 
 def letters():
-    """A letter for each byte: its own where that is a letter, else one behind 255."""
+    """A character for each byte: its own if it is printable, otherwise one above 255."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = [byte for byte in range(256) if byte not in plain]
     order = {byte: chr(byte) for byte in plain} | {byte: chr(256 + place) for place, byte in enumerate(rest)}

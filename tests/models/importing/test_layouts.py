@@ -45,7 +45,7 @@ def pixels(mean=0.5, std=0.5):
 
 
 def brought(tmp_path, path, **options):
-    """The folder of an import."""
+    """Imports a checkpoint and returns its folder."""
     tokenizer = write_tokenizer(tmp_path / "tokenizer")
     return import_checkpoint(path, tmp_path / "ours", size=SIZE, tokenizer=tokenizer, **options)
 
@@ -286,8 +286,8 @@ def test_dinov2_without_registers_interpolates_positions_as_on_the_hub(tmp_path,
 
 def test_importing_a_vit_logs_nothing_about_its_pooler(tmp_path, caplog, capfd):
     import_checkpoint(write_mrm(tmp_path), tmp_path / "ours", size=SIZE)
-    told = caplog.text + capfd.readouterr().err
-    assert told == ""  # and without a bar of transformers
+    output = caplog.text + capfd.readouterr().err
+    assert output == ""  # no progress bar of transformers either
 
 
 def test_a_zip_with_several_checkpoints_or_a_bomb_is_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""TorchScript archives give their tensors and nothing in them is run."""
+"""TorchScript archives give their tensors without running code."""
 
 import pickle
 import warnings
@@ -32,7 +32,7 @@ class Block(nn.Module):
 
 
 def write(path, module, traced=None):
-    """As TorchScript writes a module; one that was traced goes to half precision first, as OpenAI's did."""
+    """Writes a module with TorchScript; a traced one in half precision, like OpenAI's."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own of TorchScript
         made = torch.jit.script(module) if traced is None else torch.jit.trace(module, traced).half()
@@ -86,7 +86,7 @@ def test_an_archive_written_on_a_gpu_by_an_older_torch_is_read(tmp_path):
 
 
 class Runs:
-    """Makes a folder when a pickle of it is read by whoever reads all."""
+    """Creates a folder if it is unpickled without restrictions."""
 
     def __init__(self, path):
         self.path = path

@@ -1,4 +1,4 @@
-"""GLoRIA's two losses and its zero-shot score: by hand, as the released loop, and at the edges."""
+"""GLoRIA's two losses and its zero-shot score: by hand, against the released loop, and edge cases."""
 
 import math
 
@@ -9,7 +9,7 @@ from cleft.models.methods.gloria import global_loss, local_loss, local_similarit
 
 
 def batch(images=4, counts=(3, 1, 5, 2), spots=6, width=7, seed=0, dtype=torch.float64):
-    """Features of some images and texts; slots behind a text's words hold numbers, to be caught if looked at."""
+    """Features of some images and texts; padding slots contain numbers to detect their use."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape):

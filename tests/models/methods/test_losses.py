@@ -1,4 +1,4 @@
-"""Losses by hand, by symmetry, and at the edges of float32."""
+"""Losses by hand, by symmetry, and at the limits of float32."""
 
 import math
 
@@ -24,7 +24,7 @@ SCALE = torch.tensor(14.0)
 
 @st.composite
 def batches(draw):
-    """Unit-length pairs with captions and labels that repeat."""
+    """L2-normalised pairs with repeated captions and labels."""
     size = draw(st.integers(2, 7))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     image, text = F.normalize(torch.randn(2, size, 5, generator=generator), dim=-1)

@@ -1,4 +1,4 @@
-"""Semantic matching by hand, as a loop, and at the edges."""
+"""Semantic matching by hand, against a loop, and edge cases."""
 
 import math
 

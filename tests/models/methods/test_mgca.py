@@ -1,4 +1,4 @@
-"""MGCA's three losses and its weights of attention: by hand, as loops, and at the edges."""
+"""MGCA's three losses and its attention weights: by hand, against loops, and edge cases."""
 
 import math
 
@@ -18,7 +18,7 @@ from cleft.models.methods.mgca import (
 
 
 def tokens(pairs=3, slots=5, patches=4, width=6, seed=0, dtype=torch.float64):
-    """Words, patches, mask and weights of some pairs; slots behind a text's words hold numbers."""
+    """Words, patches, mask and weights of some pairs; padding slots contain numbers."""
     generator = torch.Generator().manual_seed(seed)
     words, spots = (
         torch.randn(pairs, count, width, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
@@ -40,9 +40,9 @@ def softmax_in_a_loop(values):
     return [value.exp() / sum(other.exp() for other in values) for value in values]
 
 
-def pick_in_a_loop(asked, answers, j, temperature):
-    """-log of the share that `asked` gives to answer j."""
-    return -softmax_in_a_loop([asked @ answer / temperature for answer in answers])[j].log()
+def choose_in_a_loop(query, candidates, j, temperature):
+    """Negative log-probability of candidate j."""
+    return -softmax_in_a_loop([query @ candidate / temperature for candidate in candidates])[j].log()
 
 
 def tokens_in_a_loop(words, patches, mask, word_weights, patch_weights, mask_padding=False, temperature=0.1):
@@ -56,20 +56,20 @@ def tokens_in_a_loop(words, patches, mask, word_weights, patch_weights, mask_pad
             share = softmax_in_a_loop([word @ patch / temperature for patch in p])
             mean = sum(a * patch for a, patch in zip(share, p, strict=True))
             found.append(mean / mean.norm())
-        heard = []
+        attended = []
         spoken = [word for word, said in zip(w, real, strict=True) if said]
         for patch in p:
             share = softmax_in_a_loop([patch @ word / temperature for word in spoken])
-            heard.append(sum(a * word for a, word in zip(share, spoken, strict=True)))
+            attended.append(sum(a * word for a, word in zip(share, spoken, strict=True)))
         candidates = [j for j in range(len(w)) if real[j] or not mask_padding]
         for place, j in enumerate(candidates):
             total = total + beta[j] / 2 * (
-                pick_in_a_loop(w[j], [found[c] for c in candidates], place, temperature)
-                + pick_in_a_loop(found[j], [w[c] for c in candidates], place, temperature)
+                choose_in_a_loop(w[j], [found[c] for c in candidates], place, temperature)
+                + choose_in_a_loop(found[j], [w[c] for c in candidates], place, temperature)
             )
         for k in range(len(p)):
             total = total + gamma[k] / 2 * (
-                pick_in_a_loop(p[k], heard, k, temperature) + pick_in_a_loop(heard[k], p, k, temperature)
+                choose_in_a_loop(p[k], attended, k, temperature) + choose_in_a_loop(attended[k], p, k, temperature)
             )
     return total / len(words)
 
@@ -292,7 +292,7 @@ def test_shifted_weights_are_those_of_the_released_loop():
     generator = torch.Generator().manual_seed(0)
     attention = torch.rand(2, 3, 9, 9, generator=generator, dtype=torch.float64).softmax(dim=-1)
     pieces = [["cls", "a", "##b", "c", "d", "##e", "##f", "sep"], ["cls", "a", "b", "sep"]]
-    attention[1, :, 0, 4:] = 0  # nobody looks at padding
+    attention[1, :, 0, 4:] = 0  # no attention to padding
     word_of_token, expected = torch.full((2, 9), -1), []
     for row, text in enumerate(pieces):
         slot, sums = -1, []

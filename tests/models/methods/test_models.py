@@ -1,4 +1,4 @@
-"""What each model reads of a batch equals what reading it by hand gives."""
+"""Features of each method equal features computed by hand."""
 
 from dataclasses import replace
 
@@ -162,12 +162,12 @@ def test_words_are_masked_with_all_their_pieces_and_the_image_condition_is_used(
         assert not by_word[-1].any()
     assert 0.3 < read.hidden[:, 1:-1].float().mean() < 0.7
     torch.manual_seed(0)
-    told = tower.encode_masked([text] * 64, none + 1, share=0.5)
-    assert torch.equal(told.hidden, read.hidden)
+    conditioned = tower.encode_masked([text] * 64, none + 1, share=0.5)
+    assert torch.equal(conditioned.hidden, read.hidden)
     shown = read.ids.masked_fill(read.hidden, tower.tokenizer.hf_tokenizer.mask_token_id)
     bert = tower.lm.model
     states = bert.encoder(bert.embeddings(shown) + 1).last_hidden_state
-    torch.testing.assert_close(told.states, states)
+    torch.testing.assert_close(conditioned.states, states)
 
 
 @pytest.mark.parametrize("method", ["gloria", "mgca", "mrm"])

@@ -1,4 +1,4 @@
-"""Reconstruction of images and reports by hand, as a loop, and at the edges."""
+"""Reconstruction of images and reports by hand, against a loop, and edge cases."""
 
 import math
 
