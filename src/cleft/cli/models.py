@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -212,6 +211,8 @@ def _packages() -> list[Finding]:
 
 
 def _package(name: str, oldest: str) -> Finding:
+    import importlib.metadata  # slow, and needed here only
+
     try:
         version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

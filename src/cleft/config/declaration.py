@@ -10,13 +10,13 @@ import ast
 import dataclasses
 import functools
 import inspect
-import textwrap
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar, cast
+from typing import Any, Literal, TypeAlias, TypeVar
 
 Stage: TypeAlias = Literal["pretrain", "context", "classify"]
 """`pretrain` is stage one, `context` stage two, `classify` a linear probe or fine-tuning."""
@@ -149,12 +149,17 @@ def field_types(kind: type) -> dict[str, Any]:
 
 
 @functools.cache
+def _classes(module: str) -> dict[str, ast.ClassDef]:
+    tree = ast.parse(inspect.getsource(sys.modules[module]))
+    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
+@functools.cache
 def field_docs(kind: type) -> dict[str, str]:
     """Returns the docstring below each field of a dataclass, on one line; fields without one are missing."""
-    [node] = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     docs: dict[str, str] = {}
     name = ""
-    for entry in cast("ast.ClassDef", node).body:
+    for entry in _classes(kind.__module__)[kind.__name__].body:
         if isinstance(entry, ast.AnnAssign) and isinstance(entry.target, ast.Name):
             name = entry.target.id
         elif isinstance(entry, ast.Expr) and isinstance(entry.value, ast.Constant) and name:
