@@ -76,11 +76,11 @@ def test_a_probes_folder_holds_its_head_and_points_to_its_tower(probe, source):
     assert config.classify == apply_protocol(load_settings(source).classify)
 
 
-def test_the_drawings_can_be_told_apart_from_what_a_tower_says(probe):
+def test_features_of_the_drawings_discriminate_the_classes(probe):
     assert min(summary_of(probe)["tried"].values()) < 0.1  # nats; chance is log 3
 
 
-def test_a_run_knows_whom_it_learned_from_and_whom_its_source_did(source, probe, tmp_path):
+def test_a_run_records_its_training_patients_and_those_of_its_source(source, probe, tmp_path):
     assert seen_patients(probe, "manifest", PEOPLE) == seen_patients(source, "manifest", PEOPLE)
     nobody = shutil.copytree(source, tmp_path / "nobody")
     facts = json.loads((nobody / "split.json").read_text())
@@ -143,7 +143,7 @@ def test_random_views_reach_the_head_and_leave_the_tower_alone(source, tmp_path)
     assert all(torch.equal(weights[name], tower[name.removeprefix("model.")]) for name in running)
 
 
-def test_fine_tuning_moves_the_tower_keeps_the_best_and_leaves_its_source(source, tuned):
+def test_fine_tuning_trains_the_encoder_keeps_the_best_and_leaves_its_source(source, tuned):
     before, after = load_image_classifier(source).state_dict(), load_image_classifier(tuned).state_dict()
     moved = [name for name in before if not torch.equal(before[name], after[name])]
     assert any(name.startswith("image_tower.model.encoder.stages.0") for name in moved)
@@ -159,7 +159,7 @@ def test_the_best_may_be_that_of_the_highest_auc(source, tmp_path):
     assert summary_of(run)["description"].startswith("one minus validation AUC 0.")
 
 
-def test_each_block_below_the_head_learns_at_a_share_of_the_rate_above(source):
+def test_layer_decay_lowers_the_learning_rate_of_each_block(source):
     rates = layer_lr_multipliers(load_image_classifier(source), 0.5)
     of_stage = {
         place: {share for name, share in rates.items() if place in name}
@@ -239,7 +239,7 @@ def test_what_decided_the_tower_cannot_change_but_its_views_may(source, tmp_path
     learn(source, tmp_path / "run", *TUNE, "--images.augment.degrees=0")
 
 
-def test_findings_are_learned_one_by_one_and_blank_ones_as_asked(source, tmp_path):
+def test_findings_are_trained_separately_with_blank_labels_as_set(source, tmp_path):
     words = ("--classify.scoring=present-absent", "--classify.blank=absent")
     blanks = changed_table(source, tmp_path / "blanks", lambda row: {**row, "Edema": row["Edema"].replace("0", "")})
     run = learn(source, tmp_path / "run", *words, blanks)
@@ -296,7 +296,7 @@ def test_a_source_without_a_finished_model_is_refused(source, tmp_path):
         (TUNE, r"no validation image has a label to select the best weights by .*--classify\.select_by last"),
     ],
 )
-def test_without_validation_there_is_nothing_to_choose_by(source, tmp_path, words, sentence):
+def test_a_missing_validation_split_is_refused(source, tmp_path, words, sentence):
     with pytest.raises(DataError, match=sentence):
         learn(source, tmp_path / "run", *words, "--data.val_fraction=0")
     learn(source, tmp_path / "last", *PAPER, "--data.val_fraction=0")
@@ -337,9 +337,7 @@ def nothing_shown(row):
         ),
     ],
 )
-def test_labels_that_teach_nothing_are_refused_with_a_sentence(
-    source, tmp_path, change, words, classes, error, sentence
-):
+def test_labels_without_examples_of_a_class_are_refused(source, tmp_path, change, words, classes, error, sentence):
     with pytest.raises(error, match=sentence):
         learn(source, tmp_path / "run", *words, changed_table(source, tmp_path / "table", change), classes=classes)
     assert not (tmp_path / "run" / "model.json").exists()

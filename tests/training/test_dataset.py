@@ -62,7 +62,7 @@ def test_a_class_without_an_image_is_named(records):
     assert e.value.reason == "empty-class"
 
 
-def test_a_single_class_is_no_question():
+def test_a_single_class_is_refused():
     with pytest.raises(ConfigError, match=r"multi-class scoring needs two classes or more"):
         check_examples(select_examples(RECORDS, ["Edema"], ONE), ["Edema"], ONE)
 

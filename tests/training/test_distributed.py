@@ -108,7 +108,7 @@ def test_what_is_wrong_for_all_is_reported_by_the_first_rank_alone(tmp_path):
     assert (tmp_path / "output").read_text().count("ConfigError: the folder belongs") == 1
 
 
-def test_an_error_of_a_later_rank_says_whose_it_is(tmp_path):
+def test_an_error_of_a_later_rank_names_the_rank(tmp_path):
     def prepare():
         with first_rank_first(10) as ready:
             ready()

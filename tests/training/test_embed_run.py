@@ -55,7 +55,7 @@ def test_what_the_owner_allows_goes_with_the_weights(root, tmp_path, caplog):
     assert page.count("Redistribution of these weights is restricted.") == 2
 
 
-def test_a_caption_that_does_not_fit_stops_the_run_and_says_what_fits(root, tmp_path):
+def test_a_caption_that_is_too_long_is_refused_with_the_length_needed(root, tmp_path):
     with pytest.raises(
         ConfigError, match=r"(is|are) longer than text\.max_tokens=12 .* set text\.max_tokens to \d+ or more"
     ) as told:
@@ -66,7 +66,7 @@ def test_a_caption_that_does_not_fit_stops_the_run_and_says_what_fits(root, tmp_
         pretrain(settings_of(root, f"--text.max_tokens={enough - 1}"), tmp_path / "shorter", progress=False)
 
 
-def test_nobody_owns_phantoms(root, tmp_path, caplog):
+def test_phantoms_have_no_terms_of_use(root, tmp_path, caplog):
     drawn = shutil.copytree(root, tmp_path / "drawn")
     (drawn / PHANTOMS_FILE).write_text("{}")
     run = pretrain(settings_of(drawn), tmp_path / "run", progress=False)

@@ -64,7 +64,7 @@ def test_a6_running_out_of_memory_names_what_to_lower_and_saves_nothing_half(tmp
     assert all(torch.equal(value, whole.state_dict()[name]) for name, value in resumed.state_dict().items())
 
 
-def test_an_error_of_our_own_is_not_taken_for_one_of_the_machine(tmp_path):
+def test_other_runtime_errors_are_not_reported_as_lack_of_memory(tmp_path):
     with pytest.raises(RuntimeError, match="mat1 and mat2 shapes"):
         run_tiny(tmp_path / "run", learner=Greedy(RuntimeError("mat1 and mat2 shapes cannot be multiplied")))
 
@@ -367,7 +367,7 @@ def test_patience_without_a_validation_split_is_refused_before_training(tmp_path
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_says_at_its_end_which_step_was_kept(tmp_path, caplog):
+def test_the_log_names_the_step_of_the_best_weights(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     run_tiny(tmp_path / "run")
     assert "kept the weights of step" in caplog.text

@@ -71,7 +71,7 @@ def test_h8_dropout_is_off_and_the_mode_comes_back():
     assert model.training
 
 
-def test_labels_stand_beside_their_images():
+def test_labels_are_in_the_order_of_their_images():
     embeddings = encode_images(Model(), batches(2), records(), FINDINGS)
     assert embeddings.labels[:, 0].tolist() == [0, 1, 0, 1, 0, 1, 0]
     assert embeddings.labels[:, 1].isnan().all()
@@ -110,7 +110,7 @@ def test_the_second_pass_reads_what_the_first_left(tmp_path):
     assert first.ids == second.ids
 
 
-def test_features_are_kept_beside_embeddings_and_never_taken_for_them(tmp_path):
+def test_features_and_embeddings_are_cached_separately(tmp_path):
     model = Model()
     embeds = stored(tmp_path, model).image_embeds
     first, second = (

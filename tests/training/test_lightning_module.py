@@ -22,7 +22,7 @@ class Model(nn.Module):
         self.frozen = nn.Linear(2, 2).requires_grad_(False)
 
 
-def test_matrices_decay_and_nothing_else_does():
+def test_weight_decay_applies_to_matrices_only():
     model = Model()
     decaying, kept = parameter_groups(model, 0.2)
     assert decaying["weight_decay"] == 0.2
@@ -67,7 +67,7 @@ def test_the_optimiser_is_the_one_named(name):
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
-def test_one_step_moves_only_what_may_move(name):
+def test_one_step_changes_trainable_parameters_only(name):
     model = Model()
     before = {key: weight.clone() for key, weight in model.state_dict().items()}
     optimizer = build_optimizer(model, OptimConfig(name=name, lr=0.1, steps=2, warmup_steps=0))
@@ -99,7 +99,7 @@ def test_without_warm_up_the_first_step_has_the_peak():
     assert lr_factor(0, OptimConfig(steps=5, warmup_steps=0)) == 1.0
 
 
-def test_the_rate_ends_where_it_is_told_to():
+def test_the_learning_rate_ends_at_the_minimum():
     config = OptimConfig(lr=1e-4, min_lr=1e-5, steps=8, warmup_steps=2)
     assert lr_factor(config.steps, config) == pytest.approx(0.1)
     assert lr_factor(5, config) == pytest.approx(0.55)

@@ -46,7 +46,7 @@ def test_the_area_counts_pairs_and_takes_the_mean_over_classes():
     assert mean_auc(logits, findings) == pytest.approx((1.0 + 0.5) / 2)
 
 
-def test_classes_that_are_only_shown_or_never_shown_have_no_area():
+def test_classes_with_only_positives_or_negatives_have_no_auc():
     assert mean_auc(torch.randn(3, 2), torch.tensor([1, 1, 1])) is None
     logits = torch.tensor([[1.0, 0.0], [2.0, 0.0]])
     assert mean_auc(logits, torch.tensor([[0.0, 1.0], [1.0, NAN]])) == 1.0
@@ -147,7 +147,7 @@ def test_features_that_are_not_finite_are_refused():
         fit_probe(features, targets, features, targets, classes=3, select_by="loss")
 
 
-def test_a_probe_that_is_not_solved_says_so(monkeypatch):
+def test_a_probe_that_does_not_converge_raises(monkeypatch):
     monkeypatch.setattr(module, "_MAX_ITERATIONS", 1)
     with pytest.raises(NumericsError, match=r"penalty 10 did not converge in 1 iteration;"):
         fit_probe(*problem(), *problem(seed=1), classes=3, select_by="loss")
@@ -172,7 +172,7 @@ def test_only_the_usual_probe_is_exact():
     assert apply_protocol(modes[0]) == ClassifyConfig(select_by="loss")
 
 
-def test_what_was_given_stays():
+def test_given_settings_are_kept():
     config = apply_protocol(ClassifyConfig(mode="fine-tune", steps=50, lr=0.1, augment=False, select_by="auc"))
     assert (config.steps, config.warmup_steps, config.lr, config.augment, config.select_by) == (
         50,
@@ -184,7 +184,7 @@ def test_what_was_given_stays():
     assert apply_protocol(config) == config
 
 
-def test_steps_of_a_preset_do_not_stand_in_the_way_of_a_solved_probe():
+def test_step_settings_of_a_preset_are_dropped_for_the_solver():
     of_a_preset = ClassifyConfig(steps=200, warmup_steps=20, layer_decay=0.5, val_every=20)
     assert drop_unused(of_a_preset) == ClassifyConfig(val_every=20)
     assert drop_unused(of_a_preset, {"layer_decay"}) == ClassifyConfig(layer_decay=0.5, val_every=20)

@@ -85,7 +85,7 @@ def test_tensorboard_reads_every_quantity_of_every_step(tmp_path):
     assert read(tmp_path / "board") == {"train/loss": [(10, 5.0), (20, 10.0)], "lr": [(10, 0.5), (20, 0.5)]}
 
 
-def test_a_resumed_run_goes_on_where_its_state_was(tmp_path):
+def test_the_bar_of_a_resumed_run_starts_at_its_step(tmp_path):
     log(tmp_path, (10, 20, 30)).finalize("failed")
     board = log(tmp_path, (30, 40), first_step=20)
     assert len(list(tmp_path.iterdir())) == 2

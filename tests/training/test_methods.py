@@ -71,7 +71,7 @@ def test_every_method_has_a_model_a_loss_and_a_preset():
 
 
 @pytest.mark.parametrize("method", TOWERS)
-def test_a_gradient_reaches_every_weight_that_moves(method, root):
+def test_a_gradient_reaches_every_trainable_parameter(method, root):
     learner = learner_of(method, root)
     learner.loss(batch_of(CAPTIONS, learner.model.image_spec.size[0])).backward()
     moving = trainable_parameters(learner.model)
@@ -126,7 +126,7 @@ def test_a_loaded_model_equals_the_saved_one_and_its_tower_alone_gives_the_same_
 
 
 @pytest.mark.parametrize("method", READ_TEXTS)
-def test_zero_shot_asks_it_as_it_asks_cleft(method, runs):
+def test_zero_shot_evaluation_works_as_for_cleft(method, runs):
     result = evaluate_zero_shot(runs(method), progress=False)
     found = json.loads(result.read_text())
     assert {entry["metric"] for entry in found["results"]} >= {"accuracy", "auc"}
@@ -173,7 +173,7 @@ def test_mgca_is_the_sum_of_its_three_losses(root):
     torch.testing.assert_close(found, whole)
 
 
-def test_mgcas_prototypes_stand_still_for_as_long_as_the_settings_say(root):
+def test_mgcas_prototypes_are_frozen_for_frozen_steps(root):
     learner = learner_of("mgca", root, "--mgca.frozen_steps=1")
     learner.loss(batch_of(CAPTIONS, 56)).backward()
     assert learner.model.prototypes.grad.eq(0).all()
@@ -201,7 +201,7 @@ def test_medclip_reads_each_sentence_in_other_words_too(root):
     torch.testing.assert_close(learner.loss(plain._replace(reworded=again)), (of_texts + of_reworded) / 2)
 
 
-def test_convirts_temperature_stands_still_and_images_weigh_more(root):
+def test_convirts_temperature_is_frozen_and_images_weigh_more(root):
     learner = learner_of("convirt", root, "--text.base_dropout=0", "--convirt.image_to_text=1")
     read, facts = read_and_facts(learner, batch_of(CAPTIONS, 56))
     loss = METHODS["convirt"].loss(learner.model, read, facts, learner._settings)
@@ -210,7 +210,7 @@ def test_convirts_temperature_stands_still_and_images_weigh_more(root):
     assert not learner.model.logit_scale.requires_grad
 
 
-def test_mrm_starts_from_a_decoder_that_has_learned_nothing(root):
+def test_mrm_starts_from_an_untrained_decoder(root):
     image, report = (
         learner_of("mrm", root, "--text.base_dropout=0", f"--mrm.weights={weights}").loss(batch_of(CAPTIONS, 112))
         for weights in ("[1, 0]", "[0, 1]")
@@ -219,7 +219,7 @@ def test_mrm_starts_from_a_decoder_that_has_learned_nothing(root):
     assert report.item() == pytest.approx(math.log(300), abs=1)  # some 300 tokens, all about as likely
 
 
-def test_mrm_is_asked_by_probes_and_refused_by_what_compares_texts(runs):
+def test_mrm_is_evaluated_by_probes_only(runs):
     with pytest.raises(
         CheckpointError, match=r"was trained by MRM, which has no joint space .* no zero-shot classification"
     ):
@@ -277,7 +277,7 @@ def test_texts_of_reports_are_read_where_there_are_reports(method, root, tmp_pat
     ],
 )
 @pytest.mark.parametrize(("method", "texts"), [("gloria", "gloria"), ("mgca", "mgca"), ("mrm", "whole")])
-def test_without_reports_a_method_that_reads_them_says_so(report, sentence, method, texts, root, tmp_path):
+def test_a_method_that_needs_reports_is_refused_without_them(report, sentence, method, texts, root, tmp_path):
     told = root if report is None else with_reports(root, tmp_path / "data", report)
     with pytest.raises(DataError, match=sentence):
         pretrain(method_settings(method, told, f"--data.texts={texts}"), tmp_path / "run")
@@ -298,7 +298,7 @@ def test_reports_that_all_say_the_same_sentence_are_read_and_warned_of(method, w
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["convirt", "gloria", "mgca", "mrm"])
-def test_it_learns_what_can_be_seen(method, root, tmp_path):
+def test_the_validation_loss_falls(method, root, tmp_path):
     still = [f"--images.augment.{name}=0" for name in ("jitter", "blur", "degrees", "horizontal_flip")]
     longer = ["--optim.steps=80", "--optim.lr=0.003", "--optim.min_lr=0", "--train.val_every=20"]
     lines = log_of(pretrain(method_settings(method, root, *still, *longer), tmp_path / "run"))

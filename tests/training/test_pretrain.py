@@ -55,7 +55,7 @@ def test_a_run_folder_holds_all_that_is_needed(run, root):
     assert seen_patients(run, "manifest", [f"p{number:03}" for number in range(60)])
 
 
-def test_the_log_tells_what_the_language_model_read(run):
+def test_the_log_holds_the_tokens_of_the_language_model(run):
     first = log_of(run)[0]
     assert int(first["nodes"]) < 30 < int(first["padded_tokens"]) == 8 * 64
     assert 0 < float(first["repeated_captions"]) < 1
@@ -117,7 +117,7 @@ def test_another_seed_gives_another_model(run, root, tmp_path):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_it_learns_what_can_be_seen(root, tmp_path, name):
+def test_the_validation_loss_falls(root, tmp_path, name):
     learns = ["--optim.steps=60", "--optim.lr=0.003", "--train.val_every=20", "--train.log_every=20"]
     if name == "sigmoid":  # its bias is far from where these few images want it
         learns += ["--loss.bias=-3", "--loss.temperature=0.1", "--optim.steps=120"]
@@ -189,7 +189,7 @@ def test_g9_fewer_images_than_a_batch_are_refused_with_both_counts(root, tmp_pat
         pretrain(tiny_settings(root, "--train.batch_size=40"), tmp_path / "run")
 
 
-def test_g10_a_model_in_which_nothing_moves_is_refused(root, tmp_path, monkeypatch):
+def test_g10_a_model_without_trainable_parameters_is_refused(root, tmp_path, monkeypatch):
     def frozen(settings, captions, *, learnable):
         return build_model(settings, captions, learnable=learnable).requires_grad_(False)
 
@@ -198,7 +198,7 @@ def test_g10_a_model_in_which_nothing_moves_is_refused(root, tmp_path, monkeypat
         pretrain(tiny_settings(root), tmp_path / "run")
 
 
-def test_a10_a_run_begun_with_other_images_is_not_gone_on_with(root, tmp_path):
+def test_a10_a_run_is_not_resumed_with_other_images(root, tmp_path):
     settings = tiny_settings(root, *SHORT)
 
     def killed():
@@ -219,7 +219,7 @@ def test_without_a_validation_split_the_last_weights_are_kept(root, tmp_path, ca
     assert "the last weights are kept" in caplog.text
 
 
-def test_classes_that_stage_two_will_not_find_are_told_at_once(root, tmp_path, caplog):
+def test_classes_that_stage_two_lacks_are_reported_before_training(root, tmp_path, caplog):
     pretrain(tiny_settings(root, *SHORT, "--classes=[chexpert-5]"), tmp_path / "run")
     assert "names 'Atelectasis' of the set 'chexpert-5', which is not a column of the table" in caplog.text
     assert "--classes" in caplog.text

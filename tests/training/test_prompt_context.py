@@ -50,7 +50,7 @@ def run(source, settings):
     return learn_context(source, settings)
 
 
-def test_the_new_run_holds_the_whole_model_with_its_context(run, source, settings):
+def test_the_new_run_holds_the_complete_model_with_its_context(run, source, settings):
     assert run == source.with_name("one-context")
     before, after = load_file(source / "model.safetensors"), load_file(run / "model.safetensors")
     assert after.keys() - before.keys() == {"context"}
@@ -64,7 +64,7 @@ def test_the_new_run_holds_the_whole_model_with_its_context(run, source, setting
     )
 
 
-def test_it_learns_and_keeps_the_best(run):
+def test_the_loss_falls_and_the_best_context_is_kept(run):
     losses = {int(row["step"]): float(row["context/val/loss"]) for row in log_of(run) if row["context/val/loss"]}
     summary = json.loads((run / "summary.json").read_text())
     assert summary["classes"] == list(CLASSES)
@@ -137,7 +137,7 @@ def test_images_with_exactly_one_class_are_taken_and_the_others_counted(caplog):
     assert "of 4 images 2 show exactly one of the 2 classes, 1 several (left out), 1 none (left out)" in caplog.text
 
 
-def test_images_with_several_classes_share_their_target_if_asked_for():
+def test_images_with_several_classes_get_soft_targets():
     chosen = select_targets(RECORDS, ["Edema", "Fracture"], "soft")
     assert chosen.class_shares.tolist() == [[1, 0], [0.5, 0.5], [0, 1]]
 
@@ -177,7 +177,7 @@ def test_the_loss_is_cross_entropy_of_similarities_over_the_temperature(source, 
         assert learner.loss(batch).item() == pytest.approx(math.log1p(math.exp(-scale)), rel=1e-5)
 
 
-def test_only_the_context_moves_and_states_stay_small(run):
+def test_only_the_context_is_trained_and_states_stay_small(run):
     path = next((run / "states").glob("step-00000030.*"))
     weights = torch.load(path, weights_only=True)["state_dict"]
     assert [name for name, value in weights.items() if value.is_floating_point() and "running" not in name] == [

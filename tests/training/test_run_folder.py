@@ -31,7 +31,7 @@ def test_a10_a_learning_rate_decides_and_workers_do_not():
     assert setting_effect("text.rank") == ("pretrain",)
 
 
-def test_a10_a_change_is_told_with_old_and_new():
+def test_a10_a_change_is_reported_with_old_and_new_value():
     old = Settings()
     new = replace(old, seed=1, train=replace(old.train, precision="bf16-mixed", log_every=3))
     deciding, rounding = changes(old, new, "pretrain")
@@ -83,7 +83,7 @@ FACTS = split_record(
 )
 
 
-def test_a_new_run_keeps_its_settings_and_surroundings(tmp_path):
+def test_a_new_run_records_settings_and_environment(tmp_path):
     with open_run(tmp_path / "a" / "run", SETTINGS, "pretrain") as run:
         assert load_settings(run.folder) == SETTINGS
         environment = json.loads((run.folder / "environment.json").read_text())
@@ -322,7 +322,7 @@ def test_a_run_that_starts_from_another_knows_the_patients_of_both(tmp_path):
         seen_patients(tmp_path / "unknown", "manifest", ["p30"])
 
 
-def test_a_run_that_learned_nothing_takes_new_settings(tmp_path):
+def test_a_run_without_a_step_accepts_new_settings(tmp_path):
     with open_run(tmp_path, SETTINGS, "context") as run:
         run.record_split(FACTS)
     with open_run(tmp_path, replace(SETTINGS, classes=("Edema", "Fracture")), "context") as run:
@@ -354,7 +354,7 @@ def test_a_refused_command_leaves_what_was_there_before(tmp_path):
 
 
 @pytest.mark.parametrize("trace", ["logs", "summary.json", "states/step-00000010.0000000000000000.ckpt"])
-def test_a_run_that_has_begun_stays_when_it_fails(tmp_path, trace):
+def test_a_run_with_steps_is_kept_when_it_fails(tmp_path, trace):
     folder = tmp_path / "first"
 
     def failed():

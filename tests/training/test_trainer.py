@@ -167,7 +167,7 @@ def test_g10_a_part_without_gradient_is_named(tmp_path):
         run_tiny(tmp_path / "run", learner=Torn())
 
 
-def test_states_hold_what_moves_and_never_what_is_frozen(tmp_path):
+def test_states_hold_trainable_parameters_only(tmp_path):
     run_tiny(tmp_path / "run")
     store = StateStore(tmp_path / "run" / "states")
     names = store.load(store.latest().path)["state_dict"].keys()

@@ -74,7 +74,7 @@ def test_b4_a_damaged_newest_state_is_set_aside_for_the_one_before(tmp_path, cap
     assert list(tmp_path.glob("*.bad"))
 
 
-def test_b4_without_a_whole_state_training_never_starts_over_by_itself(tmp_path):
+def test_b4_training_never_starts_over_when_all_states_are_damaged(tmp_path):
     store = StateStore(tmp_path)
     save(store, 1)
     next(tmp_path.glob("step-*")).write_bytes(b"")
@@ -82,7 +82,7 @@ def test_b4_without_a_whole_state_training_never_starts_over_by_itself(tmp_path)
         store.latest()
 
 
-def test_a2_killed_at_any_call_of_a_save_a_whole_state_remains(tmp_path):
+def test_a2_an_intact_state_remains_when_a_save_is_killed_at_any_call(tmp_path):
     outcomes = set()
     for call in range(12):
         folder = tmp_path / str(call)
@@ -123,9 +123,9 @@ def test_b1_a_full_disk_leaves_the_old_state_and_says_what_is_missing(tmp_path):
 def test_b2_too_little_disk_space_is_refused_before_the_first_step(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(training_state.shutil, "disk_usage", lambda folder: usage._replace(free=3 * 2**20))
-    StateStore(tmp_path).check_room(2**19)
+    StateStore(tmp_path).check_space(2**19)
     with pytest.raises(ResourceError, match=r"need 3\.2 MiB, 3\.0 MiB are free"):
-        StateStore(tmp_path).check_room(2**20)
+        StateStore(tmp_path).check_space(2**20)
 
 
 def test_a_state_that_holds_more_than_data_is_refused(tmp_path):

@@ -35,7 +35,7 @@ def test_it_holds_the_tower_as_it_was_built_and_knows_no_patient(run, settings):
     assert seen_patients(run, "manifest", [f"p{number:03}" for number in range(60)]) == set()
 
 
-def test_it_says_so_and_again_does_nothing(settings, tmp_path, caplog):
+def test_an_untrained_run_is_reported_and_done_once(settings, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     run = pretrain(settings, tmp_path / "random")
     assert "nothing is trained; the image tower is kept as it is" in caplog.text

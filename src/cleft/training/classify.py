@@ -192,7 +192,7 @@ class ClassifierModule(TrainingModule):
         lr_multipliers: Learning-rate multiplier of parameters of `model` by name; by default 1.
 
     Source:
-        CLEFT, section 3.3: "cross-entropy loss", for linear probes and full fine-tuning alike.
+        CLEFT, section 3.3: "cross-entropy loss", for linear probes and for fine-tuning.
     """
 
     def __init__(

@@ -126,10 +126,10 @@ def first_rank_first(timeout: float) -> Generator[Callable[[], None]]:
     key = "cleft/first"
     if launch.rank > 0:
         _wait_for(store, key, f"{address}:{port}")
-        answer = store.get(key).decode()
+        reply = store.get(key).decode()
         store.add(f"{key}/read", 1)
-        if answer != "ready":
-            raise OtherRankFailed(int(answer))
+        if reply != "ready":
+            raise OtherRankFailed(int(reply))
         try:
             yield lambda: None
         except CleftError as error:

@@ -206,7 +206,7 @@ _DEFAULTS: Mapping[tuple[str, str], Mapping[str, Any]] = MappingProxyType(
 
 Source:
     The paper gives cross-entropy, batches of 36, a learning rate of 5e-4, 8,000 steps and a weight decay of 1e-3, for
-    linear probes and fine-tuning alike; for everything else see docs/decisions/0101.
+    linear probes and for fine-tuning; for everything else see docs/decisions/0101.
 """
 _STEP_SETTINGS = ("batch_size", "steps", "warmup_steps", "lr", "weight_decay", "layer_decay", "augment")
 

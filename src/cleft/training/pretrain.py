@@ -123,10 +123,8 @@ def _warn_about_classes(settings: Settings, material: TrainingData) -> None:
 def _save_untrained(settings: Settings, run: Run) -> None:
     """Writes the run of an untrained image encoder, which later commands use as any other run."""
     log.info("%s: nothing is trained; the image tower is kept as it is", run.folder)
-    nobody = split_record(
-        people="", recipe="nothing was trained", digest="", counts={"train": 0, "val": 0}, patients=[]
-    )
-    run.record_split(nobody)
+    facts = split_record(people="", recipe="nothing was trained", digest="", counts={"train": 0, "val": 0}, patients=[])
+    run.record_split(facts)
     save_image_classifier(build_image_classifier(settings), settings, run.folder)
     run.finish({"steps": 0, "best_step": 0, "best_loss": None, "weights": weights_digest(run.folder)})
 
@@ -288,8 +286,8 @@ def _train(
         _check_caption_length(model, settings)
     model.train()
     _describe(model, material, captions)
-    if told := repeat_note(material.train, settings.train.unique_in_batch, settings.train.batch_size):
-        log.info("%s", told)
+    if note := repeat_note(material.train, settings.train.unique_in_batch, settings.train.batch_size):
+        log.info("%s", note)
     val = None
     if material.val:
         still = Texts(material.val, material.findings, settings.data, settings.seed, fixed=True)

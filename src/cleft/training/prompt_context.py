@@ -66,7 +66,7 @@ def select_targets(records: Sequence[Record], classes: Sequence[str], several: s
         records: Images of a split.
         classes: Findings to discriminate.
         several: `drop` leaves images with several of the classes out; `soft` keeps them, their target shared equally.
-            Images with none of them have no right answer and are always left out.
+            Images with none of them are always left out.
     """
     present = torch.from_numpy(label_table(records, classes)) == 1  # [N, C]
     shown = present.sum(dim=1)
@@ -143,7 +143,7 @@ log = logging.getLogger(__name__)
 def learn_context(
     source: Path | str, settings: Settings | None = None, folder: Path | str | None = None, *, progress: bool = True
 ) -> Path:
-    """Learns a prompt context for a trained model, or goes on with a run that was interrupted.
+    """Trains a prompt context for a trained model, or resumes an interrupted run.
 
     Args:
         source: Run folder of stage one, or another model folder.
@@ -157,7 +157,7 @@ def learn_context(
 
     Raises:
         ConfigError: If a setting of the towers was changed, a class is unknown, or the folder belongs to another run.
-        DataError: If a class has no image to learn from.
+        DataError: If a class has no training image.
         CheckpointError: If stage one is not finished, or its weights are damaged.
         Interrupted, Terminated: If a signal arrived; the same call resumes.
         NumericsError: If a loss or gradient is not finite.
@@ -224,9 +224,9 @@ def _train(
 ) -> None:
     config = settings.context
     classes = resolve_classes(settings.classes, material.findings)
-    wording = find_class_names(settings.class_names, settings.data.dataset)
-    require_phrases(wording, "a learned context")
-    check_class_names(wording, classes)
+    names = find_class_names(settings.class_names, settings.data.dataset)
+    require_phrases(names, "a learned context")
+    check_class_names(names, classes)
     chosen = select_targets(material.train, classes, config.multi_label)
     check_classes(chosen, classes, config.multi_label)
     sampler = _Sampler(len(chosen.records), config, settings.seed)
@@ -251,7 +251,7 @@ def _train(
     model.requires_grad_(False)
     assert model.context is not None
     model.context.requires_grad_(True)
-    learner = PromptContextModule(model, [wording.phrase(name) for name in classes], config, val_set)
+    learner = PromptContextModule(model, [names.phrase(name) for name in classes], config, val_set)
     place = {row: position for position, row in enumerate(drawn)}
 
     def batches(first_step: int, rank: int, world_size: int) -> Iterator[EncodedImages]:

@@ -106,8 +106,8 @@ def check_source(source: Path, settings: Settings, folder: Path, *, what: str, f
         raise ConfigError(f"{folder} holds the model to start from; choose another run folder for {what}")
     if (source / "states").is_dir() and not (source / "summary.json").is_file():
         stage = stage_of(source)
-        name, verb = _STAGE_COMMANDS.get(str(stage), ("stage one", "cleft pretrain"))
-        raise CheckpointError(f"{source}: {name} is not finished; repeat the {verb} command to resume it")
+        name, command = _STAGE_COMMANDS.get(str(stage), ("stage one", "cleft pretrain"))
+        raise CheckpointError(f"{source}: {name} is not finished; repeat the {command} command to resume it")
     if not (source / "config.yaml").is_file():
         return
     changed, _ = changes(load_settings(source), settings, "pretrain")

@@ -133,7 +133,7 @@ def train(
     first_step = state.step if state else 0
     if first_step < plan.intervals.steps:
         # Weights, two optimiser moments, and the overhead of the file.
-        store.check_room(3 * tensor_bytes(trainable_parameters(module)) + 2**16)
+        store.check_space(3 * tensor_bytes(trainable_parameters(module)) + 2**16)
         if state is not None:
             log.info("%s: resuming from step %d of %d", run.folder, first_step, plan.intervals.steps)
         several = plan.train.devices != 1 or plan.train.nodes != 1

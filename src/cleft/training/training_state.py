@@ -128,7 +128,7 @@ class StateStore:
         self._previous = (step, best_step)
         self.best_step = best_step
 
-    def check_room(self, needed: int) -> None:
+    def check_space(self, needed: int) -> None:
         """Checks that the disk can hold three states: two that are kept and one being written.
 
         Args:

@@ -65,7 +65,7 @@ def test_a_probe_may_read_the_mean_of_all_tokens_where_its_tower_was_trained_by_
     assert load_image_classifier(source).image_tower.config.pooling == "cls"
 
 
-def test_it_is_asked_as_it_was_trained_and_the_result_says_so(source, tmp_path):
+def test_evaluation_reads_images_as_in_training_and_reports_it(source, tmp_path):
     run = learn(source, tmp_path / "mean", "--image.pooling=mean")
     options = ClassifierOptions(split="val", allow_overlap=True, bootstrap=Bootstrap(resamples=20))
     found = read_evaluation(evaluate_classifier(run, options))
@@ -75,7 +75,7 @@ def test_it_is_asked_as_it_was_trained_and_the_result_says_so(source, tmp_path):
     assert "mean" in kept
 
 
-def test_a_fine_tuned_tower_keeps_how_it_is_read(source, tmp_path):
+def test_a_fine_tuned_encoder_keeps_pooling_and_resize(source, tmp_path):
     words = ("--classify.mode=fine-tune", "--classify.steps=2", "--image.pooling=patches")
     model = load_image_classifier(learn(source, tmp_path / "tuned", *words))
     assert model.image_tower.config.pooling == "patches"
@@ -95,7 +95,7 @@ def test_a_probe_reads_glorias_images_as_large_as_gloria_did_or_as_small_as_they
     assert told(small).endswith(", image.resize=None instead of 75")
 
 
-def test_logits_of_unit_length_are_trained_and_answered(source, tmp_path):
+def test_normalised_logits_are_trained_and_predicted(source, tmp_path):
     run, plain = learn(source, tmp_path / "unit", *UNIT), learn(source, tmp_path / "plain", *UNIT[:2], UNIT[3])
     model, other = load_image_classifier(run), load_image_classifier(plain)
     features = model.encode_image_features(images_of())
@@ -105,7 +105,7 @@ def test_logits_of_unit_length_are_trained_and_answered(source, tmp_path):
     assert told(run).endswith(", L2-normalised logits")
 
 
-def test_on_kept_features_and_on_images_logits_of_unit_length_train_alike(source, tmp_path, monkeypatch):
+def test_normalised_logits_train_equally_on_features_and_images(source, tmp_path, monkeypatch):
     kept = load_image_classifier(learn(source, tmp_path / "kept", *UNIT)).head
     monkeypatch.setattr("cleft.training.classify.uses_fixed_features", lambda config: False)
     anew = load_image_classifier(learn(source, tmp_path / "anew", *UNIT)).head
@@ -119,7 +119,7 @@ def test_the_loss_of_unit_logits_has_a_floor(classes, least):
     assert least < math.log(classes)
 
 
-def test_what_does_nothing_or_contradicts_is_refused(source, root, tmp_path):
+def test_settings_without_effect_or_in_conflict_are_refused(source, root, tmp_path):
     with pytest.raises(ConfigError, match=r"classify\.logits=unit does nothing with .*set classify\.protocol=paper"):
         apply_protocol(ClassifyConfig(logits="unit"))
     with pytest.raises(ConfigError, match=r"classify\.logits=unit normalises the logits of an image together"):
@@ -128,5 +128,5 @@ def test_what_does_nothing_or_contradicts_is_refused(source, root, tmp_path):
         learn_context(source, load_settings(source, ["--image.pooling=mean"]), tmp_path / "context", progress=False)
     blocks = method_settings("clip", root, "--image.decoder_blocks=1")
     clip = write_untrained_run(tmp_path / "clip", blocks)
-    with pytest.raises(ConfigError, match=r"image\.pooling=mean does nothing behind image\.decoder_blocks=1"):
+    with pytest.raises(ConfigError, match=r"image\.pooling=mean has no effect with image\.decoder_blocks=1"):
         learn(clip, tmp_path / "head", "--image.pooling=mean")
