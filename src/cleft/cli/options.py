@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from cleft.config import Settings, declared_settings
-from cleft.config.declaration import choices_of, describe_kind, field_docs, field_types, options_of
+from cleft.config.data_settings import choices_of, describe_kind, field_docs, field_types, options_of
 from cleft.errors import ConfigError
 from cleft.privacy import expand_user
 

@@ -1,7 +1,6 @@
 """Settings: a tree of frozen dataclasses, presets that fill it, and overrides from the command line."""
 
-from cleft.config.data_settings import AugmentConfig, DataConfig, ImagesConfig, usual_split
-from cleft.config.declaration import Changes, Declaration, Stage
+from cleft.config.data_settings import AugmentConfig, Changes, DataConfig, Declaration, ImagesConfig, Stage, usual_split
 from cleft.config.loading import (
     SETTINGS_MARK,
     Tree,

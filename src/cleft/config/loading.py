@@ -21,8 +21,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, cast
 
 import yaml
 
-from cleft.config.data_settings import usual_split
-from cleft.config.declaration import choices_of, describe_kind, field_types, options_of
+from cleft.config.data_settings import choices_of, describe_kind, field_types, options_of, usual_split
 from cleft.config.settings import Settings, declared_settings, flat_settings
 from cleft.errors import ConfigError
 from cleft.privacy import expand_user, find_path, hide_path

@@ -12,8 +12,17 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
-from cleft.config.data_settings import DataConfig, ImagesConfig, check_range
-from cleft.config.declaration import ALL_STAGES, Changes, Declaration, declarations, group, setting
+from cleft.config.data_settings import (
+    ALL_STAGES,
+    Changes,
+    DataConfig,
+    Declaration,
+    ImagesConfig,
+    check_range,
+    declarations,
+    group,
+    setting,
+)
 from cleft.errors import ConfigError
 from cleft.text_rules import RuleName, rule_for
 
