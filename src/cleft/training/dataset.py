@@ -213,8 +213,8 @@ def check_examples(examples: LabelledExamples, classes: Sequence[str], config: C
         }
         empty = [name for names in missing.values() for name in names]
         sentences = [
-            f"no training image is labelled to {verb[:-1]} {' or '.join(names)}"
-            for verb, names in missing.items()
+            f"no training image is labelled to {shown[:-1]} {' or '.join(names)}"
+            for shown, names in missing.items()
             if names
         ]
         what, hint = (
