@@ -154,7 +154,7 @@ def test_n4_the_commit_of_a_hub_name_is_recorded_and_a_floating_name_warns(tmp_p
     record_commits(path, settings)
     recorded = json.loads(path.read_text())["models"]["text.model"]
     assert recorded == {"name": "some/bert", "commit": COMMIT}
-    assert caplog.text.count("some/bert may change on its hub") == 1
+    assert caplog.text.count("some/bert may change on the hub") == 1
     caplog.clear()
     write_environment(path, "pretrain")
     record_commits(path, settings)
