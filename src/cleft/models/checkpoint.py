@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,7 +34,7 @@ from cleft.errors import CheckpointError, CleftError, ConfigError
 from cleft.files import as_path, file_key
 from cleft.models.adapters import adapt
 from cleft.models.dual_encoder import DualEncoder
-from cleft.models.hub import config_to_dict, meta_model, read_config, skip_weight_init
+from cleft.models.hub import config_to_dict, first_line, meta_model, read_config, skip_weight_init
 from cleft.models.image_tower import ImageTower, build_image_tower, vision_config
 from cleft.models.language_model import build_language_model
 from cleft.models.layers import compute_in_float32
@@ -177,7 +178,7 @@ def check_claimed_size(
         raise CheckpointError(
             f"{where} is not a valid model configuration ({first_line(error)}); copy the model again"
         ) from error
-    held = sum(_product(shape) for shape in shapes.values())
+    held = sum(math.prod(shape) for shape in shapes.values())
     if size > 2 * held + _SPARE:
         raise CheckpointError(
             f"{where} describes a tower of {size:,} parameters, but {WEIGHTS} has {held:,}; copy the model again"
@@ -225,11 +226,6 @@ def wrap_load_errors(
     return wrapped
 
 
-def first_line(error: BaseException) -> str:
-    """Returns the first line of an error's message, or its type if it has none."""
-    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
-
-
 def _check_switches(claimed: PreTrainedConfig, described: Mapping[str, Any], where: Path) -> None:
     """Refuses values other than true or false where the family's default is a boolean."""
     for name, default in type(claimed)().to_dict().items():
@@ -249,13 +245,6 @@ def _numbers(tree: Mapping[str, Any]) -> Iterator[tuple[str, int | float]]:
                 yield name, sum(found)
         elif isinstance(value, int | float) and not isinstance(value, bool):
             yield name, value
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size
 
 
 IMAGE = Path("towers/image")

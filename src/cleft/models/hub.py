@@ -222,7 +222,7 @@ def read_config(model: str, setting: str) -> PreTrainedConfig:
             return AutoConfig.for_model(kind, **options)
     except Exception as error:  # each model family validates its options differently
         raise ConfigError(
-            f"{setting}={model!r}: its config.json is not a valid {kind} configuration ({_first_line(error)}); copy it "
+            f"{setting}={model!r}: its config.json is not a valid {kind} configuration ({first_line(error)}); copy it "
             f"again"
         ) from error
 
@@ -265,7 +265,7 @@ def pretrained_model(
     except OSError as error:
         if resolved_commit(model) and not _is_cached(model, _WEIGHT_FILES):
             raise ResourceError(
-                f"{setting}={model!r}: the download of its weights was interrupted ({_first_line(error)}); run the "
+                f"{setting}={model!r}: the download of its weights was interrupted ({first_line(error)}); run the "
                 f"same command again"
             ) from error
         raise _not_found(model, setting, error) from error
@@ -396,10 +396,11 @@ def _not_found(model: str, setting: str, error: Exception | None) -> ConfigError
 def _why_unreadable(error: Exception) -> str:
     if "Weights only load failed" in str(error):  # the library's message suggests loading it anyway
         return "its weights are a pickle file with more than tensors, which can run code; use safetensors"
-    return f"its weights cannot be read ({_first_line(error)}); copy them again"
+    return f"its weights cannot be read ({first_line(error)}); copy them again"
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message, or its type if it has none."""
     return next(iter(str(error).splitlines()), type(error).__name__)[:200]
 
 
