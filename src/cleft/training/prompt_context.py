@@ -1,7 +1,7 @@
-"""Stage two: a prompt context learned in front of class names, both towers frozen.
+"""Stage two: learn a prompt context in front of the class names, with both towers frozen.
 
-The image tower does not move and its images are not augmented, so each image that will be drawn is encoded once, before
-the first step. A step then reads a few class names behind the context, which is one small tree, and compares.
+Images are not augmented, so each image that some step uses is encoded once, before the first step. A step then encodes
+the class names behind the context, one small prefix tree, and computes the cross-entropy.
 
 Shapes: `B` images of a batch, `C` classes, `E` joint dimension.
 """

@@ -65,7 +65,7 @@ def both_directions(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class PairInfo(NamedTuple):
-    """What is known about the pairs of a batch besides their features."""
+    """Captions and labels of the pairs of a batch."""
 
     caption_ids: Tensor
     """The same number for the same text, `[B]`."""
