@@ -150,16 +150,7 @@ DECODERS: tuple[tuple[Callable[[bytes], bool], Decode], ...] = (
 
 
 def read_gray(source: Path | bytes, limits: ReadLimits = DEFAULT_LIMITS, images: ImagesConfig = DEFAULT_IMAGES) -> Gray:
-    """Read and decode a gray radiograph, upright, at its original size and bit depth.
-
-    Args:
-        source: A regular file, or its bytes. The file extension is ignored.
-        limits: Limits on the file and on the size that its header declares.
-        images: How DICOM values are converted to gray; other fields are not used.
-
-    Returns:
-        Pixels, `[H, W]`: uint8, or uint16 if the file has more than 8 bits. DICOM images are always uint8, as intended
-        for display. Colour channels that repeat one gray value are reduced to it; transparency is composed on black.
+    """Read and decode a gray radiograph, given as a regular file or its bytes; see `decode_gray`.
 
     Raises:
         DataError: With the reasons of `read_bytes` and `decode_gray`.

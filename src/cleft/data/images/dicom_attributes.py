@@ -64,17 +64,9 @@ class PixelLayout(NamedTuple):
 
 
 LAYOUT_TAGS = (
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    "PlanarConfiguration",
-    "NumberOfFrames",
-    "Rows",
-    "Columns",
-    "BitsAllocated",
-    "BitsStored",
-    "HighBit",
-    "PixelRepresentation",
-)
+    "SamplesPerPixel PhotometricInterpretation PlanarConfiguration NumberOfFrames Rows Columns BitsAllocated "
+    "BitsStored HighBit PixelRepresentation"
+).split()
 """Attributes that `read_layout` reads, except overlays."""
 _OVERLAY_GROUPS = range(0x6000_0000, 0x6020_0000, 0x0002_0000)
 _OVERLAY_DEPTH, _OVERLAY_PLACE = 0x0100, 0x0102
@@ -364,19 +356,10 @@ class Grayscale(NamedTuple):
 
 
 GRAYSCALE_TAGS = (
-    "SharedFunctionalGroupsSequence",
-    "PerFrameFunctionalGroupsSequence",
-    "RescaleSlope",
-    "RescaleIntercept",
-    "ModalityLUTSequence",
-    "WindowCenter",
-    "WindowWidth",
-    "VOILUTFunction",
-    "VOILUTSequence",
-    "PixelPaddingValue",
-    "PixelPaddingRangeLimit",
-    "PresentationLUTShape",
-)
+    "SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence RescaleSlope RescaleIntercept "
+    "ModalityLUTSequence WindowCenter WindowWidth VOILUTFunction VOILUTSequence PixelPaddingValue "
+    "PixelPaddingRangeLimit PresentationLUTShape"
+).split()
 """Attributes that `read_grayscale` reads, in addition to the photometric interpretation."""
 
 

@@ -203,30 +203,11 @@ _UNCACHED = {"missing", "not-a-file", "unreadable"}
 """Reasons that depend on the folder, not on the file: not cached."""
 _SAVE_EVERY = 20_000
 
-_NUMBERS = (
-    "Rows",
-    "Columns",
-    "NumberOfFrames",
-    "SamplesPerPixel",
-    "BitsAllocated",
-    "BitsStored",
-    "PixelRepresentation",
-)
+_NUMBERS = ("Rows Columns NumberOfFrames SamplesPerPixel BitsAllocated BitsStored PixelRepresentation").split()
 _TEXTS = (
-    "Modality",
-    "PhotometricInterpretation",
-    "PixelAspectRatio",
-    "PixelSpacing",
-    "ViewPosition",
-    "ImageLaterality",
-    "Laterality",
-    "PatientSex",
-    "PatientAge",
-    "Manufacturer",
-    "PresentationIntentType",
-    "BreastImplantPresent",
-    "BurnedInAnnotation",
-)
+    "Modality PhotometricInterpretation PixelAspectRatio PixelSpacing ViewPosition ImageLaterality Laterality "
+    "PatientSex PatientAge Manufacturer PresentationIntentType BreastImplantPresent BurnedInAnnotation"
+).split()
 
 
 @functools.cache

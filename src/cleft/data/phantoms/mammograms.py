@@ -34,38 +34,12 @@ FOREIGN = ("/mnt/archive/mammo/anon_dicom", "/data/2/mammo/anon_dicom")
 Row = dict[str, str]
 
 _DUMPED = (
-    "Manufacturer",
-    "ManufacturerModelName",
-    "Modality",
-    "PresentationIntentType",
-    "BodyPartExamined",
-    "PatientSex",
-    "PatientAge",
-    "PatientOrientation",
-    "ImageLaterality",
-    "BreastImplantPresent",
-    "PartialView",
-    "KVP",
-    "ExposureTime",
-    "BodyPartThickness",
-    "CompressionForce",
-    "ImagerPixelSpacing",
-    "BurnedInAnnotation",
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    "Rows",
-    "Columns",
-    "BitsAllocated",
-    "BitsStored",
-    "HighBit",
-    "PixelRepresentation",
-    "WindowCenter",
-    "WindowWidth",
-    "VOILUTFunction",
-    "RescaleSlope",
-    "RescaleIntercept",
-    "RescaleType",
-)
+    "Manufacturer ManufacturerModelName Modality PresentationIntentType BodyPartExamined PatientSex PatientAge "
+    "PatientOrientation ImageLaterality BreastImplantPresent PartialView KVP ExposureTime BodyPartThickness "
+    "CompressionForce ImagerPixelSpacing BurnedInAnnotation SamplesPerPixel PhotometricInterpretation Rows "
+    "Columns BitsAllocated BitsStored HighBit PixelRepresentation WindowCenter WindowWidth VOILUTFunction "
+    "RescaleSlope RescaleIntercept RescaleType"
+).split()
 """Header attributes that are also columns of the metadata table."""
 
 _PATHS = tuple(f"path{number}" for number in range(1, 11))
