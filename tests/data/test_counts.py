@@ -1,8 +1,18 @@
+import io
+import sys
 from pathlib import Path
 
 import pytest
 
-from cleft.data.counts import count_ages, count_captions, count_labels, count_values, group_records, prevalence_by_group
+from cleft.data.counts import (
+    count_ages,
+    count_captions,
+    count_labels,
+    count_values,
+    group_records,
+    prevalence_by_group,
+    progress_bar,
+)
 from cleft.types import Record
 
 
@@ -60,3 +70,31 @@ def test_a_caption_of_few_patients_is_not_shown():
     counted = count_captions(records, written=10)
     assert (counted.distinct, counted.from_table, counted.longest) == (2, 10, 5)
     assert counted.common == (("with edema", 5),)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def walk(monkeypatch, stream, *, enabled):
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("TERM", "xterm")
+    with progress_bar("prepare images", 3, enabled=enabled) as advance:
+        for _ in range(3):
+            advance()
+    return stream.getvalue()
+
+
+def test_a_terminal_shows_progress_and_rate(monkeypatch):
+    shown = walk(monkeypatch, Terminal(), enabled=True)
+    assert "prepare images" in shown
+    assert "3/3" in shown
+
+
+def test_a_log_file_gets_no_progress_bar(monkeypatch):
+    assert walk(monkeypatch, io.StringIO(), enabled=True) == ""
+
+
+def test_a_disabled_bar_shows_nothing(monkeypatch):
+    assert walk(monkeypatch, Terminal(), enabled=False) == ""

@@ -1,12 +1,18 @@
-"""Counts over records: labels, views, ages, captions, and the prevalence of findings in groups.
+"""Counts over records (labels, views, ages, captions, prevalence of findings in groups), and the progress bar.
 
 Records with equal labels share one mapping, so labels are counted once per distinct mapping.
 """
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from cleft.privacy import MIN_PATIENTS
 from cleft.types import Captions, Groups, Record, Tally
@@ -131,3 +137,23 @@ def count_captions(records: Sequence[Record], written: int, *, most: int = 5) ->
         longest=max((len(text.split()) for text in counts), default=0),
         common=tuple(common),
     )
+
+
+@contextmanager
+def progress_bar(what: str, total: int, *, enabled: bool) -> Generator[Callable[[], None]]:
+    """Yield a function to call once per item; it does nothing if disabled or the error stream is not a terminal."""
+    if not (enabled and sys.stderr.isatty()):
+        yield lambda: None
+        return
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda: bar.advance(task)
+
+
+class _Rate(ProgressColumn):
+    """Items per second."""
+
+    def render(self, task: Task) -> Text:
+        """Show the current rate, or nothing before there is one."""
+        return Text(f"{task.speed:,.0f}/s" if task.speed else "")

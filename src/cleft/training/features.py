@@ -25,7 +25,7 @@ from torch import Tensor
 
 from cleft.config import Settings
 from cleft.data.batches import label_table
-from cleft.data.progress import progress_bar
+from cleft.data.counts import progress_bar
 from cleft.errors import DataError, NumericsError, ResourceError
 from cleft.files import write_whole
 from cleft.grammar import count, share, verb

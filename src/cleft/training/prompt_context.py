@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from cleft.config import ContextConfig, Settings, load_settings
 from cleft.data import prompt_prefix
 from cleft.data.batches import StepSampler, eval_loader, label_table
-from cleft.data.progress import progress_bar
+from cleft.data.counts import progress_bar
 from cleft.data.text.prompts import check_class_names, find_class_names, require_phrases, resolve_classes
 from cleft.errors import ConfigError, DataError
 from cleft.files import as_path

@@ -7,7 +7,6 @@ from cleft.data.text.reports import (
     READ_REPORT,
     change_words,
     choose_sections,
-    draw_text,
     drop_unreported,
     read_as_gloria,
     read_as_medclip,
@@ -16,6 +15,7 @@ from cleft.data.text.reports import (
     report_notes,
     split_sections,
 )
+from cleft.data.text.texts import draw_text
 from cleft.errors import DataError
 from cleft.types import Reading, Record
 

@@ -4,13 +4,7 @@ from pathlib import Path
 import pytest
 
 from cleft.data.text.captions import write_caption
-from cleft.data.text.sentence_bank import (
-    TEMPLATES,
-    bank_from_findings,
-    draw_sentence,
-    epoch_subset,
-    read_bank,
-)
+from cleft.data.text.texts import TEMPLATES, bank_from_findings, draw_sentence, epoch_subset, read_bank
 from cleft.errors import DataError
 from cleft.types import Record
 

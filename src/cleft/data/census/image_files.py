@@ -21,11 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cleft.config import ImagesConfig
+from cleft.data.counts import progress_bar
 from cleft.data.images.decode_pool import prepare_pool
 from cleft.data.images.dicom_headers import Header, count_syntaxes, header_notes, read_header, undecodable_syntaxes
 from cleft.data.images.preprocess import centre_crop
 from cleft.data.images.source import open_file
-from cleft.data.progress import progress_bar
 from cleft.data.tables.paths import is_junk
 from cleft.errors import DataError
 from cleft.grammar import agree, count, verb

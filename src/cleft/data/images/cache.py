@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cleft.config import DataConfig, ImagesConfig, Settings, declared_settings, flat_settings
+from cleft.data.counts import progress_bar
 from cleft.data.images.cache_files import (
     PART_ROWS,
     SCHEMA,
@@ -42,7 +43,6 @@ from cleft.data.images.cache_files import (
 from cleft.data.images.decode_pool import TRANSIENT, DecodeResult, prepare_pool
 from cleft.data.images.dicom_headers import Header, read_headers
 from cleft.data.images.source import DEFAULT_LIMITS, read_bytes, read_source
-from cleft.data.progress import progress_bar
 from cleft.errors import ConfigError, DataError, ResourceError
 from cleft.files import Output, csv_text, write_whole
 from cleft.grammar import agree, count, share, verb

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cleft.data.counts import progress_bar
 from cleft.data.images.source import DEFAULT_LIMITS, ReadLimits, may_be_dicom, open_file, refusal
-from cleft.data.progress import progress_bar
 from cleft.errors import DataError
 from cleft.files import file_key, write_whole
 from cleft.grammar import agree, count, verb

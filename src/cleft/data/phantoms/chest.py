@@ -19,9 +19,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cleft.data.counts import progress_bar
 from cleft.data.phantoms import write_once
 from cleft.data.phantoms.drawing import Drawing, Map, curve, soft
-from cleft.data.progress import progress_bar
 from cleft.data.readers.chexpert import FINDINGS
 from cleft.data.sampling import Stream, philox_generator
 from cleft.errors import DataError, ResourceError

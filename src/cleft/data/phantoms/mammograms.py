@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cleft.data.counts import progress_bar
 from cleft.data.phantoms import write_once
 from cleft.data.phantoms.draw_breast import Exposure, Mammogram, draw_mammogram
 from cleft.data.phantoms.drawing import Map
 from cleft.data.phantoms.mammogram_patients import Exam, ImageSpec, Patient, Shares, invent_patient
-from cleft.data.progress import progress_bar
 from cleft.data.sampling import Stream, philox_generator
 from cleft.errors import DataError, ResourceError
 from cleft.grammar import count

@@ -279,20 +279,6 @@ READ_REPORT: Mapping[ReportFormat, Callable[[str], tuple[str, ...]]] = MappingPr
 """Value of `data.texts` to the function that reads a report; it returns no text if the report is too short."""
 
 
-def draw_text(texts: Sequence[str], seed: int, epoch: int, sample: int) -> str:
-    """Return the text that an image is paired with in an epoch.
-
-    Args:
-        texts: Texts of one report, at least one.
-        seed: Seed of the run.
-        epoch: Counted from 0.
-        sample: Row of the image in its split.
-    """
-    if len(texts) == 1:
-        return texts[0]
-    return texts[int(philox_generator(seed, Stream.SENTENCE, epoch, sample).integers(len(texts)))]
-
-
 def drop_unreported(reading: Reading, form: ReportFormat) -> Reading:
     """Drop images whose report gives a method no text; they are counted under `no-report` and `no-text`.
 
