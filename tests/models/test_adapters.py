@@ -9,8 +9,8 @@ from transformers import GPT2Config, GPT2Model
 
 from cleft.config import TextTowerConfig
 from cleft.errors import ConfigError
-from cleft.models.adapters import ADAPTERS, TrainableRows, adapt, describe_trainable
-from cleft.models.language_model import LanguageModel
+from cleft.models.adapters import ADAPTERS, adapt, describe_trainable
+from cleft.models.language_model import LanguageModel, TrainableRows
 
 BIOMEDLM = {"n_layer": 32, "n_embd": 2560, "n_head": 20, "n_positions": 1024, "vocab_size": 28896}
 """Configuration of stanford-crfm/BioMedLM."""

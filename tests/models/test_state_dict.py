@@ -123,5 +123,5 @@ def test_a_container_with_two_entries_of_one_name_is_refused(tmp_path):
     with zipfile.ZipFile(path, "a") as archive, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         archive.writestr(archive.infolist()[0].filename, archive.read(archive.infolist()[0]))
-    with pytest.raises(CheckpointError, match="two entries of one name"):
+    with pytest.raises(CheckpointError, match="two entries with the same name"):
         load_foreign(path)

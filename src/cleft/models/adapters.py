@@ -21,46 +21,11 @@ from transformers.pytorch_utils import Conv1D
 
 from cleft.config import TextTowerConfig
 from cleft.errors import ConfigError
-from cleft.models.language_model import LanguageModel, Prefix, shapes_only
+from cleft.models.language_model import LanguageModel, Prefix, TrainableRows, shapes_only
 from cleft.models.layers import layer_depths, main_block_list
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
-
-
-class TrainableRows(nn.Module):
-    """A frozen token embedding with trainable rows for some tokens.
-
-    Captions of a dataset use a few hundred of tens of thousands of tokens. Training the complete table would store
-    gradients and optimiser states for the rest, and weight decay would shrink it. The rows are always float32
-    (docs/decisions/0031).
-
-    Args:
-        table: The model's token embedding.
-        tokens: Tokens with trainable rows, ascending.
-    """
-
-    slot: Tensor
-
-    def __init__(self, table: nn.Module, tokens: Sequence[int]) -> None:
-        super().__init__()
-        weight = next(table.parameters())
-        ids = torch.tensor(tokens, device=weight.device)
-        self.table = table.requires_grad_(False)
-        with torch.no_grad():
-            self.rows = nn.Parameter(table(ids).float())
-        slot = torch.full((len(weight),), -1, device=weight.device)
-        slot[ids] = torch.arange(len(tokens), device=weight.device)
-        self.register_buffer("slot", slot, persistent=False)
-        self.tokens = tuple(tokens)
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """Returns the embedding of each token, one axis more than `input_ids`, in the table's dtype."""
-        frozen = self.table(input_ids)
-        slot = self.slot[input_ids]
-        # An embedding lookup, not indexing: its gradient is deterministic on a GPU.
-        trainable = nn.functional.embedding(slot.clamp(min=0), self.rows).to(frozen.dtype)
-        return torch.where((slot >= 0)[..., None], trainable, frozen)
 
 
 _FUSED = ("c_attn", "query_key_value", "qkv_proj", "Wqkv", "in_proj", "qkv", "W_pack", "c_qkv", "att_proj")

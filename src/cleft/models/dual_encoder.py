@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from cleft.errors import CheckpointError, ConfigError
 from cleft.models.image_tower import ImageTower
 from cleft.models.text_tower import TextTower, external_base_weights
 from cleft.text_rules import Texts
-from cleft.types import ImageSpec
+from cleft.types import Batch, ImageSpec
 
 
 class PairEmbeddings(NamedTuple):
@@ -223,3 +223,8 @@ def initial_context(text_tower: TextTower, opening: str, config: ContextConfig, 
     if config.init == "prompt":
         random[config.length - len(written) :] = written
     return random
+
+
+def encode_batch(model: Any, batch: Batch) -> Any:
+    """Returns the features of the pairs of a batch: a named tuple of tensors with one row per pair."""
+    return model.encode_pairs(batch.images, batch.captions)

@@ -222,7 +222,10 @@ class TextTower(nn.Module):
         Raises:
             DataError: If a text has no letter or digit, is too long, or contains an invisible character.
         """
-        given = as_texts(texts)
+        known = (
+            isinstance(texts, list) and texts and all(isinstance(text, str) and text in self._normal for text in texts)
+        )
+        given = texts if known else as_texts(texts)
         new = [text for text in given if text not in self._normal]
         if new:
             normal = normalise_all(given, self.rule)

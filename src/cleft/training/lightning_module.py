@@ -100,7 +100,7 @@ def lr_factor(step: int, config: OptimConfig) -> float:
 
     Example:
         >>> config = OptimConfig(steps=6, warmup_steps=2)
-        >>> [round(rate_factor(step, config), 3) for step in range(7)]
+        >>> [round(lr_factor(step, config), 3) for step in range(7)]
         [0.5, 1.0, 1.0, 0.854, 0.5, 0.146, 0.0]
     """
     if step < config.warmup_steps:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from cleft.config import Settings, text_rule
-from cleft.models.dual_encoder import DualEncoder, PairEmbeddings
+from cleft.models.dual_encoder import DualEncoder, PairEmbeddings, encode_batch
 from cleft.models.image_tower import ImageTower, build_image_tower
 from cleft.models.methods.gloria import Gloria, gloria_loss
-from cleft.models.methods.losses import LOSSES, PairInfo, convirt_loss
+from cleft.models.methods.losses import PairInfo, contrastive_loss, convirt_loss
 from cleft.models.methods.medclip import medclip_loss, read_medclip
 from cleft.models.methods.mgca import Mgca, mgca_loss
 from cleft.models.methods.mrm import Mrm, mrm_loss
@@ -29,22 +29,8 @@ MethodModel: TypeAlias = DualEncoder | Mrm
 """Model of any method that trains on texts."""
 
 
-def _read(model: MethodModel, batch: Batch) -> Any:
-    return model.encode_pairs(batch.images, batch.captions)
-
-
 def _dual_encoder(image_tower: ImageTower, text_tower: TextTower, settings: Settings) -> DualEncoder:
     return DualEncoder(image_tower, text_tower, settings.loss)
-
-
-def _contrastive_loss(model: DualEncoder, features: PairEmbeddings, pairs: PairInfo, settings: Settings) -> Tensor:
-    return LOSSES[settings.loss.name](
-        *features,
-        model.logit_scale.exp(),
-        caption_ids=pairs.caption_ids,
-        labels=pairs.labels,
-        logit_bias=model.logit_bias,
-    )
 
 
 def _convirt_loss(model: DualEncoder, features: PairEmbeddings, _pairs: PairInfo, settings: Settings) -> Tensor:
@@ -60,7 +46,7 @@ class Method(NamedTuple):
     """From the two towers to the model."""
     loss: Callable[[Any, Any, PairInfo, Settings], Tensor]
     """From model, features, pair information and settings to the mean loss per pair, a scalar."""
-    read: Callable[[Any, Batch], Any] = _read
+    read: Callable[[Any, Batch], Any] = encode_batch
     """From model and batch to features: a named tuple of tensors with one row per pair."""
     settings_groups: tuple[str, ...] = ()
     """Groups of settings that decide an embedding, besides those of the towers and the joint space."""
@@ -76,8 +62,8 @@ class Method(NamedTuple):
 
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
-        "cleft": Method("CLEFT", _dual_encoder, _contrastive_loss, global_texts_only=True),
-        "clip": Method("CLIP", _dual_encoder, _contrastive_loss, global_texts_only=True),
+        "cleft": Method("CLEFT", _dual_encoder, contrastive_loss, global_texts_only=True),
+        "clip": Method("CLIP", _dual_encoder, contrastive_loss, global_texts_only=True),
         "convirt": Method("ConVIRT", _dual_encoder, _convirt_loss, global_texts_only=True),
         "medclip": Method("MedCLIP", _dual_encoder, medclip_loss, read_medclip),
         "gloria": Method(

@@ -18,6 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cleft.config import Settings
+from cleft.models.dual_encoder import DualEncoder, PairEmbeddings
+
 
 def to_float32(values: Tensor) -> Tensor:
     """Returns half precision as float32, other dtypes unchanged: similarities are compared in float32."""
@@ -329,3 +332,14 @@ def convirt_loss(
     """
     loss_i2t, loss_t2i = both_directions(cosines(image_embeds, text_embeds) / temperature)
     return image_to_text * loss_i2t + (1 - image_to_text) * loss_t2i
+
+
+def contrastive_loss(model: DualEncoder, features: PairEmbeddings, pairs: PairInfo, settings: Settings) -> Tensor:
+    """Mean loss per pair of CLEFT and CLIP: the loss that `loss.name` selects, at the model's logit scale."""
+    return LOSSES[settings.loss.name](
+        *features,
+        model.logit_scale.exp(),
+        caption_ids=pairs.caption_ids,
+        labels=pairs.labels,
+        logit_bias=model.logit_bias,
+    )
