@@ -222,10 +222,9 @@ class TextTower(nn.Module):
         Raises:
             DataError: If a text has no letter or digit, is too long, or contains an invisible character.
         """
-        known = (
-            isinstance(texts, list) and texts and all(isinstance(text, str) and text in self._normal for text in texts)
-        )
-        given = texts if known else as_texts(texts)
+        if isinstance(texts, list) and {*map(type, texts)} == {str} and self._normal.keys() >= set(texts):
+            return [self._normal[text] for text in texts]
+        given = as_texts(texts)
         new = [text for text in given if text not in self._normal]
         if new:
             normal = normalise_all(given, self.rule)
