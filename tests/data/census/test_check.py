@@ -29,7 +29,7 @@ def test_every_kind_of_fault_is_reported_in_one_pass_with_line_and_remedy(tmp_pa
     root = write_fake_manifest(tmp_path, lines, header="image,patient,Edema,Fracture")
     (root / "images/f.png").unlink()
     result = check(root)
-    faults = [line.removeprefix("fault: manifest.csv ") for line in result.lines if line.startswith("fault: ")]
+    faults = [line.removeprefix("problem: manifest.csv ") for line in result.lines if line.startswith("problem: ")]
     assert result.faults == len(faults) == 8
     assert faults[0].startswith("line 5: 3 cells where the header has 4; fix the commas")
     assert faults[1].startswith("line 3: column 'Edema' holds 'yes'; allowed are 1, 0, -1 and empty")
@@ -104,7 +104,7 @@ def test_without_any_image_the_table_is_summarised(tmp_path, dataset, write, who
     result = check_dataset(
         DataConfig(dataset=dataset, root=tmp_path, split="patients"), None, CheckOptions(decode=None)
     )
-    told = [line for line in result.lines if line.startswith("fault: ")]
+    told = [line for line in result.lines if line.startswith("problem: ")]
     assert "set data.root to the folder" in told[0]
     assert broken.strip(",\n") in told[1]
     assert not any("decoded" in line or "no row names" in line for line in result.lines)
@@ -145,11 +145,11 @@ def lines(**changes):
 
 def test_faults_come_first_and_notes_behind_them():
     told = lines(faults=("a b", "c d"), notes=("e f",), patients=5, sources={"manifest.csv": "ab"})
-    assert told[:4] == ["fault: a b", "fault: c d", "e f", "7 images of 5 patients can be used"]
+    assert told[:4] == ["problem: a b", "problem: c d", "e f", "7 images of 5 patients can be used"]
 
 
 def test_an_unreadable_dataset_has_its_fault_only():
-    assert lines(faults=("no table",), images=0) == ["fault: no table"]
+    assert lines(faults=("no table",), images=0) == ["problem: no table"]
 
 
 def test_long_lists_are_cut_with_their_count():

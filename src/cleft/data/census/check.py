@@ -275,7 +275,7 @@ _LONGEST = 200
 
 def census_lines(census: Census) -> list[str]:
     """Return the summary as lines for a terminal: faults first, then notes and counts; long lists are cut."""
-    lines = [f"fault: {fault}" for fault in census.faults]
+    lines = [f"problem: {fault}" for fault in census.faults]
     lines += census.notes
     if not census.images and census.faults and not census.sources:
         return lines
