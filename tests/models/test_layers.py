@@ -62,7 +62,7 @@ def test_names_added_by_wrappers_are_removed(wrapped, plain):
 
 def test_two_names_of_one_weight_are_refused():
     weights = {"visual.proj": torch.ones(1), "module.visual._orig_mod.proj": torch.zeros(1)}
-    with pytest.raises(CheckpointError, match=r"theirs.pt holds 'visual.proj' and 'module.visual._orig_mod.proj'"):
+    with pytest.raises(CheckpointError, match=r"theirs.pt has 'visual.proj' and 'module.visual._orig_mod.proj'"):
         strip_wrappers(weights, FILE)
 
 

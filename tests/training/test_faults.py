@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from tests.tools.forks import die, forked
 from tests.tools.tiny_learner import TinyLearner, run_tiny
 from tests.tools.tiny_runs import CLASSES, tiny_settings, write_drawings
+from torch.utils.data._utils import signal_handling
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from cleft.config import DataConfig, ImagesConfig, Settings
@@ -109,8 +110,10 @@ def test_a7_a_killed_loader_worker_ends_training_with_the_images_it_was_reading(
     assert forked(work) == 0
 
 
-def test_a7_a_killed_worker_is_noticed_at_once_in_a_process_that_has_trained_before(images, tmp_path):
+def test_a7_a_killed_worker_is_noticed_at_once_in_a_process_that_has_trained_before(images, tmp_path, monkeypatch):
     def work():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # as in a process that has not read with workers yet
+        monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
         run_tiny(tmp_path, workers=1)  # Lightning resets all signal handlers at the end
         assert signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL
         with pytest.raises(ResourceError, match="a loader worker"):  # `forked` ends it long before `timeout`
