@@ -47,7 +47,7 @@ def test_a3_a4_the_command_stops_with_its_code_and_resumes_exactly(tmp_path, roo
     assert process.returncode == code
     assert "Traceback" not in said
     if code > 0:
-        assert "the same command goes on from there" in said
+        assert "the same command resumes from there" in said
     subprocess.run(words, check=True, capture_output=True)
     assert log_of(tmp_path / "run") == log_of(whole)
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()

@@ -122,6 +122,21 @@ def test_a3_a4_a_stop_signal_saves_the_step_and_is_reported(tmp_path, uninterrup
     assert (tensors, moments, schedule, callbacks, lines) == uninterrupted[0][:5]
 
 
+def test_a3_a_signal_after_the_last_check_is_handed_on_at_the_end_and_only_then():
+    received = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+    try:
+        with StopFlag():
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert received == [signal.SIGTERM]
+        with pytest.raises(Terminated, match="at step 3"), StopFlag() as stop:  # noqa: PT012
+            os.kill(os.getpid(), signal.SIGTERM)
+            stop.check("at step 3 of 10")
+        assert received == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_a3_a_second_signal_ends_the_process_at_once():
     def twice():
         with StopFlag() as stop:

@@ -43,7 +43,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, 
 class StopFlag:
     """Records that SIGINT, SIGTERM or SIGHUP (the terminal was closed) arrived.
 
-    As a context manager, it restores the previous handlers on exit. The handler only sets `number`: no file is written
+    As a context manager, it restores the previous handlers on exit, and hands them a signal that arrived after the last
+    check, so that a study does not start its next step. The handler only sets `number`: no file is written
     and no collective operation runs inside a signal handler. A second signal ends the process at once, which is safe
     because training states are complete at any moment.
     """
@@ -63,6 +64,8 @@ class StopFlag:
         if threading.current_thread() is threading.main_thread():
             for number, handler in self._before.items():
                 signal.signal(number, handler)
+            if kind is None and self.number is not None:  # it arrived after the last check
+                signal.raise_signal(self.number)
 
     def install(self) -> None:
         """Installs the handlers, again if a library has replaced them. Does nothing outside the main thread."""
