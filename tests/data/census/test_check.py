@@ -104,9 +104,9 @@ def test_without_any_image_the_table_is_summarised(tmp_path, dataset, write, who
     result = check_dataset(
         DataConfig(dataset=dataset, root=tmp_path, split="patients"), None, CheckOptions(decode=None)
     )
-    told = [line for line in result.lines if line.startswith("problem: ")]
-    assert "set data.root to the folder" in told[0]
-    assert broken.strip(",\n") in told[1]
+    printed = [line for line in result.lines if line.startswith("problem: ")]
+    assert "set data.root to the folder" in printed[0]
+    assert broken.strip(",\n") in printed[1]
     assert not any("decoded" in line or "no row names" in line for line in result.lines)
     assert any(line.endswith("can be used") for line in result.lines)
     assert any(line.startswith("finding ") for line in result.lines)
@@ -144,8 +144,8 @@ def lines(**changes):
 
 
 def test_faults_come_first_and_notes_behind_them():
-    told = lines(faults=("a b", "c d"), notes=("e f",), patients=5, sources={"manifest.csv": "ab"})
-    assert told[:4] == ["problem: a b", "problem: c d", "e f", "7 images of 5 patients can be used"]
+    printed = lines(faults=("a b", "c d"), notes=("e f",), patients=5, sources={"manifest.csv": "ab"})
+    assert printed[:4] == ["problem: a b", "problem: c d", "e f", "7 images of 5 patients can be used"]
 
 
 def test_an_unreadable_dataset_has_its_fault_only():
@@ -153,27 +153,27 @@ def test_an_unreadable_dataset_has_its_fault_only():
 
 
 def test_long_lists_are_cut_with_their_count():
-    told = lines(
+    printed = lines(
         tallies=(Tally(name="view", counts=tuple((f"v{i}", 20 - i) for i in range(12))),),
         labels={f"finding {i}": (i, 0, 0, 0) for i in range(40)},
         unlisted=tuple(Excluded(reason=f".e{i}", count=1) for i in range(12)),
     )
-    assert "images by view  v0 20, v1 19, v2 18, v3 17, v4 16, v5 15, v6 14, v7 13 and 4 more" in told
-    assert "and 10 rarer findings" in told
-    assert [line.split()[:2] for line in told if line.startswith("finding ")][1] == ["finding", "39"]
-    assert sum(line.startswith("files that no row names") for line in told) == 8
-    assert len(told) < 60
+    assert "images by view  v0 20, v1 19, v2 18, v3 17, v4 16, v5 15, v6 14, v7 13 and 4 more" in printed
+    assert "and 10 rarer findings" in printed
+    assert [line.split()[:2] for line in printed if line.startswith("finding ")][1] == ["finding", "39"]
+    assert sum(line.startswith("files that no row names") for line in printed) == 8
+    assert len(printed) < 60
 
 
 def test_long_names_and_captions_keep_the_part_that_differs():
-    told = lines(
+    printed = lines(
         labels={"x" * 50: (1, 2, 3, 4)},
         captions=Captions(distinct=1, from_table=0, longest=40, common=(("same " * 30 + "end", 7),)),
         excluded_rows=(Excluded(reason="missing", count=1, examples=("folder/" * 60 + "a.png",)),),
     )
-    assert any(line.startswith("x" * 33 + "… ") for line in told)
-    assert any(line.startswith("        7  …") and line.endswith("same end") for line in told)
-    assert max(map(len, told)) < 240
+    assert any(line.startswith("x" * 33 + "… ") for line in printed)
+    assert any(line.startswith("        7  …") and line.endswith("same end") for line in printed)
+    assert max(map(len, printed)) < 240
 
 
 def test_columns_are_aligned():
@@ -193,6 +193,6 @@ def test_columns_are_aligned():
 
 def test_the_number_of_decoded_images_is_reported():
     assert "7 images were decoded; all can be used" in lines(decoded=7)
-    told = lines(decoded=3, undecodable=(Excluded(reason="truncated", count=1, examples=("a.png: truncated",)),))
-    assert "3 of 7 images, drawn at random, were decoded; 1 cannot be used" in told
-    assert "cannot be decoded, truncated: 1, such as a.png: truncated" in told
+    printed = lines(decoded=3, undecodable=(Excluded(reason="truncated", count=1, examples=("a.png: truncated",)),))
+    assert "3 of 7 images, drawn at random, were decoded; 1 cannot be used" in printed
+    assert "cannot be decoded, truncated: 1, such as a.png: truncated" in printed
